@@ -1,0 +1,1 @@
+"""The project's own environments, installed as ``marl_aajr.envs``."""
