@@ -1,0 +1,222 @@
+"""Action distributions as pure functions of the policy's outputs.
+
+A policy network ends in "distribution inputs" ``inputs [..., m]`` (RLlib's ``action_dist_inputs``). What
+robustness code needs of them (log-probability, KL, Fisher metric, margin) is here, without distribution
+objects: these functions sit in the inner loop of the adversary. Leading dimensions are free and every
+function reduces the last one.
+
+Masked actions: RLlib masks an action by adding about -3.4e38 to its logit. Such logits count as absent.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import gymnasium as gym
+import torch
+from torch import Tensor
+
+MASKED_LOGIT = -1e30
+"""Logits at or below this value are masked actions."""
+
+
+@dataclass(frozen=True)
+class ActionDistribution(ABC):
+    """How distribution inputs ``[..., m]`` become a distribution over actions."""
+
+    @property
+    @abstractmethod
+    def num_inputs(self) -> int:
+        """The number m of distribution inputs."""
+
+    @abstractmethod
+    def log_prob(self, inputs: Tensor, actions: Tensor) -> Tensor:
+        """log π(a), in nats, ``[...]``."""
+
+    @abstractmethod
+    def kl(self, inputs: Tensor, other: Tensor) -> Tensor:
+        """KL(π_inputs ‖ π_other), in nats, ``[...]``."""
+
+    @abstractmethod
+    def entropy(self, inputs: Tensor) -> Tensor:
+        """Entropy (differential for Gaussians), in nats, ``[...]``."""
+
+    @abstractmethod
+    def mode(self, inputs: Tensor) -> Tensor:
+        """The greedy action."""
+
+    @abstractmethod
+    def sample(self, inputs: Tensor, *, generator: torch.Generator) -> Tensor:
+        """A random action, drawn with ``generator`` alone."""
+
+    @abstractmethod
+    def fisher(self, inputs: Tensor, tangent: Tensor) -> Tensor:
+        """The Fisher metric ``tᵀ F(inputs) t``, ``[...]``, so that KL(y ‖ y + h t) = ½ h² tᵀFt + O(h³)."""
+
+
+def _log_softmax(logits: Tensor) -> Tensor:
+    return torch.log_softmax(logits, -1)
+
+
+def _categorical_kl(logits: Tensor, other: Tensor) -> Tensor:
+    log_p = _log_softmax(logits)
+    p = log_p.exp()
+    difference = (log_p - _log_softmax(other)).masked_fill(logits <= MASKED_LOGIT, 0.0)
+    return (p * difference).sum(-1)
+
+
+def _categorical_fisher(logits: Tensor, tangent: Tensor) -> Tensor:
+    # Var_p[t], written as a variance rather than E[t²] − E[t]²: no cancellation in float32.
+    p = torch.softmax(logits, -1)
+    tangent = tangent.masked_fill(logits <= MASKED_LOGIT, 0.0)
+    centred = tangent - (p * tangent).sum(-1, keepdim=True)
+    return (p * centred.square()).sum(-1)
+
+
+def _gumbel_argmax(logits: Tensor, generator: torch.Generator) -> Tensor:
+    noise = torch.empty_like(logits).exponential_(generator=generator)
+    return (logits - noise.log()).argmax(-1)
+
+
+def _gather(log_probs: Tensor, actions: Tensor) -> Tensor:
+    return log_probs.gather(-1, actions.long().unsqueeze(-1)).squeeze(-1)
+
+
+@dataclass(frozen=True)
+class Categorical(ActionDistribution):
+    """One discrete action out of ``n``; the inputs are logits ``[..., n]``."""
+
+    n: int
+
+    @property
+    def num_inputs(self) -> int:
+        return self.n
+
+    def log_prob(self, inputs: Tensor, actions: Tensor) -> Tensor:
+        return _gather(_log_softmax(inputs), actions)
+
+    def kl(self, inputs: Tensor, other: Tensor) -> Tensor:
+        return _categorical_kl(inputs, other)
+
+    def entropy(self, inputs: Tensor) -> Tensor:
+        log_p = _log_softmax(inputs)
+        return -(log_p.exp() * log_p.masked_fill(inputs <= MASKED_LOGIT, 0.0)).sum(-1)
+
+    def mode(self, inputs: Tensor) -> Tensor:
+        return inputs.argmax(-1)
+
+    def sample(self, inputs: Tensor, *, generator: torch.Generator) -> Tensor:
+        return _gumbel_argmax(inputs, generator)
+
+    def fisher(self, inputs: Tensor, tangent: Tensor) -> Tensor:
+        return _categorical_fisher(inputs, tangent)
+
+
+@dataclass(frozen=True)
+class MultiCategorical(ActionDistribution):
+    """Independent discrete actions; the inputs are the logits of each, side by side ``[..., Σ nvec]``."""
+
+    nvec: tuple[int, ...]
+
+    @property
+    def num_inputs(self) -> int:
+        return sum(self.nvec)
+
+    @cached_property
+    def _parts(self) -> tuple[Categorical, ...]:
+        return tuple(Categorical(n) for n in self.nvec)
+
+    def split(self, inputs: Tensor) -> tuple[Tensor, ...]:
+        """The logits of each action, ``[..., n_i]``."""
+        return inputs.split(self.nvec, -1)
+
+    def log_prob(self, inputs: Tensor, actions: Tensor) -> Tensor:
+        parts = zip(self._parts, self.split(inputs), actions.unbind(-1), strict=True)
+        return _total([part.log_prob(y, a) for part, y, a in parts])
+
+    def kl(self, inputs: Tensor, other: Tensor) -> Tensor:
+        pairs = zip(self.split(inputs), self.split(other), strict=True)
+        return _total([_categorical_kl(y, z) for y, z in pairs])
+
+    def entropy(self, inputs: Tensor) -> Tensor:
+        pairs = zip(self._parts, self.split(inputs), strict=True)
+        return _total([part.entropy(y) for part, y in pairs])
+
+    def mode(self, inputs: Tensor) -> Tensor:
+        return torch.stack([y.argmax(-1) for y in self.split(inputs)], -1)
+
+    def sample(self, inputs: Tensor, *, generator: torch.Generator) -> Tensor:
+        return torch.stack([_gumbel_argmax(y, generator) for y in self.split(inputs)], -1)
+
+    def fisher(self, inputs: Tensor, tangent: Tensor) -> Tensor:
+        pairs = zip(self.split(inputs), self.split(tangent), strict=True)
+        return _total([_categorical_fisher(y, t) for y, t in pairs])
+
+
+@dataclass(frozen=True)
+class DiagGaussian(ActionDistribution):
+    """A Gaussian with diagonal covariance over ``k`` actions; the inputs are (mean, log σ), ``[..., 2k]``."""
+
+    k: int
+
+    @property
+    def num_inputs(self) -> int:
+        return 2 * self.k
+
+    def split(self, inputs: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean and log σ, each ``[..., k]``."""
+        mean, log_std = inputs.split(self.k, -1)
+        return mean, log_std
+
+    def log_prob(self, inputs: Tensor, actions: Tensor) -> Tensor:
+        mean, log_std = self.split(inputs)
+        z = (actions - mean) * (-log_std).exp()
+        return -(0.5 * z.square() + log_std + 0.5 * math.log(2 * math.pi)).sum(-1)
+
+    def kl(self, inputs: Tensor, other: Tensor) -> Tensor:
+        (mean, log_std), (mean_q, log_std_q) = self.split(inputs), self.split(other)
+        variance_ratio = (2 * (log_std - log_std_q)).exp()
+        z = (mean - mean_q) * (-log_std_q).exp()
+        return (0.5 * (variance_ratio + z.square() - 1) + log_std_q - log_std).sum(-1)
+
+    def entropy(self, inputs: Tensor) -> Tensor:
+        _, log_std = self.split(inputs)
+        return (log_std + 0.5 * math.log(2 * math.pi * math.e)).sum(-1)
+
+    def mode(self, inputs: Tensor) -> Tensor:
+        return self.split(inputs)[0]
+
+    def sample(self, inputs: Tensor, *, generator: torch.Generator) -> Tensor:
+        mean, log_std = self.split(inputs)
+        return mean + log_std.exp() * torch.empty_like(mean).normal_(generator=generator)
+
+    def fisher(self, inputs: Tensor, tangent: Tensor) -> Tensor:
+        _, log_std = self.split(inputs)
+        mean_t, log_std_t = self.split(tangent)
+        return ((mean_t * (-log_std).exp()).square() + 2 * log_std_t.square()).sum(-1)
+
+
+def _total(terms: Sequence[Tensor]) -> Tensor:
+    return torch.stack(list(terms)).sum(0)
+
+
+def from_space(space: gym.Space) -> ActionDistribution:
+    """The distribution that RLlib's default modules use for an action space.
+
+    Raises:
+        ValueError: for spaces other than Discrete, one-dimensional MultiDiscrete and Box.
+    """
+    if isinstance(space, gym.spaces.Discrete):
+        return Categorical(int(space.n))
+    if isinstance(space, gym.spaces.MultiDiscrete) and space.nvec.ndim == 1:
+        return MultiCategorical(tuple(int(n) for n in space.nvec))
+    if isinstance(space, gym.spaces.Box) and len(space.shape) == 1:
+        return DiagGaussian(int(space.shape[0]))
+    raise ValueError(
+        f"expected a Discrete, MultiDiscrete or one-dimensional Box action space, got {space}; "
+        "wrap the environment so that its actions have one of these spaces"
+    )

@@ -1,0 +1,144 @@
+"""Inner objectives g(δ): what the adversary maximises (aajr.md section 3).
+
+    kl         KL(π(·|s) ‖ π(·|s+δ)), the first argument detached
+    surrogate  −Â(s, a) · log π(a|s+δ)
+    margin     max_{a' ≠ a*} z_{a'} − z_{a*},  a* greedy at s
+
+An objective is bound to a batch once (what depends on clean observations alone is computed there) and then
+evaluated at as many perturbed observations as the ascent asks for.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from marl_aajr.distributions import (
+    MASKED_LOGIT,
+    ActionDistribution,
+    Categorical,
+    DiagGaussian,
+    MultiCategorical,
+)
+from marl_aajr.policy import Policy
+
+BoundObjective = Callable[[Tensor], Tensor]
+"""Perturbed observations ``[B, ..., d]`` to values ``[B, ...]``."""
+
+
+@dataclass(frozen=True)
+class Clean:
+    """What is known of a batch at its clean observations.
+
+    Attributes:
+        outputs: distribution inputs π(·|s), ``[B, ..., m]``; objectives detach them.
+        actions: actions taken, for ``surrogate``.
+        advantages: Â(s, a), ``[B, ...]``, for ``surrogate``; RLlib standardises them, so their sign depends
+            on the batch mean.
+    """
+
+    outputs: Tensor
+    actions: Tensor | None = None
+    advantages: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class Objective(ABC):
+    """A differentiable g(δ) for every row of a batch."""
+
+    @property
+    def flat_at_zero(self) -> bool:
+        """Whether the gradient vanishes at δ = 0, so that the ascent needs a random start."""
+        return False
+
+    def check(self, distribution: ActionDistribution) -> None:
+        """Raise ``ValueError`` where the objective is not defined for this distribution."""
+        return
+
+    @abstractmethod
+    def bind(self, policy: Policy, clean: Clean) -> BoundObjective:
+        """g as a function of the perturbed observations of this batch."""
+
+
+@dataclass(frozen=True)
+class KL(Objective):
+    """KL(π(·|s) ‖ π(·|s+δ)) in nats: the maximal action difference (Zhang 2020, arXiv 2003.08938)."""
+
+    @property
+    def flat_at_zero(self) -> bool:
+        return True
+
+    def bind(self, policy: Policy, clean: Clean) -> BoundObjective:
+        outputs, kl = clean.outputs.detach(), policy.distribution.kl
+        return lambda obs: kl(outputs, policy(obs))
+
+
+@dataclass(frozen=True)
+class Surrogate(Objective):
+    """−Â(s, a) · log π(a|s+δ): the policy-gradient loss at the perturbed observation."""
+
+    def bind(self, policy: Policy, clean: Clean) -> BoundObjective:
+        if clean.actions is None or clean.advantages is None:
+            raise ValueError(
+                "expected actions and advantages for the objective 'surrogate', got a batch without; "
+                "use 'kl', which needs neither"
+            )
+        actions, advantages = clean.actions, clean.advantages.detach()
+        log_prob = policy.distribution.log_prob
+        return lambda obs: -advantages * log_prob(policy(obs), actions)
+
+
+@dataclass(frozen=True)
+class Margin(Objective):
+    """max_{a' ≠ a*} z_{a'} − z_{a*} with a* greedy at s: positive once the greedy action has changed.
+
+    For multi-categorical policies the margins of the single actions are added.
+    """
+
+    def check(self, distribution: ActionDistribution) -> None:
+        if isinstance(distribution, DiagGaussian):
+            raise ValueError(
+                "expected a categorical policy for the objective 'margin', got a Gaussian one; use 'kl'"
+            )
+
+    def bind(self, policy: Policy, clean: Clean) -> BoundObjective:
+        distribution, outputs = policy.distribution, clean.outputs.detach()
+        self.check(distribution)
+        if isinstance(distribution, MultiCategorical):
+            split = distribution.split
+            greedy = [y.argmax(-1, keepdim=True) for y in split(outputs)]
+            return lambda obs: torch.stack(
+                [_margin(y, a) for y, a in zip(split(policy(obs)), greedy, strict=True)]
+            ).sum(0)
+        assert isinstance(distribution, Categorical)
+        best = outputs.argmax(-1, keepdim=True)
+        return lambda obs: _margin(policy(obs), best)
+
+
+def _margin(logits: Tensor, best: Tensor) -> Tensor:
+    # A forbidden action is no runner-up: with one legal action left there is nothing to attack, g = 0.
+    others = logits.scatter(-1, best, -torch.inf)
+    runner_up = others.amax(-1)
+    margin = runner_up - logits.gather(-1, best).squeeze(-1)
+    return torch.where(runner_up > MASKED_LOGIT, margin, torch.zeros_like(margin))
+
+
+OBJECTIVES: dict[str, Objective] = {"kl": KL(), "surrogate": Surrogate(), "margin": Margin()}
+"""The objectives by name."""
+
+
+def make_objective(objective: str | Objective) -> Objective:
+    """An objective by name, or the given one.
+
+    Raises:
+        ValueError: unknown name.
+    """
+    if isinstance(objective, Objective):
+        return objective
+    if objective not in OBJECTIVES:
+        raise ValueError(f"expected an objective out of {', '.join(OBJECTIVES)}, got {objective!r}")
+    return OBJECTIVES[objective]

@@ -1,0 +1,76 @@
+"""Output maps φ: the output whose sensitivity counts, as ‖J_φ u‖² from outputs and their tangent.
+
+    logits   φ = distribution inputs as they are (mean and log σ of a Gaussian): the paper, read literally
+    mean     φ = the mean of a Gaussian
+    probs    φ = softmax probabilities
+    fisher   the Fisher metric: uᵀJᵀ(diag p − ppᵀ)Ju, or Σ (J_μ u)²/σ² + 2 (J_{log σ} u)²
+
+Masked logits are absent from every map. The metric (p or σ) is detached by default: through it the penalty
+could be lowered by saturating p or inflating σ instead of by becoming less sensitive.
+"""
+
+from __future__ import annotations
+
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor
+
+from marl_aajr.distributions import (
+    MASKED_LOGIT,
+    ActionDistribution,
+    DiagGaussian,
+    MultiCategorical,
+)
+
+OutputMap = Literal["logits", "mean", "probs", "fisher"]
+Metric = Literal["detached", "full"]
+OUTPUT_MAPS: tuple[OutputMap, ...] = get_args(OutputMap)
+
+
+def check_output_map(output: str, distribution: ActionDistribution) -> None:
+    """Raise ``ValueError`` where the map is unknown or not defined for this distribution."""
+    if output not in OUTPUT_MAPS:
+        raise ValueError(f"expected an output map out of {', '.join(OUTPUT_MAPS)}, got {output!r}")
+    gaussian = isinstance(distribution, DiagGaussian)
+    if output == "probs" and gaussian:
+        raise ValueError("expected 'logits', 'mean' or 'fisher' for a Gaussian policy, got 'probs'")
+    if output == "mean" and not gaussian:
+        raise ValueError("expected 'logits', 'probs' or 'fisher' for a discrete policy, got 'mean'")
+
+
+def squared_gain(
+    output: OutputMap,
+    distribution: ActionDistribution,
+    outputs: Tensor,
+    tangent: Tensor,
+    *,
+    metric: Metric = "detached",
+) -> Tensor:
+    """‖J_φ u‖², ``[...]``.
+
+    Args:
+        output: the output map φ.
+        distribution: what the outputs parametrise.
+        outputs: f(x), ``[..., m]``.
+        tangent: J_f(x) u, ``[..., m]``.
+        metric: ``"detached"`` or ``"full"``: whether gradients flow through p or σ.
+    """
+    if metric == "detached":
+        outputs = outputs.detach()
+    if output == "fisher":
+        return distribution.fisher(outputs, tangent)
+    if isinstance(distribution, DiagGaussian):
+        return (distribution.split(tangent)[0] if output == "mean" else tangent).square().sum(-1)
+    tangent = tangent.masked_fill(outputs <= MASKED_LOGIT, 0.0)
+    if output == "logits":
+        return tangent.square().sum(-1)
+    if isinstance(distribution, MultiCategorical):
+        parts = zip(distribution.split(outputs), distribution.split(tangent), strict=True)
+        return torch.stack([_softmax_gain(y, t) for y, t in parts]).sum(0)
+    return _softmax_gain(outputs, tangent)
+
+
+def _softmax_gain(logits: Tensor, tangent: Tensor) -> Tensor:
+    p = torch.softmax(logits, -1)
+    return (p * (tangent - (p * tangent).sum(-1, keepdim=True))).square().sum(-1)

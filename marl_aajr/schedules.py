@@ -1,0 +1,59 @@
+"""Schedules of a coefficient or a radius over environment steps.
+
+The notation is RLlib's: a number, or breakpoints ``[[timestep, value], ...]`` with straight lines between
+them and the last value held.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections.abc import Sequence
+from math import isfinite
+
+Schedule = float | tuple[tuple[float, float], ...]
+
+
+def as_schedule(value: float | Sequence[Sequence[float]], *, name: str) -> Schedule:
+    """A validated schedule.
+
+    Args:
+        value: a number, or breakpoints ``[[timestep, value], ...]`` that start at timestep 0.
+        name: what it schedules, for the error message.
+
+    Raises:
+        ValueError: not a number or such a list, or a negative or non-finite value.
+    """
+    if isinstance(value, bool) or not isinstance(value, int | float | Sequence | str):
+        raise ValueError(f"expected a number or [[timestep, value], ...] for {name}, got {value!r}")
+    if isinstance(value, int | float):
+        schedule: Schedule = float(value)
+        values = [float(value)]
+    else:
+        try:
+            points = tuple((float(t), float(v)) for t, v in value)
+        except (TypeError, ValueError):
+            raise ValueError(
+                f"expected a number or [[timestep, value], ...] for {name}, got {value!r}"
+            ) from None
+        schedule, times, values = points, [t for t, _ in points], [v for _, v in points]
+        if not points or times[0] != 0 or sorted(set(times)) != times:
+            raise ValueError(f"expected increasing timesteps from 0 in the schedule of {name}, got {times}")
+    if not all(isfinite(v) and v >= 0 for v in values):
+        raise ValueError(f"expected finite values ≥ 0 for {name}, got {value!r}")
+    return schedule
+
+
+def value_at(schedule: Schedule, timestep: float) -> float:
+    """The schedule's value at an environment step."""
+    if isinstance(schedule, float):
+        return schedule
+    after = bisect_right(schedule, timestep, key=lambda point: point[0])
+    if after == len(schedule):
+        return schedule[-1][1]
+    (t0, v0), (t1, v1) = schedule[after - 1], schedule[after]
+    return v0 + (v1 - v0) * (timestep - t0) / (t1 - t0)
+
+
+def is_always_zero(schedule: Schedule) -> bool:
+    """Whether the schedule is zero at every step."""
+    return schedule == 0.0 if isinstance(schedule, float) else all(v == 0 for _, v in schedule)
