@@ -54,6 +54,6 @@ def value_at(schedule: Schedule, timestep: float) -> float:
     return v0 + (v1 - v0) * (timestep - t0) / (t1 - t0)
 
 
-def is_always_zero(schedule: Schedule) -> bool:
-    """Whether the schedule is zero at every step."""
-    return schedule == 0.0 if isinstance(schedule, float) else all(v == 0 for _, v in schedule)
+def maximum(schedule: Schedule) -> float:
+    """The schedule's largest value."""
+    return schedule if isinstance(schedule, float) else max(v for _, v in schedule)
