@@ -1,0 +1,72 @@
+"""Who plays on whose side: scores are per team, and an adversary's gain is the others' loss.
+
+An environment of your own says so with an attribute ``teams``, a dict from agent to team.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+ONE_TEAM = "team"
+
+_Rule = Callable[[Any, Sequence[str]], dict[str, str]]
+
+
+def teams_of(env: Any, agents: Sequence[str]) -> dict[str, str]:
+    """The team of each agent.
+
+    In this order: the environment's own ``teams``; the adversaries against the others in particle
+    environments (``mpe2``: tag, adversary, push, world_comm, crypto); every player for itself in
+    PettingZoo's classic games, except the cooperative Hanabi; otherwise one team, ``"team"``.
+
+    Args:
+        env: A PettingZoo environment.
+        agents: Its possible agents.
+
+    Returns:
+        A team for each agent, in the order of ``agents``.
+
+    Raises:
+        ValueError: If the environment's own ``teams`` leaves an agent out.
+    """
+    bare = env.unwrapped
+    declared = getattr(bare, "teams", None)
+    if declared is not None:
+        return _declared(declared, agents)
+    module = type(bare).__module__
+    matching = [prefix for prefix in _RULES if f"{module}.".startswith(f"{prefix}.")]
+    rule = _RULES[max(matching, key=len)] if matching else _one_team
+    return rule(bare, agents)
+
+
+def _declared(declared: Any, agents: Sequence[str]) -> dict[str, str]:
+    if not isinstance(declared, Mapping) or any(agent not in declared for agent in agents):
+        raise ValueError(
+            f"expected the environment's teams to map each of {list(agents)} to a team, got "
+            f"{declared!r}; add the missing agents"
+        )
+    return {agent: str(declared[agent]) for agent in agents}
+
+
+def _one_team(env: Any, agents: Sequence[str]) -> dict[str, str]:
+    return dict.fromkeys(agents, ONE_TEAM)
+
+
+def _each_player(env: Any, agents: Sequence[str]) -> dict[str, str]:
+    return {agent: str(agent) for agent in agents}
+
+
+def _particles(env: Any, agents: Sequence[str]) -> dict[str, str]:
+    adversaries = {a.name for a in env.world.agents if getattr(a, "adversary", False)}
+    if not adversaries:
+        return _one_team(env, agents)
+    return {agent: "adversary" if agent in adversaries else "good" for agent in agents}
+
+
+_RULES: dict[str, _Rule] = {
+    "mpe2": _particles,
+    "pettingzoo.classic": _each_player,
+    "pettingzoo.classic.hanabi": _one_team,
+}
+"""Longest matching module prefix wins."""
