@@ -1,0 +1,213 @@
+"""Environments by name: entry points, PettingZoo's registry, import paths.
+
+A run directory holds the name and the keyword arguments of its environment and nothing else about it, so
+a name must build the same environment on another machine.
+"""
+
+from __future__ import annotations
+
+import inspect
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from difflib import get_close_matches
+from importlib.metadata import EntryPoint, entry_points
+from typing import Any
+
+import pettingzoo
+from pettingzoo.utils.deprecated_module import DeprecatedEnv
+
+from marl_aajr.rollout.adapters import game_of
+from marl_aajr.rollout.game import Game
+from marl_aajr.rollout.imports import Factory, explain_import_error, factory_of, load
+
+ENTRY_POINTS = "marl_aajr.envs"
+"""Group of the entry points by which a package adds environments: a module with ``parallel_env`` or
+``env``, or a callable that returns a PettingZoo environment."""
+
+
+@dataclass(frozen=True)
+class EnvironmentSpec:
+    """Which environment, with which arguments; picklable, so that it travels to Ray workers.
+
+    Attributes:
+        name: Entry point, PettingZoo registry id or import path.
+        kwargs: Keyword arguments of the environment's factory.
+        summary: One line for lists.
+    """
+
+    name: str
+    kwargs: Mapping[str, Any] = field(default_factory=dict)
+    summary: str = ""
+
+    def make(self) -> Game:
+        """Builds the environment.
+
+        Raises:
+            ValueError: If the name is unknown, a package is missing, the environment does not take
+                these arguments, or it is no PettingZoo environment.
+        """
+        factory, defaults, _ = _find(self.name)
+        _check_arguments(self.name, factory, self.kwargs)
+        return game_of(_build(self.name, factory, defaults, self.kwargs), name=self.name)
+
+
+def resolve(name: str, kwargs: Mapping[str, Any] | None = None) -> EnvironmentSpec:
+    """Finds an environment by name and checks its arguments, without building it.
+
+    Args:
+        name: An entry point (``simple_spread_v3``), an id of PettingZoo's registry
+            (``sisl/pursuit-v5``), or an import path (``mpe2.simple_spread_v3``,
+            ``my_package.my_env:make``). Where a module has both kinds of environment, the parallel one
+            is taken.
+        kwargs: Keyword arguments of the environment's factory.
+
+    Returns:
+        The specification, whose ``make()`` builds a `Game`.
+
+    Raises:
+        ValueError: If the name is unknown (listing the known ones, close matches first), an import
+            fails (saying what to install), or the factory does not take the arguments.
+    """
+    factory, _, spec = _find(name)
+    given = dict(kwargs or {})
+    _check_arguments(spec.name, factory, given)
+    return EnvironmentSpec(spec.name, given, spec.summary)
+
+
+def known_environments() -> list[EnvironmentSpec]:
+    """Everything that has a short name: entry points first, then PettingZoo's registry.
+
+    Nothing is imported or built: some of these need packages that are not installed.
+    """
+    points = [_summarize_entry_point(point) for _, point in sorted(_entry_points().items())]
+    ids = sorted({*pettingzoo.parallel_registry, *pettingzoo.aec_registry})
+    return points + [_summarize_registered(name) for name in ids]
+
+
+def _find(name: str) -> tuple[Factory, dict[str, Any], EnvironmentSpec]:
+    """The factory, its registered default arguments and the canonical specification."""
+    point = _entry_points().get(name)
+    if point is not None:
+        return _load_entry_point(point), {}, _summarize_entry_point(point)
+    registered = _registry_id(name)
+    if registered is not None:
+        return *_load_registered(registered), _summarize_registered(registered)
+    if re.fullmatch(r"\w+(\.\w+)+|\w+(\.\w+)*:\w+", name):
+        return load(name), {}, EnvironmentSpec(name, summary=f"import path {name}")
+    raise ValueError(_unknown(name))
+
+
+def _entry_points() -> dict[str, EntryPoint]:
+    return {point.name: point for point in entry_points(group=ENTRY_POINTS)}
+
+
+def _load_entry_point(point: EntryPoint) -> Factory:
+    try:
+        return factory_of(point.load(), point.value)
+    except ImportError as error:
+        raise ValueError(explain_import_error(point.module, error)) from error
+
+
+def _summarize_entry_point(point: EntryPoint) -> EnvironmentSpec:
+    package = point.dist.name if point.dist is not None else point.module.partition(".")[0]
+    return EnvironmentSpec(point.name, summary=f"{point.value} (listed by {package})")
+
+
+def _registry_id(name: str) -> str | None:
+    """The registry's own spelling of an id: it takes ``_v3`` for ``-v3``, and no version for the newest."""
+    wanted = re.sub(r"_v(?=\d+$)", "-v", name)
+    ids = {*pettingzoo.parallel_registry, *pettingzoo.aec_registry}
+    if wanted in ids or "/" not in name:
+        return wanted if wanted in ids else None
+    versions = [known for known in ids if re.fullmatch(rf"{re.escape(wanted)}-v\d+", known)]
+    return max(versions, key=_version, default=None)
+
+
+def _version(name: str) -> int:
+    found = re.search(r"-v(\d+)$", name)
+    return int(found[1]) if found else -1
+
+
+def _load_registered(name: str) -> tuple[Factory, dict[str, Any]]:
+    spec = pettingzoo.parallel_registry.get(name) or pettingzoo.aec_registry[name]
+    factory = load(spec.entry_point) if isinstance(spec.entry_point, str) else spec.entry_point
+    limit = {} if spec.max_cycles is None else {"max_cycles": spec.max_cycles}
+    return factory, {**limit, **spec.kwargs}
+
+
+def _summarize_registered(name: str) -> EnvironmentSpec:
+    family = name.rpartition("/")[0] or "no family"
+    kind = "simultaneous" if name in pettingzoo.parallel_registry else "turn-based"
+    return EnvironmentSpec(name, summary=f"PettingZoo {family}, {kind}")
+
+
+def _unknown(name: str) -> str:
+    known = [spec.name for spec in known_environments()]
+    spellings = {re.sub(r".*/", "", other).replace("-v", "_v"): other for other in known}
+    spellings |= {other: other for other in known}
+    wanted = re.sub(r"-v(?=\d+$)", "_v", name)
+    close = list(dict.fromkeys(spellings[s] for s in get_close_matches(wanted, spellings, n=4)))
+    if "/" in name:
+        family = re.sub(r"[-_]v\d+$", "", name)
+        close = [other for other in known if other.startswith(f"{family}-v")] or close
+    hint = f" (did you mean {' or '.join(close)}?)" if close else ""
+    rest = [other for other in known if other not in close]
+    return (
+        f"unknown environment {name!r}{hint}; known: {', '.join(close + rest)}; or give an import path "
+        "such as my_package.my_env:make"
+    )
+
+
+def _check_arguments(name: str, factory: Factory, kwargs: Mapping[str, Any]) -> None:
+    try:
+        signature = inspect.signature(factory)
+    except (TypeError, ValueError):
+        return
+    try:
+        signature.bind(**kwargs)
+    except TypeError as error:
+        raise ValueError(_refusal(name, kwargs, error, _accepted(factory))) from None
+
+
+def _accepted(factory: Factory) -> list[str]:
+    """Names of the keyword arguments that the factory declares."""
+    kinds = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
+    parameters = inspect.signature(factory).parameters.values()
+    return [parameter.name for parameter in parameters if parameter.kind in kinds]
+
+
+def _refusal(name: str, kwargs: Mapping[str, Any], error: Exception, accepted: list[str]) -> str:
+    reason = " ".join(str(error).split()) or type(error).__name__
+    takes = f"; it takes {', '.join(accepted)}" if accepted else ""
+    return f"expected arguments that {name} takes, got {dict(kwargs)}: {reason}{takes}"
+
+
+def _build(
+    name: str, factory: Factory, defaults: Mapping[str, Any], kwargs: Mapping[str, Any]
+) -> Any:
+    try:
+        return factory(**{**defaults, **kwargs})
+    except DeprecatedEnv as error:
+        raise ValueError(f"{name}: {error}") from error
+    except ImportError as error:
+        raise ValueError(f"{name}: {explain_import_error(factory.__module__, error)}") from error
+    except Exception as error:
+        raise ValueError(_refusal(name, kwargs, error, _accepted(_innermost(factory)))) from error
+
+
+def _innermost(factory: Factory) -> Factory:
+    """What a factory of the form ``def env(**kwargs)`` passes its arguments to, to list them.
+
+    PettingZoo's factories wrap each other in closures, by convention under these names.
+    """
+    while inspect.isfunction(factory) and not _accepted(factory):
+        scope = inspect.getclosurevars(factory)
+        called = {**scope.globals, **scope.nonlocals}
+        inner = [
+            called[name] for name in ("raw_env", "env_fn", "env") if callable(called.get(name))
+        ]
+        if not inner:
+            break
+        factory = inner[0]
+    return factory

@@ -1,0 +1,129 @@
+"""Import paths to environment factories, and what to tell a person when the import fails."""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+import re
+from collections.abc import Callable, Iterable
+from difflib import get_close_matches
+from types import ModuleType
+from typing import Any
+
+Factory = Callable[..., Any]
+
+_MOVED = {"pettingzoo.mpe": "mpe2", "pettingzoo.magent": "magent2.environments"}
+
+
+def load(path: str) -> Factory:
+    """The environment factory at an import path.
+
+    Args:
+        path: ``package.module`` (its ``parallel_env``, or else its ``env``) or
+            ``package.module:factory``.
+
+    Raises:
+        ValueError: If the import fails (saying what to install, or which version exists), or there is
+            no factory at the path.
+    """
+    module_name, _, attribute = path.partition(":")
+    try:
+        module = importlib.import_module(module_name)
+    except ImportError as error:
+        raise ValueError(explain_import_error(module_name, error)) from error
+    except Exception as error:
+        raise ValueError(
+            f"importing {module_name} raised {type(error).__name__}: {error}; repair the module"
+        ) from error
+    if not attribute:
+        return factory_of(module, path)
+    try:
+        return factory_of(getattr(module, attribute), path)
+    except AttributeError:
+        raise ValueError(
+            f"expected {module_name} to define {attribute}, got a module with "
+            f"{_listing(_public_callables(module))}; name one of them after the colon"
+        ) from None
+
+
+def factory_of(found: Any, path: str) -> Factory:
+    """What builds the environment: the callable itself, or ``parallel_env`` or ``env`` of a module.
+
+    Raises:
+        ValueError: If there is no such thing.
+    """
+    if not isinstance(found, ModuleType):
+        if callable(found):
+            return found
+        raise ValueError(
+            f"expected {path} to be an environment factory, got {type(found).__name__}; name a "
+            "function or a class that returns a PettingZoo environment"
+        )
+    for name in ("parallel_env", "env"):
+        factory = getattr(found, name, None)
+        if callable(factory):
+            return factory
+    raise ValueError(
+        f"expected the module {path} to define parallel_env or env, got a module with "
+        f"{_listing(_public_callables(found))}; name the factory: {path}:FACTORY"
+    )
+
+
+def explain_import_error(module_name: str, error: ImportError) -> str:
+    """One line that says why the import failed and what to do about it."""
+    for old, new in _MOVED.items():
+        if f"{module_name}.".startswith(f"{old}."):
+            package = new.partition(".")[0]
+            return (
+                f"{old} left PettingZoo for the package {package}: pip install {package} and write "
+                f"{new}{module_name.removeprefix(old)}"
+            )
+    missing = error.name or ""
+    if not isinstance(error, ModuleNotFoundError) or not missing:
+        return f"importing {module_name} failed: {error}"
+    if not f"{module_name}.".startswith(f"{missing}."):
+        return f"{module_name} needs the module {missing}: {_installation(module_name, missing)}"
+    parent, _, leaf = missing.rpartition(".")
+    if not parent:
+        return (
+            f"expected an installed package, got {missing}: pip install {missing}, or put the folder "
+            "that holds it on PYTHONPATH"
+        )
+    return _no_such_module(parent, leaf)
+
+
+def _installation(module_name: str, missing: str) -> str:
+    family = re.match(r"pettingzoo\.(\w+)\.", module_name)
+    wanted = f'"pettingzoo[{family[1]}]"' if family else missing.partition(".")[0]
+    return f"pip install {wanted}"
+
+
+def _no_such_module(parent: str, leaf: str) -> str:
+    folders = getattr(importlib.import_module(parent), "__path__", [])
+    present = sorted(found.name for found in pkgutil.iter_modules(folders))
+    stem, _, version = leaf.rpartition("_v")
+    versions = [name for name in present if stem and re.fullmatch(rf"{re.escape(stem)}_v\d+", name)]
+    if versions:
+        newest = max(versions, key=_version)
+        old = version.isdigit() and _version(leaf) < _version(newest)
+        state = "is deprecated" if old else "does not exist"
+        return f"{parent}.{leaf} {state}: use {parent}.{newest}"
+    environments = [name for name in present if re.search(r"_v\d+$", name)]
+    choice = get_close_matches(leaf, present) or environments or present
+    return f"expected a module of {parent}, got {leaf}; it has {_listing(choice)}"
+
+
+def _version(name: str) -> int:
+    return int(name.rpartition("_v")[2])
+
+
+def _public_callables(module: ModuleType) -> list[str]:
+    return [
+        name for name, value in vars(module).items() if callable(value) and not name.startswith("_")
+    ]
+
+
+def _listing(names: Iterable[str], most: int = 12) -> str:
+    listed = list(names)
+    more = f" and {len(listed) - most} more" if len(listed) > most else ""
+    return (", ".join(listed[:most]) or "nothing") + more
