@@ -1,0 +1,201 @@
+"""The scripts a newcomer and CI start from, run for real on a small stand-in project that needs no network."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import stat
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+
+# A PEP 517 back end that needs nothing from an index: the "package" is three stand-ins for the tools.
+BACKEND = """
+import os, sys, time, zipfile
+
+def build_editable(folder, config_settings=None, metadata_directory=None):
+    open("builds.log", "a").write("built\\n")
+    time.sleep(float(os.environ.get("SLOW", "0")))
+    if "FAIL" in os.environ:
+        sys.exit(os.environ["FAIL"])
+    tool = "import os, sys; print('{0}', *sys.argv[1:]); sys.exit(int(os.environ.get('{0}_CODE', 0)))"
+    info = "marl_aajr-0.1.0.dist-info"
+    files = {f"{name}.py": tool.format(name) for name in ("ruff", "mypy", "pytest")}
+    files[f"{info}/METADATA"] = (
+        "Metadata-Version: 2.1\\nName: marl-aajr\\nVersion: 0.1.0\\nProvides-Extra: test\\n" + os.environ.get("NEEDS", "")
+    )
+    files[f"{info}/WHEEL"] = "Wheel-Version: 1.0\\nGenerator: stand-in\\nRoot-Is-Purelib: true\\nTag: py3-none-any\\n"
+    files[f"{info}/RECORD"] = "".join(f"{name},,\\n" for name in [*files, f"{info}/RECORD"])
+    with zipfile.ZipFile(os.path.join(folder, "marl_aajr-0.1.0-py3-none-any.whl"), "w") as wheel:
+        for name, text in files.items():
+            wheel.writestr(name, text)
+    return "marl_aajr-0.1.0-py3-none-any.whl"
+"""
+
+
+@pytest.fixture
+def project(tmp_path: Path) -> Path:
+    root = tmp_path / "a project"
+    shutil.copytree(ROOT / "scripts", root / "scripts")
+    shutil.copytree(ROOT / ".ci", root / ".ci")
+    (root / "setup.cfg").write_text("")
+    (root / "constraints.txt").write_text("")
+    (root / "backend.py").write_text(BACKEND)
+    (root / "pyproject.toml").write_text(
+        '[build-system]\nrequires = []\nbuild-backend = "backend"\nbackend-path = ["."]\n'
+    )
+    return root
+
+
+def environment(**extra: str) -> dict[str, str]:
+    kept = {k: v for k, v in os.environ.items() if k not in ("PYTHON", "MARL_AAJR_VENV")}
+    return {**kept, "PYTHON": sys.executable, "PIP_NO_INDEX": "1", **extra}
+
+
+def run(script: Path, *arguments: str, **extra: str) -> subprocess.CompletedProcess[str]:
+    """Runs a script from a folder that is not the project's."""
+    return subprocess.run(
+        [str(script), *arguments],
+        cwd="/",
+        env=environment(**extra),
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+
+
+def builds(project: Path) -> int:
+    log = project / "builds.log"
+    return len(log.read_text().splitlines()) if log.exists() else 0
+
+
+def executable(path: Path, text: str) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text)
+    path.chmod(path.stat().st_mode | stat.S_IXUSR)
+    return path
+
+
+def test_set_up_installs_once_and_again_only_when_something_changed(project: Path) -> None:
+    setup = project / "scripts" / "setup-venv"
+    first = run(setup)
+    assert first.returncode == 0, first.stderr
+    assert first.stdout == f"{project}/.venv\n"
+    assert "Installing" in first.stderr
+    again = run(setup)
+    assert (again.returncode, again.stdout, again.stderr, builds(project)) == (0, first.stdout, "", 1)
+
+    assert run(setup, "test").returncode == 0
+    assert builds(project) == 2
+    assert run(setup, "test").stderr == run(setup).stderr == ""  # the tests' environment serves the demo too
+    assert builds(project) == 2
+
+    (project / "constraints.txt").write_text("numpy==2.4.6\n")
+    assert run(setup).returncode == 0
+    assert builds(project) == 3
+    assert run(setup, "test").stderr == ""  # and what the tests need was not taken away
+
+
+def test_an_installation_that_was_killed_is_repaired(project: Path) -> None:
+    setup = project / "scripts" / "setup-venv"
+    process = subprocess.Popen(
+        [str(setup)], env=environment(SLOW="30"), stderr=subprocess.PIPE, start_new_session=True
+    )
+    deadline = time.monotonic() + 60
+    while not builds(project) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.communicate()
+    (project / ".venv" / "bin" / "python").unlink()
+
+    repaired = run(setup)
+    assert repaired.returncode == 0, repaired.stderr
+    assert "cut off" in repaired.stderr
+    assert run(setup).stderr == ""
+
+
+@pytest.mark.parametrize(
+    ("fault", "says"),
+    [
+        ({"FAIL": "error: command 'g++' failed: No such file or directory"}, "needs a compiler"),
+        ({"NEEDS": "Requires-Dist: a-package-that-is-not-there\n"}, "check the network"),
+    ],
+)
+def test_a_failed_installation_is_explained_in_one_line(
+    project: Path, fault: dict[str, str], says: str
+) -> None:
+    failed = run(project / "scripts" / "setup-venv", **fault)
+    assert failed.returncode == 2
+    assert failed.stdout == ""
+    last = failed.stderr.splitlines()[-1]
+    assert last.startswith("error: ")
+    assert says in last
+    assert "Traceback" not in failed.stderr
+
+
+def test_a_python_that_is_too_old_is_named_with_the_cure(project: Path, tmp_path: Path) -> None:
+    old = executable(tmp_path / "python3", "#!/bin/sh\necho 3.9.2 yes\n")
+    refused = run(project / "scripts" / "setup-venv", PYTHON=str(old))
+    assert refused.returncode == 2
+    assert refused.stderr.startswith("error: no usable Python 3.11, 3.12 or 3.13")
+    assert "is 3.9.2" in refused.stderr
+    assert "PYTHON=/path/to" in refused.stderr
+    assert not (project / ".venv").exists()
+
+
+def test_a_python_without_venv_is_named_with_the_package_to_install(project: Path, tmp_path: Path) -> None:
+    bare = executable(tmp_path / "python3", "#!/bin/sh\necho 3.12.1 no\n")
+    refused = run(project / "scripts" / "setup-venv", PYTHON=str(bare))
+    assert refused.returncode == 2
+    assert "apt-get install python3.12-venv" in refused.stderr
+
+
+def test_a_full_disk_is_named_before_anything_is_installed(project: Path, tmp_path: Path) -> None:
+    executable(tmp_path / "bin" / "df", "#!/bin/sh\nprintf 'Filesystem\\n/dev/x 9 9 2097152 9%% /\\n'\n")
+    refused = run(project / "scripts" / "setup-venv", PATH=f"{tmp_path / 'bin'}:{os.environ['PATH']}")
+    assert refused.returncode == 2
+    assert "expected 4 GiB free" in refused.stderr
+    assert "got 2 GiB" in refused.stderr
+    assert not (project / ".venv").exists()
+
+
+def test_a_folder_that_is_no_environment_is_left_alone(project: Path, tmp_path: Path) -> None:
+    thesis = tmp_path / "mine" / "thesis.tex"
+    thesis.parent.mkdir()
+    thesis.write_text("mine")
+    refused = run(project / "scripts" / "setup-venv", MARL_AAJR_VENV=str(thesis.parent))
+    assert refused.returncode == 2
+    assert "neither a virtual environment nor empty" in refused.stderr
+    assert thesis.read_text() == "mine"
+
+
+def test_checks_all_run_and_the_exit_code_tells(project: Path) -> None:
+    test = project / "scripts" / "test"
+    good = run(test, "-k", "some name")
+    assert good.returncode == 0, good.stderr
+    lines = [line for line in good.stdout.splitlines() if not line.startswith("==")]
+    assert lines == ["ruff check", "ruff format --check", "mypy", "pytest -k some name"]
+    assert run(test, pytest_CODE="3").returncode == 3
+    bad = run(test, mypy_CODE="1")
+    assert bad.returncode == 1
+    assert "pytest" in bad.stdout
+    assert "Also failed: mypy" in bad.stderr
+
+
+def test_ci_uses_a_fresh_environment_and_passes_the_verdict_on(project: Path) -> None:
+    verdict = run(project / ".ci" / "run", pytest_CODE="5")
+    assert verdict.returncode == 5
+    assert verdict.stdout.splitlines()[-1] == "pytest"
+    made = next(
+        line for line in verdict.stderr.splitlines() if line.startswith("Making a virtual environment in ")
+    )
+    place = Path(made.split(" in ")[1].split(" with ")[0])
+    assert not place.exists()
+    assert not (project / ".venv").exists()
