@@ -1,0 +1,22 @@
+"""Victims: frozen teams of policies that play, and are attacked, without Ray."""
+
+from __future__ import annotations
+
+from marl_aajr.victims.filters import ObservationFilter
+from marl_aajr.victims.layers import LAYERS, ChannelsFirst, ChannelsLast, ClipLogStd, FreeLogStd
+from marl_aajr.victims.policy import VictimPolicy
+from marl_aajr.victims.store import load_victim, save_victim
+from marl_aajr.victims.victim import Victim
+
+__all__ = [
+    "LAYERS",
+    "ChannelsFirst",
+    "ChannelsLast",
+    "ClipLogStd",
+    "FreeLogStd",
+    "ObservationFilter",
+    "Victim",
+    "VictimPolicy",
+    "load_victim",
+    "save_victim",
+]

@@ -1,0 +1,78 @@
+"""What must hold of a victim before it may play: checked once, at construction."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import gymnasium as gym
+import numpy as np
+import torch
+
+from marl_aajr.distributions import DiagGaussian, from_space
+
+if TYPE_CHECKING:
+    from marl_aajr.victims.victim import Victim
+
+
+def check_agents(victim: Victim) -> None:
+    """Every agent has a module and spaces that fit; every module and filter has an agent."""
+    if not victim.module_of:
+        raise ValueError("expected at least one agent in module_of, got none")
+    first: dict[str, str] = {}
+    for agent, module_id in victim.module_of.items():
+        if module_id not in victim.modules:
+            raise ValueError(
+                f"expected a module for {agent!r} out of {', '.join(victim.modules)}, got {module_id!r}"
+            )
+        for kind, spaces in (
+            ("observation", victim.observation_spaces),
+            ("action", victim.action_spaces),
+        ):
+            if agent not in spaces:
+                raise ValueError(f"expected the {kind} space of {agent!r}, got none; add it to {kind}_spaces")
+            other = first.setdefault(module_id, agent)
+            if spaces[agent] != spaces[other]:
+                raise ValueError(
+                    f"expected one {kind} space for the agents of module {module_id!r}, got "
+                    f"{spaces[other]} for {other!r} and {spaces[agent]} for {agent!r}; give them two modules"
+                )
+        _check_spaces(victim, agent)
+    if idle := sorted(set(victim.modules) - set(victim.module_of.values())):
+        raise ValueError(f"expected an agent for each module, got none for {', '.join(idle)}")
+    if strangers := sorted(set(victim.filters) - set(victim.module_of)):
+        raise ValueError(f"expected filters of known agents, got one for {', '.join(strangers)}")
+
+
+def _check_spaces(victim: Victim, agent: str) -> None:
+    observed, acts = victim.observation_spaces[agent], victim.action_spaces[agent]
+    if not isinstance(observed, gym.spaces.Box):
+        raise ValueError(
+            f"expected a Box observation space for {agent!r}, got {observed}; flatten it, and split action "
+            "masks off"
+        )
+    if isinstance(acts, gym.spaces.Box) and not np.issubdtype(acts.dtype, np.floating):
+        raise ValueError(f"expected float Box actions for {agent!r}, got {acts}; use MultiDiscrete")
+    from_space(acts)
+    seen = victim.filters.get(agent)
+    if seen is not None and seen.mean.shape != observed.shape:
+        raise ValueError(
+            f"expected a filter of shape {observed.shape} for {agent!r}, got {tuple(seen.mean.shape)}"
+        )
+
+
+@torch.no_grad()
+def check_network(victim: Victim, module_id: str) -> None:
+    """The module takes its agents' observations and gives what their action distribution needs."""
+    agent = victim.agents_of(module_id)[0]
+    shape, expected = victim.observation_spaces[agent].shape, victim.distributions[module_id].num_inputs
+    assert shape is not None
+    try:
+        outputs = victim.modules[module_id](torch.zeros(2, *shape))
+    except RuntimeError as error:
+        raise ValueError(f"expected module {module_id!r} to take observations {shape}, got {error}") from None
+    if outputs.shape != (2, expected):
+        hint = " (mean and log σ)" if isinstance(victim.distributions[module_id], DiagGaussian) else ""
+        raise ValueError(
+            f"expected module {module_id!r} to give {expected} outputs{hint} for "
+            f"{victim.action_spaces[agent]}, got {tuple(outputs.shape[1:])}"
+        )

@@ -1,0 +1,57 @@
+"""The frozen observation filter of a victim: RLlib's MeanStdFilter to the last bit, without RLlib.
+
+The policy network of a filtered run sees normalised observations, so ε is in units of this filter. A filter
+that is skipped, or that keeps learning while the victim is judged, silently changes ε (ray issue 41382).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+_SMALL = 1e-6
+"""What RLlib adds to the standard deviation (``ray.rllib.utils.numpy.SMALL_NUMBER``)."""
+
+
+@dataclass(frozen=True, eq=False)
+class ObservationFilter:
+    """Normalises observations with fixed statistics.
+
+        y = clip((x − mean) / (std + 1e-6), −clip, clip)
+
+    computed as RLlib does: ``std + 1e-6`` in float32, the rest in float64, the result in the dtype of x.
+
+    Attributes:
+        mean: float64, the shape of one observation.
+        std: float32, the same shape.
+        clip: bound of the result; None: none.
+
+    Raises:
+        ValueError: mean and std of different shapes, non-finite statistics, or a clip ≤ 0.
+    """
+
+    mean: Tensor
+    std: Tensor
+    clip: float | None = 10.0
+
+    def __post_init__(self) -> None:
+        if self.mean.shape != self.std.shape:
+            raise ValueError(
+                f"expected mean and std of one shape, got {tuple(self.mean.shape)} and "
+                f"{tuple(self.std.shape)}; take both from the same filter"
+            )
+        object.__setattr__(self, "mean", self.mean.detach().to(torch.float64))
+        object.__setattr__(self, "std", self.std.detach().to(torch.float32))
+        if not (self.mean.isfinite().all() and self.std.isfinite().all() and (self.std >= 0).all()):
+            raise ValueError("expected a finite mean and a finite std ≥ 0, got others; the filter is broken")
+        if self.clip is not None and not self.clip > 0:
+            raise ValueError(f"expected clip > 0 or None, got {self.clip}")
+
+    def __call__(self, obs: Tensor) -> Tensor:
+        """Normalised observations, the shape and dtype of ``obs [..., *shape]``."""
+        y = (obs.double() - self.mean) / (self.std + _SMALL).double()
+        if self.clip is not None:
+            y = y.clamp(-self.clip, self.clip)
+        return y.to(obs.dtype)

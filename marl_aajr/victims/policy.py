@@ -1,0 +1,64 @@
+"""One module of a victim as the core's :class:`~marl_aajr.policy.Policy`: what attacks see of it."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from marl_aajr.distributions import ActionDistribution, Categorical, MultiCategorical
+from marl_aajr.policy import Policy
+
+
+class VictimPolicy(Policy):
+    """One module of a victim on a batch of network inputs ``[..., d]``, with each row's legal actions.
+
+    Args:
+        module: the network, ``[B, *shape] -> [B, m]``.
+        distribution: what its outputs parametrise.
+        shape: the shape of one observation; ``d`` is the number of its elements.
+        action_mask: legal actions, ``[B, m]`` bool; None: all. Forbidden logits become the dtype's minimum.
+    """
+
+    def __init__(
+        self,
+        module: nn.Module,
+        distribution: ActionDistribution,
+        *,
+        shape: tuple[int, ...],
+        action_mask: Tensor | None = None,
+    ) -> None:
+        super().__init__(distribution)
+        if action_mask is not None:
+            _check_mask(action_mask, distribution)
+        self._module = module
+        self._shape = shape
+        self._mask = action_mask
+
+    def __call__(self, obs: Tensor) -> Tensor:
+        if len(self._shape) == 1:
+            outputs = self._module(obs)
+        else:
+            outputs = self._module(obs.reshape(-1, *self._shape))
+            outputs = outputs.reshape(*obs.shape[:-1], outputs.shape[-1])
+        if self._mask is None:
+            return outputs
+        return outputs.masked_fill(~self._mask, torch.finfo(outputs.dtype).min)
+
+    def select(self, index: Tensor) -> VictimPolicy:
+        return self if self._mask is None else self._with(self._mask[index])
+
+    def repeat(self, count: int) -> VictimPolicy:
+        return self if self._mask is None else self._with(self._mask.repeat(count, 1))
+
+    def _with(self, mask: Tensor) -> VictimPolicy:
+        return VictimPolicy(self._module, self.distribution, shape=self._shape, action_mask=mask)
+
+
+def _check_mask(mask: Tensor, distribution: ActionDistribution) -> None:
+    if not isinstance(distribution, Categorical | MultiCategorical):
+        raise ValueError("expected no action mask for Box actions, got one; bounds are the space's business")
+    if mask.dtype != torch.bool or mask.shape[-1] != distribution.num_inputs:
+        raise ValueError(
+            f"expected a bool action mask [B, {distribution.num_inputs}], got {mask.dtype} "
+            f"{tuple(mask.shape)}"
+        )

@@ -1,0 +1,196 @@
+"""The portable artefact of a victim: ``victim.json`` (what it is) and ``victim.safetensors`` (its numbers).
+
+No pickle: a file from a stranger can be wrong, but it cannot run code. The JSON carries a checksum of the
+numbers, because safetensors has none and one flipped bit in a weight would go unnoticed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load, save
+from torch import Tensor, nn
+
+from marl_aajr.victims.filters import ObservationFilter
+from marl_aajr.victims.layers import build, describe, flatten
+from marl_aajr.victims.spaces import space_from_json, space_to_json
+from marl_aajr.victims.victim import Victim
+
+FORMAT = "marl_aajr.victim"
+VERSION = 1
+DESCRIPTION = "victim.json"
+NUMBERS = "victim.safetensors"
+
+
+def save_victim(victim: Victim, folder: Path | str) -> Path:
+    """Write a victim; a folder that holds one already is replaced.
+
+    Nothing is left half written: the files appear under a temporary name and move into place together.
+
+    Args:
+        victim: what to save.
+        folder: where; its parents are made.
+
+    Returns:
+        The folder.
+
+    Raises:
+        ValueError: the folder holds something else, or a network has a layer that cannot be described.
+    """
+    folder = Path(folder)
+    _check_place(folder)
+    networks = {name: flatten(module) for name, module in victim.modules.items()}
+    numbers = save(_numbers(victim, networks))
+    description = _describe(victim, networks) | {"sha256": hashlib.sha256(numbers).hexdigest()}
+    try:
+        text = json.dumps(description, indent=1, allow_nan=False)
+    except TypeError as error:
+        raise ValueError(f"expected env_kwargs of JSON values, got {victim.env_kwargs} ({error})") from None
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}.") as scratch:
+        fresh = Path(scratch) / "new"
+        fresh.mkdir()
+        (fresh / DESCRIPTION).write_text(text, encoding="utf-8")
+        (fresh / NUMBERS).write_bytes(numbers)
+        if folder.exists():
+            os.rename(folder, Path(scratch) / "old")
+        os.rename(fresh, folder)
+    return folder
+
+
+def load_victim(folder: Path | str) -> Victim:
+    """Read a victim that :func:`save_victim` wrote: its outputs are the same to the last bit.
+
+    Raises:
+        ValueError: no victim there, a file of something else or of a newer version, or a damaged file.
+    """
+    folder = Path(folder)
+    description = _read_description(folder / DESCRIPTION)
+    numbers = _read_numbers(folder / NUMBERS, description)
+    try:
+        return _assemble(description, numbers)
+    except (KeyError, TypeError, AttributeError, RuntimeError, ValueError) as error:
+        reason = f"lacks {error}" if isinstance(error, KeyError) else str(error).splitlines()[0]
+        raise ValueError(f"{folder / DESCRIPTION} is damaged: {reason}; save the victim again") from error
+
+
+def _check_place(folder: Path) -> None:
+    if folder.is_dir():
+        foreign = sorted(set(os.listdir(folder)) - {DESCRIPTION, NUMBERS})
+        if foreign:
+            raise ValueError(
+                f"expected {folder} to be new, empty or a saved victim, got a folder with {foreign[0]}; "
+                "choose another"
+            )
+    elif folder.exists():
+        raise ValueError(f"expected {folder} to be a folder, got a file; choose another")
+
+
+def _describe(victim: Victim, networks: dict[str, nn.Sequential]) -> dict[str, Any]:
+    return {
+        "format": FORMAT,
+        "version": VERSION,
+        "env": {"name": victim.env_name, "kwargs": dict(victim.env_kwargs)},
+        "agents": [
+            {
+                "agent": agent,
+                "module": module_id,
+                "observation_space": space_to_json(victim.observation_spaces[agent]),
+                "action_space": space_to_json(victim.action_spaces[agent]),
+                "filter": None if (seen := victim.filters.get(agent)) is None else {"clip": seen.clip},
+            }
+            for agent, module_id in victim.module_of.items()
+        ],
+        "modules": {name: describe(network) for name, network in networks.items()},
+        "normalize_actions": victim.normalize_actions,
+        "clip_actions": victim.clip_actions,
+    }
+
+
+def _numbers(victim: Victim, networks: dict[str, nn.Sequential]) -> dict[str, Tensor]:
+    numbers = {
+        f"modules/{name}/{key}": value.detach().cpu().contiguous()
+        for name, network in networks.items()
+        for key, value in network.state_dict().items()
+    }
+    for agent, observed in victim.filters.items():
+        if observed is not None:
+            numbers[f"filters/{agent}/mean"] = observed.mean.cpu().contiguous()
+            numbers[f"filters/{agent}/std"] = observed.std.cpu().contiguous()
+    return numbers
+
+
+def _read_description(path: Path) -> dict[str, Any]:
+    try:
+        description = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ValueError(
+            f"expected a saved victim in {path.parent}, got no {path.name}; "
+            "finish the training, which saves one, or name another folder"
+        ) from None
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} is damaged: {error}; save the victim again") from None
+    if not isinstance(description, dict) or description.get("format") != FORMAT:
+        raise ValueError(f"expected a victim in {path}, got a file of something else; name another folder")
+    if description.get("version") != VERSION:
+        raise ValueError(
+            f"expected version {VERSION} in {path}, got {description.get('version')!r}; "
+            "load it with the marl_aajr that wrote it"
+        )
+    return description
+
+
+def _read_numbers(path: Path, description: dict[str, Any]) -> dict[str, Tensor]:
+    try:
+        content = path.read_bytes()
+    except FileNotFoundError:
+        raise ValueError(f"expected {path}, got no such file; save the victim again") from None
+    if hashlib.sha256(content).hexdigest() != description.get("sha256"):
+        raise ValueError(
+            f"{path} is damaged: its checksum is not the one in {DESCRIPTION}; save the victim again"
+        )
+    try:
+        return load(content)
+    except SafetensorError as error:
+        raise ValueError(f"{path} is damaged: {error}; save the victim again") from None
+
+
+def _assemble(description: dict[str, Any], numbers: dict[str, Tensor]) -> Victim:
+    agents = {entry["agent"]: entry for entry in description["agents"]}
+    return Victim(
+        module_of={agent: entry["module"] for agent, entry in agents.items()},
+        modules={
+            name: _network(layers, _under(numbers, f"modules/{name}/"))
+            for name, layers in description["modules"].items()
+        },
+        observation_spaces={a: space_from_json(entry["observation_space"]) for a, entry in agents.items()},
+        action_spaces={a: space_from_json(entry["action_space"]) for a, entry in agents.items()},
+        filters={
+            agent: ObservationFilter(**_under(numbers, f"filters/{agent}/"), clip=entry["filter"]["clip"])
+            for agent, entry in agents.items()
+            if entry["filter"] is not None
+        },
+        normalize_actions=description["normalize_actions"],
+        clip_actions=description["clip_actions"],
+        env_name=description["env"]["name"],
+        env_kwargs=description["env"]["kwargs"],
+    )
+
+
+def _under(numbers: dict[str, Tensor], prefix: str) -> dict[str, Any]:
+    return {key.removeprefix(prefix): value for key, value in numbers.items() if key.startswith(prefix)}
+
+
+def _network(layers: list[dict[str, Any]], weights: dict[str, Tensor]) -> nn.Sequential:
+    # On the meta device nothing is initialised, so that loading draws no global random numbers.
+    with torch.device("meta"):
+        network = build(layers)
+    network.load_state_dict(weights, assign=True)
+    return network

@@ -1,0 +1,165 @@
+"""A victim: a frozen team of policies that plays without Ray, exactly as it played in training.
+
+The way of one observation: filter, float32 and flat (the network's inputs ``[B, d]``, which an adversary
+perturbs); module (distribution inputs ``[B, m]``); greedy or sampled action; Box mapping.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from copy import deepcopy
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from marl_aajr.distributions import ActionDistribution, from_space
+from marl_aajr.victims.checks import check_agents, check_network
+from marl_aajr.victims.filters import ObservationFilter
+from marl_aajr.victims.policy import VictimPolicy
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Victim:
+    """A frozen team of policies. The modules are copied, in evaluation mode and without gradients.
+
+    Attributes:
+        module_of: agent -> module id; its order is the order of the agents.
+        modules: module id -> network from one observation batch ``[B, *shape]`` to distribution inputs.
+        observation_spaces: agent -> Box, as the environment gives them (before the filter).
+        action_spaces: agent -> Discrete, MultiDiscrete or one-dimensional Box.
+        filters: agent -> its frozen observation filter; None, or no entry: none.
+        normalize_actions: RLlib's setting of the same name: bounded Box actions are mapped from [-1, 1] to
+            the bounds, then clipped to them.
+        clip_actions: RLlib's setting of the same name, which acts where ``normalize_actions`` does not.
+        env_name: the environment that it was trained on.
+        env_kwargs: and its keyword arguments, JSON values.
+
+    Raises:
+        ValueError: agents without module or space, agents of one module with different spaces, a space
+            that is not supported, or a network that does not fit its spaces.
+    """
+
+    module_of: Mapping[str, str]
+    modules: Mapping[str, nn.Module]
+    observation_spaces: Mapping[str, gym.Space[Any]]
+    action_spaces: Mapping[str, gym.Space[Any]]
+    filters: Mapping[str, ObservationFilter | None] = field(default_factory=dict)
+    normalize_actions: bool = True
+    clip_actions: bool = False
+    env_name: str = ""
+    env_kwargs: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        check_agents(self)
+        frozen = {name: _frozen(module) for name, module in self.modules.items()}
+        object.__setattr__(self, "modules", frozen)
+        for module_id in frozen:
+            check_network(self, module_id)
+
+    @property
+    def agents(self) -> tuple[str, ...]:
+        """All agents, in the environment's order."""
+        return tuple(self.module_of)
+
+    @cached_property
+    def distributions(self) -> dict[str, ActionDistribution]:
+        """Module id -> the kind of its action distribution."""
+        return {module_id: from_space(self.action_spaces[a]) for a, module_id in self.module_of.items()}
+
+    def agents_of(self, module_id: str) -> tuple[str, ...]:
+        """The agents that a module plays for."""
+        return tuple(agent for agent, name in self.module_of.items() if name == module_id)
+
+    def policy(self, agent: str, *, action_mask: Tensor | None = None) -> VictimPolicy:
+        """The policy of an agent, on network inputs ``[B, d]`` (see :meth:`inputs`).
+
+        Args:
+            agent: one of :attr:`agents`; agents of one module have the same policy.
+            action_mask: legal actions of each row, ``[B, m]`` bool.
+        """
+        module_id = self.module_of[agent]
+        shape = self.observation_spaces[agent].shape
+        assert shape is not None
+        return VictimPolicy(
+            self.modules[module_id], self.distributions[module_id], shape=shape, action_mask=action_mask
+        )
+
+    def inputs(self, agent: str, obs: Tensor) -> Tensor:
+        """What the network of an agent receives: filtered, float32, flat; ``[B, *shape] -> [B, d]``."""
+        if (observed := self.filters.get(agent)) is not None:
+            obs = observed(obs)
+        return obs.float().flatten(1)
+
+    def greedy(self, agent: str, outputs: Tensor) -> Tensor:
+        """The most likely action for the environment, ``[B, m] -> [B, ...]``."""
+        return self._to_environment(agent, self.distributions[self.module_of[agent]].mode(outputs))
+
+    def sample(self, agent: str, outputs: Tensor, *, generator: torch.Generator) -> Tensor:
+        """A random action for the environment, ``[B, m] -> [B, ...]``."""
+        distribution = self.distributions[self.module_of[agent]]
+        return self._to_environment(agent, distribution.sample(outputs, generator=generator))
+
+    @torch.no_grad()
+    def act(self, obs: Mapping[str, Any], *, generator: torch.Generator | None = None) -> dict[str, Any]:
+        """Actions for one step of a PettingZoo environment.
+
+        Args:
+            obs: observation of each agent that must act: an array, or a dict with ``"observation"`` and
+                ``"action_mask"``.
+            generator: source of random actions; None: greedy.
+
+        Example:
+            >>> obs, rewards, *_ = env.step(victim.act(obs))
+        """
+        actions = {}
+        for agent, given in obs.items():
+            seen, mask = (
+                (given["observation"], given["action_mask"]) if isinstance(given, Mapping) else (given, None)
+            )
+            legal = None if mask is None else torch.as_tensor(np.asarray(mask)).bool()[None]
+            inputs = self.inputs(agent, torch.as_tensor(np.asarray(seen))[None])
+            outputs = self.policy(agent, action_mask=legal)(inputs)
+            if generator is None:
+                action = self.greedy(agent, outputs)
+            else:
+                action = self.sample(agent, outputs, generator=generator)
+            discrete = isinstance(self.action_spaces[agent], gym.spaces.Discrete)
+            actions[agent] = int(action[0]) if discrete else action[0].numpy()
+        return actions
+
+    def save(self, folder: Path | str) -> Path:
+        """Write the portable artefact; see :func:`~marl_aajr.victims.store.save_victim`."""
+        from marl_aajr.victims.store import save_victim
+
+        return save_victim(self, folder)
+
+    @staticmethod
+    def load(folder: Path | str) -> Victim:
+        """Read a portable artefact; see :func:`~marl_aajr.victims.store.load_victim`."""
+        from marl_aajr.victims.store import load_victim
+
+        return load_victim(folder)
+
+    def _to_environment(self, agent: str, action: Tensor) -> Tensor:
+        space = self.action_spaces[agent]
+        if not isinstance(space, gym.spaces.Box):
+            return action
+        low, high = (torch.from_numpy(bound).to(action.device) for bound in (space.low, space.high))
+        if self.normalize_actions:
+            if not space.is_bounded():
+                return action
+            # RLlib's expression, in its order of operations: the last bit depends on it.
+            action = low + (action + 1.0) * (high - low) / 2.0
+        elif not self.clip_actions:
+            return action
+        return action.clamp(low, high)
+
+
+def _frozen(module: nn.Module) -> nn.Module:
+    return deepcopy(module).eval().requires_grad_(False)
