@@ -11,11 +11,12 @@ Source: arXiv 2603.04378; steps as in Madry 2018 (arXiv 1706.06083).
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor
 
+from marl_aajr.checks import one_of
 from marl_aajr.numerics import check_finite
 from marl_aajr.objectives import BoundObjective, Clean, Objective
 from marl_aajr.policy import Policy
@@ -23,7 +24,7 @@ from marl_aajr.threat import PerturbationSet
 
 Step = Literal["sign", "normalized", "raw"]
 Start = Literal["zero", "random"]
-STEPS: tuple[Step, ...] = ("sign", "normalized", "raw")
+STEPS: tuple[Step, ...] = get_args(Step)
 
 _DIRECTION_TOLERANCE = 16.0
 """Gradients below this many rounding units of the batch's largest gradient carry no direction."""
@@ -158,8 +159,7 @@ def _checked_start(
 ) -> Start:
     if steps < 1:
         raise ValueError(f"expected steps ≥ 1, got {steps}")
-    if step not in STEPS:
-        raise ValueError(f"expected a step out of {', '.join(STEPS)}, got {step!r}")
+    one_of("step", step, STEPS)
     if start is None:
         start = "random" if objective.flat_at_zero else "zero"
     if start == "zero" and objective.flat_at_zero:

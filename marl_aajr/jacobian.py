@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
+from marl_aajr.checks import one_of
 from marl_aajr.policy import Policy
 
 JVPBackend = Literal["forward", "central"]
@@ -65,6 +66,5 @@ def jvp(
     Returns:
         f(x) and J(x) u, both ``[B, ..., m]``.
     """
-    if backend not in BACKENDS:
-        raise ValueError(f"expected a backend out of {', '.join(BACKENDS)}, got {backend!r}")
+    one_of("backend", backend, BACKENDS)
     return BACKENDS[backend](policy, obs, direction)

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from marl_aajr.checks import one_of
 from marl_aajr.distributions import (
     MASKED_LOGIT,
     ActionDistribution,
@@ -139,6 +140,5 @@ def make_objective(objective: str | Objective) -> Objective:
     """
     if isinstance(objective, Objective):
         return objective
-    if objective not in OBJECTIVES:
-        raise ValueError(f"expected an objective out of {', '.join(OBJECTIVES)}, got {objective!r}")
+    one_of("objective", objective, OBJECTIVES)
     return OBJECTIVES[objective]

@@ -16,6 +16,7 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
+from marl_aajr.checks import one_of
 from marl_aajr.distributions import (
     MASKED_LOGIT,
     ActionDistribution,
@@ -26,12 +27,12 @@ from marl_aajr.distributions import (
 OutputMap = Literal["logits", "mean", "probs", "fisher"]
 Metric = Literal["detached", "full"]
 OUTPUT_MAPS: tuple[OutputMap, ...] = get_args(OutputMap)
+METRICS: tuple[Metric, ...] = get_args(Metric)
 
 
 def check_output_map(output: str, distribution: ActionDistribution) -> None:
     """Raise ``ValueError`` where the map is unknown or not defined for this distribution."""
-    if output not in OUTPUT_MAPS:
-        raise ValueError(f"expected an output map out of {', '.join(OUTPUT_MAPS)}, got {output!r}")
+    one_of("output", output, OUTPUT_MAPS)
     gaussian = isinstance(distribution, DiagGaussian)
     if output == "probs" and gaussian:
         raise ValueError("expected 'logits', 'mean' or 'fisher' for a Gaussian policy, got 'probs'")

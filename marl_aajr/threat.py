@@ -11,10 +11,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from math import isfinite
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor
+
+from marl_aajr.checks import one_of
 
 Norm = Literal["linf", "l2"]
 _BISECTIONS = 60
@@ -47,8 +49,7 @@ class PerturbationSet:
                 f"expected a finite epsilon > 0, got {self.epsilon}; for no perturbation use no attack "
                 "and no regularizer"
             )
-        if self.norm not in ("linf", "l2"):
-            raise ValueError(f"expected norm 'linf' or 'l2', got {self.norm!r}")
+        one_of("norm", self.norm, get_args(Norm))
         for name in ("mask", "scale", "low", "high"):
             value = getattr(self, name)
             if value is not None and not isinstance(value, int | float):
@@ -60,12 +61,11 @@ class PerturbationSet:
 
     def preconditioner(self, like: Tensor) -> Tensor | None:
         """M = mask · scale as ``[d]``, or None where it is the identity."""
-        if self.mask is None and self.scale is None:
-            return None
-        mask = None if self.mask is None else tuple(float(m) for m in self.mask)
-        if mask is None or self.scale is None:
-            return _features(mask or self.scale, "mask or scale", like)
-        return _features(mask, "mask", like) * _features(self.scale, "scale", like)
+        mask = None if self.mask is None else _features(self.mask, "mask", like)
+        scale = None if self.scale is None else _features(self.scale, "scale", like)
+        if mask is None or scale is None:
+            return scale if mask is None else mask
+        return mask * scale
 
     def size(self, delta: Tensor) -> Tensor:
         """‖δ / scale‖ in the set's norm, ``[...]``."""
@@ -78,7 +78,7 @@ class PerturbationSet:
         """Whether δ lies in Δ(obs), up to rounding, ``[...]`` bool; False for non-finite rows."""
         inside = self.size(delta) <= self.epsilon * (1 + _TOLERANCE)
         if self.mask is not None:
-            fixed = 1 - _features(tuple(float(m) for m in self.mask), "mask", delta)
+            fixed = 1 - _features(self.mask, "mask", delta)
             inside &= (delta * fixed == 0).all(-1)
         low, high = self._interval(obs)
         slack = _TOLERANCE * self.epsilon
@@ -106,7 +106,7 @@ class PerturbationSet:
             upper = radius if high is None else torch.minimum(high, radius)
             return delta.clamp(lower, upper)
         if self.mask is not None:
-            delta = delta * _features(tuple(float(m) for m in self.mask), "mask", delta)
+            delta = delta * _features(self.mask, "mask", delta)
         if low is None and high is None and self.scale is None:
             norm = torch.linalg.vector_norm(delta, dim=-1, keepdim=True)
             return delta * (self.epsilon / norm.clamp_min(self.epsilon))
@@ -119,7 +119,7 @@ class PerturbationSet:
         else:
             unit = torch.empty_like(obs).normal_(generator=generator)
             if self.mask is not None:
-                unit = unit * _features(tuple(float(m) for m in self.mask), "mask", obs)
+                unit = unit * _features(self.mask, "mask", obs)
             free = obs.shape[-1] if self.mask is None else sum(self.mask)
             radius = torch.empty(obs.shape[:-1], dtype=obs.dtype, device=obs.device)
             radius = radius.uniform_(generator=generator).pow(1 / free).unsqueeze(-1)
@@ -163,8 +163,7 @@ def _clamp(x: Tensor, low: Tensor | None, high: Tensor | None) -> Tensor:
     return x if low is None and high is None else x.clamp(low, high)
 
 
-def _features(values: float | Sequence[float] | None, name: str, like: Tensor) -> Tensor:
-    assert values is not None
+def _features(values: float | Sequence[float], name: str, like: Tensor) -> Tensor:
     tensor = _constant(values if isinstance(values, float | int) else tuple(values), like.dtype, like.device)
     if tensor.ndim and tensor.shape[-1] != like.shape[-1]:
         raise ValueError(

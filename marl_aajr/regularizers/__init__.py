@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
+from marl_aajr.checks import one_of
 from marl_aajr.regularizers.aajr import AAJR
 from marl_aajr.regularizers.base import Evaluation, Regularizer, Sample, ppo_policy_loss
 
@@ -28,8 +29,7 @@ def make_regularizer(name: str, **settings: Any) -> Regularizer:
     Raises:
         ValueError: unknown name or setting (the known ones are listed), or a value out of range.
     """
-    if name not in REGULARIZERS:
-        raise ValueError(f"expected a regularizer out of {', '.join(REGULARIZERS)}, got {name!r}")
+    one_of("regularizer", name, REGULARIZERS)
     cls = REGULARIZERS[name]
     known = [field.name for field in dataclasses.fields(cls)]  # type: ignore[arg-type]
     if unknown := sorted(set(settings) - set(known)):

@@ -17,11 +17,12 @@ import torch
 from torch import Tensor
 
 from marl_aajr.ascent import STEPS, Step, Trajectory, ascend
+from marl_aajr.checks import one_of
 from marl_aajr.distributions import ActionDistribution
 from marl_aajr.jacobian import BACKENDS, JVPBackend, jvp
 from marl_aajr.numerics import check_finite
-from marl_aajr.objectives import make_objective
-from marl_aajr.outputs import Metric, OutputMap, check_output_map, squared_gain
+from marl_aajr.objectives import OBJECTIVES, make_objective
+from marl_aajr.outputs import METRICS, OUTPUT_MAPS, Metric, OutputMap, check_output_map, squared_gain
 from marl_aajr.regularizers.base import Evaluation, Regularizer, Sample
 from marl_aajr.schedules import Schedule, as_schedule, maximum, value_at
 from marl_aajr.threat import Norm, PerturbationSet
@@ -90,13 +91,11 @@ class AAJR(Regularizer):
             raise ValueError(f"expected a step_size > 0, got {self.step_size!r}")
         if not 0 < self.sample_fraction <= 1:
             raise ValueError(f"expected a sample_fraction in (0, 1], got {self.sample_fraction!r}")
-        if self.backend not in BACKENDS:
-            raise ValueError(f"expected a backend out of {', '.join(BACKENDS)}, got {self.backend!r}")
-        if self.metric not in ("detached", "full"):
-            raise ValueError(f"expected metric 'detached' or 'full', got {self.metric!r}")
-        if self.step not in STEPS:
-            raise ValueError(f"expected a step out of {', '.join(STEPS)}, got {self.step!r}")
-        make_objective(self.objective)
+        one_of("step", self.step, STEPS)
+        one_of("objective", self.objective, OBJECTIVES)
+        one_of("output", self.output, OUTPUT_MAPS)
+        one_of("metric", self.metric, METRICS)
+        one_of("backend", self.backend, BACKENDS)
         self.perturbations(0)
 
     def perturbations(self, timestep: float) -> PerturbationSet:

@@ -1,0 +1,330 @@
+"""The plug-in on real PPO learners: what it adds, what it leaves alone, what it refuses."""
+
+from __future__ import annotations
+
+import math
+import pickle
+from dataclasses import replace
+from typing import Any
+
+import cloudpickle
+import gymnasium as gym
+import numpy as np
+import pytest
+import torch
+from ray.rllib.algorithms.ppo.torch.ppo_torch_learner import PPOTorchLearner
+from ray.rllib.core.columns import Columns
+from ray.rllib.core.learner.learner import Learner
+from ray.rllib.core.rl_module.default_model_config import DefaultModelConfig
+from ray.rllib.examples.rl_modules.classes.action_masking_rlm import ActionMaskingTorchRLModule
+
+from marl_aajr import AAJR, robustify
+from marl_aajr.ascent import ascend
+from marl_aajr.distributions import Categorical
+from marl_aajr.numerics import NonFiniteError
+from marl_aajr.objectives import KL
+from marl_aajr.regularizers import Regularizer
+from marl_aajr.rllib.internals import actor_forward
+from marl_aajr.rllib.learner import RobustLearnerMixin, robust_learner_class
+from marl_aajr.rllib.policy import module_distribution, module_policy
+from tests.networks import generator
+from tests.rllib.learners import build_learner, ppo_batch, ppo_config, update, weights
+
+ACTIVE = AAJR(coefficient=0.1, adversarial_weight=0.5, epsilon=0.2)
+METRICS = {
+    "penalty",
+    "loss_share",
+    "gain_mean",
+    "gain_max",
+    "objective_gain",
+    "monotone_fraction",
+    "no_direction_fraction",
+    "nonfinite",
+    "seconds",
+}
+
+
+def trained(
+    regularizer: Regularizer | dict[str, Regularizer] | None, *modules: str, **kwargs: Any
+) -> tuple[Learner, Any]:
+    config = ppo_config(*(modules or ("a", "b")))
+    if regularizer is not None:
+        config = robustify(config, regularizer)
+    learner = build_learner(config, **kwargs)
+    return learner, update(learner, ppo_batch(learner))
+
+
+def same(left: dict[str, torch.Tensor], right: dict[str, torch.Tensor], module_id: str = "") -> bool:
+    names = [name for name in left if name.startswith(module_id)]
+    assert names
+    return all(torch.equal(left[name], right[name]) for name in names)
+
+
+def test_lambda_and_kappa_zero_are_the_unmodified_learner_bit_for_bit() -> None:
+    plain, _ = trained(None)
+    zero, results = trained(replace(ACTIVE, coefficient=0, adversarial_weight=0))
+    assert same(weights(plain), weights(zero))
+    assert "aajr" not in results["a"]
+    # The same comparison fails where the penalty is on.
+    assert not same(weights(plain), weights(trained(ACTIVE)[0]))
+
+
+def test_only_the_named_module_is_regularised() -> None:
+    plain, _ = trained(None)
+    one, results = trained({"a": ACTIVE})
+    assert not same(weights(plain), weights(one), "a/")
+    assert same(weights(plain), weights(one), "b/")
+    assert "aajr" in results["a"]
+    assert "aajr" not in results["b"]
+
+
+def test_modules_keep_settings_of_their_own() -> None:
+    both, _ = trained({"a": ACTIVE, "b": replace(ACTIVE, coefficient=0.0)})
+    alone, _ = trained({"a": ACTIVE})
+    assert same(weights(both), weights(alone), "a/")
+    assert not same(weights(both), weights(alone), "b/")
+
+
+def test_metrics_are_logged_per_module() -> None:
+    _, results = trained(ACTIVE)
+    for module_id in ("a", "b"):
+        metrics = {key: float(stats.peek()) for key, stats in results[module_id]["aajr"].items()}
+        assert set(metrics) == METRICS
+        assert all(math.isfinite(value) for value in metrics.values())
+        assert 0 < metrics["gain_mean"] <= metrics["gain_max"]
+        assert metrics["objective_gain"] > 0
+        assert 0 <= metrics["monotone_fraction"] <= 1
+        assert 0 < metrics["loss_share"] < 1
+        assert metrics["nonfinite"] == 0
+        assert metrics["seconds"] > 0
+
+
+def test_the_added_loss_is_the_regularizers(monkeypatch: pytest.MonkeyPatch) -> None:
+    learner = build_learner(robustify(ppo_config("a"), replace(ACTIVE, sample_fraction=1.0)))
+    assert isinstance(learner, RobustLearnerMixin)
+    seen: list[tuple[float, float, float]] = []
+    regularize = RobustLearnerMixin._regularize
+
+    def spy(self: Any, module_id: str, regularizer: Any, outputs: Any, loss: torch.Tensor) -> torch.Tensor:
+        added = regularize(self, module_id, regularizer, outputs, loss)
+        sample = self._sample(module_id, outputs)
+        trajectory = ascend(
+            sample.policy,
+            sample.obs,
+            KL(),
+            ACTIVE.perturbations(0),
+            steps=3,
+            step_size=0.1,
+            generator=self._generator(module_id),
+        )
+        ratio = sample.policy_loss(sample.policy(sample.obs + trajectory.deltas[-1]), sample).mean()
+        clean = sample.policy_loss(outputs, sample).mean()
+        penalty = self._records[module_id]["penalty"][-1]
+        seen.append((added.item(), (0.1 * penalty + 0.5 * (ratio - clean)).item(), clean.item()))
+        return added
+
+    monkeypatch.setattr(RobustLearnerMixin, "_regularize", spy)
+    results = update(learner, ppo_batch(learner))
+    for added, expected, _ in seen:
+        assert added == pytest.approx(expected, rel=1e-5)
+    # ℓ(s) is RLlib's own policy loss.
+    assert seen[-1][2] == pytest.approx(float(results["a"]["policy_loss"].peek()), abs=1e-6)
+
+
+def test_phantom_rows_never_count() -> None:
+    """GAE adds a row per chunk under LOSS_MASK=False: what it holds must not move a weight."""
+
+    def weights_with(fill: float) -> dict[str, torch.Tensor]:
+        learner = build_learner(robustify(ppo_config("a"), ACTIVE))
+        mask = np.ones(64, bool)
+        mask[::9] = False
+        batch = ppo_batch(learner, mask=mask)
+        batch.policy_batches["a"][Columns.OBS][~torch.from_numpy(mask)] = fill
+        update(learner, batch)
+        return weights(learner)
+
+    actor = {name: w for name, w in weights_with(0.0).items() if "critic" not in name and "vf" not in name}
+    other = weights_with(3.0)
+    for name, weight in actor.items():
+        torch.testing.assert_close(weight, other[name], atol=1e-7, rtol=1e-6)
+
+
+def test_same_seed_same_weights_and_another_seed_others() -> None:
+    def run(seed: int) -> dict[str, torch.Tensor]:
+        learner = build_learner(robustify(ppo_config("a", seed=seed), ACTIVE))
+        update(learner, ppo_batch(learner))
+        return weights(learner)
+
+    assert same(run(1), run(1))
+    assert not same(run(1), run(2))
+
+
+def test_no_global_random_number_is_drawn() -> None:
+    learner = build_learner(robustify(ppo_config("a"), ACTIVE))
+    batch = ppo_batch(learner)
+    update(learner, batch)
+    torch.manual_seed(5)
+    before = torch.get_rng_state()
+    learner.update(batch=batch, timesteps={}, num_epochs=1, minibatch_size=32)
+    assert torch.equal(before, torch.get_rng_state())
+
+
+def test_schedules_follow_the_environment_steps() -> None:
+    schedule: Any = [[0, 0.0], [1000, 0.0], [2000, 0.1]]
+    learner = build_learner(robustify(ppo_config("a"), AAJR(coefficient=schedule)))
+    batch = ppo_batch(learner)
+    assert "aajr" not in update(learner, batch, timestep=1000)["a"]
+    assert "aajr" in update(learner, batch, timestep=1001)["a"]
+
+
+def test_a_restored_learner_continues_to_the_same_weights() -> None:
+    config = robustify(ppo_config("a"), ACTIVE)
+    straight = build_learner(config)
+    batch = ppo_batch(straight)
+    update(straight, batch)
+    state = pickle.loads(cloudpickle.dumps(straight.get_state()))
+    update(straight, batch)
+
+    restored = build_learner(config, seed=7)
+    restored.set_state(state)
+    update(restored, batch)
+    assert same(weights(straight), weights(restored))
+
+    fresh_noise = build_learner(config, seed=7)
+    del state["marl_aajr"]
+    fresh_noise.set_state(state)
+    update(fresh_noise, batch)
+    assert not same(weights(straight), weights(fresh_noise))
+
+
+def test_weight_synchronisation_carries_no_regularizer_state() -> None:
+    learner = build_learner(robustify(ppo_config("a"), ACTIVE))
+    assert "marl_aajr" not in learner.get_state(components=["rl_module"])
+    assert "marl_aajr" in learner.get_state(not_components=["rl_module"])
+
+
+def test_nan_in_the_policy_stops_with_its_origin() -> None:
+    learner = build_learner(robustify(ppo_config("a"), ACTIVE))
+    batch = ppo_batch(learner)
+    with torch.no_grad():
+        learner.module["a"].unwrapped().pi.net.mlp[0].bias[0] = float("nan")
+    with pytest.raises(NonFiniteError, match=r"regularizer 'aajr' of module 'a'.*the policy's outputs: "):
+        update(learner, batch)
+
+
+@pytest.mark.parametrize(
+    ("action_space", "model"),
+    [
+        (gym.spaces.Discrete(3), DefaultModelConfig(fcnet_hiddens=[16], vf_share_layers=True)),
+        (gym.spaces.MultiDiscrete([2, 3]), DefaultModelConfig(fcnet_hiddens=[16])),
+        (gym.spaces.Box(-1, 1, (2,)), DefaultModelConfig(fcnet_hiddens=[16])),
+        (gym.spaces.Box(-1, 1, (2,)), DefaultModelConfig(fcnet_hiddens=[16], free_log_std=True)),
+    ],
+    ids=["shared encoder", "multi-discrete", "gaussian", "free log std"],
+)
+def test_action_spaces_and_encoders(action_space: gym.Space, model: DefaultModelConfig) -> None:
+    learner, results = trained(ACTIVE, "a", action_space=action_space, model=model)
+    assert float(results["a"]["aajr"]["penalty"].peek()) > 0
+    module = learner.module["a"].unwrapped()
+    distribution = module_distribution(module)
+    # Our pure functions against RLlib's own distribution, at the module's own outputs.
+    batch = dict(ppo_batch(learner).policy_batches["a"])
+    policy, obs = module_policy(module, batch, distribution)
+    theirs = module.get_train_action_dist_cls().from_logits(policy(obs))
+    actions = batch[Columns.ACTIONS]
+    torch.testing.assert_close(distribution.log_prob(policy(obs), actions), theirs.logp(actions))
+    torch.testing.assert_close(distribution.entropy(policy(obs)), theirs.entropy())
+
+
+def test_the_actor_alone_computes_what_the_whole_module_does() -> None:
+    learner, _ = trained(None, "a")
+    module = learner.module["a"].unwrapped()
+    batch = dict(ppo_batch(learner).policy_batches["a"])
+    forward, reads_obs_only = actor_forward(module)
+    assert reads_obs_only
+    assert torch.equal(forward(batch), module.forward_train(batch)[Columns.ACTION_DIST_INPUTS])
+
+
+def test_rllibs_action_masking_module_is_served(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It pops the mask from its batch in place; masked actions stay masked at perturbed observations."""
+    observation, actions = gym.spaces.Box(-1, 1, (4,), np.float32), gym.spaces.Discrete(3)
+    space = gym.spaces.Dict({"observations": observation, "action_mask": gym.spaces.Box(0, 1, (3,))})
+    module = ActionMaskingTorchRLModule(
+        observation_space=space, action_space=actions, model_config={"fcnet_hiddens": [8]}
+    )
+    rows = 6
+    obs = torch.randn(rows, 4, generator=generator())
+    mask = torch.tensor([[1.0, 1.0, 0.0]] * rows)
+    batch = {Columns.OBS: obs, "action_mask": mask}  # as the GAE connector leaves it
+    policy, flat = module_policy(module, batch, Categorical(3))
+    assert torch.equal(flat, obs)
+    trajectory = ascend(
+        policy.select(torch.arange(3)),
+        flat[:3],
+        KL(),
+        ACTIVE.perturbations(0),
+        steps=2,
+        step_size=0.1,
+        generator=generator(),
+    )
+    perturbed = policy.select(torch.arange(3))(flat[:3] + trajectory.deltas[-1])
+    assert (perturbed.argmax(-1) < 2).all()
+    assert (perturbed[:, 2] < -1e30).all()
+    assert policy.repeat(2)(torch.cat([flat, flat])).shape == (12, 3)
+
+
+def test_learner_classes_of_the_users_own_are_extended_not_replaced() -> None:
+    class MyLearner(PPOTorchLearner):
+        pass
+
+    config = ppo_config("a").learners(learner_class=MyLearner, learner_config_dict={"mine": 1})
+    config = robustify(config, ACTIVE)
+    assert issubclass(config.learner_class, MyLearner)
+    assert config.learner_config_dict["mine"] == 1
+    assert robust_learner_class(config.learner_class) is config.learner_class
+
+
+def test_the_configuration_travels_to_remote_learners() -> None:
+    config = robustify(ppo_config("a"), ACTIVE)
+    copy = pickle.loads(cloudpickle.dumps(config.learner_class))
+    assert issubclass(copy, RobustLearnerMixin)
+    assert issubclass(copy, PPOTorchLearner)
+
+
+class NotTorch(Learner):
+    pass
+
+
+@pytest.mark.parametrize(
+    ("configure", "regularizer", "message"),
+    [
+        (lambda c: c, {"c": ACTIVE}, "expected a module id out of a, b, got 'c'; declare it"),
+        (lambda c: c, {}, "expected a regularizer or"),
+        (lambda c: c, "aajr", "expected a regularizer or"),
+        (lambda c: c, {"a": "aajr"}, "expected a regularizer for module 'a', got 'aajr'"),
+        (lambda c: c.learners(learner_class=NotTorch), ACTIVE, "derived from TorchLearner, got .*NotTorch"),
+        (
+            lambda c: c.api_stack(
+                enable_rl_module_and_learner=False, enable_env_runner_and_connector_v2=False
+            ),
+            ACTIVE,
+            "expected RLlib's new API stack",
+        ),
+    ],
+)
+def test_bad_input_is_refused(configure: Any, regularizer: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        robustify(configure(ppo_config("a", "b")), regularizer)
+
+
+def test_integer_observations_are_refused() -> None:
+    learner, _ = trained(None, "a")
+    module = learner.module["a"].unwrapped()
+    with pytest.raises(ValueError, match=r"expected observations with floating-point.*torch.uint8"):
+        module_policy(module, {Columns.OBS: torch.zeros(2, 4, dtype=torch.uint8)}, Categorical(3))
+
+
+def test_settings_that_do_not_fit_the_module_are_refused_when_the_learner_is_built() -> None:
+    config = robustify(ppo_config("a"), AAJR(output="probs"))
+    with pytest.raises(ValueError, match="for a Gaussian policy, got 'probs'"):
+        build_learner(config, action_space=gym.spaces.Box(-1, 1, (2,)))

@@ -1,0 +1,136 @@
+"""Jacobian-vector products against the dense Jacobian, and output maps against their definitions."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch.func import jacrev, vmap
+
+from marl_aajr.distributions import ActionDistribution, Categorical, DiagGaussian, MultiCategorical
+from marl_aajr.jacobian import BACKENDS, JVPBackend, jvp
+from marl_aajr.outputs import OUTPUT_MAPS, OutputMap, check_output_map, squared_gain
+from marl_aajr.policy import ModulePolicy
+from tests.networks import DISTRIBUTIONS, linear_policy, observations, tanh_policy
+
+each_backend = pytest.mark.parametrize("backend", BACKENDS)
+
+
+@each_backend
+def test_a_linear_policys_product_is_its_weight(backend: JVPBackend) -> None:
+    weight, obs, u = observations(3, 6, seed=9), observations(), observations(seed=1)
+    outputs, tangent = jvp(linear_policy(weight), obs, u, backend=backend)
+    torch.testing.assert_close(outputs, obs @ weight.T)
+    torch.testing.assert_close(tangent, u @ weight.T)
+
+
+@each_backend
+@pytest.mark.parametrize("distribution", DISTRIBUTIONS, ids=repr)
+def test_backends_equal_jacrev(backend: JVPBackend, distribution: ActionDistribution) -> None:
+    policy, obs, u = tanh_policy(distribution), observations(), observations(seed=1)
+    _, tangent = jvp(policy, obs, u, backend=backend)
+    dense = vmap(jacrev(policy.module))(obs)
+    tolerance = 1e-12 if backend == "forward" else 1e-8
+    torch.testing.assert_close(tangent, (dense @ u[..., None])[..., 0], atol=tolerance, rtol=0)
+
+
+def test_backends_agree_in_float32() -> None:
+    policy = tanh_policy(Categorical(5), dtype=torch.float32)
+    obs, u = observations(dtype=torch.float32), observations(seed=1, dtype=torch.float32)
+    forward, central = (jvp(policy, obs, u, backend=b)[1] for b in ("forward", "central"))
+    torch.testing.assert_close(forward, central, atol=5e-4, rtol=1e-3)
+
+
+@each_backend
+def test_the_penalty_is_differentiable_in_the_parameters(backend: JVPBackend) -> None:
+    policy = tanh_policy(Categorical(5))
+    _, tangent = jvp(policy, observations(), observations(seed=1), backend=backend)
+    tangent.square().sum().backward()
+    assert isinstance(policy.module, torch.nn.Module)
+    first = next(policy.module.parameters())
+    assert first.grad is not None
+    assert first.grad.abs().sum() > 0
+
+
+@each_backend
+def test_outputs_that_ignore_the_observation_have_gain_zero(backend: JVPBackend) -> None:
+    policy = ModulePolicy(lambda x: torch.ones(len(x), 3, dtype=x.dtype), Categorical(3))
+    assert (jvp(policy, observations(), observations(seed=1), backend=backend)[1] == 0).all()
+
+
+def test_an_unknown_backend_is_refused() -> None:
+    backend: Any = "reverse"
+    with pytest.raises(ValueError, match="out of forward, central; got 'reverse'"):
+        jvp(tanh_policy(Categorical(5)), observations(), observations(), backend=backend)
+
+
+@pytest.mark.parametrize(
+    ("distribution", "output"),
+    [
+        (distribution, output)
+        for distribution in DISTRIBUTIONS
+        for output in OUTPUT_MAPS
+        if output != ("probs" if isinstance(distribution, DiagGaussian) else "mean")
+    ],
+    ids=str,
+)
+def test_output_maps_equal_the_norm_of_their_own_jacobian(
+    output: OutputMap, distribution: ActionDistribution
+) -> None:
+    """‖J_φ u‖² with J_φ of the composed map by jacrev; Fisher by its matrix, the Hessian of KL."""
+    check_output_map(output, distribution)
+    policy, obs, u = tanh_policy(distribution), observations(), observations(seed=1)
+    outputs, tangent = jvp(policy, obs, u)
+    ours = squared_gain(output, distribution, outputs, tangent)
+
+    def phi(x: torch.Tensor) -> torch.Tensor:
+        y: torch.Tensor = policy.module(x)
+        if output == "probs" and isinstance(distribution, MultiCategorical):
+            return torch.cat([part.softmax(-1) for part in distribution.split(y)], -1)
+        if output == "probs":
+            return y.softmax(-1)
+        return y[: distribution.k] if output == "mean" and isinstance(distribution, DiagGaussian) else y
+
+    for i in range(len(obs)):
+        if output == "fisher":
+            y0 = policy(obs[i]).detach()
+            hessian = torch.func.hessian(lambda y, y0=y0: distribution.kl(y0, y))(y0)
+            expected = tangent[i] @ hessian @ tangent[i]
+        else:
+            expected = (jacrev(phi)(obs[i]) @ u[i]).square().sum()
+        torch.testing.assert_close(ours[i], expected)
+
+
+def test_a_detached_metric_sends_no_gradient_through_the_probabilities() -> None:
+    """With the metric detached, the derivative with respect to a bias, which moves p but not J u, is zero."""
+    obs, u = observations(4, 3), observations(4, 3, seed=1)
+    for metric, silent in (("detached", True), ("full", False)):
+        policy = linear_policy(observations(5, 3, seed=2), bias=observations(1, 5, seed=3)[0])
+        outputs, tangent = jvp(policy, obs, u)
+        chosen: Any = metric
+        squared_gain("fisher", Categorical(5), outputs, tangent, metric=chosen).sum().backward()
+        assert isinstance(policy.module, torch.nn.Linear)
+        gradient = policy.module.bias.grad
+        assert (gradient is None or bool((gradient == 0).all())) == silent
+
+
+def test_masked_logits_have_no_gain() -> None:
+    outputs = torch.tensor([[1.0, 2.0, torch.finfo(torch.float32).min]])
+    tangent = torch.tensor([[1.0, 2.0, 100.0]])
+    assert squared_gain("logits", Categorical(3), outputs, tangent).item() == 5.0
+
+
+@pytest.mark.parametrize(
+    ("output", "distribution", "message"),
+    [
+        ("probs", DiagGaussian(2), "for a Gaussian policy, got 'probs'"),
+        ("mean", Categorical(2), "for a discrete policy, got 'mean'"),
+        ("values", Categorical(2), "out of logits, mean, probs, fisher; got 'values'"),
+    ],
+)
+def test_undefined_output_maps_are_refused(
+    output: str, distribution: ActionDistribution, message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        check_output_map(output, distribution)
