@@ -1,0 +1,143 @@
+"""What a reader must know before believing the table."""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from collections.abc import Sequence
+
+from marl_aajr.report.comparison import Comparison
+from marl_aajr.report.methods import Method, differences
+from marl_aajr.report.records import RunRecord
+from marl_aajr.report.wording import count, listing, number, some
+
+
+def cautions(comparison: Comparison) -> list[str]:
+    """One sentence per weakness of the comparison, the gravest first."""
+    methods = [row.method for row in comparison.rows]
+    runs = [run for method in methods for run in method.runs]
+    return [
+        *_budgets(methods),
+        *_other_differences(methods),
+        *_seeds(methods),
+        *_baseline(methods),
+        *_environment(comparison, runs),
+        *_versions(runs),
+        *_nonfinite(runs),
+        *_left_out(comparison),
+    ]
+
+
+def _budgets(methods: Sequence[Method]) -> list[str]:
+    budgets: dict[int, list[str]] = defaultdict(list)
+    for method in methods:
+        budgets[int(method.config["env_steps"])].append(method.label)
+    if len(budgets) == 1:
+        return []
+    each = "; ".join(
+        f"{number(steps, decimals=0)}: {some(labels, of=len(methods), noun='methods')}"
+        for steps, labels in sorted(budgets.items())
+    )
+    return [
+        "The methods were trained for different numbers of environment steps "
+        f"({each}): the comparison is not like for like."
+    ]
+
+
+def _other_differences(methods: Sequence[Method]) -> list[str]:
+    keys = [key for key in differences(methods) if not key.startswith("method.") and key != "env_steps"]
+    if not keys:
+        return []
+    return [
+        f"The methods differ in more than the method: {listing(keys)}. A difference in return "
+        "cannot be put down to the method alone."
+    ]
+
+
+def _seeds(methods: Sequence[Method]) -> list[str]:
+    single = [method.label for method in methods if len(method.runs) == 1]
+    double = [method.label for method in methods if len(method.runs) == 2]
+    found = []
+    if single:
+        whose = "Every method has" if len(single) == len(methods) else _have(single, of=len(methods))
+        found.append(
+            f"{whose} a single run. Intervals over episodes say how well this one policy was "
+            "measured; training seeds are what matters, so train at least three."
+        )
+    if double:
+        found.append(
+            f"{_have(double, of=len(methods))} two runs: an interval over two runs reaches 12.7 standard "
+            "errors to each side, and hardly anything is distinguishable with it."
+        )
+    return found
+
+
+def _have(labels: Sequence[str], *, of: int) -> str:
+    return f"{some(labels, of=of, noun='methods')} {'has' if len(labels) == 1 else 'have'}"
+
+
+def _baseline(methods: Sequence[Method]) -> list[str]:
+    plain = [method.label for method in methods if method.plain]
+    if len(plain) == 1 or len(methods) == 1:
+        return []
+    what = (
+        f"{count(len(plain), 'method')} without a regulariser ({listing(plain)})"
+        if plain
+        else "No run without a regulariser (method none)"
+    )
+    cure = "compare against one of them" if plain else "train one"
+    return [f"{what}: no price of robustness can be given; {cure}."]
+
+
+def _environment(comparison: Comparison, runs: Sequence[RunRecord]) -> list[str]:
+    environment = comparison.rows[0].runs[0].run.config["env"]
+    odd = [
+        str(run.path)
+        for run in runs
+        if not any(
+            evaluation.env.name == run.config["env"]["name"]
+            and evaluation.env.kwargs == (run.config["env"].get("kwargs") or {})
+            for evaluation in run.evaluations.values()
+        )
+    ]
+    if not odd:
+        return []
+    return [
+        f"{listing(odd)} trained on another environment ({environment['name']}) than the one "
+        f"evaluated on ({comparison.protocol.environment})."
+    ]
+
+
+def _versions(runs: Sequence[RunRecord]) -> list[str]:
+    packages = dict.fromkeys(name for run in runs for name in run.versions.packages)
+    differ = [name for name in packages if len({run.versions.packages.get(name) for run in runs}) > 1]
+    if len({run.versions.python for run in runs}) > 1:
+        differ.insert(0, "python")
+    if not differ:
+        return []
+    return [f"The runs were made with different versions of {listing(differ)} (see Versions)."]
+
+
+def _nonfinite(runs: Sequence[RunRecord]) -> list[str]:
+    found = []
+    for run in runs:
+        bad = sum(
+            any(
+                value is not None and (not math.isfinite(value) or (name == "aajr/nonfinite" and value > 0))
+                for metrics in row.modules.values()
+                for name, value in metrics.items()
+            )
+            for row in run.metrics
+        )
+        if bad:
+            found.append(
+                f"{run.path} logged values that are not finite in {count(bad, 'iteration')}; "
+                "its curves have gaps there."
+            )
+    return found
+
+
+def _left_out(comparison: Comparison) -> list[str]:
+    if not comparison.left_out:
+        return []
+    return [f"Not shown, because not all runs share it: {'; '.join(comparison.left_out)}."]

@@ -1,0 +1,168 @@
+"""The comparison as numbers: one row per method, with an interval on everything."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from marl_aajr.report.methods import Method, group
+from marl_aajr.report.protocol import Condition, Evidence, Protocol, Results, gather
+from marl_aajr.report.records import Outcome, RunRecord
+from marl_aajr.report.statistics import (
+    Estimate,
+    difference_over_episodes,
+    difference_over_runs,
+    over_runs,
+)
+
+_BOOTSTRAP_SEED = 0
+
+
+@dataclass(frozen=True)
+class Row:
+    """One method.
+
+    Attributes:
+        method: the method and its runs.
+        clean: return without an attack.
+        robust: return under each attack and size.
+        worst: ε -> the attack of that size with the lowest mean return; its estimate is
+            ``robust[worst[ε]]``.
+        price: clean return of the plain method − clean return of this one; None for the plain
+            method itself and where there is no plain one.
+        runs: the evaluations that the row is made of, by seed.
+    """
+
+    method: Method
+    clean: Estimate
+    robust: Mapping[Condition, Estimate]
+    worst: Mapping[float, Condition]
+    price: Estimate | None
+    runs: tuple[Results, ...]
+
+    def worst_return(self, epsilon: float) -> Estimate:
+        """Return under the attack of this size that hurts the method most."""
+        return self.robust[self.worst[epsilon]]
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Methods that were evaluated in the same way.
+
+    Attributes:
+        rows: the plain method first.
+        protocol: environment, episodes, seed, actions and level of all evaluations.
+        conditions: attacks and sizes that all runs faced.
+        left_out: in words, what only some runs were evaluated on.
+    """
+
+    rows: tuple[Row, ...]
+    protocol: Protocol
+    conditions: tuple[Condition, ...]
+    left_out: tuple[str, ...]
+
+    @property
+    def epsilons(self) -> tuple[float, ...]:
+        """Sizes at which every method faced the same attacks, in rising order."""
+        return tuple(sorted({condition.epsilon for condition in self.conditions}))
+
+    @property
+    def attacks(self) -> tuple[str, ...]:
+        """Labels of the attacks, in the order of the evaluations."""
+        return tuple(dict.fromkeys(condition.attack for condition in self.conditions))
+
+    @property
+    def plain(self) -> Row | None:
+        """The row that prices are measured from, where there is exactly one candidate."""
+        plain = [row for row in self.rows if row.method.plain]
+        return plain[0] if len(plain) == 1 else None
+
+
+def compare(records: Sequence[RunRecord]) -> Comparison:
+    """Compare the methods that the runs belong to.
+
+    With at least two runs of a method its intervals are over runs (training seeds), by
+    Student's t. With one run they are over episodes, as its evaluation recorded them, and say
+    nothing about another seed.
+
+    Args:
+        records: finished, evaluated runs, in any order.
+
+    Raises:
+        ValueError: no runs, one seed of a method given twice, or runs evaluated on different
+            environments, episodes, seeds or attacks.
+    """
+    if not records:
+        raise ValueError("expected at least one run, got none; name the run directories")
+    methods = group(records)
+    evidence = gather([run for method in methods for run in method.runs])
+    results = _per_method(methods, evidence)
+    plain = [runs for method, runs in zip(methods, results, strict=True) if method.plain]
+    baseline = plain[0] if len(plain) == 1 else None
+    rows = tuple(
+        _row(method, runs, evidence=evidence, baseline=baseline)
+        for method, runs in zip(methods, results, strict=True)
+    )
+    return Comparison(rows, evidence.protocol, evidence.conditions, evidence.left_out)
+
+
+def _per_method(methods: Sequence[Method], evidence: Evidence) -> list[tuple[Results, ...]]:
+    remaining = iter(evidence.results)
+    return [tuple(next(remaining) for _ in method.runs) for method in methods]
+
+
+def _row(
+    method: Method,
+    runs: tuple[Results, ...],
+    *,
+    evidence: Evidence,
+    baseline: tuple[Results, ...] | None,
+) -> Row:
+    level = evidence.protocol.level
+    robust = {
+        condition: _estimate([run.attacked[condition] for run in runs], level=level)
+        for condition in evidence.conditions
+    }
+    worst = {
+        epsilon: min(
+            (condition for condition in robust if condition.epsilon == epsilon),
+            key=lambda condition: robust[condition].mean,
+        )
+        for epsilon in dict.fromkeys(condition.epsilon for condition in robust)
+    }
+    return Row(
+        method=method,
+        clean=_estimate([run.clean for run in runs], level=level),
+        robust=robust,
+        worst=worst,
+        price=None if method.plain or baseline is None else _price(baseline, runs, level=level),
+        runs=runs,
+    )
+
+
+def _estimate(outcomes: Sequence[Outcome], *, level: float) -> Estimate:
+    if len(outcomes) > 1:
+        return over_runs([outcome.mean for outcome in outcomes], level=level)
+    (outcome,) = outcomes
+    return Estimate(outcome.mean, outcome.low, outcome.high, len(outcome.returns), "episodes")
+
+
+def _price(baseline: Sequence[Results], runs: Sequence[Results], *, level: float) -> Estimate:
+    """Price of robustness; without an interval where one side alone has several runs."""
+    left, right = [run.clean for run in baseline], [run.clean for run in runs]
+    if len(left) > 1 and len(right) > 1:
+        return difference_over_runs(
+            [outcome.mean for outcome in left], [outcome.mean for outcome in right], level=level
+        )
+    if len(left) == len(right) == 1:
+        return difference_over_episodes(
+            left[0].returns,
+            right[0].returns,
+            level=level,
+            generator=np.random.default_rng(_BOOTSTRAP_SEED),
+        )
+    means = [math.fsum(o.mean for o in side) / len(side) for side in (left, right)]
+    return Estimate(means[0] - means[1], None, None, min(len(left), len(right)), "runs")

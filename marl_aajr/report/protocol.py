@@ -1,0 +1,189 @@
+"""Find what all runs were evaluated on, so that like is compared with like."""
+
+from __future__ import annotations
+
+import json
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from marl_aajr.report.records import Attacked, Evaluation, Outcome, RunRecord
+
+
+@dataclass(frozen=True, order=True)
+class Protocol:
+    """What must be the same in two evaluations before their returns may be compared."""
+
+    environment: str
+    episodes: int
+    seed: int
+    actions: str
+    level: float
+
+    @classmethod
+    def of(cls, evaluation: Evaluation) -> Protocol:
+        """The protocol that an evaluation followed."""
+        kwargs = json.dumps(evaluation.env.kwargs, sort_keys=True)
+        return cls(
+            environment=evaluation.env.name + (f" {kwargs}" if evaluation.env.kwargs else ""),
+            episodes=evaluation.episodes,
+            seed=evaluation.seed,
+            actions=evaluation.actions,
+            level=evaluation.interval.level,
+        )
+
+    def __str__(self) -> str:
+        return (
+            f"{self.environment}, {self.episodes} episodes, seed {self.seed}, "
+            f"{self.actions} actions, {100 * self.level:g} % intervals"
+        )
+
+
+@dataclass(frozen=True)
+class Condition:
+    """One attack at one size.
+
+    Attributes:
+        name: the attack's name, as the command line takes it.
+        attack: label of the attack on the page; attacks of one name are told apart by settings.
+        settings: the attack as it was run, apart from its size.
+        epsilon: size of the perturbation.
+    """
+
+    name: str
+    attack: str
+    settings: str
+    epsilon: float
+
+
+@dataclass(frozen=True)
+class Results:
+    """The evaluations of one run under the common protocol."""
+
+    run: RunRecord
+    clean: Outcome
+    attacked: Mapping[Condition, Attacked]
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """What all runs share.
+
+    Attributes:
+        protocol: followed by all results.
+        conditions: attacks and sizes that every run faced; by attack, then size.
+        results: one per run, in the order of the records.
+        left_out: in words, what some runs have and others lack.
+    """
+
+    protocol: Protocol
+    conditions: tuple[Condition, ...]
+    results: tuple[Results, ...]
+    left_out: tuple[str, ...]
+
+
+_Key = tuple[str, str, float]
+
+
+def gather(records: Sequence[RunRecord]) -> Evidence:
+    """Line up the evaluations of all runs.
+
+    Several evaluation files of one run are read together. Where the runs share several
+    protocols, the one with the most episodes is taken.
+
+    Raises:
+        ValueError: no protocol or no attack is common to all runs, or two files of one run
+            contradict each other.
+    """
+    per_run = [_by_protocol(record) for record in records]
+    protocol = _common_protocol(records, per_run)
+    merged = [_merge(record, found[protocol]) for record, found in zip(records, per_run, strict=True)]
+    common = [key for key in merged[0][1] if all(key in attacked for _, attacked in merged)]
+    if not common:
+        raise ValueError(
+            "expected runs under the same attacks, got "
+            + "; ".join(
+                f"{record.path}: {', '.join(map(_name, attacked)) or 'no attack'}"
+                for record, (_, attacked) in zip(records, merged, strict=True)
+            )
+            + "; evaluate them with the same --attack and --epsilon"
+        )
+    conditions = {key: _condition(key, common) for key in common}
+    results = tuple(
+        Results(record, clean, {conditions[key]: attacked[key] for key in common})
+        for record, (clean, attacked) in zip(records, merged, strict=True)
+    )
+    order = list(dict.fromkeys(condition.attack for condition in conditions.values()))
+    ordered = sorted(conditions.values(), key=lambda c: (order.index(c.attack), c.epsilon))
+    others = {other for found in per_run for other in found} - {protocol}
+    left_out = [f"evaluations on {other}" for other in sorted(others)]
+    left_out += _missing_somewhere(records, [attacked for _, attacked in merged])
+    return Evidence(protocol, tuple(ordered), results, tuple(left_out))
+
+
+def _by_protocol(record: RunRecord) -> dict[Protocol, list[Evaluation]]:
+    found = defaultdict(list)
+    for evaluation in record.evaluations.values():
+        found[Protocol.of(evaluation)].append(evaluation)
+    return dict(found)
+
+
+def _common_protocol(records: Sequence[RunRecord], per_run: Sequence[Mapping[Protocol, object]]) -> Protocol:
+    common = [key for key in per_run[0] if all(key in found for found in per_run)]
+    if not common:
+        raise ValueError(
+            "expected runs evaluated on the same environment, episodes and seed, got "
+            + "; ".join(
+                f"{record.path}: {' / '.join(map(str, sorted(found)))}"
+                for record, found in zip(records, per_run, strict=True)
+            )
+            + "; run `marl-aajr evaluate` on each with the same --episodes and --seed"
+        )
+    return max(common, key=lambda protocol: (protocol.episodes, protocol))
+
+
+def _merge(record: RunRecord, evaluations: Sequence[Evaluation]) -> tuple[Outcome, dict[_Key, Attacked]]:
+    attacked: dict[_Key, Attacked] = {}
+    clean = evaluations[0].clean
+    for evaluation in evaluations:
+        if evaluation.clean.returns != clean.returns:
+            raise _contradiction(record, "the clean return")
+        for outcome in evaluation.attacks:
+            key = (outcome.attack, outcome.settings, outcome.epsilon)
+            if key in attacked and attacked[key].returns != outcome.returns:
+                raise _contradiction(record, _name(key))
+            attacked[key] = outcome
+    return clean, attacked
+
+
+def _contradiction(record: RunRecord, what: str) -> ValueError:
+    return ValueError(
+        f"expected one result per attack, got evaluations of {record.path} with the same "
+        f"episodes and seed that disagree on {what}; delete the outdated file in "
+        f"{record.path / 'evaluations'}"
+    )
+
+
+def _condition(key: _Key, keys: Sequence[_Key]) -> Condition:
+    name, settings, epsilon = key
+    alone = len({other[1] for other in keys if other[0] == name}) == 1
+    return Condition(name, name if alone else f"{name}: {settings}", settings, epsilon)
+
+
+def _missing_somewhere(
+    records: Sequence[RunRecord], attacked: Sequence[Mapping[_Key, Attacked]]
+) -> list[str]:
+    keys = dict.fromkeys(key for found in attacked for key in found)
+    lines = []
+    for key in keys:
+        lacking = [
+            str(record.path) for record, found in zip(records, attacked, strict=True) if key not in found
+        ]
+        if lacking:
+            lines.append(f"{_name(key)} (not evaluated on {', '.join(lacking)})")
+    return lines
+
+
+def _name(key: _Key) -> str:
+    name, settings, epsilon = key
+    return f"{name} at ε = {epsilon:g} [{settings}]"

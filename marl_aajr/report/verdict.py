@@ -1,0 +1,164 @@
+"""The verdict in plain words, computed from the comparison by fixed rules.
+
+Two methods count as different only where their intervals do not overlap; everything else is
+called not distinguishable, whichever way the means point. The same rules state a success of a
+regulariser and its failure.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Sequence
+
+from marl_aajr.report.comparison import Comparison, Row
+from marl_aajr.report.wording import count, epsilons, listing, some, with_interval
+
+_FEW = 3
+
+
+def verdict(comparison: Comparison, *, decimals: int) -> str:
+    """One paragraph: who survives best at each ε, how they do against the plain method, the price."""
+    plain = comparison.plain
+    if len(comparison.rows) == 1:
+        return " ".join([*_alone(comparison, decimals=decimals), _scope(comparison)])
+    sentences = _leaders(comparison, decimals=decimals)
+    if plain is not None:
+        others = [row for row in comparison.rows if row is not plain]
+        if len(others) > 1:
+            sentences += _against_plain(others, plain, comparison.epsilons)
+        sentences += _no_success(others, plain, comparison.epsilons)
+        sentences += _prices(others, plain, decimals=decimals)
+    return " ".join([*sentences, _scope(comparison)])
+
+
+def _alone(comparison: Comparison, *, decimals: int) -> list[str]:
+    (row,) = comparison.rows
+    robust = listing(
+        [
+            f"{with_interval(row.worst_return(epsilon), decimals=decimals)} at {epsilons([epsilon])}"
+            for epsilon in comparison.epsilons
+        ]
+    )
+    return [
+        f"Only {row.method.label} was evaluated, so nothing is compared here.",
+        f"Its return is {with_interval(row.clean, decimals=decimals)} without an attack, and under "
+        f"the strongest attack tried {robust}.",
+    ]
+
+
+def _leaders(comparison: Comparison, *, decimals: int) -> list[str]:
+    """One sentence per outcome, clear wins first; sizes with the same outcome share a sentence."""
+    outcomes: dict[tuple[str, ...], list[float]] = defaultdict(list)
+    ranked = {e: _ranked(comparison, e) for e in comparison.epsilons}
+    for epsilon, (best, *rest) in ranked.items():
+        tied = _tied(best, rest, epsilon)
+        everybody = len(tied) == len(rest)
+        names = sorted(row.method.label for row in tied)
+        outcomes[() if everybody else (best.method.label, *names)].append(epsilon)
+    sentences = []
+    for _, at in sorted(outcomes.items(), key=lambda item: len(item[0]) or len(comparison.rows)):
+        shown = at if len(at) <= _FEW else [at[0], at[-1]]
+        figures = "; ".join(
+            _figures(ranked[epsilon][:2], epsilon, many=len(at) > 1, decimals=decimals) for epsilon in shown
+        )
+        best, *rest = ranked[at[0]]
+        sentences.append(f"{_outcome(best, rest, at)} ({figures}).")
+    first = sentences[0]
+    return [f"Under the strongest attack tried, {first[0].lower()}{first[1:]}", *sentences[1:]]
+
+
+def _ranked(comparison: Comparison, epsilon: float) -> list[Row]:
+    return sorted(comparison.rows, key=lambda row: -row.worst_return(epsilon).mean)
+
+
+def _tied(best: Row, rest: Sequence[Row], epsilon: float) -> list[Row]:
+    """Rows whose interval is not wholly below that of the best."""
+    return [row for row in rest if not best.worst_return(epsilon).above(row.worst_return(epsilon))]
+
+
+def _figures(rows: Sequence[Row], epsilon: float, *, many: bool, decimals: int) -> str:
+    text = " against ".join(
+        f"{row.method.label} {with_interval(row.worst_return(epsilon), decimals=decimals)}" for row in rows
+    )
+    return f"{text} at {epsilon:g}" if many else text
+
+
+def _outcome(best: Row, rest: Sequence[Row], at: Sequence[float]) -> str:
+    tied = _tied(best, rest, at[0])
+    where = f"At {epsilons(at)}"
+    if not tied:
+        whom = "the other's" if len(rest) == 1 else "all others"
+        return f"{where} {best.method.label} survives best: its interval lies above {whom}"
+    if len(tied) < len(rest):
+        whom = some([row.method.label for row in tied], of=len(rest), noun="other methods")
+        return (
+            f"{where} {best.method.label} has the highest mean but is not distinguishable from {whom}, "
+            "while the rest lie below"
+        )
+    if len(rest) == 1:
+        return f"{where} the two methods are not distinguishable: their intervals overlap"
+    return f"{where} the highest mean is not distinguishable from any other"
+
+
+def _against_plain(others: Sequence[Row], plain: Row, at: Sequence[float]) -> list[str]:
+    """One sentence for all methods that fare alike."""
+    alike = defaultdict(list)
+    for row in others:
+        alike[_fare(row, plain, at)].append(row.method.label)
+    parts = [
+        f"{listing(labels)} {'is' if len(labels) == 1 else 'are'} {fare}" for fare, labels in alike.items()
+    ]
+    return [f"Against {plain.method.label}: {'; '.join(parts)}."]
+
+
+def _fare(row: Row, plain: Row, at: Sequence[float]) -> str:
+    better = [e for e in at if row.worst_return(e).above(plain.worst_return(e))]
+    worse = [e for e in at if plain.worst_return(e).above(row.worst_return(e))]
+    same = [e for e in at if e not in better and e not in worse]
+    found = (("better", better), ("worse", worse), ("not distinguishable", same))
+    return listing([f"{word} at {epsilons(where)}" for word, where in found if where])
+
+
+def _no_success(others: Sequence[Row], plain: Row, at: Sequence[float]) -> list[str]:
+    if any(row.worst_return(e).above(plain.worst_return(e)) for row in others for e in at):
+        return []
+    who = f"{others[0].method.label} does not survive" if len(others) == 1 else "no other method survives"
+    where = "at any ε tried" if len(at) > 1 else f"at {epsilons(at)}"
+    return [f"So in this comparison {who} better than {plain.method.label} {where}."]
+
+
+def _prices(others: Sequence[Row], plain: Row, *, decimals: int) -> list[str]:
+    """The price of each method; many are left to the table."""
+    if len(others) > _FEW:
+        return []
+    return [_price(row, plain, decimals=decimals) for row in others]
+
+
+def _price(row: Row, plain: Row, *, decimals: int) -> str:
+    price = row.price
+    assert price is not None
+    lead = f"The price of robustness of {row.method.label} is {with_interval(price, decimals=decimals)}"
+    if price.low is None or price.high is None:
+        return f"{lead}, and no interval can be given for it."
+    if price.low > 0:
+        return f"{lead}: without an attack it returns less than {plain.method.label}."
+    if price.high < 0:
+        return f"{lead}: without an attack it returns more than {plain.method.label}."
+    return f"{lead}, an interval that includes 0."
+
+
+def _scope(comparison: Comparison) -> str:
+    counts = {len(row.runs) for row in comparison.rows}
+    if counts == {1}:
+        return (
+            f"All of this is about one run per method: the intervals are over "
+            f"{count(comparison.protocol.episodes, 'episode')}, and whether another training seed would "
+            "agree is unknown."
+        )
+    if 1 in counts:
+        return (
+            "Some methods have one run only: their intervals are over episodes and do not cover the "
+            "difference between training seeds, which is what matters."
+        )
+    runs = " or ".join(str(n) for n in sorted(counts))
+    return f"Intervals are over {runs} training runs (seeds) per method."

@@ -1,0 +1,212 @@
+"""Write run directories as training and evaluation leave them, with made-up numbers."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import yaml
+
+ENV = {"name": "mpe2.simple_spread_v3", "kwargs": {}}
+ATTACKS: Mapping[tuple[str, float], float] = {
+    ("noise", 0.1): -1.0,
+    ("noise", 0.2): -3.0,
+    ("pgd", 0.1): -8.0,
+    ("pgd", 0.2): -20.0,
+}
+"""(attack, ε) -> what it takes from the clean return."""
+
+
+def config(
+    method: str = "none",
+    *,
+    settings: Mapping[str, Any] | None = None,
+    seed: int = 0,
+    env_steps: int = 100_000,
+    **changes: Any,
+) -> dict[str, Any]:
+    """A resolved configuration; ``changes`` replace top-level keys."""
+    return {
+        "env": ENV,
+        "method": {"name": method, **(settings or {})},
+        "seed": seed,
+        "env_steps": env_steps,
+        "policies": "shared",
+        "model": {"hidden": [64, 64], "activation": "tanh"},
+        "ppo": {"lr": 3e-4, "gamma": 0.95, "entropy_coeff": 0.01, "minibatch_size": 512},
+        "observation_filter": "none",
+        "resources": {"env_runners": 0, "envs_per_runner": 8, "learners": 0},
+        "checkpoint_every": 10,
+        **changes,
+    }
+
+
+def evaluation(
+    clean: float = -40.0,
+    *,
+    attacks: Mapping[tuple[str, float], float] = ATTACKS,
+    spread: float = 5.0,
+    episodes: int = 20,
+    seed: int = 0,
+    teams: Sequence[str] = ("team",),
+    **changes: Any,
+) -> dict[str, Any]:
+    """An evaluation whose means are exactly ``clean`` and ``clean`` + what each attack takes."""
+    noise = np.random.default_rng(seed).normal(size=episodes)
+    noise = spread * (noise - noise.mean())
+
+    def outcome(mean: float) -> dict[str, Any]:
+        half = 1.96 * float(noise.std()) / episodes**0.5
+        return {
+            "return": mean,
+            "low": mean - half,
+            "high": mean + half,
+            "returns": [float(x) for x in mean + noise],
+            "team_returns": {team: mean * (1 - 2 * i) for i, team in enumerate(teams)},
+        }
+
+    return {
+        "schema": 1,
+        "env": ENV,
+        "seed": seed,
+        "episodes": episodes,
+        "actions": "greedy",
+        "interval": {"level": 0.95, "method": "bootstrap over episodes"},
+        "clean_return": clean,
+        "clean": outcome(clean),
+        "attacks": [
+            {
+                "attack": attack,
+                "settings": f"{attack.upper()}(norm='linf', steps=10)",
+                "epsilon": epsilon,
+                **outcome(clean + loss),
+                "success_rate": 0.4,
+                "objective_gain": 0.3,
+            }
+            for (attack, epsilon), loss in attacks.items()
+        ],
+        **changes,
+    }
+
+
+def metrics(
+    *,
+    regularised: bool,
+    seed: int = 0,
+    env_steps: int = 100_000,
+    iterations: int = 40,
+    final: float = -40.0,
+    modules: Sequence[str] = ("shared",),
+    teams: Sequence[str] = ("team",),
+) -> list[dict[str, Any]]:
+    """Lines of a training that learns from −80 to ``final``; no episode ends in the first two."""
+    draw = np.random.default_rng(seed)
+    lines = []
+    for i in range(1, iterations + 1):
+        t = i / iterations
+        value = final - (80 + final) * np.exp(-4 * t) + draw.normal(scale=1.5)
+        known = None if i <= 2 else float(value)
+        own: dict[str, float] = {"policy_loss": -0.01, "vf_loss": 2.0, "entropy": 1.5 - t}
+        if regularised:
+            own |= {
+                "aajr/penalty": float(30 * np.exp(-5 * t) + draw.uniform(0.02, 0.05)),
+                "aajr/loss_share": float(0.2 * t + 0.02 * draw.normal()),
+                "aajr/gain_mean": float(5 * np.exp(-2 * t) + 0.1 * draw.normal()),
+                "aajr/gain_max": float(20 * np.exp(-2 * t) + draw.normal()),
+                "aajr/objective_gain": float(0.3 * np.exp(-t)),
+                "aajr/monotone_fraction": float(0.9 + 0.05 * draw.normal()),
+                "aajr/no_direction_fraction": 0.0,
+                "aajr/nonfinite": 0,
+                "aajr/seconds": float(0.9 + 0.05 * draw.normal()),
+            }
+        lines.append(
+            {
+                "iteration": i,
+                "env_steps": env_steps * i // iterations,
+                "seconds": 3.0 * i,
+                "return_mean": known,
+                "team_returns": dict.fromkeys(teams, known),
+                "episode_length": 25.0,
+                "env_steps_per_second": 1500.0,
+                "modules": dict.fromkeys(modules, own),
+            }
+        )
+    return lines
+
+
+def write_run(
+    folder: Path,
+    *,
+    configuration: Mapping[str, Any] | None = None,
+    evaluations: Mapping[str, Mapping[str, Any]] | None = None,
+    lines: Sequence[Mapping[str, Any]] | None = None,
+    status: Mapping[str, Any] | None = None,
+    packages: Mapping[str, str] | None = None,
+) -> Path:
+    """Write RUN and return its path; everything that is not given is a sound default."""
+    conf = config() if configuration is None else configuration
+    if lines is None:
+        lines = metrics(
+            regularised=conf["method"]["name"] != "none",
+            seed=conf["seed"],
+            env_steps=conf["env_steps"],
+        )
+    (folder / "evaluations").mkdir(parents=True)
+    (folder / "config.yaml").write_text(yaml.safe_dump(dict(conf), sort_keys=False))
+    _json(
+        folder / "versions.json",
+        {
+            "python": "3.11.9",
+            "platform": "Linux-6.1-x86_64",
+            "packages": packages or {"torch": "2.13.0", "ray": "2.60.0", "mpe2": "1.1.1"},
+            "seed": conf["seed"],
+        },
+    )
+    done = {"state": "finished", "iteration": len(lines), "env_steps": conf["env_steps"]}
+    _json(folder / "status.json", {**done, "error": None, **(status or {})})
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    if evaluations is None:
+        evaluations = {"default": evaluation()}
+    for name, content in evaluations.items():
+        _json(folder / "evaluations" / f"{name}.json", content)
+    return folder
+
+
+def write_method(
+    root: Path,
+    method: str,
+    *,
+    clean: Sequence[float],
+    attacks: Mapping[tuple[str, float], float] = ATTACKS,
+    settings: Mapping[str, Any] | None = None,
+    teams: Sequence[str] = ("team",),
+    modules: Sequence[str] = ("shared",),
+    **changes: Any,
+) -> list[Path]:
+    """One run per clean return, with seeds 0, 1, …; ``changes`` go to the configuration."""
+    paths = []
+    for seed, value in enumerate(clean):
+        conf = config(method, settings=settings, seed=seed, **changes)
+        paths.append(
+            write_run(
+                root / f"{method}-{seed}",
+                configuration=conf,
+                evaluations={"default": evaluation(value, attacks=attacks, teams=teams)},
+                lines=metrics(
+                    regularised=method != "none",
+                    seed=seed,
+                    env_steps=conf["env_steps"],
+                    final=value,
+                    modules=modules,
+                    teams=teams,
+                ),
+            )
+        )
+    return paths
+
+
+def _json(path: Path, content: Mapping[str, Any]) -> None:
+    path.write_text(json.dumps(content))
