@@ -64,7 +64,7 @@ def ascend(
     steps: int,
     step_size: float,
     step: Step = "sign",
-    start: Start | None = None,
+    start: Start | Tensor | None = None,
     generator: torch.Generator | None = None,
     clean: Clean | None = None,
     check: bool = True,
@@ -80,7 +80,8 @@ def ascend(
         step_size: η, in the units of the observations.
         step: ``"sign"`` (steepest ascent in L∞), ``"normalized"`` (in L2) or ``"raw"`` (the gradient
             itself, the paper's). The first two move in units of the set's ``scale``.
-        start: δ_0: zero or uniform in Δ; None: random for objectives that are flat at zero.
+        start: δ_0: zero, uniform in Δ, or a point of Δ, ``[B, ..., d]``; None: random for objectives that
+            are flat at zero.
         generator: source of the random start.
         clean: the batch at its clean observations; None: one forward pass computes the outputs.
         check: raise on non-finite numbers. Costs a host synchronisation per step on an accelerator.
@@ -92,15 +93,12 @@ def ascend(
         NonFiniteError: a non-finite number, naming where it arose.
         ValueError: settings that make no sense together.
     """
-    start = _checked_start(objective, start, steps, step, generator)
+    _check_steps(steps, step)
     obs = obs.detach()
+    delta = _first(obs, objective, perturbations, start, generator)
     with torch.no_grad():
         clean = clean or Clean(policy(obs))
     g = objective.bind(policy, clean)
-    delta = torch.zeros_like(obs)
-    if start == "random":
-        assert generator is not None
-        delta = perturbations.sample(obs, generator=generator)
     preconditioner = perturbations.preconditioner(obs)
     deltas, gradients, values = [delta], [], []
     for t in range(steps):
@@ -150,22 +148,30 @@ def _unit(v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     return directions * has_direction.unsqueeze(-1), norms, has_direction
 
 
-def _checked_start(
-    objective: Objective,
-    start: Start | None,
-    steps: int,
-    step: str,
-    generator: torch.Generator | None,
-) -> Start:
+def _check_steps(steps: int, step: str) -> None:
     if steps < 1:
         raise ValueError(f"expected steps ≥ 1, got {steps}")
     one_of("step", step, STEPS)
+
+
+def _first(
+    obs: Tensor,
+    objective: Objective,
+    perturbations: PerturbationSet,
+    start: Start | Tensor | None,
+    generator: torch.Generator | None,
+) -> Tensor:
+    """δ_0."""
+    if isinstance(start, Tensor):
+        return perturbations.project(start.detach(), obs)
     if start is None:
         start = "random" if objective.flat_at_zero else "zero"
-    if start == "zero" and objective.flat_at_zero:
-        raise ValueError(
-            f"expected start='random' for {objective}, got 'zero'; its gradient vanishes at δ = 0"
-        )
-    if start == "random" and generator is None:
+    if start == "zero":
+        if objective.flat_at_zero:
+            raise ValueError(
+                f"expected start='random' for {objective}, got 'zero'; its gradient vanishes at δ = 0"
+            )
+        return torch.zeros_like(obs)
+    if generator is None:
         raise ValueError("expected a torch.Generator for a random start, got None; pass generator=")
-    return start
+    return perturbations.sample(obs, generator=generator)
