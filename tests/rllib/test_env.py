@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from gymnasium import spaces
@@ -123,27 +124,27 @@ def test_a_time_limit_truncates_and_parity_terminates(name: str, kwargs: dict[st
 def test_values_bootstrap_at_a_time_limit_and_not_in_parity() -> None:
     for parity, bootstrapped in ((False, 1.0), (True, 0.0)):
         spec = resolve(*SPREAD)
-        env = register(spec, parity=parity)
+        agents = spec.make().possible_agents
         config = (
             PPOConfig()
-            .environment(env)
+            .environment(register(spec, parity=parity))
             .env_runners(num_env_runners=0)
-            .multi_agent(policies={"shared"}, policy_mapping_fn=lambda *_, **__: "shared")
+            .multi_agent(policies=set(agents), policy_mapping_fn=lambda agent, *_, **__: agent)
             .training(gamma=0.9)
         )
         sampler = MultiAgentEnvRunner(config)
         learner = config.build_learner(spaces=sampler.get_spaces())
         episodes = sampler.sample(num_episodes=1)
-        last = episodes[0].agent_episodes["agent_0"]
-        final = torch.as_tensor(last.get_observations(-1))[None]
-        value = learner.module["shared"].compute_values({Columns.OBS: final}).item()
-        target = last.get_rewards(-1) + bootstrapped * 0.9 * value
+        own = episodes[0].agent_episodes["agent_0"]
+        final = torch.as_tensor(own.get_observations(-1))[None]
+        value = learner.module["agent_0"].compute_values({Columns.OBS: final}).item()
+        assert abs(value) > 1e-3
+        target = own.get_rewards(-1) + bootstrapped * 0.9 * value
         batch = learner._learner_connector(
             rl_module=learner.module, batch={}, episodes=episodes, shared_data={}
         )
-        assert abs(value) > 1e-3
-        # Row 4 is the fifth and last step of the first agent; row 5 is the phantom one.
-        assert batch["shared"]["value_targets"][4] == pytest.approx(target, abs=1e-5)
+        # Row 4 is the fifth and last step; row 5 is RLlib's phantom row.
+        assert batch["agent_0"]["value_targets"][4] == pytest.approx(target, abs=1e-5)
 
 
 @pytest.mark.parametrize(
@@ -158,14 +159,18 @@ def test_values_bootstrap_at_a_time_limit_and_not_in_parity() -> None:
         ({"a": (3, "terminated"), "b": (3, "terminated"), "c": (3, "terminated")}, 3),
         # An environment that sets both flags means a terminal state.
         ({"a": (3, "both"), "b": (3, "truncated"), "c": (3, "both")}, 3),
+        ({"a": (3, "both"), "b": (2, "truncated"), "c": (3, "terminated")}, 3),
     ],
 )
 def test_every_agent_ends_in_its_own_way(endings: Endings, steps: int) -> None:
-    ways = {a: "truncated" if how == "truncated" else "terminated" for a, (_, how) in endings.items()}
+    ways = {
+        a: "truncated" if how == "truncated" else "terminated" for a, (_, how) in endings.items()
+    }
     episodes = runner(f"{HERE}:scripted", {"endings": endings}, envs=2).sample(num_episodes=4)
     assert len(episodes) == 4
     for episode in episodes:
-        assert episode.is_done
+        assert episode.is_truncated == ((steps, "truncated") in endings.values())
+        assert episode.is_terminated == (not episode.is_truncated)
         assert len(episode) == steps
         assert endings_of(episode) == ways
         lengths = {agent: len(own) for agent, own in episode.agent_episodes.items()}
@@ -222,7 +227,9 @@ def test_agents_that_appear_later_are_waited_for() -> None:
         ),
     ],
 )
-def test_episodes_cut_into_fragments_lose_no_step_and_no_reward(name: str, kwargs: dict[str, Any]) -> None:
+def test_episodes_cut_into_fragments_lose_no_step_and_no_reward(
+    name: str, kwargs: dict[str, Any]
+) -> None:
     whole = runner(name, kwargs).sample(num_episodes=2)
     sampler = runner(name, kwargs)
     pieces = [e for _ in range(sum(map(len, whole))) for e in sampler.sample(num_timesteps=1)]
@@ -253,11 +260,29 @@ def test_parity_is_the_stock_wrapper_step_by_step() -> None:
                 assert own.get_actions().tolist() == other.get_actions().tolist()
 
 
-def test_one_seed_repeats_all_episodes_even_where_the_environment_would_reseed_itself() -> None:
-    first, again = (runner("sisl/multiwalker-v9", {"max_cycles": 3}) for _ in range(2))
-    rounds = [[returns_of([e]) for e in r.sample(num_episodes=3)] for r in (first, again)]
-    assert rounds[0] == rounds[1]
-    assert rounds[0][0] != rounds[0][1]
+class Forgetful(Scripted):
+    """Draws fresh entropy at every reset without a seed, as some environments do."""
+
+    def reset(self, seed: int | None = None, options: Any = None) -> Any:
+        self.luck = np.random.default_rng(seed).uniform()
+        return super().reset(seed, options)
+
+    def step(self, actions: dict[str, Any]) -> Any:
+        obs, rewards, *rest = super().step(actions)
+        return obs, {agent: reward + self.luck for agent, reward in rewards.items()}, *rest
+
+
+def forgetful() -> Forgetful:
+    return Forgetful(dict.fromkeys("abc", (2, "truncated")))
+
+
+def test_one_seed_repeats_all_episodes_even_if_the_environment_forgets_it() -> None:
+    first, again = (
+        [returns_of([e]) for e in runner(f"{HERE}:forgetful", envs=2).sample(num_episodes=6)]
+        for _ in range(2)
+    )
+    assert first == again
+    assert len({episode["a"] for episode in first}) == 6
 
 
 def test_order_and_spaces_follow_possible_agents_and_reset_keeps_infos() -> None:
@@ -297,7 +322,9 @@ def test_different_arguments_are_registered_under_different_names() -> None:
 
 
 def test_a_fault_of_the_environment_comes_through_the_runner_with_its_name() -> None:
-    sampler = runner(f"{HERE}:scripted", {"endings": dict.fromkeys("abc", (9, "truncated")), "broken_at": 3})
+    sampler = runner(
+        f"{HERE}:scripted", {"endings": dict.fromkeys("abc", (9, "truncated")), "broken_at": 3}
+    )
     with pytest.raises(RuntimeError) as caught:
         sampler.sample(num_episodes=1)
     assert isinstance(caught.value.__cause__, EnvironmentFault)
@@ -307,7 +334,9 @@ def test_a_fault_of_the_environment_comes_through_the_runner_with_its_name() -> 
 
 
 def test_settings_that_do_not_exist_are_refused() -> None:
-    with pytest.raises(ValueError, match=r"got \['N', 'env'\]; put arguments of the environment into"):
+    with pytest.raises(
+        ValueError, match=r"got \['N', 'env'\]; put arguments of the environment into"
+    ):
         PettingZooEnv({"env": "simple_spread_v3", "N": 3})
     with pytest.raises(ValueError, match="expected env_config with env"):
         PettingZooEnv()

@@ -19,9 +19,15 @@ class Scripted(ParallelEnv[str, Any, Any]):
     render_mode = None
 
     def __init__(
-        self, endings: Endings, *, arrivals: dict[str, int] | None = None, agents: str = "abc"
+        self,
+        endings: Endings,
+        *,
+        arrivals: dict[str, int] | None = None,
+        agents: str = "abc",
+        broken_at: int | None = None,
     ) -> None:
         self.possible_agents = list(agents)
+        self.broken_at = broken_at
         self.endings, self.arrivals = endings, arrivals or {}
 
     def observation_space(self, agent: str) -> spaces.Space[Any]:
@@ -45,6 +51,8 @@ class Scripted(ParallelEnv[str, Any, Any]):
         terminations = {a: ends.get(a) in ("terminated", "both") for a in self.agents}
         truncations = {a: ends.get(a) in ("truncated", "both") for a in self.agents}
         rewards = {a: 1.0 + self.possible_agents.index(a) for a in self.agents}
+        if self.t == self.broken_at:
+            rewards["b"] = float("nan")
         told = [*self.agents, *(a for a, at in self.arrivals.items() if at == self.t)]
         self.agents = [a for a in told if a not in ends]
         obs = {a: self._obs(a) for a in told}
