@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 from marl_aajr.report.comparison import Comparison
 from marl_aajr.report.methods import Method, differences
-from marl_aajr.report.records import RunRecord
+from marl_aajr.report.records import Evaluation, RunRecord
 from marl_aajr.report.wording import count, listing, number, some
 
 
@@ -90,22 +90,22 @@ def _baseline(methods: Sequence[Method]) -> list[str]:
 
 
 def _environment(comparison: Comparison, runs: Sequence[RunRecord]) -> list[str]:
-    environment = comparison.rows[0].runs[0].run.config["env"]
     odd = [
-        str(run.path)
+        f"{run.path} ({run.config['env']['name']})"
         for run in runs
-        if not any(
-            evaluation.env.name == run.config["env"]["name"]
-            and evaluation.env.kwargs == (run.config["env"].get("kwargs") or {})
-            for evaluation in run.evaluations.values()
-        )
+        if not any(_evaluated_as_trained(run, evaluation) for evaluation in run.evaluations.values())
     ]
     if not odd:
         return []
     return [
-        f"{listing(odd)} trained on another environment ({environment['name']}) than the one "
-        f"evaluated on ({comparison.protocol.environment})."
+        f"Trained on another environment than the one evaluated on ({comparison.protocol.environment}): "
+        f"{listing(odd)}."
     ]
+
+
+def _evaluated_as_trained(run: RunRecord, evaluation: Evaluation) -> bool:
+    trained = run.config["env"]
+    return evaluation.env.name == trained["name"] and evaluation.env.kwargs == (trained.get("kwargs") or {})
 
 
 def _versions(runs: Sequence[RunRecord]) -> list[str]:

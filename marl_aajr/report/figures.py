@@ -75,28 +75,25 @@ def robustness_panel(
 
     def draw(axes: Axes) -> None:
         for row, look in zip(rows, looks, strict=True):
-            points = [row.clean, *(row.robust[condition] for condition in conditions)]
-            low = [point.mean if point.low is None else point.low for point in points]
-            high = [point.mean if point.high is None else point.high for point in points]
-            axes.fill_between(x, low, high, color=look.colour, alpha=0.15, linewidth=0, zorder=1)
-            if len(row.runs) > 1:
-                for run in row.runs:
-                    y = [run.clean.mean, *(run.attacked[c].mean for c in conditions)]
-                    axes.plot(x, y, color=look.colour, linewidth=0.6, alpha=0.45, zorder=2)
-            axes.plot(
-                x,
-                [point.mean for point in points],
-                color=look.colour,
-                linestyle=look.dashes,
-                marker=look.marker,
-                markersize=4.5,
-                linewidth=1.7,
-                zorder=3,
-            )
+            _draw_row(axes, row, look, conditions, x)
         axes.set(xlabel="ε (0 = no attack)", ylabel="return", ylim=limits)
         axes.set_xticks(_spaced(x), [f"{value:g}" for value in _spaced(x)])
 
     return _svg(draw, key=key)
+
+
+def _draw_row(axes: Axes, row: Row, look: Look, conditions: Sequence[Condition], x: Sequence[float]) -> None:
+    points = [row.clean, *(row.robust[condition] for condition in conditions)]
+    low = [point.mean if point.low is None else point.low for point in points]
+    high = [point.mean if point.high is None else point.high for point in points]
+    axes.fill_between(x, low, high, color=look.colour, alpha=0.15, linewidth=0, zorder=1)
+    if len(row.runs) > 1:
+        for run in row.runs:
+            y = [run.clean.mean, *(run.attacked[condition].mean for condition in conditions)]
+            axes.plot(x, y, color=look.colour, linewidth=0.6, alpha=0.45, zorder=2)
+    means = [point.mean for point in points]
+    (line,) = axes.plot(x, means, color=look.colour, ls=look.dashes, linewidth=1.7, zorder=3)
+    line.set(marker=look.marker, markersize=4.5)
 
 
 def learning_panel(

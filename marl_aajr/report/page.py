@@ -73,12 +73,9 @@ def render(comparison: Comparison, *, title: str | None = None) -> str:
     """
     methods = [row.method for row in comparison.rows]
     runs = [run for method in methods for run in method.runs]
-    drawn = looks(methods)
     decimals = decimals_for(
         estimate for row in comparison.rows for estimate in (row.clean, *row.robust.values())
     )
-    swatches = [swatch(look, key=f"line{i}") for i, look in enumerate(drawn)]
-    legend = [_Entry(row, use) for row, (_, use) in zip(comparison.rows, swatches, strict=True)]
     return _template().render(
         title=title or f"Who survives on {comparison.protocol.environment}",
         subtitle=f"{count(len(methods), 'method')}, {count(len(runs), 'run')}; evaluated on "
@@ -86,17 +83,11 @@ def render(comparison: Comparison, *, title: str | None = None) -> str:
         style=_style(),
         cautions=cautions(comparison),
         verdict=verdict(comparison, decimals=decimals),
-        swatches=[definition for definition, _ in swatches],
-        legend=legend,
-        metrics_legend=[entry for entry in legend if entry.row in panels.logging(comparison)],
         differences=differences(methods),
         shared=shared(methods),
         results=tables.results(comparison, decimals=decimals),
         changed_actions=tables.changed_actions(comparison),
         team_returns=tables.team_returns(comparison, decimals=decimals),
-        robustness=panels.robustness(comparison, drawn, decimals=decimals),
-        learning=panels.learning(comparison, drawn),
-        training_metrics=panels.training_metrics(comparison, drawn),
         run_columns=tables.RUN_COLUMNS,
         versions=tables.versions(comparison),
         packages=tables.packages(runs),
@@ -106,7 +97,23 @@ def render(comparison: Comparison, *, title: str | None = None) -> str:
         level=f"{100 * comparison.protocol.level:g} %",
         several_runs=any(len(row.runs) > 1 for row in comparison.rows),
         single_runs=any(len(row.runs) == 1 for row in comparison.rows),
+        **_figures(comparison, decimals=decimals),
     )
+
+
+def _figures(comparison: Comparison, *, decimals: int) -> dict[str, object]:
+    """Legends and panels, in which every method has one look."""
+    drawn = looks([row.method for row in comparison.rows])
+    swatches = [swatch(look, key=f"line{i}") for i, look in enumerate(drawn)]
+    legend = [_Entry(row, use) for row, (_, use) in zip(comparison.rows, swatches, strict=True)]
+    return {
+        "swatches": [definition for definition, _ in swatches],
+        "legend": legend,
+        "metrics_legend": [entry for entry in legend if entry.row in panels.logging(comparison)],
+        "robustness": panels.robustness(comparison, drawn, decimals=decimals),
+        "learning": panels.learning(comparison, drawn),
+        "training_metrics": panels.training_metrics(comparison, drawn),
+    }
 
 
 def _template() -> Template:

@@ -1,0 +1,126 @@
+"""The page in a real browser, at the widths of a desk and of a phone."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from selenium import webdriver
+from selenium.webdriver.chrome.service import Service
+
+from marl_aajr.report import build_report
+from tests.report.factory import write_method
+
+CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
+DRIVER = shutil.which("chromedriver")
+FLAGS = (
+    "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking "
+    "--disable-component-update --disable-sync"
+)
+
+pytestmark = pytest.mark.skipif(
+    CHROMIUM is None or DRIVER is None,
+    reason="needs a browser: apt-get install chromium chromium-driver",
+)
+
+WIDE = """return [document.documentElement.scrollWidth, document.documentElement.clientWidth]"""
+
+STICKING_OUT = """
+const width = document.documentElement.clientWidth;
+const scrolls = e => e && e !== document.documentElement && e !== document.body &&
+  (['auto', 'scroll'].includes(getComputedStyle(e).overflowX) || scrolls(e.parentElement));
+return [...document.body.querySelectorAll('*')]
+  .filter(e => !e.closest('svg') && e.getClientRects().length && !scrolls(e))
+  .filter(e => { const r = e.getBoundingClientRect(); return r.right > width + 1 || r.left < -1; })
+  .map(e => e.tagName + '.' + e.className + ': ' + e.textContent.slice(0, 60));
+"""
+
+CUT_LABELS = """
+return [...document.querySelectorAll('figure svg text')].filter(t => {
+  const r = t.getBoundingClientRect(), s = t.closest('svg').getBoundingClientRect();
+  return r.left < s.left - 1 || r.right > s.right + 1 || r.top < s.top - 1 || r.bottom > s.bottom + 1;
+}).map(t => t.textContent);
+"""
+
+SMALLEST_LABEL = """
+return Math.min(...[...document.querySelectorAll('figure svg text')]
+  .map(t => parseFloat(getComputedStyle(t).fontSize) * Math.hypot(t.getScreenCTM().a, t.getScreenCTM().b)));
+"""
+
+
+@pytest.fixture(scope="module", params=[1280, 390])
+def browser(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+    options = webdriver.ChromeOptions()
+    options.binary_location = CHROMIUM
+    for flag in FLAGS.split():
+        options.add_argument(flag)
+    options.add_argument(f"--user-data-dir={tmp_path_factory.mktemp('profile')}")
+    options.add_argument(f"--window-size={request.param},900")
+    options.set_capability("goog:loggingPrefs", {"performance": "ALL"})
+    if request.param < 500:
+        metrics = {"width": request.param, "height": 844, "pixelRatio": 2, "mobile": True, "touch": True}
+        options.add_experimental_option("mobileEmulation", {"deviceMetrics": metrics})
+    driver = webdriver.Chrome(options=options, service=Service(DRIVER))
+    yield driver
+    driver.quit()
+
+
+@pytest.fixture(scope="module", params=["plain", "crowded"])
+def page(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A usual page, and one where everything is long or many."""
+    root = tmp_path_factory.mktemp("runs")
+    if request.param == "plain":
+        paths = write_method(root, "none", clean=[-40.0, -41.0, -39.0])
+        paths += write_method(root, "aajr", settings={"coefficient": 1e-3}, clean=[-44.0, -43.0, -42.0])
+        return build_report(paths, out=root / "report.html")
+    teams, modules = ("adversaries" * 5, "good & <b>"), ("adversary_0", "agent" * 20)
+    name = "a-very-long-run-name-that-goes-on-" * 4
+    attacks = {("pgd", 0.01): -8000.0, ("pgd", 0.1): -90000.0, ("<i>" + "attack" * 20, 0.1): -123456.0}
+    paths = []
+    for i in range(9):
+        paths += write_method(
+            root / f"{name}{i}",
+            "none" if i == 0 else "<img src=x>" + "m" * 60 * (i == 3),
+            settings={"coefficient": 10.0**-i, "nested": {"deep" * 20: [1, 2, 3] * 12}} if i else None,
+            clean=[-400_000.0 - 500 * i, -410_000.0][: 1 + i % 2],
+            teams=teams,
+            modules=modules,
+            attacks=attacks,
+            env_steps=100_000 + 1000 * (i == 4),
+        )
+    return build_report(paths, out=root / "report.html", title="A title " + "that-does-not-end" * 9)
+
+
+def show(browser: Any, page: Path) -> None:
+    browser.get(page.as_uri())
+    browser.execute_script("document.querySelectorAll('details').forEach(d => d.open = true)")
+
+
+def test_nothing_overflows_the_page(browser: Any, page: Path) -> None:
+    show(browser, page)
+    scroll_width, client_width = browser.execute_script(WIDE)
+
+    assert scroll_width <= client_width
+    assert browser.execute_script(STICKING_OUT) == []
+
+
+def test_labels_of_figures_are_whole_and_legible(browser: Any, page: Path) -> None:
+    show(browser, page)
+
+    assert browser.execute_script(CUT_LABELS) == []
+    assert browser.execute_script(SMALLEST_LABEL) >= 9.5  # CSS pixels
+
+
+def test_nothing_is_asked_of_the_network(browser: Any, page: Path) -> None:
+    browser.get_log("performance")
+    show(browser, page)
+    events = [json.loads(entry["message"])["message"] for entry in browser.get_log("performance")]
+    asked = {e["params"]["request"]["url"] for e in events if e["method"] == "Network.requestWillBeSent"}
+
+    assert page.as_uri() in asked
+    assert {url for url in asked if not url.startswith("data:")} == {page.as_uri()}
+    assert browser.get_log("browser") == []

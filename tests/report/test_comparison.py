@@ -1,0 +1,202 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from marl_aajr.report import Comparison, RunRecord, compare, load_run
+from marl_aajr.report.statistics import over_runs
+from tests.report.factory import config, evaluation, write_method, write_run
+
+
+def load(paths: list[Path]) -> list[RunRecord]:
+    return [load_run(path) for path in paths]
+
+
+def pair(tmp_path: Path, plain: list[float], other: list[float], **changes: Any) -> Comparison:
+    paths = write_method(tmp_path, "none", clean=plain) + write_method(
+        tmp_path, "aajr", clean=other, **changes
+    )
+    return compare(load(paths))
+
+
+def with_evaluations(tmp_path: Path, *evaluations: dict[str, Any]) -> list[RunRecord]:
+    """One run per evaluation, which differ in their seed."""
+    return [
+        load_run(
+            write_run(
+                tmp_path / f"run-{seed}", configuration=config(seed=seed), evaluations={"default": content}
+            )
+        )
+        for seed, content in enumerate(evaluations)
+    ]
+
+
+def test_several_runs_give_intervals_over_runs(tmp_path: Path) -> None:
+    row = pair(tmp_path, [-39.0, -40.0, -42.0], [-50.0]).rows[0]
+
+    assert row.clean == over_runs([-39.0, -40.0, -42.0], level=0.95)
+    assert row.clean.unit == "runs"
+
+
+def test_one_run_keeps_the_interval_over_episodes_of_its_evaluation(tmp_path: Path) -> None:
+    row = pair(tmp_path, [-40.0, -41.0], [-50.0]).rows[1]
+    recorded = json.loads((tmp_path / "aajr-0/evaluations/default.json").read_text())["clean"]
+
+    assert (row.clean.low, row.clean.high) == (recorded["low"], recorded["high"])
+    assert (row.clean.unit, row.clean.count) == ("episodes", 20)
+
+
+def test_price_of_robustness_is_what_the_clean_return_loses(tmp_path: Path) -> None:
+    comparison = pair(tmp_path, [-39.0, -41.0, -40.0], [-45.0, -47.0, -46.0])
+    plain, robust = comparison.rows
+
+    assert plain.price is None
+    assert robust.price is not None
+    assert robust.price.mean == pytest.approx(6.0)
+    assert robust.price.unit == "runs"
+
+
+def test_price_with_single_runs_pairs_their_episodes(tmp_path: Path) -> None:
+    price = pair(tmp_path, [-40.0], [-38.0]).rows[1].price
+
+    assert price is not None
+    assert price.unit == "episodes"
+    # the factory gives both runs the same deviations, which pairing removes
+    assert (price.mean, price.low, price.high) == pytest.approx((-2.0, -2.0, -2.0))
+
+
+def test_price_between_one_run_and_several_has_no_interval(tmp_path: Path) -> None:
+    price = pair(tmp_path, [-40.0], [-38.0, -39.0]).rows[1].price
+
+    assert price is not None
+    assert (price.mean, price.low, price.high) == (-1.5, None, None)
+
+
+@pytest.mark.parametrize("names", [["aajr", "ernie"], ["none", "none"]])
+def test_no_price_without_exactly_one_plain_method(tmp_path: Path, names: list[str]) -> None:
+    paths = [
+        path
+        for i, name in enumerate(names)
+        for path in write_method(tmp_path / str(i), name, clean=[-40.0], env_steps=100_000 + i)
+    ]
+
+    assert [row.price for row in compare(load(paths)).rows] == [None, None]
+
+
+def test_the_worst_attack_is_found_for_each_method_and_size(tmp_path: Path) -> None:
+    attacks = {("noise", 0.1): -9.0, ("pgd", 0.1): -8.0, ("noise", 0.2): -9.0, ("pgd", 0.2): -30.0}
+    (row,) = compare(load(write_method(tmp_path, "none", clean=[-40.0], attacks=attacks))).rows
+
+    assert {epsilon: condition.attack for epsilon, condition in row.worst.items()} == {
+        0.1: "noise",
+        0.2: "pgd",
+    }
+    assert row.worst_return(0.2).mean == -70.0
+
+
+def test_attacks_keep_their_order_and_sizes_rise(tmp_path: Path) -> None:
+    attacks = {("pgd", 0.2): -1.0, ("noise", 0.1): -1.0, ("pgd", 0.1): -1.0, ("pgd", 0.05): -1.0}
+    comparison = compare(load(write_method(tmp_path, "none", clean=[-40.0], attacks=attacks)))
+
+    assert [(c.attack, c.epsilon) for c in comparison.conditions] == [
+        ("pgd", 0.05),
+        ("pgd", 0.1),
+        ("pgd", 0.2),
+        ("noise", 0.1),
+    ]
+    assert comparison.epsilons == (0.05, 0.1, 0.2)
+
+
+def test_attacks_of_one_name_are_told_apart_by_their_settings(tmp_path: Path) -> None:
+    content = evaluation(attacks={("pgd", 0.1): -8.0})
+    (attack,) = content["attacks"]
+    content["attacks"].append({**attack, "settings": "PGD(steps=50)"})
+    comparison = compare(with_evaluations(tmp_path, content))
+
+    assert comparison.attacks == ("pgd: PGD(norm='linf', steps=10)", "pgd: PGD(steps=50)")
+
+
+def test_what_only_some_runs_faced_is_left_out_and_said(tmp_path: Path) -> None:
+    fewer = evaluation(attacks={("pgd", 0.1): -8.0})
+    comparison = compare(with_evaluations(tmp_path, evaluation(), fewer))
+
+    assert [(c.attack, c.epsilon) for c in comparison.conditions] == [("pgd", 0.1)]
+    assert any(
+        "noise at ε = 0.1" in line and "not evaluated on" in line and "run-1" in line
+        for line in comparison.left_out
+    )
+
+
+@pytest.mark.parametrize(
+    ("change", "shown"),
+    [
+        ({"env": {"name": "mpe2.simple_tag_v3", "kwargs": {}}}, "mpe2.simple_tag_v3"),
+        ({"env": {"name": "mpe2.simple_spread_v3", "kwargs": {"N": 5}}}, '{"N": 5}'),
+        ({"seed": 1}, "seed 1"),
+        ({"episodes": 30}, "30 episodes"),
+        ({"actions": "sampled"}, "sampled actions"),
+    ],
+)
+def test_refuses_runs_that_were_evaluated_differently(
+    tmp_path: Path, change: dict[str, Any], shown: str
+) -> None:
+    runs = with_evaluations(tmp_path, evaluation(), evaluation(**change))
+
+    with pytest.raises(ValueError, match="expected runs evaluated on the same environment") as failure:
+        compare(runs)
+    assert shown in str(failure.value)
+    assert "run-0" in str(failure.value)
+    assert "run `marl-aajr evaluate` on each" in str(failure.value)
+
+
+def test_refuses_runs_without_a_common_attack(tmp_path: Path) -> None:
+    runs = with_evaluations(
+        tmp_path, evaluation(attacks={("pgd", 0.1): -8.0}), evaluation(attacks={("pgd", 0.2): -8.0})
+    )
+
+    with pytest.raises(
+        ValueError, match=r"same attacks, got .*run-0: pgd at ε = 0.1 .*--attack and --epsilon"
+    ):
+        compare(runs)
+
+
+def test_refuses_nothing() -> None:
+    with pytest.raises(ValueError, match="expected at least one run, got none"):
+        compare([])
+
+
+def test_files_with_one_protocol_are_read_together(tmp_path: Path) -> None:
+    files = {
+        "a": evaluation(attacks={("pgd", 0.1): -8.0}),
+        "b": evaluation(attacks={("pgd", 0.2): -20.0}),
+    }
+    (row,) = compare([load_run(write_run(tmp_path / "run", evaluations=files))]).rows
+
+    assert sorted(row.worst) == [0.1, 0.2]
+
+
+def test_of_several_protocols_the_one_with_most_episodes_counts(tmp_path: Path) -> None:
+    files = {"long": evaluation(-41.0, episodes=50), "short": evaluation(-40.0, episodes=20)}
+    comparison = compare([load_run(write_run(tmp_path / "run", evaluations=files))])
+
+    assert comparison.rows[0].clean.mean == -41.0
+    assert any("20 episodes" in line for line in comparison.left_out)
+
+
+@pytest.mark.parametrize(
+    ("other", "what"),
+    [
+        (evaluation(-41.0), "the clean return"),
+        (evaluation(attacks={("pgd", 0.1): -9.0}), "pgd at ε = 0.1"),
+    ],
+)
+def test_files_that_contradict_each_other_are_refused(
+    tmp_path: Path, other: dict[str, Any], what: str
+) -> None:
+    run = load_run(write_run(tmp_path / "run", evaluations={"a": evaluation(), "b": other}))
+
+    with pytest.raises(ValueError, match=f"disagree on {what}.*delete the outdated file"):
+        compare([run])

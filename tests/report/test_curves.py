@@ -1,0 +1,88 @@
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from marl_aajr.report import RunRecord, load_run
+from marl_aajr.report.curves import SECONDS, mean_of, module_metric, modules, returns, teams
+from marl_aajr.report.methods import group
+from marl_aajr.report.palette import looks
+from tests.report.factory import config, metrics, write_method, write_run
+
+
+def run_with(tmp_path: Path, lines: list[dict[str, Any]]) -> RunRecord:
+    return load_run(write_run(tmp_path / "run", configuration=config("aajr"), lines=lines))
+
+
+def test_iterations_without_an_episode_are_no_points(tmp_path: Path) -> None:
+    steps, values = returns(run_with(tmp_path, metrics(regularised=True, iterations=10)))
+
+    assert list(steps) == [10_000.0 * i for i in range(3, 11)]
+    assert np.isfinite(values).all()
+
+
+def test_time_in_the_penalty_is_a_share_of_each_iteration(tmp_path: Path) -> None:
+    lines = metrics(regularised=True, iterations=2)
+    for line, seconds, penalty in zip(lines, (10.0, 14.0), (1.0, 2.0), strict=True):
+        line["seconds"] = seconds
+        line["modules"]["shared"][SECONDS] = penalty
+
+    _, shares = module_metric(run_with(tmp_path, lines), module="shared", key=SECONDS)
+    assert list(shares) == [0.1, 0.5]
+
+
+def test_values_that_are_not_finite_are_gaps(tmp_path: Path) -> None:
+    lines = metrics(regularised=True, iterations=3)
+    lines[1]["modules"]["shared"]["aajr/penalty"] = float("inf")
+
+    _, values = module_metric(run_with(tmp_path, lines), module="shared", key="aajr/penalty")
+    assert [math.isnan(value) for value in values] == [False, True, False]
+
+
+def test_teams_and_modules_in_order(tmp_path: Path) -> None:
+    paths = write_method(tmp_path, "none", clean=[-1.0], modules=("plain",), teams=("b", "a"))
+    paths += write_method(tmp_path, "aajr", clean=[-1.0], modules=("m1", "m0"), teams=("b", "a"))
+    methods = group(load_run(path) for path in paths)
+
+    assert teams(methods) == ("b", "a")
+    assert modules(methods) == ("m1", "m0")  # the plain method logs no metric of a regulariser
+
+
+def test_mean_of_curves_is_taken_where_all_are_known() -> None:
+    x, y = mean_of(
+        [
+            (np.array([0.0, 2.0, 4.0]), np.array([0.0, 2.0, 4.0])),
+            (np.array([1.0, 5.0]), np.array([0.0, 4.0])),
+        ]
+    )
+
+    assert list(x) == [1.0, 2.0, 4.0]
+    assert y == pytest.approx([0.5, 1.5, 3.5])
+
+
+@pytest.mark.parametrize(
+    "curves",
+    [
+        [],
+        [(np.array([0.0]), np.array([math.nan])), (np.array([0.0]), np.array([1.0]))],
+        [(np.array([0.0, 1.0]), np.array([1.0, 1.0])), (np.array([2.0, 3.0]), np.array([1.0, 1.0]))],
+    ],
+)
+def test_mean_of_nothing_common_is_empty(curves: Any) -> None:
+    x, y = mean_of(curves)
+
+    assert len(x) == len(y) == 0
+
+
+def test_each_method_has_a_look_of_its_own(tmp_path: Path) -> None:
+    paths = write_method(tmp_path, "none", clean=[-1.0])
+    for i in range(20):
+        paths += write_method(tmp_path / str(i), "aajr", settings={"coefficient": i}, clean=[-1.0])
+    drawn = looks(group(load_run(path) for path in paths))
+
+    assert len(set(drawn)) == 21
+    assert drawn[0].colour not in {look.colour for look in drawn[1:]}

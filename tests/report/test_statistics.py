@@ -1,0 +1,76 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from marl_aajr.report.statistics import (
+    Estimate,
+    difference_over_episodes,
+    difference_over_runs,
+    over_runs,
+)
+
+
+def test_interval_over_two_runs_is_the_textbook_one() -> None:
+    found = over_runs([-41.0, -39.0], level=0.95)
+
+    assert (found.mean, found.unit, found.count) == (-40.0, "runs", 2)
+    assert found.low == pytest.approx(-40 - 12.7062, abs=1e-3)  # s/√n = 1
+    assert found.high == pytest.approx(-40 + 12.7062, abs=1e-3)
+
+
+def test_interval_over_runs_covers_the_truth_as_often_as_it_says() -> None:
+    draws = np.random.default_rng(0).normal(size=(2000, 3))
+    found = [over_runs(list(runs), level=0.95) for runs in draws]
+    covered = np.mean([e.low is not None and e.high is not None and e.low <= 0 <= e.high for e in found])
+
+    assert covered == pytest.approx(0.95, abs=0.02)
+
+
+def test_difference_over_runs_is_welchs() -> None:
+    a, b = [1.0, 2.0, 4.0], [0.0, 5.0, 7.0, 3.0]
+    found = difference_over_runs(a, b, level=0.9)
+    welch = stats.ttest_ind(a, b, equal_var=False).confidence_interval(0.9)
+
+    assert (found.low, found.high) == pytest.approx((welch.low, welch.high))
+
+
+def test_difference_of_constant_runs_is_certain() -> None:
+    assert difference_over_runs([3.0, 3.0], [1.0, 1.0], level=0.95) == Estimate(2.0, 2.0, 2.0, 2, "runs")
+
+
+def test_paired_episodes_remove_what_the_episodes_share() -> None:
+    draw = np.random.default_rng(1)
+    hard = draw.normal(scale=50, size=100)
+    left, right = hard + 2 + draw.normal(size=100), hard
+    found = difference_over_episodes(list(left), list(right), level=0.95, generator=np.random.default_rng(0))
+
+    assert found.low is not None
+    assert found.high is not None
+    assert 1.5 < found.low < 2 < found.high < 2.5
+
+
+def test_bootstrap_is_repeatable() -> None:
+    left, right = [1.0, 5.0, 2.0], [0.0, 1.0, 1.0]
+    one, two = (
+        difference_over_episodes(left, right, level=0.95, generator=np.random.default_rng(3)) for _ in "ab"
+    )
+
+    assert one == two
+
+
+def test_one_episode_has_no_interval() -> None:
+    found = difference_over_episodes([1.0], [3.0], level=0.95, generator=np.random.default_rng(0))
+
+    assert (found.mean, found.low, found.high) == (-2.0, None, None)
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "above"),
+    [(3.1, 4.0, True), (3.0, 4.0, False), (2.0, 4.0, False), (None, None, False)],
+)
+def test_above_means_no_overlap(low: float | None, high: float | None, above: bool) -> None:
+    other = Estimate(2.0, 1.0, 3.0, 3, "runs")
+
+    assert Estimate(3.5, low, high, 3, "runs").above(other) is above
