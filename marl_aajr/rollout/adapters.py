@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from pettingzoo.utils.conversions import aec_to_parallel_wrapper
 from pettingzoo.utils.env import AECEnv, ParallelEnv
 
 from marl_aajr.rollout.game import Game, Turn
@@ -30,39 +31,30 @@ class ParallelGame(Game):
         )
 
     def _step(self, actions: dict[str, Any]) -> Turn:
-        obs, rewards, terminations, truncations, infos = self.env.step(actions)
+        obs, rewards, terminations, truncations, infos = self._play(actions)
         turn = Turn({}, {}, {}, {}, {}, False)
         ended_before = len(self._ended)
         for agent in self._acting:
             try:
                 reward = rewards[agent]
-                ends = bool(terminations[agent]), bool(truncations[agent])
+                terminated, truncated = bool(terminations[agent]), bool(truncations[agent])
             except KeyError:
                 self._blame(f"gave agent {agent!r} no reward, termination or truncation")
-            self._tell(turn, agent, obs, infos, ends=ends)
+            if terminated or truncated:
+                self._ended.add(agent)
+            # A terminal observation bootstraps nothing: environments may leave it out.
+            if agent in obs or not terminated:
+                turn.obs[agent] = self._given(agent, obs)
             turn.rewards[agent] = self._reward(agent, reward)
+            turn.terminations[agent] = terminated
+            turn.truncations[agent] = truncated
+            turn.infos[agent] = infos.get(agent, {})
         if self.env.agents != self._listed or len(self._ended) > ended_before:
             self._change(turn, obs, infos)
         return turn if self._acting else turn._replace(over=True)
 
-    def _tell(
-        self,
-        turn: Turn,
-        agent: str,
-        obs: Mapping[str, Any],
-        infos: Mapping[str, Any],
-        *,
-        ends: tuple[bool, bool],
-    ) -> None:
-        terminated, truncated = ends
-        turn.terminations[agent] = terminated
-        turn.truncations[agent] = truncated
-        turn.infos[agent] = infos.get(agent, {})
-        if terminated or truncated:
-            self._ended.add(agent)
-        # A terminal observation bootstraps nothing: environments may leave it out.
-        if agent in obs or not terminated:
-            turn.obs[agent] = self._given(agent, obs)
+    def _play(self, actions: dict[str, Any]) -> Any:
+        return self.env.step(actions)
 
     def _change(self, turn: Turn, obs: Mapping[str, Any], infos: Mapping[str, Any]) -> None:
         """Who acts next when somebody has ended or appeared."""
@@ -72,8 +64,10 @@ class ParallelGame(Game):
             self._blame(f"agent {vanished[0]!r} left without being terminated or truncated")
         appeared = self._ordered(listed.difference(self._acting, self._ended))
         for agent in appeared:
-            self._tell(turn, agent, obs, infos, ends=(False, False))
+            turn.obs[agent] = self._given(agent, obs)
             turn.rewards[agent] = 0.0
+            turn.terminations[agent] = turn.truncations[agent] = False
+            turn.infos[agent] = infos.get(agent, {})
         self._listed = list(self.env.agents)
         self._acting = self._ordered(listed.difference(self._ended))
 
@@ -87,6 +81,38 @@ class ParallelGame(Game):
             return tuple(sorted(agents, key=self._rank.__getitem__))
         except KeyError as unknown:
             self._blame(f"has an agent {unknown} that is not in possible_agents")
+
+
+class ConvertedGame(ParallelGame):
+    """A `ParallelGame` over PettingZoo's own conversion of a turn-based environment (all of mpe2).
+
+    The conversion asks for an observation before every single action and throws it away. Here the same
+    calls are made without that one: a step of simple_spread takes two thirds of the time, one of
+    pistonball half.
+    """
+
+    def _play(self, actions: dict[str, Any]) -> Any:
+        turns = self.env.aec_env
+        earned = dict.fromkeys(turns.agents, 0.0)
+        for agent in list(turns.agents):
+            if turns.agent_selection != agent:
+                self._blame(
+                    f"agent {turns.agent_selection!r} is to move where {agent!r} should: the "
+                    "environment says is_parallelizable, but its agents do not move in a cycle"
+                )
+            turns.step(actions[agent])
+            paid = turns.rewards
+            for other in turns.agents:
+                earned[other] += paid[other]
+        terminations, truncations = dict(turns.terminations), dict(turns.truncations)
+        infos = dict(turns.infos)
+        obs = {agent: turns.observe(agent) for agent in turns.agents}
+        while turns.agents and (
+            turns.terminations[turns.agent_selection] or turns.truncations[turns.agent_selection]
+        ):
+            turns.step(None)
+        self.env.agents = turns.agents
+        return obs, earned, terminations, truncations, infos
 
 
 class TurnBasedGame(Game):
@@ -133,6 +159,8 @@ def game_of(env: Any, *, name: str) -> Game:
     Raises:
         ValueError: If it is neither.
     """
+    if type(env) is aec_to_parallel_wrapper:
+        return ConvertedGame(env, name=name)
     if isinstance(env, ParallelEnv):
         return ParallelGame(env, name=name)
     if isinstance(env, AECEnv):

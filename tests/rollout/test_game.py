@@ -13,8 +13,10 @@ from gymnasium import spaces
 from mpe2 import simple_speaker_listener_v4, simple_spread_v3, simple_tag_v3
 from pettingzoo.butterfly import knights_archers_zombies_v11
 from pettingzoo.classic import leduc_holdem_v4, tictactoe_v3
+from pettingzoo.utils.conversions import aec_to_parallel
 
-from marl_aajr.rollout.adapters import game_of
+from marl_aajr.rollout.adapters import ConvertedGame, ParallelGame, game_of
+from marl_aajr.rollout.environments import resolve
 from marl_aajr.rollout.game import EnvironmentFault, Game, Turn
 from tests.rollout.toy_games import Circle, Scripted
 
@@ -282,3 +284,34 @@ def test_only_pettingzoo_environments_are_games() -> None:
     nobody = Scripted({}, agents="")
     with pytest.raises(ValueError, match="possible_agents"):
         game_of(nobody, name="thing")
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "simple_spread_v3",
+        "simple_tag_v3",
+        "sisl/pursuit-v5",
+        "butterfly/knights_archers_zombies-v11",
+    ],
+)
+def test_the_shortcut_through_pettingzoos_conversion_changes_nothing(name: str) -> None:
+    kwargs = {"max_cycles": 12}
+    game = resolve(name, kwargs).make()
+    assert isinstance(game, ConvertedGame)
+    plain = ParallelGame(resolve(name, kwargs).make().env, name=name)
+    for ours, theirs in zip(play(game, seed=5), play(plain, seed=5), strict=True):
+        assert ours.acting == theirs.acting
+        assert ours.rewards == theirs.rewards
+        assert ours[2:4] == theirs[2:4]
+        for agent, obs in ours.obs.items():
+            np.testing.assert_array_equal(obs, theirs.obs[agent])
+
+
+def test_agents_that_do_not_move_in_a_cycle_are_not_simultaneous() -> None:
+    class Claims(Circle):
+        metadata = {"name": "claims_v0", "is_parallelizable": True}  # noqa: RUF012
+
+    env = aec_to_parallel(Claims({"a": (1, "terminated"), "b": (9, "truncated")}, agents="ab"))
+    with pytest.raises(EnvironmentFault, match="agent 'a' is to move where 'b' should"):
+        play(game_of(env, name="claims"), seed=0)
