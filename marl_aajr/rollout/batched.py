@@ -1,0 +1,106 @@
+"""Many copies of one environment as arrays: the contract of every batched environment.
+
+Whoever collects experience (evaluation, attacks, the fast runner) steps E copies at once and thinks in
+tensors ``[E, ...]``. Copies end their episodes at different times, agents end at different times within an
+episode, and in turn-based games most agents wait; the contract says what the tensors hold in each case.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import torch
+from gymnasium import spaces
+from torch import Tensor
+
+
+class BatchedStep(NamedTuple):
+    """What E copies answer to actions. All tensors are fresh: they may be kept.
+
+    Attributes:
+        obs: ``[E, ...]`` by agent: what it sees next. Zero where it is not active. Where the episode is
+            over, the first observation of the next episode.
+        rewards: ``[E]`` float32 by agent; 0 where it is told nothing. In turn-based games, everything
+            since its last observation.
+        terminations: ``[E]`` bool by agent: reached a terminal state in this step.
+        truncations: ``[E]`` bool by agent: was cut off in this step; its value bootstraps from
+            ``final_obs``.
+        episode_over: ``[E]`` bool: the last step of an episode; the copy has been reset.
+        final_obs: ``[E, ...]`` by agent: the last observation of the old episode, valid where the agent
+            was terminated or truncated in this step. Read-only where nobody was.
+        infos: One dict by agent for each copy, from this step (not from the reset that may follow it).
+    """
+
+    obs: dict[str, Tensor]
+    rewards: dict[str, Tensor]
+    terminations: dict[str, Tensor]
+    truncations: dict[str, Tensor]
+    episode_over: Tensor
+    final_obs: dict[str, Tensor]
+    infos: tuple[dict[str, Any], ...]
+
+
+class BatchedEnv(ABC):
+    """E copies of an environment in lockstep, each reset by itself when its episode is over.
+
+    Attributes:
+        num_envs: E, the number of copies.
+        possible_agents: Every agent that may appear, in a fixed order.
+        observation_spaces: Space of each agent's ``obs`` (without the action mask, see `action_mask`).
+        action_spaces: Space of each agent's actions.
+        teams: Team of each agent.
+        device: Where the tensors live.
+    """
+
+    num_envs: int
+    possible_agents: tuple[str, ...]
+    observation_spaces: dict[str, spaces.Space[Any]]
+    action_spaces: dict[str, spaces.Space[Any]]
+    teams: dict[str, str]
+    device: torch.device
+
+    @abstractmethod
+    def reset(self, *, seed: int) -> dict[str, Tensor]:
+        """Starts the first episode of every copy; later ones follow from the same seed.
+
+        Args:
+            seed: Everything random follows from it.
+
+        Returns:
+            The first observations ``[E, ...]`` by agent.
+        """
+
+    @abstractmethod
+    def step(self, actions: Mapping[str, Tensor]) -> BatchedStep:
+        """Plays one step in every copy.
+
+        Args:
+            actions: ``[E, ...]`` by agent, as the action spaces define them. Rows of inactive agents are
+                ignored; an agent that is active nowhere may be left out.
+
+        Raises:
+            ValueError: If an active agent has no action, or actions have the wrong shape or kind.
+        """
+
+    @property
+    @abstractmethod
+    def active(self) -> dict[str, Tensor]:
+        """``[E]`` bool by agent: must act now (present, not ended, and its turn)."""
+
+    @property
+    @abstractmethod
+    def action_mask(self) -> dict[str, Tensor | None]:
+        """``[E, n]`` bool by agent: legal actions; None where the game has no masks.
+
+        Rows of inactive agents are all True, so that a policy may be evaluated on every row.
+        """
+
+    @abstractmethod
+    def state(self) -> Tensor:
+        """The global states ``[E, ...]``, for centralised critics (where the environment has one)."""
+
+    @abstractmethod
+    def close(self) -> None:
+        """Frees what the copies hold."""

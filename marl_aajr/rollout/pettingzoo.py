@@ -1,0 +1,225 @@
+"""Any PettingZoo environment as a `BatchedEnv`: E games in one process, gathered into arrays."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from gymnasium import spaces
+from torch import Tensor
+
+from marl_aajr.rollout.batched import BatchedEnv, BatchedStep
+from marl_aajr.rollout.environments import EnvironmentSpec
+from marl_aajr.rollout.game import Game, Turn
+
+_Array = np.ndarray[Any, np.dtype[Any]]
+_MASKED = {"observation", "action_mask"}
+_INTEGER = (spaces.Discrete, spaces.MultiDiscrete, spaces.MultiBinary)
+
+
+class PettingZooBatch(BatchedEnv):
+    """E copies of a PettingZoo environment, stepped one after the other.
+
+    Episode k of copy e is seeded from ``SeedSequence(seed, spawn_key=(e, k))``: what a copy plays depends
+    neither on how many others there are nor on how long their episodes last.
+
+    Args:
+        spec: Which environment.
+        num_envs: E, at least 1.
+        device: Where the tensors live.
+
+    Raises:
+        ValueError: If the environment cannot be built, or an agent's observations or actions are no
+            arrays (a Dict observation must consist of ``observation`` and ``action_mask``).
+    """
+
+    def __init__(
+        self, spec: EnvironmentSpec, num_envs: int, *, device: torch.device | str = "cpu"
+    ) -> None:
+        if num_envs < 1:
+            raise ValueError(f"expected at least 1 environment, got {num_envs}")
+        self._games = [spec.make() for _ in range(num_envs)]
+        game = self._games[0]
+        self.num_envs = num_envs
+        self.possible_agents = game.possible_agents
+        self.action_spaces = game.action_spaces
+        self.teams = game.teams
+        self.device = torch.device(device)
+        self._rank = {agent: i for i, agent in enumerate(self.possible_agents)}
+        self._mask_shapes = {a: _mask_shape(s) for a, s in game.observation_spaces.items()}
+        self.observation_spaces = {
+            agent: _array_space(game, agent) for agent in self.possible_agents
+        }
+        for agent in self.possible_agents:
+            _check_action_space(game, agent)
+        self._clear()
+        self._no_final = self._tensors(self._blank())
+        self._episodes = [0] * num_envs
+        self._seed = 0
+
+    def reset(self, *, seed: int) -> dict[str, Tensor]:
+        """See `BatchedEnv.reset`."""
+        self._seed, self._episodes = seed, [0] * self.num_envs
+        self._clear()
+        obs = self._blank()
+        for e in range(self.num_envs):
+            self._start(e, obs)
+        return self._tensors(obs)
+
+    def step(self, actions: Mapping[str, Tensor]) -> BatchedStep:
+        """See `BatchedEnv.step`."""
+        rows = {agent: self._rows(agent, given) for agent, given in actions.items()}
+        agents, copies = len(self.possible_agents), self.num_envs
+        rewards = np.zeros((agents, copies), np.float32)
+        ends = np.zeros((2, agents, copies), np.bool_)
+        over = np.zeros(copies, np.bool_)
+        obs, final = self._blank(), None
+        acting = self._acting
+        self._clear()
+        infos = []
+        for e, game in enumerate(self._games):
+            turn = game.step({agent: self._row(rows, agent, e) for agent in acting[e]})
+            for agent, reward in turn.rewards.items():
+                rank = self._rank[agent]
+                rewards[rank, e] = reward
+                ends[0, rank, e] = turn.terminations[agent]
+                ends[1, rank, e] = turn.truncations[agent]
+            if ends[:, :, e].any():
+                final = final or self._blank()
+                self._keep_final(e, turn, final)
+            infos.append(turn.infos)
+            if turn.over:
+                over[e] = True
+                self._start(e, obs)
+            else:
+                self._show(e, turn, obs)
+        return BatchedStep(
+            obs=self._tensors(obs),
+            rewards=self._by_agent(rewards),
+            terminations=self._by_agent(ends[0]),
+            truncations=self._by_agent(ends[1]),
+            episode_over=torch.from_numpy(over).to(self.device),
+            final_obs=self._no_final if final is None else self._tensors(final),
+            infos=tuple(infos),
+        )
+
+    @property
+    def active(self) -> dict[str, Tensor]:
+        """See `BatchedEnv.active`."""
+        return self._by_agent(self._active)
+
+    @property
+    def action_mask(self) -> dict[str, Tensor | None]:
+        """See `BatchedEnv.action_mask`."""
+        return {
+            agent: None if mask is None else torch.from_numpy(mask).to(self.device)
+            for agent, mask in self._masks.items()
+        }
+
+    def state(self) -> Tensor:
+        """See `BatchedEnv.state`."""
+        return torch.from_numpy(np.stack([game.state() for game in self._games])).to(self.device)
+
+    def close(self) -> None:
+        """See `BatchedEnv.close`."""
+        for game in self._games:
+            game.close()
+
+    def _start(self, e: int, obs: dict[str, _Array]) -> None:
+        sequence = np.random.SeedSequence(self._seed, spawn_key=(e, self._episodes[e]))
+        self._episodes[e] += 1
+        # Environments hand seeds to generators that take 31 bits.
+        self._show(e, self._games[e].reset(seed=int(sequence.generate_state(1)[0] >> 1)), obs)
+
+    def _show(self, e: int, turn: Turn, obs: dict[str, _Array]) -> None:
+        self._acting[e] = turn.acting
+        for agent in self._acting[e]:
+            seen = turn.obs[agent]
+            mask = self._masks[agent]
+            if mask is not None:
+                mask[e] = seen["action_mask"]
+                seen = seen["observation"]
+            obs[agent][e] = seen
+            self._active[self._rank[agent], e] = True
+
+    def _keep_final(self, e: int, turn: Turn, final: dict[str, _Array]) -> None:
+        for agent, seen in turn.obs.items():
+            if turn.terminations[agent] or turn.truncations[agent]:
+                masked = self._mask_shapes[agent] is not None
+                final[agent][e] = seen["observation"] if masked else seen
+
+    def _clear(self) -> None:
+        copies = self.num_envs
+        self._acting: list[tuple[str, ...]] = [()] * copies
+        self._active = np.zeros((len(self.possible_agents), copies), np.bool_)
+        self._masks: dict[str, _Array | None] = {
+            agent: None if shape is None else np.ones((copies, *shape), np.bool_)
+            for agent, shape in self._mask_shapes.items()
+        }
+
+    def _blank(self) -> dict[str, _Array]:
+        return {
+            agent: np.zeros((self.num_envs, *(space.shape or ())), space.dtype)
+            for agent, space in self.observation_spaces.items()
+        }
+
+    def _tensors(self, arrays: dict[str, _Array]) -> dict[str, Tensor]:
+        return {agent: torch.from_numpy(a).to(self.device) for agent, a in arrays.items()}
+
+    def _by_agent(self, array: _Array) -> dict[str, Tensor]:
+        return dict(zip(self.possible_agents, torch.from_numpy(array).to(self.device), strict=True))
+
+    def _rows(self, agent: str, actions: Tensor) -> Any:
+        """One action for each copy, as the environment takes them: Python integers or arrays."""
+        space = self.action_spaces.get(agent)
+        if space is None:
+            raise ValueError(
+                f"expected actions of {list(self.possible_agents)}, got some of {agent!r}"
+            )
+        shape = (self.num_envs, *(space.shape or ()))
+        integer = isinstance(space, _INTEGER)
+        if tuple(actions.shape) != shape or (integer and actions.is_floating_point()):
+            kind = "integers" if integer else "numbers"
+            raise ValueError(
+                f"expected actions of {agent!r} as {kind} of shape {shape}, got {actions.dtype} of "
+                f"shape {tuple(actions.shape)}"
+            )
+        if isinstance(space, spaces.Discrete):
+            return actions.tolist()
+        return actions.detach().cpu().numpy().astype(space.dtype)
+
+    def _row(self, rows: Mapping[str, Any], agent: str, e: int) -> Any:
+        try:
+            return rows[agent][e]
+        except KeyError:
+            raise ValueError(f"expected actions of {agent!r}, which is active; add them") from None
+
+
+def _mask_shape(space: spaces.Space[Any]) -> tuple[int, ...] | None:
+    if isinstance(space, spaces.Dict) and set(space.spaces) == _MASKED:
+        return tuple(space["action_mask"].shape or ())
+    return None
+
+
+def _array_space(game: Game, agent: str) -> spaces.Space[Any]:
+    space = game.observation_spaces[agent]
+    if _mask_shape(space) is not None:
+        assert isinstance(space, spaces.Dict)
+        space = space["observation"]
+    if not isinstance(space, (spaces.Box, *_INTEGER)):
+        raise ValueError(
+            f"expected {game.name} to give agent {agent!r} an array (or a Dict of observation and "
+            f"action_mask), got {game.observation_spaces[agent]}; flatten it with a wrapper"
+        )
+    return space
+
+
+def _check_action_space(game: Game, agent: str) -> None:
+    space = game.action_spaces[agent]
+    if not isinstance(space, (spaces.Box, *_INTEGER)):
+        raise ValueError(
+            f"expected agent {agent!r} of {game.name} to act with an array or a number, got {space}; "
+            "flatten it with a wrapper"
+        )
