@@ -1,4 +1,4 @@
-"""A victim plays as it was trained, survives a trip through its files to the last bit, and says what is wrong."""
+"""A victim plays as it was trained, survives its files to the last bit, and says what is wrong."""
 
 from __future__ import annotations
 

@@ -1,0 +1,194 @@
+"""The contract of every observation attack: it proposes, the base class checks and judges.
+
+    perturb:  s ↦ s + δ,  δ ∈ Δ(s)
+
+A subclass writes :meth:`Attack.run` and nothing else. An attack never grades itself: its proposal is refused
+where it exceeds the budget, projected, and judged by evaluating the policy anew.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass, fields, replace
+from typing import ClassVar, Self
+
+import torch
+from torch import Tensor
+
+from marl_aajr.distributions import ActionDistribution, DiagGaussian
+from marl_aajr.numerics import check_finite
+from marl_aajr.objectives import Clean, Objective, Surrogate, make_objective
+from marl_aajr.policy import Policy
+from marl_aajr.threat import PerturbationSet
+
+AUTO = "auto"
+"""The objective that fits the policy: ``margin`` for discrete actions, ``kl`` for Gaussian ones."""
+
+
+class BudgetError(ValueError):
+    """An attack asked for more than its perturbation set allows."""
+
+
+@dataclass(frozen=True)
+class Attacked:
+    """One batch under attack, as the judge saw it.
+
+    Attributes:
+        delta: the perturbation δ, in the set, ``[B, d]``.
+        perturbed: what the policy is shown, s + δ, ``[B, d]``.
+        clean_outputs: distribution inputs at s, ``[B, m]``.
+        outputs: distribution inputs at s + δ, ``[B, m]``.
+        success: whether the greedy action changed, ``[B]`` bool (see :func:`greedy_action_changed`).
+        clean_value: the attack's objective g at δ = 0, ``[B]``.
+        value: g at δ, ``[B]``.
+    """
+
+    delta: Tensor
+    perturbed: Tensor
+    clean_outputs: Tensor
+    outputs: Tensor
+    success: Tensor
+    clean_value: Tensor
+    value: Tensor
+
+
+@dataclass(frozen=True, kw_only=True)
+class Attack(ABC):
+    """An adversary who shows the policy s + δ instead of s. A value: compare it, print it, pickle it.
+
+    Attributes:
+        perturbations: the set Δ that δ must stay in.
+        objective: g, what the adversary maximises and is judged by: ``"kl"``, ``"margin"``, ``"auto"``
+            (:data:`AUTO`), or an :class:`~marl_aajr.objectives.Objective` of your own.
+
+    Raises:
+        ValueError: an unknown objective, or one that needs more than observations (``"surrogate"``).
+
+    Example:
+        >>> attack = PGD(perturbations=PerturbationSet(epsilon=0.1), steps=20)
+        >>> attack(policy, obs, generator=torch.Generator().manual_seed(0)).success
+    """
+
+    name: ClassVar[str]
+    summary: ClassVar[str]
+
+    perturbations: PerturbationSet
+    objective: str | Objective = AUTO
+
+    def __post_init__(self) -> None:
+        if self.objective != AUTO and isinstance(make_objective(self.objective), Surrogate):
+            raise ValueError(
+                "expected an objective out of auto, kl, margin for an attack, got 'surrogate', which needs "
+                "actions and advantages"
+            )
+
+    @abstractmethod
+    def run(self, policy: Policy, obs: Tensor, *, generator: torch.Generator) -> Tensor:
+        """Propose δ.
+
+        Args:
+            policy: the policy under attack.
+            obs: clean observations s, ``[B, d]``; a copy of its own.
+            generator: the only source of randomness.
+
+        Returns:
+            δ, ``[B, d]``, within ``perturbations`` up to rounding.
+        """
+
+    def __call__(self, policy: Policy, obs: Tensor, *, generator: torch.Generator) -> Attacked:
+        """Attack a batch, verify the budget, and judge the result.
+
+        Args:
+            policy: the policy under attack; no parameter's ``.grad`` changes.
+            obs: clean observations s, ``[B, d]``.
+            generator: source of random starts and noise.
+
+        Raises:
+            BudgetError: the attack left its set by more than rounding.
+            NonFiniteError: it returned a NaN or an infinity.
+            ValueError: observations that are not float ``[B, d]``, or an objective that does not fit.
+        """
+        if obs.ndim != 2 or not obs.is_floating_point():
+            raise ValueError(
+                f"expected float observations [B, d] to attack, got {obs.dtype} {list(obs.shape)}; "
+                "flatten images, and convert integers in the environment"
+            )
+        obs = obs.detach()
+        objective = self.objective_for(policy.distribution)
+        proposed = self.run(policy, obs.clone(), generator=generator).detach()
+        self._verify(proposed, obs)
+        delta = self.perturbations.project(proposed, obs)
+        return _judge(policy, obs, delta, objective)
+
+    def at(self, epsilon: float) -> Self:
+        """The same attack with another radius."""
+        return replace(self, perturbations=replace(self.perturbations, epsilon=epsilon))
+
+    def objective_for(self, distribution: ActionDistribution) -> Objective:
+        """The objective against a policy of this kind.
+
+        Raises:
+            ValueError: it is not defined for the distribution.
+        """
+        name = self.objective
+        if name == AUTO:
+            name = "kl" if isinstance(distribution, DiagGaussian) else "margin"
+        objective = make_objective(name)
+        objective.check(distribution)
+        return objective
+
+    @property
+    def settings(self) -> str:
+        """The settings without the radius, as they were passed: ``"PGD(norm='linf', steps=10, ...)"``."""
+        budget = {f.name: getattr(self.perturbations, f.name) for f in fields(self.perturbations)}
+        own = {f.name: getattr(self, f.name) for f in fields(self)}
+        shown = budget | own
+        for hidden in ("perturbations", "epsilon"):
+            del shown[hidden]
+        text = ", ".join(f"{name}={value!r}" for name, value in shown.items() if value is not None)
+        return f"{type(self).__name__}({text})"
+
+    def _verify(self, delta: Tensor, obs: Tensor) -> None:
+        if delta.shape != obs.shape:
+            raise BudgetError(
+                f"expected {self.name} to return a delta {list(obs.shape)}, got {list(delta.shape)}"
+            )
+        check_finite(f"the perturbation of {self.name}", delta)
+        outside = ~self.perturbations.contains(delta, obs)
+        if outside.any():
+            distance = (delta - self.perturbations.project(delta, obs)).abs().max().item()
+            raise BudgetError(
+                f"expected {self.name} to stay in {self.perturbations}, got {int(outside.sum())} of "
+                f"{len(obs)} rows outside, by up to {distance:.3g}; project in its run()"
+            )
+
+
+def greedy_action_changed(distribution: ActionDistribution, clean: Tensor, outputs: Tensor) -> Tensor:
+    """Whether the greedy action at ``outputs`` differs from that at ``clean``, ``[B, m] -> [B]`` bool.
+
+    Continuous actions always move a little: there it means by more than one standard deviation of the clean
+    policy, in some component. A policy with a large σ looks robust by this measure; its return does not.
+    """
+    if isinstance(distribution, DiagGaussian):
+        mean, log_std = distribution.split(clean)
+        return ((distribution.mode(outputs) - mean).abs() > log_std.exp()).any(-1)
+    before, after = distribution.mode(clean), distribution.mode(outputs)
+    return (before != after).reshape(len(before), -1).any(-1)
+
+
+@torch.no_grad()
+def _judge(policy: Policy, obs: Tensor, delta: Tensor, objective: Objective) -> Attacked:
+    perturbed = obs + delta
+    clean_outputs, outputs = policy(obs), policy(perturbed)
+    check_finite("the policy's outputs at clean observations", clean_outputs)
+    check_finite("the policy's outputs at perturbed observations", outputs)
+    g = objective.bind(policy, Clean(clean_outputs))
+    return Attacked(
+        delta=delta,
+        perturbed=perturbed,
+        clean_outputs=clean_outputs,
+        outputs=outputs,
+        success=greedy_action_changed(policy.distribution, clean_outputs, outputs),
+        clean_value=g(obs),
+        value=g(perturbed),
+    )

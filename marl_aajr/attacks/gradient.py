@@ -1,0 +1,166 @@
+"""Gradient attacks: the inner maximisation that AAJR trains with, turned against the trained policy.
+
+    δ_{t+1} = Π_Δ(δ_t + η · step(∇g(δ_t))),        t = 0 … K−1
+
+FGSM is PGD with one step of size ε. Both return the best δ that they saw, row by row: by the objective, over
+the steps and the restarts. So more restarts are never weaker, whatever the landscape.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from itertools import islice
+from math import isfinite
+from typing import ClassVar, Literal, get_args
+
+import torch
+from torch import Tensor
+
+from marl_aajr.ascent import Trajectory, ascend
+from marl_aajr.attacks.base import Attack
+from marl_aajr.checks import one_of
+from marl_aajr.objectives import Clean, Objective
+from marl_aajr.policy import Policy
+
+AttackStep = Literal["auto", "sign", "normalized"]
+
+_NUDGE = 0.01
+"""Radius of the first start, as a fraction of ε, where the objective is flat at δ = 0."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PGD(Attack):
+    """Projected gradient ascent with restarts, against the policy's distribution or its greedy action.
+
+    The defaults are the field's, KL (the maximal action difference) and 10 steps of ε/10, but for the starts:
+
+    1. δ = 0 where the objective has a gradient there. ``kl`` has none: uniform in a hundredth of the set, so
+       that the steps still reach every corner.
+    2. for ``kl``, the mirror image of the first start. KL is even in δ up to third order, and one side of the
+       valley often only makes the policy surer of the same action: on a policy trained on simple_spread, at
+       ε = 0.1, the second side took the return from -41.7 to -50.5 (clean -38.4).
+    3. and on: uniform in the whole set.
+
+    Attributes:
+        steps: K ≥ 1.
+        step_size: η as a fraction of ε.
+        step: ``"sign"`` (steepest in L∞), ``"normalized"`` (in L2), or ``"auto"``: the one of the set's norm.
+        restarts: trajectories in all, ≥ 1.
+
+    Raises:
+        ValueError: a setting out of its range.
+
+    Source: Madry 2018 (arXiv 1706.06083); for policies Zhang 2020 (arXiv 2003.08938).
+    """
+
+    name: ClassVar[str] = "pgd"
+    summary: ClassVar[str] = "projected gradient ascent on the KL divergence (maximal action difference)"
+
+    objective: str | Objective = "kl"
+    steps: int = 10
+    step_size: float = 0.1
+    step: AttackStep = "auto"
+    restarts: int = 2
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in ("steps", "restarts"):
+            value = getattr(self, name)
+            if not (isinstance(value, int) and value >= 1):
+                raise ValueError(f"expected an integer {name} ≥ 1, got {value!r}")
+        if not (isfinite(self.step_size) and self.step_size > 0):
+            raise ValueError(f"expected a step_size > 0 (a fraction of epsilon), got {self.step_size!r}")
+        one_of("step", self.step, get_args(AttackStep))
+
+    def run(self, policy: Policy, obs: Tensor, *, generator: torch.Generator) -> Tensor:
+        objective = self.objective_for(policy.distribution)
+        with torch.no_grad():
+            clean = Clean(policy(obs))
+        delta = torch.zeros_like(obs)
+        value = obs.new_full(obs.shape[:1], -torch.inf)
+        for start in islice(self._starts(objective, obs, generator), self.restarts):
+            best, best_value = _best(self._climb(policy, obs, objective, clean, start))
+            better = best_value > value
+            delta = torch.where(better.unsqueeze(-1), best, delta)
+            value = torch.where(better, best_value, value)
+        return delta
+
+    def _starts(self, objective: Objective, obs: Tensor, generator: torch.Generator) -> Iterator[Tensor]:
+        if objective.flat_at_zero:
+            near = replace(self.perturbations, epsilon=_NUDGE * self.perturbations.epsilon)
+            first = near.sample(obs, generator=generator)
+            yield first
+            yield -first
+        else:
+            yield torch.zeros_like(obs)
+        while True:
+            yield self.perturbations.sample(obs, generator=generator)
+
+    def _climb(
+        self, policy: Policy, obs: Tensor, objective: Objective, clean: Clean, start: Tensor
+    ) -> Trajectory:
+        step = self.step
+        if step == "auto":
+            step = "sign" if self.perturbations.norm == "linf" else "normalized"
+        return ascend(
+            policy,
+            obs,
+            objective,
+            self.perturbations,
+            steps=self.steps,
+            step_size=self.step_size * self.perturbations.epsilon,
+            step=step,
+            start=start,
+            clean=clean,
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class MarginPGD(PGD):
+    """:class:`PGD` on the margin between the greedy action and its rival: after the action, not its odds."""
+
+    name: ClassVar[str] = "pgd-margin"
+    summary: ClassVar[str] = "projected gradient ascent on the margin of the greedy action (discrete actions)"
+
+    objective: str | Objective = "margin"
+    restarts: int = 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class StrongPGD(PGD):
+    """:class:`PGD` with longer steps, twice as many of them, and five starts."""
+
+    name: ClassVar[str] = "pgd-strong"
+    summary: ClassVar[str] = "pgd with 20 steps of epsilon / 4 and five starts"
+
+    steps: int = 20
+    step_size: float = 0.25
+    restarts: int = 5
+
+
+@dataclass(frozen=True, kw_only=True)
+class FGSM(Attack):
+    """One full gradient step: :class:`PGD` with ``steps=1, step_size=1, restarts=1``.
+
+    On ``margin``, from δ = 0, for discrete actions. On ``kl`` for Gaussian ones: it is flat at 0, so the step
+    starts from PGD's first random start.
+
+    Source: Goodfellow 2015 (arXiv 1412.6572); for policies Huang 2017 (arXiv 1702.02284).
+    """
+
+    name: ClassVar[str] = "fgsm"
+    summary: ClassVar[str] = "one gradient step of size epsilon"
+
+    def run(self, policy: Policy, obs: Tensor, *, generator: torch.Generator) -> Tensor:
+        single = PGD(
+            perturbations=self.perturbations, objective=self.objective, steps=1, step_size=1.0, restarts=1
+        )
+        return single.run(policy, obs, generator=generator)
+
+
+def _best(trajectory: Trajectory) -> tuple[Tensor, Tensor]:
+    """The δ_t of the largest g(δ_t) in each row, and that value: ``[B, d]``, ``[B]``."""
+    values, index = trajectory.values.max(0)
+    rows = torch.arange(len(index), device=index.device)
+    return trajectory.deltas[index, rows], values
