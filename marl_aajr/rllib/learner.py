@@ -25,6 +25,7 @@ from torch import Tensor
 from marl_aajr.distributions import ActionDistribution
 from marl_aajr.numerics import NonFiniteError
 from marl_aajr.regularizers.base import PolicyLoss, Regularizer, Sample, ppo_policy_loss
+from marl_aajr.rllib.internals import add_to_policy_loss
 from marl_aajr.rllib.policy import module_distribution, module_policy, snapshot
 
 REGULARIZERS_KEY = "marl_aajr_regularizers"
@@ -71,8 +72,10 @@ class RobustLearnerMixin(TorchLearner):
             regularizer = self._regularizers.get(module_id)
             if regularizer is not None and regularizer.active(self._timestep):
                 started = time.perf_counter()
-                outputs = fwd_out[module_id][Columns.ACTION_DIST_INPUTS]
-                losses[module_id] = loss + self._regularize(module_id, regularizer, outputs, loss)
+                outputs = fwd_out[module_id].get(Columns.ACTION_DIST_INPUTS)
+                term = self._regularize(module_id, regularizer, outputs, loss)
+                losses[module_id] = loss + term
+                add_to_policy_loss(self, module_id, term)
                 self._seconds[module_id] += time.perf_counter() - started
         return losses
 
@@ -104,7 +107,9 @@ class RobustLearnerMixin(TorchLearner):
             self._updates = state[STATE_KEY]["updates"]
             self._timestep = state[STATE_KEY]["timestep"]
 
-    def _regularize(self, module_id: str, regularizer: Regularizer, outputs: Tensor, loss: Tensor) -> Tensor:
+    def _regularize(
+        self, module_id: str, regularizer: Regularizer, outputs: Tensor | None, loss: Tensor
+    ) -> Tensor:
         sample = self._sample(module_id, outputs)
         generator = self._generator(module_id)
         state = generator.get_state()
@@ -124,14 +129,14 @@ class RobustLearnerMixin(TorchLearner):
         record["loss_share"].append(added / (added + base))
         return evaluation.loss
 
-    def _sample(self, module_id: str, outputs: Tensor) -> Sample:
+    def _sample(self, module_id: str, outputs: Tensor | None) -> Sample:
         batch = self._clean_batch[module_id]
         module = self.module[module_id].unwrapped()
         policy, obs = module_policy(module, batch, self._distributions[module_id])
         return Sample(
             policy=policy,
             obs=obs,
-            outputs=outputs,
+            outputs=policy(obs) if outputs is None else outputs,
             mask=None if (mask := batch.get(Columns.LOSS_MASK)) is None else mask.bool(),
             actions=batch.get(Columns.ACTIONS),
             log_probs=batch.get(Columns.ACTION_LOGP),

@@ -16,6 +16,7 @@ from ray.rllib.core.distribution.torch.torch_distribution import (
     TorchCategorical,
     TorchDiagGaussian,
     TorchMultiCategorical,
+    TorchSquashedGaussian,
 )
 from ray.rllib.core.rl_module.torch import TorchRLModule
 from torch import Tensor
@@ -33,7 +34,7 @@ from marl_aajr.rllib.internals import actor_forward
 _RLLIB_CLASSES = {
     Categorical: TorchCategorical,
     MultiCategorical: TorchMultiCategorical,
-    DiagGaussian: TorchDiagGaussian,
+    DiagGaussian: (TorchDiagGaussian, TorchSquashedGaussian),  # squashed ones are compared before squashing
 }
 
 MASK_LEAF = "action_mask"
@@ -133,8 +134,8 @@ def module_distribution(module: TorchRLModule) -> ActionDistribution:
     rllib_class = module.get_train_action_dist_cls()
     if not issubclass(rllib_class, _RLLIB_CLASSES[type(distribution)]):
         raise ValueError(
-            "expected a module with RLlib's TorchCategorical, TorchMultiCategorical or TorchDiagGaussian, "
-            f"got {rllib_class}; register a regularizer for the other modules only"
+            "expected a module with RLlib's TorchCategorical, TorchMultiCategorical, TorchDiagGaussian or "
+            f"TorchSquashedGaussian, got {rllib_class}; register a regularizer for the other modules only"
         )
     return distribution
 

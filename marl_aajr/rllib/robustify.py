@@ -8,6 +8,7 @@ from ray.rllib.algorithms.algorithm_config import AlgorithmConfig
 from ray.rllib.core.learner.torch.torch_learner import TorchLearner
 
 from marl_aajr.regularizers.base import Regularizer
+from marl_aajr.rllib.internals import check_gradients_are_served
 from marl_aajr.rllib.learner import REGULARIZERS_KEY, robust_learner_class
 
 
@@ -26,7 +27,8 @@ def robustify(
         The same configuration, with the learner class extended.
 
     Raises:
-        ValueError: the old API stack, a learner that is not a torch learner, an unknown module id.
+        ValueError: the old API stack, a learner that is not a torch learner or differentiates something
+            else than the losses of its modules, an unknown module id.
 
     Example:
         >>> config = PPOConfig().environment("my_env").multi_agent(policies={"shared"}, ...)
@@ -45,6 +47,7 @@ def robustify(
             f"expected a learner class derived from TorchLearner, got {base!r}; "
             "set config.framework('torch') or another learner_class"
         )
+    check_gradients_are_served(base)
     regularizers = _per_module(config, regularizer)
     config.learners(
         learner_class=robust_learner_class(base),
