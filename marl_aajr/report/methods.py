@@ -30,7 +30,8 @@ class Method:
     Attributes:
         label: unique among the methods of a page; says what sets it apart.
         name: ``method.name`` of its configuration.
-        config: its configuration as dotted keys, without seed, resources and output.
+        config: its configuration as dotted keys, without seed, resources and output, and without what is
+            null: null and absent both mean not set.
         runs: by seed.
     """
 
@@ -105,7 +106,7 @@ def show(value: Any) -> str:
 
 def _method_config(record: RunRecord) -> dict[str, Any]:
     kept = {key: value for key, value in record.config.items() if key not in _NOT_THE_METHOD}
-    return flatten(kept)
+    return {key: value for key, value in flatten(kept).items() if value is not None}
 
 
 def _refuse_repeated_seed(runs: Sequence[RunRecord]) -> None:

@@ -70,17 +70,22 @@ def test_labels_say_only_what_sets_namesakes_apart(record: Any) -> None:
 
 
 def test_differences_and_shared_split_the_configuration(record: Any) -> None:
-    methods = group([record("a"), record("b", method="aajr", settings={"coefficient": 1e-3, "ramp": None})])
+    methods = group([record("a"), record("b", method="aajr", settings={"coefficient": 1e-3, "mask": None})])
 
     assert differences(methods) == {
         "method.name": ("none", "aajr"),
         "method.coefficient": ("—", "0.001"),
-        "method.ramp": ("—", "null"),
     }
     same = shared(methods)
     assert same["ppo.gamma"] == "0.95"
     assert same["model.hidden"] == "[64, 64]"
     assert not {"seed", "method.name", "resources.learners"} & set(same)
+
+
+def test_null_and_absent_are_the_same(record: Any) -> None:
+    runs = [record("a"), record("b", seed=1, settings={"ramp": None})]
+
+    assert [len(method.runs) for method in group(runs)] == [2]
 
 
 def test_the_same_run_twice_is_refused(record: Any) -> None:
