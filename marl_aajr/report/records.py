@@ -170,7 +170,7 @@ def _require_finished(folder: Path, status: Status, *, budget: int) -> None:
     cure = (
         "wait until it has finished"
         if status.state == "running"
-        else "finish it with `marl-aajr train --resume`"
+        else f"finish it with `marl-aajr train --resume --out {folder}`"
     )
     raise ValueError(
         f"expected a finished run, got {folder} with state '{status.state}'{why} "
