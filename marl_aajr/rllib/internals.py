@@ -5,24 +5,44 @@ Checked against Ray 2.60. When Ray is upgraded, this is the file to read again.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import logging
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
+import torch
+from ray.rllib.algorithms.algorithm import Algorithm
+from ray.rllib.algorithms.impala.torch.impala_torch_learner import IMPALATorchLearner
+from ray.rllib.algorithms.ppo import PPO
 from ray.rllib.algorithms.ppo.torch.default_ppo_torch_rl_module import DefaultPPOTorchRLModule
+from ray.rllib.algorithms.sac.torch.default_sac_torch_rl_module import DefaultSACTorchRLModule
+from ray.rllib.algorithms.sac.torch.sac_torch_learner import SACTorchLearner
 from ray.rllib.core.columns import Columns
+from ray.rllib.core.distribution.torch.torch_distribution import TorchSquashedGaussian
+from ray.rllib.core.learner.learner import POLICY_LOSS_KEY, Learner
+from ray.rllib.core.learner.torch.torch_learner import TorchLearner
 from ray.rllib.core.models.base import ENCODER_OUT
 from ray.rllib.core.models.torch.encoder import TorchActorCriticEncoder
+from ray.rllib.core.models.torch.heads import TorchFreeLogStdMLPHead, TorchMLPHead
 from ray.rllib.core.rl_module.torch import TorchRLModule
-from torch import Tensor
+from ray.rllib.utils.numpy import MAX_LOG_NN_OUTPUT, MIN_LOG_NN_OUTPUT
+from torch import Tensor, nn
+
+from marl_aajr.numerics import NonFiniteError
+from marl_aajr.rllib.observation_filter import ObservationNormalizer
+from marl_aajr.victims.layers import ClipLogStd, FreeLogStd
 
 
 def actor_forward(module: TorchRLModule) -> tuple[Callable[[dict[str, Any]], Tensor], bool]:
     """How to get a module's distribution inputs from a train batch, and whether it reads OBS alone.
 
-    RLlib's default PPO module runs its critic in every ``forward_train``. The inner maximisation calls the
-    policy several times per minibatch and needs the actor only, so it is called by its parts where nobody
-    has overridden how they are put together.
+    RLlib's default PPO module runs its critic in every ``forward_train``, and its SAC module five more
+    networks. The inner maximisation calls the policy several times per minibatch and needs the actor only,
+    so it is called by its parts where nobody has overridden how they are put together.
     """
+    if isinstance(module, DefaultSACTorchRLModule):
+        return lambda batch: _clip_log_std(module, module.forward_inference(batch)), True
     default = DefaultPPOTorchRLModule
     untouched = (
         isinstance(module, default)
@@ -33,3 +53,128 @@ def actor_forward(module: TorchRLModule) -> tuple[Callable[[dict[str, Any]], Ten
     if untouched:
         return lambda batch: module.pi(module.encoder.actor_encoder(batch)[ENCODER_OUT]), True
     return lambda batch: module.forward_train(batch)[Columns.ACTION_DIST_INPUTS], False
+
+
+def _clip_log_std(module: DefaultSACTorchRLModule, out: dict[str, Any]) -> Tensor:
+    """The inputs as RLlib's squashed Gaussian reads them: log σ clipped."""
+    inputs = out[Columns.ACTION_DIST_INPUTS]
+    if not issubclass(module.get_train_action_dist_cls(), TorchSquashedGaussian):
+        return inputs
+    mean, log_std = inputs.chunk(2, -1)
+    return torch.cat([mean, log_std.clamp(MIN_LOG_NN_OUTPUT, MAX_LOG_NN_OUTPUT)], -1)
+
+
+def add_to_policy_loss(learner: TorchLearner, module_id: str, term: Tensor) -> None:
+    """SAC differentiates losses that it keeps by optimizer, not the ones that ``compute_losses`` returns."""
+    if isinstance(learner, SACTorchLearner):
+        losses = learner._temp_losses
+        losses[(module_id, POLICY_LOSS_KEY)] = losses[(module_id, POLICY_LOSS_KEY)] + term
+
+
+def check_gradients_are_served(learner: type[TorchLearner]) -> None:
+    """Raise ``ValueError`` for a learner that would differentiate something other than our loss."""
+    served = (
+        TorchLearner.compute_gradients,
+        IMPALATorchLearner.compute_gradients,
+        SACTorchLearner.compute_gradients,
+    )
+    if learner.compute_gradients not in served:
+        raise ValueError(
+            "expected a learner with the compute_gradients of RLlib's TorchLearner, IMPALA, APPO or SAC, "
+            f"got {learner.__name__} with its own; a term added to the loss might never be differentiated"
+        )
+
+
+class RunPPO(PPO):
+    """RLlib's PPO, which does not make a folder in ~/ray_results: a run has its own."""
+
+    def _setup_logdir(self) -> None:
+        self._logdir = tempfile.gettempdir()
+
+
+def learner_index(learner: Learner) -> int:
+    """Which of the learners this is."""
+    return int(learner._learner_index)
+
+
+def learner_extras(algorithm: Algorithm) -> dict[str, float]:
+    """What PPO's learner adapts and leaves out of its state: the KL coefficient of each module."""
+
+    def read(learner: Any) -> dict[str, float]:
+        return {name: float(value) for name, value in learner.curr_kl_coeffs_per_module.items()}
+
+    (first, *_) = algorithm.learner_group.foreach_learner(read)
+    return dict(first.get())
+
+
+def restore_learner_extras(algorithm: Algorithm, kl: Mapping[str, float], *, env_steps: int) -> None:
+    """Put back :func:`learner_extras`, and the entropy coefficient that its schedule has come to.
+
+    RLlib moves schedules only after an update: without this, the first one after a restore would run with
+    the values of step 0.
+    """
+
+    def write(learner: Any) -> None:
+        for name, value in kl.items():
+            learner.curr_kl_coeffs_per_module[name].data.fill_(value)
+        for name in learner.module.keys():  # noqa: SIM118 - a MultiRLModule is no mapping
+            learner.entropy_coeff_schedulers_per_module[name].update(timestep=env_steps)
+
+    for result in algorithm.learner_group.foreach_learner(write):
+        result.get()
+
+
+def observation_normalizer(algorithm: Algorithm) -> ObservationNormalizer | None:
+    """The merged observation filter of the algorithm's runners."""
+    pipeline = algorithm.env_runner._env_to_module
+    found = [piece for piece in pipeline.connectors if isinstance(piece, ObservationNormalizer)]
+    return found[0] if found else None
+
+
+def actor_layers(module: DefaultPPOTorchRLModule) -> nn.Sequential:
+    """The actor of RLlib's default PPO module as a stack of plain layers, sharing its parameters.
+
+    Raises:
+        ValueError: an encoder or a head other than RLlib's MLPs.
+    """
+    encoder, head = getattr(module.encoder, "actor_encoder", None), module.pi
+    body = getattr(getattr(encoder, "net", None), "mlp", None)
+    if not isinstance(body, nn.Sequential) or type(head) not in (TorchMLPHead, TorchFreeLogStdMLPHead):
+        raise ValueError(
+            f"expected RLlib's MLP encoder and head, got {type(encoder).__name__} and {type(head).__name__}; "
+            "only feed-forward policies on flat observations can be exported"
+        )
+    layers = [*body, *head.net.mlp]
+    bound = float(head.log_std_clip_param) if head.clip_log_std else None
+    if isinstance(head, TorchFreeLogStdMLPHead):
+        free = FreeLogStd(len(head.log_std), bound)
+        free.log_std = head.log_std
+        layers.append(free)
+    elif bound is not None:
+        layers.append(ClipLogStd(bound))
+    return nn.Sequential(*layers)
+
+
+class _NonFiniteGradient(logging.Filter):
+    def filter(self, record: logging.LogRecord) -> bool:
+        if record.getMessage().startswith("Gradients "):
+            raise NonFiniteError("a gradient of the loss is NaN or infinite")
+        return True
+
+
+@contextmanager
+def non_finite_gradients_raise() -> Iterator[None]:
+    """Within this block, learners of this process raise where RLlib would only warn.
+
+    ``TorchLearner.apply_gradients`` warns about a gradient that is not finite and goes on with NaN → 0 and
+    Inf → 3.4e38; the metrics, which keep the last minibatch only, may never show it.
+    """
+    logger = logging.getLogger("ray.rllib.core.learner.torch.torch_learner")
+    level, alarm = logger.level, _NonFiniteGradient()
+    logger.setLevel(logging.WARNING)
+    logger.addFilter(alarm)
+    try:
+        yield
+    finally:
+        logger.removeFilter(alarm)
+        logger.setLevel(level)

@@ -1,0 +1,150 @@
+"""Running normalisation of observations, one set of statistics per module.
+
+RLlib's ``MeanStdFilter`` is not used. Its merge over several env runners takes the change of a runner's mean
+for the mean of its new samples (``ray/rllib/utils/filter.py``, ``RunningStat.push`` and ``update``): with two
+runners and data of mean 5 its mean falls to 2.5 at the second merge and to 1.3 at the fifth. It also refuses
+agents with different observation shapes, and it gives the agents of a shared policy different units.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Collection, Mapping
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+from numpy.typing import NDArray
+from ray.rllib.connectors.connector_v2 import ConnectorV2
+
+CLIP = 10.0
+"""Normalised observations stay within ± this, as in RLlib's filter."""
+
+_SMALL = np.float32(1e-6)
+"""RLlib's ``SMALL_NUMBER``, added to the standard deviation."""
+
+
+class Moments:
+    """Count, mean and sum of squared deviations of a stream of arrays, in float64 (Chan et al. 1983)."""
+
+    def __init__(self, shape: tuple[int, ...]) -> None:
+        self.count = 0
+        self.mean: NDArray[np.float64] = np.zeros(shape)
+        self.squares: NDArray[np.float64] = np.zeros(shape)
+
+    @property
+    def std(self) -> NDArray[np.float32]:
+        """The sample standard deviation; 0 before the second sample."""
+        variance = self.squares / max(self.count - 1, 1)
+        return np.sqrt(variance.astype(np.float32))
+
+    def push(self, samples: NDArray[Any]) -> None:
+        """Take in ``samples [n, *shape]``."""
+        rows = samples.astype(np.float64)
+        mean = rows.mean(0)
+        self._add(len(rows), mean, np.square(rows - mean).sum(0))
+
+    def merge(self, other: Moments) -> None:
+        """Take in what another one has seen."""
+        self._add(other.count, other.mean, other.squares)
+
+    def _add(self, count: int, mean: NDArray[np.float64], squares: NDArray[np.float64]) -> None:
+        if count == 0:
+            return
+        total = self.count + count
+        delta = mean - self.mean
+        self.mean = self.mean + delta * (count / total)
+        self.squares = self.squares + squares + np.square(delta) * (self.count * count / total)
+        self.count = total
+
+    def get_state(self) -> dict[str, Any]:
+        return {"count": self.count, "mean": self.mean.copy(), "squares": self.squares.copy()}
+
+    @classmethod
+    def from_state(cls, state: Mapping[str, Any]) -> Moments:
+        moments = cls(state["mean"].shape)
+        moments.count = state["count"]
+        moments.mean, moments.squares = state["mean"].copy(), state["squares"].copy()
+        return moments
+
+
+class ObservationNormalizer(ConnectorV2):
+    """Replaces each observation x in its episode by clip((x − mean) / (std + 1e-6), −10, 10).
+
+    The statistics of a module cover all its agents and include the observations at hand. In a Dict
+    observation only the leaf ``observation`` is normalised. Everything downstream, the learner included,
+    sees normalised observations: ε is in their units.
+
+    Args:
+        module_of: the module of each agent.
+        shapes: the shape of one observation of each module.
+
+    Attributes:
+        frozen: whether the statistics stand still, as they must while a policy is judged.
+    """
+
+    def __init__(
+        self,
+        input_observation_space: gym.Space[Any] | None = None,
+        input_action_space: gym.Space[Any] | None = None,
+        *,
+        module_of: Mapping[str, str],
+        shapes: Mapping[str, tuple[int, ...]],
+    ) -> None:
+        super().__init__(input_observation_space, input_action_space)
+        self.frozen = False
+        self._module_of = dict(module_of)
+        self._total = {module: Moments(shape) for module, shape in shapes.items()}
+        # What this runner has seen since the runners were last brought together.
+        self._recent = {module: Moments(shape) for module, shape in shapes.items()}
+
+    def __call__(self, *, batch: dict[str, Any], episodes: list[Any], **_: Any) -> dict[str, Any]:
+        stepped: dict[str, list[Any]] = defaultdict(list)
+        for episode in self.single_agent_episode_iterator(episodes):
+            stepped[self._module_of[episode.agent_id]].append(episode)
+        for module, members in stepped.items():
+            observations = [episode.get_observations(-1) for episode in members]
+            raw = np.stack([obs["observation"] if isinstance(obs, dict) else obs for obs in observations])
+            if not self.frozen:
+                self._total[module].push(raw)
+                self._recent[module].push(raw)
+            for episode, obs, row in zip(members, observations, self._normalize(module, raw), strict=True):
+                new = {**obs, "observation": row} if isinstance(obs, dict) else row
+                episode.set_observations(at_indices=-1, new_data=new)
+        return batch
+
+    def _normalize(self, module: str, raw: NDArray[Any]) -> NDArray[Any]:
+        moments = self._total[module]
+        scaled = (raw - moments.mean) / (moments.std + _SMALL)
+        return np.clip(scaled, -CLIP, CLIP).astype(raw.dtype)
+
+    def get_state(
+        self,
+        components: str | Collection[str] | None = None,
+        *,
+        not_components: str | Collection[str] | None = None,
+        **_: Any,
+    ) -> dict[str, Any]:
+        return {
+            "total": {module: moments.get_state() for module, moments in self._total.items()},
+            "recent": {module: moments.get_state() for module, moments in self._recent.items()},
+        }
+
+    def set_state(self, state: Mapping[str, Any]) -> None:
+        self._total = {module: Moments.from_state(saved) for module, saved in state["total"].items()}
+        self._recent = {module: Moments(moments.mean.shape) for module, moments in self._total.items()}
+
+    def reset_state(self) -> None:
+        for moments in (self._total, self._recent):
+            moments.update({module: Moments(old.mean.shape) for module, old in moments.items()})
+
+    def merge_states(self, states: list[dict[str, Any]]) -> dict[str, Any]:
+        """Add what the other runners have seen since the last merge."""
+        for state in states:
+            for module, recent in state["recent"].items():
+                self._total[module].merge(Moments.from_state(recent))
+        return self.get_state()
+
+    def moments(self, module: str) -> Moments:
+        """The statistics of a module's observations."""
+        return self._total[module]

@@ -1,0 +1,260 @@
+"""From a run's configuration to an RLlib algorithm.
+
+Everything that can be wrong with a configuration is found in :func:`build_config`, which touches neither Ray
+nor the disk.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from itertools import takewhile
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import torch
+from ray.rllib.algorithms.algorithm import Algorithm
+from ray.rllib.algorithms.ppo import PPOConfig
+from ray.rllib.algorithms.ppo.torch.default_ppo_torch_rl_module import DefaultPPOTorchRLModule
+from ray.rllib.core.rl_module.default_model_config import DefaultModelConfig
+from ray.rllib.core.rl_module.multi_rl_module import MultiRLModuleSpec
+from ray.rllib.core.rl_module.rl_module import RLModuleSpec
+
+from marl_aajr.distributions import from_space
+from marl_aajr.rllib import robustify
+from marl_aajr.rllib.env import register
+from marl_aajr.rllib.internals import RunPPO
+from marl_aajr.rllib.modules import (
+    FlatActorCritic,
+    RunCatalog,
+    check_observation_space,
+    needs_flat_module,
+    split,
+)
+from marl_aajr.rllib.observation_filter import ObservationNormalizer
+from marl_aajr.rllib.returns import EpisodeReturns
+from marl_aajr.rllib.runner import RunEnvRunner
+from marl_aajr.rollout.environments import resolve
+from marl_aajr.schedules import Schedule
+from marl_aajr.training.config import ModelConfig, RunConfig
+
+_REQUESTS_IN_FLIGHT = 64
+"""RLlib drops a broadcast of weights or filters to a runner that has more than this many to work off; with
+its default of 1 it depends on timing whether a runner gets its filter."""
+
+
+@dataclass(frozen=True)
+class Roster:
+    """Who plays in an environment, and which module plays for whom.
+
+    Attributes:
+        observation_spaces: of each agent, in the environment's order.
+        action_spaces: of each agent.
+        teams: the team of each agent.
+        module_of: the module of each agent.
+    """
+
+    observation_spaces: Mapping[str, gym.Space[Any]]
+    action_spaces: Mapping[str, gym.Space[Any]]
+    teams: Mapping[str, str]
+    module_of: Mapping[str, str]
+
+    @property
+    def modules(self) -> dict[str, str]:
+        """Each module with the first agent that it plays for."""
+        first: dict[str, str] = {}
+        for agent, module in self.module_of.items():
+            first.setdefault(module, agent)
+        return first
+
+
+@dataclass(frozen=True)
+class ModuleOf:
+    """RLlib's ``policy_mapping_fn``."""
+
+    modules: Mapping[str, str]
+
+    def __call__(self, agent_id: str, episode: Any = None, **_: Any) -> str:
+        return self.modules[agent_id]
+
+
+def build_config(config: RunConfig) -> PPOConfig:
+    """RLlib's configuration of a run.
+
+    Method ``none`` trains with RLlib's unmodified PPO learner.
+
+    Raises:
+        ValueError: an unknown environment, or one that cannot be played with this method, model or filter.
+    """
+    spec = resolve(config.env.name, config.env.kwargs)
+    roster = roster_of(config)
+    _check_playable(config, roster)
+    ppo, resources = config.ppo, config.resources
+    learners = max(resources.learners, 1)
+    result = (
+        PPOConfig(algo_class=RunPPO)
+        .framework("torch")
+        .environment(register(spec, parity=config.parity))
+        .multi_agent(policies=list(roster.modules), policy_mapping_fn=ModuleOf(roster.module_of))
+        .rl_module(rl_module_spec=_module_specs(config, roster))
+        .env_runners(
+            env_runner_cls=RunEnvRunner,
+            num_env_runners=resources.env_runners,
+            num_envs_per_env_runner=resources.envs_per_runner,
+            num_cpus_per_env_runner=resources.cpus_per_env_runner,
+            num_gpus_per_env_runner=resources.gpus_per_env_runner,
+            max_requests_in_flight_per_env_runner=_REQUESTS_IN_FLIGHT,
+        )
+        .learners(
+            num_learners=resources.learners,
+            num_cpus_per_learner=resources.cpus_per_learner,
+            num_gpus_per_learner=resources.gpus_per_learner,
+        )
+        .training(
+            lr=_rllib_schedule(ppo.lr),
+            gamma=ppo.gamma,
+            lambda_=ppo.gae_lambda,
+            clip_param=ppo.clip,
+            vf_clip_param=math.inf if ppo.vf_clip is None else ppo.vf_clip,
+            vf_loss_coeff=ppo.vf_loss_coeff,
+            entropy_coeff=_rllib_schedule(ppo.entropy_coeff),
+            use_kl_loss=ppo.kl_coeff > 0,
+            kl_coeff=ppo.kl_coeff,
+            kl_target=ppo.kl_target,
+            num_epochs=ppo.epochs,
+            minibatch_size=ppo.minibatch_size // learners,
+            train_batch_size_per_learner=ppo.train_batch_size // learners,
+            grad_clip=ppo.grad_clip,
+            grad_clip_by="global_norm",
+        )
+        .callbacks(on_episode_end=EpisodeReturns(roster.teams))
+        .fault_tolerance(restart_failed_env_runners=True)
+        .debugging(seed=config.seed, log_level="ERROR")
+    )
+    if config.observation_filter == "mean_std":
+        shapes = {
+            module: split(roster.observation_spaces[agent])[0].shape
+            for module, agent in roster.modules.items()
+        }
+        connect = partial(_normalizer, module_of=dict(roster.module_of), shapes=shapes)
+        result.env_runners(env_to_module_connector=connect)
+    regularizer = config.method.regularizer(env_steps=config.env_steps)
+    if regularizer is not None:
+        for module, agent in roster.modules.items():
+            try:
+                regularizer.check(from_space(roster.action_spaces[agent]))
+            except ValueError as error:
+                raise ValueError(f"method {config.method.name}, module {module!r}: {error}") from None
+        robustify(result, regularizer)
+    return result
+
+
+def build_algorithm(config: RunConfig) -> Algorithm:
+    """The algorithm of a run; Ray must be running.
+
+    Raises:
+        ValueError: see :func:`build_config`.
+    """
+    return build_config(config).build_algo()
+
+
+def roster_of(config: RunConfig) -> Roster:
+    """Who plays, and which module for whom.
+
+    ``shared`` policies: one module for all agents of a team that have the same spaces, named after what
+    their names have in common (``agent_0``, ``agent_1`` → ``agent``), or after the first of them where
+    that name is taken. ``independent``: each agent its own, named after it.
+    """
+    game = resolve(config.env.name, config.env.kwargs).make()
+    try:
+        agents = game.possible_agents
+        observation_spaces, action_spaces = dict(game.observation_spaces), dict(game.action_spaces)
+        teams = dict(game.teams)
+    finally:
+        game.close()
+    if config.policies == "independent":
+        module_of = {agent: agent for agent in agents}
+    else:
+        alike = [(teams[a], observation_spaces[a], action_spaces[a]) for a in agents]
+        groups = [[b for b, other in zip(agents, alike, strict=True) if other == own] for own in alike]
+        module_of = dict(zip(agents, _names(groups), strict=True))
+    return Roster(observation_spaces, action_spaces, teams, module_of)
+
+
+def _names(groups: list[list[str]]) -> list[str]:
+    """A name for the group of each agent; agents of one group get the same."""
+    distinct = {tuple(group) for group in groups}
+    prefixes = {group: _common_prefix(group).rstrip("0123456789").rstrip("_-") for group in distinct}
+    taken = list(prefixes.values())
+    names = {g: p if p and taken.count(p) == 1 else g[0] for g, p in prefixes.items()}
+    return [names[tuple(group)] for group in groups]
+
+
+def _common_prefix(names: Sequence[str]) -> str:
+    # What the first and the last of them in the alphabet share, all share.
+    first, last = min(names), max(names)
+    pairs = zip(first, last, strict=False)
+    return "".join(a for a, _ in takewhile(lambda pair: pair[0] == pair[1], pairs))
+
+
+def _check_playable(config: RunConfig, roster: Roster) -> None:
+    for agent, space in roster.observation_spaces.items():
+        check_observation_space(agent, space)
+        from_space(roster.action_spaces[agent])
+        box, _ = split(space)
+        needs_floats = [f"method {config.method.name}"] * (config.method.name != "none")
+        needs_floats += ["observation_filter mean_std"] * (config.observation_filter != "none")
+        if needs_floats and not np.issubdtype(box.dtype, np.floating):
+            raise ValueError(
+                f"expected floating-point observations for {needs_floats[0]}, got {box.dtype} for agent "
+                f"{agent!r} of {config.env.name}; convert them in the environment, or set it to none"
+            )
+    on_gpu = config.resources.learners == 0 and config.resources.gpus_per_learner > 0
+    if on_gpu and not torch.cuda.is_available():
+        raise ValueError(
+            "expected a GPU in this machine for resources.gpus_per_learner > 0 with "
+            "resources.learners = 0, got none; set it to 0"
+        )
+
+
+def _module_specs(config: RunConfig, roster: Roster) -> MultiRLModuleSpec:
+    return MultiRLModuleSpec(
+        rl_module_specs={
+            module: _module_spec(config.model, roster.observation_spaces[agent], roster.action_spaces[agent])
+            for module, agent in roster.modules.items()
+        }
+    )
+
+
+def _module_spec(
+    model: ModelConfig, observation_space: gym.Space[Any], action_space: gym.Space[Any]
+) -> RLModuleSpec:
+    gaussian = isinstance(action_space, gym.spaces.Box)
+    spaces = {"observation_space": observation_space, "action_space": action_space}
+    if needs_flat_module(observation_space):
+        return RLModuleSpec(module_class=FlatActorCritic, model_config=model.model_dump(), **spaces)
+    settings = DefaultModelConfig(
+        fcnet_hiddens=list(model.hidden),
+        fcnet_activation=model.activation,
+        vf_share_layers=False,
+        free_log_std=model.free_log_std and gaussian,
+    )
+    return RLModuleSpec(
+        module_class=DefaultPPOTorchRLModule,
+        catalog_class=RunCatalog,
+        model_config=vars(settings) | {"policy_head_gain": model.policy_head_gain},
+        **spaces,
+    )
+
+
+def _normalizer(env: Any, spaces: Any, device: Any, **settings: Any) -> ObservationNormalizer:
+    return ObservationNormalizer(**settings)
+
+
+def _rllib_schedule(schedule: Schedule) -> float | list[list[float]]:
+    if isinstance(schedule, float):
+        return schedule
+    return [[int(step), value] for step, value in schedule]

@@ -1,0 +1,318 @@
+"""What one run is: every setting of a training run, with its default here and nowhere else.
+
+``config.yaml`` of a run directory is one of these with all defaults written out, so that a run means the same
+after a default has changed.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import fields as dataclass_fields
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from marl_aajr.regularizers import REGULARIZERS, Regularizer, make_regularizer
+from marl_aajr.training.fields import (
+    Count,
+    Fraction,
+    NonNegative,
+    Positive,
+    Schedule,
+    Whole,
+    explain,
+)
+
+NO_METHOD = "none"
+"""The method that adds nothing: plain PPO."""
+
+RAMPED = ("coefficient", "adversarial_weight")
+"""What ``method.ramp`` raises."""
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class EnvConfig(_Section):
+    """The environment.
+
+    Attributes:
+        name: a name that ``marl-aajr list envs`` shows, a PettingZoo id, or an import path.
+        kwargs: what its constructor takes.
+    """
+
+    name: str = Field(min_length=1)
+    kwargs: dict[str, Any] = Field(default_factory=dict)
+
+
+class MethodConfig(BaseModel):
+    """How the policy is made robust; the regularizer's own settings stand beside these two.
+
+    Attributes:
+        name: ``none`` or a regularizer's name.
+        ramp: fractions [a, b] of the run between which the coefficient and the adversarial weight rise from
+            0 to their value, for those that are numbers; None: their value from the start. A penalty at
+            full weight on an untrained policy stops it from learning.
+    """
+
+    model_config = ConfigDict(extra="allow", frozen=True)
+
+    name: str = NO_METHOD
+    ramp: tuple[Fraction, Fraction] | None = (0.1, 0.4)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _resolve(cls, data: Any) -> Any:
+        """Every setting of the regularizer, checked by the regularizer, defaults written out."""
+        if not isinstance(data, Mapping):
+            raise ValueError(f"expected a mapping such as {{name: aajr, epsilon: 0.1}}, got {data!r}")
+        given = dict(data)
+        name = given.get("name", NO_METHOD)
+        if name == NO_METHOD:
+            given.setdefault("ramp", None)
+            if extra := sorted(key for key, value in given.items() if key != "name" and value is not None):
+                raise ValueError(f"expected no settings for method none, got {', '.join(extra)}; remove them")
+            return {"name": NO_METHOD, "ramp": None}
+        if name not in REGULARIZERS:
+            known = ", ".join([NO_METHOD, *REGULARIZERS])
+            raise ValueError(f"expected a method name out of {known}, got {name!r}")
+        settings = {key: value for key, value in given.items() if key not in cls.model_fields}
+        return {key: given[key] for key in cls.model_fields if key in given} | _written_out(name, settings)
+
+    @model_validator(mode="after")
+    def _ordered(self) -> MethodConfig:
+        if self.ramp is not None and self.ramp[0] >= self.ramp[1]:
+            raise ValueError(f"expected a ramp [a, b] with a < b, got {list(self.ramp)}")
+        return self
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """The regularizer's own settings."""
+        return dict(self.model_extra or {})
+
+    def regularizer(self, *, env_steps: int) -> Regularizer | None:
+        """The regularizer for a run of ``env_steps``, its ramp written as schedules; None for ``none``."""
+        if self.name == NO_METHOD:
+            return None
+        settings = self.settings
+        if self.ramp is not None:
+            start, end = (fraction * env_steps for fraction in self.ramp)
+            foot = [[0.0, 0.0]] if start == 0 else [[0.0, 0.0], [start, 0.0]]
+            for name in RAMPED:
+                if isinstance(value := settings.get(name), float) and value > 0:
+                    settings[name] = [*foot, [end, value]]
+        return make_regularizer(self.name, **settings)
+
+
+def _written_out(name: str, settings: dict[str, Any]) -> dict[str, Any]:
+    try:
+        regularizer: Any = make_regularizer(name, **settings)
+    except TypeError as error:
+        # A value of the wrong type may fail in the regularizer's own comparison.
+        raise ValueError(f"expected numbers for the numeric settings of {name}: {error}") from None
+    return {field.name: getattr(regularizer, field.name) for field in dataclass_fields(regularizer)}
+
+
+class ModelConfig(_Section):
+    """The networks: an actor and a critic of the same shape for each module.
+
+    Attributes:
+        hidden: widths of the hidden layers.
+        activation: between the layers.
+        policy_head_gain: orthogonal initialisation of the actor's last layer with this gain; None: torch's
+            default initialisation.
+        free_log_std: for Box actions: log σ is a parameter of its own instead of an output.
+    """
+
+    hidden: tuple[Count, ...] = (64, 64)
+    activation: Literal["tanh", "relu", "silu"] = "tanh"
+    policy_head_gain: Positive | None = None
+    free_log_std: bool = False
+
+
+class PPOSettings(_Section):
+    """Every number of PPO.
+
+    Attributes:
+        lr: learning rate of Adam; a number or ``[[env_step, value], ...]``.
+        gamma: discount.
+        gae_lambda: λ of generalised advantage estimation.
+        clip: bound of the probability ratio's distance from 1.
+        vf_clip: bound of the squared value error (RLlib's ``vf_clip_param``); None: none. RLlib's 10 stops
+            the critic from learning where returns are large.
+        vf_loss_coeff: weight of the value loss.
+        entropy_coeff: weight of the entropy bonus; a number or schedule.
+        kl_coeff: initial weight of RLlib's adaptive KL term; 0: no such term.
+        kl_target: KL per iteration that the adaptive weight aims at, in nats.
+        epochs: passes over each train batch.
+        minibatch_size: rows (agent steps) of each module per gradient step.
+        train_batch_size: environment steps per iteration.
+        grad_clip: bound of the global norm of each module's gradient; None: none.
+    """
+
+    lr: Schedule = 5e-4
+    gamma: Fraction = 0.95
+    gae_lambda: Fraction = 0.95
+    clip: Positive = 0.2
+    vf_clip: Positive | None = None
+    vf_loss_coeff: NonNegative = 1.0
+    entropy_coeff: Schedule = 0.01
+    kl_coeff: NonNegative = 0.0
+    kl_target: Positive = 0.01
+    epochs: Count = 6
+    minibatch_size: Count = 1200
+    train_batch_size: Count = 4000
+    grad_clip: Positive | None = None
+
+
+class Resources(_Section):
+    """What the run asks of Ray.
+
+    Attributes:
+        env_runners: processes that sample; 0: the main process samples.
+        envs_per_runner: environment copies in each of them.
+        learners: processes that learn; 0: the main process learns. Batch sizes are divided among them.
+        cpus_per_env_runner: for each sampling process.
+        gpus_per_env_runner: for each sampling process.
+        cpus_per_learner: for each learning process.
+        gpus_per_learner: for each learning process; with learners = 0, for the main process (0 or 1).
+        torch_threads: threads of torch in each process; more than 1 makes numbers depend on the machine.
+        address: a running Ray cluster, ``host:port`` or ``auto``; None: RAY_ADDRESS or a local one.
+    """
+
+    env_runners: Whole = 0
+    envs_per_runner: Count = 16
+    learners: Whole = 0
+    cpus_per_env_runner: NonNegative = 1.0
+    gpus_per_env_runner: NonNegative = 0.0
+    cpus_per_learner: NonNegative = 1.0
+    gpus_per_learner: NonNegative = 0.0
+    torch_threads: Count = 1
+    address: str | None = None
+
+
+class RunConfig(_Section):
+    """One training run.
+
+    Attributes:
+        env: the environment.
+        method: what is added to PPO.
+        seed: of everything random.
+        env_steps: length of the run; the last iteration may exceed it.
+        policies: ``shared``: one module for all agents of a team with the same spaces; ``independent``: one
+            module per agent.
+        model: the networks.
+        ppo: the algorithm.
+        observation_filter: ``mean_std`` normalises observations by running statistics of each module.
+        resources: processes and hardware.
+        checkpoint_every: iterations between checkpoints, which are the points a run can resume from.
+            Environments start new episodes there, so that a resumed run equals one that never stopped.
+        parity: treat time limits as RLlib's own PettingZoo wrapper does (as terminations).
+    """
+
+    env: EnvConfig
+    method: MethodConfig = Field(default_factory=MethodConfig)
+    seed: Whole = 0
+    env_steps: Count = 1_000_000
+    policies: Literal["shared", "independent"] = "shared"
+    model: ModelConfig = Field(default_factory=ModelConfig)
+    ppo: PPOSettings = Field(default_factory=PPOSettings)
+    observation_filter: Literal["none", "mean_std"] = "none"
+    resources: Resources = Field(default_factory=Resources)
+    checkpoint_every: Count = 10
+    parity: bool = False
+
+    @model_validator(mode="after")
+    def _batches(self) -> RunConfig:
+        ppo, resources = self.ppo, self.resources
+        copies = max(resources.env_runners, 1) * resources.envs_per_runner
+        if ppo.minibatch_size > ppo.train_batch_size:
+            raise ValueError(
+                f"expected ppo.minibatch_size ≤ ppo.train_batch_size = {ppo.train_batch_size}, "
+                f"got {ppo.minibatch_size}; lower it"
+            )
+        if copies > ppo.train_batch_size:
+            raise ValueError(
+                f"expected at most ppo.train_batch_size = {ppo.train_batch_size} environment copies, got "
+                f"{copies}; lower resources.env_runners or resources.envs_per_runner"
+            )
+        for name in ("train_batch_size", "minibatch_size"):
+            if resources.learners > 1 and getattr(ppo, name) % resources.learners:
+                raise ValueError(
+                    f"expected ppo.{name} to be a multiple of resources.learners = {resources.learners}, "
+                    f"got {getattr(ppo, name)}; change one of them"
+                )
+        return self
+
+    def to_yaml(self) -> str:
+        """This configuration as YAML; :func:`load_config` reads it back exactly."""
+        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+
+
+def make_config(data: Mapping[str, Any]) -> RunConfig:
+    """A configuration from nested mappings, as a YAML file or a command line gives them.
+
+    Raises:
+        ValueError: one line per problem, naming the field and what would be right.
+    """
+    try:
+        return RunConfig.model_validate(dict(data))
+    except ValidationError as error:
+        raise ValueError(explain(RunConfig, error.errors())) from None
+
+
+def load_config(path: str | Path) -> RunConfig:
+    """The configuration in a YAML file.
+
+    Raises:
+        ValueError: no such file, not a YAML mapping, or one line per problem in it.
+    """
+    path = Path(path)
+    try:
+        data = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)
+    except OSError as error:
+        raise ValueError(f"expected a configuration file at {path}: {error.strerror}") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ValueError(f"expected YAML in {path}: {' '.join(str(error).split())}") from None
+    if not isinstance(data, dict):
+        raise ValueError(f"expected a mapping of settings in {path}, got {type(data).__name__}")
+    try:
+        return make_config(data)
+    except ValueError as error:
+        raise ValueError("\n".join(f"{path}: {line}" for line in str(error).splitlines())) from None
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML 1.2 numbers: PyYAML reads 5e-4 and 1e6 as text."""
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(r"^[-+]?(\d+(\.\d*)?|\.\d+)[eE][-+]?\d+$"),
+    list("-+.0123456789"),
+)
+
+
+def differences(old: RunConfig, new: RunConfig) -> list[str]:
+    """``key: old → new`` for every setting that differs, nested keys joined with dots."""
+    before, after = _flat(old.model_dump(mode="json")), _flat(new.model_dump(mode="json"))
+    absent = object()
+    return [
+        f"{key}: {before.get(key, 'not set')!r} → {after.get(key, 'not set')!r}"
+        for key in dict.fromkeys([*before, *after])
+        if before.get(key, absent) != after.get(key, absent)
+    ]
+
+
+def _flat(data: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    result: dict[str, Any] = {}
+    for key, value in data.items():
+        if isinstance(value, Mapping) and value:
+            result |= _flat(value, f"{prefix}{key}.")
+        else:
+            result[f"{prefix}{key}"] = value
+    return result

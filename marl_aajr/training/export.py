@@ -1,0 +1,104 @@
+"""From a trained algorithm to a victim: the same policies, without Ray, checked to the last bit."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import gymnasium as gym
+import torch
+from ray.rllib.algorithms.algorithm import Algorithm
+from ray.rllib.core.columns import Columns
+from torch import Tensor, nn
+
+from marl_aajr.rllib.internals import actor_layers, observation_normalizer
+from marl_aajr.rllib.modules import FlatActorCritic, split
+from marl_aajr.rllib.observation_filter import CLIP
+from marl_aajr.training.algorithm import Roster
+from marl_aajr.training.config import RunConfig
+from marl_aajr.victims import ObservationFilter, Victim
+
+_ROWS = 64
+"""Random observations on which victim and module are compared."""
+
+
+def export_victim(algorithm: Algorithm, config: RunConfig, roster: Roster, folder: Path) -> Victim:
+    """Save the algorithm's current policies as a victim and read them back.
+
+    Args:
+        algorithm: where the policies are; its env runners have the learners' weights.
+        config: of the run.
+        roster: who plays.
+        folder: of the artefact.
+
+    Returns:
+        The victim as it was read back.
+
+    Raises:
+        ValueError: a module that cannot be exported, or one whose outputs differ from the artefact's.
+    """
+    modules = {module: algorithm.env_runner.module[module].unwrapped() for module in roster.modules}
+    Victim(
+        module_of=dict(roster.module_of),
+        modules={name: _layers(module) for name, module in modules.items()},
+        observation_spaces={agent: split(space)[0] for agent, space in roster.observation_spaces.items()},
+        action_spaces=dict(roster.action_spaces),
+        filters=_filters(algorithm, roster),
+        normalize_actions=algorithm.config.normalize_actions,
+        clip_actions=algorithm.config.clip_actions,
+        env_name=config.env.name,
+        env_kwargs=config.env.kwargs,
+    ).save(folder)
+    try:
+        victim = Victim.load(folder)
+        for name, module in modules.items():
+            _compare(name, module, victim, roster)
+    except ValueError:
+        shutil.rmtree(folder)
+        raise
+    return victim
+
+
+def _layers(module: Any) -> nn.Module:
+    return module.actor if isinstance(module, FlatActorCritic) else actor_layers(module)
+
+
+def _filters(algorithm: Algorithm, roster: Roster) -> dict[str, ObservationFilter | None]:
+    normalizer = observation_normalizer(algorithm)
+    if normalizer is None:
+        return {}
+    result: dict[str, ObservationFilter | None] = {}
+    for agent, module in roster.module_of.items():
+        moments = normalizer.moments(module)
+        # A copy for each agent: safetensors refuses tensors that share memory.
+        mean, std = torch.tensor(moments.mean), torch.tensor(moments.std)
+        result[agent] = ObservationFilter(mean=mean, std=std, clip=CLIP)
+    return result
+
+
+@torch.no_grad()
+def _compare(name: str, module: Any, victim: Victim, roster: Roster) -> None:
+    """Raise ``ValueError`` unless the artefact's outputs are the module's, bit for bit."""
+    agent = roster.modules[name]
+    generator = torch.Generator().manual_seed(0)
+    box, mask_space = split(roster.observation_spaces[agent])
+    observations = torch.randn(_ROWS, *box.shape, generator=generator)
+    mask = None if mask_space is None else _random_masks(mask_space, generator)
+    batch = observations if mask is None else {"observation": observations, "action_mask": mask}
+    expected = module.forward_inference({Columns.OBS: batch})[Columns.ACTION_DIST_INPUTS]
+    policy = victim.policy(agent, action_mask=None if mask is None else mask.bool())
+    got = policy(observations.flatten(1))
+    if not torch.equal(expected, got):
+        worst = float((expected - got).abs().max())
+        raise ValueError(
+            f"the exported policy of module {name!r} differs from the trained one by {worst:.3g}; "
+            "it was not kept; please report this"
+        )
+
+
+def _random_masks(space: gym.Space[Any], generator: torch.Generator) -> Tensor:
+    assert space.shape is not None
+    masks = (torch.rand(_ROWS, *space.shape, generator=generator) < 0.5).to(torch.int8)
+    masks[:, 0] = 1
+    return masks

@@ -1,0 +1,103 @@
+"""Number types of the configuration, and what its errors say.
+
+YAML files and command lines hand over ``1e6`` for an integer and ``"5e-4"`` for a float; both are meant
+well. ``true`` for a number is not.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping
+from typing import Annotated, Any
+
+from pydantic import BaseModel, BeforeValidator, Field
+from pydantic_core import ErrorDetails
+
+from marl_aajr.schedules import Schedule as _Schedule
+from marl_aajr.schedules import as_schedule
+
+
+def _number(value: Any) -> Any:
+    if isinstance(value, bool):
+        raise ValueError("expected a number")
+    if isinstance(value, str):
+        try:
+            return float(value)
+        except ValueError:
+            raise ValueError("expected a number") from None
+    return value
+
+
+def _integer(value: Any) -> Any:
+    try:
+        value = _number(value)
+    except ValueError:
+        raise ValueError("expected an integer") from None
+    if isinstance(value, float) and not value.is_integer():
+        raise ValueError("expected an integer")
+    return value
+
+
+def _schedule(value: Any) -> Any:
+    """A number or breakpoints, without the name: the error line has it already."""
+    try:
+        return as_schedule(_number(value) if isinstance(value, str) else value, name="this setting")
+    except ValueError as error:
+        text = str(error).removesuffix(f", got {value!r}").replace(" for this setting", "")
+        raise ValueError(text) from None
+
+
+Count = Annotated[int, BeforeValidator(_integer), Field(ge=1)]
+"""An integer ≥ 1."""
+
+Whole = Annotated[int, BeforeValidator(_integer), Field(ge=0)]
+"""An integer ≥ 0."""
+
+Positive = Annotated[float, BeforeValidator(_number), Field(gt=0, allow_inf_nan=False)]
+"""A finite number > 0."""
+
+NonNegative = Annotated[float, BeforeValidator(_number), Field(ge=0, allow_inf_nan=False)]
+"""A finite number ≥ 0."""
+
+Fraction = Annotated[float, BeforeValidator(_number), Field(ge=0, le=1)]
+"""A number in [0, 1]."""
+
+Schedule = Annotated[_Schedule, BeforeValidator(_schedule)]
+"""A number ≥ 0, or breakpoints ``[[env_step, value], ...]``."""
+
+
+def explain(model: type[BaseModel], errors: list[ErrorDetails]) -> str:
+    """One line per problem: the field, what would be right, what was given."""
+    return "\n".join(_line(model, error) for error in errors)
+
+
+def _line(model: type[BaseModel], error: ErrorDetails) -> str:
+    where = tuple(str(part) for part in error["loc"])
+    field = ".".join(where) or "configuration"
+    if error["type"] == "extra_forbidden":
+        return f"{field}: unknown key; {_known(_model_at(model, where[:-1]), where[-1])}"
+    if error["type"] == "missing":
+        return f"{field}: missing; add it"
+    message = error["msg"].removeprefix("Value error, ")
+    if message.startswith("Input should be"):
+        what = message.removeprefix("Input should be").strip()
+        message = f"expected {'a number ' if what.startswith(('greater', 'less')) else ''}{what}"
+    if ", got " in message or isinstance(error["input"], BaseModel | Mapping):
+        return f"{field}: {message}"
+    return f"{field}: {message}, got {error['input']!r}"
+
+
+def _model_at(model: type[BaseModel], path: tuple[str, ...]) -> type[BaseModel]:
+    for name in path:
+        annotation = model.model_fields[name].annotation
+        assert isinstance(annotation, type)
+        assert issubclass(annotation, BaseModel)
+        model = annotation
+    return model
+
+
+def _known(model: type[BaseModel], name: str) -> str:
+    known = list(model.model_fields)
+    close = difflib.get_close_matches(name, known, n=1)
+    hint = f"did you mean {close[0]}? " if close else ""
+    return f"{hint}known: {', '.join(known)}"

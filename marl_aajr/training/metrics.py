@@ -1,0 +1,128 @@
+"""One iteration as one flat record: from RLlib's result to a line of ``metrics.jsonl`` and to TensorBoard."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from torch.utils.tensorboard import SummaryWriter
+
+from marl_aajr.numerics import NonFiniteError
+from marl_aajr.rllib.returns import RETURNS_KEY
+from marl_aajr.training.checkpoint import Progress
+
+_LEARNER_KEYS = {
+    "total_loss": "total_loss",
+    "policy_loss": "policy_loss",
+    "vf_loss": "vf_loss",
+    "vf_explained_var": "vf_explained_var",
+    "entropy": "entropy",
+    "default_optimizer_learning_rate": "lr",
+    "curr_entropy_coeff": "entropy_coeff",
+    "gradients_default_optimizer_global_norm": "grad_norm",
+}
+"""RLlib's names and ours; the rest of its learner metrics is bookkeeping."""
+
+_KL_KEYS = {"mean_kl_loss": "mean_kl", "curr_kl_coeff": "kl_coeff"}
+"""RLlib reports 0 for them where it computes no KL term."""
+
+_MAY_BE_UNDEFINED = {"vf_explained_var"}
+"""0/0 where all value targets are the same."""
+
+
+def to_record(
+    result: Mapping[str, Any],
+    progress: Progress,
+    *,
+    modules: Iterable[str],
+    steps_per_second: float,
+    with_kl: bool,
+) -> dict[str, Any]:
+    """The line of one iteration.
+
+    Args:
+        result: what ``Algorithm.train`` returned.
+        progress: after this iteration.
+        modules: ids of the trained modules.
+        steps_per_second: environment steps per second of this iteration.
+        with_kl: whether PPO's KL term is on.
+
+    Returns:
+        ``iteration``, ``env_steps``, ``seconds``, ``return_mean`` (sum over all agents, mean over the
+        episodes that ended in this iteration; None where none did), ``team_returns``, ``episode_length``,
+        ``env_steps_per_second`` and ``modules`` (module id → name → number).
+
+    Raises:
+        NonFiniteError: a number is NaN or infinite; names it.
+    """
+    record = {
+        "iteration": progress.iteration,
+        "env_steps": progress.env_steps,
+        "seconds": progress.seconds,
+        **_episodes(result["env_runners"].get(RETURNS_KEY, {})),
+        "env_steps_per_second": steps_per_second,
+        "modules": {name: _module(result["learners"][name], with_kl=with_kl) for name in modules},
+    }
+    _check(record, f"iteration {progress.iteration}")
+    return record
+
+
+def _episodes(sums: Mapping[str, Any]) -> dict[str, Any]:
+    count = int(sums.get("episodes", 0))
+    if count == 0:
+        return {"return_mean": None, "team_returns": {}, "episode_length": None}
+    teams = {team: float(total) / count for team, total in sorted(sums["returns"].items())}
+    return {
+        "return_mean": sum(teams.values()),
+        "team_returns": teams,
+        "episode_length": float(sums["length"]) / count,
+    }
+
+
+def _module(learned: Mapping[str, Any], *, with_kl: bool) -> dict[str, float | None]:
+    names = _LEARNER_KEYS | (_KL_KEYS if with_kl else {})
+    numbers: dict[str, float | None] = {
+        ours: float(learned[theirs]) for theirs, ours in names.items() if theirs in learned
+    }
+    for group, values in sorted(learned.items()):
+        # Regularizers report under their own name.
+        if isinstance(values, Mapping) and "throughput" not in group:
+            numbers |= {f"{group}/{key}": float(value) for key, value in sorted(values.items())}
+    for name in _MAY_BE_UNDEFINED & set(numbers):
+        value = numbers[name]
+        numbers[name] = value if value is not None and math.isfinite(value) else None
+    return numbers
+
+
+def _check(value: Any, name: str) -> None:
+    if isinstance(value, Mapping):
+        for key, part in value.items():
+            _check(part, f"{name}: {key}" if ":" not in name else f"{name}, {key}")
+    elif isinstance(value, float) and not math.isfinite(value):
+        raise NonFiniteError(f"{name} is {value}")
+
+
+class Curves:
+    """The records as TensorBoard curves over environment steps."""
+
+    def __init__(self, folder: Path) -> None:
+        self._writer = SummaryWriter(str(folder))
+
+    def add(self, record: Mapping[str, Any]) -> None:
+        """Add one iteration: ``return_mean``, ``team_returns/<team>``, ``modules/<id>/<name>`` and so on."""
+        for tag, value in _tags(record):
+            self._writer.add_scalar(tag, value, record["env_steps"])
+        self._writer.flush()
+
+    def close(self) -> None:
+        self._writer.close()
+
+
+def _tags(record: Mapping[str, Any], prefix: str = "") -> Iterable[tuple[str, float]]:
+    for key, value in record.items():
+        if isinstance(value, Mapping):
+            yield from _tags(value, f"{prefix}{key}/")
+        elif value is not None and key not in ("iteration", "env_steps"):
+            yield f"{prefix}{key}", float(value)

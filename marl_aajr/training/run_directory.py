@@ -1,0 +1,200 @@
+"""The folder of one run: what is in it, and who may write to it.
+
+    config.yaml       every setting, defaults written out
+    versions.json     what it was made with, and the seed
+    status.json       running | finished | interrupted | failed, iteration, env_steps, error
+    metrics.jsonl     one JSON object per iteration
+    tensorboard/      the same as curves
+    checkpoints/      000010/ ..., complete or absent
+    victim/           the trained team, playable without Ray
+    evaluations/      how it does under attack
+
+Everything is written so that a crash at any moment leaves something that can be read and resumed.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from marl_aajr.training.config import RunConfig, load_config
+from marl_aajr.training.files import Lock, new_folder, write_json, write_text
+from marl_aajr.training.versions import versions
+
+State = Literal["running", "finished", "interrupted", "failed"]
+
+KEPT_CHECKPOINTS = 2
+"""The newest one, and the one before in case a disk loses it."""
+
+
+@dataclass(frozen=True)
+class Status:
+    """How far a run has come.
+
+    Attributes:
+        state: what became of it; a run whose process was killed still says ``running``.
+        iteration: of the last line of ``metrics.jsonl``.
+        env_steps: environment steps up to there.
+        error: why it failed.
+    """
+
+    state: State
+    iteration: int = 0
+    env_steps: int = 0
+    error: str | None = None
+
+
+class RunDirectory:
+    """The paths of a run, and the only way to write them."""
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+        self.config_file = self.path / "config.yaml"
+        self.versions_file = self.path / "versions.json"
+        self.status_file = self.path / "status.json"
+        self.metrics_file = self.path / "metrics.jsonl"
+        self.tensorboard = self.path / "tensorboard"
+        self.checkpoints = self.path / "checkpoints"
+        self.victim = self.path / "victim"
+        self.evaluations = self.path / "evaluations"
+        self._lock = Lock(self.path / ".lock")
+
+    @property
+    def is_run(self) -> bool:
+        """Whether there is a run here: nothing else has both files."""
+        return self.config_file.is_file() and self.status_file.is_file()
+
+    def check_free(self, *, overwrite: bool) -> None:
+        """Whether a new run may be made here; nothing is changed.
+
+        Raises:
+            ValueError: something is here, and it is not a run or ``overwrite`` is off.
+        """
+        if not self.path.exists() or (self.path.is_dir() and not any(self.path.iterdir())):
+            return
+        if not self.is_run:
+            raise ValueError(
+                f"expected a new folder, got {self.path}, which exists and is not a run; choose another"
+            )
+        status = self.status()
+        if not overwrite:
+            raise ValueError(
+                f"expected a new folder, got {self.path}, which holds a run ({status.state}); "
+                "resume it, overwrite it, or choose another"
+            )
+
+    def create(self, config: RunConfig, *, overwrite: bool = False) -> None:
+        """Make the folder, with its configuration, versions and status, in one step, and lock it.
+
+        Raises:
+            ValueError: see :meth:`check_free`; or another process is writing here.
+        """
+        self.check_free(overwrite=overwrite)
+        if self.is_run:
+            self.lock()
+            shutil.rmtree(self.path)
+            self.unlock()
+        with new_folder(self.path) as folder:
+            write_text(folder / self.config_file.name, config.to_yaml())
+            write_json(folder / self.versions_file.name, versions(seed=config.seed))
+            write_json(folder / self.status_file.name, asdict(Status("running")))
+        self.lock()
+
+    def lock(self) -> None:
+        """Be the only process that writes here.
+
+        Raises:
+            ValueError: another process is.
+        """
+        if not self._lock.acquire():
+            raise ValueError(
+                f"expected a run that nobody is training, got {self.path}, which another process is "
+                "writing; wait for it or stop it"
+            )
+
+    def unlock(self) -> None:
+        """Let others write here."""
+        self._lock.release()
+
+    def config(self) -> RunConfig:
+        """The run's configuration.
+
+        Raises:
+            ValueError: not a run, or a configuration that cannot be read.
+        """
+        self.require()
+        return load_config(self.config_file)
+
+    def require(self) -> None:
+        """Raise ``ValueError`` where there is no run."""
+        if not self.is_run:
+            raise ValueError(
+                f"expected the folder of a run, got {self.path}, which has no config.yaml and status.json; "
+                "train one there first"
+            )
+
+    def status(self) -> Status:
+        """How far the run has come.
+
+        Raises:
+            ValueError: not a run, or a status that cannot be read.
+        """
+        self.require()
+        try:
+            return Status(**json.loads(self.status_file.read_text(encoding="utf-8")))
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"expected the status of a run in {self.status_file}: {error}") from None
+
+    def write_status(self, status: Status) -> None:
+        """Replace the status."""
+        write_json(self.status_file, asdict(status))
+
+    def append_metrics(self, line: Mapping[str, Any]) -> None:
+        """Add one iteration; a crash loses at most this line."""
+        with self.metrics_file.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(line, ensure_ascii=False, allow_nan=False) + "\n")
+
+    def metrics(self) -> list[dict[str, Any]]:
+        """All iterations, oldest first; a last line that a crash cut short is left out.
+
+        Raises:
+            ValueError: a broken line before the last.
+        """
+        if not self.metrics_file.is_file():
+            return []
+        lines = self.metrics_file.read_text(encoding="utf-8").splitlines()
+        result = []
+        for number, line in enumerate(lines, start=1):
+            try:
+                result.append(json.loads(line))
+            except ValueError as error:
+                if number == len(lines):
+                    break
+                raise ValueError(f"{self.metrics_file}, line {number}: {error}") from None
+        return result
+
+    def truncate_metrics(self, iteration: int) -> None:
+        """Drop every line after ``iteration``."""
+        kept = [line for line in self.metrics() if line["iteration"] <= iteration]
+        write_text(self.metrics_file, "".join(f"{json.dumps(line, ensure_ascii=False)}\n" for line in kept))
+
+    def checkpoint(self, iteration: int) -> Path:
+        """Where the checkpoint of an iteration is, or would be."""
+        return self.checkpoints / f"{iteration:06d}"
+
+    def iterations(self) -> list[int]:
+        """Iterations with a complete checkpoint, oldest first."""
+        if not self.checkpoints.is_dir():
+            return []
+        return sorted(int(folder.name) for folder in self.checkpoints.iterdir() if folder.name.isdigit())
+
+    def prune_checkpoints(self) -> None:
+        """Delete all but the newest checkpoints, and what a crash left half written."""
+        keep = {self.checkpoint(i).name for i in self.iterations()[-KEPT_CHECKPOINTS:]}
+        for folder in self.checkpoints.iterdir():
+            if folder.name not in keep:
+                shutil.rmtree(folder)
