@@ -33,7 +33,17 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Iterator[zipfile.ZipFile]
         shutil.copy(ROOT / name, source / name)
     for name in ("marl_aajr", "envs"):
         shutil.copytree(ROOT / name, source / name, ignore=shutil.ignore_patterns("__pycache__"))
-    build = [sys.executable, "-m", "pip", "wheel", "--no-deps", "--no-build-isolation", "-w", str(target), str(source)]
+    build = [
+        sys.executable,
+        "-m",
+        "pip",
+        "wheel",
+        "--no-deps",
+        "--no-build-isolation",
+        "-w",
+        str(target),
+        str(source),
+    ]
     subprocess.run(build, check=True, capture_output=True)
     with zipfile.ZipFile(next(target.glob("*.whl"))) as built:
         yield built
@@ -46,13 +56,19 @@ def installed_name(path: Path) -> str:
 
 
 def tree() -> list[Path]:
-    files = [path for folder in ("marl_aajr", "envs") for path in (ROOT / folder).rglob("*") if path.is_file()]
+    files = [
+        path for folder in ("marl_aajr", "envs") for path in (ROOT / folder).rglob("*") if path.is_file()
+    ]
     return [path for path in files if "__pycache__" not in path.parts and not path.name.startswith(".")]
 
 
 def test_listed_packages_are_the_tree(setup: configparser.ConfigParser) -> None:
     listed = setup["options"]["packages"].split()
-    found = {Path(installed_name(path)).parent.as_posix().replace("/", ".") for path in tree() if path.suffix == ".py"}
+    found = {
+        Path(installed_name(path)).parent.as_posix().replace("/", ".")
+        for path in tree()
+        if path.suffix == ".py"
+    }
     assert set(listed) == found
     assert len(listed) == len(set(listed))
 
@@ -95,11 +111,17 @@ def test_entry_points_resolve(wheel: zipfile.ZipFile) -> None:
 
 
 def test_every_requirement_is_pinned_inside_its_range(setup: configparser.ConfigParser) -> None:
-    pins = dict(line.split("==") for line in (ROOT / "constraints.txt").read_text().splitlines() if not line.startswith("#"))
+    pins = dict(
+        line.split("==")
+        for line in (ROOT / "constraints.txt").read_text().splitlines()
+        if not line.startswith("#")
+    )
     normal = {re.sub(r"[-_.]+", "-", name).lower(): version for name, version in pins.items()}
     extras = [line for value in setup["options.extras_require"].values() for line in value.splitlines()]
     lines = [*setup["options"]["install_requires"].splitlines(), *extras]
-    requirements = [Requirement(line.split("#")[0]) for line in lines if line.strip() and not line.startswith("%")]
+    requirements = [
+        Requirement(line.split("#")[0]) for line in lines if line.strip() and not line.startswith("%")
+    ]
     assert len(requirements) > 15
     for requirement in requirements:
         name = re.sub(r"[-_.]+", "-", requirement.name).lower()

@@ -1,4 +1,4 @@
-"""The scripts a newcomer and CI start from, run for real on a small stand-in project that needs no network."""
+"""The scripts that a newcomer and CI start from, run for real on a small stand-in project."""
 
 from __future__ import annotations
 
@@ -19,6 +19,9 @@ ROOT = Path(__file__).parents[1]
 BACKEND = """
 import os, sys, time, zipfile
 
+def lines(*words):
+    return "\\n".join(words) + "\\n"
+
 def build_editable(folder, config_settings=None, metadata_directory=None):
     open("builds.log", "a").write("built\\n")
     time.sleep(float(os.environ.get("SLOW", "0")))
@@ -27,11 +30,17 @@ def build_editable(folder, config_settings=None, metadata_directory=None):
     tool = "import os, sys; print('{0}', *sys.argv[1:]); sys.exit(int(os.environ.get('{0}_CODE', 0)))"
     info = "marl_aajr-0.1.0.dist-info"
     files = {f"{name}.py": tool.format(name) for name in ("ruff", "mypy", "pytest")}
-    files[f"{info}/METADATA"] = (
-        "Metadata-Version: 2.1\\nName: marl-aajr\\nVersion: 0.1.0\\nProvides-Extra: test\\n" + os.environ.get("NEEDS", "")
+    files[f"{info}/METADATA"] = lines(
+        "Metadata-Version: 2.1",
+        "Name: marl-aajr",
+        "Version: 0.1.0",
+        "Provides-Extra: test",
+        os.environ.get("NEEDS", ""),
     )
-    files[f"{info}/WHEEL"] = "Wheel-Version: 1.0\\nGenerator: stand-in\\nRoot-Is-Purelib: true\\nTag: py3-none-any\\n"
-    files[f"{info}/RECORD"] = "".join(f"{name},,\\n" for name in [*files, f"{info}/RECORD"])
+    files[f"{info}/WHEEL"] = lines(
+        "Wheel-Version: 1.0", "Generator: stand-in", "Root-Is-Purelib: true", "Tag: py3-none-any"
+    )
+    files[f"{info}/RECORD"] = "".join(f"{name},,\\n" for name in files)
     with zipfile.ZipFile(os.path.join(folder, "marl_aajr-0.1.0-py3-none-any.whl"), "w") as wheel:
         for name, text in files.items():
             wheel.writestr(name, text)

@@ -1,0 +1,122 @@
+"""How a long command shows where it is: a live bar on a terminal, one line at a time anywhere else."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
+from types import TracebackType
+from typing import Any, Protocol
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn
+
+
+class TrainingProgress(Protocol):
+    """Shown while a run trains; called with one line of metrics.jsonl after each iteration."""
+
+    def __enter__(self) -> TrainingProgress: ...
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None: ...
+
+    def __call__(self, metrics: Mapping[str, Any]) -> None: ...
+
+    def restore(self) -> None:
+        """Leave the terminal as it was."""
+
+
+def training_progress(total: int, *, console: Console) -> TrainingProgress:
+    """The display that fits where the output goes.
+
+    Args:
+        total: environment steps of the whole run.
+        console: where to show it.
+    """
+    return _Live(total, console) if console.is_interactive else _Lines(total, console)
+
+
+def waiting(words: str, *, console: Console) -> AbstractContextManager[object]:
+    """A sign of life for seconds without progress; nothing where nobody watches."""
+    return console.status(words) if console.is_interactive else nullcontext()
+
+
+def clock(seconds: float) -> str:
+    """Seconds as ``m:ss`` or ``h:mm:ss``."""
+    minutes, rest = divmod(max(round(seconds), 0), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
+
+
+def summary(metrics: Mapping[str, Any], *, total: int) -> dict[str, str]:
+    """What a person watches, in words; what an iteration lacks is a dash.
+
+    Args:
+        metrics: one line of metrics.jsonl.
+        total: environment steps of the whole run.
+    """
+    speed = metrics.get("env_steps_per_second")
+    mean = metrics.get("return_mean")
+    left = max(total - metrics["env_steps"], 0)
+    shown = {
+        "return": "–" if mean is None else f"{mean:.1f}",
+        "steps/s": f"{speed:,.0f}" if speed else "–",
+    }
+    penalties = [
+        value
+        for module in metrics.get("modules", {}).values()
+        for name, value in module.items()
+        if name.endswith("/penalty") and value is not None
+    ]
+    if penalties:
+        shown["penalty"] = f"{sum(penalties) / len(penalties):.3g}"
+    shown["left"] = clock(left / speed) if speed else "–"
+    return shown
+
+
+class _Lines:
+    """One line per iteration."""
+
+    def __init__(self, total: int, console: Console) -> None:
+        self._total, self._console = total, console
+
+    def __enter__(self) -> _Lines:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+    def __call__(self, metrics: Mapping[str, Any]) -> None:
+        done = metrics["env_steps"]
+        share = min(done / self._total, 1)
+        words = "  ".join(f"{name} {text}" for name, text in summary(metrics, total=self._total).items())
+        line = f"iteration {metrics['iteration']}  {done:,}/{self._total:,} env steps ({share:.0%})  {words}"
+        self._console.print(line, soft_wrap=True, highlight=False)
+
+    def restore(self) -> None:
+        pass
+
+
+class _Live:
+    """A bar that stays in place."""
+
+    def __init__(self, total: int, console: Console) -> None:
+        self._total, self._console = total, console
+        columns = (BarColumn(24), TaskProgressColumn(), TextColumn("{task.description}"))
+        self._progress = Progress(*columns, console=console)
+        self._task = self._progress.add_task("starting", total=total)
+
+    def __enter__(self) -> _Live:
+        self._progress.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._progress.stop()
+
+    def __call__(self, metrics: Mapping[str, Any]) -> None:
+        shown = summary(metrics, total=self._total)
+        words = "  ".join(f"[dim]{name}[/dim] {text}" for name, text in shown.items())
+        self._progress.update(self._task, completed=min(metrics["env_steps"], self._total), description=words)
+
+    def restore(self) -> None:
+        self._console.show_cursor(True)

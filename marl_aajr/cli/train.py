@@ -1,0 +1,153 @@
+"""``marl-aajr train``: one run from the command line."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from marl_aajr.cli.interrupt import INTERRUPTED, Interrupt
+from marl_aajr.cli.overrides import override, takes_settings
+from marl_aajr.cli.progress import training_progress, waiting
+from marl_aajr.cli.settings import RUN
+from marl_aajr.cli.teaching import guide, told
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from marl_aajr.training.config import RunConfig
+    from marl_aajr.training.run_directory import RunDirectory
+
+HELP = guide(
+    "Train a team and keep everything that is needed to repeat, resume and evaluate the run in one folder. "
+    "Options given here override --config FILE. "
+    "Ctrl-C finishes the iteration, saves, and says how to go on; a second Ctrl-C stops at once.",
+    "marl-aajr train --env simple_spread_v3 --method none",
+    "marl-aajr train --env simple_spread_v3 --method aajr --epsilon 0.2",
+    "marl-aajr train --config study.yaml --seed 3 --out runs/study-3",
+    "marl-aajr train --resume --out runs/study-3",
+)
+
+
+@takes_settings
+def train(
+    *,
+    config: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE.yaml", help="A configuration; the config.yaml of a run is one.", rich_help_panel=RUN
+        ),
+    ] = None,
+    assignments: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set",
+            metavar="KEY=VALUE",
+            help="Any other key of the configuration, such as ppo.lr=3e-4; may be repeated.",
+            rich_help_panel=RUN,
+        ),
+    ] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FOLDER",
+            help=told("The run's folder.", "runs/<env>-<method>-s<seed>"),
+            rich_help_panel=RUN,
+        ),
+    ] = None,
+    resume: Annotated[
+        bool,
+        typer.Option(
+            "--resume",
+            help="Continue the run in --out from its last checkpoint, to the numbers of a run that was "
+            "never stopped.",
+            rich_help_panel=RUN,
+        ),
+    ] = False,
+    overwrite: Annotated[
+        bool,
+        typer.Option("--overwrite", help="Replace the run in --out, if there is one.", rich_help_panel=RUN),
+    ] = False,
+    **options: str | None,
+) -> None:
+    """Train one run; the options named after configuration keys come from `settings`."""
+    from rich.console import Console
+
+    if resume and overwrite:
+        raise ValueError("expected --resume or --overwrite, got both; choose one")
+    console = Console(stderr=True)
+    with waiting("Loading torch and Ray", console=console):
+        resolved, folder = _resolve(config, out, options, assignments or [], resume=resume)
+        import marl_aajr.training.trainer  # noqa: F401 - the slow part, where the person is told of it
+    directory = _train(resolved, folder, console, resume=resume, overwrite=overwrite)
+    status, name = directory.status(), shlex.quote(str(folder))
+    if status.state == "finished":
+        _say(console, f"Finished. How it does under attack:\n  marl-aajr evaluate {name}")
+        return
+    saved = max(directory.iterations(), default=0)
+    _say(
+        console,
+        f"Stopped after iteration {status.iteration}. To go on from the last checkpoint, iteration {saved}:\n"
+        f"  marl-aajr train --resume --out {name}",
+    )
+    raise typer.Exit(INTERRUPTED)
+
+
+def default_folder(data: Mapping[str, Any]) -> Path:
+    """``runs/<env>-<method>-s<seed>``, with what is awkward in a file name replaced by a dash.
+
+    Args:
+        data: a resolved configuration as nested mappings.
+    """
+    name = f"{data['env']['name']}-{data['method']['name']}-s{data['seed']}"
+    return Path("runs") / re.sub(r"[^\w.-]+", "-", name)
+
+
+def _resolve(
+    file: Path | None,
+    out: Path | None,
+    options: Mapping[str, str | None],
+    assignments: list[str],
+    *,
+    resume: bool,
+) -> tuple[RunConfig, Path]:
+    """The configuration and the folder that the command line means.
+
+    A run that is resumed brings its own configuration: ``--resume --out RUN`` is enough.
+    """
+    from marl_aajr.training.config import load_config, make_config
+    from marl_aajr.training.run_directory import RunDirectory
+
+    base: Mapping[str, Any] = {}
+    if file is not None:
+        base = load_config(file).model_dump(mode="json")
+    elif resume and out is not None:
+        base = RunDirectory(out).config().model_dump(mode="json")
+    resolved = make_config(override(base, options, assignments))
+    return resolved, out or default_folder(resolved.model_dump(mode="json"))
+
+
+def _train(
+    config: RunConfig, folder: Path, console: Console, *, resume: bool, overwrite: bool
+) -> RunDirectory:
+    """Train with progress, until the run's end or Ctrl-C."""
+    from marl_aajr.training.run_directory import RunDirectory
+    from marl_aajr.training.trainer import train as run
+
+    progress = training_progress(config.env_steps, console=console)
+
+    def announce() -> None:
+        _say(console, "Finishing this iteration. Ctrl-C again stops at once.")
+
+    with Interrupt(announce=announce, restore=progress.restore) as interrupt, progress:
+        run(config, folder, overwrite=overwrite, resume=resume, on_iteration=progress, should_stop=interrupt)
+    return RunDirectory(folder)
+
+
+def _say(console: Console, text: str) -> None:
+    """Print a line as it is, for copying: neither wrapped nor coloured."""
+    console.print(text, soft_wrap=True, highlight=False, markup=False)

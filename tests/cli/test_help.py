@@ -1,0 +1,73 @@
+"""Help that teaches, at once."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+
+import pytest
+
+from marl_aajr.cli import compare, evaluate, listing, train
+from marl_aajr.cli.settings import SETTINGS
+from marl_aajr.version import __version__
+from tests.cli.conftest import Run
+
+HELP = {"train": train.HELP, "evaluate": evaluate.HELP, "compare": compare.HELP, "list": listing.HELP}
+
+
+@pytest.mark.parametrize("command", HELP)
+def test_every_command_shows_examples_that_a_narrow_terminal_does_not_wrap(cli: Run, command: str) -> None:
+    shown = cli(command, "--help", COLUMNS="80")
+    assert (shown.returncode, shown.stderr) == (0, "")
+    lines = [line.strip() for line in shown.stdout.splitlines()]
+    examples = [line.strip() for line in HELP[command].split("Examples:\n")[1].splitlines()]
+    assert examples
+    assert all(line.startswith(f"marl-aajr {command} ") and line in lines for line in examples)
+
+
+def test_help_of_train_has_every_setting_with_its_default(cli: Run) -> None:
+    text = " ".join(re.sub(r"[│╭╮╰╯─]", " ", cli("train", "-h").stdout).split())
+    for setting in SETTINGS:
+        assert f" {setting.flag} " in text
+    assert "[default: 1000000]" in text
+    assert "override --config" in text
+    assert "'[[env_step, value], ...]'" in text
+
+
+def test_help_does_not_wait_for_torch_or_ray() -> None:
+    """The whole of it takes about 0.3 s; torch alone would be 1.3 s, Ray 3 s."""
+    program = (
+        "import sys, marl_aajr.cli.app; print(*{'torch', 'ray', 'pydantic', 'gymnasium'} & set(sys.modules))"
+    )
+    loaded = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert loaded.stdout == "\n"
+
+
+def test_version(cli: Run) -> None:
+    assert cli("--version").stdout == f"marl-aajr {__version__}\n"
+
+
+def test_without_a_command_the_help_is_shown(cli: Run) -> None:
+    shown = cli()
+    assert all(command in shown.stdout for command in HELP)
+
+
+@pytest.mark.parametrize(
+    ("kind", "names"),
+    [
+        ("envs", {"simple_spread_v3", "sisl/pursuit-v5"}),
+        ("methods", {"none", "aajr"}),
+        ("attacks", {"noise", "fgsm", "pgd"}),
+    ],
+)
+def test_lists_are_for_people_and_for_programs(cli: Run, kind: str, names: set[str]) -> None:
+    listed = cli("list", kind, "--json")
+    assert listed.returncode == 0
+    entries = json.loads(listed.stdout)
+    assert all(set(entry) == {"name", "summary"} and entry["summary"] for entry in entries)
+    assert names <= {entry["name"] for entry in entries}
+
+    lines = cli("list", kind).stdout.splitlines()
+    assert [line.split()[0] for line in lines] == [entry["name"] for entry in entries]

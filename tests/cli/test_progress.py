@@ -1,0 +1,100 @@
+"""Progress on a terminal and elsewhere, and Ctrl-C."""
+
+from __future__ import annotations
+
+import io
+import os
+import signal
+import subprocess
+import sys
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+from marl_aajr.cli.interrupt import Interrupt
+from marl_aajr.cli.progress import clock, summary, training_progress
+
+METRICS: dict[str, Any] = {
+    "iteration": 3,
+    "env_steps": 12_000,
+    "return_mean": -71.234,
+    "env_steps_per_second": 1500.0,
+    "modules": {"a": {"aajr/penalty": 0.1, "policy_loss": 1.0}, "b": {"aajr/penalty": 0.3}},
+}
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"), [(0, "0:00"), (61.4, "1:01"), (3599.6, "1:00:00"), (-5, "0:00")]
+)
+def test_clock(seconds: float, text: str) -> None:
+    assert clock(seconds) == text
+
+
+def test_summary_averages_the_penalty_over_modules_and_says_what_is_left() -> None:
+    shown = summary(METRICS, total=102_000)
+    assert shown == {"return": "-71.2", "steps/s": "1,500", "penalty": "0.2", "left": "1:00"}
+
+
+def test_summary_of_an_iteration_without_episodes_or_penalty() -> None:
+    bare: dict[str, Any] = {
+        "iteration": 1,
+        "env_steps": 4000,
+        "return_mean": None,
+        "env_steps_per_second": None,
+        "modules": {"a": {}},
+    }
+    assert summary(bare, total=1000) == {"return": "–", "steps/s": "–", "left": "–"}
+
+
+def test_elsewhere_each_iteration_is_one_plain_line() -> None:
+    out = io.StringIO()
+    with training_progress(24_000, console=Console(file=out, width=40)) as progress:
+        progress(METRICS)
+        progress(METRICS | {"iteration": 4, "env_steps": 25_000})
+    first, second = out.getvalue().splitlines()
+    assert (
+        first
+        == "iteration 3  12,000/24,000 env steps (50%)  return -71.2  steps/s 1,500  penalty 0.2  left 0:08"
+    )
+    assert "(100%)" in second
+
+
+def test_on_a_terminal_the_bar_stays_in_place_and_the_cursor_comes_back() -> None:
+    out = io.StringIO()
+    console = Console(file=out, width=100, force_terminal=True, force_interactive=True)
+    with training_progress(24_000, console=console) as progress:
+        progress(METRICS)
+    text = out.getvalue()
+    assert "50%" in text
+    assert "-71.2" in text
+    assert text.rindex("\x1b[?25h") > text.rindex("\x1b[?25l")
+
+
+def test_first_interrupt_is_remembered_and_the_handler_goes_away() -> None:
+    said: list[str] = []
+    before = signal.getsignal(signal.SIGINT)
+    with Interrupt(
+        announce=lambda: said.append("heard"), restore=lambda: said.append("restored")
+    ) as interrupt:
+        assert not interrupt()
+        os.kill(os.getpid(), signal.SIGINT)
+        assert interrupt()
+    assert said == ["heard"]
+    assert signal.getsignal(signal.SIGINT) is before
+
+
+def test_second_interrupt_ends_the_process_at_once() -> None:
+    program = (
+        "import os, signal, time\n"
+        "from marl_aajr.cli.interrupt import Interrupt\n"
+        "with Interrupt(announce=lambda: None, restore=lambda: print('restored', flush=True)):\n"
+        "    os.kill(os.getpid(), signal.SIGINT)\n"
+        "    os.kill(os.getpid(), signal.SIGINT)\n"
+        "    print('still here')\n"
+    )
+    ended = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=False
+    )
+    assert ended.returncode == -signal.SIGINT
+    assert ended.stdout == "restored\n"

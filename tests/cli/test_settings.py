@@ -1,0 +1,100 @@
+"""Options of ``train`` and what they do to a configuration."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from marl_aajr.cli.overrides import override
+from marl_aajr.cli.settings import SETTINGS, Setting, fractions, number_or_text, widths
+from marl_aajr.cli.train import default_folder
+from marl_aajr.training.config import make_config
+
+
+def lookup(data: dict[str, Any], key: str) -> Any:
+    for name in key.split("."):
+        data = data[name]
+    return data
+
+
+@pytest.mark.parametrize("setting", SETTINGS, ids=lambda setting: setting.flag)
+def test_shown_default_is_the_configurations(setting: Setting) -> None:
+    method = {"name": "none"} if setting.key == "method.name" else {"name": "aajr"}
+    config = make_config({"env": {"name": "simple_spread_v3"}, "method": method}).model_dump(mode="json")
+    value = lookup(config, setting.key)
+    if setting.default is None:
+        assert value is None or setting.flag == "--env"
+    else:
+        assert setting.read(setting.default) == value
+
+
+def test_flags_are_unique_and_name_python_parameters() -> None:
+    assert (
+        len({setting.flag for setting in SETTINGS})
+        == len({setting.key for setting in SETTINGS})
+        == len(SETTINGS)
+    )
+    assert all(setting.name.isidentifier() for setting in SETTINGS)
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("3", 3),
+        ("1e6", 1e6),
+        ("5e-4", 5e-4),
+        ("0.1", 0.1),
+        ("true", True),
+        ("kl", "kl"),
+        ("[[0, 0], [100, 0.1]]", [[0, 0], [100, 0.1]]),
+        ("[broken", "[broken"),
+    ],
+)
+def test_values_read_as_in_a_file(text: str, value: Any) -> None:
+    assert number_or_text(text) == value
+
+
+def test_lists_need_no_brackets() -> None:
+    assert widths("64,32") == [64, 32]
+    assert widths("64") == [64]
+    assert fractions("0.1,0.4") == [0.1, 0.4]
+    assert fractions("none") is None
+
+
+def test_options_override_the_file_and_leave_the_rest() -> None:
+    base = {"env": {"name": "a", "kwargs": {"N": 2}}, "seed": 1, "ppo": {"lr": 1e-3, "clip": 0.2}}
+    result = override(base, {"seed": "7", "env": "b"}, ["ppo.lr=3e-4", "env.kwargs.N=5"])
+    assert result == {"env": {"name": "b", "kwargs": {"N": 5}}, "seed": 7, "ppo": {"lr": 3e-4, "clip": 0.2}}
+    assert base == {"env": {"name": "a", "kwargs": {"N": 2}}, "seed": 1, "ppo": {"lr": 1e-3, "clip": 0.2}}
+
+
+def test_another_method_drops_the_settings_of_the_files_method() -> None:
+    base = {"method": {"name": "aajr", "epsilon": 0.3}}
+    assert override(base, {"method": "none"}, []) == {"method": {"name": "none"}}
+    assert override(base, {"method": "aajr", "inner_steps": "5"}, []) == {
+        "method": {"name": "aajr", "epsilon": 0.3, "steps": 5}
+    }
+
+
+def test_a_setting_may_stand_where_the_file_has_no_mapping() -> None:
+    assert override({"env": "oops"}, {"env": "a"}, []) == {"env": {"name": "a"}}
+
+
+@pytest.mark.parametrize("assignment", ["ppo.lr", "=3", "ppo..lr=3", ""])
+def test_a_malformed_assignment_shows_a_right_one(assignment: str) -> None:
+    with pytest.raises(ValueError, match=r"KEY=VALUE such as ppo\.lr=3e-4"):
+        override({}, {}, [assignment])
+
+
+@pytest.mark.parametrize(
+    ("env", "folder"),
+    [
+        ("simple_spread_v3", "runs/simple_spread_v3-aajr-s3"),
+        ("sisl/pursuit-v5", "runs/sisl-pursuit-v5-aajr-s3"),
+        ("my_package.my_env:make", "runs/my_package.my_env-make-aajr-s3"),
+    ],
+)
+def test_default_folder_is_named_after_the_run(env: str, folder: str) -> None:
+    data = {"env": {"name": env}, "method": {"name": "aajr"}, "seed": 3}
+    assert str(default_folder(data)) == folder
