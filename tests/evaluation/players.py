@@ -1,0 +1,79 @@
+"""Victims for the toys, and a second opinion: a loop that plays one environment at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from marl_aajr.rollout.environments import EnvironmentSpec, resolve
+from marl_aajr.victims import ObservationFilter, Victim
+
+TOYS = "tests.evaluation.toys"
+
+
+def signs(**kwargs: Any) -> EnvironmentSpec:
+    return resolve(f"{TOYS}:Signs", kwargs)
+
+
+def moves(**kwargs: Any) -> EnvironmentSpec:
+    return resolve(f"{TOYS}:Moves", kwargs)
+
+
+def network(outputs: int, inputs: int, *, seed: int = 0) -> nn.Sequential:
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        return nn.Sequential(nn.Linear(inputs, 16), nn.Tanh(), nn.Linear(16, outputs))
+
+
+def sign_reader() -> nn.Linear:
+    """Logits (−x, x): always right about Signs, until x is pushed across zero."""
+    layer = nn.Linear(2, 2)
+    layer.weight.data = torch.tensor([[-1.0, 0.0], [1.0, 0.0]])
+    layer.bias.data = torch.zeros(2)
+    return layer
+
+
+def team(
+    spec: EnvironmentSpec,
+    module: nn.Module | None = None,
+    *,
+    filters: Mapping[str, ObservationFilter | None] | None = None,
+) -> Victim:
+    """One module for all agents of an environment; None: a random network."""
+    game = spec.make()
+    observed = {a: getattr(s, "spaces", {}).get("observation", s) for a, s in game.observation_spaces.items()}
+    first = game.possible_agents[0]
+    space = game.action_spaces[first]
+    outputs = int(getattr(space, "n", 0)) or 2 * int(np.prod(space.shape or ()))
+    module = module or network(outputs, int(np.prod(observed[first].shape or ())))
+    return Victim(
+        module_of=dict.fromkeys(game.possible_agents, "shared"),
+        modules={"shared": module},
+        observation_spaces=observed,
+        action_spaces=game.action_spaces,
+        filters=filters or {},
+        env_name=spec.name,
+        env_kwargs=spec.kwargs,
+    )
+
+
+def returns_one_by_one(
+    victim: Victim, spec: EnvironmentSpec, *, episodes: int, seed: int, num_envs: int
+) -> list[dict[str, float]]:
+    """Returns by agent of each episode, without batches; seeded as documented."""
+    game = spec.make()
+    found = []
+    for i in range(episodes):
+        sequence = np.random.SeedSequence(seed, spawn_key=(i % num_envs, i // num_envs))
+        turn = game.reset(seed=int(sequence.generate_state(1)[0] >> 1))
+        total = dict.fromkeys(game.possible_agents, 0.0)
+        while not turn.over:
+            turn = game.step(victim.act({agent: turn.obs[agent] for agent in turn.acting}))
+            for agent, reward in turn.rewards.items():
+                total[agent] += reward
+        found.append(total)
+    return found

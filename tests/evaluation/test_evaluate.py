@@ -1,0 +1,259 @@
+"""Returns under attack: against closed forms, and against a loop that plays one game at a time."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from marl_aajr.attacks import PGD, make_attack
+from marl_aajr.evaluation import Progress, evaluate
+from marl_aajr.evaluation import episodes as episodes_module
+from marl_aajr.report.records import Evaluation as ReportedEvaluation
+from marl_aajr.rollout.environments import EnvironmentSpec, resolve
+from marl_aajr.rollout.game import EnvironmentFault
+from marl_aajr.threat import PerturbationSet
+from marl_aajr.victims import ObservationFilter, Victim
+from tests.evaluation.players import moves, network, returns_one_by_one, sign_reader, signs, team
+
+SPREAD = resolve("simple_spread_v3", {"max_cycles": 6})
+CONTINUOUS = resolve("simple_spread_v3", {"max_cycles": 6, "continuous_actions": True})
+
+
+def decisions(spec: EnvironmentSpec, *, episodes: int, seed: int, num_envs: int) -> list[float]:
+    """In Signs a perfect team earns 1 for each decision."""
+    perfect = team(spec, sign_reader())
+    played = returns_one_by_one(perfect, spec, episodes=episodes, seed=seed, num_envs=num_envs)
+    return [sum(total.values()) for total in played]
+
+
+class TestClosedForm:
+    """In Signs with x = ±1, an attack with ε < 1 changes nothing and one with ε > 1 everything."""
+
+    @pytest.mark.parametrize("attack", ["fgsm", "pgd", "pgd-margin"])
+    def test_returns_turn_over_exactly_where_they_must(self, attack: str) -> None:
+        spec = signs()
+        result = evaluate(
+            team(spec, sign_reader()), attacks=[(attack, 0.9), (attack, 1.1)], episodes=20, num_envs=8
+        )
+        below, above = result.attacks
+        expected = decisions(spec, episodes=20, seed=0, num_envs=8)
+        assert list(result.clean.returns) == expected
+        assert list(below.outcome.returns) == expected
+        assert list(above.outcome.returns) == [-x for x in expected]
+        assert (below.success_rate, above.success_rate) == (0.0, 1.0)
+        assert result.clean_return == pytest.approx(np.mean(expected))
+
+    def test_gain_is_the_objectives(self) -> None:
+        """The margin is −2|x|; the worst δ adds 2ε."""
+        result = evaluate(team(signs(), sign_reader()), attacks=[("pgd-margin", 0.3)], episodes=5)
+        assert result.attacks[0].objective_gain == pytest.approx(0.6, abs=1e-5)
+
+    def test_epsilon_is_in_units_of_the_frozen_filter(self) -> None:
+        """x = ±50 and std = 50: the network sees ±1, so 0.9 is too little and 1.1 enough."""
+        spec = signs(size=50.0)
+        seen = ObservationFilter(mean=torch.zeros(2), std=torch.full((2,), 50.0))
+        victim = team(spec, sign_reader(), filters=dict.fromkeys(["agent_0", "agent_1", "agent_2"], seen))
+        result = evaluate(victim, attacks=[("fgsm", 0.9), ("fgsm", 1.1)], episodes=10)
+        below, above = result.attacks
+        assert below.outcome.returns == result.clean.returns
+        assert above.outcome.mean == pytest.approx(-result.clean_return)
+        assert torch.equal(seen.mean, torch.zeros(2, dtype=torch.float64))
+
+    def test_only_the_attacked_team_is_lied_to(self) -> None:
+        spec = signs(teams=True)
+        victim = team(spec, sign_reader())
+        default = evaluate(victim, attacks=[("fgsm", 1.1)], episodes=9)
+        assert default.team == "right", "the larger one"
+        attacked, clean = default.attacks[0].outcome, default.clean
+        assert attacked.team_returns["left"] == clean.team_returns["left"] > 0
+        assert attacked.team_returns["right"] == -clean.team_returns["right"] == attacked.mean
+        other = evaluate(victim, attacks=[("fgsm", 1.1)], episodes=9, team="left")
+        assert other.attacks[0].outcome.mean == -clean.team_returns["left"]
+        assert other.attacks[0].outcome.team_returns["right"] == clean.team_returns["right"]
+
+
+class TestEpisodes:
+    @pytest.mark.parametrize("spec", [signs(), moves(), SPREAD, CONTINUOUS], ids=lambda spec: spec.name)
+    @pytest.mark.parametrize("num_envs", [4, 50])
+    def test_every_assigned_episode_counts_once(self, spec: EnvironmentSpec, num_envs: int) -> None:
+        """Ten episodes of very different length on four copies: no short one is preferred."""
+        victim = team(spec)
+        result = evaluate(victim, episodes=10, seed=7, num_envs=num_envs)
+        expected = returns_one_by_one(victim, spec, episodes=10, seed=7, num_envs=min(num_envs, 10))
+        members = [agent for agent, name in result.teams.items() if name == result.team]
+        np.testing.assert_allclose(
+            result.clean.returns, [sum(total[a] for a in members) for total in expected], rtol=1e-5
+        )
+        assert len(set(result.clean.returns)) > 1
+
+    def test_a_copy_plays_the_same_whatever_the_others_do(self) -> None:
+        victim = team(SPREAD)
+        few = evaluate(victim, attacks=[("fgsm", 0.3)], episodes=4, num_envs=4)
+        many = evaluate(victim, attacks=[("fgsm", 0.3)], episodes=9, num_envs=9)
+        assert many.clean.returns[:4] == few.clean.returns
+        assert many.attacks[0].outcome.returns[:4] == few.attacks[0].outcome.returns
+
+    def test_a_row_is_the_same_whatever_the_other_rows_are(self) -> None:
+        victim = team(SPREAD)
+        alone = evaluate(victim, attacks=[("pgd", 0.3)], episodes=5)
+        among = evaluate(victim, attacks=[("noise", 0.1), ("pgd", 0.1), ("pgd", 0.3)], episodes=5)
+        assert alone.clean == among.clean
+        assert alone.attacks[0] == among.attacks[2]
+
+    def test_same_seed_same_json_and_no_global_random_numbers(self) -> None:
+        victim = team(SPREAD)
+        torch_state, numpy_state = torch.get_rng_state(), np.random.get_state()[1]
+        results = [
+            evaluate(victim, attacks=[("noise", 0.5), ("pgd", 0.1)], episodes=4, seed=seed).to_json()
+            for seed in (3, 3, 4)
+        ]
+        assert json.dumps(results[0]) == json.dumps(results[1])
+        assert results[0]["clean"]["returns"] != results[2]["clean"]["returns"]
+        assert torch.equal(torch.get_rng_state(), torch_state)
+        np.testing.assert_array_equal(np.random.get_state()[1], numpy_state)
+
+    def test_illegal_moves_are_never_made(self) -> None:
+        """Moves raises on one; the attack is large enough to want them all."""
+        victim = team(moves())
+        result = evaluate(victim, attacks=[(a, 5.0) for a in ("noise", "fgsm", "pgd")], episodes=12, num_envs=5)
+        assert all(row.success_rate > 0.1 for row in result.attacks)
+        assert result.clean.team_returns["first"] == -result.clean.team_returns["second"]
+
+    @pytest.mark.parametrize("spec", [SPREAD, CONTINUOUS], ids=["discrete", "continuous"])
+    def test_attacks_bite_in_the_order_of_their_strength(self, spec: EnvironmentSpec) -> None:
+        result = evaluate(team(spec), attacks=[("noise", 0.2), ("pgd", 0.2), ("pgd", 0.4)], episodes=6)
+        noise, weak, strong = (row.kl for row in result.attacks)
+        assert 0 < noise < weak < strong
+
+    def test_agents_with_modules_of_their_own(self) -> None:
+        spec = resolve("simple_speaker_listener_v4", {"max_cycles": 4})
+        game = spec.make()
+        shapes = {a: (s.shape or (0,))[0] for a, s in game.observation_spaces.items()}
+        sizes = {a: int(getattr(s, "n", 0)) for a, s in game.action_spaces.items()}
+        victim = Victim(
+            module_of={agent: agent for agent in game.possible_agents},
+            modules={a: network(sizes[a], shapes[a]) for a in game.possible_agents},
+            observation_spaces=game.observation_spaces,
+            action_spaces=game.action_spaces,
+        )
+        result = evaluate(victim, spec, attacks=[("pgd", 0.5)], episodes=5)
+        expected = returns_one_by_one(victim, spec, episodes=5, seed=0, num_envs=5)
+        np.testing.assert_allclose(result.clean.returns, [sum(e.values()) for e in expected], rtol=1e-5)
+        assert result.attacks[0].outcome.returns != result.clean.returns
+
+    def test_an_attack_of_your_own(self) -> None:
+        attack = PGD(perturbations=PerturbationSet(epsilon=9.0, mask=(False, True)), steps=2)
+        result = evaluate(team(signs(), sign_reader()), attacks=[(attack, 5.0)], episodes=6)
+        assert result.attacks[0].attack == attack.at(5.0)
+        assert result.attacks[0].outcome.returns == result.clean.returns, "the sign may not be touched"
+
+
+class TestResults:
+    def test_json_is_what_the_report_reads(self) -> None:
+        result = evaluate(team(signs(), sign_reader()), attacks=[("pgd", 1.1)], episodes=8, seed=2)
+        text = json.dumps(result.to_json(), allow_nan=False)
+        read = ReportedEvaluation.model_validate(json.loads(text))
+        assert read.clean.mean == json.loads(text)["clean_return"] == result.clean_return
+        assert (read.seed, read.episodes, read.actions, read.interval.level) == (2, 8, "greedy", 0.95)
+        (row,) = read.attacks
+        assert (row.attack, row.epsilon) == ("pgd", 1.1)
+        assert row.settings == make_attack("pgd", epsilon=1.1).settings
+        assert json.loads(text)["env"]["name"] == "tests.evaluation.toys:Signs"
+
+    def test_intervals_hold_the_mean_and_shrink(self) -> None:
+        victim = team(signs(longest=30), sign_reader())
+        few, many = (evaluate(victim, episodes=n).clean for n in (10, 160))
+        for outcome in (few, many):
+            assert outcome.low is not None
+            assert outcome.high is not None
+            assert outcome.low < outcome.mean < outcome.high
+        assert many.high - many.low < 0.5 * (few.high - few.low)  # type: ignore[operator]
+        spread = np.std(many.returns, ddof=1) / np.sqrt(160)
+        assert many.high - many.low == pytest.approx(2 * 1.96 * spread, rel=0.1)  # type: ignore[operator]
+
+    def test_a_single_episode_has_no_interval_and_equal_ones_a_point(self) -> None:
+        victim = team(signs(longest=1), sign_reader())
+        single = evaluate(victim, episodes=1).clean
+        assert (single.low, single.high) == (None, None)
+        equal = evaluate(victim, episodes=5).clean
+        assert equal.low == equal.mean == equal.high == 3.0
+
+    def test_progress_counts_every_episode_of_every_row(self) -> None:
+        told: list[Progress] = []
+        evaluate(
+            team(signs()), attacks=[("noise", 0.5)], episodes=7, num_envs=3, on_progress=told.append
+        )
+        assert [p.done for p in told] == list(range(1, 15))
+        assert {p.total for p in told} == {14}
+        assert [p.what for p in told] == ["clean"] * 7 + ["noise 0.5"] * 7
+
+
+class TestRefusals:
+    @pytest.mark.parametrize(
+        ("settings", "message"),
+        [
+            ({"episodes": 0}, "episodes to be an integer ≥ 1, got 0"),
+            ({"episodes": 2.5}, r"episodes to be an integer ≥ 1, got 2\.5"),
+            ({"episodes": True}, "episodes to be an integer"),
+            ({"num_envs": -1}, "num_envs to be an integer ≥ 1"),
+            ({"seed": -1}, "seed to be an integer ≥ 0, got -1"),
+            ({"attacks": [("pdg", 0.1)]}, "expected an attack out of pgd, .*; got 'pdg'"),
+            ({"attacks": [("pgd", 0.0)]}, r"finite epsilon > 0 for pgd, got 0\.0"),
+            ({"attacks": [("pgd", float("nan"))]}, "finite epsilon > 0"),
+            ({"attacks": [("pgd", "0.1")]}, "finite epsilon > 0 for pgd, got '0.1'"),
+            ({"attacks": [("pgd", 0.1), ("fgsm", 0.1), ("pgd", 0.1)]}, r"got pgd at 0\.1 2 times"),
+            ({"team": "blue"}, "a team out of team; got 'blue'"),
+            (
+                {"attacks": [(PGD(perturbations=PerturbationSet(epsilon=1, mask=(True,) * 3)), 0.1)]},
+                "expected 2 features in mask, got 3",
+            ),
+        ],
+    )
+    def test_before_anything_is_played(self, settings: dict[str, Any], message: str) -> None:
+        with pytest.raises(ValueError, match=message):
+            evaluate(team(signs()), on_progress=lambda _: pytest.fail("it was played"), **settings)
+
+    def test_attacks_that_the_policy_does_not_admit(self) -> None:
+        with pytest.raises(ValueError, match="expected a categorical policy .*; use 'kl'"):
+            evaluate(team(CONTINUOUS), attacks=[("noise", 0.1), ("pgd-margin", 0.1)], episodes=1)
+
+    def test_integer_observations_play_but_are_not_attacked(self) -> None:
+        victim = team(signs(dtype="int64"), sign_reader())
+        assert evaluate(victim, episodes=3).clean_return > 0
+        with pytest.raises(ValueError, match="float observations to attack, got .*int64.* for 'agent_0'; convert"):
+            evaluate(victim, attacks=[("noise", 0.1)], episodes=3)
+
+    @pytest.mark.parametrize(
+        ("spec", "message"),
+        [
+            (moves(), "plays first, second, got one for agent_0, agent_1, agent_2"),
+            (signs(dtype="float64"), "for the observations .*float64.* of 'agent_0', got one for .*float32"),
+        ],
+    )
+    def test_an_environment_that_does_not_fit(self, spec: EnvironmentSpec, message: str) -> None:
+        with pytest.raises(ValueError, match=message):
+            evaluate(team(signs()), spec, episodes=1)
+
+    def test_an_environment_that_breaks_is_named(self) -> None:
+        with pytest.raises(EnvironmentFault, match=r"tests\.evaluation\.toys:Signs, step 1: .*'agent_0' is nan"):
+            evaluate(team(signs()), signs(broken_at=1), episodes=2)
+
+    def test_endless_episodes(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(episodes_module, "LONGEST_EPISODE", 40)
+        with pytest.raises(ValueError, match="more than 40 steps; give the environment a time limit"):
+            evaluate(team(signs(endless=True)), episodes=1)
+
+
+def test_gradients_are_off_and_the_victim_is_as_before() -> None:
+    victim = team(SPREAD)
+    kept = [p.clone() for p in victim.modules["shared"].parameters()]
+    evaluate(victim, attacks=[("pgd", 0.5)], episodes=2)
+    for parameter, before in zip(victim.modules["shared"].parameters(), kept, strict=True):
+        assert parameter.grad is None
+        assert torch.equal(parameter, before)
+    assert isinstance(victim.modules["shared"], nn.Module)

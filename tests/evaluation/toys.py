@@ -1,0 +1,124 @@
+"""Environments whose returns are known in advance, for every policy and every attack."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from gymnasium import spaces
+from pettingzoo.utils.env import AECEnv, ParallelEnv
+
+
+class Signs(ParallelEnv[str, Any, Any]):
+    """Name the sign of what you see: +1 for the right action, −1 for the wrong one, at every step.
+
+    ``agent_1`` plays half as long as the others. Lengths and signs are random, per episode.
+    """
+
+    metadata = {"name": "signs_v0", "render_modes": []}  # noqa: RUF012
+    render_mode = None
+
+    def __init__(
+        self,
+        *,
+        size: float = 1.0,
+        longest: int = 6,
+        teams: bool = False,
+        dtype: str = "float32",
+        broken_at: int | None = None,
+        endless: bool = False,
+    ) -> None:
+        self.possible_agents = [f"agent_{i}" for i in range(3)]
+        self.size, self.longest, self.dtype = size, longest, np.dtype(dtype)
+        self.broken_at, self.endless = broken_at, endless
+        if teams:
+            self.teams = {"agent_0": "left", "agent_1": "right", "agent_2": "right"}
+
+    def observation_space(self, agent: str) -> spaces.Space[Any]:
+        return spaces.Box(-100, 100, (2,), self.dtype.type)
+
+    def action_space(self, agent: str) -> spaces.Space[Any]:
+        return spaces.Discrete(2)
+
+    def reset(self, seed: int | None = None, options: Any = None) -> Any:
+        self.rng = np.random.default_rng(seed)
+        self.t, self.length = 0, int(self.rng.integers(1, self.longest + 1))
+        self.agents = list(self.possible_agents)
+        return self._look(), {a: {} for a in self.agents}
+
+    def step(self, actions: dict[str, int]) -> Any:
+        self.t += 1
+        rewards = {a: 1.0 if (actions[a] == 1) == (self.signs[a] > 0) else -1.0 for a in self.agents}
+        if self.t == self.broken_at:
+            rewards["agent_0"] = float("nan")
+        over = self.t >= self.length and not self.endless
+        ends = {a: over or (a == "agent_1" and self.t >= self.length / 2) for a in self.agents}
+        told, infos = self._look(), {a: {} for a in self.agents}
+        self.agents = [a for a in self.agents if not ends[a]]
+        return told, rewards, ends, dict.fromkeys(ends, False), infos
+
+    def _look(self) -> dict[str, Any]:
+        self.signs = {a: 2 * int(self.rng.integers(2)) - 1 for a in self.agents}
+        return {a: np.array([self.size * sign, 0], self.dtype) for a, sign in self.signs.items()}
+
+
+class Moves(AECEnv[str, Any, Any]):
+    """Turn by turn, pick a legal number; it is paid to you, and taken from the other, at once.
+
+    An illegal number is an error. Legal are zero and a random part of the others.
+    """
+
+    metadata = {"name": "moves_v0", "render_modes": [], "is_parallelizable": False}  # noqa: RUF012
+    render_mode = None
+
+    def __init__(self, *, longest: int = 9) -> None:
+        super().__init__()
+        self.possible_agents = ["first", "second"]
+        self.longest = longest
+        self.teams = {"first": "first", "second": "second"}
+
+    def observation_space(self, agent: str) -> spaces.Space[Any]:
+        parts = {
+            "observation": spaces.Box(-1.0, 1.0, (3,), np.float32),
+            "action_mask": spaces.Box(0, 1, (4,), np.int8),
+        }
+        return spaces.Dict(parts)
+
+    def action_space(self, agent: str) -> spaces.Space[Any]:
+        return spaces.Discrete(4)
+
+    def observe(self, agent: str) -> Any:
+        return {"observation": self.seen, "action_mask": self.legal}
+
+    def reset(self, seed: int | None = None, options: Any = None) -> None:
+        self.rng = np.random.default_rng(seed)
+        self.t, self.length = 0, int(self.rng.integers(2, self.longest + 1))
+        self.agents = list(self.possible_agents)
+        self.rewards = dict.fromkeys(self.agents, 0.0)
+        self._cumulative_rewards = dict.fromkeys(self.agents, 0.0)
+        self.terminations = dict.fromkeys(self.agents, False)
+        self.truncations = dict.fromkeys(self.agents, False)
+        self.infos = {a: {} for a in self.agents}
+        self.agent_selection = "first"
+        self._deal()
+
+    def step(self, action: int | None) -> None:
+        mover = self.agent_selection
+        if self.terminations[mover]:
+            self._was_dead_step(action)
+            return
+        assert action is not None
+        assert self.legal[action], f"illegal move {action}"
+        self.t += 1
+        self._cumulative_rewards[mover] = 0.0
+        other = "second" if mover == "first" else "first"
+        self.rewards = {mover: float(action), other: -float(action)}
+        self._accumulate_rewards()
+        if self.t >= self.length:
+            self.terminations = dict.fromkeys(self.agents, True)
+        self.agent_selection = other
+        self._deal()
+
+    def _deal(self) -> None:
+        self.seen = self.rng.uniform(-1, 1, 3).astype(np.float32)
+        self.legal = np.array([1, *self.rng.integers(0, 2, 3)], np.int8)
