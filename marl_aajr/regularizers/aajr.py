@@ -19,7 +19,7 @@ from torch import Tensor
 from marl_aajr.ascent import STEPS, Step, Trajectory, ascend
 from marl_aajr.checks import one_of
 from marl_aajr.distributions import ActionDistribution
-from marl_aajr.jacobian import BACKENDS, JVPBackend, jvp
+from marl_aajr.jacobian import JVP_BACKENDS, JVPBackend, jvp
 from marl_aajr.numerics import check_finite
 from marl_aajr.objectives import OBJECTIVES, make_objective
 from marl_aajr.outputs import METRICS, OUTPUT_MAPS, Metric, OutputMap, check_output_map, squared_gain
@@ -43,7 +43,8 @@ class AAJR(Regularizer):
         objective: what the adversary maximises: ``"kl"``, ``"surrogate"`` or ``"margin"``.
         output: the output whose sensitivity counts: ``"logits"``, ``"mean"``, ``"probs"``, ``"fisher"``.
         metric: whether gradients flow through p or σ of the output map: ``"detached"`` or ``"full"``.
-        backend: Jacobian-vector products by ``"forward"`` mode or ``"central"`` difference.
+        backend: how Jacobian-vector products are computed: ``"auto"``, ``"forward"``, ``"double"``,
+            ``"central"`` (:mod:`marl_aajr.jacobian`).
         sample_fraction: share of each minibatch that is regularised, drawn at random, in (0, 1].
         mask: per feature, whether the adversary can touch it.
         scale: per feature, the size of one unit of ε.
@@ -70,7 +71,7 @@ class AAJR(Regularizer):
     objective: str = "kl"
     output: OutputMap = "logits"
     metric: Metric = "detached"
-    backend: JVPBackend = "forward"
+    backend: JVPBackend = "auto"
     sample_fraction: float = 0.5
     mask: tuple[bool, ...] | None = None
     scale: tuple[float, ...] | None = None
@@ -95,7 +96,7 @@ class AAJR(Regularizer):
         one_of("objective", self.objective, OBJECTIVES)
         one_of("output", self.output, OUTPUT_MAPS)
         one_of("metric", self.metric, METRICS)
-        one_of("backend", self.backend, BACKENDS)
+        one_of("backend", self.backend, JVP_BACKENDS)
         self.perturbations(0)
 
     def perturbations(self, timestep: float) -> PerturbationSet:

@@ -243,7 +243,7 @@ def test_every_registered_regularizer_teaches_its_settings(name: str) -> None:
         ({"sample_fraction": 0}, r"expected a sample_fraction in \(0, 1\]"),
         ({"objective": "loss"}, "expected objective out of kl, surrogate, margin"),
         ({"output": "value"}, "expected output out of logits"),
-        ({"backend": "magic"}, "expected backend out of forward, central"),
+        ({"backend": "magic"}, "expected backend out of auto, forward, double, central"),
         ({"metric": "none"}, "expected metric out of detached, full"),
         ({"norm": "l1"}, "expected norm out of linf, l2"),
     ],
