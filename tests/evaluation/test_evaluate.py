@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import json
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from marl_aajr.attacks import PGD, make_attack
+from marl_aajr.attacks import PGD, UniformNoise, make_attack
 from marl_aajr.evaluation import Progress, evaluate
 from marl_aajr.evaluation import episodes as episodes_module
+from marl_aajr.policy import Policy
 from marl_aajr.report.records import Evaluation as ReportedEvaluation
 from marl_aajr.rollout.environments import EnvironmentSpec, resolve
 from marl_aajr.rollout.game import EnvironmentFault
@@ -107,20 +109,21 @@ class TestEpisodes:
 
     def test_same_seed_same_json_and_no_global_random_numbers(self) -> None:
         victim = team(SPREAD)
-        torch_state, numpy_state = torch.get_rng_state(), np.random.get_state()[1]
+        before = torch.get_rng_state()
         results = [
             evaluate(victim, attacks=[("noise", 0.5), ("pgd", 0.1)], episodes=4, seed=seed).to_json()
             for seed in (3, 3, 4)
         ]
         assert json.dumps(results[0]) == json.dumps(results[1])
         assert results[0]["clean"]["returns"] != results[2]["clean"]["returns"]
-        assert torch.equal(torch.get_rng_state(), torch_state)
-        np.testing.assert_array_equal(np.random.get_state()[1], numpy_state)
+        assert torch.equal(torch.get_rng_state(), before)
 
     def test_illegal_moves_are_never_made(self) -> None:
         """Moves raises on one; the attack is large enough to want them all."""
         victim = team(moves())
-        result = evaluate(victim, attacks=[(a, 5.0) for a in ("noise", "fgsm", "pgd")], episodes=12, num_envs=5)
+        result = evaluate(
+            victim, attacks=[(a, 5.0) for a in ("noise", "fgsm", "pgd")], episodes=12, num_envs=5
+        )
         assert all(row.success_rate > 0.1 for row in result.attacks)
         assert result.clean.team_returns["first"] == -result.clean.team_returns["second"]
 
@@ -151,6 +154,20 @@ class TestEpisodes:
         result = evaluate(team(signs(), sign_reader()), attacks=[(attack, 5.0)], episodes=6)
         assert result.attacks[0].attack == attack.at(5.0)
         assert result.attacks[0].outcome.returns == result.clean.returns, "the sign may not be touched"
+
+    def test_only_decisions_of_counted_episodes_are_attacked(self) -> None:
+        rows: list[int] = []
+
+        @dataclass(frozen=True, kw_only=True)
+        class Counting(UniformNoise):
+            def run(self, policy: Policy, obs: Tensor, *, generator: torch.Generator) -> Tensor:
+                rows.append(len(obs))
+                return torch.zeros_like(obs)
+
+        spec = signs()
+        attack = Counting(perturbations=PerturbationSet(epsilon=1.0))
+        evaluate(team(spec, sign_reader()), attacks=[(attack, 1.0)], episodes=7, num_envs=3)
+        assert sum(rows) == sum(decisions(spec, episodes=7, seed=0, num_envs=3))
 
 
 class TestResults:
@@ -185,9 +202,7 @@ class TestResults:
 
     def test_progress_counts_every_episode_of_every_row(self) -> None:
         told: list[Progress] = []
-        evaluate(
-            team(signs()), attacks=[("noise", 0.5)], episodes=7, num_envs=3, on_progress=told.append
-        )
+        evaluate(team(signs()), attacks=[("noise", 0.5)], episodes=7, num_envs=3, on_progress=told.append)
         assert [p.done for p in told] == list(range(1, 15))
         assert {p.total for p in told} == {14}
         assert [p.what for p in told] == ["clean"] * 7 + ["noise 0.5"] * 7
@@ -219,13 +234,15 @@ class TestRefusals:
             evaluate(team(signs()), on_progress=lambda _: pytest.fail("it was played"), **settings)
 
     def test_attacks_that_the_policy_does_not_admit(self) -> None:
-        with pytest.raises(ValueError, match="expected a categorical policy .*; use 'kl'"):
+        with pytest.raises(ValueError, match=r"expected a categorical policy .*; use 'kl'"):
             evaluate(team(CONTINUOUS), attacks=[("noise", 0.1), ("pgd-margin", 0.1)], episodes=1)
 
     def test_integer_observations_play_but_are_not_attacked(self) -> None:
         victim = team(signs(dtype="int64"), sign_reader())
         assert evaluate(victim, episodes=3).clean_return > 0
-        with pytest.raises(ValueError, match="float observations to attack, got .*int64.* for 'agent_0'; convert"):
+        with pytest.raises(
+            ValueError, match=r"float observations to attack, got .*int64.* for 'agent_0'; convert"
+        ):
             evaluate(victim, attacks=[("noise", 0.1)], episodes=3)
 
     @pytest.mark.parametrize(
@@ -240,7 +257,9 @@ class TestRefusals:
             evaluate(team(signs()), spec, episodes=1)
 
     def test_an_environment_that_breaks_is_named(self) -> None:
-        with pytest.raises(EnvironmentFault, match=r"tests\.evaluation\.toys:Signs, step 1: .*'agent_0' is nan"):
+        with pytest.raises(
+            EnvironmentFault, match=r"tests\.evaluation\.toys:Signs, step 1: .*'agent_0' is nan"
+        ):
             evaluate(team(signs()), signs(broken_at=1), episodes=2)
 
     def test_endless_episodes(self, monkeypatch: pytest.MonkeyPatch) -> None:

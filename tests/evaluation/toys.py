@@ -53,7 +53,8 @@ class Signs(ParallelEnv[str, Any, Any]):
             rewards["agent_0"] = float("nan")
         over = self.t >= self.length and not self.endless
         ends = {a: over or (a == "agent_1" and self.t >= self.length / 2) for a in self.agents}
-        told, infos = self._look(), {a: {} for a in self.agents}
+        told = self._look()
+        infos: dict[str, Any] = {a: {} for a in self.agents}
         self.agents = [a for a in self.agents if not ends[a]]
         return told, rewards, ends, dict.fromkeys(ends, False), infos
 
@@ -98,7 +99,7 @@ class Moves(AECEnv[str, Any, Any]):
         self._cumulative_rewards = dict.fromkeys(self.agents, 0.0)
         self.terminations = dict.fromkeys(self.agents, False)
         self.truncations = dict.fromkeys(self.agents, False)
-        self.infos = {a: {} for a in self.agents}
+        self.infos: dict[str, Any] = {a: {} for a in self.agents}
         self.agent_selection = "first"
         self._deal()
 

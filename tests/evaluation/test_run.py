@@ -1,0 +1,100 @@
+"""A finished run is evaluated into its folder, in one step; anything else is refused, and nothing written."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from marl_aajr.evaluation import evaluate, evaluate_run
+from marl_aajr.training.config import EnvConfig, RunConfig
+from marl_aajr.training.run_directory import RunDirectory, Status
+from tests.evaluation.players import sign_reader, signs, team
+
+SPEC = signs(longest=3)
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Path:
+    directory = RunDirectory(tmp_path / "run")
+    directory.create(RunConfig(env=EnvConfig(name=SPEC.name, kwargs=dict(SPEC.kwargs))))
+    directory.unlock()
+    team(SPEC, sign_reader()).save(directory.victim)
+    directory.write_status(Status("finished", iteration=3, env_steps=12))
+    return directory.path
+
+
+def test_writes_what_it_returns(run: Path) -> None:
+    found = evaluate_run(run, attacks=["noise", "pgd"], epsilons=[0.9, 1.1], episodes=6, seed=1)
+    (name,) = os.listdir(run / "evaluations")
+    assert name.startswith("seed1-episodes6-")
+    assert json.loads((run / "evaluations" / name).read_text()) == found.to_json()
+    rows = [(row.attack.name, row.attack.perturbations.epsilon) for row in found.attacks]
+    assert rows == [("noise", 0.9), ("noise", 1.1), ("pgd", 0.9), ("pgd", 1.1)]
+    assert found == evaluate(team(SPEC, sign_reader()), attacks=rows, episodes=6, seed=1)
+
+
+def test_the_same_again_replaces_and_another_one_joins(run: Path) -> None:
+    settings: dict[str, Any] = {"attacks": ["fgsm"], "epsilons": [0.5], "episodes": 3}
+    evaluate_run(run, **settings)
+    evaluate_run(run, **settings)
+    assert len(os.listdir(run / "evaluations")) == 1
+    for other in ({"attacks": ["pgd"]}, {"epsilons": [0.6]}, {"episodes": 4}, {"seed": 5}):
+        evaluate_run(run, **(settings | other))
+    assert len(os.listdir(run / "evaluations")) == 5
+
+
+def test_without_attacks_it_is_the_clean_return(run: Path) -> None:
+    assert evaluate_run(run, attacks=[], epsilons=[], episodes=2).attacks == ()
+
+
+def test_interrupted_it_leaves_nothing(run: Path) -> None:
+    def interrupt(progress: Any) -> None:
+        if progress.what != "clean":
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        evaluate_run(run, attacks=["pgd"], epsilons=[0.5], episodes=2, on_progress=interrupt)
+    assert not (run / "evaluations").exists()
+
+
+class TestRefusals:
+    @pytest.mark.parametrize("state", ["running", "interrupted", "failed"])
+    def test_an_unfinished_run(self, run: Path, state: Any) -> None:
+        RunDirectory(run).write_status(Status(state, iteration=2))
+        with pytest.raises(
+            ValueError, match=rf"got .*run, which is {state} at iteration 2; finish it with: .*--resume --out"
+        ):
+            evaluate_run(run, attacks=[], epsilons=[])
+
+    def test_not_a_run(self, tmp_path: Path) -> None:
+        with pytest.raises(ValueError, match="expected the folder of a run"):
+            evaluate_run(tmp_path, attacks=[], epsilons=[])
+
+    def test_a_lost_victim(self, run: Path) -> None:
+        (run / "victim" / "victim.json").unlink()
+        with pytest.raises(ValueError, match=r"expected a saved victim in .*; finish the training"):
+            evaluate_run(run, attacks=[], epsilons=[])
+
+    @pytest.mark.parametrize(
+        ("settings", "message"),
+        [
+            ({"attacks": ["pdg"]}, "an attack out of pgd"),
+            ({"attacks": ["pgd", "pgd"]}, "got pgd at 0.5 2 times"),
+            ({"epsilons": [0.5, 0.5]}, "got pgd at 0.5 2 times"),
+            ({"epsilons": [-1.0]}, "finite epsilon > 0 for pgd, got -1.0"),
+            ({"epsilons": []}, "name both"),
+            ({"attacks": []}, "name both"),
+            ({"episodes": 0}, "episodes to be an integer ≥ 1"),
+        ],
+    )
+    def test_bad_settings_before_anything_is_written(
+        self, run: Path, settings: dict[str, Any], message: str
+    ) -> None:
+        valid: dict[str, Any] = {"attacks": ["pgd"], "epsilons": [0.5], "episodes": 2}
+        with pytest.raises(ValueError, match=message):
+            evaluate_run(run, **valid | settings)
+        assert not (run / "evaluations").exists()
