@@ -42,7 +42,9 @@ def compare(
 
     page = build_report(runs, out=out, title=title)
     console = Console()
-    console.print(table(compare_runs([load_run(run) for run in runs])))
+    comparison = compare_runs([load_run(run) for run in runs])
+    console.print(f"Mean return: {comparison.protocol}", soft_wrap=True, highlight=False, markup=False)
+    console.print(table(comparison))
     console.print(f"Report: {page.resolve()}", soft_wrap=True, highlight=False)
 
 
@@ -50,18 +52,20 @@ def table(comparison: Comparison) -> Table:
     """Clean return and return under the worst attack of each size, one row per method."""
     from rich.table import Table
 
-    result = Table(title=f"Return, {comparison.protocol.level:.0%} interval", title_justify="left")
+    result = Table(show_lines=True)
     result.add_column("method")
     result.add_column("clean", justify="right")
     for epsilon in comparison.epsilons:
         result.add_column(f"worst at ε {epsilon:g}", justify="right")
     for row in comparison.rows:
-        worst = (f"{_words(row.worst_return(e))} {row.worst[e].attack}" for e in comparison.epsilons)
+        worst = (_words(row.worst_return(e), row.worst[e].attack) for e in comparison.epsilons)
         result.add_row(row.method.label, _words(row.clean), *worst)
     return result
 
 
-def _words(estimate: Estimate) -> str:
+def _words(estimate: Estimate, attack: str = "") -> str:
+    """The mean, by which attack, and the interval on a line of its own."""
+    first = f"{attack} {estimate.mean:.1f}".strip()
     if estimate.low is None or estimate.high is None:
-        return f"{estimate.mean:.1f}"
-    return f"{estimate.mean:.1f} ({estimate.low:.1f} to {estimate.high:.1f})"
+        return first
+    return f"{first}\n{estimate.low:.1f} to {estimate.high:.1f}"

@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from marl_aajr.cli.progress import waiting
 from marl_aajr.cli.teaching import guide, told
 
 if TYPE_CHECKING:
@@ -56,6 +55,13 @@ def evaluate(
         ),
     ] = None,
     seed: Annotated[int, typer.Option(metavar="INT", help="Seed of the episodes and of the attacks.")] = 0,
+    team: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME",
+            help=told("Side that is attacked, and whose return is reported.", "the only one, or the largest"),
+        ),
+    ] = None,
     as_json: Annotated[
         bool,
         typer.Option(
@@ -69,14 +75,17 @@ def evaluate(
 
     # Whatever a library prints must not get between the braces.
     with contextlib.redirect_stdout(sys.stderr):
-        result = _evaluate(run, attack or ATTACKS, epsilon or EPSILONS, episodes=episodes, seed=seed)
+        result = _evaluate(
+            run, attack or ATTACKS, epsilon or EPSILONS, episodes=episodes, seed=seed, team=team
+        )
     if as_json:
         print(json.dumps(result, ensure_ascii=False, allow_nan=False))
         return
     console = Console()
+    console.print(f"Team {result['team']}, {result['episodes']} episodes, greedy actions", markup=False)
     console.print(table(result))
     name = shlex.quote(str(run))
-    console.print(f"A page: marl-aajr compare {name}", soft_wrap=True, highlight=False, markup=False)
+    console.print(f"On a page: marl-aajr compare {name}", soft_wrap=True, highlight=False, markup=False)
 
 
 def table(result: Mapping[str, Any]) -> Table:
@@ -87,10 +96,9 @@ def table(result: Mapping[str, Any]) -> Table:
     """
     from rich.table import Table
 
-    episodes, level = result["episodes"], result["interval"]["level"]
-    shown = Table(title=f"Return over {episodes} episodes, {level:.0%} interval", title_justify="left")
+    shown = Table()
     shown.add_column("attack")
-    for heading in ("ε", "return", "interval", "actions changed"):
+    for heading in ("ε", "return", f"{result['interval']['level']:.0%} interval", "actions changed"):
         shown.add_column(heading, justify="right")
     shown.add_row("none", "", *_numbers(result["clean"]), "")
     for attack in result["attacks"]:
@@ -106,14 +114,16 @@ def _numbers(outcome: Mapping[str, Any]) -> tuple[str, str]:
 
 
 def _evaluate(
-    run: Path, attacks: Sequence[str], epsilons: Sequence[float], *, episodes: int, seed: int
+    run: Path, attacks: Sequence[str], epsilons: Sequence[float], **protocol: Any
 ) -> dict[str, Any]:
-    """The evaluation as its file has it."""
+    """The evaluation as its file has it, with a bar while it plays."""
     from rich.console import Console
+
+    from marl_aajr.cli.progress import PlayingProgress, waiting
 
     console = Console(stderr=True)
     with waiting("Loading torch", console=console):
         from marl_aajr.evaluation import evaluate_run
-    with waiting("Playing", console=console):
-        evaluation = evaluate_run(run, attacks=attacks, epsilons=epsilons, episodes=episodes, seed=seed)
+    with PlayingProgress(console) as progress:
+        evaluation = evaluate_run(run, attacks=attacks, epsilons=epsilons, on_progress=progress, **protocol)
     return evaluation.to_json()

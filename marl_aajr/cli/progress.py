@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, nullcontext, suppress
 from types import TracebackType
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn
+
+if TYPE_CHECKING:
+    from marl_aajr.evaluation import Progress as Played
+
+
+FINISHING = "Finishing this iteration. Ctrl-C again stops at once."
 
 
 class TrainingProgress(Protocol):
@@ -21,6 +28,9 @@ class TrainingProgress(Protocol):
     ) -> None: ...
 
     def __call__(self, metrics: Mapping[str, Any]) -> None: ...
+
+    def finishing(self) -> None:
+        """Say that Ctrl-C was heard; called by a signal handler, possibly in the middle of a line."""
 
     def restore(self) -> None:
         """Leave the terminal as it was."""
@@ -74,6 +84,29 @@ def summary(metrics: Mapping[str, Any], *, total: int) -> dict[str, str]:
     return shown
 
 
+class PlayingProgress:
+    """A bar while episodes are played, on a terminal only: an evaluation takes seconds."""
+
+    def __init__(self, console: Console) -> None:
+        columns = (BarColumn(24), TaskProgressColumn(), TextColumn("{task.description}"))
+        self._progress = Progress(
+            *columns, console=console, transient=True, disable=not console.is_interactive
+        )
+        self._task = self._progress.add_task("", total=None)
+
+    def __enter__(self) -> PlayingProgress:
+        self._progress.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._progress.stop()
+
+    def __call__(self, played: Played) -> None:
+        self._progress.update(
+            self._task, completed=played.done, total=played.total, description=f"playing {played.what}"
+        )
+
+
 class _Lines:
     """One line per iteration."""
 
@@ -92,6 +125,11 @@ class _Lines:
         words = "  ".join(f"{name} {text}" for name, text in summary(metrics, total=self._total).items())
         line = f"iteration {metrics['iteration']}  {done:,}/{self._total:,} env steps ({share:.0%})  {words}"
         self._console.print(line, soft_wrap=True, highlight=False)
+
+    def finishing(self) -> None:
+        # Past rich, which would print the line again that it is just printing.
+        with suppress(OSError):
+            os.write(self._console.file.fileno(), f"{FINISHING}\n".encode())
 
     def restore(self) -> None:
         pass
@@ -117,6 +155,9 @@ class _Live:
         shown = summary(metrics, total=self._total)
         words = "  ".join(f"[dim]{name}[/dim] {text}" for name, text in shown.items())
         self._progress.update(self._task, completed=min(metrics["env_steps"], self._total), description=words)
+
+    def finishing(self) -> None:
+        self._progress.update(self._task, description=FINISHING)
 
     def restore(self) -> None:
         self._console.show_cursor(True)

@@ -122,13 +122,18 @@ def _resolve(
     from marl_aajr.training.config import load_config, make_config
     from marl_aajr.training.run_directory import RunDirectory
 
-    base: Mapping[str, Any] = {}
-    if file is not None:
-        base = load_config(file).model_dump(mode="json")
-    elif resume and out is not None:
-        base = RunDirectory(out).config().model_dump(mode="json")
-    resolved = make_config(override(base, options, assignments))
-    return resolved, out or default_folder(resolved.model_dump(mode="json"))
+    def resolve(base: RunConfig | None) -> RunConfig:
+        return make_config(override(base.model_dump(mode="json") if base else {}, options, assignments))
+
+    if resume and file is None and out is not None:
+        return resolve(RunDirectory(out).config()), out
+    if file is None and options.get("env") is None:
+        raise ValueError("expected --env NAME or --config FILE.yaml, got neither; see marl-aajr list envs")
+    resolved = resolve(None if file is None else load_config(file))
+    folder = out or default_folder(resolved.model_dump(mode="json"))
+    if resume and file is None:
+        resolved = resolve(RunDirectory(folder).config())
+    return resolved, folder
 
 
 def _train(
@@ -139,11 +144,7 @@ def _train(
     from marl_aajr.training.trainer import train as run
 
     progress = training_progress(config.env_steps, console=console)
-
-    def announce() -> None:
-        _say(console, "Finishing this iteration. Ctrl-C again stops at once.")
-
-    with Interrupt(announce=announce, restore=progress.restore) as interrupt, progress:
+    with Interrupt(announce=progress.finishing, restore=progress.restore) as interrupt, progress:
         run(config, folder, overwrite=overwrite, resume=resume, on_iteration=progress, should_stop=interrupt)
     return RunDirectory(folder)
 

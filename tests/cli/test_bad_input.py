@@ -39,7 +39,7 @@ def refused(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
             ["simple_spred_v3", "did you mean", "simple_spread_v3", "sisl/pursuit-v5"],
         ),
         (("train", "--env", "no_such_package.env:make"), ["no_such_package"]),
-        (("train",), ["env", "missing"]),
+        (("train",), ["--env", "--config", "list envs"]),
         ((*TRAIN, "--method", "ajar"), ["'ajar'", "none, aajr"]),
         ((*TRAIN, "--method", "aajr", "--epsilon", "0"), ["epsilon", "got 0"]),
         ((*TRAIN, "--method", "aajr", "--epsilon", "-0.1"), ["epsilon", "got -0.1"]),

@@ -7,13 +7,14 @@ import os
 import signal
 import subprocess
 import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
 from rich.console import Console
 
 from marl_aajr.cli.interrupt import Interrupt
-from marl_aajr.cli.progress import clock, summary, training_progress
+from marl_aajr.cli.progress import FINISHING, clock, summary, training_progress
 
 METRICS: dict[str, Any] = {
     "iteration": 3,
@@ -69,6 +70,24 @@ def test_on_a_terminal_the_bar_stays_in_place_and_the_cursor_comes_back() -> Non
     assert "50%" in text
     assert "-71.2" in text
     assert text.rindex("\x1b[?25h") > text.rindex("\x1b[?25l")
+
+
+def test_ctrl_c_in_the_middle_of_a_line_does_not_print_the_line_twice(tmp_path: Path) -> None:
+    class Interrupted(io.FileIO):
+        """A terminal that gets Ctrl-C while a line is being written to it."""
+
+        def write(self, data: Any, /) -> int:
+            if b"iteration" in data:
+                os.kill(os.getpid(), signal.SIGINT)
+            return super().write(data)
+
+    path = tmp_path / "terminal"
+    with io.TextIOWrapper(Interrupted(path, "w"), write_through=True) as terminal:
+        progress = training_progress(24_000, console=Console(file=terminal, width=200))
+        with Interrupt(announce=progress.finishing, restore=progress.restore), progress:
+            progress(METRICS)
+    assert path.read_text().count("iteration 3") == 1
+    assert path.read_text().count(FINISHING) == 1
 
 
 def test_first_interrupt_is_remembered_and_the_handler_goes_away() -> None:

@@ -1,0 +1,204 @@
+"""Train, stop, resume, attack, compare: real Ray, real environment, the commands a person types."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.cli.conftest import CLI, quiet_environment
+
+TINY = (
+    *("--env", "simple_spread_v3", "--env-steps", "2000", "--checkpoint-every", "2", "--hidden", "16"),
+    *("--envs-per-runner", "4", "--set", "ppo.train_batch_size=200", "--set", "ppo.minibatch_size=150"),
+)
+AAJR = (*TINY, "--method", "aajr", "--inner-steps", "2", "--epsilon", "0.2", "--ramp", "none")
+
+
+class Runs:
+    """A folder in which runs are made."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.robust = "runs/simple_spread_v3-aajr-s0"
+        self.plain = "with space/plain"
+        self.stopped = "runs/stopped"
+
+    def start(self, *arguments: str) -> subprocess.Popen[str]:
+        pipe = subprocess.PIPE
+        words = [*CLI, *arguments]
+        return subprocess.Popen(
+            words, cwd=self.folder, env=quiet_environment(), stdout=pipe, stderr=pipe, text=True
+        )
+
+    def finish(self, process: subprocess.Popen[str]) -> subprocess.CompletedProcess[str]:
+        out, err = process.communicate(timeout=200)
+        assert "Traceback" not in err
+        return subprocess.CompletedProcess(process.args, process.returncode, out, err)
+
+    def cli(self, *arguments: str) -> subprocess.CompletedProcess[str]:
+        return self.finish(self.start(*arguments))
+
+    def metrics(self, run: str) -> list[dict[str, Any]]:
+        """What does not depend on the clock."""
+        lines = (self.folder / run / "metrics.jsonl").read_text().splitlines()
+        kept = [json.loads(line) for line in lines]
+        for line in kept:
+            for name in ("seconds", "env_steps_per_second"):
+                del line[name]
+            for module in line["modules"].values():
+                module.pop("aajr/seconds", None)
+        return kept
+
+    def status(self, run: str) -> dict[str, Any]:
+        return dict(json.loads((self.folder / run / "status.json").read_text()))
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> Runs:
+    """A plain and a robust run, trained side by side."""
+    made = Runs(tmp_path_factory.mktemp("end to end"))
+    both = made.start("train", *TINY, "--out", made.plain), made.start("train", *AAJR)
+    plain, robust = (made.finish(process) for process in both)
+    assert plain.returncode == 0, plain.stderr
+    assert plain.stderr.splitlines()[-1] == f"  marl-aajr evaluate '{made.plain}'"
+    assert robust.returncode == 0, robust.stderr
+    return made
+
+
+@pytest.fixture(scope="module")
+def stopped(runs: Runs) -> str:
+    """What the command said whose run Ctrl-C stopped after its first checkpoint."""
+    process = runs.start("train", *AAJR, "--out", runs.stopped)
+    assert process.stderr is not None
+    said = []
+    for line in process.stderr:
+        said.append(line)
+        if line.startswith("iteration 2 "):
+            process.send_signal(signal.SIGINT)
+    assert process.wait(timeout=60) == 130, said
+    return "".join(said)
+
+
+@pytest.fixture(scope="module")
+def evaluated(runs: Runs) -> dict[str, Any]:
+    """What ``evaluate --json`` of the robust run printed; the plain run is evaluated as well."""
+    arguments = (
+        "--episodes",
+        "6",
+        "--epsilon",
+        "0.1",
+        "--epsilon",
+        "0.3",
+        "--attack",
+        "noise",
+        "--attack",
+        "pgd",
+    )
+    both = (
+        runs.start("evaluate", runs.plain, *arguments),
+        runs.start("evaluate", runs.robust, *arguments, "--json"),
+    )
+    plain, robust = (runs.finish(process) for process in both)
+    assert plain.returncode == 0, plain.stderr
+    assert [row for row in plain.stdout.splitlines() if "pgd" in row]
+    assert robust.returncode == 0, robust.stderr
+    return dict(json.loads(robust.stdout))
+
+
+def test_progress_goes_to_stderr_a_line_for_each_iteration(runs: Runs, stopped: str) -> None:
+    lines = [line for line in stopped.splitlines() if line.startswith("iteration ")]
+    assert [line.split()[1] for line in lines] == [str(1 + i) for i in range(len(lines))]
+    assert 3 <= len(lines) < 10
+    for word in ("200/2,000 env steps (10%)", "return -", "steps/s ", "penalty ", "left "):
+        assert word in lines[0]
+
+
+def test_options_reach_the_run(runs: Runs) -> None:
+    from marl_aajr.training.run_directory import RunDirectory
+
+    config = RunDirectory(runs.folder / runs.robust).config()
+    assert (config.env.name, config.env_steps, config.model.hidden) == ("simple_spread_v3", 2000, (16,))
+    assert config.method.settings["steps"] == 2
+    assert config.method.settings["epsilon"] == 0.2
+    assert config.method.ramp is None
+    assert config.ppo.minibatch_size == 150
+    assert RunDirectory(runs.folder / runs.plain).config().method.name == "none"
+
+
+def test_ctrl_c_finishes_the_iteration_and_says_exactly_how_to_go_on(runs: Runs, stopped: str) -> None:
+    assert "Finishing this iteration" in stopped
+    assert stopped.endswith(f"  marl-aajr train --resume --out {runs.stopped}\n")
+
+
+def test_an_interrupted_run_goes_on_to_the_numbers_of_one_that_never_stopped(
+    runs: Runs, stopped: str
+) -> None:
+    assert runs.status(runs.stopped)["state"] == "interrupted"
+    command = stopped.splitlines()[-1].split()[1:]
+    resumed = runs.cli(*command)
+    assert resumed.returncode == 0, resumed.stderr
+    assert runs.status(runs.stopped)["state"] == "finished"
+    assert runs.metrics(runs.stopped) == runs.metrics(runs.robust)
+
+
+def test_json_is_one_object_with_intervals(evaluated: dict[str, Any]) -> None:
+    assert isinstance(evaluated["clean_return"], float)
+    assert [(row["attack"], row["epsilon"]) for row in evaluated["attacks"]] == [
+        ("noise", 0.1),
+        ("noise", 0.3),
+        ("pgd", 0.1),
+        ("pgd", 0.3),
+    ]
+    assert all(row["low"] <= row["return"] <= row["high"] for row in evaluated["attacks"])
+
+
+def test_comparison_is_printed_and_written_on_one_page(runs: Runs, evaluated: dict[str, Any]) -> None:
+    compared = runs.cli("compare", runs.plain, runs.robust, "--out", "pages/report.html")
+    assert compared.returncode == 0, compared.stderr
+    assert f"{evaluated['clean_return']:.1f}" in compared.stdout
+    assert "worst at ε 0.3" in compared.stdout
+    page = runs.folder / "pages" / "report.html"
+    assert str(page) in compared.stdout
+    assert "aajr" in page.read_text()
+
+
+def test_a_run_without_evaluation_names_the_command_to_run(runs: Runs) -> None:
+    bare = runs.folder / "bare"
+    bare.mkdir()
+    for name in ("config.yaml", "status.json", "versions.json", "metrics.jsonl"):
+        (bare / name).write_bytes((runs.folder / runs.robust / name).read_bytes())
+    compared = runs.cli("compare", "bare", "--out", "none.html")
+    assert compared.returncode == 2
+    assert compared.stderr.count("\n") == 1
+    assert "marl-aajr evaluate bare" in compared.stderr
+    assert not (runs.folder / "none.html").exists()
+
+
+def test_the_demo_goes_from_nothing_to_a_report(tmp_path: Path) -> None:
+    """The script of scripts/demo, with this environment instead of one of its own."""
+    script = Path(__file__).parents[2] / "scripts" / "demo.py"
+    command = [sys.executable, str(script), str(tmp_path / "demo"), "--env-steps", "1", "--episodes", "2"]
+    env = quiet_environment() | {"MARL_AAJR_PYTHON": sys.executable}
+
+    def demo(*more: str) -> str:
+        done = subprocess.run(
+            [*command, *more], env=env, capture_output=True, text=True, timeout=200, check=False
+        )
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    said = demo()
+    assert (tmp_path / "demo" / "report.html").is_file()
+    assert "worst at ε 0.2" in said
+
+    mark = tmp_path / "demo" / "demo.json"
+    mark.write_text(mark.read_text().replace("true", "false"))
+    (tmp_path / "demo" / "report.html").unlink()
+    assert "Going on with the unfinished demo" in demo()
+    assert (tmp_path / "demo" / "report.html").is_file()
