@@ -38,8 +38,9 @@ class PGD(Attack):
     1. δ = 0 where the objective has a gradient there. ``kl`` has none: uniform in a hundredth of the set, so
        that the steps still reach every corner.
     2. for ``kl``, the mirror image of the first start. KL is even in δ up to third order, and one side of the
-       valley often only makes the policy surer of the same action: on a policy trained on simple_spread, at
-       ε = 0.1, the second side took the return from -41.7 to -50.5 (clean -38.4).
+       valley often only makes the policy surer of the same action: against a plain PPO policy on
+       simple_spread (clean return -42.3), at ε = 0.2, one start gives -49.9, both sides -62.7, five starts
+       -64.0.
     3. and on: uniform in the whole set.
 
     Attributes:
