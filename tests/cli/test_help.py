@@ -10,6 +10,7 @@ import sys
 import pytest
 
 from marl_aajr.cli import compare, evaluate, listing, train
+from marl_aajr.cli.app import main
 from marl_aajr.cli.settings import SETTINGS
 from marl_aajr.version import __version__
 from tests.cli.conftest import Run
@@ -62,12 +63,16 @@ def test_without_a_command_the_help_is_shown(cli: Run) -> None:
         ("attacks", {"noise", "fgsm", "pgd"}),
     ],
 )
-def test_lists_are_for_people_and_for_programs(cli: Run, kind: str, names: set[str]) -> None:
-    listed = cli("list", kind, "--json")
-    assert listed.returncode == 0
-    entries = json.loads(listed.stdout)
+def test_lists_are_for_people_and_for_programs(
+    capsys: pytest.CaptureFixture[str], kind: str, names: set[str]
+) -> None:
+    def listed(*arguments: str) -> str:
+        with pytest.raises(SystemExit) as ended:
+            main(["list", kind, *arguments])
+        assert ended.value.code == 0
+        return capsys.readouterr().out
+
+    entries = json.loads(listed("--json"))
     assert all(set(entry) == {"name", "summary"} and entry["summary"] for entry in entries)
     assert names <= {entry["name"] for entry in entries}
-
-    lines = cli("list", kind).stdout.splitlines()
-    assert [line.split()[0] for line in lines] == [entry["name"] for entry in entries]
+    assert [line.split()[0] for line in listed().splitlines()] == [entry["name"] for entry in entries]
