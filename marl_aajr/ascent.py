@@ -10,6 +10,7 @@ Source: arXiv 2603.04378; steps as in Madry 2018 (arXiv 1706.06083).
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal, get_args
 
@@ -24,10 +25,19 @@ from marl_aajr.threat import PerturbationSet
 
 Step = Literal["sign", "normalized", "raw"]
 Start = Literal["zero", "random"]
+Last = Literal["direction", "point", "value", "gradient"]
 STEPS: tuple[Step, ...] = get_args(Step)
+STARTS: tuple[Start, ...] = get_args(Start)
+LAST: tuple[Last, ...] = get_args(Last)
+AUTO = "auto"
+"""A step size chosen per row from the measured curvature."""
 
 _DIRECTION_TOLERANCE = 16.0
 """Gradients below this many rounding units of the batch's largest gradient carry no direction."""
+
+_BACKTRACKS = 4
+_SHRINK = 0.25
+"""An automatic step that lowers g is shortened by this factor, this many times at most."""
 
 
 @dataclass(frozen=True)
@@ -35,11 +45,12 @@ class Trajectory:
     """What the ascent saw, detached from every graph.
 
     Attributes:
-        deltas: δ_0 … δ_K, ``[K+1, B, ..., d]``.
+        deltas: δ_0 … δ_K, ``[K+1, B, ..., d]``; without δ_K where the ascent ended at the last direction.
         directions: unit ascent directions u_0 … u_{K−1}, ``[K, B, ..., d]``; zero where a row has none.
         gradient_norms: ‖v_t‖₂, ``[K, B, ...]``.
-        values: g(δ_0) … g(δ_K), ``[K+1, B, ...]``.
+        values: g(δ_0) … g(δ_K), ``[K+1, B, ...]``; without g(δ_K) where nobody asked for it.
         has_direction: where ‖v_t‖ is above the rounding noise, ``[K, B, ...]`` bool.
+        final_gradient: v_K, ``[B, ..., d]``, where asked for.
     """
 
     deltas: Tensor
@@ -47,12 +58,12 @@ class Trajectory:
     gradient_norms: Tensor
     values: Tensor
     has_direction: Tensor
+    final_gradient: Tensor | None = None
 
     @property
     def monotone(self) -> Tensor:
-        """Whether the step did not lower the objective, g(δ_{t+1}) ≥ g(δ_t), ``[K, B, ...]`` bool."""
-        slack = 4 * torch.finfo(self.values.dtype).eps * self.values[:-1].abs().clamp_min(1e-3)
-        return self.values[1:] >= self.values[:-1] - slack
+        """Whether a step did not lower the objective, g(δ_{t+1}) ≥ g(δ_t) up to rounding, ``[K, B, ...]``."""
+        return ~_fell(self.values[:-1], self.values[1:])
 
 
 def ascend(
@@ -62,11 +73,13 @@ def ascend(
     perturbations: PerturbationSet,
     *,
     steps: int,
-    step_size: float,
+    step_size: float | Literal["auto"],
     step: Step = "sign",
     start: Start | Tensor | None = None,
     generator: torch.Generator | None = None,
     clean: Clean | None = None,
+    gradient_noise: Callable[[int], Tensor] | None = None,
+    last: Last = "value",
     check: bool = True,
 ) -> Trajectory:
     """Find where an adversary would push each observation.
@@ -77,13 +90,19 @@ def ascend(
         objective: g, what the adversary maximises.
         perturbations: the admissible set Δ.
         steps: K ≥ 1.
-        step_size: η, in the units of the observations.
+        step_size: η, in the units of the observations; or ``"auto"``, which costs five more forward passes
+            a step: the maximiser of the quadratic model of g along the step (1/|curvature| for raw steps),
+            with the curvature of the step before (secant) and at most the radius of the set; shortened where
+            g falls, and no step at all where it keeps falling.
         step: ``"sign"`` (steepest ascent in L∞), ``"normalized"`` (in L2) or ``"raw"`` (the gradient
             itself, the paper's). The first two move in units of the set's ``scale``.
         start: δ_0: zero, uniform in Δ, or a point of Δ, ``[B, ..., d]``; None: random for objectives that
             are flat at zero.
         generator: source of the random start.
         clean: the batch at its clean observations; None: one forward pass computes the outputs.
+        gradient_noise: added to v_t for the step, by t (Langevin dynamics); u_t stays the true direction.
+        last: where to end; each adds a pass to the one before: the last ``"direction"`` u_{K−1}, the last
+            ``"point"`` δ_K (no pass), its ``"value"`` g(δ_K), its ``"gradient"`` v_K.
         check: raise on non-finite numbers. Costs a host synchronisation per step on an accelerator.
 
     Returns:
@@ -93,49 +112,145 @@ def ascend(
         NonFiniteError: a non-finite number, naming where it arose.
         ValueError: settings that make no sense together.
     """
-    _check_steps(steps, step)
+    _check(steps, step, last)
     obs = obs.detach()
-    delta = _first(obs, objective, perturbations, start, generator)
-    with torch.no_grad():
-        clean = clean or Clean(policy(obs))
+    delta = starting_point(obs, objective, perturbations, start=start, generator=generator)
+    if clean is None:
+        with torch.no_grad():
+            clean = Clean(policy(obs))
     g = objective.bind(policy, clean)
-    preconditioner = perturbations.preconditioner(obs)
-    deltas, gradients, values = [delta], [], []
+    climb = _Climb(g, obs, perturbations, step=step, step_size=step_size, check=check)
     for t in range(steps):
-        value, gradient = _value_and_gradient(g, obs, delta)
-        if check:
+        v = climb.look(delta)
+        if t < steps - 1 or last != "direction":
+            delta = climb.move(v if gradient_noise is None else v + gradient_noise(t))
+    return climb.trajectory(delta, last)
+
+
+def starting_point(
+    obs: Tensor,
+    objective: Objective,
+    perturbations: PerturbationSet,
+    *,
+    start: Start | Tensor | None,
+    generator: torch.Generator | None,
+) -> Tensor:
+    """δ_0, ``[B, ..., d]``; arguments as for :func:`ascend`."""
+    if isinstance(start, Tensor):
+        return perturbations.project(start.detach(), obs)
+    if start is None:
+        start = "random" if objective.flat_at_zero else "zero"
+    one_of("start", start, STARTS)
+    if start == "zero":
+        if objective.flat_at_zero:
+            raise ValueError(
+                f"expected start='random' for {objective}, got 'zero'; its gradient vanishes at δ = 0"
+            )
+        return torch.zeros_like(obs)
+    if generator is None:
+        raise ValueError("expected a torch.Generator for a random start, got None; pass generator=")
+    return perturbations.sample(obs, generator=generator)
+
+
+class _Climb:
+    """The state of one ascent: what has been seen so far."""
+
+    def __init__(
+        self,
+        g: BoundObjective,
+        obs: Tensor,
+        perturbations: PerturbationSet,
+        *,
+        step: Step,
+        step_size: float | Literal["auto"],
+        check: bool,
+    ) -> None:
+        self.g, self.obs, self.perturbations, self.step, self.check = g, obs, perturbations, step, check
+        self.step_size = step_size
+        self.preconditioner = perturbations.preconditioner(obs)
+        self.deltas: list[Tensor] = []
+        self.gradients: list[Tensor] = []
+        self.slopes: list[Tensor] = []
+        self.values: list[Tensor] = []
+
+    def look(self, delta: Tensor) -> Tensor:
+        """Record δ_t, g(δ_t) and v_t, and return v_t."""
+        with torch.enable_grad():
+            point = delta.detach().requires_grad_(True)
+            value = self.g(self.obs + point)
+            (gradient,) = torch.autograd.grad(value.sum(), point)
+        if self.check:
+            t = len(self.values)
             check_finite(f"the inner objective at step {t}", value)
             check_finite(f"the gradient of the inner objective at step {t}", gradient)
-        v = gradient if preconditioner is None else gradient * preconditioner
-        delta = perturbations.project(delta + _move(step, v, step_size, preconditioner), obs)
-        deltas.append(delta)
-        gradients.append(v)
-        values.append(value)
-    with torch.no_grad():
-        values.append(g(obs + delta))
-    if check:
-        check_finite(f"the inner objective at step {steps}", values[-1])
-    directions, norms, has_direction = _unit(torch.stack(gradients))
-    return Trajectory(torch.stack(deltas), directions, norms, torch.stack(values).detach(), has_direction)
+        v = gradient if self.preconditioner is None else gradient * self.preconditioner
+        self.deltas.append(delta)
+        self.gradients.append(gradient)
+        self.slopes.append(v)
+        self.values.append(value.detach())
+        return v
+
+    def move(self, v: Tensor) -> Tensor:
+        """δ_{t+1}."""
+        delta = self.deltas[-1]
+        unit = _unit_move(self.step, v, self.preconditioner)
+        if isinstance(self.step_size, str):
+            return self._search(delta, unit)
+        return self.perturbations.project(delta + self.step_size * unit, self.obs)
+
+    @torch.no_grad()
+    def _search(self, delta: Tensor, unit: Tensor) -> Tensor:
+        """The automatic step: the quadratic model's, then backtracking, row by row."""
+        tiny = torch.finfo(unit.dtype).tiny
+        reach = self.perturbations.epsilon / self.perturbations.size(unit).clamp_min(tiny**0.5)
+        if len(self.deltas) > 1:
+            displacement = delta - self.deltas[-2]
+            change = self.gradients[-1] - self.gradients[-2]
+            curvature = _dot(change, displacement).abs() / _dot(displacement, displacement).clamp_min(tiny)
+            rise = _dot(self.gradients[-1], unit)
+            model = rise / (curvature * _dot(unit, unit)).clamp_min(tiny)
+            reach = torch.minimum(reach, model)
+        before = self.values[-1]
+        for _ in range(1 + _BACKTRACKS):
+            candidate = self.perturbations.project(delta + reach.unsqueeze(-1) * unit, self.obs)
+            fell = _fell(before, self.g(self.obs + candidate))
+            reach = torch.where(fell, _SHRINK * reach, reach)
+        return torch.where(fell.unsqueeze(-1), delta, candidate)
+
+    def trajectory(self, delta: Tensor, last: Last) -> Trajectory:
+        """What was seen, and the end of the path as far as asked for."""
+        directions, norms, has_direction = _unit(torch.stack(self.slopes))
+        final_gradient = None
+        if last == "point":
+            self.deltas.append(delta)
+        elif last == "value":
+            with torch.no_grad():
+                self.values.append(self.g(self.obs + delta))
+            self.deltas.append(delta)
+            if self.check:
+                check_finite(f"the inner objective at step {len(norms)}", self.values[-1])
+        elif last == "gradient":
+            final_gradient = self.look(delta)
+        return Trajectory(
+            torch.stack(self.deltas),
+            directions,
+            norms,
+            torch.stack(self.values),
+            has_direction,
+            final_gradient,
+        )
 
 
-def _value_and_gradient(g: BoundObjective, obs: Tensor, delta: Tensor) -> tuple[Tensor, Tensor]:
-    with torch.enable_grad():
-        delta = delta.detach().requires_grad_(True)
-        value = g(obs + delta)
-        (gradient,) = torch.autograd.grad(value.sum(), delta)
-    return value.detach(), gradient
-
-
-def _move(step: Step, v: Tensor, step_size: float, preconditioner: Tensor | None) -> Tensor:
+def _unit_move(step: Step, v: Tensor, preconditioner: Tensor | None) -> Tensor:
+    """The move of step size 1."""
     if step == "raw":
-        return step_size * v
+        return v
     if step == "sign":
         unit = v.sign()
     else:
         norm = torch.linalg.vector_norm(v, dim=-1, keepdim=True)
         unit = v / norm.clamp_min(torch.finfo(v.dtype).tiny)
-    return step_size * (unit if preconditioner is None else unit * preconditioner)
+    return unit if preconditioner is None else unit * preconditioner
 
 
 def _unit(v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -148,30 +263,18 @@ def _unit(v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     return directions * has_direction.unsqueeze(-1), norms, has_direction
 
 
-def _check_steps(steps: int, step: str) -> None:
+def _fell(before: Tensor, after: Tensor) -> Tensor:
+    """Whether a value is lower than before by more than rounding; a NaN counts as lower."""
+    slack = 4 * torch.finfo(before.dtype).eps * before.abs().clamp_min(1e-3)
+    return ~(after >= before - slack)
+
+
+def _dot(a: Tensor, b: Tensor) -> Tensor:
+    return (a * b).sum(-1)
+
+
+def _check(steps: int, step: str, last: str) -> None:
     if steps < 1:
         raise ValueError(f"expected steps ≥ 1, got {steps}")
     one_of("step", step, STEPS)
-
-
-def _first(
-    obs: Tensor,
-    objective: Objective,
-    perturbations: PerturbationSet,
-    start: Start | Tensor | None,
-    generator: torch.Generator | None,
-) -> Tensor:
-    """δ_0."""
-    if isinstance(start, Tensor):
-        return perturbations.project(start.detach(), obs)
-    if start is None:
-        start = "random" if objective.flat_at_zero else "zero"
-    if start == "zero":
-        if objective.flat_at_zero:
-            raise ValueError(
-                f"expected start='random' for {objective}, got 'zero'; its gradient vanishes at δ = 0"
-            )
-        return torch.zeros_like(obs)
-    if generator is None:
-        raise ValueError("expected a torch.Generator for a random start, got None; pass generator=")
-    return perturbations.sample(obs, generator=generator)
+    one_of("last", last, LAST)

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -38,8 +38,12 @@ class ActionDistribution(ABC):
         """log π(a), in nats, ``[...]``."""
 
     @abstractmethod
+    def kl_from(self, inputs: Tensor) -> Callable[[Tensor], Tensor]:
+        """KL(π_inputs ‖ ·) as a function; what depends on ``inputs`` alone is computed once."""
+
     def kl(self, inputs: Tensor, other: Tensor) -> Tensor:
         """KL(π_inputs ‖ π_other), in nats, ``[...]``."""
+        return self.kl_from(inputs)(other)
 
     @abstractmethod
     def entropy(self, inputs: Tensor) -> Tensor:
@@ -62,11 +66,11 @@ def _log_softmax(logits: Tensor) -> Tensor:
     return torch.log_softmax(logits, -1)
 
 
-def _categorical_kl(logits: Tensor, other: Tensor) -> Tensor:
+def _categorical_kl_from(logits: Tensor) -> Callable[[Tensor], Tensor]:
     log_p = _log_softmax(logits)
     p = log_p.exp()
-    difference = (log_p - _log_softmax(other)).masked_fill(logits <= MASKED_LOGIT, 0.0)
-    return (p * difference).sum(-1)
+    masked = logits <= MASKED_LOGIT
+    return lambda other: (p * (log_p - _log_softmax(other)).masked_fill(masked, 0.0)).sum(-1)
 
 
 def _categorical_fisher(logits: Tensor, tangent: Tensor) -> Tensor:
@@ -99,8 +103,8 @@ class Categorical(ActionDistribution):
     def log_prob(self, inputs: Tensor, actions: Tensor) -> Tensor:
         return _gather(_log_softmax(inputs), actions)
 
-    def kl(self, inputs: Tensor, other: Tensor) -> Tensor:
-        return _categorical_kl(inputs, other)
+    def kl_from(self, inputs: Tensor) -> Callable[[Tensor], Tensor]:
+        return _categorical_kl_from(inputs)
 
     def entropy(self, inputs: Tensor) -> Tensor:
         log_p = _log_softmax(inputs)
@@ -138,9 +142,9 @@ class MultiCategorical(ActionDistribution):
         parts = zip(self._parts, self.split(inputs), actions.unbind(-1), strict=True)
         return _total([part.log_prob(y, a) for part, y, a in parts])
 
-    def kl(self, inputs: Tensor, other: Tensor) -> Tensor:
-        pairs = zip(self.split(inputs), self.split(other), strict=True)
-        return _total([_categorical_kl(y, z) for y, z in pairs])
+    def kl_from(self, inputs: Tensor) -> Callable[[Tensor], Tensor]:
+        parts = [_categorical_kl_from(y) for y in self.split(inputs)]
+        return lambda other: _total([kl(z) for kl, z in zip(parts, self.split(other), strict=True)])
 
     def entropy(self, inputs: Tensor) -> Tensor:
         pairs = zip(self._parts, self.split(inputs), strict=True)
@@ -177,11 +181,16 @@ class DiagGaussian(ActionDistribution):
         z = (actions - mean) * (-log_std).exp()
         return -(0.5 * z.square() + log_std + 0.5 * math.log(2 * math.pi)).sum(-1)
 
-    def kl(self, inputs: Tensor, other: Tensor) -> Tensor:
-        (mean, log_std), (mean_q, log_std_q) = self.split(inputs), self.split(other)
-        variance_ratio = (2 * (log_std - log_std_q)).exp()
-        z = (mean - mean_q) * (-log_std_q).exp()
-        return (0.5 * (variance_ratio + z.square() - 1) + log_std_q - log_std).sum(-1)
+    def kl_from(self, inputs: Tensor) -> Callable[[Tensor], Tensor]:
+        mean, log_std = self.split(inputs)
+
+        def kl(other: Tensor) -> Tensor:
+            mean_q, log_std_q = self.split(other)
+            variance_ratio = (2 * (log_std - log_std_q)).exp()
+            z = (mean - mean_q) * (-log_std_q).exp()
+            return (0.5 * (variance_ratio + z.square() - 1) + log_std_q - log_std).sum(-1)
+
+        return kl
 
     def entropy(self, inputs: Tensor) -> Tensor:
         _, log_std = self.split(inputs)

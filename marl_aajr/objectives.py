@@ -3,6 +3,8 @@
     kl         KL(π(·|s) ‖ π(·|s+δ)), the first argument detached
     surrogate  −Â(s, a) · log π(a|s+δ)
     margin     max_{a' ≠ a*} z_{a'} − z_{a*},  a* greedy at s
+    value      V(s) − V(s+δ), up to the constant V(s)
+    callable   your own h(π inputs at s+δ, batch)
 
 An objective is bound to a batch once (what depends on clean observations alone is computed there) and then
 evaluated at as many perturbed observations as the ascent asks for.
@@ -13,6 +15,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import ClassVar, Literal, get_args
 
 import torch
 from torch import Tensor
@@ -30,6 +33,9 @@ from marl_aajr.policy import Policy
 BoundObjective = Callable[[Tensor], Tensor]
 """Perturbed observations ``[B, ..., d]`` to values ``[B, ...]``."""
 
+Critic = Callable[[Tensor], Tensor]
+"""V at (perturbed) observations, ``[B, ..., d] -> [B, ...]``."""
+
 
 @dataclass(frozen=True)
 class Clean:
@@ -40,16 +46,30 @@ class Clean:
         actions: actions taken, for ``surrogate``.
         advantages: Â(s, a), ``[B, ...]``, for ``surrogate``; RLlib standardises them, so their sign depends
             on the batch mean.
+        values: the critic of these rows, for ``value``.
     """
 
     outputs: Tensor
     actions: Tensor | None = None
     advantages: Tensor | None = None
+    values: Critic | None = None
+
+
+Need = Literal["advantages", "critic", "policy_loss"]
+"""What a learner may have to offer beside observations and distribution inputs."""
+
+EVERYTHING: frozenset[Need] = frozenset(get_args(Need))
 
 
 @dataclass(frozen=True)
 class Objective(ABC):
-    """A differentiable g(δ) for every row of a batch."""
+    """A differentiable g(δ) for every row of a batch.
+
+    Attributes:
+        needs: what :class:`Clean` must hold beside the outputs; ``"advantages"`` includes the actions.
+    """
+
+    needs: ClassVar[frozenset[Need]] = frozenset()
 
     @property
     def flat_at_zero(self) -> bool:
@@ -74,13 +94,15 @@ class KL(Objective):
         return True
 
     def bind(self, policy: Policy, clean: Clean) -> BoundObjective:
-        outputs, kl = clean.outputs.detach(), policy.distribution.kl
-        return lambda obs: kl(outputs, policy(obs))
+        kl = policy.distribution.kl_from(clean.outputs.detach())
+        return lambda obs: kl(policy(obs))
 
 
 @dataclass(frozen=True)
 class Surrogate(Objective):
     """−Â(s, a) · log π(a|s+δ): the policy-gradient loss at the perturbed observation."""
+
+    needs: ClassVar[frozenset[Need]] = frozenset({"advantages"})
 
     def bind(self, policy: Policy, clean: Clean) -> BoundObjective:
         if clean.actions is None or clean.advantages is None:
@@ -128,17 +150,60 @@ def _margin(logits: Tensor, best: Tensor) -> Tensor:
     return torch.where(runner_up > MASKED_LOGIT, margin, torch.zeros_like(margin))
 
 
-OBJECTIVES: dict[str, Objective] = {"kl": KL(), "surrogate": Surrogate(), "margin": Margin()}
+@dataclass(frozen=True)
+class Value(Objective):
+    """−V(s+δ), which is V(s) − V(s+δ) up to a constant: lead the critic to expect less.
+
+    A heuristic for modules whose critic reads the agent's own observation: it ignores the actor, and nothing
+    ties its gradient to what the policy does (the critic attack of Zhang 2020, arXiv 2003.08938).
+    """
+
+    needs: ClassVar[frozenset[Need]] = frozenset({"critic"})
+
+    def bind(self, policy: Policy, clean: Clean) -> BoundObjective:
+        critic = clean.values
+        if critic is None:
+            raise ValueError(
+                "expected a critic of the agent's own observation for the objective 'value', got a policy "
+                "without; use 'kl', which needs none"
+            )
+        return lambda obs: -critic(obs)
+
+
+@dataclass(frozen=True)
+class Custom(Objective):
+    """Your own h: ``function(outputs [B, ..., m], clean) -> [B, ...]`` at the perturbed observations.
+
+    It starts at δ = 0 unless told otherwise; ask for a random start where its gradient vanishes there.
+    """
+
+    function: Callable[[Tensor, Clean], Tensor]
+
+    def bind(self, policy: Policy, clean: Clean) -> BoundObjective:
+        return lambda obs: self.function(policy(obs), clean)
+
+
+OBJECTIVES: dict[str, Objective] = {
+    "kl": KL(),
+    "surrogate": Surrogate(),
+    "margin": Margin(),
+    "value": Value(),
+}
 """The objectives by name."""
 
+ObjectiveLike = str | Objective | Callable[[Tensor, Clean], Tensor]
+"""What names or is an objective."""
 
-def make_objective(objective: str | Objective) -> Objective:
-    """An objective by name, or the given one.
+
+def make_objective(objective: ObjectiveLike) -> Objective:
+    """An objective by name, the given one, or a function as one (:class:`Custom`).
 
     Raises:
         ValueError: unknown name.
     """
     if isinstance(objective, Objective):
         return objective
+    if callable(objective):
+        return Custom(objective)
     one_of("objective", objective, OBJECTIVES)
     return OBJECTIVES[objective]

@@ -66,10 +66,45 @@ def squared_gain(
     tangent = tangent.masked_fill(outputs <= MASKED_LOGIT, 0.0)
     if output == "logits":
         return tangent.square().sum(-1)
-    if isinstance(distribution, MultiCategorical):
-        parts = zip(distribution.split(outputs), distribution.split(tangent), strict=True)
-        return torch.stack([_softmax_gain(y, t) for y, t in parts]).sum(0)
-    return _softmax_gain(outputs, tangent)
+    parts = zip(_actions(distribution, outputs), _actions(distribution, tangent), strict=True)
+    return torch.stack([_softmax_gain(y, t) for y, t in parts]).sum(0)
+
+
+def squared_distance(
+    output: OutputMap,
+    distribution: ActionDistribution,
+    outputs: Tensor,
+    other: Tensor,
+    *,
+    metric: Metric = "detached",
+) -> Tensor:
+    """‖φ(other) − φ(outputs)‖², ``[...]``: a chord where :func:`squared_gain` takes the tangent.
+
+    ``fisher`` measures the chord of the distribution inputs by the metric at ``outputs``.
+
+    Args:
+        output: the output map φ.
+        distribution: what the outputs parametrise.
+        outputs: distribution inputs, ``[..., m]``.
+        other: distribution inputs elsewhere, ``[..., m]``.
+        metric: of ``fisher``, as in :func:`squared_gain`.
+    """
+    if output == "probs":
+        pairs = zip(_actions(distribution, outputs), _actions(distribution, other), strict=True)
+        differences = [torch.softmax(z, -1) - torch.softmax(y, -1) for y, z in pairs]
+        return torch.stack([difference.square().sum(-1) for difference in differences]).sum(0)
+    return squared_gain(output, distribution, outputs, other - outputs, metric=metric)
+
+
+def safe_sqrt(squared: Tensor) -> Tensor:
+    """√x with gradient 0 at x = 0, where its own is infinite."""
+    positive = squared > 0
+    return torch.where(positive, torch.where(positive, squared, 1.0).sqrt(), 0.0)
+
+
+def _actions(distribution: ActionDistribution, inputs: Tensor) -> tuple[Tensor, ...]:
+    """The part of the inputs that belongs to each single action."""
+    return distribution.split(inputs) if isinstance(distribution, MultiCategorical) else (inputs,)
 
 
 def _softmax_gain(logits: Tensor, tangent: Tensor) -> Tensor:

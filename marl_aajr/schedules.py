@@ -57,3 +57,8 @@ def value_at(schedule: Schedule, timestep: float) -> float:
 def maximum(schedule: Schedule) -> float:
     """The schedule's largest value."""
     return schedule if isinstance(schedule, float) else max(v for _, v in schedule)
+
+
+def minimum(schedule: Schedule) -> float:
+    """The schedule's smallest value."""
+    return schedule if isinstance(schedule, float) else min(v for _, v in schedule)

@@ -8,10 +8,10 @@ import pytest
 import torch
 from torch import nn
 
-from marl_aajr.ascent import STEPS, Step, ascend
+from marl_aajr.ascent import STEPS, Last, Step, ascend
 from marl_aajr.distributions import ActionDistribution, Categorical, DiagGaussian
 from marl_aajr.numerics import NonFiniteError
-from marl_aajr.objectives import KL, OBJECTIVES, Clean, Margin, Objective, Surrogate, make_objective
+from marl_aajr.objectives import KL, OBJECTIVES, Clean, Margin, Objective, Surrogate, Value, make_objective
 from marl_aajr.policy import ModulePolicy
 from marl_aajr.threat import PerturbationSet
 from tests.networks import (
@@ -25,6 +25,11 @@ from tests.networks import (
 )
 
 BALL = PerturbationSet(epsilon=0.5)
+
+
+def critic(obs: torch.Tensor) -> torch.Tensor:
+    """V(s) = −‖s‖², smooth and known."""
+    return -obs.square().sum(-1)
 
 
 def test_trajectory_has_the_documented_shapes() -> None:
@@ -86,7 +91,7 @@ def test_every_combination_stays_inside_and_climbs(
     policy, obs = tanh_policy(distribution), observations()
     threat = PerturbationSet(epsilon=0.3, norm=norm, mask=(True,) * 5 + (False,))
     outputs = policy(obs)
-    clean = Clean(outputs, random_actions(distribution, outputs), observations(7, 1, seed=4)[:, 0])
+    clean = Clean(outputs, random_actions(distribution, outputs), observations(7, 1, seed=4)[:, 0], critic)
     trajectory = ascend(
         policy,
         obs,
@@ -198,6 +203,8 @@ def test_a_non_finite_number_names_its_step(where: int, message: str) -> None:
         (KL(), {"generator": None}, "expected a torch.Generator"),
         (KL(), {"steps": 0}, "expected steps ≥ 1, got 0"),
         (KL(), {"step": "big"}, "expected step out of sign, normalized, raw"),
+        (KL(), {"start": "corner"}, "expected start out of zero, random; got 'corner'"),
+        (KL(), {"last": "step"}, "expected last out of direction, point, value, gradient"),
         (Surrogate(), {}, "expected actions and advantages"),
     ],
 )
@@ -208,10 +215,135 @@ def test_senseless_settings_are_refused(objective: Objective, settings: dict[str
 
 
 def test_objectives_refuse_what_they_do_not_know() -> None:
-    with pytest.raises(ValueError, match="out of kl, surrogate, margin; got 'entropy'"):
+    with pytest.raises(ValueError, match="out of kl, surrogate, margin, value; got 'entropy'"):
         make_objective("entropy")
     with pytest.raises(ValueError, match="got a Gaussian one"):
         Margin().check(DiagGaussian(2))
+    with pytest.raises(ValueError, match="expected a critic of the agent's own observation"):
+        Value().bind(tanh_policy(Categorical(5)), Clean(observations(7, 5)))
+
+
+def test_value_leads_downhill_on_the_critic() -> None:
+    """V = −‖s‖²: ∇_δ (−V) = 2 (s + δ)."""
+    policy, obs = tanh_policy(Categorical(5)), observations()
+    clean = Clean(policy(obs), values=critic)
+    trajectory = ascend(policy, obs, Value(), BALL, steps=2, step_size=0.1, step="raw", clean=clean)
+    torch.testing.assert_close(trajectory.deltas[1], (0.2 * obs).clamp(-0.5, 0.5))
+    torch.testing.assert_close(trajectory.directions[0], obs / obs.norm(dim=-1, keepdim=True))
+
+
+def test_a_function_of_outputs_and_batch_is_an_objective() -> None:
+    weight = observations(2, 3, seed=5)
+    policy, obs = linear_policy(weight), observations(4, 3)
+    signs = torch.tensor([1.0, -1.0, 1.0, -1.0], dtype=torch.float64)
+
+    def first_output(outputs: torch.Tensor, clean: Clean) -> torch.Tensor:
+        assert clean.advantages is not None
+        return clean.advantages * outputs[..., 0]
+
+    clean = Clean(policy(obs), advantages=signs)
+    trajectory = ascend(policy, obs, make_objective(first_output), BALL, steps=1, step_size=0.5, clean=clean)
+    torch.testing.assert_close(trajectory.deltas[1], 0.5 * signs[:, None] * weight[0].sign())
+
+
+@pytest.mark.parametrize(
+    ("last", "deltas", "values", "calls"),
+    [("direction", 3, 3, 3), ("point", 4, 3, 3), ("value", 4, 4, 4), ("gradient", 4, 4, 4)],
+)
+def test_it_ends_where_it_is_told_to(last: Last, deltas: int, values: int, calls: int) -> None:
+    """A penalty along u_0 … u_{K−1} needs no pass at δ_K."""
+    inner = tanh_policy(Categorical(5))
+    seen: list[int] = []
+
+    def counting(x: torch.Tensor) -> torch.Tensor:
+        seen.append(len(x))
+        output: torch.Tensor = inner.module(x)
+        return output
+
+    obs = observations()
+    arguments: dict[str, Any] = {
+        "steps": 3,
+        "step_size": 0.2,
+        "generator": generator(),
+        "clean": Clean(inner(obs)),
+    }
+    trajectory = ascend(ModulePolicy(counting, Categorical(5)), obs, KL(), BALL, last=last, **arguments)
+    assert len(seen) == calls
+    assert (len(trajectory.deltas), len(trajectory.values), len(trajectory.directions)) == (deltas, values, 3)
+    assert (trajectory.final_gradient is not None) == (last == "gradient")
+    full = ascend(inner, obs, KL(), BALL, **{**arguments, "generator": generator()})
+    assert torch.equal(trajectory.directions, full.directions)
+    assert torch.equal(trajectory.deltas, full.deltas[:deltas])
+
+
+def test_the_final_gradient_is_the_gradient_at_the_final_point() -> None:
+    policy, obs = tanh_policy(Categorical(5)), observations()
+    trajectory = ascend(
+        policy, obs, KL(), BALL, steps=2, step_size=0.1, generator=generator(), last="gradient"
+    )
+    again = ascend(policy, obs, KL(), BALL, steps=1, step_size=0.1, start=trajectory.deltas[-1])
+    assert trajectory.final_gradient is not None
+    torch.testing.assert_close(trajectory.final_gradient.norm(dim=-1), again.gradient_norms[0])
+
+
+def sharp_policy() -> ModulePolicy:
+    policy = tanh_policy(DiagGaussian(3))
+    parameters(policy)[0].data.mul_(8)
+    return policy
+
+
+def overshoot(step_size: Any, **settings: Any) -> torch.Tensor:
+    """Monotone fraction of ascents on a policy that is sharp at the scale of ε."""
+    obs = observations(200)
+    trajectory = ascend(
+        sharp_policy(), obs, KL(), BALL, steps=6, step_size=step_size, generator=generator(), **settings
+    )
+    for delta in trajectory.deltas:
+        assert BALL.contains(delta, obs).all()
+    return trajectory.monotone.double().mean()
+
+
+@pytest.mark.parametrize("step", STEPS)
+def test_automatic_steps_never_lower_the_objective(step: Step) -> None:
+    assert overshoot("auto", step=step) == 1
+    assert overshoot(0.5, step=step) < 0.95  # a fixed step does
+
+
+@pytest.mark.parametrize("step", STEPS)
+def test_automatic_steps_reach_the_maximum_of_a_quadratic_in_two(step: Step) -> None:
+    """g = −½ (x − 1)² in one dimension: a first step of the radius, then the secant knows the curvature."""
+
+    def g(outputs: torch.Tensor, clean: Clean) -> torch.Tensor:
+        return -0.5 * (outputs[..., 0] - 1).square()
+
+    policy = linear_policy(torch.eye(1, dtype=torch.float64))
+    obs = torch.tensor([[0.0], [0.2], [3.5]], dtype=torch.float64)
+    threat = PerturbationSet(epsilon=0.6)
+    trajectory = ascend(policy, obs, make_objective(g), threat, steps=2, step_size="auto", step=step)
+    expected = torch.tensor([[0.6], [0.6], [-0.6]], dtype=torch.float64)  # as far as the set allows
+    torch.testing.assert_close(trajectory.deltas[1], expected)
+    wide = PerturbationSet(epsilon=1.5)
+    trajectory = ascend(policy, obs[:1], make_objective(g), wide, steps=2, step_size="auto", step=step)
+    assert [delta.item() for delta in trajectory.deltas] == pytest.approx([0.0, 1.5, 1.0])
+
+
+def test_a_row_that_cannot_climb_stays_where_it_is() -> None:
+    policy = linear_policy(torch.zeros(3, 6, dtype=torch.float64))
+    trajectory = ascend(policy, observations(), Margin(), BALL, steps=2, step_size="auto")
+    assert torch.equal(trajectory.deltas, torch.zeros_like(trajectory.deltas))
+
+
+def test_gradient_noise_moves_the_point_and_not_the_direction() -> None:
+    policy, obs = tanh_policy(Categorical(5)), observations()
+    noise = [observations(seed=7), -observations(seed=7)]
+    arguments: dict[str, Any] = {"steps": 2, "step_size": 0.1, "step": "raw", "start": 0.1 * obs}
+    noisy = ascend(policy, obs, KL(), BALL, gradient_noise=noise.__getitem__, **arguments)
+    plain = ascend(policy, obs, KL(), BALL, **arguments)
+    assert torch.equal(noisy.directions[0], plain.directions[0])
+    expected = BALL.project(plain.deltas[1] + 0.1 * noise[0], obs)
+    inside = (plain.deltas[1].abs() < 0.5) & (expected.abs() < 0.5)
+    assert inside.any()
+    torch.testing.assert_close(noisy.deltas[1][inside], expected[inside])
 
 
 def test_margin_never_counts_a_masked_action_as_runner_up() -> None:

@@ -11,7 +11,14 @@ from torch.func import jacrev, vmap
 from marl_aajr import jacobian
 from marl_aajr.distributions import ActionDistribution, Categorical, DiagGaussian, MultiCategorical
 from marl_aajr.jacobian import BACKENDS, Backend, JVPBackend, jvp, resolve_backend
-from marl_aajr.outputs import OUTPUT_MAPS, OutputMap, check_output_map, squared_gain
+from marl_aajr.outputs import (
+    OUTPUT_MAPS,
+    OutputMap,
+    check_output_map,
+    safe_sqrt,
+    squared_distance,
+    squared_gain,
+)
 from marl_aajr.policy import ModulePolicy
 from tests.networks import (
     DISTRIBUTIONS,
@@ -168,16 +175,15 @@ def test_trying_a_backend_leaves_no_gradient_behind() -> None:
     assert all(parameter.grad is None for parameter in parameters(policy))
 
 
-@pytest.mark.parametrize(
-    ("distribution", "output"),
-    [
-        (distribution, output)
-        for distribution in DISTRIBUTIONS
-        for output in OUTPUT_MAPS
-        if output != ("probs" if isinstance(distribution, DiagGaussian) else "mean")
-    ],
-    ids=str,
-)
+DEFINED = [
+    (output, distribution)
+    for distribution in DISTRIBUTIONS
+    for output in OUTPUT_MAPS
+    if output != ("probs" if isinstance(distribution, DiagGaussian) else "mean")
+]
+
+
+@pytest.mark.parametrize(("output", "distribution"), DEFINED, ids=str)
 def test_output_maps_equal_the_norm_of_their_own_jacobian(
     output: OutputMap, distribution: ActionDistribution
 ) -> None:
@@ -218,10 +224,35 @@ def test_a_detached_metric_sends_no_gradient_through_the_probabilities() -> None
         assert (gradient is None or bool((gradient == 0).all())) == silent
 
 
+@pytest.mark.parametrize(("output", "distribution"), DEFINED, ids=str)
+def test_the_chord_becomes_the_tangent(output: OutputMap, distribution: ActionDistribution) -> None:
+    """‖φ(y + h t) − φ(y)‖² / h² → ‖J_φ t‖²."""
+    y, t = (observations(5, distribution.num_inputs, seed=seed) for seed in (0, 1))
+    chord = squared_distance(output, distribution, y, y + 1e-6 * t) / 1e-12
+    torch.testing.assert_close(chord, squared_gain(output, distribution, y, t), atol=0, rtol=1e-4)
+
+
+def test_the_distance_of_probabilities_is_their_own() -> None:
+    y, z = torch.tensor([[0.0, 0.0, 1.0, 1.0]]), torch.tensor([[100.0, 0.0, 1.0, 1.0]])
+    assert squared_distance("probs", MultiCategorical((2, 2)), y, z).item() == pytest.approx(0.5)
+    assert squared_distance("logits", MultiCategorical((2, 2)), y, z).item() == 1e4
+
+
+def test_the_safe_root_has_gradient_zero_at_zero() -> None:
+    x = torch.tensor([0.0, 4.0], requires_grad=True)
+    root = safe_sqrt(x)
+    assert root.tolist() == [0.0, 2.0]
+    root.sum().backward()
+    assert x.grad is not None
+    assert x.grad.tolist() == [0.0, 0.25]
+
+
 def test_masked_logits_have_no_gain() -> None:
     outputs = torch.tensor([[1.0, 2.0, torch.finfo(torch.float32).min]])
     tangent = torch.tensor([[1.0, 2.0, 100.0]])
     assert squared_gain("logits", Categorical(3), outputs, tangent).item() == 5.0
+    other = torch.tensor([[2.0, 4.0, 0.0]])
+    assert squared_distance("logits", Categorical(3), outputs, other).item() == 5.0
 
 
 @pytest.mark.parametrize(

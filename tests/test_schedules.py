@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from marl_aajr.schedules import as_schedule, maximum, value_at
+from marl_aajr.schedules import as_schedule, maximum, minimum, value_at
 
 
 def test_a_number_is_constant() -> None:
@@ -16,7 +16,7 @@ def test_a_number_is_constant() -> None:
 def test_breakpoints_are_joined_by_lines_and_the_last_value_holds() -> None:
     schedule = as_schedule([[0, 0.0], [100, 0.0], [300, 1.0]], name="x")
     assert [value_at(schedule, t) for t in (0, 100, 200, 300, 1000)] == [0.0, 0.0, 0.5, 1.0, 1.0]
-    assert maximum(schedule) == 1.0
+    assert (minimum(schedule), maximum(schedule)) == (0.0, 1.0)
 
 
 @pytest.mark.parametrize(
