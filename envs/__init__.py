@@ -1,1 +1,36 @@
-"""The project's own environments, installed as ``marl_aajr.envs``."""
+"""The project's own environments, installed as ``marl_aajr.envs``.
+
+The nine particle environments of ``mpe2`` and `congestion_v0`, each written once in torch for any number of
+copies on any device. Every module has two factories:
+
+- ``batched_env(num_envs, device=..., dtype=..., **options)``: a `marl_aajr.rollout.batched.BatchedEnv`;
+- ``parallel_env(render_mode=..., **options)``: one copy as a PettingZoo ``ParallelEnv``.
+
+Importing this package adds the second kind to PettingZoo's registry, without loading torch:
+``pettingzoo.make("parallel", "marl_aajr/simple_spread_v3", N=5)``.
+
+Modules of this package import each other relatively: the folder is ``envs`` to tools that read the source
+tree and ``marl_aajr.envs`` once installed.
+"""
+
+from __future__ import annotations
+
+from pettingzoo import parallel_registry, register
+
+NAMES = (
+    "congestion_v0",
+    "simple_v3",
+    "simple_adversary_v3",
+    "simple_crypto_v3",
+    "simple_push_v3",
+    "simple_reference_v3",
+    "simple_speaker_listener_v4",
+    "simple_spread_v3",
+    "simple_tag_v3",
+    "simple_world_comm_v3",
+)
+"""The modules of this package that are environments. Versions are those of ``mpe2``."""
+
+for _name in NAMES:
+    if f"marl_aajr/{_name}".replace("_v", "-v") not in parallel_registry:
+        register("parallel", f"marl_aajr/{_name}", f"marl_aajr.envs.{_name}:parallel_env")

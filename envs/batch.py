@@ -1,0 +1,274 @@
+"""What our environments share as batches: clocks, random streams, automatic reset, saved states.
+
+An environment is its variables, tensors whose last dimension is the copies ``[..., E]``, and four hooks: how
+they begin, how a step changes them, what the agents see, and when an episode ends before its time.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from gymnasium import spaces
+from numpy.typing import NDArray
+from torch import Tensor
+
+from marl_aajr.rollout.batched import BatchedEnv, BatchedStep
+
+from .checks import whole
+from .streams import Streams
+
+
+class TensorBatch(BatchedEnv):
+    """E copies whose state is tensors, on any device.
+
+    What copy e plays follows from the seed and e alone, not from how many copies there are, nor from the
+    device, up to rounding. Every agent acts at every step and all end together. Where no episode can end
+    early, the copies' clocks agree and the host knows when to reset without asking the device; where one
+    can, a CUDA device resets under a mask at every step rather than be waited for.
+
+    Flags of a step are shared between agents and steps: they are read-only. Per-copy ``infos`` are one
+    empty dict, shared too, unless an environment has something to say.
+
+    Args:
+        num_envs: E, at least 1.
+        observation_sizes: Numbers that each agent sees, by agent; fixes the agents and their order.
+        action_spaces: By agent.
+        teams: By agent.
+        max_cycles: Steps after which an episode is truncated.
+        ends_early: Whether an episode can end before that.
+        device: Where the tensors live.
+        dtype: float32, or float64 for proofs; of observations, rewards and everything between.
+
+    Attributes:
+        max_cycles: As given.
+        dtype: As given.
+        state_size: Numbers of `state`.
+
+    Raises:
+        ValueError: If ``num_envs`` or ``max_cycles`` is not a positive integer, or the dtype is another.
+    """
+
+    def __init__(
+        self,
+        *,
+        num_envs: int,
+        observation_sizes: Mapping[str, int],
+        action_spaces: Mapping[str, spaces.Space[Any]],
+        teams: Mapping[str, str],
+        max_cycles: int,
+        ends_early: bool,
+        device: torch.device | str,
+        dtype: torch.dtype,
+    ) -> None:
+        whole("num_envs", num_envs)
+        whole("max_cycles", max_cycles)
+        if dtype not in (torch.float32, torch.float64):
+            raise ValueError(f"expected dtype torch.float32 or torch.float64, got {dtype}")
+        self.num_envs = num_envs
+        self.device = torch.device(device)
+        self.dtype = dtype
+        self.max_cycles = max_cycles
+        self.possible_agents = tuple(observation_sizes)
+        self.observation_spaces = {agent: unbounded(size, dtype) for agent, size in observation_sizes.items()}
+        self.action_spaces = dict(action_spaces)
+        self.teams = dict(teams)
+        self._sizes = list(observation_sizes.values())
+        self.state_size = sum(self._sizes)
+        self._ends_early = ends_early
+        self._streams: Streams | None = None
+        self._clock = 0
+        with torch.inference_mode(False):
+            self._clocks = torch.zeros(num_envs, dtype=torch.int64, device=self.device)
+            self._no = torch.zeros(num_envs, dtype=torch.bool, device=self.device)
+            self._yes = torch.ones(num_envs, dtype=torch.bool, device=self.device)
+        self._infos: tuple[dict[str, Any], ...] = ({},) * num_envs
+        self._last = torch.zeros(num_envs, self.state_size, device=self.device, dtype=dtype)
+
+    @property
+    @abstractmethod
+    def _variables(self) -> dict[str, Tensor]:
+        """Everything that a copy remembers: tensors ``[..., E]`` that are written in place."""
+
+    @abstractmethod
+    def _initial(self, streams: Streams) -> dict[str, Tensor]:
+        """Values of the variables at the beginning of the streams' current episodes."""
+
+    @abstractmethod
+    def _advance(self, actions: Mapping[str, Tensor]) -> Tensor:
+        """Changes the variables by one step; returns rewards ``[A, E]``."""
+
+    @abstractmethod
+    def _observe(self) -> Tensor:
+        """What the agents see, side by side ``[E, sum of sizes]``: a fresh tensor."""
+
+    @abstractmethod
+    def draw(self, copy: int = 0) -> NDArray[np.uint8]:
+        """A picture of one copy ``[height, width, 3]``."""
+
+    def _derive(self) -> None:
+        """Recomputes what follows from the variables, after they were set."""
+
+    def _success(self) -> Tensor:
+        """``[E]`` bool: which episodes end now, before their time; asked if ``ends_early``."""
+        return self._no
+
+    def _tell(self) -> tuple[dict[str, Any], ...]:
+        """One dict by agent for each copy, about the step that was just taken."""
+        return self._infos
+
+    def reset(self, *, seed: int) -> dict[str, Tensor]:
+        """See `BatchedEnv.reset`."""
+        self._streams = Streams(seed, self.num_envs, device=self.device)
+        self._restart(self._streams)
+        self._last = self._observe()
+        return self._split(self._last)
+
+    def step(self, actions: Mapping[str, Tensor]) -> BatchedStep:
+        """See `BatchedEnv.step`. Discrete actions beyond their space are not looked for, see the class."""
+        if self._streams is None:
+            raise ValueError("expected reset before the first step; call reset(seed=...)")
+        rewards = self._advance(actions)
+        final = self._observe()
+        infos = self._tell()
+        end = self._end_some if self._ends_early else self._end_all
+        terminated, truncated, over, changed = end(self._streams)
+        final_obs = self._split(final)
+        self._last = self._observe() if changed else final
+        agents = self.possible_agents
+        return BatchedStep(
+            obs=self._split(self._last) if changed else final_obs,
+            rewards=dict(zip(agents, rewards.unbind(0), strict=True)),
+            terminations=dict.fromkeys(agents, terminated),
+            truncations=dict.fromkeys(agents, truncated),
+            episode_over=over,
+            final_obs=final_obs,
+            infos=infos,
+        )
+
+    @property
+    def active(self) -> dict[str, Tensor]:
+        """See `BatchedEnv.active`."""
+        return dict.fromkeys(self.possible_agents, self._yes)
+
+    @property
+    def action_mask(self) -> dict[str, Tensor | None]:
+        """See `BatchedEnv.action_mask`."""
+        return dict.fromkeys(self.possible_agents)
+
+    def state(self) -> Tensor:
+        """All agents' current observations side by side ``[E, sum of sizes]``, as in ``mpe2``."""
+        return self._last
+
+    def close(self) -> None:
+        """See `BatchedEnv.close`."""
+
+    def get_state(self) -> dict[str, Tensor]:
+        """Everything that the future depends on; copies, which may be saved.
+
+        Raises:
+            ValueError: Before the first reset.
+        """
+        if self._streams is None:
+            raise ValueError("expected reset before get_state; call reset(seed=...)")
+        streams = {f"streams/{name}": value for name, value in self._streams.get_state().items()}
+        return {
+            **{name: value.clone() for name, value in self._variables.items()},
+            "clocks": self._clocks.clone() if self._ends_early else self._clocks + self._clock,
+            **streams,
+        }
+
+    def set_state(self, state: Mapping[str, Tensor]) -> None:
+        """Continues from where `get_state` was asked.
+
+        Raises:
+            ValueError: If the state is of another environment or number of copies, or copies are at
+                different times where no episode can end early.
+        """
+        expected = {name: tuple(value.shape) for name, value in self._variables.items()}
+        given = {name: tuple(state[name].shape) for name in expected if name in state}
+        if given != expected:
+            raise ValueError(f"expected a state with {expected}, got {given}; build the same environment")
+        if not self._ends_early:
+            if bool((state["clocks"] != state["clocks"][0]).any()):
+                raise ValueError("expected all copies at the same step, because none can end early")
+            self._clock = int(state["clocks"][0])
+        else:
+            self._clocks.copy_(state["clocks"])
+        for name, variable in self._variables.items():
+            variable.copy_(state[name])
+        self._streams = self._streams or Streams(0, self.num_envs, device=self.device)
+        self._streams.set_state({n: state[f"streams/{n}"].to(self.device) for n in ("copies", "episode")})
+        self._derive()
+        self._last = self._observe()
+
+    def _split(self, obs: Tensor) -> dict[str, Tensor]:
+        return dict(zip(self.possible_agents, obs.split(self._sizes, 1), strict=True))
+
+    def _end_all(self, streams: Streams) -> tuple[Tensor, Tensor, Tensor, bool]:
+        self._clock += 1
+        if self._clock < self.max_cycles:
+            return self._no, self._no, self._no, False
+        self._restart(streams)
+        return self._no, self._yes, self._yes, True
+
+    def _end_some(self, streams: Streams) -> tuple[Tensor, Tensor, Tensor, bool]:
+        self._clocks += 1
+        truncated = self._clocks >= self.max_cycles
+        terminated = self._success() & ~truncated
+        over = terminated | truncated
+        if self.device.type == "cpu" and not bool(over.any()):
+            return terminated, truncated, over, False
+        self._restart(streams, over)
+        return terminated, truncated, over, True
+
+    def _restart(self, streams: Streams, where: Tensor | None = None) -> None:
+        streams.begin(where)
+        fresh = self._initial(streams)
+        for name, variable in self._variables.items():
+            variable.copy_(fresh[name] if where is None else torch.where(where, fresh[name], variable))
+        self._clock = 0
+        if where is None:
+            self._clocks.zero_()
+        else:
+            self._clocks.masked_fill_(where, 0)
+        self._derive()
+
+
+def unbounded(size: int, dtype: torch.dtype) -> spaces.Box:
+    """The space of observations of ``size`` numbers."""
+    return spaces.Box(-np.inf, np.inf, (size,), np.float32 if dtype == torch.float32 else np.float64)
+
+
+def gather_actions(
+    actions: Mapping[str, Tensor], agents: Sequence[str], shapes: Sequence[tuple[int, ...]]
+) -> list[Tensor]:
+    """The agents' actions in order.
+
+    Raises:
+        ValueError: If one is missing or has the wrong shape.
+    """
+    try:
+        given = [actions[agent] for agent in agents]
+    except KeyError:
+        missing = [agent for agent in agents if agent not in actions]
+        raise ValueError(f"expected actions of {list(agents)}, got none of {missing}; add them") from None
+    for agent, action, shape in zip(agents, given, shapes, strict=True):
+        if action.shape != shape:
+            raise ValueError(f"expected actions of {agent!r} of shape {shape}, got {tuple(action.shape)}")
+    return given
+
+
+def stack_choices(actions: Mapping[str, Tensor], agents: Sequence[str], num_envs: int) -> Tensor:
+    """Discrete actions as ``[A, E]`` integers that can index.
+
+    Raises:
+        ValueError: If some are missing, of the wrong shape, or no integers.
+    """
+    stacked = torch.stack(gather_actions(actions, agents, [(num_envs,)] * len(agents)))
+    if stacked.is_floating_point():
+        raise ValueError(f"expected integer actions, got {stacked.dtype}; use discrete actions here")
+    return stacked if stacked.dtype in (torch.int64, torch.int32) else stacked.long()

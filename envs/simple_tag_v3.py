@@ -1,0 +1,110 @@
+"""Pursuers chase faster prey among obstacles: ``mpe2.simple_tag_v3``."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from .checks import whole
+from .factories import batched_factory, parallel_factory
+from .layout import Index, Layout, Rows, State, flat, landmark
+from .neighbors import PartlyObserved
+from .particles import World
+from .pursuit import PREY, PURSUER, catches, sides, straying, touches
+from .scenario import two_sides
+
+SPEED_FACTORS = (0.5, 0.75, 1.0)
+"""Speed and acceleration of the prey in the stages of the curriculum."""
+
+_PURSUER = replace(PURSUER, color=(0.85, 0.35, 0.35))
+_PREY = replace(PREY, color=(0.35, 0.85, 0.35))
+
+
+@dataclass(frozen=True, kw_only=True)
+class SimpleTag(PartlyObserved):
+    """Paid to every pursuer: 10 · (pairs that touch). To a prey: −10 · (pursuers at it) − `straying`.
+
+    Attributes:
+        num_good: Number of prey.
+        num_adversaries: Number of pursuers.
+        num_obstacles: Number of obstacles.
+        curriculum: Begin with slow prey; a new stage counts from the next episode.
+        terminate_on_success: End the episode when all prey are touched at once.
+    """
+
+    name: ClassVar[str] = "simple_tag_v3"
+
+    num_good: int = 1
+    num_adversaries: int = 3
+    num_obstacles: int = 2
+    curriculum: bool = False
+    terminate_on_success: bool = False
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        whole("num_good", self.num_good)
+        whole("num_adversaries", self.num_adversaries)
+        whole("num_obstacles", self.num_obstacles, least=0)
+
+    @property
+    def ends_early(self) -> bool:
+        return self.terminate_on_success
+
+    @property
+    def stages(self) -> int:
+        return len(SPEED_FACTORS)
+
+    @property
+    def agents(self) -> int:
+        """Number of agents."""
+        return self.num_adversaries + self.num_good
+
+    def layout(self) -> Layout:
+        obstacles = [landmark(f"landmark {i}", size=0.2, collides=True) for i in range(self.num_obstacles)]
+        extras = self.near_rows(agents=self.agents, landmarks=self.num_obstacles)
+        return Layout(
+            two_sides(self.num_adversaries, self.num_good, adversary=_PURSUER, agent=_PREY),
+            tuple(obstacles),
+            message_size=2,
+            spread=0.9,
+            extras={**extras, **({"agility": (self.agents,)} if self.curriculum else {})},
+        )
+
+    def begin(self, fresh: State, picks: Sequence[Tensor]) -> None:
+        if self.curriculum:
+            agility = fresh.extra["agility"].fill_(1.0)
+            agility[self.num_adversaries :] = SPEED_FACTORS[fresh.curriculum_stage]
+
+    def observation(self, rows: Rows, agent: int) -> Index:
+        others = [i for i in range(self.agents) if i != agent]
+        prey = [i for i in others if i >= self.num_adversaries]
+        obstacles = list(range(self.agents, self.agents + self.num_obstacles))
+        itself = [rows.velocity[:, agent], rows.position[:, agent]]
+        seen = [self.seen_landmarks(rows, agent, obstacles), self.seen_agents(rows, agent, others)]
+        return flat([*itself, *seen, self.seen_velocities(rows, agent, prey)])
+
+    def tells_velocity(self, world: World) -> Tensor:
+        tells = world.rows.new_zeros(self.agents, 1)
+        tells[self.num_adversaries :] = 1.0
+        return tells
+
+    def reward(self, world: World) -> Tensor:
+        caught = catches(world)
+        pursuers = (caught.sum(0) * 10).expand(self.num_adversaries, -1)
+        _, prey = sides(world)
+        return torch.cat([pursuers, -straying(world.position[:, prey]).add_(caught, alpha=10)])
+
+    def success(self, world: World) -> Tensor:
+        return (catches(world) > 0).all(0)
+
+    def benchmark(self, world: World) -> dict[str, tuple[Tensor, ...]]:
+        """How many prey a pursuer touches; 0 for prey."""
+        return touches(world)
+
+
+batched_env = batched_factory(SimpleTag)
+parallel_env = parallel_factory(SimpleTag)

@@ -1,0 +1,33 @@
+"""One agent goes to a landmark: ``mpe2.simple_v3``, for debugging."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from torch import Tensor
+
+from .factories import batched_factory, parallel_factory
+from .layout import Body, Index, Layout, Rows, flat, landmark
+from .particles import World
+from .scenario import Scenario
+
+
+@dataclass(frozen=True, kw_only=True)
+class Simple(Scenario):
+    """The agent is paid minus its squared distance to the landmark."""
+
+    name: ClassVar[str] = "simple_v3"
+
+    def layout(self) -> Layout:
+        return Layout((Body("agent_0"),), (landmark("landmark 0", color=(0.75, 0.25, 0.25)),))
+
+    def observation(self, rows: Rows, agent: int) -> Index:
+        return flat([rows.velocity[:, agent], rows.relative[:, agent, 1]])
+
+    def reward(self, world: World) -> Tensor:
+        return -world.distance[:, 1].square()
+
+
+batched_env = batched_factory(Simple)
+parallel_env = parallel_factory(Simple)
