@@ -110,7 +110,7 @@ def expected_events(name: str, options: dict[str, Any]) -> set[str]:
     events = {"truncated"}
     if name in ("simple_spread_v3", "simple_push_v3", "simple_tag_v3") and options.get("N") != 1:
         events |= {"agents touch"}
-    if name in ("simple_tag_v3", "simple_world_comm_v3"):
+    if name in ("simple_tag_v3", "simple_world_comm_v3") and options.get("num_adversaries") != 1:
         events |= {"agents touch", "at the edge", "beyond the edge"}
         events |= {"obstacle touched"} if options.get("num_obstacles", 1) else set()
     if name == "simple_world_comm_v3" and options.get("num_forests", 2):
