@@ -1,0 +1,145 @@
+"""The sampling loop: one decision per module and step for all its agents in all copies, into columns.
+
+Nothing here is made per agent step or per episode. What decides (a network, RLlib's modules, chance) comes in
+as `Players`; what an observation looks like to a module comes in with it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from marl_aajr.rollout.batched import BatchedEnv, BatchedStep
+from marl_aajr.rollout.columns import Columns, Decision, Head, OpenDecisions, stacked
+from marl_aajr.rollout.episodes import EpisodeLog, Episodes
+from marl_aajr.rollout.fragments import Fragment
+
+
+class Players(Protocol):
+    """Who decides. Rows that no agent acts on hold zeros (and legal everything); their answer is ignored."""
+
+    def perceive(self, module: str, obs: Tensor, rows: Tensor | None) -> Tensor:
+        """Observations ``[N, ...]`` as the module sees them; only ``rows [N]`` (None: all) are real."""
+        ...
+
+    def act(self, module: str, obs: Tensor, mask: Tensor | None, rows: Tensor | None) -> Decision:
+        """The decision of a module on observations ``[N, ...]`` with legal actions ``[N, n]``."""
+        ...
+
+    def forget(self, episode_over: Tensor) -> None:
+        """New episodes begin in these copies ``[E]``."""
+        ...
+
+
+@dataclass(frozen=True)
+class Group:
+    """The agents that share a module."""
+
+    module: str
+    agents: tuple[str, ...]
+
+
+def groups_of(env: BatchedEnv, module_of: Mapping[str, str]) -> tuple[Group, ...]:
+    """The groups of an environment's agents, in the order of their first agent.
+
+    Raises:
+        ValueError: Agents of one module whose spaces differ.
+    """
+    members: dict[str, list[str]] = {}
+    for agent in env.possible_agents:
+        members.setdefault(module_of[agent], []).append(agent)
+    for module, agents in members.items():
+        for kind, spaces in (("observation", env.observation_spaces), ("action", env.action_spaces)):
+            for agent in agents[1:]:
+                if spaces[agent] != spaces[agents[0]]:
+                    raise ValueError(
+                        f"expected agents of module {module!r} to have the same {kind} space, got "
+                        f"{spaces[agents[0]]} for {agents[0]!r} and {spaces[agent]} for {agent!r}; "
+                        "give them modules of their own"
+                    )
+    return tuple(Group(module, tuple(agents)) for module, agents in members.items())
+
+
+class Collector:
+    """Plays E copies of an environment and keeps what happened as a `Fragment`.
+
+    A turn-based agent may have acted without having been told what came of it when a fragment ends. Such
+    decisions are no samples of this fragment: they lead the next one, as its first row.
+
+    Args:
+        env: The copies.
+        module_of: Module of each agent.
+        players: Who decides.
+    """
+
+    def __init__(self, env: BatchedEnv, module_of: Mapping[str, str], players: Players) -> None:
+        self.env = env
+        self.groups = groups_of(env, module_of)
+        self.players = players
+        self._log = EpisodeLog(len(self.agents), env.num_envs)
+        self._heads: dict[str, Head] = {}
+        self._open: dict[str, OpenDecisions] = {}
+
+    @property
+    def agents(self) -> tuple[str, ...]:
+        """All agents in the order of the returns in `Episodes`: group by group."""
+        return tuple(agent for group in self.groups for agent in group.agents)
+
+    def reset(self, *, seed: int) -> None:
+        """Begin new episodes in all copies."""
+        self.players.forget(torch.ones(self.env.num_envs, dtype=torch.bool, device=self.env.device))
+        self._log.clear()
+        self._open = {}
+        self._look(self.env.reset(seed=seed))
+
+    def collect(self, steps: int) -> tuple[Fragment, Episodes]:
+        """Play ``steps`` steps in every copy.
+
+        Returns:
+            What happened, and the episodes that ended.
+        """
+        lead = int(bool(self._open))
+        columns = {g.module: Columns(g.agents, steps + lead, self._open.get(g.module)) for g in self.groups}
+        over = torch.zeros(steps + lead, self.env.num_envs, dtype=torch.bool, device=self.env.device)
+        for t in range(lead, lead + steps):
+            step = self._step(columns, t)
+            over[t] = step.episode_over
+            if bool(step.episode_over.any()):
+                self.players.forget(step.episode_over)
+            self._look(step.obs)
+        parts = {module: column.finish(self._heads[module]) for module, column in columns.items()}
+        rewards = torch.cat([part.rewards[lead:] for part in parts.values()], 1)
+        opened = {module: OpenDecisions.of(part) for module, part in parts.items()}
+        self._open = {module: rows for module, rows in opened.items() if rows is not None}
+        return Fragment(parts, self.env.num_envs, steps, over), self._log.take(rewards, over[lead:])
+
+    def _step(self, columns: Mapping[str, Columns], t: int) -> BatchedStep:
+        actions: dict[str, Tensor] = {}
+        for group in self.groups:
+            head = self._heads[group.module]
+            decision = self.players.act(group.module, *head.rows())
+            columns[group.module].write(t, head, decision)
+            shape = (*head.acts.shape, *decision.env_actions.shape[1:])
+            actions.update(zip(group.agents, decision.env_actions.view(shape).unbind(0), strict=True))
+        step = self.env.step(actions)
+        for group in self.groups:
+            see = lambda obs, name=group.module: self.players.perceive(name, obs, None)  # noqa: E731
+            columns[group.module].outcome(t, step, see)
+        return step
+
+    def _look(self, obs: Mapping[str, Tensor]) -> None:
+        """Take in the observations of all agents, and who must act on them."""
+        active, masks = self.env.active, self.env.action_mask
+        for group in self.groups:
+            head = Head.of(
+                stacked(obs, group.agents),
+                stacked(active, group.agents),
+                None if masks[group.agents[0]] is None else stacked(masks, group.agents),
+            )
+            flat, _, rows = head.rows()
+            seen = self.players.perceive(group.module, flat, rows)
+            self._heads[group.module] = head._replace(obs=seen.view(head.obs.shape))

@@ -1,0 +1,208 @@
+"""The columns of one module while they are filled, step by step."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from marl_aajr.rollout.batched import BatchedStep
+from marl_aajr.rollout.fragments import ModuleFragment, Tree, map_tree
+
+_PER_STEP = ("actions", "log_probs", "inputs")
+
+
+def stacked(by_agent: Mapping[str, Tensor | None], agents: tuple[str, ...]) -> Tensor:
+    """The agents' tensors ``[E, ...]`` as ``[G, E, ...]``; float64 becomes float32, as modules want it."""
+    tensors = [by_agent[agent] for agent in agents]
+    first = tensors[0]
+    assert first is not None
+    # Environments whose agents end together hand out one tensor for all of them.
+    same = all(tensor is first for tensor in tensors)
+    result = first.expand(len(agents), *first.shape) if same else torch.stack(tensors)  # type: ignore[arg-type]
+    return result.float() if result.dtype == torch.float64 else result
+
+
+class Decision(NamedTuple):
+    """What one module does in one step, for N = G · E rows, agent by agent.
+
+    Attributes:
+        actions: ``[N, ...]`` as the module chose them; these are trained on.
+        env_actions: ``[N, ...]`` as the environment takes them.
+        log_probs: ``[N]`` float32.
+        inputs: ``[N, m]`` float32, distribution inputs.
+        state: Recurrent state ``[N, ...]`` before this step, where the players want it kept.
+    """
+
+    actions: Tensor
+    env_actions: Tensor
+    log_probs: Tensor
+    inputs: Tensor
+    state: Tree | None = None
+
+
+class Head(NamedTuple):
+    """What the agents of a module see now: ``[G, E, ...]``.
+
+    Attributes:
+        obs: Observations.
+        acts: bool, who must act.
+        mask: Legal actions, or None.
+        all_act: Whether everybody must act.
+    """
+
+    obs: Tensor
+    acts: Tensor
+    mask: Tensor | None
+    all_act: bool
+
+    @classmethod
+    def of(cls, obs: Tensor, acts: Tensor, mask: Tensor | None) -> Head:
+        """A head from its tensors."""
+        return cls(obs, acts, mask, bool(acts.all()))
+
+    def rows(self) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        """Observations, legal actions and who acts as ``[G · E, ...]``; None for all."""
+        mask = None if self.mask is None else self.mask.flatten(0, 1)
+        return self.obs.flatten(0, 1), mask, None if self.all_act else self.acts.flatten()
+
+
+class OpenDecisions(NamedTuple):
+    """Decisions whose outcome was still open when a fragment ended: one row ``[G, E, ...]`` of each column.
+
+    ``rewards`` is what the agents were told since, if anything.
+    """
+
+    acts: Tensor
+    obs: Tensor
+    mask: Tensor | None
+    actions: Tensor
+    log_probs: Tensor
+    inputs: Tensor
+    rewards: Tensor
+
+    @classmethod
+    def of(cls, part: ModuleFragment) -> OpenDecisions | None:
+        """The open decisions of a fragment; None where there are none."""
+        if part.acts is None:
+            return None
+        count = torch.arange(1, part.steps + 1, device=part.acts.device)[:, None, None]
+        decided = (part.acts[:-1] * count).amax(0)
+        ended = ((part.terminated | part.truncated) * count).amax(0)
+        acts = (decided > ended) & ~part.acts[-1]
+        if not bool(acts.any()):
+            return None
+        at = (decided - 1).clamp(min=0)
+
+        def row(column: Tensor) -> Tensor:
+            index = at.view(1, *at.shape, *[1] * (column.ndim - 3))
+            return column.take_along_dim(index, 0)[0]
+
+        return cls(
+            acts=acts,
+            obs=row(part.obs),
+            mask=None if part.mask is None else row(part.mask),
+            actions=row(part.actions),
+            log_probs=row(part.log_probs),
+            inputs=row(part.inputs),
+            rewards=part.rewards.masked_fill(count <= at, 0.0).sum(0),
+        )
+
+
+class Columns:
+    """Allocated when the first step shows their shapes, then written row by row.
+
+    Args:
+        agents: The G agents.
+        steps: T, the rows.
+        opened: Decisions that the last fragment left open; they become the first row. Where other modules
+            have some and this one has not, the first row stays empty.
+    """
+
+    def __init__(self, agents: tuple[str, ...], steps: int, opened: OpenDecisions | None) -> None:
+        self._agents = agents
+        self._steps = steps
+        self._opened = opened
+        self._columns: dict[str, Tensor] = {}
+        self._finals: list[tuple[Tensor, Tensor]] = []
+        self._states: list[Tree] = []
+        self._all_act = True
+
+    def write(self, t: int, head: Head, decision: Decision) -> None:
+        """What was seen and decided in step ``t``."""
+        shape = head.acts.shape
+        if not self._columns:
+            self._allocate(t, head, decision)
+        self._see(t, head)
+        for name in _PER_STEP:
+            column = self._columns[name]
+            column[t] = getattr(decision, name).view(column.shape[1:])
+        if decision.state is not None:
+            self._states.append(map_tree(lambda x: x.view(*shape, *x.shape[1:]), decision.state))
+
+    def outcome(self, t: int, step: BatchedStep, perceive: Callable[[Tensor], Tensor]) -> None:
+        """What came of step ``t``; ``perceive`` maps observations ``[K, ...]`` to what the module sees."""
+        columns, agents = self._columns, self._agents
+        columns["rewards"][t] = stacked(step.rewards, agents)
+        columns["terminated"][t] = stacked(step.terminations, agents)
+        columns["truncated"][t] = stacked(step.truncations, agents)
+        ended = (columns["terminated"][t] | columns["truncated"][t]).nonzero()
+        if len(ended):
+            last = stacked(step.final_obs, agents)[ended[:, 0], ended[:, 1]]
+            at = torch.cat([torch.full_like(ended[:, :1], t), ended], 1)
+            self._finals.append((at, perceive(last)))
+
+    def finish(self, head: Head) -> ModuleFragment:
+        """The fragment; ``head`` is what follows its last step."""
+        self._see(self._steps, head)
+        columns = self._columns
+        if self._finals:
+            final_at, final_obs = (torch.cat(parts) for parts in zip(*self._finals, strict=True))
+        else:
+            final_at = columns["acts"].new_empty((0, 3), dtype=torch.int64)
+            final_obs = columns["obs"].new_empty((0, *columns["obs"].shape[3:]))
+        return ModuleFragment(
+            agents=self._agents,
+            mask=columns.get("mask"),
+            acts=None if self._all_act else columns["acts"],
+            final_at=final_at,
+            final_obs=final_obs,
+            states=_stack_trees(self._states) if self._states else None,
+            **{name: columns[name] for name in ("obs", "rewards", "terminated", "truncated", *_PER_STEP)},
+        )
+
+    def _see(self, t: int, head: Head) -> None:
+        self._columns["obs"][t] = head.obs
+        self._columns["acts"][t] = head.acts
+        self._all_act &= head.all_act
+        if head.mask is not None:
+            self._columns["mask"][t] = head.mask
+
+    def _allocate(self, lead: int, head: Head, decision: Decision) -> None:
+        steps, shape = self._steps, head.acts.shape
+        flags = {"terminated": torch.bool, "truncated": torch.bool, "rewards": torch.float32}
+        new = self._columns
+        new["obs"] = head.obs.new_empty((steps + 1, *head.obs.shape))
+        new["acts"] = head.acts.new_empty((steps + 1, *shape))
+        if head.mask is not None:
+            new["mask"] = head.mask.new_empty((steps + 1, *head.mask.shape))
+        for name in _PER_STEP:
+            value = getattr(decision, name)
+            new[name] = value.new_empty((steps, *shape, *value.shape[1:]))
+        for name, dtype in flags.items():
+            new[name] = head.obs.new_empty((steps, *shape), dtype=dtype)
+        if lead:
+            self._all_act = False
+            row: dict[str, Any] = {} if self._opened is None else self._opened._asdict()
+            for name, column in new.items():
+                value = row.get(name)
+                column[0] = 0 if value is None else value
+
+
+def _stack_trees(trees: list[Tree]) -> Tree:
+    first = trees[0]
+    if isinstance(first, Mapping):
+        return {key: _stack_trees([tree[key] for tree in trees]) for key in first}
+    return torch.stack(trees)

@@ -1,0 +1,177 @@
+"""What a sampling call leaves: columns ``[T, G, E, ...]`` instead of episodes.
+
+T steps, E copies of the environment, G agents that share a module. Every column is one tensor, so a fragment
+travels to another process as a handful of arrays, and advantages are a loop over T alone.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, fields, replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+Tree = Any
+"""A tensor, or nested dicts of tensors (recurrent states)."""
+
+
+def map_tree(function: Callable[[Any], Any], tree: Tree) -> Tree:
+    """``function`` of every leaf; dicts keep their keys, and anything else is a leaf."""
+    if isinstance(tree, Mapping):
+        return {key: map_tree(function, part) for key, part in tree.items()}
+    return function(tree)
+
+
+@dataclass(frozen=True)
+class ModuleFragment:
+    """What the agents of one module saw, did and earned.
+
+    Observations are as the module sees them (normalised where a filter is on), actions as it chose them
+    (before they are mapped to the bounds of the space).
+
+    Attributes:
+        agents: The G agents, in the order of the columns.
+        obs: ``[T + 1, G, E, ...]``; the last row is what follows the last step.
+        mask: ``[T + 1, G, E, n]`` bool, legal actions; None where the game has no masks.
+        acts: ``[T + 1, G, E]`` bool: the observation was (or is to be) acted on; None: all of them.
+        actions: ``[T, G, E, ...]``.
+        log_probs: ``[T, G, E]``.
+        inputs: ``[T, G, E, m]``, the distribution inputs that the actions were drawn from.
+        rewards: ``[T, G, E]``, what each agent was told in each step.
+        terminated: ``[T, G, E]`` bool.
+        truncated: ``[T, G, E]`` bool.
+        final_at: ``[K, 3]`` int64: (t, g, e) of every agent that ended.
+        final_obs: ``[K, ...]``, the last observation of each of them.
+        states: Recurrent states ``[S, G, E, ...]`` before the steps 0, L, 2 L, ... of a module with sequence
+            length L; None for others.
+    """
+
+    agents: tuple[str, ...]
+    obs: Tensor
+    mask: Tensor | None
+    acts: Tensor | None
+    actions: Tensor
+    log_probs: Tensor
+    inputs: Tensor
+    rewards: Tensor
+    terminated: Tensor
+    truncated: Tensor
+    final_at: Tensor
+    final_obs: Tensor
+    states: Tree | None = None
+
+    @property
+    def steps(self) -> int:
+        """T, including a leading row for decisions whose outcome was still open (see `Collector`)."""
+        return len(self.rewards)
+
+    def to(self, device: torch.device) -> ModuleFragment:
+        """The same on another device."""
+        return self if self.obs.device == device else self._map(lambda x: x.to(device))
+
+    def part(self, start: int, stop: int) -> ModuleFragment:
+        """The copies ``start`` to ``stop - 1``."""
+        copies = self.final_at[:, 2]
+        inside = (copies >= start) & (copies < stop)
+        shift = torch.tensor([0, 0, start], device=copies.device)
+        final: dict[str, Any] = {
+            "final_at": self.final_at[inside] - shift,
+            "final_obs": self.final_obs[inside],
+        }
+        cut = self._map(lambda column: column[:, :, start:stop], skip=tuple(final))
+        return replace(cut, **final)
+
+    def _map(self, function: Callable[[Tensor], Tensor], skip: tuple[str, ...] = ()) -> ModuleFragment:
+        changed: dict[str, Any] = {
+            field.name: map_tree(function, value)
+            for field in fields(self)
+            if field.name not in ("agents", *skip) and (value := getattr(self, field.name)) is not None
+        }
+        return replace(self, **changed)
+
+    def __getstate__(self) -> dict[str, Any]:
+        # Ray moves NumPy arrays through shared memory without a copy, and pickles tensors byte by byte.
+        return {name: map_tree(_to_array, value) for name, value in vars(self).items()}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update({name: map_tree(_to_tensor, value) for name, value in state.items()})
+
+
+def _to_array(value: Any) -> Any:
+    return value.cpu().numpy() if isinstance(value, Tensor) else value
+
+
+def _to_tensor(value: Any) -> Any:
+    if not isinstance(value, np.ndarray):
+        return value
+    with warnings.catch_warnings():
+        # Memory shared through Ray is read-only, and nobody writes into a fragment.
+        warnings.simplefilter("ignore", UserWarning)
+        return torch.from_numpy(value)
+
+
+@dataclass(frozen=True)
+class Fragment:
+    """What E copies of an environment went through in T steps, by module.
+
+    It answers the questions that RLlib asks of its episodes: :meth:`env_steps`, :meth:`agent_steps` and its
+    length, by which RLlib shares data out among learners and counts minibatches.
+
+    Attributes:
+        modules: The columns of each module.
+        num_envs: E.
+        steps: T, the steps that the environment took.
+        episode_over: ``[T, E]`` bool.
+    """
+
+    modules: dict[str, ModuleFragment]
+    num_envs: int
+    steps: int
+    episode_over: Tensor
+
+    def env_steps(self) -> int:
+        """E · T."""
+        return self.num_envs * self.steps
+
+    def agent_steps(self) -> int:
+        """Rows of all agents, whether they had something to do or not."""
+        return self.env_steps() * sum(len(part.agents) for part in self.modules.values())
+
+    def __len__(self) -> int:
+        """Rows of the module with the most agents: equal for equal shapes, whatever happened in them."""
+        return self.env_steps() * max(len(part.agents) for part in self.modules.values())
+
+    def split(self, parts: int) -> list[Fragment]:
+        """The copies in ``parts`` equal shares, one for each learner.
+
+        Raises:
+            ValueError: The number of copies is no multiple of ``parts``.
+        """
+        if parts == 1:
+            return [self]
+        if self.num_envs % parts:
+            raise ValueError(
+                f"expected a number of environment copies that {parts} learners can share equally, got "
+                f"{self.num_envs}; make it a multiple of {parts}"
+            )
+        share = self.num_envs // parts
+        bounds = [(i * share, (i + 1) * share) for i in range(parts)]
+        return [self._part(start, stop) for start, stop in bounds]
+
+    def _part(self, start: int, stop: int) -> Fragment:
+        return Fragment(
+            modules={name: part.part(start, stop) for name, part in self.modules.items()},
+            num_envs=stop - start,
+            steps=self.steps,
+            episode_over=self.episode_over[:, start:stop],
+        )
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**vars(self), "episode_over": _to_array(self.episode_over)}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update({**state, "episode_over": _to_tensor(state["episode_over"])})
