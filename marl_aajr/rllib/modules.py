@@ -12,11 +12,11 @@ from typing import Any
 
 import gymnasium as gym
 import numpy as np
+import torch
 from ray.rllib.algorithms.ppo.ppo_catalog import PPOCatalog
 from ray.rllib.core.columns import Columns
 from ray.rllib.core.rl_module.apis import InferenceOnlyAPI, ValueFunctionAPI
 from ray.rllib.core.rl_module.torch import TorchRLModule
-from ray.rllib.utils.torch_utils import FLOAT_MIN
 from torch import Tensor, nn
 
 from marl_aajr.distributions import DiagGaussian, from_space
@@ -122,7 +122,7 @@ class FlatActorCritic(TorchRLModule, ValueFunctionAPI, InferenceOnlyAPI):
         observation, mask = split(batch[Columns.OBS])
         inputs = self.actor(observation.float())
         if mask is not None:
-            inputs = inputs.masked_fill(mask == 0, FLOAT_MIN)
+            inputs = inputs.masked_fill(mask == 0, torch.finfo(inputs.dtype).min)
         return {Columns.ACTION_DIST_INPUTS: inputs}
 
     def compute_values(self, batch: dict[str, Any], embeddings: Any = None) -> Tensor:

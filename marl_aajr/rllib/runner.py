@@ -11,11 +11,12 @@ Two things keep RLlib 2.60 from giving the same numbers twice:
 from __future__ import annotations
 
 import warnings
-from collections.abc import KeysView
+from collections.abc import Callable, KeysView
 from typing import Any
 
 from ray.rllib.env.multi_agent_env_runner import MultiAgentEnvRunner
 from ray.rllib.env.multi_agent_episode import MultiAgentEpisode
+from ray.rllib.utils.metrics import ENV_STEP_TIMER
 
 
 class OrderedEpisode(MultiAgentEpisode):
@@ -61,6 +62,18 @@ class RunEnvRunner(MultiAgentEnvRunner):
         self._ongoing_episodes = [None] * self.num_envs
         self._ongoing_episodes_for_metrics.clear()
         self._done_episodes_for_metrics.clear()
+
+    def apply(self, func: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        """Call ``func`` on this runner; its error is the caller's.
+
+        RLlib would log it here, wait for a minute and end this process.
+        """
+        return func(self, *args, **kwargs)
+
+    def _try_env_step(self, actions: list[Any]) -> Any:
+        # RLlib would log what went wrong and raise an empty RuntimeError.
+        with self.metrics.log_time(ENV_STEP_TIMER):
+            return self.env.step(actions)
 
     def _new_episode(self, env_index: int, episodes: list[Any] | None = None) -> None:
         super()._new_episode(env_index, episodes)

@@ -40,6 +40,7 @@ from marl_aajr.rllib.runner import RunEnvRunner
 from marl_aajr.rollout.environments import resolve
 from marl_aajr.schedules import Schedule
 from marl_aajr.training.config import ModelConfig, RunConfig
+from marl_aajr.training.randomness import StartRecreated
 
 _REQUESTS_IN_FLIGHT = 64
 """RLlib drops a broadcast of weights or filters to a runner that has more than this many to work off; with
@@ -130,7 +131,10 @@ def build_config(config: RunConfig) -> PPOConfig:
             grad_clip=ppo.grad_clip,
             grad_clip_by="global_norm",
         )
-        .callbacks(on_episode_end=EpisodeReturns(roster.teams))
+        .callbacks(
+            on_episode_end=EpisodeReturns(roster.teams),
+            on_env_runners_recreated=StartRecreated(seed=config.seed, threads=resources.torch_threads),
+        )
         .fault_tolerance(restart_failed_env_runners=True)
         .debugging(seed=config.seed, log_level="ERROR")
     )
@@ -165,8 +169,9 @@ def roster_of(config: RunConfig) -> Roster:
     """Who plays, and which module for whom.
 
     ``shared`` policies: one module for all agents of a team that have the same spaces, named after what
-    their names have in common (``agent_0``, ``agent_1`` → ``agent``), or after the first of them where
-    that name is taken. ``independent``: each agent its own, named after it.
+    their names have in common (``agent_0``, ``agent_1`` → ``agent``), or else after the team; where two
+    modules would get one name, each after its first agent. ``independent``: each agent its own, named
+    after it.
     """
     game = resolve(config.env.name, config.env.kwargs).make()
     try:
@@ -180,24 +185,23 @@ def roster_of(config: RunConfig) -> Roster:
     else:
         alike = [(teams[a], observation_spaces[a], action_spaces[a]) for a in agents]
         groups = [[b for b, other in zip(agents, alike, strict=True) if other == own] for own in alike]
-        module_of = dict(zip(agents, _names(groups), strict=True))
+        module_of = dict(zip(agents, _names(groups, teams), strict=True))
     return Roster(observation_spaces, action_spaces, teams, module_of)
 
 
-def _names(groups: list[list[str]]) -> list[str]:
+def _names(groups: list[list[str]], teams: Mapping[str, str]) -> list[str]:
     """A name for the group of each agent; agents of one group get the same."""
-    distinct = {tuple(group) for group in groups}
-    prefixes = {group: _common_prefix(group).rstrip("0123456789").rstrip("_-") for group in distinct}
-    taken = list(prefixes.values())
-    names = {g: p if p and taken.count(p) == 1 else g[0] for g, p in prefixes.items()}
+    wanted = {tuple(group): _common_name(group) or teams[group[0]] for group in groups}
+    taken = list(wanted.values())
+    names = {group: name if taken.count(name) == 1 else group[0] for group, name in wanted.items()}
     return [names[tuple(group)] for group in groups]
 
 
-def _common_prefix(names: Sequence[str]) -> str:
+def _common_name(agents: Sequence[str]) -> str:
     # What the first and the last of them in the alphabet share, all share.
-    first, last = min(names), max(names)
-    pairs = zip(first, last, strict=False)
-    return "".join(a for a, _ in takewhile(lambda pair: pair[0] == pair[1], pairs))
+    pairs = zip(min(agents), max(agents), strict=False)
+    prefix = "".join(a for a, _ in takewhile(lambda pair: pair[0] == pair[1], pairs))
+    return prefix.rstrip("0123456789").rstrip("_-")
 
 
 def _check_playable(config: RunConfig, roster: Roster) -> None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import logging
 import os
 import socket
+import sys
+import tempfile
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -19,6 +21,9 @@ _PATIENCE_SECONDS = 30.0
 """How long a busy cluster may take to free what the run needs; a run that has just ended takes seconds."""
 
 
+_NEEDLESS = b"has constructor arguments in the object store and max_restarts > 0"
+
+
 @contextmanager
 def ray_for(resources: Resources) -> Iterator[None]:
     """Ray within this block: the one this process uses, the one at ``address``, or a new local one.
@@ -31,6 +36,8 @@ def ray_for(resources: Resources) -> Iterator[None]:
     level = rllib.level
     rllib.setLevel(logging.ERROR)
     try:
+        if resources.address is not None:
+            _check_reachable(resources.address)
         if started:
             _start(resources.address or os.environ.get("RAY_ADDRESS"))
         _check_fits(resources)
@@ -41,15 +48,32 @@ def ray_for(resources: Resources) -> Iterator[None]:
             ray.shutdown()
 
 
+@contextmanager
+def native_warning_hidden() -> Iterator[None]:
+    """Within this block, a warning of Ray's C++ side about RLlib's env runners does not reach stderr.
+
+    RLlib passes them their configuration through the object store and keeps it there, so that the warning
+    (ray issue 53727) is needless; it comes past Python's logging. Everything else is passed on.
+    """
+    sys.stderr.flush()
+    stderr = os.dup(2)
+    with tempfile.TemporaryFile() as file:
+        os.dup2(file.fileno(), 2)
+        try:
+            yield
+        finally:
+            sys.stderr.flush()
+            os.dup2(stderr, 2)
+            os.close(stderr)
+            file.seek(0)
+            os.write(2, b"".join(line for line in file if _NEEDLESS not in line))
+
+
 def _start(address: str | None) -> None:
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     # Whether workers of a run without GPUs may see them; Ray warns about its default.
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-    # Ray's C++ side writes past Python's logging; with env runners that restart, it has a needless warning.
-    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
     logging.getLogger("ray").setLevel(logging.ERROR)
-    if address is not None:
-        _check_reachable(address)
     try:
         ray.init(
             address=address or "local",

@@ -34,7 +34,7 @@ RAMPED = ("coefficient", "adversarial_weight")
 
 
 class _Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, ser_json_inf_nan="constants")
 
 
 class EnvConfig(_Section):
@@ -59,7 +59,7 @@ class MethodConfig(BaseModel):
             full weight on an untrained policy stops it from learning.
     """
 
-    model_config = ConfigDict(extra="allow", frozen=True)
+    model_config = ConfigDict(extra="allow", frozen=True, ser_json_inf_nan="constants")
 
     name: str = NO_METHOD
     ramp: tuple[Fraction, Fraction] | None = (0.1, 0.4)

@@ -63,6 +63,27 @@ def start_afresh(algorithm: Algorithm, *, seed: int, iteration: int) -> None:
     )
 
 
+class StartRecreated:
+    """RLlib's ``on_env_runners_recreated``: seeds for runners that Ray has restarted.
+
+    RLlib gives them the seeds of their first start, and so the same episodes after every restart.
+    """
+
+    def __init__(self, *, seed: int, threads: int) -> None:
+        self.seed = seed
+        self.threads = threads
+
+    def __call__(self, *, algorithm: Algorithm, env_runner_indices: list[int], **_: Any) -> None:
+        point = {"seed": self.seed, "iteration": algorithm.training_iteration}
+        for function in (
+            partial(_start_runner, **point),
+            partial(_seed_runner, **point, threads=self.threads),
+        ):
+            algorithm.env_runner_group.foreach_env_runner(
+                function, local_env_runner=False, remote_worker_ids=env_runner_indices
+            )
+
+
 def seed_process(seed: int, threads: int) -> None:
     """Seed Python, NumPy and torch here, and set torch's threads."""
     random.seed(seed)

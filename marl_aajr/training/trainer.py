@@ -14,20 +14,24 @@ from pathlib import Path
 from typing import Any
 
 from ray.rllib.algorithms.algorithm import Algorithm
+from ray.rllib.utils.metrics import NUM_ENV_STEPS_SAMPLED
 
 from marl_aajr.numerics import NonFiniteError
-from marl_aajr.rllib.internals import non_finite_gradients_raise
+from marl_aajr.rllib.internals import errors_raise, remote_errors_raise
 from marl_aajr.training.algorithm import Roster, build_algorithm, build_config, roster_of
 from marl_aajr.training.checkpoint import Progress, check_checkpoint, restore_checkpoint, save_checkpoint
-from marl_aajr.training.cluster import ray_for
+from marl_aajr.training.cluster import native_warning_hidden, ray_for
 from marl_aajr.training.config import RunConfig, differences
 from marl_aajr.training.export import export_victim
 from marl_aajr.training.metrics import Curves, to_record
 from marl_aajr.training.randomness import seed_everything, start_afresh
-from marl_aajr.training.run_directory import RunDirectory, Status
+from marl_aajr.training.run_directory import RunDirectory, State, Status
 
 OnIteration = Callable[[dict[str, Any]], None]
 ShouldStop = Callable[[], bool]
+
+_RESTART_SECONDS = 120.0
+"""How long a run waits for env runners when all of them are lost."""
 
 _FREE_TO_CHANGE = ("resources.address",)
 """Settings that may differ in a resumed run, because no number depends on them."""
@@ -65,19 +69,19 @@ def train(
     directory = RunDirectory(out)
     build_config(config)
     progress = Progress()
-    if resume:
-        progress = _resumable(directory, config)
-    else:
-        directory.check_free(overwrite=overwrite)
-    with ray_for(config.resources):
+    try:
         if resume:
+            directory.require()
             directory.lock()
+            progress = _resumable(directory, config)
         else:
-            directory.create(config, overwrite=overwrite)
-        try:
+            directory.check_free(overwrite=overwrite)
+        with ray_for(config.resources):
+            if not resume:
+                directory.create(config, overwrite=overwrite)
             _Training(config, directory, on_iteration, should_stop).run(progress)
-        finally:
-            directory.unlock()
+    finally:
+        directory.unlock()
     return directory.path
 
 
@@ -129,9 +133,11 @@ class _Training:
         algorithm: Algorithm | None = None
         curves = self._rewind()
         try:
-            with non_finite_gradients_raise():
+            with errors_raise():
                 self._clock = time.perf_counter() - progress.seconds
-                algorithm = build_algorithm(self.config)
+                with native_warning_hidden():
+                    algorithm = build_algorithm(self.config)
+                remote_errors_raise(algorithm)
                 if progress.iteration > 0:
                     folder = self.directory.checkpoint(progress.iteration)
                     restore_checkpoint(algorithm, progress, folder)
@@ -184,10 +190,10 @@ class _Training:
         )
         started = time.perf_counter()
         try:
-            result = algorithm.train()
+            result = _train_once(algorithm)
         except NonFiniteError as error:
             raise NonFiniteError(f"iteration {before.iteration + 1}: {error}") from error
-        steps = int(result["env_runners"]["num_env_steps_sampled"])
+        steps = int(result["env_runners"][NUM_ENV_STEPS_SAMPLED])
         now = time.perf_counter()
         self.progress = replace(
             before,
@@ -209,9 +215,27 @@ class _Training:
         self.directory.prune_checkpoints()
         start_afresh(algorithm, seed=self.config.seed, iteration=iteration)
 
-    def _finish(self, algorithm: Algorithm, state: Any) -> None:
+    def _finish(self, algorithm: Algorithm, state: State) -> None:
         export_victim(algorithm, self.config, self.roster, self.directory.victim)
         self._write_status(state)
 
-    def _write_status(self, state: Any, *, error: str | None = None) -> None:
+    def _write_status(self, state: State, *, error: str | None = None) -> None:
         self.directory.write_status(Status(state, self.progress.iteration, self.progress.env_steps, error))
+
+
+def _train_once(algorithm: Algorithm) -> dict[str, Any]:
+    """One iteration; where all env runners were lost in it, it is repeated when they are back.
+
+    Raises:
+        RuntimeError: they do not come back.
+    """
+    deadline = time.monotonic() + _RESTART_SECONDS
+    while time.monotonic() < deadline:
+        result: dict[str, Any] = algorithm.train()
+        if result.get("env_runners", {}).get(NUM_ENV_STEPS_SAMPLED):
+            return result
+        time.sleep(1.0)
+    raise RuntimeError(
+        f"no env runner has come back for {_RESTART_SECONDS:.0f} s; look for the reason in Ray's logs "
+        "(/tmp/ray/session_latest/logs) and resume the run"
+    )

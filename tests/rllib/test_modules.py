@@ -1,0 +1,98 @@
+from __future__ import annotations
+
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import pytest
+import torch
+from gymnasium.spaces import Box, Discrete
+from ray.rllib.core.columns import Columns
+from ray.rllib.core.rl_module.rl_module import RLModuleSpec
+from torch import nn
+
+from marl_aajr.rllib.modules import FlatActorCritic, check_observation_space, needs_flat_module
+
+MODEL = {"hidden": [8], "activation": "tanh", "policy_head_gain": None, "free_log_std": False}
+MASKED = gym.spaces.Dict({"observation": Box(0, 1, (3, 2), np.int8), "action_mask": Box(0, 1, (4,), np.int8)})
+
+
+def build(space: gym.Space[Any], actions: gym.Space[Any], **changes: Any) -> Any:
+    inference_only = changes.pop("inference_only", False)
+    return RLModuleSpec(
+        module_class=FlatActorCritic,
+        observation_space=space,
+        action_space=actions,
+        model_config=MODEL | changes,
+        inference_only=inference_only,
+    ).build()
+
+
+def batch() -> dict[str, Any]:
+    mask = torch.tensor([[1, 0, 1, 0], [0, 0, 0, 1]], dtype=torch.int8)
+    return {Columns.OBS: {"observation": torch.ones(2, 3, 2, dtype=torch.int8), "action_mask": mask}}
+
+
+def test_forbidden_actions_are_never_taken() -> None:
+    module = build(MASKED, Discrete(4))
+    logits = module.forward_exploration(batch())[Columns.ACTION_DIST_INPUTS]
+    probabilities = logits.softmax(-1)
+    assert torch.equal(probabilities == 0, batch()[Columns.OBS]["action_mask"] == 0)
+    distribution = module.get_train_action_dist_cls().from_logits(logits)
+    assert torch.isfinite(distribution.entropy()).all()
+    assert torch.isfinite(distribution.kl(distribution)).all()
+
+
+def test_the_batch_is_left_as_it_is() -> None:
+    module, given = build(MASKED, Discrete(4)), batch()
+    module.forward_train(given)
+    assert set(given[Columns.OBS]) == {"observation", "action_mask"}
+
+
+def test_values_have_one_number_a_row() -> None:
+    assert build(MASKED, Discrete(4)).compute_values(batch()).shape == (2,)
+
+
+def test_runners_get_a_module_without_the_critic_and_its_weights() -> None:
+    learner, runner = build(MASKED, Discrete(4)), build(MASKED, Discrete(4), inference_only=True)
+    assert not hasattr(runner, "critic")
+    runner.set_state(learner.get_state(inference_only=True))
+    key = Columns.ACTION_DIST_INPUTS
+    assert torch.equal(runner.forward_inference(batch())[key], learner.forward_inference(batch())[key])
+
+
+@pytest.mark.parametrize("free", [False, True])
+def test_box_actions_get_means_and_log_deviations(free: bool) -> None:
+    module = build(Box(-1, 1, (2, 2)), Box(-1, 1, (3,)), free_log_std=free)
+    obs = torch.randn(5, 2, 2)
+    outputs = module.forward_inference({Columns.OBS: obs})[Columns.ACTION_DIST_INPUTS]
+    assert outputs.shape == (5, 6)
+    assert bool((outputs[:, 3:] == outputs[:1, 3:]).all()) is free
+
+
+def test_the_head_gain_makes_the_first_policy_nearly_uniform() -> None:
+    module = build(MASKED, Discrete(4), policy_head_gain=1e-3)
+    head = [layer for layer in module.actor if isinstance(layer, nn.Linear)][-1]
+    gram = head.weight @ head.weight.T
+    torch.testing.assert_close(gram, 1e-6 * torch.eye(4), atol=1e-10, rtol=1e-4)
+    assert not head.bias.any()
+
+
+@pytest.mark.parametrize(
+    ("space", "flat"),
+    [
+        (Box(-1, 1, (4,)), False),
+        (Box(-1, 1, (4, 2)), True),
+        (Box(0, 1, (4,), np.int8), True),
+        (MASKED, True),
+    ],
+)
+def test_which_observations_rllibs_module_takes(space: gym.Space[Any], flat: bool) -> None:
+    assert needs_flat_module(space) is flat
+    check_observation_space("a", space)
+
+
+@pytest.mark.parametrize("space", [Discrete(3), gym.spaces.Dict({"x": Box(-1, 1, (4,))})])
+def test_other_observations_are_refused_by_agent(space: gym.Space[Any]) -> None:
+    with pytest.raises(ValueError, match=r"expected Box observations, .* for agent 'ann'; wrap"):
+        check_observation_space("ann", space)

@@ -1,0 +1,151 @@
+from __future__ import annotations
+
+import json
+import os
+import signal
+from pathlib import Path
+from typing import Any
+
+import pytest
+import ray
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from marl_aajr.numerics import NonFiniteError
+from marl_aajr.rollout.faults import EnvironmentFault
+from marl_aajr.training.run_directory import RunDirectory
+from marl_aajr.training.trainer import train
+from marl_aajr.victims import Victim
+from tests.training.runs import assert_same_run, tiny
+
+pytestmark = pytest.mark.usefixtures("ray_session")
+
+
+@pytest.fixture(scope="module")
+def finished(ray_session: None, tmp_path_factory: pytest.TempPathFactory) -> RunDirectory:
+    out = tmp_path_factory.mktemp("runs") / "finished"
+    method = {"name": "aajr", "adversarial_weight": 0.5, "ramp": None}
+    return RunDirectory(train(tiny(method=method, ppo={"kl_coeff": 0.1, "grad_clip": 1.0}), out))
+
+
+def test_a_run_leaves_everything_behind(finished: RunDirectory) -> None:
+    assert sorted(path.name for path in finished.path.iterdir() if path.name != ".lock") == [
+        "checkpoints", "config.yaml", "metrics.jsonl", "status.json",
+        "tensorboard", "versions.json", "victim",
+    ]  # fmt: skip
+    status = finished.status()
+    assert (status.state, status.iteration, status.env_steps) == ("finished", 6, 600)
+    assert finished.iterations() == [4, 6]
+    assert Victim.load(finished.victim).agents == ("agent_0", "agent_1")
+
+
+def test_a_line_of_metrics_has_what_reports_need(finished: RunDirectory) -> None:
+    lines = finished.metrics()
+    assert [line["iteration"] for line in lines] == [1, 2, 3, 4, 5, 6]
+    assert [line["env_steps"] for line in lines] == [100, 200, 300, 400, 500, 600]
+    assert sorted(lines, key=lambda line: line["seconds"]) == lines
+    last = lines[-1]
+    assert last["episode_length"] == 25
+    assert last["return_mean"] == last["team_returns"]["team"] < 0
+    assert {
+        "policy_loss", "vf_loss", "entropy", "vf_explained_var", "mean_kl", "kl_coeff", "lr", "grad_norm",
+        "aajr/penalty", "aajr/loss_share", "aajr/gain_mean", "aajr/gain_max", "aajr/objective_gain",
+        "aajr/monotone_fraction", "aajr/no_direction_fraction", "aajr/nonfinite", "aajr/seconds",
+    } <= set(last["modules"]["agent"])  # fmt: skip
+
+
+def test_tensorboard_shows_the_same_numbers(finished: RunDirectory) -> None:
+    events = EventAccumulator(str(finished.tensorboard)).Reload()
+    for tag, read in {
+        "return_mean": lambda line: line["return_mean"],
+        "team_returns/team": lambda line: line["team_returns"]["team"],
+        "modules/agent/aajr/penalty": lambda line: line["modules"]["agent"]["aajr/penalty"],
+    }.items():
+        shown = [(event.step, event.value) for event in events.Scalars(tag)]
+        lines = finished.metrics()
+        assert [step for step, _ in shown] == [line["env_steps"] for line in lines]
+        assert [value for _, value in shown] == pytest.approx([read(line) for line in lines])
+
+
+def test_a_finished_run_is_not_resumed(finished: RunDirectory) -> None:
+    with pytest.raises(ValueError, match="which finished after 600 environment steps"):
+        train(finished.config(), finished.path, resume=True)
+
+
+def test_a_changed_configuration_is_refused_by_its_key(finished: RunDirectory) -> None:
+    changed = finished.config().model_copy(update={"seed": 9})
+    with pytest.raises(ValueError, match="seed: 3 → 9"):
+        train(changed, finished.path, resume=True)
+
+
+def test_a_run_is_not_overwritten_unless_asked(finished: RunDirectory) -> None:
+    before = finished.metrics()
+    with pytest.raises(ValueError, match=r"holds a run \(finished\); resume it, overwrite it"):
+        train(tiny(), finished.path)
+    assert finished.metrics() == before
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"env": {"name": "simple_spraed_v3"}}, "unknown environment"),
+        ({"resources": {"env_runners": 3}}, "needs 3 CPU"),
+        ({"resources": {"address": "127.0.0.1:1"}}, "no Ray cluster answers"),
+    ],
+)
+def test_nothing_is_written_for_a_run_that_cannot_be(
+    changes: dict[str, Any], message: str, tmp_path: Path
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        train(tiny(**changes), tmp_path / "run")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_resuming_what_is_no_run_says_so(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="expected the folder of a run"):
+        train(tiny(), tmp_path / "run", resume=True)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_loss_that_is_nan_stops_the_run_and_keeps_its_checkpoints(tmp_path: Path) -> None:
+    config = tiny(ppo={"lr": [[0, 1e-3], [299, 1e-3], [300, 1e30]]})
+    with pytest.raises(NonFiniteError, match=r"iteration 4: .*(NaN|nan|inf)"):
+        train(config, tmp_path / "run")
+    run = RunDirectory(tmp_path / "run")
+    assert run.status().state == "failed"
+    assert "iteration 4" in str(run.status().error)
+    assert [line["iteration"] for line in run.metrics()] == [1, 2, 3]
+    assert run.iterations() == [2]
+    assert json.loads(run.status_file.read_text())["env_steps"] == 300
+
+
+@pytest.mark.parametrize("env_runners", [0, 1])
+def test_an_environment_that_raises_stops_the_run_by_its_name(env_runners: int, tmp_path: Path) -> None:
+    config = tiny(env={"name": "tests.training.broken_env:raises"}, resources={"env_runners": env_runners})
+    with pytest.raises(EnvironmentFault, match="ZeroDivisionError: the simulator has crashed"):
+        train(config, tmp_path / "run")
+    assert RunDirectory(tmp_path / "run").status().state == "failed"
+
+
+def test_two_env_runners_give_the_same_run_twice(tmp_path: Path) -> None:
+    config = tiny(
+        env_steps=300, resources={"env_runners": 2, "envs_per_runner": 2}, observation_filter="mean_std"
+    )
+    one, two = (train(config, tmp_path / name) for name in "ab")
+    assert_same_run(one, two)
+
+
+def test_a_killed_env_runner_does_not_lose_the_run(tmp_path: Path) -> None:
+    killed: list[int] = []
+
+    def kill_one(record: dict[str, Any]) -> None:
+        if record["iteration"] == 2:
+            actors = ray._private.state.actors().values()
+            alive = [actor for actor in actors if actor["State"] == "ALIVE"]
+            killed.append(next(a["Pid"] for a in alive if a["ActorClassName"] == "RunEnvRunner"))
+            os.kill(killed[0], signal.SIGKILL)
+
+    config = tiny(env_steps=1000, resources={"env_runners": 2, "envs_per_runner": 2})
+    run = RunDirectory(train(config, tmp_path / "run", on_iteration=kill_one))
+    assert killed
+    assert run.status().state == "finished"
+    assert run.status().env_steps >= 1000
