@@ -6,6 +6,7 @@ classic games have all three. One-dimensional float Box observations go to RLlib
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from itertools import pairwise
 from typing import Any
@@ -13,7 +14,6 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 import torch
-from ray.rllib.algorithms.ppo.ppo_catalog import PPOCatalog
 from ray.rllib.core.columns import Columns
 from ray.rllib.core.rl_module.apis import InferenceOnlyAPI, ValueFunctionAPI
 from ray.rllib.core.rl_module.torch import TorchRLModule
@@ -27,8 +27,8 @@ LOG_STD_BOUND = 20.0
 
 ACTIVATIONS: dict[str, type[nn.Module]] = {"tanh": nn.Tanh, "relu": nn.ReLU, "silu": nn.SiLU}
 
-HEAD_GAIN = "policy_head_gain"
-"""Key of the model configuration for :class:`RunCatalog` and :class:`FlatActorCritic`."""
+ORTHOGONAL_GAIN = math.sqrt(2)
+"""Of hidden layers that are initialised orthogonally: the usual choice for PPO (arXiv 2006.05990)."""
 
 
 def split(obs: Any) -> tuple[Any, Any]:
@@ -57,46 +57,30 @@ def check_observation_space(agent: str, space: gym.Space[Any]) -> None:
 
 
 def mlp(
-    sizes: Sequence[int], *, activation: str, last_gain: float | None = None, head: Sequence[nn.Module] = ()
+    sizes: Sequence[int], *, activation: str, initialization: str, head: Sequence[nn.Module] = ()
 ) -> nn.Sequential:
     """Linear layers with activations between them, on flattened input, and ``head`` after them.
 
     Args:
         sizes: widths from input to output.
         activation: a key of :data:`ACTIVATIONS`.
-        last_gain: see :func:`initialize_head`.
+        initialization: of the hidden layers: ``"orthogonal"`` or ``"torch"``.
         head: layers to append.
     """
     layers: list[nn.Module] = [nn.Flatten()]
     for width_in, width_out in pairwise(sizes):
-        layers += [nn.Linear(width_in, width_out), ACTIVATIONS[activation]()]
-    last = layers[-2]
-    assert isinstance(last, nn.Linear)
-    initialize_head(last, last_gain)
+        linear = nn.Linear(width_in, width_out)
+        if initialization == "orthogonal" and len(layers) < 2 * len(sizes) - 3:
+            nn.init.orthogonal_(linear.weight, ORTHOGONAL_GAIN)
+            nn.init.zeros_(linear.bias)
+        layers += [linear, ACTIVATIONS[activation]()]
     return nn.Sequential(*layers[:-1], *head)
-
-
-def initialize_head(layer: nn.Linear, gain: float | None) -> None:
-    """Orthogonal weights with this gain and no bias; nothing for None."""
-    if gain is not None:
-        nn.init.orthogonal_(layer.weight, gain)
-        nn.init.zeros_(layer.bias)
-
-
-class RunCatalog(PPOCatalog):
-    """RLlib's networks with an initialisation for the policy head, which its own settings do not reach."""
-
-    def build_pi_head(self, framework: str) -> Any:
-        head = super().build_pi_head(framework)
-        layers = [layer for layer in head.modules() if isinstance(layer, nn.Linear)]
-        initialize_head(layers[-1], self._model_config_dict.get(HEAD_GAIN))
-        return head
 
 
 class FlatActorCritic(TorchRLModule, ValueFunctionAPI, InferenceOnlyAPI):
     """Actor and critic MLPs over a flattened observation, with an action mask where there is one.
 
-    Configuration (``model_config``): ``hidden``, ``activation``, ``policy_head_gain``, ``free_log_std``.
+    Configuration (``model_config``): ``hidden``, ``activation``, ``initialization``, ``free_log_std``.
     """
 
     def setup(self) -> None:
@@ -110,10 +94,10 @@ class FlatActorCritic(TorchRLModule, ValueFunctionAPI, InferenceOnlyAPI):
             free = config["free_log_std"]
             width = distribution.k if free else width
             head = [FreeLogStd(distribution.k, LOG_STD_BOUND) if free else ClipLogStd(LOG_STD_BOUND)]
-        activation = config["activation"]
-        self.actor = mlp([*sizes, width], activation=activation, last_gain=config[HEAD_GAIN], head=head)
+        activation, init = config["activation"], config["initialization"]
+        self.actor = mlp([*sizes, width], activation=activation, initialization=init, head=head)
         if not self.inference_only:
-            self.critic = mlp([*sizes, 1], activation=activation)
+            self.critic = mlp([*sizes, 1], activation=activation, initialization=init)
 
     def get_non_inference_attributes(self) -> list[str]:
         return ["critic"]

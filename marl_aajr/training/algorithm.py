@@ -28,8 +28,8 @@ from marl_aajr.rllib import robustify
 from marl_aajr.rllib.env import register
 from marl_aajr.rllib.internals import RunPPO
 from marl_aajr.rllib.modules import (
+    ORTHOGONAL_GAIN,
     FlatActorCritic,
-    RunCatalog,
     check_observation_space,
     needs_flat_module,
     split,
@@ -240,16 +240,23 @@ def _module_spec(
     spaces = {"observation_space": observation_space, "action_space": action_space}
     if needs_flat_module(observation_space):
         return RLModuleSpec(module_class=FlatActorCritic, model_config=model.model_dump(), **spaces)
+    orthogonal: dict[str, Any] = {}
+    if model.initialization == "orthogonal":
+        orthogonal = {
+            "fcnet_kernel_initializer": "orthogonal_",
+            "fcnet_kernel_initializer_kwargs": {"gain": ORTHOGONAL_GAIN},
+            "fcnet_bias_initializer": "zeros_",
+        }
     settings = DefaultModelConfig(
         fcnet_hiddens=list(model.hidden),
         fcnet_activation=model.activation,
         vf_share_layers=False,
         free_log_std=model.free_log_std and gaussian,
+        **orthogonal,
     )
     return RLModuleSpec(
         module_class=DefaultPPOTorchRLModule,
-        catalog_class=RunCatalog,
-        model_config=vars(settings) | {"policy_head_gain": model.policy_head_gain},
+        model_config=settings,
         **spaces,
     )
 

@@ -13,7 +13,7 @@ from torch import nn
 
 from marl_aajr.rllib.modules import FlatActorCritic, check_observation_space, needs_flat_module
 
-MODEL = {"hidden": [8], "activation": "tanh", "policy_head_gain": None, "free_log_std": False}
+MODEL = {"hidden": [8], "activation": "tanh", "initialization": "torch", "free_log_std": False}
 MASKED = gym.spaces.Dict({"observation": Box(0, 1, (3, 2), np.int8), "action_mask": Box(0, 1, (4,), np.int8)})
 
 
@@ -70,12 +70,13 @@ def test_box_actions_get_means_and_log_deviations(free: bool) -> None:
     assert bool((outputs[:, 3:] == outputs[:1, 3:]).all()) is free
 
 
-def test_the_head_gain_makes_the_first_policy_nearly_uniform() -> None:
-    module = build(MASKED, Discrete(4), policy_head_gain=1e-3)
-    head = [layer for layer in module.actor if isinstance(layer, nn.Linear)][-1]
-    gram = head.weight @ head.weight.T
-    torch.testing.assert_close(gram, 1e-6 * torch.eye(4), atol=1e-10, rtol=1e-4)
-    assert not head.bias.any()
+@pytest.mark.parametrize("initialization", ["orthogonal", "torch"])
+def test_hidden_layers_are_initialised_as_asked(initialization: str) -> None:
+    module = build(MASKED, Discrete(4), initialization=initialization)
+    hidden, head = [layer for layer in module.actor if isinstance(layer, nn.Linear)]
+    values = torch.linalg.svdvals(hidden.weight)
+    assert torch.allclose(values, torch.tensor(2.0).sqrt()) is (initialization == "orthogonal")
+    assert head.bias.any()
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ import math
 from typing import Any
 
 import pytest
+import torch
 from ray.rllib.algorithms.ppo.torch.ppo_torch_learner import PPOTorchLearner
 from torch import nn
 
@@ -99,13 +100,15 @@ def test_batches_are_divided_among_learners() -> None:
 
 
 def test_the_network_is_the_one_that_was_asked_for() -> None:
-    model = {"hidden": [5, 7], "activation": "relu", "policy_head_gain": 1e-3}
+    model = {"hidden": [5, 7], "activation": "relu", "initialization": "orthogonal"}
     specs = build_config(tiny(model=model)).rl_module_spec
     module = specs.rl_module_specs["agent"].build()
     actor = [*module.encoder.actor_encoder.net.mlp, *module.pi.net.mlp]
     assert [type(layer) for layer in actor] == [nn.Linear, nn.ReLU, nn.Linear, nn.ReLU, nn.Linear]
     assert [layer.out_features for layer in actor if isinstance(layer, nn.Linear)] == [5, 7, 5]
-    assert actor[-1].weight.norm(dim=1).tolist() == pytest.approx([1e-3] * 5)
+    for hidden in (actor[0], actor[2]):
+        values = torch.linalg.svdvals(hidden.weight)
+        assert values.tolist() == pytest.approx([2**0.5] * len(values))
 
 
 @pytest.mark.parametrize(
