@@ -1,0 +1,105 @@
+"""The one line in front of RLlib's own algorithms, trained for real on a multi-agent environment."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from ray import tune
+from ray.rllib.algorithms.algorithm_config import AlgorithmConfig
+from ray.rllib.algorithms.appo import APPOConfig
+from ray.rllib.algorithms.cql import CQLConfig
+from ray.rllib.algorithms.impala import IMPALAConfig
+from ray.rllib.algorithms.ppo import PPOConfig
+from ray.rllib.algorithms.sac import SACConfig
+from ray.rllib.core.rl_module.default_model_config import DefaultModelConfig
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from marl_aajr import AAJR, robustify
+from marl_aajr.rllib.env import register
+from marl_aajr.rollout.environments import resolve
+
+ACTIVE = AAJR(coefficient=0.1, epsilon=0.2)
+PENALTY = ("learners", "team", "aajr", "penalty")
+
+
+def on_spread(config: AlgorithmConfig, **kwargs: Any) -> AlgorithmConfig:
+    return (
+        config.environment(register(resolve("simple_spread_v3", {"max_cycles": 10, **kwargs})))
+        .multi_agent(policies={"team"}, policy_mapping_fn=lambda agent, *_, **__: "team")
+        .rl_module(model_config=DefaultModelConfig(fcnet_hiddens=[16]))
+        .debugging(seed=0, log_level="ERROR")
+    )
+
+
+def ppo() -> AlgorithmConfig:
+    config = PPOConfig().training(train_batch_size=100, minibatch_size=64, num_epochs=1)
+    return on_spread(config.env_runners(num_env_runners=0))
+
+
+def sac() -> AlgorithmConfig:
+    config = SACConfig().training(
+        train_batch_size_per_learner=16,
+        num_steps_sampled_before_learning_starts=20,
+        replay_buffer_config={"type": "MultiAgentEpisodeReplayBuffer", "capacity": 500},
+    )
+    config.reporting(min_sample_timesteps_per_iteration=40, min_time_s_per_iteration=0)
+    return on_spread(config.env_runners(num_env_runners=0), continuous_actions=True)
+
+
+def asynchronous(config: AlgorithmConfig) -> AlgorithmConfig:
+    config.training(train_batch_size_per_learner=50).reporting(min_time_s_per_iteration=1)
+    return on_spread(config.env_runners(num_env_runners=1, rollout_fragment_length=10))
+
+
+def read(result: Any, path: tuple[str, ...]) -> Any:
+    for key in path:
+        result = result.get(key, {})
+    return result
+
+
+@pytest.mark.usefixtures("ray_session")
+@pytest.mark.parametrize(
+    "configure",
+    [sac, lambda: asynchronous(APPOConfig()), lambda: asynchronous(IMPALAConfig())],
+    ids=["SAC", "APPO", "IMPALA"],
+)
+def test_the_penalty_is_active_in_every_algorithm(configure: Any) -> None:
+    algorithm = robustify(configure(), ACTIVE).build_algo()
+    try:
+        for _ in range(30):
+            result = algorithm.train()
+            if read(result, PENALTY):
+                break
+        assert float(read(result, PENALTY)) > 0
+        assert float(read(result, (*PENALTY[:3], "nonfinite"))) == 0
+    finally:
+        algorithm.stop()
+
+
+@pytest.mark.usefixtures("ray_session")
+def test_a_tune_run_writes_the_metrics_to_tensorboard(tmp_path: Path) -> None:
+    """What a user of RLlib already has: Tune, TensorBoard, checkpoints, and now the one line."""
+    config = robustify(ppo(), ACTIVE)
+    results = tune.Tuner(
+        "PPO",
+        param_space=config,
+        run_config=tune.RunConfig(
+            storage_path=str(tmp_path), name="spread", stop={"training_iteration": 2}, verbose=0
+        ),
+    ).fit()
+    assert not results.errors
+    events = EventAccumulator(results[0].path)
+    events.Reload()
+    for metric in ("penalty", "gain_max", "monotone_fraction", "loss_share", "seconds"):
+        (first, second) = events.Scalars(f"ray/tune/learners/team/aajr/{metric}")
+        assert first.step < second.step
+    assert float(read(results[0].metrics, PENALTY)) == pytest.approx(
+        events.Scalars("ray/tune/learners/team/aajr/penalty")[-1].value, rel=1e-5
+    )
+
+
+def test_a_learner_that_differentiates_other_losses_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"with the compute_gradients of .* got CQLTorchLearner"):
+        robustify(on_spread(CQLConfig()), ACTIVE)
