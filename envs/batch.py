@@ -26,9 +26,10 @@ class TensorBatch(BatchedEnv):
     """E copies whose state is tensors, on any device.
 
     What copy e plays follows from the seed and e alone, not from how many copies there are, nor from the
-    device, up to rounding. Every agent acts at every step and all end together. Where no episode can end
-    early, the copies' clocks agree and the host knows when to reset without asking the device; where one
-    can, a CUDA device resets under a mask at every step rather than be waited for.
+    device, up to rounding (a CPU computes exp in a vector's tail otherwise than in its lanes). Every agent
+    acts at every step and all end together. Where no episode can end early, the copies' clocks agree and
+    the host knows when to reset without asking the device; where one can, a CUDA device resets under a mask
+    at every step rather than be waited for.
 
     Flags of a step are shared between agents and steps: they are read-only. Per-copy ``infos`` are one
     empty dict, shared too, unless an environment has something to say.
@@ -76,8 +77,7 @@ class TensorBatch(BatchedEnv):
         self.observation_spaces = {agent: unbounded(size, dtype) for agent, size in observation_sizes.items()}
         self.action_spaces = dict(action_spaces)
         self.teams = dict(teams)
-        self._sizes = list(observation_sizes.values())
-        self.state_size = sum(self._sizes)
+        self.state_size = sum(observation_sizes.values())
         self._ends_early = ends_early
         self._streams: Streams | None = None
         self._clock = 0
@@ -86,7 +86,7 @@ class TensorBatch(BatchedEnv):
             self._no = torch.zeros(num_envs, dtype=torch.bool, device=self.device)
             self._yes = torch.ones(num_envs, dtype=torch.bool, device=self.device)
         self._infos: tuple[dict[str, Any], ...] = ({},) * num_envs
-        self._last = torch.zeros(num_envs, self.state_size, device=self.device, dtype=dtype)
+        self._last: dict[str, Tensor] = {}
 
     @property
     @abstractmethod
@@ -102,12 +102,25 @@ class TensorBatch(BatchedEnv):
         """Changes the variables by one step; returns rewards ``[A, E]``."""
 
     @abstractmethod
-    def _observe(self) -> Tensor:
-        """What the agents see, side by side ``[E, sum of sizes]``: a fresh tensor."""
+    def _observe(self) -> dict[str, Tensor]:
+        """What the agents see ``[E, d]``, in fresh tensors."""
 
     @abstractmethod
     def draw(self, copy: int = 0) -> NDArray[np.uint8]:
         """A picture of one copy ``[height, width, 3]``."""
+
+    @abstractmethod
+    def __reduce__(self) -> tuple[Any, ...]:
+        """How to build the same again; pickle would tear views from the tensors that they show.
+
+        ``(function, arguments, self.get_state() or None)``, for `__setstate__`.
+        """
+
+    def __setstate__(self, state: Mapping[str, Tensor]) -> None:
+        self.set_state(state)
+
+    def _saved(self) -> dict[str, Tensor] | None:
+        return None if self._streams is None else self.get_state()
 
     def _derive(self) -> None:
         """Recomputes what follows from the variables, after they were set."""
@@ -125,22 +138,22 @@ class TensorBatch(BatchedEnv):
         self._streams = Streams(seed, self.num_envs, device=self.device)
         self._restart(self._streams)
         self._last = self._observe()
-        return self._split(self._last)
+        return dict(self._last)
 
     def step(self, actions: Mapping[str, Tensor]) -> BatchedStep:
         """See `BatchedEnv.step`. Discrete actions beyond their space are not looked for, see the class."""
         if self._streams is None:
             raise ValueError("expected reset before the first step; call reset(seed=...)")
+        self._clock += 1
         rewards = self._advance(actions)
-        final = self._observe()
+        final_obs = self._observe()
         infos = self._tell()
         end = self._end_some if self._ends_early else self._end_all
         terminated, truncated, over, changed = end(self._streams)
-        final_obs = self._split(final)
-        self._last = self._observe() if changed else final
+        self._last = self._observe() if changed else final_obs
         agents = self.possible_agents
         return BatchedStep(
-            obs=self._split(self._last) if changed else final_obs,
+            obs=dict(self._last),
             rewards=dict(zip(agents, rewards.unbind(0), strict=True)),
             terminations=dict.fromkeys(agents, terminated),
             truncations=dict.fromkeys(agents, truncated),
@@ -161,7 +174,7 @@ class TensorBatch(BatchedEnv):
 
     def state(self) -> Tensor:
         """All agents' current observations side by side ``[E, sum of sizes]``, as in ``mpe2``."""
-        return self._last
+        return torch.cat([obs.flatten(1) for obs in self._last.values()], 1)
 
     def close(self) -> None:
         """See `BatchedEnv.close`."""
@@ -205,11 +218,7 @@ class TensorBatch(BatchedEnv):
         self._derive()
         self._last = self._observe()
 
-    def _split(self, obs: Tensor) -> dict[str, Tensor]:
-        return dict(zip(self.possible_agents, obs.split(self._sizes, 1), strict=True))
-
     def _end_all(self, streams: Streams) -> tuple[Tensor, Tensor, Tensor, bool]:
-        self._clock += 1
         if self._clock < self.max_cycles:
             return self._no, self._no, self._no, False
         self._restart(streams)
@@ -270,5 +279,6 @@ def stack_choices(actions: Mapping[str, Tensor], agents: Sequence[str], num_envs
     """
     stacked = torch.stack(gather_actions(actions, agents, [(num_envs,)] * len(agents)))
     if stacked.is_floating_point():
-        raise ValueError(f"expected integer actions, got {stacked.dtype}; use discrete actions here")
+        wrong = [agent for agent in agents if actions[agent].is_floating_point()]
+        raise ValueError(f"expected integer actions, got {stacked.dtype} from {wrong}; choose by number")
     return stacked if stacked.dtype in (torch.int64, torch.int32) else stacked.long()

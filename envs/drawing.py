@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -43,10 +43,10 @@ def draw_particles(world: World, scenario: Scenario, copy: int) -> NDArray[np.ui
     return pixels(figure)
 
 
-def blank_page() -> tuple[Figure, Axes]:
-    """A figure with one set of axes, of the size that `pixels` expects."""
+def blank_page(frame: tuple[float, float, float, float] = (0.0, 0.0, 1.0, 1.0)) -> tuple[Figure, Axes]:
+    """A square figure with one set of axes in a frame (left, bottom, width, height)."""
     figure = Figure(figsize=(_INCHES, _INCHES), dpi=_DPI)
-    return figure, figure.add_axes((0.0, 0.0, 1.0, 1.0))
+    return figure, figure.add_axes(frame)
 
 
 def pixels(figure: Figure) -> NDArray[np.uint8]:
@@ -62,3 +62,17 @@ def _spelled(message: Sequence[float], *, continuous: bool) -> str:
     if continuous:
         return "[" + ", ".join(f"{value:.2f}" for value in message) + "]"
     return "ABCDEFGHIJ"[int(np.argmax(message))]
+
+
+def draw_loads(loads: Mapping[str, Sequence[float]]) -> NDArray[np.uint8]:
+    """Bars of several divisions of the agents between resources ``[700, 700, 3]``."""
+    figure, axes = blank_page((0.1, 0.1, 0.85, 0.85))
+    width = 0.8 / len(loads)
+    for i, (name, shares) in enumerate(loads.items()):
+        axes.bar(np.arange(len(shares)) + width * i, shares, width, label=name)
+    axes.set(ylim=(0, 1), xlabel="resource", ylabel="share of the agents")
+    axes.set_xticks(
+        np.arange(len(shares)) + width * (len(loads) - 1) / 2, [str(m) for m in range(len(shares))]
+    )
+    axes.legend()
+    return pixels(figure)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from itertools import groupby
 from typing import Any
 
 import numpy as np
@@ -64,7 +65,11 @@ class ParticleBatch(TensorBatch):
             blank = torch.zeros(layout.kept, num_envs, device=self.device, dtype=dtype)
         self._fresh = State(layout, blank)
         self._kept = {"rows": self.world.rows[: layout.kept]}
-        self._seen = torch.from_numpy(np.concatenate(seen)).to(self.device)
+        # Agents in a row who see as much as each other are gathered at once.
+        self._seen = [
+            ([names[i] for i in run], torch.from_numpy(np.stack([seen[i] for i in run])).to(self.device))
+            for run in (list(group) for _, group in groupby(range(len(names)), lambda i: len(seen[i])))
+        ]
         controls = ContinuousControls if scenario.continuous_actions else DiscreteControls
         self._controls = controls(layout, num_envs, device=self.device, dtype=dtype)
 
@@ -80,6 +85,18 @@ class ParticleBatch(TensorBatch):
     def advance_curriculum(self) -> None:
         """Goes to the next stage, if there is one."""
         self.set_curriculum_stage(self.curriculum_stage + 1)
+
+    def get_state(self) -> dict[str, Tensor]:
+        """See `TensorBatch.get_state`; the stage of the curriculum is part of it."""
+        return {**super().get_state(), "curriculum_stage": torch.tensor(self.curriculum_stage)}
+
+    def set_state(self, state: Mapping[str, Tensor]) -> None:
+        """See `TensorBatch.set_state`."""
+        super().set_state(state)
+        self.set_curriculum_stage(int(state["curriculum_stage"]))
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _build, (self.scenario, self.num_envs, self.device, self.dtype), self._saved()
 
     def draw(self, copy: int = 0) -> NDArray[np.uint8]:
         """A picture of one copy ``[height, width, 3]``."""
@@ -121,8 +138,13 @@ class ParticleBatch(TensorBatch):
         self.world.relate()
         self.scenario.update(self.world)
 
-    def _observe(self) -> Tensor:
-        return self.world.rows.index_select(0, self._seen).t().contiguous()
+    def _observe(self) -> dict[str, Tensor]:
+        obs: dict[str, Tensor] = {}
+        for names, index in self._seen:
+            seen = self.world.rows.index_select(0, index.view(-1)).view(*index.shape, self.num_envs)
+            by_agent = seen.transpose(1, 2).contiguous().unbind(0)
+            obs.update(zip(names, by_agent, strict=True))
+        return obs
 
     def _success(self) -> Tensor:
         return self.scenario.success(self.world)
@@ -138,3 +160,7 @@ class ParticleBatch(TensorBatch):
             {agent: {"benchmark_data": values[e]} for agent, values in by_copy.items()}
             for e in range(self.num_envs)
         )
+
+
+def _build(scenario: Scenario, num_envs: int, device: torch.device, dtype: torch.dtype) -> ParticleBatch:
+    return ParticleBatch(scenario, num_envs, device=device, dtype=dtype)
