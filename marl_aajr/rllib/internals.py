@@ -15,11 +15,22 @@ from typing import Any
 import torch
 from ray.exceptions import RayError, RayTaskError
 from ray.rllib.algorithms.algorithm import Algorithm
+from ray.rllib.algorithms.algorithm_config import AlgorithmConfig
 from ray.rllib.algorithms.impala.torch.impala_torch_learner import IMPALATorchLearner
 from ray.rllib.algorithms.ppo import PPO
 from ray.rllib.algorithms.ppo.torch.default_ppo_torch_rl_module import DefaultPPOTorchRLModule
 from ray.rllib.algorithms.sac.torch.default_sac_torch_rl_module import DefaultSACTorchRLModule
 from ray.rllib.algorithms.sac.torch.sac_torch_learner import SACTorchLearner
+from ray.rllib.callbacks.callbacks import RLlibCallback
+from ray.rllib.callbacks.utils import make_callback
+from ray.rllib.connectors.env_to_module import (
+    AddObservationsFromEpisodesToBatch,
+    AddStatesFromEpisodesToBatch,
+    AddTimeDimToBatchAndZeroPad,
+    AgentToModuleMapping,
+    BatchIndividualItems,
+    NumpyToTensor,
+)
 from ray.rllib.core.columns import Columns
 from ray.rllib.core.distribution.torch.torch_distribution import TorchSquashedGaussian
 from ray.rllib.core.learner.learner import POLICY_LOSS_KEY, Learner
@@ -28,7 +39,11 @@ from ray.rllib.core.models.base import ENCODER_OUT
 from ray.rllib.core.models.torch.encoder import TorchActorCriticEncoder
 from ray.rllib.core.models.torch.heads import TorchFreeLogStdMLPHead, TorchMLPHead
 from ray.rllib.core.rl_module.torch import TorchRLModule
+from ray.rllib.env.env_context import EnvContext
+from ray.rllib.env.env_runner import EnvRunner
+from ray.rllib.utils import force_list
 from ray.rllib.utils.numpy import MAX_LOG_NN_OUTPUT, MIN_LOG_NN_OUTPUT
+from ray.tune.registry import ENV_CREATOR, _global_registry
 from torch import Tensor, nn
 
 from marl_aajr.numerics import NonFiniteError
@@ -212,3 +227,79 @@ def _sound_alarms() -> None:
     for name, alarm in _ALARMS.items():
         logging.getLogger(name).setLevel(logging.WARNING)
         logging.getLogger(name).addFilter(alarm)
+
+
+def plain_actor(module: TorchRLModule) -> Callable[[Tensor], Tensor] | None:
+    """The layers between observations and distribution inputs, where nobody has changed how RLlib uses them.
+
+    RLlib's way from ``forward_exploration`` to the first layer takes longer than a small network.
+    """
+    default = DefaultPPOTorchRLModule
+    methods = ("_forward", "_forward_exploration", "_forward_inference")
+    if not isinstance(module, default) or any(
+        getattr(type(module), name) is not getattr(default, name) for name in methods
+    ):
+        return None
+    if type(getattr(module, "encoder", None)) is not TorchActorCriticEncoder or module.is_stateful():
+        return None
+    try:
+        return actor_layers(module)
+    except ValueError:
+        return None
+
+
+def registered_creator(name: str) -> Any:
+    """What was given to ``register_env`` under a name; None if nothing was."""
+    known = _global_registry.contains(ENV_CREATOR, name)
+    return _global_registry.get(ENV_CREATOR, name) if known else None
+
+
+_ENV_TO_MODULE_DEFAULTS = (
+    AddObservationsFromEpisodesToBatch,
+    AddTimeDimToBatchAndZeroPad,
+    AddStatesFromEpisodesToBatch,
+    AgentToModuleMapping,
+    BatchIndividualItems,
+    NumpyToTensor,
+)
+
+
+def foreign_env_to_module(pipeline: Any, *known: type) -> list[str]:
+    """Names of the pieces in an env-to-module pipeline that are neither RLlib's defaults nor ``known``."""
+    expected = (*_ENV_TO_MODULE_DEFAULTS, *known)
+    return [type(piece).__name__ for piece in pipeline.connectors if not isinstance(piece, expected)]
+
+
+def make_environment_callback(runner: EnvRunner, context: EnvContext) -> None:
+    """Call what the user wants called when an environment was built."""
+    make_callback(
+        "on_environment_created",
+        callbacks_objects=runner._callbacks,
+        callbacks_functions=runner.config.callbacks_on_environment_created,
+        kwargs={
+            "env_runner": runner,
+            "metrics_logger": runner.metrics,
+            "env": runner.env.unwrapped,
+            "env_context": context,
+        },
+    )
+
+
+_EPISODE_CALLBACKS = ("on_episode_created", "on_episode_start", "on_episode_step", "on_episode_end")
+
+
+def episode_callbacks(config: AlgorithmConfig, *known: type) -> list[str]:
+    """Names of the callbacks on episodes that a configuration has, but for instances of ``known``."""
+    functions = {name: force_list(getattr(config, f"callbacks_{name}")) for name in _EPISODE_CALLBACKS}
+    names = {name for name, given in functions.items() if any(not isinstance(f, known) for f in given)}
+    for cls in force_list(config.callbacks_class):
+        names |= {
+            name for name in _EPISODE_CALLBACKS if getattr(cls, name) is not getattr(RLlibCallback, name)
+        }
+    return sorted(names)
+
+
+def custom_connectors(config: AlgorithmConfig) -> dict[str, Any]:
+    """The connector settings of a configuration that are set, by name."""
+    names = ("module_to_env_connector", "learner_connector")
+    return {name: given for name in names if (given := getattr(config, f"_{name}")) is not None}

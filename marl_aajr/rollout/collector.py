@@ -6,7 +6,7 @@ as `Players`; what an observation looks like to a module comes in with it.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -16,7 +16,7 @@ from torch import Tensor
 from marl_aajr.rollout.batched import BatchedEnv, BatchedStep
 from marl_aajr.rollout.columns import Columns, Decision, Head, OpenDecisions, stacked
 from marl_aajr.rollout.episodes import EpisodeLog, Episodes
-from marl_aajr.rollout.fragments import Fragment
+from marl_aajr.rollout.fragments import Fragment, ModuleFragment
 
 
 class Players(Protocol):
@@ -113,9 +113,10 @@ class Collector:
             self._look(step.obs)
         parts = {module: column.finish(self._heads[module]) for module, column in columns.items()}
         rewards = torch.cat([part.rewards[lead:] for part in parts.values()], 1)
+        episodes = self._log.take(rewards, _acted(parts.values(), lead), over[lead:])
         opened = {module: OpenDecisions.of(part) for module, part in parts.items()}
         self._open = {module: rows for module, rows in opened.items() if rows is not None}
-        return Fragment(parts, self.env.num_envs, steps, over), self._log.take(rewards, over[lead:])
+        return Fragment(parts, self.env.num_envs, steps, over), episodes
 
     def _step(self, columns: Mapping[str, Columns], t: int) -> BatchedStep:
         actions: dict[str, Tensor] = {}
@@ -143,3 +144,12 @@ class Collector:
             flat, _, rows = head.rows()
             seen = self.players.perceive(group.module, flat, rows)
             self._heads[group.module] = head._replace(obs=seen.view(head.obs.shape))
+
+
+def _acted(parts: Collection[ModuleFragment], lead: int) -> Tensor | None:
+    """Who acted in the steps after the leading row, ``[T, A, E]``; None: everybody."""
+    if all(part.acts is None for part in parts):
+        return None
+    everybody = [part.terminated.new_ones(part.terminated.shape) for part in parts]
+    acts = [full if p.acts is None else p.acts[:-1] for p, full in zip(parts, everybody, strict=True)]
+    return torch.cat(acts, 1)[lead:]

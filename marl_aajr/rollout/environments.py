@@ -51,6 +51,15 @@ class EnvironmentSpec:
         _check_arguments(self.name, factory, self.kwargs)
         return game_of(_build(self.name, factory, defaults, self.kwargs), name=self.name)
 
+    def factory(self) -> tuple[Factory, dict[str, Any]]:
+        """What builds the environment, and all arguments that it is called with.
+
+        Raises:
+            ValueError: If the name is unknown or a package is missing.
+        """
+        factory, defaults, _ = _find(self.name)
+        return factory, {**defaults, **self.kwargs}
+
 
 def resolve(name: str, kwargs: Mapping[str, Any] | None = None) -> EnvironmentSpec:
     """Finds an environment by name and checks its arguments, without building it.
@@ -183,9 +192,7 @@ def _refusal(name: str, kwargs: Mapping[str, Any], error: Exception, accepted: l
     return f"expected arguments that {name} takes, got {dict(kwargs)}: {reason}{takes}"
 
 
-def _build(
-    name: str, factory: Factory, defaults: Mapping[str, Any], kwargs: Mapping[str, Any]
-) -> Any:
+def _build(name: str, factory: Factory, defaults: Mapping[str, Any], kwargs: Mapping[str, Any]) -> Any:
     try:
         return factory(**{**defaults, **kwargs})
     except DeprecatedEnv as error:
@@ -204,9 +211,7 @@ def _innermost(factory: Factory) -> Factory:
     while inspect.isfunction(factory) and not _accepted(factory):
         scope = inspect.getclosurevars(factory)
         called = {**scope.globals, **scope.nonlocals}
-        inner = [
-            called[name] for name in ("raw_env", "env_fn", "env") if callable(called.get(name))
-        ]
+        inner = [called[name] for name in ("raw_env", "env_fn", "env") if callable(called.get(name))]
         if not inner:
             break
         factory = inner[0]

@@ -14,15 +14,14 @@ class Episodes(NamedTuple):
     Attributes:
         returns: ``[n, A]`` float64, the sum of each agent's rewards.
         lengths: ``[n]`` int64, in steps of the environment.
+        agent_steps: ``[n, A]`` int64, how often each agent acted.
         copies: ``[n]`` int64, where they were played.
     """
 
     returns: Tensor
     lengths: Tensor
+    agent_steps: Tensor
     copies: Tensor
-
-    def __len__(self) -> int:
-        return len(self.lengths)
 
 
 class EpisodeLog:
@@ -35,33 +34,44 @@ class EpisodeLog:
 
     def __init__(self, agents: int, num_envs: int) -> None:
         self._earned = torch.zeros(agents, num_envs, dtype=torch.float64)
+        self._acted = torch.zeros(agents, num_envs, dtype=torch.int64)
         self._length = torch.zeros(num_envs, dtype=torch.int64)
 
     def clear(self) -> None:
         """Forget the episodes in progress."""
-        self._earned.zero_()
-        self._length.zero_()
+        for kept in (self._earned, self._acted, self._length):
+            kept.zero_()
 
-    def take(self, rewards: Tensor, over: Tensor) -> Episodes:
-        """Take in ``rewards [T, A, E]`` of steps after some of which, ``over [T, E]``, episodes ended."""
+    def take(self, rewards: Tensor, acts: Tensor | None, over: Tensor) -> Episodes:
+        """Take in T steps.
+
+        Args:
+            rewards: ``[T, A, E]``.
+            acts: ``[T, A, E]`` bool, who acted; None: everybody.
+            over: ``[T, E]`` bool, where episodes ended.
+
+        Returns:
+            Those that ended.
+        """
         rewards, over = rewards.cpu(), over.cpu()
-        ends = [t + 1 for t in over.any(1).nonzero().flatten().tolist()]
-        returns, lengths, copies = [], [], []
+        acts = None if acts is None else acts.cpu()
+        ended = [self._ended(torch.arange(0))]
         start = 0
-        for stop in ends:
-            self._add(rewards[start:stop])
-            ended = over[stop - 1].nonzero().flatten()
-            returns.append(self._earned[:, ended].T)
-            lengths.append(self._length[ended])
-            copies.append(ended)
-            self._earned[:, ended] = 0.0
-            self._length[ended] = 0
-            start = stop
-        self._add(rewards[start:])
-        if not ends:
-            return Episodes(self._earned.new_empty(0, len(self._earned)), *[self._length.new_empty(0)] * 2)
-        return Episodes(torch.cat(returns), torch.cat(lengths), torch.cat(copies))
+        for last in over.any(1).nonzero().flatten().tolist():
+            self._add(rewards, acts, slice(start, last + 1))
+            ended.append(self._ended(over[last].nonzero().flatten()))
+            start = last + 1
+        self._add(rewards, acts, slice(start, None))
+        return Episodes(*(torch.cat(column) for column in zip(*ended, strict=True)))
 
-    def _add(self, rewards: Tensor) -> None:
-        self._earned += rewards.sum(0, dtype=torch.float64)
-        self._length += len(rewards)
+    def _add(self, rewards: Tensor, acts: Tensor | None, steps: slice) -> None:
+        count = len(rewards[steps])
+        self._earned += rewards[steps].sum(0, dtype=torch.float64)
+        self._acted += count if acts is None else acts[steps].sum(0)
+        self._length += count
+
+    def _ended(self, copies: Tensor) -> Episodes:
+        episodes = Episodes(self._earned[:, copies].T, self._length[copies], self._acted[:, copies].T, copies)
+        for kept in (self._earned, self._acted, self._length):
+            kept[..., copies] = 0
+        return episodes

@@ -1,0 +1,94 @@
+"""From fragments to a train batch: the learner's whole connector pipeline in one piece."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import gymnasium as gym
+import torch
+from ray.rllib.connectors.connector_v2 import ConnectorV2
+from ray.rllib.core.columns import Columns
+from ray.rllib.core.rl_module.torch import TorchRLModule
+from ray.rllib.evaluation.postprocessing import Postprocessing
+from torch import Tensor
+
+from marl_aajr.rollout.fragments import Fragment
+from marl_aajr.rollout.parity import stock_rows, time_limits_terminate
+from marl_aajr.rollout.rows import Critic, Rows, training_rows
+
+
+class FragmentsToBatch(ConnectorV2):
+    """Computes values, advantages and value targets, and lays the rows out by module.
+
+    A module that has no sample in the fragments has no batch.
+
+    Args:
+        gamma: Discount.
+        lambda_: λ of GAE.
+        parity: Make the very rows that RLlib's connectors would (`marl_aajr.rollout.parity`), with time
+            limits as its PettingZoo wrapper has them.
+    """
+
+    def __init__(
+        self,
+        input_observation_space: gym.Space[Any] | None = None,
+        input_action_space: gym.Space[Any] | None = None,
+        *,
+        gamma: float,
+        lambda_: float,
+        parity: bool = False,
+    ) -> None:
+        super().__init__(input_observation_space, input_action_space)
+        self.gamma = gamma
+        self.lambda_ = lambda_
+        self.parity = parity
+
+    def __call__(
+        self, *, rl_module: Any, batch: dict[str, Any], episodes: list[Fragment], **_: Any
+    ) -> dict[str, Any]:
+        if self.parity:
+            episodes = [time_limits_terminate(fragment) for fragment in episodes]
+        for name in episodes[0].modules:
+            module = rl_module[name].unwrapped()
+            rows = self._rows(name, critic_of(module), episodes, next(module.parameters()).device)
+            if len(rows):
+                batch[name] = _columns(rows, module)
+        return batch
+
+    def _rows(self, name: str, critic: Critic, fragments: list[Fragment], device: torch.device) -> Rows:
+        settings = {"gamma": self.gamma, "lambda_": self.lambda_}
+        if self.parity:
+            return stock_rows(fragments, name, critic, **settings)
+        parts = [fragment.modules[name].to(device) for fragment in fragments]
+        return training_rows(parts, critic, **settings)
+
+
+def critic_of(module: TorchRLModule) -> Critic:
+    """The values of a module that has a value function.
+
+    Raises:
+        ValueError: The module has none.
+    """
+    compute: Callable[[dict[str, Any]], Tensor] | None = getattr(module, "compute_values", None)
+    if compute is None:
+        raise ValueError(f"expected a module with compute_values, got {type(module).__name__}")
+    return lambda obs, mask: compute({Columns.OBS: _observation(obs, mask, module)})
+
+
+def _observation(obs: Tensor, mask: Tensor | None, module: TorchRLModule) -> Any:
+    """What the module reads: the array, or PettingZoo's dict of it and the action mask."""
+    nested = isinstance(module.observation_space, gym.spaces.Dict)
+    return {"observation": obs, "action_mask": mask} if nested else obs
+
+
+def _columns(rows: Rows, module: TorchRLModule) -> dict[str, Any]:
+    columns = {
+        Columns.OBS: _observation(rows.obs, rows.mask, module),
+        Columns.ACTIONS: rows.actions,
+        Columns.ACTION_LOGP: rows.log_probs,
+        Columns.ACTION_DIST_INPUTS: rows.inputs,
+        Postprocessing.ADVANTAGES: rows.advantages,
+        Postprocessing.VALUE_TARGETS: rows.value_targets,
+    }
+    return columns if rows.loss_mask is None else {**columns, Columns.LOSS_MASK: rows.loss_mask}

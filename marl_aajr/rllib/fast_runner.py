@@ -1,0 +1,226 @@
+"""An env runner for RLlib that samples columns instead of episodes.
+
+RLlib's own multi-agent runner spends its time on Python objects: an episode per copy and agent, a connector
+pipeline per step, a metric per agent step. This one steps a `BatchedEnv` and asks each module once per step.
+What it returns are `Fragment`s, which a learner reads with
+`marl_aajr.rllib.fast_connector.FragmentsToBatch`; `marl_aajr.rllib.fast.fast` sets both up.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from ray.rllib.env.env_context import EnvContext
+
+from marl_aajr.rllib.batch_env import BatchCreator, BatchSpaces
+from marl_aajr.rllib.batch_filter import BatchFilter
+from marl_aajr.rllib.internals import foreign_env_to_module, make_environment_callback, registered_creator
+from marl_aajr.rllib.observation_filter import ObservationNormalizer
+from marl_aajr.rllib.players import ModulePlayers
+from marl_aajr.rllib.runner import RunEnvRunner
+from marl_aajr.rllib.sampling_metrics import SamplingMetrics
+from marl_aajr.rollout.batched import BatchedEnv
+from marl_aajr.rollout.collector import Collector
+from marl_aajr.rollout.episodes import Episodes
+from marl_aajr.rollout.fragments import Fragment
+
+_STEPS_AT_ONCE = 32
+"""Steps between two counts of the episodes that are done, where whole episodes are asked for."""
+
+
+@dataclass(frozen=True)
+class EpisodeTally:
+    """What ``sample(num_episodes=...)`` returns: episodes are counted and measured, not kept."""
+
+    steps: int
+    agents_steps: int
+
+    def env_steps(self) -> int:
+        """Steps of all episodes."""
+        return self.steps
+
+    def agent_steps(self) -> int:
+        """Steps of all agents in them."""
+        return self.agents_steps
+
+    def __len__(self) -> int:
+        return self.agents_steps
+
+
+class FastEnvRunner(RunEnvRunner):
+    """Samples from a batch of environment copies; see the module's documentation.
+
+    The environment must have been registered with `marl_aajr.rllib.batch_env.register_batch`. Callbacks of
+    episodes are not called, because there are no episodes; RLlib's metrics of them are there.
+
+    Sampling is a function of the seed: of ``config.seed`` and the runner's index, or of the one that was
+    given to :meth:`start_afresh`, and of the weights.
+    """
+
+    env: BatchSpaces | None
+
+    def __init__(self, config: Any, **kwargs: Any) -> None:
+        self._collector: Collector | None = None
+        self._generator = torch.Generator()
+        super().__init__(config=config, **kwargs)
+        foreign = foreign_env_to_module(self._env_to_module, ObservationNormalizer)
+        if foreign:
+            raise ValueError(
+                "expected no env-to-module connector but our ObservationNormalizer, got "
+                f"{', '.join(foreign)}; they work on episodes, which this runner does not make: use RLlib's "
+                "env runner"
+            )
+        self._generator.manual_seed(_any_seed() if self._seed is None else self._seed)
+
+    def make_env(self) -> None:
+        """Build the copies; the next sample begins new episodes."""
+        if self.env is not None:
+            self.env.close()
+        context = self.config.env_config
+        if not isinstance(context, EnvContext):
+            context = EnvContext(
+                context, worker_index=self.worker_index, num_workers=self.config.num_env_runners
+            )
+        creator = registered_creator(self.config.env) if isinstance(self.config.env, str) else None
+        if not isinstance(creator, BatchCreator):
+            raise ValueError(
+                f"expected an environment that fast(config, environment) has set, got {self.config.env!r}; "
+                "call it last"
+            )
+        if creator.device is not None:
+            self._device = torch.device(creator.device)
+        batch = creator.batch(context, self.config.num_envs_per_env_runner, self._device)
+        self.env = BatchSpaces(batch)
+        self.num_envs = batch.num_envs
+        self._collector = None
+        self._needs_initial_reset = True
+        make_environment_callback(self, context)
+
+    def start_afresh(self, *, seed: int) -> None:
+        """Build new environments; the next sample, and all that follow, are a function of ``seed``."""
+        self.make_env()
+        self._seed = seed
+        self._generator.manual_seed(seed)
+
+    def get_metrics(self) -> Any:
+        """RLlib's metrics of what was sampled since they were last asked for."""
+        return self.metrics.reduce()
+
+    def _sample(
+        self,
+        *,
+        num_timesteps: int | None = None,
+        num_episodes: int | None = None,
+        explore: bool,
+        random_actions: bool = False,
+        force_reset: bool = False,
+    ) -> list[Any]:
+        collector, players = self._assembled()
+        if force_reset or num_episodes is not None or self._needs_initial_reset:
+            self._begin(collector)
+        players.module = self.module
+        players.explore, players.random = explore, random_actions
+        players.timestep = self.num_env_steps_sampled_lifetime
+        if self._filter is not None:
+            self._filter.load()
+        try:
+            if num_episodes is not None:
+                self._needs_initial_reset = True
+                return self._whole_episodes(collector, num_episodes)
+            return self._steps(collector, num_timesteps or 0)
+        finally:
+            if self._filter is not None:
+                self._filter.store()
+
+    def _steps(self, collector: Collector, num_timesteps: int) -> list[Fragment]:
+        per_step = self.num_envs
+        if self.config.count_steps_by == "agent_steps":
+            per_step *= len(collector.agents)
+        started = time.perf_counter()
+        fragment, episodes = collector.collect(max(1, -(-num_timesteps // per_step)))
+        seconds = time.perf_counter() - started
+        self._measures.steps(fragment)
+        self._measures.episodes(episodes, seconds / fragment.steps)
+        # Equal parts, or RLlib would try to cut fragments like episodes to share them out.
+        return fragment.split(max(self.config.num_learners, 1))
+
+    def _whole_episodes(self, collector: Collector, wanted: int) -> list[EpisodeTally]:
+        """Each copy plays its share, so that short episodes are not preferred to long ones."""
+        share = torch.full((self.num_envs,), wanted // self.num_envs)
+        share[: wanted % self.num_envs] += 1
+        kept: list[Episodes] = []
+        started, steps = time.perf_counter(), 0
+        while bool((share > 0).any()):
+            fragment, episodes = collector.collect(_STEPS_AT_ONCE)
+            steps += fragment.steps
+            chosen = []
+            for i, copy in enumerate(episodes.copies.tolist()):
+                if share[copy] > 0:
+                    share[copy] -= 1
+                    chosen.append(i)
+            kept.append(Episodes(*(column[chosen] for column in episodes)))
+        played = Episodes(*(torch.cat(column) for column in zip(*kept, strict=True)))
+        agent_steps = played.agent_steps.sum(0).tolist()
+        self._measures.count(int(played.lengths.sum()), dict(zip(collector.agents, agent_steps, strict=True)))
+        self._measures.episodes(played, (time.perf_counter() - started) / steps)
+        return [EpisodeTally(int(played.lengths.sum()), sum(agent_steps))]
+
+    def _assembled(self) -> tuple[Collector, ModulePlayers]:
+        """The collector, built when the environment and the modules are there."""
+        if self._collector is None:
+            assert self.env is not None
+            batch = self.env.batch
+            module_of = _module_of(batch, self.config.policy_mapping_fn)
+            found = [p for p in self._env_to_module.connectors if isinstance(p, ObservationNormalizer)]
+            self._filter = BatchFilter(found[0], self._device) if found else None
+            if found and self.config.in_evaluation:
+                found[0].frozen = True
+            players = ModulePlayers(
+                {module_of[agent]: batch.action_spaces[agent] for agent in batch.possible_agents},
+                normalize_actions=self.config.normalize_actions,
+                clip_actions=self.config.clip_actions,
+                observe=self._filter,
+                device=self._device,
+            )
+            self._players = players
+            self._collector = Collector(batch, module_of, players)
+            self._measures = SamplingMetrics(self, self._collector.agents, module_of, batch.teams)
+        return self._collector, self._players
+
+    def _begin(self, collector: Collector) -> None:
+        """New episodes: the first from the runner's seed, later ones from numbers drawn with it."""
+        seed = self._seed if self._needs_initial_reset and self._seed is not None else self._draw()
+        if self._filter is not None:
+            self._filter.load()
+        collector.reset(seed=seed)
+        if self._filter is not None:
+            self._filter.store()
+        self._players.generator.manual_seed(self._draw())
+        self._needs_initial_reset = False
+
+    def _draw(self) -> int:
+        return int(torch.randint(2**31, (), generator=self._generator))
+
+
+def _any_seed() -> int:
+    return torch.seed() % 2**31
+
+
+def _module_of(batch: BatchedEnv, mapping: Any) -> Mapping[str, str]:
+    """The module of each agent, for good.
+
+    Raises:
+        ValueError: A mapping that needs to know the episode.
+    """
+    try:
+        return {agent: mapping(agent, None) for agent in batch.possible_agents}
+    except Exception as error:
+        raise ValueError(
+            "expected a policy_mapping_fn that maps each agent to one module whatever the episode, got one "
+            f"that raised {type(error).__name__} ({error}) when it was called without an episode; use "
+            "RLlib's env runner for agents that change modules"
+        ) from error

@@ -1,0 +1,202 @@
+"""RLlib's modules as the players of a `Collector`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Any
+
+import gymnasium as gym
+import torch
+from ray.rllib.core.columns import Columns
+from ray.rllib.core.distribution.torch.torch_distribution import (
+    TorchCategorical,
+    TorchDiagGaussian,
+    TorchMultiCategorical,
+)
+from ray.rllib.core.rl_module.multi_rl_module import MultiRLModule
+from ray.rllib.core.rl_module.torch import TorchRLModule
+from torch import Tensor
+
+from marl_aajr.distributions import (
+    ActionDistribution,
+    Categorical,
+    DiagGaussian,
+    MultiCategorical,
+    from_space,
+)
+from marl_aajr.rllib.batch_filter import BatchFilter
+from marl_aajr.rllib.internals import plain_actor
+from marl_aajr.rollout.columns import Decision
+
+_OURS = {
+    Categorical: TorchCategorical,
+    MultiCategorical: TorchMultiCategorical,
+    DiagGaussian: TorchDiagGaussian,
+}
+"""RLlib's distributions that ours compute the same numbers for."""
+
+
+class ModulePlayers:
+    """Decides with RLlib's modules, as its env runner and default connectors would.
+
+    Random numbers come from a generator of our own. Only distributions other than RLlib's categorical,
+    multi-categorical and diagonal Gaussian draw from torch's global one, because RLlib's classes do.
+
+    Args:
+        action_spaces: By module.
+        normalize_actions: RLlib's setting: bounded Box actions are mapped from [−1, 1] to their bounds.
+        clip_actions: RLlib's setting: otherwise, Box actions are clipped to their bounds.
+        observe: The observation filter, if there is one.
+        device: Where observations are and actions are computed.
+
+    Attributes:
+        module: RLlib's modules; to be set before the first step.
+        generator: Source of random actions.
+        explore: Whether to draw actions (with ``forward_exploration``) or to take the most likely ones.
+        random: Whether to draw them uniformly from the legal ones, without asking the modules.
+        timestep: Environment steps of all runners so far, for modules whose exploration follows them.
+    """
+
+    def __init__(
+        self,
+        action_spaces: Mapping[str, gym.Space[Any]],
+        *,
+        normalize_actions: bool,
+        clip_actions: bool,
+        observe: BatchFilter | None,
+        device: torch.device,
+    ) -> None:
+        self._spaces = dict(action_spaces)
+        self._to_env = {
+            name: env_action_map(space, normalize=normalize_actions, clip=clip_actions, device=device)
+            for name, space in self._spaces.items()
+        }
+        self._observe = observe
+        self._minds: dict[str, tuple[TorchRLModule, _Mind]] = {}
+        self.module: MultiRLModule | None = None
+        self.generator = torch.Generator(device)
+        self.explore = True
+        self.random = False
+        self.timestep = 0
+
+    def perceive(self, module: str, obs: Tensor, rows: Tensor | None) -> Tensor:
+        """See `Players.perceive`."""
+        return obs if self._observe is None else self._observe(module, obs, rows)
+
+    @torch.no_grad()
+    def act(self, module: str, obs: Tensor, mask: Tensor | None, rows: Tensor | None) -> Decision:
+        """See `Players.act`."""
+        if self.random:
+            return self._guess(module, obs, mask)
+        actions, log_probs, inputs = self._mind(module).decide(obs, mask, self)
+        return Decision(actions, self._to_env[module](actions), log_probs, inputs)
+
+    def forget(self, episode_over: Tensor) -> None:
+        """See `Players.forget`."""
+
+    def _mind(self, name: str) -> _Mind:
+        assert self.module is not None
+        module = self.module[name]
+        # RLlib may replace modules when it restores a runner.
+        known = self._minds.get(name)
+        if known is None or known[0] is not module:
+            known = (module, _Mind(module, name, self._spaces[name]))
+            self._minds[name] = known
+        return known[1]
+
+    def _guess(self, module: str, obs: Tensor, mask: Tensor | None) -> Decision:
+        space = self._spaces[module]
+        kind = from_space(space)
+        inputs = obs.new_zeros((len(obs), kind.num_inputs), dtype=torch.float32)
+        if isinstance(space, gym.spaces.Box):
+            low, high = (_bounded(bound, obs.device) for bound in (space.low, space.high))
+            share = torch.rand((len(obs), *space.shape), generator=self.generator, device=obs.device)
+            actions = low + share * (high - low)
+        else:
+            inputs = inputs if mask is None else inputs.masked_fill(~mask, torch.finfo(inputs.dtype).min)
+            actions = kind.sample(inputs, generator=self.generator)
+        return Decision(actions, actions, kind.log_prob(inputs, actions), inputs)
+
+
+class _Mind:
+    """How one module decides."""
+
+    def __init__(self, module: TorchRLModule, name: str, space: gym.Space[Any]) -> None:
+        if module.is_stateful():
+            raise ValueError(
+                f"expected a module without recurrent state, got {type(module).__name__} for {name!r}; "
+                "use RLlib's env runner for it"
+            )
+        self._module = module
+        self._layers = plain_actor(module)
+        self._nested = isinstance(module.observation_space, gym.spaces.Dict)
+        self._own = self._distribution(space)
+
+    def _distribution(self, space: gym.Space[Any]) -> ActionDistribution | None:
+        """Ours, where it is the one that the module explores and acts with."""
+        kind = from_space(space)
+        used = (
+            self._module.get_exploration_action_dist_cls(),
+            self._module.get_inference_action_dist_cls(),
+        )
+        return kind if all(issubclass(cls, _OURS[type(kind)]) for cls in used) else None
+
+    def decide(
+        self, obs: Tensor, mask: Tensor | None, players: ModulePlayers
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Actions, their log-probabilities and the distribution inputs."""
+        out = self._forward(obs, mask, players)
+        inputs = out[Columns.ACTION_DIST_INPUTS]
+        if Columns.ACTIONS in out:
+            actions = out[Columns.ACTIONS]
+            log_probs = out.get(Columns.ACTION_LOGP)
+            return actions, self._log_prob(inputs, actions) if log_probs is None else log_probs, inputs
+        if self._own is not None:
+            if not players.explore:
+                actions = self._own.mode(inputs)
+            else:
+                actions = self._own.sample(inputs, generator=players.generator)
+            return actions, self._own.log_prob(inputs, actions), inputs
+        if not players.explore:
+            chosen = self._module.get_inference_action_dist_cls().from_logits(inputs).to_deterministic()
+            return chosen.sample(), inputs.new_zeros(len(inputs)), inputs
+        distribution = self._module.get_exploration_action_dist_cls().from_logits(inputs)
+        actions = distribution.sample()
+        return actions, distribution.logp(actions), inputs
+
+    def _log_prob(self, inputs: Tensor, actions: Tensor) -> Tensor:
+        return self._module.get_exploration_action_dist_cls().from_logits(inputs).logp(actions)
+
+    def _forward(self, obs: Tensor, mask: Tensor | None, players: ModulePlayers) -> dict[str, Any]:
+        if self._layers is not None:
+            return {Columns.ACTION_DIST_INPUTS: self._layers(obs)}
+        batch = {Columns.OBS: {"observation": obs, "action_mask": mask} if self._nested else obs}
+        if players.explore:
+            return self._module.forward_exploration(batch, t=players.timestep)
+        return self._module.forward_inference(batch)
+
+
+def env_action_map(
+    space: gym.Space[Any], *, normalize: bool, clip: bool, device: torch.device
+) -> Callable[[Tensor], Tensor]:
+    """RLlib's ``unsquash_action`` or ``clip_action``, for rows of actions of one space."""
+    if not isinstance(space, gym.spaces.Box):
+        return _same
+    low, high = (torch.as_tensor(bound, device=device) for bound in (space.low, space.high))
+    if normalize:
+        return partial(_unsquash, low=low, high=high) if space.is_bounded() else _same
+    return partial(torch.clamp, min=low, max=high) if clip else _same
+
+
+def _same(actions: Tensor) -> Tensor:
+    return actions
+
+
+def _unsquash(actions: Tensor, *, low: Tensor, high: Tensor) -> Tensor:
+    return (low + (actions + 1.0) * (high - low) / 2.0).clamp(low, high)
+
+
+def _bounded(bound: Any, device: torch.device) -> Tensor:
+    """Bounds for uniform numbers; ±1 where there are none."""
+    return torch.as_tensor(bound, device=device).nan_to_num(posinf=1.0, neginf=-1.0).clamp(-1e6, 1e6)

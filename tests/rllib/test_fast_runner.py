@@ -1,0 +1,323 @@
+"""The fast env runner samples what RLlib's modules would have done in PettingZoo's environments."""
+
+from __future__ import annotations
+
+import pickle
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import pytest
+import torch
+from ray.rllib.core.rl_module.default_model_config import DefaultModelConfig
+from ray.rllib.utils.spaces.space_utils import clip_action, unsquash_action
+from torch import Tensor
+
+from marl_aajr.rllib.fast_runner import FastEnvRunner
+from marl_aajr.rllib.observation_filter import CLIP, ObservationNormalizer
+from marl_aajr.rllib.players import env_action_map
+from marl_aajr.rllib.returns import RETURNS_KEY
+from marl_aajr.rollout.batched import BatchedEnv
+from marl_aajr.rollout.environments import resolve
+from marl_aajr.rollout.fragments import Fragment
+from marl_aajr.rollout.pettingzoo import PettingZooBatch
+from tests.rllib.fast_runs import (
+    CIRCLE,
+    SPREAD,
+    TAG,
+    TICTACTOE,
+    by_side,
+    config,
+    fragment,
+    logits,
+    masked,
+    runner,
+)
+
+
+def columns_equal(first: Fragment, second: Fragment) -> bool:
+    return all(
+        torch.equal(getattr(part, name), getattr(second.modules[module], name))
+        for module, part in first.modules.items()
+        for name in ("obs", "actions", "log_probs", "rewards")
+    )
+
+
+def test_columns_have_a_row_for_each_step_agent_and_copy() -> None:
+    sampled = fragment(runner(config("adversary", "agent"), TAG))
+    assert list(sampled.modules) == ["adversary", "agent"]
+    assert sampled.modules["adversary"].obs.shape == (11, 3, 4, 16)
+    assert sampled.modules["agent"].obs.shape == (11, 1, 4, 14)
+    assert sampled.modules["adversary"].inputs.shape == (10, 3, 4, 5)
+    assert sampled.env_steps() == 40
+    assert sampled.agent_steps() == 160
+    assert len(sampled) == 120
+
+
+def test_one_forward_pass_for_all_agents_of_a_module_and_all_copies() -> None:
+    subject = runner(config())
+    fragment(subject)  # builds
+    rows: list[int] = []
+    (layer, *_) = [m for m in subject.module["agent"].pi.modules() if isinstance(m, torch.nn.Linear)]
+    layer.register_forward_hook(lambda module, inputs, output: rows.append(len(output)))
+    fragment(subject)
+    assert rows == [3 * 4] * 10
+
+
+def test_inputs_and_log_probabilities_are_the_modules() -> None:
+    subject = runner(config())
+    part = fragment(subject).modules["agent"]
+    expected = logits(subject, "agent", part.obs[:-1])
+    torch.testing.assert_close(part.inputs, expected)
+    log_probs = torch.distributions.Categorical(logits=expected).log_prob(part.actions)
+    torch.testing.assert_close(part.log_probs, log_probs)
+
+
+def test_fragments_follow_each_other_without_a_gap() -> None:
+    subject = runner(config())
+    first, second = (fragment(subject).modules["agent"] for _ in range(2))
+    assert torch.equal(first.obs[-1], second.obs[0])
+
+
+def test_replaying_the_actions_in_the_environment_gives_the_same_columns() -> None:
+    subject = runner(config(steps=30))
+    part = fragment(subject).modules["agent"]
+    env = PettingZooBatch(resolve(SPREAD), 4)
+    obs = env.reset(seed=0)
+    for t in range(30):
+        for g, agent in enumerate(part.agents):
+            assert torch.equal(part.obs[t, g], obs[agent])
+        step = env.step(dict(zip(part.agents, part.actions[t], strict=True)))
+        obs = step.obs
+        assert torch.equal(part.rewards[t], torch.stack(list(step.rewards.values())))
+        assert part.truncated[t].all() == (t == 24)
+    assert torch.equal(part.final_obs.view(3, 4, -1)[1], fragment_end(env, part.actions[:25], "agent_1"))
+
+
+def fragment_end(env: BatchedEnv, actions: Tensor, agent: str) -> Tensor:
+    env.reset(seed=0)
+    for action in actions:
+        step = env.step(dict(zip(env.possible_agents, action, strict=True)))
+    return step.final_obs[agent]
+
+
+@pytest.mark.parametrize("environment", [SPREAD, CIRCLE])
+def test_sampling_is_a_function_of_the_seed(environment: str) -> None:
+    kwargs = {"endings": "staggered"} if environment == CIRCLE else {}
+    one, same, other, elsewhere = (
+        runner(config("agent", "a", "b", "c", seed=seed), environment, kwargs=kwargs, index=index)
+        for seed, index in ((7, 1), (7, 1), (8, 1), (7, 2))
+    )
+    for subject in (same, other, elsewhere):
+        subject.module.set_state(one.module.get_state())
+    first, again, second = fragment(one), fragment(same), fragment(one)
+    assert columns_equal(first, again)
+    assert not columns_equal(first, fragment(other))
+    assert not columns_equal(first, fragment(elsewhere))
+    assert columns_equal(second, fragment(same))
+
+
+def test_starting_afresh_leaves_no_trace_of_what_was_before() -> None:
+    old, new = runner(config(seed=1)), runner(config(seed=2))
+    new.module.set_state(old.module.get_state())
+    fragment(old)
+    for subject in (old, new):
+        subject.start_afresh(seed=5)
+    assert columns_equal(fragment(old), fragment(new))
+    assert columns_equal(fragment(old), fragment(new))
+
+
+def test_forced_reset_begins_new_episodes() -> None:
+    subject = runner(config(steps=4))
+    first = fragment(subject).modules["agent"].obs[-1]
+    assert not torch.equal(fragment(subject, force_reset=True).modules["agent"].obs[0], first)
+
+
+def test_without_exploration_the_most_likely_action_is_taken() -> None:
+    part = fragment(runner(config()), explore=False).modules["agent"]
+    assert torch.equal(part.actions, part.inputs.argmax(-1))
+
+
+def test_random_actions_are_legal_and_not_the_networks() -> None:
+    part = fragment(runner(masked(config("player", steps=40)), TICTACTOE), random_actions=True).modules[
+        "player"
+    ]
+    assert part.mask is not None
+    assert part.mask[:-1].gather(-1, part.actions[..., None]).all()
+    assert len(part.actions.unique()) == 9
+
+
+def test_masked_actions_are_never_taken() -> None:
+    part = fragment(runner(masked(config("player", steps=40)), TICTACTOE)).modules["player"]
+    assert part.mask is not None
+    assert part.acts is not None
+    legal = part.mask[:-1].gather(-1, part.actions[..., None])[..., 0]
+    assert legal[part.acts[:-1]].all()
+    assert (part.inputs[part.acts[:-1]] < -1e30).any()
+    assert part.log_probs[part.acts[:-1]].isfinite().all()
+
+
+def test_waiting_agents_have_their_turns_marked() -> None:
+    part = fragment(runner(config("a", "b", "c"), CIRCLE, kwargs={"endings": "together"})).modules["b"]
+    assert part.acts is not None
+    assert part.acts[:4, 0, 0].tolist() == [False, True, False, False]
+    assert part.acts[4:8, 0, 0].tolist() == [False, True, False, False]
+
+
+@pytest.mark.parametrize(("normalize", "clip"), [(True, False), (False, True), (False, False)])
+@pytest.mark.parametrize("high", [3.0, np.inf])
+def test_box_actions_reach_the_environment_as_rllib_maps_them(
+    normalize: bool, clip: bool, high: float
+) -> None:
+    low, top = np.array([-1.0, 0.5], np.float32), np.array([high, 2.0], np.float32)
+    space = gym.spaces.Box(low, top)
+    actions = torch.tensor([[-3.0, 0.1], [0.2, 5.0]])
+    to_env = env_action_map(space, normalize=normalize, clip=clip, device=torch.device("cpu"))
+    rllib: Any = (unsquash_action if normalize else clip_action) if normalize or clip else lambda a, _: a
+    expected = np.stack([rllib(row, space) for row in actions.numpy()])
+    np.testing.assert_array_equal(to_env(actions).numpy(), expected)
+
+
+def test_continuous_actions_are_kept_as_the_module_chose_them() -> None:
+    subject = runner(config(), SPREAD, kwargs={"continuous_actions": True})
+    part = fragment(subject).modules["agent"]
+    assert part.actions.shape == (10, 3, 4, 5)
+    assert (part.actions.abs() > 1).any(), "Gaussian actions, not those clipped to the bounds"
+    mean, log_std = part.inputs.chunk(2, -1)
+    expected = torch.distributions.Normal(mean, log_std.exp()).log_prob(part.actions).sum(-1)
+    torch.testing.assert_close(part.log_probs, expected)
+
+
+def test_returns_are_sums_of_rewards_by_team_agent_and_module() -> None:
+    subject = runner(config("adversary", "agent", steps=25), TAG)
+    sampled = fragment(subject)
+    metrics = subject.metrics.peek
+    hunters, prey = (sampled.modules[name].rewards.double() for name in ("adversary", "agent"))
+    sums = metrics((RETURNS_KEY, "returns"))
+    assert metrics((RETURNS_KEY, "episodes")) == 4
+    assert metrics((RETURNS_KEY, "length")) == 100
+    assert float(sums["adversary"]) == pytest.approx(hunters.sum().item())
+    assert float(sums["good"]) == pytest.approx(prey.sum().item())
+    assert metrics("episode_return_mean") == pytest.approx((hunters.sum() + prey.sum()).item() / 4)
+    assert metrics(("module_episode_returns_mean", "agent")) == pytest.approx(prey.sum().item() / 4)
+    assert metrics(("agent_episode_returns_mean", "adversary_1")) == pytest.approx(
+        hunters[:, 1].sum().item() / 4
+    )
+
+
+def test_steps_are_counted_by_environment_agent_and_module() -> None:
+    subject = runner(config("a", "b", "c", steps=12), CIRCLE, kwargs={"endings": "staggered"})
+    part = fragment(subject).modules["a"]
+    assert part.acts is not None
+    metrics = subject.metrics.peek
+    assert metrics("num_env_steps_sampled") == 48
+    assert metrics(("num_agent_steps_sampled", "a")) == int(part.acts[:-1].sum()) == 8
+    assert metrics(("num_module_steps_sampled", "a")) == 8
+
+
+def test_whole_episodes_are_shared_among_the_copies() -> None:
+    subject = runner(config(copies=4), SPREAD, kwargs={"max_cycles": 7})
+    (tally,) = subject.sample(num_episodes=6)
+    assert subject.metrics.peek("num_episodes") == 6
+    assert tally.env_steps() == 42
+    assert tally.agent_steps() == 126
+
+
+def test_evaluation_does_not_prefer_short_episodes() -> None:
+    # Copies whose first episode is long would come too late if the first to finish were taken.
+    subject = runner(config("a", "b", copies=2), lambda num_envs, device: Lengths(num_envs))
+    subject.sample(num_episodes=2)
+    assert subject.metrics.peek("episode_len_mean") == (3 + 40) / 2
+
+
+class Lengths(PettingZooBatch):
+    """Copy 0 plays episodes of 3 steps, copy 1 of 40."""
+
+    def __init__(self, num_envs: int) -> None:
+        spec = resolve("tests.rllib.test_fast_runner:of_length")
+        super().__init__(spec, num_envs)
+        for game, length in zip(self._games, (3, 40), strict=True):
+            game.env.endings = {"a": (length, "truncated"), "b": (length, "truncated")}
+
+
+def of_length() -> Any:
+    from tests.rollout.toy_games import Scripted
+
+    return Scripted({"a": (3, "truncated"), "b": (3, "truncated")}, agents="ab")
+
+
+def test_observations_are_normalised_by_module_and_counted_once() -> None:
+    configured = config("adversary", "agent").env_runners(env_to_module_connector=normalizer)
+    subject = runner(configured, TAG)
+    sampled, raw = fragment(subject), fragment(runner(config("adversary", "agent"), TAG))
+    for name in ("adversary", "agent"):
+        part, moments = sampled.modules[name], kept_filter(subject).moments(name)
+        # Twelve observations of three agents and so on: those of the reset and of each of ten steps.
+        assert moments.count == len(part.agents) * 4 * 11
+        assert part.obs.abs().max() <= CLIP
+        first = raw.modules[name].obs[0].reshape(-1, raw.modules[name].obs.shape[-1]).double()
+        expected = (first - first.mean(0)) / (first.std(0) + 1e-6)
+        torch.testing.assert_close(part.obs[0].flatten(0, 1).double(), expected, rtol=1e-3, atol=1e-4)
+
+
+def test_what_runners_have_seen_merges_as_rllib_merges_it() -> None:
+    runners = [
+        runner(config("adversary", "agent").env_runners(env_to_module_connector=normalizer), TAG, index=i)
+        for i in (0, 1, 2)
+    ]
+    for subject in runners[1:]:
+        fragment(subject)
+    merged = runners[0]._env_to_module.merge_states(
+        [subject.get_state()["env_to_module_connector"] for subject in runners[1:]]
+    )
+    for subject in runners:
+        subject.set_state({"env_to_module_connector": merged})
+        assert kept_filter(subject).moments("agent").count == 2 * 11 * 4
+    fragment(runners[1])
+    assert kept_filter(runners[1]).moments("agent").count == 2 * 11 * 4 + 10 * 4, "one is known already"
+
+
+def test_evaluation_leaves_the_filter_alone() -> None:
+    configured = config().env_runners(env_to_module_connector=normalizer)
+    configured.in_evaluation = True
+    subject = runner(configured)
+    fragment(subject)
+    assert kept_filter(subject).moments("agent").count == 0
+
+
+def normalizer(env: Any, spaces: Any, device: Any) -> ObservationNormalizer:
+    modules = {by_side(agent): env.get_observation_space(agent).shape for agent in env.possible_agents}
+    return ObservationNormalizer(module_of={a: by_side(a) for a in env.possible_agents}, shapes=modules)
+
+
+def kept_filter(subject: FastEnvRunner) -> ObservationNormalizer:
+    (found,) = [p for p in subject._env_to_module.connectors if isinstance(p, ObservationNormalizer)]
+    return found
+
+
+def test_fragments_survive_the_way_to_another_process() -> None:
+    sampled = fragment(runner(config("adversary", "agent"), TAG))
+    arrived = pickle.loads(pickle.dumps(sampled))
+    assert columns_equal(sampled, arrived)
+    assert torch.equal(arrived.episode_over, sampled.episode_over)
+    assert arrived.modules["agent"].agents == ("agent_0",)
+
+
+def test_learners_get_equal_shares_of_the_copies() -> None:
+    subject = runner(config(copies=6).learners(num_learners=2))
+    first, second = subject.sample(num_timesteps=180)
+    assert len(first) == len(second)
+    whole = torch.cat([first.modules["agent"].obs, second.modules["agent"].obs], 2)
+    subject.start_afresh(seed=0)
+    subject.config = subject.config.copy(copy_frozen=False)
+    subject.config.num_learners = 1
+    again = fragment(subject, num_timesteps=180)
+    assert torch.equal(whole, again.modules["agent"].obs)
+    ends = torch.cat([part.modules["agent"].final_obs.view(3, 3, -1) for part in (first, second)], 1)
+    assert torch.equal(ends, again.modules["agent"].final_obs.view(3, 6, -1))
+
+
+def test_recurrent_modules_are_refused_with_the_reason() -> None:
+    lstm = config().rl_module(model_config=DefaultModelConfig(use_lstm=True, max_seq_len=4))
+    with pytest.raises(ValueError, match="recurrent"):
+        runner(lstm).sample()
