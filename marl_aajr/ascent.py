@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Final, Literal, get_args
 
 import torch
 from torch import Tensor
@@ -29,7 +29,7 @@ Last = Literal["direction", "point", "value", "gradient"]
 STEPS: tuple[Step, ...] = get_args(Step)
 STARTS: tuple[Start, ...] = get_args(Start)
 LAST: tuple[Last, ...] = get_args(Last)
-AUTO = "auto"
+AUTO: Final = "auto"
 """A step size chosen per row from the measured curvature."""
 
 _DIRECTION_TOLERANCE = 16.0
@@ -178,7 +178,7 @@ class _Climb:
         with torch.enable_grad():
             point = delta.detach().requires_grad_(True)
             value = self.g(self.obs + point)
-            (gradient,) = torch.autograd.grad(value.sum(), point)
+            (gradient,) = torch.autograd.grad(value, point, torch.ones_like(value))
         if self.check:
             t = len(self.values)
             check_finite(f"the inner objective at step {t}", value)
@@ -259,8 +259,7 @@ def _unit(v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     info = torch.finfo(v.dtype)
     threshold = (_DIRECTION_TOLERANCE * info.eps * norms.amax()).clamp_min(info.tiny)
     has_direction = norms > threshold
-    directions = v / norms.clamp_min(info.tiny).unsqueeze(-1)
-    return directions * has_direction.unsqueeze(-1), norms, has_direction
+    return v / norms.where(has_direction, torch.inf).unsqueeze(-1), norms, has_direction
 
 
 def _fell(before: Tensor, after: Tensor) -> Tensor:

@@ -11,6 +11,7 @@ could be lowered by saturating p or inflating σ instead of by becoming less sen
 
 from __future__ import annotations
 
+from math import sqrt
 from typing import Literal, get_args
 
 import torch
@@ -96,15 +97,54 @@ def squared_distance(
     return squared_gain(output, distribution, outputs, other - outputs, metric=metric)
 
 
+def cotangent(
+    output: OutputMap,
+    distribution: ActionDistribution,
+    outputs: Tensor,
+    vector: Tensor,
+    *,
+    metric: Metric = "detached",
+) -> Tensor:
+    """A v with A Aᵀ the metric of φ, ``[..., m]``: so E‖(A v)ᵀ J‖² = ‖J_φ‖_F² for v of covariance I.
+
+    logits A = I, probs A = diag p − p pᵀ, fisher A = diag √p − p √pᵀ, Gaussian diag(1/σ, √2).
+
+    Args:
+        output: the output map φ.
+        distribution: what the outputs parametrise.
+        outputs: f(x), ``[..., m]``.
+        vector: v, ``[..., m]``.
+        metric: as in :func:`squared_gain`.
+    """
+    if metric == "detached":
+        outputs = outputs.detach()
+    if isinstance(distribution, DiagGaussian):
+        mean, log_std = distribution.split(vector)
+        if output == "fisher":
+            return torch.cat([mean * (-distribution.split(outputs)[1]).exp(), sqrt(2) * log_std], -1)
+        return torch.cat([mean, torch.zeros_like(log_std)], -1) if output == "mean" else vector
+    vector = vector.masked_fill(outputs <= MASKED_LOGIT, 0.0)
+    if output == "logits":
+        return vector
+    parts = zip(_actions(distribution, outputs), _actions(distribution, vector), strict=True)
+    return torch.cat([_softmax_cotangent(output, y, v) for y, v in parts], -1)
+
+
 def safe_sqrt(squared: Tensor) -> Tensor:
-    """√x with gradient 0 at x = 0, where its own is infinite."""
-    positive = squared > 0
-    return torch.where(positive, torch.where(positive, squared, 1.0).sqrt(), 0.0)
+    """√x with gradient 0 at x = 0, where its own is infinite; NaN stays NaN."""
+    zero = squared == 0
+    return torch.where(zero, 0.0, torch.where(zero, 1.0, squared).sqrt())
 
 
 def _actions(distribution: ActionDistribution, inputs: Tensor) -> tuple[Tensor, ...]:
     """The part of the inputs that belongs to each single action."""
     return distribution.split(inputs) if isinstance(distribution, MultiCategorical) else (inputs,)
+
+
+def _softmax_cotangent(output: OutputMap, logits: Tensor, vector: Tensor) -> Tensor:
+    p = torch.softmax(logits, -1)
+    root = p if output == "probs" else p.sqrt()
+    return root * vector - p * (root * vector).sum(-1, keepdim=True)
 
 
 def _softmax_gain(logits: Tensor, tangent: Tensor) -> Tensor:

@@ -245,6 +245,7 @@ def test_the_safe_root_has_gradient_zero_at_zero() -> None:
     root.sum().backward()
     assert x.grad is not None
     assert x.grad.tolist() == [0.0, 0.25]
+    assert safe_sqrt(torch.tensor(torch.nan)).isnan()
 
 
 def test_masked_logits_have_no_gain() -> None:

@@ -3,23 +3,54 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from typing import Any
 
 from marl_aajr.checks import one_of
 from marl_aajr.regularizers.aajr import AAJR
-from marl_aajr.regularizers.base import Evaluation, Regularizer, Sample, ppo_policy_loss
+from marl_aajr.regularizers.augmentation import AdversarialTraining, NoiseAugmentation
+from marl_aajr.regularizers.base import Evaluation, Regularizer, Sample, State, ppo_policy_loss
+from marl_aajr.regularizers.combination import Sum
+from marl_aajr.regularizers.jacobian_norms import Frobenius, RandomDirection, Spectral
+from marl_aajr.regularizers.normalization import SpectralNormalization
+from marl_aajr.regularizers.smoothness import ERNIE, SmoothPolicy
 
 __all__ = [
     "AAJR",
+    "ERNIE",
     "REGULARIZERS",
+    "AdversarialTraining",
     "Evaluation",
+    "Frobenius",
+    "NoiseAugmentation",
+    "RandomDirection",
     "Regularizer",
     "Sample",
+    "SmoothPolicy",
+    "Spectral",
+    "SpectralNormalization",
+    "State",
+    "Sum",
     "make_regularizer",
     "ppo_policy_loss",
+    "settings_of",
 ]
 
-REGULARIZERS: dict[str, type[Regularizer]] = {cls.name: cls for cls in (AAJR,)}
+REGULARIZERS: dict[str, type[Regularizer]] = {
+    cls.name: cls
+    for cls in (
+        AAJR,
+        RandomDirection,
+        Frobenius,
+        Spectral,
+        SpectralNormalization,
+        SmoothPolicy,
+        ERNIE,
+        AdversarialTraining,
+        NoiseAugmentation,
+        Sum,
+    )
+}
 """The regularizers by name."""
 
 
@@ -28,10 +59,35 @@ def make_regularizer(name: str, **settings: Any) -> Regularizer:
 
     Raises:
         ValueError: unknown name or setting (the known ones are listed), or a value out of range.
+
+    Example:
+        >>> make_regularizer("sum", members=[{"name": "aajr"}, {"name": "smooth_policy", "coefficient": 0.1}])
     """
     one_of("regularizer", name, REGULARIZERS)
     cls = REGULARIZERS[name]
-    known = [field.name for field in dataclasses.fields(cls)]  # type: ignore[arg-type]
+    fields = dataclasses.fields(cls)  # type: ignore[arg-type]
+    known = [field.name for field in fields]
     if unknown := sorted(set(settings) - set(known)):
         raise ValueError(f"expected settings of {name!r} out of {', '.join(known)}; got {', '.join(unknown)}")
+    required = [field.name for field in fields if field.default is dataclasses.MISSING]
+    if missing := [setting for setting in required if setting not in settings]:
+        raise ValueError(f"expected the settings {', '.join(missing)} of {name!r}, got none; give them")
+    if cls is Sum:
+        return Sum(members=tuple(_member(member) for member in settings["members"]))
     return cls(**settings)
+
+
+def settings_of(regularizer: Regularizer) -> dict[str, Any]:
+    """Name and settings, defaults written out; :func:`make_regularizer` makes the same one of them."""
+    if isinstance(regularizer, Sum):
+        return {"name": Sum.name, "members": [settings_of(member) for member in regularizer.members]}
+    fields = dataclasses.fields(regularizer)  # type: ignore[arg-type]
+    return {"name": regularizer.name, **{field.name: getattr(regularizer, field.name) for field in fields}}
+
+
+def _member(member: Any) -> Any:
+    if isinstance(member, Mapping):
+        if "name" not in member:
+            raise ValueError(f"expected a name in every member of a sum, got {dict(member)}")
+        return make_regularizer(**member)
+    return member

@@ -4,55 +4,65 @@
     L(θ) = L_PPO + κ · (ℓ(s + sg[δ_K]) − ℓ(s)) + λ · R(θ)
 
 δ_t and u_t come from projected gradient ascent (:mod:`marl_aajr.ascent`); sg is stop-gradient; ℓ is the
-learner's policy loss. The penalty, the trajectory and the minimax loss are the paper's; the mixing weight κ
-and the choice of output map are ours.
+learner's policy loss. The penalty, the trajectory and the minimax loss are the paper's; the mixing weight κ,
+the choice of output map and the forms with a gain bound (:mod:`marl_aajr.regularizers.forms`) are ours.
 """
 
 from __future__ import annotations
 
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Self
 
 import torch
 from torch import Tensor
 
-from marl_aajr.ascent import STEPS, Step, Trajectory, ascend
+from marl_aajr.ascent import Trajectory
 from marl_aajr.checks import one_of
 from marl_aajr.distributions import ActionDistribution
-from marl_aajr.jacobian import JVP_BACKENDS, JVPBackend, jvp
+from marl_aajr.jacobian import BACKENDS, Backend
 from marl_aajr.numerics import check_finite
-from marl_aajr.objectives import OBJECTIVES, make_objective
-from marl_aajr.outputs import METRICS, OUTPUT_MAPS, Metric, OutputMap, check_output_map, squared_gain
-from marl_aajr.regularizers.base import Evaluation, Regularizer, Sample
-from marl_aajr.schedules import Schedule, as_schedule, maximum, value_at
-from marl_aajr.threat import Norm, PerturbationSet
+from marl_aajr.objectives import EVERYTHING, Need
+from marl_aajr.outputs import squared_distance
+from marl_aajr.policy import Policy
+from marl_aajr.regularizers.adversary import require, share, trajectory_metrics
+from marl_aajr.regularizers.base import Evaluation, Sample, State
+from marl_aajr.regularizers.forms import (
+    DUAL,
+    DUAL_BOUNDS,
+    DUAL_STEP_SIZE,
+    FORMS,
+    Form,
+    apply_form,
+    check_form,
+    move_dual,
+)
+from marl_aajr.regularizers.perturbed_loss import check_dual_clip, perturbed_loss
+from marl_aajr.regularizers.sensitivity import JacobianPenalty, gain_metrics
+from marl_aajr.schedules import Schedule, maximum, value_at
 
 
 @dataclass(frozen=True, kw_only=True)
-class AAJR(Regularizer):
+class AAJR(JacobianPenalty):
     """Penalise the policy's sensitivity along the directions in which an adversary pushes it.
 
     Attributes:
-        coefficient: λ ≥ 0, weight of the penalty; a number or ``[[env_step, value], ...]``.
         adversarial_weight: κ in [0, 1], share of the policy loss taken at s + δ_K; a number or schedule.
-        epsilon: radius of the perturbation set, in the units the policy network sees; number or schedule.
-        norm: ``"linf"`` or ``"l2"``.
-        steps: K, inner ascent steps.
-        step_size: η as a fraction of ε for ``sign`` and ``normalized`` steps; η itself for ``raw``.
-        step: ``"sign"``, ``"normalized"`` or ``"raw"`` (the paper's).
-        objective: what the adversary maximises: ``"kl"``, ``"surrogate"`` or ``"margin"``.
-        output: the output whose sensitivity counts: ``"logits"``, ``"mean"``, ``"probs"``, ``"fisher"``.
-        metric: whether gradients flow through p or σ of the output map: ``"detached"`` or ``"full"``.
-        backend: how Jacobian-vector products are computed: ``"auto"``, ``"forward"``, ``"double"``,
-            ``"central"`` (:mod:`marl_aajr.jacobian`).
-        sample_fraction: share of each minibatch that is regularised, drawn at random, in (0, 1].
-        mask: per feature, whether the adversary can touch it.
-        scale: per feature, the size of one unit of ε.
-        low: lower bound of perturbed observations.
-        high: upper bound of perturbed observations.
+        form: ``"squared"``, ``"hinge"`` or ``"constraint"`` (:mod:`marl_aajr.regularizers.forms`).
+        gain_bound: γ ≥ 0, the bound on ‖J u‖ of the last two forms.
+        dual_step_size: α > 0 of ``constraint``, whose dual variable starts at ``coefficient``; None: 1e-4.
+        dual_bounds: [low, high] of the dual variable; None: [0, 1].
+        dual_clip: c > 1 bounds the adversarial loss of rows with Â < 0 (Ye 2020); None: no bound.
+        secant: take the chord ‖f(s+δ_{t+1}) − f(s+δ_t)‖² / ‖δ_{t+1} − δ_t‖² in place of ‖J u‖²: a different,
+            cheaper penalty, without derivatives of the network.
+
+    Every other setting is described with its class: :class:`~marl_aajr.regularizers.adversary.Perturbing`,
+    :class:`~marl_aajr.regularizers.adversary.Adversarial`,
+    :class:`~marl_aajr.regularizers.adversary.Targeted`,
+    :class:`~marl_aajr.regularizers.sensitivity.JacobianPenalty`.
 
     Raises:
-        ValueError: a setting out of its range, at construction.
+        ValueError: a setting out of its range, or two that exclude each other, at construction.
 
     Example:
         >>> AAJR(coefficient=3e-3, epsilon=0.1, steps=3)
@@ -60,140 +70,124 @@ class AAJR(Regularizer):
 
     name: ClassVar[str] = "aajr"
     summary: ClassVar[str] = "directional Jacobian penalty along the adversary's ascent path (AAJR)"
+    weights: ClassVar[tuple[str, ...]] = ("coefficient", "adversarial_weight")
 
-    coefficient: Schedule = 1e-3
     adversarial_weight: Schedule = 0.0
-    epsilon: Schedule = 0.1
-    norm: Norm = "linf"
-    steps: int = 3
-    step_size: float = 0.5
-    step: Step = "sign"
-    objective: str = "kl"
-    output: OutputMap = "logits"
-    metric: Metric = "detached"
-    backend: JVPBackend = "auto"
-    sample_fraction: float = 0.5
-    mask: tuple[bool, ...] | None = None
-    scale: tuple[float, ...] | None = None
-    low: float | tuple[float, ...] | None = None
-    high: float | tuple[float, ...] | None = None
+    form: Form = "squared"
+    gain_bound: float | None = None
+    dual_step_size: float | None = None
+    dual_bounds: tuple[float, float] | None = None
+    dual_clip: float | None = None
+    secant: bool = False
 
     def __post_init__(self) -> None:
-        for name in ("coefficient", "adversarial_weight", "epsilon"):
-            object.__setattr__(self, name, as_schedule(getattr(self, name), name=name))
-        for name in ("mask", "scale", "low", "high"):
-            if isinstance(value := getattr(self, name), list):
-                object.__setattr__(self, name, tuple(value))
-        if maximum(self.adversarial_weight) > 1:
-            raise ValueError(f"expected an adversarial_weight in [0, 1], got {self.adversarial_weight}")
-        if not (isinstance(self.steps, int) and self.steps >= 1):
-            raise ValueError(f"expected an integer steps ≥ 1, got {self.steps!r}")
-        if not self.step_size > 0:
-            raise ValueError(f"expected a step_size > 0, got {self.step_size!r}")
-        if not 0 < self.sample_fraction <= 1:
-            raise ValueError(f"expected a sample_fraction in (0, 1], got {self.sample_fraction!r}")
-        one_of("step", self.step, STEPS)
-        one_of("objective", self.objective, OBJECTIVES)
-        one_of("output", self.output, OUTPUT_MAPS)
-        one_of("metric", self.metric, METRICS)
-        one_of("backend", self.backend, JVP_BACKENDS)
-        self.perturbations(0)
-
-    def perturbations(self, timestep: float) -> PerturbationSet:
-        """Δ at an environment step."""
-        return PerturbationSet(
-            epsilon=value_at(self.epsilon, timestep),
-            norm=self.norm,
-            mask=self.mask,
-            scale=self.scale,
-            low=self.low,
-            high=self.high,
+        super().__post_init__()
+        share("adversarial_weight", self.adversarial_weight)
+        one_of("form", self.form, FORMS)
+        if self.form == "constraint":
+            if self.dual_step_size is None:
+                object.__setattr__(self, "dual_step_size", DUAL_STEP_SIZE)
+            low, high = DUAL_BOUNDS if self.dual_bounds is None else self.dual_bounds
+            object.__setattr__(self, "dual_bounds", (float(low), float(high)))
+        check_form(
+            self.form,
+            coefficient=self.coefficient,
+            gain_bound=self.gain_bound,
+            dual_step_size=self.dual_step_size,
+            dual_bounds=self.dual_bounds,
         )
+        if self.secant and self.backend != "auto":
+            raise ValueError(
+                f"expected no backend with secant=True, which needs no derivative, got {self.backend!r}; "
+                "remove one of the two"
+            )
+        check_dual_clip(self.dual_clip, self.adversarial_weight)
 
     def active(self, timestep: float) -> bool:
-        return value_at(self.coefficient, timestep) > 0 or value_at(self.adversarial_weight, timestep) > 0
+        return self.form == "constraint" or super().active(timestep)
 
-    def check(self, distribution: ActionDistribution) -> None:
-        check_output_map(self.output, distribution)
-        make_objective(self.objective).check(distribution)
+    @property
+    def rising(self) -> tuple[str, ...]:
+        # The weight of a constraint moves by itself.
+        return ("adversarial_weight",) if self.form == "constraint" else self.weights
+
+    def check(self, distribution: ActionDistribution, *, offers: Collection[Need] = EVERYTHING) -> None:
+        super().check(distribution, offers=offers)
+        if maximum(self.adversarial_weight) > 0:
+            require({"policy_loss"}, offers, "adversarial_weight > 0")
+
+    def fitted(self, policy: Policy, obs: Tensor, *, backends: Sequence[Backend] = BACKENDS) -> Self:
+        return self if self.secant else super().fitted(policy, obs, backends=backends)
+
+    def initial_state(self) -> dict[str, Tensor]:
+        if self.form != "constraint":
+            return {}
+        return {DUAL: torch.tensor(self.coefficient, dtype=torch.float64)}
+
+    def after_update(self, state: State, metrics: Mapping[str, float]) -> None:
+        if self.form == "constraint":
+            assert self.gain_bound is not None
+            assert self.dual_step_size is not None
+            assert self.dual_bounds is not None
+            move_dual(
+                state,
+                metrics,
+                gain_bound=self.gain_bound,
+                step_size=self.dual_step_size,
+                bounds=self.dual_bounds,
+            )
 
     def evaluate(
-        self, sample: Sample, *, timestep: float, generator: torch.Generator, check: bool = False
+        self,
+        sample: Sample,
+        *,
+        timestep: float,
+        generator: torch.Generator,
+        state: State | None = None,
+        check: bool = False,
     ) -> Evaluation:
-        sample = self._draw(sample, generator)
-        if check:
-            check_finite("the observations", sample.obs)
-            check_finite("the policy's outputs", sample.outputs)
-        trajectory = self._ascend(sample, timestep, generator, check)
-        penalty, gain = self._penalty(sample, trajectory)
-        loss = value_at(self.coefficient, timestep) * penalty
+        sample = self.drawn(sample, generator, check=check)
+        weight = self._weight(timestep, state)
         kappa = value_at(self.adversarial_weight, timestep)
+        last = self.last_point if self.secant or kappa > 0 else self.last_direction
+        trajectory = self.climb(sample, timestep=timestep, generator=generator, last=last, check=check)
+        with torch.set_grad_enabled(weight > 0 or self.form == "constraint"):
+            squared = self._squared(sample, trajectory)
+            penalty = sample.mean(apply_form(self.form, squared, self.gain_bound))
+        loss = weight * penalty
+        metrics = {"penalty": penalty.detach(), **gain_metrics(sample, squared)}
+        if self.form == "constraint":
+            metrics[DUAL] = torch.tensor(weight)
         if kappa > 0:
-            loss = loss + kappa * self._adversarial_loss(sample, trajectory)
+            adversarial = perturbed_loss(sample, trajectory.deltas[-1], dual_clip=self.dual_clip)
+            loss = loss + kappa * adversarial.difference
+            metrics |= adversarial.metrics
         if check:
-            check_finite("the directional gain ‖J u‖", gain)
+            check_finite("the directional gain ‖J u‖", squared)
             check_finite("the adversarial policy loss", loss)
-        return Evaluation(loss, _metrics(sample, trajectory, penalty.detach(), gain, loss))
+        return Evaluation(loss, metrics | trajectory_metrics(sample, trajectory, loss))
 
-    def _draw(self, sample: Sample, generator: torch.Generator) -> Sample:
-        """A random share of the rows (of whole sequences where rows are sequences)."""
-        rows = len(sample.obs)
-        count = max(1, round(self.sample_fraction * rows))
-        if count == rows:
-            return sample
-        order = torch.randperm(rows, generator=generator, device=generator.device)
-        return sample.select(order[:count].to(sample.obs.device))
+    def _weight(self, timestep: float, state: State | None) -> float:
+        """λ: the coefficient, or the dual variable (kept on the CPU: reading it waits for nothing)."""
+        if self.form == "constraint":
+            return float((self.initial_state() if state is None else state)[DUAL])
+        return value_at(self.coefficient, timestep)
 
-    def _ascend(self, sample: Sample, timestep: float, generator: torch.Generator, check: bool) -> Trajectory:
-        perturbations = self.perturbations(timestep)
-        relative = 1.0 if self.step == "raw" else perturbations.epsilon
-        return ascend(
-            sample.policy,
-            sample.obs,
-            make_objective(self.objective),
-            perturbations,
-            steps=self.steps,
-            step_size=self.step_size * relative,
-            step=self.step,
-            generator=generator,
-            clean=sample.clean,
-            check=check,
+    def _squared(self, sample: Sample, trajectory: Trajectory) -> Tensor:
+        """‖J u_t‖², or its secant, ``[K, B, ...]``; 0 where a row has no direction, for there u_t = 0."""
+        if self.secant:
+            return self._squared_secants(sample, trajectory.deltas)
+        points = sample.obs + trajectory.deltas[: self.steps]
+        return self.squared_gains(sample, points, trajectory.directions)
+
+    def _squared_secants(self, sample: Sample, deltas: Tensor) -> Tensor:
+        count = len(deltas)
+        policy = sample.policy.repeat(count)
+        outputs = policy((sample.obs + deltas).flatten(0, 1)).unflatten(0, (count, -1))
+        chords = squared_distance(
+            self.output, policy.distribution, outputs[:-1], outputs[1:], metric=self.metric
         )
-
-    def _penalty(self, sample: Sample, trajectory: Trajectory) -> tuple[Tensor, Tensor]:
-        """R and the gains ‖J u_t‖ ``[K, B, ...]``; the K points pass the network as one batch."""
-        points = (sample.obs + trajectory.deltas[:-1]).flatten(0, 1)
-        directions = trajectory.directions.flatten(0, 1)
-        policy = sample.policy.repeat(self.steps)
-        outputs, tangent = jvp(policy, points, directions, backend=self.backend)
-        squared = squared_gain(self.output, policy.distribution, outputs, tangent, metric=self.metric)
-        squared = squared.unflatten(0, (self.steps, -1))
-        squared = torch.where(trajectory.has_direction, squared, torch.zeros_like(squared))
-        return sample.mean(squared), squared.detach().sqrt()
-
-    def _adversarial_loss(self, sample: Sample, trajectory: Trajectory) -> Tensor:
-        """ℓ(s + sg[δ_K]) − ℓ(s), which turns ℓ(s) into (1 − κ) ℓ(s) + κ ℓ(s + δ_K)."""
-        if sample.policy_loss is None:
-            raise ValueError(
-                "expected a learner with a policy loss for adversarial_weight > 0, got one without; "
-                "set adversarial_weight=0"
-            )
-        perturbed = sample.policy(sample.obs + trajectory.deltas[-1])
-        difference = sample.policy_loss(perturbed, sample) - sample.policy_loss(sample.outputs, sample)
-        return sample.mean(difference)
-
-
-def _metrics(
-    sample: Sample, trajectory: Trajectory, penalty: Tensor, gain: Tensor, loss: Tensor
-) -> dict[str, Tensor]:
-    counted = gain if sample.mask is None else torch.where(sample.mask, gain, 0.0)
-    nonfinite = ~torch.isfinite(torch.stack([loss.detach(), penalty, trajectory.values.sum()]))
-    return {
-        "penalty": penalty,
-        "gain_mean": sample.mean(gain),
-        "gain_max": counted.amax(),
-        "objective_gain": sample.mean(trajectory.values[-1] - trajectory.values[0]),
-        "monotone_fraction": sample.mean(trajectory.monotone.float()),
-        "no_direction_fraction": 1 - sample.mean(trajectory.has_direction.float()),
-        "nonfinite": nonfinite.sum(),
-    }
+        lengths = (deltas[1:] - deltas[:-1]).square().sum(-1)
+        # At a corner of the set the step is zero up to rounding, and so is the chord.
+        moved = lengths > torch.finfo(lengths.dtype).eps * deltas.square().sum(-1).amax()
+        return torch.where(moved, chords / torch.where(moved, lengths, 1.0), 0.0)

@@ -1,26 +1,42 @@
 """What a regularizer is: a frozen value that turns one minibatch into a loss term and metrics.
 
-Settings live in the value (picklable, comparable, with a ``repr``); what changes during training lives with
-the learner. A regularizer reads the policy through :class:`Sample` alone, so the same object works under
-RLlib, in a plain PyTorch loop and in a test.
+Settings live in the value (picklable, comparable, with a ``repr``); what changes during training (a dual
+variable, the vectors of a power iteration) is a state that the learner holds, saves and hands in. A
+regularizer reads the policy through :class:`Sample` alone, so the same object works under RLlib, in a plain
+PyTorch loop and in a test.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass, replace
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar, Protocol, Self, runtime_checkable
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from marl_aajr.distributions import ActionDistribution
-from marl_aajr.objectives import Clean
+from marl_aajr.jacobian import BACKENDS, Backend
+from marl_aajr.objectives import EVERYTHING, Clean, Critic, Need
 from marl_aajr.policy import Policy
+
+if TYPE_CHECKING:
+    from marl_aajr.regularizers.combination import Sum
 
 PolicyLoss = Callable[[Tensor, "Sample"], Tensor]
 """Distribution inputs ``[B, ..., m]`` and their sample to the policy loss of each row, ``[B, ...]``."""
+
+State = MutableMapping[str, Tensor]
+"""What a regularizer remembers from one minibatch to the next."""
+
+
+@runtime_checkable
+class RowBound(Protocol):
+    """A critic that reads more of a row than the observation handed in, as a recurrent one does."""
+
+    def select(self, index: Tensor) -> Critic:
+        """The critic of the rows ``index`` only."""
 
 
 @dataclass(frozen=True)
@@ -36,6 +52,10 @@ class Sample:
         log_probs: log π_old(a|s) when they were taken, ``[B, ...]``.
         advantages: Â(s, a), ``[B, ...]``.
         policy_loss: the learner's policy loss, for adversarial losses; None where it has none to offer.
+        values: the critic at perturbed observations, for the objective ``value``; None where it reads
+            anything but the agent's own observation. With a ``select(index)`` if it is bound to its rows.
+        shard: (i, n): these rows are part i of a minibatch that n learners share in equal parts. Noise is
+            drawn for the whole minibatch, so that a row gets the same whoever works on it.
     """
 
     policy: Policy
@@ -46,11 +66,20 @@ class Sample:
     log_probs: Tensor | None = None
     advantages: Tensor | None = None
     policy_loss: PolicyLoss | None = None
+    values: Critic | None = None
+    shard: tuple[int, int] = (0, 1)
 
     @property
     def clean(self) -> Clean:
         """The batch at its clean observations, detached."""
-        return Clean(self.outputs.detach(), self.actions, self.advantages)
+        return Clean(self.outputs.detach(), self.actions, self.advantages, self.values)
+
+    def draw(self, noise: Callable[[Tensor], Tensor]) -> Tensor:
+        """``noise(obs)`` for these rows, drawn for the whole minibatch that they are a part of."""
+        part, parts = self.shard
+        if parts == 1:
+            return noise(self.obs)
+        return noise(torch.cat([self.obs] * parts)).chunk(parts)[part]
 
     def select(self, index: Tensor) -> Sample:
         """The rows ``index`` only."""
@@ -67,6 +96,7 @@ class Sample:
             actions=rows(self.actions),
             log_probs=rows(self.log_probs),
             advantages=rows(self.advantages),
+            values=self.values.select(index) if isinstance(self.values, RowBound) else self.values,
         )
 
     def mean(self, values: Tensor) -> Tensor:
@@ -85,8 +115,8 @@ class Evaluation:
 
     Attributes:
         loss: the term to add to the learner's loss, a scalar with its graph.
-        metrics: detached scalars; averaged over the minibatches of an update, names that end in ``_max``
-            maximised and ``nonfinite`` summed.
+        metrics: detached scalars; averaged over the minibatches of an update, names that end in ``_max`` or
+            ``_min`` maximised or minimised, and ``nonfinite`` summed.
     """
 
     loss: Tensor
@@ -104,12 +134,44 @@ class Regularizer(ABC):
         """Whether it does anything at this environment step; if not, the learner skips it entirely."""
 
     @abstractmethod
-    def check(self, distribution: ActionDistribution) -> None:
-        """Raise ``ValueError`` where the settings do not fit a policy of this kind."""
+    def check(self, distribution: ActionDistribution, *, offers: Collection[Need] = EVERYTHING) -> None:
+        """Raise ``ValueError`` where the settings do not fit a policy of this kind, or the learner.
+
+        Args:
+            distribution: what the policy's outputs parametrise.
+            offers: what the learner can give beside observations and outputs.
+        """
+
+    def fitted(self, policy: Policy, obs: Tensor, *, backends: Sequence[Backend] = BACKENDS) -> Self:
+        """The same regularizer with what it left open (``backend="auto"``) settled for this policy.
+
+        Args:
+            policy: the policy to be trained.
+            obs: a few observations, ``[B, ..., d]``.
+            backends: the Jacobian backends that may be used here, in order of preference.
+
+        Raises:
+            ValueError: the policy cannot be differentiated as the settings demand.
+        """
+        return self
+
+    def ramped(self, start: float, end: float) -> Self:
+        """The same regularizer with its weights rising from 0 at environment step ``start`` to ``end``."""
+        return self
+
+    def initial_state(self) -> dict[str, Tensor]:
+        """The state before the first update; saved in checkpoints, one per module."""
+        return {}
 
     @abstractmethod
     def evaluate(
-        self, sample: Sample, *, timestep: float, generator: torch.Generator, check: bool = False
+        self,
+        sample: Sample,
+        *,
+        timestep: float,
+        generator: torch.Generator,
+        state: State | None = None,
+        check: bool = False,
     ) -> Evaluation:
         """The loss term and metrics of one minibatch.
 
@@ -117,9 +179,30 @@ class Regularizer(ABC):
             sample: the minibatch.
             timestep: environment steps so far, for schedules.
             generator: the only source of randomness.
+            state: as :meth:`initial_state` began it; None: as at the beginning.
             check: raise at the first non-finite number instead of counting it. The learner uses it to
-                name the origin after a count above zero.
+                name the origin after a count above zero. Without it nothing waits for an accelerator.
         """
+
+    def after_update(self, state: State, metrics: Mapping[str, float]) -> None:
+        """Move the state once after an update, given the metrics averaged over minibatches and learners."""
+        return
+
+    def constrain(self, module: nn.Module, state: State, *, exact: bool = False) -> Mapping[str, Tensor]:
+        """Bring the weights back into the permitted set, in place; metrics as in :class:`Evaluation`.
+
+        Args:
+            module: the actor's network, and nothing else.
+            state: as for :meth:`evaluate`.
+            exact: spare no effort. The learner asks for it after the last step of an update, and for a
+                cheap approximation after each of the others.
+        """
+        return {}
+
+    def __add__(self, other: Regularizer) -> Sum:
+        from marl_aajr.regularizers.combination import Sum
+
+        return Sum(members=(self, other))
 
 
 def ppo_policy_loss(clip: float) -> PolicyLoss:

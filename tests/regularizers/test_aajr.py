@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import pickle
 from dataclasses import replace
 from typing import Any
 
@@ -12,38 +11,23 @@ from torch import Tensor
 
 from marl_aajr.ascent import ascend
 from marl_aajr.distributions import ActionDistribution, Categorical, DiagGaussian
-from marl_aajr.jacobian import jvp
+from marl_aajr.jacobian import BACKENDS, Backend, jvp
 from marl_aajr.numerics import NonFiniteError
-from marl_aajr.objectives import KL
+from marl_aajr.objectives import KL, Clean
 from marl_aajr.outputs import squared_gain
 from marl_aajr.policy import ModulePolicy
-from marl_aajr.regularizers import AAJR, REGULARIZERS, Evaluation, Sample, make_regularizer, ppo_policy_loss
+from marl_aajr.regularizers import AAJR, Sample
 from tests.networks import (
     DISTRIBUTIONS,
     generator,
     linear_policy,
     observations,
     parameters,
-    random_actions,
     tanh_policy,
 )
+from tests.regularizers.samples import evaluate, gradients, sample_of
 
 WHOLE = AAJR(coefficient=1.0, sample_fraction=1.0, epsilon=0.3)
-
-
-def sample_of(
-    policy: ModulePolicy, *, rows: int = 7, features: int = 6, mask: Tensor | None = None
-) -> Sample:
-    obs = observations(rows, features)
-    outputs = policy(obs)
-    actions = random_actions(policy.distribution, outputs)
-    log_probs = policy.distribution.log_prob(outputs, actions).detach()
-    advantages = observations(rows, 1, seed=8)[:, 0]
-    return Sample(policy, obs, outputs, mask, actions, log_probs, advantages, ppo_policy_loss(0.2))
-
-
-def evaluate(regularizer: AAJR, sample: Sample, *, seed: int = 0, timestep: float = 0) -> Evaluation:
-    return regularizer.evaluate(sample, timestep=timestep, generator=generator(seed))
 
 
 def test_penalty_of_a_linear_policy_is_its_gain_along_the_only_direction() -> None:
@@ -67,8 +51,11 @@ def test_the_strictness_witness_pays_for_the_attacked_direction_only() -> None:
 
 @pytest.mark.parametrize("distribution", DISTRIBUTIONS, ids=repr)
 @pytest.mark.parametrize("output", ["logits", "fisher"])
-def test_penalty_gradient_equals_finite_differences(distribution: ActionDistribution, output: Any) -> None:
-    """With δ and u frozen (stop-gradient) and the metric frozen (detached)."""
+@pytest.mark.parametrize("gain_bound", [None, 0.3])
+def test_penalty_gradient_equals_finite_differences(
+    distribution: ActionDistribution, output: Any, gain_bound: float | None
+) -> None:
+    """With δ and u frozen (stop-gradient) and the metric frozen (detached); ‖J u‖² and the hinge."""
     policy = tanh_policy(distribution)
     sample = sample_of(policy)
     trajectory = ascend(
@@ -80,14 +67,17 @@ def test_penalty_gradient_equals_finite_differences(distribution: ActionDistribu
 
     def frozen() -> Tensor:
         _, tangent = jvp(policy, points, directions)
-        return squared_gain(output, distribution, metric_at, tangent).mean()
+        squared = squared_gain(output, distribution, metric_at, tangent)
+        return squared.mean() if gain_bound is None else (squared.sqrt() - gain_bound).relu().square().mean()
 
-    evaluation = evaluate(replace(WHOLE, output=output), sample)
+    form: Any = "squared" if gain_bound is None else "hinge"
+    evaluation = evaluate(replace(WHOLE, output=output, form=form, gain_bound=gain_bound), sample)
     torch.testing.assert_close(evaluation.loss, frozen())
-    gradients = torch.autograd.grad(evaluation.loss, parameters(policy), allow_unused=True)
     h = 1e-6
-    for parameter, gradient in zip(parameters(policy), gradients, strict=True):
-        for index in range(0, parameter.numel(), 7):
+    for parameter, gradient in zip(
+        parameters(policy), gradients(evaluation, parameters(policy)), strict=True
+    ):
+        for index in range(0, parameter.numel(), 11):
             flat = parameter.data.view(-1)
             value = flat[index].item()
             flat[index] = value + h
@@ -96,68 +86,7 @@ def test_penalty_gradient_equals_finite_differences(distribution: ActionDistribu
             behind = frozen().item()
             flat[index] = value
             expected = (ahead - behind) / (2 * h)
-            ours = 0.0 if gradient is None else gradient.view(-1)[index].item()
-            assert ours == pytest.approx(expected, abs=1e-7, rel=1e-5)
-
-
-@pytest.mark.parametrize("kappa", [0.25, 1.0])
-def test_adversarial_weight_mixes_the_policy_loss(kappa: float) -> None:
-    """ℓ(s) + added = (1 − κ) ℓ(s) + κ ℓ(s + δ_K)."""
-    policy = tanh_policy(Categorical(5))
-    sample = sample_of(policy)
-    regularizer = replace(WHOLE, coefficient=0.0, adversarial_weight=kappa)
-    evaluation = evaluate(regularizer, sample)
-    trajectory = ascend(
-        policy,
-        sample.obs,
-        KL(),
-        regularizer.perturbations(0),
-        steps=3,
-        step_size=0.15,
-        generator=generator(),
-    )
-    loss = ppo_policy_loss(0.2)
-    clean = loss(sample.outputs, sample).mean()
-    adversarial = loss(policy(sample.obs + trajectory.deltas[-1]), sample).mean()
-    torch.testing.assert_close(clean + evaluation.loss, (1 - kappa) * clean + kappa * adversarial)
-
-
-def test_ppo_policy_loss_is_the_clipped_surrogate() -> None:
-    """Hand-computed: ratios 1.5 and 0.5 at clip 0.2, both signs of the advantage."""
-    policy = linear_policy(torch.zeros(2, 1, dtype=torch.float64))
-    outputs = torch.zeros(4, 2, dtype=torch.float64)
-    ratios = torch.tensor([1.5, 1.5, 0.5, 0.5], dtype=torch.float64)
-    sample = Sample(
-        policy,
-        torch.zeros(4, 1),
-        outputs,
-        actions=torch.zeros(4, dtype=torch.long),
-        log_probs=torch.tensor(0.5).log() - ratios.log(),
-        advantages=torch.tensor([1.0, -1.0, 1.0, -1.0], dtype=torch.float64),
-    )
-    expected = torch.tensor([-1.2, 1.5, -0.5, 0.8], dtype=torch.float64)
-    torch.testing.assert_close(ppo_policy_loss(0.2)(outputs, sample), expected)
-
-
-def test_padded_rows_never_count() -> None:
-    """Rows under the mask may hold anything without changing loss or gradient."""
-
-    def result(fill: float) -> tuple[Tensor, tuple[Tensor, ...], dict[str, Tensor]]:
-        policy = tanh_policy(Categorical(5))
-        mask = torch.tensor([True] * 5 + [False] * 2)
-        sample = sample_of(policy, mask=mask)
-        obs = sample.obs.clone()
-        obs[5:] = fill
-        sample = replace(sample, obs=obs, outputs=policy(obs))
-        evaluation = evaluate(replace(WHOLE, adversarial_weight=0.5), sample)
-        gradients = torch.autograd.grad(evaluation.loss, parameters(policy))
-        return evaluation.loss.detach(), gradients, dict(evaluation.metrics)
-
-    (loss, gradients, metrics), (other_loss, other_gradients, other_metrics) = result(0.0), result(7.0)
-    torch.testing.assert_close(loss, other_loss)
-    torch.testing.assert_close(gradients, other_gradients)
-    for key, value in metrics.items():
-        torch.testing.assert_close(value, other_metrics[key], msg=key)
+            assert gradient.reshape(-1)[index].item() == pytest.approx(expected, abs=1e-7, rel=1e-5)
 
 
 def test_rows_without_direction_contribute_zero_and_stay_in_the_mean() -> None:
@@ -170,6 +99,98 @@ def test_rows_without_direction_contribute_zero_and_stay_in_the_mean() -> None:
     evaluation = evaluate(WHOLE, Sample(policy, obs, policy(obs)))
     assert evaluation.metrics["penalty"].item() == pytest.approx(1.0)  # (2 + 0) / 2
     assert evaluation.metrics["no_direction_fraction"].item() == pytest.approx(0.5)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_backends_give_the_same_loss_and_gradient(backend: Backend) -> None:
+    policy = tanh_policy(Categorical(5))
+    mine = evaluate(replace(WHOLE, backend=backend), sample_of(policy))
+    reference = evaluate(replace(WHOLE, backend="forward"), sample_of(policy))
+    torch.testing.assert_close(mine.loss, reference.loss, atol=1e-8, rtol=1e-7)
+    for a, b in zip(*(gradients(e, parameters(policy)) for e in (mine, reference)), strict=True):
+        torch.testing.assert_close(a, b, atol=1e-7, rtol=1e-6)
+
+
+def test_the_secant_of_a_linear_policy_is_its_gain_along_the_step() -> None:
+    """f = W s: ‖W d_t‖² / ‖d_t‖², without a derivative of the network; at the corner nothing moves: 0."""
+    policy = linear_policy(observations(3, 2, seed=4))
+    weight = parameters(policy)[0]
+    sample = sample_of(policy, features=2)
+    regularizer = replace(WHOLE, secant=True, steps=3, step_size=2.0)
+    evaluation = evaluate(regularizer, sample)
+    trajectory = ascend(
+        policy,
+        sample.obs,
+        KL(),
+        regularizer.perturbations(0),
+        steps=3,
+        step_size=0.6,
+        generator=generator(),
+        clean=sample.clean,
+    )
+    displacements = trajectory.deltas[1:] - trajectory.deltas[:-1]
+    lengths = displacements.square().sum(-1)
+    assert (lengths[1:] == 0).all()  # a step of 2 ε reaches a corner at once
+    expected = (displacements @ weight.T).square().sum(-1)[0] / lengths[0]
+    torch.testing.assert_close(evaluation.loss, (expected / 3).mean())
+    assert all(torch.isfinite(g).all() for g in gradients(evaluation, parameters(policy)))
+
+
+def test_the_secant_approaches_the_penalty_as_the_steps_shrink() -> None:
+    sample = sample_of(tanh_policy(DiagGaussian(3)))
+    small: dict[str, Any] = {"step_size": 1e-5, "step": "normalized", "output": "fisher", "norm": "l2"}
+    tangent, chord = (evaluate(replace(WHOLE, secant=s, **small), sample).loss for s in (False, True))
+    torch.testing.assert_close(tangent, chord, atol=0, rtol=1e-4)
+
+
+def test_the_step_size_follows_its_schedule_or_the_curvature() -> None:
+    sample = sample_of(tanh_policy(Categorical(5)))
+    scheduled = replace(WHOLE, step_size=[[0, 0.1], [100, 0.7]])  # type: ignore[arg-type]
+    assert [scheduled.size_at(t) for t in (0, 100)] == pytest.approx([0.03, 0.21])
+    assert replace(scheduled, step="raw").size_at(0) == 0.1
+    fixed = replace(WHOLE, step_size=0.7)
+    torch.testing.assert_close(evaluate(scheduled, sample, timestep=100).loss, evaluate(fixed, sample).loss)
+    automatic = evaluate(replace(WHOLE, step_size="auto", step="raw", steps=5), sample)
+    assert automatic.metrics["monotone_fraction"] == 1
+
+
+def test_no_pass_of_the_network_is_wasted() -> None:
+    """K passes of the ascent and one for the K points; nothing at δ_K, nothing at the clean observations."""
+    seen: list[tuple[int, bool]] = []
+
+    class Counting(ModulePolicy):
+        def __call__(self, obs: Tensor) -> Tensor:
+            seen.append((len(obs), torch.is_grad_enabled()))
+            return super().__call__(obs)
+
+    inner = tanh_policy(Categorical(5))
+    sample = replace(sample_of(inner), policy=Counting(inner.module, inner.distribution))
+    regularizer = replace(WHOLE, backend="forward")
+    evaluate(regularizer, sample)
+    assert seen == [(7, True)] * 3 + [(21, True)]
+    seen.clear()
+    evaluate(replace(regularizer, adversarial_weight=0.5), sample)
+    assert seen == [(7, True)] * 3 + [(21, True), (7, True)]
+    seen.clear()
+    evaluate(replace(regularizer, adversarial_weight=0.5, coefficient=0.0), sample)
+    assert seen == [(7, True)] * 3 + [(21, False), (7, True)]  # the penalty for the metrics alone
+
+
+def test_one_step_still_tells_how_far_it_climbed() -> None:
+    metrics = evaluate(replace(WHOLE, steps=1), sample_of(tanh_policy(Categorical(5)))).metrics
+    assert metrics["objective_gain"] > 0
+    assert metrics["monotone_fraction"] == 1
+
+
+def test_the_critic_and_functions_of_ones_own_are_objectives() -> None:
+    sample = sample_of(tanh_policy(Categorical(5)))
+    assert evaluate(replace(WHOLE, objective="value"), sample).loss > 0
+
+    def first(outputs: Tensor, clean: Clean) -> Tensor:
+        return outputs[..., 0] - clean.outputs[..., 0]
+
+    custom = evaluate(replace(WHOLE, objective=first), sample)
+    assert custom.metrics["objective_gain"] > 0
 
 
 def test_sample_fraction_regularises_that_share_of_the_rows() -> None:
@@ -187,13 +208,6 @@ def test_sample_fraction_regularises_that_share_of_the_rows() -> None:
     assert set(seen) == {10, 20}  # ten rows; the two points of the trajectory in one batch
 
 
-def test_same_generator_same_numbers() -> None:
-    policy = tanh_policy(Categorical(5))
-    regularizer = replace(WHOLE, sample_fraction=0.5)
-    losses = [evaluate(regularizer, sample_of(policy), seed=seed).loss.item() for seed in (1, 1, 2)]
-    assert losses[0] == losses[1] != losses[2]
-
-
 def test_schedules_decide_when_it_is_active() -> None:
     regularizer = AAJR(coefficient=[[0, 0.0], [100, 0.0], [200, 1.0]])  # type: ignore[arg-type]
     assert [regularizer.active(t) for t in (0, 100, 101)] == [False, False, True]
@@ -206,13 +220,6 @@ def test_schedules_decide_when_it_is_active() -> None:
     torch.testing.assert_close(2 * half.loss, full.loss)
 
 
-def test_it_is_a_value() -> None:
-    regularizer = AAJR(coefficient=[[0, 0.0], [5, 1.0]], mask=[True, False])  # type: ignore[arg-type]
-    assert pickle.loads(pickle.dumps(regularizer)) == regularizer
-    assert hash(regularizer) == hash(replace(regularizer))
-    assert eval(repr(regularizer)) == regularizer
-
-
 def test_a_non_finite_output_is_counted_and_then_named() -> None:
     policy = tanh_policy(Categorical(5))
     sample = sample_of(policy)
@@ -220,48 +227,3 @@ def test_a_non_finite_output_is_counted_and_then_named() -> None:
     assert evaluate(WHOLE, sample).metrics["nonfinite"].item() > 0
     with pytest.raises(NonFiniteError, match="the inner objective at step 0: 7 NaN"):
         WHOLE.evaluate(sample, timestep=0, generator=generator(), check=True)
-
-
-@pytest.mark.parametrize("name", REGULARIZERS)
-def test_every_registered_regularizer_teaches_its_settings(name: str) -> None:
-    assert make_regularizer(name).name == name
-    assert REGULARIZERS[name].summary
-    with pytest.raises(ValueError, match=r"expected settings of .* out of coefficient, .*; got lambda"):
-        make_regularizer(name, **{"lambda": 1})
-
-
-@pytest.mark.parametrize(
-    ("settings", "message"),
-    [
-        ({"coefficient": -1}, "expected finite values ≥ 0 for coefficient"),
-        ({"epsilon": 0}, "expected a finite epsilon > 0, got 0"),
-        ({"adversarial_weight": 1.5}, r"expected an adversarial_weight in \[0, 1\], got 1.5"),
-        ({"steps": 0}, "expected an integer steps ≥ 1, got 0"),
-        ({"steps": 2.5}, "expected an integer steps ≥ 1, got 2.5"),
-        ({"step_size": 0}, "expected a step_size > 0"),
-        ({"step": "huge"}, "expected step out of sign, normalized, raw; got 'huge'"),
-        ({"sample_fraction": 0}, r"expected a sample_fraction in \(0, 1\]"),
-        ({"objective": "loss"}, "expected objective out of kl, surrogate, margin"),
-        ({"output": "value"}, "expected output out of logits"),
-        ({"backend": "magic"}, "expected backend out of auto, forward, double, central"),
-        ({"metric": "none"}, "expected metric out of detached, full"),
-        ({"norm": "l1"}, "expected norm out of linf, l2"),
-    ],
-)
-def test_bad_settings_are_refused_at_construction(settings: dict[str, Any], message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        make_regularizer("aajr", **settings)
-
-
-def test_settings_that_do_not_fit_the_policy_are_refused() -> None:
-    with pytest.raises(ValueError, match="for a Gaussian policy, got 'probs'"):
-        AAJR(output="probs").check(DiagGaussian(2))
-    with pytest.raises(ValueError, match="got a Gaussian one"):
-        AAJR(objective="margin").check(DiagGaussian(2))
-
-
-def test_an_adversarial_loss_needs_a_policy_loss() -> None:
-    policy = tanh_policy(Categorical(5))
-    sample = replace(sample_of(policy), policy_loss=None)
-    with pytest.raises(ValueError, match="set adversarial_weight=0"):
-        evaluate(replace(WHOLE, adversarial_weight=0.5), sample)

@@ -1,0 +1,217 @@
+"""Jacobian penalties that do not look where the adversary goes: AAJR's controls and rivals.
+
+    random_direction    E‖J z‖²     z uniform on the unit sphere: AAJR without its direction
+    frobenius           ‖J‖_F²      estimated by random projections (Hoffman 2019)
+    spectral            ‖J‖_op²     by power iteration: the global constraint, at the sampled points
+
+Each is taken at the clean observations, or at the same points s + δ_t as AAJR. Features that the adversary
+cannot touch do not count: J is the Jacobian without their columns.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from dataclasses import dataclass
+from typing import ClassVar, Literal, get_args
+
+import torch
+from torch import Tensor
+
+from marl_aajr.ascent import Trajectory
+from marl_aajr.checks import one_of
+from marl_aajr.numerics import check_finite
+from marl_aajr.outputs import cotangent
+from marl_aajr.regularizers.adversary import nonfinite, trajectory_metrics
+from marl_aajr.regularizers.base import Evaluation, Sample, State
+from marl_aajr.regularizers.sensitivity import JacobianPenalty, gain_metrics
+from marl_aajr.schedules import value_at
+
+At = Literal["clean", "trajectory"]
+Projection = Literal["input", "output"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class JacobianNorm(JacobianPenalty):
+    """A penalty on the size of the Jacobian as a whole.
+
+    Attributes:
+        at: where the Jacobian is taken: ``"clean"`` (s; the adversary's settings have no effect) or
+            ``"trajectory"`` (s + δ_t for t < K, the points of AAJR).
+    """
+
+    at: At = "clean"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        one_of("at", self.at, get_args(At))
+
+    def evaluate(
+        self,
+        sample: Sample,
+        *,
+        timestep: float,
+        generator: torch.Generator,
+        state: State | None = None,
+        check: bool = False,
+    ) -> Evaluation:
+        sample = self.drawn(sample, generator, check=check)
+        points, trajectory = sample.obs.unsqueeze(0), None
+        if self.at == "trajectory":
+            trajectory = self.climb(
+                sample, timestep=timestep, generator=generator, last=self.last_direction, check=check
+            )
+            points = sample.obs + trajectory.deltas[: self.steps]
+        squared = self.squared_norms(sample, points, generator)
+        if check:
+            check_finite("the squared norm of the Jacobian", squared)
+        penalty = sample.mean(squared)
+        loss = value_at(self.coefficient, timestep) * penalty
+        metrics = {"penalty": penalty.detach(), **gain_metrics(sample, squared)}
+        return Evaluation(loss, metrics | _adversary_metrics(sample, trajectory, loss))
+
+    @abstractmethod
+    def squared_norms(self, sample: Sample, points: Tensor, generator: torch.Generator) -> Tensor:
+        """An estimate of the squared norm at T points of each row, ``[T, B, ..., d] -> [T, B, ...]``."""
+
+    def noise(self, sample: Sample, count: int, generator: torch.Generator) -> Tensor:
+        """Standard normal directions, 0 where the adversary cannot reach, ``[count, B, ..., d]``."""
+
+        def draw(obs: Tensor) -> Tensor:
+            return torch.empty((len(obs), count, *obs.shape[1:]), dtype=obs.dtype, device=obs.device).normal_(
+                generator=generator
+            )
+
+        return self.reachable(sample, sample.draw(draw).movedim(1, 0))
+
+    def reachable(self, sample: Sample, directions: Tensor) -> Tensor:
+        """z without the features that the adversary cannot touch."""
+        if self.mask is None:
+            return directions
+        preconditioner = self.perturbations(0).preconditioner(sample.obs)
+        assert preconditioner is not None
+        return torch.where(preconditioner > 0, directions, 0.0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class RandomDirection(JacobianNorm):
+    """‖J z‖² along directions drawn uniformly from the unit sphere: what is left of AAJR without its u_t."""
+
+    name: ClassVar[str] = "random_direction"
+    summary: ClassVar[str] = "Jacobian penalty along random directions (ablation of AAJR's direction)"
+
+    def squared_norms(self, sample: Sample, points: Tensor, generator: torch.Generator) -> Tensor:
+        return self.squared_gains(sample, points, _unit(self.noise(sample, len(points), generator)))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Frobenius(JacobianNorm):
+    """‖J‖_F² by random projections.
+
+    ``"input"`` (Hutchinson): E‖J z‖² with z ~ N(0, I). ``"output"``: m · E‖vᵀ J‖² with v uniform on the unit
+    sphere of the m outputs, one vector-Jacobian product each; it needs a second derivative of the network.
+
+    Attributes:
+        projection: ``"input"`` or ``"output"``.
+        projections: how many are averaged, ≥ 1.
+
+    Source: Hoffman 2019 (arXiv 1908.02729, algorithm 1): output projections of the logits at clean inputs,
+    with weight λ_JR/2 where ``coefficient`` is the whole weight.
+    """
+
+    name: ClassVar[str] = "frobenius"
+    summary: ClassVar[str] = "Frobenius norm of the Jacobian by random projections (Hoffman 2019)"
+
+    projection: Projection = "output"
+    projections: int = 1
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        one_of("projection", self.projection, get_args(Projection))
+        if isinstance(self.projections, bool) or not (
+            isinstance(self.projections, int) and self.projections >= 1
+        ):
+            raise ValueError(f"expected an integer projections ≥ 1, got {self.projections!r}")
+        if self.projection == "output" and self.backend != "auto":
+            raise ValueError(
+                f"expected no backend with projection='output', which takes no Jacobian-vector product, got "
+                f"{self.backend!r}; use projection='input'"
+            )
+
+    def squared_norms(self, sample: Sample, points: Tensor, generator: torch.Generator) -> Tensor:
+        count = len(points)
+        if self.projection == "input":
+            directions = self.noise(sample, count * self.projections, generator)
+            repeated = points.repeat(self.projections, *(1 for _ in points.shape[1:]))
+            squared = self.squared_gains(sample, repeated, directions)
+            return squared.unflatten(0, (self.projections, count)).mean(0)
+        policy = sample.policy.repeat(count)
+        with torch.enable_grad():
+            variable = points.flatten(0, 1).detach().requires_grad_(True)
+            outputs = policy(variable)
+        total = torch.zeros(outputs.shape[:-1], dtype=outputs.dtype, device=outputs.device)
+        for _ in range(self.projections):
+            v = self._output_vectors(sample, count, outputs, generator)
+            w = cotangent(self.output, policy.distribution, outputs, v, metric=self.metric)
+            (pulled,) = torch.autograd.grad(outputs, variable, w, create_graph=True)
+            total = total + self.reachable(sample, pulled).square().sum(-1)
+        scale = outputs.shape[-1] / self.projections
+        return (scale * total).unflatten(0, (count, -1))
+
+    def _output_vectors(
+        self, sample: Sample, count: int, outputs: Tensor, generator: torch.Generator
+    ) -> Tensor:
+        """v uniform on the unit sphere, ``[count · B, ..., m]``."""
+
+        def draw(obs: Tensor) -> Tensor:
+            shape = (len(obs), count, *outputs.shape[1:])
+            return torch.empty(shape, dtype=obs.dtype, device=obs.device).normal_(generator=generator)
+
+        return _unit(sample.draw(draw).movedim(1, 0).flatten(0, 1))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Spectral(JacobianNorm):
+    """‖J‖_op² by power iteration: z ← JᵀJ z / ‖·‖ from a random z, then ‖J z‖² with z held fixed.
+
+    Never more than the operator norm. The vectors are fresh for every minibatch: its points are others, and a
+    vector kept from the last one would say nothing of theirs.
+
+    Attributes:
+        iterations: power iterations, ≥ 1; each costs a Jacobian-vector and a vector-Jacobian product.
+
+    Source: the global constraint that arXiv 2603.04378 compares its own with, at the sampled points.
+    """
+
+    name: ClassVar[str] = "spectral"
+    summary: ClassVar[str] = "operator norm of the Jacobian by power iteration (the global constraint)"
+
+    iterations: int = 3
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if isinstance(self.iterations, bool) or not (
+            isinstance(self.iterations, int) and self.iterations >= 1
+        ):
+            raise ValueError(f"expected an integer iterations ≥ 1, got {self.iterations!r}")
+
+    def squared_norms(self, sample: Sample, points: Tensor, generator: torch.Generator) -> Tensor:
+        z = _unit(self.noise(sample, len(points), generator))
+        for _ in range(self.iterations):
+            with torch.enable_grad():
+                variable = z.detach().requires_grad_(True)
+                gains = self.squared_gains(sample, points, self.reachable(sample, variable))
+                # ½ ∂‖J z‖²/∂z = JᵀJ z: a Jacobian-vector product and its transpose.
+                (pulled,) = torch.autograd.grad(gains, variable, torch.ones_like(gains))
+            z = _unit(pulled)
+        return self.squared_gains(sample, points, self.reachable(sample, z.detach()))
+
+
+def _unit(vectors: Tensor) -> Tensor:
+    norm = torch.linalg.vector_norm(vectors, dim=-1, keepdim=True)
+    return vectors / norm.clamp_min(torch.finfo(vectors.dtype).tiny)
+
+
+def _adversary_metrics(sample: Sample, trajectory: Trajectory | None, loss: Tensor) -> dict[str, Tensor]:
+    if trajectory is None:
+        return {"nonfinite": nonfinite(loss.detach())}
+    return trajectory_metrics(sample, trajectory, loss)

@@ -1,0 +1,208 @@
+"""Penalties on how far the policy's output moves under the worst perturbation.
+
+    smooth_policy   D(π(·|s), π(·|s + δ*)),   D = KL for discrete actions, ‖Δμ/σ‖² for Gaussians
+    ernie           ‖φ(f(s + δ*)) − φ(f(s))‖₂
+
+Each has an adversary of its own, which maximises what is penalised. AAJR penalises the slope on the way;
+these penalise the height reached.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from math import sqrt
+from typing import ClassVar, Literal, get_args
+
+import torch
+from torch import Tensor
+
+from marl_aajr.ascent import AUTO, Trajectory
+from marl_aajr.checks import one_of
+from marl_aajr.distributions import ActionDistribution, DiagGaussian
+from marl_aajr.numerics import check_finite
+from marl_aajr.objectives import BoundObjective, Clean, Objective
+from marl_aajr.outputs import check_output_map, safe_sqrt, squared_distance
+from marl_aajr.policy import Policy
+from marl_aajr.regularizers.adversary import Adversarial, trajectory_metrics
+from marl_aajr.regularizers.base import Evaluation, Sample, State
+from marl_aajr.schedules import Schedule, value_at
+
+DistanceOutput = Literal["logits", "probs", "mean"]
+
+
+@dataclass(frozen=True)
+class ActionDifference(Objective):
+    """KL(π(·|s) ‖ π(·|s+δ)), for Gaussians Σ ((μ(s+δ) − μ(s))/σ(s))²; what belongs to s is detached.
+
+    A Gaussian's KL at equal σ is half of that. With σ detached the difference cannot be hidden in noise.
+    """
+
+    @property
+    def flat_at_zero(self) -> bool:
+        return True
+
+    def bind(self, policy: Policy, clean: Clean) -> BoundObjective:
+        distribution, outputs = policy.distribution, clean.outputs.detach()
+        if not isinstance(distribution, DiagGaussian):
+            kl = distribution.kl_from(outputs)
+            return lambda obs: kl(policy(obs))
+        mean, log_std = distribution.split(outputs)
+        precision = (-log_std).exp()
+        return lambda obs: ((distribution.mode(policy(obs)) - mean) * precision).square().sum(-1)
+
+
+@dataclass(frozen=True)
+class OutputDistance(Objective):
+    """‖φ(f(s+δ)) − φ(f(s))‖₂."""
+
+    output: DistanceOutput = "logits"
+
+    @property
+    def flat_at_zero(self) -> bool:
+        return True  # the norm has no gradient at all there
+
+    def check(self, distribution: ActionDistribution) -> None:
+        check_output_map(self.output, distribution)
+
+    def bind(self, policy: Policy, clean: Clean) -> BoundObjective:
+        outputs = clean.outputs.detach()
+        return lambda obs: self.between(policy.distribution, outputs, policy(obs))
+
+    def between(self, distribution: ActionDistribution, outputs: Tensor, other: Tensor) -> Tensor:
+        """The distance of two outputs, ``[..., m] -> [...]``, with gradient 0 where they are equal."""
+        return safe_sqrt(squared_distance(self.output, distribution, outputs, other))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Smoothness(Adversarial):
+    """A penalty at the point δ_K that its own adversary found.
+
+    Attributes:
+        coefficient: λ ≥ 0, weight of the penalty; a number or ``[[env_step, value], ...]``.
+    """
+
+    weights: ClassVar[tuple[str, ...]] = ("coefficient",)
+
+    coefficient: Schedule = 1e-1
+
+    def evaluate(
+        self,
+        sample: Sample,
+        *,
+        timestep: float,
+        generator: torch.Generator,
+        state: State | None = None,
+        check: bool = False,
+    ) -> Evaluation:
+        sample = self.drawn(sample, generator, check=check)
+        trajectory = self.attack(sample, timestep=timestep, generator=generator, check=check)
+        differences = self.differences(sample, trajectory.deltas[-1])
+        if check:
+            check_finite("the difference of the outputs at s + δ_K", differences)
+        penalty = sample.mean(differences)
+        loss = value_at(self.coefficient, timestep) * penalty
+        metrics = {"penalty": penalty.detach()}
+        return Evaluation(loss, metrics | trajectory_metrics(sample, trajectory, loss))
+
+    def attack(
+        self, sample: Sample, *, timestep: float, generator: torch.Generator, check: bool
+    ) -> Trajectory:
+        """The path to δ_K; what is penalised there needs no second pass for its value."""
+        return self.climb(sample, timestep=timestep, generator=generator, last=self.last_point, check=check)
+
+    def differences(self, sample: Sample, delta: Tensor) -> Tensor:
+        """What is penalised, at s + δ, with its graph, ``[B, ...]``."""
+        return self.adversary.bind(sample.policy, sample.clean)(sample.obs + delta)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SmoothPolicy(Smoothness):
+    """The regularizer of SA-PPO: the action distribution must not move under the worst perturbation.
+
+    Attributes:
+        langevin: the source's own adversary (SGLD): it starts in a random corner one step away (unless
+            ``start`` says otherwise) and adds decaying Gaussian noise to the gradient before its sign; False:
+            plain projected gradient ascent, as for AAJR.
+
+    The gradient flows through s + δ only, as in the source's code; its K is 10, with steps of ε/10.
+
+    Source: Zhang 2020 (arXiv 2003.08938), https://github.com/huanzhang12/SA_PPO.
+    """
+
+    name: ClassVar[str] = "smooth_policy"
+    summary: ClassVar[str] = "action difference at the inner maximiser (SA-PPO, Zhang 2020)"
+
+    langevin: bool = True
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.langevin and self.step_size == AUTO:
+            raise ValueError(
+                "expected a fixed step_size with langevin=True, whose noise depends on it, got 'auto'; "
+                "set langevin=False"
+            )
+
+    @property
+    def adversary(self) -> Objective:
+        return ActionDifference()
+
+    def attack(
+        self, sample: Sample, *, timestep: float, generator: torch.Generator, check: bool
+    ) -> Trajectory:
+        if not self.langevin:
+            return super().attack(sample, timestep=timestep, generator=generator, check=check)
+        size = self.size_at(timestep)
+        assert not isinstance(size, str)
+
+        def normal(obs: Tensor) -> Tensor:
+            return torch.empty_like(obs).normal_(generator=generator)
+
+        def gradient_noise(t: int) -> Tensor:
+            return _LANGEVIN_BATCH * sqrt(2 * size * _LANGEVIN_BETA) / (t + 2) * sample.draw(normal)
+
+        return self.climb(
+            sample,
+            timestep=timestep,
+            generator=generator,
+            last=self.last_point,
+            check=check,
+            start=size * sample.draw(normal).sign() if self.start is None else None,
+            gradient_noise=gradient_noise,
+        )
+
+
+_LANGEVIN_BETA = 1e-5
+_LANGEVIN_BATCH = 64
+"""The source's inverse temperature, and the rows of the batch whose mean it differentiates."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ERNIE(Smoothness):
+    """ERNIE: the network's output must not move under the worst perturbation, in the plain Euclidean norm.
+
+    Attributes:
+        output: the output whose distance counts: ``"logits"``, ``"probs"`` (its actor-critic) or ``"mean"``.
+
+    Rows are averaged and δ is projected on the ball, as in the paper; the published code takes the norm of a
+    whole batch, does not project, and scales its steps by ``|s|``. The gradient flows through both outputs.
+    Its Stackelberg variant, which differentiates the inner steps, is not included.
+
+    Source: Bukharin 2023 (arXiv 2310.10810), https://github.com/abukharin3/ERNIE.
+    """
+
+    name: ClassVar[str] = "ernie"
+    summary: ClassVar[str] = "distance of the outputs at the inner maximiser (ERNIE, Bukharin 2023)"
+
+    output: DistanceOutput = "logits"
+
+    def __post_init__(self) -> None:
+        one_of("output", self.output, get_args(DistanceOutput))
+        super().__post_init__()
+
+    @property
+    def adversary(self) -> OutputDistance:
+        return OutputDistance(self.output)
+
+    def differences(self, sample: Sample, delta: Tensor) -> Tensor:
+        outputs = sample.policy(sample.obs + delta)
+        return self.adversary.between(sample.policy.distribution, sample.outputs, outputs)

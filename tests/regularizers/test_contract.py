@@ -1,0 +1,221 @@
+"""What every registered regularizer keeps, whatever it penalises."""
+
+from __future__ import annotations
+
+import pickle
+from dataclasses import fields, replace
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from torch import Tensor
+
+from marl_aajr.distributions import ActionDistribution, Categorical
+from marl_aajr.numerics import NonFiniteError
+from marl_aajr.regularizers import (
+    AAJR,
+    REGULARIZERS,
+    Evaluation,
+    Regularizer,
+    SpectralNormalization,
+    make_regularizer,
+    settings_of,
+)
+from tests.networks import DISTRIBUTIONS, generator, parameters, tanh_policy
+from tests.regularizers.samples import EXAMPLES, evaluate, example, gradients, sample_of
+
+every = pytest.mark.parametrize("name", REGULARIZERS)
+every_loss = pytest.mark.parametrize(
+    "name", [name for name, cls in REGULARIZERS.items() if cls is not SpectralNormalization]
+)
+ON_TRAJECTORY = [
+    make_regularizer(name, at="trajectory", sample_fraction=1.0)
+    for name in ("random_direction", "frobenius", "spectral")
+]
+
+
+@every
+def test_it_is_a_value(name: str) -> None:
+    regularizer = example(name)
+    assert pickle.loads(pickle.dumps(regularizer)) == regularizer
+    assert hash(regularizer) == hash(pickle.loads(pickle.dumps(regularizer)))
+    names = {cls.__name__: cls for cls in REGULARIZERS.values()}
+    assert eval(repr(regularizer), names) == regularizer
+
+
+@every
+def test_yaml_can_hold_its_settings(name: str) -> None:
+    regularizer = example(name)
+    settings = settings_of(regularizer)
+    plain = yaml.safe_load(yaml.safe_dump(_lists(settings)))
+    assert plain["name"] == name
+    assert make_regularizer(**plain) == regularizer
+
+
+def _lists(value: Any) -> Any:
+    """Tuples as YAML writes them."""
+    if isinstance(value, dict):
+        return {key: _lists(inner) for key, inner in value.items()}
+    return [_lists(inner) for inner in value] if isinstance(value, list | tuple) else value
+
+
+@every
+def test_it_teaches_its_settings(name: str) -> None:
+    assert REGULARIZERS[name].name == name
+    assert REGULARIZERS[name].summary
+    with pytest.raises(ValueError, match=rf"expected settings of '{name}' out of .*; got lambda"):
+        make_regularizer(name, **{**EXAMPLES.get(name, {}), "lambda": 1})
+
+
+@every
+@pytest.mark.parametrize("distribution", DISTRIBUTIONS, ids=repr)
+def test_it_answers_for_every_kind_of_policy(name: str, distribution: ActionDistribution) -> None:
+    regularizer = example(name)
+    regularizer.check(distribution)
+    evaluation = evaluate(regularizer, sample_of(tanh_policy(distribution)))
+    assert evaluation.loss.shape == ()
+    assert evaluation.metrics["nonfinite"] == 0
+    for key, value in evaluation.metrics.items():
+        assert value.shape == (), key
+        assert not value.requires_grad, key
+        assert torch.isfinite(value), key
+
+
+@every_loss
+def test_it_trains_the_policy(name: str) -> None:
+    policy = tanh_policy(Categorical(5))
+    evaluation = evaluate(example(name), sample_of(policy))
+    assert sum(g.abs().sum() for g in gradients(evaluation, parameters(policy))) > 0
+
+
+@every
+def test_same_generator_same_numbers(name: str) -> None:
+    regularizer: Any = example(name)
+    if hasattr(regularizer, "sample_fraction"):
+        regularizer = replace(regularizer, sample_fraction=0.5)
+    sample = sample_of(tanh_policy(Categorical(5)))
+    losses = [evaluate(regularizer, sample, seed=seed).loss.item() for seed in (1, 1, 2)]
+    assert losses[0] == losses[1]
+    assert (losses[1] != losses[2]) == regularizer.active(0)
+
+
+@every
+def test_it_draws_from_its_generator_alone_and_leaves_no_gradient_behind(name: str) -> None:
+    policy = tanh_policy(Categorical(5))
+    sample = sample_of(policy)
+    torch.manual_seed(5)
+    before = torch.get_rng_state()
+    evaluate(example(name), sample)
+    assert torch.equal(before, torch.get_rng_state())
+    assert all(parameter.grad is None for parameter in parameters(policy))
+    assert not sample.obs.requires_grad
+
+
+@pytest.mark.parametrize("regularizer", [*map(example, REGULARIZERS), *ON_TRAJECTORY], ids=repr)
+def test_padded_rows_never_count(regularizer: Regularizer) -> None:
+    """Rows under the mask may hold anything without changing loss, gradient or metrics."""
+
+    def result(fill: float) -> tuple[Tensor, tuple[Tensor, ...], dict[str, Tensor]]:
+        policy = tanh_policy(Categorical(5))
+        sample = sample_of(policy, mask=torch.tensor([True] * 5 + [False] * 2))
+        obs = sample.obs.clone()
+        obs[5:] = fill
+        evaluation = evaluate(regularizer, replace(sample, obs=obs, outputs=policy(obs)))
+        found = gradients(evaluation, parameters(policy)) if evaluation.loss.requires_grad else ()
+        return evaluation.loss.detach(), found, dict(evaluation.metrics)
+
+    (loss, gradient, metrics), (other_loss, other_gradient, other_metrics) = result(0.0), result(7.0)
+    torch.testing.assert_close(loss, other_loss)
+    torch.testing.assert_close(gradient, other_gradient)
+    for key, value in metrics.items():
+        torch.testing.assert_close(value, other_metrics[key], msg=key)
+
+
+@pytest.mark.parametrize("regularizer", [*map(example, REGULARIZERS), *ON_TRAJECTORY], ids=repr)
+def test_two_halves_of_a_minibatch_make_the_whole(regularizer: Regularizer) -> None:
+    """Two learners with half the rows each: their mean loss and gradient are one learner's."""
+    policy = tanh_policy(Categorical(5))
+
+    def half(part: int, **place: Any) -> Evaluation:
+        rows = sample_of(policy, rows=8).select(torch.arange(4) + 4 * part)
+        return evaluate(regularizer, replace(rows, **place))
+
+    reference = evaluate(regularizer, sample_of(policy, rows=8))
+    halves = [half(part, shard=(part, 2)) for part in range(2)]
+    torch.testing.assert_close((halves[0].loss + halves[1].loss) / 2, reference.loss)
+    noisy = evaluate(regularizer, sample_of(policy, rows=8), seed=1).loss != reference.loss
+    assert (half(1).loss != halves[1].loss) == noisy  # without its place it draws other noise
+    if not reference.loss.requires_grad:
+        return
+    found = [gradients(evaluation, parameters(policy)) for evaluation in (*halves, reference)]
+    for one, other, together in zip(*found, strict=True):
+        torch.testing.assert_close((one + other) / 2, together)
+
+
+@every_loss
+def test_a_weight_of_zero_switches_it_off(name: str) -> None:
+    regularizer = example(name)
+    assert regularizer.active(0)
+    assert [regularizer.ramped(10, 20).active(t) for t in (0, 10, 11)] == [False, False, True]
+
+
+@every_loss
+def test_a_non_finite_output_is_counted_and_then_named(name: str) -> None:
+    policy = tanh_policy(Categorical(5))
+    sample = sample_of(policy)
+    parameters(policy)[0].data[0, 0] = float("nan")
+    assert evaluate(example(name), sample).metrics["nonfinite"].item() > 0
+    with pytest.raises(NonFiniteError, match=r"of .* numbers"):
+        example(name).evaluate(sample, timestep=0, generator=generator(), check=True)
+
+
+@every
+def test_the_state_is_made_of_tensors_that_a_minibatch_may_read(name: str) -> None:
+    regularizer = example(name)
+    state = regularizer.initial_state()
+    before = {key: value.clone() for key, value in state.items()}
+    evaluate(regularizer, sample_of(tanh_policy(Categorical(5))), state=state)
+    assert all(torch.equal(before[key], state[key]) for key in before)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device to see what waits for it")
+@every
+def test_nothing_waits_for_the_accelerator(name: str) -> None:
+    policy = tanh_policy(Categorical(5))
+    sample = sample_of(policy, rows=64)
+    assert isinstance(policy.module, torch.nn.Module)
+    policy.module.cuda()
+    moved: dict[str, Any] = {
+        field.name: value.cuda()
+        for field in fields(sample)
+        if isinstance(value := getattr(sample, field.name), Tensor)
+    }
+    sample = replace(sample, **{**moved, "outputs": policy(moved["obs"])})
+    noise = torch.Generator("cuda").manual_seed(0)
+    state = example(name).initial_state()
+    example(name).evaluate(sample, timestep=0, generator=noise, state=state)  # constants are copied once
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        example(name).evaluate(sample, timestep=0, generator=noise, state=state)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+
+
+def test_an_unknown_name_is_refused_with_the_known_ones() -> None:
+    with pytest.raises(
+        ValueError, match=r"expected regularizer out of aajr, random_direction, .*got 'jacobi'"
+    ):
+        make_regularizer("jacobi")
+
+
+def test_the_defaults_are_shared() -> None:
+    """What is compared differs in the penalty alone."""
+    reference = AAJR()
+    for name in REGULARIZERS:
+        if name in EXAMPLES or name == SpectralNormalization.name:
+            continue
+        regularizer = make_regularizer(name)
+        for setting in ("epsilon", "norm", "steps", "step_size", "step", "sample_fraction"):
+            if hasattr(regularizer, setting):
+                assert getattr(regularizer, setting) == getattr(reference, setting), (name, setting)
