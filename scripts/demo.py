@@ -69,32 +69,42 @@ class Jobs:
             )
         self.running.append(Job(name, process, log))
 
-    def interrupt(self, _signum: int = signal.SIGINT, _frame: FrameType | None = None) -> None:
-        """Pass Ctrl-C on: each command saves and ends; at the second one it ends at once."""
+    def interrupt(self, _signum: int, _frame: FrameType | None) -> None:
+        """The demo's own Ctrl-C."""
         self.interrupted = True
-        for job in self.running:
-            if job.process.poll() is None:
-                job.process.send_signal(signal.SIGINT)
+        self.pass_on()
 
     def wait(self, show: Display) -> None:
         """Wait for all, showing progress; a failure stops the others."""
-        failed: Job | None = None
+        stopped = False
         while any(job.process.poll() is None for job in self.running):
-            failed = failed or next((job for job in self.running if job.process.poll()), None)
-            if failed and not self.interrupted:
-                self.interrupt()
+            if self.failed and not stopped and not self.interrupted:
+                stopped = True
+                self.pass_on()
             show()
             time.sleep(0.3)
         show.end()
-        failed = failed or next((job for job in self.running if job.process.returncode), None)
+        failed = self.failed
         self.running.clear()
-        if failed and failed.process.returncode != INTERRUPTED:
+        if failed:
             last = failed.log.read_text(errors="replace").splitlines()[-5:]
             raise Stop(
                 1, "\n".join([*last, f"error: {failed.name} failed as shown; all of it in {failed.log}"])
             )
         if self.interrupted:
             raise Stop(INTERRUPTED, "Stopped and saved; the same command goes on from here.")
+
+    @property
+    def failed(self) -> Job | None:
+        """The first that ended neither well nor by Ctrl-C."""
+        fine = (None, 0, INTERRUPTED, -signal.SIGINT)
+        return next((job for job in self.running if job.process.poll() not in fine), None)
+
+    def pass_on(self) -> None:
+        """Ctrl-C to each: it saves and ends; the second time it ends at once."""
+        for job in self.running:
+            if job.process.poll() is None:
+                job.process.send_signal(signal.SIGINT)
 
 
 class Display:
