@@ -1,31 +1,38 @@
 """The congestion game of `congestion_v0`: its costs, its optimum, its equilibrium, and how lies spread.
 
-A share x_m of all agents uses resource m, at a cost that grows with the load:
+A share x_m of all agents uses resource m, beside a load a_m that is there anyway; a more loaded resource
+costs more:
 
-    ℓ_m(x) = a_m + b_m x^p,   a_m ≥ 0,  b_m > 0,  p > 0
-    C(x)   = Σ_m x_m ℓ_m(x_m)                          social cost: what an agent pays on average
+    ℓ_m(x_m) = (a_m + x_m)^p,   a_m ≥ 0,  p > 0
+    C(x)     = Σ_m x_m ℓ_m(x_m)                          social cost: what an agent pays on average
 
 - **Social optimum**: x minimises C over the simplex. C is convex, so x is optimal iff the marginal costs
-  ℓ_m(x) + x ℓ_m'(x) = a_m + (p + 1) b_m x^p are equal where x_m > 0 and no smaller where x_m = 0.
+  ℓ_m + x_m ℓ_m' are equal where x_m > 0 and no smaller where x_m = 0.
 - **Selfish (Wardrop) equilibrium**: nobody gains by moving; the costs ℓ_m themselves are equal where
-  x_m > 0 and no smaller elsewhere. It minimises the potential Σ_m ∫_0^{x_m} ℓ_m (Beckmann et al. 1956).
-- Both have the form x_m(λ) = ((λ − a_m)₊ / s_m)^{1/p}, Σ_m x_m(λ) = 1, with s_m = (p + 1) b_m and s_m = b_m.
-- **Price of anarchy**: C(equilibrium) / C(optimum) ≤ 1 / (1 − p (p + 1)^{−(p+1)/p}), 4/3 for p = 1
-  (Roughgarden and Tardos 2002; Roughgarden 2003).
-- With N agents, loads are multiples of 1/N. Handing agents out one by one, each to the resource whose
+  x_m > 0 and no smaller elsewhere, so x_m = (λ − a_m)₊: water that fills a vessel to one level. It
+  minimises the potential Σ_m ∫_0^{x_m} ℓ_m (Beckmann et al. 1956).
+- **Price of anarchy**: C(equilibrium) / C(optimum) ≤ 1 / (1 − p (p + 1)^{−(p+1)/p}) for whole p, 4/3 for
+  p = 1 (Roughgarden and Tardos 2002; Roughgarden 2003).
+- With N agents, shares are multiples of 1/N. Handing agents out one by one, each to the resource whose
   cost (or marginal social cost) will be least, gives a pure Nash equilibrium (or the optimum), because both
   objectives are separable and convex (Rosenthal 1973).
 
-**How a lie spreads.** Let everybody answer reports r of the last loads with the mixed choice π(r), and let
-J = ∂π/∂r at a fixed point x* = π(x*). A lie δ about the loads that k of N agents hear in one round moves
+**How a lie spreads.** Let agents answer reports r of the last loads with the mixed choice π(r), and let
+J = ∂π/∂r at the fixed point x* = π(a + x*). A lie δ_t that k of N agents hear in round t moves the shares
 
-    x(t) − x* ≈ (k/N) J δ,   and then   x(t + 1) − x* ≈ J (x(t) − x*):
+    d_t = x_t − x*,     d_t ≈ J d_{t−1} + (k/N) J δ_t.
 
-nobody else was lied to, but everybody sees the loads that the lie made. Agents flee load, so J's
-eigenvalues are −g ≤ 0 and the error swings from side to side. With g < 1 it dies out, after moving up to
-1/(1 − g) times the agents that the lie itself moved; with g > 1 it grows until the many move as one herd.
-For the logit answer π = softmax(−β ℓ(r)),  J = −β (diag π − π πᵀ) diag ℓ'(r). The damage of a lie is the
-gain of the policy in its direction.
+Nobody else is lied to, but everybody hears of the loads that the lie made. Agents flee load, so J's
+eigenvalues are −g ≤ 0, the loop gains of the policy, and the shares swing from side to side:
+
+- one lie moves (k/N) g |δ| at first and 1/(1 − g) times as much in all, the most of it by agents who heard
+  the truth;
+- a lie that stays the same is answered: |d| → (k/N) g |δ| / (1 + g);
+- a lie that swings with the agents is fed: |d| → (k/N) g |δ| / (1 − g). Near g = 1 a few who are lied to
+  drive all the others to and fro as one herd, and beyond it the herd needs no lie.
+
+For the logit answer π = softmax(−β ℓ),  J = −β (diag π − π πᵀ) diag(p (a + x)^{p−1}). A policy must answer
+to the reports to find room, and what a lie can do is its gain along the lie.
 
 Functions take resources in the first dimension, ``[M, ...]``.
 """
@@ -37,87 +44,97 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-_BISECTIONS = 60  # halve an interval of length ~1 down to float64's last bit
+_BISECTIONS = 52  # halvings that leave of an interval of length 1 what float64 rounds
 
 
-def costs(load: Tensor, *, intercept: Tensor, slope: Tensor, power: float) -> Tensor:
-    """ℓ_m = a_m + b_m x_m^p ``[M, ...]``."""
-    return torch.addcmul(intercept, slope, load if power == 1 else load**power)
+def costs(share: Tensor, *, background: Tensor, power: float) -> Tensor:
+    """ℓ_m = (a_m + x_m)^p ``[M, ...]``."""
+    load = background + share
+    return load if power == 1 else load**power
 
 
-def social_cost(load: Tensor, *, intercept: Tensor, slope: Tensor, power: float) -> Tensor:
+def social_cost(share: Tensor, *, background: Tensor, power: float) -> Tensor:
     """C = Σ_m x_m ℓ_m(x_m) ``[...]``."""
-    return (load * costs(load, intercept=intercept, slope=slope, power=power)).sum(0)
+    return (share * costs(share, background=background, power=power)).sum(0)
 
 
-def equilibrium(*, intercept: Tensor, slope: Tensor, power: float) -> Tensor:
-    """The loads ``[M, ...]`` from which nobody gains by moving; float64."""
-    return _level(intercept.double(), slope.double(), power)
+def equilibrium(*, background: Tensor) -> Tensor:
+    """The shares ``[M, ...]`` from which nobody gains by moving, for any power; float64."""
+    return _split(background.double(), lambda share: background.double() + share)
 
 
-def optimum(*, intercept: Tensor, slope: Tensor, power: float) -> Tensor:
-    """The loads ``[M, ...]`` of least social cost; float64."""
-    return _level(intercept.double(), slope.double() * (power + 1), power)
+def optimum(*, background: Tensor, power: float) -> Tensor:
+    """The shares ``[M, ...]`` of least social cost; float64."""
+    a = background.double()
+
+    def marginal(share: Tensor) -> Tensor:
+        load = a + share
+        # (a + x)^p + p x (a + x)^(p − 1), written so that it is 0 and not NaN at a = x = 0.
+        return load**power * (1 + power * share / load.clamp_min(torch.finfo(a.dtype).tiny))
+
+    return _split(a, marginal)
 
 
-def nash(agents: int, *, intercept: Tensor, slope: Tensor, power: float) -> Tensor:
-    """Loads ``[M, ...]`` of a pure Nash equilibrium of so many agents; float64."""
-
-    def cost_of_one_more(load: Tensor) -> Tensor:
-        return costs(load + 1 / agents, intercept=intercept, slope=slope, power=power)
-
-    return _hand_out(agents, intercept.double(), cost_of_one_more)
+def nash(agents: int, *, background: Tensor) -> Tensor:
+    """Shares ``[M, ...]`` of a pure Nash equilibrium of so many agents, for any power; float64."""
+    return _hand_out(agents, background.double(), lambda share: background + share + 1 / agents)
 
 
-def best_split(agents: int, *, intercept: Tensor, slope: Tensor, power: float) -> Tensor:
-    """Loads ``[M, ...]`` of least social cost for so many agents; float64."""
+def best_split(agents: int, *, background: Tensor, power: float) -> Tensor:
+    """Shares ``[M, ...]`` of least social cost for so many agents; float64."""
+    a = background.double()
 
-    def increase(load: Tensor) -> Tensor:
-        more = load + 1 / agents
-        before = load * costs(load, intercept=intercept, slope=slope, power=power)
-        return more * costs(more, intercept=intercept, slope=slope, power=power) - before
+    def increase(share: Tensor) -> Tensor:
+        more = share + 1 / agents
+        before = share * costs(share, background=a, power=power)
+        return more * costs(more, background=a, power=power) - before
 
-    return _hand_out(agents, intercept.double(), increase)
+    return _hand_out(agents, a, increase)
 
 
-def logit(reports: Tensor, *, intercept: Tensor, slope: Tensor, power: float, sharpness: float) -> Tensor:
-    """The mixed choice softmax(−β ℓ(r)) ``[M, ...]`` of an agent that believes the reported loads.
+def logit(reports: Tensor, *, power: float, sharpness: float) -> Tensor:
+    """The mixed choice softmax(−β r^p) ``[M, ...]`` of an agent that believes the reported loads.
 
     Args:
-        reports: ``[M, ...]``; noise may make them negative, which counts as 0.
-        intercept: a.
-        slope: b.
+        reports: r, ``[M, ...]``; noise may make them negative, which counts as 0.
         power: p.
         sharpness: β.
     """
-    believed = costs(reports.clamp_min(0), intercept=intercept, slope=slope, power=power)
-    return (-sharpness * believed).softmax(0)
+    return (-sharpness * reports.clamp_min(0) ** power).softmax(0)
 
 
-def anarchy_bound(power: float) -> float:
-    """The greatest C(equilibrium) / C(optimum) that costs of this power allow."""
+def anarchy_bound(power: int) -> float:
+    """The greatest C(equilibrium) / C(optimum) among costs that are polynomials of this degree."""
     return 1 / (1 - power * (power + 1) ** (-(power + 1) / power))
 
 
-def _level(intercept: Tensor, steepness: Tensor, power: float) -> Tensor:
-    """x_m(λ) = ((λ − a_m)₊ / s_m)^{1/p} at the λ where they sum to 1, by bisection."""
+def _split(like: Tensor, marginal: Callable[[Tensor], Tensor]) -> Tensor:
+    """Shares at which the increasing ``marginal`` is equal where they are positive, and greater elsewhere.
 
-    def loads(level: Tensor) -> Tensor:
-        return ((level - intercept).clamp_min(0) / steepness) ** (1 / power)
+    Bisection for the common level, and within it for the share of each resource at that level.
+    """
 
-    low = intercept.amin(0)
-    high = (intercept + steepness).amax(0)
-    for _ in range(_BISECTIONS):
-        middle = (low + high) / 2
-        enough = loads(middle).sum(0) >= 1
-        low, high = torch.where(enough, low, middle), torch.where(enough, middle, high)
-    found = loads(high)
+    def shares(level: Tensor) -> Tensor:
+        return _bisect(torch.zeros_like(like), torch.ones_like(like), lambda x: marginal(x) >= level)
+
+    none, all_agents = torch.zeros_like(like), torch.ones_like(like)
+    low, high = marginal(none).amin(0), marginal(all_agents).amax(0)
+    found = shares(_bisect(low, high, lambda level: shares(level).sum(0) >= 1))
     return found / found.sum(0)
 
 
+def _bisect(low: Tensor, high: Tensor, enough: Callable[[Tensor], Tensor]) -> Tensor:
+    """The least value that is enough, by element; ``high`` where none is."""
+    for _ in range(_BISECTIONS):
+        middle = (low + high) / 2
+        reached = enough(middle)
+        low, high = torch.where(reached, low, middle), torch.where(reached, middle, high)
+    return high
+
+
 def _hand_out(agents: int, like: Tensor, price: Callable[[Tensor], Tensor]) -> Tensor:
-    load = torch.zeros_like(like)
+    share = torch.zeros_like(like)
     for _ in range(agents):
-        cheapest = price(load).argmin(0, keepdim=True)
-        load.scatter_add_(0, cheapest, torch.full_like(load[:1], 1 / agents))
-    return load
+        cheapest = price(share).argmin(0, keepdim=True)
+        share.scatter_add_(0, cheapest, torch.full_like(share[:1], 1 / agents))
+    return share

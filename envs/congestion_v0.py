@@ -1,16 +1,19 @@
 """Many agents share few resources, and a lie to some about the loads moves them all.
 
-In every round each agent chooses one of M resources; x_m is the share of all agents on resource m. Using
-it costs ℓ_m(x_m) = a_m + b_m x_m^p, with a_m uniform in [0, 1/2] and b_m in [1/2, 3/2], drawn for each
-episode and known to all. The loads are not known: each agent hears its own report of the last round's,
+In every round each agent chooses one of M resources. Resource m carries the share x_m of the agents that
+chose it and a background load a_m, uniform in [0, ``background``], which is drawn for each episode and known
+to nobody. Using it costs ℓ_m = (a_m + x_m)^p. All that an agent knows of the loads is its own report of the
+last round's,
 
-    r_im(t) = x_m(t − 1) + noise · u,   u uniform in [−1, 1], for each agent, resource and round,
+    r_im(t) = a_m + x_m(t − 1) + noise · u,   u uniform in [−1, 1], for each agent, resource and round;
 
-and sees ``[r_i, a, b, own last choice as one of M]``. With c_i the cost that agent i bears and ρ =
+it sees ``[r_i, own last choice as one of M]``. With c_i the cost that agent i bears and ρ =
 ``local_ratio``, it is paid −ρ c_i − (1 − ρ) · mean_j c_j over the good agents; adversaries, which take up
 room like everybody, are paid that mean. Before the first round agents are spread at random.
 
-`marl_aajr.envs.congestion_game` has the optimum and the equilibrium, and how far a lie to few travels.
+To find room an agent must answer to its reports; when all answer at once, they flee from load to load. Who
+lies to a few of them in step with that swing drives all. `marl_aajr.envs.congestion_game` has the optimum,
+the equilibrium and the mathematics of the swing.
 """
 
 from __future__ import annotations
@@ -34,8 +37,6 @@ from .scenario import ADVERSARIES, GOOD
 from .streams import Streams
 from .view import SingleCopy
 
-_INTERCEPT, _SLOPE = (0.0, 0.5), (0.5, 1.5)
-
 
 @dataclass(frozen=True, kw_only=True)
 class Congestion:
@@ -46,6 +47,7 @@ class Congestion:
         num_adversaries: Number of agents whose gain is the others' cost.
         num_resources: M.
         power: p, how sharply costs grow with the load.
+        background: Greatest background load.
         noise: Greatest error of an honest report.
         local_ratio: ρ, weight of an agent's own cost against the mean cost, in [0, 1].
         max_cycles: Rounds of an episode.
@@ -60,6 +62,7 @@ class Congestion:
     num_adversaries: int = 0
     num_resources: int = 3
     power: float = 1.0
+    background: float = 1.0
     noise: float = 0.05
     local_ratio: float = 0.5
     max_cycles: int = 25
@@ -72,8 +75,9 @@ class Congestion:
         proportion("local_ratio", self.local_ratio)
         if not self.power > 0:
             raise ValueError(f"expected power above 0, got {self.power!r}")
-        if not self.noise >= 0:
-            raise ValueError(f"expected noise of at least 0, got {self.noise!r}")
+        for name in ("background", "noise"):
+            if not getattr(self, name) >= 0:
+                raise ValueError(f"expected {name} of at least 0, got {getattr(self, name)!r}")
 
     @property
     def teams(self) -> dict[str, str]:
@@ -94,10 +98,9 @@ class CongestionBatch(TensorBatch):
 
     Attributes:
         game: As given.
-        intercept: a, ``[M, E]``.
-        slope: b, ``[M, E]``.
+        background: a, ``[M, E]``.
+        share: x, ``[M, E]``, of the last round.
         choice: ``[N, E]`` int64, where everybody was in the last round; adversaries come first.
-        load: x, ``[M, E]``, of the last round.
     """
 
     def __init__(
@@ -111,7 +114,7 @@ class CongestionBatch(TensorBatch):
         resources = game.num_resources
         super().__init__(
             num_envs=num_envs,
-            observation_sizes=dict.fromkeys(game.teams, 4 * resources),
+            observation_sizes=dict.fromkeys(game.teams, 2 * resources),
             action_spaces={agent: spaces.Discrete(resources) for agent in game.teams},
             teams=game.teams,
             max_cycles=game.max_cycles,
@@ -122,72 +125,67 @@ class CongestionBatch(TensorBatch):
         self.game = game
         agents = len(game.teams)
         with torch.inference_mode(False):
-            new = torch.zeros(3, resources, num_envs, device=self.device, dtype=dtype)
-            self.intercept, self.slope, self.load = new.unbind(0)
+            self.background = torch.zeros(resources, num_envs, device=self.device, dtype=dtype)
+            self.share = torch.zeros_like(self.background)
             self.choice = torch.zeros(agents, num_envs, device=self.device, dtype=torch.int64)
             self._resources = torch.arange(resources, device=self.device)[:, None]
-        self._begins = 2 * resources + agents
+        self._begins = resources + agents
 
     def social_cost(self) -> Tensor:
         """What all agents paid on average in the last round ``[E]``."""
-        return social_cost(self.load, intercept=self.intercept, slope=self.slope, power=self.game.power)
+        return social_cost(self.share, background=self.background, power=self.game.power)
 
     def equilibrium(self) -> Tensor:
-        """Loads ``[M, E]`` of the selfish equilibrium of the current games; float64."""
-        return equilibrium(intercept=self.intercept, slope=self.slope, power=self.game.power)
+        """Shares ``[M, E]`` of the selfish equilibrium of the current games; float64."""
+        return equilibrium(background=self.background)
 
     def optimum(self) -> Tensor:
-        """Loads ``[M, E]`` of least social cost in the current games; float64."""
-        return optimum(intercept=self.intercept, slope=self.slope, power=self.game.power)
+        """Shares ``[M, E]`` of least social cost in the current games; float64."""
+        return optimum(background=self.background, power=self.game.power)
 
     def draw(self, copy: int = 0) -> NDArray[np.uint8]:
         """A picture of one copy ``[height, width, 3]``."""
-        from .drawing import draw_loads  # matplotlib is slow to import
+        from .drawing import draw_shares  # matplotlib is slow to import
 
-        loads = {"load": self.load, "equilibrium": self.equilibrium(), "optimum": self.optimum()}
-        return draw_loads({name: values[:, copy].tolist() for name, values in loads.items()})
+        splits = {"now": self.share, "equilibrium": self.equilibrium(), "optimum": self.optimum()}
+        return draw_shares({name: values[:, copy].tolist() for name, values in splits.items()})
 
     def __reduce__(self) -> tuple[Any, ...]:
         return _build, (self.game, self.num_envs, self.device, self.dtype), self._saved()
 
     @property
     def _variables(self) -> dict[str, Tensor]:
-        return {"intercept": self.intercept, "slope": self.slope, "load": self.load, "choice": self.choice}
+        return {"background": self.background, "share": self.share, "choice": self.choice}
 
     def _initial(self, streams: Streams) -> dict[str, Tensor]:
         resources = self.game.num_resources
         numbers = streams.uniform(self._begins)
-        choice = (numbers[2 * resources :] * resources).long()
-        (a, to_a), (b, to_b) = _INTERCEPT, _SLOPE
-        return {
-            "intercept": numbers[:resources] * (to_a - a) + a,
-            "slope": numbers[resources : 2 * resources] * (to_b - b) + b,
-            "load": self._share(choice),
-            "choice": choice,
-        }
+        choice = (numbers[resources:] * resources).long()
+        background = numbers[:resources] * self.game.background
+        return {"background": background, "share": self._count(choice), "choice": choice}
 
     def _advance(self, actions: Mapping[str, Tensor]) -> Tensor:
         self.choice.copy_(stack_choices(actions, self.possible_agents, self.num_envs))
-        self.load.copy_(self._share(self.choice))
+        self.share.copy_(self._count(self.choice))
         game, saboteurs = self.game, self.game.num_adversaries
-        price = costs(self.load, intercept=self.intercept, slope=self.slope, power=game.power)
+        price = costs(self.share, background=self.background, power=game.power)
         paid = price.gather(0, self.choice)
         mean = paid[saboteurs:].mean(0)
         rewards = paid.mul_(-game.local_ratio).sub_(mean, alpha=1 - game.local_ratio)
         rewards[:saboteurs] = mean
         return rewards
 
-    def _share(self, choice: Tensor) -> Tensor:
+    def _count(self, choice: Tensor) -> Tensor:
+        """The share of each resource ``[M, E]``."""
         return (choice[:, None] == self._resources).sum(0).to(self.dtype).div_(len(choice))
 
     def _observe(self) -> dict[str, Tensor]:
         agents = len(self.choice)
-        reports = self.load.expand(agents, -1, -1)
+        reports = (self.background + self.share).expand(agents, -1, -1)
         if self.game.noise:
             reports = reports + self._errors(agents * self.game.num_resources).view(reports.shape)
-        known = torch.cat([self.intercept, self.slope]).expand(agents, -1, -1)
         place = (self.choice[:, None] == self._resources).to(self.dtype)
-        seen = torch.cat([reports, known, place], 1).transpose(1, 2).contiguous()
+        seen = torch.cat([reports, place], 1).transpose(1, 2).contiguous()
         return dict(zip(self.possible_agents, seen.unbind(0), strict=True))
 
     def _errors(self, count: int) -> Tensor:

@@ -64,15 +64,12 @@ def _spelled(message: Sequence[float], *, continuous: bool) -> str:
     return "ABCDEFGHIJ"[int(np.argmax(message))]
 
 
-def draw_loads(loads: Mapping[str, Sequence[float]]) -> NDArray[np.uint8]:
-    """Bars of several divisions of the agents between resources ``[700, 700, 3]``."""
+def draw_shares(splits: Mapping[str, Sequence[float]]) -> NDArray[np.uint8]:
+    """Bars of several splits of the agents between resources ``[700, 700, 3]``."""
     figure, axes = blank_page((0.1, 0.1, 0.85, 0.85))
-    width = 0.8 / len(loads)
-    for i, (name, shares) in enumerate(loads.items()):
+    width = 0.8 / len(splits)
+    for i, (name, shares) in enumerate(splits.items()):
         axes.bar(np.arange(len(shares)) + width * i, shares, width, label=name)
     axes.set(ylim=(0, 1), xlabel="resource", ylabel="share of the agents")
-    axes.set_xticks(
-        np.arange(len(shares)) + width * (len(loads) - 1) / 2, [str(m) for m in range(len(shares))]
-    )
     axes.legend()
     return pixels(figure)
