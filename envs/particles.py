@@ -67,6 +67,7 @@ class World(State):
         self._floor.diagonal(dim1=0, dim2=1).fill_(1.0)
         sizes = constant([body.size for body in layout.bodies] + [0.0] * layout.markers)
         self._contact = (sizes[:agents, None] + sizes[None])[:, :, None]
+        self._pairs: dict[tuple[int, ...], tuple[Tensor, Tensor]] = {}
         self._limit = constant([agent.max_speed for agent in layout.agents])[:, None]
         self._limited = any(math.isfinite(agent.max_speed) for agent in layout.agents)
         # Scales the acceleration and the speed limit of each agent, in worlds that have it.
@@ -94,7 +95,7 @@ class World(State):
         if self._agility is not None:
             impulse = impulse * self._agility
         self._agents.add_(self.velocity, alpha=TIME_STEP)
-        self.velocity.mul_(1 - DAMPING).add_(impulse)
+        torch.add(impulse, self.velocity, alpha=1 - DAMPING, out=self.velocity)
         if push is not None:
             self.velocity.sub_(push, alpha=CONTACT_FORCE * TIME_STEP)
         if self._limited:
@@ -108,7 +109,12 @@ class World(State):
 
     def touching(self, agents: slice, bodies: slice) -> Tensor:
         """Which agents overlap which bodies ``[agents, bodies, E]`` bool; never themselves."""
-        return self.distance[agents, bodies] < self._contact[agents, bodies]
+        # Slicing costs as much as comparing, and scenarios ask for the same slices at every step.
+        key = (agents.start, agents.stop, bodies.start, bodies.stop)
+        pair = self._pairs.get(key)
+        if pair is None:
+            pair = self._pairs[key] = (self.distance[agents, bodies], self._contact[agents, bodies])
+        return pair[0] < pair[1]
 
     def _push(self) -> Tensor:
         """Minus the contact forces ``[2, A, E]``, divided by c."""
