@@ -6,7 +6,6 @@ no teams. Sums over the iteration can be added up without loss.
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Mapping
 from typing import Any
 
@@ -25,13 +24,18 @@ class EpisodeReturns:
         self.teams = dict(teams)
 
     def __call__(
-        self, *, episode: Any, prev_episode_chunks: list[Any], metrics_logger: Any, **_: Any
+        self,
+        *,
+        episode: Any,
+        prev_episode_chunks: list[Any],
+        env_runner: Any,
+        env_index: int,
+        metrics_logger: Any,
+        **_: Any,
     ) -> None:
-        returns: dict[str, float] = defaultdict(float)
-        chunks = [*prev_episode_chunks, episode]
-        for agent, team in self.teams.items():
-            for chunk in chunks:
-                if agent in chunk.agent_episodes:
-                    returns[team] += float(chunk.agent_episodes[agent].get_return())
-        sums = {"episodes": 1, "length": sum(map(len, chunks)), "returns": dict(returns)}
+        returns = dict.fromkeys(self.teams.values(), 0.0)
+        for agent, earned in env_runner.episode_returns[env_index].items():
+            returns[self.teams[agent]] += earned
+        length = sum(map(len, [*prev_episode_chunks, episode]))
+        sums = {"episodes": 1, "length": length, "returns": returns}
         metrics_logger.log_dict(sums, key=RETURNS_KEY, reduce="sum")

@@ -11,6 +11,7 @@ Two things keep RLlib 2.60 from giving the same numbers twice:
 from __future__ import annotations
 
 import warnings
+from collections import defaultdict
 from collections.abc import Callable, KeysView
 from typing import Any
 
@@ -45,7 +46,17 @@ def _ordered(episode: MultiAgentEpisode) -> MultiAgentEpisode:
 
 
 class RunEnvRunner(MultiAgentEnvRunner):
-    """RLlib's multi-agent env runner with ordered episodes and a defined beginning."""
+    """RLlib's multi-agent env runner with ordered episodes, exact returns and a defined beginning.
+
+    Attributes:
+        episode_returns: for each copy of the environment, what each agent has earned in the episode so far.
+            RLlib's episodes leave out what agents earn that never get to act (the second player of a card
+            game whose first player folds).
+    """
+
+    def make_env(self) -> None:
+        super().make_env()
+        self.episode_returns: list[dict[str, float]] = [defaultdict(float) for _ in range(self.num_envs)]
 
     def start_afresh(self, *, seed: int) -> None:
         """Build new environments; the next sample begins new episodes, seeded with ``seed``.
@@ -73,8 +84,13 @@ class RunEnvRunner(MultiAgentEnvRunner):
     def _try_env_step(self, actions: list[Any]) -> Any:
         # RLlib would log what went wrong and raise an empty RuntimeError.
         with self.metrics.log_time(ENV_STEP_TIMER):
-            return self.env.step(actions)
+            results = self.env.step(actions)
+        for returns, rewards in zip(self.episode_returns, results[1], strict=True):
+            for agent, reward in rewards.items():
+                returns[agent] += reward
+        return results
 
     def _new_episode(self, env_index: int, episodes: list[Any] | None = None) -> None:
+        self.episode_returns[env_index] = defaultdict(float)
         super()._new_episode(env_index, episodes)
         _ordered((self._ongoing_episodes if episodes is None else episodes)[env_index])

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import pickle
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -41,15 +42,18 @@ def test_pieces_of_an_episode_keep_the_order(episode: OrderedEpisode) -> None:
         assert list(piece.agent_ids) == AGENTS
 
 
-def test_returns_are_added_up_over_the_pieces_of_an_episode_and_per_team(episode: OrderedEpisode) -> None:
-    rest = episode.cut()
-    rest.add_env_step(
-        dict.fromkeys(AGENTS, np.zeros(1)), dict.fromkeys(AGENTS, 0), dict.fromkeys(AGENTS, 10.0)
-    )
+def test_returns_are_summed_per_team_and_lengths_over_the_pieces(episode: OrderedEpisode) -> None:
+    runner = SimpleNamespace(episode_returns=[{}, {"agent_0": 1.0, "agent_1": 2.0, "agent_2": 4.0}])
     metrics = MetricsLogger(root=True)
-    teams = {agent: "odd" if i % 2 else "even" for i, agent in enumerate(AGENTS[:6])}
+    record = EpisodeReturns({"agent_0": "even", "agent_1": "odd", "agent_2": "even", "agent_3": "idle"})
     for _ in range(2):
-        EpisodeReturns(teams)(episode=rest, prev_episode_chunks=[episode], metrics_logger=metrics, env=None)
+        record(
+            episode=episode,
+            prev_episode_chunks=[episode, episode],
+            env_runner=runner,
+            env_index=1,
+            metrics_logger=metrics,
+        )
     logged = metrics.reduce()[RETURNS_KEY]
-    assert (logged["episodes"], logged["length"]) == (2, 8)
-    assert logged["returns"] == {"even": 2 * 39.0, "odd": 2 * 39.0}
+    assert (logged["episodes"], logged["length"]) == (2, 18)
+    assert logged["returns"] == {"even": 10.0, "odd": 4.0, "idle": 0.0}

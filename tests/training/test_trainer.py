@@ -53,6 +53,14 @@ def test_a_line_of_metrics_has_what_reports_need(finished: RunDirectory) -> None
     } <= set(last["modules"]["agent"])  # fmt: skip
 
 
+def test_the_returns_of_a_zero_sum_game_add_up_to_zero(tmp_path: Path) -> None:
+    """In Leduc, a player whose opponent folds at once earns without ever acting."""
+    run = train(tiny(env={"name": "pettingzoo.classic.leduc_holdem_v4"}, env_steps=100), tmp_path / "run")
+    (line,) = RunDirectory(run).metrics()
+    assert line["return_mean"] == pytest.approx(0, abs=1e-12)
+    assert line["team_returns"]["player_0"] != 0
+
+
 def test_tensorboard_shows_the_same_numbers(finished: RunDirectory) -> None:
     events = EventAccumulator(str(finished.tensorboard)).Reload()
     for tag, read in {
