@@ -11,7 +11,8 @@ from typing import Any
 
 import yaml
 
-RUN, ROBUST, NETWORK, RAY = "Run", "Robustness (methods other than none)", "Networks", "Ray resources"
+RUN, NETWORK, RAY = "Run", "Networks", "Ray resources"
+ROBUST = "Robustness: settings of the method (defaults of aajr; any other by --set method.NAME=VALUE)"
 
 
 def number_or_text(text: str) -> Any:
@@ -138,7 +139,7 @@ SETTINGS = (
         "method.step_size",
         "FLOAT",
         ROBUST,
-        help="Size of an ascent step as a fraction of ε.",
+        help="Size of an ascent step as a fraction of ε, or auto.",
         default="0.5",
     ),
     Setting(
@@ -159,11 +160,27 @@ SETTINGS = (
         read=str,
     ),
     Setting(
+        "--form",
+        "method.form",
+        "NAME",
+        ROBUST,
+        help="How ‖J u‖ is penalised: squared, hinge or constraint.",
+        default="squared",
+        read=str,
+    ),
+    Setting(
+        "--gain-bound",
+        "method.gain_bound",
+        "FLOAT",
+        ROBUST,
+        help="γ, bound on ‖J u‖ of the forms hinge and constraint.",
+    ),
+    Setting(
         "--objective",
         "method.objective",
         "NAME",
         ROBUST,
-        help="What the inner adversary maximises: kl, surrogate or margin.",
+        help="What the inner adversary maximises: kl, surrogate, margin or value.",
         default="kl",
         read=str,
     ),

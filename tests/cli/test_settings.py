@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Iterable
 from typing import Any
 
 import pytest
@@ -9,6 +11,9 @@ import pytest
 from marl_aajr.cli.overrides import override
 from marl_aajr.cli.settings import SETTINGS, Setting, fractions, number_or_text, widths
 from marl_aajr.cli.train import default_folder
+from marl_aajr.objectives import OBJECTIVES
+from marl_aajr.outputs import OUTPUT_MAPS
+from marl_aajr.regularizers.forms import FORMS
 from marl_aajr.training.config import make_config
 
 
@@ -27,6 +32,14 @@ def test_shown_default_is_the_configurations(setting: Setting) -> None:
         assert value is None or setting.flag == "--env"
     else:
         assert setting.read(setting.default) == value
+
+
+@pytest.mark.parametrize(
+    ("flag", "names"), [("--objective", OBJECTIVES), ("--output-map", OUTPUT_MAPS), ("--form", FORMS)]
+)
+def test_help_names_every_choice(flag: str, names: Iterable[str]) -> None:
+    (setting,) = (setting for setting in SETTINGS if setting.flag == flag)
+    assert [name for name in names if not re.search(rf"\b{name}\b", setting.help)] == []
 
 
 def test_flags_are_unique_and_name_python_parameters() -> None:
