@@ -19,6 +19,7 @@ from ray.rllib.algorithms.algorithm_config import AlgorithmConfig
 from ray.rllib.algorithms.impala.torch.impala_torch_learner import IMPALATorchLearner
 from ray.rllib.algorithms.ppo import PPO
 from ray.rllib.algorithms.ppo.torch.default_ppo_torch_rl_module import DefaultPPOTorchRLModule
+from ray.rllib.algorithms.ppo.torch.ppo_torch_learner import PPOTorchLearner
 from ray.rllib.algorithms.sac.torch.default_sac_torch_rl_module import DefaultSACTorchRLModule
 from ray.rllib.algorithms.sac.torch.sac_torch_learner import SACTorchLearner
 from ray.rllib.callbacks.callbacks import RLlibCallback
@@ -35,17 +36,29 @@ from ray.rllib.core.columns import Columns
 from ray.rllib.core.distribution.torch.torch_distribution import TorchSquashedGaussian
 from ray.rllib.core.learner.learner import POLICY_LOSS_KEY, Learner
 from ray.rllib.core.learner.torch.torch_learner import TorchLearner
+from ray.rllib.core.learner.training_data import TrainingData
 from ray.rllib.core.models.base import ENCODER_OUT
 from ray.rllib.core.models.torch.encoder import TorchActorCriticEncoder
 from ray.rllib.core.models.torch.heads import TorchFreeLogStdMLPHead, TorchMLPHead
 from ray.rllib.core.rl_module.torch import TorchRLModule
 from ray.rllib.env.env_context import EnvContext
 from ray.rllib.env.env_runner import EnvRunner
+from ray.rllib.policy.sample_batch import MultiAgentBatch
 from ray.rllib.utils import force_list
+from ray.rllib.utils.metrics import (
+    ALL_MODULES,
+    MODULE_TRAIN_BATCH_SIZE_MEAN,
+    NUM_ENV_STEPS_TRAINED,
+    NUM_ENV_STEPS_TRAINED_LIFETIME,
+    NUM_MODULE_STEPS_TRAINED,
+    NUM_MODULE_STEPS_TRAINED_LIFETIME,
+    WEIGHTS_SEQ_NO,
+)
 from ray.rllib.utils.numpy import MAX_LOG_NN_OUTPUT, MIN_LOG_NN_OUTPUT
 from ray.tune.registry import ENV_CREATOR, _global_registry
 from torch import Tensor, nn
 
+from marl_aajr.jacobian import BACKENDS, Backend
 from marl_aajr.numerics import NonFiniteError
 from marl_aajr.rllib.observation_filter import ObservationNormalizer
 from marl_aajr.victims.layers import ClipLogStd, FreeLogStd
@@ -81,6 +94,36 @@ def _clip_log_std(module: DefaultSACTorchRLModule, out: dict[str, Any]) -> Tenso
         return inputs
     mean, log_std = inputs.chunk(2, -1)
     return torch.cat([mean, log_std.clamp(MIN_LOG_NN_OUTPUT, MAX_LOG_NN_OUTPUT)], -1)
+
+
+def actor_network(module: TorchRLModule) -> nn.Module:
+    """The actor's network alone, for constraints on its weights.
+
+    Raises:
+        ValueError: the actor shares layers with the critic, or is not known here.
+    """
+    encoder = getattr(getattr(module, "encoder", None), "actor_encoder", None)
+    if isinstance(module, DefaultPPOTorchRLModule) and encoder is not None:
+        return nn.ModuleList([encoder, module.pi])
+    if isinstance(module, DefaultSACTorchRLModule):
+        return nn.ModuleList([module.pi_encoder, module.pi])
+    if isinstance(actor := getattr(module, "actor", None), nn.Module):
+        return actor
+    raise ValueError(
+        f"expected a module with an actor of its own, got {type(module).__name__}; set "
+        "vf_share_layers=False, or keep the actor's network in an attribute 'actor'"
+    )
+
+
+def backends_for(learner: TorchLearner) -> tuple[Backend, ...]:
+    """The Jacobian backends that are safe in this learner.
+
+    IMPALA and APPO update in a thread of their own, and PyTorch's dual levels are process-global: forward
+    mode would meet whatever else the process differentiates.
+    """
+    if isinstance(learner, IMPALATorchLearner):
+        return tuple(name for name in BACKENDS if name != "forward")
+    return BACKENDS
 
 
 def add_to_policy_loss(learner: TorchLearner, module_id: str, term: Tensor) -> None:
@@ -303,3 +346,86 @@ def custom_connectors(config: AlgorithmConfig) -> dict[str, Any]:
     """The connector settings of a configuration that are set, by name."""
     names = ("module_to_env_connector", "learner_connector")
     return {name: given for name in names if (given := getattr(config, f"_{name}")) is not None}
+
+
+def plain_networks(module: TorchRLModule) -> tuple[nn.Sequential, nn.Sequential] | None:
+    """The actor and the critic of RLlib's default PPO module as plain layers, sharing its parameters.
+
+    None where somebody has changed how RLlib puts them together, or where they are not MLPs of their own.
+    """
+    default = DefaultPPOTorchRLModule
+    methods = ("_forward_train", "compute_values")
+    if not isinstance(module, default) or any(
+        getattr(type(module), name) is not getattr(default, name) for name in methods
+    ):
+        return None
+    if type(getattr(module, "encoder", None)) is not TorchActorCriticEncoder or module.is_stateful():
+        return None
+    body = getattr(getattr(getattr(module.encoder, "critic_encoder", None), "net", None), "mlp", None)
+    head = getattr(getattr(module.vf, "net", None), "mlp", None)
+    if not isinstance(body, nn.Sequential) or not isinstance(head, nn.Sequential):
+        return None
+    try:
+        return actor_layers(module), nn.Sequential(*body, *head)
+    except ValueError:
+        return None
+
+
+def optimizer_parameters(
+    learner: TorchLearner, module_id: str
+) -> list[tuple[torch.optim.Optimizer, list[Any]]]:
+    """The optimizers of a module, each with its parameters."""
+    optimizers = (optimizer for _, optimizer in learner.get_optimizers_for_module(module_id))
+    return [(optimizer, list(learner._optimizer_parameters[optimizer])) for optimizer in optimizers]
+
+
+def plain_optimization(config: AlgorithmConfig) -> bool:
+    """Whether nobody asked for gradient scalers, torch's schedulers or skipped updates."""
+    return not (
+        config._torch_grad_scaler_class
+        or config._torch_lr_scheduler_classes
+        or config.torch_skip_nan_gradients
+    )
+
+
+def train_batch(learner: Learner, training_data: TrainingData) -> MultiAgentBatch:
+    """What the learner is to train on: through its connectors, on its device, without frozen modules."""
+    training_data.validate()
+    training_data.solve_refs()
+    batch = learner._make_batch_if_necessary(training_data=training_data)
+    trained = {
+        module_id: rows
+        for module_id, rows in batch.policy_batches.items()
+        if learner.should_module_be_updated(module_id, batch)
+    }
+    unknown = sorted(set(trained) - set(learner.module.keys()))
+    if unknown:
+        raise ValueError(f"expected rows of the learner's modules only, got some of {', '.join(unknown)}")
+    return MultiAgentBatch(trained, env_steps=batch.env_steps())
+
+
+def begin_update(learner: Learner) -> None:
+    """Count one more version of the weights."""
+    learner._weights_seq_no += 1
+
+
+def log_trained(learner: Learner, batch: MultiAgentBatch, *, size: int, minibatches: int) -> None:
+    """What RLlib logs of every minibatch, once for all of them."""
+    learner._log_metrics(batch=batch)
+    log = learner.metrics.log_value
+    for module_id in batch.policy_batches:
+        log((module_id, WEIGHTS_SEQ_NO), learner._weights_seq_no, window=1)
+        log((module_id, MODULE_TRAIN_BATCH_SIZE_MEAN), size, reduce="mean")
+        log((module_id, NUM_MODULE_STEPS_TRAINED), size * minibatches, reduce="sum")
+        lifetime = (module_id, NUM_MODULE_STEPS_TRAINED_LIFETIME)
+        log(lifetime, size * minibatches, reduce="lifetime_sum", with_throughput=True)
+    rows, steps = size * minibatches * len(batch.policy_batches), batch.env_steps() * minibatches
+    for key, count in ((NUM_MODULE_STEPS_TRAINED, rows), (NUM_ENV_STEPS_TRAINED, steps)):
+        log((ALL_MODULES, key), count, reduce="sum", with_throughput=True)
+    for key, count in ((NUM_MODULE_STEPS_TRAINED_LIFETIME, rows), (NUM_ENV_STEPS_TRAINED_LIFETIME, steps)):
+        log((ALL_MODULES, key), count, reduce="lifetime_sum", with_throughput=True)
+
+
+def current_entropy_coeff(learner: PPOTorchLearner, module_id: str) -> float:
+    """What the schedule of a module's entropy bonus has come to."""
+    return float(learner.entropy_coeff_schedulers_per_module[module_id].get_current_value())

@@ -18,6 +18,7 @@ from ray.rllib.core.distribution.torch.torch_distribution import (
     TorchMultiCategorical,
     TorchSquashedGaussian,
 )
+from ray.rllib.core.rl_module.apis import ValueFunctionAPI
 from ray.rllib.core.rl_module.torch import TorchRLModule
 from torch import Tensor
 
@@ -89,13 +90,16 @@ class RLModulePolicy(Policy):
         self._view = view
 
     def __call__(self, obs: Tensor) -> Tensor:
-        # A fresh mapping for every call: modules may pop from their batch.
-        columns = _copy(self._columns)
-        columns[Columns.OBS] = self._view.merge(obs, columns[Columns.OBS])
-        return self._forward(columns)
+        return self._forward(self.columns_at(obs, self._columns))
+
+    def columns_at(self, obs: Tensor, columns: Mapping[str, Any]) -> dict[str, Any]:
+        """A batch with these perturbable observations, in a fresh mapping: modules may pop from it."""
+        batch = dict(_copy(columns))
+        batch[Columns.OBS] = self._view.merge(obs, batch[Columns.OBS])
+        return batch
 
     def select(self, index: Tensor) -> RLModulePolicy:
-        return self._with(tree.map_structure(lambda column: column[index], self._columns))
+        return self._with(_rows(self._columns, index))
 
     def repeat(self, count: int) -> RLModulePolicy:
         return self._with(tree.map_structure(lambda column: torch.cat([column] * count), self._columns))
@@ -124,6 +128,29 @@ def module_policy(
     return RLModulePolicy(forward, columns, view, distribution), view.flat
 
 
+def module_critic(
+    module: TorchRLModule, batch: Mapping[str, Any], policy: RLModulePolicy
+) -> RLModuleCritic | None:
+    """The module's critic at perturbed observations of this batch; None where it has none."""
+    return RLModuleCritic(module, batch, policy) if isinstance(module, ValueFunctionAPI) else None
+
+
+class RLModuleCritic:
+    """V(s + δ) of one train batch, ``[B, ..., d] -> [B, ...]``; follows its rows through :meth:`select`."""
+
+    def __init__(self, module: TorchRLModule, columns: Mapping[str, Any], policy: RLModulePolicy) -> None:
+        self._module = module
+        self._columns = columns
+        self._policy = policy
+
+    def __call__(self, obs: Tensor) -> Tensor:
+        values: Tensor = self._module.compute_values(self._policy.columns_at(obs, self._columns))
+        return values
+
+    def select(self, index: Tensor) -> RLModuleCritic:
+        return RLModuleCritic(self._module, _rows(self._columns, index), self._policy)
+
+
 def module_distribution(module: TorchRLModule) -> ActionDistribution:
     """The action distribution that a module trains with.
 
@@ -138,6 +165,10 @@ def module_distribution(module: TorchRLModule) -> ActionDistribution:
             f"TorchSquashedGaussian, got {rllib_class}; register a regularizer for the other modules only"
         )
     return distribution
+
+
+def _rows(columns: Any, index: Tensor) -> Any:
+    return tree.map_structure(lambda column: column[index], columns)
 
 
 def _copy(batch: Any) -> Any:

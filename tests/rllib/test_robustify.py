@@ -23,10 +23,11 @@ from marl_aajr.ascent import ascend
 from marl_aajr.distributions import Categorical
 from marl_aajr.numerics import NonFiniteError
 from marl_aajr.objectives import KL
-from marl_aajr.regularizers import Regularizer
+from marl_aajr.regularizers import REGULARIZERS, Evaluation, Regularizer, Sample, make_regularizer
 from marl_aajr.rllib.internals import actor_forward
 from marl_aajr.rllib.learner import RobustLearnerMixin, robust_learner_class
 from marl_aajr.rllib.policy import module_distribution, module_policy
+from marl_aajr.threat import PerturbationSet
 from tests.networks import generator
 from tests.rllib.learners import build_learner, ppo_batch, ppo_config, update, weights
 
@@ -41,6 +42,8 @@ METRICS = {
     "no_direction_fraction",
     "nonfinite",
     "seconds",
+    "ratio_max",
+    "ratio_min",
 }
 
 
@@ -101,34 +104,84 @@ def test_metrics_are_logged_per_module() -> None:
 
 def test_the_added_loss_is_the_regularizers(monkeypatch: pytest.MonkeyPatch) -> None:
     learner = build_learner(robustify(ppo_config("a"), replace(ACTIVE, sample_fraction=1.0)))
-    assert isinstance(learner, RobustLearnerMixin)
     seen: list[tuple[float, float, float]] = []
-    regularize = RobustLearnerMixin._regularize
+    evaluate = AAJR.evaluate
 
-    def spy(self: Any, module_id: str, regularizer: Any, outputs: Any, loss: torch.Tensor) -> torch.Tensor:
-        added = regularize(self, module_id, regularizer, outputs, loss)
-        sample = self._sample(module_id, outputs)
+    def spy(self: AAJR, sample: Sample, **kwargs: Any) -> Evaluation:
+        state = kwargs["generator"].get_state()
+        evaluation = evaluate(self, sample, **kwargs)
+        kwargs["generator"].set_state(state)
         trajectory = ascend(
             sample.policy,
             sample.obs,
             KL(),
-            ACTIVE.perturbations(0),
+            PerturbationSet(epsilon=0.2),
             steps=3,
             step_size=0.1,
-            generator=self._generator(module_id),
+            generator=kwargs["generator"],
         )
-        ratio = sample.policy_loss(sample.policy(sample.obs + trajectory.deltas[-1]), sample).mean()
-        clean = sample.policy_loss(outputs, sample).mean()
-        penalty = self._records[module_id]["penalty"][-1]
-        seen.append((added.item(), (0.1 * penalty + 0.5 * (ratio - clean)).item(), clean.item()))
-        return added
+        assert sample.policy_loss is not None
+        adversarial = sample.policy_loss(sample.policy(sample.obs + trajectory.deltas[-1]), sample).mean()
+        clean = sample.policy_loss(sample.outputs, sample).mean()
+        expected = 0.1 * evaluation.metrics["penalty"] + 0.5 * (adversarial - clean)
+        seen.append((evaluation.loss.item(), expected.item(), clean.item()))
+        return evaluation
 
-    monkeypatch.setattr(RobustLearnerMixin, "_regularize", spy)
+    monkeypatch.setattr(AAJR, "evaluate", spy)
     results = update(learner, ppo_batch(learner))
     for added, expected, _ in seen:
         assert added == pytest.approx(expected, rel=1e-5)
     # ℓ(s) is RLlib's own policy loss.
     assert seen[-1][2] == pytest.approx(float(results["a"]["policy_loss"].peek()), abs=1e-6)
+
+
+SMALLEST: dict[str, dict[str, Any]] = {
+    "frobenius": {"coefficient": 0.1},
+    "sum": {"members": [{"name": "aajr", "coefficient": 0.1}, {"name": "smooth_policy", "coefficient": 0.1}]},
+    "spectral_normalization": {"layer_bound": 0.5},
+}
+
+
+@pytest.mark.parametrize("name", REGULARIZERS)
+def test_every_regularizer_trains_in_the_learner(name: str) -> None:
+    plain, _ = trained(None, "a")
+    learner, results = trained(make_regularizer(name, **SMALLEST.get(name, {})), "a")
+    assert all(bool(weight.isfinite().all()) for weight in weights(learner).values())
+    assert not same(weights(plain), weights(learner))
+    metrics = {key: float(stats.peek()) for key, stats in results["a"][name].items()}
+    assert all(math.isfinite(value) for value in metrics.values())
+    assert metrics["seconds"] > 0
+
+
+def test_spectral_normalization_bounds_the_actor_alone() -> None:
+    learner, _ = trained(make_regularizer("spectral_normalization", layer_bound=0.5), "a")
+    module = learner.module["a"].unwrapped()
+    bounds = [
+        torch.linalg.matrix_norm(weight, 2).item()
+        for part in (module.encoder.actor_encoder, module.pi)
+        for weight in part.parameters()
+        if weight.ndim == 2
+    ]
+    assert max(bounds) <= 0.5 * (1 + 1e-4)
+    assert torch.linalg.matrix_norm(module.encoder.critic_encoder.net.mlp[0].weight, 2) > 0.5
+
+
+def test_the_dual_variable_moves_and_travels_in_the_state() -> None:
+    regularizer = AAJR(coefficient=0.1, form="constraint", gain_bound=1e-3)
+    learner = build_learner(robustify(ppo_config("a"), regularizer))
+    batch = ppo_batch(learner)
+    before = learner.get_state()["marl_aajr"]["modules"]["a"]
+    update(learner, batch)
+    state = pickle.loads(cloudpickle.dumps(learner.get_state()))
+    after = state["marl_aajr"]["modules"]["a"]
+    assert before.keys() == after.keys() != set()
+    assert any(not torch.equal(before[key], after[key]) for key in before)
+
+    restored = build_learner(robustify(ppo_config("a"), regularizer), seed=7)
+    restored.set_state(state)
+    for one in (learner, restored):
+        update(one, batch)
+    assert same(weights(learner), weights(restored))
 
 
 def test_phantom_rows_never_count() -> None:
