@@ -39,7 +39,8 @@ _log = logging.getLogger(__name__)
 def jvp_forward(policy: Policy, obs: Tensor, direction: Tensor) -> tuple[Tensor, Tensor]:
     """(f(x), J(x) u) by forward-mode dual numbers; ``[B, ..., d] -> [B, ..., m]`` twice."""
     with forward_ad.dual_level(), _LinearTangents():
-        dual = policy(forward_ad.make_dual(obs, direction))
+        # A tangent takes the strides of its tensor, which for an expanded one it could not fill.
+        dual = policy(forward_ad.make_dual(obs.contiguous(), direction))
         outputs, tangent = forward_ad.unpack_dual(dual)
     if tangent is None:  # the outputs do not depend on the observations
         tangent = torch.zeros_like(outputs)

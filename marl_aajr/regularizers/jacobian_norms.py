@@ -11,16 +11,19 @@ cannot touch do not count: J is the Jacobian without their columns.
 from __future__ import annotations
 
 from abc import abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Literal, get_args
+from typing import ClassVar, Literal, Self, get_args
 
 import torch
 from torch import Tensor
 
 from marl_aajr.ascent import Trajectory
 from marl_aajr.checks import one_of
+from marl_aajr.jacobian import BACKENDS, Backend
 from marl_aajr.numerics import check_finite
 from marl_aajr.outputs import cotangent
+from marl_aajr.policy import Policy
 from marl_aajr.regularizers.adversary import nonfinite, trajectory_metrics
 from marl_aajr.regularizers.base import Evaluation, Sample, State
 from marl_aajr.regularizers.sensitivity import JacobianPenalty, gain_metrics
@@ -136,6 +139,9 @@ class Frobenius(JacobianNorm):
                 f"expected no backend with projection='output', which takes no Jacobian-vector product, got "
                 f"{self.backend!r}; use projection='input'"
             )
+
+    def fitted(self, policy: Policy, obs: Tensor, *, backends: Sequence[Backend] = BACKENDS) -> Self:
+        return self if self.projection == "output" else super().fitted(policy, obs, backends=backends)
 
     def squared_norms(self, sample: Sample, points: Tensor, generator: torch.Generator) -> Tensor:
         count = len(points)
