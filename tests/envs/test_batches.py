@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from gymnasium import spaces
 from marl_aajr.envs import NAMES
 
 from marl_aajr.rollout.batched import BatchedEnv, BatchedStep
@@ -36,6 +37,23 @@ def maker(name: str, **options: Any) -> Callable[[int], BatchedEnv]:
 @pytest.mark.parametrize(("name", "options"), VARIANTS, ids=[f"{n}-{o}" for n, o in VARIANTS])
 def test_the_contract_holds(name: str, options: dict[str, Any], device: torch.device) -> None:
     check_batched_env(maker(name, device=device, **options), steps=25)
+
+
+@pytest.mark.parametrize(("name", "options"), VARIANTS, ids=[f"{n}-{o}" for n, o in VARIANTS])
+def test_a_step_never_waits_for_its_device(name: str, options: dict[str, Any]) -> None:
+    """On the device without values, reading one fails, and so does mixing it with the processor's."""
+    env = maker(name, device="meta", **options)(6)
+    env.reset(seed=0)
+    for _ in range(options["max_cycles"] + 1):
+        actions = {
+            agent: torch.zeros(6, *(space.shape or ()), device="meta", dtype=torch.float32)
+            if isinstance(space, spaces.Box)
+            else torch.zeros(6, device="meta", dtype=torch.int64)
+            for agent, space in env.action_spaces.items()
+        }
+        step = env.step(actions)
+        given = (*step.obs.values(), *step.rewards.values(), *step.terminations.values(), step.episode_over)
+        assert {tensor.device.type for tensor in given} == {"meta"}
 
 
 def test_the_contract_holds_for_adapted_environments() -> None:

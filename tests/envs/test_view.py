@@ -19,6 +19,7 @@ from marl_aajr.envs.view import SingleCopy
 from pettingzoo.test import parallel_api_test, parallel_seed_test
 
 from marl_aajr.rollout.adapters import game_of
+from marl_aajr.rollout.environments import resolve
 
 
 def make(name: str, **options: Any) -> SingleCopy:
@@ -165,3 +166,12 @@ def test_a_view_shows_one_copy() -> None:
         SingleCopy(batch, name="two")
     with pytest.raises(ValueError, match=r"torch\.float32 or torch\.float64"):
         importlib.import_module("marl_aajr.envs.simple_v3").batched_env(1, dtype=torch.float16)
+
+
+def test_names_and_options_are_checked_by_the_common_resolver() -> None:
+    spec = resolve("marl_aajr/simple_spread_v3", {"N": 4})
+    assert len(spec.make().possible_agents) == 4
+    with pytest.raises(ValueError, match=r"'n'.*it takes render_mode, max_cycles.*local_ratio"):
+        resolve("marl_aajr/simple_spread_v3", {"n": 4})
+    with pytest.raises(ValueError, match="num_resources to be an integer of at least 2"):
+        resolve("marl_aajr/congestion_v0", {"num_resources": 1}).make()
