@@ -36,10 +36,11 @@ def ray_for(resources: Resources) -> Iterator[None]:
     level = rllib.level
     rllib.setLevel(logging.ERROR)
     try:
-        if resources.address is not None:
-            _check_reachable(resources.address)
+        address = resources.address or (os.environ.get("RAY_ADDRESS") if started else None)
+        if address is not None:
+            _check_reachable(address)
         if started:
-            _start(resources.address or os.environ.get("RAY_ADDRESS"))
+            _start(address)
         _check_fits(resources)
         yield
     finally:

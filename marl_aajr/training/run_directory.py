@@ -196,5 +196,6 @@ class RunDirectory:
         """Delete all but the newest checkpoints, and what a crash left half written."""
         keep = {self.checkpoint(i).name for i in self.iterations()[-KEPT_CHECKPOINTS:]}
         for folder in self.checkpoints.iterdir():
-            if folder.name not in keep:
+            ours = folder.name.isdigit() or folder.name.startswith(".0")
+            if ours and folder.name not in keep:
                 shutil.rmtree(folder)

@@ -13,6 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import torch
 from ray.rllib.algorithms.algorithm import Algorithm
 from ray.rllib.utils.metrics import NUM_ENV_STEPS_SAMPLED
 
@@ -131,6 +132,7 @@ class _Training:
     def run(self, progress: Progress) -> None:
         self.progress = progress
         algorithm: Algorithm | None = None
+        threads = torch.get_num_threads()
         curves = self._rewind()
         try:
             with errors_raise():
@@ -150,6 +152,7 @@ class _Training:
             raise
         finally:
             curves.close()
+            torch.set_num_threads(threads)
             if algorithm is not None:
                 algorithm.stop()
 
@@ -195,19 +198,21 @@ class _Training:
             raise NonFiniteError(f"iteration {before.iteration + 1}: {error}") from error
         steps = int(result["env_runners"][NUM_ENV_STEPS_SAMPLED])
         now = time.perf_counter()
-        self.progress = replace(
+        after = replace(
             before,
             iteration=before.iteration + 1,
             env_steps=before.env_steps + steps,
             seconds=now - self._clock,
         )
-        return to_record(
+        record = to_record(
             result,
-            self.progress,
+            after,
             modules=self.roster.modules,
             steps_per_second=steps / (now - started),
             with_kl=config.ppo.kl_coeff > 0,
         )
+        self.progress = after
+        return record
 
     def _checkpoint(self, algorithm: Algorithm) -> None:
         iteration = self.progress.iteration

@@ -97,9 +97,10 @@ def test_the_newest_two_checkpoints_are_kept_and_leftovers_removed(run: RunDirec
     for i in (2, 4, 10):
         run.checkpoint(i).mkdir(parents=True)
     (run.checkpoints / ".000012.x1").mkdir()
+    (run.checkpoints / "notes").mkdir()
     assert run.iterations() == [2, 4, 10]
     run.prune_checkpoints()
-    assert sorted(path.name for path in run.checkpoints.iterdir()) == ["000004", "000010"]
+    assert sorted(path.name for path in run.checkpoints.iterdir()) == ["000004", "000010", "notes"]
 
 
 def test_a_folder_appears_complete_or_not_at_all(tmp_path: Path) -> None:
