@@ -371,14 +371,6 @@ def plain_networks(module: TorchRLModule) -> tuple[nn.Sequential, nn.Sequential]
         return None
 
 
-def optimizer_parameters(
-    learner: TorchLearner, module_id: str
-) -> list[tuple[torch.optim.Optimizer, list[Any]]]:
-    """The optimizers of a module, each with its parameters."""
-    optimizers = (optimizer for _, optimizer in learner.get_optimizers_for_module(module_id))
-    return [(optimizer, list(learner._optimizer_parameters[optimizer])) for optimizer in optimizers]
-
-
 def plain_optimization(config: AlgorithmConfig) -> bool:
     """Whether nobody asked for gradient scalers, torch's schedulers or skipped updates."""
     return not (

@@ -131,16 +131,7 @@ class _Mind:
         self._module = module
         self._layers = plain_actor(module)
         self._nested = isinstance(module.observation_space, gym.spaces.Dict)
-        self._own = self._distribution(space)
-
-    def _distribution(self, space: gym.Space[Any]) -> ActionDistribution | None:
-        """Ours, where it is the one that the module explores and acts with."""
-        kind = from_space(space)
-        used = (
-            self._module.get_exploration_action_dist_cls(),
-            self._module.get_inference_action_dist_cls(),
-        )
-        return kind if all(issubclass(cls, _OURS[type(kind)]) for cls in used) else None
+        self._own = own_distribution(module, space)
 
     def decide(
         self, obs: Tensor, mask: Tensor | None, players: ModulePlayers
@@ -175,6 +166,17 @@ class _Mind:
         if players.explore:
             return self._module.forward_exploration(batch, t=players.timestep)
         return self._module.forward_inference(batch)
+
+
+def own_distribution(module: TorchRLModule, space: gym.Space[Any]) -> ActionDistribution | None:
+    """Our distribution, where a module explores, acts and trains with one that it computes; else None."""
+    kind = from_space(space)
+    used = (
+        module.get_exploration_action_dist_cls(),
+        module.get_inference_action_dist_cls(),
+        module.get_train_action_dist_cls(),
+    )
+    return kind if all(issubclass(cls, _OURS[type(kind)]) for cls in used) else None
 
 
 def env_action_map(
