@@ -22,7 +22,8 @@ from marl_aajr.rllib.internals import errors_raise, remote_errors_raise
 from marl_aajr.training.algorithm import Roster, build_algorithm, build_config, roster_of
 from marl_aajr.training.checkpoint import Progress, check_checkpoint, restore_checkpoint, save_checkpoint
 from marl_aajr.training.cluster import native_warning_hidden, ray_for
-from marl_aajr.training.config import RunConfig, differences
+from marl_aajr.training.config import RunConfig
+from marl_aajr.training.differences import differences
 from marl_aajr.training.export import export_victim
 from marl_aajr.training.metrics import Curves, to_record
 from marl_aajr.training.randomness import seed_everything, start_afresh

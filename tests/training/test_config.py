@@ -9,7 +9,8 @@ import yaml
 
 from marl_aajr.regularizers import AAJR
 from marl_aajr.schedules import value_at
-from marl_aajr.training.config import RunConfig, differences, load_config, make_config
+from marl_aajr.training.config import RunConfig, load_config, make_config
+from marl_aajr.training.differences import differences
 
 ENV = {"env": {"name": "simple_spread_v3"}}
 
