@@ -26,6 +26,7 @@ from ray.rllib.core.rl_module.rl_module import RLModuleSpec
 from marl_aajr.distributions import from_space
 from marl_aajr.rllib import robustify
 from marl_aajr.rllib.env import register
+from marl_aajr.rllib.fast import fast
 from marl_aajr.rllib.internals import RunPPO
 from marl_aajr.rllib.modules import (
     ORTHOGONAL_GAIN,
@@ -39,7 +40,7 @@ from marl_aajr.rllib.returns import EpisodeReturns
 from marl_aajr.rllib.runner import RunEnvRunner
 from marl_aajr.rollout.environments import resolve
 from marl_aajr.schedules import Schedule
-from marl_aajr.training.config import ModelConfig, RunConfig
+from marl_aajr.training.config import ModelConfig, Resources, RunConfig
 from marl_aajr.training.randomness import StartRecreated
 
 _REQUESTS_IN_FLIGHT = 64
@@ -85,7 +86,7 @@ class ModuleOf:
 def build_config(config: RunConfig) -> PPOConfig:
     """RLlib's configuration of a run.
 
-    Method ``none`` trains with RLlib's unmodified PPO learner.
+    With the stock runner, method ``none`` trains with RLlib's unmodified PPO learner.
 
     Raises:
         ValueError: an unknown environment, or one that cannot be played with this method, model or filter.
@@ -93,67 +94,85 @@ def build_config(config: RunConfig) -> PPOConfig:
     spec = resolve(config.env.name, config.env.kwargs)
     roster = roster_of(config)
     _check_playable(config, roster)
-    ppo, resources = config.ppo, config.resources
-    learners = max(resources.learners, 1)
     result = (
         PPOConfig(algo_class=RunPPO)
         .framework("torch")
         .environment(register(spec, parity=config.parity))
         .multi_agent(policies=list(roster.modules), policy_mapping_fn=ModuleOf(roster.module_of))
         .rl_module(rl_module_spec=_module_specs(config, roster))
-        .env_runners(
-            env_runner_cls=RunEnvRunner,
-            num_env_runners=resources.env_runners,
-            num_envs_per_env_runner=resources.envs_per_runner,
-            num_cpus_per_env_runner=resources.cpus_per_env_runner,
-            num_gpus_per_env_runner=resources.gpus_per_env_runner,
-            max_requests_in_flight_per_env_runner=_REQUESTS_IN_FLIGHT,
-        )
-        .learners(
-            num_learners=resources.learners,
-            num_cpus_per_learner=resources.cpus_per_learner,
-            num_gpus_per_learner=resources.gpus_per_learner,
-        )
-        .training(
-            lr=_rllib_schedule(ppo.lr),
-            gamma=ppo.gamma,
-            lambda_=ppo.gae_lambda,
-            clip_param=ppo.clip,
-            vf_clip_param=math.inf if ppo.vf_clip is None else ppo.vf_clip,
-            vf_loss_coeff=ppo.vf_loss_coeff,
-            entropy_coeff=_rllib_schedule(ppo.entropy_coeff),
-            use_kl_loss=ppo.kl_coeff > 0,
-            kl_coeff=ppo.kl_coeff,
-            kl_target=ppo.kl_target,
-            num_epochs=ppo.epochs,
-            minibatch_size=ppo.minibatch_size // learners,
-            train_batch_size_per_learner=ppo.train_batch_size // learners,
-            grad_clip=ppo.grad_clip,
-            grad_clip_by="global_norm",
-        )
         .callbacks(
             on_episode_end=EpisodeReturns(roster.teams),
-            on_env_runners_recreated=StartRecreated(seed=config.seed, threads=resources.torch_threads),
+            on_env_runners_recreated=StartRecreated(seed=config.seed, threads=config.resources.torch_threads),
         )
         .fault_tolerance(restart_failed_env_runners=True)
         .debugging(seed=config.seed, log_level="ERROR")
     )
-    if config.observation_filter == "mean_std":
-        shapes = {
-            module: split(roster.observation_spaces[agent])[0].shape
-            for module, agent in roster.modules.items()
-        }
-        connect = partial(_normalizer, module_of=dict(roster.module_of), shapes=shapes)
-        result.env_runners(env_to_module_connector=connect)
-    regularizer = config.method.regularizer(env_steps=config.env_steps)
-    if regularizer is not None:
-        for module, agent in roster.modules.items():
-            try:
-                regularizer.check(from_space(roster.action_spaces[agent]))
-            except ValueError as error:
-                raise ValueError(f"method {config.method.name}, module {module!r}: {error}") from None
-        robustify(result, regularizer)
+    _set_processes(result, config.resources)
+    _set_numbers(result, config)
+    _set_filter(result, config, roster)
+    _set_method(result, config, roster)
+    if config.resources.runner == "fast":
+        fast(result, spec, parity=config.parity)
     return result
+
+
+def _set_processes(result: PPOConfig, resources: Resources) -> None:
+    result.env_runners(
+        env_runner_cls=RunEnvRunner,
+        num_env_runners=resources.env_runners,
+        num_envs_per_env_runner=resources.copies,
+        num_cpus_per_env_runner=resources.cpus_per_env_runner,
+        num_gpus_per_env_runner=resources.gpus_per_env_runner,
+        max_requests_in_flight_per_env_runner=_REQUESTS_IN_FLIGHT,
+    )
+    result.learners(
+        num_learners=resources.learners,
+        num_cpus_per_learner=resources.cpus_per_learner,
+        num_gpus_per_learner=resources.gpus_per_learner,
+    )
+
+
+def _set_numbers(result: PPOConfig, config: RunConfig) -> None:
+    ppo, learners = config.ppo, max(config.resources.learners, 1)
+    result.training(
+        lr=_rllib_schedule(ppo.lr),
+        gamma=ppo.gamma,
+        lambda_=ppo.gae_lambda,
+        clip_param=ppo.clip,
+        vf_clip_param=math.inf if ppo.vf_clip is None else ppo.vf_clip,
+        vf_loss_coeff=ppo.vf_loss_coeff,
+        entropy_coeff=_rllib_schedule(ppo.entropy_coeff),
+        use_kl_loss=ppo.kl_coeff > 0,
+        kl_coeff=ppo.kl_coeff,
+        kl_target=ppo.kl_target,
+        num_epochs=ppo.epochs,
+        minibatch_size=ppo.minibatch_size // learners,
+        train_batch_size_per_learner=ppo.train_batch_size // learners,
+        grad_clip=ppo.grad_clip,
+        grad_clip_by="global_norm",
+    )
+
+
+def _set_filter(result: PPOConfig, config: RunConfig, roster: Roster) -> None:
+    if config.observation_filter == "none":
+        return
+    shapes = {
+        module: split(roster.observation_spaces[agent])[0].shape for module, agent in roster.modules.items()
+    }
+    connect = partial(_normalizer, module_of=dict(roster.module_of), shapes=shapes)
+    result.env_runners(env_to_module_connector=connect)
+
+
+def _set_method(result: PPOConfig, config: RunConfig, roster: Roster) -> None:
+    regularizer = config.method.regularizer(env_steps=config.env_steps)
+    if regularizer is None:
+        return
+    for module, agent in roster.modules.items():
+        try:
+            regularizer.check(from_space(roster.action_spaces[agent]))
+        except ValueError as error:
+            raise ValueError(f"method {config.method.name}, module {module!r}: {error}") from None
+    robustify(result, regularizer)
 
 
 def build_algorithm(config: RunConfig) -> Algorithm:

@@ -29,6 +29,9 @@ from marl_aajr.training.fields import (
 NO_METHOD = "none"
 """The method that adds nothing: plain PPO."""
 
+COPIES = 160
+"""Environment copies by default: more of them, each for fewer steps, make a step of all cheaper."""
+
 RAMPED = ("coefficient", "adversarial_weight")
 """What ``method.ramp`` raises."""
 
@@ -174,7 +177,9 @@ class Resources(_Section):
 
     Attributes:
         env_runners: processes that sample; 0: the main process samples.
-        envs_per_runner: environment copies in each of them.
+        runner: ``fast``: batches of environment copies and a lean learner; ``stock``: RLlib's own env runner
+            and learner.
+        envs_per_runner: environment copies in each of them; None: 160 in all.
         learners: processes that learn; 0: the main process learns. Batch sizes are divided among them.
         cpus_per_env_runner: for each sampling process.
         gpus_per_env_runner: for each sampling process.
@@ -185,7 +190,8 @@ class Resources(_Section):
     """
 
     env_runners: Whole = 0
-    envs_per_runner: Count = 16
+    runner: Literal["fast", "stock"] = "fast"
+    envs_per_runner: Count | None = None
     learners: Whole = 0
     cpus_per_env_runner: NonNegative = 1.0
     gpus_per_env_runner: NonNegative = 0.0
@@ -193,6 +199,11 @@ class Resources(_Section):
     gpus_per_learner: NonNegative = 0.0
     torch_threads: Count = 1
     address: str | None = None
+
+    @property
+    def copies(self) -> int:
+        """Environment copies in each process that samples."""
+        return self.envs_per_runner or max(1, COPIES // max(self.env_runners, 1))
 
 
 class RunConfig(_Section):
@@ -229,7 +240,7 @@ class RunConfig(_Section):
     @model_validator(mode="after")
     def _batches(self) -> RunConfig:
         ppo, resources = self.ppo, self.resources
-        copies = max(resources.env_runners, 1) * resources.envs_per_runner
+        copies = max(resources.env_runners, 1) * resources.copies
         if ppo.minibatch_size > ppo.train_batch_size:
             raise ValueError(
                 f"expected ppo.minibatch_size ≤ ppo.train_batch_size = {ppo.train_batch_size}, "
@@ -295,24 +306,3 @@ _Loader.add_implicit_resolver(
     re.compile(r"^[-+]?(\d+(\.\d*)?|\.\d+)[eE][-+]?\d+$"),
     list("-+.0123456789"),
 )
-
-
-def differences(old: RunConfig, new: RunConfig) -> list[str]:
-    """``key: old → new`` for every setting that differs, nested keys joined with dots."""
-    before, after = _flat(old.model_dump(mode="json")), _flat(new.model_dump(mode="json"))
-    absent = object()
-    return [
-        f"{key}: {before.get(key, 'not set')!r} → {after.get(key, 'not set')!r}"
-        for key in dict.fromkeys([*before, *after])
-        if before.get(key, absent) != after.get(key, absent)
-    ]
-
-
-def _flat(data: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    result: dict[str, Any] = {}
-    for key, value in data.items():
-        if isinstance(value, Mapping) and value:
-            result |= _flat(value, f"{prefix}{key}.")
-        else:
-            result[f"{prefix}{key}"] = value
-    return result
