@@ -16,7 +16,7 @@ from marl_aajr.policy import ModulePolicy
 from marl_aajr.stability import diagnose, directional_gain, spectral_norm
 from marl_aajr.threat import PerturbationSet
 from tests.networks import DISTRIBUTIONS, generator, linear_policy, observations, tanh_policy
-from tests.test_stability import batch
+from tests.test_stability import batch, sharp
 
 ACTIVATIONS = (nn.Tanh, nn.ReLU, nn.SiLU, nn.Identity)
 
@@ -103,12 +103,12 @@ def smoothness_along(
 
 @pytest.mark.parametrize("distribution", DISTRIBUTIONS, ids=repr)
 @pytest.mark.parametrize("objective", [KL(), Surrogate()], ids=repr)
-@pytest.mark.parametrize("step_size", [0.05, 0.3, 2.0])
+@pytest.mark.parametrize("step_size", [0.05, 0.3, 10.0])
 def test_small_steps_climb_by_what_the_theory_says(
     distribution: ActionDistribution, objective: Objective, step_size: float
 ) -> None:
     """g(δ_{t+1}) ≥ g(δ_t) + ‖d_t‖²/(2η) wherever η ≤ 1/L on the segment, projected displacements included."""
-    policy, obs = tanh_policy(distribution), observations(60)
+    policy, obs = sharp(tanh_policy(distribution)), observations(60)
     clean, threat = batch(policy, obs), PerturbationSet(epsilon=0.3)
     path = ascend(
         policy,
@@ -124,10 +124,11 @@ def test_small_steps_climb_by_what_the_theory_says(
     allowed = step_size <= 0.999 / smoothness_along(policy, objective, clean, obs, path)
     rise = path.values[1:] - path.values[:-1]
     promised = (path.deltas[1:] - path.deltas[:-1]).square().sum(-1) / (2 * step_size)
-    assert (rise >= promised - 1e-12)[allowed].all()
-    assert allowed.double().mean() > 0.2
-    if step_size == 2.0:
-        assert ((path.deltas[1:].abs() == 0.3).any(-1) & allowed).any()
+    climbed = rise >= promised - 1e-12
+    assert climbed[allowed].all()
+    assert ((path.deltas[1:].abs() == 0.3).any(-1) & allowed).any()
+    if step_size == 10.0:
+        assert not climbed.all()  # the condition is not idle: beyond it steps do fail
 
 
 def overshoot(times: float) -> tuple[Tensor, float, Tensor]:
