@@ -9,6 +9,16 @@ copies on any device. Every module has two factories:
 Importing this package adds the second kind to PettingZoo's registry, without loading torch:
 ``pettingzoo.make("parallel", "marl_aajr/simple_spread_v3", N=5)``.
 
+The particle environments do what ``mpe2`` 1.1.1 does, to 1e-9 in float64 from the same states and actions
+(``tests/envs/test_against_mpe2.py``), and begin with the same distribution, from other random numbers.
+They differ in this:
+
+- the curricula of spread and tag move (in ``mpe2`` the stage stays 0, whatever it is set to), by
+  ``set_curriculum_stage`` and ``advance_curriculum`` of the batch (``env.batch`` of a PettingZoo view);
+- two bodies in exactly one place do not push each other (``mpe2``: NaN);
+- options are checked when the environment is built: tag needs prey and pursuers, world_comm also food;
+- ``render_mode`` is ``"rgb_array"`` or None, and a view refuses wrong actions with a ``ValueError``.
+
 Modules of this package import each other relatively: the folder is ``envs`` to tools that read the source
 tree and ``marl_aajr.envs`` once installed.
 """

@@ -31,7 +31,8 @@ class TensorBatch(BatchedEnv):
     the host knows when to reset without asking the device; where one can, a CUDA device resets under a mask
     at every step rather than be waited for.
 
-    Flags of a step are shared between agents and steps: they are read-only. Per-copy ``infos`` are one
+    Discrete actions beyond their space are not looked for, because that would cost a good part of a step;
+    `SingleCopy` looks. Flags of a step are shared between agents and steps: they are read-only. Per-copy ``infos`` are one
     empty dict, shared too, unless an environment has something to say.
 
     Args:
@@ -141,7 +142,7 @@ class TensorBatch(BatchedEnv):
         return dict(self._last)
 
     def step(self, actions: Mapping[str, Tensor]) -> BatchedStep:
-        """See `BatchedEnv.step`. Discrete actions beyond their space are not looked for, see the class."""
+        """See `BatchedEnv.step`."""
         if self._streams is None:
             raise ValueError("expected reset before the first step; call reset(seed=...)")
         self._clock += 1
