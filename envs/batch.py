@@ -32,8 +32,8 @@ class TensorBatch(BatchedEnv):
     at every step rather than be waited for.
 
     Discrete actions beyond their space are not looked for, because that would cost a good part of a step;
-    `SingleCopy` looks. Flags of a step are shared between agents and steps: they are read-only. Per-copy ``infos`` are one
-    empty dict, shared too, unless an environment has something to say.
+    `SingleCopy` looks. Flags of a step are shared between agents and steps: they are read-only. Per-copy
+    ``infos`` are one empty dict, shared too, unless an environment has something to say.
 
     Args:
         num_envs: E, at least 1.
