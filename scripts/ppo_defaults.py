@@ -2,7 +2,7 @@
 
     .venv/bin/python scripts/ppo_defaults.py
 
-Trains every variant with every seed on simple_spread (two runs at a time, each on one core), keeps the runs
+Trains every variant with every seed on 3-agent simple_spread (two runs at a time, each on one core), keeps the runs
 under runs/ppo_defaults (finished ones are not repeated, interrupted ones resume), and writes the curves to
 experiments/ppo_defaults/results.json and a table to standard output.
 """
@@ -21,6 +21,8 @@ from typing import Any
 ROOT = Path(__file__).resolve().parent.parent
 RUNS = ROOT / "runs" / "ppo_defaults"
 RESULTS = ROOT / "experiments" / "ppo_defaults" / "results.json"
+ENV = "marl_aajr.envs.simple_spread_v3"
+"""Equal to mpe2's step for step, and faster."""
 VARIANTS: dict[str, dict[str, Any]] = {
     "defaults": {},
     "learning rate 5e-4": {"ppo.lr": 5e-4},
@@ -52,7 +54,7 @@ def train(name: str, seed: int, env_steps: int) -> list[dict[str, float]]:
     state = json.loads(status.read_text())["state"] if status.exists() else None
     if state != "finished":
         if state is None:
-            command += ["--env", "simple_spread_v3", "--method", "none", "--seed", str(seed)]
+            command += ["--env", ENV, "--method", "none", "--seed", str(seed)]
             command += ["--env-steps", str(env_steps)]
             for key, value in VARIANTS[name].items():
                 command += ["--set", f"{key}={value}"]
@@ -67,7 +69,7 @@ def train(name: str, seed: int, env_steps: int) -> list[dict[str, float]]:
 def main() -> None:
     """Train what is missing, write the results, print the table."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--env-steps", type=int, default=200_000)
+    parser.add_argument("--env-steps", type=int, default=300_000)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--jobs", type=int, default=2, help="runs at a time, one core each")
     options = parser.parse_args()
