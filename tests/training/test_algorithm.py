@@ -37,8 +37,8 @@ def test_sides_do_not_share_even_where_their_spaces_are_the_same() -> None:
     assert list(roster.modules) == ["adversary", "agent"]
 
 
-def test_method_none_is_rllibs_own_learner() -> None:
-    config = build_config(tiny())
+def test_method_none_on_the_stock_runner_is_rllibs_own_learner() -> None:
+    config = build_config(tiny(resources={"runner": "stock"}))
     assert config.learner_class is PPOTorchLearner
     assert not config.learner_config_dict
 

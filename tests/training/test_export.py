@@ -70,7 +70,7 @@ CONTINUOUS = {"name": "simple_spread_v3", "kwargs": {"N": 2, "continuous_actions
     ids=["filter", "independent", "continuous", "free-log-std", "action-mask"],
 )
 def test_the_victim_repeats_what_the_env_runner_recorded(changes: dict[str, Any], tmp_path: Path) -> None:
-    config = tiny(**changes)
+    config = tiny(**changes, resources={"runner": "stock"})
     algorithm = build_algorithm(config)
     try:
         algorithm.train()

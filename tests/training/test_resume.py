@@ -40,9 +40,14 @@ train(load_config(sys.argv[1]), Path(sys.argv[2]), on_iteration=kill)
 """
 
 
+@pytest.fixture(scope="module", params=["stock", "fast"])
+def config(request: pytest.FixtureRequest) -> RunConfig:
+    return tiny(**EVERYTHING, resources={"runner": request.param})
+
+
 @pytest.fixture(scope="module")
-def straight(ray_session: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return train(tiny(**EVERYTHING), tmp_path_factory.mktemp("resume") / "straight")
+def straight(config: RunConfig, ray_session: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return train(config, tmp_path_factory.mktemp("resume") / "straight")
 
 
 def stopped_after(iteration: int, config: RunConfig, out: Path) -> Path:
@@ -53,10 +58,9 @@ def stopped_after(iteration: int, config: RunConfig, out: Path) -> Path:
 
 @pytest.mark.parametrize("iteration", [1, 3, 4])
 def test_a_run_that_was_stopped_goes_on_as_if_it_had_not(
-    iteration: int, straight: Path, tmp_path: Path
+    iteration: int, config: RunConfig, straight: Path, tmp_path: Path
 ) -> None:
     """After 4 there is a checkpoint; after 3 iteration 3 is trained again; after 1 there is none."""
-    config = tiny(**EVERYTHING)
     run = RunDirectory(stopped_after(iteration, config, tmp_path / "run"))
     assert (run.status().state, run.status().iteration) == ("interrupted", iteration)
     assert len(numbers(run.path)) == iteration
@@ -67,8 +71,9 @@ def test_a_run_that_was_stopped_goes_on_as_if_it_had_not(
     assert len(list(run.tensorboard.iterdir())) == 1
 
 
-def test_a_killed_process_is_resumed_from_its_last_checkpoint(straight: Path, tmp_path: Path) -> None:
-    config = tiny(**EVERYTHING)
+def test_a_killed_process_is_resumed_from_its_last_checkpoint(
+    config: RunConfig, straight: Path, tmp_path: Path
+) -> None:
     (tmp_path / "config.yaml").write_text(config.to_yaml())
     environment = os.environ | {"PYTHONHASHSEED": "1", "OMP_NUM_THREADS": "1"}
     done = subprocess.run(
@@ -84,8 +89,8 @@ def test_a_killed_process_is_resumed_from_its_last_checkpoint(straight: Path, tm
     assert_same_run(straight, run.path)
 
 
-def test_another_seed_is_another_run(straight: Path, tmp_path: Path) -> None:
-    other = train(tiny(**EVERYTHING, seed=4, env_steps=100), tmp_path / "run")
+def test_another_seed_is_another_run(config: RunConfig, straight: Path, tmp_path: Path) -> None:
+    other = train(config.model_copy(update={"seed": 4, "env_steps": 100}), tmp_path / "run")
     assert numbers(other)[0]["return_mean"] != numbers(straight)[0]["return_mean"]
 
 
