@@ -2,9 +2,9 @@
 
     .venv/bin/python scripts/ppo_defaults.py
 
-Trains every variant with every seed on 3-agent simple_spread (two runs at a time, each on one core), keeps the runs
-under runs/ppo_defaults (finished ones are not repeated, interrupted ones resume), and writes the curves to
-experiments/ppo_defaults/results.json and a table to standard output.
+Trains every variant with every seed on 3-agent simple_spread (two runs at a time, each on one core), keeps
+the runs under runs/ppo_defaults (finished ones are not repeated, interrupted ones resume), and writes the
+curves to experiments/ppo_defaults/results.json and a table to standard output.
 """
 
 from __future__ import annotations
