@@ -8,11 +8,14 @@ from typing import Any
 import gymnasium as gym
 from ray.rllib.algorithms.algorithm_config import AlgorithmConfig
 from ray.rllib.algorithms.ppo import PPOConfig
+from ray.rllib.algorithms.ppo.torch.ppo_torch_learner import PPOTorchLearner
 
 from marl_aajr.rllib.batch_env import BatchCreator, BatchFactory, register_batch
 from marl_aajr.rllib.fast_connector import FragmentsToBatch
 from marl_aajr.rllib.fast_runner import FastEnvRunner
 from marl_aajr.rllib.internals import custom_connectors, episode_callbacks
+from marl_aajr.rllib.lean_learner import COMPILE_KEY, LeanPPOTorchLearner
+from marl_aajr.rllib.learner import robust_learner_class
 from marl_aajr.rllib.returns import EpisodeReturns
 from marl_aajr.rollout.environments import EnvironmentSpec, resolve
 
@@ -23,11 +26,13 @@ def fast(
     *,
     kwargs: Mapping[str, Any] | None = None,
     parity: bool = False,
+    lean: bool = True,
+    compiled: bool = False,
     device: str | None = None,
 ) -> AlgorithmConfig:
     """Sample columns from batches of environments instead of episodes; see `FastEnvRunner`.
 
-    ``PPO.training_step``, the modules and the optimisation stay RLlib's. More copies than usual pay off:
+    ``PPO.training_step``, the modules and the updates stay RLlib's. More copies than usual pay off:
     with ``num_envs_per_env_runner=128`` or so, a step of all costs little more than a step of one.
 
     Args:
@@ -39,6 +44,10 @@ def fast(
         kwargs: Arguments of a named environment.
         parity: Train on the very rows that RLlib's connectors would make: phantom rows, advantages
             standardised over them, time limits as its PettingZoo wrapper has them.
+        lean: Make the updates of RLlib's PPO learner with less overhead (`LeanPPOTorchLearner`). A learner
+            class of your own stays as it is.
+        compiled: Compile the loss of the lean learner (`marl_aajr.rllib.compiled_loss`), which pays off in
+            long runs.
         device: Where the copies live and actions are computed; None: where RLlib puts the env runner.
 
     Returns:
@@ -61,11 +70,20 @@ def fast(
     config.environment(register_batch(BatchCreator(source, parity, device)), disable_env_checking=True)
     config.env_runners(env_runner_cls=FastEnvRunner)
     config.callbacks_on_episode_end = None
+    if lean:
+        backend = "inductor" if compiled else None
+        config.learners(learner_class=_lean(config.learner_class), learner_config_dict={COMPILE_KEY: backend})
     config.learners(
         learner_connector=LearnerConnector(gamma=config.gamma, lambda_=config.lambda_, parity=parity),
         add_default_connectors_to_learner_pipeline=False,
     )
     return config
+
+
+def _lean(learner: type) -> type:
+    classes = {PPOTorchLearner: LeanPPOTorchLearner}
+    classes |= {robust_learner_class(base): robust_learner_class(lean) for base, lean in classes.items()}
+    return classes.get(learner, learner)
 
 
 class LearnerConnector:

@@ -15,36 +15,27 @@ from typing import Any
 
 import torch
 from ray.rllib.algorithms.ppo import PPOConfig
-from ray.rllib.algorithms.ppo.ppo import (
-    LEARNER_RESULTS_KL_KEY,
-    LEARNER_RESULTS_VF_EXPLAINED_VAR_KEY,
-    LEARNER_RESULTS_VF_LOSS_UNCLIPPED_KEY,
-)
 from ray.rllib.algorithms.ppo.torch.ppo_torch_learner import PPOTorchLearner
 from ray.rllib.core.columns import Columns
-from ray.rllib.core.learner.learner import DEFAULT_OPTIMIZER, ENTROPY_KEY, POLICY_LOSS_KEY, VF_LOSS_KEY
+from ray.rllib.core.learner.learner import DEFAULT_OPTIMIZER
 from ray.rllib.core.learner.training_data import TrainingData
-from ray.rllib.evaluation.postprocessing import Postprocessing
-from ray.rllib.utils.torch_utils import explained_variance
 from torch import Tensor
 
-from marl_aajr.distributions import ActionDistribution
 from marl_aajr.numerics import NonFiniteError
 from marl_aajr.rllib.internals import (
     begin_update,
     current_entropy_coeff,
     log_trained,
-    plain_networks,
     plain_optimization,
     train_batch,
 )
 from marl_aajr.rllib.minibatches import Index, minibatches, needed
-from marl_aajr.rllib.players import own_distribution
-from marl_aajr.rllib.ppo_loss import PPOCoefficients, PPORows, ppo_loss, ppo_report
+from marl_aajr.rllib.module_loss import ModuleLoss
+from marl_aajr.rllib.ppo_loss import PPOCoefficients
 from marl_aajr.rollout.fragments import map_tree
 
-VALUES = "marl_aajr_values"
-"""Where a forward pass leaves the values, if it has computed them."""
+COMPILE_KEY = "marl_aajr_compile"
+"""In ``config.learner_config_dict``: the torch.compile backend to compile the loss with, if any."""
 
 
 class LeanPPOTorchLearner(PPOTorchLearner):
@@ -58,8 +49,7 @@ class LeanPPOTorchLearner(PPOTorchLearner):
 
     def build(self) -> None:
         self._reporting = True
-        self._kinds: dict[str, ActionDistribution | None] = {}
-        self._networks: dict[str, Any] = {}
+        self._losses: dict[str, ModuleLoss] = {}
         self._coefficients: dict[str, PPOCoefficients] = {}
         self._finite: dict[str, Tensor] = {}
         super().build()
@@ -88,6 +78,7 @@ class LeanPPOTorchLearner(PPOTorchLearner):
         """One update, as ``Learner.update`` makes it; several learners agree on the number of minibatches."""
         sources = {name: kwargs.pop(name) for name in TrainingData.__dataclass_fields__ if name in kwargs}
         data = training_data or TrainingData(batch=batch, **sources)
+        self._coefficients.clear()
         if data.data_iterators or any(module.is_stateful() for module in self.module.values()):
             self._reporting = True
             return super().update(
@@ -116,7 +107,6 @@ class LeanPPOTorchLearner(PPOTorchLearner):
         if self.distributed:
             # Every learner must take part in every minibatch, or the others wait for it for ever.
             total = _largest(total, self.device)
-        self._coefficients = {name: self._coefficients_of(name) for name in columns}
         self._finite.clear()
         losses: Mapping[str, Tensor] = {}
         order = minibatches(counts, size=size, epochs=epochs, shuffle=shuffle, total=total)
@@ -124,7 +114,7 @@ class LeanPPOTorchLearner(PPOTorchLearner):
             self._reporting = done == total
             _, losses, _ = self._update(self._minibatch(columns, chosen))
         for name, finite in self._finite.items():
-            _raise_unless(finite, name)
+            _raise_unless(bool(finite), name)
         log_trained(self, rows, size=size, minibatches=total)
         for name, loss in losses.items():
             self.metrics.log_value((name, self.TOTAL_LOSS_KEY), loss, window=1)
@@ -146,76 +136,50 @@ class LeanPPOTorchLearner(PPOTorchLearner):
         if self.distributed:
             # The wrappers that average gradients must see the forward pass.
             return self.module.forward_train(batch)
-        return {name: self._forward_module(name, columns) for name, columns in batch.items()}
-
-    def _forward_module(self, name: str, columns: dict[str, Any]) -> dict[str, Any]:
-        if name not in self._networks:
-            self._networks[name] = plain_networks(self.module[name])
-        if self._networks[name] is None:
-            return self.module[name].forward_train(columns)
-        actor, critic = self._networks[name]
-        obs = columns[Columns.OBS]
-        return {Columns.ACTION_DIST_INPUTS: actor(obs), VALUES: critic(obs).squeeze(-1)}
+        return {
+            name: self._loss_of(name).forward(
+                columns, self._coefficients_of(name), whole=self._reporting or Columns.LOSS_MASK in columns
+            )
+            for name, columns in batch.items()
+        }
 
     def compute_loss_for_module(
         self, *, module_id: str, config: PPOConfig, batch: dict[str, Any], fwd_out: dict[str, Any]
     ) -> Tensor:
         """RLlib's loss of one module, by a shorter way."""
-        module = self.module[module_id].unwrapped()
-        if module_id not in self._kinds:
-            self._kinds[module_id] = own_distribution(module, module.action_space)
-        kind = self._kinds[module_id]
-        if kind is None or not config.use_critic:
+        loss = self._loss_of(module_id)
+        if loss.distribution is None or not config.use_critic:
             return super().compute_loss_for_module(
                 module_id=module_id, config=config, batch=batch, fwd_out=fwd_out
             )
-        values = fwd_out.get(VALUES)
-        if values is None:
-            values = module.compute_values(batch, embeddings=fwd_out.get(Columns.EMBEDDINGS))
-        rows = PPORows(
-            inputs=fwd_out[Columns.ACTION_DIST_INPUTS],
-            values=values,
-            actions=batch[Columns.ACTIONS],
-            log_probs=batch[Columns.ACTION_LOGP],
-            advantages=batch[Postprocessing.ADVANTAGES],
-            value_targets=batch[Postprocessing.VALUE_TARGETS],
+        value, metrics = loss(
+            batch,
+            fwd_out,
+            self._coefficients_of(module_id),
+            kl_coefficient=self.curr_kl_coeffs_per_module[module_id] if config.use_kl_loss else None,
+            report=self._reporting,
         )
-        mask = batch.get(Columns.LOSS_MASK)
-        rows = rows if mask is None else rows.where(mask.bool())
-        coefficients = self._coefficients.get(module_id) or self._coefficients_of(module_id)
-        loss = ppo_loss(kind, rows, coefficients)
-        divergence = None
-        if config.use_kl_loss:
-            old = batch[Columns.ACTION_DIST_INPUTS]
-            divergence = kind.kl(old if mask is None else old[mask.bool()], rows.inputs).mean()
-            loss = loss + self.curr_kl_coeffs_per_module[module_id] * divergence
-        if self._reporting and len(rows.values):
-            self._report(module_id, rows, divergence, ppo_report(kind, rows, coefficients))
-        return loss
-
-    def _report(
-        self, module_id: str, rows: PPORows, divergence: Tensor | None, parts: Mapping[str, Tensor]
-    ) -> None:
-        kl = torch.zeros_like(parts["entropy"]) if divergence is None else divergence.detach()
-        explained = explained_variance(rows.value_targets, rows.values.detach())
-        metrics = {
-            POLICY_LOSS_KEY: parts["policy_loss"],
-            VF_LOSS_KEY: parts["vf_loss"],
-            LEARNER_RESULTS_VF_LOSS_UNCLIPPED_KEY: parts["vf_loss_unclipped"],
-            LEARNER_RESULTS_VF_EXPLAINED_VAR_KEY: explained,
-            ENTROPY_KEY: parts["entropy"],
-            LEARNER_RESULTS_KL_KEY: kl,
-        }
         self.metrics.log_dict(metrics, key=module_id, window=1)
+        return value
+
+    def _loss_of(self, module_id: str) -> ModuleLoss:
+        if module_id not in self._losses:
+            config = self.config.get_config_for_module(module_id)
+            backend = None if config.use_kl_loss else self.config.learner_config_dict.get(COMPILE_KEY)
+            self._losses[module_id] = ModuleLoss(self.module[module_id].unwrapped(), backend=backend)
+        return self._losses[module_id]
 
     def _coefficients_of(self, module_id: str) -> PPOCoefficients:
+        if module_id in self._coefficients:
+            return self._coefficients[module_id]
         config = self.config.get_config_for_module(module_id)
-        return PPOCoefficients(
+        self._coefficients[module_id] = PPOCoefficients(
             clip=config.clip_param,
             vf_clip=math.inf if config.vf_clip_param is None else config.vf_clip_param,
             vf_loss=config.vf_loss_coeff,
             entropy=current_entropy_coeff(self, module_id),
         )
+        return self._coefficients[module_id]
 
     def postprocess_gradients_for_module(
         self, *, module_id: str, config: Any = None, module_gradients_dict: dict[Any, Any]
@@ -224,7 +188,7 @@ class LeanPPOTorchLearner(PPOTorchLearner):
         gradients = list(module_gradients_dict.values())
         if not gradients:
             return module_gradients_dict
-        norm = torch.nn.utils.get_total_norm(gradients)
+        norm = torch.cat([gradient.flatten() for gradient in gradients]).norm()
         self._check(module_id, norm)
         one_optimizer = len(self.get_optimizers_for_module(module_id)) == 1
         if config.grad_clip and config.grad_clip_by == "global_norm" and one_optimizer:
@@ -261,20 +225,19 @@ class LeanPPOTorchLearner(PPOTorchLearner):
 
     def _check(self, module_id: str, norm: Tensor) -> None:
         """Raise for a norm that is not finite; on an accelerator, at the end of the update."""
-        finite = norm.isfinite()
         if norm.device.type == "cpu":
-            _raise_unless(finite, module_id)
+            _raise_unless(math.isfinite(norm), module_id)
         else:
             known = self._finite.get(module_id)
-            self._finite[module_id] = finite if known is None else known & finite
+            self._finite[module_id] = norm.isfinite() if known is None else known & norm.isfinite()
 
 
 def _at(index: Tensor, column: Tensor) -> Tensor:
-    return column[index]
+    return column.index_select(0, index)
 
 
-def _raise_unless(finite: Tensor, module_id: str) -> None:
-    if not bool(finite):
+def _raise_unless(finite: bool, module_id: str) -> None:
+    if not finite:
         raise NonFiniteError(f"a gradient of the loss of module {module_id!r} is NaN or infinite")
 
 

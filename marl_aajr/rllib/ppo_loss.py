@@ -81,18 +81,20 @@ def ppo_loss(distribution: ActionDistribution, rows: PPORows, coefficients: PPOC
     return loss
 
 
-@torch.no_grad()
-def ppo_report(
-    distribution: ActionDistribution, rows: PPORows, coefficients: PPOCoefficients
+def ppo_parts(
+    distribution: ActionDistribution, rows: PPORows, *, clip: float | Tensor, vf_clip: float | Tensor
 ) -> dict[str, Tensor]:
-    """The parts of the loss: ``policy_loss``, ``vf_loss``, ``vf_loss_unclipped`` and ``entropy``."""
-    c = coefficients
+    """The parts of the loss, as autograd sees them.
+
+    Returns:
+        ``policy_loss``, ``vf_loss``, ``vf_loss_unclipped`` and ``entropy``.
+    """
     ratio = (distribution.log_prob(rows.inputs, rows.actions) - rows.log_probs).exp()
-    surrogate = torch.min(ratio * rows.advantages, ratio.clamp(1 - c.clip, 1 + c.clip) * rows.advantages)
+    bound = rows.advantages + clip * rows.advantages.abs()
     squared = (rows.values - rows.value_targets).square()
     return {
-        "policy_loss": -surrogate.mean(),
-        "vf_loss": squared.clamp(max=c.vf_clip).mean(),
+        "policy_loss": -torch.min(ratio * rows.advantages, bound).mean(),
+        "vf_loss": squared.clamp(max=vf_clip).mean(),
         "vf_loss_unclipped": squared.mean(),
         "entropy": distribution.entropy(rows.inputs).mean(),
     }

@@ -1,0 +1,127 @@
+"""One module's way from a minibatch to its PPO loss, as short as the module allows."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from ray.rllib.algorithms.ppo.ppo import (
+    LEARNER_RESULTS_KL_KEY,
+    LEARNER_RESULTS_VF_EXPLAINED_VAR_KEY,
+    LEARNER_RESULTS_VF_LOSS_UNCLIPPED_KEY,
+)
+from ray.rllib.core.columns import Columns
+from ray.rllib.core.learner.learner import ENTROPY_KEY, POLICY_LOSS_KEY, VF_LOSS_KEY
+from ray.rllib.core.rl_module.torch import TorchRLModule
+from ray.rllib.evaluation.postprocessing import Postprocessing
+from ray.rllib.utils.torch_utils import explained_variance
+from torch import Tensor
+
+from marl_aajr.rllib.compiled_loss import CompiledLoss
+from marl_aajr.rllib.internals import plain_networks
+from marl_aajr.rllib.players import own_distribution
+from marl_aajr.rllib.ppo_loss import PPOCoefficients, PPORows, ppo_loss, ppo_parts
+
+VALUES = "marl_aajr_values"
+LOSS = "marl_aajr_loss"
+"""Where a forward pass leaves what it has computed already."""
+
+_ROWS = (Columns.ACTIONS, Columns.ACTION_LOGP, Postprocessing.ADVANTAGES, Postprocessing.VALUE_TARGETS)
+
+Metrics = dict[str, Tensor]
+
+
+class ModuleLoss:
+    """PPO's loss of one module.
+
+    Args:
+        module: The unwrapped module.
+        backend: The torch.compile backend to compile the loss with, where the module's networks are plain
+            layers; None: it is not compiled.
+
+    Attributes:
+        distribution: What the module's outputs parametrise; None: not one of ours, and only RLlib's own loss
+            can serve.
+    """
+
+    def __init__(self, module: TorchRLModule, *, backend: str | None) -> None:
+        self._module = module
+        self.distribution = own_distribution(module, module.action_space)
+        self._networks = plain_networks(module)
+        self._compiled: CompiledLoss | None = None
+        if backend and self._networks is not None and self.distribution is not None:
+            self._compiled = CompiledLoss(*self._networks, self.distribution, backend=backend)
+
+    def forward(
+        self, columns: dict[str, Any], coefficients: PPOCoefficients, *, whole: bool
+    ) -> dict[str, Any]:
+        """The module's ``forward_train``, or as much of it as the loss needs.
+
+        Args:
+            columns: The minibatch.
+            coefficients: Of the loss.
+            whole: Whether the outputs themselves are asked for, and not only the loss.
+        """
+        if self._networks is None:
+            return self._module.forward_train(columns)
+        obs = columns[Columns.OBS]
+        if self._compiled is not None and self._compiled.usable and not whole:
+            loss = self._compiled(obs, [columns[name] for name in _ROWS], coefficients)
+            if loss is not None:
+                return {LOSS: loss}
+        actor, critic = self._networks
+        return {Columns.ACTION_DIST_INPUTS: actor(obs), VALUES: critic(obs).squeeze(-1)}
+
+    def __call__(
+        self,
+        batch: Mapping[str, Any],
+        fwd_out: Mapping[str, Any],
+        coefficients: PPOCoefficients,
+        *,
+        kl_coefficient: Tensor | None,
+        report: bool,
+    ) -> tuple[Tensor, Metrics]:
+        """The loss, and RLlib's metrics of it if a report is asked for.
+
+        Args:
+            batch: The minibatch.
+            fwd_out: What the forward pass said of it.
+            coefficients: Of the loss.
+            kl_coefficient: Weight of ``KL(π_old ‖ π)``; None: no such term.
+            report: Whether to measure.
+        """
+        if LOSS in fwd_out:
+            return fwd_out[LOSS], {}
+        assert self.distribution is not None
+        values = fwd_out.get(VALUES)
+        if values is None:
+            values = self._critic(batch, fwd_out)
+        rows = PPORows(fwd_out[Columns.ACTION_DIST_INPUTS], values, *(batch[name] for name in _ROWS))
+        old, mask = batch[Columns.ACTION_DIST_INPUTS], batch.get(Columns.LOSS_MASK)
+        if mask is not None:
+            rows, old = rows.where(mask.bool()), old[mask.bool()]
+        loss = ppo_loss(self.distribution, rows, coefficients)
+        divergence = torch.zeros_like(loss)
+        if kl_coefficient is not None and len(rows.values):
+            divergence = self.distribution.kl(old, rows.inputs).mean()
+            loss = loss + kl_coefficient * divergence
+        measure = report and len(rows.values) > 0
+        return loss, self._report(rows, coefficients, divergence) if measure else {}
+
+    def _critic(self, batch: Mapping[str, Any], fwd_out: Mapping[str, Any]) -> Tensor:
+        values: Tensor = self._module.compute_values(batch, embeddings=fwd_out.get(Columns.EMBEDDINGS))
+        return values
+
+    @torch.no_grad()
+    def _report(self, rows: PPORows, c: PPOCoefficients, divergence: Tensor) -> Metrics:
+        assert self.distribution is not None
+        parts = ppo_parts(self.distribution, rows, clip=c.clip, vf_clip=c.vf_clip)
+        return {
+            POLICY_LOSS_KEY: parts["policy_loss"],
+            VF_LOSS_KEY: parts["vf_loss"],
+            LEARNER_RESULTS_VF_LOSS_UNCLIPPED_KEY: parts["vf_loss_unclipped"],
+            LEARNER_RESULTS_VF_EXPLAINED_VAR_KEY: explained_variance(rows.value_targets, rows.values),
+            ENTROPY_KEY: parts["entropy"],
+            LEARNER_RESULTS_KL_KEY: divergence.detach(),
+        }
