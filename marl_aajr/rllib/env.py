@@ -158,9 +158,7 @@ def _stock_flags(turn: Turn) -> _Flags:
 
 
 def _merge(first: Turn, then: Turn) -> Turn:
-    both: dict[str, Any] = {
-        name: {**getattr(first, name), **getattr(then, name)} for name in _BY_AGENT
-    }
+    both: dict[str, Any] = {name: {**getattr(first, name), **getattr(then, name)} for name in _BY_AGENT}
     return then._replace(**both)
 
 

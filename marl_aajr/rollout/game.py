@@ -46,9 +46,7 @@ class Turn(NamedTuple):
     @property
     def acting(self) -> tuple[str, ...]:
         """The agents whose action the next step needs."""
-        return tuple(
-            agent for agent in self.obs if not (self.terminations[agent] or self.truncations[agent])
-        )
+        return tuple(agent for agent in self.obs if not (self.terminations[agent] or self.truncations[agent]))
 
 
 class Game(ABC):
@@ -199,9 +197,7 @@ class Game(ABC):
             ):
                 space = ask(agent)
                 if space is not known[agent] and space != known[agent]:
-                    self._blame(
-                        f"the {kind} space of agent {agent!r} changed from {known[agent]} to {space}"
-                    )
+                    self._blame(f"the {kind} space of agent {agent!r} changed from {known[agent]} to {space}")
 
     def _complain(self, actions: Mapping[str, Any]) -> NoReturn:
         missing = [agent for agent in self._acting if agent not in actions]

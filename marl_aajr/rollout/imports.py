@@ -118,9 +118,7 @@ def _version(name: str) -> int:
 
 
 def _public_callables(module: ModuleType) -> list[str]:
-    return [
-        name for name, value in vars(module).items() if callable(value) and not name.startswith("_")
-    ]
+    return [name for name, value in vars(module).items() if callable(value) and not name.startswith("_")]
 
 
 def _listing(names: Iterable[str], most: int = 12) -> str:

@@ -35,9 +35,7 @@ class PettingZooBatch(BatchedEnv):
             arrays (a Dict observation must consist of ``observation`` and ``action_mask``).
     """
 
-    def __init__(
-        self, spec: EnvironmentSpec, num_envs: int, *, device: torch.device | str = "cpu"
-    ) -> None:
+    def __init__(self, spec: EnvironmentSpec, num_envs: int, *, device: torch.device | str = "cpu") -> None:
         if num_envs < 1:
             raise ValueError(f"expected at least 1 environment, got {num_envs}")
         self._games = [spec.make() for _ in range(num_envs)]
@@ -49,9 +47,7 @@ class PettingZooBatch(BatchedEnv):
         self.device = torch.device(device)
         self._rank = {agent: i for i, agent in enumerate(self.possible_agents)}
         self._mask_shapes = {a: _mask_shape(s) for a, s in game.observation_spaces.items()}
-        self.observation_spaces = {
-            agent: _array_space(game, agent) for agent in self.possible_agents
-        }
+        self.observation_spaces = {agent: _array_space(game, agent) for agent in self.possible_agents}
         for agent in self.possible_agents:
             _check_action_space(game, agent)
         self._clear()
@@ -175,9 +171,7 @@ class PettingZooBatch(BatchedEnv):
         """One action for each copy, as the environment takes them: Python integers or arrays."""
         space = self.action_spaces.get(agent)
         if space is None:
-            raise ValueError(
-                f"expected actions of {list(self.possible_agents)}, got some of {agent!r}"
-            )
+            raise ValueError(f"expected actions of {list(self.possible_agents)}, got some of {agent!r}")
         shape = (self.num_envs, *(space.shape or ()))
         integer = isinstance(space, _INTEGER)
         if tuple(actions.shape) != shape or (integer and actions.is_floating_point()):

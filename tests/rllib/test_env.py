@@ -163,9 +163,7 @@ def test_values_bootstrap_at_a_time_limit_and_not_in_parity() -> None:
     ],
 )
 def test_every_agent_ends_in_its_own_way(endings: Endings, steps: int) -> None:
-    ways = {
-        a: "truncated" if how == "truncated" else "terminated" for a, (_, how) in endings.items()
-    }
+    ways = {a: "truncated" if how == "truncated" else "terminated" for a, (_, how) in endings.items()}
     episodes = runner(f"{HERE}:scripted", {"endings": endings}, envs=2).sample(num_episodes=4)
     assert len(episodes) == 4
     for episode in episodes:
@@ -227,9 +225,7 @@ def test_agents_that_appear_later_are_waited_for() -> None:
         ),
     ],
 )
-def test_episodes_cut_into_fragments_lose_no_step_and_no_reward(
-    name: str, kwargs: dict[str, Any]
-) -> None:
+def test_episodes_cut_into_fragments_lose_no_step_and_no_reward(name: str, kwargs: dict[str, Any]) -> None:
     whole = runner(name, kwargs).sample(num_episodes=2)
     sampler = runner(name, kwargs)
     pieces = [e for _ in range(sum(map(len, whole))) for e in sampler.sample(num_timesteps=1)]
@@ -322,9 +318,7 @@ def test_different_arguments_are_registered_under_different_names() -> None:
 
 
 def test_a_fault_of_the_environment_comes_through_the_runner_with_its_name() -> None:
-    sampler = runner(
-        f"{HERE}:scripted", {"endings": dict.fromkeys("abc", (9, "truncated")), "broken_at": 3}
-    )
+    sampler = runner(f"{HERE}:scripted", {"endings": dict.fromkeys("abc", (9, "truncated")), "broken_at": 3})
     with pytest.raises(RuntimeError) as caught:
         sampler.sample(num_episodes=1)
     assert isinstance(caught.value.__cause__, EnvironmentFault)
@@ -334,9 +328,7 @@ def test_a_fault_of_the_environment_comes_through_the_runner_with_its_name() -> 
 
 
 def test_settings_that_do_not_exist_are_refused() -> None:
-    with pytest.raises(
-        ValueError, match=r"got \['N', 'env'\]; put arguments of the environment into"
-    ):
+    with pytest.raises(ValueError, match=r"got \['N', 'env'\]; put arguments of the environment into"):
         PettingZooEnv({"env": "simple_spread_v3", "N": 3})
     with pytest.raises(ValueError, match="expected env_config with env"):
         PettingZooEnv()

@@ -112,9 +112,7 @@ def test_a_missing_dependency_is_answered_with_what_to_install() -> None:
         import multi_agent_ale_py  # type: ignore[import-not-found]  # noqa: F401
     except ImportError:
         for name in ("pettingzoo.atari.pong_v3", "atari/pong-v3"):
-            with pytest.raises(
-                ValueError, match=r'multi_agent_ale_py: pip install "pettingzoo\[atari\]"'
-            ):
+            with pytest.raises(ValueError, match=r'multi_agent_ale_py: pip install "pettingzoo\[atari\]"'):
                 resolve(name)
     else:
         pytest.skip("Atari is installed")

@@ -127,8 +127,7 @@ def test_real_card_and_board_games_are_zero_sum_with_legal_moves(module: Any) ->
 
 def test_the_same_seed_gives_the_same_episode() -> None:
     first, again, other = (
-        play(game_of(simple_tag_v3.parallel_env(max_cycles=25), name="tag"), seed)
-        for seed in (3, 3, 4)
+        play(game_of(simple_tag_v3.parallel_env(max_cycles=25), name="tag"), seed) for seed in (3, 3, 4)
     )
     assert returns(first) == returns(again) != returns(other)
 

@@ -36,9 +36,7 @@ assert mpe2  # the modules below are its
         ),
     ],
 )
-def test_competitive_particle_environments_have_two_sides(
-    module: Any, adversaries: set[str]
-) -> None:
+def test_competitive_particle_environments_have_two_sides(module: Any, adversaries: set[str]) -> None:
     for env in (module.parallel_env(), module.env()):
         teams = game_of(env, name="particles").teams
         assert {agent for agent, team in teams.items() if team == "adversary"} == adversaries
