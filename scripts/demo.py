@@ -231,7 +231,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
         "out", nargs="?", type=Path, default=ROOT / "runs" / "demo", help="folder for everything"
     )
     parser.add_argument(
-        "--env-steps", type=count, default=400_000, help="training length of each, in environment steps"
+        "--env-steps", type=count, default=300_000, help="training length of each, in environment steps"
     )
     parser.add_argument("--episodes", type=count, default=100, help="episodes without and under each attack")
     parser.add_argument("--seed", type=int, default=0, help="training seed of both")
