@@ -13,9 +13,10 @@ from ray.rllib.core.rl_module.torch import TorchRLModule
 from ray.rllib.evaluation.postprocessing import Postprocessing
 from torch import Tensor
 
-from marl_aajr.rollout.fragments import Fragment
+from marl_aajr.rollout.fragments import Fragment, map_tree
 from marl_aajr.rollout.parity import stock_rows, time_limits_terminate
 from marl_aajr.rollout.rows import Critic, Rows, training_rows
+from marl_aajr.rollout.sequences import RecurrentCritic, SequenceRows, sequence_rows
 
 
 class FragmentsToBatch(ConnectorV2):
@@ -45,23 +46,43 @@ class FragmentsToBatch(ConnectorV2):
         self.parity = parity
 
     def __call__(
-        self, *, rl_module: Any, batch: dict[str, Any], episodes: list[Fragment], **_: Any
+        self,
+        *,
+        rl_module: Any,
+        batch: dict[str, Any],
+        episodes: list[Fragment],
+        shared_data: dict[str, Any] | None = None,
+        **_: Any,
     ) -> dict[str, Any]:
         if self.parity:
             episodes = [time_limits_terminate(fragment) for fragment in episodes]
         for name in episodes[0].modules:
             module = rl_module[name].unwrapped()
-            rows = self._rows(name, critic_of(module), episodes, next(module.parameters()).device)
+            rows = self._rows(name, module, episodes)
             if len(rows):
                 batch[name] = _columns(rows, module)
+            if isinstance(rows, SequenceRows) and shared_data is not None:
+                shared_data[f"_zero_padded_for_mid={name}"] = True
         return batch
 
-    def _rows(self, name: str, critic: Critic, fragments: list[Fragment], device: torch.device) -> Rows:
+    def _rows(self, name: str, module: TorchRLModule, fragments: list[Fragment]) -> Rows | SequenceRows:
         settings = {"gamma": self.gamma, "lambda_": self.lambda_}
+        device = next(module.parameters()).device
+        fragments = [fragment.to(device) for fragment in fragments]
+        if module.is_stateful():
+            if self.parity:
+                raise ValueError(
+                    f"expected modules without recurrent state in parity mode, got {name!r}; turn it off, or "
+                    "use RLlib's env runner"
+                )
+            length = int(module.model_config["max_seq_len"])
+            initial = map_tree(torch.as_tensor, module.get_initial_state())
+            critic = recurrent_critic_of(module)
+            return sequence_rows(fragments, name, critic, initial, length=length, **settings)
         if self.parity:
-            return stock_rows(fragments, name, critic, **settings)
-        parts = [fragment.modules[name].to(device) for fragment in fragments]
-        return training_rows(parts, critic, **settings)
+            return stock_rows(fragments, name, critic_of(module), **settings)
+        parts = [fragment.modules[name] for fragment in fragments]
+        return training_rows(parts, critic_of(module), **settings)
 
 
 def critic_of(module: TorchRLModule) -> Critic:
@@ -70,10 +91,27 @@ def critic_of(module: TorchRLModule) -> Critic:
     Raises:
         ValueError: The module has none.
     """
+    compute = _compute_values(module)
+    return lambda obs, mask: compute({Columns.OBS: _observation(obs, mask, module)})
+
+
+def recurrent_critic_of(module: TorchRLModule) -> RecurrentCritic:
+    """The values of a recurrent module that has a value function.
+
+    Raises:
+        ValueError: The module has none.
+    """
+    compute = _compute_values(module)
+    return lambda obs, mask, states: compute(
+        {Columns.OBS: _observation(obs, mask, module), Columns.STATE_IN: states}
+    )
+
+
+def _compute_values(module: TorchRLModule) -> Callable[[dict[str, Any]], Tensor]:
     compute: Callable[[dict[str, Any]], Tensor] | None = getattr(module, "compute_values", None)
     if compute is None:
         raise ValueError(f"expected a module with compute_values, got {type(module).__name__}")
-    return lambda obs, mask: compute({Columns.OBS: _observation(obs, mask, module)})
+    return compute
 
 
 def _observation(obs: Tensor, mask: Tensor | None, module: TorchRLModule) -> Any:
@@ -82,7 +120,7 @@ def _observation(obs: Tensor, mask: Tensor | None, module: TorchRLModule) -> Any
     return {"observation": obs, "action_mask": mask} if nested else obs
 
 
-def _columns(rows: Rows, module: TorchRLModule) -> dict[str, Any]:
+def _columns(rows: Rows | SequenceRows, module: TorchRLModule) -> dict[str, Any]:
     columns = {
         Columns.OBS: _observation(rows.obs, rows.mask, module),
         Columns.ACTIONS: rows.actions,
@@ -91,4 +129,8 @@ def _columns(rows: Rows, module: TorchRLModule) -> dict[str, Any]:
         Postprocessing.ADVANTAGES: rows.advantages,
         Postprocessing.VALUE_TARGETS: rows.value_targets,
     }
-    return columns if rows.loss_mask is None else {**columns, Columns.LOSS_MASK: rows.loss_mask}
+    if rows.loss_mask is not None:
+        columns[Columns.LOSS_MASK] = rows.loss_mask
+    if isinstance(rows, SequenceRows):
+        columns |= {Columns.STATE_IN: rows.states, Columns.SEQ_LENS: rows.loss_mask.sum(1)}
+    return columns

@@ -28,6 +28,7 @@ from marl_aajr.distributions import (
 from marl_aajr.rllib.batch_filter import BatchFilter
 from marl_aajr.rllib.internals import plain_actor
 from marl_aajr.rollout.columns import Decision
+from marl_aajr.rollout.fragments import Tree, map_tree
 
 _OURS = {
     Categorical: TorchCategorical,
@@ -89,11 +90,19 @@ class ModulePlayers:
         """See `Players.act`."""
         if self.random:
             return self._guess(module, obs, mask)
-        actions, log_probs, inputs = self._mind(module).decide(obs, mask, self)
-        return Decision(actions, self._to_env[module](actions), log_probs, inputs)
+        mind = self._mind(module)
+        out, state = mind.think(obs, mask, rows, self)
+        actions, log_probs, inputs = mind.decide(out, self)
+        return Decision(actions, self._to_env[module](actions), log_probs, inputs, state)
+
+    def sequence_length(self, module: str) -> int | None:
+        """See `Players.sequence_length`."""
+        return self._mind(module).sequence_length
 
     def forget(self, episode_over: Tensor) -> None:
         """See `Players.forget`."""
+        for _, mind in self._minds.values():
+            mind.forget(episode_over)
 
     def _mind(self, name: str) -> _Mind:
         assert self.module is not None
@@ -123,21 +132,36 @@ class _Mind:
     """How one module decides."""
 
     def __init__(self, module: TorchRLModule, name: str, space: gym.Space[Any]) -> None:
-        if module.is_stateful():
-            raise ValueError(
-                f"expected a module without recurrent state, got {type(module).__name__} for {name!r}; "
-                "use RLlib's env runner for it"
-            )
         self._module = module
+        self._memory: Tree | None = None
+        self.sequence_length = int(module.model_config["max_seq_len"]) if module.is_stateful() else None
         self._layers = plain_actor(module)
         self._nested = isinstance(module.observation_space, gym.spaces.Dict)
         self._own = own_distribution(module, space)
 
-    def decide(
-        self, obs: Tensor, mask: Tensor | None, players: ModulePlayers
-    ) -> tuple[Tensor, Tensor, Tensor]:
+    def think(
+        self, obs: Tensor, mask: Tensor | None, rows: Tensor | None, players: ModulePlayers
+    ) -> tuple[dict[str, Any], Tree | None]:
+        """What the module's forward pass says, and the recurrent state before it."""
+        if self.sequence_length is None:
+            return self._forward(self._batch(obs, mask), players), None
+        before = self._memory
+        if before is None:
+            before = map_tree(lambda x: _repeated(x, obs), self._module.get_initial_state())
+        batch = map_tree(lambda x: x.unsqueeze(1), self._batch(obs, mask))
+        out = self._forward({**batch, Columns.STATE_IN: before}, players)
+        after = out.pop(Columns.STATE_OUT)
+        self._memory = after if rows is None else _where(rows, after, before)
+        return map_tree(lambda x: x.squeeze(1), out), before
+
+    def forget(self, episode_over: Tensor) -> None:
+        """Initial states where episodes are over."""
+        if self._memory is not None:
+            initial = map_tree(torch.as_tensor, self._module.get_initial_state())
+            self._memory = _where_over(episode_over, initial, self._memory)
+
+    def decide(self, out: dict[str, Any], players: ModulePlayers) -> tuple[Tensor, Tensor, Tensor]:
         """Actions, their log-probabilities and the distribution inputs."""
-        out = self._forward(obs, mask, players)
         inputs = out[Columns.ACTION_DIST_INPUTS]
         if Columns.ACTIONS in out:
             actions = out[Columns.ACTIONS]
@@ -159,13 +183,35 @@ class _Mind:
     def _log_prob(self, inputs: Tensor, actions: Tensor) -> Tensor:
         return self._module.get_exploration_action_dist_cls().from_logits(inputs).logp(actions)
 
-    def _forward(self, obs: Tensor, mask: Tensor | None, players: ModulePlayers) -> dict[str, Any]:
+    def _batch(self, obs: Tensor, mask: Tensor | None) -> dict[str, Any]:
+        return {Columns.OBS: {"observation": obs, "action_mask": mask} if self._nested else obs}
+
+    def _forward(self, batch: dict[str, Any], players: ModulePlayers) -> dict[str, Any]:
         if self._layers is not None:
-            return {Columns.ACTION_DIST_INPUTS: self._layers(obs)}
-        batch = {Columns.OBS: {"observation": obs, "action_mask": mask} if self._nested else obs}
+            return {Columns.ACTION_DIST_INPUTS: self._layers(batch[Columns.OBS])}
         if players.explore:
             return self._module.forward_exploration(batch, t=players.timestep)
         return self._module.forward_inference(batch)
+
+
+def _repeated(initial: Any, obs: Tensor) -> Tensor:
+    state = torch.as_tensor(initial, device=obs.device)
+    return state.expand(len(obs), *state.shape).clone()
+
+
+def _where(rows: Tensor, then: Tree, otherwise: Tree) -> Tree:
+    """``then`` in some of the rows ``[N]``."""
+    if isinstance(then, Mapping):
+        return {key: _where(rows, then[key], otherwise[key]) for key in then}
+    return torch.where(rows.view(-1, *[1] * (then.ndim - 1)), then, otherwise)
+
+
+def _where_over(over: Tensor, initial: Tree, states: Tree) -> Tree:
+    """``initial`` for all agents in the copies ``[E]`` that are over; ``states [G · E, ...]``."""
+    if isinstance(states, Mapping):
+        return {key: _where_over(over, initial[key], states[key]) for key in states}
+    rows = over.repeat(len(states) // len(over)).view(-1, *[1] * (states.ndim - 1))
+    return torch.where(rows, initial.to(states), states)
 
 
 def own_distribution(module: TorchRLModule, space: gym.Space[Any]) -> ActionDistribution | None:

@@ -26,6 +26,10 @@ class Players(Protocol):
         """Observations ``[N, ...]`` as the module sees them; only ``rows [N]`` (None: all) are real."""
         ...
 
+    def sequence_length(self, module: str) -> int | None:
+        """L of a recurrent module, whose decisions then come with their states; None for others."""
+        ...
+
     def act(self, module: str, obs: Tensor, mask: Tensor | None, rows: Tensor | None) -> Decision:
         """The decision of a module on observations ``[N, ...]`` with legal actions ``[N, n]``."""
         ...
@@ -103,7 +107,15 @@ class Collector:
             What happened, and the episodes that ended.
         """
         lead = int(bool(self._open))
-        columns = {g.module: Columns(g.agents, steps + lead, self._open.get(g.module)) for g in self.groups}
+        columns = {
+            g.module: Columns(
+                g.agents,
+                steps + lead,
+                self._open.get(g.module),
+                sequence=self.players.sequence_length(g.module),
+            )
+            for g in self.groups
+        }
         over = torch.zeros(steps + lead, self.env.num_envs, dtype=torch.bool, device=self.env.device)
         for t in range(lead, lead + steps):
             step = self._step(columns, t)
@@ -114,7 +126,7 @@ class Collector:
         parts = {module: column.finish(self._heads[module]) for module, column in columns.items()}
         rewards = torch.cat([part.rewards[lead:] for part in parts.values()], 1)
         episodes = self._log.take(rewards, _acted(parts.values(), lead), over[lead:])
-        opened = {module: OpenDecisions.of(part) for module, part in parts.items()}
+        opened = {module: OpenDecisions.of(part, columns[module].before) for module, part in parts.items()}
         self._open = {module: rows for module, rows in opened.items() if rows is not None}
         return Fragment(parts, self.env.num_envs, steps, over), episodes
 

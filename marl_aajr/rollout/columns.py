@@ -82,10 +82,16 @@ class OpenDecisions(NamedTuple):
     log_probs: Tensor
     inputs: Tensor
     rewards: Tensor
+    state: Tree | None = None
 
     @classmethod
-    def of(cls, part: ModuleFragment) -> OpenDecisions | None:
-        """The open decisions of a fragment; None where there are none."""
+    def of(cls, part: ModuleFragment, state: Tree | None) -> OpenDecisions | None:
+        """The open decisions of a fragment; None where there are none.
+
+        Args:
+            part: The fragment.
+            state: Recurrent state before each agent's latest decision, ``[G, E, ...]``.
+        """
         if part.acts is None:
             return None
         count = torch.arange(1, part.steps + 1, device=part.acts.device)[:, None, None]
@@ -108,6 +114,7 @@ class OpenDecisions(NamedTuple):
             log_probs=row(part.log_probs),
             inputs=row(part.inputs),
             rewards=part.rewards.masked_fill(count <= at, 0.0).sum(0),
+            state=state,
         )
 
 
@@ -119,12 +126,20 @@ class Columns:
         steps: T, the rows.
         opened: Decisions that the last fragment left open; they become the first row. Where other modules
             have some and this one has not, the first row stays empty.
+        sequence: L, if the module is recurrent: states before steps 0, L, 2 L, ... are kept.
+
+    Attributes:
+        before: Recurrent state before each agent's latest decision, ``[G, E, ...]``; None without states.
     """
 
-    def __init__(self, agents: tuple[str, ...], steps: int, opened: OpenDecisions | None) -> None:
+    def __init__(
+        self, agents: tuple[str, ...], steps: int, opened: OpenDecisions | None, sequence: int | None = None
+    ) -> None:
         self._agents = agents
         self._steps = steps
         self._opened = opened
+        self._sequence = sequence
+        self.before: Tree | None = None if opened is None else opened.state
         self._columns: dict[str, Tensor] = {}
         self._finals: list[tuple[Tensor, Tensor]] = []
         self._states: list[Tree] = []
@@ -139,8 +154,8 @@ class Columns:
         for name in _PER_STEP:
             column = self._columns[name]
             column[t] = getattr(decision, name).view(column.shape[1:])
-        if decision.state is not None:
-            self._states.append(map_tree(lambda x: x.view(*shape, *x.shape[1:]), decision.state))
+        if self._sequence is not None:
+            self._remember(t, head, map_tree(lambda x: x.view(*shape, *x.shape[1:]), decision.state))
 
     def outcome(self, t: int, step: BatchedStep, perceive: Callable[[Tensor], Tensor]) -> None:
         """What came of step ``t``; ``perceive`` maps observations ``[K, ...]`` to what the module sees."""
@@ -180,6 +195,16 @@ class Columns:
         if head.mask is not None:
             self._columns["mask"][t] = head.mask
 
+    def _remember(self, t: int, head: Head, state: Tree) -> None:
+        assert self._sequence is not None
+        if not self._states:
+            opened = self._opened
+            # Row 0 may be decisions that were open: then it is the state before them.
+            self._states.append(state if opened is None else _choose(opened.acts, opened.state, state))
+        if t and t % self._sequence == 0:
+            self._states.append(state)
+        self.before = state if head.all_act else _choose(head.acts, state, self.before)
+
     def _allocate(self, lead: int, head: Head, decision: Decision) -> None:
         steps, shape = self._steps, head.acts.shape
         flags = {"terminated": torch.bool, "truncated": torch.bool, "rewards": torch.float32}
@@ -199,6 +224,15 @@ class Columns:
             for name, column in new.items():
                 value = row.get(name)
                 column[0] = 0 if value is None else value
+
+
+def _choose(acts: Tensor, then: Tree, otherwise: Tree | None) -> Tree:
+    """``then`` for agents ``[G, E]`` that act; ``otherwise`` for others, where there is such."""
+    if otherwise is None:
+        return then
+    if isinstance(then, Mapping):
+        return {key: _choose(acts, then[key], otherwise[key]) for key in then}
+    return torch.where(acts.view(*acts.shape, *[1] * (then.ndim - 2)), then, otherwise)
 
 
 def _stack_trees(trees: list[Tree]) -> Tree:

@@ -145,6 +145,10 @@ class Fragment:
         """Rows of the module with the most agents: equal for equal shapes, whatever happened in them."""
         return self.env_steps() * max(len(part.agents) for part in self.modules.values())
 
+    def to(self, device: torch.device) -> Fragment:
+        """The same with its columns on another device."""
+        return replace(self, modules={name: part.to(device) for name, part in self.modules.items()})
+
     def split(self, parts: int) -> list[Fragment]:
         """The copies in ``parts`` equal shares, one for each learner.
 

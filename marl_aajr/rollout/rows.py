@@ -113,6 +113,14 @@ def _rows(part: ModuleFragment, judged: Judged) -> Rows:
 def judge(part: ModuleFragment, critic: Critic, *, gamma: float, lambda_: float) -> Judged:
     """Values of all observations of a fragment, and what follows from them."""
     values, final_values = _evaluate(part, critic)
+    advantages, samples = advantages_of(part, values, final_values, gamma=gamma, lambda_=lambda_)
+    return Judged(values, final_values, advantages, samples)
+
+
+def advantages_of(
+    part: ModuleFragment, values: Tensor, final_values: Tensor, *, gamma: float, lambda_: float
+) -> tuple[Tensor, Tensor | None]:
+    """Advantages ``[T, G, E]`` of a fragment's decisions, and which of them are samples (None: all)."""
     ends: dict[str, Any] = {
         "terminated": part.terminated,
         "truncated": part.truncated,
@@ -121,8 +129,8 @@ def judge(part: ModuleFragment, critic: Critic, *, gamma: float, lambda_: float)
         "lambda_": lambda_,
     }
     if part.acts is None:
-        return Judged(values, final_values, gae(part.rewards, values, **ends), None)
-    return Judged(values, final_values, *gae_of_turns(part.rewards, values, acts=part.acts, **ends))
+        return gae(part.rewards, values, **ends), None
+    return gae_of_turns(part.rewards, values, acts=part.acts, **ends)
 
 
 @torch.no_grad()

@@ -9,10 +9,12 @@ import gymnasium as gym
 import numpy as np
 import pytest
 import torch
+from ray.rllib.core.learner.training_data import TrainingData
 from ray.rllib.core.rl_module.default_model_config import DefaultModelConfig
 from ray.rllib.utils.spaces.space_utils import clip_action, unsquash_action
 from torch import Tensor
 
+from marl_aajr.rllib.fast_connector import FragmentsToBatch
 from marl_aajr.rllib.fast_runner import FastEnvRunner
 from marl_aajr.rllib.observation_filter import CLIP, ObservationNormalizer
 from marl_aajr.rllib.players import env_action_map
@@ -317,7 +319,42 @@ def test_learners_get_equal_shares_of_the_copies() -> None:
     assert torch.equal(ends, again.modules["agent"].final_obs.view(3, 6, -1))
 
 
-def test_recurrent_modules_are_refused_with_the_reason() -> None:
-    lstm = config().rl_module(model_config=DefaultModelConfig(use_lstm=True, max_seq_len=4))
-    with pytest.raises(ValueError, match="recurrent"):
-        runner(lstm).sample()
+@pytest.mark.parametrize(
+    ("environment", "modules"),
+    [(SPREAD, ("agent",)), (CIRCLE, ("a", "b", "c"))],
+    ids=["at once", "in turns"],
+)
+def test_recurrent_modules_are_trained_in_the_states_that_they_were_in(
+    environment: str, modules: tuple[str, ...]
+) -> None:
+    lstm = DefaultModelConfig(use_lstm=True, max_seq_len=7, lstm_cell_size=8, vf_share_layers=False)
+    configured = config(*modules, steps=25).rl_module(model_config=lstm)
+    kwargs = {"endings": "staggered"} if environment == CIRCLE else {}
+    subject = runner(configured, environment, kwargs=kwargs)
+    fragment(subject)
+    sampled = fragment(subject)
+    connector = FragmentsToBatch(gamma=0.9, lambda_=0.8)
+    batch = connector(rl_module=subject.module, batch={}, episodes=[sampled], shared_data={})
+    for name in modules:
+        columns = batch[name]
+        real = columns["loss_mask"]
+        with torch.no_grad():
+            again = subject.module[name].forward_exploration(dict(columns))["action_dist_inputs"]
+        assert real.any()
+        torch.testing.assert_close(again[real], columns["action_dist_inputs"][real])
+        assert columns["seq_lens"].tolist() == real.sum(1).tolist()
+    learner = build(configured, subject)
+    learner.update(
+        training_data=TrainingData(episodes=[sampled]),
+        timesteps={"num_env_steps_sampled_lifetime": 0},
+        num_epochs=2,
+        minibatch_size=64,
+        shuffle_batch_per_epoch=True,
+    )
+
+
+def build(configured: Any, subject: FastEnvRunner) -> Any:
+    spec = configured.get_multi_rl_module_spec(spaces=subject.get_spaces())
+    learner = configured.learner_class(config=configured, module_spec=spec)
+    learner.build()
+    return learner

@@ -56,6 +56,9 @@ class Drawn:
         actions = kind.sample(inputs, generator=self.generator)
         return Decision(actions, actions, kind.log_prob(inputs, actions), inputs)
 
+    def sequence_length(self, module: str) -> int | None:
+        return None
+
     def forget(self, episode_over: Tensor) -> None:
         pass
 

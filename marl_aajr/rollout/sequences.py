@@ -1,0 +1,223 @@
+"""Rows for recurrent modules: decisions in sequence, cut to a length, padded, with the state before them.
+
+The runner keeps the states at every L-th step only. A sequence therefore begins at a multiple of L, with the
+state that was kept there, or behind the end of an episode, with the initial one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from marl_aajr.rollout.fragments import Fragment, ModuleFragment, Tree
+from marl_aajr.rollout.gae import standardize
+from marl_aajr.rollout.rows import advantages_of
+
+RecurrentCritic = Callable[[Tensor, Tensor | None, Tree], Tensor]
+"""Observations ``[B, L, ...]``, legal actions or None, and states ``[B, ...]`` to values ``[B, L]``."""
+
+
+@dataclass(frozen=True)
+class SequenceRows:
+    """B sequences of at most L samples of one module, padded with zeros behind.
+
+    Attributes:
+        obs: ``[B, L, ...]``.
+        mask: ``[B, L, n]`` bool, legal actions; None where the game has no masks.
+        actions: ``[B, L, ...]``.
+        log_probs: ``[B, L]``.
+        inputs: ``[B, L, m]``.
+        advantages: ``[B, L]``, standardised over the samples.
+        value_targets: ``[B, L]``.
+        loss_mask: ``[B, L]`` bool, False for padding.
+        states: ``[B, ...]``, before the first sample.
+    """
+
+    obs: Tensor
+    mask: Tensor | None
+    actions: Tensor
+    log_probs: Tensor
+    inputs: Tensor
+    advantages: Tensor
+    value_targets: Tensor
+    loss_mask: Tensor
+    states: Tree
+
+    def __len__(self) -> int:
+        return len(self.loss_mask)
+
+
+def sequence_rows(
+    fragments: Sequence[Fragment],
+    module: str,
+    critic: RecurrentCritic,
+    initial_state: Tree,
+    *,
+    length: int,
+    gamma: float,
+    lambda_: float,
+) -> SequenceRows:
+    """The sequences of one module in some fragments; see `marl_aajr.rollout.rows.training_rows`.
+
+    Args:
+        fragments: What the runners returned.
+        module: Whose rows.
+        critic: The values of the module that is trained.
+        initial_state: Of one agent at the beginning of an episode.
+        length: L, the module's longest sequence.
+        gamma: Discount.
+        lambda_: λ of GAE.
+    """
+    settings: dict[str, Any] = {"length": length, "gamma": gamma, "lambda_": lambda_}
+    pieces = []
+    for fragment in fragments:
+        part = fragment.modules[module]
+        plan = _plan(part, fragment.episode_over, length)
+        pieces.append(_sequences(part, plan, critic, initial_state, **settings))
+    joined = {
+        field.name: _cat([getattr(piece, field.name) for piece in pieces]) for field in fields(SequenceRows)
+    }
+    real = joined["loss_mask"]
+    advantages = torch.zeros_like(joined["advantages"])
+    advantages[real] = standardize(joined["advantages"][real])
+    return SequenceRows(**{**joined, "advantages": advantages})
+
+
+def _cat(trees: list[Tree]) -> Tree:
+    first = trees[0]
+    if isinstance(first, dict):
+        return {key: _cat([tree[key] for tree in trees]) for key in first}
+    return None if first is None else torch.cat(trees)
+
+
+def _sequences(
+    part: ModuleFragment,
+    plan: list[_Sequence],
+    critic: RecurrentCritic,
+    initial_state: Tree,
+    *,
+    length: int,
+    gamma: float,
+    lambda_: float,
+) -> SequenceRows:
+    assert part.states is not None
+    device = part.obs.device
+    steps = _padded([one.steps for one in plan], length, device)
+    looks = _padded([one.looks for one in plan], length + 1, device)
+    places = torch.tensor([one.state for one in plan], dtype=torch.int64, device=device).view(-1, 3)
+    fresh = torch.tensor([one.fresh for one in plan], dtype=torch.bool, device=device)
+    states = _states(part.states, initial_state, places, fresh)
+    seen = torch.cat([part.obs.flatten(0, 2), part.final_obs])
+    legal = None
+    if part.mask is not None:
+        unmasked = part.mask.new_ones((len(part.final_obs), *part.mask.shape[3:]))
+        legal = torch.cat([part.mask.flatten(0, 2), unmasked])
+    with torch.no_grad():
+        judged = critic(_take(seen, looks), None if legal is None else _take(legal, looks), states)
+    worth = judged.new_zeros(len(seen))
+    worth[looks[looks >= 0]] = judged[looks >= 0]
+    split = part.obs.shape[:3].numel()
+    final_values = torch.zeros_like(part.rewards)
+    final_values[part.final_at.unbind(1)] = worth[split:]
+    values = worth[:split].view(part.obs.shape[:3])
+    advantages, _ = advantages_of(part, values, final_values, gamma=gamma, lambda_=lambda_)
+
+    def rows(column: Tensor) -> Tensor:
+        return _take(column[: part.steps].flatten(0, 2), steps)
+
+    return SequenceRows(
+        obs=rows(part.obs),
+        mask=None if part.mask is None else rows(part.mask),
+        actions=rows(part.actions),
+        log_probs=rows(part.log_probs),
+        inputs=rows(part.inputs),
+        advantages=rows(advantages),
+        value_targets=rows(advantages + values[:-1]),
+        loss_mask=steps >= 0,
+        states=states,
+    )
+
+
+@dataclass
+class _Sequence:
+    """Flat numbers of steps ``(t, g, e)`` and of observations to judge, and where its state is kept."""
+
+    steps: list[int]
+    looks: list[int]
+    state: tuple[int, int, int]
+    fresh: bool
+
+
+def _plan(part: ModuleFragment, episode_over: Tensor, length: int) -> list[_Sequence]:
+    over = episode_over.tolist()
+    samples = samples_of(part).tolist()
+    ended = (part.terminated | part.truncated).tolist()
+    first_final = part.obs.shape[:3].numel()
+    finals = {tuple(at): first_final + k for k, at in enumerate(part.final_at.tolist())}
+    agents, copies = part.obs.shape[1:3]
+    plan: list[_Sequence] = []
+    for g in range(agents):
+        for e in range(copies):
+            now: _Sequence | None = None
+            last: _Sequence | None = None  # has the latest decision, of which nothing has come yet
+            fresh = False
+            for t in range(part.steps):
+                number = (t * agents + g) * copies + e
+                if t % length == 0:
+                    now, fresh = None, False
+                if samples[t][g][e]:
+                    if now is None:
+                        now = _Sequence([], [], (t // length, g, e), fresh)
+                        plan.append(now)
+                    now.steps.append(number)
+                    now.looks.append(number)
+                    last = now
+                elif last is not None and _sees(part, t, g, e):
+                    last.looks.append(number)
+                    last = None
+                if ended[t][g][e]:
+                    if last is not None:
+                        last.looks.append(finals[t, g, e])
+                    last = None
+                if over[t][e]:
+                    now, fresh = None, True
+            if last is not None and _sees(part, part.steps, g, e):
+                last.looks.append((part.steps * agents + g) * copies + e)
+    return plan
+
+
+def _sees(part: ModuleFragment, t: int, g: int, e: int) -> bool:
+    return part.acts is None or bool(part.acts[t, g, e])
+
+
+def samples_of(part: ModuleFragment) -> Tensor:
+    """``[T, G, E]`` bool: decisions of which something has come, an end or a next observation."""
+    if part.acts is None:
+        return torch.ones_like(part.terminated)
+    ended = part.terminated | part.truncated
+    later = (ended | part.acts[1:]).flip(0).cummax(0).values.flip(0)
+    return part.acts[:-1] & later
+
+
+def _padded(rows: list[list[int]], width: int, device: torch.device) -> Tensor:
+    padded = [row + [-1] * (width - len(row)) for row in rows]
+    return torch.tensor(padded, dtype=torch.int64, device=device).view(-1, width)
+
+
+def _take(column: Tensor, index: Tensor) -> Tensor:
+    """Rows of a column; zeros for index −1."""
+    taken = column[index.clamp(min=0)]
+    taken[index < 0] = 0
+    return taken
+
+
+def _states(kept: Tree, initial: Tree, places: Tensor, fresh: Tensor) -> Tree:
+    if isinstance(kept, dict):
+        return {key: _states(kept[key], initial[key], places, fresh) for key in kept}
+    states = kept[places.unbind(1)]
+    states[fresh] = initial.to(states)
+    return states
