@@ -19,7 +19,7 @@ from torch import Tensor
 
 from marl_aajr.checks import one_of
 from marl_aajr.numerics import check_finite
-from marl_aajr.objectives import BoundObjective, Clean, Objective
+from marl_aajr.objectives import BoundObjective, Clean, Objective, value_and_gradient
 from marl_aajr.policy import Policy
 from marl_aajr.threat import PerturbationSet
 
@@ -175,10 +175,7 @@ class _Climb:
 
     def look(self, delta: Tensor) -> Tensor:
         """Record δ_t, g(δ_t) and v_t, and return v_t."""
-        with torch.enable_grad():
-            point = delta.detach().requires_grad_(True)
-            value = self.g(self.obs + point)
-            (gradient,) = torch.autograd.grad(value, point, torch.ones_like(value))
+        value, gradient = value_and_gradient(self.g, self.obs, delta)
         if self.check:
             t = len(self.values)
             check_finite(f"the inner objective at step {t}", value)
@@ -187,7 +184,7 @@ class _Climb:
         self.deltas.append(delta)
         self.gradients.append(gradient)
         self.slopes.append(v)
-        self.values.append(value.detach())
+        self.values.append(value)
         return v
 
     def move(self, v: Tensor) -> Tensor:

@@ -41,6 +41,14 @@ class ActionDistribution(ABC):
     def kl_from(self, inputs: Tensor) -> Callable[[Tensor], Tensor]:
         """KL(π_inputs ‖ ·) as a function; what depends on ``inputs`` alone is computed once."""
 
+    @abstractmethod
+    def kl_and_slope_from(self, inputs: Tensor) -> Callable[[Tensor], tuple[Tensor, Tensor]]:
+        """KL(π_inputs ‖ π_other), ``[...]``, and its derivative by ``other``, ``[..., m]``, as a function.
+
+        In closed form: the adversary asks for this at every step, and autograd would double the cost of the
+        small tensors it works on.
+        """
+
     def kl(self, inputs: Tensor, other: Tensor) -> Tensor:
         """KL(π_inputs ‖ π_other), in nats, ``[...]``."""
         return self.kl_from(inputs)(other)
@@ -71,6 +79,18 @@ def _categorical_kl_from(logits: Tensor) -> Callable[[Tensor], Tensor]:
     p = log_p.exp()
     masked = logits <= MASKED_LOGIT
     return lambda other: (p * (log_p - _log_softmax(other)).masked_fill(masked, 0.0)).sum(-1)
+
+
+def _categorical_kl_and_slope_from(logits: Tensor) -> Callable[[Tensor], tuple[Tensor, Tensor]]:
+    log_p = _log_softmax(logits)
+    p = log_p.exp()
+    masked = logits <= MASKED_LOGIT
+
+    def kl_and_slope(other: Tensor) -> tuple[Tensor, Tensor]:
+        log_q = _log_softmax(other)
+        return (p * (log_p - log_q).masked_fill(masked, 0.0)).sum(-1), log_q.exp() - p
+
+    return kl_and_slope
 
 
 def _categorical_fisher(logits: Tensor, tangent: Tensor) -> Tensor:
@@ -105,6 +125,9 @@ class Categorical(ActionDistribution):
 
     def kl_from(self, inputs: Tensor) -> Callable[[Tensor], Tensor]:
         return _categorical_kl_from(inputs)
+
+    def kl_and_slope_from(self, inputs: Tensor) -> Callable[[Tensor], tuple[Tensor, Tensor]]:
+        return _categorical_kl_and_slope_from(inputs)
 
     def entropy(self, inputs: Tensor) -> Tensor:
         log_p = _log_softmax(inputs)
@@ -145,6 +168,15 @@ class MultiCategorical(ActionDistribution):
     def kl_from(self, inputs: Tensor) -> Callable[[Tensor], Tensor]:
         parts = [_categorical_kl_from(y) for y in self.split(inputs)]
         return lambda other: _total([kl(z) for kl, z in zip(parts, self.split(other), strict=True)])
+
+    def kl_and_slope_from(self, inputs: Tensor) -> Callable[[Tensor], tuple[Tensor, Tensor]]:
+        parts = [_categorical_kl_and_slope_from(y) for y in self.split(inputs)]
+
+        def kl_and_slope(other: Tensor) -> tuple[Tensor, Tensor]:
+            found = [part(z) for part, z in zip(parts, self.split(other), strict=True)]
+            return _total([kl for kl, _ in found]), torch.cat([slope for _, slope in found], -1)
+
+        return kl_and_slope
 
     def entropy(self, inputs: Tensor) -> Tensor:
         pairs = zip(self._parts, self.split(inputs), strict=True)
@@ -191,6 +223,20 @@ class DiagGaussian(ActionDistribution):
             return (0.5 * (variance_ratio + z.square() - 1) + log_std_q - log_std).sum(-1)
 
         return kl
+
+    def kl_and_slope_from(self, inputs: Tensor) -> Callable[[Tensor], tuple[Tensor, Tensor]]:
+        mean, log_std = self.split(inputs)
+
+        def kl_and_slope(other: Tensor) -> tuple[Tensor, Tensor]:
+            mean_q, log_std_q = self.split(other)
+            precision = (-log_std_q).exp()
+            variance_ratio = (2 * (log_std - log_std_q)).exp()
+            z = (mean_q - mean) * precision
+            spread = variance_ratio + z.square()
+            kl = (0.5 * (spread - 1) + log_std_q - log_std).sum(-1)
+            return kl, torch.cat([z * precision, 1 - spread], -1)
+
+        return kl_and_slope
 
     def entropy(self, inputs: Tensor) -> Tensor:
         _, log_std = self.split(inputs)

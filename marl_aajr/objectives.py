@@ -33,6 +33,42 @@ from marl_aajr.policy import Policy
 BoundObjective = Callable[[Tensor], Tensor]
 """Perturbed observations ``[B, ..., d]`` to values ``[B, ...]``."""
 
+
+@dataclass(frozen=True)
+class OutputObjective:
+    """g(δ) = ℓ(f(s + δ)) whose derivative by the outputs is known in closed form.
+
+    Attributes:
+        policy: f.
+        value: ℓ, ``[B, ..., m] -> [B, ...]``, for autograd.
+        value_and_slope: ℓ and ∂ℓ/∂y, ``[B, ...]`` and ``[B, ..., m]``, without.
+    """
+
+    policy: Policy
+    value: Callable[[Tensor], Tensor]
+    value_and_slope: Callable[[Tensor], tuple[Tensor, Tensor]]
+
+    def __call__(self, obs: Tensor) -> Tensor:
+        return self.value(self.policy(obs))
+
+
+def value_and_gradient(g: BoundObjective, obs: Tensor, delta: Tensor) -> tuple[Tensor, Tensor]:
+    """g(δ) ``[B, ...]`` and ∇_δ g ``[B, ..., d]`` at ``obs + delta``, without a graph.
+
+    The gradient is with respect to δ alone: nothing of the parameters' is computed.
+    """
+    with torch.enable_grad():
+        point = delta.detach().requires_grad_(True)
+        if not isinstance(g, OutputObjective):
+            value = g(obs + point)
+            (gradient,) = torch.autograd.grad(value.sum(), point)
+            return value.detach(), gradient
+        outputs = g.policy(obs + point)
+    value, slope = g.value_and_slope(outputs.detach())
+    (gradient,) = torch.autograd.grad(outputs, point, slope)
+    return value, gradient
+
+
 Critic = Callable[[Tensor], Tensor]
 """V at (perturbed) observations, ``[B, ..., d] -> [B, ...]``."""
 
@@ -94,8 +130,10 @@ class KL(Objective):
         return True
 
     def bind(self, policy: Policy, clean: Clean) -> BoundObjective:
-        kl = policy.distribution.kl_from(clean.outputs.detach())
-        return lambda obs: kl(policy(obs))
+        outputs, distribution = clean.outputs.detach(), policy.distribution
+        return OutputObjective(
+            policy, lambda other: distribution.kl(outputs, other), distribution.kl_and_slope_from(outputs)
+        )
 
 
 @dataclass(frozen=True)

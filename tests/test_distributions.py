@@ -49,6 +49,25 @@ def test_log_prob_kl_and_entropy_equal_torchs(distribution: ActionDistribution) 
 
 
 @pytest.mark.parametrize("distribution", DISTRIBUTIONS, ids=repr)
+def test_the_slope_of_kl_is_its_derivative(distribution: ActionDistribution) -> None:
+    inputs, other = inputs_of(distribution, 0), inputs_of(distribution, 1).requires_grad_(True)
+    kl = distribution.kl(inputs, other)
+    (expected,) = torch.autograd.grad(kl.sum(), other)
+    value, slope = distribution.kl_and_slope_from(inputs)(other.detach())
+    torch.testing.assert_close(value, kl.detach())
+    torch.testing.assert_close(slope, expected)
+
+
+def test_masked_actions_add_nothing_to_kl_or_its_slope() -> None:
+    for mask in (torch.finfo(torch.float32).min, -torch.inf):
+        p, q = torch.tensor([1.0, 2.0, mask]), torch.tensor([0.5, 2.5, mask])
+        value, slope = Categorical(3).kl_and_slope_from(p)(q)
+        torch.testing.assert_close(value, Categorical(2).kl(p[:2], q[:2]))
+        torch.testing.assert_close(slope[:2], Categorical(2).kl_and_slope_from(p[:2])(q[:2])[1])
+        assert slope[2] == 0
+
+
+@pytest.mark.parametrize("distribution", DISTRIBUTIONS, ids=repr)
 def test_fisher_is_the_curvature_of_kl(distribution: ActionDistribution) -> None:
     """KL(y ‖ y + h t) = ½ h² tᵀFt + O(h³): halving h divides the remainder by eight."""
     inputs, tangent = inputs_of(distribution, 0), inputs_of(distribution, 1)
