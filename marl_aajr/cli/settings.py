@@ -259,8 +259,16 @@ SETTINGS = (
         "resources.envs_per_runner",
         "INT",
         RAY,
-        help="Environment copies in each of them.",
-        default="16",
+        help="Environment copies in each of them; 160 in all if not given.",
+    ),
+    Setting(
+        "--runner",
+        "resources.runner",
+        "fast|stock",
+        RAY,
+        help="Batches of copies and a lean learner, or RLlib's own env runner and learner.",
+        default="fast",
+        read=str,
     ),
     Setting(
         "--learners",

@@ -140,6 +140,7 @@ def test_the_best_iterate_is_kept_not_the_last() -> None:
 @pytest.mark.parametrize("seed", range(3))
 def test_the_default_is_at_least_as_strong_as_the_attack_in_training(seed: int) -> None:
     trained = AAJR(epsilon=0.1)
+    assert isinstance(trained.step_size, float)
     policy, obs = tanh_policy(Categorical(5), seed=seed), observations(300, seed=seed)
     inner = ascend(
         policy,
