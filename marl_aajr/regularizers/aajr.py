@@ -149,8 +149,7 @@ class AAJR(JacobianPenalty):
         sample = self.drawn(sample, generator, check=check)
         weight = self._weight(timestep, state)
         kappa = value_at(self.adversarial_weight, timestep)
-        last = self.last_point if self.secant or kappa > 0 else self.last_direction
-        trajectory = self.climb(sample, timestep=timestep, generator=generator, last=last, check=check)
+        trajectory = self.climb(sample, timestep=timestep, generator=generator, check=check)
         with torch.set_grad_enabled(weight > 0 or self.form == "constraint"):
             squared = self._squared(sample, trajectory)
             penalty = sample.mean(apply_form(self.form, squared, self.gain_bound))

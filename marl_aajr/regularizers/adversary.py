@@ -13,7 +13,7 @@ from typing import Any, ClassVar, Literal, Self
 import torch
 from torch import Tensor
 
-from marl_aajr.ascent import AUTO, STARTS, STEPS, Last, Start, Step, Trajectory, ascend, starting_point
+from marl_aajr.ascent import AUTO, STARTS, STEPS, Start, Step, Trajectory, ascend, starting_point
 from marl_aajr.checks import one_of
 from marl_aajr.distributions import ActionDistribution
 from marl_aajr.numerics import check_finite
@@ -152,28 +152,21 @@ class Adversarial(Perturbing):
         self.adversary.check(distribution)
         require(self.adversary.needs, offers, f"the objective {self.adversary}")
 
-    @property
-    def last_direction(self) -> Last:
-        """Where the ascent ends for who needs u_{K−1}; one value alone would say nothing of its success."""
-        return "value" if self.steps == 1 else "direction"
-
-    @property
-    def last_point(self) -> Last:
-        """Where the ascent ends for who needs δ_K."""
-        return "value" if self.steps == 1 else "point"
-
     def climb(
         self,
         sample: Sample,
         *,
         timestep: float,
         generator: torch.Generator,
-        last: Last,
         check: bool,
         start: Tensor | None = None,
         gradient_noise: Callable[[int], Tensor] | None = None,
     ) -> Trajectory:
-        """The adversarial trajectory from the rows of a sample; arguments as for :func:`ascend`."""
+        """The adversarial trajectory from the rows of a sample; arguments as for :func:`ascend`.
+
+        g(δ_K), one pass without a graph, is a part of it for every method: what an adversary has gained
+        means the same in all of their metrics.
+        """
         perturbations, objective = self.perturbations(timestep), self.adversary
 
         def first(obs: Tensor) -> Tensor:
@@ -190,7 +183,6 @@ class Adversarial(Perturbing):
             start=sample.draw(first) if start is None else start,
             clean=sample.clean,
             gradient_noise=gradient_noise,
-            last=last,
             check=check,
         )
 

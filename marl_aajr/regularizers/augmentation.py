@@ -66,9 +66,7 @@ class AdversarialTraining(Targeted):
         check: bool = False,
     ) -> Evaluation:
         sample = self.drawn(sample, generator, check=check)
-        trajectory = self.climb(
-            sample, timestep=timestep, generator=generator, last=self.last_point, check=check
-        )
+        trajectory = self.climb(sample, timestep=timestep, generator=generator, check=check)
         perturbed = perturbed_loss(sample, trajectory.deltas[-1], dual_clip=self.dual_clip)
         loss = value_at(self.adversarial_weight, timestep) * perturbed.difference
         if check:

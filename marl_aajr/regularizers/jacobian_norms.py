@@ -60,9 +60,7 @@ class JacobianNorm(JacobianPenalty):
         sample = self.drawn(sample, generator, check=check)
         points, trajectory = sample.obs.unsqueeze(0), None
         if self.at == "trajectory":
-            trajectory = self.climb(
-                sample, timestep=timestep, generator=generator, last=self.last_direction, check=check
-            )
+            trajectory = self.climb(sample, timestep=timestep, generator=generator, check=check)
             points = sample.obs + trajectory.deltas[: self.steps]
         squared = self.squared_norms(sample, points, generator)
         if check:

@@ -108,7 +108,7 @@ class Smoothness(Adversarial):
         self, sample: Sample, *, timestep: float, generator: torch.Generator, check: bool
     ) -> Trajectory:
         """The path to δ_K; what is penalised there needs no second pass for its value."""
-        return self.climb(sample, timestep=timestep, generator=generator, last=self.last_point, check=check)
+        return self.climb(sample, timestep=timestep, generator=generator, check=check)
 
     def differences(self, sample: Sample, delta: Tensor) -> Tensor:
         """What is penalised, at s + δ, with its graph, ``[B, ...]``."""
@@ -164,7 +164,6 @@ class SmoothPolicy(Smoothness):
             sample,
             timestep=timestep,
             generator=generator,
-            last=self.last_point,
             check=check,
             start=size * sample.draw(normal).sign() if self.start is None else None,
             gradient_noise=gradient_noise,

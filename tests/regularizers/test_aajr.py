@@ -154,8 +154,12 @@ def test_the_step_size_follows_its_schedule_or_the_curvature() -> None:
     assert automatic.metrics["monotone_fraction"] == 1
 
 
+CLIMB = [(7, True)] * 3 + [(7, False)]
+"""Rows and whether a graph was built: three steps and the value at δ_K."""
+
+
 def test_no_pass_of_the_network_is_wasted() -> None:
-    """K passes of the ascent and one for the K points; nothing at δ_K, nothing at the clean observations."""
+    """K passes of the ascent, one of its value at δ_K, one for the K points; none at clean observations."""
     seen: list[tuple[int, bool]] = []
 
     class Counting(ModulePolicy):
@@ -167,13 +171,13 @@ def test_no_pass_of_the_network_is_wasted() -> None:
     sample = replace(sample_of(inner), policy=Counting(inner.module, inner.distribution))
     regularizer = replace(WHOLE, backend="forward")
     evaluate(regularizer, sample)
-    assert seen == [(7, True)] * 3 + [(21, True)]
+    assert seen == [*CLIMB, (21, True)]
     seen.clear()
     evaluate(replace(regularizer, adversarial_weight=0.5), sample)
-    assert seen == [(7, True)] * 3 + [(21, True), (7, True)]
+    assert seen == [*CLIMB, (21, True), (7, True)]
     seen.clear()
     evaluate(replace(regularizer, adversarial_weight=0.5, coefficient=0.0), sample)
-    assert seen == [(7, True)] * 3 + [(21, False), (7, True)]  # the penalty for the metrics alone
+    assert seen == [*CLIMB, (21, False), (7, True)]  # the penalty for the metrics alone
 
 
 def test_one_step_still_tells_how_far_it_climbed() -> None:
