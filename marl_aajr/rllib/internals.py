@@ -371,6 +371,11 @@ def plain_networks(module: TorchRLModule) -> tuple[nn.Sequential, nn.Sequential]
         return None
 
 
+def optimizers(learner: TorchLearner) -> list[tuple[torch.optim.Optimizer, list[Any]]]:
+    """All optimizers, each with its parameters."""
+    return [(optimizer, list(params)) for optimizer, params in learner._optimizer_parameters.items()]
+
+
 def plain_optimization(config: AlgorithmConfig) -> bool:
     """Whether nobody asked for gradient scalers, torch's schedulers or skipped updates."""
     return not (

@@ -22,15 +22,17 @@ from ray.rllib.core.learner.training_data import TrainingData
 from torch import Tensor
 
 from marl_aajr.numerics import NonFiniteError
+from marl_aajr.rllib.adam import LeanAdam
 from marl_aajr.rllib.internals import (
     begin_update,
     current_entropy_coeff,
     log_trained,
+    optimizers,
     plain_optimization,
     train_batch,
 )
 from marl_aajr.rllib.minibatches import Index, minibatches, needed
-from marl_aajr.rllib.module_loss import ModuleLoss
+from marl_aajr.rllib.module_loss import GRADIENT, ModuleLoss
 from marl_aajr.rllib.ppo_loss import PPOCoefficients
 from marl_aajr.rollout.fragments import map_tree
 
@@ -58,7 +60,7 @@ class LeanPPOTorchLearner(PPOTorchLearner):
         params = self.get_parameters(self._module[module_id])
         self.register_optimizer(
             module_id=module_id,
-            optimizer=torch.optim.Adam(params, fused=True),
+            optimizer=LeanAdam(params),
             params=params,
             lr_or_lr_schedule=config.lr,
         )
@@ -129,19 +131,30 @@ class LeanPPOTorchLearner(PPOTorchLearner):
     def _uncompiled_update(self, batch: dict[str, Any], **_: Any) -> tuple[Any, Any, Any]:
         fwd_out = self._forward(batch)
         losses = self.compute_losses(fwd_out=fwd_out, batch=batch)
-        self.apply_gradients(self.postprocess_gradients(self.compute_gradients(losses)))
+        differentiable = any(loss.requires_grad for loss in losses.values())
+        gradients = self.compute_gradients(losses) if differentiable else {}
+        for out in fwd_out.values():
+            # Losses that bring their gradient have no graph; what was added to them has.
+            for parameter, gradient in out.get(GRADIENT, {}).items():
+                added = gradients.get(parameter)
+                gradients[parameter] = gradient if added is None else gradient.add_(added)
+        self.apply_gradients(self.postprocess_gradients(gradients))
         return fwd_out, losses, {}
 
     def _forward(self, batch: dict[str, Any]) -> dict[str, Any]:
         if self.distributed:
             # The wrappers that average gradients must see the forward pass.
             return self.module.forward_train(batch)
-        return {
-            name: self._loss_of(name).forward(
-                columns, self._coefficients_of(name), whole=self._reporting or Columns.LOSS_MASK in columns
+        result = {}
+        for name, columns in batch.items():
+            config = self.config.get_config_for_module(name)
+            result[name] = self._loss_of(name).forward(
+                columns,
+                self._coefficients_of(name),
+                whole=self._reporting or Columns.LOSS_MASK in columns,
+                with_graph=config.use_kl_loss or not config.use_critic,
             )
-            for name, columns in batch.items()
-        }
+        return result
 
     def compute_loss_for_module(
         self, *, module_id: str, config: PPOConfig, batch: dict[str, Any], fwd_out: dict[str, Any]
@@ -210,18 +223,12 @@ class LeanPPOTorchLearner(PPOTorchLearner):
         if not plain_optimization(self.config):
             super().apply_gradients(gradients_dict)
             return
-        for parameter, gradient in gradients_dict.items():
-            parameter.grad = gradient
-        for module_id in self.module.keys():  # noqa: SIM118 - a MultiRLModule is no mapping
-            for _, optimizer in self.get_optimizers_for_module(module_id):
+        for optimizer, parameters in optimizers(self):
+            for parameter in parameters:
+                # Not only where there is one: a gradient of the last minibatch is none of this one's.
+                parameter.grad = gradients_dict.get(parameter)
+            if any(parameter.grad is not None for parameter in parameters):
                 optimizer.step()
-
-    def _set_optimizer_state(self, state: Any) -> None:
-        super()._set_optimizer_state(state)
-        for module_id in self.module.keys():  # noqa: SIM118 - a MultiRLModule is no mapping
-            for _, optimizer in self.get_optimizers_for_module(module_id):
-                for group in optimizer.param_groups:
-                    group["fused"] = True  # also after the state of RLlib's own learner
 
     def _check(self, module_id: str, norm: Tensor) -> None:
         """Raise for a norm that is not finite; on an accelerator, at the end of the update."""

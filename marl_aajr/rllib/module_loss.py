@@ -20,11 +20,14 @@ from torch import Tensor
 
 from marl_aajr.rllib.compiled_loss import CompiledLoss
 from marl_aajr.rllib.internals import plain_networks
+from marl_aajr.rllib.plain_gradient import plain_gradient
 from marl_aajr.rllib.players import own_distribution
 from marl_aajr.rllib.ppo_loss import PPOCoefficients, PPORows, ppo_loss, ppo_parts
 
 VALUES = "marl_aajr_values"
 LOSS = "marl_aajr_loss"
+ROWS = "marl_aajr_rows"
+GRADIENT = "marl_aajr_gradient"
 """Where a forward pass leaves what it has computed already."""
 
 _ROWS = (Columns.ACTIONS, Columns.ACTION_LOGP, Postprocessing.ADVANTAGES, Postprocessing.VALUE_TARGETS)
@@ -49,12 +52,13 @@ class ModuleLoss:
         self._module = module
         self.distribution = own_distribution(module, module.action_space)
         self._networks = plain_networks(module)
+        self._plain = plain_gradient(self._networks, self.distribution)
         self._compiled: CompiledLoss | None = None
         if backend and self._networks is not None and self.distribution is not None:
             self._compiled = CompiledLoss(*self._networks, self.distribution, backend=backend)
 
     def forward(
-        self, columns: dict[str, Any], coefficients: PPOCoefficients, *, whole: bool
+        self, columns: dict[str, Any], coefficients: PPOCoefficients, *, whole: bool, with_graph: bool
     ) -> dict[str, Any]:
         """The module's ``forward_train``, or as much of it as the loss needs.
 
@@ -62,14 +66,18 @@ class ModuleLoss:
             columns: The minibatch.
             coefficients: Of the loss.
             whole: Whether the outputs themselves are asked for, and not only the loss.
+            with_graph: Whether the loss is to be differentiated, and not its gradient to be given.
         """
         if self._networks is None:
             return self._module.forward_train(columns)
-        obs = columns[Columns.OBS]
+        obs, constants = columns[Columns.OBS], [columns[name] for name in _ROWS]
         if self._compiled is not None and self._compiled.usable and not whole:
-            loss = self._compiled(obs, [columns[name] for name in _ROWS], coefficients)
+            loss = self._compiled(obs, constants, coefficients)
             if loss is not None:
                 return {LOSS: loss}
+        if self._plain is not None and Columns.LOSS_MASK not in columns and not with_graph:
+            loss, gradient, rows = self._plain(obs, constants, coefficients)
+            return {LOSS: loss, GRADIENT: gradient, ROWS: rows}
         actor, critic = self._networks
         return {Columns.ACTION_DIST_INPUTS: actor(obs), VALUES: critic(obs).squeeze(-1)}
 
@@ -91,9 +99,10 @@ class ModuleLoss:
             kl_coefficient: Weight of ``KL(π_old ‖ π)``; None: no such term.
             report: Whether to measure.
         """
-        if LOSS in fwd_out:
-            return fwd_out[LOSS], {}
         assert self.distribution is not None
+        if LOSS in fwd_out:
+            loss, rows = fwd_out[LOSS], fwd_out.get(ROWS)
+            return loss, self._report(rows, coefficients, torch.zeros_like(loss)) if report and rows else {}
         values = fwd_out.get(VALUES)
         if values is None:
             values = self._critic(batch, fwd_out)

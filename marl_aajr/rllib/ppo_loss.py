@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import torch
@@ -76,8 +76,7 @@ def ppo_loss(distribution: ActionDistribution, rows: PPORows, coefficients: PPOC
     """
     if not len(rows.values):
         return (rows.inputs.sum() + rows.values.sum()) * 0.0
-    constants = (rows.actions, rows.log_probs, rows.advantages, rows.value_targets)
-    loss: Tensor = _Loss.apply(rows.inputs, rows.values, distribution, *constants, coefficients)
+    loss: Tensor = _Loss.apply(rows.inputs, rows.values, distribution, rows, coefficients)
     return loss
 
 
@@ -100,6 +99,32 @@ def ppo_parts(
     }
 
 
+def loss_and_gradient(
+    distribution: ActionDistribution, rows: PPORows, coefficients: PPOCoefficients
+) -> tuple[Tensor, Tensor, Tensor]:
+    """:func:`ppo_loss`, and its gradient with respect to the inputs ``[N, m]`` and the values ``[N]``.
+
+    No graph is recorded; call it where none would be.
+    """
+    c, share = coefficients, 1.0 / len(rows.values)
+    parts = _parts(distribution, rows.inputs, rows.actions)
+    log_prob = _total([part.log_prob for part in parts])
+    free = (log_prob - rows.log_probs).exp_().mul_(rows.advantages)
+    # clip(ρ) A where it is the smaller one: (1 + c) A for A > 0, (1 − c) A for A < 0.
+    bound = torch.add(rows.advantages, rows.advantages.abs(), alpha=c.clip)
+    error = rows.values - rows.value_targets
+    squared = error.square()
+    terms = torch.min(free, bound).neg_()
+    terms.add_(squared.clamp(max=c.vf_clip), alpha=c.vf_loss)
+    terms.sub_(_total([part.entropy for part in parts]), alpha=c.entropy)
+    to_log_prob = torch.where(free <= bound, free, 0.0).mul_(-share)
+    gradient = [part.gradient(to_log_prob, -c.entropy * share) for part in parts]
+    to_values = error.mul_(2.0 * c.vf_loss * share)
+    if math.isfinite(c.vf_clip):
+        to_values = to_values.masked_fill_(squared > c.vf_clip, 0.0)
+    return terms.mean(), gradient[0] if len(gradient) == 1 else torch.cat(gradient, -1), to_values
+
+
 class _Loss(torch.autograd.Function):
     @staticmethod
     def forward(  # noqa: PLR0917 - autograd takes no keywords
@@ -107,35 +132,18 @@ class _Loss(torch.autograd.Function):
         inputs: Tensor,
         values: Tensor,
         distribution: ActionDistribution,
-        actions: Tensor,
-        log_probs: Tensor,
-        advantages: Tensor,
-        value_targets: Tensor,
+        rows: PPORows,
         coefficients: PPOCoefficients,
     ) -> Tensor:
-        c, share = coefficients, 1.0 / len(values)
-        parts = _parts(distribution, inputs, actions)
-        log_prob = _total([part.log_prob for part in parts])
-        free = (log_prob - log_probs).exp_().mul_(advantages)
-        # clip(ρ) A where it is the smaller one: (1 + c) A for A > 0, (1 − c) A for A < 0.
-        bound = torch.add(advantages, advantages.abs(), alpha=c.clip)
-        error = values - value_targets
-        squared = error.square()
-        terms = torch.min(free, bound).neg_()
-        terms.add_(squared.clamp(max=c.vf_clip), alpha=c.vf_loss)
-        terms.sub_(_total([part.entropy for part in parts]), alpha=c.entropy)
-        to_log_prob = torch.where(free <= bound, free, 0.0).mul_(-share)
-        gradient = [part.gradient(to_log_prob, -c.entropy * share) for part in parts]
-        to_values = error.mul_(2.0 * c.vf_loss * share)
-        if math.isfinite(c.vf_clip):
-            to_values = to_values.masked_fill_(squared > c.vf_clip, 0.0)
-        ctx.save_for_backward(gradient[0] if len(gradient) == 1 else torch.cat(gradient, -1), to_values)
-        return terms.mean()
+        known = replace(rows, inputs=inputs, values=values)
+        loss, to_inputs, to_values = loss_and_gradient(distribution, known, coefficients)
+        ctx.save_for_backward(to_inputs, to_values)
+        return loss
 
     @staticmethod
     def backward(ctx: Any, *upstream: Tensor) -> Any:
         to_inputs, to_values = ctx.saved_tensors
-        return to_inputs * upstream[0], to_values * upstream[0], *[None] * 6
+        return to_inputs * upstream[0], to_values * upstream[0], None, None, None
 
 
 def _total(terms: Sequence[Tensor]) -> Tensor:

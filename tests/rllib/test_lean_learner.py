@@ -250,6 +250,16 @@ def test_frozen_modules_stay_as_they_are() -> None:
     assert moved == {"b"}
 
 
+@pytest.mark.parametrize("kl", [False, True])
+def test_module_without_rows_does_not_move(kl: bool) -> None:
+    learner = build_learner(lean(ppo_config("a", "b", use_kl_loss=kl)))
+    batch = ppo_batch(learner)
+    train(learner, batch)
+    before = weights(learner)
+    train(learner, MultiAgentBatch({"a": batch["a"]}, env_steps=64))
+    assert changed(before, learner) == {"a"}
+
+
 def test_nothing_to_train_is_no_error() -> None:
     learner = build_learner(lean(ppo_config("a").multi_agent(policies_to_train=[])))
     update(learner, ppo_batch(learner))

@@ -1,0 +1,120 @@
+"""PPO's loss and gradient for two small MLPs, written out.
+
+With networks of a few thousand weights, autograd's bookkeeping takes half as long as the arithmetic. An actor
+and a critic that are plain stacks of linear layers and tanh or ReLU need none of it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from marl_aajr.distributions import ActionDistribution
+from marl_aajr.rllib.ppo_loss import PPOCoefficients, PPORows, loss_and_gradient
+
+Gradient = dict[Tensor, Tensor]
+"""By parameter."""
+
+_Backward = Callable[[Tensor, Tensor], Tensor]
+
+
+def _tanh_backward(gradient: Tensor, output: Tensor) -> Tensor:
+    """``g (1 − y²)``, in place of ``g``."""
+    return torch.ops.aten.tanh_backward.grad_input(gradient, output, grad_input=gradient)
+
+
+def _relu_backward(gradient: Tensor, output: Tensor) -> Tensor:
+    return gradient.masked_fill_(output <= 0, 0.0)
+
+
+_ACTIVATIONS: dict[type[nn.Module], tuple[Callable[[Tensor], Tensor], _Backward]] = {
+    nn.Tanh: (torch.tanh_, _tanh_backward),
+    nn.ReLU: (torch.relu_, _relu_backward),
+}
+"""By layer: the function, in place, and its gradient as a function of its output."""
+
+
+class PlainMLP:
+    """Linear layers with tanh or ReLU between them.
+
+    Args:
+        layers: The layers; see :meth:`serves`.
+    """
+
+    def __init__(self, layers: nn.Sequential) -> None:
+        self._linear = [layer for layer in layers if isinstance(layer, nn.Linear)]
+        self._between = [_ACTIVATIONS[type(layer)] for layer in layers if type(layer) in _ACTIVATIONS]
+
+    @staticmethod
+    def serves(layers: nn.Sequential) -> bool:
+        """Whether the layers are linear and activations in turn, linear ones (with a bias) at both ends."""
+        kinds = [type(layer) for layer in layers]
+        linear = all(kind is nn.Linear for kind in kinds[::2]) and len(kinds) % 2 == 1
+        known = all(kind in _ACTIVATIONS for kind in kinds[1::2])
+        return linear and known and all(layer.bias is not None for layer in list(layers)[::2])
+
+    def forward(self, x: Tensor) -> tuple[Tensor, list[Tensor]]:
+        """Outputs ``[N, m]`` of inputs ``[N, d]``, and the inputs of every layer."""
+        seen = [x]
+        for layer, (activate, _) in zip(self._linear, self._between, strict=False):
+            seen.append(activate(torch.addmm(layer.bias, seen[-1], layer.weight.t())))
+        last = self._linear[-1]
+        return torch.addmm(last.bias, seen[-1], last.weight.t()), seen
+
+    def backward(self, gradient: Tensor, seen: Sequence[Tensor]) -> Gradient:
+        """The gradient by the parameters, from that by the outputs."""
+        result: Gradient = {}
+        for i in range(len(self._linear) - 1, -1, -1):
+            layer = self._linear[i]
+            result[layer.weight] = gradient.t() @ seen[i]
+            result[layer.bias] = gradient.sum(0)
+            if i > 0:
+                _, backward = self._between[i - 1]
+                gradient = backward(gradient @ layer.weight, seen[i])
+        return result
+
+
+class PlainGradient:
+    """The gradient of PPO's loss by the weights of an actor and a critic that are plain MLPs.
+
+    Args:
+        actor: Observations to distribution inputs.
+        critic: Observations to values ``[N, 1]``.
+        distribution: What the inputs parametrise.
+    """
+
+    def __init__(self, actor: nn.Sequential, critic: nn.Sequential, distribution: ActionDistribution) -> None:
+        self._actor, self._critic = PlainMLP(actor), PlainMLP(critic)
+        self._distribution = distribution
+
+    @torch.no_grad()
+    def __call__(
+        self, obs: Tensor, constants: Sequence[Tensor], coefficients: PPOCoefficients
+    ) -> tuple[Tensor, Gradient, PPORows]:
+        """Loss, gradient, and the rows that they are of.
+
+        Args:
+            obs: ``[N, d]``.
+            constants: The columns of `PPORows` that are no outputs.
+            coefficients: Of the loss.
+        """
+        inputs, actor_seen = self._actor.forward(obs)
+        values, critic_seen = self._critic.forward(obs)
+        rows = PPORows(inputs, values.squeeze(-1), *constants)
+        loss, to_inputs, to_values = loss_and_gradient(self._distribution, rows, coefficients)
+        gradient = self._actor.backward(to_inputs, actor_seen)
+        gradient |= self._critic.backward(to_values.unsqueeze(-1), critic_seen)
+        return loss, gradient, rows
+
+
+def plain_gradient(
+    networks: tuple[nn.Sequential, nn.Sequential] | None, distribution: ActionDistribution | None
+) -> PlainGradient | None:
+    """The written-out gradient, where it serves: all weights trained, both networks plain MLPs."""
+    if networks is None or distribution is None:
+        return None
+    trained = all(parameter.requires_grad for part in networks for parameter in part.parameters())
+    served = all(PlainMLP.serves(part) for part in networks)
+    return PlainGradient(*networks, distribution) if trained and served else None
