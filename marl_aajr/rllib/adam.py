@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -10,11 +10,11 @@ from torch import Tensor
 
 
 class LeanAdam(torch.optim.Adam):
-    """``Adam(fused=True)``: the same numbers, the same state, fewer Python lines between two steps.
+    """``Adam(fused=True)`` with a :meth:`descend` beside ``step``: the same numbers and state, fewer lines.
 
     Torch counts the steps of every parameter in a tensor of its own, groups parameters by device and type at
-    every step, and announces each step to its profiler. Here all parameters have one counter, because they
-    have always moved together; where one has no gradient, torch's own ``step`` takes over.
+    every step, and announces each step to hooks and to its profiler. :meth:`descend` does none of this: all
+    parameters have one counter, because they have always moved together.
 
     Args:
         params: The parameters, all floating-point and on one device.
@@ -25,17 +25,16 @@ class LeanAdam(torch.optim.Adam):
         super().__init__(list(params), fused=True)
 
     @torch.no_grad()
-    def step(self, closure: Callable[[], Any] | None = None) -> Any:
-        """One step down the gradients."""
+    def descend(self) -> None:
+        """One step down the gradients, without hooks; torch's ``step`` where a parameter has no gradient."""
         (group, *others) = self.param_groups
         gradients = [parameter.grad for parameter in group["params"]]
-        if closure is not None or others or any(gradient is None for gradient in gradients):
-            self._known = None
-            return super().step(closure)
-        if self._known is None:
-            result = super().step()
-            self._know(group["params"])
-            return result
+        complete = not others and all(gradient is not None for gradient in gradients)
+        if not complete or self._known is None:
+            self.step()
+            if complete:
+                self._know(group["params"])
+            return
         counters, averages, squares = self._known
         counters[0].add_(1)
         beta1, beta2 = group["betas"]
@@ -54,14 +53,18 @@ class LeanAdam(torch.optim.Adam):
             amsgrad=False,
             maximize=False,
         )
-        return None
+
+    def step(self, closure: Any = None) -> Any:
+        """Torch's step."""
+        self._forget()
+        return super().step(closure)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Goes on from a state; of RLlib's learner, too."""
         super().load_state_dict(state_dict)
         for group in self.param_groups:
             group["fused"] = True
-        self._known = None
+        self._forget()
 
     def _know(self, parameters: list[Tensor]) -> None:
         states = [self.state[parameter] for parameter in parameters]
@@ -73,3 +76,10 @@ class LeanAdam(torch.optim.Adam):
             state["step"] = counter
         averages, squares = ([state[name] for state in states] for name in ("exp_avg", "exp_avg_sq"))
         self._known = ([counter] * len(states), averages, squares)
+
+    def _forget(self) -> None:
+        """A counter of its own for every parameter again, as torch's step counts them one by one."""
+        self._known = None
+        for state in self.state.values():
+            if "step" in state:
+                state["step"] = state["step"].clone()

@@ -172,7 +172,8 @@ class LeanPPOTorchLearner(PPOTorchLearner):
             kl_coefficient=self.curr_kl_coeffs_per_module[module_id] if config.use_kl_loss else None,
             report=self._reporting,
         )
-        self.metrics.log_dict(metrics, key=module_id, window=1)
+        if metrics:
+            self.metrics.log_dict(metrics, key=module_id, window=1)
         return value
 
     def _loss_of(self, module_id: str) -> ModuleLoss:
@@ -228,7 +229,7 @@ class LeanPPOTorchLearner(PPOTorchLearner):
                 # Not only where there is one: a gradient of the last minibatch is none of this one's.
                 parameter.grad = gradients_dict.get(parameter)
             if any(parameter.grad is not None for parameter in parameters):
-                optimizer.step()
+                optimizer.descend() if isinstance(optimizer, LeanAdam) else optimizer.step()
 
     def _check(self, module_id: str, norm: Tensor) -> None:
         """Raise for a norm that is not finite; on an accelerator, at the end of the update."""

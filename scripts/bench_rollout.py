@@ -1,0 +1,317 @@
+"""Measures sampling and training against RLlib's own runner and learner, in one run, interleaved.
+
+Everything at one reference setting: three agents of simple_spread that share a 64x64 tanh policy, 4,000
+environment steps an iteration, 10 epochs, minibatches of 1,000. What is compared is measured in turns, round
+by round, and reported as medians, so that a machine that is busy for a while is busy for all.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import os
+import platform
+import resource
+import sys
+import time
+import warnings
+from collections.abc import Callable, Iterable
+from statistics import median
+from typing import Any
+
+STEPS, COPIES, STOCK_COPIES, MINIBATCH, EPOCHS = 4_000, 160, 16, 1_000, 10
+OURS, THEIRS = "marl_aajr.envs.simple_spread_v3", "mpe2.simple_spread_v3"
+STOCK_ENV = "bench_stock_simple_spread"
+PARTS = ("sampling", "iteration", "adapter", "copies", "runners")
+CPU_COPIES, CUDA_COPIES = (64, 256, 1024, 4096), (1024, 4096, 16384, 65536)
+FRAGMENTS = (25, 100, 400)
+BAR = {"sampling_ratio": 80.0, "iteration_ratio": 10.0, "adapter_ratio": 1.8, "two_runner_ratio": 1.6}
+JAXMARL = 27_000
+
+Measure = Callable[[], float]
+"""Does something once and says how many environment steps a second that was."""
+
+
+def main() -> int:
+    options = parse()
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    warnings.filterwarnings("ignore")
+    logging.disable(logging.WARNING)
+    import ray
+    import torch
+
+    torch.set_num_threads(options.threads)
+    ray.init(num_cpus=4, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
+    register_stock_env()
+    say(f"{machine(options.threads)}; load {load()}")
+    figures: dict[str, Any] = {}
+    figures |= compare(options)
+    if "copies" in options.only:
+        figures |= over_copies(options)
+    if "runners" in options.only:
+        figures |= over_runners(options)
+    ray.shutdown()
+    ratios = {name: figures[name] for name in BAR if name in figures}
+    report(ratios, figures)
+    if options.json:
+        write_json(options.json, {**ratios, **figures, "machine": machine(options.threads), "load": load()})
+    return 0
+
+
+def parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--rounds", type=int, default=5, help="measurements of each (default 5)")
+    parser.add_argument("--threads", type=int, default=1, help="torch threads of each process (default 1)")
+    parser.add_argument("--only", nargs="+", choices=PARTS, default=list(PARTS), help="what to measure")
+    parser.add_argument("--compiled", action="store_true", help="also train with the compiled loss")
+    parser.add_argument("--device", default="cpu", help="where copies are, for the table over copies")
+    parser.add_argument("--json", metavar="FILE", help="write the figures there (- for standard output)")
+    return parser.parse_args()
+
+
+def compare(options: argparse.Namespace) -> dict[str, Any]:
+    """RLlib and ours in turns."""
+    measures: dict[str, Measure] = {}
+    if "sampling" in options.only or "adapter" in options.only:
+        measures["stock sampling"] = sampling(stock_runner())
+    if "sampling" in options.only:
+        measures["fast sampling"] = sampling(fast_runner(OURS, COPIES))
+    if "adapter" in options.only:
+        measures["adapter sampling"] = sampling(fast_runner(THEIRS, STOCK_COPIES))
+    if "iteration" in options.only:
+        measures["stock iteration"] = training(stock_config())
+        measures["fast iteration"] = training(fast_config(OURS, COPIES))
+        if options.compiled:
+            measures["compiled iteration"] = training(fast_config(OURS, COPIES, compiled=True))
+    rates = interleaved(measures, options.rounds)
+    found: dict[str, Any] = {f"{name} (env steps/s)": rate for name, rate in rates.items()}
+    for name, ours, theirs in (
+        ("sampling_ratio", "fast sampling", "stock sampling"),
+        ("adapter_ratio", "adapter sampling", "stock sampling"),
+        ("iteration_ratio", "fast iteration", "stock iteration"),
+        ("compiled_iteration_ratio", "compiled iteration", "stock iteration"),
+    ):
+        if ours in rates and theirs in rates:
+            found[name] = rates[ours] / rates[theirs]
+    return found
+
+
+def interleaved(measures: dict[str, Measure], rounds: int) -> dict[str, float]:
+    """The median of each, measured in turns; quick ones several times a turn."""
+    for measure in measures.values():
+        measure()
+        measure()
+    rates: dict[str, list[float]] = {name: [] for name in measures}
+    for i in range(rounds):
+        say(f"round {i + 1} of {rounds}", end="\r")
+        for name, measure in measures.items():
+            rates[name] += [measure() for _ in range(1 if "stock" in name else 5)]
+    return {name: median(values) for name, values in rates.items()}
+
+
+def sampling(runner: Any) -> Measure:
+    def measure() -> float:
+        started = time.perf_counter()
+        steps = sum(part.env_steps() for part in runner.sample(num_timesteps=STEPS))
+        runner.get_metrics()
+        return steps / (time.perf_counter() - started)
+
+    return measure
+
+
+def training(config: Any) -> Measure:
+    algorithm = config.build_algo()
+
+    def measure() -> float:
+        started = time.perf_counter()
+        result = algorithm.train()
+        return float(result["env_runners"]["num_env_steps_sampled"]) / (time.perf_counter() - started)
+
+    return measure
+
+
+def base_config(copies: int) -> Any:
+    from ray.rllib.algorithms.ppo import PPOConfig
+    from ray.rllib.core.rl_module.default_model_config import DefaultModelConfig
+
+    return (
+        PPOConfig()
+        .env_runners(num_env_runners=0, num_envs_per_env_runner=copies)
+        .multi_agent(policies={"shared"}, policy_mapping_fn=shared)
+        .rl_module(model_config=DefaultModelConfig(fcnet_hiddens=[64, 64], vf_share_layers=False))
+        .training(
+            train_batch_size_per_learner=STEPS,
+            minibatch_size=MINIBATCH,
+            num_epochs=EPOCHS,
+            lr=5e-4,
+            entropy_coeff=0.01,
+            use_kl_loss=False,
+            vf_clip_param=float("inf"),
+        )
+        .debugging(seed=0, log_level="ERROR")
+    )
+
+
+def shared(agent: str, *_: Any, **__: Any) -> str:
+    return "shared"
+
+
+def register_stock_env() -> None:
+    from mpe2 import simple_spread_v3
+    from ray.rllib.env.wrappers.pettingzoo_env import ParallelPettingZooEnv
+    from ray.tune.registry import register_env
+
+    register_env(STOCK_ENV, lambda _: ParallelPettingZooEnv(simple_spread_v3.parallel_env()))
+
+
+def stock_config() -> Any:
+    return base_config(STOCK_COPIES).environment(STOCK_ENV)
+
+
+def fast_config(environment: str, copies: int, **settings: Any) -> Any:
+    from marl_aajr.rllib.fast import fast
+
+    return fast(base_config(copies), environment, **settings)
+
+
+def stock_runner() -> Any:
+    from ray.rllib.env.multi_agent_env_runner import MultiAgentEnvRunner
+
+    return MultiAgentEnvRunner(config=stock_config(), worker_index=0)
+
+
+def fast_runner(environment: str, copies: int, **settings: Any) -> Any:
+    from marl_aajr.rllib.fast_runner import FastEnvRunner
+
+    return FastEnvRunner(config=fast_config(environment, copies, **settings), worker_index=0)
+
+
+def over_copies(options: argparse.Namespace) -> dict[str, Any]:
+    """Time and memory of an environment step for more and more copies."""
+    say(f"\n{'copies':>8} {'env steps/s':>12} {'µs/step':>9} {'bytes/step':>11} {'peak MiB':>9}")
+    found = {}
+    for copies in CUDA_COPIES if options.device != "cpu" else CPU_COPIES:
+        runner = fast_runner(OURS, copies, device=options.device)
+        size = 0.0
+
+        def once(runner: Any = runner, copies: int = copies) -> float:
+            nonlocal size
+            started = time.perf_counter()
+            parts = runner.sample(num_timesteps=25 * copies)
+            elapsed = time.perf_counter() - started
+            steps = sum(part.env_steps() for part in parts)
+            size = sum(bytes_of(part) for part in parts) / steps
+            return steps / elapsed
+
+        once()
+        rate = median(once() for _ in range(options.rounds))
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+        say(f"{copies:>8} {rate:>12,.0f} {1e6 / rate:>9.2f} {size:>11,.0f} {peak:>9,.0f}")
+        found[str(copies)] = {"env_steps_per_second": rate, "bytes_per_step": size, "peak_mib": peak}
+    return {f"copies on {options.device}": found}
+
+
+def bytes_of(fragment: Any) -> int:
+    return sum(
+        value.numel() * value.element_size()
+        for part in fragment.modules.values()
+        for value in vars(part).values()
+        if hasattr(value, "element_size")
+    )
+
+
+def over_runners(options: argparse.Namespace) -> dict[str, Any]:
+    """One and two runners in processes of their own, for longer and longer fragments."""
+    import ray
+
+    from marl_aajr.rllib.fast_runner import FastEnvRunner
+
+    say(f"\n{'fragment':>9} {'1 runner':>12} {'2 runners':>12} {'ratio':>6}   (env steps/s, one thread each)")
+    remote = ray.remote(num_cpus=1)(FastEnvRunner)
+    config = fast_config(OURS, COPIES)
+    runners = [remote.remote(config=config, worker_index=i + 1) for i in range(2)]
+    ray.get([runner.apply.remote(one_thread) for runner in runners])
+    found, ratio, enough = {}, 0.0, None
+
+    def rate(some: Iterable[Any], steps: int) -> float:
+        started = time.perf_counter()
+        parts = ray.get([runner.sample.remote(num_timesteps=steps) for runner in some])
+        return sum(part.env_steps() for sampled in parts for part in sampled) / (
+            time.perf_counter() - started
+        )
+
+    for length in FRAGMENTS:
+        steps = length * COPIES
+        rates = interleaved(
+            {
+                "one": lambda steps=steps: rate(runners[:1], steps),
+                "two": lambda steps=steps: rate(runners, steps),
+            },
+            options.rounds,
+        )
+        ratio = rates["two"] / rates["one"]
+        if ratio >= BAR["two_runner_ratio"] and enough is None:
+            enough = steps
+        say(f"{steps:>9,} {rates['one']:>12,.0f} {rates['two']:>12,.0f} {ratio:>6.2f}")
+        found[str(steps)] = {**rates, "ratio": ratio}
+    for runner in runners:
+        ray.kill(runner)
+    if enough is None:
+        say("no fragment was long enough for the trip through Ray not to dominate")
+    else:
+        say(f"from {enough:,} env steps in a fragment on, the trip through Ray does not dominate")
+    return {"two_runner_ratio": ratio, "fragments": found, "fragment_that_is_enough": enough}
+
+
+def one_thread(runner: Any) -> None:
+    import torch
+
+    torch.set_num_threads(1)
+
+
+def report(ratios: dict[str, float], figures: dict[str, Any]) -> None:
+    say("")
+    for name, value in figures.items():
+        if name.endswith("(env steps/s)"):
+            say(f"{name.removesuffix(' (env steps/s)'):<20} {value:>10,.0f} env steps/s")
+    say("")
+    for name, value in ratios.items():
+        verdict = "reached" if value >= BAR[name] else "MISSED"
+        say(f"{name:<20} {value:>8.2f}   (at least {BAR[name]:g}: {verdict})")
+    rate = figures.get("fast iteration (env steps/s)")
+    if rate is not None:
+        say(f"{rate / JAXMARL:.2f} of the {JAXMARL:,} env steps/s of JaxMARL's ippo_ff_mpe on two cores")
+
+
+def machine(threads: int) -> str:
+    import torch
+
+    return (
+        f"{os.cpu_count()} CPUs, {platform.machine()}, torch {torch.__version__}, {threads} torch thread(s)"
+    )
+
+
+def load() -> str:
+    return " ".join(f"{value:.1f}" for value in os.getloadavg())
+
+
+def write_json(target: str, figures: dict[str, Any]) -> None:
+    text = json.dumps(figures, indent=2) + "\n"
+    if target == "-":
+        sys.stdout.write(text)
+    else:
+        with open(target, "w", encoding="utf-8") as file:
+            file.write(text)
+
+
+def say(line: str, end: str = "\n") -> None:
+    sys.stderr.write(line + end)
+    sys.stderr.flush()
+
+
+if __name__ == "__main__":
+    sys.exit(main())
