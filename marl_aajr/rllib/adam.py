@@ -59,6 +59,11 @@ class LeanAdam(torch.optim.Adam):
         self._forget()
         return super().step(closure)
 
+    def state_dict(self) -> dict[str, Any]:
+        """The state, which torch's Adam can load."""
+        self._forget()
+        return super().state_dict()
+
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Goes on from a state; of RLlib's learner, too."""
         super().load_state_dict(state_dict)
