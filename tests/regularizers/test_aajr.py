@@ -197,6 +197,30 @@ def test_the_critic_and_functions_of_ones_own_are_objectives() -> None:
     assert custom.metrics["objective_gain"] > 0
 
 
+def test_a_critic_that_is_bound_to_its_rows_follows_the_share_that_is_drawn() -> None:
+    """A recurrent critic reads its rows' own columns: handed other rows it would fail, or worse."""
+
+    class Bound:
+        def __init__(self, hidden: Tensor) -> None:
+            self.hidden = hidden
+
+        def __call__(self, obs: Tensor) -> Tensor:
+            return (self.hidden * obs).sum(-1)
+
+        def select(self, index: Tensor) -> Bound:
+            return Bound(self.hidden[index])
+
+    sample = replace(sample_of(tanh_policy(Categorical(5)), rows=8), values=Bound(observations(8, seed=3)))
+    index = torch.tensor([5, 2])
+    values = sample.select(index).values
+    assert values is not None
+    torch.testing.assert_close(
+        values(sample.obs[index]), (observations(8, seed=3) * sample.obs).sum(-1)[index]
+    )
+    half = replace(WHOLE, objective="value", sample_fraction=0.5)
+    assert evaluate(half, sample).metrics["objective_gain"] > 0
+
+
 def test_sample_fraction_regularises_that_share_of_the_rows() -> None:
     seen: list[int] = []
 
