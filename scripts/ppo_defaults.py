@@ -44,6 +44,8 @@ VARIANTS: dict[str, dict[str, Any]] = {
         "model.hidden": "[256, 256]",
     },
 }
+SLOW = ("RLlib's PPO defaults",)
+"""Twenty times the gradient steps: one seed."""
 
 
 def train(name: str, seed: int, env_steps: int) -> list[dict[str, float]]:
@@ -70,10 +72,12 @@ def main() -> None:
     """Train what is missing, write the results, print the table."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--env-steps", type=int, default=300_000)
-    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--seeds", type=int, default=2)
     parser.add_argument("--jobs", type=int, default=2, help="runs at a time, one core each")
     options = parser.parse_args()
-    cells = [(name, seed) for seed in range(options.seeds) for name in VARIANTS]
+    cells = [
+        (name, seed) for seed in range(options.seeds) for name in VARIANTS if seed == 0 or name not in SLOW
+    ]
     with ThreadPoolExecutor(options.jobs) as pool:
         curves = list(pool.map(lambda cell: train(*cell, options.env_steps), cells))
     results: dict[str, Any] = {
