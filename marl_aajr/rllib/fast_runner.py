@@ -18,7 +18,12 @@ from ray.rllib.env.env_context import EnvContext
 
 from marl_aajr.rllib.batch_env import BatchCreator, BatchSpaces
 from marl_aajr.rllib.batch_filter import BatchFilter
-from marl_aajr.rllib.internals import foreign_env_to_module, make_environment_callback, registered_creator
+from marl_aajr.rllib.internals import (
+    foreign_env_to_module,
+    make_environment_callback,
+    registered_creator,
+    stale_connector_settings,
+)
 from marl_aajr.rllib.observation_filter import ObservationNormalizer
 from marl_aajr.rllib.players import ModulePlayers
 from marl_aajr.rllib.runner import RunEnvRunner
@@ -73,6 +78,12 @@ class FastEnvRunner(RunEnvRunner):
                 "expected no env-to-module connector but our ObservationNormalizer, got "
                 f"{', '.join(foreign)}; they work on episodes, which this runner does not make: use RLlib's "
                 "env runner"
+            )
+        stale = stale_connector_settings(self.config)
+        if stale:
+            raise ValueError(
+                f"expected the training settings that fast(config, environment) found, got other {stale}; "
+                "call it last"
             )
         self._generator.manual_seed(_any_seed() if self._seed is None else self._seed)
 

@@ -426,3 +426,13 @@ def log_trained(learner: Learner, batch: MultiAgentBatch, *, size: int, minibatc
 def current_entropy_coeff(learner: PPOTorchLearner, module_id: str) -> float:
     """What the schedule of a module's entropy bonus has come to."""
     return float(learner.entropy_coeff_schedulers_per_module[module_id].get_current_value())
+
+
+def stale_connector_settings(config: AlgorithmConfig) -> str:
+    """Names of the settings that the learner's connector has otherwise than the configuration."""
+    settings = getattr(config._learner_connector, "settings", {})
+    return " and ".join(
+        name.rstrip("_")
+        for name in ("gamma", "lambda_")
+        if name in settings and settings[name] != getattr(config, name)
+    )

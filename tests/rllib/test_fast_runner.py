@@ -288,8 +288,10 @@ def test_evaluation_leaves_the_filter_alone() -> None:
 
 
 def normalizer(env: Any, spaces: Any, device: Any) -> ObservationNormalizer:
-    modules = {by_side(agent): env.get_observation_space(agent).shape for agent in env.possible_agents}
-    return ObservationNormalizer(module_of={a: by_side(a) for a in env.possible_agents}, shapes=modules)
+    known = env.observation_space if env is not None else spaces["__env__"][0]
+    module_of = {agent: by_side(agent) for agent in known.spaces}
+    shapes = {by_side(agent): space.shape for agent, space in known.spaces.items()}
+    return ObservationNormalizer(module_of=module_of, shapes=shapes)
 
 
 def kept_filter(subject: FastEnvRunner) -> ObservationNormalizer:

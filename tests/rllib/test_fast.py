@@ -1,0 +1,236 @@
+"""One line turns an RLlib configuration into a fast one; RLlib's own training step does the rest."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import pytest
+import ray
+import torch
+from ray.rllib.algorithms.appo import APPOConfig
+from ray.rllib.algorithms.ppo.torch.ppo_torch_learner import PPOTorchLearner
+from ray.rllib.callbacks.callbacks import RLlibCallback
+from ray.rllib.connectors.env_to_module import MeanStdFilter
+from ray.rllib.env.multi_agent_env_runner import MultiAgentEnvRunner
+
+from marl_aajr.regularizers import make_regularizer
+from marl_aajr.rllib import robustify
+from marl_aajr.rllib.fast import fast
+from marl_aajr.rllib.fast_connector import FragmentsToBatch
+from marl_aajr.rllib.fast_runner import FastEnvRunner
+from marl_aajr.rllib.internals import observation_normalizer
+from marl_aajr.rllib.lean_learner import LeanPPOTorchLearner
+from marl_aajr.rllib.learner import RobustLearnerMixin
+from marl_aajr.rllib.returns import RETURNS_KEY, EpisodeReturns
+from marl_aajr.rollout.environments import resolve
+from marl_aajr.rollout.pettingzoo import PettingZooBatch
+from tests.rllib.fast_runs import CIRCLE, SPREAD, TAG, TICTACTOE, config, masked
+from tests.rllib.test_fast_runner import normalizer
+
+SHORT = {"max_cycles": 10}
+
+
+@contextmanager
+def algorithm(configured: Any) -> Iterator[Any]:
+    built = configured.build_algo()
+    try:
+        yield built
+    finally:
+        built.stop()
+
+
+def changing(**settings: Any) -> Any:
+    """A change to a configuration, by the method that makes it."""
+    ((method, arguments),) = settings.items()
+    return lambda configured: getattr(configured, method)(**arguments)
+
+
+class CountsSteps(RLlibCallback):
+    def on_episode_step(self, **_: Any) -> None:
+        pass
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        (changing(env_runners={"batch_mode": "complete_episodes"}), "complete_episodes"),
+        (
+            changing(env_runners={"module_to_env_connector": lambda env, spaces: []}),
+            "module_to_env_connector",
+        ),
+        (changing(learners={"learner_connector": lambda obs, action: []}), "learner_connector"),
+        (changing(callbacks={"on_episode_start": print}), "on_episode_start"),
+        (changing(callbacks={"callbacks_class": CountsSteps}), "on_episode_step"),
+        (changing(learners={"num_learners": 3}), "multiple of num_learners = 3"),
+    ],
+    ids=["complete episodes", "actions", "learner", "callback", "callbacks", "learners"],
+)
+def test_what_needs_episodes_is_refused(change: Any, reason: str) -> None:
+    with pytest.raises(ValueError, match=reason):
+        fast(change(config()), SPREAD)
+
+
+def test_other_algorithms_are_refused() -> None:
+    with pytest.raises(ValueError, match="APPOConfig"):
+        fast(APPOConfig(), SPREAD)
+
+
+def test_connectors_on_episodes_are_refused_when_the_runner_is_built() -> None:
+    configured = config().env_runners(env_to_module_connector=lambda *_: MeanStdFilter(multi_agent=True))
+    with pytest.raises(ValueError, match="MeanStdFilter"):
+        FastEnvRunner(config=fast(configured, SPREAD), worker_index=0)
+
+
+def test_agents_that_change_modules_are_refused() -> None:
+    configured = config().multi_agent(policy_mapping_fn=lambda agent, episode: f"{episode.id_}")
+    with pytest.raises(ValueError, match="policy_mapping_fn"):
+        FastEnvRunner(config=fast(configured, SPREAD), worker_index=0).sample()
+
+
+def test_agents_of_one_module_need_the_same_spaces() -> None:
+    configured = config("all").multi_agent(policy_mapping_fn=lambda *_: "all")
+    with pytest.raises(ValueError, match="different observation spaces"):
+        FastEnvRunner(config=fast(configured, TAG), worker_index=0).sample()
+
+
+def test_later_training_settings_are_noticed() -> None:
+    configured = fast(config(), SPREAD).training(gamma=0.5)
+    with pytest.raises(ValueError, match="gamma"):
+        FastEnvRunner(config=configured, worker_index=0)
+
+
+def test_our_own_callback_gives_way_to_the_same_metrics() -> None:
+    configured = fast(config().callbacks(on_episode_end=EpisodeReturns({})), SPREAD)
+    assert configured.callbacks_on_episode_end is None
+
+
+def test_learner_becomes_the_lean_one_regularized_or_not() -> None:
+    aajr = make_regularizer("aajr")
+    assert fast(config(), SPREAD).learner_class is LeanPPOTorchLearner
+    before, after = fast(robustify(config(), aajr), SPREAD), robustify(fast(config(), SPREAD), aajr)
+    assert before.learner_class is after.learner_class
+    assert issubclass(before.learner_class, RobustLearnerMixin)
+    assert issubclass(before.learner_class, LeanPPOTorchLearner)
+
+
+def test_learner_of_ones_own_stays() -> None:
+    class Own(PPOTorchLearner):
+        pass
+
+    assert fast(config().learners(learner_class=Own), SPREAD).learner_class is Own
+    assert fast(config(), SPREAD, lean=False).learner_class is PPOTorchLearner
+
+
+class OnlyABatch(PettingZooBatch):
+    """A batch that exists in this form only."""
+
+    def __init__(self, num_envs: int, device: torch.device) -> None:
+        super().__init__(resolve(SPREAD, SHORT), num_envs, device=device)
+
+
+def test_batch_of_ones_own_is_taken() -> None:
+    runner = FastEnvRunner(config=fast(config(copies=3), OnlyABatch), worker_index=0)
+    assert runner.env is not None
+    assert type(runner.env.batch).__name__ == "OnlyABatch"
+    assert runner.num_envs == 3
+
+
+def test_batch_of_ones_own_is_none_for_rllibs_runner() -> None:
+    configured = fast(config(), OnlyABatch).env_runners(env_runner_cls=MultiAgentEnvRunner)
+    with pytest.raises(ValueError, match="use FastEnvRunner"):
+        MultiAgentEnvRunner(config=configured, worker_index=0)
+
+
+def observations_counted(built: Any) -> int:
+    normalizer = observation_normalizer(built)
+    assert normalizer is not None
+    return normalizer.moments("agent").count
+
+
+@pytest.mark.parametrize("parity", [False, True])
+def test_training_step_is_rllibs(ray_session: None, parity: bool) -> None:
+    configured = fast(config("adversary", "agent", copies=8, steps=20), TAG, kwargs=SHORT, parity=parity)
+    with algorithm(configured) as built:
+        before = built.get_weights()
+        result = built.train()
+        learned = result["learners"]
+        assert result["env_runners"]["num_env_steps_sampled"] == 160
+        assert result["env_runners"][RETURNS_KEY]["episodes"] == 16
+        assert set(learned) >= {"adversary", "agent"}
+        for module in ("adversary", "agent"):
+            assert learned[module]["policy_loss"] == pytest.approx(learned[module]["policy_loss"])
+            assert any(
+                (before[module][name] != value).any() for name, value in built.get_weights()[module].items()
+            )
+        pipeline = built.learner_group._learner._learner_connector
+        assert [type(piece) for piece in pipeline.connectors] == [FragmentsToBatch]
+
+
+def test_masked_games_in_turns_are_trained(ray_session: None) -> None:
+    with algorithm(fast(masked(config("player", copies=8, steps=20)), TICTACTOE)) as built:
+        for _ in range(2):
+            result = built.train()
+        assert result["env_runners"][RETURNS_KEY]["episodes"] > 0
+        assert result["learners"]["player"]["entropy"] > 0
+
+
+def test_remote_runners_merge_filters_evaluate_and_come_back_from_the_dead(ray_session: None) -> None:
+    configured = (
+        config("adversary", "agent", copies=4, steps=40)
+        .env_runners(
+            num_env_runners=2,
+            num_cpus_per_env_runner=0.5,
+            env_to_module_connector=normalizer,
+            max_requests_in_flight_per_env_runner=64,
+        )
+        .evaluation(evaluation_interval=1, evaluation_duration=6, evaluation_config={"explore": False})
+        .fault_tolerance(restart_failed_env_runners=True)
+    )
+    with algorithm(fast(configured, TAG, kwargs=SHORT)) as built:
+        result = built.train()
+        assert result["env_runners"]["num_env_steps_sampled"] == 160
+        assert result["evaluation"]["env_runners"]["num_episodes"] == 6
+        seen = observations_counted(built)
+        # Each runner saw the first observations, one after each of 20 steps, and the last of both episodes.
+        assert seen == 2 * 4 * (1 + 20 + 2)
+        (first, _) = built.env_runner_group._worker_manager.actors().values()
+        ray.kill(first, no_restart=False)
+        deadline = time.monotonic() + 60
+        built.train()
+        while built.env_runner_group.num_healthy_remote_workers() < 2:
+            assert time.monotonic() < deadline, "the runner did not come back"
+            built.train()
+        assert built.train()["env_runners"]["num_env_steps_sampled"] == 160
+
+
+def test_two_learners_share_the_rows_of_agents_that_wait(ray_session: None) -> None:
+    configured = config("a", "b", "c", copies=4, steps=20).learners(num_learners=2, num_cpus_per_learner=0.5)
+    configured.training(train_batch_size_per_learner=40, minibatch_size=16)
+    with algorithm(fast(configured, CIRCLE, kwargs={"endings": "staggered"})) as built:
+        for _ in range(2):
+            built.train()
+        states = built.learner_group.foreach_learner(lambda learner: learner.get_state()["rl_module"])
+        first, second = (state.get() for state in states)
+        for module in ("a", "b", "c"):
+            for name, value in first[module].items():
+                assert (value == second[module][name]).all()
+
+
+def test_checkpoint_goes_on_where_it_was_made(ray_session: None, tmp_path: Any) -> None:
+    configured = config().env_runners(env_to_module_connector=normalizer)
+    with algorithm(fast(configured, SPREAD, kwargs=SHORT)) as built:
+        built.train()
+        path = built.save_to_path(str(tmp_path))
+        weights, seen = built.get_weights(), observations_counted(built)
+    with algorithm(
+        fast(config().env_runners(env_to_module_connector=normalizer), SPREAD, kwargs=SHORT)
+    ) as other:
+        other.restore_from_path(path)
+        assert observations_counted(other) == seen
+        for name, value in weights["agent"].items():
+            assert (other.get_weights()["agent"][name] == value).all()
+        other.train()
+        assert observations_counted(other) > seen
