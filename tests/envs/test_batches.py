@@ -12,9 +12,9 @@ from gymnasium import spaces
 from marl_aajr.envs import NAMES
 
 from marl_aajr.rollout.batched import BatchedEnv, BatchedStep
+from marl_aajr.rollout.contract import check_batched_env, random_actions
 from marl_aajr.rollout.environments import resolve
 from marl_aajr.rollout.pettingzoo import PettingZooBatch
-from tests.envs.contract import check_batched_env, random_actions
 
 CPU = torch.device("cpu")
 DEVICES = [CPU] + ([torch.device("cuda")] if torch.cuda.is_available() else [])

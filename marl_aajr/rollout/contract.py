@@ -241,9 +241,12 @@ def _random_rows(space: spaces.Space[Any], mask: Tensor | None, env: BatchedEnv,
         if isinstance(space, spaces.Discrete):
             legal = torch.ones(int(space.n)) if mask is None else mask[e].float().cpu()
             rows.append(torch.multinomial(legal, 1, generator=generator)[0])
+        elif isinstance(space, spaces.MultiDiscrete):
+            shares = torch.rand(space.nvec.shape, generator=generator)
+            rows.append((shares * torch.as_tensor(space.nvec)).long())
         elif isinstance(space, spaces.Box):
             low, high = torch.as_tensor(space.low), torch.as_tensor(space.high)
             rows.append(low + (high - low) * torch.rand(space.shape, generator=generator))
         else:
-            raise ValueError(f"expected Discrete or Box actions, got {space}")
+            raise ValueError(f"expected Discrete, MultiDiscrete or Box actions, got {space}")
     return torch.stack(rows).to(env.device)

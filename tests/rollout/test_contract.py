@@ -1,0 +1,70 @@
+"""The contract check that users run on their own batches: it passes for adapted games of every kind."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+from gymnasium import spaces
+from pettingzoo.utils.env import ParallelEnv
+
+from marl_aajr.rollout.contract import check_batched_env
+from marl_aajr.rollout.environments import resolve
+from marl_aajr.rollout.pettingzoo import PettingZooBatch
+
+
+class ManyActions(ParallelEnv[str, Any, Any]):
+    """Two agents that see their last actions; one acts with two numbers, the other with a vector."""
+
+    metadata = {"name": "many_actions_v0", "render_modes": []}  # noqa: RUF012
+    render_mode = None
+    possible_agents = ["a", "b"]  # noqa: RUF012
+
+    def observation_space(self, agent: str) -> spaces.Space[Any]:
+        return spaces.Box(-9.0, 9.0, (2,), np.float32)
+
+    def action_space(self, agent: str) -> spaces.Space[Any]:
+        low, high = np.array([-1.0, 0.0], np.float32), np.array([1.0, 2.0], np.float32)
+        return spaces.MultiDiscrete([3, 4]) if agent == "a" else spaces.Box(low, high)
+
+    def reset(self, seed: int | None = None, options: Any = None) -> Any:
+        self.agents, self.t = list(self.possible_agents), 0
+        return {a: np.zeros(2, np.float32) for a in self.agents}, {a: {} for a in self.agents}
+
+    def step(self, actions: dict[str, Any]) -> Any:
+        self.t += 1
+        over = self.t == 5
+        told = {a: np.asarray(action, np.float32) for a, action in actions.items()}
+        flags = dict.fromkeys(told, over)
+        answer: Any = (told, dict.fromkeys(told, 1.0), dict.fromkeys(told, False), flags, {a: {} for a in told})
+        self.agents = [] if over else self.agents
+        return answer
+
+
+def many_actions() -> ManyActions:
+    return ManyActions()
+
+
+GAMES: list[tuple[str, dict[str, Any]]] = [
+    ("tests.rollout.test_contract:many_actions", {}),
+    ("tests.rllib.test_stock_rows:scripted", {"endings": "staggered"}),
+    ("tests.rllib.test_stock_rows:circle", {"endings": "mixed"}),
+    ("pettingzoo.classic.connect_four_v3", {}),
+]
+
+
+@pytest.mark.parametrize(("name", "kwargs"), GAMES, ids=[name.rpartition(".")[2] for name, _ in GAMES])
+def test_adapted_games_keep_the_contract(name: str, kwargs: dict[str, Any]) -> None:
+    spec = resolve(name, kwargs)
+    check_batched_env(lambda num_envs: PettingZooBatch(spec, num_envs), steps=45)
+
+
+def test_batch_that_depends_on_its_neighbours_is_found_out() -> None:
+    class Infectious(PettingZooBatch):
+        def reset(self, *, seed: int) -> Any:
+            return super().reset(seed=seed + self.num_envs)
+
+    spec = resolve("mpe2.simple_v3", {"max_cycles": 5})
+    with pytest.raises(AssertionError, match="other copies beside it"):
+        check_batched_env(lambda num_envs: Infectious(spec, num_envs), steps=12)
