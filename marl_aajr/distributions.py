@@ -15,6 +15,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import NamedTuple
 
 import gymnasium as gym
 import torch
@@ -22,6 +23,19 @@ from torch import Tensor
 
 MASKED_LOGIT = -1e30
 """Logits at or below this value are masked actions."""
+
+
+class Divergence(NamedTuple):
+    """How far from a fixed distribution another one is.
+
+    Attributes:
+        value: its distribution inputs ``[..., m]`` to the divergence ``[...]``, differentiable.
+        value_and_slope: the divergence and its derivative by the inputs, ``[..., m]``, in closed form: the
+            adversary asks for both at every step, and autograd would double what its small tensors cost.
+    """
+
+    value: Callable[[Tensor], Tensor]
+    value_and_slope: Callable[[Tensor], tuple[Tensor, Tensor]]
 
 
 @dataclass(frozen=True)
@@ -38,20 +52,12 @@ class ActionDistribution(ABC):
         """log π(a), in nats, ``[...]``."""
 
     @abstractmethod
-    def kl_from(self, inputs: Tensor) -> Callable[[Tensor], Tensor]:
-        """KL(π_inputs ‖ ·) as a function; what depends on ``inputs`` alone is computed once."""
-
-    @abstractmethod
-    def kl_and_slope_from(self, inputs: Tensor) -> Callable[[Tensor], tuple[Tensor, Tensor]]:
-        """KL(π_inputs ‖ π_other), ``[...]``, and its derivative by ``other``, ``[..., m]``, as a function.
-
-        In closed form: the adversary asks for this at every step, and autograd would double the cost of the
-        small tensors it works on.
-        """
+    def kl_from(self, inputs: Tensor) -> Divergence:
+        """KL(π_inputs ‖ ·), in nats; what depends on ``inputs`` alone is computed once."""
 
     def kl(self, inputs: Tensor, other: Tensor) -> Tensor:
         """KL(π_inputs ‖ π_other), in nats, ``[...]``."""
-        return self.kl_from(inputs)(other)
+        return self.kl_from(inputs).value(other)
 
     @abstractmethod
     def entropy(self, inputs: Tensor) -> Tensor:
@@ -74,23 +80,19 @@ def _log_softmax(logits: Tensor) -> Tensor:
     return torch.log_softmax(logits, -1)
 
 
-def _categorical_kl_from(logits: Tensor) -> Callable[[Tensor], Tensor]:
-    log_p = _log_softmax(logits)
-    p = log_p.exp()
-    masked = logits <= MASKED_LOGIT
-    return lambda other: (p * (log_p - _log_softmax(other)).masked_fill(masked, 0.0)).sum(-1)
-
-
-def _categorical_kl_and_slope_from(logits: Tensor) -> Callable[[Tensor], tuple[Tensor, Tensor]]:
+def _categorical_kl_from(logits: Tensor) -> Divergence:
     log_p = _log_softmax(logits)
     p = log_p.exp()
     masked = logits <= MASKED_LOGIT
 
-    def kl_and_slope(other: Tensor) -> tuple[Tensor, Tensor]:
+    def kl(log_q: Tensor) -> Tensor:
+        return (p * (log_p - log_q).masked_fill(masked, 0.0)).sum(-1)
+
+    def value_and_slope(other: Tensor) -> tuple[Tensor, Tensor]:
         log_q = _log_softmax(other)
-        return (p * (log_p - log_q).masked_fill(masked, 0.0)).sum(-1), log_q.exp() - p
+        return kl(log_q), log_q.exp() - p
 
-    return kl_and_slope
+    return Divergence(lambda other: kl(_log_softmax(other)), value_and_slope)
 
 
 def _categorical_fisher(logits: Tensor, tangent: Tensor) -> Tensor:
@@ -123,11 +125,8 @@ class Categorical(ActionDistribution):
     def log_prob(self, inputs: Tensor, actions: Tensor) -> Tensor:
         return _gather(_log_softmax(inputs), actions)
 
-    def kl_from(self, inputs: Tensor) -> Callable[[Tensor], Tensor]:
+    def kl_from(self, inputs: Tensor) -> Divergence:
         return _categorical_kl_from(inputs)
-
-    def kl_and_slope_from(self, inputs: Tensor) -> Callable[[Tensor], tuple[Tensor, Tensor]]:
-        return _categorical_kl_and_slope_from(inputs)
 
     def entropy(self, inputs: Tensor) -> Tensor:
         log_p = _log_softmax(inputs)
@@ -165,18 +164,18 @@ class MultiCategorical(ActionDistribution):
         parts = zip(self._parts, self.split(inputs), actions.unbind(-1), strict=True)
         return _total([part.log_prob(y, a) for part, y, a in parts])
 
-    def kl_from(self, inputs: Tensor) -> Callable[[Tensor], Tensor]:
+    def kl_from(self, inputs: Tensor) -> Divergence:
         parts = [_categorical_kl_from(y) for y in self.split(inputs)]
-        return lambda other: _total([kl(z) for kl, z in zip(parts, self.split(other), strict=True)])
 
-    def kl_and_slope_from(self, inputs: Tensor) -> Callable[[Tensor], tuple[Tensor, Tensor]]:
-        parts = [_categorical_kl_and_slope_from(y) for y in self.split(inputs)]
+        def value(other: Tensor) -> Tensor:
+            return _total([part.value(z) for part, z in zip(parts, self.split(other), strict=True)])
 
-        def kl_and_slope(other: Tensor) -> tuple[Tensor, Tensor]:
-            found = [part(z) for part, z in zip(parts, self.split(other), strict=True)]
-            return _total([kl for kl, _ in found]), torch.cat([slope for _, slope in found], -1)
+        def value_and_slope(other: Tensor) -> tuple[Tensor, Tensor]:
+            pairs = zip(parts, self.split(other), strict=True)
+            values, slopes = zip(*(part.value_and_slope(z) for part, z in pairs), strict=True)
+            return _total(values), torch.cat(slopes, -1)
 
-        return kl_and_slope
+        return Divergence(value, value_and_slope)
 
     def entropy(self, inputs: Tensor) -> Tensor:
         pairs = zip(self._parts, self.split(inputs), strict=True)
@@ -213,30 +212,22 @@ class DiagGaussian(ActionDistribution):
         z = (actions - mean) * (-log_std).exp()
         return -(0.5 * z.square() + log_std + 0.5 * math.log(2 * math.pi)).sum(-1)
 
-    def kl_from(self, inputs: Tensor) -> Callable[[Tensor], Tensor]:
+    def kl_from(self, inputs: Tensor) -> Divergence:
         mean, log_std = self.split(inputs)
 
-        def kl(other: Tensor) -> Tensor:
-            mean_q, log_std_q = self.split(other)
-            variance_ratio = (2 * (log_std - log_std_q)).exp()
-            z = (mean - mean_q) * (-log_std_q).exp()
-            return (0.5 * (variance_ratio + z.square() - 1) + log_std_q - log_std).sum(-1)
-
-        return kl
-
-    def kl_and_slope_from(self, inputs: Tensor) -> Callable[[Tensor], tuple[Tensor, Tensor]]:
-        mean, log_std = self.split(inputs)
-
-        def kl_and_slope(other: Tensor) -> tuple[Tensor, Tensor]:
+        def parts(other: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+            """KL, the move of the mean in units of σ², and (σ² + move²) by the other's variance."""
             mean_q, log_std_q = self.split(other)
             precision = (-log_std_q).exp()
-            variance_ratio = (2 * (log_std - log_std_q)).exp()
             z = (mean_q - mean) * precision
-            spread = variance_ratio + z.square()
-            kl = (0.5 * (spread - 1) + log_std_q - log_std).sum(-1)
-            return kl, torch.cat([z * precision, 1 - spread], -1)
+            spread = (2 * (log_std - log_std_q)).exp() + z.square()
+            return (0.5 * (spread - 1) + log_std_q - log_std).sum(-1), z * precision, spread
 
-        return kl_and_slope
+        def value_and_slope(other: Tensor) -> tuple[Tensor, Tensor]:
+            kl, move, spread = parts(other)
+            return kl, torch.cat([move, 1 - spread], -1)
+
+        return Divergence(lambda other: parts(other)[0], value_and_slope)
 
     def entropy(self, inputs: Tensor) -> Tensor:
         _, log_std = self.split(inputs)

@@ -130,10 +130,7 @@ class KL(Objective):
         return True
 
     def bind(self, policy: Policy, clean: Clean) -> BoundObjective:
-        outputs, distribution = clean.outputs.detach(), policy.distribution
-        return OutputObjective(
-            policy, lambda other: distribution.kl(outputs, other), distribution.kl_and_slope_from(outputs)
-        )
+        return OutputObjective(policy, *policy.distribution.kl_from(clean.outputs.detach()))
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,7 @@ from marl_aajr.ascent import AUTO, Trajectory
 from marl_aajr.checks import one_of
 from marl_aajr.distributions import ActionDistribution, DiagGaussian
 from marl_aajr.numerics import check_finite
-from marl_aajr.objectives import BoundObjective, Clean, Objective
+from marl_aajr.objectives import BoundObjective, Clean, Objective, OutputObjective
 from marl_aajr.outputs import check_output_map, safe_sqrt, squared_distance
 from marl_aajr.policy import Policy
 from marl_aajr.regularizers.adversary import Adversarial, trajectory_metrics
@@ -44,11 +44,18 @@ class ActionDifference(Objective):
     def bind(self, policy: Policy, clean: Clean) -> BoundObjective:
         distribution, outputs = policy.distribution, clean.outputs.detach()
         if not isinstance(distribution, DiagGaussian):
-            kl = distribution.kl_from(outputs)
-            return lambda obs: kl(policy(obs))
+            return OutputObjective(policy, *distribution.kl_from(outputs))
         mean, log_std = distribution.split(outputs)
         precision = (-log_std).exp()
-        return lambda obs: ((distribution.mode(policy(obs)) - mean) * precision).square().sum(-1)
+
+        def value(other: Tensor) -> Tensor:
+            return ((distribution.mode(other) - mean) * precision).square().sum(-1)
+
+        def value_and_slope(other: Tensor) -> tuple[Tensor, Tensor]:
+            z = (distribution.mode(other) - mean) * precision
+            return z.square().sum(-1), torch.cat([2 * z * precision, torch.zeros_like(z)], -1)
+
+        return OutputObjective(policy, value, value_and_slope)
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from marl_aajr.ascent import ascend
 from marl_aajr.distributions import ActionDistribution, Categorical, DiagGaussian
+from marl_aajr.objectives import value_and_gradient
 from marl_aajr.policy import ModulePolicy
 from marl_aajr.regularizers import ERNIE, SmoothPolicy
 from marl_aajr.regularizers.smoothness import ActionDifference
@@ -72,6 +73,19 @@ def test_smooth_policy_is_the_difference_at_the_maximiser_with_the_clean_side_de
     found = gradients(evaluation, parameters(policy))
     for ours, theirs in zip(found, torch.autograd.grad(expected, parameters(policy)), strict=True):
         torch.testing.assert_close(ours, theirs)
+
+
+@pytest.mark.parametrize("distribution", DISTRIBUTIONS, ids=repr)
+def test_its_adversary_climbs_the_gradient_of_what_is_penalised(distribution: ActionDistribution) -> None:
+    """In closed form by the outputs; here against autograd all the way."""
+    policy = tanh_policy(distribution)
+    g = ActionDifference().bind(policy, sample_of(policy).clean)
+    obs, delta = observations(), (0.1 * observations(seed=5)).requires_grad_(True)
+    value = g(obs + delta)
+    (expected,) = torch.autograd.grad(value.sum(), delta)
+    found_value, found = value_and_gradient(g, obs, delta)
+    torch.testing.assert_close(found_value, value.detach())
+    torch.testing.assert_close(found, expected)
 
 
 def test_langevin_is_the_adversary_of_the_source() -> None:
