@@ -6,7 +6,7 @@ as `Players`; what an observation looks like to a module comes in with it.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -87,6 +87,7 @@ class Collector:
         self._log = EpisodeLog(len(self.agents), env.num_envs)
         self._heads: dict[str, Head] = {}
         self._open: dict[str, OpenDecisions] = {}
+        self._known: dict[str, tuple[list[Tensor], bool]] = {}
 
     @property
     def agents(self) -> tuple[str, ...]:
@@ -120,10 +121,12 @@ class Collector:
         for t in range(lead, lead + steps):
             step = self._step(columns, t)
             over[t] = step.episode_over
-            if bool(step.episode_over.any()):
-                self.players.forget(step.episode_over)
+            self.players.forget(step.episode_over)
             self._look(step.obs)
-        parts = {module: column.finish(self._heads[module]) for module, column in columns.items()}
+        parts = {
+            module: column.finish(self._heads[module], self._perceive(module))
+            for module, column in columns.items()
+        }
         rewards = torch.cat([part.rewards[lead:] for part in parts.values()], 1)
         episodes = self._log.take(rewards, _acted(parts.values(), lead), over[lead:])
         opened = {module: OpenDecisions.of(part, columns[module].before) for module, part in parts.items()}
@@ -139,23 +142,36 @@ class Collector:
             shape = (*head.acts.shape, *decision.env_actions.shape[1:])
             actions.update(zip(group.agents, decision.env_actions.view(shape).unbind(0), strict=True))
         step = self.env.step(actions)
-        for group in self.groups:
-            see = lambda obs, name=group.module: self.players.perceive(name, obs, None)  # noqa: E731
-            columns[group.module].outcome(t, step, see)
+        for column in columns.values():
+            column.outcome(t, step)
         return step
+
+    def _perceive(self, module: str) -> Callable[[Tensor], Tensor]:
+        return lambda obs: self.players.perceive(module, obs, None)
 
     def _look(self, obs: Mapping[str, Tensor]) -> None:
         """Take in the observations of all agents, and who must act on them."""
         active, masks = self.env.active, self.env.action_mask
         for group in self.groups:
-            head = Head.of(
+            acts = stacked(active, group.agents)
+            head = Head(
                 stacked(obs, group.agents),
-                stacked(active, group.agents),
+                acts,
                 None if masks[group.agents[0]] is None else stacked(masks, group.agents),
+                self._all_act(group, active, acts),
             )
             flat, _, rows = head.rows()
             seen = self.players.perceive(group.module, flat, rows)
             self._heads[group.module] = head._replace(obs=seen.view(head.obs.shape))
+
+    def _all_act(self, group: Group, active: Mapping[str, Tensor], acts: Tensor) -> bool:
+        """Whether all agents of a group must act; asked once of an environment that always says the same."""
+        flags = [active[agent] for agent in group.agents]
+        known = self._known.get(group.module)
+        if known is None or any(a is not b for a, b in zip(known[0], flags, strict=True)):
+            known = (flags, bool(acts.all()))
+            self._known[group.module] = known
+        return known[1]
 
 
 def _acted(parts: Collection[ModuleFragment], lead: int) -> Tensor | None:

@@ -58,11 +58,6 @@ class Head(NamedTuple):
     mask: Tensor | None
     all_act: bool
 
-    @classmethod
-    def of(cls, obs: Tensor, acts: Tensor, mask: Tensor | None) -> Head:
-        """A head from its tensors."""
-        return cls(obs, acts, mask, bool(acts.all()))
-
     def rows(self) -> tuple[Tensor, Tensor | None, Tensor | None]:
         """Observations, legal actions and who acts as ``[G · E, ...]``; None for all."""
         mask = None if self.mask is None else self.mask.flatten(0, 1)
@@ -141,7 +136,7 @@ class Columns:
         self._sequence = sequence
         self.before: Tree | None = None if opened is None else opened.state
         self._columns: dict[str, Tensor] = {}
-        self._finals: list[tuple[Tensor, Tensor]] = []
+        self._finals: dict[int, Mapping[str, Tensor]] = {}
         self._states: list[Tree] = []
         self._all_act = True
 
@@ -157,33 +152,35 @@ class Columns:
         if self._sequence is not None:
             self._remember(t, head, map_tree(lambda x: x.view(*shape, *x.shape[1:]), decision.state))
 
-    def outcome(self, t: int, step: BatchedStep, perceive: Callable[[Tensor], Tensor]) -> None:
-        """What came of step ``t``; ``perceive`` maps observations ``[K, ...]`` to what the module sees."""
+    def outcome(self, t: int, step: BatchedStep) -> None:
+        """What came of step ``t``."""
         columns, agents = self._columns, self._agents
         columns["rewards"][t] = stacked(step.rewards, agents)
         columns["terminated"][t] = stacked(step.terminations, agents)
         columns["truncated"][t] = stacked(step.truncations, agents)
-        ended = (columns["terminated"][t] | columns["truncated"][t]).nonzero()
-        if len(ended):
-            last = stacked(step.final_obs, agents)[ended[:, 0], ended[:, 1]]
-            at = torch.cat([torch.full_like(ended[:, :1], t), ended], 1)
-            self._finals.append((at, perceive(last)))
+        # Asking now whether somebody has ended would make a device wait at every step.
+        self._finals[t] = step.final_obs
 
-    def finish(self, head: Head) -> ModuleFragment:
-        """The fragment; ``head`` is what follows its last step."""
+    def finish(self, head: Head, perceive: Callable[[Tensor], Tensor]) -> ModuleFragment:
+        """The fragment.
+
+        Args:
+            head: What follows its last step.
+            perceive: Observations ``[K, ...]`` as the module sees them.
+        """
         self._see(self._steps, head)
         columns = self._columns
-        if self._finals:
-            final_at, final_obs = (torch.cat(parts) for parts in zip(*self._finals, strict=True))
-        else:
-            final_at = columns["acts"].new_empty((0, 3), dtype=torch.int64)
-            final_obs = columns["obs"].new_empty((0, *columns["obs"].shape[3:]))
+        final_at = (columns["terminated"] | columns["truncated"]).nonzero()
+        last = [columns["obs"].new_empty((0, *columns["obs"].shape[3:]))]
+        for t in final_at[:, 0].unique().tolist():
+            _, g, e = final_at[final_at[:, 0] == t].unbind(1)
+            last.append(perceive(stacked(self._finals[t], self._agents)[g, e]))
         return ModuleFragment(
             agents=self._agents,
             mask=columns.get("mask"),
             acts=None if self._all_act else columns["acts"],
             final_at=final_at,
-            final_obs=final_obs,
+            final_obs=torch.cat(last),
             states=_stack_trees(self._states) if self._states else None,
             **{name: columns[name] for name in ("obs", "rewards", "terminated", "truncated", *_PER_STEP)},
         )

@@ -17,6 +17,7 @@ from marl_aajr.rllib.modules import FlatActorCritic
 from marl_aajr.rollout.fragments import Fragment
 from marl_aajr.training.config import ModelConfig
 
+OURS = "marl_aajr.envs.simple_spread_v3"
 SPREAD = "mpe2.simple_spread_v3"
 TAG = "mpe2.simple_tag_v3"
 TICTACTOE = "pettingzoo.classic.tictactoe_v3"

@@ -13,6 +13,7 @@ from ray.rllib.core.learner.training_data import TrainingData
 from ray.rllib.core.rl_module.default_model_config import DefaultModelConfig
 from ray.rllib.utils.spaces.space_utils import clip_action, unsquash_action
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from marl_aajr.rllib.fast_connector import FragmentsToBatch
 from marl_aajr.rllib.fast_runner import FastEnvRunner
@@ -25,6 +26,7 @@ from marl_aajr.rollout.fragments import Fragment
 from marl_aajr.rollout.pettingzoo import PettingZooBatch
 from tests.rllib.fast_runs import (
     CIRCLE,
+    OURS,
     SPREAD,
     TAG,
     TICTACTOE,
@@ -101,6 +103,30 @@ def fragment_end(env: BatchedEnv, actions: Tensor, agent: str) -> Tensor:
     for action in actions:
         step = env.step(dict(zip(env.possible_agents, action, strict=True)))
     return step.final_obs[agent]
+
+
+class Waits(TorchDispatchMode):
+    """Counts what makes a program wait for its device: reading a value, or shapes that depend on values."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.count = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name = func.overloadpacket.__name__
+        self.count += name in ("_local_scalar_dense", "nonzero", "is_nonzero", "equal")
+        return func(*args, **(kwargs or {}))
+
+
+def test_waits_for_the_device_are_per_fragment_not_per_step() -> None:
+    subject = runner(config(), OURS, kwargs={"max_cycles": 1000})
+    fragment(subject)
+    counts = []
+    for steps in (10, 40):
+        with Waits() as waits:
+            fragment(subject, num_timesteps=4 * steps)
+        counts.append(waits.count)
+    assert counts[0] == counts[1]
 
 
 @pytest.mark.parametrize("environment", [SPREAD, CIRCLE])
