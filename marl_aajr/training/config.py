@@ -8,14 +8,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import fields as dataclass_fields
 from pathlib import Path
 from typing import Any, Literal
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from marl_aajr.regularizers import REGULARIZERS, Regularizer, make_regularizer
+from marl_aajr.regularizers import REGULARIZERS, Regularizer, make_regularizer, settings_of
 from marl_aajr.training.fields import (
     Count,
     Fraction,
@@ -31,9 +30,6 @@ NO_METHOD = "none"
 
 COPIES = 160
 """Environment copies by default: more of them, each for fewer steps, make a step of all cheaper."""
-
-RAMPED = ("coefficient", "adversarial_weight")
-"""What ``method.ramp`` raises."""
 
 
 class _Section(BaseModel):
@@ -101,23 +97,20 @@ class MethodConfig(BaseModel):
         """The regularizer for a run of ``env_steps``, its ramp written as schedules; None for ``none``."""
         if self.name == NO_METHOD:
             return None
-        settings = self.settings
-        if self.ramp is not None:
-            start, end = (fraction * env_steps for fraction in self.ramp)
-            foot = [[0.0, 0.0]] if start == 0 else [[0.0, 0.0], [start, 0.0]]
-            for name in RAMPED:
-                if isinstance(value := settings.get(name), float) and value > 0:
-                    settings[name] = [*foot, [end, value]]
-        return make_regularizer(self.name, **settings)
+        regularizer = make_regularizer(self.name, **self.settings)
+        if self.ramp is None:
+            return regularizer
+        start, end = (fraction * env_steps for fraction in self.ramp)
+        return regularizer.ramped(start, end)
 
 
 def _written_out(name: str, settings: dict[str, Any]) -> dict[str, Any]:
     try:
-        regularizer: Any = make_regularizer(name, **settings)
+        regularizer = make_regularizer(name, **settings)
     except TypeError as error:
         # A value of the wrong type may fail in the regularizer's own comparison.
         raise ValueError(f"expected numbers for the numeric settings of {name}: {error}") from None
-    return {field.name: getattr(regularizer, field.name) for field in dataclass_fields(regularizer)}
+    return {key: value for key, value in settings_of(regularizer).items() if key != "name"}
 
 
 class ModelConfig(_Section):

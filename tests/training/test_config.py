@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import yaml
 
-from marl_aajr.regularizers import AAJR
+from marl_aajr.regularizers import AAJR, REGULARIZERS, make_regularizer
 from marl_aajr.schedules import value_at
 from marl_aajr.training.config import RunConfig, load_config, make_config
 from marl_aajr.training.differences import differences
@@ -151,3 +151,25 @@ def test_a_configuration_cannot_be_changed() -> None:
     config: RunConfig = make_config(ENV)
     with pytest.raises(ValueError, match="frozen"):
         config.ppo.clip = 0.3
+
+
+REQUIRED: dict[str, dict[str, Any]] = {
+    "sum": {"members": [{"name": "aajr"}, {"name": "smooth_policy", "coefficient": 0.1}]}
+}
+
+
+@pytest.mark.parametrize("name", REGULARIZERS)
+def test_every_method_survives_the_file_and_rises_with_the_ramp(name: str, tmp_path: Path) -> None:
+    method = {"name": name, "ramp": [0.1, 0.4], **REQUIRED.get(name, {})}
+    config = make_config({"env": {"name": "simple_spread_v3"}, "method": method})
+    (tmp_path / "config.yaml").write_text(config.to_yaml())
+    assert load_config(tmp_path / "config.yaml") == config
+    regularizer = config.method.regularizer(env_steps=1000)
+    assert regularizer is not None
+    assert regularizer == make_regularizer(name, **config.method.settings).ramped(100, 400)
+
+
+def test_a_dual_variable_is_left_to_itself() -> None:
+    method = {"name": "aajr", "form": "constraint", "gain_bound": 1.0, "coefficient": 0.01}
+    config = make_config({"env": {"name": "simple_spread_v3"}, "method": method})
+    assert getattr(config.method.regularizer(env_steps=1000), "coefficient", None) == 0.01
