@@ -37,7 +37,13 @@ class ManyActions(ParallelEnv[str, Any, Any]):
         over = self.t == 5
         told = {a: np.asarray(action, np.float32) for a, action in actions.items()}
         flags = dict.fromkeys(told, over)
-        answer: Any = (told, dict.fromkeys(told, 1.0), dict.fromkeys(told, False), flags, {a: {} for a in told})
+        answer: Any = (
+            told,
+            dict.fromkeys(told, 1.0),
+            dict.fromkeys(told, False),
+            flags,
+            {a: {} for a in told},
+        )
         self.agents = [] if over else self.agents
         return answer
 
