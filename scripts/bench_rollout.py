@@ -67,7 +67,6 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--rounds", type=int, default=5, help="measurements of each (default 5)")
     parser.add_argument("--threads", type=int, default=1, help="torch threads of each process (default 1)")
     parser.add_argument("--only", nargs="+", choices=PARTS, default=list(PARTS), help="what to measure")
-    parser.add_argument("--compiled", action="store_true", help="also train with the compiled loss")
     parser.add_argument("--device", default="cpu", help="where copies are, for the table over copies")
     parser.add_argument("--json", metavar="FILE", help="write the figures there (- for standard output)")
     return parser.parse_args()
@@ -85,15 +84,12 @@ def compare(options: argparse.Namespace) -> dict[str, Any]:
     if "iteration" in options.only:
         measures["stock iteration"] = training(stock_config())
         measures["fast iteration"] = training(fast_config(OURS, COPIES))
-        if options.compiled:
-            measures["compiled iteration"] = training(fast_config(OURS, COPIES, compiled=True))
     rates = interleaved(measures, options.rounds)
     found: dict[str, Any] = {f"{name} (env steps/s)": rate for name, rate in rates.items()}
     for name, ours, theirs in (
         ("sampling_ratio", "fast sampling", "stock sampling"),
         ("adapter_ratio", "adapter sampling", "stock sampling"),
         ("iteration_ratio", "fast iteration", "stock iteration"),
-        ("compiled_iteration_ratio", "compiled iteration", "stock iteration"),
     ):
         if ours in rates and theirs in rates:
             found[name] = rates[ours] / rates[theirs]

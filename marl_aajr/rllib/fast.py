@@ -14,7 +14,7 @@ from marl_aajr.rllib.batch_env import BatchCreator, BatchFactory, register_batch
 from marl_aajr.rllib.fast_connector import FragmentsToBatch
 from marl_aajr.rllib.fast_runner import FastEnvRunner
 from marl_aajr.rllib.internals import custom_connectors, episode_callbacks
-from marl_aajr.rllib.lean_learner import COMPILE_KEY, LeanPPOTorchLearner
+from marl_aajr.rllib.lean_learner import LeanPPOTorchLearner
 from marl_aajr.rllib.learner import robust_learner_class
 from marl_aajr.rllib.returns import EpisodeReturns
 from marl_aajr.rollout.environments import EnvironmentSpec, resolve
@@ -27,7 +27,6 @@ def fast(
     kwargs: Mapping[str, Any] | None = None,
     parity: bool = False,
     lean: bool = True,
-    compiled: bool = False,
     device: str | None = None,
 ) -> AlgorithmConfig:
     """Sample columns from batches of environments instead of episodes; see `FastEnvRunner`.
@@ -46,8 +45,6 @@ def fast(
             standardised over them, time limits as its PettingZoo wrapper has them.
         lean: Make the updates of RLlib's PPO learner with less overhead (`LeanPPOTorchLearner`). A learner
             class of your own stays as it is.
-        compiled: Compile the loss of the lean learner (`marl_aajr.rllib.compiled_loss`), which pays off in
-            long runs.
         device: Where the copies live and actions are computed; None: where RLlib puts the env runner.
 
     Returns:
@@ -71,8 +68,7 @@ def fast(
     config.env_runners(env_runner_cls=FastEnvRunner)
     config.callbacks_on_episode_end = None
     if lean:
-        backend = "inductor" if compiled else None
-        config.learners(learner_class=_lean(config.learner_class), learner_config_dict={COMPILE_KEY: backend})
+        config.learners(learner_class=_lean(config.learner_class))
     config.learners(
         learner_connector=LearnerConnector(gamma=config.gamma, lambda_=config.lambda_, parity=parity),
         add_default_connectors_to_learner_pipeline=False,

@@ -16,7 +16,6 @@ from typing import Any
 import torch
 from ray.rllib.algorithms.ppo import PPOConfig
 from ray.rllib.algorithms.ppo.torch.ppo_torch_learner import PPOTorchLearner
-from ray.rllib.core.columns import Columns
 from ray.rllib.core.learner.learner import DEFAULT_OPTIMIZER
 from ray.rllib.core.learner.training_data import TrainingData
 from torch import Tensor
@@ -35,9 +34,6 @@ from marl_aajr.rllib.minibatches import Index, minibatches, needed
 from marl_aajr.rllib.module_loss import GRADIENT, ModuleLoss
 from marl_aajr.rllib.ppo_loss import PPOCoefficients
 from marl_aajr.rollout.fragments import map_tree
-
-COMPILE_KEY = "marl_aajr_compile"
-"""In ``config.learner_config_dict``: the torch.compile backend to compile the loss with, if any."""
 
 
 class LeanPPOTorchLearner(PPOTorchLearner):
@@ -151,7 +147,6 @@ class LeanPPOTorchLearner(PPOTorchLearner):
             result[name] = self._loss_of(name).forward(
                 columns,
                 self._coefficients_of(name),
-                whole=self._reporting or Columns.LOSS_MASK in columns,
                 with_graph=config.use_kl_loss or not config.use_critic,
             )
         return result
@@ -178,9 +173,7 @@ class LeanPPOTorchLearner(PPOTorchLearner):
 
     def _loss_of(self, module_id: str) -> ModuleLoss:
         if module_id not in self._losses:
-            config = self.config.get_config_for_module(module_id)
-            backend = None if config.use_kl_loss else self.config.learner_config_dict.get(COMPILE_KEY)
-            self._losses[module_id] = ModuleLoss(self.module[module_id].unwrapped(), backend=backend)
+            self._losses[module_id] = ModuleLoss(self.module[module_id].unwrapped())
         return self._losses[module_id]
 
     def _coefficients_of(self, module_id: str) -> PPOCoefficients:

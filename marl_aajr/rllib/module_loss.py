@@ -18,7 +18,6 @@ from ray.rllib.evaluation.postprocessing import Postprocessing
 from ray.rllib.utils.torch_utils import explained_variance
 from torch import Tensor
 
-from marl_aajr.rllib.compiled_loss import CompiledLoss
 from marl_aajr.rllib.internals import plain_networks
 from marl_aajr.rllib.plain_gradient import plain_gradient
 from marl_aajr.rllib.players import own_distribution
@@ -40,42 +39,33 @@ class ModuleLoss:
 
     Args:
         module: The unwrapped module.
-        backend: The torch.compile backend to compile the loss with, where the module's networks are plain
-            layers; None: it is not compiled.
 
     Attributes:
         distribution: What the module's outputs parametrise; None: not one of ours, and only RLlib's own loss
             can serve.
     """
 
-    def __init__(self, module: TorchRLModule, *, backend: str | None) -> None:
+    def __init__(self, module: TorchRLModule) -> None:
         self._module = module
         self.distribution = own_distribution(module, module.action_space)
         self._networks = plain_networks(module)
         self._plain = plain_gradient(self._networks, self.distribution)
-        self._compiled: CompiledLoss | None = None
-        if backend and self._networks is not None and self.distribution is not None:
-            self._compiled = CompiledLoss(*self._networks, self.distribution, backend=backend)
 
     def forward(
-        self, columns: dict[str, Any], coefficients: PPOCoefficients, *, whole: bool, with_graph: bool
+        self, columns: dict[str, Any], coefficients: PPOCoefficients, *, with_graph: bool
     ) -> dict[str, Any]:
-        """The module's ``forward_train``, or as much of it as the loss needs.
+        """The module's ``forward_train``; for small networks, the loss and its gradient at once.
 
         Args:
             columns: The minibatch.
             coefficients: Of the loss.
-            whole: Whether the outputs themselves are asked for, and not only the loss.
             with_graph: Whether the loss is to be differentiated, and not its gradient to be given.
         """
         if self._networks is None:
             return self._module.forward_train(columns)
-        obs, constants = columns[Columns.OBS], [columns[name] for name in _ROWS]
-        if self._compiled is not None and self._compiled.usable and not whole:
-            loss = self._compiled(obs, constants, coefficients)
-            if loss is not None:
-                return {LOSS: loss}
+        obs = columns[Columns.OBS]
         if self._plain is not None and Columns.LOSS_MASK not in columns and not with_graph:
+            constants = [columns[name] for name in _ROWS]
             loss, gradient, rows = self._plain(obs, constants, coefficients)
             return {LOSS: loss, GRADIENT: gradient, ROWS: rows}
         actor, critic = self._networks
@@ -101,8 +91,9 @@ class ModuleLoss:
         """
         assert self.distribution is not None
         if LOSS in fwd_out:
-            loss, rows = fwd_out[LOSS], fwd_out.get(ROWS)
-            return loss, self._report(rows, coefficients, torch.zeros_like(loss)) if report and rows else {}
+            loss = fwd_out[LOSS]
+            none = torch.zeros_like(loss)
+            return loss, self._report(fwd_out[ROWS], coefficients, none) if report else {}
         values = fwd_out.get(VALUES)
         if values is None:
             values = self._critic(batch, fwd_out)

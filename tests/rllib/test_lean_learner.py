@@ -18,8 +18,7 @@ from marl_aajr.distributions import Categorical, DiagGaussian, MultiCategorical
 from marl_aajr.numerics import NonFiniteError
 from marl_aajr.regularizers import make_regularizer
 from marl_aajr.rllib import robustify
-from marl_aajr.rllib.compiled_loss import worth_compiling
-from marl_aajr.rllib.lean_learner import COMPILE_KEY, LeanPPOTorchLearner
+from marl_aajr.rllib.lean_learner import LeanPPOTorchLearner
 from marl_aajr.rllib.ppo_loss import PPOCoefficients, PPORows, ppo_loss, ppo_parts
 from tests.rllib.learners import ACTIONS, build_learner, ppo_batch, ppo_config, update, weights
 
@@ -186,37 +185,6 @@ def test_regularized_learner_is_the_stock_one_regularized() -> None:
     assert any(
         not torch.equal(a, b) for a, b in zip(weights(plain).values(), weights(ours).values(), strict=True)
     )
-
-
-@pytest.mark.parametrize("space", SPACES, ids=repr)
-def test_compiled_loss_learns_the_same(space: gym.Space[Any]) -> None:
-    stock, ours = both(space=space, entropy_coeff=[[0, 0.1], [1000, 0.0]], use_kl_loss=False)
-    ours.config.learner_config_dict[COMPILE_KEY] = "aot_eager"  # inductor would take a minute
-    batch = ppo_batch(stock)
-    for learner in (stock, ours):
-        result = train(learner, batch)
-    assert ours._losses["a"]._compiled.usable
-    assert_same_weights(stock, ours)
-    assert "entropy" in result["a"], "the last minibatch is measured"
-
-
-def test_loss_that_cannot_be_compiled_is_computed_without(caplog: pytest.LogCaptureFixture) -> None:
-    stock, ours = both(use_kl_loss=False)
-    ours.config.learner_config_dict[COMPILE_KEY] = no_compiler
-    batch = ppo_batch(stock)
-    for learner in (stock, ours):
-        train(learner, batch)
-    assert "cannot compile the loss" in caplog.text
-    assert_same_weights(stock, ours)
-
-
-def no_compiler(graph: Any, inputs: Any) -> Any:
-    raise RuntimeError("there is no C++ compiler here")
-
-
-def test_long_runs_are_worth_compiling() -> None:
-    assert not worth_compiling(env_steps=100_000, train_batch_size=4000, minibatches=120)
-    assert worth_compiling(env_steps=10_000_000, train_batch_size=4000, minibatches=120)
 
 
 def test_gradients_that_are_not_finite_stop_the_update() -> None:
