@@ -1,8 +1,8 @@
 """PPO's loss and gradient for two small MLPs, written out.
 
 With networks of a few thousand weights, autograd's bookkeeping takes half as long as the arithmetic. An actor
-and a critic that are plain stacks of linear layers and tanh or ReLU need none of it. (``torch.compile`` of loss and
-gradient was slower than this at 64x64 on a CPU, before counting the half minute that it takes to compile.)
+and a critic that are plain stacks of linear layers and tanh or ReLU need none of it. (``torch.compile`` of
+loss and gradient was slower than this at 64x64 on a CPU, not counting half a minute of compiling.)
 """
 
 from __future__ import annotations
@@ -81,13 +81,15 @@ class PlainGradient:
     """The gradient of PPO's loss by the weights of an actor and a critic that are plain MLPs.
 
     Args:
-        actor: Observations to distribution inputs.
+        actor: Observations to distribution inputs; layers behind the last linear one (a Gaussian's log σ) are
+            left to autograd.
         critic: Observations to values ``[N, 1]``.
         distribution: What the inputs parametrise.
     """
 
     def __init__(self, actor: nn.Sequential, critic: nn.Sequential, distribution: ActionDistribution) -> None:
-        self._actor, self._critic = PlainMLP(actor), PlainMLP(critic)
+        body, self._tail = _parted(actor)
+        self._actor, self._critic = PlainMLP(body), PlainMLP(critic)
         self._distribution = distribution
 
     @torch.no_grad()
@@ -101,13 +103,31 @@ class PlainGradient:
             constants: The columns of `PPORows` that are no outputs.
             coefficients: Of the loss.
         """
-        inputs, actor_seen = self._actor.forward(obs)
+        outputs, actor_seen = self._actor.forward(obs)
         values, critic_seen = self._critic.forward(obs)
+        inputs, graph = self._through_tail(outputs)
         rows = PPORows(inputs, values.squeeze(-1), *constants)
         loss, to_inputs, to_values = loss_and_gradient(self._distribution, rows, coefficients)
-        gradient = self._actor.backward(to_inputs, actor_seen)
-        gradient |= self._critic.backward(to_values.unsqueeze(-1), critic_seen)
-        return loss, gradient, rows
+        gradient = self._critic.backward(to_values.unsqueeze(-1), critic_seen)
+        if graph is not None:
+            parameters = list(self._tail.parameters())
+            to_inputs, *rest = torch.autograd.grad(graph, [outputs, *parameters], to_inputs)
+            gradient |= dict(zip(parameters, rest, strict=True))
+        return loss, gradient | self._actor.backward(to_inputs, actor_seen), rows
+
+    def _through_tail(self, outputs: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Distribution inputs, and the same with the graph of the layers that autograd goes through."""
+        if not len(self._tail):
+            return outputs, None
+        with torch.enable_grad():
+            graph = self._tail(outputs.requires_grad_())
+        return graph.detach(), graph
+
+
+def _parted(layers: nn.Sequential) -> tuple[nn.Sequential, nn.Sequential]:
+    """The layers up to the last linear one, and those behind it."""
+    last = max((i for i, layer in enumerate(layers) if isinstance(layer, nn.Linear)), default=-1)
+    return nn.Sequential(*layers[: last + 1]), nn.Sequential(*layers[last + 1 :])
 
 
 def plain_gradient(
@@ -117,5 +137,6 @@ def plain_gradient(
     if networks is None or distribution is None:
         return None
     trained = all(parameter.requires_grad for part in networks for parameter in part.parameters())
-    served = all(PlainMLP.serves(part) for part in networks)
+    actor, critic = networks
+    served = PlainMLP.serves(_parted(actor)[0]) and PlainMLP.serves(critic)
     return PlainGradient(*networks, distribution) if trained and served else None

@@ -135,6 +135,21 @@ def test_weights_are_rllibs_for_every_kind_of_action(space: gym.Space[Any]) -> N
     assert_same_weights(stock, ours)
 
 
+@pytest.mark.parametrize("activation", ["relu", "silu"])
+@pytest.mark.parametrize("free_log_std", [False, True])
+def test_weights_are_rllibs_whatever_the_layers(activation: str, free_log_std: bool) -> None:
+    """ReLU has its gradient written out, SiLU has not; log σ is left to autograd."""
+    model = DefaultModelConfig(
+        fcnet_hiddens=[16, 8], fcnet_activation=activation, free_log_std=free_log_std, vf_share_layers=False
+    )
+    stock, ours = both(space=SPACES[2], model=model, use_kl_loss=False)
+    batch = ppo_batch(stock)
+    for learner in (stock, ours):
+        train(learner, batch)
+    assert_same_weights(stock, ours)
+    assert (ours._losses["a"]._plain is not None) == (activation == "relu")
+
+
 def test_weights_are_rllibs_with_a_shared_encoder_that_has_no_layers_of_its_own() -> None:
     model = DefaultModelConfig(fcnet_hiddens=[16], vf_share_layers=True)
     stock, ours = both(model=model)
