@@ -126,8 +126,9 @@ class PlainGradient:
 
 def _parted(layers: nn.Sequential) -> tuple[nn.Sequential, nn.Sequential]:
     """The layers up to the last linear one, and those behind it."""
-    last = max((i for i, layer in enumerate(layers) if isinstance(layer, nn.Linear)), default=-1)
-    return nn.Sequential(*layers[: last + 1]), nn.Sequential(*layers[last + 1 :])
+    parts = list(layers)
+    last = max((i for i, layer in enumerate(parts) if isinstance(layer, nn.Linear)), default=-1)
+    return nn.Sequential(*parts[: last + 1]), nn.Sequential(*parts[last + 1 :])
 
 
 def plain_gradient(
