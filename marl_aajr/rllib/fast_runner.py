@@ -18,13 +18,7 @@ from ray.rllib.env.env_context import EnvContext
 
 from marl_aajr.rllib.batch_env import BatchCreator, BatchSpaces
 from marl_aajr.rllib.batch_filter import BatchFilter
-from marl_aajr.rllib.internals import (
-    foreign_env_to_module,
-    make_environment_callback,
-    registered_creator,
-    stale_connector_settings,
-)
-from marl_aajr.rllib.observation_filter import ObservationNormalizer
+from marl_aajr.rllib.internals import registered_creator, stale_connector_settings
 from marl_aajr.rllib.players import ModulePlayers
 from marl_aajr.rllib.runner import RunEnvRunner
 from marl_aajr.rllib.sampling_metrics import SamplingMetrics
@@ -72,12 +66,11 @@ class FastEnvRunner(RunEnvRunner):
         self._collector: Collector | None = None
         self._generator = torch.Generator()
         super().__init__(config=config, **kwargs)
-        foreign = foreign_env_to_module(self._env_to_module, ObservationNormalizer)
-        if foreign:
+        if self.foreign_connectors:
             raise ValueError(
                 "expected no env-to-module connector but our ObservationNormalizer, got "
-                f"{', '.join(foreign)}; they work on episodes, which this runner does not make: use RLlib's "
-                "env runner"
+                f"{', '.join(self.foreign_connectors)}; they work on episodes, which this runner does not "
+                "make: use RLlib's env runner"
             )
         stale = stale_connector_settings(self.config)
         if stale:
@@ -85,7 +78,7 @@ class FastEnvRunner(RunEnvRunner):
                 f"expected the training settings that fast(config, environment) found, got other {stale}; "
                 "call it last"
             )
-        self._generator.manual_seed(_any_seed() if self._seed is None else self._seed)
+        self._generator.manual_seed(_any_seed() if self.first_seed is None else self.first_seed)
 
     def make_env(self) -> None:
         """Build the copies; the next sample begins new episodes."""
@@ -103,25 +96,25 @@ class FastEnvRunner(RunEnvRunner):
                 "call it last"
             )
         if creator.device is not None:
-            self._device = torch.device(creator.device)
-        batch = creator.batch(context, self.config.num_envs_per_env_runner, self._device)
+            self.place = torch.device(creator.device)
+        batch = creator.batch(context, self.config.num_envs_per_env_runner, self.place)
         self.env = BatchSpaces(batch)
         self.num_envs = batch.num_envs
         self._collector = None
-        self._needs_initial_reset = True
-        make_environment_callback(self, context)
+        self.must_reset = True
+        self.announce_environment(context)
 
     def start_afresh(self, *, seed: int) -> None:
         """Build new environments; the next sample, and all that follow, are a function of ``seed``."""
         self.make_env()
-        self._seed = seed
+        self.first_seed = seed
         self._generator.manual_seed(seed)
 
     def get_metrics(self) -> Any:
         """RLlib's metrics of what was sampled since they were last asked for."""
         return self.metrics.reduce()
 
-    def _sample(
+    def collect(
         self,
         *,
         num_timesteps: int | None = None,
@@ -131,7 +124,7 @@ class FastEnvRunner(RunEnvRunner):
         force_reset: bool = False,
     ) -> list[Any]:
         collector, players = self._assembled()
-        if force_reset or num_episodes is not None or self._needs_initial_reset:
+        if force_reset or num_episodes is not None or self.must_reset:
             self._begin(collector)
         players.module = self.module
         players.explore, players.random = explore, random_actions
@@ -140,7 +133,7 @@ class FastEnvRunner(RunEnvRunner):
             self._filter.load()
         try:
             if num_episodes is not None:
-                self._needs_initial_reset = True
+                self.must_reset = True
                 return self._whole_episodes(collector, num_episodes)
             return self._steps(collector, num_timesteps or 0)
         finally:
@@ -186,16 +179,16 @@ class FastEnvRunner(RunEnvRunner):
             assert self.env is not None
             batch = self.env.batch
             module_of = _module_of(batch, self.config.policy_mapping_fn)
-            found = [p for p in self._env_to_module.connectors if isinstance(p, ObservationNormalizer)]
-            self._filter = BatchFilter(found[0], self._device) if found else None
-            if found and self.config.in_evaluation:
-                found[0].frozen = True
+            normalizer = self.normalizer
+            self._filter = None if normalizer is None else BatchFilter(normalizer, self.place)
+            if normalizer is not None and self.config.in_evaluation:
+                normalizer.frozen = True
             players = ModulePlayers(
                 {module_of[agent]: batch.action_spaces[agent] for agent in batch.possible_agents},
                 normalize_actions=self.config.normalize_actions,
                 clip_actions=self.config.clip_actions,
                 observe=self._filter,
-                device=self._device,
+                device=self.place,
             )
             self._players = players
             self._collector = Collector(batch, module_of, players)
@@ -204,14 +197,15 @@ class FastEnvRunner(RunEnvRunner):
 
     def _begin(self, collector: Collector) -> None:
         """New episodes: the first from the runner's seed, later ones from numbers drawn with it."""
-        seed = self._seed if self._needs_initial_reset and self._seed is not None else self._draw()
+        known = self.first_seed if self.must_reset else None
+        seed = self._draw() if known is None else known
         if self._filter is not None:
             self._filter.load()
         collector.reset(seed=seed)
         if self._filter is not None:
             self._filter.store()
         self._players.generator.manual_seed(self._draw())
-        self._needs_initial_reset = False
+        self.must_reset = False
 
     def _draw(self) -> int:
         return int(torch.randint(2**31, (), generator=self._generator))

@@ -15,7 +15,6 @@ from typing import Any
 
 import torch
 from ray.rllib.algorithms.ppo import PPOConfig
-from ray.rllib.algorithms.ppo.torch.ppo_torch_learner import PPOTorchLearner
 from ray.rllib.core.learner.learner import DEFAULT_OPTIMIZER
 from ray.rllib.core.learner.training_data import TrainingData
 from torch import Tensor
@@ -23,6 +22,7 @@ from torch import Tensor
 from marl_aajr.numerics import NonFiniteError
 from marl_aajr.rllib.adam import LeanAdam
 from marl_aajr.rllib.internals import (
+    OpenPPOTorchLearner,
     begin_update,
     current_entropy_coeff,
     log_trained,
@@ -36,7 +36,7 @@ from marl_aajr.rllib.ppo_loss import PPOCoefficients
 from marl_aajr.rollout.fragments import map_tree
 
 
-class LeanPPOTorchLearner(PPOTorchLearner):
+class LeanPPOTorchLearner(OpenPPOTorchLearner):
     """PPO's learner; see the module's documentation.
 
     A gradient that is not finite raises `NonFiniteError` instead of being set to zero.
@@ -53,7 +53,7 @@ class LeanPPOTorchLearner(PPOTorchLearner):
         super().build()
 
     def configure_optimizers_for_module(self, module_id: str, config: Any = None) -> None:
-        params = self.get_parameters(self._module[module_id])
+        params = self.get_parameters(self.module[module_id])
         self.register_optimizer(
             module_id=module_id,
             optimizer=LeanAdam(params),
@@ -110,7 +110,7 @@ class LeanPPOTorchLearner(PPOTorchLearner):
         order = minibatches(counts, size=size, epochs=epochs, shuffle=shuffle, total=total)
         for done, chosen in enumerate(order, 1):
             self._reporting = done == total
-            _, losses, _ = self._update(self._minibatch(columns, chosen))
+            _, losses = self.train_minibatch(self._minibatch(columns, chosen))
         for name, finite in self._finite.items():
             _raise_unless(bool(finite), name)
         log_trained(self, rows, size=size, minibatches=total)
@@ -124,7 +124,8 @@ class LeanPPOTorchLearner(PPOTorchLearner):
             result[name] = map_tree(partial(_at, index), columns[name])
         return result
 
-    def _uncompiled_update(self, batch: dict[str, Any], **_: Any) -> tuple[Any, Any, Any]:
+    def minibatch_step(self, batch: dict[str, Any]) -> tuple[Any, dict[str, Tensor]]:
+        """Forward pass, losses, gradients and a step of the optimizers."""
         fwd_out = self._forward(batch)
         losses = self.compute_losses(fwd_out=fwd_out, batch=batch)
         differentiable = any(loss.requires_grad for loss in losses.values())
@@ -135,7 +136,7 @@ class LeanPPOTorchLearner(PPOTorchLearner):
                 added = gradients.get(parameter)
                 gradients[parameter] = gradient if added is None else gradient.add_(added)
         self.apply_gradients(self.postprocess_gradients(gradients))
-        return fwd_out, losses, {}
+        return fwd_out, losses
 
     def _forward(self, batch: dict[str, Any]) -> dict[str, Any]:
         if self.distributed:

@@ -4,6 +4,7 @@ Two things keep RLlib 2.60 from giving the same numbers twice:
 
 1. ``MultiAgentEpisode`` hands out its agents as sets of strings, whose order differs from process to process
    (PYTHONHASHSEED). Rows of a batch, and with them the random numbers of each agent's action, follow it.
+   `OpenEnvRunner` orders them.
 2. A checkpoint holds neither environments nor random generators. So both the run that goes on and the run
    that is resumed start afresh at a checkpoint, from a seed of its own (:meth:`RunEnvRunner.start_afresh`).
 """
@@ -12,40 +13,13 @@ from __future__ import annotations
 
 import warnings
 from collections import defaultdict
-from collections.abc import Callable, KeysView
+from collections.abc import Callable
 from typing import Any
 
-from ray.rllib.env.multi_agent_env_runner import MultiAgentEnvRunner
-from ray.rllib.env.multi_agent_episode import MultiAgentEpisode
-from ray.rllib.utils.metrics import ENV_STEP_TIMER
+from marl_aajr.rllib.internals import OpenEnvRunner
 
 
-class OrderedEpisode(MultiAgentEpisode):
-    """A multi-agent episode that lists its agents in the order in which they came in."""
-
-    __slots__ = ()
-
-    @property
-    def agent_ids(self) -> KeysView[Any]:
-        return dict.fromkeys(self.agent_episodes).keys()
-
-    def get_agents_that_stepped(self) -> KeysView[Any]:
-        return dict(self.get_observations(-1)).keys()
-
-    def cut(self, len_lookback_buffer: int = 0) -> MultiAgentEpisode:
-        return _ordered(super().cut(len_lookback_buffer))
-
-    def slice(self, slice_: slice, *, len_lookback_buffer: int | None = None) -> MultiAgentEpisode:
-        return _ordered(super().slice(slice_, len_lookback_buffer=len_lookback_buffer))
-
-
-def _ordered(episode: MultiAgentEpisode) -> MultiAgentEpisode:
-    # RLlib names the class outright wherever it makes an episode.
-    episode.__class__ = OrderedEpisode
-    return episode
-
-
-class RunEnvRunner(MultiAgentEnvRunner):
+class RunEnvRunner(OpenEnvRunner):
     """RLlib's multi-agent env runner with ordered episodes, exact returns and a defined beginning.
 
     Attributes:
@@ -68,11 +42,8 @@ class RunEnvRunner(MultiAgentEnvRunner):
             # Gymnasium warns that RLlib gives every environment the same name.
             warnings.simplefilter("ignore", UserWarning)
             self.make_env()
-        self._seed = seed
-        self._cached_to_module = None
-        self._ongoing_episodes = [None] * self.num_envs
-        self._ongoing_episodes_for_metrics.clear()
-        self._done_episodes_for_metrics.clear()
+        self.first_seed = seed
+        self.forget_episodes()
 
     def apply(self, func: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         """Call ``func`` on this runner; its error is the caller's.
@@ -81,16 +52,12 @@ class RunEnvRunner(MultiAgentEnvRunner):
         """
         return func(self, *args, **kwargs)
 
-    def _try_env_step(self, actions: list[Any]) -> Any:
-        # RLlib would log what went wrong and raise an empty RuntimeError.
-        with self.metrics.log_time(ENV_STEP_TIMER):
-            results = self.env.step(actions)
+    def step_copies(self, actions: list[Any]) -> Any:
+        results = super().step_copies(actions)
         for returns, rewards in zip(self.episode_returns, results[1], strict=True):
             for agent, reward in rewards.items():
                 returns[agent] += reward
         return results
 
-    def _new_episode(self, env_index: int, episodes: list[Any] | None = None) -> None:
-        self.episode_returns[env_index] = defaultdict(float)
-        super()._new_episode(env_index, episodes)
-        _ordered((self._ongoing_episodes if episodes is None else episodes)[env_index])
+    def episode_begins(self, copy: int) -> None:
+        self.episode_returns[copy] = defaultdict(float)

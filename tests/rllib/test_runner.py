@@ -8,8 +8,8 @@ import pytest
 from ray.rllib.env.multi_agent_episode import MultiAgentEpisode
 from ray.rllib.utils.metrics.metrics_logger import MetricsLogger
 
+from marl_aajr.rllib.internals import OrderedEpisode
 from marl_aajr.rllib.returns import RETURNS_KEY, EpisodeReturns
-from marl_aajr.rllib.runner import OrderedEpisode
 
 AGENTS = [f"agent_{i}" for i in range(20)]
 

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from marl_aajr.distributions import Categorical
 from marl_aajr.rllib.env import _flags, _stock_flags
-from marl_aajr.rllib.runner import _ordered
+from marl_aajr.rllib.internals import ordered
 from marl_aajr.rollout.batched import BatchedEnv, BatchedStep
 from marl_aajr.rollout.collector import Collector
 from marl_aajr.rollout.columns import Decision
@@ -74,7 +74,7 @@ class Told(BatchedEnv):
         self.running = [self._begin() for _ in range(env.num_envs)]
 
     def _begin(self) -> MultiAgentEpisode:
-        return _ordered(MultiAgentEpisode(agent_to_module_mapping_fn=lambda *_: "m"))
+        return ordered(MultiAgentEpisode(agent_to_module_mapping_fn=lambda *_: "m"))
 
     def _seen(self, obs: Mapping[str, Tensor], e: int) -> dict[str, Any]:
         return {a: obs[a][e].numpy() for a, acts in self.env.active.items() if acts[e]}

@@ -1,0 +1,166 @@
+"""What RLlib's learners keep to themselves."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from ray.rllib.algorithms.algorithm import Algorithm
+from ray.rllib.algorithms.algorithm_config import AlgorithmConfig
+from ray.rllib.algorithms.impala.torch.impala_torch_learner import IMPALATorchLearner
+from ray.rllib.algorithms.ppo.torch.ppo_torch_learner import PPOTorchLearner
+from ray.rllib.algorithms.sac.torch.sac_torch_learner import SACTorchLearner
+from ray.rllib.core.learner.learner import POLICY_LOSS_KEY, Learner
+from ray.rllib.core.learner.torch.torch_learner import TorchLearner
+from ray.rllib.core.learner.training_data import TrainingData
+from ray.rllib.policy.sample_batch import MultiAgentBatch
+from ray.rllib.utils.metrics import (
+    ALL_MODULES,
+    MODULE_TRAIN_BATCH_SIZE_MEAN,
+    NUM_ENV_STEPS_TRAINED,
+    NUM_ENV_STEPS_TRAINED_LIFETIME,
+    NUM_MODULE_STEPS_TRAINED,
+    NUM_MODULE_STEPS_TRAINED_LIFETIME,
+    WEIGHTS_SEQ_NO,
+)
+from torch import Tensor
+
+from marl_aajr.jacobian import BACKENDS, Backend
+
+
+def backends_for(learner: TorchLearner) -> tuple[Backend, ...]:
+    """The Jacobian backends that are safe in this learner.
+
+    IMPALA and APPO update in a thread of their own, and PyTorch's dual levels are process-global: forward
+    mode would meet whatever else the process differentiates.
+    """
+    if isinstance(learner, IMPALATorchLearner):
+        return tuple(name for name in BACKENDS if name != "forward")
+    return BACKENDS
+
+
+def add_to_policy_loss(learner: TorchLearner, module_id: str, term: Tensor) -> None:
+    """SAC differentiates losses that it keeps by optimizer, not the ones that ``compute_losses`` returns."""
+    if isinstance(learner, SACTorchLearner):
+        losses = learner._temp_losses
+        losses[(module_id, POLICY_LOSS_KEY)] = losses[(module_id, POLICY_LOSS_KEY)] + term
+
+
+def check_gradients_are_served(learner: type[TorchLearner]) -> None:
+    """Raise ``ValueError`` for a learner that would differentiate something other than our loss."""
+    served = (
+        TorchLearner.compute_gradients,
+        IMPALATorchLearner.compute_gradients,
+        SACTorchLearner.compute_gradients,
+    )
+    if learner.compute_gradients not in served:
+        raise ValueError(
+            "expected a learner with the compute_gradients of RLlib's TorchLearner, IMPALA, APPO or SAC, "
+            f"got {learner.__name__} with its own; a term added to the loss might never be differentiated"
+        )
+
+
+def learner_index(learner: Learner) -> int:
+    """Which of the learners this is."""
+    return int(learner._learner_index)
+
+
+def learner_extras(algorithm: Algorithm) -> dict[str, float]:
+    """What PPO's learner adapts and leaves out of its state: the KL coefficient of each module."""
+
+    def read(learner: Any) -> dict[str, float]:
+        return {name: float(value) for name, value in learner.curr_kl_coeffs_per_module.items()}
+
+    (first, *_) = algorithm.learner_group.foreach_learner(read)
+    return dict(first.get())
+
+
+def restore_learner_extras(algorithm: Algorithm, kl: Mapping[str, float], *, env_steps: int) -> None:
+    """Put back :func:`learner_extras`, and the entropy coefficient that its schedule has come to.
+
+    RLlib moves schedules only after an update: without this, the first one after a restore would run with
+    the values of step 0.
+    """
+
+    def write(learner: Any) -> None:
+        for name, value in kl.items():
+            learner.curr_kl_coeffs_per_module[name].data.fill_(value)
+        for name in learner.module.keys():  # noqa: SIM118 - a MultiRLModule is no mapping
+            learner.entropy_coeff_schedulers_per_module[name].update(timestep=env_steps)
+
+    for result in algorithm.learner_group.foreach_learner(write):
+        result.get()
+
+
+def optimizers(learner: TorchLearner) -> list[tuple[torch.optim.Optimizer, list[Any]]]:
+    """All optimizers, each with its parameters."""
+    return [(optimizer, list(params)) for optimizer, params in learner._optimizer_parameters.items()]
+
+
+def plain_optimization(config: AlgorithmConfig) -> bool:
+    """Whether nobody asked for gradient scalers, torch's schedulers or skipped updates."""
+    return not (
+        config._torch_grad_scaler_class
+        or config._torch_lr_scheduler_classes
+        or config.torch_skip_nan_gradients
+    )
+
+
+def train_batch(learner: Learner, training_data: TrainingData) -> MultiAgentBatch:
+    """What the learner is to train on: through its connectors, on its device, without frozen modules."""
+    training_data.validate()
+    training_data.solve_refs()
+    batch = learner._make_batch_if_necessary(training_data=training_data)
+    trained = {
+        module_id: rows
+        for module_id, rows in batch.policy_batches.items()
+        if learner.should_module_be_updated(module_id, batch)
+    }
+    unknown = sorted(set(trained) - set(learner.module.keys()))
+    if unknown:
+        raise ValueError(f"expected rows of the learner's modules only, got some of {', '.join(unknown)}")
+    return MultiAgentBatch(trained, env_steps=batch.env_steps())
+
+
+def begin_update(learner: Learner) -> None:
+    """Count one more version of the weights."""
+    learner._weights_seq_no += 1
+
+
+def log_trained(learner: Learner, batch: MultiAgentBatch, *, size: int, minibatches: int) -> None:
+    """What RLlib logs of every minibatch, once for all of them."""
+    learner._log_metrics(batch=batch)
+    log = learner.metrics.log_value
+    for module_id in batch.policy_batches:
+        log((module_id, WEIGHTS_SEQ_NO), learner._weights_seq_no, window=1)
+        log((module_id, MODULE_TRAIN_BATCH_SIZE_MEAN), size, reduce="mean")
+        log((module_id, NUM_MODULE_STEPS_TRAINED), size * minibatches, reduce="sum")
+        lifetime = (module_id, NUM_MODULE_STEPS_TRAINED_LIFETIME)
+        log(lifetime, size * minibatches, reduce="lifetime_sum", with_throughput=True)
+    rows, steps = size * minibatches * len(batch.policy_batches), batch.env_steps() * minibatches
+    for key, count in ((NUM_MODULE_STEPS_TRAINED, rows), (NUM_ENV_STEPS_TRAINED, steps)):
+        log((ALL_MODULES, key), count, reduce="sum", with_throughput=True)
+    for key, count in ((NUM_MODULE_STEPS_TRAINED_LIFETIME, rows), (NUM_ENV_STEPS_TRAINED_LIFETIME, steps)):
+        log((ALL_MODULES, key), count, reduce="lifetime_sum", with_throughput=True)
+
+
+def current_entropy_coeff(learner: PPOTorchLearner, module_id: str) -> float:
+    """What the schedule of a module's entropy bonus has come to."""
+    return float(learner.entropy_coeff_schedulers_per_module[module_id].get_current_value())
+
+
+class OpenPPOTorchLearner(PPOTorchLearner):
+    """RLlib's PPO learner, whose step from one minibatch to new weights is a public method."""
+
+    def train_minibatch(self, batch: dict[str, Any]) -> tuple[Any, dict[str, Tensor]]:
+        """One `minibatch_step`, through all classes in front of this one; what it returns."""
+        fwd_out, losses, _ = self._update(batch)
+        return fwd_out, losses
+
+    def minibatch_step(self, batch: dict[str, Any]) -> tuple[Any, dict[str, Tensor]]:
+        """Forward pass, losses, gradients and a step of the optimizers; returns the first two."""
+        raise NotImplementedError
+
+    def _uncompiled_update(self, batch: dict[str, Any], **_: Any) -> tuple[Any, Any, Any]:
+        return *self.minibatch_step(batch), {}

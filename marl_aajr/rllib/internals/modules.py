@@ -1,0 +1,133 @@
+"""How RLlib's modules are put together inside."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from ray.rllib.algorithms.ppo.torch.default_ppo_torch_rl_module import DefaultPPOTorchRLModule
+from ray.rllib.algorithms.sac.torch.default_sac_torch_rl_module import DefaultSACTorchRLModule
+from ray.rllib.core.columns import Columns
+from ray.rllib.core.distribution.torch.torch_distribution import TorchSquashedGaussian
+from ray.rllib.core.models.base import ENCODER_OUT
+from ray.rllib.core.models.torch.encoder import TorchActorCriticEncoder
+from ray.rllib.core.models.torch.heads import TorchFreeLogStdMLPHead, TorchMLPHead
+from ray.rllib.core.rl_module.torch import TorchRLModule
+from ray.rllib.utils.numpy import MAX_LOG_NN_OUTPUT, MIN_LOG_NN_OUTPUT
+from torch import Tensor, nn
+
+from marl_aajr.victims.layers import ClipLogStd, FreeLogStd
+
+
+def actor_forward(module: TorchRLModule) -> tuple[Callable[[dict[str, Any]], Tensor], bool]:
+    """How to get a module's distribution inputs from a train batch, and whether it reads OBS alone.
+
+    RLlib's default PPO module runs its critic in every ``forward_train``, and its SAC module five more
+    networks. The inner maximisation calls the policy several times per minibatch and needs the actor only,
+    so it is called by its parts where nobody has overridden how they are put together.
+    """
+    if isinstance(module, DefaultSACTorchRLModule):
+        return lambda batch: _clip_log_std(module, module.forward_inference(batch)), True
+    if _keeps(module, "_forward_train") and not module.encoder.config.shared:
+        return lambda batch: module.pi(module.encoder.actor_encoder(batch)[ENCODER_OUT]), True
+    return lambda batch: module.forward_train(batch)[Columns.ACTION_DIST_INPUTS], False
+
+
+def _keeps(module: TorchRLModule, *methods: str) -> bool:
+    """Whether a module is RLlib's default one for PPO, with its encoder, and these methods as they were."""
+    default = DefaultPPOTorchRLModule
+    return (
+        isinstance(module, default)
+        and all(getattr(type(module), name) is getattr(default, name) for name in methods)
+        and type(getattr(module, "encoder", None)) is TorchActorCriticEncoder
+    )
+
+
+def _clip_log_std(module: DefaultSACTorchRLModule, out: dict[str, Any]) -> Tensor:
+    """The inputs as RLlib's squashed Gaussian reads them: log σ clipped."""
+    inputs = out[Columns.ACTION_DIST_INPUTS]
+    if not issubclass(module.get_train_action_dist_cls(), TorchSquashedGaussian):
+        return inputs
+    mean, log_std = inputs.chunk(2, -1)
+    return torch.cat([mean, log_std.clamp(MIN_LOG_NN_OUTPUT, MAX_LOG_NN_OUTPUT)], -1)
+
+
+def actor_network(module: TorchRLModule) -> nn.Module:
+    """The actor's network alone, for constraints on its weights.
+
+    Raises:
+        ValueError: the actor shares layers with the critic, or is not known here.
+    """
+    encoder = getattr(getattr(module, "encoder", None), "actor_encoder", None)
+    if isinstance(module, DefaultPPOTorchRLModule) and encoder is not None:
+        return nn.ModuleList([encoder, module.pi])
+    if isinstance(module, DefaultSACTorchRLModule):
+        return nn.ModuleList([module.pi_encoder, module.pi])
+    if isinstance(actor := getattr(module, "actor", None), nn.Module):
+        return actor
+    raise ValueError(
+        f"expected a module with an actor of its own, got {type(module).__name__}; set "
+        "vf_share_layers=False, or keep the actor's network in an attribute 'actor'"
+    )
+
+
+def actor_layers(module: DefaultPPOTorchRLModule) -> nn.Sequential:
+    """The actor of RLlib's default PPO module as a stack of plain layers, sharing its parameters.
+
+    Raises:
+        ValueError: an encoder or a head other than RLlib's MLPs.
+    """
+    encoder, head = getattr(module.encoder, "actor_encoder", None), module.pi
+    body = getattr(getattr(encoder, "net", None), "mlp", None)
+    if not isinstance(body, nn.Sequential) or type(head) not in (TorchMLPHead, TorchFreeLogStdMLPHead):
+        raise ValueError(
+            f"expected RLlib's MLP encoder and head, got {type(encoder).__name__} and {type(head).__name__}; "
+            "only feed-forward policies on flat observations can be exported"
+        )
+    layers = [*body, *head.net.mlp]
+    bound = float(head.log_std_clip_param) if head.clip_log_std else None
+    if isinstance(head, TorchFreeLogStdMLPHead):
+        free = FreeLogStd(len(head.log_std), bound)
+        free.log_std = head.log_std
+        layers.append(free)
+    elif bound is not None:
+        layers.append(ClipLogStd(bound))
+    return nn.Sequential(*layers)
+
+
+def plain_actor(module: TorchRLModule) -> nn.Sequential | None:
+    """The layers between observations and distribution inputs, where nobody has changed how RLlib uses them.
+
+    RLlib's way from ``forward_exploration`` to the first layer takes longer than a small network.
+    """
+    return _layers(module, "_forward", "_forward_exploration", "_forward_inference")
+
+
+def trained_actor(module: TorchRLModule) -> nn.Sequential | None:
+    """The layers between observations and distribution inputs in ``forward_train``; None as above."""
+    return _layers(module, "_forward_train")
+
+
+def _layers(module: TorchRLModule, *methods: str) -> nn.Sequential | None:
+    if not _keeps(module, *methods) or module.is_stateful():
+        return None
+    try:
+        return actor_layers(module)
+    except ValueError:
+        return None
+
+
+def plain_networks(module: TorchRLModule) -> tuple[nn.Sequential, nn.Sequential] | None:
+    """The actor and the critic of RLlib's default PPO module as plain layers, sharing its parameters.
+
+    None where somebody has changed how RLlib puts them together, or where they are not MLPs of their own.
+    """
+    actor = _layers(module, "_forward_train", "compute_values")
+    if actor is None:
+        return None
+    body = getattr(getattr(getattr(module.encoder, "critic_encoder", None), "net", None), "mlp", None)
+    head = getattr(getattr(module.vf, "net", None), "mlp", None)
+    if not isinstance(body, nn.Sequential) or not isinstance(head, nn.Sequential):
+        return None
+    return actor, nn.Sequential(*body, *head)

@@ -1,0 +1,156 @@
+"""RLlib's multi-agent env runner with public names for what ours read and replace."""
+
+from __future__ import annotations
+
+from collections.abc import KeysView
+from typing import Any
+
+import torch
+from ray.rllib.algorithms.algorithm import Algorithm
+from ray.rllib.callbacks.utils import make_callback
+from ray.rllib.env.env_context import EnvContext
+from ray.rllib.env.multi_agent_env_runner import MultiAgentEnvRunner
+from ray.rllib.env.multi_agent_episode import MultiAgentEpisode
+from ray.rllib.utils.metrics import ENV_STEP_TIMER
+
+from marl_aajr.rllib.internals.configs import foreign_env_to_module
+from marl_aajr.rllib.observation_filter import ObservationNormalizer
+
+
+class OrderedEpisode(MultiAgentEpisode):
+    """A multi-agent episode that lists its agents in the order in which they came in."""
+
+    __slots__ = ()
+
+    @property
+    def agent_ids(self) -> KeysView[Any]:
+        return dict.fromkeys(self.agent_episodes).keys()
+
+    def get_agents_that_stepped(self) -> KeysView[Any]:
+        return dict(self.get_observations(-1)).keys()
+
+    def cut(self, len_lookback_buffer: int = 0) -> MultiAgentEpisode:
+        return ordered(super().cut(len_lookback_buffer))
+
+    def slice(self, slice_: slice, *, len_lookback_buffer: int | None = None) -> MultiAgentEpisode:
+        return ordered(super().slice(slice_, len_lookback_buffer=len_lookback_buffer))
+
+
+def ordered(episode: MultiAgentEpisode) -> MultiAgentEpisode:
+    """Makes an episode an `OrderedEpisode`."""
+    # RLlib names the class outright wherever it makes an episode.
+    episode.__class__ = OrderedEpisode
+    return episode
+
+
+class OpenEnvRunner(MultiAgentEnvRunner):
+    """RLlib's multi-agent env runner with ordered episodes and its private parts in public.
+
+    Errors of the environments are raised as they are: RLlib would log them, and reset or raise an empty
+    RuntimeError.
+    """
+
+    @property
+    def first_seed(self) -> int | None:
+        """What the next first reset is seeded with; None: nothing."""
+        return self._seed
+
+    @first_seed.setter
+    def first_seed(self, seed: int) -> None:
+        self._seed = seed
+
+    @property
+    def place(self) -> torch.device:
+        """Where the modules act."""
+        return self._device
+
+    @place.setter
+    def place(self, device: torch.device) -> None:
+        self._device = device
+
+    @property
+    def must_reset(self) -> bool:
+        """Whether the next sample begins new episodes."""
+        return self._needs_initial_reset
+
+    @must_reset.setter
+    def must_reset(self, must: bool) -> None:
+        self._needs_initial_reset = must
+
+    @property
+    def normalizer(self) -> ObservationNormalizer | None:
+        """The observation filter of this runner."""
+        return _normalizer(self._env_to_module)
+
+    @property
+    def foreign_connectors(self) -> list[str]:
+        """Names of the env-to-module connectors that are neither RLlib's defaults nor our filter."""
+        return foreign_env_to_module(self._env_to_module, ObservationNormalizer)
+
+    def forget_episodes(self) -> None:
+        """Drop the episodes in progress, and what was not yet reported of them."""
+        self._cached_to_module = None
+        self._ongoing_episodes = [None] * self.num_envs
+        self._ongoing_episodes_for_metrics.clear()
+        self._done_episodes_for_metrics.clear()
+
+    def announce_environment(self, context: EnvContext) -> None:
+        """Call what the user wants called when an environment was built."""
+        make_callback(
+            "on_environment_created",
+            callbacks_objects=self._callbacks,
+            callbacks_functions=self.config.callbacks_on_environment_created,
+            kwargs={
+                "env_runner": self,
+                "metrics_logger": self.metrics,
+                "env": self.env.unwrapped,
+                "env_context": context,
+            },
+        )
+
+    def step_copies(self, actions: list[Any]) -> Any:
+        """One step of all copies."""
+        return self.env.step(actions)
+
+    def episode_begins(self, copy: int) -> None:
+        """Called before a copy begins an episode."""
+
+    def collect(
+        self,
+        *,
+        num_timesteps: int | None = None,
+        num_episodes: int | None = None,
+        explore: bool,
+        random_actions: bool = False,
+        force_reset: bool = False,
+    ) -> list[Any]:
+        """What ``sample`` is to return, after it has filled in what it was not told."""
+        return super()._sample(
+            num_timesteps=num_timesteps,
+            num_episodes=num_episodes,
+            explore=explore,
+            random_actions=random_actions,
+            force_reset=force_reset,
+        )
+
+    def _sample(self, **request: Any) -> list[Any]:
+        return self.collect(**request)
+
+    def _try_env_step(self, actions: list[Any]) -> Any:
+        with self.metrics.log_time(ENV_STEP_TIMER):
+            return self.step_copies(actions)
+
+    def _new_episode(self, env_index: int, episodes: list[Any] | None = None) -> None:
+        self.episode_begins(env_index)
+        super()._new_episode(env_index, episodes)
+        ordered((self._ongoing_episodes if episodes is None else episodes)[env_index])
+
+
+def observation_normalizer(algorithm: Algorithm) -> ObservationNormalizer | None:
+    """The merged observation filter of the algorithm's runners."""
+    return _normalizer(algorithm.env_runner._env_to_module)
+
+
+def _normalizer(pipeline: Any) -> ObservationNormalizer | None:
+    found = [piece for piece in pipeline.connectors if isinstance(piece, ObservationNormalizer)]
+    return found[0] if found else None
