@@ -57,16 +57,15 @@ def value_and_gradient(g: BoundObjective, obs: Tensor, delta: Tensor) -> tuple[T
 
     The gradient is with respect to δ alone: nothing of the parameters' is computed.
     """
+    if isinstance(g, OutputObjective):
+        outputs, pull = g.policy.vjp(obs + delta)
+        value, slope = g.value_and_slope(outputs)
+        return value, pull(slope)
     with torch.enable_grad():
         point = delta.detach().requires_grad_(True)
-        if not isinstance(g, OutputObjective):
-            value = g(obs + point)
-            (gradient,) = torch.autograd.grad(value.sum(), point)
-            return value.detach(), gradient
-        outputs = g.policy(obs + point)
-    value, slope = g.value_and_slope(outputs.detach())
-    (gradient,) = torch.autograd.grad(outputs, point, slope)
-    return value, gradient
+        value = g(obs + point)
+        (gradient,) = torch.autograd.grad(value.sum(), point)
+    return value.detach(), gradient
 
 
 Critic = Callable[[Tensor], Tensor]

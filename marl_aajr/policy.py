@@ -9,9 +9,11 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 
+import torch
 from torch import Tensor
 
 from marl_aajr.distributions import ActionDistribution
+from marl_aajr.mlp import PlainMLP
 
 
 class Policy(ABC):
@@ -29,6 +31,21 @@ class Policy(ABC):
     def __call__(self, obs: Tensor) -> Tensor:
         """Distribution inputs ``[B, ..., m]`` at ``obs [B, ..., d]``."""
 
+    def vjp(self, obs: Tensor) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
+        """f(s) ``[B, ..., m]`` and c ↦ J(s)ᵀ c, ``[B, ..., m] -> [B, ..., d]``, once; nothing has a graph.
+
+        Nothing of the parameters' is computed.
+        """
+        with torch.enable_grad():
+            point = obs.detach().requires_grad_(True)
+            outputs = self(point)
+
+        def pull(cotangent: Tensor) -> Tensor:
+            (gradient,) = torch.autograd.grad(outputs, point, cotangent)
+            return gradient
+
+        return outputs.detach(), pull
+
     def select(self, index: Tensor) -> Policy:
         """The same policy for the rows ``index [B']`` only."""
         return self
@@ -41,6 +58,9 @@ class Policy(ABC):
 class ModulePolicy(Policy):
     """A plain ``nn.Module`` (or any function of tensors) as a policy.
 
+    Attributes:
+        mlp: the module with its derivatives written out; None where it is more than a plain MLP.
+
     Example:
         >>> policy = ModulePolicy(nn.Linear(4, 3), Categorical(3))
     """
@@ -48,6 +68,10 @@ class ModulePolicy(Policy):
     def __init__(self, module: Callable[[Tensor], Tensor], distribution: ActionDistribution) -> None:
         super().__init__(distribution)
         self.module = module
+        self.mlp = PlainMLP.of(module)
 
     def __call__(self, obs: Tensor) -> Tensor:
         return self.module(obs)
+
+    def vjp(self, obs: Tensor) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
+        return super().vjp(obs) if self.mlp is None else self.mlp.vjp(obs)

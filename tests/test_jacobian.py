@@ -30,6 +30,7 @@ from tests.networks import (
 )
 
 each_backend = pytest.mark.parametrize("backend", BACKENDS)
+each_backend_of_any_module = pytest.mark.parametrize("backend", [name for name in BACKENDS if name != "mlp"])
 
 
 @each_backend
@@ -53,7 +54,8 @@ def test_backends_equal_jacrev(backend: JVPBackend, distribution: ActionDistribu
 def test_backends_agree_in_float32() -> None:
     policy = tanh_policy(Categorical(5), dtype=torch.float32)
     obs, u = observations(dtype=torch.float32), observations(seed=1, dtype=torch.float32)
-    forward, double, central = (jvp(policy, obs, u, backend=b)[1] for b in BACKENDS)
+    mlp, forward, double, central = (jvp(policy, obs, u, backend=b)[1] for b in BACKENDS)
+    torch.testing.assert_close(forward, mlp, atol=1e-5, rtol=1e-5)
     torch.testing.assert_close(forward, double, atol=1e-5, rtol=1e-5)
     torch.testing.assert_close(forward, central, atol=5e-4, rtol=1e-3)
 
@@ -69,19 +71,20 @@ def test_the_penalty_is_differentiable_in_the_parameters(backend: JVPBackend) ->
     assert first.grad.abs().sum() > 0
 
 
-@each_backend
+@each_backend_of_any_module
 def test_outputs_that_ignore_the_observation_have_gain_zero(backend: JVPBackend) -> None:
     policy = ModulePolicy(lambda x: torch.ones(len(x), 3, dtype=x.dtype), Categorical(3))
     assert (jvp(policy, observations(), observations(seed=1), backend=backend)[1] == 0).all()
 
 
 @each_backend
+@pytest.mark.parametrize("activation", [torch.nn.Tanh, torch.nn.ReLU])
 @pytest.mark.parametrize("layer", [torch.nn.Linear(6, 3), torch.nn.Linear(6, 3, bias=False)], ids=str)
 def test_derivatives_of_the_gain_agree_with_plain_reverse_mode(
-    backend: Backend, layer: torch.nn.Module
+    backend: Backend, layer: torch.nn.Module, activation: type[torch.nn.Module]
 ) -> None:
-    """∂‖J u‖²/∂θ and ∂‖J u‖²/∂u by the dense Jacobian: forward mode has a rule of its own for linear."""
-    network = torch.nn.Sequential(layer, torch.nn.Tanh(), torch.nn.Linear(3, 2)).double()
+    """∂‖J u‖²/∂θ and ∂‖J u‖²/∂u by the dense Jacobian: some backends have rules of their own."""
+    network = torch.nn.Sequential(layer, activation(), torch.nn.Linear(3, 2)).double()
     u = observations(1, seed=1)[0].requires_grad_(True)
     obs = observations(1)
     variables = [u, *network.parameters()]
@@ -93,7 +96,7 @@ def test_derivatives_of_the_gain_agree_with_plain_reverse_mode(
         torch.testing.assert_close(mine, theirs, atol=1e-7, rtol=1e-6)
 
 
-@pytest.mark.parametrize("backend", ["double", "central"])
+@pytest.mark.parametrize("backend", ["mlp", "double", "central"])
 def test_it_works_where_gradients_are_switched_off(backend: Backend) -> None:
     policy, obs, u = tanh_policy(Categorical(5)), observations(), observations(seed=1)
     with torch.no_grad():
@@ -103,7 +106,7 @@ def test_it_works_where_gradients_are_switched_off(backend: Backend) -> None:
 
 def test_an_unknown_backend_is_refused() -> None:
     backend: Any = "reverse"
-    with pytest.raises(ValueError, match="out of auto, forward, double, central; got 'reverse'"):
+    with pytest.raises(ValueError, match="out of auto, mlp, forward, double, central; got 'reverse'"):
         jvp(tanh_policy(Categorical(5)), observations(), observations(), backend=backend)
 
 

@@ -7,74 +7,14 @@ loss and gradient was slower than this at 64x64 on a CPU, not counting half a mi
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
 
 from marl_aajr.distributions import ActionDistribution
+from marl_aajr.mlp import Gradient, PlainMLP
 from marl_aajr.rllib.ppo_loss import PPOCoefficients, PPORows, loss_and_gradient
-
-Gradient = dict[Tensor, Tensor]
-"""By parameter."""
-
-_Backward = Callable[[Tensor, Tensor], Tensor]
-
-
-def _tanh_backward(gradient: Tensor, output: Tensor) -> Tensor:
-    """``g (1 − y²)``, in place of ``g``."""
-    return torch.ops.aten.tanh_backward.grad_input(gradient, output, grad_input=gradient)
-
-
-def _relu_backward(gradient: Tensor, output: Tensor) -> Tensor:
-    return gradient.masked_fill_(output <= 0, 0.0)
-
-
-_ACTIVATIONS: dict[type[nn.Module], tuple[Callable[[Tensor], Tensor], _Backward]] = {
-    nn.Tanh: (torch.tanh_, _tanh_backward),
-    nn.ReLU: (torch.relu_, _relu_backward),
-}
-"""By layer: the function, in place, and its gradient as a function of its output."""
-
-
-class PlainMLP:
-    """Linear layers with tanh or ReLU between them.
-
-    Args:
-        layers: The layers; see :meth:`serves`.
-    """
-
-    def __init__(self, layers: nn.Sequential) -> None:
-        self._linear = [layer for layer in layers if isinstance(layer, nn.Linear)]
-        self._between = [_ACTIVATIONS[type(layer)] for layer in layers if type(layer) in _ACTIVATIONS]
-
-    @staticmethod
-    def serves(layers: nn.Sequential) -> bool:
-        """Whether the layers are linear and activations in turn, linear ones (with a bias) at both ends."""
-        kinds = [type(layer) for layer in layers]
-        linear = all(kind is nn.Linear for kind in kinds[::2]) and len(kinds) % 2 == 1
-        known = all(kind in _ACTIVATIONS for kind in kinds[1::2])
-        return linear and known and all(layer.bias is not None for layer in list(layers)[::2])
-
-    def forward(self, x: Tensor) -> tuple[Tensor, list[Tensor]]:
-        """Outputs ``[N, m]`` of inputs ``[N, d]``, and the inputs of every layer."""
-        seen = [x]
-        for layer, (activate, _) in zip(self._linear, self._between, strict=False):
-            seen.append(activate(torch.addmm(layer.bias, seen[-1], layer.weight.t())))
-        last = self._linear[-1]
-        return torch.addmm(last.bias, seen[-1], last.weight.t()), seen
-
-    def backward(self, gradient: Tensor, seen: Sequence[Tensor]) -> Gradient:
-        """The gradient by the parameters, from that by the outputs."""
-        result: Gradient = {}
-        for i in range(len(self._linear) - 1, -1, -1):
-            layer = self._linear[i]
-            result[layer.weight] = gradient.t() @ seen[i]
-            result[layer.bias] = gradient.sum(0)
-            if i > 0:
-                _, backward = self._between[i - 1]
-                gradient = backward(gradient @ layer.weight, seen[i])
-        return result
 
 
 class PlainGradient:
@@ -139,5 +79,5 @@ def plain_gradient(
         return None
     trained = all(parameter.requires_grad for part in networks for parameter in part.parameters())
     actor, critic = networks
-    served = PlainMLP.serves(_parted(actor)[0]) and PlainMLP.serves(critic)
+    served = all(PlainMLP.of(part) is not None for part in (_parted(actor)[0], critic))
     return PlainGradient(*networks, distribution) if trained and served else None

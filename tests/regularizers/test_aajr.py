@@ -168,7 +168,7 @@ def test_no_pass_of_the_network_is_wasted() -> None:
             return super().__call__(obs)
 
     inner = tanh_policy(Categorical(5))
-    sample = replace(sample_of(inner), policy=Counting(inner.module, inner.distribution))
+    sample = replace(sample_of(inner), policy=Counting(inner, inner.distribution))
     regularizer = replace(WHOLE, backend="forward")
     evaluate(regularizer, sample)
     assert seen == [*CLIMB, (21, True)]

@@ -33,7 +33,7 @@ from tests.test_jacobian import Attention
         ({"sample_fraction": 0}, r"expected a sample_fraction in \(0, 1\]"),
         ({"objective": "loss"}, "expected objective out of kl, surrogate, margin, value; got 'loss'"),
         ({"output": "value"}, "expected output out of logits"),
-        ({"backend": "magic"}, "expected backend out of auto, forward, double, central"),
+        ({"backend": "magic"}, "expected backend out of auto, mlp, forward, double, central"),
         ({"metric": "none"}, "expected metric out of detached, full"),
         ({"metric": "full"}, "expected metric='detached' with output='logits', which has no metric"),
         ({"norm": "l1"}, "expected norm out of linf, l2"),
@@ -97,7 +97,8 @@ def test_settings_that_ask_for_more_than_the_learner_has_are_refused() -> None:
 
 def test_the_backend_is_settled_for_the_policy() -> None:
     policy, obs = tanh_policy(Categorical(5)), observations()
-    assert AAJR().fitted(policy, obs).backend == "forward"
+    assert AAJR().fitted(policy, obs).backend == "mlp"
+    assert AAJR().fitted(ModulePolicy(policy, policy.distribution), obs).backend == "forward"
     assert AAJR().fitted(policy, obs, backends=["double", "central"]).backend == "double"
     assert AAJR(secant=True).fitted(policy, obs) == AAJR(secant=True)
     attention = ModulePolicy(Attention(), Categorical(6))
