@@ -20,7 +20,7 @@ from ray.rllib.core.distribution.torch.torch_distribution import (
 )
 from ray.rllib.core.rl_module.apis import ValueFunctionAPI
 from ray.rllib.core.rl_module.torch import TorchRLModule
-from torch import Tensor
+from torch import Tensor, nn
 
 from marl_aajr.distributions import (
     ActionDistribution,
@@ -29,7 +29,7 @@ from marl_aajr.distributions import (
     MultiCategorical,
     from_space,
 )
-from marl_aajr.policy import Policy
+from marl_aajr.policy import ModulePolicy, Policy
 from marl_aajr.rllib.internals import actor_forward
 
 _RLLIB_CLASSES = {
@@ -73,6 +73,17 @@ class ObservationView:
             leaves[i] = part.reshape(*part.shape[: self._lead], *shape)
         return tree.unflatten_as(fixed, leaves)
 
+    def columns_at(self, flat: Tensor, columns: Mapping[str, Any]) -> dict[str, Any]:
+        """A batch with these perturbable observations, in a fresh mapping: modules may pop from it."""
+        batch = dict(_copy(columns))
+        batch[Columns.OBS] = self.merge(flat, batch[Columns.OBS])
+        return batch
+
+
+def observation_view(module: TorchRLModule, columns: Mapping[str, Any]) -> ObservationView:
+    """The observations of one module's train batch."""
+    return ObservationView(columns[Columns.OBS], lead_dims=2 if module.is_stateful() else 1)
+
 
 class RLModulePolicy(Policy):
     """The actor of an RLModule on one train batch; see :func:`module_policy`."""
@@ -90,13 +101,7 @@ class RLModulePolicy(Policy):
         self._view = view
 
     def __call__(self, obs: Tensor) -> Tensor:
-        return self._forward(self.columns_at(obs, self._columns))
-
-    def columns_at(self, obs: Tensor, columns: Mapping[str, Any]) -> dict[str, Any]:
-        """A batch with these perturbable observations, in a fresh mapping: modules may pop from it."""
-        batch = dict(_copy(columns))
-        batch[Columns.OBS] = self._view.merge(obs, batch[Columns.OBS])
-        return batch
+        return self._forward(self._view.columns_at(obs, self._columns))
 
     def select(self, index: Tensor) -> RLModulePolicy:
         return self._with(_rows(self._columns, index))
@@ -109,46 +114,53 @@ class RLModulePolicy(Policy):
 
 
 def module_policy(
-    module: TorchRLModule, batch: Mapping[str, Any], distribution: ActionDistribution
-) -> tuple[RLModulePolicy, Tensor]:
+    module: TorchRLModule,
+    batch: Mapping[str, Any],
+    distribution: ActionDistribution,
+    *,
+    layers: nn.Sequential | None = None,
+) -> tuple[Policy, Tensor]:
     """The policy of one module on one train batch, and its clean observations.
 
     Args:
         module: the unwrapped module (never a DDP wrapper: a second forward would break its reducer).
         batch: the train batch of this module; not modified.
         distribution: what the module's distribution inputs parametrise.
+        layers: the module's actor, where that is a stack of layers (``internals.trained_actor``): the same
+            policy by a shorter way, for flat observations.
 
     Returns:
         The policy and the perturbable observations, ``[B, d]`` or ``[B, T, d]`` for recurrent modules.
     """
+    obs = batch[Columns.OBS]
+    if layers is not None and isinstance(obs, Tensor) and obs.is_floating_point():
+        return ModulePolicy(layers, distribution), obs
     forward, reads_obs_only = actor_forward(module)
-    view = ObservationView(batch[Columns.OBS], lead_dims=2 if module.is_stateful() else 1)
+    view = observation_view(module, batch)
     names = [Columns.OBS] if reads_obs_only else list(batch)
     columns = {name: batch[name] for name in names}
     return RLModulePolicy(forward, columns, view, distribution), view.flat
 
 
-def module_critic(
-    module: TorchRLModule, batch: Mapping[str, Any], policy: RLModulePolicy
-) -> RLModuleCritic | None:
+def module_critic(module: TorchRLModule, batch: Mapping[str, Any]) -> RLModuleCritic | None:
     """The module's critic at perturbed observations of this batch; None where it has none."""
-    return RLModuleCritic(module, batch, policy) if isinstance(module, ValueFunctionAPI) else None
+    return RLModuleCritic(module, batch) if isinstance(module, ValueFunctionAPI) else None
 
 
 class RLModuleCritic:
     """V(s + δ) of one train batch, ``[B, ..., d] -> [B, ...]``; follows its rows through :meth:`select`."""
 
-    def __init__(self, module: TorchRLModule, columns: Mapping[str, Any], policy: RLModulePolicy) -> None:
+    def __init__(self, module: TorchRLModule, columns: Mapping[str, Any]) -> None:
         self._module = module
         self._columns = columns
-        self._policy = policy
 
     def __call__(self, obs: Tensor) -> Tensor:
-        values: Tensor = self._module.compute_values(self._policy.columns_at(obs, self._columns))
+        view = observation_view(self._module, self._columns)
+        values: Tensor = self._module.compute_values(view.columns_at(obs, self._columns))
         return values
 
     def select(self, index: Tensor) -> RLModuleCritic:
-        return RLModuleCritic(self._module, _rows(self._columns, index), self._policy)
+        return RLModuleCritic(self._module, _rows(self._columns, index))
 
 
 def module_distribution(module: TorchRLModule) -> ActionDistribution:
