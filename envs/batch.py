@@ -48,7 +48,6 @@ class TensorBatch(BatchedEnv):
     Attributes:
         max_cycles: As given.
         dtype: As given.
-        state_size: Numbers of `state`.
 
     Raises:
         ValueError: If ``num_envs`` or ``max_cycles`` is not a positive integer, or the dtype is another.
@@ -78,7 +77,7 @@ class TensorBatch(BatchedEnv):
         self.observation_spaces = {agent: unbounded(size, dtype) for agent, size in observation_sizes.items()}
         self.action_spaces = dict(action_spaces)
         self.teams = dict(teams)
-        self.state_size = sum(observation_sizes.values())
+        self.state_space = unbounded(sum(observation_sizes.values()), dtype)
         self._ends_early = ends_early
         self._streams: Streams | None = None
         self._clock = 0
@@ -88,6 +87,7 @@ class TensorBatch(BatchedEnv):
             self._yes = torch.ones(num_envs, dtype=torch.bool, device=self.device)
         self._infos: tuple[dict[str, Any], ...] = ({},) * num_envs
         self._last: dict[str, Tensor] = {}
+        self._final: dict[str, Tensor] = {}
 
     @property
     @abstractmethod
@@ -147,7 +147,7 @@ class TensorBatch(BatchedEnv):
             raise ValueError("expected reset before the first step; call reset(seed=...)")
         self._clock += 1
         rewards = self._advance(actions)
-        final_obs = self._observe()
+        self._final = final_obs = self._observe()
         infos = self._tell()
         end = self._end_some if self._ends_early else self._end_all
         terminated, truncated, over, changed = end(self._streams)
@@ -176,6 +176,10 @@ class TensorBatch(BatchedEnv):
     def state(self) -> Tensor:
         """All agents' current observations side by side ``[E, sum of sizes]``, as in ``mpe2``."""
         return torch.cat([obs.flatten(1) for obs in self._last.values()], 1)
+
+    def final_state(self) -> Tensor:
+        """See `BatchedEnv.final_state`."""
+        return torch.cat([obs.flatten(1) for obs in self._final.values()], 1)
 
     def close(self) -> None:
         """See `BatchedEnv.close`."""

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from pettingzoo.utils.env import ParallelEnv
 from torch import Tensor
 
-from .batch import TensorBatch, unbounded
+from .batch import TensorBatch
 
 
 class SingleCopy(ParallelEnv[str, NDArray[Any], Any]):
@@ -51,7 +51,7 @@ class SingleCopy(ParallelEnv[str, NDArray[Any], Any]):
         self.agents: list[str] = []
         self.observation_spaces: dict[str, spaces.Space[Any]] = batch.observation_spaces
         self.action_spaces: dict[str, spaces.Space[Any]] = batch.action_spaces
-        self.state_space = unbounded(batch.state_size, batch.dtype)
+        self.state_space = batch.state_space
         self.teams = batch.teams
         self._seeds: np.random.Generator | None = None
 

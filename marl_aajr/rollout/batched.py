@@ -52,6 +52,8 @@ class BatchedEnv(ABC):
         action_spaces: Space of each agent's actions.
         teams: Team of each agent.
         device: Where the tensors live.
+        state_space: Space of the global states of one copy; None where there are none.
+        turn_based: Whether agents wait for one another.
     """
 
     num_envs: int
@@ -60,6 +62,8 @@ class BatchedEnv(ABC):
     action_spaces: dict[str, spaces.Space[Any]]
     teams: dict[str, str]
     device: torch.device
+    state_space: spaces.Space[Any] | None = None
+    turn_based: bool = False
 
     @abstractmethod
     def reset(self, *, seed: int) -> dict[str, Tensor]:
@@ -100,6 +104,10 @@ class BatchedEnv(ABC):
     @abstractmethod
     def state(self) -> Tensor:
         """The global states ``[E, ...]``, for centralised critics (where the environment has one)."""
+
+    def final_state(self) -> Tensor:
+        """The global states ``[E, ...]`` that episodes ended in, valid where the last step was their last."""
+        raise NotImplementedError(f"{type(self).__name__} keeps no final states")
 
     @abstractmethod
     def close(self) -> None:

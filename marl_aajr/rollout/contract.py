@@ -147,6 +147,9 @@ def check_step(env: BatchedEnv, step: BatchedStep) -> None:
         promise(not again.any(), f"{agent!r} not to act after its end")
         anybody |= ended
     promise(anybody[step.episode_over].all(), "somebody to end where an episode is over")
+    if env.state_space is not None and step.episode_over.any():
+        last = env.final_state()[step.episode_over]
+        promise(contains(env.state_space, last), "final_state() in its space where an episode is over")
 
 
 def is_flag(flag: Tensor, env: BatchedEnv, name: str) -> None:
@@ -183,6 +186,9 @@ def check_resets(env: BatchedEnv, steps: int, *, seed: int) -> None:
     first = env.reset(seed=seed)
     with suppress(NotImplementedError):  # not every environment has one
         promise(len(env.state()) == env.num_envs, "state() [E, ...]")
+    if env.state_space is not None:
+        shape = (env.num_envs, *(env.state_space.shape or ()))
+        promise(env.state().shape == shape, f"state() of shape {shape}, got {tuple(env.state().shape)}")
     for t in range(steps // 2):
         env.step(random_actions(env, seed=t))
     again = env.reset(seed=seed)

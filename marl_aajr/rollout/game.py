@@ -61,6 +61,7 @@ class Game(ABC):
         observation_spaces: Space of each possible agent.
         action_spaces: Space of each possible agent.
         teams: The team of each possible agent; scores are per team.
+        state_space: Space of the global states; None where the environment declares none.
 
     Raises:
         ValueError: If the environment does not say who its agents are.
@@ -83,6 +84,8 @@ class Game(ABC):
             agent: env.action_space(agent) for agent in agents
         }
         self.teams: dict[str, str] = teams_of(env, agents)
+        self.state_space: spaces.Space[Any] | None = getattr(env, "state_space", None)
+        self._check_state = None if self.state_space is None else observation_check(self.state_space)
         self._checks = {a: observation_check(s) for a, s in self.observation_spaces.items()}
         self._rank = {agent: i for i, agent in enumerate(agents)}
         self._steps = 0
@@ -152,8 +155,16 @@ class Game(ABC):
             self._blame(f"raised {type(error).__name__}: {error}", error)
 
     def state(self) -> Any:
-        """The global state of the environment, for centralised critics (where it has one)."""
-        return self.env.state()
+        """The global state of the environment, for centralised critics (where it has one).
+
+        Raises:
+            EnvironmentFault: If it is not in the space that the environment declares for it.
+        """
+        state = self.env.state()
+        try:
+            return state if self._check_state is None else self._check_state(state)
+        except ValueError as reason:
+            self._blame(f"the state {reason}")
 
     def render(self) -> Any:
         """Draws the environment in the render mode that it was built with."""

@@ -10,6 +10,7 @@ import torch
 from gymnasium import spaces
 from torch import Tensor
 
+from marl_aajr.rollout.adapters import TurnBasedGame
 from marl_aajr.rollout.batched import BatchedEnv, BatchedStep
 from marl_aajr.rollout.environments import EnvironmentSpec
 from marl_aajr.rollout.game import Game, Turn
@@ -44,6 +45,12 @@ class PettingZooBatch(BatchedEnv):
         self.possible_agents = game.possible_agents
         self.action_spaces = game.action_spaces
         self.teams = game.teams
+        self.state_space = game.state_space
+        self.turn_based = isinstance(game, TurnBasedGame)
+        space = game.state_space
+        self._final_states: _Array | None = None
+        if isinstance(space, spaces.Box):
+            self._final_states = np.zeros((num_envs, *space.shape), space.dtype)
         self.device = torch.device(device)
         self._rank = {agent: i for i, agent in enumerate(self.possible_agents)}
         self._mask_shapes = {a: _mask_shape(s) for a, s in game.observation_spaces.items()}
@@ -88,6 +95,8 @@ class PettingZooBatch(BatchedEnv):
             infos.append(turn.infos)
             if turn.over:
                 over[e] = True
+                if self._final_states is not None:
+                    self._final_states[e] = game.state()
                 self._start(e, obs)
             else:
                 self._show(e, turn, obs)
@@ -117,6 +126,12 @@ class PettingZooBatch(BatchedEnv):
     def state(self) -> Tensor:
         """See `BatchedEnv.state`."""
         return torch.from_numpy(np.stack([game.state() for game in self._games])).to(self.device)
+
+    def final_state(self) -> Tensor:
+        """See `BatchedEnv.final_state`."""
+        if self._final_states is None:
+            return super().final_state()
+        return torch.from_numpy(self._final_states.copy()).to(self.device)
 
     def close(self) -> None:
         """See `BatchedEnv.close`."""
