@@ -91,12 +91,8 @@ class Perturbing(Regularizer):
         return replace(self, **schedules)
 
     def drawn(self, sample: Sample, generator: torch.Generator, *, check: bool) -> Sample:
-        """A random share of the rows (of whole sequences where rows are sequences)."""
-        rows = len(sample.obs)
-        count = max(1, round(self.sample_fraction * rows))
-        if count < rows:
-            order = torch.randperm(rows, generator=generator, device=generator.device)
-            sample = sample.select(order[:count].to(sample.obs.device))
+        """The share of the minibatch that is regularised, with finite numbers if they are to be checked."""
+        sample = sample.drawn(self.sample_fraction, generator=generator)
         if check:
             check_finite("the observations", sample.obs)
             check_finite("the policy's outputs", sample.outputs)

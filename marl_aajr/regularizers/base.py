@@ -11,6 +11,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import TYPE_CHECKING, ClassVar, Protocol, Self, runtime_checkable
 
 import torch
@@ -20,6 +21,7 @@ from marl_aajr.distributions import ActionDistribution
 from marl_aajr.jacobian import BACKENDS, Backend
 from marl_aajr.objectives import EVERYTHING, Clean, Critic, Need
 from marl_aajr.policy import Policy
+from marl_aajr.regularizers.shard import Shard, share_of
 
 if TYPE_CHECKING:
     from marl_aajr.regularizers.combination import Sum
@@ -54,8 +56,7 @@ class Sample:
         policy_loss: the learner's policy loss, for adversarial losses; None where it has none to offer.
         values: the critic at perturbed observations, for the objective ``value``; None where it reads
             anything but the agent's own observation. With a ``select(index)`` if it is bound to its rows.
-        shard: (i, n): these rows are part i of a minibatch that n learners share in equal parts. Noise is
-            drawn for the whole minibatch, so that a row gets the same whoever works on it.
+        shard: which part of a minibatch these rows are, where several learners share it; None: all of it.
     """
 
     policy: Policy
@@ -67,7 +68,7 @@ class Sample:
     advantages: Tensor | None = None
     policy_loss: PolicyLoss | None = None
     values: Critic | None = None
-    shard: tuple[int, int] = (0, 1)
+    shard: Shard | None = None
 
     @property
     def clean(self) -> Clean:
@@ -75,38 +76,72 @@ class Sample:
         return Clean(self.outputs.detach(), self.actions, self.advantages, self.values)
 
     def draw(self, noise: Callable[[Tensor], Tensor]) -> Tensor:
-        """``noise(obs)`` for these rows, drawn for the whole minibatch that they are a part of."""
-        part, parts = self.shard
-        if parts == 1:
-            return noise(self.obs)
-        return noise(torch.cat([self.obs] * parts)).chunk(parts)[part]
+        """``noise(obs)`` for these rows: a row's is the same whether one learner draws it or several."""
+        return noise(self.obs) if self.shard is None else self.shard.draw(noise, self.obs)
+
+    def drawn(self, fraction: float, *, generator: torch.Generator) -> Sample:
+        """A random share of the minibatch's rows; of whole sequences where rows are sequences.
+
+        Of a minibatch that several learners share each keeps its own of the rows that one would have drawn.
+        """
+        total = len(self.obs) if self.shard is None else self.shard.rows
+        count = max(1, round(fraction * total))
+        if count == total:
+            return self
+        chosen = share_of(total, count, generator=generator)
+        if self.shard is None:
+            return self.select(chosen)
+        mine, shard = self.shard.among(chosen)
+        if len(mine):
+            return replace(self.select(mine), shard=shard)
+        # None of its rows: one stays, to take part in what all learners do, and does not count.
+        first = torch.zeros(1, dtype=torch.long)
+        sample = self.select(first)
+        nobody = torch.zeros(sample.obs.shape[:-1], dtype=torch.bool, device=sample.obs.device)
+        return replace(sample, mask=nobody, shard=replace(shard, index=first))
 
     def select(self, index: Tensor) -> Sample:
         """The rows ``index`` only."""
+        here = index.to(self.obs.device, non_blocking=True)
 
         def rows(column: Tensor | None) -> Tensor | None:
-            return None if column is None else column[index]
+            return None if column is None else column[here]
 
         return replace(
             self,
-            policy=self.policy.select(index),
-            obs=self.obs[index],
-            outputs=self.outputs[index],
+            policy=self.policy.select(here),
+            obs=self.obs[here],
+            outputs=self.outputs[here],
             mask=rows(self.mask),
             actions=rows(self.actions),
             log_probs=rows(self.log_probs),
             advantages=rows(self.advantages),
-            values=self.values.select(index) if isinstance(self.values, RowBound) else self.values,
+            values=self.values.select(here) if isinstance(self.values, RowBound) else self.values,
+            shard=None if self.shard is None else self.shard.select(index),
         )
 
     def mean(self, values: Tensor) -> Tensor:
-        """Mean of ``values [..., B, ...]`` over all leading copies and the rows that count."""
-        if self.mask is None:
+        """Mean of ``values [..., B, ...]`` over all leading copies and the rows that count.
+
+        Of a minibatch that several learners share it is the sum over these rows by the average number of
+        rows that count: the mean of all learners' is the mean over the whole minibatch, and so is that of
+        their gradients, however the rows that count are spread.
+        """
+        if self.mask is None and self.shard is None:
             return values.mean()
         # where, not a product: a padded row may hold anything, 0 · inf included.
-        kept = torch.where(self.mask, values, 0.0)
-        copies = values.numel() // self.mask.numel()
-        return kept.sum() / (copies * self.mask.sum().clamp_min(1))
+        kept = values if self.mask is None else torch.where(self.mask, values, 0.0)
+        copies = values.numel() // self.obs.shape[:-1].numel()
+        return kept.sum() / (copies * self._counted)
+
+    @cached_property
+    def _counted(self) -> Tensor:
+        """How many rows count, at least 1; on average over the learners."""
+        if self.mask is None:
+            counted = torch.full((), self.obs.shape[:-1].numel(), device=self.obs.device)
+        else:
+            counted = self.mask.sum()
+        return counted.clamp_min(1) if self.shard is None else self.shard.average(counted)
 
 
 @dataclass(frozen=True)

@@ -16,9 +16,10 @@ from ray.rllib.core.learner.torch.torch_learner import TorchLearner
 from ray.rllib.utils.metrics import NUM_ENV_STEPS_SAMPLED_LIFETIME
 
 from marl_aajr.regularizers.base import PolicyLoss, ppo_policy_loss
-from marl_aajr.rllib.internals import add_to_policy_loss, backends_for, learner_index
+from marl_aajr.rllib.agreement import check_all_have_rows, everyones
+from marl_aajr.rllib.internals import add_to_policy_loss, backends_for, in_step, learner_index
 from marl_aajr.rllib.policy import snapshot
-from marl_aajr.rllib.regularized import RegularizedModule
+from marl_aajr.rllib.regularized import RegularizedModule, Report
 
 REGULARIZERS_KEY = "marl_aajr_regularizers"
 """Where :func:`~marl_aajr.rllib.robustify` leaves the regularizers in ``config.learner_config_dict``."""
@@ -34,8 +35,10 @@ class RobustLearnerMixin(TorchLearner):
         self._regularized: dict[str, RegularizedModule] = {}
         self._timestep = 0
         self._updates = 0
+        self._agreed = False
         self._clean_batch: dict[str, dict[str, Any]] = {}
         super().build()
+        shard = (learner_index(self), self.config.num_learners) if in_step(self) else None
         for module_id, regularizer in self.config.learner_config_dict[REGULARIZERS_KEY].items():
             if module_id not in self.module:
                 known = ", ".join(sorted(self.module.keys()))
@@ -46,14 +49,18 @@ class RobustLearnerMixin(TorchLearner):
                 self.module[module_id].unwrapped(),
                 policy_loss=self._policy_loss(module_id),
                 backends=backends_for(self),
-                shard=(learner_index(self), max(self.config.num_learners, 1)),
+                shard=shard,
             )
 
     def before_gradient_based_update(self, *, timesteps: dict[str, Any]) -> None:
         super().before_gradient_based_update(timesteps=timesteps)
         self._timestep = timesteps.get(NUM_ENV_STEPS_SAMPLED_LIFETIME, self._timestep)
+        self._agreed = not in_step(self)
 
     def _update(self, batch: dict[str, Any], **kwargs: Any) -> tuple[Any, Any, Any]:
+        if not self._agreed:
+            check_all_have_rows(batch, self.module.keys(), device=self.device)
+            self._agreed = True
         # Before any module sees the batch: RLlib's own action-masking module pops from it.
         if any(self._is_active(module_id) for module_id in self._regularized):
             self._clean_batch = snapshot(batch)
@@ -64,9 +71,10 @@ class RobustLearnerMixin(TorchLearner):
         self._updates += 1
         for module_id, loss in losses.items():
             if self._is_active(module_id):
-                term = self._regularized[module_id].term(
-                    self._clean_batch[module_id],
-                    fwd_out[module_id].get(Columns.ACTION_DIST_INPUTS),
+                regularized = self._regularized[module_id]
+                outputs = fwd_out[module_id].get(Columns.ACTION_DIST_INPUTS)
+                term = regularized.term(
+                    regularized.sample(self._clean_batch[module_id], outputs),
                     loss,
                     timestep=self._timestep,
                     key=f"{self.config.seed}/{self._updates}",
@@ -78,13 +86,16 @@ class RobustLearnerMixin(TorchLearner):
     def apply_gradients(self, gradients_dict: dict[Any, Any]) -> None:
         super().apply_gradients(gradients_dict)
         for regularized in self._regularized.values():
-            regularized.constrain(exact=False)
+            regularized.constrain_actor(exact=False)
 
     def after_gradient_based_update(self, *, timesteps: dict[str, Any]) -> None:
         super().after_gradient_based_update(timesteps=timesteps)
-        for module_id, regularized in self._regularized.items():
-            regularized.constrain(exact=True)
-            for name, value in regularized.finish().items():
+        for regularized in self._regularized.values():
+            regularized.constrain_actor(exact=True)
+        for module_id, report in self._reports().items():
+            regularized = self._regularized[module_id]
+            regularized.finish(report)
+            for name, value in report.metrics.items():
                 self.metrics.log_value((module_id, regularized.regularizer.name, name), value, window=1)
 
     def get_state(self, components: Any = None, *, not_components: Any = None, **kwargs: Any) -> Any:
@@ -103,6 +114,16 @@ class RobustLearnerMixin(TorchLearner):
             self._timestep = state[STATE_KEY]["timestep"]
             for module_id, values in state[STATE_KEY]["modules"].items():
                 self._regularized[module_id].state = dict(values)
+
+    def _reports(self) -> dict[str, Report]:
+        """A report on each module that something was done to, in this update, by any learner."""
+        own = {module_id: regularized.report() for module_id, regularized in self._regularized.items()}
+        every = everyones(own) if self.config.num_learners > 1 else [own]
+        found = {
+            module_id: [report for reports in every if (report := reports[module_id]) is not None]
+            for module_id in own
+        }
+        return {module_id: Report.of_all(reports) for module_id, reports in found.items() if reports}
 
     def _is_active(self, module_id: str) -> bool:
         regularized = self._regularized.get(module_id)

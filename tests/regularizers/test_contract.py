@@ -16,7 +16,6 @@ from marl_aajr.numerics import NonFiniteError
 from marl_aajr.regularizers import (
     AAJR,
     REGULARIZERS,
-    Evaluation,
     Regularizer,
     SpectralNormalization,
     make_regularizer,
@@ -130,27 +129,6 @@ def test_padded_rows_never_count(regularizer: Regularizer) -> None:
     torch.testing.assert_close(gradient, other_gradient)
     for key, value in metrics.items():
         torch.testing.assert_close(value, other_metrics[key], msg=key)
-
-
-@pytest.mark.parametrize("regularizer", [*map(example, REGULARIZERS), *ON_TRAJECTORY], ids=repr)
-def test_two_halves_of_a_minibatch_make_the_whole(regularizer: Regularizer) -> None:
-    """Two learners with half the rows each: their mean loss and gradient are one learner's."""
-    policy = tanh_policy(Categorical(5))
-
-    def half(part: int, **place: Any) -> Evaluation:
-        rows = sample_of(policy, rows=8).select(torch.arange(4) + 4 * part)
-        return evaluate(regularizer, replace(rows, **place))
-
-    reference = evaluate(regularizer, sample_of(policy, rows=8))
-    halves = [half(part, shard=(part, 2)) for part in range(2)]
-    torch.testing.assert_close((halves[0].loss + halves[1].loss) / 2, reference.loss)
-    noisy = evaluate(regularizer, sample_of(policy, rows=8), seed=1).loss != reference.loss
-    assert (half(1).loss != halves[1].loss) == noisy  # without its place it draws other noise
-    if not reference.loss.requires_grad:
-        return
-    found = [gradients(evaluation, parameters(policy)) for evaluation in (*halves, reference)]
-    for one, other, together in zip(*found, strict=True):
-        torch.testing.assert_close((one + other) / 2, together)
 
 
 @every_loss

@@ -66,6 +66,14 @@ def learner_index(learner: Learner) -> int:
     return int(learner._learner_index)
 
 
+def in_step(learner: TorchLearner) -> bool:
+    """Whether several learners take each step together, each with its part of one minibatch.
+
+    Those of IMPALA and APPO may hold rows of different modules: RLlib averages whatever gradients there are.
+    """
+    return learner.config.num_learners > 1 and not isinstance(learner, IMPALATorchLearner)
+
+
 def learner_extras(algorithm: Algorithm) -> dict[str, float]:
     """What PPO's learner adapts and leaves out of its state: the KL coefficient of each module."""
 
