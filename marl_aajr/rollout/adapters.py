@@ -14,6 +14,8 @@ from marl_aajr.rollout.game import Game, Turn
 class ParallelGame(Game):
     """A `Game` over a ParallelEnv: everybody who lives acts at every step."""
 
+    _progress = (*Game._progress, "_ended", "_listed")
+
     def _reset(self, seed: int | None, options: dict[str, Any] | None) -> Turn:
         obs, infos = self.env.reset(seed=seed, options=options)
         self._ended: set[str] = set()

@@ -110,5 +110,21 @@ class BatchedEnv(ABC):
         raise NotImplementedError(f"{type(self).__name__} keeps no final states")
 
     @abstractmethod
+    def get_state(self) -> Mapping[str, Any]:
+        """Everything that the future depends on: a value that later steps do not change and pickle takes.
+
+        Raises:
+            ValueError: Before the first reset; or where an environment cannot be saved, with its name.
+        """
+
+    @abstractmethod
+    def set_state(self, state: Mapping[str, Any]) -> None:
+        """Goes on from where `get_state` was asked, in this batch or in one that was built alike.
+
+        Raises:
+            ValueError: A state of other environments, or of another number of copies.
+        """
+
+    @abstractmethod
     def close(self) -> None:
         """Frees what the copies hold."""

@@ -145,6 +145,14 @@ class CentralBatch(BatchedEnv):
         """See `BatchedEnv.final_state`."""
         return self.env.final_state()
 
+    def get_state(self) -> Mapping[str, Any]:
+        """See `BatchedEnv.get_state`."""
+        return self.env.get_state()
+
+    def set_state(self, state: Mapping[str, Any]) -> None:
+        """See `BatchedEnv.set_state`."""
+        self.env.set_state(state)
+
     def close(self) -> None:
         """See `BatchedEnv.close`."""
         self.env.close()

@@ -5,6 +5,7 @@ It knows nothing of our environments: ``check_batched_env(lambda num_envs: MyBat
 
 from __future__ import annotations
 
+import pickle
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -20,13 +21,14 @@ Make = Callable[[int], BatchedEnv]
 Actions = dict[str, Tensor]
 
 
-def check_batched_env(make: Make, *, steps: int = 60, seed: int = 3) -> None:
+def check_batched_env(make: Make, *, steps: int = 60, seed: int = 3, saves: bool = True) -> None:
     """Plays batches that ``make(num_envs)`` builds and checks every promise of `BatchedEnv`.
 
     Args:
         make: Builds a batch of so many copies; equal batches every time.
         steps: How long to play; more than an episode, so that resets are seen.
         seed: Of the batches and of the random actions.
+        saves: Whether the batch can be saved; if not, ``get_state`` must say so.
 
     Raises:
         AssertionError: What was promised and not kept, with the agent.
@@ -37,8 +39,7 @@ def check_batched_env(make: Make, *, steps: int = 60, seed: int = 3) -> None:
     check_same(long.copies(2), play(make(2), steps, seed=seed), "other copies beside it", rounding=1e-4)
     check_resets(make(3), steps, seed=seed)
     check_refusals(make(2), seed=seed)
-    if hasattr(make(1), "get_state"):
-        check_restore(make, steps, seed=seed)
+    check_restore(make, steps, seed=seed, saves=saves)
 
 
 def promise(kept: bool | Tensor, what: str) -> None:
@@ -53,6 +54,11 @@ class Transcript:
 
     obs: list[dict[str, Tensor]] = field(default_factory=list)
     steps: list[BatchedStep] = field(default_factory=list)
+
+    def take(self, step: BatchedStep) -> None:
+        """Take in one answer."""
+        self.obs.append(step.obs)
+        self.steps.append(step)
 
     def copies(self, number: int) -> Transcript:
         """The same of the first copies only."""
@@ -77,8 +83,7 @@ def play(env: BatchedEnv, steps: int, *, seed: int) -> Transcript:
         step = env.step(random_actions(env, seed=seed * 1000 + t))
         check_step(env, step)
         kept += [(value, value.clone()) for value in (*step.obs.values(), *step.rewards.values())]
-        said.obs.append(step.obs)
-        said.steps.append(step)
+        said.take(step)
     promise(all(torch.equal(value, copy) for value, copy in kept), "answers that later steps do not change")
     over = torch.stack([step.episode_over for step in said.steps])
     promise(over.any(0).all(), f"every copy to end an episode in {steps} steps; play longer")
@@ -217,18 +222,46 @@ def check_refusals(env: BatchedEnv, *, seed: int) -> None:
         )
 
 
-def check_restore(make: Make, steps: int, *, seed: int) -> None:
-    """A batch that was restored goes on as the one that was saved."""
-    saved: Any = make(3)
+def check_restore(make: Make, steps: int, *, seed: int, saves: bool) -> None:
+    """A batch goes on as the one whose state it was given, whatever it was doing before."""
+    saved = make(3)
+    is_refused(saved.get_state, "get_state before reset to be refused with a ValueError")
     saved.reset(seed=seed)
     for t in range(steps // 3):
         saved.step(random_actions(saved, seed=t))
-    restored: Any = make(3)
-    restored.set_state(saved.get_state())
+    if not saves:
+        is_refused(saved.get_state, "get_state to work, or to be refused with a ValueError")
+        return
+    state = saved.get_state()
+    written = pickle.dumps(state)
+    is_refused(lambda: make(2).set_state(state), "a state of 3 copies to be refused by 2 with a ValueError")
+    active = saved.active
+    choices = []
+    said = Transcript()
     for t in range(steps):
-        actions = random_actions(saved, seed=t)
-        one, other = saved.step(actions), restored.step(actions)
-        check_same(Transcript([one.obs], [one]), Transcript([other.obs], [other]), "a restored state")
+        choices.append(random_actions(saved, seed=seed + t))
+        said.take(saved.step(choices[-1]))
+    busy = make(3)
+    busy.reset(seed=seed + 1)
+    busy.step(random_actions(busy, seed=seed))
+    # The last one goes back to where it was: its own steps must not have changed the state.
+    for other, given in ((make(3), pickle.loads(written)), (busy, state), (saved, state)):
+        other.set_state(given)
+        now = other.active
+        promise(all(torch.equal(now[a], active[a]) for a in active), "the same agents to act when restored")
+        again = Transcript()
+        for actions in choices:
+            again.take(other.step(actions))
+        check_same(said, again, "a restored state")
+
+
+def is_refused(call: Callable[[], Any], what: str) -> None:
+    """It raises a ``ValueError``."""
+    try:
+        call()
+    except ValueError:
+        return
+    promise(False, what)
 
 
 def random_actions(env: BatchedEnv, *, seed: int) -> Actions:

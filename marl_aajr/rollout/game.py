@@ -16,6 +16,7 @@ from typing import Any, NamedTuple, NoReturn
 from gymnasium import spaces
 
 from marl_aajr.rollout.faults import EnvironmentFault, observation_check
+from marl_aajr.rollout.saving import restore, save
 from marl_aajr.rollout.teams import teams_of
 
 __all__ = ["EnvironmentFault", "Game", "Turn"]
@@ -60,6 +61,7 @@ class Game(ABC):
         possible_agents: Every agent that may appear, in the environment's order.
         observation_spaces: Space of each possible agent.
         action_spaces: Space of each possible agent.
+        copy: Which of several copies this is, for faults; None where there is one.
         teams: The team of each possible agent; scores are per team.
         state_space: Space of the global states; None where the environment declares none.
 
@@ -76,6 +78,7 @@ class Game(ABC):
             )
         self.env = env
         self.name = name
+        self.copy: int | None = None
         self.possible_agents: tuple[str, ...] = agents
         self.observation_spaces: dict[str, spaces.Space[Any]] = {
             agent: env.observation_space(agent) for agent in agents
@@ -166,6 +169,29 @@ class Game(ABC):
         except ValueError as reason:
             self._blame(f"the state {reason}")
 
+    def get_state(self) -> bytes:
+        """The environment, and how far its episode has come; see `marl_aajr.rollout.saving`.
+
+        Raises:
+            ValueError: The environment cannot be saved.
+        """
+        try:
+            return save({"env": self.env, **{name: getattr(self, name, None) for name in self._progress}})
+        except ValueError as reason:
+            raise ValueError(
+                f"expected an environment that can be saved, got {self.label} ({reason}); play it without "
+                "saving, or save it by replaying its actions from the seed"
+            ) from None
+
+    def set_state(self, state: bytes) -> None:
+        """Goes on from where `get_state` was asked."""
+        vars(self).update(restore(state, {"env": self.env}))
+
+    @property
+    def label(self) -> str:
+        """What faults call it."""
+        return f"environment {self.name}" + ("" if self.copy is None else f", copy {self.copy}")
+
     def render(self) -> Any:
         """Draws the environment in the render mode that it was built with."""
         return self.env.render()
@@ -181,6 +207,7 @@ class Game(ABC):
     def _step(self, actions: dict[str, Any]) -> Turn: ...
 
     _acting: tuple[str, ...] = ()  # before the first reset nobody may act
+    _progress: tuple[str, ...] = ("_acting", "_steps")  # what a game knows of its episode
 
     def _observation(self, agent: str, obs: Any) -> Any:
         check = self._checks.get(agent)
@@ -218,4 +245,4 @@ class Game(ABC):
         )
 
     def _blame(self, what: str, cause: Exception | None = None) -> NoReturn:
-        raise EnvironmentFault(f"environment {self.name}, step {self._steps}: {what}") from cause
+        raise EnvironmentFault(f"{self.label}, step {self._steps}: {what}") from cause

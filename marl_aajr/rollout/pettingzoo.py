@@ -36,10 +36,16 @@ class PettingZooBatch(BatchedEnv):
             arrays (a Dict observation must consist of ``observation`` and ``action_mask``).
     """
 
+    _acting: list[tuple[str, ...]]
+    _active: _Array
+    _masks: dict[str, _Array | None]
+
     def __init__(self, spec: EnvironmentSpec, num_envs: int, *, device: torch.device | str = "cpu") -> None:
         if num_envs < 1:
             raise ValueError(f"expected at least 1 environment, got {num_envs}")
         self._games = [spec.make() for _ in range(num_envs)]
+        for e, game in enumerate(self._games):
+            game.copy = e
         game = self._games[0]
         self.num_envs = num_envs
         self.possible_agents = game.possible_agents
@@ -133,6 +139,33 @@ class PettingZooBatch(BatchedEnv):
             return super().final_state()
         return torch.from_numpy(self._final_states.copy()).to(self.device)
 
+    def get_state(self) -> dict[str, Any]:
+        """See `BatchedEnv.get_state`, and `marl_aajr.rollout.saving` for what it can hold."""
+        if not any(self._episodes):
+            raise ValueError("expected reset before get_state; call reset(seed=...)")
+        return {
+            "games": [game.get_state() for game in self._games],
+            "seed": self._seed,
+            "episodes": list(self._episodes),
+            "acting": list(self._acting),
+            "active": self._active.copy(),
+            "masks": {agent: None if mask is None else mask.copy() for agent, mask in self._masks.items()},
+        }
+
+    def set_state(self, state: Mapping[str, Any]) -> None:
+        """See `BatchedEnv.set_state`."""
+        active, games = state["active"], state["games"]
+        if active.shape != self._active.shape or tuple(state["masks"]) != self.possible_agents:
+            raise ValueError(
+                f"expected a state of {self.num_envs} copies with {list(self.possible_agents)}, got one of "
+                f"{len(games)} with {list(state['masks'])}; build the same environment"
+            )
+        for game, saved in zip(self._games, games, strict=True):
+            game.set_state(saved)
+        self._seed, self._episodes, self._acting = state["seed"], [*state["episodes"]], [*state["acting"]]
+        self._active = active.copy()
+        self._masks = {agent: None if mask is None else mask.copy() for agent, mask in state["masks"].items()}
+
     def close(self) -> None:
         """See `BatchedEnv.close`."""
         for game in self._games:
@@ -163,9 +196,9 @@ class PettingZooBatch(BatchedEnv):
 
     def _clear(self) -> None:
         copies = self.num_envs
-        self._acting: list[tuple[str, ...]] = [()] * copies
+        self._acting = [()] * copies
         self._active = np.zeros((len(self.possible_agents), copies), np.bool_)
-        self._masks: dict[str, _Array | None] = {
+        self._masks = {
             agent: None if shape is None else np.ones((copies, *shape), np.bool_)
             for agent, shape in self._mask_shapes.items()
         }

@@ -102,6 +102,15 @@ class Broken(BatchedEnv):
     def state(self) -> torch.Tensor:
         return self._inner.state()
 
+    def get_state(self) -> dict[str, Any]:
+        state = dict(self._inner.get_state())
+        if self._promise == "save":
+            state |= self._inner._variables  # type: ignore[attr-defined]
+        return state
+
+    def set_state(self, state: Any) -> None:
+        self._inner.set_state(state)
+
     def close(self) -> None:
         self._inner.close()
 
@@ -115,6 +124,7 @@ class Broken(BatchedEnv):
         ("finite", r"obs\['agent_0'\] in its space"),
         ("active", "0 where it is not active"),
         ("refuse", "ValueError that names"),
+        ("save", "a restored state"),
     ],
 )
 def test_a_broken_promise_is_found(promise: str, words: str) -> None:
@@ -152,9 +162,9 @@ def test_episodes_and_copies_begin_differently() -> None:
 def test_an_early_end_resets_its_copy_alone() -> None:
     env = maker("simple_tag_v3", terminate_on_success=True)(6)
     env.reset(seed=0)
-    state = env.get_state()  # type: ignore[attr-defined]
+    state = env.get_state()
     state["rows"][:, 2] *= 0.01  # everybody in one place: all prey are caught
-    env.set_state(state)  # type: ignore[attr-defined]
+    env.set_state(state)
     step = env.step(random_actions(env, seed=0))
     assert step.episode_over.tolist() == [False, False, True, False, False, False]
     for agent in env.possible_agents:
@@ -168,9 +178,9 @@ def test_a_state_of_another_environment_is_refused() -> None:
     one, other = maker("simple_spread_v3")(2), maker("simple_spread_v3", N=2)(2)
     one.reset(seed=0)
     with pytest.raises(ValueError, match="build the same environment"):
-        other.set_state(one.get_state())  # type: ignore[attr-defined]
+        other.set_state(one.get_state())
     with pytest.raises(ValueError, match="reset"):
-        other.get_state()  # type: ignore[attr-defined]
+        other.get_state()
     with pytest.raises(ValueError, match="reset"):
         other.step({})
 

@@ -141,6 +141,12 @@ class Told(BatchedEnv):
     def state(self) -> Tensor:
         return self.env.state()
 
+    def get_state(self) -> dict[str, Any]:
+        return self.env.get_state()
+
+    def set_state(self, state: Mapping[str, Any]) -> None:
+        self.env.set_state(state)
+
     def close(self) -> None:
         self.env.close()
 

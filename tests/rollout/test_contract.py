@@ -57,13 +57,40 @@ GAMES: list[tuple[str, dict[str, Any]]] = [
     ("tests.rllib.test_stock_rows:scripted", {"endings": "staggered"}),
     ("tests.rllib.test_stock_rows:circle", {"endings": "mixed"}),
     ("pettingzoo.classic.connect_four_v3", {}),
+    ("pettingzoo.classic.leduc_holdem_v4", {}),
+    ("pettingzoo.sisl.pursuit_v5", {"max_cycles": 8, "n_evaders": 4, "n_pursuers": 2}),
+    ("mpe2.collect_treasure_v1", {"max_cycles": 8}),
+    ("mpe2.simple_formation_v1", {"max_cycles": 8}),
+    ("mpe2.simple_line_v1", {"max_cycles": 8}),
 ]
 
 
 @pytest.mark.parametrize(("name", "kwargs"), GAMES, ids=[name.rpartition(".")[2] for name, _ in GAMES])
 def test_adapted_games_keep_the_contract(name: str, kwargs: dict[str, Any]) -> None:
     spec = resolve(name, kwargs)
-    check_batched_env(lambda num_envs: PettingZooBatch(spec, num_envs), steps=45)
+    steps = 20 if "max_cycles" in kwargs else 45
+    check_batched_env(lambda num_envs: PettingZooBatch(spec, num_envs), steps=steps)
+
+
+def test_a_simulator_that_cannot_be_saved_says_so_by_name() -> None:
+    spec = resolve("pettingzoo.sisl.multiwalker_v9", {"max_cycles": 10})
+    check_batched_env(lambda num_envs: PettingZooBatch(spec, num_envs), steps=12, saves=False)
+    batch = PettingZooBatch(spec, 1)
+    batch.reset(seed=0)
+    with pytest.raises(ValueError, match=r"environment pettingzoo.sisl.multiwalker_v9, copy 0 \("):
+        batch.get_state()
+
+
+def test_a_restored_environment_keeps_the_screen_that_it_has() -> None:
+    """Surfaces of pygame are in no state; dynamics do not need them, but drawing does."""
+    spec = resolve("mpe2.simple_spread_v3", {"render_mode": "rgb_array"})
+    one, other = PettingZooBatch(spec, 1), PettingZooBatch(spec, 1)
+    one.reset(seed=0)
+    other.reset(seed=1)
+    first, second = (batch._games[0] for batch in (one, other))
+    assert not np.array_equal(first.render(), second.render())
+    other.set_state(one.get_state())
+    np.testing.assert_array_equal(first.render(), second.render())
 
 
 def test_batch_that_depends_on_its_neighbours_is_found_out() -> None:
