@@ -23,6 +23,11 @@ from torch.nn import functional
 Gradient = dict[Tensor, Tensor]
 """By parameter."""
 
+TangentLoss = Callable[[Tensor, Tensor, slice], Tensor]
+
+_BLOCK = 2048
+"""Rows at a time: their values and tangents in a layer of 64 take half a megabyte."""
+
 
 @dataclass(frozen=True)
 class Activation:
@@ -123,55 +128,87 @@ class PlainMLP:
 
     def jvp(self, x: Tensor, direction: Tensor) -> tuple[Tensor, Tensor]:
         """f(x) and J(x) u, ``[..., d] -> [..., m]`` twice; one node of the graph, differentiable once."""
-        parameters = [tensor for layer in self._linear for tensor in (layer.weight, layer.bias)]
         width = x.shape[-1]
         outputs, tangent = _JVP.apply(
-            self._between, x.reshape(-1, width), direction.reshape(-1, width), *parameters
+            self._between, x.reshape(-1, width), direction.reshape(-1, width), *self._parameters()
         )
         return outputs.reshape(*x.shape[:-1], -1), tangent.reshape(*x.shape[:-1], -1)
 
+    def total(self, x: Tensor, direction: Tensor, loss: TangentLoss) -> Tensor:
+        """Σ loss(f(x), J(x) u) over blocks of rows, a scalar whose gradient by the parameters is known.
 
-class _JVP(torch.autograd.Function):
-    """(f(x), J(x) u): each layer takes values and tangents as the two halves of one batch ``[2N, ·]``."""
+        Each block is differentiated and forgotten before the next: memory does not grow with N, and what a
+        block needs stays in the processor's cache.
 
-    @staticmethod
-    def forward(
-        ctx: Any, between: Sequence[Activation], x: Tensor, direction: Tensor, *parameters: Tensor | None
-    ) -> tuple[Tensor, Tensor]:
-        count = len(x)
-        both = torch.cat([x, direction])
-        seen = []
-        for i, activation in enumerate((*between, None)):
-            seen.append(both)
-            both = both @ parameters[2 * i].t()
-            value, tangent = both[:count], both[count:]
-            if (bias := parameters[2 * i + 1]) is not None:
-                value.add_(bias)
-            if activation is not None:
-                activation.apply(value)
-                activation.pull(tangent, value)
-        ctx.between = between
-        ctx.save_for_backward(*seen, *parameters[::2])
-        return value, tangent
+        Args:
+            x: ``[N, d]``.
+            direction: u, ``[N, d]``.
+            loss: f(x) and J u of a block, ``[n, m]`` each, and which rows it is, to a scalar.
+        """
+        parameters = self._parameters()
+        differentiated = torch.is_grad_enabled() and any(
+            p is not None and p.requires_grad for p in parameters
+        )
+        total = torch.zeros((), dtype=x.dtype, device=x.device)
+        gradient: list[Tensor | None] = []
+        for start in range(0, len(x), _BLOCK):
+            rows = slice(start, start + _BLOCK)
+            with torch.no_grad():
+                outputs, tangent, seen = _push(self._between, x[rows], direction[rows], parameters)
+            if not differentiated:
+                total = total + loss(outputs, tangent, rows)
+                continue
+            leaves = outputs.detach().requires_grad_(), tangent.detach().requires_grad_()
+            part = loss(*leaves, rows)
+            slopes = torch.autograd.grad(part, leaves, materialize_grads=True)
+            total = total + part.detach()
+            with torch.no_grad():
+                _, more = _pull(self._between, torch.cat(slopes), seen, parameters)
+                gradient = _added(gradient, more)
+        return _Known.apply(total, gradient, *parameters) if differentiated else total
 
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, by_outputs: Tensor, by_tangent: Tensor) -> tuple[Tensor | None, ...]:
-        between, saved = ctx.between, ctx.saved_tensors
-        seen, weights = saved[: len(saved) // 2], saved[len(saved) // 2 :]
-        gradient, count = torch.cat([by_outputs, by_tangent]), len(by_outputs)
-        by_parameters: list[Tensor | None] = []
-        for i in range(len(weights) - 1, -1, -1):
-            has_bias = ctx.needs_input_grad[2 * i + 4]
-            by_parameters[:0] = gradient.t() @ seen[i], gradient[:count].sum(0) if has_bias else None
-            if i > 0:
-                gradient = gradient @ weights[i]
-                _pull_both(between[i - 1], gradient, seen[i], count)
-        by_inputs: tuple[Tensor | None, Tensor | None] = (None, None)
-        if any(ctx.needs_input_grad[1:3]):
-            gradient = gradient @ weights[0]
-            by_inputs = gradient[:count], gradient[count:]
-        return None, *by_inputs, *by_parameters
+    def _parameters(self) -> list[Tensor | None]:
+        return [tensor for layer in self._linear for tensor in (layer.weight, layer.bias)]
+
+
+def _push(
+    between: Sequence[Activation], x: Tensor, direction: Tensor, parameters: Sequence[Tensor | None]
+) -> tuple[Tensor, Tensor, list[Tensor]]:
+    """f(x), J(x) u and the inputs of every layer: values and tangents as the two halves of one ``[2n, ·]``."""
+    count = len(x)
+    both = torch.cat([x, direction])
+    seen = []
+    for i, activation in enumerate((*between, None)):
+        seen.append(both)
+        weight, bias = parameters[2 * i : 2 * i + 2]
+        assert weight is not None
+        both = both @ weight.t()
+        value, tangent = both[:count], both[count:]
+        if bias is not None:
+            value.add_(bias)
+        if activation is not None:
+            activation.apply(value)
+            activation.pull(tangent, value)
+    return value, tangent, seen
+
+
+def _pull(
+    between: Sequence[Activation],
+    gradient: Tensor,
+    seen: Sequence[Tensor],
+    parameters: Sequence[Tensor | None],
+) -> tuple[Tensor, list[Tensor | None]]:
+    """The gradient by the first layer's outputs and by the parameters, from that by f(x) and J u."""
+    count = len(gradient) // 2
+    found: list[Tensor | None] = []
+    for i in range(len(between), -1, -1):
+        weight, bias = parameters[2 * i : 2 * i + 2]
+        assert weight is not None
+        found[:0] = gradient.t() @ seen[i], None if bias is None else gradient[:count].sum(0)
+        if i > 0:
+            gradient = gradient @ weight
+            _pull_both(between[i - 1], gradient, seen[i], count)
+    return gradient, found
 
 
 def _pull_both(activation: Activation, gradient: Tensor, seen: Tensor, count: int) -> None:
@@ -183,6 +220,53 @@ def _pull_both(activation: Activation, gradient: Tensor, seen: Tensor, count: in
     activation.pull(by_tangent, value)
     if bent is not None:
         by_value.add_(bent)
+
+
+def _added(total: list[Tensor | None], more: list[Tensor | None]) -> list[Tensor | None]:
+    for old, new in zip(total, more, strict=False):
+        if old is not None and new is not None:
+            old.add_(new)
+    return total or more
+
+
+class _JVP(torch.autograd.Function):
+    """(f(x), J(x) u)."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, between: Sequence[Activation], x: Tensor, direction: Tensor, *parameters: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        outputs, tangent, seen = _push(between, x, direction, parameters)
+        ctx.between = between
+        ctx.save_for_backward(*seen, *parameters)
+        return outputs, tangent
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, by_outputs: Tensor, by_tangent: Tensor) -> tuple[Tensor | None, ...]:
+        layers = len(ctx.between) + 1
+        seen, parameters = ctx.saved_tensors[:layers], ctx.saved_tensors[layers:]
+        gradient, by_parameters = _pull(ctx.between, torch.cat([by_outputs, by_tangent]), seen, parameters)
+        if not any(ctx.needs_input_grad[1:3]):
+            return None, None, None, *by_parameters
+        by_x, by_direction = (gradient @ parameters[0]).chunk(2)
+        return None, by_x, by_direction, *by_parameters
+
+
+class _Known(torch.autograd.Function):
+    """A scalar whose gradient by the parameters is known already."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, total: Tensor, gradient: Sequence[Tensor | None], *parameters: Tensor | None
+    ) -> Tensor:
+        ctx.save_for_backward(*gradient)
+        return total.clone()
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, weight: Tensor) -> tuple[Tensor | None, ...]:
+        return None, None, *(None if g is None else g * weight for g in ctx.saved_tensors)
 
 
 def _opened(module: object) -> Iterator[nn.Module]:

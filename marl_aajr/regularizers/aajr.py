@@ -151,8 +151,7 @@ class AAJR(JacobianPenalty):
         kappa = value_at(self.adversarial_weight, timestep)
         trajectory = self.climb(sample, timestep=timestep, generator=generator, check=check)
         with torch.set_grad_enabled(weight > 0 or self.form == "constraint"):
-            squared = self._squared(sample, trajectory)
-            penalty = sample.mean(apply_form(self.form, squared, self.gain_bound))
+            penalty, squared = self._penalty(sample, trajectory)
         loss = weight * penalty
         metrics = {"penalty": penalty.detach(), **gain_metrics(sample, squared)}
         if self.form == "constraint":
@@ -172,12 +171,17 @@ class AAJR(JacobianPenalty):
             return float((self.initial_state() if state is None else state)[DUAL])
         return value_at(self.coefficient, timestep)
 
-    def _squared(self, sample: Sample, trajectory: Trajectory) -> Tensor:
-        """‖J u_t‖², or its secant, ``[K, B, ...]``; 0 where a row has no direction, for there u_t = 0."""
+    def _penalty(self, sample: Sample, trajectory: Trajectory) -> tuple[Tensor, Tensor]:
+        """R, and ‖J u_t‖² or its secant, ``[K, B, ...]``; 0 where a row has no direction, for there u_t = 0."""
+
+        def form(squared: Tensor) -> Tensor:
+            return apply_form(self.form, squared, self.gain_bound)
+
         if self.secant:
-            return self._squared_secants(sample, trajectory.deltas)
+            squared = self._squared_secants(sample, trajectory.deltas)
+            return sample.mean(form(squared)), squared.detach()
         points = sample.obs + trajectory.deltas[: self.steps]
-        return self.squared_gains(sample, points, trajectory.directions)
+        return self.penalty(sample, points, trajectory.directions, form)
 
     def _squared_secants(self, sample: Sample, deltas: Tensor) -> Tensor:
         count = len(deltas)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
 from typing import ClassVar, Self
 
@@ -14,7 +14,7 @@ from marl_aajr.distributions import ActionDistribution
 from marl_aajr.jacobian import BACKENDS, JVP_BACKENDS, Backend, JVPBackend, jvp, resolve_backend
 from marl_aajr.objectives import EVERYTHING, Need
 from marl_aajr.outputs import METRICS, OUTPUT_MAPS, Metric, OutputMap, check_output_map, squared_gain
-from marl_aajr.policy import Policy
+from marl_aajr.policy import ModulePolicy, Policy
 from marl_aajr.regularizers.adversary import Targeted
 from marl_aajr.regularizers.base import Sample
 from marl_aajr.schedules import Schedule
@@ -59,6 +59,34 @@ class JacobianPenalty(Targeted):
     def fitted(self, policy: Policy, obs: Tensor, *, backends: Sequence[Backend] = BACKENDS) -> Self:
         return replace(self, backend=resolve_backend(policy, obs, self.backend, allowed=backends))
 
+    def penalty(
+        self, sample: Sample, points: Tensor, directions: Tensor, form: Callable[[Tensor], Tensor]
+    ) -> tuple[Tensor, Tensor]:
+        """The mean of ``form(‖J_φ z‖²)`` over T points and directions of each row, and the squares, detached.
+
+        Args:
+            sample: the minibatch.
+            points: ``[T, B, ..., d]``.
+            directions: z, the same shape; constants.
+            form: elementwise.
+        """
+        policy = sample.policy
+        if self.backend != "mlp":
+            squared = self.squared_gains(sample, points, directions)
+            return sample.mean(form(squared)), squared.detach()
+        assert isinstance(policy, ModulePolicy)
+        assert policy.mlp is not None
+        weights = _weights(sample, points.shape[:-1]).flatten()
+        squares = []
+
+        def loss(outputs: Tensor, tangent: Tensor, rows: slice) -> Tensor:
+            squared = squared_gain(self.output, policy.distribution, outputs, tangent, metric=self.metric)
+            squares.append(squared.detach())
+            return (weights[rows] * form(squared)).sum()
+
+        total = policy.mlp.total(points.flatten(0, -2), directions.flatten(0, -2), loss)
+        return total, torch.cat(squares).unflatten(0, points.shape[:-1])
+
     def squared_gains(self, sample: Sample, points: Tensor, directions: Tensor) -> Tensor:
         """‖J_φ z‖² at T points and directions of each row, ``[T, B, ..., d] -> [T, B, ...]``.
 
@@ -69,6 +97,14 @@ class JacobianPenalty(Targeted):
         outputs, tangent = jvp(policy, points.flatten(0, 1), directions.flatten(0, 1), backend=self.backend)
         squared = squared_gain(self.output, policy.distribution, outputs, tangent, metric=self.metric)
         return squared.unflatten(0, (count, -1))
+
+
+def _weights(sample: Sample, shape: torch.Size) -> Tensor:
+    """w with ``sample.mean(v) = Σ w v``, which is linear."""
+    with torch.enable_grad():
+        values = sample.obs.new_ones(shape).requires_grad_()
+        (weights,) = torch.autograd.grad(sample.mean(values), values)
+    return weights
 
 
 def gain_metrics(sample: Sample, squared: Tensor) -> dict[str, Tensor]:
