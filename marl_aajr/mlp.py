@@ -25,7 +25,7 @@ Gradient = dict[Tensor, Tensor]
 
 TangentLoss = Callable[[Tensor, Tensor, slice], Tensor]
 
-_BLOCK = 2048
+_BLOCK = 1024
 """Rows at a time: their values and tangents in a layer of 64 take half a megabyte."""
 
 
