@@ -95,6 +95,7 @@ class FastEnvRunner(RunEnvRunner):
                 f"expected an environment that fast(config, environment) has set, got {self.config.env!r}; "
                 "call it last"
             )
+        self._creator = creator
         if creator.device is not None:
             self.place = torch.device(creator.device)
         batch = creator.batch(context, self.config.num_envs_per_env_runner, self.place)
@@ -191,7 +192,7 @@ class FastEnvRunner(RunEnvRunner):
                 device=self.place,
             )
             self._players = players
-            self._collector = Collector(batch, module_of, players)
+            self._collector = Collector(batch, module_of, players, name=self._creator.name)
             self._measures = SamplingMetrics(self, self._collector.agents, module_of, batch.teams)
         return self._collector, self._players
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Protocol
 
 import torch
@@ -17,6 +18,7 @@ from marl_aajr.rollout.batched import BatchedEnv, BatchedStep
 from marl_aajr.rollout.columns import Columns, Decision, Head, OpenDecisions, stacked
 from marl_aajr.rollout.episodes import EpisodeLog, Episodes
 from marl_aajr.rollout.fragments import Fragment, ModuleFragment
+from marl_aajr.rollout.inspection import Inspector
 
 
 class Players(Protocol):
@@ -78,10 +80,14 @@ class Collector:
         env: The copies.
         module_of: Module of each agent.
         players: Who decides.
+        name: What faults call the environment.
     """
 
-    def __init__(self, env: BatchedEnv, module_of: Mapping[str, str], players: Players) -> None:
+    def __init__(
+        self, env: BatchedEnv, module_of: Mapping[str, str], players: Players, *, name: str | None = None
+    ) -> None:
         self.env = env
+        self._inspector = Inspector(env, name or type(env).__name__)
         self.groups = groups_of(env, module_of)
         self.players = players
         self._log = EpisodeLog(len(self.agents), env.num_envs)
@@ -95,17 +101,24 @@ class Collector:
         return tuple(agent for group in self.groups for agent in group.agents)
 
     def reset(self, *, seed: int) -> None:
-        """Begin new episodes in all copies."""
+        """Begin new episodes in all copies.
+
+        Raises:
+            EnvironmentFault: The environment breaks its contract.
+        """
         self.players.forget(torch.ones(self.env.num_envs, dtype=torch.bool, device=self.env.device))
         self._log.clear()
         self._open = {}
-        self._look(self.env.reset(seed=seed))
+        self._look(self._inspector.reset(seed=seed))
 
     def collect(self, steps: int) -> tuple[Fragment, Episodes]:
         """Play ``steps`` steps in every copy.
 
         Returns:
             What happened, and the episodes that ended.
+
+        Raises:
+            EnvironmentFault: The environment breaks its contract.
         """
         lead = int(bool(self._open))
         columns = {
@@ -127,6 +140,7 @@ class Collector:
             module: column.finish(self._heads[module], self._perceive(module))
             for module, column in columns.items()
         }
+        self._inspector.values(parts.values(), lead=lead, where=partial(self._log.position, over[lead:]))
         rewards = torch.cat([part.rewards[lead:] for part in parts.values()], 1)
         episodes = self._log.take(rewards, _acted(parts.values(), lead), over[lead:])
         opened = {module: OpenDecisions.of(part, columns[module].before) for module, part in parts.items()}
@@ -141,7 +155,7 @@ class Collector:
             columns[group.module].write(t, head, decision)
             shape = (*head.acts.shape, *decision.env_actions.shape[1:])
             actions.update(zip(group.agents, decision.env_actions.view(shape).unbind(0), strict=True))
-        step = self.env.step(actions)
+        step = self._inspector.step(actions)
         for column in columns.values():
             column.outcome(t, step)
         return step

@@ -42,6 +42,17 @@ class EpisodeLog:
         for kept in (self._earned, self._acted, self._length):
             kept.zero_()
 
+    def position(self, over: Tensor, t: int, e: int) -> int:
+        """Which step of its episode step ``t`` of those that come next is in copy ``e``, from 1.
+
+        Args:
+            over: ``[T, E]`` bool, where episodes end in those steps.
+            t: From 0.
+            e: Copy.
+        """
+        ended = over[:t, e].nonzero().flatten().tolist()
+        return t - ended[-1] if ended else t + 1 + int(self._length[e])
+
     def take(self, rewards: Tensor, acts: Tensor | None, over: Tensor) -> Episodes:
         """Take in T steps.
 

@@ -128,15 +128,40 @@ def test_a_loss_that_is_nan_stops_the_run_and_keeps_its_checkpoints(tmp_path: Pa
     assert json.loads(run.status_file.read_text())["env_steps"] == 300
 
 
-@pytest.mark.parametrize(("runner", "env_runners"), [("stock", 0), ("stock", 1), ("fast", 0)])
-def test_an_environment_that_raises_stops_the_run_by_its_name(
-    runner: str, env_runners: int, tmp_path: Path
+CRASH = "raised ZeroDivisionError: the simulator has crashed"
+
+
+@pytest.mark.parametrize(
+    ("how", "says", "resources"),
+    [
+        ("raises", CRASH, {"runner": "stock", "env_runners": 1}),
+        ("raises", f"copy 0, step 1: {CRASH}", {}),
+        ("nan", "copy 0, step 1: the reward of agent 'agent_1' is nan", {"env_runners": 1}),
+        ("shape", "copy 0, step 1: the observation of agent 'agent_1' has shape", {}),
+        ("spaces", "copy 0, step 0: the observation space of agent 'agent_1' changed", {}),
+    ],
+    ids=["raises-stock-remote", "raises", "nan-remote", "shape", "spaces"],
+)
+def test_a_broken_environment_stops_the_run_by_its_name_and_keeps_what_was_done(
+    how: str, says: str, resources: dict[str, Any], tmp_path: Path
 ) -> None:
-    resources = {"runner": runner, "env_runners": env_runners}
-    config = tiny(env={"name": "tests.training.broken_env:raises"}, resources=resources)
-    with pytest.raises(EnvironmentFault, match="ZeroDivisionError: the simulator has crashed"):
-        train(config, tmp_path / "run")
-    assert RunDirectory(tmp_path / "run").status().state == "failed"
+    when = tmp_path / "now"
+    env = {"name": "tests.training.broken_env:breaks", "kwargs": {"when": str(when), "how": how}}
+    config = tiny(env=env, env_steps=300, resources=resources)
+
+    def break_it(record: dict[str, Any]) -> None:
+        if record["iteration"] == 2:
+            when.touch()
+
+    with pytest.raises(EnvironmentFault, match=f"environment {env['name']}, .*{says}"):
+        train(config, tmp_path / "run", on_iteration=break_it)
+    run = RunDirectory(tmp_path / "run")
+    assert (run.status().state, run.iterations(), len(run.metrics())) == ("failed", [2], 2)
+    assert says in str(run.status().error)
+
+    when.unlink()
+    train(config, run.path, resume=True)
+    assert (run.status().state, run.status().env_steps) == ("finished", 300)
 
 
 def test_two_env_runners_give_the_same_run_twice(tmp_path: Path) -> None:

@@ -1,0 +1,121 @@
+"""What batches answer, looked at before anybody learns from it.
+
+Batches that are made of arrays have no `Game` that checks them. Shapes are checked at every step, values once
+per fragment: reading one makes a device wait.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Mapping
+from typing import Any, NoReturn
+
+import torch
+from torch import Tensor
+
+from marl_aajr.rollout.batched import BatchedEnv, BatchedStep
+from marl_aajr.rollout.faults import EnvironmentFault
+from marl_aajr.rollout.fragments import ModuleFragment
+
+Where = Callable[[int, int], int]
+"""Which step of its episode step ``t`` of copy ``e`` is, from 1."""
+
+
+class Inspector:
+    """Plays a batch and blames it by name, copy, agent and step.
+
+    Args:
+        env: The batch.
+        name: What faults call it.
+    """
+
+    def __init__(self, env: BatchedEnv, name: str) -> None:
+        self._env = env
+        self._name = name
+        self._steps = 0
+        self._obs = {
+            agent: torch.Size((env.num_envs, *(space.shape or ())))
+            for agent, space in env.observation_spaces.items()
+        }
+        self._each = dict.fromkeys(self._obs, torch.Size((env.num_envs,)))
+
+    def reset(self, *, seed: int) -> dict[str, Tensor]:
+        """See `BatchedEnv.reset`.
+
+        Raises:
+            EnvironmentFault: The batch breaks its contract.
+        """
+        self._steps = 0
+        obs = self._call(lambda: self._env.reset(seed=seed))
+        self._check("observation", obs, self._obs)
+        return obs
+
+    def step(self, actions: Mapping[str, Tensor]) -> BatchedStep:
+        """See `BatchedEnv.step`.
+
+        Raises:
+            EnvironmentFault: The batch breaks its contract.
+        """
+        self._steps += 1
+        step = self._call(lambda: self._env.step(actions))
+        self._check("observation", step.obs, self._obs)
+        self._check("last observation", step.final_obs, self._obs)
+        self._check("reward", step.rewards, self._each)
+        self._check("termination", step.terminations, self._each)
+        self._check("truncation", step.truncations, self._each)
+        return step
+
+    def values(self, parts: Collection[ModuleFragment], *, lead: int, where: Where) -> None:
+        """Looks for numbers that are not finite.
+
+        Args:
+            parts: What was collected.
+            lead: Rows before the first step.
+            where: Finds the step to blame.
+
+        Raises:
+            EnvironmentFault: There are some.
+        """
+        columns = [(part, name) for part in parts for name in ("rewards", "obs", "final_obs")]
+        floats = [(part, name) for part, name in columns if getattr(part, name).is_floating_point()]
+        # A sum shows what is not finite in a fraction of the time that a look at each number takes.
+        if bool(torch.stack([getattr(part, name).sum() for part, name in floats]).isfinite().all()):
+            return
+        bad = ((part, name, ~getattr(part, name).isfinite()) for part, name in floats)
+        found = next((case for case in bad if bool(case[2].any())), None)
+        if found is None:  # the sum was too large
+            return
+        part, name, which = found
+        at = which.nonzero()[0].tolist()
+        t, g, e = part.final_at[at[0]].tolist() if name == "final_obs" else at[:3]
+        # An observation is what came of the step before.
+        t -= lead + (name == "obs")
+        what = {"rewards": "reward", "obs": "observation", "final_obs": "last observation"}[name]
+        step = 0 if t < 0 else where(t, e)
+        self._blame(f"copy {e}, step {step}", f"the {what} of agent {part.agents[g]!r} is not finite")
+
+    def _call(self, play: Callable[[], Any]) -> Any:
+        try:
+            return play()
+        except EnvironmentFault:
+            raise
+        except Exception as error:
+            self._blame(self._now, f"raised {type(error).__name__}: {error}", error)
+
+    def _check(self, what: str, given: Mapping[str, Tensor], shapes: Mapping[str, torch.Size]) -> None:
+        for agent, shape in shapes.items():
+            tensor = given.get(agent)
+            if tensor is None:
+                self._blame(self._now, f"gave agent {agent!r} no {what}")
+            if tensor.shape != shape:
+                self._blame(
+                    self._now,
+                    f"the {what} of agent {agent!r} has shape {tuple(tensor.shape)} for "
+                    f"{self._env.num_envs} copies, expected {tuple(shape)}",
+                )
+
+    @property
+    def _now(self) -> str:
+        return f"{self._env.num_envs} copies, step {self._steps} since the reset"
+
+    def _blame(self, where: str, what: str, cause: Exception | None = None) -> NoReturn:
+        raise EnvironmentFault(f"environment {self._name}, {where}: {what}") from cause
