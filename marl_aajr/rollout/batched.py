@@ -54,6 +54,8 @@ class BatchedEnv(ABC):
         device: Where the tensors live.
         state_space: Space of the global states of one copy; None where there are none.
         turn_based: Whether agents wait for one another.
+        keeps_final_states: To be set before playing, if `final_state` is going to be asked. Some environments
+            have no state when they are over.
     """
 
     num_envs: int
@@ -64,6 +66,7 @@ class BatchedEnv(ABC):
     device: torch.device
     state_space: spaces.Space[Any] | None = None
     turn_based: bool = False
+    keeps_final_states: bool = False
 
     @abstractmethod
     def reset(self, *, seed: int) -> dict[str, Tensor]:

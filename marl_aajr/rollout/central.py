@@ -28,6 +28,9 @@ from marl_aajr.rollout.game import Game, Turn
 Critic = Literal["own", "joint", "state"]
 CRITICS: tuple[Critic, ...] = get_args(Critic)
 
+STATE = "state"
+"""The key under which modules find it in their observations."""
+
 
 class CentralView:
     """What the critic of one environment is given, turn by turn.
@@ -103,6 +106,7 @@ class CentralBatch(BatchedEnv):
             self.central_space = joint_space(boxes, name, turn_based=env.turn_based)
         else:
             self.central_space = state_space(env.state_space, name)
+            env.keeps_final_states = True
         self.state_space = env.state_space
         width = flat_size(self.central_space)
         self.observation_spaces = {a: _unbounded(flat_size(box) + width) for a, box in boxes.items()}
@@ -183,6 +187,12 @@ def _beside(obs: Mapping[str, Tensor], central: Tensor) -> dict[str, Tensor]:
 
 def _flat(rows: Tensor) -> Tensor:
     return rows.flatten(1).float()
+
+
+def with_state(space: spaces.Space[Any], central: spaces.Space[Any]) -> spaces.Dict:
+    """The space of observations that bring along what the critic is given, beside any action mask."""
+    own = dict(space.spaces) if isinstance(space, spaces.Dict) and "observation" in space.spaces else None
+    return spaces.Dict({**(own or {"observation": space}), STATE: central})
 
 
 def own_boxes(by_agent: Mapping[str, spaces.Space[Any]]) -> dict[str, spaces.Box]:

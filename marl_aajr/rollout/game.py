@@ -161,9 +161,16 @@ class Game(ABC):
         """The global state of the environment, for centralised critics (where it has one).
 
         Raises:
-            EnvironmentFault: If it is not in the space that the environment declares for it.
+            EnvironmentFault: If there is none now (some have none when they are over), or it is not in the
+                space that the environment declares for it.
+            NotImplementedError: If the environment has none at all.
         """
-        state = self.env.state()
+        try:
+            state = self.env.state()
+        except NotImplementedError:
+            raise
+        except Exception as error:
+            self._blame(f"raised {type(error).__name__} in state: {error}", error)
         try:
             return state if self._check_state is None else self._check_state(state)
         except ValueError as reason:

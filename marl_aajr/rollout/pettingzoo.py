@@ -101,7 +101,7 @@ class PettingZooBatch(BatchedEnv):
             infos.append(turn.infos)
             if turn.over:
                 over[e] = True
-                if self._final_states is not None:
+                if self.keeps_final_states and self._final_states is not None:
                     self._final_states[e] = game.state()
                 self._start(e, obs)
             else:
@@ -135,7 +135,7 @@ class PettingZooBatch(BatchedEnv):
 
     def final_state(self) -> Tensor:
         """See `BatchedEnv.final_state`."""
-        if self._final_states is None:
+        if self._final_states is None or not self.keeps_final_states:
             return super().final_state()
         return torch.from_numpy(self._final_states.copy()).to(self.device)
 
