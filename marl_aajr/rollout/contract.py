@@ -21,18 +21,27 @@ Make = Callable[[int], BatchedEnv]
 Actions = dict[str, Tensor]
 
 
-def check_batched_env(make: Make, *, steps: int = 60, seed: int = 3, saves: bool = True) -> None:
-    """Plays batches that ``make(num_envs)`` builds and checks every promise of `BatchedEnv`.
+def check_batched_env(
+    build: Make, *, steps: int = 60, seed: int = 3, saves: bool = True, final_states: bool = True
+) -> None:
+    """Plays batches that ``build(num_envs)`` builds and checks every promise of `BatchedEnv`.
 
     Args:
-        make: Builds a batch of so many copies; equal batches every time.
+        build: Builds a batch of so many copies; equal batches every time.
         steps: How long to play; more than an episode, so that resets are seen.
         seed: Of the batches and of the random actions.
         saves: Whether the batch can be saved; if not, ``get_state`` must say so.
+        final_states: Whether a batch that has states has them when an episode is over, too.
 
     Raises:
         AssertionError: What was promised and not kept, with the agent.
     """
+
+    def make(num_envs: int) -> BatchedEnv:
+        env = build(num_envs)
+        env.keeps_final_states = final_states and env.state_space is not None
+        return env
+
     long = play(make(5), steps, seed=seed)
     check_same(long, play(make(5), steps, seed=seed), "the same seed and actions")
     # The last bits of vectorised functions depend on where in an array a number is.
@@ -75,7 +84,6 @@ def _cut(part: Any, number: int) -> Any:
 def play(env: BatchedEnv, steps: int, *, seed: int) -> Transcript:
     """Plays at random, checking each answer by itself."""
     check_declarations(env)
-    env.keeps_final_states = env.state_space is not None
     said = Transcript([env.reset(seed=seed)])
     check_obs(env, said.obs[0])
     kept: list[tuple[Tensor, Tensor]] = []
@@ -153,7 +161,7 @@ def check_step(env: BatchedEnv, step: BatchedStep) -> None:
         promise(not again.any(), f"{agent!r} not to act after its end")
         anybody |= ended
     promise(anybody[step.episode_over].all(), "somebody to end where an episode is over")
-    if env.state_space is not None and env.keeps_final_states and step.episode_over.any():
+    if env.keeps_final_states and env.state_space is not None and step.episode_over.any():
         last = env.final_state()[step.episode_over]
         promise(contains(env.state_space, last), "final_state() in its space where an episode is over")
 
