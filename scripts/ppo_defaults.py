@@ -11,18 +11,13 @@ from __future__ import annotations
 
 import argparse
 import json
-import subprocess
-import sys
-from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from statistics import mean
 from typing import Any
 
-ROOT = Path(__file__).resolve().parent.parent
+from variants import ROOT, train_all
+
 RUNS = ROOT / "runs" / "ppo_defaults"
 RESULTS = ROOT / "experiments" / "ppo_defaults" / "results.json"
-ENV = "marl_aajr.envs.simple_spread_v3"
-"""Equal to mpe2's step for step, and faster."""
 VARIANTS: dict[str, dict[str, Any]] = {
     "defaults": {},
     "learning rate 5e-4": {"ppo.lr": 5e-4},
@@ -48,26 +43,6 @@ SLOW = ("RLlib's PPO defaults",)
 """Twenty times the gradient steps: one seed."""
 
 
-def train(name: str, seed: int, env_steps: int) -> list[dict[str, float]]:
-    """One run, from its start or its last checkpoint; returns its learning curve."""
-    out = RUNS / f"{name.replace(' ', '_').replace('/', '-')}-s{seed}"
-    command = [sys.executable, "-m", "marl_aajr", "train", "--out", str(out)]
-    status = out / "status.json"
-    state = json.loads(status.read_text())["state"] if status.exists() else None
-    if state != "finished":
-        if state is None:
-            command += ["--env", ENV, "--method", "none", "--seed", str(seed)]
-            command += ["--env-steps", str(env_steps)]
-            for key, value in VARIANTS[name].items():
-                command += ["--set", f"{key}={value}"]
-        else:
-            command += ["--resume"]
-        subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
-    lines = (out / "metrics.jsonl").read_text().splitlines()
-    keys = ("env_steps", "return_mean")
-    return [{key: record[key] for key in keys} for record in map(json.loads, lines)]
-
-
 def main() -> None:
     """Train what is missing, write the results, print the table."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
@@ -78,8 +53,10 @@ def main() -> None:
     cells = [
         (name, seed) for seed in range(options.seeds) for name in VARIANTS if seed == 0 or name not in SLOW
     ]
-    with ThreadPoolExecutor(options.jobs) as pool:
-        curves = list(pool.map(lambda cell: train(*cell, options.env_steps), cells))
+    records = train_all(
+        VARIANTS, cells, runs=RUNS, method="none", env_steps=options.env_steps, jobs=options.jobs
+    )
+    curves = [[{key: r[key] for key in ("env_steps", "return_mean")} for r in run] for run in records]
     results: dict[str, Any] = {
         name: {"settings": settings, "curves": {}} for name, settings in VARIANTS.items()
     }

@@ -1,0 +1,73 @@
+"""The evidence for AAJR's default sample_fraction: the share of each minibatch that is regularised.
+
+    .venv/bin/python scripts/sample_share.py
+
+Trains AAJR with every share and every seed on 3-agent simple_spread, keeps the runs under runs/sample_share
+(finished ones are not repeated, interrupted ones resume), and writes the curves to
+experiments/sample_share/results.json and a table to standard output. If a share is too small for its purpose,
+its directional gain is larger or its return lower than with whole minibatches.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from statistics import mean, stdev
+from typing import Any
+
+from variants import ROOT, train_all
+
+RUNS = ROOT / "runs" / "sample_share"
+RESULTS = ROOT / "experiments" / "sample_share" / "results.json"
+COEFFICIENT = 3e-3
+"""Three times the default: the penalty must bite for a smaller share of it to be missed."""
+SHARES = (1.0, 0.5, 0.2, 0.1, 0.05)
+LAST = 10
+
+
+def main() -> None:
+    """Train what is missing, write the results, print the table."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--env-steps", type=int, default=300_000)
+    parser.add_argument("--seeds", type=int, default=4)
+    parser.add_argument("--jobs", type=int, default=2, help="runs at a time, one core each")
+    options = parser.parse_args()
+    variants = {
+        f"share {share:g}": {"method.sample_fraction": share, "method.coefficient": COEFFICIENT}
+        for share in SHARES
+    }
+    cells = [(name, seed) for seed in range(options.seeds) for name in variants]
+    records = train_all(
+        variants, cells, runs=RUNS, method="aajr", env_steps=options.env_steps, jobs=options.jobs
+    )
+    curves: dict[str, dict[int, list[dict[str, float]]]] = {name: {} for name in variants}
+    for (name, seed), run in zip(cells, records, strict=True):
+        curves[name][seed] = [point(record) for record in run]
+    RESULTS.parent.mkdir(parents=True, exist_ok=True)
+    RESULTS.write_text(json.dumps({"env_steps": options.env_steps, "curves": curves}) + "\n")
+    print(f"Last {LAST} iterations of {options.env_steps:,} env steps; mean ± standard deviation over seeds")
+    for name, by_seed in curves.items():
+        cells_of = [summary([run[-LAST:] for run in by_seed.values()], key) for key in KEYS]
+        print(f"{name:12s}" + "".join(f"   {key} {cell}" for key, cell in zip(KEYS, cells_of, strict=True)))
+
+
+KEYS = ("return", "gain", "objective_gain")
+
+
+def point(record: dict[str, Any]) -> dict[str, float]:
+    (module,) = record["modules"].values()
+    return {
+        "env_steps": record["env_steps"],
+        "return": record["return_mean"],
+        "gain": module["aajr/gain_mean"],
+        "objective_gain": module["aajr/objective_gain"],
+    }
+
+
+def summary(runs: list[list[dict[str, float]]], key: str) -> str:
+    finals = [mean(p[key] for p in run) for run in runs]
+    return f"{mean(finals):.4g} ± {stdev(finals) if len(finals) > 1 else 0:.2g}"
+
+
+if __name__ == "__main__":
+    main()
