@@ -238,6 +238,16 @@ SETTINGS = (
         read=str,
     ),
     Setting(
+        "--critic",
+        "model.critic",
+        "own|joint|state",
+        NETWORK,
+        help="What the critic reads: the agent's own observation; beside it those of all agents, or the "
+        "environment's state (MAPPO).",
+        default="own",
+        read=str,
+    ),
+    Setting(
         "--observation-filter",
         "observation_filter",
         "none|mean_std",

@@ -31,6 +31,9 @@ class Perturbing(Regularizer):
         epsilon: radius of the perturbation set, in the units the policy network sees; number or schedule.
         norm: ``"linf"`` or ``"l2"``.
         sample_fraction: share of each minibatch that is regularised, drawn at random, in (0, 1].
+        leaves: names of the parts of a nested observation that can be perturbed, such as ``position`` or
+            ``camera/depth``; None: all of floating-point numbers but action masks. Their features are those
+            of mask, scale, low and high: in the order of the observation's sorted keys, row by row.
         mask: per feature, whether it can be perturbed.
         scale: per feature, the size of one unit of ε.
         low: lower bound of perturbed observations.
@@ -43,6 +46,7 @@ class Perturbing(Regularizer):
     epsilon: Schedule = 0.1
     norm: Norm = "linf"
     sample_fraction: float = 0.5
+    leaves: tuple[str, ...] | None = None
     mask: tuple[bool, ...] | None = None
     scale: tuple[float, ...] | None = None
     low: float | tuple[float, ...] | None = None
@@ -51,12 +55,17 @@ class Perturbing(Regularizer):
     def __post_init__(self) -> None:
         for name in (*self.weights, "epsilon"):
             object.__setattr__(self, name, as_schedule(getattr(self, name), name=name))
-        for name in ("mask", "scale", "low", "high"):
+        for name in ("leaves", "mask", "scale", "low", "high"):
             if isinstance(value := getattr(self, name), list):
                 object.__setattr__(self, name, tuple(value))
+        _check_leaves(self.leaves)
         if not 0 < self.sample_fraction <= 1:
             raise ValueError(f"expected a sample_fraction in (0, 1], got {self.sample_fraction!r}")
         replace(self.perturbations(0), epsilon=minimum(self.epsilon))
+
+    @property
+    def perturbed_leaves(self) -> tuple[str, ...] | None:
+        return self.leaves
 
     def perturbations(self, timestep: float) -> PerturbationSet:
         """Δ at an environment step."""
@@ -216,6 +225,16 @@ def require(needs: Collection[Need], offers: Collection[Need], what: str) -> Non
         names = ", ".join(name.replace("_", " ") for name in missing)
         have = ", ".join(sorted(name.replace("_", " ") for name in offers)) or "none of these"
         raise ValueError(f"expected a module and learner with {names} for {what}, got {have}; choose another")
+
+
+def _check_leaves(leaves: object) -> None:
+    if leaves is None:
+        return
+    if not isinstance(leaves, tuple) or not leaves or not all(isinstance(name, str) for name in leaves):
+        raise ValueError(
+            f"expected leaves as a list of names such as [position, camera/depth], got {leaves!r}; leave it "
+            "out for all of them"
+        )
 
 
 def share(name: str, schedule: Schedule) -> None:

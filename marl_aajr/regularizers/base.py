@@ -132,16 +132,26 @@ class Sample:
         # where, not a product: a padded row may hold anything, 0 · inf included.
         kept = values if self.mask is None else torch.where(self.mask, values, 0.0)
         copies = values.numel() // self.obs.shape[:-1].numel()
-        return kept.sum() / (copies * self._counted)
+        return kept.sum() / (copies * self._average_count)
+
+    @property
+    def weight(self) -> Tensor:
+        """How many rows count here, by the average over the learners.
+
+        The average of the learners' means over their own rows, times this, is the mean over all rows.
+        """
+        return self._count / self._average_count
 
     @cached_property
-    def _counted(self) -> Tensor:
-        """How many rows count, at least 1; on average over the learners."""
+    def _count(self) -> Tensor:
         if self.mask is None:
-            counted = torch.full((), self.obs.shape[:-1].numel(), device=self.obs.device)
-        else:
-            counted = self.mask.sum()
-        return counted.clamp_min(1) if self.shard is None else self.shard.average(counted)
+            return torch.full((), self.obs.shape[:-1].numel(), device=self.obs.device)
+        return self.mask.sum()
+
+    @cached_property
+    def _average_count(self) -> Tensor:
+        """At least that of one row in all."""
+        return self._count.clamp_min(1) if self.shard is None else self.shard.average(self._count)
 
 
 @dataclass(frozen=True)
@@ -163,6 +173,11 @@ class Regularizer(ABC):
 
     name: ClassVar[str]
     summary: ClassVar[str]
+
+    @property
+    def perturbed_leaves(self) -> tuple[str, ...] | None:
+        """The parts of a nested observation that :class:`Sample` has to show, by name; None: all."""
+        return None
 
     @abstractmethod
     def active(self, timestep: float) -> bool:

@@ -18,6 +18,7 @@ from marl_aajr.distributions import ActionDistribution
 from marl_aajr.jacobian import BACKENDS, Backend
 from marl_aajr.objectives import EVERYTHING, Need
 from marl_aajr.policy import Policy
+from marl_aajr.regularizers.adversary import Perturbing
 from marl_aajr.regularizers.base import Evaluation, Regularizer, Sample, State
 
 _T = TypeVar("_T")
@@ -50,7 +51,17 @@ class Sum(Regularizer):
             flat += member.members if isinstance(member, Sum) else [member]
         if len(flat) < 2:
             raise ValueError(f"expected at least two members in a sum, got {len(flat)}")
+        leaves = {member.leaves for member in flat if isinstance(member, Perturbing)}
+        if len(leaves) > 1:
+            raise ValueError(
+                "expected members of a sum to perturb the same leaves, got "
+                f"{' and '.join(sorted(map(str, leaves)))}; name all of them, and use mask"
+            )
         object.__setattr__(self, "members", tuple(flat))
+
+    @property
+    def perturbed_leaves(self) -> tuple[str, ...] | None:
+        return next((member.leaves for member in self.members if isinstance(member, Perturbing)), None)
 
     @property
     def labelled(self) -> tuple[tuple[str, Regularizer], ...]:

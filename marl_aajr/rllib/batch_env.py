@@ -15,6 +15,7 @@ from ray.tune.registry import register_env
 from marl_aajr.rllib.env import PettingZooEnv
 from marl_aajr.rollout.batched import BatchedEnv
 from marl_aajr.rollout.batches import make_batch
+from marl_aajr.rollout.central import CentralBatch, Critic, with_state
 from marl_aajr.rollout.environments import EnvironmentSpec, resolve
 
 BatchFactory = Callable[[int, torch.device], BatchedEnv]
@@ -29,11 +30,13 @@ class BatchCreator:
         source: A specification, or a function that builds batches.
         parity: See `marl_aajr.rllib.env.PettingZooEnv`.
         device: Where the copies are and where actions are computed; None: where RLlib puts the env runner.
+        critic: See `marl_aajr.rllib.env.PettingZooEnv`.
     """
 
     source: EnvironmentSpec | BatchFactory
     parity: bool = False
     device: str | None = None
+    critic: Critic = "own"
 
     @property
     def name(self) -> str:
@@ -52,11 +55,20 @@ class BatchCreator:
                 f"expected an env runner that takes batches, got one for single environments of {self.name}; "
                 "use FastEnvRunner"
             )
-        settings = {"env": self.source.name, "kwargs": dict(self.source.kwargs), "parity": self.parity}
-        return PettingZooEnv({**settings, **config})
+        settings: dict[str, Any] = {"env": self.source.name, "kwargs": dict(self.source.kwargs)}
+        return PettingZooEnv({**settings, "parity": self.parity, "critic": self.critic, **config})
 
     def batch(self, config: Mapping[str, Any], num_envs: int, device: torch.device) -> BatchedEnv:
-        """E copies, with RLlib's ``env_config`` over our own settings."""
+        """E copies, with RLlib's ``env_config`` over our own settings.
+
+        Raises:
+            ValueError: An environment without what its critic is to be given.
+        """
+        batch = self._copies(config, num_envs, device)
+        critic = config.get("critic", self.critic)
+        return batch if critic == "own" else CentralBatch(batch, critic)
+
+    def _copies(self, config: Mapping[str, Any], num_envs: int, device: torch.device) -> BatchedEnv:
         if not isinstance(self.source, EnvironmentSpec):
             return self.source(num_envs, device)
         name = config.get("env", self.source.name)
@@ -68,7 +80,8 @@ def register_batch(creator: BatchCreator) -> str:
     """Makes a batch known to Ray under a name of its own, for ``config.environment(...)``."""
     source = creator.source
     arguments = sorted(source.kwargs.items()) if isinstance(source, EnvironmentSpec) else id(source)
-    digest = hashlib.sha256(repr((arguments, creator.parity, creator.device)).encode()).hexdigest()[:8]
+    settings = (arguments, creator.parity, creator.device, creator.critic)
+    digest = hashlib.sha256(repr(settings).encode()).hexdigest()[:8]
     name = f"marl_aajr/batch/{creator.name}@{digest}"
     register_env(name, creator)
     return name
@@ -82,9 +95,11 @@ class BatchSpaces:
         self.num_envs = batch.num_envs
         self.possible_agents = list(batch.possible_agents)
         masks = batch.action_mask
-        self._observation = {
-            agent: with_mask(space, masks[agent]) for agent, space in batch.observation_spaces.items()
-        }
+        spaces = batch.own_spaces if isinstance(batch, CentralBatch) else batch.observation_spaces
+        self._observation = {agent: with_mask(space, masks[agent]) for agent, space in spaces.items()}
+        if isinstance(batch, CentralBatch):
+            for agent, space in self._observation.items():
+                self._observation[agent] = with_state(space, batch.central_space)
         self.single_observation_space = self.observation_space = gym.spaces.Dict(self._observation)
         self.single_action_space = self.action_space = gym.spaces.Dict(batch.action_spaces)
 

@@ -22,6 +22,7 @@ from gymnasium import spaces
 from ray.rllib.env.multi_agent_env import MultiAgentEnv
 from ray.tune.registry import register_env
 
+from marl_aajr.rollout.central import STATE, CentralView, Critic, with_state
 from marl_aajr.rollout.environments import EnvironmentSpec, resolve
 from marl_aajr.rollout.game import Turn
 
@@ -44,29 +45,36 @@ class PettingZooEnv(MultiAgentEnv):
 
     Args:
         config: ``env`` (a name for `marl_aajr.rollout.environments.resolve`), ``kwargs`` (arguments of
-            the environment) and ``parity`` (default False). With parity, flags and seeds are those of
-            RLlib's ``PettingZooEnv`` and ``ParallelPettingZooEnv``: time limits count as terminal and only
-            the first episode is seeded. Its hang on mixed endings is not reproduced.
+            the environment), ``parity`` (default False) and ``critic`` (default ``"own"``). With parity,
+            flags and seeds are those of RLlib's ``PettingZooEnv`` and ``ParallelPettingZooEnv``: time limits
+            count as terminal and only the first episode is seeded. Its hang on mixed endings is not
+            reproduced. With critic ``"joint"`` or ``"state"`` observations are dicts of ``observation`` (and
+            ``action_mask``) and ``state``, what a centralised critic is given (`marl_aajr.rollout.central`).
 
     Raises:
-        ValueError: If a setting is unknown, or the environment cannot be built.
+        ValueError: If a setting is unknown, or the environment cannot be built or has no such state.
     """
 
     def __init__(self, config: Mapping[str, Any] | None = None) -> None:
         super().__init__()
         settings = dict(config or {})
-        unknown = sorted(set(settings) - {"env", "kwargs", "parity"})
+        unknown = sorted(set(settings) - {"env", "kwargs", "parity", "critic"})
         if unknown or "env" not in settings:
             raise ValueError(
-                "expected env_config with env and, if needed, kwargs and parity, got "
+                "expected env_config with env and, if needed, kwargs, parity and critic, got "
                 f"{sorted(settings)}; put arguments of the environment into kwargs"
             )
         self.game = resolve(settings["env"], settings.get("kwargs")).make()
         self.parity = bool(settings.get("parity", False))
+        critic = settings.get("critic", "own")
+        self._central = None if critic == "own" else CentralView(self.game, critic)
         self.possible_agents = list(self.game.possible_agents)
         # RLlib checks keys against `agents`, also those of agents that have just left.
         self.agents = list(self.game.possible_agents)
         self.observation_spaces = dict(self.game.observation_spaces)
+        if self._central is not None:
+            for agent, space in self.observation_spaces.items():
+                self.observation_spaces[agent] = with_state(space, self._central.space)
         self.action_spaces = dict(self.game.action_spaces)
         self.observation_space = spaces.Dict(self.observation_spaces)
         self.action_space = spaces.Dict(self.action_spaces)
@@ -82,7 +90,7 @@ class PettingZooEnv(MultiAgentEnv):
         super().reset(seed=seed, options=options)
         if seed is None and not self.parity:
             seed = int(self.np_random.integers(2**31))
-        turn = self.game.reset(seed=seed, options=options)
+        turn = self._with_state(self.game.reset(seed=seed, options=options))
         self._seen = set(turn.obs)
         self._held = None
         return turn.obs, turn.infos
@@ -91,7 +99,7 @@ class PettingZooEnv(MultiAgentEnv):
         self, action_dict: Mapping[str, Any]
     ) -> tuple[dict[str, Any], dict[str, float], dict[str, bool], dict[str, bool], dict[str, Any]]:
         """Plays one turn; the flags are those that make RLlib end every agent rightly."""
-        turn = self._hold_back(self.game.step(action_dict))
+        turn = self._hold_back(self._with_state(self.game.step(action_dict)))
         terminateds, truncateds = _stock_flags(turn) if self.parity else _flags(turn)
         return turn.obs, turn.rewards, terminateds, truncateds, turn.infos
 
@@ -102,6 +110,15 @@ class PettingZooEnv(MultiAgentEnv):
     def close(self) -> None:
         """Frees what the environment holds."""
         self.game.close()
+
+    def _with_state(self, turn: Turn) -> Turn:
+        if self._central is None:
+            return turn
+        state, obs = self._central(turn), {}
+        for agent, seen in turn.obs.items():
+            own = seen if isinstance(seen, dict) and "observation" in seen else {"observation": seen}
+            obs[agent] = {**own, STATE: state}
+        return turn._replace(obs=obs)
 
     def _hold_back(self, turn: Turn) -> Turn:
         """Keeps the last step of agents back while RLlib has seen nobody who stays (trap 2)."""
@@ -121,21 +138,22 @@ class PettingZooEnv(MultiAgentEnv):
         return _part(turn, set(turn.terminations) - ending)
 
 
-def register(spec: EnvironmentSpec, *, parity: bool = False) -> str:
+def register(spec: EnvironmentSpec, *, parity: bool = False, critic: Critic = "own") -> str:
     """Makes an environment known to Ray under a name of its own.
 
     Args:
         spec: Which environment, with which arguments.
         parity: See `PettingZooEnv`.
+        critic: See `PettingZooEnv`.
 
     Returns:
         The name for ``config.environment(...)``. It is different for different arguments, so that two
         configurations in one process never build each other's environment.
     """
-    settings = {"env": spec.name, "kwargs": dict(spec.kwargs), "parity": parity}
+    settings = {"env": spec.name, "kwargs": dict(spec.kwargs), "parity": parity, "critic": critic}
     name = f"marl_aajr/{spec.name}"
-    if spec.kwargs or parity:
-        arguments = repr((sorted(spec.kwargs.items()), parity))
+    if spec.kwargs or parity or critic != "own":
+        arguments = repr((sorted(spec.kwargs.items()), parity, critic))
         name += f"@{hashlib.sha256(arguments.encode()).hexdigest()[:8]}"
     register_env(name, lambda config: PettingZooEnv({**settings, **config}))
     return name

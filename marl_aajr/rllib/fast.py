@@ -17,6 +17,7 @@ from marl_aajr.rllib.internals import custom_connectors, episode_callbacks
 from marl_aajr.rllib.lean_learner import LeanPPOTorchLearner
 from marl_aajr.rllib.learner import robust_learner_class
 from marl_aajr.rllib.returns import EpisodeReturns
+from marl_aajr.rollout.central import Critic
 from marl_aajr.rollout.environments import EnvironmentSpec, resolve
 
 
@@ -28,6 +29,7 @@ def fast(
     parity: bool = False,
     lean: bool = True,
     device: str | None = None,
+    critic: Critic = "own",
 ) -> AlgorithmConfig:
     """Sample columns from batches of environments instead of episodes; see `FastEnvRunner`.
 
@@ -46,6 +48,8 @@ def fast(
         lean: Make the updates of RLlib's PPO learner with less overhead (`LeanPPOTorchLearner`). A learner
             class of your own stays as it is.
         device: Where the copies live and actions are computed; None: where RLlib puts the env runner.
+        critic: What modules find in their observations beside the agent's own, for centralised critics
+            (`marl_aajr.rllib.mappo`): nothing (``"own"``), the ``"joint"`` observation, the ``"state"``.
 
     Returns:
         The same configuration.
@@ -64,7 +68,9 @@ def fast(
         source = resolve(source, kwargs)
     elif kwargs is not None:
         raise ValueError("expected kwargs with the name of an environment only; give them where you build it")
-    config.environment(register_batch(BatchCreator(source, parity, device)), disable_env_checking=True)
+    config.environment(
+        register_batch(BatchCreator(source, parity, device, critic)), disable_env_checking=True
+    )
     config.env_runners(env_runner_cls=FastEnvRunner)
     config.callbacks_on_episode_end = None
     if lean:

@@ -13,6 +13,7 @@ from ray.rllib.core.rl_module.torch import TorchRLModule
 from ray.rllib.evaluation.postprocessing import Postprocessing
 from torch import Tensor
 
+from marl_aajr.rllib.modules import observation_of
 from marl_aajr.rollout.fragments import Fragment, map_tree
 from marl_aajr.rollout.parity import stock_rows, time_limits_terminate
 from marl_aajr.rollout.rows import Critic, Rows, training_rows
@@ -92,7 +93,7 @@ def critic_of(module: TorchRLModule) -> Critic:
         ValueError: The module has none.
     """
     compute = _compute_values(module)
-    return lambda obs, mask: compute({Columns.OBS: _observation(obs, mask, module)})
+    return lambda obs, mask: compute({Columns.OBS: observation_of(obs, mask, module.observation_space)})
 
 
 def recurrent_critic_of(module: TorchRLModule) -> RecurrentCritic:
@@ -103,7 +104,7 @@ def recurrent_critic_of(module: TorchRLModule) -> RecurrentCritic:
     """
     compute = _compute_values(module)
     return lambda obs, mask, states: compute(
-        {Columns.OBS: _observation(obs, mask, module), Columns.STATE_IN: states}
+        {Columns.OBS: observation_of(obs, mask, module.observation_space), Columns.STATE_IN: states}
     )
 
 
@@ -114,15 +115,9 @@ def _compute_values(module: TorchRLModule) -> Callable[[dict[str, Any]], Tensor]
     return compute
 
 
-def _observation(obs: Tensor, mask: Tensor | None, module: TorchRLModule) -> Any:
-    """What the module reads: the array, or PettingZoo's dict of it and the action mask."""
-    nested = isinstance(module.observation_space, gym.spaces.Dict)
-    return {"observation": obs, "action_mask": mask} if nested else obs
-
-
 def _columns(rows: Rows | SequenceRows, module: TorchRLModule) -> dict[str, Any]:
     columns = {
-        Columns.OBS: _observation(rows.obs, rows.mask, module),
+        Columns.OBS: observation_of(rows.obs, rows.mask, module.observation_space),
         Columns.ACTIONS: rows.actions,
         Columns.ACTION_LOGP: rows.log_probs,
         Columns.ACTION_DIST_INPUTS: rows.inputs,

@@ -7,35 +7,84 @@ classic games have all three. One-dimensional float Box observations go to RLlib
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from itertools import pairwise
-from typing import Any
+from typing import Any, ClassVar
 
 import gymnasium as gym
 import numpy as np
 import torch
 from ray.rllib.core.columns import Columns
 from ray.rllib.core.rl_module.apis import InferenceOnlyAPI, ValueFunctionAPI
+from ray.rllib.core.rl_module.default_model_config import DefaultModelConfig
 from ray.rllib.core.rl_module.torch import TorchRLModule
 from torch import Tensor, nn
 
+from marl_aajr.checks import one_of
 from marl_aajr.distributions import DiagGaussian, from_space
+from marl_aajr.rollout.central import STATE, flat_size
 from marl_aajr.victims.layers import ClipLogStd, FreeLogStd
 
-LOG_STD_BOUND = 20.0
-"""RLlib's bound of |log σ|."""
-
-ACTIVATIONS: dict[str, type[nn.Module]] = {"tanh": nn.Tanh, "relu": nn.ReLU, "silu": nn.SiLU}
+ACTIVATIONS: dict[str, type[nn.Module]] = {
+    "tanh": nn.Tanh,
+    "relu": nn.ReLU,
+    "silu": nn.SiLU,
+    "swish": nn.SiLU,
+    "elu": nn.ELU,
+}
 
 ORTHOGONAL_GAIN = math.sqrt(2)
 """Of hidden layers that are initialised orthogonally: the usual choice for PPO (arXiv 2006.05990)."""
+
+_READ = ("fcnet_", "free_log_std", "log_std_clip_param", "vf_share_layers", "max_seq_len")
+_NOT_READ = ("fcnet_use_layernorm",)
+
+
+def network_settings(given: Mapping[str, Any]) -> dict[str, Any]:
+    """RLlib's ``DefaultModelConfig`` with what a user has set of it.
+
+    Raises:
+        ValueError: A setting that the networks of this file have no use for.
+    """
+    defaults = asdict(DefaultModelConfig())
+    idle = [
+        name
+        for name, default in defaults.items()
+        if given.get(name, default) != default and (not name.startswith(_READ) or name in _NOT_READ)
+    ]
+    if idle:
+        raise ValueError(
+            "expected of DefaultModelConfig what concerns fcnet (but layernorm), free_log_std and "
+            f"log_std_clip_param, got {', '.join(idle)}; this module has plain MLPs"
+        )
+    return defaults | dict(given)
 
 
 def split(obs: Any) -> tuple[Any, Any]:
     """An observation (or its space) and its action mask, None where it has none."""
     if isinstance(obs, dict | gym.spaces.Dict):
-        return obs["observation"], obs["action_mask"]
+        return obs["observation"], obs.get("action_mask")
     return obs, None
+
+
+def observation_of(rows: Tensor, mask: Tensor | None, space: gym.Space[Any]) -> Any:
+    """What a module reads, from the columns that a batch of environments gives.
+
+    Args:
+        rows: The array that an agent sees, ``[..., *shape]``; with a central view behind it, ``[..., d + c]``
+            (`marl_aajr.rollout.central.CentralBatch`).
+        mask: Legal actions ``[..., n]``; None where the game has none.
+        space: Of the module's observations.
+    """
+    if not isinstance(space, gym.spaces.Dict):
+        return rows
+    masks = {} if mask is None else {"action_mask": mask}
+    if STATE not in space.spaces:
+        return {"observation": rows, **masks}
+    box, central = space["observation"], space[STATE]
+    own, state = rows.split([flat_size(box), flat_size(central)], -1)
+    return {"observation": own.unflatten(-1, box.shape), **masks, STATE: state.unflatten(-1, central.shape)}
 
 
 def needs_flat_module(space: gym.Space[Any]) -> bool:
@@ -56,48 +105,66 @@ def check_observation_space(agent: str, space: gym.Space[Any]) -> None:
         )
 
 
-def mlp(
-    sizes: Sequence[int], *, activation: str, initialization: str, head: Sequence[nn.Module] = ()
-) -> nn.Sequential:
+def mlp(sizes: Sequence[int], settings: Mapping[str, Any], head: Sequence[nn.Module] = ()) -> nn.Sequential:
     """Linear layers with activations between them, on flattened input, and ``head`` after them.
 
     Args:
-        sizes: widths from input to output.
-        activation: a key of :data:`ACTIVATIONS`.
-        initialization: of the hidden layers: ``"orthogonal"`` or ``"torch"``.
-        head: layers to append.
+        sizes: Widths from input to output.
+        settings: RLlib's, with ``fcnet_activation`` and the initializers of the hidden layers (names of
+            ``torch.nn.init``; None: torch's default).
+        head: Layers to append.
     """
+    one_of("fcnet_activation", settings["fcnet_activation"], ACTIVATIONS)
+    activation = ACTIVATIONS[settings["fcnet_activation"]]
     layers: list[nn.Module] = [nn.Flatten()]
     for width_in, width_out in pairwise(sizes):
-        linear = nn.Linear(width_in, width_out)
-        if initialization == "orthogonal" and len(layers) < 2 * len(sizes) - 3:
-            nn.init.orthogonal_(linear.weight, ORTHOGONAL_GAIN)
-            nn.init.zeros_(linear.bias)
-        layers += [linear, ACTIVATIONS[activation]()]
+        layers += [nn.Linear(width_in, width_out), activation()]
+    for hidden in layers[1:-2:2]:
+        for part in ("kernel", "bias"):
+            if (name := settings[f"fcnet_{part}_initializer"]) is not None:
+                arguments = settings[f"fcnet_{part}_initializer_kwargs"] or {}
+                weights = hidden.weight if part == "kernel" else hidden.bias
+                getattr(nn.init, name)(weights, **arguments)
     return nn.Sequential(*layers[:-1], *head)
 
 
 class FlatActorCritic(TorchRLModule, ValueFunctionAPI, InferenceOnlyAPI):
     """Actor and critic MLPs over a flattened observation, with an action mask where there is one.
 
-    Configuration (``model_config``): ``hidden``, ``activation``, ``initialization``, ``free_log_std``.
+    Configuration (``model_config``): those parts of RLlib's ``DefaultModelConfig`` that concern MLPs. Actor
+    and critic have layers of their own.
     """
+
+    reads_obs_only: ClassVar[bool] = True
+    """That ``forward_train`` needs no other column: the inner maximisation repeats none of them."""
 
     def setup(self) -> None:
         super().setup()
-        config = self.model_config
+        settings = network_settings(self.model_config)
         box, self.mask_space = split(self.observation_space)
         distribution = from_space(self.action_space)
-        sizes = [int(np.prod(box.shape)), *config["hidden"]]
-        width, head = distribution.num_inputs, []
+        hidden, width = settings["fcnet_hiddens"], distribution.num_inputs
+        head: list[nn.Module] = []
         if isinstance(distribution, DiagGaussian):
-            free = config["free_log_std"]
+            free, bound = settings["free_log_std"], settings["log_std_clip_param"]
             width = distribution.k if free else width
-            head = [FreeLogStd(distribution.k, LOG_STD_BOUND) if free else ClipLogStd(LOG_STD_BOUND)]
-        activation, init = config["activation"], config["initialization"]
-        self.actor = mlp([*sizes, width], activation=activation, initialization=init, head=head)
+            head = [FreeLogStd(distribution.k, bound) if free else ClipLogStd(bound)]
+        self.actor = mlp([flat_size(box), *hidden, width], settings, head)
         if not self.inference_only:
-            self.critic = mlp([*sizes, 1], activation=activation, initialization=init)
+            self.critic = mlp([self.critic_width, *hidden, 1], settings)
+
+    @property
+    def critic_width(self) -> int:
+        """How many numbers the critic reads."""
+        box, _ = split(self.observation_space)
+        return flat_size(box)
+
+    @property
+    def flat_actor(self) -> nn.Sequential | None:
+        """The actor's layers on observations ``[B, d]``; None where there is more to it than layers."""
+        box, _ = split(self.observation_space)
+        plain = self.mask_space is None and len(box.shape) == 1
+        return nn.Sequential(*list(self.actor)[1:]) if plain else None
 
     def get_non_inference_attributes(self) -> list[str]:
         return ["critic"]
@@ -110,6 +177,11 @@ class FlatActorCritic(TorchRLModule, ValueFunctionAPI, InferenceOnlyAPI):
         return {Columns.ACTION_DIST_INPUTS: inputs}
 
     def compute_values(self, batch: dict[str, Any], embeddings: Any = None) -> Tensor:
-        observation, _ = split(batch[Columns.OBS])
-        values: Tensor = self.critic(observation.float()).squeeze(-1)
+        values: Tensor = self.critic(self.critic_inputs(batch[Columns.OBS])).squeeze(-1)
         return values
+
+    def critic_inputs(self, obs: Any) -> Tensor:
+        """What the critic reads of a batch of observations."""
+        observation, _ = split(obs)
+        inputs: Tensor = observation.float()
+        return inputs

@@ -10,12 +10,15 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Collection, Mapping
+from math import prod
 from typing import Any
 
 import gymnasium as gym
 import numpy as np
 from numpy.typing import NDArray
 from ray.rllib.connectors.connector_v2 import ConnectorV2
+
+from marl_aajr.rollout.central import STATE
 
 CLIP = 10.0
 """Normalised observations stay within ± this, as in RLlib's filter."""
@@ -72,12 +75,12 @@ class ObservationNormalizer(ConnectorV2):
     """Replaces each observation x in its episode by clip((x − mean) / (std + 1e-6), −10, 10).
 
     The statistics of a module cover all its agents and include the observations at hand. In a Dict
-    observation only the leaf ``observation`` is normalised. Everything downstream, the learner included,
-    sees normalised observations: ε is in their units.
+    observation only the leaf ``observation`` is normalised, and ``state``, what a centralised critic reads.
+    Everything downstream, the learner included, sees normalised observations: ε is in their units.
 
     Args:
         module_of: the module of each agent.
-        shapes: the shape of one observation of each module.
+        shapes: of what is normalised of one observation of each module (:func:`filtered_shape`).
 
     Attributes:
         frozen: whether the statistics stand still, as they must while a policy is judged.
@@ -104,13 +107,12 @@ class ObservationNormalizer(ConnectorV2):
             stepped[self._module_of[episode.agent_id]].append(episode)
         for module, members in stepped.items():
             observations = [episode.get_observations(-1) for episode in members]
-            raw = np.stack([obs["observation"] if isinstance(obs, dict) else obs for obs in observations])
+            raw = np.stack([_filtered(obs) for obs in observations])
             if not self.frozen:
                 self._total[module].push(raw)
                 self._recent[module].push(raw)
             for episode, obs, row in zip(members, observations, self._normalize(module, raw), strict=True):
-                new = {**obs, "observation": row} if isinstance(obs, dict) else row
-                episode.set_observations(at_indices=-1, new_data=new)
+                episode.set_observations(at_indices=-1, new_data=_replaced(obs, row))
         return batch
 
     def _normalize(self, module: str, raw: NDArray[Any]) -> NDArray[Any]:
@@ -148,3 +150,33 @@ class ObservationNormalizer(ConnectorV2):
     def moments(self, module: str) -> Moments:
         """The statistics of a module's observations."""
         return self._total[module]
+
+
+def filtered_shape(space: gym.Space[Any]) -> tuple[int, ...]:
+    """The shape of what is normalised of an observation: with a state, both side by side."""
+    if not isinstance(space, gym.spaces.Dict):
+        return tuple(space.shape or ())
+    own = tuple(space["observation"].shape or ())
+    return own if STATE not in space.spaces else (prod(own) + prod(space[STATE].shape or ()),)
+
+
+def _filtered(obs: Any) -> NDArray[Any]:
+    """What is normalised of an observation."""
+    if not isinstance(obs, dict):
+        return np.asarray(obs)
+    own = obs["observation"]
+    return np.concatenate([own.ravel(), obs[STATE].ravel()]) if STATE in obs else own
+
+
+def _replaced(obs: Any, row: NDArray[Any]) -> Any:
+    """An observation with that part of it replaced."""
+    if not isinstance(obs, dict):
+        return row
+    if STATE not in obs:
+        return {**obs, "observation": row}
+    own, state = np.split(row, [obs["observation"].size])
+    return {
+        **obs,
+        "observation": own.reshape(obs["observation"].shape),
+        STATE: state.reshape(obs[STATE].shape),
+    }

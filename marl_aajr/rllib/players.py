@@ -27,6 +27,7 @@ from marl_aajr.distributions import (
 )
 from marl_aajr.rllib.batch_filter import BatchFilter
 from marl_aajr.rllib.internals import plain_actor
+from marl_aajr.rllib.modules import observation_of
 from marl_aajr.rollout.columns import Decision
 from marl_aajr.rollout.fragments import Tree, map_tree
 
@@ -136,7 +137,6 @@ class _Mind:
         self._memory: Tree | None = None
         self.sequence_length = int(module.model_config["max_seq_len"]) if module.is_stateful() else None
         self._layers = plain_actor(module)
-        self._nested = isinstance(module.observation_space, gym.spaces.Dict)
         self._own = own_distribution(module, space)
 
     def think(
@@ -184,7 +184,7 @@ class _Mind:
         return self._module.get_exploration_action_dist_cls().from_logits(inputs).logp(actions)
 
     def _batch(self, obs: Tensor, mask: Tensor | None) -> dict[str, Any]:
-        return {Columns.OBS: {"observation": obs, "action_mask": mask} if self._nested else obs}
+        return {Columns.OBS: observation_of(obs, mask, self._module.observation_space)}
 
     def _forward(self, batch: dict[str, Any], players: ModulePlayers) -> dict[str, Any]:
         if self._layers is not None:

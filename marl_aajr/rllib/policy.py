@@ -30,7 +30,9 @@ from marl_aajr.distributions import (
     from_space,
 )
 from marl_aajr.policy import ModulePolicy, Policy
-from marl_aajr.rllib.internals import actor_forward
+from marl_aajr.rllib.internals import actor_forward, trained_actor
+from marl_aajr.rllib.modules import FlatActorCritic
+from marl_aajr.rllib.observations import Leaves, ObservationLayout
 
 _RLLIB_CLASSES = {
     Categorical: TorchCategorical,
@@ -38,51 +40,8 @@ _RLLIB_CLASSES = {
     DiagGaussian: (TorchDiagGaussian, TorchSquashedGaussian),  # squashed ones are compared before squashing
 }
 
-MASK_LEAF = "action_mask"
-"""PettingZoo's and RLlib's name of the part of an observation that nobody may perturb."""
-
-
-class ObservationView:
-    """The perturbable part of a (possibly nested) observation batch as one flat tensor ``[B, ..., d]``.
-
-    Perturbable are the floating-point leaves other than action masks. The rest is kept as it is.
-    """
-
-    def __init__(self, obs: Any, *, lead_dims: int) -> None:
-        self._obs = obs
-        self._lead = lead_dims
-        leaves = tree.flatten_with_path(obs)
-        self._open = [
-            i for i, (path, leaf) in enumerate(leaves) if MASK_LEAF not in path and leaf.is_floating_point()
-        ]
-        if not self._open:
-            kinds = ", ".join(sorted({str(leaf.dtype) for _, leaf in leaves}))
-            raise ValueError(
-                f"expected observations with floating-point numbers to perturb, got {kinds}; "
-                "convert them in the environment (for example obs.astype(np.float32))"
-            )
-        self._shapes = [leaves[i][1].shape[lead_dims:] for i in self._open]
-        self._sizes = [shape.numel() for shape in self._shapes]
-        self.flat = torch.cat([leaves[i][1].flatten(lead_dims) for i in self._open], -1)
-
-    def merge(self, flat: Tensor, fixed: Any) -> Any:
-        """An observation batch with the perturbable leaves from ``flat`` and the rest from ``fixed``."""
-        leaves = tree.flatten(fixed)
-        parts = flat.split(self._sizes, -1)
-        for i, part, shape in zip(self._open, parts, self._shapes, strict=True):
-            leaves[i] = part.reshape(*part.shape[: self._lead], *shape)
-        return tree.unflatten_as(fixed, leaves)
-
-    def columns_at(self, flat: Tensor, columns: Mapping[str, Any]) -> dict[str, Any]:
-        """A batch with these perturbable observations, in a fresh mapping: modules may pop from it."""
-        batch = dict(_copy(columns))
-        batch[Columns.OBS] = self.merge(flat, batch[Columns.OBS])
-        return batch
-
-
-def observation_view(module: TorchRLModule, columns: Mapping[str, Any]) -> ObservationView:
-    """The observations of one module's train batch."""
-    return ObservationView(columns[Columns.OBS], lead_dims=2 if module.is_stateful() else 1)
+_Rows = tuple[list[Tensor], dict[str, Any]]
+"""Leaves of the observations that nobody perturbs, and other columns: what is fixed, row by row."""
 
 
 class RLModulePolicy(Policy):
@@ -91,26 +50,29 @@ class RLModulePolicy(Policy):
     def __init__(
         self,
         forward: Callable[[dict[str, Any]], Tensor],
-        columns: Mapping[str, Any],
-        view: ObservationView,
+        layout: ObservationLayout,
+        fixed: _Rows,
         distribution: ActionDistribution,
     ) -> None:
         super().__init__(distribution)
         self._forward = forward
-        self._columns = columns
-        self._view = view
+        self._layout = layout
+        self._fixed = fixed
 
     def __call__(self, obs: Tensor) -> Tensor:
-        return self._forward(self._view.columns_at(obs, self._columns))
+        return self._forward(_columns_at(obs, self._layout, self._fixed))
 
     def select(self, index: Tensor) -> RLModulePolicy:
-        return self._with(_rows(self._columns, index))
+        return self._with(lambda column: column[index])
 
     def repeat(self, count: int) -> RLModulePolicy:
-        return self._with(tree.map_structure(lambda column: torch.cat([column] * count), self._columns))
+        return self._with(lambda column: torch.cat([column] * count))
 
-    def _with(self, columns: Mapping[str, Any]) -> RLModulePolicy:
-        return RLModulePolicy(self._forward, columns, self._view, self.distribution)
+    def _with(self, change: Callable[[Tensor], Tensor]) -> RLModulePolicy:
+        if not any(self._fixed):
+            return self
+        fixed = tree.map_structure(change, self._fixed)
+        return RLModulePolicy(self._forward, self._layout, fixed, self.distribution)
 
 
 def module_policy(
@@ -119,6 +81,7 @@ def module_policy(
     distribution: ActionDistribution,
     *,
     layers: nn.Sequential | None = None,
+    leaves: Leaves | None = None,
 ) -> tuple[Policy, Tensor]:
     """The policy of one module on one train batch, and its clean observations.
 
@@ -126,41 +89,86 @@ def module_policy(
         module: the unwrapped module (never a DDP wrapper: a second forward would break its reducer).
         batch: the train batch of this module; not modified.
         distribution: what the module's distribution inputs parametrise.
-        layers: the module's actor, where that is a stack of layers (``internals.trained_actor``): the same
-            policy by a shorter way, for flat observations.
+        layers: the module's actor, where that is a stack of layers (:func:`actor_of`): the same policy by a
+            shorter way, for flat observations.
+        leaves: names of the parts of a nested observation that may be perturbed
+            (:mod:`marl_aajr.rllib.observations`); None: all of floating-point numbers but action masks.
 
     Returns:
         The policy and the perturbable observations, ``[B, d]`` or ``[B, T, d]`` for recurrent modules.
+
+    Raises:
+        ValueError: ``leaves`` that the observations do not have, or nothing to perturb.
     """
-    obs = batch[Columns.OBS]
-    if layers is not None and isinstance(obs, Tensor) and obs.is_floating_point():
-        return ModulePolicy(layers, distribution), obs
+    obs = _for_the_actor(module, batch[Columns.OBS])
+    if layers is not None and leaves is None:
+        only = obs["observation"] if isinstance(obs, Mapping) and len(obs) == 1 else obs
+        if isinstance(only, Tensor) and only.ndim == 2 and only.is_floating_point():
+            return ModulePolicy(layers, distribution), only
+    layout = ObservationLayout.of(obs, lead_dims=_lead_dims(module), leaves=leaves)
     forward, reads_obs_only = actor_forward(module)
-    view = observation_view(module, batch)
-    names = [Columns.OBS] if reads_obs_only else list(batch)
-    columns = {name: batch[name] for name in names}
-    return RLModulePolicy(forward, columns, view, distribution), view.flat
+    others = {} if reads_obs_only else {name: batch[name] for name in batch if name != Columns.OBS}
+    return RLModulePolicy(forward, layout, (layout.rest(obs), others), distribution), layout.flatten(obs)
 
 
-def module_critic(module: TorchRLModule, batch: Mapping[str, Any]) -> RLModuleCritic | None:
-    """The module's critic at perturbed observations of this batch; None where it has none."""
-    return RLModuleCritic(module, batch) if isinstance(module, ValueFunctionAPI) else None
+def module_critic(
+    module: TorchRLModule, batch: Mapping[str, Any], *, leaves: Leaves | None = None
+) -> RLModuleCritic | None:
+    """The module's critic at perturbed observations of this batch; None where it reads something else."""
+    if not judges_observations(module):
+        return None
+    obs = batch[Columns.OBS]
+    layout = ObservationLayout.of(obs, lead_dims=_lead_dims(module), leaves=leaves)
+    others = {name: batch[name] for name in batch if name != Columns.OBS}
+    return RLModuleCritic(module, layout, (layout.rest(obs), others))
 
 
 class RLModuleCritic:
     """V(s + δ) of one train batch, ``[B, ..., d] -> [B, ...]``; follows its rows through :meth:`select`."""
 
-    def __init__(self, module: TorchRLModule, columns: Mapping[str, Any]) -> None:
+    def __init__(self, module: ValueFunctionAPI, layout: ObservationLayout, fixed: _Rows) -> None:
         self._module = module
-        self._columns = columns
+        self._layout = layout
+        self._fixed = fixed
 
     def __call__(self, obs: Tensor) -> Tensor:
-        view = observation_view(self._module, self._columns)
-        values: Tensor = self._module.compute_values(view.columns_at(obs, self._columns))
+        values: Tensor = self._module.compute_values(_columns_at(obs, self._layout, self._fixed))
         return values
 
     def select(self, index: Tensor) -> RLModuleCritic:
-        return RLModuleCritic(self._module, _rows(self._columns, index))
+        fixed = tree.map_structure(lambda column: column[index], self._fixed)
+        return RLModuleCritic(self._module, self._layout, fixed)
+
+
+def judges_observations(module: TorchRLModule) -> bool:
+    """Whether a module has a critic that reads the agent's own observation, and nothing else of the game."""
+    return isinstance(module, ValueFunctionAPI) and not _critic_only(module)
+
+
+def actor_of(module: TorchRLModule) -> nn.Sequential | None:
+    """The layers between flat observations and distribution inputs in training; None: there is more to it."""
+    return module.flat_actor if isinstance(module, FlatActorCritic) else trained_actor(module)
+
+
+def _critic_only(module: TorchRLModule) -> tuple[str, ...]:
+    """What a module declares of a Dict observation: the keys that its critic alone reads."""
+    return tuple(getattr(module, "critic_only", ()))
+
+
+def _for_the_actor(module: TorchRLModule, obs: Any) -> Any:
+    """Observations without what only the critic reads: perturbing that would be no attack on the actor."""
+    hidden = _critic_only(module)
+    return {key: part for key, part in obs.items() if key not in hidden} if hidden else obs
+
+
+def _lead_dims(module: TorchRLModule) -> int:
+    return 2 if module.is_stateful() else 1
+
+
+def _columns_at(flat: Tensor, layout: ObservationLayout, fixed: _Rows) -> dict[str, Any]:
+    """A batch with these perturbable observations, in fresh mappings: modules may pop from them."""
+    rest, others = fixed
+    return {**_copy(others), Columns.OBS: layout.merge(flat, rest)}
 
 
 def module_distribution(module: TorchRLModule) -> ActionDistribution:
@@ -177,10 +185,6 @@ def module_distribution(module: TorchRLModule) -> ActionDistribution:
             f"TorchSquashedGaussian, got {rllib_class}; register a regularizer for the other modules only"
         )
     return distribution
-
-
-def _rows(columns: Any, index: Tensor) -> Any:
-    return tree.map_structure(lambda column: column[index], columns)
 
 
 def _copy(batch: Any) -> Any:

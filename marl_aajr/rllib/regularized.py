@@ -11,7 +11,6 @@ from typing import Any
 
 import torch
 from ray.rllib.core.columns import Columns
-from ray.rllib.core.rl_module.apis import ValueFunctionAPI
 from ray.rllib.core.rl_module.torch import TorchRLModule
 from ray.rllib.evaluation.postprocessing import Postprocessing
 from torch import Tensor, nn
@@ -23,8 +22,14 @@ from marl_aajr.objectives import Need
 from marl_aajr.regularizers.base import Evaluation, PolicyLoss, Regularizer, Sample
 from marl_aajr.regularizers.shard import Shard
 from marl_aajr.rllib.agreement import add_up
-from marl_aajr.rllib.internals import actor_network, trained_actor
-from marl_aajr.rllib.policy import module_critic, module_distribution, module_policy
+from marl_aajr.rllib.internals import actor_network
+from marl_aajr.rllib.policy import (
+    actor_of,
+    judges_observations,
+    module_critic,
+    module_distribution,
+    module_policy,
+)
 
 
 @dataclass(frozen=True)
@@ -197,11 +202,11 @@ class RegularizedModule(Regularized):
         shard: tuple[int, int] | None,
     ) -> None:
         self.module = module
-        self._layers = trained_actor(module)
+        self._layers = actor_of(module)
         self._policy_loss = policy_loss
         self._shard = shard
         offers: set[Need] = set()
-        if isinstance(module, ValueFunctionAPI):
+        if judges_observations(module):
             offers.add("critic")
         if policy_loss is not None:
             offers |= {"policy_loss", "advantages"}
@@ -221,7 +226,10 @@ class RegularizedModule(Regularized):
             columns: the minibatch; not modified.
             outputs: the module's distribution inputs, with their graph; None: computed here.
         """
-        policy, obs = module_policy(self.module, columns, self.distribution, layers=self._layers)
+        leaves = self.regularizer.perturbed_leaves
+        policy, obs = module_policy(
+            self.module, columns, self.distribution, layers=self._layers, leaves=leaves
+        )
         mask = columns.get(Columns.LOSS_MASK)
         shard = None
         if self._shard is not None:
@@ -236,7 +244,7 @@ class RegularizedModule(Regularized):
             log_probs=columns.get(Columns.ACTION_LOGP),
             advantages=columns.get(Postprocessing.ADVANTAGES),
             policy_loss=self._policy_loss,
-            values=module_critic(self.module, columns),
+            values=module_critic(self.module, columns, leaves=leaves),
             shard=shard,
         )
 

@@ -18,29 +18,27 @@ import numpy as np
 import torch
 from ray.rllib.algorithms.algorithm import Algorithm
 from ray.rllib.algorithms.ppo import PPOConfig
-from ray.rllib.algorithms.ppo.torch.default_ppo_torch_rl_module import DefaultPPOTorchRLModule
-from ray.rllib.core.rl_module.default_model_config import DefaultModelConfig
 from ray.rllib.core.rl_module.multi_rl_module import MultiRLModuleSpec
-from ray.rllib.core.rl_module.rl_module import RLModuleSpec
 
 from marl_aajr.distributions import from_space
+from marl_aajr.objectives import EVERYTHING
 from marl_aajr.rllib import robustify
 from marl_aajr.rllib.env import register
 from marl_aajr.rllib.fast import fast
 from marl_aajr.rllib.internals import RunPPO
 from marl_aajr.rllib.modules import (
-    ORTHOGONAL_GAIN,
-    FlatActorCritic,
     check_observation_space,
-    needs_flat_module,
     split,
 )
-from marl_aajr.rllib.observation_filter import ObservationNormalizer
+from marl_aajr.rllib.observation_filter import ObservationNormalizer, filtered_shape
+from marl_aajr.rllib.observations import check_leaves
 from marl_aajr.rllib.returns import EpisodeReturns
 from marl_aajr.rllib.runner import RunEnvRunner
+from marl_aajr.rollout.central import CentralView, with_state
 from marl_aajr.rollout.environments import resolve
 from marl_aajr.schedules import Schedule
 from marl_aajr.training.config import ModelConfig, Resources, RunConfig
+from marl_aajr.training.networks import module_spec
 from marl_aajr.training.randomness import StartRecreated
 
 _REQUESTS_IN_FLIGHT = 64
@@ -57,12 +55,14 @@ class Roster:
         action_spaces: of each agent.
         teams: the team of each agent.
         module_of: the module of each agent.
+        central: space of what a centralised critic reads beside an agent's observation; None: there is none.
     """
 
     observation_spaces: Mapping[str, gym.Space[Any]]
     action_spaces: Mapping[str, gym.Space[Any]]
     teams: Mapping[str, str]
     module_of: Mapping[str, str]
+    central: gym.spaces.Box | None = None
 
     @property
     def modules(self) -> dict[str, str]:
@@ -71,6 +71,11 @@ class Roster:
         for agent, module in self.module_of.items():
             first.setdefault(module, agent)
         return first
+
+    def module_space(self, agent: str) -> gym.Space[Any]:
+        """What the module of an agent finds in its batches."""
+        own = self.observation_spaces[agent]
+        return own if self.central is None else with_state(own, self.central)
 
 
 @dataclass(frozen=True)
@@ -97,9 +102,9 @@ def build_config(config: RunConfig) -> PPOConfig:
     result = (
         PPOConfig(algo_class=RunPPO)
         .framework("torch")
-        .environment(register(spec, parity=config.parity))
+        .environment(register(spec, parity=config.parity, critic=config.model.critic))
         .multi_agent(policies=list(roster.modules), policy_mapping_fn=ModuleOf(roster.module_of))
-        .rl_module(rl_module_spec=_module_specs(config, roster))
+        .rl_module(rl_module_spec=_module_specs(config.model, roster))
         .callbacks(
             on_episode_end=EpisodeReturns(roster.teams),
             on_env_runners_recreated=StartRecreated(seed=config.seed, threads=config.resources.torch_threads),
@@ -112,7 +117,7 @@ def build_config(config: RunConfig) -> PPOConfig:
     _set_filter(result, config, roster)
     _set_method(result, config, roster)
     if config.resources.runner == "fast":
-        fast(result, spec, parity=config.parity)
+        fast(result, spec, parity=config.parity, critic=config.model.critic)
     return result
 
 
@@ -156,9 +161,7 @@ def _set_numbers(result: PPOConfig, config: RunConfig) -> None:
 def _set_filter(result: PPOConfig, config: RunConfig, roster: Roster) -> None:
     if config.observation_filter == "none":
         return
-    shapes = {
-        module: split(roster.observation_spaces[agent])[0].shape for module, agent in roster.modules.items()
-    }
+    shapes = {module: filtered_shape(roster.module_space(agent)) for module, agent in roster.modules.items()}
     connect = partial(_normalizer, module_of=dict(roster.module_of), shapes=shapes)
     result.env_runners(env_to_module_connector=connect)
 
@@ -167,9 +170,12 @@ def _set_method(result: PPOConfig, config: RunConfig, roster: Roster) -> None:
     regularizer = config.method.regularizer(env_steps=config.env_steps)
     if regularizer is None:
         return
+    # A centralised critic does not judge an observation alone.
+    offers = EVERYTHING if config.model.critic == "own" else EVERYTHING - {"critic"}
     for module, agent in roster.modules.items():
         try:
-            regularizer.check(from_space(roster.action_spaces[agent]))
+            regularizer.check(from_space(roster.action_spaces[agent]), offers=offers)
+            check_leaves(roster.observation_spaces[agent], regularizer.perturbed_leaves)
         except ValueError as error:
             raise ValueError(f"method {config.method.name}, module {module!r}: {error}") from None
     robustify(result, regularizer)
@@ -197,6 +203,8 @@ def roster_of(config: RunConfig) -> Roster:
         agents = game.possible_agents
         observation_spaces, action_spaces = dict(game.observation_spaces), dict(game.action_spaces)
         teams = dict(game.teams)
+        critic = config.model.critic
+        central = None if critic == "own" else CentralView(game, critic).space
     finally:
         game.close()
     if config.policies == "independent":
@@ -205,7 +213,7 @@ def roster_of(config: RunConfig) -> Roster:
         alike = [(teams[a], observation_spaces[a], action_spaces[a]) for a in agents]
         groups = [[b for b, other in zip(agents, alike, strict=True) if other == own] for own in alike]
         module_of = dict(zip(agents, _names(groups, teams), strict=True))
-    return Roster(observation_spaces, action_spaces, teams, module_of)
+    return Roster(observation_spaces, action_spaces, teams, module_of, central)
 
 
 def _names(groups: list[list[str]], teams: Mapping[str, str]) -> list[str]:
@@ -243,40 +251,12 @@ def _check_playable(config: RunConfig, roster: Roster) -> None:
         )
 
 
-def _module_specs(config: RunConfig, roster: Roster) -> MultiRLModuleSpec:
+def _module_specs(model: ModelConfig, roster: Roster) -> MultiRLModuleSpec:
     return MultiRLModuleSpec(
         rl_module_specs={
-            module: _module_spec(config.model, roster.observation_spaces[agent], roster.action_spaces[agent])
+            module: module_spec(model, roster.module_space(agent), roster.action_spaces[agent])
             for module, agent in roster.modules.items()
         }
-    )
-
-
-def _module_spec(
-    model: ModelConfig, observation_space: gym.Space[Any], action_space: gym.Space[Any]
-) -> RLModuleSpec:
-    gaussian = isinstance(action_space, gym.spaces.Box)
-    spaces = {"observation_space": observation_space, "action_space": action_space}
-    if needs_flat_module(observation_space):
-        return RLModuleSpec(module_class=FlatActorCritic, model_config=model.model_dump(), **spaces)
-    orthogonal: dict[str, Any] = {}
-    if model.initialization == "orthogonal":
-        orthogonal = {
-            "fcnet_kernel_initializer": "orthogonal_",
-            "fcnet_kernel_initializer_kwargs": {"gain": ORTHOGONAL_GAIN},
-            "fcnet_bias_initializer": "zeros_",
-        }
-    settings = DefaultModelConfig(
-        fcnet_hiddens=list(model.hidden),
-        fcnet_activation=model.activation,
-        vf_share_layers=False,
-        free_log_std=model.free_log_std and gaussian,
-        **orthogonal,
-    )
-    return RLModuleSpec(
-        module_class=DefaultPPOTorchRLModule,
-        model_config=settings,
-        **spaces,
     )
 
 

@@ -122,12 +122,15 @@ class ModelConfig(_Section):
         initialization: of the hidden layers: ``orthogonal`` (gain √2, no bias) or ``torch`` (its default,
             which is RLlib's too).
         free_log_std: for Box actions: log σ is a parameter of its own instead of an output.
+        critic: what the critic reads: the agent's ``own`` observation, as the actor does; beside it the
+            ``joint`` observation of all agents or the environment's ``state`` (MAPPO, arXiv 2103.01955).
     """
 
     hidden: tuple[Count, ...] = (64, 64)
     activation: Literal["tanh", "relu", "silu"] = "tanh"
     initialization: Literal["orthogonal", "torch"] = "orthogonal"
     free_log_std: bool = False
+    critic: Literal["own", "joint", "state"] = "own"
 
 
 class PPOSettings(_Section):

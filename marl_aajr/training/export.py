@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -71,8 +72,12 @@ def _filters(algorithm: Algorithm, roster: Roster) -> dict[str, ObservationFilte
     result: dict[str, ObservationFilter | None] = {}
     for agent, module in roster.module_of.items():
         moments = normalizer.moments(module)
-        # A copy for each agent: safetensors refuses tensors that share memory.
-        mean, std = torch.tensor(moments.mean), torch.tensor(moments.std)
+        shape = split(roster.observation_spaces[agent])[0].shape
+        # A copy for each agent: safetensors refuses tensors that share memory. Behind the agent's own numbers
+        # come those of a centralised critic, if there is one.
+        mean, std = (
+            torch.tensor(part.ravel()[: prod(shape)].reshape(shape)) for part in (moments.mean, moments.std)
+        )
         result[agent] = ObservationFilter(mean=mean, std=std, clip=CLIP)
     return result
 
@@ -85,7 +90,9 @@ def _compare(name: str, module: Any, victim: Victim, roster: Roster) -> None:
     box, mask_space = split(roster.observation_spaces[agent])
     observations = torch.randn(_ROWS, *box.shape, generator=generator)
     mask = None if mask_space is None else _random_masks(mask_space, generator)
-    batch = observations if mask is None else {"observation": observations, "action_mask": mask}
+    batch: Any = observations
+    if isinstance(module.observation_space, gym.spaces.Dict):  # without the state of a centralised critic
+        batch = {"observation": observations} | ({} if mask is None else {"action_mask": mask})
     expected = module.forward_inference({Columns.OBS: batch})[Columns.ACTION_DIST_INPUTS]
     policy = victim.policy(agent, action_mask=None if mask is None else mask.bool())
     got = policy(observations.flatten(1))

@@ -15,7 +15,6 @@ from marl_aajr.rllib.fast import fast
 from marl_aajr.rllib.fast_runner import FastEnvRunner
 from marl_aajr.rllib.modules import FlatActorCritic
 from marl_aajr.rollout.fragments import Fragment
-from marl_aajr.training.config import ModelConfig
 
 OURS = "marl_aajr.envs.simple_spread_v3"
 SPREAD = "mpe2.simple_spread_v3"
@@ -47,7 +46,7 @@ def config(
 
 def masked(configured: PPOConfig) -> PPOConfig:
     """With modules that read action masks."""
-    settings = ModelConfig(hidden=(8,)).model_dump()
+    settings = DefaultModelConfig(fcnet_hiddens=[8])
     specs = {
         name: RLModuleSpec(module_class=FlatActorCritic, model_config=settings)
         for name in configured.policies

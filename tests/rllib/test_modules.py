@@ -13,7 +13,7 @@ from torch import nn
 
 from marl_aajr.rllib.modules import FlatActorCritic, check_observation_space, needs_flat_module
 
-MODEL = {"hidden": [8], "activation": "tanh", "initialization": "torch", "free_log_std": False}
+MODEL = {"fcnet_hiddens": [8]}
 MASKED = gym.spaces.Dict({"observation": Box(0, 1, (3, 2), np.int8), "action_mask": Box(0, 1, (4,), np.int8)})
 
 
@@ -70,12 +70,13 @@ def test_box_actions_get_means_and_log_deviations(free: bool) -> None:
     assert bool((outputs[:, 3:] == outputs[:1, 3:]).all()) is free
 
 
-@pytest.mark.parametrize("initialization", ["orthogonal", "torch"])
-def test_hidden_layers_are_initialised_as_asked(initialization: str) -> None:
-    module = build(MASKED, Discrete(4), initialization=initialization)
+@pytest.mark.parametrize("initializer", ["orthogonal_", None])
+def test_hidden_layers_are_initialised_as_asked(initializer: str | None) -> None:
+    gain = {"fcnet_kernel_initializer_kwargs": {"gain": 2**0.5}} if initializer else {}
+    module = build(MASKED, Discrete(4), fcnet_kernel_initializer=initializer, **gain)
     hidden, head = [layer for layer in module.actor if isinstance(layer, nn.Linear)]
     values = torch.linalg.svdvals(hidden.weight)
-    assert torch.allclose(values, torch.tensor(2.0).sqrt()) is (initialization == "orthogonal")
+    assert torch.allclose(values, torch.tensor(2.0).sqrt()) is (initializer is not None)
     assert head.bias.any()
 
 
@@ -97,3 +98,15 @@ def test_which_observations_rllibs_module_takes(space: gym.Space[Any], flat: boo
 def test_other_observations_are_refused_by_agent(space: gym.Space[Any]) -> None:
     with pytest.raises(ValueError, match=r"expected Box observations, .* for agent 'ann'; wrap"):
         check_observation_space("ann", space)
+
+
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ({"use_lstm": True, "head_fcnet_hiddens": [4]}, "got head_fcnet_hiddens, use_lstm; .* plain MLPs"),
+        ({"fcnet_activation": "sine"}, "expected fcnet_activation out of .* got 'sine'"),
+    ],
+)
+def test_settings_that_it_has_no_use_for_are_refused(setting: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        build(MASKED, Discrete(4), **setting)

@@ -25,13 +25,15 @@ def actor_forward(module: TorchRLModule) -> tuple[Callable[[dict[str, Any]], Ten
 
     RLlib's default PPO module runs its critic in every ``forward_train``, and its SAC module five more
     networks. The inner maximisation calls the policy several times per minibatch and needs the actor only,
-    so it is called by its parts where nobody has overridden how they are put together.
+    so it is called by its parts where nobody has overridden how they are put together. A module whose
+    ``forward_train`` is short already may say ``reads_obs_only = True``.
     """
     if isinstance(module, DefaultSACTorchRLModule):
         return lambda batch: _clip_log_std(module, module.forward_inference(batch)), True
     if _keeps(module, "_forward_train") and not module.encoder.config.shared:
         return lambda batch: module.pi(module.encoder.actor_encoder(batch)[ENCODER_OUT]), True
-    return lambda batch: module.forward_train(batch)[Columns.ACTION_DIST_INPUTS], False
+    reads_obs_only = bool(getattr(module, "reads_obs_only", False))
+    return lambda batch: module.forward_train(batch)[Columns.ACTION_DIST_INPUTS], reads_obs_only
 
 
 def _keeps(module: TorchRLModule, *methods: str) -> bool:

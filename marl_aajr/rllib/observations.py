@@ -1,0 +1,132 @@
+"""Which numbers of an observation an adversary may move, and how they become one vector.
+
+A leaf of a nested (Dict, Tuple) observation is named by its path, ``camera/depth`` or ``1/position``; a name
+also stands for everything below it, so ``camera`` means all leaves of that part.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import gymnasium as gym
+import torch
+import tree
+from gymnasium.vector.utils import create_empty_array
+from torch import Tensor
+
+MASK_LEAF = "action_mask"
+"""PettingZoo's and RLlib's name of the part of an observation that nobody may perturb."""
+
+Leaves = Collection[str]
+
+
+@dataclass(frozen=True)
+class ObservationLayout:
+    """Where the perturbed leaves of an observation are.
+
+    They become one vector in the order of the structure, whatever the order in which they were named: keys of
+    dicts sorted, elements of tuples as they come, each leaf row by row. ``mask``, ``scale``, ``low`` and
+    ``high`` of a perturbation set are in this order.
+
+    Attributes:
+        structure: An observation batch of the same nesting.
+        chosen: Number of each perturbed leaf among all leaves.
+        shapes: Its shape without the leading dimensions.
+        lead: How many dimensions of a leaf are rows, 2 for recurrent modules.
+    """
+
+    structure: Any
+    chosen: tuple[int, ...]
+    shapes: tuple[torch.Size, ...]
+    lead: int
+
+    @classmethod
+    def of(cls, obs: Any, *, lead_dims: int, leaves: Leaves | None = None) -> ObservationLayout:
+        """The layout of an observation batch.
+
+        Args:
+            obs: Nested tensors ``[B, ...]``, or ``[B, T, ...]``.
+            lead_dims: How many dimensions are rows.
+            leaves: Names of the leaves to perturb; None: all of floating-point numbers that are no action
+                masks.
+
+        Raises:
+            ValueError: A name that is none of a leaf that can be perturbed, or nothing to perturb.
+        """
+        found = tree.flatten_with_path(obs)
+        chosen = _chosen(found, leaves)
+        shapes = tuple(found[i][1].shape[lead_dims:] for i in chosen)
+        return cls(obs, chosen, shapes, lead_dims)
+
+    @property
+    def complete(self) -> bool:
+        """Whether every leaf is perturbed."""
+        return len(self.chosen) == len(tree.flatten(self.structure))
+
+    def flatten(self, obs: Any) -> Tensor:
+        """The perturbed leaves of an observation batch as ``[B, ..., d]``."""
+        leaves = tree.flatten(obs)
+        parts = [_vector(leaves[i], self.lead) for i in self.chosen]
+        return parts[0] if len(parts) == 1 else torch.cat(parts, -1)
+
+    def rest(self, obs: Any) -> list[Tensor]:
+        """The other leaves."""
+        return [leaf for i, leaf in enumerate(tree.flatten(obs)) if i not in self.chosen]
+
+    def merge(self, flat: Tensor, rest: Sequence[Tensor]) -> Any:
+        """An observation batch with the perturbed leaves from ``flat`` and the others from ``rest``."""
+        rows = flat.shape[: self.lead]
+        leaves = list(rest)
+        parts = flat.split([shape.numel() for shape in self.shapes], -1)
+        for i, part, shape in zip(self.chosen, parts, self.shapes, strict=True):
+            leaves.insert(i, part.reshape(*rows, *shape))
+        return tree.unflatten_as(self.structure, leaves)
+
+
+def _vector(leaf: Tensor, lead: int) -> Tensor:
+    return leaf.flatten(lead) if leaf.ndim > lead else leaf.unsqueeze(-1)
+
+
+def _chosen(found: Sequence[tuple[tuple[Any, ...], Tensor]], leaves: Leaves | None) -> tuple[int, ...]:
+    names = ["/".join(map(str, path)) for path, _ in found]
+    free = [i for i, (path, leaf) in enumerate(found) if MASK_LEAF not in path and leaf.is_floating_point()]
+    known = ", ".join(names[i] for i in free)
+    if not free:
+        kinds = ", ".join(sorted({str(leaf.dtype) for _, leaf in found}))
+        raise ValueError(
+            f"expected observations with floating-point numbers to perturb, got {kinds}; "
+            "convert them in the environment (for example obs.astype(np.float32))"
+        )
+    if leaves is None:
+        return tuple(free)
+    if names == [""]:
+        raise ValueError(
+            f"expected no leaves for an observation that is one array, got {', '.join(leaves)}; use mask to "
+            "choose features"
+        )
+    for name in leaves:
+        if not any(_stands_for(name, names[i]) for i in free):
+            why = _why_not(name, dict(zip(names, (leaf for _, leaf in found), strict=True)))
+            raise ValueError(f"expected leaves out of {known}, got {name!r}{why}")
+    return tuple(i for i in free if any(_stands_for(name, names[i]) for name in leaves))
+
+
+def _stands_for(name: str, leaf: str) -> bool:
+    return leaf == name or leaf.startswith(f"{name}/")
+
+
+def _why_not(name: str, leaves: Mapping[str, Tensor]) -> str:
+    if name not in leaves:
+        return ""
+    if MASK_LEAF in name.split("/"):
+        return ", which is an action mask"
+    return f", which holds {leaves[name].dtype}; convert it in the environment"
+
+
+def check_leaves(space: gym.Space[Any], leaves: Leaves | None) -> None:
+    """Raise ``ValueError`` for names that are none of a perturbable leaf of a space."""
+    if leaves is not None:
+        batch = tree.map_structure(torch.from_numpy, create_empty_array(space, n=1))
+        ObservationLayout.of(batch, lead_dims=1, leaves=leaves)
