@@ -36,12 +36,13 @@ class Activation:
     Attributes:
         apply: σ, in place.
         pull: c ↦ σ'(y) ⊙ c, in place of c.
-        bend: (g, t, h) ↦ what the tangent t = σ'(y) ⊙ a adds to the gradient by y, σ''(y) a ⊙ g; None: zero.
+        bend: (c, g, t, h) adds to c what the tangent t = σ'(y) ⊙ a means to the gradient by y, σ''(y) a ⊙ g,
+            in place; None: nothing.
     """
 
     apply: Callable[[Tensor], Tensor]
     pull: Callable[[Tensor, Tensor], Tensor]
-    bend: Callable[[Tensor, Tensor, Tensor], Tensor] | None = None
+    bend: Callable[[Tensor, Tensor, Tensor, Tensor], Tensor] | None = None
 
 
 def _tanh_pull(gradient: Tensor, output: Tensor) -> Tensor:
@@ -49,9 +50,9 @@ def _tanh_pull(gradient: Tensor, output: Tensor) -> Tensor:
     return torch.ops.aten.tanh_backward.grad_input(gradient, output, grad_input=gradient)
 
 
-def _tanh_bend(gradient: Tensor, tangent: Tensor, output: Tensor) -> Tensor:
-    """``−2 h t g``: tanh'' = −2 h tanh', and t holds tanh' already."""
-    return (gradient * tangent).mul_(output).mul_(-2)
+def _tanh_bend(total: Tensor, gradient: Tensor, tangent: Tensor, output: Tensor) -> Tensor:
+    """Adds ``−2 h t g``: tanh'' = −2 h tanh', and t holds tanh' already."""
+    return total.addcmul_(gradient * tangent, output, value=-2)
 
 
 def _relu_pull(gradient: Tensor, output: Tensor) -> Tensor:
@@ -174,7 +175,7 @@ class PlainMLP:
 def _push(
     between: Sequence[Activation], x: Tensor, direction: Tensor, parameters: Sequence[Tensor | None]
 ) -> tuple[Tensor, Tensor, list[Tensor]]:
-    """f(x), J(x) u and the inputs of every layer: values and tangents as the two halves of one ``[2n, ·]``."""
+    """f(x), J(x) u and the inputs of every layer: values and tangents as halves of one ``[2n, ·]``."""
     count = len(x)
     both = torch.cat([x, direction])
     seen = []
@@ -215,11 +216,10 @@ def _pull_both(activation: Activation, gradient: Tensor, seen: Tensor, count: in
     """The gradient by h and t to that by y and a, in place, where h = σ(y) and t = σ'(y) ⊙ a."""
     value, tangent = seen[:count], seen[count:]
     by_value, by_tangent = gradient[:count], gradient[count:]
-    bent = None if activation.bend is None else activation.bend(by_tangent, tangent, value)
     activation.pull(by_value, value)
+    if activation.bend is not None:
+        activation.bend(by_value, by_tangent, tangent, value)
     activation.pull(by_tangent, value)
-    if bent is not None:
-        by_value.add_(bent)
 
 
 def _added(total: list[Tensor | None], more: list[Tensor | None]) -> list[Tensor | None]:
