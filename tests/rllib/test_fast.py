@@ -10,6 +10,8 @@ from typing import Any
 import pytest
 import ray
 import torch
+from ray import tune
+from ray.rllib.algorithms.algorithm import Algorithm
 from ray.rllib.algorithms.appo import APPOConfig
 from ray.rllib.algorithms.ppo.torch.ppo_torch_learner import PPOTorchLearner
 from ray.rllib.callbacks.callbacks import RLlibCallback
@@ -27,7 +29,7 @@ from marl_aajr.rllib.learner import RobustLearnerMixin
 from marl_aajr.rllib.returns import RETURNS_KEY, EpisodeReturns
 from marl_aajr.rollout.environments import resolve
 from marl_aajr.rollout.pettingzoo import PettingZooBatch
-from tests.rllib.fast_runs import CIRCLE, SPREAD, TAG, TICTACTOE, config, masked
+from tests.rllib.fast_runs import CIRCLE, OURS, SPREAD, TAG, TICTACTOE, config, masked
 from tests.rllib.test_fast_runner import normalizer
 
 SHORT = {"max_cycles": 10}
@@ -234,3 +236,31 @@ def test_checkpoint_goes_on_where_it_was_made(ray_session: None, tmp_path: Any) 
             assert (other.get_weights()["agent"][name] == value).all()
         other.train()
         assert observations_counted(other) > seen
+
+
+def test_tune_runs_it_in_a_process_of_its_own(ray_session: None, tmp_path: Any) -> None:
+    configured = config(copies=4, steps=20).env_runners(env_to_module_connector=normalizer)
+    configured.training(lr=tune.grid_search([0.01]))
+    configured = fast(robustify(configured, make_regularizer("aajr")), OURS, kwargs=SHORT)
+    tuner = tune.Tuner(
+        configured.algo_class,
+        param_space=configured,
+        run_config=tune.RunConfig(
+            stop={"training_iteration": 2},
+            storage_path=str(tmp_path),
+            checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=True),
+            verbose=0,
+        ),
+    )
+    (result,) = tuner.fit()
+    assert result.error is None
+    assert result.metrics["config"]["lr"] == 0.01
+    assert result.metrics["env_runners"]["num_env_steps_sampled_lifetime"] == 160
+    assert result.metrics["env_runners"][RETURNS_KEY]["episodes"] == 8
+    assert result.metrics["learners"]["agent"]["aajr"]["gain_mean"] > 0
+    restored = Algorithm.from_checkpoint(result.checkpoint.path)
+    try:
+        assert observations_counted(restored) == 2 * 3 * 4 * (20 + 2) + 3 * 4
+        assert restored.train()["env_runners"]["num_env_steps_sampled_lifetime"] == 240
+    finally:
+        restored.stop()
