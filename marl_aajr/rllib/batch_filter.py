@@ -69,8 +69,11 @@ class BatchFilter:
 
     def store(self) -> None:
         """Hand the statistics back."""
-        for part, kept in ((self._total, self._normalizer._total), (self._recent, self._normalizer._recent)):
-            kept.update({module: moments.to_moments() for module, moments in part.items()})
+        total, recent = (
+            {module: moments.to_moments() for module, moments in part.items()}
+            for part in (self._total, self._recent)
+        )
+        self._normalizer.replace_moments(total=total, recent=recent)
 
     def __call__(self, module: str, obs: Tensor, rows: Tensor | None) -> Tensor:
         """Observations ``[N, ...]`` normalised; those in ``rows [N]`` bool (None: all) are counted."""

@@ -111,11 +111,12 @@ class ObservationNormalizer(ConnectorV2):
             if not self.frozen:
                 self._total[module].push(raw)
                 self._recent[module].push(raw)
-            for episode, obs, row in zip(members, observations, self._normalize(module, raw), strict=True):
+            for episode, obs, row in zip(members, observations, self.normalize(module, raw), strict=True):
                 episode.set_observations(at_indices=-1, new_data=_replaced(obs, row))
         return batch
 
-    def _normalize(self, module: str, raw: NDArray[Any]) -> NDArray[Any]:
+    def normalize(self, module: str, raw: NDArray[Any]) -> NDArray[Any]:
+        """Raw observations ``[n, ...]`` of a module as all downstream see them; they are not counted."""
         moments = self._total[module]
         scaled = (raw - moments.mean) / (moments.std + _SMALL)
         return np.clip(scaled, -CLIP, CLIP).astype(raw.dtype)
@@ -146,6 +147,16 @@ class ObservationNormalizer(ConnectorV2):
             for module, recent in state["recent"].items():
                 self._total[module].merge(Moments.from_state(recent))
         return self.get_state()
+
+    def replace_moments(self, *, total: Mapping[str, Moments], recent: Mapping[str, Moments]) -> None:
+        """Take over statistics that were kept elsewhere for a while, by module.
+
+        Args:
+            total: of everything that all runners have seen.
+            recent: of what this one has seen since the last merge.
+        """
+        self._total.update(total)
+        self._recent.update(recent)
 
     def moments(self, module: str) -> Moments:
         """The statistics of a module's observations."""

@@ -321,7 +321,8 @@ def normalizer(env: Any, spaces: Any, device: Any) -> ObservationNormalizer:
 
 
 def kept_filter(subject: FastEnvRunner) -> ObservationNormalizer:
-    (found,) = [p for p in subject._env_to_module.connectors if isinstance(p, ObservationNormalizer)]
+    found = subject.normalizer
+    assert found is not None
     return found
 
 
