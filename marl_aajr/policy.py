@@ -22,7 +22,13 @@ class Policy(ABC):
     Each row of the batch has its own copy of whatever else the network reads (recurrent state, action mask,
     parts of the observation that nobody perturbs); these are held fixed and follow the rows through
     :meth:`select` and :meth:`repeat`. A policy without such columns returns itself from both.
+
+    Attributes:
+        distribution: what the outputs parametrise.
+        critic: V at observations, ``[B, ..., d] -> [B, ...]``; None where the policy comes without.
     """
+
+    critic: Callable[[Tensor], Tensor] | None = None
 
     def __init__(self, distribution: ActionDistribution) -> None:
         self.distribution = distribution

@@ -6,28 +6,60 @@ import dataclasses
 from difflib import get_close_matches
 from typing import Any
 
-from marl_aajr.attacks.base import Attack, Attacked, BudgetError, greedy_action_changed
-from marl_aajr.attacks.gradient import FGSM, PGD, MarginPGD, StrongPGD
-from marl_aajr.attacks.noise import UniformNoise
+from marl_aajr.attacks.auto_pgd import StrongMarginPGD, StrongPGD
+from marl_aajr.attacks.base import Access, Attack, Attacked, BudgetError, greedy_action_changed
+from marl_aajr.attacks.critic import CriticPGD
+from marl_aajr.attacks.gradient import FGSM, PGD, MarginPGD
+from marl_aajr.attacks.noise import GaussianNoise, UniformNoise, WorstNoise
+from marl_aajr.attacks.robust_sarsa import RobustSarsa
+from marl_aajr.attacks.square import SquareAttack
+from marl_aajr.attacks.targeted import TargetedPGD
+from marl_aajr.attacks.transfer import Transfer
 from marl_aajr.threat import PerturbationSet
 
 __all__ = [
     "ATTACKS",
     "FGSM",
     "PGD",
+    "Access",
     "Attack",
     "Attacked",
     "BudgetError",
+    "CriticPGD",
+    "GaussianNoise",
     "MarginPGD",
+    "RobustSarsa",
+    "SquareAttack",
+    "StrongMarginPGD",
     "StrongPGD",
+    "TargetedPGD",
+    "Transfer",
     "UniformNoise",
+    "WorstNoise",
     "attack_class",
     "greedy_action_changed",
     "make_attack",
 ]
 
-ATTACKS: dict[str, type[Attack]] = {cls.name: cls for cls in (UniformNoise, FGSM, PGD, MarginPGD, StrongPGD)}
-"""The attacks by name."""
+ATTACKS: dict[str, type[Attack]] = {
+    cls.name: cls
+    for cls in (
+        UniformNoise,
+        GaussianNoise,
+        WorstNoise,
+        FGSM,
+        PGD,
+        MarginPGD,
+        TargetedPGD,
+        StrongPGD,
+        StrongMarginPGD,
+        CriticPGD,
+        RobustSarsa,
+        SquareAttack,
+        Transfer,
+    )
+}
+"""The attacks by name, the weakest controls first."""
 
 
 def attack_class(name: str) -> type[Attack]:
@@ -59,7 +91,7 @@ def make_attack(name: str, *, epsilon: float, **settings: Any) -> Attack:
         >>> make_attack("pgd", epsilon=0.1, norm="l2", restarts=5)
     """
     cls = attack_class(name)
-    own = {f.name for f in dataclasses.fields(cls)} - {"perturbations"}
+    own = {f.name for f in dataclasses.fields(cls) if not f.name.startswith("_")} - {"perturbations"}
     budget = {f.name for f in dataclasses.fields(PerturbationSet)} - {"epsilon"}
     if unknown := sorted(set(settings) - own - budget):
         raise ValueError(

@@ -4,13 +4,17 @@
 
 A subclass writes :meth:`Attack.run` and nothing else. An attack never grades itself: its proposal is refused
 where it exceeds the budget, projected, and judged by evaluating the policy anew.
+
+Some attacks need more than a policy: something learned from the victim (:meth:`Attack.fit`), or to know whose
+policy they face (:meth:`Attack.against`). Both return a new value, and both do nothing for most attacks.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Collection
 from dataclasses import dataclass, fields, replace
-from typing import ClassVar, Self
+from typing import ClassVar, Literal, Self
 
 import torch
 from torch import Tensor
@@ -19,7 +23,15 @@ from marl_aajr.distributions import ActionDistribution, DiagGaussian
 from marl_aajr.numerics import check_finite
 from marl_aajr.objectives import Clean, Objective, Surrogate, make_objective
 from marl_aajr.policy import Policy
+from marl_aajr.rollout.batched import BatchedEnv
 from marl_aajr.threat import PerturbationSet
+from marl_aajr.victims import Victim
+
+Access = Literal["none", "queries", "gradients", "surrogate"]
+"""What an attack asks of the policy: nothing, its outputs, its gradients, or the gradients of another.
+
+The cross-checks rest on it: an attack with gradients that loses to one without is blind (gradient masking).
+"""
 
 AUTO = "auto"
 """The objective that fits the policy: ``margin`` for discrete actions, ``kl`` for Gaussian ones."""
@@ -58,8 +70,9 @@ class Attack(ABC):
 
     Attributes:
         perturbations: the set Δ that δ must stay in.
-        objective: g, what the adversary maximises and is judged by: ``"kl"``, ``"margin"``, ``"auto"``
-            (:data:`AUTO`), or an :class:`~marl_aajr.objectives.Objective` of your own.
+        objective: g, what the adversary maximises and is judged by: ``"kl"``, ``"margin"``, ``"value"`` (of
+            a policy with a critic), ``"auto"`` (:data:`AUTO`), or an
+            :class:`~marl_aajr.objectives.Objective` of your own.
 
     Raises:
         ValueError: an unknown objective, or one that needs more than observations (``"surrogate"``).
@@ -71,6 +84,7 @@ class Attack(ABC):
 
     name: ClassVar[str]
     summary: ClassVar[str]
+    access: ClassVar[Access] = "gradients"
 
     perturbations: PerturbationSet
     objective: str | Objective = AUTO
@@ -95,6 +109,37 @@ class Attack(ABC):
             δ, ``[B, d]``, within ``perturbations`` up to rounding.
         """
 
+    @property
+    def ready(self) -> bool:
+        """Whether it can attack as it is; False where it must be fitted first."""
+        return True
+
+    def fit(self, victim: Victim, env: BatchedEnv, *, agents: Collection[str], seed: int) -> Self:
+        """Learn from the frozen victim what the attack needs; most attacks need nothing.
+
+        Args:
+            victim: who will be attacked; plays all agents.
+            env: copies to play on; left in the middle of some episode.
+            agents: who will be lied to; what they earn together is to fall.
+            seed: of the episodes and of the learning.
+
+        Returns:
+            The attack, :attr:`ready`.
+        """
+        return self
+
+    def against(self, victim: Victim, agent: str) -> Attack:
+        """The attack on the policy of one agent (and of those who share its module and filter).
+
+        Raises:
+            ValueError: the victim lacks what the attack needs.
+        """
+        return self
+
+    def clean(self, policy: Policy, obs: Tensor, outputs: Tensor) -> Clean:
+        """What the objective may know of a batch: outputs ``[B, m]`` at ``obs``, and the policy's critic."""
+        return Clean(outputs, values=policy.critic)
+
     def __call__(self, policy: Policy, obs: Tensor, *, generator: torch.Generator) -> Attacked:
         """Attack a batch, verify the budget, and judge the result.
 
@@ -118,7 +163,7 @@ class Attack(ABC):
         proposed = self.run(policy, obs.clone(), generator=generator).detach()
         self._verify(proposed, obs)
         delta = self.perturbations.project(proposed, obs)
-        return _judge(policy, obs, delta, objective)
+        return self._judge(policy, obs, delta, objective)
 
     def at(self, epsilon: float) -> Self:
         """The same attack with another radius."""
@@ -141,7 +186,7 @@ class Attack(ABC):
     def settings(self) -> str:
         """The settings without the radius, as they were passed: ``"PGD(norm='linf', steps=10, ...)"``."""
         budget = {f.name: getattr(self.perturbations, f.name) for f in fields(self.perturbations)}
-        own = {f.name: getattr(self, f.name) for f in fields(self)}
+        own = {f.name: getattr(self, f.name) for f in fields(self) if f.repr}
         shown = budget | own
         for hidden in ("perturbations", "epsilon"):
             del shown[hidden]
@@ -162,6 +207,23 @@ class Attack(ABC):
                 f"{len(obs)} rows outside, by up to {distance:.3g}; project in its run()"
             )
 
+    @torch.no_grad()
+    def _judge(self, policy: Policy, obs: Tensor, delta: Tensor, objective: Objective) -> Attacked:
+        perturbed = obs + delta
+        clean_outputs, outputs = policy(obs), policy(perturbed)
+        check_finite("the policy's outputs at clean observations", clean_outputs)
+        check_finite("the policy's outputs at perturbed observations", outputs)
+        g = objective.bind(policy, self.clean(policy, obs, clean_outputs))
+        return Attacked(
+            delta=delta,
+            perturbed=perturbed,
+            clean_outputs=clean_outputs,
+            outputs=outputs,
+            success=greedy_action_changed(policy.distribution, clean_outputs, outputs),
+            clean_value=g(obs),
+            value=g(perturbed),
+        )
+
 
 def greedy_action_changed(distribution: ActionDistribution, clean: Tensor, outputs: Tensor) -> Tensor:
     """Whether the greedy action at ``outputs`` differs from that at ``clean``, ``[B, m] -> [B]`` bool.
@@ -174,21 +236,3 @@ def greedy_action_changed(distribution: ActionDistribution, clean: Tensor, outpu
         return ((distribution.mode(outputs) - mean).abs() > log_std.exp()).any(-1)
     before, after = distribution.mode(clean), distribution.mode(outputs)
     return (before != after).reshape(len(before), -1).any(-1)
-
-
-@torch.no_grad()
-def _judge(policy: Policy, obs: Tensor, delta: Tensor, objective: Objective) -> Attacked:
-    perturbed = obs + delta
-    clean_outputs, outputs = policy(obs), policy(perturbed)
-    check_finite("the policy's outputs at clean observations", clean_outputs)
-    check_finite("the policy's outputs at perturbed observations", outputs)
-    g = objective.bind(policy, Clean(clean_outputs))
-    return Attacked(
-        delta=delta,
-        perturbed=perturbed,
-        clean_outputs=clean_outputs,
-        outputs=outputs,
-        success=greedy_action_changed(policy.distribution, clean_outputs, outputs),
-        clean_value=g(obs),
-        value=g(perturbed),
-    )

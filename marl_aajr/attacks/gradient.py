@@ -17,9 +17,9 @@ from typing import ClassVar, Literal, get_args
 import torch
 from torch import Tensor
 
-from marl_aajr.ascent import Trajectory, ascend
+from marl_aajr.ascent import ascend
 from marl_aajr.attacks.base import Attack
-from marl_aajr.checks import one_of
+from marl_aajr.checks import at_least_one, one_of
 from marl_aajr.objectives import Clean, Objective
 from marl_aajr.policy import Policy
 
@@ -66,26 +66,27 @@ class PGD(Attack):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name in ("steps", "restarts"):
-            value = getattr(self, name)
-            if not (isinstance(value, int) and value >= 1):
-                raise ValueError(f"expected an integer {name} ≥ 1, got {value!r}")
+        at_least_one("steps", self.steps)
+        at_least_one("restarts", self.restarts)
         if not (isfinite(self.step_size) and self.step_size > 0):
             raise ValueError(f"expected a step_size > 0 (a fraction of epsilon), got {self.step_size!r}")
         one_of("step", self.step, get_args(AttackStep))
 
     def run(self, policy: Policy, obs: Tensor, *, generator: torch.Generator) -> Tensor:
         objective = self.objective_for(policy.distribution)
+        starts = torch.cat(list(islice(self._starts(objective, obs, generator), self.restarts)))
+        delta, value = self._climb_from(policy, obs, objective, starts)
+        return best_of(self.restarts, delta, value)
+
+    def _climb_from(
+        self, policy: Policy, obs: Tensor, objective: Objective, starts: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """All starts ``[R · B, d]`` in one batch: the best δ from each, and its g, ``[R · B]``."""
+        count = len(starts) // len(obs)
+        policy, obs = policy.repeat(count), obs.repeat(count, 1)
         with torch.no_grad():
-            clean = Clean(policy(obs))
-        delta = torch.zeros_like(obs)
-        value = obs.new_full(obs.shape[:1], -torch.inf)
-        for start in islice(self._starts(objective, obs, generator), self.restarts):
-            best, best_value = _best(self._climb(policy, obs, objective, clean, start))
-            better = best_value > value
-            delta = torch.where(better.unsqueeze(-1), best, delta)
-            value = torch.where(better, best_value, value)
-        return delta
+            outputs = policy(obs)
+        return self._climb(policy, obs, objective, self.clean(policy, obs, outputs), starts)
 
     def _starts(self, objective: Objective, obs: Tensor, generator: torch.Generator) -> Iterator[Tensor]:
         if objective.flat_at_zero:
@@ -100,11 +101,12 @@ class PGD(Attack):
 
     def _climb(
         self, policy: Policy, obs: Tensor, objective: Objective, clean: Clean, start: Tensor
-    ) -> Trajectory:
+    ) -> tuple[Tensor, Tensor]:
+        """The best δ on the way from ``start``, by g, and its g: ``[B, d]``, ``[B]``."""
         step = self.step
         if step == "auto":
             step = "sign" if self.perturbations.norm == "linf" else "normalized"
-        return ascend(
+        trajectory = ascend(
             policy,
             obs,
             objective,
@@ -115,6 +117,9 @@ class PGD(Attack):
             start=start,
             clean=clean,
         )
+        values, index = trajectory.values.max(0)
+        rows = torch.arange(len(index), device=index.device)
+        return trajectory.deltas[index, rows], values
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -126,18 +131,6 @@ class MarginPGD(PGD):
 
     objective: str | Objective = "margin"
     restarts: int = 1
-
-
-@dataclass(frozen=True, kw_only=True)
-class StrongPGD(PGD):
-    """:class:`PGD` with longer steps, twice as many of them, and five starts."""
-
-    name: ClassVar[str] = "pgd-strong"
-    summary: ClassVar[str] = "pgd with 20 steps of epsilon / 4 and five starts"
-
-    steps: int = 20
-    step_size: float = 0.25
-    restarts: int = 5
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -160,8 +153,8 @@ class FGSM(Attack):
         return single.run(policy, obs, generator=generator)
 
 
-def _best(trajectory: Trajectory) -> tuple[Tensor, Tensor]:
-    """The δ_t of the largest g(δ_t) in each row, and that value: ``[B, d]``, ``[B]``."""
-    values, index = trajectory.values.max(0)
-    rows = torch.arange(len(index), device=index.device)
-    return trajectory.deltas[index, rows], values
+def best_of(count: int, delta: Tensor, value: Tensor) -> Tensor:
+    """Of ``count`` candidates for each row, ``[count · B, d]``, that of the largest value ``[count · B]``."""
+    value, delta = value.reshape(count, -1), delta.reshape(count, -1, delta.shape[-1])
+    index = value.argmax(0)
+    return delta[index, torch.arange(len(index), device=index.device)]

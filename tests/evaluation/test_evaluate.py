@@ -258,7 +258,7 @@ class TestRefusals:
 
     def test_an_environment_that_breaks_is_named(self) -> None:
         with pytest.raises(
-            EnvironmentFault, match=r"tests\.evaluation\.toys:Signs, step 1: .*'agent_0' is nan"
+            EnvironmentFault, match=r"tests\.evaluation\.toys:Signs, copy 0, step 1: .*'agent_0' is nan"
         ):
             evaluate(team(signs()), signs(broken_at=1), episodes=2)
 

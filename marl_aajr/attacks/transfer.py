@@ -1,0 +1,113 @@
+"""Transfer: perturbations that fool another team of policies, shown to the one that is judged.
+
+What works without looking at the judged policy at all must not work better than what reads its gradients; if
+it does, the gradients lie.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from marl_aajr.attacks.auto_pgd import StrongMarginPGD, StrongPGD
+from marl_aajr.attacks.base import Access, Attack
+from marl_aajr.distributions import DiagGaussian
+from marl_aajr.policy import Policy
+from marl_aajr.victims import ObservationFilter, Victim, VictimPolicy
+
+
+@dataclass(frozen=True, kw_only=True)
+class Transfer(Attack):
+    """Attack a surrogate victim, and show the result to the judged one.
+
+    The perturbation means the same thing to both: it is searched in the judged policy's inputs, which the
+    surrogate reads through the inverse of the judged filter and its own.
+
+    Attributes:
+        surrogate: another victim for the same agents.
+        source: what to call it in results: two transfers from different sources are different attacks.
+        method: the attack on the surrogate; None: ``pgd-strong-margin`` for discrete actions, ``pgd-strong``
+            for Gaussian ones. Its perturbation set is replaced by this attack's.
+
+    Raises:
+        ValueError: no surrogate, or one that does not play the judged agents' spaces.
+    """
+
+    name: ClassVar[str] = "transfer"
+    summary: ClassVar[str] = "perturbations computed on another run's policies (--surrogate)"
+    access: ClassVar[Access] = "surrogate"
+
+    surrogate: Victim | None = field(default=None, repr=False, compare=False)
+    source: str = ""
+    method: Attack | None = None
+    _agent: str | None = field(default=None, repr=False, compare=False)
+    _filter: ObservationFilter | None = field(default=None, repr=False, compare=False)
+
+    def against(self, victim: Victim, agent: str) -> Attack:
+        surrogate = self._required()
+        if agent not in surrogate.module_of:
+            raise ValueError(
+                f"expected a surrogate that plays {agent!r}, got one for {', '.join(surrogate.agents)}; "
+                "train it on the same environment"
+            )
+        for kind, own, needed in (
+            ("observations", surrogate.observation_spaces[agent], victim.observation_spaces[agent]),
+            ("actions", surrogate.action_spaces[agent], victim.action_spaces[agent]),
+        ):
+            if own.shape != needed.shape or (kind == "actions" and own != needed):
+                raise ValueError(
+                    f"expected a surrogate for the {kind} {needed} of {agent!r}, got one for {own}; train it "
+                    "on the same environment"
+                )
+        return replace(self, _agent=agent, _filter=victim.filters.get(agent))
+
+    def run(self, policy: Policy, obs: Tensor, *, generator: torch.Generator) -> Tensor:
+        surrogate = self._required()
+        if self._agent is None:
+            raise ValueError("expected against(victim, agent) before a transfer attack runs, got none")
+        mask = policy.action_mask if isinstance(policy, VictimPolicy) else None
+        other = surrogate.policy(self._agent, action_mask=mask)
+        seen = _Through(other, self._filter, surrogate.filters.get(self._agent))
+        return self._method(policy).run(seen, obs, generator=generator)
+
+    def _method(self, policy: Policy) -> Attack:
+        if self.method is not None:
+            return replace(self.method, perturbations=self.perturbations)
+        cls = StrongPGD if isinstance(policy.distribution, DiagGaussian) else StrongMarginPGD
+        return cls(perturbations=self.perturbations)
+
+    def _required(self) -> Victim:
+        if self.surrogate is None:
+            raise ValueError(
+                "expected a surrogate for the attack 'transfer', got none; give it another run's victim"
+            )
+        return self.surrogate
+
+
+class _Through(Policy):
+    """A policy that reads another filter's outputs: x ↦ f(own(x · scale + mean))."""
+
+    def __init__(
+        self, policy: Policy, given: ObservationFilter | None, own: ObservationFilter | None
+    ) -> None:
+        super().__init__(policy.distribution)
+        self._policy, self._given, self._own = policy, given, own
+
+    def __call__(self, obs: Tensor) -> Tensor:
+        if self._given is self._own is None:
+            return self._policy(obs)
+        raw = obs.double()
+        if self._given is not None:
+            raw = raw * self._given.scale.flatten() + self._given.mean.flatten()
+        if self._own is not None:
+            raw = self._own(raw.unflatten(-1, self._own.mean.shape)).flatten(-self._own.mean.ndim)
+        return self._policy(raw.to(obs.dtype))
+
+    def select(self, index: Tensor) -> _Through:
+        return _Through(self._policy.select(index), self._given, self._own)
+
+    def repeat(self, count: int) -> _Through:
+        return _Through(self._policy.repeat(count), self._given, self._own)
