@@ -20,9 +20,19 @@ from collections.abc import Callable, Iterable
 from statistics import median
 from typing import Any
 
-STEPS, COPIES, STOCK_COPIES, MINIBATCH, EPOCHS = 4_000, 160, 16, 1_000, 10
-OURS, THEIRS = "marl_aajr.envs.simple_spread_v3", "mpe2.simple_spread_v3"
-STOCK_ENV = "bench_stock_simple_spread"
+from bench_setting import (
+    COPIES,
+    OURS,
+    STEPS,
+    STOCK_COPIES,
+    THEIRS,
+    fast_config,
+    fast_runner,
+    register_stock_env,
+    stock_config,
+    stock_runner,
+)
+
 PARTS = ("sampling", "iteration", "adapter", "copies", "runners")
 CPU_COPIES, CUDA_COPIES = (64, 256, 1024, 4096), (1024, 4096, 16384, 65536)
 FRAGMENTS = (25, 100, 400)
@@ -103,9 +113,10 @@ def interleaved(measures: dict[str, Measure], rounds: int) -> dict[str, float]:
         measure()
     rates: dict[str, list[float]] = {name: [] for name in measures}
     for i in range(rounds):
-        say(f"round {i + 1} of {rounds}", end="\r")
+        progress(f"round {i + 1} of {rounds}")
         for name, measure in measures.items():
             rates[name] += [measure() for _ in range(1 if "stock" in name else 5)]
+    progress("")
     return {name: median(values) for name, values in rates.items()}
 
 
@@ -128,62 +139,6 @@ def training(config: Any) -> Measure:
         return float(result["env_runners"]["num_env_steps_sampled"]) / (time.perf_counter() - started)
 
     return measure
-
-
-def base_config(copies: int) -> Any:
-    from ray.rllib.algorithms.ppo import PPOConfig
-    from ray.rllib.core.rl_module.default_model_config import DefaultModelConfig
-
-    return (
-        PPOConfig()
-        .env_runners(num_env_runners=0, num_envs_per_env_runner=copies)
-        .multi_agent(policies={"shared"}, policy_mapping_fn=shared)
-        .rl_module(model_config=DefaultModelConfig(fcnet_hiddens=[64, 64], vf_share_layers=False))
-        .training(
-            train_batch_size_per_learner=STEPS,
-            minibatch_size=MINIBATCH,
-            num_epochs=EPOCHS,
-            lr=5e-4,
-            entropy_coeff=0.01,
-            use_kl_loss=False,
-            vf_clip_param=float("inf"),
-        )
-        .debugging(seed=0, log_level="ERROR")
-    )
-
-
-def shared(agent: str, *_: Any, **__: Any) -> str:
-    return "shared"
-
-
-def register_stock_env() -> None:
-    from mpe2 import simple_spread_v3
-    from ray.rllib.env.wrappers.pettingzoo_env import ParallelPettingZooEnv
-    from ray.tune.registry import register_env
-
-    register_env(STOCK_ENV, lambda _: ParallelPettingZooEnv(simple_spread_v3.parallel_env()))
-
-
-def stock_config() -> Any:
-    return base_config(STOCK_COPIES).environment(STOCK_ENV)
-
-
-def fast_config(environment: str, copies: int, **settings: Any) -> Any:
-    from marl_aajr.rllib.fast import fast
-
-    return fast(base_config(copies), environment, **settings)
-
-
-def stock_runner() -> Any:
-    from ray.rllib.env.multi_agent_env_runner import MultiAgentEnvRunner
-
-    return MultiAgentEnvRunner(config=stock_config(), worker_index=0)
-
-
-def fast_runner(environment: str, copies: int, **settings: Any) -> Any:
-    from marl_aajr.rllib.fast_runner import FastEnvRunner
-
-    return FastEnvRunner(config=fast_config(environment, copies, **settings), worker_index=0)
 
 
 def over_copies(options: argparse.Namespace) -> dict[str, Any]:
@@ -304,8 +259,15 @@ def write_json(target: str, figures: dict[str, Any]) -> None:
             file.write(text)
 
 
-def say(line: str, end: str = "\n") -> None:
-    sys.stderr.write(line + end)
+def progress(line: str) -> None:
+    """Shows a line that the next one replaces; nothing where nobody watches."""
+    if sys.stderr.isatty():
+        sys.stderr.write(f"\r\x1b[K{line}")
+        sys.stderr.flush()
+
+
+def say(line: str) -> None:
+    sys.stderr.write(line + "\n")
     sys.stderr.flush()
 
 
