@@ -22,7 +22,7 @@ from types import FrameType
 from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
-ENV = "simple_spread_v3"
+ENV = "marl_aajr.envs.simple_spread_v3"  # equal to mpe2's step for step, and batched
 METHODS: Mapping[str, tuple[str, ...]] = {"none": (), "aajr": ()}
 ATTACKS = ("noise", "fgsm", "pgd")
 EPSILONS = ("0.1", "0.2")
@@ -231,7 +231,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
         "out", nargs="?", type=Path, default=ROOT / "runs" / "demo", help="folder for everything"
     )
     parser.add_argument(
-        "--env-steps", type=count, default=300_000, help="training length of each, in environment steps"
+        "--env-steps", type=count, default=600_000, help="training length of each, in environment steps"
     )
     parser.add_argument("--episodes", type=count, default=100, help="episodes without and under each attack")
     parser.add_argument("--seed", type=int, default=0, help="training seed of both")

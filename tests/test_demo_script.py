@@ -87,8 +87,8 @@ FRESH = [
     "compare DEMO/none DEMO/aajr --out DEMO/report.html",
     "evaluate DEMO/aajr",
     "evaluate DEMO/none",
-    "train --env simple_spread_v3 --method aajr",
-    "train --env simple_spread_v3 --method none",
+    "train --env marl_aajr.envs.simple_spread_v3 --method aajr",
+    "train --env marl_aajr.envs.simple_spread_v3 --method none",
 ]
 
 
