@@ -10,6 +10,7 @@ Source: arXiv 2603.04378; steps as in Madry 2018 (arXiv 1706.06083).
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final, Literal, get_args
@@ -119,12 +120,19 @@ def ascend(
         with torch.no_grad():
             clean = Clean(policy(obs))
     g = objective.bind(policy, clean)
-    climb = _Climb(g, obs, perturbations, step=step, step_size=step_size, check=check)
+    climb = _Climb(g, obs, perturbations, step=step, step_size=step_size, check=check, mask=clean.mask)
+    path = obs.new_empty((steps + (last != "direction"), *obs.shape))
+    slopes = obs.new_empty((steps, *obs.shape))
     for t in range(steps):
-        v = climb.look(delta)
-        if t < steps - 1 or last != "direction":
-            delta = climb.move(v if gradient_noise is None else v + gradient_noise(t))
-    return climb.trajectory(delta, last)
+        path[t] = delta
+        slopes[t] = climb.look(delta)
+        if t < len(path) - 1:
+            delta = climb.move(slopes[t] if gradient_noise is None else slopes[t] + gradient_noise(t))
+    final_gradient = climb.end(delta, last)
+    if last != "direction":
+        path[-1] = delta
+    norms, has_direction = _normalize(slopes)
+    return Trajectory(path, slopes, norms, torch.stack(climb.values), has_direction, final_gradient)
 
 
 def starting_point(
@@ -164,78 +172,62 @@ class _Climb:
         step: Step,
         step_size: float | Literal["auto"],
         check: bool,
+        mask: Tensor | None = None,
     ) -> None:
         self.g, self.obs, self.perturbations, self.step, self.check = g, obs, perturbations, step, check
-        self.step_size = step_size
+        self.step_size, self.mask = step_size, mask
         self.preconditioner = perturbations.preconditioner(obs)
-        self.deltas: list[Tensor] = []
-        self.gradients: list[Tensor] = []
-        self.slopes: list[Tensor] = []
         self.values: list[Tensor] = []
+        self.seen: deque[tuple[Tensor, Tensor]] = deque(maxlen=2)
+        """δ and ∇g of the last two points."""
 
     def look(self, delta: Tensor) -> Tensor:
-        """Record δ_t, g(δ_t) and v_t, and return v_t."""
-        value, gradient = value_and_gradient(self.g, self.obs, delta)
+        """v_t at δ_t; g(δ_t) is recorded."""
+        value, gradient = value_and_gradient(self.g, self.obs, delta, mask=self.mask)
         if self.check:
             t = len(self.values)
             check_finite(f"the inner objective at step {t}", value)
             check_finite(f"the gradient of the inner objective at step {t}", gradient)
-        v = gradient if self.preconditioner is None else gradient * self.preconditioner
-        self.deltas.append(delta)
-        self.gradients.append(gradient)
-        self.slopes.append(v)
         self.values.append(value)
-        return v
+        self.seen.append((delta, gradient))
+        return gradient if self.preconditioner is None else gradient * self.preconditioner
 
     def move(self, v: Tensor) -> Tensor:
         """δ_{t+1}."""
-        delta = self.deltas[-1]
+        delta, _ = self.seen[-1]
         unit = _unit_move(self.step, v, self.preconditioner)
         if isinstance(self.step_size, str):
             return self._search(delta, unit)
         return self.perturbations.project(delta + self.step_size * unit, self.obs)
+
+    def end(self, delta: Tensor, last: Last) -> Tensor | None:
+        """What is asked for at the end of the path: g(δ_K) is recorded, v_K returned."""
+        if last == "gradient":
+            return self.look(delta)
+        if last == "value":
+            with torch.no_grad():
+                self.values.append(self.g(self.obs + delta))
+            if self.check:
+                check_finite(f"the inner objective at step {len(self.values) - 1}", self.values[-1])
+        return None
 
     @torch.no_grad()
     def _search(self, delta: Tensor, unit: Tensor) -> Tensor:
         """The automatic step: the quadratic model's, then backtracking, row by row."""
         tiny = torch.finfo(unit.dtype).tiny
         reach = self.perturbations.epsilon / self.perturbations.size(unit).clamp_min(tiny**0.5)
-        if len(self.deltas) > 1:
-            displacement = delta - self.deltas[-2]
-            change = self.gradients[-1] - self.gradients[-2]
+        if len(self.seen) > 1:
+            (before, earlier), (_, gradient) = self.seen
+            displacement, change = delta - before, gradient - earlier
             curvature = _dot(change, displacement).abs() / _dot(displacement, displacement).clamp_min(tiny)
-            rise = _dot(self.gradients[-1], unit)
+            rise = _dot(gradient, unit)
             model = rise / (curvature * _dot(unit, unit)).clamp_min(tiny)
             reach = torch.minimum(reach, model)
-        before = self.values[-1]
         for _ in range(1 + _BACKTRACKS):
             candidate = self.perturbations.project(delta + reach.unsqueeze(-1) * unit, self.obs)
-            fell = _fell(before, self.g(self.obs + candidate))
+            fell = _fell(self.values[-1], self.g(self.obs + candidate))
             reach = torch.where(fell, _SHRINK * reach, reach)
         return torch.where(fell.unsqueeze(-1), delta, candidate)
-
-    def trajectory(self, delta: Tensor, last: Last) -> Trajectory:
-        """What was seen, and the end of the path as far as asked for."""
-        directions, norms, has_direction = _unit(torch.stack(self.slopes))
-        final_gradient = None
-        if last == "point":
-            self.deltas.append(delta)
-        elif last == "value":
-            with torch.no_grad():
-                self.values.append(self.g(self.obs + delta))
-            self.deltas.append(delta)
-            if self.check:
-                check_finite(f"the inner objective at step {len(norms)}", self.values[-1])
-        elif last == "gradient":
-            final_gradient = self.look(delta)
-        return Trajectory(
-            torch.stack(self.deltas),
-            directions,
-            norms,
-            torch.stack(self.values),
-            has_direction,
-            final_gradient,
-        )
 
 
 def _unit_move(step: Step, v: Tensor, preconditioner: Tensor | None) -> Tensor:
@@ -250,13 +242,17 @@ def _unit_move(step: Step, v: Tensor, preconditioner: Tensor | None) -> Tensor:
     return unit if preconditioner is None else unit * preconditioner
 
 
-def _unit(v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Directions, norms and where a direction exists; the threshold is relative to batch and dtype."""
+def _normalize(v: Tensor) -> tuple[Tensor, Tensor]:
+    """Makes slopes directions, in place; their norms, and where a direction exists.
+
+    The threshold is relative to batch and dtype.
+    """
     norms = torch.linalg.vector_norm(v, dim=-1)
     info = torch.finfo(v.dtype)
     threshold = (_DIRECTION_TOLERANCE * info.eps * norms.amax()).clamp_min(info.tiny)
     has_direction = norms > threshold
-    return v / norms.where(has_direction, torch.inf).unsqueeze(-1), norms, has_direction
+    v /= norms.where(has_direction, torch.inf).unsqueeze(-1)
+    return norms, has_direction
 
 
 def _fell(before: Tensor, after: Tensor) -> Tensor:

@@ -23,11 +23,6 @@ from torch.nn import functional
 Gradient = dict[Tensor, Tensor]
 """By parameter."""
 
-TangentLoss = Callable[[Tensor, Tensor, slice], Tensor]
-
-_BLOCK = 1024
-"""Rows at a time: their values and tangents in a layer of 64 take half a megabyte."""
-
 
 @dataclass(frozen=True)
 class Activation:
@@ -131,44 +126,12 @@ class PlainMLP:
         """f(x) and J(x) u, ``[..., d] -> [..., m]`` twice; one node of the graph, differentiable once."""
         width = x.shape[-1]
         outputs, tangent = _JVP.apply(
-            self._between, x.reshape(-1, width), direction.reshape(-1, width), *self._parameters()
+            self._between, x.reshape(-1, width), direction.reshape(-1, width), *self.parameters()
         )
         return outputs.reshape(*x.shape[:-1], -1), tangent.reshape(*x.shape[:-1], -1)
 
-    def total(self, x: Tensor, direction: Tensor, loss: TangentLoss) -> Tensor:
-        """Σ loss(f(x), J(x) u) over blocks of rows, a scalar whose gradient by the parameters is known.
-
-        Each block is differentiated and forgotten before the next: memory does not grow with N, and what a
-        block needs stays in the processor's cache.
-
-        Args:
-            x: ``[N, d]``.
-            direction: u, ``[N, d]``.
-            loss: f(x) and J u of a block, ``[n, m]`` each, and which rows it is, to a scalar.
-        """
-        parameters = self._parameters()
-        differentiated = torch.is_grad_enabled() and any(
-            p is not None and p.requires_grad for p in parameters
-        )
-        total = torch.zeros((), dtype=x.dtype, device=x.device)
-        gradient: list[Tensor | None] = []
-        for start in range(0, len(x), _BLOCK):
-            rows = slice(start, start + _BLOCK)
-            with torch.no_grad():
-                outputs, tangent, seen = _push(self._between, x[rows], direction[rows], parameters)
-            if not differentiated:
-                total = total + loss(outputs, tangent, rows)
-                continue
-            leaves = outputs.detach().requires_grad_(), tangent.detach().requires_grad_()
-            part = loss(*leaves, rows)
-            slopes = torch.autograd.grad(part, leaves, materialize_grads=True)
-            total = total + part.detach()
-            with torch.no_grad():
-                _, more = _pull(self._between, torch.cat(slopes), seen, parameters)
-                gradient = _added(gradient, more)
-        return _Known.apply(total, gradient, *parameters) if differentiated else total
-
-    def _parameters(self) -> list[Tensor | None]:
+    def parameters(self) -> list[Tensor | None]:
+        """Weight and bias of each layer in order; None for a bias that is not there."""
         return [tensor for layer in self._linear for tensor in (layer.weight, layer.bias)]
 
 
@@ -222,13 +185,6 @@ def _pull_both(activation: Activation, gradient: Tensor, seen: Tensor, count: in
     activation.pull(by_tangent, value)
 
 
-def _added(total: list[Tensor | None], more: list[Tensor | None]) -> list[Tensor | None]:
-    for old, new in zip(total, more, strict=False):
-        if old is not None and new is not None:
-            old.add_(new)
-    return total or more
-
-
 class _JVP(torch.autograd.Function):
     """(f(x), J(x) u)."""
 
@@ -251,22 +207,6 @@ class _JVP(torch.autograd.Function):
             return None, None, None, *by_parameters
         by_x, by_direction = (gradient @ parameters[0]).chunk(2)
         return None, by_x, by_direction, *by_parameters
-
-
-class _Known(torch.autograd.Function):
-    """A scalar whose gradient by the parameters is known already."""
-
-    @staticmethod
-    def forward(
-        ctx: Any, total: Tensor, gradient: Sequence[Tensor | None], *parameters: Tensor | None
-    ) -> Tensor:
-        ctx.save_for_backward(*gradient)
-        return total.clone()
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, weight: Tensor) -> tuple[Tensor | None, ...]:
-        return None, None, *(None if g is None else g * weight for g in ctx.saved_tensors)
 
 
 def _opened(module: object) -> Iterator[nn.Module]:

@@ -52,19 +52,23 @@ class OutputObjective:
         return self.value(self.policy(obs))
 
 
-def value_and_gradient(g: BoundObjective, obs: Tensor, delta: Tensor) -> tuple[Tensor, Tensor]:
-    """g(δ) ``[B, ...]`` and ∇_δ g ``[B, ..., d]`` at ``obs + delta``, without a graph.
+def value_and_gradient(
+    g: BoundObjective, obs: Tensor, delta: Tensor, *, mask: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """g(δ) ``[B, ...]`` and ∇_δ Σ g ``[B, ..., d]`` at ``obs + delta``, without a graph.
 
-    The gradient is with respect to δ alone: nothing of the parameters' is computed.
+    The gradient is with respect to δ alone: nothing of the parameters' is computed. The sum is over the rows
+    of ``mask`` (None: all): what is padded behind a sequence follows from δ as well, and nobody asks for it.
     """
     if isinstance(g, OutputObjective):
         outputs, pull = g.policy.vjp(obs + delta)
         value, slope = g.value_and_slope(outputs)
-        return value, pull(slope)
+        return value, pull(slope if mask is None else torch.where(mask.unsqueeze(-1), slope, 0.0))
     with torch.enable_grad():
         point = delta.detach().requires_grad_(True)
         value = g(obs + point)
-        (gradient,) = torch.autograd.grad(value.sum(), point)
+        counted = value if mask is None else torch.where(mask, value, 0.0)
+        (gradient,) = torch.autograd.grad(counted.sum(), point)
     return value.detach(), gradient
 
 
@@ -82,12 +86,14 @@ class Clean:
         advantages: Â(s, a), ``[B, ...]``, for ``surrogate``; RLlib standardises them, so their sign depends
             on the batch mean.
         values: the critic of these rows, for ``value``.
+        mask: rows that count, ``[B, ...]`` bool; None: all.
     """
 
     outputs: Tensor
     actions: Tensor | None = None
     advantages: Tensor | None = None
     values: Critic | None = None
+    mask: Tensor | None = None
 
 
 Need = Literal["advantages", "critic", "policy_loss"]

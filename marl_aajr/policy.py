@@ -10,7 +10,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from marl_aajr.distributions import ActionDistribution
 from marl_aajr.mlp import PlainMLP
@@ -52,6 +52,10 @@ class Policy(ABC):
 
         return outputs.detach(), pull
 
+    def parameters(self) -> list[Tensor]:
+        """What is trained in f; empty where that is not known."""
+        return []
+
     def select(self, index: Tensor) -> Policy:
         """The same policy for the rows ``index [B']`` only."""
         return self
@@ -81,3 +85,8 @@ class ModulePolicy(Policy):
 
     def vjp(self, obs: Tensor) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
         return super().vjp(obs) if self.mlp is None else self.mlp.vjp(obs)
+
+    def parameters(self) -> list[Tensor]:
+        if self.mlp is not None:
+            return [parameter for parameter in self.mlp.parameters() if parameter is not None]
+        return list(self.module.parameters()) if isinstance(self.module, nn.Module) else []

@@ -157,13 +157,13 @@ def exact() -> Any:
     from marl_aajr.regularizers import AAJR
 
     class ExactAAJR(AAJR):
-        def squared_gains(self, sample: Any, points: Any, directions: Any) -> Any:
+        def squared_gains(self, policy: Any, points: Any, directions: Any) -> Any:
             rows, u = points.flatten(0, 1), directions.flatten(0, 1)
-            jacobian = vmap(jacrev(sample.policy))(rows)
+            jacobian = vmap(jacrev(policy))(rows)
             tangent = (jacobian @ u.unsqueeze(-1)).squeeze(-1)
             with torch.no_grad():
-                outputs = sample.policy(rows)
-            squared = squared_gain(self.output, sample.policy.distribution, outputs, tangent)
+                outputs = policy(rows)
+            squared = squared_gain(self.output, policy.distribution, outputs, tangent)
             return squared.unflatten(0, (len(points), -1))
 
     return ExactAAJR(steps=3, sample_fraction=1.0, backend="forward")
@@ -186,7 +186,7 @@ class Update:
             batch=self.batch,
             timesteps={NUM_ENV_STEPS_SAMPLED_LIFETIME: 0},
             num_epochs=epochs,
-            minibatch_size=self.size.rows // self.size.steps,
+            minibatch_size=self.size.rows,
             shuffle_batch_per_epoch=False,
         )
         return (time.process_time() - started) / epochs
@@ -292,8 +292,11 @@ def minibatch(learner: Any, size: Size) -> Any:
     columns: dict[str, Any] = {Columns.OBS: torch.randn(*lead, size.d)}
     if size.steps > 1:
         state = tree.map_structure(torch.as_tensor, module.get_initial_state())
-        columns[Columns.STATE_IN] = tree.map_structure(lambda part: part.expand(lead[0], -1).clone(), state)
+        columns[Columns.STATE_IN] = tree.map_structure(
+            lambda part: part.expand(lead[0], *part.shape).clone(), state
+        )
         columns[Columns.LOSS_MASK] = torch.ones(lead, dtype=torch.bool)
+        columns[Columns.SEQ_LENS] = torch.full(lead[:1], size.steps)
     with torch.no_grad():
         inputs = module.forward_train(dict(columns))[Columns.ACTION_DIST_INPUTS]
     distribution = module.get_train_action_dist_cls().from_logits(inputs)

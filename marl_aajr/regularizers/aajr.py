@@ -172,7 +172,7 @@ class AAJR(JacobianPenalty):
         return value_at(self.coefficient, timestep)
 
     def _penalty(self, sample: Sample, trajectory: Trajectory) -> tuple[Tensor, Tensor]:
-        """R, and ‖J u_t‖² or its secant, ``[K, B, ...]``; 0 where a row has no direction, for there u_t = 0."""
+        """R, and ‖J u_t‖² or its secant ``[K, B, ...]``: 0 where a row has no direction, as u_t = 0 there."""
 
         def form(squared: Tensor) -> Tensor:
             return apply_form(self.form, squared, self.gain_bound)
@@ -180,8 +180,7 @@ class AAJR(JacobianPenalty):
         if self.secant:
             squared = self._squared_secants(sample, trajectory.deltas)
             return sample.mean(form(squared)), squared.detach()
-        points = sample.obs + trajectory.deltas[: self.steps]
-        return self.penalty(sample, points, trajectory.directions, form)
+        return self.penalty(sample, trajectory.deltas[: self.steps], trajectory.directions, form)
 
     def _squared_secants(self, sample: Sample, deltas: Tensor) -> Tensor:
         count = len(deltas)

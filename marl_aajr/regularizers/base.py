@@ -73,7 +73,7 @@ class Sample:
     @property
     def clean(self) -> Clean:
         """The batch at its clean observations, detached."""
-        return Clean(self.outputs.detach(), self.actions, self.advantages, self.values)
+        return Clean(self.outputs.detach(), self.actions, self.advantages, self.values, self.mask)
 
     def draw(self, noise: Callable[[Tensor], Tensor]) -> Tensor:
         """``noise(obs)`` for these rows: a row's is the same whether one learner draws it or several."""
@@ -105,13 +105,13 @@ class Sample:
         here = index.to(self.obs.device, non_blocking=True)
 
         def rows(column: Tensor | None) -> Tensor | None:
-            return None if column is None else column[here]
+            return None if column is None else column.index_select(0, here)
 
         return replace(
             self,
             policy=self.policy.select(here),
-            obs=self.obs[here],
-            outputs=self.outputs[here],
+            obs=self.obs.index_select(0, here),
+            outputs=self.outputs.index_select(0, here),
             mask=rows(self.mask),
             actions=rows(self.actions),
             log_probs=rows(self.log_probs),

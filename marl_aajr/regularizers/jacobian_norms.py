@@ -101,7 +101,7 @@ class RandomDirection(JacobianNorm):
     summary: ClassVar[str] = "Jacobian penalty along random directions (ablation of AAJR's direction)"
 
     def squared_norms(self, sample: Sample, points: Tensor, generator: torch.Generator) -> Tensor:
-        return self.squared_gains(sample, points, _unit(self.noise(sample, len(points), generator)))
+        return self.squared_gains(sample.policy, points, _unit(self.noise(sample, len(points), generator)))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -146,7 +146,7 @@ class Frobenius(JacobianNorm):
         if self.projection == "input":
             directions = self.noise(sample, count * self.projections, generator)
             repeated = points.repeat(self.projections, *(1 for _ in points.shape[1:]))
-            squared = self.squared_gains(sample, repeated, directions)
+            squared = self.squared_gains(sample.policy, repeated, directions)
             return squared.unflatten(0, (self.projections, count)).mean(0)
         policy = sample.policy.repeat(count)
         with torch.enable_grad():
@@ -164,13 +164,17 @@ class Frobenius(JacobianNorm):
     def _output_vectors(
         self, sample: Sample, count: int, outputs: Tensor, generator: torch.Generator
     ) -> Tensor:
-        """v uniform on the unit sphere, ``[count · B, ..., m]``."""
+        """v uniform on the unit sphere, 0 for rows that do not count, ``[count · B, ..., m]``."""
 
         def draw(obs: Tensor) -> Tensor:
             shape = (len(obs), count, *outputs.shape[1:])
             return torch.empty(shape, dtype=obs.dtype, device=obs.device).normal_(generator=generator)
 
-        return _unit(sample.draw(draw).movedim(1, 0).flatten(0, 1))
+        v = _unit(sample.draw(draw).movedim(1, 0))
+        if sample.mask is not None:
+            # What is padded behind a sequence follows from its observations, and would count through them.
+            v = torch.where(sample.mask.unsqueeze(-1), v, 0.0)
+        return v.flatten(0, 1)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -203,11 +207,12 @@ class Spectral(JacobianNorm):
         for _ in range(self.iterations):
             with torch.enable_grad():
                 variable = z.detach().requires_grad_(True)
-                gains = self.squared_gains(sample, points, self.reachable(sample, variable))
+                gains = self.squared_gains(sample.policy, points, self.reachable(sample, variable))
                 # ½ ∂‖J z‖²/∂z = JᵀJ z: a Jacobian-vector product and its transpose.
-                (pulled,) = torch.autograd.grad(gains, variable, torch.ones_like(gains))
+                counted = gains if sample.mask is None else torch.where(sample.mask, gains, 0.0)
+                (pulled,) = torch.autograd.grad(counted.sum(), variable)
             z = _unit(pulled)
-        return self.squared_gains(sample, points, self.reachable(sample, z.detach()))
+        return self.squared_gains(sample.policy, points, self.reachable(sample, z.detach()))
 
 
 def _unit(vectors: Tensor) -> Tensor:

@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import ClassVar, Self
+from typing import Any, ClassVar, Self
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from marl_aajr.checks import one_of
 from marl_aajr.distributions import ActionDistribution
 from marl_aajr.jacobian import BACKENDS, JVP_BACKENDS, Backend, JVPBackend, jvp, resolve_backend
 from marl_aajr.objectives import EVERYTHING, Need
 from marl_aajr.outputs import METRICS, OUTPUT_MAPS, Metric, OutputMap, check_output_map, squared_gain
-from marl_aajr.policy import ModulePolicy, Policy
+from marl_aajr.policy import Policy
 from marl_aajr.regularizers.adversary import Targeted
 from marl_aajr.regularizers.base import Sample
 from marl_aajr.schedules import Schedule
+
+BLOCK = 1024
+"""Points at a time: their values and tangents in a layer of 64 take half a megabyte."""
 
 _OUTPUTS_WITH_METRIC = ("probs", "fisher")
 
@@ -60,43 +64,64 @@ class JacobianPenalty(Targeted):
         return replace(self, backend=resolve_backend(policy, obs, self.backend, allowed=backends))
 
     def penalty(
-        self, sample: Sample, points: Tensor, directions: Tensor, form: Callable[[Tensor], Tensor]
+        self, sample: Sample, deltas: Tensor, directions: Tensor, form: Callable[[Tensor], Tensor]
     ) -> tuple[Tensor, Tensor]:
-        """The mean of ``form(‖J_φ z‖²)`` over T points and directions of each row, and the squares, detached.
+        """The mean of ``form(‖J_φ z‖²)`` at T points s + δ of each row, and the squares, detached.
+
+        Points pass the network in blocks, each of which is differentiated and forgotten before the next:
+        memory does not grow with T, and what a small network needs stays in the processor's cache.
 
         Args:
             sample: the minibatch.
-            points: ``[T, B, ..., d]``.
+            deltas: δ, ``[T, B, ..., d]``.
             directions: z, the same shape; constants.
             form: elementwise.
         """
-        policy = sample.policy
-        if self.backend != "mlp":
-            squared = self.squared_gains(sample, points, directions)
+        parameters = [p for p in sample.policy.parameters() if p.requires_grad]
+        if not parameters or not torch.is_grad_enabled():
+            squared = self.squared_gains(sample.policy, sample.obs + deltas, directions)
             return sample.mean(form(squared)), squared.detach()
-        assert isinstance(policy, ModulePolicy)
-        assert policy.mlp is not None
-        weights = _weights(sample, points.shape[:-1]).flatten()
-        squares = []
+        weights = _weights(sample, deltas.shape[:-1])
+        squares, total = torch.empty_like(weights), weights.new_zeros(())
+        gradients: list[Tensor | None] = []
+        for t, rows in _blocks(deltas.shape[:-1]):
+            part = (t, rows)
+            policy = sample.policy if rows == slice(None) else sample.policy.select(_index(rows, sample.obs))
+            squared = self.squared_gains(policy, sample.obs[rows] + deltas[part], directions[part])
+            loss = (weights[part] * form(squared)).sum()
+            more = torch.autograd.grad(loss, parameters, allow_unused=True) if loss.requires_grad else []
+            gradients = _added(gradients, more)
+            squares[part] = squared.detach()
+            total += loss.detach()
+        return _known(total, gradients, parameters), squares
 
-        def loss(outputs: Tensor, tangent: Tensor, rows: slice) -> Tensor:
-            squared = squared_gain(self.output, policy.distribution, outputs, tangent, metric=self.metric)
-            squares.append(squared.detach())
-            return (weights[rows] * form(squared)).sum()
-
-        total = policy.mlp.total(points.flatten(0, -2), directions.flatten(0, -2), loss)
-        return total, torch.cat(squares).unflatten(0, points.shape[:-1])
-
-    def squared_gains(self, sample: Sample, points: Tensor, directions: Tensor) -> Tensor:
+    def squared_gains(self, policy: Policy, points: Tensor, directions: Tensor) -> Tensor:
         """‖J_φ z‖² at T points and directions of each row, ``[T, B, ..., d] -> [T, B, ...]``.
 
         All points pass the network as one batch.
         """
         count = len(points)
-        policy = sample.policy.repeat(count)
-        outputs, tangent = jvp(policy, points.flatten(0, 1), directions.flatten(0, 1), backend=self.backend)
+        repeated = policy.repeat(count)
+        outputs, tangent = jvp(repeated, points.flatten(0, 1), directions.flatten(0, 1), backend=self.backend)
         squared = squared_gain(self.output, policy.distribution, outputs, tangent, metric=self.metric)
         return squared.unflatten(0, (count, -1))
+
+
+def _blocks(shape: torch.Size) -> Iterator[tuple[slice, slice]]:
+    """Points and rows of ``[T, B, ...]``, about :data:`BLOCK` at a time."""
+    count, rows = shape[:2]
+    length = max(1, shape[2:].numel())
+    points = max(1, BLOCK // (rows * length))
+    if rows * length <= BLOCK:
+        yield from ((slice(t, t + points), slice(None)) for t in range(0, count, points))
+        return
+    size = max(1, BLOCK // length)
+    for t in range(count):
+        yield from ((slice(t, t + 1), slice(start, start + size)) for start in range(0, rows, size))
+
+
+def _index(rows: slice, like: Tensor) -> Tensor:
+    return torch.arange(len(like), device=like.device)[rows]
 
 
 def _weights(sample: Sample, shape: torch.Size) -> Tensor:
@@ -107,6 +132,39 @@ def _weights(sample: Sample, shape: torch.Size) -> Tensor:
         values = sample.obs.new_ones(shape).requires_grad_()
         (weights,) = torch.autograd.grad(sample.mean(values), values)
     return weights
+
+
+def _added(total: list[Tensor | None], more: Sequence[Tensor | None]) -> list[Tensor | None]:
+    """The sum of gradients, parameter by parameter; in place where it can be."""
+    if not total:
+        return list(more)
+    for i, gradient in enumerate(more):
+        if gradient is not None:
+            known = total[i]
+            total[i] = gradient if known is None else known.add_(gradient)
+    return total
+
+
+def _known(total: Tensor, gradients: Sequence[Tensor | None], parameters: Sequence[Tensor]) -> Tensor:
+    """A scalar with these gradients by the parameters."""
+    pairs = [(p, g) for p, g in zip(parameters, gradients, strict=False) if g is not None]
+    if not pairs:
+        return total
+    return _Known.apply(total, [g for _, g in pairs], *(p for p, _ in pairs))
+
+
+class _Known(torch.autograd.Function):
+    """A scalar whose gradient by the parameters is known already."""
+
+    @staticmethod
+    def forward(ctx: Any, total: Tensor, gradients: Sequence[Tensor], *parameters: Tensor) -> Tensor:
+        ctx.save_for_backward(*gradients)
+        return total.clone()
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, weight: Tensor) -> tuple[Tensor | None, ...]:
+        return None, None, *(weight * gradient for gradient in ctx.saved_tensors)
 
 
 def gain_metrics(sample: Sample, squared: Tensor) -> dict[str, Tensor]:

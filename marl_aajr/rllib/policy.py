@@ -53,11 +53,13 @@ class RLModulePolicy(Policy):
         layout: ObservationLayout,
         fixed: _Rows,
         distribution: ActionDistribution,
+        parameters: list[Tensor],
     ) -> None:
         super().__init__(distribution)
         self._forward = forward
         self._layout = layout
         self._fixed = fixed
+        self._parameters = parameters
 
     def __call__(self, obs: Tensor) -> Tensor:
         return self._forward(_columns_at(obs, self._layout, self._fixed))
@@ -66,13 +68,16 @@ class RLModulePolicy(Policy):
         return self._with(lambda column: column[index])
 
     def repeat(self, count: int) -> RLModulePolicy:
-        return self._with(lambda column: torch.cat([column] * count))
+        return self if count == 1 else self._with(lambda column: torch.cat([column] * count))
+
+    def parameters(self) -> list[Tensor]:
+        return self._parameters
 
     def _with(self, change: Callable[[Tensor], Tensor]) -> RLModulePolicy:
         if not any(self._fixed):
             return self
         fixed = tree.map_structure(change, self._fixed)
-        return RLModulePolicy(self._forward, self._layout, fixed, self.distribution)
+        return RLModulePolicy(self._forward, self._layout, fixed, self.distribution, self._parameters)
 
 
 def module_policy(
@@ -108,7 +113,9 @@ def module_policy(
     layout = ObservationLayout.of(obs, lead_dims=_lead_dims(module), leaves=leaves)
     forward, reads_obs_only = actor_forward(module)
     others = {} if reads_obs_only else {name: batch[name] for name in batch if name != Columns.OBS}
-    return RLModulePolicy(forward, layout, (layout.rest(obs), others), distribution), layout.flatten(obs)
+    fixed = (layout.rest(obs), others)
+    policy = RLModulePolicy(forward, layout, fixed, distribution, list(module.parameters()))
+    return policy, layout.flatten(obs)
 
 
 def module_critic(
