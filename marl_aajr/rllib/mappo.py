@@ -20,7 +20,7 @@ import gymnasium as gym
 import torch
 from torch import Tensor
 
-from marl_aajr.rllib.modules import FlatActorCritic, split
+from marl_aajr.rllib.modules import FlatActorCritic, floats, split
 from marl_aajr.rollout.central import STATE, flat_size
 
 
@@ -64,4 +64,4 @@ class MAPPOModule(FlatActorCritic):
 
     def critic_inputs(self, obs: Any) -> Tensor:
         observation, _ = split(obs)
-        return torch.cat([observation.flatten(1).float(), obs[STATE].flatten(1).float()], 1)
+        return torch.cat([floats(observation).flatten(1), floats(obs[STATE]).flatten(1)], 1)

@@ -68,6 +68,11 @@ def split(obs: Any) -> tuple[Any, Any]:
     return obs, None
 
 
+def floats(observation: Tensor) -> Tensor:
+    """An observation as numbers that a layer takes."""
+    return observation if observation.is_floating_point() else observation.float()
+
+
 def observation_of(rows: Tensor, mask: Tensor | None, space: gym.Space[Any]) -> Any:
     """What a module reads, from the columns that a batch of environments gives.
 
@@ -171,7 +176,7 @@ class FlatActorCritic(TorchRLModule, ValueFunctionAPI, InferenceOnlyAPI):
 
     def _forward(self, batch: dict[str, Any], **_: Any) -> dict[str, Any]:
         observation, mask = split(batch[Columns.OBS])
-        inputs = self.actor(observation.float())
+        inputs = self.actor(floats(observation))
         if mask is not None:
             inputs = inputs.masked_fill(mask == 0, torch.finfo(inputs.dtype).min)
         return {Columns.ACTION_DIST_INPUTS: inputs}
@@ -183,5 +188,4 @@ class FlatActorCritic(TorchRLModule, ValueFunctionAPI, InferenceOnlyAPI):
     def critic_inputs(self, obs: Any) -> Tensor:
         """What the critic reads of a batch of observations."""
         observation, _ = split(obs)
-        inputs: Tensor = observation.float()
-        return inputs
+        return floats(observation)
