@@ -146,8 +146,9 @@ class Fragment:
         return self.env_steps() * max(len(part.agents) for part in self.modules.values())
 
     def to(self, device: torch.device) -> Fragment:
-        """The same with its columns on another device."""
-        return replace(self, modules={name: part.to(device) for name, part in self.modules.items()})
+        """The same on another device."""
+        modules = {name: part.to(device) for name, part in self.modules.items()}
+        return replace(self, modules=modules, episode_over=self.episode_over.to(device))
 
     def split(self, parts: int) -> list[Fragment]:
         """The copies in ``parts`` equal shares, one for each learner.

@@ -78,11 +78,8 @@ class Inspector:
         columns = [(part, name) for part in parts for name in ("rewards", "obs", "final_obs")]
         floats = [(part, name) for part, name in columns if getattr(part, name).is_floating_point()]
         # A sum shows what is not finite in a fraction of the time that a look at each number takes.
-        if bool(
-            torch.stack([getattr(part, name).sum(dtype=torch.float32) for part, name in floats])
-            .isfinite()
-            .all()
-        ):
+        sums = [getattr(part, name).sum(dtype=torch.float32) for part, name in floats]
+        if bool(torch.stack(sums).isfinite().all()):
             return
         bad = ((part, name, ~getattr(part, name).isfinite()) for part, name in floats)
         found = next((case for case in bad if bool(case[2].any())), None)
