@@ -14,6 +14,7 @@ from torch import Tensor
 from marl_aajr.rllib.fast import fast
 from marl_aajr.rllib.fast_runner import FastEnvRunner
 from marl_aajr.rllib.modules import FlatActorCritic
+from marl_aajr.rllib.observation_filter import ObservationNormalizer
 from marl_aajr.rollout.fragments import Fragment
 
 OURS = "marl_aajr.envs.simple_spread_v3"
@@ -70,3 +71,11 @@ def logits(of: FastEnvRunner, module: str, obs: Any) -> Tensor:
     with torch.no_grad():
         out: Tensor = of.module[module].forward_exploration({"obs": obs})["action_dist_inputs"]
     return out
+
+
+def normalizer(env: Any, spaces: Any, device: Any) -> ObservationNormalizer:
+    """RLlib's ``env_to_module_connector``: our filter for the modules of `by_side`."""
+    known = env.observation_space if env is not None else spaces["__env__"][0]
+    module_of = {agent: by_side(agent) for agent in known.spaces}
+    shapes = {by_side(agent): space.shape for agent, space in known.spaces.items()}
+    return ObservationNormalizer(module_of=module_of, shapes=shapes)

@@ -29,8 +29,7 @@ from marl_aajr.rllib.learner import RobustLearnerMixin
 from marl_aajr.rllib.returns import RETURNS_KEY, EpisodeReturns
 from marl_aajr.rollout.environments import resolve
 from marl_aajr.rollout.pettingzoo import PettingZooBatch
-from tests.rllib.fast_runs import CIRCLE, OURS, SPREAD, TAG, TICTACTOE, config, masked
-from tests.rllib.test_fast_runner import normalizer
+from tests.rllib.fast_runs import CIRCLE, OURS, SPREAD, TAG, TICTACTOE, config, masked, normalizer
 
 SHORT = {"max_cycles": 10}
 

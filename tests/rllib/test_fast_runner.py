@@ -5,20 +5,15 @@ from __future__ import annotations
 import pickle
 from typing import Any
 
-import gymnasium as gym
-import numpy as np
 import pytest
 import torch
 from ray.rllib.core.learner.training_data import TrainingData
 from ray.rllib.core.rl_module.default_model_config import DefaultModelConfig
-from ray.rllib.utils.spaces.space_utils import clip_action, unsquash_action
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from marl_aajr.rllib.fast_connector import FragmentsToBatch
 from marl_aajr.rllib.fast_runner import FastEnvRunner
-from marl_aajr.rllib.observation_filter import CLIP, ObservationNormalizer
-from marl_aajr.rllib.players import env_action_map
 from marl_aajr.rllib.returns import RETURNS_KEY
 from marl_aajr.rollout.batched import BatchedEnv
 from marl_aajr.rollout.environments import resolve
@@ -29,12 +24,9 @@ from tests.rllib.fast_runs import (
     OURS,
     SPREAD,
     TAG,
-    TICTACTOE,
-    by_side,
     config,
     fragment,
     logits,
-    masked,
     runner,
 )
 
@@ -161,61 +153,6 @@ def test_forced_reset_begins_new_episodes() -> None:
     assert not torch.equal(fragment(subject, force_reset=True).modules["agent"].obs[0], first)
 
 
-def test_without_exploration_the_most_likely_action_is_taken() -> None:
-    part = fragment(runner(config()), explore=False).modules["agent"]
-    assert torch.equal(part.actions, part.inputs.argmax(-1))
-
-
-def test_random_actions_are_legal_and_not_the_networks() -> None:
-    part = fragment(runner(masked(config("player", steps=40)), TICTACTOE), random_actions=True).modules[
-        "player"
-    ]
-    assert part.mask is not None
-    assert part.mask[:-1].gather(-1, part.actions[..., None]).all()
-    assert len(part.actions.unique()) == 9
-
-
-def test_masked_actions_are_never_taken() -> None:
-    part = fragment(runner(masked(config("player", steps=40)), TICTACTOE)).modules["player"]
-    assert part.mask is not None
-    assert part.acts is not None
-    legal = part.mask[:-1].gather(-1, part.actions[..., None])[..., 0]
-    assert legal[part.acts[:-1]].all()
-    assert (part.inputs[part.acts[:-1]] < -1e30).any()
-    assert part.log_probs[part.acts[:-1]].isfinite().all()
-
-
-def test_waiting_agents_have_their_turns_marked() -> None:
-    part = fragment(runner(config("a", "b", "c"), CIRCLE, kwargs={"endings": "together"})).modules["b"]
-    assert part.acts is not None
-    assert part.acts[:4, 0, 0].tolist() == [False, True, False, False]
-    assert part.acts[4:8, 0, 0].tolist() == [False, True, False, False]
-
-
-@pytest.mark.parametrize(("normalize", "clip"), [(True, False), (False, True), (False, False)])
-@pytest.mark.parametrize("high", [3.0, np.inf])
-def test_box_actions_reach_the_environment_as_rllib_maps_them(
-    normalize: bool, clip: bool, high: float
-) -> None:
-    low, top = np.array([-1.0, 0.5], np.float32), np.array([high, 2.0], np.float32)
-    space = gym.spaces.Box(low, top)
-    actions = torch.tensor([[-3.0, 0.1], [0.2, 5.0]])
-    to_env = env_action_map(space, normalize=normalize, clip=clip, device=torch.device("cpu"))
-    rllib: Any = (unsquash_action if normalize else clip_action) if normalize or clip else lambda a, _: a
-    expected = np.stack([rllib(row, space) for row in actions.numpy()])
-    np.testing.assert_array_equal(to_env(actions).numpy(), expected)
-
-
-def test_continuous_actions_are_kept_as_the_module_chose_them() -> None:
-    subject = runner(config(), SPREAD, kwargs={"continuous_actions": True})
-    part = fragment(subject).modules["agent"]
-    assert part.actions.shape == (10, 3, 4, 5)
-    assert (part.actions.abs() > 1).any(), "Gaussian actions, not those clipped to the bounds"
-    mean, log_std = part.inputs.chunk(2, -1)
-    expected = torch.distributions.Normal(mean, log_std.exp()).log_prob(part.actions).sum(-1)
-    torch.testing.assert_close(part.log_probs, expected)
-
-
 def test_returns_are_sums_of_rewards_by_team_agent_and_module() -> None:
     subject = runner(config("adversary", "agent", steps=25), TAG)
     sampled = fragment(subject)
@@ -272,58 +209,6 @@ def of_length() -> Any:
     from tests.rollout.toy_games import Scripted
 
     return Scripted({"a": (3, "truncated"), "b": (3, "truncated")}, agents="ab")
-
-
-def test_observations_are_normalised_by_module_and_counted_once() -> None:
-    configured = config("adversary", "agent").env_runners(env_to_module_connector=normalizer)
-    subject = runner(configured, TAG)
-    sampled, raw = fragment(subject), fragment(runner(config("adversary", "agent"), TAG))
-    for name in ("adversary", "agent"):
-        part, moments = sampled.modules[name], kept_filter(subject).moments(name)
-        # Twelve observations of three agents and so on: those of the reset and of each of ten steps.
-        assert moments.count == len(part.agents) * 4 * 11
-        assert part.obs.abs().max() <= CLIP
-        first = raw.modules[name].obs[0].reshape(-1, raw.modules[name].obs.shape[-1]).double()
-        expected = (first - first.mean(0)) / (first.std(0) + 1e-6)
-        torch.testing.assert_close(part.obs[0].flatten(0, 1).double(), expected, rtol=1e-3, atol=1e-4)
-
-
-def test_what_runners_have_seen_merges_as_rllib_merges_it() -> None:
-    runners = [
-        runner(config("adversary", "agent").env_runners(env_to_module_connector=normalizer), TAG, index=i)
-        for i in (0, 1, 2)
-    ]
-    for subject in runners[1:]:
-        fragment(subject)
-    merged = runners[0]._env_to_module.merge_states(
-        [subject.get_state()["env_to_module_connector"] for subject in runners[1:]]
-    )
-    for subject in runners:
-        subject.set_state({"env_to_module_connector": merged})
-        assert kept_filter(subject).moments("agent").count == 2 * 11 * 4
-    fragment(runners[1])
-    assert kept_filter(runners[1]).moments("agent").count == 2 * 11 * 4 + 10 * 4, "one is known already"
-
-
-def test_evaluation_leaves_the_filter_alone() -> None:
-    configured = config().env_runners(env_to_module_connector=normalizer)
-    configured.in_evaluation = True
-    subject = runner(configured)
-    fragment(subject)
-    assert kept_filter(subject).moments("agent").count == 0
-
-
-def normalizer(env: Any, spaces: Any, device: Any) -> ObservationNormalizer:
-    known = env.observation_space if env is not None else spaces["__env__"][0]
-    module_of = {agent: by_side(agent) for agent in known.spaces}
-    shapes = {by_side(agent): space.shape for agent, space in known.spaces.items()}
-    return ObservationNormalizer(module_of=module_of, shapes=shapes)
-
-
-def kept_filter(subject: FastEnvRunner) -> ObservationNormalizer:
-    found = subject.normalizer
-    assert found is not None
-    return found
 
 
 def test_fragments_survive_the_way_to_another_process() -> None:

@@ -1,0 +1,60 @@
+"""The observation filter in the fast env runner."""
+
+from __future__ import annotations
+
+import torch
+
+from marl_aajr.rllib.fast_runner import FastEnvRunner
+from marl_aajr.rllib.observation_filter import CLIP, ObservationNormalizer
+from tests.rllib.fast_runs import (
+    TAG,
+    config,
+    fragment,
+    normalizer,
+    runner,
+)
+
+
+def test_observations_are_normalised_by_module_and_counted_once() -> None:
+    configured = config("adversary", "agent").env_runners(env_to_module_connector=normalizer)
+    subject = runner(configured, TAG)
+    sampled, raw = fragment(subject), fragment(runner(config("adversary", "agent"), TAG))
+    for name in ("adversary", "agent"):
+        part, moments = sampled.modules[name], kept_filter(subject).moments(name)
+        # Twelve observations of three agents and so on: those of the reset and of each of ten steps.
+        assert moments.count == len(part.agents) * 4 * 11
+        assert part.obs.abs().max() <= CLIP
+        first = raw.modules[name].obs[0].reshape(-1, raw.modules[name].obs.shape[-1]).double()
+        expected = (first - first.mean(0)) / (first.std(0) + 1e-6)
+        torch.testing.assert_close(part.obs[0].flatten(0, 1).double(), expected, rtol=1e-3, atol=1e-4)
+
+
+def test_what_runners_have_seen_merges_as_rllib_merges_it() -> None:
+    runners = [
+        runner(config("adversary", "agent").env_runners(env_to_module_connector=normalizer), TAG, index=i)
+        for i in (0, 1, 2)
+    ]
+    for subject in runners[1:]:
+        fragment(subject)
+    merged = runners[0]._env_to_module.merge_states(
+        [subject.get_state()["env_to_module_connector"] for subject in runners[1:]]
+    )
+    for subject in runners:
+        subject.set_state({"env_to_module_connector": merged})
+        assert kept_filter(subject).moments("agent").count == 2 * 11 * 4
+    fragment(runners[1])
+    assert kept_filter(runners[1]).moments("agent").count == 2 * 11 * 4 + 10 * 4, "one is known already"
+
+
+def test_evaluation_leaves_the_filter_alone() -> None:
+    configured = config().env_runners(env_to_module_connector=normalizer)
+    configured.in_evaluation = True
+    subject = runner(configured)
+    fragment(subject)
+    assert kept_filter(subject).moments("agent").count == 0
+
+
+def kept_filter(subject: FastEnvRunner) -> ObservationNormalizer:
+    found = subject.normalizer
+    assert found is not None
+    return found
