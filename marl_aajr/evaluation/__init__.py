@@ -2,8 +2,23 @@
 
 from __future__ import annotations
 
-from marl_aajr.evaluation.evaluate import Progress, evaluate
-from marl_aajr.evaluation.results import AttackOutcome, Evaluation, Outcome
+from marl_aajr.evaluation.evaluate import evaluate
+from marl_aajr.evaluation.player import Progress
+from marl_aajr.evaluation.results import AttackOutcome, Check, Evaluation, Outcome, Rows, Worst
 from marl_aajr.evaluation.run import evaluate_run
+from marl_aajr.evaluation.suites import Suite, builtin_suites, load_suite
 
-__all__ = ["AttackOutcome", "Evaluation", "Outcome", "Progress", "evaluate", "evaluate_run"]
+__all__ = [
+    "AttackOutcome",
+    "Check",
+    "Evaluation",
+    "Outcome",
+    "Progress",
+    "Rows",
+    "Suite",
+    "Worst",
+    "builtin_suites",
+    "evaluate",
+    "evaluate_run",
+    "load_suite",
+]

@@ -2,13 +2,15 @@
 
 What makes returns comparable is decided here. Episode i is the (i // E)-th episode of copy i mod E and is
 seeded as such, so every attack faces the same episodes. Each copy plays its own share to the end: taking the
-first episodes to finish would favour short ones.
+first episodes to finish would favour short ones. Sampled actions share their random numbers too: those of a
+step and a copy are the same under every attack.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Collection
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -16,8 +18,10 @@ from torch import Tensor
 
 from marl_aajr.attacks import Attack, Attacked
 from marl_aajr.distributions import ActionDistribution
+from marl_aajr.evaluation.suites import Units
+from marl_aajr.evaluation.units import through_filter
 from marl_aajr.rollout.batched import BatchedEnv
-from marl_aajr.victims import Victim, VictimPolicy
+from marl_aajr.victims import ObservationFilter, Victim, VictimPolicy
 
 LONGEST_EPISODE = 100_000
 """Steps after which an episode counts as endless."""
@@ -49,12 +53,64 @@ class Tally:
 
 @dataclass(frozen=True, kw_only=True)
 class Adversary:
-    """An attack, its victims among the agents, its random numbers, and what it did."""
+    """An attack, whom it lies to, its random numbers, and what it did.
+
+    Attributes:
+        attack: what it does, fitted where it must be.
+        victim: who is attacked.
+        agents: whose observations it changes.
+        units: of the attack's perturbation set.
+        generator: the attack's random numbers.
+        tally: what it did to single decisions.
+    """
 
     attack: Attack
+    victim: Victim
     agents: Collection[str]
+    units: Units
     generator: torch.Generator
     tally: Tally = field(default_factory=Tally)
+
+    @cached_property
+    def prepared(self) -> dict[str, Attack]:
+        """By attacked agent: the attack on its policy, in the units of its network."""
+        return {agent: prepare(self.attack, self.victim, agent, units=self.units) for agent in self.agents}
+
+
+def prepare(attack: Attack, victim: Victim, agent: str, *, units: Units) -> Attack:
+    """The attack on one agent's policy, in the units of its network.
+
+    Raises:
+        ValueError: the victim lacks what the attack needs.
+    """
+    if units == "raw":
+        inside = through_filter(attack.perturbations, victim.filters.get(agent))
+        attack = replace(attack, perturbations=inside)
+    return attack.against(victim, agent)
+
+
+def alike(victim: Victim, agents: Collection[str]) -> list[list[str]]:
+    """Agents in groups of one module and one filter: what a batch, and an attack, can take together."""
+    groups: list[list[str]] = []
+    for agent in agents:
+        for group in groups:
+            same_module = victim.module_of[group[0]] == victim.module_of[agent]
+            if same_module and _same_filter(victim.filters.get(group[0]), victim.filters.get(agent)):
+                group.append(agent)
+                break
+        else:
+            groups.append([agent])
+    return groups
+
+
+def _same_filter(a: ObservationFilter | None, b: ObservationFilter | None) -> bool:
+    if a is None or b is None or a is b:
+        return a is b
+    return a.clip == b.clip and torch.equal(a.mean, b.mean) and torch.equal(a.std, b.std)
+
+
+Spy = Callable[[str, VictimPolicy, Tensor], None]
+"""Told of every batch that was decided on: first agent of the group, policy, its inputs ``[B, d]``."""
 
 
 def play(
@@ -63,18 +119,22 @@ def play(
     *,
     episodes: int,
     seed: int,
+    sampled: bool = False,
     adversary: Adversary | None = None,
     on_episode: Callable[[int], None] | None = None,
+    spy: Spy | None = None,
 ) -> Tensor:
-    """Play exactly ``episodes`` episodes with greedy actions.
+    """Play exactly ``episodes`` episodes.
 
     Args:
         victim: plays all agents.
         env: E copies; E ≤ ``episodes``.
         episodes: how many.
-        seed: of the episodes.
+        seed: of the episodes, and of sampled actions.
+        sampled: sample actions rather than take the most likely ones.
         adversary: who lies to whom; None: everybody sees what is there.
         on_episode: told how many episodes are done, after each.
+        spy: told what the policies are asked.
 
     Returns:
         Returns ``[episodes, agents]`` float64: undiscounted sums of rewards, in the order of
@@ -88,9 +148,17 @@ def play(
     returns = torch.zeros(episodes, len(env.possible_agents), dtype=torch.float64)
     running = torch.zeros(env.num_envs, len(env.possible_agents), dtype=torch.float64)
     length = torch.zeros_like(share)
+    table = _Table(
+        victim=victim,
+        env=env,
+        groups=alike(victim, env.possible_agents),
+        adversary=adversary,
+        sampler=stream(seed, ACTIONS) if sampled else None,
+        spy=spy,
+    )
     obs = env.reset(seed=seed)
     while (live := finished < share).any():
-        step = env.step(_decide(victim, env, obs, live, adversary))
+        step = env.step(table.decide(obs, live))
         obs = step.obs
         running += torch.stack([step.rewards[agent] for agent in env.possible_agents], -1)
         length += 1
@@ -110,37 +178,74 @@ def play(
     return returns
 
 
-def attack_generator(seed: int) -> torch.Generator:
-    """The attacker's own random numbers: the same for all attacks and sizes, apart from the episodes'."""
-    state = np.random.SeedSequence(seed, spawn_key=(1 << 31,)).generate_state(1, np.uint64)
-    return torch.Generator().manual_seed(int(state[0]))
+ATTACK, ACTIONS, SELECTION, FIT, PROBE = (int(key) for key in (1 << 31) + np.arange(5))
+"""Streams of random numbers that one seed has beside those of its episodes."""
 
 
-def _decide(
-    victim: Victim, env: BatchedEnv, obs: dict[str, Tensor], live: Tensor, adversary: Adversary | None
-) -> dict[str, Tensor]:
-    """Actions of everybody whose turn it is: one batch, and one attack, for each module."""
-    active, masks = env.active, env.action_mask
-    actions: dict[str, Tensor] = {}
-    for module_id in victim.modules:
-        rows = {a: active[a].nonzero().flatten() for a in victim.agents_of(module_id) if a in active}
-        rows = {agent: index for agent, index in rows.items() if len(index)}
-        if not rows:
-            continue
-        inputs = torch.cat([victim.inputs(agent, obs[agent][index]) for agent, index in rows.items()])
-        legal = [mask[index] for a, index in rows.items() if (mask := masks[a]) is not None]
-        policy = victim.policy(next(iter(rows)), action_mask=torch.cat(legal) if legal else None)
-        if adversary is None:
-            outputs = _see(policy, inputs)
-        else:
-            attacked = [live[index] & (agent in adversary.agents) for agent, index in rows.items()]
-            outputs = _see_lies(policy, inputs, torch.cat(attacked), adversary)
-        parts = outputs.split([len(index) for index in rows.values()])
-        for (agent, index), part in zip(rows.items(), parts, strict=True):
-            chosen = victim.greedy(agent, part)
-            actions[agent] = chosen.new_zeros(env.num_envs, *chosen.shape[1:])
-            actions[agent][index] = chosen
-    return actions
+def stream(seed: int, key: int) -> torch.Generator:
+    """The random numbers of one purpose: the same for all attacks and sizes, apart from the episodes'."""
+    return torch.Generator().manual_seed(_state(seed, key))
+
+
+def derived_seed(seed: int, key: int) -> int:
+    """A seed of episodes for one purpose."""
+    return _state(seed, key) >> 33  # 31 bits, which every environment takes
+
+
+def _state(seed: int, key: int) -> int:
+    return int(np.random.SeedSequence(seed, spawn_key=(key,)).generate_state(1, np.uint64)[0])
+
+
+@dataclass(kw_only=True)
+class _Table:
+    """Where the decisions of one row are made."""
+
+    victim: Victim
+    env: BatchedEnv
+    groups: list[list[str]]
+    adversary: Adversary | None
+    sampler: torch.Generator | None
+    spy: Spy | None
+
+    def decide(self, obs: dict[str, Tensor], live: Tensor) -> dict[str, Tensor]:
+        """Actions of everybody whose turn it is: one batch, and one attack, for each group."""
+        active, masks = self.env.active, self.env.action_mask
+        actions: dict[str, Tensor] = {}
+        for group in self.groups:
+            rows = {agent: active[agent].nonzero().flatten() for agent in group}
+            rows = {agent: index for agent, index in rows.items() if len(index)}
+            if not rows:
+                continue
+            inputs = torch.cat(
+                [self.victim.inputs(agent, obs[agent][index]) for agent, index in rows.items()]
+            )
+            legal = [mask[index] for a, index in rows.items() if (mask := masks[a]) is not None]
+            policy = self.victim.policy(group[0], action_mask=torch.cat(legal) if legal else None)
+            if self.spy is not None:
+                self.spy(group[0], policy, inputs)
+            outputs = self._outputs(policy, inputs, rows, live)
+            for (agent, index), part in zip(
+                rows.items(), outputs.split([len(index) for index in rows.values()]), strict=True
+            ):
+                actions[agent] = self._act(agent, index, part)
+        return actions
+
+    def _outputs(self, policy: VictimPolicy, inputs: Tensor, rows: dict[str, Tensor], live: Tensor) -> Tensor:
+        if self.adversary is None:
+            return _see(policy, inputs)
+        targets = [agent for agent in rows if agent in self.adversary.agents]
+        if not targets:
+            return _see(policy, inputs)
+        where = torch.cat([live[index] & (agent in targets) for agent, index in rows.items()])
+        return _see_lies(policy, inputs, where, self.adversary, self.adversary.prepared[targets[0]])
+
+    def _act(self, agent: str, index: Tensor, outputs: Tensor) -> Tensor:
+        """Actions ``[E, ...]``; random numbers are drawn for every copy, so that a copy's are its own."""
+        everywhere = outputs.new_zeros(self.env.num_envs, outputs.shape[-1])
+        everywhere[index] = outputs
+        if self.sampler is None:
+            return self.victim.greedy(agent, everywhere)
+        return self.victim.sample(agent, everywhere, generator=self.sampler)
 
 
 @torch.no_grad()
@@ -148,12 +253,14 @@ def _see(policy: VictimPolicy, inputs: Tensor) -> Tensor:
     return policy(inputs)
 
 
-def _see_lies(policy: VictimPolicy, inputs: Tensor, where: Tensor, adversary: Adversary) -> Tensor:
+def _see_lies(
+    policy: VictimPolicy, inputs: Tensor, where: Tensor, adversary: Adversary, attack: Attack
+) -> Tensor:
     """Outputs of all rows, at perturbed inputs ``where`` (``[B]`` bool) the adversary strikes."""
     index, rest = where.nonzero().flatten(), (~where).nonzero().flatten()
     if not len(index):
         return _see(policy, inputs)
-    attacked = adversary.attack(policy.select(index), inputs[index], generator=adversary.generator)
+    attacked = attack(policy.select(index), inputs[index], generator=adversary.generator)
     adversary.tally.add(attacked, policy.distribution)
     outputs = attacked.outputs.new_empty(len(inputs), attacked.outputs.shape[-1])
     outputs[index] = attacked.outputs

@@ -2,72 +2,81 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import NamedTuple
+from collections.abc import Callable, Collection, Mapping, Sequence
+from pathlib import Path
 
-from torch import Tensor
-
-from marl_aajr.attacks import Attack
-from marl_aajr.evaluation.episodes import Adversary, attack_generator, play
+from marl_aajr.attacks import Attack, Transfer
+from marl_aajr.evaluation.crosschecks import climb, ladder, objective_checks, return_checks
+from marl_aajr.evaluation.episodes import PROBE, alike, derived_seed, prepare, stream
+from marl_aajr.evaluation.player import Player, Progress
+from marl_aajr.evaluation.preflight import examine, report
+from marl_aajr.evaluation.probe import Probe
 from marl_aajr.evaluation.protocol import (
+    Plan,
     Request,
-    check_attack,
+    admitted,
     check_match,
     check_seed,
-    choose_team,
+    choose_agents,
+    make_plan,
     positive_integer,
-    resolve_attacks,
+    settle_units,
 )
-from marl_aajr.evaluation.results import AttackOutcome, Evaluation, Outcome, bootstrap_interval
-from marl_aajr.rollout.batched import BatchedEnv
+from marl_aajr.evaluation.results import Check, Evaluation, Rows, Worst
+from marl_aajr.evaluation.suites import Actions, Suite, Units
+from marl_aajr.rollout.batches import make_batch
 from marl_aajr.rollout.environments import EnvironmentSpec, resolve
-from marl_aajr.rollout.pettingzoo import PettingZooBatch
 from marl_aajr.victims import Victim
 
 NUM_ENVS = 50
 """Copies played side by side. Part of the protocol: see :func:`evaluate`."""
 
-
-class Progress(NamedTuple):
-    """How far an evaluation is.
-
-    Attributes:
-        done: episodes played, of all rows.
-        total: episodes to play.
-        what: what is being played: ``"clean"``, ``"pgd 0.1"``.
-    """
-
-    done: int
-    total: int
-    what: str
+_PROBED = 256
+"""Decisions of each policy on which the order of the attacks is checked."""
 
 
 def evaluate(
     victim: Victim,
     environment: EnvironmentSpec | None = None,
     *,
+    suite: str | Path | Suite | None = None,
     attacks: Sequence[Request] = (),
-    episodes: int = 100,
+    epsilons: Sequence[float] | None = None,
+    episodes: int | None = None,
+    selection_episodes: int | None = None,
+    actions: Sequence[Actions] | None = None,
+    units: Units | None = None,
     seed: int = 0,
     team: str | None = None,
+    agents: Collection[str] | None = None,
+    surrogates: Mapping[str, Victim] | None = None,
     num_envs: int = NUM_ENVS,
     on_progress: Callable[[Progress], None] | None = None,
 ) -> Evaluation:
-    """Evaluate a victim: greedy actions, frozen filters, the same episodes for every row.
+    """Evaluate a victim: frozen filters, and the same episodes and random numbers for every row.
 
-    One team is attacked, all its agents at every step, in the units that their networks see (after the
-    filter). The others play the same policies on what is really there. "The return" is the attacked team's:
-    the sum of its agents' undiscounted rewards.
+    One team is attacked at every step; the others play the same policies on what is really there. "The
+    return" is the attacked team's: the sum of its agents' undiscounted rewards. The worst attack of each ε is
+    chosen on other episodes than those it is reported on. With attacks come the checks that say whether their
+    returns are evidence: see :attr:`Evaluation.checks`.
 
     Args:
         victim: who plays all agents.
         environment: where; None: the environment that it was trained on.
-        attacks: pairs of attack (a name, or an :class:`~marl_aajr.attacks.Attack`) and epsilon.
-        episodes: for the clean row and for each attack.
+        suite: ``"quick"``, ``"standard"``, ``"full"``, a YAML file or a
+            :class:`~marl_aajr.evaluation.suites.Suite`; None: ``attacks`` only.
+        attacks: more attacks: pairs of attack (a name, or an :class:`~marl_aajr.attacks.Attack`) and epsilon.
+        epsilons: instead of the suite's.
+        episodes: for the clean row and for each attack; None: the suite's, or 100.
+        selection_episodes: to choose the worst attack on; None: the suite's, or 0, which chooses none.
+        actions: greedy, sampled or both; None: the suite's, or greedy.
+        units: of ε, ``"raw"`` or ``"network"``; None: the suite's. Without an observation filter they are the
+            same; with one they must be said.
         seed: of the episodes and of the attacks' random numbers. Each row is the same whatever the other
             rows are.
         team: who is attacked; None: the only team, or the largest (of equals, the first).
+        agents: attack these agents of the team only; None: all.
+        surrogates: victims to compute ``transfer`` perturbations on, by a name for them.
         num_envs: E, copies played side by side. Episode i is seeded as number i // E of copy i mod E, so
             compare evaluations of the same E only.
         on_progress: told after every episode.
@@ -76,107 +85,98 @@ def evaluate(
         ValueError: numbers out of range, unknown or repeated attacks, attacks that the policies do not
             admit, an environment that the victim does not fit; all before anything is played.
         EnvironmentFault: the environment broke its contract.
+
+    Example:
+        >>> evaluate(Victim.load("runs/ppo/victim"), suite="quick").worst
     """
-    positive_integer("episodes", episodes)
     positive_integer("num_envs", num_envs)
     check_seed(seed)
-    resolved = resolve_attacks(attacks)
+    plan = make_plan(
+        suite,
+        attacks,
+        epsilons=epsilons,
+        episodes=episodes,
+        selection_episodes=selection_episodes,
+        actions=actions,
+        units=units,
+        surrogates=surrogates or {},
+    )
     spec = environment or resolve(victim.env_name, victim.env_kwargs)
-    env = PettingZooBatch(spec, min(num_envs, episodes))
+    env = make_batch(spec, min(num_envs, plan.episodes))
     try:
         check_match(victim, env)
-        team = choose_team(env.teams, team)
-        members = [agent for agent in env.possible_agents if env.teams[agent] == team]
-        for attack in resolved:
-            check_attack(attack, victim, members)
-        rows = _Rows(
+        members = choose_agents(env.teams, team, agents)
+        chosen, skipped = admitted(plan, victim, members)
+        player = Player(
             victim=victim,
+            spec=spec,
             env=env,
-            team=team,
-            members=members,
-            episodes=episodes,
+            agents=members,
+            units=settle_units(plan.units, victim, members if chosen else ()),
             seed=seed,
-            total=(len(resolved) + 1) * episodes,
             on_progress=on_progress,
         )
+        player.expect(plan, rows=len(chosen))
+        chosen = player.fitted(chosen)
+        probe = Probe(stream(seed, PROBE))
+        rows = tuple(_rows(player, chosen, kind, plan=plan, probe=probe) for kind in plan.actions)
         return Evaluation(
             env_name=spec.name,
             env_kwargs=dict(spec.kwargs),
             teams=env.teams,
-            team=team,
+            team=player.team,
+            agents=tuple(members),
+            suite=plan.suite,
+            units=player.units,
             seed=seed,
-            episodes=episodes,
+            episodes=plan.episodes,
+            selection_episodes=plan.selection_episodes,
             num_envs=env.num_envs,
-            clean=rows.clean(),
-            attacks=tuple(rows.attacked(attack) for attack in resolved),
+            rows=rows,
+            skipped=skipped,
+            checks=tuple(_checks(player, chosen, rows, probe)),
         )
     finally:
         env.close()
 
 
-@dataclass(kw_only=True)
-class _Rows:
-    """The rows of one evaluation, played one after the other."""
+def _rows(player: Player, attacks: Sequence[Attack], actions: Actions, *, plan: Plan, probe: Probe) -> Rows:
+    """Every row of one kind of actions, and the worst of each size."""
+    sampled = actions == "sampled"
+    clean = player.clean(episodes=plan.episodes, sampled=sampled, spy=probe)
+    outcomes = tuple(player.attacked(attack, episodes=plan.episodes, sampled=sampled) for attack in attacks)
+    if not plan.selection_episodes:
+        return Rows(actions, clean, outcomes)
+    tried = player.selected_on(attacks, episodes=plan.selection_episodes, sampled=sampled)
+    worst = []
+    for epsilon in sorted({attack.perturbations.epsilon for attack in attacks}):
+        candidates = [i for i, attack in enumerate(attacks) if attack.perturbations.epsilon == epsilon]
+        lowest = min(candidates, key=lambda i: tried[i])
+        worst.append(Worst(epsilon, outcomes[lowest], tried[lowest]))
+    return Rows(actions, clean, outcomes, tuple(worst))
 
-    victim: Victim
-    env: BatchedEnv
-    team: str
-    members: Sequence[str]
-    episodes: int
-    seed: int
-    total: int
-    on_progress: Callable[[Progress], None] | None
-    done: int = 0
 
-    def clean(self) -> Outcome:
-        return self._outcome(self._play("clean", None))
-
-    def attacked(self, attack: Attack) -> AttackOutcome:
-        generator = attack_generator(self.seed)
-        adversary = Adversary(attack=attack, agents=self.members, generator=generator)
-        returns = self._play(f"{attack.name} {attack.perturbations.epsilon:g}", adversary)
-        tally = adversary.tally
-        decisions = max(tally.decisions, 1)
-        return AttackOutcome(
-            attack=attack,
-            outcome=self._outcome(returns),
-            success_rate=tally.changed / decisions,
-            objective_gain=tally.gain / decisions,
-            kl=tally.kl / decisions,
+def _checks(player: Player, attacks: Sequence[Attack], rows: Sequence[Rows], probe: Probe) -> list[Check]:
+    if not attacks:
+        return []
+    victim, units = player.victim, player.units
+    groups = [g for g in alike(victim, player.env.possible_agents) if set(g) & set(player.agents)]
+    samples = probe.samples(victim, groups, rows=_PROBED)
+    by_size = {a.perturbations.epsilon: a.perturbations for a in attacks}
+    largest = by_size[max(by_size)]
+    seed = derived_seed(player.seed, PROBE)
+    health = [
+        examine(
+            sample,
+            victim,
+            prepare(ladder(largest)["noise"], victim, sample.agent, units=units).perturbations,
+            generator=stream(player.seed, PROBE),
         )
-
-    def _play(self, what: str, adversary: Adversary | None) -> Tensor:
-        def on_episode(finished: int) -> None:
-            if self.on_progress is not None:
-                self.on_progress(Progress(self.done + finished, self.total, what))
-
-        returns = play(
-            self.victim,
-            self.env,
-            episodes=self.episodes,
-            seed=self.seed,
-            adversary=adversary,
-            on_episode=on_episode,
-        )
-        self.done += self.episodes
-        return returns
-
-    def _outcome(self, returns: Tensor) -> Outcome:
-        teams = _by_team(returns, self.env.possible_agents, self.env.teams)
-        own = tuple(teams[self.team].tolist())
-        low, high = bootstrap_interval(own, seed=self.seed)
-        return Outcome(
-            returns=own,
-            mean=sum(own) / len(own),
-            low=low,
-            high=high,
-            team_returns={name: total.mean().item() for name, total in teams.items()},
-        )
-
-
-def _by_team(returns: Tensor, agents: Sequence[str], teams: Mapping[str, str]) -> dict[str, Tensor]:
-    """Returns ``[episodes, agents]`` summed over the agents of each team, ``[episodes]``."""
-    members: dict[str, list[int]] = {}
-    for i, agent in enumerate(agents):
-        members.setdefault(teams[agent], []).append(i)
-    return {team: returns[:, index].sum(-1) for team, index in members.items()}
+        for sample in samples
+    ]
+    transfers = list({a.source: a for a in attacks if isinstance(a, Transfer)}.values())
+    gains = {
+        epsilon: climb(samples, victim, ladder(by_size[epsilon], transfers), units=units, seed=seed)
+        for epsilon in sorted(by_size)
+    }
+    return [*report(health), *objective_checks(gains), *(c for row in rows for c in return_checks(row))]

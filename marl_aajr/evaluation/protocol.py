@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
 from math import isfinite
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,12 +14,174 @@ import torch
 from gymnasium import spaces
 
 from marl_aajr.attacks import Attack, attack_class, make_attack
+from marl_aajr.attacks.transfer import Transfer
 from marl_aajr.checks import one_of
+from marl_aajr.evaluation.suites import Actions, Suite, Units, load_suite
 from marl_aajr.rollout.batched import BatchedEnv
 from marl_aajr.victims import Victim
 
 Request = tuple[str | Attack, float]
 """An attack (by name, or a value whose radius is replaced) and its epsilon."""
+
+
+@dataclass(frozen=True)
+class Skipped:
+    """An attack of a suite that the victim does not admit.
+
+    Attributes:
+        attack: its name.
+        reason: why not, in words.
+    """
+
+    attack: str
+    reason: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """What will be played.
+
+    Attributes:
+        suite: the suite's name; empty where there is none.
+        attacks: by attack, then radius.
+        episodes: reported, for each row.
+        selection_episodes: others, on which the worst attack is chosen; 0: none is.
+        actions: greedy, sampled or both.
+        units: of ε; None: not said, which is no matter without an observation filter.
+    """
+
+    suite: str
+    attacks: tuple[Attack, ...]
+    episodes: int
+    selection_episodes: int
+    actions: tuple[Actions, ...]
+    units: Units | None
+
+
+def make_plan(
+    suite: str | Path | Suite | None,
+    attacks: Sequence[Request],
+    *,
+    epsilons: Sequence[float] | None,
+    episodes: int | None,
+    selection_episodes: int | None,
+    actions: Sequence[Actions] | None,
+    units: Units | None,
+    surrogates: Mapping[str, Victim],
+) -> Plan:
+    """Settle what a suite leaves open, and what was asked for beside it.
+
+    Raises:
+        ValueError: numbers out of range, or unknown or repeated names.
+    """
+    chosen = None if suite is None else load_suite(suite)
+    requests = list(attacks)
+    if chosen is not None:
+        sizes = chosen.epsilons if epsilons is None else epsilons
+        _check_epsilons(chosen.name, sizes)
+        requests = [(entry.at(epsilon), epsilon) for entry in chosen.attacks for epsilon in sizes] + requests
+    elif epsilons is not None:
+        raise ValueError("expected epsilons with a suite, got no suite; give each attack its own epsilon")
+    episodes = episodes if episodes is not None else (100 if chosen is None else chosen.episodes)
+    positive_integer("episodes", episodes)
+    if selection_episodes is None:
+        selection_episodes = 0 if chosen is None else chosen.selection_episodes
+    if selection_episodes:
+        positive_integer("selection_episodes", selection_episodes)
+    actions = actions or (("greedy",) if chosen is None else chosen.actions)
+    for kind in actions:
+        one_of("actions", kind, ("greedy", "sampled"))
+    units = units or (None if chosen is None else chosen.units)
+    if units is not None:
+        one_of("units", units, ("raw", "network"))
+    return Plan(
+        suite="" if chosen is None else chosen.name,
+        attacks=_with_surrogates(resolve_attacks(requests), surrogates),
+        episodes=episodes,
+        selection_episodes=selection_episodes,
+        actions=tuple(dict.fromkeys(actions)),
+        units=units,
+    )
+
+
+def _check_epsilons(name: str, epsilons: Sequence[float]) -> None:
+    for epsilon in epsilons:
+        if not (isinstance(epsilon, int | float) and isfinite(epsilon) and epsilon > 0):
+            raise ValueError(f"expected a finite epsilon > 0 for the suite {name!r}, got {epsilon!r}")
+    if len(set(epsilons)) < len(epsilons):
+        raise ValueError(f"expected each epsilon once, got {list(epsilons)}")
+
+
+def _with_surrogates(attacks: Sequence[Attack], surrogates: Mapping[str, Victim]) -> tuple[Attack, ...]:
+    """Transfers without a surrogate of their own become one for each that is there."""
+    found: list[Attack] = []
+    for attack in attacks:
+        if isinstance(attack, Transfer) and attack.surrogate is None and surrogates:
+            found += [replace(attack, surrogate=v, source=name) for name, v in surrogates.items()]
+        else:
+            found.append(attack)
+    return tuple(found)
+
+
+def settle_units(units: Units | None, victim: Victim, agents: Collection[str]) -> Units:
+    """The units of ε.
+
+    Raises:
+        ValueError: they were not said, and an observation filter makes a difference.
+    """
+    if units is not None:
+        return units
+    filtered = [agent for agent in agents if victim.filters.get(agent) is not None]
+    if filtered:
+        raise ValueError(
+            "expected units 'raw' (of the environment, the same for all victims) or 'network' (after the "
+            f"observation filter) for epsilon, got none, and {filtered[0]!r} has a filter; say which"
+        )
+    return "raw"
+
+
+def choose_agents(teams: Mapping[str, str], team: str | None, agents: Collection[str] | None) -> list[str]:
+    """Who is lied to: the named agents, or everybody on the team.
+
+    Raises:
+        ValueError: an agent that is not there, or agents of several teams.
+    """
+    if agents is None:
+        chosen = choose_team(teams, team)
+        return [agent for agent in teams if teams[agent] == chosen]
+    if not agents:
+        raise ValueError("expected at least one agent to attack, got none; leave agents out for all of them")
+    for agent in agents:
+        one_of("agents", agent, teams)
+    sides = {teams[agent] for agent in agents}
+    if len(sides) > 1 or (team is not None and sides != {team}):
+        raise ValueError(
+            f"expected agents of one team, got {', '.join(f'{a} of {teams[a]}' for a in agents)}"
+            + (f" for team {team!r}" if team is not None else "")
+        )
+    return [agent for agent in teams if agent in agents]
+
+
+def admitted(
+    plan: Plan, victim: Victim, agents: Sequence[str]
+) -> tuple[tuple[Attack, ...], tuple[Skipped, ...]]:
+    """The attacks that can be played, and those of a suite that cannot; see :func:`check_attack`.
+
+    Raises:
+        ValueError: an attack outside a suite that cannot be played.
+    """
+    kept: list[Attack] = []
+    skipped: dict[str, Skipped] = {}
+    for attack in plan.attacks:
+        try:
+            check_attack(attack, victim, agents)
+        except ValueError as error:
+            if not plan.suite:
+                raise
+            skipped[attack.settings] = Skipped(attack.name, str(error))
+        else:
+            kept.append(attack)
+    return tuple(kept), tuple(skipped.values())
 
 
 def resolve_attacks(requests: Sequence[Request]) -> tuple[Attack, ...]:
@@ -92,6 +256,20 @@ def check_attack(attack: Attack, victim: Victim, agents: Sequence[str]) -> None:
         attack.objective_for(victim.distributions[victim.module_of[agent]])
         nothing = torch.zeros(1, int(np.prod(space.shape or ())))
         attack.perturbations.project(nothing, nothing)
+        if attack.ready:
+            attack.against(victim, agent)
+        if attack.access == "gradients" and not _differentiable(victim, agent):
+            raise ValueError(
+                f"expected a policy with gradients for the attack {attack.name!r}, got one for {agent!r} "
+                "that torch cannot differentiate by its inputs; use square, noise-worst or transfer"
+            )
+
+
+def _differentiable(victim: Victim, agent: str) -> bool:
+    """Whether torch can follow the policy from its outputs to its inputs (the gradient may well be zero)."""
+    size = int(np.prod(victim.observation_spaces[agent].shape or ()))
+    with torch.enable_grad():
+        return victim.policy(agent)(torch.zeros(1, size, requires_grad=True)).requires_grad
 
 
 def _resolve(attack: str | Attack, epsilon: float) -> Attack:

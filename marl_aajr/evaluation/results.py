@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
 
 import numpy as np
 from scipy import stats
 
 from marl_aajr.attacks import Attack
+from marl_aajr.evaluation.protocol import Skipped
+from marl_aajr.evaluation.suites import Actions, Units
 
 SCHEMA = 1
 LEVEL = 0.95
@@ -77,6 +79,72 @@ class AttackOutcome:
 
 
 @dataclass(frozen=True)
+class Worst:
+    """The strongest of the attacks tried at one size, chosen on other episodes than it is reported on.
+
+    Attributes:
+        epsilon: the size.
+        chosen: what had the lowest mean return on the selection episodes.
+        selected_on: that mean return.
+    """
+
+    epsilon: float
+    chosen: AttackOutcome
+    selected_on: float
+
+    def to_json(self) -> dict[str, Any]:
+        """As in RUN/evaluations; its returns are those of the attack's own row."""
+        row = self.chosen.to_json()
+        kept = ("attack", "settings", "epsilon", "return", "low", "high")
+        return {key: row[key] for key in kept} | {"selection_return": self.selected_on}
+
+
+@dataclass(frozen=True)
+class Rows:
+    """All that was played with one kind of actions.
+
+    Attributes:
+        actions: greedy or sampled.
+        clean: without attack.
+        attacks: one for each attack and size.
+        worst: one for each size; empty where nothing was chosen.
+    """
+
+    actions: Actions
+    clean: Outcome
+    attacks: tuple[AttackOutcome, ...]
+    worst: tuple[Worst, ...] = ()
+
+    def to_json(self) -> dict[str, Any]:
+        """As in RUN/evaluations."""
+        return {
+            "actions": self.actions,
+            "clean_return": self.clean.mean,
+            "clean": self.clean.to_json(),
+            "attacks": [attack.to_json() for attack in self.attacks],
+            "worst": [worst.to_json() for worst in self.worst],
+        }
+
+
+Verdict = Literal["pass", "warn", "fail"]
+
+
+@dataclass(frozen=True)
+class Check:
+    """One question about whether the evaluation can be believed, and its answer.
+
+    Attributes:
+        name: of the check.
+        verdict: ``fail``: do not believe the numbers; ``warn``: know this before you do.
+        text: one sentence, with the numbers.
+    """
+
+    name: str
+    verdict: Verdict
+    text: str
+
+
+@dataclass(frozen=True, kw_only=True)
 class Evaluation:
     """How a victim does, clean and under attack, over the same episodes.
 
@@ -84,44 +152,79 @@ class Evaluation:
         env_name: the environment.
         env_kwargs: its keyword arguments.
         teams: the team of each agent.
-        team: the team that is attacked and whose return is "the return"; the others see clearly.
+        team: the team whose return is "the return".
+        agents: whose observations are changed; all others see clearly.
+        suite: the suite's name; empty without one.
+        units: of ε.
         seed: of the episodes and of the attacks.
         episodes: how many, for each row.
+        selection_episodes: how many others the worst attacks were chosen on.
         num_envs: copies played side by side; it decides which episodes are played.
-        clean: without attack.
-        attacks: one for each attack and size.
+        rows: for each kind of actions.
+        skipped: attacks of the suite that the victim does not admit.
+        checks: whether it can be believed; empty without attacks.
     """
 
     env_name: str
     env_kwargs: Mapping[str, Any]
     teams: Mapping[str, str]
     team: str
+    agents: tuple[str, ...]
+    suite: str
+    units: Units
     seed: int
     episodes: int
+    selection_episodes: int
     num_envs: int
-    clean: Outcome
-    attacks: tuple[AttackOutcome, ...]
+    rows: tuple[Rows, ...]
+    skipped: tuple[Skipped, ...] = ()
+    checks: tuple[Check, ...] = ()
+
+    @property
+    def clean(self) -> Outcome:
+        """Without attack, for the first kind of actions."""
+        return self.rows[0].clean
+
+    @property
+    def attacks(self) -> tuple[AttackOutcome, ...]:
+        """One for each attack and size, for the first kind of actions."""
+        return self.rows[0].attacks
+
+    @property
+    def worst(self) -> tuple[Worst, ...]:
+        """The worst attack of each size, for the first kind of actions."""
+        return self.rows[0].worst
 
     @property
     def clean_return(self) -> float:
         """The evaluated team's mean return without attack."""
         return self.clean.mean
 
+    @property
+    def failures(self) -> tuple[Check, ...]:
+        """The checks that failed: while there are any, the returns under attack are no evidence."""
+        return tuple(check for check in self.checks if check.verdict == "fail")
+
     def to_json(self) -> dict[str, Any]:
         """The content of a file in RUN/evaluations."""
+        first, *others = self.rows
         return {
             "schema": SCHEMA,
             "env": {"name": self.env_name, "kwargs": dict(self.env_kwargs)},
             "teams": dict(self.teams),
             "team": self.team,
+            "agents": list(self.agents),
+            "suite": self.suite,
+            "units": self.units,
             "seed": self.seed,
             "episodes": self.episodes,
+            "selection_episodes": self.selection_episodes,
             "num_envs": self.num_envs,
-            "actions": "greedy",
             "interval": {"level": LEVEL, "method": "bootstrap over episodes"},
-            "clean_return": self.clean_return,
-            "clean": self.clean.to_json(),
-            "attacks": [attack.to_json() for attack in self.attacks],
+            **first.to_json(),
+            "others": [rows.to_json() for rows in others],
+            "skipped": [asdict(skipped) for skipped in self.skipped],
+            "checks": [asdict(check) for check in self.checks],
         }
 
 

@@ -6,9 +6,12 @@ import hashlib
 from collections.abc import Callable, Sequence
 from itertools import product
 from pathlib import Path
+from typing import Any
 
-from marl_aajr.evaluation.evaluate import Progress, evaluate
+from marl_aajr.evaluation.evaluate import evaluate
+from marl_aajr.evaluation.player import Progress
 from marl_aajr.evaluation.results import Evaluation
+from marl_aajr.evaluation.suites import Suite, load_suite
 from marl_aajr.training.files import write_json
 from marl_aajr.training.run_directory import RunDirectory
 from marl_aajr.victims import Victim
@@ -17,48 +20,51 @@ from marl_aajr.victims import Victim
 def evaluate_run(
     run: Path | str,
     *,
-    attacks: Sequence[str],
-    epsilons: Sequence[float],
-    episodes: int = 100,
-    seed: int = 0,
-    team: str | None = None,
+    suite: str | Path | Suite | None = None,
+    attacks: Sequence[str] = (),
+    epsilons: Sequence[float] = (),
+    surrogates: Sequence[Path | str] = (),
     on_progress: Callable[[Progress], None] | None = None,
+    **protocol: Any,
 ) -> Evaluation:
-    """Evaluate the victim of a run under every attack at every epsilon; see :func:`evaluate`.
+    """Evaluate the victim of a run by a suite, or under every attack at every epsilon; see :func:`evaluate`.
 
     The result is written to ``RUN/evaluations``, at the end and in one step. The same evaluation again
     replaces its file.
 
     Args:
         run: the run directory.
-        attacks: names; none: the clean return only.
-        epsilons: radii, for all of them.
-        episodes: for each row.
-        seed: of the episodes and of the attacks.
-        team: who is attacked.
+        suite: as for :func:`evaluate`; ``attacks`` are added to it.
+        attacks: names; none, and no suite: the clean return only.
+        epsilons: radii, for all attacks; none: the suite's.
+        surrogates: other runs, on whose victims ``transfer`` computes its perturbations.
         on_progress: told after every episode.
+        protocol: ``episodes``, ``selection_episodes``, ``actions``, ``units``, ``seed``, ``team`` and
+            ``agents`` of :func:`evaluate`.
 
     Raises:
         ValueError: not a run, or an unfinished one; and all that :func:`evaluate` refuses.
     """
-    directory = RunDirectory(run)
-    _check_finished(directory)
-    requests = _requests(attacks, epsilons)
+    directory = _finished(run)
+    others = {Path(other).name: Victim.load(_finished(other).victim) for other in surrogates}
+    chosen = None if suite is None else load_suite(suite)
+    sizes = epsilons or (() if chosen is None else chosen.epsilons)
     evaluation = evaluate(
         Victim.load(directory.victim),
-        attacks=requests,
-        episodes=episodes,
-        seed=seed,
-        team=team,
+        suite=chosen,
+        attacks=_requests(attacks, sizes, alone=chosen is None),
+        epsilons=epsilons if chosen is not None and epsilons else None,
+        surrogates=others,
         on_progress=on_progress,
+        **protocol,
     )
     directory.evaluations.mkdir(exist_ok=True)
     write_json(directory.evaluations / f"{_name(evaluation)}.json", evaluation.to_json())
     return evaluation
 
 
-def _requests(attacks: Sequence[str], epsilons: Sequence[float]) -> list[tuple[str, float]]:
-    if bool(attacks) != bool(epsilons):
+def _requests(attacks: Sequence[str], epsilons: Sequence[float], *, alone: bool) -> list[tuple[str, float]]:
+    if alone and bool(attacks) != bool(epsilons):
         raise ValueError(
             f"expected attacks and epsilons, or neither, got attacks {list(attacks)} and epsilons "
             f"{list(epsilons)}; name both"
@@ -66,17 +72,29 @@ def _requests(attacks: Sequence[str], epsilons: Sequence[float]) -> list[tuple[s
     return list(product(attacks, epsilons))
 
 
-def _check_finished(directory: RunDirectory) -> None:
+def _finished(run: Path | str) -> RunDirectory:
+    directory = RunDirectory(run)
     status = directory.status()
     if status.state != "finished":
         raise ValueError(
             f"expected a finished run, got {directory.path}, which is {status.state} at iteration "
             f"{status.iteration}; finish it with: marl-aajr train --resume --out {directory.path}"
         )
+    return directory
 
 
 def _name(evaluation: Evaluation) -> str:
     """A name that says the protocol, and differs where anything that was asked for does."""
-    asked = repr((evaluation.team, [row.attack for row in evaluation.attacks]))
+    asked = repr(
+        (
+            evaluation.team,
+            evaluation.agents,
+            evaluation.units,
+            evaluation.selection_episodes,
+            [rows.actions for rows in evaluation.rows],
+            [row.attack for row in evaluation.attacks],
+        )
+    )
     digest = hashlib.sha256(asked.encode()).hexdigest()[:8]
-    return f"seed{evaluation.seed}-episodes{evaluation.episodes}-{digest}"
+    suite = f"{evaluation.suite}-" if evaluation.suite else ""
+    return f"{suite}seed{evaluation.seed}-episodes{evaluation.episodes}-{digest}"

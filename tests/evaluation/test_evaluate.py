@@ -60,10 +60,16 @@ class TestClosedForm:
         spec = signs(size=50.0)
         seen = ObservationFilter(mean=torch.zeros(2), std=torch.full((2,), 50.0))
         victim = team(spec, sign_reader(), filters=dict.fromkeys(["agent_0", "agent_1", "agent_2"], seen))
-        result = evaluate(victim, attacks=[("fgsm", 0.9), ("fgsm", 1.1)], episodes=10)
-        below, above = result.attacks
-        assert below.outcome.returns == result.clean.returns
-        assert above.outcome.mean == pytest.approx(-result.clean_return)
+        sizes = {"network": (0.9, 1.1), "raw": (45.0, 55.0)}
+        for units, (small, large) in sizes.items():
+            result = evaluate(victim, attacks=[("fgsm", small), ("fgsm", large)], episodes=10, units=units)
+            below, above = result.attacks
+            assert below.outcome.returns == result.clean.returns
+            assert above.outcome.mean == pytest.approx(-result.clean_return)
+        with pytest.raises(
+            ValueError, match=r"units 'raw' .* or 'network' .*'agent_0' has a filter; say which"
+        ):
+            evaluate(victim, attacks=[("fgsm", 0.9)], episodes=10)
         assert torch.equal(seen.mean, torch.zeros(2, dtype=torch.float64))
 
     def test_only_the_attacked_team_is_lied_to(self) -> None:

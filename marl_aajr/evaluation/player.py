@@ -1,0 +1,198 @@
+"""One victim at one table: plays row after row, and counts."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from torch import Tensor
+
+from marl_aajr.attacks import Attack
+from marl_aajr.evaluation.episodes import (
+    ATTACK,
+    FIT,
+    SELECTION,
+    Adversary,
+    Spy,
+    derived_seed,
+    play,
+    stream,
+)
+from marl_aajr.evaluation.protocol import Plan
+from marl_aajr.evaluation.results import AttackOutcome, Outcome, bootstrap_interval
+from marl_aajr.evaluation.suites import Units
+from marl_aajr.rollout.batched import BatchedEnv
+from marl_aajr.rollout.batches import make_batch
+from marl_aajr.rollout.environments import EnvironmentSpec
+from marl_aajr.victims import Victim
+
+
+class Progress(NamedTuple):
+    """How far an evaluation is.
+
+    Attributes:
+        done: episodes played, of all rows.
+        total: episodes to play.
+        what: what is being played: ``"clean"``, ``"pgd 0.1"``.
+    """
+
+    done: int
+    total: int
+    what: str
+
+
+@dataclass(kw_only=True)
+class Player:
+    """Plays the rows of one evaluation, one after the other.
+
+    Attributes:
+        victim: plays all agents.
+        spec: the environment.
+        env: its copies, for the reported episodes.
+        agents: whose observations are changed; all of one team.
+        units: of ε.
+        seed: everything random follows from it.
+        on_progress: told after every episode.
+        total: episodes to play.
+        done: episodes played.
+    """
+
+    victim: Victim
+    spec: EnvironmentSpec
+    env: BatchedEnv
+    agents: Sequence[str]
+    units: Units
+    seed: int
+    on_progress: Callable[[Progress], None] | None
+    total: int = 0
+    done: int = 0
+
+    @property
+    def team(self) -> str:
+        """Whose return is "the return"."""
+        return self.env.teams[self.agents[0]]
+
+    def expect(self, plan: Plan, *, rows: int) -> None:
+        """Count what there is to play: ``rows`` attacks, and the clean row, for each kind of actions."""
+        each = (rows + 1) * plan.episodes + (rows * plan.selection_episodes)
+        self.total = len(plan.actions) * each
+
+    def fitted(self, attacks: Sequence[Attack]) -> tuple[Attack, ...]:
+        """The attacks, those that must learn first fitted: once for all sizes, on episodes of their own."""
+        learned: dict[Attack, Attack] = {}
+        found = []
+        for attack in attacks:
+            if attack.ready:
+                found.append(attack)
+                continue
+            key = attack.at(1.0)
+            if key not in learned:
+                self._tell(f"fitting {attack.name}", 0)
+                seed = derived_seed(self.seed, FIT)
+                learned[key] = attack.fit(self.victim, self.env, agents=self.agents, seed=seed)
+            found.append(learned[key].at(attack.perturbations.epsilon))
+        return tuple(found)
+
+    def clean(self, *, episodes: int, sampled: bool, spy: Spy | None = None) -> Outcome:
+        """The row without attack."""
+        return self._outcome(self._play("clean", episodes, sampled=sampled, spy=spy))
+
+    def attacked(self, attack: Attack, *, episodes: int, sampled: bool) -> AttackOutcome:
+        """The row of one attack."""
+        adversary = self._adversary(attack)
+        returns = self._play(_label(attack), episodes, sampled=sampled, adversary=adversary)
+        tally = adversary.tally
+        decisions = max(tally.decisions, 1)
+        return AttackOutcome(
+            attack=attack,
+            outcome=self._outcome(returns),
+            success_rate=tally.changed / decisions,
+            objective_gain=tally.gain / decisions,
+            kl=tally.kl / decisions,
+        )
+
+    def selected_on(self, attacks: Sequence[Attack], *, episodes: int, sampled: bool) -> list[float]:
+        """Mean return under each attack on episodes that are not reported."""
+        env = make_batch(self.spec, min(self.env.num_envs, episodes))
+        try:
+            return [
+                self._own(
+                    self._play(
+                        f"{_label(attack)} (selection)",
+                        episodes,
+                        sampled=sampled,
+                        adversary=self._adversary(attack),
+                        env=env,
+                    )
+                )
+                .mean()
+                .item()
+                for attack in attacks
+            ]
+        finally:
+            env.close()
+
+    def _adversary(self, attack: Attack) -> Adversary:
+        return Adversary(
+            attack=attack,
+            victim=self.victim,
+            agents=self.agents,
+            units=self.units,
+            generator=stream(self.seed, ATTACK),
+        )
+
+    def _play(
+        self,
+        what: str,
+        episodes: int,
+        *,
+        sampled: bool,
+        adversary: Adversary | None = None,
+        spy: Spy | None = None,
+        env: BatchedEnv | None = None,
+    ) -> Tensor:
+        """Returns ``[episodes, agents]``; another table than the reported one has other episodes."""
+        returns = play(
+            self.victim,
+            env or self.env,
+            episodes=episodes,
+            seed=self.seed if env is None else derived_seed(self.seed, SELECTION),
+            sampled=sampled,
+            adversary=adversary,
+            on_episode=lambda finished: self._tell(what, finished),
+            spy=spy,
+        )
+        self.done += episodes
+        return returns
+
+    def _tell(self, what: str, finished: int) -> None:
+        if self.on_progress is not None:
+            self.on_progress(Progress(self.done + finished, self.total, what))
+
+    def _own(self, returns: Tensor) -> Tensor:
+        return _by_team(returns, self.env.possible_agents, self.env.teams)[self.team]
+
+    def _outcome(self, returns: Tensor) -> Outcome:
+        teams = _by_team(returns, self.env.possible_agents, self.env.teams)
+        own = tuple(teams[self.team].tolist())
+        low, high = bootstrap_interval(own, seed=self.seed)
+        return Outcome(
+            returns=own,
+            mean=sum(own) / len(own),
+            low=low,
+            high=high,
+            team_returns={name: total.mean().item() for name, total in teams.items()},
+        )
+
+
+def _label(attack: Attack) -> str:
+    return f"{attack.name} {attack.perturbations.epsilon:g}"
+
+
+def _by_team(returns: Tensor, agents: Sequence[str], teams: Mapping[str, str]) -> dict[str, Tensor]:
+    """Returns ``[episodes, agents]`` summed over the agents of each team, ``[episodes]``."""
+    members: dict[str, list[int]] = {}
+    for i, agent in enumerate(agents):
+        members.setdefault(teams[agent], []).append(i)
+    return {team: returns[:, index].sum(-1) for team, index in members.items()}

@@ -1,0 +1,192 @@
+"""Preflight: whether a policy can be attacked at all by the means that the attacks have.
+
+A gradient attack against a policy that hides its gradients proves nothing. What is asked here of every
+victim, before its returns are believed, is the field's list: Athalye 2018 (arXiv 1802.00420), Carlini 2019
+(arXiv 1902.06705), Croce 2020 (arXiv 2003.01690).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import gymnasium as gym
+import torch
+from torch import Tensor
+
+from marl_aajr.distributions import ActionDistribution, DiagGaussian, MultiCategorical
+from marl_aajr.evaluation.probe import Sample
+from marl_aajr.evaluation.results import Check, Verdict
+from marl_aajr.objectives import Clean, make_objective, value_and_gradient
+from marl_aajr.threat import PerturbationSet
+from marl_aajr.victims import Victim
+
+_FORWARDS = 5
+_SAME = 1e-4
+_NOISES = 20
+_SATURATED = 1e-6
+_HIDDEN_SHARE = 0.01
+_FLAT_SHARE = 0.1
+_SATURATED_SHARE = 0.1
+
+
+@dataclass(frozen=True)
+class Health:
+    """What was seen of one policy.
+
+    Attributes:
+        agent: one of the agents that it plays for.
+        rows: decisions looked at.
+        spread: largest difference between the outputs of five calls at the same observations.
+        zero_gradient: share of decisions where the attack's objective has no gradient.
+        hidden: share of decisions without a gradient whose outputs noise in the set does change.
+        saturated: share of decisions where all probability is on one action (1 − p < 1e-6), or where a
+            Gaussian's mean lies beyond the actions' bounds.
+        sigma: mean σ of a Gaussian, in units of half the actions' range where they have one; None: discrete.
+    """
+
+    agent: str
+    rows: int
+    spread: float
+    zero_gradient: float
+    hidden: float
+    saturated: float
+    sigma: float | None
+
+
+def examine(
+    sample: Sample, victim: Victim, perturbations: PerturbationSet, *, generator: torch.Generator
+) -> Health:
+    """Look at one policy.
+
+    Args:
+        sample: decisions that it met.
+        victim: whose policy it is.
+        perturbations: the largest set that it will be attacked in, in units of its network.
+        generator: of the noise.
+    """
+    policy, obs = sample.policy, sample.obs
+    with torch.no_grad():
+        outputs = policy(obs)
+        again = torch.stack([policy(obs) for _ in range(_FORWARDS - 1)])
+    spread = (again - outputs).abs().masked_fill(again == outputs, 0.0).max().item()
+    flat = ~_has_gradient(sample, outputs, perturbations, generator)
+    moved = torch.zeros_like(flat)
+    with torch.no_grad():
+        for _ in range(_NOISES):
+            noisy = policy(obs + perturbations.sample(obs, generator=generator))
+            moved |= ((noisy - outputs).abs() > max(_SAME, spread)).any(-1)
+    return Health(
+        agent=sample.agent,
+        rows=len(obs),
+        spread=spread,
+        zero_gradient=flat.float().mean().item(),
+        hidden=(flat & moved).float().mean().item(),
+        saturated=_saturated(policy.distribution, outputs, victim, sample.agent).float().mean().item(),
+        sigma=_sigma(policy.distribution, outputs, victim, sample.agent),
+    )
+
+
+def report(health: Sequence[Health]) -> list[Check]:
+    """The answers, over all policies."""
+    return [_randomised(health), _masked(health), _saturation(health), *_inflation(health)]
+
+
+def _has_gradient(
+    sample: Sample, outputs: Tensor, perturbations: PerturbationSet, generator: torch.Generator
+) -> Tensor:
+    """``[B]`` bool: margin at δ = 0, KL (which is flat there) at a random δ."""
+    policy, obs = sample.policy, sample.obs
+    gaussian = isinstance(policy.distribution, DiagGaussian)
+    g = make_objective("kl" if gaussian else "margin").bind(policy, Clean(outputs))
+    delta = perturbations.sample(obs, generator=generator) if gaussian else torch.zeros_like(obs)
+    if not policy(obs[:1].detach().requires_grad_(True)).requires_grad:
+        return torch.zeros(len(obs), dtype=torch.bool)
+    _, gradient = value_and_gradient(g, obs, delta)
+    return gradient.abs().amax(-1) > 0
+
+
+def _saturated(distribution: ActionDistribution, outputs: Tensor, victim: Victim, agent: str) -> Tensor:
+    if isinstance(distribution, DiagGaussian):
+        unit = victim.normalize_actions and _bounded(victim, agent)
+        return (distribution.mode(outputs).abs() > 1).any(-1) if unit else torch.zeros(len(outputs)).bool()
+    parts = distribution.split(outputs) if isinstance(distribution, MultiCategorical) else (outputs,)
+    # 1 − p of the greedy action as the sum of the others: in float32 1 − p itself is rounding.
+    rest = [torch.softmax(y.double(), -1).sort(-1).values[:, :-1].sum(-1) for y in parts]
+    return (torch.stack(rest) < _SATURATED).all(0)
+
+
+def _sigma(distribution: ActionDistribution, outputs: Tensor, victim: Victim, agent: str) -> float | None:
+    if not isinstance(distribution, DiagGaussian):
+        return None
+    sigma = distribution.split(outputs)[1].exp()
+    space = victim.action_spaces[agent]
+    assert isinstance(space, gym.spaces.Box)
+    if _bounded(victim, agent) and not victim.normalize_actions:
+        sigma = sigma / torch.from_numpy((space.high - space.low) / 2)
+    return sigma.mean().item()
+
+
+def _bounded(victim: Victim, agent: str) -> bool:
+    space = victim.action_spaces[agent]
+    return isinstance(space, gym.spaces.Box) and space.is_bounded()
+
+
+def _randomised(health: Sequence[Health]) -> Check:
+    worst = max(health, key=lambda h: h.spread)
+    if worst.spread <= _SAME:
+        return Check("deterministic policy", "pass", "Five calls at the same observations agree.")
+    return Check(
+        "deterministic policy",
+        "fail",
+        f"The policy of {worst.agent} draws random numbers: five calls at the same observation differ by up "
+        f"to {worst.spread:.2g}. Attacks must average over them; these did not.",
+    )
+
+
+def _masked(health: Sequence[Health]) -> Check:
+    worst = max(health, key=lambda h: (h.hidden, h.zero_gradient))
+    name = "gradients"
+    if worst.hidden > _HIDDEN_SHARE:
+        return Check(
+            name,
+            "fail",
+            f"Gradient masking: in {worst.hidden:.0%} of the decisions of {worst.agent} the gradient is zero "
+            "although small noise changes the outputs. Gradient attacks prove nothing here.",
+        )
+    verdict: Verdict = "warn" if worst.zero_gradient > _FLAT_SHARE else "pass"
+    text = f"The gradient is zero in {worst.zero_gradient:.0%} of the decisions of {worst.agent}"
+    if verdict == "warn":
+        text += ", and noise changes nothing there either: the policy does not look"
+    return Check(name, verdict, f"{text}.")
+
+
+def _saturation(health: Sequence[Health]) -> Check:
+    worst = max(health, key=lambda h: h.saturated)
+    if worst.saturated <= _SATURATED_SHARE:
+        return Check("saturation", "pass", f"{worst.saturated:.0%} of the decisions are saturated.")
+    what = "a mean beyond the actions' bounds" if worst.sigma is not None else "probability 1 in float32"
+    return Check(
+        "saturation",
+        "warn",
+        f"In {worst.saturated:.0%} of the decisions {worst.agent} is saturated ({what}): attacks on the KL "
+        "divergence see no gradient there. Rely on margins and on attacks without gradients.",
+    )
+
+
+def _inflation(health: Sequence[Health]) -> list[Check]:
+    gaussian = [h for h in health if h.sigma is not None]
+    if not gaussian:
+        return []
+    worst = max(gaussian, key=lambda h: h.sigma or 0.0)
+    assert worst.sigma is not None
+    if worst.sigma <= 1:
+        return [Check("σ inflation", "pass", f"Mean σ is at most {worst.sigma:.2g} of half the range.")]
+    return [
+        Check(
+            "σ inflation",
+            "warn",
+            f"The mean σ of {worst.agent} is {worst.sigma:.2g}, more than half the range of its actions: its "
+            "KL divergences look small because it is noisy, and sampled actions hide what an attack does.",
+        )
+    ]
