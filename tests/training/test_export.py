@@ -51,7 +51,7 @@ class SentActions(Recorder):
 
 
 def split(obs: Any) -> tuple[Any, Any]:
-    return (obs["observation"], obs["action_mask"]) if isinstance(obs, dict) else (obs, None)
+    return (obs["observation"], obs.get("action_mask")) if isinstance(obs, dict) else (obs, None)
 
 
 SPREAD = {"name": "simple_spread_v3", "kwargs": {"N": 2}}
@@ -66,8 +66,9 @@ CONTINUOUS = {"name": "simple_spread_v3", "kwargs": {"N": 2, "continuous_actions
         {"env": CONTINUOUS, "observation_filter": "mean_std"},
         {"env": CONTINUOUS, "model": {"free_log_std": True, "activation": "silu"}},
         {"env": {"name": "pettingzoo.classic.connect_four_v3"}},
+        {"env": SPREAD, "observation_filter": "mean_std", "model": {"critic": "state"}},
     ],
-    ids=["filter", "independent", "continuous", "free-log-std", "action-mask"],
+    ids=["filter", "independent", "continuous", "free-log-std", "action-mask", "centralised"],
 )
 def test_the_victim_repeats_what_the_env_runner_recorded(changes: dict[str, Any], tmp_path: Path) -> None:
     config = tiny(**changes, resources={"runner": "stock"})
