@@ -236,5 +236,5 @@ def test_a_fault_in_one_copy_stops_the_batch() -> None:
     batch.reset(seed=0)
     still = {agent: torch.zeros(2, dtype=torch.long) for agent in "abc"}
     batch.step(still)
-    with pytest.raises(EnvironmentFault, match="step 2: the reward of agent 'b' is nan"):
+    with pytest.raises(EnvironmentFault, match="copy 0, step 2: the reward of agent 'b' is nan"):
         batch.step(still)

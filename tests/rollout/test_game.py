@@ -13,34 +13,12 @@ from gymnasium import spaces
 from mpe2 import simple_speaker_listener_v4, simple_spread_v3, simple_tag_v3
 from pettingzoo.butterfly import knights_archers_zombies_v11
 from pettingzoo.classic import leduc_holdem_v4, tictactoe_v3
-from pettingzoo.utils.conversions import aec_to_parallel
 
 from marl_aajr.rollout.adapters import ConvertedGame, ParallelGame, game_of
 from marl_aajr.rollout.environments import resolve
-from marl_aajr.rollout.game import EnvironmentFault, Game, Turn
+from marl_aajr.rollout.game import Turn
+from tests.rollout.playing import play
 from tests.rollout.toy_games import Circle, Scripted
-
-
-def act(game: Game, turn: Turn, rng: np.random.Generator) -> dict[str, Any]:
-    """A random legal action for everybody who must act."""
-    actions: dict[str, Any] = {}
-    for agent in turn.acting:
-        space, obs = game.action_spaces[agent], turn.obs[agent]
-        if isinstance(space, spaces.Discrete):
-            mask = obs["action_mask"] if isinstance(obs, dict) else np.ones(space.n)
-            actions[agent] = int(rng.choice(np.flatnonzero(mask)))
-        else:
-            assert isinstance(space, spaces.Box)
-            actions[agent] = rng.uniform(space.low, space.high).astype(space.dtype)
-    return actions
-
-
-def play(game: Game, seed: int) -> list[Turn]:
-    rng = np.random.default_rng(seed)
-    turns = [game.reset(seed=seed)]
-    while not turns[-1].over:
-        turns.append(game.step(act(game, turns[-1], rng)))
-    return turns
 
 
 def returns(turns: list[Turn]) -> dict[str, float]:
@@ -162,129 +140,6 @@ def test_it_renders_to_an_array() -> None:
     game.close()
 
 
-class Faulty(Scripted):
-    """Breaks the contract in one way, from the second step on (or at the second reset)."""
-
-    def __init__(self, fault: str) -> None:
-        super().__init__(dict.fromkeys("abc", (9, "truncated")))
-        self.fault, self.resets = fault, 0
-
-    def observation_space(self, agent: str) -> spaces.Space[Any]:
-        size = 3 if self.fault == "space" and self.resets and agent == "b" else 2
-        return spaces.Box(-1.0, 99.0, (size,), np.float32)
-
-    def reset(self, seed: int | None = None, options: Any = None) -> Any:
-        self.resets += 1
-        return super().reset(seed, options)
-
-    def step(self, actions: dict[str, Any]) -> Any:
-        obs, rewards, terminations, truncations, infos = super().step(actions)
-        if self.t == 2:
-            if self.fault == "nan observation":
-                obs["b"][1] = np.nan
-            elif self.fault == "shape":
-                obs["b"] = obs["b"][:1]
-            elif self.fault == "nan reward":
-                rewards["b"] = float("nan")
-            elif self.fault == "no reward":
-                del rewards["b"]
-            elif self.fault == "no observation":
-                del obs["b"]
-            elif self.fault == "vanish":
-                self.agents.remove("b")
-            elif self.fault == "stranger":
-                self.agents.append("z")
-            elif self.fault == "dtype":
-                obs["b"] = np.array(["x", "y"])
-            elif self.fault == "exception":
-                raise RuntimeError("agent b fell through the floor")
-        return obs, rewards, terminations, truncations, infos
-
-
-@pytest.mark.parametrize(
-    ("fault", "says"),
-    [
-        ("nan observation", r"observation of agent 'b' is not finite at \[1\]"),
-        ("shape", r"observation of agent 'b' has shape \(1,\), its space says \(2,\)"),
-        ("dtype", r"observation of agent 'b' has dtype <U1, its space says float32"),
-        ("nan reward", "reward of agent 'b' is nan"),
-        ("no reward", "agent 'b' no reward"),
-        ("no observation", "no observation to agent 'b'"),
-        ("vanish", "'b' left without being terminated or truncated"),
-        ("stranger", "'z' that is not in possible_agents"),
-        ("exception", "raised RuntimeError: agent b fell"),
-    ],
-)
-def test_a_fault_names_the_environment_the_agent_and_the_step(fault: str, says: str) -> None:
-    with pytest.raises(EnvironmentFault, match=f"environment my_env, step 2: .*{says}"):
-        play(game_of(Faulty(fault), name="my_env"), seed=0)
-
-
-def test_a_space_that_changes_is_a_fault() -> None:
-    game = game_of(Faulty("space"), name="my_env")
-    game.reset(seed=0)
-    with pytest.raises(EnvironmentFault, match="observation space of agent 'b' changed"):
-        game.reset(seed=1)
-
-
-def test_a_last_observation_may_be_missing_after_termination_but_not_after_truncation() -> None:
-    class Mute(Scripted):
-        def step(self, actions: dict[str, Any]) -> Any:
-            obs, *rest = super().step(actions)
-            return {a: o for a, o in obs.items() if a in self.agents}, *rest
-
-    mute = {"a": (1, "terminated"), "b": (2, "terminated")}
-    turns = play(game_of(Mute(mute, agents="ab"), name="mute"), seed=0)
-    assert turns[1].terminations == {"a": True, "b": False}
-    assert list(turns[1].obs) == ["b"]
-    cut = {"a": (1, "truncated"), "b": (2, "terminated")}
-    with pytest.raises(EnvironmentFault, match="no observation to agent 'a'"):
-        play(game_of(Mute(cut, agents="ab"), name="mute"), seed=0)
-
-
-def test_values_take_the_dtype_of_their_space_when_nothing_is_lost() -> None:
-    class Sloppy(Scripted):
-        def _obs(self, agent: str) -> Any:
-            return [1.5, 2]
-
-    class Pixels(Scripted):
-        def observation_space(self, agent: str) -> spaces.Space[Any]:
-            return spaces.Box(0, 255, (2,), np.uint8)
-
-        def _obs(self, agent: str) -> Any:
-            return np.array([255, 0])
-
-    endings = dict.fromkeys("abc", (2, "truncated"))
-    obs = game_of(Sloppy(endings), name="sloppy").reset(seed=0).obs["a"]
-    assert obs.dtype == np.float32
-    assert obs.tolist() == [1.5, 2.0]
-    assert game_of(Pixels(endings), name="p").reset(seed=0).obs["c"].dtype == np.uint8
-
-    class Lossy(Pixels):
-        def _obs(self, agent: str) -> Any:
-            return np.array([300, 0])
-
-    with pytest.raises(EnvironmentFault, match="dtype int64, its space says uint8"):
-        game_of(Lossy(endings), name="lossy").reset(seed=0)
-
-
-def test_a_missing_action_says_whose() -> None:
-    game = game_of(Scripted(dict.fromkeys("abc", (9, "truncated"))), name="s")
-    with pytest.raises(ValueError, match="call reset"):
-        game.step({})
-    game.reset(seed=0)
-    with pytest.raises(ValueError, match=r"got \['a', 'c'\]; add b"):
-        game.step({"a": 0, "c": 0})
-
-
-def test_only_pettingzoo_environments_are_games() -> None:
-    with pytest.raises(ValueError, match=r"expected thing to be a PettingZoo .*, got dict"):
-        game_of({}, name="thing")
-    nobody = Scripted({}, agents="")
-    with pytest.raises(ValueError, match="possible_agents"):
-        game_of(nobody, name="thing")
-
-
 @pytest.mark.parametrize(
     "name",
     [
@@ -305,12 +160,3 @@ def test_the_shortcut_through_pettingzoos_conversion_changes_nothing(name: str) 
         assert ours[2:4] == theirs[2:4]
         for agent, obs in ours.obs.items():
             np.testing.assert_array_equal(obs, theirs.obs[agent])
-
-
-def test_agents_that_do_not_move_in_a_cycle_are_not_simultaneous() -> None:
-    class Claims(Circle):
-        metadata = {"name": "claims_v0", "is_parallelizable": True}  # noqa: RUF012
-
-    env = aec_to_parallel(Claims({"a": (1, "terminated"), "b": (9, "truncated")}, agents="ab"))
-    with pytest.raises(EnvironmentFault, match="agent 'a' is to move where 'b' should"):
-        play(game_of(env, name="claims"), seed=0)
