@@ -12,14 +12,14 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import TYPE_CHECKING, ClassVar, Protocol, Self, runtime_checkable
+from typing import TYPE_CHECKING, ClassVar, Self
 
 import torch
 from torch import Tensor, nn
 
 from marl_aajr.distributions import ActionDistribution
 from marl_aajr.jacobian import BACKENDS, Backend
-from marl_aajr.objectives import EVERYTHING, Clean, Critic, Need
+from marl_aajr.objectives import EVERYTHING, Clean, Critic, Need, critic_of
 from marl_aajr.policy import Policy
 from marl_aajr.regularizers.shard import Shard, share_of
 
@@ -31,14 +31,6 @@ PolicyLoss = Callable[[Tensor, "Sample"], Tensor]
 
 State = MutableMapping[str, Tensor]
 """What a regularizer remembers from one minibatch to the next."""
-
-
-@runtime_checkable
-class RowBound(Protocol):
-    """A critic that reads more of a row than the observation handed in, as a recurrent one does."""
-
-    def select(self, index: Tensor) -> Critic:
-        """The critic of the rows ``index`` only."""
 
 
 @dataclass(frozen=True)
@@ -116,7 +108,7 @@ class Sample:
             actions=rows(self.actions),
             log_probs=rows(self.log_probs),
             advantages=rows(self.advantages),
-            values=self.values.select(here) if isinstance(self.values, RowBound) else self.values,
+            values=critic_of(self.values, here),
             shard=None if self.shard is None else self.shard.select(index),
         )
 

@@ -19,6 +19,13 @@ def add_up(number: Tensor) -> Tensor:
     return total
 
 
+def largest(number: int, *, device: torch.device) -> int:
+    """The largest of all learners' numbers."""
+    shared = torch.tensor(number, device=device)
+    dist.all_reduce(shared, op=dist.ReduceOp.MAX)
+    return int(shared)
+
+
 def everyones(value: _T) -> Sequence[_T]:
     """What each of the learners has, in their order."""
     values: list[Any] = [None] * dist.get_world_size()

@@ -21,6 +21,7 @@ from torch import Tensor
 
 from marl_aajr.numerics import NonFiniteError
 from marl_aajr.rllib.adam import LeanAdam
+from marl_aajr.rllib.agreement import check_all_have_rows, largest
 from marl_aajr.rllib.internals import (
     OpenPPOTorchLearner,
     begin_update,
@@ -92,6 +93,8 @@ class LeanPPOTorchLearner(OpenPPOTorchLearner):
         self.before_gradient_based_update(timesteps=timesteps or {})
         begin_update(self)
         rows = train_batch(self, data)
+        if self.distributed:
+            check_all_have_rows(rows.policy_batches, self.module.keys(), device=self.device)
         if rows.policy_batches:
             shuffle = shuffle_batch_per_epoch and num_epochs > 1
             self._train(rows, size=minibatch_size or rows.count, epochs=num_epochs, shuffle=shuffle)
@@ -104,7 +107,7 @@ class LeanPPOTorchLearner(OpenPPOTorchLearner):
         total = max(needed(count, size=size, epochs=epochs) for count in counts.values())
         if self.distributed:
             # Every learner must take part in every minibatch, or the others wait for it for ever.
-            total = _largest(total, self.device)
+            total = largest(total, device=self.device)
         self._finite.clear()
         losses: Mapping[str, Tensor] = {}
         order = minibatches(counts, size=size, epochs=epochs, shuffle=shuffle, total=total)
@@ -249,10 +252,3 @@ def _tensors(columns: Any) -> Any:
         parts = {key: _tensors(part) for key, part in columns.items()}
         return {key: part for key, part in parts.items() if part is not None}
     return columns if isinstance(columns, Tensor) else None
-
-
-def _largest(number: int, device: torch.device) -> int:
-    """The largest of all learners' numbers."""
-    shared = torch.tensor(number, device=device)
-    torch.distributed.all_reduce(shared, op=torch.distributed.ReduceOp.MAX)
-    return int(shared)

@@ -14,6 +14,7 @@ from ray.rllib.algorithms.ppo.torch.ppo_torch_learner import PPOTorchLearner
 from ray.rllib.core.columns import Columns
 from ray.rllib.core.learner.torch.torch_learner import TorchLearner
 from ray.rllib.utils.metrics import NUM_ENV_STEPS_SAMPLED_LIFETIME
+from torch import Tensor
 
 from marl_aajr.regularizers.base import PolicyLoss, ppo_policy_loss
 from marl_aajr.rllib.agreement import check_all_have_rows, everyones
@@ -62,7 +63,7 @@ class RobustLearnerMixin(TorchLearner):
             check_all_have_rows(batch, self.module.keys(), device=self.device)
             self._agreed = True
         # Before any module sees the batch: RLlib's own action-masking module pops from it.
-        if any(self._is_active(module_id) for module_id in self._regularized):
+        if any(self._has_part(module_id) for module_id in self._regularized):
             self._clean_batch = snapshot(batch)
         return super()._update(batch, **kwargs)
 
@@ -70,18 +71,25 @@ class RobustLearnerMixin(TorchLearner):
         losses = super().compute_losses(fwd_out=fwd_out, batch=batch)
         self._updates += 1
         for module_id, loss in losses.items():
-            if self._is_active(module_id):
-                regularized = self._regularized[module_id]
+            if self._has_part(module_id):
                 outputs = fwd_out[module_id].get(Columns.ACTION_DIST_INPUTS)
-                term = regularized.term(
-                    regularized.sample(self._clean_batch[module_id], outputs),
-                    loss,
-                    timestep=self._timestep,
-                    key=f"{self.config.seed}/{self._updates}",
-                )
-                losses[module_id] = loss + term
-                add_to_policy_loss(self, module_id, term)
+                losses[module_id] = self._regularize(module_id, outputs, loss)
         return losses
+
+    def _regularize(self, module_id: str, outputs: Tensor | None, loss: Tensor) -> Tensor:
+        """The loss of a module's minibatch with the regularizer's term."""
+        regularized = self._regularized[module_id]
+        sample = regularized.sample(self._clean_batch[module_id], outputs)
+        own = loss
+        if sample.shard is not None and isinstance(self, PPOTorchLearner):
+            # PPO's own is a mean over this learner's rows.
+            loss = loss * sample.weight
+        if self._is_active(module_id):
+            key = f"{self.config.seed}/{self._updates}"
+            term = regularized.term(sample, own, timestep=self._timestep, key=key)
+            add_to_policy_loss(self, module_id, term)
+            loss = loss + term
+        return loss
 
     def apply_gradients(self, gradients_dict: dict[Any, Any]) -> None:
         super().apply_gradients(gradients_dict)
@@ -128,6 +136,13 @@ class RobustLearnerMixin(TorchLearner):
     def _is_active(self, module_id: str) -> bool:
         regularized = self._regularized.get(module_id)
         return regularized is not None and regularized.regularizer.active(self._timestep)
+
+    def _has_part(self, module_id: str) -> bool:
+        """Whether the loss of a module is touched."""
+        if self._is_active(module_id):
+            return True
+        regularized = self._regularized.get(module_id)
+        return in_step(self) and regularized is not None and regularized.constrains
 
     def _policy_loss(self, module_id: str) -> PolicyLoss | None:
         if not isinstance(self, PPOTorchLearner):

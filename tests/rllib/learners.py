@@ -45,6 +45,7 @@ def build_learner(
     action_space: gym.Space = ACTIONS,
     model: DefaultModelConfig | None = None,
     seed: int = 0,
+    index: int = 0,
 ) -> Learner:
     torch.manual_seed(seed)
     model = model or DefaultModelConfig(fcnet_hiddens=[16], fcnet_activation="tanh", vf_share_layers=False)
@@ -60,6 +61,8 @@ def build_learner(
         }
     )
     learner = config.learner_class(config=config, module_spec=spec)
+    # As LearnerGroup does, for learner ``index`` of several.
+    learner._set_learner_index_and_placement_group(learner_index=index, placement_group=None)
     learner.build()
     return learner
 
