@@ -18,6 +18,7 @@ from typing import Final, Literal, get_args
 import torch
 from torch import Tensor
 
+from marl_aajr.blocks import ALL_ROWS, row_blocks
 from marl_aajr.checks import one_of
 from marl_aajr.numerics import check_finite
 from marl_aajr.objectives import BoundObjective, Clean, Objective, value_and_gradient
@@ -119,20 +120,24 @@ def ascend(
     if clean is None:
         with torch.no_grad():
             clean = Clean(policy(obs))
-    g = objective.bind(policy, clean)
-    climb = _Climb(g, obs, perturbations, step=step, step_size=step_size, check=check, mask=clean.mask)
     path = obs.new_empty((steps + (last != "direction"), *obs.shape))
     slopes = obs.new_empty((steps, *obs.shape))
-    for t in range(steps):
-        path[t] = delta
-        slopes[t] = climb.look(delta)
-        if t < len(path) - 1:
-            delta = climb.move(slopes[t] if gradient_noise is None else slopes[t] + gradient_noise(t))
-    final_gradient = climb.end(delta, last)
-    if last != "direction":
-        path[-1] = delta
+    path[0] = delta
+    values, ends = [], []
+    for rows in row_blocks(obs) if gradient_noise is None else [ALL_ROWS]:
+        part, known = policy, clean
+        if rows != ALL_ROWS:
+            index = torch.arange(len(obs), device=obs.device)[rows]
+            part, known = policy.select(index), clean.select(index)
+        g = objective.bind(part, known)
+        climb = _Climb(
+            g, obs[rows], perturbations, step=step, step_size=step_size, check=check, mask=known.mask
+        )
+        ends.append(climb.run(path[:, rows], slopes[:, rows], last=last, noise=gradient_noise))
+        values.append(torch.stack(climb.values))
     norms, has_direction = _normalize(slopes)
-    return Trajectory(path, slopes, norms, torch.stack(climb.values), has_direction, final_gradient)
+    final_gradient = torch.cat(ends) if last == "gradient" else None
+    return Trajectory(path, slopes, norms, torch.cat(values, 1), has_direction, final_gradient)
 
 
 def starting_point(
@@ -178,8 +183,25 @@ class _Climb:
         self.step_size, self.mask = step_size, mask
         self.preconditioner = perturbations.preconditioner(obs)
         self.values: list[Tensor] = []
-        self.seen: deque[tuple[Tensor, Tensor]] = deque(maxlen=2)
-        """δ and ∇g of the last two points."""
+        self.seen: deque[tuple[Tensor, Tensor]] = deque(maxlen=2 if step_size == AUTO else 0)
+        """δ and ∇g of the last two points, for the automatic step."""
+
+    def run(
+        self, path: Tensor, slopes: Tensor, *, last: Last, noise: Callable[[int], Tensor] | None
+    ) -> Tensor:
+        """Fill in δ_1 … of ``path`` and v_0 … v_{K−1} from δ_0; v_K where it is asked for, else any v_t."""
+        for t, delta in enumerate(path[: len(slopes)]):
+            slopes[t] = self.look(delta)
+            if t + 1 < len(path):
+                path[t + 1] = self.move(delta, slopes[t] if noise is None else slopes[t] + noise(t))
+        if last == "gradient":
+            return self.look(path[-1])
+        if last == "value":
+            with torch.no_grad():
+                self.values.append(self.g(self.obs + path[-1]))
+            if self.check:
+                check_finite(f"the inner objective at step {len(slopes)}", self.values[-1])
+        return slopes[-1]
 
     def look(self, delta: Tensor) -> Tensor:
         """v_t at δ_t; g(δ_t) is recorded."""
@@ -192,24 +214,12 @@ class _Climb:
         self.seen.append((delta, gradient))
         return gradient if self.preconditioner is None else gradient * self.preconditioner
 
-    def move(self, v: Tensor) -> Tensor:
+    def move(self, delta: Tensor, v: Tensor) -> Tensor:
         """δ_{t+1}."""
-        delta, _ = self.seen[-1]
         unit = _unit_move(self.step, v, self.preconditioner)
         if isinstance(self.step_size, str):
             return self._search(delta, unit)
-        return self.perturbations.project(delta + self.step_size * unit, self.obs)
-
-    def end(self, delta: Tensor, last: Last) -> Tensor | None:
-        """What is asked for at the end of the path: g(δ_K) is recorded, v_K returned."""
-        if last == "gradient":
-            return self.look(delta)
-        if last == "value":
-            with torch.no_grad():
-                self.values.append(self.g(self.obs + delta))
-            if self.check:
-                check_finite(f"the inner objective at step {len(self.values) - 1}", self.values[-1])
-        return None
+        return self.perturbations.project(torch.add(delta, unit, alpha=self.step_size), self.obs)
 
     @torch.no_grad()
     def _search(self, delta: Tensor, unit: Tensor) -> Tensor:
@@ -217,7 +227,7 @@ class _Climb:
         tiny = torch.finfo(unit.dtype).tiny
         reach = self.perturbations.epsilon / self.perturbations.size(unit).clamp_min(tiny**0.5)
         if len(self.seen) > 1:
-            (before, earlier), (_, gradient) = self.seen
+            (before, earlier), (delta, gradient) = self.seen
             displacement, change = delta - before, gradient - earlier
             curvature = _dot(change, displacement).abs() / _dot(displacement, displacement).clamp_min(tiny)
             rise = _dot(gradient, unit)

@@ -111,16 +111,18 @@ class PlainMLP:
     @torch.no_grad()
     def vjp(self, x: Tensor) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
         """f(x) ``[..., m]`` and c ↦ J(x)ᵀ c, ``[..., m] -> [..., d]``, at ``x [..., d]``; without a graph."""
-        outputs, seen = self.forward(x.reshape(-1, x.shape[-1]))
+        shape = x.shape
+        outputs, seen = self.forward(x.reshape(-1, shape[-1]))
+        hidden = seen[1:]
 
         @torch.no_grad()
         def pull(cotangent: Tensor) -> Tensor:
             gradient = cotangent.reshape(outputs.shape) @ self._linear[-1].weight
             for i in range(len(self._between) - 1, -1, -1):
-                gradient = self._between[i].pull(gradient, seen[i + 1]) @ self._linear[i].weight
-            return gradient.reshape(x.shape)
+                gradient = self._between[i].pull(gradient, hidden[i]) @ self._linear[i].weight
+            return gradient.reshape(shape)
 
-        return outputs.reshape(*x.shape[:-1], -1), pull
+        return outputs.reshape(*shape[:-1], -1), pull
 
     def jvp(self, x: Tensor, direction: Tensor) -> tuple[Tensor, Tensor]:
         """f(x) and J(x) u, ``[..., d] -> [..., m]`` twice; one node of the graph, differentiable once."""

@@ -15,7 +15,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import ClassVar, Literal, get_args
+from typing import ClassVar, Literal, Protocol, get_args, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -76,6 +76,19 @@ Critic = Callable[[Tensor], Tensor]
 """V at (perturbed) observations, ``[B, ..., d] -> [B, ...]``."""
 
 
+@runtime_checkable
+class RowBound(Protocol):
+    """A critic that reads more of a row than the observation handed in, as a recurrent one does."""
+
+    def select(self, index: Tensor) -> Critic:
+        """The critic of the rows ``index`` only."""
+
+
+def critic_of(critic: Critic | None, index: Tensor) -> Critic | None:
+    """The critic of the rows ``index`` only."""
+    return critic.select(index) if isinstance(critic, RowBound) else critic
+
+
 @dataclass(frozen=True)
 class Clean:
     """What is known of a batch at its clean observations.
@@ -94,6 +107,15 @@ class Clean:
     advantages: Tensor | None = None
     values: Critic | None = None
     mask: Tensor | None = None
+
+    def select(self, index: Tensor) -> Clean:
+        """The rows ``index`` only."""
+        columns = (self.outputs, self.actions, self.advantages, self.mask)
+        outputs, actions, advantages, mask = (
+            None if c is None else c.index_select(0, index) for c in columns
+        )
+        assert outputs is not None
+        return Clean(outputs, actions, advantages, critic_of(self.values, index), mask)
 
 
 Need = Literal["advantages", "critic", "policy_loss"]

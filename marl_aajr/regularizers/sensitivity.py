@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Self
 
@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from marl_aajr.blocks import ALL_ROWS, point_blocks
 from marl_aajr.checks import one_of
 from marl_aajr.distributions import ActionDistribution
 from marl_aajr.jacobian import BACKENDS, JVP_BACKENDS, Backend, JVPBackend, jvp, resolve_backend
@@ -19,9 +20,6 @@ from marl_aajr.policy import Policy
 from marl_aajr.regularizers.adversary import Targeted
 from marl_aajr.regularizers.base import Sample
 from marl_aajr.schedules import Schedule
-
-BLOCK = 1024
-"""Points at a time: their values and tangents in a layer of 64 take half a megabyte."""
 
 _OUTPUTS_WITH_METRIC = ("probs", "fisher")
 
@@ -84,9 +82,9 @@ class JacobianPenalty(Targeted):
         weights = _weights(sample, deltas.shape[:-1])
         squares, total = torch.empty_like(weights), weights.new_zeros(())
         gradients: list[Tensor | None] = []
-        for t, rows in _blocks(deltas.shape[:-1]):
+        for t, rows in point_blocks(deltas):
             part = (t, rows)
-            policy = sample.policy if rows == slice(None) else sample.policy.select(_index(rows, sample.obs))
+            policy = sample.policy if rows == ALL_ROWS else sample.policy.select(_index(rows, sample.obs))
             squared = self.squared_gains(policy, sample.obs[rows] + deltas[part], directions[part])
             loss = (weights[part] * form(squared)).sum()
             more = torch.autograd.grad(loss, parameters, allow_unused=True) if loss.requires_grad else []
@@ -105,19 +103,6 @@ class JacobianPenalty(Targeted):
         outputs, tangent = jvp(repeated, points.flatten(0, 1), directions.flatten(0, 1), backend=self.backend)
         squared = squared_gain(self.output, policy.distribution, outputs, tangent, metric=self.metric)
         return squared.unflatten(0, (count, -1))
-
-
-def _blocks(shape: torch.Size) -> Iterator[tuple[slice, slice]]:
-    """Points and rows of ``[T, B, ...]``, about :data:`BLOCK` at a time."""
-    count, rows = shape[:2]
-    length = max(1, shape[2:].numel())
-    points = max(1, BLOCK // (rows * length))
-    if rows * length <= BLOCK:
-        yield from ((slice(t, t + points), slice(None)) for t in range(0, count, points))
-        return
-    size = max(1, BLOCK // length)
-    for t in range(count):
-        yield from ((slice(t, t + 1), slice(start, start + size)) for start in range(0, rows, size))
 
 
 def _index(rows: slice, like: Tensor) -> Tensor:

@@ -29,7 +29,7 @@ class PlainGradient:
 
     def __init__(self, actor: nn.Sequential, critic: nn.Sequential, distribution: ActionDistribution) -> None:
         body, self._tail = _parted(actor)
-        self._actor, self._critic = PlainMLP(body), PlainMLP(critic)
+        self._actor, self._critic = PlainMLP(list(body)), PlainMLP(list(critic))
         self._distribution = distribution
 
     @torch.no_grad()

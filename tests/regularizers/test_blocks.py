@@ -7,10 +7,11 @@ from dataclasses import replace
 import pytest
 import torch
 
+from marl_aajr import blocks
 from marl_aajr.distributions import Categorical
 from marl_aajr.jacobian import BACKENDS, Backend
 from marl_aajr.policy import ModulePolicy
-from marl_aajr.regularizers import AAJR, sensitivity
+from marl_aajr.regularizers import AAJR
 from tests.networks import parameters, tanh_policy
 from tests.regularizers.samples import evaluate, gradients, sample_of
 
@@ -34,11 +35,11 @@ def test_blocks_of_any_size_give_the_same(
     regularizer = replace(regularizer, backend=backend)
     whole = evaluate(regularizer, sample)
     expected = gradients(whole, parameters(policy))
-    monkeypatch.setattr(sensitivity, "BLOCK", rows)
-    blocks = evaluate(regularizer, sample)
-    torch.testing.assert_close(blocks.loss, whole.loss)
-    torch.testing.assert_close(gradients(blocks, parameters(policy)), expected)
-    torch.testing.assert_close(blocks.metrics["gain_max"], whole.metrics["gain_max"])
+    monkeypatch.setattr(blocks, "BLOCK", rows)
+    divided = evaluate(regularizer, sample)
+    torch.testing.assert_close(divided.loss, whole.loss)
+    torch.testing.assert_close(gradients(divided, parameters(policy)), expected)
+    torch.testing.assert_close(divided.metrics["gain_max"], whole.metrics["gain_max"])
 
 
 def test_a_policy_whose_parameters_are_not_known_keeps_its_graph() -> None:
