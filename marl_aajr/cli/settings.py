@@ -199,7 +199,7 @@ SETTINGS = (
         "FLOAT",
         ROBUST,
         help="Share of each minibatch that is regularised, above 0 up to 1.",
-        default="0.5",
+        default="0.1",
     ),
     Setting(
         "--ramp",
