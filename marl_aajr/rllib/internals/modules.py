@@ -80,7 +80,8 @@ def actor_layers(module: DefaultPPOTorchRLModule) -> nn.Sequential:
     Raises:
         ValueError: an encoder or a head other than RLlib's MLPs.
     """
-    encoder, head = getattr(module.encoder, "actor_encoder", None), module.pi
+    own = getattr(module.encoder, "actor_encoder", None)
+    encoder, head = own or getattr(module.encoder, "encoder", None), module.pi  # the latter: shared
     body = getattr(getattr(encoder, "net", None), "mlp", None)
     if not isinstance(body, nn.Sequential) or type(head) not in (TorchMLPHead, TorchFreeLogStdMLPHead):
         raise ValueError(
