@@ -8,6 +8,7 @@ from collections.abc import Sequence
 
 from marl_aajr.report.comparison import Comparison
 from marl_aajr.report.methods import Method, differences
+from marl_aajr.report.protocol import Protocol
 from marl_aajr.report.records import Evaluation, RunRecord
 from marl_aajr.report.wording import count, listing, number, some
 
@@ -17,6 +18,7 @@ def cautions(comparison: Comparison) -> list[str]:
     methods = [row.method for row in comparison.rows]
     runs = [run for method in methods for run in method.runs]
     return [
+        *_checks(comparison, runs),
         *_budgets(methods),
         *_other_differences(methods),
         *_seeds(methods),
@@ -24,7 +26,34 @@ def cautions(comparison: Comparison) -> list[str]:
         *_environment(comparison, runs),
         *_versions(runs),
         *_nonfinite(runs),
+        *_selection(comparison),
         *_left_out(comparison),
+    ]
+
+
+def _checks(comparison: Comparison, runs: Sequence[RunRecord]) -> list[str]:
+    """What the evaluations found against themselves: failures first, one sentence for each check."""
+    found: dict[tuple[str, str], dict[str, str]] = defaultdict(dict)
+    for run in runs:
+        for evaluation in run.evaluations.values():
+            if Protocol.of(evaluation) != comparison.protocol:
+                continue
+            for check in evaluation.checks:
+                if check.verdict != "pass":
+                    found[check.verdict, check.name].setdefault(str(run.path), check.text)
+    return [
+        f"{'EVALUATION FAILED' if verdict == 'fail' else 'Evaluation'}, {name} "
+        f"({some(list(by_run), of=len(runs), noun='runs')}): {next(iter(by_run.values()))}"
+        for (verdict, name), by_run in sorted(found.items(), key=lambda item: item[0][0] != "fail")
+    ]
+
+
+def _selection(comparison: Comparison) -> list[str]:
+    if comparison.chosen_elsewhere or len(comparison.attacks) == 1:
+        return []
+    return [
+        "The worst attack of each size was chosen on the very episodes that it is reported on, which makes "
+        "it look a little stronger than it is; evaluate with --suite to choose on others."
     ]
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -29,8 +30,8 @@ class Row:
         method: the method and its runs.
         clean: return without an attack.
         robust: return under each attack and size.
-        worst: ε -> the attack of that size with the lowest mean return; its estimate is
-            ``robust[worst[ε]]``.
+        worst: ε -> the attack of that size that is the worst for most of its runs.
+        strongest: ε -> return under the worst attack of that size: of each run under its own, then over runs.
         price: clean return of the plain method − clean return of this one; None for the plain
             method itself and where there is no plain one.
         runs: the evaluations that the row is made of, by seed.
@@ -40,12 +41,13 @@ class Row:
     clean: Estimate
     robust: Mapping[Condition, Estimate]
     worst: Mapping[float, Condition]
+    strongest: Mapping[float, Estimate]
     price: Estimate | None
     runs: tuple[Results, ...]
 
     def worst_return(self, epsilon: float) -> Estimate:
         """Return under the attack of this size that hurts the method most."""
-        return self.robust[self.worst[epsilon]]
+        return self.strongest[epsilon]
 
 
 @dataclass(frozen=True)
@@ -73,6 +75,11 @@ class Comparison:
     def attacks(self) -> tuple[str, ...]:
         """Labels of the attacks, in the order of the evaluations."""
         return tuple(dict.fromkeys(condition.attack for condition in self.conditions))
+
+    @property
+    def chosen_elsewhere(self) -> bool:
+        """Whether every worst attack was chosen on other episodes than it is reported on."""
+        return all(set(self.epsilons) <= set(run.chosen) for row in self.rows for run in row.runs)
 
     @property
     def plain(self) -> Row | None:
@@ -127,17 +134,20 @@ def _row(
         for condition in evidence.conditions
     }
     worst = {
-        epsilon: min(
-            (condition for condition in robust if condition.epsilon == epsilon),
-            key=lambda condition: robust[condition].mean,
-        )
+        epsilon: [run.worst(epsilon) for run in runs]
         for epsilon in dict.fromkeys(condition.epsilon for condition in robust)
     }
     return Row(
         method=method,
         clean=_estimate([run.clean for run in runs], level=level),
         robust=robust,
-        worst=worst,
+        worst={epsilon: Counter(found).most_common(1)[0][0] for epsilon, found in worst.items()},
+        strongest={
+            epsilon: _estimate(
+                [run.attacked[condition] for run, condition in zip(runs, found, strict=True)], level=level
+            )
+            for epsilon, found in worst.items()
+        },
         price=None if method.plain or baseline is None else _price(baseline, runs, level=level),
         runs=runs,
     )

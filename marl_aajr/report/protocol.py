@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from marl_aajr.report.records import Attacked, Evaluation, Outcome, RunRecord
 
@@ -19,6 +19,9 @@ class Protocol:
     seed: int
     actions: str
     level: float
+    units: str = ""
+    agents: str = ""
+    num_envs: int = 0
 
     @classmethod
     def of(cls, evaluation: Evaluation) -> Protocol:
@@ -30,12 +33,17 @@ class Protocol:
             seed=evaluation.seed,
             actions=evaluation.actions,
             level=evaluation.interval.level,
+            units=evaluation.units,
+            agents=evaluation.part,
+            num_envs=evaluation.num_envs,
         )
 
     def __str__(self) -> str:
         return (
             f"{self.environment}, {self.episodes} episodes, seed {self.seed}, "
             f"{self.actions} actions, {100 * self.level:g} % intervals"
+            + (f", ε in {self.units} units" if self.units else "")
+            + (f", attack on {self.agents} only" if self.agents else "")
         )
 
 
@@ -58,11 +66,27 @@ class Condition:
 
 @dataclass(frozen=True)
 class Results:
-    """The evaluations of one run under the common protocol."""
+    """The evaluations of one run under the common protocol.
+
+    Attributes:
+        run: the run.
+        clean: without an attack.
+        attacked: under each attack and size.
+        chosen: ε -> the worst attack, chosen on episodes that are not reported; without the sizes of which
+            the evaluation chose none, or one that not all runs faced.
+    """
 
     run: RunRecord
     clean: Outcome
     attacked: Mapping[Condition, Attacked]
+    chosen: Mapping[float, Condition] = field(default_factory=dict)
+
+    def worst(self, epsilon: float) -> Condition:
+        """The attack of a size that hurts this run most: as chosen, or else by the returns reported."""
+        if epsilon in self.chosen:
+            return self.chosen[epsilon]
+        tried = [condition for condition in self.attacked if condition.epsilon == epsilon]
+        return min(tried, key=lambda condition: self.attacked[condition].mean)
 
 
 @dataclass(frozen=True)
@@ -110,8 +134,13 @@ def gather(records: Sequence[RunRecord]) -> Evidence:
         )
     conditions = {key: _condition(key, common) for key in common}
     results = tuple(
-        Results(record, clean, {conditions[key]: attacked[key] for key in common})
-        for record, (clean, attacked) in zip(records, merged, strict=True)
+        Results(
+            record,
+            clean,
+            {conditions[key]: attacked[key] for key in common},
+            _chosen(found[protocol], conditions),
+        )
+        for record, found, (clean, attacked) in zip(records, per_run, merged, strict=True)
     )
     order = list(dict.fromkeys(condition.attack for condition in conditions.values()))
     ordered = sorted(conditions.values(), key=lambda c: (order.index(c.attack), c.epsilon))
@@ -154,6 +183,15 @@ def _merge(record: RunRecord, evaluations: Sequence[Evaluation]) -> tuple[Outcom
                 raise _contradiction(record, _name(key))
             attacked[key] = outcome
     return clean, attacked
+
+
+def _chosen(
+    evaluations: Sequence[Evaluation], conditions: Mapping[_Key, Condition]
+) -> dict[float, Condition]:
+    """Of several files, the choice with the lowest return on the selection episodes."""
+    choices = sorted((c for e in evaluations for c in e.worst), key=lambda c: -c.selection_return)
+    keys = {choice.epsilon: (choice.attack, choice.settings, choice.epsilon) for choice in choices}
+    return {epsilon: conditions[key] for epsilon, key in keys.items() if key in conditions}
 
 
 def _contradiction(record: RunRecord, what: str) -> ValueError:

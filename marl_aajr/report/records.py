@@ -91,6 +91,32 @@ class Attacked(Outcome):
     success_rate: float | None = None
 
 
+class Chosen(_Frozen):
+    """The worst attack of one size, chosen on episodes that are not reported."""
+
+    attack: str
+    settings: str
+    epsilon: FiniteFloat
+    selection_return: FiniteFloat
+
+
+class Check(_Frozen):
+    """One question about whether the evaluation can be believed, and its answer."""
+
+    name: str
+    verdict: Literal["pass", "warn", "fail"]
+    text: str
+
+
+class Rows(_Frozen):
+    """What was played with another kind of actions than the first."""
+
+    actions: str
+    clean: Outcome
+    attacks: tuple[Attacked, ...]
+    worst: tuple[Chosen, ...] = ()
+
+
 class Evaluation(_Frozen):
     """One file of RUN/evaluations."""
 
@@ -102,10 +128,25 @@ class Evaluation(_Frozen):
     interval: IntervalRule
     clean: Outcome
     attacks: tuple[Attacked, ...]
+    worst: tuple[Chosen, ...] = ()
+    others: tuple[Rows, ...] = ()
+    checks: tuple[Check, ...] = ()
+    units: str = ""
+    agents: tuple[str, ...] = ()
+    teams: dict[str, str] = {}
+    team: str = ""
+    num_envs: int = 0
+
+    @property
+    def part(self) -> str:
+        """The attacked agents, where they are not the whole team; else nothing."""
+        members = {agent for agent, team in self.teams.items() if team == self.team}
+        return "" if not self.agents or members == set(self.agents) else ", ".join(self.agents)
 
     @model_validator(mode="after")
     def _as_many_returns_as_episodes(self) -> Evaluation:
-        for outcome in (self.clean, *self.attacks):
+        others = (outcome for rows in self.others for outcome in (rows.clean, *rows.attacks))
+        for outcome in (self.clean, *self.attacks, *others):
             if len(outcome.returns) != self.episodes:
                 raise ValueError(f"{len(outcome.returns)} returns for {self.episodes} episodes")
         return self

@@ -88,7 +88,20 @@ def evaluation(
             }
             for (attack, epsilon), loss in attacks.items()
         ],
+        "worst": [chosen(clean, attacks, epsilon) for epsilon in dict.fromkeys(e for _, e in attacks)],
         **changes,
+    }
+
+
+def chosen(clean: float, attacks: Mapping[tuple[str, float], float], epsilon: float) -> dict[str, Any]:
+    """The attack of a size that took most on the selection episodes: here, the same as on the reported."""
+    loss, attack = min((loss, attack) for (attack, e), loss in attacks.items() if e == epsilon)
+    settings = f"{attack.upper()}(norm='linf', steps=10)"
+    return {
+        "attack": attack,
+        "settings": settings,
+        "epsilon": epsilon,
+        "selection_return": clean + loss,
     }
 
 

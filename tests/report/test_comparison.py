@@ -2,13 +2,14 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 
 from marl_aajr.report import Comparison, RunRecord, compare, load_run
+from marl_aajr.report.cautions import cautions
 from marl_aajr.report.statistics import over_runs
-from tests.report.factory import config, evaluation, write_method, write_run
+from tests.report.factory import chosen, config, evaluation, write_method, write_run
 
 
 def load(paths: list[Path]) -> list[RunRecord]:
@@ -200,3 +201,59 @@ def test_files_that_contradict_each_other_are_refused(
 
     with pytest.raises(ValueError, match=f"disagree on {what}.*delete the outdated file"):
         compare([run])
+
+
+class TestTheWorstAttack:
+    """Each run has its own, chosen on episodes that are not reported; runs are put together afterwards."""
+
+    attacks: ClassVar[dict[tuple[str, float], float]] = {("noise", 0.1): -9.0, ("pgd", 0.1): -8.0}
+
+    def test_it_is_the_one_chosen_elsewhere_not_the_lowest_reported(self, tmp_path: Path) -> None:
+        choice = chosen(-40.0, {("pgd", 0.1): -30.0}, 0.1)
+        comparison = compare(with_evaluations(tmp_path, evaluation(attacks=self.attacks, worst=[choice])))
+        (row,) = comparison.rows
+        assert comparison.chosen_elsewhere
+        assert row.worst[0.1].attack == "pgd"
+        assert row.worst_return(0.1).mean == -48.0
+
+    def test_each_run_counts_with_its_own(self, tmp_path: Path) -> None:
+        """Run 0 falls to −49 by noise, run 1 to −70 by pgd: their mean is neither attack's mean."""
+        other = {("noise", 0.1): -9.0, ("pgd", 0.1): -30.0}
+        runs = with_evaluations(tmp_path, evaluation(attacks=self.attacks), evaluation(attacks=other))
+        (row,) = compare(runs).rows
+        assert row.worst_return(0.1).mean == pytest.approx((-49.0 - 70.0) / 2)
+        assert {estimate.mean for estimate in row.robust.values()} == {-49.0, -59.0}
+
+    def test_without_a_choice_it_is_the_lowest_reported_and_said_so(self, tmp_path: Path) -> None:
+        comparison = compare(with_evaluations(tmp_path, evaluation(attacks=self.attacks, worst=[])))
+        assert not comparison.chosen_elsewhere
+        assert comparison.rows[0].worst_return(0.1).mean == -49.0
+        assert any("on the very episodes that it is reported on" in line for line in cautions(comparison))
+
+    def test_evaluations_of_other_agents_units_or_copies_are_another_protocol(self, tmp_path: Path) -> None:
+        teams = {"a": "team", "b": "team"}
+        whole = {**evaluation(team="team", agents=["a", "b"]), "teams": teams}
+        for i, change in enumerate(({"agents": ["a"]}, {"units": "raw"}, {"num_envs": 7})):
+            with pytest.raises(ValueError, match="expected runs evaluated on the same environment"):
+                compare(with_evaluations(tmp_path / str(i), whole, {**whole, **change}))
+
+
+class TestChecks:
+    def test_a_failed_check_comes_first_and_loud(self, tmp_path: Path) -> None:
+        checks = [
+            {"name": "gradients", "verdict": "fail", "text": "Gradient masking: all zero."},
+            {"name": "saturation", "verdict": "warn", "text": "Saturated."},
+            {"name": "order", "verdict": "pass", "text": "Fine."},
+        ]
+        (run,) = with_evaluations(tmp_path, evaluation(checks=checks))
+        first, second, *rest = cautions(compare([run]))
+        assert first.startswith("EVALUATION FAILED, gradients (")
+        assert first.endswith("run-0): Gradient masking: all zero.")
+        assert second.startswith("Evaluation, saturation")
+        assert not any("Fine." in line for line in rest)
+
+    def test_only_the_evaluations_that_are_shown_count(self, tmp_path: Path) -> None:
+        checks = [{"name": "gradients", "verdict": "fail", "text": "Masked."}]
+        files = {"long": evaluation(episodes=50), "short": evaluation(episodes=20, checks=checks)}
+        run = load_run(write_run(tmp_path / "run", evaluations=files))
+        assert not any("FAILED" in line for line in cautions(compare([run])))
