@@ -16,6 +16,7 @@ from marl_aajr.rllib.fast_runner import FastEnvRunner
 from marl_aajr.rllib.internals import custom_connectors, episode_callbacks
 from marl_aajr.rllib.lean_learner import LeanPPOTorchLearner
 from marl_aajr.rllib.learner import robust_learner_class
+from marl_aajr.rllib.resumable import resumable_learner_class
 from marl_aajr.rllib.returns import EpisodeReturns
 from marl_aajr.rollout.central import Critic
 from marl_aajr.rollout.environments import EnvironmentSpec, resolve
@@ -83,7 +84,7 @@ def fast(
 
 
 def _lean(learner: type) -> type:
-    classes = {PPOTorchLearner: LeanPPOTorchLearner}
+    classes = dict.fromkeys((PPOTorchLearner, resumable_learner_class(PPOTorchLearner)), LeanPPOTorchLearner)
     classes |= {robust_learner_class(base): robust_learner_class(lean) for base, lean in classes.items()}
     return classes.get(learner, learner)
 

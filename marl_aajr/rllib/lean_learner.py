@@ -34,10 +34,11 @@ from marl_aajr.rllib.internals import (
 from marl_aajr.rllib.minibatches import Index, minibatches, needed
 from marl_aajr.rllib.module_loss import GRADIENT, ModuleLoss
 from marl_aajr.rllib.ppo_loss import PPOCoefficients
+from marl_aajr.rllib.resumable import ResumableLearnerMixin
 from marl_aajr.rollout.fragments import map_tree
 
 
-class LeanPPOTorchLearner(OpenPPOTorchLearner):
+class LeanPPOTorchLearner(ResumableLearnerMixin, OpenPPOTorchLearner):
     """PPO's learner; see the module's documentation.
 
     A gradient that is not finite raises `NonFiniteError` instead of being set to zero.

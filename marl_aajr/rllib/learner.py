@@ -21,6 +21,7 @@ from marl_aajr.rllib.agreement import check_all_have_rows, everyones
 from marl_aajr.rllib.internals import add_to_policy_loss, backends_for, in_step, learner_index
 from marl_aajr.rllib.policy import snapshot
 from marl_aajr.rllib.regularized import RegularizedModule, Report
+from marl_aajr.rllib.resumable import ResumableLearnerMixin
 
 REGULARIZERS_KEY = "marl_aajr_regularizers"
 """Where :func:`~marl_aajr.rllib.robustify` leaves the regularizers in ``config.learner_config_dict``."""
@@ -28,7 +29,7 @@ REGULARIZERS_KEY = "marl_aajr_regularizers"
 STATE_KEY = "marl_aajr"
 
 
-class RobustLearnerMixin(TorchLearner):
+class RobustLearnerMixin(ResumableLearnerMixin):
     """Adds each module's regularizer to its loss; see :func:`robust_learner_class`."""
 
     def build(self) -> None:

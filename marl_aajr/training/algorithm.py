@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from ray.rllib.algorithms.algorithm import Algorithm
 from ray.rllib.algorithms.ppo import PPOConfig
+from ray.rllib.algorithms.ppo.torch.ppo_torch_learner import PPOTorchLearner
 from ray.rllib.core.rl_module.multi_rl_module import MultiRLModuleSpec
 
 from marl_aajr.distributions import from_space
@@ -32,6 +33,7 @@ from marl_aajr.rllib.modules import (
 )
 from marl_aajr.rllib.observation_filter import ObservationNormalizer, filtered_shape
 from marl_aajr.rllib.observations import check_leaves
+from marl_aajr.rllib.resumable import resumable_learner_class
 from marl_aajr.rllib.returns import EpisodeReturns
 from marl_aajr.rllib.runner import RunEnvRunner
 from marl_aajr.rollout.central import CentralView, with_state
@@ -91,7 +93,7 @@ class ModuleOf:
 def build_config(config: RunConfig) -> PPOConfig:
     """RLlib's configuration of a run.
 
-    With the stock runner, method ``none`` trains with RLlib's unmodified PPO learner.
+    With the stock runner, method ``none`` trains with RLlib's own PPO learner; its checkpoints hold more.
 
     Raises:
         ValueError: an unknown environment, or one that cannot be played with this method, model or filter.
@@ -169,6 +171,7 @@ def _set_filter(result: PPOConfig, config: RunConfig, roster: Roster) -> None:
 def _set_method(result: PPOConfig, config: RunConfig, roster: Roster) -> None:
     regularizer = config.method.regularizer(env_steps=config.env_steps)
     if regularizer is None:
+        result.learners(learner_class=resumable_learner_class(PPOTorchLearner))
         return
     # A centralised critic does not judge an observation alone.
     offers = EVERYTHING if config.model.critic == "own" else EVERYTHING - {"critic"}

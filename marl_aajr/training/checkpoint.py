@@ -7,12 +7,11 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from ray.rllib.algorithms.algorithm import Algorithm
 
-from marl_aajr.rllib.internals import learner_extras, restore_learner_extras
 from marl_aajr.training.files import new_folder, write_json
 
 _ALGORITHM, _TRAINER, _MANIFEST = "algorithm", "trainer.json", "manifest.json"
@@ -26,21 +25,18 @@ class Progress:
         iteration: iterations done.
         env_steps: environment steps done.
         seconds: wall time spent on them, over all resumes.
-        kl_coefficients: RLlib's adaptive KL coefficient of each module.
     """
 
     iteration: int = 0
     env_steps: int = 0
     seconds: float = 0.0
-    kl_coefficients: dict[str, float] = field(default_factory=dict)
 
 
 def save_checkpoint(algorithm: Algorithm, progress: Progress, folder: Path) -> None:
     """Write a checkpoint that appears under its name when it is complete."""
     with new_folder(folder) as fresh:
         algorithm.save_to_path(str((fresh / _ALGORITHM).absolute()))
-        state = asdict(progress) | {"kl_coefficients": learner_extras(algorithm)}
-        write_json(fresh / _TRAINER, state)
+        write_json(fresh / _TRAINER, asdict(progress))
         write_json(fresh / _MANIFEST, _checksums(fresh))
 
 
@@ -61,10 +57,9 @@ def check_checkpoint(folder: Path) -> Progress:
         raise ValueError(f"the checkpoint {folder} is damaged ({error}); {cure}") from None
 
 
-def restore_checkpoint(algorithm: Algorithm, progress: Progress, folder: Path) -> None:
+def restore_checkpoint(algorithm: Algorithm, folder: Path) -> None:
     """Put a new algorithm into the state of a checkpoint that :func:`check_checkpoint` has passed."""
     algorithm.restore_from_path(str((folder / _ALGORITHM).absolute()))
-    restore_learner_extras(algorithm, progress.kl_coefficients, env_steps=progress.env_steps)
 
 
 def _checksums(folder: Path) -> dict[str, str]:

@@ -143,7 +143,7 @@ class _Training:
                 remote_errors_raise(algorithm)
                 if progress.iteration > 0:
                     folder = self.directory.checkpoint(progress.iteration)
-                    restore_checkpoint(algorithm, progress, folder)
+                    restore_checkpoint(algorithm, folder)
                 self._loop(algorithm, curves)
         except KeyboardInterrupt:
             self._write_status("interrupted")

@@ -9,6 +9,7 @@ from ray.rllib.algorithms.ppo.torch.ppo_torch_learner import PPOTorchLearner
 from torch import nn
 
 from marl_aajr.rllib.learner import REGULARIZERS_KEY
+from marl_aajr.rllib.resumable import ResumableLearnerMixin, resumable_learner_class
 from marl_aajr.training.algorithm import build_config, roster_of
 from marl_aajr.training.config import PPOSettings, make_config
 from tests.training.runs import tiny
@@ -39,7 +40,9 @@ def test_sides_do_not_share_even_where_their_spaces_are_the_same() -> None:
 
 def test_method_none_on_the_stock_runner_is_rllibs_own_learner() -> None:
     config = build_config(tiny(resources={"runner": "stock"}))
-    assert config.learner_class is PPOTorchLearner
+    assert config.learner_class is resumable_learner_class(PPOTorchLearner)
+    changed = {name for name, value in vars(ResumableLearnerMixin).items() if callable(value)}
+    assert changed == {"get_state", "set_state"}
     assert not config.learner_config_dict
 
 

@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from ray.rllib.algorithms.algorithm import Algorithm
 from ray.rllib.algorithms.algorithm_config import AlgorithmConfig
 from ray.rllib.algorithms.impala.torch.impala_torch_learner import IMPALATorchLearner
 from ray.rllib.algorithms.ppo.torch.ppo_torch_learner import PPOTorchLearner
@@ -24,6 +23,7 @@ from ray.rllib.utils.metrics import (
     NUM_MODULE_STEPS_TRAINED_LIFETIME,
     WEIGHTS_SEQ_NO,
 )
+from ray.rllib.utils.schedules.scheduler import Scheduler
 from torch import Tensor
 
 from marl_aajr.jacobian import BACKENDS, Backend
@@ -74,31 +74,34 @@ def in_step(learner: TorchLearner) -> bool:
     return learner.config.num_learners > 1 and not isinstance(learner, IMPALATorchLearner)
 
 
-def learner_extras(algorithm: Algorithm) -> dict[str, float]:
-    """What PPO's learner adapts and leaves out of its state: the KL coefficient of each module."""
-
-    def read(learner: Any) -> dict[str, float]:
-        return {name: float(value) for name, value in learner.curr_kl_coeffs_per_module.items()}
-
-    (first, *_) = algorithm.learner_group.foreach_learner(read)
-    return dict(first.get())
+_COEFFICIENTS = ("curr_kl_coeffs_per_module", "curr_log_alpha")
 
 
-def restore_learner_extras(algorithm: Algorithm, kl: Mapping[str, float], *, env_steps: int) -> None:
-    """Put back :func:`learner_extras`, and the entropy coefficient that its schedule has come to.
+def adapted(learner: TorchLearner) -> dict[str, dict[str, float]]:
+    """What a learner has adapted and leaves out of its state: by name and module."""
+    values = {
+        name: {module_id: float(tensor) for module_id, tensor in getattr(learner, name).items()}
+        for name in _COEFFICIENTS
+        if hasattr(learner, name)
+    }
+    schedules = _entropy_schedules(learner)
+    return values | {"entropy": {name: float(one.get_current_value()) for name, one in schedules.items()}}
 
-    RLlib moves schedules only after an update: without this, the first one after a restore would run with
-    the values of step 0.
-    """
 
-    def write(learner: Any) -> None:
-        for name, value in kl.items():
-            learner.curr_kl_coeffs_per_module[name].data.fill_(value)
-        for name in learner.module.keys():  # noqa: SIM118 - a MultiRLModule is no mapping
-            learner.entropy_coeff_schedulers_per_module[name].update(timestep=env_steps)
+def adapt(learner: TorchLearner, values: Mapping[str, Mapping[str, float]]) -> None:
+    """Put back what :func:`adapted` found."""
+    for name in _COEFFICIENTS:
+        for module_id, value in values.get(name, {}).items():
+            getattr(learner, name)[module_id].data.fill_(value)
+    schedules = _entropy_schedules(learner)
+    for module_id, value in values.get("entropy", {}).items():
+        if schedules[module_id].use_schedule:
+            schedules[module_id].get_current_value().data.fill_(value)
 
-    for result in algorithm.learner_group.foreach_learner(write):
-        result.get()
+
+def _entropy_schedules(learner: TorchLearner) -> dict[str, Scheduler]:
+    schedules = getattr(learner, "entropy_coeff_schedulers_per_module", None)
+    return {} if schedules is None else {name: schedules[name] for name in learner.module.keys()}  # noqa: SIM118
 
 
 def optimizers(learner: TorchLearner) -> list[tuple[torch.optim.Optimizer, list[Any]]]:

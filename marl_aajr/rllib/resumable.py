@@ -1,0 +1,44 @@
+"""Learners whose checkpoints hold all that an update depends on.
+
+RLlib's leave out what adapts outside the networks and the optimizers: PPO's and APPO's KL coefficients, SAC's
+temperature, what a schedule of the entropy bonus has come to. The first update after a restore would run with
+the values of step 0. Learning rates are in the optimizers' state.
+"""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import Any
+
+from ray.rllib.core.learner.torch.torch_learner import TorchLearner
+
+from marl_aajr.rllib.internals import adapt, adapted
+
+ADAPTED_KEY = "marl_aajr_adapted"
+
+
+class ResumableLearnerMixin(TorchLearner):
+    """Adds them to the learner's state; training is the learner's own, bit for bit.
+
+    With several learners, of which RLlib saves the first, their KL coefficients are the first one's: RLlib
+    lets each adapt its own.
+    """
+
+    def get_state(self, components: Any = None, *, not_components: Any = None, **kwargs: Any) -> Any:
+        state = super().get_state(components, not_components=not_components, **kwargs)
+        # Weights are synchronised by the same call, which must stay small.
+        if self._check_component(ADAPTED_KEY, components, not_components):
+            state[ADAPTED_KEY] = adapted(self)
+        return state
+
+    def set_state(self, state: Any) -> None:
+        super().set_state(state)
+        adapt(self, state.get(ADAPTED_KEY, {}))
+
+
+@cache
+def resumable_learner_class(base: type[TorchLearner]) -> type[TorchLearner]:
+    """``base`` with :class:`ResumableLearnerMixin` in front; the same class for the same base."""
+    if issubclass(base, ResumableLearnerMixin):
+        return base
+    return type(f"Resumable{base.__name__}", (ResumableLearnerMixin, base), {"__doc__": base.__doc__})
