@@ -16,9 +16,10 @@ from ray.rllib.core.learner.learner import ENTROPY_KEY, POLICY_LOSS_KEY, VF_LOSS
 from ray.rllib.core.rl_module.torch import TorchRLModule
 from ray.rllib.evaluation.postprocessing import Postprocessing
 from ray.rllib.utils.torch_utils import explained_variance
-from torch import Tensor
+from torch import Tensor, nn
 
 from marl_aajr.rllib.internals import plain_networks
+from marl_aajr.rllib.modules import FlatActorCritic, floats, split
 from marl_aajr.rllib.plain_gradient import plain_gradient
 from marl_aajr.rllib.players import own_distribution
 from marl_aajr.rllib.ppo_loss import PPOCoefficients, PPORows, ppo_loss, ppo_parts
@@ -48,7 +49,7 @@ class ModuleLoss:
     def __init__(self, module: TorchRLModule) -> None:
         self._module = module
         self.distribution = own_distribution(module, module.action_space)
-        self._networks = plain_networks(module)
+        self._networks = _networks(module)
         self._plain = plain_gradient(self._networks, self.distribution)
 
     def forward(
@@ -63,13 +64,20 @@ class ModuleLoss:
         """
         if self._networks is None:
             return self._module.forward_train(columns)
-        obs = columns[Columns.OBS]
+        obs, critic_obs = self._read(columns[Columns.OBS])
         if self._plain is not None and Columns.LOSS_MASK not in columns and not with_graph:
             constants = [columns[name] for name in _ROWS]
-            loss, gradient, rows = self._plain(obs, constants, coefficients)
+            loss, gradient, rows = self._plain(obs, critic_obs, constants, coefficients)
             return {LOSS: loss, GRADIENT: gradient, ROWS: rows}
         actor, critic = self._networks
-        return {Columns.ACTION_DIST_INPUTS: actor(obs), VALUES: critic(obs).squeeze(-1)}
+        return {Columns.ACTION_DIST_INPUTS: actor(obs), VALUES: critic(critic_obs).squeeze(-1)}
+
+    def _read(self, obs: Any) -> tuple[Tensor, Tensor]:
+        """What the actor and the critic read of a batch of observations."""
+        if not isinstance(self._module, FlatActorCritic):
+            return obs, obs
+        own, _ = split(obs)
+        return floats(own), self._module.critic_inputs(obs)
 
     def __call__(
         self,
@@ -125,3 +133,11 @@ class ModuleLoss:
             ENTROPY_KEY: parts["entropy"],
             LEARNER_RESULTS_KL_KEY: divergence.detach(),
         }
+
+
+def _networks(module: TorchRLModule) -> tuple[nn.Sequential, nn.Sequential] | None:
+    """Actor and critic as layers; None where they are more than that."""
+    if not isinstance(module, FlatActorCritic):
+        return plain_networks(module)
+    actor, critic = module.flat_actor, module.flat_critic
+    return None if actor is None or critic is None else (actor, critic)

@@ -168,8 +168,17 @@ class FlatActorCritic(TorchRLModule, ValueFunctionAPI, InferenceOnlyAPI):
     def flat_actor(self) -> nn.Sequential | None:
         """The actor's layers on observations ``[B, d]``; None where there is more to it than layers."""
         box, _ = split(self.observation_space)
-        plain = self.mask_space is None and len(box.shape) == 1
+        plain = self.mask_space is None and len(box.shape) == 1 and self._keeps("_forward", "_forward_train")
         return nn.Sequential(*list(self.actor)[1:]) if plain else None
+
+    @property
+    def flat_critic(self) -> nn.Sequential | None:
+        """The critic's layers on :meth:`critic_inputs`; None where a subclass does something else."""
+        plain = self._keeps("compute_values") and not self.inference_only
+        return nn.Sequential(*list(self.critic)[1:]) if plain else None
+
+    def _keeps(self, *methods: str) -> bool:
+        return all(getattr(type(self), name) is getattr(FlatActorCritic, name) for name in methods)
 
     def get_non_inference_attributes(self) -> list[str]:
         return ["critic"]
@@ -186,6 +195,6 @@ class FlatActorCritic(TorchRLModule, ValueFunctionAPI, InferenceOnlyAPI):
         return values
 
     def critic_inputs(self, obs: Any) -> Tensor:
-        """What the critic reads of a batch of observations."""
+        """What the critic reads of a batch of observations, ``[B, width]``."""
         observation, _ = split(obs)
-        return floats(observation)
+        return floats(observation).flatten(1)

@@ -34,17 +34,18 @@ class PlainGradient:
 
     @torch.no_grad()
     def __call__(
-        self, obs: Tensor, constants: Sequence[Tensor], coefficients: PPOCoefficients
+        self, obs: Tensor, critic_obs: Tensor, constants: Sequence[Tensor], coefficients: PPOCoefficients
     ) -> tuple[Tensor, Gradient, PPORows]:
         """Loss, gradient, and the rows that they are of.
 
         Args:
-            obs: ``[N, d]``.
+            obs: ``[N, d]``, what the actor reads.
+            critic_obs: ``[N, d']``, what the critic reads.
             constants: The columns of `PPORows` that are no outputs.
             coefficients: Of the loss.
         """
         outputs, actor_seen = self._actor.forward(obs)
-        values, critic_seen = self._critic.forward(obs)
+        values, critic_seen = self._critic.forward(critic_obs)
         inputs, graph = self._through_tail(outputs)
         rows = PPORows(inputs, values.squeeze(-1), *constants)
         loss, to_inputs, to_values = loss_and_gradient(self._distribution, rows, coefficients)

@@ -2,30 +2,34 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from ray.rllib.algorithms.ppo import PPOConfig
+from ray.rllib.algorithms.ppo.torch.ppo_torch_learner import PPOTorchLearner
 from ray.rllib.core.columns import Columns
 from ray.rllib.core.rl_module.default_model_config import DefaultModelConfig
 from ray.rllib.core.rl_module.rl_module import RLModuleSpec
 from ray.rllib.evaluation.postprocessing import Postprocessing
+from ray.rllib.policy.sample_batch import MultiAgentBatch, SampleBatch
 
 from marl_aajr import AAJR, robustify
 from marl_aajr.rllib.env import PettingZooEnv, register
 from marl_aajr.rllib.fast_connector import FragmentsToBatch
 from marl_aajr.rllib.internals import observation_normalizer
+from marl_aajr.rllib.lean_learner import LeanPPOTorchLearner
 from marl_aajr.rllib.mappo import MAPPOModule
 from marl_aajr.rollout.central import Critic
 from marl_aajr.rollout.environments import resolve
 from marl_aajr.training.algorithm import build_algorithm, build_config, roster_of
 from marl_aajr.training.export import export_victim
 from tests.rllib import fast_runs
-from tests.rllib.learners import ppo_config
+from tests.rllib.learners import ppo_config, update, weights
 from tests.rllib.policy_cases import CASES, columns_of
-from tests.rllib.test_policies import built
+from tests.rllib.test_policies import built, regularized
 from tests.training.runs import tiny
 
 SPREAD = resolve("marl_aajr.envs.simple_spread_v3", {"N": 2, "max_cycles": 3})
@@ -45,6 +49,50 @@ def test_the_actor_reads_its_own_observation_and_the_critic_the_whole_game() -> 
     values = module.compute_values({Columns.OBS: obs})
     gradients = torch.autograd.grad(values.sum(), [state, obs["observation"]])
     assert all(bool((gradient != 0).all()) for gradient in gradients)
+
+
+def test_the_adversary_moves_the_actors_observation_alone() -> None:
+    case = CASES["mappo"]
+    module: Any = case.spec.build()
+    columns = columns_of(case, module)
+    obs = regularized(case, AAJR(), module).sample(columns, None).obs
+    assert torch.equal(obs, columns[Columns.OBS]["observation"])
+
+
+@pytest.mark.parametrize("name", ["mappo", "mappo-box", "mappo-masked"])
+def test_the_lean_learner_makes_rllibs_updates(name: str) -> None:
+    """With the gradient written out where actor and critic are plain layers."""
+    trained = []
+    for kind in (PPOTorchLearner, LeanPPOTorchLearner):
+        config = ppo_config("a", use_kl_loss=False, minibatch_size=6).learners(learner_class=kind)
+        learner: Any = built(config, CASES[name])
+        columns = columns_of(CASES[name], learner.module["a"].unwrapped())
+        del columns[Columns.LOSS_MASK]
+        update(learner, MultiAgentBatch({"a": SampleBatch(columns)}, env_steps=6))
+        trained.append(weights(learner))
+    assert (learner._losses["a"]._plain is None) == (name == "mappo-masked")
+    torch.testing.assert_close(trained[1], trained[0], rtol=1e-5, atol=1e-6)
+
+
+class Halved(MAPPOModule):
+    """A user's own: with more to it than layers."""
+
+    def _forward(self, batch: dict[str, Any], **_: Any) -> dict[str, Any]:
+        out = super()._forward(batch)
+        return {Columns.ACTION_DIST_INPUTS: 0.5 * out[Columns.ACTION_DIST_INPUTS]}
+
+    def compute_values(self, batch: dict[str, Any], embeddings: Any = None) -> torch.Tensor:
+        return 0.5 * super().compute_values(batch)
+
+
+def test_what_a_subclass_changes_is_not_passed_by() -> None:
+    case = replace(CASES["mappo"], module=Halved)
+    module: Any = case.spec.build()
+    columns = columns_of(case, module)
+    sample = regularized(case, AAJR(), module).sample(columns, None)
+    assert torch.equal(sample.policy(sample.obs), columns[Columns.ACTION_DIST_INPUTS])
+    assert module.flat_actor is None
+    assert module.flat_critic is None
 
 
 def test_runners_and_players_do_without_the_critic() -> None:
