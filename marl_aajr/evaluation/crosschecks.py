@@ -31,6 +31,8 @@ _MARGIN = 0.05
 _LEVEL = 0.99
 _CONVERGED = 0.1
 
+_WHITE = ("one step", "ten steps", "twenty steps", "strong")
+
 Gains = Mapping[str, Tensor]
 """By attack: g(δ) − g(0) of every probed decision, ``[B]``."""
 
@@ -135,10 +137,9 @@ def _monotone(gains: Mapping[float, Gains]) -> Check:
 
 def _black_box(gains: Mapping[float, Gains]) -> list[Check]:
     name = "no gradients ≤ gradients"
-    white = ("one step", "ten steps", "twenty steps", "strong")
     for epsilon, gain in gains.items():
-        best = torch.stack([gain[rung] for rung in white]).amax(0)
-        for rung in gain.keys() - {*white, "noise"}:
+        best = torch.stack([gain[rung] for rung in _WHITE]).amax(0)
+        for rung in gain.keys() - {*_WHITE, "noise"}:
             if _ahead(gain[rung], best):
                 share = (gain[rung] > best).double().mean().item()
                 return [

@@ -175,8 +175,11 @@ def _checks(player: Player, attacks: Sequence[Attack], rows: Sequence[Rows], pro
         for sample in samples
     ]
     transfers = list({a.source: a for a in attacks if isinstance(a, Transfer)}.values())
-    gains = {
-        epsilon: climb(samples, victim, ladder(by_size[epsilon], transfers), units=units, seed=seed)
-        for epsilon in sorted(by_size)
-    }
-    return [*report(health), *objective_checks(gains), *(c for row in rows for c in return_checks(row))]
+    found = report(health)
+    if all(h.differentiable for h in health):
+        gains = {
+            epsilon: climb(samples, victim, ladder(by_size[epsilon], transfers), units=units, seed=seed)
+            for epsilon in sorted(by_size)
+        }
+        found += objective_checks(gains)
+    return [*found, *(check for row in rows for check in return_checks(row))]

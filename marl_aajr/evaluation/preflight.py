@@ -16,6 +16,7 @@ from torch import Tensor
 
 from marl_aajr.distributions import ActionDistribution, DiagGaussian, MultiCategorical
 from marl_aajr.evaluation.probe import Sample
+from marl_aajr.evaluation.protocol import differentiable
 from marl_aajr.evaluation.results import Check, Verdict
 from marl_aajr.objectives import Clean, make_objective, value_and_gradient
 from marl_aajr.threat import PerturbationSet
@@ -37,6 +38,7 @@ class Health:
     Attributes:
         agent: one of the agents that it plays for.
         rows: decisions looked at.
+        differentiable: whether torch can follow the policy to its inputs.
         spread: largest difference between the outputs of five calls at the same observations.
         zero_gradient: share of decisions where the attack's objective has no gradient.
         hidden: share of decisions without a gradient whose outputs noise in the set does change.
@@ -47,6 +49,7 @@ class Health:
 
     agent: str
     rows: int
+    differentiable: bool
     spread: float
     zero_gradient: float
     hidden: float
@@ -79,6 +82,7 @@ def examine(
     return Health(
         agent=sample.agent,
         rows=len(obs),
+        differentiable=differentiable(policy, obs),
         spread=spread,
         zero_gradient=flat.float().mean().item(),
         hidden=(flat & moved).float().mean().item(),
@@ -100,7 +104,7 @@ def _has_gradient(
     gaussian = isinstance(policy.distribution, DiagGaussian)
     g = make_objective("kl" if gaussian else "margin").bind(policy, Clean(outputs))
     delta = perturbations.sample(obs, generator=generator) if gaussian else torch.zeros_like(obs)
-    if not policy(obs[:1].detach().requires_grad_(True)).requires_grad:
+    if not differentiable(policy, obs):
         return torch.zeros(len(obs), dtype=torch.bool)
     _, gradient = value_and_gradient(g, obs, delta)
     return gradient.abs().amax(-1) > 0
@@ -145,8 +149,16 @@ def _randomised(health: Sequence[Health]) -> Check:
 
 
 def _masked(health: Sequence[Health]) -> Check:
-    worst = max(health, key=lambda h: (h.hidden, h.zero_gradient))
     name = "gradients"
+    opaque = [h.agent for h in health if not h.differentiable]
+    if opaque:
+        return Check(
+            name,
+            "warn",
+            f"The policy of {opaque[0]} cannot be differentiated: only attacks without gradients were tried, "
+            "and a stronger adversary than they may exist.",
+        )
+    worst = max(health, key=lambda h: (h.hidden, h.zero_gradient))
     if worst.hidden > _HIDDEN_SHARE:
         return Check(
             name,

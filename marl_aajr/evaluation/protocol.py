@@ -12,11 +12,13 @@ from typing import Any
 import numpy as np
 import torch
 from gymnasium import spaces
+from torch import Tensor
 
 from marl_aajr.attacks import Attack, attack_class, make_attack
 from marl_aajr.attacks.transfer import Transfer
 from marl_aajr.checks import one_of
 from marl_aajr.evaluation.suites import Actions, Suite, Units, load_suite
+from marl_aajr.policy import Policy
 from marl_aajr.rollout.batched import BatchedEnv
 from marl_aajr.victims import Victim
 
@@ -258,18 +260,17 @@ def check_attack(attack: Attack, victim: Victim, agents: Sequence[str]) -> None:
         attack.perturbations.project(nothing, nothing)
         if attack.ready:
             attack.against(victim, agent)
-        if attack.access == "gradients" and not _differentiable(victim, agent):
+        if attack.access == "gradients" and not differentiable(victim.policy(agent), nothing):
             raise ValueError(
                 f"expected a policy with gradients for the attack {attack.name!r}, got one for {agent!r} "
                 "that torch cannot differentiate by its inputs; use square, noise-worst or transfer"
             )
 
 
-def _differentiable(victim: Victim, agent: str) -> bool:
-    """Whether torch can follow the policy from its outputs to its inputs (the gradient may well be zero)."""
-    size = int(np.prod(victim.observation_spaces[agent].shape or ()))
+def differentiable(policy: Policy, obs: Tensor) -> bool:
+    """Whether torch can follow the outputs to the inputs; the gradient may be zero all the same."""
     with torch.enable_grad():
-        return victim.policy(agent)(torch.zeros(1, size, requires_grad=True)).requires_grad
+        return policy(obs.detach().clone().requires_grad_(True)).requires_grad
 
 
 def _resolve(attack: str | Attack, epsilon: float) -> Attack:

@@ -1,0 +1,248 @@
+"""Suites: a readable file that is checked when it is read, and what it makes of an evaluation."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import yaml
+
+from marl_aajr.attacks import ATTACKS, make_attack
+from marl_aajr.evaluation import Suite, builtin_suites, evaluate, load_suite
+from marl_aajr.evaluation.episodes import SELECTION, derived_seed
+from marl_aajr.evaluation.units import through_filter
+from marl_aajr.rollout.environments import resolve
+from marl_aajr.threat import PerturbationSet
+from marl_aajr.victims import ObservationFilter
+from tests.evaluation.players import moves, sign_reader, signs, team
+from tests.networks import generator, observations
+
+FIELDS: dict[str, Any] = {
+    "summary": "for tests",
+    "episodes": 6,
+    "selection_episodes": 4,
+    "actions": ["greedy"],
+    "units": "raw",
+    "epsilons": [0.9, 1.1],
+    "attacks": ["noise", "pgd-margin"],
+}
+SPREAD = resolve("marl_aajr.envs.simple_spread_v3", {"max_cycles": 5})
+
+
+def suite(**changes: Any) -> Suite:
+    return Suite.model_validate({"name": "mine", **FIELDS, **changes})
+
+
+class TestFile:
+    def test_the_three_suites_and_what_issue_and_field_demand_of_them(self) -> None:
+        suites = builtin_suites()
+        assert list(suites) == ["quick", "standard", "full"]
+        for name in ("standard", "full"):
+            chosen = suites[name]
+            assert chosen.episodes >= 100
+            assert set(chosen.actions) == {"greedy", "sampled"}
+            assert chosen.units == "raw"
+            assert chosen.selection_episodes > 0
+            accesses = {ATTACKS[entry.attack].access for entry in chosen.attacks}
+            assert accesses == {"none", "queries", "gradients", "surrogate"}
+        assert {entry.attack for entry in suites["full"].attacks} == set(ATTACKS)
+        assert len(suites["standard"].epsilons) == 3
+
+    def test_a_file_of_your_own(self, tmp_path: Path) -> None:
+        path = tmp_path / "mine.yaml"
+        path.write_text(yaml.safe_dump({**FIELDS, "attacks": [{"attack": "pgd", "steps": 3}]}))
+        chosen = load_suite(path)
+        assert chosen.name == "mine"
+        assert chosen.attacks[0].at(0.5) == make_attack("pgd", epsilon=0.5, steps=3)
+
+    @pytest.mark.parametrize(
+        ("change", "message"),
+        [
+            ({"attacks": ["pdg"]}, r"attacks: expected an attack out of pgd, .*; got 'pdg'"),
+            ({"attacks": [{"attack": "pgd", "sped": 1}]}, "settings of 'pgd' out of .*; got sped"),
+            ({"attacks": []}, "attacks: .*at least 1"),
+            ({"attacks": ["pgd", "pgd"]}, "expected each attack once"),
+            ({"epsilons": [0.1, -1]}, r"epsilons\.1: .*greater than 0"),
+            ({"epsilons": [0.1, 0.1]}, "epsilons: expected each once"),
+            ({"epsilons": [float("nan")]}, r"epsilons\.0: "),
+            ({"actions": ["random"]}, r"actions\.0: .*'greedy' or 'sampled'"),
+            ({"units": "metres"}, "units: .*'raw' or 'network'"),
+            ({"episodes": 0}, "episodes: .*greater than or equal to 1"),
+            ({"episode": 10}, "episode: Extra inputs"),
+        ],
+    )
+    def test_mistakes_are_named_with_suite_file_and_field(
+        self, tmp_path: Path, change: dict[str, Any], message: str
+    ) -> None:
+        path = tmp_path / "mine.yaml"
+        path.write_text(yaml.safe_dump({**FIELDS, **change}))
+        with pytest.raises(ValueError, match=rf"suite 'mine' in .*mine\.yaml, .*{message}"):
+            load_suite(path)
+
+    def test_unknown_names_and_files(self, tmp_path: Path) -> None:
+        with pytest.raises(ValueError, match="a suite out of quick, standard, full; got 'quik'"):
+            load_suite("quik")
+        with pytest.raises(ValueError, match=r"a suite's file, got .*none\.yaml, which does not exist"):
+            load_suite(tmp_path / "none.yaml")
+        (tmp_path / "list.yaml").write_text("- 1")
+        with pytest.raises(ValueError, match=r"the fields of one suite in .*list\.yaml, got list"):
+            load_suite(tmp_path / "list.yaml")
+
+
+class TestWorst:
+    def test_it_is_chosen_on_other_episodes_and_reported_on_these(self) -> None:
+        victim = team(SPREAD)
+        attacks = ["fgsm", "pgd-margin", "pgd-targeted"]
+        result = evaluate(victim, SPREAD, suite=suite(attacks=attacks, epsilons=[0.5]), seed=3)
+        elsewhere = evaluate(
+            victim,
+            SPREAD,
+            attacks=[(name, 0.5) for name in attacks],
+            episodes=4,
+            seed=derived_seed(3, SELECTION),
+        )
+        assert elsewhere.clean.returns != result.clean.returns[:4]
+        (worst,) = result.worst
+        tried = {row.attack.name: row.outcome.mean for row in elsewhere.attacks}
+        assert worst.chosen.attack.name == min(tried, key=lambda name: tried[name])
+        assert worst.selected_on == pytest.approx(min(tried.values()))
+        row = next(r for r in result.attacks if r.attack == worst.chosen.attack)
+        assert worst.chosen.outcome == row.outcome
+
+    def test_one_for_each_size(self) -> None:
+        result = evaluate(team(signs(), sign_reader()), suite=suite())
+        assert [(w.epsilon, w.chosen.attack.name) for w in result.worst][1] == (1.1, "pgd-margin")
+        assert result.worst[1].chosen.outcome.mean == -result.clean_return
+
+    def test_without_selection_nothing_is_chosen(self) -> None:
+        assert evaluate(team(signs(), sign_reader()), attacks=[("pgd", 1.1)], episodes=3).worst == ()
+
+
+class TestActions:
+    def test_sampled_actions_are_paired_with_greedy_ones_and_share_their_random_numbers(self) -> None:
+        """An attack that may not touch what counts changes no sampled action: the numbers are the same."""
+        harmless = make_attack("noise", epsilon=9.0, mask=(False, True))
+        result = evaluate(
+            team(signs(), sign_reader()),
+            attacks=[(harmless, 9.0)],
+            actions=["greedy", "sampled"],
+            episodes=20,
+            num_envs=6,
+        )
+        greedy, sampled = result.rows
+        assert (greedy.actions, sampled.actions) == ("greedy", "sampled")
+        assert sampled.clean.mean < greedy.clean.mean, "the sign reader is unsure at x = ±1: p = 0.88"
+        assert sampled.attacks[0].outcome.returns == sampled.clean.returns
+        assert result.clean is greedy.clean
+
+    def test_a_copys_actions_do_not_depend_on_the_others(self) -> None:
+        victim = team(moves())
+        few = evaluate(victim, actions=["sampled"], episodes=3, num_envs=3)
+        again = evaluate(victim, actions=["sampled"], episodes=3, num_envs=3)
+        assert few.clean.returns == again.clean.returns
+        other = evaluate(victim, actions=["sampled"], episodes=3, num_envs=3, seed=1)
+        assert other.clean.returns != few.clean.returns
+
+    def test_sampled_frequencies_are_the_policys(self) -> None:
+        """p(right) = σ(2) at x = ±1, so a decision earns 2 σ(2) − 1 on average."""
+        spec = signs(longest=1)
+        result = evaluate(team(spec, sign_reader()), spec, actions=["sampled"], episodes=600)
+        expected = 3 * (2 / (1 + np.exp(-2)) - 1)
+        assert result.clean_return == pytest.approx(expected, abs=0.15)
+
+
+class TestWho:
+    def test_only_the_named_agents_are_lied_to(self) -> None:
+        spec = signs(longest=1)
+        result = evaluate(
+            team(spec, sign_reader()), attacks=[("fgsm", 1.1)], episodes=5, agents=["agent_2", "agent_0"]
+        )
+        assert result.agents == ("agent_0", "agent_2")
+        assert result.attacks[0].outcome.returns == (1.0 - 2.0,) * 5
+        assert result.clean_return == 3.0
+        assert result.attacks[0].success_rate == 1.0
+
+    def test_refusals(self) -> None:
+        victim = team(signs(teams=True), sign_reader())
+        with pytest.raises(ValueError, match="agents out of agent_0, agent_1, agent_2; got 'agent_9'"):
+            evaluate(victim, agents=["agent_9"])
+        with pytest.raises(ValueError, match="agents of one team, got agent_0 of left, agent_1 of right"):
+            evaluate(victim, agents=["agent_0", "agent_1"])
+        with pytest.raises(ValueError, match="agents of one team, got agent_0 of left for team 'right'"):
+            evaluate(victim, agents=["agent_0"], team="right")
+        with pytest.raises(ValueError, match="at least one agent to attack, got none"):
+            evaluate(victim, agents=[])
+
+
+class TestAdmission:
+    def test_a_suite_leaves_out_what_does_not_fit_and_says_so(self) -> None:
+        spec = resolve("simple_spread_v3", {"max_cycles": 3, "continuous_actions": True})
+        chosen = suite(attacks=["noise", "pgd-margin", "critic", "transfer", "pgd"], epsilons=[0.1])
+        result = evaluate(team(spec), suite=chosen, episodes=2, selection_episodes=0)
+        assert [row.attack.name for row in result.attacks] == ["noise", "pgd"]
+        reasons = {skipped.attack: skipped.reason for skipped in result.skipped}
+        assert "categorical" in reasons["pgd-margin"]
+        assert "robust-sarsa" in reasons["critic"]
+        assert "surrogate" in reasons["transfer"]
+
+    def test_what_was_asked_for_by_name_is_refused_before_anything_is_played(self) -> None:
+        for name, message in (("critic", "a victim with a critic"), ("transfer", "a surrogate")):
+            with pytest.raises(ValueError, match=f"expected {message}"):
+                evaluate(team(signs(), sign_reader()), attacks=[(name, 0.1)])
+
+    def test_a_policy_that_torch_cannot_follow(self) -> None:
+        class Opaque(torch.nn.Module):
+            def forward(self, obs: torch.Tensor) -> torch.Tensor:
+                return torch.from_numpy(np.stack([-obs.detach()[:, 0], obs.detach()[:, 0]], -1))
+
+        victim = team(signs(), Opaque())
+        with pytest.raises(ValueError, match="cannot differentiate by its inputs; use square"):
+            evaluate(victim, attacks=[("pgd", 1.1)])
+        result = evaluate(victim, attacks=[("square", 1.1)], episodes=4)
+        assert result.attacks[0].outcome.mean == -result.clean_return
+        (check,) = (check for check in result.checks if check.name == "gradients")
+        assert check.verdict == "warn"
+        assert "cannot be differentiated" in check.text
+
+    def test_a_surrogate_is_used_and_named(self) -> None:
+        victim = team(signs(), sign_reader())
+        result = evaluate(victim, attacks=[("transfer", 1.1)], episodes=4, surrogates={"twin": victim})
+        (row,) = result.attacks
+        assert row.outcome.mean == -result.clean_return
+        assert "source='twin'" in row.attack.settings
+
+    def test_a_learned_attack_is_fitted_once_for_all_sizes(self) -> None:
+        attack = make_attack("robust-sarsa", epsilon=1.0, experience=400, updates=100)
+        result = evaluate(
+            team(signs(), sign_reader()), attacks=[(attack, 0.9), (attack, 1.1)], episodes=4, num_envs=4
+        )
+        below, above = result.attacks
+        assert below.outcome.returns == result.clean.returns
+        assert above.outcome.mean == -result.clean_return
+        assert below.attack.values is above.attack.values  # type: ignore[attr-defined]
+
+
+class TestUnits:
+    def test_a_set_behind_a_filter_is_the_same_set(self) -> None:
+        """Raw δ in the raw set ⇔ δ / scale in the filtered one; masks, scales and bounds move along."""
+        seen = ObservationFilter(mean=torch.tensor([1.0, -2.0, 0.0]), std=torch.tensor([2.0, 0.5, 1.0]))
+        raw = PerturbationSet(
+            epsilon=0.3, scale=(1.0, 2.0, 1.0), mask=(True, True, False), low=-2.0, high=(2.0, 0.0, 5.0)
+        )
+        inside = through_filter(raw, seen)
+        obs = observations(200, 3)
+        deltas = 0.4 * observations(200, 3, seed=1) * torch.tensor([1.0, 1.0, 0.0])
+        before = raw.contains(deltas, obs)
+        after = inside.contains(deltas / seen.scale, seen(obs))
+        assert torch.equal(before, after)
+        assert 0.1 < before.float().mean() < 0.9
+        assert through_filter(raw, None) is raw
+
+    def test_nothing_passes_the_clipping(self) -> None:
+        seen = ObservationFilter(mean=torch.zeros(1), std=torch.ones(1), clip=2.0)
+        inside = through_filter(PerturbationSet(epsilon=1.0), seen)
+        obs = torch.full((50, 1), 1.5, dtype=torch.float64)
+        assert (obs + inside.sample(obs, generator=generator())).max() <= 2.0
