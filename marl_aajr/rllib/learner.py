@@ -18,7 +18,13 @@ from torch import Tensor
 
 from marl_aajr.regularizers.base import PolicyLoss, ppo_policy_loss
 from marl_aajr.rllib.agreement import check_all_have_rows, everyones
-from marl_aajr.rllib.internals import add_to_policy_loss, backends_for, in_step, learner_index
+from marl_aajr.rllib.internals import (
+    add_to_policy_loss,
+    backends_for,
+    in_step,
+    keep_thread_errors,
+    learner_index,
+)
 from marl_aajr.rllib.policy import snapshot
 from marl_aajr.rllib.regularized import RegularizedModule, Report
 from marl_aajr.rllib.resumable import ResumableLearnerMixin
@@ -40,6 +46,7 @@ class RobustLearnerMixin(ResumableLearnerMixin):
         self._agreed = False
         self._clean_batch: dict[str, dict[str, Any]] = {}
         super().build()
+        self._thread_errors = keep_thread_errors(self)
         shard = (learner_index(self), self.config.num_learners) if in_step(self) else None
         for module_id, regularizer in self.config.learner_config_dict[REGULARIZERS_KEY].items():
             if module_id not in self.module:
@@ -53,6 +60,12 @@ class RobustLearnerMixin(ResumableLearnerMixin):
                 backends=backends_for(self),
                 shard=shard,
             )
+
+    def update(self, *args: Any, **kwargs: Any) -> Any:
+        result = super().update(*args, **kwargs)
+        if self._thread_errors:
+            raise self._thread_errors[0]
+        return result
 
     def before_gradient_based_update(self, *, timesteps: dict[str, Any]) -> None:
         super().before_gradient_based_update(timesteps=timesteps)

@@ -7,16 +7,19 @@ from typing import Any
 
 import pytest
 from ray import tune
+from ray.rllib.algorithms.algorithm import Algorithm
 from ray.rllib.algorithms.algorithm_config import AlgorithmConfig
 from ray.rllib.algorithms.appo import APPOConfig
 from ray.rllib.algorithms.cql import CQLConfig
-from ray.rllib.algorithms.impala import IMPALAConfig
+from ray.rllib.algorithms.impala import IMPALA, IMPALAConfig
 from ray.rllib.algorithms.ppo import PPOConfig
 from ray.rllib.algorithms.sac import SACConfig
+from ray.rllib.core.learner.torch.torch_learner import TorchLearner
 from ray.rllib.core.rl_module.default_model_config import DefaultModelConfig
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from marl_aajr import AAJR, robustify
+from marl_aajr.numerics import NonFiniteError
 from marl_aajr.rllib.env import register
 from marl_aajr.rollout.environments import resolve
 
@@ -59,6 +62,17 @@ def read(result: Any, path: tuple[str, ...]) -> Any:
     return result
 
 
+def spoil(learner: TorchLearner) -> None:
+    """Make the outputs of the policy NaN."""
+    for parameter in learner.module["team"].unwrapped().pi.parameters():
+        parameter.data.fill_(float("nan"))
+
+
+def train(algorithm: Algorithm, *, times: int) -> None:
+    for _ in range(times):
+        algorithm.train()
+
+
 @pytest.mark.usefixtures("ray_session")
 @pytest.mark.parametrize(
     "configure",
@@ -68,12 +82,17 @@ def read(result: Any, path: tuple[str, ...]) -> Any:
 def test_the_penalty_is_active_in_every_algorithm(configure: Any) -> None:
     algorithm = robustify(configure(), ACTIVE).build_algo()
     try:
-        for _ in range(30):
+        for _ in range(60):
             result = algorithm.train()
             if read(result, PENALTY):
                 break
         assert float(read(result, PENALTY)) > 0
         assert float(read(result, (*PENALTY[:3], "nonfinite"))) == 0
+        if isinstance(algorithm, IMPALA):
+            # Errors in the learner's thread are raised where they can be seen.
+            algorithm.learner_group.foreach_learner(spoil)
+            with pytest.raises(NonFiniteError, match=r"'aajr' of module 'team'.*the policy's outputs"):
+                train(algorithm, times=30)
     finally:
         algorithm.stop()
 

@@ -74,6 +74,28 @@ def in_step(learner: TorchLearner) -> bool:
     return learner.config.num_learners > 1 and not isinstance(learner, IMPALATorchLearner)
 
 
+def keep_thread_errors(learner: TorchLearner) -> list[Exception]:
+    """Where the errors of a learner's own thread will be found.
+
+    IMPALA and APPO update in a thread. An error there ends it, and ``update`` waits for its results for ever.
+    With this the thread goes on, and does nothing any more.
+    """
+    errors: list[Exception] = []
+    thread = getattr(learner, "_learner_thread", None)
+    if thread is not None:
+        update = thread._update_method
+
+        def guarded(**kwargs: Any) -> None:
+            if not errors:
+                try:
+                    update(**kwargs)
+                except Exception as error:
+                    errors.append(error)
+
+        thread._update_method = guarded
+    return errors
+
+
 _COEFFICIENTS = ("curr_kl_coeffs_per_module", "curr_log_alpha")
 
 
