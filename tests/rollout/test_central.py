@@ -40,11 +40,18 @@ def broken() -> Told:
 
 SPREAD = resolve("marl_aajr.envs.simple_spread_v3", {"max_cycles": 3})
 MPE = resolve("mpe2.simple_spread_v3", {"max_cycles": 3})
+TURNS = resolve("mpe2.simple_spread_v3:env", {"max_cycles": 3})
 TOLD = EnvironmentSpec(f"{HERE}:told", {"arrivals": {"c": 2}})
 
 
-@pytest.mark.parametrize("critic", ["joint", "state"])
-@pytest.mark.parametrize("spec", [SPREAD, MPE, TOLD], ids=["spread", "mpe2", "staggered"])
+@pytest.mark.parametrize(
+    ("spec", "critic"),
+    [
+        *((spec, critic) for spec in (SPREAD, MPE, TOLD) for critic in ("joint", "state")),
+        (TURNS, "state"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else value.name,
+)
 def test_batches_tell_what_single_games_tell(spec: EnvironmentSpec, critic: Critic) -> None:
     """Also beside the last observations: agents that end alone, agents that end with the episode."""
     batch = CentralBatch(make_batch(spec, 1), critic)
@@ -56,7 +63,7 @@ def test_batches_tell_what_single_games_tell(spec: EnvironmentSpec, critic: Crit
     assert spec is TOLD or view.space.shape == (54,)
     obs, turn = batch.reset(seed=0), game.reset(seed=seed)
     ends = 0
-    for t in range(4):
+    for t in range(9):
         for agent in turn.acting:
             whole = np.concatenate([turn.obs[agent].ravel(), view(turn)])
             np.testing.assert_allclose(obs[agent][0], whole, atol=1e-6, err_msg=f"{agent} at {t}")
