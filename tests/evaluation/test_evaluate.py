@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from marl_aajr.attacks import PGD, UniformNoise, make_attack
 from marl_aajr.evaluation import Progress, evaluate
 from marl_aajr.evaluation import episodes as episodes_module
+from marl_aajr.evaluation.suites import Units
 from marl_aajr.policy import Policy
 from marl_aajr.report.records import Evaluation as ReportedEvaluation
 from marl_aajr.rollout.environments import EnvironmentSpec, resolve
@@ -60,7 +61,7 @@ class TestClosedForm:
         spec = signs(size=50.0)
         seen = ObservationFilter(mean=torch.zeros(2), std=torch.full((2,), 50.0))
         victim = team(spec, sign_reader(), filters=dict.fromkeys(["agent_0", "agent_1", "agent_2"], seen))
-        sizes = {"network": (0.9, 1.1), "raw": (45.0, 55.0)}
+        sizes: dict[Units, tuple[float, float]] = {"network": (0.9, 1.1), "raw": (45.0, 55.0)}
         for units, (small, large) in sizes.items():
             result = evaluate(victim, attacks=[("fgsm", small), ("fgsm", large)], episodes=10, units=units)
             below, above = result.attacks
