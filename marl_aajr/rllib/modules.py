@@ -141,7 +141,8 @@ class FlatActorCritic(TorchRLModule, ValueFunctionAPI, InferenceOnlyAPI):
     """
 
     reads_obs_only: ClassVar[bool] = True
-    """That ``forward_train`` needs no other column: the inner maximisation repeats none of them."""
+    """That ``forward_train`` needs no other column: the inner maximisation repeats none of them. A subclass
+    that reads more says False."""
 
     def setup(self) -> None:
         super().setup()

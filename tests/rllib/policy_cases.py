@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import gymnasium as gym
@@ -13,104 +13,29 @@ import tree
 from gymnasium.spaces import Box, Discrete, MultiDiscrete
 from ray.rllib.algorithms.ppo.torch.default_ppo_torch_rl_module import DefaultPPOTorchRLModule
 from ray.rllib.core.columns import Columns
-from ray.rllib.core.rl_module.apis import ValueFunctionAPI
+from ray.rllib.core.learner.learner import Learner
+from ray.rllib.core.rl_module import MultiRLModuleSpec
 from ray.rllib.core.rl_module.default_model_config import DefaultModelConfig
 from ray.rllib.core.rl_module.rl_module import RLModuleSpec
 from ray.rllib.core.rl_module.torch import TorchRLModule
 from ray.rllib.evaluation.postprocessing import Postprocessing
 from ray.rllib.examples.rl_modules.classes.action_masking_rlm import ActionMaskingTorchRLModule
-from torch import Tensor, nn
+from ray.rllib.policy.sample_batch import MultiAgentBatch, SampleBatch
+from torch import Tensor
 
+from marl_aajr import AAJR
 from marl_aajr.distributions import from_space
+from marl_aajr.jacobian import BACKENDS
+from marl_aajr.regularizers import Evaluation, Regularizer, ppo_policy_loss
+from marl_aajr.regularizers.adversary import Perturbing
 from marl_aajr.rllib.mappo import MAPPOModule
 from marl_aajr.rllib.modules import FlatActorCritic
+from marl_aajr.rllib.regularized import RegularizedModule
+from tests.networks import generator
+from tests.rllib.policy_modules import AttentionModule, ConvolutionModule, GRUModule, NestedModule
 
 ROWS, SEQUENCES, LENGTH = 6, 3, 4
 VALID_LENGTHS = (4, 2, 3)
-
-
-class Custom(TorchRLModule, ValueFunctionAPI):
-    """What a user writes: a network of features, an actor's and a critic's head."""
-
-    def setup(self) -> None:
-        self.build_features()
-        self.head = nn.Linear(8, from_space(self.action_space).num_inputs)
-        self.value = nn.Linear(8, 1)
-
-    def build_features(self) -> None:
-        raise NotImplementedError
-
-    def features(self, batch: dict[str, Any]) -> tuple[Tensor, dict[str, Any]]:
-        raise NotImplementedError
-
-    def _forward(self, batch: dict[str, Any], **_: Any) -> dict[str, Any]:
-        features, more = self.features(batch)
-        return {Columns.ACTION_DIST_INPUTS: self.head(features), Columns.EMBEDDINGS: features, **more}
-
-    def compute_values(self, batch: dict[str, Any], embeddings: Any = None) -> Tensor:
-        features = self.features(batch)[0] if embeddings is None else embeddings
-        values: Tensor = self.value(features).squeeze(-1)
-        return values
-
-
-class GRUModule(Custom):
-    """A recurrent module of one's own."""
-
-    def build_features(self) -> None:
-        self.gru = nn.GRU(self.observation_space.shape[0], 8, batch_first=True)
-
-    def get_initial_state(self) -> Any:
-        return {"h": np.zeros(8, np.float32)}
-
-    def features(self, batch: dict[str, Any]) -> tuple[Tensor, dict[str, Any]]:
-        before = batch[Columns.STATE_IN]["h"].unsqueeze(0)
-        features, after = self.gru(batch[Columns.OBS], before)
-        return features, {Columns.STATE_OUT: {"h": after.squeeze(0)}}
-
-
-class AttentionModule(Custom):
-    """Fused attention over the entities that an agent sees, ``[B, entities, d]``."""
-
-    def build_features(self) -> None:
-        self.project = nn.Linear(self.observation_space.shape[1], 24)
-
-    def features(self, batch: dict[str, Any]) -> tuple[Tensor, dict[str, Any]]:
-        q, k, v = self.project(batch[Columns.OBS]).unsqueeze(1).chunk(3, -1)
-        attended = nn.functional.scaled_dot_product_attention(q, k, v)
-        return attended.squeeze(1).mean(1), {}
-
-
-class ConvolutionModule(Custom):
-    """A convolution of one's own, on images with channels last."""
-
-    def build_features(self) -> None:
-        self.convolution = nn.Conv2d(self.observation_space.shape[2], 2, 3, stride=2)
-        self.project = nn.LazyLinear(8)
-        self.project(torch.zeros(1, 18))
-
-    def features(self, batch: dict[str, Any]) -> tuple[Tensor, dict[str, Any]]:
-        image = batch[Columns.OBS].permute(0, 3, 1, 2)
-        return self.project(torch.tanh(self.convolution(image)).flatten(1)).tanh(), {}
-
-
-class NestedModule(Custom):
-    """Reads ``{"camera": {"depth", "rgb"}, "goal", "body": (position, contact)}``, integers and all."""
-
-    def build_features(self) -> None:
-        self.camera, self.colour = nn.Linear(4, 8), nn.Linear(4, 8)
-        self.goal, self.position, self.contact = nn.Linear(2, 8), nn.Linear(3, 8), nn.Embedding(3, 8)
-
-    def features(self, batch: dict[str, Any]) -> tuple[Tensor, dict[str, Any]]:
-        obs = batch[Columns.OBS]
-        position, contact = obs["body"]
-        parts = (
-            self.camera(obs["camera"]["depth"].flatten(1)),
-            self.colour(obs["camera"]["rgb"].flatten(1).to(position.dtype) / 255),
-            self.goal(obs["goal"]),
-            self.position(position),
-            self.contact(contact.long()),
-        )
-        return torch.stack(parts).sum(0).tanh(), {}
 
 
 NESTED = gym.spaces.Dict(
@@ -260,3 +185,34 @@ def _stack(leaves: Sequence[Any], rows: tuple[int, ...], dtype: torch.dtype) -> 
 def copied(batch: Any) -> Any:
     """The same tensors in new mappings: modules pop from them."""
     return tree.map_structure(lambda leaf: leaf, batch)
+
+
+PENALTY = AAJR(
+    coefficient=1.0, epsilon=0.1, steps=2, objective="surrogate", start="zero", sample_fraction=1.0
+)
+
+
+def regularized(case: Case, regularizer: Regularizer, module: Any) -> RegularizedModule:
+    if isinstance(regularizer, Perturbing):
+        regularizer = replace(regularizer, leaves=case.leaves)
+    return RegularizedModule(
+        "a", regularizer, module, policy_loss=ppo_policy_loss(0.3), backends=BACKENDS, shard=None
+    )
+
+
+def evaluated(of: RegularizedModule, columns: dict[str, Any]) -> Evaluation:
+    sample = of.sample(columns, None)
+    fitted = of.regularizer.fitted(sample.policy, sample.obs)
+    return fitted.evaluate(sample, timestep=0, generator=generator(), check=True)
+
+
+def built(config: Any, case: Case) -> Learner:
+    torch.manual_seed(0)
+    specs = dict.fromkeys(sorted(config.policies), case.spec)
+    learner = config.learner_class(config=config, module_spec=MultiRLModuleSpec(rl_module_specs=specs))
+    learner.build()
+    return learner
+
+
+def batch_of(columns: dict[str, Any]) -> MultiAgentBatch:
+    return MultiAgentBatch({"a": SampleBatch(columns)}, env_steps=columns[Columns.LOSS_MASK].numel())

@@ -28,8 +28,7 @@ from marl_aajr.training.algorithm import build_algorithm, build_config, roster_o
 from marl_aajr.training.export import export_victim
 from tests.rllib import fast_runs
 from tests.rllib.learners import ppo_config, update, weights
-from tests.rllib.policy_cases import CASES, columns_of
-from tests.rllib.test_policies import built, regularized
+from tests.rllib.policy_cases import CASES, built, columns_of, regularized
 from tests.training.runs import tiny
 
 SPREAD = resolve("marl_aajr.envs.simple_spread_v3", {"N": 2, "max_cycles": 3})

@@ -10,42 +10,32 @@ from typing import Any
 import pytest
 import torch
 import tree
+from ray.rllib.algorithms.ppo import PPOConfig
 from ray.rllib.core.columns import Columns
-from ray.rllib.core.learner.learner import Learner
-from ray.rllib.core.rl_module import MultiRLModuleSpec
 from ray.rllib.evaluation.postprocessing import Postprocessing
 from ray.rllib.policy.sample_batch import MultiAgentBatch, SampleBatch
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from marl_aajr import AAJR, jacobian, make_regularizer, robustify
-from marl_aajr.jacobian import BACKENDS
-from marl_aajr.regularizers import REGULARIZERS, Evaluation, Regularizer, ppo_policy_loss
-from marl_aajr.regularizers.adversary import Perturbing
-from marl_aajr.rllib.observations import check_leaves
+from marl_aajr.regularizers import REGULARIZERS, Evaluation, Sample
+from marl_aajr.rllib.env import register
 from marl_aajr.rllib.policy import module_distribution, module_policy
-from marl_aajr.rllib.regularized import RegularizedModule
-from tests.networks import generator
+from marl_aajr.rollout.environments import resolve
 from tests.rllib.learners import ppo_config, update
-from tests.rllib.policy_cases import CASES, NESTED, Case, columns_of, copied
-
-PENALTY = AAJR(
-    coefficient=1.0, epsilon=0.1, steps=2, objective="surrogate", start="zero", sample_fraction=1.0
+from tests.rllib.policy_cases import (
+    CASES,
+    LENGTH,
+    PENALTY,
+    Case,
+    batch_of,
+    built,
+    columns_of,
+    copied,
+    evaluated,
+    lstm,
+    regularized,
 )
-
-
-def regularized(case: Case, regularizer: Regularizer, module: Any) -> RegularizedModule:
-    if isinstance(regularizer, Perturbing):
-        regularizer = replace(regularizer, leaves=case.leaves)
-    return RegularizedModule(
-        "a", regularizer, module, policy_loss=ppo_policy_loss(0.3), backends=BACKENDS, shard=None
-    )
-
-
-def evaluated(of: RegularizedModule, columns: dict[str, Any]) -> Evaluation:
-    sample = of.sample(columns, None)
-    fitted = of.regularizer.fitted(sample.policy, sample.obs)
-    return fitted.evaluate(sample, timestep=0, generator=generator(), check=True)
 
 
 def at(obs: Any, path: tuple[Any, ...]) -> Any:
@@ -141,6 +131,18 @@ def test_penalty_and_gradient_are_those_of_a_slow_computation(name: str) -> None
     torch.testing.assert_close(ours, theirs, rtol=rtol, atol=1e-3 * rtol)
 
 
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device to compare with the CPU")
+def test_a_cuda_device_finds_the_same_penalty() -> None:
+    """Perhaps by another backend: cuDNN's recurrent layers have no second derivative."""
+    for case in CASES.values():
+        module = case.spec.build().double()
+        columns = columns_of(case, module, dtype=torch.float64)
+        here = evaluated(regularized(case, PENALTY, module), columns).loss
+        columns = tree.map_structure(lambda column: column.cuda(), columns)
+        there = evaluated(regularized(case, PENALTY, module.cuda()), columns).loss
+        torch.testing.assert_close(there.cpu(), here, rtol=1e-5, atol=1e-8)
+
+
 @pytest.mark.parametrize("name", CASES)
 def test_a_learner_trains_with_the_penalty_and_says_once_which_derivative_it_fell_back_to(
     name: str, caplog: pytest.LogCaptureFixture
@@ -164,18 +166,6 @@ def test_a_learner_trains_with_the_penalty_and_says_once_which_derivative_it_fel
     after = module.state_dict()
     assert all(bool(value.isfinite().all()) for value in after.values())
     assert any(not torch.equal(before[key], after[key]) for key in before)
-
-
-def built(config: Any, case: Case) -> Learner:
-    torch.manual_seed(0)
-    specs = dict.fromkeys(sorted(config.policies), case.spec)
-    learner = config.learner_class(config=config, module_spec=MultiRLModuleSpec(rl_module_specs=specs))
-    learner.build()
-    return learner
-
-
-def batch_of(columns: dict[str, Any]) -> MultiAgentBatch:
-    return MultiAgentBatch({"a": SampleBatch(columns)}, env_steps=columns[Columns.LOSS_MASK].numel())
 
 
 SETTINGS: dict[str, dict[str, Any]] = {
@@ -218,80 +208,6 @@ def test_rows_of_a_policy_follow_their_fixed_columns() -> None:
         torch.testing.assert_close(whole, columns[Columns.ACTION_DIST_INPUTS])
 
 
-@pytest.mark.parametrize(
-    ("leaves", "message"),
-    [
-        (("velocity",), "expected leaves out of body/0, camera/depth, goal, got 'velocity'$"),
-        (("goal", "camera/rgb"), "got 'camera/rgb', which holds torch.uint8; convert it"),
-        (("bod",), "got 'bod'$"),
-    ],
-)
-def test_leaves_that_cannot_be_perturbed_are_refused_by_name(leaves: tuple[str, ...], message: str) -> None:
-    case = replace(CASES["nested"], leaves=leaves)
-    module = case.spec.build()
-    of = regularized(case, PENALTY, module)
-    with pytest.raises(ValueError, match=message):
-        of.sample(columns_of(case, module), None)
-    with pytest.raises(ValueError, match=message):
-        check_leaves(NESTED, leaves)
-
-
-@pytest.mark.parametrize(
-    ("name", "leaves", "message"),
-    [
-        ("mlp", ("obs",), "expected no leaves for an observation that is one array, got obs; use mask"),
-        ("masked", ("action_mask",), "got 'action_mask', which is an action mask"),
-        ("mappo", ("state",), "expected leaves out of observation, got 'state'"),
-    ],
-)
-def test_masks_states_and_leaves_of_arrays_are_refused(
-    name: str, leaves: tuple[str, ...], message: str
-) -> None:
-    case = replace(CASES[name], leaves=leaves)
-    module = case.spec.build()
-    with pytest.raises(ValueError, match=message):
-        regularized(case, PENALTY, module).sample(columns_of(case, module), None)
-
-
-def test_features_are_in_the_order_of_the_observation_whatever_the_order_of_the_names() -> None:
-    """So that one mask means one thing: ``body/0`` (3), ``camera/depth`` (4), ``goal`` (2)."""
-    case = CASES["nested"]
-    module = case.spec.build()
-    columns = columns_of(case, module)
-    obs = columns[Columns.OBS]
-    for leaves in (None, ("goal", "camera", "body"), ("camera/depth", "body/0", "goal")):
-        of = regularized(replace(case, leaves=leaves), PENALTY, module)
-        flat = of.sample(columns, None).obs
-        expected = torch.cat([obs["body"][0], obs["camera"]["depth"].flatten(1), obs["goal"]], -1)
-        assert torch.equal(flat, expected)
-
-
-def test_a_mask_and_a_choice_of_leaves_mean_the_same() -> None:
-    case = CASES["nested"]
-    torch.manual_seed(0)
-    module = case.spec.build().double()
-    columns = columns_of(case, module, dtype=torch.float64)
-    chosen = evaluated(regularized(replace(case, leaves=("goal",)), PENALTY, module), columns)
-    masked = replace(PENALTY, mask=(False,) * 7 + (True,) * 2)
-    torch.testing.assert_close(evaluated(regularized(case, masked, module), columns).loss, chosen.loss)
-
-
-@pytest.mark.parametrize("leaves", ["goal", [], [3]])
-def test_leaves_are_a_list_of_names(leaves: Any) -> None:
-    with pytest.raises(ValueError, match=r"expected leaves as a list of names such as \[position"):
-        make_regularizer("aajr", leaves=leaves)
-
-
-def test_a_sum_perturbs_one_choice_of_leaves() -> None:
-    both = make_regularizer(
-        "sum", members=[{"name": name, "leaves": ["goal"]} for name in ("aajr", "smooth_policy")]
-    )
-    assert both.perturbed_leaves == ("goal",)
-    with pytest.raises(ValueError, match=r"perturb the same leaves, got .*goal.* and None"):
-        AAJR(leaves=("goal",)) + make_regularizer("smooth_policy")
-    assert (make_regularizer("spectral_normalization") + AAJR(leaves=("goal",))).perturbed_leaves == ("goal",)
-
-
 def test_agents_may_have_budgets_of_their_own() -> None:
     """Different settings per agent: radius, norm, form and coefficient of each module are its own."""
     own = {
@@ -311,3 +227,37 @@ def test_agents_may_have_budgets_of_their_own() -> None:
     assert found == pytest.approx(expected)
     assert found["a"] != pytest.approx(found["b"], rel=0.01)
     assert "aajr" not in results["c"]
+
+
+@pytest.mark.usefixtures("ray_session")
+def test_rllibs_own_lstm_trains_in_rllibs_own_pipeline(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Episodes of 6 steps in sequences of 4: what its connectors hand over is what the cases above are."""
+    config = (
+        PPOConfig()
+        .environment(register(resolve("marl_aajr.envs.simple_spread_v3", {"N": 2, "max_cycles": 6})))
+        .env_runners(num_env_runners=0)
+        .multi_agent(policies={"team"}, policy_mapping_fn=lambda agent, *_, **__: "team")
+        .rl_module(model_config=lstm())
+        .training(train_batch_size=30, minibatch_size=30, num_epochs=1)
+        .debugging(seed=0, log_level="ERROR")
+    )
+    samples: list[Sample] = []
+    evaluate = AAJR.evaluate
+
+    def spy(self: AAJR, sample: Sample, **kwargs: Any) -> Evaluation:
+        samples.append(sample)
+        return evaluate(self, sample, **kwargs)
+
+    monkeypatch.setattr(AAJR, "evaluate", spy)
+    algorithm = robustify(config, AAJR(coefficient=0.1, epsilon=0.2)).build_algo()
+    try:
+        result = algorithm.train()["learners"]["team"]["aajr"]
+    finally:
+        algorithm.stop()
+    assert float(result["penalty"]) > 0
+    assert float(result["nonfinite"]) == 0
+    for sample in samples:
+        assert sample.mask is not None
+        assert sample.obs.shape == (*sample.mask.shape, 12)
+        assert sample.mask.shape[1] == LENGTH
+        assert 0 < sample.mask.sum() < sample.mask.numel()
