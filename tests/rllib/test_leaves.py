@@ -7,10 +7,15 @@ from typing import Any
 
 import pytest
 import torch
+import yaml
 from ray.rllib.core.columns import Columns
 
 from marl_aajr import AAJR, make_regularizer
+from marl_aajr.cli.overrides import override
+from marl_aajr.rllib.learner import REGULARIZERS_KEY
 from marl_aajr.rllib.observations import check_leaves
+from marl_aajr.training.algorithm import build_config
+from marl_aajr.training.config import make_config
 from tests.rllib.policy_cases import CASES, NESTED, PENALTY, columns_of, evaluated, regularized
 
 
@@ -86,3 +91,15 @@ def test_a_sum_perturbs_one_choice_of_leaves() -> None:
     with pytest.raises(ValueError, match=r"perturb the same leaves, got .*goal.* and None"):
         AAJR(leaves=("goal",)) + make_regularizer("smooth_policy")
     assert (make_regularizer("spectral_normalization") + AAJR(leaves=("goal",))).perturbed_leaves == ("goal",)
+
+
+def test_a_run_names_leaves_by_yaml_and_command_line() -> None:
+    """Kept in its configuration, and refused by name before anything starts."""
+    poker = {"name": "pettingzoo.classic.leduc_holdem_v4"}
+    data = override({"env": poker}, {}, ["method.name=aajr", "method.leaves=[observation]"])
+    config = make_config(data)
+    assert make_config(yaml.safe_load(config.to_yaml())) == config
+    (regularizer,) = set(build_config(config).learner_config_dict[REGULARIZERS_KEY].values())
+    assert regularizer.leaves == ("observation",)
+    with pytest.raises(ValueError, match=r"method aajr, module .* leaves out of observation, got 'cards'"):
+        build_config(make_config(override({"env": poker}, {}, ["method.name=aajr", "method.leaves=[cards]"])))
