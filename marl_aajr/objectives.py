@@ -13,7 +13,7 @@ evaluated at as many perturbed observations as the ascent asks for.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Literal, Protocol, get_args, runtime_checkable
 
@@ -24,7 +24,6 @@ from marl_aajr.checks import one_of
 from marl_aajr.distributions import (
     MASKED_LOGIT,
     ActionDistribution,
-    Categorical,
     DiagGaussian,
     MultiCategorical,
 )
@@ -191,25 +190,53 @@ class Margin(Objective):
             )
 
     def bind(self, policy: Policy, clean: Clean) -> BoundObjective:
-        distribution, outputs = policy.distribution, clean.outputs.detach()
-        self.check(distribution)
-        if isinstance(distribution, MultiCategorical):
-            split = distribution.split
-            greedy = [y.argmax(-1, keepdim=True) for y in split(outputs)]
-            return lambda obs: torch.stack(
-                [_margin(y, a) for y, a in zip(split(policy(obs)), greedy, strict=True)]
-            ).sum(0)
-        assert isinstance(distribution, Categorical)
-        best = outputs.argmax(-1, keepdim=True)
-        return lambda obs: _margin(policy(obs), best)
+        self.check(policy.distribution)
+        greedy = [y.argmax(-1, keepdim=True) for y in single_actions(policy, clean.outputs.detach())]
+        return margin_objective(policy, greedy, lambda i, logits: _runner_up(logits, greedy[i]))
 
 
-def _margin(logits: Tensor, best: Tensor) -> Tensor:
-    # A forbidden action is no runner-up: with one legal action left there is nothing to attack, g = 0.
-    others = logits.scatter(-1, best, -torch.inf)
-    runner_up = others.amax(-1)
-    margin = runner_up - logits.gather(-1, best).squeeze(-1)
-    return torch.where(runner_up > MASKED_LOGIT, margin, torch.zeros_like(margin))
+def single_actions(policy: Policy, outputs: Tensor) -> tuple[Tensor, ...]:
+    """The logits of each discrete action, ``[..., n_i]``."""
+    distribution = policy.distribution
+    return distribution.split(outputs) if isinstance(distribution, MultiCategorical) else (outputs,)
+
+
+def margin_objective(
+    policy: Policy, best: Sequence[Tensor], rival: Callable[[int, Tensor], Tensor]
+) -> OutputObjective:
+    """Σ_i z_{i, rival} − z_{i, best} over the single actions i, with its slope.
+
+    A masked rival is none: with one legal action left there is nothing to attack, and its term is 0.
+
+    Args:
+        policy: the policy.
+        best: a* of each action, ``[B, 1]``.
+        rival: i and logits ``[B, n_i]`` to the rival's index, ``[B, 1]``.
+    """
+
+    def terms(outputs: Tensor) -> Iterator[tuple[Tensor, Tensor, Tensor, Tensor]]:
+        for i, logits in enumerate(single_actions(policy, outputs)):
+            other = rival(i, logits.detach())
+            aim = logits.gather(-1, other)
+            open_ = aim > MASKED_LOGIT
+            yield logits, other, open_, torch.where(open_, aim - logits.gather(-1, best[i]), 0.0)
+
+    def value(outputs: Tensor) -> Tensor:
+        return torch.cat([term for *_, term in terms(outputs)], -1).sum(-1)
+
+    def value_and_slope(outputs: Tensor) -> tuple[Tensor, Tensor]:
+        values, slopes = [], []
+        for i, (logits, other, open_, term) in enumerate(terms(outputs)):
+            values.append(term)
+            unit = open_.to(logits.dtype)
+            slopes.append(torch.zeros_like(logits).scatter_(-1, other, unit).scatter_(-1, best[i], -unit))
+        return torch.cat(values, -1).sum(-1), torch.cat(slopes, -1)
+
+    return OutputObjective(policy, value, value_and_slope)
+
+
+def _runner_up(logits: Tensor, best: Tensor) -> Tensor:
+    return logits.scatter(-1, best, -torch.inf).argmax(-1, keepdim=True)
 
 
 @dataclass(frozen=True)

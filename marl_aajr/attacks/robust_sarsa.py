@@ -46,8 +46,8 @@ class RobustSarsa(PGD):
     summary: ClassVar[str] = "projected gradient descent on a Q function fitted to the frozen victim"
 
     objective: str | Objective = "value"
-    experience: int = 20_000
-    updates: int = 2000
+    experience: int = 10_000
+    updates: int = 1000
     discount: float = 0.95
     robustness: float = 0.1
     radius: float = 0.1

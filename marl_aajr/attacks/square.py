@@ -85,7 +85,8 @@ class SquareAttack(Attack):
         order = torch.rand(obs.shape, generator=generator, device=obs.device)
         if (preconditioner := self.perturbations.preconditioner(obs)) is not None:
             order = order + (preconditioner == 0)  # features that may be touched come first
-        chosen = order.argsort(-1).argsort(-1) < features
+        chosen = torch.zeros_like(obs, dtype=torch.bool)
+        chosen.scatter_(-1, order.topk(features, largest=False).indices, True)
         noise = torch.empty_like(obs).normal_(generator=generator)
         if self.perturbations.norm == "linf":
             noise = noise[:, :1].expand_as(noise)

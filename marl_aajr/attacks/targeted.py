@@ -10,8 +10,8 @@ from torch import Tensor
 
 from marl_aajr.attacks.gradient import PGD, best_of
 from marl_aajr.checks import at_least_one
-from marl_aajr.distributions import MASKED_LOGIT, Categorical, MultiCategorical
-from marl_aajr.objectives import BoundObjective, Clean, Margin, Objective
+from marl_aajr.distributions import Categorical, MultiCategorical
+from marl_aajr.objectives import BoundObjective, Clean, Margin, Objective, margin_objective, single_actions
 from marl_aajr.policy import Policy
 
 
@@ -27,17 +27,9 @@ class TargetedMargin(Margin):
     ranks: int = 1
 
     def bind(self, policy: Policy, clean: Clean) -> BoundObjective:
-        distribution, outputs = policy.distribution, clean.outputs.detach()
-        self.check(distribution)
-        if isinstance(distribution, MultiCategorical):
-            split = distribution.split
-            pairs = [self._actions(y) for y in split(outputs)]
-            return lambda obs: torch.stack(
-                [_difference(y, *pair) for y, pair in zip(split(policy(obs)), pairs, strict=True)]
-            ).sum(0)
-        assert isinstance(distribution, Categorical)
-        best, target = self._actions(outputs)
-        return lambda obs: _difference(policy(obs), best, target)
+        self.check(policy.distribution)
+        chosen = [self._actions(y) for y in single_actions(policy, clean.outputs.detach())]
+        return margin_objective(policy, [best for best, _ in chosen], lambda i, _: chosen[i][1])
 
     def _actions(self, logits: Tensor) -> tuple[Tensor, Tensor]:
         """The greedy action and the target, each ``[B, 1]``."""
@@ -45,12 +37,6 @@ class TargetedMargin(Margin):
         rank = torch.arange(self.ranks, device=logits.device).repeat_interleave(len(logits) // self.ranks)
         place = (rank + 1).clamp_max(logits.shape[-1] - 1).unsqueeze(-1)
         return order[:, :1], order.gather(-1, place)
-
-
-def _difference(logits: Tensor, best: Tensor, target: Tensor) -> Tensor:
-    aim = logits.gather(-1, target).squeeze(-1)
-    margin = aim - logits.gather(-1, best).squeeze(-1)
-    return torch.where(aim > MASKED_LOGIT, margin, torch.zeros_like(margin))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
 
 from marl_aajr.distributions import ActionDistribution, Categorical, MultiCategorical
+from marl_aajr.mlp import PlainMLP
 from marl_aajr.policy import Policy
 
 
@@ -35,6 +38,7 @@ class VictimPolicy(Policy):
         self._module = module
         self._shape = shape
         self._mask = action_mask
+        self._mlp = PlainMLP.of(module) if len(shape) == 1 else None
         self._critic = critic
         if critic is not None:
             self.critic = self._value
@@ -44,6 +48,16 @@ class VictimPolicy(Policy):
         if self._mask is None:
             return outputs
         return outputs.masked_fill(~self._mask, torch.finfo(outputs.dtype).min)
+
+    def vjp(self, obs: Tensor) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
+        if self._mlp is None:
+            return super().vjp(obs)
+        outputs, pull = self._mlp.vjp(obs)
+        if self._mask is None:
+            return outputs, pull
+        forbidden = ~self._mask
+        masked = outputs.masked_fill(forbidden, torch.finfo(outputs.dtype).min)
+        return masked, lambda cotangent: pull(cotangent.masked_fill(forbidden, 0.0))
 
     @property
     def action_mask(self) -> Tensor | None:

@@ -10,8 +10,8 @@ from torch import Tensor, nn
 
 from marl_aajr.attacks import SquareAttack, TargetedPGD, WorstNoise, make_attack
 from marl_aajr.attacks.targeted import TargetedMargin
-from marl_aajr.distributions import Categorical, DiagGaussian, MultiCategorical
-from marl_aajr.objectives import Clean
+from marl_aajr.distributions import ActionDistribution, Categorical, DiagGaussian, MultiCategorical
+from marl_aajr.objectives import Clean, Margin, value_and_gradient
 from marl_aajr.policy import ModulePolicy
 from marl_aajr.threat import PerturbationSet
 from marl_aajr.victims import VictimPolicy
@@ -162,3 +162,33 @@ class TestCritic:
             make_attack("critic", epsilon=0.1)(
                 linear_policy(torch.eye(3)), observations(5, 3, dtype=torch.float32), generator=generator()
             )
+
+
+class TestSlopes:
+    """What is written out is what autograd finds."""
+
+    @pytest.mark.parametrize("objective", [Margin(), TargetedMargin(ranks=2)], ids=str)
+    @pytest.mark.parametrize("distribution", [Categorical(5), MultiCategorical((2, 3))], ids=str)
+    def test_margins(self, objective: Margin, distribution: ActionDistribution) -> None:
+        policy, obs = tanh_policy(distribution), observations(20)
+        g = objective.bind(policy, Clean(policy(obs)))
+        delta = 0.1 * observations(20, seed=1)
+        value, gradient = value_and_gradient(g, obs, delta)
+        point = delta.clone().requires_grad_(True)
+        expected = g(obs + point)
+        torch.testing.assert_close(value, expected.detach())
+        torch.testing.assert_close(gradient, torch.autograd.grad(expected.sum(), point)[0])
+
+    def test_masked_actions_have_none(self) -> None:
+        network = tanh_policy(Categorical(5), dtype=torch.float32).module
+        assert isinstance(network, nn.Module)
+        legal = torch.rand(30, 5, generator=generator()) < 0.5
+        legal[:, 0] = True
+        policy = VictimPolicy(network, Categorical(5), shape=(6,), action_mask=legal)
+        obs = observations(30, dtype=torch.float32)
+        outputs, pull = policy.vjp(obs)
+        point = obs.clone().requires_grad_(True)
+        expected = policy(point)
+        cotangent = torch.randn(30, 5, generator=generator(2))
+        assert torch.equal(outputs, expected.detach())
+        torch.testing.assert_close(pull(cotangent), torch.autograd.grad(expected, point, cotangent)[0])
