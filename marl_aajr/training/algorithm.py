@@ -119,7 +119,9 @@ def build_config(config: RunConfig) -> PPOConfig:
     _set_filter(result, config, roster)
     _set_method(result, config, roster)
     if config.resources.runner == "fast":
-        fast(result, spec, parity=config.parity, critic=config.model.critic)
+        # RLlib gives the runner in the main process no GPU.
+        device = "cuda" if _main_process(config.resources)["gpus_per_env_runner"] else None
+        fast(result, spec, parity=config.parity, critic=config.model.critic, device=device)
     return result
 
 
@@ -246,12 +248,29 @@ def _check_playable(config: RunConfig, roster: Roster) -> None:
                 f"expected floating-point observations for {needs_floats[0]}, got {box.dtype} for agent "
                 f"{agent!r} of {config.env.name}; convert them in the environment, or set it to none"
             )
-    on_gpu = config.resources.learners == 0 and config.resources.gpus_per_learner > 0
-    if on_gpu and not torch.cuda.is_available():
+    _check_gpus(config.resources)
+
+
+def _check_gpus(resources: Resources) -> None:
+    asked = [name for name, gpus in _main_process(resources).items() if gpus]
+    if asked and not torch.cuda.is_available():
         raise ValueError(
-            "expected a GPU in this machine for resources.gpus_per_learner > 0 with "
-            "resources.learners = 0, got none; set it to 0"
+            f"expected a GPU in this machine for resources.{asked[0]} > 0 in the main process, got none; set "
+            "it to 0"
         )
+    if "gpus_per_env_runner" in asked and resources.runner == "stock":
+        raise ValueError(
+            "expected env_runners > 0 for resources.gpus_per_env_runner > 0 with RLlib's own runner, got 0; "
+            "set env_runners, or the runner to fast"
+        )
+
+
+def _main_process(resources: Resources) -> dict[str, float]:
+    """The GPUs of what happens in the main process, by setting."""
+    return {
+        "gpus_per_learner": 0.0 if resources.learners else resources.gpus_per_learner,
+        "gpus_per_env_runner": 0.0 if resources.env_runners else resources.gpus_per_env_runner,
+    }
 
 
 def _module_specs(model: ModelConfig, roster: Roster) -> MultiRLModuleSpec:

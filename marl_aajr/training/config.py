@@ -178,7 +178,7 @@ class Resources(_Section):
         envs_per_runner: environment copies in each of them; None: 160 in all.
         learners: processes that learn; 0: the main process learns. Batch sizes are divided among them.
         cpus_per_env_runner: for each sampling process.
-        gpus_per_env_runner: for each sampling process.
+        gpus_per_env_runner: for each sampling process; with env_runners = 0, for the main process (0 or 1).
         cpus_per_learner: for each learning process.
         gpus_per_learner: for each learning process; with learners = 0, for the main process (0 or 1).
         torch_threads: threads of torch in each process; more than 1 makes numbers depend on the machine.

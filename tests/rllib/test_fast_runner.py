@@ -27,6 +27,7 @@ from tests.rllib.fast_runs import (
     config,
     fragment,
     logits,
+    normalizer,
     runner,
 )
 
@@ -219,6 +220,25 @@ def test_fragments_survive_the_way_to_another_process() -> None:
     assert arrived.modules["agent"].agents == ("agent_0",)
 
 
+@pytest.mark.parametrize("device", ["cpu", *["cuda"] * torch.cuda.is_available()])
+def test_copies_inference_and_columns_are_on_the_device_and_are_learned_from(device: str) -> None:
+    configured = config(steps=30).env_runners(env_to_module_connector=normalizer)
+    subject = runner(configured, OURS, device=device)
+    sampled = fragment(subject)
+    part = sampled.modules["agent"]
+    assert subject.env is not None
+    assert subject.env.batch.device.type == device
+    assert {getattr(part, name).device.type for name in ("obs", "actions", "rewards", "final_obs")} == {
+        device
+    }
+    assert next(subject.module["agent"].parameters()).device.type == device
+    learner = build(configured, subject)
+    before = {name: value.clone() for name, value in learner.module["agent"].state_dict().items()}
+    learn(learner, sampled)
+    after = learner.module["agent"].state_dict()
+    assert any(not torch.equal(value, before[name]) for name, value in after.items())
+
+
 def test_learners_get_equal_shares_of_the_copies() -> None:
     subject = runner(config(copies=6).learners(num_learners=2))
     first, second = subject.sample(num_timesteps=180)
@@ -258,6 +278,10 @@ def test_recurrent_modules_are_trained_in_the_states_that_they_were_in(
         torch.testing.assert_close(again[real], columns["action_dist_inputs"][real])
         assert columns["seq_lens"].tolist() == real.sum(1).tolist()
     learner = build(configured, subject)
+    learn(learner, sampled)
+
+
+def learn(learner: Any, sampled: Fragment) -> None:
     learner.update(
         training_data=TrainingData(episodes=[sampled]),
         timesteps={"num_env_steps_sampled_lifetime": 0},

@@ -132,9 +132,16 @@ def test_the_network_is_the_one_that_was_asked_for() -> None:
         ),
         ({"env": {"name": "pettingzoo.classic.rps_v2"}}, "expected Box observations"),
         ({"method": {"name": "aajr", "output": "mean"}}, "method aajr, module 'agent': "),
-        ({"resources": {"gpus_per_learner": 1}}, "expected a GPU in this machine"),
     ],
 )
 def test_what_cannot_be_played_is_refused(changes: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         build_config(tiny(**changes))
+
+
+@pytest.mark.parametrize("name", ["gpus_per_learner", "gpus_per_env_runner"])
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_a_gpu_that_is_not_there_is_refused_for_the_main_process_only(name: str) -> None:
+    with pytest.raises(ValueError, match=f"expected a GPU in this machine for resources.{name} > 0"):
+        build_config(tiny(resources={name: 1}))
+    build_config(tiny(resources={name: 0.5, "learners": 1, "env_runners": 1}))
