@@ -1,0 +1,152 @@
+"""``marl-aajr evaluate`` in this process, on a run whose returns are known."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from torch import nn
+
+from marl_aajr.cli.app import main
+from marl_aajr.training.config import EnvConfig, RunConfig
+from marl_aajr.training.run_directory import RunDirectory, Status
+from tests.evaluation.broken import Quantized
+from tests.evaluation.players import sign_reader, signs, team
+
+SPEC = signs(longest=2)
+SUITE = {
+    "summary": "for tests",
+    "episodes": 4,
+    "selection_episodes": 2,
+    "actions": ["greedy", "sampled"],
+    "units": "raw",
+    "epsilons": [1.1],
+    "attacks": ["noise", "pgd-margin", "critic"],
+}
+
+
+def finished_run(folder: Path, module: nn.Module | None = None) -> Path:
+    directory = RunDirectory(folder)
+    directory.create(RunConfig(env=EnvConfig(name=SPEC.name, kwargs=dict(SPEC.kwargs))))
+    directory.unlock()
+    team(SPEC, module or sign_reader()).save(directory.victim)
+    directory.write_status(Status("finished", iteration=3, env_steps=12))
+    return directory.path
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Path:
+    return finished_run(tmp_path / "run")
+
+
+@pytest.fixture
+def suite(tmp_path: Path) -> Path:
+    path = tmp_path / "mine.yaml"
+    path.write_text(yaml.safe_dump(SUITE))
+    return path
+
+
+def said(capsys: pytest.CaptureFixture[str], *arguments: object) -> str:
+    with pytest.raises(SystemExit) as stop:
+        main(["evaluate", *map(str, arguments)])
+    shown = capsys.readouterr()
+    assert stop.value.code in (0, None), shown.err
+    return shown.out
+
+
+def as_json(capsys: pytest.CaptureFixture[str], *arguments: object) -> dict[str, Any]:
+    return dict(json.loads(said(capsys, *arguments, "--json")))
+
+
+def test_a_suite_gives_the_worst_attack_both_kinds_of_actions_and_the_checks(
+    capsys: pytest.CaptureFixture[str], run: Path, suite: Path
+) -> None:
+    result = as_json(capsys, run, "--suite", suite)
+    assert (result["suite"], result["units"], result["episodes"]) == ("mine", "raw", 4)
+    assert [row["attack"] for row in result["attacks"]] == ["noise", "pgd-margin"]
+    (worst,) = result["worst"]
+    assert (worst["attack"], worst["return"]) == ("pgd-margin", -result["clean_return"])
+    assert [rows["actions"] for rows in result["others"]] == ["sampled"]
+    assert {check["verdict"] for check in result["checks"]} == {"pass"}
+    assert [skipped["attack"] for skipped in result["skipped"]] == ["critic"]
+    assert len(list((run / "evaluations").glob("mine-seed0-episodes4-*.json"))) == 1
+
+
+def test_options_go_before_the_suite(capsys: pytest.CaptureFixture[str], run: Path, suite: Path) -> None:
+    options = (
+        "--epsilon",
+        0.9,
+        "--episodes",
+        3,
+        "--actions",
+        "greedy",
+        "--attack",
+        "fgsm",
+        "--agents",
+        "agent_2",
+    )
+    result = as_json(capsys, run, "--suite", suite, *options)
+    assert {row["epsilon"] for row in result["attacks"]} == {0.9}
+    assert [row["attack"] for row in result["attacks"]] == ["noise", "pgd-margin", "fgsm"]
+    assert (result["episodes"], result["others"], result["agents"]) == (3, [], ["agent_2"])
+
+
+def test_without_suite_and_attack_it_is_the_quick_one(capsys: pytest.CaptureFixture[str], run: Path) -> None:
+    result = as_json(capsys, run, "--episodes", 2)
+    assert result["suite"] == "quick"
+    assert {row["epsilon"] for row in result["worst"]} == {0.05, 0.1, 0.2}
+
+
+def test_a_surrogate_run(capsys: pytest.CaptureFixture[str], run: Path, tmp_path: Path) -> None:
+    other = finished_run(tmp_path / "other")
+    result = as_json(
+        capsys, run, "--attack", "transfer", "--epsilon", 1.1, "--episodes", 2, "--surrogate", other
+    )
+    assert result["attacks"][0]["return"] == -result["clean_return"]
+    assert "source='other'" in result["attacks"][0]["settings"]
+
+
+def test_the_terminal_marks_the_worst_and_names_what_was_left_out(
+    capsys: pytest.CaptureFixture[str], run: Path, suite: Path
+) -> None:
+    text = said(capsys, run, "--suite", suite)
+    assert "pgd-margin (worst)" in text
+    assert "sampled actions" in text
+    assert "Left out: critic" in text
+    assert "FAILED" not in text
+
+
+def test_a_masked_policy_is_called_so_before_any_number(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Layers that cannot be described are not saved, so the victim is put in the run's place."""
+    path = finished_run(tmp_path / "masked")
+    masked = team(SPEC, Quantized())
+    monkeypatch.setattr("marl_aajr.evaluation.run.Victim.load", lambda folder: masked)
+    text = said(capsys, path, "--attack", "pgd-margin", "--epsilon", 1.2, "--episodes", 4)
+    assert text.startswith("FAILED: Gradient masking")
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--suite", "quik"), "a suite out of quick, standard, full; got 'quik'"),
+        (("--suite", "none.yaml"), "none.yaml, which does not exist"),
+        (("--agents", "agent_7"), "agents out of agent_0, agent_1, agent_2; got 'agent_7'"),
+        (("--units", "metres"), "units out of raw, network; got 'metres'"),
+        (("--actions", "random"), "actions out of greedy, sampled; got 'random'"),
+        (("--attack", "transfer"), "expected a surrogate for the attack 'transfer'"),
+        (("--epsilon", "-1"), "a finite epsilon > 0"),
+    ],
+)
+def test_refused_before_anything_runs(
+    capsys: pytest.CaptureFixture[str], run: Path, options: tuple[str, ...], message: str
+) -> None:
+    with pytest.raises(SystemExit) as stop:
+        main(["evaluate", str(run), *options])
+    assert stop.value.code == 2
+    assert message in capsys.readouterr().err
+    assert not (run / "evaluations").exists()
