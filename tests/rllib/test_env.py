@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -13,8 +13,6 @@ from mpe2 import simple_spread_v3
 from pettingzoo.classic import tictactoe_v3
 from ray.rllib.algorithms.ppo import PPOConfig
 from ray.rllib.core.columns import Columns
-from ray.rllib.core.rl_module.multi_rl_module import MultiRLModuleSpec
-from ray.rllib.core.rl_module.rl_module import RLModule, RLModuleSpec
 from ray.rllib.env.multi_agent_env_runner import MultiAgentEnvRunner
 from ray.rllib.env.multi_agent_episode import MultiAgentEpisode
 from ray.rllib.env.wrappers.pettingzoo_env import ParallelPettingZooEnv
@@ -24,63 +22,10 @@ from ray.tune.registry import register_env
 from marl_aajr.rllib.env import PettingZooEnv, register
 from marl_aajr.rollout.environments import resolve
 from marl_aajr.rollout.game import EnvironmentFault
-from tests.rollout.toy_games import Circle, Endings, Scripted
+from tests.rllib.env_runs import config_for, runner
+from tests.rollout.toy_games import Endings, Scripted
 
-HERE = "tests.rllib.test_env"
-
-
-def scripted(
-    *, endings: Endings, arrivals: dict[str, int] | None = None, broken_at: int | None = None
-) -> Scripted:
-    return Scripted(endings, arrivals=arrivals, broken_at=broken_at)
-
-
-def circle(*, endings: Endings) -> Circle:
-    return Circle(endings)
-
-
-class Scrambled(RLModule):
-    """Picks among the legal actions by a fixed function of the observation: no generator at all."""
-
-    framework = "torch"
-
-    def _forward(self, batch: dict[str, Any], **_: Any) -> dict[str, Any]:
-        obs = batch[Columns.OBS]
-        features = obs["observation"] if isinstance(obs, dict) else obs
-        pick = (features.float().abs().flatten(1).sum(1) * 997).long()
-        if isinstance(self.action_space, spaces.Box):
-            size = self.action_space.shape[0]
-            actions = torch.nn.functional.one_hot(pick % size, size).float()
-        else:
-            assert isinstance(self.action_space, spaces.Discrete)
-            everything = torch.ones(len(pick), int(self.action_space.n))
-            mask = obs["action_mask"] if isinstance(obs, dict) else everything
-            legal = [torch.nonzero(row)[:, 0] for row in mask]
-            actions = torch.stack([a[p % len(a)] for a, p in zip(legal, pick, strict=True)])
-        return {Columns.ACTIONS: actions}
-
-    def _forward_train(self, batch: dict[str, Any], **_: Any) -> dict[str, Any]:
-        raise NotImplementedError
-
-
-def config_for(env: str, agents: Sequence[str], *, envs: int = 1) -> PPOConfig:
-    modules = {agent: RLModuleSpec(module_class=Scrambled) for agent in agents}
-    return (
-        PPOConfig()
-        .environment(env)
-        .env_runners(num_env_runners=0, num_envs_per_env_runner=envs)
-        .multi_agent(policies=set(agents), policy_mapping_fn=lambda agent, *_, **__: agent)
-        .rl_module(rl_module_spec=MultiRLModuleSpec(rl_module_specs=modules))
-        .debugging(seed=1)
-    )
-
-
-def runner(
-    name: str, kwargs: Mapping[str, Any] | None = None, *, parity: bool = False, envs: int = 1
-) -> MultiAgentEnvRunner:
-    spec = resolve(name, kwargs)
-    env = register(spec, parity=parity)
-    return MultiAgentEnvRunner(config_for(env, spec.make().possible_agents, envs=envs))
+TOYS = "tests.rllib.env_runs"
 
 
 def endings_of(episode: MultiAgentEpisode) -> dict[str, str]:
@@ -164,7 +109,7 @@ def test_values_bootstrap_at_a_time_limit_and_not_in_parity() -> None:
 )
 def test_every_agent_ends_in_its_own_way(endings: Endings, steps: int) -> None:
     ways = {a: "truncated" if how == "truncated" else "terminated" for a, (_, how) in endings.items()}
-    episodes = runner(f"{HERE}:scripted", {"endings": endings}, envs=2).sample(num_episodes=4)
+    episodes = runner(f"{TOYS}:scripted", {"endings": endings}, envs=2).sample(num_episodes=4)
     assert len(episodes) == 4
     for episode in episodes:
         assert episode.is_truncated == ((steps, "truncated") in endings.values())
@@ -202,7 +147,7 @@ def test_turn_based_games_with_masks_are_played_to_their_end(name: str) -> None:
 
 def test_a_player_out_before_the_others_have_moved_does_not_end_the_episode() -> None:
     endings = {"a": (1, "terminated"), "b": (4, "truncated"), "c": (4, "terminated")}
-    for episode in runner(f"{HERE}:circle", {"endings": endings}).sample(num_episodes=3):
+    for episode in runner(f"{TOYS}:circle", {"endings": endings}).sample(num_episodes=3):
         assert len(episode) == 4
         assert endings_of(episode) == {"a": "terminated", "b": "truncated", "c": "terminated"}
 
@@ -210,7 +155,7 @@ def test_a_player_out_before_the_others_have_moved_does_not_end_the_episode() ->
 def test_agents_that_appear_later_are_waited_for() -> None:
     endings = {"a": (2, "truncated"), "b": (5, "terminated"), "c": (6, "truncated")}
     kwargs = {"endings": endings, "arrivals": {"b": 2, "c": 3}}
-    for episode in runner(f"{HERE}:scripted", kwargs).sample(num_episodes=2):
+    for episode in runner(f"{TOYS}:scripted", kwargs).sample(num_episodes=2):
         assert endings_of(episode) == {"a": "truncated", "b": "terminated", "c": "truncated"}
         assert returns_of([episode]) == {"a": 2.0, "b": 6.0, "c": 9.0}
 
@@ -218,9 +163,9 @@ def test_agents_that_appear_later_are_waited_for() -> None:
 @pytest.mark.parametrize(
     ("name", "kwargs"),
     [
-        (f"{HERE}:circle", {"endings": dict.fromkeys("abc", (7, "truncated"))}),
+        (f"{TOYS}:circle", {"endings": dict.fromkeys("abc", (7, "truncated"))}),
         (
-            f"{HERE}:scripted",
+            f"{TOYS}:scripted",
             {"endings": {"a": (2, "terminated"), "b": (5, "truncated"), "c": (6, "truncated")}},
         ),
     ],
@@ -274,7 +219,7 @@ def forgetful() -> Forgetful:
 
 def test_one_seed_repeats_all_episodes_even_if_the_environment_forgets_it() -> None:
     first, again = (
-        [returns_of([e]) for e in runner(f"{HERE}:forgetful", envs=2).sample(num_episodes=6)]
+        [returns_of([e]) for e in runner(f"{__name__}:forgetful", envs=2).sample(num_episodes=6)]
         for _ in range(2)
     )
     assert first == again
@@ -288,7 +233,7 @@ def test_order_and_spaces_follow_possible_agents_and_reset_keeps_infos() -> None
     assert env.possible_agents == list(env.observation_spaces) == list(obs) == list(infos) == names
     assert env.get_action_space("leadadversary_0") == spaces.Discrete(20)
     assert env.get_action_space("agent_0") == spaces.Discrete(5)
-    turns = PettingZooEnv({"env": f"{HERE}:circle", "kwargs": {"endings": {}}})
+    turns = PettingZooEnv({"env": f"{TOYS}:circle", "kwargs": {"endings": {}}})
     assert turns.reset()[1] == {"a": {"first": True}}
 
 
@@ -318,11 +263,11 @@ def test_different_arguments_are_registered_under_different_names() -> None:
 
 
 def test_a_fault_of_the_environment_comes_through_the_runner_with_its_name() -> None:
-    sampler = runner(f"{HERE}:scripted", {"endings": dict.fromkeys("abc", (9, "truncated")), "broken_at": 3})
+    sampler = runner(f"{TOYS}:scripted", {"endings": dict.fromkeys("abc", (9, "truncated")), "broken_at": 3})
     with pytest.raises(RuntimeError) as caught:
         sampler.sample(num_episodes=1)
     assert isinstance(caught.value.__cause__, EnvironmentFault)
-    assert f"environment {HERE}:scripted, step 3: the reward of agent 'b' is nan" in str(
+    assert f"environment {TOYS}:scripted, step 3: the reward of agent 'b' is nan" in str(
         caught.value.__cause__
     )
 
