@@ -131,6 +131,7 @@ class Evaluation(_Frozen):
     worst: tuple[Chosen, ...] = ()
     others: tuple[Rows, ...] = ()
     checks: tuple[Check, ...] = ()
+    suite: str = ""
     units: str = ""
     agents: tuple[str, ...] = ()
     teams: dict[str, str] = {}

@@ -10,6 +10,7 @@ import yaml
 
 from marl_aajr.report.comparison import Comparison
 from marl_aajr.report.methods import Method
+from marl_aajr.report.protocol import Protocol
 
 _AGAIN = PurePath("again")
 
@@ -53,17 +54,38 @@ def _heading(method: Method) -> str:
 
 
 def _evaluations(comparison: Comparison) -> list[list[str]]:
-    """Arguments of the evaluations: attacks that share their sizes share a command."""
+    """Arguments of the evaluations: of each suite, and of attacks that were named by hand.
+
+    Attacks that share their sizes share a command.
+    """
+    protocol = comparison.protocol
+    common = ["--episodes", str(protocol.episodes), "--seed", str(protocol.seed)]
+    if protocol.units:
+        common += ["--units", protocol.units]
+    for agent in filter(None, protocol.agents.split(", ")):
+        common += ["--agents", agent]
+    suites = _suites(comparison)
+    found = [[*common, "--suite", suite] for suite in suites if suite]
+    if suites != [*filter(None, suites)]:
+        found += [[*common, *how] for how in _by_hand(comparison)]
+    return found
+
+
+def _suites(comparison: Comparison) -> list[str]:
+    """Names of the suites that were played; an empty one where attacks were named by hand."""
+    evaluations = (e for row in comparison.rows for run in row.runs for e in run.run.evaluations.values())
+    return sorted({e.suite for e in evaluations if Protocol.of(e) == comparison.protocol})
+
+
+def _by_hand(comparison: Comparison) -> list[list[str]]:
     sizes: dict[str, dict[float, None]] = defaultdict(dict)
     for condition in comparison.conditions:
         sizes[condition.name][condition.epsilon] = None
     together = defaultdict(list)
     for name, epsilons in sizes.items():
         together[tuple(epsilons)].append(name)
-    protocol = comparison.protocol
     return [
         [
-            *("--episodes", str(protocol.episodes), "--seed", str(protocol.seed)),
             *(part for name in names for part in ("--attack", name)),
             *(part for epsilon in epsilons for part in ("--epsilon", f"{epsilon:g}")),
         ]

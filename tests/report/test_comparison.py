@@ -8,6 +8,7 @@ import pytest
 
 from marl_aajr.report import Comparison, RunRecord, compare, load_run
 from marl_aajr.report.cautions import cautions
+from marl_aajr.report.reproduce import commands
 from marl_aajr.report.statistics import over_runs
 from tests.report.factory import chosen, config, evaluation, write_method, write_run
 
@@ -257,3 +258,14 @@ class TestChecks:
         files = {"long": evaluation(episodes=50), "short": evaluation(episodes=20, checks=checks)}
         run = load_run(write_run(tmp_path / "run", evaluations=files))
         assert not any("FAILED" in line for line in cautions(compare([run])))
+
+
+class TestReproduction:
+    def test_a_suite_is_named_and_attacks_by_hand_are_listed(self, tmp_path: Path) -> None:
+        files = {"suite": evaluation(suite="standard", units="raw"), "hand": evaluation(units="raw")}
+        run = load_run(write_run(tmp_path / "run", evaluations=files))
+        text = commands(compare([run]))
+        assert "--episodes 20 --seed 0 --units raw --suite standard\n" in text
+        assert "--units raw --attack noise --attack pgd --epsilon 0.1 --epsilon 0.2\n" in text
+        (alone,) = with_evaluations(tmp_path, evaluation(suite="standard"))
+        assert "--attack" not in commands(compare([alone]))
