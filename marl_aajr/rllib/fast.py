@@ -47,7 +47,8 @@ def fast(
         parity: Train on the very rows that RLlib's connectors would make: phantom rows, advantages
             standardised over them, time limits as its PettingZoo wrapper has them.
         lean: Make the updates of RLlib's PPO learner with less overhead (`LeanPPOTorchLearner`). A learner
-            class of your own stays as it is.
+            class of your own stays as it is. (Of several learners, RLlib's own wait for ever where one has no
+            row of a module that others have; the lean ones and those of ``robustify`` stop and say so.)
         device: Where the copies live and actions are computed; None: where RLlib puts the env runner.
         critic: What modules find in their observations beside the agent's own, for centralised critics
             (`marl_aajr.rllib.mappo`): nothing (``"own"``), the ``"joint"`` observation, the ``"state"``.
