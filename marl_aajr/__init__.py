@@ -15,14 +15,15 @@ from marl_aajr.version import __version__
 
 if TYPE_CHECKING:
     from marl_aajr.regularizers import AAJR, make_regularizer
-    from marl_aajr.rllib import robustify
+    from marl_aajr.rllib import robustify, robustify_policy
 
-__all__ = ["AAJR", "__version__", "make_regularizer", "robustify"]
+__all__ = ["AAJR", "__version__", "make_regularizer", "robustify", "robustify_policy"]
 
 _HOMES = {
     "AAJR": "marl_aajr.regularizers",
     "make_regularizer": "marl_aajr.regularizers",
     "robustify": "marl_aajr.rllib",
+    "robustify_policy": "marl_aajr.rllib",
 }
 
 

@@ -230,6 +230,11 @@ class Regularizer(ABC):
         """Move the state once after an update, given the metrics averaged over minibatches and learners."""
         return
 
+    @property
+    def constrains(self) -> bool:
+        """Whether :meth:`constrain` does anything."""
+        return type(self).constrain is not Regularizer.constrain
+
     def constrain(self, module: nn.Module, state: State, *, exact: bool = False) -> Mapping[str, Tensor]:
         """Bring the weights back into the permitted set, in place; metrics as in :class:`Evaluation`.
 

@@ -128,6 +128,10 @@ class Sum(Regularizer):
                 member.after_update(own, own_metrics)
                 _put_back(state, label, own)
 
+    @property
+    def constrains(self) -> bool:
+        return any(member.constrains for member in self.members)
+
     def constrain(self, module: nn.Module, state: State, *, exact: bool = False) -> Mapping[str, Tensor]:
         metrics: dict[str, Tensor] = {}
         for label, member in self.labelled:

@@ -156,7 +156,7 @@ class RobustLearnerMixin(ResumableLearnerMixin):
         if self._is_active(module_id):
             return True
         regularized = self._regularized.get(module_id)
-        return in_step(self) and regularized is not None and regularized.constrains
+        return in_step(self) and regularized is not None and regularized.regularizer.constrains
 
     def _policy_loss(self, module_id: str) -> PolicyLoss | None:
         if not isinstance(self, PPOTorchLearner):

@@ -127,9 +127,9 @@ class Regularized:
         self._seconds += time.perf_counter() - started
 
     @property
-    def constrains(self) -> bool:
-        """Whether there is a permitted set of weights."""
-        return type(self.regularizer).constrain is not Regularizer.constrain
+    def latest(self) -> dict[str, Tensor]:
+        """The metrics of the last minibatch of the update in progress."""
+        return {name: values[-1] for name, values in self._records.items()}
 
     def report(self) -> Report | None:
         """The report on the update that ends; None if nothing was done in it."""
@@ -250,7 +250,7 @@ class RegularizedModule(Regularized):
 
     def constrain_actor(self, *, exact: bool) -> None:
         """:meth:`constrain` of the module's actor."""
-        if self.constrains:
+        if self.regularizer.constrains:
             self.constrain(actor_network(self.module), exact=exact)
 
 

@@ -39,7 +39,7 @@ def robustify(
         raise ValueError(
             "expected RLlib's new API stack, got a configuration of the old one; call "
             "config.api_stack(enable_rl_module_and_learner=True, "
-            "enable_env_runner_and_connector_v2=True)"
+            "enable_env_runner_and_connector_v2=True), or give its policies robustify_policy's class"
         )
     base = config.learner_class
     if not (isinstance(base, type) and issubclass(base, TorchLearner)):
