@@ -104,6 +104,9 @@ def evaluate(
             help="Another run, to compute the perturbations of [b]transfer[/b] on; may be repeated.",
         ),
     ] = None,
+    workers: Annotated[
+        int, typer.Option(metavar="INT", help="Ray workers that share the rows; the result is the same.")
+    ] = 1,
     as_json: Annotated[
         bool,
         typer.Option(
@@ -131,6 +134,7 @@ def evaluate(
             team=team,
             agents=agents,
             surrogates=surrogate or (),
+            workers=workers,
         )
     if as_json:
         print(json.dumps(result, ensure_ascii=False, allow_nan=False))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
+from contextlib import closing
 from pathlib import Path
 
 from marl_aajr.attacks import Attack, Transfer
@@ -14,6 +15,7 @@ from marl_aajr.evaluation.probe import Probe
 from marl_aajr.evaluation.protocol import (
     Plan,
     Request,
+    Skipped,
     admitted,
     check_match,
     check_seed,
@@ -22,7 +24,8 @@ from marl_aajr.evaluation.protocol import (
     positive_integer,
     settle_units,
 )
-from marl_aajr.evaluation.results import Check, Evaluation, Rows, Worst
+from marl_aajr.evaluation.results import Check, Evaluation, Rows
+from marl_aajr.evaluation.rows import play_rows
 from marl_aajr.evaluation.suites import Actions, Suite, Units
 from marl_aajr.rollout.batches import make_batch
 from marl_aajr.rollout.environments import EnvironmentSpec, resolve
@@ -51,6 +54,7 @@ def evaluate(
     agents: Collection[str] | None = None,
     surrogates: Mapping[str, Victim] | None = None,
     num_envs: int = NUM_ENVS,
+    workers: int = 1,
     on_progress: Callable[[Progress], None] | None = None,
 ) -> Evaluation:
     """Evaluate a victim: frozen filters, and the same episodes and random numbers for every row.
@@ -79,7 +83,9 @@ def evaluate(
         surrogates: victims to compute ``transfer`` perturbations on, by a name for them.
         num_envs: E, copies played side by side. Episode i is seeded as number i // E of copy i mod E, so
             compare evaluations of the same E only.
-        on_progress: told after every episode.
+        workers: Ray tasks that share the rows between them; 1: this process plays them all. The result is
+            the same. Ray is started where it is not running.
+        on_progress: told after every episode; after every row where workers play.
 
     Raises:
         ValueError: numbers out of range, unknown or repeated attacks, attacks that the policies do not
@@ -90,6 +96,7 @@ def evaluate(
         >>> evaluate(Victim.load("runs/ppo/victim"), suite="quick").worst
     """
     positive_integer("num_envs", num_envs)
+    positive_integer("workers", workers)
     check_seed(seed)
     plan = make_plan(
         suite,
@@ -103,7 +110,7 @@ def evaluate(
     )
     spec = environment or resolve(victim.env_name, victim.env_kwargs)
     env = make_batch(spec, min(num_envs, plan.episodes))
-    try:
+    with closing(env):
         check_match(victim, env)
         members = choose_agents(env.teams, team, agents)
         chosen, skipped = admitted(plan, victim, members)
@@ -116,44 +123,32 @@ def evaluate(
             seed=seed,
             on_progress=on_progress,
         )
-        player.expect(plan, rows=len(chosen))
-        chosen = player.fitted(chosen)
-        probe = Probe(stream(seed, PROBE))
-        rows = tuple(_rows(player, chosen, kind, plan=plan, probe=probe) for kind in plan.actions)
-        return Evaluation(
-            env_name=spec.name,
-            env_kwargs=dict(spec.kwargs),
-            teams=env.teams,
-            team=player.team,
-            agents=tuple(members),
-            suite=plan.suite,
-            units=player.units,
-            seed=seed,
-            episodes=plan.episodes,
-            selection_episodes=plan.selection_episodes,
-            num_envs=env.num_envs,
-            rows=rows,
-            skipped=skipped,
-            checks=tuple(_checks(player, chosen, rows, probe)),
-        )
-    finally:
-        env.close()
+        with closing(player):
+            player.expect(plan, rows=len(chosen))
+            return _judge(player, plan, player.fitted(chosen), skipped=skipped, workers=workers)
 
 
-def _rows(player: Player, attacks: Sequence[Attack], actions: Actions, *, plan: Plan, probe: Probe) -> Rows:
-    """Every row of one kind of actions, and the worst of each size."""
-    sampled = actions == "sampled"
-    clean = player.clean(episodes=plan.episodes, sampled=sampled, spy=probe)
-    outcomes = tuple(player.attacked(attack, episodes=plan.episodes, sampled=sampled) for attack in attacks)
-    if not plan.selection_episodes:
-        return Rows(actions, clean, outcomes)
-    tried = player.selected_on(attacks, episodes=plan.selection_episodes, sampled=sampled)
-    worst = []
-    for epsilon in sorted({attack.perturbations.epsilon for attack in attacks}):
-        candidates = [i for i, attack in enumerate(attacks) if attack.perturbations.epsilon == epsilon]
-        lowest = min(candidates, key=lambda i: tried[i])
-        worst.append(Worst(epsilon, outcomes[lowest], tried[lowest]))
-    return Rows(actions, clean, outcomes, tuple(worst))
+def _judge(
+    player: Player, plan: Plan, attacks: Sequence[Attack], *, skipped: tuple[Skipped, ...], workers: int
+) -> Evaluation:
+    probe = Probe(stream(player.seed, PROBE))
+    rows = play_rows(player, attacks, plan, probe=probe, workers=workers)
+    return Evaluation(
+        env_name=player.spec.name,
+        env_kwargs=dict(player.spec.kwargs),
+        teams=player.env.teams,
+        team=player.team,
+        agents=tuple(player.agents),
+        suite=plan.suite,
+        units=player.units,
+        seed=player.seed,
+        episodes=plan.episodes,
+        selection_episodes=plan.selection_episodes,
+        num_envs=player.env.num_envs,
+        rows=rows,
+        skipped=skipped,
+        checks=tuple(_checks(player, attacks, rows, probe)),
+    )
 
 
 def _checks(player: Player, attacks: Sequence[Attack], rows: Sequence[Rows], probe: Probe) -> list[Check]:

@@ -56,6 +56,7 @@ class Player:
         on_progress: told after every episode.
         total: episodes to play.
         done: episodes played.
+        other_env: copies for the selection episodes, once there are any.
     """
 
     victim: Victim
@@ -67,6 +68,7 @@ class Player:
     on_progress: Callable[[Progress], None] | None
     total: int = 0
     done: int = 0
+    other_env: BatchedEnv | None = None
 
     @property
     def team(self) -> str:
@@ -88,7 +90,7 @@ class Player:
                 continue
             key = attack.at(1.0)
             if key not in learned:
-                self._tell(f"fitting {attack.name}", 0)
+                self.tell(f"fitting {attack.name}", 0)
                 seed = derived_seed(self.seed, FIT)
                 learned[key] = attack.fit(self.victim, self.env, agents=self.agents, seed=seed)
             found.append(learned[key].at(attack.perturbations.epsilon))
@@ -112,26 +114,23 @@ class Player:
             kl=tally.kl / decisions,
         )
 
-    def selected_on(self, attacks: Sequence[Attack], *, episodes: int, sampled: bool) -> list[float]:
-        """Mean return under each attack on episodes that are not reported."""
-        env = make_batch(self.spec, min(self.env.num_envs, episodes))
-        try:
-            return [
-                self._own(
-                    self._play(
-                        f"{_label(attack)} (selection)",
-                        episodes,
-                        sampled=sampled,
-                        adversary=self._adversary(attack),
-                        env=env,
-                    )
-                )
-                .mean()
-                .item()
-                for attack in attacks
-            ]
-        finally:
-            env.close()
+    def selected_on(self, attack: Attack, *, episodes: int, sampled: bool) -> float:
+        """Mean return under an attack on episodes that are not reported."""
+        if self.other_env is None:
+            self.other_env = make_batch(self.spec, min(self.env.num_envs, episodes))
+        returns = self._play(
+            f"{_label(attack)} (selection)",
+            episodes,
+            sampled=sampled,
+            adversary=self._adversary(attack),
+            env=self.other_env,
+        )
+        return self._own(returns).mean().item()
+
+    def close(self) -> None:
+        """Free what was made here: the copies for the selection episodes."""
+        if self.other_env is not None:
+            self.other_env.close()
 
     def _adversary(self, attack: Attack) -> Adversary:
         return Adversary(
@@ -160,13 +159,13 @@ class Player:
             seed=self.seed if env is None else derived_seed(self.seed, SELECTION),
             sampled=sampled,
             adversary=adversary,
-            on_episode=lambda finished: self._tell(what, finished),
+            on_episode=lambda finished: self.tell(what, finished),
             spy=spy,
         )
         self.done += episodes
         return returns
 
-    def _tell(self, what: str, finished: int) -> None:
+    def tell(self, what: str, finished: int) -> None:
         if self.on_progress is not None:
             self.on_progress(Progress(self.done + finished, self.total, what))
 

@@ -39,8 +39,8 @@ def evaluate_run(
         epsilons: radii, for all attacks; none: the suite's.
         surrogates: other runs, on whose victims ``transfer`` computes its perturbations.
         on_progress: told after every episode.
-        protocol: ``episodes``, ``selection_episodes``, ``actions``, ``units``, ``seed``, ``team`` and
-            ``agents`` of :func:`evaluate`.
+        protocol: ``episodes``, ``selection_episodes``, ``actions``, ``units``, ``seed``, ``team``, ``agents``
+            and ``workers`` of :func:`evaluate`.
 
     Raises:
         ValueError: not a run, or an unfinished one; and all that :func:`evaluate` refuses.

@@ -246,3 +246,14 @@ class TestUnits:
         inside = through_filter(PerturbationSet(epsilon=1.0), seen)
         obs = torch.full((50, 1), 1.5, dtype=torch.float64)
         assert (obs + inside.sample(obs, generator=generator())).max() <= 2.0
+
+
+def test_ray_workers_play_to_the_same_numbers(ray_session: None) -> None:
+    """Rows do not know of each other, so it does not matter who plays them."""
+    victim = team(SPREAD)
+    chosen = suite(attacks=["noise", "pgd-margin"], epsilons=[0.3, 0.5], actions=["sampled", "greedy"])
+    told: list[int] = []
+    here = evaluate(victim, SPREAD, suite=chosen)
+    there = evaluate(victim, SPREAD, suite=chosen, workers=2, on_progress=lambda p: told.append(p.done))
+    assert there.to_json() == here.to_json()
+    assert told[-1] == 2 * (5 * 6 + 4 * 4)
