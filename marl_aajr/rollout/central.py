@@ -132,6 +132,15 @@ class CentralBatch(BatchedEnv):
         return now, torch.where(step.episode_over.unsqueeze(1), _flat(self.env.final_state()), now)
 
     @property
+    def keeps_final_states(self) -> bool:
+        """See `BatchedEnv`."""
+        return self.env.keeps_final_states
+
+    @keeps_final_states.setter
+    def keeps_final_states(self, keeps: bool) -> None:
+        self.env.keeps_final_states = keeps
+
+    @property
     def active(self) -> dict[str, Tensor]:
         """See `BatchedEnv.active`."""
         return self.env.active

@@ -10,6 +10,7 @@ import torch
 from gymnasium import spaces
 from pettingzoo.utils.env import ParallelEnv
 
+from marl_aajr.rollout.central import CentralBatch, Critic
 from marl_aajr.rollout.contract import check_batched_env, random_actions
 from marl_aajr.rollout.environments import resolve
 from marl_aajr.rollout.pettingzoo import PettingZooBatch
@@ -71,6 +72,12 @@ def test_adapted_games_keep_the_contract(name: str, kwargs: dict[str, Any]) -> N
     spec = resolve(name, kwargs)
     steps = 20 if "max_cycles" in kwargs else 45
     check_batched_env(lambda num_envs: PettingZooBatch(spec, num_envs), steps=steps)
+
+
+@pytest.mark.parametrize("critic", ["joint", "state"])
+def test_batches_for_centralised_critics_keep_it_too(critic: Critic) -> None:
+    spec = resolve("mpe2.simple_tag_v3", {"max_cycles": 7})
+    check_batched_env(lambda num_envs: CentralBatch(PettingZooBatch(spec, num_envs), critic), steps=12)
 
 
 def test_walkers_that_fall_leave_the_others_and_the_contract_holds() -> None:
