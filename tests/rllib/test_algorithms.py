@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+import tree
 from ray import tune
 from ray.rllib.algorithms.algorithm import Algorithm
 from ray.rllib.algorithms.algorithm_config import AlgorithmConfig
@@ -75,11 +78,15 @@ def train(algorithm: Algorithm, *, times: int) -> None:
 
 @pytest.mark.usefixtures("ray_session")
 @pytest.mark.parametrize(
-    "configure",
-    [sac, lambda: asynchronous(APPOConfig()), lambda: asynchronous(IMPALAConfig())],
+    ("configure", "adapted"),
+    [
+        (sac, "curr_log_alpha"),
+        (lambda: asynchronous(APPOConfig().training(use_kl_loss=True)), "curr_kl_coeffs_per_module"),
+        (lambda: asynchronous(IMPALAConfig()), "entropy"),
+    ],
     ids=["SAC", "APPO", "IMPALA"],
 )
-def test_the_penalty_is_active_in_every_algorithm(configure: Any) -> None:
+def test_the_penalty_is_active_in_every_algorithm(configure: Any, adapted: str) -> None:
     algorithm = robustify(configure(), ACTIVE).build_algo()
     try:
         for _ in range(60):
@@ -88,6 +95,7 @@ def test_the_penalty_is_active_in_every_algorithm(configure: Any) -> None:
                 break
         assert float(read(result, PENALTY)) > 0
         assert float(read(result, (*PENALTY[:3], "nonfinite"))) == 0
+        assert list(algorithm.learner_group.get_state()["learner"]["marl_aajr_adapted"][adapted]) == ["team"]
         if isinstance(algorithm, IMPALA):
             # Errors in the learner's thread are raised where they can be seen.
             algorithm.learner_group.foreach_learner(spoil)
@@ -95,6 +103,46 @@ def test_the_penalty_is_active_in_every_algorithm(configure: Any) -> None:
                 train(algorithm, times=30)
     finally:
         algorithm.stop()
+
+
+@pytest.mark.usefixtures("ray_session")
+def test_an_algorithm_from_a_checkpoint_goes_on_as_if_it_had_not_stopped(tmp_path: Path) -> None:
+    """Of RLlib alone: ``save_to_path``, ``from_checkpoint``."""
+    dual = AAJR(coefficient=0.1, epsilon=0.2, form="constraint", gain_bound=1e-3)
+    config = ppo().training(
+        lr=[[0, 1e-2], [400, 1e-4]], entropy_coeff=[[0, 0.1], [400, 0.0]], kl_coeff=0.2, kl_target=1e-9
+    )
+    straight = robustify(config, dual).build_algo()
+    try:
+        straight.train()
+        straight.save_to_path(str(tmp_path))
+        restored = Algorithm.from_checkpoint(str(tmp_path))
+        try:
+            learners = [algorithm.learner_group.get_state()["learner"] for algorithm in (straight, restored)]
+            for state in learners:
+                adapted = state["marl_aajr_adapted"]
+                assert adapted["curr_kl_coeffs_per_module"]["team"] == pytest.approx(0.3)
+                assert 0 < adapted["entropy"]["team"] < 0.1
+            episodes = straight.env_runner.sample(num_episodes=4)
+            for algorithm in (straight, restored):
+                algorithm.learner_group.update(
+                    episodes=deepcopy(episodes),
+                    timesteps={"num_env_steps_sampled_lifetime": 200},
+                    num_epochs=1,
+                )
+            one, other = (
+                algorithm.learner_group.get_state()["learner"] for algorithm in (straight, restored)
+            )
+            for part in ("rl_module", "optimizer", "marl_aajr", "marl_aajr_adapted"):
+                tree.map_structure(np.testing.assert_array_equal, one[part], other[part])
+            assert (
+                one["marl_aajr"]["modules"]["team"]["dual"]
+                != learners[0]["marl_aajr"]["modules"]["team"]["dual"]
+            )
+        finally:
+            restored.stop()
+    finally:
+        straight.stop()
 
 
 @pytest.mark.usefixtures("ray_session")
