@@ -77,7 +77,8 @@ def ppo_batch(
         module = learner.module[module_id].unwrapped()
         obs = torch.from_numpy(rng.normal(size=(rows, *module.observation_space.shape)).astype(np.float32))
         with torch.no_grad():
-            inputs = module.forward_exploration({Columns.OBS: obs})[Columns.ACTION_DIST_INPUTS]
+            seen = {Columns.OBS: obs.to(learner.device)}
+            inputs = module.forward_exploration(seen)[Columns.ACTION_DIST_INPUTS].cpu()
         torch.manual_seed(seed)
         distribution = module.get_exploration_action_dist_cls().from_logits(inputs)
         actions = distribution.sample()

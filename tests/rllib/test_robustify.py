@@ -48,9 +48,12 @@ METRICS = {
 
 
 def trained(
-    regularizer: Regularizer | dict[str, Regularizer] | None, *modules: str, **kwargs: Any
+    regularizer: Regularizer | dict[str, Regularizer] | None,
+    *modules: str,
+    device: str = "cpu",
+    **kwargs: Any,
 ) -> tuple[Learner, Any]:
-    config = ppo_config(*(modules or ("a", "b")))
+    config = ppo_config(*(modules or ("a", "b"))).learners(num_gpus_per_learner=int(device == "cuda"))
     if regularizer is not None:
         config = robustify(config, regularizer)
     learner = build_learner(config, **kwargs)
@@ -142,15 +145,42 @@ SMALLEST: dict[str, dict[str, Any]] = {
 }
 
 
+NEEDS_CUDA = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+
+
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=NEEDS_CUDA)])
 @pytest.mark.parametrize("name", REGULARIZERS)
-def test_every_regularizer_trains_in_the_learner(name: str) -> None:
-    plain, _ = trained(None, "a")
-    learner, results = trained(make_regularizer(name, **SMALLEST.get(name, {})), "a")
+def test_every_regularizer_trains_in_the_learner(name: str, device: str) -> None:
+    plain, _ = trained(None, "a", device=device)
+    learner, results = trained(make_regularizer(name, **SMALLEST.get(name, {})), "a", device=device)
+    assert {weight.device.type for weight in weights(learner).values()} == {device}
     assert all(bool(weight.isfinite().all()) for weight in weights(learner).values())
     assert not same(weights(plain), weights(learner))
     metrics = {key: float(stats.peek()) for key, stats in results["a"][name].items()}
     assert all(math.isfinite(value) for value in metrics.values())
     assert metrics["seconds"] > 0
+
+
+@NEEDS_CUDA
+@pytest.mark.parametrize("name", REGULARIZERS)
+def test_nothing_waits_for_the_accelerator_in_the_learner(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """From the second minibatch on: constants are copied to the device with the first."""
+    minibatches = 0
+    regularize = RobustLearnerMixin._regularize
+
+    def watched(self: RobustLearnerMixin, *args: Any) -> torch.Tensor:
+        nonlocal minibatches
+        minibatches += 1
+        torch.cuda.set_sync_debug_mode("error" if minibatches > 1 else "default")
+        try:
+            return regularize(self, *args)
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+
+    monkeypatch.setattr(RobustLearnerMixin, "_regularize", watched)
+    regularizer = make_regularizer(name, **SMALLEST.get(name, {}))
+    trained(regularizer, "a", device="cuda")
+    assert minibatches == (4 if regularizer.active(0) else 0)
 
 
 def test_spectral_normalization_bounds_the_actor_alone() -> None:
