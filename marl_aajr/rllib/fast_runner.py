@@ -9,7 +9,8 @@ What it returns are `Fragment`s, which a learner reads with
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,6 +26,7 @@ from marl_aajr.rllib.sampling_metrics import SamplingMetrics
 from marl_aajr.rollout.batched import BatchedEnv
 from marl_aajr.rollout.collector import Collector
 from marl_aajr.rollout.episodes import Episodes
+from marl_aajr.rollout.faults import EnvironmentFault
 from marl_aajr.rollout.fragments import Fragment
 
 _STEPS_AT_ONCE = 32
@@ -125,18 +127,28 @@ class FastEnvRunner(RunEnvRunner):
         force_reset: bool = False,
     ) -> list[Any]:
         collector, players = self._assembled()
-        if force_reset or num_episodes is not None or self.must_reset:
-            self._begin(collector)
         players.module = self.module
         players.explore, players.random = explore, random_actions
         players.timestep = self.num_env_steps_sampled_lifetime
-        if self._filter is not None:
-            self._filter.load()
-        try:
+        with self._at_work():
+            if force_reset or num_episodes is not None or self.must_reset:
+                self._begin(collector)
             if num_episodes is not None:
                 self.must_reset = True
                 return self._whole_episodes(collector, num_episodes)
             return self._steps(collector, num_timesteps or 0)
+
+    @contextmanager
+    def _at_work(self) -> Iterator[None]:
+        """Within this block the filter's statistics are on the device, and faults say whose they are."""
+        if self._filter is not None:
+            self._filter.load()
+        try:
+            yield
+        except EnvironmentFault as fault:
+            if not self.worker_index:
+                raise
+            raise EnvironmentFault(f"{fault} (in env runner {self.worker_index})") from fault
         finally:
             if self._filter is not None:
                 self._filter.store()
@@ -200,11 +212,7 @@ class FastEnvRunner(RunEnvRunner):
         """New episodes: the first from the runner's seed, later ones from numbers drawn with it."""
         known = self.first_seed if self.must_reset else None
         seed = self._draw() if known is None else known
-        if self._filter is not None:
-            self._filter.load()
         collector.reset(seed=seed)
-        if self._filter is not None:
-            self._filter.store()
         self._players.generator.manual_seed(self._draw())
         self.must_reset = False
 
