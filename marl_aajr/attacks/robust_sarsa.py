@@ -46,9 +46,9 @@ class RobustSarsa(PGD):
     summary: ClassVar[str] = "projected gradient descent on a Q function fitted to the frozen victim"
 
     objective: str | Objective = "value"
-    experience: int = 10_000
-    updates: int = 1000
-    discount: float = 0.95
+    experience: int = 20_000
+    updates: int = 2000
+    discount: float = 0.9
     robustness: float = 0.1
     radius: float = 0.1
     values: Mapping[str, ActionValue] | None = field(default=None, repr=False, compare=False)

@@ -33,6 +33,11 @@ _CONVERGED = 0.1
 
 _WHITE = ("one step", "ten steps", "twenty steps", "strong")
 
+_EITHER = (
+    "either the gradients are masked, or what the attacks maximise does not follow the return, as for a policy "
+    "that has learned little"
+)
+
 Gains = Mapping[str, Tensor]
 """By attack: g(δ) − g(0) of every probed decision, ``[B]``."""
 
@@ -177,7 +182,7 @@ def _return_order(rows: Rows, by_size: Mapping[float, Sequence[AttackOutcome]]) 
                     "fail",
                     f"At ε = {epsilon:g} {control.attack.name} lowers the return to "
                     f"{control.outcome.mean:.3g}, below {strong.outcome.mean:.3g} of {strong.attack.name}, "
-                    "the strongest attack with gradients.",
+                    f"the strongest attack with gradients: {_EITHER}.",
                 )
             ]
     return []
@@ -220,9 +225,10 @@ def _return_black_box(rows: Rows, by_size: Mapping[float, Sequence[AttackOutcome
                     Check(
                         f"returns ({rows.actions}): no gradients ≤ gradients",
                         "fail",
-                        f"Gradient masking suspected: at ε = {epsilon:g} {black.attack.name} lowers the "
-                        f"return to {black.outcome.mean:.3g} without the policy's gradients, "
-                        f"{white.attack.name}, the strongest with them, to {white.outcome.mean:.3g}.",
+                        f"At ε = {epsilon:g} {black.attack.name} lowers the return to "
+                        f"{black.outcome.mean:.3g} without the policy's gradients, below "
+                        f"{white.outcome.mean:.3g} of {white.attack.name}, the strongest with them: "
+                        f"{_EITHER}.",
                     )
                 ]
     return []
