@@ -21,6 +21,7 @@ from typing import Any
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import torch
+from bench_output import say
 from mpe2 import simple_spread_v3
 from torch import nn
 
@@ -167,10 +168,6 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--episodes", type=int, default=None, help="instead of the suite's 100")
     parser.add_argument("--loop-only", action="store_true", help="leave the suite out")
     return parser.parse_args()
-
-
-def say(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)
 
 
 if __name__ == "__main__":

@@ -9,12 +9,13 @@ trained again, so the script can be stopped and called again.
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 import time
 from pathlib import Path
 from statistics import mean
 from typing import Any
+
+from bench_output import say, write_json
 
 ENVIRONMENTS = ("simple_spread_v3", "simple_tag_v3")
 PACKAGES = {"stock": "mpe2", "fast": "marl_aajr.envs"}
@@ -34,7 +35,7 @@ def main() -> int:
     lost = [f"{env} ({team})" for env, teams in figures.items() for team, f in teams.items() if f["lost"]]
     say(f"learning is lost in {', '.join(lost)}" if lost else "no learning is lost")
     if options.json:
-        Path(options.json).write_text(json.dumps({**vars(options), "figures": figures}, indent=2) + "\n")
+        write_json(options.json, {**vars(options), "figures": figures})
     return 1 if lost else 0
 
 
@@ -94,11 +95,6 @@ def compare(environment: str, scores: dict[str, list[dict[str, float]]]) -> dict
         )
         result[team] = {"stock": stock, "fast": fast, "low": low, "high": high, "lost": high < 0.0}
     return result
-
-
-def say(line: str) -> None:
-    sys.stderr.write(line + "\n")
-    sys.stderr.flush()
 
 
 if __name__ == "__main__":

@@ -8,10 +8,8 @@ by round, and reported as medians, so that a machine that is busy for a while is
 from __future__ import annotations
 
 import argparse
-import json
 import logging
 import os
-import platform
 import resource
 import sys
 import time
@@ -20,6 +18,7 @@ from collections.abc import Callable, Iterable
 from statistics import median
 from typing import Any
 
+from bench_output import Bars, judge, load, machine, progress, say, write_json
 from bench_setting import (
     COPIES,
     OURS,
@@ -36,7 +35,12 @@ from bench_setting import (
 PARTS = ("sampling", "iteration", "adapter", "copies", "runners")
 CPU_COPIES, CUDA_COPIES = (64, 256, 1024, 4096), (1024, 4096, 16384, 65536)
 FRAGMENTS = (25, 100, 400)
-BAR = {"sampling_ratio": 80.0, "iteration_ratio": 10.0, "adapter_ratio": 1.8, "two_runner_ratio": 1.6}
+BARS: Bars = {
+    "sampling_ratio": ("at least", 80.0),
+    "iteration_ratio": ("at least", 10.0),
+    "adapter_ratio": ("at least", 1.8),
+    "two_runner_ratio": ("at least", 1.6),
+}
 JAXMARL = 27_000
 
 Measure = Callable[[], float]
@@ -63,7 +67,7 @@ def main() -> int:
     if "runners" in options.only:
         figures |= over_runners(options)
     ray.shutdown()
-    ratios = {name: figures[name] for name in BAR if name in figures}
+    ratios = {name: figures[name] for name in BARS if name in figures}
     report(ratios, figures)
     if options.json:
         write_json(options.json, {**ratios, **figures, "machine": machine(options.threads), "load": load()})
@@ -205,7 +209,7 @@ def over_runners(options: argparse.Namespace) -> dict[str, Any]:
             options.rounds,
         )
         ratio = rates["two"] / rates["one"]
-        if ratio >= BAR["two_runner_ratio"] and enough is None:
+        if ratio >= BARS["two_runner_ratio"][1] and enough is None:
             enough = steps
         say(f"{steps:>9,} {rates['one']:>12,.0f} {rates['two']:>12,.0f} {ratio:>6.2f}")
         found[str(steps)] = {**rates, "ratio": ratio}
@@ -230,45 +234,10 @@ def report(ratios: dict[str, float], figures: dict[str, Any]) -> None:
         if name.endswith("(env steps/s)"):
             say(f"{name.removesuffix(' (env steps/s)'):<20} {value:>10,.0f} env steps/s")
     say("")
-    for name, value in ratios.items():
-        verdict = "reached" if value >= BAR[name] else "MISSED"
-        say(f"{name:<20} {value:>8.2f}   (at least {BAR[name]:g}: {verdict})")
+    judge(ratios, BARS)
     rate = figures.get("fast iteration (env steps/s)")
     if rate is not None:
         say(f"{rate / JAXMARL:.2f} of the {JAXMARL:,} env steps/s of JaxMARL's ippo_ff_mpe on two cores")
-
-
-def machine(threads: int) -> str:
-    import torch
-
-    return (
-        f"{os.cpu_count()} CPUs, {platform.machine()}, torch {torch.__version__}, {threads} torch thread(s)"
-    )
-
-
-def load() -> str:
-    return " ".join(f"{value:.1f}" for value in os.getloadavg())
-
-
-def write_json(target: str, figures: dict[str, Any]) -> None:
-    text = json.dumps(figures, indent=2) + "\n"
-    if target == "-":
-        sys.stdout.write(text)
-    else:
-        with open(target, "w", encoding="utf-8") as file:
-            file.write(text)
-
-
-def progress(line: str) -> None:
-    """Shows a line that the next one replaces; nothing where nobody watches."""
-    if sys.stderr.isatty():
-        sys.stderr.write(f"\r\x1b[K{line}")
-        sys.stderr.flush()
-
-
-def say(line: str) -> None:
-    sys.stderr.write(line + "\n")
-    sys.stderr.flush()
 
 
 if __name__ == "__main__":
