@@ -17,6 +17,12 @@ def robustify(
 ) -> AlgorithmConfig:
     """Add a regularizer to the loss of an RLlib algorithm; everything else stays as the user set it.
 
+    Several learners do together what one would do with all rows: they draw the noise of the same rows, and
+    average over the rows that count anywhere. Where one has no row of a module that another has, which would
+    make PPO and SAC wait for ever, training stops and says so. IMPALA's and APPO's learners, which RLlib lets
+    have rows of different modules, average terms of their own. Checkpoints hold the regularizer's state, and
+    the KL coefficients, temperatures and entropy schedules that RLlib's leave out.
+
     Args:
         config: any configuration of the new API stack whose learner is a torch learner, with its modules
             already declared (``multi_agent``, ``rl_module``). Call this last.

@@ -38,6 +38,16 @@ ACTIONS = gym.spaces.Discrete(3)
 ACTIVE = AAJR(coefficient=0.1, epsilon=0.2, adversarial_weight=0.5, sample_fraction=1.0)
 SMALL = {"fcnet_hiddens": [8], "vf_share_layers": False}
 LSTM = {**SMALL, "use_lstm": True, "lstm_cell_size": 8, "max_seq_len": 5}
+ATTENTION = {
+    **SMALL,
+    "use_attention": True,
+    "attention_dim": 8,
+    "attention_head_dim": 8,
+    "attention_num_heads": 1,
+    "attention_memory_inference": 5,
+    "attention_memory_training": 5,
+    "max_seq_len": 5,
+}
 MASKED = gym.spaces.Dict(
     {
         "observation": OBS,
@@ -317,20 +327,23 @@ def test_what_cannot_be_served_is_refused(make: Any, message: str) -> None:
         make()
 
 
+MODELS = {"mlp": SMALL, "lstm": {**LSTM, "lstm_use_prev_reward": True}, "attention": ATTENTION}
+
+
 def old_stack() -> PPOConfig:
-    """Three agents: two of one policy, one of a policy with a memory."""
+    """Three agents, and a policy of another kind for each."""
     robust = robustify_policy(PPOTorchPolicy, ACTIVE)
     return (
         on_old_stack(PPOConfig())
         .environment(register(resolve("simple_spread_v3", {"max_cycles": 10})), disable_env_checking=True)
         .env_runners(num_env_runners=0, rollout_fragment_length=50)
-        .training(train_batch_size=50, minibatch_size=30, num_epochs=1, model=SMALL)
+        .training(train_batch_size=50, minibatch_size=30, num_epochs=1)
         .multi_agent(
             policies={
-                "team": PolicySpec(policy_class=robust),
-                "memory": PolicySpec(policy_class=robust, config={"model": LSTM}),
+                name: PolicySpec(policy_class=robust, config={"model": model})
+                for name, model in MODELS.items()
             },
-            policy_mapping_fn=lambda agent, *_, **__: "memory" if agent == "agent_0" else "team",
+            policy_mapping_fn=lambda agent, *_, **__: list(MODELS)[int(agent[-1])],
         )
         .debugging(seed=0, log_level="ERROR")
     )
@@ -340,7 +353,7 @@ def old_stack() -> PPOConfig:
 def test_a_multi_agent_ppo_trains_and_is_restored(tmp_path: Path) -> None:
     algorithm = old_stack().build_algo()
     try:
-        before = {name: weights(algorithm.get_policy(name)) for name in ("team", "memory")}
+        before = {name: weights(algorithm.get_policy(name)) for name in MODELS}
         result = algorithm.train()
         for name, old in before.items():
             stats = result["info"]["learner"][name][LEARNER_STATS_KEY]
