@@ -7,6 +7,7 @@ import torch
 from marl_aajr.rllib.fast_runner import FastEnvRunner
 from marl_aajr.rllib.observation_filter import CLIP, ObservationNormalizer
 from tests.rllib.fast_runs import (
+    CIRCLE,
     TAG,
     config,
     fragment,
@@ -58,3 +59,13 @@ def kept_filter(subject: FastEnvRunner) -> ObservationNormalizer:
     found = subject.normalizer
     assert found is not None
     return found
+
+
+def test_zeros_of_agents_that_wait_are_not_counted() -> None:
+    configured = config("a", "b", "c").env_runners(env_to_module_connector=normalizer)
+    subject = runner(configured, CIRCLE, kwargs={"endings": "staggered"})
+    for name, part in fragment(subject).modules.items():
+        assert part.acts is not None
+        assert not part.acts.all()
+        # What they acted on, and what they saw last.
+        assert kept_filter(subject).moments(name).count == int(part.acts.sum()) + len(part.final_at)
