@@ -77,29 +77,38 @@ class SquareAttack(Attack):
         return max(1, round(share * features))
 
     def _corner(self, obs: Tensor, generator: torch.Generator) -> Tensor:
-        everything = torch.ones_like(obs, dtype=torch.bool)
-        noise = torch.empty_like(obs).normal_(generator=generator)
-        return self._place(torch.zeros_like(obs), noise, everything, obs)
+        return self._redraw(torch.zeros_like(obs), obs, self._free(obs), obs.shape[-1], generator)
 
     def _mutate(self, delta: Tensor, obs: Tensor, features: int, generator: torch.Generator) -> Tensor:
-        order = torch.rand(obs.shape, generator=generator, device=obs.device)
-        if (preconditioner := self.perturbations.preconditioner(obs)) is not None:
-            order = order + (preconditioner == 0)  # features that may be touched come first
-        chosen = torch.zeros_like(obs, dtype=torch.bool)
-        chosen.scatter_(-1, order.topk(features, largest=False).indices, True)
-        noise = torch.empty_like(obs).normal_(generator=generator)
-        if self.perturbations.norm == "linf":
-            noise = noise[:, :1].expand_as(noise)
-        return self._place(delta, noise, chosen, obs)
+        free = self._free(obs)
+        features = min(features, len(free))
+        order = torch.rand(len(obs), len(free), generator=generator, device=obs.device)
+        return self._redraw(delta, obs, free[order.topk(features).indices], 1, generator)
 
-    def _place(self, delta: Tensor, noise: Tensor, chosen: Tensor, obs: Tensor) -> Tensor:
-        """δ with the chosen features replaced by noise on the boundary of the set."""
+    def _free(self, obs: Tensor) -> Tensor:
+        """Indices of the features that may be touched."""
+        mask = self.perturbations.mask
+        every = torch.arange(obs.shape[-1], device=obs.device)
+        return every if mask is None else every[torch.tensor(mask, device=obs.device)]
+
+    def _redraw(
+        self, delta: Tensor, obs: Tensor, index: Tensor, signs: int, generator: torch.Generator
+    ) -> Tensor:
+        """δ with the features ``index [h]`` or ``[B, h]`` on the boundary of the set.
+
+        For L∞ with one random sign for each row, or (``signs`` > 1) for each feature.
+        """
+        index = index.expand(len(obs), index.shape[-1])
         epsilon, preconditioner = self.perturbations.epsilon, self.perturbations.preconditioner(obs)
-        unit = torch.ones_like(obs) if preconditioner is None else preconditioner
-        if self.perturbations.norm == "linf":
-            return self.perturbations.project(torch.where(chosen, epsilon * noise.sign() * unit, delta), obs)
-        # Spread over a row like ε / √d, so that what is kept and what is drawn weigh alike.
-        size = epsilon / obs.shape[-1] ** 0.5
-        moved = torch.where(chosen, size * noise * unit, delta)
-        length = self.perturbations.size(moved).clamp_min(torch.finfo(obs.dtype).tiny)
-        return self.perturbations.project(moved * (epsilon / length).unsqueeze(-1), obs)
+        linf = self.perturbations.norm == "linf"
+        width = 1 if linf and signs == 1 else index.shape[-1]
+        noise = torch.empty(len(obs), width, dtype=obs.dtype, device=obs.device).normal_(generator=generator)
+        # For L2 spread over a row like ε / √d, so that what is kept and what is drawn weigh alike.
+        value = (epsilon * noise.sign() if linf else epsilon * noise / obs.shape[-1] ** 0.5).expand_as(index)
+        if preconditioner is not None:
+            value = value * preconditioner[index]
+        moved = delta.scatter(-1, index, value)
+        if not linf:
+            length = self.perturbations.size(moved).clamp_min(torch.finfo(obs.dtype).tiny)
+            moved = moved * (epsilon / length).unsqueeze(-1)
+        return self.perturbations.project(moved, obs)

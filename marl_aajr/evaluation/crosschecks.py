@@ -34,8 +34,8 @@ _CONVERGED = 0.1
 _WHITE = ("one step", "ten steps", "twenty steps", "strong")
 
 _EITHER = (
-    "either the gradients are masked, or what the attacks maximise does not follow the return, as for a policy "
-    "that has learned little"
+    "either the gradients are masked, or what the attacks maximise does not follow the return, as for a "
+    "policy that has learned little"
 )
 
 Gains = Mapping[str, Tensor]
