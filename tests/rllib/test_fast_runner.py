@@ -249,6 +249,8 @@ def test_learners_get_equal_shares_of_the_copies() -> None:
     subject.config.num_learners = 1
     again = fragment(subject, num_timesteps=180)
     assert torch.equal(whole, again.modules["agent"].obs)
+    for part in (first, second):
+        assert part.modules["agent"].final_at[:, 2].unique().tolist() == [0, 1, 2]
     ends = torch.cat([part.modules["agent"].final_obs.view(3, 3, -1) for part in (first, second)], 1)
     assert torch.equal(ends, again.modules["agent"].final_obs.view(3, 6, -1))
 
