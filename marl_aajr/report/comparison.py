@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -35,6 +35,7 @@ class Row:
         price: clean return of the plain method − clean return of this one; None for the plain
             method itself and where there is no plain one.
         runs: the evaluations that the row is made of, by seed.
+        others: the row for other kinds of actions, by kind; only kinds that every run of every method has.
     """
 
     method: Method
@@ -44,6 +45,7 @@ class Row:
     strongest: Mapping[float, Estimate]
     price: Estimate | None
     runs: tuple[Results, ...]
+    others: Mapping[str, Row] = field(default_factory=dict)
 
     def worst_return(self, epsilon: float) -> Estimate:
         """Return under the attack of this size that hurts the method most."""
@@ -109,8 +111,15 @@ def compare(records: Sequence[RunRecord]) -> Comparison:
     results = _per_method(methods, evidence)
     plain = [runs for method, runs in zip(methods, results, strict=True) if method.plain]
     baseline = plain[0] if len(plain) == 1 else None
+    kinds = [k for k in evidence.results[0].others if all(k in run.others for run in evidence.results)]
     rows = tuple(
-        _row(method, runs, evidence=evidence, baseline=baseline)
+        replace(
+            _row(method, runs, evidence=evidence, baseline=baseline),
+            others={
+                kind: _row(method, tuple(run.others[kind] for run in runs), evidence=evidence, baseline=None)
+                for kind in kinds
+            },
+        )
         for method, runs in zip(methods, results, strict=True)
     )
     return Comparison(rows, evidence.protocol, evidence.conditions, evidence.left_out)

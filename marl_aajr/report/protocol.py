@@ -7,7 +7,7 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from marl_aajr.report.records import Attacked, Evaluation, Outcome, RunRecord
+from marl_aajr.report.records import Attacked, Evaluation, Outcome, Rows, RunRecord
 
 
 @dataclass(frozen=True, order=True)
@@ -74,12 +74,14 @@ class Results:
         attacked: under each attack and size.
         chosen: ε -> the worst attack, chosen on episodes that are not reported; without the sizes of which
             the evaluation chose none, or one that not all runs faced.
+        others: the same with other kinds of actions than the protocol's, by kind.
     """
 
     run: RunRecord
     clean: Outcome
     attacked: Mapping[Condition, Attacked]
     chosen: Mapping[float, Condition] = field(default_factory=dict)
+    others: Mapping[str, Results] = field(default_factory=dict)
 
     def worst(self, epsilon: float) -> Condition:
         """The attack of a size that hurts this run most: as chosen, or else by the returns reported."""
@@ -139,6 +141,7 @@ def gather(records: Sequence[RunRecord]) -> Evidence:
             clean,
             {conditions[key]: attacked[key] for key in common},
             _chosen(found[protocol], conditions),
+            _others(record, found[protocol], conditions),
         )
         for record, found, (clean, attacked) in zip(records, per_run, merged, strict=True)
     )
@@ -171,7 +174,26 @@ def _common_protocol(records: Sequence[RunRecord], per_run: Sequence[Mapping[Pro
     return max(common, key=lambda protocol: (protocol.episodes, protocol))
 
 
-def _merge(record: RunRecord, evaluations: Sequence[Evaluation]) -> tuple[Outcome, dict[_Key, Attacked]]:
+def _others(
+    record: RunRecord, evaluations: Sequence[Evaluation], conditions: Mapping[_Key, Condition]
+) -> dict[str, Results]:
+    """The kinds of actions that were played under every condition of the comparison."""
+    kinds: dict[str, list[Rows]] = defaultdict(list)
+    for evaluation in evaluations:
+        for rows in evaluation.others:
+            kinds[rows.actions].append(rows)
+    found = {}
+    for kind, played in kinds.items():
+        clean, attacked = _merge(record, played)
+        if attacked.keys() >= conditions.keys():
+            shared = {condition: attacked[key] for key, condition in conditions.items()}
+            found[kind] = Results(record, clean, shared, _chosen(played, conditions))
+    return found
+
+
+def _merge(
+    record: RunRecord, evaluations: Sequence[Evaluation | Rows]
+) -> tuple[Outcome, dict[_Key, Attacked]]:
     attacked: dict[_Key, Attacked] = {}
     clean = evaluations[0].clean
     for evaluation in evaluations:
@@ -186,7 +208,7 @@ def _merge(record: RunRecord, evaluations: Sequence[Evaluation]) -> tuple[Outcom
 
 
 def _chosen(
-    evaluations: Sequence[Evaluation], conditions: Mapping[_Key, Condition]
+    evaluations: Sequence[Evaluation | Rows], conditions: Mapping[_Key, Condition]
 ) -> dict[float, Condition]:
     """Of several files, the choice with the lowest return on the selection episodes."""
     choices = sorted((c for e in evaluations for c in e.worst), key=lambda c: -c.selection_return)

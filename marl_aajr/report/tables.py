@@ -52,7 +52,9 @@ def results(comparison: Comparison, *, decimals: int) -> tuple[Block, ...]:
     price = Line("price of robustness", tuple(_price(row, decimals=decimals) for row in rows))
     blocks = [Block("Without an attack", (clean, price) if comparison.plain else (clean,))]
     if len(comparison.attacks) > 1:
-        blocks.append(_strongest(comparison, decimals=decimals))
+        blocks.append(_strongest(rows, comparison.epsilons, decimals=decimals))
+    for kind in rows[0].others:
+        blocks.append(_other_actions(kind, comparison, decimals=decimals))
     for attack in comparison.attacks:
         lines = tuple(
             _marked(_size(c.epsilon), rows, _under_attack(c), decimals=decimals)
@@ -149,17 +151,25 @@ def _under_attack(condition: Condition) -> Callable[[Row], Estimate]:
     return lambda row: row.robust[condition]
 
 
-def _strongest(comparison: Comparison, *, decimals: int) -> Block:
+def _strongest(rows: Sequence[Row], epsilons: Sequence[float], *, decimals: int) -> Block:
     def line(epsilon: float) -> Line:
         return _marked(
             _size(epsilon),
-            comparison.rows,
+            rows,
             lambda row: row.worst_return(epsilon),
             note=lambda row: row.worst[epsilon].attack,
             decimals=decimals,
         )
 
-    return Block("Strongest of the attacks tried", tuple(map(line, comparison.epsilons)))
+    return Block("Strongest of the attacks tried", tuple(map(line, epsilons)))
+
+
+def _other_actions(kind: str, comparison: Comparison, *, decimals: int) -> Block:
+    """Clean return and strongest attack, with actions taken in another way."""
+    rows = [row.others[kind] for row in comparison.rows]
+    clean = _marked("clean return", rows, lambda row: row.clean, decimals=decimals)
+    strongest = _strongest(rows, comparison.epsilons, decimals=decimals)
+    return Block(f"With {kind} actions: clean, and strongest attack", (clean, *strongest.lines))
 
 
 def _marked(

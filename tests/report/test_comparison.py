@@ -10,6 +10,7 @@ from marl_aajr.report import Comparison, RunRecord, compare, load_run
 from marl_aajr.report.cautions import cautions
 from marl_aajr.report.reproduce import commands
 from marl_aajr.report.statistics import over_runs
+from marl_aajr.report.tables import results
 from tests.report.factory import chosen, config, evaluation, write_method, write_run
 
 
@@ -269,3 +270,23 @@ class TestReproduction:
         assert "--units raw --attack noise --attack pgd --epsilon 0.1 --epsilon 0.2\n" in text
         (alone,) = with_evaluations(tmp_path, evaluation(suite="standard"))
         assert "--attack" not in commands(compare([alone]))
+
+
+class TestOtherActions:
+    def with_sampled(self, clean: float) -> dict[str, Any]:
+        sampled = {**evaluation(clean - 5.0), "actions": "sampled"}
+        return evaluation(clean, others=[sampled])
+
+    def test_they_are_shown_beside_the_first_kind(self, tmp_path: Path) -> None:
+        runs = with_evaluations(tmp_path, self.with_sampled(-40.0), self.with_sampled(-42.0))
+        comparison = compare(runs)
+        (row,) = comparison.rows
+        assert row.clean.mean == -41.0
+        assert row.others["sampled"].clean.mean == -46.0
+        assert row.others["sampled"].worst_return(0.2).mean == -66.0
+        titles = [block.title for block in results(comparison, decimals=1)]
+        assert "With sampled actions: clean, and strongest attack" in titles
+
+    def test_only_where_every_run_has_them(self, tmp_path: Path) -> None:
+        runs = with_evaluations(tmp_path, self.with_sampled(-40.0), evaluation(-42.0))
+        assert compare(runs).rows[0].others == {}
