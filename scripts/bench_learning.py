@@ -35,7 +35,7 @@ def main() -> int:
     lost = [f"{env} ({team})" for env, teams in figures.items() for team, f in teams.items() if f["lost"]]
     say(f"learning is lost in {', '.join(lost)}" if lost else "no learning is lost")
     if options.json:
-        write_json(options.json, {**vars(options), "figures": figures})
+        write_json(options.json, {"seeds": options.seeds, "env_steps": options.env_steps, "figures": figures})
     return 1 if lost else 0
 
 

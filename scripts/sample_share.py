@@ -40,7 +40,7 @@ def main() -> None:
     records = train_all(
         variants, cells, runs=RUNS, method="aajr", env_steps=options.env_steps, jobs=options.jobs
     )
-    curves: dict[str, dict[int, list[dict[str, float]]]] = {name: {} for name in variants}
+    curves: dict[str, dict[int, list[dict[str, Any]]]] = {name: {} for name in variants}
     for (name, seed), run in zip(cells, records, strict=True):
         curves[name][seed] = [point(record) for record in run]
     RESULTS.parent.mkdir(parents=True, exist_ok=True)
@@ -54,17 +54,18 @@ def main() -> None:
 KEYS = ("return", "gain", "objective_gain")
 
 
-def point(record: dict[str, Any]) -> dict[str, float]:
+def point(record: dict[str, Any]) -> dict[str, Any]:
+    """What is kept of an iteration; before the ramp begins there is no penalty to measure."""
     (module,) = record["modules"].values()
     return {
         "env_steps": record["env_steps"],
         "return": record["return_mean"],
-        "gain": module["aajr/gain_mean"],
-        "objective_gain": module["aajr/objective_gain"],
+        "gain": module.get("aajr/gain_mean"),
+        "objective_gain": module.get("aajr/objective_gain"),
     }
 
 
-def summary(runs: list[list[dict[str, float]]], key: str) -> str:
+def summary(runs: list[list[dict[str, Any]]], key: str) -> str:
     finals = [mean(p[key] for p in run) for run in runs]
     return f"{mean(finals):.4g} ± {stdev(finals) if len(finals) > 1 else 0:.2g}"
 
