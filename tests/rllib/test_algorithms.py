@@ -81,7 +81,10 @@ def train(algorithm: Algorithm, *, times: int) -> None:
     ("configure", "adapted"),
     [
         (sac, "curr_log_alpha"),
-        (lambda: asynchronous(APPOConfig().training(use_kl_loss=True)), "curr_kl_coeffs_per_module"),
+        (
+            lambda: asynchronous(APPOConfig().training(use_kl_loss=True).learners(num_learners=0)),
+            "curr_kl_coeffs_per_module",
+        ),
         (lambda: asynchronous(IMPALAConfig()), "entropy"),
     ],
     ids=["SAC", "APPO", "IMPALA"],
