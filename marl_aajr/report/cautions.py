@@ -8,7 +8,6 @@ from collections.abc import Sequence
 
 from marl_aajr.report.comparison import Comparison
 from marl_aajr.report.methods import Method, differences
-from marl_aajr.report.protocol import Protocol
 from marl_aajr.report.records import Evaluation, RunRecord
 from marl_aajr.report.wording import count, listing, number, some
 
@@ -18,7 +17,7 @@ def cautions(comparison: Comparison) -> list[str]:
     methods = [row.method for row in comparison.rows]
     runs = [run for method in methods for run in method.runs]
     return [
-        *_checks(comparison, runs),
+        *_checks(comparison),
         *_budgets(methods),
         *_other_differences(methods),
         *_seeds(methods),
@@ -31,19 +30,15 @@ def cautions(comparison: Comparison) -> list[str]:
     ]
 
 
-def _checks(comparison: Comparison, runs: Sequence[RunRecord]) -> list[str]:
+def _checks(comparison: Comparison) -> list[str]:
     """What the evaluations found against themselves: failures first, one sentence for each check."""
     found: dict[tuple[str, str], dict[str, str]] = defaultdict(dict)
-    for run in runs:
-        for evaluation in run.evaluations.values():
-            if Protocol.of(evaluation) != comparison.protocol:
-                continue
-            for check in evaluation.checks:
-                if check.verdict != "pass":
-                    found[check.verdict, check.name].setdefault(str(run.path), check.text)
+    for path, checks in comparison.checks.items():
+        for check in checks:
+            found[check.verdict, check.name].setdefault(path, check.text)
     return [
         f"{'EVALUATION FAILED' if verdict == 'fail' else 'Evaluation'}, {name} "
-        f"({some(list(by_run), of=len(runs), noun='runs')}): {next(iter(by_run.values()))}"
+        f"({some(list(by_run), of=len(comparison.checks), noun='runs')}): {next(iter(by_run.values()))}"
         for (verdict, name), by_run in sorted(found.items(), key=lambda item: item[0][0] != "fail")
     ]
 

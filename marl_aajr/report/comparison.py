@@ -11,7 +11,7 @@ import numpy as np
 
 from marl_aajr.report.methods import Method, group
 from marl_aajr.report.protocol import Condition, Evidence, Protocol, Results, gather
-from marl_aajr.report.records import Outcome, RunRecord
+from marl_aajr.report.records import Check, Outcome, RunRecord
 from marl_aajr.report.statistics import (
     Estimate,
     difference_over_episodes,
@@ -77,6 +77,21 @@ class Comparison:
     def attacks(self) -> tuple[str, ...]:
         """Labels of the attacks, in the order of the evaluations."""
         return tuple(dict.fromkeys(condition.attack for condition in self.conditions))
+
+    @property
+    def checks(self) -> dict[str, tuple[Check, ...]]:
+        """By path: what each run's shown evaluations found against themselves."""
+        return {
+            str(run.run.path): tuple(
+                check
+                for evaluation in run.run.evaluations.values()
+                if Protocol.of(evaluation) == self.protocol
+                for check in evaluation.checks
+                if check.verdict != "pass"
+            )
+            for row in self.rows
+            for run in row.runs
+        }
 
     @property
     def chosen_elsewhere(self) -> bool:

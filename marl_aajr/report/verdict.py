@@ -19,9 +19,10 @@ _FEW = 3
 def verdict(comparison: Comparison, *, decimals: int) -> str:
     """One paragraph: who survives best at each ε, how they do against the plain method, the price."""
     plain = comparison.plain
+    doubts = _doubts(comparison)
     if len(comparison.rows) == 1:
-        return " ".join([*_alone(comparison, decimals=decimals), _scope(comparison)])
-    sentences = _leaders(comparison, decimals=decimals)
+        return " ".join([*doubts, *_alone(comparison, decimals=decimals), _scope(comparison)])
+    sentences = doubts + _leaders(comparison, decimals=decimals)
     if plain is not None:
         others = [row for row in comparison.rows if row is not plain]
         if len(others) > 1:
@@ -29,6 +30,16 @@ def verdict(comparison: Comparison, *, decimals: int) -> str:
         sentences += _no_success(others, plain, comparison.epsilons)
         sentences += _prices(others, plain, decimals=decimals)
     return " ".join([*sentences, _scope(comparison)])
+
+
+def _doubts(comparison: Comparison) -> list[str]:
+    failed = [path for path, checks in comparison.checks.items() if any(c.verdict == "fail" for c in checks)]
+    if not failed:
+        return []
+    return [
+        f"The evaluation of {some(failed, of=len(comparison.checks), noun='runs')} failed its own checks: "
+        "what follows about attacks may only show that these attacks are weak."
+    ]
 
 
 def _alone(comparison: Comparison, *, decimals: int) -> list[str]:

@@ -11,6 +11,7 @@ from marl_aajr.report.cautions import cautions
 from marl_aajr.report.reproduce import commands
 from marl_aajr.report.statistics import over_runs
 from marl_aajr.report.tables import results
+from marl_aajr.report.verdict import verdict
 from tests.report.factory import chosen, config, evaluation, write_method, write_run
 
 
@@ -253,12 +254,16 @@ class TestChecks:
         assert first.endswith("run-0): Gradient masking: all zero.")
         assert second.startswith("Evaluation, saturation")
         assert not any("Fine." in line for line in rest)
+        said = verdict(compare([run]), decimals=1)
+        assert said.startswith("The evaluation of ")
+        assert "failed its own checks" in said
 
     def test_only_the_evaluations_that_are_shown_count(self, tmp_path: Path) -> None:
         checks = [{"name": "gradients", "verdict": "fail", "text": "Masked."}]
         files = {"long": evaluation(episodes=50), "short": evaluation(episodes=20, checks=checks)}
         run = load_run(write_run(tmp_path / "run", evaluations=files))
         assert not any("FAILED" in line for line in cautions(compare([run])))
+        assert "failed its own checks" not in verdict(compare([run]), decimals=1)
 
 
 class TestReproduction:
