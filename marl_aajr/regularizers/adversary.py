@@ -30,9 +30,9 @@ class Perturbing(Regularizer):
     Attributes:
         epsilon: radius of the perturbation set, in the units the policy network sees; number or schedule.
         norm: ``"linf"`` or ``"l2"``.
-        sample_fraction: share of each minibatch that is regularised, drawn at random, in (0, 1]. The mean over
-            a tenth of a thousand rows is as good a guide as that over all (experiments/sample_share), at a
-            third of the cost; small minibatches want more.
+        sample_fraction: share of each minibatch that is regularised, drawn at random, in (0, 1]. A tenth of
+            a thousand rows does what all of them do (experiments/sample_share), at a fourth of the cost;
+            small minibatches want more.
         leaves: names of the parts of a nested observation that can be perturbed, such as ``position`` or
             ``camera/depth``; None: all of floating-point numbers but action masks. Their features are those
             of mask, scale, low and high: in the order of the observation's sorted keys, row by row.

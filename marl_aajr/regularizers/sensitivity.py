@@ -75,14 +75,15 @@ class JacobianPenalty(Targeted):
             directions: z, the same shape; constants.
             form: elementwise.
         """
-        parameters = [p for p in sample.policy.parameters() if p.requires_grad]
+        blocks = list(point_blocks(deltas))
+        parameters = [p for p in sample.policy.parameters() if p.requires_grad] if len(blocks) > 1 else []
         if not parameters or not torch.is_grad_enabled():
             squared = self.squared_gains(sample.policy, sample.obs + deltas, directions)
             return sample.mean(form(squared)), squared.detach()
         weights = _weights(sample, deltas.shape[:-1])
         squares, total = torch.empty_like(weights), weights.new_zeros(())
         gradients: list[Tensor | None] = []
-        for t, rows in point_blocks(deltas):
+        for t, rows in blocks:
             part = (t, rows)
             policy = sample.policy if rows == ALL_ROWS else sample.policy.select(_index(rows, sample.obs))
             squared = self.squared_gains(policy, sample.obs[rows] + deltas[part], directions[part])

@@ -133,18 +133,29 @@ def module_critic(
 class RLModuleCritic:
     """V(s + δ) of one train batch, ``[B, ..., d] -> [B, ...]``; follows its rows through :meth:`select`."""
 
-    def __init__(self, module: ValueFunctionAPI, layout: ObservationLayout, fixed: _Rows) -> None:
+    def __init__(
+        self,
+        module: ValueFunctionAPI,
+        layout: ObservationLayout,
+        fixed: _Rows,
+        index: Tensor | None = None,
+    ) -> None:
         self._module = module
         self._layout = layout
         self._fixed = fixed
+        self._index = index
 
     def __call__(self, obs: Tensor) -> Tensor:
-        values: Tensor = self._module.compute_values(_columns_at(obs, self._layout, self._fixed))
+        fixed, index = self._fixed, self._index
+        if index is not None:
+            fixed = tree.map_structure(lambda column: column[index], fixed)
+        values: Tensor = self._module.compute_values(_columns_at(obs, self._layout, fixed))
         return values
 
     def select(self, index: Tensor) -> RLModuleCritic:
-        fixed = tree.map_structure(lambda column: column[index], self._fixed)
-        return RLModuleCritic(self._module, self._layout, fixed)
+        # Few objectives ask the critic: its columns are taken when one does.
+        index = index if self._index is None else self._index[index]
+        return RLModuleCritic(self._module, self._layout, self._fixed, index)
 
 
 def judges_observations(module: TorchRLModule) -> bool:
