@@ -84,6 +84,38 @@ def test_row_by_row_it_is_the_papers_algorithm(steps: int) -> None:
     assert halved > 30 or steps == 1, "the interesting part must have been reached"
 
 
+class Script:
+    """An objective that says its lines: the k-th value with the k-th slope, wherever it is asked."""
+
+    def __init__(self, values: list[float]) -> None:
+        self.lines = iter((value, 1.0 if k % 3 else -0.5) for k, value in enumerate(values))
+
+    def __call__(self, obs: Tensor) -> Tensor:
+        value, slope = next(self.lines)
+        return value + slope * (obs - obs.detach()).sum(-1)
+
+
+@pytest.mark.parametrize(
+    "early",
+    [
+        pytest.param([0, 10, -5, -4, -3, -2, -1, 0, 1, 2], id="rising, but the best is long past"),
+        pytest.param([0, 1, 2, 3, 4, 5, 6, 7, 8, 9], id="all is well"),
+        pytest.param([0, 9, 8, 7, 6, 5, 4, 3, 2, 1], id="falling"),
+    ],
+)
+def test_each_condition_halves_as_in_the_paper(early: list[float]) -> None:
+    """Checkpoints of 20 steps are at 5 and 9; from step 10 on every point is the best, so it shows itself."""
+    lines = [*map(float, early), *(20.0 + k for k in range(11))]
+    start = torch.full((1, 1), 0.1, dtype=torch.float64)
+    best, value = auto_ascend(
+        Script(lines), torch.zeros_like(start), PerturbationSet(epsilon=1.0), steps=20, start=start
+    )
+    x, f, etas = by_the_book(Script(lines), start[0], epsilon=1.0, steps=20)
+    torch.testing.assert_close(best[0], x)
+    assert value.item() == f == 30.0
+    assert (etas[10] < etas[0]) == (early[-1] != 9.0)
+
+
 def test_it_finds_the_top_that_long_steps_jump_over() -> None:
     """A narrow hill at 0.3 in a ball of radius 1: steps of ε/4 cannot stand on it, halved ones can."""
 
