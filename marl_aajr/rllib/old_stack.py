@@ -93,7 +93,8 @@ class RobustPolicyMixin(PPOTorchPolicy):
         self._timestep = 0
         self._minibatches = 0
         self._check()
-        self._features = Features.of(self.observation_space, self.regularizer.perturbed_leaves)
+        features = Features.of(self.observation_space, self.regularizer.perturbed_leaves)
+        self._features = features.to(self.device)
         self._regularized = Regularized(
             str(self.config.get("__policy_id")),
             self.regularizer,

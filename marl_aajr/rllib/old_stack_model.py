@@ -71,15 +71,19 @@ class Features:
         others = torch.tensor([i for i in range(size) if i not in set(wanted.tolist())], dtype=torch.long)
         return cls(wanted, torch.cat([wanted, others]).argsort())
 
+    def to(self, device: torch.device) -> Features:
+        """The same, on a device."""
+        return Features(self.open.to(device), self.order.to(device))
+
     def split(self, flat: Tensor) -> tuple[Tensor, Tensor]:
         """The open numbers and the others, of ``[..., D]``."""
-        places = self.order.argsort().to(flat.device)
+        places = self.order.argsort()
         count = len(self.open)
         return flat[..., places[:count]], flat[..., places[count:]]
 
     def join(self, free: Tensor, fixed: Tensor) -> Tensor:
         """The whole of both."""
-        return torch.cat([free, fixed], -1)[..., self.order.to(free.device)]
+        return torch.cat([free, fixed], -1)[..., self.order]
 
 
 def _like(space: gym.Space[Any]) -> Tensor:

@@ -31,6 +31,7 @@ from tests.rllib.old_policies import (
     LSTM,
     MASKED,
     MODELS,
+    OBS,
     SMALL,
     batch_of,
     learn,
@@ -100,6 +101,10 @@ def test_what_may_be_perturbed_of_a_nested_observation() -> None:
     assert features.open.tolist() == [3, 4, 5, 6]
     whole = torch.arange(9.0).expand(2, 9)
     assert torch.equal(features.join(*features.split(whole)), whole)
+    pair = gym.spaces.Tuple((gym.spaces.Discrete(2), OBS, OBS))
+    flat = get_preprocessor(pair)(pair).observation_space
+    assert Features.of(flat, None).open.tolist() == [2, 3, 4, 5, 6, 7, 8, 9]
+    assert Features.of(flat, ("2",)).open.tolist() == [6, 7, 8, 9]
     with pytest.raises(ValueError, match="expected leaves out of observation, got 'phase'"):
         Features.of(space, ("phase",))
 
