@@ -10,6 +10,7 @@ from __future__ import annotations
 from functools import cache
 from typing import Any
 
+import torch
 from ray.rllib.algorithms.ppo.torch.ppo_torch_learner import PPOTorchLearner
 from ray.rllib.core.columns import Columns
 from ray.rllib.core.learner.torch.torch_learner import TorchLearner
@@ -17,7 +18,7 @@ from ray.rllib.utils.metrics import NUM_ENV_STEPS_SAMPLED_LIFETIME
 from torch import Tensor
 
 from marl_aajr.regularizers.base import PolicyLoss, ppo_policy_loss
-from marl_aajr.rllib.agreement import check_all_have_rows, everyones
+from marl_aajr.rllib.agreement import add_up, check_all_have_rows, everyones
 from marl_aajr.rllib.internals import (
     add_to_policy_loss,
     backends_for,
@@ -119,6 +120,17 @@ class RobustLearnerMixin(ResumableLearnerMixin):
             regularized.finish(report)
             for name, value in report.metrics.items():
                 self.metrics.log_value((module_id, regularized.regularizer.name, name), value, window=1)
+
+    def _update_module_kl_coeff(self, *, module_id: str, config: Any, **measured: Any) -> None:
+        # Each learner measures PPO's KL on its own rows; with coefficients of their own they would drift
+        # apart, and a checkpoint holds the first one's.
+        if in_step(self) and self._has_part(module_id):
+            learners = self.config.num_learners
+            measured = {
+                name: float(add_up(torch.tensor(float(value), device=self.device))) / learners
+                for name, value in measured.items()
+            }
+        super()._update_module_kl_coeff(module_id=module_id, config=config, **measured)
 
     def get_state(self, components: Any = None, *, not_components: Any = None, **kwargs: Any) -> Any:
         state = super().get_state(components, not_components=not_components, **kwargs)

@@ -20,8 +20,8 @@ ADAPTED_KEY = "marl_aajr_adapted"
 class ResumableLearnerMixin(TorchLearner):
     """Adds them to the learner's state; training is the learner's own, bit for bit.
 
-    With several learners, of which RLlib saves the first, their KL coefficients are the first one's: RLlib
-    lets each adapt its own.
+    Of several learners RLlib saves the first, and lets each adapt a KL coefficient of its own: restored, all
+    have the first one's.
     """
 
     def get_state(self, components: Any = None, *, not_components: Any = None, **kwargs: Any) -> Any:

@@ -44,9 +44,15 @@ def example(name: str) -> Regularizer:
 
 
 def learner_of(
-    regularizer: Regularizer, *, learners: int = 0, index: int = 0, lean: bool = False, lstm: bool = False
+    regularizer: Regularizer,
+    *,
+    learners: int = 0,
+    index: int = 0,
+    lean: bool = False,
+    lstm: bool = False,
+    kl: bool = False,
 ) -> Learner:
-    config = ppo_config("a", use_kl_loss=False, minibatch_size=None, num_epochs=1, lr=1e-4)
+    config = ppo_config("a", use_kl_loss=kl, minibatch_size=None, num_epochs=1, lr=1e-4)
     config.learners(num_learners=learners)
     if lean:
         config.learners(learner_class=LeanPPOTorchLearner)
@@ -196,6 +202,23 @@ def test_a_nan_that_one_learner_meets_stops_all_and_is_named(pair: Algorithm) ->
 
     for message in both(pair, failure):
         assert "regularizer 'aajr' of module 'a', environment step 0: the observations: 1 NaN " in message
+
+
+def test_their_kl_coefficients_are_those_of_one(pair: Algorithm) -> None:
+    """Though the KL of the first's rows alone would halve it, and that of the second's raise it."""
+
+    def trained_with_kl(batch: MultiAgentBatch, **place: Any) -> float:
+        learner = learner_of(ACTIVE, kl=True, **place)
+        update(learner, batch)
+        return learner.get_state()["marl_aajr_adapted"]["curr_kl_coeffs_per_module"]["a"]
+
+    batch = ppo_batch(learner_of(ACTIVE))
+    batch.policy_batches["a"][Columns.ACTION_DIST_INPUTS][32:] *= 20.0
+    parts = halves(batch)
+    one = trained_with_kl(batch)
+    found = both(pair, lambda i: trained_with_kl(parts[i], learners=2, index=i))
+    assert found == [one, one]
+    assert one != trained_with_kl(parts[0])
 
 
 class PerShard(ConnectorV2):
