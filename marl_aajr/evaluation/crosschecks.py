@@ -169,22 +169,24 @@ def _ahead(weak: Tensor, strong: Tensor) -> bool:
 
 
 def _return_order(rows: Rows, by_size: Mapping[float, Sequence[AttackOutcome]]) -> list[Check]:
-    """Controls against the strongest attack with gradients: noise must not hurt more."""
+    """Neither noise nor a single step may hurt more than the strongest attack with more steps."""
     for epsilon, found in by_size.items():
-        strong = _lowest(found, "gradients")
-        control = _lowest(found, "none")
-        if strong is None or control is None:
+        steps = [row for row in found if row.attack.access == "gradients"]
+        strong = _lowest([row for row in steps if not isinstance(row.attack, FGSM)] or steps, "gradients")
+        if strong is None:
             continue
-        if _lower(control.outcome, strong.outcome):
-            return [
-                Check(
-                    f"returns ({rows.actions}): noise ≤ attack",
-                    "fail",
-                    f"At ε = {epsilon:g} {control.attack.name} lowers the return to "
-                    f"{control.outcome.mean:.3g}, below {strong.outcome.mean:.3g} of {strong.attack.name}, "
-                    f"the strongest attack with gradients: {_EITHER}.",
-                )
-            ]
+        for weak in found:
+            control = weak.attack.access == "none" or isinstance(weak.attack, FGSM)
+            if control and _lower(weak.outcome, strong.outcome):
+                return [
+                    Check(
+                        f"returns ({rows.actions}): noise, one step ≤ many steps",
+                        "fail",
+                        f"At ε = {epsilon:g} {weak.attack.name} lowers the return to "
+                        f"{weak.outcome.mean:.3g}, below {strong.outcome.mean:.3g} of {strong.attack.name}, "
+                        f"the strongest attack with gradients: {_EITHER}.",
+                    )
+                ]
     return []
 
 

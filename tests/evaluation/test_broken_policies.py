@@ -246,10 +246,16 @@ class TestOrderOfReturns:
         rows = self.rows(("noise", 0.1, -1.0), ("square", 0.1, -3.0), ("pgd", 0.1, -4.0), ("pgd", 0.2, -5.0))
         assert [check.verdict for check in return_checks(rows)] == ["pass"]
 
-    def test_noise_that_hurts_more(self) -> None:
-        (check,) = return_checks(self.rows(("noise", 0.1, -5.0), ("pgd", 0.1, -4.0)))
-        assert (check.verdict, check.name) == ("fail", "returns (greedy): noise ≤ attack")
-        assert "noise lowers the return to -5" in check.text
+    @pytest.mark.parametrize("weak", ["noise", "fgsm"])
+    def test_noise_or_a_single_step_that_hurts_more(self, weak: str) -> None:
+        (check,) = return_checks(self.rows((weak, 0.1, -5.0), ("pgd", 0.1, -4.0)))
+        assert (check.verdict, check.name) == ("fail", "returns (greedy): noise, one step ≤ many steps")
+        assert f"{weak} lowers the return to -5" in check.text
+
+    def test_a_single_step_alone_is_the_strongest(self) -> None:
+        (check,) = return_checks(self.rows(("noise", 0.1, -5.0), ("fgsm", 0.1, -4.0)))
+        assert check.verdict == "fail"
+        assert " of fgsm, the strongest" in check.text
 
     @pytest.mark.parametrize("black", ["square", "transfer"])
     def test_an_attack_without_gradients_that_hurts_more(self, black: str) -> None:
