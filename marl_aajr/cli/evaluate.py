@@ -76,6 +76,16 @@ def evaluate(
             help=told("Episodes without attack, and for each attack and size.", "the suite's, or 100"),
         ),
     ] = None,
+    selection_episodes: Annotated[
+        int | None,
+        typer.Option(
+            metavar="INT",
+            help=told(
+                "Other episodes, on which the worst attack of each size is chosen.",
+                "the suite's, or 0: none is",
+            ),
+        ),
+    ] = None,
     actions: Annotated[
         list[str] | None,
         typer.Option(
@@ -129,6 +139,7 @@ def evaluate(
             epsilons=sizes,
             units=units,
             episodes=episodes,
+            selection_episodes=selection_episodes,
             actions=actions,
             seed=seed,
             team=team,

@@ -46,7 +46,7 @@ def evaluate_run(
         ValueError: not a run, or an unfinished one; and all that :func:`evaluate` refuses.
     """
     directory = _finished(run)
-    others = {Path(other).name: Victim.load(_finished(other).victim) for other in surrogates}
+    others = {name: Victim.load(_finished(path).victim) for name, path in _named(surrogates).items()}
     chosen = None if suite is None else load_suite(suite)
     sizes = epsilons or (() if chosen is None else chosen.epsilons)
     evaluation = evaluate(
@@ -70,6 +70,12 @@ def _requests(attacks: Sequence[str], epsilons: Sequence[float], *, alone: bool)
             f"{list(epsilons)}; name both"
         )
     return list(product(attacks, epsilons))
+
+
+def _named(runs: Sequence[Path | str]) -> dict[str, Path | str]:
+    """Runs by their folders' names, or by their paths where two have the same."""
+    names = [Path(run).resolve().name for run in runs]
+    return {name if names.count(name) == 1 else str(run): run for name, run in zip(names, runs, strict=True)}
 
 
 def _finished(run: Path | str) -> RunDirectory:

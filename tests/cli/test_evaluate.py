@@ -100,13 +100,22 @@ def test_without_suite_and_attack_it_is_the_quick_one(capsys: pytest.CaptureFixt
     assert {row["epsilon"] for row in result["worst"]} == {0.05, 0.1, 0.2}
 
 
+def test_attacks_by_hand_can_have_their_worst_chosen_elsewhere(
+    capsys: pytest.CaptureFixture[str], run: Path
+) -> None:
+    options = ("--attack", "noise", "--attack", "fgsm", "--epsilon", 1.1, "--episodes", 3)
+    assert as_json(capsys, run, *options)["worst"] == []
+    (worst,) = as_json(capsys, run, *options, "--selection-episodes", 4)["worst"]
+    assert worst["attack"] == "fgsm"
+
+
 def test_a_surrogate_run(capsys: pytest.CaptureFixture[str], run: Path, tmp_path: Path) -> None:
-    other = finished_run(tmp_path / "other")
-    result = as_json(
-        capsys, run, "--attack", "transfer", "--epsilon", 1.1, "--episodes", 2, "--surrogate", other
-    )
-    assert result["attacks"][0]["return"] == -result["clean_return"]
-    assert "source='other'" in result["attacks"][0]["settings"]
+    options = ("--attack", "transfer", "--epsilon", 1.1, "--episodes", 2)
+    runs = [finished_run(tmp_path / name) for name in ("other", "a/twin", "b/twin")]
+    result = as_json(capsys, run, *options, *(word for path in runs for word in ("--surrogate", path)))
+    assert {row["return"] for row in result["attacks"]} == {-result["clean_return"]}
+    sources = [row["settings"].split("source='")[1].split("'")[0] for row in result["attacks"]]
+    assert sources == ["other", str(runs[1]), str(runs[2])]
 
 
 def test_the_terminal_marks_the_worst_and_names_what_was_left_out(
