@@ -73,14 +73,14 @@ class RobustLearnerMixin(ResumableLearnerMixin):
         self._timestep = timesteps.get(NUM_ENV_STEPS_SAMPLED_LIFETIME, self._timestep)
         self._agreed = not in_step(self)
 
-    def _update(self, batch: dict[str, Any], **kwargs: Any) -> tuple[Any, Any, Any]:
+    def before_step(self, batch: dict[str, Any]) -> None:
+        super().before_step(batch)
         if not self._agreed:
             check_all_have_rows(batch, self.module.keys(), device=self.device)
             self._agreed = True
-        # Before any module sees the batch: RLlib's own action-masking module pops from it.
+        # RLlib's own action-masking module pops from its batch.
         if any(self._has_part(module_id) for module_id in self._regularized):
             self._clean_batch = snapshot(batch)
-        return super()._update(batch, **kwargs)
 
     def compute_losses(self, *, fwd_out: dict[str, Any], batch: dict[str, Any]) -> dict[str, Any]:
         losses = super().compute_losses(fwd_out=fwd_out, batch=batch)
@@ -121,20 +121,17 @@ class RobustLearnerMixin(ResumableLearnerMixin):
             for name, value in report.metrics.items():
                 self.metrics.log_value((module_id, regularized.regularizer.name, name), value, window=1)
 
-    def _update_module_kl_coeff(self, *, module_id: str, config: Any, **measured: Any) -> None:
-        # Each learner measures PPO's KL on its own rows; with coefficients of their own they would drift
-        # apart, and a checkpoint holds the first one's.
-        if in_step(self) and self._has_part(module_id):
-            learners = self.config.num_learners
-            measured = {
-                name: float(add_up(torch.tensor(float(value), device=self.device))) / learners
-                for name, value in measured.items()
-            }
-        super()._update_module_kl_coeff(module_id=module_id, config=config, **measured)
+    def measured_kl(self, module_id: str, value: Any) -> Any:
+        # Each learner measures on its own rows; with coefficients of their own they would drift apart, and a
+        # checkpoint holds the first one's.
+        if not (in_step(self) and self._has_part(module_id)):
+            return value
+        total = add_up(torch.tensor(float(value), device=self.device))
+        return float(total) / self.config.num_learners
 
     def get_state(self, components: Any = None, *, not_components: Any = None, **kwargs: Any) -> Any:
         state = super().get_state(components, not_components=not_components, **kwargs)
-        if self._check_component(STATE_KEY, components, not_components):
+        if self.saves(STATE_KEY, components, not_components):
             states = {
                 module_id: dict(regularized.state) for module_id, regularized in self._regularized.items()
             }

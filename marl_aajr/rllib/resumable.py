@@ -12,12 +12,12 @@ from typing import Any
 
 from ray.rllib.core.learner.torch.torch_learner import TorchLearner
 
-from marl_aajr.rllib.internals import adapt, adapted
+from marl_aajr.rllib.internals import OpenTorchLearner, adapt, adapted
 
 ADAPTED_KEY = "marl_aajr_adapted"
 
 
-class ResumableLearnerMixin(TorchLearner):
+class ResumableLearnerMixin(OpenTorchLearner):
     """Adds them to the learner's state; training is the learner's own, bit for bit.
 
     Of several learners RLlib saves the first, and lets each adapt a KL coefficient of its own: restored, all
@@ -27,7 +27,7 @@ class ResumableLearnerMixin(TorchLearner):
     def get_state(self, components: Any = None, *, not_components: Any = None, **kwargs: Any) -> Any:
         state = super().get_state(components, not_components=not_components, **kwargs)
         # Weights are synchronised by the same call, which must stay small.
-        if self._check_component(ADAPTED_KEY, components, not_components):
+        if self.saves(ADAPTED_KEY, components, not_components):
             state[ADAPTED_KEY] = adapted(self)
         return state
 

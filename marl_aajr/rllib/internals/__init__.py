@@ -17,6 +17,7 @@ from marl_aajr.rllib.internals.configs import (
 )
 from marl_aajr.rllib.internals.learners import (
     OpenPPOTorchLearner,
+    OpenTorchLearner,
     adapt,
     adapted,
     add_to_policy_loss,
@@ -45,6 +46,7 @@ from marl_aajr.rllib.internals.runners import OpenEnvRunner, OrderedEpisode, obs
 __all__ = [
     "OpenEnvRunner",
     "OpenPPOTorchLearner",
+    "OpenTorchLearner",
     "OrderedEpisode",
     "RunPPO",
     "actor_forward",

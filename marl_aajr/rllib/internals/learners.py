@@ -183,6 +183,30 @@ def current_entropy_coeff(learner: PPOTorchLearner, module_id: str) -> float:
     return float(learner.entropy_coeff_schedulers_per_module[module_id].get_current_value())
 
 
+class OpenTorchLearner(TorchLearner):
+    """In front of any torch learner of RLlib: public names for what ours add to."""
+
+    def before_step(self, batch: dict[str, Any]) -> None:
+        """Called with each minibatch, before any module sees it."""
+
+    def measured_kl(self, module_id: str, value: Any) -> Any:
+        """The KL divergence by which PPO adapts a module's coefficient, given what was measured here."""
+        return value
+
+    def saves(self, name: str, components: Any, not_components: Any) -> bool:
+        """Whether a component of the state is among those asked for."""
+        return bool(self._check_component(name, components, not_components))
+
+    def _update(self, batch: dict[str, Any], **kwargs: Any) -> tuple[Any, Any, Any]:
+        self.before_step(batch)
+        return super()._update(batch, **kwargs)
+
+    def _update_module_kl_coeff(self, *, module_id: str, config: Any, **measured: Any) -> None:
+        # PPO's hands the measured value in, APPO's looks it up.
+        values = {name: self.measured_kl(module_id, value) for name, value in measured.items()}
+        super()._update_module_kl_coeff(module_id=module_id, config=config, **values)
+
+
 class OpenPPOTorchLearner(PPOTorchLearner):
     """RLlib's PPO learner, whose step from one minibatch to new weights is a public method."""
 
