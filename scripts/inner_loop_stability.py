@@ -43,7 +43,7 @@ RUNS, OUT = ROOT / "runs" / "inner_loop_stability", ROOT / "experiments" / "inne
 ENV = "marl_aajr.envs.simple_spread_v3"
 METHODS: dict[str, dict[str, Any]] = {
     "none": {"name": "none"},
-    "aajr": {"name": "aajr", "coefficient": 0.003},
+    "aajr": {"name": "aajr", "coefficient": 0.003, "sample_fraction": 0.5},
 }
 LABELS = {"none": "PPO", "aajr": "AAJR, λ = 0.003"}
 COLOURS = {"none": "#5c6670", "aajr": "#0072b2"}
