@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 from dataclasses import dataclass
 from typing import Any
@@ -17,13 +18,19 @@ from marl_aajr.evaluation import episodes as episodes_module
 from marl_aajr.evaluation.suites import Units
 from marl_aajr.policy import Policy
 from marl_aajr.report.records import Evaluation as ReportedEvaluation
+from marl_aajr.rollout.batched import BatchedEnv
 from marl_aajr.rollout.environments import EnvironmentSpec, resolve
 from marl_aajr.rollout.game import EnvironmentFault
+from marl_aajr.rollout.pettingzoo import PettingZooBatch
 from marl_aajr.threat import PerturbationSet
 from marl_aajr.victims import ObservationFilter, Victim
 from tests.evaluation.players import moves, network, returns_one_by_one, sign_reader, signs, team
 
+evaluate_module = importlib.import_module("marl_aajr.evaluation.evaluate")
+"""The package has a function of this name."""
+
 SPREAD = resolve("simple_spread_v3", {"max_cycles": 6})
+ARRAYS = resolve("marl_aajr.envs.simple_spread_v3", {"max_cycles": 6})
 CONTINUOUS = resolve("simple_spread_v3", {"max_cycles": 6, "continuous_actions": True})
 
 
@@ -100,12 +107,27 @@ class TestEpisodes:
         )
         assert len(set(result.clean.returns)) > 1
 
-    def test_a_copy_plays_the_same_whatever_the_others_do(self) -> None:
-        victim = team(SPREAD)
+    @pytest.mark.parametrize("spec", [SPREAD, ARRAYS], ids=["one by one", "as arrays"])
+    def test_a_copy_plays_the_same_whatever_the_others_do(self, spec: EnvironmentSpec) -> None:
+        victim = team(spec)
         few = evaluate(victim, attacks=[("fgsm", 0.3)], episodes=4, num_envs=4)
         many = evaluate(victim, attacks=[("fgsm", 0.3)], episodes=9, num_envs=9)
         assert many.clean.returns[:4] == few.clean.returns
         assert many.attacks[0].outcome.returns[:4] == few.attacks[0].outcome.returns
+
+    def test_our_environments_are_played_as_arrays(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        built: list[type] = []
+        original = evaluate_module.make_batch
+
+        def spy(spec: EnvironmentSpec, num_envs: int) -> BatchedEnv:
+            env = original(spec, num_envs)
+            built.append(type(env))
+            return env
+
+        monkeypatch.setattr(evaluate_module, "make_batch", spy)
+        for spec in (SPREAD, ARRAYS):
+            evaluate(team(spec), spec, episodes=2)
+        assert [issubclass(cls, PettingZooBatch) for cls in built] == [True, False]
 
     def test_a_row_is_the_same_whatever_the_other_rows_are(self) -> None:
         victim = team(SPREAD)
