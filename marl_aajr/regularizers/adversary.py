@@ -252,7 +252,7 @@ def trajectory_metrics(sample: Sample, trajectory: Trajectory, loss: Tensor) -> 
     return {
         "objective_gain": sample.mean(values[-1] - values[0]),
         "monotone_fraction": sample.mean(trajectory.monotone.float()),
-        "no_direction_fraction": 1 - sample.mean(trajectory.has_direction.float()),
+        "no_direction_fraction": sample.mean((~trajectory.has_direction).float()),
         "nonfinite": nonfinite(total),
     }
 
