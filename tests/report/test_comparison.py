@@ -236,7 +236,8 @@ class TestTheWorstAttack:
     def test_evaluations_of_other_agents_units_or_copies_are_another_protocol(self, tmp_path: Path) -> None:
         teams = {"a": "team", "b": "team"}
         whole = {**evaluation(team="team", agents=["a", "b"]), "teams": teams}
-        for i, change in enumerate(({"agents": ["a"]}, {"units": "raw"}, {"num_envs": 7})):
+        changes: list[dict[str, Any]] = [{"agents": ["a"]}, {"units": "raw"}, {"num_envs": 7}]
+        for i, change in enumerate(changes):
             with pytest.raises(ValueError, match="expected runs evaluated on the same environment"):
                 compare(with_evaluations(tmp_path / str(i), whole, {**whole, **change}))
 
