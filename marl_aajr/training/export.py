@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from copy import deepcopy
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -11,11 +12,13 @@ import gymnasium as gym
 import torch
 from ray.rllib.algorithms.algorithm import Algorithm
 from ray.rllib.core.columns import Columns
+from ray.rllib.core.learner.torch.torch_learner import TorchLearner
 from torch import Tensor, nn
 
-from marl_aajr.rllib.internals import actor_layers, observation_normalizer
+from marl_aajr.rllib.internals import actor_layers, observation_normalizer, plain_networks
 from marl_aajr.rllib.modules import FlatActorCritic, split
 from marl_aajr.rllib.observation_filter import CLIP
+from marl_aajr.rllib.policy import judges_observations
 from marl_aajr.training.algorithm import Roster
 from marl_aajr.training.config import RunConfig
 from marl_aajr.victims import ObservationFilter, Victim
@@ -43,6 +46,7 @@ def export_victim(algorithm: Algorithm, config: RunConfig, roster: Roster, folde
     Victim(
         module_of=dict(roster.module_of),
         modules={name: _layers(module) for name, module in modules.items()},
+        critics=_critics(algorithm),
         observation_spaces={agent: split(space)[0] for agent, space in roster.observation_spaces.items()},
         action_spaces=dict(roster.action_spaces),
         filters=_filters(algorithm, roster),
@@ -63,6 +67,25 @@ def export_victim(algorithm: Algorithm, config: RunConfig, roster: Roster, folde
 
 def _layers(module: Any) -> nn.Module:
     return module.actor if isinstance(module, FlatActorCritic) else actor_layers(module)
+
+
+def _critics(algorithm: Algorithm) -> dict[str, nn.Module]:
+    """The critics of the agents' own observations, by module; env runners have none."""
+    (found, *_) = (result.get() for result in algorithm.learner_group.foreach_learner(_critics_of))
+    return dict(found)
+
+
+def _critics_of(learner: TorchLearner, **_: Any) -> dict[str, nn.Module]:
+    modules = {name: learner.module[name].unwrapped() for name in learner.module.keys()}  # noqa: SIM118
+    layers = {name: _critic_layers(m) for name, m in modules.items() if judges_observations(m)}
+    return {name: deepcopy(critic).cpu() for name, critic in layers.items() if critic is not None}
+
+
+def _critic_layers(module: Any) -> nn.Module | None:
+    if isinstance(module, FlatActorCritic):
+        return module.critic
+    networks = plain_networks(module)
+    return None if networks is None else networks[1]
 
 
 def _filters(algorithm: Algorithm, roster: Roster) -> dict[str, ObservationFilter | None]:

@@ -119,3 +119,32 @@ def test_a_module_that_differs_is_refused(tmp_path: Path) -> None:
     finally:
         algorithm.stop()
     assert not (tmp_path / "victim").exists()
+
+
+@pytest.mark.parametrize("env", ["simple_spread_v3", "pettingzoo.classic.connect_four_v3"])
+def test_the_critic_of_ones_own_observation_goes_along(env: str, tmp_path: Path) -> None:
+    config = tiny(env={"name": env})
+    algorithm = build_algorithm(config)
+    try:
+        roster = roster_of(config)
+        victim = export_victim(algorithm, config, roster, tmp_path / "victim")
+        (learner,) = (result.get() for result in algorithm.learner_group.foreach_learner(lambda x: x))
+        for name, agent in roster.modules.items():
+            obs = torch.rand(5, *victim.observation_spaces[agent].shape)
+            masked = {"observation": obs, "action_mask": torch.ones(5, 7)} if "four" in env else obs
+            expected = learner.module[name].unwrapped().compute_values({Columns.OBS: masked})
+            critic = victim.policy(agent).critic
+            assert critic is not None
+            torch.testing.assert_close(critic(obs.flatten(1)), expected)
+    finally:
+        algorithm.stop()
+
+
+def test_a_centralised_critic_stays_behind(tmp_path: Path) -> None:
+    config = tiny(env=SPREAD, model={"critic": "joint"})
+    algorithm = build_algorithm(config)
+    try:
+        victim = export_victim(algorithm, config, roster_of(config), tmp_path / "victim")
+    finally:
+        algorithm.stop()
+    assert not victim.critics
