@@ -200,7 +200,8 @@ def evaluate_command(cli: list[str], run: Path, options: argparse.Namespace) -> 
         return None
     attacks = [word for attack in ATTACKS for word in ("--attack", attack)]
     sizes = [word for epsilon in EPSILONS for word in ("--epsilon", epsilon)]
-    return [*cli, "evaluate", str(run), *attacks, *sizes, "--episodes", str(options.episodes)]
+    episodes = ["--episodes", str(options.episodes), "--selection-episodes", str(options.episodes // 2 + 1)]
+    return [*cli, "evaluate", str(run), *attacks, *sizes, *episodes]
 
 
 def together(
