@@ -21,7 +21,7 @@ from torch import Tensor
 from marl_aajr.blocks import ALL_ROWS, row_blocks
 from marl_aajr.checks import one_of
 from marl_aajr.numerics import check_finite
-from marl_aajr.objectives import BoundObjective, Clean, Objective, value_and_gradient
+from marl_aajr.objectives import BoundObjective, Clean, Custom, Objective, value_and_gradient
 from marl_aajr.policy import Policy
 from marl_aajr.threat import PerturbationSet
 
@@ -124,7 +124,9 @@ def ascend(
     slopes = obs.new_empty((steps, *obs.shape))
     path[0] = delta
     values, ends = [], []
-    for rows in row_blocks(obs) if gradient_noise is None else [ALL_ROWS]:
+    # A function of the user's own may look at more than one row, and so may the noise.
+    whole = gradient_noise is not None or isinstance(objective, Custom)
+    for rows in [ALL_ROWS] if whole else row_blocks(obs):
         part, known = policy, clean
         if rows != ALL_ROWS:
             index = torch.arange(len(obs), device=obs.device)[rows]

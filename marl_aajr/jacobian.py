@@ -10,8 +10,8 @@ Four ways that agree in tests:
               layers and fused attention have no second derivative.
     central   (f(x + h u) − f(x − h u)) / 2h: any module; error O(h²) plus rounding O(ε_machine / h).
 
-``auto`` takes the first that a module supports, in this order. All are differentiable with respect to the
-parameters (the penalty is trained through them) and with respect to u.
+``auto``, as regularizers settle it, is the first that a module supports, in this order. All are
+differentiable with respect to the parameters (the penalty is trained through them) and with respect to u.
 """
 
 from __future__ import annotations

@@ -60,6 +60,11 @@ _ACTIVATIONS: dict[type[nn.Module], Activation] = {
 }
 
 
+def hooked(module: nn.Module) -> bool:
+    """Whether calling a module does more than its layers say: weight norm and pruning work by hooks, too."""
+    return any(m._forward_hooks or m._forward_pre_hooks or m._backward_hooks for m in module.modules())
+
+
 class PlainMLP:
     """Linear layers with tanh or ReLU between them.
 
@@ -77,11 +82,13 @@ class PlainMLP:
         if not alternate or len(self._linear) + len(self._between) < len(layers):
             kinds = ", ".join(type(layer).__name__ for layer in layers)
             raise ValueError(f"expected Linear layers with Tanh or ReLU between them, got {kinds or 'none'}")
+        if len({id(layer.weight) for layer in self._linear}) < len(self._linear):
+            raise ValueError("expected each layer to have weights of its own, got some that are shared")
 
     @classmethod
     def of(cls, module: object) -> Self | None:
         """The module as a plain MLP, sharing its parameters; None where it is something else."""
-        if type(module) not in (nn.Sequential, nn.Linear):
+        if not isinstance(module, nn.Sequential | nn.Linear) or hooked(module):
             return None
         try:
             return cls(list(_opened(module)))
@@ -122,7 +129,7 @@ class PlainMLP:
                 gradient = self._between[i].pull(gradient, hidden[i]) @ self._linear[i].weight
             return gradient.reshape(shape)
 
-        return outputs.reshape(*shape[:-1], -1), pull
+        return outputs.reshape(*shape[:-1], outputs.shape[-1]), pull
 
     def jvp(self, x: Tensor, direction: Tensor) -> tuple[Tensor, Tensor]:
         """f(x) and J(x) u, ``[..., d] -> [..., m]`` twice; one node of the graph, differentiable once."""
@@ -130,7 +137,8 @@ class PlainMLP:
         outputs, tangent = _JVP.apply(
             self._between, x.reshape(-1, width), direction.reshape(-1, width), *self.parameters()
         )
-        return outputs.reshape(*x.shape[:-1], -1), tangent.reshape(*x.shape[:-1], -1)
+        shape = (*x.shape[:-1], outputs.shape[-1])
+        return outputs.reshape(shape), tangent.reshape(shape)
 
     def parameters(self) -> list[Tensor | None]:
         """Weight and bias of each layer in order; None for a bias that is not there."""

@@ -69,7 +69,8 @@ class ModulePolicy(Policy):
     """A plain ``nn.Module`` (or any function of tensors) as a policy.
 
     Attributes:
-        mlp: the module with its derivatives written out; None where it is more than a plain MLP.
+        mlp: the module with its derivatives written out, as it was when the policy was made; None where it
+            is more than a plain MLP.
 
     Example:
         >>> policy = ModulePolicy(nn.Linear(4, 3), Categorical(3))
@@ -87,6 +88,4 @@ class ModulePolicy(Policy):
         return super().vjp(obs) if self.mlp is None else self.mlp.vjp(obs)
 
     def parameters(self) -> list[Tensor]:
-        if self.mlp is not None:
-            return [parameter for parameter in self.mlp.parameters() if parameter is not None]
         return list(self.module.parameters()) if isinstance(self.module, nn.Module) else []

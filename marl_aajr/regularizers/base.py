@@ -78,7 +78,8 @@ class Sample:
         """
         total = len(self.obs) if self.shard is None else self.shard.rows
         count = max(1, round(fraction * total))
-        if count == total:
+        # Learners with other numbers of rows must come to the same: they count together.
+        if fraction == 1 or (count == total and self.shard is None):
             return self
         chosen = share_of(total, count, generator=generator)
         if self.shard is None:

@@ -77,7 +77,8 @@ class JacobianPenalty(Targeted):
         """
         blocks = list(point_blocks(deltas))
         parameters = [p for p in sample.policy.parameters() if p.requires_grad] if len(blocks) > 1 else []
-        if not parameters or not torch.is_grad_enabled():
+        # The gradient by what lies before the observations (an embedding's) is not among those.
+        if not parameters or sample.obs.requires_grad or not torch.is_grad_enabled():
             squared = self.squared_gains(sample.policy, sample.obs + deltas, directions)
             return sample.mean(form(squared)), squared.detach()
         weights = _weights(sample, deltas.shape[:-1])

@@ -76,5 +76,6 @@ def share_of(total: int, count: int, *, generator: torch.Generator) -> Tensor:
     """``count`` of ``total`` rows at random, on the CPU: nobody waits for an accelerator to say which."""
     if generator.device.type != "cpu":
         seed = zlib.crc32(generator.get_state().numpy().tobytes())
+        torch.empty(1, device=generator.device).uniform_(generator=generator)  # the next seed is another
         generator = torch.Generator().manual_seed(seed)
     return torch.randperm(total, generator=generator)[:count]

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 from marl_aajr.checks import one_of
 from marl_aajr.distributions import DiagGaussian, from_space
+from marl_aajr.mlp import hooked
 from marl_aajr.rollout.central import STATE, flat_size
 from marl_aajr.victims.layers import ClipLogStd, FreeLogStd
 
@@ -169,17 +170,19 @@ class FlatActorCritic(TorchRLModule, ValueFunctionAPI, InferenceOnlyAPI):
     def flat_actor(self) -> nn.Sequential | None:
         """The actor's layers on observations ``[B, d]``; None where there is more to it than layers."""
         box, _ = split(self.observation_space)
-        plain = self.mask_space is None and len(box.shape) == 1 and self._keeps("_forward", "_forward_train")
-        return nn.Sequential(*list(self.actor)[1:]) if plain else None
+        kept = self._keeps("forward_train", "_forward_train", "_forward")
+        plain = self.mask_space is None and len(box.shape) == 1 and kept
+        return _behind_flatten(self.actor) if plain else None
 
     @property
     def flat_critic(self) -> nn.Sequential | None:
         """The critic's layers on :meth:`critic_inputs`; None where a subclass does something else."""
         plain = self._keeps("compute_values") and not self.inference_only
-        return nn.Sequential(*list(self.critic)[1:]) if plain else None
+        return _behind_flatten(self.critic) if plain else None
 
     def _keeps(self, *methods: str) -> bool:
-        return all(getattr(type(self), name) is getattr(FlatActorCritic, name) for name in methods)
+        own = all(getattr(type(self), name) is getattr(FlatActorCritic, name) for name in methods)
+        return own and not hooked(self)
 
     def get_non_inference_attributes(self) -> list[str]:
         return ["critic"]
@@ -199,3 +202,10 @@ class FlatActorCritic(TorchRLModule, ValueFunctionAPI, InferenceOnlyAPI):
         """What the critic reads of a batch of observations, ``[B, width]``."""
         observation, _ = split(obs)
         return floats(observation).flatten(1)
+
+
+def _behind_flatten(layers: nn.Module) -> nn.Sequential | None:
+    """The layers that follow ``nn.Flatten``; None where they do not begin with it."""
+    if not isinstance(layers, nn.Sequential) or not len(layers) or type(layers[0]) is not nn.Flatten:
+        return None
+    return nn.Sequential(*list(layers)[1:])

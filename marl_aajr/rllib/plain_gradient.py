@@ -54,7 +54,8 @@ class PlainGradient:
             parameters = list(self._tail.parameters())
             to_inputs, *rest = torch.autograd.grad(graph, [outputs, *parameters], to_inputs)
             gradient |= dict(zip(parameters, rest, strict=True))
-        return loss, gradient | self._actor.backward(to_inputs, actor_seen), rows
+        gradient |= self._actor.backward(to_inputs, actor_seen)
+        return loss, {p: g for p, g in gradient.items() if p.requires_grad}, rows
 
     def _through_tail(self, outputs: Tensor) -> tuple[Tensor, Tensor | None]:
         """Distribution inputs, and the same with the graph of the layers that autograd goes through."""
@@ -81,4 +82,5 @@ def plain_gradient(
     trained = all(parameter.requires_grad for part in networks for parameter in part.parameters())
     actor, critic = networks
     served = all(PlainMLP.of(part) is not None for part in (_parted(actor)[0], critic))
-    return PlainGradient(*networks, distribution) if trained and served else None
+    apart = {id(p) for p in actor.parameters()}.isdisjoint(id(p) for p in critic.parameters())
+    return PlainGradient(*networks, distribution) if trained and served and apart else None

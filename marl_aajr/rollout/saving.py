@@ -48,15 +48,17 @@ def restore(state: bytes, like: Any) -> Any:
 class _Writer(pickle.Pickler):
     def __init__(self, buffer: io.BytesIO) -> None:
         super().__init__(buffer)
-        self.left_out: list[Any] = []
+        self.left_out: dict[str, list[Any]] = {}
 
-    def persistent_id(self, obj: Any) -> int | None:
-        if not type(obj).__module__.startswith("pygame") or _picklable(obj):
+    def persistent_id(self, obj: Any) -> tuple[str, int] | None:
+        """Kind and number among those of the kind."""
+        if type(obj).__module__.partition(".")[0] != "pygame" or _picklable(obj):
             return None
-        known = [i for i, other in enumerate(self.left_out) if other is obj]
+        alike = self.left_out.setdefault(type(obj).__qualname__, [])
+        known = [i for i, other in enumerate(alike) if other is obj]
         if not known:
-            self.left_out.append(obj)
-        return known[0] if known else len(self.left_out) - 1
+            alike.append(obj)
+        return type(obj).__qualname__, known[0] if known else len(alike) - 1
 
     def reducer_override(self, obj: Any) -> Any:
         if not isinstance(obj, EzPickle):
@@ -65,12 +67,14 @@ class _Writer(pickle.Pickler):
 
 
 class _Reader(pickle.Unpickler):
-    def __init__(self, buffer: io.BytesIO, lent: list[Any]) -> None:
+    def __init__(self, buffer: io.BytesIO, lent: dict[str, list[Any]]) -> None:
         super().__init__(buffer)
         self._lent = lent
 
-    def persistent_load(self, pid: int) -> Any:
-        return self._lent[pid] if pid < len(self._lent) else None
+    def persistent_load(self, pid: tuple[str, int]) -> Any:
+        kind, number = pid
+        alike = self._lent.get(kind, [])
+        return alike[number] if number < len(alike) else None
 
 
 def _fill(obj: Any, attributes: dict[str, Any]) -> None:

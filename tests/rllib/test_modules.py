@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import gymnasium as gym
@@ -11,7 +12,12 @@ from ray.rllib.core.columns import Columns
 from ray.rllib.core.rl_module.rl_module import RLModuleSpec
 from torch import nn
 
+from marl_aajr.distributions import Categorical
+from marl_aajr.rllib.internals import trained_actor
 from marl_aajr.rllib.modules import FlatActorCritic, check_observation_space, needs_flat_module
+from marl_aajr.rllib.plain_gradient import plain_gradient
+from marl_aajr.rllib.policy import module_policy
+from tests.rllib.learners import build_learner, ppo_config
 
 MODEL = {"fcnet_hiddens": [8]}
 MASKED = gym.spaces.Dict({"observation": Box(0, 1, (3, 2), np.int8), "action_mask": Box(0, 1, (4,), np.int8)})
@@ -110,3 +116,51 @@ def test_other_observations_are_refused_by_agent(space: gym.Space[Any]) -> None:
 def test_settings_that_it_has_no_use_for_are_refused(setting: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         build(MASKED, Discrete(4), **setting)
+
+
+def test_only_layers_behind_a_flatten_are_taken_for_the_actor() -> None:
+    """A subclass with an actor of its own is trained as it plays."""
+    module = build(Box(-1, 1, (4,), np.float32), Discrete(3))
+    assert module.flat_actor is not None
+    module.actor = nn.Sequential(nn.LayerNorm(4), *list(module.actor)[1:])
+    assert module.flat_actor is None
+
+
+def hook_on_the_head(module: Any) -> None:
+    module.pi.register_forward_hook(lambda _module, _inputs, output: 2 * output)
+
+
+def encoder_of_its_own(module: Any) -> None:
+    class Doubling(type(module.encoder.actor_encoder)):  # type: ignore[misc]
+        def _forward(self, inputs: Any, **_: Any) -> Any:
+            return super()._forward(inputs | {Columns.OBS: 2 * inputs[Columns.OBS]})
+
+    module.encoder.actor_encoder.__class__ = Doubling
+
+
+def forward_train_of_its_own(module: Any) -> None:
+    class Doubling(type(module)):  # type: ignore[misc]
+        def forward_train(self, batch: Any, **kwargs: Any) -> Any:
+            out = super().forward_train(batch, **kwargs)
+            return out | {Columns.ACTION_DIST_INPUTS: 2 * out[Columns.ACTION_DIST_INPUTS]}
+
+    module.__class__ = Doubling
+
+
+@pytest.mark.parametrize("change", [hook_on_the_head, encoder_of_its_own, forward_train_of_its_own])
+def test_a_module_that_is_more_than_its_layers_is_not_taken_for_them(change: Callable[[Any], None]) -> None:
+    module = build_learner(ppo_config("a")).module["a"].unwrapped()
+    assert trained_actor(module) is not None
+    change(module)
+    assert trained_actor(module) is None
+    batch = {Columns.OBS: torch.randn(5, 4)}
+    policy, obs = module_policy(module, batch, Categorical(3), layers=trained_actor(module))
+    torch.testing.assert_close(policy(obs), module.forward_train(batch)[Columns.ACTION_DIST_INPUTS])
+
+
+def test_actor_and_critic_with_common_layers_are_left_to_autograd() -> None:
+    body = [nn.Linear(4, 8), nn.Tanh()]
+    shared = nn.Sequential(*body, nn.Linear(8, 3)), nn.Sequential(*body, nn.Linear(8, 1))
+    assert plain_gradient(shared, Categorical(3)) is None
+    apart = nn.Sequential(nn.Linear(4, 3)), nn.Sequential(nn.Linear(4, 1))
+    assert plain_gradient(apart, Categorical(3)) is not None

@@ -11,12 +11,13 @@ from ray.rllib.algorithms.sac.torch.default_sac_torch_rl_module import DefaultSA
 from ray.rllib.core.columns import Columns
 from ray.rllib.core.distribution.torch.torch_distribution import TorchSquashedGaussian
 from ray.rllib.core.models.base import ENCODER_OUT
-from ray.rllib.core.models.torch.encoder import TorchActorCriticEncoder
+from ray.rllib.core.models.torch.encoder import TorchActorCriticEncoder, TorchMLPEncoder
 from ray.rllib.core.models.torch.heads import TorchFreeLogStdMLPHead, TorchMLPHead
 from ray.rllib.core.rl_module.torch import TorchRLModule
 from ray.rllib.utils.numpy import MAX_LOG_NN_OUTPUT, MIN_LOG_NN_OUTPUT
 from torch import Tensor, nn
 
+from marl_aajr.mlp import hooked
 from marl_aajr.victims.layers import ClipLogStd, FreeLogStd
 
 
@@ -30,7 +31,7 @@ def actor_forward(module: TorchRLModule) -> tuple[Callable[[dict[str, Any]], Ten
     """
     if isinstance(module, DefaultSACTorchRLModule):
         return lambda batch: _clip_log_std(module, module.forward_inference(batch)), True
-    if _keeps(module, "_forward_train") and not module.encoder.config.shared:
+    if _keeps(module, "forward_train", "_forward_train") and not module.encoder.config.shared:
         return lambda batch: module.pi(module.encoder.actor_encoder(batch)[ENCODER_OUT]), True
     reads_obs_only = bool(getattr(module, "reads_obs_only", False))
     return lambda batch: module.forward_train(batch)[Columns.ACTION_DIST_INPUTS], reads_obs_only
@@ -43,6 +44,7 @@ def _keeps(module: TorchRLModule, *methods: str) -> bool:
         isinstance(module, default)
         and all(getattr(type(module), name) is getattr(default, name) for name in methods)
         and type(getattr(module, "encoder", None)) is TorchActorCriticEncoder
+        and not hooked(module)
     )
 
 
@@ -82,8 +84,8 @@ def actor_layers(module: DefaultPPOTorchRLModule) -> nn.Sequential:
     """
     own = getattr(module.encoder, "actor_encoder", None)
     encoder, head = own or getattr(module.encoder, "encoder", None), module.pi  # the latter: shared
-    body = getattr(getattr(encoder, "net", None), "mlp", None)
-    if not isinstance(body, nn.Sequential) or type(head) not in (TorchMLPHead, TorchFreeLogStdMLPHead):
+    body = _body(encoder)
+    if body is None or type(head) not in (TorchMLPHead, TorchFreeLogStdMLPHead):
         raise ValueError(
             f"expected RLlib's MLP encoder and head, got {type(encoder).__name__} and {type(head).__name__}; "
             "only feed-forward policies on flat observations can be exported"
@@ -109,7 +111,7 @@ def plain_actor(module: TorchRLModule) -> nn.Sequential | None:
 
 def trained_actor(module: TorchRLModule) -> nn.Sequential | None:
     """The layers between observations and distribution inputs in ``forward_train``; None as above."""
-    return _layers(module, "_forward_train")
+    return _layers(module, "forward_train", "_forward_train")
 
 
 def _layers(module: TorchRLModule, *methods: str) -> nn.Sequential | None:
@@ -126,11 +128,15 @@ def plain_networks(module: TorchRLModule) -> tuple[nn.Sequential, nn.Sequential]
 
     None where somebody has changed how RLlib puts them together, or where they are not MLPs of their own.
     """
-    actor = _layers(module, "_forward_train", "compute_values")
+    actor = _layers(module, "forward_train", "_forward_train", "compute_values")
     if actor is None:
         return None
-    body = getattr(getattr(getattr(module.encoder, "critic_encoder", None), "net", None), "mlp", None)
-    head = getattr(getattr(module.vf, "net", None), "mlp", None)
-    if not isinstance(body, nn.Sequential) or not isinstance(head, nn.Sequential):
+    body = _body(getattr(module.encoder, "critic_encoder", None))
+    if body is None or type(module.vf) is not TorchMLPHead:
         return None
-    return actor, nn.Sequential(*body, *head)
+    return actor, nn.Sequential(*body, *module.vf.net.mlp)
+
+
+def _body(encoder: Any) -> nn.Sequential | None:
+    """The layers of RLlib's own MLP encoder; None for any other."""
+    return encoder.net.mlp if type(encoder) is TorchMLPEncoder else None
