@@ -3,7 +3,8 @@
 "Plain" is RLlib's own PPOTorchLearner; "lean" is the learner of fast runs. All of a size are measured in
 turns, round by round, in one process, and reported as medians. Every update is of the same minibatch. Time is
 the process's own: on one thread of a quiet machine that of the clock, on a busy one still that of the work.
-GFLOP counts the operations of matrix products, which no implementation of the same thing can be without;
+GFLOP counts the operations of matrix products, which no implementation of the same thing can be without (of
+fused LSTMs it knows nothing);
 peak memory is what the learner holds (weights, optimizer, minibatch) and the most that an update adds to it.
 """
 
