@@ -25,7 +25,8 @@ if TYPE_CHECKING:
 HELP = guide(
     "Train a team and keep everything that is needed to repeat, resume and evaluate the run in one folder. "
     "Options given here override --config FILE. "
-    "Ctrl-C finishes the iteration, saves, and says how to go on; a second Ctrl-C stops at once.",
+    "Ctrl-C finishes the iteration and says how to go on from the last checkpoint, to the same numbers; "
+    "a second Ctrl-C stops at once.",
     "marl-aajr train --env simple_spread_v3 --method none",
     "marl-aajr train --env simple_spread_v3 --method aajr --epsilon 0.2",
     "marl-aajr train --config study.yaml --seed 3 --out runs/study-3",
