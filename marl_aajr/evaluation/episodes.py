@@ -8,7 +8,7 @@ step and a copy are the same under every attack.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 
@@ -112,6 +112,9 @@ def _same_filter(a: ObservationFilter | None, b: ObservationFilter | None) -> bo
 Spy = Callable[[str, VictimPolicy, Tensor], None]
 """Told of every batch that was decided on: first agent of the group, policy, its inputs ``[B, d]``."""
 
+StandIn = Callable[[BatchedEnv, Mapping[str, Tensor]], dict[str, Tensor]]
+"""Acts for some agents: from what everybody sees to the actions ``[E, ...]`` of those."""
+
 
 def play(
     victim: Victim,
@@ -121,6 +124,7 @@ def play(
     seed: int,
     sampled: bool = False,
     adversary: Adversary | None = None,
+    stand_in: StandIn | None = None,
     on_episode: Callable[[int], None] | None = None,
     spy: Spy | None = None,
 ) -> Tensor:
@@ -133,6 +137,7 @@ def play(
         seed: of the episodes, and of sampled actions.
         sampled: sample actions rather than take the most likely ones.
         adversary: who lies to whom; None: everybody sees what is there.
+        stand_in: acts for some agents instead of the victim, whose own random numbers stay as they are.
         on_episode: told how many episodes are done, after each.
         spy: told what the policies are asked.
 
@@ -155,6 +160,7 @@ def play(
         adversary=adversary,
         sampler=stream(seed, ACTIONS) if sampled else None,
         spy=spy,
+        stand_in=stand_in,
     )
     obs = env.reset(seed=seed)
     while (live := finished < share).any():
@@ -178,7 +184,7 @@ def play(
     return returns
 
 
-ATTACK, ACTIONS, SELECTION, FIT, PROBE = (int(key) for key in (1 << 31) + np.arange(5))
+ATTACK, ACTIONS, SELECTION, FIT, PROBE, REPLACED = (int(key) for key in (1 << 31) + np.arange(6))
 """Streams of random numbers that one seed has beside those of its episodes."""
 
 
@@ -206,6 +212,7 @@ class _Table:
     adversary: Adversary | None
     sampler: torch.Generator | None
     spy: Spy | None
+    stand_in: StandIn | None
 
     def decide(self, obs: dict[str, Tensor], live: Tensor) -> dict[str, Tensor]:
         """Actions of everybody whose turn it is: one batch, and one attack, for each group."""
@@ -228,7 +235,7 @@ class _Table:
                 rows.items(), outputs.split([len(index) for index in rows.values()]), strict=True
             ):
                 actions[agent] = self._act(agent, index, part)
-        return actions
+        return actions if self.stand_in is None else {**actions, **self.stand_in(self.env, obs)}
 
     def _outputs(self, policy: VictimPolicy, inputs: Tensor, rows: dict[str, Tensor], live: Tensor) -> Tensor:
         if self.adversary is None:

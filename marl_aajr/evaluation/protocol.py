@@ -227,12 +227,15 @@ def choose_team(teams: Mapping[str, str], team: str | None) -> str:
     return team
 
 
-def check_match(victim: Victim, env: BatchedEnv) -> None:
-    """Raise ``ValueError`` unless the victim can play every agent of the environment."""
-    for agent in env.possible_agents:
+def check_match(
+    victim: Victim, env: BatchedEnv, *, agents: Sequence[str] | None = None, what: str = "a victim"
+) -> None:
+    """Raise ``ValueError`` unless the victim can play these agents of the environment; None: all."""
+    agents = env.possible_agents if agents is None else agents
+    for agent in agents:
         if agent not in victim.module_of:
             raise ValueError(
-                f"expected a victim that plays {', '.join(env.possible_agents)}, got one for "
+                f"expected {what} that plays {', '.join(agents)}, got one for "
                 f"{', '.join(victim.agents)}; evaluate it on the environment that it was trained on"
             )
         for kind, has, needs in (
@@ -241,7 +244,7 @@ def check_match(victim: Victim, env: BatchedEnv) -> None:
         ):
             if not _fits(has, needs):
                 raise ValueError(
-                    f"expected a victim for the {kind} {needs} of {agent!r}, got one for {has}; evaluate it "
+                    f"expected {what} for the {kind} {needs} of {agent!r}, got one for {has}; evaluate it "
                     "with the environment arguments that it was trained with"
                 )
 

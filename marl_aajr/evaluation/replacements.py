@@ -1,0 +1,214 @@
+"""Agents that do not play as the victim does: controls that know nothing, and adversaries that were trained.
+
+An observation attack lies to an agent; here an agent itself is another. Two controls put a scale beside
+every trained adversary: an agent that acts at random, and one that does nothing. Everybody else is the
+victim, frozen, over the same episodes and with the same random numbers as in every other row.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from gymnasium import spaces
+from torch import Tensor
+
+from marl_aajr.checks import one_of
+from marl_aajr.evaluation.episodes import StandIn
+from marl_aajr.evaluation.protocol import check_match
+from marl_aajr.rollout.batched import BatchedEnv
+from marl_aajr.victims import Victim
+
+Kind = Literal["random", "idle", "traitor", "opponent"]
+
+CONTROLS: tuple[Kind, ...] = ("random", "idle")
+"""The kinds that need no training."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Replacement:
+    """Who is replaced, and by what.
+
+    ``random``: uniform over the legal actions (of a Box: over its bounds), independent of everything.
+    ``idle``: action 0, or zeros, at every step. In the particle environments that is to do nothing; where 0
+    is a choice like any other, it is an agent that is stuck on it.
+
+    Attributes:
+        kind: what plays them.
+        agents: whom it replaces, in the environment's order.
+        victim: the trained policies of a traitor or an opponent; None for the controls.
+        source: the run that they come from; empty for the controls.
+        settings: of that run, in words; empty for the controls.
+    """
+
+    kind: Kind
+    agents: tuple[str, ...]
+    victim: Victim | None = field(default=None, repr=False)
+    source: str = ""
+    settings: str = ""
+
+    def stand_in(self, *, sampled: bool, generator: torch.Generator) -> StandIn:
+        """What acts for the agents.
+
+        Args:
+            sampled: whether trained policies sample their actions, as the victim's do in the same row.
+            generator: the random numbers; as many are drawn at each step whatever is seen.
+        """
+        if self.victim is not None:
+            return _Trained(self.agents, self.victim, generator if sampled else None)
+        return _Random(self.agents, generator) if self.kind == "random" else _Idle(self.agents)
+
+    @property
+    def label(self) -> str:
+        """For progress and messages."""
+        return f"{self.kind} {', '.join(self.agents)}"
+
+
+def resolve_replacements(
+    requests: Sequence[str | Replacement], env: BatchedEnv, *, members: Sequence[str]
+) -> tuple[Replacement, ...]:
+    """The replacements that were asked for.
+
+    Args:
+        requests: ``"random"``, ``"idle"``: each of ``members`` in turn; ``"random:agent_0,agent_1"``: these
+            together; or values. Controls for the agents of every trained one are added.
+        env: where they will play.
+        members: the agents under attack, all of one team.
+
+    Raises:
+        ValueError: an unknown kind or agent, a replacement of the whole team, one given twice, or an action
+            space that the control has no action in.
+    """
+    found: list[Replacement] = []
+    for request in requests:
+        found += [request] if isinstance(request, Replacement) else _parse(request, env, members)
+    asked = {(r.kind, r.agents) for r in found}
+    for trained in [r for r in found if r.victim is not None]:
+        controls = [Replacement(kind=kind, agents=trained.agents) for kind in CONTROLS]
+        found += [c for c in controls if (c.kind, c.agents) not in asked and _playable(c, env)]
+        asked |= {(c.kind, c.agents) for c in controls}
+    for replacement in found:
+        _check(replacement, env, members)
+    if len(set(found)) < len(found):
+        raise ValueError(f"expected each replacement once, got {', '.join(r.label for r in found)}")
+    return tuple(found)
+
+
+def _parse(request: str, env: BatchedEnv, members: Sequence[str]) -> list[Replacement]:
+    kind, _, names = request.partition(":")
+    one_of("a replacement", kind, CONTROLS)
+    assert kind in ("random", "idle")
+    if not names:
+        return [Replacement(kind=kind, agents=(agent,)) for agent in members]
+    asked = [name.strip() for name in names.split(",")]
+    for agent in asked:
+        one_of("an agent to replace", agent, env.possible_agents)
+    return [Replacement(kind=kind, agents=tuple(a for a in env.possible_agents if a in asked))]
+
+
+def _check(replacement: Replacement, env: BatchedEnv, members: Sequence[str]) -> None:
+    for agent in replacement.agents:
+        one_of("an agent to replace", agent, env.possible_agents)
+    team = env.teams[members[0]]
+    loyal = [agent for agent, name in env.teams.items() if name == team and agent not in replacement.agents]
+    if not loyal:
+        raise ValueError(
+            f"expected somebody of team {team!r} to be left, got all of it replaced "
+            f"({', '.join(replacement.agents)}); name fewer agents, or those of another team"
+        )
+    if replacement.victim is not None:
+        check_match(replacement.victim, env, agents=replacement.agents, what=f"a {replacement.kind}")
+    else:
+        _check_control(replacement, env)
+
+
+def _playable(control: Replacement, env: BatchedEnv) -> bool:
+    """Whether a control that nobody asked for can be played."""
+    try:
+        _check_control(control, env)
+    except ValueError:
+        return False
+    return True
+
+
+def _check_control(control: Replacement, env: BatchedEnv) -> None:
+    for agent in control.agents:
+        space = env.action_spaces[agent]
+        if control.kind == "idle":
+            _idle_action(agent, env)
+        elif isinstance(space, spaces.Box) and not space.is_bounded():
+            raise ValueError(
+                f"expected bounded actions to draw at random, got {space} for {agent!r}; bound them in the "
+                "environment"
+            )
+
+
+def _idle_action(agent: str, env: BatchedEnv) -> Tensor:
+    """The action that means nothing, without the dimension of the copies."""
+    space: spaces.Space[Any] = env.action_spaces[agent]
+    assert space.shape is not None
+    nothing = np.zeros(space.shape, space.dtype)
+    if env.action_mask[agent] is not None:
+        raise ValueError(
+            f"expected an agent that may do nothing, got {agent!r}, which must make a legal move; use random"
+        )
+    if not space.contains(nothing[()]):
+        raise ValueError(
+            f"expected an action space with 0 in it for an idle agent, got {space} for {agent!r}"
+        )
+    return torch.from_numpy(nothing)
+
+
+@dataclass(frozen=True)
+class _Idle:
+    agents: tuple[str, ...]
+
+    def __call__(self, env: BatchedEnv, obs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        idle = {agent: _idle_action(agent, env) for agent in self.agents}
+        return {a: action.expand(env.num_envs, *action.shape) for a, action in idle.items()}
+
+
+@dataclass(frozen=True)
+class _Random:
+    agents: tuple[str, ...]
+    generator: torch.Generator
+
+    def __call__(self, env: BatchedEnv, obs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        masks = env.action_mask
+        return {agent: self._draw(env, agent, masks[agent]) for agent in self.agents}
+
+    def _draw(self, env: BatchedEnv, agent: str, mask: Tensor | None) -> Tensor:
+        space = env.action_spaces[agent]
+        shares = torch.rand(env.num_envs, *(space.shape or ()), dtype=torch.float64, generator=self.generator)
+        if isinstance(space, spaces.Box):
+            low, high = (torch.from_numpy(bound) for bound in (space.low, space.high))
+            return low + (high - low) * shares.to(low.dtype)
+        if isinstance(space, spaces.MultiDiscrete):
+            return (shares * torch.from_numpy(space.nvec)).long()
+        assert isinstance(space, spaces.Discrete)
+        if mask is None:
+            return (shares * int(space.n)).long()
+        rank = (shares * mask.sum(1)).long()
+        return (mask.cumsum(1) > rank[:, None]).long().argmax(1)
+
+
+@dataclass(frozen=True)
+class _Trained:
+    agents: tuple[str, ...]
+    victim: Victim
+    generator: torch.Generator | None
+
+    @torch.no_grad()
+    def __call__(self, env: BatchedEnv, obs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        masks, actions = env.action_mask, {}
+        for agent in self.agents:
+            policy = self.victim.policy(agent, action_mask=masks[agent])
+            outputs = policy(self.victim.inputs(agent, obs[agent]))
+            if self.generator is None:
+                actions[agent] = self.victim.greedy(agent, outputs)
+            else:
+                actions[agent] = self.victim.sample(agent, outputs, generator=self.generator)
+        return actions
