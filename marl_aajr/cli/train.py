@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from marl_aajr.cli.interrupt import INTERRUPTED, Interrupt
+from marl_aajr.cli.interrupt import Interrupt
 from marl_aajr.cli.overrides import override, takes_settings
 from marl_aajr.cli.progress import training_progress, waiting
 from marl_aajr.cli.settings import RUN
@@ -84,7 +84,7 @@ def train(
     with waiting("Loading torch and Ray", console=console):
         resolved, folder = _resolve(config, out, options, assignments or [], resume=resume)
         import marl_aajr.training.trainer  # noqa: F401 - the slow part, where the person is told of it
-    directory = _train(resolved, folder, console, resume=resume, overwrite=overwrite)
+    directory, stopped = _train(resolved, folder, console, resume=resume, overwrite=overwrite)
     status, name = directory.status(), shlex.quote(str(folder))
     if status.state == "finished":
         _say(console, f"Finished. How it does under attack:\n  marl-aajr evaluate {name}")
@@ -95,7 +95,7 @@ def train(
         f"Stopped after iteration {status.iteration}. To go on from the last checkpoint, iteration {saved}:\n"
         f"  marl-aajr train --resume --out {name}",
     )
-    raise typer.Exit(INTERRUPTED)
+    raise typer.Exit(stopped)
 
 
 def default_folder(data: Mapping[str, Any]) -> Path:
@@ -139,15 +139,15 @@ def _resolve(
 
 def _train(
     config: RunConfig, folder: Path, console: Console, *, resume: bool, overwrite: bool
-) -> RunDirectory:
-    """Train with progress, until the run's end or Ctrl-C."""
+) -> tuple[RunDirectory, int]:
+    """Train with progress, until the run's end or a request to stop; the exit code if it was stopped."""
     from marl_aajr.training.run_directory import RunDirectory
     from marl_aajr.training.trainer import train as run
 
     progress = training_progress(config.env_steps, console=console)
     with Interrupt(announce=progress.finishing, restore=progress.restore) as interrupt, progress:
         run(config, folder, overwrite=overwrite, resume=resume, on_iteration=progress, should_stop=interrupt)
-    return RunDirectory(folder)
+    return RunDirectory(folder), interrupt.exit_code
 
 
 def _say(console: Console, text: str) -> None:

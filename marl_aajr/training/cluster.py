@@ -4,22 +4,20 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
 import socket
 import sys
 import tempfile
-import time
-from collections.abc import Iterator, Mapping
+import threading
+from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
 
 import ray
 
+from marl_aajr.training.capacity import check_room
 from marl_aajr.training.config import Resources
 
 _CONNECT_SECONDS = 3.0
-_PATIENCE_SECONDS = 30.0
-"""How long a busy cluster may take to free what the run needs; a run that has just ended takes seconds."""
-
 
 _NEEDLESS = b"has constructor arguments in the object store and max_restarts > 0"
 
@@ -41,7 +39,7 @@ def ray_for(resources: Resources) -> Iterator[None]:
             _check_reachable(address)
         if started:
             _start(address)
-        _check_fits(resources)
+        check_room(resources)
         yield
     finally:
         rllib.setLevel(level)
@@ -76,15 +74,29 @@ def _start(address: str | None) -> None:
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     logging.getLogger("ray").setLevel(logging.ERROR)
     try:
-        ray.init(
-            address=address or "local",
-            include_dashboard=False if address is None else None,
-            configure_logging=True,
-            logging_level=logging.ERROR,
-            log_to_driver=False,
-        )
+        with _own_sigterm():
+            ray.init(
+                address=address or "local",
+                include_dashboard=False if address is None else None,
+                configure_logging=True,
+                logging_level=logging.ERROR,
+                log_to_driver=False,
+            )
     except (ConnectionError, RuntimeError, ValueError) as error:
         raise ValueError(f"cannot use Ray at {address or 'this machine'}: {_first_line(error)}") from error
+
+
+@contextmanager
+def _own_sigterm() -> Iterator[None]:
+    """Keep what this process does at SIGTERM; Ray would have it exit in the middle of an update."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    handler = signal.getsignal(signal.SIGTERM)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, handler)
 
 
 def _check_reachable(address: str) -> None:
@@ -102,55 +114,6 @@ def _check_reachable(address: str) -> None:
             f"resources.address: no Ray cluster answers at {address} ({error}); start one with "
             "'ray start --head', or leave the address out for a local one"
         ) from None
-
-
-def _check_fits(resources: Resources) -> None:
-    """Raise ``ValueError`` where the run would wait for ever for actors that cannot be placed."""
-    groups = _actors(resources)
-    needed = _total(groups)
-    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-    has = {kind: sum(node.get(kind, 0.0) for node in nodes) for kind in ("CPU", "GPU")}
-    too_much = [kind for kind, amount in needed.items() if amount > has[kind]]
-    homeless = [
-        name
-        for name, count, each in groups
-        if count and not any(all(node.get(k, 0.0) >= amount for k, amount in each.items()) for node in nodes)
-    ]
-    if too_much or homeless:
-        raise ValueError(
-            f"resources: expected a run that fits the cluster, which has {_show(has)} on {len(nodes)} "
-            f"node(s); it needs {_show(needed)} ({_detail(groups)}); lower resources.env_runners, "
-            "resources.learners or what each of them takes"
-        )
-    deadline = time.monotonic() + _PATIENCE_SECONDS
-    while any(amount > ray.available_resources().get(kind, 0.0) for kind, amount in needed.items() if amount):
-        if time.monotonic() > deadline:
-            free = {kind: ray.available_resources().get(kind, 0.0) for kind in has}
-            raise ValueError(
-                f"resources: the cluster is busy: {_show(free)} of {_show(has)} are free and the run needs "
-                f"{_show(needed)} ({_detail(groups)}); wait for other work to end"
-            )
-        time.sleep(0.2)
-
-
-def _actors(resources: Resources) -> list[tuple[str, int, dict[str, float]]]:
-    r = resources
-    return [
-        ("env runner", r.env_runners, {"CPU": r.cpus_per_env_runner, "GPU": r.gpus_per_env_runner}),
-        ("learner", r.learners, {"CPU": r.cpus_per_learner, "GPU": r.gpus_per_learner}),
-    ]
-
-
-def _total(groups: list[tuple[str, int, dict[str, float]]]) -> dict[str, float]:
-    return {kind: sum(count * each[kind] for _, count, each in groups) for kind in ("CPU", "GPU")}
-
-
-def _show(amounts: Mapping[str, Any]) -> str:
-    return " and ".join(f"{amount:g} {kind}" for kind, amount in amounts.items())
-
-
-def _detail(groups: list[tuple[str, int, dict[str, float]]]) -> str:
-    return ", ".join(f"{count} {name}(s) with {_show(each)} each" for name, count, each in groups if count)
 
 
 def _first_line(error: BaseException) -> str:

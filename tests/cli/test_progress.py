@@ -77,7 +77,7 @@ def test_ctrl_c_in_the_middle_of_a_line_does_not_print_the_line_twice(tmp_path: 
         """A terminal that gets Ctrl-C while the first line is being written to it."""
 
         def write(self, data: Any, /) -> int:
-            if not interrupt.requested:
+            if not interrupt():
                 os.kill(os.getpid(), signal.SIGINT)
             return super().write(data)
 
@@ -90,17 +90,19 @@ def test_ctrl_c_in_the_middle_of_a_line_does_not_print_the_line_twice(tmp_path: 
     assert path.read_text().count(FINISHING) == 1
 
 
-def test_first_interrupt_is_remembered_and_the_handler_goes_away() -> None:
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_the_first_request_is_remembered_and_the_handlers_go_away(number: signal.Signals, code: int) -> None:
     said: list[str] = []
-    before = signal.getsignal(signal.SIGINT)
+    before = [signal.getsignal(one) for one in (signal.SIGINT, signal.SIGTERM)]
     with Interrupt(
         announce=lambda: said.append("heard"), restore=lambda: said.append("restored")
     ) as interrupt:
         assert not interrupt()
-        os.kill(os.getpid(), signal.SIGINT)
+        os.kill(os.getpid(), number)
         assert interrupt()
-    assert said == ["heard"]
-    assert signal.getsignal(signal.SIGINT) is before
+        os.kill(os.getpid(), signal.SIGTERM)  # schedulers may send several
+    assert (said, interrupt.exit_code) == (["heard"], code)
+    assert [signal.getsignal(one) for one in (signal.SIGINT, signal.SIGTERM)] == before
 
 
 def test_second_interrupt_ends_the_process_at_once() -> None:

@@ -53,10 +53,13 @@ def test_an_address_that_is_none_is_refused(address: str) -> None:
 
 def test_a_local_ray_is_started_quietly_and_stopped() -> None:
     program = (
+        "import signal\n"
         "import ray\n"
         "from marl_aajr.training.cluster import ray_for\n"
         "from marl_aajr.training.config import Resources\n"
+        "before = signal.getsignal(signal.SIGTERM)\n"
         "with ray_for(Resources()):\n"
+        "    assert signal.getsignal(signal.SIGTERM) == before  # Ray would leave in the middle of an update\n"
         "    assert ray.get(ray.remote(lambda: 7).remote()) == 7\n"
         "assert not ray.is_initialized()\n"
     )
