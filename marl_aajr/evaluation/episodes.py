@@ -21,7 +21,8 @@ from marl_aajr.distributions import ActionDistribution
 from marl_aajr.evaluation.suites import Units
 from marl_aajr.evaluation.units import through_filter
 from marl_aajr.rollout.batched import BatchedEnv
-from marl_aajr.victims import ObservationFilter, Victim, VictimPolicy
+from marl_aajr.victims import Victim, VictimPolicy
+from marl_aajr.victims.groups import alike
 
 LONGEST_EPISODE = 100_000
 """Steps after which an episode counts as endless."""
@@ -87,26 +88,6 @@ def prepare(attack: Attack, victim: Victim, agent: str, *, units: Units) -> Atta
         inside = through_filter(attack.perturbations, victim.filters.get(agent))
         attack = replace(attack, perturbations=inside)
     return attack.against(victim, agent)
-
-
-def alike(victim: Victim, agents: Collection[str]) -> list[list[str]]:
-    """Agents in groups of one module and one filter: what a batch, and an attack, can take together."""
-    groups: list[list[str]] = []
-    for agent in agents:
-        for group in groups:
-            same_module = victim.module_of[group[0]] == victim.module_of[agent]
-            if same_module and _same_filter(victim.filters.get(group[0]), victim.filters.get(agent)):
-                group.append(agent)
-                break
-        else:
-            groups.append([agent])
-    return groups
-
-
-def _same_filter(a: ObservationFilter | None, b: ObservationFilter | None) -> bool:
-    if a is None or b is None or a is b:
-        return a is b
-    return a.clip == b.clip and torch.equal(a.mean, b.mean) and torch.equal(a.std, b.std)
 
 
 Spy = Callable[[str, VictimPolicy, Tensor], None]

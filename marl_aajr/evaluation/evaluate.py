@@ -7,8 +7,8 @@ from contextlib import closing
 from pathlib import Path
 
 from marl_aajr.attacks import Attack, Transfer
-from marl_aajr.evaluation.crosschecks import climb, ladder, objective_checks, return_checks
-from marl_aajr.evaluation.episodes import PROBE, alike, derived_seed, prepare, stream
+from marl_aajr.evaluation.crosschecks import agent_checks, climb, ladder, objective_checks, return_checks
+from marl_aajr.evaluation.episodes import PROBE, derived_seed, prepare, stream
 from marl_aajr.evaluation.player import Player, Progress
 from marl_aajr.evaluation.preflight import examine, report
 from marl_aajr.evaluation.probe import Probe
@@ -24,12 +24,14 @@ from marl_aajr.evaluation.protocol import (
     positive_integer,
     settle_units,
 )
+from marl_aajr.evaluation.replacements import Replacement, resolve_replacements
 from marl_aajr.evaluation.results import Check, Evaluation, Rows
 from marl_aajr.evaluation.rows import play_rows
 from marl_aajr.evaluation.suites import Actions, Suite, Units
 from marl_aajr.rollout.batches import make_batch
 from marl_aajr.rollout.environments import EnvironmentSpec, resolve
 from marl_aajr.victims import Victim
+from marl_aajr.victims.groups import alike
 
 NUM_ENVS = 50
 """Copies played side by side. Part of the protocol: see :func:`evaluate`."""
@@ -53,6 +55,7 @@ def evaluate(
     team: str | None = None,
     agents: Collection[str] | None = None,
     surrogates: Mapping[str, Victim] | None = None,
+    replace: Sequence[str | Replacement] = (),
     num_envs: int = NUM_ENVS,
     workers: int = 1,
     on_progress: Callable[[Progress], None] | None = None,
@@ -81,6 +84,9 @@ def evaluate(
         team: who is attacked; None: the only team, or the largest (of equals, the first).
         agents: attack these agents of the team only; None: all.
         surrogates: victims to compute ``transfer`` perturbations on, by a name for them.
+        replace: agents that do not play as the victim does, each a row of its own: ``"random"`` or ``"idle"``
+            (each attacked agent in turn), ``"random:agent_0,agent_1"`` (these together, of any team), or
+            :class:`~marl_aajr.evaluation.replacements.Replacement` values, which bring trained adversaries.
         num_envs: E, copies played side by side. Episode i is seeded as number i // E of copy i mod E, so
             compare evaluations of the same E only.
         workers: Ray tasks that share the rows between them; 1: this process plays them all. The result is
@@ -114,6 +120,7 @@ def evaluate(
         check_match(victim, env)
         members = choose_agents(env.teams, team, agents)
         chosen, skipped = admitted(plan, victim, members)
+        replacements = resolve_replacements(replace, env, members=members)
         player = Player(
             victim=victim,
             spec=spec,
@@ -124,15 +131,22 @@ def evaluate(
             on_progress=on_progress,
         )
         with closing(player):
-            player.expect(plan, rows=len(chosen))
-            return _judge(player, plan, player.fitted(chosen), skipped=skipped, workers=workers)
+            player.expect(plan, rows=len(chosen) + len(replacements))
+            attacks = player.fitted(chosen)
+            return _judge(player, plan, attacks, replacements, skipped=skipped, workers=workers)
 
 
 def _judge(
-    player: Player, plan: Plan, attacks: Sequence[Attack], *, skipped: tuple[Skipped, ...], workers: int
+    player: Player,
+    plan: Plan,
+    attacks: Sequence[Attack],
+    replacements: Sequence[Replacement],
+    *,
+    skipped: tuple[Skipped, ...],
+    workers: int,
 ) -> Evaluation:
     probe = Probe(stream(player.seed, PROBE))
-    rows = play_rows(player, attacks, plan, probe=probe, workers=workers)
+    rows = play_rows(player, attacks, plan, replacements=replacements, probe=probe, workers=workers)
     return Evaluation(
         env_name=player.spec.name,
         env_kwargs=dict(player.spec.kwargs),
@@ -147,7 +161,7 @@ def _judge(
         num_envs=player.env.num_envs,
         rows=rows,
         skipped=skipped,
-        checks=tuple(_checks(player, attacks, rows, probe)),
+        checks=(*_checks(player, attacks, rows, probe), *(c for row in rows for c in agent_checks(row))),
     )
 
 
