@@ -280,7 +280,7 @@ def load_config(path: str | Path) -> RunConfig:
     """
     path = Path(path)
     try:
-        data = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)
+        data = yaml.load(path.read_text(encoding="utf-8"), Loader=NumberLoader)
     except OSError as error:
         raise ValueError(f"expected a configuration file at {path}: {error.strerror}") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
@@ -293,11 +293,11 @@ def load_config(path: str | Path) -> RunConfig:
         raise ValueError("\n".join(f"{path}: {line}" for line in str(error).splitlines())) from None
 
 
-class _Loader(yaml.SafeLoader):
+class NumberLoader(yaml.SafeLoader):
     """YAML 1.2 numbers: PyYAML reads 5e-4 and 1e6 as text."""
 
 
-_Loader.add_implicit_resolver(
+NumberLoader.add_implicit_resolver(
     "tag:yaml.org,2002:float",
     re.compile(r"^[-+]?(\d+(\.\d*)?|\.\d+)[eE][-+]?\d+$"),
     list("-+.0123456789"),

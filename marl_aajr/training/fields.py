@@ -7,8 +7,8 @@ well. ``true`` for a number is not.
 from __future__ import annotations
 
 import difflib
-from collections.abc import Mapping
-from typing import Annotated, Any
+from collections.abc import Iterator, Mapping
+from typing import Annotated, Any, get_args
 
 from pydantic import BaseModel, BeforeValidator, Field
 from pydantic_core import ErrorDetails
@@ -89,11 +89,18 @@ def _line(model: type[BaseModel], error: ErrorDetails) -> str:
 
 def _model_at(model: type[BaseModel], path: tuple[str, ...]) -> type[BaseModel]:
     for name in path:
-        annotation = model.model_fields[name].annotation
-        assert isinstance(annotation, type)
-        assert issubclass(annotation, BaseModel)
-        model = annotation
+        if name not in model.model_fields:
+            continue  # a place in a list of the model found last
+        model = next(_models(model.model_fields[name].annotation))
     return model
+
+
+def _models(annotation: Any) -> Iterator[type[BaseModel]]:
+    """The models in an annotation, which may be optional or a list of them."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        yield annotation
+    for part in get_args(annotation):
+        yield from _models(part)
 
 
 def _known(model: type[BaseModel], name: str) -> str:
