@@ -19,10 +19,10 @@ from torch import Tensor
 from marl_aajr.attacks import Attack, Attacked
 from marl_aajr.distributions import ActionDistribution
 from marl_aajr.evaluation.suites import Units
-from marl_aajr.evaluation.units import through_filter
 from marl_aajr.rollout.batched import BatchedEnv
 from marl_aajr.victims import Victim, VictimPolicy
 from marl_aajr.victims.groups import alike
+from marl_aajr.victims.units import through_filter
 
 LONGEST_EPISODE = 100_000
 """Steps after which an episode counts as endless."""

@@ -13,10 +13,10 @@ import yaml
 from marl_aajr.attacks import ATTACKS, make_attack
 from marl_aajr.evaluation import Suite, builtin_suites, evaluate, load_suite
 from marl_aajr.evaluation.episodes import SELECTION, derived_seed
-from marl_aajr.evaluation.units import through_filter
 from marl_aajr.rollout.environments import resolve
 from marl_aajr.threat import PerturbationSet
 from marl_aajr.victims import ObservationFilter
+from marl_aajr.victims.units import through_filter
 from tests.evaluation.players import moves, sign_reader, signs, team
 from tests.networks import generator, observations
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from marl_aajr.threat import PerturbationSet
-from marl_aajr.victims import ObservationFilter
+from marl_aajr.victims.filters import ObservationFilter
 
 
 def through_filter(perturbations: PerturbationSet, observed: ObservationFilter | None) -> PerturbationSet:
