@@ -114,6 +114,14 @@ def evaluate(
             help="Another run, to compute the perturbations of [b]transfer[/b] on; may be repeated.",
         ),
     ] = None,
+    replace: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="KIND\\[:AGENT,…]",
+            help="Let [b]random[/b] or [b]idle[/b] agents play in the place of those named, together, or of "
+            "each attacked agent in turn; may be repeated.",
+        ),
+    ] = None,
     workers: Annotated[
         int, typer.Option(metavar="INT", help="Ray workers that share the rows; the result is the same.")
     ] = 1,
@@ -145,6 +153,7 @@ def evaluate(
             team=team,
             agents=agents,
             surrogates=surrogate or (),
+            replace=replace or (),
             workers=workers,
         )
     if as_json:
@@ -201,6 +210,9 @@ def table(rows: Mapping[str, Any], *, level: float) -> Table:
             *_numbers(attack),
             share,
         )
+    for row in rows["adversarial_agents"]:
+        name = f"{row['kind']} {', '.join(row['agents'])}"
+        shown.add_row(f"{name} (worst)" if row["worst"] else name, "", *_numbers(row), "")
     if worst:
         shown.caption = "worst of its size: chosen on other episodes than these"
     return shown

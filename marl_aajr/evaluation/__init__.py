@@ -4,16 +4,19 @@ from __future__ import annotations
 
 from marl_aajr.evaluation.evaluate import evaluate
 from marl_aajr.evaluation.player import Progress
-from marl_aajr.evaluation.results import AttackOutcome, Check, Evaluation, Outcome, Rows, Worst
+from marl_aajr.evaluation.replacements import Replacement
+from marl_aajr.evaluation.results import AgentOutcome, AttackOutcome, Check, Evaluation, Outcome, Rows, Worst
 from marl_aajr.evaluation.run import evaluate_run
 from marl_aajr.evaluation.suites import Suite, builtin_suites, load_suite
 
 __all__ = [
+    "AgentOutcome",
     "AttackOutcome",
     "Check",
     "Evaluation",
     "Outcome",
     "Progress",
+    "Replacement",
     "Rows",
     "Suite",
     "Worst",

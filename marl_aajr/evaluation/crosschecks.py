@@ -96,6 +96,34 @@ def return_checks(rows: Rows) -> list[Check]:
     return found or [Check(f"returns ({rows.actions})", "pass", "The returns fall in the expected order.")]
 
 
+def agent_checks(rows: Rows) -> list[Check]:
+    """A trained adversary must hurt as much as a random or idle agent in its place, and the victim's own."""
+    found = []
+    for row in rows.adversarial_agents:
+        if row.replacement.victim is None:
+            continue
+        rivals = {"the agent that it replaces": rows.clean} | {
+            f"a {control.replacement.kind} one": control.outcome
+            for control in rows.adversarial_agents
+            if control.replacement.victim is None and control.replacement.agents == row.replacement.agents
+        }
+        name = f"returns ({rows.actions}): {row.replacement.label}"
+        weaker = {what: rival for what, rival in rivals.items() if _lower(rival, row.outcome)}
+        if not weaker:
+            found.append(Check(name, "pass", "It hurts as much as random and idle agents in its place."))
+            continue
+        what = min(weaker, key=lambda rival: weaker[rival].mean)
+        found.append(
+            Check(
+                name,
+                "fail",
+                f"Undertrained: it leaves the team a return of {row.outcome.mean:.3g}, {what} leaves "
+                f"{weaker[what].mean:.3g}. Train it longer before you take its row for robustness.",
+            )
+        )
+    return found
+
+
 def _order(gains: Mapping[float, Gains], weak: str, strong: str) -> list[Check]:
     name = f"{weak} ≤ {strong}"
     for epsilon, gain in gains.items():

@@ -132,8 +132,7 @@ def evaluate(
         )
         with closing(player):
             player.expect(plan, rows=len(chosen) + len(replacements))
-            attacks = player.fitted(chosen)
-            return _judge(player, plan, attacks, replacements, skipped=skipped, workers=workers)
+            return _judge(player, plan, player.fitted(chosen), replacements, skipped=skipped, workers=workers)
 
 
 def _judge(

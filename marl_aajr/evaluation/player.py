@@ -12,15 +12,18 @@ from marl_aajr.attacks import Attack
 from marl_aajr.evaluation.episodes import (
     ATTACK,
     FIT,
+    REPLACED,
     SELECTION,
     Adversary,
     Spy,
+    StandIn,
     derived_seed,
     play,
     stream,
 )
 from marl_aajr.evaluation.protocol import Plan
-from marl_aajr.evaluation.results import AttackOutcome, Outcome, bootstrap_interval
+from marl_aajr.evaluation.replacements import Replacement
+from marl_aajr.evaluation.results import AgentOutcome, AttackOutcome, Outcome, bootstrap_interval
 from marl_aajr.evaluation.suites import Units
 from marl_aajr.rollout.batched import BatchedEnv
 from marl_aajr.rollout.batches import make_batch
@@ -76,8 +79,8 @@ class Player:
         return self.env.teams[self.agents[0]]
 
     def expect(self, plan: Plan, *, rows: int) -> None:
-        """Count what there is to play: ``rows`` attacks, and the clean row, for each kind of actions."""
-        each = (rows + 1) * plan.episodes + (rows * plan.selection_episodes)
+        """Count what there is to play: ``rows`` attacks and replacements, and the clean row, by actions."""
+        each = (rows + 1) * plan.episodes + rows * plan.selection_episodes
         self.total = len(plan.actions) * each
 
     def fitted(self, attacks: Sequence[Attack]) -> tuple[Attack, ...]:
@@ -116,21 +119,56 @@ class Player:
 
     def selected_on(self, attack: Attack, *, episodes: int, sampled: bool) -> float:
         """Mean return under an attack on episodes that are not reported."""
-        if self.other_env is None:
-            self.other_env = make_batch(self.spec, min(self.env.num_envs, episodes))
         returns = self._play(
             f"{_label(attack)} (selection)",
             episodes,
             sampled=sampled,
             adversary=self._adversary(attack),
-            env=self.other_env,
+            env=self._other(episodes),
         )
         return self._own(returns).mean().item()
+
+    def replaced(
+        self, replacement: Replacement, *, episodes: int, selection_episodes: int, sampled: bool
+    ) -> AgentOutcome:
+        """The row of one replacement, and what the choice of the worst one rests on."""
+        returns = self._play(
+            replacement.label, episodes, sampled=sampled, stand_in=self._stand_in(replacement, sampled)
+        )
+        loyal = [
+            i
+            for i, agent in enumerate(self.env.possible_agents)
+            if self.env.teams[agent] == self.team and agent not in replacement.agents
+        ]
+        tried = None
+        if selection_episodes:
+            chosen_on = self._play(
+                f"{replacement.label} (selection)",
+                selection_episodes,
+                sampled=sampled,
+                stand_in=self._stand_in(replacement, sampled),
+                env=self._other(selection_episodes),
+            )
+            tried = self._own(chosen_on).mean().item()
+        return AgentOutcome(
+            replacement=replacement,
+            outcome=self._outcome(returns),
+            loyal_return=returns[:, loyal].sum(-1).mean().item(),
+            selected_on=tried,
+        )
 
     def close(self) -> None:
         """Free what was made here: the copies for the selection episodes."""
         if self.other_env is not None:
             self.other_env.close()
+
+    def _other(self, episodes: int) -> BatchedEnv:
+        if self.other_env is None:
+            self.other_env = make_batch(self.spec, min(self.env.num_envs, episodes))
+        return self.other_env
+
+    def _stand_in(self, replacement: Replacement, sampled: bool) -> StandIn:
+        return replacement.stand_in(sampled=sampled, generator=stream(self.seed, REPLACED))
 
     def _adversary(self, attack: Attack) -> Adversary:
         return Adversary(
@@ -148,6 +186,7 @@ class Player:
         *,
         sampled: bool,
         adversary: Adversary | None = None,
+        stand_in: StandIn | None = None,
         spy: Spy | None = None,
         env: BatchedEnv | None = None,
     ) -> Tensor:
@@ -159,6 +198,7 @@ class Player:
             seed=self.seed if env is None else derived_seed(self.seed, SELECTION),
             sampled=sampled,
             adversary=adversary,
+            stand_in=stand_in,
             on_episode=lambda finished: self.tell(what, finished),
             spy=spy,
         )

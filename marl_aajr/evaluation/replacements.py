@@ -98,9 +98,9 @@ def resolve_replacements(
 
 
 def _parse(request: str, env: BatchedEnv, members: Sequence[str]) -> list[Replacement]:
-    kind, _, names = request.partition(":")
-    one_of("a replacement", kind, CONTROLS)
-    assert kind in ("random", "idle")
+    name, _, names = request.partition(":")
+    one_of("a replacement", name, CONTROLS)
+    kind: Kind = "random" if name == "random" else "idle"
     if not names:
         return [Replacement(kind=kind, agents=(agent,)) for agent in members]
     asked = [name.strip() for name in names.split(",")]

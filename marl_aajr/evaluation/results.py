@@ -11,6 +11,7 @@ from scipy import stats
 
 from marl_aajr.attacks import Attack
 from marl_aajr.evaluation.protocol import Skipped
+from marl_aajr.evaluation.replacements import Replacement
 from marl_aajr.evaluation.suites import Actions, Units
 
 SCHEMA = 1
@@ -100,6 +101,38 @@ class Worst:
 
 
 @dataclass(frozen=True)
+class AgentOutcome:
+    """Some agents played by something else than the victim.
+
+    Attributes:
+        replacement: who, and by what.
+        outcome: what the evaluated team earned, its replaced members included.
+        loyal_return: mean return of those of its members that are still the victim's.
+        selected_on: mean return of the team on the selection episodes; None where there are none.
+        worst: whether that is the lowest of all replacements of its kind and number of agents.
+    """
+
+    replacement: Replacement
+    outcome: Outcome
+    loyal_return: float
+    selected_on: float | None = None
+    worst: bool = False
+
+    def to_json(self) -> dict[str, Any]:
+        """As in RUN/evaluations."""
+        return {
+            "kind": self.replacement.kind,
+            "agents": list(self.replacement.agents),
+            "settings": self.replacement.settings,
+            "source": self.replacement.source,
+            **self.outcome.to_json(),
+            "loyal_return": self.loyal_return,
+            "selection_return": self.selected_on,
+            "worst": self.worst,
+        }
+
+
+@dataclass(frozen=True)
 class Rows:
     """All that was played with one kind of actions.
 
@@ -108,12 +141,14 @@ class Rows:
         clean: without attack.
         attacks: one for each attack and size.
         worst: one for each size; empty where nothing was chosen.
+        adversarial_agents: one for each replacement.
     """
 
     actions: Actions
     clean: Outcome
     attacks: tuple[AttackOutcome, ...]
     worst: tuple[Worst, ...] = ()
+    adversarial_agents: tuple[AgentOutcome, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
         """As in RUN/evaluations."""
@@ -123,6 +158,7 @@ class Rows:
             "clean": self.clean.to_json(),
             "attacks": [attack.to_json() for attack in self.attacks],
             "worst": [worst.to_json() for worst in self.worst],
+            "adversarial_agents": [row.to_json() for row in self.adversarial_agents],
         }
 
 
@@ -194,6 +230,11 @@ class Evaluation:
     def worst(self) -> tuple[Worst, ...]:
         """The worst attack of each size, for the first kind of actions."""
         return self.rows[0].worst
+
+    @property
+    def adversarial_agents(self) -> tuple[AgentOutcome, ...]:
+        """One for each replacement, for the first kind of actions."""
+        return self.rows[0].adversarial_agents
 
     @property
     def clean_return(self) -> float:

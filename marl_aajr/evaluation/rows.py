@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -12,7 +12,8 @@ from marl_aajr.attacks import Attack
 from marl_aajr.evaluation.player import Player
 from marl_aajr.evaluation.probe import Probe
 from marl_aajr.evaluation.protocol import Plan
-from marl_aajr.evaluation.results import AttackOutcome, Rows, Worst
+from marl_aajr.evaluation.replacements import Replacement
+from marl_aajr.evaluation.results import AgentOutcome, AttackOutcome, Rows, Worst
 from marl_aajr.evaluation.suites import Actions
 from marl_aajr.rollout.batches import make_batch
 
@@ -41,14 +42,22 @@ class Job:
 
 
 def play_rows(
-    player: Player, attacks: Sequence[Attack], plan: Plan, *, probe: Probe, workers: int
+    player: Player,
+    attacks: Sequence[Attack],
+    plan: Plan,
+    *,
+    replacements: Sequence[Replacement],
+    probe: Probe,
+    workers: int,
 ) -> tuple[Rows, ...]:
     """Every row of every kind of actions, and the worst attack of each size.
 
     Args:
-        player: plays here; the clean rows always, which the probe watches.
+        player: plays here; the clean rows always, which the probe watches, and those of replaced agents,
+            which are as cheap.
         attacks: fitted where they must be.
         plan: episodes, and kinds of actions.
+        replacements: agents that do not play as the victim does.
         probe: told what the policies are asked on clean episodes.
         workers: how many Ray workers share the attacked rows; 1: none.
     """
@@ -79,6 +88,7 @@ def play_rows(
             clean[kind],
             tuple(found.get((kind, False), [])),
             _worst(found.get((kind, False), []), found.get((kind, True), [])),
+            _replaced(player, replacements, plan, sampled=kind == "sampled"),
         )
         for kind in plan.actions
     )
@@ -96,6 +106,31 @@ def _worst(outcomes: Sequence[AttackOutcome], tried: Sequence[float]) -> tuple[W
         if epsilon not in lowest or mean < lowest[epsilon].selected_on:
             lowest[epsilon] = Worst(epsilon, outcome, mean)
     return tuple(lowest[epsilon] for epsilon in sorted(lowest))
+
+
+def _replaced(
+    player: Player, replacements: Sequence[Replacement], plan: Plan, *, sampled: bool
+) -> tuple[AgentOutcome, ...]:
+    """All replacements; of each kind, the worst agents are marked, by their selection episodes."""
+    rows = [
+        player.replaced(
+            replacement,
+            episodes=plan.episodes,
+            selection_episodes=plan.selection_episodes,
+            sampled=sampled,
+        )
+        for replacement in replacements
+    ]
+    lowest: dict[tuple[str, int], float] = {}
+    for row in rows:
+        if row.selected_on is not None:
+            lowest[_rivals(row)] = min(row.selected_on, lowest.get(_rivals(row), row.selected_on))
+    return tuple(replace(row, worst=bool(lowest) and row.selected_on == lowest[_rivals(row)]) for row in rows)
+
+
+def _rivals(row: AgentOutcome) -> tuple[str, int]:
+    """Kind, and how many agents: more of them are no fair comparison."""
+    return row.replacement.kind, len(row.replacement.agents)
 
 
 class _Worker:

@@ -39,8 +39,8 @@ def evaluate_run(
         epsilons: radii, for all attacks; none: the suite's.
         surrogates: other runs, on whose victims ``transfer`` computes its perturbations.
         on_progress: told after every episode.
-        protocol: ``episodes``, ``selection_episodes``, ``actions``, ``units``, ``seed``, ``team``, ``agents``
-            and ``workers`` of :func:`evaluate`.
+        protocol: ``episodes``, ``selection_episodes``, ``actions``, ``units``, ``seed``, ``team``,
+            ``agents``, ``replace`` and ``workers`` of :func:`evaluate`.
 
     Raises:
         ValueError: not a run, or an unfinished one; and all that :func:`evaluate` refuses.
@@ -99,6 +99,7 @@ def _name(evaluation: Evaluation) -> str:
             evaluation.selection_episodes,
             [rows.actions for rows in evaluation.rows],
             [row.attack for row in evaluation.attacks],
+            [row.replacement for row in evaluation.adversarial_agents],
         )
     )
     digest = hashlib.sha256(asked.encode()).hexdigest()[:8]
