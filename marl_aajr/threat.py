@@ -128,6 +128,19 @@ class PerturbationSet:
             unit = unit * preconditioner
         return self.project(self.epsilon * unit, obs)
 
+    def squash(self, action: Tensor, obs: Tensor) -> Tensor:
+        """The perturbation that a learned adversary's action in [−1, 1]^d stands for, ``[..., d]``.
+
+            δ = Π_Δ(ε M · clamp(a, −1, 1))
+
+        Every point of Δ(obs) can be reached, and actions beyond ±1 (a Gaussian policy draws them) are those
+        at ±1. In L∞ without bounds it is ``ε · hardtanh(a)``, as in Zhang et al. 2021 (arXiv 2101.08452).
+        """
+        unit = action.clamp(-1, 1)
+        if (preconditioner := self.preconditioner(obs)) is not None:
+            unit = unit * preconditioner
+        return self.project(self.epsilon * unit, obs)
+
     def _interval(self, obs: Tensor) -> tuple[Tensor | None, Tensor | None]:
         """Bounds of δ, widened to contain 0."""
         low = high = None

@@ -128,3 +128,22 @@ def test_a_mask_of_the_wrong_length_is_refused_by_name() -> None:
     threat = PerturbationSet(epsilon=0.5, mask=(True, False))
     with pytest.raises(ValueError, match="expected 3 features in mask, got 2"):
         threat.project(torch.zeros(1, 3), torch.zeros(1, 3))
+
+
+@each_set
+def test_actions_reach_every_point_of_the_set_and_none_beyond(name: str) -> None:
+    threat = PerturbationSet(epsilon=0.5, **SETS[name])
+    obs = 0.3 * observations(50, 3)
+    wild = threat.squash(5 * observations(50, 3, seed=1), obs)
+    assert threat.contains(wild, obs).all()
+    assert (threat.size(wild) > 0.4).any()
+    wanted = threat.sample(obs, generator=generator())
+    unit = threat.preconditioner(obs)
+    scaled = wanted if unit is None else wanted / unit.clamp(min=1e-9)
+    torch.testing.assert_close(threat.squash(scaled / 0.5, obs), wanted)
+
+
+def test_in_a_ball_without_bounds_an_action_is_a_hard_tanh() -> None:
+    action = 2 * observations(20, 3)
+    expected = 0.1 * torch.nn.functional.hardtanh(action)
+    assert torch.equal(PerturbationSet(epsilon=0.1).squash(action, torch.zeros(20, 3)), expected)
