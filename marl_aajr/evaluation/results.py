@@ -70,6 +70,7 @@ class AttackOutcome:
         """As in RUN/evaluations."""
         return {
             "attack": self.attack.name,
+            "access": self.attack.access,
             "settings": self.attack.settings,
             "epsilon": self.attack.perturbations.epsilon,
             **self.outcome.to_json(),
