@@ -24,7 +24,8 @@ def draw_particles(world: World, scenario: Scenario, copy: int) -> NDArray[np.ui
     layout = world.layout
     bodies = layout.bodies
     places = world.position[:, : len(bodies), copy].T.cpu().numpy()
-    reach = float(np.abs(places).max())
+    # Where all bodies begin is always in sight: a camera that zooms at every step moves what stands still.
+    reach = max(1.0, float(np.abs(places).max()))
     scale = 1.0 if scenario.dynamic_rescaling else reach * _FIXED_SCALE
     figure, axes = blank_page()
     axes.set(xlim=(-reach * _MARGIN, reach * _MARGIN), ylim=(-reach * _MARGIN, reach * _MARGIN))

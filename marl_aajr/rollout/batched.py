@@ -11,8 +11,10 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from gymnasium import spaces
+from numpy.typing import NDArray
 from torch import Tensor
 
 
@@ -54,8 +56,12 @@ class BatchedEnv(ABC):
         device: Where the tensors live.
         state_space: Space of the global states of one copy; None where there are none.
         turn_based: Whether agents wait for one another.
+        phases: How many steps make one step of the environment: 2 where adversaries answer before agents do.
+            Episodes begin with the first of them.
         keeps_final_states: To be set before playing, if `final_state` is going to be asked. Some environments
             have no state when they are over.
+        may_idle: Whether there are steps at which nobody in a copy must act, because the environment has
+            players of its own.
     """
 
     num_envs: int
@@ -66,7 +72,9 @@ class BatchedEnv(ABC):
     device: torch.device
     state_space: spaces.Space[Any] | None = None
     turn_based: bool = False
+    phases: int = 1
     keeps_final_states: bool = False
+    may_idle: bool = False
 
     @abstractmethod
     def reset(self, *, seed: int) -> dict[str, Tensor]:
@@ -111,6 +119,10 @@ class BatchedEnv(ABC):
     def final_state(self) -> Tensor:
         """The global states ``[E, ...]`` that episodes ended in, valid where the last step was their last."""
         raise NotImplementedError(f"{type(self).__name__} keeps no final states")
+
+    def draw(self, copy: int = 0) -> NDArray[np.uint8]:
+        """A picture of one copy ``[height, width, 3]``, where the environment can draw itself."""
+        raise NotImplementedError(f"{type(self).__name__} draws nothing")
 
     @abstractmethod
     def get_state(self) -> Mapping[str, Any]:

@@ -139,6 +139,21 @@ class PettingZooBatch(BatchedEnv):
             return super().final_state()
         return torch.from_numpy(self._final_states.copy()).to(self.device)
 
+    def draw(self, copy: int = 0) -> np.ndarray[Any, np.dtype[np.uint8]]:
+        """See `BatchedEnv.draw`.
+
+        Raises:
+            ValueError: The environment draws no picture; it must be built with ``render_mode="rgb_array"``.
+        """
+        game = self._games[copy]
+        picture = game.render()
+        if not (isinstance(picture, np.ndarray) and picture.ndim == 3 and picture.shape[2] >= 3):
+            raise ValueError(
+                f"expected {game.name} to draw a picture [height, width, 3], got {type(picture).__name__}; "
+                f"build it with render_mode='rgb_array' (it has {game.metadata.get('render_modes', [])})"
+            )
+        return picture[..., :3]
+
     def get_state(self) -> dict[str, Any]:
         """See `BatchedEnv.get_state`, and `marl_aajr.rollout.saving` for what it can hold."""
         if not any(self._episodes):

@@ -1,0 +1,219 @@
+"""Films: one episode without and one with an adversary, side by side, as an animated GIF.
+
+Both panels start from the same state: episode 0 of the evaluation with the same seed. A picture shows the
+state that the agents decide in, the lines above it what they have earned until then.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Collection, Mapping, Sequence
+from contextlib import closing
+from dataclasses import dataclass
+from math import ceil
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+from PIL import Image, ImageDraw, ImageFont
+from torch import Tensor
+
+from marl_aajr.attacks import Attack
+from marl_aajr.evaluation.episodes import ATTACK, REPLACED, Adversary, play, stream
+from marl_aajr.evaluation.protocol import check_match, choose_agents
+from marl_aajr.evaluation.replacements import Replacement, resolve_replacements
+from marl_aajr.evaluation.suites import Units
+from marl_aajr.rollout.batched import BatchedEnv, BatchedStep
+from marl_aajr.rollout.batches import make_batch
+from marl_aajr.rollout.environments import EnvironmentSpec
+from marl_aajr.victims import Victim
+
+MOST_FRAMES = 60
+"""Longer episodes are shown in larger strides, so that no film becomes heavy."""
+
+_COLORS = 64
+_FRAME_MS, _LAST_MS = 120, 1500
+_LINE, _GAP = 18, 4
+_INK, _EDGE, _PAPER = (20, 20, 20), (190, 190, 190), (255, 255, 255)
+
+
+@dataclass(frozen=True)
+class Shot:
+    """One picture of an episode.
+
+    Attributes:
+        picture: of the state that the agents decide in; the last state is shown twice.
+        step: how many steps came before.
+        earned: the team's return until then.
+    """
+
+    picture: Image.Image
+    step: int
+    earned: float
+
+
+def film(
+    victim: Victim,
+    environment: EnvironmentSpec,
+    *,
+    attack: Attack | None = None,
+    replacement: Replacement | str | None = None,
+    team: str | None = None,
+    agents: Collection[str] | None = None,
+    units: Units = "raw",
+    sampled: bool = False,
+    seed: int = 0,
+    title: str = "",
+    size: int = 240,
+) -> bytes:
+    """Film one clean episode beside one with an adversary.
+
+    Args:
+        victim: plays all agents.
+        environment: one that can draw itself: ours, or any with ``render_mode="rgb_array"``.
+        attack: lies to ``agents`` at every step, fitted where it must be.
+        replacement: agents that do not play as the victim does: a value, or ``"random:agent_0"``.
+        team: whose return is shown; None: the only one, or the largest.
+        agents: who is attacked; None: the whole team.
+        units: of the attack's ε.
+        sampled: sample actions rather than take the most likely ones.
+        seed: of both episodes and of the attack.
+        title: what the victim is called, for example its method.
+        size: height of each picture in pixels.
+
+    Returns:
+        A GIF; the same arguments give the same bytes.
+
+    Raises:
+        ValueError: neither or both of attack and replacement, a victim that does not fit, or an environment
+            that cannot draw itself.
+    """
+    if (attack is None) == (replacement is None):
+        raise ValueError("expected an attack or a replacement to film, got both or neither; name one")
+    drawn = EnvironmentSpec(environment.name, {**environment.kwargs, "render_mode": "rgb_array"})
+    with closing(_Filmed(make_batch(drawn, 1), size=size)) as env:
+        check_match(victim, env)
+        members = choose_agents(env.teams, team, agents)
+        clean = env.shoot(victim, members, seed=seed, sampled=sampled)
+        if attack is not None:
+            adversary = Adversary(
+                attack=attack, victim=victim, agents=members, units=units, generator=stream(seed, ATTACK)
+            )
+            attacked = env.shoot(victim, members, seed=seed, sampled=sampled, adversary=adversary)
+            caption = f"{attack.name}, ε = {attack.perturbations.epsilon:g}"
+        else:
+            assert replacement is not None
+            (substitute,) = resolve_replacements([replacement], env, members=members)[:1]
+            stand_in = substitute.stand_in(sampled=sampled, generator=stream(seed, REPLACED))
+            attacked = env.shoot(victim, members, seed=seed, sampled=sampled, stand_in=stand_in)
+            caption = substitute.label
+    names = [f"{title}: {what}" if title else what for what in ("no attack", caption)]
+    return _gif([_panels(names, shots) for shots in _paired(clean, attacked)])
+
+
+class _Filmed(BatchedEnv):
+    """One copy that is photographed before every step."""
+
+    def __init__(self, env: BatchedEnv, *, size: int) -> None:
+        self.env = env
+        self.size = size
+        for name in ("num_envs", "possible_agents", "observation_spaces", "action_spaces", "teams", "device"):
+            setattr(self, name, getattr(env, name))
+        self._pictures: list[Image.Image] = []
+        self._rewards: list[dict[str, Tensor]] = []
+
+    def shoot(self, victim: Victim, members: Sequence[str], *, seed: int, **how: Any) -> list[Shot]:
+        """One episode."""
+        self._pictures, self._rewards = [], []
+        play(victim, self, episodes=1, seed=seed, **how)
+        team = [agent for agent in self.possible_agents if self.teams[agent] == self.teams[members[0]]]
+        earned = [0.0]
+        for rewards in self._rewards:
+            earned.append(earned[-1] + sum(rewards[agent].item() for agent in team))
+        pictures = [*self._pictures, self._pictures[-1]]
+        return [Shot(p, t, e) for t, (p, e) in enumerate(zip(pictures, earned, strict=True))]
+
+    def reset(self, *, seed: int) -> dict[str, Tensor]:
+        return self.env.reset(seed=seed)
+
+    def step(self, actions: Mapping[str, Tensor]) -> BatchedStep:
+        picture = Image.fromarray(self.env.draw(0))
+        width = round(picture.width * self.size / picture.height)
+        self._pictures.append(picture.resize((width, self.size), Image.Resampling.LANCZOS))
+        step = self.env.step(actions)
+        self._rewards.append(step.rewards)
+        return step
+
+    @property
+    def active(self) -> dict[str, Tensor]:
+        return self.env.active
+
+    @property
+    def action_mask(self) -> dict[str, Tensor | None]:
+        return self.env.action_mask
+
+    def state(self) -> Tensor:
+        return self.env.state()
+
+    def get_state(self) -> Mapping[str, Any]:
+        return self.env.get_state()
+
+    def set_state(self, state: Mapping[str, Any]) -> None:
+        self.env.set_state(state)
+
+    def close(self) -> None:
+        self.env.close()
+
+
+def _paired(clean: Sequence[Shot], attacked: Sequence[Shot]) -> list[tuple[Shot, Shot]]:
+    """Both episodes in step; the shorter one stays at its end. Its end is always shown."""
+    longest = max(len(clean), len(attacked))
+    times = [*range(0, longest - 1, ceil(longest / MOST_FRAMES)), longest - 1]
+    return [(clean[min(t, len(clean) - 1)], attacked[min(t, len(attacked) - 1)]) for t in times]
+
+
+def _panels(names: Sequence[str], shots: Sequence[Shot]) -> Image.Image:
+    width, height = shots[0].picture.size
+    frame = Image.new("RGB", (len(shots) * (width + _GAP) - _GAP, height + 2 * _LINE), _PAPER)
+    pen, font = ImageDraw.Draw(frame), _font()
+    for i, (name, shot) in enumerate(zip(names, shots, strict=True)):
+        left = i * (width + _GAP)
+        frame.paste(shot.picture, (left, 2 * _LINE))
+        pen.rectangle((left, 2 * _LINE, left + width - 1, 2 * _LINE + height - 1), outline=_EDGE)
+        for line, text in enumerate((name, f"step {shot.step}, return {shot.earned:.1f}")):
+            pen.text((left + _GAP, line * _LINE), _fitting(text, font, width - 2 * _GAP), _INK, font)
+    return frame
+
+
+def _fitting(text: str, font: ImageFont.FreeTypeFont, width: int) -> str:
+    if font.getlength(text) <= width:
+        return text
+    while text and font.getlength(f"{text}…") > width:
+        text = text[:-1]
+    return f"{text}…"
+
+
+def _font() -> ImageFont.FreeTypeFont:
+    # matplotlib brings a font that has Greek letters, on every machine the same.
+    return ImageFont.truetype(Path(matplotlib.get_data_path(), "fonts", "ttf", "DejaVuSans.ttf"), _LINE - 6)
+
+
+def _gif(frames: Sequence[Image.Image]) -> bytes:
+    """One palette for all frames, so that nothing flickers and only what moves is stored."""
+    sheet = Image.new(
+        "RGB", (frames[0].width, sum(frame.height for frame in frames[:: len(frames) // 4 or 1]))
+    )
+    for i, frame in enumerate(frames[:: len(frames) // 4 or 1]):
+        sheet.paste(frame, (0, i * frame.height))
+    palette = sheet.quantize(_COLORS)
+    first, *rest = [frame.quantize(palette=palette, dither=Image.Dither.NONE) for frame in frames]
+    buffer = io.BytesIO()
+    first.save(
+        buffer,
+        "GIF",
+        save_all=True,
+        append_images=rest,
+        duration=[_FRAME_MS] * len(rest) + [_LAST_MS],
+        loop=0,
+    )
+    return buffer.getvalue()
