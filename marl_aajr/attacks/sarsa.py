@@ -140,17 +140,23 @@ def watch(
     """
     diaries = {agent: _Diary(env.num_envs) for agent in env.possible_agents if agent in agents}
     obs = env.reset(seed=seed)
+    memory, copies = victim.memory(env.num_envs), torch.arange(env.num_envs)
     for _ in range(max(decisions // env.num_envs, 2)):
         actions: dict[str, Tensor] = {}
         for agent in env.possible_agents:
             inputs = victim.inputs(agent, obs[agent])
-            outputs = victim.policy(agent, action_mask=env.action_mask[agent])(inputs)
+            state = memory.recall({agent: copies})
+            policy = victim.policy(agent, action_mask=env.action_mask[agent], state=state)
+            outputs = policy(inputs)
+            awake = env.active[agent].nonzero().flatten()
+            memory.advance({agent: awake}, policy.select(awake), inputs[awake])
             distribution = victim.distributions[victim.module_of[agent]]
             chosen = distribution.sample(outputs, generator=generator)
             actions[agent] = victim.to_environment(agent, chosen)
             if agent in diaries:
                 diaries[agent].decide(env.active[agent], inputs, encode(distribution, outputs, chosen))
         step = env.step(actions)
+        memory.forget(step.episode_over)
         earned = torch.stack([step.rewards[agent] for agent in diaries]).sum(0)
         for agent, diary in diaries.items():
             diary.earn(earned, _out(step, agent))

@@ -17,6 +17,7 @@ from marl_aajr.attacks.base import Access, Attack
 from marl_aajr.distributions import DiagGaussian
 from marl_aajr.policy import Policy
 from marl_aajr.victims import ObservationFilter, Victim, VictimPolicy
+from marl_aajr.victims.recurrent import is_recurrent
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,6 +63,11 @@ class Transfer(Attack):
                     f"expected a surrogate for the {kind} {needed} of {agent!r}, got one for {own}; train it "
                     "on the same environment"
                 )
+        if is_recurrent(surrogate.modules[surrogate.module_of[agent]]):
+            raise ValueError(
+                f"expected a surrogate without memory, got a recurrent policy for {agent!r}, whose state "
+                "would have to follow a game that it does not play; use a feed-forward run"
+            )
         return replace(self, _agent=agent, _filter=victim.filters.get(agent))
 
     def run(self, policy: Policy, obs: Tensor, *, generator: torch.Generator) -> Tensor:

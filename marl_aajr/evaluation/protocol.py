@@ -263,7 +263,8 @@ def check_attack(attack: Attack, victim: Victim, agents: Sequence[str]) -> None:
         attack.perturbations.project(nothing, nothing)
         if attack.ready:
             attack.against(victim, agent)
-        if attack.access == "gradients" and not differentiable(victim.policy(agent), nothing):
+        first = victim.memory().recall({agent: torch.zeros(1, dtype=torch.int64)})
+        if attack.access == "gradients" and not differentiable(victim.policy(agent, state=first), nothing):
             raise ValueError(
                 f"expected a policy with gradients for the attack {attack.name!r}, got one for {agent!r} "
                 "that torch cannot differentiate by its inputs; use square, noise-worst or transfer"

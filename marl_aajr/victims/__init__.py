@@ -5,6 +5,7 @@ from __future__ import annotations
 from marl_aajr.victims.filters import ObservationFilter
 from marl_aajr.victims.layers import LAYERS, ChannelsFirst, ChannelsLast, ClipLogStd, FreeLogStd
 from marl_aajr.victims.policy import VictimPolicy
+from marl_aajr.victims.recurrent import Memory, Recurrent
 from marl_aajr.victims.store import load_victim, save_victim
 from marl_aajr.victims.victim import Victim
 
@@ -14,7 +15,9 @@ __all__ = [
     "ChannelsLast",
     "ClipLogStd",
     "FreeLogStd",
+    "Memory",
     "ObservationFilter",
+    "Recurrent",
     "Victim",
     "VictimPolicy",
     "load_victim",

@@ -7,8 +7,10 @@ from typing import TYPE_CHECKING
 import gymnasium as gym
 import numpy as np
 import torch
+from torch import Tensor, nn
 
 from marl_aajr.distributions import DiagGaussian, from_space
+from marl_aajr.victims.recurrent import initial_state, is_recurrent, leaves
 
 if TYPE_CHECKING:
     from marl_aajr.victims.victim import Victim
@@ -68,8 +70,12 @@ def check_network(victim: Victim, module_id: str) -> None:
     agent = victim.agents_of(module_id)[0]
     shape, expected = victim.observation_spaces[agent].shape, victim.distributions[module_id].num_inputs
     assert shape is not None
+    module = victim.modules[module_id]
     try:
-        outputs = victim.modules[module_id](torch.zeros(2, *shape))
+        if is_recurrent(module):
+            outputs = _first_step(module, module_id, torch.zeros(2, *shape))
+        else:
+            outputs = module(torch.zeros(2, *shape))
     except RuntimeError as error:
         raise ValueError(f"expected module {module_id!r} to take observations {shape}, got {error}") from None
     if outputs.shape != (2, expected):
@@ -83,3 +89,21 @@ def check_network(victim: Victim, module_id: str) -> None:
         raise ValueError(
             f"expected the critic of {module_id!r} to give one value a row, got {tuple(values.shape)} for 2"
         )
+
+
+def _first_step(module: nn.Module, module_id: str, obs: Tensor) -> Tensor:
+    """The outputs of a recurrent module at the beginning of an episode."""
+    state = initial_state(module, len(obs))
+    result = module(obs, state)
+    if not (isinstance(result, tuple) and len(result) == 2):
+        raise ValueError(
+            f"expected recurrent module {module_id!r} to return (outputs, state), got {type(result).__name__}"
+        )
+    outputs: Tensor = result[0]
+    before, after = ([tuple(x.shape) for x in leaves(part)] for part in (state, result[1]))
+    if before != after or any(shape[:1] != (len(obs),) for shape in before):
+        raise ValueError(
+            f"expected states [B, ...] of fixed shapes from recurrent module {module_id!r}, got {before} at "
+            f"the beginning and {after} after a step, for B = {len(obs)}; put the batch first"
+        )
+    return outputs

@@ -12,6 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from marl_aajr.victims.recurrent import CORES, Recurrent
+
 
 class FreeLogStd(nn.Module):
     """Appends a learned log σ that does not depend on the observation: ``[..., k] -> [..., 2k]``.
@@ -69,10 +71,14 @@ _CONVOLUTION = (
     "padding_mode",
 )
 
+_CORE = ("input_size", "hidden_size", "num_layers", "bias", "batch_first")
+
 LAYERS: dict[type[nn.Module], tuple[str, ...]] = {
     nn.Linear: ("in_features", "out_features"),
     nn.Conv2d: _CONVOLUTION,
     nn.ZeroPad2d: ("padding",),
+    nn.LSTM: _CORE,
+    nn.GRU: _CORE,
     nn.LayerNorm: ("normalized_shape", "eps", "elementwise_affine"),
     nn.Flatten: ("start_dim", "end_dim"),
     nn.Identity: (),
@@ -110,16 +116,18 @@ def describe(module: nn.Sequential) -> list[dict[str, Any]]:
 
 
 def build(description: Sequence[dict[str, Any]]) -> nn.Sequential:
-    """The network of a description, with weights still to be loaded.
+    """The network of a description, with weights still to be loaded; recurrent where a layer is.
 
     Raises:
         ValueError: an unknown layer, or arguments that it does not take.
     """
-    return nn.Sequential(*(_build(layer) for layer in description))
+    layers = [_build(layer) for layer in description]
+    kind = Recurrent if any(isinstance(layer, CORES) for layer in layers) else nn.Sequential
+    return kind(*layers)
 
 
 def _opened(module: nn.Module) -> Iterator[nn.Module]:
-    if type(module) is nn.Sequential:
+    if isinstance(module, nn.Sequential) and type(module) in (nn.Sequential, Recurrent):
         for layer in module:
             yield from _opened(layer)
     else:

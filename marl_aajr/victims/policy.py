@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -10,17 +11,23 @@ from torch import Tensor, nn
 from marl_aajr.distributions import ActionDistribution, Categorical, MultiCategorical
 from marl_aajr.mlp import PlainMLP
 from marl_aajr.policy import Policy
+from marl_aajr.victims.recurrent import State, is_recurrent, map_state
 
 
 class VictimPolicy(Policy):
     """One module of a victim on a batch of network inputs ``[..., d]``, with each row's legal actions.
 
+    A recurrent module is asked with each row's state, which stays as it is however often it is asked; inputs
+    are ``[B, d]`` then.
+
     Args:
-        module: the network, ``[B, *shape] -> [B, m]``.
+        module: the network, ``[B, *shape] -> [B, m]``, or with a state
+            (:func:`~marl_aajr.victims.recurrent.is_recurrent`).
         distribution: what its outputs parametrise.
         shape: the shape of one observation; ``d`` is the number of its elements.
         action_mask: legal actions, ``[B, m]`` bool; None: all. Forbidden logits become the dtype's minimum.
         critic: a network ``[B, *shape] -> [B, 1]`` or ``[B]`` of what this policy will earn; None: none.
+        state: of a recurrent module, before this decision, ``[B, ...]``.
     """
 
     def __init__(
@@ -31,6 +38,7 @@ class VictimPolicy(Policy):
         shape: tuple[int, ...],
         action_mask: Tensor | None = None,
         critic: nn.Module | None = None,
+        state: State | None = None,
     ) -> None:
         super().__init__(distribution)
         if action_mask is not None:
@@ -40,14 +48,20 @@ class VictimPolicy(Policy):
         self._mask = action_mask
         self._mlp = PlainMLP.of(module) if len(shape) == 1 else None
         self._critic = critic
+        self._state = state
+        self._recurrent = is_recurrent(module)
         if critic is not None:
             self.critic = self._value
 
     def __call__(self, obs: Tensor) -> Tensor:
-        outputs = self._apply(self._module, obs)
+        outputs = self._step(obs)[0] if self._recurrent else self._apply(self._module, obs)
         if self._mask is None:
             return outputs
         return outputs.masked_fill(~self._mask, torch.finfo(outputs.dtype).min)
+
+    def next_state(self, obs: Tensor) -> State:
+        """The state after a decision on inputs ``[B, d]``; this policy's own stays as it is."""
+        return self._step(obs)[1]
 
     def vjp(self, obs: Tensor) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
         if self._mlp is None:
@@ -65,15 +79,43 @@ class VictimPolicy(Policy):
         return self._mask
 
     def select(self, index: Tensor) -> VictimPolicy:
-        return self if self._mask is None else self._with(self._mask[index])
+        return self._rows(lambda column: column[index])
 
     def repeat(self, count: int) -> VictimPolicy:
-        return self if self._mask is None else self._with(self._mask.repeat(count, 1))
+        return self._rows(lambda column: torch.cat([column] * count))
 
-    def _with(self, mask: Tensor) -> VictimPolicy:
-        return VictimPolicy(
-            self._module, self.distribution, shape=self._shape, action_mask=mask, critic=self._critic
+    @staticmethod
+    def joined(policies: Sequence[VictimPolicy]) -> VictimPolicy:
+        """One policy for the rows of several, in their order; all of one module."""
+        return policies[0]._rows(
+            lambda *columns: torch.cat(columns), *(policy._fixed for policy in policies[1:])
         )
+
+    @property
+    def _fixed(self) -> dict[str, Any]:
+        """What each row has of its own."""
+        columns = {"action_mask": self._mask, "state": self._state}
+        return {name: column for name, column in columns.items() if column is not None}
+
+    def _rows(self, change: Callable[..., Tensor], *others: dict[str, Any]) -> VictimPolicy:
+        if not self._fixed:
+            return self
+        return VictimPolicy(
+            self._module,
+            self.distribution,
+            shape=self._shape,
+            critic=self._critic,
+            **map_state(change, self._fixed, *others),
+        )
+
+    def _step(self, obs: Tensor) -> tuple[Tensor, State]:
+        if self._state is None:
+            raise ValueError(
+                "expected the state of a recurrent policy, got none; keep a memory of the game, "
+                "memory = victim.memory(num_envs), and give policy() what it recalls"
+            )
+        outputs, state = self._module(obs.reshape(-1, *self._shape), self._state)
+        return outputs, state
 
     def _value(self, obs: Tensor) -> Tensor:
         assert self._critic is not None

@@ -22,6 +22,7 @@ from marl_aajr.distributions import ActionDistribution, from_space
 from marl_aajr.victims.checks import check_agents, check_network
 from marl_aajr.victims.filters import ObservationFilter
 from marl_aajr.victims.policy import VictimPolicy
+from marl_aajr.victims.recurrent import Memory, State, is_recurrent
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -30,7 +31,8 @@ class Victim:
 
     Attributes:
         module_of: agent -> module id; its order is the order of the agents.
-        modules: module id -> network from one observation batch ``[B, *shape]`` to distribution inputs.
+        modules: module id -> network from one observation batch ``[B, *shape]`` to distribution inputs
+            ``[B, m]``; or a recurrent one (:func:`~marl_aajr.victims.recurrent.is_recurrent`).
         observation_spaces: agent -> Box, as the environment gives them (before the filter).
         action_spaces: agent -> Discrete, MultiDiscrete or one-dimensional Box.
         filters: agent -> its frozen observation filter; None, or no entry: none.
@@ -81,12 +83,24 @@ class Victim:
         """The agents that a module plays for."""
         return tuple(agent for agent, name in self.module_of.items() if name == module_id)
 
-    def policy(self, agent: str, *, action_mask: Tensor | None = None) -> VictimPolicy:
+    @property
+    def recurrent(self) -> bool:
+        """Whether some policy has a state, which a :class:`~marl_aajr.victims.recurrent.Memory` keeps."""
+        return any(is_recurrent(module) for module in self.modules.values())
+
+    def memory(self, num_envs: int = 1) -> Memory:
+        """What recurrent policies remember in E copies of a game, at the beginning of its episodes."""
+        return Memory(self, num_envs)
+
+    def policy(
+        self, agent: str, *, action_mask: Tensor | None = None, state: State | None = None
+    ) -> VictimPolicy:
         """The policy of an agent, on network inputs ``[B, d]`` (see :meth:`inputs`).
 
         Args:
             agent: one of :attr:`agents`; agents of one module have the same policy.
             action_mask: legal actions of each row, ``[B, m]`` bool.
+            state: of a recurrent policy in each row, from :meth:`memory`.
         """
         module_id = self.module_of[agent]
         shape = self.observation_spaces[agent].shape
@@ -97,6 +111,7 @@ class Victim:
             shape=shape,
             action_mask=action_mask,
             critic=self.critics.get(module_id),
+            state=state,
         )
 
     def inputs(self, agent: str, obs: Tensor) -> Tensor:
@@ -130,17 +145,34 @@ class Victim:
         return action.clamp(low, high)
 
     @torch.no_grad()
-    def act(self, obs: Mapping[str, Any], *, generator: torch.Generator | None = None) -> dict[str, Any]:
+    def act(
+        self,
+        obs: Mapping[str, Any],
+        *,
+        generator: torch.Generator | None = None,
+        memory: Memory | None = None,
+    ) -> dict[str, Any]:
         """Actions for one step of a PettingZoo environment.
 
         Args:
             obs: observation of each agent that must act: an array, or a dict with ``"observation"`` and
                 ``"action_mask"``.
             generator: source of random actions; None: greedy.
+            memory: what recurrent policies remember of this episode, moved on by this step; take a new one,
+                ``victim.memory()``, when an episode begins.
+
+        Raises:
+            ValueError: a recurrent victim without a memory.
 
         Example:
             >>> obs, rewards, *_ = env.step(victim.act(obs))
         """
+        if memory is None and self.recurrent:
+            raise ValueError(
+                "expected a memory for a recurrent victim, got none; take memory = victim.memory() when an "
+                "episode begins, and act(obs, memory=memory)"
+            )
+        memory = memory or self.memory()
         actions = {}
         for agent, given in obs.items():
             seen, mask = (
@@ -148,7 +180,10 @@ class Victim:
             )
             legal = None if mask is None else torch.as_tensor(np.asarray(mask)).bool()[None]
             inputs = self.inputs(agent, torch.as_tensor(np.asarray(seen))[None])
-            outputs = self.policy(agent, action_mask=legal)(inputs)
+            rows = {agent: torch.zeros(1, dtype=torch.int64)}
+            policy = self.policy(agent, action_mask=legal, state=memory.recall(rows))
+            outputs = policy(inputs)
+            memory.advance(rows, policy, inputs)
             if generator is None:
                 action = self.greedy(agent, outputs)
             else:

@@ -1,0 +1,183 @@
+"""Policies with a memory: what they must offer, and whose state is where in a game.
+
+A recurrent policy's state advances once per decision, with what the victim was shown. An attack may ask the
+policy as often as it likes: the policy that it is given holds the state fixed
+(:class:`~marl_aajr.victims.policy.VictimPolicy`), and only :class:`Memory` moves it on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from typing import TYPE_CHECKING, Any, cast
+
+import torch
+from torch import Tensor, nn
+
+if TYPE_CHECKING:
+    from marl_aajr.victims.policy import VictimPolicy
+    from marl_aajr.victims.victim import Victim
+
+State = Any
+"""Tensors ``[B, ...]``, alone or nested in dicts and tuples."""
+
+CORES = (nn.LSTM, nn.GRU)
+
+
+def is_recurrent(module: nn.Module) -> bool:
+    """Whether a module has a state: a method ``initial_state(rows)``, and ``forward(obs, state)``.
+
+    ``initial_state`` gives the state at the beginning of an episode, tensors ``[rows, ...]``, alone or nested
+    in dicts and tuples; ``forward`` takes observations ``[B, *shape]`` and a state and returns distribution
+    inputs ``[B, m]`` and the next state.
+    """
+    return hasattr(module, "initial_state")
+
+
+def initial_state(module: nn.Module, rows: int) -> State:
+    """The state of a recurrent module at the beginning of an episode."""
+    return cast(Any, module).initial_state(rows)
+
+
+class Recurrent(nn.Sequential):
+    """A stack of layers with LSTMs and GRUs among them, one step at a time; it can be saved.
+
+    Raises:
+        ValueError: no LSTM or GRU among the layers, or one with projections or two directions.
+
+    Example:
+        >>> Recurrent(nn.Linear(18, 64), nn.Tanh(), nn.LSTM(64, 64), nn.Linear(64, 5))
+    """
+
+    def __init__(self, *layers: nn.Module) -> None:
+        super().__init__(*layers)
+        cores = [layer for layer in layers if isinstance(layer, CORES)]
+        if not cores:
+            raise ValueError("expected an LSTM or a GRU among the layers, got none; use nn.Sequential")
+        if any(core.bidirectional or core.proj_size for core in cores):
+            raise ValueError("expected LSTMs and GRUs of one direction without projections, got others")
+
+    def initial_state(self, rows: int) -> State:
+        """Zeros: for each LSTM (h, c), for each GRU (h,), all ``[rows, layers, hidden]``."""
+        cores = [layer for layer in self if isinstance(layer, CORES)]
+        return tuple(
+            tuple(
+                torch.zeros(rows, core.num_layers, core.hidden_size, device=next(core.parameters()).device)
+                for _ in range(2 if isinstance(core, nn.LSTM) else 1)
+            )
+            for core in cores
+        )
+
+    def forward(self, obs: Tensor, state: State) -> tuple[Tensor, State]:  # type: ignore[override]
+        """One step: ``[B, *shape]`` and the state before it give ``[B, m]`` and the state after it."""
+        before: Iterator[tuple[Tensor, ...]] = iter(state)
+        after = []
+        x = obs
+        for layer in self:
+            if isinstance(layer, CORES):
+                x, state_out = _step(layer, x, next(before))
+                after.append(state_out)
+            else:
+                x = layer(x)
+        return x, tuple(after)
+
+
+def _step(core: nn.LSTM | nn.GRU, x: Tensor, before: tuple[Tensor, ...]) -> tuple[Tensor, tuple[Tensor, ...]]:
+    time = 1 if core.batch_first else 0
+    layers_first = tuple(part.transpose(0, 1).contiguous() for part in before)
+    if isinstance(core, nn.LSTM):
+        y, after = core(x.unsqueeze(time), layers_first)
+    else:
+        y, h = core(x.unsqueeze(time), *layers_first)
+        after = (h,)
+    return y.squeeze(time), tuple(part.transpose(0, 1) for part in after)
+
+
+def map_state(function: Callable[..., Any], *states: State) -> State:
+    """``function`` of the tensors at the same place in states of one structure."""
+    first = states[0]
+    if isinstance(first, Mapping):
+        return {key: map_state(function, *(state[key] for state in states)) for key in first}
+    if isinstance(first, tuple | list):
+        return tuple(map_state(function, *parts) for parts in zip(*states, strict=True))
+    return function(*states)
+
+
+def leaves(state: State) -> list[Tensor]:
+    """The tensors of a state."""
+    found: list[Tensor] = []
+    map_state(found.append, state)
+    return found
+
+
+class Memory:
+    """The states of a victim's recurrent policies in E copies of a game; nothing for other policies.
+
+    Attributes:
+        num_envs: E.
+
+    Example:
+        >>> memory = victim.memory(num_envs)
+        >>> policy = victim.policy("a", state=memory.recall({"a": copies}))
+        >>> ...  # attack the policy, show it something, let it act
+        >>> memory.advance({"a": copies}, policy, shown)
+        >>> memory.forget(step.episode_over)
+    """
+
+    def __init__(self, victim: Victim, num_envs: int) -> None:
+        self.num_envs = num_envs
+        networks = {agent: victim.modules[name] for agent, name in victim.module_of.items()}
+        self._initial: dict[str, State] = {
+            agent: initial_state(network, num_envs)
+            for agent, network in networks.items()
+            if is_recurrent(network)
+        }
+        self._states = dict(self._initial)
+
+    def recall(self, rows: Mapping[str, Tensor]) -> State | None:
+        """The states before a decision, one agent's copies after the other's.
+
+        Args:
+            rows: agent -> copies ``[b]`` in which it decides; agents of one module.
+
+        Returns:
+            A state of Σ b rows; None where the agents' policy has none.
+        """
+        if next(iter(rows)) not in self._states:
+            return None
+        own = [map_state(lambda x, i=index: x[i], self._states[agent]) for agent, index in rows.items()]
+        return map_state(lambda *parts: torch.cat(parts), *own)
+
+    @torch.no_grad()
+    def advance(self, rows: Mapping[str, Tensor], policy: VictimPolicy, shown: Tensor) -> None:
+        """Move on by one decision.
+
+        Args:
+            rows: as for :meth:`recall`.
+            policy: the policy with the state that was recalled.
+            shown: the network inputs that it decided on, perturbed where they were, ``[Σ b, d]``.
+        """
+        if next(iter(rows)) not in self._states:
+            return
+        after = policy.next_state(shown)
+        start = 0
+        for agent, index in rows.items():
+            end = start + len(index)
+
+            def put(old: Tensor, new: Tensor, at: Tensor = index, own: slice = slice(start, end)) -> Tensor:
+                return old.index_put((at,), new[own])
+
+            self._states[agent] = map_state(put, self._states[agent], after)
+            start = end
+
+    def forget(self, over: Tensor | None = None) -> None:
+        """Back to the initial state in the copies whose episode is over, ``[E]`` bool; None: in all."""
+        if over is None:
+            self._states = dict(self._initial)
+            return
+        for agent, state in self._states.items():
+            initial = self._initial[agent]
+            self._states[agent] = map_state(lambda old, new: _where(over, new, old), state, initial)
+
+
+def _where(rows: Tensor, then: Tensor, otherwise: Tensor) -> Tensor:
+    return torch.where(rows.view(-1, *[1] * (then.ndim - 1)), then, otherwise)
