@@ -1,0 +1,326 @@
+"""A game in which frozen victims play, and whoever learns in it learns to hurt them.
+
+Every learned adversary is a player of such a game, a `BatchedEnv` over the victims' own with other players:
+PPO, checkpoints, resuming and exporting need to know nothing of attacks. The players of the game share
+
+    r(t) = − Σ_{i in the attacked team} R_i(t)
+
+in equal parts: what they earn together in an episode is minus the team's return, to the last step, also where
+some of them are out before the others. Source: Zhang 2020 (arXiv 2003.08938), section 3.1, where the optimal
+adversary is the optimal policy of this game.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from gymnasium import spaces
+from torch import Tensor
+
+from marl_aajr.attacks.chance import ActionChance
+from marl_aajr.checks import one_of
+from marl_aajr.rollout.batched import BatchedEnv, BatchedStep
+from marl_aajr.victims import Victim
+from marl_aajr.victims.groups import alike
+
+ADVERSARY = "adversary"
+"""The team of the game's players."""
+
+
+class VictimGame(BatchedEnv):
+    """E copies of an environment that frozen victims play, as the environment of their adversaries.
+
+    A player of the game has a seat: the agents of the environment that it stands behind. It must act when one
+    of them must; it ends when the episode does, as truncated if one of them was cut off in that very step and
+    as terminated otherwise. Where nobody must act in a copy (the others move, or the seats are out), the game
+    goes on by itself: `may_idle`.
+
+    A subclass says what the players observe (:meth:`observe`), and what their actions do: change what the
+    victims are shown (:meth:`show`), or take the place of some of them (:meth:`play`).
+
+    Args:
+        env: the copies that the victims play.
+        victim: plays every agent of ``env`` that nobody replaces. Its networks are on the CPU.
+        seats: the agents of ``env`` behind each player of the game, by player.
+        team: whose reward the players are to lower.
+        observation_spaces: of the players.
+        action_spaces: of the players.
+        replaced: agents of ``env`` that the victims do not play: :meth:`play` decides for them.
+        sampled: whether the victims sample their actions or take the most likely ones.
+
+    Raises:
+        ValueError: a victim that does not fit the environment, or an unknown team or agent.
+    """
+
+    may_idle = True
+
+    _owed: Tensor
+    _met: dict[str, Tensor]
+    _obs: dict[str, Tensor]
+    _last: dict[str, Tensor]
+
+    def __init__(
+        self,
+        env: BatchedEnv,
+        victim: Victim,
+        *,
+        seats: Mapping[str, Sequence[str]],
+        team: str,
+        observation_spaces: Mapping[str, spaces.Space[Any]],
+        action_spaces: Mapping[str, spaces.Space[Any]],
+        replaced: Collection[str] = (),
+        sampled: bool = False,
+    ) -> None:
+        check_match(victim, env)
+        one_of("a team", team, env.teams.values())
+        for agent in {agent for seat in seats.values() for agent in seat} | set(replaced):
+            one_of("an agent", agent, env.possible_agents)
+        self.env, self.victim, self.team = env, victim, team
+        self.seats = {player: tuple(seat) for player, seat in seats.items()}
+        self.num_envs, self.device, self.turn_based = env.num_envs, env.device, env.turn_based
+        self.possible_agents = tuple(self.seats)
+        self.observation_spaces = dict(observation_spaces)
+        self.action_spaces = dict(action_spaces)
+        self.teams = dict.fromkeys(self.possible_agents, ADVERSARY)
+        self.state_space = env.state_space
+        self._members = [agent for agent in env.possible_agents if env.teams[agent] == team]
+        self._played = [agent for agent in env.possible_agents if agent not in replaced]
+        self._groups = alike(victim, self._played)
+        widths = [victim.distributions[victim.module_of[agent]].num_inputs for agent in self._played]
+        self._chance = ActionChance(widths, env.num_envs, device=env.device) if sampled else None
+        self._clear()
+
+    def observe(self, obs: Mapping[str, Tensor], active: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """What the players see.
+
+        Args:
+            obs: ``[E, ...]`` by agent of the environment.
+            active: ``[E]`` bool by agent: where there is such an observation.
+
+        Returns:
+            ``[E, ...]`` by player; what is said where none of its agents is active does not count.
+        """
+        raise NotImplementedError
+
+    def show(self, inputs: dict[str, Tensor], actions: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """What the victims' networks are shown, ``[E, d]`` by agent; here, what is there.
+
+        Args:
+            inputs: the networks' inputs at the true observations, ``[E, d]`` by agent, behind the filter.
+            actions: of the players, checked.
+        """
+        return inputs
+
+    def play(self, actions: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Actions of the replaced agents, ``[E, ...]`` by agent; here nobody is replaced."""
+        return {}
+
+    def reset(self, *, seed: int) -> dict[str, Tensor]:
+        """See `BatchedEnv.reset`."""
+        self._clear()
+        self._obs = self.env.reset(seed=seed)
+        if self._chance is not None:
+            self._chance.reset(seed=seed)
+        self._active = self.active
+        self._met = {player: must.clone() for player, must in self._active.items()}
+        return self._seen(self._obs)
+
+    def step(self, actions: Mapping[str, Tensor]) -> BatchedStep:
+        """See `BatchedEnv.step`."""
+        given = self._checked(actions)
+        step = self.env.step({**self._victims_actions(given), **self.play(given)})
+        self._obs, over = step.obs, step.episode_over
+        ends = {a: step.terminations[a] | step.truncations[a] for a in self.env.possible_agents}
+        self._active = self.active
+        earned = torch.stack([step.rewards[agent] for agent in self._members]).sum(0)
+        self._owed = self._owed - earned / len(self.seats)
+        told = {player: over | must for player, must in self._active.items()}
+        rewards = {p: torch.where(told[p], self._owed[i], 0.0) for i, p in enumerate(self.seats)}
+        self._owed = self._owed.masked_fill(torch.stack(list(told.values())), 0.0)
+        seen = self._seen(self._obs)
+        ended = {player: over & met for player, met in self._met.items()}
+        cut = {p: torch.stack([step.truncations[a] for a in seat]).any(0) for p, seat in self.seats.items()}
+        final = self._last_words(step, ends) if any(bool(end.any()) for end in ends.values()) else seen
+        if self._chance is not None:
+            self._chance.advance(over)
+        self._met = {p: self._active[p] | (met & ~over) for p, met in self._met.items()}
+        return BatchedStep(
+            obs=seen,
+            rewards=rewards,
+            terminations={p: ended[p] & ~cut[p] for p in self.seats},
+            truncations={p: ended[p] & cut[p] for p in self.seats},
+            episode_over=over,
+            final_obs=final,
+            infos=step.infos,
+        )
+
+    @property
+    def active(self) -> dict[str, Tensor]:
+        """See `BatchedEnv.active`."""
+        inner = self.env.active
+        if all(len(seat) == 1 for seat in self.seats.values()):
+            return {player: inner[seat[0]] for player, seat in self.seats.items()}
+        return {p: torch.stack([inner[a] for a in seat]).any(0) for p, seat in self.seats.items()}
+
+    @property
+    def action_mask(self) -> dict[str, Tensor | None]:
+        """See `BatchedEnv.action_mask`: here there are none."""
+        return dict.fromkeys(self.possible_agents)
+
+    def state(self) -> Tensor:
+        """See `BatchedEnv.state`: that of the victims' environment."""
+        return self.env.state()
+
+    def final_state(self) -> Tensor:
+        """See `BatchedEnv.final_state`."""
+        return self.env.final_state()
+
+    @property
+    def keeps_final_states(self) -> bool:
+        """See `BatchedEnv`."""
+        return self.env.keeps_final_states
+
+    @keeps_final_states.setter
+    def keeps_final_states(self, keeps: bool) -> None:
+        self.env.keeps_final_states = keeps
+
+    def get_state(self) -> Mapping[str, Any]:
+        """See `BatchedEnv.get_state`."""
+        return {
+            "env": self.env.get_state(),
+            "obs": {agent: obs.clone() for agent, obs in self._obs.items()},
+            "last": {agent: obs.clone() for agent, obs in self._last.items()},
+            "met": {player: met.clone() for player, met in self._met.items()},
+            "owed": self._owed.clone(),
+            "chance": None if self._chance is None else self._chance.get_state(),
+        }
+
+    def set_state(self, state: Mapping[str, Any]) -> None:
+        """See `BatchedEnv.set_state`."""
+        if tuple(state["met"]) != self.possible_agents or state["owed"].shape != self._owed.shape:
+            raise ValueError(
+                f"expected a state of {self.num_envs} copies with {list(self.possible_agents)}, got one of "
+                f"{state['owed'].shape[1]} with {list(state['met'])}; build the same game"
+            )
+        self.env.set_state(state["env"])
+        for name in ("obs", "last", "met"):
+            setattr(self, f"_{name}", {key: value.clone() for key, value in state[name].items()})
+        self._owed = state["owed"].clone()
+        if self._chance is not None:
+            self._chance.set_state(state["chance"])
+        self._active = self.active
+
+    def close(self) -> None:
+        """See `BatchedEnv.close`."""
+        self.env.close()
+
+    def _clear(self) -> None:
+        self._owed = torch.zeros(len(self.seats), self.num_envs, device=self.device)
+        self._met, self._obs, self._last = {}, {}, {}
+
+    def _seen(self, obs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """What the players see now; zero where they need not act."""
+        seen = self.observe(obs, self.env.active)
+        return {
+            player: seen[player] if bool(must.all()) else _only(seen[player], must)
+            for player, must in self._active.items()
+        }
+
+    def _last_words(self, step: BatchedStep, ends: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """What the players saw last, with what those behind them saw last who were out before."""
+        known: dict[str, Tensor] = {}
+        for agent, end in ends.items():
+            before = self._last.get(agent)
+            before = torch.zeros_like(step.final_obs[agent]) if before is None else before
+            known[agent] = torch.where(_column(end, before), step.final_obs[agent], before)
+        self._last = {a: _only(obs, ~step.episode_over) for a, obs in known.items()}
+        everybody = torch.ones_like(step.episode_over)
+        return self.observe(known, dict.fromkeys(known, everybody))
+
+    @torch.no_grad()
+    def _victims_actions(self, given: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        inputs = {agent: self.victim.inputs(agent, self._obs[agent]) for agent in self._played}
+        outputs = self._outputs(self.show(inputs, given))
+        if self._chance is None:
+            return {agent: self.victim.greedy(agent, outputs[agent]) for agent in self._played}
+        drawn = self._chance.draw()
+        return {
+            agent: self.victim.to_environment(agent, self._chance.sample(kind, outputs[agent], drawn[i]))
+            for i, agent in enumerate(self._played)
+            for kind in [self.victim.distributions[self.victim.module_of[agent]]]
+        }
+
+    def _outputs(self, shown: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """The victims' distribution inputs ``[E, m]``: the one place where they see something and decide."""
+        masks = self.env.action_mask
+        outputs: dict[str, Tensor] = {}
+        for group in self._groups:
+            legal = [mask for agent in group if (mask := masks[agent]) is not None]
+            policy = self.victim.policy(group[0], action_mask=torch.cat(legal) if legal else None)
+            parts = policy(torch.cat([shown[agent] for agent in group])).split(self.num_envs)
+            outputs.update(zip(group, parts, strict=True))
+        return outputs
+
+    def _checked(self, actions: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Actions of all players, zeros for those who may be left out.
+
+        Raises:
+            ValueError: one is missing, or of the wrong shape or kind.
+        """
+        if not self._met:
+            raise ValueError("expected reset before the first step; call reset(seed=...)")
+        return {player: self._action(player, actions.get(player)) for player in self.possible_agents}
+
+    def _action(self, player: str, action: Tensor | None) -> Tensor:
+        space = self.action_spaces[player]
+        shape = (self.num_envs, *(space.shape or ()))
+        whole = not isinstance(space, spaces.Box)
+        if action is None:
+            if bool(self._active[player].any()):
+                raise ValueError(f"expected actions of {player!r}, which is active; add them")
+            return torch.zeros(shape, dtype=torch.int64 if whole else torch.float32, device=self.device)
+        if tuple(action.shape) != shape or (whole and action.is_floating_point()):
+            raise ValueError(
+                f"expected actions of {player!r} as {'integers' if whole else 'numbers'} of shape {shape}, "
+                f"got {action.dtype} of shape {tuple(action.shape)}"
+            )
+        return action
+
+
+def check_match(victim: Victim, env: BatchedEnv) -> None:
+    """Raise ``ValueError`` unless the victim can play every agent of the environment."""
+    for agent in env.possible_agents:
+        if agent not in victim.module_of:
+            raise ValueError(
+                f"expected a victim that plays {', '.join(env.possible_agents)}, got one for "
+                f"{', '.join(victim.agents)}; evaluate it on the environment that it was trained on"
+            )
+        for kind, has, needs in (
+            ("observations", victim.observation_spaces[agent], env.observation_spaces[agent]),
+            ("actions", victim.action_spaces[agent], env.action_spaces[agent]),
+        ):
+            if not _fits(has, needs):
+                raise ValueError(
+                    f"expected a victim for the {kind} {needs} of {agent!r}, got one for {has}; evaluate it "
+                    "with the environment arguments that it was trained with"
+                )
+
+
+def _fits(has: spaces.Space[Any], needs: spaces.Space[Any]) -> bool:
+    # Bounds of observations may differ with the arguments; nothing depends on them.
+    if isinstance(has, spaces.Box) and isinstance(needs, spaces.Box):
+        same_bounds = np.array_equal(has.low, needs.low) and np.array_equal(has.high, needs.high)
+        return has.shape == needs.shape and has.dtype == needs.dtype and same_bounds
+    return has == needs
+
+
+def _column(flag: Tensor, like: Tensor) -> Tensor:
+    return flag.view(-1, *[1] * (like.ndim - 1))
+
+
+def _only(rows: Tensor, where: Tensor) -> Tensor:
+    """Zero elsewhere."""
+    return rows.masked_fill(~_column(where, rows), 0)
