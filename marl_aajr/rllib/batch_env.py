@@ -41,8 +41,7 @@ class BatchCreator:
     @property
     def name(self) -> str:
         """What faults call it."""
-        source = self.source
-        return source.name if isinstance(source, EnvironmentSpec) else getattr(source, "__qualname__", "env")
+        return getattr(self.source, "name", getattr(self.source, "__qualname__", "env"))
 
     def __call__(self, config: Mapping[str, Any]) -> PettingZooEnv:
         """One environment, for RLlib's own env runners.

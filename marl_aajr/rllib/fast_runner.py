@@ -161,7 +161,7 @@ class FastEnvRunner(RunEnvRunner):
         fragment, episodes = collector.collect(max(1, -(-num_timesteps // per_step)))
         seconds = time.perf_counter() - started
         self._measures.steps(fragment)
-        self._measures.episodes(episodes, seconds / fragment.steps)
+        self._measures.episodes(episodes, seconds * self.num_envs / fragment.env_steps())
         # Equal parts, or RLlib would try to cut fragments like episodes to share them out.
         return fragment.split(max(self.config.num_learners, 1))
 
@@ -173,7 +173,7 @@ class FastEnvRunner(RunEnvRunner):
         started, steps = time.perf_counter(), 0
         while bool((share > 0).any()):
             fragment, episodes = collector.collect(_STEPS_AT_ONCE)
-            steps += fragment.steps
+            steps += fragment.steps // fragment.phases
             chosen = []
             for i, copy in enumerate(episodes.copies.tolist()):
                 if share[copy] > 0:

@@ -107,7 +107,7 @@ class CentralBatch(BatchedEnv):
         else:
             self.central_space = state_space(env.state_space, name)
             env.keeps_final_states = True
-        self.state_space = env.state_space
+        self.state_space, self.phases = env.state_space, env.phases
         width = flat_size(self.central_space)
         self.observation_spaces = {a: _unbounded(flat_size(box) + width) for a, box in boxes.items()}
 

@@ -90,7 +90,7 @@ class Collector:
         self._inspector = Inspector(env, name or type(env).__name__)
         self.groups = groups_of(env, module_of)
         self.players = players
-        self._log = EpisodeLog(len(self.agents), env.num_envs)
+        self._log = EpisodeLog(len(self.agents), env.num_envs, phases=env.phases)
         self._heads: dict[str, Head] = {}
         self._open: dict[str, OpenDecisions] = {}
         self._known: dict[str, tuple[list[Tensor], bool]] = {}
@@ -112,7 +112,7 @@ class Collector:
         self._look(self._inspector.reset(seed=seed))
 
     def collect(self, steps: int) -> tuple[Fragment, Episodes]:
-        """Play ``steps`` steps in every copy.
+        """Play ``steps`` steps of the environment in every copy, with all their phases.
 
         Returns:
             What happened, and the episodes that ended.
@@ -120,6 +120,7 @@ class Collector:
         Raises:
             EnvironmentFault: The environment breaks its contract.
         """
+        steps *= self.env.phases
         lead = int(bool(self._open))
         columns = {
             g.module: Columns(
@@ -145,7 +146,7 @@ class Collector:
         episodes = self._log.take(rewards, _acted(parts.values(), lead), over[lead:])
         opened = {module: OpenDecisions.of(part, columns[module].before) for module, part in parts.items()}
         self._open = {module: rows for module, rows in opened.items() if rows is not None}
-        return Fragment(parts, self.env.num_envs, steps, over), episodes
+        return Fragment(parts, self.env.num_envs, steps, over, self.env.phases), episodes
 
     def _step(self, columns: Mapping[str, Columns], t: int) -> BatchedStep:
         actions: dict[str, Tensor] = {}

@@ -30,9 +30,11 @@ class EpisodeLog:
     Args:
         agents: A, the number of agents.
         num_envs: E.
+        phases: Steps of the batch that make one step of the environment.
     """
 
-    def __init__(self, agents: int, num_envs: int) -> None:
+    def __init__(self, agents: int, num_envs: int, *, phases: int = 1) -> None:
+        self._phases = phases
         self._earned = torch.zeros(agents, num_envs, dtype=torch.float64)
         self._acted = torch.zeros(agents, num_envs, dtype=torch.int64)
         self._length = torch.zeros(num_envs, dtype=torch.int64)
@@ -51,7 +53,8 @@ class EpisodeLog:
             e: Copy.
         """
         ended = over[:t, e].nonzero().flatten().tolist()
-        return t - ended[-1] if ended else t + 1 + int(self._length[e])
+        passed = t - ended[-1] if ended else t + 1 + int(self._length[e])
+        return -(-passed // self._phases)
 
     def take(self, rewards: Tensor, acts: Tensor | None, over: Tensor) -> Episodes:
         """Take in T steps.
@@ -82,7 +85,8 @@ class EpisodeLog:
         self._length += count
 
     def _ended(self, copies: Tensor) -> Episodes:
-        episodes = Episodes(self._earned[:, copies].T, self._length[copies], self._acted[:, copies].T, copies)
+        lengths = self._length[copies] // self._phases
+        episodes = Episodes(self._earned[:, copies].T, lengths, self._acted[:, copies].T, copies)
         for kept in (self._earned, self._acted, self._length):
             kept[..., copies] = 0
         return episodes

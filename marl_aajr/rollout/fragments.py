@@ -124,18 +124,20 @@ class Fragment:
     Attributes:
         modules: The columns of each module.
         num_envs: E.
-        steps: T, the steps that the environment took.
+        steps: T, the steps that the batch took.
         episode_over: ``[T, E]`` bool.
+        phases: How many of them make one step of the environment.
     """
 
     modules: dict[str, ModuleFragment]
     num_envs: int
     steps: int
     episode_over: Tensor
+    phases: int = 1
 
     def env_steps(self) -> int:
-        """E · T."""
-        return self.num_envs * self.steps
+        """Steps of the environment in all copies, E · T where it has one phase."""
+        return self.num_envs * self.steps // self.phases
 
     def agent_steps(self) -> int:
         """Rows of all agents, whether they had something to do or not."""
@@ -173,6 +175,7 @@ class Fragment:
             num_envs=stop - start,
             steps=self.steps,
             episode_over=self.episode_over[:, start:stop],
+            phases=self.phases,
         )
 
     def __getstate__(self) -> dict[str, Any]:

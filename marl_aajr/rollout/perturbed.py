@@ -1,0 +1,237 @@
+"""A game of two sides: the agents of an environment, and adversaries that choose what they see.
+
+One step of the environment is two steps of the batch, in all copies at once:
+
+    first   each adversary sees its agent's true observation s and acts; squashed into the set, the action is δ
+    second  each agent sees s + δ and acts, the environment steps, and both sides are told what they earned
+
+What a team earns, its adversaries lose, in equal parts. To whoever samples, this is a turn-based game like any
+other: neither side is shown, paid or trained for the turns of the other.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from gymnasium import spaces
+from torch import Tensor
+
+from marl_aajr.rollout.batched import BatchedEnv, BatchedStep
+from marl_aajr.rollout.batches import make_batch
+from marl_aajr.rollout.environments import EnvironmentSpec
+from marl_aajr.threat import PerturbationSet
+
+
+def adversary_of(name: str) -> str:
+    """What the adversary of an agent is called, and the module or team of adversaries of those of agents."""
+    return f"adversary_of_{name}"
+
+
+def adversary_space(observations: spaces.Space[Any]) -> spaces.Box:
+    """The actions of an adversary: one number in [−1, 1] for each number that its agent sees."""
+    return spaces.Box(-1.0, 1.0, (spaces.flatdim(observations),))
+
+
+class PerturbedBatch(BatchedEnv):
+    """E copies of an environment together with the adversaries of its agents; see the module's documentation.
+
+    What an agent sees last in an episode is the truth, because no adversary acts on it. Where bounds of the
+    observation space are no bounds of the set, perturbed observations may lie beyond them.
+
+    Args:
+        env: The environment.
+        agents: Whose observations are perturbed; None: everybody's.
+
+    Attributes:
+        env: The environment.
+        perturbations: Δ, in units of the environment's observations; None: nothing is perturbed, whatever
+            the adversaries do. To be set before playing, and again whenever it changes.
+
+    Raises:
+        ValueError: An unknown agent, or one whose observations are not floating-point numbers.
+    """
+
+    turn_based = True
+    phases = 2
+
+    def __init__(self, env: BatchedEnv, *, agents: Sequence[str] | None = None) -> None:
+        self.env = env
+        self.perturbations: PerturbationSet | None = None
+        self._attacked = attacked_agents(env.observation_spaces, agents)
+        self.may_idle = self._attacked != env.possible_agents or env.may_idle
+        own, attacked = env.observation_spaces, self._attacked
+        self.num_envs, self.device, self.state_space = env.num_envs, env.device, env.state_space
+        self.possible_agents = (*env.possible_agents, *map(adversary_of, attacked))
+        self.observation_spaces = own | {adversary_of(a): own[a] for a in attacked}
+        self.action_spaces = env.action_spaces | {adversary_of(a): adversary_space(own[a]) for a in attacked}
+        self.teams = env.teams | {adversary_of(a): adversary_of(env.teams[a]) for a in attacked}
+        self._true: dict[str, Tensor] = {}
+        self._seen: dict[str, Tensor] | None = None
+
+    def reset(self, *, seed: int) -> dict[str, Tensor]:
+        """See `BatchedEnv.reset`."""
+        return self._to_adversaries(self.env.reset(seed=seed))
+
+    def step(self, actions: Mapping[str, Tensor]) -> BatchedStep:
+        """See `BatchedEnv.step`."""
+        return self._perturb(actions) if self._seen is None else self._play(actions)
+
+    @property
+    def active(self) -> dict[str, Tensor]:
+        """See `BatchedEnv.active`."""
+        active, chosen = self.env.active, self._seen is not None
+        agents = {a: who if chosen else torch.zeros_like(who) for a, who in active.items()}
+        return agents | {
+            adversary_of(a): torch.zeros_like(active[a]) if chosen else active[a] for a in self._attacked
+        }
+
+    @property
+    def action_mask(self) -> dict[str, Tensor | None]:
+        """See `BatchedEnv.action_mask`."""
+        masks = self.env.action_mask
+        if self._seen is None:
+            masks = {agent: None if mask is None else torch.ones_like(mask) for agent, mask in masks.items()}
+        return masks | dict.fromkeys(map(adversary_of, self._attacked))
+
+    @property
+    def keeps_final_states(self) -> bool:
+        """See `BatchedEnv`."""
+        return self.env.keeps_final_states
+
+    @keeps_final_states.setter
+    def keeps_final_states(self, keeps: bool) -> None:
+        self.env.keeps_final_states = keeps
+
+    def state(self) -> Tensor:
+        """See `BatchedEnv.state`."""
+        return self.env.state()
+
+    def final_state(self) -> Tensor:
+        """See `BatchedEnv.final_state`."""
+        return self.env.final_state()
+
+    def get_state(self) -> Mapping[str, Any]:
+        """See `BatchedEnv.get_state`; the set is no part of it."""
+        return {"env": self.env.get_state(), "true": self._true, "seen": self._seen}
+
+    def set_state(self, state: Mapping[str, Any]) -> None:
+        """See `BatchedEnv.set_state`."""
+        self.env.set_state(state["env"])
+        self._true, self._seen = state["true"], state["seen"]
+
+    def close(self) -> None:
+        """See `BatchedEnv.close`."""
+        self.env.close()
+
+    def _perturb(self, actions: Mapping[str, Tensor]) -> BatchedStep:
+        active = self.env.active
+        self._seen = self._true | {
+            agent: self._perturbed(agent, self._action(agent, actions, active[agent]), active[agent])
+            for agent in self._attacked
+        }
+        nobody = torch.zeros(self.num_envs, dtype=torch.bool, device=self.device)
+        obs = self._seen | {
+            adversary_of(agent): torch.zeros_like(self._true[agent]) for agent in self._attacked
+        }
+        return BatchedStep(
+            obs=obs,
+            rewards=dict.fromkeys(self.possible_agents, nobody.float()),
+            terminations=dict.fromkeys(self.possible_agents, nobody),
+            truncations=dict.fromkeys(self.possible_agents, nobody),
+            episode_over=nobody,
+            final_obs=obs,
+            infos=({},) * self.num_envs,
+        )
+
+    def _play(self, actions: Mapping[str, Tensor]) -> BatchedStep:
+        step = self.env.step(
+            {agent: actions[agent] for agent in self.env.possible_agents if agent in actions}
+        )
+        pairs = {agent: adversary_of(agent) for agent in self._attacked}
+        return step._replace(
+            obs=self._to_adversaries(step.obs),
+            rewards=step.rewards | {name: self._paid(agent, step) for agent, name in pairs.items()},
+            terminations=step.terminations | {name: step.terminations[a] for a, name in pairs.items()},
+            truncations=step.truncations | {name: step.truncations[a] for a, name in pairs.items()},
+            final_obs=step.final_obs | {name: step.final_obs[a] for a, name in pairs.items()},
+        )
+
+    def _to_adversaries(self, obs: dict[str, Tensor]) -> dict[str, Tensor]:
+        """True observations, on which the adversaries must act now."""
+        self._true, self._seen = obs, None
+        agents = {agent: torch.zeros_like(seen) for agent, seen in obs.items()}
+        return agents | {adversary_of(agent): obs[agent] for agent in self._attacked}
+
+    def _perturbed(self, agent: str, action: Tensor | None, active: Tensor) -> Tensor:
+        true = self._true[agent]
+        if self.perturbations is None or action is None:
+            return true
+        flat = true.flatten(1)
+        delta = self.perturbations.squash(action.to(flat.dtype), flat)
+        return (flat + delta * active.unsqueeze(1)).view_as(true)
+
+    def _action(self, agent: str, actions: Mapping[str, Tensor], active: Tensor) -> Tensor | None:
+        name = adversary_of(agent)
+        given, shape = actions.get(name), (self.num_envs, *self.action_spaces[name].shape)  # type: ignore[misc]
+        if given is None and not bool(active.any()):
+            return None
+        if given is None or given.shape != shape:
+            got = "none" if given is None else f"shape {tuple(given.shape)}"
+            raise ValueError(f"expected actions of {name!r} of shape {shape}, got {got}")
+        return given
+
+    def _paid(self, agent: str, step: BatchedStep) -> Tensor:
+        """What the adversary of an agent earns."""
+        team = [other for other in self.env.possible_agents if self.env.teams[other] == self.env.teams[agent]]
+        earned = torch.stack([step.rewards[other] for other in team]).sum(0)
+        return -earned / len(set(team).intersection(self._attacked))
+
+
+def attacked_agents(
+    observations: Mapping[str, spaces.Space[Any]], agents: Sequence[str] | None
+) -> tuple[str, ...]:
+    """The agents whose observations are perturbed, in the environment's order.
+
+    Args:
+        observations: The space of each agent.
+        agents: Those asked for; None: all.
+
+    Raises:
+        ValueError: An unknown agent, none, or one whose observations are not floating-point numbers.
+    """
+    wanted = tuple(observations) if agents is None else tuple(agents)
+    unknown = [agent for agent in wanted if agent not in observations]
+    if unknown or not wanted:
+        raise ValueError(
+            f"expected agents out of {', '.join(observations)}, got {', '.join(unknown) or 'none'}"
+        )
+    for agent in wanted:
+        space = observations[agent]
+        if not isinstance(space, spaces.Box) or space.dtype is None or space.dtype.kind != "f":
+            raise ValueError(f"expected floating-point observations of {agent!r}, got {space}; convert them")
+    return tuple(agent for agent in observations if agent in wanted)
+
+
+@dataclass(frozen=True)
+class PerturbedGame:
+    """Builds copies of an environment with adversaries; picklable, so that it travels to Ray workers.
+
+    Attributes:
+        spec: The environment.
+        agents: Whose observations are perturbed; None: everybody's.
+    """
+
+    spec: EnvironmentSpec
+    agents: tuple[str, ...] | None = None
+
+    @property
+    def name(self) -> str:
+        """The environment's."""
+        return self.spec.name
+
+    def __call__(self, num_envs: int, device: torch.device) -> PerturbedBatch:
+        """E copies."""
+        return PerturbedBatch(make_batch(self.spec, num_envs, device=device), agents=self.agents)
