@@ -27,7 +27,8 @@ from torch import nn
 
 from marl_aajr.attacks import make_attack
 from marl_aajr.evaluation import Progress, evaluate
-from marl_aajr.evaluation.episodes import Adversary, play
+from marl_aajr.evaluation.adversary import Adversary
+from marl_aajr.evaluation.episodes import play
 from marl_aajr.rollout.batches import make_batch
 from marl_aajr.rollout.environments import EnvironmentSpec, resolve
 from marl_aajr.victims import Victim

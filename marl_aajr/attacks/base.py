@@ -12,7 +12,7 @@ policy they face (:meth:`Attack.against`). Both return a new value, and both do 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, fields, replace
 from typing import ClassVar, Literal, Self
 
@@ -85,6 +85,10 @@ class Attack(ABC):
     name: ClassVar[str]
     summary: ClassVar[str]
     access: ClassVar[Access] = "gradients"
+    per_size: ClassVar[bool] = False
+    """Whether :meth:`fit` is for one radius; else what was fitted once serves all."""
+    confers: ClassVar[bool] = False
+    """Whether it looks at all attacked agents of a step at once: see :meth:`confer`."""
 
     perturbations: PerturbationSet
     objective: str | Objective = AUTO
@@ -135,6 +139,25 @@ class Attack(ABC):
             ValueError: the victim lacks what the attack needs.
         """
         return self
+
+    def confer(self, seen: Mapping[str, Tensor], *, generator: torch.Generator) -> Mapping[str, Tensor]:
+        """What an adversary that :attr:`confers` settles for all attacked agents, once in each step.
+
+        The agents' policies are then attacked batch by batch, by :meth:`under_orders` of the batch's rows.
+
+        Args:
+            seen: by attacked agent, its network's inputs in every copy of the game, ``[E, d]``; zeros where
+                it is not lied to in this step. An agent who acts nowhere is left out.
+            generator: the only source of randomness.
+
+        Returns:
+            Orders for each of these agents, ``[E, c]``.
+        """
+        raise NotImplementedError(f"{type(self).__name__} does not act for several agents at once")
+
+    def under_orders(self, orders: Tensor) -> Attack:
+        """The attack on a batch whose rows have these orders of :meth:`confer`, ``[B, c]``."""
+        raise NotImplementedError(f"{type(self).__name__} does not act for several agents at once")
 
     def clean(self, policy: Policy, obs: Tensor, outputs: Tensor) -> Clean:
         """What the objective may know of a batch: outputs ``[B, m]`` at ``obs``, and the policy's critic."""

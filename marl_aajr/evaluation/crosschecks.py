@@ -18,7 +18,7 @@ from scipy import stats
 from torch import Tensor
 
 from marl_aajr.attacks import FGSM, PGD, Attack, SquareAttack, StrongPGD, Transfer, UniformNoise
-from marl_aajr.evaluation.episodes import prepare
+from marl_aajr.evaluation.adversary import prepare
 from marl_aajr.evaluation.probe import Sample
 from marl_aajr.evaluation.results import AttackOutcome, Check, Outcome, Rows
 from marl_aajr.evaluation.suites import Units

@@ -7,8 +7,9 @@ from contextlib import closing
 from pathlib import Path
 
 from marl_aajr.attacks import Attack, Transfer
+from marl_aajr.evaluation.adversary import prepare
 from marl_aajr.evaluation.crosschecks import agent_checks, climb, ladder, objective_checks, return_checks
-from marl_aajr.evaluation.episodes import PROBE, derived_seed, prepare, stream
+from marl_aajr.evaluation.episodes import PROBE, derived_seed, stream
 from marl_aajr.evaluation.player import Player, Progress
 from marl_aajr.evaluation.preflight import examine, report
 from marl_aajr.evaluation.probe import Probe
@@ -169,7 +170,7 @@ def _checks(player: Player, attacks: Sequence[Attack], rows: Sequence[Rows], pro
         return []
     victim, units = player.victim, player.units
     groups = [g for g in alike(victim, player.env.possible_agents) if set(g) & set(player.agents)]
-    samples = probe.samples(victim, groups, rows=_PROBED)
+    samples = probe.samples(groups, rows=_PROBED)
     by_size = {a.perturbations.epsilon: a.perturbations for a in attacks}
     largest = by_size[max(by_size)]
     seed = derived_seed(player.seed, PROBE)

@@ -9,14 +9,12 @@ from typing import NamedTuple
 from torch import Tensor
 
 from marl_aajr.attacks import Attack
+from marl_aajr.evaluation.adversary import Adversary
 from marl_aajr.evaluation.episodes import (
     ATTACK,
     FIT,
     REPLACED,
     SELECTION,
-    Adversary,
-    Spy,
-    StandIn,
     derived_seed,
     play,
     stream,
@@ -25,6 +23,8 @@ from marl_aajr.evaluation.protocol import Plan
 from marl_aajr.evaluation.replacements import Replacement
 from marl_aajr.evaluation.results import AgentOutcome, AttackOutcome, Outcome, bootstrap_interval
 from marl_aajr.evaluation.suites import Units
+from marl_aajr.evaluation.table import StandIn
+from marl_aajr.evaluation.view import Spy
 from marl_aajr.rollout.batched import BatchedEnv
 from marl_aajr.rollout.batches import make_batch
 from marl_aajr.rollout.environments import EnvironmentSpec

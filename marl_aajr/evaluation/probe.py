@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
-from marl_aajr.victims import Victim, VictimPolicy
+from marl_aajr.evaluation.view import View
+from marl_aajr.victims import VictimPolicy
 
 _PER_STEP = 32
 """Rows kept of each step, so that one long episode does not fill the sample."""
@@ -19,7 +21,7 @@ class Sample:
 
     Attributes:
         agent: one of them.
-        policy: theirs, with each row's legal actions.
+        policy: theirs, with each row's legal actions and state.
         obs: network inputs, ``[B, d]``.
     """
 
@@ -30,7 +32,7 @@ class Sample:
 
 @dataclass
 class Probe:
-    """Keeps a random part of what the policies are asked; see :data:`~marl_aajr.evaluation.episodes.Spy`.
+    """Keeps a random part of what the policies are asked; a :data:`~marl_aajr.evaluation.view.Spy`.
 
     Attributes:
         generator: chooses the rows.
@@ -38,15 +40,18 @@ class Probe:
 
     generator: torch.Generator
     _inputs: dict[str, list[Tensor]] = field(default_factory=dict)
-    _masks: dict[str, list[Tensor]] = field(default_factory=dict)
+    _policies: dict[str, list[VictimPolicy]] = field(default_factory=dict)
 
-    def __call__(self, agent: str, policy: VictimPolicy, inputs: Tensor) -> None:
+    def __call__(self, views: Sequence[View], episode: Tensor) -> None:
+        for view in views:
+            self._keep(view.agent, view.policy, view.inputs)
+
+    def _keep(self, agent: str, policy: VictimPolicy, inputs: Tensor) -> None:
         chosen = torch.randperm(len(inputs), generator=self.generator)[:_PER_STEP]
         self._inputs.setdefault(agent, []).append(inputs[chosen])
-        if policy.action_mask is not None:
-            self._masks.setdefault(agent, []).append(policy.action_mask[chosen])
+        self._policies.setdefault(agent, []).append(policy.select(chosen))
 
-    def samples(self, victim: Victim, agents: list[list[str]], *, rows: int) -> list[Sample]:
+    def samples(self, agents: list[list[str]], *, rows: int) -> list[Sample]:
         """At most ``rows`` decisions of each group of agents."""
         found = []
         for group in agents:
@@ -54,7 +59,6 @@ class Probe:
                 continue
             inputs = torch.cat(self._inputs[group[0]])
             chosen = torch.randperm(len(inputs), generator=self.generator)[:rows]
-            masks = self._masks.get(group[0])
-            legal = None if masks is None else torch.cat(masks)[chosen]
-            found.append(Sample(group[0], victim.policy(group[0], action_mask=legal), inputs[chosen]))
+            policy = VictimPolicy.joined(self._policies[group[0]])
+            found.append(Sample(group[0], policy.select(chosen), inputs[chosen]))
         return found

@@ -17,8 +17,8 @@ from gymnasium import spaces
 from torch import Tensor
 
 from marl_aajr.checks import one_of
-from marl_aajr.evaluation.episodes import StandIn
 from marl_aajr.evaluation.protocol import check_match
+from marl_aajr.evaluation.table import StandIn
 from marl_aajr.rollout.batched import BatchedEnv
 from marl_aajr.victims import Victim
 
