@@ -2,11 +2,11 @@
 
 One step of the environment is two steps of the batch, in all copies at once:
 
-    first   each adversary sees its agent's true observation s and acts; squashed into the set, the action is δ
-    second  each agent sees s + δ and acts, the environment steps, and both sides are told what they earned
+    first   each adversary sees its agent's true observation s and acts; squashed into the set, that is δ
+    second  each agent sees s + δ and acts, the environment steps, and both sides are told what they earn
 
-What a team earns, its adversaries lose, in equal parts. To whoever samples, this is a turn-based game like any
-other: neither side is shown, paid or trained for the turns of the other.
+What a team earns, its adversaries lose, in equal parts. To whoever samples, this is a turn-based game like
+any other: neither side is shown, paid or trained for the turns of the other.
 """
 
 from __future__ import annotations
@@ -175,7 +175,7 @@ class PerturbedBatch(BatchedEnv):
 
     def _action(self, agent: str, actions: Mapping[str, Tensor], active: Tensor) -> Tensor | None:
         name = adversary_of(agent)
-        given, shape = actions.get(name), (self.num_envs, *self.action_spaces[name].shape)  # type: ignore[misc]
+        given, shape = actions.get(name), (self.num_envs, *self.action_spaces[name].shape)
         if given is None and not bool(active.any()):
             return None
         if given is None or given.shape != shape:

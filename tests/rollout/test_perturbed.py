@@ -1,4 +1,4 @@
-"""Adversaries choose what agents see, within the set; each side has its turns, and earns what the other loses."""
+"""Adversaries choose what agents see, within the set, and lose what the agents earn."""
 
 from __future__ import annotations
 
