@@ -118,6 +118,11 @@ class VictimGame(BatchedEnv):
         """Actions of the replaced agents, ``[E, ...]`` by agent; here nobody is replaced."""
         return {}
 
+    def pay(self, step: BatchedStep) -> Tensor:
+        """What the players earn by a step of the environment, ``[players, E]``; here r(t) in equal parts."""
+        earned = torch.stack([step.rewards[agent] for agent in self._members]).sum(0)
+        return (-earned / len(self.seats)).expand(len(self.seats), -1)
+
     def reset(self, *, seed: int) -> dict[str, Tensor]:
         """See `BatchedEnv.reset`."""
         self._clear()
@@ -135,8 +140,7 @@ class VictimGame(BatchedEnv):
         self._obs, over = step.obs, step.episode_over
         ends = {a: step.terminations[a] | step.truncations[a] for a in self.env.possible_agents}
         self._active = self.active
-        earned = torch.stack([step.rewards[agent] for agent in self._members]).sum(0)
-        self._owed = self._owed - earned / len(self.seats)
+        self._owed = self._owed + self.pay(step)
         told = {player: over | must for player, must in self._active.items()}
         rewards = {p: torch.where(told[p], self._owed[i], 0.0) for i, p in enumerate(self.seats)}
         self._owed = self._owed.masked_fill(torch.stack(list(told.values())), 0.0)
@@ -290,12 +294,15 @@ class VictimGame(BatchedEnv):
         return action
 
 
-def check_match(victim: Victim, env: BatchedEnv) -> None:
-    """Raise ``ValueError`` unless the victim can play every agent of the environment."""
-    for agent in env.possible_agents:
+def check_match(
+    victim: Victim, env: BatchedEnv, *, agents: Sequence[str] | None = None, what: str = "a victim"
+) -> None:
+    """Raise ``ValueError`` unless the victim can play these agents of the environment; None: all."""
+    agents = env.possible_agents if agents is None else agents
+    for agent in agents:
         if agent not in victim.module_of:
             raise ValueError(
-                f"expected a victim that plays {', '.join(env.possible_agents)}, got one for "
+                f"expected {what} that plays {', '.join(agents)}, got one for "
                 f"{', '.join(victim.agents)}; evaluate it on the environment that it was trained on"
             )
         for kind, has, needs in (
@@ -304,7 +311,7 @@ def check_match(victim: Victim, env: BatchedEnv) -> None:
         ):
             if not _fits(has, needs):
                 raise ValueError(
-                    f"expected a victim for the {kind} {needs} of {agent!r}, got one for {has}; evaluate it "
+                    f"expected {what} for the {kind} {needs} of {agent!r}, got one for {has}; evaluate it "
                     "with the environment arguments that it was trained with"
                 )
 

@@ -7,6 +7,7 @@ from contextlib import closing
 from pathlib import Path
 
 from marl_aajr.attacks import Attack, Transfer
+from marl_aajr.attacks.victim_game import check_match
 from marl_aajr.evaluation.adversary import prepare
 from marl_aajr.evaluation.crosschecks import agent_checks, climb, ladder, objective_checks, return_checks
 from marl_aajr.evaluation.episodes import PROBE, derived_seed, stream
@@ -18,9 +19,7 @@ from marl_aajr.evaluation.protocol import (
     Request,
     Skipped,
     admitted,
-    check_match,
     check_seed,
-    choose_agents,
     make_plan,
     positive_integer,
     settle_units,
@@ -31,6 +30,7 @@ from marl_aajr.evaluation.rows import play_rows
 from marl_aajr.evaluation.suites import Actions, Suite, Units
 from marl_aajr.rollout.batches import make_batch
 from marl_aajr.rollout.environments import EnvironmentSpec, resolve
+from marl_aajr.rollout.teams import choose_agents
 from marl_aajr.victims import Victim
 from marl_aajr.victims.groups import alike
 

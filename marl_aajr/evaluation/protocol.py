@@ -11,7 +11,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from gymnasium import spaces
 from torch import Tensor
 
 from marl_aajr.attacks import Attack, attack_class, make_attack
@@ -19,7 +18,6 @@ from marl_aajr.attacks.transfer import Transfer
 from marl_aajr.checks import one_of
 from marl_aajr.evaluation.suites import Actions, Suite, Units, load_suite
 from marl_aajr.policy import Policy
-from marl_aajr.rollout.batched import BatchedEnv
 from marl_aajr.victims import Victim
 
 Request = tuple[str | Attack, float]
@@ -142,28 +140,6 @@ def settle_units(units: Units | None, victim: Victim, agents: Collection[str]) -
     return "raw"
 
 
-def choose_agents(teams: Mapping[str, str], team: str | None, agents: Collection[str] | None) -> list[str]:
-    """Who is lied to: the named agents, or everybody on the team.
-
-    Raises:
-        ValueError: an agent that is not there, or agents of several teams.
-    """
-    if agents is None:
-        chosen = choose_team(teams, team)
-        return [agent for agent in teams if teams[agent] == chosen]
-    if not agents:
-        raise ValueError("expected at least one agent to attack, got none; leave agents out for all of them")
-    for agent in agents:
-        one_of("agents", agent, teams)
-    sides = {teams[agent] for agent in agents}
-    if len(sides) > 1 or (team is not None and sides != {team}):
-        raise ValueError(
-            f"expected agents of one team, got {', '.join(f'{a} of {teams[a]}' for a in agents)}"
-            + (f" for team {team!r}" if team is not None else "")
-        )
-    return [agent for agent in teams if agent in agents]
-
-
 def admitted(
     plan: Plan, victim: Victim, agents: Sequence[str]
 ) -> tuple[tuple[Attack, ...], tuple[Skipped, ...]]:
@@ -214,41 +190,6 @@ def check_seed(seed: Any) -> None:
         raise ValueError(f"expected seed to be an integer ≥ 0, got {seed!r}")
 
 
-def choose_team(teams: Mapping[str, str], team: str | None) -> str:
-    """The team under attack: the named one, or the largest (of equals, the first).
-
-    Raises:
-        ValueError: no such team.
-    """
-    sizes = Counter(teams.values())
-    if team is None:
-        return max(sizes, key=lambda name: sizes[name])
-    one_of("a team", team, sizes)
-    return team
-
-
-def check_match(
-    victim: Victim, env: BatchedEnv, *, agents: Sequence[str] | None = None, what: str = "a victim"
-) -> None:
-    """Raise ``ValueError`` unless the victim can play these agents of the environment; None: all."""
-    agents = env.possible_agents if agents is None else agents
-    for agent in agents:
-        if agent not in victim.module_of:
-            raise ValueError(
-                f"expected {what} that plays {', '.join(agents)}, got one for "
-                f"{', '.join(victim.agents)}; evaluate it on the environment that it was trained on"
-            )
-        for kind, has, needs in (
-            ("observations", victim.observation_spaces[agent], env.observation_spaces[agent]),
-            ("actions", victim.action_spaces[agent], env.action_spaces[agent]),
-        ):
-            if not _fits(has, needs):
-                raise ValueError(
-                    f"expected {what} for the {kind} {needs} of {agent!r}, got one for {has}; evaluate it "
-                    "with the environment arguments that it was trained with"
-                )
-
-
 def check_attack(attack: Attack, victim: Victim, agents: Sequence[str]) -> None:
     """Raise ``ValueError`` where the attack is not defined for the policies of these agents."""
     for agent in agents:
@@ -285,11 +226,3 @@ def _resolve(attack: str | Attack, epsilon: float) -> Attack:
     if not (number and isfinite(epsilon) and epsilon > 0):
         raise ValueError(f"expected a finite epsilon > 0 for {name}, got {epsilon!r}")
     return make_attack(attack, epsilon=epsilon) if isinstance(attack, str) else attack.at(epsilon)
-
-
-def _fits(has: spaces.Space[Any], needs: spaces.Space[Any]) -> bool:
-    # Bounds of observations may differ with the arguments; nothing depends on them.
-    if isinstance(has, spaces.Box) and isinstance(needs, spaces.Box):
-        same_bounds = np.array_equal(has.low, needs.low) and np.array_equal(has.high, needs.high)
-        return has.shape == needs.shape and has.dtype == needs.dtype and same_bounds
-    return has == needs

@@ -19,13 +19,14 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from marl_aajr.attacks import Attack
+from marl_aajr.attacks.victim_game import check_match
 from marl_aajr.evaluation.episodes import ATTACK, REPLACED, Adversary, play, stream
-from marl_aajr.evaluation.protocol import check_match, choose_agents
 from marl_aajr.evaluation.replacements import Replacement, resolve_replacements
 from marl_aajr.evaluation.suites import Units
 from marl_aajr.rollout.batched import BatchedEnv, BatchedStep
 from marl_aajr.rollout.batches import make_batch
 from marl_aajr.rollout.environments import EnvironmentSpec
+from marl_aajr.rollout.teams import choose_agents
 from marl_aajr.victims import Victim
 
 MOST_FRAMES = 60

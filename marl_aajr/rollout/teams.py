@@ -5,8 +5,11 @@ An environment of your own says so with an attribute ``teams``, a dict from agen
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
+
+from marl_aajr.checks import one_of
 
 ONE_TEAM = "team"
 
@@ -38,6 +41,41 @@ def teams_of(env: Any, agents: Sequence[str]) -> dict[str, str]:
     matching = [prefix for prefix in _RULES if f"{module}.".startswith(f"{prefix}.")]
     rule = _RULES[max(matching, key=len)] if matching else _one_team
     return rule(bare, agents)
+
+
+def choose_agents(teams: Mapping[str, str], team: str | None, agents: Collection[str] | None) -> list[str]:
+    """Who is lied to: the named agents, or everybody on the team.
+
+    Raises:
+        ValueError: an agent that is not there, or agents of several teams.
+    """
+    if agents is None:
+        chosen = choose_team(teams, team)
+        return [agent for agent in teams if teams[agent] == chosen]
+    if not agents:
+        raise ValueError("expected at least one agent to attack, got none; leave agents out for all of them")
+    for agent in agents:
+        one_of("agents", agent, teams)
+    sides = {teams[agent] for agent in agents}
+    if len(sides) > 1 or (team is not None and sides != {team}):
+        raise ValueError(
+            f"expected agents of one team, got {', '.join(f'{a} of {teams[a]}' for a in agents)}"
+            + (f" for team {team!r}" if team is not None else "")
+        )
+    return [agent for agent in teams if agent in agents]
+
+
+def choose_team(teams: Mapping[str, str], team: str | None) -> str:
+    """The team under attack: the named one, or the largest (of equals, the first).
+
+    Raises:
+        ValueError: no such team.
+    """
+    sizes = Counter(teams.values())
+    if team is None:
+        return max(sizes, key=lambda name: sizes[name])
+    one_of("a team", team, sizes)
+    return team
 
 
 def _declared(declared: Any, agents: Sequence[str]) -> dict[str, str]:
