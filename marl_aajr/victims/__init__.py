@@ -6,7 +6,7 @@ from marl_aajr.victims.filters import ObservationFilter
 from marl_aajr.victims.layers import LAYERS, ChannelsFirst, ChannelsLast, ClipLogStd, FreeLogStd
 from marl_aajr.victims.policy import VictimPolicy
 from marl_aajr.victims.recurrent import Memory, Recurrent
-from marl_aajr.victims.store import load_victim, save_victim
+from marl_aajr.victims.store import fingerprint, load_victim, save_victim
 from marl_aajr.victims.victim import Victim
 
 __all__ = [
@@ -20,6 +20,7 @@ __all__ = [
     "Recurrent",
     "Victim",
     "VictimPolicy",
+    "fingerprint",
     "load_victim",
     "save_victim",
 ]

@@ -178,6 +178,14 @@ class Memory:
             initial = self._initial[agent]
             self._states[agent] = map_state(lambda old, new: _where(over, new, old), state, initial)
 
+    def get_state(self) -> dict[str, State]:
+        """What :meth:`set_state` takes; later steps do not change it."""
+        return dict(self._states)
+
+    def set_state(self, states: Mapping[str, State]) -> None:
+        """Go on from where :meth:`get_state` was asked."""
+        self._states = dict(states)
+
 
 def _where(rows: Tensor, then: Tensor, otherwise: Tensor) -> Tensor:
     return torch.where(rows.view(-1, *[1] * (then.ndim - 1)), then, otherwise)

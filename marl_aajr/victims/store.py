@@ -46,14 +46,7 @@ def save_victim(victim: Victim, folder: Path | str) -> Path:
     """
     folder = Path(folder)
     _check_place(folder)
-    networks = {f"modules/{name}": flatten(module) for name, module in victim.modules.items()}
-    networks |= {f"critics/{name}": flatten(critic) for name, critic in victim.critics.items()}
-    numbers = save(_numbers(victim, networks))
-    description = _describe(victim, networks) | {"sha256": hashlib.sha256(numbers).hexdigest()}
-    try:
-        text = json.dumps(description, indent=1, allow_nan=False)
-    except TypeError as error:
-        raise ValueError(f"expected env_kwargs of JSON values, got {victim.env_kwargs} ({error})") from None
+    text, numbers = _contents(victim)
     folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}.") as scratch:
         fresh = Path(scratch) / "new"
@@ -80,6 +73,24 @@ def load_victim(folder: Path | str) -> Victim:
     except (KeyError, TypeError, AttributeError, RuntimeError, ValueError) as error:
         reason = f"lacks {error}" if isinstance(error, KeyError) else str(error).splitlines()[0]
         raise ValueError(f"{folder / DESCRIPTION} is damaged: {reason}; save the victim again") from error
+
+
+def fingerprint(victim: Victim) -> str:
+    """SHA-256 of all that :func:`save_victim` would write: equal victims have equal ones, saved or not."""
+    text, _ = _contents(victim)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _contents(victim: Victim) -> tuple[str, bytes]:
+    """What goes into the two files; the description has a checksum of the numbers."""
+    networks = {f"modules/{name}": flatten(module) for name, module in victim.modules.items()}
+    networks |= {f"critics/{name}": flatten(critic) for name, critic in victim.critics.items()}
+    numbers = save(_numbers(victim, networks))
+    description = _describe(victim, networks) | {"sha256": hashlib.sha256(numbers).hexdigest()}
+    try:
+        return json.dumps(description, indent=1, allow_nan=False), numbers
+    except TypeError as error:
+        raise ValueError(f"expected env_kwargs of JSON values, got {victim.env_kwargs} ({error})") from None
 
 
 def _check_place(folder: Path) -> None:
