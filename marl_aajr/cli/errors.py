@@ -18,7 +18,7 @@ MISUSE = 2
 BUG = 1
 """Exit code of everything else."""
 
-_EXPECTED = ("EnvironmentFault", "NonFiniteError")
+_EXPECTED = ("EnvironmentFault", "NonFiniteError", "ProcessesLostError")
 """By name: importing these classes would import torch and the environments to report a misspelt option."""
 
 

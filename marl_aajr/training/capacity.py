@@ -19,6 +19,9 @@ Node = Mapping[str, float]
 _PATIENCE_SECONDS = 30.0
 """How long a busy cluster may take to free what the run needs; a run that has just ended takes seconds."""
 
+_REPLACEMENT_SECONDS = 120.0
+"""How long a cluster may take to replace a node that was lost."""
+
 _KINDS = ("CPU", "GPU")
 _EXACT = 1e-4
 """Ray counts resources in these."""
@@ -108,6 +111,19 @@ def check_room(resources: Resources) -> None:
                 f"the run {needs}; wait for other work to end"
             )
         time.sleep(0.2)
+
+
+def wait_for_room(resources: Resources) -> None:
+    """:func:`check_room` for a run that has just lost a process, and perhaps a node that will be replaced."""
+    deadline = time.monotonic() + _REPLACEMENT_SECONDS
+    while True:
+        try:
+            check_room(resources)
+            return
+        except ValueError:
+            if time.monotonic() > deadline:
+                raise
+        time.sleep(1.0)
 
 
 def _check_bundles(needed: list[dict[str, float]], given: Sequence[Mapping[str, float]]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import json
 import os
@@ -31,6 +32,48 @@ def write_text(path: Path, text: str) -> None:
 def write_json(path: Path, value: Any) -> None:
     """Replace a JSON file in one step; NaN and infinity are refused."""
     write_text(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def append_line(path: Path, value: Any) -> None:
+    """Add a value to a file of JSON lines; a crash loses at most this line. NaN and infinity are refused."""
+    with path.open("a", encoding="utf-8") as file:
+        file.write(json.dumps(value, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def read_lines(path: Path) -> list[dict[str, Any]]:
+    """All values of a file of JSON lines, none where there is no file; a last line cut short is left out.
+
+    Raises:
+        ValueError: a broken line before the last.
+    """
+    if not path.is_file():
+        return []
+    lines = path.read_text(encoding="utf-8").splitlines()
+    result = []
+    for number, line in enumerate(lines, start=1):
+        try:
+            result.append(json.loads(line))
+        except ValueError as error:
+            if number == len(lines):
+                break
+            raise ValueError(f"{path}, line {number}: {error}") from None
+    return result
+
+
+@contextmanager
+def full_disk_named(folder: Path) -> Iterator[None]:
+    """Within this block, an error for want of room names the folder and the cure.
+
+    Raises:
+        OSError: with the folder as its file name.
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            raise
+        what = f"{os.strerror(error.errno)}: free some room, then resume the run; its checkpoints are whole"
+        raise OSError(error.errno, what, str(folder)) from error
 
 
 @contextmanager

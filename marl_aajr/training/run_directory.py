@@ -4,6 +4,7 @@
     versions.json     what it was made with, and the seed
     status.json       running | finished | interrupted | failed, iteration, env_steps, error
     metrics.jsonl     one JSON object per iteration
+    events.jsonl      restarts, if there were any
     tensorboard/      the same as curves
     checkpoints/      000010/ ..., complete or absent
     victim/           the trained team, playable without Ray
@@ -22,7 +23,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from marl_aajr.training.config import RunConfig, load_config
-from marl_aajr.training.files import Lock, new_folder, write_json, write_text
+from marl_aajr.training.events import Event, append_event
+from marl_aajr.training.files import Lock, append_line, new_folder, read_lines, write_json, write_text
 from marl_aajr.training.versions import versions
 
 State = Literal["running", "finished", "interrupted", "failed"]
@@ -57,6 +59,7 @@ class RunDirectory:
         self.versions_file = self.path / "versions.json"
         self.status_file = self.path / "status.json"
         self.metrics_file = self.path / "metrics.jsonl"
+        self.events_file = self.path / "events.jsonl"
         self.tensorboard = self.path / "tensorboard"
         self.checkpoints = self.path / "checkpoints"
         self.victim = self.path / "victim"
@@ -155,8 +158,7 @@ class RunDirectory:
 
     def append_metrics(self, line: Mapping[str, Any]) -> None:
         """Add one iteration; a crash loses at most this line."""
-        with self.metrics_file.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(line, ensure_ascii=False, allow_nan=False) + "\n")
+        append_line(self.metrics_file, line)
 
     def metrics(self) -> list[dict[str, Any]]:
         """All iterations, oldest first; a last line that a crash cut short is left out.
@@ -164,18 +166,19 @@ class RunDirectory:
         Raises:
             ValueError: a broken line before the last.
         """
-        if not self.metrics_file.is_file():
-            return []
-        lines = self.metrics_file.read_text(encoding="utf-8").splitlines()
-        result = []
-        for number, line in enumerate(lines, start=1):
-            try:
-                result.append(json.loads(line))
-            except ValueError as error:
-                if number == len(lines):
-                    break
-                raise ValueError(f"{self.metrics_file}, line {number}: {error}") from None
-        return result
+        return read_lines(self.metrics_file)
+
+    def append_event(self, event: Event, *, iteration: int, **details: Any) -> None:
+        """Add what happened to the run."""
+        append_event(self.events_file, event, iteration=iteration, **details)
+
+    def events(self) -> list[dict[str, Any]]:
+        """What happened to the run, oldest first: see :mod:`marl_aajr.training.events`.
+
+        Raises:
+            ValueError: a broken line before the last.
+        """
+        return read_lines(self.events_file)
 
     def truncate_metrics(self, iteration: int) -> None:
         """Drop every line after ``iteration``."""

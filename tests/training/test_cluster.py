@@ -59,7 +59,7 @@ def test_a_local_ray_is_started_quietly_and_stopped() -> None:
         "from marl_aajr.training.config import Resources\n"
         "before = signal.getsignal(signal.SIGTERM)\n"
         "with ray_for(Resources()):\n"
-        "    assert signal.getsignal(signal.SIGTERM) == before  # Ray would leave in the middle of an update\n"
+        "    assert signal.getsignal(signal.SIGTERM) == before  # not Ray's exit\n"
         "    assert ray.get(ray.remote(lambda: 7).remote()) == 7\n"
         "assert not ray.is_initialized()\n"
     )

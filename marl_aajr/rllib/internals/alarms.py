@@ -28,7 +28,7 @@ class _ActorError(logging.Filter):
         if isinstance(error, RayTaskError):
             raise error.cause from None
         if isinstance(error, RayError):
-            _LOGGER.warning("lost a process of the run, Ray restarts it: %s", str(error).splitlines()[0])
+            _LOGGER.warning("lost a process of the run: %s", str(error).splitlines()[0])
         return False
 
 

@@ -5,7 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import ray
 import torch
+from ray.exceptions import GetTimeoutError, RayError
+from ray.rllib.algorithms.algorithm import Algorithm
 from ray.rllib.algorithms.algorithm_config import AlgorithmConfig
 from ray.rllib.algorithms.impala.torch.impala_torch_learner import IMPALATorchLearner
 from ray.rllib.algorithms.ppo.torch.ppo_torch_learner import PPOTorchLearner
@@ -27,6 +30,8 @@ from ray.rllib.utils.schedules.scheduler import Scheduler
 from torch import Tensor
 
 from marl_aajr.jacobian import BACKENDS, Backend
+
+_ANSWER_SECONDS = 10.0
 
 
 def backends_for(learner: TorchLearner) -> tuple[Backend, ...]:
@@ -64,6 +69,23 @@ def check_gradients_are_served(learner: type[TorchLearner]) -> None:
 def learner_index(learner: Learner) -> int:
     """Which of the learners this is."""
     return int(learner._learner_index)
+
+
+def dead_learners(algorithm: Algorithm) -> list[str]:
+    """For each learner process that is gone, Ray's last word on it.
+
+    RLlib takes the results of those that are left; where none is, that is an IndexError.
+    """
+    found = []
+    for worker in algorithm.learner_group._workers or ():
+        try:
+            ray.get(worker.__ray_ready__.remote(), timeout=_ANSWER_SECONDS)
+        except GetTimeoutError:
+            pass  # Busy, not dead.
+        except RayError as error:
+            # Its last line; after the cause come guesses at it.
+            found.append(str(error).strip().splitlines()[-1].partition(" Some common causes")[0])
+    return found
 
 
 def in_step(learner: TorchLearner) -> bool:

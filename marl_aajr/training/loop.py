@@ -1,0 +1,191 @@
+"""From one point of a run's progress to its end: iterations, what is written after each, checkpoints."""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import replace
+from typing import Any
+
+import torch
+from ray.rllib.algorithms.algorithm import Algorithm
+from ray.rllib.utils.metrics import FAULT_TOLERANCE_STATS, NUM_ENV_STEPS_SAMPLED
+
+from marl_aajr.numerics import NonFiniteError
+from marl_aajr.rllib.internals import dead_learners, errors_raise, remote_errors_raise
+from marl_aajr.training.algorithm import Roster, build_algorithm, roster_of
+from marl_aajr.training.checkpoint import Progress, restore_checkpoint, save_checkpoint
+from marl_aajr.training.cluster import native_warning_hidden
+from marl_aajr.training.config import RunConfig
+from marl_aajr.training.export import export_victim
+from marl_aajr.training.files import full_disk_named
+from marl_aajr.training.metrics import Curves, to_record
+from marl_aajr.training.randomness import seed_everything, start_afresh
+from marl_aajr.training.run_directory import RunDirectory, State, Status
+
+OnIteration = Callable[[dict[str, Any]], None]
+ShouldStop = Callable[[], bool]
+
+_RESTART_SECONDS = 120.0
+"""How long a run waits for env runners when all of them are lost."""
+
+
+class ProcessesLostError(RuntimeError):
+    """A learner of a run, or all of its env runners, are gone; the message says what to do."""
+
+
+class Training:
+    """The loop of one run, from one point of progress to its end or to an interruption."""
+
+    def __init__(
+        self,
+        config: RunConfig,
+        directory: RunDirectory,
+        on_iteration: OnIteration | None,
+        should_stop: ShouldStop | None,
+    ) -> None:
+        self.config = config
+        self.directory = directory
+        self.on_iteration = on_iteration
+        self.should_stop = should_stop
+        self.roster: Roster = roster_of(config)
+        self.progress = Progress()
+
+    def run(self, progress: Progress) -> None:
+        self.progress = progress
+        self._restarts = 0
+        algorithm: Algorithm | None = None
+        threads = torch.get_num_threads()
+        curves = self._rewind()
+        try:
+            with errors_raise(), full_disk_named(self.directory.path):
+                self._clock = time.perf_counter() - progress.seconds
+                with native_warning_hidden():
+                    algorithm = build_algorithm(self.config)
+                remote_errors_raise(algorithm)
+                if progress.iteration > 0:
+                    folder = self.directory.checkpoint(progress.iteration)
+                    restore_checkpoint(algorithm, folder)
+                self._loop(algorithm, curves)
+        except KeyboardInterrupt:
+            self._write_status("interrupted")
+            raise
+        except BaseException as error:
+            with suppress(OSError):  # There may be no room for it.
+                self._write_status("failed", error=f"{type(error).__name__}: {error}")
+            raise
+        finally:
+            with suppress(OSError):
+                curves.close()
+            torch.set_num_threads(threads)
+            if algorithm is not None:
+                algorithm.stop()
+
+    def _rewind(self) -> Curves:
+        """Drop what an earlier process wrote after the point where this one starts."""
+        self._write_status("running")
+        self.directory.truncate_metrics(self.progress.iteration)
+        shutil.rmtree(self.directory.tensorboard, ignore_errors=True)
+        curves = Curves(self.directory.tensorboard)
+        for record in self.directory.metrics():
+            curves.add(record)
+        return curves
+
+    def _loop(self, algorithm: Algorithm, curves: Curves) -> None:
+        start_afresh(algorithm, seed=self.config.seed, iteration=self.progress.iteration)
+        while self.progress.env_steps < self.config.env_steps:
+            record = self._iterate(algorithm)
+            self.directory.append_metrics(record)
+            curves.add(record)
+            self._write_status("running")
+            done = self.progress.env_steps >= self.config.env_steps
+            if done or self.progress.iteration % self.config.checkpoint_every == 0:
+                self._checkpoint(algorithm)
+            if self.on_iteration is not None:
+                self.on_iteration(record)
+            if not done and self.should_stop is not None and self.should_stop():
+                self._finish(algorithm, "interrupted")
+                return
+        self._finish(algorithm, "finished")
+
+    def _iterate(self, algorithm: Algorithm) -> dict[str, Any]:
+        config, before = self.config, self.progress
+        seed_everything(
+            algorithm,
+            seed=config.seed,
+            iteration=before.iteration,
+            threads=config.resources.torch_threads,
+        )
+        started = time.perf_counter()
+        try:
+            result = _train_once(algorithm)
+        except NonFiniteError as error:
+            raise NonFiniteError(f"iteration {before.iteration + 1}: {error}") from error
+        except Exception as error:
+            if dead := dead_learners(algorithm):
+                raise ProcessesLostError(
+                    f"iteration {before.iteration + 1}: lost {len(dead)} of "
+                    f"{config.resources.learners} learners ({dead[0]}); resume the run, or let it do so "
+                    "itself (max_failures)"
+                ) from error
+            raise
+        self._note_restarts(result)
+        steps = int(result["env_runners"][NUM_ENV_STEPS_SAMPLED])
+        now = time.perf_counter()
+        after = replace(
+            before,
+            iteration=before.iteration + 1,
+            env_steps=before.env_steps + steps,
+            seconds=now - self._clock,
+        )
+        record = to_record(
+            result,
+            after,
+            modules=self.roster.modules,
+            steps_per_second=steps / (now - started),
+            with_kl=config.ppo.kl_coeff > 0,
+        )
+        self.progress = after
+        return record
+
+    def _note_restarts(self, result: dict[str, Any]) -> None:
+        known, self._restarts = self._restarts, result[FAULT_TOLERANCE_STATS]["num_remote_worker_restarts"]
+        if self._restarts > known:
+            self.directory.append_event(
+                "env_runners_restarted",
+                iteration=self.progress.iteration + 1,
+                count=self._restarts - known,
+            )
+
+    def _checkpoint(self, algorithm: Algorithm) -> None:
+        iteration = self.progress.iteration
+        save_checkpoint(algorithm, self.progress, self.directory.checkpoint(iteration))
+        self.directory.prune_checkpoints()
+        start_afresh(algorithm, seed=self.config.seed, iteration=iteration)
+
+    def _finish(self, algorithm: Algorithm, state: State) -> None:
+        export_victim(algorithm, self.config, self.roster, self.directory.victim)
+        self._write_status(state)
+
+    def _write_status(self, state: State, *, error: str | None = None) -> None:
+        self.directory.write_status(Status(state, self.progress.iteration, self.progress.env_steps, error))
+
+
+def _train_once(algorithm: Algorithm) -> dict[str, Any]:
+    """One iteration; where all env runners were lost in it, it is repeated when they are back.
+
+    Raises:
+        ProcessesLostError: they do not come back.
+    """
+    deadline = time.monotonic() + _RESTART_SECONDS
+    while time.monotonic() < deadline:
+        result: dict[str, Any] = algorithm.train()
+        if result.get("env_runners", {}).get(NUM_ENV_STEPS_SAMPLED):
+            return result
+        time.sleep(1.0)
+    raise ProcessesLostError(
+        f"no env runner has come back for {_RESTART_SECONDS:.0f} s; look for the reason in Ray's logs "
+        "(/tmp/ray/session_latest/logs) and resume the run"
+    )
