@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,7 @@ def evaluate_run(
     suite: str | Path | Suite | None = None,
     attacks: Sequence[str] = (),
     epsilons: Sequence[float] = (),
-    surrogates: Sequence[Path | str] = (),
+    surrogates: Sequence[Path | str] | Mapping[str, Path | str] = (),
     on_progress: Callable[[Progress], None] | None = None,
     **protocol: Any,
 ) -> Evaluation:
@@ -37,7 +37,8 @@ def evaluate_run(
         suite: as for :func:`evaluate`; ``attacks`` are added to it.
         attacks: names; none, and no suite: the clean return only.
         epsilons: radii, for all attacks; none: the suite's.
-        surrogates: other runs, on whose victims ``transfer`` computes its perturbations.
+        surrogates: other runs, on whose victims ``transfer`` computes its perturbations; with a mapping by
+            a name for each, else by their folders' names.
         on_progress: told after every episode.
         protocol: ``episodes``, ``selection_episodes``, ``actions``, ``units``, ``seed``, ``team``,
             ``agents``, ``replace`` and ``workers`` of :func:`evaluate`.
@@ -72,8 +73,10 @@ def _requests(attacks: Sequence[str], epsilons: Sequence[float], *, alone: bool)
     return list(product(attacks, epsilons))
 
 
-def _named(runs: Sequence[Path | str]) -> dict[str, Path | str]:
-    """Runs by their folders' names, or by their paths where two have the same."""
+def _named(runs: Sequence[Path | str] | Mapping[str, Path | str]) -> dict[str, Path | str]:
+    """Runs by the names that were given, or by their folders', or by their paths where two have the same."""
+    if isinstance(runs, Mapping):
+        return dict(runs)
     names = [Path(run).resolve().name for run in runs]
     return {name if names.count(name) == 1 else str(run): run for name, run in zip(names, runs, strict=True)}
 
