@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping
+from itertools import accumulate
 from typing import Any
 
 import torch
@@ -20,13 +21,15 @@ class ActionChance:
     """Uniform numbers for the actions of all agents, in each copy those of its episode and step.
 
     Args:
-        widths: m, the number of distribution inputs, of each agent.
+        widths: m, the number of distribution inputs, by agent.
         num_envs: E.
         device: where the numbers are made.
     """
 
-    def __init__(self, widths: Sequence[int], num_envs: int, *, device: torch.device) -> None:
-        self._widths = list(widths)
+    def __init__(self, widths: Mapping[str, int], num_envs: int, *, device: torch.device) -> None:
+        self._widths = dict(widths)
+        self._starts = dict(zip(widths, accumulate(widths.values(), initial=0), strict=False))
+        self._count = sum(widths.values())
         self._device = device
         self._clock = torch.zeros(num_envs, dtype=torch.int64, device=device)
         self._streams = Streams(0, num_envs, device=device)
@@ -37,19 +40,15 @@ class ActionChance:
         self._streams = Streams(seed ^ _SALT, len(self._clock), device=self._device)
         self._streams.begin()
 
-    def draw(self) -> list[Tensor]:
-        """The numbers of this step in (0, 1), ``[E, m]`` for each agent."""
-        count = sum(self._widths)
-        numbers = self._streams.uniform(count, start=self._clock * count).T.float()
-        return list(numbers.clamp(1e-7, 1 - 1e-7).split(self._widths, -1))
-
     def advance(self, over: Tensor) -> None:
         """Move on to the next step; to the next episode in the copies ``over`` (``[E]`` bool)."""
         self._clock = (self._clock + 1).masked_fill(over, 0)
         self._streams.begin(over)
 
-    def sample(self, kind: ActionDistribution, inputs: Tensor, uniform: Tensor) -> Tensor:
-        """An action of the distribution from its numbers, ``[E, m], [E, m] -> [E, ...]``."""
+    def sample(self, agent: str, kind: ActionDistribution, inputs: Tensor) -> Tensor:
+        """An action of the agent in this step, ``[E, m] -> [E, ...]``."""
+        place = self._clock * self._count + self._starts[agent]
+        uniform = self._streams.uniform(self._widths[agent], start=place).T.float().clamp(1e-7, 1 - 1e-7)
         if isinstance(kind, DiagGaussian):
             mean, log_std = kind.split(inputs)
             noise = torch.erfinv(2 * uniform[..., : kind.k] - 1) * math.sqrt(2)

@@ -15,19 +15,22 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
-import numpy as np
 import torch
 from gymnasium import spaces
 from torch import Tensor
 
 from marl_aajr.attacks.chance import ActionChance
+from marl_aajr.attacks.match import check_match
 from marl_aajr.checks import one_of
 from marl_aajr.rollout.batched import BatchedEnv, BatchedStep
-from marl_aajr.victims import Victim
+from marl_aajr.victims import Victim, VictimPolicy
 from marl_aajr.victims.groups import alike
 
 ADVERSARY = "adversary"
 """The team of the game's players."""
+
+Rows = Mapping[str, Tensor]
+"""By agent, the copies in which it must act, ``[b]``."""
 
 
 class VictimGame(BatchedEnv):
@@ -89,8 +92,9 @@ class VictimGame(BatchedEnv):
         self._members = [agent for agent in env.possible_agents if env.teams[agent] == team]
         self._played = [agent for agent in env.possible_agents if agent not in replaced]
         self._groups = alike(victim, self._played)
-        widths = [victim.distributions[victim.module_of[agent]].num_inputs for agent in self._played]
+        widths = {a: victim.distributions[victim.module_of[a]].num_inputs for a in self._played}
         self._chance = ActionChance(widths, env.num_envs, device=env.device) if sampled else None
+        self._memory = victim.memory(env.num_envs)
         self._clear()
 
     def observe(self, obs: Mapping[str, Tensor], active: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -105,11 +109,14 @@ class VictimGame(BatchedEnv):
         """
         raise NotImplementedError
 
-    def show(self, inputs: dict[str, Tensor], actions: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """What the victims' networks are shown, ``[E, d]`` by agent; here, what is there.
+    def show(self, rows: Rows, policy: VictimPolicy, inputs: Tensor, actions: Mapping[str, Tensor]) -> Tensor:
+        """What victims are shown, ``[B, d]``; here, what is there.
 
         Args:
-            inputs: the networks' inputs at the true observations, ``[E, d]`` by agent, behind the filter.
+            rows: the copies ``[b]`` in which each of some agents must act; B = Σ b. They have one network and
+                one filter.
+            policy: theirs, with each row's legal actions and memory. Asking it changes nothing.
+            inputs: what their network receives of the true observations, behind the filter, ``[B, d]``.
             actions: of the players, checked.
         """
         return inputs
@@ -148,6 +155,7 @@ class VictimGame(BatchedEnv):
         ended = {player: over & met for player, met in self._met.items()}
         cut = {p: torch.stack([step.truncations[a] for a in seat]).any(0) for p, seat in self.seats.items()}
         final = self._last_words(step, ends) if any(bool(end.any()) for end in ends.values()) else seen
+        self._memory.forget(over)
         if self._chance is not None:
             self._chance.advance(over)
         self._met = {p: self._active[p] | (met & ~over) for p, met in self._met.items()}
@@ -199,6 +207,7 @@ class VictimGame(BatchedEnv):
             "last": {agent: obs.clone() for agent, obs in self._last.items()},
             "met": {player: met.clone() for player, met in self._met.items()},
             "owed": self._owed.clone(),
+            "memory": self._memory.get_state(),
             "chance": None if self._chance is None else self._chance.get_state(),
         }
 
@@ -213,6 +222,7 @@ class VictimGame(BatchedEnv):
         for name in ("obs", "last", "met"):
             setattr(self, f"_{name}", {key: value.clone() for key, value in state[name].items()})
         self._owed = state["owed"].clone()
+        self._memory.set_state(state["memory"])
         if self._chance is not None:
             self._chance.set_state(state["chance"])
         self._active = self.active
@@ -224,6 +234,7 @@ class VictimGame(BatchedEnv):
     def _clear(self) -> None:
         self._owed = torch.zeros(len(self.seats), self.num_envs, device=self.device)
         self._met, self._obs, self._last = {}, {}, {}
+        self._memory.forget()
 
     def _seen(self, obs: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """What the players see now; zero where they need not act."""
@@ -246,27 +257,34 @@ class VictimGame(BatchedEnv):
 
     @torch.no_grad()
     def _victims_actions(self, given: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        inputs = {agent: self.victim.inputs(agent, self._obs[agent]) for agent in self._played}
-        outputs = self._outputs(self.show(inputs, given))
-        if self._chance is None:
-            return {agent: self.victim.greedy(agent, outputs[agent]) for agent in self._played}
-        drawn = self._chance.draw()
-        return {
-            agent: self.victim.to_environment(agent, self._chance.sample(kind, outputs[agent], drawn[i]))
-            for i, agent in enumerate(self._played)
-            for kind in [self.victim.distributions[self.victim.module_of[agent]]]
-        }
-
-    def _outputs(self, shown: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """The victims' distribution inputs ``[E, m]``: the one place where they see something and decide."""
-        masks = self.env.action_mask
-        outputs: dict[str, Tensor] = {}
+        """Actions of the victims that must act; what they are shown here, and nothing else, they remember."""
+        active, masks = self.env.active, self.env.action_mask
+        actions: dict[str, Tensor] = {}
         for group in self._groups:
-            legal = [mask for agent in group if (mask := masks[agent]) is not None]
-            policy = self.victim.policy(group[0], action_mask=torch.cat(legal) if legal else None)
-            parts = policy(torch.cat([shown[agent] for agent in group])).split(self.num_envs)
-            outputs.update(zip(group, parts, strict=True))
-        return outputs
+            rows = {agent: active[agent].nonzero().flatten() for agent in group}
+            rows = {agent: index for agent, index in rows.items() if len(index)}
+            if not rows:
+                continue
+            inputs = torch.cat([self.victim.inputs(a, self._obs[a][index]) for a, index in rows.items()])
+            legal = [mask[index] for a, index in rows.items() if (mask := masks[a]) is not None]
+            state = self._memory.recall(rows)
+            mask = torch.cat(legal) if legal else None
+            policy = self.victim.policy(group[0], action_mask=mask, state=state)
+            shown = self.show(rows, policy, inputs, given)
+            outputs = policy(shown)
+            self._memory.advance(rows, policy, shown)
+            for part, (agent, index) in zip(
+                outputs.split([len(index) for index in rows.values()]), rows.items(), strict=True
+            ):
+                everywhere = part.new_zeros(self.num_envs, part.shape[-1]).index_copy(0, index, part)
+                actions[agent] = self._choose(agent, everywhere)
+        return actions
+
+    def _choose(self, agent: str, outputs: Tensor) -> Tensor:
+        if self._chance is None:
+            return self.victim.greedy(agent, outputs)
+        kind = self.victim.distributions[self.victim.module_of[agent]]
+        return self.victim.to_environment(agent, self._chance.sample(agent, kind, outputs))
 
     def _checked(self, actions: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Actions of all players, zeros for those who may be left out.
@@ -292,36 +310,6 @@ class VictimGame(BatchedEnv):
                 f"got {action.dtype} of shape {tuple(action.shape)}"
             )
         return action
-
-
-def check_match(
-    victim: Victim, env: BatchedEnv, *, agents: Sequence[str] | None = None, what: str = "a victim"
-) -> None:
-    """Raise ``ValueError`` unless the victim can play these agents of the environment; None: all."""
-    agents = env.possible_agents if agents is None else agents
-    for agent in agents:
-        if agent not in victim.module_of:
-            raise ValueError(
-                f"expected {what} that plays {', '.join(agents)}, got one for "
-                f"{', '.join(victim.agents)}; evaluate it on the environment that it was trained on"
-            )
-        for kind, has, needs in (
-            ("observations", victim.observation_spaces[agent], env.observation_spaces[agent]),
-            ("actions", victim.action_spaces[agent], env.action_spaces[agent]),
-        ):
-            if not _fits(has, needs):
-                raise ValueError(
-                    f"expected {what} for the {kind} {needs} of {agent!r}, got one for {has}; evaluate it "
-                    "with the environment arguments that it was trained with"
-                )
-
-
-def _fits(has: spaces.Space[Any], needs: spaces.Space[Any]) -> bool:
-    # Bounds of observations may differ with the arguments; nothing depends on them.
-    if isinstance(has, spaces.Box) and isinstance(needs, spaces.Box):
-        same_bounds = np.array_equal(has.low, needs.low) and np.array_equal(has.high, needs.high)
-        return has.shape == needs.shape and has.dtype == needs.dtype and same_bounds
-    return has == needs
 
 
 def _column(flag: Tensor, like: Tensor) -> Tensor:

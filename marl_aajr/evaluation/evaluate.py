@@ -7,7 +7,7 @@ from contextlib import closing
 from pathlib import Path
 
 from marl_aajr.attacks import Attack, Transfer
-from marl_aajr.attacks.victim_game import check_match
+from marl_aajr.attacks.match import check_match
 from marl_aajr.evaluation.adversary import prepare
 from marl_aajr.evaluation.crosschecks import agent_checks, climb, ladder, objective_checks, return_checks
 from marl_aajr.evaluation.episodes import PROBE, derived_seed, stream

@@ -16,7 +16,7 @@ import torch
 from gymnasium import spaces
 from torch import Tensor
 
-from marl_aajr.attacks.victim_game import check_match
+from marl_aajr.attacks.match import check_match
 from marl_aajr.checks import one_of
 from marl_aajr.evaluation.table import StandIn
 from marl_aajr.rollout.batched import BatchedEnv

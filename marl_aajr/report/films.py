@@ -19,7 +19,7 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from marl_aajr.attacks import Attack
-from marl_aajr.attacks.victim_game import check_match
+from marl_aajr.attacks.match import check_match
 from marl_aajr.evaluation.episodes import ATTACK, REPLACED, Adversary, play, stream
 from marl_aajr.evaluation.replacements import Replacement, resolve_replacements
 from marl_aajr.evaluation.suites import Units

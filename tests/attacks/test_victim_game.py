@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 
-from marl_aajr.evaluation.episodes import play
+from marl_aajr.rollout.batched import BatchedEnv
 from marl_aajr.rollout.batches import make_batch
 from marl_aajr.rollout.contract import check_batched_env
 from marl_aajr.rollout.environments import EnvironmentSpec, resolve
@@ -33,6 +35,25 @@ def players(spec: EnvironmentSpec) -> Victim:
     return team(spec, torch.nn.Sequential(torch.nn.Flatten(), network(7, 84)))
 
 
+def greedy(victim: Victim, env: BatchedEnv, obs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    masks = env.action_mask
+    return {
+        a: victim.greedy(a, victim.policy(a, action_mask=masks[a])(victim.inputs(a, seen)))
+        for a, seen in obs.items()
+    }
+
+
+def first_returns(victim: Victim, env: BatchedEnv, side: str, *, seed: int) -> Tensor:
+    """What a team earns in the first episode of every copy, without any game around it."""
+    obs, earned = env.reset(seed=seed), torch.zeros(env.num_envs)
+    over = torch.zeros(env.num_envs, dtype=torch.bool)
+    while not over.all():
+        step = env.step(greedy(victim, env, obs))
+        earned += sum(r for a, r in step.rewards.items() if env.teams[a] == side) * ~over
+        obs, over = step.obs, over | step.episode_over
+    return earned
+
+
 @pytest.mark.parametrize(("name", "kwargs", "side", "agents", "steps"), GAMES, ids=IDS)
 def test_games_with_victims_keep_the_contract(
     name: str, kwargs: dict[str, Any], side: str, agents: tuple[str, ...], steps: int
@@ -55,19 +76,12 @@ def test_the_players_earn_minus_what_the_team_earns(
     game = replaced(spec, victim, 2, agents, team=side)
     obs, earned = game.reset(seed=5), torch.zeros(2)
     over = torch.zeros(2, dtype=torch.bool)
-    plain = play(victim, make_batch(spec, 2), episodes=2, seed=5)
     while not over.all():
         # The players do what the victims would do, so the game is the one without them.
-        masks = game.env.action_mask
-        actions = {}
-        for player in game.possible_agents:
-            policy = victim.policy(player, action_mask=masks[player])
-            actions[player] = victim.greedy(player, policy(victim.inputs(player, obs[player])))
-        step = game.step(actions)
+        step = game.step(greedy(victim, game.env, {p: obs[p] for p in game.possible_agents}))
         earned += torch.stack(list(step.rewards.values())).sum(0) * ~over
         obs, over = step.obs, over | step.episode_over
-    members = [i for i, agent in enumerate(game.env.possible_agents) if game.env.teams[agent] == side]
-    torch.testing.assert_close(earned.double(), -plain[:, members].sum(1), rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(earned, -first_returns(victim, make_batch(spec, 2), side, seed=5))
 
 
 def test_sampled_victims_act_by_their_probabilities() -> None:
@@ -79,8 +93,8 @@ def test_sampled_victims_act_by_their_probabilities() -> None:
     expected = torch.softmax(victim.policy("agent_2")(obs["agent_2"]), -1).mean(0)
     chosen = game._victims_actions({})["agent_2"]
     shares = torch.bincount(chosen, minlength=5) / 4000
-    torch.testing.assert_close(shares, expected, atol=0.03, rtol=0)
-    assert expected.max() - expected.min() > 0.1
+    torch.testing.assert_close(shares, expected, atol=0.02, rtol=0)
+    assert expected.max() - expected.min() > 0.06
 
 
 def test_a_victim_of_another_environment_is_refused() -> None:
