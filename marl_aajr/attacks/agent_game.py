@@ -1,0 +1,135 @@
+"""Games in which an agent itself is the adversary: a traitor among frozen victims, or the side against them.
+
+Nobody's observation is changed. The players of these games are agents of the victims' environment: they see
+what those agents see and act in their place.
+
+- **Traitor**: one or more members of the victims' team, paid minus what the team earns, their own part
+  included, in equal parts. Where rewards are shared, that is minus the common reward; where they are not, a
+  traitor that hurts only itself is paid for it too, which is why an evaluation says beside the team's return
+  what the loyal members earn.
+- **Opponent**: agents of the other sides, by default each paid what the environment pays it, as in the field
+  (Gleave 2020, arXiv 1905.10615: the frozen victim is part of the environment, and the adversary maximises
+  its own return in it); ``pays="loss"`` pays them minus what the victims earn instead, which differs where the
+  game is not zero-sum.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from marl_aajr.attacks.victim_game import VictimGame
+from marl_aajr.checks import one_of
+from marl_aajr.rollout.batched import BatchedEnv, BatchedStep
+from marl_aajr.victims import Victim
+
+Kind = Literal["traitor", "opponent"]
+Pays = Literal["loss", "own"]
+
+PAYS: Mapping[Kind, Pays] = {"traitor": "loss", "opponent": "own"}
+"""What each kind is paid where nothing else is said."""
+
+
+class AgentGame(VictimGame):
+    """E copies of an environment, as its adversarial agents see it; see `VictimGame`.
+
+    Args:
+        env: the copies that the victims play.
+        victim: plays everybody else.
+        team: the victims' side.
+        agents: who is played by the learners.
+        pays: ``"loss"``: minus what the team earns, in equal parts; ``"own"``: each what it earns itself.
+        sampled: whether the victims sample their actions or take the most likely ones.
+
+    Raises:
+        ValueError: a victim that does not fit the environment, an unknown team or agent, or nobody left of
+            the team.
+    """
+
+    def __init__(
+        self,
+        env: BatchedEnv,
+        victim: Victim,
+        *,
+        team: str,
+        agents: Sequence[str],
+        pays: Pays = "loss",
+        sampled: bool = False,
+    ) -> None:
+        one_of("pays", pays, ("loss", "own"))
+        super().__init__(
+            env,
+            victim,
+            seats={agent: (agent,) for agent in agents},
+            team=team,
+            observation_spaces={agent: env.observation_spaces[agent] for agent in agents},
+            action_spaces={agent: env.action_spaces[agent] for agent in agents},
+            replaced=agents,
+            sampled=sampled,
+        )
+        self.pays = pays
+
+    def observe(self, obs: Mapping[str, Tensor], active: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """What the agents themselves see."""
+        return {agent: obs[agent].clone() for agent in self.possible_agents}
+
+    def play(self, actions: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """What they decided."""
+        return dict(actions)
+
+    def pay(self, step: BatchedStep) -> Tensor:
+        """Their own rewards or the victims' loss, ``[players, E]``."""
+        if self.pays == "loss":
+            return super().pay(step)
+        return torch.stack([step.rewards[agent] for agent in self.possible_agents])
+
+    @property
+    def action_mask(self) -> dict[str, Tensor | None]:
+        """See `BatchedEnv.action_mask`."""
+        masks = self.env.action_mask
+        return {agent: masks[agent] for agent in self.possible_agents}
+
+
+def choose_sides(
+    kind: Kind, teams: Mapping[str, str], *, team: str, agents: Sequence[str] | None
+) -> tuple[str, ...]:
+    """Who the learners play.
+
+    Args:
+        kind: traitor or opponent.
+        teams: the team of each agent.
+        team: the victims'.
+        agents: whom they play; None: for an opponent, everybody who is not on the team.
+
+    Raises:
+        ValueError: unknown agents or team, traitors of another team, a whole team of traitors, opponents of
+            the victims' own team, or none where there is only one team.
+    """
+    one_of("kind", kind, PAYS)
+    one_of("a team", team, teams.values())
+    mine = [agent for agent, side in teams.items() if side == team]
+    others = [agent for agent in teams if agent not in mine]
+    for agent in agents or ():
+        one_of("an agent", agent, teams)
+    if kind == "opponent":
+        if not others:
+            raise ValueError(
+                f"expected an opponent in a game of several teams, got one in which all are of {team!r}; "
+                "train a traitor"
+            )
+        chosen, side = others if agents is None else agents, others
+    else:
+        if not agents:
+            raise ValueError(f"expected the agents that betray team {team!r}, got none; name some of {mine}")
+        if set(agents) >= set(mine):
+            raise ValueError(
+                f"expected somebody of team {team!r} to stay loyal, got all of it ({', '.join(mine)}) as "
+                "traitors; name fewer"
+            )
+        chosen, side = agents, mine
+    for agent in chosen:
+        one_of(f"an agent that can be {kind} of team {team!r}", agent, side)
+    return tuple(agent for agent in teams if agent in chosen)
