@@ -9,7 +9,7 @@ What it returns are `Fragment`s, which a learner reads with
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -17,13 +17,13 @@ from typing import Any
 import torch
 from ray.rllib.env.env_context import EnvContext
 
+from marl_aajr.rllib.agents import module_of_agents
 from marl_aajr.rllib.batch_env import BatchCreator, BatchSpaces
 from marl_aajr.rllib.batch_filter import BatchFilter
 from marl_aajr.rllib.internals import registered_creator, stale_connector_settings
 from marl_aajr.rllib.players import ModulePlayers
 from marl_aajr.rllib.runner import RunEnvRunner
 from marl_aajr.rllib.sampling_metrics import SamplingMetrics
-from marl_aajr.rollout.batched import BatchedEnv
 from marl_aajr.rollout.collector import Collector
 from marl_aajr.rollout.episodes import Episodes
 from marl_aajr.rollout.faults import EnvironmentFault
@@ -191,7 +191,7 @@ class FastEnvRunner(RunEnvRunner):
         if self._collector is None:
             assert self.env is not None
             batch = self.env.batch
-            module_of = _module_of(batch, self.config.policy_mapping_fn)
+            module_of = module_of_agents(batch.possible_agents, self.config.policy_mapping_fn)
             normalizer = self.normalizer
             self._filter = None if normalizer is None else BatchFilter(normalizer, self.place)
             if normalizer is not None and self.config.in_evaluation:
@@ -222,19 +222,3 @@ class FastEnvRunner(RunEnvRunner):
 
 def _any_seed() -> int:
     return torch.seed() % 2**31
-
-
-def _module_of(batch: BatchedEnv, mapping: Any) -> Mapping[str, str]:
-    """The module of each agent, for good.
-
-    Raises:
-        ValueError: A mapping that needs to know the episode.
-    """
-    try:
-        return {agent: mapping(agent, None) for agent in batch.possible_agents}
-    except Exception as error:
-        raise ValueError(
-            "expected a policy_mapping_fn that maps each agent to one module whatever the episode, got one "
-            f"that raised {type(error).__name__} ({error}) when it was called without an episode; use "
-            "RLlib's env runner for agents that change modules"
-        ) from error

@@ -15,10 +15,12 @@ from typing import Any
 
 import gymnasium as gym
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from ray.rllib.connectors.connector_v2 import ConnectorV2
 
 from marl_aajr.rollout.central import STATE
+from marl_aajr.victims.filters import ObservationFilter
 
 CLIP = 10.0
 """Normalised observations stay within ± this, as in RLlib's filter."""
@@ -161,6 +163,17 @@ class ObservationNormalizer(ConnectorV2):
     def moments(self, module: str) -> Moments:
         """The statistics of a module's observations."""
         return self._total[module]
+
+    def victims_filter(self, module: str, shape: tuple[int, ...]) -> ObservationFilter:
+        """The statistics as they are, for a victim whose observations have this shape.
+
+        Behind an agent's own numbers come those of a centralised critic, if there is one.
+        """
+        moments = self._total[module]
+        mean, std = (
+            torch.tensor(part.ravel()[: prod(shape)].reshape(shape)) for part in (moments.mean, moments.std)
+        )
+        return ObservationFilter(mean=mean, std=std, clip=CLIP)
 
 
 def filtered_shape(space: gym.Space[Any]) -> tuple[int, ...]:

@@ -50,11 +50,13 @@ class VictimPolicy(Policy):
         self._critic = critic
         self._state = state
         self._recurrent = is_recurrent(module)
+        # Some modules do more with the mask than to forbid actions; they ask for it.
+        self._legal = {"action_mask": action_mask} if getattr(module, "reads_action_mask", False) else {}
         if critic is not None:
             self.critic = self._value
 
     def __call__(self, obs: Tensor) -> Tensor:
-        outputs = self._step(obs)[0] if self._recurrent else self._apply(self._module, obs)
+        outputs = self._step(obs)[0] if self._recurrent else self._apply(self._module, obs, **self._legal)
         if self._mask is None:
             return outputs
         return outputs.masked_fill(~self._mask, torch.finfo(outputs.dtype).min)
@@ -114,18 +116,18 @@ class VictimPolicy(Policy):
                 "expected the state of a recurrent policy, got none; keep a memory of the game, "
                 "memory = victim.memory(num_envs), and give policy() what it recalls"
             )
-        outputs, state = self._module(obs.reshape(-1, *self._shape), self._state)
+        outputs, state = self._module(obs.reshape(-1, *self._shape), self._state, **self._legal)
         return outputs, state
 
     def _value(self, obs: Tensor) -> Tensor:
         assert self._critic is not None
         return self._apply(self._critic, obs).reshape(obs.shape[:-1])
 
-    def _apply(self, network: nn.Module, obs: Tensor) -> Tensor:
+    def _apply(self, network: nn.Module, obs: Tensor, **legal: Tensor | None) -> Tensor:
         """``[..., d] -> [..., m]`` by a network of one batch dimension, unless observations are vectors."""
         if len(self._shape) == 1:
-            return network(obs)
-        outputs = network(obs.reshape(-1, *self._shape))
+            return network(obs, **legal)
+        outputs = network(obs.reshape(-1, *self._shape), **legal)
         return outputs.reshape(*obs.shape[:-1], -1)
 
 

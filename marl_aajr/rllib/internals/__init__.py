@@ -15,6 +15,7 @@ from marl_aajr.rllib.internals.configs import (
     registered_creator,
     stale_connector_settings,
 )
+from marl_aajr.rllib.internals.inference import forward_inference, inference_layers
 from marl_aajr.rllib.internals.learners import (
     OpenPPOTorchLearner,
     OpenTorchLearner,
@@ -65,7 +66,9 @@ __all__ = [
     "episode_callbacks",
     "errors_raise",
     "foreign_env_to_module",
+    "forward_inference",
     "in_step",
+    "inference_layers",
     "keep_thread_errors",
     "learner_index",
     "log_trained",

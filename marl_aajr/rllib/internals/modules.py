@@ -84,21 +84,25 @@ def actor_layers(module: DefaultPPOTorchRLModule) -> nn.Sequential:
     """
     own = getattr(module.encoder, "actor_encoder", None)
     encoder, head = own or getattr(module.encoder, "encoder", None), module.pi  # the latter: shared
-    body = _body(encoder)
-    if body is None or type(head) not in (TorchMLPHead, TorchFreeLogStdMLPHead):
+    body, last = _body(encoder), head_layers(head)
+    if body is None or last is None:
         raise ValueError(
             f"expected RLlib's MLP encoder and head, got {type(encoder).__name__} and {type(head).__name__}; "
             "only feed-forward policies on flat observations can be exported"
         )
-    layers = [*body, *head.net.mlp]
+    return nn.Sequential(*body, *last)
+
+
+def head_layers(head: Any) -> list[nn.Module] | None:
+    """The layers of RLlib's own policy heads, sharing their parameters; None for any other."""
+    if type(head) not in (TorchMLPHead, TorchFreeLogStdMLPHead):
+        return None
     bound = float(head.log_std_clip_param) if head.clip_log_std else None
     if isinstance(head, TorchFreeLogStdMLPHead):
         free = FreeLogStd(len(head.log_std), bound)
         free.log_std = head.log_std
-        layers.append(free)
-    elif bound is not None:
-        layers.append(ClipLogStd(bound))
-    return nn.Sequential(*layers)
+        return [*head.net.mlp, free]
+    return [*head.net.mlp, *([] if bound is None else [ClipLogStd(bound)])]
 
 
 def plain_actor(module: TorchRLModule) -> nn.Sequential | None:

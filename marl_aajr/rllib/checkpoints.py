@@ -1,0 +1,156 @@
+"""Algorithm checkpoints of RLlib's new API stack as victims."""
+
+from __future__ import annotations
+
+import json
+import pickle
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import gymnasium as gym
+import torch
+from ray.rllib.algorithms.algorithm_config import AlgorithmConfig
+from ray.rllib.connectors.env_to_module import EnvToModulePipeline, FlattenObservations, MeanStdFilter
+from ray.rllib.core import (
+    COMPONENT_ENV_RUNNER,
+    COMPONENT_ENV_TO_MODULE_CONNECTOR,
+    COMPONENT_LEARNER,
+    COMPONENT_LEARNER_GROUP,
+    COMPONENT_RL_MODULE,
+)
+from ray.rllib.core.rl_module.multi_rl_module import MultiRLModule
+from ray.rllib.utils.filter import RunningStat
+
+from marl_aajr.rllib.agents import module_of_agents
+from marl_aajr.rllib.internals import custom_connectors, foreign_env_to_module
+from marl_aajr.rllib.modules import split
+from marl_aajr.rllib.observation_filter import ObservationNormalizer
+from marl_aajr.rllib.victims import spaces_of, victim_from_modules
+from marl_aajr.rollout.environments import EnvironmentSpec, resolve
+from marl_aajr.victims import ObservationFilter, Victim
+
+MARK = "rllib_checkpoint.json"
+"""The file by which RLlib knows its checkpoints."""
+
+_CONSTRUCTION = "class_and_ctor_args.pkl"
+
+
+def is_checkpoint(path: Path | str) -> bool:
+    """Whether a folder is a checkpoint of an RLlib algorithm."""
+    return (Path(path) / MARK).is_file()
+
+
+def victim_from_checkpoint(
+    path: Path | str, *, env: str | EnvironmentSpec, env_kwargs: Mapping[str, Any] | None = None
+) -> Victim:
+    """The policies of an RLlib checkpoint as a victim that plays as they did in training.
+
+    Takes from it: the modules, who plays for whom, the observation filter (RLlib's ``MeanStdFilter`` or ours;
+    it stands still from now on), and how actions are mapped to their bounds. Ray need not be running.
+
+    Args:
+        path: what ``Algorithm.save_to_path`` wrote, or a checkpoint of Ray Tune. It holds pickles, so reading
+            it runs what is in it: read your own.
+        env: the environment, by a name that `marl_aajr.rollout.environments.resolve` knows: a checkpoint has
+            only the name that it was registered under in the training script.
+        env_kwargs: its arguments.
+
+    Raises:
+        ValueError: no checkpoint, one of RLlib's old API stack, connectors that victims do not have, or an
+            environment that the modules do not fit.
+
+    Example:
+        >>> victim = victim_from_checkpoint("checkpoint_000010", env="simple_spread_v3")
+        >>> evaluate(victim, suite="standard", units="raw").worst
+    """
+    path = Path(path)
+    _check_kind(path)
+    config = _config(path)
+    spec = env if isinstance(env, EnvironmentSpec) else resolve(env, env_kwargs)
+    agents, _ = spaces_of(spec)
+    module_of = module_of_agents(agents, config.policy_mapping_fn)
+    modules = MultiRLModule.from_checkpoint(
+        path.resolve() / COMPONENT_LEARNER_GROUP / COMPONENT_LEARNER / COMPONENT_RL_MODULE
+    )
+    return victim_from_modules(
+        modules,
+        spec,
+        policy_mapping_fn=module_of,
+        filters=_filters(path, agents, module_of),
+        normalize_actions=config.normalize_actions,
+        clip_actions=config.clip_actions,
+    )
+
+
+def _check_kind(path: Path) -> None:
+    if not is_checkpoint(path):
+        nested = sorted(folder.parent.name for folder in path.glob(f"*/{MARK}"))
+        hint = f"; there is {path / nested[-1]}" if nested else "; name what Algorithm.save_to_path wrote"
+        raise ValueError(f"expected a checkpoint of an RLlib algorithm, got {path} without {MARK}{hint}")
+    if not (path / COMPONENT_LEARNER_GROUP).is_dir():
+        raise ValueError(
+            f"expected a checkpoint of RLlib's new API stack, got {path} without {COMPONENT_LEARNER_GROUP}; "
+            "restore it with RLlib and give the policies' networks to Victim.from_policies"
+        )
+    if not (path / _CONSTRUCTION).is_file():
+        written = json.loads((path / MARK).read_text()).get("class_and_ctor_args_file")
+        raise ValueError(
+            f"expected a checkpoint in RLlib's default format, got {path} with {written or 'another'}; save "
+            "it without use_msgpack"
+        )
+
+
+def _config(path: Path) -> AlgorithmConfig:
+    try:
+        with (path / _CONSTRUCTION).open("rb") as file:
+            (state, *_), _ = pickle.load(file)["ctor_args_and_kwargs"]
+    except (ImportError, AttributeError) as error:
+        raise ValueError(
+            f"expected to find the code that {path} was trained with, got {error}; run where Python can "
+            "import it"
+        ) from error
+    config: AlgorithmConfig = AlgorithmConfig.from_state(state)
+    defaults = config.add_default_connectors_to_module_to_env_pipeline
+    if "module_to_env_connector" in custom_connectors(config) or not defaults:
+        raise ValueError(
+            f"expected RLlib's default way from modules to actions, got another in {path}, which a victim "
+            "cannot repeat"
+        )
+    return config
+
+
+def _filters(
+    path: Path, agents: Mapping[str, gym.Space[Any]], module_of: Mapping[str, str]
+) -> dict[str, ObservationFilter | None]:
+    folder = path.resolve() / COMPONENT_ENV_RUNNER / COMPONENT_ENV_TO_MODULE_CONNECTOR
+    pipeline = EnvToModulePipeline.from_checkpoint(folder)
+    if foreign := foreign_env_to_module(pipeline, MeanStdFilter, ObservationNormalizer, FlattenObservations):
+        raise ValueError(
+            "expected no connector between environment and modules but MeanStdFilter and "
+            f"FlattenObservations, got {', '.join(foreign)} in {path}; do in the environment what it does, "
+            "and use victim_from_modules"
+        )
+    found: dict[str, ObservationFilter | None] = {}
+    for piece in pipeline.connectors:
+        if isinstance(piece, MeanStdFilter):
+            found |= {agent: _rllibs(piece, agent, space) for agent, space in agents.items()}
+        elif isinstance(piece, ObservationNormalizer):
+            found |= {
+                agent: piece.victims_filter(module_of[agent], split(space)[0].shape)
+                for agent, space in agents.items()
+            }
+    return found
+
+
+def _rllibs(piece: MeanStdFilter, agent: str, space: gym.Space[Any]) -> ObservationFilter:
+    if not isinstance(space, gym.spaces.Box):
+        raise ValueError(
+            f"expected arrays for MeanStdFilter, got {space} for {agent!r}, whose mask it normalises, too"
+        )
+    if not (piece.de_mean_to_zero and piece.de_std_to_one):
+        raise ValueError("expected a MeanStdFilter of mean and deviation, got one of only one of them")
+    (saved,) = piece.get_state()[agent]["running_stats"]
+    stats = RunningStat.from_state(saved)
+    mean, std = torch.as_tensor(stats.mean), torch.as_tensor(stats.std)
+    return ObservationFilter(mean=mean, std=std, clip=piece.clip_by_value)

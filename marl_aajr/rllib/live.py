@@ -1,0 +1,109 @@
+"""An RLlib module as a victim's module: whatever it does inside, asked the way RLlib's env runner asks."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import torch
+from ray.rllib.core.columns import Columns
+from ray.rllib.core.rl_module.torch import TorchRLModule
+from torch import Tensor, nn
+
+from marl_aajr.rllib.internals import forward_inference
+from marl_aajr.victims.recurrent import State, map_state
+
+_MASK = "action_mask"
+
+
+def live_module(module: TorchRLModule) -> nn.Module:
+    """A module that cannot be taken apart into layers, as a victim plays it.
+
+    It needs Ray and the module's class wherever it is unpickled, and cannot be saved as a portable artefact.
+
+    Raises:
+        ValueError: observations that are neither one array nor one beside an action mask.
+    """
+    return _Recurrent(module) if module.is_stateful() else LiveModule(module)
+
+
+class LiveModule(nn.Module):
+    """``forward_inference`` from observations ``[B, *shape]`` to distribution inputs ``[B, m]``.
+
+    Attributes:
+        reads_action_mask: that it is called with ``action_mask=``, ``[B, n]`` bool or None: modules may do
+            with the mask what they like.
+    """
+
+    def __init__(self, module: TorchRLModule) -> None:
+        super().__init__()
+        self._key, box, self._mask_space = observed_parts(module.observation_space)
+        self._shape = box.shape
+        # An integer observation may be an index: it comes as what RLlib would make of it.
+        whole = not np.issubdtype(box.dtype, np.floating)
+        self._dtype = torch.from_numpy(np.zeros((), box.dtype)).dtype if whole else torch.float32
+        self.reads_action_mask = self._mask_space is not None
+        self.module = module
+
+    def forward(self, obs: Tensor, action_mask: Tensor | None = None) -> Tensor:
+        return self._ask(obs, action_mask, {})[Columns.ACTION_DIST_INPUTS]
+
+    def _ask(self, obs: Tensor, action_mask: Tensor | None, columns: dict[str, Any]) -> dict[str, Any]:
+        own = obs.reshape(-1, *self._shape).to(self._dtype)
+        seen: Any = own
+        if self._mask_space is not None:
+            if action_mask is None:
+                action_mask = torch.ones(len(own), *self._mask_space.shape, dtype=torch.bool)
+            dtype = torch.from_numpy(np.zeros((), self._mask_space.dtype)).dtype
+            seen = {self._key: own, _MASK: action_mask.to(dtype)}
+        batch = {Columns.OBS: seen}
+        if columns:
+            batch = map_state(lambda x: x.unsqueeze(1), batch)
+        # In a fresh dict: modules take out of it what they like.
+        return self._checked(forward_inference(self.module)({**batch, **columns}))
+
+    def _checked(self, out: dict[str, Any]) -> dict[str, Any]:
+        if Columns.ACTION_DIST_INPUTS not in out or Columns.ACTIONS in out:
+            raise ValueError(
+                f"expected {type(self.module).__name__}.forward_inference to give "
+                f"{Columns.ACTION_DIST_INPUTS} and no actions, got {', '.join(out)}; victims choose theirs "
+                "from a distribution"
+            )
+        return out
+
+
+class _Recurrent(LiveModule):
+    """The same for stateful modules: with a state, ``[B, ...]``, and one step of time."""
+
+    def initial_state(self, rows: int) -> State:
+        return map_state(
+            lambda x: torch.as_tensor(x).expand(rows, *x.shape).clone(), self.module.get_initial_state()
+        )
+
+    def forward(  # type: ignore[override]
+        self, obs: Tensor, state: State, action_mask: Tensor | None = None
+    ) -> tuple[Tensor, State]:
+        out = self._ask(obs, action_mask, {Columns.STATE_IN: state})
+        return out[Columns.ACTION_DIST_INPUTS].squeeze(1), out[Columns.STATE_OUT]
+
+
+def observed_parts(space: gym.Space[Any]) -> tuple[str, gym.spaces.Box, gym.spaces.Box | None]:
+    """The name and space of what a module reads beside the action mask, and the space of the mask.
+
+    Raises:
+        ValueError: there is more to it.
+    """
+    if isinstance(space, gym.spaces.Box):
+        return "", space, None
+    if isinstance(space, gym.spaces.Dict) and _MASK in space.spaces:
+        others = {key: part for key, part in space.spaces.items() if key != _MASK}
+        mask = space[_MASK]
+        if len(others) == 1 and isinstance(mask, gym.spaces.Box):
+            [(key, box)] = others.items()
+            if isinstance(box, gym.spaces.Box):
+                return key, box, mask
+    raise ValueError(
+        f"expected a module for Box observations, or for a Dict of one Box and {_MASK}, got {space}; flatten "
+        "the observations"
+    )
