@@ -2,26 +2,31 @@
 
 from __future__ import annotations
 
+from marl_aajr.evaluation.budget import Budget, parse_budget
 from marl_aajr.evaluation.evaluate import evaluate
+from marl_aajr.evaluation.outcomes import AgentOutcome, AttackOutcome, Outcome, Subset, Worst
 from marl_aajr.evaluation.player import Progress
 from marl_aajr.evaluation.replacements import Replacement
-from marl_aajr.evaluation.results import AgentOutcome, AttackOutcome, Check, Evaluation, Outcome, Rows, Worst
+from marl_aajr.evaluation.results import Check, Evaluation, Rows
 from marl_aajr.evaluation.run import evaluate_run
 from marl_aajr.evaluation.suites import Suite, builtin_suites, load_suite
 
 __all__ = [
     "AgentOutcome",
     "AttackOutcome",
+    "Budget",
     "Check",
     "Evaluation",
     "Outcome",
     "Progress",
     "Replacement",
     "Rows",
+    "Subset",
     "Suite",
     "Worst",
     "builtin_suites",
     "evaluate",
     "evaluate_run",
     "load_suite",
+    "parse_budget",
 ]

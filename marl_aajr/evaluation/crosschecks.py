@@ -19,8 +19,9 @@ from torch import Tensor
 
 from marl_aajr.attacks import FGSM, PGD, Attack, SquareAttack, StrongPGD, Transfer, UniformNoise
 from marl_aajr.evaluation.adversary import prepare
+from marl_aajr.evaluation.outcomes import AttackOutcome, Outcome
 from marl_aajr.evaluation.probe import Sample
-from marl_aajr.evaluation.results import AttackOutcome, Check, Outcome, Rows
+from marl_aajr.evaluation.results import Check, Rows
 from marl_aajr.evaluation.suites import Units
 from marl_aajr.threat import PerturbationSet
 from marl_aajr.victims import Victim

@@ -9,19 +9,18 @@ from pathlib import Path
 from marl_aajr.attacks import Attack, Transfer
 from marl_aajr.attacks.match import check_match
 from marl_aajr.evaluation.adversary import prepare
+from marl_aajr.evaluation.budget import Budget
 from marl_aajr.evaluation.crosschecks import agent_checks, climb, ladder, objective_checks, return_checks
 from marl_aajr.evaluation.episodes import PROBE, derived_seed, stream
+from marl_aajr.evaluation.plan import Plan, Request, check_seed, make_plan, positive_integer
 from marl_aajr.evaluation.player import Player, Progress
 from marl_aajr.evaluation.preflight import examine, report
 from marl_aajr.evaluation.probe import Probe
 from marl_aajr.evaluation.protocol import (
-    Plan,
-    Request,
     Skipped,
     admitted,
-    check_seed,
-    make_plan,
-    positive_integer,
+    check_budget,
+    named_agents,
     settle_units,
 )
 from marl_aajr.evaluation.replacements import Replacement, resolve_replacements
@@ -31,6 +30,7 @@ from marl_aajr.evaluation.suites import Actions, Suite, Units
 from marl_aajr.rollout.batches import make_batch
 from marl_aajr.rollout.environments import EnvironmentSpec, resolve
 from marl_aajr.rollout.teams import choose_agents
+from marl_aajr.threat import Norm
 from marl_aajr.victims import Victim
 from marl_aajr.victims.groups import alike
 
@@ -52,6 +52,9 @@ def evaluate(
     selection_episodes: int | None = None,
     actions: Sequence[Actions] | None = None,
     units: Units | None = None,
+    norm: Norm | None = None,
+    budget: Budget | str | None = None,
+    weakest_link: bool | None = None,
     seed: int = 0,
     team: str | None = None,
     agents: Collection[str] | None = None,
@@ -63,10 +66,11 @@ def evaluate(
 ) -> Evaluation:
     """Evaluate a victim: frozen filters, and the same episodes and random numbers for every row.
 
-    One team is attacked at every step; the others play the same policies on what is really there. "The
-    return" is the attacked team's: the sum of its agents' undiscounted rewards. The worst attack of each ε is
-    chosen on other episodes than those it is reported on. With attacks come the checks that say whether their
-    returns are evidence: see :attr:`Evaluation.checks`.
+    One team is attacked, all its agents at every step unless a budget says less; the others play the same
+    policies on what is really there. "The return" is the attacked team's: the sum of its agents' undiscounted
+    rewards. The worst attack of each ε, and the worst agents, are chosen on other episodes than those they
+    are reported on. With attacks come the checks that say whether their returns are evidence: see
+    :attr:`Evaluation.checks`.
 
     Args:
         victim: who plays all agents.
@@ -80,10 +84,17 @@ def evaluate(
         actions: greedy, sampled or both; None: the suite's, or greedy.
         units: of ε, ``"raw"`` or ``"network"``; None: the suite's. Without an observation filter they are the
             same; with one they must be said.
+        norm: of ε, ``"linf"`` or ``"l2"``, for all attacks; None: the suite's, and that of attacks that are
+            values.
+        budget: what the adversary may spend, a :class:`~marl_aajr.evaluation.budget.Budget` or its text, such
+            as ``"agents=1"`` or ``"steps=5,timing=strategic"``; None: the suite's.
+        weakest_link: also try the worst attack of each ε on each agent alone, on the selection episodes;
+            None: as the suite says.
         seed: of the episodes and of the attacks' random numbers. Each row is the same whatever the other
             rows are.
         team: who is attacked; None: the only team, or the largest (of equals, the first).
-        agents: attack these agents of the team only; None: all.
+        agents: attack these agents of the team only (the worst k of them where the budget counts); None:
+            all of it.
         surrogates: victims to compute ``transfer`` perturbations on, by a name for them.
         replace: agents that do not play as the victim does, each a row of its own: ``"random"`` or ``"idle"``
             (each attacked agent in turn), ``"random:agent_0,agent_1"`` (these together, of any team), or
@@ -96,7 +107,8 @@ def evaluate(
 
     Raises:
         ValueError: numbers out of range, unknown or repeated attacks, attacks that the policies do not
-            admit, an environment that the victim does not fit; all before anything is played.
+            admit, a budget or an environment that the victim does not fit; all before anything is played.
+            More steps in the budget than an episode has, once that has been seen.
         EnvironmentFault: the environment broke its contract.
 
     Example:
@@ -113,13 +125,17 @@ def evaluate(
         selection_episodes=selection_episodes,
         actions=actions,
         units=units,
+        norm=norm,
+        budget=budget,
+        weakest_link=weakest_link,
         surrogates=surrogates or {},
     )
     spec = environment or resolve(victim.env_name, victim.env_kwargs)
     env = make_batch(spec, min(num_envs, plan.episodes))
     with closing(env):
         check_match(victim, env)
-        members = choose_agents(env.teams, team, agents)
+        members = choose_agents(env.teams, team, named_agents(agents, plan.budget))
+        check_budget(plan.budget, victim, members)
         chosen, skipped = admitted(plan, victim, members)
         replacements = resolve_replacements(replace, env, members=members)
         player = Player(
@@ -129,10 +145,13 @@ def evaluate(
             agents=members,
             units=settle_units(plan.units, victim, members if chosen else ()),
             seed=seed,
+            scales=plan.budget.scale_of,
             on_progress=on_progress,
         )
         with closing(player):
-            player.expect(plan, rows=len(chosen) + len(replacements))
+            player.expect(plan, chosen, replacements=len(replacements))
+            if chosen:
+                player.rehearse(plan)
             return _judge(player, plan, player.fitted(chosen), replacements, skipped=skipped, workers=workers)
 
 
@@ -153,16 +172,37 @@ def _judge(
         teams=player.env.teams,
         team=player.team,
         agents=tuple(player.agents),
+        budget=str(plan.budget),
         suite=plan.suite,
         units=player.units,
+        norm=plan.norm,
         seed=player.seed,
         episodes=plan.episodes,
         selection_episodes=plan.selection_episodes,
         num_envs=player.env.num_envs,
         rows=rows,
         skipped=skipped,
-        checks=(*_checks(player, attacks, rows, probe), *(c for row in rows for c in agent_checks(row))),
+        checks=(
+            *_side_checks(player),
+            *_checks(player, attacks, rows, probe),
+            *(check for row in rows for check in agent_checks(row)),
+        ),
     )
+
+
+def _side_checks(player: Player) -> list[Check]:
+    """A sum over agents who play against each other says nothing."""
+    if not player.cancelled:
+        return []
+    return [
+        Check(
+            "teams",
+            "warn",
+            f"The rewards of team {player.team!r} add up to 0 in every episode: its agents play against each "
+            "other. Give the environment an attribute teams, a dict from agent to side, for returns that say "
+            "something.",
+        )
+    ]
 
 
 def _checks(player: Player, attacks: Sequence[Attack], rows: Sequence[Rows], probe: Probe) -> list[Check]:

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from torch import Tensor
 
 from marl_aajr.attacks import Attack
 from marl_aajr.evaluation.adversary import Adversary
+from marl_aajr.evaluation.budget import Budget
 from marl_aajr.evaluation.episodes import (
     ATTACK,
     FIT,
@@ -19,11 +20,20 @@ from marl_aajr.evaluation.episodes import (
     play,
     stream,
 )
-from marl_aajr.evaluation.protocol import Plan
+from marl_aajr.evaluation.outcomes import (
+    EVERY_STEP,
+    AgentOutcome,
+    AttackOutcome,
+    Outcome,
+    bootstrap_interval,
+    by_team,
+    cancel,
+)
+from marl_aajr.evaluation.plan import Plan
 from marl_aajr.evaluation.replacements import Replacement
-from marl_aajr.evaluation.results import AgentOutcome, AttackOutcome, Outcome, bootstrap_interval
-from marl_aajr.evaluation.suites import Units
+from marl_aajr.evaluation.suites import Actions, Units
 from marl_aajr.evaluation.table import StandIn
+from marl_aajr.evaluation.timing import Pace, Rehearsal
 from marl_aajr.evaluation.view import Spy
 from marl_aajr.rollout.batched import BatchedEnv
 from marl_aajr.rollout.batches import make_batch
@@ -53,13 +63,16 @@ class Player:
         victim: plays all agents.
         spec: the environment.
         env: its copies, for the reported episodes.
-        agents: whose observations are changed; all of one team.
+        agents: whose observations may be changed; all of one team.
         units: of ε.
         seed: everything random follows from it.
+        scales: by agent, its ε as a multiple of the row's; absent: 1.
         on_progress: told after every episode.
         total: episodes to play.
         done: episodes played.
         other_env: copies for the selection episodes, once there are any.
+        rehearsals: by kind of actions, what unattacked selection episodes say of when to strike.
+        cancelled: whether the team's rewards cancelled in every clean episode, though its agents had some.
     """
 
     victim: Victim
@@ -69,43 +82,83 @@ class Player:
     units: Units
     seed: int
     on_progress: Callable[[Progress], None] | None
+    scales: Mapping[str, float] = field(default_factory=dict)
     total: int = 0
     done: int = 0
     other_env: BatchedEnv | None = None
+    rehearsals: dict[Actions, Rehearsal] = field(default_factory=dict)
+    cancelled: bool = False
 
     @property
     def team(self) -> str:
         """Whose return is "the return"."""
         return self.env.teams[self.agents[0]]
 
-    def expect(self, plan: Plan, *, rows: int) -> None:
-        """Count what there is to play: ``rows`` attacks and replacements, and the clean row, by actions."""
-        each = (rows + 1) * plan.episodes + rows * plan.selection_episodes
-        self.total = len(plan.actions) * each
+    def expect(self, plan: Plan, attacks: Sequence[Attack], *, replacements: int) -> None:
+        """Count what there is to play."""
+        tried = len(attacks) if plan.budget.worst is None else len(attacks) * plan.trials(self.agents)
+        if plan.alone(self.agents):
+            tried += len({attack.perturbations.epsilon for attack in attacks}) * len(self.agents)
+        if plan.budget.steps is not None:
+            tried += 1
+        each = (len(attacks) + replacements + 1) * plan.episodes
+        self.total = len(plan.actions) * (each + (tried + replacements) * plan.selection_episodes)
+
+    def rehearse(self, plan: Plan) -> None:
+        """Watch unattacked selection episodes, where a budget of steps rests on them.
+
+        Raises:
+            ValueError: more steps than an episode has.
+        """
+        if plan.budget.steps is None:
+            return
+        for kind in plan.actions:
+            rehearsal = Rehearsal(self.agents, strategic=plan.budget.timing == "strategic")
+            env = self._other(plan.selection_episodes)
+            self._play(
+                "clean (selection)",
+                plan.selection_episodes,
+                sampled=kind == "sampled",
+                spy=rehearsal,
+                env=env,
+            )
+            self.rehearsals[kind] = rehearsal
+            self.pace(kind, self.agents, plan.budget)
+
+    def pace(self, kind: Actions, agents: Collection[str], budget: Budget) -> Pace | None:
+        """In which steps these agents are attacked; None: in every one."""
+        return None if budget.steps is None else self.rehearsals[kind].pace(agents, steps=budget.steps)
 
     def fitted(self, attacks: Sequence[Attack]) -> tuple[Attack, ...]:
-        """The attacks, those that must learn first fitted: once for all sizes, on episodes of their own."""
+        """The attacks, those that must learn first fitted, on episodes of their own.
+
+        Once for all sizes, unless an attack is for one size only.
+        """
         learned: dict[Attack, Attack] = {}
         found = []
         for attack in attacks:
             if attack.ready:
                 found.append(attack)
                 continue
-            key = attack.at(1.0)
+            key = attack if attack.per_size else attack.at(1.0)
             if key not in learned:
                 self.tell(f"fitting {attack.name}", 0)
                 seed = derived_seed(self.seed, FIT)
                 learned[key] = attack.fit(self.victim, self.env, agents=self.agents, seed=seed)
-            found.append(learned[key].at(attack.perturbations.epsilon))
+            found.append(learned[key] if attack.per_size else learned[key].at(attack.perturbations.epsilon))
         return tuple(found)
 
     def clean(self, *, episodes: int, sampled: bool, spy: Spy | None = None) -> Outcome:
         """The row without attack."""
-        return self._outcome(self._play("clean", episodes, sampled=sampled, spy=spy))
+        returns = self._play("clean", episodes, sampled=sampled, spy=spy)
+        self.cancelled = cancel(returns[:, self._members()])
+        return self._outcome(returns)
 
-    def attacked(self, attack: Attack, *, episodes: int, sampled: bool) -> AttackOutcome:
-        """The row of one attack."""
-        adversary = self._adversary(attack)
+    def attacked(
+        self, attack: Attack, *, agents: Sequence[str], pace: Pace | None, episodes: int, sampled: bool
+    ) -> AttackOutcome:
+        """The row of one attack on some agents, in every step or at a pace."""
+        adversary = self._adversary(attack, agents, pace)
         returns = self._play(_label(attack), episodes, sampled=sampled, adversary=adversary)
         tally = adversary.tally
         decisions = max(tally.decisions, 1)
@@ -115,18 +168,23 @@ class Player:
             success_rate=tally.changed / decisions,
             objective_gain=tally.gain / decisions,
             kl=tally.kl / decisions,
+            epsilons={a: self.scales.get(a, 1.0) * attack.perturbations.epsilon for a in agents},
+            budget=EVERY_STEP if pace is None else str(pace),
+            strikes=None if pace is None else tally.strikes / episodes,
         )
 
-    def selected_on(self, attack: Attack, *, episodes: int, sampled: bool) -> float:
-        """Mean return under an attack on episodes that are not reported."""
+    def selected_on(
+        self, attack: Attack, *, agents: Sequence[str], pace: Pace | None, episodes: int, sampled: bool
+    ) -> tuple[float, ...]:
+        """Returns under an attack on episodes that are not reported."""
         returns = self._play(
             f"{_label(attack)} (selection)",
             episodes,
             sampled=sampled,
-            adversary=self._adversary(attack),
+            adversary=self._adversary(attack, agents, pace),
             env=self._other(episodes),
         )
-        return self._own(returns).mean().item()
+        return tuple(self._own(returns).tolist())
 
     def replaced(
         self, replacement: Replacement, *, episodes: int, selection_episodes: int, sampled: bool
@@ -135,11 +193,7 @@ class Player:
         returns = self._play(
             replacement.label, episodes, sampled=sampled, stand_in=self._stand_in(replacement, sampled)
         )
-        loyal = [
-            i
-            for i, agent in enumerate(self.env.possible_agents)
-            if self.env.teams[agent] == self.team and agent not in replacement.agents
-        ]
+        loyal = self._members(but=replacement.agents)
         tried = None
         if selection_episodes:
             chosen_on = self._play(
@@ -170,13 +224,20 @@ class Player:
     def _stand_in(self, replacement: Replacement, sampled: bool) -> StandIn:
         return replacement.stand_in(sampled=sampled, generator=stream(self.seed, REPLACED))
 
-    def _adversary(self, attack: Attack) -> Adversary:
+    def _members(self, *, but: Collection[str] = ()) -> list[int]:
+        """Places of the team's agents among all."""
+        everybody = enumerate(self.env.possible_agents)
+        return [i for i, agent in everybody if self.env.teams[agent] == self.team and agent not in but]
+
+    def _adversary(self, attack: Attack, agents: Sequence[str], pace: Pace | None) -> Adversary:
         return Adversary(
             attack=attack,
             victim=self.victim,
-            agents=self.agents,
+            agents=agents,
             units=self.units,
             generator=stream(self.seed, ATTACK),
+            scales=self.scales,
+            pace=pace,
         )
 
     def _play(
@@ -210,10 +271,10 @@ class Player:
             self.on_progress(Progress(self.done + finished, self.total, what))
 
     def _own(self, returns: Tensor) -> Tensor:
-        return _by_team(returns, self.env.possible_agents, self.env.teams)[self.team]
+        return by_team(returns, self.env.possible_agents, self.env.teams)[self.team]
 
     def _outcome(self, returns: Tensor) -> Outcome:
-        teams = _by_team(returns, self.env.possible_agents, self.env.teams)
+        teams = by_team(returns, self.env.possible_agents, self.env.teams)
         own = tuple(teams[self.team].tolist())
         low, high = bootstrap_interval(own, seed=self.seed)
         return Outcome(
@@ -227,11 +288,3 @@ class Player:
 
 def _label(attack: Attack) -> str:
     return f"{attack.name} {attack.perturbations.epsilon:g}"
-
-
-def _by_team(returns: Tensor, agents: Sequence[str], teams: Mapping[str, str]) -> dict[str, Tensor]:
-    """Returns ``[episodes, agents]`` summed over the agents of each team, ``[episodes]``."""
-    members: dict[str, list[int]] = {}
-    for i, agent in enumerate(agents):
-        members.setdefault(teams[agent], []).append(i)
-    return {team: returns[:, index].sum(-1) for team, index in members.items()}

@@ -6,131 +6,13 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
-import numpy as np
-from scipy import stats
-
-from marl_aajr.attacks import Attack
+from marl_aajr.evaluation.outcomes import LEVEL, AgentOutcome, AttackOutcome, Outcome, Subset, Worst
 from marl_aajr.evaluation.protocol import Skipped
-from marl_aajr.evaluation.replacements import Replacement
 from marl_aajr.evaluation.suites import Actions, Units
+from marl_aajr.threat import Norm
 
-SCHEMA = 1
-LEVEL = 0.95
-_RESAMPLES = 9999
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """The returns of one batch of episodes.
-
-    Attributes:
-        returns: of the evaluated team (the sum over its agents), one for each episode.
-        mean: their mean.
-        low: lower end of the interval of the mean; None for a single episode.
-        high: upper end.
-        team_returns: mean return of every team.
-    """
-
-    returns: tuple[float, ...]
-    mean: float
-    low: float | None
-    high: float | None
-    team_returns: Mapping[str, float]
-
-    def to_json(self) -> dict[str, Any]:
-        """As in RUN/evaluations."""
-        return {
-            "return": self.mean,
-            "low": self.low,
-            "high": self.high,
-            "returns": list(self.returns),
-            "team_returns": dict(self.team_returns),
-        }
-
-
-@dataclass(frozen=True)
-class AttackOutcome:
-    """One attack at one size.
-
-    Attributes:
-        attack: the attack, radius included.
-        outcome: the returns under it.
-        success_rate: share of attacked decisions whose greedy action changed.
-        objective_gain: mean of g(δ) − g(0), g the attack's own objective.
-        kl: mean KL(π(·|s) ‖ π(·|s + δ)) in nats: the same measure for all attacks.
-    """
-
-    attack: Attack
-    outcome: Outcome
-    success_rate: float
-    objective_gain: float
-    kl: float
-
-    def to_json(self) -> dict[str, Any]:
-        """As in RUN/evaluations."""
-        return {
-            "attack": self.attack.name,
-            "access": self.attack.access,
-            "settings": self.attack.settings,
-            "epsilon": self.attack.perturbations.epsilon,
-            **self.outcome.to_json(),
-            "success_rate": self.success_rate,
-            "objective_gain": self.objective_gain,
-            "kl": self.kl,
-        }
-
-
-@dataclass(frozen=True)
-class Worst:
-    """The strongest of the attacks tried at one size, chosen on other episodes than it is reported on.
-
-    Attributes:
-        epsilon: the size.
-        chosen: what had the lowest mean return on the selection episodes.
-        selected_on: that mean return.
-    """
-
-    epsilon: float
-    chosen: AttackOutcome
-    selected_on: float
-
-    def to_json(self) -> dict[str, Any]:
-        """As in RUN/evaluations; its returns are those of the attack's own row."""
-        row = self.chosen.to_json()
-        kept = ("attack", "settings", "epsilon", "return", "low", "high")
-        return {key: row[key] for key in kept} | {"selection_return": self.selected_on}
-
-
-@dataclass(frozen=True)
-class AgentOutcome:
-    """Some agents played by something else than the victim.
-
-    Attributes:
-        replacement: who, and by what.
-        outcome: what the evaluated team earned, its replaced members included.
-        loyal_return: mean return of those of its members that are still the victim's.
-        selected_on: mean return of the team on the selection episodes; None where there are none.
-        worst: whether that is the lowest of all replacements of its kind and number of agents.
-    """
-
-    replacement: Replacement
-    outcome: Outcome
-    loyal_return: float
-    selected_on: float | None = None
-    worst: bool = False
-
-    def to_json(self) -> dict[str, Any]:
-        """As in RUN/evaluations."""
-        return {
-            "kind": self.replacement.kind,
-            "agents": list(self.replacement.agents),
-            "settings": self.replacement.settings,
-            "source": self.replacement.source,
-            **self.outcome.to_json(),
-            "loyal_return": self.loyal_return,
-            "selection_return": self.selected_on,
-            "worst": self.worst,
-        }
+SCHEMA = 2
+"""1: without budgets and norms; readers of 2 read it as well."""
 
 
 @dataclass(frozen=True)
@@ -143,6 +25,7 @@ class Rows:
         attacks: one for each attack and size.
         worst: one for each size; empty where nothing was chosen.
         adversarial_agents: one for each replacement.
+        subsets: attacks on some agents only, to find the worst; empty where nothing was to be found.
     """
 
     actions: Actions
@@ -150,6 +33,7 @@ class Rows:
     attacks: tuple[AttackOutcome, ...]
     worst: tuple[Worst, ...] = ()
     adversarial_agents: tuple[AgentOutcome, ...] = ()
+    subsets: tuple[Subset, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
         """As in RUN/evaluations."""
@@ -160,6 +44,7 @@ class Rows:
             "attacks": [attack.to_json() for attack in self.attacks],
             "worst": [worst.to_json() for worst in self.worst],
             "adversarial_agents": [row.to_json() for row in self.adversarial_agents],
+            "subsets": [subset.to_json() for subset in self.subsets],
         }
 
 
@@ -190,16 +75,18 @@ class Evaluation:
         env_kwargs: its keyword arguments.
         teams: the team of each agent.
         team: the team whose return is "the return".
-        agents: whose observations are changed; all others see clearly.
+        agents: whose observations may be changed; all others see clearly.
+        budget: what the adversary may spend, as text; empty: all of these agents, at every step.
         suite: the suite's name; empty without one.
         units: of ε.
+        norm: of ε.
         seed: of the episodes and of the attacks.
         episodes: how many, for each row.
         selection_episodes: how many others the worst attacks were chosen on.
         num_envs: copies played side by side; it decides which episodes are played.
         rows: for each kind of actions.
         skipped: attacks of the suite that the victim does not admit.
-        checks: whether it can be believed; empty without attacks.
+        checks: whether it can be believed; without attacks, little can be said.
     """
 
     env_name: str
@@ -207,8 +94,10 @@ class Evaluation:
     teams: Mapping[str, str]
     team: str
     agents: tuple[str, ...]
+    budget: str
     suite: str
     units: Units
+    norm: Norm
     seed: int
     episodes: int
     selection_episodes: int
@@ -256,8 +145,10 @@ class Evaluation:
             "teams": dict(self.teams),
             "team": self.team,
             "agents": list(self.agents),
+            "budget": self.budget,
             "suite": self.suite,
             "units": self.units,
+            "norm": self.norm,
             "seed": self.seed,
             "episodes": self.episodes,
             "selection_episodes": self.selection_episodes,
@@ -268,28 +159,3 @@ class Evaluation:
             "skipped": [asdict(skipped) for skipped in self.skipped],
             "checks": [asdict(check) for check in self.checks],
         }
-
-
-def bootstrap_interval(returns: tuple[float, ...], *, seed: int) -> tuple[float | None, float | None]:
-    """Percentile bootstrap of the mean over episodes: what other seeds of the same victim would give.
-
-    It says nothing of other training runs. Source: Efron 1979, by ``scipy.stats.bootstrap``.
-
-    Args:
-        returns: one for each episode.
-        seed: of the resampling.
-
-    Returns:
-        The ends of the 95 % interval; None for a single episode, which has none.
-    """
-    if len(returns) < 2:
-        return None, None
-    interval = stats.bootstrap(
-        (np.array(returns),),
-        np.mean,
-        confidence_level=LEVEL,
-        n_resamples=_RESAMPLES,
-        method="percentile",
-        rng=np.random.default_rng(seed),
-    ).confidence_interval
-    return float(interval.low), float(interval.high)

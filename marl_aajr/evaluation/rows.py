@@ -1,44 +1,51 @@
-"""All rows of an evaluation: played here, or shared between Ray workers, to the same numbers."""
+"""All rows of an evaluation, in the order in which they depend on each other.
+
+    1. without attack
+    2. where the worst k agents are to be found: each attack on subset after subset (selection episodes)
+    3. each attack on its agents: the reported rows, and what the worst attack of each size is chosen by
+    4. which agent is the weakest link: the worst attack of each size on one agent alone (selection episodes)
+
+Within 2, 3 and 4 no row knows of another, so it does not matter who plays them.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from typing import Any
+from dataclasses import dataclass, field, replace
 
-import torch
+import numpy as np
 
 from marl_aajr.attacks import Attack
+from marl_aajr.evaluation.budget import candidates, rounds
+from marl_aajr.evaluation.crew import Crew, Job, crew
+from marl_aajr.evaluation.outcomes import AgentOutcome, AttackOutcome, Subset, Worst
+from marl_aajr.evaluation.plan import Plan
 from marl_aajr.evaluation.player import Player
 from marl_aajr.evaluation.probe import Probe
-from marl_aajr.evaluation.protocol import Plan
 from marl_aajr.evaluation.replacements import Replacement
-from marl_aajr.evaluation.results import AgentOutcome, AttackOutcome, Rows, Worst
+from marl_aajr.evaluation.results import Rows
 from marl_aajr.evaluation.suites import Actions
-from marl_aajr.rollout.batches import make_batch
 
 
-@dataclass(frozen=True)
-class Job:
-    """One row to play.
+@dataclass
+class _Case:
+    """One attack with one kind of actions, on its way to a row.
 
     Attributes:
-        attack: on whom the victim is judged.
-        sampled: whether actions are sampled.
-        selection: whether it is played on the selection episodes, to choose by, or on the reported ones.
-        episodes: how many.
+        kind: of actions.
+        attack: fitted where it must be.
+        agents: whom it lies to, as far as they have been found.
+        tried: the subsets of agents that were tried for it.
+        chosen_on: its returns on the selection episodes; empty where there are none.
+        outcome: the row.
     """
 
+    kind: Actions
     attack: Attack
-    sampled: bool
-    selection: bool
-    episodes: int
-
-    def play(self, player: Player) -> AttackOutcome | float:
-        """The outcome, or the mean return that the choice rests on."""
-        if self.selection:
-            return player.selected_on(self.attack, episodes=self.episodes, sampled=self.sampled)
-        return player.attacked(self.attack, episodes=self.episodes, sampled=self.sampled)
+    agents: tuple[str, ...]
+    tried: list[Subset] = field(default_factory=list)
+    chosen_on: tuple[float, ...] = ()
+    outcome: AttackOutcome | None = None
 
 
 def play_rows(
@@ -50,13 +57,13 @@ def play_rows(
     probe: Probe,
     workers: int,
 ) -> tuple[Rows, ...]:
-    """Every row of every kind of actions, and the worst attack of each size.
+    """Every row of every kind of actions, the worst attack of each size, and the subsets that were tried.
 
     Args:
         player: plays here; the clean rows always, which the probe watches, and those of replaced agents,
             which are as cheap.
         attacks: fitted where they must be.
-        plan: episodes, and kinds of actions.
+        plan: episodes, kinds of actions, and budget.
         replacements: agents that do not play as the victim does.
         probe: told what the policies are asked on clean episodes.
         workers: how many Ray workers share the attacked rows; 1: none.
@@ -65,47 +72,104 @@ def play_rows(
         kind: player.clean(episodes=plan.episodes, sampled=kind == "sampled", spy=probe)
         for kind in plan.actions
     }
-    kinds = [(kind, selection) for kind in plan.actions for selection in _selections(plan)]
-    jobs = [
-        Job(
-            attack,
-            sampled=kind == "sampled",
-            selection=selection,
-            episodes=plan.selection_episodes if selection else plan.episodes,
-        )
-        for kind, selection in kinds
-        for attack in attacks
-    ]
-    share = min(workers, len(jobs))
-    played: list[Any] = [job.play(player) for job in jobs] if share < 2 else _spread(player, jobs, share)
-    found: dict[tuple[Actions, bool], list[Any]] = {
-        key: played[start : start + len(attacks)]
-        for key, start in zip(kinds, range(0, len(jobs), max(len(attacks), 1)), strict=False)
-    }
+    start = () if plan.budget.worst else tuple(player.agents)
+    cases = [_Case(kind, attack, start) for kind in plan.actions for attack in attacks]
+    with crew(player, workers=min(workers, len(cases))) as hands:
+        _find_agents(hands, player, plan, cases)
+        _play(hands, player, plan, cases)
+        worst = {kind: _worst([case for case in cases if case.kind == kind]) for kind in plan.actions}
+        links = _links(hands, player, plan, worst)
     return tuple(
         Rows(
             kind,
             clean[kind],
-            tuple(found.get((kind, False), [])),
-            _worst(found.get((kind, False), []), found.get((kind, True), [])),
+            tuple(case.outcome for case in cases if case.kind == kind and case.outcome is not None),
+            worst[kind],
             _replaced(player, replacements, plan, sampled=kind == "sampled"),
+            (*(subset for case in cases if case.kind == kind for subset in case.tried), *links[kind]),
         )
         for kind in plan.actions
     )
 
 
-def _selections(plan: Plan) -> tuple[bool, ...]:
-    return (False, True) if plan.selection_episodes else (False,)
+def _find_agents(hands: Crew, player: Player, plan: Plan, cases: Sequence[_Case]) -> None:
+    """Settle whom each attack lies to: the worst k for it, where they are to be found."""
+    k = plan.budget.worst
+    if k is None:
+        return
+    for _ in range(rounds(player.agents, k)):
+        tried = [(case, agents) for case in cases for agents in candidates(player.agents, k, case.agents)]
+        returns = hands.play([_job(player, plan, c.kind, c.attack, a, selection=True) for c, a in tried])
+        for case in cases:
+            new = [Subset(a, case.attack, r) for (c, a), r in zip(tried, returns, strict=True) if c is case]
+            best = min(new, key=lambda subset: subset.mean)
+            case.tried += new
+            case.agents, case.chosen_on = best.agents, best.returns
 
 
-def _worst(outcomes: Sequence[AttackOutcome], tried: Sequence[float]) -> tuple[Worst, ...]:
-    """By size: the outcome of the attack with the lowest mean return on the selection episodes."""
-    lowest: dict[float, Worst] = {}
-    for outcome, mean in zip(outcomes, tried, strict=False):
-        epsilon = outcome.attack.perturbations.epsilon
-        if epsilon not in lowest or mean < lowest[epsilon].selected_on:
-            lowest[epsilon] = Worst(epsilon, outcome, mean)
-    return tuple(lowest[epsilon] for epsilon in sorted(lowest))
+def _play(hands: Crew, player: Player, plan: Plan, cases: Sequence[_Case]) -> None:
+    """The reported rows, and the selection episodes where they have not been played."""
+    unchosen = [case for case in cases if plan.selection_episodes and not case.chosen_on]
+    results = hands.play(
+        [
+            _job(player, plan, case.kind, case.attack, case.agents, selection=selection)
+            for part, selection in ((cases, False), (unchosen, True))
+            for case in part
+        ]
+    )
+    for case, outcome in zip(cases, results[: len(cases)], strict=True):
+        case.outcome = outcome
+    for case, returns in zip(unchosen, results[len(cases) :], strict=True):
+        case.chosen_on = returns
+
+
+def _links(
+    hands: Crew, player: Player, plan: Plan, worst: dict[Actions, tuple[Worst, ...]]
+) -> dict[Actions, list[Subset]]:
+    """The worst attack of each size on one agent alone, where that was asked for and is not known."""
+    if not plan.alone(player.agents):
+        return {kind: [] for kind in worst}
+    singles = [(kind, w.chosen.attack, (a,)) for kind in worst for w in worst[kind] for a in player.agents]
+    returns = hands.play([_job(player, plan, *single, selection=True) for single in singles])
+    return {
+        kind: [Subset(a, attack, r) for (k, attack, a), r in zip(singles, returns, strict=True) if k == kind]
+        for kind in worst
+    }
+
+
+def _job(
+    player: Player, plan: Plan, kind: Actions, attack: Attack, agents: tuple[str, ...], *, selection: bool
+) -> Job:
+    return Job(
+        attack,
+        agents,
+        player.pace(kind, agents, plan.budget),
+        sampled=kind == "sampled",
+        selection=selection,
+        episodes=plan.selection_episodes if selection else plan.episodes,
+    )
+
+
+def _worst(cases: Sequence[_Case]) -> tuple[Worst, ...]:
+    """By size: the row with the lowest mean return on the selection episodes, and the next one."""
+    by_size: dict[float, list[_Case]] = {}
+    for case in cases:
+        if case.chosen_on:
+            by_size.setdefault(case.attack.perturbations.epsilon, []).append(case)
+    found = []
+    for epsilon in sorted(by_size):
+        ordered = sorted(by_size[epsilon], key=lambda case: float(np.mean(case.chosen_on)))
+        first, second = ordered[0], ordered[1] if len(ordered) > 1 else None
+        assert first.outcome is not None
+        found.append(
+            Worst(
+                epsilon,
+                first.outcome,
+                selected_on=float(np.mean(first.chosen_on)),
+                runner_up=None if second is None else second.outcome,
+            )
+        )
+    return tuple(found)
 
 
 def _replaced(
@@ -131,35 +195,3 @@ def _replaced(
 def _rivals(row: AgentOutcome) -> tuple[str, int]:
     """Kind, and how many agents: more of them are no fair comparison."""
     return row.replacement.kind, len(row.replacement.agents)
-
-
-class _Worker:
-    """A player in a process of its own."""
-
-    def __init__(self, **table: Any) -> None:
-        torch.set_num_threads(1)
-        num_envs = table.pop("num_envs")
-        self._player = Player(**table, env=make_batch(table["spec"], num_envs), on_progress=None)
-
-    def play(self, job: Job) -> AttackOutcome | float:
-        return job.play(self._player)
-
-
-def _spread(player: Player, jobs: Sequence[Job], workers: int) -> list[Any]:
-    """The jobs' results in their order, whoever finishes first."""
-    import ray
-    from ray.util import ActorPool
-
-    from marl_aajr.training.cluster import ray_for
-    from marl_aajr.training.config import Resources
-
-    with ray_for(Resources()):
-        make = ray.remote(num_cpus=1)(_Worker).remote
-        table = {name: getattr(player, name) for name in ("victim", "spec", "agents", "units", "seed")}
-        pool = ActorPool([make(**table, num_envs=player.env.num_envs) for _ in range(workers)])
-        results = []
-        for job, result in zip(jobs, pool.map(lambda actor, job: actor.play.remote(job), jobs), strict=True):
-            results.append(result)
-            player.done += job.episodes
-            player.tell(job.attack.name, 0)
-        return results

@@ -12,6 +12,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from marl_aajr.attacks import Attack, make_attack
 from marl_aajr.checks import one_of
+from marl_aajr.evaluation.budget import as_budget
+from marl_aajr.threat import Norm
 
 Actions = Literal["greedy", "sampled"]
 Units = Literal["raw", "network"]
@@ -27,13 +29,13 @@ class SuiteAttack(BaseModel):
     attack: str
     settings: dict[str, Any] = {}
 
-    def at(self, epsilon: float) -> Attack:
-        """The attack with a radius.
+    def at(self, epsilon: float, *, norm: Norm = "linf") -> Attack:
+        """The attack with a radius, and with a norm unless its settings have one.
 
         Raises:
             ValueError: unknown name or setting.
         """
-        return make_attack(self.attack, epsilon=epsilon, **self.settings)
+        return make_attack(self.attack, epsilon=epsilon, **{"norm": norm, **self.settings})
 
 
 class Suite(BaseModel):
@@ -51,6 +53,9 @@ class Suite(BaseModel):
     selection_episodes: int = Field(ge=0)
     actions: tuple[Actions, ...] = Field(min_length=1)
     units: Units
+    norm: Norm = "linf"
+    budget: str = ""
+    weakest_link: bool = False
     epsilons: tuple[Annotated[float, Field(gt=0, allow_inf_nan=False)], ...] = Field(min_length=1)
     attacks: tuple[SuiteAttack, ...] = Field(min_length=1)
 
@@ -67,6 +72,11 @@ class Suite(BaseModel):
         if len({repr(entry) for entry in value}) < len(value):
             raise ValueError("expected each attack once; give repeated ones other settings")
         return value
+
+    @field_validator("budget")
+    @classmethod
+    def _budget_can_be_read(cls, value: str) -> str:
+        return str(as_budget(value))
 
     @field_validator("epsilons", "actions")
     @classmethod

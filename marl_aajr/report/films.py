@@ -20,7 +20,8 @@ from torch import Tensor
 
 from marl_aajr.attacks import Attack
 from marl_aajr.attacks.match import check_match
-from marl_aajr.evaluation.episodes import ATTACK, REPLACED, Adversary, play, stream
+from marl_aajr.evaluation.adversary import Adversary
+from marl_aajr.evaluation.episodes import ATTACK, REPLACED, play, stream
 from marl_aajr.evaluation.replacements import Replacement, resolve_replacements
 from marl_aajr.evaluation.suites import Units
 from marl_aajr.rollout.batched import BatchedEnv, BatchedStep

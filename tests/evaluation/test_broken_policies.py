@@ -9,9 +9,10 @@ from torch import Tensor, nn
 from marl_aajr.attacks import make_attack
 from marl_aajr.evaluation import Check, Evaluation, Suite, evaluate
 from marl_aajr.evaluation.crosschecks import objective_checks, return_checks
+from marl_aajr.evaluation.outcomes import AttackOutcome, Outcome
 from marl_aajr.evaluation.preflight import Health, examine, report
 from marl_aajr.evaluation.probe import Sample
-from marl_aajr.evaluation.results import AttackOutcome, Outcome, Rows
+from marl_aajr.evaluation.results import Rows
 from marl_aajr.threat import PerturbationSet
 from tests.evaluation.broken import Constant, Noisy, Quantized, Saturated, Trigger, Weighted
 from tests.evaluation.players import moves, sign_reader, signs, team
