@@ -11,10 +11,17 @@ import pytest
 @pytest.fixture(scope="session")
 def ray_session() -> Iterator[None]:
     """A local Ray with two CPUs; starting one takes seconds."""
+    start_ray()
+    yield
+    import ray
+
+    ray.shutdown()
+
+
+def start_ray() -> None:
+    """What the fixture starts; again after a test that had to stop it."""
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
     os.environ["RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO"] = "0"
     import ray
 
     ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
-    yield
-    ray.shutdown()

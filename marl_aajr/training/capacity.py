@@ -168,7 +168,7 @@ def _show_nodes(nodes: Sequence[Node]) -> str:
     alike: dict[str, int] = {}
     for node in nodes:
         alike[_show(node)] = alike.get(_show(node), 0) + 1
-    each = "; ".join(f"{count} with {amounts}" for amounts, count in alike.items())
+    each = "; ".join(f"{count} with {amounts}" for amounts, count in sorted(alike.items()))
     return f"{total} on {len(nodes)} nodes ({each})"
 
 

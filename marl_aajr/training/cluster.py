@@ -13,9 +13,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import ray
+from ray.util.placement_group import get_current_placement_group
 
 from marl_aajr.training.capacity import check_room
 from marl_aajr.training.config import Resources
+from marl_aajr.training.nodes import check_nodes_match
 
 _CONNECT_SECONDS = 3.0
 
@@ -27,7 +29,8 @@ def ray_for(resources: Resources) -> Iterator[None]:
     """Ray within this block: the one this process uses, the one at ``address``, or a new local one.
 
     Raises:
-        ValueError: nothing answers at the address, or the run needs more than the cluster has.
+        ValueError: nothing answers at the address, the run needs more than the cluster has, or its nodes have
+            other versions of what matters than this process.
     """
     started = not ray.is_initialized()
     rllib = logging.getLogger("ray.rllib")
@@ -40,6 +43,8 @@ def ray_for(resources: Resources) -> Iterator[None]:
         if started:
             _start(address)
         check_room(resources)
+        if address is not None or _several_nodes():
+            check_nodes_match()
         yield
     finally:
         rllib.setLevel(level)
@@ -83,7 +88,7 @@ def _start(address: str | None) -> None:
                 log_to_driver=False,
             )
     except (ConnectionError, RuntimeError, ValueError) as error:
-        raise ValueError(f"cannot use Ray at {address or 'this machine'}: {_first_line(error)}") from error
+        raise ValueError(f"cannot use Ray at {address or 'this machine'}: {_reason(error)}") from error
 
 
 @contextmanager
@@ -116,5 +121,12 @@ def _check_reachable(address: str) -> None:
         ) from None
 
 
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
+def _several_nodes() -> bool:
+    """Whether a run may leave this machine; before the trials of a study, the study has asked."""
+    return get_current_placement_group() is None and sum(node["Alive"] for node in ray.nodes()) > 1
+
+
+def _reason(error: BaseException) -> str:
+    text = str(error).strip() or type(error).__name__
+    # The versions of Ray and Python stand in the lines that follow.
+    return " ".join(text.split()) if text.startswith("Version mismatch") else text.splitlines()[0]

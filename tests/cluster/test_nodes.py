@@ -1,0 +1,105 @@
+"""A run on several nodes is refused before it starts where it cannot be."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import ray
+from ray._common.usage.usage_constants import CLUSTER_METADATA_KEY
+from ray._private.ray_constants import KV_NAMESPACE_CLUSTER
+from ray._raylet import GcsClient  # type: ignore[attr-defined]
+from ray.cluster_utils import Cluster
+from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
+
+from marl_aajr.training.capacity import bundles, check_room
+from marl_aajr.training.cluster import ray_for
+from marl_aajr.training.config import Resources
+from tests.cluster.conftest import connect
+
+
+def test_a_process_that_no_node_has_room_for_is_refused_although_all_of_them_have(cluster: Cluster) -> None:
+    started = time.monotonic()
+    with (
+        pytest.raises(ValueError, match=r"has 2 CPU .* on 3 nodes \(1 with 0 CPU .*; 2 with 1 CPU .*needs 2"),
+        ray_for(Resources(env_runners=1, cpus_per_env_runner=2)),
+    ):
+        pass
+    assert time.monotonic() - started < 5
+
+
+def test_processes_that_fit_one_by_one_but_not_together_are_refused(cluster: Cluster) -> None:
+    resources = Resources(env_runners=2, cpus_per_env_runner=0.6, learners=1, cpus_per_learner=0.6)
+    with pytest.raises(ValueError, match=r"it needs 1.8 CPU and 0 GPU \(2 env runner"), ray_for(resources):
+        pass
+
+
+def test_nodes_with_the_versions_of_this_process_are_used(cluster: Cluster) -> None:
+    with ray_for(Resources(env_runners=2)):
+        pass
+
+
+def in_a_group(given: list[dict[str, float]], resources: Resources) -> None:
+    """Check the room for a run from within a placement group, as a trial of Tune does."""
+    group = ray.util.placement_group([{k: amount for k, amount in each.items() if amount} for each in given])
+    strategy = PlacementGroupSchedulingStrategy(group, placement_group_capture_child_tasks=True)
+    try:
+        ray.get(ray.remote(num_cpus=0)(check_room).options(scheduling_strategy=strategy).remote(resources))
+    finally:
+        ray.util.remove_placement_group(group)
+
+
+def test_a_trial_has_what_its_placement_group_reserves(cluster: Cluster) -> None:
+    resources = Resources(env_runners=1, cpus_per_env_runner=0.5, learners=1, cpus_per_learner=0.5)
+    in_a_group(bundles(resources), resources)
+
+
+def test_a_trial_whose_placement_group_is_too_small_is_refused(cluster: Cluster) -> None:
+    """The cluster has room for it; RLlib would wait for a bundle that is not there."""
+    with pytest.raises(
+        ValueError, match=r"group with the bundles \[{'CPU': 1.0}, {'CPU': 1.0}\].*got \[{'CPU'"
+    ):
+        in_a_group([{"CPU": 1}], Resources(env_runners=1))
+
+
+@pytest.fixture
+def odd_node(cluster: Cluster, tmp_path: Path) -> Iterator[None]:
+    """One more node, where Python finds another torch installed."""
+    info = tmp_path / "torch-1.0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: torch\nVersion: 1.0\n")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONPATH", str(tmp_path))
+        node = cluster.add_node(num_cpus=1)
+    yield
+    cluster.remove_node(node)
+
+
+def test_a_node_with_another_torch_is_refused_by_name(cluster: Cluster, odd_node: None) -> None:
+    with (
+        pytest.raises(ValueError, match=r"node [\w.-]+ \(\w{8}\) has torch 1\.0, this process \d+\.\d+"),
+        ray_for(Resources(env_runners=1)),
+    ):
+        pass
+
+
+@pytest.fixture
+def other_ray(cluster: Cluster) -> Iterator[str]:
+    """The address of the cluster, while it says that it was started with another Ray."""
+    client, place = GcsClient(address=cluster.address), {"namespace": KV_NAMESPACE_CLUSTER}
+    told = client.internal_kv_get(CLUSTER_METADATA_KEY, **place)
+    other = json.dumps(json.loads(told) | {"ray_version": "2.9.3"}).encode()
+    ray.shutdown()
+    client.internal_kv_put(CLUSTER_METADATA_KEY, other, overwrite=True, **place)
+    yield cluster.address
+    client.internal_kv_put(CLUSTER_METADATA_KEY, told, overwrite=True, **place)
+    connect(cluster)
+
+
+def test_a_cluster_with_another_ray_is_refused_by_name(other_ray: str) -> None:
+    expected = rf"cannot use Ray at .*was started with: Ray: 2\.9\.3 .*Ray: {ray.__version__}"
+    with pytest.raises(ValueError, match=expected), ray_for(Resources(address=other_ray)):
+        pass
