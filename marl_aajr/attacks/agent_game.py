@@ -9,21 +9,25 @@ what those agents see and act in their place.
   what the loyal members earn.
 - **Opponent**: agents of the other sides, by default each paid what the environment pays it, as in the field
   (Gleave 2020, arXiv 1905.10615: the frozen victim is part of the environment, and the adversary maximises
-  its own return in it); ``pays="loss"`` pays them minus what the victims earn instead, which differs where the
-  game is not zero-sum.
+  its own return in it); ``pays="loss"`` pays them minus what the victims earn instead, which differs where
+  the game is not zero-sum.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
+from marl_aajr.attacks.game_view import GameView
 from marl_aajr.attacks.victim_game import VictimGame
 from marl_aajr.checks import one_of
 from marl_aajr.rollout.batched import BatchedEnv, BatchedStep
+from marl_aajr.rollout.batches import make_batch
+from marl_aajr.rollout.environments import resolve
+from marl_aajr.rollout.teams import choose_team
 from marl_aajr.victims import Victim
 
 Kind = Literal["traitor", "opponent"]
@@ -133,3 +137,57 @@ def choose_sides(
     for agent in chosen:
         one_of(f"an agent that can be {kind} of team {team!r}", agent, side)
     return tuple(agent for agent in teams if agent in chosen)
+
+
+def batched_env(
+    num_envs: int,
+    *,
+    victim: str,
+    kind: Kind,
+    team: str | None = None,
+    agents: Sequence[str] | None = None,
+    pays: Pays | None = None,
+    sampled: bool = False,
+    env: Mapping[str, Any] | None = None,
+    device: torch.device | str = "cpu",
+) -> AgentGame:
+    """E copies of the game, from values that fit into a run's configuration.
+
+    Args:
+        num_envs: E.
+        victim: folder of the victims' portable artefact.
+        kind: ``"traitor"`` or ``"opponent"``; it says who can be played and what it is paid.
+        team: the victims' side; None: the only one, or the largest.
+        agents: who is played by the learners; None, for opponents only: everybody else.
+        pays: None: what `PAYS` says.
+        sampled: whether the victims sample their actions.
+        env: ``{"name": ..., "kwargs": ...}``; None: what the victims were trained on.
+        device: where the tensors live.
+
+    Raises:
+        ValueError: whatever `choose_sides` and `AgentGame` refuse, no victim, or no such environment.
+    """
+    one_of("kind", kind, PAYS)
+    played = Victim.load(victim)
+    where = env or {"name": played.env_name, "kwargs": dict(played.env_kwargs)}
+    batch = make_batch(resolve(where["name"], where.get("kwargs")), num_envs, device=device)
+    side = choose_team(batch.teams, team)
+    chosen = choose_sides(kind, batch.teams, team=side, agents=agents)
+    return AgentGame(batch, played, team=side, agents=chosen, pays=pays or PAYS[kind], sampled=sampled)
+
+
+def parallel_env(
+    *,
+    victim: str,
+    kind: Kind,
+    team: str | None = None,
+    agents: Sequence[str] | None = None,
+    pays: Pays | None = None,
+    sampled: bool = False,
+    env: Mapping[str, Any] | None = None,
+) -> GameView:
+    """One copy for PettingZoo; see `batched_env`."""
+    game = batched_env(
+        1, victim=victim, kind=kind, team=team, agents=agents, pays=pays, sampled=sampled, env=env
+    )
+    return GameView(game, name=f"{kind}_v0")
