@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import dataclasses
+from collections.abc import Collection, Iterable
 
 
 def one_of(name: str, value: object, known: Iterable[str]) -> None:
@@ -16,3 +17,14 @@ def at_least_one(name: str, value: object) -> None:
     """Raise ``ValueError`` unless ``value`` is an integer ≥ 1."""
     if not isinstance(value, int) or isinstance(value, bool) or value < 1:
         raise ValueError(f"expected an integer {name} ≥ 1, got {value!r}")
+
+
+def check_settings(name: str, cls: type, given: Collection[str]) -> None:
+    """Raise ``ValueError`` unless the settings of a dataclass are known, and those without default given."""
+    fields = dataclasses.fields(cls)
+    known = [field.name for field in fields]
+    if unknown := sorted(set(given) - set(known)):
+        raise ValueError(f"expected settings of {name!r} out of {', '.join(known)}; got {', '.join(unknown)}")
+    required = [field.name for field in fields if field.default is dataclasses.MISSING]
+    if missing := [setting for setting in required if setting not in given]:
+        raise ValueError(f"expected the settings {', '.join(missing)} of {name!r}, got none; give them")

@@ -54,6 +54,14 @@ def value_at(schedule: Schedule, timestep: float) -> float:
     return v0 + (v1 - v0) * (timestep - t0) / (t1 - t0)
 
 
+def raised(value: Schedule, start: float, end: float) -> Schedule:
+    """A number as a schedule that rises to it from 0 between two environment steps; schedules as they are."""
+    if not isinstance(value, float) or value == 0:
+        return value
+    foot = ((0.0, 0.0),) if start == 0 else ((0.0, 0.0), (start, 0.0))
+    return (*foot, (end, value))
+
+
 def maximum(schedule: Schedule) -> float:
     """The schedule's largest value."""
     return schedule if isinstance(schedule, float) else max(v for _, v in schedule)

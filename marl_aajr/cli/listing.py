@@ -46,11 +46,10 @@ def _environments() -> list[tuple[str, str]]:
 
 
 def _methods() -> list[tuple[str, str]]:
-    from marl_aajr.regularizers import REGULARIZERS
-    from marl_aajr.training.config import NO_METHOD
+    from marl_aajr.training.method import METHODS, NO_METHOD
 
     plain = (NO_METHOD, "plain PPO: nothing added")
-    return [plain, *((name, cls.summary) for name, cls in REGULARIZERS.items())]
+    return [plain, *((name, cls.summary) for name, cls in METHODS.items())]
 
 
 def _attacks() -> list[tuple[str, str]]:

@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
-from marl_aajr.checks import one_of
+from marl_aajr.checks import check_settings, one_of
 from marl_aajr.regularizers.aajr import AAJR
 from marl_aajr.regularizers.augmentation import AdversarialTraining, NoiseAugmentation
 from marl_aajr.regularizers.base import Evaluation, Regularizer, Sample, State, ppo_policy_loss
@@ -65,13 +65,7 @@ def make_regularizer(name: str, **settings: Any) -> Regularizer:
     """
     one_of("regularizer", name, REGULARIZERS)
     cls = REGULARIZERS[name]
-    fields = dataclasses.fields(cls)  # type: ignore[arg-type]
-    known = [field.name for field in fields]
-    if unknown := sorted(set(settings) - set(known)):
-        raise ValueError(f"expected settings of {name!r} out of {', '.join(known)}; got {', '.join(unknown)}")
-    required = [field.name for field in fields if field.default is dataclasses.MISSING]
-    if missing := [setting for setting in required if setting not in settings]:
-        raise ValueError(f"expected the settings {', '.join(missing)} of {name!r}, got none; give them")
+    check_settings(name, cls, settings)
     if cls is Sum:
         return Sum(members=tuple(_member(member) for member in settings["members"]))
     return cls(**settings)

@@ -19,7 +19,7 @@ from marl_aajr.distributions import ActionDistribution
 from marl_aajr.numerics import check_finite
 from marl_aajr.objectives import EVERYTHING, Need, Objective, ObjectiveLike, make_objective
 from marl_aajr.regularizers.base import Regularizer, Sample
-from marl_aajr.schedules import Schedule, as_schedule, maximum, minimum, value_at
+from marl_aajr.schedules import Schedule, as_schedule, maximum, minimum, raised, value_at
 from marl_aajr.threat import Norm, PerturbationSet
 
 
@@ -92,13 +92,7 @@ class Perturbing(Regularizer):
         return self.weights
 
     def ramped(self, start: float, end: float) -> Self:
-        foot = ((0.0, 0.0),) if start == 0 else ((0.0, 0.0), (start, 0.0))
-        numbers = {name: getattr(self, name) for name in self.rising}
-        schedules: dict[str, Any] = {
-            name: (*foot, (end, value))
-            for name, value in numbers.items()
-            if isinstance(value, float) and value > 0
-        }
+        schedules: dict[str, Any] = {name: raised(getattr(self, name), start, end) for name in self.rising}
         return replace(self, **schedules)
 
     def drawn(self, sample: Sample, generator: torch.Generator, *, check: bool) -> Sample:

@@ -7,13 +7,11 @@ nor the disk.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
-from itertools import takewhile
 from typing import Any
 
-import gymnasium as gym
 import numpy as np
 import torch
 from ray.rllib.algorithms.algorithm import Algorithm
@@ -36,48 +34,18 @@ from marl_aajr.rllib.observations import check_leaves
 from marl_aajr.rllib.resumable import resumable_learner_class
 from marl_aajr.rllib.returns import EpisodeReturns
 from marl_aajr.rllib.runner import RunEnvRunner
-from marl_aajr.rollout.central import CentralView, with_state
 from marl_aajr.rollout.environments import resolve
+from marl_aajr.rollout.perturbed import PerturbedGame
 from marl_aajr.schedules import Schedule
 from marl_aajr.training.config import ModelConfig, Resources, RunConfig
 from marl_aajr.training.networks import module_spec
 from marl_aajr.training.randomness import StartRecreated
+from marl_aajr.training.roster import Roster, roster_of
+from marl_aajr.training.sides import Sides, sides_of
 
 _REQUESTS_IN_FLIGHT = 64
 """RLlib drops a broadcast of weights or filters to a runner that has more than this many to work off; with
 its default of 1 it depends on timing whether a runner gets its filter."""
-
-
-@dataclass(frozen=True)
-class Roster:
-    """Who plays in an environment, and which module plays for whom.
-
-    Attributes:
-        observation_spaces: of each agent, in the environment's order.
-        action_spaces: of each agent.
-        teams: the team of each agent.
-        module_of: the module of each agent.
-        central: space of what a centralised critic reads beside an agent's observation; None: there is none.
-    """
-
-    observation_spaces: Mapping[str, gym.Space[Any]]
-    action_spaces: Mapping[str, gym.Space[Any]]
-    teams: Mapping[str, str]
-    module_of: Mapping[str, str]
-    central: gym.spaces.Box | None = None
-
-    @property
-    def modules(self) -> dict[str, str]:
-        """Each module with the first agent that it plays for."""
-        first: dict[str, str] = {}
-        for agent, module in self.module_of.items():
-            first.setdefault(module, agent)
-        return first
-
-    def module_space(self, agent: str) -> gym.Space[Any]:
-        """What the module of an agent finds in its batches."""
-        own = self.observation_spaces[agent]
-        return own if self.central is None else with_state(own, self.central)
 
 
 @dataclass(frozen=True)
@@ -99,8 +67,12 @@ def build_config(config: RunConfig) -> PPOConfig:
         ValueError: an unknown environment, or one that cannot be played with this method, model or filter.
     """
     spec = resolve(config.env.name, config.env.kwargs)
-    roster = roster_of(config)
-    _check_playable(config, roster)
+    team = roster_of(config)
+    _check_playable(config, team)
+    sides = sides_of(config, team)
+    if sides is not None:
+        _check_sides(config)
+    roster = team if sides is None else sides.everybody()
     result = (
         PPOConfig(algo_class=RunPPO)
         .framework("torch")
@@ -117,11 +89,15 @@ def build_config(config: RunConfig) -> PPOConfig:
     _set_processes(result, config.resources)
     _set_numbers(result, config)
     _set_filter(result, config, roster)
-    _set_method(result, config, roster)
+    if sides is None:
+        _set_method(result, config, roster)
+    else:
+        _set_sides(result, sides)
     if config.resources.runner == "fast":
         # RLlib gives the runner in the main process no GPU.
         device = "cuda" if _main_process(config.resources)["gpus_per_env_runner"] else None
-        fast(result, spec, parity=config.parity, critic=config.model.critic, device=device)
+        source = spec if sides is None else PerturbedGame(spec, sides.atla.agents)
+        fast(result, source, parity=config.parity, critic=config.model.critic, device=device)
     return result
 
 
@@ -186,6 +162,14 @@ def _set_method(result: PPOConfig, config: RunConfig, roster: Roster) -> None:
     robustify(result, regularizer)
 
 
+def _set_sides(result: PPOConfig, sides: Sides) -> None:
+    result.learners(learner_class=resumable_learner_class(PPOTorchLearner))
+    entropy = PPOConfig.overrides(entropy_coeff=_rllib_schedule(sides.atla.adversary_entropy_coeff))
+    result.multi_agent(
+        algorithm_config_overrides_per_module=dict.fromkeys(sides.adversaries.modules, entropy)
+    )
+
+
 def build_algorithm(config: RunConfig) -> Algorithm:
     """The algorithm of a run; Ray must be running.
 
@@ -193,47 +177,6 @@ def build_algorithm(config: RunConfig) -> Algorithm:
         ValueError: see :func:`build_config`.
     """
     return build_config(config).build_algo()
-
-
-def roster_of(config: RunConfig) -> Roster:
-    """Who plays, and which module for whom.
-
-    ``shared`` policies: one module for all agents of a team that have the same spaces, named after what
-    their names have in common (``agent_0``, ``agent_1`` → ``agent``), or else after the team; where two
-    modules would get one name, each after its first agent. ``independent``: each agent its own, named
-    after it.
-    """
-    game = resolve(config.env.name, config.env.kwargs).make()
-    try:
-        agents = game.possible_agents
-        observation_spaces, action_spaces = dict(game.observation_spaces), dict(game.action_spaces)
-        teams = dict(game.teams)
-        critic = config.model.critic
-        central = None if critic == "own" else CentralView(game, critic).space
-    finally:
-        game.close()
-    if config.policies == "independent":
-        module_of = {agent: agent for agent in agents}
-    else:
-        alike = [(teams[a], observation_spaces[a], action_spaces[a]) for a in agents]
-        groups = [[b for b, other in zip(agents, alike, strict=True) if other == own] for own in alike]
-        module_of = dict(zip(agents, _names(groups, teams), strict=True))
-    return Roster(observation_spaces, action_spaces, teams, module_of, central)
-
-
-def _names(groups: list[list[str]], teams: Mapping[str, str]) -> list[str]:
-    """A name for the group of each agent; agents of one group get the same."""
-    wanted = {tuple(group): _common_name(group) or teams[group[0]] for group in groups}
-    taken = list(wanted.values())
-    names = {group: name if taken.count(name) == 1 else group[0] for group, name in wanted.items()}
-    return [names[tuple(group)] for group in groups]
-
-
-def _common_name(agents: Sequence[str]) -> str:
-    # What the first and the last of them in the alphabet share, all share.
-    pairs = zip(min(agents), max(agents), strict=False)
-    prefix = "".join(a for a, _ in takewhile(lambda pair: pair[0] == pair[1], pairs))
-    return prefix.rstrip("0123456789").rstrip("_-")
 
 
 def _check_playable(config: RunConfig, roster: Roster) -> None:
@@ -249,6 +192,20 @@ def _check_playable(config: RunConfig, roster: Roster) -> None:
                 f"{agent!r} of {config.env.name}; convert them in the environment, or set it to none"
             )
     _check_gpus(config.resources)
+
+
+def _check_sides(config: RunConfig) -> None:
+    """Raise ``ValueError`` for what cannot be trained in alternation with adversaries."""
+    if config.resources.runner != "fast":
+        raise ValueError(
+            f"expected resources.runner fast for method {config.method.name}, got {config.resources.runner}: "
+            "RLlib's own knows no game in which several agents wait for several others"
+        )
+    if config.model.critic == "joint":
+        raise ValueError(
+            f"expected model.critic own or state for method {config.method.name}, got joint: agents and "
+            "their adversaries never see something at the same time"
+        )
 
 
 def _check_gpus(resources: Resources) -> None:

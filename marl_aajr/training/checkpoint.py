@@ -25,11 +25,13 @@ class Progress:
         iteration: iterations done.
         env_steps: environment steps done.
         seconds: wall time spent on them, over all resumes.
+        adversary_env_steps: of the environment steps, those that trained adversaries (ATLA).
     """
 
     iteration: int = 0
     env_steps: int = 0
     seconds: float = 0.0
+    adversary_env_steps: int = 0
 
 
 def save_checkpoint(algorithm: Algorithm, progress: Progress, folder: Path) -> None:

@@ -14,7 +14,6 @@ from typing import Any, Literal
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from marl_aajr.regularizers import REGULARIZERS, Regularizer, make_regularizer, settings_of
 from marl_aajr.training.fields import (
     Count,
     Fraction,
@@ -24,9 +23,7 @@ from marl_aajr.training.fields import (
     Whole,
     explain,
 )
-
-NO_METHOD = "none"
-"""The method that adds nothing: plain PPO."""
+from marl_aajr.training.method import MethodConfig
 
 COPIES = 160
 """Environment copies by default: more of them, each for fewer steps, make a step of all cheaper."""
@@ -46,71 +43,6 @@ class EnvConfig(_Section):
 
     name: str = Field(min_length=1)
     kwargs: dict[str, Any] = Field(default_factory=dict)
-
-
-class MethodConfig(BaseModel):
-    """How the policy is made robust; the regularizer's own settings stand beside these two.
-
-    Attributes:
-        name: ``none`` or a regularizer's name.
-        ramp: fractions [a, b] of the run between which the coefficient and the adversarial weight rise from
-            0 to their value, for those that are numbers; None: their value from the start. A penalty at
-            full weight on an untrained policy stops it from learning.
-    """
-
-    model_config = ConfigDict(extra="allow", frozen=True, ser_json_inf_nan="constants")
-
-    name: str = NO_METHOD
-    ramp: tuple[Fraction, Fraction] | None = (0.1, 0.4)
-
-    @model_validator(mode="before")
-    @classmethod
-    def _resolve(cls, data: Any) -> Any:
-        """Every setting of the regularizer, checked by the regularizer, defaults written out."""
-        if not isinstance(data, Mapping):
-            raise ValueError(f"expected a mapping such as {{name: aajr, epsilon: 0.1}}, got {data!r}")
-        given = dict(data)
-        name = given.get("name", NO_METHOD)
-        if name == NO_METHOD:
-            given.setdefault("ramp", None)
-            if extra := sorted(key for key, value in given.items() if key != "name" and value is not None):
-                raise ValueError(f"expected no settings for method none, got {', '.join(extra)}; remove them")
-            return {"name": NO_METHOD, "ramp": None}
-        if name not in REGULARIZERS:
-            known = ", ".join([NO_METHOD, *REGULARIZERS])
-            raise ValueError(f"expected a method name out of {known}, got {name!r}")
-        settings = {key: value for key, value in given.items() if key not in cls.model_fields}
-        return {key: given[key] for key in cls.model_fields if key in given} | _written_out(name, settings)
-
-    @model_validator(mode="after")
-    def _ordered(self) -> MethodConfig:
-        if self.ramp is not None and self.ramp[0] >= self.ramp[1]:
-            raise ValueError(f"expected a ramp [a, b] with a < b, got {list(self.ramp)}")
-        return self
-
-    @property
-    def settings(self) -> dict[str, Any]:
-        """The regularizer's own settings."""
-        return dict(self.model_extra or {})
-
-    def regularizer(self, *, env_steps: int) -> Regularizer | None:
-        """The regularizer for a run of ``env_steps``, its ramp written as schedules; None for ``none``."""
-        if self.name == NO_METHOD:
-            return None
-        regularizer = make_regularizer(self.name, **self.settings)
-        if self.ramp is None:
-            return regularizer
-        start, end = (fraction * env_steps for fraction in self.ramp)
-        return regularizer.ramped(start, end)
-
-
-def _written_out(name: str, settings: dict[str, Any]) -> dict[str, Any]:
-    try:
-        regularizer = make_regularizer(name, **settings)
-    except TypeError as error:
-        # A value of the wrong type may fail in the regularizer's own comparison.
-        raise ValueError(f"expected numbers for the numeric settings of {name}: {error}") from None
-    return {key: value for key, value in settings_of(regularizer).items() if key != "name"}
 
 
 class ModelConfig(_Section):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import shutil
 from copy import deepcopy
-from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +16,9 @@ from torch import Tensor, nn
 
 from marl_aajr.rllib.internals import actor_layers, observation_normalizer, plain_networks
 from marl_aajr.rllib.modules import FlatActorCritic, split
-from marl_aajr.rllib.observation_filter import CLIP
 from marl_aajr.rllib.policy import judges_observations
-from marl_aajr.training.algorithm import Roster
 from marl_aajr.training.config import RunConfig
+from marl_aajr.training.roster import Roster
 from marl_aajr.victims import ObservationFilter, Victim
 
 _ROWS = 64
@@ -46,7 +44,7 @@ def export_victim(algorithm: Algorithm, config: RunConfig, roster: Roster, folde
     Victim(
         module_of=dict(roster.module_of),
         modules={name: _layers(module) for name, module in modules.items()},
-        critics=_critics(algorithm),
+        critics={name: c for name, c in _critics(algorithm).items() if name in modules},
         observation_spaces={agent: split(space)[0] for agent, space in roster.observation_spaces.items()},
         action_spaces=dict(roster.action_spaces),
         filters=_filters(algorithm, roster),
@@ -92,17 +90,11 @@ def _filters(algorithm: Algorithm, roster: Roster) -> dict[str, ObservationFilte
     normalizer = observation_normalizer(algorithm)
     if normalizer is None:
         return {}
-    result: dict[str, ObservationFilter | None] = {}
-    for agent, module in roster.module_of.items():
-        moments = normalizer.moments(module)
-        shape = split(roster.observation_spaces[agent])[0].shape
-        # A copy for each agent: safetensors refuses tensors that share memory. Behind the agent's own numbers
-        # come those of a centralised critic, if there is one.
-        mean, std = (
-            torch.tensor(part.ravel()[: prod(shape)].reshape(shape)) for part in (moments.mean, moments.std)
-        )
-        result[agent] = ObservationFilter(mean=mean, std=std, clip=CLIP)
-    return result
+    # One for each agent: safetensors refuses tensors that share memory.
+    return {
+        agent: normalizer.victims_filter(module, split(roster.observation_spaces[agent])[0].shape)
+        for agent, module in roster.module_of.items()
+    }
 
 
 @torch.no_grad()

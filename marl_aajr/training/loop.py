@@ -15,7 +15,7 @@ from ray.rllib.utils.metrics import FAULT_TOLERANCE_STATS, NUM_ENV_STEPS_SAMPLED
 
 from marl_aajr.numerics import NonFiniteError
 from marl_aajr.rllib.internals import dead_learners, errors_raise, remote_errors_raise
-from marl_aajr.training.algorithm import Roster, build_algorithm, roster_of
+from marl_aajr.training.algorithm import build_algorithm
 from marl_aajr.training.checkpoint import Progress, restore_checkpoint, save_checkpoint
 from marl_aajr.training.cluster import native_warning_hidden
 from marl_aajr.training.config import RunConfig
@@ -23,7 +23,9 @@ from marl_aajr.training.export import export_victim
 from marl_aajr.training.files import full_disk_named
 from marl_aajr.training.metrics import Curves, to_record
 from marl_aajr.training.randomness import seed_everything, start_afresh
+from marl_aajr.training.roster import Roster, roster_of
 from marl_aajr.training.run_directory import RunDirectory, State, Status
+from marl_aajr.training.sides import Sides, Turn, sides_of, take_turn
 
 OnIteration = Callable[[dict[str, Any]], None]
 ShouldStop = Callable[[], bool]
@@ -51,6 +53,7 @@ class Training:
         self.on_iteration = on_iteration
         self.should_stop = should_stop
         self.roster: Roster = roster_of(config)
+        self.sides: Sides | None = sides_of(config, self.roster)
         self.progress = Progress()
 
     def run(self, progress: Progress) -> None:
@@ -118,9 +121,10 @@ class Training:
             iteration=before.iteration,
             threads=config.resources.torch_threads,
         )
+        turn = self._turn()
         started = time.perf_counter()
         try:
-            result = _train_once(algorithm)
+            result = _train_once(algorithm, turn)
         except NonFiniteError as error:
             raise NonFiniteError(f"iteration {before.iteration + 1}: {error}") from error
         except Exception as error:
@@ -139,16 +143,27 @@ class Training:
             iteration=before.iteration + 1,
             env_steps=before.env_steps + steps,
             seconds=now - self._clock,
+            adversary_env_steps=before.adversary_env_steps + (steps if turn and turn.of_adversaries else 0),
         )
         record = to_record(
             result,
             after,
-            modules=self.roster.modules,
+            modules=(turn.trained if turn else self.roster).modules,
+            teams=set(self.roster.teams.values()),
             steps_per_second=steps / (now - started),
             with_kl=config.ppo.kl_coeff > 0,
         )
+        if turn is not None:
+            epsilon = turn.perturbations.epsilon if turn.perturbations else 0.0
+            record["atla"] = {"epsilon": epsilon, "adversary_env_steps": after.adversary_env_steps}
         self.progress = after
         return record
+
+    def _turn(self) -> Turn | None:
+        progress = self.progress
+        if self.sides is None:
+            return None
+        return self.sides.turn(iteration=progress.iteration, env_steps=progress.env_steps)
 
     def _note_restarts(self, result: dict[str, Any]) -> None:
         known, self._restarts = self._restarts, result[FAULT_TOLERANCE_STATS]["num_remote_worker_restarts"]
@@ -167,13 +182,15 @@ class Training:
 
     def _finish(self, algorithm: Algorithm, state: State) -> None:
         export_victim(algorithm, self.config, self.roster, self.directory.victim)
+        if self.sides is not None:
+            export_victim(algorithm, self.config, self.sides.adversaries, self.directory.adversary)
         self._write_status(state)
 
     def _write_status(self, state: State, *, error: str | None = None) -> None:
         self.directory.write_status(Status(state, self.progress.iteration, self.progress.env_steps, error))
 
 
-def _train_once(algorithm: Algorithm) -> dict[str, Any]:
+def _train_once(algorithm: Algorithm, turn: Turn | None) -> dict[str, Any]:
     """One iteration; where all env runners were lost in it, it is repeated when they are back.
 
     Raises:
@@ -181,6 +198,8 @@ def _train_once(algorithm: Algorithm) -> dict[str, Any]:
     """
     deadline = time.monotonic() + _RESTART_SECONDS
     while time.monotonic() < deadline:
+        if turn is not None:
+            take_turn(algorithm, turn)
         result: dict[str, Any] = algorithm.train()
         if result.get("env_runners", {}).get(NUM_ENV_STEPS_SAMPLED):
             return result

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +37,7 @@ def to_record(
     progress: Progress,
     *,
     modules: Iterable[str],
+    teams: Collection[str],
     steps_per_second: float,
     with_kl: bool,
 ) -> dict[str, Any]:
@@ -46,11 +47,12 @@ def to_record(
         result: what ``Algorithm.train`` returned.
         progress: after this iteration.
         modules: ids of the trained modules.
+        teams: those whose returns count.
         steps_per_second: environment steps per second of this iteration.
         with_kl: whether PPO's KL term is on.
 
     Returns:
-        ``iteration``, ``env_steps``, ``seconds``, ``return_mean`` (sum over all agents, mean over the
+        ``iteration``, ``env_steps``, ``seconds``, ``return_mean`` (sum over all teams, mean over the
         episodes that ended in this iteration; None where none did), ``team_returns``, ``episode_length``,
         ``env_steps_per_second`` and ``modules`` (module id → name → number).
 
@@ -61,7 +63,7 @@ def to_record(
         "iteration": progress.iteration,
         "env_steps": progress.env_steps,
         "seconds": progress.seconds,
-        **_episodes(result["env_runners"].get(RETURNS_KEY, {})),
+        **_episodes(result["env_runners"].get(RETURNS_KEY, {}), teams),
         "env_steps_per_second": steps_per_second,
         "modules": {name: _module(result["learners"][name], with_kl=with_kl) for name in modules},
     }
@@ -69,11 +71,12 @@ def to_record(
     return record
 
 
-def _episodes(sums: Mapping[str, Any]) -> dict[str, Any]:
+def _episodes(sums: Mapping[str, Any], counted: Collection[str]) -> dict[str, Any]:
     count = int(sums.get("episodes", 0))
     if count == 0:
         return {"return_mean": None, "team_returns": {}, "episode_length": None}
-    teams = {team: float(total) / count for team, total in sorted(sums["returns"].items())}
+    returns = sorted(sums["returns"].items())
+    teams = {team: float(total) / count for team, total in returns if team in counted}
     return {
         "return_mean": sum(teams.values()),
         "team_returns": teams,

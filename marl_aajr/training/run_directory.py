@@ -8,6 +8,7 @@
     tensorboard/      the same as curves
     checkpoints/      000010/ ..., complete or absent
     victim/           the trained team, playable without Ray
+    adversary/        with method atla: the adversaries that it was trained against
     evaluations/      how it does under attack
 
 Everything is written so that a crash at any moment leaves something that can be read and resumed.
@@ -63,6 +64,7 @@ class RunDirectory:
         self.tensorboard = self.path / "tensorboard"
         self.checkpoints = self.path / "checkpoints"
         self.victim = self.path / "victim"
+        self.adversary = self.path / "adversary"
         self.evaluations = self.path / "evaluations"
         self._lock = Lock(self.path / ".lock")
 

@@ -24,8 +24,9 @@ from marl_aajr.rllib.lean_learner import LeanPPOTorchLearner
 from marl_aajr.rllib.mappo import MAPPOModule
 from marl_aajr.rollout.central import Critic
 from marl_aajr.rollout.environments import resolve
-from marl_aajr.training.algorithm import build_algorithm, build_config, roster_of
+from marl_aajr.training.algorithm import build_algorithm, build_config
 from marl_aajr.training.export import export_victim
+from marl_aajr.training.roster import roster_of
 from tests.rllib import fast_runs
 from tests.rllib.learners import ppo_config, update, weights
 from tests.rllib.policy_cases import CASES, built, columns_of, regularized

@@ -14,8 +14,9 @@ from ray.rllib.core.columns import Columns
 from torch import nn
 
 from marl_aajr.rllib.internals import observation_normalizer
-from marl_aajr.training.algorithm import build_algorithm, roster_of
+from marl_aajr.training.algorithm import build_algorithm
 from marl_aajr.training.export import export_victim
+from marl_aajr.training.roster import roster_of
 from marl_aajr.victims import Victim
 from tests.training.runs import tiny
 

@@ -19,13 +19,22 @@ def result(learned: dict[str, Any] | None = None, **sums: Any) -> dict[str, Any]
 
 
 def record(given: dict[str, Any], *, with_kl: bool = False) -> dict[str, Any]:
-    return to_record(given, PROGRESS, modules=["agent"], steps_per_second=2.0, with_kl=with_kl)
+    return to_record(
+        given, PROGRESS, modules=["agent"], teams={"good", "bad"}, steps_per_second=2.0, with_kl=with_kl
+    )
 
 
 def test_returns_are_means_over_the_episodes_that_ended() -> None:
     line = record(result(episodes=4, length=100, returns={"good": -8.0, "bad": 2.0}))
     assert line["team_returns"] == {"bad": 0.5, "good": -2.0}
     assert (line["return_mean"], line["episode_length"]) == (-1.5, 25.0)
+
+
+def test_teams_of_adversaries_are_not_counted() -> None:
+    line = record(
+        result(episodes=4, length=100, returns={"adversary_of_good": 8.0, "good": -8.0, "bad": 2.0})
+    )
+    assert (line["return_mean"], set(line["team_returns"])) == (-1.5, {"good", "bad"})
 
 
 def test_without_a_finished_episode_there_is_no_return() -> None:
@@ -49,7 +58,7 @@ def test_kl_is_there_only_when_it_is_computed() -> None:
     [
         (result({"policy_loss": math.nan}), "iteration 7: modules, agent, policy_loss is nan"),
         (result({"aajr": {"gain_max": math.inf}}), "iteration 7: modules, agent, aajr/gain_max is inf"),
-        (result(episodes=1, length=1, returns={"a": math.nan}), "iteration 7: return_mean is nan"),
+        (result(episodes=1, length=1, returns={"bad": math.nan}), "iteration 7: return_mean is nan"),
     ],
 )
 def test_what_is_not_finite_is_named(given: dict[str, Any], name: str) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import ray
@@ -206,7 +206,18 @@ def current_entropy_coeff(learner: PPOTorchLearner, module_id: str) -> float:
 
 
 class OpenTorchLearner(TorchLearner):
-    """In front of any torch learner of RLlib: public names for what ours add to."""
+    """In front of any torch learner of RLlib: public names for what ours add to.
+
+    Attributes:
+        trained: ids of the modules that updates train, of those that the configuration trains; None: all.
+    """
+
+    trained: Collection[str] | None = None
+
+    def should_module_be_updated(self, module_id: str, multi_agent_batch: Any = None) -> bool:
+        """Whether updates train a module."""
+        its_turn = self.trained is None or module_id in self.trained
+        return its_turn and bool(super().should_module_be_updated(module_id, multi_agent_batch))
 
     def before_step(self, batch: dict[str, Any]) -> None:
         """Called with each minibatch, before any module sees it."""
@@ -224,6 +235,8 @@ class OpenTorchLearner(TorchLearner):
         return super()._update(batch, **kwargs)
 
     def _update_module_kl_coeff(self, *, module_id: str, config: Any, **measured: Any) -> None:
+        if self.trained is not None and module_id not in self.trained:
+            return  # What was measured is of an earlier update.
         # PPO's hands the measured value in, APPO's looks it up.
         values = {name: self.measured_kl(module_id, value) for name, value in measured.items()}
         super()._update_module_kl_coeff(module_id=module_id, config=config, **values)

@@ -1,0 +1,88 @@
+"""ATLA: a team and the adversaries of its agents learn in alternation.
+
+    max_π min_ν  E[ Σ_t r(s_t, a_t) ],   a_t ~ π(· | s_t + δ_t),   δ_t = Π_Δ(ε M · clamp(ν(s_t), −1, 1))
+
+The adversaries ν are policies of their own, trained by PPO as the team is, on minus its reward (Zhang et al.
+2021, arXiv 2101.08452, algorithm 1). A run is one ordinary run of PPO on a game of two sides
+(`marl_aajr.rollout.perturbed`); an iteration trains one of them and leaves the other as it is. Which one
+follows from the number of the iteration: a run that is resumed takes its turns like one that never stopped.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import ClassVar, Self
+
+from marl_aajr.checks import at_least_one
+from marl_aajr.schedules import Schedule, as_schedule, maximum, raised, value_at
+from marl_aajr.threat import Norm, PerturbationSet
+
+
+@dataclass(frozen=True, kw_only=True)
+class ATLA:
+    """The settings of the method.
+
+    The paper trains each side for one iteration in turn and perturbs in full from the beginning, by an
+    adversary that is still random: here that is ``ramp: null``. With a ramp, ε rises from 0, and where it is
+    0 the team alone is trained. A run's environment steps are those of both sides together.
+
+    Attributes:
+        epsilon: radius of the perturbation set, in units of the environment's observations, also where a
+            filter normalises them; number or schedule over environment steps.
+        norm: ``"linf"`` or ``"l2"``.
+        mask: per feature, whether it can be perturbed.
+        scale: per feature, the size of one unit of ε.
+        low: lower bound of perturbed observations.
+        high: upper bound of perturbed observations.
+        agents: whose observations are perturbed; None: everybody's.
+        team_iterations: iterations in a row that train the team.
+        adversary_iterations: iterations in a row that then train the adversaries.
+        adversary_entropy_coeff: weight of their entropy bonus; a number or schedule. A bonus as large as a
+            team's makes them spread to random perturbations: there are many features.
+    """
+
+    name: ClassVar[str] = "atla"
+    summary: ClassVar[str] = "training in alternation with adversaries that learn to perturb (ATLA)"
+
+    epsilon: Schedule = 0.1
+    norm: Norm = "linf"
+    mask: tuple[bool, ...] | None = None
+    scale: tuple[float, ...] | None = None
+    low: float | tuple[float, ...] | None = None
+    high: float | tuple[float, ...] | None = None
+    agents: tuple[str, ...] | None = None
+    team_iterations: int = 1
+    adversary_iterations: int = 1
+    adversary_entropy_coeff: Schedule = 0.0
+
+    def __post_init__(self) -> None:
+        for name in ("epsilon", "adversary_entropy_coeff"):
+            object.__setattr__(self, name, as_schedule(getattr(self, name), name=name))
+        for name in ("mask", "scale", "low", "high", "agents"):
+            if isinstance(value := getattr(self, name), list):
+                object.__setattr__(self, name, tuple(value))
+        at_least_one("team_iterations", self.team_iterations)
+        at_least_one("adversary_iterations", self.adversary_iterations)
+        if maximum(self.epsilon) == 0:
+            raise ValueError("expected an epsilon > 0, got 0; for no perturbation use method none")
+        self.set_of(1.0)
+
+    def ramped(self, start: float, end: float) -> Self:
+        """The same with ε, if it is a number, rising from 0 at environment step ``start`` to ``end``."""
+        return replace(self, epsilon=raised(self.epsilon, start, end))
+
+    def trains_adversaries(self, *, iteration: int, env_steps: int) -> bool:
+        """Whether the iteration that follows so many others trains the adversaries, or else the team."""
+        place = iteration % (self.team_iterations + self.adversary_iterations)
+        return place >= self.team_iterations and value_at(self.epsilon, env_steps) > 0
+
+    def perturbations(self, env_steps: float) -> PerturbationSet | None:
+        """Δ at an environment step; None where ε is 0."""
+        epsilon = value_at(self.epsilon, env_steps)
+        return None if epsilon == 0 else self.set_of(epsilon)
+
+    def set_of(self, epsilon: float) -> PerturbationSet:
+        """Δ of a radius."""
+        return PerturbationSet(
+            epsilon=epsilon, norm=self.norm, mask=self.mask, scale=self.scale, low=self.low, high=self.high
+        )

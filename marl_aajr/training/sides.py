@@ -1,0 +1,135 @@
+"""The two sides of an ATLA run in RLlib: their modules, and whose turn it is.
+
+RLlib trains every module that has rows in a batch. Before each iteration the run tells the learners which
+modules to train, and the copies of the environment how far observations may be perturbed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import gymnasium as gym
+import torch
+from ray.rllib.algorithms.algorithm import Algorithm
+
+from marl_aajr.rllib.internals import OpenTorchLearner
+from marl_aajr.rllib.modules import split
+from marl_aajr.rollout.batched import BatchedEnv
+from marl_aajr.rollout.central import CentralBatch
+from marl_aajr.rollout.perturbed import PerturbedBatch, adversary_of, adversary_space, attacked_agents
+from marl_aajr.threat import PerturbationSet
+from marl_aajr.training.atla import ATLA
+from marl_aajr.training.config import RunConfig
+from marl_aajr.training.roster import Roster
+
+
+def adversaries_of(team: Roster, atla: ATLA) -> Roster:
+    """The adversaries of the agents; those of one module share one.
+
+    Args:
+        team: The agents, of whatever teams.
+        atla: Whom it attacks, and how.
+
+    Raises:
+        ValueError: Unknown agents, observations that cannot be perturbed, or a mask, scale or bounds that do
+            not fit them.
+    """
+    boxes = {agent: split(space)[0] for agent, space in team.observation_spaces.items()}
+    attacked = attacked_agents(boxes, atla.agents)
+    for agent in attacked:
+        _check_features(atla, agent, boxes[agent])
+    return Roster(
+        observation_spaces={adversary_of(agent): boxes[agent] for agent in attacked},
+        action_spaces={adversary_of(agent): adversary_space(boxes[agent]) for agent in attacked},
+        teams={adversary_of(agent): adversary_of(team.teams[agent]) for agent in attacked},
+        module_of={adversary_of(agent): adversary_of(team.module_of[agent]) for agent in attacked},
+        central=team.central,
+    )
+
+
+def _check_features(atla: ATLA, agent: str, box: gym.spaces.Box) -> None:
+    nothing = torch.zeros(1, gym.spaces.flatdim(box))
+    try:
+        atla.set_of(1.0).squash(nothing, nothing)
+    except ValueError as error:
+        raise ValueError(f"method {atla.name}, agent {agent!r}: {error}") from None
+
+
+@dataclass(frozen=True)
+class Turn:
+    """What one iteration does.
+
+    Attributes:
+        trained: The side that it trains.
+        of_adversaries: Whether that is the adversaries.
+        perturbations: Δ in it; None: agents see the truth.
+    """
+
+    trained: Roster
+    of_adversaries: bool
+    perturbations: PerturbationSet | None
+
+
+@dataclass(frozen=True)
+class Sides:
+    """The two sides of an ATLA run, and their turns.
+
+    Attributes:
+        atla: The settings of the method.
+        team: The agents.
+        adversaries: Theirs.
+    """
+
+    atla: ATLA
+    team: Roster
+    adversaries: Roster
+
+    def turn(self, *, iteration: int, env_steps: int) -> Turn:
+        """What the iteration does that follows so many iterations and environment steps."""
+        theirs = self.atla.trains_adversaries(iteration=iteration, env_steps=env_steps)
+        trained = self.adversaries if theirs else self.team
+        return Turn(trained, theirs, self.atla.perturbations(env_steps))
+
+    def everybody(self) -> Roster:
+        """Both sides."""
+
+        def joined(name: str) -> Mapping[str, Any]:
+            return {**getattr(self.team, name), **getattr(self.adversaries, name)}
+
+        names = ("observation_spaces", "action_spaces", "teams", "module_of")
+        return Roster(**{name: joined(name) for name in names}, central=self.team.central)
+
+
+def sides_of(config: RunConfig, team: Roster) -> Sides | None:
+    """The sides of a run; None where its method is not ATLA.
+
+    Raises:
+        ValueError: See :func:`adversaries_of`.
+    """
+    atla = config.method.atla(env_steps=config.env_steps)
+    return None if atla is None else Sides(atla, team, adversaries_of(team, atla))
+
+
+def take_turn(algorithm: Algorithm, turn: Turn) -> None:
+    """Tell all processes what the next iteration does."""
+    modules = frozenset(turn.trained.modules)
+    algorithm.learner_group.foreach_learner(partial(_train_only, modules=modules))
+    algorithm.env_runner_group.foreach_env_runner(
+        partial(_perturb, perturbations=turn.perturbations),
+        local_env_runner=algorithm.config.num_env_runners == 0,
+    )
+
+
+def _train_only(learner: OpenTorchLearner, *, modules: frozenset[str]) -> None:
+    learner.trained = modules
+
+
+def _perturb(runner: Any, *, perturbations: PerturbationSet | None) -> None:
+    batch: BatchedEnv = runner.env.batch
+    if isinstance(batch, CentralBatch):
+        batch = batch.env
+    assert isinstance(batch, PerturbedBatch)
+    batch.perturbations = perturbations

@@ -1,0 +1,158 @@
+"""ATLA: one side learns at a time, by the number of the iteration; the victim is the team alone."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from marl_aajr.evaluation import evaluate_run
+from marl_aajr.threat import PerturbationSet
+from marl_aajr.training.algorithm import build_algorithm, build_config
+from marl_aajr.training.atla import ATLA
+from marl_aajr.training.config import RunConfig
+from marl_aajr.training.roster import roster_of
+from marl_aajr.training.run_directory import RunDirectory
+from marl_aajr.training.sides import sides_of, take_turn
+from marl_aajr.training.trainer import train
+from marl_aajr.victims import Victim
+from tests.training.runs import assert_same_run, tiny
+
+SPREAD = {"name": "marl_aajr.envs.simple_spread_v3", "kwargs": {"N": 2}}
+
+
+def config(method: dict[str, Any] | None = None, **changes: Any) -> RunConfig:
+    return tiny(**{"env": SPREAD, "method": {"name": "atla", "ramp": None, **(method or {})}, **changes})
+
+
+@pytest.fixture(scope="module")
+def run(ray_session: None, tmp_path_factory: pytest.TempPathFactory) -> RunDirectory:
+    """Six iterations; the ramp leaves the first to the team, and odd ones are the adversaries'."""
+    method = {"ramp": [0.1, 0.5], "epsilon": 0.2}
+    changes = {"observation_filter": "mean_std", "ppo": {"kl_coeff": 0.2}}
+    return RunDirectory(train(config(method, **changes), tmp_path_factory.mktemp("atla") / "run"))
+
+
+def test_sides_take_turns_by_the_number_of_the_iteration_once_there_is_an_epsilon() -> None:
+    atla = ATLA(team_iterations=2, adversary_iterations=1).ramped(100, 200)
+    theirs = [atla.trains_adversaries(iteration=i, env_steps=50 * i) for i in range(9)]
+    assert theirs == [False, False, False, False, False, True, False, False, True]
+    sets = [atla.perturbations(steps) for steps in (0, 100, 150, 400)]
+    assert [one and one.epsilon for one in sets] == [None, None, 0.05, 0.1]
+
+
+def test_every_iteration_trains_exactly_one_side(ray_session: None) -> None:
+    """Weights, critics, optimisers and KL coefficients of the other are the same bit for bit."""
+    settings = config(ppo={"kl_coeff": 0.2})
+    sides = sides_of(settings, roster_of(settings))
+    assert sides is not None
+    algorithm = build_algorithm(settings)
+    try:
+        (learner,) = (result.get() for result in algorithm.learner_group.foreach_learner(lambda x: x))
+        state = state_of(learner)
+        for iteration in range(4):
+            turn = sides.turn(iteration=iteration, env_steps=100 * iteration)
+            assert turn.of_adversaries == (iteration % 2 == 1)
+            take_turn(algorithm, turn)
+            algorithm.train()
+            before, state = state, state_of(learner)
+            changed = {name for name, value in state.items() if not torch.equal(value, before[name])}
+            assert {name.split("/")[1] for name in changed} == set(turn.trained.modules)
+            assert {name.split("/")[0] for name in changed} >= {"weights", "optimizer"}
+            for name in ("agent", "adversary_of_agent"):
+                players = algorithm.env_runner.module[name].unwrapped().pi.state_dict()
+                assert all(torch.equal(v, state[f"weights/{name}/pi.{key}"]) for key, v in players.items())
+    finally:
+        algorithm.stop()
+
+
+def state_of(learner: Any) -> dict[str, torch.Tensor]:
+    modules = learner.module.keys()
+    state = {
+        f"weights/{name}/{key}": value.clone()
+        for name in modules
+        for key, value in learner.module[name].unwrapped().state_dict().items()
+    }
+    for name in modules:
+        state[f"kl/{name}"] = learner.curr_kl_coeffs_per_module[name].clone()
+        for _, optimizer in learner.get_optimizers_for_module(name):
+            moments = [m["exp_avg"].flatten() for m in optimizer.state.values()]
+            state[f"optimizer/{name}"] = torch.cat(moments) if moments else torch.zeros(1)
+    return state
+
+
+def test_steps_are_those_of_the_environment_and_the_adversaries_share_is_told(run: RunDirectory) -> None:
+    lines = run.metrics()
+    assert [line["env_steps"] for line in lines] == [100, 200, 300, 400, 500, 600]
+    assert [line["atla"]["adversary_env_steps"] for line in lines] == [0, 100, 100, 200, 200, 300]
+    assert [line["atla"]["epsilon"] for line in lines] == pytest.approx([0, 1 / 30, 7 / 60, 0.2, 0.2, 0.2])
+    assert [set(line["modules"]) for line in lines[:2]] == [{"agent"}, {"adversary_of_agent"}]
+    assert [line["episode_length"] for line in lines if line["episode_length"]] == [25.0] * 6
+    assert all(line["return_mean"] < -5 and set(line["team_returns"]) == {"team"} for line in lines)
+
+
+def test_the_victim_is_the_team_alone_and_is_evaluated_like_any_other(run: RunDirectory) -> None:
+    victim = Victim.load(run.victim)
+    assert victim.agents == ("agent_0", "agent_1")
+    assert (victim.env_name, set(victim.modules)) == (SPREAD["name"], {"agent"})
+    assert set(victim.critics) == {"agent"}
+    evaluation = evaluate_run(run.path, attacks=["pgd"], epsilons=[0.1], episodes=2, units="raw")
+    assert evaluation.attacks
+
+
+def test_the_adversaries_are_kept(run: RunDirectory) -> None:
+    adversary = Victim.load(run.adversary)
+    assert adversary.agents == ("adversary_of_agent_0", "adversary_of_agent_1")
+    obs = torch.zeros(3, 12)
+    agent = adversary.agents[0]
+    action = adversary.greedy(agent, adversary.policy(agent)(adversary.inputs(agent, obs)))
+    assert action.shape == (3, 12)
+    assert (PerturbationSet(epsilon=0.1).squash(action, obs).abs() <= 0.1).all()
+
+
+def test_the_same_seed_gives_the_same_run_and_so_does_a_stop(run: RunDirectory, tmp_path: Path) -> None:
+    """Stopped between a turn of the team and one of the adversaries, behind a checkpoint."""
+    seen: list[Any] = []
+    train(run.config(), tmp_path / "run", on_iteration=seen.append, should_stop=lambda: len(seen) == 3)
+    train(run.config(), tmp_path / "run", resume=True)
+    assert_same_run(run.path, tmp_path / "run")
+
+
+def test_a_central_critic_reads_the_state_on_both_sides(ray_session: None) -> None:
+    algorithm = build_algorithm(config(model={"critic": "state"}, env_steps=100))
+    try:
+        result = algorithm.train()
+    finally:
+        algorithm.stop()
+    assert {"agent", "adversary_of_agent"} <= set(result["learners"])
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"resources": {"runner": "stock"}}, "expected resources.runner fast for method atla, got stock"),
+        ({"model": {"critic": "joint"}}, "expected model.critic own or state for method atla, got joint"),
+        ({"method": {"mask": [True]}}, "agent 'agent_0': expected 12 features in mask, got 1"),
+        ({"method": {"agents": ["agent_7"]}}, "expected agents out of agent_0, agent_1, got agent_7"),
+        ({"env": {"name": "classic/connect_four-v3"}}, "expected floating-point observations"),
+    ],
+)
+def test_what_cannot_work_is_refused_before_anything_runs(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        build_config(config(changes.pop("method", None), **changes))
+
+
+@pytest.mark.parametrize(
+    ("method", "message"),
+    [
+        ({"epsilon": 0}, "expected an epsilon > 0, got 0; for no perturbation use method none"),
+        ({"adversary_iterations": 0}, "expected an integer adversary_iterations ≥ 1, got 0"),
+        ({"norm": "l1"}, "expected norm out of linf, l2; got 'l1'"),
+        ({"coefficient": 1}, "expected settings of 'atla' out of epsilon, norm, .*; got coefficient"),
+    ],
+)
+def test_settings_are_checked(method: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        config(method)
