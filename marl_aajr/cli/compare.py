@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -12,12 +13,12 @@ from marl_aajr.cli.teaching import guide, told
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from marl_aajr.report import Comparison
+    from marl_aajr.report import Comparison, Reference
     from marl_aajr.report.statistics import Estimate
 
 HELP = guide(
     "Compare evaluated runs: prints the returns under attack and writes one HTML page that opens without a "
-    "network. Runs that differ only in their seed are one method.",
+    "network. Runs that differ only in their seed are one method; each environment has a section.",
     "marl-aajr compare runs/simple_spread_v3-*",
     "marl-aajr compare runs/plain runs/robust --out report.html",
 )
@@ -33,19 +34,60 @@ def compare(
         str | None,
         typer.Option(metavar="TEXT", help=told("Heading of the page.", "names the environment")),
     ] = None,
+    reference: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="ENV=FLOOR,TARGET",
+            help="Two returns of an environment, fixed before the runs: scores go from 0 to 1 between them. "
+            "May be repeated.",
+        ),
+    ] = None,
+    film: Annotated[
+        bool,
+        typer.Option("--film", help="Show in each environment an episode without and with an attack."),
+    ] = False,
 ) -> None:
     """Build the report and print its headline."""
     from rich.console import Console
 
-    from marl_aajr.report import build_report, load_run
-    from marl_aajr.report import compare as compare_runs
+    from marl_aajr.report import compare_each, load_run, write_report
 
-    page = build_report(runs, out=out, title=title)
+    page = write_report(runs, out, title=title, references=_references(reference or ()), film=film)
     console = Console()
-    comparison = compare_runs([load_run(run) for run in runs])
-    console.print(f"Mean return: {comparison.protocol}", soft_wrap=True, highlight=False, markup=False)
-    console.print(table(comparison))
+
+    def say(text: str) -> None:
+        console.print(text, highlight=False, markup=False)
+
+    for comparison in compare_each([load_run(run) for run in runs]):
+        say(f"Mean return: {comparison.protocol}")
+        console.print(table(comparison))
+        say(closing(comparison))
     console.print(f"Report: {page.resolve()}", soft_wrap=True, highlight=False)
+
+
+def closing(comparison: Comparison) -> str:
+    """What stands below the table: how the worst attacks were chosen, what failed, the verdict."""
+    from marl_aajr.report import headline, how_chosen
+
+    failed = sum(check.verdict == "fail" for checks in comparison.checks.values() for check in checks)
+    doubt = f"{failed} checks of the evaluations FAILED: see the report." if failed else ""
+    return "\n".join(filter(None, (how_chosen(comparison), doubt, f"Verdict: {headline(comparison)}")))
+
+
+def _references(given: Sequence[str]) -> dict[str, Reference]:
+    from marl_aajr.report import Reference
+
+    found = {}
+    for text in given:
+        name, _, ends = text.partition("=")
+        try:
+            floor, target = map(float, ends.split(","))
+        except ValueError:
+            raise ValueError(
+                f"expected --reference ENV=FLOOR,TARGET such as simple_spread_v3=-90,-30, got {text!r}"
+            ) from None
+        found[name] = Reference(floor, target)
+    return found
 
 
 def table(comparison: Comparison) -> Table:

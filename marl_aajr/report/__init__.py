@@ -1,7 +1,25 @@
-"""Compare evaluated runs: a table with intervals, a verdict in plain words, one HTML page."""
+"""Compare evaluated runs: tables with intervals, a verdict in plain words, one HTML page."""
 
-from marl_aajr.report.comparison import Comparison, Row, compare
-from marl_aajr.report.page import build_report
+from marl_aajr.report.comparison import Comparison, Row, compare, compare_each
+from marl_aajr.report.notes import Incident, Notes, Tuning
+from marl_aajr.report.page import write_report
 from marl_aajr.report.records import RunRecord, load_run
+from marl_aajr.report.scores import Reference
+from marl_aajr.report.verdict import headline, how_chosen, verdict
 
-__all__ = ["Comparison", "Row", "RunRecord", "build_report", "compare", "load_run"]
+__all__ = [
+    "Comparison",
+    "Incident",
+    "Notes",
+    "Reference",
+    "Row",
+    "RunRecord",
+    "Tuning",
+    "compare",
+    "compare_each",
+    "headline",
+    "how_chosen",
+    "load_run",
+    "verdict",
+    "write_report",
+]

@@ -6,9 +6,13 @@ import math
 from collections import defaultdict
 from collections.abc import Sequence
 
+from marl_aajr.report.adversaries import undertrained
 from marl_aajr.report.comparison import Comparison
+from marl_aajr.report.conditions import norms
+from marl_aajr.report.evaluations import Evaluation
 from marl_aajr.report.methods import Method, differences
-from marl_aajr.report.records import Evaluation, RunRecord
+from marl_aajr.report.records import RunRecord
+from marl_aajr.report.trust import doubts
 from marl_aajr.report.wording import count, listing, number, some
 
 
@@ -17,7 +21,8 @@ def cautions(comparison: Comparison) -> list[str]:
     methods = [row.method for row in comparison.rows]
     runs = [run for method in methods for run in method.runs]
     return [
-        *_checks(comparison),
+        *doubts(comparison),
+        *(f"{line}." for line in undertrained(comparison)),
         *_budgets(methods),
         *_other_differences(methods),
         *_seeds(methods),
@@ -26,29 +31,44 @@ def cautions(comparison: Comparison) -> list[str]:
         *_versions(runs),
         *_nonfinite(runs),
         *_selection(comparison),
+        *_norms(comparison),
         *_left_out(comparison),
-    ]
-
-
-def _checks(comparison: Comparison) -> list[str]:
-    """What the evaluations found against themselves: failures first, one sentence for each check."""
-    found: dict[tuple[str, str], dict[str, str]] = defaultdict(dict)
-    for path, checks in comparison.checks.items():
-        for check in checks:
-            found[check.verdict, check.name].setdefault(path, check.text)
-    return [
-        f"{'EVALUATION FAILED' if verdict == 'fail' else 'Evaluation'}, {name} "
-        f"({some(list(by_run), of=len(comparison.checks), noun='runs')}): {next(iter(by_run.values()))}"
-        for (verdict, name), by_run in sorted(found.items(), key=lambda item: item[0][0] != "fail")
     ]
 
 
 def _selection(comparison: Comparison) -> list[str]:
     if comparison.chosen_elsewhere or len(comparison.attacks) == 1:
         return []
+    which = "The" if comparison.chosen_here else "For some runs the"
     return [
-        "The worst attack of each size was chosen on the very episodes that it is reported on, which makes "
-        "it look a little stronger than it is; evaluate with --suite to choose on others."
+        f"{which} worst attack of each size was chosen on the very episodes that it is reported on, which "
+        "makes it look a little stronger than it is; evaluate with --suite or --selection-episodes to choose "
+        "on others."
+    ]
+
+
+def _norms(comparison: Comparison) -> list[str]:
+    found = norms(comparison.conditions)
+    if len(found) < 2:
+        return []
+    return [
+        f"Sizes are in different norms ({listing(found)}): the same ε is not the same strength, and the "
+        "worst of a size is the worst of all of them."
+    ]
+
+
+def cautions_of_all(comparisons: Sequence[Comparison]) -> list[str]:
+    """The cautions of several comparisons; what only some of them say names those."""
+    said: dict[str, list[str]] = defaultdict(list)
+    for comparison in comparisons:
+        for sentence in cautions(comparison):
+            said[sentence].append(comparison.scene.short)
+    order = sorted(said, key=lambda sentence: not sentence.startswith("EVALUATION FAILED"))
+    return [
+        sentence
+        if len(said[sentence]) == len(comparisons)
+        else f"{some(said[sentence], of=len(comparisons), noun='environments')}: {sentence}"
+        for sentence in order
     ]
 
 

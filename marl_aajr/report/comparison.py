@@ -9,9 +9,12 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
+from marl_aajr.evaluation.statistics import area_under_curve
+from marl_aajr.report.conditions import Condition, unlimited
+from marl_aajr.report.evaluations import Check, Outcome
 from marl_aajr.report.methods import Method, group
-from marl_aajr.report.protocol import Condition, Evidence, Protocol, Results, gather
-from marl_aajr.report.records import Check, Outcome, RunRecord
+from marl_aajr.report.protocol import Evidence, Protocol, Results, Scene, gather, scenes
+from marl_aajr.report.records import RunRecord
 from marl_aajr.report.statistics import (
     Estimate,
     difference_over_episodes,
@@ -32,6 +35,7 @@ class Row:
         robust: return under each attack and size.
         worst: ε -> the attack of that size that is the worst for most of its runs.
         strongest: ε -> return under the worst attack of that size: of each run under its own, then over runs.
+        area: mean over ε from 0 to the largest of the return under the worst attack, by trapezoids.
         price: clean return of the plain method − clean return of this one; None for the plain
             method itself and where there is no plain one.
         runs: the evaluations that the row is made of, by seed.
@@ -43,6 +47,7 @@ class Row:
     robust: Mapping[Condition, Estimate]
     worst: Mapping[float, Condition]
     strongest: Mapping[float, Estimate]
+    area: Estimate
     price: Estimate | None
     runs: tuple[Results, ...]
     others: Mapping[str, Row] = field(default_factory=dict)
@@ -69,9 +74,14 @@ class Comparison:
     left_out: tuple[str, ...]
 
     @property
+    def scene(self) -> Scene:
+        """The environment, and the side whose return is compared."""
+        return Scene(self.protocol.environment, self.protocol.team)
+
+    @property
     def epsilons(self) -> tuple[float, ...]:
         """Sizes at which every method faced the same attacks, in rising order."""
-        return tuple(sorted({condition.epsilon for condition in self.conditions}))
+        return tuple(sorted({condition.epsilon for condition in unlimited(self.conditions)}))
 
     @property
     def attacks(self) -> tuple[str, ...]:
@@ -87,7 +97,6 @@ class Comparison:
                 for evaluation in run.run.evaluations.values()
                 if Protocol.of(evaluation) == self.protocol
                 for check in evaluation.checks
-                if check.verdict != "pass"
             )
             for row in self.rows
             for run in row.runs
@@ -97,6 +106,11 @@ class Comparison:
     def chosen_elsewhere(self) -> bool:
         """Whether every worst attack was chosen on other episodes than it is reported on."""
         return all(set(self.epsilons) <= set(run.chosen) for row in self.rows for run in row.runs)
+
+    @property
+    def chosen_here(self) -> bool:
+        """Whether no worst attack was chosen on other episodes."""
+        return not any(run.chosen for row in self.rows for run in row.runs)
 
     @property
     def plain(self) -> Row | None:
@@ -140,6 +154,17 @@ def compare(records: Sequence[RunRecord]) -> Comparison:
     return Comparison(rows, evidence.protocol, evidence.conditions, evidence.left_out)
 
 
+def compare_each(records: Sequence[RunRecord]) -> tuple[Comparison, ...]:
+    """One comparison for each environment, and for each side of it that was attacked; by name.
+
+    Raises:
+        ValueError: no runs, or runs of one environment that `compare` refuses.
+    """
+    if not records:
+        return (compare(records),)
+    return tuple(compare(runs) for runs in scenes(records).values())
+
+
 def _per_method(methods: Sequence[Method], evidence: Evidence) -> list[tuple[Results, ...]]:
     remaining = iter(evidence.results)
     return [tuple(next(remaining) for _ in method.runs) for method in methods]
@@ -154,30 +179,40 @@ def _row(
 ) -> Row:
     level = evidence.protocol.level
     robust = {
-        condition: _estimate([run.attacked[condition] for run in runs], level=level)
+        condition: estimate_of([run.attacked[condition] for run in runs], level=level)
         for condition in evidence.conditions
     }
-    worst = {
-        epsilon: [run.worst(epsilon) for run in runs]
-        for epsilon in dict.fromkeys(condition.epsilon for condition in robust)
-    }
+    epsilons = sorted({condition.epsilon for condition in unlimited(evidence.conditions)})
+    worst = {epsilon: [run.worst(epsilon) for run in runs] for epsilon in epsilons}
     return Row(
         method=method,
-        clean=_estimate([run.clean for run in runs], level=level),
+        clean=estimate_of([run.clean for run in runs], level=level),
         robust=robust,
         worst={epsilon: Counter(found).most_common(1)[0][0] for epsilon, found in worst.items()},
         strongest={
-            epsilon: _estimate(
+            epsilon: estimate_of(
                 [run.attacked[condition] for run, condition in zip(runs, found, strict=True)], level=level
             )
             for epsilon, found in worst.items()
         },
+        area=_area(runs, epsilons, level=level),
         price=None if method.plain or baseline is None else _price(baseline, runs, level=level),
         runs=runs,
     )
 
 
-def _estimate(outcomes: Sequence[Outcome], *, level: float) -> Estimate:
+def _area(runs: Sequence[Results], epsilons: Sequence[float], *, level: float) -> Estimate:
+    areas = [
+        area_under_curve(
+            [0.0, *epsilons], [run.clean.mean, *(run.attacked[run.worst(e)].mean for e in epsilons)]
+        )
+        for run in runs
+    ]
+    return over_runs(areas, level=level) if len(areas) > 1 else Estimate(areas[0], None, None, 1, "runs")
+
+
+def estimate_of(outcomes: Sequence[Outcome], *, level: float) -> Estimate:
+    """Mean of outcomes of runs, with the interval over runs; of a single one with its own over episodes."""
     if len(outcomes) > 1:
         return over_runs([outcome.mean for outcome in outcomes], level=level)
     (outcome,) = outcomes

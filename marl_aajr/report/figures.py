@@ -1,99 +1,150 @@
-"""Draw one small panel per figure as inline SVG that takes its fonts and colours from the page.
+"""Draw one small panel per figure.
 
 Small panels, because the page sets them side by side on a desk and one below the other on a
-phone, where a wide figure would shrink until nobody could read it. Text stays text
-(``svg.fonttype: none``): it is sharp, can be found and copied, and follows the page's font and
-dark colours. Nothing that a user named is written into a figure: names stand in captions, which
-the template escapes.
+phone, where a wide figure would shrink until nobody could read it.
 """
 
 from __future__ import annotations
 
-import io
-import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from typing import NamedTuple
 
-import matplotlib as mpl
 import numpy as np
 from markupsafe import Markup
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter, MaxNLocator
 
 from marl_aajr.report.comparison import Row
 from marl_aajr.report.curves import Array, Curve, mean_of
-from marl_aajr.report.palette import GRID, INK, MUTED, Look, dark_variables
-from marl_aajr.report.protocol import Condition
+from marl_aajr.report.drawing import svg
+from marl_aajr.report.palette import MUTED, Look
+from marl_aajr.report.statistics import Estimate
 
-_SIZE = (3.6, 2.5)
-_SWATCH = (0.6, 0.2)
-_STYLE = {
-    "svg.fonttype": "none",
-    "font.family": "sans-serif",
-    "font.size": 9,
-    "text.color": INK,
-    "axes.edgecolor": MUTED,
-    "axes.labelcolor": INK,
-    "axes.linewidth": 0.7,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.grid": True,
-    "axes.axisbelow": True,
-    "grid.color": GRID,
-    "grid.linewidth": 0.7,
-    "xtick.color": MUTED,
-    "ytick.color": MUTED,
-    "xtick.labelcolor": INK,
-    "ytick.labelcolor": INK,
-    "xtick.major.width": 0.7,
-    "ytick.major.width": 0.7,
-    "xtick.major.size": 3,
-    "ytick.major.size": 3,
-    "lines.solid_capstyle": "round",
-}
 _LOG_RATIO = 300.0
 
 
-def robustness_panel(
-    rows: Sequence[Row],
-    looks: Sequence[Look],
-    conditions: Sequence[Condition],
-    *,
-    limits: tuple[float, float],
-    key: str,
+class Series(NamedTuple):
+    """Return against ε of one method.
+
+    Attributes:
+        epsilons: rising from 0, no attack.
+        points: at those.
+        runs: of each run, its returns at those.
+    """
+
+    epsilons: tuple[float, ...]
+    points: tuple[Estimate, ...]
+    runs: tuple[tuple[float, ...], ...]
+
+
+def epsilon_panel(
+    series: Sequence[Series], looks: Sequence[Look], *, limits: tuple[float, float], key: str
 ) -> Markup:
-    """Return against ε under one attack, ε = 0 being the clean return; intervals shaded.
+    """Return against ε, ε = 0 being the clean return; intervals shaded.
 
     Args:
-        rows: the methods.
+        series: one per method.
         looks: one per method.
-        conditions: the sizes of this attack, rising.
         limits: of the return axis, the same for all attacks so that they can be compared.
         key: unique in the page.
     """
-    x = [0.0, *(condition.epsilon for condition in conditions)]
 
     def draw(axes: Axes) -> None:
-        for row, look in zip(rows, looks, strict=True):
-            _draw_row(axes, row, look, conditions, x)
+        for one, look in zip(series, looks, strict=True):
+            _draw_series(axes, one, look)
         axes.set(xlabel="ε (0 = no attack)", ylabel="return", ylim=limits)
-        axes.set_xticks(_spaced(x), [f"{value:g}" for value in _spaced(x)])
+        ticks = _spaced(series[0].epsilons)
+        axes.set_xticks(ticks, [f"{value:g}" for value in ticks])
 
-    return _svg(draw, key=key)
+    return svg(draw, key=key)
 
 
-def _draw_row(axes: Axes, row: Row, look: Look, conditions: Sequence[Condition], x: Sequence[float]) -> None:
-    points = [row.clean, *(row.robust[condition] for condition in conditions)]
+def _draw_series(axes: Axes, series: Series, look: Look) -> None:
+    x, points = series.epsilons, series.points
     low = [point.mean if point.low is None else point.low for point in points]
     high = [point.mean if point.high is None else point.high for point in points]
     axes.fill_between(x, low, high, color=look.colour, alpha=0.15, linewidth=0, zorder=1)
-    if len(row.runs) > 1:
-        for run in row.runs:
-            y = [run.clean.mean, *(run.attacked[condition].mean for condition in conditions)]
+    if len(series.runs) > 1:
+        for y in series.runs:
             axes.plot(x, y, color=look.colour, linewidth=0.6, alpha=0.45, zorder=2)
     means = [point.mean for point in points]
     (line,) = axes.plot(x, means, color=look.colour, ls=look.dashes, linewidth=1.7, zorder=3)
     line.set(marker=look.marker, markersize=4.5)
+
+
+class Cloud(NamedTuple):
+    """Where a method stands: clean return across, robust return up.
+
+    Attributes:
+        clean: of the method.
+        robust: of the method.
+        runs: (clean, robust) of each run.
+    """
+
+    clean: Estimate
+    robust: Estimate
+    runs: tuple[tuple[float, float], ...]
+
+
+def pareto_panel(
+    clouds: Sequence[Cloud], looks: Sequence[Look], *, front: Sequence[int], ylabel: str, key: str
+) -> Markup:
+    """Clean against robust return: bars are intervals, small dots runs, the grey stairs the front.
+
+    Args:
+        clouds: one per method.
+        looks: one per method.
+        front: places of the methods that no other beats, by clean return.
+        ylabel: of the robust return.
+        key: unique in the page.
+    """
+
+    def draw(axes: Axes) -> None:
+        x, y = (np.array([getattr(c, side).mean for c in clouds]) for side in ("clean", "robust"))
+        for cloud, look in zip(clouds, looks, strict=True):
+            if len(cloud.runs) > 1:
+                axes.plot(*zip(*cloud.runs, strict=True), ".", color=look.colour, alpha=0.5, ms=3, zorder=2)
+            for low, high, level, along in (
+                (cloud.clean.low, cloud.clean.high, cloud.robust.mean, axes.hlines),
+                (cloud.robust.low, cloud.robust.high, cloud.clean.mean, axes.vlines),
+            ):
+                if low is not None and high is not None:
+                    along(level, low, high, color=look.colour, linewidth=0.8, alpha=0.7, zorder=2)
+            axes.plot(cloud.clean.mean, cloud.robust.mean, look.marker, color=look.colour, ms=6, zorder=4)
+        axes.margins(0.08)
+        axes.autoscale(enable=False)
+        left, bottom = axes.get_xlim()[0], axes.get_ylim()[0]
+        stairs_x = [left, *x[list(front)]]
+        stairs_y = [*y[list(front)], bottom]
+        axes.step(
+            [*stairs_x, stairs_x[-1]], [stairs_y[0], *stairs_y], where="pre", color=MUTED, lw=0.9, zorder=1
+        )
+        axes.set(xlabel="clean return", ylabel=ylabel)
+        axes.xaxis.set_major_locator(MaxNLocator(4))
+        axes.yaxis.set_major_locator(MaxNLocator(5))
+
+    return svg(draw, key=key)
+
+
+def profile_panel(
+    profiles: Sequence[tuple[Array, Array]], looks: Sequence[Look], *, xlabel: str, key: str
+) -> Markup:
+    """Performance profiles: the share of runs that score above each threshold.
+
+    Args:
+        profiles: per method, thresholds and shares.
+        looks: one per method.
+        xlabel: of the thresholds.
+        key: unique in the page.
+    """
+
+    def draw(axes: Axes) -> None:
+        for (tau, share), look in zip(profiles, looks, strict=True):
+            axes.step(tau, share, where="post", color=look.colour, ls=look.dashes, linewidth=1.7)
+        axes.set(xlabel=xlabel, ylabel="share of runs above", ylim=(-0.03, 1.03))
+        axes.xaxis.set_major_locator(MaxNLocator(5))
+
+    return svg(draw, key=key)
 
 
 def learning_panel(
@@ -132,29 +183,7 @@ def learning_panel(
         if from_zero and values.size and values.min() >= 0:
             axes.set_ylim(0, 1.08 * values.max() or 1.0)
 
-    return _svg(draw, key=key)
-
-
-def swatch(look: Look, *, key: str) -> tuple[Markup, Markup]:
-    """The line of a method, for legends.
-
-    Returns:
-        Its definition, which the page holds once, and a drawing of it, to be used anywhere.
-    """
-
-    def draw(axes: Axes) -> None:
-        axes.set_axis_off()
-        axes.plot([0, 1, 2], [0, 0, 0], color=look.colour, linestyle=look.dashes, linewidth=2.0)
-        axes.plot([1], [0], color=look.colour, marker=look.marker, markersize=6)
-        axes.set(xlim=(-0.1, 2.1), ylim=(-1, 1))
-
-    drawing = str(_svg(draw, key=key, size=_SWATCH))
-    end = drawing.index(">") + 1
-    box = drawing[drawing.index("viewBox=") : end].split('"')[1]
-    inner = drawing[end:].replace("</svg>", "")
-    definition = f'<symbol id="{key}" viewBox="{box}">{inner}</symbol>'
-    use = f'<svg class="swatch" viewBox="{box}" aria-hidden="true"><use href="#{key}"/></svg>'
-    return Markup(definition), Markup(use)
+    return svg(draw, key=key)
 
 
 def is_logarithmic(curves: Sequence[Sequence[Curve]]) -> bool:
@@ -168,7 +197,7 @@ def return_limits(rows: Sequence[Row]) -> tuple[float, float]:
     ends = [
         end
         for row in rows
-        for point in (row.clean, *row.robust.values())
+        for point in (row.clean, *row.robust.values(), *row.strongest.values())
         for end in (point.mean, point.low, point.high)
         if end is not None
     ]
@@ -190,38 +219,3 @@ def _spaced(ticks: Sequence[float]) -> list[float]:
         if tick - result[-1] >= gap:
             result.append(tick)
     return result
-
-
-def _svg(draw: Callable[[Axes], None], *, key: str, size: tuple[float, float] = _SIZE) -> Markup:
-    """Run matplotlib without its global state and make the SVG fit to stand in a page."""
-    with mpl.rc_context({**_STYLE, "svg.hashsalt": key}):
-        figure = Figure(figsize=size, layout="constrained")
-        figure.patch.set_alpha(0)
-        axes = figure.add_subplot()
-        axes.patch.set_alpha(0)
-        draw(axes)
-        buffer = io.StringIO()
-        figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None})
-    return Markup(_for_page(buffer.getvalue(), key=key))
-
-
-def _for_page(svg: str, *, key: str) -> str:
-    """Strip what only a file needs, make ids unique in the page, hand colours to the style sheet."""
-    svg = svg[svg.index("<svg") :]
-    svg = re.sub(r"<metadata>.*?</metadata>\s*", "", svg, flags=re.DOTALL)
-    svg = re.sub(r'(<svg[^>]*?) width="[^"]*"', r"\1", svg, count=1)
-    svg = re.sub(r'(<svg[^>]*?) height="[^"]*"', r"\1", svg, count=1)
-    svg = re.sub(r"<svg ", '<svg aria-hidden="true" focusable="false" ', svg, count=1)
-    used = set(re.findall(r'(?:url\(#|href="#)([^)"]+)', svg))
-    svg = re.sub(r' id="([^"]+)"', lambda m: f' id="{key}-{m[1]}"' if m[1] in used else "", svg)
-    svg = re.sub(r'(url\(#|href="#)', rf"\1{key}-", svg)
-    svg = re.sub(r"<!--.*?-->\s*", "", svg, flags=re.DOTALL)
-    for hexadecimal, variable in _variables().items():
-        svg = svg.replace(hexadecimal, variable)
-    return svg
-
-
-def _variables() -> dict[str, str]:
-    fixed = {INK: "ink", MUTED: "muted", GRID: "rule"}
-    palette = {colour: f"m{i}" for i, colour in enumerate(dark_variables())}
-    return {colour: f"var(--{name})" for colour, name in {**fixed, **palette}.items()}

@@ -2,52 +2,50 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from importlib import resources
 from pathlib import Path
 
 from jinja2 import Environment, PackageLoader, StrictUndefined, Template
 from markupsafe import Markup
 
-from marl_aajr.report import panels, reproduce, tables
-from marl_aajr.report.cautions import cautions
-from marl_aajr.report.comparison import Comparison, Row, compare
-from marl_aajr.report.figures import swatch
-from marl_aajr.report.methods import differences, shared
-from marl_aajr.report.palette import dark_variables, looks
-from marl_aajr.report.records import load_run
-from marl_aajr.report.verdict import verdict
-from marl_aajr.report.wording import count, decimals_for
+from marl_aajr.report import aggregates, reproduce, studied, tables, trust
+from marl_aajr.report.cautions import cautions_of_all
+from marl_aajr.report.comparison import Comparison, compare_each
+from marl_aajr.report.notes import Notes
+from marl_aajr.report.palette import dark_variables
+from marl_aajr.report.protocol import Scene
+from marl_aajr.report.records import RunRecord, load_run
+from marl_aajr.report.scores import Reference, summarise
+from marl_aajr.report.sections import Legend, section
+from marl_aajr.report.wording import count
 from marl_aajr.training.files import write_text
 
 
-@dataclass(frozen=True)
-class _Entry:
-    """A method in a legend."""
-
-    row: Row
-    line: Markup
-
-    @property
-    def label(self) -> str:
-        return self.row.method.label
-
-    @property
-    def runs(self) -> str:
-        return count(len(self.row.runs), "run")
-
-
-def build_report(runs: Sequence[Path], *, out: Path, title: str | None = None) -> Path:
+def write_report(
+    runs: Sequence[Path | str],
+    out: Path | str,
+    *,
+    title: str | None = None,
+    notes: Notes | None = None,
+    references: Mapping[str, Reference] | None = None,
+    film: bool = False,
+) -> Path:
     """Compare finished, evaluated runs on one self-contained HTML page.
 
     The page holds its figures, styles and data; it loads nothing. The same runs give the same
     bytes, in whatever order they are named. The file appears whole or not at all.
 
     Args:
-        runs: run directories; those that differ only in their seed become one method.
+        runs: run directories; those that differ only in their seed become one method. Each environment has a
+            section; methods that all environments have are also compared over all of them.
         out: the HTML file; its folder is created, an existing file is replaced.
-        title: heading of the page; names the environment by default.
+        title: heading of the page; names the environments by default.
+        notes: what a study knows beside its runs: tuning budgets, restarts, failures, what was cut.
+        references: environment (as its evaluations name it) -> floor and target, fixed before the study.
+            Without them scores are relative to the runs on the page, and the page says so.
+        film: show in each section one clean and one attacked episode side by side, played anew: some seconds
+            and up to some hundred kilobytes for each environment.
 
     Returns:
         ``out``.
@@ -55,64 +53,99 @@ def build_report(runs: Sequence[Path], *, out: Path, title: str | None = None) -
     Raises:
         ValueError: nothing to compare, a run that cannot be used, or runs that cannot be
             compared; see `load_run` and `compare`. Nothing is written then.
+
+    Example:
+        >>> write_report(["runs/plain", "runs/robust"], "report.html", notes=Notes(cut=["seed 3"]))
     """
-    if out.is_dir():
-        raise ValueError(f"expected a file to write, got the folder {out}; name a file in it")
-    comparison = compare([load_run(path) for path in runs])
-    out.parent.mkdir(parents=True, exist_ok=True)
-    write_text(out, render(comparison, title=title))
-    return out
+    target = Path(out)
+    if target.is_dir():
+        raise ValueError(f"expected a file to write, got the folder {target}; name a file in it")
+    comparisons = compare_each([load_run(path) for path in runs])
+    films = _films(comparisons) if film else {}
+    text = render(comparisons, title=title, notes=notes, references=references, films=films)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    write_text(target, text)
+    return target
 
 
-def render(comparison: Comparison, *, title: str | None = None) -> str:
-    """The page as text.
-
-    Args:
-        comparison: what `compare` found.
-        title: heading; names the environment by default.
-    """
-    methods = [row.method for row in comparison.rows]
-    runs = [run for method in methods for run in method.runs]
-    decimals = decimals_for(
-        estimate for row in comparison.rows for estimate in (row.clean, *row.robust.values())
-    )
+def render(
+    comparisons: Sequence[Comparison],
+    *,
+    title: str | None = None,
+    notes: Notes | None = None,
+    references: Mapping[str, Reference] | None = None,
+    films: Mapping[Scene, bytes] | None = None,
+) -> str:
+    """The page as text; see `write_report`."""
+    references, films, notes = references or {}, films or {}, notes or Notes()
+    legend = Legend.of(comparisons)
+    runs = _unique(comparisons)
+    sections, seen = [], set()
+    for i, comparison in enumerate(comparisons):
+        own = frozenset(str(run.run.path) for row in comparison.rows for run in row.runs)
+        sections.append(
+            section(
+                comparison,
+                legend,
+                key=f"e{i}",
+                reference=references.get(comparison.protocol.environment),
+                film=films.get(comparison.scene, b""),
+                with_training=own not in seen,
+            )
+        )
+        seen.add(own)
+    places = list(dict.fromkeys(comparison.scene.short for comparison in comparisons))
     return _template().render(
-        title=title or f"Who survives on {comparison.protocol.environment}",
-        subtitle=f"{count(len(methods), 'method')}, {count(len(runs), 'run')}; evaluated on "
-        f"{comparison.protocol}",
+        title=title or f"Who survives on {places[0] if len(places) == 1 else f'{len(places)} environments'}",
+        subtitle=f"{count(len(legend.looks), 'method')}, {count(len(runs), 'run')}"
+        + (f"; evaluated on {comparisons[0].protocol}" if len(comparisons) == 1 else ""),
         style=_style(),
-        cautions=cautions(comparison),
-        verdict=verdict(comparison, decimals=decimals),
-        differences=differences(methods),
-        shared=shared(methods),
-        results=tables.results(comparison, decimals=decimals),
-        changed_actions=tables.changed_actions(comparison),
-        team_returns=tables.team_returns(comparison, decimals=decimals),
-        run_columns=tables.RUN_COLUMNS,
-        versions=tables.versions(comparison),
+        swatches=legend.definitions,
+        trust=trust.verdict_on_checks(comparisons),
+        failed=bool(trust.tally(comparisons)["fail"]),
+        cautions=[*studied.warnings(notes), *cautions_of_all(comparisons)],
+        notes=notes,
+        study=studied.sheets(notes),
+        took=tables.duration(notes.seconds) if notes.seconds else "",
+        sections=sections,
+        across=_across(comparisons, legend, references),
         packages=tables.packages(runs),
-        commands=reproduce.commands(comparison),
-        configurations=reproduce.configurations(comparison),
-        attacks=reproduce.attacks(comparison),
-        level=f"{100 * comparison.protocol.level:g} %",
-        several_runs=any(len(row.runs) > 1 for row in comparison.rows),
-        single_runs=any(len(row.runs) == 1 for row in comparison.rows),
-        **_figures(comparison, decimals=decimals),
+        commands=notes.command or reproduce.commands(comparisons),
+        configurations=reproduce.configurations(comparisons),
+        attacks=reproduce.attacks(comparisons),
+        several_runs=any(len(row.runs) > 1 for c in comparisons for row in c.rows),
+        single_runs=any(len(row.runs) == 1 for c in comparisons for row in c.rows),
     )
 
 
-def _figures(comparison: Comparison, *, decimals: int) -> dict[str, object]:
-    """Legends and panels, in which every method has one look."""
-    drawn = looks([row.method for row in comparison.rows])
-    swatches = [swatch(look, key=f"line{i}") for i, look in enumerate(drawn)]
-    legend = [_Entry(row, use) for row, (_, use) in zip(comparison.rows, swatches, strict=True)]
+def _films(comparisons: Sequence[Comparison]) -> dict[Scene, bytes]:
+    # Imported on demand: a page without films needs neither victims nor environments.
+    from marl_aajr.report.screening import films_of
+
+    return films_of(comparisons)
+
+
+def _unique(comparisons: Sequence[Comparison]) -> list[RunRecord]:
+    """The runs of the page, each once."""
+    runs = (run for c in comparisons for row in c.rows for run in row.method.runs)
+    return list({str(run.path): run for run in runs}.values())
+
+
+def _across(
+    comparisons: Sequence[Comparison], legend: Legend, references: Mapping[str, Reference]
+) -> dict[str, object] | None:
+    """The methods over all environments; None for a single one, or where no method is in all of them."""
+    found = summarise(comparisons, references) if len(comparisons) > 1 else {}
+    if not found:
+        return None
+    labels = [summary.label for summary in found[0.0]]
+    rows = [row for label in labels for row in comparisons[0].rows if row.method.label == label]
+    looked = [legend.looks[label] for label in labels]
     return {
-        "swatches": [definition for definition, _ in swatches],
-        "legend": legend,
-        "metrics_legend": [entry for entry in legend if entry.row in panels.logging(comparison)],
-        "robustness": panels.robustness(comparison, drawn, decimals=decimals),
-        "learning": panels.learning(comparison, drawn),
-        "training_metrics": panels.training_metrics(comparison, drawn),
+        "legend": legend.entries(rows),
+        "blocks": aggregates.blocks(found, decimals=2),
+        "profiles": aggregates.profiles(found, looked, unit="score", key="across"),
+        "fixed": all(c.protocol.environment in references for c in comparisons),
     }
 
 

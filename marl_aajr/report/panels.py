@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 from markupsafe import Markup
 
 from marl_aajr.report import figures
 from marl_aajr.report.comparison import Comparison, Row
+from marl_aajr.report.conditions import Condition, unlimited
 from marl_aajr.report.curves import (
     METRICS,
     Curve,
@@ -19,7 +21,10 @@ from marl_aajr.report.curves import (
     returns,
     teams,
 )
+from marl_aajr.report.figures import Series
 from marl_aajr.report.palette import Look
+from marl_aajr.report.protocol import Results
+from marl_aajr.report.statistics import Estimate
 from marl_aajr.report.wording import number
 
 
@@ -48,25 +53,67 @@ class Group:
     panels: tuple[Panel, ...]
 
 
-def robustness(comparison: Comparison, looks: Sequence[Look], *, decimals: int) -> tuple[Panel, ...]:
-    """One panel per attack: return against ε."""
+def worst_case(comparison: Comparison, looks: Sequence[Look], *, decimals: int, key: str) -> Panel:
+    """The picture of the whole comparison: return under the worst attack of each size."""
     limits = figures.return_limits(comparison.rows)
+    series = [_series(row, comparison.epsilons, row.strongest, Results.worst) for row in comparison.rows]
+    svg = figures.epsilon_panel(series, looks, limits=limits, key=key)
+    alt = f"Return under the worst attack against ε. {_spelled(comparison, series, decimals=decimals)}."
+    return Panel("Return under the worst attack", svg, alt)
+
+
+def robustness(
+    comparison: Comparison, looks: Sequence[Look], *, decimals: int, key: str
+) -> tuple[Panel, ...]:
+    """One panel per attack on everybody at every step: return against ε."""
+    limits = figures.return_limits(comparison.rows)
+    conditions = unlimited(comparison.conditions)
     panels = []
-    for i, attack in enumerate(comparison.attacks):
-        conditions = [c for c in comparison.conditions if c.attack == attack]
-        svg = figures.robustness_panel(comparison.rows, looks, conditions, limits=limits, key=f"eps{i}")
-        described = "; ".join(
-            f"{row.method.label} {number(row.clean.mean, decimals=decimals)} without attack, "
-            + ", ".join(
-                f"{number(row.robust[c].mean, decimals=decimals)} at {c.epsilon:g}" for c in conditions
-            )
+    for i, attack in enumerate(dict.fromkeys(condition.attack for condition in conditions)):
+        at = {c.epsilon: c for c in conditions if c.attack == attack}
+        series = [
+            _series(row, tuple(at), {e: row.robust[c] for e, c in at.items()}, partial(_fixed, at))
             for row in comparison.rows
-        )
+        ]
+        svg = figures.epsilon_panel(series, looks, limits=limits, key=f"{key}{i}")
+        described = _spelled(comparison, series, decimals=decimals)
         panels.append(Panel(attack, svg, f"Return against ε under {attack}. {described}."))
     return tuple(panels)
 
 
-def learning(comparison: Comparison, looks: Sequence[Look]) -> tuple[Panel, ...]:
+def _fixed(at: Mapping[float, Condition], _: Results, epsilon: float) -> Condition:
+    """The same attack for every run."""
+    return at[epsilon]
+
+
+def _series(
+    row: Row,
+    epsilons: tuple[float, ...],
+    estimates: Mapping[float, Estimate],
+    condition: Callable[[Results, float], Condition],
+) -> Series:
+    return Series(
+        (0.0, *epsilons),
+        (row.clean, *(estimates[e] for e in epsilons)),
+        tuple(
+            (run.clean.mean, *(run.attacked[condition(run, e)].mean for e in epsilons)) for run in row.runs
+        ),
+    )
+
+
+def _spelled(comparison: Comparison, series: Sequence[Series], *, decimals: int) -> str:
+    """Every point in words."""
+    return "; ".join(
+        f"{row.method.label} {number(one.points[0].mean, decimals=decimals)} without attack, "
+        + ", ".join(
+            f"{number(point.mean, decimals=decimals)} at {epsilon:g}"
+            for epsilon, point in zip(one.epsilons[1:], one.points[1:], strict=True)
+        )
+        for row, one in zip(comparison.rows, series, strict=True)
+    )
+
+
+def learning(comparison: Comparison, looks: Sequence[Look], *, key: str) -> tuple[Panel, ...]:
     """Training return over environment steps: one panel, or one per team where there are several."""
     methods = [row.method for row in comparison.rows]
     found = teams(methods)
@@ -75,7 +122,7 @@ def learning(comparison: Comparison, looks: Sequence[Look]) -> tuple[Panel, ...]
     for i, side in enumerate(sides):
         curves = [_nonempty([returns(run, team=side) for run in m.runs]) for m in methods]
         title = "Training return" if side is None else f"Training return: {side}"
-        svg = figures.learning_panel(curves, looks, ylabel="return", from_zero=False, key=f"learn{i}")
+        svg = figures.learning_panel(curves, looks, ylabel="return", from_zero=False, key=f"{key}{i}")
         panels.append(Panel(title, svg, _describe(title, comparison.rows, curves)))
     return tuple(panels)
 
@@ -85,7 +132,7 @@ def logging(comparison: Comparison) -> tuple[Row, ...]:
     return tuple(row for row in comparison.rows if modules([row.method]))
 
 
-def training_metrics(comparison: Comparison, looks: Sequence[Look]) -> tuple[Group, ...]:
+def training_metrics(comparison: Comparison, looks: Sequence[Look], *, key: str) -> tuple[Group, ...]:
     """The regulariser's metrics: per module, one panel per metric that any method logs."""
     methods = [row.method for row in comparison.rows]
     groups = []
@@ -97,7 +144,7 @@ def training_metrics(comparison: Comparison, looks: Sequence[Look]) -> tuple[Gro
                 for m in methods
             ]
             if any(curves):
-                panels.append(_metric_panel(metric, comparison.rows, curves, looks, key=f"m{i}-{j}"))
+                panels.append(_metric_panel(metric, comparison.rows, curves, looks, key=f"{key}{i}-{j}"))
         groups.append(Group(module, tuple(panels)))
     return tuple(groups)
 

@@ -5,9 +5,37 @@ from __future__ import annotations
 import json
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
-from marl_aajr.report.records import Attacked, Evaluation, Outcome, Rows, RunRecord
+from marl_aajr.report.conditions import Condition, Key, Played, exact, keys_of, label_all, unlimited
+from marl_aajr.report.evaluations import Attacked, Evaluation, Outcome
+from marl_aajr.report.records import RunRecord
+
+
+@dataclass(frozen=True, order=True)
+class Scene:
+    """Where returns have a meaning in common: an environment, and the side whose return it is.
+
+    Attributes:
+        environment: its name, and its arguments as JSON where there are any.
+        team: the side; empty where there is only one.
+    """
+
+    environment: str
+    team: str = ""
+
+    @classmethod
+    def of(cls, evaluation: Evaluation) -> Scene:
+        """The scene of an evaluation."""
+        kwargs = json.dumps(evaluation.env.kwargs, sort_keys=True) if evaluation.env.kwargs else ""
+        several = len(set(evaluation.teams.values())) > 1
+        return cls(f"{evaluation.env.name} {kwargs}".strip(), evaluation.team if several else "")
+
+    @property
+    def short(self) -> str:
+        """Without the package, for headings."""
+        name, _, kwargs = self.environment.partition(" ")
+        return f"{name.rpartition('.')[2]} {kwargs}".strip() + (f", {self.team}" if self.team else "")
 
 
 @dataclass(frozen=True, order=True)
@@ -22,13 +50,14 @@ class Protocol:
     units: str = ""
     agents: str = ""
     num_envs: int = 0
+    team: str = ""
 
     @classmethod
     def of(cls, evaluation: Evaluation) -> Protocol:
         """The protocol that an evaluation followed."""
-        kwargs = json.dumps(evaluation.env.kwargs, sort_keys=True)
+        scene = Scene.of(evaluation)
         return cls(
-            environment=evaluation.env.name + (f" {kwargs}" if evaluation.env.kwargs else ""),
+            environment=scene.environment,
             episodes=evaluation.episodes,
             seed=evaluation.seed,
             actions=evaluation.actions,
@@ -36,32 +65,18 @@ class Protocol:
             units=evaluation.units,
             agents=evaluation.part,
             num_envs=evaluation.num_envs,
+            team=scene.team,
         )
 
     def __str__(self) -> str:
         return (
-            f"{self.environment}, {self.episodes} episodes, seed {self.seed}, "
+            f"{self.environment}, "
+            + (f"return of {self.team}, " if self.team else "")
+            + f"{self.episodes} episodes, seed {self.seed}, "
             f"{self.actions} actions, {100 * self.level:g} % intervals"
             + (f", ε in {self.units} units" if self.units else "")
             + (f", attack on {self.agents} only" if self.agents else "")
         )
-
-
-@dataclass(frozen=True)
-class Condition:
-    """One attack at one size.
-
-    Attributes:
-        name: the attack's name, as the command line takes it.
-        attack: label of the attack on the page; attacks of one name are told apart by settings.
-        settings: the attack as it was run, apart from its size.
-        epsilon: size of the perturbation.
-    """
-
-    name: str
-    attack: str
-    settings: str
-    epsilon: float
 
 
 @dataclass(frozen=True)
@@ -75,6 +90,7 @@ class Results:
         chosen: ε -> the worst attack, chosen on episodes that are not reported; without the sizes of which
             the evaluation chose none, or one that not all runs faced.
         others: the same with other kinds of actions than the protocol's, by kind.
+        played: all that was read for it.
     """
 
     run: RunRecord
@@ -82,12 +98,13 @@ class Results:
     attacked: Mapping[Condition, Attacked]
     chosen: Mapping[float, Condition] = field(default_factory=dict)
     others: Mapping[str, Results] = field(default_factory=dict)
+    played: tuple[Played, ...] = ()
 
     def worst(self, epsilon: float) -> Condition:
         """The attack of a size that hurts this run most: as chosen, or else by the returns reported."""
         if epsilon in self.chosen:
             return self.chosen[epsilon]
-        tried = [condition for condition in self.attacked if condition.epsilon == epsilon]
+        tried = [condition for condition in unlimited(self.attacked) if condition.epsilon == epsilon]
         return min(tried, key=lambda condition: self.attacked[condition].mean)
 
 
@@ -108,9 +125,6 @@ class Evidence:
     left_out: tuple[str, ...]
 
 
-_Key = tuple[str, str, float]
-
-
 def gather(records: Sequence[RunRecord]) -> Evidence:
     """Line up the evaluations of all runs.
 
@@ -123,27 +137,29 @@ def gather(records: Sequence[RunRecord]) -> Evidence:
     """
     per_run = [_by_protocol(record) for record in records]
     protocol = _common_protocol(records, per_run)
-    merged = [_merge(record, found[protocol]) for record, found in zip(records, per_run, strict=True)]
+    played = [[(e, e) for e in found[protocol]] for found in per_run]
+    merged = [_merge(record, rows) for record, rows in zip(records, played, strict=True)]
     common = [key for key in merged[0][1] if all(key in attacked for _, attacked in merged)]
     if not common:
         raise ValueError(
             "expected runs under the same attacks, got "
             + "; ".join(
-                f"{record.path}: {', '.join(map(_name, attacked)) or 'no attack'}"
+                f"{record.path}: {', '.join(map(str, attacked)) or 'no attack'}"
                 for record, (_, attacked) in zip(records, merged, strict=True)
             )
             + "; evaluate them with the same --attack and --epsilon"
         )
-    conditions = {key: _condition(key, common) for key in common}
+    conditions = label_all(common)
     results = tuple(
         Results(
             record,
             clean,
             {conditions[key]: attacked[key] for key in common},
-            _chosen(found[protocol], conditions),
-            _others(record, found[protocol], conditions),
+            _chosen(rows, conditions),
+            _others(record, [evaluation for _, evaluation in rows], conditions),
+            tuple(rows),
         )
-        for record, found, (clean, attacked) in zip(records, per_run, merged, strict=True)
+        for record, rows, (clean, attacked) in zip(records, played, merged, strict=True)
     )
     order = list(dict.fromkeys(condition.attack for condition in conditions.values()))
     ordered = sorted(conditions.values(), key=lambda c: (order.index(c.attack), c.epsilon))
@@ -151,6 +167,27 @@ def gather(records: Sequence[RunRecord]) -> Evidence:
     left_out = [f"evaluations on {other}" for other in sorted(others)]
     left_out += _missing_somewhere(records, [attacked for _, attacked in merged])
     return Evidence(protocol, tuple(ordered), results, tuple(left_out))
+
+
+def scenes(records: Sequence[RunRecord]) -> dict[Scene, list[RunRecord]]:
+    """The runs of each scene, with their evaluations in it, in order of the scenes' names.
+
+    A scene of a single run, where that run is compared in another scene, would compare nothing: it is left
+    out.
+    """
+    found: dict[Scene, list[RunRecord]] = defaultdict(list)
+    for record in records:
+        own: dict[Scene, dict[str, Evaluation]] = defaultdict(dict)
+        for name, evaluation in record.evaluations.items():
+            own[Scene.of(evaluation)][name] = evaluation
+        for scene, evaluations in own.items():
+            found[scene].append(replace(record, evaluations=evaluations))
+    paths = {scene: {run.path for run in runs} for scene, runs in found.items()}
+    return {
+        scene: found[scene]
+        for scene in sorted(found)
+        if len(paths[scene]) > 1 or not any(paths[scene] < others for others in paths.values())
+    }
 
 
 def _by_protocol(record: RunRecord) -> dict[Protocol, list[Evaluation]]:
@@ -175,45 +212,43 @@ def _common_protocol(records: Sequence[RunRecord], per_run: Sequence[Mapping[Pro
 
 
 def _others(
-    record: RunRecord, evaluations: Sequence[Evaluation], conditions: Mapping[_Key, Condition]
+    record: RunRecord, evaluations: Sequence[Evaluation], conditions: Mapping[Key, Condition]
 ) -> dict[str, Results]:
     """The kinds of actions that were played under every condition of the comparison."""
-    kinds: dict[str, list[Rows]] = defaultdict(list)
+    kinds: dict[str, list[Played]] = defaultdict(list)
     for evaluation in evaluations:
         for rows in evaluation.others:
-            kinds[rows.actions].append(rows)
+            kinds[rows.actions].append((rows, evaluation))
     found = {}
     for kind, played in kinds.items():
         clean, attacked = _merge(record, played)
         if attacked.keys() >= conditions.keys():
             shared = {condition: attacked[key] for key, condition in conditions.items()}
-            found[kind] = Results(record, clean, shared, _chosen(played, conditions))
+            choice = _chosen(played, conditions)
+            found[kind] = Results(record, clean, shared, choice, played=tuple(played))
     return found
 
 
-def _merge(
-    record: RunRecord, evaluations: Sequence[Evaluation | Rows]
-) -> tuple[Outcome, dict[_Key, Attacked]]:
-    attacked: dict[_Key, Attacked] = {}
-    clean = evaluations[0].clean
-    for evaluation in evaluations:
-        if evaluation.clean.returns != clean.returns:
+def _merge(record: RunRecord, played: Sequence[Played]) -> tuple[Outcome, dict[Key, Attacked]]:
+    attacked: dict[Key, Attacked] = {}
+    clean, keys = played[0][0].clean, keys_of(played)
+    for rows, _ in played:
+        if rows.clean.returns != clean.returns:
             raise _contradiction(record, "the clean return")
-        for outcome in evaluation.attacks:
-            key = (outcome.attack, outcome.settings, outcome.epsilon)
+        for outcome in rows.attacks:
+            key = keys[exact(outcome)]
             if key in attacked and attacked[key].returns != outcome.returns:
-                raise _contradiction(record, _name(key))
+                raise _contradiction(record, str(key))
             attacked[key] = outcome
     return clean, attacked
 
 
-def _chosen(
-    evaluations: Sequence[Evaluation | Rows], conditions: Mapping[_Key, Condition]
-) -> dict[float, Condition]:
+def _chosen(played: Sequence[Played], conditions: Mapping[Key, Condition]) -> dict[float, Condition]:
     """Of several files, the choice with the lowest return on the selection episodes."""
-    choices = sorted((c for e in evaluations for c in e.worst), key=lambda c: -c.selection_return)
-    keys = {choice.epsilon: (choice.attack, choice.settings, choice.epsilon) for choice in choices}
-    return {epsilon: conditions[key] for epsilon, key in keys.items() if key in conditions}
+    keys = keys_of(played)
+    choices = sorted((c for rows, _ in played for c in rows.worst), key=lambda c: -c.selection_return)
+    found = {choice.epsilon: keys.get(exact(choice)) for choice in choices}
+    return {epsilon: conditions[key] for epsilon, key in found.items() if key and key in conditions}
 
 
 def _contradiction(record: RunRecord, what: str) -> ValueError:
@@ -224,15 +259,7 @@ def _contradiction(record: RunRecord, what: str) -> ValueError:
     )
 
 
-def _condition(key: _Key, keys: Sequence[_Key]) -> Condition:
-    name, settings, epsilon = key
-    alone = len({other[1] for other in keys if other[0] == name}) == 1
-    return Condition(name, name if alone else f"{name}: {settings}", settings, epsilon)
-
-
-def _missing_somewhere(
-    records: Sequence[RunRecord], attacked: Sequence[Mapping[_Key, Attacked]]
-) -> list[str]:
+def _missing_somewhere(records: Sequence[RunRecord], attacked: Sequence[Mapping[Key, Attacked]]) -> list[str]:
     keys = dict.fromkeys(key for found in attacked for key in found)
     lines = []
     for key in keys:
@@ -240,10 +267,5 @@ def _missing_somewhere(
             str(record.path) for record, found in zip(records, attacked, strict=True) if key not in found
         ]
         if lacking:
-            lines.append(f"{_name(key)} (not evaluated on {', '.join(lacking)})")
+            lines.append(f"{key} (not evaluated on {', '.join(lacking)})")
     return lines
-
-
-def _name(key: _Key) -> str:
-    name, settings, epsilon = key
-    return f"{name} at ε = {epsilon:g} [{settings}]"

@@ -7,23 +7,20 @@ gap is an error that names the file and the cure.
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Any, Literal, TypeVar
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, ValidationError, model_validator
+from pydantic import BaseModel, Field, ValidationError
+
+from marl_aajr.report.evaluations import Evaluation, Frozen
 
 _REQUIRED_CONFIG = ("env", "method", "seed", "env_steps")
 
 
-class _Frozen(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="ignore")
-
-
-class Status(_Frozen):
+class Status(Frozen):
     """status.json: how far the training got."""
 
     state: Literal["running", "finished", "interrupted", "failed"]
@@ -32,7 +29,7 @@ class Status(_Frozen):
     error: str | None = None
 
 
-class Versions(_Frozen):
+class Versions(Frozen):
     """versions.json: what the run was made with."""
 
     python: str
@@ -40,7 +37,7 @@ class Versions(_Frozen):
     packages: dict[str, str]
 
 
-class Iteration(_Frozen):
+class Iteration(Frozen):
     """One line of metrics.jsonl; ``return_mean`` is None while no episode has ended."""
 
     iteration: int
@@ -48,109 +45,7 @@ class Iteration(_Frozen):
     seconds: float
     return_mean: float | None = None
     team_returns: dict[str, float | None] | None = None
-    modules: dict[str, dict[str, float | None]] = {}
-
-
-class Environment(_Frozen):
-    """The environment of an evaluation."""
-
-    name: str
-    kwargs: dict[str, Any] = {}
-
-
-class IntervalRule(_Frozen):
-    """How the interval inside an evaluation file was made."""
-
-    level: float = Field(gt=0, lt=1)
-    method: str
-
-
-class Outcome(_Frozen):
-    """Returns of one batch of episodes; ``low`` and ``high`` bound the mean over episodes."""
-
-    mean: FiniteFloat = Field(alias="return")
-    low: FiniteFloat | None
-    high: FiniteFloat | None
-    returns: tuple[FiniteFloat, ...] = Field(min_length=1)
-    team_returns: dict[str, FiniteFloat] = {}
-
-    @model_validator(mode="after")
-    def _mean_is_the_mean(self) -> Outcome:
-        mean = math.fsum(self.returns) / len(self.returns)
-        if not math.isclose(mean, self.mean, rel_tol=1e-4, abs_tol=1e-4):
-            raise ValueError(f"return {self.mean} is not the mean of its returns, {mean}")
-        return self
-
-
-class Attacked(Outcome):
-    """Returns under one attack at one size."""
-
-    attack: str
-    settings: str
-    epsilon: Annotated[FiniteFloat, Field(gt=0)]
-    success_rate: float | None = None
-
-
-class Chosen(_Frozen):
-    """The worst attack of one size, chosen on episodes that are not reported."""
-
-    attack: str
-    settings: str
-    epsilon: FiniteFloat
-    selection_return: FiniteFloat
-
-
-class Check(_Frozen):
-    """One question about whether the evaluation can be believed, and its answer."""
-
-    name: str
-    verdict: Literal["pass", "warn", "fail"]
-    text: str
-
-
-class Rows(_Frozen):
-    """What was played with another kind of actions than the first."""
-
-    actions: str
-    clean: Outcome
-    attacks: tuple[Attacked, ...]
-    worst: tuple[Chosen, ...] = ()
-
-
-class Evaluation(_Frozen):
-    """One file of RUN/evaluations."""
-
-    schema_version: Literal[1] = Field(alias="schema")
-    env: Environment
-    seed: int
-    episodes: int = Field(ge=1)
-    actions: str
-    interval: IntervalRule
-    clean: Outcome
-    attacks: tuple[Attacked, ...]
-    worst: tuple[Chosen, ...] = ()
-    others: tuple[Rows, ...] = ()
-    checks: tuple[Check, ...] = ()
-    suite: str = ""
-    units: str = ""
-    agents: tuple[str, ...] = ()
-    teams: dict[str, str] = {}
-    team: str = ""
-    num_envs: int = 0
-
-    @property
-    def part(self) -> str:
-        """The attacked agents, where they are not the whole team; else nothing."""
-        members = {agent for agent, team in self.teams.items() if team == self.team}
-        return "" if not self.agents or members == set(self.agents) else ", ".join(self.agents)
-
-    @model_validator(mode="after")
-    def _as_many_returns_as_episodes(self) -> Evaluation:
-        others = (outcome for rows in self.others for outcome in (rows.clean, *rows.attacks))
-        for outcome in (self.clean, *self.attacks, *others):
-            if len(outcome.returns) != self.episodes:
-                raise ValueError(f"{len(outcome.returns)} returns for {self.episodes} episodes")
-        return self
+    modules: dict[str, dict[str, float | None]] = Field(default_factory=dict)
 
 
 @dataclass(frozen=True)

@@ -4,90 +4,147 @@ from __future__ import annotations
 
 import shlex
 from collections import Counter, defaultdict
+from collections.abc import Mapping, Sequence
 from pathlib import PurePath
 
 import yaml
 
+from marl_aajr.evaluation.suites import builtin_suites
 from marl_aajr.report.comparison import Comparison
+from marl_aajr.report.evaluations import Evaluation
 from marl_aajr.report.methods import Method
-from marl_aajr.report.protocol import Protocol
+from marl_aajr.report.protocol import Protocol, Results
 
 _AGAIN = PurePath("again")
 
+_CONTROLS = ("random", "idle")
 
-def commands(comparison: Comparison) -> str:
+
+def commands(comparisons: Sequence[Comparison]) -> str:
     """Shell commands: train every run anew into ``again/``, evaluate it, write the page."""
-    runs = [run for row in comparison.rows for run in row.method.runs]
-    names = Counter(run.path.resolve().name for run in runs)
-    targets = []
-    for i, run in enumerate(runs):
-        name = run.path.resolve().name
-        targets.append(str(_AGAIN / (f"{i}-{name}" if names[name] > 1 else name)))
+    shown = [(c.protocol, run) for c in comparisons for row in c.rows for run in row.runs]
+    targets = _targets(shown)
     lines = ["# train: each run directory holds its resolved configuration, seed included"]
-    for run, target in zip(runs, targets, strict=True):
-        config = str(run.path / "config.yaml")
+    for path, target in targets.items():
+        config = str(PurePath(path) / "config.yaml")
         lines.append(shlex.join(["marl-aajr", "train", "--config", config, "--out", target]))
     lines += ["", "# evaluate: the same episodes and attacks for every run"]
-    lines.append(f"for run in {shlex.join(targets)}; do")
-    lines += [f'  marl-aajr evaluate "$run" {shlex.join(how)}' for how in _evaluations(comparison)]
-    lines.append("done")
-    lines += ["", "# this page", shlex.join(["marl-aajr", "compare", *targets])]
+    together: dict[tuple[str, ...], list[str]] = defaultdict(list)
+    for path, evaluations in _evaluations(shown, targets).items():
+        together[tuple(evaluations)].append(targets[path])
+    for how, whose in together.items():
+        lines += [f"for run in {shlex.join(whose)}; do", *(f"  {command}" for command in how), "done"]
+    lines += ["", "# this page", shlex.join(["marl-aajr", "compare", *targets.values()])]
     return "\n".join(lines)
 
 
-def configurations(comparison: Comparison) -> list[tuple[str, str]]:
+def configurations(comparisons: Sequence[Comparison]) -> list[tuple[str, str]]:
     """Label and YAML of each method, as its first run had it; the other runs change the seed."""
-    return [
-        (_heading(row.method), yaml.safe_dump(dict(row.method.runs[0].config), sort_keys=False))
+    named = [
+        (_heading(row.method, comparison if len(comparisons) > 1 else None), row.method.runs[0])
+        for comparison in comparisons
         for row in comparison.rows
     ]
+    return list(
+        dict.fromkeys((name, yaml.safe_dump(dict(run.config), sort_keys=False)) for name, run in named)
+    )
 
 
-def attacks(comparison: Comparison) -> list[tuple[str, str]]:
+def attacks(comparisons: Sequence[Comparison]) -> list[tuple[str, str]]:
     """Name and settings of each attack, exactly."""
-    return list(dict.fromkeys((c.name, c.settings) for c in comparison.conditions))
+    return list(dict.fromkeys((c.name, c.settings) for one in comparisons for c in one.conditions))
 
 
-def _heading(method: Method) -> str:
+def arguments(evaluation: Evaluation, renamed: Mapping[str, str]) -> list[list[str]]:
+    """What follows ``marl-aajr evaluate RUN`` to have this evaluation again.
+
+    One list for each command that it takes: one, but for attacks named by hand at different sizes.
+
+    Args:
+        evaluation: one file of RUN/evaluations.
+        renamed: path of a run -> where it is trained again, for surrogates and adversaries.
+    """
+    common = ["--episodes", str(evaluation.episodes)]
+    common += ["--selection-episodes", str(evaluation.selection_episodes), "--seed", str(evaluation.seed)]
+    for option, value in (("--units", evaluation.units), ("--team", _team(evaluation))):
+        common += [option, value] if value else []
+    common += _each("--actions", [evaluation.actions, *(rows.actions for rows in evaluation.others)])
+    common += _each("--agents", [a for a in evaluation.part.split(", ") if a])
+    common += ["--budget", evaluation.budget] if evaluation.budget else []
+    common += _each("--surrogate", [renamed.get(path, path) for path in evaluation.surrogates])
+    common += _replacements(evaluation, renamed)
+    return [[*common, *how] for how in _attacks(evaluation)] or [common]
+
+
+def _targets(shown: Sequence[tuple[Protocol, Results]]) -> dict[str, str]:
+    """Path of each run -> where it is trained again; runs of one name are told apart by a number."""
+    runs = {str(results.run.path): results.run for _, results in shown}
+    names = Counter(run.path.resolve().name for run in runs.values())
+    targets = {}
+    for i, (path, run) in enumerate(runs.items()):
+        name = run.path.resolve().name
+        targets[path] = str(_AGAIN / (f"{i}-{name}" if names[name] > 1 else name))
+    return targets
+
+
+def _evaluations(
+    shown: Sequence[tuple[Protocol, Results]], targets: Mapping[str, str]
+) -> dict[str, list[str]]:
+    """Path of each run -> its commands."""
+    found: dict[str, dict[str, None]] = defaultdict(dict)
+    for protocol, results in shown:
+        for evaluation in results.run.evaluations.values():
+            if Protocol.of(evaluation) != protocol:
+                continue
+            for words in arguments(evaluation, targets):
+                found[str(results.run.path)][f'marl-aajr evaluate "$run" {shlex.join(words)}'] = None
+    return {path: list(commands) for path, commands in found.items()}
+
+
+def _heading(method: Method, comparison: Comparison | None) -> str:
     seeds = ", ".join(str(run.seed) for run in method.runs)
-    return f"{method.label}: {'seed' if len(method.runs) == 1 else 'seeds'} {seeds}"
+    where = f" on {comparison.scene.short}" if comparison else ""
+    return f"{method.label}{where}: {'seed' if len(method.runs) == 1 else 'seeds'} {seeds}"
 
 
-def _evaluations(comparison: Comparison) -> list[list[str]]:
-    """Arguments of the evaluations: of each suite, and of attacks that were named by hand.
+def _attacks(evaluation: Evaluation) -> list[list[str]]:
+    """The suite with its sizes, and the attacks that were named beside it or instead of it.
 
     Attacks that share their sizes share a command.
     """
-    protocol = comparison.protocol
-    common = ["--episodes", str(protocol.episodes), "--seed", str(protocol.seed)]
-    if protocol.units:
-        common += ["--units", protocol.units]
-    for agent in filter(None, protocol.agents.split(", ")):
-        common += ["--agents", agent]
-    suites = _suites(comparison)
-    found = [[*common, "--suite", suite] for suite in suites if suite]
-    if suites != [*filter(None, suites)]:
-        found += [[*common, *how] for how in _by_hand(comparison)]
-    return found
-
-
-def _suites(comparison: Comparison) -> list[str]:
-    """Names of the suites that were played; an empty one where attacks were named by hand."""
-    evaluations = (e for row in comparison.rows for run in row.runs for e in run.run.evaluations.values())
-    return sorted({e.suite for e in evaluations if Protocol.of(e) == comparison.protocol})
-
-
-def _by_hand(comparison: Comparison) -> list[list[str]]:
+    known = builtin_suites().get(evaluation.suite)
+    of_suite = () if known is None else tuple(entry.attack for entry in known.attacks)
     sizes: dict[str, dict[float, None]] = defaultdict(dict)
-    for condition in comparison.conditions:
-        sizes[condition.name][condition.epsilon] = None
+    for row in evaluation.attacks:
+        sizes[row.attack][row.epsilon] = None
+    if evaluation.suite:
+        every = dict.fromkeys(epsilon for of in sizes.values() for epsilon in of)
+        beside = [name for name in sizes if known is not None and name not in of_suite]
+        return [["--suite", evaluation.suite, *_each("--attack", beside), *_sizes(every)]]
     together = defaultdict(list)
     for name, epsilons in sizes.items():
         together[tuple(epsilons)].append(name)
-    return [
-        [
-            *(part for name in names for part in ("--attack", name)),
-            *(part for epsilon in epsilons for part in ("--epsilon", f"{epsilon:g}")),
-        ]
-        for epsilons, names in together.items()
-    ]
+    return [[*_each("--attack", names), *_sizes(epsilons)] for epsilons, names in together.items()]
+
+
+def _team(evaluation: Evaluation) -> str:
+    return evaluation.team if len(set(evaluation.teams.values())) > 1 else ""
+
+
+def _replacements(evaluation: Evaluation, renamed: Mapping[str, str]) -> list[str]:
+    """Controls by their agents; trained adversaries by their runs."""
+    words: list[str] = []
+    for replaced in evaluation.adversarial_agents:
+        if replaced.kind in _CONTROLS:
+            words += ["--replace", f"{replaced.kind}:{','.join(replaced.agents)}"]
+        elif replaced.source:
+            words += ["--adversary", renamed.get(replaced.source, replaced.source)]
+    return words
+
+
+def _sizes(epsilons: Mapping[float, None] | Sequence[float]) -> list[str]:
+    return _each("--epsilon", [f"{epsilon:.12g}" for epsilon in epsilons])
+
+
+def _each(option: str, values: Sequence[str]) -> list[str]:
+    return [word for value in values for word in (option, value)]

@@ -1,68 +1,51 @@
-"""The tables of the page, as text; the template only lays them out."""
+"""The tables of returns and of runs."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 
+from marl_aajr.report.cells import Block, Cell, Line, Sheet, estimated, marked, size
 from marl_aajr.report.comparison import Comparison, Row
-from marl_aajr.report.protocol import Condition
-from marl_aajr.report.records import Outcome, RunRecord
-from marl_aajr.report.statistics import Estimate
-from marl_aajr.report.wording import interval, number
-
-
-@dataclass(frozen=True)
-class Cell:
-    """One value.
-
-    Attributes:
-        main: the number.
-        under: a smaller second line.
-        note: a smaller third line.
-        mark: ``best``, ``tied`` (not distinguishable from the best) or nothing.
-    """
-
-    main: str
-    under: str = ""
-    note: str = ""
-    mark: str = ""
-
-
-@dataclass(frozen=True)
-class Line:
-    """A row of a table."""
-
-    header: str
-    cells: tuple[Cell, ...]
-
-
-@dataclass(frozen=True)
-class Block:
-    """Rows under a common heading."""
-
-    title: str
-    lines: tuple[Line, ...]
+from marl_aajr.report.conditions import Condition
+from marl_aajr.report.evaluations import Outcome
+from marl_aajr.report.records import RunRecord
+from marl_aajr.report.wording import number
 
 
 def results(comparison: Comparison, *, decimals: int) -> tuple[Block, ...]:
-    """Clean return, price, strongest attack at each ε, then every attack."""
+    """Clean return and price, then the worst attack at each ε, with each kind of actions."""
     rows = comparison.rows
-    clean = _marked("clean return", rows, lambda row: row.clean, decimals=decimals)
+    clean = marked("clean return", rows, lambda row: row.clean, decimals=decimals)
     price = Line("price of robustness", tuple(_price(row, decimals=decimals) for row in rows))
-    blocks = [Block("Without an attack", (clean, price) if comparison.plain else (clean,))]
-    if len(comparison.attacks) > 1:
-        blocks.append(_strongest(rows, comparison.epsilons, decimals=decimals))
-    for kind in rows[0].others:
-        blocks.append(_other_actions(kind, comparison, decimals=decimals))
-    for attack in comparison.attacks:
-        lines = tuple(
-            _marked(_size(c.epsilon), rows, _under_attack(c), decimals=decimals)
-            for c in comparison.conditions
-            if c.attack == attack
+    area = marked("mean over ε", rows, lambda row: row.area, decimals=decimals)
+    strongest = _strongest(rows, comparison.epsilons, decimals=decimals)
+    title = (
+        "Worst of the attacks tried, of each run its own" if len(comparison.attacks) > 1 else "Under attack"
+    )
+    return (
+        Block("Without an attack", (clean, price) if comparison.plain else (clean,)),
+        Block(title, (*strongest, area)),
+        *(_other_actions(kind, comparison, decimals=decimals) for kind in rows[0].others),
+    )
+
+
+def worst_of_each_run(comparison: Comparison, *, decimals: int) -> Sheet:
+    """Of every run the clean return, and at each ε its own worst attack."""
+    lines = [
+        (
+            str(run.run.path),
+            row.method.label,
+            number(run.clean.mean, decimals=decimals),
+            *(
+                f"{number(run.attacked[worst].mean, decimals=decimals)} ({worst.attack})"
+                for worst in map(run.worst, comparison.epsilons)
+            ),
         )
-        blocks.append(Block(f"Attack: {attack}", lines))
-    return tuple(blocks)
+        for row in comparison.rows
+        for run in row.runs
+    ]
+    columns = ("run", "method", "clean", *(f"worst at {size(e)}" for e in comparison.epsilons))
+    return Sheet("Every run under its own worst attack.", columns, tuple(lines))
 
 
 def changed_actions(comparison: Comparison) -> tuple[Block, ...]:
@@ -77,7 +60,7 @@ def changed_actions(comparison: Comparison) -> tuple[Block, ...]:
         Block(
             f"Attack: {attack}",
             tuple(
-                Line(_size(c.epsilon), tuple(cell(row, c) for row in comparison.rows))
+                Line(size(c.epsilon), tuple(cell(row, c) for row in comparison.rows))
                 for c in comparison.conditions
                 if c.attack == attack
             ),
@@ -111,31 +94,30 @@ def team_returns(comparison: Comparison, *, decimals: int) -> tuple[Block, ...]:
             f"Side: {team}",
             (
                 line("no attack", team, lambda row: [run.clean for run in row.runs]),
-                *(line(f"{c.attack}, {_size(c.epsilon)}", team, of(c)) for c in comparison.conditions),
+                *(line(f"{c.attack}, {size(c.epsilon)}", team, of(c)) for c in comparison.conditions),
             ),
         )
         for team in teams
     )
 
 
-RUN_COLUMNS = ("run", "method", "seed", "environment steps", "iterations", "training time", "machine")
-
-
-def versions(comparison: Comparison) -> tuple[tuple[str, ...], ...]:
-    """One line per run, under `RUN_COLUMNS`."""
-    return tuple(
+def versions(comparison: Comparison) -> Sheet:
+    """One line per run: how long it trained, and where."""
+    columns = ("run", "method", "seed", "environment steps", "iterations", "training time", "machine")
+    lines = tuple(
         (
             str(run.path),
             row.method.label,
             str(run.seed),
             number(run.status.env_steps, decimals=0),
             number(run.status.iteration, decimals=0),
-            _duration(run.metrics[-1].seconds),
+            duration(run.metrics[-1].seconds),
             run.versions.platform,
         )
         for row in comparison.rows
         for run in row.method.runs
     )
+    return Sheet("The runs.", columns, lines)
 
 
 def packages(runs: Sequence[RunRecord]) -> dict[str, str]:
@@ -147,74 +129,35 @@ def packages(runs: Sequence[RunRecord]) -> dict[str, str]:
     return {name: " / ".join(versions) for name, versions in found.items()}
 
 
-def _under_attack(condition: Condition) -> Callable[[Row], Estimate]:
-    return lambda row: row.robust[condition]
-
-
-def _strongest(rows: Sequence[Row], epsilons: Sequence[float], *, decimals: int) -> Block:
+def _strongest(rows: Sequence[Row], epsilons: Sequence[float], *, decimals: int) -> tuple[Line, ...]:
     def line(epsilon: float) -> Line:
-        return _marked(
-            _size(epsilon),
+        return marked(
+            size(epsilon),
             rows,
             lambda row: row.worst_return(epsilon),
             note=lambda row: row.worst[epsilon].attack,
             decimals=decimals,
         )
 
-    return Block("Strongest of the attacks tried", tuple(map(line, epsilons)))
+    return tuple(map(line, epsilons))
 
 
 def _other_actions(kind: str, comparison: Comparison, *, decimals: int) -> Block:
-    """Clean return and strongest attack, with actions taken in another way."""
+    """Clean return and worst attack, with actions taken in another way."""
     rows = [row.others[kind] for row in comparison.rows]
-    clean = _marked("clean return", rows, lambda row: row.clean, decimals=decimals)
+    clean = marked("clean return", rows, lambda row: row.clean, decimals=decimals)
     strongest = _strongest(rows, comparison.epsilons, decimals=decimals)
-    return Block(f"With {kind} actions: clean, and strongest attack", (clean, *strongest.lines))
-
-
-def _marked(
-    header: str,
-    rows: Sequence[Row],
-    value: Callable[[Row], Estimate],
-    *,
-    decimals: int,
-    note: Callable[[Row], str] = lambda row: "",
-) -> Line:
-    """A line whose best mean is marked, and what cannot be distinguished from it."""
-    best = max((value(row) for row in rows), key=lambda estimate: estimate.mean)
-
-    def mark(estimate: Estimate) -> str:
-        if len(rows) == 1:
-            return ""
-        if estimate is best:
-            return "best"
-        return "" if best.above(estimate) else "tied"
-
-    return Line(
-        header,
-        tuple(
-            Cell(
-                number(value(row).mean, decimals=decimals),
-                interval(value(row), decimals=decimals),
-                note(row),
-                mark(value(row)),
-            )
-            for row in rows
-        ),
-    )
+    return Block(f"With {kind} actions: clean, and worst attack", (clean, *strongest))
 
 
 def _price(row: Row, *, decimals: int) -> Cell:
     if row.price is None:
         return Cell("reference")
-    return Cell(number(row.price.mean, decimals=decimals), interval(row.price, decimals=decimals))
+    return estimated(row.price, decimals=decimals)
 
 
-def _size(epsilon: float) -> str:
-    return f"ε = {epsilon:g}"
-
-
-def _duration(seconds: float) -> str:
+def duration(seconds: float) -> str:
+    """``42 s``, ``5 min`` or ``3 h 07 min``."""
     if seconds < 60:
         return f"{seconds:.0f} s"
     minutes = round(seconds / 60)

@@ -32,8 +32,38 @@ def verdict(comparison: Comparison, *, decimals: int) -> str:
     return " ".join([*sentences, _scope(comparison)])
 
 
+def headline(comparison: Comparison) -> str:
+    """Who survives best at each ε, in one or two short sentences without figures."""
+    doubt = "Not to be believed, the evaluation failed its own checks: " if _failed(comparison) else ""
+    if len(comparison.rows) == 1:
+        return f"{doubt}Only {comparison.rows[0].method.label} was evaluated, so nothing is compared."
+    sentences = [f"{_outcome(best, rest, at)}." for best, rest, at, _ in _outcomes(comparison)]
+    return doubt + " ".join(sentences)
+
+
+def how_chosen(comparison: Comparison) -> str:
+    """Which attack is called the worst of its size: one sentence, true of these evaluations."""
+    if len(comparison.attacks) == 1:
+        return f"Worst: the only attack tried, {comparison.attacks[0]}."
+    numbers = sorted(
+        {e.selection_episodes for row in comparison.rows for run in row.runs for _, e in run.played}
+    )
+    others = f"{numbers[0]} other" if len(numbers) == 1 else "other"
+    elsewhere = f"chosen by its return on {others} episodes than those it is reported on"
+    here = "the one with the lowest return on the very episodes that it is reported on"
+    if comparison.chosen_elsewhere:
+        return f"Worst: of each run its own, {elsewhere}."
+    if comparison.chosen_here:
+        return f"Worst: of each run its own, {here}."
+    return f"Worst: of each run its own; for some {elsewhere}, for the rest {here}."
+
+
+def _failed(comparison: Comparison) -> list[str]:
+    return [path for path, checks in comparison.checks.items() if any(c.verdict == "fail" for c in checks)]
+
+
 def _doubts(comparison: Comparison) -> list[str]:
-    failed = [path for path, checks in comparison.checks.items() if any(c.verdict == "fail" for c in checks)]
+    failed = _failed(comparison)
     if not failed:
         return []
     return [
@@ -53,12 +83,16 @@ def _alone(comparison: Comparison, *, decimals: int) -> list[str]:
     return [
         f"Only {row.method.label} was evaluated, so nothing is compared here.",
         f"Its return is {with_interval(row.clean, decimals=decimals)} without an attack, and under "
-        f"the strongest attack tried {robust}.",
+        f"the worst of the attacks tried {robust}.",
     ]
 
 
-def _leaders(comparison: Comparison, *, decimals: int) -> list[str]:
-    """One sentence per outcome, clear wins first; sizes with the same outcome share a sentence."""
+_Outcome = tuple[Row, list[Row], list[float], dict[float, list[Row]]]
+"""The best, the rest, the sizes at which it is so, and the methods by return at each size."""
+
+
+def _outcomes(comparison: Comparison) -> list[_Outcome]:
+    """Clear wins first; sizes with the same outcome stand together."""
     outcomes: dict[tuple[str, ...], list[float]] = defaultdict(list)
     ranked = {e: _ranked(comparison, e) for e in comparison.epsilons}
     for epsilon, (best, *rest) in ranked.items():
@@ -66,16 +100,21 @@ def _leaders(comparison: Comparison, *, decimals: int) -> list[str]:
         everybody = len(tied) == len(rest)
         names = sorted(row.method.label for row in tied)
         outcomes[() if everybody else (best.method.label, *names)].append(epsilon)
+    ordered = sorted(outcomes.items(), key=lambda item: len(item[0]) or len(comparison.rows))
+    return [(ranked[at[0]][0], ranked[at[0]][1:], at, ranked) for _, at in ordered]
+
+
+def _leaders(comparison: Comparison, *, decimals: int) -> list[str]:
+    """One sentence per outcome."""
     sentences = []
-    for _, at in sorted(outcomes.items(), key=lambda item: len(item[0]) or len(comparison.rows)):
+    for best, rest, at, ranked in _outcomes(comparison):
         shown = at if len(at) <= _FEW else [at[0], at[-1]]
         figures = "; ".join(
             _figures(ranked[epsilon][:2], epsilon, many=len(at) > 1, decimals=decimals) for epsilon in shown
         )
-        best, *rest = ranked[at[0]]
         sentences.append(f"{_outcome(best, rest, at)} ({figures}).")
     first = sentences[0]
-    return [f"Under the strongest attack tried, {first[0].lower()}{first[1:]}", *sentences[1:]]
+    return [f"Under the worst of the attacks tried, {first[0].lower()}{first[1:]}", *sentences[1:]]
 
 
 def _ranked(comparison: Comparison, epsilon: float) -> list[Row]:

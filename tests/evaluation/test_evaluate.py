@@ -17,7 +17,7 @@ from marl_aajr.evaluation import Progress, evaluate
 from marl_aajr.evaluation import episodes as episodes_module
 from marl_aajr.evaluation.suites import Units
 from marl_aajr.policy import Policy
-from marl_aajr.report.records import Evaluation as ReportedEvaluation
+from marl_aajr.report.evaluations import Evaluation as ReportedEvaluation
 from marl_aajr.rollout.batched import BatchedEnv
 from marl_aajr.rollout.environments import EnvironmentSpec, resolve
 from marl_aajr.rollout.game import EnvironmentFault

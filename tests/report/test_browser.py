@@ -12,7 +12,7 @@ import pytest
 from selenium import webdriver
 from selenium.webdriver.chrome.service import Service
 
-from marl_aajr.report import build_report
+from marl_aajr.report import write_report
 from tests.report.factory import write_method
 
 CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
@@ -76,7 +76,7 @@ def page(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
     if request.param == "plain":
         paths = write_method(root, "none", clean=[-40.0, -41.0, -39.0])
         paths += write_method(root, "aajr", settings={"coefficient": 1e-3}, clean=[-44.0, -43.0, -42.0])
-        return build_report(paths, out=root / "report.html")
+        return write_report(paths, root / "report.html")
     teams, modules = ("adversaries" * 5, "good & <b>"), ("adversary_0", "agent" * 20)
     name = "a-very-long-run-name-that-goes-on-" * 4
     attacks = {("pgd", 0.01): -8000.0, ("pgd", 0.1): -90000.0, ("<i>" + "attack" * 20, 0.1): -123456.0}
@@ -92,7 +92,7 @@ def page(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
             attacks=attacks,
             env_steps=100_000 + 1000 * (i == 4),
         )
-    return build_report(paths, out=root / "report.html", title="A title " + "that-does-not-end" * 9)
+    return write_report(paths, root / "report.html", title="A title " + "that-does-not-end" * 9)
 
 
 def show(browser: Any, page: Path) -> None:

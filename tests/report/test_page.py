@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from marl_aajr.report import build_report
+from marl_aajr.report import write_report
 from tests.report.factory import config, evaluation, write_method, write_run
 
 SECTIONS = [
@@ -48,7 +48,7 @@ class Page(HTMLParser):
 
 
 def build(tmp_path: Path, paths: list[Path], *, title: str | None = None) -> str:
-    return build_report(paths, out=tmp_path / "report.html", title=title).read_text(encoding="utf-8")
+    return write_report(paths, tmp_path / "report.html", title=title).read_text(encoding="utf-8")
 
 
 @pytest.fixture(scope="module")
@@ -199,23 +199,23 @@ def test_attacks_with_different_sizes_get_a_command_each(tmp_path: Path) -> None
 def test_the_file_is_replaced_whole_or_left_alone(tmp_path: Path) -> None:
     paths = usual(tmp_path)
     out = tmp_path / "new" / "folder" / "report.html"
-    build_report(paths, out=out)
+    write_report(paths, out)
     before = out.read_text()
     (paths[0] / "status.json").write_text("{")
 
     with pytest.raises(ValueError, match="corrupt"):
-        build_report(paths, out=out)
+        write_report(paths, out)
     assert out.read_text() == before
     assert [path.name for path in out.parent.iterdir()] == ["report.html"]
 
 
 def test_nothing_is_written_for_runs_that_cannot_be_compared(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="expected at least one run"):
-        build_report([], out=tmp_path / "new" / "report.html")
+        write_report([], tmp_path / "new" / "report.html")
     assert not (tmp_path / "new").exists()
 
 
 def test_a_folder_is_no_place_for_the_page(tmp_path: Path) -> None:
     paths = usual(tmp_path)
     with pytest.raises(ValueError, match="expected a file to write, got the folder"):
-        build_report(paths, out=tmp_path)
+        write_report(paths, tmp_path)

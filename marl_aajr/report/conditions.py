@@ -1,0 +1,141 @@
+"""What a run was put under: one attack, at one size, on some agents, for some of the time."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection, Iterable, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from marl_aajr.report.evaluations import Attacked, Chosen, Evaluation, Rows
+
+ALWAYS = "every step"
+"""The budget of an attack that is not limited in time."""
+
+_SOURCE = re.compile(r"\b(source|run|surrogate)='[^']*'")
+
+
+class Key(NamedTuple):
+    """What makes two rows the same condition, whichever run they are of.
+
+    Attributes:
+        name: of the attack.
+        settings: without what is each run's own (the run that its adversary or surrogate comes from).
+        epsilon: the size.
+        whom: who is attacked, where it is not everybody under attack; else empty.
+        budget: when, where it is not always; else empty.
+        turn: counts the surrogates or adversaries of one run that would otherwise be the same.
+    """
+
+    name: str
+    settings: str
+    epsilon: float
+    whom: str = ""
+    budget: str = ""
+    turn: int = 1
+
+    @property
+    def limits(self) -> str:
+        """What the attacker may not do, in words; empty for an attack on everybody at every step."""
+        return ", ".join(filter(None, (self.whom, self.budget)))
+
+    def __str__(self) -> str:
+        limits = f", {self.limits}" if self.limits else ""
+        return f"{self.name} at ε = {self.epsilon:g}{limits} [{self.settings}]"
+
+
+@dataclass(frozen=True)
+class Condition:
+    """One attack at one size.
+
+    Attributes:
+        name: the attack's name, as the command line takes it.
+        attack: label of the attack on the page; attacks of one name are told apart by settings.
+        settings: the attack as it was run, apart from its size.
+        epsilon: size of the perturbation.
+        limits: what the attacker may not do, in words (``"agent_0 only"``); empty: nothing.
+    """
+
+    name: str
+    attack: str
+    settings: str
+    epsilon: float
+    limits: str = ""
+
+
+Exact = tuple[str, str, float, frozenset[str], str]
+"""A row as its file has it: attack, settings, size, agents and budget."""
+
+Played = tuple[Rows, Evaluation]
+"""What was played with one kind of actions, and the file that holds it."""
+
+
+def exact(row: Attacked | Chosen) -> Exact:
+    """What tells the rows of one run apart."""
+    return row.attack, row.settings, row.epsilon, frozenset(row.agents), row.budget
+
+
+def keys_of(played: Sequence[Played]) -> dict[Exact, Key]:
+    """The keys of all attacked rows of one run.
+
+    Agents that were searched for are named by their number, because each run has its own weakest; several
+    surrogates or adversaries of one kind are numbered in the order of the files.
+    """
+    keys: dict[Exact, Key] = {}
+    for rows, evaluation in played:
+        for row in rows.attacks:
+            if exact(row) in keys:
+                continue
+            plain = Key(
+                row.attack,
+                _SOURCE.sub(r"\1=…", row.settings),
+                row.epsilon,
+                _whom(row.agents, rows, evaluation),
+                "" if row.budget in ("", ALWAYS) else row.budget,
+            )
+            turns = [key.turn for key in keys.values() if key._replace(turn=1) == plain]
+            keys[exact(row)] = plain._replace(turn=len(turns) + 1)
+    return keys
+
+
+def label_all(keys: Iterable[Key]) -> dict[Key, Condition]:
+    """The conditions of the keys, labelled so that no two attacks share a label."""
+    unique = list(dict.fromkeys(keys))
+    settings: dict[str, set[str]] = {}
+    for key in unique:
+        settings.setdefault(key.name, set()).add(key.settings)
+    return {key: _condition(key, alone=len(settings[key.name]) == 1) for key in unique}
+
+
+def _condition(key: Key, *, alone: bool) -> Condition:
+    label = key.name if alone else f"{key.name}: {key.settings}"
+    if key.turn > 1:
+        label = f"{label} ({key.turn})"
+    return Condition(
+        key.name,
+        f"{label}, {key.limits}" if key.limits else label,
+        key.settings,
+        key.epsilon,
+        key.limits,
+    )
+
+
+def _whom(agents: Collection[str], rows: Rows, evaluation: Evaluation) -> str:
+    if not agents or set(agents) == set(evaluation.agents):
+        return ""
+    searched = {frozenset(subset.agents) for subset in rows.subsets}
+    if frozenset(agents) in searched:
+        return f"worst {len(agents)} of {len(evaluation.agents)} agents"
+    return f"{', '.join(agents)} only"
+
+
+def unlimited(conditions: Iterable[Condition]) -> tuple[Condition, ...]:
+    """The attacks on everybody at every step; all of them where there are none such."""
+    given = tuple(conditions)
+    return tuple(condition for condition in given if not condition.limits) or given
+
+
+def norms(conditions: Iterable[Condition]) -> tuple[str, ...]:
+    """The norms that sizes are measured in, as the settings say."""
+    found = (re.search(r"\bnorm='(\w+)'", condition.settings) for condition in conditions)
+    return tuple(dict.fromkeys(match[1] for match in found if match))

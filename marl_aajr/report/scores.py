@@ -1,0 +1,178 @@
+"""Statistics over training runs for the page, of one environment or of several put together.
+
+A score is one number of one run: its clean return, or its return under its own worst attack. Returns of
+several environments have no unit in common, so they are normalised before they are pooled.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+
+import numpy as np
+
+from marl_aajr.evaluation.statistics import (
+    interquartile_mean,
+    optimality_gap,
+    performance_profile,
+    probability_of_improvement,
+    stratified_bootstrap,
+)
+from marl_aajr.report.comparison import Comparison, Row
+from marl_aajr.report.curves import Array
+from marl_aajr.report.statistics import Estimate
+
+_SEED = 0
+_RESAMPLES = 1000
+
+
+@dataclass(frozen=True)
+class Reference:
+    """Two returns of an environment, fixed before the study: a score runs from 0 to 1 between them.
+
+    Attributes:
+        floor: what every method should reach, such as the return of a random policy.
+        target: what a good one reaches without an attack.
+    """
+
+    floor: float
+    target: float
+
+    def __post_init__(self) -> None:
+        if not self.floor < self.target:
+            raise ValueError(f"expected a floor below the target, got {self.floor:g} and {self.target:g}")
+
+
+@dataclass(frozen=True)
+class Scale:
+    """How returns become scores: (return − floor) / unit.
+
+    Attributes:
+        floor: the return that becomes 0.
+        unit: the difference that becomes 1.
+        target: the score that the optimality gap is measured from.
+        fixed: whether the reference was fixed beforehand, and not taken from the runs on the page.
+    """
+
+    floor: float
+    unit: float
+    target: float
+    fixed: bool
+
+    def __call__(self, returns: Sequence[float]) -> Array:
+        """Scores of returns."""
+        return (np.asarray(returns, np.float64) - self.floor) / self.unit
+
+
+@dataclass(frozen=True)
+class Summary:
+    """One method over its runs, and over environments.
+
+    Attributes:
+        label: of the method.
+        epsilon: of the attacks; 0: no attack.
+        iqm: interquartile mean of the scores.
+        gap: mean of what the scores fall short of the target.
+        improvement: probability that a run scores above one of the plain method; None for that itself.
+        profile: thresholds, and the share of runs above each.
+    """
+
+    label: str
+    epsilon: float
+    iqm: Estimate
+    gap: Estimate
+    improvement: Estimate | None
+    profile: tuple[Array, Array]
+
+
+def returns(row: Row, epsilon: float) -> tuple[float, ...]:
+    """Of each run, its return under its worst attack of a size; ε = 0: without an attack."""
+    if epsilon == 0:
+        return tuple(run.clean.mean for run in row.runs)
+    return tuple(run.attacked[run.worst(epsilon)].mean for run in row.runs)
+
+
+def scale(comparison: Comparison, reference: Reference | None, *, normalised: bool) -> Scale:
+    """The scale of one environment.
+
+    Without a reference the target is the plain method's clean return (the highest of all methods' where there
+    is none), and the floor the lowest return of any run.
+    """
+    if reference is not None:
+        return Scale(reference.floor, reference.target - reference.floor, 1.0, fixed=True)
+    plain = comparison.plain
+    target = max(row.clean.mean for row in comparison.rows) if plain is None else plain.clean.mean
+    if not normalised:
+        return Scale(0.0, 1.0, target, fixed=False)
+    floor = min(min(returns(row, e)) for row in comparison.rows for e in (0.0, *comparison.epsilons))
+    return Scale(floor, target - floor or 1.0, 1.0, fixed=False)
+
+
+def shared_labels(comparisons: Sequence[Comparison]) -> tuple[str, ...]:
+    """Methods that every environment has, in the order of the first."""
+    others = [{row.method.label for row in comparison.rows} for comparison in comparisons[1:]]
+    first = (row.method.label for row in comparisons[0].rows)
+    return tuple(label for label in first if all(label in labels for labels in others))
+
+
+def summarise(
+    comparisons: Sequence[Comparison], references: Mapping[str, Reference]
+) -> dict[float, tuple[Summary, ...]]:
+    """For no attack (0) and each ε that all environments share: one summary per shared method.
+
+    Empty where a method has a single run somewhere: it has no interval, and says nothing of training again.
+
+    Args:
+        comparisons: one per environment; a single one keeps its units, unless it has a reference.
+        references: by environment.
+    """
+    labels = shared_labels(comparisons)
+    rows = [{row.method.label: row for row in comparison.rows} for comparison in comparisons]
+    if not labels or min(len(found[label].runs) for found in rows for label in labels) < 2:
+        return {}
+    scales = [
+        scale(c, references.get(c.protocol.environment), normalised=len(comparisons) > 1) for c in comparisons
+    ]
+    plain = {c.plain.method.label if c.plain else None for c in comparisons}
+    baseline = plain.pop() if len(plain) == 1 else None
+    epsilons = [e for e in comparisons[0].epsilons if all(e in c.epsilons for c in comparisons)]
+    found: dict[float, tuple[Summary, ...]] = {}
+    for epsilon in (0.0, *epsilons):
+        tasks = {
+            label: [to(returns(of[label], epsilon)) for to, of in zip(scales, rows, strict=True)]
+            for label in labels
+        }
+        target = scales[0].target
+        found[epsilon] = tuple(
+            _summary(label, epsilon, tasks, baseline=baseline, target=target) for label in labels
+        )
+    return found
+
+
+def _summary(
+    label: str, epsilon: float, tasks: Mapping[str, list[Array]], *, baseline: str | None, target: float
+) -> Summary:
+    def estimate(statistic: Callable[..., float], *methods: list[Array]) -> Estimate:
+        generator = np.random.default_rng(_SEED)
+        value, low, high = stratified_bootstrap(
+            statistic, *methods, generator=generator, resamples=_RESAMPLES
+        )
+        return Estimate(value, low, high, sum(map(len, methods[0])), "runs")
+
+    own = tasks[label]
+    every = np.unique(np.concatenate([scores for found in tasks.values() for scores in found]))
+    air = 0.05 * (every[-1] - every[0]) or 1.0
+    tau = np.concatenate([[every[0] - air], every, [every[-1] + air]])
+    return Summary(
+        label,
+        epsilon,
+        iqm=estimate(interquartile_mean, own),
+        gap=estimate(partial(optimality_gap, target=target), own),
+        improvement=(
+            None
+            if baseline in (None, label)
+            else estimate(probability_of_improvement, own, tasks[str(baseline)])
+        ),
+        profile=(tau, performance_profile(own, tau)),
+    )

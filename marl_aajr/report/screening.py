@@ -1,0 +1,55 @@
+"""Choose and shoot the films of a page: in each scene one team, without and under attack."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import cast
+
+from marl_aajr.attacks import ATTACKS, make_attack
+from marl_aajr.evaluation.suites import Units
+from marl_aajr.report.comparison import Comparison, Row
+from marl_aajr.report.films import film
+from marl_aajr.report.protocol import Scene
+from marl_aajr.rollout.environments import resolve
+from marl_aajr.training.run_directory import RunDirectory
+from marl_aajr.victims import Victim
+
+_FALLBACK = "pgd"
+
+
+def films_of(comparisons: Sequence[Comparison]) -> dict[Scene, bytes]:
+    """Of each scene, an animated GIF of the plain method's first run (or the first method's).
+
+    The attack is the worst of the largest size where it can be made from its name alone, and PGD otherwise.
+
+    Raises:
+        ValueError: an environment that cannot draw itself, or a run without its victim.
+    """
+    return {comparison.scene: _film(comparison) for comparison in comparisons}
+
+
+def _film(comparison: Comparison) -> bytes:
+    row = comparison.plain or comparison.rows[0]
+    run = row.runs[0].run
+    victim = Victim.load(RunDirectory(run.path).victim)
+    protocol = comparison.protocol
+    return film(
+        victim,
+        resolve(victim.env_name, victim.env_kwargs),
+        attack=make_attack(_attack(row, comparison.epsilons[-1]), epsilon=comparison.epsilons[-1]),
+        team=protocol.team or None,
+        agents=protocol.agents.split(", ") if protocol.agents else None,
+        units=cast(Units, protocol.units or "raw"),
+        sampled=protocol.actions == "sampled",
+        seed=protocol.seed,
+        title=row.method.label,
+    )
+
+
+def _attack(row: Row, epsilon: float) -> str:
+    """The worst attack's name where that says all about it."""
+    worst = row.worst[epsilon]
+    if worst.name not in ATTACKS or worst.limits:
+        return _FALLBACK
+    made = make_attack(worst.name, epsilon=epsilon)
+    return worst.name if made.ready and made.settings == worst.settings else _FALLBACK
