@@ -16,14 +16,17 @@ what those agents see and act in their place.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
+from marl_aajr.attacks.frozen import load_frozen
 from marl_aajr.attacks.game_view import GameView
 from marl_aajr.attacks.victim_game import VictimGame
 from marl_aajr.checks import one_of
+from marl_aajr.envs.factories import declare
 from marl_aajr.rollout.batched import BatchedEnv, BatchedStep
 from marl_aajr.rollout.batches import make_batch
 from marl_aajr.rollout.environments import resolve
@@ -139,55 +142,60 @@ def choose_sides(
     return tuple(agent for agent in teams if agent in chosen)
 
 
-def batched_env(
-    num_envs: int,
-    *,
-    victim: str,
-    kind: Kind,
-    team: str | None = None,
-    agents: Sequence[str] | None = None,
-    pays: Pays | None = None,
-    sampled: bool = False,
-    env: Mapping[str, Any] | None = None,
-    device: torch.device | str = "cpu",
-) -> AgentGame:
-    """E copies of the game, from values that fit into a run's configuration.
+@dataclass(frozen=True, kw_only=True)
+class AgentThreat:
+    """Whose place the learners take, against whom, and what for. All values are JSON.
 
-    Args:
-        num_envs: E.
-        victim: folder of the victims' portable artefact.
-        kind: ``"traitor"`` or ``"opponent"``; it says who can be played and what it is paid.
+    Attributes:
+        env: the victims' environment by name.
+        env_kwargs: and its arguments.
+        victim: folder of the victims.
+        digest: their `marl_aajr.victims.fingerprint`; others in the folder are refused.
+        kind: ``"traitor"`` or ``"opponent"``.
         team: the victims' side; None: the only one, or the largest.
-        agents: who is played by the learners; None, for opponents only: everybody else.
-        pays: None: what `PAYS` says.
-        sampled: whether the victims sample their actions.
-        env: ``{"name": ..., "kwargs": ...}``; None: what the victims were trained on.
-        device: where the tensors live.
-
-    Raises:
-        ValueError: whatever `choose_sides` and `AgentGame` refuse, no victim, or no such environment.
+        agents: whom the learners play; None, for opponents only: everybody who is not on the team.
+        pays: ``"loss"`` or ``"own"``; None: what `PAYS` says.
+        actions: whether the victims take their most likely actions or sample them.
     """
-    one_of("kind", kind, PAYS)
-    played = Victim.load(victim)
-    where = env or {"name": played.env_name, "kwargs": dict(played.env_kwargs)}
-    batch = make_batch(resolve(where["name"], where.get("kwargs")), num_envs, device=device)
-    side = choose_team(batch.teams, team)
-    chosen = choose_sides(kind, batch.teams, team=side, agents=agents)
-    return AgentGame(batch, played, team=side, agents=chosen, pays=pays or PAYS[kind], sampled=sampled)
+
+    env: str
+    victim: str
+    digest: str
+    kind: Kind
+    env_kwargs: Mapping[str, Any] = field(default_factory=dict)
+    team: str | None = None
+    agents: Sequence[str] | None = None
+    pays: Pays | None = None
+    actions: Literal["greedy", "sampled"] = "greedy"
+
+    def __post_init__(self) -> None:
+        one_of("kind", self.kind, PAYS)
+        one_of("actions", self.actions, ("greedy", "sampled"))
+
+    def build(self, num_envs: int, *, device: torch.device | str = "cpu") -> AgentGame:
+        """E copies of the game.
+
+        Raises:
+            ValueError: whatever `choose_sides` and `AgentGame` refuse, other victims in the folder, or an
+                unknown environment.
+        """
+        victim = load_frozen(self.victim, self.digest)
+        env = make_batch(resolve(self.env, self.env_kwargs), num_envs, device=device)
+        team = choose_team(env.teams, self.team)
+        agents = choose_sides(self.kind, env.teams, team=team, agents=self.agents)
+        pays = self.pays or PAYS[self.kind]
+        return AgentGame(env, victim, team=team, agents=agents, pays=pays, sampled=self.actions == "sampled")
 
 
-def parallel_env(
-    *,
-    victim: str,
-    kind: Kind,
-    team: str | None = None,
-    agents: Sequence[str] | None = None,
-    pays: Pays | None = None,
-    sampled: bool = False,
-    env: Mapping[str, Any] | None = None,
-) -> GameView:
-    """One copy for PettingZoo; see `batched_env`."""
-    game = batched_env(
-        1, victim=victim, kind=kind, team=team, agents=agents, pays=pays, sampled=sampled, env=env
-    )
-    return GameView(game, name=f"{kind}_v0")
+def batched_env(num_envs: int, *, device: torch.device | str = "cpu", **threat: Any) -> AgentGame:
+    """E copies of the game of an `AgentThreat`."""
+    return AgentThreat(**threat).build(num_envs, device=device)
+
+
+def parallel_env(**threat: Any) -> GameView:
+    """One copy of it for PettingZoo."""
+    return GameView(AgentThreat(**threat).build(1), name=f"{threat['kind']}_v0")
+
+
+declare(batched_env, AgentThreat)
+declare(parallel_env, AgentThreat)
