@@ -122,6 +122,13 @@ def evaluate(
             "each attacked agent in turn; may be repeated.",
         ),
     ] = None,
+    adversary: Annotated[
+        list[Path] | None,
+        typer.Option(
+            metavar="RUN",
+            help="A run of [b]adversary train[/b]: let it play against this team; may be repeated.",
+        ),
+    ] = None,
     workers: Annotated[
         int, typer.Option(metavar="INT", help="Ray workers that share the rows; the result is the same.")
     ] = 1,
@@ -154,6 +161,7 @@ def evaluate(
             agents=agents,
             surrogates=surrogate or (),
             replace=replace or (),
+            adversaries=adversary or (),
             workers=workers,
         )
     if as_json:

@@ -8,8 +8,10 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
+from marl_aajr.evaluation.adversaries import replacement_of
 from marl_aajr.evaluation.evaluate import evaluate
 from marl_aajr.evaluation.player import Progress
+from marl_aajr.evaluation.replacements import Replacement
 from marl_aajr.evaluation.results import Evaluation
 from marl_aajr.evaluation.suites import Suite, load_suite
 from marl_aajr.training.files import write_json
@@ -24,6 +26,8 @@ def evaluate_run(
     attacks: Sequence[str] = (),
     epsilons: Sequence[float] = (),
     surrogates: Sequence[Path | str] | Mapping[str, Path | str] = (),
+    replace: Sequence[str | Replacement] = (),
+    adversaries: Sequence[Path | str] | Mapping[str, Path | str] = (),
     on_progress: Callable[[Progress], None] | None = None,
     **protocol: Any,
 ) -> Evaluation:
@@ -39,23 +43,31 @@ def evaluate_run(
         epsilons: radii, for all attacks; none: the suite's.
         surrogates: other runs, on whose victims ``transfer`` computes its perturbations; with a mapping by
             a name for each, else by their folders' names.
+        replace: as for :func:`evaluate`.
+        adversaries: runs of traitors and opponents, named as ``surrogates`` are; they are added to it.
         on_progress: told after every episode.
         protocol: ``episodes``, ``selection_episodes``, ``actions``, ``units``, ``seed``, ``team``,
-            ``agents``, ``replace`` and ``workers`` of :func:`evaluate`.
+            ``agents`` and ``workers`` of :func:`evaluate`.
 
     Raises:
         ValueError: not a run, or an unfinished one; and all that :func:`evaluate` refuses.
     """
     directory = _finished(run)
+    victim = Victim.load(directory.victim)
     others = {name: Victim.load(_finished(path).victim) for name, path in _named(surrogates).items()}
+    trained = [
+        replacement_of(_finished(path), source=name, against=victim)
+        for name, path in _named(adversaries).items()
+    ]
     chosen = None if suite is None else load_suite(suite)
     sizes = epsilons or (() if chosen is None else chosen.epsilons)
     evaluation = evaluate(
-        Victim.load(directory.victim),
+        victim,
         suite=chosen,
         attacks=_requests(attacks, sizes, alone=chosen is None),
         epsilons=epsilons if chosen is not None and epsilons else None,
         surrogates=others,
+        replace=[*replace, *trained],
         on_progress=on_progress,
         **protocol,
     )

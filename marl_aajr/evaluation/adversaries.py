@@ -1,0 +1,47 @@
+"""Trained adversarial agents, from the runs that they were trained by."""
+
+from __future__ import annotations
+
+from marl_aajr.attacks import agent_game
+from marl_aajr.attacks.agent_game import PAYS, AgentThreat
+from marl_aajr.evaluation.replacements import Replacement
+from marl_aajr.training.config import RunConfig
+from marl_aajr.training.run_directory import RunDirectory
+from marl_aajr.victims import Victim, fingerprint
+
+GAME = f"{agent_game.__name__}:{agent_game.parallel_env.__name__}"
+"""The environment of a traitor's or an opponent's run."""
+
+
+def replacement_of(run: RunDirectory, *, source: str, against: Victim) -> Replacement:
+    """A traitor or an opponent, as something to evaluate by.
+
+    Args:
+        run: that it was trained by, finished.
+        source: what the run is called.
+        against: who will be evaluated. It need not be whom it was trained against, but that is said then.
+
+    Raises:
+        ValueError: the run of something else.
+    """
+    config = run.config()
+    if config.env.name != GAME:
+        raise ValueError(
+            f"expected the run of a traitor or an opponent, got {run.path}, which was trained in "
+            f"{config.env.name}; train one with: marl-aajr adversary train"
+        )
+    threat = AgentThreat(**config.env.kwargs)
+    victim = Victim.load(run.victim)
+    return Replacement(
+        kind=threat.kind,
+        agents=victim.agents,
+        victim=victim,
+        source=source,
+        settings=_settings(threat, config, foreign=threat.digest != fingerprint(against)),
+    )
+
+
+def _settings(threat: AgentThreat, config: RunConfig, *, foreign: bool) -> str:
+    paid = {"loss": "minus the team's return", "own": "its own return"}[threat.pays or PAYS[threat.kind]]
+    transferred = ", against other victims than these" if foreign else ""
+    return f"PPO for {paid}, {config.env_steps:,} steps{transferred}"
