@@ -8,7 +8,7 @@ from typing import Annotated, NoReturn
 
 import typer
 
-from marl_aajr.cli import compare, evaluate, listing, train
+from marl_aajr.cli import compare, evaluate, listing, study, train
 from marl_aajr.cli.errors import report
 from marl_aajr.cli.teaching import guide
 from marl_aajr.version import __version__
@@ -31,6 +31,7 @@ app = typer.Typer(
 app.command("train", help=train.HELP)(train.train)
 app.command("evaluate", help=evaluate.HELP)(evaluate.evaluate)
 app.command("compare", help=compare.HELP)(compare.compare)
+app.command("study", help=study.HELP)(study.study)
 app.command("list", help=listing.HELP)(listing.show)
 
 

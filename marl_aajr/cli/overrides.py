@@ -50,11 +50,7 @@ def override(
         ValueError: an assignment without ``=``.
     """
     given = {s.key: s.read(text) for s in SETTINGS if (text := options.get(s.name)) is not None}
-    for assignment in assignments:
-        key, equals, text = assignment.partition("=")
-        if not equals or not re.fullmatch(r"\w+(\.\w+)*", key):
-            raise ValueError(f"expected --set KEY=VALUE such as ppo.lr=3e-4, got {assignment!r}")
-        given[key] = number_or_text(text)
+    given |= parse_assignments(assignments)
     result = dict(base)
     method = result.get("method")
     if "method.name" in given and isinstance(method, Mapping) and method.get("name") != given["method.name"]:
@@ -62,6 +58,21 @@ def override(
     for key, value in given.items():
         _put(result, key.split("."), value)
     return result
+
+
+def parse_assignments(assignments: Sequence[str]) -> dict[str, Any]:
+    """``KEY=VALUE`` as given to ``--set``, by key.
+
+    Raises:
+        ValueError: an assignment without ``=``.
+    """
+    given = {}
+    for assignment in assignments:
+        key, equals, text = assignment.partition("=")
+        if not equals or not re.fullmatch(r"\w+(\.\w+)*", key):
+            raise ValueError(f"expected --set KEY=VALUE such as ppo.lr=3e-4, got {assignment!r}")
+        given[key] = number_or_text(text)
+    return given
 
 
 def _put(data: dict[str, Any], path: list[str], value: Any) -> None:

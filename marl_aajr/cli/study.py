@@ -1,0 +1,180 @@
+"""``marl-aajr study``: a grid of runs from one file to its report."""
+
+from __future__ import annotations
+
+import contextlib
+import shlex
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from marl_aajr.cli.interrupt import Interrupt
+from marl_aajr.cli.overrides import parse_assignments
+from marl_aajr.cli.progress import clock, waiting
+from marl_aajr.cli.teaching import guide, told
+from marl_aajr.cli.watching import Watching
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.table import Table
+
+    from marl_aajr.study.study import Plan
+    from marl_aajr.study.watch import Board
+
+FAILED = 1
+"""Exit code of a study of which something failed."""
+
+HELP = guide(
+    "Run a study: every environment with every method, setting and seed of one file, then attack every run, "
+    "then compare them on one page per environment. What is finished is never done again: the same command "
+    "resumes a study that was stopped, by Ctrl-C, by kill -9 or by an error.",
+    "marl-aajr study experiments/pilot.yaml --dry-run",
+    "marl-aajr study experiments/pilot.yaml",
+    "marl-aajr study experiments/pilot.yaml --only '*-s0'",
+    "marl-aajr study experiments/pilot.yaml --address auto --log-json",
+)
+
+
+def study(
+    *,
+    file: Annotated[Path, typer.Argument(metavar="FILE.yaml", help="The study.")],
+    out: Annotated[
+        Path | None,
+        typer.Option(metavar="FOLDER", help=told("The study's folder.", "studies/<name>")),
+    ] = None,
+    dry_run: Annotated[
+        bool,
+        typer.Option("--dry-run", help="Check it, print its runs, what they take and how long; start none."),
+    ] = False,
+    only: Annotated[
+        str | None,
+        typer.Option(
+            metavar="PATTERN", help="Do only runs whose names match, such as '*-s0', and their needs."
+        ),
+    ] = None,
+    resume: Annotated[
+        bool,
+        typer.Option("--resume", help="Refuse to begin: only go on with a study that is there already."),
+    ] = False,
+    max_concurrent: Annotated[
+        int | None,
+        typer.Option(
+            metavar="INT", help=told("Runs at a time.", "the file's, or as many as there is room for")
+        ),
+    ] = None,
+    address: Annotated[
+        str | None,
+        typer.Option(
+            metavar="HOST:PORT",
+            help=told("A running Ray cluster, or auto.", "the file's, else RAY_ADDRESS, else this machine"),
+        ),
+    ] = None,
+    assignments: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set",
+            metavar="KEY=VALUE",
+            help="Replace a key of the file, such as run.env_steps=1e5; may be repeated.",
+        ),
+    ] = None,
+    log_json: Annotated[
+        bool, typer.Option("--log-json", help="Print one JSON object per event on stdout, and no table.")
+    ] = False,
+) -> None:
+    """Run a study, or say what it would do."""
+    from rich.console import Console
+
+    console = Console(stderr=True)
+    options = {"address": address, "max_concurrent": max_concurrent}
+    overrides = {key: (value, f"--set {key}") for key, value in parse_assignments(assignments or []).items()}
+    overrides |= {key: (v, f"--{key.replace('_', '-')}") for key, v in options.items() if v is not None}
+    # Whatever a library prints must not get between the lines of JSON.
+    with contextlib.redirect_stdout(sys.stderr):
+        with waiting("Reading the study, loading torch and RLlib", console=console):
+            from marl_aajr.study.study import prepare
+
+            plan = prepare(file, out=out, only=only, overrides=overrides)
+        if resume and not plan.folder.study_file.is_file():
+            raise ValueError(f"expected a study to resume in {plan.folder.path}, got none; drop --resume")
+        if dry_run:
+            _foresee(plan, Console())
+            return
+        board, code = _run(plan, console, as_json=log_json)
+    _conclude(plan, board, console, command=_command(file, out), code=code)
+
+
+def _run(plan: Plan, console: Console, *, as_json: bool) -> tuple[Board, int | None]:
+    """Do the study until its end or a request to stop; the exit code if it was stopped."""
+    from marl_aajr.study.study import board_for, on_cluster, run_study
+
+    watching = Watching(console, as_json=as_json)
+    with (
+        Interrupt(announce=watching.finishing, restore=watching.restore) as interrupt,
+        on_cluster(plan) as nodes,
+    ):
+        board = board_for(plan, nodes, watching.event)
+        with watching.show(board):
+            run_study(plan, board, should_stop=interrupt)
+    return board, interrupt.exit_code if interrupt() else None
+
+
+def _conclude(plan: Plan, board: Board, console: Console, *, command: str, code: int | None) -> None:
+    failed = [progress for progress in board.nodes.values() if progress.state == "failed"]
+    for progress in failed:
+        _say(console, f"{progress.node.name} failed: {progress.error}\n  log: {progress.log}")
+    for what, path in (("Report", plan.folder.report), ("Table", plan.folder.results)):
+        if path.is_file():
+            _say(console, f"{what}: {path}")
+    if code is not None:
+        _say(
+            console, f"Stopped: {board.count('finished')} of {len(board.nodes)} done. To go on:\n  {command}"
+        )
+        raise typer.Exit(code)
+    if failed:
+        _say(console, f"{len(failed)} failed. When the cause is gone, try them again:\n  {command}")
+        raise typer.Exit(FAILED)
+
+
+def _foresee(plan: Plan, console: Console) -> None:
+    from marl_aajr.study.study import expected, on_cluster
+
+    with on_cluster(plan) as nodes:
+        estimated, seconds = expected(plan, nodes)
+    console.print(plan_table(plan, estimated.seconds))
+    trains = sum(node.kind == "train" for node in plan.nodes.values())
+    _say(
+        console,
+        f"{trains} runs, {len(plan.nodes)} steps of work, {estimated.left} of them still to do: about "
+        f"{clock(seconds)} on {sum(node['CPU'] for node in nodes):g} CPUs, {estimated.basis}.",
+    )
+
+
+def plan_table(plan: Plan, seconds: Mapping[str, float]) -> Table:
+    """What would be done, with resources and expected time."""
+    from rich.table import Table
+
+    table = Table()
+    table.add_column("work", overflow="fold")
+    for heading in ("env steps", "CPUs", "GPUs", "about"):
+        table.add_column(heading, justify="right")
+    for name, node in plan.nodes.items():
+        cpus, gpus = (sum(each.get(kind, 0.0) for each in node.bundles) for kind in ("CPU", "GPU"))
+        done = plan.folder.done(node)
+        steps = f"{node.env_steps:,}" if node.env_steps else ""
+        table.add_row(
+            name, steps, f"{cpus:g}", f"{gpus:g}" if gpus else "", "done" if done else clock(seconds[name])
+        )
+    return table
+
+
+def _command(file: Path, out: Path | None) -> str:
+    where = [] if out is None else ["--out", str(out)]
+    return shlex.join(["marl-aajr", "study", str(file), *where])
+
+
+def _say(console: Console, text: str) -> None:
+    """Print a line as it is, for copying: neither wrapped nor coloured."""
+    console.print(text, soft_wrap=True, highlight=False, markup=False)

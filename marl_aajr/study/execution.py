@@ -1,0 +1,200 @@
+"""Ray Tune as the scheduler of a study: it places the nodes, starts failed ones again and keeps processes.
+
+Tune knows no order between trials; its search algorithm, which it asks for the next trial, is where ours
+comes in. Processes are used again for the next node: loading torch and RLlib takes longer than a run's start.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import ray
+from ray import tune
+from ray.tune.search import Searcher
+
+from marl_aajr.study.folder import StudyFolder
+from marl_aajr.study.graph import Node, stranded
+from marl_aajr.study.storage import Storage
+from marl_aajr.study.watch import Board
+from marl_aajr.study.work import Place, StopFlag, work
+from marl_aajr.training.files import write_text
+
+ENVIRONMENT = {
+    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # a run keeps its own record
+    "TUNE_DISABLE_SIGINT_HANDLER": "1",  # ours lets runs end an iteration
+    "RAY_AIR_NEW_OUTPUT": "0",
+    "RAY_CHDIR_TO_TRIAL_DIR": "0",
+    "TUNE_WARN_SLOW_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S": "60",
+}
+"""What Tune and its processes are told; set before Ray starts."""
+
+
+def execute(
+    nodes: Mapping[str, Node],
+    folder: StudyFolder,
+    board: Board,
+    *,
+    storage: Storage | None,
+    retries: int,
+    max_concurrent: int | None,
+    callbacks: list[tune.Callback],
+    should_stop: Callable[[], bool],
+) -> None:
+    """Do all nodes that are not done, each after what it needs, as many at a time as there is room for.
+
+    Args:
+        nodes: what each needs is among them.
+        folder: of the study.
+        board: is kept up to date; nodes that are ``finished`` there are not done again.
+        storage: where finished work is copied to.
+        retries: how often a node is started again after an error.
+        max_concurrent: nodes at a time; None: as many as fit.
+        callbacks: more of Tune's.
+        should_stop: asked often; once it says yes nothing is started, and what runs ends at its next
+            iteration.
+    """
+    logging.getLogger("ray.tune").setLevel(logging.CRITICAL)
+    flag = StopFlag.remote()  # type: ignore[attr-defined]
+    place = Place(str(folder.path), None if storage is None else storage.uri)
+    trainable = tune.with_resources(
+        tune.with_parameters(work, nodes=dict(nodes), place=place, flag=flag),
+        lambda task: tune.PlacementGroupFactory(nodes[task["node"]].bundles),
+    )
+    watch = _Watch(board, folder, flag, should_stop)
+    tune.Tuner(
+        trainable,
+        tune_config=tune.TuneConfig(
+            search_alg=GraphSearch(nodes, board, should_stop),
+            num_samples=len(nodes),
+            max_concurrent_trials=max_concurrent,
+            reuse_actors=True,
+            trial_name_creator=lambda trial: trial.config["node"],
+            trial_dirname_creator=lambda trial: trial.config["node"].replace("/", "--"),
+        ),
+        run_config=tune.RunConfig(
+            name=f"grid-{time.strftime('%Y%m%d-%H%M%S', time.gmtime())}",
+            storage_path=str(folder.tune) if storage is None else f"{storage.root}/tune",
+            storage_filesystem=None if storage is None else storage.filesystem,
+            failure_config=tune.FailureConfig(max_failures=retries),
+            callbacks=[watch, *callbacks],
+            verbose=0,
+        ),
+    ).fit()
+    ray.kill(flag)
+
+
+class _Unsaved:
+    """Tune pickles what it is given, to go on from; we go on from the study's folder instead."""
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {}
+
+
+class GraphSearch(_Unsaved, Searcher):
+    """Proposes, as Tune's next trial, the first node whose needs are met.
+
+    Args:
+        nodes: all of them, needs first.
+        board: whose ``finished`` nodes need nothing more.
+        should_stop: once true, nothing more is proposed.
+    """
+
+    def __init__(self, nodes: Mapping[str, Node], board: Board, should_stop: Callable[[], bool]) -> None:
+        super().__init__()
+        self._nodes, self._board, self._should_stop = nodes, board, should_stop
+        self._done = {name for name in nodes if board.nodes[name].state == "finished"}
+        self._waiting = [name for name in nodes if name not in self._done]
+        self._running: dict[str, str] = {}
+
+    def suggest(self, trial_id: str) -> dict[str, str] | str | None:
+        if not self._waiting or self._should_stop():
+            return Searcher.FINISHED
+        for name in self._waiting:
+            if self._done.issuperset(self._nodes[name].needs):
+                self._waiting.remove(name)
+                self._running[trial_id] = name
+                return {"node": name}
+        return None
+
+    def on_trial_complete(
+        self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False
+    ) -> None:
+        name = self._running.pop(trial_id)
+        outcome = "failed" if error else (result or {}).get("outcome")
+        if outcome == "finished":
+            self._done.add(name)
+        elif outcome == "failed":
+            lost = stranded(self._nodes, [name])
+            for other in [waiting for waiting in self._waiting if waiting in lost]:
+                self._waiting.remove(other)
+                self._board.ended(other, "impossible", error=f"{name} failed")
+
+    def save(self, checkpoint_path: str) -> None:
+        """Nothing: the folder says what is done."""
+
+    def restore(self, checkpoint_path: str) -> None:
+        """Nothing to restore."""
+
+
+class _Watch(_Unsaved, tune.Callback):
+    """Keeps the board up to date with what Tune sees, and hands on the wish to stop."""
+
+    def __init__(self, board: Board, folder: StudyFolder, flag: Any, should_stop: Callable[[], bool]) -> None:
+        self._board, self._folder, self._flag, self._should_stop = board, folder, flag, should_stop
+        self._asked = False
+
+    def on_step_begin(self, iteration: int, trials: list[Any], **info: Any) -> None:
+        if not self._asked and self._should_stop():
+            self._asked = True
+            self._flag.ask.remote()
+
+    def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        self._board.started(trial.config["node"])
+
+    def on_trial_result(
+        self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any
+    ) -> None:
+        self._board.advanced(trial.config["node"], result)
+
+    def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        result, name = trial.last_result, trial.config["node"]
+        log = self._log(name, result["traceback"]) if "traceback" in result else ""
+        self._board.ended(
+            name,
+            result.get("outcome", "interrupted"),
+            seconds=result.get("seconds"),
+            error=result.get("error", ""),
+            log=log,
+        )
+
+    def on_trial_recover(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        error, log = self._why(trial)
+        self._board.restarted(trial.config["node"], error=error, log=log)
+
+    def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        error, log = self._why(trial)
+        self._board.ended(trial.config["node"], "failed", error=error, log=log)
+
+    def _why(self, trial: Any) -> tuple[str, str]:
+        """An error of Ray or of a process in a line, and the file that has all of it."""
+        path = trial.error_file
+        text = Path(path).read_text(encoding="utf-8") if path and Path(path).is_file() else "unknown error"
+        lines = [line for line in text.strip().splitlines() if line.strip()]
+        return lines[-1][:300], self._log(trial.config["node"], text)
+
+    def _log(self, name: str, text: str) -> str:
+        file = self._folder.log(name)
+        before = file.read_text(encoding="utf-8") if file.is_file() else ""
+        write_text(file, f"{before}{time.strftime('%Y-%m-%d %H:%M:%S')}\n{text}\n")
+        return str(file)
+
+
+def set_environment() -> None:
+    """Tell Tune, and the processes of a Ray that is started after this, what a study needs of them."""
+    for name, value in ENVIRONMENT.items():
+        os.environ.setdefault(name, value)

@@ -1,0 +1,165 @@
+"""The folder of a study: what is in it, what of it is done, and whether it is still the same study.
+
+study.yaml        the study, defaults written out
+events.jsonl      what happened, one JSON object per line
+runs/NAME/        run directories; adversaries lie in theirs
+judgements/       which runs have been judged, and how
+tuning/           trials, decisions and what came out of them
+logs/NAME.log     why something failed
+tune/             Ray Tune's own files
+results.parquet   every return of every run
+report/           one page per environment
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import ValidationError
+
+from marl_aajr.study.config import StudyConfig
+from marl_aajr.study.graph import Node
+from marl_aajr.study.lines import Key, Source
+from marl_aajr.study.runs import Run
+from marl_aajr.training.differences import differences
+from marl_aajr.training.files import append_line, read_lines, write_json, write_text
+from marl_aajr.training.run_directory import RunDirectory
+
+_FIXED: tuple[str, ...] = ("evaluation", "adversaries", "tune")
+"""What may not change once something has been written by it."""
+
+
+class StudyFolder:
+    """The paths of a study."""
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path).absolute()
+        self.study_file = self.path / "study.yaml"
+        self.events_file = self.path / "events.jsonl"
+        self.runs = self.path / "runs"
+        self.judgements = self.path / "judgements"
+        self.tuning = self.path / "tuning"
+        self.logs = self.path / "logs"
+        self.tune = self.path / "tune"
+        self.results = self.path / "results.parquet"
+        self.report = self.path / "report.html"
+
+    def run(self, name: str) -> RunDirectory:
+        """The directory of a run."""
+        return RunDirectory(self.runs / name)
+
+    def trained(self, node: Node) -> RunDirectory:
+        """The directory that a node trains: the run, or its adversary's."""
+        if node.adversary is None:
+            return self.run(node.run.name)
+        return RunDirectory(self.runs / node.run.name / "adversaries" / node.adversary.title)
+
+    def judgement(self, run: Run) -> Path:
+        """The file that says that a run has been judged."""
+        return self.judgements / f"{run.name}.json"
+
+    def log(self, name: str) -> Path:
+        """Where an error of a node is told in full."""
+        return self.logs / f"{name.replace('/', '--')}.log"
+
+    def done(self, node: Node) -> bool:
+        """Whether a node's work is there."""
+        if node.kind == "judge":
+            return self.judgement(node.run).is_file()
+        directory = self.trained(node)
+        return directory.is_run and directory.status().state == "finished"
+
+    def add_event(self, event: dict[str, Any]) -> None:
+        """Add a line to the events."""
+        append_line(self.events_file, event)
+
+    def events(self) -> list[dict[str, Any]]:
+        """What happened, oldest first."""
+        return read_lines(self.events_file)
+
+    def begin(self, study: StudyConfig) -> None:
+        """Make the folder and write the study down."""
+        for folder in (self.path, self.runs, self.judgements, self.logs):
+            folder.mkdir(parents=True, exist_ok=True)
+        write_text(self.study_file, study.to_yaml())
+
+    def check_same(self, study: StudyConfig, source: Source) -> None:
+        """Whether what is in the folder was made by this study; new runs may have been added to it.
+
+        Raises:
+            ValueError: what has been written does not belong to it; names the line that has changed.
+        """
+        if not self.path.exists() or (self.path.is_dir() and not any(self.path.iterdir())):
+            return
+        if not self.study_file.is_file():
+            raise ValueError(f"expected a new folder, got {self.path}, which is not a study; choose another")
+        try:
+            old = StudyConfig.model_validate(yaml.safe_load(self.study_file.read_text(encoding="utf-8")))
+        except (yaml.YAMLError, ValidationError) as error:
+            raise ValueError(f"expected a study in {self.study_file}: {error}") from None
+        written = {
+            "evaluation": _any(self.judgements),
+            "adversaries": _any(self.judgements) or any(self.runs.glob("*/adversaries/*")),
+            "tune": _any(self.tuning),
+        }
+        for section in _FIXED:
+            before, after = (getattr(s, section) for s in (old, study))
+            if written[section] and before != after:
+                where, change = _first_change(section, _plain(before), _plain(after))
+                raise _changed(f"{source.where(where)}: {'.'.join(map(str, where))}: {change}", self.path)
+
+    def check_runs(self, runs: Sequence[Run], source: Source) -> None:
+        """Whether the runs in the folder are those of the study.
+
+        Raises:
+            ValueError: a run has other settings, or the study has it no longer.
+        """
+        names = {run.name for run in runs}
+        for folder in sorted(self.runs.iterdir()) if self.runs.is_dir() else ():
+            if RunDirectory(folder).is_run and folder.name not in names:
+                raise _changed(f"{source.path}: the run {folder.name} is no longer part of it", self.path)
+        for run in runs:
+            if (directory := self.run(run.name)).is_run:
+                changes = differences(directory.config(), run.config)
+                if changes:
+                    where = source.where(run.variant.key)
+                    raise _changed(f"{where}: {run.name}: {'; '.join(changes)}", self.path)
+
+    def note_judged(self, run: Run, what: dict[str, Any]) -> None:
+        """Say that a run has been judged."""
+        self.judgements.mkdir(parents=True, exist_ok=True)
+        write_json(self.judgement(run), what)
+
+    def judged(self, runs: Iterable[Run]) -> list[Run]:
+        """Those that have been."""
+        return [run for run in runs if self.judgement(run).is_file()]
+
+
+def _changed(what: str, folder: Path) -> ValueError:
+    return ValueError(
+        f"{what}; expected the study that wrote {folder}; change it back, or name another folder by --out"
+    )
+
+
+def _first_change(name: str, before: Any, after: Any, key: Key = ()) -> tuple[Key, str]:
+    """The innermost place where two values differ, and how."""
+    key = (*key, name)
+    if isinstance(before, dict) and isinstance(after, dict):
+        for part in dict.fromkeys([*before, *after]):
+            if before.get(part) != after.get(part):
+                return _first_change(part, before.get(part), after.get(part), key)
+    return key, f"{json.dumps(before)} → {json.dumps(after)}"
+
+
+def _plain(section: Any) -> Any:
+    if isinstance(section, tuple):
+        return [_plain(part) for part in section]
+    return None if section is None else section.model_dump(mode="json")
+
+
+def _any(folder: Path) -> bool:
+    return folder.is_dir() and any(folder.iterdir())

@@ -1,0 +1,145 @@
+"""What a study does, and what waits for what: victims, then their adversaries, then the judgement of each.
+
+A node is a value that says what is to be done; :mod:`~marl_aajr.study.work` does it in a process of its own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from typing import Literal
+
+from marl_aajr.evaluation.suites import Suite
+from marl_aajr.study.config import AdversaryEntry, EvaluationEntry, StudyConfig
+from marl_aajr.study.runs import Run
+from marl_aajr.training.capacity import bundles
+
+Kind = Literal["train", "adversary", "judge"]
+
+
+@dataclass(frozen=True)
+class Node:
+    """One piece of work.
+
+    Attributes:
+        name: the run's, followed by what is done with it where that is not its training.
+        run: whose.
+        needs: names of the nodes that must have succeeded.
+        adversary: what is trained against the run.
+        evaluation: how the run is judged.
+        suite: by which attacks.
+        surrogate: another run that perturbations are computed on, for its judgement.
+    """
+
+    name: str
+    run: Run
+    needs: tuple[str, ...] = ()
+    adversary: AdversaryEntry | None = None
+    evaluation: EvaluationEntry | None = None
+    suite: Suite | None = None
+    surrogate: Run | None = None
+
+    @property
+    def kind(self) -> Kind:
+        """What is done."""
+        if self.adversary is not None:
+            return "adversary"
+        return "train" if self.evaluation is None else "judge"
+
+    @property
+    def env_steps(self) -> int:
+        """Length of the training; 0 for a judgement."""
+        if self.adversary is not None:
+            return self.adversary.env_steps
+        return self.run.config.env_steps if self.evaluation is None else 0
+
+    @property
+    def bundles(self) -> list[dict[str, float]]:
+        """What it takes, as bundles of a placement group."""
+        if self.evaluation is not None:
+            return [{"CPU": 1.0}]
+        return [
+            {k: amount for k, amount in each.items() if amount} for each in bundles(self.run.config.resources)
+        ]
+
+
+def graph(study: StudyConfig, runs: Sequence[Run], suite: Suite | None) -> dict[str, Node]:
+    """Every piece of work of a study by name, after whatever it needs.
+
+    Args:
+        study: the study.
+        runs: its runs.
+        suite: what they are attacked by; None: they are not judged.
+    """
+    nodes = {run.name: Node(run.name, run) for run in runs}
+    surrogates = _surrogates(study, runs) if study.evaluation.transfer else {}
+    for run in runs:
+        trained = [_adversary(run, entry) for entry in study.adversaries]
+        nodes |= {node.name: node for node in trained}
+        if suite is None:
+            continue
+        surrogate = surrogates.get(run.name)
+        needs = [run.name, *(node.name for node in trained)]
+        needs += [] if surrogate is None else [surrogate.name]
+        name = f"{run.name}/judgement"
+        nodes[name] = Node(
+            name, run, tuple(needs), evaluation=study.evaluation, suite=suite, surrogate=surrogate
+        )
+    return _victims_first(nodes)
+
+
+def chosen(nodes: Mapping[str, Node], pattern: str | None) -> dict[str, Node]:
+    """The work on the runs whose names match, and all that it needs.
+
+    Raises:
+        ValueError: none matches.
+    """
+    if pattern is None:
+        return dict(nodes)
+    wanted = [node.name for node in nodes.values() if fnmatchcase(node.run.name, pattern)]
+    if not wanted:
+        known = ", ".join(dict.fromkeys(node.run.name for node in nodes.values()))
+        raise ValueError(f"expected a pattern of run names for --only, got {pattern!r}; the runs are {known}")
+    found: dict[str, None] = {}
+    while wanted:
+        name = wanted.pop()
+        if name not in found:
+            found[name] = None
+            wanted += nodes[name].needs
+    return {name: node for name, node in nodes.items() if name in found}
+
+
+def stranded(nodes: Mapping[str, Node], failed: Collection[str]) -> set[str]:
+    """What can never be done once these have failed, themselves left out."""
+    lost = set(failed)
+    for node in nodes.values():  # what is needed comes first
+        if lost & set(node.needs):
+            lost.add(node.name)
+    return lost - set(failed)
+
+
+def _adversary(run: Run, entry: AdversaryEntry) -> Node:
+    return Node(f"{run.name}/{entry.title}", run, (run.name,), adversary=entry)
+
+
+def _victims_first(nodes: Mapping[str, Node]) -> dict[str, Node]:
+    order: tuple[Kind, ...] = ("train", "adversary", "judge")
+    return dict(sorted(nodes.items(), key=lambda item: order.index(item[1].kind)))
+
+
+def _surrogates(study: StudyConfig, runs: Sequence[Run]) -> dict[str, Run]:
+    """For every run the first method's run of the next seed, in the same environment and grid point."""
+    first = study.methods[0]
+    plain = {
+        (run.variant.environment.title, run.point, run.config.seed): run
+        for run in reversed(runs)
+        if run.variant.method == first
+    }
+    following = dict(zip(study.seeds, [*study.seeds[1:], study.seeds[0]], strict=True))
+    found = {}
+    for run in runs:
+        other = plain.get((run.variant.environment.title, run.point, following[run.config.seed]))
+        if other is not None and other is not run:
+            found[run.name] = other
+    return found

@@ -1,0 +1,112 @@
+"""The page of a study, with what only the study knows: budgets of tuning, restarts, failures, caveats."""
+
+from __future__ import annotations
+
+import shlex
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+
+from marl_aajr.report import Incident, Notes, Reference, Tuning, write_report
+from marl_aajr.study.config import StudyConfig
+from marl_aajr.study.folder import StudyFolder
+from marl_aajr.study.graph import Node
+from marl_aajr.study.runs import Run
+from marl_aajr.training.events import disturbed
+from marl_aajr.training.run_directory import RunDirectory
+
+
+def write_page(
+    study: StudyConfig,
+    runs: Sequence[Run],
+    nodes: Mapping[str, Node],
+    folder: StudyFolder,
+    *,
+    file: Path,
+    tuning: Sequence[Tuning] = (),
+) -> Path:
+    """Write ``report.html`` about all runs that have been judged.
+
+    Args:
+        study: the study.
+        runs: all of its runs.
+        nodes: all of its work, for what became of it.
+        folder: where it lies.
+        file: that it was read from.
+        tuning: the budget of each method.
+    """
+    judged = folder.judged(runs)
+    events = folder.events()
+    notes = Notes(
+        summary=study.summary,
+        command=shlex.join(["marl-aajr", "study", str(file)]),
+        tuning=tuning,
+        restarts=list(_restarts(judged, folder)),
+        failures=list(_failures(nodes, folder)),
+        cut=_cut(runs, judged),
+        caveats=list(_caveats(study, judged, folder)),
+        seconds=sum(event.get("seconds", 0.0) for event in events if event["event"] == "session"),
+    )
+    return write_report(
+        [folder.run(run.name).path for run in judged],
+        folder.report,
+        title=study.title,
+        notes=notes,
+        references={
+            entry.name: Reference(*entry.reference)
+            for entry in study.environments
+            if entry.reference is not None
+        },
+        film=study.film,
+    )
+
+
+def _restarts(runs: Sequence[Run], folder: StudyFolder) -> Iterator[Incident]:
+    for run in runs:
+        directory = folder.run(run.name)
+        for what, times in Counter(_told(event) for event in directory.events()).items():
+            yield Incident(run=run.name, what=what, times=times, log=_existing(folder.log(run.name)))
+
+
+def _told(event: Mapping[str, object]) -> str:
+    """A line of ``events.jsonl`` in words; see :mod:`marl_aajr.training.events`."""
+    if event["event"] == "env_runners_restarted":
+        return "env runners were lost and replaced"
+    after = {"running": "its process was killed", "interrupted": "it was interrupted"}
+    why = event.get("error") or after.get(str(event.get("after")), "it failed")
+    return f"went on from its last checkpoint after {why}"
+
+
+def _failures(nodes: Mapping[str, Node], folder: StudyFolder) -> Iterator[Incident]:
+    """What ended in an error, and has not been done since."""
+    last = {event["node"]: event for event in folder.events() if "node" in event}
+    for name, event in last.items():
+        if event["event"] in ("failed", "impossible") and name in nodes and not folder.done(nodes[name]):
+            yield Incident(run=name, what=event.get("error", "it failed"), log=event.get("log", ""))
+
+
+def _cut(runs: Sequence[Run], judged: Sequence[Run]) -> list[str]:
+    missing = [run.name for run in runs if run not in judged]
+    if not missing:
+        return []
+    return [f"{len(missing)} of {len(runs)} runs are not finished or not judged: {', '.join(missing)}."]
+
+
+def _caveats(study: StudyConfig, runs: Sequence[Run], folder: StudyFolder) -> Iterator[str]:
+    if study.tune is not None:
+        yield (
+            "Optuna's proposals and ASHA's stops depend on the order in which trials end; they are recorded "
+            "in tuning/ and can be repeated with --replay."
+        )
+    changed = [run.name for run in runs if disturbed(RunDirectory(folder.run(run.name).path).events())]
+    if changed:
+        yield (
+            f"Env runners were replaced in {', '.join(changed)}: what was sampled meanwhile depends on when "
+            "they were lost, so these runs would not give the same numbers again."
+        )
+    if threads := [run.name for run in runs if run.config.resources.torch_threads > 1]:
+        yield f"Runs with several threads of torch depend on the machine: {', '.join(threads)}."
+
+
+def _existing(log: Path) -> str:
+    return str(log) if log.is_file() else ""

@@ -1,0 +1,221 @@
+"""The runs of a study, spelled out: every combination of its axes as a name and a run's configuration.
+
+What is wrong with a combination is said with the line of the file that it comes from.
+"""
+
+from __future__ import annotations
+
+import itertools
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from marl_aajr.study.config import EnvironmentEntry, Grid, MethodEntry, StudyConfig
+from marl_aajr.study.lines import Key, Source
+from marl_aajr.training.config import RunConfig, make_config
+
+Settings = Mapping[str, Any]
+"""Dotted setting of a run → value."""
+
+Parts = tuple[tuple[Key, Mapping[str, Any]], ...]
+"""Where in the study's file settings stand, and the settings; later ones over earlier ones."""
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One method on one environment: what is tuned, and what differs only in the study's grid and the seed.
+
+    Attributes:
+        environment: where.
+        method: the entry it comes from.
+        key: of that entry in the study's file.
+        name: ``simple_spread_v3-aajr-coefficient=0.001``.
+        parts: its settings.
+    """
+
+    environment: EnvironmentEntry
+    method: MethodEntry
+    key: Key
+    name: str
+    parts: Parts
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run of a study.
+
+    Attributes:
+        name: of its folder.
+        config: what is trained.
+        variant: its method and environment.
+        point: the values of the study's grid, which all methods share.
+        parts: its settings.
+    """
+
+    name: str
+    config: RunConfig
+    variant: Variant
+    point: tuple[tuple[str, Any], ...]
+    parts: Parts = field(repr=False, compare=False)
+
+    def where(self, key: str, source: Source) -> str:
+        """Where in the study's file a dotted setting stands."""
+        return _blame(key, self.parts, source)
+
+
+def variants(study: StudyConfig) -> Iterator[Variant]:
+    """Every method, spelled out, on every environment."""
+    for e, environment in enumerate(study.environments):
+        for m, method in enumerate(study.methods):
+            key: Key = ("methods", m)
+            for point in points(method.grid):
+                settings = {"name": method.name, **method.settings}
+                parts = (
+                    (("run",), study.run),
+                    (("environments", e, "run"), environment.run),
+                    (("environments", e), {"env": {"name": environment.name, "kwargs": environment.kwargs}}),
+                    ((*key, "run"), method.run),
+                    (key, {"method": settings}),
+                    ((*key, "grid"), {"method": dict(point)}),
+                )
+                name = _join(environment.title, method.label or method.name, *_texts(point))
+                yield Variant(environment, method, key, name, parts)
+
+
+def runs(study: StudyConfig, source: Source, tuned: Mapping[str, Settings] | None = None) -> tuple[Run, ...]:
+    """All runs of a study, in the order of its file.
+
+    Args:
+        study: the study.
+        source: where its parts stand.
+        tuned: variant's name → the settings that tuning found; None: examples of what it may find.
+
+    Raises:
+        ValueError: one line per problem: settings that no run can have, and names or configurations that two
+            runs share.
+    """
+    found: dict[str, Run] = {}
+    trained: dict[str, Run] = {}
+    problems: dict[str, None] = {}
+    for variant in variants(study):
+        searched = {key: space.example for key, space in variant.method.search.items()}
+        settings = searched if tuned is None else tuned.get(variant.name, searched)
+        for point in points(study.grid):
+            for seed in study.seeds:
+                name = _join(variant.name, *_texts(point), f"s{seed}")
+                parts = (
+                    *variant.parts,
+                    ((*variant.key, "search"), nested(settings)),
+                    (("grid",), nested(dict(point))),
+                    (("seeds",), {"seed": seed}),
+                )
+                try:
+                    run = Run(name, configuration(parts, source), variant, point, parts)
+                    _check_new(run, found.get(name), trained.get(run.config.model_dump_json()), source)
+                except ValueError as error:
+                    problems |= dict.fromkeys(str(error).splitlines())
+                else:
+                    found[name] = trained[run.config.model_dump_json()] = run
+    if problems:
+        raise ValueError("\n".join(problems))
+    return tuple(found.values())
+
+
+def configuration(parts: Parts, source: Source) -> RunConfig:
+    """A run's configuration out of parts, later ones over earlier ones.
+
+    Raises:
+        ValueError: one line per problem, with the line of the part that it comes from.
+    """
+    data: dict[str, Any] = {}
+    for _, part in parts:
+        data = merged(data, part)
+    try:
+        return make_config(data)
+    except ValueError as error:
+        lines = str(error).splitlines()
+        raise ValueError("\n".join(f"{_blame(line, parts, source)}: {line}" for line in lines)) from None
+
+
+def points(grid: Grid) -> Iterator[tuple[tuple[str, Any], ...]]:
+    """Every combination of a grid; one empty combination where it has no axes."""
+    for values in itertools.product(*grid.values()):
+        yield tuple(zip(grid, values, strict=True))
+
+
+def nested(settings: Settings) -> dict[str, Any]:
+    """``{"ppo.lr": 1}`` as ``{"ppo": {"lr": 1}}``."""
+    result: dict[str, Any] = {}
+    for key, value in settings.items():
+        part = value
+        for name in reversed(key.split(".")):
+            part = {name: part}
+        result = merged(result, part)
+    return result
+
+
+def merged(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+    """Two nested mappings as one; where both have a value, the second's."""
+    result = dict(base)
+    for key, value in over.items():
+        old = result.get(key)
+        if isinstance(old, Mapping) and isinstance(value, Mapping):
+            result[key] = merged(old, value)
+        else:
+            result[key] = value
+    return result
+
+
+def _check_new(run: Run, namesake: Run | None, twin: Run | None, source: Source) -> None:
+    where = source.where(run.variant.key)
+    if namesake is not None:
+        raise ValueError(
+            f"{where}: expected every run to have a name of its own, got {run.name} twice, also from "
+            f"{source.where(namesake.variant.key)}; give one of the methods or environments a label"
+        )
+    if twin is not None:
+        raise ValueError(
+            f"{where}: expected every run once, got {run.name} and {twin.name} with the same settings; "
+            "remove one"
+        )
+
+
+def _blame(line: str, parts: Parts, source: Source) -> str:
+    """Where the setting stands that an error line begins with."""
+    key = line.partition(":")[0].split(".")
+    best, place = 0, parts[0][0]
+    for where, part in parts:
+        depth = _depth(part, key)
+        if depth >= best:
+            best, place = depth, where
+    for skipped in range(len(key)):
+        # In the file an environment's and a method's settings stand without "env." and "method.".
+        found = source.where((*place, *key[skipped:]))
+        dotted = source.where((*place, ".".join(key[skipped:])))
+        for candidate in (found, dotted):
+            if candidate != source.where(place):
+                return candidate
+    return source.where(place)
+
+
+def _depth(part: Any, key: Sequence[str]) -> int:
+    """How many levels of a key a nested mapping has."""
+    depth = 0
+    for name in key:
+        if not isinstance(part, Mapping) or name not in part:
+            break
+        part, depth = part[name], depth + 1
+    return depth
+
+
+def _texts(point: Sequence[tuple[str, Any]]) -> list[str]:
+    return [f"{key.split('.')[-1]}={_text(value)}" for key, value in point]
+
+
+def _text(value: Any) -> str:
+    return f"{value:g}" if isinstance(value, float) else re.sub(r"[^\w.-]+", "_", str(value)).strip("_")
+
+
+def _join(*parts: str) -> str:
+    return "-".join(parts)

@@ -1,0 +1,185 @@
+"""A study from its file to its report; what exists already is not done again."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from marl_aajr.evaluation.suites import Suite, load_suite
+from marl_aajr.study.config import StudyConfig, load_study
+from marl_aajr.study.estimate import Estimate, duration, estimate
+from marl_aajr.study.folder import StudyFolder
+from marl_aajr.study.graph import Node, chosen, graph
+from marl_aajr.study.lines import Source
+from marl_aajr.study.loggers import callbacks_for, check_loggers
+from marl_aajr.study.placement import check_fits, cluster_for
+from marl_aajr.study.runs import Run, runs
+from marl_aajr.study.storage import Storage
+from marl_aajr.study.watch import Board, OnEvent, Progress
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A study that has been checked.
+
+    Attributes:
+        study: as it was asked for.
+        source: the file.
+        folder: where it lies.
+        runs: all of them.
+        nodes: what is to be done, needs first; only what ``only`` asked for.
+    """
+
+    study: StudyConfig
+    source: Source
+    folder: StudyFolder
+    runs: tuple[Run, ...]
+    nodes: Mapping[str, Node]
+
+
+def prepare(
+    file: Path,
+    *,
+    out: Path | None = None,
+    only: str | None = None,
+    overrides: Mapping[str, tuple[Any, str]] | None = None,
+) -> Plan:
+    """Read a study and find everything that is wrong with it; neither Ray nor the disk is touched.
+
+    Args:
+        file: the study.
+        out: its folder; None: ``studies/NAME``.
+        only: pattern of run names.
+        overrides: as for :func:`~marl_aajr.study.config.load_study`.
+
+    Raises:
+        ValueError: one line per problem, with the line of the file.
+    """
+    study, source = load_study(file, overrides=overrides)
+    suite = _suite(study, source)
+    folder = StudyFolder(out or Path("studies") / study.name)
+    folder.check_same(study, source)
+    found = runs(study, source)
+    folder.check_runs(found, source)
+    check_loggers(study, source)
+    _check_playable(found, source)
+    return Plan(study, source, folder, found, chosen(graph(study, found, suite), only))
+
+
+def _suite(study: StudyConfig, source: Source) -> Suite | None:
+    name = study.evaluation.suite
+    if name is None:
+        return None
+    try:
+        is_file = name.endswith((".yaml", ".yml"))
+        return load_suite(source.path.parent / name if is_file else name)
+    except ValueError as error:
+        raise ValueError(f"{source.where(('evaluation', 'suite'))}: evaluation.suite: {error}") from None
+
+
+def _check_playable(runs: tuple[Run, ...], source: Source) -> None:
+    """What only RLlib and the environment know, once for runs that differ in the seed alone."""
+    from marl_aajr.training.algorithm import build_config
+
+    seen: set[tuple[str, str]] = set()
+    problems: dict[str, None] = {}
+    for run in runs:
+        key = (run.variant.name, repr(run.point))
+        if key in seen:
+            continue
+        seen.add(key)
+        try:
+            build_config(run.config)
+        except ValueError as error:
+            problems[f"{run.where('env', source)}: {run.name}: {error}"] = None
+    if problems:
+        raise ValueError("\n".join(problems))
+
+
+@contextmanager
+def on_cluster(plan: Plan) -> Iterator[list[dict[str, float]]]:
+    """Ray within this block, on which the study has been seen to fit; the CPUs and GPUs of each node.
+
+    Raises:
+        ValueError: no Ray at the address, or one that is too small.
+    """
+    from marl_aajr.study.execution import set_environment
+
+    set_environment()
+    with cluster_for(plan.study, plan.source) as nodes:
+        check_fits(plan.runs, nodes, plan.source)
+        yield nodes
+
+
+def expected(plan: Plan, nodes: list[dict[str, float]]) -> tuple[Estimate, float]:
+    """What every node of the plan will take, and all of them together on these machines, in seconds."""
+    estimated = estimate(plan.nodes, plan.folder)
+    cpus = sum(node["CPU"] for node in nodes)
+    return estimated, duration(plan.nodes, estimated, cpus=cpus, slots=plan.study.max_concurrent)
+
+
+def board_for(plan: Plan, nodes: Sequence[Mapping[str, float]], on_event: OnEvent) -> Board:
+    """What the watchers of a study look at, before anything is done."""
+    estimated = estimate(plan.nodes, plan.folder)
+
+    def hand_on(event: dict[str, Any]) -> None:
+        plan.folder.add_event(event)
+        on_event(event)
+
+    progress = {
+        name: Progress(
+            node,
+            state="finished" if plan.folder.done(node) else "waiting",
+            expected=estimated.seconds[name],
+        )
+        for name, node in plan.nodes.items()
+    }
+    room = max(int(sum(node["CPU"] for node in nodes)), 1)
+    return Board(progress, hand_on, slots=min(room, plan.study.max_concurrent or room))
+
+
+def run_study(plan: Plan, board: Board, *, should_stop: Callable[[], bool]) -> None:
+    """Do what is left of a study, and write its table and report; within :func:`on_cluster`.
+
+    Args:
+        plan: the study.
+        board: kept up to date.
+        should_stop: once it says yes, what runs ends at its next iteration and nothing else is started.
+    """
+    from marl_aajr.study.execution import execute
+    from marl_aajr.study.report import write_page
+    from marl_aajr.study.results import write_results
+
+    study, folder = plan.study, plan.folder
+    storage = None if study.storage is None else Storage(study.storage)
+    started = time.perf_counter()
+    folder.begin(study)
+    board.tell("study", runs=len(plan.runs), left=board.count("waiting"))
+    if board.count("waiting"):
+        execute(
+            plan.nodes,
+            folder,
+            board,
+            storage=storage,
+            retries=study.retries,
+            max_concurrent=study.max_concurrent,
+            callbacks=callbacks_for(study),
+            should_stop=should_stop,
+        )
+    if storage is not None:
+        storage.pull("", folder.path)
+    board.tell(
+        "session",
+        seconds=time.perf_counter() - started,
+        finished=board.count("finished"),
+        failed=board.count("failed"),
+        impossible=board.count("impossible"),
+    )
+    if folder.judged(plan.runs):
+        table = write_results(study.name, plan.runs, folder)
+        page = write_page(study, plan.runs, plan.nodes, folder, file=plan.source.path)
+        board.tell("written", table=str(table), report=str(page))

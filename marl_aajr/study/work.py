@@ -1,0 +1,208 @@
+"""One node of a study, done in a process of its own; Ray Tune calls :func:`work` there.
+
+Whatever happens to the process, the run directory says how far it came: a node that is started again goes on
+from its last checkpoint, to the same numbers.
+"""
+
+from __future__ import annotations
+
+import tempfile
+import time
+import traceback
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import ray
+import torch
+from ray import tune
+
+from marl_aajr.evaluation import evaluate_run
+from marl_aajr.numerics import NonFiniteError
+from marl_aajr.study.folder import StudyFolder
+from marl_aajr.study.graph import Node
+from marl_aajr.study.storage import Storage
+from marl_aajr.training.differences import differences
+from marl_aajr.training.run_directory import RunDirectory
+from marl_aajr.training.trainer import train
+
+_REPORT_SECONDS = 1.0
+"""Between two reports: each of them waits for Tune's answer."""
+
+_LOCK_SECONDS = 60.0
+"""How long a process that was told to die may hold its run."""
+
+SURROGATE = "another seed of the first method"
+"""Source of transferred perturbations: called the same in all runs, so that they can be compared."""
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a study's processes work.
+
+    Attributes:
+        folder: of the study; seen by all nodes where there is no storage.
+        storage: URI to keep finished work at; None: in the folder.
+    """
+
+    folder: str
+    storage: str | None = None
+
+    def here(self) -> StudyFolder:
+        """The folder that this node works in."""
+        if self.storage is None:
+            return StudyFolder(self.folder)
+        name = Path(self.folder).name
+        return StudyFolder(Path(tempfile.gettempdir()) / "marl-aajr-studies" / name)
+
+
+class Interrupted(Exception):  # noqa: N818 - nothing is wrong
+    """The study is to stop."""
+
+
+@ray.remote(num_cpus=0)
+class StopFlag:
+    """Whether the processes of a study should stop at the next good moment."""
+
+    def __init__(self) -> None:
+        self._asked = False
+
+    def ask(self) -> None:
+        self._asked = True
+
+    def asked(self) -> bool:
+        return self._asked
+
+
+def work(task: Mapping[str, str], *, nodes: Mapping[str, Node], place: Place, flag: Any) -> None:
+    """Do a node's work and report ``outcome``: finished, interrupted or failed (with ``error``).
+
+    What would go wrong again is reported; everything else is raised, for Tune to start the node again.
+    """
+    torch.set_num_threads(1)
+    node, told = nodes[task["node"]], _Told(flag)
+    started = time.perf_counter()
+    outcome: dict[str, Any] = {"outcome": "finished"}
+    try:
+        _perform(node, place, told)
+    except Interrupted:
+        outcome = {"outcome": "interrupted"}
+    except (ValueError, NonFiniteError) as error:
+        summary = f"{type(error).__name__}: {error}"
+        outcome = {"outcome": "failed", "error": summary, "traceback": traceback.format_exc()}
+    tune.report({**told.numbers, **outcome, "seconds": time.perf_counter() - started})
+
+
+@dataclass
+class _Told:
+    """Tells Tune how far the node is, and asks whether to stop, both once a second."""
+
+    flag: Any
+    numbers: dict[str, Any] = field(default_factory=dict)
+    _last: float = 0.0
+
+    def iteration(self, record: Mapping[str, Any]) -> None:
+        self.numbers = flat(record)
+        if self._due():
+            tune.report(self.numbers)
+
+    def stop(self) -> bool:
+        return bool(ray.get(self.flag.asked.remote()))
+
+    def played(self, progress: Any) -> None:
+        if self._due():
+            self.numbers = {"played": progress.done, "to_play": progress.total}
+            tune.report(self.numbers)
+            if self.stop():
+                raise Interrupted
+
+    def _due(self) -> bool:
+        now = time.monotonic()
+        due = now - self._last >= _REPORT_SECONDS
+        if due:
+            self._last = now
+        return due
+
+
+def flat(record: Mapping[str, Any], prefix: str = "") -> dict[str, float]:
+    """The numbers of a line of ``metrics.jsonl``, under names that W&B and MLflow take."""
+    found: dict[str, float] = {}
+    for key, value in record.items():
+        if isinstance(value, Mapping):
+            found |= flat(value, f"{prefix}{key}/")
+        elif value is not None:
+            found[f"{prefix}{key}"] = value
+    return found
+
+
+def _perform(node: Node, place: Place, told: _Told) -> None:
+    folder = place.here()
+    storage = None if place.storage is None else Storage(place.storage)
+    if storage is not None:
+        for run in (node.run, node.surrogate):
+            if run is not None:
+                storage.pull(f"runs/{run.name}", folder.run(run.name).path)
+    {"train": _train, "judge": _judge}[node.kind](node, folder, told)
+    if storage is not None:
+        storage.push(folder.run(node.run.name).path, f"runs/{node.run.name}")
+        if node.kind == "judge":
+            storage.push(folder.judgements, "judgements")
+
+
+def _train(node: Node, folder: StudyFolder, told: _Told) -> None:
+    directory = folder.trained(node)
+    there = _taken_up(directory)
+    if there and directory.status().state == "finished":
+        if changes := differences(directory.config(), node.run.config):
+            raise ValueError(f"expected {directory.path} with the study's settings, got {'; '.join(changes)}")
+        return
+    train(node.run.config, directory.path, resume=there, on_iteration=told.iteration, should_stop=told.stop)
+    _require_finished(directory)
+
+
+def _judge(node: Node, folder: StudyFolder, told: _Told) -> None:
+    entry = node.evaluation
+    assert entry is not None
+    started = time.perf_counter()
+    surrogate = node.surrogate
+    chosen = entry.model_dump(exclude={"suite", "transfer", "epsilons"}, exclude_none=True)
+    evaluation = evaluate_run(
+        folder.run(node.run.name).path,
+        suite=node.suite,
+        epsilons=entry.epsilons or (),
+        team=node.run.variant.environment.team,
+        surrogates={} if surrogate is None else {SURROGATE: folder.run(surrogate.name).path},
+        on_progress=told.played,
+        **chosen,
+    )
+    folder.note_judged(
+        node.run,
+        {
+            "clean_return": evaluation.clean_return,
+            "failed_checks": [check.name for check in evaluation.failures],
+            "seconds": time.perf_counter() - started,
+        },
+    )
+
+
+def _taken_up(directory: RunDirectory) -> bool:
+    """Whether there is a run already; waits until the process that wrote it is gone."""
+    if not directory.is_run:
+        return False
+    deadline = time.monotonic() + _LOCK_SECONDS
+    while True:
+        try:
+            directory.lock()
+        except ValueError:
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(0.5)
+        else:
+            directory.unlock()
+            return True
+
+
+def _require_finished(directory: RunDirectory) -> None:
+    if directory.status().state == "interrupted":
+        raise Interrupted
