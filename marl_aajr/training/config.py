@@ -151,6 +151,8 @@ class RunConfig(_Section):
         checkpoint_every: iterations between checkpoints, which are the points a run can resume from.
             Environments start new episodes there, so that a resumed run equals one that never stopped.
         parity: treat time limits as RLlib's own PettingZoo wrapper does (as terminations).
+        initial_policy: folder of a saved victim whose networks the run begins with, by module (a run's
+            ``victim``); None: random ones. The run keeps a copy and needs the folder no more.
     """
 
     env: EnvConfig
@@ -164,6 +166,7 @@ class RunConfig(_Section):
     resources: Resources = Field(default_factory=Resources)
     checkpoint_every: Count = 10
     parity: bool = False
+    initial_policy: str | None = None
 
     @model_validator(mode="after")
     def _batches(self) -> RunConfig:

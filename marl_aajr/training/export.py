@@ -43,7 +43,7 @@ def export_victim(algorithm: Algorithm, config: RunConfig, roster: Roster, folde
     modules = {module: algorithm.env_runner.module[module].unwrapped() for module in roster.modules}
     Victim(
         module_of=dict(roster.module_of),
-        modules={name: _layers(module) for name, module in modules.items()},
+        modules={name: actor_of(module) for name, module in modules.items()},
         critics={name: c for name, c in _critics(algorithm).items() if name in modules},
         observation_spaces={agent: split(space)[0] for agent, space in roster.observation_spaces.items()},
         action_spaces=dict(roster.action_spaces),
@@ -63,7 +63,8 @@ def export_victim(algorithm: Algorithm, config: RunConfig, roster: Roster, folde
     return victim
 
 
-def _layers(module: Any) -> nn.Module:
+def actor_of(module: Any) -> nn.Module:
+    """The layers of a module's policy, sharing its parameters."""
     return module.actor if isinstance(module, FlatActorCritic) else actor_layers(module)
 
 
@@ -75,11 +76,12 @@ def _critics(algorithm: Algorithm) -> dict[str, nn.Module]:
 
 def _critics_of(learner: TorchLearner, **_: Any) -> dict[str, nn.Module]:
     modules = {name: learner.module[name].unwrapped() for name in learner.module.keys()}  # noqa: SIM118
-    layers = {name: _critic_layers(m) for name, m in modules.items() if judges_observations(m)}
+    layers = {name: critic_of(m) for name, m in modules.items() if judges_observations(m)}
     return {name: deepcopy(critic).cpu() for name, critic in layers.items() if critic is not None}
 
 
-def _critic_layers(module: Any) -> nn.Module | None:
+def critic_of(module: Any) -> nn.Module | None:
+    """The layers of its critic, sharing its parameters; None where there is more to it than layers."""
     if isinstance(module, FlatActorCritic):
         return module.critic
     networks = plain_networks(module)

@@ -26,6 +26,8 @@ from marl_aajr.training.randomness import seed_everything, start_afresh
 from marl_aajr.training.roster import Roster, roster_of
 from marl_aajr.training.run_directory import RunDirectory, State, Status
 from marl_aajr.training.sides import Sides, Turn, sides_of, take_turn
+from marl_aajr.training.start import start_from
+from marl_aajr.victims import load_victim
 
 OnIteration = Callable[[dict[str, Any]], None]
 ShouldStop = Callable[[], bool]
@@ -71,6 +73,8 @@ class Training:
                 if progress.iteration > 0:
                     folder = self.directory.checkpoint(progress.iteration)
                     restore_checkpoint(algorithm, folder)
+                elif self.config.initial_policy is not None:
+                    start_from(algorithm, load_victim(self.directory.initial_policy))
                 self._loop(algorithm, curves)
         except KeyboardInterrupt:
             self._write_status("interrupted")

@@ -6,6 +6,7 @@
     metrics.jsonl     one JSON object per iteration
     events.jsonl      restarts, if there were any
     tensorboard/      the same as curves
+    initial_policy/   what it began with, if not with random networks
     checkpoints/      000010/ ..., complete or absent
     victim/           the trained team, playable without Ray
     adversary/        with method atla: the adversaries that it was trained against
@@ -27,6 +28,7 @@ from marl_aajr.training.config import RunConfig, load_config
 from marl_aajr.training.events import Event, append_event
 from marl_aajr.training.files import Lock, append_line, new_folder, read_lines, write_json, write_text
 from marl_aajr.training.versions import versions
+from marl_aajr.victims import load_victim
 
 State = Literal["running", "finished", "interrupted", "failed"]
 
@@ -64,6 +66,7 @@ class RunDirectory:
         self.tensorboard = self.path / "tensorboard"
         self.checkpoints = self.path / "checkpoints"
         self.victim = self.path / "victim"
+        self.initial_policy = self.path / "initial_policy"
         self.adversary = self.path / "adversary"
         self.evaluations = self.path / "evaluations"
         self._lock = Lock(self.path / ".lock")
@@ -96,7 +99,8 @@ class RunDirectory:
         """Make the folder, with its configuration, versions and status, in one step, and lock it.
 
         Raises:
-            ValueError: see :meth:`check_free`; or another process is writing here.
+            ValueError: see :meth:`check_free`; another process is writing here; or there are no initial
+                policies where the configuration says.
         """
         self.check_free(overwrite=overwrite)
         if self.is_run:
@@ -107,6 +111,8 @@ class RunDirectory:
             write_text(folder / self.config_file.name, config.to_yaml())
             write_json(folder / self.versions_file.name, versions(seed=config.seed))
             write_json(folder / self.status_file.name, asdict(Status("running")))
+            if config.initial_policy is not None:
+                load_victim(config.initial_policy).save(folder / self.initial_policy.name)
         self.lock()
 
     def lock(self) -> None:
