@@ -1,0 +1,88 @@
+"""``marl-aajr evaluate`` with agents that do not play as the victim does."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from marl_aajr.cli.app import main
+from marl_aajr.evaluation.adversaries import GAME
+from marl_aajr.training.config import EnvConfig, RunConfig
+from marl_aajr.training.run_directory import RunDirectory, Status
+from marl_aajr.victims import Victim, fingerprint
+from tests.cli.test_evaluate import SPEC, as_json, finished_run, said
+from tests.evaluation.players import sign_reader, team
+
+FEW = ("--attack", "noise", "--epsilon", "0.1", "--episodes", "6")
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Path:
+    return finished_run(tmp_path / "run")
+
+
+@pytest.fixture
+def traitor(tmp_path: Path, run: Path) -> Path:
+    """A finished run of a traitor that always names the wrong sign, as if it had been trained."""
+    folder = run / "victim"
+    threat = {
+        "env": SPEC.name,
+        "env_kwargs": dict(SPEC.kwargs),
+        "victim": str(folder),
+        "digest": fingerprint(Victim.load(folder)),
+        "kind": "traitor",
+        "agents": ["agent_0"],
+    }
+    directory = RunDirectory(tmp_path / "liar")
+    directory.create(RunConfig(env=EnvConfig(name=GAME, kwargs=threat), env_steps=3000))
+    directory.unlock()
+    wrong = sign_reader()
+    wrong.weight.data.neg_()
+    everybody = team(SPEC, wrong)
+    Victim(
+        module_of={"agent_0": "adversary"},
+        modules={"adversary": wrong},
+        observation_spaces={"agent_0": everybody.observation_spaces["agent_0"]},
+        action_spaces={"agent_0": everybody.action_spaces["agent_0"]},
+    ).save(directory.victim)
+    directory.write_status(Status("finished", iteration=1, env_steps=3000))
+    return directory.path
+
+
+def test_a_trained_traitor_is_reported_beside_its_controls(
+    capsys: pytest.CaptureFixture[str], run: Path, traitor: Path
+) -> None:
+    result = as_json(capsys, run, *FEW, "--adversary", traitor)
+    rows = {row["kind"]: row for row in result["adversarial_agents"]}
+    assert list(rows) == ["traitor", "random", "idle"]
+    assert {tuple(row["agents"]) for row in rows.values()} == {("agent_0",)}
+    assert rows["traitor"]["source"] == "liar"
+    assert rows["traitor"]["settings"] == "PPO for minus the team's return, 3,000 steps"
+    assert rows["traitor"]["return"] < rows["random"]["return"] < result["clean_return"]
+    assert "pass" in {check["verdict"] for check in result["checks"] if "traitor agent_0" in check["name"]}
+
+
+def test_one_that_was_trained_against_others_says_so(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, traitor: Path
+) -> None:
+    layer = sign_reader()
+    layer.weight.data *= 2
+    other = finished_run(tmp_path / "other", layer)
+    result = as_json(capsys, other, *FEW, "--adversary", traitor)
+    assert result["adversarial_agents"][0]["settings"].endswith(
+        "3,000 steps, against other victims than these"
+    )
+
+
+def test_controls_are_in_the_table(capsys: pytest.CaptureFixture[str], run: Path) -> None:
+    shown = said(capsys, run, *FEW, "--replace", "idle:agent_2", "--replace", "random")
+    for label in ("idle agent_2", "random agent_0", "random agent_1", "random agent_2"):
+        assert label in shown
+
+
+def test_another_run_is_no_adversary(capsys: pytest.CaptureFixture[str], run: Path) -> None:
+    with pytest.raises(SystemExit) as stop:
+        main(["evaluate", str(run), *FEW, "--adversary", str(run)])
+    assert stop.value.code not in (0, None)
+    assert "the run of a traitor or an opponent" in " ".join(capsys.readouterr().err.split())
