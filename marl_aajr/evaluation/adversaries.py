@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-from marl_aajr.attacks import agent_game
 from marl_aajr.attacks.agent_game import PAYS, AgentThreat
+from marl_aajr.attacks.agent_run import GAME
 from marl_aajr.evaluation.replacements import Replacement
 from marl_aajr.training.config import RunConfig
 from marl_aajr.training.run_directory import RunDirectory
 from marl_aajr.victims import Victim, fingerprint
-
-GAME = f"{agent_game.__name__}:{agent_game.parallel_env.__name__}"
-"""The environment of a traitor's or an opponent's run."""
 
 
 def replacement_of(run: RunDirectory, *, source: str, against: Victim) -> Replacement:

@@ -1,0 +1,67 @@
+"""The run by which a traitor or an opponent is trained: an ordinary one, in a game with frozen victims."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal
+
+from marl_aajr.attacks import agent_game
+from marl_aajr.attacks.agent_game import AgentThreat, Kind, Pays
+from marl_aajr.training.config import EnvConfig, RunConfig
+from marl_aajr.training.run_directory import RunDirectory
+from marl_aajr.victims import Victim, fingerprint
+
+GAME = f"{agent_game.__name__}:{agent_game.parallel_env.__name__}"
+"""The environment of these runs."""
+
+ENV_STEPS = 400_000
+"""How long they are by default."""
+
+
+def agent_config(
+    victim_run: RunDirectory,
+    *,
+    kind: Kind,
+    agents: Sequence[str] | None = None,
+    team: str | None = None,
+    pays: Pays | None = None,
+    actions: Literal["greedy", "sampled"] = "greedy",
+    env_steps: int = ENV_STEPS,
+    seed: int = 0,
+) -> RunConfig:
+    """The configuration of the run; `marl_aajr.training.train` refuses what does not fit.
+
+    Networks, PPO's numbers and the observation filter are those that the victims were trained with: they are
+    known to learn in this environment.
+
+    Args:
+        victim_run: whose victims stay frozen.
+        kind: ``"traitor"`` or ``"opponent"``.
+        agents: whom the learners play; see `AgentThreat`.
+        team: the victims' side; None: the only one, or the largest.
+        pays: see `AgentThreat`.
+        actions: whether the victims take their most likely actions or sample them.
+        env_steps: length of the run.
+        seed: of the run.
+    """
+    trained = victim_run.config()
+    victim = Victim.load(victim_run.victim)
+    threat = AgentThreat(
+        env=victim.env_name,
+        env_kwargs=dict(victim.env_kwargs),
+        victim=str(victim_run.victim.resolve()),
+        digest=fingerprint(victim),
+        kind=kind,
+        team=team,
+        agents=None if agents is None else list(agents),
+        pays=pays,
+        actions=actions,
+    )
+    return RunConfig(
+        env=EnvConfig(name=GAME, kwargs=vars(threat)),
+        seed=seed,
+        env_steps=env_steps,
+        model=trained.model.model_copy(update={"critic": "own"}),
+        ppo=trained.ppo,
+        observation_filter=trained.observation_filter,
+    )
