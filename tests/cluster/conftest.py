@@ -13,6 +13,9 @@ from ray.cluster_utils import Cluster
 
 from tests.conftest import start_ray
 
+SOON = {"health_check_initial_delay_ms": 0, "health_check_period_ms": 500}
+"""A node that does not answer is given up after seconds; Ray waits longer."""
+
 
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[Cluster]:
@@ -22,7 +25,10 @@ def cluster() -> Iterator[Cluster]:
     # Elsewhere than other tests' Ray, which would find this one; and short, for the names of its sockets.
     folder = tempfile.mkdtemp(prefix="ray", dir="/tmp")
     os.environ["RAY_TMPDIR"] = folder
-    nodes = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
+    nodes = Cluster(
+        initialize_head=True,
+        head_node_args={"num_cpus": 0, "include_dashboard": False, "_system_config": SOON},
+    )
     try:
         for _ in range(2):
             nodes.add_node(num_cpus=1)

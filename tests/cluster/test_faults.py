@@ -1,0 +1,55 @@
+"""Processes and nodes that a run loses, taken from it for real."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any
+
+from ray.cluster_utils import Cluster
+
+from marl_aajr.training.events import disturbed
+from marl_aajr.training.run_directory import RunDirectory
+from marl_aajr.training.trainer import train
+from tests.training.runs import numbers, tiny
+
+PATIENCE = 150.0
+"""Seconds that Ray may take to start a process on a busy machine."""
+
+
+def test_a_run_goes_on_without_a_runner_and_without_a_node_until_there_are_others(
+    cluster: Cluster, tmp_path: Path
+) -> None:
+    """First an env runner dies in the middle of sampling, then a node with one, and another node comes.
+
+    What was done before stays as it was; the numbers that follow are marked as disturbed.
+    """
+    now = tmp_path / "now"
+    env = {"name": "tests.training.fragile_env:fragile", "kwargs": {"when": str(now), "how": "dies"}}
+    resources = {"env_runners": 2, "envs_per_runner": 2}
+    run = RunDirectory(tmp_path / "run")
+    undisturbed: list[dict[str, Any]] = []
+    exchanged: list[int] = []
+    deadline = time.monotonic() + PATIENCE
+
+    def next_fault(record: dict[str, Any]) -> None:
+        if record["iteration"] == 2:
+            undisturbed.extend(numbers(run.path))
+            now.touch()
+        elif run.events() and not exchanged:
+            cluster.remove_node(next(iter(cluster.worker_nodes)), allow_graceful=False)
+            cluster.add_node(num_cpus=1)
+            exchanged.append(record["iteration"])
+
+    train(
+        tiny(env=env, env_steps=1_000_000, resources=resources),
+        run.path,
+        on_iteration=next_fault,
+        should_stop=lambda: len(run.events()) == 2 or time.monotonic() > deadline,
+    )
+    assert not now.exists()
+    first, second = run.events()
+    assert [event["event"] for event in (first, second)] == ["env_runners_restarted"] * 2
+    assert 2 < first["iteration"] < second["iteration"]
+    assert disturbed(run.events())
+    assert numbers(run.path)[:2] == undisturbed
