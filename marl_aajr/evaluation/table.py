@@ -15,6 +15,7 @@ from marl_aajr.evaluation.view import View
 from marl_aajr.rollout.batched import BatchedEnv
 from marl_aajr.victims import Memory, Victim, VictimPolicy
 from marl_aajr.victims.groups import alike
+from marl_aajr.victims.recurrent import State
 
 StandIn = Callable[[BatchedEnv, Mapping[str, Tensor]], dict[str, Tensor]]
 """Acts for some agents: from what everybody sees to the actions ``[E, ...]`` of those."""
@@ -41,6 +42,7 @@ class Table:
     stand_in: StandIn | None
     _groups: list[list[str]] = field(init=False)
     _memory: Memory = field(init=False)
+    _policies: dict[str, VictimPolicy] = field(init=False, default_factory=dict)
     _clock: Clock | None = field(init=False, default=None)
     _ledger: Ledger | None = field(init=False, default=None)
 
@@ -68,13 +70,17 @@ class Table:
                 continue
             inputs = torch.cat([self.victim.inputs(a, obs[a][index]) for a, index in rows.items()])
             legal = [mask[index] for a, index in rows.items() if (mask := masks[a]) is not None]
-            policy = self.victim.policy(
-                group[0],
-                action_mask=torch.cat(legal) if legal else None,
-                state=self._memory.recall(rows),
-            )
+            policy = self._policy(group[0], torch.cat(legal) if legal else None, self._memory.recall(rows))
             views.append(View(rows, inputs, policy))
         return views
+
+    def _policy(self, agent: str, legal: Tensor | None, state: State | None) -> VictimPolicy:
+        """The policy of this step's rows, which is made once where they have nothing of their own."""
+        if legal is not None or state is not None:
+            return self.victim.policy(agent, action_mask=legal, state=state)
+        if agent not in self._policies:
+            self._policies[agent] = self.victim.policy(agent)
+        return self._policies[agent]
 
     def act(self, views: Sequence[View], obs: Mapping[str, Tensor], live: Tensor) -> dict[str, Tensor]:
         """Actions ``[E, ...]`` of everybody who must act.
