@@ -8,6 +8,7 @@ import gymnasium as gym
 import numpy as np
 import torch
 from pettingzoo.utils.env import ParallelEnv
+from ray.rllib.connectors.connector_v2 import ConnectorV2
 from ray.rllib.core.columns import Columns
 from ray.rllib.core.rl_module.torch import TorchRLModule
 from torch import nn
@@ -79,10 +80,11 @@ class Leaky(TorchRLModule):
     """A memory of its own kind: what it saw fades."""
 
     def setup(self) -> None:
-        self.net = nn.Linear(6, 5)
+        self.width = self.observation_space.shape[0]
+        self.net = nn.Linear(self.width, 5)
 
     def get_initial_state(self) -> dict[str, Any]:
-        return {"trace": np.full(6, 0.5, np.float32)}
+        return {"trace": np.full(self.width, 0.5, np.float32)}
 
     def _forward(self, batch: dict[str, Any], **_: Any) -> dict[str, Any]:
         trace, obs = batch[Columns.STATE_IN]["trace"], batch[Columns.OBS]
@@ -102,3 +104,13 @@ class Decided(TorchRLModule):
 
     def _forward(self, batch: dict[str, Any], **_: Any) -> dict[str, Any]:
         return {Columns.ACTIONS: self.net(batch[Columns.OBS]).argmax(-1)}
+
+
+class Shift(ConnectorV2):
+    """Something that happens to observations between environment and modules."""
+
+    def __call__(self, *, batch: dict[str, Any], **_: Any) -> dict[str, Any]:
+        return batch
+
+    def get_state(self, *_: Any, **__: Any) -> dict[str, Any]:
+        return {"by": 1.0}
