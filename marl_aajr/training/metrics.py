@@ -72,8 +72,9 @@ def to_record(
 
 
 def _episodes(sums: Mapping[str, Any], counted: Collection[str]) -> dict[str, Any]:
-    count = int(sums.get("episodes", 0))
-    if count == 0:
+    count = sums.get("episodes", 0)
+    # Where no episode ended, RLlib's sum over nothing is NaN.
+    if not count > 0:
         return {"return_mean": None, "team_returns": {}, "episode_length": None}
     returns = sorted(sums["returns"].items())
     teams = {team: float(total) / count for team, total in returns if team in counted}

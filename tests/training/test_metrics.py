@@ -37,8 +37,12 @@ def test_teams_of_adversaries_are_not_counted() -> None:
     assert (line["return_mean"], set(line["team_returns"])) == (-1.5, {"good", "bad"})
 
 
-def test_without_a_finished_episode_there_is_no_return() -> None:
-    line = record(result())
+@pytest.mark.parametrize(
+    "sums", [{}, {"episodes": math.nan, "length": math.nan, "returns": {"good": math.nan}}]
+)
+def test_without_a_finished_episode_there_is_no_return(sums: dict[str, Any]) -> None:
+    """Before the first one RLlib has no sums, later it has NaN."""
+    line = record(result(**sums))
     assert (line["return_mean"], line["team_returns"], line["episode_length"]) == (None, {}, None)
 
 

@@ -16,7 +16,7 @@ from marl_aajr.rollout.faults import EnvironmentFault
 from marl_aajr.training.run_directory import RunDirectory
 from marl_aajr.training.trainer import train
 from marl_aajr.victims import Victim
-from tests.training.runs import assert_same_run, tiny
+from tests.training.runs import assert_same_run, numbers, tiny
 
 pytestmark = pytest.mark.usefixtures("ray_session")
 
@@ -163,6 +163,15 @@ def test_a_broken_environment_stops_the_run_by_its_name_and_keeps_what_was_done(
     when.unlink()
     train(config, run.path, resume=True)
     assert (run.status().state, run.status().env_steps) == ("finished", 300)
+
+
+def test_episodes_may_last_longer_than_iterations(tmp_path: Path) -> None:
+    """Forty steps each, in iterations of 25."""
+    run = train(
+        tiny(env={"name": "simple_spread_v3", "kwargs": {"N": 2, "max_cycles": 40}}, env_steps=400),
+        tmp_path / "run",
+    )
+    assert [line["return_mean"] is None for line in numbers(run)] == [True, False, True, False]
 
 
 def test_two_env_runners_give_the_same_run_twice(tmp_path: Path) -> None:
