@@ -1,0 +1,57 @@
+"""Traitors are ordinary runs: in the relay, training finds the one that is known to be the best."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from marl_aajr.attacks.agent_run import agent_config
+from marl_aajr.evaluation import evaluate_run
+from marl_aajr.training.config import RunConfig
+from marl_aajr.training.run_directory import RunDirectory, Status
+from marl_aajr.training.trainer import train
+from tests.attacks.test_agent_game import RELAY, reader
+from tests.evaluation.players import team
+from tests.training.runs import tiny
+
+
+@pytest.fixture
+def victims(tmp_path: Path) -> RunDirectory:
+    """A finished run whose listener repeats and whose speaker is honest."""
+    directory = RunDirectory(tmp_path / "victims")
+    quick = {"train_batch_size": 200, "minibatch_size": 100, "epochs": 5, "lr": 0.02, "entropy_coeff": 0.0}
+    directory.create(tiny(env={"name": RELAY.name}, ppo=quick, model={"hidden": [8], "critic": "joint"}))
+    directory.unlock()
+    team(RELAY, reader()).save(directory.victim)
+    directory.write_status(Status("finished", iteration=1, env_steps=600))
+    return directory
+
+
+def test_training_finds_the_best_traitor(victims: RunDirectory, tmp_path: Path, ray_session: None) -> None:
+    config = agent_config(victims, kind="traitor", agents=["speaker"], env_steps=4000)
+    run = train(config, tmp_path / "traitor")
+    result = evaluate_run(victims.path, adversaries=[run], episodes=20)
+    returns = {row.replacement.kind: row.outcome.mean for row in result.adversarial_agents}
+    assert result.clean_return == 10.0
+    assert returns["traitor"] == -10.0
+    assert returns["traitor"] < returns["random"] < result.clean_return
+    assert not result.failures
+
+
+def test_the_victims_settings_are_taken_over(victims: RunDirectory) -> None:
+    config = agent_config(victims, kind="traitor", agents=["speaker"], seed=4, env_steps=700)
+    trained = victims.config()
+    assert (config.ppo, config.model.hidden) == (trained.ppo, trained.model.hidden)
+    assert (config.model.critic, config.method.name, config.seed, config.env_steps) == ("own", "none", 4, 700)
+    assert RunConfig.model_validate(config.model_dump(mode="json")) == config
+
+
+def test_a_traitor_among_other_victims_is_refused(
+    victims: RunDirectory, tmp_path: Path, ray_session: None
+) -> None:
+    """Nobody trains against a folder whose victims have been exchanged."""
+    config = agent_config(victims, kind="traitor", agents=["speaker"])
+    team(RELAY).save(victims.victim)
+    with pytest.raises(ValueError, match="they have been trained anew or replaced"):
+        train(config, tmp_path / "traitor")
