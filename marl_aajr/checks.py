@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Collection, Iterable
+from difflib import get_close_matches
 
 
 def one_of(name: str, value: object, known: Iterable[str]) -> None:
-    """Raise ``ValueError`` unless ``value`` is one of the ``known`` names."""
+    """Raise ``ValueError`` unless ``value`` is one of the ``known`` names; the nearest one is proposed."""
     known = list(known)
     if value not in known:
-        raise ValueError(f"expected {name} out of {', '.join(known)}; got {value!r}")
+        close = get_close_matches(value, known, n=1) if isinstance(value, str) else []
+        hint = f" (did you mean {close[0]}?)" if close else ""
+        raise ValueError(f"expected {name} out of {', '.join(known)}; got {value!r}{hint}")
 
 
 def at_least_one(name: str, value: object) -> None:

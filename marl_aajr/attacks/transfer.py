@@ -88,7 +88,8 @@ class Transfer(Attack):
     def _required(self) -> Victim:
         if self.surrogate is None:
             raise ValueError(
-                "expected a surrogate for the attack 'transfer', got none; give it another run's victim"
+                "expected a surrogate for the attack 'transfer', got none; name another run of the same "
+                "environment: --surrogate RUN (in Python surrogates={name: victim})"
             )
         return self.surrogate
 

@@ -68,8 +68,12 @@ def summary(metrics: Mapping[str, Any], *, total: int) -> dict[str, str]:
     speed = metrics.get("env_steps_per_second")
     mean = metrics.get("return_mean")
     left = max(total - metrics["env_steps"], 0)
+    sides = {name: value for name, value in (metrics.get("team_returns") or {}).items() if value is not None}
+    # Of sides that play against each other the sum says nothing: in a zero-sum game it is 0.
+    returns = [f"{name} {value:.1f}" for name, value in sides.items()]
+    single = "–" if mean is None else f"{mean:.1f}"
     shown = {
-        "return": "–" if mean is None else f"{mean:.1f}",
+        "return": single if len(returns) < 2 else ", ".join(returns[:3]) + (", …" if returns[3:] else ""),
         "steps/s": f"{speed:,.0f}" if speed else "–",
     }
     penalties = [

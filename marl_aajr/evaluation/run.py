@@ -47,7 +47,7 @@ def evaluate_run(
         adversaries: runs of traitors and opponents, named as ``surrogates`` are; they are added to it.
         on_progress: told after every episode.
         protocol: ``episodes``, ``selection_episodes``, ``actions``, ``units``, ``seed``, ``team``,
-            ``agents`` and ``workers`` of :func:`evaluate`.
+            ``agents``, ``norm``, ``budget``, ``weakest_link`` and ``workers`` of :func:`evaluate`.
 
     Raises:
         ValueError: not a run, or an unfinished one; and all that :func:`evaluate` refuses.
@@ -96,12 +96,27 @@ def _named(runs: Sequence[Path | str] | Mapping[str, Path | str]) -> dict[str, P
 def _finished(run: Path | str) -> RunDirectory:
     directory = RunDirectory(run)
     status = directory.status()
-    if status.state != "finished":
-        raise ValueError(
-            f"expected a finished run, got {directory.path}, which is {status.state} at iteration "
-            f"{status.iteration}; finish it with: marl-aajr train --resume --out {directory.path}"
-        )
-    return directory
+    if status.state == "finished":
+        return directory
+    cure = (
+        "it is being trained: wait until it has finished"
+        if status.state == "running" and _is_training(directory)
+        else f"finish it with: marl-aajr train --resume --out {directory.path}"
+    )
+    raise ValueError(
+        f"expected a finished run, got {directory.path}, which is {status.state} at iteration "
+        f"{status.iteration}; {cure}"
+    )
+
+
+def _is_training(directory: RunDirectory) -> bool:
+    """Whether a process is writing there; one that was killed leaves ``running`` behind."""
+    try:
+        directory.lock()
+    except (ValueError, OSError):  # or somebody else's folder, which may not be locked
+        return True
+    directory.unlock()
+    return False
 
 
 def _name(evaluation: Evaluation) -> str:
@@ -110,6 +125,7 @@ def _name(evaluation: Evaluation) -> str:
         (
             evaluation.team,
             evaluation.agents,
+            *([evaluation.budget] if evaluation.budget else []),
             evaluation.units,
             evaluation.selection_episodes,
             [rows.actions for rows in evaluation.rows],

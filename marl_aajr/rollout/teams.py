@@ -21,7 +21,8 @@ def teams_of(env: Any, agents: Sequence[str]) -> dict[str, str]:
 
     In this order: the environment's own ``teams``; the adversaries against the others in particle
     environments (``mpe2``: tag, adversary, push, world_comm, crypto); every player for itself in
-    PettingZoo's classic games, except the cooperative Hanabi; otherwise one team, ``"team"``.
+    PettingZoo's classic and Atari games, where a sum over players is often 0, except in the cooperative ones
+    (Hanabi, Entombed); otherwise one team, ``"team"``.
 
     Args:
         env: A PettingZoo environment.
@@ -95,6 +96,12 @@ def _each_player(env: Any, agents: Sequence[str]) -> dict[str, str]:
     return {agent: str(agent) for agent in agents}
 
 
+def _atari(env: Any, agents: Sequence[str]) -> dict[str, str]:
+    # All games are of one class, and say which one they are in their metadata.
+    together = "cooperative" in env.metadata["name"]
+    return (_one_team if together else _each_player)(env, agents)
+
+
 def _particles(env: Any, agents: Sequence[str]) -> dict[str, str]:
     adversaries = {a.name for a in env.world.agents if getattr(a, "adversary", False)}
     if not adversaries:
@@ -104,6 +111,7 @@ def _particles(env: Any, agents: Sequence[str]) -> dict[str, str]:
 
 _RULES: dict[str, _Rule] = {
     "mpe2": _particles,
+    "pettingzoo.atari": _atari,
     "pettingzoo.classic": _each_player,
     "pettingzoo.classic.hanabi": _one_team,
 }

@@ -37,6 +37,16 @@ def test_summary_averages_the_penalty_over_modules_and_says_what_is_left() -> No
     assert shown == {"return": "-71.2", "steps/s": "1,500", "penalty": "0.2", "left": "1:00"}
 
 
+def test_summary_has_the_return_of_each_side_where_there_are_several() -> None:
+    """Of a zero-sum game the sum would be 0, whoever wins."""
+    sides = {"team_returns": {"first": 0.25, "second": -0.25}, "return_mean": 0.0}
+    assert summary(METRICS | sides, total=102_000)["return"] == "first 0.2, second -0.2"
+    alone = {"team_returns": {"team": -71.234}}
+    assert summary(METRICS | alone, total=102_000)["return"] == "-71.2"
+    many = {"team_returns": dict.fromkeys("abcd", 1.0)}
+    assert summary(METRICS | many, total=102_000)["return"] == "a 1.0, b 1.0, c 1.0, …"
+
+
 def test_summary_of_an_iteration_without_episodes_or_penalty() -> None:
     bare: dict[str, Any] = {
         "iteration": 1,

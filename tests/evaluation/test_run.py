@@ -70,6 +70,19 @@ class TestRefusals:
         ):
             evaluate_run(run, attacks=[], epsilons=[])
 
+    def test_a_run_that_is_being_trained_is_not_to_be_resumed(self, run: Path) -> None:
+        directory = RunDirectory(run)
+        directory.write_status(Status("running", iteration=2))
+        directory.lock()
+        try:
+            with pytest.raises(
+                ValueError, match=r"is running at iteration 2; wait for it, or stop it"
+            ) as said:
+                evaluate_run(run, attacks=[], epsilons=[])
+        finally:
+            directory.unlock()
+        assert "--resume" not in str(said.value)
+
     def test_not_a_run(self, tmp_path: Path) -> None:
         with pytest.raises(ValueError, match="expected the folder of a run"):
             evaluate_run(tmp_path, attacks=[], epsilons=[])

@@ -59,6 +59,20 @@ def test_except_in_hanabi() -> None:
     assert set(game_of(hanabi_v5.env(), name="hanabi").teams.values()) == {"team"}
 
 
+@pytest.mark.parametrize(
+    ("name", "teams"),
+    [("pong_v3", {"a": "a", "b": "b", "c": "c"}), ("entombed_cooperative_v3", dict.fromkeys("abc", "team"))],
+)
+def test_in_atari_games_every_player_is_its_own_team_too(name: str, teams: dict[str, str]) -> None:
+    """Their ROMs are not at hand; all that counts is where the class comes from, and its metadata."""
+
+    class Console(Scripted):
+        __module__ = "pettingzoo.atari.base_atari_env"
+        metadata = {"name": name, "render_modes": []}  # noqa: RUF012
+
+    assert game_of(Console(dict.fromkeys("abc", (1, "truncated"))), name=name).teams == teams
+
+
 def test_an_environment_may_say_so_itself() -> None:
     class Sided(Scripted):
         teams = {"a": "red", "b": "blue", "c": "red"}  # noqa: RUF012
