@@ -76,7 +76,7 @@ class TestRefusals:
         directory.lock()
         try:
             with pytest.raises(
-                ValueError, match=r"is running at iteration 2; wait for it, or stop it"
+                ValueError, match=r"is running at iteration 2; it is being trained: wait"
             ) as said:
                 evaluate_run(run, attacks=[], epsilons=[])
         finally:
