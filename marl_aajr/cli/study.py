@@ -59,6 +59,12 @@ def study(
         bool,
         typer.Option("--resume", help="Refuse to begin: only go on with a study that is there already."),
     ] = False,
+    replay: Annotated[
+        bool,
+        typer.Option(
+            "--replay", help="First repeat the tuning's trials as decided, and compare their scores."
+        ),
+    ] = False,
     max_concurrent: Annotated[
         int | None,
         typer.Option(
@@ -102,11 +108,11 @@ def study(
         if dry_run:
             _foresee(plan, Console())
             return
-        board, code = _run(plan, console, as_json=log_json)
+        board, code = _run(plan, console, as_json=log_json, replay=replay)
     _conclude(plan, board, console, command=_command(file, out), code=code)
 
 
-def _run(plan: Plan, console: Console, *, as_json: bool) -> tuple[Board, int | None]:
+def _run(plan: Plan, console: Console, *, as_json: bool, replay: bool) -> tuple[Board, int | None]:
     """Do the study until its end or a request to stop; the exit code if it was stopped."""
     from marl_aajr.study.study import board_for, on_cluster, run_study
 
@@ -117,7 +123,7 @@ def _run(plan: Plan, console: Console, *, as_json: bool) -> tuple[Board, int | N
     ):
         board = board_for(plan, nodes, watching.event)
         with watching.show(board):
-            run_study(plan, board, should_stop=interrupt)
+            run_study(plan, board, should_stop=interrupt, again=replay)
     return board, interrupt.exit_code if interrupt() else None
 
 

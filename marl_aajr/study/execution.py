@@ -59,6 +59,8 @@ def execute(
             iteration.
     """
     logging.getLogger("ray.tune").setLevel(logging.CRITICAL)
+    # With fewer than this, short nodes keep taking over the first process before a second one is up.
+    os.environ["TUNE_MAX_PENDING_TRIALS_PG"] = str(board.slots)
     flag = StopFlag.remote()  # type: ignore[attr-defined]
     place = Place(str(folder.path), None if storage is None else storage.uri)
     trainable = tune.with_resources(

@@ -14,6 +14,7 @@ report/           one page per environment
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -31,6 +32,10 @@ from marl_aajr.training.run_directory import RunDirectory
 
 _FIXED: tuple[str, ...] = ("evaluation", "adversaries", "tune")
 """What may not change once something has been written by it."""
+
+
+_LOCK_SECONDS = 60.0
+"""How long a process that was told to die may hold its run."""
 
 
 class StudyFolder:
@@ -163,3 +168,24 @@ def _plain(section: Any) -> Any:
 
 def _any(folder: Path) -> bool:
     return folder.is_dir() and any(folder.iterdir())
+
+
+def is_there(directory: RunDirectory) -> bool:
+    """Whether there is a run already; waits until a process that still writes it is gone.
+
+    Raises:
+        ValueError: it stays.
+    """
+    if not directory.is_run:
+        return False
+    deadline = time.monotonic() + _LOCK_SECONDS
+    while True:
+        try:
+            directory.lock()
+        except ValueError:
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(0.5)
+        else:
+            directory.unlock()
+            return True

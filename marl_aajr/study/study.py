@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from marl_aajr.study.loggers import callbacks_for, check_loggers
 from marl_aajr.study.placement import check_fits, cluster_for
 from marl_aajr.study.runs import Run, runs
 from marl_aajr.study.storage import Storage
+from marl_aajr.study.tuning import budgets, check_decisions, check_tuning, decided, replay, tune_study
 from marl_aajr.study.watch import Board, OnEvent, Progress
 
 
@@ -63,7 +64,9 @@ def prepare(
     suite = _suite(study, source)
     folder = StudyFolder(out or Path("studies") / study.name)
     folder.check_same(study, source)
-    found = runs(study, source)
+    check_tuning(study, source)
+    check_decisions(study, folder, source)
+    found = runs(study, source, decided(study, folder))
     folder.check_runs(found, source)
     check_loggers(study, source)
     _check_playable(found, source)
@@ -123,7 +126,9 @@ def expected(plan: Plan, nodes: list[dict[str, float]]) -> tuple[Estimate, float
 
 
 def board_for(plan: Plan, nodes: Sequence[Mapping[str, float]], on_event: OnEvent) -> Board:
-    """What the watchers of a study look at, before anything is done."""
+    """What the watchers of a study look at; what has been stored elsewhere is fetched first."""
+    if plan.study.storage is not None:
+        Storage(plan.study.storage).pull("", plan.folder.path)
     estimated = estimate(plan.nodes, plan.folder)
 
     def hand_on(event: dict[str, Any]) -> None:
@@ -142,36 +147,23 @@ def board_for(plan: Plan, nodes: Sequence[Mapping[str, float]], on_event: OnEven
     return Board(progress, hand_on, slots=min(room, plan.study.max_concurrent or room))
 
 
-def run_study(plan: Plan, board: Board, *, should_stop: Callable[[], bool]) -> None:
+def run_study(plan: Plan, board: Board, *, should_stop: Callable[[], bool], again: bool = False) -> None:
     """Do what is left of a study, and write its table and report; within :func:`on_cluster`.
 
     Args:
         plan: the study.
         board: kept up to date.
         should_stop: once it says yes, what runs ends at its next iteration and nothing else is started.
+        again: first repeat the tuning's trials as they were decided, and compare their scores.
     """
-    from marl_aajr.study.execution import execute
-    from marl_aajr.study.report import write_page
-    from marl_aajr.study.results import write_results
-
-    study, folder = plan.study, plan.folder
-    storage = None if study.storage is None else Storage(study.storage)
     started = time.perf_counter()
-    folder.begin(study)
+    plan.folder.begin(plan.study)
     board.tell("study", runs=len(plan.runs), left=board.count("waiting"))
-    if board.count("waiting"):
-        execute(
-            plan.nodes,
-            folder,
-            board,
-            storage=storage,
-            retries=study.retries,
-            max_concurrent=study.max_concurrent,
-            callbacks=callbacks_for(study),
-            should_stop=should_stop,
-        )
-    if storage is not None:
-        storage.pull("", folder.path)
+    if again:
+        replay(plan.study, plan.folder, board)
+    plan = _tuned(plan, board, should_stop=should_stop)
+    if board.count("waiting") and not should_stop():
+        _execute(plan, board, should_stop=should_stop)
     board.tell(
         "session",
         seconds=time.perf_counter() - started,
@@ -179,7 +171,50 @@ def run_study(plan: Plan, board: Board, *, should_stop: Callable[[], bool]) -> N
         failed=board.count("failed"),
         impossible=board.count("impossible"),
     )
+    _write(plan, board)
+
+
+def _tuned(plan: Plan, board: Board, *, should_stop: Callable[[], bool]) -> Plan:
+    """The plan with the settings that tuning has found."""
+    if plan.study.tune is None:
+        return plan
+    tune_study(plan.study, plan.folder, board, should_stop=should_stop)
+    found = runs(plan.study, plan.source, decided(plan.study, plan.folder))
+    every = graph(plan.study, found, _suite(plan.study, plan.source))
+    nodes = {name: every[name] for name in plan.nodes}
+    for name, node in nodes.items():
+        board.nodes[name].node = node
+    return replace(plan, runs=found, nodes=nodes)
+
+
+def _execute(plan: Plan, board: Board, *, should_stop: Callable[[], bool]) -> None:
+    from marl_aajr.study.execution import execute
+
+    study = plan.study
+    storage = None if study.storage is None else Storage(study.storage)
+    execute(
+        plan.nodes,
+        plan.folder,
+        board,
+        storage=storage,
+        retries=study.retries,
+        max_concurrent=study.max_concurrent,
+        callbacks=callbacks_for(study),
+        should_stop=should_stop,
+    )
+    if storage is not None:
+        storage.pull("", plan.folder.path)
+
+
+def _write(plan: Plan, board: Board) -> None:
+    """The table and the page of what has been judged so far."""
+    from marl_aajr.study.report import write_page
+    from marl_aajr.study.results import write_results
+
+    study, folder = plan.study, plan.folder
     if folder.judged(plan.runs):
         table = write_results(study.name, plan.runs, folder)
-        page = write_page(study, plan.runs, plan.nodes, folder, file=plan.source.path)
+        page = write_page(
+            study, plan.runs, plan.nodes, folder, file=plan.source.path, tuning=budgets(study, folder)
+        )
         board.tell("written", table=str(table), report=str(page))

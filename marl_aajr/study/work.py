@@ -20,7 +20,7 @@ from ray import tune
 
 from marl_aajr.evaluation import evaluate_run
 from marl_aajr.numerics import NonFiniteError
-from marl_aajr.study.folder import StudyFolder
+from marl_aajr.study.folder import StudyFolder, is_there
 from marl_aajr.study.graph import Node
 from marl_aajr.study.storage import Storage
 from marl_aajr.training.differences import differences
@@ -29,9 +29,6 @@ from marl_aajr.training.trainer import train
 
 _REPORT_SECONDS = 1.0
 """Between two reports: each of them waits for Tune's answer."""
-
-_LOCK_SECONDS = 60.0
-"""How long a process that was told to die may hold its run."""
 
 SURROGATE = "another seed of the first method"
 """Source of transferred perturbations: called the same in all runs, so that they can be compared."""
@@ -85,6 +82,8 @@ def work(task: Mapping[str, str], *, nodes: Mapping[str, Node], place: Place, fl
     started = time.perf_counter()
     outcome: dict[str, Any] = {"outcome": "finished"}
     try:
+        if told.stop():
+            raise Interrupted
         _perform(node, place, told)
     except Interrupted:
         outcome = {"outcome": "interrupted"}
@@ -152,7 +151,7 @@ def _perform(node: Node, place: Place, told: _Told) -> None:
 
 def _train(node: Node, folder: StudyFolder, told: _Told) -> None:
     directory = folder.trained(node)
-    there = _taken_up(directory)
+    there = is_there(directory)
     if there and directory.status().state == "finished":
         if changes := differences(directory.config(), node.run.config):
             raise ValueError(f"expected {directory.path} with the study's settings, got {'; '.join(changes)}")
@@ -184,23 +183,6 @@ def _judge(node: Node, folder: StudyFolder, told: _Told) -> None:
             "seconds": time.perf_counter() - started,
         },
     )
-
-
-def _taken_up(directory: RunDirectory) -> bool:
-    """Whether there is a run already; waits until the process that wrote it is gone."""
-    if not directory.is_run:
-        return False
-    deadline = time.monotonic() + _LOCK_SECONDS
-    while True:
-        try:
-            directory.lock()
-        except ValueError:
-            if time.monotonic() > deadline:
-                raise
-            time.sleep(0.5)
-        else:
-            directory.unlock()
-            return True
 
 
 def _require_finished(directory: RunDirectory) -> None:

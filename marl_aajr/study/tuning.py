@@ -1,0 +1,215 @@
+"""The settings of every method, found with the same effort: Optuna proposes, ASHA stops what lags behind.
+
+What they decide depends on which trial ends first, so that it is written down: ``decisions.json`` in
+``tuning/METHOD`` has every trial's settings and scores, and :func:`replay` trains the same trials again, to
+the same scores, without asking either. Scores rest on seeds and episodes that the evaluation does not use.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from marl_aajr.attacks import attack_class
+from marl_aajr.report import Tuning
+from marl_aajr.study.config import StudyConfig, TuningEntry
+from marl_aajr.study.folder import StudyFolder
+from marl_aajr.study.lines import Source
+from marl_aajr.study.runs import Settings, Variant, merged, nested, variants
+from marl_aajr.study.trials import Trial
+from marl_aajr.study.watch import Board
+from marl_aajr.training.files import write_json
+
+_DECISIONS = "decisions.json"
+
+
+def check_tuning(study: StudyConfig, source: Source) -> None:
+    """Whether the search is the same for every method, and apart from the evaluation.
+
+    Raises:
+        ValueError: it is not; names the line.
+    """
+    entry = study.tune
+    searched = {m: len(method.search) for m, method in enumerate(study.methods)}
+    if entry is None:
+        for m, count in searched.items():
+            if count:
+                raise ValueError(
+                    f"{source.where(('methods', m, 'search'))}: search: expected a section tune that says "
+                    "how, got none; add it, or remove search"
+                )
+        return
+    most = max(searched.values())
+    for m, count in searched.items():
+        if count != most or not count:
+            raise ValueError(
+                f"{source.where(('methods', m))}: expected the same number of searched settings for every "
+                f"method, got {count} for {study.methods[m].name} and {most} for another; add some to search"
+            )
+    _check_apart(study, entry, source)
+
+
+def _check_apart(study: StudyConfig, entry: TuningEntry, source: Source) -> None:
+    if study.storage is not None:
+        raise ValueError(
+            f"{source.where(('tune',))}: tune: expected a folder that all nodes share, got storage; tune in "
+            "one, and take what it finds over into a study without tune"
+        )
+    if shared := sorted(set(entry.seeds) & set(study.seeds)):
+        raise ValueError(
+            f"{source.where(('tune', 'seeds'))}: tune.seeds: expected seeds that the study does not use, got "
+            f"{shared}; choose others"
+        )
+    if entry.episode_seed == study.evaluation.seed:
+        raise ValueError(
+            f"{source.where(('tune', 'episode_seed'))}: tune.episode_seed: expected another seed than the "
+            f"evaluation's, got {entry.episode_seed}; choose another"
+        )
+    try:
+        attack_class(entry.attack)
+    except ValueError as error:
+        raise ValueError(f"{source.where(('tune', 'attack'))}: tune.attack: {error}") from None
+
+
+def decided(study: StudyConfig, folder: StudyFolder) -> dict[str, Settings]:
+    """By variant: the settings that won, of every search that is finished."""
+    found = {}
+    for variant in variants(study) if study.tune is not None else ():
+        decisions = _read(folder, variant)
+        if decisions is not None:
+            found[variant.name] = decisions["chosen"]
+    return found
+
+
+def check_decisions(study: StudyConfig, folder: StudyFolder, source: Source) -> None:
+    """Whether what has been decided was searched for as the study says now.
+
+    Raises:
+        ValueError: another space or effort; names the line.
+    """
+    for variant in variants(study) if study.tune is not None else ():
+        decisions = _read(folder, variant)
+        if decisions is not None and decisions["asked"] != _asked(study, variant):
+            raise ValueError(
+                f"{source.where((*variant.key, 'search'))}: expected the search that wrote "
+                f"{folder.tuning / variant.name}, got another; change it back, or name another folder (--out)"
+            )
+
+
+def tune_study(
+    study: StudyConfig, folder: StudyFolder, board: Board, *, should_stop: Callable[[], bool]
+) -> None:
+    """Search the settings of every variant for which that has not been done; see :class:`TuningEntry`."""
+    from marl_aajr.study.search import search
+
+    logging.getLogger("ray.tune").setLevel(logging.CRITICAL)
+    for variant in variants(study):
+        if should_stop():
+            return
+        if _read(folder, variant) is None:
+            board.tell("tuning", variant.name)
+            trial = _trial(study, variant, folder)
+            trials = search(trial, variant, study, folder, board, should_stop=should_stop)
+            if trials is None:
+                return
+            _decide(trials, study, variant, folder)
+            board.tell("tuned", variant.name, chosen=decided(study, folder)[variant.name])
+
+
+def replay(study: StudyConfig, folder: StudyFolder, board: Board) -> None:
+    """Train the recorded trials again, as far as they came, and compare their scores.
+
+    Raises:
+        ValueError: nothing is recorded, or a score is another one.
+    """
+    from marl_aajr.study.search import repeat
+
+    for variant in variants(study):
+        decisions = _read(folder, variant)
+        if decisions is None:
+            raise ValueError(f"expected decisions to replay in {folder.tuning / variant.name}, got none")
+        board.tell("replaying", variant.name)
+        trial = _trial(study, variant, folder, within="replay")
+        again = repeat(trial, decisions["trials"], study, folder)
+        for number, (then, now) in enumerate(zip(decisions["trials"], again, strict=True)):
+            if then["scores"] != now:
+                raise ValueError(
+                    f"expected trial {number} of {variant.name} to score {then['scores']} again, got {now}"
+                )
+        board.tell("replayed", variant.name, trials=len(again))
+
+
+def budgets(study: StudyConfig, folder: StudyFolder) -> list[Tuning]:
+    """What was spent on every method, for the report."""
+    found = []
+    for variant in variants(study) if study.tune is not None else ():
+        decisions = _read(folder, variant)
+        if decisions is not None:
+            found.append(
+                Tuning(
+                    method=variant.name.removeprefix(f"{variant.environment.title}-"),
+                    environment=variant.environment.title,
+                    trials=len(decisions["trials"]),
+                    env_steps=decisions["env_steps"],
+                    space={key: str(space) for key, space in variant.method.search.items()},
+                    chosen=decisions["chosen"],
+                    how=_how(study.tune) if study.tune is not None else "",
+                )
+            )
+    return found
+
+
+def _how(entry: TuningEntry) -> str:
+    weight = entry.robust_weight
+    return (
+        f"Optuna and ASHA, on {1 - weight:g} · clean return + {weight:g} · return under {entry.attack} at "
+        f"ε {entry.epsilon:g}, seeds {', '.join(map(str, entry.seeds))}"
+    )
+
+
+def _trial(study: StudyConfig, variant: Variant, folder: StudyFolder, *, within: str = "trials") -> Trial:
+    assert study.tune is not None
+    data: dict[str, Any] = {}
+    for _, part in variant.parts:
+        data = merged(data, part)
+    first = {key: values[0] for key, values in study.grid.items()}
+    return Trial(
+        entry=study.tune,
+        data=merged(data, nested(first)),
+        folder=folder.tuning / variant.name / within,
+        team=variant.environment.team,
+    )
+
+
+def _decide(trials: list[dict[str, Any]], study: StudyConfig, variant: Variant, folder: StudyFolder) -> None:
+    """Write down the trials, and the settings of the one that scored best of those that came furthest."""
+    scored = [trial for trial in trials if trial["scores"]]
+    if not scored:
+        raise ValueError(
+            f"expected a trial of {variant.name} that does not fail, got none; see {folder.logs}"
+        )
+    best = max(scored, key=lambda trial: (len(trial["scores"]), trial["scores"][-1]["score"]))
+    write_json(
+        folder.tuning / variant.name / _DECISIONS,
+        {
+            "asked": _asked(study, variant),
+            "chosen": best["settings"],
+            "env_steps": sum(trial["scores"][-1]["env_steps"] for trial in scored),
+            "trials": trials,
+        },
+    )
+
+
+def _asked(study: StudyConfig, variant: Variant) -> dict[str, Any]:
+    """What the decisions of a variant rest on, as JSON reads it back."""
+    assert study.tune is not None
+    space = {key: str(value) for key, value in variant.method.search.items()}
+    return dict(json.loads(json.dumps({"tune": study.tune.model_dump(mode="json"), "space": space})))
+
+
+def _read(folder: StudyFolder, variant: Variant) -> Mapping[str, Any] | None:
+    file: Path = folder.tuning / variant.name / _DECISIONS
+    return dict(json.loads(file.read_text(encoding="utf-8"))) if file.is_file() else None
