@@ -4,18 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import json
-import shlex
 import sys
-from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
+from marl_aajr.cli.findings import show
 from marl_aajr.cli.teaching import guide, told
-
-if TYPE_CHECKING:
-    from rich.table import Table
 
 SUITE = "quick"
 """The suite where neither a suite nor an attack is named."""
@@ -29,6 +25,7 @@ HELP = guide(
     "marl-aajr evaluate runs/study-3",
     "marl-aajr evaluate runs/study-3 --suite standard --surrogate runs/study-4",
     "marl-aajr evaluate runs/study-3 --attack pgd --epsilon 0.1 --epsilon 0.2",
+    "marl-aajr evaluate runs/study-3 --budget agents=1,steps=5,timing=strategic",
     "marl-aajr evaluate runs/study-3 --suite full --json > result.json",
 )
 
@@ -67,6 +64,41 @@ def evaluate(
             help=told(
                 "Units of epsilon: the environment's, or behind the observation filter.", "the suite's"
             ),
+        ),
+    ] = None,
+    norm: Annotated[
+        str | None,
+        typer.Option(
+            metavar="linf|l2",
+            help=told(
+                "Norm of epsilon. In l2 it is the length of the whole perturbation: for d features of the "
+                "size e it is e√d.",
+                "the suite's, or linf",
+            ),
+        ),
+    ] = None,
+    budget: Annotated[
+        str | None,
+        typer.Option(
+            metavar="KEY=VALUE,…",
+            help=told(
+                "What the adversary may spend. [b]agents=K[/b]: the worst K of the team, found on other "
+                "episodes; [b]agents=A+B[/b]: these. [b]steps=M[/b]: M steps of each episode, "
+                "[b]timing=random[/b] or [b]strategic[/b] (where the agents prefer an action most). "
+                "[b]scale=A:0.5+B:2[/b]: half of epsilon for A, twice for B.",
+                "the suite's: everybody, every step",
+            ),
+        ),
+    ] = None,
+    weakest_link: Annotated[
+        bool | None,
+        typer.Option(
+            "--weakest-link/--no-weakest-link",
+            help=told(
+                "Also try the worst attack of each size on each agent alone, on other episodes.",
+                "the suite's",
+            ),
+            show_default=False,
         ),
     ] = None,
     episodes: Annotated[
@@ -117,7 +149,7 @@ def evaluate(
     replace: Annotated[
         list[str] | None,
         typer.Option(
-            metavar="KIND\\[:AGENT,…]",
+            metavar="KIND[:AGENT,…]",
             help="Let [b]random[/b] or [b]idle[/b] agents play in the place of those named, together, or of "
             "each attacked agent in turn; may be repeated.",
         ),
@@ -136,8 +168,11 @@ def evaluate(
         bool,
         typer.Option(
             "--json",
-            help="Print one object: clean_return, attacks (a list of attack, epsilon, return, low, high), "
-            "worst, checks.",
+            help="Print one object, as kept in RUN/evaluations: clean_return; clean (return, low, high, "
+            "returns); attacks (attack, settings, epsilon, agents, budget, and as clean); worst (of each "
+            "epsilon, runner_up: its lead over the next); subsets (agents, attack, epsilon, "
+            "selection_return); adversarial_agents (kind, agents, and as clean); others (the same for other "
+            "actions); skipped; checks (name, verdict, text).",
         ),
     ] = False,
 ) -> None:
@@ -153,6 +188,9 @@ def evaluate(
             attacks=attack or (),
             epsilons=sizes,
             units=units,
+            norm=norm,
+            budget=budget,
+            weakest_link=weakest_link,
             episodes=episodes,
             selection_episodes=selection_episodes,
             actions=actions,
@@ -167,68 +205,7 @@ def evaluate(
     if as_json:
         print(json.dumps(result, ensure_ascii=False, allow_nan=False))
         return
-    _show(result, run)
-
-
-def _show(result: Mapping[str, Any], run: Path) -> None:
-    from rich.console import Console
-
-    console = Console()
-    for check in result["checks"]:
-        if check["verdict"] != "pass":
-            word = "FAILED" if check["verdict"] == "fail" else "Note"
-            console.print(f"{word}: {check['text']}", highlight=False, markup=False)
-    whom = (
-        "" if len(result["agents"]) == len(result["teams"]) else f" ({', '.join(result['agents'])} attacked)"
-    )
-    for rows in (result, *result["others"]):
-        console.print(
-            f"Team {result['team']}{whom}, {result['episodes']} episodes, {rows['actions']} actions",
-            markup=False,
-        )
-        console.print(table(rows, level=result["interval"]["level"]))
-    for skipped in result["skipped"]:
-        console.print(f"Left out: {skipped['attack']}: {skipped['reason']}", highlight=False, markup=False)
-    name = shlex.quote(str(run))
-    console.print(f"On a page: marl-aajr compare {name}", soft_wrap=True, highlight=False, markup=False)
-
-
-def table(rows: Mapping[str, Any], *, level: float) -> Table:
-    """What was played with one kind of actions, as ``--json`` prints it, as rows.
-
-    Args:
-        rows: one file of RUN/evaluations, or one of its ``others``.
-        level: of the intervals.
-    """
-    from rich.table import Table
-
-    shown = Table()
-    shown.add_column("attack")
-    for heading in ("ε", "return", f"{level:.0%} interval", "actions changed"):
-        shown.add_column(heading, justify="right")
-    shown.add_row("none", "", *_numbers(rows["clean"]), "")
-    worst = {(row["attack"], row["settings"], row["epsilon"]) for row in rows["worst"]}
-    for attack in rows["attacks"]:
-        changed = attack.get("success_rate")
-        share = "" if changed is None else f"{changed:.0%}"
-        strongest = (attack["attack"], attack["settings"], attack["epsilon"]) in worst
-        shown.add_row(
-            f"{attack['attack']} (worst)" if strongest else attack["attack"],
-            f"{attack['epsilon']:g}",
-            *_numbers(attack),
-            share,
-        )
-    for row in rows["adversarial_agents"]:
-        name = f"{row['kind']} {', '.join(row['agents'])}"
-        shown.add_row(f"{name} (worst)" if row["worst"] else name, "", *_numbers(row), "")
-    if worst:
-        shown.caption = "worst of its size: chosen on other episodes than these"
-    return shown
-
-
-def _numbers(outcome: Mapping[str, Any]) -> tuple[str, str]:
-    low, high = outcome["low"], outcome["high"]
-    return f"{outcome['return']:.1f}", "" if low is None else f"{low:.1f} to {high:.1f}"
+    show(result, run)
 
 
 def _evaluate(run: Path, **protocol: Any) -> dict[str, Any]:

@@ -1,0 +1,115 @@
+"""What an evaluation found, for a terminal."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+
+def show(result: Mapping[str, Any], run: Path) -> None:
+    """Print an evaluation.
+
+    Args:
+        result: as ``--json`` prints it.
+        run: its folder.
+    """
+    from rich.console import Console
+
+    console = Console()
+
+    def say(line: str) -> None:
+        console.print(line, highlight=False, markup=False)
+
+    for check in result["checks"]:
+        if check["verdict"] != "pass":
+            say(f"{'FAILED' if check['verdict'] == 'fail' else 'Note'}: {check['text']}")
+    for rows in (result, *result["others"]):
+        say(f"{_headline(result)}, {result['episodes']} episodes, {rows['actions']} actions")
+        console.print(table(rows, agents=result["agents"], level=result["interval"]["level"]))
+        for line in _weakest(rows):
+            say(line)
+    for skipped in result["skipped"]:
+        say(f"Left out: {skipped['attack']}: {skipped['reason']}")
+    others = sorted(set(result["teams"].values()) - {result["team"]})
+    if others:
+        say(f"Other teams, by --team: {', '.join(others)}")
+    name = shlex.quote(str(run))
+    console.print(f"On a page: marl-aajr compare {name}", soft_wrap=True, highlight=False, markup=False)
+
+
+def table(rows: Mapping[str, Any], *, agents: list[str], level: float) -> Table:
+    """What was played with one kind of actions, as rows.
+
+    Args:
+        rows: one file of RUN/evaluations, or one of its ``others``.
+        agents: whom the evaluation attacks; a row of fewer names them.
+        level: of the intervals.
+    """
+    from rich.table import Table
+
+    shown = Table()
+    shown.add_column("attack")
+    for heading in ("ε", "return", f"{level:.0%} interval", "actions changed"):
+        shown.add_column(heading, justify="right")
+    shown.add_row("none", "", *_numbers(rows["clean"]), "")
+    marks = {(row["attack"], row["settings"], row["epsilon"]): _mark(row) for row in rows["worst"]}
+    for attack in rows["attacks"]:
+        name = attack["attack"]
+        if attack["agents"] != agents:
+            name += f" on {', '.join(attack['agents'])}"
+        mark = marks.get((attack["attack"], attack["settings"], attack["epsilon"]))
+        shown.add_row(
+            f"{name} ({mark})" if mark else name,
+            f"{attack['epsilon']:g}",
+            *_numbers(attack),
+            f"{attack['success_rate']:.0%}",
+        )
+    for row in rows["adversarial_agents"]:
+        name = f"{row['kind']} {', '.join(row['agents'])}"
+        shown.add_row(f"{name} (worst)" if row["worst"] else name, "", *_numbers(row), "")
+    if rows["worst"]:
+        shown.caption = "worst of its size: chosen on other episodes than these" + (
+            "; worst?: within noise of the next" if "worst?" in marks.values() else ""
+        )
+    return shown
+
+
+def _headline(result: Mapping[str, Any]) -> str:
+    """Which team, and who of it is lied to, how often."""
+    members = [agent for agent, team in result["teams"].items() if team == result["team"]]
+    whom = "" if result["agents"] == members else f" ({', '.join(result['agents'])} attacked)"
+    budget = f", budget {result['budget']}" if result["budget"] else ""
+    paces = {row["budget"] for row in result["attacks"]} - {"every step"}
+    return f"Team {result['team']}{whom}{budget}" + (f" ({', '.join(sorted(paces))})" if paces else "")
+
+
+def _mark(worst: Mapping[str, Any]) -> str:
+    """``worst``; with a question mark where its lead over the next may be chance."""
+    rival = worst["runner_up"]
+    sure = rival is None or (rival["high"] is not None and rival["high"] < 0)
+    return "worst" if sure else "worst?"
+
+
+def _weakest(rows: Mapping[str, Any]) -> Iterator[str]:
+    """One line for each attack that was tried on each agent alone."""
+    alone: dict[tuple[str, str, float], dict[str, float]] = {}
+    for row in rows["subsets"]:
+        if len(row["agents"]) == 1:
+            key = (row["attack"], row["settings"], row["epsilon"])
+            alone.setdefault(key, {})[row["agents"][0]] = row["selection_return"]
+    worst = {(row["attack"], row["settings"], row["epsilon"]) for row in rows["worst"]}
+    for key, returns in alone.items():
+        if key in worst:
+            ordered = sorted(returns, key=lambda agent: returns[agent])
+            found = ", ".join(f"{agent} {returns[agent]:.1f}" for agent in ordered)
+            yield f"Attacked alone (weakest first), {key[0]} at ε = {key[2]:g}: {found}"
+
+
+def _numbers(outcome: Mapping[str, Any]) -> tuple[str, str]:
+    low, high = outcome["low"], outcome["high"]
+    return f"{outcome['return']:.1f}", "" if low is None else f"{low:.1f} to {high:.1f}"
