@@ -12,8 +12,6 @@ from numpy.typing import NDArray
 from pettingzoo.utils.env import ParallelEnv
 from torch import Tensor
 
-from marl_aajr.rollout.batched import BatchedEnv
-
 from .batch import TensorBatch
 
 
@@ -26,7 +24,7 @@ class SingleCopy(ParallelEnv[str, NDArray[Any], Any]):
     Args:
         batch: The batch; the view steps it alone.
         name: What the environment calls itself.
-        render_mode: ``"rgb_array"`` (of a `TensorBatch`), or None for no drawing.
+        render_mode: ``"rgb_array"``, or None for no drawing.
 
     Attributes:
         batch: As given, for what PettingZoo has no words for (its saved state, its curriculum).
@@ -36,7 +34,7 @@ class SingleCopy(ParallelEnv[str, NDArray[Any], Any]):
         ValueError: If the batch has more than one copy, or the render mode is another.
     """
 
-    def __init__(self, batch: BatchedEnv, *, name: str, render_mode: str | None = None) -> None:
+    def __init__(self, batch: TensorBatch, *, name: str, render_mode: str | None = None) -> None:
         if batch.num_envs != 1:
             raise ValueError(f"expected a batch of one copy, got {batch.num_envs}; build it with num_envs=1")
         if render_mode not in (None, "rgb_array"):
@@ -107,8 +105,7 @@ class SingleCopy(ParallelEnv[str, NDArray[Any], Any]):
 
     def render(self) -> NDArray[np.uint8] | None:
         """The picture ``[height, width, 3]``, or None without a render mode."""
-        drawn = self.render_mode is not None and isinstance(self.batch, TensorBatch)
-        return self.batch.draw(0) if drawn else None
+        return self.batch.draw(0) if self.render_mode else None
 
     def close(self) -> None:
         """Frees what the copy holds."""

@@ -53,6 +53,14 @@ class Manner(ABC):
         """Orders of a joint adversary for its n agents, side by side ``[E, n · c]``, held to one budget."""
         return orders
 
+    def label(self, policy: Policy, clean: Tensor, moved: Tensor) -> Tensor:
+        """The orders that would move outputs from ``clean [B, m]`` to ``moved``, ``[B, c]``.
+
+        Raises:
+            ValueError: what is done to a policy does not say by which orders.
+        """
+        raise ValueError(f"expected orders that follow from their effect, got those of {self.name}")
+
     def part(self, perturbations: PerturbationSet, agents: int) -> PerturbationSet:
         """What each of n agents of a joint adversary has of the one budget, where the orders do not say."""
         return perturbations
@@ -107,6 +115,14 @@ class Directing(Manner):
 
     def perturb(self, policy: Policy, obs: Tensor, orders: Tensor, perturbations: PerturbationSet) -> Tensor:
         return follow(policy, obs, orders, perturbations, steps=self.steps, step_size=self.step_size)
+
+    def label(self, policy: Policy, clean: Tensor, moved: Tensor) -> Tensor:
+        kind = policy.distribution
+        if isinstance(kind, DiagGaussian):
+            mean, log_std = kind.split(clean)
+            shift = (kind.mode(moved) - mean) * (-log_std).exp()
+            return shift / shift.abs().amax(-1, keepdim=True).clamp_min(torch.finfo(shift.dtype).tiny)
+        return kind.mode(moved).reshape(len(moved), -1)
 
     def part(self, perturbations: PerturbationSet, agents: int) -> PerturbationSet:
         if perturbations.norm == "linf":
@@ -223,6 +239,16 @@ class Crew:
         action = self.manner.share(action, perturbations, len(self.agents))
         widths = [width(self.manner.orders(self.victim, agent)) for agent in self.agents]
         return dict(zip(self.agents, action.split(widths, -1), strict=True))
+
+    def actions(self, orders: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """The adversaries' actions that give these orders, ``[E, c]`` by agent; agents may be missing."""
+        if self.joint:
+            like = next(iter(orders.values()))
+            widths = {agent: width(self.manner.orders(self.victim, agent)) for agent in self.agents}
+            parts = [orders.get(a, like.new_zeros(len(like), w)) for a, w in widths.items()]
+            orders = {ADVERSARY: torch.cat(parts, -1)}
+        spaces_of = self.action_spaces
+        return {p: o.reshape(len(o), *(spaces_of[p].shape or ())) for p, o in orders.items()}
 
     def perturb(self, policy: Policy, obs: Tensor, orders: Tensor, perturbations: PerturbationSet) -> Tensor:
         """δ of a batch of agents with one policy, ``[B, d], [B, c] -> [B, d]``."""

@@ -16,11 +16,11 @@ import torch
 from torch import Tensor
 
 from marl_aajr.attacks.frozen import load_frozen
+from marl_aajr.attacks.game_view import GameView
 from marl_aajr.attacks.manners import Crew, make_manner
 from marl_aajr.attacks.victim_game import Rows, VictimGame
 from marl_aajr.checks import one_of
 from marl_aajr.envs.factories import declare
-from marl_aajr.envs.view import SingleCopy
 from marl_aajr.rollout.batched import BatchedEnv
 from marl_aajr.rollout.batches import make_batch
 from marl_aajr.rollout.environments import resolve
@@ -175,9 +175,9 @@ def batched_env(num_envs: int, *, device: torch.device | str = "cpu", **threat: 
     return ObservationThreat(**threat).build(num_envs, device=device)
 
 
-def parallel_env(**threat: Any) -> SingleCopy:
+def parallel_env(**threat: Any) -> GameView:
     """One copy of it for PettingZoo."""
-    return SingleCopy(ObservationThreat(**threat).build(1), name=f"{threat['kind']} adversary")
+    return GameView(ObservationThreat(**threat).build(1), name=f"{threat['kind']}_v0")
 
 
 declare(batched_env, ObservationThreat)
