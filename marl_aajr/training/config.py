@@ -53,6 +53,8 @@ class ModelConfig(_Section):
         activation: between the layers.
         initialization: of the hidden layers: ``orthogonal`` (gain √2, no bias) or ``torch`` (its default,
             which is RLlib's too).
+        lstm: width of an LSTM behind the hidden layers, for policies with a memory; None: none.
+        sequence_length: of the pieces of episodes that an LSTM is trained on, in decisions.
         free_log_std: for Box actions: log σ is a parameter of its own instead of an output.
         critic: what the critic reads: the agent's ``own`` observation, as the actor does; beside it the
             ``joint`` observation of all agents or the environment's ``state`` (MAPPO, arXiv 2103.01955).
@@ -61,6 +63,8 @@ class ModelConfig(_Section):
     hidden: tuple[Count, ...] = (64, 64)
     activation: Literal["tanh", "relu", "silu"] = "tanh"
     initialization: Literal["orthogonal", "torch"] = "orthogonal"
+    lstm: Count | None = None
+    sequence_length: Count = 20
     free_log_std: bool = False
     critic: Literal["own", "joint", "state"] = "own"
 

@@ -14,12 +14,14 @@ from ray.rllib.core.columns import Columns
 from ray.rllib.core.learner.torch.torch_learner import TorchLearner
 from torch import Tensor, nn
 
-from marl_aajr.rllib.internals import actor_layers, observation_normalizer, plain_networks
-from marl_aajr.rllib.modules import FlatActorCritic, split
-from marl_aajr.rllib.policy import judges_observations
+from marl_aajr.rllib.internals import observation_normalizer
+from marl_aajr.rllib.live import live_module
+from marl_aajr.rllib.modules import split
+from marl_aajr.rllib.victims import critic_network, playing_network
 from marl_aajr.training.config import RunConfig
 from marl_aajr.training.roster import Roster
 from marl_aajr.victims import ObservationFilter, Victim
+from marl_aajr.victims.recurrent import initial_state
 
 _ROWS = 64
 """Random observations on which victim and module are compared."""
@@ -43,7 +45,7 @@ def export_victim(algorithm: Algorithm, config: RunConfig, roster: Roster, folde
     modules = {module: algorithm.env_runner.module[module].unwrapped() for module in roster.modules}
     Victim(
         module_of=dict(roster.module_of),
-        modules={name: actor_of(module) for name, module in modules.items()},
+        modules={name: playing_network(module) for name, module in modules.items()},
         critics={name: c for name, c in _critics(algorithm).items() if name in modules},
         observation_spaces={agent: split(space)[0] for agent, space in roster.observation_spaces.items()},
         action_spaces=dict(roster.action_spaces),
@@ -63,11 +65,6 @@ def export_victim(algorithm: Algorithm, config: RunConfig, roster: Roster, folde
     return victim
 
 
-def actor_of(module: Any) -> nn.Module:
-    """The layers of a module's policy, sharing its parameters."""
-    return module.actor if isinstance(module, FlatActorCritic) else actor_layers(module)
-
-
 def _critics(algorithm: Algorithm) -> dict[str, nn.Module]:
     """The critics of the agents' own observations, by module; env runners have none."""
     (found, *_) = (result.get() for result in algorithm.learner_group.foreach_learner(_critics_of))
@@ -76,16 +73,8 @@ def _critics(algorithm: Algorithm) -> dict[str, nn.Module]:
 
 def _critics_of(learner: TorchLearner, **_: Any) -> dict[str, nn.Module]:
     modules = {name: learner.module[name].unwrapped() for name in learner.module.keys()}  # noqa: SIM118
-    layers = {name: critic_of(m) for name, m in modules.items() if judges_observations(m)}
+    layers = {name: critic_network(module) for name, module in modules.items()}
     return {name: deepcopy(critic).cpu() for name, critic in layers.items() if critic is not None}
-
-
-def critic_of(module: Any) -> nn.Module | None:
-    """The layers of its critic, sharing its parameters; None where there is more to it than layers."""
-    if isinstance(module, FlatActorCritic):
-        return module.critic
-    networks = plain_networks(module)
-    return None if networks is None else networks[1]
 
 
 def _filters(algorithm: Algorithm, roster: Roster) -> dict[str, ObservationFilter | None]:
@@ -107,11 +96,16 @@ def _compare(name: str, module: Any, victim: Victim, roster: Roster) -> None:
     box, mask_space = split(roster.observation_spaces[agent])
     observations = torch.randn(_ROWS, *box.shape, generator=generator)
     mask = None if mask_space is None else _random_masks(mask_space, generator)
-    batch: Any = observations
+    seen: Any = observations
     if isinstance(module.observation_space, gym.spaces.Dict):  # without the state of a centralised critic
-        batch = {"observation": observations} | ({} if mask is None else {"action_mask": mask})
-    expected = module.forward_inference({Columns.OBS: batch})[Columns.ACTION_DIST_INPUTS]
-    policy = victim.policy(agent, action_mask=None if mask is None else mask.bool())
+        seen = {"observation": observations} | ({} if mask is None else {"action_mask": mask})
+    state = victim.memory(_ROWS).recall({agent: torch.arange(_ROWS)})
+    if state is None:
+        expected = module.forward_inference({Columns.OBS: seen})[Columns.ACTION_DIST_INPUTS]
+    else:
+        live = live_module(module)
+        expected, _ = live(observations, initial_state(live, _ROWS))
+    policy = victim.policy(agent, action_mask=None if mask is None else mask.bool(), state=state)
     got = policy(observations.flatten(1))
     if not torch.equal(expected, got):
         worst = float((expected - got).abs().max())

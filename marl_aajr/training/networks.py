@@ -18,7 +18,11 @@ from marl_aajr.training.config import ModelConfig
 def module_spec(
     model: ModelConfig, observation_space: gym.Space[Any], action_space: gym.Space[Any]
 ) -> RLModuleSpec:
-    """RLlib's module for these spaces and settings: its own where that will do."""
+    """RLlib's module for these spaces and settings: its own where that will do.
+
+    Raises:
+        ValueError: an LSTM where only our own modules will do, which have none.
+    """
     orthogonal: dict[str, Any] = {}
     if model.initialization == "orthogonal":
         orthogonal = {
@@ -30,6 +34,9 @@ def module_spec(
         fcnet_hiddens=list(model.hidden),
         fcnet_activation=model.activation,
         vf_share_layers=False,
+        use_lstm=model.lstm is not None,
+        lstm_cell_size=model.lstm or DefaultModelConfig.lstm_cell_size,
+        max_seq_len=model.sequence_length,
         free_log_std=model.free_log_std and isinstance(action_space, gym.spaces.Box),
         **orthogonal,
     )
@@ -38,6 +45,11 @@ def module_spec(
         kind = MAPPOModule
     elif needs_flat_module(observation_space):
         kind = FlatActorCritic
+    if model.lstm is not None and kind is not DefaultPPOTorchRLModule:
+        raise ValueError(
+            "expected one-dimensional float observations without action masks, and model.critic own, for "
+            f"model.lstm, got {observation_space}; leave it out, or flatten the observations"
+        )
     return RLModuleSpec(
         module_class=kind,
         model_config=settings,

@@ -9,7 +9,7 @@ from ray.rllib.algorithms.algorithm import Algorithm
 from ray.rllib.core.learner.torch.torch_learner import TorchLearner
 from torch import nn
 
-from marl_aajr.training.export import actor_of, critic_of
+from marl_aajr.rllib.victims import critic_network, playing_network
 from marl_aajr.victims import Victim
 
 
@@ -44,8 +44,8 @@ def _start(learner: TorchLearner, *, initial: Victim, **_: Any) -> list[str]:
     known = [name for name in learner.module.keys() if name in initial.modules]  # noqa: SIM118
     for name in known:
         module = learner.module[name].unwrapped()
-        _load(f"policy of {name!r}", actor_of(module), initial.modules[name])
-        critic = critic_of(module)
+        _load(f"policy of {name!r}", playing_network(module), initial.modules[name])
+        critic = critic_network(module)
         if critic is not None and name in initial.critics:
             _load(f"critic of {name!r}", critic, initial.critics[name])
     return known

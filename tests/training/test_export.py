@@ -68,8 +68,9 @@ CONTINUOUS = {"name": "simple_spread_v3", "kwargs": {"N": 2, "continuous_actions
         {"env": CONTINUOUS, "model": {"free_log_std": True, "activation": "silu"}},
         {"env": {"name": "pettingzoo.classic.connect_four_v3"}},
         {"env": SPREAD, "observation_filter": "mean_std", "model": {"critic": "state"}},
+        {"env": SPREAD, "observation_filter": "mean_std", "model": {"lstm": 5, "sequence_length": 7}},
     ],
-    ids=["filter", "independent", "continuous", "free-log-std", "action-mask", "centralised"],
+    ids=["filter", "independent", "continuous", "free-log-std", "action-mask", "centralised", "lstm"],
 )
 def test_the_victim_repeats_what_the_env_runner_recorded(changes: dict[str, Any], tmp_path: Path) -> None:
     config = tiny(**changes, resources={"runner": "stock"})
@@ -89,6 +90,18 @@ def test_the_victim_repeats_what_the_env_runner_recorded(changes: dict[str, Any]
     compare(Victim.load(tmp_path / "victim"), episodes, raw, sent)
 
 
+def answers(victim: Victim, agent: str, inputs: torch.Tensor, legal: torch.Tensor | None) -> torch.Tensor:
+    """What the victim says in one episode: all at once, or one after the other where it remembers."""
+    if not victim.recurrent:
+        return victim.policy(agent, action_mask=legal)(inputs)
+    memory, here, found = victim.memory(), {agent: torch.tensor([0])}, []
+    for row in inputs.split(1):
+        policy = victim.policy(agent, state=memory.recall(here))
+        found.append(policy(row))
+        memory.advance(here, policy, row)
+    return torch.cat(found)
+
+
 def compare(victim: Victim, episodes: list[Any], raw: Recorder, sent: Recorder) -> None:
     compared = 0
     for episode in episodes:
@@ -99,7 +112,7 @@ def compare(victim: Victim, episodes: list[Any], raw: Recorder, sent: Recorder) 
             legal = None if masks[0] is None else torch.tensor(np.array(masks)).bool()
             inputs = victim.inputs(agent, torch.tensor(np.array(observations)))
             # RLlib's batches had other sizes, and matrix products of other sizes round differently.
-            got = victim.policy(agent, action_mask=legal)(inputs)
+            got = answers(victim, agent, inputs, legal)
             torch.testing.assert_close(got, outputs, rtol=1e-5, atol=1e-6)
             seen, _ = split(played.get_observations())
             assert torch.equal(inputs, torch.tensor(seen[: len(outputs)]).float().flatten(1))
