@@ -192,6 +192,13 @@ class Victim:
             actions[agent] = int(action[0]) if discrete else action[0].numpy()
         return actions
 
+    @staticmethod
+    def from_policies(policies: Mapping[str, nn.Module] | nn.Module, env: Any, **settings: Any) -> Victim:
+        """A victim from plain torch modules; see :func:`~marl_aajr.victims.plain.victim_from_policies`."""
+        from marl_aajr.victims.plain import victim_from_policies
+
+        return victim_from_policies(policies, env, **settings)
+
     def save(self, folder: Path | str) -> Path:
         """Write the portable artefact; see :func:`~marl_aajr.victims.store.save_victim`."""
         from marl_aajr.victims.store import save_victim

@@ -1,0 +1,90 @@
+"""Plain torch policies as a victim."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Protocol
+
+import gymnasium as gym
+from torch import nn
+
+from marl_aajr.victims.filters import ObservationFilter
+from marl_aajr.victims.victim import Victim
+
+
+class Spaces(Protocol):
+    """What is asked of an environment: PettingZoo's declarations of agents and spaces."""
+
+    possible_agents: list[str]
+
+    def observation_space(self, agent: str) -> gym.Space[Any]:
+        """What an agent observes."""
+
+    def action_space(self, agent: str) -> gym.Space[Any]:
+        """What an agent may do."""
+
+
+def victim_from_policies(
+    policies: Mapping[str, nn.Module] | nn.Module,
+    env: Spaces,
+    *,
+    critics: Mapping[str, nn.Module] | None = None,
+    filters: Mapping[str, ObservationFilter | None] | None = None,
+    normalize_actions: bool = False,
+    clip_actions: bool = True,
+    env_name: str = "",
+    env_kwargs: Mapping[str, Any] | None = None,
+) -> Victim:
+    """A victim from torch modules and the PettingZoo environment that they play.
+
+    Args:
+        policies: agent -> its network, or one network that plays all agents. It maps observations
+            ``[B, *shape]`` (float32) to the inputs of the action distribution ``[B, m]``: logits for Discrete
+            and MultiDiscrete actions (those of all parts, one after the other), mean and log σ for Box ones.
+            A network with ``initial_state(rows)`` and ``forward(obs, state)`` has a memory
+            (:func:`~marl_aajr.victims.recurrent.is_recurrent`).
+        env: whose agents and spaces they are; of Dict observations with an ``action_mask``, networks read
+            ``observation``, and forbidden logits are masked for them.
+        critics: agent -> what it expects to earn, ``[B, 1]`` or ``[B]``; for the critic attack.
+        filters: agent -> frozen observation filter in front of its network.
+        normalize_actions: whether Box actions in [−1, 1] stand for their bounds.
+        clip_actions: whether Box actions are clipped to their bounds where they are not normalised.
+        env_name: what :func:`~marl_aajr.evaluation.evaluate` builds, where it is not told.
+        env_kwargs: its arguments, JSON values.
+
+    Raises:
+        ValueError: an agent without a network, or a network that does not fit the spaces.
+
+    Example:
+        >>> net = nn.Sequential(nn.Linear(18, 64), nn.Tanh(), nn.Linear(64, 5))
+        >>> victim = Victim.from_policies(net, simple_spread_v3.parallel_env())
+        >>> evaluate(victim, resolve("mpe2.simple_spread_v3"), suite="quick").worst
+    """
+    agents = list(env.possible_agents)
+    if isinstance(policies, nn.Module):
+        policies = dict.fromkeys(agents, policies)
+    if missing := [agent for agent in agents if agent not in policies]:
+        raise ValueError(f"expected a policy for each agent, got none for {', '.join(missing)}")
+    if strangers := [agent for agent in policies if agent not in agents]:
+        raise ValueError(f"expected policies of {', '.join(agents)}, got one of {', '.join(strangers)}")
+    # Agents of one network are asked, and attacked, as one batch.
+    first = {agent: next(a for a in agents if policies[a] is policies[agent]) for agent in agents}
+    names = {agent: "policy" if len(set(first.values())) == 1 else first[agent] for agent in agents}
+    return Victim(
+        module_of=names,
+        modules={names[agent]: policies[agent] for agent in agents},
+        critics={names[agent]: critic for agent, critic in (critics or {}).items()},
+        observation_spaces={agent: _observed(env.observation_space(agent)) for agent in agents},
+        action_spaces={agent: env.action_space(agent) for agent in agents},
+        filters=filters or {},
+        normalize_actions=normalize_actions,
+        clip_actions=clip_actions,
+        env_name=env_name,
+        env_kwargs=env_kwargs or {},
+    )
+
+
+def _observed(space: gym.Space[Any]) -> gym.Space[Any]:
+    if isinstance(space, gym.spaces.Dict) and set(space.spaces) == {"observation", "action_mask"}:
+        return space["observation"]
+    return space
