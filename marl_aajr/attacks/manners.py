@@ -23,9 +23,9 @@ import torch
 from gymnasium import Space, spaces
 from torch import Tensor
 
-from marl_aajr.attacks.direction import follow
 from marl_aajr.attacks.victim_game import ADVERSARY
 from marl_aajr.checks import at_least_one, one_of
+from marl_aajr.direction import follow
 from marl_aajr.distributions import Categorical, DiagGaussian, MultiCategorical
 from marl_aajr.policy import Policy
 from marl_aajr.threat import PerturbationSet
