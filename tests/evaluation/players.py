@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from marl_aajr.rollout.environments import EnvironmentSpec, resolve
 from marl_aajr.victims import ObservationFilter, Victim
@@ -23,6 +23,10 @@ def moves(**kwargs: Any) -> EnvironmentSpec:
     return resolve(f"{TOYS}:Moves", kwargs)
 
 
+def stakes(**kwargs: Any) -> EnvironmentSpec:
+    return resolve(f"{TOYS}:Stakes", kwargs)
+
+
 def network(outputs: int, inputs: int, *, seed: int = 0) -> nn.Sequential:
     with torch.random.fork_rng():
         torch.manual_seed(seed)
@@ -35,6 +39,13 @@ def sign_reader() -> nn.Linear:
     layer.weight.data = torch.tensor([[-1.0, 0.0], [1.0, 0.0]])
     layer.bias.data = torch.zeros(2)
     return layer
+
+
+class LoudReader(nn.Module):
+    """Logits (−x, x) times the loudness: as sure of itself as the step is loud."""
+
+    def forward(self, obs: Tensor) -> Tensor:
+        return torch.stack([-obs[..., 0], obs[..., 0]], -1) * obs[..., 1:]
 
 
 def team(

@@ -249,11 +249,16 @@ class TestUnits:
 
 
 def test_ray_workers_play_to_the_same_numbers(ray_session: None) -> None:
-    """Rows do not know of each other, so it does not matter who plays them."""
+    """Rows do not know of each other, so it does not matter who plays them, or who finds the worst agent."""
     victim = team(SPREAD)
-    chosen = suite(attacks=["noise", "pgd-margin"], epsilons=[0.3, 0.5], actions=["sampled", "greedy"])
+    chosen = suite(
+        attacks=["noise", "pgd-margin"],
+        epsilons=[0.3, 0.5],
+        actions=["sampled", "greedy"],
+        budget="agents=1,steps=2,timing=strategic",
+    )
     told: list[int] = []
     here = evaluate(victim, SPREAD, suite=chosen)
     there = evaluate(victim, SPREAD, suite=chosen, workers=2, on_progress=lambda p: told.append(p.done))
     assert there.to_json() == here.to_json()
-    assert told[-1] == 2 * (5 * 6 + 4 * 4)
+    assert told[-1] == 2 * (5 * 6 + (3 * 4 + 1) * 4), "four attacks on three agents each, and the rehearsal"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -72,11 +73,12 @@ class Moves(AECEnv[str, Any, Any]):
     metadata = {"name": "moves_v0", "render_modes": [], "is_parallelizable": False}  # noqa: RUF012
     render_mode = None
 
-    def __init__(self, *, longest: int = 9) -> None:
+    def __init__(self, *, longest: int = 9, sides: bool = True) -> None:
         super().__init__()
         self.possible_agents = ["first", "second"]
         self.longest = longest
-        self.teams = {"first": "first", "second": "second"}
+        if sides:
+            self.teams = {"first": "first", "second": "second"}
 
     def observation_space(self, agent: str) -> spaces.Space[Any]:
         parts = {
@@ -123,3 +125,52 @@ class Moves(AECEnv[str, Any, Any]):
     def _deal(self) -> None:
         self.seen = self.rng.uniform(-1, 1, 3).astype(np.float32)
         self.legal = np.array([1, *self.rng.integers(0, 2, 3)], np.int8)
+
+
+class Stakes(ParallelEnv[str, Any, Any]):
+    """Name the sign of what you see; a right answer earns an agent its worth, a wrong one costs it as much.
+
+    Everybody plays ``steps`` steps. With ``crucial`` only one of them pays, at a random time, and it is
+    louder than the others: the second feature is 3 there and 0.1 elsewhere.
+    """
+
+    metadata = {"name": "stakes_v0", "render_modes": []}  # noqa: RUF012
+    render_mode = None
+
+    def __init__(self, *, worth: Sequence[float] = (1.0, 1.0), steps: int = 4, crucial: bool = False) -> None:
+        self.possible_agents = [f"agent_{i}" for i in range(len(worth))]
+        self.worth, self.steps, self.crucial = (
+            dict(zip(self.possible_agents, worth, strict=True)),
+            steps,
+            crucial,
+        )
+
+    def observation_space(self, agent: str) -> spaces.Space[Any]:
+        return spaces.Box(-100, 100, (2,), np.float32)
+
+    def action_space(self, agent: str) -> spaces.Space[Any]:
+        return spaces.Discrete(2)
+
+    def reset(self, seed: int | None = None, options: Any = None) -> Any:
+        self.rng = np.random.default_rng(seed)
+        self.t, self.paid = 0, int(self.rng.integers(self.steps))
+        self.agents = list(self.possible_agents)
+        return self._look(), {a: {} for a in self.agents}
+
+    def step(self, actions: dict[str, int]) -> Any:
+        pays = self.t == self.paid or not self.crucial
+        rewards = {
+            a: pays * self.worth[a] * (1.0 if (actions[a] == 1) == (self.signs[a] > 0) else -1.0)
+            for a in self.agents
+        }
+        self.t += 1
+        told = self._look()
+        infos: dict[str, Any] = {a: {} for a in self.agents}
+        ends = dict.fromkeys(self.agents, self.t >= self.steps)
+        self.agents = [a for a in self.agents if not ends[a]]
+        return told, rewards, ends, dict.fromkeys(ends, False), infos
+
+    def _look(self) -> dict[str, Any]:
+        self.signs = {a: 2 * int(self.rng.integers(2)) - 1 for a in self.agents}
+        loud = 3.0 if self.crucial and self.t == self.paid else 0.1
+        return {a: np.array([sign, loud], np.float32) for a, sign in self.signs.items()}
