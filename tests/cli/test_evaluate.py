@@ -128,6 +128,54 @@ def test_the_terminal_marks_the_worst_and_names_what_was_left_out(
     assert "FAILED" not in text
 
 
+def test_budget_norm_and_weakest_link(capsys: pytest.CaptureFixture[str], run: Path) -> None:
+    attacks = ("--attack", "noise", "--attack", "fgsm", "--epsilon", 1.1, "--episodes", 3, "--norm", "l2")
+    spent = ("--budget", "agents=2,steps=1,scale=agent_1:0.5", "--weakest-link", "--selection-episodes", 3)
+    result = as_json(capsys, run, *attacks, *spent)
+    assert (result["norm"], result["budget"]) == ("l2", "agents=2,steps=1,timing=random,scale=agent_1:0.5")
+    fgsm = result["attacks"][1]
+    assert fgsm["epsilons"] == {"agent_0": 1.1, "agent_2": 1.1}, "agent_1 is hurt by half as much: not at all"
+    assert fgsm["budget"] == "1 of 1–2 steps, random"
+    pairs = [row for row in result["subsets"] if len(row["agents"]) == 2]
+    assert (len(pairs), len(result["subsets"])) == (2 * 3, 2 * 3 + 3)
+    (name,) = (run / "evaluations").glob("*.json")
+    assert json.loads(name.read_text()) == result
+    text = said(capsys, run, *attacks, *spent)
+    assert "fgsm on agent_0, agent_2" in text
+    assert "1 of 1–2 steps, random" in " ".join(text.split())
+    assert "Attacked alone (weakest first)" in text
+
+
+def test_another_budget_is_another_evaluation(capsys: pytest.CaptureFixture[str], run: Path) -> None:
+    for budget in ((), ("--budget", "agents=1"), ("--budget", "agents=2")):
+        options = ("--attack", "fgsm", "--epsilon", 1.1, "--episodes", 2, "--selection-episodes", 2, *budget)
+        as_json(capsys, run, *options)
+    assert len(list((run / "evaluations").glob("*.json"))) == 3
+
+
+def test_the_worst_by_chance_has_a_question_mark(capsys: pytest.CaptureFixture[str], run: Path) -> None:
+    """At ε = 0.9 nothing changes anything: whichever is called worst is so by chance."""
+    options = ("--attack", "noise", "--attack", "fgsm", "--epsilon", 0.9, "--selection-episodes", 4)
+    text = said(capsys, run, *options, "--episodes", 4)
+    assert "noise (worst?)" in text
+    assert "worst?: within noise of the next" in " ".join(text.split())
+    clear = said(
+        capsys, run, "--attack", "fgsm", "--epsilon", 1.1, "--selection-episodes", 4, "--episodes", 4
+    )
+    assert "fgsm (worst)" in clear
+    assert "worst?" not in clear
+
+
+def test_other_sides_are_named(
+    capsys: pytest.CaptureFixture[str], run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sided = team(signs(longest=2, teams=True), sign_reader())
+    monkeypatch.setattr("marl_aajr.evaluation.run.Victim.load", lambda folder: sided)
+    text = said(capsys, run, "--attack", "fgsm", "--epsilon", 1.1, "--episodes", 2)
+    assert "Team right, 2 episodes" in text
+    assert "Other teams, by --team: left" in text
+
+
 def test_a_masked_policy_is_called_so_before_any_number(
     capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -142,12 +190,19 @@ def test_a_masked_policy_is_called_so_before_any_number(
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (("--suite", "quik"), "a suite out of quick, standard, full; got 'quik'"),
+        (("--suite", "quik"), "a suite out of quick, standard, full; got 'quik' (did you mean quick?)"),
         (("--suite", "none.yaml"), "none.yaml, which does not exist"),
         (("--agents", "agent_7"), "agents out of agent_0, agent_1, agent_2; got 'agent_7'"),
         (("--units", "metres"), "units out of raw, network; got 'metres'"),
         (("--actions", "random"), "actions out of greedy, sampled; got 'random'"),
-        (("--attack", "transfer"), "expected a surrogate for the attack 'transfer'"),
+        (
+            ("--attack", "transfer"),
+            "expected a surrogate for the attack 'transfer', got none; name another run",
+        ),
+        (("--attack", "transfer"), "--surrogate RUN"),
+        (("--budget", "agents=4"), "at most 3 agents in the budget"),
+        (("--budget", "agent=1"), "did you mean agents?"),
+        (("--norm", "l3"), "norm out of linf, l2; got 'l3'"),
         (("--epsilon", "-1"), "a finite epsilon > 0"),
     ],
 )
