@@ -7,7 +7,8 @@ from typing import Literal
 
 from marl_aajr.attacks import agent_game
 from marl_aajr.attacks.agent_game import AgentThreat, Kind, Pays
-from marl_aajr.training.config import EnvConfig, RunConfig
+from marl_aajr.training.config import EnvConfig, Resources, RunConfig
+from marl_aajr.training.roster import roster_of
 from marl_aajr.training.run_directory import RunDirectory
 from marl_aajr.victims import Victim, fingerprint
 
@@ -31,8 +32,11 @@ def agent_config(
 ) -> RunConfig:
     """The configuration of the run; `marl_aajr.training.train` refuses what does not fit.
 
-    Networks, PPO's numbers and the observation filter are those that the victims were trained with: they are
-    known to learn in this environment.
+    Networks, PPO's numbers and the observation filter are those that the victims were trained with, which
+    are known to learn in this environment; only a memory or a central critic they do without, and one process
+    does it all. An opponent begins as those who opposed the victims in their training: on simple_tag this
+    beats a run from nothing of three times the length. A traitor begins from nothing: from a loyal policy it
+    learns to do less harm.
 
     Args:
         victim_run: whose victims stay frozen.
@@ -45,6 +49,7 @@ def agent_config(
         seed: of the run.
     """
     trained = victim_run.config()
+    asked = trained.resources
     victim = Victim.load(victim_run.victim)
     threat = AgentThreat(
         env=victim.env_name,
@@ -57,11 +62,22 @@ def agent_config(
         pays=pays,
         actions=actions,
     )
-    return RunConfig(
+    config = RunConfig(
         env=EnvConfig(name=GAME, kwargs=vars(threat)),
         seed=seed,
         env_steps=env_steps,
-        model=trained.model.model_copy(update={"critic": "own"}),
+        policies=trained.policies,
+        model=trained.model.model_copy(update={"critic": "own", "lstm": None}),
         ppo=trained.ppo,
         observation_filter=trained.observation_filter,
+        resources=Resources(envs_per_runner=max(asked.env_runners, 1) * asked.copies),
     )
+    if kind == "opponent" and _can_begin(config, victim):
+        config = config.model_copy(update={"initial_policy": threat.victim})
+    return config
+
+
+def _can_begin(config: RunConfig, victim: Victim) -> bool:
+    """Whether the run has modules of the victims' own, and can take them over."""
+    same = all(victim.module_of[agent] == module for agent, module in roster_of(config).module_of.items())
+    return same and not victim.recurrent and not any(victim.filters.values())

@@ -120,6 +120,11 @@ def _check(replacement: Replacement, env: BatchedEnv, members: Sequence[str]) ->
             f"({', '.join(replacement.agents)}); name fewer agents, or those of another team"
         )
     if replacement.victim is not None:
+        if replacement.victim.recurrent:
+            raise ValueError(
+                f"expected a {replacement.kind} without a memory, got recurrent policies from "
+                f"{replacement.source!r}; train one with model.lstm none"
+            )
         check_match(replacement.victim, env, agents=replacement.agents, what=f"a {replacement.kind}")
     else:
         _check_control(replacement, env)

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 
 from marl_aajr.attacks.agent_run import agent_config
 from marl_aajr.evaluation import evaluate_run
 from marl_aajr.training.config import RunConfig
 from marl_aajr.training.run_directory import RunDirectory, Status
 from marl_aajr.training.trainer import train
-from tests.attacks.test_agent_game import RELAY, reader
+from marl_aajr.victims import Victim
+from tests.attacks.test_agent_game import RELAY, TAG, each_its_own, reader
 from tests.evaluation.players import team
 from tests.training.runs import tiny
 
@@ -55,3 +58,41 @@ def test_a_traitor_among_other_victims_is_refused(
     team(RELAY).save(victims.victim)
     with pytest.raises(ValueError, match="they have been trained anew or replaced"):
         train(config, tmp_path / "traitor")
+
+
+@pytest.fixture
+def chase(tmp_path: Path) -> RunDirectory:
+    """A finished run of both sides of simple_tag, which have learned nothing."""
+    directory = RunDirectory(tmp_path / "chase")
+    slow = {"train_batch_size": 40, "minibatch_size": 40, "epochs": 1, "lr": 1e-9}
+    directory.create(
+        tiny(env={"name": TAG.name, "kwargs": dict(TAG.kwargs)}, ppo=slow, model={"hidden": [16]})
+    )
+    directory.unlock()
+    random = each_its_own(TAG)
+    sides = {agent: agent.partition("_")[0] for agent in random.agents}
+    replace(
+        random,
+        module_of=sides,
+        modules={side: random.modules[agent] for agent, side in sides.items()},
+    ).save(directory.victim)
+    directory.write_status(Status("finished", iteration=1, env_steps=600))
+    return directory
+
+
+def test_opponents_begin_as_those_that_the_victims_know(
+    chase: RunDirectory, tmp_path: Path, ray_session: None
+) -> None:
+    config = agent_config(chase, kind="opponent", team="good", env_steps=40)
+    trained = Victim.load(RunDirectory(train(config, tmp_path / "pursuers")).victim)
+    assert trained.agents == ("adversary_0", "adversary_1", "adversary_2")
+    known = Victim.load(chase.victim).modules["adversary"].state_dict().values()
+    for own, known_one in zip(trained.modules["adversary"].state_dict().values(), known, strict=True):
+        torch.testing.assert_close(own, known_one)
+
+
+def test_traitors_and_those_with_other_modules_begin_from_nothing(chase: RunDirectory) -> None:
+    assert agent_config(chase, kind="traitor", agents=["adversary_1"]).initial_policy is None
+    assert agent_config(chase, kind="opponent", team="good").initial_policy == str(chase.victim)
+    each_its_own(TAG).save(chase.victim)
+    assert agent_config(chase, kind="opponent", team="good").initial_policy is None
