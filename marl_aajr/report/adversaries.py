@@ -10,17 +10,20 @@ from collections import defaultdict
 from collections.abc import Sequence
 
 import numpy as np
+from scipy import stats
 
 from marl_aajr.report.cells import NOTHING, Block, Cell, Line, estimated, marked, size
 from marl_aajr.report.comparison import Comparison, Row, estimate_of
 from marl_aajr.report.conditions import Condition
 from marl_aajr.report.evaluations import Replaced
 from marl_aajr.report.protocol import Results
-from marl_aajr.report.statistics import difference_over_episodes
+from marl_aajr.report.statistics import Estimate
 from marl_aajr.report.wording import number
 
 LEARNED = "learned"
 """What an attack asks of the policy, as evaluations name it, when it was trained against it."""
+
+_SURE = 0.975
 
 _Who = tuple[str, tuple[str, ...]]
 
@@ -128,23 +131,25 @@ def _myopic(comparison: Comparison, condition: Condition, found: set[Condition])
 def _against_myopic(
     comparison: Comparison, condition: Condition, others: Sequence[Condition], decimals: int
 ) -> tuple[Line, ...]:
-    own = marked(condition.attack, comparison.rows, lambda row: row.robust[condition], decimals=decimals)
+    def note(row: Row) -> str:
+        weak = sum(_behind(run, condition, others) for run in row.runs) if others else 0
+        return f"undertrained in {weak} of {len(row.runs)}" if weak else ""
+
+    def strongest(row: Row) -> Estimate:
+        found = [min((run.attacked[o] for o in others), key=lambda outcome: outcome.mean) for run in row.runs]
+        return estimate_of(found, level=comparison.protocol.level)
+
+    rows = comparison.rows
+    own = marked(condition.attack, rows, lambda row: row.robust[condition], note=note, decimals=decimals)
     if not others:
         return (own,)
-
-    def against(row: Row) -> Cell:
-        best = [min((run.attacked[o] for o in others), key=lambda outcome: outcome.mean) for run in row.runs]
-        weak = sum(_behind(run, condition, others) for run in row.runs)
-        note = f"undertrained in {weak} of {len(row.runs)}" if weak else ""
-        return estimated(estimate_of(best, level=comparison.protocol.level), decimals=decimals, note=note)
-
-    return own, Line("strongest that is not learned", tuple(map(against, comparison.rows)))
+    return own, marked("strongest that is not learned", rows, strongest, decimals=decimals)
 
 
 def _behind(run: Results, condition: Condition, others: Sequence[Condition]) -> bool:
     """Whether the adversary leaves more than the strongest other, beyond doubt on the same episodes."""
     strongest = min((run.attacked[other] for other in others), key=lambda outcome: outcome.mean)
-    gap = difference_over_episodes(
-        run.attacked[condition].returns, strongest.returns, level=0.95, generator=np.random.default_rng(0)
-    )
-    return gap.low is not None and gap.low > 0
+    gap = np.subtract(run.attacked[condition].returns, strongest.returns)
+    if len(gap) < 2:
+        return False
+    return bool(gap.mean() > stats.t.ppf(_SURE, len(gap) - 1) * stats.sem(gap))

@@ -8,7 +8,6 @@ from collections.abc import Sequence
 
 from marl_aajr.report.adversaries import undertrained
 from marl_aajr.report.comparison import Comparison
-from marl_aajr.report.conditions import norms
 from marl_aajr.report.evaluations import Evaluation
 from marl_aajr.report.methods import Method, differences
 from marl_aajr.report.records import RunRecord
@@ -31,7 +30,6 @@ def cautions(comparison: Comparison) -> list[str]:
         *_versions(runs),
         *_nonfinite(runs),
         *_selection(comparison),
-        *_norms(comparison),
         *_left_out(comparison),
     ]
 
@@ -47,28 +45,17 @@ def _selection(comparison: Comparison) -> list[str]:
     ]
 
 
-def _norms(comparison: Comparison) -> list[str]:
-    found = norms(comparison.conditions)
-    if len(found) < 2:
-        return []
-    return [
-        f"Sizes are in different norms ({listing(found)}): the same ε is not the same strength, and the "
-        "worst of a size is the worst of all of them."
-    ]
-
-
 def cautions_of_all(comparisons: Sequence[Comparison]) -> list[str]:
     """The cautions of several comparisons; what only some of them say names those."""
     said: dict[str, list[str]] = defaultdict(list)
     for comparison in comparisons:
         for sentence in cautions(comparison):
             said[sentence].append(comparison.scene.short)
-    order = sorted(said, key=lambda sentence: not sentence.startswith("EVALUATION FAILED"))
     return [
         sentence
         if len(said[sentence]) == len(comparisons)
         else f"{some(said[sentence], of=len(comparisons), noun='environments')}: {sentence}"
-        for sentence in order
+        for sentence in said
     ]
 
 

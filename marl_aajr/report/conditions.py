@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
 from marl_aajr.report.evaluations import Attacked, Chosen, Evaluation, Rows
 
-ALWAYS = "every step"
-"""The budget of an attack that is not limited in time."""
-
+_COUNTED = re.compile(r"agents=\d+")
+_STEPS = re.compile(r"steps=(\d+)(?:,timing=(\w+))?")
+_SCALE = re.compile(r"scale=([^,]+)")
 _SOURCE = re.compile(r"\b(source|run|surrogate)='[^']*'")
 
 
@@ -23,7 +23,7 @@ class Key(NamedTuple):
         settings: without what is each run's own (the run that its adversary or surrogate comes from).
         epsilon: the size.
         whom: who is attacked, where it is not everybody under attack; else empty.
-        budget: when, where it is not always; else empty.
+        budget: when, where it is not always, and by how much where it is not the same for all; else empty.
         turn: counts the surrogates or adversaries of one run that would otherwise be the same.
     """
 
@@ -64,15 +64,15 @@ class Condition:
 
 
 Exact = tuple[str, str, float, frozenset[str], str]
-"""A row as its file has it: attack, settings, size, agents and budget."""
+"""A row as its file has it: attack, settings, size, agents and the budget of the evaluation."""
 
 Played = tuple[Rows, Evaluation]
 """What was played with one kind of actions, and the file that holds it."""
 
 
-def exact(row: Attacked | Chosen) -> Exact:
+def exact(row: Attacked | Chosen, evaluation: Evaluation) -> Exact:
     """What tells the rows of one run apart."""
-    return row.attack, row.settings, row.epsilon, frozenset(row.agents), row.budget
+    return row.attack, row.settings, row.epsilon, frozenset(row.agents), evaluation.budget
 
 
 def keys_of(played: Sequence[Played]) -> dict[Exact, Key]:
@@ -84,17 +84,17 @@ def keys_of(played: Sequence[Played]) -> dict[Exact, Key]:
     keys: dict[Exact, Key] = {}
     for rows, evaluation in played:
         for row in rows.attacks:
-            if exact(row) in keys:
+            if exact(row, evaluation) in keys:
                 continue
             plain = Key(
                 row.attack,
                 _SOURCE.sub(r"\1=…", row.settings),
                 row.epsilon,
-                _whom(row.agents, rows, evaluation),
-                "" if row.budget in ("", ALWAYS) else row.budget,
+                _whom(row, rows, evaluation),
+                _limits(evaluation),
             )
             turns = [key.turn for key in keys.values() if key._replace(turn=1) == plain]
-            keys[exact(row)] = plain._replace(turn=len(turns) + 1)
+            keys[exact(row, evaluation)] = plain._replace(turn=len(turns) + 1)
     return keys
 
 
@@ -120,13 +120,14 @@ def _condition(key: Key, *, alone: bool) -> Condition:
     )
 
 
-def _whom(agents: Collection[str], rows: Rows, evaluation: Evaluation) -> str:
-    if not agents or set(agents) == set(evaluation.agents):
+def _whom(row: Attacked, rows: Rows, evaluation: Evaluation) -> str:
+    agents = set(row.agents or evaluation.agents)
+    if not agents or agents == evaluation.members:
         return ""
     searched = {frozenset(subset.agents) for subset in rows.subsets}
-    if frozenset(agents) in searched:
+    if _COUNTED.search(evaluation.budget) and frozenset(agents) in searched:
         return f"worst {len(agents)} of {len(evaluation.agents)} agents"
-    return f"{', '.join(agents)} only"
+    return f"{', '.join(sorted(agents))} only"
 
 
 def unlimited(conditions: Iterable[Condition]) -> tuple[Condition, ...]:
@@ -135,7 +136,12 @@ def unlimited(conditions: Iterable[Condition]) -> tuple[Condition, ...]:
     return tuple(condition for condition in given if not condition.limits) or given
 
 
-def norms(conditions: Iterable[Condition]) -> tuple[str, ...]:
-    """The norms that sizes are measured in, as the settings say."""
-    found = (re.search(r"\bnorm='(\w+)'", condition.settings) for condition in conditions)
-    return tuple(dict.fromkeys(match[1] for match in found if match))
+def _limits(evaluation: Evaluation) -> str:
+    """When the adversary may lie, and to whom by more or less than the size, in words.
+
+    Of the evaluation's budget: a row's own words hold the lengths of its run's episodes.
+    """
+    steps, scale = _STEPS.search(evaluation.budget), _SCALE.search(evaluation.budget)
+    when = f"{steps[1]} steps ({steps[2] or 'random'})" if steps else ""
+    how_much = f"ε × {scale[1].replace('+', ', ')}" if scale else ""
+    return ", ".join(filter(None, (when, how_much)))

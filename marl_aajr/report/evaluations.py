@@ -154,8 +154,8 @@ class Evaluation(Rows):
     """One file of RUN/evaluations.
 
     Attributes:
-        budget: as ``--budget`` takes it; empty: unlimited.
-        surrogates: runs that perturbations were transferred from.
+        budget: what the adversary may spend, as ``--budget`` takes it; empty: everything.
+        norm: of ε.
     """
 
     schema_version: Literal[1, 2] = Field(alias="schema")
@@ -173,14 +173,14 @@ class Evaluation(Rows):
     teams: dict[str, str] = {}
     team: str = ""
     budget: str = ""
-    surrogates: tuple[str, ...] = ()
+    norm: str = "linf"
     num_envs: int = 0
 
     @property
-    def part(self) -> str:
-        """The attacked agents, where they are not the whole team; else nothing."""
+    def members(self) -> set[str]:
+        """The agents of the team whose return is reported; in older files, those attacked."""
         members = {agent for agent, team in self.teams.items() if team == self.team}
-        return "" if not self.agents or members == set(self.agents) else ", ".join(self.agents)
+        return members or set(self.agents)
 
     @model_validator(mode="after")
     def _as_many_returns_as_episodes(self) -> Evaluation:

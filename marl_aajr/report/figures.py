@@ -100,30 +100,38 @@ def pareto_panel(
     """
 
     def draw(axes: Axes) -> None:
-        x, y = (np.array([getattr(c, side).mean for c in clouds]) for side in ("clean", "robust"))
         for cloud, look in zip(clouds, looks, strict=True):
-            if len(cloud.runs) > 1:
-                axes.plot(*zip(*cloud.runs, strict=True), ".", color=look.colour, alpha=0.5, ms=3, zorder=2)
-            for low, high, level, along in (
-                (cloud.clean.low, cloud.clean.high, cloud.robust.mean, axes.hlines),
-                (cloud.robust.low, cloud.robust.high, cloud.clean.mean, axes.vlines),
-            ):
-                if low is not None and high is not None:
-                    along(level, low, high, color=look.colour, linewidth=0.8, alpha=0.7, zorder=2)
-            axes.plot(cloud.clean.mean, cloud.robust.mean, look.marker, color=look.colour, ms=6, zorder=4)
-        axes.margins(0.08)
-        axes.autoscale(enable=False)
-        left, bottom = axes.get_xlim()[0], axes.get_ylim()[0]
-        stairs_x = [left, *x[list(front)]]
-        stairs_y = [*y[list(front)], bottom]
-        axes.step(
-            [*stairs_x, stairs_x[-1]], [stairs_y[0], *stairs_y], where="pre", color=MUTED, lw=0.9, zorder=1
-        )
-        axes.set(xlabel="clean return", ylabel=ylabel)
+            _draw_cloud(axes, cloud, look)
+        (left, right), (bottom, top) = (_range(clouds, along) for along in (0, 1))
+        across = [clouds[i].clean.mean for i in front]
+        up = [clouds[i].robust.mean for i in front]
+        stairs = [left, *across, across[-1]], [up[0], *up, bottom]
+        axes.step(*stairs, where="pre", color=MUTED, linewidth=0.9, zorder=1)
+        axes.set(xlabel="clean return", ylabel=ylabel, xlim=(left, right), ylim=(bottom, top))
         axes.xaxis.set_major_locator(MaxNLocator(4))
         axes.yaxis.set_major_locator(MaxNLocator(5))
 
     return svg(draw, key=key)
+
+
+def _draw_cloud(axes: Axes, cloud: Cloud, look: Look) -> None:
+    clean, robust = cloud.clean, cloud.robust
+    if clean.low is not None and clean.high is not None:
+        axes.hlines(robust.mean, clean.low, clean.high, color=look.colour, linewidth=0.8, alpha=0.7)
+    if robust.low is not None and robust.high is not None:
+        axes.vlines(clean.mean, robust.low, robust.high, color=look.colour, linewidth=0.8, alpha=0.7)
+    if len(cloud.runs) > 1:
+        axes.plot(*zip(*cloud.runs, strict=True), ".", color=look.colour, alpha=0.5, markersize=3, zorder=3)
+    axes.plot(clean.mean, robust.mean, look.marker, color=look.colour, markersize=6, zorder=4)
+
+
+def _range(clouds: Sequence[Cloud], along: int) -> tuple[float, float]:
+    """Of one axis, so that every mean, run and interval is on it, with some air."""
+    points = [(cloud.clean, cloud.robust)[along] for cloud in clouds]
+    ends = [e for p in points for e in (p.mean, p.low, p.high) if e is not None]
+    ends += [run[along] for cloud in clouds for run in cloud.runs]
+    air = 0.08 * (max(ends) - min(ends)) or 1.0
+    return min(ends) - air, max(ends) + air
 
 
 def profile_panel(

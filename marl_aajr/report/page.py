@@ -16,8 +16,9 @@ from marl_aajr.report.notes import Notes
 from marl_aajr.report.palette import dark_variables
 from marl_aajr.report.protocol import Scene
 from marl_aajr.report.records import RunRecord, load_run
-from marl_aajr.report.scores import Reference, summarise
+from marl_aajr.report.scores import Reference, reference_of, summarise
 from marl_aajr.report.sections import Legend, section
+from marl_aajr.report.trust import FAILED
 from marl_aajr.report.wording import count
 from marl_aajr.training.files import write_text
 
@@ -42,7 +43,7 @@ def write_report(
         out: the HTML file; its folder is created, an existing file is replaced.
         title: heading of the page; names the environments by default.
         notes: what a study knows beside its runs: tuning budgets, restarts, failures, what was cut.
-        references: environment (as its evaluations name it) -> floor and target, fixed before the study.
+        references: environment -> floor and target, fixed before the study; ``"NAME, SIDE"`` for one side.
             Without them scores are relative to the runs on the page, and the page says so.
         film: show in each section one clean and one attacked episode side by side, played anew: some seconds
             and up to some hundred kilobytes for each environment.
@@ -88,7 +89,7 @@ def render(
                 comparison,
                 legend,
                 key=f"e{i}",
-                reference=references.get(comparison.protocol.environment),
+                reference=reference_of(references, comparison.scene),
                 film=films.get(comparison.scene, b""),
                 with_training=own not in seen,
             )
@@ -103,7 +104,7 @@ def render(
         swatches=legend.definitions,
         trust=trust.verdict_on_checks(comparisons),
         failed=bool(trust.tally(comparisons)["fail"]),
-        cautions=[*studied.warnings(notes), *cautions_of_all(comparisons)],
+        cautions=_in_order([*studied.warnings(notes), *cautions_of_all(comparisons)]),
         notes=notes,
         study=studied.sheets(notes),
         took=tables.duration(notes.seconds) if notes.seconds else "",
@@ -116,6 +117,11 @@ def render(
         several_runs=any(len(row.runs) > 1 for c in comparisons for row in c.rows),
         single_runs=any(len(row.runs) == 1 for c in comparisons for row in c.rows),
     )
+
+
+def _in_order(cautions: list[str]) -> list[str]:
+    """Failed evaluations before all else."""
+    return sorted(cautions, key=lambda caution: FAILED not in caution)
 
 
 def _films(comparisons: Sequence[Comparison]) -> dict[Scene, bytes]:
@@ -145,7 +151,7 @@ def _across(
         "legend": legend.entries(rows),
         "blocks": aggregates.blocks(found, decimals=2),
         "profiles": aggregates.profiles(found, looked, unit="score", key="across"),
-        "fixed": all(c.protocol.environment in references for c in comparisons),
+        "fixed": all(reference_of(references, c.scene) for c in comparisons),
     }
 
 

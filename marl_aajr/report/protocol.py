@@ -10,6 +10,10 @@ from dataclasses import dataclass, field, replace
 from marl_aajr.report.conditions import Condition, Key, Played, exact, keys_of, label_all, unlimited
 from marl_aajr.report.evaluations import Attacked, Evaluation, Outcome
 from marl_aajr.report.records import RunRecord
+from marl_aajr.report.wording import some
+
+LINF = "linf"
+"""The norm of ε where nothing else is said."""
 
 
 @dataclass(frozen=True, order=True)
@@ -23,6 +27,7 @@ class Scene:
 
     environment: str
     team: str = ""
+    norm: str = ""
 
     @classmethod
     def of(cls, evaluation: Evaluation) -> Scene:
@@ -48,9 +53,9 @@ class Protocol:
     actions: str
     level: float
     units: str = ""
-    agents: str = ""
     num_envs: int = 0
     team: str = ""
+    norm: str = ""
 
     @classmethod
     def of(cls, evaluation: Evaluation) -> Protocol:
@@ -63,9 +68,9 @@ class Protocol:
             actions=evaluation.actions,
             level=evaluation.interval.level,
             units=evaluation.units,
-            agents=evaluation.part,
             num_envs=evaluation.num_envs,
             team=scene.team,
+            norm="" if evaluation.norm == LINF else evaluation.norm,
         )
 
     def __str__(self) -> str:
@@ -75,7 +80,7 @@ class Protocol:
             + f"{self.episodes} episodes, seed {self.seed}, "
             f"{self.actions} actions, {100 * self.level:g} % intervals"
             + (f", ε in {self.units} units" if self.units else "")
-            + (f", attack on {self.agents} only" if self.agents else "")
+            + (f", ε in the {self.norm.upper()} norm" if self.norm else "")
         )
 
 
@@ -162,7 +167,7 @@ def gather(records: Sequence[RunRecord]) -> Evidence:
         for record, rows, (clean, attacked) in zip(records, played, merged, strict=True)
     )
     order = list(dict.fromkeys(condition.attack for condition in conditions.values()))
-    ordered = sorted(conditions.values(), key=lambda c: (order.index(c.attack), c.epsilon))
+    ordered = sorted(conditions.values(), key=lambda c: (c.limits != "", order.index(c.attack), c.epsilon))
     others = {other for found in per_run for other in found} - {protocol}
     left_out = [f"evaluations on {other}" for other in sorted(others)]
     left_out += _missing_somewhere(records, [attacked for _, attacked in merged])
@@ -200,15 +205,22 @@ def _by_protocol(record: RunRecord) -> dict[Protocol, list[Evaluation]]:
 def _common_protocol(records: Sequence[RunRecord], per_run: Sequence[Mapping[Protocol, object]]) -> Protocol:
     common = [key for key in per_run[0] if all(key in found for found in per_run)]
     if not common:
-        raise ValueError(
-            "expected runs evaluated on the same environment, episodes and seed, got "
-            + "; ".join(
-                f"{record.path}: {' / '.join(map(str, sorted(found)))}"
-                for record, found in zip(records, per_run, strict=True)
-            )
-            + "; run `marl-aajr evaluate` on each with the same --episodes and --seed"
-        )
+        raise ValueError(_nothing_common(records, per_run))
     return max(common, key=lambda protocol: (protocol.episodes, protocol))
+
+
+def _nothing_common(records: Sequence[RunRecord], per_run: Sequence[Mapping[Protocol, object]]) -> str:
+    whose: dict[str, list[str]] = defaultdict(list)
+    for record, found in zip(records, per_run, strict=True):
+        whose[" / ".join(map(str, sorted(found)))].append(str(record.path))
+    places = {Scene(protocol.environment, protocol.team) for found in per_run for protocol in found}
+    cure = (
+        "compare each environment and side by itself (compare_each does)"
+        if len(places) > 1
+        else "run `marl-aajr evaluate` on each with the same --episodes and --seed"
+    )
+    each = "; ".join(f"{some(paths, of=len(records), noun='runs')}: {how}" for how, paths in whose.items())
+    return f"expected runs evaluated on the same environment, episodes and seed, got {each}; {cure}"
 
 
 def _others(
@@ -232,11 +244,11 @@ def _others(
 def _merge(record: RunRecord, played: Sequence[Played]) -> tuple[Outcome, dict[Key, Attacked]]:
     attacked: dict[Key, Attacked] = {}
     clean, keys = played[0][0].clean, keys_of(played)
-    for rows, _ in played:
+    for rows, evaluation in played:
         if rows.clean.returns != clean.returns:
             raise _contradiction(record, "the clean return")
         for outcome in rows.attacks:
-            key = keys[exact(outcome)]
+            key = keys[exact(outcome, evaluation)]
             if key in attacked and attacked[key].returns != outcome.returns:
                 raise _contradiction(record, str(key))
             attacked[key] = outcome
@@ -244,11 +256,12 @@ def _merge(record: RunRecord, played: Sequence[Played]) -> tuple[Outcome, dict[K
 
 
 def _chosen(played: Sequence[Played], conditions: Mapping[Key, Condition]) -> dict[float, Condition]:
-    """Of several files, the choice with the lowest return on the selection episodes."""
+    """Of several files, the choice with the lowest return on the selection episodes, limited ones last."""
     keys = keys_of(played)
-    choices = sorted((c for rows, _ in played for c in rows.worst), key=lambda c: -c.selection_return)
-    found = {choice.epsilon: keys.get(exact(choice)) for choice in choices}
-    return {epsilon: conditions[key] for epsilon, key in found.items() if key and key in conditions}
+    choices = [(c, keys.get(exact(c, evaluation))) for rows, evaluation in played for c in rows.worst]
+    shared = [(c, conditions[key]) for c, key in choices if key is not None and key in conditions]
+    shared.sort(key=lambda choice: (choice[1].limits == "", -choice[0].selection_return))
+    return {choice.epsilon: condition for choice, condition in shared}
 
 
 def _contradiction(record: RunRecord, what: str) -> ValueError:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shlex
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
@@ -13,8 +14,10 @@ from marl_aajr.evaluation.suites import builtin_suites
 from marl_aajr.report.comparison import Comparison
 from marl_aajr.report.evaluations import Evaluation
 from marl_aajr.report.methods import Method
-from marl_aajr.report.protocol import Protocol, Results
+from marl_aajr.report.protocol import LINF, Protocol, Results
 
+_SOURCE = re.compile(r"source='([^']+)'")
+_NAMED, _COUNTED = re.compile(r"agents=(?!\d)"), re.compile(r"agents=\d")
 _AGAIN = PurePath("again")
 
 _CONTROLS = ("random", "idle")
@@ -69,11 +72,31 @@ def arguments(evaluation: Evaluation, renamed: Mapping[str, str]) -> list[list[s
     for option, value in (("--units", evaluation.units), ("--team", _team(evaluation))):
         common += [option, value] if value else []
     common += _each("--actions", [evaluation.actions, *(rows.actions for rows in evaluation.others)])
-    common += _each("--agents", [a for a in evaluation.part.split(", ") if a])
-    common += ["--budget", evaluation.budget] if evaluation.budget else []
-    common += _each("--surrogate", [renamed.get(path, path) for path in evaluation.surrogates])
+    common += _whom(evaluation)
+    common += ["--norm", evaluation.norm] if evaluation.norm != LINF else []
+    common += _each("--surrogate", _surrogates(evaluation, renamed))
     common += _replacements(evaluation, renamed)
     return [[*common, *how] for how in _attacks(evaluation)] or [common]
+
+
+def _whom(evaluation: Evaluation) -> list[str]:
+    """Whose observations may be changed, and how much of that the adversary may spend."""
+    words = ["--budget", evaluation.budget] if evaluation.budget else []
+    if set(evaluation.agents) != evaluation.members and not _NAMED.search(evaluation.budget):
+        words += _each("--agents", evaluation.agents)
+    searched = any(rows.subsets for rows in (evaluation, *evaluation.others))
+    return [*words, "--weakest-link"] if searched and not _COUNTED.search(evaluation.budget) else words
+
+
+def _surrogates(evaluation: Evaluation, renamed: Mapping[str, str]) -> list[str]:
+    """The runs that perturbations were transferred from: files name them, and the page knows some by name."""
+    found = [match[1] for row in evaluation.attacks if (match := _SOURCE.search(row.settings))]
+    return [_known(name, renamed) for name in dict.fromkeys(found)]
+
+
+def _known(name: str, renamed: Mapping[str, str]) -> str:
+    """Where a run of a name is trained again; the name itself where the page does not show it."""
+    return next((to for path, to in renamed.items() if name in (path, PurePath(path).name)), name)
 
 
 def _targets(shown: Sequence[tuple[Protocol, Results]]) -> dict[str, str]:
@@ -138,7 +161,7 @@ def _replacements(evaluation: Evaluation, renamed: Mapping[str, str]) -> list[st
         if replaced.kind in _CONTROLS:
             words += ["--replace", f"{replaced.kind}:{','.join(replaced.agents)}"]
         elif replaced.source:
-            words += ["--adversary", renamed.get(replaced.source, replaced.source)]
+            words += ["--adversary", _known(replaced.source, renamed)]
     return words
 
 

@@ -21,10 +21,12 @@ from marl_aajr.evaluation.statistics import (
 )
 from marl_aajr.report.comparison import Comparison, Row
 from marl_aajr.report.curves import Array
+from marl_aajr.report.protocol import Scene
 from marl_aajr.report.statistics import Estimate
 
 _SEED = 0
 _RESAMPLES = 1000
+_FEWEST = 3
 
 
 @dataclass(frozen=True)
@@ -109,6 +111,13 @@ def scale(comparison: Comparison, reference: Reference | None, *, normalised: bo
     return Scale(floor, target - floor or 1.0, 1.0, fixed=False)
 
 
+def reference_of(references: Mapping[str, Reference], scene: Scene) -> Reference | None:
+    """The reference of a scene: by environment and side, by environment with its arguments, or by name."""
+    name = scene.environment.partition(" ")[0]
+    keys = (f"{scene.environment}, {scene.team}", f"{name}, {scene.team}", scene.environment, name)
+    return next((references[key] for key in keys if key in references), None)
+
+
 def shared_labels(comparisons: Sequence[Comparison]) -> tuple[str, ...]:
     """Methods that every environment has, in the order of the first."""
     others = [{row.method.label for row in comparison.rows} for comparison in comparisons[1:]]
@@ -121,18 +130,18 @@ def summarise(
 ) -> dict[float, tuple[Summary, ...]]:
     """For no attack (0) and each ε that all environments share: one summary per shared method.
 
-    Empty where a method has a single run somewhere: it has no interval, and says nothing of training again.
+    Empty where a method has fewer than three runs somewhere: what a bootstrap says of two is misleading.
 
     Args:
         comparisons: one per environment; a single one keeps its units, unless it has a reference.
-        references: by environment.
+        references: by environment, as `reference_of` finds them.
     """
     labels = shared_labels(comparisons)
     rows = [{row.method.label: row for row in comparison.rows} for comparison in comparisons]
-    if not labels or min(len(found[label].runs) for found in rows for label in labels) < 2:
+    if not labels or min(len(found[label].runs) for found in rows for label in labels) < _FEWEST:
         return {}
     scales = [
-        scale(c, references.get(c.protocol.environment), normalised=len(comparisons) > 1) for c in comparisons
+        scale(c, reference_of(references, c.scene), normalised=len(comparisons) > 1) for c in comparisons
     ]
     plain = {c.plain.method.label if c.plain else None for c in comparisons}
     baseline = plain.pop() if len(plain) == 1 else None

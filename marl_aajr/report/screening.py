@@ -38,7 +38,6 @@ def _film(comparison: Comparison) -> bytes:
         resolve(victim.env_name, victim.env_kwargs),
         attack=make_attack(_attack(row, comparison.epsilons[-1]), epsilon=comparison.epsilons[-1]),
         team=protocol.team or None,
-        agents=protocol.agents.split(", ") if protocol.agents else None,
         units=cast(Units, protocol.units or "raw"),
         sampled=protocol.actions == "sampled",
         seed=protocol.seed,

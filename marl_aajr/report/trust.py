@@ -9,8 +9,11 @@ from marl_aajr.report.cells import Sheet
 from marl_aajr.report.comparison import Comparison
 from marl_aajr.report.wording import count, some
 
+FAILED = "EVALUATION FAILED"
+"""Begins what is said of a check that failed."""
+
 _ORDER = ("fail", "warn", "pass")
-_WORDS = {"fail": "failed", "warn": "note", "pass": "passed"}
+_WORDS = {"fail": "failed", "warn": "to note", "pass": "passed"}
 
 
 def tally(comparisons: Sequence[Comparison]) -> Counter[str]:
@@ -33,7 +36,7 @@ def verdict_on_checks(comparisons: Sequence[Comparison]) -> str:
 def doubts(comparison: Comparison) -> list[str]:
     """One sentence for each check that did not pass, failures first."""
     return [
-        f"{'EVALUATION FAILED' if verdict == 'fail' else 'Evaluation'}, {name} "
+        f"{FAILED if verdict == 'fail' else 'Evaluation'}, {name} "
         f"({some(list(by_run), of=len(comparison.checks), noun='runs')}): {next(iter(by_run.values()))}"
         for (verdict, name), by_run in _grouped(comparison).items()
         if verdict != "pass"

@@ -34,11 +34,13 @@ def verdict(comparison: Comparison, *, decimals: int) -> str:
 
 def headline(comparison: Comparison) -> str:
     """Who survives best at each ε, in one or two short sentences without figures."""
-    doubt = "Not to be believed, the evaluation failed its own checks: " if _failed(comparison) else ""
+    failed = len(_failed(comparison))
+    doubt = f"The evaluation failed its own checks for {failed} of {count(len(comparison.checks), 'run')}."
     if len(comparison.rows) == 1:
-        return f"{doubt}Only {comparison.rows[0].method.label} was evaluated, so nothing is compared."
-    sentences = [f"{_outcome(best, rest, at)}." for best, rest, at, _ in _outcomes(comparison)]
-    return doubt + " ".join(sentences)
+        sentences = [f"Only {comparison.rows[0].method.label} was evaluated, so nothing is compared."]
+    else:
+        sentences = [f"{_in_short(best, rest, at)}." for best, rest, at, _ in _outcomes(comparison)]
+    return " ".join([doubt, *sentences] if failed else sentences)
 
 
 def how_chosen(comparison: Comparison) -> str:
@@ -148,6 +150,18 @@ def _outcome(best: Row, rest: Sequence[Row], at: Sequence[float]) -> str:
     if len(rest) == 1:
         return f"{where} the two methods are not distinguishable: their intervals overlap"
     return f"{where} the highest mean is not distinguishable from any other"
+
+
+def _in_short(best: Row, rest: Sequence[Row], at: Sequence[float]) -> str:
+    tied = _tied(best, rest, at[0])
+    where = f"At {epsilons(at)}"
+    if not tied:
+        return f"{where} {best.method.label} survives best"
+    if len(tied) == len(rest):
+        whom = "the two methods are" if len(rest) == 1 else "the methods are"
+        return f"{where} {whom} not distinguishable"
+    names = some([row.method.label for row in tied], of=len(rest), noun="other methods")
+    return f"{where} {best.method.label} survives best, not distinguishable from {names}"
 
 
 def _against_plain(others: Sequence[Row], plain: Row, at: Sequence[float]) -> list[str]:

@@ -45,10 +45,11 @@ def with_interval(estimate: Estimate, *, decimals: int) -> str:
 
 
 def listing(items: Sequence[str]) -> str:
-    """``a``, ``a and b``, ``a, b and c``."""
+    """``a``, ``a and b``, ``a, b and c``; with semicolons where an item has a comma in it."""
     if len(items) < 2:
         return "".join(items)
-    return f"{', '.join(items[:-1])} and {items[-1]}"
+    between = "; " if any("," in item for item in items) else ", "
+    return f"{between.join(items[:-1])} and {items[-1]}"
 
 
 def some(items: Sequence[str], *, of: int, noun: str) -> str:

@@ -8,7 +8,6 @@ import pytest
 
 from marl_aajr.report import Comparison, RunRecord, compare, load_run
 from marl_aajr.report.cautions import cautions
-from marl_aajr.report.reproduce import commands
 from marl_aajr.report.statistics import over_runs
 from marl_aajr.report.tables import results
 from marl_aajr.report.verdict import verdict
@@ -135,17 +134,17 @@ def test_what_only_some_runs_faced_is_left_out_and_said(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("change", "shown"),
+    ("change", "shown", "cure"),
     [
-        ({"env": {"name": "mpe2.simple_tag_v3", "kwargs": {}}}, "mpe2.simple_tag_v3"),
-        ({"env": {"name": "mpe2.simple_spread_v3", "kwargs": {"N": 5}}}, '{"N": 5}'),
-        ({"seed": 1}, "seed 1"),
-        ({"episodes": 30}, "30 episodes"),
-        ({"actions": "sampled"}, "sampled actions"),
+        ({"env": {"name": "mpe2.simple_tag_v3", "kwargs": {}}}, "mpe2.simple_tag_v3", "compare_each"),
+        ({"env": {"name": "mpe2.simple_spread_v3", "kwargs": {"N": 5}}}, '{"N": 5}', "compare_each"),
+        ({"seed": 1}, "seed 1", "run `marl-aajr evaluate` on each"),
+        ({"episodes": 30}, "30 episodes", "run `marl-aajr evaluate` on each"),
+        ({"actions": "sampled"}, "sampled actions", "run `marl-aajr evaluate` on each"),
     ],
 )
 def test_refuses_runs_that_were_evaluated_differently(
-    tmp_path: Path, change: dict[str, Any], shown: str
+    tmp_path: Path, change: dict[str, Any], shown: str, cure: str
 ) -> None:
     runs = with_evaluations(tmp_path, evaluation(), evaluation(**change))
 
@@ -153,7 +152,7 @@ def test_refuses_runs_that_were_evaluated_differently(
         compare(runs)
     assert shown in str(failure.value)
     assert "run-0" in str(failure.value)
-    assert "run `marl-aajr evaluate` on each" in str(failure.value)
+    assert cure in str(failure.value)
 
 
 def test_refuses_runs_without_a_common_attack(tmp_path: Path) -> None:
@@ -233,13 +232,17 @@ class TestTheWorstAttack:
         assert comparison.rows[0].worst_return(0.1).mean == -49.0
         assert any("on the very episodes that it is reported on" in line for line in cautions(comparison))
 
-    def test_evaluations_of_other_agents_units_or_copies_are_another_protocol(self, tmp_path: Path) -> None:
-        teams = {"a": "team", "b": "team"}
-        whole = {**evaluation(team="team", agents=["a", "b"]), "teams": teams}
-        changes: list[dict[str, Any]] = [{"agents": ["a"]}, {"units": "raw"}, {"num_envs": 7}]
+    def test_evaluations_in_other_units_norms_or_copies_are_another_protocol(self, tmp_path: Path) -> None:
+        whole = evaluation()
+        changes: list[dict[str, Any]] = [{"units": "raw"}, {"norm": "l2"}, {"num_envs": 7}]
         for i, change in enumerate(changes):
             with pytest.raises(ValueError, match="expected runs evaluated on the same environment"):
                 compare(with_evaluations(tmp_path / str(i), whole, {**whole, **change}))
+
+    def test_attacks_on_other_agents_are_other_attacks(self, tmp_path: Path) -> None:
+        whole = {**evaluation(team="team", agents=["a", "b"]), "teams": {"a": "team", "b": "team"}}
+        with pytest.raises(ValueError, match=r"expected runs under the same attacks.*a only"):
+            compare(with_evaluations(tmp_path, whole, {**whole, "agents": ["a"]}))
 
 
 class TestChecks:
@@ -267,17 +270,6 @@ class TestChecks:
         assert "failed its own checks" not in verdict(compare([run]), decimals=1)
 
 
-class TestReproduction:
-    def test_a_suite_is_named_and_attacks_by_hand_are_listed(self, tmp_path: Path) -> None:
-        files = {"suite": evaluation(suite="standard", units="raw"), "hand": evaluation(units="raw")}
-        run = load_run(write_run(tmp_path / "run", evaluations=files))
-        text = commands(compare([run]))
-        assert "--episodes 20 --seed 0 --units raw --suite standard\n" in text
-        assert "--units raw --attack noise --attack pgd --epsilon 0.1 --epsilon 0.2\n" in text
-        (alone,) = with_evaluations(tmp_path, evaluation(suite="standard"))
-        assert "--attack" not in commands(compare([alone]))
-
-
 class TestOtherActions:
     def with_sampled(self, clean: float) -> dict[str, Any]:
         sampled = {**evaluation(clean - 5.0), "actions": "sampled"}
@@ -291,7 +283,7 @@ class TestOtherActions:
         assert row.others["sampled"].clean.mean == -46.0
         assert row.others["sampled"].worst_return(0.2).mean == -66.0
         titles = [block.title for block in results(comparison, decimals=1)]
-        assert "With sampled actions: clean, and strongest attack" in titles
+        assert "With sampled actions: clean, and worst attack" in titles
 
     def test_only_where_every_run_has_them(self, tmp_path: Path) -> None:
         runs = with_evaluations(tmp_path, self.with_sampled(-40.0), evaluation(-42.0))

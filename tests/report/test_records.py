@@ -112,7 +112,7 @@ def test_refuses_metrics_that_go_back_in_time(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
-        ({"schema": 2}, "schema: Input should be 1"),
+        ({"schema": 9}, "schema: Input should be 1"),
         ({"episodes": 21}, "20 returns for 21 episodes"),
         ({"clean": {**evaluation()["clean"], "return": -39.0}}, "-39.0 is not the mean of its returns, -40"),
         (

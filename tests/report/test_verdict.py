@@ -37,8 +37,8 @@ def test_a_clear_win_is_called_one(tmp_path: Path) -> None:
     text = words(two(tmp_path, HARD, MILD))
 
     assert text.startswith(
-        "Under the strongest attack tried, at ε = 0.1 and 0.2 aajr survives best: its interval lies above "
-        "the other's (aajr −42.5 [−43.7, −41.3] against none (plain PPO) −60.5 [−61.7, −59.3] at 0.1; "
+        "Under the worst of the attacks tried, at ε = 0.1 and 0.2 aajr survives best: its interval lies "
+        "above the other's (aajr −42.5 [−43.7, −41.3] against none (plain PPO) −60.5 [−61.7, −59.3] at 0.1; "
     )
     assert "not distinguishable" not in text
     assert text.endswith("Intervals are over 3 training runs (seeds) per method.")

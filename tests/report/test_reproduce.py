@@ -1,0 +1,166 @@
+"""The commands of the page are held to the command line itself: parsed by it, word for word."""
+
+from __future__ import annotations
+
+import shlex
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.main import get_command
+
+from marl_aajr.cli.app import app
+from marl_aajr.report import compare, compare_each, load_run
+from marl_aajr.report.reproduce import commands
+from tests.report.factory import ENV, config, evaluation, write_run
+
+TEAM = {"agent_0": "team", "agent_1": "team"}
+TAG = {"adversary_0": "adversary", "agent_0": "good"}
+PGD = {("pgd", 0.1): -8.0}
+
+
+def parsed(text: str) -> list[tuple[str, dict[str, Any]]]:
+    """Every command of a shell text with its options as the command line understands them; loops once."""
+    found = []
+    for line in text.splitlines():
+        words = shlex.split(line, comments=True)
+        if words[:1] != ["marl-aajr"]:
+            continue
+        command = get_command(app).commands[words[1]]  # type: ignore[attr-defined]
+        options = command.make_context(words[1], words[2:]).params
+        found.append((words[1], {key: _given(value) for key, value in options.items()}))
+    return found
+
+
+def _given(value: Any) -> Any:
+    """Repeated options as lists; None where there are none."""
+    return (list(value) or None) if isinstance(value, tuple | list) else value
+
+
+def evaluations(tmp_path: Path, *contents: dict[str, Any]) -> list[dict[str, Any]]:
+    """Options of the evaluations that are printed for one run with these files."""
+    files = {f"file{i}": content for i, content in enumerate(contents)}
+    run = load_run(write_run(tmp_path / "run", evaluations=files))
+    return [options for name, options in parsed(commands([compare([run])])) if name == "evaluate"]
+
+
+def test_all_that_was_asked_for_is_asked_for_again(tmp_path: Path) -> None:
+    content = evaluation(
+        attacks={("pgd", 0.1): -8.0, ("noise", 0.1): -1.0},
+        seed=7,
+        selection_episodes=11,
+        units="raw",
+        norm="l2",
+        teams=("adversary", "good"),
+        others=[{**evaluation(-45.0, attacks={("pgd", 0.1): -8.0}), "actions": "sampled"}],
+    ) | {"teams": TAG, "team": "adversary", "agents": ["adversary_0"]}
+    (options,) = evaluations(tmp_path, content)
+    expected = {
+        "suite": None,
+        "attack": ["pgd", "noise"],
+        "epsilon": [0.1],
+        "units": "raw",
+        "norm": "l2",
+        "episodes": 20,
+        "selection_episodes": 11,
+        "actions": ["greedy", "sampled"],
+        "seed": 7,
+        "team": "adversary",
+        "agents": None,
+        "budget": None,
+        "replace": None,
+    }
+    assert {key: options[key] for key in expected} == expected
+
+
+@pytest.mark.parametrize(
+    ("changes", "budget", "agents"),
+    [
+        ({"agents": ["agent_1"]}, None, ["agent_1"]),
+        ({"budget": "agents=1,steps=5,timing=strategic"}, "agents=1,steps=5,timing=strategic", None),
+        ({"agents": ["agent_1"], "budget": "agents=agent_1"}, "agents=agent_1", None),
+        ({"agents": ["agent_1"], "budget": "steps=5,timing=random"}, "steps=5,timing=random", ["agent_1"]),
+    ],
+)
+def test_budgets_and_agents(
+    tmp_path: Path, changes: dict[str, Any], budget: str | None, agents: list[str] | None
+) -> None:
+    content = evaluation(attacks=PGD) | {"teams": TEAM, "team": "team", "agents": list(TEAM)} | changes
+    (options,) = evaluations(tmp_path, content)
+    assert (options["budget"], options["agents"]) == (budget, agents)
+
+
+def test_the_weakest_link_is_asked_for_where_no_budget_asks(tmp_path: Path) -> None:
+    subset = {
+        "agents": ["agent_0"],
+        "attack": "pgd",
+        "settings": "",
+        "epsilon": 0.1,
+        "selection_return": -4.0,
+    }
+    content = evaluation(attacks=PGD, subsets=[subset])
+    assert evaluations(tmp_path / "a", content)[0]["weakest_link"] is True
+    assert not evaluations(tmp_path / "b", content | {"budget": "agents=1"})[0]["weakest_link"]
+
+
+def test_a_suite_with_sizes_of_its_own_and_an_attack_beside_it(tmp_path: Path) -> None:
+    content = evaluation(attacks={("noise", 0.3): -1.0, ("pgd", 0.3): -2.0, ("square", 0.3): -2.0})
+    (options,) = evaluations(tmp_path, content | {"suite": "quick"})
+    assert (options["suite"], options["attack"], options["epsilon"]) == ("quick", ["square"], [0.3])
+
+
+def test_attacks_of_different_sizes_take_a_command_each(tmp_path: Path) -> None:
+    found = evaluations(tmp_path, evaluation(attacks={("pgd", 0.1): -8.0, ("noise", 0.125): -2.0}))
+    assert [(o["attack"], o["epsilon"]) for o in found] == [(["pgd"], [0.1]), (["noise"], [0.125])]
+
+
+def test_replaced_agents_and_surrogates_are_named_with_their_new_runs(tmp_path: Path) -> None:
+    outcome = {**evaluation()["clean"], "settings": ""}
+    replaced = [
+        {**outcome, "kind": "random", "agents": ["agent_0", "agent_1"], "source": ""},
+        {**outcome, "kind": "traitor", "agents": ["agent_0"], "source": "elsewhere/traitor"},
+    ]
+    content = evaluation(attacks={("transfer", 0.1): -8.0}, adversarial_agents=replaced)
+    content["attacks"][0]["settings"] = "Transfer(norm='linf', source='other')"
+    paths = [
+        write_run(tmp_path / name, configuration=config(seed=i), evaluations={"e": content})
+        for i, name in enumerate(("run", "other"))
+    ]
+    text = commands([compare([load_run(path) for path in paths])])
+    (options,) = [found for name, found in parsed(text) if name == "evaluate"]
+    assert options["replace"] == ["random:agent_0,agent_1"]
+    assert options["adversary"] == [Path("elsewhere/traitor")]
+    assert options["surrogate"] == [Path("again/other")]
+
+
+def test_runs_that_were_evaluated_alike_share_a_loop_and_others_do_not(tmp_path: Path) -> None:
+    tag = evaluation(attacks=PGD, env={"name": "mpe2.simple_tag_v3", "kwargs": {}})
+    spread = evaluation(attacks=PGD, env=ENV)
+    contents = {"a": spread, "b": spread, "c": tag}
+    paths = [
+        write_run(
+            tmp_path / name, configuration=config(seed=i, env=content["env"]), evaluations={"e": content}
+        )
+        for i, (name, content) in enumerate(contents.items())
+    ]
+    text = commands(compare_each([load_run(path) for path in paths]))
+    loops = [line for line in text.splitlines() if line.startswith("for run")]
+    assert loops == ["for run in again/a again/b again/c; do"]
+    paths.append(
+        write_run(
+            tmp_path / "d",
+            configuration=config(seed=3, env=tag["env"]),
+            evaluations={"e": tag | {"selection_episodes": 5}},
+        )
+    )
+    text = commands(compare_each([load_run(path) for path in paths]))
+    assert "for run in again/d; do" in text
+
+
+def test_training_and_comparing_are_commands_too(tmp_path: Path) -> None:
+    path = write_run(tmp_path / "with space")
+    found = parsed(commands([compare([load_run(path)])]))
+    assert [name for name, _ in found] == ["train", "evaluate", "compare"]
+    train, compared = found[0][1], found[2][1]
+    assert (train["config"], train["out"]) == (path / "config.yaml", Path("again/with space"))
+    assert compared["runs"] == [Path("again/with space")]
