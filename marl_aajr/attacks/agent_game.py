@@ -30,7 +30,6 @@ from marl_aajr.envs.factories import declare
 from marl_aajr.rollout.batched import BatchedEnv, BatchedStep
 from marl_aajr.rollout.batches import make_batch
 from marl_aajr.rollout.environments import resolve
-from marl_aajr.rollout.teams import choose_team
 from marl_aajr.victims import Victim
 
 Kind = Literal["traitor", "opponent"]
@@ -101,14 +100,14 @@ class AgentGame(VictimGame):
 
 
 def choose_sides(
-    kind: Kind, teams: Mapping[str, str], *, team: str, agents: Sequence[str] | None
-) -> tuple[str, ...]:
-    """Who the learners play.
+    kind: Kind, teams: Mapping[str, str], *, team: str | None, agents: Sequence[str] | None
+) -> tuple[str, tuple[str, ...]]:
+    """The victims' side, and who the learners play.
 
     Args:
         kind: traitor or opponent.
         teams: the team of each agent.
-        team: the victims'.
+        team: the victims'; None: that of the traitors, or the largest without the opponents.
         agents: whom they play; None: for an opponent, everybody who is not on the team.
 
     Raises:
@@ -116,30 +115,31 @@ def choose_sides(
             the victims' own team, or none where there is only one team.
     """
     one_of("kind", kind, PAYS)
-    one_of("a team", team, teams.values())
-    mine = [agent for agent, side in teams.items() if side == team]
-    others = [agent for agent in teams if agent not in mine]
     for agent in agents or ():
         one_of("an agent", agent, teams)
-    if kind == "opponent":
-        if not others:
-            raise ValueError(
-                f"expected an opponent in a game of several teams, got one in which all are of {team!r}; "
-                "train a traitor"
-            )
-        chosen, side = others if agents is None else agents, others
-    else:
-        if not agents:
-            raise ValueError(f"expected the agents that betray team {team!r}, got none; name some of {mine}")
-        if set(agents) >= set(mine):
-            raise ValueError(
-                f"expected somebody of team {team!r} to stay loyal, got all of it ({', '.join(mine)}) as "
-                "traitors; name fewer"
-            )
-        chosen, side = agents, mine
+    if team is None:
+        taken = {teams[agent] for agent in agents or ()}
+        known = [side for side in teams.values() if (side in taken) == (kind == "traitor")]
+        team = max(known or teams.values(), key=list(teams.values()).count)
+    one_of("a team", team, teams.values())
+    mine = [agent for agent, side in teams.items() if side == team]
+    side = mine if kind == "traitor" else [agent for agent in teams if agent not in mine]
+    if not side:
+        raise ValueError(
+            f"expected an opponent in a game of several teams, got one in which all are of {team!r}; "
+            "train a traitor"
+        )
+    if kind == "traitor" and not agents:
+        raise ValueError(f"expected the agents that betray team {team!r}, got none; name some of {mine}")
+    chosen = side if agents is None else agents
     for agent in chosen:
         one_of(f"an agent that can be {kind} of team {team!r}", agent, side)
-    return tuple(agent for agent in teams if agent in chosen)
+    if set(chosen) >= set(mine):
+        raise ValueError(
+            f"expected somebody of team {team!r} to stay loyal, got all of it ({', '.join(mine)}) as "
+            "traitors; name fewer"
+        )
+    return team, tuple(agent for agent in teams if agent in chosen)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -152,7 +152,7 @@ class AgentThreat:
         victim: folder of the victims.
         digest: their `marl_aajr.victims.fingerprint`; others in the folder are refused.
         kind: ``"traitor"`` or ``"opponent"``.
-        team: the victims' side; None: the only one, or the largest.
+        team: the victims' side; None: see `choose_sides`.
         agents: whom the learners play; None, for opponents only: everybody who is not on the team.
         pays: ``"loss"`` or ``"own"``; None: what `PAYS` says.
         actions: whether the victims take their most likely actions or sample them.
@@ -181,8 +181,7 @@ class AgentThreat:
         """
         victim = load_frozen(self.victim, self.digest)
         env = make_batch(resolve(self.env, self.env_kwargs), num_envs, device=device)
-        team = choose_team(env.teams, self.team)
-        agents = choose_sides(self.kind, env.teams, team=team, agents=self.agents)
+        team, agents = choose_sides(self.kind, env.teams, team=self.team, agents=self.agents)
         pays = self.pays or PAYS[self.kind]
         return AgentGame(env, victim, team=team, agents=agents, pays=pays, sampled=self.actions == "sampled")
 

@@ -42,7 +42,7 @@ def agent_config(
         victim_run: whose victims stay frozen.
         kind: ``"traitor"`` or ``"opponent"``.
         agents: whom the learners play; see `AgentThreat`.
-        team: the victims' side; None: the only one, or the largest.
+        team: the victims' side; None: see `marl_aajr.attacks.agent_game.choose_sides`.
         pays: see `AgentThreat`.
         actions: whether the victims take their most likely actions or sample them.
         env_steps: length of the run.

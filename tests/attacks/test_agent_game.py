@@ -149,13 +149,23 @@ def test_the_best_traitor_of_the_relay_says_the_opposite(said: tuple[int, int], 
     assert step.episode_over.all()
 
 
-SIDES = {"a": "us", "b": "us", "c": "them", "d": "them"}
+SIDES = {"a": "us", "b": "us", "c": "them", "d": "them", "e": "them"}
 
 
-def test_sides() -> None:
-    assert choose_sides("opponent", SIDES, team="us", agents=None) == ("c", "d")
-    assert choose_sides("opponent", SIDES, team="us", agents=["d"]) == ("d",)
-    assert choose_sides("traitor", SIDES, team="us", agents=["b"]) == ("b",)
+@pytest.mark.parametrize(
+    ("kind", "team", "agents", "chosen"),
+    [
+        ("opponent", "us", None, ("us", ("c", "d", "e"))),
+        ("opponent", None, None, ("them", ("a", "b"))),
+        ("opponent", "us", ["d"], ("us", ("d",))),
+        ("opponent", None, ["d", "c"], ("us", ("c", "d"))),
+        ("traitor", "us", ["b"], ("us", ("b",))),
+        ("traitor", None, ["b"], ("us", ("b",))),
+    ],
+)
+def test_sides(kind: Any, team: str | None, agents: list[str] | None, chosen: tuple[str, Any]) -> None:
+    """Without a team, it is that of the traitors, or the largest without the opponents."""
+    assert choose_sides(kind, SIDES, team=team, agents=agents) == chosen
 
 
 @pytest.mark.parametrize(
@@ -164,9 +174,9 @@ def test_sides() -> None:
         ("spy", SIDES, None, "kind out of traitor, opponent; got 'spy'"),
         ("traitor", SIDES, None, r"the agents that betray team 'us', got none; name some of \['a', 'b'\]"),
         ("traitor", SIDES, ["a", "b"], "somebody of team 'us' to stay loyal, got all of it"),
-        ("traitor", SIDES, ["z"], "an agent out of a, b, c, d; got 'z'"),
+        ("traitor", SIDES, ["z"], "an agent out of a, b, c, d, e; got 'z'"),
         ("traitor", SIDES, ["c"], "an agent that can be traitor of team 'us' out of a, b; got 'c'"),
-        ("opponent", SIDES, ["a"], "an agent that can be opponent of team 'us' out of c, d; got 'a'"),
+        ("opponent", SIDES, ["a"], "an agent that can be opponent of team 'us' out of c, d, e; got 'a'"),
         ("opponent", {"a": "us", "b": "us"}, None, "in which all are of 'us'; train a traitor"),
     ],
 )
