@@ -2,7 +2,7 @@
 
 One step of the environment is two steps of the batch, in all copies at once:
 
-    first   each adversary sees its agent's true observation s and acts; squashed into the set, that is δ
+    first   each adversary sees its agent's true observation s and acts, from which follows δ
     second  each agent sees s + δ and acts, the environment steps, and both sides are told what they earn
 
 What a team earns, its adversaries lose, in equal parts. To whoever samples, this is a turn-based game like
@@ -22,17 +22,12 @@ from torch import Tensor
 from marl_aajr.rollout.batched import BatchedEnv, BatchedStep
 from marl_aajr.rollout.batches import make_batch
 from marl_aajr.rollout.environments import EnvironmentSpec
-from marl_aajr.threat import PerturbationSet
+from marl_aajr.rollout.perturbing import Kind, Perturb, adversary_space
 
 
 def adversary_of(name: str) -> str:
     """What the adversary of an agent is called, and the module or team of adversaries of those of agents."""
     return f"adversary_of_{name}"
-
-
-def adversary_space(observations: spaces.Space[Any]) -> spaces.Box:
-    """The actions of an adversary: one number in [−1, 1] for each number that its agent sees."""
-    return spaces.Box(-1.0, 1.0, (spaces.flatdim(observations),))
 
 
 class PerturbedBatch(BatchedEnv):
@@ -44,11 +39,13 @@ class PerturbedBatch(BatchedEnv):
     Args:
         env: The environment.
         agents: Whose observations are perturbed; None: everybody's.
+        kind: Of the adversaries.
 
     Attributes:
         env: The environment.
-        perturbations: Δ, in units of the environment's observations; None: nothing is perturbed, whatever
-            the adversaries do. To be set before playing, and again whenever it changes.
+        perturb: What the adversaries' actions do; None: nothing. To be set before playing, and again whenever
+            it changes.
+        attacked: Whose observations are perturbed.
 
     Raises:
         ValueError: An unknown agent, or one whose observations are not floating-point numbers.
@@ -57,16 +54,18 @@ class PerturbedBatch(BatchedEnv):
     turn_based = True
     phases = 2
 
-    def __init__(self, env: BatchedEnv, *, agents: Sequence[str] | None = None) -> None:
+    def __init__(self, env: BatchedEnv, *, agents: Sequence[str] | None = None, kind: Kind = "sa-rl") -> None:
         self.env = env
-        self.perturbations: PerturbationSet | None = None
-        self._attacked = attacked_agents(env.observation_spaces, agents)
-        self.may_idle = self._attacked != env.possible_agents or env.may_idle
-        own, attacked = env.observation_spaces, self._attacked
+        self.perturb: Perturb | None = None
+        self.attacked = attacked_agents(env.observation_spaces, agents)
+        self.may_idle = self.attacked != env.possible_agents or env.may_idle
+        own, attacked = env.observation_spaces, self.attacked
         self.num_envs, self.device, self.state_space = env.num_envs, env.device, env.state_space
         self.possible_agents = (*env.possible_agents, *map(adversary_of, attacked))
         self.observation_spaces = own | {adversary_of(a): own[a] for a in attacked}
-        self.action_spaces = env.action_spaces | {adversary_of(a): adversary_space(own[a]) for a in attacked}
+        self.action_spaces = env.action_spaces | {
+            adversary_of(a): adversary_space(kind, own[a], env.action_spaces[a]) for a in attacked
+        }
         self.teams = env.teams | {adversary_of(a): adversary_of(env.teams[a]) for a in attacked}
         self._true: dict[str, Tensor] = {}
         self._seen: dict[str, Tensor] | None = None
@@ -85,7 +84,7 @@ class PerturbedBatch(BatchedEnv):
         active, chosen = self.env.active, self._seen is not None
         agents = {a: who if chosen else torch.zeros_like(who) for a, who in active.items()}
         return agents | {
-            adversary_of(a): torch.zeros_like(active[a]) if chosen else active[a] for a in self._attacked
+            adversary_of(a): torch.zeros_like(active[a]) if chosen else active[a] for a in self.attacked
         }
 
     @property
@@ -94,7 +93,7 @@ class PerturbedBatch(BatchedEnv):
         masks = self.env.action_mask
         if self._seen is None:
             masks = {agent: None if mask is None else torch.ones_like(mask) for agent, mask in masks.items()}
-        return masks | dict.fromkeys(map(adversary_of, self._attacked))
+        return masks | dict.fromkeys(map(adversary_of, self.attacked))
 
     @property
     def keeps_final_states(self) -> bool:
@@ -130,11 +129,11 @@ class PerturbedBatch(BatchedEnv):
         active = self.env.active
         self._seen = self._true | {
             agent: self._perturbed(agent, self._action(agent, actions, active[agent]), active[agent])
-            for agent in self._attacked
+            for agent in self.attacked
         }
         nobody = torch.zeros(self.num_envs, dtype=torch.bool, device=self.device)
         obs = self._seen | {
-            adversary_of(agent): torch.zeros_like(self._true[agent]) for agent in self._attacked
+            adversary_of(agent): torch.zeros_like(self._true[agent]) for agent in self.attacked
         }
         return BatchedStep(
             obs=obs,
@@ -150,7 +149,7 @@ class PerturbedBatch(BatchedEnv):
         step = self.env.step(
             {agent: actions[agent] for agent in self.env.possible_agents if agent in actions}
         )
-        pairs = {agent: adversary_of(agent) for agent in self._attacked}
+        pairs = {agent: adversary_of(agent) for agent in self.attacked}
         return step._replace(
             obs=self._to_adversaries(step.obs),
             rewards=step.rewards | {name: self._paid(agent, step) for agent, name in pairs.items()},
@@ -163,31 +162,33 @@ class PerturbedBatch(BatchedEnv):
         """True observations, on which the adversaries must act now."""
         self._true, self._seen = obs, None
         agents = {agent: torch.zeros_like(seen) for agent, seen in obs.items()}
-        return agents | {adversary_of(agent): obs[agent] for agent in self._attacked}
+        return agents | {adversary_of(agent): obs[agent] for agent in self.attacked}
 
     def _perturbed(self, agent: str, action: Tensor | None, active: Tensor) -> Tensor:
         true = self._true[agent]
-        if self.perturbations is None or action is None:
+        if self.perturb is None or action is None:
             return true
         flat = true.flatten(1)
-        delta = self.perturbations.squash(action.to(flat.dtype), flat)
+        delta = self.perturb(agent, flat, action)
         return (flat + delta * active.unsqueeze(1)).view_as(true)
 
     def _action(self, agent: str, actions: Mapping[str, Tensor], active: Tensor) -> Tensor | None:
         name = adversary_of(agent)
-        given, shape = actions.get(name), (self.num_envs, *self.action_spaces[name].shape)
+        given, space = actions.get(name), self.action_spaces[name]
+        shape, whole = (self.num_envs, *(space.shape or ())), not isinstance(space, spaces.Box)
         if given is None and not bool(active.any()):
             return None
-        if given is None or given.shape != shape:
-            got = "none" if given is None else f"shape {tuple(given.shape)}"
-            raise ValueError(f"expected actions of {name!r} of shape {shape}, got {got}")
+        if given is None or given.shape != shape or (whole and given.is_floating_point()):
+            kind = "integers" if whole else "numbers"
+            got = "none" if given is None else f"{given.dtype} of shape {tuple(given.shape)}"
+            raise ValueError(f"expected actions of {name!r} as {kind} of shape {shape}, got {got}")
         return given
 
     def _paid(self, agent: str, step: BatchedStep) -> Tensor:
         """What the adversary of an agent earns."""
         team = [other for other in self.env.possible_agents if self.env.teams[other] == self.env.teams[agent]]
         earned = torch.stack([step.rewards[other] for other in team]).sum(0)
-        return -earned / len(set(team).intersection(self._attacked))
+        return -earned / len(set(team).intersection(self.attacked))
 
 
 def attacked_agents(
@@ -222,10 +223,12 @@ class PerturbedGame:
     Attributes:
         spec: The environment.
         agents: Whose observations are perturbed; None: everybody's.
+        kind: Of the adversaries.
     """
 
     spec: EnvironmentSpec
     agents: tuple[str, ...] | None = None
+    kind: Kind = "sa-rl"
 
     @property
     def name(self) -> str:
@@ -234,4 +237,5 @@ class PerturbedGame:
 
     def __call__(self, num_envs: int, device: torch.device) -> PerturbedBatch:
         """E copies."""
-        return PerturbedBatch(make_batch(self.spec, num_envs, device=device), agents=self.agents)
+        env = make_batch(self.spec, num_envs, device=device)
+        return PerturbedBatch(env, agents=self.agents, kind=self.kind)

@@ -71,7 +71,7 @@ def build_config(config: RunConfig) -> PPOConfig:
     _check_playable(config, team)
     sides = sides_of(config, team)
     if sides is not None:
-        _check_sides(config)
+        _check_sides(config, sides)
     roster = team if sides is None else sides.everybody()
     result = (
         PPOConfig(algo_class=RunPPO)
@@ -96,7 +96,7 @@ def build_config(config: RunConfig) -> PPOConfig:
     if config.resources.runner == "fast":
         # RLlib gives the runner in the main process no GPU.
         device = "cuda" if _main_process(config.resources)["gpus_per_env_runner"] else None
-        source = spec if sides is None else PerturbedGame(spec, sides.atla.agents)
+        source = spec if sides is None else PerturbedGame(spec, sides.atla.agents, sides.atla.adversary)
         fast(result, source, parity=config.parity, critic=config.model.critic, device=device)
     return result
 
@@ -194,7 +194,7 @@ def _check_playable(config: RunConfig, roster: Roster) -> None:
     _check_gpus(config.resources)
 
 
-def _check_sides(config: RunConfig) -> None:
+def _check_sides(config: RunConfig, sides: Sides) -> None:
     """Raise ``ValueError`` for what cannot be trained in alternation with adversaries."""
     if config.resources.runner != "fast":
         raise ValueError(
@@ -205,6 +205,11 @@ def _check_sides(config: RunConfig) -> None:
         raise ValueError(
             f"expected model.critic own or state for method {config.method.name}, got joint: agents and "
             "their adversaries never see something at the same time"
+        )
+    if sides.atla.adversary == "pa-ad" and config.model.lstm is not None:
+        raise ValueError(
+            f"expected no model.lstm for method {config.method.name} with adversary pa-ad, whose ascent "
+            f"knows no memory, got {config.model.lstm}; use sa-rl"
         )
 
 

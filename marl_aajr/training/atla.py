@@ -3,9 +3,11 @@
     max_π min_ν  E[ Σ_t r(s_t, a_t) ],   a_t ~ π(· | s_t + δ_t),   δ_t = Π_Δ(ε M · clamp(ν(s_t), −1, 1))
 
 The adversaries ν are policies of their own, trained by PPO as the team is, on minus its reward (Zhang et al.
-2021, arXiv 2101.08452, algorithm 1). A run is one ordinary run of PPO on a game of two sides
-(`marl_aajr.rollout.perturbed`); an iteration trains one of them and leaves the other as it is. Which one
-follows from the number of the iteration: a run that is resumed takes its turns like one that never stopped.
+2021, arXiv 2101.08452, algorithm 1); or they choose where to move the policy, and an ascent finds the δ that
+does it (``adversary: pa-ad``: PA-ATLA, Sun et al. 2022, arXiv 2106.05087). A run is one ordinary run of PPO
+on a game of two sides (`marl_aajr.rollout.perturbed`); an iteration trains one of them and leaves the other
+as it is. Which one follows from the number of the iteration: a run that is resumed takes its turns like one
+that never stopped.
 """
 
 from __future__ import annotations
@@ -13,7 +15,8 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import ClassVar, Self
 
-from marl_aajr.checks import at_least_one
+from marl_aajr.checks import at_least_one, one_of
+from marl_aajr.rollout.perturbing import KINDS, Kind
 from marl_aajr.schedules import Schedule, as_schedule, maximum, raised, value_at
 from marl_aajr.threat import Norm, PerturbationSet
 
@@ -27,6 +30,8 @@ class ATLA:
     0 the team alone is trained. A run's environment steps are those of both sides together.
 
     Attributes:
+        adversary: ``sa-rl`` (its action is the perturbation) or ``pa-ad`` (a direction of the policy); see
+            `marl_aajr.rollout.perturbing`.
         epsilon: radius of the perturbation set, in units of the environment's observations, also where a
             filter normalises them; number or schedule over environment steps.
         norm: ``"linf"`` or ``"l2"``.
@@ -37,13 +42,15 @@ class ATLA:
         agents: whose observations are perturbed; None: everybody's.
         team_iterations: iterations in a row that train the team.
         adversary_iterations: iterations in a row that then train the adversaries.
-        adversary_entropy_coeff: weight of their entropy bonus; a number or schedule. A bonus as large as a
-            team's makes them spread to random perturbations: there are many features.
+        adversary_entropy_coeff: weight of their entropy bonus; a number or schedule.
+        steps: K, steps of the ascent of ``pa-ad``.
+        step_size: η as a fraction of ε, of the ascent of ``pa-ad``.
     """
 
     name: ClassVar[str] = "atla"
     summary: ClassVar[str] = "training in alternation with adversaries that learn to perturb (ATLA)"
 
+    adversary: Kind = "sa-rl"
     epsilon: Schedule = 0.1
     norm: Norm = "linf"
     mask: tuple[bool, ...] | None = None
@@ -54,6 +61,8 @@ class ATLA:
     team_iterations: int = 1
     adversary_iterations: int = 1
     adversary_entropy_coeff: Schedule = 0.0
+    steps: int = 3
+    step_size: float = 0.5
 
     def __post_init__(self) -> None:
         for name in ("epsilon", "adversary_entropy_coeff"):
@@ -61,6 +70,10 @@ class ATLA:
         for name in ("mask", "scale", "low", "high", "agents"):
             if isinstance(value := getattr(self, name), list):
                 object.__setattr__(self, name, tuple(value))
+        one_of("adversary", self.adversary, KINDS)
+        at_least_one("steps", self.steps)
+        if not self.step_size > 0:
+            raise ValueError(f"expected a step_size > 0 (a fraction of epsilon), got {self.step_size!r}")
         at_least_one("team_iterations", self.team_iterations)
         at_least_one("adversary_iterations", self.adversary_iterations)
         if maximum(self.epsilon) == 0:

@@ -14,12 +14,18 @@ from typing import Any
 import gymnasium as gym
 import torch
 from ray.rllib.algorithms.algorithm import Algorithm
+from torch import Tensor, nn
 
+from marl_aajr.distributions import from_space
+from marl_aajr.policy import ModulePolicy, Policy
+from marl_aajr.rllib.fast_runner import FastEnvRunner
 from marl_aajr.rllib.internals import OpenTorchLearner
 from marl_aajr.rllib.modules import split
+from marl_aajr.rllib.victims import playing_network
 from marl_aajr.rollout.batched import BatchedEnv
 from marl_aajr.rollout.central import CentralBatch
-from marl_aajr.rollout.perturbed import PerturbedBatch, adversary_of, adversary_space, attacked_agents
+from marl_aajr.rollout.perturbed import PerturbedBatch, adversary_of, attacked_agents
+from marl_aajr.rollout.perturbing import Directed, Squashed, adversary_space
 from marl_aajr.threat import PerturbationSet
 from marl_aajr.training.atla import ATLA
 from marl_aajr.training.config import RunConfig
@@ -43,7 +49,10 @@ def adversaries_of(team: Roster, atla: ATLA) -> Roster:
         _check_features(atla, agent, boxes[agent])
     return Roster(
         observation_spaces={adversary_of(agent): boxes[agent] for agent in attacked},
-        action_spaces={adversary_of(agent): adversary_space(boxes[agent]) for agent in attacked},
+        action_spaces={
+            adversary_of(agent): adversary_space(atla.adversary, boxes[agent], team.action_spaces[agent])
+            for agent in attacked
+        },
         teams={adversary_of(agent): adversary_of(team.teams[agent]) for agent in attacked},
         module_of={adversary_of(agent): adversary_of(team.module_of[agent]) for agent in attacked},
         central=team.central,
@@ -56,21 +65,6 @@ def _check_features(atla: ATLA, agent: str, box: gym.spaces.Box) -> None:
         atla.set_of(1.0).squash(nothing, nothing)
     except ValueError as error:
         raise ValueError(f"method {atla.name}, agent {agent!r}: {error}") from None
-
-
-@dataclass(frozen=True)
-class Turn:
-    """What one iteration does.
-
-    Attributes:
-        trained: The side that it trains.
-        of_adversaries: Whether that is the adversaries.
-        perturbations: Δ in it; None: agents see the truth.
-    """
-
-    trained: Roster
-    of_adversaries: bool
-    perturbations: PerturbationSet | None
 
 
 @dataclass(frozen=True)
@@ -90,8 +84,7 @@ class Sides:
     def turn(self, *, iteration: int, env_steps: int) -> Turn:
         """What the iteration does that follows so many iterations and environment steps."""
         theirs = self.atla.trains_adversaries(iteration=iteration, env_steps=env_steps)
-        trained = self.adversaries if theirs else self.team
-        return Turn(trained, theirs, self.atla.perturbations(env_steps))
+        return Turn(self, theirs, self.atla.perturbations(env_steps))
 
     def everybody(self) -> Roster:
         """Both sides."""
@@ -101,6 +94,26 @@ class Sides:
 
         names = ("observation_spaces", "action_spaces", "teams", "module_of")
         return Roster(**{name: joined(name) for name in names}, central=self.team.central)
+
+
+@dataclass(frozen=True)
+class Turn:
+    """What one iteration does.
+
+    Attributes:
+        sides: Whose turns there are.
+        of_adversaries: Whether it trains the adversaries, or else the team.
+        perturbations: Δ in it; None: agents see the truth.
+    """
+
+    sides: Sides
+    of_adversaries: bool
+    perturbations: PerturbationSet | None
+
+    @property
+    def trained(self) -> Roster:
+        """The side that it trains."""
+        return self.sides.adversaries if self.of_adversaries else self.sides.team
 
 
 def sides_of(config: RunConfig, team: Roster) -> Sides | None:
@@ -118,7 +131,7 @@ def take_turn(algorithm: Algorithm, turn: Turn) -> None:
     modules = frozenset(turn.trained.modules)
     algorithm.learner_group.foreach_learner(partial(_train_only, modules=modules))
     algorithm.env_runner_group.foreach_env_runner(
-        partial(_perturb, perturbations=turn.perturbations),
+        partial(_perturb, turn=turn),
         local_env_runner=algorithm.config.num_env_runners == 0,
     )
 
@@ -127,9 +140,44 @@ def _train_only(learner: OpenTorchLearner, *, modules: frozenset[str]) -> None:
     learner.trained = modules
 
 
-def _perturb(runner: Any, *, perturbations: PerturbationSet | None) -> None:
+def _perturb(runner: FastEnvRunner, *, turn: Turn) -> None:
+    assert runner.env is not None
     batch: BatchedEnv = runner.env.batch
     if isinstance(batch, CentralBatch):
         batch = batch.env
     assert isinstance(batch, PerturbedBatch)
-    batch.perturbations = perturbations
+    atla = turn.sides.atla
+    if turn.perturbations is None:
+        batch.perturb = None
+    elif atla.adversary == "sa-rl":
+        batch.perturb = Squashed(turn.perturbations)
+    else:
+        team = turn.sides.team
+        networks = {name: playing_network(runner.module[name].unwrapped()) for name in team.modules}
+        policies = {agent: _policy(runner, agent, networks, team, batch) for agent in batch.attacked}
+        batch.perturb = Directed(turn.perturbations, policies, atla.steps, atla.step_size)
+
+
+def _policy(
+    runner: FastEnvRunner,
+    agent: str,
+    networks: Mapping[str, nn.Module],
+    team: Roster,
+    batch: PerturbedBatch,
+) -> Policy:
+    """An agent's present policy, from the environment's observations."""
+    name, space = team.module_of[agent], batch.observation_spaces[agent]
+    layers = networks[name]
+    shape = tuple(space.shape or ())
+    normalizer = runner.normalizer
+    observe = None if normalizer is None else normalizer.victims_filter(name, shape)
+
+    def outputs(obs: Tensor) -> Tensor:
+        rows = obs.unflatten(-1, shape)
+        inputs: Tensor = layers(rows if observe is None else observe(rows).float())
+        legal = batch.env.action_mask[agent]
+        return inputs if legal is None else inputs.masked_fill(~legal, torch.finfo(inputs.dtype).min)
+
+    distribution = from_space(team.action_spaces[agent])
+    plain = observe is None and len(shape) == 1 and batch.env.action_mask[agent] is None
+    return ModulePolicy(layers if plain else outputs, distribution)

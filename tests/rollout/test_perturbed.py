@@ -6,13 +6,17 @@ from typing import Any
 
 import pytest
 import torch
+from gymnasium.spaces import Box
 from torch import Tensor
 
+from marl_aajr.distributions import from_space
+from marl_aajr.policy import ModulePolicy
 from marl_aajr.rollout.batched import BatchedEnv
 from marl_aajr.rollout.batches import make_batch
 from marl_aajr.rollout.contract import check_batched_env, random_actions
 from marl_aajr.rollout.environments import EnvironmentSpec, resolve
 from marl_aajr.rollout.perturbed import PerturbedBatch, PerturbedGame, adversary_of
+from marl_aajr.rollout.perturbing import Directed, Squashed
 from marl_aajr.threat import PerturbationSet
 
 SPREAD = resolve("marl_aajr.envs.simple_spread_v3", {"N": 2, "max_cycles": 5})
@@ -26,7 +30,7 @@ def batch(
     spec: EnvironmentSpec = SPREAD, num_envs: int = 3, *, epsilon: float | None = 0.1, **settings: Any
 ) -> PerturbedBatch:
     env = PerturbedGame(spec, settings.pop("agents", None))(num_envs, CPU)
-    env.perturbations = None if epsilon is None else PerturbationSet(epsilon=epsilon, **settings)
+    env.perturb = None if epsilon is None else Squashed(PerturbationSet(epsilon=epsilon, **settings))
     return env
 
 
@@ -54,7 +58,7 @@ def test_the_contract_holds(spec: EnvironmentSpec, settings: dict[str, Any]) -> 
 
 @pytest.mark.parametrize("norm", ["linf", "l2"])
 def test_agents_see_the_truth_plus_what_their_adversary_chose_within_epsilon(norm: Any) -> None:
-    env, alone = batch(norm=norm), make_batch(SPREAD, 3)
+    env, alone, within = batch(norm=norm), make_batch(SPREAD, 3), PerturbationSet(epsilon=0.1, norm=norm)
     seen, true = env.reset(seed=1), alone.reset(seed=1)
     for t in range(12):
         chosen = random_actions(env, seed=t)
@@ -63,8 +67,8 @@ def test_agents_see_the_truth_plus_what_their_adversary_chose_within_epsilon(nor
         shown = env.step(chosen).obs
         for agent, obs in true.items():
             action = chosen[adversary_of(agent)]
-            assert torch.equal(shown[agent], obs + env.perturbations.squash(action, obs))  # type: ignore[union-attr]
-            size = env.perturbations.size(shown[agent] - obs)  # type: ignore[union-attr]
+            assert torch.equal(shown[agent], obs + within.squash(action, obs))
+            size = within.size(shown[agent] - obs)
             assert (size <= 0.1 + 1e-6).all()
             assert (size > 0.05).any()
         step, expected = env.step(chosen), alone.step({agent: chosen[agent] for agent in true})
@@ -120,3 +124,28 @@ def test_observations_that_are_no_floating_point_numbers_are_refused() -> None:
 def test_unknown_agents_are_refused(agents: tuple[str, ...]) -> None:
     with pytest.raises(ValueError, match="expected agents out of agent_0, agent_1, got no"):
         batch(agents=agents)
+
+
+@pytest.mark.parametrize("continuous", [False, True])
+def test_a_director_moves_the_policy_to_where_it_points(continuous: bool) -> None:
+    """Pointed at each action in turn, a linear policy comes to prefer it as far as ε lets it."""
+    spec = resolve(SPREAD.name, {**SPREAD.kwargs, "continuous_actions": continuous})
+    env = PerturbedGame(spec, kind="pa-ad")(50, CPU)
+    space = env.action_spaces["agent_0"]
+    assert env.action_spaces[adversary_of("agent_0")] == (Box(-1, 1, (5,)) if continuous else space)
+    distribution = from_space(space)
+    network = torch.nn.Linear(12, distribution.num_inputs)
+    policy = ModulePolicy(network, distribution)
+    within = PerturbationSet(epsilon=0.1)
+    env.perturb = Directed(within, dict.fromkeys(env.attacked, policy), steps=2, step_size=1.0)
+    for target in range(5):
+        true = env.reset(seed=1)["adversary_of_agent_0"]
+        there = torch.eye(5)[target].expand(50, 5) if continuous else torch.full((50,), target)
+        shown = env.step({adversary_of(a): there for a in env.attacked}).obs["agent_0"]
+        assert (within.size(shown - true) <= 0.1 + 1e-6).all()
+        with torch.no_grad():
+            before, after = network(true)[:, :5], network(shown)[:, :5]
+        lead = [y[:, target] - y[:, [a for a in range(5) if a != target]].amax(1) for y in (before, after)]
+        if continuous:
+            lead = [before[:, target], after[:, target]]
+        assert (lead[1] > lead[0]).all()

@@ -150,7 +150,7 @@ def test_what_cannot_work_is_refused_before_anything_runs(changes: dict[str, Any
         ({"epsilon": 0}, "expected an epsilon > 0, got 0; for no perturbation use method none"),
         ({"adversary_iterations": 0}, "expected an integer adversary_iterations ≥ 1, got 0"),
         ({"norm": "l1"}, "expected norm out of linf, l2; got 'l1'"),
-        ({"coefficient": 1}, "expected settings of 'atla' out of epsilon, norm, .*; got coefficient"),
+        ({"coefficient": 1}, "expected settings of 'atla' out of adversary, epsilon, .*; got coefficient"),
     ],
 )
 def test_settings_are_checked(method: dict[str, Any], message: str) -> None:
