@@ -22,7 +22,7 @@ from typing import Any
 import yaml
 from pydantic import ValidationError
 
-from marl_aajr.study.config import StudyConfig
+from marl_aajr.study.config import AdversaryEntry, StudyConfig
 from marl_aajr.study.graph import Node
 from marl_aajr.study.lines import Key, Source
 from marl_aajr.study.runs import Run
@@ -61,7 +61,11 @@ class StudyFolder:
         """The directory that a node trains: the run, or its adversary's."""
         if node.adversary is None:
             return self.run(node.run.name)
-        return RunDirectory(self.runs / node.run.name / "adversaries" / node.adversary.title)
+        return self.adversary(node.run, node.adversary)
+
+    def adversary(self, run: Run, entry: AdversaryEntry) -> RunDirectory:
+        """The directory of an adversary's run."""
+        return RunDirectory(self.run(run.name).path / "adversaries" / entry.title)
 
     def judgement(self, run: Run) -> Path:
         """The file that says that a run has been judged."""

@@ -30,6 +30,7 @@ class Node:
         evaluation: how the run is judged.
         suite: by which attacks.
         surrogate: another run that perturbations are computed on, for its judgement.
+        faced: the trained adversaries that its judgement has it face.
     """
 
     name: str
@@ -39,6 +40,7 @@ class Node:
     evaluation: EvaluationEntry | None = None
     suite: Suite | None = None
     surrogate: Run | None = None
+    faced: tuple[AdversaryEntry, ...] = ()
 
     @property
     def kind(self) -> Kind:
@@ -84,7 +86,13 @@ def graph(study: StudyConfig, runs: Sequence[Run], suite: Suite | None) -> dict[
         needs += [] if surrogate is None else [surrogate.name]
         name = f"{run.name}/judgement"
         nodes[name] = Node(
-            name, run, tuple(needs), evaluation=study.evaluation, suite=suite, surrogate=surrogate
+            name,
+            run,
+            tuple(needs),
+            evaluation=study.evaluation,
+            suite=suite,
+            surrogate=surrogate,
+            faced=study.adversaries,
         )
     return _victims_first(nodes)
 

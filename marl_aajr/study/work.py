@@ -18,11 +18,13 @@ import ray
 import torch
 from ray import tune
 
+from marl_aajr.attacks.agent_run import agent_config
 from marl_aajr.evaluation import evaluate_run
 from marl_aajr.numerics import NonFiniteError
 from marl_aajr.study.folder import StudyFolder, is_there
 from marl_aajr.study.graph import Node
 from marl_aajr.study.storage import Storage
+from marl_aajr.training.config import RunConfig
 from marl_aajr.training.differences import differences
 from marl_aajr.training.run_directory import RunDirectory
 from marl_aajr.training.trainer import train
@@ -142,7 +144,7 @@ def _perform(node: Node, place: Place, told: _Told) -> None:
         for run in (node.run, node.surrogate):
             if run is not None:
                 storage.pull(f"runs/{run.name}", folder.run(run.name).path)
-    {"train": _train, "judge": _judge}[node.kind](node, folder, told)
+    {"train": _train, "adversary": _adversary, "judge": _judge}[node.kind](node, folder, told)
     if storage is not None:
         storage.push(folder.run(node.run.name).path, f"runs/{node.run.name}")
         if node.kind == "judge":
@@ -150,14 +152,38 @@ def _perform(node: Node, place: Place, told: _Told) -> None:
 
 
 def _train(node: Node, folder: StudyFolder, told: _Told) -> None:
-    directory = folder.trained(node)
+    _train_to_the_end(node.run.config, folder.trained(node), told)
+
+
+def _adversary(node: Node, folder: StudyFolder, told: _Told) -> None:
+    entry = node.adversary
+    assert entry is not None
+    assert entry.kind in ("traitor", "opponent")
+    config = agent_config(
+        folder.run(node.run.name),
+        kind=entry.kind,
+        agents=entry.agents or None,
+        team=node.run.variant.environment.team,
+        env_steps=entry.env_steps,
+        seed=entry.seed,
+    )
+    _train_to_the_end(config, folder.trained(node), told)
+
+
+def _train_to_the_end(config: RunConfig, directory: RunDirectory, told: _Told) -> None:
+    """Train a run, or what is left of it.
+
+    Raises:
+        Interrupted: the study is to stop.
+    """
     there = is_there(directory)
     if there and directory.status().state == "finished":
-        if changes := differences(directory.config(), node.run.config):
+        if changes := differences(directory.config(), config):
             raise ValueError(f"expected {directory.path} with the study's settings, got {'; '.join(changes)}")
         return
-    train(node.run.config, directory.path, resume=there, on_iteration=told.iteration, should_stop=told.stop)
-    _require_finished(directory)
+    train(config, directory.path, resume=there, on_iteration=told.iteration, should_stop=told.stop)
+    if directory.status().state == "interrupted":
+        raise Interrupted
 
 
 def _judge(node: Node, folder: StudyFolder, told: _Told) -> None:
@@ -172,6 +198,7 @@ def _judge(node: Node, folder: StudyFolder, told: _Told) -> None:
         epsilons=entry.epsilons or (),
         team=node.run.variant.environment.team,
         surrogates={} if surrogate is None else {SURROGATE: folder.run(surrogate.name).path},
+        adversaries={entry.title: folder.adversary(node.run, entry).path for entry in node.faced},
         on_progress=told.played,
         **chosen,
     )
@@ -183,8 +210,3 @@ def _judge(node: Node, folder: StudyFolder, told: _Told) -> None:
             "seconds": time.perf_counter() - started,
         },
     )
-
-
-def _require_finished(directory: RunDirectory) -> None:
-    if directory.status().state == "interrupted":
-        raise Interrupted

@@ -1,0 +1,59 @@
+"""Studies small enough for tests."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from marl_aajr.study.study import Plan, board_for, on_cluster, prepare, run_study
+from marl_aajr.study.watch import Board
+
+SUITE = {
+    "summary": "two attacks",
+    "episodes": 2,
+    "selection_episodes": 2,
+    "actions": ["greedy"],
+    "units": "raw",
+    "epsilons": [0.1],
+    "attacks": ["noise", "pgd"],
+}
+
+TINY: dict[str, Any] = {
+    "run": {
+        "env_steps": 400,
+        "checkpoint_every": 2,
+        "model": {"hidden": [8]},
+        "ppo": {"train_batch_size": 100, "minibatch_size": 50, "epochs": 1},
+        "resources": {"envs_per_runner": 4},
+    },
+    "environments": [{"name": "marl_aajr.envs.simple_spread_v3", "kwargs": {"N": 2}}],
+    "methods": [{"name": "none"}],
+    "evaluation": {"suite": "suite.yaml"},
+    "film": False,
+}
+
+
+def write_study(folder: Path, name: str = "tiny", **changes: Any) -> Path:
+    """A study's file, :data:`TINY` but for some keys, with its suite beside it."""
+    (folder / "suite.yaml").write_text(yaml.safe_dump(SUITE))
+    file = folder / f"{name}.yaml"
+    file.write_text(yaml.safe_dump({**TINY, **changes}, sort_keys=False))
+    return file
+
+
+def do(plan: Plan, *, should_stop: Callable[[], bool] = lambda: False, again: bool = False) -> Board:
+    """Run a study that has been prepared."""
+    with on_cluster(plan) as nodes:
+        board = board_for(plan, nodes, lambda event: None)
+        run_study(plan, board, should_stop=should_stop, again=again)
+    return board
+
+
+def run(file: Path, out: Path, **overrides: Any) -> tuple[Plan, Board]:
+    """Run a study's file."""
+    given: Mapping[str, Any] = {key: (value, f"--{key}") for key, value in overrides.items()}
+    plan = prepare(file, out=out, overrides=given)
+    return plan, do(plan)

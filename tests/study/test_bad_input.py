@@ -1,0 +1,88 @@
+"""What is wrong with a study is named with its line, before anything starts."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from marl_aajr.study.study import prepare
+
+STUDY = """\
+run:
+  env_steps: 400
+  ppo: {train_batch_size: 100, minibatch_size: 50}
+  resources: {envs_per_runner: 4}
+environments:
+  - name: simple_spread_v3
+methods:
+  - name: none
+  - name: aajr
+    grid:
+      coefficient: [1e-4, 1e-3]
+seeds: [0, 1]
+evaluation:
+  suite: quick
+"""
+
+BROKEN = {
+    "an unknown key": ("seeds:", "sedes:", r":12: sedes: unknown key; did you mean seeds\?"),
+    "an unknown key of a run": ("env_steps:", "steps:", r":2: steps: unknown key"),
+    "an unknown nested key": ("minibatch_size", "minibatch", r":3: ppo.minibatch: unknown key"),
+    "an unknown setting of a method": ("coefficient:", "lambda:", r":10: method: .* got lambda"),
+    "a wrong type": ("400", "many", r":2: env_steps: expected an integer, got 'many'"),
+    "a number out of range": ("1e-3]", "-1]", r":10: method: expected finite values"),
+    "an unknown method": ("name: none", "name: nothing", r":8: method: expected a method name .*'nothing'"),
+    "an unknown environment": ("simple_spread_v3", "spread", r":6: spread-none-s0: .*spread"),
+    "an unknown suite": ("quick", "quik", r":14: evaluation.suite: .*quik"),
+    "an empty axis": ("[0, 1]", "[]", r":12: seeds: expected at least one, got none"),
+    "an empty grid": ("[1e-4, 1e-3]", "[]", r":11: methods.1.grid.coefficient: expected at least one"),
+    "no methods": ("  - name: none\n  - name: aajr\n    grid:\n      coefficient: [1e-4, 1e-3]", "  []", r":7: methods"),
+    "a value twice": ("[0, 1]", "[0, 0]", r":12: seeds: expected each once, got 0 twice"),
+    "a key twice": ("seeds: [0, 1]", "seeds: [0]\nseeds: [1]", r":13: seeds: given twice, first in line 12"),
+    "a name twice": ("name: none", "name: aajr\n    coefficient: 1\n  - name: aajr", r":10: .* got simple_spread_v3-aajr-s0 twice, also from .*:8"),
+    "the same run twice": ("- name: none", "- name: none\n  - {name: none, label: plain}", r":9: expected every run once"),
+    "no YAML": ("seeds: [0, 1]", "seeds: [0, 1", r":13: expected YAML"),
+    "a search without tuning": ("- name: none", "- {name: none, search: {ppo.lr: {low: 1, high: 2}}}", r":8: search: expected a section tune"),
+    "an unequal search": ("seeds: [0, 1]", "tune: {trials: 2, env_steps: 100}", r":8: expected the same number of searched settings"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", BROKEN)
+def test_an_error_names_the_line(case: str, tmp_path: Path) -> None:
+    old, new, message = BROKEN[case]
+    assert old in STUDY
+    file = tmp_path / "study.yaml"
+    file.write_text(STUDY.replace(old, new))
+    with pytest.raises(ValueError, match=rf"study\.yaml{message}"):
+        prepare(file, out=tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_all_problems_are_named_at_once(tmp_path: Path) -> None:
+    file = tmp_path / "study.yaml"
+    file.write_text(STUDY.replace("400", "many").replace("50", "few"))
+    with pytest.raises(ValueError, match="env_steps") as caught:
+        prepare(file)
+    assert len(str(caught.value).splitlines()) == 2
+
+
+def test_what_the_command_line_replaces_is_blamed_on_it(tmp_path: Path) -> None:
+    file = tmp_path / "study.yaml"
+    file.write_text(STUDY)
+    with pytest.raises(ValueError, match=r"^--set seeds: seeds: expected at least one"):
+        prepare(file, overrides={"seeds": ([], "--set seeds")})
+
+
+def test_a_pattern_must_match_a_run(tmp_path: Path) -> None:
+    file = tmp_path / "study.yaml"
+    file.write_text(STUDY)
+    with pytest.raises(ValueError, match="--only, got 'none'; the runs are simple_spread_v3-none-s0"):
+        prepare(file, out=tmp_path / "out", only="none")
+
+
+def test_a_missing_logger_is_named(tmp_path: Path) -> None:
+    file = tmp_path / "study.yaml"
+    file.write_text(STUDY + "log:\n  - wandb\n")
+    with pytest.raises(ValueError, match=r"study\.yaml:16: log: expected the package wandb to be installed"):
+        prepare(file)

@@ -1,0 +1,109 @@
+"""Which runs a study has, and what waits for what."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from marl_aajr.study.execution import GraphSearch
+from marl_aajr.study.graph import Node, stranded
+from marl_aajr.study.study import Plan, prepare
+from marl_aajr.study.watch import Board, Progress
+from tests.study.files import write_study
+
+METHODS = [
+    {"name": "none"},
+    {"name": "aajr", "epsilon": 0.2, "grid": {"coefficient": [1e-4, 1e-3], "adversarial_weight": [0, 0.5]}},
+]
+TRAITOR = {"kind": "traitor", "agents": ["agent_0"], "env_steps": 100}
+PLAIN, NEXT = "simple_spread_v3-none-s0", "simple_spread_v3-none-s1"
+
+
+@pytest.fixture(scope="module")
+def plan(tmp_path_factory: pytest.TempPathFactory) -> Plan:
+    folder = tmp_path_factory.mktemp("study")
+    file = write_study(
+        folder, methods=METHODS, seeds=[0, 1], grid={"ppo.lr": [0.001, 0.01]}, adversaries=[TRAITOR]
+    )
+    return prepare(file, out=folder / "out")
+
+
+def test_every_combination_is_one_run(plan: Plan) -> None:
+    assert len(plan.runs) == (1 + 2 * 2) * 2 * 2
+    names = [run.name for run in plan.runs]
+    assert names[0] == "simple_spread_v3-none-lr=0.001-s0"
+    assert names[-1] == "simple_spread_v3-aajr-coefficient=0.001-adversarial_weight=0.5-lr=0.01-s1"
+    last = plan.runs[-1].config
+    assert (last.seed, last.ppo.lr, last.env_steps) == (1, 0.01, 400)
+    assert last.method.settings["coefficient"] == 1e-3
+    assert last.method.settings["adversarial_weight"] == 0.5
+    assert {run.config.method.settings.get("epsilon") for run in plan.runs[4:]} == {0.2}
+
+
+def test_victims_come_before_their_adversaries_and_these_before_the_judgement(plan: Plan) -> None:
+    kinds = [node.kind for node in plan.nodes.values()]
+    assert kinds == ["train"] * 20 + ["adversary"] * 20 + ["judge"] * 20
+    run = plan.runs[4]
+    traitor, judgement = f"{run.name}/traitor-agent_0-s0", f"{run.name}/judgement"
+    assert plan.nodes[traitor].needs == (run.name,)
+    assert plan.nodes[judgement].needs == (run.name, traitor, "simple_spread_v3-none-lr=0.001-s1")
+
+
+def test_only_what_matches_is_done_and_what_it_needs(plan: Plan) -> None:
+    name = plan.runs[4].name
+    nodes = prepare(plan.source.path, out=plan.folder.path, only=name).nodes
+    surrogate = "simple_spread_v3-none-lr=0.001-s1"
+    assert list(nodes) == [surrogate, name, f"{name}/traitor-agent_0-s0", f"{name}/judgement"]
+
+
+def test_what_needs_a_failure_is_stranded(plan: Plan) -> None:
+    name = "simple_spread_v3-none-lr=0.001-s1"
+    lost = stranded(plan.nodes, [name])
+    judged_with_it = {
+        node.name for node in plan.nodes.values() if node.surrogate and node.surrogate.name == name
+    }
+    assert lost == judged_with_it | {f"{name}/traitor-agent_0-s0", f"{name}/judgement"}
+
+
+class _Played:
+    """The search, asked as Tune asks it."""
+
+    def __init__(self, nodes: dict[str, Node], *, stop: bool = False) -> None:
+        self.board = Board({name: Progress(node) for name, node in nodes.items()}, lambda event: None)
+        self.search = GraphSearch(nodes, self.board, lambda: stop)
+
+    def ask(self, trial: str) -> Any:
+        found = self.search.suggest(trial)
+        return found["node"] if isinstance(found, dict) else found
+
+
+def test_a_node_is_proposed_when_all_it_needs_has_succeeded(plan: Plan) -> None:
+    wanted = plan.runs[4].name
+    nodes = dict(prepare(plan.source.path, out=plan.folder.path, only=wanted).nodes)
+    surrogate, run, traitor, judgement = nodes
+    played = _Played(nodes)
+    assert [played.ask("a"), played.ask("b"), played.ask("c")] == [surrogate, run, None]
+    played.search.on_trial_complete("b", {"outcome": "finished"})
+    assert [played.ask("c"), played.ask("d")] == [traitor, None]
+    played.search.on_trial_complete("c", {"outcome": "finished"})
+    assert played.ask("d") is None
+    played.search.on_trial_complete("a", {"outcome": "finished"})
+    assert [played.ask("d"), played.ask("e")] == [judgement, "FINISHED"]
+
+
+@pytest.mark.parametrize("how", [{"error": True}, {"result": {"outcome": "failed"}}])
+def test_a_failure_ends_what_needs_it_and_nothing_else(plan: Plan, how: dict[str, Any]) -> None:
+    wanted = plan.runs[4].name
+    nodes = dict(prepare(plan.source.path, out=plan.folder.path, only=wanted).nodes)
+    _surrogate, _run, traitor, judgement = nodes
+    played = _Played(nodes)
+    played.ask("a"), played.ask("b")
+    played.search.on_trial_complete("a", **how)
+    assert played.board.nodes[judgement].state == "impossible"
+    played.search.on_trial_complete("b", {"outcome": "finished"})
+    assert [played.ask("c"), played.ask("d")] == [traitor, "FINISHED"]
+
+
+def test_nothing_is_proposed_once_the_study_is_to_stop(plan: Plan) -> None:
+    assert _Played(dict(plan.nodes), stop=True).ask("a") == "FINISHED"
