@@ -51,14 +51,18 @@ def compare(
     from rich.console import Console
 
     from marl_aajr.report import compare_each, load_run, write_report
+    from marl_aajr.report.scores import check_references
 
-    page = write_report(runs, out, title=title, references=_references(reference or ()), film=film)
+    references = _references(reference or ())
+    comparisons = compare_each([load_run(run) for run in runs])
+    check_references(references, [comparison.scene for comparison in comparisons])
+    page = write_report(runs, out, title=title, references=references, film=film)
     console = Console()
 
     def say(text: str) -> None:
         console.print(text, highlight=False, markup=False)
 
-    for comparison in compare_each([load_run(run) for run in runs]):
+    for comparison in comparisons:
         say(f"Mean return: {comparison.protocol}")
         console.print(table(comparison))
         say(closing(comparison))
@@ -68,9 +72,10 @@ def compare(
 def closing(comparison: Comparison) -> str:
     """What stands below the table: how the worst attacks were chosen, what failed, the verdict."""
     from marl_aajr.report import headline, how_chosen
+    from marl_aajr.report.wording import count
 
     failed = sum(check.verdict == "fail" for checks in comparison.checks.values() for check in checks)
-    doubt = f"{failed} checks of the evaluations FAILED: see the report." if failed else ""
+    doubt = f"{count(failed, 'check')} of the evaluations FAILED: see the report." if failed else ""
     return "\n".join(filter(None, (how_chosen(comparison), doubt, f"Verdict: {headline(comparison)}")))
 
 

@@ -113,9 +113,23 @@ def scale(comparison: Comparison, reference: Reference | None, *, normalised: bo
 
 def reference_of(references: Mapping[str, Reference], scene: Scene) -> Reference | None:
     """The reference of a scene: by environment and side, by environment with its arguments, or by name."""
+    return next((references[key] for key in _keys(scene) if key in references), None)
+
+
+def check_references(references: Mapping[str, Reference], scenes: Sequence[Scene]) -> None:
+    """Raise ``ValueError`` where a reference is for no scene: it was meant for one, and is misspelt."""
+    known = {key for scene in scenes for key in _keys(scene)}
+    for name in references:
+        if name not in known:
+            raise ValueError(
+                f"expected a reference for an environment of the runs "
+                f"({', '.join(dict.fromkeys(scene.environment for scene in scenes))}), got one for {name!r}"
+            )
+
+
+def _keys(scene: Scene) -> tuple[str, ...]:
     name = scene.environment.partition(" ")[0]
-    keys = (f"{scene.environment}, {scene.team}", f"{name}, {scene.team}", scene.environment, name)
-    return next((references[key] for key in keys if key in references), None)
+    return f"{scene.environment}, {scene.team}", f"{name}, {scene.team}", scene.environment, name
 
 
 def shared_labels(comparisons: Sequence[Comparison]) -> tuple[str, ...]:

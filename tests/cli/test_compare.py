@@ -1,0 +1,110 @@
+"""``marl-aajr compare`` in this process, on run directories with made-up numbers."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from marl_aajr.cli.app import main
+from marl_aajr.rollout.environments import resolve
+from marl_aajr.training.run_directory import RunDirectory
+from tests.evaluation.players import team
+from tests.report.factory import config, evaluation, write_method, write_run
+
+TAG = {"name": "mpe2.simple_tag_v3", "kwargs": {}}
+
+
+def ended(capsys: pytest.CaptureFixture[str], *arguments: object) -> tuple[int, str, str]:
+    """Exit code, standard output without line breaks of tables, standard error."""
+    with pytest.raises(SystemExit) as stop:
+        main(["compare", *map(str, arguments)])
+    shown = capsys.readouterr()
+    return int(stop.value.code or 0), " ".join(shown.out.split()), shown.err
+
+
+@pytest.fixture
+def runs(tmp_path: Path) -> list[Path]:
+    """One run of each of two methods."""
+    return [
+        write_run(tmp_path / name, configuration=config(name), evaluations={"e": content})
+        for name, content in (
+            ("none", evaluation(-40.0, selection_episodes=25)),
+            (
+                "aajr",
+                evaluation(-41.0, attacks={("noise", 0.1): 0.0, ("pgd", 0.1): -1.0}, selection_episodes=25),
+            ),
+        )
+    ]
+
+
+def test_the_terminal_says_what_the_page_says(
+    tmp_path: Path, runs: list[Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    code, out, _ = ended(capsys, *runs, "--out", tmp_path / "r.html")
+    assert code == 0
+    assert "Worst: of each run its own, chosen by its return on 25 other episodes" in out
+    assert "Verdict: At ε = 0.1 aajr survives best." in out
+    assert "At ε = 0.1 aajr survives best." in (tmp_path / "r.html").read_text().replace("\u00a0", " ")
+
+
+def test_failed_checks_are_said_before_the_verdict(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    checks = [{"name": "gradients", "verdict": "fail", "text": "Masked."}]
+    run = write_run(tmp_path / "run", evaluations={"e": evaluation(checks=checks)})
+    _, out, _ = ended(capsys, run, "--out", tmp_path / "r.html")
+    assert "1 check of the evaluations FAILED" in out
+    assert out.index("FAILED") < out.index("Verdict:")
+
+
+def test_each_environment_has_a_table_and_a_section(
+    tmp_path: Path, runs: list[Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    other = write_run(
+        tmp_path / "tag", configuration=config(env=TAG), evaluations={"e": evaluation(7.0, env=TAG)}
+    )
+    code, out, _ = ended(capsys, *runs, other, "--out", tmp_path / "r.html")
+    assert code == 0
+    assert out.count("Mean return: ") == 2
+    assert "7.0" in out
+    assert "Who survives on 2 environments" in (tmp_path / "r.html").read_text()
+
+
+def test_references_make_scores(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    paths = write_method(tmp_path, "none", clean=[-40.0, -41.0, -42.0])
+    code, _, _ = ended(
+        capsys, *paths, "--out", tmp_path / "r.html", "--reference", "mpe2.simple_spread_v3=-90,-30"
+    )
+    assert code == 0
+    assert "scores from 0 (floor) to 1 (target)" in (tmp_path / "r.html").read_text()
+
+
+@pytest.mark.parametrize(
+    ("reference", "says"),
+    [
+        ("simple_spread_v3", "expected --reference ENV=FLOOR,TARGET"),
+        ("simple_spread_v3=1,2,3", "expected --reference ENV=FLOOR,TARGET"),
+        ("simple_spread_v3=2,1", "expected a floor below the target"),
+        ("elsewhere=1,2", "expected a reference for an environment of the runs (mpe2.simple_spread_v3)"),
+    ],
+)
+def test_bad_references_are_refused_before_anything_is_written(
+    tmp_path: Path, runs: list[Path], capsys: pytest.CaptureFixture[str], reference: str, says: str
+) -> None:
+    code, _, err = ended(capsys, *runs, "--out", tmp_path / "r.html", "--reference", reference)
+    assert code == 2
+    assert says in err
+    assert not (tmp_path / "r.html").exists()
+
+
+def test_a_film_is_shown_where_it_is_asked_for(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    spec = resolve("marl_aajr.envs.simple_spread_v3", {"max_cycles": 2})
+    env: dict[str, Any] = {"name": spec.name, "kwargs": dict(spec.kwargs)}
+    content = evaluation(attacks={("pgd", 0.1): -1.0}, env=env)
+    run = write_run(tmp_path / "run", configuration=config(env=env), evaluations={"e": content})
+    team(spec).save(RunDirectory(run).victim)
+    _, _, err = ended(capsys, run, "--out", tmp_path / "r.html", "--film")
+    assert not err
+    assert '<img src="data:image/gif;base64,R0lGOD' in (tmp_path / "r.html").read_text()
