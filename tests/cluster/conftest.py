@@ -6,6 +6,8 @@ import os
 import shutil
 import tempfile
 from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
 
 import pytest
 import ray
@@ -20,19 +22,24 @@ SOON = {"health_check_initial_delay_ms": 0, "health_check_period_ms": 500}
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[Cluster]:
     """A head without processors and two nodes with one each, and this process connected to it."""
+    with nodes_with_one_processor(2, include_dashboard=False) as nodes:
+        connect(nodes)
+        yield nodes
+
+
+@contextmanager
+def nodes_with_one_processor(count: int, **head: Any) -> Iterator[Cluster]:
+    """A cluster of so many nodes and a head, in place of the Ray that this process is connected to."""
     ours = ray.is_initialized()
     ray.shutdown()
     # Elsewhere than other tests' Ray, which would find this one; and short, for the names of its sockets.
     folder = tempfile.mkdtemp(prefix="ray", dir="/tmp")
     os.environ["RAY_TMPDIR"] = folder
-    nodes = Cluster(
-        initialize_head=True,
-        head_node_args={"num_cpus": 0, "include_dashboard": False, "_system_config": SOON},
-    )
+    nodes = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "_system_config": SOON, **head})
     try:
-        for _ in range(2):
-            nodes.add_node(num_cpus=1)
-        connect(nodes)
+        for i in range(count):
+            # A folder each, as on machines of their own, for what jobs bring.
+            nodes.add_node(num_cpus=1, runtime_env_dir_name=f"runtime{i}")
         yield nodes
     finally:
         ray.shutdown()
