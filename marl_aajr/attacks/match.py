@@ -2,18 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol
 
 import numpy as np
 from gymnasium import spaces
 
-from marl_aajr.rollout.batched import BatchedEnv
 from marl_aajr.victims import Victim
 
 
+class Seats(Protocol):
+    """Who plays with which spaces: a `BatchedEnv`, a `Game`."""
+
+    @property
+    def possible_agents(self) -> Sequence[str]: ...
+
+    @property
+    def observation_spaces(self) -> Mapping[str, spaces.Space[Any]]: ...
+
+    @property
+    def action_spaces(self) -> Mapping[str, spaces.Space[Any]]: ...
+
+
 def check_match(
-    victim: Victim, env: BatchedEnv, *, agents: Sequence[str] | None = None, what: str = "a victim"
+    victim: Victim, env: Seats, *, agents: Sequence[str] | None = None, what: str = "a victim"
 ) -> None:
     """Raise ``ValueError`` unless the victim can play these agents of the environment; None: all."""
     agents = env.possible_agents if agents is None else agents

@@ -1,0 +1,270 @@
+"""Attacks and frozen agents around any PettingZoo environment, for use with any other library.
+
+    env = attacked(simple_spread_v3.parallel_env(), "pgd", victim, epsilon=0.1)
+
+Whoever plays ``env`` is lied to: its observations are perturbed by an attack that is computed on a victim's
+policies, its own or another's (a surrogate). ``with_agents`` seats frozen victims at the table. Both take
+parallel and AEC environments and return the same kind.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal, TypeVar, cast
+
+from pettingzoo.utils.env import AECEnv, ParallelEnv
+from pettingzoo.utils.wrappers import BaseParallelWrapper, BaseWrapper
+
+from marl_aajr.attacks import Attack
+from marl_aajr.attacks.match import check_match
+from marl_aajr.checks import one_of
+from marl_aajr.evaluation.liar import Chance, Liar
+from marl_aajr.victims import Victim
+
+Env = TypeVar("Env")
+"""A ParallelEnv or an AECEnv."""
+
+
+def attacked(
+    env: Env,
+    attack: str | Attack,
+    victim: Victim,
+    *,
+    epsilon: float | None = None,
+    agents: Collection[str] | None = None,
+    units: Literal["raw", "network"] | None = None,
+    seed: int = 0,
+) -> Env:
+    """An environment whose agents see s + δ instead of s.
+
+    δ is what the attack finds against the victim's policies at s. A recurrent victim's state follows what was
+    shown, once for each decision. Action masks, rewards and the state for centralised critics stay true.
+
+    Args:
+        env: a parallel or AEC environment.
+        attack: a name of ``marl-aajr list attacks``, or an :class:`~marl_aajr.attacks.Attack`; one that
+            learns must be fitted.
+        victim: the policies that the perturbations are computed on: those that will play, or a surrogate.
+        epsilon: the size; None: the attack's own.
+        agents: whose observations are changed; None: all.
+        units: of ε: the environment's (``"raw"``) or those behind the victim's observation filter
+            (``"network"``); to be said where it has one.
+        seed: of the attack's random numbers, which follow from it, from the seed that the environment was
+            last reset with, and from the episodes and steps since. How often an agent looks does not matter.
+
+    Returns:
+        The environment; observation spaces of attacked agents with bounds are wider by ε.
+
+    Raises:
+        ValueError: an unknown agent, a victim that does not fit the environment, or an attack that does not
+            fit the victim; see :func:`~marl_aajr.evaluation.evaluate`.
+
+    Example:
+        >>> env = attacked(env, "pgd", Victim.load("runs/ppo/victim"), epsilon=0.1, agents=["agent_0"])
+    """
+    everybody = _agents(env)
+    chosen = everybody if agents is None else list(agents)
+    for agent in chosen:
+        one_of("agents", agent, everybody)
+    check_match(victim, _Seats.of(env, chosen))
+    liar = Liar.of(attack, victim, chosen, epsilon=epsilon, units=units, seed=seed)
+    if isinstance(env, ParallelEnv):
+        return cast(Env, _AttackedParallel(env, liar))
+    return cast(Env, _AttackedAEC(env, liar))
+
+
+def with_agents(env: Env, players: Mapping[str, Victim], *, sampled: bool = False, seed: int = 0) -> Env:
+    """An environment in which frozen victims play some of the agents; the others are left.
+
+    What the left ones earn while the victims move is theirs, as it is in the environment itself.
+
+    Args:
+        env: a parallel or AEC environment.
+        players: agent -> the victim that plays it.
+        sampled: whether victims sample their actions or take the most likely ones.
+        seed: of sampled actions; see :func:`attacked`.
+
+    Returns:
+        The environment of the other agents.
+
+    Raises:
+        ValueError: an unknown agent, a victim that does not fit, or nobody left to play.
+
+    Example:
+        >>> env = with_agents(simple_tag_v3.parallel_env(), dict.fromkeys(hunters, victim))
+    """
+    everybody = _agents(env)
+    for agent, victim in players.items():
+        one_of("players", agent, everybody)
+        check_match(victim, _Seats.of(env, [agent]), what=f"a victim for {agent!r}")
+    if set(players) >= set(everybody):
+        raise ValueError("expected agents that are left to play, got victims for all; use evaluate instead")
+    table = _Players(players, Chance(seed) if sampled else None)
+    if isinstance(env, ParallelEnv):
+        return cast(Env, _PlayedParallel(env, table))
+    return cast(Env, _PlayedAEC(env, table))
+
+
+def _agents(env: Any) -> list[str]:
+    if not isinstance(env, ParallelEnv | AECEnv):
+        raise ValueError(f"expected a PettingZoo environment, got {type(env).__name__}")
+    return list(env.possible_agents)
+
+
+@dataclass(frozen=True)
+class _Seats:
+    """What an environment says of some of its agents."""
+
+    possible_agents: tuple[str, ...]
+    observation_spaces: dict[str, Any]
+    action_spaces: dict[str, Any]
+
+    @classmethod
+    def of(cls, env: Any, agents: Collection[str]) -> _Seats:
+        observed = {agent: env.observation_space(agent) for agent in agents}
+        return cls(
+            tuple(agents),
+            {
+                agent: getattr(space, "spaces", {}).get("observation", space)
+                for agent, space in observed.items()
+            },
+            {agent: env.action_space(agent) for agent in agents},
+        )
+
+
+class _AttackedParallel(BaseParallelWrapper[str, Any, Any]):
+    def __init__(self, env: Any, liar: Liar) -> None:
+        super().__init__(env)
+        self.liar = liar
+        self._spaces = {a: liar.space(a, env.observation_space(a)) for a in env.possible_agents}
+
+    def observation_space(self, agent: str) -> Any:
+        return self._spaces[agent]
+
+    def reset(self, seed: int | None = None, options: dict[str, Any] | None = None) -> Any:
+        obs, infos = self.env.reset(seed=seed, options=options)
+        self.liar.begin(seed)
+        return self.liar.show(obs), infos
+
+    def step(self, actions: dict[str, Any]) -> Any:
+        self.liar.decided(actions)
+        obs, *rest = self.env.step(actions)
+        return self.liar.show(obs), *rest
+
+
+class _AttackedAEC(BaseWrapper[str, Any, Any]):
+    def __init__(self, env: Any, liar: Liar) -> None:
+        super().__init__(env)
+        self.liar = liar
+        self._spaces = {a: liar.space(a, env.observation_space(a)) for a in env.possible_agents}
+
+    def observation_space(self, agent: str) -> Any:
+        return self._spaces[agent]
+
+    def reset(self, seed: int | None = None, options: dict[str, Any] | None = None) -> None:
+        self.env.reset(seed=seed, options=options)
+        self.liar.begin(seed)
+
+    def observe(self, agent: str) -> Any:
+        seen = self.env.observe(agent)
+        return seen if seen is None else self.liar.show({agent: seen})[agent]
+
+    def step(self, action: Any) -> None:
+        agent = self.env.agent_selection
+        if action is not None and self.liar.victim.recurrent:
+            self.observe(agent)  # It decided on this, whether it looked or not.
+        self.liar.decided([] if action is None else [agent])
+        self.env.step(action)
+
+
+class _Players:
+    """Frozen victims at one table, and what they remember of the game."""
+
+    def __init__(self, players: Mapping[str, Victim], chance: Chance | None) -> None:
+        self.players = dict(players)
+        self._chance = chance
+        self.begin(None)
+
+    def begin(self, seed: int | None) -> None:
+        """An episode begins."""
+        self._memories = {id(victim): victim.memory() for victim in self.players.values()}
+        if self._chance is not None:
+            self._chance.begin(seed)
+
+    def act(self, agent: str, seen: Any) -> Any:
+        """The action of one of them."""
+        victim, generator = self.players[agent], None
+        if self._chance is not None:
+            generator = self._chance.of(list(self.players).index(agent))
+            self._chance.proceed()
+        return victim.act({agent: seen}, generator=generator, memory=self._memories[id(victim)])[agent]
+
+    def others(self, values: Mapping[str, Any]) -> dict[str, Any]:
+        """Without what belongs to the players."""
+        return {agent: value for agent, value in values.items() if agent not in self.players}
+
+
+class _PlayedParallel(BaseParallelWrapper[str, Any, Any]):
+    def __init__(self, env: Any, table: _Players) -> None:
+        super().__init__(env)
+        self._table = table
+        self.possible_agents = [agent for agent in env.possible_agents if agent not in table.players]
+        self._obs: dict[str, Any] = {}
+
+    @property
+    def agents(self) -> list[str]:
+        return [agent for agent in self.env.agents if agent not in self._table.players]
+
+    def reset(self, seed: int | None = None, options: dict[str, Any] | None = None) -> Any:
+        self._obs, infos = self.env.reset(seed=seed, options=options)
+        self._table.begin(seed)
+        return self._table.others(self._obs), self._table.others(infos)
+
+    def step(self, actions: dict[str, Any]) -> Any:
+        here = [agent for agent in self.env.agents if agent in self._table.players]
+        played = {agent: self._table.act(agent, self._obs[agent]) for agent in here}
+        self._obs, *rest = self.env.step({**actions, **played})
+        return tuple(self._table.others(part) for part in (self._obs, *rest))
+
+
+class _PlayedAEC(BaseWrapper[str, Any, Any]):
+    def __init__(self, env: Any, table: _Players) -> None:
+        super().__init__(env)
+        self._table = table
+        self.possible_agents = [agent for agent in env.possible_agents if agent not in table.players]
+        self._earned: dict[str, float] = {}
+
+    @property
+    def agents(self) -> list[str]:
+        return [agent for agent in self.env.agents if agent not in self._table.players]
+
+    @property
+    def rewards(self) -> dict[str, float]:
+        return {agent: self._earned.get(agent, 0.0) for agent in self.agents}
+
+    def __getattr__(self, name: str) -> Any:
+        value = super().__getattr__(name)
+        return self._table.others(value) if name in ("terminations", "truncations", "infos") else value
+
+    def reset(self, seed: int | None = None, options: dict[str, Any] | None = None) -> None:
+        self.env.reset(seed=seed, options=options)
+        self._table.begin(seed)
+        self._earned = {}
+        self._move()
+
+    def step(self, action: Any) -> None:
+        self._earned = {}
+        self._take(action)
+        self._move()
+
+    def _move(self) -> None:
+        """Let the victims play until it is somebody else's turn."""
+        while self.agents and (agent := self.env.agent_selection) in self._table.players:
+            out = self.env.terminations[agent] or self.env.truncations[agent]
+            self._take(None if out else self._table.act(agent, self.env.observe(agent)))
+
+    def _take(self, action: Any) -> None:
+        self.env.step(action)
+        for agent, reward in self.env.rewards.items():
+            self._earned[agent] = self._earned.get(agent, 0.0) + reward
