@@ -199,6 +199,14 @@ class VictimGame(BatchedEnv):
     def keeps_final_states(self, keeps: bool) -> None:
         self.env.keeps_final_states = keeps
 
+    def nothing(self) -> dict[str, Tensor]:
+        """Zeros as the actions of all players."""
+        found = {}
+        for player, space in self.action_spaces.items():
+            kind = torch.float32 if isinstance(space, spaces.Box) else torch.int64
+            found[player] = torch.zeros((self.num_envs, *(space.shape or ())), dtype=kind, device=self.device)
+        return found
+
     def get_state(self) -> Mapping[str, Any]:
         """See `BatchedEnv.get_state`."""
         return {
@@ -303,7 +311,7 @@ class VictimGame(BatchedEnv):
         if action is None:
             if bool(self._active[player].any()):
                 raise ValueError(f"expected actions of {player!r}, which is active; add them")
-            return torch.zeros(shape, dtype=torch.int64 if whole else torch.float32, device=self.device)
+            return self.nothing()[player]
         if tuple(action.shape) != shape or (whole and action.is_floating_point()):
             raise ValueError(
                 f"expected actions of {player!r} as {'integers' if whole else 'numbers'} of shape {shape}, "

@@ -35,6 +35,9 @@ from marl_aajr.victims import FreeLogStd, Victim, VictimPolicy
 
 _COPIES = 100
 _LEARNING_RATE = 3e-3
+_FENCE = 5.0
+"""Weight of what keeps SA-RL's mean in the cube. Far outside, PPO's noise would change nothing."""
+
 _LOG_STD = -1.5
 """log σ that PPO starts from: enough to explore around PGD, not to drown it."""
 
@@ -103,12 +106,7 @@ def demonstrate(threat: ObservationThreat, *, steps: int, seed: int) -> tuple[Cr
     plain = threat.build(_COPIES)
     game = Demonstration(plain.env, plain.crew, plain.sets, generator=torch.Generator().manual_seed(seed))
     obs, pages = game.reset(seed=seed), []
-    nothing = {
-        player: torch.zeros(
-            (_COPIES, *(space.shape or ())), dtype=torch.from_numpy(space.sample().reshape(-1)[:1]).dtype
-        )
-        for player, space in game.action_spaces.items()
-    }
+    nothing = game.nothing()
     for _ in range(steps):
         game.shown = []
         seen, obs = obs, game.step(nothing).obs
@@ -188,8 +186,8 @@ def _ascend(adversary: Victim, crew: Crew, page: Page, outputs: Mapping[str, Ten
         with torch.no_grad():
             clean = Clean(shown.policy(shown.inputs))
         gains.append(KL().bind(shown.policy, clean)(shown.inputs + delta))
-    outside = torch.cat([(mean.abs() - 1).clamp_min(0).square() for mean in means.values()])
-    return outside.mean() - torch.cat(gains).mean()
+    outside = torch.cat([(mean.abs() - 1).clamp_min(0).square().sum(-1) for mean in means.values()])
+    return _FENCE * outside.mean() - torch.cat(gains).mean()
 
 
 def _copy(adversary: Victim, crew: Crew, page: Page, outputs: Mapping[str, Tensor]) -> Tensor:

@@ -1,0 +1,202 @@
+"""What is asked of the training of an adversary, and the run that follows from it.
+
+The numbers of PPO are those that were measured to work for each kind (`PPO`); what the search tries beside
+them stands in `ALTERNATIVES`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+from marl_aajr.attacks.agent_run import agent_config
+from marl_aajr.attacks.observation_game import GAME, ObservationThreat
+from marl_aajr.checks import at_least_one, one_of
+from marl_aajr.rollout.environments import resolve
+from marl_aajr.rollout.teams import choose_agents
+from marl_aajr.threat import Norm
+from marl_aajr.training.config import RunConfig, make_config
+from marl_aajr.training.run_directory import RunDirectory
+from marl_aajr.victims import Victim, fingerprint, load_victim
+
+Kind = Literal["sa-rl", "pa-ad", "traitor", "opponent"]
+KINDS: tuple[Kind, ...] = get_args(Kind)
+OBSERVERS: tuple[Kind, ...] = ("sa-rl", "pa-ad")
+"""The kinds that change what others observe."""
+
+ENV_STEPS: Mapping[Kind, int] = {"sa-rl": 500_000, "pa-ad": 500_000, "traitor": 400_000, "opponent": 400_000}
+"""Environment steps by default, the search included."""
+
+PPO: Mapping[Kind, Mapping[str, Any]] = {
+    "sa-rl": {"lr": 1e-4, "epochs": 5, "entropy_coeff": 0.0},
+    "pa-ad": {"lr": 1e-3, "entropy_coeff": 0.003},
+}
+"""What differs from the defaults of `marl_aajr.training.config.PPOSettings`."""
+
+MODEL: Mapping[Kind, Mapping[str, Any]] = {"sa-rl": {"free_log_std": True}}
+"""What differs from the defaults of `marl_aajr.training.config.ModelConfig`."""
+
+ALTERNATIVES: Mapping[Kind, Sequence[Mapping[str, Any]]] = {
+    "sa-rl": ({}, {"lr": 3e-4}, {"gamma": 0.99}, {"lr": 3e-5}),
+    "pa-ad": ({}, {"gamma": 0.99}, {"lr": 3e-4}, {"entropy_coeff": 0.02}),
+    "traitor": ({}, {"gamma": 0.99}, {"lr": 3e-4}, {"entropy_coeff": 0.0}),
+    "opponent": ({}, {"gamma": 0.99}, {"lr": 3e-4}, {"entropy_coeff": 0.0}),
+}
+"""Settings of PPO that a search tries, the first ones first."""
+
+SEARCH_SHARE = 0.1
+"""Part of the environment steps that each setting is tried for."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class AdversaryRequest:
+    """An adversary to train. All values are JSON.
+
+    Attributes:
+        kind: ``sa-rl``, ``pa-ad``, ``traitor`` or ``opponent``.
+        epsilon: radius of the perturbation set; None for traitors and opponents, who change no observation.
+        agents: who is lied to, or whose place is taken; None: everybody who may be.
+        joint: one adversary for all attacked agents; see `marl_aajr.attacks.manners.Crew`.
+        norm: of the perturbation set.
+        units: of ε, ``"raw"`` or ``"network"``.
+        actions: whether the victims take their most likely actions or sample them.
+        env_steps: length, the search included; None: `ENV_STEPS`.
+        search: how many settings of PPO are tried first, `SEARCH_SHARE` of the steps each; 1: none is.
+        warm_start: begin with what PGD does (observation adversaries only).
+        seed: of everything random.
+        threat: more of `ObservationThreat`, such as ``mask`` or ``manner``.
+
+    Raises:
+        ValueError: an unknown kind, numbers out of range, an observation adversary without epsilon, or
+            another one with what only those have.
+    """
+
+    kind: Kind
+    epsilon: float | None = None
+    agents: Sequence[str] | None = None
+    joint: bool = False
+    norm: Norm = "linf"
+    units: Literal["raw", "network"] = "raw"
+    actions: Literal["greedy", "sampled"] = "greedy"
+    env_steps: int | None = None
+    search: int = 1
+    warm_start: bool = True
+    seed: int = 0
+    threat: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        one_of("kind", self.kind, KINDS)
+        at_least_one("search", self.search)
+        at_least_one("env_steps", self.steps)
+        most = len(ALTERNATIVES[self.kind])
+        if self.search > most:
+            raise ValueError(f"expected a search of at most {most} settings, got {self.search}")
+        if self.observes and self.epsilon is None:
+            raise ValueError(f"expected an epsilon for the adversary {self.kind!r}, got none; give one")
+        if not self.observes and (self.epsilon is not None or self.joint):
+            raise ValueError(
+                f"expected no epsilon and no joint adversary for {self.kind!r}, which changes no "
+                "observation; leave them out"
+            )
+
+    @property
+    def observes(self) -> bool:
+        """Whether the adversary changes what others observe."""
+        return self.kind in OBSERVERS
+
+    @property
+    def steps(self) -> int:
+        """Environment steps, the search included."""
+        return ENV_STEPS[self.kind] if self.env_steps is None else self.env_steps
+
+    @property
+    def name(self) -> str:
+        """A folder's name for it: ``sa-rl-eps0.1``, ``pa-ad-eps0.2-l2-joint-s3``, ``traitor-agent_1``."""
+        parts = [
+            "" if self.epsilon is None else f"eps{self.epsilon:g}",
+            "" if self.norm == "linf" else self.norm,
+            "" if self.units == "raw" else self.units,
+            "" if self.actions == "greedy" else self.actions,
+            "joint" if self.joint else "",
+            *(self.agents or ()),
+            "" if self.seed == 0 else f"s{self.seed}",
+        ]
+        return "-".join([self.kind, *(part for part in parts if part)])
+
+    def config(self, victims: Path) -> RunConfig:
+        """The run without search and warm start.
+
+        Args:
+            victims: their run, or the folder of a saved victim.
+
+        Raises:
+            ValueError: nothing of the kind there, agents that are not, or settings that do not fit.
+        """
+        if self.kind in ("traitor", "opponent"):
+            return agent_config(
+                RunDirectory(victims),
+                kind=self.kind,
+                agents=self.agents,
+                actions=self.actions,
+                env_steps=self.steps,
+                seed=self.seed,
+            )
+        threat = self.observation_threat(victims)
+        threat.build(1).close()
+        return make_config(
+            {
+                "env": {"name": GAME, "kwargs": vars_of(threat)},
+                "seed": self.seed,
+                "env_steps": self.steps,
+                "ppo": PPO[self.kind],
+                "model": MODEL.get(self.kind, {}),
+            }
+        )
+
+    def observation_threat(self, victims: Path) -> ObservationThreat:
+        """The game of an observation adversary."""
+        folder = victim_folder(victims)
+        victim = load_victim(folder)
+        assert self.epsilon is not None
+        return ObservationThreat(
+            env=victim.env_name,
+            env_kwargs=dict(victim.env_kwargs),
+            victim=str(folder.resolve()),
+            digest=fingerprint(victim),
+            kind=self.kind,
+            epsilon=self.epsilon,
+            norm=self.norm,
+            units=self.units,
+            agents=self._whom(victim),
+            joint=self.joint,
+            actions=self.actions,
+            **self.threat,
+        )
+
+    def _whom(self, victim: Victim) -> list[str]:
+        if not victim.env_name:
+            raise ValueError(
+                "expected victims that name their environment, got some that do not; set env_name to an "
+                "import path"
+            )
+        game = resolve(victim.env_name, victim.env_kwargs).make()
+        try:
+            return choose_agents(game.teams, None, self.agents)
+        finally:
+            game.close()
+
+
+def vars_of(threat: ObservationThreat) -> dict[str, Any]:
+    """The arguments of a game that differ from what they are by default."""
+    return {
+        name: value
+        for name, value in ((f, getattr(threat, f)) for f in threat.__dataclass_fields__)
+        if value != threat.__dataclass_fields__[name].default and value != {}
+    }
+
+
+def victim_folder(victims: Path) -> Path:
+    """Where the victims of a run are; a folder that holds victims is its own."""
+    return victims if (victims / "victim.json").is_file() else RunDirectory(victims).victim

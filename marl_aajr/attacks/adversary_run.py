@@ -1,0 +1,278 @@
+"""Train an adversary against a run's victims: warm start, a small search, and an ordinary run.
+
+    VICTIM_RUN/adversaries/sa-rl-eps0.1/            the run that remains: configured, checkpointed, exported
+        adversary.json                              what was asked, tried and found
+        initial_policy/                             what it began with
+        search/1/, search/2/, …                     the runs that were tried before it
+
+While it lasts, the search stands beside the run, in ``sa-rl-eps0.1.search``.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from marl_aajr.attacks.adversary_request import (
+    ALTERNATIVES,
+    SEARCH_SHARE,
+    AdversaryRequest,
+    victim_folder,
+)
+from marl_aajr.attacks.adversary_score import Judge
+from marl_aajr.attacks.observation_game import ObservationThreat
+from marl_aajr.attacks.warm_start import warm_start
+from marl_aajr.training.config import RunConfig
+from marl_aajr.training.files import write_json
+from marl_aajr.training.loop import OnIteration, ShouldStop
+from marl_aajr.training.run_directory import RunDirectory
+from marl_aajr.training.trainer import train
+from marl_aajr.victims import Victim
+
+ADVERSARIES = "adversaries"
+"""The folder of a run that its adversaries are kept in."""
+
+RECORD = "adversary.json"
+_REQUEST, _WARM = "request.json", "warm-start"
+
+
+def train_adversary(
+    victim_run: Path | str,
+    *,
+    kind: str,
+    epsilon: float | None = None,
+    agents: Sequence[str] | None = None,
+    joint: bool = False,
+    out: Path | str | None = None,
+    env_steps: int | None = None,
+    search: int = 1,
+    warm_start: bool = True,
+    seed: int = 0,
+    resume: bool = False,
+    overwrite: bool = False,
+    on_iteration: OnIteration | None = None,
+    should_stop: ShouldStop | None = None,
+    **more: Any,
+) -> Path:
+    """Train an adversary against frozen victims, and keep it.
+
+    Args:
+        victim_run: the victims' run (or the folder of a saved victim).
+        kind: ``sa-rl``, ``pa-ad``, ``traitor`` or ``opponent``.
+        epsilon: see `AdversaryRequest`, as for the following.
+        agents: who is lied to, or whose place is taken; None: everybody who may be.
+        joint: one adversary with one budget for all attacked agents.
+        out: the folder; None: :func:`default_folder`.
+        env_steps: length, the search included; None: the kind's default.
+        search: how many settings of PPO are tried first.
+        warm_start: begin with what PGD does.
+        seed: of everything random: the same seed, the same numbers.
+        resume: go on with what is in ``out``, to the numbers of a training that was not stopped.
+        overwrite: replace the adversary in ``out``.
+        on_iteration: called with each line of ``metrics.jsonl``, its ``env_steps`` those of all runs so far.
+        should_stop: asked after each iteration; see `marl_aajr.training.train`.
+        more: of `AdversaryRequest`: ``norm``, ``units``, ``actions``, ``threat``.
+
+    Returns:
+        The folder. It holds a finished run unless the training was stopped.
+
+    Raises:
+        ValueError: what `AdversaryRequest` and `marl_aajr.training.train` refuse; an ``out`` that is taken,
+            or that holds another adversary than the one to go on with. Nothing has been written.
+    """
+    request = AdversaryRequest(
+        kind=kind,  # type: ignore[arg-type]
+        epsilon=epsilon,
+        agents=None if agents is None else list(agents),
+        joint=joint,
+        env_steps=env_steps,
+        search=search,
+        warm_start=warm_start,
+        seed=seed,
+        **more,
+    )
+    victims = Path(victim_run)
+    folder = default_folder(victims, request) if out is None else Path(out)
+    training = _Training(request, victims, folder, request.config(victims), on_iteration, should_stop)
+    training.prepare(resume=resume, overwrite=overwrite)
+    training.run()
+    return folder
+
+
+def resume_adversary(
+    out: Path | str, *, on_iteration: OnIteration | None = None, should_stop: ShouldStop | None = None
+) -> Path:
+    """Go on with an adversary as it was asked for.
+
+    Raises:
+        ValueError: none there, or a finished one.
+    """
+    folder = Path(out)
+    try:
+        asked = json.loads((_search_folder(folder) / _REQUEST).read_text(encoding="utf-8"))
+    except OSError:
+        raise ValueError(
+            f"expected the folder of an adversary whose training was stopped, got {folder}; train one with: "
+            "marl-aajr adversary train"
+        ) from None
+    victims = asked.pop("victims")
+    return train_adversary(
+        victims, out=folder, resume=True, on_iteration=on_iteration, should_stop=should_stop, **asked
+    )
+
+
+def default_folder(victims: Path, request: AdversaryRequest) -> Path:
+    """``VICTIM_RUN/adversaries/<kind>-eps<epsilon>…``; beside the victims where they have no run."""
+    home = victims.parent if (victims / "victim.json").is_file() else victims
+    return home / ADVERSARIES / request.name
+
+
+def is_finished(folder: Path) -> bool:
+    """Whether an adversary is there, and ready."""
+    return (folder / RECORD).is_file()
+
+
+@dataclass
+class _Training:
+    """The runs of one adversary, one after the other; each is skipped if it has finished before."""
+
+    request: AdversaryRequest
+    victims: Path
+    folder: Path
+    config: RunConfig
+    on_iteration: OnIteration | None
+    should_stop: ShouldStop | None
+    done: int = 0
+    tried: list[dict[str, Any]] = field(default_factory=list)
+
+    @property
+    def aside(self) -> Path:
+        """The folder of the search while it lasts."""
+        return _search_folder(self.folder)
+
+    def prepare(self, *, resume: bool, overwrite: bool) -> None:
+        """See that the folder may be written, and write down what was asked.
+
+        Raises:
+            ValueError: it may not be, or something else was asked before.
+        """
+        asked = {**asdict(self.request), "victims": str(self.victims.resolve())}
+        file = self.aside / _REQUEST
+        if resume:
+            if is_finished(self.folder):
+                raise ValueError(
+                    f"expected an adversary that is not finished, got {self.folder}; evaluate it"
+                )
+            if not file.is_file() or json.loads(file.read_text(encoding="utf-8")) != json.loads(
+                json.dumps(asked)
+            ):
+                raise ValueError(
+                    f"expected the adversary that {self.folder} was started with, got other settings; change "
+                    "them back, or start a new one"
+                )
+            return
+        if self.aside.exists() and not overwrite:
+            raise ValueError(
+                f"expected a new folder, got {self.folder}, whose training was stopped; resume it, overwrite "
+                "it, or choose another"
+            )
+        RunDirectory(self.folder).check_free(overwrite=overwrite)
+        if self.folder.exists():
+            shutil.rmtree(self.folder)
+        shutil.rmtree(self.aside, ignore_errors=True)
+        self.aside.mkdir(parents=True)
+        write_json(file, asked)
+
+    def run(self) -> None:
+        """Everything that is still to be done, up to the end or to an interruption."""
+        started = time.perf_counter()
+        judge = Judge(self.config, seed=self.request.seed)
+        initial = self._warm()
+        config = self._start_from(self.config, initial)
+        settings: dict[str, Any] = {}
+        if self.request.search > 1:
+            for number in range(self.request.search):
+                if not self._try(number, config, judge):
+                    return
+            best = max(self.tried, key=lambda row: row["score"])
+            settings = best["settings"]
+            config = self._start_from(_with(config, settings), Path(best["folder"]) / "victim")
+        config = config.model_copy(update={"env_steps": max(self.request.steps - self.done, 1)})
+        if self._train(config, self.folder):
+            self._finish(judge, initial, settings, seconds=time.perf_counter() - started)
+
+    def _warm(self) -> Path | None:
+        """The policies to begin with."""
+        if not (self.request.warm_start and self.request.observes):
+            return None
+        folder = self.aside / _WARM
+        if not (folder / "victim.json").is_file():
+            threat = ObservationThreat(**self.config.env.kwargs)
+            warm_start(self.config, threat, seed=self.request.seed).save(folder)
+        return folder
+
+    def _start_from(self, config: RunConfig, initial: Path | None) -> RunConfig:
+        return config.model_copy(update={"initial_policy": None if initial is None else str(initial)})
+
+    def _try(self, number: int, config: RunConfig, judge: Judge) -> bool:
+        """One setting of the search; whether it was tried to the end."""
+        settings = dict(ALTERNATIVES[self.request.kind][number])
+        folder = self.aside / str(number + 1)
+        steps = max(int(SEARCH_SHARE * self.request.steps), config.ppo.train_batch_size)
+        if not self._train(_with(config, settings).model_copy(update={"env_steps": steps}), folder):
+            return False
+        score = judge.score(Victim.load(RunDirectory(folder).victim))
+        self.tried.append({"settings": settings, "score": score, "folder": str(folder)})
+        return True
+
+    def _train(self, config: RunConfig, folder: Path) -> bool:
+        """Train a run, or go on with it; whether it has finished."""
+        directory = RunDirectory(folder)
+        if not (directory.is_run and directory.status().state == "finished"):
+            before = self.done
+            on_iteration = self.on_iteration
+
+            def tell(record: dict[str, Any]) -> None:
+                if on_iteration is not None:
+                    on_iteration({**record, "env_steps": record["env_steps"] + before})
+
+            train(config, folder, resume=directory.is_run, on_iteration=tell, should_stop=self.should_stop)
+        status = directory.status()
+        self.done += status.env_steps
+        return status.state == "finished"
+
+    def _finish(
+        self, judge: Judge, initial: Path | None, settings: dict[str, Any], *, seconds: float
+    ) -> None:
+        """Write the record, the last thing that makes an adversary ready."""
+        directory = RunDirectory(self.folder)
+        final = judge.score(Victim.load(directory.victim))
+        begun = None if initial is None else judge.score(Victim.load(initial))
+        record = {
+            **asdict(self.request),
+            "victims": str(victim_folder(self.victims).resolve()),
+            "env_steps": self.done,
+            "seconds": seconds,
+            "search": [{k: row[k] for k in ("settings", "score")} for row in self.tried],
+            "settings": settings,
+            "selection": {**judge.references(), "warm_start": begun, "trained": final},
+            "policy": "initial_policy" if begun is not None and begun > final else "victim",
+        }
+        for row in self.tried:
+            shutil.copytree(row["folder"], self.folder / "search" / Path(row["folder"]).name)
+        write_json(self.folder / RECORD, record)
+        shutil.rmtree(self.aside)
+
+
+def _search_folder(folder: Path) -> Path:
+    return folder.with_name(f"{folder.name}.search")
+
+
+def _with(config: RunConfig, settings: dict[str, Any]) -> RunConfig:
+    """The run with other numbers of PPO."""
+    return config.model_copy(update={"ppo": config.ppo.model_copy(update=settings)})
