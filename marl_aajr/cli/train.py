@@ -73,6 +73,17 @@ def train(
         bool,
         typer.Option("--overwrite", help="Replace the run in --out, if there is one.", rich_help_panel=RUN),
     ] = False,
+    max_failures: Annotated[
+        int,
+        typer.Option(
+            "--max-failures",
+            metavar="N",
+            min=0,
+            help="How often to go on from the last checkpoint after the loss of a learner or of all env "
+            "runners, or an error in the environment.",
+            rich_help_panel=RUN,
+        ),
+    ] = 0,
     **options: str | None,
 ) -> None:
     """Train one run; the options named after configuration keys come from `settings`."""
@@ -84,7 +95,9 @@ def train(
     with waiting("Loading torch and Ray", console=console):
         resolved, folder = _resolve(config, out, options, assignments or [], resume=resume)
         import marl_aajr.training.trainer  # noqa: F401 - the slow part, where the person is told of it
-    directory, stopped = _train(resolved, folder, console, resume=resume, overwrite=overwrite)
+    directory, stopped = _train(
+        resolved, folder, console, resume=resume, overwrite=overwrite, max_failures=max_failures
+    )
     status, name = directory.status(), shlex.quote(str(folder))
     if status.state == "finished":
         _say(console, f"Finished. How it does under attack:\n  marl-aajr evaluate {name}")
@@ -137,16 +150,14 @@ def _resolve(
     return resolved, folder
 
 
-def _train(
-    config: RunConfig, folder: Path, console: Console, *, resume: bool, overwrite: bool
-) -> tuple[RunDirectory, int]:
+def _train(config: RunConfig, folder: Path, console: Console, **how: Any) -> tuple[RunDirectory, int]:
     """Train with progress, until the run's end or a request to stop; the exit code if it was stopped."""
     from marl_aajr.training.run_directory import RunDirectory
     from marl_aajr.training.trainer import train as run
 
     progress = training_progress(config.env_steps, console=console)
     with Interrupt(announce=progress.finishing, restore=progress.restore) as interrupt, progress:
-        run(config, folder, overwrite=overwrite, resume=resume, on_iteration=progress, should_stop=interrupt)
+        run(config, folder, on_iteration=progress, should_stop=interrupt, **how)
     return RunDirectory(folder), interrupt.exit_code
 
 

@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import ray
+from ray._private.authentication.authentication_token_setup import maybe_enable_token_auth_if_token_available
 from ray.util.placement_group import get_current_placement_group
 
 from marl_aajr.training.capacity import check_room
@@ -78,6 +79,9 @@ def _start(address: str | None) -> None:
     # Whether workers of a run without GPUs may see them; Ray warns about its default.
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     logging.getLogger("ray").setLevel(logging.ERROR)
+    if address is not None:
+        # ``ray start`` asks for the token of ~/.ray where there is one; a process that joins must offer it.
+        maybe_enable_token_auth_if_token_available(warn_if_disabled=False)
     try:
         with _own_sigterm():
             ray.init(
