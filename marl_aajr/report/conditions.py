@@ -72,7 +72,8 @@ Played = tuple[Rows, Evaluation]
 
 def exact(row: Attacked | Chosen, evaluation: Evaluation) -> Exact:
     """What tells the rows of one run apart."""
-    return row.attack, row.settings, row.epsilon, frozenset(row.agents), evaluation.budget
+    agents = frozenset(row.agents or evaluation.agents)
+    return row.attack, row.settings, row.epsilon, agents, evaluation.budget
 
 
 def keys_of(played: Sequence[Played]) -> dict[Exact, Key]:

@@ -99,3 +99,8 @@ def test_surrogates_of_each_run_are_the_same_condition_and_two_of_one_run_are_no
     assert labels(comparison) == ["transfer", "transfer (2)"]
     (row,) = comparison.rows
     assert row.worst[0.1].attack == "transfer (2)"
+
+
+def test_an_older_file_that_does_not_say_who_was_attacked_is_about_everybody(tmp_path: Path) -> None:
+    comparison = compared(tmp_path, {"old": team(), "new": limited(list(TEAM))})
+    assert labels(comparison) == ["pgd"]
