@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 import torch
 from gymnasium import spaces
-from torch import nn
+from torch import Tensor, nn
 
 from marl_aajr.evaluation import Replacement, evaluate
+from marl_aajr.rollout.batched import BatchedEnv
 from marl_aajr.rollout.batches import make_batch
 from marl_aajr.rollout.environments import EnvironmentSpec, resolve
 from marl_aajr.victims import Victim
@@ -45,6 +46,14 @@ def liar(spec: EnvironmentSpec, module: nn.Module | None = None) -> Victim:
     return team(spec, module or wrong)
 
 
+def drawn_at_random(env: BatchedEnv, agent: str) -> Tensor:
+    """Actions of all copies at the beginning of their first episode."""
+    generator = torch.Generator().manual_seed(0)
+    stand_in = Replacement(kind="random", agents=(agent,)).stand_in(sampled=False, generator=generator)
+    (drawn,) = stand_in(env, env.reset(seed=0)).values()
+    return drawn
+
+
 class TestClosedForm:
     def test_an_idle_agent_plays_as_one_whose_policy_is_action_zero(self) -> None:
         spec = signs()
@@ -77,21 +86,28 @@ class TestClosedForm:
         result = evaluate(team(moves()), team="first", replace=["random:second"], episodes=40, num_envs=7)
         assert result.adversarial_agents[0].outcome.returns != result.clean.returns
 
+    def test_random_moves_are_uniform_over_the_legal_ones(self) -> None:
+        env = make_batch(moves(), 3000)
+        drawn = drawn_at_random(env, "first")
+        legal = env.action_mask["first"]
+        assert legal is not None
+        expected = (legal.double() / legal.sum(1, keepdim=True)).mean(0)
+        shares = torch.bincount(drawn, minlength=4) / len(drawn)
+        assert legal.gather(1, drawn[:, None]).all()
+        torch.testing.assert_close(shares.double(), expected, atol=0.03, rtol=0.0)
+
     def test_random_actions_are_uniform_over_every_kind_of_space(self) -> None:
-        generator = torch.Generator().manual_seed(0)
+        drawn = drawn_at_random(make_batch(SPREAD, 4000), "agent_1")
+        torch.testing.assert_close(torch.bincount(drawn) / 4000, torch.full((5,), 0.2), atol=0.03, rtol=0.0)
         env = make_batch(CONTINUOUS, 4000)
-        obs = env.reset(seed=0)
-        stand_in = Replacement(kind="random", agents=("agent_1",)).stand_in(
-            sampled=False, generator=generator
-        )
-        drawn = stand_in(env, obs)
-        assert list(drawn) == ["agent_1"]
-        assert drawn["agent_1"].shape == (4000, 5)
-        assert drawn["agent_1"].mean(0).sub(0.5).abs().max() < 0.03
-        assert drawn["agent_1"].std(0).sub(12**-0.5).abs().max() < 0.02
+        drawn = drawn_at_random(env, "agent_1")
+        assert drawn.shape == (4000, 5)
+        assert drawn.mean(0).sub(0.5).abs().max() < 0.03
+        assert drawn.std(0).sub(12**-0.5).abs().max() < 0.02
         env.action_spaces["agent_1"] = spaces.MultiDiscrete([2, 5])
-        assert stand_in(env, obs)["agent_1"].amin(0).tolist() == [0, 0]
-        assert stand_in(env, obs)["agent_1"].double().mean(0).tolist() == pytest.approx([0.5, 2.0], abs=0.1)
+        drawn = drawn_at_random(env, "agent_1")
+        assert drawn.amin(0).tolist() == [0, 0]
+        assert drawn.double().mean(0).tolist() == pytest.approx([0.5, 2.0], abs=0.1)
 
 
 class TestCommonRandomNumbers:
