@@ -5,12 +5,14 @@ from __future__ import annotations
 import contextlib
 import json
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from marl_aajr.cli.findings import show
+from marl_aajr.cli.overrides import parse_assignments
 from marl_aajr.cli.teaching import guide, told
 
 SUITE = "quick"
@@ -20,19 +22,42 @@ EPSILONS = (0.05, 0.1, 0.2)
 """Sizes of named attacks where none is named: around the ε that methods train against by default."""
 
 HELP = guide(
-    "Play a finished run's team without and with attacks on what it observes. The result is kept in "
-    "RUN/evaluations, where compare finds it. Attacked episodes use the seeds of the clean ones.",
+    "Play a team without and with attacks on what it observes: a finished run's, a saved victim's or that of "
+    "an RLlib checkpoint. The result is kept in RUN/evaluations, where compare finds it, or in a folder "
+    "beside the victim or checkpoint. Attacked episodes use the seeds of the clean ones.",
     "marl-aajr evaluate runs/study-3",
     "marl-aajr evaluate runs/study-3 --suite standard --surrogate runs/study-4",
     "marl-aajr evaluate runs/study-3 --attack pgd --epsilon 0.1 --epsilon 0.2",
     "marl-aajr evaluate runs/study-3 --budget agents=1,steps=5,timing=strategic",
     "marl-aajr evaluate runs/study-3 --suite full --json > result.json",
+    "marl-aajr evaluate checkpoint_000010 --env simple_spread_v3 --units raw",
 )
 
 
 def evaluate(
     *,
-    run: Annotated[Path, typer.Argument(metavar="RUN", help="A finished run's folder.")],
+    run: Annotated[
+        Path,
+        typer.Argument(
+            metavar="RUN", help="A finished run's folder, a saved victim's, or an RLlib checkpoint."
+        ),
+    ],
+    env: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME",
+            help="Environment of an RLlib checkpoint, which does not know it: a name of [b]list envs[/b] or "
+            "an import path. Its arguments: --set env.kwargs.N=5.",
+        ),
+    ] = None,
+    assignments: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set",
+            metavar="KEY=VALUE",
+            help="An argument of --env, such as env.kwargs.N=5; may be repeated.",
+        ),
+    ] = None,
     suite: Annotated[
         str | None,
         typer.Option(
@@ -161,6 +186,9 @@ def evaluate(
             help="A run of [b]adversary train[/b]: let it play against this team; may be repeated.",
         ),
     ] = None,
+    out: Annotated[
+        Path | None, typer.Option(metavar="FILE.json", help=told("Where the result is kept.", "see above"))
+    ] = None,
     workers: Annotated[
         int, typer.Option(metavar="INT", help="Ray workers that share the rows; the result is the same.")
     ] = 1,
@@ -184,6 +212,9 @@ def evaluate(
     with contextlib.redirect_stdout(sys.stderr):
         result = _evaluate(
             run,
+            env=env,
+            env_kwargs=env_arguments(assignments or ()),
+            out=out,
             suite=suite,
             attacks=attack or (),
             epsilons=sizes,
@@ -205,7 +236,32 @@ def evaluate(
     if as_json:
         print(json.dumps(result, ensure_ascii=False, allow_nan=False))
         return
-    show(result, run)
+    show(result, run, kept=_kept(run, out))
+
+
+def _kept(run: Path, out: Path | None) -> Path | None:
+    """Where the result is; None: in a run's folder."""
+    from marl_aajr.evaluation.sources import results_beside
+    from marl_aajr.training.run_directory import RunDirectory
+
+    return out or (None if RunDirectory(run).is_run else results_beside(run))
+
+
+def env_arguments(assignments: Sequence[str]) -> dict[str, Any]:
+    """The arguments of the environment in ``--set env.kwargs.N=5``.
+
+    Raises:
+        ValueError: another key, or no assignment.
+    """
+    found = {}
+    for key, value in parse_assignments(assignments).items():
+        name = key.removeprefix("env.kwargs.")
+        if name == key or "." in name:
+            raise ValueError(
+                f"expected --set env.kwargs.NAME=VALUE in evaluate, got {key}; a run has the rest"
+            )
+        found[name] = value
+    return found
 
 
 def _evaluate(run: Path, **protocol: Any) -> dict[str, Any]:

@@ -11,12 +11,13 @@ if TYPE_CHECKING:
     from rich.table import Table
 
 
-def show(result: Mapping[str, Any], run: Path) -> None:
+def show(result: Mapping[str, Any], run: Path, *, kept: Path | None = None) -> None:
     """Print an evaluation.
 
     Args:
         result: as ``--json`` prints it.
         run: its folder.
+        kept: where the result is; None: in the run's folder, where ``compare`` finds it.
     """
     from rich.console import Console
 
@@ -38,6 +39,9 @@ def show(result: Mapping[str, Any], run: Path) -> None:
     others = sorted(set(result["teams"].values()) - {result["team"]})
     if others:
         say(f"Other teams, by --team: {', '.join(others)}")
+    if kept is not None:
+        console.print(f"Kept in {kept}", soft_wrap=True, highlight=False, markup=False)
+        return
     name = shlex.quote(str(run))
     console.print(f"On a page: marl-aajr compare {name}", soft_wrap=True, highlight=False, markup=False)
 

@@ -1,4 +1,4 @@
-"""Evaluate a finished run, and leave the result in its folder."""
+"""Evaluate what has a folder: a finished run, a saved victim, an RLlib checkpoint; and keep the result."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from marl_aajr.evaluation.evaluate import evaluate
 from marl_aajr.evaluation.player import Progress
 from marl_aajr.evaluation.replacements import Replacement
 from marl_aajr.evaluation.results import Evaluation
+from marl_aajr.evaluation.sources import find_victim, finished
 from marl_aajr.evaluation.suites import Suite, load_suite
 from marl_aajr.training.files import write_json
 from marl_aajr.training.run_directory import RunDirectory
@@ -28,41 +29,47 @@ def evaluate_run(
     surrogates: Sequence[Path | str] | Mapping[str, Path | str] = (),
     replace: Sequence[str | Replacement] = (),
     adversaries: Sequence[Path | str] | Mapping[str, Path | str] = (),
+    env: str | None = None,
+    env_kwargs: Mapping[str, Any] | None = None,
+    out: Path | str | None = None,
     on_progress: Callable[[Progress], None] | None = None,
     **protocol: Any,
 ) -> Evaluation:
     """Evaluate the victim of a run by a suite, or under every attack at every epsilon; see :func:`evaluate`.
 
-    The result is written to ``RUN/evaluations``, at the end and in one step. The same evaluation again
-    replaces its file.
+    The result is written at the end and in one step: to ``RUN/evaluations``, or for victims and checkpoints
+    to a folder beside theirs, ``…-evaluations``. The same evaluation again replaces its file.
 
     Args:
-        run: the run directory.
+        run: the run directory, the folder of a saved victim, or an RLlib checkpoint.
         suite: as for :func:`evaluate`; ``attacks`` are added to it.
         attacks: names; none, and no suite: the clean return only.
         epsilons: radii, for all attacks; none: the suite's.
-        surrogates: other runs, on whose victims ``transfer`` computes its perturbations; with a mapping by
-            a name for each, else by their folders' names.
+        surrogates: others of these, on whose victims ``transfer`` computes its perturbations; with a mapping
+            by a name for each, else by their folders' names.
         replace: as for :func:`evaluate`.
         adversaries: runs of traitors and opponents, named as ``surrogates`` are; they are added to it.
+        env: where: a checkpoint does not know; see :func:`~marl_aajr.evaluation.sources.find_victim`.
+        env_kwargs: arguments of the environment.
+        out: the file to write instead.
         on_progress: told after every episode.
         protocol: ``episodes``, ``selection_episodes``, ``actions``, ``units``, ``seed``, ``team``,
             ``agents``, ``norm``, ``budget``, ``weakest_link`` and ``workers`` of :func:`evaluate`.
 
     Raises:
-        ValueError: not a run, or an unfinished one; and all that :func:`evaluate` refuses.
+        ValueError: nothing of the kind there, or an unfinished run; and all that :func:`evaluate` refuses.
     """
-    directory = _finished(run)
-    victim = Victim.load(directory.victim)
-    others = {name: Victim.load(_finished(path).victim) for name, path in _named(surrogates).items()}
+    source = find_victim(run, env=env, env_kwargs=env_kwargs)
+    others = {name: _surrogate(path, env, env_kwargs) for name, path in _named(surrogates).items()}
     trained = [
-        replacement_of(_finished(path), source=name, against=victim)
+        replacement_of(finished(path), source=name, against=source.victim)
         for name, path in _named(adversaries).items()
     ]
     chosen = None if suite is None else load_suite(suite)
     sizes = epsilons or (() if chosen is None else chosen.epsilons)
     evaluation = evaluate(
-        victim,
+        source.victim,
+        source.environment,
         suite=chosen,
         attacks=_requests(attacks, sizes, alone=chosen is None),
         epsilons=epsilons if chosen is not None and epsilons else None,
@@ -71,9 +78,15 @@ def evaluate_run(
         on_progress=on_progress,
         **protocol,
     )
-    directory.evaluations.mkdir(exist_ok=True)
-    write_json(directory.evaluations / f"{_name(evaluation)}.json", evaluation.to_json())
+    file = Path(out) if out is not None else source.evaluations / f"{_name(evaluation)}.json"
+    file.parent.mkdir(parents=True, exist_ok=True)
+    write_json(file, evaluation.to_json())
     return evaluation
+
+
+def _surrogate(path: Path | str, env: str | None, env_kwargs: Mapping[str, Any] | None) -> Victim:
+    """The victim of another source: of the same environment, which a run knows by itself."""
+    return find_victim(path, env=None if RunDirectory(path).is_run else env, env_kwargs=env_kwargs).victim
 
 
 def _requests(attacks: Sequence[str], epsilons: Sequence[float], *, alone: bool) -> list[tuple[str, float]]:
@@ -91,32 +104,6 @@ def _named(runs: Sequence[Path | str] | Mapping[str, Path | str]) -> dict[str, P
         return dict(runs)
     names = [Path(run).resolve().name for run in runs]
     return {name if names.count(name) == 1 else str(run): run for name, run in zip(names, runs, strict=True)}
-
-
-def _finished(run: Path | str) -> RunDirectory:
-    directory = RunDirectory(run)
-    status = directory.status()
-    if status.state == "finished":
-        return directory
-    cure = (
-        "it is being trained: wait until it has finished"
-        if status.state == "running" and _is_training(directory)
-        else f"finish it with: marl-aajr train --resume --out {directory.path}"
-    )
-    raise ValueError(
-        f"expected a finished run, got {directory.path}, which is {status.state} at iteration "
-        f"{status.iteration}; {cure}"
-    )
-
-
-def _is_training(directory: RunDirectory) -> bool:
-    """Whether a process is writing there; one that was killed leaves ``running`` behind."""
-    try:
-        directory.lock()
-    except (ValueError, OSError):  # or somebody else's folder, which may not be locked
-        return True
-    directory.unlock()
-    return False
 
 
 def _name(evaluation: Evaluation) -> str:

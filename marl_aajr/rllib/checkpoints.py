@@ -151,7 +151,13 @@ def _rllibs(piece: MeanStdFilter, agent: str, space: gym.Space[Any]) -> Observat
         )
     if not (piece.de_mean_to_zero and piece.de_std_to_one):
         raise ValueError("expected a MeanStdFilter of mean and deviation, got one of only one of them")
-    (saved,) = piece.get_state()[agent]["running_stats"]
+    states = piece.get_state()
+    if agent not in states:
+        raise ValueError(
+            f"expected an environment of {', '.join(map(str, states))}, whom the MeanStdFilter knows, got "
+            f"{agent!r}; give it the arguments that it was trained with"
+        )
+    (saved,) = states[agent]["running_stats"]
     stats = RunningStat.from_state(saved)
     mean, std = torch.as_tensor(stats.mean), torch.as_tensor(stats.std)
     return ObservationFilter(mean=mean, std=std, clip=piece.clip_by_value)

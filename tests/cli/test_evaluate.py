@@ -214,3 +214,20 @@ def test_refused_before_anything_runs(
     assert stop.value.code == 2
     assert message in capsys.readouterr().err
     assert not (run / "evaluations").exists()
+
+
+def test_a_saved_victim_with_another_environment(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    how = ("--env", SPEC.name, "--set", "env.kwargs.longest=1", "--attack", "fgsm", "--epsilon", 1.1)
+    shown = said(capsys, run / "victim", *how, "--episodes", 3, "--out", tmp_path / "result.json")
+    kept = json.loads((tmp_path / "result.json").read_text())
+    assert kept["env"]["kwargs"] == {"longest": 1}
+    assert f"Kept in {tmp_path / 'result.json'}" in shown
+
+
+def test_only_arguments_of_the_environment_are_set(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stop:
+        main(["evaluate", str(run), "--set", "ppo.lr=1"])
+    assert stop.value.code == 2
+    assert "expected --set env.kwargs.NAME=VALUE in evaluate, got ppo.lr" in capsys.readouterr().err

@@ -43,7 +43,7 @@ def config() -> PPOConfig:
         .environment("spread_of_checkpoints", env_config=ARGUMENTS)
         .multi_agent(
             policies=set(specs),
-            policy_mapping_fn=lambda agent, *_, **__: MODULE_OF[agent],
+            policy_mapping_fn=lambda agent, *_, **__: MODULE_OF.get(agent, "plain"),
             policies_to_train=["plain", "lstm"],
         )
         .rl_module(rl_module_spec=MultiRLModuleSpec(rl_module_specs=specs))
@@ -177,6 +177,10 @@ class TestRefused:
     def test_an_environment_of_other_spaces(self, checkpoint: Path) -> None:
         with pytest.raises(ValueError, match=r"module 'plain' to read the observations .* of 'agent_0'"):
             victim_from_checkpoint(checkpoint, env=ENV, env_kwargs={"N": 2})
+
+    def test_an_environment_of_other_agents(self, checkpoint: Path) -> None:
+        with pytest.raises(ValueError, match=r"expected an environment of agent_0, .* got 'agent_3'"):
+            victim_from_checkpoint(checkpoint, env=ENV, env_kwargs={"N": 4})
 
     def test_connectors_that_a_victim_does_not_have(self, checkpoint: Path, tmp_path: Path) -> None:
         copy = shutil.copytree(checkpoint, tmp_path / "copy")

@@ -1,0 +1,108 @@
+"""Where victims come from: finished runs, saved victims, checkpoints of RLlib."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from marl_aajr.rollout.environments import EnvironmentSpec, resolve
+from marl_aajr.training.run_directory import RunDirectory
+from marl_aajr.victims import Victim
+from marl_aajr.victims.store import DESCRIPTION
+
+_CHECKPOINT = "rllib_checkpoint.json"
+"""RLlib's own mark of a checkpoint of an algorithm."""
+
+
+@dataclass(frozen=True)
+class Source:
+    """A victim, and what belongs to it.
+
+    Attributes:
+        victim: who plays.
+        environment: where; None: the one that the victim knows.
+        evaluations: the folder that its results go to.
+    """
+
+    victim: Victim
+    environment: EnvironmentSpec | None
+    evaluations: Path
+
+
+def find_victim(
+    path: Path | str, *, env: str | None = None, env_kwargs: Mapping[str, Any] | None = None
+) -> Source:
+    """The victim of a finished run, of a folder that ``Victim.save`` wrote, or of an RLlib checkpoint.
+
+    Args:
+        path: a folder.
+        env: the environment; a checkpoint must be told, a saved victim may be, a run knows its own.
+        env_kwargs: its arguments.
+
+    Raises:
+        ValueError: something else there, a run that is not finished, an environment too many or too few, or
+            one that the policies do not fit.
+    """
+    path = Path(path)
+    if (path / _CHECKPOINT).is_file():
+        if env is None:
+            raise ValueError(
+                f"expected the environment of the RLlib checkpoint {path}, got none; name it: --env NAME "
+                "(in Python env=), with its arguments: --set env.kwargs.N=5"
+            )
+        from marl_aajr.rllib.checkpoints import victim_from_checkpoint
+
+        return Source(
+            victim_from_checkpoint(path, env=env, env_kwargs=env_kwargs), None, results_beside(path)
+        )
+    if (path / DESCRIPTION).is_file():
+        spec = None if env is None else resolve(env, env_kwargs)
+        return Source(Victim.load(path), spec, results_beside(path))
+    if not RunDirectory(path).is_run:
+        raise ValueError(
+            f"expected the folder of a run, of a saved victim or of an RLlib checkpoint, got {path}, which "
+            f"has no config.yaml and status.json, no {DESCRIPTION} and no {_CHECKPOINT}; name another"
+        )
+    if env is not None:
+        raise ValueError(f"expected no environment for the run {path}, which has its own, got {env}")
+    directory = finished(path)
+    return Source(Victim.load(directory.victim), None, directory.evaluations)
+
+
+def finished(run: Path | str) -> RunDirectory:
+    """A run that is finished.
+
+    Raises:
+        ValueError: not a run, or an unfinished one.
+    """
+    directory = RunDirectory(run)
+    status = directory.status()
+    if status.state == "finished":
+        return directory
+    cure = (
+        "it is being trained: wait until it has finished"
+        if status.state == "running" and _is_training(directory)
+        else f"finish it with: marl-aajr train --resume --out {directory.path}"
+    )
+    raise ValueError(
+        f"expected a finished run, got {directory.path}, which is {status.state} at iteration "
+        f"{status.iteration}; {cure}"
+    )
+
+
+def _is_training(directory: RunDirectory) -> bool:
+    """Whether a process is writing there; one that was killed leaves ``running`` behind."""
+    try:
+        directory.lock()
+    except (ValueError, OSError):  # or somebody else's folder, which may not be locked
+        return True
+    directory.unlock()
+    return False
+
+
+def results_beside(path: Path) -> Path:
+    """Where results go whose victim's folder is somebody else's, which is not written into."""
+    path = path.resolve()
+    return path.with_name(f"{path.name}-evaluations")
