@@ -14,7 +14,7 @@ import json
 import shutil
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +32,7 @@ from marl_aajr.training.files import write_json
 from marl_aajr.training.loop import OnIteration, ShouldStop
 from marl_aajr.training.run_directory import RunDirectory
 from marl_aajr.training.trainer import train
-from marl_aajr.victims import Victim
+from marl_aajr.victims import Victim, fingerprint
 
 ADVERSARIES = "adversaries"
 """The folder of a run that its adversaries are kept in."""
@@ -98,10 +98,63 @@ def train_adversary(
     )
     victims = Path(victim_run)
     folder = default_folder(victims, request) if out is None else Path(out)
+    return _train_as_asked(
+        request,
+        victims,
+        folder,
+        resume=resume,
+        overwrite=overwrite,
+        on_iteration=on_iteration,
+        should_stop=should_stop,
+    )
+
+
+def _train_as_asked(
+    request: AdversaryRequest,
+    victims: Path,
+    folder: Path,
+    *,
+    resume: bool,
+    overwrite: bool,
+    on_iteration: OnIteration | None = None,
+    should_stop: ShouldStop | None = None,
+) -> Path:
+    request = request.settled(victims)
     training = _Training(request, victims, folder, request.config(victims), on_iteration, should_stop)
     training.prepare(resume=resume, overwrite=overwrite)
     training.run()
     return folder
+
+
+def find_or_train(victim: Victim, request: AdversaryRequest, *, home: Path) -> Path:
+    """A finished adversary of a run that is what is asked for, or a new one.
+
+    Whichever is there will do, whatever its seed, length and search: an adversary is judged by what it does.
+
+    Args:
+        victim: the victims; saved in ``home`` where they are not there.
+        request: what is asked for.
+        home: the victims' run, or a folder for them.
+    """
+    digest = fingerprint(victim)
+    for record in sorted((home / ADVERSARIES).glob(f"*/{RECORD}")):
+        config = RunDirectory(record.parent).config()
+        if config.env.kwargs.get("digest") == digest and _is_what_was_asked(record, request):
+            return record.parent
+    victims = home
+    if not RunDirectory(home).is_run:
+        victims = home / "victim"
+        victim.save(victims)
+    out = default_folder(victims, request)
+    stopped = (_search_folder(out) / _REQUEST).is_file()
+    return _train_as_asked(request, victims, out, resume=stopped, overwrite=not stopped)
+
+
+def _is_what_was_asked(record: Path, request: AdversaryRequest) -> bool:
+    known = json.loads(record.read_text(encoding="utf-8"))
+    asked = json.loads(json.dumps(asdict(request)))
+    names = ("kind", "epsilon", "agents", "joint", "norm", "units", "actions", "threat")
+    return all(known.get(name) == asked[name] for name in names)
 
 
 def resume_adversary(
@@ -129,12 +182,21 @@ def resume_adversary(
 def default_folder(victims: Path, request: AdversaryRequest) -> Path:
     """``VICTIM_RUN/adversaries/<kind>-eps<epsilon>…``; beside the victims where they have no run."""
     home = victims.parent if (victims / "victim.json").is_file() else victims
+    if request.observes:
+        everybody = replace(request, agents=None)
+        if request.settled(victims) == everybody.settled(victims):
+            request = everybody
     return home / ADVERSARIES / request.name
 
 
 def is_finished(folder: Path) -> bool:
     """Whether an adversary is there, and ready."""
     return (folder / RECORD).is_file()
+
+
+def is_begun(folder: Path) -> bool:
+    """Whether there is an adversary that :func:`resume_adversary` can go on with."""
+    return (_search_folder(folder) / _REQUEST).is_file()
 
 
 @dataclass

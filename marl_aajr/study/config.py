@@ -15,6 +15,7 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from marl_aajr.attacks.adversary_request import AdversaryRequest, Kind
 from marl_aajr.study.lines import Source, load_lines
 from marl_aajr.training.fields import Count, Fraction, Positive, Whole, explain
 from marl_aajr.training.method import NO_METHOD
@@ -167,33 +168,40 @@ class AdversaryEntry(_Section):
     """One adversary that is trained against every run before it is judged.
 
     Attributes:
-        kind: of the adversary, see ``marl-aajr adversary -h``.
+        kind: of the adversary; see :class:`~marl_aajr.attacks.adversary_request.AdversaryRequest`, as for all
+            others.
         epsilon: how far it may move an observation; None for kinds that act.
-        agents: whom it attacks or replaces; empty: the whole team.
-        env_steps: length of its training.
+        agents: whom it attacks or replaces; empty: everybody who may be.
+        joint: one adversary with one budget for all attacked agents.
+        env_steps: length of its training; None: the kind's default.
+        search: how many settings of PPO are tried first.
+        warm_start: begin with what PGD does.
         seed: of its training.
     """
 
-    kind: Literal["sa-rl", "pa-ad", "traitor", "opponent"]
+    kind: Kind
     epsilon: Positive | None = None
     agents: Annotated[tuple[str, ...], AfterValidator(_once)] = ()
-    env_steps: Count = 300_000
+    joint: bool = False
+    env_steps: Count | None = None
+    search: Count = 1
+    warm_start: bool = True
     seed: Whole = 0
 
     @model_validator(mode="after")
-    def _sized(self) -> AdversaryEntry:
-        if (self.kind in ("sa-rl", "pa-ad")) == (self.epsilon is None):
-            raise ValueError(
-                "expected epsilon for sa-rl and pa-ad, and none for traitor and opponent, got "
-                f"{self.epsilon} for {self.kind}"
-            )
+    def _possible(self) -> AdversaryEntry:
+        _ = self.request
         return self
+
+    @property
+    def request(self) -> AdversaryRequest:
+        """What is asked of its training."""
+        return AdversaryRequest(**self.model_dump() | {"agents": list(self.agents) or None})
 
     @property
     def title(self) -> str:
         """Folder of its run, below the victim's."""
-        parts = [self.kind, *([] if self.epsilon is None else [f"eps{self.epsilon:g}"]), *self.agents]
-        return "-".join([*parts, f"s{self.seed}"])
+        return self.request.name
 
 
 class TuningEntry(_Section):

@@ -22,6 +22,7 @@ from typing import Any
 import yaml
 from pydantic import ValidationError
 
+from marl_aajr.attacks.adversary_run import is_finished
 from marl_aajr.study.config import AdversaryEntry, StudyConfig
 from marl_aajr.study.graph import Node
 from marl_aajr.study.lines import Key, Source
@@ -80,6 +81,8 @@ class StudyFolder:
         if node.kind == "judge":
             return self.judgement(node.run).is_file()
         directory = self.trained(node)
+        if node.kind == "adversary":
+            return is_finished(directory.path)
         return directory.is_run and directory.status().state == "finished"
 
     def add_event(self, event: dict[str, Any]) -> None:

@@ -53,7 +53,7 @@ class Node:
     def env_steps(self) -> int:
         """Length of the training; 0 for a judgement."""
         if self.adversary is not None:
-            return self.adversary.env_steps
+            return self.adversary.request.steps
         return self.run.config.env_steps if self.evaluation is None else 0
 
     @property

@@ -41,7 +41,7 @@ def write_page(
         summary=study.summary,
         command=shlex.join(["marl-aajr", "study", str(file)]),
         tuning=tuning,
-        restarts=list(_restarts(judged, folder)),
+        restarts=list(_restarts(nodes, folder)),
         failures=list(_failures(nodes, folder)),
         cut=_cut(runs, judged),
         caveats=list(_caveats(study, judged, folder)),
@@ -61,11 +61,17 @@ def write_page(
     )
 
 
-def _restarts(runs: Sequence[Run], folder: StudyFolder) -> Iterator[Incident]:
-    for run in runs:
-        directory = folder.run(run.name)
-        for what, times in Counter(_told(event) for event in directory.events()).items():
-            yield Incident(run=run.name, what=what, times=times, log=_existing(folder.log(run.name)))
+def _restarts(nodes: Mapping[str, Node], folder: StudyFolder) -> Iterator[Incident]:
+    """What was taken up again: training as its directory tells it, judgements as Tune saw it."""
+    again = [event for event in folder.events() if event["event"] == "restarted"]
+    for name, node in nodes.items():
+        if node.kind == "judge":
+            told = [f"was begun again after {event['error']}" for event in again if event["node"] == name]
+        else:
+            told = [_told(event) for event in folder.trained(node).events()]
+        log = folder.log(name)
+        for what, times in Counter(told).items():
+            yield Incident(run=name, what=what, times=times, log=str(log) if log.is_file() else "")
 
 
 def _told(event: Mapping[str, object]) -> str:
@@ -106,7 +112,3 @@ def _caveats(study: StudyConfig, runs: Sequence[Run], folder: StudyFolder) -> It
         )
     if threads := [run.name for run in runs if run.config.resources.torch_threads > 1]:
         yield f"Runs with several threads of torch depend on the machine: {', '.join(threads)}."
-
-
-def _existing(log: Path) -> str:
-    return str(log) if log.is_file() else ""

@@ -6,11 +6,12 @@ from its last checkpoint, to the same numbers.
 
 from __future__ import annotations
 
+import hashlib
 import tempfile
 import time
 import traceback
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -18,15 +19,13 @@ import ray
 import torch
 from ray import tune
 
-from marl_aajr.attacks.agent_run import agent_config
+from marl_aajr.attacks.adversary_run import is_begun, is_finished, train_adversary
 from marl_aajr.evaluation import evaluate_run
 from marl_aajr.numerics import NonFiniteError
 from marl_aajr.study.folder import StudyFolder, is_there
 from marl_aajr.study.graph import Node
 from marl_aajr.study.storage import Storage
-from marl_aajr.training.config import RunConfig
 from marl_aajr.training.differences import differences
-from marl_aajr.training.run_directory import RunDirectory
 from marl_aajr.training.trainer import train
 
 _REPORT_SECONDS = 1.0
@@ -52,8 +51,8 @@ class Place:
         """The folder that this node works in."""
         if self.storage is None:
             return StudyFolder(self.folder)
-        name = Path(self.folder).name
-        return StudyFolder(Path(tempfile.gettempdir()) / "marl-aajr-studies" / name)
+        key = hashlib.sha256(repr(self).encode()).hexdigest()[:12]
+        return StudyFolder(Path(tempfile.gettempdir()) / f"marl-aajr-{Path(self.folder).name}-{key}")
 
 
 class Interrupted(Exception):  # noqa: N818 - nothing is wrong
@@ -152,30 +151,7 @@ def _perform(node: Node, place: Place, told: _Told) -> None:
 
 
 def _train(node: Node, folder: StudyFolder, told: _Told) -> None:
-    _train_to_the_end(node.run.config, folder.trained(node), told)
-
-
-def _adversary(node: Node, folder: StudyFolder, told: _Told) -> None:
-    entry = node.adversary
-    assert entry is not None
-    assert entry.kind in ("traitor", "opponent")
-    config = agent_config(
-        folder.run(node.run.name),
-        kind=entry.kind,
-        agents=entry.agents or None,
-        team=node.run.variant.environment.team,
-        env_steps=entry.env_steps,
-        seed=entry.seed,
-    )
-    _train_to_the_end(config, folder.trained(node), told)
-
-
-def _train_to_the_end(config: RunConfig, directory: RunDirectory, told: _Told) -> None:
-    """Train a run, or what is left of it.
-
-    Raises:
-        Interrupted: the study is to stop.
-    """
+    config, directory = node.run.config, folder.trained(node)
     there = is_there(directory)
     if there and directory.status().state == "finished":
         if changes := differences(directory.config(), config):
@@ -183,6 +159,26 @@ def _train_to_the_end(config: RunConfig, directory: RunDirectory, told: _Told) -
         return
     train(config, directory.path, resume=there, on_iteration=told.iteration, should_stop=told.stop)
     if directory.status().state == "interrupted":
+        raise Interrupted
+
+
+def _adversary(node: Node, folder: StudyFolder, told: _Told) -> None:
+    assert node.adversary is not None
+    victims, out = folder.run(node.run.name).path, folder.trained(node)
+    if is_finished(out.path):
+        return
+    is_there(out)
+    request = node.adversary.request
+    asked = {each.name: getattr(request, each.name) for each in fields(request)}
+    train_adversary(
+        victims,
+        out=out.path,
+        resume=is_begun(out.path),
+        on_iteration=told.iteration,
+        should_stop=told.stop,
+        **asked,
+    )
+    if not is_finished(out.path):
         raise Interrupted
 
 

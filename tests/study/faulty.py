@@ -1,4 +1,4 @@
-"""Environments that fail: always, or once."""
+"""Two agents of simple_spread, with faults that depend on files."""
 
 from __future__ import annotations
 
@@ -9,25 +9,28 @@ from mpe2 import simple_spread_v3
 from pettingzoo.utils import BaseParallelWrapper
 
 
-class _Faulty(BaseParallelWrapper):
-    def __init__(self, env: Any, marker: Path | None, after: int) -> None:
+class _CrashesOnce(BaseParallelWrapper):
+    played = 0
+
+    def __init__(self, env: Any, marker: Path) -> None:
         super().__init__(env)
-        self.marker, self.left = marker, after
+        self.marker = marker
 
     def step(self, actions: Any) -> Any:
-        self.left -= 1
-        if self.left < 0 and (self.marker is None or not self.marker.exists()):
-            if self.marker is not None:
-                self.marker.touch()
+        _CrashesOnce.played += not self.marker.exists()
+        if _CrashesOnce.played > 250 and not self.marker.exists():
+            self.marker.touch()
             raise ZeroDivisionError("the simulator has crashed")
         return super().step(actions)
 
 
-def always() -> Any:
-    """Two agents of simple_spread, whose simulator crashes in its first step."""
-    return _Faulty(simple_spread_v3.parallel_env(N=2), None, 0)
-
-
 def once(marker: str) -> Any:
-    """The same, which crashes after 60 steps where the file is not there, and makes it."""
-    return _Faulty(simple_spread_v3.parallel_env(N=2), Path(marker), 60)
+    """Crashes after 250 steps of all copies where the file is not there, and makes it."""
+    return _CrashesOnce(simple_spread_v3.parallel_env(N=2), Path(marker))
+
+
+def gone(licence: str) -> Any:
+    """Cannot be made without the file."""
+    if not Path(licence).exists():
+        raise ValueError("expected a licence, got none")
+    return simple_spread_v3.parallel_env(N=2)

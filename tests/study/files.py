@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from marl_aajr.study.study import Plan, board_for, on_cluster, prepare, run_study
+from marl_aajr.study.study import Plan, board_for, on_cluster, run_study
 from marl_aajr.study.watch import Board
 
 SUITE = {
@@ -50,10 +50,3 @@ def do(plan: Plan, *, should_stop: Callable[[], bool] = lambda: False, again: bo
         board = board_for(plan, nodes, lambda event: None)
         run_study(plan, board, should_stop=should_stop, again=again)
     return board
-
-
-def run(file: Path, out: Path, **overrides: Any) -> tuple[Plan, Board]:
-    """Run a study's file."""
-    given: Mapping[str, Any] = {key: (value, f"--{key}") for key, value in overrides.items()}
-    plan = prepare(file, out=out, overrides=given)
-    return plan, do(plan)

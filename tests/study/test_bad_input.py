@@ -25,6 +25,10 @@ evaluation:
   suite: quick
 """
 
+METHODS = STUDY[STUDY.index("  - name: none") : STUDY.index("\nseeds")]
+SEARCHED = "- {name: none, search: {ppo.lr: {low: 1, high: 2}}}"
+TUNE = "tune: {trials: 2, env_steps: 100}"
+
 BROKEN = {
     "an unknown key": ("seeds:", "sedes:", r":12: sedes: unknown key; did you mean seeds\?"),
     "an unknown key of a run": ("env_steps:", "steps:", r":2: steps: unknown key"),
@@ -37,15 +41,23 @@ BROKEN = {
     "an unknown suite": ("quick", "quik", r":14: evaluation.suite: .*quik"),
     "an empty axis": ("[0, 1]", "[]", r":12: seeds: expected at least one, got none"),
     "an empty grid": ("[1e-4, 1e-3]", "[]", r":11: methods.1.grid.coefficient: expected at least one"),
-    "no methods": ("  - name: none\n  - name: aajr\n    grid:\n      coefficient: [1e-4, 1e-3]", "  []", r":7: methods"),
+    "no methods": (METHODS, "  []", r":7: methods: expected at least one"),
     "a value twice": ("[0, 1]", "[0, 0]", r":12: seeds: expected each once, got 0 twice"),
     "a key twice": ("seeds: [0, 1]", "seeds: [0]\nseeds: [1]", r":13: seeds: given twice, first in line 12"),
-    "a name twice": ("name: none", "name: aajr\n    coefficient: 1\n  - name: aajr", r":10: .* got simple_spread_v3-aajr-s0 twice, also from .*:8"),
-    "the same run twice": ("- name: none", "- name: none\n  - {name: none, label: plain}", r":9: expected every run once"),
+    "a name twice": (
+        "name: none",
+        "name: aajr\n    coefficient: 1\n  - name: aajr",
+        r":10: .* got simple_spread_v3-aajr-s0 twice, also from .*:8",
+    ),
+    "the same run twice": (
+        "- name: none",
+        "- name: none\n  - {name: none, label: plain}",
+        r":9: expected every run once",
+    ),
     "no YAML": ("seeds: [0, 1]", "seeds: [0, 1", r":13: expected YAML"),
-    "a search without tuning": ("- name: none", "- {name: none, search: {ppo.lr: {low: 1, high: 2}}}", r":8: search: expected a section tune"),
-    "an unequal search": ("seeds: [0, 1]", "tune: {trials: 2, env_steps: 100}", r":8: expected the same number of searched settings"),
-}  # fmt: skip
+    "a search without tuning": ("- name: none", SEARCHED, r":8: search: expected a section tune"),
+    "an unequal search": ("seeds: [0, 1]", TUNE, r":8: expected the same number of searched settings"),
+}
 
 
 @pytest.mark.parametrize("case", BROKEN)

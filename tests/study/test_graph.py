@@ -45,7 +45,7 @@ def test_victims_come_before_their_adversaries_and_these_before_the_judgement(pl
     kinds = [node.kind for node in plan.nodes.values()]
     assert kinds == ["train"] * 20 + ["adversary"] * 20 + ["judge"] * 20
     run = plan.runs[4]
-    traitor, judgement = f"{run.name}/traitor-agent_0-s0", f"{run.name}/judgement"
+    traitor, judgement = f"{run.name}/traitor-agent_0", f"{run.name}/judgement"
     assert plan.nodes[traitor].needs == (run.name,)
     assert plan.nodes[judgement].needs == (run.name, traitor, "simple_spread_v3-none-lr=0.001-s1")
 
@@ -54,7 +54,7 @@ def test_only_what_matches_is_done_and_what_it_needs(plan: Plan) -> None:
     name = plan.runs[4].name
     nodes = prepare(plan.source.path, out=plan.folder.path, only=name).nodes
     surrogate = "simple_spread_v3-none-lr=0.001-s1"
-    assert list(nodes) == [surrogate, name, f"{name}/traitor-agent_0-s0", f"{name}/judgement"]
+    assert list(nodes) == [surrogate, name, f"{name}/traitor-agent_0", f"{name}/judgement"]
 
 
 def test_what_needs_a_failure_is_stranded(plan: Plan) -> None:
@@ -63,7 +63,7 @@ def test_what_needs_a_failure_is_stranded(plan: Plan) -> None:
     judged_with_it = {
         node.name for node in plan.nodes.values() if node.surrogate and node.surrogate.name == name
     }
-    assert lost == judged_with_it | {f"{name}/traitor-agent_0-s0", f"{name}/judgement"}
+    assert lost == judged_with_it | {f"{name}/traitor-agent_0", f"{name}/judgement"}
 
 
 class _Played:

@@ -1,181 +1,217 @@
-"""Small studies for real: what they leave, what they survive, and that order and concurrency change nothing."""
+"""Small studies for real: what they leave, what they survive; order and concurrency change nothing."""
 
 from __future__ import annotations
 
 import json
+import signal
+import subprocess
+import time
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pyarrow.parquet
 import pytest
+import yaml
 
 from marl_aajr.study.study import Plan, prepare
 from marl_aajr.study.watch import Board
-from tests.study.files import do, run, write_study
+from tests.cli.conftest import CLI, quiet_environment
+from tests.study.files import do, write_study
 from tests.training.runs import numbers
 
 pytestmark = pytest.mark.usefixtures("ray_session")
 
-Done = tuple[Plan, Board]
-SPREAD = {"name": "marl_aajr.envs.simple_spread_v3", "kwargs": {"N": 2}}
 METHODS = [{"name": "none"}, {"name": "aajr", "adversarial_weight": 0.5, "sample_fraction": 0.5}]
 
 
-@pytest.fixture(scope="module")
-def done(tmp_path_factory: pytest.TempPathFactory) -> Done:
-    """Two methods and two seeds, as many at a time as there is room for."""
-    folder = tmp_path_factory.mktemp("study")
-    return run(write_study(folder, environments=[SPREAD], methods=METHODS, seeds=[0, 1]), folder / "out")
+@dataclass(frozen=True)
+class Done:
+    """A study that has been done."""
+
+    plan: Plan
+    board: Board
+
+    def numbers(self, name: str) -> list[dict[str, Any]]:
+        """Of a run's training."""
+        return numbers(self.plan.folder.run(name).path)
+
+    def evaluation(self, name: str) -> dict[str, Any]:
+        """Of a run."""
+        (file,) = self.plan.folder.run(name).evaluations.glob("*.json")
+        return dict(json.loads(file.read_text()))
+
+    def events(self) -> list[str]:
+        return [event["event"] for event in self.plan.folder.events()]
 
 
-@pytest.fixture(scope="module")
-def faulty(tmp_path_factory: pytest.TempPathFactory) -> Done:
-    """An environment that works, one that fails once and one that always does."""
-    folder = tmp_path_factory.mktemp("faulty")
+def sound(folder: Path) -> dict[str, Any]:
+    """An environment that does not crash."""
     (folder / "there").touch()
-    environments = [
-        {"name": "tests.study.faulty:always", "label": "always"},
-        {"name": "tests.study.faulty:once", "label": "once", "kwargs": {"marker": f"{folder}/crashed"}},
-        {"name": "tests.study.faulty:once", "label": "never", "kwargs": {"marker": f"{folder}/there"}},
-    ]
-    return run(write_study(folder, environments=environments, retries=1), folder / "out")
+    return {"name": "tests.study.faulty:once", "label": "sound", "kwargs": {"marker": str(folder / "there")}}
 
 
-def judged(plan: Plan, name: str) -> Any:
-    """All numbers of a run's evaluation."""
-    (file,) = plan.folder.run(name).evaluations.glob("*.json")
-    return json.loads(file.read_text())
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("studies")
 
 
-def test_everything_is_done_once_and_written_down(done: Done) -> None:
-    plan, board = done
-    assert [progress.state for progress in board.nodes.values()] == ["finished"] * 8
-    assert plan.folder.report.read_text().count("<h1") == 1
-    events = [event["event"] for event in plan.folder.events()]
-    assert events.count("started") == events.count("finished") == 8
-    assert events[0] == "study"
-    assert events[-2:] == ["session", "written"]
+@pytest.fixture(scope="module")
+def done(folder: Path) -> Done:
+    """Three environments, of which one crashes once and one is gone when the study begins; two at a time."""
+    crashing = {
+        "name": "tests.study.faulty:once",
+        "label": "crashing",
+        "kwargs": {"marker": f"{folder}/once"},
+    }
+    licence = folder / "licence"
+    licence.touch()
+    gone = {"name": "tests.study.faulty:gone", "label": "gone", "kwargs": {"licence": str(licence)}}
+    file = write_study(folder, "done", environments=[sound(folder), crashing, gone], methods=METHODS)
+    plan = prepare(file, out=folder / "done")
+    licence.unlink()
+    board = do(plan)
+    licence.touch()
+    return Done(plan, board)
+
+
+def test_what_fails_stops_nothing_else(done: Done) -> None:
+    states = {name: progress.state for name, progress in done.board.nodes.items()}
+    for method in ("none", "aajr"):
+        assert states[f"gone-{method}-s0"] == "failed"
+        assert states[f"gone-{method}-s0/judgement"] == "impossible"
+        for label in ("sound", "crashing"):
+            assert states[f"{label}-{method}-s0"] == "finished"
+            assert states[f"{label}-{method}-s0/judgement"] == "finished"
+    failed = done.board.nodes["gone-none-s0"]
+    assert "expected a licence, got none" in failed.error
+    assert "Traceback" in Path(failed.log).read_text()
+
+
+def test_a_run_that_is_started_again_has_the_numbers_of_one_that_did_not_fail(done: Done) -> None:
+    (crashed,) = [n.node.run.name for n in done.board.nodes.values() if n.restarts]
+    assert crashed.startswith("crashing-")
+    assert "the simulator has crashed" in done.plan.folder.log(crashed).read_text()
+    (resumed,) = done.plan.folder.run(crashed).events()
+    assert (resumed["event"], resumed["iteration"]) == ("resumed", 2)
+    assert done.numbers(crashed) == done.numbers(crashed.replace("crashing", "sound"))
+
+
+def test_the_report_says_what_failed_and_what_was_started_again(done: Done) -> None:
+    page = done.plan.folder.report.read_text()
+    for name in ("gone-none-s0", "gone-aajr-s0"):
+        assert name in page
+    assert "the simulator has crashed" in page
 
 
 def test_the_table_has_every_return(done: Done) -> None:
-    plan, _ = done
-    rows = pyarrow.parquet.read_table(plan.folder.results).to_pylist()
+    rows = pyarrow.parquet.read_table(done.plan.folder.results).to_pylist()
     assert {(row["run"], row["attack"], row["epsilon"]) for row in rows} == {
-        (name.name, *attack) for name in plan.runs for attack in (("none", 0.0), ("noise", 0.1), ("pgd", 0.1))
+        (f"{label}-{method}-s0", *attack)
+        for label in ("sound", "crashing")
+        for method in ("none", "aajr")
+        for attack in (("none", 0.0), ("noise", 0.1), ("pgd", 0.1))
     }
     for row in rows:
-        found = judged(plan, row["run"])
+        found = done.evaluation(row["run"])
         outcomes = {"none": found["clean"]} | {each["attack"]: each for each in found["attacks"]}
-        assert row["return"] == outcomes[row["attack"]]["return"]
         assert row["returns"] == outcomes[row["attack"]]["returns"]
-        assert (row["method"], row["seed"]) == (row["run"].split("-")[1], int(row["run"][-1]))
+        assert row["method"] == row["run"].split("-")[1]
+
+
+def test_another_order_one_at_a_time_and_a_stop_on_the_way_give_the_same_numbers(
+    done: Done, folder: Path, tmp_path: Path
+) -> None:
+    storage = f"file://{tmp_path}/store"
+    file = write_study(
+        tmp_path, environments=[sound(folder)], methods=METHODS[::-1], storage=storage, max_concurrent=1
+    )
+    plan = prepare(file, out=tmp_path / "out")
+
+    def one_is_there() -> bool:
+        return any(event["event"] == "finished" for event in plan.folder.events())
+
+    stopped = do(plan, should_stop=one_is_there)
+    assert 1 <= stopped.count("finished") < 4
+    assert stopped.count("failed") == 0
+    other = Done(plan, do(prepare(file, out=tmp_path / "out")))
+    assert other.board.count("finished") == 4
+    for method in ("none", "aajr"):
+        name = f"sound-{method}-s0"
+        assert other.numbers(name) == done.numbers(name)
+        for key in ("clean", "attacks", "worst"):
+            ours, theirs = (each.evaluation(name)[key] for each in (other, done))
+            assert ours == theirs
+
+    elsewhere = prepare(file, out=tmp_path / "elsewhere")
+    assert do(elsewhere).count("finished") == 4
+    assert "started" not in [event["event"] for event in elsewhere.folder.events()]
+    assert elsewhere.folder.report.is_file()
+
+
+def test_a_study_whose_driver_is_killed_goes_on_to_the_same_numbers(
+    done: Done, folder: Path, tmp_path: Path
+) -> None:
+    file = write_study(tmp_path, environments=[sound(folder)], methods=METHODS, max_concurrent=1)
+    words = [*CLI, "study", str(file), "--out", str(tmp_path / "out"), "--log-json"]
+    driver = subprocess.Popen(words, env=quiet_environment(), stdout=subprocess.PIPE, text=True)
+    assert driver.stdout is not None
+    for line in driver.stdout:
+        event = json.loads(line)
+        if event["event"] == "started" and event["node"] == "sound-aajr-s0":
+            break
+    wait_for(tmp_path / "out" / "runs" / "sound-aajr-s0" / "metrics.jsonl")
+    driver.send_signal(signal.SIGKILL)
+    driver.wait()
+    plan = prepare(file, out=tmp_path / "out")
+    again = Done(plan, do(plan))
+    assert again.board.count("finished") == 4
+    starts = [event.get("node") for event in plan.folder.events() if event["event"] == "started"]
+    assert starts.count("sound-none-s0") == 1
+    for method in ("none", "aajr"):
+        assert again.numbers(f"sound-{method}-s0") == done.numbers(f"sound-{method}-s0")
+
+
+def wait_for(file: Path) -> None:
+    deadline = time.monotonic() + 60
+    while not file.exists():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
 
 
 def test_what_exists_is_not_repeated(done: Done) -> None:
-    plan, _ = done
-    before = len(plan.folder.events())
-    do(prepare(plan.source.path, out=plan.folder.path))
-    assert [event["event"] for event in plan.folder.events()[before:]] == ["study", "session", "written"]
-
-
-def test_another_order_and_one_run_at_a_time_give_the_same_numbers(done: Done, tmp_path: Path) -> None:
-    plan, _ = done
-    file = write_study(
-        tmp_path,
-        environments=[SPREAD],
-        methods=METHODS[::-1],
-        seeds=[1, 0],
-        evaluation={"suite": "suite.yaml"},
-    )
-    other, _ = run(file, tmp_path / "out", max_concurrent=1)
-    for each in plan.runs:
-        assert numbers(other.folder.run(each.name).path) == numbers(plan.folder.run(each.name).path)
-        assert judged(other, each.name) == judged(plan, each.name)
+    before = len(done.events())
+    do(prepare(done.plan.source.path, out=done.plan.folder.path, only="sound-*"))
+    assert done.events()[before:] == ["study", "session", "written"]
 
 
 @pytest.mark.parametrize(
-    ("change", "message"),
+    ("key", "value", "message"),
     [
-        ({"run": {"env_steps": 300}}, r"simple_spread_v3-none-s0: env_steps: 400 → 300.*change it back"),
-        ({"seeds": [0]}, "the run simple_spread_v3-.*-s1 is no longer part of it"),
-        ({"evaluation": {"suite": "quick"}}, r'evaluation.suite: "suite.yaml" → "quick"'),
-        ({"adversaries": [{"kind": "traitor", "env_steps": 100}]}, "adversaries"),
+        ("run", {"env_steps": 300}, r"sound-none-s0: .*env_steps: 400 → 300.*change it back"),
+        ("methods", METHODS[:1], r"the run crashing-aajr-s0 is no longer part of it"),
+        ("evaluation", {"suite": "quick"}, r'evaluation.suite: "suite.yaml" → "quick"'),
+        ("adversaries", [{"kind": "traitor", "env_steps": 100}], r":\d+: adversaries"),
     ],
 )
-def test_a_study_that_has_changed_is_refused(done: Done, change: Any, message: str, tmp_path: Path) -> None:
-    plan, _ = done
-    whole = {"environments": [SPREAD], "methods": METHODS, "seeds": [0, 1], **change}
-    whole["run"] = {**__import__("tests.study.files", fromlist=["TINY"]).TINY["run"], **change.get("run", {})}
+def test_a_study_that_has_changed_is_refused(
+    done: Done, key: str, value: Any, message: str, tmp_path: Path
+) -> None:
+    whole = yaml.safe_load(done.plan.source.path.read_text())
     with pytest.raises(ValueError, match=rf"tiny\.yaml.*{message}"):
-        prepare(write_study(tmp_path, **whole), out=plan.folder.path)
+        prepare(write_study(tmp_path, **{**whole, key: value}), out=done.plan.folder.path)
 
 
 def test_a_study_may_grow(done: Done, tmp_path: Path) -> None:
-    plan, _ = done
-    file = write_study(tmp_path, environments=[SPREAD], methods=METHODS, seeds=[0, 1, 2])
-    grown = prepare(file, out=plan.folder.path)
-    assert sum(not plan.folder.done(node) for node in grown.nodes.values()) == 4
-
-
-def test_a_failed_run_stops_no_other(faulty: Done) -> None:
-    plan, board = faulty
-    states = {name: progress.state for name, progress in board.nodes.items()}
-    assert states == {
-        "always-none-s0": "failed",
-        "once-none-s0": "finished",
-        "never-none-s0": "finished",
-        "always-none-s0/judgement": "impossible",
-        "once-none-s0/judgement": "finished",
-        "never-none-s0/judgement": "finished",
-    }
-    broken = board.nodes["always-none-s0"]
-    assert broken.restarts == 1
-    assert "the simulator has crashed" in broken.error
-    assert Path(broken.log).read_text().count("Traceback") >= 2
-    page = plan.folder.report.read_text()
-    assert "always-none-s0" in page
-
-
-def test_a_run_that_is_started_again_has_the_numbers_of_one_that_did_not_fail(faulty: Done) -> None:
-    plan, board = faulty
-    assert board.nodes["once-none-s0"].restarts == 1
-    assert board.nodes["never-none-s0"].restarts == 0
-    runs = [plan.folder.run(f"{label}-none-s0").path for label in ("once", "never")]
-    assert numbers(runs[0]) == numbers(runs[1])
-    assert [judged(plan, path.name)["clean"] for path in runs].count(judged(plan, runs[0].name)["clean"]) == 2
-
-
-def test_a_study_that_is_told_to_stop_goes_on_where_it_was(done: Done, tmp_path: Path) -> None:
-    plan, _ = done
-    asked = []
-
-    def soon() -> bool:
-        asked.append(1)
-        return len(asked) > 40
-
-    file = write_study(tmp_path, environments=[SPREAD], methods=METHODS, seeds=[0, 1])
-    stopped = do(prepare(file, out=tmp_path / "out"), should_stop=soon)
-    assert 0 <= stopped.count("finished") < 8
-    assert stopped.count("failed") == 0
-    finished = do(prepare(file, out=tmp_path / "out"))
-    assert finished.count("finished") == 8
-    for each in plan.runs:
-        assert numbers(tmp_path / "out" / "runs" / each.name) == numbers(plan.folder.run(each.name).path)
+    whole = yaml.safe_load(done.plan.source.path.read_text())
+    grown = prepare(write_study(tmp_path, **{**whole, "seeds": [0, 1]}), out=done.plan.folder.path)
+    left = [name for name, node in grown.nodes.items() if not grown.folder.done(node)]
+    assert all("-s1" in name or name.startswith("gone-") for name in left)
 
 
 def test_runs_that_can_never_be_placed_are_refused_with_what_there_is(tmp_path: Path) -> None:
-    runs = {"resources": {"env_runners": 9, "envs_per_runner": 4}, "env_steps": 400}
-    file = write_study(tmp_path, run=runs)
+    run = {"resources": {"env_runners": 9, "envs_per_runner": 4}, "env_steps": 400}
+    file = write_study(tmp_path, run=run)
     with pytest.raises(ValueError, match=r"tiny\.yaml:\d+: resources: .* has 2 CPU and 0 GPU .*needs 10 CPU"):
         do(prepare(file, out=tmp_path / "out"))
     assert not (tmp_path / "out").exists()
-
-
-def test_finished_work_is_kept_in_the_storage(tmp_path: Path) -> None:
-    file = write_study(tmp_path, storage=f"file://{tmp_path}/store")
-    run(file, tmp_path / "out")
-    elsewhere = prepare(file, out=tmp_path / "elsewhere")
-    board = do(elsewhere)
-    assert board.count("finished") == 2
-    assert "started" not in [event["event"] for event in elsewhere.folder.events()]
-    assert elsewhere.folder.report.is_file()
