@@ -12,7 +12,7 @@ from marl_aajr.report.evaluations import Attacked, Chosen, Evaluation, Rows
 _COUNTED = re.compile(r"agents=\d+")
 _STEPS = re.compile(r"steps=(\d+)(?:,timing=(\w+))?")
 _SCALE = re.compile(r"scale=([^,]+)")
-_SOURCE = re.compile(r"\b(source|run|surrogate)='[^']*'")
+_SOURCE = re.compile(r"\b(source|adversary)='[^']+'")
 
 
 class Key(NamedTuple):

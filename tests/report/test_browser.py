@@ -12,8 +12,8 @@ import pytest
 from selenium import webdriver
 from selenium.webdriver.chrome.service import Service
 
-from marl_aajr.report import write_report
-from tests.report.factory import write_method
+from marl_aajr.report import Incident, Notes, Tuning, write_report
+from tests.report.factory import ENV, config, evaluation, metrics, write_method, write_run
 
 CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
 DRIVER = shutil.which("chromedriver")
@@ -77,22 +77,52 @@ def page(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
         paths = write_method(root, "none", clean=[-40.0, -41.0, -39.0])
         paths += write_method(root, "aajr", settings={"coefficient": 1e-3}, clean=[-44.0, -43.0, -42.0])
         return write_report(paths, root / "report.html")
+    return write_report(
+        crowd(root), root / "report.html", title="A title " + "that-does-not-end" * 9, notes=NOTES
+    )
+
+
+NOTES = Notes(
+    summary="summary" * 40,
+    command="marl-aajr study " + "experiment" * 40,
+    tuning=[Tuning(method="m" * 60, trials=i, env_steps=10**9, space={"s" * 40: "w" * 90}) for i in (1, 2)],
+    failures=[Incident(run="r" * 90, what="E" * 200, log="/" + "l" * 150)],
+    cut=["c" * 200],
+)
+
+
+def crowd(root: Path) -> list[Path]:
+    """Many runs of two environments, with everything that an evaluation can hold, all of it too long."""
     teams, modules = ("adversaries" * 5, "good & <b>"), ("adversary_0", "agent" * 20)
-    name = "a-very-long-run-name-that-goes-on-" * 4
     attacks = {("pgd", 0.01): -8000.0, ("pgd", 0.1): -90000.0, ("<i>" + "attack" * 20, 0.1): -123456.0}
+    where = {"name": "some.package." + "environment" * 12, "kwargs": {"argument" * 9: 1}}
+    who = ["agent_with_a_name" * 5, "other"]
+    more: dict[str, Any] = {
+        "checks": [
+            {"name": "check" * 20, "verdict": v, "text": "found" * 60} for v in ("fail", "warn", "pass")
+        ],
+        "subsets": [
+            {"agents": who, "attack": "pgd", "settings": "", "epsilon": 0.1, "selection_return": -1e6}
+        ],
+        "adversarial_agents": [
+            {**evaluation(-1e6)["clean"], "kind": "traitor", "agents": who, "loyal_return": -1e5}
+        ],
+    }
     paths = []
-    for i in range(9):
-        paths += write_method(
-            root / f"{name}{i}",
-            "none" if i == 0 else "<img src=x>" + "m" * 60 * (i == 3),
-            settings={"coefficient": 10.0**-i, "nested": {"deep" * 20: [1, 2, 3] * 12}} if i else None,
-            clean=[-400_000.0 - 500 * i, -410_000.0][: 1 + i % 2],
-            teams=teams,
-            modules=modules,
-            attacks=attacks,
-            env_steps=100_000 + 1000 * (i == 4),
+    for i in range(12):
+        method, env = ("none" if i % 9 == 0 else "m" * 60 * (i == 3) + f"method{i}", where if i > 8 else ENV)
+        content = evaluation(-400_000.0 - 500 * i, attacks=attacks, teams=teams, env=env, **more)
+        paths.append(
+            write_run(
+                root / ("a-very-long-run-name-that-goes-on-" * 4 + str(i)),
+                configuration=config(
+                    method, settings={"nested": {"deep" * 20: [1, 2, 3] * 12}}, env=env, seed=i
+                ),
+                evaluations={"e": content},
+                lines=metrics(regularised=i > 0, teams=teams, modules=modules),
+            )
         )
-    return write_report(paths, root / "report.html", title="A title " + "that-does-not-end" * 9)
+    return paths
 
 
 def show(browser: Any, page: Path) -> None:
