@@ -27,6 +27,7 @@ from marl_aajr.attacks.adversary_request import (
 from marl_aajr.attacks.adversary_score import Judge
 from marl_aajr.attacks.observation_game import ObservationThreat
 from marl_aajr.attacks.warm_start import warm_start
+from marl_aajr.training.cluster import ray_for
 from marl_aajr.training.config import RunConfig
 from marl_aajr.training.files import write_json
 from marl_aajr.training.loop import OnIteration, ShouldStop
@@ -252,6 +253,10 @@ class _Training:
 
     def run(self) -> None:
         """Everything that is still to be done, up to the end or to an interruption."""
+        with ray_for(self.config.resources):  # once, not for every run
+            self._run()
+
+    def _run(self) -> None:
         started = time.perf_counter()
         judge = Judge(self.config, seed=self.request.seed)
         initial = self._warm()
@@ -279,7 +284,8 @@ class _Training:
         return folder
 
     def _start_from(self, config: RunConfig, initial: Path | None) -> RunConfig:
-        return config.model_copy(update={"initial_policy": None if initial is None else str(initial)})
+        """With a warm start, or as the kind begins."""
+        return config if initial is None else config.model_copy(update={"initial_policy": str(initial)})
 
     def _try(self, number: int, config: RunConfig, judge: Judge) -> bool:
         """One setting of the search; whether it was tried to the end."""
@@ -320,7 +326,7 @@ class _Training:
             "victims": str(victim_folder(self.victims).resolve()),
             "env_steps": self.done,
             "seconds": seconds,
-            "search": [{k: row[k] for k in ("settings", "score")} for row in self.tried],
+            "tried": [{k: row[k] for k in ("settings", "score")} for row in self.tried],
             "settings": settings,
             "selection": {**judge.references(), "warm_start": begun, "trained": final},
             "policy": "initial_policy" if begun is not None and begun > final else "victim",
