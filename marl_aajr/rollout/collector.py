@@ -93,7 +93,8 @@ class Collector:
         self._log = EpisodeLog(len(self.agents), env.num_envs, phases=env.phases)
         self._heads: dict[str, Head] = {}
         self._open: dict[str, OpenDecisions] = {}
-        self._known: dict[str, tuple[list[Tensor], bool]] = {}
+        self._known: dict[str, tuple[list[Tensor], bool, bool]] = {}
+        self._latest: dict[str, Decision] = {}
 
     @property
     def agents(self) -> tuple[str, ...]:
@@ -152,7 +153,7 @@ class Collector:
         actions: dict[str, Tensor] = {}
         for group in self.groups:
             head = self._heads[group.module]
-            decision = self.players.act(group.module, *head.rows())
+            decision = self._decide(group, head)
             columns[group.module].write(t, head, decision)
             shape = (*head.acts.shape, *decision.env_actions.shape[1:])
             actions.update(zip(group.agents, decision.env_actions.view(shape).unbind(0), strict=True))
@@ -160,6 +161,15 @@ class Collector:
         for column in columns.values():
             column.outcome(t, step)
         return step
+
+    def _decide(self, group: Group, head: Head) -> Decision:
+        """What a module decides; where nobody is asked, whatever it decided last."""
+        latest = self._latest.get(group.module)
+        # With a memory, a decision tells the state before it.
+        if head.none_acts and latest is not None and latest.state is None:
+            return latest
+        self._latest[group.module] = self.players.act(group.module, *head.rows())
+        return self._latest[group.module]
 
     def _perceive(self, module: str) -> Callable[[Tensor], Tensor]:
         return lambda obs: self.players.perceive(module, obs, None)
@@ -173,20 +183,21 @@ class Collector:
                 stacked(obs, group.agents),
                 acts,
                 None if masks[group.agents[0]] is None else stacked(masks, group.agents),
-                self._all_act(group, active, acts),
+                *self._who_acts(group, active, acts),
             )
             flat, _, rows = head.rows()
             seen = self.players.perceive(group.module, flat, rows)
             self._heads[group.module] = head._replace(obs=seen.view(head.obs.shape))
 
-    def _all_act(self, group: Group, active: Mapping[str, Tensor], acts: Tensor) -> bool:
-        """Whether all agents of a group must act; asked once of an environment that always says the same."""
+    def _who_acts(self, group: Group, active: Mapping[str, Tensor], acts: Tensor) -> tuple[bool, bool]:
+        """Whether all agents of a group must act, and whether none; asked once where nothing changes."""
         flags = [active[agent] for agent in group.agents]
         known = self._known.get(group.module)
         if known is None or any(a is not b for a, b in zip(known[0], flags, strict=True)):
-            known = (flags, bool(acts.all()))
+            everybody = bool(acts.all())
+            known = (flags, everybody, not everybody and not bool(acts.any()))
             self._known[group.module] = known
-        return known[1]
+        return known[1:]
 
 
 def _acted(parts: Collection[ModuleFragment], lead: int) -> Tensor | None:

@@ -51,12 +51,14 @@ class Head(NamedTuple):
         acts: bool, who must act.
         mask: Legal actions, or None.
         all_act: Whether everybody must act.
+        none_acts: Whether nobody must.
     """
 
     obs: Tensor
     acts: Tensor
     mask: Tensor | None
     all_act: bool
+    none_acts: bool = False
 
     def rows(self) -> tuple[Tensor, Tensor | None, Tensor | None]:
         """Observations, legal actions and who acts as ``[G · E, ...]``; None for all."""
