@@ -17,6 +17,10 @@ Curve = tuple[Array, Array]
 """Environment steps [n] and values [n]; NaN where a value was logged but is not finite."""
 
 
+MOST_POINTS = 200
+"""Of a drawn curve."""
+
+
 @dataclass(frozen=True)
 class Metric:
     """A metric of the regulariser that the page plots.
@@ -117,6 +121,19 @@ def mean_of(curves: Sequence[Curve]) -> Curve:
     grid = np.unique(np.concatenate([x for x, _ in finite]))
     grid = grid[(grid >= start) & (grid <= stop)]
     return grid, np.mean([np.interp(grid, x, y) for x, y in finite], axis=0)
+
+
+def thinned(curve: Curve) -> Curve:
+    """A curve of at most `MOST_POINTS` points to draw: every k-th of a longer one, and its last.
+
+    A panel is a few hundred pixels wide; all points of long trainings would make the page heavy.
+    """
+    x, y = curve
+    stride = -(-(len(x) - 1) // (MOST_POINTS - 1))
+    if stride < 2:
+        return curve
+    kept = np.append(np.arange(0, len(x) - 1, stride), len(x) - 1)
+    return x[kept], y[kept]
 
 
 def _curve(run: RunRecord, value: Callable[[Iteration], float | None]) -> Curve:

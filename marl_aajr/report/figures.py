@@ -15,7 +15,7 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import EngFormatter, MaxNLocator
 
 from marl_aajr.report.comparison import Row
-from marl_aajr.report.curves import Array, Curve, mean_of
+from marl_aajr.report.curves import Array, Curve, mean_of, thinned
 from marl_aajr.report.drawing import svg
 from marl_aajr.report.palette import MUTED, Look
 from marl_aajr.report.statistics import Estimate
@@ -175,9 +175,9 @@ def learning_panel(
             if not runs:
                 continue
             if len(runs) > 1:
-                for x, y in runs:
+                for x, y in map(thinned, runs):
                     axes.plot(x, y, color=look.colour, linewidth=0.6, alpha=0.45, zorder=2)
-            x, y = mean_of(runs)
+            x, y = thinned(mean_of(runs))
             marker = look.marker if len(x) == 1 else ""
             axes.plot(x, y, color=look.colour, ls=look.dashes, linewidth=1.7, marker=marker, zorder=3)
         axes.set(xlabel="environment steps", ylabel=ylabel)

@@ -8,7 +8,16 @@ import numpy as np
 import pytest
 
 from marl_aajr.report import RunRecord, load_run
-from marl_aajr.report.curves import SECONDS, mean_of, module_metric, modules, returns, teams
+from marl_aajr.report.curves import (
+    MOST_POINTS,
+    SECONDS,
+    mean_of,
+    module_metric,
+    modules,
+    returns,
+    teams,
+    thinned,
+)
 from marl_aajr.report.methods import group
 from marl_aajr.report.palette import looks
 from tests.report.factory import config, metrics, write_method, write_run
@@ -86,3 +95,15 @@ def test_each_method_has_a_look_of_its_own(tmp_path: Path) -> None:
 
     assert len(set(drawn)) == 21
     assert drawn[0].colour not in {look.colour for look in drawn[1:]}
+
+
+@pytest.mark.parametrize("n", [1, 2, MOST_POINTS, MOST_POINTS + 1, 1000])
+def test_long_curves_are_thinned_between_their_ends(n: int) -> None:
+    x = np.arange(n, dtype=np.float64)
+    steps, values = thinned((x, -x))
+    assert len(steps) <= MOST_POINTS
+    assert (steps[0], steps[-1]) == (0, n - 1)
+    assert (np.diff(steps) > 0).all()
+    assert (values == -steps).all()
+    if n <= MOST_POINTS:
+        assert len(steps) == n
