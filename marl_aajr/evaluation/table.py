@@ -133,7 +133,7 @@ class Table:
                     everywhere = part.new_zeros(len(strikes), part.shape[-1])
                     everywhere[index] = part * strikes[index].unsqueeze(-1)
                     seen[agent] = everywhere
-        return self.adversary.attack.confer(seen, generator=self.adversary.generator)
+        return self.adversary.attack.confer(seen, generator=self.adversary.generator) if seen else {}
 
     def _shown(self, view: View, strikes: Tensor, orders: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
         """What the policies are shown ``[B, d]``, and what they answer ``[B, m]``."""
