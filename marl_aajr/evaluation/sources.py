@@ -63,7 +63,8 @@ def find_victim(
     if not RunDirectory(path).is_run:
         raise ValueError(
             f"expected the folder of a run, of a saved victim or of an RLlib checkpoint, got {path}, which "
-            f"has no config.yaml and status.json, no {DESCRIPTION} and no {_CHECKPOINT}; name another"
+            f"has no config.yaml and status.json, no {DESCRIPTION} and no {_CHECKPOINT}; name another, "
+            "or train one there first"
         )
     if env is not None:
         raise ValueError(f"expected no environment for the run {path}, which has its own, got {env}")
