@@ -11,6 +11,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from difflib import get_close_matches
+from functools import cache
 from importlib.metadata import EntryPoint, entry_points
 from typing import Any
 
@@ -107,7 +108,9 @@ def _find(name: str) -> tuple[Factory, dict[str, Any], EnvironmentSpec]:
     raise ValueError(_unknown(name))
 
 
-def _entry_points() -> dict[str, EntryPoint]:
+@cache
+def _entry_points() -> Mapping[str, EntryPoint]:
+    # Reading them takes 20 ms, and every copy of an environment asks.
     return {point.name: point for point in entry_points(group=ENTRY_POINTS)}
 
 
