@@ -10,6 +10,7 @@ from marl_aajr.attacks.auto_pgd import StrongMarginPGD, StrongPGD
 from marl_aajr.attacks.base import Access, Attack, Attacked, BudgetError, greedy_action_changed
 from marl_aajr.attacks.critic import CriticPGD
 from marl_aajr.attacks.gradient import FGSM, PGD, MarginPGD
+from marl_aajr.attacks.learned import PAAD, SARL, LearnedAttack
 from marl_aajr.attacks.noise import GaussianNoise, UniformNoise, WorstNoise
 from marl_aajr.attacks.robust_sarsa import RobustSarsa
 from marl_aajr.attacks.square import SquareAttack
@@ -20,13 +21,16 @@ from marl_aajr.threat import PerturbationSet
 __all__ = [
     "ATTACKS",
     "FGSM",
+    "PAAD",
     "PGD",
+    "SARL",
     "Access",
     "Attack",
     "Attacked",
     "BudgetError",
     "CriticPGD",
     "GaussianNoise",
+    "LearnedAttack",
     "MarginPGD",
     "RobustSarsa",
     "SquareAttack",
@@ -57,6 +61,8 @@ ATTACKS: dict[str, type[Attack]] = {
         RobustSarsa,
         SquareAttack,
         Transfer,
+        SARL,
+        PAAD,
     )
 }
 """The attacks by name, the weakest controls first."""

@@ -7,7 +7,7 @@ them stands in `ALTERNATIVES`.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -124,6 +124,16 @@ class AdversaryRequest:
             "" if self.seed == 0 else f"s{self.seed}",
         ]
         return "-".join([self.kind, *(part for part in parts if part)])
+
+    def settled(self, victims: Path) -> AdversaryRequest:
+        """The same with the attacked agents named, so that equal requests are equal.
+
+        Raises:
+            ValueError: no victims there, or agents that are not.
+        """
+        if not self.observes:
+            return self
+        return replace(self, agents=self._whom(load_victim(victim_folder(victims))))
 
     def config(self, victims: Path) -> RunConfig:
         """The run without search and warm start.

@@ -14,6 +14,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, fields, replace
+from pathlib import Path
 from typing import ClassVar, Literal, Self
 
 import torch
@@ -27,8 +28,9 @@ from marl_aajr.rollout.batched import BatchedEnv
 from marl_aajr.threat import PerturbationSet
 from marl_aajr.victims import Victim
 
-Access = Literal["none", "queries", "gradients", "surrogate"]
-"""What an attack asks of the policy: nothing, its outputs, its gradients, or the gradients of another.
+Access = Literal["none", "queries", "gradients", "surrogate", "learned"]
+"""What an attack asks of the policy: nothing, its outputs, its gradients, the gradients of another, or to be
+allowed to train against it.
 
 The cross-checks rest on it: an attack with gradients that loses to one without is blind (gradient masking).
 """
@@ -118,7 +120,16 @@ class Attack(ABC):
         """Whether it can attack as it is; False where it must be fitted first."""
         return True
 
-    def fit(self, victim: Victim, env: BatchedEnv, *, agents: Collection[str], seed: int) -> Self:
+    def fit(
+        self,
+        victim: Victim,
+        env: BatchedEnv,
+        *,
+        agents: Collection[str],
+        seed: int,
+        units: Literal["raw", "network"] = "raw",
+        home: Path | None = None,
+    ) -> Self:
         """Learn from the frozen victim what the attack needs; most attacks need nothing.
 
         Args:
@@ -126,6 +137,8 @@ class Attack(ABC):
             env: copies to play on; left in the middle of some episode.
             agents: who will be lied to; what they earn together is to fall.
             seed: of the episodes and of the learning.
+            units: of the perturbation set: the environment's, or those behind the observation filter.
+            home: folder of the victim's run, which keeps what is worth it; None: nothing is kept.
 
         Returns:
             The attack, :attr:`ready`.

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
-from typing import ClassVar, Self
+from pathlib import Path
+from typing import ClassVar, Literal, Self
 
 import torch
 from torch import Tensor
@@ -68,7 +69,16 @@ class RobustSarsa(PGD):
     def ready(self) -> bool:
         return self.values is not None
 
-    def fit(self, victim: Victim, env: BatchedEnv, *, agents: Collection[str], seed: int) -> Self:
+    def fit(
+        self,
+        victim: Victim,
+        env: BatchedEnv,
+        *,
+        agents: Collection[str],
+        seed: int,
+        units: Literal["raw", "network"] = "raw",
+        home: Path | None = None,
+    ) -> Self:
         generator = torch.Generator().manual_seed(seed)
         seen = watch(victim, env, agents=agents, decisions=self.experience, seed=seed, generator=generator)
         values = {

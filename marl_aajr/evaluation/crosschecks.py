@@ -93,6 +93,7 @@ def return_checks(rows: Rows) -> list[Check]:
         *_return_order(rows, by_size),
         *_return_monotone(rows),
         *_return_black_box(rows, by_size),
+        *_undertrained(rows, by_size),
     ]
     return found or [Check(f"returns ({rows.actions})", "pass", "The returns fall in the expected order.")]
 
@@ -263,6 +264,30 @@ def _return_black_box(rows: Rows, by_size: Mapping[float, Sequence[AttackOutcome
                     )
                 ]
     return []
+
+
+def _undertrained(rows: Rows, by_size: Mapping[float, Sequence[AttackOutcome]]) -> list[Check]:
+    """Learned adversaries that are weaker than the strongest myopic attack: one finding for all of them."""
+    weak = []
+    for epsilon, found in by_size.items():
+        myopic = _lowest(found, "gradients")
+        if myopic is not None:
+            learned = [row for row in found if row.attack.access == "learned"]
+            weak += [(epsilon, row, myopic) for row in learned if _lower(myopic.outcome, row.outcome)]
+    if not weak:
+        return []
+    epsilon, row, myopic = weak[0]
+    more = f", and {len(weak) - 1} more like it" if len(weak) > 1 else ""
+    return [
+        Check(
+            f"returns ({rows.actions}): myopic ≤ learned",
+            "warn",
+            f"Undertrained: at ε = {epsilon:g} {row.attack.name} leaves a return of "
+            f"{row.outcome.mean:.3g}, above {myopic.outcome.mean:.3g} of {myopic.attack.name}, which does "
+            f"not look ahead{more}. That is no evidence of robustness: train it for longer, or with a "
+            "search (adversary train --env-steps, --search).",
+        )
+    ]
 
 
 def _lowest(rows: Sequence[AttackOutcome], access: str) -> AttackOutcome | None:

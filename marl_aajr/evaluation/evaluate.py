@@ -62,6 +62,7 @@ def evaluate(
     replace: Sequence[str | Replacement] = (),
     num_envs: int = NUM_ENVS,
     workers: int = 1,
+    home: Path | None = None,
     on_progress: Callable[[Progress], None] | None = None,
 ) -> Evaluation:
     """Evaluate a victim: frozen filters, and the same episodes and random numbers for every row.
@@ -103,6 +104,8 @@ def evaluate(
             compare evaluations of the same E only.
         workers: Ray tasks that share the rows between them; 1: this process plays them all. The result is
             the same. Ray is started where it is not running.
+        home: folder of the victim's run, in which learned adversaries are looked for and kept; None: those
+            that are trained are not kept.
         on_progress: told after every episode; after every row where workers play.
 
     Raises:
@@ -147,6 +150,7 @@ def evaluate(
             seed=seed,
             scales=plan.budget.scale_of,
             on_progress=on_progress,
+            home=home,
         )
         with closing(player):
             player.expect(plan, chosen, replacements=len(replacements))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import NamedTuple
 
 from torch import Tensor
@@ -70,6 +71,7 @@ class Player:
         on_progress: told after every episode.
         total: episodes to play.
         done: episodes played.
+        home: folder of the victim's run, which keeps the adversaries that are trained; None: nothing does.
         other_env: copies for the selection episodes, once there are any.
         rehearsals: by kind of actions, what unattacked selection episodes say of when to strike.
         cancelled: whether the team's rewards cancelled in every clean episode, though its agents had some.
@@ -83,6 +85,7 @@ class Player:
     seed: int
     on_progress: Callable[[Progress], None] | None
     scales: Mapping[str, float] = field(default_factory=dict)
+    home: Path | None = None
     total: int = 0
     done: int = 0
     other_env: BatchedEnv | None = None
@@ -144,7 +147,14 @@ class Player:
             if key not in learned:
                 self.tell(f"fitting {attack.name}", 0)
                 seed = derived_seed(self.seed, FIT)
-                learned[key] = attack.fit(self.victim, self.env, agents=self.agents, seed=seed)
+                learned[key] = attack.fit(
+                    self.victim,
+                    self.env,
+                    agents=self.agents,
+                    seed=seed,
+                    units=self.units,
+                    home=self.home,
+                )
             found.append(learned[key] if attack.per_size else learned[key].at(attack.perturbations.epsilon))
         return tuple(found)
 

@@ -110,8 +110,14 @@ def check_attack(attack: Attack, victim: Victim, agents: Sequence[str]) -> None:
         attack.perturbations.project(nothing, nothing)
         if attack.ready:
             attack.against(victim, agent)
+        elif attack.access == "learned" and not victim.env_name:
+            raise ValueError(
+                f"expected a victim that names its environment for {attack.name!r}, which is trained in it, "
+                "got one that does not; set its env_name"
+            )
         first = victim.memory().recall({agent: torch.zeros(1, dtype=torch.int64)})
-        if attack.access == "gradients" and not differentiable(victim.policy(agent, state=first), nothing):
+        follows = attack.access in ("gradients", "learned")
+        if follows and not differentiable(victim.policy(agent, state=first), nothing):
             raise ValueError(
                 f"expected a policy with gradients for the attack {attack.name!r}, got one for {agent!r} "
                 "that torch cannot differentiate by its inputs; use square, noise-worst or transfer"

@@ -8,6 +8,8 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
+from marl_aajr.attacks.learned import loaded
+from marl_aajr.attacks.observation_game import GAME
 from marl_aajr.evaluation.adversaries import replacement_of
 from marl_aajr.evaluation.evaluate import evaluate
 from marl_aajr.evaluation.player import Progress
@@ -48,7 +50,8 @@ def evaluate_run(
         surrogates: others of these, on whose victims ``transfer`` computes its perturbations; with a mapping
             by a name for each, else by their folders' names.
         replace: as for :func:`evaluate`.
-        adversaries: runs of traitors and opponents, named as ``surrogates`` are; they are added to it.
+        adversaries: runs of trained adversaries, named as ``surrogates`` are: traitors and opponents are
+            added to ``replace``, observation adversaries to ``attacks``, at the size they were trained for.
         env: where: a checkpoint does not know; see :func:`~marl_aajr.evaluation.sources.find_victim`.
         env_kwargs: arguments of the environment.
         out: the file to write instead.
@@ -61,9 +64,12 @@ def evaluate_run(
     """
     source = find_victim(run, env=env, env_kwargs=env_kwargs)
     others = {name: _surrogate(path, env, env_kwargs) for name, path in _named(surrogates).items()}
+    runs = {name: finished(path) for name, path in _named(adversaries).items()}
+    liars = {name: loaded(path.path) for name, path in runs.items() if path.config().env.name == GAME}
     trained = [
-        replacement_of(finished(path), source=name, against=source.victim)
-        for name, path in _named(adversaries).items()
+        replacement_of(path, source=name, against=source.victim)
+        for name, path in runs.items()
+        if name not in liars
     ]
     chosen = None if suite is None else load_suite(suite)
     sizes = epsilons or (() if chosen is None else chosen.epsilons)
@@ -71,10 +77,14 @@ def evaluate_run(
         source.victim,
         source.environment,
         suite=chosen,
-        attacks=_requests(attacks, sizes, alone=chosen is None),
+        attacks=[
+            *_requests(attacks, sizes, alone=chosen is None),
+            *((attack, attack.perturbations.epsilon) for attack in liars.values()),
+        ],
         epsilons=epsilons if chosen is not None and epsilons else None,
         surrogates=others,
         replace=[*replace, *trained],
+        home=Path(run) if RunDirectory(run).is_run else None,
         on_progress=on_progress,
         **protocol,
     )
