@@ -162,7 +162,11 @@ def compare_each(records: Sequence[RunRecord]) -> tuple[Comparison, ...]:
     """
     if not records:
         return (compare(records),)
-    return tuple(compare(runs) for runs in scenes(records).values())
+    shown = scenes(records)
+    first, *others = (compare(runs) for runs in shown.values())
+    every = (Scene.of(evaluation) for run in records for evaluation in run.evaluations.values())
+    hidden = tuple(f"evaluations on {scene}" for scene in sorted(set(every) - set(shown)))
+    return replace(first, left_out=first.left_out + hidden), *others
 
 
 def _per_method(methods: Sequence[Method], evidence: Evidence) -> list[tuple[Results, ...]]:

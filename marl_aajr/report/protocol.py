@@ -36,6 +36,9 @@ class Scene:
         several = len(set(evaluation.teams.values())) > 1
         return cls(f"{evaluation.env.name} {kwargs}".strip(), evaluation.team if several else "")
 
+    def __str__(self) -> str:
+        return f"{self.environment}, {self.team}" if self.team else self.environment
+
     @property
     def short(self) -> str:
         """Without the package, for headings."""

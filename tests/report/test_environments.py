@@ -67,7 +67,9 @@ def test_a_run_alone_in_another_environment_adds_no_section(tmp_path: Path) -> N
     files = {"here": evaluation(), "there": evaluation(env=TAG)}
     wide = load_run(write_run(tmp_path / "wide", evaluations=files))
     narrow = load_run(write_run(tmp_path / "narrow", configuration=config("aajr")))
-    assert [c.scene.short for c in compare_each([wide, narrow])] == ["simple_spread_v3"]
+    (comparison,) = compare_each([wide, narrow])
+    assert comparison.scene.short == "simple_spread_v3"
+    assert comparison.left_out == ("evaluations on mpe2.simple_tag_v3",)
     assert len(compare_each([wide])) == 2
 
 
