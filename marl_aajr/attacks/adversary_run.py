@@ -97,12 +97,10 @@ def train_adversary(
         seed=seed,
         **more,
     )
-    victims = Path(victim_run)
-    folder = default_folder(victims, request) if out is None else Path(out)
-    return _train_as_asked(
+    return train_as_asked(
         request,
-        victims,
-        folder,
+        Path(victim_run),
+        None if out is None else Path(out),
         resume=resume,
         overwrite=overwrite,
         on_iteration=on_iteration,
@@ -110,16 +108,18 @@ def train_adversary(
     )
 
 
-def _train_as_asked(
+def train_as_asked(
     request: AdversaryRequest,
     victims: Path,
-    folder: Path,
+    out: Path | None = None,
     *,
-    resume: bool,
-    overwrite: bool,
+    resume: bool = False,
+    overwrite: bool = False,
     on_iteration: OnIteration | None = None,
     should_stop: ShouldStop | None = None,
 ) -> Path:
+    """:func:`train_adversary` with what it is asked as one value."""
+    folder = default_folder(victims, request) if out is None else out
     request = request.settled(victims)
     training = _Training(request, victims, folder, request.config(victims), on_iteration, should_stop)
     training.prepare(resume=resume, overwrite=overwrite)
@@ -148,7 +148,7 @@ def find_or_train(victim: Victim, request: AdversaryRequest, *, home: Path) -> P
         victim.save(victims)
     out = default_folder(victims, request)
     stopped = (_search_folder(out) / _REQUEST).is_file()
-    return _train_as_asked(request, victims, out, resume=stopped, overwrite=not stopped)
+    return train_as_asked(request, victims, out, resume=stopped, overwrite=not stopped)
 
 
 def _is_what_was_asked(record: Path, request: AdversaryRequest) -> bool:
@@ -158,26 +158,21 @@ def _is_what_was_asked(record: Path, request: AdversaryRequest) -> bool:
     return all(known.get(name) == asked[name] for name in names)
 
 
-def resume_adversary(
-    out: Path | str, *, on_iteration: OnIteration | None = None, should_stop: ShouldStop | None = None
-) -> Path:
-    """Go on with an adversary as it was asked for.
+def request_of(out: Path) -> tuple[AdversaryRequest, Path]:
+    """What was asked for in a folder whose training was stopped, and against which victims.
 
     Raises:
-        ValueError: none there, or a finished one.
+        ValueError: no such folder.
     """
-    folder = Path(out)
     try:
-        asked = json.loads((_search_folder(folder) / _REQUEST).read_text(encoding="utf-8"))
+        asked = json.loads((_search_folder(out) / _REQUEST).read_text(encoding="utf-8"))
     except OSError:
         raise ValueError(
-            f"expected the folder of an adversary whose training was stopped, got {folder}; train one with: "
+            f"expected the folder of an adversary whose training was stopped, got {out}; train one with: "
             "marl-aajr adversary train"
         ) from None
-    victims = asked.pop("victims")
-    return train_adversary(
-        victims, out=folder, resume=True, on_iteration=on_iteration, should_stop=should_stop, **asked
-    )
+    victims = Path(asked.pop("victims"))
+    return AdversaryRequest(**asked), victims
 
 
 def default_folder(victims: Path, request: AdversaryRequest) -> Path:

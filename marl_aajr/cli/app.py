@@ -8,7 +8,7 @@ from typing import Annotated, NoReturn
 
 import typer
 
-from marl_aajr.cli import compare, evaluate, listing, study, train
+from marl_aajr.cli import adversary, compare, evaluate, listing, study, train
 from marl_aajr.cli.errors import report
 from marl_aajr.cli.teaching import guide
 from marl_aajr.version import __version__
@@ -30,6 +30,7 @@ app = typer.Typer(
 )
 app.command("train", help=train.HELP)(train.train)
 app.command("evaluate", help=evaluate.HELP)(evaluate.evaluate)
+app.add_typer(adversary.app, name="adversary")
 app.command("compare", help=compare.HELP)(compare.compare)
 app.command("study", help=study.HELP)(study.study)
 app.command("list", help=listing.HELP)(listing.show)

@@ -15,8 +15,8 @@ from tests.networks import generator, tanh_policy
 
 FEATURES = 6
 DISCRETE_ONLY = {"pgd-margin", "pgd-strong-margin", "pgd-targeted"}
-ELSEWHERE = {"transfer"}
-"""Needs a whole victim: see test_transfer.py."""
+ELSEWHERE = {"transfer", "sa-rl", "pa-ad"}
+"""Need a whole victim: see test_transfer.py and test_learned.py."""
 NAMES = [name for name in ATTACKS if name not in ELSEWHERE]
 
 
