@@ -46,7 +46,7 @@ class LearnedAttack(Attack):
     per_size: ClassVar[bool] = True
     confers: ClassVar[bool] = True
 
-    adversary: str = ""
+    adversary: str = field(default="", repr=False)
     joint: bool = False
     env_steps: int | None = None
     search: int = 1
@@ -207,12 +207,15 @@ def loaded(run: Path | str, *, kind: str | None = None) -> LearnedAttack:
     threat = ObservationThreat(**config.env.kwargs)
     if kind not in (None, threat.kind):
         raise ValueError(f"expected an adversary of the kind {kind!r} in {run}, got {threat.kind!r}")
-    kept = json.loads(record.read_text(encoding="utf-8"))["policy"]
+    kept = json.loads(record.read_text(encoding="utf-8"))
     return LEARNED[threat.kind](
         perturbations=threat.perturbations,
         adversary=str(run),
         joint=threat.joint,
-        _policy=load_victim(directory.path / kept),
+        env_steps=kept["env_steps"],
+        search=kept["search"],
+        warm_start=kept["warm_start"],
+        _policy=load_victim(directory.path / kept["policy"]),
         _crew=Crew(
             manner=make_manner(threat.kind, **threat.manner),
             victim=threat.frozen,
