@@ -31,6 +31,8 @@ def show(result: Mapping[str, Any], run: Path, *, kept: Path | None = None) -> N
             say(f"{'FAILED' if check['verdict'] == 'fail' else 'Note'}: {check['text']}")
     for rows in (result, *result["others"]):
         say(f"{_headline(result)}, {result['episodes']} episodes, {rows['actions']} actions")
+        for line in _limits(result):
+            say(line)
         console.print(table(rows, agents=result["agents"], level=result["interval"]["level"]))
         for line in _weakest(rows):
             say(line)
@@ -84,12 +86,19 @@ def table(rows: Mapping[str, Any], *, agents: list[str], level: float) -> Table:
 
 
 def _headline(result: Mapping[str, Any]) -> str:
-    """Which team, and who of it is lied to, how often."""
+    """Which team, and who of it is attacked."""
     members = [agent for agent, team in result["teams"].items() if team == result["team"]]
     whom = "" if result["agents"] == members else f" ({', '.join(result['agents'])} attacked)"
-    budget = f", budget {result['budget']}" if result["budget"] else ""
-    paces = {row["budget"] for row in result["attacks"]} - {"every step"}
-    return f"Team {result['team']}{whom}{budget}" + (f" ({', '.join(sorted(paces))})" if paces else "")
+    return f"Team {result['team']}{whom}"
+
+
+def _limits(result: Mapping[str, Any]) -> Iterator[str]:
+    """What the adversary may spend, where that is not everything."""
+    if result["budget"]:
+        paces = sorted({row["budget"] for row in result["attacks"]} - {"every step"})
+        yield f"Budget {result['budget']}" + (f": {', '.join(paces)}" if paces else "")
+    if result["norm"] != "linf":
+        yield f"ε is the {result['norm']} norm of a whole perturbation"
 
 
 def _mark(worst: Mapping[str, Any]) -> str:
@@ -100,18 +109,24 @@ def _mark(worst: Mapping[str, Any]) -> str:
 
 
 def _weakest(rows: Mapping[str, Any]) -> Iterator[str]:
-    """One line for each attack that was tried on each agent alone."""
-    alone: dict[tuple[str, str, float], dict[str, float]] = {}
+    """One line for each of the worst attacks that was tried on each agent alone, the lowest return first."""
+    from marl_aajr.evaluation.outcomes import paired_difference
+
+    alone: dict[tuple[str, str, float], list[Mapping[str, Any]]] = {}
     for row in rows["subsets"]:
         if len(row["agents"]) == 1:
-            key = (row["attack"], row["settings"], row["epsilon"])
-            alone.setdefault(key, {})[row["agents"][0]] = row["selection_return"]
+            alone.setdefault((row["attack"], row["settings"], row["epsilon"]), []).append(row)
     worst = {(row["attack"], row["settings"], row["epsilon"]) for row in rows["worst"]}
-    for key, returns in alone.items():
-        if key in worst:
-            ordered = sorted(returns, key=lambda agent: returns[agent])
-            found = ", ".join(f"{agent} {returns[agent]:.1f}" for agent in ordered)
-            yield f"Attacked alone (weakest first), {key[0]} at ε = {key[2]:g}: {found}"
+    for (attack, settings, epsilon), tried in alone.items():
+        if (attack, settings, epsilon) not in worst or len(tried) < 2:
+            continue
+        tried.sort(key=lambda row: row["selection_return"])
+        found = ", ".join(f"{row['agents'][0]} {row['selection_return']:.1f}" for row in tried)
+        first, second = (tuple(row["selection_returns"]) for row in tried[:2])
+        high = paired_difference(first, second).high
+        sure = high is not None and high < 0
+        said = f"{tried[0]['agents'][0]} is the weakest link" if sure else "no clear weakest link"
+        yield f"Attacked alone, {attack} at ε = {epsilon:g}: {found}; {said}"
 
 
 def _numbers(outcome: Mapping[str, Any]) -> tuple[str, str]:

@@ -14,7 +14,7 @@ from marl_aajr.cli.app import main
 from marl_aajr.training.config import EnvConfig, RunConfig
 from marl_aajr.training.run_directory import RunDirectory, Status
 from tests.evaluation.broken import Quantized
-from tests.evaluation.players import sign_reader, signs, team
+from tests.evaluation.players import sign_reader, signs, stakes, team
 
 SPEC = signs(longest=2)
 SUITE = {
@@ -143,7 +143,23 @@ def test_budget_norm_and_weakest_link(capsys: pytest.CaptureFixture[str], run: P
     text = said(capsys, run, *attacks, *spent)
     assert "fgsm on agent_0, agent_2" in text
     assert "1 of 1–2 steps, random" in " ".join(text.split())
-    assert "Attacked alone (weakest first)" in text
+    assert "ε is the l2 norm of a whole perturbation" in text
+
+
+def test_a_weakest_link_is_named_where_there_is_one(
+    capsys: pytest.CaptureFixture[str], run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    few = ("--selection-episodes", 5)
+    options = ("--attack", "fgsm", "--epsilon", 1.1, "--episodes", 2, "--budget", "agents=1", *few)
+    assert "Attacked alone, fgsm at ε = 1.1: " in (text := said(capsys, run, *options))
+    assert "agent_1 is the weakest link" not in text, "it plays half as long as the others"
+    spec = stakes(worth=(1.0, 5.0, 2.0))
+    unequal = team(spec, sign_reader())
+    monkeypatch.setattr("marl_aajr.evaluation.sources.Victim.load", lambda folder: unequal)
+    text = " ".join(said(capsys, run, *options).split())
+    assert "agent_1 -8.0, agent_2 16.0, agent_0 24.0; agent_1 is the weakest link" in text
+    clean = ("--attack", "fgsm", "--epsilon", 0.9, "--episodes", 2, "--weakest-link")
+    assert "no clear weakest link" in " ".join(said(capsys, run, *clean, *few).split())
 
 
 def test_another_budget_is_another_evaluation(capsys: pytest.CaptureFixture[str], run: Path) -> None:
