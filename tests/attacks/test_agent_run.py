@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from marl_aajr.attacks.adversary_run import train_adversary
 from marl_aajr.attacks.agent_run import agent_config
 from marl_aajr.evaluation import evaluate_run
 from marl_aajr.training.config import RunConfig
@@ -31,9 +32,9 @@ def victims(tmp_path: Path) -> RunDirectory:
     return directory
 
 
-def test_training_finds_the_best_traitor(victims: RunDirectory, tmp_path: Path, ray_session: None) -> None:
-    config = agent_config(victims, kind="traitor", agents=["speaker"], env_steps=4000)
-    run = train(config, tmp_path / "traitor")
+def test_training_finds_the_best_traitor(victims: RunDirectory, ray_session: None) -> None:
+    run = train_adversary(victims.path, kind="traitor", agents=["speaker"], env_steps=4000)
+    assert run == victims.path / "adversaries" / "traitor-speaker"
     result = evaluate_run(victims.path, adversaries=[run], episodes=20)
     returns = {row.replacement.kind: row.outcome.mean for row in result.adversarial_agents}
     assert result.clean_return == 10.0
@@ -80,12 +81,11 @@ def chase(tmp_path: Path) -> RunDirectory:
     return directory
 
 
-def test_opponents_begin_as_those_that_the_victims_know(
-    chase: RunDirectory, tmp_path: Path, ray_session: None
-) -> None:
-    config = agent_config(chase, kind="opponent", team="good", env_steps=40)
-    trained = Victim.load(RunDirectory(train(config, tmp_path / "pursuers")).victim)
-    assert trained.agents == ("adversary_0", "adversary_1", "adversary_2")
+def test_opponents_begin_as_those_that_the_victims_know(chase: RunDirectory, ray_session: None) -> None:
+    pursuers = ["adversary_0", "adversary_1", "adversary_2"]
+    run = train_adversary(chase.path, kind="opponent", agents=pursuers, env_steps=40)
+    trained = Victim.load(RunDirectory(run).victim)
+    assert list(trained.agents) == pursuers
     known = Victim.load(chase.victim).modules["adversary"].state_dict().values()
     for own, known_one in zip(trained.modules["adversary"].state_dict().values(), known, strict=True):
         torch.testing.assert_close(own, known_one)
