@@ -20,7 +20,7 @@ from marl_aajr.attacks.match import check_match
 from marl_aajr.checks import one_of
 from marl_aajr.evaluation.table import StandIn
 from marl_aajr.rollout.batched import BatchedEnv
-from marl_aajr.victims import Victim
+from marl_aajr.victims import Memory, Victim
 
 Kind = Literal["random", "idle", "traitor", "opponent"]
 
@@ -120,11 +120,6 @@ def _check(replacement: Replacement, env: BatchedEnv, members: Sequence[str]) ->
             f"({', '.join(replacement.agents)}); name fewer agents, or those of another team"
         )
     if replacement.victim is not None:
-        if replacement.victim.recurrent:
-            raise ValueError(
-                f"expected a {replacement.kind} without a memory, got recurrent policies from "
-                f"{replacement.source!r}; train one with model.lstm none"
-            )
         check_match(replacement.victim, env, agents=replacement.agents, what=f"a {replacement.kind}")
     else:
         _check_control(replacement, env)
@@ -175,6 +170,9 @@ class _Idle:
         idle = {agent: _idle_action(agent, env) for agent in self.agents}
         return {a: action.expand(env.num_envs, *action.shape) for a, action in idle.items()}
 
+    def forget(self, over: Tensor) -> None:
+        """There is nothing to forget."""
+
 
 @dataclass(frozen=True)
 class _Random:
@@ -184,6 +182,9 @@ class _Random:
     def __call__(self, env: BatchedEnv, obs: Mapping[str, Tensor]) -> dict[str, Tensor]:
         masks = env.action_mask
         return {agent: self._draw(env, agent, masks[agent]) for agent in self.agents}
+
+    def forget(self, over: Tensor) -> None:
+        """There is nothing to forget."""
 
     def _draw(self, env: BatchedEnv, agent: str, mask: Tensor | None) -> Tensor:
         space = env.action_spaces[agent]
@@ -200,20 +201,30 @@ class _Random:
         return (mask.cumsum(1) > rank[:, None]).long().argmax(1)
 
 
-@dataclass(frozen=True)
+@dataclass
 class _Trained:
     agents: tuple[str, ...]
     victim: Victim
     generator: torch.Generator | None
+    _memory: Memory | None = None
 
     @torch.no_grad()
     def __call__(self, env: BatchedEnv, obs: Mapping[str, Tensor]) -> dict[str, Tensor]:
         masks, actions = env.action_mask, {}
+        memory = self._memory = self._memory or self.victim.memory(env.num_envs)
         for agent in self.agents:
-            policy = self.victim.policy(agent, action_mask=masks[agent])
-            outputs = policy(self.victim.inputs(agent, obs[agent]))
+            rows = {agent: env.active[agent].nonzero().flatten()}
+            state = memory.recall({agent: torch.arange(env.num_envs)})
+            policy = self.victim.policy(agent, action_mask=masks[agent], state=state)
+            inputs = self.victim.inputs(agent, obs[agent])
+            outputs = policy(inputs)
+            memory.advance(rows, policy.select(rows[agent]), inputs[rows[agent]])
             if self.generator is None:
                 actions[agent] = self.victim.greedy(agent, outputs)
             else:
                 actions[agent] = self.victim.sample(agent, outputs, generator=self.generator)
         return actions
+
+    def forget(self, over: Tensor) -> None:
+        if self._memory is not None:
+            self._memory.forget(over)

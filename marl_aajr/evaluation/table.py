@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -17,8 +18,14 @@ from marl_aajr.victims import Memory, Victim, VictimPolicy
 from marl_aajr.victims.groups import alike
 from marl_aajr.victims.recurrent import State
 
-StandIn = Callable[[BatchedEnv, Mapping[str, Tensor]], dict[str, Tensor]]
-"""Acts for some agents: from what everybody sees to the actions ``[E, ...]`` of those."""
+
+class StandIn(Protocol):
+    """Acts for some agents: from what everybody sees to the actions ``[E, ...]`` of those."""
+
+    def __call__(self, env: BatchedEnv, obs: Mapping[str, Tensor]) -> dict[str, Tensor]: ...
+
+    def forget(self, over: Tensor) -> None:
+        """Forget what was of episodes that are over, ``[E]`` bool."""
 
 
 @dataclass(kw_only=True)
@@ -103,6 +110,8 @@ class Table:
     def restart(self, over: Tensor) -> None:
         """Forget what was of episodes that are over, ``[E]`` bool."""
         self._memory.forget(over)
+        if self.stand_in is not None:
+            self.stand_in.forget(over)
         if self._clock is not None and self._ledger is not None:
             self._clock.restart(over)
             self._ledger.restart(over)
