@@ -11,7 +11,7 @@ import tempfile
 import time
 import traceback
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ import ray
 import torch
 from ray import tune
 
-from marl_aajr.attacks.adversary_run import is_begun, is_finished, train_adversary
+from marl_aajr.attacks.adversary_run import is_begun, is_finished, train_as_asked
 from marl_aajr.evaluation import evaluate_run
 from marl_aajr.numerics import NonFiniteError
 from marl_aajr.study.folder import StudyFolder, is_there
@@ -164,19 +164,17 @@ def _train(node: Node, folder: StudyFolder, told: _Told) -> None:
 
 def _adversary(node: Node, folder: StudyFolder, told: _Told) -> None:
     assert node.adversary is not None
-    victims, out = folder.run(node.run.name).path, folder.trained(node)
+    out = folder.trained(node)
     if is_finished(out.path):
         return
     is_there(out)
-    request = node.adversary.request
-    asked = {each.name: getattr(request, each.name) for each in fields(request)}
-    train_adversary(
-        victims,
-        out=out.path,
+    train_as_asked(
+        node.adversary.request,
+        folder.run(node.run.name).path,
+        out.path,
         resume=is_begun(out.path),
         on_iteration=told.iteration,
         should_stop=told.stop,
-        **asked,
     )
     if not is_finished(out.path):
         raise Interrupted
