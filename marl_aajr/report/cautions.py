@@ -24,6 +24,7 @@ def cautions(comparison: Comparison) -> list[str]:
         *(f"{line}." for line in undertrained(comparison)),
         *_budgets(methods),
         *_other_differences(methods),
+        *_from_elsewhere(methods),
         *_seeds(methods),
         *_baseline(methods),
         *_environment(comparison, runs),
@@ -62,8 +63,9 @@ def cautions_of_all(comparisons: Sequence[Comparison]) -> list[str]:
 def _budgets(methods: Sequence[Method]) -> list[str]:
     budgets: dict[int, list[str]] = defaultdict(list)
     for method in methods:
-        budgets[int(method.config["env_steps"])].append(method.label)
-    if len(budgets) == 1:
+        if "env_steps" in method.config:
+            budgets[int(method.config["env_steps"])].append(method.label)
+    if len(budgets) < 2:
         return []
     each = "; ".join(
         f"{number(steps, decimals=0)}: {some(labels, of=len(methods), noun='methods')}"
@@ -76,12 +78,23 @@ def _budgets(methods: Sequence[Method]) -> list[str]:
 
 
 def _other_differences(methods: Sequence[Method]) -> list[str]:
-    keys = [key for key in differences(methods) if not key.startswith("method.") and key != "env_steps"]
+    ours = [method for method in methods if method.runs[0].trained_here]
+    keys = [key for key in differences(ours) if not key.startswith("method.") and key != "env_steps"]
     if not keys:
         return []
     return [
         f"The methods differ in more than the method: {listing(keys)}. A difference in return "
         "cannot be put down to the method alone."
+    ]
+
+
+def _from_elsewhere(methods: Sequence[Method]) -> list[str]:
+    others = [method.label for method in methods if not method.runs[0].trained_here]
+    if not others:
+        return []
+    return [
+        f"{listing(others)} {'was' if len(others) == 1 else 'were'} trained elsewhere: for how long and on "
+        "what is not known here."
     ]
 
 
@@ -140,9 +153,10 @@ def _evaluated_as_trained(run: RunRecord, evaluation: Evaluation) -> bool:
 
 
 def _versions(runs: Sequence[RunRecord]) -> list[str]:
-    packages = dict.fromkeys(name for run in runs for name in run.versions.packages)
-    differ = [name for name in packages if len({run.versions.packages.get(name) for run in runs}) > 1]
-    if len({run.versions.python for run in runs}) > 1:
+    known = [run.versions for run in runs if run.versions is not None]
+    packages = dict.fromkeys(name for versions in known for name in versions.packages)
+    differ = [name for name in packages if len({versions.packages.get(name) for versions in known}) > 1]
+    if len({versions.python for versions in known}) > 1:
         differ.insert(0, "python")
     if not differ:
         return []

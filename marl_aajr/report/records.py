@@ -17,6 +17,9 @@ from pydantic import BaseModel, Field, ValidationError
 
 from marl_aajr.report.evaluations import Evaluation, Frozen
 
+_BESIDE = "-evaluations"
+"""Ends the name of the folder beside a policy from elsewhere that its evaluations are in."""
+
 _REQUIRED_CONFIG = ("env", "method", "seed", "env_steps")
 
 
@@ -50,23 +53,28 @@ class Iteration(Frozen):
 
 @dataclass(frozen=True)
 class RunRecord:
-    """A finished run as the report sees it.
+    """A finished run as the report sees it; or somebody else's policy, known by its evaluations only.
 
     Attributes:
         path: the run directory, as it was given.
-        config: config.yaml, the resolved configuration.
-        status: status.json; its state is always ``finished``.
-        versions: versions.json.
-        metrics: metrics.jsonl, one entry per iteration, in order.
+        config: config.yaml, the resolved configuration; of somebody else's policy its name and environment.
+        status: status.json; its state is always ``finished``. None for somebody else's policy.
+        versions: versions.json; None for somebody else's policy.
+        metrics: metrics.jsonl, one entry per iteration, in order; empty for somebody else's policy.
         evaluations: file stem -> RUN/evaluations/<stem>.json; never empty.
     """
 
     path: Path
     config: Mapping[str, Any]
-    status: Status
-    versions: Versions
+    status: Status | None
+    versions: Versions | None
     metrics: tuple[Iteration, ...]
     evaluations: Mapping[str, Evaluation]
+
+    @property
+    def trained_here(self) -> bool:
+        """Whether it is a run of ours, and no policy from elsewhere."""
+        return self.status is not None
 
     @property
     def seed(self) -> int:
@@ -75,10 +83,11 @@ class RunRecord:
 
 
 def load_run(path: Path | str) -> RunRecord:
-    """Read a run directory.
+    """Read a run directory, or what ``marl-aajr evaluate`` left beside a policy from elsewhere.
 
     Args:
-        path: RUN, as ``marl-aajr train`` wrote it and ``marl-aajr evaluate`` completed it.
+        path: RUN, as ``marl-aajr train`` wrote it and ``marl-aajr evaluate`` completed it; or a checkpoint
+            or a saved victim that was evaluated.
 
     Raises:
         ValueError: no run directory, an unfinished run, no evaluation, or a file that is
@@ -87,6 +96,9 @@ def load_run(path: Path | str) -> RunRecord:
     folder = Path(path)
     if not folder.is_dir():
         raise ValueError(f"expected a run directory, got {folder}, which is no directory")
+    beside = folder.resolve().with_name(f"{folder.resolve().name}{_BESIDE}")
+    if not (folder / "config.yaml").exists() and beside.is_dir():
+        return _from_elsewhere(folder, _evaluations(folder, beside))
     config = _config(folder / "config.yaml")
     status = _parse(Status, folder / "status.json")
     _require_finished(folder, status, budget=config["env_steps"])
@@ -96,8 +108,18 @@ def load_run(path: Path | str) -> RunRecord:
         status=status,
         versions=_parse(Versions, folder / "versions.json"),
         metrics=tuple(_metrics(folder / "metrics.jsonl")),
-        evaluations=_evaluations(folder),
+        evaluations=_evaluations(folder, folder / "evaluations"),
     )
+
+
+def _from_elsewhere(folder: Path, evaluations: Mapping[str, Evaluation]) -> RunRecord:
+    env = next(iter(evaluations.values())).env
+    config = {
+        "env": {"name": env.name, "kwargs": env.kwargs},
+        "method": {"name": folder.resolve().name},
+        "seed": 0,
+    }
+    return RunRecord(folder, config, None, None, (), evaluations)
 
 
 def _require_finished(folder: Path, status: Status, *, budget: int) -> None:
@@ -147,8 +169,8 @@ def _metrics(path: Path) -> Iterator[Iteration]:
         yield row
 
 
-def _evaluations(folder: Path) -> Mapping[str, Evaluation]:
-    paths = sorted((folder / "evaluations").glob("*.json"))
+def _evaluations(folder: Path, where: Path) -> Mapping[str, Evaluation]:
+    paths = sorted(where.glob("*.json"))
     if not paths:
         raise ValueError(
             f"expected an evaluated run, got {folder} without evaluations; run `marl-aajr evaluate {folder}`"

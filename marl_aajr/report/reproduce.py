@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shlex
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
-from pathlib import PurePath
+from pathlib import Path, PurePath
 
 import yaml
 
@@ -15,6 +16,7 @@ from marl_aajr.report.comparison import Comparison
 from marl_aajr.report.evaluations import Evaluation
 from marl_aajr.report.methods import Method
 from marl_aajr.report.protocol import LINF, Protocol, Results
+from marl_aajr.report.retrain import adversaries_of, kept_with, training, was_trained_before
 
 _SOURCE = re.compile(r"source='([^']+)'")
 _NAMED, _COUNTED = re.compile(r"agents=(?!\d)"), re.compile(r"agents=\d")
@@ -24,17 +26,21 @@ _CONTROLS = ("random", "idle")
 
 
 def commands(comparisons: Sequence[Comparison]) -> str:
-    """Shell commands: train every run anew into ``again/``, evaluate it, write the page."""
+    """Shell commands: train every run and its adversaries anew into ``again/``, evaluate, write the page."""
     shown = [(c.protocol, run) for c in comparisons for row in c.rows for run in row.runs]
     targets = _targets(shown)
+    evaluations, adversaries = _evaluations(shown, targets)
     lines = ["# train: each run directory holds its resolved configuration, seed included"]
-    for path, target in targets.items():
-        config = str(PurePath(path) / "config.yaml")
-        lines.append(shlex.join(["marl-aajr", "train", "--config", config, "--out", target]))
+    for run in {str(results.run.path): results.run for _, results in shown}.values():
+        if run.trained_here:
+            config, target = str(run.path / "config.yaml"), targets[str(run.path)]
+            lines.append(shlex.join(["marl-aajr", "train", "--config", config, "--out", target]))
+    if adversaries:
+        lines += ["", "# adversaries: each against its run", *adversaries]
     lines += ["", "# evaluate: the same episodes and attacks for every run"]
     together: dict[tuple[str, ...], list[str]] = defaultdict(list)
-    for path, evaluations in _evaluations(shown, targets).items():
-        together[tuple(evaluations)].append(targets[path])
+    for path, each in evaluations.items():
+        together[tuple(each)].append(targets[path])
     for how, whose in together.items():
         lines += [f"for run in {shlex.join(whose)}; do", *(f"  {command}" for command in how), "done"]
     lines += ["", "# this page", shlex.join(["marl-aajr", "compare", *targets.values()])]
@@ -75,7 +81,7 @@ def arguments(evaluation: Evaluation, renamed: Mapping[str, str]) -> list[list[s
     common += _whom(evaluation)
     common += ["--norm", evaluation.norm] if evaluation.norm != LINF else []
     common += _each("--surrogate", _surrogates(evaluation, renamed))
-    common += _replacements(evaluation, renamed)
+    common += _opponents(evaluation, renamed)
     return [[*common, *how] for how in _attacks(evaluation)] or [common]
 
 
@@ -100,28 +106,44 @@ def _known(name: str, renamed: Mapping[str, str]) -> str:
 
 
 def _targets(shown: Sequence[tuple[Protocol, Results]]) -> dict[str, str]:
-    """Path of each run -> where it is trained again; runs of one name are told apart by a number."""
+    """Path of each run -> where it is trained again; runs of one name are told apart by a number.
+
+    A policy from elsewhere stays where it is.
+    """
     runs = {str(results.run.path): results.run for _, results in shown}
     names = Counter(run.path.resolve().name for run in runs.values())
     targets = {}
     for i, (path, run) in enumerate(runs.items()):
         name = run.path.resolve().name
-        targets[path] = str(_AGAIN / (f"{i}-{name}" if names[name] > 1 else name))
+        again = str(_AGAIN / (f"{i}-{name}" if names[name] > 1 else name))
+        targets[path] = again if run.trained_here else path
     return targets
 
 
 def _evaluations(
     shown: Sequence[tuple[Protocol, Results]], targets: Mapping[str, str]
-) -> dict[str, list[str]]:
-    """Path of each run -> its commands."""
+) -> tuple[dict[str, list[str]], list[str]]:
+    """Path of each run -> the commands of its evaluations; and those that train the adversaries in them."""
     found: dict[str, dict[str, None]] = defaultdict(dict)
+    trained: dict[str, None] = {}
     for protocol, results in shown:
+        path = str(results.run.path)
+        kept = kept_with(results.run.path, targets[path])
         for evaluation in results.run.evaluations.values():
             if Protocol.of(evaluation) != protocol:
                 continue
-            for words in arguments(evaluation, targets):
-                found[str(results.run.path)][f'marl-aajr evaluate "$run" {shlex.join(words)}'] = None
-    return {path: list(commands) for path, commands in found.items()}
+            elsewhere = [] if results.run.trained_here else _environment(evaluation)
+            for words in arguments(evaluation, {**targets, **kept}):
+                found[path][f'marl-aajr evaluate "$run" {shlex.join([*elsewhere, *words])}'] = None
+            for folder, target in kept.items():
+                if {folder, PurePath(folder).name} & set(adversaries_of(evaluation)):
+                    trained[training(Path(folder), targets[path], target)] = None
+    return {path: list(commands) for path, commands in found.items()}, list(trained)
+
+
+def _environment(evaluation: Evaluation) -> list[str]:
+    settings = [f"env.kwargs.{name}={json.dumps(value)}" for name, value in evaluation.env.kwargs.items()]
+    return ["--env", evaluation.env.name, *_each("--set", settings)]
 
 
 def _heading(method: Method, comparison: Comparison | None) -> str:
@@ -139,7 +161,8 @@ def _attacks(evaluation: Evaluation) -> list[list[str]]:
     of_suite = () if known is None else tuple(entry.attack for entry in known.attacks)
     sizes: dict[str, dict[float, None]] = defaultdict(dict)
     for row in evaluation.attacks:
-        sizes[row.attack][row.epsilon] = None
+        if not was_trained_before(row):
+            sizes[row.attack][row.epsilon] = None
     if evaluation.suite:
         every = dict.fromkeys(epsilon for of in sizes.values() for epsilon in of)
         beside = [name for name in sizes if known is not None and name not in of_suite]
@@ -154,15 +177,13 @@ def _team(evaluation: Evaluation) -> str:
     return evaluation.team if len(set(evaluation.teams.values())) > 1 else ""
 
 
-def _replacements(evaluation: Evaluation, renamed: Mapping[str, str]) -> list[str]:
+def _opponents(evaluation: Evaluation, renamed: Mapping[str, str]) -> list[str]:
     """Controls by their agents; trained adversaries by their runs."""
-    words: list[str] = []
-    for replaced in evaluation.adversarial_agents:
-        if replaced.kind in _CONTROLS:
-            words += ["--replace", f"{replaced.kind}:{','.join(replaced.agents)}"]
-        elif replaced.source:
-            words += ["--adversary", _known(replaced.source, renamed)]
-    return words
+    controls = [row for row in evaluation.adversarial_agents if row.kind in _CONTROLS]
+    return [
+        *_each("--replace", [f"{row.kind}:{','.join(row.agents)}" for row in controls]),
+        *_each("--adversary", [_known(name, renamed) for name in adversaries_of(evaluation)]),
+    ]
 
 
 def _sizes(epsilons: Mapping[float, None] | Sequence[float]) -> list[str]:

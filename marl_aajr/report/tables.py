@@ -109,10 +109,7 @@ def versions(comparison: Comparison) -> Sheet:
             str(run.path),
             row.method.label,
             str(run.seed),
-            number(run.status.env_steps, decimals=0),
-            number(run.status.iteration, decimals=0),
-            duration(run.metrics[-1].seconds),
-            run.versions.platform,
+            *_training(run),
         )
         for row in comparison.rows
         for run in row.method.runs
@@ -120,12 +117,24 @@ def versions(comparison: Comparison) -> Sheet:
     return Sheet("The runs.", columns, lines)
 
 
+def _training(run: RunRecord) -> tuple[str, ...]:
+    if run.status is None or run.versions is None:
+        return ("trained elsewhere", "—", "—", "—")
+    return (
+        number(run.status.env_steps, decimals=0),
+        number(run.status.iteration, decimals=0),
+        duration(run.metrics[-1].seconds),
+        run.versions.platform,
+    )
+
+
 def packages(runs: Sequence[RunRecord]) -> dict[str, str]:
     """Package -> version, or the versions that differ between runs; Python first."""
-    names = sorted({name for run in runs for name in run.versions.packages})
-    found = {"python": dict.fromkeys(run.versions.python for run in runs)}
+    known = [run.versions for run in runs if run.versions is not None]
+    names = sorted({name for versions in known for name in versions.packages})
+    found = {"python": dict.fromkeys(versions.python for versions in known)}
     for name in names:
-        found[name] = dict.fromkeys(run.versions.packages.get(name, "absent") for run in runs)
+        found[name] = dict.fromkeys(versions.packages.get(name, "absent") for versions in known)
     return {name: " / ".join(versions) for name, versions in found.items()}
 
 

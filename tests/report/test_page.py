@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import html
+import json
 import re
 from collections import Counter
 from html.parser import HTMLParser
@@ -214,3 +215,16 @@ def test_a_folder_is_no_place_for_the_page(tmp_path: Path) -> None:
     paths = usual(tmp_path)
     with pytest.raises(ValueError, match="expected a file to write, got the folder"):
         write_report(paths, tmp_path)
+
+
+def test_a_policy_from_elsewhere_stands_beside_our_runs(tmp_path: Path) -> None:
+    checkpoint = tmp_path / "checkpoint"
+    checkpoint.mkdir()
+    (tmp_path / "checkpoint-evaluations").mkdir()
+    (tmp_path / "checkpoint-evaluations" / "e.json").write_text(json.dumps(evaluation(-43.0)))
+    text = build(tmp_path, [*write_method(tmp_path, "none", clean=[-40.0]), checkpoint])
+
+    assert "checkpoint was trained elsewhere: for how long and on what is not known here." in text
+    assert "<td>trained elsewhere</td>" in text
+    assert "The methods differ in more than the method" not in text
+    assert "−43.0" in text

@@ -15,6 +15,8 @@ def test_reads_a_finished_run(tmp_path: Path) -> None:
 
     assert run.seed == 7
     assert run.config["method"]["name"] == "aajr"
+    assert run.trained_here
+    assert run.versions is not None
     assert run.versions.packages["ray"] == "2.60.0"
     assert run.metrics[0].return_mean is None
     assert run.metrics[-1].env_steps == 100_000

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shlex
 from pathlib import Path
 from typing import Any
@@ -26,8 +27,10 @@ def parsed(text: str) -> list[tuple[str, dict[str, Any]]]:
         words = shlex.split(line, comments=True)
         if words[:1] != ["marl-aajr"]:
             continue
-        command = get_command(app).commands[words[1]]  # type: ignore[attr-defined]
-        options = command.make_context(words[1], words[2:]).params
+        command: Any = get_command(app)
+        for depth in range(1, 2 + (words[1] == "adversary")):
+            command = command.commands[words[depth]]
+        options = command.make_context(words[1], words[depth + 1 :]).params
         found.append((words[1], {key: _given(value) for key, value in options.items()}))
     return found
 
@@ -164,3 +167,45 @@ def test_training_and_comparing_are_commands_too(tmp_path: Path) -> None:
     train, compared = found[0][1], found[2][1]
     assert (train["config"], train["out"]) == (path / "config.yaml", Path("again/with space"))
     assert compared["runs"] == [Path("again/with space")]
+
+
+def test_adversaries_are_trained_against_their_new_runs_and_named_there(tmp_path: Path) -> None:
+    lied = evaluation(attacks={("pgd", 0.1): -8.0, ("sa-rl", 0.2): -9.0}, suite="quick")
+    path = write_run(tmp_path / "run", evaluations={})
+    folder = path / "adversaries" / "sa-rl-eps0.2"
+    folder.mkdir(parents=True)
+    asked = {
+        "kind": "sa-rl",
+        "epsilon": 0.2,
+        "agents": ["agent_1"],
+        "joint": True,
+        "norm": "l2",
+        "units": "raw",
+    }
+    asked |= {"env_steps": 500_000, "search": 3, "warm_start": False, "seed": 4, "policy": "victim"}
+    (folder / "adversary.json").write_text(json.dumps(asked))
+    lied["attacks"][1]["settings"] = f"SaRl(norm='l2', adversary='{folder}')"
+    (path / "evaluations" / "e.json").write_text(json.dumps(lied))
+    found = dict(parsed(commands([compare([load_run(path)])])))
+    target = Path("again/run/adversaries/sa-rl-eps0.2")
+    trained = found["adversary"]
+    assert (trained["victim_run"], trained["out"]) == (Path("again/run"), target)
+    kept = {key: value for key, value in trained.items() if key in asked}
+    assert kept == {key: value for key, value in asked.items() if key != "policy"}
+    evaluated = found["evaluate"]
+    assert (evaluated["suite"], evaluated["attack"], evaluated["epsilon"]) == ("quick", None, [0.1])
+    assert evaluated["adversary"] == [target]
+
+
+def test_a_policy_from_elsewhere_is_evaluated_where_it_is(tmp_path: Path) -> None:
+    checkpoint = tmp_path / "checkpoint"
+    (tmp_path / "checkpoint-evaluations").mkdir()
+    checkpoint.mkdir()
+    content = evaluation(attacks=PGD, env={"name": "mpe2.simple_spread_v3", "kwargs": {"N": 5}})
+    (tmp_path / "checkpoint-evaluations" / "e.json").write_text(json.dumps(content))
+    text = commands([compare([load_run(checkpoint)])])
+    assert f"for run in {checkpoint}; do" in text
+    found = dict(parsed(text))
+    assert set(found) == {"evaluate", "compare"}
+    assert found["evaluate"]["env"] == "mpe2.simple_spread_v3"
+    assert found["evaluate"]["assignments"] == ["env.kwargs.N=5"]
