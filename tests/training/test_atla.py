@@ -7,8 +7,11 @@ from typing import Any
 
 import pytest
 import torch
+from ray.rllib.core.columns import Columns
 
 from marl_aajr.evaluation import evaluate_run
+from marl_aajr.rollout.perturbed import adversary_of
+from marl_aajr.rollout.perturbing import Directed
 from marl_aajr.threat import PerturbationSet
 from marl_aajr.training.algorithm import build_algorithm, build_config
 from marl_aajr.training.atla import ATLA
@@ -120,13 +123,40 @@ def test_the_same_seed_gives_the_same_run_and_so_does_a_stop(run: RunDirectory, 
     assert_same_run(run.path, tmp_path / "run")
 
 
-def test_a_central_critic_reads_the_state_on_both_sides(ray_session: None) -> None:
-    algorithm = build_algorithm(config(model={"critic": "state"}, env_steps=100))
+@pytest.mark.parametrize("model", [{"critic": "state"}, {"lstm": 4}], ids=["state", "lstm"])
+def test_both_sides_may_have_a_central_critic_or_a_memory(model: dict[str, Any], ray_session: None) -> None:
+    algorithm = build_algorithm(config(model=model, env_steps=100))
     try:
         result = algorithm.train()
     finally:
         algorithm.stop()
     assert {"agent", "adversary_of_agent"} <= set(result["learners"])
+
+
+def test_a_director_moves_the_policy_as_it_is_now_behind_its_filter(ray_session: None) -> None:
+    settings = config({"adversary": "pa-ad"}, observation_filter="mean_std")
+    sides = sides_of(settings, roster_of(settings))
+    assert sides is not None
+    algorithm = build_algorithm(settings)
+    try:
+        for iteration in range(2):
+            take_turn(algorithm, sides.turn(iteration=iteration, env_steps=0))
+            algorithm.train()
+        take_turn(algorithm, sides.turn(iteration=2, env_steps=0))
+        runner = algorithm.env_runner
+        obs = torch.rand(6, 12, generator=torch.Generator().manual_seed(0))
+        seen = runner.normalizer.victims_filter("agent", (12,))(obs)
+        expected = runner.module["agent"].unwrapped().forward_inference({Columns.OBS: seen})
+        batch = runner.env.batch
+        assert isinstance(batch.perturb, Directed)
+        torch.testing.assert_close(
+            batch.perturb.policies["agent_1"](obs), expected[Columns.ACTION_DIST_INPUTS]
+        )
+        true = batch.reset(seed=0)[adversary_of("agent_0")]
+        shown = batch.step({adversary_of(agent): torch.zeros(4).long() for agent in batch.attacked}).obs
+        assert 0.05 < (shown["agent_0"] - true).abs().amax() <= 0.1 + 1e-6
+    finally:
+        algorithm.stop()
 
 
 @pytest.mark.parametrize(
@@ -135,6 +165,10 @@ def test_a_central_critic_reads_the_state_on_both_sides(ray_session: None) -> No
         ({"resources": {"runner": "stock"}}, "expected resources.runner fast for method atla, got stock"),
         ({"model": {"critic": "joint"}}, "expected model.critic own or state for method atla, got joint"),
         ({"method": {"mask": [True]}}, "agent 'agent_0': expected 12 features in mask, got 1"),
+        (
+            {"method": {"adversary": "pa-ad"}, "model": {"lstm": 4}},
+            "expected no model.lstm for method atla with adversary pa-ad, .*, got 4; use sa-rl",
+        ),
         ({"method": {"agents": ["agent_7"]}}, "expected agents out of agent_0, agent_1, got agent_7"),
         ({"env": {"name": "classic/connect_four-v3"}}, "expected floating-point observations"),
     ],
@@ -149,6 +183,7 @@ def test_what_cannot_work_is_refused_before_anything_runs(changes: dict[str, Any
     [
         ({"epsilon": 0}, "expected an epsilon > 0, got 0; for no perturbation use method none"),
         ({"adversary_iterations": 0}, "expected an integer adversary_iterations ≥ 1, got 0"),
+        ({"adversary": "pgd"}, "expected adversary out of sa-rl, pa-ad; got 'pgd'"),
         ({"norm": "l1"}, "expected norm out of linf, l2; got 'l1'"),
         ({"coefficient": 1}, "expected settings of 'atla' out of adversary, epsilon, .*; got coefficient"),
     ],
