@@ -19,6 +19,7 @@ from marl_aajr.evaluation.probe import Probe
 from marl_aajr.evaluation.protocol import (
     Skipped,
     admitted,
+    check_actions,
     check_budget,
     named_agents,
     settle_units,
@@ -137,6 +138,7 @@ def evaluate(
     env = make_batch(spec, min(num_envs, plan.episodes))
     with closing(env):
         check_match(victim, env)
+        check_actions(plan, victim)
         members = choose_agents(env.teams, team, named_agents(agents, plan.budget))
         check_budget(plan.budget, victim, members)
         chosen, skipped = admitted(plan, victim, members)

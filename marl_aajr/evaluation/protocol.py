@@ -74,6 +74,15 @@ def settle_units(units: Units | None, victim: Victim, agents: Collection[str]) -
     return "raw"
 
 
+def check_actions(plan: Plan, victim: Victim) -> None:
+    """Raise ``ValueError`` where actions are to be sampled that the victim cannot sample."""
+    if victim.greedy_only and "sampled" in plan.actions:
+        raise ValueError(
+            "expected greedy actions for a victim without a distribution to sample from, got "
+            f"{', '.join(plan.actions)}; say --actions greedy"
+        )
+
+
 def admitted(
     plan: Plan, victim: Victim, agents: Sequence[str]
 ) -> tuple[tuple[Attack, ...], tuple[Skipped, ...]]:

@@ -7,6 +7,8 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 import torch
+from ray.rllib.algorithms.dqn.dqn_learner import QF_PREDS
+from ray.rllib.algorithms.dqn.torch.default_dqn_torch_rl_module import DefaultDQNTorchRLModule
 from ray.rllib.core.columns import Columns
 from ray.rllib.core.rl_module.torch import TorchRLModule
 from torch import Tensor, nn
@@ -31,6 +33,8 @@ def live_module(module: TorchRLModule) -> nn.Module:
 class LiveModule(nn.Module):
     """``forward_inference`` from observations ``[B, *shape]`` to distribution inputs ``[B, m]``.
 
+    DQN's module gives its Q values, whose largest it plays.
+
     Attributes:
         reads_action_mask: that it is called with ``action_mask=``, ``[B, n]`` bool or None: modules may do
             with the mask what they like.
@@ -45,6 +49,12 @@ class LiveModule(nn.Module):
         self._dtype = torch.from_numpy(np.zeros((), box.dtype)).dtype if whole else torch.float32
         self.reads_action_mask = self._mask_space is not None
         self.module = module
+
+    def _forward(self, batch: dict[str, Any]) -> dict[str, Any]:
+        if isinstance(self.module, DefaultDQNTorchRLModule):
+            out = self.module.compute_q_values(batch)
+            return {**out, Columns.ACTION_DIST_INPUTS: out[QF_PREDS]}
+        return forward_inference(self.module)(batch)
 
     def forward(self, obs: Tensor, action_mask: Tensor | None = None) -> Tensor:
         return self._ask(obs, action_mask, {})[Columns.ACTION_DIST_INPUTS]
@@ -61,7 +71,7 @@ class LiveModule(nn.Module):
         if columns:
             batch = map_state(lambda x: x.unsqueeze(1), batch)
         # In a fresh dict: modules take out of it what they like.
-        return self._checked(forward_inference(self.module)({**batch, **columns}))
+        return self._checked(self._forward({**batch, **columns}))
 
     def _checked(self, out: dict[str, Any]) -> dict[str, Any]:
         if Columns.ACTION_DIST_INPUTS not in out or Columns.ACTIONS in out:

@@ -8,6 +8,8 @@ from typing import Any
 
 import gymnasium as gym
 import torch
+from ray.rllib.algorithms.dqn.torch.default_dqn_torch_rl_module import DefaultDQNTorchRLModule
+from ray.rllib.core.distribution.torch.torch_distribution import TorchSquashedGaussian
 from ray.rllib.core.rl_module.multi_rl_module import MultiRLModule
 from ray.rllib.core.rl_module.rl_module import RLModule
 from ray.rllib.core.rl_module.torch import TorchRLModule
@@ -51,8 +53,9 @@ def victim_from_modules(
 ) -> Victim:
     """RLlib modules of the new API stack as a victim.
 
-    Modules of RLlib's default catalog become plain layers, which can be saved. Any other is kept as it is:
-    it can be evaluated, but not saved.
+    Modules of PPO's default catalog become plain layers, which can be saved. Any other is kept as it is: it
+    can be evaluated, but not saved. Those of DQN, and of SAC with Box actions, play greedily only; RLlib's
+    greedy action of a squashed Gaussian is its mean before squashing.
 
     Args:
         modules: module id -> module.
@@ -89,6 +92,7 @@ def victim_from_modules(
         filters=filters or {},
         normalize_actions=normalize_actions,
         clip_actions=clip_actions,
+        greedy_only=any(_greedy_only(module) for module in used.values()),
         env_name=spec.name,
         env_kwargs=spec.kwargs,
     )
@@ -176,6 +180,12 @@ def _unwrapped(module: Any) -> TorchRLModule:
     return inner
 
 
+def _greedy_only(module: TorchRLModule) -> bool:
+    """Whether RLlib plays the mode of a module's outputs, and samples in a way that victims do not know."""
+    squashed = issubclass(module.get_inference_action_dist_cls(), TorchSquashedGaussian)
+    return squashed or isinstance(module, DefaultDQNTorchRLModule)
+
+
 def _check_spaces(
     agent: str, name: str, module: TorchRLModule, observed: gym.Space[Any], acts: gym.Space[Any]
 ) -> None:
@@ -192,9 +202,9 @@ def _check_spaces(
             f"expected module {name!r} to read the observations {observed} of {agent!r}, got one for "
             f"{module.observation_space}; give the environment the arguments that it was trained with"
         )
-    if own_distribution(module, acts) is None:
+    if own_distribution(module, acts) is None and not _greedy_only(module):
         other = module.get_inference_action_dist_cls().__name__
         raise ValueError(
             f"expected module {name!r} to choose actions from RLlib's TorchCategorical, "
-            f"TorchMultiCategorical or TorchDiagGaussian, got {other}"
+            f"TorchMultiCategorical, TorchDiagGaussian or TorchSquashedGaussian, got {other}"
         )

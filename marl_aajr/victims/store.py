@@ -124,6 +124,7 @@ def _describe(victim: Victim, networks: dict[str, nn.Sequential]) -> dict[str, A
         "critics": _layers(networks, "critics/"),
         "normalize_actions": victim.normalize_actions,
         "clip_actions": victim.clip_actions,
+        "greedy_only": victim.greedy_only,
     }
 
 
@@ -204,6 +205,7 @@ def _assemble(description: dict[str, Any], numbers: dict[str, Tensor]) -> Victim
         },
         normalize_actions=description["normalize_actions"],
         clip_actions=description["clip_actions"],
+        greedy_only=description.get("greedy_only", False),
         env_name=description["env"]["name"],
         env_kwargs=description["env"]["kwargs"],
     )

@@ -41,6 +41,8 @@ class Victim:
         normalize_actions: RLlib's setting of the same name: bounded Box actions are mapped from [-1, 1] to
             the bounds, then clipped to them.
         clip_actions: RLlib's setting of the same name, which acts where ``normalize_actions`` does not.
+        greedy_only: that its outputs say which action is best, but not how it would draw one (the Q values of
+            DQN, a squashed Gaussian before squashing): sampled actions are refused.
         env_name: the environment that it was trained on.
         env_kwargs: and its keyword arguments, JSON values.
 
@@ -57,6 +59,7 @@ class Victim:
     critics: Mapping[str, nn.Module] = field(default_factory=dict)
     normalize_actions: bool = True
     clip_actions: bool = False
+    greedy_only: bool = False
     env_name: str = ""
     env_kwargs: Mapping[str, Any] = field(default_factory=dict)
 
@@ -125,7 +128,13 @@ class Victim:
         return self.to_environment(agent, self.distributions[self.module_of[agent]].mode(outputs))
 
     def sample(self, agent: str, outputs: Tensor, *, generator: torch.Generator) -> Tensor:
-        """A random action for the environment, ``[B, m] -> [B, ...]``."""
+        """A random action for the environment, ``[B, m] -> [B, ...]``.
+
+        Raises:
+            ValueError: a victim that is greedy only.
+        """
+        if self.greedy_only:
+            raise ValueError("expected greedy actions of a victim that is greedy only, got sampled ones")
         distribution = self.distributions[self.module_of[agent]]
         return self.to_environment(agent, distribution.sample(outputs, generator=generator))
 

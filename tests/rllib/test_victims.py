@@ -7,12 +7,20 @@ from pathlib import Path
 from typing import Any
 
 import gymnasium as gym
+import numpy as np
 import pytest
 import torch
+from ray.rllib.algorithms.algorithm_config import AlgorithmConfig
+from ray.rllib.algorithms.dqn import DQNConfig
+from ray.rllib.algorithms.dqn.torch.default_dqn_torch_rl_module import DefaultDQNTorchRLModule
 from ray.rllib.algorithms.ppo.torch.default_ppo_torch_rl_module import DefaultPPOTorchRLModule
+from ray.rllib.algorithms.sac import SACConfig
+from ray.rllib.algorithms.sac.torch.default_sac_torch_rl_module import DefaultSACTorchRLModule
 from ray.rllib.core.columns import Columns
+from ray.rllib.core.distribution.torch.torch_distribution import TorchDeterministic
 from ray.rllib.core.rl_module.default_model_config import DefaultModelConfig
 from ray.rllib.core.rl_module.torch import TorchRLModule
+from ray.rllib.utils.spaces.space_utils import unsquash_action
 from torch import Tensor, nn
 
 from marl_aajr.attacks import FGSM, PGD
@@ -190,6 +198,46 @@ class TestCustomModules:
             victim.save(tmp_path / "victim")
 
 
+class TestOtherAlgorithms:
+    def test_dqn_plays_its_largest_q_value_and_is_attacked_through_it(self) -> None:
+        played = of_algorithm(DefaultDQNTorchRLModule, DQNConfig())
+        victim = victim_from_module(played, ENV)
+        obs = torch.randn(64, 6, generator=generator())
+        actions = victim.greedy("a_0", victim.policy("a_0")(obs))
+        assert torch.equal(actions, played.forward_inference({Columns.OBS: obs})[Columns.ACTIONS])
+        result = evaluate(victim, attacks=[("pgd-margin", 1.0)], episodes=4)
+        assert result.attacks[0].objective_gain > 0
+
+    def test_sac_plays_the_mean_as_rllib_does(self) -> None:
+        played = of_algorithm(DefaultSACTorchRLModule, SACConfig(), box_actions=True)
+        victim = victim_from_module(played, ENV, env_kwargs={"box_actions": True})
+        obs = torch.randn(64, 6, generator=generator())
+        inputs = played.forward_inference({Columns.OBS: obs})[Columns.ACTION_DIST_INPUTS]
+        taken = played.get_inference_action_dist_cls().from_logits(inputs).to_deterministic().sample()
+        expected = [unsquash_action(row, played.action_space) for row in taken.detach().numpy()]
+        actions = victim.greedy("a_0", victim.policy("a_0")(obs))
+        np.testing.assert_array_equal(actions.detach().numpy(), np.stack(expected))
+
+    def test_sampled_actions_are_refused_before_anything_is_played(self) -> None:
+        victim = victim_from_module(of_algorithm(DefaultDQNTorchRLModule, DQNConfig()), ENV)
+        with pytest.raises(ValueError, match=r"expected greedy actions .* say --actions greedy"):
+            evaluate(victim, actions=["greedy", "sampled"], episodes=2)
+        with pytest.raises(ValueError, match="expected greedy actions"):
+            victim.act({"a_0": np.zeros(6, np.float32)}, generator=generator())
+
+
+def of_algorithm(
+    kind: type[TorchRLModule], config: AlgorithmConfig, *, box_actions: bool = False
+) -> TorchRLModule:
+    with torch.random.fork_rng():
+        torch.manual_seed(1)
+        return kind(
+            observation_space=observed((6,)),
+            action_space=AnySpaces(box_actions=box_actions).action_space("a_0"),
+            model_config=config._model_config_auto_includes | {"fcnet_hiddens": [8]},
+        )
+
+
 class TestMapping:
     def test_is_rllibs_function_or_a_dict(self) -> None:
         modules = {name: module(settings=SMALL) for name in ("left", "right", "idle")}
@@ -236,11 +284,9 @@ class TestRefused:
     def test_distributions_that_victims_do_not_have(self) -> None:
         class Odd(DefaultPPOTorchRLModule):
             def get_inference_action_dist_cls(self) -> Any:
-                from ray.rllib.core.distribution.torch.torch_distribution import TorchSquashedGaussian
+                return TorchDeterministic
 
-                return TorchSquashedGaussian
-
-        with pytest.raises(ValueError, match="or TorchDiagGaussian, got TorchSquashedGaussian"):
+        with pytest.raises(ValueError, match="or TorchSquashedGaussian, got TorchDeterministic"):
             victim_from_module(module(Odd, box_actions=True), ENV, env_kwargs={"box_actions": True})
 
     def test_observations_of_many_parts(self) -> None:
