@@ -2,8 +2,8 @@
 
 The nodes are processes of this machine (two raylets), so its cores bound what can be seen: efficiency is
 against the cores that are there. Everything is at the reference setting of the other benchmarks. Beside it:
-what goes through the object store, what a run takes to start, what a study adds to its runs, and what 64 nodes
-would make of these figures.
+what goes through the object store, what a run takes to start, what a study adds to its runs, and what 64
+nodes would make of these figures.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ LAYOUTS = ((1, 1), (2, 1), (4, 1), (2, 2), (4, 2))
 FRAGMENT = 16_000
 """Environment steps that each runner samples at a time: the trip through Ray must not dominate."""
 BARS: Bars = {"run_start_seconds": ("at most", 5.0), "scheduling_overhead": ("at most", 0.02)}
-STUDY_RUNS, DEFAULT_STEPS = 3, 1_000_000
+STUDY_RUNS, STUDY_STEPS, DEFAULT_STEPS = 3, 20 * STEPS, 1_000_000
 NODES = 64
 
 Measure = Callable[[], float]
@@ -71,7 +71,7 @@ def main() -> int:
         if "start" in options.only:
             figures |= starts(options.rounds)
         if "study" in options.only:
-            figures |= study(figures.get("training 1x1 (env steps/s)"))
+            figures |= study()
     finally:
         ray.shutdown()
         cluster.shutdown()
@@ -124,9 +124,9 @@ def over_runners(rounds: int) -> dict[str, Any]:
         "seconds of learning": learning,
     }
     say(
-        f"\nthrough the object store: {sizes['bytes of an iteration']:,.0f} bytes an iteration of {STEPS:,} env "
-        f"steps\n(fragments {sizes['bytes of fragments']:,.0f}, weights {sizes['bytes of weights']:,.0f} to "
-        "each of 2 runners)"
+        f"\nthrough the object store: {sizes['bytes of an iteration']:,.0f} bytes an iteration of {STEPS:,} "
+        f"env steps\n(fragments {sizes['bytes of fragments']:,.0f}, weights "
+        f"{sizes['bytes of weights']:,.0f} to each of 2 runners)"
     )
     extrapolate(figures)
     return figures
@@ -244,7 +244,7 @@ def starts(rounds: int) -> dict[str, Any]:
     return {"run_start_seconds": with_two, "run_start_seconds_without_runners": alone}
 
 
-def study(rate: float | None) -> dict[str, Any]:
+def study() -> dict[str, Any]:
     """A study of runs that take seconds, one after the other: what is not theirs is scheduling."""
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "study.yaml"
@@ -258,7 +258,7 @@ def study(rate: float | None) -> dict[str, Any]:
     whole = sum(event["seconds"] for event in events if event["event"] == "session")
     runs = [event["seconds"] for event in events if event["event"] == "finished"]
     added = (whole - sum(runs)) / len(runs)
-    typical = DEFAULT_STEPS / (rate or DEFAULT_STEPS * len(runs) / sum(runs))
+    typical = median(runs) * DEFAULT_STEPS / STUDY_STEPS
     say(
         f"\na study of {len(runs)} runs of {median(runs):.1f} s adds {added:.2f} s to each; a run of "
         f"{DEFAULT_STEPS:,} env steps takes {typical:.0f} s here"
@@ -276,7 +276,7 @@ def small_study() -> dict[str, Any]:
         "environments": [{"name": OURS}],
         "methods": [{"name": "none"}],
         "seeds": list(range(STUDY_RUNS)),
-        "run": {"env_steps": 20 * STEPS},
+        "run": {"env_steps": STUDY_STEPS},
         "evaluation": {"suite": None},
         "max_concurrent": 1,
     }
@@ -289,12 +289,12 @@ def extrapolate(figures: Mapping[str, Any]) -> None:
     call = figures["seconds of a call to a runner"]
     size = figures["bytes of fragments"] / STEPS
     say(
-        f"\n{NODES} nodes with a runner each would sample {NODES * one:,.0f} env steps/s and send the learner "
-        f"{NODES * one * size / 1e9:.1f} GB/s; calling all of them takes {1e3 * NODES * call:.0f} ms.\n"
-        f"One learner takes {learner:,.0f} env steps/s ({EPOCHS} epochs): it saturates first, at "
-        f"{learner / one:.1f} runners with this environment,\nat {learner / 100:,.0f} with one that makes 100 "
-        f"env steps/s on a runner. Iterations of {NODES * call * learner:,.0f} env steps and more keep the calls "
-        "below the learning."
+        f"\n{NODES} nodes with a runner each would sample {NODES * one:,.0f} env steps/s and send the "
+        f"learner {NODES * one * size / 1e9:.1f} GB/s; calling all of them takes {1e3 * NODES * call:.0f} ms."
+        f"\nOne learner takes {learner:,.0f} env steps/s ({EPOCHS} epochs): it saturates first, at "
+        f"{learner / one:.1f} runners with this environment,\nat {learner / 100:,.0f} with one that makes "
+        f"100 env steps/s on a runner. Iterations of {NODES * call * learner:,.0f} env steps and more keep the "
+        "calls below the learning."
     )
 
 
