@@ -98,34 +98,6 @@ def return_checks(rows: Rows) -> list[Check]:
     return found or [Check(f"returns ({rows.actions})", "pass", "The returns fall in the expected order.")]
 
 
-def agent_checks(rows: Rows) -> list[Check]:
-    """A trained adversary must hurt as much as a random or idle agent in its place, and the victim's own."""
-    found = []
-    for row in rows.adversarial_agents:
-        if row.replacement.victim is None:
-            continue
-        rivals = {"the agent that it replaces": rows.clean} | {
-            f"a {control.replacement.kind} one": control.outcome
-            for control in rows.adversarial_agents
-            if control.replacement.victim is None and control.replacement.agents == row.replacement.agents
-        }
-        name = f"returns ({rows.actions}): {row.replacement.label}"
-        weaker = {what: rival for what, rival in rivals.items() if _lower(rival, row.outcome)}
-        if not weaker:
-            found.append(Check(name, "pass", "It hurts as much as random and idle agents in its place."))
-            continue
-        what = min(weaker, key=lambda rival: weaker[rival].mean)
-        found.append(
-            Check(
-                name,
-                "fail",
-                f"Undertrained: it leaves the team a return of {row.outcome.mean:.3g}, {what} leaves "
-                f"{weaker[what].mean:.3g}. Train it longer before you take its row for robustness.",
-            )
-        )
-    return found
-
-
 def _order(gains: Mapping[float, Gains], weak: str, strong: str) -> list[Check]:
     name = f"{weak} ≤ {strong}"
     for epsilon, gain in gains.items():
@@ -207,7 +179,7 @@ def _return_order(rows: Rows, by_size: Mapping[float, Sequence[AttackOutcome]]) 
             continue
         for weak in found:
             control = weak.attack.access == "none" or isinstance(weak.attack, FGSM)
-            if control and _lower(weak.outcome, strong.outcome):
+            if control and lower(weak.outcome, strong.outcome):
                 return [
                     Check(
                         f"returns ({rows.actions}): noise, one step ≤ many steps",
@@ -228,7 +200,7 @@ def _return_monotone(rows: Rows) -> list[Check]:
     odd = []
     for found in series.values():
         ordered = sorted(found, key=lambda row: row.attack.perturbations.epsilon)
-        odd += [(a, b) for a, b in pairwise(ordered) if _lower(a.outcome, b.outcome)]
+        odd += [(a, b) for a, b in pairwise(ordered) if lower(a.outcome, b.outcome)]
     if not odd:
         return []
     a, b = odd[0]
@@ -252,7 +224,7 @@ def _return_black_box(rows: Rows, by_size: Mapping[float, Sequence[AttackOutcome
             continue
         for access in ("queries", "surrogate"):
             black = _lowest(found, access)
-            if black is not None and _lower(black.outcome, white.outcome):
+            if black is not None and lower(black.outcome, white.outcome):
                 return [
                     Check(
                         f"returns ({rows.actions}): no gradients ≤ gradients",
@@ -273,7 +245,7 @@ def _undertrained(rows: Rows, by_size: Mapping[float, Sequence[AttackOutcome]]) 
         myopic = _lowest(found, "gradients")
         if myopic is not None:
             learned = [row for row in found if row.attack.access == "learned"]
-            weak += [(epsilon, row, myopic) for row in learned if _lower(myopic.outcome, row.outcome)]
+            weak += [(epsilon, row, myopic) for row in learned if lower(myopic.outcome, row.outcome)]
     if not weak:
         return []
     epsilon, row, myopic = weak[0]
@@ -295,7 +267,7 @@ def _lowest(rows: Sequence[AttackOutcome], access: str) -> AttackOutcome | None:
     return min(found, key=lambda row: row.outcome.mean, default=None)
 
 
-def _lower(a: Outcome, b: Outcome) -> bool:
+def lower(a: Outcome, b: Outcome) -> bool:
     """Whether a's return is below b's on the same episodes, beyond doubt."""
     return _above_zero(np.subtract(b.returns, a.returns))
 

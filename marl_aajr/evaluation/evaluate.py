@@ -9,8 +9,9 @@ from pathlib import Path
 from marl_aajr.attacks import Attack, Transfer
 from marl_aajr.attacks.match import check_match
 from marl_aajr.evaluation.adversary import prepare
+from marl_aajr.evaluation.agent_checks import agent_checks
 from marl_aajr.evaluation.budget import Budget
-from marl_aajr.evaluation.crosschecks import agent_checks, climb, ladder, objective_checks, return_checks
+from marl_aajr.evaluation.crosschecks import climb, ladder, objective_checks, return_checks
 from marl_aajr.evaluation.episodes import PROBE, derived_seed, stream
 from marl_aajr.evaluation.plan import Plan, Request, check_seed, make_plan, positive_integer
 from marl_aajr.evaluation.player import Player, Progress
@@ -24,7 +25,7 @@ from marl_aajr.evaluation.protocol import (
     named_agents,
     settle_units,
 )
-from marl_aajr.evaluation.replacements import Replacement, resolve_replacements
+from marl_aajr.evaluation.replacements import Replacement, admitted_controls, resolve_replacements
 from marl_aajr.evaluation.results import Check, Evaluation, Rows
 from marl_aajr.evaluation.rows import play_rows
 from marl_aajr.evaluation.suites import Actions, Suite, Units
@@ -142,7 +143,9 @@ def evaluate(
         members = choose_agents(env.teams, team, named_agents(agents, plan.budget))
         check_budget(plan.budget, victim, members)
         chosen, skipped = admitted(plan, victim, members)
-        replacements = resolve_replacements(replace, env, members=members)
+        controls, left_out = admitted_controls(plan.controls, env, members=members)
+        asked = resolve_replacements(replace, env, members=members)
+        replacements = tuple(dict.fromkeys((*controls, *asked)))
         player = Player(
             victim=victim,
             spec=spec,
@@ -158,7 +161,14 @@ def evaluate(
             player.expect(plan, chosen, replacements=len(replacements))
             if chosen:
                 player.rehearse(plan)
-            return _judge(player, plan, player.fitted(chosen), replacements, skipped=skipped, workers=workers)
+            return _judge(
+                player,
+                plan,
+                player.fitted(chosen),
+                replacements,
+                skipped=(*skipped, *left_out),
+                workers=workers,
+            )
 
 
 def _judge(

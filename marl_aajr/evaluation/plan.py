@@ -13,7 +13,7 @@ from marl_aajr.attacks import Attack, attack_class, make_attack
 from marl_aajr.attacks.transfer import Transfer
 from marl_aajr.checks import one_of
 from marl_aajr.evaluation.budget import Budget, as_budget, trials
-from marl_aajr.evaluation.suites import Actions, Suite, Units, load_suite
+from marl_aajr.evaluation.suites import Actions, Control, Suite, Units, load_suite
 from marl_aajr.threat import Norm
 from marl_aajr.victims import Victim
 
@@ -38,6 +38,7 @@ class Plan:
         norm: of ε.
         budget: whom the adversary may attack, in how many steps, and how much each of them.
         weakest_link: whether the worst attack of each size is tried on each agent alone.
+        controls: what else plays in the place of each attacked agent, ``"random"`` or ``"idle"``.
     """
 
     suite: str
@@ -49,6 +50,7 @@ class Plan:
     norm: Norm
     budget: Budget
     weakest_link: bool
+    controls: tuple[Control, ...]
 
     def trials(self, agents: Sequence[str]) -> int:
         """How many subsets of these agents each attack is tried on."""
@@ -104,6 +106,7 @@ def make_plan(
         norm=_one_norm(found) or named or "linf",
         budget=settled,
         weakest_link=weakest_link,
+        controls=() if chosen is None else chosen.controls,
     )
 
 

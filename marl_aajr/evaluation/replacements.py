@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
@@ -18,13 +18,15 @@ from torch import Tensor
 
 from marl_aajr.attacks.match import check_match
 from marl_aajr.checks import one_of
+from marl_aajr.evaluation.protocol import Skipped
+from marl_aajr.evaluation.suites import Control
 from marl_aajr.evaluation.table import StandIn
 from marl_aajr.rollout.batched import BatchedEnv
 from marl_aajr.victims import Memory, Victim
 
 Kind = Literal["random", "idle", "traitor", "opponent"]
 
-CONTROLS: tuple[Kind, ...] = ("random", "idle")
+CONTROLS: tuple[Control, ...] = get_args(Control)
 """The kinds that need no training."""
 
 
@@ -95,6 +97,20 @@ def resolve_replacements(
     if len(set(found)) < len(found):
         raise ValueError(f"expected each replacement once, got {', '.join(r.label for r in found)}")
     return tuple(found)
+
+
+def admitted_controls(
+    controls: Sequence[Control], env: BatchedEnv, *, members: Sequence[str]
+) -> tuple[tuple[Replacement, ...], tuple[Skipped, ...]]:
+    """A suite's controls in the place of each attacked agent, and those that cannot be played."""
+    kept: list[Replacement] = []
+    skipped: list[Skipped] = []
+    for control in controls:
+        try:
+            kept += resolve_replacements([control], env, members=members)
+        except ValueError as error:
+            skipped.append(Skipped(f"{control} agents", str(error)))
+    return tuple(kept), tuple(skipped)
 
 
 def _parse(request: str, env: BatchedEnv, members: Sequence[str]) -> list[Replacement]:

@@ -10,7 +10,7 @@ Within 2, 3 and 4 no row knows of another, so it does not matter who plays them.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -185,13 +185,23 @@ def _replaced(
         )
         for replacement in replacements
     ]
-    lowest: dict[tuple[str, int], float] = {}
+    lowest: dict[_Rivals, float] = {}
     for row in rows:
         if row.selected_on is not None:
-            lowest[_rivals(row)] = min(row.selected_on, lowest.get(_rivals(row), row.selected_on))
-    return tuple(replace(row, worst=bool(lowest) and row.selected_on == lowest[_rivals(row)]) for row in rows)
+            key = _rivals(row.replacement, player.env.teams)
+            lowest[key] = min(row.selected_on, lowest.get(key, row.selected_on))
+    return tuple(
+        replace(
+            row,
+            worst=bool(lowest) and row.selected_on == lowest[_rivals(row.replacement, player.env.teams)],
+        )
+        for row in rows
+    )
 
 
-def _rivals(row: AgentOutcome) -> tuple[str, int]:
-    """Kind, and how many agents: more of them are no fair comparison."""
-    return row.replacement.kind, len(row.replacement.agents)
+_Rivals = tuple[str, tuple[str, ...]]
+
+
+def _rivals(replacement: Replacement, teams: Mapping[str, str]) -> _Rivals:
+    """Who is compared: agents of one kind, as many, and of the same sides."""
+    return replacement.kind, tuple(sorted(teams[agent] for agent in replacement.agents))

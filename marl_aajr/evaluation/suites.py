@@ -17,6 +17,8 @@ from marl_aajr.threat import Norm
 
 Actions = Literal["greedy", "sampled"]
 Units = Literal["raw", "network"]
+Control = Literal["random", "idle"]
+"""What plays in an agent's place without having learned anything."""
 
 _FILE = "suites.yaml"
 
@@ -56,6 +58,7 @@ class Suite(BaseModel):
     norm: Norm = "linf"
     budget: str = ""
     weakest_link: bool = False
+    controls: tuple[Control, ...] = ()
     epsilons: tuple[Annotated[float, Field(gt=0, allow_inf_nan=False)], ...] = Field(min_length=1)
     attacks: tuple[SuiteAttack, ...] = Field(min_length=1)
 
@@ -78,7 +81,7 @@ class Suite(BaseModel):
     def _budget_can_be_read(cls, value: str) -> str:
         return str(as_budget(value))
 
-    @field_validator("epsilons", "actions")
+    @field_validator("epsilons", "actions", "controls")
     @classmethod
     def _no_repetition(cls, value: tuple[Any, ...]) -> tuple[Any, ...]:
         if len(set(value)) < len(value):

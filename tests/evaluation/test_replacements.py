@@ -10,7 +10,8 @@ import torch
 from gymnasium import spaces
 from torch import Tensor, nn
 
-from marl_aajr.evaluation import Replacement, evaluate
+from marl_aajr.evaluation import Replacement, Suite, evaluate
+from marl_aajr.evaluation.suites import SuiteAttack
 from marl_aajr.rollout.batched import BatchedEnv
 from marl_aajr.rollout.batches import make_batch
 from marl_aajr.rollout.environments import EnvironmentSpec, resolve
@@ -150,6 +151,14 @@ class TestWorst:
         result = evaluate(victim, replace=["idle", "idle:agent_0,agent_2"], episodes=9, selection_episodes=9)
         assert sum(row.worst for row in result.adversarial_agents) == 2
 
+    def test_sides_are_not_compared(self) -> None:
+        victim = team(signs(longest=9, teams=True), sign_reader())
+        result = evaluate(
+            victim, team="right", replace=["idle", "idle:agent_0"], episodes=9, selection_episodes=9
+        )
+        worst = {row.replacement.agents for row in result.adversarial_agents if row.worst}
+        assert worst == {("agent_0",), ("agent_2",)}
+
     def test_nothing_is_chosen_without_selection_episodes(self) -> None:
         result = evaluate(team(signs()), replace=["random"], episodes=3)
         assert {(row.worst, row.selected_on) for row in result.adversarial_agents} == {(False, None)}
@@ -169,6 +178,31 @@ class TestUndertrained:
         found = self.verdicts(liar(signs(), sign_reader()))
         assert list(found) == ["fail"]
         assert found["fail"].startswith("Undertrained: it leaves the team a return of ")
+
+
+class TestSuites:
+    SUITE = Suite(
+        name="mine",
+        summary="for tests",
+        episodes=4,
+        selection_episodes=0,
+        actions=("greedy",),
+        units="raw",
+        epsilons=(0.1,),
+        attacks=(SuiteAttack(attack="noise"),),
+        controls=("random", "idle"),
+    )
+
+    def test_controls_of_a_suite_play_once_whoever_asks_for_them(self) -> None:
+        result = evaluate(team(signs()), suite=self.SUITE, replace=["idle:agent_1"])
+        labels = [row.replacement.label for row in result.adversarial_agents]
+        assert labels == [f"{kind} agent_{i}" for kind in ("random", "idle") for i in range(3)]
+
+    def test_those_that_cannot_be_played_are_left_out(self) -> None:
+        """Nobody of either side of Moves would be left."""
+        result = evaluate(team(moves()), suite=self.SUITE)
+        assert result.adversarial_agents == ()
+        assert [skipped.attack for skipped in result.skipped] == ["random agents", "idle agents"]
 
 
 class TestJson:

@@ -1,0 +1,34 @@
+"""Whether trained adversarial agents have learned enough for their rows to say something."""
+
+from __future__ import annotations
+
+from marl_aajr.evaluation.crosschecks import lower
+from marl_aajr.evaluation.results import Check, Rows
+
+
+def agent_checks(rows: Rows) -> list[Check]:
+    """A trained adversary must hurt as much as a random or idle agent in its place, and the victim's own."""
+    found = []
+    for row in rows.adversarial_agents:
+        if row.replacement.victim is None:
+            continue
+        rivals = {"the agent that it replaces": rows.clean} | {
+            f"a {control.replacement.kind} one": control.outcome
+            for control in rows.adversarial_agents
+            if control.replacement.victim is None and control.replacement.agents == row.replacement.agents
+        }
+        name = f"returns ({rows.actions}): {row.replacement.label}"
+        weaker = {what: rival for what, rival in rivals.items() if lower(rival, row.outcome)}
+        if not weaker:
+            found.append(Check(name, "pass", "It hurts as much as random and idle agents in its place."))
+            continue
+        what = min(weaker, key=lambda rival: weaker[rival].mean)
+        found.append(
+            Check(
+                name,
+                "fail",
+                f"Undertrained: it leaves the team a return of {row.outcome.mean:.3g}, {what} leaves "
+                f"{weaker[what].mean:.3g}. Train it longer before you take its row for robustness.",
+            )
+        )
+    return found
