@@ -6,6 +6,7 @@ import json
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 from math import comb
+from pathlib import Path
 from typing import Any, ClassVar, Self
 
 import numpy as np
@@ -18,7 +19,9 @@ from torch import Tensor
 from marl_aajr.attacks import PGD, Attack, BudgetError, UniformNoise, make_attack
 from marl_aajr.evaluation import Budget, Evaluation, Suite, evaluate, parse_budget
 from marl_aajr.evaluation.budget import FEW_SUBSETS, candidates, rounds, trials
+from marl_aajr.evaluation.episodes import SELECTION, derived_seed
 from marl_aajr.evaluation.outcomes import paired_difference
+from marl_aajr.evaluation.suites import Units
 from marl_aajr.evaluation.timing import Clock
 from marl_aajr.policy import Policy
 from marl_aajr.report.evaluations import Evaluation as ReportedEvaluation
@@ -149,6 +152,21 @@ class TestWorstAgents:
         assert row.outcome.returns == (4 * (1.0 - 5.0 + 2.0),) * 10
         tried = {subset.agents: subset.mean for subset in result.rows[0].subsets}
         assert tried == {("agent_0",): 4 * 6.0, ("agent_1",): 4 * -2.0, ("agent_2",): 4 * 4.0}
+
+    def test_subsets_are_tried_on_other_episodes_than_the_reported_ones(self) -> None:
+        spec = resolve("marl_aajr.envs.simple_spread_v3", {"max_cycles": 5})
+        victim, attacks = team(spec), [("fgsm", 0.5)]
+        result = evaluate(
+            victim, spec, attacks=attacks, budget="agents=1", episodes=6, selection_episodes=4, seed=3
+        )
+        other = derived_seed(3, SELECTION)
+        for subset in result.rows[0].subsets:
+            elsewhere = evaluate(victim, spec, attacks=attacks, agents=subset.agents, episodes=4, seed=other)
+            assert subset.returns == elsewhere.attacks[0].outcome.returns
+        (row,) = result.attacks
+        assert row.agents == min(result.rows[0].subsets, key=lambda subset: subset.mean).agents
+        here = evaluate(victim, spec, attacks=attacks, agents=row.agents, episodes=6, seed=3)
+        assert row.outcome == here.attacks[0].outcome
 
     def test_each_attack_and_size_has_its_own_and_the_rest_see_clearly(self) -> None:
         """At ε = 0.9 nobody can be turned: all subsets tie, and the first is taken."""
@@ -463,7 +481,16 @@ class TestSeams:
             def ready(self) -> bool:
                 return self.done
 
-            def fit(self, victim: Victim, env: BatchedEnv, *, agents: Collection[str], seed: int) -> Self:
+            def fit(
+                self,
+                victim: Victim,
+                env: BatchedEnv,
+                *,
+                agents: Collection[str],
+                seed: int,
+                units: Units = "raw",
+                home: Path | None = None,
+            ) -> Self:
                 fitted.append(self.perturbations.epsilon)
                 return replace(self, done=True)
 
