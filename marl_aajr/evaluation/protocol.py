@@ -16,6 +16,7 @@ from marl_aajr.evaluation.suites import Units
 from marl_aajr.evaluation.timing import has_preferences
 from marl_aajr.policy import Policy
 from marl_aajr.victims import Victim
+from marl_aajr.victims.store import check_portable
 
 
 @dataclass(frozen=True)
@@ -107,6 +108,8 @@ def admitted(
 
 def check_attack(attack: Attack, victim: Victim, agents: Sequence[str]) -> None:
     """Raise ``ValueError`` where the attack is not defined for the policies of these agents."""
+    if attack.access == "learned" and not attack.ready:
+        _check_trainable(attack, victim)
     for agent in agents:
         space = victim.observation_spaces[agent]
         if not np.issubdtype(space.dtype, np.floating):
@@ -119,11 +122,6 @@ def check_attack(attack: Attack, victim: Victim, agents: Sequence[str]) -> None:
         attack.perturbations.project(nothing, nothing)
         if attack.ready:
             attack.against(victim, agent)
-        elif attack.access == "learned" and not victim.env_name:
-            raise ValueError(
-                f"expected a victim that names its environment for {attack.name!r}, which is trained in it, "
-                "got one that does not; set its env_name"
-            )
         first = victim.memory().recall({agent: torch.zeros(1, dtype=torch.int64)})
         follows = attack.access in ("gradients", "learned")
         if follows and not differentiable(victim.policy(agent, state=first), nothing):
@@ -131,6 +129,21 @@ def check_attack(attack: Attack, victim: Victim, agents: Sequence[str]) -> None:
                 f"expected a policy with gradients for the attack {attack.name!r}, got one for {agent!r} "
                 "that torch cannot differentiate by its inputs; use square, noise-worst or transfer"
             )
+
+
+def _check_trainable(attack: Attack, victim: Victim) -> None:
+    """Raise ``ValueError`` where no adversary can be trained: that happens against a saved copy, in a run."""
+    if not victim.env_name:
+        raise ValueError(
+            f"expected a victim that names its environment for {attack.name!r}, which is trained in it, got "
+            "one that does not; set its env_name"
+        )
+    try:
+        check_portable(victim)
+    except ValueError as error:
+        raise ValueError(
+            f"expected a victim that can be saved for {attack.name!r}, which trains against a copy: {error}"
+        ) from None
 
 
 def differentiable(policy: Policy, obs: Tensor) -> bool:

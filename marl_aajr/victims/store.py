@@ -59,6 +59,12 @@ def save_victim(victim: Victim, folder: Path | str) -> Path:
     return folder
 
 
+def check_portable(victim: Victim) -> None:
+    """Raise ``ValueError`` where :func:`save_victim` would, for a network that cannot be described."""
+    for network in (*victim.modules.values(), *victim.critics.values()):
+        describe(flatten(network))
+
+
 def load_victim(folder: Path | str) -> Victim:
     """Read a victim that :func:`save_victim` wrote: its outputs are the same to the last bit.
 

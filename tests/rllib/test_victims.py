@@ -196,6 +196,8 @@ class TestCustomModules:
         assert evaluation.attacks[0].objective_gain > 0
         with pytest.raises(ValueError, match=r"expected layers out of .*got marl_aajr\.rllib\.live"):
             victim.save(tmp_path / "victim")
+        with pytest.raises(ValueError, match="a victim that can be saved for 'sa-rl'"):
+            evaluate(victim, attacks=[("sa-rl", 0.5)], episodes=4)
 
 
 class TestOtherAlgorithms:
