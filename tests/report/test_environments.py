@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 
 import pytest
 
-from marl_aajr.report import Reference, compare, compare_each, load_run, write_report
+from marl_aajr.report import Incident, Notes, Reference, compare, compare_each, load_run, write_report
 from marl_aajr.report.cautions import cautions_of_all
 from marl_aajr.report.scores import reference_of, summarise
 from tests.report.factory import ENV, config, evaluation, write_run
@@ -52,15 +52,29 @@ def test_one_comparison_of_several_environments_is_refused(tmp_path: Path) -> No
         compare([load_run(path) for path in grid(tmp_path)])
 
 
-def test_each_side_that_was_attacked_is_compared_by_itself(tmp_path: Path) -> None:
+def both_sides(tmp_path: Path) -> Path:
+    """A run of a game of two sides, each of which was attacked; the evaluation of one failed."""
+    failed = [{"name": "gradients", "verdict": "fail", "text": "Masked."}]
     files = {
-        side: evaluation(clean, env=TAG, teams=tuple(set(SIDES.values()))) | {"teams": SIDES, "team": side}
-        for side, clean in (("adversary", 10.0), ("good", -5.0))
+        side: evaluation(clean, env=TAG, teams=tuple(SIDES.values()), checks=checks)
+        | {"teams": SIDES, "team": side}
+        for side, clean, checks in (("adversary", 10.0, []), ("good", -5.0, failed))
     }
-    run = load_run(write_run(tmp_path / "run", configuration=config(env=TAG), evaluations=files))
-    adversary, good = compare_each([run])
+    return write_run(tmp_path / "run", configuration=config(env=TAG), evaluations=files)
+
+
+def test_each_side_that_was_attacked_is_compared_by_itself(tmp_path: Path) -> None:
+    adversary, good = compare_each([load_run(both_sides(tmp_path))])
     assert (adversary.scene.team, adversary.rows[0].clean.mean) == ("adversary", 10.0)
     assert (good.scene.team, good.rows[0].clean.mean) == ("good", -5.0)
+
+
+def test_sides_of_the_same_runs_show_their_training_once_and_failures_come_first(tmp_path: Path) -> None:
+    notes = Notes(failures=[Incident(run="other", what="NaN")])
+    text = write_report([both_sides(tmp_path)], tmp_path / "r.html", notes=notes).read_text()
+    assert text.count("<summary>Learning curves</summary>") == 1
+    assert text.index("EVALUATION FAILED, gradients") < text.index("other failed: missing here")
+    assert text.index("other failed: missing here") < text.index("Every method has a single run")
 
 
 def test_a_run_alone_in_another_environment_adds_no_section(tmp_path: Path) -> None:

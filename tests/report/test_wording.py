@@ -30,4 +30,5 @@ def test_intervals_do_not_break_over_lines() -> None:
 def test_lists() -> None:
     assert listing(["a"]) == "a"
     assert listing(["a", "b", "c"]) == "a, b and c"
+    assert listing(["a, x=1", "a, x=2", "c"]) == "a, x=1; a, x=2 and c"
     assert some(list("abcd"), of=7, noun="methods") == "4 of the 7 methods"
