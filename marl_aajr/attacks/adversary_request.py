@@ -157,7 +157,7 @@ class AdversaryRequest:
         threat.build(1).close()
         return make_config(
             {
-                "env": {"name": GAME, "kwargs": vars_of(threat)},
+                "env": {"name": GAME, "kwargs": threat.arguments},
                 "seed": self.seed,
                 "env_steps": self.steps,
                 "ppo": PPO[self.kind],
@@ -196,15 +196,6 @@ class AdversaryRequest:
             return choose_agents(game.teams, None, self.agents)
         finally:
             game.close()
-
-
-def vars_of(threat: ObservationThreat) -> dict[str, Any]:
-    """The arguments of a game that differ from what they are by default."""
-    return {
-        name: value
-        for name, value in ((f, getattr(threat, f)) for f in threat.__dataclass_fields__)
-        if value != threat.__dataclass_fields__[name].default and value != {}
-    }
 
 
 def victim_folder(victims: Path) -> Path:

@@ -2,7 +2,8 @@
 
     VICTIM_RUN/adversaries/sa-rl-eps0.1/            the run that remains: configured, checkpointed, exported
         adversary.json                              what was asked, tried and found
-        initial_policy/                             what it began with
+        warm-start/                                 what PGD taught it
+        initial_policy/                             what the run began with: that, or the best of the search
         search/1/, search/2/, …                     the runs that were tried before it
 
 While it lasts, the search stands beside the run, in ``sa-rl-eps0.1.search``.
@@ -24,7 +25,7 @@ from marl_aajr.attacks.adversary_request import (
     AdversaryRequest,
     victim_folder,
 )
-from marl_aajr.attacks.adversary_score import Judge
+from marl_aajr.attacks.adversary_score import Judge, behind
 from marl_aajr.attacks.observation_game import ObservationThreat
 from marl_aajr.attacks.warm_start import warm_start
 from marl_aajr.training.cluster import ray_for
@@ -40,6 +41,9 @@ ADVERSARIES = "adversaries"
 
 RECORD = "adversary.json"
 _REQUEST, _WARM = "request.json", "warm-start"
+
+KEPT = {"trained": "victim", "warm_start": _WARM}
+"""Where the policies are that an adversary attacks with: the stronger ones on the selection episodes."""
 
 
 def train_adversary(
@@ -289,7 +293,7 @@ class _Training:
         steps = max(int(SEARCH_SHARE * self.request.steps), config.ppo.train_batch_size)
         if not self._train(_with(config, settings).model_copy(update={"env_steps": steps}), folder):
             return False
-        score = judge.score(Victim.load(RunDirectory(folder).victim))
+        score = judge.score(Victim.load(RunDirectory(folder).victim)).mean().item()
         self.tried.append({"settings": settings, "score": score, "folder": str(folder)})
         return True
 
@@ -314,8 +318,11 @@ class _Training:
     ) -> None:
         """Write the record, the last thing that makes an adversary ready."""
         directory = RunDirectory(self.folder)
-        final = judge.score(Victim.load(directory.victim))
-        begun = None if initial is None else judge.score(Victim.load(initial))
+        scores = {"trained": judge.score(Victim.load(directory.victim)), **judge.references()}
+        if initial is not None:
+            scores["warm_start"] = judge.score(Victim.load(initial))
+        means = {name: score.mean().item() for name, score in scores.items()}
+        kept = "warm_start" if means.get("warm_start", means["trained"]) > means["trained"] else "trained"
         record = {
             **asdict(self.request),
             "victims": str(victim_folder(self.victims).resolve()),
@@ -323,9 +330,12 @@ class _Training:
             "seconds": seconds,
             "tried": [{k: row[k] for k in ("settings", "score")} for row in self.tried],
             "settings": settings,
-            "selection": {**judge.references(), "warm_start": begun, "trained": final},
-            "policy": "initial_policy" if begun is not None and begun > final else "victim",
+            "selection": means,
+            "kept": kept,
+            "undertrained": "pgd" in scores and behind(scores[kept], scores["pgd"]),
         }
+        if initial is not None:
+            shutil.copytree(initial, self.folder / _WARM)
         for row in self.tried:
             shutil.copytree(row["folder"], self.folder / "search" / Path(row["folder"]).name)
         write_json(self.folder / RECORD, record)

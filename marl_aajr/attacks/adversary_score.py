@@ -36,8 +36,8 @@ class Judge:
         self._config = config
         self._seed = int(np.random.SeedSequence([seed, _SELECTION]).generate_state(1)[0] >> 1)
 
-    def score(self, adversary: Victim) -> float:
-        """What the adversary's greedy policies earn together in an episode, on average."""
+    def score(self, adversary: Victim) -> Tensor:
+        """What the adversary's greedy policies earn together in each episode, ``[100]``."""
         game = make_batch(resolve(self._config.env.name, self._config.env.kwargs), EPISODES)
 
         def act(obs: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -52,7 +52,7 @@ class Judge:
 
         return self._play(game, act)
 
-    def references(self) -> dict[str, float]:
+    def references(self) -> dict[str, Tensor]:
         """What the victims lose to nobody, and to PGD at the same size; nothing for adversarial agents."""
         if self._config.env.name != GAME:
             return {}
@@ -64,7 +64,7 @@ class Judge:
         return {"clean": clean, "pgd": self._play(attacked, _nothing(attacked))}
 
     @torch.no_grad()
-    def _play(self, game: BatchedEnv, act: Act) -> float:
+    def _play(self, game: BatchedEnv, act: Act) -> Tensor:
         obs = game.reset(seed=self._seed)
         earned = torch.zeros(game.num_envs, dtype=torch.float64)
         over = torch.zeros(game.num_envs, dtype=torch.bool)
@@ -72,7 +72,13 @@ class Judge:
             step = game.step(act(obs))
             earned += torch.stack(list(step.rewards.values())).sum(0) * ~over
             obs, over = step.obs, over | step.episode_over
-        return earned.mean().item()
+        return earned
+
+
+def behind(scores: Tensor, others: Tensor) -> bool:
+    """Whether the first earn less than the others in the same episodes, beyond doubt (99 %, paired)."""
+    gap = others - scores
+    return bool(gap.mean() > 2.6 * gap.std() / len(gap) ** 0.5)
 
 
 def _nothing(game: VictimGame) -> Act:

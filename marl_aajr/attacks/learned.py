@@ -191,7 +191,7 @@ def loaded(run: Path | str, *, kind: str | None = None) -> LearnedAttack:
     Raises:
         ValueError: no finished observation adversary there, or another kind.
     """
-    from marl_aajr.attacks.adversary_run import RECORD
+    from marl_aajr.attacks.adversary_run import KEPT, RECORD
     from marl_aajr.attacks.observation_game import GAME, ObservationThreat
     from marl_aajr.training.run_directory import RunDirectory
 
@@ -215,7 +215,7 @@ def loaded(run: Path | str, *, kind: str | None = None) -> LearnedAttack:
         env_steps=kept["env_steps"],
         search=kept["search"],
         warm_start=kept["warm_start"],
-        _policy=load_victim(directory.path / kept["policy"]),
+        _policy=load_victim(directory.path / KEPT[kept["kept"]]),
         _crew=Crew(
             manner=make_manner(threat.kind, **threat.manner),
             victim=threat.frozen,

@@ -8,7 +8,7 @@ may change; see `ObservationThreat`.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from functools import cached_property
 from typing import Any, Literal
 
@@ -80,6 +80,14 @@ class ObservationThreat:
         one_of("actions", self.actions, ("greedy", "sampled"))
         make_manner(self.kind, **self.manner)
         _ = self.perturbations
+
+    @property
+    def arguments(self) -> dict[str, Any]:
+        """What it takes to say the same again, without what is so by default."""
+        given = {f.name: getattr(self, f.name) for f in fields(self)}
+        return {
+            f.name: given[f.name] for f in fields(self) if given[f.name] != f.default and given[f.name] != {}
+        }
 
     @cached_property
     def perturbations(self) -> PerturbationSet:

@@ -174,11 +174,11 @@ def _lesson(adversary: Victim, crew: Crew, page: Page) -> Tensor:
 
 
 def _ascend(adversary: Victim, crew: Crew, page: Page, outputs: Mapping[str, Tensor]) -> Tensor:
-    """Minus PGD's objective at the adversary's perturbation; plus how far its mean lies outside the cube."""
+    """Minus PGD's objective, as a share of what PGD reaches; plus how far the mean lies outside the cube."""
     means = {p: adversary.distributions[adversary.module_of[p]].mode(y) for p, y in outputs.items()}
     # Beyond the cube an action does what its nearest point does; the gradient must come back all the same.
     actions = {player: mean + (mean.clamp(-1, 1) - mean).detach() for player, mean in means.items()}
-    gains = []
+    gains, taught = [], []
     for shown in page.shown:
         orders = crew.orders(actions, shown.perturbations)
         given = torch.cat([orders[agent][index] for agent, index in shown.rows.items()])
@@ -186,8 +186,10 @@ def _ascend(adversary: Victim, crew: Crew, page: Page, outputs: Mapping[str, Ten
         with torch.no_grad():
             clean = Clean(shown.policy(shown.inputs))
         gains.append(KL().bind(shown.policy, clean)(shown.inputs + delta))
+        taught.append(shown.policy.distribution.kl(clean.outputs, shown.outputs))
     outside = torch.cat([(mean.abs() - 1).clamp_min(0).square().sum(-1) for mean in means.values()])
-    return _FENCE * outside.mean() - torch.cat(gains).mean()
+    tiny = torch.finfo(outside.dtype).tiny
+    return _FENCE * outside.mean() - torch.cat(gains).mean() / torch.cat(taught).mean().clamp_min(tiny)
 
 
 def _copy(adversary: Victim, crew: Crew, page: Page, outputs: Mapping[str, Tensor]) -> Tensor:

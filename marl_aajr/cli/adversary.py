@@ -22,10 +22,11 @@ app = typer.Typer(help="Adversaries that learn.", no_args_is_help=True, rich_mar
 HELP = guide(
     "Train an adversary against the frozen team of a finished run, by PPO. [b]sa-rl[/b] and [b]pa-ad[/b] "
     "change what its agents observe, by at most --epsilon: sa-rl's actions are the changes, pa-ad chooses "
-    "what an agent shall be made to do and a gradient ascent finds the change. [b]traitor[/b] takes the place of "
-    "--agents of the team, [b]opponent[/b] plays the other side. Observation adversaries begin with what PGD "
-    "does. The adversary is kept in VICTIM_RUN/adversaries, where evaluate --suite full looks for it. Ctrl-C "
-    "finishes the iteration and says how to go on; a second one stops at once.",
+    "what an agent shall be made to do and a gradient ascent finds the change. [b]traitor[/b] takes the "
+    "place of --agents of the team, [b]opponent[/b] plays the other side. Observation adversaries "
+    "begin with what PGD does. The adversary is kept in VICTIM_RUN/adversaries, where "
+    "evaluate --suite full looks for it. Ctrl-C finishes the iteration and says how to go "
+    "on; a second one stops at once.",
     "marl-aajr adversary train runs/study-3 --kind pa-ad --epsilon 0.1",
     "marl-aajr adversary train runs/study-3 --kind sa-rl --epsilon 0.1 --joint --search 3",
     "marl-aajr adversary train runs/study-3 --kind traitor --agents agent_0",
@@ -79,7 +80,7 @@ def train(
         int | None,
         typer.Option(
             metavar="N",
-            help=told("Environment steps, the search included.", "300,000 to 400,000, depending on the kind"),
+            help=told("Environment steps, the search included.", "500,000; traitors, opponents: 400,000"),
         ),
     ] = None,
     seed: Annotated[int, typer.Option(metavar="INT", help="Seed of everything random.")] = 0,
@@ -156,9 +157,11 @@ def verdict(record: Mapping[str, Any]) -> str:
     found = record["selection"]
     if "pgd" not in found:
         return f"On other episodes than it learned on it earns {found['trained']:.1f}."
-    best = max(found["trained"], found["warm_start"] or found["trained"])
-    word = "undertrained, no evidence of robustness" if best < found["pgd"] else "at least as strong as PGD"
+    best = found[record["kept"]]
+    word = "no weaker than PGD"
+    if record["undertrained"]:
+        word = "undertrained, which is no evidence of robustness"
     return (
-        f"On other episodes than it learned on the team's return is {-best:.1f}, {-found['pgd']:.1f} under PGD "
-        f"and {-found['clean']:.1f} without attack: {word}."
+        f"On other episodes than it learned on the team's return is {-best:.1f}, {-found['pgd']:.1f} "
+        f"under PGD and {-found['clean']:.1f} without attack: {word}."
     )
