@@ -236,7 +236,7 @@ class OpenTorchLearner(TorchLearner):
 
     def _update_module_kl_coeff(self, *, module_id: str, config: Any, **measured: Any) -> None:
         if self.trained is not None and module_id not in self.trained:
-            return  # What was measured is of an earlier update.
+            return  # Nothing was measured: RLlib hands in NaN, and would warn of it.
         # PPO's hands the measured value in, APPO's looks it up.
         values = {name: self.measured_kl(module_id, value) for name, value in measured.items()}
         super()._update_module_kl_coeff(module_id=module_id, config=config, **values)
