@@ -45,7 +45,7 @@ _PROBED = 256
 
 def evaluate(
     victim: Victim,
-    environment: EnvironmentSpec | None = None,
+    environment: EnvironmentSpec | str | None = None,
     *,
     suite: str | Path | Suite | None = None,
     attacks: Sequence[Request] = (),
@@ -77,7 +77,8 @@ def evaluate(
 
     Args:
         victim: who plays all agents.
-        environment: where; None: the environment that it was trained on.
+        environment: where: a name, or :func:`~marl_aajr.rollout.environments.resolve` of a name and arguments;
+            None: the environment that it was trained on.
         suite: ``"quick"``, ``"standard"``, ``"full"``, a YAML file or a
             :class:`~marl_aajr.evaluation.suites.Suite`; None: ``attacks`` only.
         attacks: more attacks: pairs of attack (a name, or an :class:`~marl_aajr.attacks.Attack`) and epsilon.
@@ -135,6 +136,8 @@ def evaluate(
         weakest_link=weakest_link,
         surrogates=surrogates or {},
     )
+    if isinstance(environment, str):
+        environment = resolve(environment)
     spec = environment or resolve(victim.env_name, victim.env_kwargs)
     env = make_batch(spec, min(num_envs, plan.episodes))
     with closing(env):

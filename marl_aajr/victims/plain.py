@@ -58,7 +58,7 @@ def victim_from_policies(
     Example:
         >>> net = nn.Sequential(nn.Linear(18, 64), nn.Tanh(), nn.Linear(64, 5))
         >>> victim = Victim.from_policies(net, simple_spread_v3.parallel_env())
-        >>> evaluate(victim, resolve("mpe2.simple_spread_v3"), suite="quick").worst
+        >>> evaluate(victim, "mpe2.simple_spread_v3", suite="quick").worst
     """
     agents = list(env.possible_agents)
     if isinstance(policies, nn.Module):

@@ -20,10 +20,9 @@ from tests.victims.teams import network
 def test_one_network_for_all_agents_is_evaluated() -> None:
     victim = Victim.from_policies(network(5, features=18), simple_spread_v3.parallel_env())
     assert victim.module_of == dict.fromkeys(("agent_0", "agent_1", "agent_2"), "policy")
-    spread = resolve("mpe2.simple_spread_v3")
-    result = evaluate(victim, spread, attacks=[("pgd-margin", 0.5)], episodes=3)
+    result = evaluate(victim, "mpe2.simple_spread_v3", attacks=[("pgd-margin", 0.5)], episodes=3)
     assert result.attacks[0].objective_gain > 0
-    assert evaluate(victim, spread, episodes=3).clean == result.clean
+    assert evaluate(victim, resolve("mpe2.simple_spread_v3"), episodes=3).clean == result.clean
 
 
 def test_agents_of_one_network_share_a_module() -> None:
@@ -69,7 +68,7 @@ def test_a_memory_is_two_methods() -> None:
     with torch.random.fork_rng():
         torch.manual_seed(0)
         victim = Victim.from_policies(Memory(), simple_spread_v3.parallel_env())
-    result = evaluate(victim, resolve("mpe2.simple_spread_v3"), attacks=[("fgsm", 0.5)], episodes=3)
+    result = evaluate(victim, "mpe2.simple_spread_v3", attacks=[("fgsm", 0.5)], episodes=3)
     assert result.attacks[0].objective_gain > 0
     obs = {"agent_0": torch.randn(18, generator=generator()).numpy()}
     memory = victim.memory()
