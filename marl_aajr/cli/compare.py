@@ -50,13 +50,13 @@ def compare(
     """Build the report and print its headline."""
     from rich.console import Console
 
-    from marl_aajr.report import compare_each, load_run, write_report
+    from marl_aajr.report import compare_each, load_run, write_page
     from marl_aajr.report.scores import check_references
 
     references = _references(reference or ())
     comparisons = compare_each([load_run(run) for run in runs])
     check_references(references, [comparison.scene for comparison in comparisons])
-    page = write_report(runs, out, title=title, references=references, film=film)
+    page = write_page(comparisons, out, title=title, references=references, film=film)
     console = Console()
 
     def say(text: str) -> None:

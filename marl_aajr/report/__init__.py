@@ -2,7 +2,7 @@
 
 from marl_aajr.report.comparison import Comparison, Row, compare, compare_each
 from marl_aajr.report.notes import Incident, Notes, Tuning
-from marl_aajr.report.page import write_report
+from marl_aajr.report.page import write_page, write_report
 from marl_aajr.report.records import RunRecord, load_run
 from marl_aajr.report.scores import Reference
 from marl_aajr.report.verdict import headline, how_chosen, verdict
@@ -21,5 +21,6 @@ __all__ = [
     "how_chosen",
     "load_run",
     "verdict",
+    "write_page",
     "write_report",
 ]

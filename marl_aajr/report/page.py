@@ -46,7 +46,7 @@ def write_report(
         references: environment -> floor and target, fixed before the study; ``"NAME, SIDE"`` for one side.
             Without them scores are relative to the runs on the page, and the page says so.
         film: show in each section one clean and one attacked episode side by side, played anew: some seconds
-            and up to some hundred kilobytes for each environment.
+            and up to some hundred kilobytes for each environment. Where that cannot be, the page says why.
 
     Returns:
         ``out``.
@@ -58,10 +58,27 @@ def write_report(
     Example:
         >>> write_report(["runs/plain", "runs/robust"], "report.html", notes=Notes(cut=["seed 3"]))
     """
+    comparisons = compare_each([load_run(path) for path in runs])
+    return write_page(comparisons, out, title=title, notes=notes, references=references, film=film)
+
+
+def write_page(
+    comparisons: Sequence[Comparison],
+    out: Path | str,
+    *,
+    title: str | None = None,
+    notes: Notes | None = None,
+    references: Mapping[str, Reference] | None = None,
+    film: bool = False,
+) -> Path:
+    """Write comparisons that are there already; see `write_report`.
+
+    Raises:
+        ValueError: ``out`` is a folder.
+    """
     target = Path(out)
     if target.is_dir():
         raise ValueError(f"expected a file to write, got the folder {target}; name a file in it")
-    comparisons = compare_each([load_run(path) for path in runs])
     films = _films(comparisons) if film else {}
     text = render(comparisons, title=title, notes=notes, references=references, films=films)
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -75,9 +92,9 @@ def render(
     title: str | None = None,
     notes: Notes | None = None,
     references: Mapping[str, Reference] | None = None,
-    films: Mapping[Scene, bytes] | None = None,
+    films: Mapping[Scene, bytes | str] | None = None,
 ) -> str:
-    """The page as text; see `write_report`."""
+    """The page as text; see `write_report`. A film is a GIF, or the reason why there is none."""
     references, films, notes = references or {}, films or {}, notes or Notes()
     legend = Legend.of(comparisons)
     runs = _unique(comparisons)
@@ -90,7 +107,7 @@ def render(
                 legend,
                 key=f"e{i}",
                 reference=reference_of(references, comparison.scene),
-                film=films.get(comparison.scene, b""),
+                film=films.get(comparison.scene, ""),
                 with_training=own not in seen,
             )
         )
@@ -124,7 +141,7 @@ def _in_order(cautions: list[str]) -> list[str]:
     return sorted(cautions, key=lambda caution: FAILED not in caution)
 
 
-def _films(comparisons: Sequence[Comparison]) -> dict[Scene, bytes]:
+def _films(comparisons: Sequence[Comparison]) -> dict[Scene, bytes | str]:
     # Imported on demand: a page without films needs neither victims nor environments.
     from marl_aajr.report.screening import films_of
 

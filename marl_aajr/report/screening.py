@@ -17,15 +17,21 @@ from marl_aajr.victims import Victim
 _FALLBACK = "pgd"
 
 
-def films_of(comparisons: Sequence[Comparison]) -> dict[Scene, bytes]:
+def films_of(comparisons: Sequence[Comparison]) -> dict[Scene, bytes | str]:
     """Of each scene, an animated GIF of the plain method's first run (or the first method's).
 
     The attack is the worst of the largest size where it can be made from its name alone, and PGD otherwise.
-
-    Raises:
-        ValueError: an environment that cannot draw itself, or a run without its victim.
+    Where an environment cannot draw itself, or a run has no victim to play it, the reason stands instead:
+    hours of evaluations are not lost for want of a picture.
     """
-    return {comparison.scene: _film(comparison) for comparison in comparisons}
+    return {comparison.scene: _film_or_reason(comparison) for comparison in comparisons}
+
+
+def _film_or_reason(comparison: Comparison) -> bytes | str:
+    try:
+        return _film(comparison)
+    except ValueError as error:
+        return str(error)
 
 
 def _film(comparison: Comparison) -> bytes:

@@ -67,7 +67,7 @@ def section(
     *,
     key: str,
     reference: Reference | None = None,
-    film: bytes = b"",
+    film: bytes | str = "",
     with_training: bool = True,
 ) -> dict[str, Any]:
     """What the template shows of one environment.
@@ -77,7 +77,7 @@ def section(
         legend: of the page.
         key: unique in the page; ids begin with it.
         reference: fixed beforehand, for scores and hypervolumes.
-        film: an animated GIF; empty for none.
+        film: an animated GIF, or the reason why there is none; empty: none was asked for.
         with_training: whether to show how the runs were trained: once, where two sections have the same runs.
     """
     rows = comparison.rows
@@ -105,7 +105,8 @@ def section(
         "worst_of_each_run": tables.worst_of_each_run(comparison, decimals=decimals),
         "checks": trust.sheet(comparison),
         "versions": tables.versions(comparison),
-        "film": f"data:image/gif;base64,{b64encode(film).decode()}" if film else "",
+        "film": f"data:image/gif;base64,{b64encode(film).decode()}" if isinstance(film, bytes) else "",
+        "no_film": film if isinstance(film, str) else "",
         "several_runs": any(len(row.runs) > 1 for row in rows),
     }
     return {

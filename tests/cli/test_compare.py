@@ -108,3 +108,13 @@ def test_a_film_is_shown_where_it_is_asked_for(tmp_path: Path, capsys: pytest.Ca
     _, _, err = ended(capsys, run, "--out", tmp_path / "r.html", "--film")
     assert not err
     assert '<img src="data:image/gif;base64,R0lGOD' in (tmp_path / "r.html").read_text()
+
+
+def test_a_film_that_cannot_be_shot_is_said_to_be_missing(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """This run has no victim."""
+    run = write_run(tmp_path / "run", evaluations={"e": evaluation(attacks={("pgd", 0.1): -1.0})})
+    code, _, _ = ended(capsys, run, "--out", tmp_path / "r.html", "--film")
+    assert code == 0
+    assert "<p>No film: expected " in (tmp_path / "r.html").read_text()
