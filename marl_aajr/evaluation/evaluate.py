@@ -77,7 +77,7 @@ def evaluate(
 
     Args:
         victim: who plays all agents.
-        environment: where: a name, or :func:`~marl_aajr.rollout.environments.resolve` of a name and arguments;
+        environment: where: a name, or with arguments :func:`~marl_aajr.rollout.environments.resolve` of it;
             None: the environment that it was trained on.
         suite: ``"quick"``, ``"standard"``, ``"full"``, a YAML file or a
             :class:`~marl_aajr.evaluation.suites.Suite`; None: ``attacks`` only.
