@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from marl_aajr.attacks import PGD, Attack, BudgetError, UniformNoise, make_attack
-from marl_aajr.evaluation import Budget, Evaluation, Suite, evaluate, parse_budget
+from marl_aajr.evaluation import Budget, Evaluation, Progress, Suite, evaluate, parse_budget
 from marl_aajr.evaluation.budget import FEW_SUBSETS, candidates, rounds, trials
 from marl_aajr.evaluation.episodes import SELECTION, derived_seed
 from marl_aajr.evaluation.outcomes import paired_difference
@@ -497,6 +497,22 @@ class TestSeams:
         attack = Sized(perturbations=PerturbationSet(epsilon=1.0))
         played(attacks=[(attack, 0.3), (attack, 0.6)], actions=["greedy", "sampled"])
         assert fitted == [0.3, 0.6]
+
+
+@pytest.mark.parametrize(
+    "protocol",
+    [
+        {"weakest_link": True},
+        {"budget": "agents=2", "weakest_link": True},
+        {"budget": "agents=1,steps=2", "actions": ["greedy", "sampled"]},
+    ],
+)
+def test_what_there_is_to_play_is_known_beforehand(protocol: dict[str, Any]) -> None:
+    told: list[Progress] = []
+    attacks = [(flip(), 0.9), (flip(), 1.1), (flip("noise"), 1.1)]
+    played((1.0, 1.0, 1.0), attacks=attacks, episodes=3, on_progress=told.append, **protocol)
+    assert told[-1].done == told[-1].total
+    assert len({progress.total for progress in told}) == 1
 
 
 def test_returns_that_cancel_within_a_team_are_noted() -> None:
