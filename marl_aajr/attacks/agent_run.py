@@ -30,7 +30,7 @@ def agent_config(
     env_steps: int = ENV_STEPS,
     seed: int = 0,
 ) -> RunConfig:
-    """The configuration of the run; `marl_aajr.training.train` refuses what does not fit.
+    """The configuration of the run.
 
     Networks, PPO's numbers and the observation filter are those that the victims were trained with, which
     are known to learn in this environment; only a memory or a central critic they do without, and one process
@@ -47,6 +47,9 @@ def agent_config(
         actions: whether the victims take their most likely actions or sample them.
         env_steps: length of the run.
         seed: of the run.
+
+    Raises:
+        ValueError: what `AgentThreat` refuses, or the victims' run has no victims.
     """
     trained = victim_run.config()
     asked = trained.resources
@@ -62,6 +65,7 @@ def agent_config(
         pays=pays,
         actions=actions,
     )
+    threat.build(1).close()
     config = RunConfig(
         env=EnvConfig(name=GAME, kwargs=vars(threat)),
         seed=seed,

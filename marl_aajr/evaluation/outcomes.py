@@ -174,7 +174,7 @@ class AgentOutcome:
         outcome: what the evaluated team earned, its replaced members included.
         loyal_return: mean return of those of its members that are still the victim's.
         selected_on: mean return of the team on the selection episodes; None where there are none.
-        worst: whether that is the lowest of its kind, for as many agents of the same sides.
+        worst: whether that is the lowest of several of its kind, for as many agents of the same sides.
     """
 
     replacement: Replacement

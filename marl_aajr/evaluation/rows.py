@@ -10,6 +10,7 @@ Within 2, 3 and 4 no row knows of another, so it does not matter who plays them.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
@@ -175,7 +176,7 @@ def _worst(cases: Sequence[_Case]) -> tuple[Worst, ...]:
 def _replaced(
     player: Player, replacements: Sequence[Replacement], plan: Plan, *, sampled: bool
 ) -> tuple[AgentOutcome, ...]:
-    """All replacements; of each kind, the worst agents are marked, by their selection episodes."""
+    """All replacements; where there is a choice, the worst agents are marked, by the selection episodes."""
     rows = [
         player.replaced(
             replacement,
@@ -185,15 +186,15 @@ def _replaced(
         )
         for replacement in replacements
     ]
-    lowest: dict[_Rivals, float] = {}
+    tried: dict[_Rivals, list[float]] = {}
     for row in rows:
         if row.selected_on is not None:
-            key = _rivals(row.replacement, player.env.teams)
-            lowest[key] = min(row.selected_on, lowest.get(key, row.selected_on))
+            tried.setdefault(_rivals(row.replacement, player.env.teams), []).append(row.selected_on)
+    lowest = {key: min(means) for key, means in tried.items() if len(means) > 1}
     return tuple(
         replace(
             row,
-            worst=bool(lowest) and row.selected_on == lowest[_rivals(row.replacement, player.env.teams)],
+            worst=row.selected_on == lowest.get(_rivals(row.replacement, player.env.teams), math.nan),
         )
         for row in rows
     )

@@ -51,6 +51,15 @@ def test_the_victims_settings_are_taken_over(victims: RunDirectory) -> None:
     assert RunConfig.model_validate(config.model_dump(mode="json")) == config
 
 
+def test_who_cannot_be_played_is_said_before_anything_runs(victims: RunDirectory) -> None:
+    with pytest.raises(
+        ValueError, match=r"^expected the agents that betray team 'team', got none; name some"
+    ):
+        agent_config(victims, kind="traitor")
+    with pytest.raises(ValueError, match=r"^expected an opponent in a game of several teams"):
+        agent_config(victims, kind="opponent")
+
+
 def test_a_traitor_among_other_victims_is_refused(
     victims: RunDirectory, tmp_path: Path, ray_session: None
 ) -> None:
