@@ -190,6 +190,8 @@ class AdversaryEntry(_Section):
 
     @model_validator(mode="after")
     def _possible(self) -> AdversaryEntry:
+        if self.kind == "traitor" and not self.agents:
+            raise ValueError("expected agents, whose places the traitor takes, got none; name them")
         _ = self.request
         return self
 

@@ -115,7 +115,7 @@ class StudyFolder:
             raise ValueError(f"expected a study in {self.study_file}: {error}") from None
         written = {
             "evaluation": _any(self.judgements),
-            "adversaries": _any(self.judgements) or any(self.runs.glob("*/adversaries/*")),
+            "adversaries": _any(self.judgements) or self._trained_otherwise(old, study),
             "tune": _any(self.tuning),
         }
         for section in _FIXED:
@@ -123,6 +123,14 @@ class StudyFolder:
             if written[section] and before != after:
                 where, change = _first_change(section, _plain(before), _plain(after))
                 raise _changed(f"{source.where(where)}: {'.'.join(map(str, where))}: {change}", self.path)
+
+    def _trained_otherwise(self, old: StudyConfig, study: StudyConfig) -> bool:
+        """Whether an adversary is there under a name that now means another."""
+        now = {entry.title: entry for entry in study.adversaries}
+        return any(
+            now.get(entry.title, entry) != entry and any(self.runs.glob(f"*/adversaries/{entry.title}"))
+            for entry in old.adversaries
+        )
 
     def check_runs(self, runs: Sequence[Run], source: Source) -> None:
         """Whether the runs in the folder are those of the study.

@@ -104,6 +104,11 @@ def _caveats(study: StudyConfig, runs: Sequence[Run], folder: StudyFolder) -> It
             "Optuna's proposals and ASHA's stops depend on the order in which trials end; they are recorded "
             "in tuning/ and can be repeated with --replay."
         )
+    if asynchronous := [run.name for run in runs if not run.config.repeatable]:
+        yield (
+            "What asynchronous algorithms learn from depends on how fast each process was, so these runs would "
+            f"not give the same numbers again: {', '.join(asynchronous)}."
+        )
     changed = [run.name for run in runs if disturbed(RunDirectory(folder.run(run.name).path).events())]
     if changed:
         yield (

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import logging
+import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -133,6 +134,7 @@ def replay(study: StudyConfig, folder: StudyFolder, board: Board) -> None:
             raise ValueError(f"expected decisions to replay in {folder.tuning / variant.name}, got none")
         board.tell("replaying", variant.name)
         trial = _trial(study, variant, folder, within="replay")
+        shutil.rmtree(trial.folder, ignore_errors=True)
         again = repeat(trial, decisions["trials"], study, folder)
         for number, (then, now) in enumerate(zip(decisions["trials"], again, strict=True)):
             if then["scores"] != now:

@@ -1,0 +1,103 @@
+"""Every method gets the same search; what it decided is kept, used, and can be repeated."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from marl_aajr.study.study import Plan, prepare
+from tests.study.files import do, write_study
+
+pytestmark = pytest.mark.usefixtures("ray_session")
+
+TUNE = {"trials": 3, "env_steps": 400, "rungs": 2, "reduction": 4, "episodes": 2, "robust_weight": 0.25}
+METHODS = [
+    {"name": "none", "search": {"ppo.lr": {"low": 1e-3, "high": 1e-1, "log": True}}},
+]
+
+
+@pytest.fixture(scope="module")
+def tuned(tmp_path_factory: pytest.TempPathFactory) -> Plan:
+    """A search that was stopped after its first score, and gone on with."""
+    folder = tmp_path_factory.mktemp("tuned")
+    file = write_study(folder, methods=METHODS, tune=TUNE, max_concurrent=1)
+    plan = prepare(file, out=folder / "out")
+
+    def once_scored() -> bool:
+        return any(event["event"] == "trial" for event in plan.folder.events())
+
+    do(plan, should_stop=once_scored)
+    assert not list(plan.folder.tuning.glob("*/decisions.json"))
+    again = prepare(file, out=folder / "out")
+    do(again)
+    return again
+
+
+def decisions(plan: Plan) -> dict[str, Any]:
+    (file,) = plan.folder.tuning.glob("*/decisions.json")
+    return dict(json.loads(file.read_text()))
+
+
+def test_every_trial_and_its_scores_are_recorded(tuned: Plan) -> None:
+    found = decisions(tuned)
+    assert len(found["trials"]) == 3
+    for trial in found["trials"]:
+        assert 1e-3 <= trial["settings"]["ppo.lr"] <= 1e-1
+        assert [score["budget"] for score in trial["scores"]] in ([1], [1, 4])
+        for score in trial["scores"]:
+            assert score["env_steps"] == 100 * score["budget"]
+            assert score["score"] == pytest.approx(0.75 * score["clean"] + 0.25 * score["robust"])
+    assert found["env_steps"] == sum(trial["scores"][-1]["env_steps"] for trial in found["trials"])
+
+
+def test_the_best_of_those_that_came_furthest_is_what_the_runs_are_trained_with(tuned: Plan) -> None:
+    found = decisions(tuned)
+    last = [trial for trial in found["trials"] if len(trial["scores"]) == 2]
+    best = max(last, key=lambda trial: float(trial["scores"][-1]["score"]))
+    assert found["chosen"] == best["settings"]
+    (run,) = tuned.runs
+    trained = tuned.folder.run(run.name).config()
+    assert trained.ppo.lr == best["settings"]["ppo.lr"]
+    assert trained.seed == 0
+
+
+def test_the_report_shows_the_budget(tuned: Plan) -> None:
+    page = tuned.folder.report.read_text()
+    assert "log-uniform in [0.001, 0.1]" in page
+    assert "can be repeated with --replay" in page
+
+
+def test_the_trials_can_be_repeated_to_the_same_scores_and_others_are_noticed(tuned: Plan) -> None:
+    (file,) = tuned.folder.tuning.glob("*/decisions.json")
+    kept = file.read_text()
+    forged = json.loads(kept)
+    score = forged["trials"][-1]["scores"][0]["clean"]
+    forged["trials"][-1]["scores"][0]["clean"] = 1.0
+    file.write_text(json.dumps(forged))
+    # The ones before the last are compared first, and agree.
+    with pytest.raises(ValueError, match=rf"expected trial 2 of .* 'clean': 1.0.* got .*'clean': {score}"):
+        do(prepare(tuned.source.path, out=tuned.folder.path), again=True)
+    file.write_text(kept)
+
+
+def test_a_search_that_has_changed_is_refused(tuned: Plan, tmp_path: Path) -> None:
+    file = write_study(tmp_path, methods=METHODS, tune={**TUNE, "episodes": 3}, max_concurrent=1)
+    with pytest.raises(ValueError, match=r"tiny\.yaml:\d+: tune.episodes: 2 → 3; .*change it back"):
+        prepare(file, out=tuned.folder.path)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"seeds": [0]}, r"tune.seeds: expected seeds that the study does not use, got \[0\]"),
+        ({"episode_seed": 0}, "tune.episode_seed: expected another seed than the evaluation's, got 0"),
+        ({"attack": "pgdd"}, "tune.attack: expected an attack out of pgd"),
+    ],
+)
+def test_tuning_is_kept_apart_from_the_evaluation(change: Any, message: str, tmp_path: Path) -> None:
+    file = write_study(tmp_path, methods=METHODS, tune={**TUNE, **change})
+    with pytest.raises(ValueError, match=rf"tiny\.yaml:\d+: {message}"):
+        prepare(file, out=tmp_path / "out")
