@@ -88,6 +88,16 @@ SETTINGS = (
         read=str,
     ),
     Setting(
+        "--algorithm",
+        "algorithm",
+        "ppo|appo|impala",
+        RUN,
+        help="Asynchronous ones sample while they learn: faster with many env runners, not repeatable, and "
+        "with --runner stock.",
+        default="ppo",
+        read=str,
+    ),
+    Setting(
         "--seed",
         "seed",
         "INT",

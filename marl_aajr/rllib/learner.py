@@ -23,7 +23,6 @@ from marl_aajr.rllib.internals import (
     add_to_policy_loss,
     backends_for,
     in_step,
-    keep_thread_errors,
     learner_index,
 )
 from marl_aajr.rllib.policy import snapshot
@@ -47,7 +46,6 @@ class RobustLearnerMixin(ResumableLearnerMixin):
         self._agreed = False
         self._clean_batch: dict[str, dict[str, Any]] = {}
         super().build()
-        self._thread_errors = keep_thread_errors(self)
         shard = (learner_index(self), self.config.num_learners) if in_step(self) else None
         for module_id, regularizer in self.config.learner_config_dict[REGULARIZERS_KEY].items():
             if module_id not in self.module:
@@ -61,12 +59,6 @@ class RobustLearnerMixin(ResumableLearnerMixin):
                 backends=backends_for(self),
                 shard=shard,
             )
-
-    def update(self, *args: Any, **kwargs: Any) -> Any:
-        result = super().update(*args, **kwargs)
-        if self._thread_errors:
-            raise self._thread_errors[0]
-        return result
 
     def before_gradient_based_update(self, *, timesteps: dict[str, Any]) -> None:
         super().before_gradient_based_update(timesteps=timesteps)

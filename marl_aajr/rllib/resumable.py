@@ -12,7 +12,7 @@ from typing import Any
 
 from ray.rllib.core.learner.torch.torch_learner import TorchLearner
 
-from marl_aajr.rllib.internals import OpenTorchLearner, adapt, adapted
+from marl_aajr.rllib.internals import OpenTorchLearner, adapt, adapted, keep_thread_errors
 
 ADAPTED_KEY = "marl_aajr_adapted"
 
@@ -21,8 +21,18 @@ class ResumableLearnerMixin(OpenTorchLearner):
     """Adds them to the learner's state; training is the learner's own, bit for bit.
 
     Of several learners RLlib saves the first, and lets each adapt a KL coefficient of its own: restored, all
-    have the first one's.
+    have the first one's. What goes wrong in a learner's own thread is raised by :meth:`update`.
     """
+
+    def build(self) -> None:
+        super().build()
+        self._thread_errors = keep_thread_errors(self)
+
+    def update(self, *args: Any, **kwargs: Any) -> Any:
+        result = super().update(*args, **kwargs)
+        if self._thread_errors:
+            raise self._thread_errors[0]
+        return result
 
     def get_state(self, components: Any = None, *, not_components: Any = None, **kwargs: Any) -> Any:
         state = super().get_state(components, not_components=not_components, **kwargs)

@@ -6,7 +6,6 @@ nor the disk.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -15,6 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 from ray.rllib.algorithms.algorithm import Algorithm
+from ray.rllib.algorithms.algorithm_config import AlgorithmConfig
 from ray.rllib.algorithms.ppo import PPOConfig
 from ray.rllib.algorithms.ppo.torch.ppo_torch_learner import PPOTorchLearner
 from ray.rllib.core.rl_module.multi_rl_module import MultiRLModuleSpec
@@ -24,7 +24,6 @@ from marl_aajr.objectives import EVERYTHING
 from marl_aajr.rllib import robustify
 from marl_aajr.rllib.env import register
 from marl_aajr.rllib.fast import fast
-from marl_aajr.rllib.internals import RunPPO
 from marl_aajr.rllib.modules import (
     check_observation_space,
     split,
@@ -36,9 +35,9 @@ from marl_aajr.rllib.returns import EpisodeReturns
 from marl_aajr.rllib.runner import RunEnvRunner
 from marl_aajr.rollout.environments import resolve
 from marl_aajr.rollout.perturbed import PerturbedGame
-from marl_aajr.schedules import Schedule
-from marl_aajr.training.config import ModelConfig, Resources, RunConfig
+from marl_aajr.training.config import Resources, RunConfig
 from marl_aajr.training.networks import module_spec
+from marl_aajr.training.numbers import rllib_schedule, start_config
 from marl_aajr.training.randomness import StartRecreated
 from marl_aajr.training.roster import Roster, roster_of
 from marl_aajr.training.sides import Sides, sides_of
@@ -58,7 +57,7 @@ class ModuleOf:
         return self.modules[agent_id]
 
 
-def build_config(config: RunConfig) -> PPOConfig:
+def build_config(config: RunConfig) -> AlgorithmConfig:
     """RLlib's configuration of a run.
 
     With the stock runner, method ``none`` trains with RLlib's own PPO learner; its checkpoints hold more.
@@ -74,11 +73,11 @@ def build_config(config: RunConfig) -> PPOConfig:
         _check_sides(config, sides)
     roster = team if sides is None else sides.everybody()
     result = (
-        PPOConfig(algo_class=RunPPO)
+        start_config(config)
         .framework("torch")
         .environment(register(spec, parity=config.parity, critic=config.model.critic))
         .multi_agent(policies=list(roster.modules), policy_mapping_fn=ModuleOf(roster.module_of))
-        .rl_module(rl_module_spec=_module_specs(config.model, roster))
+        .rl_module(rl_module_spec=_module_specs(config, roster))
         .callbacks(
             on_episode_end=EpisodeReturns(roster.teams),
             on_env_runners_recreated=StartRecreated(seed=config.seed, threads=config.resources.torch_threads),
@@ -86,8 +85,7 @@ def build_config(config: RunConfig) -> PPOConfig:
         .fault_tolerance(restart_failed_env_runners=True)
         .debugging(seed=config.seed, log_level="ERROR")
     )
-    _set_processes(result, config.resources)
-    _set_numbers(result, config)
+    _set_processes(result, config)
     _set_filter(result, config, roster)
     if sides is None:
         _set_method(result, config, roster)
@@ -101,15 +99,18 @@ def build_config(config: RunConfig) -> PPOConfig:
     return result
 
 
-def _set_processes(result: PPOConfig, resources: Resources) -> None:
+def _set_processes(result: AlgorithmConfig, config: RunConfig) -> None:
+    resources = config.resources
     result.env_runners(
         env_runner_cls=RunEnvRunner,
         num_env_runners=resources.env_runners,
         num_envs_per_env_runner=resources.copies,
         num_cpus_per_env_runner=resources.cpus_per_env_runner,
         num_gpus_per_env_runner=resources.gpus_per_env_runner,
-        max_requests_in_flight_per_env_runner=_REQUESTS_IN_FLIGHT,
     )
+    if config.algorithm == "ppo":
+        # For the others it is how far a runner may be ahead of the learner.
+        result.env_runners(max_requests_in_flight_per_env_runner=_REQUESTS_IN_FLIGHT)
     result.learners(
         num_learners=resources.learners,
         num_cpus_per_learner=resources.cpus_per_learner,
@@ -117,28 +118,7 @@ def _set_processes(result: PPOConfig, resources: Resources) -> None:
     )
 
 
-def _set_numbers(result: PPOConfig, config: RunConfig) -> None:
-    ppo, learners = config.ppo, max(config.resources.learners, 1)
-    result.training(
-        lr=_rllib_schedule(ppo.lr),
-        gamma=ppo.gamma,
-        lambda_=ppo.gae_lambda,
-        clip_param=ppo.clip,
-        vf_clip_param=math.inf if ppo.vf_clip is None else ppo.vf_clip,
-        vf_loss_coeff=ppo.vf_loss_coeff,
-        entropy_coeff=_rllib_schedule(ppo.entropy_coeff),
-        use_kl_loss=ppo.kl_coeff > 0,
-        kl_coeff=ppo.kl_coeff,
-        kl_target=ppo.kl_target,
-        num_epochs=ppo.epochs,
-        minibatch_size=ppo.minibatch_size // learners,
-        train_batch_size_per_learner=ppo.train_batch_size // learners,
-        grad_clip=ppo.grad_clip,
-        grad_clip_by="global_norm",
-    )
-
-
-def _set_filter(result: PPOConfig, config: RunConfig, roster: Roster) -> None:
+def _set_filter(result: AlgorithmConfig, config: RunConfig, roster: Roster) -> None:
     if config.observation_filter == "none":
         return
     shapes = {module: filtered_shape(roster.module_space(agent)) for module, agent in roster.modules.items()}
@@ -146,10 +126,10 @@ def _set_filter(result: PPOConfig, config: RunConfig, roster: Roster) -> None:
     result.env_runners(env_to_module_connector=connect)
 
 
-def _set_method(result: PPOConfig, config: RunConfig, roster: Roster) -> None:
+def _set_method(result: AlgorithmConfig, config: RunConfig, roster: Roster) -> None:
     regularizer = config.method.regularizer(env_steps=config.env_steps)
     if regularizer is None:
-        result.learners(learner_class=resumable_learner_class(PPOTorchLearner))
+        result.learners(learner_class=resumable_learner_class(result.learner_class))
         return
     # A centralised critic does not judge an observation alone.
     offers = EVERYTHING if config.model.critic == "own" else EVERYTHING - {"critic"}
@@ -162,9 +142,9 @@ def _set_method(result: PPOConfig, config: RunConfig, roster: Roster) -> None:
     robustify(result, regularizer)
 
 
-def _set_sides(result: PPOConfig, sides: Sides) -> None:
+def _set_sides(result: AlgorithmConfig, sides: Sides) -> None:
     result.learners(learner_class=resumable_learner_class(PPOTorchLearner))
-    entropy = PPOConfig.overrides(entropy_coeff=_rllib_schedule(sides.atla.adversary_entropy_coeff))
+    entropy = PPOConfig.overrides(entropy_coeff=rllib_schedule(sides.atla.adversary_entropy_coeff))
     result.multi_agent(
         algorithm_config_overrides_per_module=dict.fromkeys(sides.adversaries.modules, entropy)
     )
@@ -235,10 +215,15 @@ def _main_process(resources: Resources) -> dict[str, float]:
     }
 
 
-def _module_specs(model: ModelConfig, roster: Roster) -> MultiRLModuleSpec:
+def _module_specs(config: RunConfig, roster: Roster) -> MultiRLModuleSpec:
     return MultiRLModuleSpec(
         rl_module_specs={
-            module: module_spec(model, roster.module_space(agent), roster.action_spaces[agent])
+            module: module_spec(
+                config.model,
+                roster.module_space(agent),
+                roster.action_spaces[agent],
+                target_network=config.algorithm == "appo",
+            )
             for module, agent in roster.modules.items()
         }
     )
@@ -246,9 +231,3 @@ def _module_specs(model: ModelConfig, roster: Roster) -> MultiRLModuleSpec:
 
 def _normalizer(env: Any, spaces: Any, device: Any, **settings: Any) -> ObservationNormalizer:
     return ObservationNormalizer(**settings)
-
-
-def _rllib_schedule(schedule: Schedule) -> float | list[list[float]]:
-    if isinstance(schedule, float):
-        return schedule
-    return [[int(step), value] for step, value in schedule]

@@ -149,7 +149,12 @@ class RunConfig(_Section):
         policies: ``shared``: one module for all agents of a team with the same spaces; ``independent``: one
             module per agent.
         model: the networks.
-        ppo: the algorithm.
+        algorithm: ``ppo``; or ``impala`` or ``appo``, whose env runners sample on while the learner learns.
+            What these learn from, and so their numbers, depends on how fast each process was: the same seed
+            is not the same run, and a resumed run goes on as another. They use RLlib's runner and learner;
+            of ``ppo`` neither of them uses ``gae_lambda``, ``vf_clip``, ``epochs`` and ``minibatch_size``
+            (one pass, V-trace), nor ``impala`` ``clip`` and ``kl_...``.
+        ppo: the numbers of the algorithm.
         observation_filter: ``mean_std`` normalises observations by running statistics of each module.
         resources: processes and hardware.
         checkpoint_every: iterations between checkpoints, which are the points a run can resume from.
@@ -164,6 +169,7 @@ class RunConfig(_Section):
     seed: Whole = 0
     env_steps: Count = 1_000_000
     policies: Literal["shared", "independent"] = "shared"
+    algorithm: Literal["ppo", "appo", "impala"] = "ppo"
     model: ModelConfig = Field(default_factory=ModelConfig)
     ppo: PPOSettings = Field(default_factory=PPOSettings)
     observation_filter: Literal["none", "mean_std"] = "none"
@@ -171,6 +177,32 @@ class RunConfig(_Section):
     checkpoint_every: Count = 10
     parity: bool = False
     initial_policy: str | None = None
+
+    @property
+    def repeatable(self) -> bool:
+        """Whether the same configuration gives the same numbers, resumed or not."""
+        return self.algorithm == "ppo"
+
+    @model_validator(mode="after")
+    def _asynchronous(self) -> RunConfig:
+        if self.algorithm == "ppo":
+            return self
+        for key, value, right in (
+            ("resources.runner", self.resources.runner, "stock"),
+            ("model.critic", self.model.critic, "own"),
+            ("model.lstm", self.model.lstm, None),
+            ("observation_filter", self.observation_filter, "none"),
+        ):
+            if value != right:
+                raise ValueError(
+                    f"expected {key} {right} for algorithm {self.algorithm}, got {value}; change one of them"
+                )
+        if self.resources.env_runners == 0 or self.method.name == "atla":
+            raise ValueError(
+                f"expected resources.env_runners ≥ 1 and a method other than atla for algorithm "
+                f"{self.algorithm}, got {self.resources.env_runners} and {self.method.name}; change them"
+            )
+        return self
 
     @model_validator(mode="after")
     def _batches(self) -> RunConfig:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import gymnasium as gym
+from ray.rllib.algorithms.appo.torch.default_appo_torch_rl_module import DefaultAPPOTorchRLModule
 from ray.rllib.algorithms.ppo.torch.default_ppo_torch_rl_module import DefaultPPOTorchRLModule
 from ray.rllib.core.rl_module.default_model_config import DefaultModelConfig
 from ray.rllib.core.rl_module.rl_module import RLModuleSpec
@@ -16,12 +17,16 @@ from marl_aajr.training.config import ModelConfig
 
 
 def module_spec(
-    model: ModelConfig, observation_space: gym.Space[Any], action_space: gym.Space[Any]
+    model: ModelConfig,
+    observation_space: gym.Space[Any],
+    action_space: gym.Space[Any],
+    *,
+    target_network: bool = False,
 ) -> RLModuleSpec:
     """RLlib's module for these spaces and settings: its own where that will do.
 
     Raises:
-        ValueError: an LSTM where only our own modules will do, which have none.
+        ValueError: an LSTM, or APPO's target network, where only our own modules will do, which have none.
     """
     orthogonal: dict[str, Any] = {}
     if model.initialization == "orthogonal":
@@ -40,15 +45,21 @@ def module_spec(
         free_log_std=model.free_log_std and isinstance(action_space, gym.spaces.Box),
         **orthogonal,
     )
-    kind: type[TorchRLModule] = DefaultPPOTorchRLModule
+    default = DefaultAPPOTorchRLModule if target_network else DefaultPPOTorchRLModule
+    kind: type[TorchRLModule] = default
     if model.critic != "own":
         kind = MAPPOModule
     elif needs_flat_module(observation_space):
         kind = FlatActorCritic
-    if model.lstm is not None and kind is not DefaultPPOTorchRLModule:
+    if model.lstm is not None and kind is not default:
         raise ValueError(
             "expected one-dimensional float observations without action masks, and model.critic own, for "
             f"model.lstm, got {observation_space}; leave it out, or flatten the observations"
+        )
+    if target_network and kind is not default:
+        raise ValueError(
+            "expected one-dimensional float observations without action masks for algorithm appo, got "
+            f"{observation_space}; use ppo or impala, or flatten the observations"
         )
     return RLModuleSpec(
         module_class=kind,

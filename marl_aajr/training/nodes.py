@@ -1,4 +1,4 @@
-"""Whether all nodes of a cluster have what this process has: other versions mean other numbers, or crashes."""
+"""Whether all nodes of a cluster have what this process has: other versions mean other numbers."""
 
 from __future__ import annotations
 

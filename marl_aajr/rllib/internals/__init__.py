@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from marl_aajr.rllib.internals.alarms import errors_raise, remote_errors_raise
 from marl_aajr.rllib.internals.configs import (
+    RunAPPO,
+    RunIMPALA,
     RunPPO,
     custom_connectors,
     episode_callbacks,
@@ -50,6 +52,8 @@ __all__ = [
     "OpenPPOTorchLearner",
     "OpenTorchLearner",
     "OrderedEpisode",
+    "RunAPPO",
+    "RunIMPALA",
     "RunPPO",
     "actor_forward",
     "actor_layers",

@@ -5,7 +5,10 @@ from __future__ import annotations
 import tempfile
 from typing import Any
 
+from ray.rllib.algorithms.algorithm import Algorithm
 from ray.rllib.algorithms.algorithm_config import AlgorithmConfig
+from ray.rllib.algorithms.appo import APPO
+from ray.rllib.algorithms.impala import IMPALA
 from ray.rllib.algorithms.ppo import PPO
 from ray.rllib.callbacks.callbacks import RLlibCallback
 from ray.rllib.connectors.env_to_module import (
@@ -20,11 +23,23 @@ from ray.rllib.utils import force_list
 from ray.tune.registry import ENV_CREATOR, _global_registry
 
 
-class RunPPO(PPO):
-    """RLlib's PPO, which does not make a folder in ~/ray_results: a run has its own."""
+class _NoResults(Algorithm):
+    """Makes no folder in ~/ray_results: a run has its own."""
 
     def _setup_logdir(self) -> None:
         self._logdir = tempfile.gettempdir()
+
+
+class RunPPO(_NoResults, PPO):
+    """RLlib's PPO for a run."""
+
+
+class RunAPPO(_NoResults, APPO):
+    """RLlib's APPO for a run."""
+
+
+class RunIMPALA(_NoResults, IMPALA):
+    """RLlib's IMPALA for a run."""
 
 
 def registered_creator(name: str) -> Any:

@@ -1,0 +1,60 @@
+"""IMPALA and APPO as runs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from marl_aajr.numerics import NonFiniteError
+from marl_aajr.training.config import make_config
+from marl_aajr.training.run_directory import RunDirectory
+from marl_aajr.training.trainer import train
+from marl_aajr.victims import Victim
+from tests.training.runs import TINY, tiny
+
+STOCK = {"runner": "stock", "env_runners": 1, "envs_per_runner": 2}
+
+
+@pytest.mark.usefixtures("ray_session")
+def test_an_appo_run_is_trained_stopped_resumed_and_exported_like_any_other(tmp_path: Path) -> None:
+    """Its numbers are not repeatable; what it leaves is as complete."""
+    config = tiny(
+        algorithm="appo",
+        env_steps=300,
+        checkpoint_every=1,
+        method={"name": "aajr", "ramp": None},
+        ppo={"kl_coeff": 0.1},
+        resources=STOCK,
+    )
+    run = RunDirectory(train(config, tmp_path / "run", should_stop=lambda: True))
+    assert (run.status().state, config.repeatable, run.iterations()) == ("interrupted", False, [1])
+    train(config, run.path, resume=True)
+    assert (run.status().state, run.status().env_steps >= 300) == ("finished", True)
+    learned = run.metrics()[-1]["modules"]["agent"]
+    assert {"policy_loss", "vf_loss", "entropy", "mean_kl", "aajr/penalty"} <= set(learned)
+    assert learned["aajr/penalty"] > 0
+    assert Victim.load(run.victim).agents == ("agent_0", "agent_1")
+
+
+@pytest.mark.usefixtures("ray_session")
+def test_a_loss_of_impala_that_is_nan_stops_the_run_although_a_thread_computes_it(tmp_path: Path) -> None:
+    config = tiny(algorithm="impala", env_steps=3000, ppo={"lr": 1e30}, resources=STOCK)
+    with pytest.raises(NonFiniteError, match="iteration"):
+        train(config, tmp_path / "run")
+    assert RunDirectory(tmp_path / "run").status().state == "failed"
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"resources": {"env_runners": 1}}, "expected resources.runner stock for algorithm impala, got fast"),
+        ({"resources": {"runner": "stock"}}, "expected resources.env_runners ≥ 1"),
+        ({"resources": STOCK, "observation_filter": "mean_std"}, "expected observation_filter none"),
+        ({"resources": STOCK, "model": {"critic": "joint"}}, "expected model.critic own"),
+    ],
+)
+def test_what_needs_synchronous_sampling_is_refused(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        make_config(TINY | {"algorithm": "impala"} | changes)
