@@ -166,6 +166,7 @@ def _across(
     looked = [legend.looks[label] for label in labels]
     return {
         "legend": legend.entries(rows),
+        "headline": aggregates.headline(found),
         "blocks": aggregates.blocks(found, decimals=2),
         "profiles": aggregates.profiles(found, looked, unit="score", key="across"),
         "fixed": all(reference_of(references, c.scene) for c in comparisons),
