@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageSequence
 
 from marl_aajr.attacks import make_attack
 from marl_aajr.report import films
@@ -21,12 +21,8 @@ MPE2 = resolve("simple_spread_v3", {"max_cycles": 6})
 
 def frames(gif: bytes) -> list[np.ndarray[Any, Any]]:
     """``[height, width, 3]`` each, without the captions."""
-    found = []
     with Image.open(io.BytesIO(gif)) as picture:
-        for k in range(picture.n_frames):
-            picture.seek(k)
-            found.append(np.asarray(picture.convert("RGB"), int)[40:])
-    return found
+        return [np.asarray(frame.convert("RGB"), int)[40:] for frame in ImageSequence.Iterator(picture)]
 
 
 def halves(frame: np.ndarray[Any, Any]) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
