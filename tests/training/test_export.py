@@ -13,6 +13,7 @@ from ray.rllib.connectors.connector_v2 import ConnectorV2
 from ray.rllib.core.columns import Columns
 from torch import nn
 
+from marl_aajr.rllib.checkpoints import victim_from_checkpoint
 from marl_aajr.rllib.internals import observation_normalizer
 from marl_aajr.training.algorithm import build_algorithm
 from marl_aajr.training.export import export_victim
@@ -85,9 +86,14 @@ def test_the_victim_repeats_what_the_env_runner_recorded(changes: dict[str, Any]
         if (normalizer := observation_normalizer(algorithm)) is not None:
             normalizer.frozen = True
         episodes = runner.sample(num_timesteps=60, explore=False, force_reset=True)
+        runner._env_to_module.remove("RawObservations")
+        algorithm.save_to_path(tmp_path / "checkpoint")
     finally:
         algorithm.stop()
     compare(Victim.load(tmp_path / "victim"), episodes, raw, sent)
+    env, arguments = config.env.name, config.env.kwargs
+    restored = victim_from_checkpoint(tmp_path / "checkpoint", env=env, env_kwargs=arguments)
+    compare(restored, episodes, raw, sent)
 
 
 def answers(victim: Victim, agent: str, inputs: torch.Tensor, legal: torch.Tensor | None) -> torch.Tensor:
