@@ -98,20 +98,6 @@ def render(
     references, films, notes = references or {}, films or {}, notes or Notes()
     legend = Legend.of(comparisons)
     runs = _unique(comparisons)
-    sections, seen = [], set()
-    for i, comparison in enumerate(comparisons):
-        own = frozenset(str(run.run.path) for row in comparison.rows for run in row.runs)
-        sections.append(
-            section(
-                comparison,
-                legend,
-                key=f"e{i}",
-                reference=reference_of(references, comparison.scene),
-                film=films.get(comparison.scene, ""),
-                with_training=own not in seen,
-            )
-        )
-        seen.add(own)
     places = list(dict.fromkeys(comparison.scene.short for comparison in comparisons))
     return _template().render(
         title=title or f"Who survives on {places[0] if len(places) == 1 else f'{len(places)} environments'}",
@@ -125,7 +111,7 @@ def render(
         notes=notes,
         study=studied.sheets(notes),
         took=tables.duration(notes.seconds) if notes.seconds else "",
-        sections=sections,
+        sections=_sections(comparisons, legend, references, films),
         across=_across(comparisons, legend, references),
         packages=tables.packages(runs),
         commands=notes.command or reproduce.commands(comparisons),
@@ -134,6 +120,30 @@ def render(
         several_runs=any(len(row.runs) > 1 for c in comparisons for row in c.rows),
         single_runs=any(len(row.runs) == 1 for c in comparisons for row in c.rows),
     )
+
+
+def _sections(
+    comparisons: Sequence[Comparison],
+    legend: Legend,
+    references: Mapping[str, Reference],
+    films: Mapping[Scene, bytes | str],
+) -> list[dict[str, object]]:
+    """One per comparison; sections of the same runs show their training once."""
+    found, seen = [], set()
+    for i, comparison in enumerate(comparisons):
+        own = frozenset(str(run.run.path) for row in comparison.rows for run in row.runs)
+        found.append(
+            section(
+                comparison,
+                legend,
+                key=f"e{i}",
+                reference=reference_of(references, comparison.scene),
+                film=films.get(comparison.scene, ""),
+                with_training=own not in seen,
+            )
+        )
+        seen.add(own)
+    return found
 
 
 def _in_order(cautions: list[str]) -> list[str]:
@@ -163,7 +173,7 @@ def _across(
         return None
     labels = [summary.label for summary in found[0.0]]
     rows = [row for label in labels for row in comparisons[0].rows if row.method.label == label]
-    looked = [legend.looks[label] for label in labels]
+    looked = legend.of_rows(rows)
     return {
         "legend": legend.entries(rows),
         "headline": aggregates.headline(found),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from marl_aajr.report.conditions import Condition, Key, Played, exact, keys_of, label_all, unlimited
@@ -169,12 +169,17 @@ def gather(records: Sequence[RunRecord]) -> Evidence:
         )
         for record, rows, (clean, attacked) in zip(records, played, merged, strict=True)
     )
-    order = list(dict.fromkeys(condition.attack for condition in conditions.values()))
-    ordered = sorted(conditions.values(), key=lambda c: (c.limits != "", order.index(c.attack), c.epsilon))
     others = {other for found in per_run for other in found} - {protocol}
     left_out = [f"evaluations on {other}" for other in sorted(others)]
     left_out += _missing_somewhere(records, [attacked for _, attacked in merged])
-    return Evidence(protocol, tuple(ordered), results, tuple(left_out))
+    return Evidence(protocol, _ordered(conditions.values()), results, tuple(left_out))
+
+
+def _ordered(conditions: Iterable[Condition]) -> tuple[Condition, ...]:
+    """Without limits first, then by attack in the order of the evaluations, then by size."""
+    given = list(conditions)
+    order = list(dict.fromkeys(condition.attack for condition in given))
+    return tuple(sorted(given, key=lambda c: (c.limits != "", order.index(c.attack), c.epsilon)))
 
 
 def scenes(records: Sequence[RunRecord]) -> dict[Scene, list[RunRecord]]:

@@ -54,6 +54,10 @@ class Legend:
         lines = {label: use for label, (_, use) in drawn.items()}
         return cls(found, lines, tuple(definition for definition, _ in drawn.values()))
 
+    def of_rows(self, rows: Sequence[Row]) -> list[Look]:
+        """The looks of some rows."""
+        return [self.looks[row.method.label] for row in rows]
+
     def entries(self, rows: Sequence[Row]) -> list[Entry]:
         """The methods of some rows."""
         return [
@@ -81,10 +85,8 @@ def section(
         with_training: whether to show how the runs were trained: once, where two sections have the same runs.
     """
     rows = comparison.rows
-    methods = [row.method for row in rows]
     decimals = decimals_for(e for row in rows for e in (row.clean, *row.robust.values()))
-    results = tables.results(comparison, decimals=decimals)
-    found = {
+    return {
         "key": key,
         "title": comparison.scene.short,
         "protocol": str(comparison.protocol),
@@ -93,6 +95,21 @@ def section(
         "headline": headline(comparison),
         "verdict": verdict(comparison, decimals=decimals),
         "how_chosen": how_chosen(comparison),
+        "film": f"data:image/gif;base64,{b64encode(film).decode()}" if isinstance(film, bytes) else "",
+        "no_film": film if isinstance(film, str) else "",
+        "several_runs": any(len(row.runs) > 1 for row in rows),
+        **_tables(comparison, decimals=decimals),
+        **_heat(comparison, decimals=decimals),
+        **_over_runs(comparison, legend, key=key, reference=reference, decimals=decimals),
+        **_figures(comparison, legend, key=key, reference=reference, decimals=decimals),
+        **_training(comparison, legend if with_training else None, key=key),
+    }
+
+
+def _tables(comparison: Comparison, *, decimals: int) -> dict[str, Any]:
+    methods = [row.method for row in comparison.rows]
+    results = tables.results(comparison, decimals=decimals)
+    return {
         "differences": differences(methods),
         "shared": shared(methods),
         "results": results,
@@ -105,17 +122,6 @@ def section(
         "worst_of_each_run": tables.worst_of_each_run(comparison, decimals=decimals),
         "checks": trust.sheet(comparison),
         "versions": tables.versions(comparison),
-        "film": f"data:image/gif;base64,{b64encode(film).decode()}" if isinstance(film, bytes) else "",
-        "no_film": film if isinstance(film, str) else "",
-        "several_runs": any(len(row.runs) > 1 for row in rows),
-    }
-    return {
-        **found,
-        **_heat(comparison, decimals=decimals),
-        **_over_runs(comparison, legend, key=key, reference=reference, decimals=decimals),
-        **_figures(
-            comparison, legend, key=key, reference=reference, decimals=decimals, with_training=with_training
-        ),
     }
 
 
@@ -130,7 +136,7 @@ def _over_runs(
     environment = comparison.protocol.environment
     found = summarise([comparison], {} if reference is None else {environment: reference})
     unit = "return" if reference is None else "score"
-    looked = [legend.looks[row.method.label] for row in comparison.rows]
+    looked = legend.of_rows(comparison.rows)
     target = scale(comparison, reference, normalised=False).target
     return {
         "over_runs": aggregates.blocks(found, decimals=decimals if reference is None else 2),
@@ -141,29 +147,26 @@ def _over_runs(
 
 
 def _figures(
-    comparison: Comparison,
-    legend: Legend,
-    *,
-    key: str,
-    reference: Reference | None,
-    decimals: int,
-    with_training: bool,
+    comparison: Comparison, legend: Legend, *, key: str, reference: Reference | None, decimals: int
 ) -> dict[str, Any]:
-    looked = [legend.looks[row.method.label] for row in comparison.rows]
-    tradeoffs = [tradeoff.tradeoff(comparison, e, reference) for e in comparison.epsilons]
-    several = len(comparison.rows) > 1
+    looked = legend.of_rows(comparison.rows)
+    found = [tradeoff.tradeoff(comparison, e, reference) for e in comparison.epsilons]
+    pareto = tradeoff.panels(comparison, looked, found, decimals=decimals, key=f"{key}pareto")
     return {
         "worst_case": panels.worst_case(comparison, looked, decimals=decimals, key=f"{key}worst"),
         "robustness": panels.robustness(comparison, looked, decimals=decimals, key=f"{key}eps"),
-        "pareto": (
-            tradeoff.panels(comparison, looked, tradeoffs, decimals=decimals, key=f"{key}pareto")
-            if several
-            else ()
-        ),
-        "volumes": tradeoff.sheet(tradeoffs, decimals=decimals),
-        "learning": panels.learning(comparison, looked, key=f"{key}learn") if with_training else (),
-        "training_metrics": (
-            panels.training_metrics(comparison, looked, key=f"{key}m") if with_training else ()
-        ),
+        "pareto": pareto if len(comparison.rows) > 1 else (),
+        "volumes": tradeoff.sheet(found, decimals=decimals),
+    }
+
+
+def _training(comparison: Comparison, legend: Legend | None, *, key: str) -> dict[str, Any]:
+    """How the runs were trained; nothing without a legend."""
+    if legend is None:
+        return {"learning": (), "training_metrics": (), "metrics_legend": []}
+    looked = legend.of_rows(comparison.rows)
+    return {
+        "learning": panels.learning(comparison, looked, key=f"{key}learn"),
+        "training_metrics": panels.training_metrics(comparison, looked, key=f"{key}m"),
         "metrics_legend": legend.entries(panels.logging(comparison)),
     }
