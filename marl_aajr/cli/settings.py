@@ -134,7 +134,8 @@ SETTINGS = (
         "method.epsilon",
         "FLOAT",
         ROBUST,
-        help="Radius trained against, in the units that the network sees: a number or a schedule.",
+        help="Radius trained against, in the units that the network sees (atla: of the environment): "
+        "a number or a schedule.",
         default="0.1",
     ),
     Setting(

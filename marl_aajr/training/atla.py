@@ -48,7 +48,7 @@ class ATLA:
     """
 
     name: ClassVar[str] = "atla"
-    summary: ClassVar[str] = "training in alternation with adversaries that learn to perturb (ATLA)"
+    summary: ClassVar[str] = "alternates with learned adversaries of what agents see (ATLA, Zhang 2021)"
 
     adversary: Kind = "sa-rl"
     epsilon: Schedule = 0.1

@@ -46,6 +46,21 @@ def test_sides_take_turns_by_the_number_of_the_iteration_once_there_is_an_epsilo
     assert [one and one.epsilon for one in sets] == [None, None, 0.05, 0.1]
 
 
+def test_each_module_of_each_team_has_adversaries_of_its_own() -> None:
+    settings = config(env={"name": "marl_aajr.envs.simple_tag_v3", "kwargs": {"num_adversaries": 2}})
+    sides = sides_of(settings, roster_of(settings))
+    assert sides is not None
+    adversaries = sides.adversaries
+    assert adversaries.module_of == {
+        "adversary_of_adversary_0": "adversary_of_adversary",
+        "adversary_of_adversary_1": "adversary_of_adversary",
+        "adversary_of_agent_0": "adversary_of_agent",
+    }
+    assert adversaries.teams["adversary_of_agent_0"] == "adversary_of_good"
+    width = sides.team.observation_spaces["agent_0"].shape
+    assert adversaries.action_spaces["adversary_of_agent_0"].shape == width
+
+
 def test_every_iteration_trains_exactly_one_side(ray_session: None) -> None:
     """Weights, critics, optimisers and KL coefficients of the other are the same bit for bit."""
     settings = config(ppo={"kl_coeff": 0.2})
