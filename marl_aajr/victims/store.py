@@ -150,8 +150,9 @@ def _numbers(victim: Victim, networks: dict[str, nn.Sequential]) -> dict[str, Te
     }
     for agent, observed in victim.filters.items():
         if observed is not None:
-            numbers[f"filters/{agent}/mean"] = observed.mean.cpu().contiguous()
-            numbers[f"filters/{agent}/std"] = observed.std.cpu().contiguous()
+            # Copies: agents may share a filter, and safetensors refuses tensors that share memory.
+            numbers[f"filters/{agent}/mean"] = observed.mean.cpu().clone()
+            numbers[f"filters/{agent}/std"] = observed.std.cpu().clone()
     return numbers
 
 

@@ -141,7 +141,9 @@ class TestDirection:
 def test_a_warm_start_does_what_pgd_does(kind: str, joint: bool, tmp_path: Path) -> None:
     """As an ascent through the victim, or as the actions that PGD made likeliest."""
     sharp = network(5, 12)
-    sharp[-1].weight.data *= 10.0
+    last = sharp[-1]
+    assert isinstance(last, nn.Linear)
+    last.weight.data *= 10.0
     game = threat(team(SPREAD, sharp), tmp_path, kind=kind, joint=joint, epsilon=0.3)
     config = make_config(
         {

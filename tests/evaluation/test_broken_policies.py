@@ -264,6 +264,12 @@ class TestOrderOfReturns:
         assert check.verdict == "fail"
         assert f"{black} lowers the return" in check.text
 
+    def test_a_learned_adversary_that_hurts_less_is_undertrained(self) -> None:
+        (check,) = return_checks(self.rows(("pgd", 0.1, -5.0), ("sa-rl", 0.1, -4.0), ("pa-ad", 0.1, -6.0)))
+        assert (check.verdict, check.name) == ("warn", "returns (greedy): myopic ≤ learned")
+        assert check.text.startswith("Undertrained: at ε = 0.1 sa-rl leaves a return of -4")
+        assert "no evidence of robustness" in check.text
+
     def test_more_room_and_less_harm_is_a_note(self) -> None:
         (check,) = return_checks(self.rows(("pgd", 0.1, -5.0), ("pgd", 0.2, -4.0)))
         assert check.verdict == "warn"

@@ -1,0 +1,198 @@
+"""Trained observation adversaries: they find what is known to be best, and are judged as they learned."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from marl_aajr.attacks import LearnedAttack, make_attack
+from marl_aajr.attacks.adversary_request import AdversaryRequest
+from marl_aajr.attacks.adversary_run import RECORD, find_or_train, request_of, train_adversary
+from marl_aajr.attacks.adversary_score import Judge
+from marl_aajr.attacks.learned import LEARNED, loaded
+from marl_aajr.attacks.observation_game import GAME, ObservationGame, ObservationThreat
+from marl_aajr.evaluation import evaluate
+from marl_aajr.training.config import make_config
+from marl_aajr.training.trainer import train
+from marl_aajr.victims import ObservationFilter, Victim, fingerprint
+from tests.attacks.test_observation_game import SPREAD, threat
+from tests.evaluation.players import network, sign_reader, signs, team
+from tests.training.runs import assert_same_run, tiny
+
+FILTER = ObservationFilter(mean=torch.full((12,), 0.1), std=torch.full((12,), 0.5), clip=2.0)
+
+
+def untrained(game: ObservationGame) -> Victim:
+    """Adversaries with random networks."""
+    spaces = game.observation_spaces
+    return Victim(
+        module_of={player: player for player in game.possible_agents},
+        modules={
+            player: network(
+                _outputs(game.action_spaces[player]), int((spaces[player].shape or (0,))[0]), seed=i
+            )
+            for i, player in enumerate(game.possible_agents)
+        },
+        observation_spaces=spaces,
+        action_spaces=game.action_spaces,
+    )
+
+
+def _outputs(space: Any) -> int:
+    if hasattr(space, "nvec"):
+        return int(space.nvec.sum())
+    return int(space.n) if hasattr(space, "n") else 2 * int(space.shape[0])
+
+
+def attack_by(game: ObservationGame, against: ObservationThreat, policy: Victim) -> LearnedAttack:
+    return LEARNED[against.kind](
+        perturbations=against.perturbations,
+        joint=against.joint,
+        _policy=policy,
+        _crew=game.crew,
+        _digest=against.digest,
+    )
+
+
+@pytest.mark.parametrize("norm", ["linf", "l2"])
+@pytest.mark.parametrize("joint", [False, True], ids=["each", "joint"])
+@pytest.mark.parametrize("kind", ["sa-rl", "pa-ad"])
+def test_an_evaluation_plays_the_game_that_was_learned(
+    kind: str, joint: bool, norm: str, tmp_path: Path
+) -> None:
+    """Behind observation filters, in raw units: the same episodes, the same returns."""
+    victim = team(SPREAD, filters={"agent_0": FILTER, "agent_1": FILTER})
+    against = threat(victim, tmp_path, kind=kind, joint=joint, norm=norm, epsilon=0.4)
+    game = against.build(5)
+    policy = untrained(game)
+    obs, earned = game.reset(seed=9), torch.zeros(5, dtype=torch.float64)
+    for _ in range(6):
+        actions = {p: policy.greedy(p, policy.policy(p)(seen)) for p, seen in obs.items()}
+        step = game.step(actions)
+        earned += torch.stack(list(step.rewards.values())).sum(0)
+        obs = step.obs
+    result = evaluate(
+        victim, attacks=[(attack_by(game, against, policy), 0.4)], episodes=5, num_envs=5, seed=9, units="raw"
+    )
+    (row,) = result.attacks
+    played = torch.tensor(row.outcome.returns, dtype=torch.float64)
+    torch.testing.assert_close(played, -earned, rtol=1e-4, atol=1e-4)
+    assert row.outcome.mean != pytest.approx(result.rows[0].clean.mean, abs=1e-3)
+
+
+def test_it_attacks_nobody_else_than_it_was_trained_against(tmp_path: Path) -> None:
+    victim = team(SPREAD)
+    against = threat(victim, tmp_path, agents=["agent_0"])
+    game = against.build(1)
+    attack = attack_by(game, against, untrained(game))
+    with pytest.raises(ValueError, match="expected the victims that sa-rl was trained against"):
+        attack.against(team(SPREAD, network(5, 12, seed=4)), "agent_0")
+    with pytest.raises(ValueError, match="out of agent_0; got 'agent_1'"):
+        attack.against(victim, "agent_1")
+    with pytest.raises(ValueError, match="expected a fitted sa-rl, got a fresh one"):
+        make_attack("sa-rl", epsilon=0.1).against(victim, "agent_0")
+
+
+@pytest.fixture(scope="module")
+def victims(ray_session: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    env = {"name": SPREAD.name, "kwargs": dict(SPREAD.kwargs)}
+    return train(tiny(env=env, env_steps=200), tmp_path_factory.mktemp("learned") / "victims")
+
+
+@pytest.fixture(scope="module")
+def straight(victims: Path) -> Path:
+    return train_adversary(victims, kind="pa-ad", epsilon=0.2, env_steps=16_000, search=2, seed=3)
+
+
+@pytest.mark.usefixtures("ray_session")
+class TestTraining:
+    def test_sa_rl_finds_the_best_perturbation(self, tmp_path: Path) -> None:
+        """Where the right action is the sign of 0.15, 0.2 against the sign costs every reward."""
+        victim = team(signs(longest=1, size=0.15), sign_reader())
+        against = threat(victim, tmp_path, epsilon=0.2)
+        config = make_config(
+            {
+                "env": {"name": GAME, "kwargs": against.arguments},
+                "env_steps": 3000,
+                "model": {"hidden": [8], "free_log_std": True},
+                "ppo": {
+                    "lr": 1e-2,
+                    "train_batch_size": 250,
+                    "minibatch_size": 250,
+                    "entropy_coeff": 0.0,
+                },
+                "resources": {"envs_per_runner": 25},
+            }
+        )
+        judge = Judge(config, seed=0)
+        run = train(config, tmp_path / "run")
+        assert judge.references()["clean"].mean() == -3.0
+        assert judge.score(Victim.load(run / "victim")).mean() > 2.9
+
+    def test_everything_is_recorded_in_its_folder(self, victims: Path, straight: Path) -> None:
+        assert straight == victims / "adversaries" / "pa-ad-eps0.2-s3"
+        record = json.loads((straight / RECORD).read_text())
+        assert (record["kind"], record["epsilon"], record["env_steps"]) == ("pa-ad", 0.2, 16_000)
+        assert len(record["tried"]) == 2
+        assert set(record["selection"]) == {"clean", "pgd", "warm_start", "trained"}
+        assert record["selection"]["pgd"] > record["selection"]["clean"]
+        assert record["selection"][record["kept"]] >= record["selection"]["trained"]
+        for folder in ("victim", "initial_policy", "warm-start", "search/1/victim", "search/2/victim"):
+            assert Victim.load(straight / folder).agents == ("agent_0", "agent_1")
+        assert not straight.with_name(f"{straight.name}.search").exists()
+
+    def test_one_that_was_stopped_goes_on_to_the_same_numbers(
+        self, victims: Path, straight: Path, tmp_path: Path
+    ) -> None:
+        out = tmp_path / "stopped"
+        asked: dict[str, Any] = {"kind": "pa-ad", "epsilon": 0.2, "env_steps": 16_000, "search": 2, "seed": 3}
+        train_adversary(victims, **asked, out=out, should_stop=lambda: True)
+        assert not (out / RECORD).exists()
+        with pytest.raises(ValueError, match="whose training was stopped; resume it"):
+            train_adversary(victims, **asked, out=out)
+        with pytest.raises(ValueError, match=r"expected the adversary that .* was started with"):
+            train_adversary(victims, **{**asked, "epsilon": 0.3}, out=out, resume=True)
+        assert request_of(out)[0].search == 2
+        train_adversary(victims, **asked, out=out, resume=True)
+        assert_same_run(straight, out)
+        one, other = (json.loads((run / RECORD).read_text()) for run in (straight, out))
+        assert {**one, "seconds": 0} == {**other, "seconds": 0}
+
+    def test_an_evaluation_uses_it_again(self, victims: Path, straight: Path) -> None:
+        victim = Victim.load(victims / "victim")
+        attack = make_attack("pa-ad", epsilon=0.2, adversary=str(straight))
+        before = sorted((victims / "adversaries").iterdir())
+        result = evaluate(victim, attacks=[("pa-ad", 0.2), ("pgd-strong", 0.2)], episodes=4, home=victims)
+        assert sorted((victims / "adversaries").iterdir()) == before
+        again = evaluate(victim, attacks=[(attack, 0.2)], episodes=4)
+        assert result.attacks[0].outcome == again.attacks[0].outcome
+        with pytest.raises(ValueError, match=r"expected the size that .* was trained for"):
+            make_attack("pa-ad", epsilon=0.3, adversary=str(straight))
+
+    def test_other_victims_get_an_adversary_of_their_own(self, tmp_path: Path) -> None:
+        other = team(SPREAD, network(5, 12, seed=6))
+        request = AdversaryRequest(kind="sa-rl", epsilon=0.2, env_steps=4000, warm_start=False)
+        found = find_or_train(other, request, home=tmp_path)
+        assert found.is_relative_to(tmp_path)
+        assert loaded(found)._digest == fingerprint(other)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"kind": "pgd"}, "expected kind out of sa-rl, pa-ad, traitor, opponent"),
+        ({"kind": "sa-rl"}, "expected an epsilon for the adversary 'sa-rl'"),
+        ({"kind": "traitor", "epsilon": 0.1}, "expected no epsilon and no joint adversary for 'traitor'"),
+        ({"kind": "pa-ad", "epsilon": 0.1, "search": 9}, "expected a search of at most 4"),
+        ({"kind": "pa-ad", "epsilon": 0.1, "agents": ["x"]}, "got 'x'"),
+    ],
+)
+def test_adversaries_that_cannot_be_asked_for(settings: dict[str, Any], message: str, tmp_path: Path) -> None:
+    team(SPREAD).save(tmp_path / "victim")
+    with pytest.raises(ValueError, match=message):
+        train_adversary(tmp_path / "victim", **settings)
+    assert not (tmp_path / "adversaries").exists()
