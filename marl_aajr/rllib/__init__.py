@@ -1,6 +1,17 @@
-"""The plug-in for Ray RLlib: :func:`robustify`, and :func:`robustify_policy` for its old API stack."""
+"""The plug-in for Ray RLlib: :func:`robustify`, and :func:`robustify_policy` for its old API stack.
 
+And the way back: anybody's modules and checkpoints as victims, to be judged like ours.
+"""
+
+from marl_aajr.rllib.checkpoints import victim_from_checkpoint
 from marl_aajr.rllib.old_stack import robustify_policy
 from marl_aajr.rllib.robustify import robustify
+from marl_aajr.rllib.victims import victim_from_module, victim_from_modules
 
-__all__ = ["robustify", "robustify_policy"]
+__all__ = [
+    "robustify",
+    "robustify_policy",
+    "victim_from_checkpoint",
+    "victim_from_module",
+    "victim_from_modules",
+]
