@@ -12,13 +12,13 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from marl_aajr.attacks.agent_run import agent_config
+from marl_aajr.attacks.frozen import victim_folder
 from marl_aajr.attacks.observation_game import GAME, ObservationThreat
 from marl_aajr.checks import at_least_one, one_of
 from marl_aajr.rollout.environments import resolve
 from marl_aajr.rollout.teams import choose_agents
 from marl_aajr.threat import Norm
 from marl_aajr.training.config import RunConfig, make_config
-from marl_aajr.training.run_directory import RunDirectory
 from marl_aajr.victims import Victim, fingerprint, load_victim
 
 Kind = Literal["sa-rl", "pa-ad", "traitor", "opponent"]
@@ -66,7 +66,8 @@ class AdversaryRequest:
         search: how many settings of PPO are tried first, `SEARCH_SHARE` of the steps each; 1: none is.
         warm_start: begin with what PGD does (observation adversaries only).
         seed: of everything random.
-        threat: more of `ObservationThreat`, such as ``mask`` or ``manner``.
+        threat: more of `ObservationThreat`, such as ``mask`` or ``manner``; for traitors and opponents more
+            of `AgentThreat`: ``team`` or ``pays``.
 
     Raises:
         ValueError: an unknown kind, numbers out of range, an observation adversary without epsilon, or
@@ -146,12 +147,13 @@ class AdversaryRequest:
         """
         if self.kind in ("traitor", "opponent"):
             return agent_config(
-                RunDirectory(victims),
+                victims,
                 kind=self.kind,
                 agents=self.agents,
                 actions=self.actions,
                 env_steps=self.steps,
                 seed=self.seed,
+                **self.threat,
             )
         threat = self.observation_threat(victims)
         threat.build(1).close()
@@ -196,8 +198,3 @@ class AdversaryRequest:
             return choose_agents(game.teams, None, self.agents)
         finally:
             game.close()
-
-
-def victim_folder(victims: Path) -> Path:
-    """Where the victims of a run are; a folder that holds victims is its own."""
-    return victims if (victims / "victim.json").is_file() else RunDirectory(victims).victim

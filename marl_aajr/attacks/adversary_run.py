@@ -23,9 +23,9 @@ from marl_aajr.attacks.adversary_request import (
     ALTERNATIVES,
     SEARCH_SHARE,
     AdversaryRequest,
-    victim_folder,
 )
 from marl_aajr.attacks.adversary_score import Judge, behind
+from marl_aajr.attacks.frozen import victim_folder
 from marl_aajr.attacks.observation_game import ObservationThreat
 from marl_aajr.attacks.warm_start import warm_start
 from marl_aajr.training.cluster import ray_for

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Literal
 
 from marl_aajr.attacks import agent_game
 from marl_aajr.attacks.agent_game import AgentThreat, Kind, Pays
+from marl_aajr.attacks.frozen import victim_folder
 from marl_aajr.training.config import EnvConfig, Resources, RunConfig
 from marl_aajr.training.roster import roster_of
 from marl_aajr.training.run_directory import RunDirectory
@@ -20,7 +22,7 @@ ENV_STEPS = 400_000
 
 
 def agent_config(
-    victim_run: RunDirectory,
+    victims: Path,
     *,
     kind: Kind,
     agents: Sequence[str] | None = None,
@@ -32,14 +34,14 @@ def agent_config(
 ) -> RunConfig:
     """The configuration of the run.
 
-    Networks, PPO's numbers and the observation filter are those that the victims were trained with, which
+    Networks, PPO's numbers and the observation filter are those of the victims' run, if there is one, which
     are known to learn in this environment; only a memory or a central critic they do without, and one process
     does it all. An opponent begins as those who opposed the victims in their training: on simple_tag this
     beats a run from nothing of three times the length. A traitor begins from nothing: from a loyal policy it
     learns to do less harm.
 
     Args:
-        victim_run: whose victims stay frozen.
+        victims: their run, or the folder of a saved victim.
         kind: ``"traitor"`` or ``"opponent"``.
         agents: whom the learners play; see `AgentThreat`.
         team: the victims' side; None: see `marl_aajr.attacks.agent_game.choose_sides`.
@@ -51,13 +53,12 @@ def agent_config(
     Raises:
         ValueError: what `AgentThreat` refuses, or the victims' run has no victims.
     """
-    trained = victim_run.config()
-    asked = trained.resources
-    victim = Victim.load(victim_run.victim)
+    folder = victim_folder(victims)
+    victim = Victim.load(folder)
     threat = AgentThreat(
         env=victim.env_name,
         env_kwargs=dict(victim.env_kwargs),
-        victim=str(victim_run.victim.resolve()),
+        victim=str(folder.resolve()),
         digest=fingerprint(victim),
         kind=kind,
         team=team,
@@ -66,19 +67,28 @@ def agent_config(
         actions=actions,
     )
     threat.build(1).close()
-    config = RunConfig(
-        env=EnvConfig(name=GAME, kwargs=vars(threat)),
-        seed=seed,
-        env_steps=env_steps,
+    config = RunConfig(env=EnvConfig(name=GAME, kwargs=vars(threat)), seed=seed, env_steps=env_steps)
+    run = RunDirectory(victims)
+    if not run.is_run:
+        return config
+    config = _as_they_learned(config, run.config())
+    if kind == "opponent" and _can_begin(config, victim):
+        config = config.model_copy(update={"initial_policy": threat.victim})
+    return config
+
+
+def _as_they_learned(config: RunConfig, trained: RunConfig) -> RunConfig:
+    asked = trained.resources
+    return RunConfig(
+        env=config.env,
+        seed=config.seed,
+        env_steps=config.env_steps,
         policies=trained.policies,
         model=trained.model.model_copy(update={"critic": "own", "lstm": None}),
         ppo=trained.ppo,
         observation_filter=trained.observation_filter,
         resources=Resources(envs_per_runner=max(asked.env_runners, 1) * asked.copies),
     )
-    if kind == "opponent" and _can_begin(config, victim):
-        config = config.model_copy(update={"initial_policy": threat.victim})
-    return config
 
 
 def _can_begin(config: RunConfig, victim: Victim) -> bool:

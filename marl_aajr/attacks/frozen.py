@@ -4,7 +4,14 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from marl_aajr.training.run_directory import RunDirectory
 from marl_aajr.victims import Victim, fingerprint, load_victim
+from marl_aajr.victims.store import DESCRIPTION
+
+
+def victim_folder(victims: Path) -> Path:
+    """Where the victims of a run are; a folder that holds victims is its own."""
+    return victims if (victims / DESCRIPTION).is_file() else RunDirectory(victims).victim
 
 
 def load_frozen(folder: Path | str, digest: str) -> Victim:

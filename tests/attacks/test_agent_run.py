@@ -11,7 +11,7 @@ import torch
 from marl_aajr.attacks.adversary_run import train_adversary
 from marl_aajr.attacks.agent_run import agent_config
 from marl_aajr.evaluation import evaluate_run
-from marl_aajr.training.config import RunConfig
+from marl_aajr.training.config import PPOSettings, RunConfig
 from marl_aajr.training.run_directory import RunDirectory, Status
 from marl_aajr.training.trainer import train
 from marl_aajr.victims import Victim
@@ -44,27 +44,32 @@ def test_training_finds_the_best_traitor(victims: RunDirectory, ray_session: Non
 
 
 def test_the_victims_settings_are_taken_over(victims: RunDirectory) -> None:
-    config = agent_config(victims, kind="traitor", agents=["speaker"], seed=4, env_steps=700)
+    config = agent_config(victims.path, kind="traitor", agents=["speaker"], seed=4, env_steps=700)
     trained = victims.config()
     assert (config.ppo, config.model.hidden) == (trained.ppo, trained.model.hidden)
     assert (config.model.critic, config.method.name, config.seed, config.env_steps) == ("own", "none", 4, 700)
     assert RunConfig.model_validate(config.model_dump(mode="json")) == config
 
 
+def test_victims_without_a_run_are_betrayed_by_the_defaults(victims: RunDirectory) -> None:
+    config = agent_config(victims.victim, kind="traitor", agents=["speaker"])
+    assert config.ppo == PPOSettings()
+
+
 def test_who_cannot_be_played_is_said_before_anything_runs(victims: RunDirectory) -> None:
     with pytest.raises(
         ValueError, match=r"^expected the agents that betray team 'team', got none; name some"
     ):
-        agent_config(victims, kind="traitor")
+        agent_config(victims.path, kind="traitor")
     with pytest.raises(ValueError, match=r"^expected an opponent in a game of several teams"):
-        agent_config(victims, kind="opponent")
+        agent_config(victims.path, kind="opponent")
 
 
 def test_a_traitor_among_other_victims_is_refused(
     victims: RunDirectory, tmp_path: Path, ray_session: None
 ) -> None:
     """Nobody trains against a folder whose victims have been exchanged."""
-    config = agent_config(victims, kind="traitor", agents=["speaker"])
+    config = agent_config(victims.path, kind="traitor", agents=["speaker"])
     team(RELAY).save(victims.victim)
     with pytest.raises(ValueError, match="they have been trained anew or replaced"):
         train(config, tmp_path / "traitor")
@@ -92,7 +97,8 @@ def chase(tmp_path: Path) -> RunDirectory:
 
 def test_opponents_begin_as_those_that_the_victims_know(chase: RunDirectory, ray_session: None) -> None:
     pursuers = ["adversary_0", "adversary_1", "adversary_2"]
-    run = train_adversary(chase.path, kind="opponent", agents=pursuers, env_steps=40)
+    run = train_adversary(chase.path, kind="opponent", env_steps=40, threat={"team": "good", "pays": "loss"})
+    assert RunDirectory(run).config().env.kwargs["pays"] == "loss"
     trained = Victim.load(RunDirectory(run).victim)
     assert list(trained.agents) == pursuers
     known = Victim.load(chase.victim).modules["adversary"].state_dict().values()
@@ -101,7 +107,7 @@ def test_opponents_begin_as_those_that_the_victims_know(chase: RunDirectory, ray
 
 
 def test_traitors_and_those_with_other_modules_begin_from_nothing(chase: RunDirectory) -> None:
-    assert agent_config(chase, kind="traitor", agents=["adversary_1"]).initial_policy is None
-    assert agent_config(chase, kind="opponent", team="good").initial_policy == str(chase.victim)
+    assert agent_config(chase.path, kind="traitor", agents=["adversary_1"]).initial_policy is None
+    assert agent_config(chase.path, kind="opponent", team="good").initial_policy == str(chase.victim)
     each_its_own(TAG).save(chase.victim)
-    assert agent_config(chase, kind="opponent", team="good").initial_policy is None
+    assert agent_config(chase.path, kind="opponent", team="good").initial_policy is None
