@@ -16,7 +16,6 @@ import torch
 from ray.rllib.algorithms.algorithm import Algorithm
 from ray.rllib.algorithms.algorithm_config import AlgorithmConfig
 from ray.rllib.algorithms.ppo import PPOConfig
-from ray.rllib.algorithms.ppo.torch.ppo_torch_learner import PPOTorchLearner
 from ray.rllib.core.rl_module.multi_rl_module import MultiRLModuleSpec
 
 from marl_aajr.distributions import from_space
@@ -87,9 +86,8 @@ def build_config(config: RunConfig) -> AlgorithmConfig:
     )
     _set_processes(result, config)
     _set_filter(result, config, roster)
-    if sides is None:
-        _set_method(result, config, roster)
-    else:
+    _set_method(result, config, team)
+    if sides is not None:
         _set_sides(result, sides)
     if config.resources.runner == "fast":
         # RLlib gives the runner in the main process no GPU.
@@ -139,11 +137,10 @@ def _set_method(result: AlgorithmConfig, config: RunConfig, roster: Roster) -> N
             check_leaves(roster.observation_spaces[agent], regularizer.perturbed_leaves)
         except ValueError as error:
             raise ValueError(f"method {config.method.name}, module {module!r}: {error}") from None
-    robustify(result, regularizer)
+    robustify(result, dict.fromkeys(sorted(roster.modules), regularizer))
 
 
 def _set_sides(result: AlgorithmConfig, sides: Sides) -> None:
-    result.learners(learner_class=resumable_learner_class(PPOTorchLearner))
     entropy = PPOConfig.overrides(entropy_coeff=rllib_schedule(sides.atla.adversary_entropy_coeff))
     result.multi_agent(
         algorithm_config_overrides_per_module=dict.fromkeys(sides.adversaries.modules, entropy)

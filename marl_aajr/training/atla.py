@@ -12,10 +12,12 @@ that never stopped.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import ClassVar, Self
+from typing import Any, ClassVar, Self
 
 from marl_aajr.checks import at_least_one, one_of
+from marl_aajr.regularizers import Regularizer, make_regularizer, settings_of
 from marl_aajr.rollout.perturbing import KINDS, Kind
 from marl_aajr.schedules import Schedule, as_schedule, maximum, raised, value_at
 from marl_aajr.threat import Norm, PerturbationSet
@@ -27,7 +29,8 @@ class ATLA:
 
     The paper trains each side for one iteration in turn and perturbs in full from the beginning, by an
     adversary that is still random: here that is ``ramp: null``. With a ramp, ε rises from 0, and where it is
-    0 the team alone is trained. A run's environment steps are those of both sides together.
+    0 the team alone is trained. Both sides sample their actions, whosever turn it is. A run's environment
+    steps are those of both sides together.
 
     Attributes:
         adversary: ``sa-rl`` (its action is the perturbation) or ``pa-ad`` (a direction of the policy); see
@@ -43,6 +46,8 @@ class ATLA:
         team_iterations: iterations in a row that train the team.
         adversary_iterations: iterations in a row that then train the adversaries.
         adversary_entropy_coeff: weight of their entropy bonus; a number or schedule.
+        regularizer: what else makes the team robust, a regularizer's name and settings as under ``method``
+            (the paper's ATLA-SA: ``{name: smooth_policy}``); None: nothing. The ramp raises it too.
         steps: K, steps of the ascent of ``pa-ad``.
         step_size: η as a fraction of ε, of the ascent of ``pa-ad``.
     """
@@ -61,6 +66,7 @@ class ATLA:
     team_iterations: int = 1
     adversary_iterations: int = 1
     adversary_entropy_coeff: Schedule = 0.0
+    regularizer: Mapping[str, Any] | None = None
     steps: int = 3
     step_size: float = 0.5
 
@@ -76,9 +82,15 @@ class ATLA:
             raise ValueError(f"expected a step_size > 0 (a fraction of epsilon), got {self.step_size!r}")
         at_least_one("team_iterations", self.team_iterations)
         at_least_one("adversary_iterations", self.adversary_iterations)
+        if self.regularizer is not None:
+            object.__setattr__(self, "regularizer", settings_of(self._make_regularizer(self.regularizer)))
         if maximum(self.epsilon) == 0:
             raise ValueError("expected an epsilon > 0, got 0; for no perturbation use method none")
         self.set_of(1.0)
+
+    def team_regularizer(self) -> Regularizer | None:
+        """The regularizer of the team, as it was given."""
+        return None if self.regularizer is None else self._make_regularizer(self.regularizer)
 
     def ramped(self, start: float, end: float) -> Self:
         """The same with ε, if it is a number, rising from 0 at environment step ``start`` to ``end``."""
@@ -93,6 +105,11 @@ class ATLA:
         """Δ at an environment step; None where ε is 0."""
         epsilon = value_at(self.epsilon, env_steps)
         return None if epsilon == 0 else self.set_of(epsilon)
+
+    def _make_regularizer(self, settings: Any) -> Regularizer:
+        if not isinstance(settings, Mapping) or "name" not in settings:
+            raise ValueError(f"expected a regularizer such as {{name: smooth_policy}}, got {settings!r}")
+        return make_regularizer(**settings)
 
     def set_of(self, epsilon: float) -> PerturbationSet:
         """Δ of a radius."""

@@ -67,10 +67,14 @@ class MethodConfig(BaseModel):
 
     def regularizer(self, *, env_steps: int) -> Regularizer | None:
         """The regularizer for a run of ``env_steps``, its ramp written as schedules; None where none is."""
-        if self.name not in REGULARIZERS:
-            return None
-        regularizer = make_regularizer(self.name, **self.settings)
-        return regularizer if self.ramp is None else regularizer.ramped(*self._ramp_steps(env_steps))
+        regularizer: Regularizer | None = None
+        if self.name in REGULARIZERS:
+            regularizer = make_regularizer(self.name, **self.settings)
+        elif self.name == ATLA.name:
+            regularizer = ATLA(**self.settings).team_regularizer()
+        if regularizer is None or self.ramp is None:
+            return regularizer
+        return regularizer.ramped(*self._ramp_steps(env_steps))
 
     def atla(self, *, env_steps: int) -> ATLA | None:
         """The settings of ATLA for a run of ``env_steps``, its ramp written as a schedule; else None."""

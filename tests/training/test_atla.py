@@ -10,6 +10,7 @@ import torch
 from ray.rllib.core.columns import Columns
 
 from marl_aajr.evaluation import evaluate_run
+from marl_aajr.regularizers import AAJR
 from marl_aajr.rollout.perturbed import adversary_of
 from marl_aajr.rollout.perturbing import Directed
 from marl_aajr.threat import PerturbationSet
@@ -33,7 +34,7 @@ def config(method: dict[str, Any] | None = None, **changes: Any) -> RunConfig:
 @pytest.fixture(scope="module")
 def run(ray_session: None, tmp_path_factory: pytest.TempPathFactory) -> RunDirectory:
     """Six iterations; the ramp leaves the first to the team, and odd ones are the adversaries'."""
-    method = {"ramp": [0.1, 0.5], "epsilon": 0.2}
+    method = {"ramp": [0.1, 0.5], "epsilon": 0.2, "regularizer": {"name": "aajr", "coefficient": 0.01}}
     changes = {"observation_filter": "mean_std", "ppo": {"kl_coeff": 0.2}}
     return RunDirectory(train(config(method, **changes), tmp_path_factory.mktemp("atla") / "run"))
 
@@ -120,6 +121,14 @@ def test_the_victim_is_the_team_alone_and_is_evaluated_like_any_other(run: RunDi
     assert evaluation.attacks
 
 
+def test_a_regularizer_is_the_teams_alone(run: RunDirectory) -> None:
+    penalised = {name for line in run.metrics() for name, m in line["modules"].items() if "aajr/penalty" in m}
+    assert penalised == {"agent"}
+    regularizer = run.config().method.regularizer(env_steps=600)
+    assert regularizer == AAJR(coefficient=0.01).ramped(60, 300)
+    assert config().method.regularizer(env_steps=600) is None
+
+
 def test_the_adversaries_are_kept(run: RunDirectory) -> None:
     adversary = Victim.load(run.adversary)
     assert adversary.agents == ("adversary_of_agent_0", "adversary_of_agent_1")
@@ -199,6 +208,8 @@ def test_what_cannot_work_is_refused_before_anything_runs(changes: dict[str, Any
         ({"epsilon": 0}, "expected an epsilon > 0, got 0; for no perturbation use method none"),
         ({"adversary_iterations": 0}, "expected an integer adversary_iterations ≥ 1, got 0"),
         ({"adversary": "pgd"}, "expected adversary out of sa-rl, pa-ad; got 'pgd'"),
+        ({"regularizer": "aajr"}, "expected a regularizer such as .*, got 'aajr'"),
+        ({"regularizer": {"name": "ajar"}}, "expected regularizer out of aajr, .*; got 'ajar'"),
         ({"norm": "l1"}, "expected norm out of linf, l2; got 'l1'"),
         ({"coefficient": 1}, "expected settings of 'atla' out of adversary, epsilon, .*; got coefficient"),
     ],
