@@ -12,7 +12,7 @@ from marl_aajr.report.scores import Summary
 from marl_aajr.report.statistics import Estimate
 from marl_aajr.report.wording import some, with_interval
 
-_SHOWN = 3
+_SHOWN = 2
 
 Summaries = Mapping[float, Sequence[Summary]]
 """For no attack (0) and each ε: one summary per method, always in the same order."""
@@ -36,12 +36,16 @@ def blocks(found: Summaries, *, decimals: int) -> tuple[Block, ...]:
 
 
 def headline(found: Summaries) -> str:
-    """Who scores highest over all environments under the worst attack of the largest size, in a sentence."""
+    """Who scores highest over all environments under the worst attack of the largest size, in a sentence.
+
+    With the scores of the best two, and of the plain method.
+    """
     epsilon, summaries = max(found.items())
     best, *rest = sorted(summaries, key=lambda summary: -summary.iqm.mean)
     tied = [summary.label for summary in rest if not best.iqm.above(summary.iqm)]
     where = f"under the worst attack of {size(epsilon)}" if epsilon else "without an attack"
-    means = "; ".join(f"{s.label} {with_interval(s.iqm, decimals=2)}" for s in (best, *rest)[:_SHOWN])
+    shown = [s for i, s in enumerate((best, *rest)) if i < _SHOWN or s.improvement is None]
+    means = "; ".join(f"{s.label} {with_interval(s.iqm, decimals=2)}" for s in shown)
     equal = f", not distinguishable from {some(tied, of=len(rest), noun='other methods')}" if tied else ""
     highest = f"{best.label} has the highest score{equal}"
     return f"Over all environments, {where}, {highest} (interquartile mean {means})."
