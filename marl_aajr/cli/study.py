@@ -150,6 +150,13 @@ def _foresee(plan: Plan, console: Console) -> None:
     with on_cluster(plan) as nodes:
         estimated, seconds = expected(plan, nodes)
     console.print(plan_table(plan, estimated.seconds))
+    if plan.study.tune is not None:
+        entry = plan.study.tune
+        _say(
+            console,
+            f"Before these, {entry.trials} trials of up to {entry.env_steps:,} env steps for every method and "
+            "environment whose search is not finished.",
+        )
     trains = sum(node.kind == "train" for node in plan.nodes.values())
     _say(
         console,

@@ -86,7 +86,7 @@ def board_table(board: Board) -> Table:
     counts = {state: board.count(state) for state in ("running", "finished", "failed", "waiting")}
     words = [f"{number} {state}" for state, number in counts.items() if number]
     words += [f"{clock(board.left)} left"] if board.left else []
-    words += [board.dashboard] if board.dashboard else []
+    words += [word for word in (board.doing, board.dashboard) if word]
     table = Table(caption=", ".join(words), caption_justify="left")
     table.add_column("run", overflow="fold")
     table.add_column("state")

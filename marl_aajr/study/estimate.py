@@ -7,8 +7,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from statistics import fmean
 
+from marl_aajr.study.config import StudyConfig
 from marl_aajr.study.folder import StudyFolder
 from marl_aajr.study.graph import Node
+from marl_aajr.study.runs import variants
+from marl_aajr.study.tuning import decided
 from marl_aajr.training.method import NO_METHOD
 
 PLAIN_SPEED = 15_000.0
@@ -68,6 +71,17 @@ def estimate(nodes: Mapping[str, Node], folder: StudyFolder) -> Estimate:
         assumed += rates is None
         seconds[name] = fmean(rates) * max(node.env_steps, 1) if rates else _assumed(node)
     return Estimate(seconds, assumed, left)
+
+
+def tuning_seconds(study: StudyConfig, folder: StudyFolder) -> float:
+    """What the searches that are not finished may take on one core, if no trial is stopped early."""
+    if study.tune is None:
+        return 0.0
+    entry = study.tune
+    left = [variant for variant in variants(study) if variant.name not in decided(study, folder)]
+    steps = len(left) * entry.trials * entry.env_steps * len(entry.seeds)
+    played = len(left) * entry.trials * entry.rungs * len(entry.seeds) * 2 * entry.episodes
+    return steps / REGULARIZED_SPEED + played * EPISODE_SECONDS
 
 
 def duration(nodes: Mapping[str, Node], estimated: Estimate, *, cpus: float, slots: int | None) -> float:

@@ -113,14 +113,15 @@ class GraphSearch(_Unsaved, Searcher):
         self._waiting = [name for name in nodes if name not in self._done]
         self._running: dict[str, str] = {}
 
-    def suggest(self, trial_id: str) -> dict[str, str] | str | None:
+    def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
         if not self._waiting or self._should_stop():
             return Searcher.FINISHED
         for name in self._waiting:
             if self._done.issuperset(self._nodes[name].needs):
                 self._waiting.remove(name)
                 self._running[trial_id] = name
-                return {"node": name}
+                # The settings are for the callbacks of others, which show a trial's configuration.
+                return {"node": name, "run": self._nodes[name].run.config.model_dump(mode="json")}
         return None
 
     def on_trial_complete(

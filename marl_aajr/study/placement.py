@@ -34,6 +34,12 @@ def cluster_for(study: StudyConfig, source: Source) -> Iterator[list[dict[str, f
         yield [{kind: float(node.get(kind, 0.0)) for kind in _KINDS} for node in alive]
 
 
+def dashboard() -> str:
+    """The address of Ray's dashboard; empty where it is off."""
+    url = ray.init(ignore_reinit_error=True, logging_level="ERROR", log_to_driver=False).dashboard_url
+    return f"http://{url}" if url else ""
+
+
 def check_fits(runs: Iterable[Run], nodes: list[dict[str, float]], source: Source) -> None:
     """Whether each run can be placed on the cluster when it is alone.
 

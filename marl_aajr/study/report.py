@@ -106,8 +106,8 @@ def _caveats(study: StudyConfig, runs: Sequence[Run], folder: StudyFolder) -> It
         )
     if asynchronous := [run.name for run in runs if not run.config.repeatable]:
         yield (
-            "What asynchronous algorithms learn from depends on how fast each process was, so these runs would "
-            f"not give the same numbers again: {', '.join(asynchronous)}."
+            "What asynchronous algorithms learn from depends on how fast each process was, so these runs "
+            f"would not give the same numbers again: {', '.join(asynchronous)}."
         )
     changed = [run.name for run in runs if disturbed(RunDirectory(folder.run(run.name).path).events())]
     if changed:

@@ -10,13 +10,14 @@ from pathlib import Path
 from typing import Any
 
 from marl_aajr.evaluation.suites import Suite, load_suite
+from marl_aajr.rollout.environments import resolve
 from marl_aajr.study.config import StudyConfig, load_study
-from marl_aajr.study.estimate import Estimate, duration, estimate
+from marl_aajr.study.estimate import Estimate, duration, estimate, tuning_seconds
 from marl_aajr.study.folder import StudyFolder
 from marl_aajr.study.graph import Node, chosen, graph
 from marl_aajr.study.lines import Source
 from marl_aajr.study.loggers import callbacks_for, check_loggers
-from marl_aajr.study.placement import check_fits, cluster_for
+from marl_aajr.study.placement import check_fits, cluster_for, dashboard
 from marl_aajr.study.runs import Run, runs
 from marl_aajr.study.storage import Storage
 from marl_aajr.study.tuning import budgets, check_decisions, check_tuning, decided, replay, tune_study
@@ -70,6 +71,7 @@ def prepare(
     folder.check_runs(found, source)
     check_loggers(study, source)
     _check_playable(found, source)
+    _check_agents(study, source)
     return Plan(study, source, folder, found, chosen(graph(study, found, suite), only))
 
 
@@ -103,6 +105,25 @@ def _check_playable(runs: tuple[Run, ...], source: Source) -> None:
         raise ValueError("\n".join(problems))
 
 
+def _check_agents(study: StudyConfig, source: Source) -> None:
+    """Whether the teams and agents that are named play in the environments."""
+    for e, environment in enumerate(study.environments):
+        game = resolve(environment.name, environment.kwargs).make()
+        teams = dict(game.teams)
+        game.close()
+        if environment.team is not None and environment.team not in teams.values():
+            raise ValueError(
+                f"{source.where(('environments', e, 'team'))}: environments.{e}.team: expected one of "
+                f"{', '.join(dict.fromkeys(teams.values()))}, got {environment.team!r}"
+            )
+        for a, adversary in enumerate(study.adversaries):
+            if strangers := [agent for agent in adversary.agents if agent not in teams]:
+                raise ValueError(
+                    f"{source.where(('adversaries', a, 'agents'))}: adversaries.{a}.agents: expected agents "
+                    f"of {environment.title}, {', '.join(teams)}, got {', '.join(strangers)}"
+                )
+
+
 @contextmanager
 def on_cluster(plan: Plan) -> Iterator[list[dict[str, float]]]:
     """Ray within this block, on which the study has been seen to fit; the CPUs and GPUs of each node.
@@ -122,7 +143,9 @@ def expected(plan: Plan, nodes: list[dict[str, float]]) -> tuple[Estimate, float
     """What every node of the plan will take, and all of them together on these machines, in seconds."""
     estimated = estimate(plan.nodes, plan.folder)
     cpus = sum(node["CPU"] for node in nodes)
-    return estimated, duration(plan.nodes, estimated, cpus=cpus, slots=plan.study.max_concurrent)
+    slots = plan.study.max_concurrent
+    tuning = tuning_seconds(plan.study, plan.folder) / min(cpus, slots or cpus)
+    return estimated, tuning + duration(plan.nodes, estimated, cpus=cpus, slots=slots)
 
 
 def board_for(plan: Plan, nodes: Sequence[Mapping[str, float]], on_event: OnEvent) -> Board:
@@ -144,7 +167,8 @@ def board_for(plan: Plan, nodes: Sequence[Mapping[str, float]], on_event: OnEven
         for name, node in plan.nodes.items()
     }
     room = max(int(sum(node["CPU"] for node in nodes)), 1)
-    return Board(progress, hand_on, slots=min(room, plan.study.max_concurrent or room))
+    slots = min(room, plan.study.max_concurrent or room)
+    return Board(progress, hand_on, slots=slots, dashboard=dashboard())
 
 
 def run_study(plan: Plan, board: Board, *, should_stop: Callable[[], bool], again: bool = False) -> None:

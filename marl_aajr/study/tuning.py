@@ -107,10 +107,12 @@ def tune_study(
     from marl_aajr.study.search import search
 
     logging.getLogger("ray.tune").setLevel(logging.CRITICAL)
-    for variant in variants(study):
+    every = list(variants(study))
+    for number, variant in enumerate(every, start=1):
         if should_stop():
             return
         if _read(folder, variant) is None:
+            board.doing = f"tuning {variant.name} ({number} of {len(every)})"
             board.tell("tuning", variant.name)
             trial = _trial(study, variant, folder)
             trials = search(trial, variant, study, folder, board, should_stop=should_stop)
@@ -118,6 +120,7 @@ def tune_study(
                 return
             _decide(trials, study, variant, folder)
             board.tell("tuned", variant.name, chosen=decided(study, folder)[variant.name])
+    board.doing = ""
 
 
 def replay(study: StudyConfig, folder: StudyFolder, board: Board) -> None:

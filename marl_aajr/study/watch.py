@@ -65,12 +65,14 @@ class Board:
         on_event: told of everything that changes a state, as one flat record.
         slots: how many nodes may run at a time.
         dashboard: Ray's, where it is on.
+        doing: what is done before the nodes are.
     """
 
     nodes: dict[str, Progress]
     on_event: OnEvent
     slots: int = 1
     dashboard: str = ""
+    doing: str = ""
 
     def tell(self, event: str, node: str | None = None, **details: Any) -> None:
         """Hand an event on."""

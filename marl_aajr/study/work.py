@@ -11,7 +11,7 @@ import tempfile
 import time
 import traceback
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +19,12 @@ import ray
 import torch
 from ray import tune
 
+from marl_aajr.attacks.adversary_request import AdversaryRequest
 from marl_aajr.attacks.adversary_run import is_begun, is_finished, train_as_asked
 from marl_aajr.evaluation import evaluate_run
 from marl_aajr.numerics import NonFiniteError
+from marl_aajr.rollout.environments import resolve
+from marl_aajr.study.config import EnvironmentEntry
 from marl_aajr.study.folder import StudyFolder, is_there
 from marl_aajr.study.graph import Node
 from marl_aajr.study.storage import Storage
@@ -73,7 +76,7 @@ class StopFlag:
         return self._asked
 
 
-def work(task: Mapping[str, str], *, nodes: Mapping[str, Node], place: Place, flag: Any) -> None:
+def work(task: Mapping[str, Any], *, nodes: Mapping[str, Node], place: Place, flag: Any) -> None:
     """Do a node's work and report ``outcome``: finished, interrupted or failed (with ``error``).
 
     What would go wrong again is reported; everything else is raised, for Tune to start the node again.
@@ -169,7 +172,7 @@ def _adversary(node: Node, folder: StudyFolder, told: _Told) -> None:
         return
     is_there(out)
     train_as_asked(
-        node.adversary.request,
+        _against_the_team(node.adversary.request, node.run.variant.environment),
         folder.run(node.run.name).path,
         out.path,
         resume=is_begun(out.path),
@@ -178,6 +181,16 @@ def _adversary(node: Node, folder: StudyFolder, told: _Told) -> None:
     )
     if not is_finished(out.path):
         raise Interrupted
+
+
+def _against_the_team(request: AdversaryRequest, environment: EnvironmentEntry) -> AdversaryRequest:
+    """Lie to the team that is judged, where that is not the one that adversaries choose by themselves."""
+    if environment.team is None or request.agents is not None or not request.observes:
+        return request
+    game = resolve(environment.name, environment.kwargs).make()
+    members = [agent for agent, team in game.teams.items() if team == environment.team]
+    game.close()
+    return replace(request, agents=members)
 
 
 def _judge(node: Node, folder: StudyFolder, told: _Told) -> None:
@@ -196,6 +209,9 @@ def _judge(node: Node, folder: StudyFolder, told: _Told) -> None:
         on_progress=told.played,
         **chosen,
     )
+    told.numbers = {"clean_return": evaluation.clean_return}
+    for worst in evaluation.worst:
+        told.numbers[f"worst_return/epsilon_{worst.epsilon:g}"] = worst.chosen.outcome.mean
     folder.note_judged(
         node.run,
         {

@@ -98,3 +98,27 @@ def test_a_missing_logger_is_named(tmp_path: Path) -> None:
     file.write_text(STUDY + "log:\n  - wandb\n")
     with pytest.raises(ValueError, match=r"study\.yaml:16: log: expected the package wandb to be installed"):
         prepare(file)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        (
+            "seeds:",
+            "adversaries:\n  - {kind: traitor, agents: [agent_7]}\nseeds:",
+            r":13: adversaries.0.agents: expected agents of simple_spread_v3, agent_0, .* got agent_7",
+        ),
+        ("seeds:", "adversaries: [{kind: traitor}]\nseeds:", ":12: adversaries.0: expected agents"),
+        ("seeds:", "adversaries: [{kind: sa-rl}]\nseeds:", ":12: adversaries.0: expected an epsilon"),
+        (
+            "simple_spread_v3",
+            "simple_spread_v3\n    team: red",
+            r":7: .*team: expected one of team, got 'red'",
+        ),
+    ],
+)
+def test_agents_and_teams_must_play(old: str, new: str, message: str, tmp_path: Path) -> None:
+    file = tmp_path / "study.yaml"
+    file.write_text(STUDY.replace(old, new))
+    with pytest.raises(ValueError, match=rf"study\.yaml{message}"):
+        prepare(file)
