@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -19,7 +18,7 @@ SOON = {"health_check_initial_delay_ms": 0, "health_check_period_ms": 500}
 """A node that does not answer is given up after seconds; Ray waits longer."""
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="package")
 def cluster() -> Iterator[Cluster]:
     """A head without processors and two nodes with one each, and this process connected to it."""
     with nodes_with_one_processor(2, include_dashboard=False) as nodes:
@@ -34,20 +33,20 @@ def nodes_with_one_processor(count: int, **head: Any) -> Iterator[Cluster]:
     ray.shutdown()
     # Elsewhere than other tests' Ray, which would find this one; and short, for the names of its sockets.
     folder = tempfile.mkdtemp(prefix="ray", dir="/tmp")
-    os.environ["RAY_TMPDIR"] = folder
-    nodes = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "_system_config": SOON, **head})
-    try:
-        for i in range(count):
-            # A folder each, as on machines of their own, for what jobs bring.
-            nodes.add_node(num_cpus=1, runtime_env_dir_name=f"runtime{i}")
-        yield nodes
-    finally:
-        ray.shutdown()
-        nodes.shutdown()
-        del os.environ["RAY_TMPDIR"]
-        shutil.rmtree(folder, ignore_errors=True)
-        if ours:
-            start_ray()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("RAY_TMPDIR", folder)
+        nodes = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "_system_config": SOON, **head})
+        try:
+            for i in range(count):
+                # A folder each, as on machines of their own, for what jobs bring.
+                nodes.add_node(num_cpus=1, runtime_env_dir_name=f"runtime{i}")
+            yield nodes
+        finally:
+            ray.shutdown()
+            nodes.shutdown()
+    shutil.rmtree(folder, ignore_errors=True)
+    if ours:
+        start_ray()
 
 
 def connect(cluster: Cluster) -> None:
