@@ -108,17 +108,21 @@ class LearnedAttack(Attack):
     def against(self, victim: Victim, agent: str) -> Attack:
         if self._crew is None:
             raise ValueError(f"expected a fitted {self.name}, got a fresh one; call fit(victim, env) first")
-        if fingerprint(victim) != self._digest:
-            raise ValueError(
-                f"expected the victims that {self.adversary or self.name} was trained against, got "
-                "others; train an adversary against these"
-            )
+        self.check_victims(victim)
         if agent not in self._crew.agents:
             raise ValueError(
                 f"expected an agent that {self.adversary or self.name} was trained to lie to, out of "
                 f"{', '.join(self._crew.agents)}; got {agent!r}"
             )
         return replace(self, _agent=agent)
+
+    def check_victims(self, victim: Victim) -> None:
+        """Raise ``ValueError`` unless these are the victims that the adversary was trained against."""
+        if fingerprint(victim) != self._digest:
+            raise ValueError(
+                f"expected the victims that {self.adversary or self.name} was trained against, got "
+                "others; train an adversary against these"
+            )
 
     @torch.no_grad()
     def confer(self, seen: Mapping[str, Tensor], *, generator: torch.Generator) -> Mapping[str, Tensor]:

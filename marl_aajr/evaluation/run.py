@@ -66,6 +66,8 @@ def evaluate_run(
     others = {name: _surrogate(path, env, env_kwargs) for name, path in _named(surrogates).items()}
     runs = {name: finished(path) for name, path in _named(adversaries).items()}
     liars = {name: loaded(path.path) for name, path in runs.items() if path.config().env.name == GAME}
+    for liar in liars.values():
+        liar.check_victims(source.victim)
     trained = [
         replacement_of(path, source=name, against=source.victim)
         for name, path in runs.items()

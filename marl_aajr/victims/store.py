@@ -82,9 +82,13 @@ def load_victim(folder: Path | str) -> Victim:
 
 
 def fingerprint(victim: Victim) -> str:
-    """SHA-256 of all that :func:`save_victim` would write: equal victims have equal ones, saved or not."""
-    text, _ = _contents(victim)
-    return hashlib.sha256(text.encode()).hexdigest()
+    """SHA-256 of a victim's weights and filters and of who plays by them, saved or not.
+
+    How a description words the rest may change with versions of this library, and is left out.
+    """
+    _, numbers = _contents(victim)
+    players = json.dumps(list(victim.module_of.items()))
+    return hashlib.sha256(players.encode() + numbers).hexdigest()
 
 
 def _contents(victim: Victim) -> tuple[str, bytes]:
