@@ -6,10 +6,11 @@ from dataclasses import replace
 
 import pytest
 import torch
+from torch import nn
 
 from marl_aajr.attacks import Attack, Transfer, make_attack
 from marl_aajr.threat import PerturbationSet
-from marl_aajr.victims import ObservationFilter, Victim
+from marl_aajr.victims import ObservationFilter, Recurrent, Victim
 from tests.attacks.players import linear_victim
 from tests.networks import generator, observations
 
@@ -96,6 +97,15 @@ class TestRefusals:
             ValueError, match=r"for the actions Discrete\(2\) of 'a', got one for Discrete\(3\)"
         ):
             transfer(linear_victim(torch.zeros(3, 3), actions=3), linear_victim(UP))
+
+    def test_a_surrogate_with_a_memory(self) -> None:
+        """It would have to remember a game that it does not play; the judged one may remember its own."""
+        victim = linear_victim(UP)
+        outputs = victim.policy("a").distribution.num_inputs
+        remembers = replace(victim, modules={"shared": Recurrent(nn.GRU(3, 4), nn.Linear(4, outputs))})
+        with pytest.raises(ValueError, match="a surrogate without memory, got a recurrent policy for 'a'"):
+            transfer(remembers, victim)
+        transfer(victim, remembers)
 
     def test_not_told_whom_it_faces(self) -> None:
         victim = linear_victim(UP)
