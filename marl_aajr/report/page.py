@@ -14,8 +14,8 @@ from marl_aajr.report.cautions import cautions_of_all
 from marl_aajr.report.comparison import Comparison, compare_each
 from marl_aajr.report.notes import Notes
 from marl_aajr.report.palette import dark_variables
-from marl_aajr.report.protocol import Scene
 from marl_aajr.report.records import RunRecord, load_run
+from marl_aajr.report.scenes import Scene
 from marl_aajr.report.scores import Reference, reference_of, summarise
 from marl_aajr.report.sections import Legend, section
 from marl_aajr.report.trust import FAILED

@@ -2,48 +2,18 @@
 
 from __future__ import annotations
 
-import json
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 from marl_aajr.report.conditions import Condition, Key, Played, exact, keys_of, label_all, unlimited
 from marl_aajr.report.evaluations import Attacked, Evaluation, Outcome
 from marl_aajr.report.records import RunRecord
+from marl_aajr.report.scenes import Scene, share_attacks
 from marl_aajr.report.wording import some
 
 LINF = "linf"
 """The norm of ε where nothing else is said."""
-
-
-@dataclass(frozen=True, order=True)
-class Scene:
-    """Where returns have a meaning in common: an environment, and the side whose return it is.
-
-    Attributes:
-        environment: its name, and its arguments as JSON where there are any.
-        team: the side; empty where there is only one.
-    """
-
-    environment: str
-    team: str = ""
-    norm: str = ""
-
-    @classmethod
-    def of(cls, evaluation: Evaluation) -> Scene:
-        """The scene of an evaluation."""
-        kwargs = json.dumps(evaluation.env.kwargs, sort_keys=True) if evaluation.env.kwargs else ""
-        several = len(set(evaluation.teams.values())) > 1
-        return cls(f"{evaluation.env.name} {kwargs}".strip(), evaluation.team if several else "")
-
-    def __str__(self) -> str:
-        return f"{self.environment}, {self.team}" if self.team else self.environment
-
-    @property
-    def short(self) -> str:
-        """Without the package, for headings."""
-        name, _, kwargs = self.environment.partition(" ")
-        return f"{name.rpartition('.')[2]} {kwargs}".strip() + (f", {self.team}" if self.team else "")
 
 
 @dataclass(frozen=True, order=True)
@@ -137,7 +107,7 @@ def gather(records: Sequence[RunRecord]) -> Evidence:
     """Line up the evaluations of all runs.
 
     Several evaluation files of one run are read together. Where the runs share several
-    protocols, the one with the most episodes is taken.
+    protocols, the one with the most episodes is taken, of those with attacks if there are any.
 
     Raises:
         ValueError: no protocol or no attack is common to all runs, or two files of one run
@@ -182,27 +152,6 @@ def _ordered(conditions: Iterable[Condition]) -> tuple[Condition, ...]:
     return tuple(sorted(given, key=lambda c: (c.limits != "", order.index(c.attack), c.epsilon)))
 
 
-def scenes(records: Sequence[RunRecord]) -> dict[Scene, list[RunRecord]]:
-    """The runs of each scene, with their evaluations in it, in order of the scenes' names.
-
-    A scene of a single run, where that run is compared in another scene, would compare nothing: it is left
-    out.
-    """
-    found: dict[Scene, list[RunRecord]] = defaultdict(list)
-    for record in records:
-        own: dict[Scene, dict[str, Evaluation]] = defaultdict(dict)
-        for name, evaluation in record.evaluations.items():
-            own[Scene.of(evaluation)][name] = evaluation
-        for scene, evaluations in own.items():
-            found[scene].append(replace(record, evaluations=evaluations))
-    paths = {scene: {run.path for run in runs} for scene, runs in found.items()}
-    return {
-        scene: found[scene]
-        for scene in sorted(found)
-        if len(paths[scene]) > 1 or not any(paths[scene] < others for others in paths.values())
-    }
-
-
 def _by_protocol(record: RunRecord) -> dict[Protocol, list[Evaluation]]:
     found = defaultdict(list)
     for evaluation in record.evaluations.values():
@@ -210,11 +159,17 @@ def _by_protocol(record: RunRecord) -> dict[Protocol, list[Evaluation]]:
     return dict(found)
 
 
-def _common_protocol(records: Sequence[RunRecord], per_run: Sequence[Mapping[Protocol, object]]) -> Protocol:
+def _common_protocol(
+    records: Sequence[RunRecord], per_run: Sequence[Mapping[Protocol, list[Evaluation]]]
+) -> Protocol:
     common = [key for key in per_run[0] if all(key in found for found in per_run)]
     if not common:
         raise ValueError(_nothing_common(records, per_run))
-    return max(common, key=lambda protocol: (protocol.episodes, protocol))
+
+    def worth(protocol: Protocol) -> tuple[bool, int, Protocol]:
+        return share_attacks([found[protocol] for found in per_run]), protocol.episodes, protocol
+
+    return max(common, key=worth)
 
 
 def _nothing_common(records: Sequence[RunRecord], per_run: Sequence[Mapping[Protocol, object]]) -> str:

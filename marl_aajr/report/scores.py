@@ -21,7 +21,7 @@ from marl_aajr.evaluation.statistics import (
 )
 from marl_aajr.report.comparison import Comparison, Row
 from marl_aajr.report.curves import Array
-from marl_aajr.report.protocol import Scene
+from marl_aajr.report.scenes import Scene
 from marl_aajr.report.statistics import Estimate
 
 _SEED = 0

@@ -9,7 +9,7 @@ from marl_aajr.attacks import ATTACKS, make_attack
 from marl_aajr.evaluation.suites import Units
 from marl_aajr.report.comparison import Comparison, Row
 from marl_aajr.report.films import film
-from marl_aajr.report.protocol import Scene
+from marl_aajr.report.scenes import Scene
 from marl_aajr.rollout.environments import resolve
 from marl_aajr.training.run_directory import RunDirectory
 from marl_aajr.victims import Victim

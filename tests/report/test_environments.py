@@ -156,3 +156,19 @@ def test_what_only_one_environment_must_be_warned_of_names_it(tmp_path: Path) ->
     paths = runs(tmp_path, "none", [-40.0]) + runs(tmp_path, "none", [1.0, 2.0, 3.0], env=TAG)
     said = cautions_of_all(compare_each([load_run(path) for path in paths]))
     assert any(line.startswith("simple_spread_v3: Every method has a single run") for line in said)
+
+
+def test_a_side_that_was_not_attacked_is_left_out_beside_one_that_was(tmp_path: Path) -> None:
+    files = {
+        "adversary": evaluation(env=TAG) | {"teams": SIDES, "team": "adversary"},
+        "good": evaluation(env=TAG, attacks={}) | {"teams": SIDES, "team": "good"},
+    }
+    (comparison,) = compare_each([load_run(write_run(tmp_path / "run", evaluations=files))])
+    assert comparison.scene.team == "adversary"
+    assert comparison.left_out == ("evaluations on mpe2.simple_tag_v3, good",)
+
+
+def test_many_episodes_without_an_attack_do_not_hide_fewer_with_one(tmp_path: Path) -> None:
+    files = {"long": evaluation(episodes=50, attacks={}), "short": evaluation(episodes=20)}
+    comparison = compare([load_run(write_run(tmp_path / "run", evaluations=files))])
+    assert comparison.protocol.episodes == 20
