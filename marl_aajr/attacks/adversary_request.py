@@ -26,12 +26,11 @@ KINDS: tuple[Kind, ...] = get_args(Kind)
 OBSERVERS: tuple[Kind, ...] = ("sa-rl", "pa-ad")
 """The kinds that change what others observe."""
 
-ENV_STEPS: Mapping[Kind, int] = {"sa-rl": 500_000, "pa-ad": 500_000, "traitor": 400_000, "opponent": 400_000}
+ENV_STEPS: Mapping[Kind, int] = {"sa-rl": 300_000, "pa-ad": 400_000, "traitor": 400_000, "opponent": 400_000}
 """Environment steps by default, the search included."""
 
 PPO: Mapping[Kind, Mapping[str, Any]] = {
     "sa-rl": {"lr": 1e-4, "epochs": 5, "entropy_coeff": 0.0},
-    "pa-ad": {"lr": 1e-3, "entropy_coeff": 0.003},
 }
 """What differs from the defaults of `marl_aajr.training.config.PPOSettings`."""
 
@@ -40,7 +39,7 @@ MODEL: Mapping[Kind, Mapping[str, Any]] = {"sa-rl": {"free_log_std": True}}
 
 ALTERNATIVES: Mapping[Kind, Sequence[Mapping[str, Any]]] = {
     "sa-rl": ({}, {"lr": 3e-4}, {"gamma": 0.99}, {"lr": 3e-5}),
-    "pa-ad": ({}, {"gamma": 0.99}, {"lr": 3e-4}, {"entropy_coeff": 0.02}),
+    "pa-ad": ({}, {"gamma": 0.99}, {"entropy_coeff": 0.003}, {"lr": 3e-4}),
     "traitor": ({}, {"gamma": 0.99}, {"lr": 3e-4}, {"entropy_coeff": 0.0}),
     "opponent": ({}, {"gamma": 0.99}, {"lr": 3e-4}, {"entropy_coeff": 0.0}),
 }
@@ -162,7 +161,7 @@ class AdversaryRequest:
                 "env": {"name": GAME, "kwargs": threat.arguments},
                 "seed": self.seed,
                 "env_steps": self.steps,
-                "ppo": PPO[self.kind],
+                "ppo": PPO.get(self.kind, {}),
                 "model": MODEL.get(self.kind, {}),
             }
         )

@@ -98,8 +98,8 @@ class Directing(Manner):
 
     name: ClassVar[str] = "pa-ad"
 
-    steps: int = 5
-    step_size: float = 0.5
+    steps: int = 10
+    step_size: float = 0.25
 
     def __post_init__(self) -> None:
         at_least_one("steps", self.steps)

@@ -80,7 +80,7 @@ def train(
         int | None,
         typer.Option(
             metavar="N",
-            help=told("Environment steps, the search included.", "500,000; traitors, opponents: 400,000"),
+            help=told("Environment steps, the search included.", "400,000; sa-rl: 300,000"),
         ),
     ] = None,
     seed: Annotated[int, typer.Option(metavar="INT", help="Seed of everything random.")] = 0,
