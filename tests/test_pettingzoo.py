@@ -5,7 +5,8 @@ from __future__ import annotations
 import subprocess
 import sys
 from collections.abc import Callable
-from typing import Any
+from dataclasses import dataclass, field, replace
+from typing import Any, ClassVar
 
 import gymnasium as gym
 import numpy as np
@@ -18,9 +19,10 @@ from pettingzoo.test import api_test, parallel_api_test, parallel_seed_test, see
 from pettingzoo.utils.wrappers import BaseWrapper
 from torch import nn
 
-from marl_aajr.attacks import FGSM
+from marl_aajr.attacks import FGSM, Attack
 from marl_aajr.evaluation import evaluate
 from marl_aajr.pettingzoo import attacked, with_agents
+from marl_aajr.policy import Policy
 from marl_aajr.rollout.environments import resolve
 from marl_aajr.threat import PerturbationSet
 from marl_aajr.victims import ObservationFilter, Recurrent, Victim
@@ -44,6 +46,27 @@ class Floats(BaseWrapper[str, Any, Any]):
     def observe(self, agent: str) -> Any:
         seen = self.env.observe(agent)
         return {**seen, "observation": seen["observation"].astype(np.float32)}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Counting(Attack):
+    """Adds the number of agents that it sees at once."""
+
+    name: ClassVar[str] = "counting"
+    summary: ClassVar[str] = "for tests"
+    access: ClassVar[Any] = "none"
+    confers: ClassVar[bool] = True
+
+    orders: Any = field(default=None, compare=False)
+
+    def confer(self, seen: Any, *, generator: torch.Generator) -> Any:
+        return {agent: torch.full((len(obs), 1), float(len(seen))) for agent, obs in seen.items()}
+
+    def under_orders(self, orders: torch.Tensor) -> Counting:
+        return replace(self, orders=orders)
+
+    def run(self, policy: Policy, obs: torch.Tensor, *, generator: torch.Generator) -> torch.Tensor:
+        return self.orders.expand_as(obs)
 
 
 def connect_four() -> Any:
@@ -203,6 +226,14 @@ class TestAttacked:
         first, again, other = two_episodes()
         np.testing.assert_array_equal(first, again)
         np.testing.assert_array_equal(two_episodes(), [first, again, other])
+
+    def test_an_adversary_that_acts_for_all_sees_all(self) -> None:
+        """Three policies, three batches, and one decision: how many agents there are to see."""
+        env = attacked(spread(), Counting(perturbations=PerturbationSet(epsilon=3.0)), players(spread()))
+        shown, _ = env.reset(seed=0)
+        true, _ = spread().reset(seed=0)
+        for agent, obs in shown.items():
+            np.testing.assert_allclose(obs - true[agent], 3.0, atol=1e-5)
 
     def test_masks_stay_true(self) -> None:
         env = attacked(connect_four(), "pgd-margin", players(connect_four()), epsilon=0.5)

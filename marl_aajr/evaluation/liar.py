@@ -57,11 +57,13 @@ class Liar:
     """Shows agents what an attack on a victim's policies makes of their observations.
 
     Attributes:
+        attack: what is done to them.
         victim: whose policies are attacked.
         prepared: by attacked agent: the attack, in the units of its network.
         chance: the attack's random numbers.
     """
 
+    attack: Attack
     victim: Victim
     prepared: Mapping[str, Attack]
     chance: Chance
@@ -102,7 +104,7 @@ class Liar:
         units = settle_units(units, victim, agents)
         check_attack(attack, victim, list(agents))
         prepared = {agent: prepare(attack, victim, agent, units=units) for agent in agents}
-        return cls(victim, prepared, Chance(seed))
+        return cls(attack, victim, prepared, Chance(seed))
 
     def begin(self, seed: int | None) -> None:
         """An episode begins."""
@@ -116,10 +118,11 @@ class Liar:
         Args:
             seen: by agent: an array, or a dict with ``observation`` and ``action_mask``.
         """
-        fresh = [agent for agent in self.prepared if agent in seen and agent not in self._shown]
+        fresh = {a: seen[a] for a in self.prepared if a in seen and a not in self._shown}
+        orders = self._orders(fresh)
         for group in self._groups:
             if members := [agent for agent in group if agent in fresh]:
-                self._lie(members, seen)
+                self._lie(members, seen, orders)
         return {agent: self._shown.get(agent, obs) for agent, obs in seen.items()}
 
     def decided(self, agents: Collection[str]) -> None:
@@ -141,7 +144,14 @@ class Liar:
             return gym.spaces.Dict({**space.spaces, "observation": self._wider(agent, space["observation"])})
         return self._wider(agent, space)
 
-    def _lie(self, agents: list[str], seen: Mapping[str, Any]) -> None:
+    def _orders(self, seen: Mapping[str, Any]) -> Mapping[str, Tensor]:
+        """What an adversary that acts for all agents at once settles before each is lied to."""
+        if not self.attack.confers or not seen:
+            return {}
+        inputs = {agent: self._inputs(agent, split(obs)[0]) for agent, obs in seen.items()}
+        return self.attack.confer(inputs, generator=self.chance.of(len(self.prepared)))
+
+    def _lie(self, agents: list[str], seen: Mapping[str, Any], orders: Mapping[str, Tensor]) -> None:
         """Attack agents of one module and one filter, as one batch."""
         parts = {agent: split(seen[agent]) for agent in agents}
         inputs = torch.cat([self._inputs(agent, obs) for agent, (obs, _) in parts.items()])
@@ -153,10 +163,7 @@ class Liar:
         )
         generator = self.chance.of(list(self.prepared).index(agents[0]))
         attack = self.prepared[agents[0]]
-        if attack.confers:
-            orders = attack.confer(
-                {agent: row[None] for agent, row in zip(agents, inputs, strict=True)}, generator=generator
-            )
+        if orders:
             attack = attack.under_orders(torch.cat([orders[agent] for agent in agents]))
         delta = attack(policy, inputs, generator=generator).delta
         for agent, row in zip(agents, delta, strict=True):
