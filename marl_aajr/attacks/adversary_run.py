@@ -1,13 +1,4 @@
-"""Train an adversary against a run's victims: warm start, a small search, and an ordinary run.
-
-    VICTIM_RUN/adversaries/sa-rl-eps0.1/            the run that remains: configured, checkpointed, exported
-        adversary.json                              what was asked, tried and found
-        warm-start/                                 what PGD taught it
-        initial_policy/                             what the run began with: that, or the best of the search
-        search/1/, search/2/, …                     the runs that were tried before it
-
-While it lasts, the search stands beside the run, in ``sa-rl-eps0.1.search``.
-"""
+"""Train an adversary against a run's victims: warm start, a small search, and an ordinary run."""
 
 from __future__ import annotations
 
@@ -15,10 +6,20 @@ import json
 import shutil
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from marl_aajr.attacks.adversary_folder import (
+    RECORD,
+    REQUEST,
+    WARM,
+    default_folder,
+    find_finished,
+    is_begun,
+    is_finished,
+    search_folder,
+)
 from marl_aajr.attacks.adversary_request import (
     ALTERNATIVES,
     SEARCH_SHARE,
@@ -35,15 +36,6 @@ from marl_aajr.training.loop import OnIteration, ShouldStop
 from marl_aajr.training.run_directory import RunDirectory
 from marl_aajr.training.trainer import train
 from marl_aajr.victims import Victim, fingerprint
-
-ADVERSARIES = "adversaries"
-"""The folder of a run that its adversaries are kept in."""
-
-RECORD = "adversary.json"
-_REQUEST, _WARM = "request.json", "warm-start"
-
-KEPT = {"trained": "victim", "warm_start": _WARM}
-"""Where the policies are that an adversary attacks with: the stronger ones on the selection episodes."""
 
 
 def train_adversary(
@@ -141,62 +133,16 @@ def find_or_train(victim: Victim, request: AdversaryRequest, *, home: Path) -> P
         request: what is asked for.
         home: the victims' run, or a folder for them.
     """
-    digest = fingerprint(victim)
-    for record in sorted((home / ADVERSARIES).glob(f"*/{RECORD}")):
-        config = RunDirectory(record.parent).config()
-        if config.env.kwargs.get("digest") == digest and _is_what_was_asked(record, request):
-            return record.parent
+    known = find_finished(home, request, digest=fingerprint(victim))
+    if known is not None:
+        return known
     victims = home
     if not RunDirectory(home).is_run:
         victims = home / "victim"
         victim.save(victims)
     out = default_folder(victims, request)
-    stopped = (_search_folder(out) / _REQUEST).is_file()
+    stopped = is_begun(out)
     return train_as_asked(request, victims, out, resume=stopped, overwrite=not stopped)
-
-
-def _is_what_was_asked(record: Path, request: AdversaryRequest) -> bool:
-    known = json.loads(record.read_text(encoding="utf-8"))
-    asked = json.loads(json.dumps(asdict(request)))
-    names = ("kind", "epsilon", "agents", "joint", "norm", "units", "actions", "threat")
-    return all(known.get(name) == asked[name] for name in names)
-
-
-def request_of(out: Path) -> tuple[AdversaryRequest, Path]:
-    """What was asked for in a folder whose training was stopped, and against which victims.
-
-    Raises:
-        ValueError: no such folder.
-    """
-    try:
-        asked = json.loads((_search_folder(out) / _REQUEST).read_text(encoding="utf-8"))
-    except OSError:
-        raise ValueError(
-            f"expected the folder of an adversary whose training was stopped, got {out}; train one with: "
-            "marl-aajr adversary train"
-        ) from None
-    victims = Path(asked.pop("victims"))
-    return AdversaryRequest(**asked), victims
-
-
-def default_folder(victims: Path, request: AdversaryRequest) -> Path:
-    """``VICTIM_RUN/adversaries/<kind>-eps<epsilon>…``; beside the victims where they have no run."""
-    home = victims.parent if (victims / "victim.json").is_file() else victims
-    if request.observes:
-        everybody = replace(request, agents=None)
-        if request.settled(victims) == everybody.settled(victims):
-            request = everybody
-    return home / ADVERSARIES / request.name
-
-
-def is_finished(folder: Path) -> bool:
-    """Whether an adversary is there, and ready."""
-    return (folder / RECORD).is_file()
-
-
-def is_begun(folder: Path) -> bool:
-    """Whether there is an adversary that :func:`resume_adversary` can go on with."""
-    return (_search_folder(folder) / _REQUEST).is_file()
 
 
 @dataclass
@@ -215,7 +161,7 @@ class _Training:
     @property
     def aside(self) -> Path:
         """The folder of the search while it lasts."""
-        return _search_folder(self.folder)
+        return search_folder(self.folder)
 
     def prepare(self, *, resume: bool, overwrite: bool) -> None:
         """See that the folder may be written, and write down what was asked.
@@ -224,7 +170,7 @@ class _Training:
             ValueError: it may not be, or something else was asked before.
         """
         asked = {**asdict(self.request), "victims": str(self.victims.resolve())}
-        file = self.aside / _REQUEST
+        file = self.aside / REQUEST
         if resume:
             if is_finished(self.folder):
                 raise ValueError(
@@ -276,7 +222,7 @@ class _Training:
         """The policies to begin with."""
         if not (self.request.warm_start and self.request.observes):
             return None
-        folder = self.aside / _WARM
+        folder = self.aside / WARM
         if not (folder / "victim.json").is_file():
             threat = ObservationThreat(**self.config.env.kwargs)
             warm_start(self.config, threat, seed=self.request.seed).save(folder)
@@ -335,15 +281,11 @@ class _Training:
             "undertrained": "pgd" in scores and behind(scores[kept], scores["pgd"]),
         }
         if initial is not None:
-            shutil.copytree(initial, self.folder / _WARM)
+            shutil.copytree(initial, self.folder / WARM)
         for row in self.tried:
             shutil.copytree(row["folder"], self.folder / "search" / Path(row["folder"]).name)
         write_json(self.folder / RECORD, record)
         shutil.rmtree(self.aside)
-
-
-def _search_folder(folder: Path) -> Path:
-    return folder.with_name(f"{folder.name}.search")
 
 
 def _with(config: RunConfig, settings: dict[str, Any]) -> RunConfig:

@@ -195,7 +195,7 @@ def loaded(run: Path | str, *, kind: str | None = None) -> LearnedAttack:
     Raises:
         ValueError: no finished observation adversary there, or another kind.
     """
-    from marl_aajr.attacks.adversary_run import KEPT, RECORD
+    from marl_aajr.attacks.adversary_folder import KEPT, RECORD
     from marl_aajr.attacks.observation_game import GAME, ObservationThreat
     from marl_aajr.training.run_directory import RunDirectory
 

@@ -10,8 +10,9 @@ import pytest
 import torch
 
 from marl_aajr.attacks import LearnedAttack, make_attack
+from marl_aajr.attacks.adversary_folder import RECORD, request_of
 from marl_aajr.attacks.adversary_request import AdversaryRequest
-from marl_aajr.attacks.adversary_run import RECORD, find_or_train, request_of, train_adversary
+from marl_aajr.attacks.adversary_run import find_or_train, train_adversary
 from marl_aajr.attacks.adversary_score import Judge
 from marl_aajr.attacks.learned import LEARNED, loaded
 from marl_aajr.attacks.observation_game import GAME, ObservationGame, ObservationThreat
