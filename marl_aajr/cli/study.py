@@ -106,9 +106,12 @@ def study(
         if resume and not plan.folder.study_file.is_file():
             raise ValueError(f"expected a study to resume in {plan.folder.path}, got none; drop --resume")
         if dry_run:
-            _foresee(plan, Console())
-            return
-        board, code = _run(plan, console, as_json=log_json, replay=replay)
+            foreseen = _foresee(plan)
+        else:
+            board, code = _run(plan, console, as_json=log_json, replay=replay)
+    if dry_run:
+        Console().print(*foreseen, sep="\n", highlight=False, markup=False)
+        return
     _conclude(plan, board, console, command=_command(file, out), code=code)
 
 
@@ -144,25 +147,24 @@ def _conclude(plan: Plan, board: Board, console: Console, *, command: str, code:
         raise typer.Exit(FAILED)
 
 
-def _foresee(plan: Plan, console: Console) -> None:
+def _foresee(plan: Plan) -> list[Table | str]:
+    """What a dry run prints."""
     from marl_aajr.study.study import expected, on_cluster
 
     with on_cluster(plan) as nodes:
         estimated, seconds = expected(plan, nodes)
-    console.print(plan_table(plan, estimated.seconds))
-    if plan.study.tune is not None:
-        entry = plan.study.tune
-        _say(
-            console,
-            f"Before these, {entry.trials} trials of up to {entry.env_steps:,} env steps for every method and "
-            "environment whose search is not finished.",
+    shown: list[Table | str] = [plan_table(plan, estimated.seconds)]
+    if (entry := plan.study.tune) is not None:
+        shown.append(
+            f"Before these, {entry.trials} trials of up to {entry.env_steps:,} env steps for every method "
+            "and environment whose search is not finished."
         )
     trains = sum(node.kind == "train" for node in plan.nodes.values())
-    _say(
-        console,
+    shown.append(
         f"{trains} runs, {len(plan.nodes)} steps of work, {estimated.left} of them still to do: about "
-        f"{clock(seconds)} on {sum(node['CPU'] for node in nodes):g} CPUs, {estimated.basis}.",
+        f"{clock(seconds)} on {sum(node['CPU'] for node in nodes):g} CPUs, {estimated.basis}."
     )
+    return shown
 
 
 def plan_table(plan: Plan, seconds: Mapping[str, float]) -> Table:

@@ -6,240 +6,31 @@ A study says only what its runs differ in and how they are judged; everything th
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AfterValidator, Field, ValidationError
 
-from marl_aajr.attacks.adversary_request import AdversaryRequest, Kind
+from marl_aajr.study.entries import (
+    AdversaryEntry,
+    EnvironmentEntry,
+    EvaluationEntry,
+    Grid,
+    Label,
+    MethodEntry,
+    Section,
+    TuningEntry,
+    once,
+    some,
+)
 from marl_aajr.study.lines import Source, load_lines
-from marl_aajr.training.fields import Count, Fraction, Positive, Whole, explain
-from marl_aajr.training.method import NO_METHOD
+from marl_aajr.training.fields import Count, Whole, explain
 
 
-class _Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, ser_json_inf_nan="constants")
-
-
-def _some(values: tuple[Any, ...]) -> tuple[Any, ...]:
-    if not values:
-        raise ValueError("expected at least one, got none; add one, or leave the key out")
-    return values
-
-
-def _once(values: tuple[Any, ...]) -> tuple[Any, ...]:
-    for place, value in enumerate(values):
-        if value in values[:place]:
-            raise ValueError(f"expected each once, got {value!r} twice; remove one")
-    return values
-
-
-def _label(text: str) -> str:
-    if not re.fullmatch(r"[\w.=-]+", text):
-        raise ValueError("expected a name out of letters, digits and _ . = -, as it becomes a folder's")
-    return text
-
-
-Label = Annotated[str, AfterValidator(_label)]
-"""Part of a folder's name."""
-
-Values = Annotated[tuple[Any, ...], AfterValidator(_some), AfterValidator(_once)]
-"""What one axis of a grid takes, one after the other."""
-
-Grid = dict[str, Values]
-"""Every combination of these."""
-
-
-class Space(_Section):
-    """What tuning draws one setting from.
-
-    Attributes:
-        low: least value.
-        high: greatest value.
-        log: whether factors count instead of differences.
-        choices: values, instead of a range.
-    """
-
-    low: float | None = None
-    high: float | None = None
-    log: bool = False
-    choices: Values | None = None
-
-    @model_validator(mode="after")
-    def _one_kind(self) -> Space:
-        ranged = self.low is not None and self.high is not None
-        if ranged == (self.choices is not None) or (self.low is None) != (self.high is None):
-            raise ValueError("expected {low: A, high: B} or {choices: [...]}; give one of them")
-        if self.low is not None and self.high is not None and not self.low < self.high:
-            raise ValueError(f"expected low < high, got {self.low:g} and {self.high:g}")
-        if self.log and not (self.low or 0) > 0:
-            raise ValueError("expected low > 0 with log; raise it")
-        return self
-
-    @property
-    def example(self) -> Any:
-        """A value of it."""
-        return self.low if self.choices is None else self.choices[0]
-
-    def __str__(self) -> str:
-        if self.choices is not None:
-            return f"one of {', '.join(map(str, self.choices))}"
-        return f"{'log-uniform' if self.log else 'uniform'} in [{self.low:g}, {self.high:g}]"
-
-
-class EnvironmentEntry(_Section):
-    """One environment.
-
-    Attributes:
-        name: as in a run.
-        kwargs: as in a run.
-        label: what its runs' names begin with; None: the last part of the name.
-        team: who is attacked and judged; None: the largest team.
-        reference: two returns, fixed before the runs, between which the report's scores go from 0 to 1.
-        run: settings of the runs on it, over the study's own.
-    """
-
-    name: str = Field(min_length=1)
-    kwargs: dict[str, Any] = Field(default_factory=dict)
-    label: Label | None = None
-    team: str | None = None
-    reference: tuple[float, float] | None = None
-    run: dict[str, Any] = Field(default_factory=dict)
-
-    @property
-    def title(self) -> str:
-        """``simple_spread_v3`` of ``marl_aajr.envs.simple_spread_v3``."""
-        return self.label or re.sub(r"[^\w.=-]+", "-", re.split(r"[.:/]", self.name)[-1])
-
-
-class MethodEntry(BaseModel):
-    """One method, or several that differ in a grid of its settings; its settings stand beside these.
-
-    Attributes:
-        name: as in a run.
-        label: what stands for it in the runs' names; None: its name.
-        grid: settings of the method that take several values; every combination is a method of its own.
-        search: dotted settings of the run (``ppo.lr``, ``method.coefficient``) that are tuned beforehand.
-        run: settings of its runs, over those of the study and of the environment.
-    """
-
-    model_config = ConfigDict(extra="allow", frozen=True, ser_json_inf_nan="constants")
-
-    name: str = NO_METHOD
-    label: Label | None = None
-    grid: Grid = Field(default_factory=dict)
-    search: dict[str, Space] = Field(default_factory=dict)
-    run: dict[str, Any] = Field(default_factory=dict)
-
-    @property
-    def settings(self) -> dict[str, Any]:
-        """The method's own settings, without those of the grid."""
-        return dict(self.model_extra or {})
-
-
-class EvaluationEntry(_Section):
-    """How every run is judged. What is None is the suite's.
-
-    Attributes:
-        suite: a name or a file, seen from the study's file; None: the runs are not judged.
-        epsilons: sizes of the attacks.
-        episodes: reported ones of each row.
-        selection_episodes: others, on which the worst attack is chosen.
-        actions: greedy, sampled or both.
-        seed: of the episodes and of the attacks.
-        transfer: whether perturbations that were computed on another run are tried as well: on the first
-            method's run of the next seed.
-    """
-
-    suite: str | None = "standard"
-    epsilons: Annotated[tuple[Positive, ...], AfterValidator(_some), AfterValidator(_once)] | None = None
-    episodes: Count | None = None
-    selection_episodes: Whole | None = None
-    actions: tuple[Literal["greedy", "sampled"], ...] | None = None
-    seed: Whole = 0
-    transfer: bool = True
-
-
-class AdversaryEntry(_Section):
-    """One adversary that is trained against every run before it is judged.
-
-    Attributes:
-        kind: of the adversary; see :class:`~marl_aajr.attacks.adversary_request.AdversaryRequest`, as for all
-            others.
-        epsilon: how far it may move an observation; None for kinds that act.
-        agents: whom it attacks or replaces; empty: everybody who may be.
-        joint: one adversary with one budget for all attacked agents.
-        env_steps: length of its training; None: the kind's default.
-        search: how many settings of PPO are tried first.
-        warm_start: begin with what PGD does.
-        seed: of its training.
-    """
-
-    kind: Kind
-    epsilon: Positive | None = None
-    agents: Annotated[tuple[str, ...], AfterValidator(_once)] = ()
-    joint: bool = False
-    env_steps: Count | None = None
-    search: Count = 1
-    warm_start: bool = True
-    seed: Whole = 0
-
-    @model_validator(mode="after")
-    def _possible(self) -> AdversaryEntry:
-        if self.kind == "traitor" and not self.agents:
-            raise ValueError("expected agents, whose places the traitor takes, got none; name them")
-        _ = self.request
-        return self
-
-    @property
-    def request(self) -> AdversaryRequest:
-        """What is asked of its training."""
-        return AdversaryRequest(**self.model_dump() | {"agents": list(self.agents) or None})
-
-    @property
-    def title(self) -> str:
-        """Folder of its run, below the victim's."""
-        return self.request.name
-
-
-class TuningEntry(_Section):
-    """The same search for every method: Optuna proposes, ASHA stops what lags, both are recorded.
-
-    The score is (1 − w) · clean return + w · return under attack, on episodes that the evaluation does not
-    use, of runs whose seeds it does not use.
-
-    Attributes:
-        trials: settings tried for each method on each environment.
-        env_steps: of a trial that is not stopped early.
-        rungs: how often trials are scored; each time all but the best 1 / ``reduction`` are stopped.
-        reduction: η of ASHA: a rung lies at η times the environment steps of the one before.
-        seeds: of the trials' runs; a trial's score is the mean over them.
-        episodes: of each score, clean and attacked.
-        episode_seed: of those episodes.
-        attack: by which the return under attack is measured.
-        epsilon: its size.
-        robust_weight: w.
-        seed: of Optuna.
-    """
-
-    trials: Count
-    env_steps: Count
-    rungs: Count = 3
-    reduction: Annotated[int, Field(ge=2)] = 3
-    seeds: Annotated[tuple[Whole, ...], AfterValidator(_some), AfterValidator(_once)] = (1000,)
-    episodes: Count = 50
-    episode_seed: Whole = 1000
-    attack: str = "pgd"
-    epsilon: Positive = 0.1
-    robust_weight: Fraction = 0.5
-    seed: Whole = 0
-
-
-class StudyConfig(_Section):
+class StudyConfig(Section):
     """One study.
 
     Attributes:
@@ -266,19 +57,19 @@ class StudyConfig(_Section):
     name: Label
     title: str | None = None
     summary: str = ""
-    environments: Annotated[tuple[EnvironmentEntry, ...], AfterValidator(_some)]
-    methods: Annotated[tuple[MethodEntry, ...], AfterValidator(_some)]
-    seeds: Annotated[tuple[Whole, ...], AfterValidator(_some), AfterValidator(_once)] = (0,)
+    environments: Annotated[tuple[EnvironmentEntry, ...], AfterValidator(some)]
+    methods: Annotated[tuple[MethodEntry, ...], AfterValidator(some)]
+    seeds: Annotated[tuple[Whole, ...], AfterValidator(some), AfterValidator(once)] = (0,)
     grid: Grid = Field(default_factory=dict)
     run: dict[str, Any] = Field(default_factory=dict)
     evaluation: EvaluationEntry = Field(default_factory=EvaluationEntry)
-    adversaries: Annotated[tuple[AdversaryEntry, ...], AfterValidator(_once)] = ()
+    adversaries: Annotated[tuple[AdversaryEntry, ...], AfterValidator(once)] = ()
     tune: TuningEntry | None = None
     retries: Whole = 3
     max_concurrent: Count | None = None
     address: str | None = None
     storage: str | None = None
-    log: Annotated[tuple[Literal["mlflow", "wandb"], ...], AfterValidator(_once)] = ()
+    log: Annotated[tuple[Literal["mlflow", "wandb"], ...], AfterValidator(once)] = ()
     film: bool = True
 
     def to_yaml(self) -> str:

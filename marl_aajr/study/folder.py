@@ -22,8 +22,9 @@ from typing import Any
 import yaml
 from pydantic import ValidationError
 
-from marl_aajr.attacks.adversary_run import is_finished
-from marl_aajr.study.config import AdversaryEntry, StudyConfig
+from marl_aajr.attacks.adversary_folder import is_finished
+from marl_aajr.study.config import StudyConfig
+from marl_aajr.study.entries import AdversaryEntry
 from marl_aajr.study.graph import Node
 from marl_aajr.study.lines import Key, Source
 from marl_aajr.study.runs import Run

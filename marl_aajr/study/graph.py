@@ -11,7 +11,8 @@ from fnmatch import fnmatchcase
 from typing import Literal
 
 from marl_aajr.evaluation.suites import Suite
-from marl_aajr.study.config import AdversaryEntry, EvaluationEntry, StudyConfig
+from marl_aajr.study.config import StudyConfig
+from marl_aajr.study.entries import AdversaryEntry, EvaluationEntry
 from marl_aajr.study.runs import Run
 from marl_aajr.training.capacity import bundles
 

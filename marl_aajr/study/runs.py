@@ -11,7 +11,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from marl_aajr.study.config import EnvironmentEntry, Grid, MethodEntry, StudyConfig
+from marl_aajr.study.config import StudyConfig
+from marl_aajr.study.entries import EnvironmentEntry, Grid, MethodEntry
 from marl_aajr.study.lines import Key, Source
 from marl_aajr.training.config import RunConfig, make_config
 

@@ -13,7 +13,8 @@ from ray import tune
 from ray.tune.schedulers import ASHAScheduler
 from ray.tune.search.optuna import OptunaSearch
 
-from marl_aajr.study.config import Space, StudyConfig, TuningEntry
+from marl_aajr.study.config import StudyConfig
+from marl_aajr.study.entries import Space, TuningEntry
 from marl_aajr.study.folder import StudyFolder
 from marl_aajr.study.runs import Variant
 from marl_aajr.study.trials import Trial, try_settings

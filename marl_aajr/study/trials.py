@@ -9,7 +9,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from marl_aajr.study.config import TuningEntry
+from marl_aajr.study.entries import TuningEntry
 from marl_aajr.study.folder import is_there
 from marl_aajr.study.runs import Settings, merged, nested
 from marl_aajr.training.config import RunConfig, make_config

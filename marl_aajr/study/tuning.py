@@ -16,7 +16,8 @@ from typing import Any
 
 from marl_aajr.attacks import attack_class
 from marl_aajr.report import Tuning
-from marl_aajr.study.config import StudyConfig, TuningEntry
+from marl_aajr.study.config import StudyConfig
+from marl_aajr.study.entries import TuningEntry
 from marl_aajr.study.folder import StudyFolder
 from marl_aajr.study.lines import Source
 from marl_aajr.study.runs import Settings, Variant, merged, nested, variants

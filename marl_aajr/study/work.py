@@ -19,12 +19,13 @@ import ray
 import torch
 from ray import tune
 
+from marl_aajr.attacks.adversary_folder import is_begun, is_finished
 from marl_aajr.attacks.adversary_request import AdversaryRequest
-from marl_aajr.attacks.adversary_run import is_begun, is_finished, train_as_asked
+from marl_aajr.attacks.adversary_run import train_as_asked
 from marl_aajr.evaluation import evaluate_run
 from marl_aajr.numerics import NonFiniteError
 from marl_aajr.rollout.environments import resolve
-from marl_aajr.study.config import EnvironmentEntry
+from marl_aajr.study.entries import EnvironmentEntry
 from marl_aajr.study.folder import StudyFolder, is_there
 from marl_aajr.study.graph import Node
 from marl_aajr.study.storage import Storage

@@ -1,0 +1,74 @@
+"""``marl-aajr study`` before anything is started, and what it expects a study to take."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from marl_aajr.cli.app import main
+from marl_aajr.study.estimate import estimate
+from marl_aajr.study.study import prepare
+from tests.study.files import write_study
+
+METHODS = [{"name": "none"}, {"name": "aajr"}]
+
+
+def command(*words: object) -> int:
+    """The exit code of a command line."""
+    with pytest.raises(SystemExit) as ended:
+        main(["study", *map(str, words)])
+    return int(ended.value.code or 0)
+
+
+@pytest.mark.usefixtures("ray_session")
+def test_a_dry_run_shows_what_would_be_done_and_does_nothing(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = {"env_steps": 150_000, "resources": {"env_runners": 1}}
+    file = write_study(tmp_path, methods=METHODS, run=run)
+    assert command(file, "--out", tmp_path / "out", "--dry-run", "--max-concurrent", "1") == 0
+    out = capsys.readouterr().out
+    (line,) = [line for line in out.splitlines() if "simple_spread_v3-none-s0 " in line]
+    assert line.replace("│", " ").split() == ["simple_spread_v3-none-s0", "150,000", "2", "0:10"]
+    words = " ".join(out.split())
+    assert "2 runs, 4 steps of work, 4 of them still to do: about 0:25 on 2 CPUs" in words
+    assert "assuming 15,000 env steps/s for plain PPO" in words
+    assert not (tmp_path / "out").exists()
+
+
+def test_errors_name_the_line_and_end_with_2(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = write_study(tmp_path, seeds=[])
+    assert command(file) == 2
+    assert f"error: {file}:" in capsys.readouterr().err
+
+
+def test_resume_begins_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = write_study(tmp_path)
+    assert command(file, "--resume", "--out", tmp_path / "out") == 2
+    assert "expected a study to resume in" in capsys.readouterr().err
+
+
+def test_an_address_where_nothing_answers_is_named(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = write_study(tmp_path, address="localhost:1")
+    assert command(file, "--out", tmp_path / "out") == 2
+    error = capsys.readouterr().err
+    assert "tiny.yaml:" in error
+    assert "address: no Ray cluster answers at localhost:1" in error
+    assert not (tmp_path / "out").exists()
+
+
+def test_what_has_been_measured_is_what_is_expected_of_the_rest(tmp_path: Path) -> None:
+    plan = prepare(write_study(tmp_path, methods=METHODS, seeds=[0, 1]), out=tmp_path / "out")
+    plan.folder.begin(plan.study)
+    assumed = estimate(plan.nodes, plan.folder)
+    assert assumed.assumed == assumed.left == 8
+    plan.folder.add_event({"event": "finished", "node": "simple_spread_v3-none-s0", "seconds": 40.0})
+    plan.folder.add_event({"event": "finished", "node": "simple_spread_v3-none-s1/judgement", "seconds": 7.0})
+    measured = estimate(plan.nodes, plan.folder)
+    assert measured.assumed == 4
+    assert measured.seconds["simple_spread_v3-none-s1"] == 40.0
+    assert measured.seconds["simple_spread_v3-none-s0/judgement"] == 7.0
+    assert measured.seconds["simple_spread_v3-aajr-s0"] == assumed.seconds["simple_spread_v3-aajr-s0"]
