@@ -19,6 +19,7 @@ import torch
 from gymnasium import spaces
 from torch import Tensor
 
+from marl_aajr.attacks.actions import check_action, no_action
 from marl_aajr.attacks.chance import ActionChance
 from marl_aajr.attacks.match import check_match
 from marl_aajr.checks import one_of
@@ -201,11 +202,10 @@ class VictimGame(BatchedEnv):
 
     def nothing(self) -> dict[str, Tensor]:
         """Zeros as the actions of all players."""
-        found = {}
-        for player, space in self.action_spaces.items():
-            kind = torch.float32 if isinstance(space, spaces.Box) else torch.int64
-            found[player] = torch.zeros((self.num_envs, *(space.shape or ())), dtype=kind, device=self.device)
-        return found
+        return {
+            player: no_action(space, self.num_envs, device=self.device)
+            for player, space in self.action_spaces.items()
+        }
 
     def get_state(self) -> Mapping[str, Any]:
         """See `BatchedEnv.get_state`."""
@@ -302,22 +302,15 @@ class VictimGame(BatchedEnv):
         """
         if not self._met:
             raise ValueError("expected reset before the first step; call reset(seed=...)")
-        return {player: self._action(player, actions.get(player)) for player in self.possible_agents}
-
-    def _action(self, player: str, action: Tensor | None) -> Tensor:
-        space = self.action_spaces[player]
-        shape = (self.num_envs, *(space.shape or ()))
-        whole = not isinstance(space, spaces.Box)
-        if action is None:
-            if bool(self._active[player].any()):
+        nothing = self.nothing()
+        for player, given in actions.items():
+            if player in nothing:
+                check_action(player, given, self.action_spaces[player], self.num_envs)
+                nothing[player] = given
+        for player, must in self._active.items():
+            if player not in actions and bool(must.any()):
                 raise ValueError(f"expected actions of {player!r}, which is active; add them")
-            return self.nothing()[player]
-        if tuple(action.shape) != shape or (whole and action.is_floating_point()):
-            raise ValueError(
-                f"expected actions of {player!r} as {'integers' if whole else 'numbers'} of shape {shape}, "
-                f"got {action.dtype} of shape {tuple(action.shape)}"
-            )
-        return action
+        return nothing
 
 
 def _column(flag: Tensor, like: Tensor) -> Tensor:
