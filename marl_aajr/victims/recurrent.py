@@ -133,7 +133,7 @@ class Memory:
         }
         self._states = dict(self._initial)
 
-    def recall(self, rows: Mapping[str, Tensor]) -> State | None:
+    def recall(self, rows: Mapping[str, Tensor]) -> State:
         """The states before a decision, one agent's copies after the other's.
 
         Args:

@@ -44,7 +44,8 @@ class AnySpaces(ParallelEnv[str, Any, Any]):
     def step(self, actions: dict[str, Any]) -> Any:
         self.t += 1
         over = dict.fromkeys(self.agents, self.t >= LENGTH)
-        told, infos = self._look(), {a: {} for a in self.agents}
+        told = self._look()
+        infos: dict[str, Any] = {a: {} for a in self.agents}
         rewards = {a: float(np.sum(action)) for a, action in actions.items()}
         self.agents = [] if self.t >= LENGTH else self.agents
         return told, rewards, over, dict.fromkeys(over, False), infos
