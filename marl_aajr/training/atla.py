@@ -34,8 +34,8 @@ class ATLA:
 
     Attributes:
         adversary: ``sa-rl`` (its action is the perturbation) or ``pa-ad`` (a direction of the policy); see
-            `marl_aajr.rollout.perturbing`. Where ε changes few actions, ``sa-rl`` needs millions of steps: in
-            simple_spread at 0.1 it is after 300,000 still as harmless as noise, and ``pa-ad`` is not.
+            `marl_aajr.rollout.perturbing`. Where ε changes few actions, ``sa-rl`` learns slowly: in
+            simple_spread at 0.1 it is as harmless as noise after 300,000 steps, which ``pa-ad`` is not.
         epsilon: radius of the perturbation set, in units of the environment's observations, also where a
             filter normalises them; number or schedule over environment steps.
         norm: ``"linf"`` or ``"l2"``.
