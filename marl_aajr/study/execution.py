@@ -16,6 +16,7 @@ from typing import Any
 import ray
 from ray import tune
 from ray.tune.search import Searcher
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from marl_aajr.study.folder import StudyFolder
 from marl_aajr.study.graph import Node, stranded
@@ -61,7 +62,8 @@ def execute(
     logging.getLogger("ray.tune").setLevel(logging.CRITICAL)
     # With fewer than this, short nodes keep taking over the first process before a second one is up.
     os.environ["TUNE_MAX_PENDING_TRIALS_PG"] = str(board.slots)
-    flag = StopFlag.remote()  # type: ignore[attr-defined]
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    flag = StopFlag.options(scheduling_strategy=here).remote()  # type: ignore[attr-defined]
     place = Place(str(folder.path), None if storage is None else storage.uri)
     trainable = tune.with_resources(
         tune.with_parameters(work, nodes=dict(nodes), place=place, flag=flag),

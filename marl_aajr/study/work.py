@@ -65,7 +65,10 @@ class Interrupted(Exception):  # noqa: N818 - nothing is wrong
 
 @ray.remote(num_cpus=0)
 class StopFlag:
-    """Whether the processes of a study should stop at the next good moment."""
+    """Whether the processes of a study should stop at the next good moment.
+
+    Signals reach the driver only. It lives on the driver's node, so that no other node takes it along.
+    """
 
     def __init__(self) -> None:
         self._asked = False
@@ -100,7 +103,7 @@ def work(task: Mapping[str, Any], *, nodes: Mapping[str, Node], place: Place, fl
 
 @dataclass
 class _Told:
-    """Tells Tune how far the node is, and asks whether to stop, both once a second."""
+    """Tells Tune once a second how far the node is, and asks whether to stop."""
 
     flag: Any
     numbers: dict[str, Any] = field(default_factory=dict)
