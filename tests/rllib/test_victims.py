@@ -74,7 +74,8 @@ class InRLlib:
     """Asks a module as RLlib's env runner does, and keeps its state."""
 
     def __init__(self, played: TorchRLModule, rows: int) -> None:
-        self.played, self.state = played, None
+        self.played = played
+        self.state: Any = None
         if played.is_stateful():
             self.state = _tree(
                 lambda x: torch.as_tensor(x).repeat(rows, *[1] * x.ndim), played.get_initial_state()
