@@ -29,7 +29,7 @@ FAILED = 1
 
 HELP = guide(
     "Run a study: every environment with every method, setting and seed of one file, then attack every run, "
-    "then compare them on one page per environment. What is finished is never done again: the same command "
+    "then compare them on one page. What is finished is never done again: the same command "
     "resumes a study that was stopped, by Ctrl-C, by kill -9 or by an error.",
     "marl-aajr study experiments/pilot.yaml --dry-run",
     "marl-aajr study experiments/pilot.yaml",
