@@ -13,18 +13,20 @@ import torch
 from torch import nn
 
 from marl_aajr.attacks.manners import Crew, make_manner
-from marl_aajr.attacks.observation_game import GAME, ObservationThreat
+from marl_aajr.attacks.observation_game import GAME, ObservationGame, ObservationThreat
 from marl_aajr.attacks.victim_game import ADVERSARY
 from marl_aajr.attacks.warm_start import demonstrate, warm_start
 from marl_aajr.direction import follow
 from marl_aajr.distributions import Categorical, DiagGaussian
 from marl_aajr.policy import ModulePolicy
+from marl_aajr.rollout.batches import make_batch
 from marl_aajr.rollout.contract import check_batched_env, random_actions
 from marl_aajr.rollout.environments import resolve
 from marl_aajr.threat import PerturbationSet
 from marl_aajr.training.config import make_config
 from marl_aajr.victims import ObservationFilter, Victim, fingerprint
-from tests.evaluation.players import network, team
+from tests.evaluation.players import network, signs, team
+from tests.evaluation.test_recurrent import Sticking
 
 SPREAD = resolve("marl_aajr.envs.simple_spread_v3", {"N": 2, "max_cycles": 6})
 CIRCLE = resolve("tests.rllib.test_stock_rows:circle", {"endings": "mixed"})
@@ -102,6 +104,47 @@ def test_adversaries_see_what_the_network_receives_and_who_the_agent_is(tmp_path
     assert torch.equal(seen["agent_1"], torch.cat([true["agent_1"], torch.tensor([[0.0, 1.0]] * 2)], -1))
     assert torch.equal(together[ADVERSARY], torch.cat([true["agent_0"], true["agent_1"]], -1))
     assert torch.equal(single["agent_1"], true["agent_1"])
+
+
+class TestMemory:
+    """Victims that answer, through an episode, with the sign that they were shown first."""
+
+    def game(self, kind: str, num_envs: int) -> ObservationGame:
+        spec = signs(longest=4)
+        victim = team(spec, Sticking())
+        crew = Crew(manner=make_manner(kind), victim=victim, agents=victim.agents)
+        return ObservationGame(
+            make_batch(spec, num_envs), crew, dict.fromkeys(victim.agents, PerturbationSet(epsilon=2.0))
+        )
+
+    def test_what_they_remember_is_part_of_the_state(self) -> None:
+        check_batched_env(lambda num_envs: self.game("pa-ad", num_envs), steps=12)
+
+    @pytest.mark.parametrize("kind", ["sa-rl", "pa-ad"])
+    def test_one_lie_is_remembered_and_queries_are_not(self, kind: str) -> None:
+        game = self.game(kind, 8)
+        answers: list[torch.Tensor] = []
+        play = game.env.step
+
+        def step(actions: Any) -> Any:
+            answers.append(actions["agent_0"])
+            return play(actions)
+
+        game.env.step = step  # type: ignore[method-assign]
+        sign = game.reset(seed=1)["agent_0"][:, 0].sign()
+        first, begins = sign, torch.ones(8, dtype=torch.bool)
+        for _ in range(12):
+            first = torch.where(begins, sign, first)
+            actions = game.nothing()
+            # At first the opposite of what is there; then, what is there.
+            wish = torch.where(begins, -sign, sign)
+            if kind == "pa-ad":
+                actions["agent_0"] = (wish > 0).long()
+            else:
+                actions["agent_0"][:, 0] = torch.where(begins, wish, 0.0)
+            after = game.step(actions)
+            assert torch.equal(answers[-1], (first < 0).long())
+            sign, begins = after.obs["agent_0"][:, 0].sign(), after.episode_over
 
 
 class TestDirection:
