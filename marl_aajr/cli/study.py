@@ -7,7 +7,7 @@ import shlex
 import sys
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -95,6 +95,7 @@ def study(
 
     console = Console(stderr=True)
     options = {"address": address, "max_concurrent": max_concurrent}
+    command = _command(file, out=out, only=only, set=assignments or [], **options)
     overrides = {key: (value, f"--set {key}") for key, value in parse_assignments(assignments or []).items()}
     overrides |= {key: (v, f"--{key.replace('_', '-')}") for key, v in options.items() if v is not None}
     # Whatever a library prints must not get between the lines of JSON.
@@ -112,7 +113,7 @@ def study(
     if dry_run:
         Console().print(*foreseen, sep="\n", highlight=False, markup=False)
         return
-    _conclude(plan, board, console, command=_command(file, out), code=code)
+    _conclude(plan, board, console, command=command, code=code)
 
 
 def _run(plan: Plan, console: Console, *, as_json: bool, replay: bool) -> tuple[Board, int | None]:
@@ -185,9 +186,13 @@ def plan_table(plan: Plan, seconds: Mapping[str, float]) -> Table:
     return table
 
 
-def _command(file: Path, out: Path | None) -> str:
-    where = [] if out is None else ["--out", str(out)]
-    return shlex.join(["marl-aajr", "study", str(file), *where])
+def _command(file: Path, **options: Any) -> str:
+    """The line to type to go on; ``options`` by name, those that were not given left out."""
+    words = ["marl-aajr", "study", str(file)]
+    for name, value in options.items():
+        for each in value if isinstance(value, list) else [value]:
+            words += [] if each is None else [f"--{name.replace('_', '-')}", str(each)]
+    return shlex.join(words)
 
 
 def _say(console: Console, text: str) -> None:
