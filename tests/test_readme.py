@@ -23,7 +23,8 @@ COMMANDS = [
 SNIPPETS = [block for language, block in BLOCKS if language == "python"]
 SMALL = {
     "train": "--env-steps 400 --hidden 8 --set ppo.train_batch_size=200 --set ppo.minibatch_size=100",
-    "evaluate": "--episodes 4",
+    "adversary": "--env-steps 4000",
+    "evaluate": "--episodes 4 --selection-episodes 2",
 }
 """Appended to the command of that name: the last of two options counts."""
 
@@ -35,10 +36,14 @@ def run(words: list[str], folder: Path) -> str:
     return done.stdout
 
 
+pytestmark = pytest.mark.timeout(900)  # the first test waits for every command
+
+
 @pytest.fixture(scope="module")
 def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder in which the README's commands have been run, in their order."""
     folder = tmp_path_factory.mktemp("readme")
+    (folder / "experiments").symlink_to(ROOT / "experiments")
     for command in COMMANDS:
         program, *words = shlex.split(command)
         if program == "marl-aajr":
@@ -58,7 +63,7 @@ def test_the_scripts_are_there_and_run() -> None:
     assert all(os.access(ROOT / script, os.X_OK) for script in scripts)
 
 
-@pytest.mark.parametrize("snippet", SNIPPETS, ids=["RLlib", "victim", "core"])
+@pytest.mark.parametrize("snippet", SNIPPETS, ids=["RLlib", "victim", "anything", "core"])
 def test_each_snippet_prints_what_it_promises(snippet: str, workplace: Path) -> None:
     assert run([sys.executable, "-W", "ignore", "-c", snippet], workplace).strip()
 
