@@ -15,7 +15,8 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -29,9 +30,10 @@ from marl_aajr.study.graph import Node
 from marl_aajr.study.lines import Key, Source
 from marl_aajr.study.runs import Run
 from marl_aajr.training.differences import differences
-from marl_aajr.training.files import append_line, read_lines, write_json, write_text
+from marl_aajr.training.files import Lock, append_line, read_lines, write_json, write_text
 from marl_aajr.training.run_directory import RunDirectory
 
+_OURS = (".lock", "events.jsonl", "runs", "judgements", "tuning", "logs", "tune")
 _FIXED: tuple[str, ...] = ("evaluation", "adversaries", "tune")
 """What may not change once something has been written by it."""
 
@@ -54,6 +56,7 @@ class StudyFolder:
         self.tune = self.path / "tune"
         self.results = self.path / "results.parquet"
         self.report = self.path / "report.html"
+        self._lock = Lock(self.path / ".lock")
 
     def run(self, name: str) -> RunDirectory:
         """The directory of a run."""
@@ -94,11 +97,25 @@ class StudyFolder:
         """What happened, oldest first."""
         return read_lines(self.events_file)
 
-    def begin(self, study: StudyConfig) -> None:
-        """Make the folder and write the study down."""
+    @contextmanager
+    def begun(self, study: StudyConfig) -> Iterator[None]:
+        """Make the folder, write the study down, and be the only process that works on it in this block.
+
+        Raises:
+            ValueError: another process is.
+        """
         for folder in (self.path, self.runs, self.judgements, self.logs):
             folder.mkdir(parents=True, exist_ok=True)
-        write_text(self.study_file, study.to_yaml())
+        if not self._lock.acquire():
+            raise ValueError(
+                f"expected a study that nobody is running, got {self.path}, which another process is working "
+                "on; wait for it or stop it"
+            )
+        try:
+            write_text(self.study_file, study.to_yaml())
+            yield
+        finally:
+            self._lock.release()
 
     def check_same(self, study: StudyConfig, source: Source) -> None:
         """Whether what is in the folder was made by this study; new runs may have been added to it.
@@ -106,9 +123,11 @@ class StudyFolder:
         Raises:
             ValueError: what has been written does not belong to it; names the line that has changed.
         """
-        if not self.path.exists() or (self.path.is_dir() and not any(self.path.iterdir())):
-            return
+        there = {path.name for path in self.path.iterdir()} if self.path.is_dir() else set()
         if not self.study_file.is_file():
+            # A crash, or a storage that is just being fetched, leaves some of ours without it.
+            if not self.path.exists() or (self.path.is_dir() and there <= set(_OURS)):
+                return
             raise ValueError(f"expected a new folder, got {self.path}, which is not a study; choose another")
         try:
             old = StudyConfig.model_validate(yaml.safe_load(self.study_file.read_text(encoding="utf-8")))

@@ -180,8 +180,12 @@ def run_study(plan: Plan, board: Board, *, should_stop: Callable[[], bool], agai
         should_stop: once it says yes, what runs ends at its next iteration and nothing else is started.
         again: first repeat the tuning's trials as they were decided, and compare their scores.
     """
+    with plan.folder.begun(plan.study):
+        _run(plan, board, should_stop=should_stop, again=again)
+
+
+def _run(plan: Plan, board: Board, *, should_stop: Callable[[], bool], again: bool) -> None:
     started = time.perf_counter()
-    plan.folder.begin(plan.study)
     board.tell("study", runs=len(plan.runs), left=board.count("waiting"))
     if again:
         replay(plan.study, plan.folder, board)

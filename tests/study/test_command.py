@@ -62,13 +62,33 @@ def test_an_address_where_nothing_answers_is_named(
 
 def test_what_has_been_measured_is_what_is_expected_of_the_rest(tmp_path: Path) -> None:
     plan = prepare(write_study(tmp_path, methods=METHODS, seeds=[0, 1]), out=tmp_path / "out")
-    plan.folder.begin(plan.study)
     assumed = estimate(plan.nodes, plan.folder)
     assert assumed.assumed == assumed.left == 8
-    plan.folder.add_event({"event": "finished", "node": "simple_spread_v3-none-s0", "seconds": 40.0})
-    plan.folder.add_event({"event": "finished", "node": "simple_spread_v3-none-s1/judgement", "seconds": 7.0})
+    with plan.folder.begun(plan.study):
+        for node, seconds in (
+            ("simple_spread_v3-none-s0", 40.0),
+            ("simple_spread_v3-none-s1/judgement", 7.0),
+        ):
+            plan.folder.add_event({"event": "finished", "node": node, "seconds": seconds})
     measured = estimate(plan.nodes, plan.folder)
     assert measured.assumed == 4
     assert measured.seconds["simple_spread_v3-none-s1"] == 40.0
     assert measured.seconds["simple_spread_v3-none-s0/judgement"] == 7.0
     assert measured.seconds["simple_spread_v3-aajr-s0"] == assumed.seconds["simple_spread_v3-aajr-s0"]
+
+
+def test_a_folder_of_something_else_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "thesis.tex").touch()
+    with pytest.raises(ValueError, match=r"expected a new folder, got .*out, which is not a study"):
+        prepare(write_study(tmp_path), out=tmp_path / "out")
+
+
+def test_a_study_is_run_by_one_process_at_a_time(tmp_path: Path) -> None:
+    plan = prepare(write_study(tmp_path), out=tmp_path / "out")
+    other = prepare(write_study(tmp_path), out=tmp_path / "out")
+    refused = pytest.raises(ValueError, match=r"expected a study that nobody is running, got .*out")
+    with plan.folder.begun(plan.study), refused, other.folder.begun(other.study):
+        pass
+    with other.folder.begun(other.study):
+        pass
