@@ -1,15 +1,15 @@
 """What is asked of the training of an adversary, and the run that follows from it.
 
-What the defaults give against one plain PPO team on simple_spread (three agents, 300 held-out episodes, greedy
-actions; clean -36.5), with the seconds of one core that the training takes:
+What the defaults give against one plain PPO team on simple_spread (three agents, 300 held-out episodes,
+greedy actions; clean -36.5), with the seconds of one core that the training takes:
 
     ε      pgd-strong    pa-ad           sa-rl
-    0.1    -50.0         -49.3 (56 s)    -44.4 (40 s)
-    0.2    -66.1         -68.4 (50 s)
+    0.1    -50.0         -49.3 (56 s)    -44.4 (23 s)
+    0.2    -66.1         -68.4 (50 s)    -59.7 (23 s)
 
 SA-RL stays where its warm start puts it: noise in 18 features moves a policy so little that PPO, at this
-length, learns next to nothing from it (12 settings tried, none better by more than 1). From random weights it
-stays at the clean return.
+length, learns next to nothing from it (a dozen settings tried, none better by more than 1). From random
+weights it stays near the clean return.
 """
 
 from __future__ import annotations
