@@ -204,7 +204,17 @@ def _train_once(algorithm: Algorithm, turn: Turn | None) -> dict[str, Any]:
     while time.monotonic() < deadline:
         if turn is not None:
             take_turn(algorithm, turn)
-        result: dict[str, Any] = algorithm.train()
+        result: dict[str, Any] = {}
+        try:
+            result = algorithm.train()
+        except ValueError:
+            # Without env runners IMPALA and APPO turn to the main process, which has no environments.
+            if (
+                algorithm.config.num_env_runners == 0
+                or algorithm.env_runner_group.num_healthy_remote_workers()
+            ):
+                raise
+            algorithm.restore_env_runners(algorithm.env_runner_group)
         if result.get("env_runners", {}).get(NUM_ENV_STEPS_SAMPLED):
             return result
         time.sleep(1.0)

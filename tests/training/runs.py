@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
+import os
 import pickle
+import signal
 from pathlib import Path
 from typing import Any
 
+import ray
 import torch
 
 from marl_aajr.training.config import RunConfig, make_config
@@ -82,3 +85,10 @@ def assert_same_run(one: Path, other: Path) -> None:
     assert len(first) > 10
     differing = [key for key, value in first.items() if not torch.equal(value, second[key])]
     assert differing == []
+
+
+def kill_a(kind: str) -> None:
+    """``kill -9`` one process of the run by a part of its actor's class name."""
+    actors = ray._private.state.actors().values()
+    alive = [actor for actor in actors if actor["State"] == "ALIVE" and kind in actor["ActorClassName"]]
+    os.kill(alive[0]["Pid"], signal.SIGKILL)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 from typing import Any
 
@@ -12,26 +13,37 @@ from marl_aajr.training.config import make_config
 from marl_aajr.training.run_directory import RunDirectory
 from marl_aajr.training.trainer import train
 from marl_aajr.victims import Victim
-from tests.training.runs import TINY, tiny
+from tests.training.runs import TINY, kill_a, tiny
 
 STOCK = {"runner": "stock", "env_runners": 1, "envs_per_runner": 2}
 
 
 @pytest.mark.usefixtures("ray_session")
-def test_an_appo_run_is_trained_stopped_resumed_and_exported_like_any_other(tmp_path: Path) -> None:
+def test_an_appo_run_goes_on_without_its_only_env_runner_and_is_resumed_and_exported(tmp_path: Path) -> None:
     """Its numbers are not repeatable; what it leaves is as complete."""
     config = tiny(
         algorithm="appo",
-        env_steps=300,
+        env_steps=1_000_000,
         checkpoint_every=1,
         method={"name": "aajr", "ramp": None},
         ppo={"kl_coeff": 0.1},
         resources=STOCK,
     )
-    run = RunDirectory(train(config, tmp_path / "run", should_stop=lambda: True))
-    assert (run.status().state, config.repeatable, run.iterations()) == ("interrupted", False, [1])
-    train(config, run.path, resume=True)
-    assert (run.status().state, run.status().env_steps >= 300) == ("finished", True)
+    run, deadline = RunDirectory(tmp_path / "run"), time.monotonic() + 150
+
+    def kill_once(record: dict[str, Any]) -> None:
+        if record["iteration"] == 1:
+            kill_a("RunEnvRunner")
+
+    def replaced() -> bool:
+        return bool(run.events()) or time.monotonic() > deadline
+
+    train(config, run.path, on_iteration=kill_once, should_stop=replaced)
+    assert [event["event"] for event in run.events()] == ["env_runners_restarted"]
+    assert (run.status().state, config.repeatable) == ("interrupted", False)
+    done = run.status().iteration
+    train(config, run.path, resume=True, should_stop=lambda: True)
+    assert run.status().iteration == done + 1
     learned = run.metrics()[-1]["modules"]["agent"]
     assert {"policy_loss", "vf_loss", "entropy", "mean_kl", "aajr/penalty"} <= set(learned)
     assert learned["aajr/penalty"] > 0

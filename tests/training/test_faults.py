@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-import os
 import resource
-import signal
 from pathlib import Path
 from typing import Any
 
 import pytest
-import ray
 
 from marl_aajr.rollout.faults import EnvironmentFault
 from marl_aajr.training.config import RunConfig
 from marl_aajr.training.run_directory import RunDirectory
 from marl_aajr.training.trainer import train
-from tests.training.runs import assert_same_run, numbers, tiny
+from tests.training.runs import assert_same_run, kill_a, numbers, tiny
 
 pytestmark = pytest.mark.usefixtures("ray_session")
 
@@ -92,12 +89,6 @@ def test_no_room_for_a_checkpoint_names_the_folder_and_loses_nothing_before_it(
     assert [path.name for path in run.checkpoints.iterdir()] == ["000002"]
     train(config, run.path, resume=True)
     assert_same_run(straight, run.path)
-
-
-def kill_a(kind: str) -> None:
-    actors = ray._private.state.actors().values()
-    alive = [actor for actor in actors if actor["State"] == "ALIVE" and kind in actor["ActorClassName"]]
-    os.kill(alive[0]["Pid"], signal.SIGKILL)
 
 
 def test_a_killed_learner_costs_a_restart(tmp_path: Path) -> None:
