@@ -159,7 +159,7 @@ def verdict(record: Mapping[str, Any]) -> str:
     if "pgd" not in found:
         return f"On other episodes than it learned on it earns {found['trained']:.1f}."
     best = found[record["kept"]]
-    word = "no weaker than PGD"
+    word = "stronger than PGD here" if best > found["pgd"] else "not clearly weaker than PGD"
     if record["undertrained"]:
         word = "undertrained, which is no evidence of robustness"
     return (

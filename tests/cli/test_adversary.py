@@ -82,4 +82,6 @@ def test_the_verdict_says_whether_it_is_evidence() -> None:
     weak = {"selection": selection, "kept": "warm_start", "undertrained": True}
     assert "is -28.0, -30.0 under PGD and -20.0 without attack: undertrained" in verdict(weak)
     strong = {"selection": selection | {"trained": 31.0}, "kept": "trained", "undertrained": False}
-    assert verdict(strong).endswith("no weaker than PGD.")
+    assert verdict(strong).endswith(": stronger than PGD here.")
+    close = {"selection": selection | {"trained": 29.0}, "kept": "trained", "undertrained": False}
+    assert verdict(close).endswith(": not clearly weaker than PGD.")
