@@ -19,15 +19,21 @@ _ANSWER_SECONDS = 60.0
 """How long a node may take to start a process."""
 
 
+_matching: set[str] = set()
+"""Nodes that have been asked by this process; asking starts a process on each."""
+
+
 def check_nodes_match() -> None:
-    """Ask every node of the cluster for its versions.
+    """Ask every node of the cluster that has not been asked yet for its versions.
 
     Raises:
         ValueError: a node has other versions than this process, has no marl_aajr, or does not answer.
     """
+    nodes = [node for node in ray.nodes() if node["Alive"] and node["NodeID"] not in _matching]
+    if not nodes:
+        return
     expected = software()
     ask = ray.remote(num_cpus=0, max_retries=0)(software)
-    nodes = [node for node in ray.nodes() if node["Alive"]]
     answers = {
         ask.options(
             scheduling_strategy=NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
@@ -48,6 +54,7 @@ def check_nodes_match() -> None:
             "expected nodes with the versions of this process, got others; install the same on all of them, "
             "or leave these out:\n" + "\n".join(sorted(problems))
         )
+    _matching.update(node["NodeID"] for node in nodes)
 
 
 def software() -> dict[str, str]:
