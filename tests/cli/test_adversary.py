@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from marl_aajr.attacks.adversary_run import train_adversary
 from marl_aajr.cli.adversary import verdict
 from marl_aajr.cli.app import main
 from marl_aajr.training.trainer import train
@@ -44,7 +45,7 @@ def test_an_adversary_is_trained_and_judged_by(run: Path, capsys: pytest.Capture
 
 
 def test_an_adversary_of_other_victims_is_refused(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    folder = run / "adversaries" / "sa-rl-eps0.3-joint-agent_0"
+    folder = train_adversary(run, kind="sa-rl", epsilon=0.1, env_steps=1, warm_start=False)
     env = {"name": "marl_aajr.envs.simple_spread_v3", "kwargs": {"N": 2, "max_cycles": 5}}
     other = train(tiny(env=env, env_steps=100, seed=9), run.parent / "others")
     assert call("evaluate", other, "--adversary", folder, "--json") == 2
