@@ -18,6 +18,7 @@ from marl_aajr.attacks.adversary_folder import (
     find_finished,
     is_begun,
     is_finished,
+    request_of,
     search_folder,
 )
 from marl_aajr.attacks.adversary_request import (
@@ -141,7 +142,7 @@ def find_or_train(victim: Victim, request: AdversaryRequest, *, home: Path) -> P
         victims = home / "victim"
         victim.save(victims)
     out = default_folder(victims, request)
-    stopped = is_begun(out)
+    stopped = is_begun(out) and request_of(out)[0] == request.settled(victims)
     return train_as_asked(request, victims, out, resume=stopped, overwrite=not stopped)
 
 
