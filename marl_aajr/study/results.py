@@ -42,9 +42,9 @@ SCHEMA = pyarrow.schema(
         ("returns", pyarrow.list_(pyarrow.float64())),
     ]
 )
-"""One row per run, kind of actions, attack and size; the clean rows have attack ``none`` and epsilon 0.
-``config`` is the run's as JSON, ``worst`` marks the attack of a size that was chosen on other episodes,
-``returns`` has one number per episode."""
+"""One row per run, kind of actions, attack and size; clean rows have attack ``none`` and epsilon 0, those
+with adversarial agents (``traitor``, ``opponent``, ``random``, ``idle``) no epsilon. ``config`` is JSON,
+``worst`` marks what was chosen on other episodes, ``returns`` has one number per episode."""
 
 
 def write_results(name: str, runs: Iterable[Run], folder: StudyFolder) -> Path:
@@ -84,10 +84,13 @@ def _rows(run: Run, folder: StudyFolder) -> Iterator[dict[str, Any]]:
 
 
 def _played(rows: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
-    """The clean row and the attacked ones of one kind of actions."""
+    """The clean row, the attacked ones and those with adversarial agents, of one kind of actions."""
     worst = {(row["attack"], row["settings"], row["epsilon"]) for row in rows["worst"]}
     clean = {"attack": "none", "settings": "", "epsilon": 0.0, **rows["clean"]}
     for row in (clean, *rows["attacks"]):
         chosen = (row["attack"], row["settings"], row["epsilon"]) in worst
         kept = {key: row[key] for key in SCHEMA.names if key in row}
         yield {"actions": rows["actions"], "worst": chosen, **kept}
+    for row in rows.get("adversarial_agents", ()):
+        kept = {key: row[key] for key in SCHEMA.names if key in row}
+        yield {"actions": rows["actions"], "attack": row["kind"], **kept}

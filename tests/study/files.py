@@ -19,6 +19,7 @@ SUITE = {
     "units": "raw",
     "epsilons": [0.1],
     "attacks": ["noise", "pgd"],
+    "controls": ["idle"],
 }
 
 TINY: dict[str, Any] = {
