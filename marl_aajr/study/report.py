@@ -62,13 +62,17 @@ def write_page(
 
 
 def _restarts(nodes: Mapping[str, Node], folder: StudyFolder) -> Iterator[Incident]:
-    """What was taken up again: training as its directory tells it, judgements as Tune saw it."""
+    """What was taken up again after a fault: training as its directory tells it, judgements as Tune saw it.
+
+    A stop that was asked for is none.
+    """
     again = [event for event in folder.events() if event["event"] == "restarted"]
     for name, node in nodes.items():
         if node.kind == "judge":
             told = [f"was begun again after {event['error']}" for event in again if event["node"] == name]
         else:
-            told = [_told(event) for event in folder.trained(node).events()]
+            happened = folder.trained(node).events()
+            told = [_told(event) for event in happened if event.get("after") != "interrupted"]
         log = folder.log(name)
         for what, times in Counter(told).items():
             yield Incident(run=name, what=what, times=times, log=str(log) if log.is_file() else "")
@@ -78,8 +82,8 @@ def _told(event: Mapping[str, object]) -> str:
     """A line of ``events.jsonl`` in words; see :mod:`marl_aajr.training.events`."""
     if event["event"] == "env_runners_restarted":
         return "env runners were lost and replaced"
-    after = {"running": "its process was killed", "interrupted": "it was interrupted"}
-    why = event.get("error") or after.get(str(event.get("after")), "it failed")
+    killed = event.get("after") == "running"
+    why = event.get("error") or ("its process was killed" if killed else "it failed")
     return f"went on from its last checkpoint after {why}"
 
 
