@@ -83,9 +83,8 @@ def main() -> int:
 
 
 def parse() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    raw = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=raw)
     parser.add_argument("--rounds", type=int, default=5, help="measurements of each (default 5)")
     parser.add_argument("--only", nargs="+", choices=PARTS, default=list(PARTS), help="what to measure")
     parser.add_argument("--json", metavar="FILE", help="write the figures there (- for standard output)")
@@ -118,8 +117,8 @@ def over_runners(rounds: int) -> dict[str, Any]:
             f"training {runners}x{nodes} (env steps/s)": trained,
             f"efficiency {runners}x{nodes}": efficiency,
         }
-    figures["efficiency_2_runners"] = figures["efficiency 2x1"]
     figures |= sizes | {
+        "efficiency_2_runners": figures["efficiency 2x1"],
         "seconds of a call to a runner": max(found["trip 4x1"] - found["trip 1x1"], 0.0) / 3,
         "seconds of learning": learning,
     }
@@ -174,8 +173,7 @@ def trip(algo: Any) -> Measure:
     return measure
 
 
-def nothing(runner: Any) -> None:
-    return None
+def nothing(runner: Any) -> None: ...
 
 
 def interleaved(measures: Mapping[str, Measure], rounds: int) -> dict[str, float]:
@@ -293,8 +291,8 @@ def extrapolate(figures: Mapping[str, Any]) -> None:
         f"learner {NODES * one * size / 1e9:.1f} GB/s; calling all of them takes {1e3 * NODES * call:.0f} ms."
         f"\nOne learner takes {learner:,.0f} env steps/s ({EPOCHS} epochs): it saturates first, at "
         f"{learner / one:.1f} runners with this environment,\nat {learner / 100:,.0f} with one that makes "
-        f"100 env steps/s on a runner. Iterations of {NODES * call * learner:,.0f} env steps and more keep the "
-        "calls below the learning."
+        f"100 env steps/s on a runner. Iterations of {NODES * call * learner:,.0f} env steps and more keep "
+        "the calls below the learning."
     )
 
 

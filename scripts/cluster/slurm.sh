@@ -27,12 +27,15 @@ head="${nodes[0]}"
 port=$((20000 + SLURM_JOB_ID % 20000))
 export RAY_ADDRESS="$head:$port"
 
-on() { # a node, and what to run there beside what runs there already
-    srun --overlap --nodes=1 --ntasks=1 --nodelist="$1" "${@:2}"
+on() { # in the background: a node, and what to run there beside what runs there already
+    exec srun --overlap --nodes=1 --ntasks=1 --nodelist="$1" "${@:2}"
 }
 
 ray_processes=()
-stop_ray() { kill "${ray_processes[@]}" 2>/dev/null || true; }
+stop_ray() {
+    kill "${ray_processes[@]}" 2>/dev/null || true
+    wait "${ray_processes[@]}" 2>/dev/null || true
+}
 trap stop_ray EXIT
 
 # The first node keeps a processor for the command itself.
