@@ -9,7 +9,8 @@ from __future__ import annotations
 import logging
 import os
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,9 @@ ENVIRONMENT = {
     "TUNE_WARN_SLOW_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S": "60",
 }
 """What Tune and its processes are told; set before Ray starts."""
+
+PENDING = "TUNE_MAX_PENDING_TRIALS_PG"
+"""How many trials Tune lets wait for room at a time."""
 
 
 def execute(
@@ -61,7 +65,7 @@ def execute(
     """
     logging.getLogger("ray.tune").setLevel(logging.CRITICAL)
     # With fewer than this, short nodes keep taking over the first process before a second one is up.
-    os.environ["TUNE_MAX_PENDING_TRIALS_PG"] = str(board.slots)
+    os.environ[PENDING] = str(board.slots)
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
     flag = StopFlag.options(scheduling_strategy=here).remote()  # type: ignore[attr-defined]
     place = Place(str(folder.path), None if storage is None else storage.uri)
@@ -199,7 +203,16 @@ class _Watch(_Unsaved, tune.Callback):
         return str(file)
 
 
-def set_environment() -> None:
-    """Tell Tune, and the processes of a Ray that is started after this, what a study needs of them."""
+@contextmanager
+def told() -> Iterator[None]:
+    """Within this block Tune, and the processes of a Ray that is started in it, do as a study needs."""
+    before = {name: os.environ.get(name) for name in (*ENVIRONMENT, PENDING)}
     for name, value in ENVIRONMENT.items():
         os.environ.setdefault(name, value)
+    try:
+        yield
+    finally:
+        for name, old in before.items():
+            os.environ.pop(name, None)
+            if old is not None:
+                os.environ[name] = old

@@ -131,10 +131,9 @@ def on_cluster(plan: Plan) -> Iterator[list[dict[str, float]]]:
     Raises:
         ValueError: no Ray at the address, or one that is too small.
     """
-    from marl_aajr.study.execution import set_environment
+    from marl_aajr.study.execution import told
 
-    set_environment()
-    with cluster_for(plan.study, plan.source) as nodes:
+    with told(), cluster_for(plan.study, plan.source) as nodes:
         check_fits(plan.runs, nodes, plan.source)
         yield nodes
 

@@ -102,7 +102,7 @@ def test_the_penalty_is_active_in_every_algorithm(configure: Any, adapted: str) 
         if isinstance(algorithm, IMPALA):
             # Errors in the learner's thread are raised where they can be seen.
             algorithm.learner_group.foreach_learner(spoil)
-            with pytest.raises(NonFiniteError, match=r"'aajr' of module 'team'.*the policy's outputs"):
+            with pytest.raises(NonFiniteError, match="'aajr' of module 'team'"):
                 train(algorithm, times=30)
     finally:
         algorithm.stop()
