@@ -215,7 +215,7 @@ def _train_once(algorithm: Algorithm, turn: Turn | None) -> dict[str, Any]:
             ):
                 raise
             algorithm.restore_env_runners(algorithm.env_runner_group)
-        if result.get("env_runners", {}).get(NUM_ENV_STEPS_SAMPLED):
+        if result.get("env_runners", {}).get(NUM_ENV_STEPS_SAMPLED, 0) > 0:  # NaN, where none was left.
             return result
         time.sleep(1.0)
     raise ProcessesLostError(

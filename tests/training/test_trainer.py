@@ -182,18 +182,21 @@ def test_two_env_runners_give_the_same_run_twice(tmp_path: Path) -> None:
     assert_same_run(one, two)
 
 
-def test_a_killed_env_runner_does_not_lose_the_run(tmp_path: Path) -> None:
+@pytest.mark.parametrize("count", [1, 2])
+def test_killed_env_runners_do_not_lose_the_run(count: int, tmp_path: Path) -> None:
+    """One of two, or both at once."""
     killed: list[int] = []
 
-    def kill_one(record: dict[str, Any]) -> None:
+    def kill(record: dict[str, Any]) -> None:
         if record["iteration"] == 2:
             actors = ray._private.state.actors().values()
             alive = [actor for actor in actors if actor["State"] == "ALIVE"]
-            killed.append(next(a["Pid"] for a in alive if "EnvRunner" in a["ActorClassName"]))
-            os.kill(killed[0], signal.SIGKILL)
+            killed.extend(a["Pid"] for a in alive if "EnvRunner" in a["ActorClassName"])
+            for process in killed[:count]:
+                os.kill(process, signal.SIGKILL)
 
     config = tiny(env_steps=1000, resources={"env_runners": 2, "envs_per_runner": 2})
-    run = RunDirectory(train(config, tmp_path / "run", on_iteration=kill_one))
-    assert killed
+    run = RunDirectory(train(config, tmp_path / "run", on_iteration=kill))
+    assert len(killed) == 2
     assert run.status().state == "finished"
     assert run.status().env_steps >= 1000
