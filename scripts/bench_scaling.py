@@ -32,7 +32,7 @@ LAYOUTS = ((1, 1), (2, 1), (4, 1), (2, 2), (4, 2))
 FRAGMENT = 16_000
 """Environment steps that each runner samples at a time: the trip through Ray must not dominate."""
 BARS: Bars = {"run_start_seconds": ("at most", 5.0), "scheduling_overhead": ("at most", 0.02)}
-STUDY_RUNS, STUDY_STEPS, DEFAULT_STEPS = 3, 20 * STEPS, 1_000_000
+STUDY_RUNS, STUDY_STEPS, DEFAULT_STEPS = 9, 20 * STEPS, 1_000_000
 NODES = 64
 
 Measure = Callable[[], float]
