@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from marl_aajr.attacks.observation_game import GAME, ObservationGame, ObservationThreat
+from marl_aajr.attacks.seeds import Purpose, derived_seed
 from marl_aajr.attacks.victim_game import VictimGame
 from marl_aajr.attacks.warm_start import Demonstration
 from marl_aajr.rollout.batched import BatchedEnv
@@ -18,8 +18,6 @@ from marl_aajr.training.config import RunConfig
 from marl_aajr.victims import Victim
 
 EPISODES = 100
-_SELECTION = 0x5E1
-"""Keeps these episodes apart from those of the run with the same seed."""
 
 Act = Callable[[Mapping[str, Tensor]], dict[str, Tensor]]
 
@@ -29,12 +27,12 @@ class Judge:
 
     Args:
         config: of the run.
-        seed: of the episodes, with a salt of its own.
+        seed: what the episodes' own seed is derived from.
     """
 
     def __init__(self, config: RunConfig, *, seed: int) -> None:
         self._config = config
-        self._seed = int(np.random.SeedSequence([seed, _SELECTION]).generate_state(1)[0] >> 1)
+        self._seed = derived_seed(seed, Purpose.SELECTION)
 
     def score(self, adversary: Victim) -> Tensor:
         """What the adversary's greedy policies earn together in each episode, ``[100]``."""

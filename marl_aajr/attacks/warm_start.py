@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from marl_aajr.attacks.auto_pgd import StrongPGD
 from marl_aajr.attacks.manners import Crew, Perturbing
 from marl_aajr.attacks.observation_game import ObservationGame, ObservationThreat
+from marl_aajr.attacks.seeds import Purpose, derived_seed
 from marl_aajr.attacks.victim_game import Rows
 from marl_aajr.distributions import DiagGaussian
 from marl_aajr.objectives import KL, Clean
@@ -101,11 +102,12 @@ def demonstrate(threat: ObservationThreat, *, steps: int, seed: int) -> tuple[Cr
     Args:
         threat: the game.
         steps: of the environment, in each of 100 copies.
-        seed: of the episodes and of PGD's starts.
+        seed: of PGD's starts, and what the episodes' own seed is derived from: an evaluation with the same
+            number plays others.
     """
     plain = threat.build(_COPIES)
     game = Demonstration(plain.env, plain.crew, plain.sets, generator=torch.Generator().manual_seed(seed))
-    obs, pages = game.reset(seed=seed), []
+    obs, pages = game.reset(seed=derived_seed(seed, Purpose.DEMONSTRATION)), []
     nothing = game.nothing()
     for _ in range(steps):
         game.shown = []

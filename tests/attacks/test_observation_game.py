@@ -215,6 +215,15 @@ def test_a_warm_start_does_what_pgd_does(kind: str, joint: bool, tmp_path: Path)
         assert np.mean(agreed) > 0.45  # by chance 0.2
 
 
+def test_a_warm_start_learns_on_other_episodes_than_those_reported(tmp_path: Path) -> None:
+    """Although training and evaluation are asked for with one seed."""
+    game = threat(team(SPREAD), tmp_path)
+    _, (page,) = demonstrate(game, steps=1, seed=0)
+    reported = game.build(100).reset(seed=0)
+    for player, seen in page.seen.items():
+        assert not torch.isin(seen[:, 2], reported[player][:, 2]).any()
+
+
 class TestRefusals:
     def test_other_victims_than_those_it_was_made_for(self, tmp_path: Path) -> None:
         game = threat(team(SPREAD), tmp_path)
