@@ -127,11 +127,11 @@ def ascend(
     # A function of the user's own may look at more than one row, and so may the noise.
     whole = gradient_noise is not None or isinstance(objective, Custom)
     for rows in [ALL_ROWS] if whole else row_blocks(obs):
-        part, known = policy, clean
+        part, known, goal = policy, clean, objective
         if rows != ALL_ROWS:
             index = torch.arange(len(obs), device=obs.device)[rows]
-            part, known = policy.select(index), clean.select(index)
-        g = objective.bind(part, known)
+            part, known, goal = policy.select(index), clean.select(index), objective.select(index)
+        g = goal.bind(part, known)
         climb = _Climb(
             g, obs[rows], perturbations, step=step, step_size=step_size, check=check, mask=known.mask
         )

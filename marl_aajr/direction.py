@@ -36,6 +36,9 @@ class Towards(Objective):
 
     direction: Tensor
 
+    def select(self, index: Tensor) -> Towards:
+        return Towards(self.direction[index])
+
     def bind(self, policy: Policy, clean: Clean) -> BoundObjective:
         if isinstance(policy.distribution, DiagGaussian):
             return self._push(policy, policy.distribution, clean.outputs.detach())

@@ -142,6 +142,10 @@ class Objective(ABC):
         """Raise ``ValueError`` where the objective is not defined for this distribution."""
         return
 
+    def select(self, index: Tensor) -> Objective:
+        """The objective of the rows ``index [B']`` only, for one that holds something of each row."""
+        return self
+
     @abstractmethod
     def bind(self, policy: Policy, clean: Clean) -> BoundObjective:
         """g as a function of the perturbed observations of this batch."""

@@ -102,5 +102,19 @@ class RobustSarsa(PGD):
     def clean(self, policy: Policy, obs: Tensor, outputs: Tensor) -> Clean:
         if self._q is None:
             raise ValueError(f"expected fit() and against() before {self.name} runs, got neither")
-        q, distribution = self._q, policy.distribution
-        return Clean(outputs, values=lambda seen: q(obs, encode(distribution, policy(seen), None)))
+        return Clean(outputs, values=_Worth(self._q, policy, obs))
+
+
+@dataclass(frozen=True, eq=False)
+class _Worth:
+    """What the expected action at a false observation is worth at the true one, ``[B, d] -> [B]``."""
+
+    q: ActionValue
+    policy: Policy
+    obs: Tensor
+
+    def __call__(self, seen: Tensor) -> Tensor:
+        return self.q(self.obs, encode(self.policy.distribution, self.policy(seen), None))
+
+    def select(self, index: Tensor) -> _Worth:
+        return _Worth(self.q, self.policy.select(index), self.obs[index])

@@ -15,16 +15,21 @@ from marl_aajr.objectives import BoundObjective, Clean, Margin, Objective, margi
 from marl_aajr.policy import Policy
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class TargetedMargin(Margin):
     """z_t − z_{a*}, with a* greedy at s and t the rival of a given rank there.
 
-    The batch holds ``ranks`` copies of the same rows, one after the other: copy r climbs towards rank r. For
-    multi-categorical policies the margins of the single actions are added. A rival that is masked, or that
-    does not exist, is no target: g = 0.
+    For multi-categorical policies the margins of the single actions are added. A rival that is masked, or
+    that does not exist, is no target: g = 0.
+
+    Attributes:
+        rank: of each row's rival, ``[B]``; 0: the nearest.
     """
 
-    ranks: int = 1
+    rank: Tensor
+
+    def select(self, index: Tensor) -> TargetedMargin:
+        return TargetedMargin(self.rank[index])
 
     def bind(self, policy: Policy, clean: Clean) -> BoundObjective:
         self.check(policy.distribution)
@@ -34,8 +39,7 @@ class TargetedMargin(Margin):
     def _actions(self, logits: Tensor) -> tuple[Tensor, Tensor]:
         """The greedy action and the target, each ``[B, 1]``."""
         order = logits.argsort(dim=-1, descending=True, stable=True)
-        rank = torch.arange(self.ranks, device=logits.device).repeat_interleave(len(logits) // self.ranks)
-        place = (rank + 1).clamp_max(logits.shape[-1] - 1).unsqueeze(-1)
+        place = (self.rank + 1).clamp_max(logits.shape[-1] - 1).unsqueeze(-1)
         return order[:, :1], order.gather(-1, place)
 
 
@@ -76,7 +80,8 @@ class TargetedPGD(PGD):
         most = max(distribution.nvec) if isinstance(distribution, MultiCategorical) else distribution.n
         ranks = max(min(self.targets, most - 1), 1)
         starts = torch.zeros_like(obs).repeat(ranks, 1)
-        delta, _ = self._climb_from(policy, obs, TargetedMargin(ranks), starts)
+        rank = torch.arange(ranks, device=obs.device).repeat_interleave(len(obs))
+        delta, _ = self._climb_from(policy, obs, TargetedMargin(rank), starts)
         everybody, copies = policy.repeat(ranks), obs.repeat(ranks, 1)
         with torch.no_grad():
             g = margin.bind(everybody, Clean(everybody(copies)))

@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from marl_aajr import blocks
 from marl_aajr.attacks import (
     ATTACKS,
     FGSM,
@@ -67,6 +68,19 @@ def test_every_attack_stays_in_its_set_and_is_not_weaker_than_nothing(
         if attack.access != "none":
             assert (attacked.value >= attacked.clean_value).all(), attack
             assert (attacked.value > attacked.clean_value).float().mean() > 0.9, attack
+
+
+@pytest.mark.parametrize("distribution", DISTRIBUTIONS, ids=str)
+def test_blocks_of_rows_do_not_change_an_attack(
+    distribution: ActionDistribution, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Batches of more rows than a block are common: twenty agents in a hundred copies."""
+    policy, obs = policy_with_critic(distribution), observations(30)
+    whole = [attack(policy, obs, generator=generator()).delta for attack in against(distribution)]
+    monkeypatch.setattr(blocks, "BLOCK", 7)
+    for attack, expected in zip(against(distribution), whole, strict=True):
+        delta = attack(policy, obs, generator=generator()).delta
+        torch.testing.assert_close(delta, expected, msg=attack.name)
 
 
 @pytest.mark.parametrize("distribution", DISTRIBUTIONS, ids=str)

@@ -12,12 +12,13 @@ import pytest
 import torch
 from torch import nn
 
+from marl_aajr import blocks
 from marl_aajr.attacks.manners import Crew, make_manner
 from marl_aajr.attacks.observation_game import GAME, ObservationGame, ObservationThreat
 from marl_aajr.attacks.victim_game import ADVERSARY
 from marl_aajr.attacks.warm_start import demonstrate, warm_start
 from marl_aajr.direction import follow
-from marl_aajr.distributions import Categorical, DiagGaussian
+from marl_aajr.distributions import ActionDistribution, Categorical, DiagGaussian
 from marl_aajr.policy import ModulePolicy
 from marl_aajr.rollout.batches import make_batch
 from marl_aajr.rollout.contract import check_batched_env, random_actions
@@ -27,6 +28,7 @@ from marl_aajr.training.config import make_config
 from marl_aajr.victims import ObservationFilter, Victim, fingerprint
 from tests.evaluation.players import network, signs, team
 from tests.evaluation.test_recurrent import Sticking
+from tests.networks import observations, tanh_policy
 
 SPREAD = resolve("marl_aajr.envs.simple_spread_v3", {"N": 2, "max_cycles": 6})
 CIRCLE = resolve("tests.rllib.test_stock_rows:circle", {"endings": "mixed"})
@@ -168,6 +170,17 @@ class TestDirection:
         wish = torch.tensor([[1.0, 1.0], [-0.2, 0.0]])
         delta = follow(policy, obs, wish, ball, steps=3, step_size=0.5)
         torch.testing.assert_close(delta, torch.tensor([[0.1, -0.1], [-0.1, 0.0]]))
+
+    @pytest.mark.parametrize("distribution", [Categorical(5), DiagGaussian(3)], ids=str)
+    def test_every_row_has_its_own_in_blocks_as_well(
+        self, distribution: ActionDistribution, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        policy, obs, ball = tanh_policy(distribution), observations(30), PerturbationSet(epsilon=0.5)
+        discrete = isinstance(distribution, Categorical)
+        wish = torch.arange(30).unsqueeze(-1) % 5 if discrete else observations(30, 3, seed=1)
+        whole = follow(policy, obs, wish, ball, steps=3, step_size=0.5)
+        monkeypatch.setattr(blocks, "BLOCK", 7)
+        torch.testing.assert_close(follow(policy, obs, wish, ball, steps=3, step_size=0.5), whole)
 
     def test_what_pgd_did_is_said_as_a_wish(self) -> None:
         manner = make_manner("pa-ad")

@@ -94,13 +94,13 @@ class TestTargets:
     def test_the_target_is_the_rival_of_its_rank(self) -> None:
         logits = torch.tensor([[1.0, 4.0, 2.0, 3.0]]).repeat(3, 1)
         policy = ModulePolicy(lambda obs: obs, Categorical(4))
-        g = TargetedMargin(ranks=3).bind(policy, Clean(logits))
+        g = TargetedMargin(torch.arange(3)).bind(policy, Clean(logits))
         assert g(logits).tolist() == [3.0 - 4.0, 2.0 - 4.0, 1.0 - 4.0]
 
     def test_every_action_of_a_multi_discrete_policy_has_its_own(self) -> None:
         logits = torch.tensor([[1.0, 0.0, 0.0, 5.0, 3.0]]).repeat(2, 1)
         policy = ModulePolicy(lambda obs: obs, MultiCategorical((2, 3)))
-        g = TargetedMargin(ranks=2).bind(policy, Clean(logits))
+        g = TargetedMargin(torch.arange(2)).bind(policy, Clean(logits))
         assert g(logits).tolist() == [-1.0 - 2.0, -1.0 - 5.0], "the first action has one rival only"
 
     def test_it_reaches_an_action_that_the_nearest_rival_hides(self) -> None:
@@ -167,7 +167,9 @@ class TestCritic:
 class TestSlopes:
     """What is written out is what autograd finds."""
 
-    @pytest.mark.parametrize("objective", [Margin(), TargetedMargin(ranks=2)], ids=str)
+    @pytest.mark.parametrize(
+        "objective", [Margin(), TargetedMargin(torch.arange(20) % 2)], ids=["nearest", "targeted"]
+    )
     @pytest.mark.parametrize("distribution", [Categorical(5), MultiCategorical((2, 3))], ids=str)
     def test_margins(self, objective: Margin, distribution: ActionDistribution) -> None:
         policy, obs = tanh_policy(distribution), observations(20)
