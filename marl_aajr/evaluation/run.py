@@ -122,12 +122,15 @@ def _name(evaluation: Evaluation) -> str:
     """A name that says the protocol, and differs where anything that was asked for does."""
     asked = repr(
         (
+            evaluation.env_name,
+            sorted(evaluation.env_kwargs.items()),
+            evaluation.num_envs,
             evaluation.team,
             evaluation.agents,
-            *([evaluation.budget] if evaluation.budget else []),
+            evaluation.budget,
             evaluation.units,
             evaluation.selection_episodes,
-            [rows.actions for rows in evaluation.rows],
+            [(rows.actions, len(rows.subsets)) for rows in evaluation.rows],
             [row.attack for row in evaluation.attacks],
             [row.replacement for row in evaluation.adversarial_agents],
         )

@@ -47,6 +47,21 @@ def test_the_same_again_replaces_and_another_one_joins(run: Path) -> None:
     assert len(os.listdir(run / "evaluations")) == 5
 
 
+def test_evaluations_in_several_environments_are_kept_side_by_side(tmp_path: Path) -> None:
+    team(SPEC, sign_reader()).save(tmp_path / "victim")
+    settings: dict[str, Any] = {"attacks": ["fgsm"], "epsilons": [0.5], "episodes": 2}
+    settings |= {"env": SPEC.name, "selection_episodes": 2}
+    for other in (
+        {},
+        {"env_kwargs": {"longest": 2}},
+        {"env_kwargs": {"longest": 5}},
+        {"num_envs": 1},
+        {"weakest_link": True},
+    ):
+        evaluate_run(tmp_path / "victim", **(settings | other))
+    assert len(os.listdir(tmp_path / "victim-evaluations")) == 5
+
+
 def test_without_attacks_it_is_the_clean_return(run: Path) -> None:
     assert evaluate_run(run, attacks=[], epsilons=[], episodes=2).attacks == ()
 
