@@ -35,7 +35,7 @@ class Transitions:
     Attributes:
         obs: network inputs s, ``[N, d]``.
         actions: encoded actions a, ``[N, k]``; see :func:`encode`.
-        rewards: what the attacked agents earned together until the next decision, ``[N]``.
+        rewards: what the agent's team earned until the next decision, ``[N]``.
         next_obs: s', ``[N, d]``; zero where the episode is over.
         next_actions: a', ``[N, k]``.
         over: whether the episode ended, ``[N]`` bool. A cut-off counts as an end: returns end there too.
@@ -130,7 +130,7 @@ def watch(
     Args:
         victim: plays all agents.
         env: where.
-        agents: whose reward counts, and whose transitions are kept.
+        agents: whose transitions are kept, all of one team.
         decisions: environment steps, over all copies.
         seed: of the episodes.
         generator: of the actions.
@@ -139,6 +139,8 @@ def watch(
         Module id -> transitions.
     """
     diaries = {agent: _Diary(env.num_envs) for agent in env.possible_agents if agent in agents}
+    sides = {env.teams[agent] for agent in diaries}
+    team = [agent for agent in env.possible_agents if env.teams[agent] in sides]
     obs = env.reset(seed=seed)
     memory, copies = victim.memory(env.num_envs), torch.arange(env.num_envs)
     for _ in range(max(decisions // env.num_envs, 2)):
@@ -157,7 +159,7 @@ def watch(
                 diaries[agent].decide(env.active[agent], inputs, encode(distribution, outputs, chosen))
         step = env.step(actions)
         memory.forget(step.episode_over)
-        earned = torch.stack([step.rewards[agent] for agent in diaries]).sum(0)
+        earned = torch.stack([step.rewards[agent] for agent in team]).sum(0)
         for agent, diary in diaries.items():
             diary.earn(earned, _out(step, agent))
         obs = step.obs

@@ -28,6 +28,20 @@ class TestWatching:
         by_agent = right.float().mul(2).sub(1).reshape(3, -1).sum(0)
         assert torch.equal(seen.rewards.reshape(3, -1), by_agent.expand(3, -1)), "they share what they earn"
 
+    def test_lying_to_one_agent_is_to_cost_its_team(self) -> None:
+        """Only agent_1 is lied to: it is paid what both of its side earn, and nothing of agent_0's."""
+        spec = signs(longest=1, teams=True)
+        rewards = {}
+        for agents in (["agent_1"], ["agent_1", "agent_2"]):
+            env = make_batch(spec, 4)
+            seen = watch(
+                team(spec, sign_reader()), env, agents=agents, decisions=40, seed=0, generator=generator()
+            )
+            env.close()
+            rewards[len(agents)] = seen["shared"].rewards
+        assert torch.equal(rewards[1], rewards[2][:40])
+        assert set(rewards[1].tolist()) <= {-2.0, 0.0, 2.0}
+
     def test_transitions_within_an_episode_lead_to_the_next_decision(self) -> None:
         spec = signs(longest=6)
         victim, env = team(spec, sign_reader()), make_batch(spec, 1)
