@@ -65,6 +65,12 @@ class Policy(ABC):
         return self
 
 
+def differentiable(policy: Policy, obs: Tensor) -> bool:
+    """Whether torch can follow the outputs to the inputs; the gradient may be zero all the same."""
+    with torch.enable_grad():
+        return policy(obs.detach().clone().requires_grad_(True)).requires_grad
+
+
 class ModulePolicy(Policy):
     """A plain ``nn.Module`` (or any function of tensors) as a policy.
 

@@ -135,7 +135,7 @@ class Attack(ABC):
         Args:
             victim: who will be attacked; plays all agents.
             env: copies to play on; left in the middle of some episode.
-            agents: who will be lied to; what they earn together is to fall.
+            agents: who will be lied to, all of one team; what the team earns is to fall.
             seed: of the episodes and of the learning.
             units: of the perturbation set: the environment's, or those behind the observation filter.
             home: folder of the victim's run, which keeps what is worth it; None: nothing is kept.
@@ -146,12 +146,16 @@ class Attack(ABC):
         return self
 
     def against(self, victim: Victim, agent: str) -> Attack:
-        """The attack on the policy of one agent (and of those who share its module and filter).
+        """The attack on the policy of one agent, and of those that are taken :meth:`together` with it.
 
         Raises:
             ValueError: the victim lacks what the attack needs.
         """
         return self
+
+    def together(self, agents: Collection[str]) -> list[list[str]]:
+        """Agents of one module and one filter in groups that one call of the attack can take."""
+        return [list(agents)]
 
     def confer(self, seen: Mapping[str, Tensor], *, generator: torch.Generator) -> Mapping[str, Tensor]:
         """What an adversary that :attr:`confers` settles for all attacked agents, once in each step.

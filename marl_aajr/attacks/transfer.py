@@ -6,6 +6,8 @@ it does, the gradients lie.
 
 from __future__ import annotations
 
+import math
+from collections.abc import Collection
 from dataclasses import dataclass, field, replace
 from typing import ClassVar
 
@@ -15,8 +17,9 @@ from torch import Tensor
 from marl_aajr.attacks.auto_pgd import StrongMarginPGD, StrongPGD
 from marl_aajr.attacks.base import Access, Attack
 from marl_aajr.distributions import DiagGaussian
-from marl_aajr.policy import Policy
+from marl_aajr.policy import Policy, differentiable
 from marl_aajr.victims import ObservationFilter, Victim, VictimPolicy
+from marl_aajr.victims.groups import alike
 from marl_aajr.victims.recurrent import is_recurrent
 
 
@@ -34,7 +37,8 @@ class Transfer(Attack):
             for Gaussian ones. Its perturbation set is replaced by this attack's.
 
     Raises:
-        ValueError: no surrogate, or one that does not play the judged agents' spaces.
+        ValueError: no surrogate, one that does not play the judged agents' spaces, or one that torch cannot
+            differentiate for a method that needs gradients.
     """
 
     name: ClassVar[str] = "transfer"
@@ -68,7 +72,20 @@ class Transfer(Attack):
                 f"expected a surrogate without memory, got a recurrent policy for {agent!r}, whose state "
                 "would have to follow a game that it does not play; use a feed-forward run"
             )
+        policy = surrogate.policy(agent)
+        size = math.prod(surrogate.observation_spaces[agent].shape or ())
+        if self._method(policy).access == "gradients" and not differentiable(policy, torch.zeros(1, size)):
+            raise ValueError(
+                f"expected a surrogate with gradients, got one for {agent!r} that torch cannot "
+                "differentiate by its inputs; use another run, or a method without gradients"
+            )
         return replace(self, _agent=agent, _filter=victim.filters.get(agent))
+
+    def together(self, agents: Collection[str]) -> list[list[str]]:
+        surrogate = self._required()
+        played = [agent for agent in agents if agent in surrogate.module_of]
+        others = [agent for agent in agents if agent not in played]
+        return [*alike(surrogate, played), *([others] if others else [])]
 
     def run(self, policy: Policy, obs: Tensor, *, generator: torch.Generator) -> Tensor:
         surrogate = self._required()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 
@@ -72,6 +72,15 @@ class Adversary:
         return {
             agent: prepare(self._sized(agent), self.victim, agent, units=self.units) for agent in self.agents
         }
+
+    def together(self, agents: Sequence[str]) -> list[list[str]]:
+        """Agents of one module and one filter in groups that can be lied to together."""
+        sizes = [self.scales.get(agent, 1.0) for agent in agents]
+        return [
+            part
+            for size in dict.fromkeys(sizes)
+            for part in self.attack.together([a for a, own in zip(agents, sizes, strict=True) if own == size])
+        ]
 
     def _sized(self, agent: str) -> Attack:
         scale = self.scales.get(agent, 1.0)

@@ -72,7 +72,8 @@ class Liar:
 
     def __post_init__(self) -> None:
         self._memory = self.victim.memory()
-        self._groups = alike(self.victim, self.prepared)
+        alike_ones = alike(self.victim, self.prepared)
+        self._groups = [part for group in alike_ones for part in self.attack.together(group)]
 
     @classmethod
     def of(
@@ -152,7 +153,7 @@ class Liar:
         return self.attack.confer(inputs, generator=self.chance.of(len(self.prepared)))
 
     def _lie(self, agents: list[str], seen: Mapping[str, Any], orders: Mapping[str, Tensor]) -> None:
-        """Attack agents of one module and one filter, as one batch."""
+        """Attack agents that are taken together, as one batch."""
         parts = {agent: split(seen[agent]) for agent in agents}
         inputs = torch.cat([self._inputs(agent, obs) for agent, (obs, _) in parts.items()])
         legal = [mask for _, mask in parts.values() if mask is not None]

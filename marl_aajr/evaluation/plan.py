@@ -31,6 +31,7 @@ class Plan:
     Attributes:
         suite: the suite's name; empty where there is none.
         attacks: by attack, then radius.
+        asked: those of them that are not the suite's: they are refused, not left out, where they do not fit.
         episodes: reported, for each row.
         selection_episodes: others, on which the worst attack is chosen; 0: none is.
         actions: greedy, sampled or both.
@@ -43,6 +44,7 @@ class Plan:
 
     suite: str
     attacks: tuple[Attack, ...]
+    asked: tuple[Attack, ...]
     episodes: int
     selection_episodes: int
     actions: tuple[Actions, ...]
@@ -82,7 +84,7 @@ def make_plan(
             selection episodes to find it on.
     """
     chosen = None if suite is None else load_suite(suite)
-    requests = [*_entries(chosen, epsilons, norm), *attacks]
+    entries = _entries(chosen, epsilons, norm)
     episodes = episodes if episodes is not None else (100 if chosen is None else chosen.episodes)
     positive_integer("episodes", episodes)
     actions = actions or (("greedy",) if chosen is None else chosen.actions)
@@ -95,10 +97,11 @@ def make_plan(
     if weakest_link is None:
         weakest_link = chosen is not None and chosen.weakest_link
     named = norm or (None if chosen is None else chosen.norm)
-    found = resolve_attacks(requests, norm=norm, names=named or "linf")
+    found = resolve_attacks([*entries, *attacks], norm=norm, names=named or "linf")
     return Plan(
         suite="" if chosen is None else chosen.name,
         attacks=_with_surrogates(found, surrogates),
+        asked=_with_surrogates(found[len(entries) :], surrogates),
         episodes=episodes,
         selection_episodes=_selection(selection_episodes, chosen, settled, weakest_link=weakest_link),
         actions=tuple(dict.fromkeys(actions)),

@@ -16,9 +16,9 @@ from torch import Tensor
 
 from marl_aajr.distributions import ActionDistribution, DiagGaussian, MultiCategorical
 from marl_aajr.evaluation.probe import Sample
-from marl_aajr.evaluation.protocol import differentiable
 from marl_aajr.evaluation.results import Check, Verdict
 from marl_aajr.objectives import Clean, make_objective, value_and_gradient
+from marl_aajr.policy import differentiable
 from marl_aajr.threat import PerturbationSet
 from marl_aajr.victims import Victim
 

@@ -7,14 +7,13 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from marl_aajr.attacks import Attack
 from marl_aajr.evaluation.budget import Budget
 from marl_aajr.evaluation.plan import Plan
 from marl_aajr.evaluation.suites import Units
 from marl_aajr.evaluation.timing import has_preferences
-from marl_aajr.policy import Policy
+from marl_aajr.policy import differentiable
 from marl_aajr.victims import Victim
 from marl_aajr.victims.store import check_portable
 
@@ -90,7 +89,7 @@ def admitted(
     """The attacks that can be played, and those of a suite that cannot; see :func:`check_attack`.
 
     Raises:
-        ValueError: an attack outside a suite that cannot be played.
+        ValueError: an attack cannot be played that was asked for by itself, beside a suite or without one.
     """
     kept: list[Attack] = []
     skipped: dict[str, Skipped] = {}
@@ -98,7 +97,7 @@ def admitted(
         try:
             check_attack(attack, victim, agents)
         except ValueError as error:
-            if not plan.suite:
+            if attack in plan.asked:
                 raise
             skipped[attack.settings] = Skipped(attack.name, str(error))
         else:
@@ -144,9 +143,3 @@ def _check_trainable(attack: Attack, victim: Victim) -> None:
         raise ValueError(
             f"expected a victim that can be saved for {attack.name!r}, which trains against a copy: {error}"
         ) from None
-
-
-def differentiable(policy: Policy, obs: Tensor) -> bool:
-    """Whether torch can follow the outputs to the inputs; the gradient may be zero all the same."""
-    with torch.enable_grad():
-        return policy(obs.detach().clone().requires_grad_(True)).requires_grad

@@ -55,12 +55,9 @@ class Table:
 
     def __post_init__(self) -> None:
         self._memory = self.victim.memory(self.env.num_envs)
-        scales = {} if self.adversary is None else self.adversary.scales
-        self._groups = [
-            [agent for agent in group if scales.get(agent, 1.0) == scale]
-            for group in alike(self.victim, self.env.possible_agents)
-            for scale in dict.fromkeys(scales.get(agent, 1.0) for agent in group)
-        ]
+        self._groups = alike(self.victim, self.env.possible_agents)
+        if self.adversary is not None:
+            self._groups = [part for group in self._groups for part in self.adversary.together(group)]
         if self.adversary is not None and self.adversary.pace is not None:
             pace, num_envs = self.adversary.pace, self.env.num_envs
             self._clock = Clock(pace, num_envs=num_envs, generator=self.chances)
@@ -97,14 +94,16 @@ class Table:
             obs: for those who stand in.
             live: copies whose episode counts, ``[E]`` bool; nobody is lied to in the others.
         """
-        actions = {}
+        answers: dict[str, Tensor] = {}
         strikes = self._strikes(views, live)
         orders = self._orders(views, strikes)
         for view in views:
             shown, outputs = self._shown(view, strikes, orders)
             self._memory.advance(view.rows, view.policy, shown)
             for agent, index, part in view.split(outputs):
-                actions[agent] = self._choose(agent, index, part)
+                answers[agent] = part.new_zeros(self.env.num_envs, part.shape[-1])
+                answers[agent][index] = part
+        actions = self._chosen(answers)
         return actions if self.stand_in is None else {**actions, **self.stand_in(self.env, obs)}
 
     def restart(self, over: Tensor) -> None:
@@ -166,13 +165,20 @@ class Table:
             outputs[rest] = _see(view.policy.select(rest), view.inputs[rest])
         return shown, outputs
 
-    def _choose(self, agent: str, index: Tensor, outputs: Tensor) -> Tensor:
-        """Actions ``[E, ...]``; random numbers are drawn for every copy, so that a copy's are its own."""
-        everywhere = outputs.new_zeros(self.env.num_envs, outputs.shape[-1])
-        everywhere[index] = outputs
+    def _chosen(self, answers: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Actions ``[E, ...]`` by what the policies answered in every copy, ``[E, m]``.
+
+        Random numbers are drawn for every agent in every copy, whoever acts, so that those of a copy and a
+        step are the same whatever happens in the others, and under every attack.
+        """
         if self.sampler is None:
-            return self.victim.greedy(agent, everywhere)
-        return self.victim.sample(agent, everywhere, generator=self.sampler)
+            return {agent: self.victim.greedy(agent, outputs) for agent, outputs in answers.items()}
+        drawn = {}
+        for agent in self.env.possible_agents:
+            width = self.victim.distributions[self.victim.module_of[agent]].num_inputs
+            outputs = answers.get(agent, torch.zeros(self.env.num_envs, width))
+            drawn[agent] = self.victim.sample(agent, outputs, generator=self.sampler)
+        return {agent: drawn[agent] for agent in answers}
 
 
 @torch.no_grad()

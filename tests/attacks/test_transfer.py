@@ -9,9 +9,13 @@ import torch
 from torch import nn
 
 from marl_aajr.attacks import Attack, Transfer, make_attack
+from marl_aajr.evaluation import evaluate
+from marl_aajr.pettingzoo import attacked
 from marl_aajr.threat import PerturbationSet
 from marl_aajr.victims import ObservationFilter, Recurrent, Victim
 from tests.attacks.players import linear_victim
+from tests.evaluation.players import sign_reader, signs, team
+from tests.evaluation.toys import Signs
 from tests.networks import generator, observations
 
 BALL = PerturbationSet(epsilon=0.1)
@@ -72,6 +76,31 @@ def test_forbidden_actions_are_forbidden_to_the_surrogate_too() -> None:
     obs = torch.full((4, 3), -0.05)
     attacked = transfer(victim, victim)(victim.policy("a", action_mask=legal), obs, generator=generator())
     assert (attacked.outputs.argmax(-1) == 1).all()
+
+
+def test_each_agent_is_lied_to_by_its_own_surrogate() -> None:
+    """The judged agents share a policy, the surrogate's do not: agent_1's does not look at the sign."""
+    spec = signs(longest=1)
+    victim = team(spec, sign_reader())
+    elsewhere = sign_reader()
+    elsewhere.weight.data = elsewhere.weight.data.flip(1)
+    surrogate = replace(
+        victim,
+        modules={"sign": sign_reader(), "elsewhere": elsewhere},
+        module_of={"agent_0": "sign", "agent_1": "elsewhere", "agent_2": "sign"},
+    )
+    method = make_attack("fgsm", epsilon=1.1)
+    attack = make_attack("transfer", epsilon=1.1, surrogate=surrogate, method=method)
+    result = evaluate(victim, attacks=[(attack, 1.1)], episodes=5)
+    assert result.clean_return == 3.0
+    assert result.attacks[0].outcome.returns == (-1.0 + 1.0 - 1.0,) * 5
+    env = attacked(Signs(), attack, victim)
+    shown, _ = env.reset(seed=0)
+    assert {agent: seen[0] not in (-1, 1) for agent, seen in shown.items()} == {
+        "agent_0": True,
+        "agent_1": False,
+        "agent_2": True,
+    }
 
 
 class TestRefusals:

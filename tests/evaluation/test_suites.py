@@ -13,11 +13,13 @@ import yaml
 from marl_aajr.attacks import ATTACKS, make_attack
 from marl_aajr.evaluation import Suite, builtin_suites, evaluate, load_suite
 from marl_aajr.evaluation.episodes import SELECTION, derived_seed
+from marl_aajr.evaluation.table import Table
+from marl_aajr.rollout.batches import make_batch
 from marl_aajr.rollout.environments import resolve
 from marl_aajr.threat import PerturbationSet
 from marl_aajr.victims import ObservationFilter
 from marl_aajr.victims.units import through_filter
-from tests.evaluation.players import moves, sign_reader, signs, team
+from tests.evaluation.players import sign_reader, signs, team
 from tests.networks import generator, observations
 
 FIELDS: dict[str, Any] = {
@@ -30,6 +32,13 @@ FIELDS: dict[str, Any] = {
     "attacks": ["noise", "pgd-margin"],
 }
 SPREAD = resolve("marl_aajr.envs.simple_spread_v3", {"max_cycles": 5})
+
+
+class Opaque(torch.nn.Module):
+    """A sign reader whose outputs have no graph."""
+
+    def forward(self, obs: torch.Tensor) -> torch.Tensor:
+        return torch.from_numpy(np.stack([-obs.detach()[:, 0], obs.detach()[:, 0]], -1))
 
 
 def suite(**changes: Any) -> Suite:
@@ -141,12 +150,35 @@ class TestActions:
         assert result.clean is greedy.clean
 
     def test_a_copys_actions_do_not_depend_on_the_others(self) -> None:
-        victim = team(moves())
-        few = evaluate(victim, actions=["sampled"], episodes=3, num_envs=3)
-        again = evaluate(victim, actions=["sampled"], episodes=3, num_envs=3)
-        assert few.clean.returns == again.clean.returns
-        other = evaluate(victim, actions=["sampled"], episodes=3, num_envs=3, seed=1)
-        assert other.clean.returns != few.clean.returns
+        """Copy 0 is at agent_2's turn; whether agent_0 acts elsewhere changes nothing for it."""
+        spec = signs()
+        victim, env = team(spec), make_batch(spec, 40)
+        obs = env.reset(seed=0)
+        drawn = []
+        for elsewhere in (True, False):
+            env.active["agent_0"][:] = elsewhere
+            env.active["agent_0"][0] = False
+            sampler = generator()
+            table = Table(
+                victim=victim, env=env, adversary=None, sampler=sampler, chances=sampler, stand_in=None
+            )
+            actions = table.act(table.look(obs), obs, torch.ones(40, dtype=torch.bool))
+            assert ("agent_0" in actions) == elsewhere
+            drawn.append(actions["agent_2"])
+        env.close()
+        assert torch.equal(*drawn)
+
+    def test_an_attack_that_splits_the_agents_leaves_the_random_numbers_where_they_were(self) -> None:
+        harmless = make_attack("noise", epsilon=9.0, mask=(False, True))
+        result = evaluate(
+            team(signs(), sign_reader()),
+            attacks=[(harmless, 9.0)],
+            actions=["sampled"],
+            episodes=20,
+            num_envs=6,
+            budget="scale=agent_1:0.5",
+        )
+        assert result.attacks[0].outcome.returns == result.clean.returns
 
     def test_sampled_frequencies_are_the_policys(self) -> None:
         """p(right) = σ(2) at x = ±1, so a decision earns 2 σ(2) − 1 on average."""
@@ -192,14 +224,11 @@ class TestAdmission:
 
     def test_what_was_asked_for_by_name_is_refused_before_anything_is_played(self) -> None:
         for name, message in (("critic", "a victim with a critic"), ("transfer", "a surrogate")):
-            with pytest.raises(ValueError, match=f"expected {message}"):
-                evaluate(team(signs(), sign_reader()), attacks=[(name, 0.1)])
+            for beside in (None, suite(attacks=["noise", "robust-sarsa"])):
+                with pytest.raises(ValueError, match=f"expected {message}"):
+                    evaluate(team(signs(), sign_reader()), suite=beside, attacks=[(name, 0.1)])
 
     def test_a_policy_that_torch_cannot_follow(self) -> None:
-        class Opaque(torch.nn.Module):
-            def forward(self, obs: torch.Tensor) -> torch.Tensor:
-                return torch.from_numpy(np.stack([-obs.detach()[:, 0], obs.detach()[:, 0]], -1))
-
         victim = team(signs(), Opaque())
         with pytest.raises(ValueError, match="cannot differentiate by its inputs; use square"):
             evaluate(victim, attacks=[("pgd", 1.1)])
@@ -208,6 +237,16 @@ class TestAdmission:
         (check,) = (check for check in result.checks if check.name == "gradients")
         assert check.verdict == "warn"
         assert "cannot be differentiated" in check.text
+
+    def test_a_surrogate_that_torch_cannot_follow_is_refused_before_anything_is_played(self) -> None:
+        victim = team(signs(), sign_reader())
+        surrogate = team(signs(), Opaque())
+        with pytest.raises(ValueError, match="a surrogate with gradients, got one for 'agent_0'"):
+            evaluate(victim, attacks=[("transfer", 1.1)], surrogates={"opaque": surrogate})
+        method = make_attack("square", epsilon=1.0)
+        blind = make_attack("transfer", epsilon=1.1, surrogate=surrogate, method=method)
+        result = evaluate(victim, attacks=[(blind, 1.1)], episodes=4)
+        assert result.attacks[0].outcome.mean == -result.clean_return
 
     def test_a_surrogate_is_used_and_named(self) -> None:
         victim = team(signs(), sign_reader())
