@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -14,6 +15,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from marl_aajr.report import Comparison, Reference
+    from marl_aajr.report.comparison import Row
     from marl_aajr.report.statistics import Estimate
 
 HELP = guide(
@@ -46,17 +48,29 @@ def compare(
         bool,
         typer.Option("--film", help="Show in each environment an episode without and with an attack."),
     ] = False,
+    as_json: Annotated[
+        bool,
+        typer.Option(
+            "--json",
+            help="Print a list instead, an object for each environment: methods (clean; worst, by epsilon, "
+            "over all runs; median_run_under_its_strongest_attack; others, with other actions).",
+        ),
+    ] = False,
 ) -> None:
-    """Build the report and print its headline."""
+    """Build the report, and print its headline or its numbers."""
     from rich.console import Console
 
     from marl_aajr.report import compare_each, load_run, write_page
+    from marl_aajr.report.numbers import numbers
     from marl_aajr.report.scores import check_references
 
     references = _references(reference or ())
     comparisons = compare_each([load_run(run) for run in runs])
     check_references(references, [comparison.scene for comparison in comparisons])
     page = write_page(comparisons, out, title=title, references=references, film=film)
+    if as_json:
+        print(json.dumps([numbers(comparison) for comparison in comparisons], ensure_ascii=False))
+        return
     console = Console()
 
     def say(text: str) -> None:
@@ -96,7 +110,7 @@ def _references(given: Sequence[str]) -> dict[str, Reference]:
 
 
 def table(comparison: Comparison) -> Table:
-    """Clean return and return under the worst attack of each size, one row per method."""
+    """Clean return, and what the worst attack of each size leaves of all runs and of the median one."""
     from rich.table import Table
 
     result = Table(show_lines=True)
@@ -105,9 +119,18 @@ def table(comparison: Comparison) -> Table:
     for epsilon in comparison.epsilons:
         result.add_column(f"worst at ε {epsilon:g}", justify="right")
     for row in comparison.rows:
-        worst = (_words(row.worst_return(e), row.worst[e].attack) for e in comparison.epsilons)
+        worst = (_under_attack(row, epsilon) for epsilon in comparison.epsilons)
         result.add_row(row.method.label, _words(row.clean), *worst)
     return result
+
+
+def _under_attack(row: Row, epsilon: float) -> str:
+    """What the worst attacks leave of a method, and of its median run where there are several."""
+    words = _words(row.worst_return(epsilon), row.worst[epsilon].attack)
+    if len(row.runs) < 2:
+        return words
+    median = f"{row.median_run(epsilon).worst(epsilon).attack} {row.median_return(epsilon).mean:.1f}"
+    return f"{words}\nmedian run: {median}"
 
 
 def _words(estimate: Estimate, attack: str = "") -> str:

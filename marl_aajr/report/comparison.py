@@ -57,6 +57,18 @@ class Row:
         """Return under the attack of this size that hurts the method most."""
         return self.strongest[epsilon]
 
+    def median_run(self, epsilon: float) -> Results:
+        """The training run whose return under its own strongest attack of this size is the median.
+
+        Of an even number of runs, the lower of the two in the middle.
+        """
+        ordered = sorted(self.runs, key=lambda run: run.strongest(epsilon).mean)
+        return ordered[(len(ordered) - 1) // 2]
+
+    def median_return(self, epsilon: float) -> Estimate:
+        """Return of the median training run under its strongest attack, with the interval over episodes."""
+        return _of_one(self.median_run(epsilon).strongest(epsilon))
+
 
 @dataclass(frozen=True)
 class Comparison:
@@ -195,10 +207,8 @@ def _row(
         robust=robust,
         worst={epsilon: Counter(found).most_common(1)[0][0] for epsilon, found in worst.items()},
         strongest={
-            epsilon: estimate_of(
-                [run.attacked[condition] for run, condition in zip(runs, found, strict=True)], level=level
-            )
-            for epsilon, found in worst.items()
+            epsilon: estimate_of([run.strongest(epsilon) for run in runs], level=level)
+            for epsilon in epsilons
         },
         area=_area(runs, epsilons, level=level),
         price=None if method.plain or baseline is None else _price(baseline, runs, level=level),
@@ -208,9 +218,7 @@ def _row(
 
 def _area(runs: Sequence[Results], epsilons: Sequence[float], *, level: float) -> Estimate:
     areas = [
-        area_under_curve(
-            [0.0, *epsilons], [run.clean.mean, *(run.attacked[run.worst(e)].mean for e in epsilons)]
-        )
+        area_under_curve([0.0, *epsilons], [run.clean.mean, *(run.strongest(e).mean for e in epsilons)])
         for run in runs
     ]
     return over_runs(areas, level=level) if len(areas) > 1 else Estimate(areas[0], None, None, 1, "runs")
@@ -220,7 +228,10 @@ def estimate_of(outcomes: Sequence[Outcome], *, level: float) -> Estimate:
     """Mean of outcomes of runs, with the interval over runs; of a single one with its own over episodes."""
     if len(outcomes) > 1:
         return over_runs([outcome.mean for outcome in outcomes], level=level)
-    (outcome,) = outcomes
+    return _of_one(*outcomes)
+
+
+def _of_one(outcome: Outcome) -> Estimate:
     return Estimate(outcome.mean, outcome.low, outcome.high, len(outcome.returns), "episodes")
 
 

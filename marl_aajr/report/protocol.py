@@ -85,6 +85,10 @@ class Results:
         tried = [condition for condition in unlimited(self.attacked) if condition.epsilon == epsilon]
         return min(tried, key=lambda condition: self.attacked[condition].mean)
 
+    def strongest(self, epsilon: float) -> Attacked:
+        """What the attack of a size that hurts this run most leaves of it."""
+        return self.attacked[self.worst(epsilon)]
+
 
 @dataclass(frozen=True)
 class Evidence:

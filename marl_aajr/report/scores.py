@@ -92,7 +92,7 @@ def returns(row: Row, epsilon: float) -> tuple[float, ...]:
     """Of each run, its return under its worst attack of a size; ε = 0: without an attack."""
     if epsilon == 0:
         return tuple(run.clean.mean for run in row.runs)
-    return tuple(run.attacked[run.worst(epsilon)].mean for run in row.runs)
+    return tuple(run.strongest(epsilon).mean for run in row.runs)
 
 
 def scale(comparison: Comparison, reference: Reference | None, *, normalised: bool) -> Scale:

@@ -13,7 +13,7 @@ from marl_aajr.report.wording import number
 
 
 def results(comparison: Comparison, *, decimals: int) -> tuple[Block, ...]:
-    """Clean return and price, then the worst attack at each ε, with each kind of actions."""
+    """Clean return and price, then the worst attack at each ε, and the median run under its own worst."""
     rows = comparison.rows
     clean = marked("clean return", rows, lambda row: row.clean, decimals=decimals)
     price = Line("price of robustness", tuple(_price(row, decimals=decimals) for row in rows))
@@ -148,7 +148,17 @@ def _strongest(rows: Sequence[Row], epsilons: Sequence[float], *, decimals: int)
             decimals=decimals,
         )
 
-    return tuple(map(line, epsilons))
+    def median(epsilon: float) -> Line:
+        return Line(f"median run, {size(epsilon)}", tuple(_median(row, epsilon, decimals) for row in rows))
+
+    several = any(len(row.runs) > 1 for row in rows)
+    return *map(line, epsilons), *(map(median, epsilons) if several else ())
+
+
+def _median(row: Row, epsilon: float, decimals: int) -> Cell:
+    run = row.median_run(epsilon)
+    note = f"seed {run.run.seed}, {run.worst(epsilon).attack}"
+    return estimated(row.median_return(epsilon), decimals=decimals, note=note)
 
 
 def _other_actions(kind: str, comparison: Comparison, *, decimals: int) -> Block:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +48,22 @@ def test_the_terminal_says_what_the_page_says(
     assert "Worst: of each run its own, chosen by its return on 25 other episodes" in out
     assert "Verdict: At ε = 0.1 aajr survives best." in out
     assert "At ε = 0.1 aajr survives best." in (tmp_path / "r.html").read_text().replace("\u00a0", " ")
+
+
+def test_the_median_run_is_said_in_the_terminal_and_in_json(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    paths = write_method(tmp_path, "none", clean=[-40.0, -41.0, -43.0])
+    _, out, _ = ended(capsys, *paths, "--out", tmp_path / "r.html")
+    assert "median run: pgd" in out
+    assert " -61.0 " in out
+
+    _, out, _ = ended(capsys, *paths, "--out", tmp_path / "r.html", "--json")
+    ((method,),) = (comparison["methods"] for comparison in json.loads(out))
+    median = method["median_run_under_its_strongest_attack"][-1]
+    assert (median["epsilon"], median["attack"], median["return"]) == (0.2, "pgd", -61.0)
+    assert (median["run"], median["interval_over"]) == (str(paths[1]), "episodes")
+    assert method["clean"]["return"] == pytest.approx(-124 / 3)
 
 
 def test_failed_checks_are_said_before_the_verdict(

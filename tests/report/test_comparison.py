@@ -52,6 +52,31 @@ def test_one_run_keeps_the_interval_over_episodes_of_its_evaluation(tmp_path: Pa
     assert (row.clean.unit, row.clean.count) == ("episodes", 20)
 
 
+def test_the_median_run_is_the_one_whose_worst_return_is_in_the_middle(tmp_path: Path) -> None:
+    """Each run under its own strongest attack: −60 by pgd, −45 by noise, −58 by pgd."""
+    first, second = ({("noise", 0.1): -1.0, ("pgd", 0.1): -20.0}, {("noise", 0.1): -7.0, ("pgd", 0.1): -1.0})
+    found = [evaluation(-40.0, attacks=first), evaluation(-38.0, attacks=second)]
+    found.append(evaluation(-38.0, attacks=first))
+    (row,) = compare(with_evaluations(tmp_path, *found)).rows
+    run = row.median_run(0.1)
+    assert (run.run.config["seed"], run.worst(0.1).name) == (2, "pgd")
+    assert (row.median_return(0.1).mean, row.median_return(0.1).unit) == (-58.0, "episodes")
+
+    (pair,) = compare(with_evaluations(tmp_path / "pair", *found[:2])).rows
+    assert pair.median_return(0.1).mean == -60.0, "of two, the lower"
+
+
+def test_the_median_run_is_shown_where_there_are_several(tmp_path: Path) -> None:
+    several = pair(tmp_path, [-39.0, -40.0, -42.0], [-50.0])
+    line = next(
+        line for line in results(several, decimals=1)[1].lines if line.header == "median run, ε = 0.2"
+    )
+    assert (line.cells[0].main, line.cells[0].note) == ("−60.0", "seed 1, pgd")
+    assert line.cells[1].main == "−70.0"
+    alone = pair(tmp_path / "alone", [-40.0], [-50.0])
+    assert not any("median" in line.header for block in results(alone, decimals=1) for line in block.lines)
+
+
 def test_price_of_robustness_is_what_the_clean_return_loses(tmp_path: Path) -> None:
     comparison = pair(tmp_path, [-39.0, -41.0, -40.0], [-45.0, -47.0, -46.0])
     plain, robust = comparison.rows
