@@ -73,7 +73,7 @@ def execute(
         tune.with_parameters(work, nodes=dict(nodes), place=place, flag=flag),
         lambda task: tune.PlacementGroupFactory(nodes[task["node"]].bundles),
     )
-    watch = _Watch(board, folder, flag, should_stop)
+    watch = Watch(board, folder, flag, should_stop)
     tune.Tuner(
         trainable,
         tune_config=tune.TuneConfig(
@@ -150,7 +150,7 @@ class GraphSearch(_Unsaved, Searcher):
         """Nothing to restore."""
 
 
-class _Watch(_Unsaved, tune.Callback):
+class Watch(_Unsaved, tune.Callback):
     """Keeps the board up to date with what Tune sees, and hands on the wish to stop."""
 
     def __init__(self, board: Board, folder: StudyFolder, flag: Any, should_stop: Callable[[], bool]) -> None:
@@ -192,9 +192,9 @@ class _Watch(_Unsaved, tune.Callback):
     def _why(self, trial: Any) -> tuple[str, str]:
         """An error of Ray or of a process in a line, and the file that has all of it."""
         path = trial.error_file
-        text = Path(path).read_text(encoding="utf-8") if path and Path(path).is_file() else "unknown error"
-        lines = [line for line in text.strip().splitlines() if line.strip()]
-        return lines[-1][:300], self._log(trial.config["node"], text)
+        text = Path(path).read_text(encoding="utf-8").strip() if path and Path(path).is_file() else ""
+        text = text or "unknown error"  # A full disk leaves an empty file.
+        return text.splitlines()[-1][:300], self._log(trial.config["node"], text)
 
     def _log(self, name: str, text: str) -> str:
         file = self._folder.log(name)

@@ -11,7 +11,7 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 
 def write_text(path: Path, text: str) -> None:
@@ -35,9 +35,23 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def append_line(path: Path, value: Any) -> None:
-    """Add a value to a file of JSON lines; a crash loses at most this line. NaN and infinity are refused."""
-    with path.open("a", encoding="utf-8") as file:
-        file.write(json.dumps(value, ensure_ascii=False, allow_nan=False) + "\n")
+    """Add a value to a file of JSON lines; a crash loses at most this line. NaN and infinity are refused.
+
+    A last line that was cut short makes way for it.
+    """
+    line = json.dumps(value, ensure_ascii=False, allow_nan=False) + "\n"
+    with path.open("ab+") as file:
+        _drop_half_line(file)
+        file.write(line.encode())
+
+
+def _drop_half_line(file: BinaryIO) -> None:
+    if file.seek(0, os.SEEK_END) == 0:
+        return
+    file.seek(-1, os.SEEK_END)
+    if file.read() != b"\n":
+        file.seek(0)
+        file.truncate(file.read().rfind(b"\n") + 1)
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
@@ -48,7 +62,7 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
     """
     if not path.is_file():
         return []
-    lines = path.read_text(encoding="utf-8").splitlines()
+    lines = path.read_bytes().splitlines()
     result = []
     for number, line in enumerate(lines, start=1):
         try:

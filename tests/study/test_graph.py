@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from marl_aajr.study.execution import GraphSearch
+from marl_aajr.study.execution import GraphSearch, Watch
+from marl_aajr.study.folder import StudyFolder
 from marl_aajr.study.graph import Node, stranded
 from marl_aajr.study.study import Plan, prepare
 from marl_aajr.study.watch import Board, Progress
@@ -103,6 +106,24 @@ def test_a_failure_ends_what_needs_it_and_nothing_else(plan: Plan, how: dict[str
     assert played.board.nodes[judgement].state == "impossible"
     played.search.on_trial_complete("b", {"outcome": "finished"})
     assert [played.ask("c"), played.ask("d")] == [traitor, "FINISHED"]
+
+
+@pytest.mark.parametrize(
+    ("told", "error"),
+    [("Traceback\n\nValueError: no\n", "ValueError: no"), ("\n", "unknown error"), (None, "unknown error")],
+)
+def test_an_error_is_told_in_a_line_even_where_tune_could_not_write_it_down(
+    plan: Plan, told: str | None, error: str, tmp_path: Path
+) -> None:
+    folder, file, name = StudyFolder(tmp_path), tmp_path / "error.txt", plan.runs[0].name
+    folder.logs.mkdir()
+    if told is not None:
+        file.write_text(told)
+    board = Board({name: Progress(plan.nodes[name])}, lambda event: None)
+    watch = Watch(board, folder, None, lambda: False)
+    watch.on_trial_error(1, [], SimpleNamespace(error_file=str(file), config={"node": name}))
+    assert (board.nodes[name].state, board.nodes[name].error) == ("failed", error)
+    assert Path(board.nodes[name].log).is_file()
 
 
 def test_nothing_is_proposed_once_the_study_is_to_stop(plan: Plan) -> None:

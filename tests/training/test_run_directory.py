@@ -81,6 +81,16 @@ def test_a_line_cut_short_by_a_crash_is_left_out(run: RunDirectory) -> None:
     assert run.metrics_file.read_text() == '{"iteration": 1}\n{"iteration": 2}\n'
 
 
+def test_what_follows_a_line_cut_short_takes_its_place(run: RunDirectory) -> None:
+    """As on a full disk, which may cut a letter in two."""
+    run.append_event("resumed", iteration=1)
+    with run.events_file.open("ab") as file:
+        file.write('{"event": "restarted", "error": "ε'.encode()[:-1])
+    assert [event["iteration"] for event in run.events()] == [1]
+    run.append_event("resumed", iteration=2)
+    assert [event["iteration"] for event in run.events()] == [1, 2]
+
+
 def test_a_broken_line_elsewhere_is_told(run: RunDirectory) -> None:
     run.metrics_file.write_text('{"iterat\n{"iteration": 2}\n')
     with pytest.raises(ValueError, match=r"metrics\.jsonl, line 1"):
