@@ -58,7 +58,7 @@ class Notes:
         summary: what was asked, in a person's words; paragraphs are separated by empty lines.
         command: the shell command that repeats all of it; shown instead of one command per run.
         tuning: the budget of each method.
-        restarts: runs that were taken up again after a fault; their numbers may differ from undisturbed ones.
+        restarts: runs that went on after a fault; their numbers may differ from undisturbed ones.
         failures: runs that are missing from the page because they failed.
         cut: what was planned and not done, one sentence each.
         caveats: where the same study would not give the same numbers (asynchronous sampling, ASHA, …), one

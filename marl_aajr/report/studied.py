@@ -24,7 +24,7 @@ def sheets(notes: Notes) -> list[Sheet]:
             tuple(map(_incident, notes.failures)),
         ),
         Sheet(
-            "Runs that were taken up again after a fault.",
+            "Runs that went on after a fault.",
             ("run", "what happened", "times", "log"),
             tuple(map(_incident, notes.restarts)),
         ),
@@ -41,7 +41,7 @@ def warnings(notes: Notes) -> list[str]:
     if len(trials) > 1:
         found.append("The methods were tuned with different numbers of trials (see The study).")
     if notes.restarts:
-        found.append(f"{_runs(notes.restarts)} taken up again after a fault (see The study).")
+        found.append(f"{_runs(notes.restarts)} went on after a fault (see The study).")
     return found
 
 

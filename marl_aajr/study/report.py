@@ -62,7 +62,7 @@ def write_page(
 
 
 def _restarts(nodes: Mapping[str, Node], folder: StudyFolder) -> Iterator[Incident]:
-    """What was taken up again after a fault: training as its directory tells it, judgements as Tune saw it.
+    """What went on after a fault: training as its directory tells it, judgements as Tune saw it.
 
     A stop that was asked for is none.
     """
@@ -80,8 +80,10 @@ def _restarts(nodes: Mapping[str, Node], folder: StudyFolder) -> Iterator[Incide
 
 def _told(event: Mapping[str, object]) -> str:
     """A line of ``events.jsonl`` in words; see :mod:`marl_aajr.training.events`."""
+    if event["event"] == "env_runners_lost":
+        return "went on without env runners that were lost"
     if event["event"] == "env_runners_restarted":
-        return "env runners were lost and replaced"
+        return "lost env runners were replaced"
     killed = event.get("after") == "running"
     why = event.get("error") or ("its process was killed" if killed else "it failed")
     return f"went on from its last checkpoint after {why}"
@@ -116,8 +118,8 @@ def _caveats(study: StudyConfig, runs: Sequence[Run], folder: StudyFolder) -> It
     changed = [run.name for run in runs if disturbed(RunDirectory(folder.run(run.name).path).events())]
     if changed:
         yield (
-            f"Env runners were replaced in {', '.join(changed)}: what was sampled meanwhile depends on when "
-            "they were lost, so these runs would not give the same numbers again."
+            f"Env runners were lost in {', '.join(changed)}: what was sampled from then on depends on when, "
+            "so these runs would not give the same numbers again."
         )
     if threads := [run.name for run in runs if run.config.resources.torch_threads > 1]:
         yield f"Runs with several threads of torch depend on the machine: {', '.join(threads)}."

@@ -72,7 +72,7 @@ def _rows(run: Run, folder: StudyFolder) -> Iterator[dict[str, Any]]:
         "config": run.config.model_dump_json(),
         "env_steps": last["env_steps"],
         "train_seconds": last["seconds"],
-        "restarts": len(directory.events()),
+        "restarts": sum(event["event"] != "env_runners_lost" for event in directory.events()),
     }
     for file in sorted(directory.evaluations.glob("*.json")):
         found = json.loads(file.read_text(encoding="utf-8"))

@@ -6,10 +6,11 @@ One JSON object per line: ``time`` (UTC), ``event``, ``iteration`` and what belo
                             ``after``: the state that the last process left (``running``: it was killed),
                             ``error``: if it failed, ``repeated``: iterations that had to be done again
     restarted               the same process did, after a failure; ``error`` and ``repeated`` as above
-    env_runners_restarted   Ray restarted ``count`` env runners that were lost during ``iteration``
+    env_runners_lost        ``count`` env runners were gone at the end of ``iteration``, the rest went on
+    env_runners_restarted   ``count`` env runners that were lost had been restarted by Ray by the end of it
 
-The first two leave no trace in the numbers, which are those of a run that nothing happened to. The third
-does: what was sampled without the lost runners, and by new ones, depends on when they were lost.
+The first two leave no trace in the numbers, which are those of a run that nothing happened to. The others
+do: what was sampled without the lost runners, and by new ones, depends on when they were lost.
 """
 
 from __future__ import annotations
@@ -21,7 +22,9 @@ from typing import Any, Literal
 
 from marl_aajr.training.files import append_line
 
-Event = Literal["resumed", "restarted", "env_runners_restarted"]
+Event = Literal["resumed", "restarted", "env_runners_lost", "env_runners_restarted"]
+
+_DISTURBING: tuple[Event, ...] = ("env_runners_lost", "env_runners_restarted")
 
 
 def append_event(file: Path, event: Event, *, iteration: int, **details: Any) -> None:
@@ -34,7 +37,7 @@ def disturbed(events: Iterable[Mapping[str, Any]]) -> bool:
     """Whether the run's numbers may differ from those of a run that nothing happened to."""
     lost: list[int] = []
     for event in events:
-        if event["event"] == "env_runners_restarted":
+        if event["event"] in _DISTURBING:
             lost.append(event["iteration"])
         else:
             # What came after was trained again.

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import replace
 from typing import Any
@@ -19,6 +20,7 @@ from marl_aajr.training.algorithm import build_algorithm
 from marl_aajr.training.checkpoint import Progress, restore_checkpoint, save_checkpoint
 from marl_aajr.training.cluster import native_warning_hidden
 from marl_aajr.training.config import RunConfig
+from marl_aajr.training.events import Event
 from marl_aajr.training.export import export_victim
 from marl_aajr.training.files import full_disk_named
 from marl_aajr.training.metrics import Curves, to_record
@@ -33,7 +35,7 @@ OnIteration = Callable[[dict[str, Any]], None]
 ShouldStop = Callable[[], bool]
 
 _RESTART_SECONDS = 120.0
-"""How long a run waits for env runners when all of them are lost."""
+"""How long a run waits for env runners once all of them are lost."""
 
 
 class ProcessesLostError(RuntimeError):
@@ -60,7 +62,7 @@ class Training:
 
     def run(self, progress: Progress) -> None:
         self.progress = progress
-        self._restarts = 0
+        self._seen: Mapping[Event, int] = {}
         algorithm: Algorithm | None = None
         threads = torch.get_num_threads()
         curves = self._rewind()
@@ -139,7 +141,7 @@ class Training:
                     "itself (max_failures)"
                 ) from error
             raise
-        self._note_restarts(result)
+        self._note_losses(result)
         steps = int(result["env_runners"][NUM_ENV_STEPS_SAMPLED])
         now = time.perf_counter()
         after = replace(
@@ -169,14 +171,16 @@ class Training:
             return None
         return self.sides.turn(iteration=progress.iteration, env_steps=progress.env_steps)
 
-    def _note_restarts(self, result: dict[str, Any]) -> None:
-        known, self._restarts = self._restarts, result[FAULT_TOLERANCE_STATS]["num_remote_worker_restarts"]
-        if self._restarts > known:
-            self.directory.append_event(
-                "env_runners_restarted",
-                iteration=self.progress.iteration + 1,
-                count=self._restarts - known,
-            )
+    def _note_losses(self, result: dict[str, Any]) -> None:
+        seen: dict[Event, int] = {
+            "env_runners_lost": self.config.resources.env_runners
+            - result[FAULT_TOLERANCE_STATS]["num_healthy_workers"],
+            "env_runners_restarted": result[FAULT_TOLERANCE_STATS]["num_remote_worker_restarts"],
+        }
+        for event, count in seen.items():
+            if (more := count - self._seen.get(event, 0)) > 0:
+                self.directory.append_event(event, iteration=self.progress.iteration + 1, count=more)
+        self._seen = seen
 
     def _checkpoint(self, algorithm: Algorithm) -> None:
         iteration = self.progress.iteration
@@ -200,7 +204,7 @@ def _train_once(algorithm: Algorithm, turn: Turn | None) -> dict[str, Any]:
     Raises:
         ProcessesLostError: they do not come back.
     """
-    deadline = time.monotonic() + _RESTART_SECONDS
+    deadline = math.inf
     while time.monotonic() < deadline:
         if turn is not None:
             take_turn(algorithm, turn)
@@ -217,6 +221,7 @@ def _train_once(algorithm: Algorithm, turn: Turn | None) -> dict[str, Any]:
             algorithm.restore_env_runners(algorithm.env_runner_group)
         if result.get("env_runners", {}).get(NUM_ENV_STEPS_SAMPLED, 0) > 0:  # NaN, where none was left.
             return result
+        deadline = min(deadline, time.monotonic() + _RESTART_SECONDS)
         time.sleep(1.0)
     raise ProcessesLostError(
         f"no env runner has come back for {_RESTART_SECONDS:.0f} s; look for the reason in Ray's logs "

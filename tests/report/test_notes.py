@@ -54,7 +54,7 @@ def test_unequal_tuning_missing_and_disturbed_runs_are_warned_of() -> None:
     assert warnings(NOTES) == [
         "4 runs failed: missing here (see The study).",
         "The methods were tuned with different numbers of trials (see The study).",
-        "a taken up again after a fault (see The study).",
+        "a went on after a fault (see The study).",
     ]
     assert warnings(Notes()) == []
 

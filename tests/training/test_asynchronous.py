@@ -35,11 +35,14 @@ def test_an_appo_run_goes_on_without_its_only_env_runner_and_is_resumed_and_expo
         if record["iteration"] == 1:
             kill_a("RunEnvRunner")
 
+    def events() -> list[str]:
+        return [event["event"] for event in run.events()]
+
     def replaced() -> bool:
-        return bool(run.events()) or time.monotonic() > deadline
+        return "env_runners_restarted" in events() or time.monotonic() > deadline
 
     train(config, run.path, on_iteration=kill_once, should_stop=replaced)
-    assert [event["event"] for event in run.events()] == ["env_runners_restarted"]
+    assert "env_runners_restarted" in events()
     assert (run.status().state, config.repeatable) == ("interrupted", False)
     done = run.status().iteration
     train(config, run.path, resume=True, should_stop=lambda: True)

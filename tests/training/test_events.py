@@ -13,7 +13,7 @@ def event(name: str, iteration: int) -> dict[str, Any]:
     return {"event": name, "iteration": iteration}
 
 
-LOST = "env_runners_restarted"
+LOST, BACK = "env_runners_lost", "env_runners_restarted"
 
 
 @pytest.mark.parametrize(
@@ -26,6 +26,9 @@ LOST = "env_runners_restarted"
         ([event(LOST, 5), event("resumed", 6)], True),
         ([event(LOST, 3), event(LOST, 5), event("restarted", 4)], True),
         ([event(LOST, 5), event("restarted", 4), event(LOST, 5)], True),
+        ([event(BACK, 5)], True),
+        ([event(LOST, 3), event(BACK, 5), event("resumed", 4)], True),
+        ([event(LOST, 3), event(BACK, 5), event("resumed", 2)], False),
     ],
 )
 def test_numbers_are_disturbed_by_what_was_not_trained_again(
@@ -36,8 +39,8 @@ def test_numbers_are_disturbed_by_what_was_not_trained_again(
 
 def test_an_event_is_a_line_with_its_time(tmp_path: Path) -> None:
     append_event(tmp_path / "events.jsonl", "resumed", iteration=4, repeated=1, after="running")
-    append_event(tmp_path / "events.jsonl", "env_runners_restarted", iteration=6, count=2)
+    append_event(tmp_path / "events.jsonl", BACK, iteration=6, count=2)
     first, second = read_lines(tmp_path / "events.jsonl")
     assert first.pop("time").endswith("+00:00")
     assert first == {"event": "resumed", "iteration": 4, "repeated": 1, "after": "running"}
-    assert (second["event"], second["count"]) == ("env_runners_restarted", 2)
+    assert (second["event"], second["count"]) == (BACK, 2)
