@@ -12,6 +12,7 @@ import pyarrow.parquet
 
 from marl_aajr.study.folder import StudyFolder
 from marl_aajr.study.runs import Run
+from marl_aajr.training.files import replaced
 
 SCHEMA = pyarrow.schema(
     [
@@ -57,7 +58,8 @@ def write_results(name: str, runs: Iterable[Run], folder: StudyFolder) -> Path:
     """
     rows = [{"study": name, **row} for run in folder.judged(runs) for row in _rows(run, folder)]
     table = pyarrow.Table.from_pylist(rows, schema=SCHEMA)
-    pyarrow.parquet.write_table(table, folder.results)
+    with replaced(folder.results) as file:
+        pyarrow.parquet.write_table(table, file)
     return folder.results
 
 

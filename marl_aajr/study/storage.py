@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 import fsspec
 from pyarrow import ArrowInvalid
 from pyarrow.fs import FileSelector, FileSystem, FileType, FSSpecHandler, PyFileSystem, copy_files
 
+from marl_aajr.training.files import replaced
+
 _LEFT_OUT = ("checkpoints", ".lock")
 """Of no use for a finished run."""
+
+_LAST = ("status.json", "adversary.json")
+"""What says that everything else is there."""
+
+_PART = ".part"
+"""Ends the name of a file while it is copied there."""
 
 
 class Storage:
@@ -34,25 +42,36 @@ class Storage:
             ) from error
 
     def push(self, folder: Path, name: str) -> None:
-        """Copy a folder there, without what a finished run does not need."""
-        for file in sorted(path for path in folder.rglob("*") if path.is_file()):
+        """Copy a folder there, without what a finished run does not need; first what its state speaks of."""
+        for file in sorted((path for path in folder.rglob("*") if path.is_file()), key=_turn):
             inner = file.relative_to(folder)
             if not set(inner.parts) & set(_LEFT_OUT):
-                self._copy_there(file, f"{self.root}/{name}/{inner.as_posix()}")
+                self.push_file(file, f"{name}/{inner.as_posix()}")
+
+    def push_file(self, file: Path, name: str) -> None:
+        """Copy a file there in one step."""
+        target = f"{self.root}/{name}"
+        self.filesystem.create_dir(target.rpartition("/")[0], recursive=True)
+        copy_files(str(file), f"{target}{_PART}", destination_filesystem=self.filesystem)
+        self.filesystem.move(f"{target}{_PART}", target)
 
     def pull(self, name: str, folder: Path) -> None:
-        """Copy what is there under a name, and not here, into a folder."""
+        """Copy what is there under a name, and not here, into a folder; each file in one step."""
         start = f"{self.root}/{name}".rstrip("/")
         selector = FileSelector(start, recursive=True, allow_not_found=True)
-        for info in self.filesystem.get_file_info(selector):
-            target = folder / Path(info.path).relative_to(start)
-            if info.type == FileType.File and not target.exists():
+        found = [info.path for info in self.filesystem.get_file_info(selector) if info.type == FileType.File]
+        for path in sorted(found, key=_turn):
+            target = folder / Path(path).relative_to(start)
+            if not path.endswith(_PART) and not target.exists():
                 target.parent.mkdir(parents=True, exist_ok=True)
-                copy_files(info.path, str(target), source_filesystem=self.filesystem)
+                with replaced(target) as file:
+                    copy_files(path, str(file), source_filesystem=self.filesystem)
 
-    def _copy_there(self, file: Path, target: str) -> None:
-        self.filesystem.create_dir(target.rpartition("/")[0], recursive=True)
-        copy_files(str(file), target, destination_filesystem=self.filesystem)
+
+def _turn(path: str | Path) -> int:
+    """Files of a lower turn are copied before those of a higher one."""
+    name = PurePosixPath(path).name
+    return 1 + _LAST.index(name) if name in _LAST else 0
 
 
 def _resolve(uri: str) -> tuple[FileSystem, str]:

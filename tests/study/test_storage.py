@@ -2,28 +2,45 @@
 
 from __future__ import annotations
 
+from itertools import count
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from marl_aajr.study import storage as module
 from marl_aajr.study.storage import Storage
 
 
+@pytest.fixture
+def run(tmp_path: Path) -> Path:
+    """A finished run, with a finished adversary."""
+    run = tmp_path / "run"
+    for folder in (run, run / "adversaries" / "one"):
+        (folder / "victim").mkdir(parents=True)
+        (folder / "status.json").write_text("finished")
+        (folder / "victim" / "weights").write_bytes(b"\x00\x01")
+    (run / "adversaries" / "one" / "adversary.json").write_text("ready")
+    return run
+
+
+def names(folder: Path) -> set[str]:
+    """Of all files in a folder."""
+    return {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
+
+
 @pytest.mark.parametrize("kind", ["path", "file", "memory"])
-def test_what_is_pushed_is_pulled_elsewhere_without_checkpoints(kind: str, tmp_path: Path) -> None:
+def test_what_is_pushed_is_pulled_elsewhere_without_checkpoints(kind: str, run: Path, tmp_path: Path) -> None:
     uri = {"path": f"{tmp_path}/store", "file": f"file://{tmp_path}/store", "memory": f"memory:/{tmp_path}"}[
         kind
     ]
-    run = tmp_path / "run"
-    (run / "victim").mkdir(parents=True)
+    files = names(run)
     (run / "checkpoints" / "000010").mkdir(parents=True)
-    (run / "status.json").write_text("finished")
-    (run / "victim" / "weights").write_bytes(b"\x00\x01")
     (run / "checkpoints" / "000010" / "state").write_text("large")
-    Storage(uri).push(run, "runs/one")
+    for _ in range(2):
+        Storage(uri).push(run, "runs/one")
     Storage(uri).pull("", tmp_path / "there")
-    found = {str(p.relative_to(tmp_path / "there")) for p in (tmp_path / "there").rglob("*") if p.is_file()}
-    assert found == {"runs/one/status.json", "runs/one/victim/weights"}
+    assert names(tmp_path / "there") == {f"runs/one/{name}" for name in files}
     assert (tmp_path / "there/runs/one/victim/weights").read_bytes() == b"\x00\x01"
 
 
@@ -35,6 +52,43 @@ def test_pulling_keeps_what_is_here(tmp_path: Path) -> None:
     (tmp_path / "run" / "status.json").write_text("new")
     storage.pull("runs/one", tmp_path / "run")
     assert (tmp_path / "run" / "status.json").read_text() == "new"
+
+
+class _KilledError(Exception):
+    """Stands for ``kill -9``."""
+
+
+def killed(patch: pytest.MonkeyPatch, *, after: int) -> None:
+    """From here on copying ends in the middle of a file, after so many whole ones."""
+    copy, copied = module.copy_files, count()
+
+    def die(source: str, target: str, **where: Any) -> None:
+        if next(copied) == after:
+            Path(target).write_text("half")
+            raise _KilledError
+        copy(source, target, **where)
+
+    patch.setattr(module, "copy_files", die)
+
+
+@pytest.mark.parametrize("after", range(5))
+@pytest.mark.parametrize("way", ["push", "pull"])
+def test_what_a_killed_copy_leaves_is_whole_and_has_no_state_without_what_it_speaks_of(
+    way: str, after: int, run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store, there = Storage(str(tmp_path / "store")), tmp_path / "there"
+    if way == "pull":
+        store.push(run, "runs/one")
+    with monkeypatch.context() as patch, pytest.raises(_KilledError):
+        killed(patch, after=after)
+        store.push(run, "runs/one") if way == "push" else store.pull("", there)
+    if way == "push":
+        store.pull("", there)
+    copied = names(there)
+    assert len(copied) == after
+    assert all((there / name).read_text() != "half" for name in copied)
+    for state in (name for name in copied if name.endswith(".json")):
+        assert str(Path(state).parent / "victim" / "weights") in copied
 
 
 def test_nothing_under_a_name_is_nothing(tmp_path: Path) -> None:
