@@ -54,11 +54,12 @@ class Judge:
         """What the victims lose to nobody, and to PGD at the same size; nothing for adversarial agents."""
         if self._config.env.name != GAME:
             return {}
-        game = ObservationThreat(**self._config.env.kwargs).build(EPISODES)
-        untouched = ObservationGame(game.env, game.crew, {})
+        threat = ObservationThreat(**self._config.env.kwargs)
+        game = threat.build(EPISODES)
+        untouched = ObservationGame(game.env, game.crew, {}, sampled=threat.sampled)
         clean = self._play(untouched, _nothing(untouched))
         generator = torch.Generator().manual_seed(self._seed)
-        attacked = Demonstration(game.env, game.crew, game.sets, generator=generator)
+        attacked = Demonstration(game.env, game.crew, game.sets, sampled=threat.sampled, generator=generator)
         return {"clean": clean, "pgd": self._play(attacked, _nothing(attacked))}
 
     @torch.no_grad()

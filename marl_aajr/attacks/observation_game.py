@@ -95,6 +95,11 @@ class ObservationThreat:
         names = ("epsilon", "norm", "mask", "scale", "low", "high")
         return PerturbationSet(**{name: getattr(self, name) for name in names})
 
+    @property
+    def sampled(self) -> bool:
+        """Whether the victims sample their actions."""
+        return self.actions == "sampled"
+
     @cached_property
     def frozen(self) -> Victim:
         """The victims.
@@ -115,7 +120,7 @@ class ObservationThreat:
             manner=make_manner(self.kind, **self.manner), victim=victim, agents=agents, joint=self.joint
         )
         sets = {agent: self._set_of(agent, victim) for agent in agents}
-        return ObservationGame(env, crew, sets, sampled=self.actions == "sampled")
+        return ObservationGame(env, crew, sets, sampled=self.sampled)
 
     def _set_of(self, agent: str, victim: Victim) -> PerturbationSet:
         """Δ of one agent, in the units of its network."""

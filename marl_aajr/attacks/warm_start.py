@@ -78,9 +78,15 @@ class Demonstration(ObservationGame):
     """The game with PGD in the place of the adversaries, whose actions do not count."""
 
     def __init__(
-        self, env: BatchedEnv, crew: Crew, sets: Mapping[str, PerturbationSet], *, generator: torch.Generator
+        self,
+        env: BatchedEnv,
+        crew: Crew,
+        sets: Mapping[str, PerturbationSet],
+        *,
+        sampled: bool = False,
+        generator: torch.Generator,
     ) -> None:
-        super().__init__(env, crew, sets)
+        super().__init__(env, crew, sets, sampled=sampled)
         self._generator = generator
         self.shown: list[Shown] = []
 
@@ -106,7 +112,8 @@ def demonstrate(threat: ObservationThreat, *, steps: int, seed: int) -> tuple[Cr
             number plays others.
     """
     plain = threat.build(_COPIES)
-    game = Demonstration(plain.env, plain.crew, plain.sets, generator=torch.Generator().manual_seed(seed))
+    generator = torch.Generator().manual_seed(seed)
+    game = Demonstration(plain.env, plain.crew, plain.sets, sampled=threat.sampled, generator=generator)
     obs, pages = game.reset(seed=derived_seed(seed, Purpose.DEMONSTRATION)), []
     nothing = game.nothing()
     for _ in range(steps):
