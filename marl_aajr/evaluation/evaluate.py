@@ -13,6 +13,7 @@ from marl_aajr.evaluation.agent_checks import agent_checks
 from marl_aajr.evaluation.budget import Budget
 from marl_aajr.evaluation.crosschecks import climb, ladder, objective_checks, return_checks
 from marl_aajr.evaluation.episodes import PROBE, derived_seed, stream
+from marl_aajr.evaluation.fitting import fitted
 from marl_aajr.evaluation.plan import Plan, Request, check_seed, make_plan, positive_integer
 from marl_aajr.evaluation.player import Player, Progress
 from marl_aajr.evaluation.preflight import examine, report
@@ -107,8 +108,8 @@ def evaluate(
             compare evaluations of the same E only.
         workers: Ray tasks that share the rows between them; 1: this process plays them all. The result is
             the same. Ray is started where it is not running.
-        home: folder of the victim's run, in which learned adversaries are looked for and kept; None: those
-            that are trained are not kept.
+        home: folder of the victim's run, in which learned adversaries are looked for and kept; None, or
+            another environment than the victim's own: those that are trained are not kept.
         on_progress: told after every episode; after every row where workers play.
 
     Raises:
@@ -167,7 +168,7 @@ def evaluate(
             return _judge(
                 player,
                 plan,
-                player.fitted(chosen),
+                fitted(player, chosen),
                 replacements,
                 skipped=(*skipped, *left_out),
                 workers=workers,

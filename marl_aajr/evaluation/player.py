@@ -14,7 +14,6 @@ from marl_aajr.evaluation.adversary import Adversary
 from marl_aajr.evaluation.budget import Budget
 from marl_aajr.evaluation.episodes import (
     ATTACK,
-    FIT,
     REPLACED,
     SELECTION,
     derived_seed,
@@ -131,32 +130,6 @@ class Player:
     def pace(self, kind: Actions, agents: Collection[str], budget: Budget) -> Pace | None:
         """In which steps these agents are attacked; None: in every one."""
         return None if budget.steps is None else self.rehearsals[kind].pace(agents, steps=budget.steps)
-
-    def fitted(self, attacks: Sequence[Attack]) -> tuple[Attack, ...]:
-        """The attacks, those that must learn first fitted, on episodes of their own.
-
-        Once for all sizes, unless an attack is for one size only.
-        """
-        learned: dict[Attack, Attack] = {}
-        found = []
-        for attack in attacks:
-            if attack.ready:
-                found.append(attack)
-                continue
-            key = attack if attack.per_size else attack.at(1.0)
-            if key not in learned:
-                self.tell(f"fitting {attack.name}", 0)
-                seed = derived_seed(self.seed, FIT)
-                learned[key] = attack.fit(
-                    self.victim,
-                    self.env,
-                    agents=self.agents,
-                    seed=seed,
-                    units=self.units,
-                    home=self.home,
-                )
-            found.append(learned[key] if attack.per_size else learned[key].at(attack.perturbations.epsilon))
-        return tuple(found)
 
     def clean(self, *, episodes: int, sampled: bool, spy: Spy | None = None) -> Outcome:
         """The row without attack."""
