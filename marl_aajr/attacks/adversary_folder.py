@@ -12,8 +12,10 @@ While it lasts, the search stands beside the run, in ``sa-rl-eps0.1.search``.
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
 from marl_aajr.attacks.adversary_request import AdversaryRequest
 from marl_aajr.training.run_directory import RunDirectory
@@ -29,25 +31,30 @@ KEPT = {"trained": "victim", "warm_start": WARM}
 
 
 def find_finished(home: Path, request: AdversaryRequest, *, digest: str) -> Path | None:
-    """A finished adversary of a run that is what is asked for, whatever its seed, length and search.
+    """The strongest finished adversary of a run that is what is asked for, or None.
+
+    It was trained for as long, and searched for as widely, or more; whatever its seed. What is compared is
+    what each earned on its own selection episodes.
 
     Args:
         home: the victims' run.
         request: what is asked for, its agents named.
         digest: the victims' `marl_aajr.victims.fingerprint`.
     """
+    earned: dict[Path, float] = {}
     for record in sorted((home / ADVERSARIES).glob(f"*/{RECORD}")):
         config = RunDirectory(record.parent).config()
-        if config.env.kwargs.get("digest") == digest and _is_what_was_asked(record, request):
-            return record.parent
-    return None
+        known = json.loads(record.read_text(encoding="utf-8"))
+        if config.env.kwargs.get("digest") == digest and _is_what_was_asked(known, request):
+            earned[record.parent] = known["selection"][known["kept"]]
+    return max(earned, key=earned.__getitem__, default=None)
 
 
-def _is_what_was_asked(record: Path, request: AdversaryRequest) -> bool:
-    known = json.loads(record.read_text(encoding="utf-8"))
+def _is_what_was_asked(known: Mapping[str, Any], request: AdversaryRequest) -> bool:
     asked = json.loads(json.dumps(asdict(request)))
-    names = ("kind", "epsilon", "agents", "joint", "norm", "units", "actions", "threat")
-    return all(known.get(name) == asked[name] for name in names)
+    names = ("kind", "epsilon", "agents", "joint", "norm", "units", "actions", "warm_start", "threat")
+    enough = known["env_steps"] >= request.steps and known["search"] >= request.tries
+    return enough and all(known.get(name) == asked[name] for name in names)
 
 
 def request_of(out: Path) -> tuple[AdversaryRequest, Path]:
@@ -75,6 +82,14 @@ def default_folder(victims: Path, request: AdversaryRequest) -> Path:
         if request.settled(victims) == everybody.settled(victims):
             request = everybody
     return home / ADVERSARIES / request.name
+
+
+def unfinished_folder(folder: Path) -> Path:
+    """The folder, or the first of ``…-2``, ``…-3`` and so on that holds no finished adversary."""
+    number = 1
+    while is_finished(found := folder if number == 1 else folder.with_name(f"{folder.name}-{number}")):
+        number += 1
+    return found
 
 
 def is_finished(folder: Path) -> bool:

@@ -1,19 +1,26 @@
 """What is asked of the training of an adversary, and the run that follows from it.
 
-What the defaults give against one plain PPO team on simple_spread (three agents, 300 held-out episodes,
-greedy actions; clean -36.5), with the seconds of one core that the training takes:
+What length and search give at ε = 0.1 against one plain PPO team on simple_spread (three agents, trained for
+2.5 million steps; 300 held-out episodes, greedy actions; clean -27.1, pgd-strong -47.7), with the CPU seconds
+of the adversary's training:
 
-    ε      pgd-strong    pa-ad           sa-rl
-    0.1    -50.0         -49.3 (56 s)    -44.4 (23 s)
-    0.2    -66.1         -68.4 (50 s)    -59.7 (23 s)
+    steps        search    pa-ad           sa-rl
+      300,000    1                         -35.5 (21 s)
+      400,000    1         -42.2 (46 s)
+      500,000    3         -41.7 (48 s)
+    1,000,000    1         -43.7 (90 s)    -35.5 (53 s)
+    1,000,000    3         -43.8 (90 s)    -35.5 (52 s)
 
-SA-RL stays where its warm start puts it: noise in 18 features moves a policy so little that PPO, at this
-length, learns next to nothing from it (a dozen settings tried, none better by more than 1). From random
-weights it stays near the clean return.
+PA-AD gains by its length; the search gains what it costs, and is there for games that want other settings.
+SA-RL stays where its warm start puts it, however long it learns: noise in 18 features moves a policy so
+little that PPO learns next to nothing from it (a dozen settings tried, none better by more than 1). From
+random weights it stays near the clean return.
 """
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -34,8 +41,16 @@ KINDS: tuple[Kind, ...] = get_args(Kind)
 OBSERVERS: tuple[Kind, ...] = ("sa-rl", "pa-ad")
 """The kinds that change what others observe."""
 
-ENV_STEPS: Mapping[Kind, int] = {"sa-rl": 300_000, "pa-ad": 400_000, "traitor": 400_000, "opponent": 400_000}
+ENV_STEPS: Mapping[Kind, int] = {
+    "sa-rl": 300_000,
+    "pa-ad": 1_000_000,
+    "traitor": 400_000,
+    "opponent": 400_000,
+}
 """Environment steps by default, the search included."""
+
+SEARCH: Mapping[Kind, int] = {"sa-rl": 3, "pa-ad": 3, "traitor": 1, "opponent": 1}
+"""Settings of PPO that are tried by default."""
 
 PPO: Mapping[Kind, Mapping[str, Any]] = {
     "sa-rl": {"lr": 1e-4, "epochs": 5, "entropy_coeff": 0.0},
@@ -70,7 +85,8 @@ class AdversaryRequest:
         units: of ε, ``"raw"`` or ``"network"``.
         actions: whether the victims take their most likely actions or sample them.
         env_steps: length, the search included; None: `ENV_STEPS`.
-        search: how many settings of PPO are tried first, `SEARCH_SHARE` of the steps each; 1: none is.
+        search: how many settings of PPO are tried first, `SEARCH_SHARE` of the steps each; 1: none is;
+            None: `SEARCH`.
         warm_start: begin with what PGD does (observation adversaries only).
         seed: of everything random.
         threat: more of `ObservationThreat`, such as ``mask`` or ``manner``; for traitors and opponents more
@@ -89,18 +105,18 @@ class AdversaryRequest:
     units: Literal["raw", "network"] = "raw"
     actions: Literal["greedy", "sampled"] = "greedy"
     env_steps: int | None = None
-    search: int = 1
+    search: int | None = None
     warm_start: bool = True
     seed: int = 0
     threat: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         one_of("kind", self.kind, KINDS)
-        at_least_one("search", self.search)
+        at_least_one("search", self.tries)
         at_least_one("env_steps", self.steps)
         most = len(ALTERNATIVES[self.kind])
-        if self.search > most:
-            raise ValueError(f"expected a search of at most {most} settings, got {self.search}")
+        if self.tries > most:
+            raise ValueError(f"expected a search of at most {most} settings, got {self.tries}")
         if self.observes and self.epsilon is None:
             raise ValueError(f"expected an epsilon for the adversary {self.kind!r}, got none; give one")
         if not self.observes and (self.epsilon is not None or self.joint):
@@ -120,8 +136,17 @@ class AdversaryRequest:
         return ENV_STEPS[self.kind] if self.env_steps is None else self.env_steps
 
     @property
+    def tries(self) -> int:
+        """How many settings of PPO are tried first."""
+        return SEARCH[self.kind] if self.search is None else self.search
+
+    @property
     def name(self) -> str:
-        """A folder's name for it: ``sa-rl-eps0.1``, ``pa-ad-eps0.2-l2-joint-s3``, ``traitor-agent_1``."""
+        """A folder's name for it: ``sa-rl-eps0.1``, ``pa-ad-eps0.2-l2-joint-s3``, ``traitor-agent_1``.
+
+        What ``threat`` adds is told apart by a digest.
+        """
+        threat = json.dumps(self.threat, sort_keys=True)
         parts = [
             "" if self.epsilon is None else f"eps{self.epsilon:g}",
             "" if self.norm == "linf" else self.norm,
@@ -129,19 +154,19 @@ class AdversaryRequest:
             "" if self.actions == "greedy" else self.actions,
             "joint" if self.joint else "",
             *(self.agents or ()),
+            hashlib.sha256(threat.encode()).hexdigest()[:8] if self.threat else "",
             "" if self.seed == 0 else f"s{self.seed}",
         ]
         return "-".join([self.kind, *(part for part in parts if part)])
 
     def settled(self, victims: Path) -> AdversaryRequest:
-        """The same with the attacked agents named, so that equal requests are equal.
+        """The same with the attacked agents and the numbers named, so that equal requests are equal.
 
         Raises:
             ValueError: no victims there, or agents that are not.
         """
-        if not self.observes:
-            return self
-        return replace(self, agents=self._whom(load_victim(victim_folder(victims))))
+        agents = self._whom(load_victim(victim_folder(victims))) if self.observes else self.agents
+        return replace(self, agents=agents, env_steps=self.steps, search=self.tries)
 
     def config(self, victims: Path) -> RunConfig:
         """The run without search and warm start.

@@ -20,6 +20,7 @@ from marl_aajr.attacks.adversary_folder import (
     is_finished,
     request_of,
     search_folder,
+    unfinished_folder,
 )
 from marl_aajr.attacks.adversary_request import (
     ALTERNATIVES,
@@ -48,7 +49,7 @@ def train_adversary(
     joint: bool = False,
     out: Path | str | None = None,
     env_steps: int | None = None,
-    search: int = 1,
+    search: int | None = None,
     warm_start: bool = True,
     seed: int = 0,
     resume: bool = False,
@@ -67,7 +68,7 @@ def train_adversary(
         joint: one adversary with one budget for all attacked agents.
         out: the folder; None: :func:`default_folder`.
         env_steps: length, the search included; None: the kind's default.
-        search: how many settings of PPO are tried first.
+        search: how many settings of PPO are tried first; None: the kind's default.
         warm_start: begin with what PGD does.
         seed: of everything random: the same seed, the same numbers.
         resume: go on with what is in ``out``, to the numbers of a training that was not stopped.
@@ -125,9 +126,9 @@ def train_as_asked(
 
 
 def find_or_train(victim: Victim, request: AdversaryRequest, *, home: Path) -> Path:
-    """A finished adversary of a run that is what is asked for, or a new one.
+    """A finished adversary of a run that is what is asked for, or a new one, which replaces none.
 
-    Whichever is there will do, whatever its seed, length and search: an adversary is judged by what it does.
+    The strongest that is there will do, whatever its seed: an adversary is judged by what it does.
 
     Args:
         victim: the victims; saved in ``home`` where they are not there.
@@ -141,7 +142,7 @@ def find_or_train(victim: Victim, request: AdversaryRequest, *, home: Path) -> P
     if not RunDirectory(home).is_run:
         victims = home / "victim"
         victim.save(victims)
-    out = default_folder(victims, request)
+    out = unfinished_folder(default_folder(victims, request))
     stopped = is_begun(out) and request_of(out)[0] == request.settled(victims)
     return train_as_asked(request, victims, out, resume=stopped, overwrite=not stopped)
 
@@ -208,8 +209,8 @@ class _Training:
         initial = self._warm()
         config = self._start_from(self.config, initial)
         settings: dict[str, Any] = {}
-        if self.request.search > 1:
-            for number in range(self.request.search):
+        if self.request.tries > 1:
+            for number in range(self.request.tries):
                 if not self._try(number, config, judge):
                     return
             best = max(self.tried, key=lambda row: row["score"])
@@ -282,9 +283,10 @@ class _Training:
             "undertrained": "pgd" in scores and behind(scores[kept], scores["pgd"]),
         }
         if initial is not None:
-            shutil.copytree(initial, self.folder / WARM)
+            shutil.copytree(initial, self.folder / WARM, dirs_exist_ok=True)
         for row in self.tried:
-            shutil.copytree(row["folder"], self.folder / "search" / Path(row["folder"]).name)
+            tried = self.folder / "search" / Path(row["folder"]).name
+            shutil.copytree(row["folder"], tried, dirs_exist_ok=True)
         write_json(self.folder / RECORD, record)
         shutil.rmtree(self.aside)
 

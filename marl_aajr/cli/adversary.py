@@ -69,9 +69,12 @@ def train(
         typer.Option("--joint", help="One adversary with one budget for all attacked agents, not one each."),
     ] = False,
     search: Annotated[
-        int,
-        typer.Option(metavar="N", help="Settings of PPO to try first, a tenth of the steps each; 1: none."),
-    ] = 1,
+        int | None,
+        typer.Option(
+            metavar="N",
+            help=told("Settings of PPO to try first, a tenth of the steps each; 1: none.", "3; agents: 1"),
+        ),
+    ] = None,
     warm_start: Annotated[
         bool,
         typer.Option("--warm-start/--no-warm-start", help="Begin with what PGD does (sa-rl and pa-ad)."),
@@ -80,7 +83,9 @@ def train(
         int | None,
         typer.Option(
             metavar="N",
-            help=told("Environment steps, the search included.", "400,000; sa-rl: 300,000"),
+            help=told(
+                "Environment steps, the search included.", "1,000,000; sa-rl: 300,000; agents: 400,000"
+            ),
         ),
     ] = None,
     seed: Annotated[int, typer.Option(metavar="INT", help="Seed of everything random.")] = 0,

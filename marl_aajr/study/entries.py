@@ -169,7 +169,7 @@ class AdversaryEntry(Section):
         agents: whom it attacks or replaces; empty: everybody who may be.
         joint: one adversary with one budget for all attacked agents.
         env_steps: length of its training; None: the kind's default.
-        search: how many settings of PPO are tried first.
+        search: how many settings of PPO are tried first; None: the kind's default.
         warm_start: begin with what PGD does.
         seed: of its training.
     """
@@ -179,7 +179,7 @@ class AdversaryEntry(Section):
     agents: Annotated[tuple[str, ...], AfterValidator(once)] = ()
     joint: bool = False
     env_steps: Count | None = None
-    search: Count = 1
+    search: Count | None = None
     warm_start: bool = True
     seed: Whole = 0
 
