@@ -29,11 +29,11 @@ class LearnedAttack(Attack):
     """An adversary that was trained, or will be (:meth:`fit`), for one size of the perturbation set.
 
     Attributes:
-        adversary: folder of a finished adversary (``marl-aajr adversary train``); empty: :meth:`fit` finds
-            one in the victims' run, or trains it.
+        adversary: folder of a finished adversary (``marl-aajr adversary train``), or what results call it;
+            empty: :meth:`fit` finds one in the victims' run, or trains it.
         joint: one adversary with one budget for all attacked agents; see `Crew`.
         env_steps: of the training, the search included; None: the kind's default.
-        search: how many settings of PPO are tried first.
+        search: how many settings of PPO are tried first; None: the kind's default.
         warm_start: begin with what PGD does.
 
     Raises:
@@ -46,10 +46,10 @@ class LearnedAttack(Attack):
     per_size: ClassVar[bool] = True
     confers: ClassVar[bool] = True
 
-    adversary: str = field(default="", repr=False)
+    adversary: str = ""
     joint: bool = False
     env_steps: int | None = None
-    search: int = 1
+    search: int | None = None
     warm_start: bool = True
     _policy: Victim | None = field(default=None, repr=False, compare=False)
     _crew: Crew | None = field(default=None, repr=False, compare=False)
@@ -103,7 +103,8 @@ class LearnedAttack(Attack):
         )
         with tempfile.TemporaryDirectory(prefix="marl-aajr-") as scratch:
             found = loaded(find_or_train(victim, request, home=home or Path(scratch)), kind=self.name)
-        return replace(self, _policy=found._policy, _crew=found._crew, _digest=found._digest)
+        names = ("env_steps", "search", "warm_start", "_policy", "_crew", "_digest")
+        return replace(self, **{name: getattr(found, name) for name in names})
 
     def against(self, victim: Victim, agent: str) -> Attack:
         if self._crew is None:
@@ -185,12 +186,13 @@ LEARNED: dict[str, type[LearnedAttack]] = {cls.name: cls for cls in (SARL, PAAD)
 """The learned attacks by name."""
 
 
-def loaded(run: Path | str, *, kind: str | None = None) -> LearnedAttack:
+def loaded(run: Path | str, *, kind: str | None = None, name: str | None = None) -> LearnedAttack:
     """A finished adversary as an attack of the size that it was trained for.
 
     Args:
         run: its folder.
         kind: the expected one; None: any.
+        name: what results call it; None: its folder.
 
     Raises:
         ValueError: no finished observation adversary there, or another kind.
@@ -214,7 +216,7 @@ def loaded(run: Path | str, *, kind: str | None = None) -> LearnedAttack:
     kept = json.loads(record.read_text(encoding="utf-8"))
     return LEARNED[threat.kind](
         perturbations=threat.perturbations,
-        adversary=str(run),
+        adversary=str(run) if name is None else name,
         joint=threat.joint,
         env_steps=kept["env_steps"],
         search=kept["search"],

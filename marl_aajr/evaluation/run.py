@@ -65,7 +65,9 @@ def evaluate_run(
     source = find_victim(run, env=env, env_kwargs=env_kwargs)
     others = {name: _surrogate(path, env, env_kwargs) for name, path in _named(surrogates).items()}
     runs = {name: finished(path) for name, path in _named(adversaries).items()}
-    liars = {name: loaded(path.path) for name, path in runs.items() if path.config().env.name == GAME}
+    liars = {
+        name: loaded(path.path, name=name) for name, path in runs.items() if path.config().env.name == GAME
+    }
     for liar in liars.values():
         liar.check_victims(source.victim)
     trained = [

@@ -2,22 +2,38 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
+import re
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-from marl_aajr.attacks import LearnedAttack, make_attack
-from marl_aajr.attacks.adversary_folder import RECORD, request_of
+from marl_aajr.attacks import LearnedAttack, adversary_run, make_attack
+from marl_aajr.attacks.adversary_folder import (
+    KEPT,
+    RECORD,
+    REQUEST,
+    WARM,
+    find_finished,
+    request_of,
+    search_folder,
+    unfinished_folder,
+)
 from marl_aajr.attacks.adversary_request import AdversaryRequest
 from marl_aajr.attacks.adversary_run import find_or_train, train_adversary
 from marl_aajr.attacks.adversary_score import Judge
 from marl_aajr.attacks.learned import LEARNED, loaded
 from marl_aajr.attacks.observation_game import GAME, ObservationGame, ObservationThreat
-from marl_aajr.evaluation import evaluate
+from marl_aajr.evaluation import evaluate, evaluate_run
+from marl_aajr.report.comparison import compare
+from marl_aajr.report.records import load_run
+from marl_aajr.rollout.environments import resolve
 from marl_aajr.training.config import make_config
+from marl_aajr.training.run_directory import RunDirectory
 from marl_aajr.training.trainer import train
 from marl_aajr.victims import ObservationFilter, Victim, fingerprint
 from tests.attacks.test_observation_game import SPREAD, threat
@@ -141,10 +157,18 @@ class TestTraining:
         assert len(record["tried"]) == 2
         assert set(record["selection"]) == {"clean", "pgd", "warm_start", "trained"}
         assert record["selection"]["pgd"] > record["selection"]["clean"]
-        assert record["selection"][record["kept"]] >= record["selection"]["trained"]
         for folder in ("victim", "initial_policy", "warm-start", "search/1/victim", "search/2/victim"):
             assert Victim.load(straight / folder).agents == ("agent_0", "agent_1")
         assert not straight.with_name(f"{straight.name}.search").exists()
+
+    def test_the_stronger_of_what_it_began_with_and_what_it_learned_attacks(self, straight: Path) -> None:
+        selection = json.loads((straight / RECORD).read_text())["selection"]
+        judge = Judge(RunDirectory(straight).config(), seed=3)
+        earned = {name: judge.score(Victim.load(straight / folder)).mean() for name, folder in KEPT.items()}
+        assert earned == pytest.approx({name: selection[name] for name in KEPT})
+        played = loaded(straight)._policy
+        assert played is not None
+        assert judge.score(played).mean() == max(earned.values()) > min(earned.values())
 
     def test_one_that_was_stopped_goes_on_to_the_same_numbers(
         self, victims: Path, straight: Path, tmp_path: Path
@@ -163,23 +187,131 @@ class TestTraining:
         one, other = (json.loads((run / RECORD).read_text()) for run in (straight, out))
         assert {**one, "seconds": 0} == {**other, "seconds": 0}
 
+    def test_one_that_was_killed_at_the_very_end_is_finished(
+        self, victims: Path, straight: Path, tmp_path: Path
+    ) -> None:
+        """Between the copies of what it began with and the record."""
+        out = Path(shutil.copytree(straight, tmp_path / "killed"))
+        record = json.loads((out / RECORD).read_text())
+        aside = Path(shutil.copytree(out / "search", search_folder(out)))
+        shutil.copytree(out / WARM, aside / WARM)
+        (out / RECORD).unlink()
+        asked = {f.name: record[f.name] for f in dataclasses.fields(AdversaryRequest)}
+        (aside / REQUEST).write_text(json.dumps({**asked, "victims": str(victims.resolve())}))
+        train_adversary(victims, **asked, out=out, resume=True)
+        assert {**json.loads((out / RECORD).read_text()), "seconds": 0} == {**record, "seconds": 0}
+        assert not aside.exists()
+
     def test_an_evaluation_uses_it_again(self, victims: Path, straight: Path) -> None:
+        """For what asks for as much training and search or less; the results say what it had."""
         victim = Victim.load(victims / "victim")
         attack = make_attack("pa-ad", epsilon=0.2, adversary=str(straight))
+        less = make_attack("pa-ad", epsilon=0.2, env_steps=12_000, search=1)
         before = sorted((victims / "adversaries").iterdir())
-        result = evaluate(victim, attacks=[("pa-ad", 0.2), ("pgd-strong", 0.2)], episodes=4, home=victims)
+        result = evaluate(victim, attacks=[(less, 0.2), ("pgd-strong", 0.2)], episodes=4, home=victims)
         assert sorted((victims / "adversaries").iterdir()) == before
+        assert "env_steps=16000, search=2" in result.attacks[0].attack.settings
         again = evaluate(victim, attacks=[(attack, 0.2)], episodes=4)
         assert result.attacks[0].outcome == again.attacks[0].outcome
         with pytest.raises(ValueError, match=r"expected the size that .* was trained for"):
             make_attack("pa-ad", epsilon=0.3, adversary=str(straight))
 
+    def test_two_of_one_kind_and_size_are_told_apart(
+        self, victims: Path, straight: Path, tmp_path: Path
+    ) -> None:
+        """In the results, in the files that hold them, and on a page of them."""
+        other = Path(shutil.copytree(straight, tmp_path / "other"))
+        for liars in ([straight], [other], [straight, other]):
+            result = evaluate_run(victims, adversaries=liars, episodes=2)
+        names = [re.findall(r"adversary='(.*?)'", row.attack.settings) for row in result.attacks]
+        assert names == [[straight.name], ["other"]]
+        assert len(list((victims / "evaluations").iterdir())) == 3
+        assert len(compare([load_run(victims)]).conditions) == 2
+
+    def test_it_is_trained_in_the_game_that_is_evaluated(
+        self, victims: Path, straight: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """And kept with the victims only where that is their own."""
+        asked: list[tuple[Any, bool]] = []
+
+        def find(victim: Victim, request: AdversaryRequest, *, home: Path) -> Path:
+            asked.append((victim.env_kwargs["max_cycles"], home == victims))
+            return straight
+
+        monkeypatch.setattr(adversary_run, "find_or_train", find)
+        for cycles in (6, 3):
+            spec = resolve(SPREAD.name, {"N": 2, "max_cycles": cycles})
+            victim = Victim.load(victims / "victim")
+            evaluate(victim, spec, attacks=[("pa-ad", 0.2)], episodes=2, home=victims)
+        assert asked == [(6, True), (3, False)]
+
     def test_other_victims_get_an_adversary_of_their_own(self, tmp_path: Path) -> None:
         other = team(SPREAD, network(5, 12, seed=6))
-        request = AdversaryRequest(kind="sa-rl", epsilon=0.2, env_steps=4000, warm_start=False)
+        request = AdversaryRequest(kind="sa-rl", epsilon=0.2, env_steps=4000, search=1, warm_start=False)
         found = find_or_train(other, request, home=tmp_path)
         assert found.is_relative_to(tmp_path)
         assert loaded(found)._digest == fingerprint(other)
+
+
+class TestFinding:
+    """Which of the finished adversaries of a run are used again."""
+
+    REQUEST = AdversaryRequest(kind="pa-ad", epsilon=0.2, env_steps=16_000, search=2)
+
+    def find(self, victims: Path, home: Path, **changes: Any) -> Path | None:
+        request = dataclasses.replace(self.REQUEST, **changes).settled(victims)
+        return find_finished(home, request, digest=fingerprint(Victim.load(victims / "victim")))
+
+    @pytest.fixture
+    def home(self, straight: Path, tmp_path: Path) -> Path:
+        """With three that differ in what they earn."""
+        for name, earned in (("a", 1.0), ("b", 3.0), ("c", 2.0)):
+            folder = Path(shutil.copytree(straight, tmp_path / "adversaries" / name))
+            record = json.loads((folder / RECORD).read_text())
+            record["selection"][record["kept"]] = earned
+            (folder / RECORD).write_text(json.dumps(record))
+        return tmp_path
+
+    def test_the_strongest_is_found(self, victims: Path, home: Path) -> None:
+        for enough in ({}, {"env_steps": 1}, {"search": 1}, {"seed": 5}):
+            assert self.find(victims, home, **enough) == home / "adversaries" / "b"
+
+    @pytest.mark.parametrize(
+        "changes",
+        [
+            {"env_steps": None},
+            {"env_steps": 16_001},
+            {"search": None},
+            {"warm_start": False},
+            {"epsilon": 0.1},
+            {"threat": {"low": -3.0}},
+        ],
+        ids=str,
+    )
+    def test_one_of_less_or_other_training_is_not(
+        self, victims: Path, home: Path, changes: dict[str, Any]
+    ) -> None:
+        assert self.find(victims, home, **changes) is None
+
+    def test_a_finished_one_keeps_its_folder(self, straight: Path, tmp_path: Path) -> None:
+        assert unfinished_folder(tmp_path / "new") == tmp_path / "new"
+        assert unfinished_folder(straight) == straight.with_name(f"{straight.name}-2")
+
+    def test_other_threats_have_other_folders(self) -> None:
+        names = {dataclasses.replace(self.REQUEST, threat={"mask": mask}).name for mask in ([True], [False])}
+        assert len(names | {self.REQUEST.name}) == 3
+
+
+def test_sampled_victims_are_compared_with_sampled_ones(tmp_path: Path) -> None:
+    """A reader of signs that is never wrong, and hardly sure of any, loses by sampling alone."""
+    victim = team(signs(longest=1, size=0.15), sign_reader())
+    losses = {}
+    for actions in ("greedy", "sampled"):
+        against = threat(victim, tmp_path / actions, epsilon=0.1, actions=actions)
+        config = make_config({"env": {"name": GAME, "kwargs": against.arguments}})
+        losses[actions] = {name: loss.mean() for name, loss in Judge(config, seed=0).references().items()}
+    assert losses["greedy"] == {"clean": -3.0, "pgd": -3.0}
+    assert -2.5 < losses["sampled"]["clean"] < losses["sampled"]["pgd"]
 
 
 @pytest.mark.parametrize(

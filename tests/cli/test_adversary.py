@@ -29,7 +29,19 @@ def call(*words: object) -> int:
 
 
 def test_an_adversary_is_trained_and_judged_by(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    asked = ("--kind", "sa-rl", "--epsilon", 0.3, "--env-steps", 4000, "--joint", "--agents", "agent_0")
+    asked = (
+        "--kind",
+        "sa-rl",
+        "--epsilon",
+        0.3,
+        "--env-steps",
+        4000,
+        "--search",
+        1,
+        "--joint",
+        "--agents",
+        "agent_0",
+    )
     assert call("adversary", "train", run, *asked) == 0
     folder = run / "adversaries" / "sa-rl-eps0.3-joint-agent_0"
     said = capsys.readouterr().err
@@ -45,7 +57,7 @@ def test_an_adversary_is_trained_and_judged_by(run: Path, capsys: pytest.Capture
 
 
 def test_an_adversary_of_other_victims_is_refused(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    folder = train_adversary(run, kind="sa-rl", epsilon=0.1, env_steps=1, warm_start=False)
+    folder = train_adversary(run, kind="sa-rl", epsilon=0.1, env_steps=1, search=1, warm_start=False)
     env = {"name": "marl_aajr.envs.simple_spread_v3", "kwargs": {"N": 2, "max_cycles": 5}}
     other = train(tiny(env=env, env_steps=100, seed=9), run.parent / "others")
     assert call("evaluate", other, "--adversary", folder, "--json") == 2
