@@ -39,7 +39,7 @@ from marl_aajr.training.networks import module_spec
 from marl_aajr.training.numbers import rllib_schedule, start_config
 from marl_aajr.training.randomness import StartRecreated
 from marl_aajr.training.roster import Roster, roster_of
-from marl_aajr.training.sides import Sides, sides_of
+from marl_aajr.training.sides import Sides, TellRecreated, sides_of
 
 _REQUESTS_IN_FLIGHT = 64
 """RLlib drops a broadcast of weights or filters to a runner that has more than this many to work off; with
@@ -79,7 +79,10 @@ def build_config(config: RunConfig) -> AlgorithmConfig:
         .rl_module(rl_module_spec=_module_specs(config, roster))
         .callbacks(
             on_episode_end=EpisodeReturns(roster.teams),
-            on_env_runners_recreated=StartRecreated(seed=config.seed, threads=config.resources.torch_threads),
+            on_env_runners_recreated=[
+                StartRecreated(seed=config.seed, threads=config.resources.torch_threads),
+                *([] if sides is None else [TellRecreated()]),
+            ],
         )
         .fault_tolerance(restart_failed_env_runners=True)
         .debugging(seed=config.seed, log_level="ERROR")

@@ -126,9 +126,30 @@ def sides_of(config: RunConfig, team: Roster) -> Sides | None:
     return None if atla is None else Sides(atla, team, adversaries_of(team, atla))
 
 
+class TellRecreated:
+    """RLlib's ``on_env_runners_recreated``: the turn of the iteration, for runners that Ray has restarted.
+
+    Attributes:
+        turn: what the iteration does; None: not told yet.
+    """
+
+    turn: Turn | None = None
+
+    def __call__(self, *, algorithm: Algorithm, env_runner_indices: list[int], **_: Any) -> None:
+        if self.turn is not None:
+            algorithm.env_runner_group.foreach_env_runner(
+                partial(_perturb, turn=self.turn),
+                local_env_runner=False,
+                remote_worker_ids=env_runner_indices,
+            )
+
+
 def take_turn(algorithm: Algorithm, turn: Turn) -> None:
-    """Tell all processes what the next iteration does."""
+    """Tell all processes what the next iteration does, and those that are restarted within it."""
     modules = frozenset(turn.trained.modules)
+    for callback in algorithm.config.callbacks_on_env_runners_recreated:
+        if isinstance(callback, TellRecreated):
+            callback.turn = turn
     algorithm.learner_group.foreach_learner(partial(_train_only, modules=modules))
     algorithm.env_runner_group.foreach_env_runner(
         partial(_perturb, turn=turn),

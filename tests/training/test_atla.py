@@ -87,6 +87,29 @@ def test_every_iteration_trains_exactly_one_side(ray_session: None) -> None:
         algorithm.stop()
 
 
+def test_an_env_runner_that_is_replaced_plays_the_iteration_as_the_others_do(ray_session: None) -> None:
+    settings = config(resources={"env_runners": 1})
+    sides = sides_of(settings, roster_of(settings))
+    assert sides is not None
+    algorithm = build_algorithm(settings)
+
+    def perturbed() -> list[bool]:
+        return algorithm.env_runner_group.foreach_env_runner(
+            lambda runner: runner.env.batch.perturb is not None, local_env_runner=False
+        )
+
+    try:
+        take_turn(algorithm, sides.turn(iteration=1, env_steps=1000))
+        assert perturbed() == [True]
+        algorithm.env_runner_group.foreach_env_runner(lambda runner: runner.start_afresh(seed=0))
+        assert perturbed() == [False]
+        for callback in algorithm.config.callbacks_on_env_runners_recreated:
+            callback(algorithm=algorithm, env_runner_indices=[1])
+        assert perturbed() == [True]
+    finally:
+        algorithm.stop()
+
+
 def state_of(learner: Any) -> dict[str, torch.Tensor]:
     modules = learner.module.keys()
     state = {
