@@ -28,6 +28,10 @@ from marl_aajr.victims import Victim, fingerprint, load_victim
 class LearnedAttack(Attack):
     """An adversary that was trained, or will be (:meth:`fit`), for one size of the perturbation set.
 
+    It learns to attack in every step, each agent by its own size. Under a budget it is no stronger than that:
+    it does not know in which steps it may not act, and an agent whose size a budget scales is lied to by
+    actions that were learned for another.
+
     Attributes:
         adversary: folder of a finished adversary (``marl-aajr adversary train``), or what results call it;
             empty: :meth:`fit` finds one in the victims' run, or trains it.

@@ -110,7 +110,8 @@ def evaluate(
                 "What the adversary may spend. [b]agents=K[/b]: the worst K of the team, found on other "
                 "episodes; [b]agents=A+B[/b]: these. [b]steps=M[/b]: M steps of each episode, "
                 "[b]timing=random[/b] or [b]strategic[/b] (where the agents prefer an action most). "
-                "[b]scale=A:0.5+B:2[/b]: half of epsilon for A, twice for B.",
+                "[b]scale=A:0.5+B:2[/b]: half of epsilon for A, twice for B. Learned adversaries were "
+                "trained without steps and scale, and do not know them.",
                 "the suite's: everybody, every step",
             ),
         ),
