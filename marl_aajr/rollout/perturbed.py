@@ -5,8 +5,10 @@ One step of the environment is two steps of the batch, in all copies at once:
     first   each adversary sees its agent's true observation s and acts, from which follows δ
     second  each agent sees s + δ and acts, the environment steps, and both sides are told what they earn
 
-What a team earns, its adversaries lose, in equal parts. To whoever samples, this is a turn-based game like
-any other: neither side is shown, paid or trained for the turns of the other.
+What a team earns, its adversaries lose, in equal parts and to the last step: an adversary ends when the
+episode does, also where its agent was out before, as truncated if its agent was cut off in that very step. To
+whoever samples, this is a turn-based game like any other: neither side is shown, paid or trained for the
+turns of the other.
 """
 
 from __future__ import annotations
@@ -69,10 +71,13 @@ class PerturbedBatch(BatchedEnv):
         self.teams = env.teams | {adversary_of(a): adversary_of(env.teams[a]) for a in attacked}
         self._true: dict[str, Tensor] = {}
         self._seen: dict[str, Tensor] | None = None
+        self._last: dict[str, Tensor] = {}
 
     def reset(self, *, seed: int) -> dict[str, Tensor]:
         """See `BatchedEnv.reset`."""
-        return self._to_adversaries(self.env.reset(seed=seed))
+        obs = self.env.reset(seed=seed)
+        self._last = {agent: torch.zeros_like(obs[agent]) for agent in self.attacked}
+        return self._to_adversaries(obs)
 
     def step(self, actions: Mapping[str, Tensor]) -> BatchedStep:
         """See `BatchedEnv.step`."""
@@ -114,12 +119,12 @@ class PerturbedBatch(BatchedEnv):
 
     def get_state(self) -> Mapping[str, Any]:
         """See `BatchedEnv.get_state`; the set is no part of it."""
-        return {"env": self.env.get_state(), "true": self._true, "seen": self._seen}
+        return {"env": self.env.get_state(), "true": self._true, "seen": self._seen, "last": self._last}
 
     def set_state(self, state: Mapping[str, Any]) -> None:
         """See `BatchedEnv.set_state`."""
         self.env.set_state(state["env"])
-        self._true, self._seen = state["true"], state["seen"]
+        self._true, self._seen, self._last = state["true"], state["seen"], state["last"]
 
     def close(self) -> None:
         """See `BatchedEnv.close`."""
@@ -149,14 +154,22 @@ class PerturbedBatch(BatchedEnv):
         step = self.env.step(
             {agent: actions[agent] for agent in self.env.possible_agents if agent in actions}
         )
-        pairs = {agent: adversary_of(agent) for agent in self.attacked}
+        pairs, over = {agent: adversary_of(agent) for agent in self.attacked}, step.episode_over
+        cut = {agent: over & step.truncations[agent] & ~step.terminations[agent] for agent in pairs}
+        self._last = {agent: self._last_of(agent, step) for agent in pairs}
         return step._replace(
             obs=self._to_adversaries(step.obs),
             rewards=step.rewards | {name: self._paid(agent, step) for agent, name in pairs.items()},
-            terminations=step.terminations | {name: step.terminations[a] for a, name in pairs.items()},
-            truncations=step.truncations | {name: step.truncations[a] for a, name in pairs.items()},
-            final_obs=step.final_obs | {name: step.final_obs[a] for a, name in pairs.items()},
+            terminations=step.terminations | {name: over & ~cut[agent] for agent, name in pairs.items()},
+            truncations=step.truncations | {name: cut[agent] for agent, name in pairs.items()},
+            final_obs=step.final_obs | {name: self._last[agent] for agent, name in pairs.items()},
         )
+
+    def _last_of(self, agent: str, step: BatchedStep) -> Tensor:
+        """The last observation of an agent that is out; whatever it was elsewhere."""
+        final, last = step.final_obs[agent], self._last[agent]
+        out = step.terminations[agent] | step.truncations[agent]
+        return torch.where(out.view(-1, *[1] * (final.ndim - 1)), final, last)
 
     def _to_adversaries(self, obs: dict[str, Tensor]) -> dict[str, Tensor]:
         """True observations, on which the adversaries must act now."""

@@ -108,6 +108,31 @@ def test_adversaries_lose_what_the_team_earns() -> None:
     assert seen_a_catch
 
 
+@pytest.mark.parametrize("kind", ["scripted", "circle"])
+def test_adversaries_are_paid_to_the_last_step_whoever_is_out_before(kind: str) -> None:
+    env = batch(resolve(f"tests.rllib.test_stock_rows:{kind}", {"endings": "staggered"}))
+    env.reset(seed=1)
+    earned = dict.fromkeys(env.possible_agents, torch.zeros(3))
+    ended = dict.fromkeys(env.possible_agents, torch.zeros(3, dtype=torch.bool))
+    over = torch.zeros(3, dtype=torch.bool)
+    early: set[str] = set()
+    while not over.all():
+        step = env.step(random_actions(env, seed=1))
+        for agent in env.possible_agents:
+            earned[agent] = earned[agent] + step.rewards[agent] * ~ended[agent]
+            ended[agent] = ended[agent] | step.terminations[agent] | step.truncations[agent]
+            early |= {agent} if (ended[agent] & ~(over | step.episode_over)).any() else set()
+        over = over | step.episode_over
+    agents = env.env.possible_agents
+    assert early
+    assert early < set(agents)
+    team, adversaries = (
+        torch.stack([earned[name(a)] for a in agents]).sum(0) for name in (str, adversary_of)
+    )
+    assert team.min() > 0
+    torch.testing.assert_close(adversaries, -team)
+
+
 def test_without_a_set_nothing_is_perturbed() -> None:
     env = batch(epsilon=None)
     true = env.reset(seed=1)
