@@ -28,7 +28,7 @@ HELP = guide(
     "evaluate --suite full looks for it. Ctrl-C finishes the iteration and says how to go "
     "on; a second one stops at once.",
     "marl-aajr adversary train runs/study-3 --kind pa-ad --epsilon 0.1",
-    "marl-aajr adversary train runs/study-3 --kind sa-rl --epsilon 0.1 --joint --search 3",
+    "marl-aajr adversary train runs/study-3 --kind sa-rl --epsilon 0.1 --joint",
     "marl-aajr adversary train runs/study-3 --kind traitor --agents agent_0",
     "marl-aajr adversary train --resume --out runs/study-3/adversaries/pa-ad-eps0.1",
     "marl-aajr evaluate runs/study-3 --adversary runs/study-3/adversaries/pa-ad-eps0.1",
