@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from marl_aajr.evaluation.crosschecks import lower
 from marl_aajr.evaluation.results import Check, Rows
+from marl_aajr.evaluation.return_checks import lower
 
 
 def agent_checks(rows: Rows) -> list[Check]:

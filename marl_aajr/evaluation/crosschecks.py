@@ -1,8 +1,8 @@
-"""Cross-checks: whether the attacks come in the order in which they must.
+"""Cross-checks: whether the attacks come in the order in which they must, on the inner objective.
 
-On the inner objective, row by row on the same decisions: noise ≤ one step ≤ many steps ≤ twice as many, more
-with a larger ε, and nothing without gradients above what has them. For returns only where paired intervals
-leave no doubt: the objective is a proxy, and attacked returns can fall below a random policy's. Source:
+Row by row on the same decisions: noise ≤ one step ≤ many steps ≤ twice as many, more with a larger ε, and
+nothing without gradients above what has them. Each evaluation with attacks plays these on decisions of its
+own, whichever attacks its suite has; the returns have :mod:`~marl_aajr.evaluation.return_checks`. Source:
 Carlini 2019 (arXiv 1902.06705), Croce 2020 (arXiv 2003.01690), Zimmermann 2022 (arXiv 2206.13991).
 """
 
@@ -19,9 +19,8 @@ from torch import Tensor
 
 from marl_aajr.attacks import FGSM, PGD, Attack, SquareAttack, StrongPGD, Transfer, UniformNoise
 from marl_aajr.evaluation.adversary import prepare
-from marl_aajr.evaluation.outcomes import AttackOutcome, Outcome
 from marl_aajr.evaluation.probe import Sample
-from marl_aajr.evaluation.results import Check, Rows
+from marl_aajr.evaluation.results import Check
 from marl_aajr.evaluation.suites import Units
 from marl_aajr.threat import PerturbationSet
 from marl_aajr.victims import Victim
@@ -33,11 +32,6 @@ _LEVEL = 0.99
 _CONVERGED = 0.1
 
 _WHITE = ("one step", "ten steps", "twenty steps", "strong")
-
-_EITHER = (
-    "either the gradients are masked, or what the attacks maximise does not follow the return, as for a "
-    "policy that has learned little"
-)
 
 Gains = Mapping[str, Tensor]
 """By attack: g(δ) − g(0) of every probed decision, ``[B]``."""
@@ -82,20 +76,6 @@ def objective_checks(gains: Mapping[float, Gains]) -> list[Check]:
         _monotone(gains),
         *_black_box(gains),
     ]
-
-
-def return_checks(rows: Rows) -> list[Check]:
-    """Order of the returns, with paired intervals over the same episodes."""
-    by_size: dict[float, list[AttackOutcome]] = {}
-    for row in rows.attacks:
-        by_size.setdefault(row.attack.perturbations.epsilon, []).append(row)
-    found = [
-        *_return_order(rows, by_size),
-        *_return_monotone(rows),
-        *_return_black_box(rows, by_size),
-        *_undertrained(rows, by_size),
-    ]
-    return found or [Check(f"returns ({rows.actions})", "pass", "The returns fall in the expected order.")]
 
 
 def _order(gains: Mapping[float, Gains], weak: str, strong: str) -> list[Check]:
@@ -167,114 +147,13 @@ def _ahead(weak: Tensor, strong: Tensor) -> bool:
     mean = float(difference.mean())
     if mean <= _MARGIN * max(abs(weak.mean().item()), abs(strong.mean().item())) or mean <= 1e-9:
         return False
-    return _above_zero(difference)
+    return above_zero(difference)
 
 
-def _return_order(rows: Rows, by_size: Mapping[float, Sequence[AttackOutcome]]) -> list[Check]:
-    """Neither noise nor a single step may hurt more than the strongest attack with more steps."""
-    for epsilon, found in by_size.items():
-        steps = [row for row in found if row.attack.access == "gradients"]
-        strong = _lowest([row for row in steps if not isinstance(row.attack, FGSM)] or steps, "gradients")
-        if strong is None:
-            continue
-        for weak in found:
-            control = weak.attack.access == "none" or isinstance(weak.attack, FGSM)
-            if control and lower(weak.outcome, strong.outcome):
-                return [
-                    Check(
-                        f"returns ({rows.actions}): noise, one step ≤ many steps",
-                        "fail",
-                        f"At ε = {epsilon:g} {weak.attack.name} lowers the return to "
-                        f"{weak.outcome.mean:.3g}, below {strong.outcome.mean:.3g} of {strong.attack.name}, "
-                        f"the strongest attack with gradients: {_EITHER}.",
-                    )
-                ]
-    return []
-
-
-def _return_monotone(rows: Rows) -> list[Check]:
-    series: dict[str, list[AttackOutcome]] = {}
-    for row in rows.attacks:
-        if row.attack.access == "gradients":
-            series.setdefault(row.attack.settings, []).append(row)
-    odd = []
-    for found in series.values():
-        ordered = sorted(found, key=lambda row: row.attack.perturbations.epsilon)
-        odd += [(a, b) for a, b in pairwise(ordered) if lower(a.outcome, b.outcome)]
-    if not odd:
-        return []
-    a, b = odd[0]
-    more = f", and {len(odd) - 1} more like it" if len(odd) > 1 else ""
-    return [
-        Check(
-            f"returns ({rows.actions}): larger ε, lower return",
-            "warn",
-            f"{b.attack.name} leaves a return of {b.outcome.mean:.3g} at ε = "
-            f"{b.attack.perturbations.epsilon:g}, above {a.outcome.mean:.3g} at "
-            f"{a.attack.perturbations.epsilon:g}{more}. An adversary with more room can do what it could "
-            "with less: read the smaller of the two.",
-        )
-    ]
-
-
-def _return_black_box(rows: Rows, by_size: Mapping[float, Sequence[AttackOutcome]]) -> list[Check]:
-    for epsilon, found in by_size.items():
-        white = _lowest(found, "gradients")
-        if white is None:
-            continue
-        for access in ("queries", "surrogate"):
-            black = _lowest(found, access)
-            if black is not None and lower(black.outcome, white.outcome):
-                return [
-                    Check(
-                        f"returns ({rows.actions}): no gradients ≤ gradients",
-                        "fail",
-                        f"At ε = {epsilon:g} {black.attack.name} lowers the return to "
-                        f"{black.outcome.mean:.3g} without the policy's gradients, below "
-                        f"{white.outcome.mean:.3g} of {white.attack.name}, the strongest with them: "
-                        f"{_EITHER}.",
-                    )
-                ]
-    return []
-
-
-def _undertrained(rows: Rows, by_size: Mapping[float, Sequence[AttackOutcome]]) -> list[Check]:
-    """Learned adversaries that are weaker than the strongest myopic attack: one finding for all of them."""
-    weak = []
-    for epsilon, found in by_size.items():
-        myopic = _lowest(found, "gradients")
-        if myopic is not None:
-            learned = [row for row in found if row.attack.access == "learned"]
-            weak += [(epsilon, row, myopic) for row in learned if lower(myopic.outcome, row.outcome)]
-    if not weak:
-        return []
-    epsilon, row, myopic = weak[0]
-    more = f", and {len(weak) - 1} more like it" if len(weak) > 1 else ""
-    return [
-        Check(
-            f"returns ({rows.actions}): myopic ≤ learned",
-            "warn",
-            f"Undertrained: at ε = {epsilon:g} {row.attack.name} leaves a return of "
-            f"{row.outcome.mean:.3g}, above {myopic.outcome.mean:.3g} of {myopic.attack.name}, which does "
-            f"not look ahead{more}. That is no evidence of robustness: train it for longer, or with a "
-            "search (adversary train --env-steps, --search).",
-        )
-    ]
-
-
-def _lowest(rows: Sequence[AttackOutcome], access: str) -> AttackOutcome | None:
-    found = [row for row in rows if row.attack.access == access]
-    return min(found, key=lambda row: row.outcome.mean, default=None)
-
-
-def lower(a: Outcome, b: Outcome) -> bool:
-    """Whether a's return is below b's on the same episodes, beyond doubt."""
-    return _above_zero(np.subtract(b.returns, a.returns))
-
-
-def _above_zero(differences: np.ndarray) -> bool:
-    """Whether the paired interval of the mean difference lies above zero."""
+def above_zero(differences: np.ndarray, *, among: int = 1) -> bool:
+    """Whether the paired interval of the mean difference lies above zero; of so many (Bonferroni)."""
     if len(differences) < 2:
         return False
     error = differences.std(ddof=1) / len(differences) ** 0.5
-    return bool(differences.mean() > stats.t.ppf(0.5 + _LEVEL / 2, len(differences) - 1) * error)
+    reach = stats.t.ppf(1 - (1 - _LEVEL) / (2 * among), len(differences) - 1)
+    return bool(differences.mean() > reach * error)

@@ -11,7 +11,7 @@ from marl_aajr.attacks.match import check_match
 from marl_aajr.evaluation.adversary import prepare
 from marl_aajr.evaluation.agent_checks import agent_checks
 from marl_aajr.evaluation.budget import Budget
-from marl_aajr.evaluation.crosschecks import climb, ladder, objective_checks, return_checks
+from marl_aajr.evaluation.crosschecks import climb, ladder, objective_checks
 from marl_aajr.evaluation.episodes import PROBE, derived_seed, stream
 from marl_aajr.evaluation.fitting import fitted
 from marl_aajr.evaluation.plan import Plan, Request, check_seed, make_plan, positive_integer
@@ -28,6 +28,7 @@ from marl_aajr.evaluation.protocol import (
 )
 from marl_aajr.evaluation.replacements import Replacement, admitted_controls, resolve_replacements
 from marl_aajr.evaluation.results import Check, Evaluation, Rows
+from marl_aajr.evaluation.return_checks import return_checks
 from marl_aajr.evaluation.rows import play_rows
 from marl_aajr.evaluation.suites import Actions, Suite, Units
 from marl_aajr.rollout.batches import make_batch
@@ -251,4 +252,5 @@ def _checks(player: Player, attacks: Sequence[Attack], rows: Sequence[Rows], pro
             for epsilon in sorted(by_size)
         }
         found += objective_checks(gains)
-    return [*found, *(check for row in rows for check in return_checks(row))]
+    distributions = [victim.distributions[victim.module_of[agent]] for agent in player.agents]
+    return [*found, *(check for row in rows for check in return_checks(row, distributions))]
