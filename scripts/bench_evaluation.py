@@ -91,7 +91,7 @@ def against_the_loop(spec: EnvironmentSpec, options: argparse.Namespace) -> dict
         "evaluate": (
             100,
             lambda seed: evaluate(
-                player, spec, attacks=[(ATTACK, EPSILON)], episodes=100, num_envs=100, seed=seed
+                player, spec, attacks=[(ATTACK, EPSILON)], episodes=100, num_envs=100, seed=seed, workers=1
             ),
         ),
     }

@@ -191,8 +191,14 @@ def evaluate(
         Path | None, typer.Option(metavar="FILE.json", help=told("Where the result is kept.", "see above"))
     ] = None,
     workers: Annotated[
-        int, typer.Option(metavar="INT", help="Ray workers that share the rows; the result is the same.")
-    ] = 1,
+        int | None,
+        typer.Option(
+            metavar="INT",
+            help=told(
+                "Ray workers that share the rows; the result is the same.", "one a core where it takes long"
+            ),
+        ),
+    ] = None,
     as_json: Annotated[
         bool,
         typer.Option(

@@ -65,7 +65,7 @@ def evaluate(
     surrogates: Mapping[str, Victim] | None = None,
     replace: Sequence[str | Replacement] = (),
     num_envs: int = NUM_ENVS,
-    workers: int = 1,
+    workers: int | None = None,
     home: Path | None = None,
     on_progress: Callable[[Progress], None] | None = None,
 ) -> Evaluation:
@@ -107,8 +107,9 @@ def evaluate(
             :class:`~marl_aajr.evaluation.replacements.Replacement` values, which bring trained adversaries.
         num_envs: E, copies played side by side. Episode i is seeded as number i // E of copy i mod E, so
             compare evaluations of the same E only.
-        workers: Ray tasks that share the rows between them; 1: this process plays them all. The result is
-            the same. Ray is started where it is not running.
+        workers: Ray tasks that share the rows between them; 1: this process plays them all. None: as many as
+            there are cores, from when on what is left would take this process more than 20 seconds; never
+            within a task of Ray. The result is the same. Ray is started where it is not running.
         home: folder of the victim's run, in which learned adversaries are looked for and kept; None, or
             another environment than the victim's own: those that are trained are not kept.
         on_progress: told after every episode; after every row where workers play.
@@ -123,7 +124,8 @@ def evaluate(
         >>> evaluate(Victim.load("runs/ppo/victim"), suite="quick").worst
     """
     positive_integer("num_envs", num_envs)
-    positive_integer("workers", workers)
+    if workers is not None:
+        positive_integer("workers", workers)
     check_seed(seed)
     plan = make_plan(
         suite,
@@ -183,7 +185,7 @@ def _judge(
     replacements: Sequence[Replacement],
     *,
     skipped: tuple[Skipped, ...],
-    workers: int,
+    workers: int | None,
 ) -> Evaluation:
     probe = Probe(stream(player.seed, PROBE))
     rows = play_rows(player, attacks, plan, replacements=replacements, probe=probe, workers=workers)

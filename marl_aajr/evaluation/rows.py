@@ -56,7 +56,7 @@ def play_rows(
     *,
     replacements: Sequence[Replacement],
     probe: Probe,
-    workers: int,
+    workers: int | None,
 ) -> tuple[Rows, ...]:
     """Every row of every kind of actions, the worst attack of each size, and the subsets that were tried.
 
@@ -67,7 +67,7 @@ def play_rows(
         plan: episodes, kinds of actions, and budget.
         replacements: agents that do not play as the victim does.
         probe: told what the policies are asked on clean episodes.
-        workers: how many Ray workers share the attacked rows; 1: none.
+        workers: how many Ray workers share the attacked rows; 1: none; None: as many as are worth it.
     """
     clean = {
         kind: player.clean(episodes=plan.episodes, sampled=kind == "sampled", spy=probe)
@@ -75,7 +75,7 @@ def play_rows(
     }
     start = () if plan.budget.worst else tuple(player.agents)
     cases = [_Case(kind, attack, start) for kind in plan.actions for attack in attacks]
-    with crew(player, workers=min(workers, len(cases))) as hands:
+    with crew(player, workers=workers and min(workers, len(cases))) as hands:
         _find_agents(hands, player, plan, cases)
         _play(hands, player, plan, cases)
         worst = {kind: _worst([case for case in cases if case.kind == kind]) for kind in plan.actions}

@@ -116,6 +116,7 @@ def _score(directory: RunDirectory, trial: Trial) -> dict[str, float]:
         units="raw",
         seed=entry.episode_seed,
         team=trial.team,
+        workers=1,
     )
     clean, robust = evaluation.clean_return, evaluation.attacks[0].outcome.mean
     weight = entry.robust_weight

@@ -211,6 +211,7 @@ def _judge(node: Node, folder: StudyFolder, told: _Told) -> None:
         surrogates={} if surrogate is None else {SURROGATE: folder.run(surrogate.name).path},
         adversaries={entry.title: folder.adversary(node.run, entry).path for entry in node.faced},
         on_progress=told.played,
+        workers=1,
         **chosen,
     )
     told.numbers = {"clean_return": evaluation.clean_return}

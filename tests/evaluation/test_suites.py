@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 from typing import Any
+from unittest.mock import MagicMock, patch
 
 import numpy as np
 import pytest
@@ -12,6 +14,7 @@ import yaml
 
 from marl_aajr.attacks import ATTACKS, make_attack
 from marl_aajr.evaluation import Suite, builtin_suites, evaluate, load_suite
+from marl_aajr.evaluation.crew import Crew
 from marl_aajr.evaluation.episodes import SELECTION, derived_seed
 from marl_aajr.evaluation.table import Table
 from marl_aajr.rollout.batches import make_batch
@@ -289,8 +292,36 @@ class TestUnits:
         assert (obs + inside.sample(obs, generator=generator())).max() <= 2.0
 
 
-def test_ray_workers_play_to_the_same_numbers(ray_session: None) -> None:
+@pytest.fixture
+def unhurried(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever is left is worth the start of workers."""
+    monkeypatch.setattr("marl_aajr.evaluation.crew._WORTH", 0.0)
+
+
+def test_short_work_stays_in_this_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    hire = MagicMock()
+    monkeypatch.setattr("marl_aajr.evaluation.crew._hired", hire)
+    victim = team(signs(), sign_reader())
+    evaluate(victim, suite=suite())
+    evaluate(victim, suite=suite(), workers=1)
+    hire.assert_not_called()
+
+
+@pytest.mark.usefixtures("unhurried")
+def test_where_workers_cannot_be_had_this_process_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("marl_aajr.evaluation.crew._hired", MagicMock(side_effect=ValueError("no Ray here")))
+    victim = team(signs(), sign_reader())
+    assert evaluate(victim, suite=suite()) == evaluate(victim, suite=suite(), workers=1)
+    with pytest.raises(ValueError, match="no Ray here"):
+        evaluate(victim, suite=suite(), workers=2)
+
+
+@pytest.mark.usefixtures("ray_session", "unhurried")
+@pytest.mark.parametrize("workers", [2, None])
+def test_ray_workers_play_to_the_same_numbers(workers: int | None) -> None:
     """Rows do not know of each other, so it does not matter who plays them, or who finds the worst agent."""
+    import ray
+
     victim = team(SPREAD)
     chosen = suite(
         attacks=["noise", "pgd-margin"],
@@ -299,7 +330,13 @@ def test_ray_workers_play_to_the_same_numbers(ray_session: None) -> None:
         budget="agents=1,steps=2,timing=strategic",
     )
     told: list[int] = []
-    here = evaluate(victim, SPREAD, suite=chosen)
-    there = evaluate(victim, SPREAD, suite=chosen, workers=2, on_progress=lambda p: told.append(p.done))
+    here = evaluate(victim, SPREAD, suite=chosen, workers=1)
+    while ray.available_resources().get("CPU", 0) < 2:
+        time.sleep(0.1)  # somebody else's actors are on their way out
+    with patch("marl_aajr.evaluation.crew.Crew._shared", autospec=True, side_effect=Crew._shared) as shared:
+        there = evaluate(
+            victim, SPREAD, suite=chosen, workers=workers, on_progress=lambda p: told.append(p.done)
+        )
+    shared.assert_called()
     assert there.to_json() == here.to_json()
     assert told[-1] == 2 * (5 * 6 + (3 * 4 + 1) * 4), "four attacks on three agents each, and the rehearsal"
