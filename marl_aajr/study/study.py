@@ -11,6 +11,7 @@ from typing import Any
 
 from marl_aajr.evaluation.suites import Suite, load_suite
 from marl_aajr.rollout.environments import resolve
+from marl_aajr.rollout.teams import choose_agents
 from marl_aajr.study.config import StudyConfig, load_study
 from marl_aajr.study.estimate import Estimate, duration, estimate, tuning_seconds
 from marl_aajr.study.folder import StudyFolder
@@ -106,7 +107,7 @@ def _check_playable(runs: tuple[Run, ...], source: Source) -> None:
 
 
 def _check_agents(study: StudyConfig, source: Source) -> None:
-    """Whether the teams and agents that are named play in the environments."""
+    """Whether the teams and agents that are named play, and adversaries lie to all whom judgements attack."""
     for e, environment in enumerate(study.environments):
         game = resolve(environment.name, environment.kwargs).make()
         teams = dict(game.teams)
@@ -121,6 +122,13 @@ def _check_agents(study: StudyConfig, source: Source) -> None:
                 raise ValueError(
                     f"{source.where(('adversaries', a, 'agents'))}: adversaries.{a}.agents: expected agents "
                     f"of {environment.title}, {', '.join(teams)}, got {', '.join(strangers)}"
+                )
+            judged = choose_agents(teams, environment.team, None)
+            if adversary.request.observes and adversary.agents and set(judged) - set(adversary.agents):
+                raise ValueError(
+                    f"{source.where(('adversaries', a, 'agents'))}: adversaries.{a}.agents: expected all "
+                    f"who are lied to when the runs are judged, {', '.join(judged)}, got "
+                    f"{', '.join(adversary.agents)}; leave them out"
                 )
 
 

@@ -108,6 +108,11 @@ def test_a_missing_logger_is_named(tmp_path: Path) -> None:
             "adversaries:\n  - {kind: traitor, agents: [agent_7]}\nseeds:",
             r":13: adversaries.0.agents: expected agents of simple_spread_v3, agent_0, .* got agent_7",
         ),
+        (
+            "seeds:",
+            "adversaries:\n  - {kind: pa-ad, epsilon: 0.1, agents: [agent_1]}\nseeds:",
+            r":13: adversaries.0.agents: expected all who are lied to .*, agent_0, .* got agent_1; leave",
+        ),
         ("seeds:", "adversaries: [{kind: traitor}]\nseeds:", ":12: adversaries.0: expected agents"),
         ("seeds:", "adversaries: [{kind: sa-rl}]\nseeds:", ":12: adversaries.0: expected an epsilon"),
         (
