@@ -14,7 +14,7 @@ import yaml
 
 from marl_aajr.attacks import ATTACKS, make_attack
 from marl_aajr.evaluation import Suite, builtin_suites, evaluate, load_suite
-from marl_aajr.evaluation.crew import Crew
+from marl_aajr.evaluation.crew import Crew, _may_spread
 from marl_aajr.evaluation.episodes import SELECTION, derived_seed
 from marl_aajr.evaluation.table import Table
 from marl_aajr.rollout.batches import make_batch
@@ -314,6 +314,15 @@ def test_where_workers_cannot_be_had_this_process_goes_on(monkeypatch: pytest.Mo
     assert evaluate(victim, suite=suite()) == evaluate(victim, suite=suite(), workers=1)
     with pytest.raises(ValueError, match="no Ray here"):
         evaluate(victim, suite=suite(), workers=2)
+
+
+@pytest.mark.usefixtures("ray_session")
+def test_within_a_task_of_ray_nobody_is_hired() -> None:
+    """A trial of Tune has its cores; workers would wait for others."""
+    import ray
+
+    assert _may_spread()
+    assert not ray.get(ray.remote(_may_spread).remote())
 
 
 @pytest.mark.usefixtures("ray_session", "unhurried")
