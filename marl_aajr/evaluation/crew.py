@@ -83,15 +83,15 @@ class Crew:
     def _shared(self, jobs: Sequence[Job]) -> Iterator[Any]:
         played = self._pool.map(lambda actor, job: actor.play.remote(job), jobs)
         for job, result in zip(jobs, played, strict=True):
-            yield result
             self._player.done += job.episodes
             self._player.tell(job.attack.name, 0)
+            yield result
 
     def _workers_for(self, jobs: int) -> bool:
         """Whether there are workers for so many jobs, hired now if they are worth it."""
-        if jobs < 2 or self._workers == 1 or (self._workers is None and self._seconds_left() < _WORTH):
+        if jobs < 2 or self._workers == 1:
             return False
-        if self._pool is None:
+        if self._pool is None and (self._workers is not None or self._seconds_left() >= _WORTH):
             self._hire(jobs)
         return self._pool is not None
 

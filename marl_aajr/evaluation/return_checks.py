@@ -101,8 +101,8 @@ def _steps(
             f"returns ({rows.actions}): noise ≤ one step ≤ many steps ≤ twice as many",
             verdict,
             f"At ε = {weak.attack.perturbations.epsilon:g} {weak.attack.name} lowers the return to "
-            f"{weak.outcome.mean:.3g}, {strong.attack.name} to {strong.outcome.mean:.3g} only{more}. The "
-            "larger objective does not make the lower return here: believe the lowest row.",
+            f"{weak.outcome.mean:.3g}, {strong.attack.name} to {strong.outcome.mean:.3g} only{more}. What "
+            "costs more steps should not hurt less: believe the lowest row.",
         )
     ]
 

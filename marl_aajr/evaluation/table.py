@@ -175,10 +175,14 @@ class Table:
             return {agent: self.victim.greedy(agent, outputs) for agent, outputs in answers.items()}
         drawn = {}
         for agent in self.env.possible_agents:
-            width = self.victim.distributions[self.victim.module_of[agent]].num_inputs
-            outputs = answers.get(agent, torch.zeros(self.env.num_envs, width))
+            outputs = answers[agent] if agent in answers else self._nothing(agent)
             drawn[agent] = self.victim.sample(agent, outputs, generator=self.sampler)
         return {agent: drawn[agent] for agent in answers}
+
+    def _nothing(self, agent: str) -> Tensor:
+        """Outputs ``[E, m]`` where an agent acts nowhere."""
+        width = self.victim.distributions[self.victim.module_of[agent]].num_inputs
+        return torch.zeros(self.env.num_envs, width)
 
 
 @torch.no_grad()
