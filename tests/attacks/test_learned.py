@@ -18,10 +18,8 @@ from marl_aajr.attacks.adversary_folder import (
     RECORD,
     REQUEST,
     WARM,
-    find_finished,
     request_of,
     search_folder,
-    unfinished_folder,
 )
 from marl_aajr.attacks.adversary_request import AdversaryRequest
 from marl_aajr.attacks.adversary_run import find_or_train, train_adversary
@@ -253,55 +251,6 @@ class TestTraining:
         assert loaded(found)._digest == fingerprint(other)
 
 
-class TestFinding:
-    """Which of the finished adversaries of a run are used again."""
-
-    REQUEST = AdversaryRequest(kind="pa-ad", epsilon=0.2, env_steps=16_000, search=2)
-
-    def find(self, victims: Path, home: Path, **changes: Any) -> Path | None:
-        request = dataclasses.replace(self.REQUEST, **changes).settled(victims)
-        return find_finished(home, request, digest=fingerprint(Victim.load(victims / "victim")))
-
-    @pytest.fixture
-    def home(self, straight: Path, tmp_path: Path) -> Path:
-        """With three that differ in what they earn."""
-        for name, earned in (("a", 1.0), ("b", 3.0), ("c", 2.0)):
-            folder = Path(shutil.copytree(straight, tmp_path / "adversaries" / name))
-            record = json.loads((folder / RECORD).read_text())
-            record["selection"][record["kept"]] = earned
-            (folder / RECORD).write_text(json.dumps(record))
-        return tmp_path
-
-    def test_the_strongest_is_found(self, victims: Path, home: Path) -> None:
-        for enough in ({}, {"env_steps": 1}, {"search": 1}, {"seed": 5}):
-            assert self.find(victims, home, **enough) == home / "adversaries" / "b"
-
-    @pytest.mark.parametrize(
-        "changes",
-        [
-            {"env_steps": None},
-            {"env_steps": 16_001},
-            {"search": None},
-            {"warm_start": False},
-            {"epsilon": 0.1},
-            {"threat": {"low": -3.0}},
-        ],
-        ids=str,
-    )
-    def test_one_of_less_or_other_training_is_not(
-        self, victims: Path, home: Path, changes: dict[str, Any]
-    ) -> None:
-        assert self.find(victims, home, **changes) is None
-
-    def test_a_finished_one_keeps_its_folder(self, straight: Path, tmp_path: Path) -> None:
-        assert unfinished_folder(tmp_path / "new") == tmp_path / "new"
-        assert unfinished_folder(straight) == straight.with_name(f"{straight.name}-2")
-
-    def test_other_threats_have_other_folders(self) -> None:
-        names = {dataclasses.replace(self.REQUEST, threat={"mask": mask}).name for mask in ([True], [False])}
-        assert len(names | {self.REQUEST.name}) == 3
-
-
 def test_sampled_victims_are_compared_with_sampled_ones(tmp_path: Path) -> None:
     """A reader of signs that is never wrong, and hardly sure of any, loses by sampling alone."""
     victim = team(signs(longest=1, size=0.15), sign_reader())
@@ -312,20 +261,3 @@ def test_sampled_victims_are_compared_with_sampled_ones(tmp_path: Path) -> None:
         losses[actions] = {name: loss.mean() for name, loss in Judge(config, seed=0).references().items()}
     assert losses["greedy"] == {"clean": -3.0, "pgd": -3.0}
     assert -2.5 < losses["sampled"]["clean"] < losses["sampled"]["pgd"]
-
-
-@pytest.mark.parametrize(
-    ("settings", "message"),
-    [
-        ({"kind": "pgd"}, "expected kind out of sa-rl, pa-ad, traitor, opponent"),
-        ({"kind": "sa-rl"}, "expected an epsilon for the adversary 'sa-rl'"),
-        ({"kind": "traitor", "epsilon": 0.1}, "expected no epsilon and no joint adversary for 'traitor'"),
-        ({"kind": "pa-ad", "epsilon": 0.1, "search": 9}, "expected a search of at most 4"),
-        ({"kind": "pa-ad", "epsilon": 0.1, "agents": ["x"]}, "got 'x'"),
-    ],
-)
-def test_adversaries_that_cannot_be_asked_for(settings: dict[str, Any], message: str, tmp_path: Path) -> None:
-    team(SPREAD).save(tmp_path / "victim")
-    with pytest.raises(ValueError, match=message):
-        train_adversary(tmp_path / "victim", **settings)
-    assert not (tmp_path / "adversaries").exists()
