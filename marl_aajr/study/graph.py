@@ -60,7 +60,7 @@ class Node:
     @property
     def bundles(self) -> list[dict[str, float]]:
         """What it takes, as bundles of a placement group."""
-        if self.evaluation is not None:
+        if self.kind != "train":
             return [{"CPU": 1.0}]
         return [
             {k: amount for k, amount in each.items() if amount} for each in bundles(self.run.config.resources)

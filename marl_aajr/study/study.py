@@ -88,8 +88,9 @@ def _suite(study: StudyConfig, source: Source) -> Suite | None:
 
 
 def _check_playable(runs: tuple[Run, ...], source: Source) -> None:
-    """What only RLlib and the environment know, once for runs that differ in the seed alone."""
+    """What only Ray and the environment know, once for runs that differ in the seed alone."""
     from marl_aajr.training.algorithm import build_config
+    from marl_aajr.training.capacity import bundles
 
     seen: set[tuple[str, str]] = set()
     problems: dict[str, None] = {}
@@ -102,6 +103,11 @@ def _check_playable(runs: tuple[Run, ...], source: Source) -> None:
             build_config(run.config)
         except ValueError as error:
             problems[f"{run.where('env', source)}: {run.name}: {error}"] = None
+        if not all(any(each.values()) for each in bundles(run.config.resources)):
+            problems[
+                f"{run.where('resources', source)}: resources: expected some CPU or GPU for every env runner "
+                "and learner, to be reserved for it, got none; raise cpus_per_env_runner or cpus_per_learner"
+            ] = None
     if problems:
         raise ValueError("\n".join(problems))
 

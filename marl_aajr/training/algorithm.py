@@ -1,7 +1,7 @@
 """From a run's configuration to an RLlib algorithm.
 
 Everything that can be wrong with a configuration is found in :func:`build_config`, which touches neither Ray
-nor the disk.
+nor the disk, and what its machine may lack in :func:`check_machine`.
 """
 
 from __future__ import annotations
@@ -171,7 +171,11 @@ def _check_playable(config: RunConfig, roster: Roster) -> None:
                 f"expected floating-point observations for {needs_floats[0]}, got {box.dtype} for agent "
                 f"{agent!r} of {config.env.name}; convert them in the environment, or set it to none"
             )
-    _check_gpus(config.resources)
+    if config.resources.runner == "stock" and _main_process(config.resources)["gpus_per_env_runner"]:
+        raise ValueError(
+            "expected env_runners > 0 for resources.gpus_per_env_runner > 0 with RLlib's own runner, got 0; "
+            "set env_runners, or the runner to fast"
+        )
 
 
 def _check_sides(config: RunConfig, sides: Sides) -> None:
@@ -193,17 +197,17 @@ def _check_sides(config: RunConfig, sides: Sides) -> None:
         )
 
 
-def _check_gpus(resources: Resources) -> None:
+def check_machine(resources: Resources) -> None:
+    """Whether this machine has what the main process of a run needs.
+
+    Raises:
+        ValueError: it has no GPU.
+    """
     asked = [name for name, gpus in _main_process(resources).items() if gpus]
     if asked and not torch.cuda.is_available():
         raise ValueError(
             f"expected a GPU in this machine for resources.{asked[0]} > 0 in the main process, got none; set "
             "it to 0"
-        )
-    if "gpus_per_env_runner" in asked and resources.runner == "stock":
-        raise ValueError(
-            "expected env_runners > 0 for resources.gpus_per_env_runner > 0 with RLlib's own runner, got 0; "
-            "set env_runners, or the runner to fast"
         )
 
 

@@ -14,7 +14,7 @@ from typing import Any
 from ray.exceptions import RayError
 
 from marl_aajr.rollout.faults import EnvironmentFault
-from marl_aajr.training.algorithm import build_config
+from marl_aajr.training.algorithm import build_config, check_machine
 from marl_aajr.training.capacity import wait_for_room
 from marl_aajr.training.checkpoint import Progress, check_checkpoint
 from marl_aajr.training.cluster import ray_for
@@ -69,6 +69,7 @@ def train(
     """
     directory = RunDirectory(out)
     build_config(config)
+    check_machine(config.resources)
     progress = Progress()
     try:
         if resume:

@@ -54,6 +54,11 @@ BROKEN = {
         "- name: none\n  - {name: none, label: plain}",
         r":9: expected every run once",
     ),
+    "processes that take nothing": (
+        "{envs_per_runner: 4}",
+        "{envs_per_runner: 4, env_runners: 1, cpus_per_env_runner: 0}",
+        r":4: resources: expected some CPU or GPU for every env runner",
+    ),
     "no YAML": ("seeds: [0, 1]", "seeds: [0, 1", r":13: expected YAML"),
     "a search without tuning": ("- name: none", SEARCHED, r":8: search: expected a section tune"),
     "an unequal search": ("seeds: [0, 1]", TUNE, r":8: expected the same number of searched settings"),

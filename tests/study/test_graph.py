@@ -53,6 +53,18 @@ def test_victims_come_before_their_adversaries_and_these_before_the_judgement(pl
     assert plan.nodes[judgement].needs == (run.name, traitor, "simple_spread_v3-none-lr=0.001-s1")
 
 
+def test_only_training_takes_what_the_run_asks_for(tmp_path: Path) -> None:
+    """And that on a cluster: this machine may have no GPU."""
+    resources = {"env_runners": 1, "cpus_per_env_runner": 2, "gpus_per_learner": 1, "envs_per_runner": 4}
+    file = write_study(tmp_path, run={"env_steps": 400, "resources": resources}, adversaries=[TRAITOR])
+    nodes = prepare(file, out=tmp_path / "out").nodes.values()
+    assert {node.kind: node.bundles for node in nodes} == {
+        "train": [{"CPU": 1, "GPU": 1}, {"CPU": 2}],
+        "adversary": [{"CPU": 1}],
+        "judge": [{"CPU": 1}],
+    }
+
+
 def test_only_what_matches_is_done_and_what_it_needs(plan: Plan) -> None:
     name = plan.runs[4].name
     nodes = prepare(plan.source.path, out=plan.folder.path, only=name).nodes

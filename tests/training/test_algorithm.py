@@ -10,7 +10,7 @@ from torch import nn
 
 from marl_aajr.rllib.learner import REGULARIZERS_KEY
 from marl_aajr.rllib.resumable import ResumableLearnerMixin, resumable_learner_class
-from marl_aajr.training.algorithm import build_config
+from marl_aajr.training.algorithm import build_config, check_machine
 from marl_aajr.training.config import PPOSettings, make_config
 from marl_aajr.training.roster import roster_of
 from tests.training.runs import tiny
@@ -144,6 +144,8 @@ def test_what_cannot_be_played_is_refused(changes: dict[str, Any], message: str)
 @pytest.mark.parametrize("name", ["gpus_per_learner", "gpus_per_env_runner"])
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 def test_a_gpu_that_is_not_there_is_refused_for_the_main_process_only(name: str) -> None:
+    config = tiny(resources={name: 1})
+    build_config(config)  # for another machine
     with pytest.raises(ValueError, match=f"expected a GPU in this machine for resources.{name} > 0"):
-        build_config(tiny(resources={name: 1}))
-    build_config(tiny(resources={name: 0.5, "learners": 1, "env_runners": 1}))
+        check_machine(config.resources)
+    check_machine(tiny(resources={name: 0.5, "learners": 1, "env_runners": 1}).resources)
