@@ -25,6 +25,7 @@ from marl_aajr.study.storage import Storage
 from marl_aajr.study.watch import Board
 from marl_aajr.study.work import Place, StopFlag, work
 from marl_aajr.training.files import write_text
+from marl_aajr.training.nodes import software
 
 ENVIRONMENT = {
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # a run keeps its own record
@@ -70,7 +71,7 @@ def execute(
     flag = StopFlag.options(scheduling_strategy=here).remote()  # type: ignore[attr-defined]
     place = Place(str(folder.path), None if storage is None else storage.uri)
     trainable = tune.with_resources(
-        tune.with_parameters(work, nodes=dict(nodes), place=place, flag=flag),
+        tune.with_parameters(work, nodes=dict(nodes), place=place, flag=flag, expected=software()),
         lambda task: tune.PlacementGroupFactory(nodes[task["node"]].bundles),
     )
     watch = Watch(board, folder, flag, should_stop)

@@ -140,7 +140,7 @@ def _check_agents(study: StudyConfig, source: Source) -> None:
 
 @contextmanager
 def on_cluster(plan: Plan) -> Iterator[list[dict[str, float]]]:
-    """Ray within this block, on which the study has been seen to fit; the CPUs and GPUs of each node.
+    """Ray within this block, on which what is left has been seen to fit; the CPUs and GPUs of each node.
 
     Raises:
         ValueError: no Ray at the address, or one that is too small.
@@ -148,7 +148,9 @@ def on_cluster(plan: Plan) -> Iterator[list[dict[str, float]]]:
     from marl_aajr.study.execution import told
 
     with told(), cluster_for(plan.study, plan.source) as nodes:
-        check_fits(plan.runs, nodes, plan.source)
+        trained = [node for node in plan.nodes.values() if node.kind == "train"]
+        left = [node.run for node in trained if not plan.folder.done(node)]
+        check_fits(left, nodes, plan.source)
         yield nodes
 
 

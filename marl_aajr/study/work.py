@@ -7,6 +7,7 @@ from its last checkpoint, to the same numbers.
 from __future__ import annotations
 
 import hashlib
+import platform
 import tempfile
 import time
 import traceback
@@ -30,6 +31,7 @@ from marl_aajr.study.folder import StudyFolder, is_there
 from marl_aajr.study.graph import Node
 from marl_aajr.study.storage import Storage
 from marl_aajr.training.differences import differences
+from marl_aajr.training.nodes import other_versions, software
 from marl_aajr.training.trainer import train
 
 _REPORT_SECONDS = 1.0
@@ -80,11 +82,29 @@ class StopFlag:
         return self._asked
 
 
-def work(task: Mapping[str, Any], *, nodes: Mapping[str, Node], place: Place, flag: Any) -> None:
+def work(
+    task: Mapping[str, Any],
+    *,
+    nodes: Mapping[str, Node],
+    place: Place,
+    flag: Any,
+    expected: Mapping[str, str],
+) -> None:
     """Do a node's work and report ``outcome``: finished, interrupted or failed (with ``error``).
 
     What would go wrong again is reported; everything else is raised, for Tune to start the node again.
+
+    Args:
+        task: with the ``node``'s name.
+        nodes: all of them.
+        place: where.
+        flag: a :class:`StopFlag`.
+        expected: the :func:`~marl_aajr.training.nodes.software` of the study's own process.
+
+    Raises:
+        RuntimeError: this machine is of no use for the study.
     """
+    _check_machine(place, expected)
     torch.set_num_threads(1)
     node, told = nodes[task["node"]], _Told(flag)
     started = time.perf_counter()
@@ -99,6 +119,20 @@ def work(task: Mapping[str, Any], *, nodes: Mapping[str, Node], place: Place, fl
         summary = f"{type(error).__name__}: {error}"
         outcome = {"outcome": "failed", "error": summary, "traceback": traceback.format_exc()}
     tune.report({**told.numbers, **outcome, "seconds": time.perf_counter() - started})
+
+
+def _check_machine(place: Place, expected: Mapping[str, str]) -> None:
+    """A machine may have joined the cluster since the study looked at all of them."""
+    if problems := other_versions(expected, software()):
+        raise RuntimeError(
+            f"expected {platform.node()} to have the versions of the study's own process, but it "
+            f"{', '.join(problems)}; install the same, or take it out of the cluster"
+        )
+    if place.storage is None and not place.here().study_file.is_file():
+        raise RuntimeError(
+            f"expected {platform.node()} to see the study's folder {place.folder}, but it does not; use a "
+            "disk that all machines share, or give the study a storage"
+        )
 
 
 @dataclass

@@ -44,7 +44,7 @@ def check_nodes_match() -> None:
     problems = [f"{_name(answers[one])} does not answer within {_ANSWER_SECONDS:.0f} s" for one in late]
     for answer in done:
         try:
-            differing = differences(expected, ray.get(answer))
+            differing = other_versions(expected, ray.get(answer))
         except RayError as error:
             differing = [f"cannot run marl_aajr ({str(error).strip().splitlines()[-1]})"]
         if differing:
@@ -63,10 +63,10 @@ def software() -> dict[str, str]:
     return found | {name: _version(name) for name in _PACKAGES}
 
 
-def differences(expected: Mapping[str, str], found: Mapping[str, str]) -> list[str]:
+def other_versions(expected: Mapping[str, str], found: Mapping[str, str]) -> list[str]:
     """What is different, by name with both versions."""
     return [
-        f"has {name} {found[name]}, this process {version}"
+        f"has {name} {found[name]}, not {version}"
         for name, version in expected.items()
         if found[name] != version
     ]

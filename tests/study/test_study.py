@@ -14,8 +14,9 @@ import pyarrow.parquet
 import pytest
 import yaml
 
-from marl_aajr.study.study import Plan, prepare
+from marl_aajr.study.study import Plan, on_cluster, prepare
 from marl_aajr.study.watch import Board
+from marl_aajr.training.run_directory import Status
 from tests.cli.conftest import CLI, quiet_environment
 from tests.study.files import do, write_study
 from tests.training.runs import numbers
@@ -214,6 +215,17 @@ def test_a_study_may_grow(done: Done, tmp_path: Path) -> None:
 def test_runs_that_can_never_be_placed_are_refused_with_what_there_is(tmp_path: Path) -> None:
     run = {"resources": {"env_runners": 9, "envs_per_runner": 4}, "env_steps": 400}
     file = write_study(tmp_path, run=run)
+    plan = prepare(file, out=tmp_path / "out")
     with pytest.raises(ValueError, match=r"tiny\.yaml:\d+: resources: .* has 2 CPU and 0 GPU .*needs 10 CPU"):
-        do(prepare(file, out=tmp_path / "out"))
+        do(plan)
     assert not (tmp_path / "out").exists()
+
+
+def test_runs_that_are_there_need_no_room(tmp_path: Path) -> None:
+    run = {"resources": {"env_runners": 9, "envs_per_runner": 4}, "env_steps": 400}
+    plan = prepare(write_study(tmp_path, run=run), out=tmp_path / "out")
+    directory = plan.folder.run(plan.runs[0].name)
+    directory.create(plan.runs[0].config)
+    directory.write_status(Status("finished"))
+    with on_cluster(plan):
+        pass
