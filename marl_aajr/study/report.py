@@ -6,6 +6,7 @@ import shlex
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from marl_aajr.report import Incident, Notes, Reference, Tuning, write_report
 from marl_aajr.study.config import StudyConfig
@@ -78,7 +79,7 @@ def _restarts(nodes: Mapping[str, Node], folder: StudyFolder) -> Iterator[Incide
             yield Incident(run=name, what=what, times=times, log=str(log) if log.is_file() else "")
 
 
-def _told(event: Mapping[str, object]) -> str:
+def _told(event: Mapping[str, Any]) -> str:
     """A line of ``events.jsonl`` in words; see :mod:`marl_aajr.training.events`."""
     if event["event"] == "env_runners_lost":
         return "went on without env runners that were lost"
@@ -86,7 +87,8 @@ def _told(event: Mapping[str, object]) -> str:
         return "lost env runners were replaced"
     killed = event.get("after") == "running"
     why = event.get("error") or ("its process was killed" if killed else "it failed")
-    return f"went on from its last checkpoint after {why}"
+    other = ", ".join(f"{name} {version}" for name, version in event.get("versions", {}).items())
+    return f"went on from its last checkpoint after {why}" + (f", now with {other}" if other else "")
 
 
 def _failures(nodes: Mapping[str, Node], folder: StudyFolder) -> Iterator[Incident]:

@@ -4,7 +4,8 @@ One JSON object per line: ``time`` (UTC), ``event``, ``iteration`` and what belo
 
     resumed                 a new process went on from the checkpoint of ``iteration`` (0: from the start);
                             ``after``: the state that the last process left (``running``: it was killed),
-                            ``error``: if it failed, ``repeated``: iterations that had to be done again
+                            ``error``: if it failed, ``repeated``: iterations that had to be done again,
+                            ``versions``: of the packages that are not those of ``versions.json``
     restarted               the same process did, after a failure; ``error`` and ``repeated`` as above
     env_runners_lost        ``count`` env runners were gone at the end of ``iteration``, the rest went on
     env_runners_restarted   ``count`` env runners that were lost had been restarted by Ray by the end of it

@@ -130,7 +130,7 @@ class Training:
         turn = self._turn()
         started = time.perf_counter()
         try:
-            result = _train_once(algorithm, turn)
+            result = train_once(algorithm, turn)
         except NonFiniteError as error:
             raise NonFiniteError(f"iteration {before.iteration + 1}: {error}") from error
         except Exception as error:
@@ -198,7 +198,7 @@ class Training:
         self.directory.write_status(Status(state, self.progress.iteration, self.progress.env_steps, error))
 
 
-def _train_once(algorithm: Algorithm, turn: Turn | None) -> dict[str, Any]:
+def train_once(algorithm: Algorithm, turn: Turn | None) -> dict[str, Any]:
     """One iteration; where all env runners were lost in it, it is repeated when they are back.
 
     Raises:

@@ -27,7 +27,7 @@ from typing import Any, Literal
 from marl_aajr.training.config import RunConfig, load_config
 from marl_aajr.training.events import Event, append_event
 from marl_aajr.training.files import Lock, append_line, new_folder, read_lines, write_json, write_text
-from marl_aajr.training.versions import versions
+from marl_aajr.training.versions import changed, versions
 from marl_aajr.victims import load_victim
 
 State = Literal["running", "finished", "interrupted", "failed"]
@@ -159,6 +159,10 @@ class RunDirectory:
             return Status(**json.loads(self.status_file.read_text(encoding="utf-8")))
         except (TypeError, ValueError) as error:
             raise ValueError(f"expected the status of a run in {self.status_file}: {error}") from None
+
+    def changed_versions(self) -> dict[str, str]:
+        """The packages that this process has in other versions than the one that began the run."""
+        return changed(json.loads(self.versions_file.read_text(encoding="utf-8")))
 
     def write_status(self, status: Status) -> None:
         """Replace the status."""

@@ -81,7 +81,14 @@ def train(
         with ray_for(config.resources):
             if resume:
                 before = directory.status()
-                _record(directory, "resumed", progress, after=before.state, error=before.error)
+                _record(
+                    directory,
+                    "resumed",
+                    progress,
+                    after=before.state,
+                    error=before.error,
+                    versions=directory.changed_versions() or None,
+                )
             else:
                 directory.create(config, overwrite=overwrite)
             training = Training(config, directory, on_iteration, should_stop)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import platform
+from collections.abc import Mapping
 from importlib import metadata
 from typing import Any
 
@@ -26,6 +27,12 @@ def versions(*, seed: int) -> dict[str, Any]:
         "packages": {name: version for name in PACKAGES if (version := _version(name)) is not None},
         "seed": seed,
     }
+
+
+def changed(before: Mapping[str, Any]) -> dict[str, str]:
+    """The packages that are other ones now than in an earlier answer of :func:`versions`."""
+    now = versions(seed=before["seed"])["packages"]
+    return {name: version for name, version in now.items() if before["packages"].get(name) != version}
 
 
 def _version(name: str) -> str | None:

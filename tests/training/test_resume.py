@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import ray
 
 from marl_aajr.training.config import RunConfig
 from marl_aajr.training.run_directory import RunDirectory
@@ -85,8 +86,12 @@ def test_a_killed_process_is_resumed_from_its_last_checkpoint(
     run = RunDirectory(tmp_path / "run")
     assert (run.status().state, run.iterations()) == ("running", [2, 4])
     assert len(run.metrics()) == 5
+    run.versions_file.write_text(run.versions_file.read_text().replace(ray.__version__, "2.0"))
     train(config, run.path, resume=True)
     assert_same_run(straight, run.path)
+    (resumed,) = run.events()
+    assert (resumed["after"], resumed["repeated"]) == ("running", 1)
+    assert resumed["versions"] == {"ray": ray.__version__}
 
 
 def test_another_seed_is_another_run(config: RunConfig, straight: Path, tmp_path: Path) -> None:

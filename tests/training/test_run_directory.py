@@ -29,6 +29,15 @@ def test_a_new_run_has_its_configuration_versions_and_status(run: RunDirectory) 
     assert stat.S_IMODE(run.config_file.stat().st_mode) == 0o644
 
 
+def test_packages_that_are_not_those_of_the_beginning_are_named(run: RunDirectory) -> None:
+    assert run.changed_versions() == {}
+    versions = json.loads(run.versions_file.read_text())
+    now = versions["packages"]["torch"]
+    versions["packages"]["torch"] = "1.0"
+    write_json(run.versions_file, versions)
+    assert run.changed_versions() == {"torch": now}
+
+
 def test_an_empty_folder_may_become_a_run(tmp_path: Path) -> None:
     directory = RunDirectory(tmp_path)
     directory.create(tiny())
