@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 from typing import Any
 
@@ -24,9 +25,28 @@ class _CrashesOnce(BaseParallelWrapper):
         return super().step(actions)
 
 
+class _Hangs(BaseParallelWrapper):
+    played = 0
+
+    def __init__(self, env: Any, marker: Path) -> None:
+        super().__init__(env)
+        self.marker = marker
+
+    def step(self, actions: Any) -> Any:
+        _Hangs.played += self.marker.exists()
+        while _Hangs.played > 250 and self.marker.exists():
+            time.sleep(0.01)
+        return super().step(actions)
+
+
 def once(marker: str) -> Any:
     """Crashes after 250 steps of all copies where the file is not there, and makes it."""
     return _CrashesOnce(simple_spread_v3.parallel_env(N=2), Path(marker))
+
+
+def hung(marker: str) -> Any:
+    """Hangs after 250 steps of all copies with the file there, until it is gone."""
+    return _Hangs(simple_spread_v3.parallel_env(N=2), Path(marker))
 
 
 def gone(licence: str) -> Any:

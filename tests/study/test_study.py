@@ -14,9 +14,10 @@ import pyarrow.parquet
 import pytest
 import yaml
 
+from marl_aajr.study.folder import is_there
 from marl_aajr.study.study import Plan, on_cluster, prepare
 from marl_aajr.study.watch import Board
-from marl_aajr.training.run_directory import Status
+from marl_aajr.training.run_directory import RunDirectory, Status
 from tests.cli.conftest import CLI, quiet_environment
 from tests.study.files import do, write_study
 from tests.training.runs import numbers
@@ -152,25 +153,32 @@ def test_another_order_one_at_a_time_and_a_stop_on_the_way_give_the_same_numbers
     assert elsewhere.folder.report.is_file()
 
 
-def test_a_study_whose_driver_is_killed_goes_on_to_the_same_numbers(
-    done: Done, folder: Path, tmp_path: Path
-) -> None:
-    file = write_study(tmp_path, environments=[sound(folder)], methods=METHODS, max_concurrent=1)
+def test_a_study_whose_driver_is_killed_goes_on_to_the_same_numbers(done: Done, tmp_path: Path) -> None:
+    hold = tmp_path / "hold"
+    hung = {"name": "tests.study.faulty:hung", "label": "sound", "kwargs": {"marker": str(hold)}}
+    file = write_study(tmp_path, environments=[hung], methods=METHODS, max_concurrent=1)
     words = [*CLI, "study", str(file), "--out", str(tmp_path / "out"), "--log-json"]
     driver = subprocess.Popen(words, env=quiet_environment(), stdout=subprocess.PIPE, text=True)
     assert driver.stdout is not None
     for line in driver.stdout:
         event = json.loads(line)
         if event["event"] == "started" and event["node"] == "sound-aajr-s0":
+            hold.touch()
             break
-    wait_for(tmp_path / "out" / "runs" / "sound-aajr-s0" / "metrics.jsonl")
+    run = RunDirectory(tmp_path / "out" / "runs" / "sound-aajr-s0")
+    wait_for(run.checkpoint(2))
     driver.send_signal(signal.SIGKILL)
     driver.wait()
+    assert is_there(run)
+    assert (run.status().state, run.iterations()) == ("running", [2])
+    hold.unlink()
     plan = prepare(file, out=tmp_path / "out")
     again = Done(plan, do(plan))
     assert again.board.count("finished") == 4
     starts = [event.get("node") for event in plan.folder.events() if event["event"] == "started"]
     assert starts.count("sound-none-s0") == 1
+    (resumed,) = run.events()
+    assert (resumed["event"], resumed["iteration"], resumed["after"]) == ("resumed", 2, "running")
     for method in ("none", "aajr"):
         assert again.numbers(f"sound-{method}-s0") == done.numbers(f"sound-{method}-s0")
 
