@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import shlex
 import signal
 import socket
 import sys
@@ -90,9 +91,16 @@ def _start(address: str | None) -> None:
                 configure_logging=True,
                 logging_level=logging.ERROR,
                 log_to_driver=False,
+                runtime_env=_quoted_python() if address is None else None,
             )
     except (ConnectionError, RuntimeError, ValueError) as error:
         raise ValueError(f"cannot use Ray at {address or 'this machine'}: {_reason(error)}") from error
+
+
+def _quoted_python() -> dict[str, str] | None:
+    """Ray starts processes with an environment of their own, as Tune's, by a shell, and quotes nothing."""
+    quoted = shlex.quote(sys.executable)
+    return None if quoted == sys.executable else {"py_executable": quoted}
 
 
 @contextmanager

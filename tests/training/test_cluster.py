@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 import time
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -51,7 +52,9 @@ def test_an_address_that_is_none_is_refused(address: str) -> None:
         pass
 
 
-def test_a_local_ray_is_started_quietly_and_stopped() -> None:
+def test_a_local_ray_is_started_quietly_and_stopped_also_where_a_path_has_spaces(tmp_path: Path) -> None:
+    prefix = tmp_path / "my venv"
+    prefix.symlink_to(sys.prefix)
     program = (
         "import signal\n"
         "import ray\n"
@@ -60,12 +63,14 @@ def test_a_local_ray_is_started_quietly_and_stopped() -> None:
         "before = signal.getsignal(signal.SIGTERM)\n"
         "with ray_for(Resources()):\n"
         "    assert signal.getsignal(signal.SIGTERM) == before  # not Ray's exit\n"
-        "    assert ray.get(ray.remote(lambda: 7).remote()) == 7\n"
+        "    own = ray.remote(runtime_env={'env_vars': {'OWN': '1'}})\n"
+        "    assert ray.get(own(lambda: 7).remote(), timeout=60) == 7\n"
         "assert not ray.is_initialized()\n"
     )
     environment = {key: value for key, value in os.environ.items() if key != "RAY_ADDRESS"}
+    python = prefix / Path(sys.executable).relative_to(sys.prefix)
     done = subprocess.run(
-        [sys.executable, "-c", program], env=environment, capture_output=True, text=True, check=False
+        [python, "-c", program], env=environment, capture_output=True, text=True, check=False
     )
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
 
