@@ -31,6 +31,7 @@ from marl_aajr.attacks.adversary_score import Judge, behind
 from marl_aajr.attacks.frozen import victim_folder
 from marl_aajr.attacks.observation_game import ObservationThreat
 from marl_aajr.attacks.warm_start import warm_start
+from marl_aajr.threads import one_torch_thread
 from marl_aajr.training.cluster import ray_for
 from marl_aajr.training.config import RunConfig
 from marl_aajr.training.files import write_json
@@ -198,6 +199,7 @@ class _Training:
         self.aside.mkdir(parents=True)
         write_json(file, asked)
 
+    @one_torch_thread()
     def run(self) -> None:
         """Everything that is still to be done, up to the end or to an interruption."""
         with ray_for(self.config.resources):  # once, not for every run

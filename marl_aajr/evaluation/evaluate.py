@@ -34,6 +34,7 @@ from marl_aajr.evaluation.suites import Actions, Suite, Units
 from marl_aajr.rollout.batches import make_batch
 from marl_aajr.rollout.environments import EnvironmentSpec, resolve
 from marl_aajr.rollout.teams import choose_agents
+from marl_aajr.threads import one_torch_thread
 from marl_aajr.threat import Norm
 from marl_aajr.victims import Victim
 from marl_aajr.victims.groups import alike
@@ -45,6 +46,7 @@ _PROBED = 256
 """Decisions of each policy on which the order of the attacks is checked."""
 
 
+@one_torch_thread()
 def evaluate(
     victim: Victim,
     environment: EnvironmentSpec | str | None = None,
@@ -75,7 +77,7 @@ def evaluate(
     policies on what is really there. "The return" is the attacked team's: the sum of its agents' undiscounted
     rewards. The worst attack of each ε, and the worst agents, are chosen on other episodes than those they
     are reported on. With attacks come the checks that say whether their returns are evidence: see
-    :attr:`Evaluation.checks`.
+    :attr:`Evaluation.checks`. Torch has one thread until the end; ``workers`` take more cores.
 
     Args:
         victim: who plays all agents.

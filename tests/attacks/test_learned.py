@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 
 from marl_aajr.attacks import LearnedAttack, adversary_run, make_attack
 from marl_aajr.attacks.adversary_folder import (
@@ -242,6 +243,20 @@ class TestTraining:
             victim = Victim.load(victims / "victim")
             evaluate(victim, spec, attacks=[("pa-ad", 0.2)], episodes=2, home=victims)
         assert asked == [(6, True), (3, False)]
+
+    @pytest.mark.usefixtures("two_threads")
+    def test_its_training_takes_one_thread(
+        self, victims: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        taken, score = [], Judge.score
+
+        def counted(judge: Judge, adversary: Victim) -> Tensor:
+            taken.append(torch.get_num_threads())
+            return score(judge, adversary)
+
+        monkeypatch.setattr(Judge, "score", counted)
+        train_adversary(victims, kind="sa-rl", epsilon=0.2, env_steps=1, warm_start=False, out=tmp_path / "a")
+        assert (taken, torch.get_num_threads()) == ([1], 2)
 
     def test_other_victims_get_an_adversary_of_their_own(self, tmp_path: Path) -> None:
         other = team(SPREAD, network(5, 12, seed=6))

@@ -236,6 +236,19 @@ class TestResults:
         assert {p.total for p in told} == {14}
         assert [p.what for p in told] == ["clean"] * 7 + ["noise 0.5"] * 7
 
+    @pytest.mark.usefixtures("two_threads")
+    def test_it_takes_one_thread_and_gives_back_the_others(self) -> None:
+        taken = []
+
+        def stop(progress: Progress) -> None:
+            taken.append(torch.get_num_threads())
+            if progress.done == 2:
+                raise KeyboardInterrupt
+
+        with pytest.raises(KeyboardInterrupt):
+            evaluate(team(signs()), episodes=3, on_progress=stop)
+        assert (taken, torch.get_num_threads()) == ([1, 1], 2)
+
 
 class TestRefusals:
     @pytest.mark.parametrize(
