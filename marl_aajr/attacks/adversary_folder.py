@@ -12,6 +12,7 @@ While it lasts, the search stands beside the run, in ``sa-rl-eps0.1.search``.
 from __future__ import annotations
 
 import json
+import shlex
 from collections.abc import Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -100,6 +101,12 @@ def is_finished(folder: Path) -> bool:
 def is_begun(folder: Path) -> bool:
     """Whether there is an adversary that :func:`request_of` can be asked of."""
     return (search_folder(folder) / REQUEST).is_file()
+
+
+def how_to_resume(folder: Path) -> str:
+    """The command that goes on with what is in a folder: an adversary is judged once it is trained."""
+    what = "adversary train" if is_begun(folder) else "train"
+    return f"marl-aajr {what} --resume --out {shlex.quote(str(folder))}"
 
 
 def search_folder(folder: Path) -> Path:

@@ -139,6 +139,8 @@ def _resolve(
     def resolve(base: RunConfig | None) -> RunConfig:
         return make_config(override(base.model_dump(mode="json") if base else {}, options, assignments))
 
+    if resume and out is not None:
+        _refuse_adversary(out)
     if resume and file is None and out is not None:
         return resolve(RunDirectory(out).config()), out
     if file is None and options.get("env") is None:
@@ -148,6 +150,17 @@ def _resolve(
     if resume and file is None:
         resolved = resolve(RunDirectory(folder).config())
     return resolved, folder
+
+
+def _refuse_adversary(folder: Path) -> None:
+    """An adversary's run is a part of its training, which goes on after it."""
+    from marl_aajr.attacks.adversary_folder import how_to_resume, is_begun
+
+    if is_begun(folder):
+        raise ValueError(
+            f"expected a run of marl-aajr train, got {folder}, an adversary's; go on with: "
+            f"{how_to_resume(folder)}"
+        )
 
 
 def _train(config: RunConfig, folder: Path, console: Console, **how: Any) -> tuple[RunDirectory, int]:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from marl_aajr.attacks import agent_run, observation_game
+from marl_aajr.attacks.adversary_folder import how_to_resume, is_begun
 from marl_aajr.rollout.environments import EnvironmentSpec, resolve
 from marl_aajr.training.run_directory import RunDirectory
 from marl_aajr.victims import Victim
@@ -14,6 +17,9 @@ from marl_aajr.victims.store import DESCRIPTION
 
 _CHECKPOINT = "rllib_checkpoint.json"
 """RLlib's own mark of a checkpoint of an algorithm."""
+
+_GAMES = (observation_game.GAME, agent_run.GAME)
+"""Where adversaries learn; in each the victims are an argument."""
 
 
 @dataclass(frozen=True)
@@ -42,8 +48,8 @@ def find_victim(
         env_kwargs: its arguments.
 
     Raises:
-        ValueError: something else there, a run that is not finished, an environment too many or too few, or
-            one that the policies do not fit.
+        ValueError: something else there, an adversary, a run that is not finished, an environment too many or
+            too few, or one that the policies do not fit.
     """
     path = Path(path)
     if (path / _CHECKPOINT).is_file():
@@ -69,7 +75,20 @@ def find_victim(
     if env is not None:
         raise ValueError(f"expected no environment for the run {path}, which has its own, got {env}")
     directory = finished(path)
+    _refuse_adversary(directory)
     return Source(Victim.load(directory.victim), None, directory.evaluations)
+
+
+def _refuse_adversary(run: RunDirectory) -> None:
+    env = run.config().env
+    if env.name not in _GAMES:
+        return
+    saved = Path(env.kwargs["victim"])
+    victims = saved.parent if RunDirectory(saved.parent).is_run else saved
+    raise ValueError(
+        f"expected a team, got {run.path}, an adversary of the team in {victims}; judge that team by it: "
+        f"marl-aajr evaluate {shlex.quote(str(victims))} --adversary {shlex.quote(str(run.path))}"
+    )
 
 
 def finished(run: Path | str) -> RunDirectory:
@@ -79,13 +98,18 @@ def finished(run: Path | str) -> RunDirectory:
         ValueError: not a run, or an unfinished one.
     """
     directory = RunDirectory(run)
+    if is_begun(directory.path):
+        raise ValueError(
+            f"expected a finished run, got {directory.path}, an adversary whose training has not ended; unless it "
+            f"is being trained, finish it with: {how_to_resume(directory.path)}"
+        )
     status = directory.status()
     if status.state == "finished":
         return directory
     cure = (
         "it is being trained: wait until it has finished"
         if status.state == "running" and _is_training(directory)
-        else f"finish it with: marl-aajr train --resume --out {directory.path}"
+        else f"finish it with: {how_to_resume(directory.path)}"
     )
     raise ValueError(
         f"expected a finished run, got {directory.path}, which is {status.state} at iteration "

@@ -197,6 +197,15 @@ def test_a_resumed_run_keeps_its_configuration(capsys: pytest.CaptureFixture[str
     assert "seed: 0 → 9" in line
 
 
+def test_an_adversary_is_not_resumed_as_a_run(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    run = unfinished(tmp_path / "run")
+    request = run.with_name("run.search") / "request.json"
+    request.parent.mkdir()
+    request.write_text("{}")
+    line = refused(capsys, "train", "--resume", "--out", str(run))
+    assert line.endswith(f"go on with: marl-aajr adversary train --resume --out {run}\n")
+
+
 def test_a_corrupt_checkpoint_is_named(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     run = unfinished(tmp_path / "run")
     (run / "checkpoints" / "000010").mkdir(parents=True)

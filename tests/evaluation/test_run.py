@@ -9,6 +9,8 @@ from typing import Any
 
 import pytest
 
+from marl_aajr.attacks import agent_run, observation_game
+from marl_aajr.attacks.adversary_folder import REQUEST, search_folder
 from marl_aajr.evaluation import evaluate, evaluate_run
 from marl_aajr.training.config import EnvConfig, RunConfig
 from marl_aajr.training.run_directory import RunDirectory, Status
@@ -84,6 +86,26 @@ class TestRefusals:
             ValueError, match=rf"got .*run, which is {state} at iteration 2; finish it with: .*--resume --out"
         ):
             evaluate_run(run, attacks=[], epsilons=[])
+
+    @pytest.mark.parametrize("state", ["interrupted", "finished"])
+    def test_an_adversary_that_was_not_judged_yet(self, run: Path, state: Any) -> None:
+        RunDirectory(run).write_status(Status(state, iteration=2))
+        request = search_folder(run) / REQUEST
+        request.parent.mkdir()
+        request.write_text("{}")
+        finish = rf"finish it with: marl-aajr adversary train --resume --out {run}$"
+        with pytest.raises(ValueError, match=finish):
+            evaluate_run(run, adversaries=[run])
+
+    @pytest.mark.parametrize("game", [observation_game.GAME, agent_run.GAME])
+    def test_an_adversary_in_the_place_of_a_team(self, run: Path, game: str) -> None:
+        adversary = RunDirectory(run.with_name("its adversary"))
+        adversary.create(RunConfig(env=EnvConfig(name=game, kwargs={"victim": str(run / "victim")})))
+        adversary.unlock()
+        adversary.write_status(Status("finished"))
+        judge = rf"marl-aajr evaluate {run} --adversary '{adversary.path}'$"
+        with pytest.raises(ValueError, match=judge):
+            evaluate_run(adversary.path)
 
     def test_a_run_that_is_being_trained_is_not_to_be_resumed(self, run: Path) -> None:
         directory = RunDirectory(run)
