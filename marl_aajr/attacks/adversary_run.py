@@ -27,7 +27,7 @@ from marl_aajr.attacks.adversary_request import (
     SEARCH_SHARE,
     AdversaryRequest,
 )
-from marl_aajr.attacks.adversary_score import Judge, behind
+from marl_aajr.attacks.adversary_score import Judge
 from marl_aajr.attacks.frozen import victim_folder
 from marl_aajr.attacks.observation_game import ObservationThreat
 from marl_aajr.attacks.warm_start import warm_start
@@ -268,11 +268,6 @@ class _Training:
     ) -> None:
         """Write the record, the last thing that makes an adversary ready."""
         directory = RunDirectory(self.folder)
-        scores = {"trained": judge.score(Victim.load(directory.victim)), **judge.references()}
-        if initial is not None:
-            scores["warm_start"] = judge.score(Victim.load(initial))
-        means = {name: score.mean().item() for name, score in scores.items()}
-        kept = "warm_start" if means.get("warm_start", means["trained"]) > means["trained"] else "trained"
         record = {
             **asdict(self.request),
             "victims": str(victim_folder(self.victims).resolve()),
@@ -280,9 +275,9 @@ class _Training:
             "seconds": seconds,
             "tried": [{k: row[k] for k in ("settings", "score")} for row in self.tried],
             "settings": settings,
-            "selection": means,
-            "kept": kept,
-            "undertrained": "pgd" in scores and behind(scores[kept], scores["pgd"]),
+            **judge.judgement(
+                Victim.load(directory.victim), warm_start=None if initial is None else Victim.load(initial)
+            ),
         }
         if initial is not None:
             shutil.copytree(initial, self.folder / WARM, dirs_exist_ok=True)

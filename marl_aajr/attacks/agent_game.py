@@ -49,6 +49,7 @@ class AgentGame(VictimGame):
         agents: who is played by the learners.
         pays: ``"loss"``: minus what the team earns, in equal parts; ``"own"``: each what it earns itself.
         sampled: whether the victims sample their actions or take the most likely ones.
+        loyal: let the victims play everybody, whatever the learners do: for reference.
 
     Raises:
         ValueError: a victim that does not fit the environment, an unknown team or agent, or nobody left of
@@ -64,6 +65,7 @@ class AgentGame(VictimGame):
         agents: Sequence[str],
         pays: Pays = "loss",
         sampled: bool = False,
+        loyal: bool = False,
     ) -> None:
         one_of("pays", pays, ("loss", "own"))
         super().__init__(
@@ -73,10 +75,10 @@ class AgentGame(VictimGame):
             team=team,
             observation_spaces={agent: env.observation_spaces[agent] for agent in agents},
             action_spaces={agent: env.action_spaces[agent] for agent in agents},
-            replaced=agents,
+            replaced=() if loyal else agents,
             sampled=sampled,
         )
-        self.pays = pays
+        self.pays, self.loyal = pays, loyal
 
     def observe(self, obs: Mapping[str, Tensor], active: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """What the agents themselves see."""
@@ -84,7 +86,7 @@ class AgentGame(VictimGame):
 
     def play(self, actions: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """What they decided."""
-        return dict(actions)
+        return {} if self.loyal else dict(actions)
 
     def pay(self, step: BatchedStep) -> Tensor:
         """Their own rewards or the victims' loss, ``[players, E]``."""

@@ -161,13 +161,15 @@ def _report(folder: Path, victims: Path, console: Console, *, stopped: int) -> N
 def verdict(record: Mapping[str, Any]) -> str:
     """How strong an adversary is, in a sentence, from its ``adversary.json``."""
     found = record["selection"]
+    mean, low, high = (record["lead"][name] for name in ("mean", "low", "high"))
+    apart = f"{-mean:+.1f}, paired 99 % interval {-high:+.1f} to {-low:+.1f}"
+    where = "On other episodes than it learned on the team's return"
     if "pgd" not in found:
-        return f"On other episodes than it learned on it earns {found['trained']:.1f}."
-    best = found[record["kept"]]
-    word = "stronger than PGD here" if best > found["pgd"] else "not clearly weaker than PGD"
-    if record["undertrained"]:
-        word = "undertrained, which is no evidence of robustness"
+        falls = "falls" if low > 0 else "rises" if high < 0 else "does not clearly change:"
+        return f"{where} {falls} from {-found['clean']:.1f} to {-found['lost']:.1f} ({apart})."
+    word = "stronger than" if low > 0 else "weaker than" if high < 0 else "not distinguishable from"
+    undertrained = ": undertrained, which is no evidence of robustness" if record["undertrained"] else ""
     return (
-        f"On other episodes than it learned on the team's return is {-best:.1f}, {-found['pgd']:.1f} "
-        f"under PGD and {-found['clean']:.1f} without attack: {word}."
+        f"{where} is {-found[record['kept']]:.1f}, {-found['pgd']:.1f} under PGD and {-found['clean']:.1f} "
+        f"without attack: {word} PGD ({apart}){undertrained}."
     )

@@ -100,8 +100,8 @@ def finished(run: Path | str) -> RunDirectory:
     directory = RunDirectory(run)
     if is_begun(directory.path):
         raise ValueError(
-            f"expected a finished run, got {directory.path}, an adversary whose training has not ended; unless it "
-            f"is being trained, finish it with: {how_to_resume(directory.path)}"
+            f"expected a finished run, got {directory.path}, an adversary whose training has not ended; if "
+            f"nobody is at it, finish it with: {how_to_resume(directory.path)}"
         )
     status = directory.status()
     if status.state == "finished":

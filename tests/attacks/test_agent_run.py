@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
+from marl_aajr.attacks.adversary_folder import RECORD
 from marl_aajr.attacks.adversary_run import train_adversary
 from marl_aajr.attacks.agent_run import agent_config
 from marl_aajr.evaluation import evaluate_run
@@ -35,6 +37,8 @@ def victims(tmp_path: Path) -> RunDirectory:
 def test_training_finds_the_best_traitor(victims: RunDirectory, ray_session: None) -> None:
     run = train_adversary(victims.path, kind="traitor", agents=["speaker"], env_steps=4000)
     assert run == victims.path / "adversaries" / "traitor-speaker"
+    selection = json.loads((run / RECORD).read_text())["selection"]
+    assert selection == {"trained": 10.0, "lost": 10.0, "clean": -10.0}
     result = evaluate_run(victims.path, adversaries=[run], episodes=20)
     returns = {row.replacement.kind: row.outcome.mean for row in result.adversarial_agents}
     assert result.clean_return == 10.0

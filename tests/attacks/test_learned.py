@@ -24,7 +24,7 @@ from marl_aajr.attacks.adversary_folder import (
 )
 from marl_aajr.attacks.adversary_request import AdversaryRequest
 from marl_aajr.attacks.adversary_run import find_or_train, train_adversary
-from marl_aajr.attacks.adversary_score import Judge
+from marl_aajr.attacks.adversary_score import Judge, lead
 from marl_aajr.attacks.learned import LEARNED, loaded
 from marl_aajr.attacks.observation_game import GAME, ObservationGame, ObservationThreat
 from marl_aajr.evaluation import evaluate, evaluate_run
@@ -276,3 +276,11 @@ def test_sampled_victims_are_compared_with_sampled_ones(tmp_path: Path) -> None:
         losses[actions] = {name: loss.mean() for name, loss in Judge(config, seed=0).references().items()}
     assert losses["greedy"] == {"clean": -3.0, "pgd": -3.0}
     assert -2.5 < losses["sampled"]["clean"] < losses["sampled"]["pgd"]
+
+
+def test_two_adversaries_are_told_apart_by_the_same_episodes() -> None:
+    """Episodes differ by hundreds; what one takes more than the other, by 0.2."""
+    episodes = torch.linspace(0, 500, 100)
+    ahead = lead(episodes + 1 + 0.1 * (-1) ** torch.arange(100), episodes)
+    assert ahead.mean == pytest.approx(1, abs=1e-4)
+    assert (1 - ahead.low, ahead.high - 1) == pytest.approx((0.0261, 0.0261), abs=2e-4)

@@ -67,7 +67,7 @@ def test_an_adversary_of_other_victims_is_refused(run: Path, capsys: pytest.Capt
 def test_one_that_exists_is_not_replaced_unasked(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     asked = ("--kind", "traitor", "--agents", "agent_1", "--env-steps", 100)
     assert call("adversary", "train", run, *asked) == 0
-    assert "On other episodes than it learned on it earns" in capsys.readouterr().err
+    assert "On other episodes than it learned on the team's return" in capsys.readouterr().err
     assert call("adversary", "train", run, *asked) == 2
     assert "expected a new folder, got" in capsys.readouterr().err
     assert call("adversary", "train", run, *asked, "--overwrite") == 0
@@ -90,11 +90,36 @@ def test_what_cannot_be_trained_is_refused(
     assert message in " ".join(capsys.readouterr().err.split())
 
 
-def test_the_verdict_says_whether_it_is_evidence() -> None:
+@pytest.mark.parametrize(
+    ("low", "high", "word"),
+    [
+        (0.1, 3.9, "stronger than PGD (-2.0, paired 99 % interval -3.9 to -0.1)."),
+        (-1.0, 5.0, "not distinguishable from PGD (-2.0, paired 99 % interval -5.0 to +1.0)."),
+    ],
+)
+def test_the_verdict_is_that_of_the_paired_interval(low: float, high: float, word: str) -> None:
+    selection = {"clean": 20.0, "pgd": 30.0, "warm_start": 28.0, "trained": 32.0}
+    ahead = {"mean": 2.0, "low": low, "high": high}
+    record = {"selection": selection, "kept": "trained", "lead": ahead, "undertrained": False}
+    assert verdict(record).endswith(f"is -32.0, -30.0 under PGD and -20.0 without attack: {word}")
+
+
+def test_the_verdict_says_what_is_no_evidence() -> None:
     selection = {"clean": 20.0, "pgd": 30.0, "warm_start": 28.0, "trained": 27.0}
-    weak = {"selection": selection, "kept": "warm_start", "undertrained": True}
-    assert "is -28.0, -30.0 under PGD and -20.0 without attack: undertrained" in verdict(weak)
-    strong = {"selection": selection | {"trained": 31.0}, "kept": "trained", "undertrained": False}
-    assert verdict(strong).endswith(": stronger than PGD here.")
-    close = {"selection": selection | {"trained": 29.0}, "kept": "trained", "undertrained": False}
-    assert verdict(close).endswith(": not clearly weaker than PGD.")
+    ahead = {"mean": -2.0, "low": -3.0, "high": -1.0}
+    weak = {"selection": selection, "kept": "warm_start", "lead": ahead, "undertrained": True}
+    assert "is -28.0, -30.0 under PGD and -20.0 without attack: weaker than PGD" in verdict(weak)
+    assert verdict(weak).endswith("undertrained, which is no evidence of robustness.")
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "word"),
+    [(1.0, 3.0, "falls"), (-3.0, -1.0, "rises"), (-1.0, 1.0, "does not clearly change:")],
+)
+def test_the_verdict_on_an_adversarial_agent_is_about_the_teams_return(
+    low: float, high: float, word: str
+) -> None:
+    selection = {"trained": 70.8, "clean": -40.0, "lost": -38.0}
+    ahead = {"mean": (low + high) / 2, "low": low, "high": high}
+    record = {"selection": selection, "kept": "trained", "lead": ahead, "undertrained": False}
+    assert f"the team's return {word} from 40.0 to 38.0 (" in verdict(record)
