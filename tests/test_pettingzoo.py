@@ -289,6 +289,7 @@ class TestRefused:
                 {"victim": players(simple_tag_v3.parallel_env())},
                 r"expected a victim for the observations Box.*\(18,\).*, got one for Box.*\(14,\)",
             ),
+            ({"victim": nn.Linear(18, 5)}, r"expected a victim, got a Linear; .*Victim.from_policies"),
             ({"env": nn.Linear(1, 1)}, "expected a PettingZoo environment, got Linear"),
         ],
     )

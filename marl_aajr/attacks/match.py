@@ -24,10 +24,20 @@ class Seats(Protocol):
     def action_spaces(self) -> Mapping[str, spaces.Space[Any]]: ...
 
 
+def check_victim(victim: Any, *, what: str = "a victim") -> None:
+    """Raise ``ValueError`` unless it is a `Victim`: a network alone does not say who plays what with it."""
+    if not isinstance(victim, Victim):
+        raise ValueError(
+            f"expected {what}, got a {type(victim).__name__}; make one with Victim.from_policies(network, "
+            "env) or Victim.load(folder)"
+        )
+
+
 def check_match(
     victim: Victim, env: Seats, *, agents: Sequence[str] | None = None, what: str = "a victim"
 ) -> None:
     """Raise ``ValueError`` unless the victim can play these agents of the environment; None: all."""
+    check_victim(victim, what=what)
     agents = env.possible_agents if agents is None else agents
     for agent in agents:
         if agent not in victim.module_of:

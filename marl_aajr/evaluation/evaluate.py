@@ -7,7 +7,7 @@ from contextlib import closing
 from pathlib import Path
 
 from marl_aajr.attacks import Attack, Transfer
-from marl_aajr.attacks.match import check_match
+from marl_aajr.attacks.match import check_match, check_victim
 from marl_aajr.evaluation.adversary import prepare
 from marl_aajr.evaluation.agent_checks import agent_checks
 from marl_aajr.evaluation.budget import Budget
@@ -125,6 +125,7 @@ def evaluate(
     Example:
         >>> evaluate(Victim.load("runs/ppo/victim"), suite="quick").worst
     """
+    check_victim(victim)
     positive_integer("num_envs", num_envs)
     if workers is not None:
         positive_integer("workers", workers)
@@ -142,9 +143,7 @@ def evaluate(
         weakest_link=weakest_link,
         surrogates=surrogates or {},
     )
-    if isinstance(environment, str):
-        environment = resolve(environment)
-    spec = environment or resolve(victim.env_name, victim.env_kwargs)
+    spec = _environment(environment, victim)
     env = make_batch(spec, min(num_envs, plan.episodes))
     with closing(env):
         check_match(victim, env)
@@ -178,6 +177,19 @@ def evaluate(
                 skipped=(*skipped, *left_out),
                 workers=workers,
             )
+
+
+def _environment(environment: EnvironmentSpec | str | None, victim: Victim) -> EnvironmentSpec:
+    if environment is None:
+        return resolve(victim.env_name, victim.env_kwargs)
+    if isinstance(environment, str):
+        return resolve(environment)
+    if not isinstance(environment, EnvironmentSpec):
+        raise ValueError(
+            f"expected the environment's name or import path, such as my_package.my_env:make, got a "
+            f"{type(environment).__name__}: each row is played on fresh copies"
+        )
+    return environment
 
 
 def _judge(
