@@ -255,7 +255,8 @@ class TestTraining:
             return score(judge, adversary)
 
         monkeypatch.setattr(Judge, "score", counted)
-        train_adversary(victims, kind="sa-rl", epsilon=0.2, env_steps=1, warm_start=False, out=tmp_path / "a")
+        asked: dict[str, Any] = {"kind": "sa-rl", "epsilon": 0.2, "env_steps": 1, "warm_start": False}
+        train_adversary(victims, **asked, search=1, out=tmp_path / "one-thread")
         assert (taken, torch.get_num_threads()) == ([1], 2)
 
     def test_other_victims_get_an_adversary_of_their_own(self, tmp_path: Path) -> None:

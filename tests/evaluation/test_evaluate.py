@@ -253,9 +253,7 @@ class TestResults:
 class TestRefusals:
     def test_a_network_or_a_path_instead_of_a_victim(self) -> None:
         for given, kind in ((sign_reader(), "Linear"), ("runs/ppo", "str")):
-            with pytest.raises(
-                ValueError, match=rf"expected a victim, got a {kind}.*; make one with Victim"
-            ):
+            with pytest.raises(ValueError, match=rf"expected a victim, got a {kind}.*; make one with Victim"):
                 evaluate(given)  # type: ignore[arg-type]
 
     def test_an_environment_instead_of_its_name(self) -> None:
