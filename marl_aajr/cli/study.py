@@ -14,7 +14,7 @@ import typer
 from marl_aajr.cli.interrupt import Interrupt
 from marl_aajr.cli.overrides import parse_assignments
 from marl_aajr.cli.progress import clock, waiting
-from marl_aajr.cli.teaching import guide, told
+from marl_aajr.cli.teaching import guide, sample, told
 from marl_aajr.cli.watching import Watching
 
 if TYPE_CHECKING:
@@ -27,15 +27,31 @@ if TYPE_CHECKING:
 FAILED = 1
 """Exit code of a study of which something failed."""
 
+EXAMPLE = """\
+environments: [marl_aajr.envs.simple_spread_v3, simple_tag_v3]
+methods:
+  - none
+  - name: aajr
+    grid: {coefficient: [1e-4, 1e-3]}
+seeds: [0, 1, 2]
+run: {env_steps: 500_000, ppo: {lr: 1e-3}}
+adversaries:
+  - {kind: pa-ad, epsilon: 0.1}
+evaluation: {suite: standard}
+"""
+"""A study, shown by the help."""
+
 HELP = guide(
     "Run a study: every environment with every method, setting and seed of one file, then attack every run, "
     "then compare them on one page. What is finished is never done again: the same command "
-    "resumes a study that was stopped, by Ctrl-C, by kill -9 or by an error.",
+    "resumes a study that was stopped, by Ctrl-C, by kill -9 or by an error. "
+    "A file needs environments and methods; pydoc marl_aajr.study.config and marl_aajr.study.entries have "
+    "all keys.",
     "marl-aajr study experiments/pilot.yaml --dry-run",
     "marl-aajr study experiments/pilot.yaml",
     "marl-aajr study experiments/pilot.yaml --only '*-s0'",
     "marl-aajr study experiments/pilot.yaml --address auto --log-json",
-)
+) + sample("A file:", EXAMPLE)
 
 
 def study(

@@ -2,15 +2,34 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
+from rich.markup import escape
+
 
 def guide(text: str, *examples: str) -> str:
-    """A command's help text; the marker keeps the examples' line breaks.
+    """A command's help text.
 
     Args:
         text: what the command is for.
         examples: lines to type, short enough not to be wrapped on a terminal of 80 columns.
     """
-    return f"{text}\n\n\b\nExamples:\n" + "\n".join(f"  {line}" for line in examples)
+    return f"{text}\n\n{_kept('Examples:', examples)}"
+
+
+def sample(text: str, file: str) -> str:
+    """More of a command's help: a file.
+
+    Args:
+        text: what it is, a line.
+        file: its lines, as short as examples.
+    """
+    return f"\n\n{_kept(text, escape(file).splitlines())}"
+
+
+def _kept(heading: str, lines: Iterable[str]) -> str:
+    """Lines that are shown as they are; the marker keeps their breaks."""
+    return f"\b\n{heading}\n" + "\n".join(f"  {line}" for line in lines)
 
 
 def told(text: str, default: str | None) -> str:

@@ -21,6 +21,7 @@ from marl_aajr.study.entries import (
     Grid,
     Label,
     MethodEntry,
+    Named,
     Section,
     TuningEntry,
     once,
@@ -57,8 +58,8 @@ class StudyConfig(Section):
     name: Label
     title: str | None = None
     summary: str = ""
-    environments: Annotated[tuple[EnvironmentEntry, ...], AfterValidator(some)]
-    methods: Annotated[tuple[MethodEntry, ...], AfterValidator(some)]
+    environments: Annotated[tuple[Annotated[EnvironmentEntry, Named], ...], AfterValidator(some)]
+    methods: Annotated[tuple[Annotated[MethodEntry, Named], ...], AfterValidator(some)]
     seeds: Annotated[tuple[Whole, ...], AfterValidator(some), AfterValidator(once)] = (0,)
     grid: Grid = Field(default_factory=dict)
     run: dict[str, Any] = Field(default_factory=dict)

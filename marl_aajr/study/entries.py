@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 from marl_aajr.attacks.adversary_request import AdversaryRequest, Kind
 from marl_aajr.training.fields import Count, Fraction, Positive, Whole
@@ -84,6 +84,14 @@ class Space(Section):
         if self.choices is not None:
             return f"one of {', '.join(map(str, self.choices))}"
         return f"{'log-uniform' if self.log else 'uniform'} in [{self.low:g}, {self.high:g}]"
+
+
+def _named(value: Any) -> Any:
+    return {"name": value} if isinstance(value, str) else value
+
+
+Named = BeforeValidator(_named)
+"""An entry that says nothing but its name may be that name."""
 
 
 class EnvironmentEntry(Section):

@@ -79,6 +79,8 @@ def _line(model: type[BaseModel], error: ErrorDetails) -> str:
     if error["type"] == "missing":
         return f"{field}: missing; add it"
     message = error["msg"].removeprefix("Value error, ")
+    if error["type"] == "model_type":
+        message = "expected a mapping of keys to values"
     if message.startswith("Input should be"):
         what = message.removeprefix("Input should be").strip()
         message = f"expected {'a number ' if what.startswith(('greater', 'less')) else ''}{what}"

@@ -6,12 +6,15 @@ import json
 import re
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
-from marl_aajr.cli import compare, evaluate, listing, train
+from marl_aajr.cli import compare, evaluate, listing, study, train
 from marl_aajr.cli.app import main
 from marl_aajr.cli.settings import SETTINGS
+from marl_aajr.study.config import load_study
+from marl_aajr.study.entries import EnvironmentEntry
 from marl_aajr.version import __version__
 from tests.cli.conftest import Run
 
@@ -44,6 +47,16 @@ def test_help_does_not_wait_for_torch_or_ray() -> None:
     )
     loaded = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert loaded.stdout == "\n"
+
+
+def test_help_of_study_shows_a_file_that_is_one(cli: Run, tmp_path: Path) -> None:
+    shown = cli("study", "--help", COLUMNS="80").stdout
+    assert all(line in shown for line in study.EXAMPLE.splitlines())
+    file = tmp_path / "mine.yaml"
+    file.write_text(study.EXAMPLE)
+    read, _ = load_study(file)
+    assert [method.name for method in read.methods] == ["none", "aajr"]
+    assert read.environments[1] == EnvironmentEntry(name="simple_tag_v3")
 
 
 def test_version(cli: Run) -> None:

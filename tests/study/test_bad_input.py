@@ -34,6 +34,7 @@ BROKEN = {
     "an unknown key of a run": ("env_steps:", "steps:", r":2: steps: unknown key"),
     "an unknown nested key": ("minibatch_size", "minibatch", r":3: ppo.minibatch: unknown key"),
     "an unknown setting of a method": ("coefficient:", "lambda:", r":10: method: .* got lambda"),
+    "no mapping": ("- name: none", "- 7", r":8: methods.0: expected a mapping of keys to values, got 7"),
     "a wrong type": ("400", "many", r":2: env_steps: expected an integer, got 'many'"),
     "a number out of range": ("1e-3]", "-1]", r":10: method: expected finite values"),
     "an unknown method": ("name: none", "name: nothing", r":8: method: expected a method name .*'nothing'"),
