@@ -92,10 +92,33 @@ def evaluate_run(
         on_progress=on_progress,
         **protocol,
     )
-    file = Path(out) if out is not None else source.evaluations / f"{_name(evaluation)}.json"
+    file = Path(out) if out is not None else source.evaluations / file_name(evaluation)
     file.parent.mkdir(parents=True, exist_ok=True)
     write_json(file, evaluation.to_json())
     return evaluation
+
+
+def file_name(evaluation: Evaluation) -> str:
+    """Of an evaluation in ``RUN/evaluations``: says the protocol, and differs where anything that was asked
+    for does."""
+    asked = repr(
+        (
+            evaluation.env_name,
+            sorted(evaluation.env_kwargs.items()),
+            evaluation.num_envs,
+            evaluation.team,
+            evaluation.agents,
+            evaluation.budget,
+            evaluation.units,
+            evaluation.selection_episodes,
+            [(rows.actions, len(rows.subsets)) for rows in evaluation.rows],
+            [row.attack for row in evaluation.attacks],
+            [row.replacement for row in evaluation.adversarial_agents],
+        )
+    )
+    digest = hashlib.sha256(asked.encode()).hexdigest()[:8]
+    suite = f"{evaluation.suite}-" if evaluation.suite else ""
+    return f"{suite}seed{evaluation.seed}-episodes{evaluation.episodes}-{digest}.json"
 
 
 def _surrogate(path: Path | str, env: str | None, env_kwargs: Mapping[str, Any] | None) -> Victim:
@@ -118,25 +141,3 @@ def _named(runs: Sequence[Path | str] | Mapping[str, Path | str]) -> dict[str, P
         return dict(runs)
     names = [Path(run).resolve().name for run in runs]
     return {name if names.count(name) == 1 else str(run): run for name, run in zip(names, runs, strict=True)}
-
-
-def _name(evaluation: Evaluation) -> str:
-    """A name that says the protocol, and differs where anything that was asked for does."""
-    asked = repr(
-        (
-            evaluation.env_name,
-            sorted(evaluation.env_kwargs.items()),
-            evaluation.num_envs,
-            evaluation.team,
-            evaluation.agents,
-            evaluation.budget,
-            evaluation.units,
-            evaluation.selection_episodes,
-            [(rows.actions, len(rows.subsets)) for rows in evaluation.rows],
-            [row.attack for row in evaluation.attacks],
-            [row.replacement for row in evaluation.adversarial_agents],
-        )
-    )
-    digest = hashlib.sha256(asked.encode()).hexdigest()[:8]
-    suite = f"{evaluation.suite}-" if evaluation.suite else ""
-    return f"{suite}seed{evaluation.seed}-episodes{evaluation.episodes}-{digest}"

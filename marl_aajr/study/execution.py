@@ -69,7 +69,7 @@ def execute(
     os.environ[PENDING] = str(board.slots)
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
     flag = StopFlag.options(scheduling_strategy=here).remote()  # type: ignore[attr-defined]
-    place = Place(str(folder.path), None if storage is None else storage.uri)
+    place = Place(str(folder.path), folder.identity, None if storage is None else storage.uri)
     trainable = tune.with_resources(
         tune.with_parameters(work, nodes=dict(nodes), place=place, flag=flag, expected=software()),
         lambda task: tune.PlacementGroupFactory(nodes[task["node"]].bundles),

@@ -3,7 +3,8 @@
 study.yaml        the study, defaults written out
 events.jsonl      what happened, one JSON object per line
 runs/NAME/        run directories; adversaries lie in theirs
-judgements/       which runs have been judged, and how
+judgements/       which runs have been judged, how, and by what
+identity          the study's, for places that outlive the folder
 tuning/           trials, decisions and what came out of them
 logs/NAME.log     why something failed
 tune/             Ray Tune's own files
@@ -13,12 +14,12 @@ report/           one page per environment
 
 from __future__ import annotations
 
-import json
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import yaml
 from pydantic import ValidationError
@@ -26,14 +27,16 @@ from pydantic import ValidationError
 from marl_aajr.attacks.adversary_folder import is_finished
 from marl_aajr.study.config import StudyConfig
 from marl_aajr.study.entries import AdversaryEntry
+from marl_aajr.study.changes import changed, first_change
 from marl_aajr.study.graph import Node
-from marl_aajr.study.lines import Key, Source
+from marl_aajr.study.judgements import Judgements
+from marl_aajr.study.lines import Source
 from marl_aajr.study.runs import Run
 from marl_aajr.training.differences import differences
-from marl_aajr.training.files import Lock, append_line, read_lines, write_json, write_text
+from marl_aajr.training.files import Lock, append_line, read_lines, write_text
 from marl_aajr.training.run_directory import RunDirectory
 
-_OURS = (".lock", "events.jsonl", "runs", "judgements", "tuning", "logs", "tune")
+_OURS = (".lock", "identity", "events.jsonl", "runs", "judgements", "tuning", "logs", "tune")
 _FIXED: tuple[str, ...] = ("evaluation", "adversaries", "tune")
 """What may not change once something has been written by it."""
 
@@ -48,9 +51,10 @@ class StudyFolder:
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path).absolute()
         self.study_file = self.path / "study.yaml"
+        self.identity_file = self.path / "identity"
         self.events_file = self.path / "events.jsonl"
         self.runs = self.path / "runs"
-        self.judgements = self.path / "judgements"
+        self.judgements = Judgements(self.path / "judgements", self.runs)
         self.tuning = self.path / "tuning"
         self.logs = self.path / "logs"
         self.tune = self.path / "tune"
@@ -72,9 +76,10 @@ class StudyFolder:
         """The directory of an adversary's run."""
         return RunDirectory(self.run(run.name).path / "adversaries" / entry.title)
 
-    def judgement(self, run: Run) -> Path:
-        """The file that says that a run has been judged."""
-        return self.judgements / f"{run.name}.json"
+    @property
+    def identity(self) -> str:
+        """Random, and the same for as long as there is the folder or its storage."""
+        return self.identity_file.read_text(encoding="utf-8").strip()
 
     def log(self, name: str) -> Path:
         """Where an error of a node is told in full."""
@@ -83,7 +88,7 @@ class StudyFolder:
     def done(self, node: Node) -> bool:
         """Whether a node's work is there."""
         if node.kind == "judge":
-            return self.judgement(node.run).is_file()
+            return self.judgements.done(node)
         directory = self.trained(node)
         if node.kind == "adversary":
             return is_finished(directory.path)
@@ -104,7 +109,7 @@ class StudyFolder:
         Raises:
             ValueError: another process is.
         """
-        for folder in (self.path, self.runs, self.judgements, self.logs):
+        for folder in (self.path, self.runs, self.judgements.path, self.logs):
             folder.mkdir(parents=True, exist_ok=True)
         if not self._lock.acquire():
             raise ValueError(
@@ -113,6 +118,8 @@ class StudyFolder:
             )
         try:
             write_text(self.study_file, study.to_yaml())
+            if not self.identity_file.is_file():
+                write_text(self.identity_file, f"{uuid4().hex}\n")
             yield
         finally:
             self._lock.release()
@@ -134,15 +141,25 @@ class StudyFolder:
         except (yaml.YAMLError, ValidationError) as error:
             raise ValueError(f"expected a study in {self.study_file}: {error}") from None
         written = {
-            "evaluation": _any(self.judgements),
-            "adversaries": _any(self.judgements) or self._trained_otherwise(old, study),
+            "evaluation": _any(self.judgements.path),
+            "adversaries": _any(self.judgements.path) or self._trained_otherwise(old, study),
             "tune": _any(self.tuning),
         }
         for section in _FIXED:
             before, after = (getattr(s, section) for s in (old, study))
             if written[section] and before != after:
-                where, change = _first_change(section, _plain(before), _plain(after))
-                raise _changed(f"{source.where(where)}: {'.'.join(map(str, where))}: {change}", self.path)
+                where, change = first_change(section, _plain(before), _plain(after))
+                raise changed(f"{source.where(where)}: {'.'.join(map(str, where))}: {change}", self.path)
+        self._check_teams(old, study, source)
+
+    def _check_teams(self, old: StudyConfig, study: StudyConfig, source: Source) -> None:
+        """Whether the adversaries that are there were trained against the team that is judged."""
+        teams = {entry.title: entry.team for entry in old.environments}
+        for e, entry in enumerate(study.environments):
+            before = teams.get(entry.title, entry.team)
+            if before != entry.team and any(self.runs.glob(f"{entry.title}-*/adversaries/*")):
+                where = source.where(("environments", e, "team"))
+                raise changed(f"{where}: environments.{e}.team: {before} → {entry.team}", self.path)
 
     def _trained_otherwise(self, old: StudyConfig, study: StudyConfig) -> bool:
         """Whether an adversary is there under a name that now means another."""
@@ -161,39 +178,13 @@ class StudyFolder:
         names = {run.name for run in runs}
         for folder in sorted(self.runs.iterdir()) if self.runs.is_dir() else ():
             if RunDirectory(folder).is_run and folder.name not in names:
-                raise _changed(f"{source.path}: the run {folder.name} is no longer part of it", self.path)
+                raise changed(f"{source.path}: the run {folder.name} is no longer part of it", self.path)
         for run in runs:
             if (directory := self.run(run.name)).is_run:
                 changes = differences(directory.config(), run.config)
                 if changes:
                     where = source.where(run.variant.key)
-                    raise _changed(f"{where}: {run.name}: {'; '.join(changes)}", self.path)
-
-    def note_judged(self, run: Run, what: dict[str, Any]) -> None:
-        """Say that a run has been judged."""
-        self.judgements.mkdir(parents=True, exist_ok=True)
-        write_json(self.judgement(run), what)
-
-    def judged(self, runs: Iterable[Run]) -> list[Run]:
-        """Those that have been."""
-        return [run for run in runs if self.judgement(run).is_file()]
-
-
-def _changed(what: str, folder: Path) -> ValueError:
-    return ValueError(
-        f"{what}; expected the study that wrote {folder}; change it back, or name another folder by --out"
-    )
-
-
-def _first_change(name: str, before: Any, after: Any, key: Key = ()) -> tuple[Key, str]:
-    """The innermost place where two values differ, and how."""
-    key = (*key, name)
-    if isinstance(before, dict) and isinstance(after, dict):
-        for part in dict.fromkeys([*before, *after]):
-            if before.get(part) != after.get(part):
-                return _first_change(part, before.get(part), after.get(part), key)
-    return key, f"{json.dumps(before)} → {json.dumps(after)}"
-
+                    raise changed(f"{where}: {run.name}: {'; '.join(changes)}", self.path)
 
 def _plain(section: Any) -> Any:
     if isinstance(section, tuple):

@@ -36,7 +36,7 @@ def write_page(
         file: that it was read from.
         tuning: the budget of each method.
     """
-    judged = folder.judged(runs)
+    judged = [run for run in runs if folder.judgements.evaluations(run)]
     events = folder.events()
     notes = Notes(
         summary=study.summary,

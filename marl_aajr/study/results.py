@@ -56,7 +56,8 @@ def write_results(name: str, runs: Iterable[Run], folder: StudyFolder) -> Path:
         runs: of the study, in their order.
         folder: the study's.
     """
-    rows = [{"study": name, **row} for run in folder.judged(runs) for row in _rows(run, folder)]
+    judged = [run for run in runs if folder.judgements.evaluations(run)]
+    rows = [{"study": name, **row} for run in judged for row in _rows(run, folder)]
     table = pyarrow.Table.from_pylist(rows, schema=SCHEMA)
     with replaced(folder.results) as file:
         pyarrow.parquet.write_table(table, file)
@@ -76,7 +77,7 @@ def _rows(run: Run, folder: StudyFolder) -> Iterator[dict[str, Any]]:
         "train_seconds": last["seconds"],
         "restarts": sum(event["event"] != "env_runners_lost" for event in directory.events()),
     }
-    for file in sorted(directory.evaluations.glob("*.json")):
+    for file in folder.judgements.evaluations(run):
         found = json.loads(file.read_text(encoding="utf-8"))
         common |= {"team": found["team"], "suite": found["suite"], "episodes": found["episodes"]}
         common |= {"evaluation_seed": found["seed"]}

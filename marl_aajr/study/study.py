@@ -51,7 +51,9 @@ def prepare(
     only: str | None = None,
     overrides: Mapping[str, tuple[Any, str]] | None = None,
 ) -> Plan:
-    """Read a study and find everything that is wrong with it; neither Ray nor the disk is touched.
+    """Read a study and find everything that is wrong with it, without Ray.
+
+    Nothing is written, but for what is fetched from the study's storage into its folder.
 
     Args:
         file: the study.
@@ -65,15 +67,27 @@ def prepare(
     study, source = load_study(file, overrides=overrides)
     suite = _suite(study, source)
     folder = StudyFolder(out or Path("studies") / study.name)
-    folder.check_same(study, source)
     check_tuning(study, source)
+    check_loggers(study, source)
+    folder.check_same(study, source)
+    if (storage := _storage(study, source)) is not None:
+        storage.pull("", folder.path)
+        folder.check_same(study, source)
     check_decisions(study, folder, source)
     found = runs(study, source, decided(study, folder))
     folder.check_runs(found, source)
-    check_loggers(study, source)
+    nodes = graph(study, found, suite)
+    folder.judgements.check(nodes.values(), source)
     _check_playable(found, source)
     _check_agents(study, source)
-    return Plan(study, source, folder, found, chosen(graph(study, found, suite), only))
+    return Plan(study, source, folder, found, chosen(nodes, only))
+
+
+def _storage(study: StudyConfig, source: Source) -> Storage | None:
+    try:
+        return None if study.storage is None else Storage(study.storage)
+    except ValueError as error:
+        raise ValueError(f"{source.where(('storage',))}: {error}") from None
 
 
 def _suite(study: StudyConfig, source: Source) -> Suite | None:
@@ -164,9 +178,7 @@ def expected(plan: Plan, nodes: list[dict[str, float]]) -> tuple[Estimate, float
 
 
 def board_for(plan: Plan, nodes: Sequence[Mapping[str, float]], on_event: OnEvent) -> Board:
-    """What the watchers of a study look at; what has been stored elsewhere is fetched first."""
-    if plan.study.storage is not None:
-        Storage(plan.study.storage).pull("", plan.folder.path)
+    """What the watchers of a study look at."""
     estimated = estimate(plan.nodes, plan.folder)
 
     def hand_on(event: dict[str, Any]) -> None:
@@ -234,7 +246,11 @@ def _execute(plan: Plan, board: Board, *, should_stop: Callable[[], bool]) -> No
     from marl_aajr.study.execution import execute
 
     study = plan.study
-    storage = None if study.storage is None else Storage(study.storage)
+    storage = _storage(study, plan.source)
+    if storage is not None:
+        for file in (plan.folder.study_file, plan.folder.identity_file):
+            storage.push_file(file, file.name)
+    plan.folder.judgements.drop_outdated(plan.nodes.values())
     execute(
         plan.nodes,
         plan.folder,
@@ -255,7 +271,7 @@ def _write(plan: Plan, board: Board) -> None:
     from marl_aajr.study.results import write_results
 
     study, folder = plan.study, plan.folder
-    if folder.judged(plan.runs):
+    if any(map(folder.judgements.evaluations, plan.runs)):
         table = write_results(study.name, plan.runs, folder)
         page = write_page(
             study, plan.runs, plan.nodes, folder, file=plan.source.path, tuning=budgets(study, folder)

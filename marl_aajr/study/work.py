@@ -6,7 +6,6 @@ from its last checkpoint, to the same numbers.
 
 from __future__ import annotations
 
-import hashlib
 import platform
 import tempfile
 import time
@@ -24,6 +23,7 @@ from marl_aajr.attacks.adversary_folder import is_begun, is_finished
 from marl_aajr.attacks.adversary_request import AdversaryRequest
 from marl_aajr.attacks.adversary_run import train_as_asked
 from marl_aajr.evaluation import evaluate_run
+from marl_aajr.evaluation.run import file_name
 from marl_aajr.numerics import NonFiniteError
 from marl_aajr.rollout.environments import resolve
 from marl_aajr.study.entries import EnvironmentEntry
@@ -47,18 +47,20 @@ class Place:
 
     Attributes:
         folder: of the study; seen by all nodes where there is no storage.
+        identity: of the study.
         storage: URI to keep finished work at; None: in the folder.
     """
 
     folder: str
+    identity: str
     storage: str | None = None
 
     def here(self) -> StudyFolder:
         """The folder that this node works in."""
         if self.storage is None:
             return StudyFolder(self.folder)
-        key = hashlib.sha256(repr(self).encode()).hexdigest()[:12]
-        return StudyFolder(Path(tempfile.gettempdir()) / f"marl-aajr-{Path(self.folder).name}-{key}")
+        name = f"marl-aajr-{Path(self.folder).name}-{self.identity}"
+        return StudyFolder(Path(tempfile.gettempdir()) / name)
 
 
 class Interrupted(Exception):  # noqa: N818 - nothing is wrong
@@ -188,7 +190,8 @@ def _perform(node: Node, place: Place, told: _Told) -> None:
     if storage is not None:
         storage.push(folder.run(node.run.name).path, f"runs/{node.run.name}")
         if node.kind == "judge":
-            storage.push(folder.judgements, "judgements")
+            file = folder.judgements.file(node.run)
+            storage.push_file(file, f"judgements/{file.name}")
 
 
 def _train(node: Node, folder: StudyFolder, told: _Told) -> None:
@@ -209,11 +212,13 @@ def _adversary(node: Node, folder: StudyFolder, told: _Told) -> None:
     if is_finished(out.path):
         return
     is_there(out)
+    begun = is_begun(out.path)
     train_as_asked(
         _against_the_team(node.adversary.request, node.run.variant.environment),
         folder.run(node.run.name).path,
         out.path,
-        resume=is_begun(out.path),
+        resume=begun,
+        overwrite=not begun,
         on_iteration=told.iteration,
         should_stop=told.stop,
     )
@@ -251,8 +256,9 @@ def _judge(node: Node, folder: StudyFolder, told: _Told) -> None:
     told.numbers = {"clean_return": evaluation.clean_return}
     for worst in evaluation.worst:
         told.numbers[f"worst_return/epsilon_{worst.epsilon:g}"] = worst.chosen.outcome.mean
-    folder.note_judged(
-        node.run,
+    folder.judgements.note(
+        node,
+        file_name(evaluation),
         {
             "clean_return": evaluation.clean_return,
             "failed_checks": [check.name for check in evaluation.failures],

@@ -151,6 +151,11 @@ def test_another_order_one_at_a_time_and_a_stop_on_the_way_give_the_same_numbers
     assert do(elsewhere).count("finished") == 4
     assert "started" not in [event["event"] for event in elsewhere.folder.events()]
     assert elsewhere.folder.report.is_file()
+    assert elsewhere.folder.identity == other.plan.folder.identity
+
+    changed = {**yaml.safe_load(file.read_text()), "evaluation": {"suite": "suite.yaml", "seed": 1}}
+    with pytest.raises(ValueError, match=r"tiny\.yaml:\d+: evaluation.seed: 0 → 1; .*another storage"):
+        prepare(write_study(tmp_path, **changed), out=tmp_path / "a third place")
 
 
 def test_a_study_whose_driver_is_killed_goes_on_to_the_same_numbers(done: Done, tmp_path: Path) -> None:
@@ -217,7 +222,8 @@ def test_a_study_may_grow(done: Done, tmp_path: Path) -> None:
     whole = yaml.safe_load(done.plan.source.path.read_text())
     grown = prepare(write_study(tmp_path, **{**whole, "seeds": [0, 1]}), out=done.plan.folder.path)
     left = [name for name, node in grown.nodes.items() if not grown.folder.done(node)]
-    assert all("-s1" in name or name.startswith("gone-") for name in left)
+    trained = [name for name in left if grown.nodes[name].kind == "train"]
+    assert all(name.endswith("-s1") or name.startswith("gone-") for name in trained)
 
 
 def test_runs_that_can_never_be_placed_are_refused_with_what_there_is(tmp_path: Path) -> None:
