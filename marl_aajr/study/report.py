@@ -63,17 +63,16 @@ def write_page(
 
 
 def _restarts(nodes: Mapping[str, Node], folder: StudyFolder) -> Iterator[Incident]:
-    """What went on after a fault: training as its directory tells it, judgements as Tune saw it.
+    """What went on after a fault: as its directory tells it, else as Tune saw it.
 
-    A stop that was asked for is none.
+    Judgements have no directory, and training has another one on another node without a shared disk. A stop
+    that was asked for is no fault.
     """
     again = [event for event in folder.events() if event["event"] == "restarted"]
     for name, node in nodes.items():
-        if node.kind == "judge":
-            told = [f"was begun again after {event['error']}" for event in again if event["node"] == name]
-        else:
-            happened = folder.trained(node).events()
-            told = [_told(event) for event in happened if event.get("after") != "interrupted"]
+        happened = [] if node.kind == "judge" else folder.trained(node).events()
+        told = [_told(event) for event in happened if event.get("after") != "interrupted"]
+        told = told or [f"was begun again after {event['error']}" for event in again if event["node"] == name]
         log = folder.log(name)
         for what, times in Counter(told).items():
             yield Incident(run=name, what=what, times=times, log=str(log) if log.is_file() else "")
