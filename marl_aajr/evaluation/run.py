@@ -99,8 +99,7 @@ def evaluate_run(
 
 
 def file_name(evaluation: Evaluation) -> str:
-    """Of an evaluation in ``RUN/evaluations``: says the protocol, and differs where anything that was asked
-    for does."""
+    """Of a file in ``RUN/evaluations``: says the protocol, and differs where anything asked for does."""
     asked = repr(
         (
             evaluation.env_name,

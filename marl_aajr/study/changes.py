@@ -12,8 +12,8 @@ from marl_aajr.study.lines import Key
 def changed(what: str, folder: Path) -> ValueError:
     """The refusal of a study that is another than the one in a folder."""
     return ValueError(
-        f"{what}; expected the study that wrote {folder}; change it back, or name another folder by --out, and "
-        "another storage if there is one"
+        f"{what}; expected the study that wrote {folder}; change it back, or name another folder by --out, "
+        "and another storage if there is one"
     )
 
 

@@ -71,6 +71,8 @@ class Space(Section):
             raise ValueError("expected {low: A, high: B} or {choices: [...]}; give one of them")
         if self.low is not None and self.high is not None and not self.low < self.high:
             raise ValueError(f"expected low < high, got {self.low:g} and {self.high:g}")
+        if self.choices is not None and len(self.choices) < 2:
+            raise ValueError("expected at least two choices, got 1; set it under run")
         if self.log and not (self.low or 0) > 0:
             raise ValueError("expected low > 0 with log; raise it")
         return self

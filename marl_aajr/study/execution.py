@@ -24,7 +24,6 @@ from marl_aajr.study.graph import Node, stranded
 from marl_aajr.study.storage import Storage
 from marl_aajr.study.watch import Board
 from marl_aajr.study.work import Place, StopFlag, work
-from marl_aajr.training.files import write_text
 from marl_aajr.training.nodes import software
 
 ENVIRONMENT = {
@@ -192,16 +191,18 @@ class Watch(_Unsaved, tune.Callback):
 
     def _why(self, trial: Any) -> tuple[str, str]:
         """An error of Ray or of a process in a line, and the file that has all of it."""
-        path = trial.error_file
-        text = Path(path).read_text(encoding="utf-8").strip() if path and Path(path).is_file() else ""
-        text = text or "unknown error"  # A full disk leaves an empty file.
+        text = error_of(trial)
         return text.splitlines()[-1][:300], self._log(trial.config["node"], text)
 
     def _log(self, name: str, text: str) -> str:
-        file = self._folder.log(name)
-        before = file.read_text(encoding="utf-8") if file.is_file() else ""
-        write_text(file, f"{before}{time.strftime('%Y-%m-%d %H:%M:%S')}\n{text}\n")
-        return str(file)
+        return str(self._folder.add_log(name, text))
+
+
+def error_of(trial: Any) -> str:
+    """The last error of one of Tune's trials."""
+    path = trial.error_file
+    text = Path(path).read_text(encoding="utf-8").strip() if path and Path(path).is_file() else ""
+    return text or "unknown error"  # A full disk leaves an empty file.
 
 
 @contextmanager

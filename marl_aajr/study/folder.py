@@ -25,9 +25,9 @@ import yaml
 from pydantic import ValidationError
 
 from marl_aajr.attacks.adversary_folder import is_finished
+from marl_aajr.study.changes import changed, first_change
 from marl_aajr.study.config import StudyConfig
 from marl_aajr.study.entries import AdversaryEntry
-from marl_aajr.study.changes import changed, first_change
 from marl_aajr.study.graph import Node
 from marl_aajr.study.judgements import Judgements
 from marl_aajr.study.lines import Source
@@ -84,6 +84,13 @@ class StudyFolder:
     def log(self, name: str) -> Path:
         """Where an error of a node is told in full."""
         return self.logs / f"{name.replace('/', '--')}.log"
+
+    def add_log(self, name: str, text: str) -> Path:
+        """Tell an error of a node, or of a search, after those before it; where that is."""
+        file = self.log(name)
+        before = file.read_text(encoding="utf-8") if file.is_file() else ""
+        write_text(file, f"{before}{time.strftime('%Y-%m-%d %H:%M:%S')}\n{text}\n")
+        return file
 
     def done(self, node: Node) -> bool:
         """Whether a node's work is there."""
@@ -185,6 +192,7 @@ class StudyFolder:
                 if changes:
                     where = source.where(run.variant.key)
                     raise changed(f"{where}: {run.name}: {'; '.join(changes)}", self.path)
+
 
 def _plain(section: Any) -> Any:
     if isinstance(section, tuple):

@@ -65,6 +65,34 @@ class Run:
         return _blame(key, self.parts, source)
 
 
+_AXES = {"seed": "seeds", "env.name": "environments", "method.name": "methods"}
+"""What a study's runs differ in, and where it says so: not among the settings that it hands on."""
+
+
+def check_axes(study: StudyConfig, source: Source) -> None:
+    """Whether seeds, environments and methods are named in their own lists alone.
+
+    Raises:
+        ValueError: one line for each that stands among the settings of runs.
+    """
+    parts: Parts = (
+        (("run",), study.run),
+        (("grid",), nested(study.grid)),
+        *((("environments", e, "run"), entry.run) for e, entry in enumerate(study.environments)),
+        *((("methods", m, "run"), entry.run) for m, entry in enumerate(study.methods)),
+        *((("methods", m, "search"), nested(entry.search)) for m, entry in enumerate(study.methods)),
+    )
+    problems = [
+        f"{_blame(key, ((where, part),), source)}: {'.'.join(map(str, where))}: expected {key} under {axis} "
+        "alone, got it here too; remove it"
+        for where, part in parts
+        for key, axis in _AXES.items()
+        if _depth(part, key.split(".")) == len(key.split("."))
+    ]
+    if problems:
+        raise ValueError("\n".join(problems))
+
+
 def variants(study: StudyConfig) -> Iterator[Variant]:
     """Every method, spelled out, on every environment."""
     for e, environment in enumerate(study.environments):

@@ -15,6 +15,7 @@ from ray.tune.search.optuna import OptunaSearch
 
 from marl_aajr.study.config import StudyConfig
 from marl_aajr.study.entries import Space, TuningEntry
+from marl_aajr.study.execution import error_of
 from marl_aajr.study.folder import StudyFolder
 from marl_aajr.study.runs import Variant
 from marl_aajr.study.trials import Trial, try_settings
@@ -52,7 +53,7 @@ def search(
             ),
             run_config=_run_config(path, study, [_Watch(variant.name)]),
         )
-    _SESSIONS[variant.name] = _Session(board, should_stop)
+    _SESSIONS[variant.name] = _Session(board, folder, should_stop)
     try:
         results = tuner.fit()
     except _Stopped:
@@ -140,6 +141,7 @@ class _Stopped(Exception):  # noqa: N818 - nothing is wrong
 @dataclass(frozen=True)
 class _Session:
     board: Board
+    folder: StudyFolder
     should_stop: Callable[[], bool]
 
 
@@ -148,7 +150,7 @@ _SESSIONS: dict[str, _Session] = {}
 
 
 class _Watch(tune.Callback):
-    """Tells every score, and leaves the loop when the study is to stop."""
+    """Tells every score and every failure, and leaves the loop when the study is to stop."""
 
     def __init__(self, name: str) -> None:
         self._name = name
@@ -162,3 +164,9 @@ class _Watch(tune.Callback):
     ) -> None:
         scores = {key: result[key] for key in ("budget", "clean", "robust", "score") if key in result}
         _SESSIONS[self._name].board.tell("trial", self._name, trial=trial.trial_id, **scores)
+
+    def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        session, text = _SESSIONS[self._name], error_of(trial)
+        log = session.folder.add_log(self._name, text)
+        what = {"trial": trial.trial_id, "error": text.splitlines()[-1][:300], "log": str(log)}
+        session.board.tell("trial_failed", self._name, **what)

@@ -19,10 +19,11 @@ from marl_aajr.study.graph import Node, chosen, graph
 from marl_aajr.study.lines import Source
 from marl_aajr.study.loggers import callbacks_for, check_loggers
 from marl_aajr.study.placement import check_fits, cluster_for, dashboard
-from marl_aajr.study.runs import Run, runs
+from marl_aajr.study.runs import Run, check_axes, runs
 from marl_aajr.study.storage import Storage
 from marl_aajr.study.tuning import budgets, check_decisions, check_tuning, decided, replay, tune_study
 from marl_aajr.study.watch import Board, OnEvent, Progress
+from marl_aajr.victims import load_victim
 
 
 @dataclass(frozen=True)
@@ -67,6 +68,7 @@ def prepare(
     study, source = load_study(file, overrides=overrides)
     suite = _suite(study, source)
     folder = StudyFolder(out or Path("studies") / study.name)
+    check_axes(study, source)
     check_tuning(study, source)
     check_loggers(study, source)
     folder.check_same(study, source)
@@ -80,6 +82,7 @@ def prepare(
     folder.judgements.check(nodes.values(), source)
     _check_playable(found, source)
     _check_agents(study, source)
+    _check_policies(found, source)
     return Plan(study, source, folder, found, chosen(nodes, only))
 
 
@@ -150,6 +153,16 @@ def _check_agents(study: StudyConfig, source: Source) -> None:
                     f"who are lied to when the runs are judged, {', '.join(judged)}, got "
                     f"{', '.join(adversary.agents)}; leave them out"
                 )
+
+
+def _check_policies(runs: tuple[Run, ...], source: Source) -> None:
+    """Whether the policies are there that runs begin with."""
+    first = {run.config.initial_policy: run for run in reversed(runs)}
+    for policy, run in first.items():
+        try:
+            _ = None if policy is None else load_victim(policy)
+        except ValueError as error:
+            raise ValueError(f"{run.where('initial_policy', source)}: initial_policy: {error}") from None
 
 
 @contextmanager

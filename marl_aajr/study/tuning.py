@@ -1,8 +1,9 @@
 """The settings of every method, found with the same effort: Optuna proposes, ASHA stops what lags behind.
 
-What they decide depends on which trial ends first, so that it is written down: ``decisions.json`` in
-``tuning/METHOD`` has every trial's settings and scores, and :func:`replay` trains the same trials again, to
-the same scores, without asking either. Scores rest on seeds and episodes that the evaluation does not use.
+What they decide depends on which trial ends first, so that it is written down: beside ``asked.json`` in
+``tuning/METHOD``, which says what is searched and how, ``decisions.json`` has every trial's settings and
+scores, and :func:`replay` trains the same trials again, to the same scores, without asking either. Scores
+rest on seeds and episodes that the evaluation does not use.
 """
 
 from __future__ import annotations
@@ -10,12 +11,14 @@ from __future__ import annotations
 import json
 import logging
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from math import prod
 from pathlib import Path
 from typing import Any
 
 from marl_aajr.attacks import attack_class
 from marl_aajr.report import Tuning
+from marl_aajr.study.changes import changed, first_change
 from marl_aajr.study.config import StudyConfig
 from marl_aajr.study.entries import TuningEntry
 from marl_aajr.study.folder import StudyFolder
@@ -25,7 +28,7 @@ from marl_aajr.study.trials import Trial
 from marl_aajr.study.watch import Board
 from marl_aajr.training.files import write_json
 
-_DECISIONS = "decisions.json"
+_ASKED, _DECISIONS = "asked.json", "decisions.json"
 
 
 def check_tuning(study: StudyConfig, source: Source) -> None:
@@ -34,6 +37,14 @@ def check_tuning(study: StudyConfig, source: Source) -> None:
     Raises:
         ValueError: it is not; names the line.
     """
+    for m, method in enumerate(study.methods):
+        if method.grid and method.search:
+            times = prod(len(values) for values in method.grid.values())
+            raise ValueError(
+                f"{source.where(('methods', m, 'grid'))}: methods.{m}.grid: expected a grid or a search, got "
+                f"both: every point would be searched for, {times} times the effort of a method without one; "
+                "move the grid into search, as choices"
+            )
     entry = study.tune
     searched = {m: len(method.search) for m, method in enumerate(study.methods)}
     if entry is None:
@@ -80,25 +91,25 @@ def decided(study: StudyConfig, folder: StudyFolder) -> dict[str, Settings]:
     """By variant: the settings that won, of every search that is finished."""
     found = {}
     for variant in variants(study) if study.tune is not None else ():
-        decisions = _read(folder, variant)
+        decisions = _read(folder, variant, _DECISIONS)
         if decisions is not None:
             found[variant.name] = decisions["chosen"]
     return found
 
 
 def check_decisions(study: StudyConfig, folder: StudyFolder, source: Source) -> None:
-    """Whether what has been decided was searched for as the study says now.
+    """Whether what has been searched, or is being searched, is what the study says now.
 
     Raises:
-        ValueError: another space or effort; names the line.
+        ValueError: another space or effort, or trials of other runs; names the line.
     """
     for variant in variants(study) if study.tune is not None else ():
-        decisions = _read(folder, variant)
-        if decisions is not None and decisions["asked"] != _asked(study, variant):
-            raise ValueError(
-                f"{source.where((*variant.key, 'search'))}: expected the search that wrote "
-                f"{folder.tuning / variant.name}, got another; change it back, or name another folder (--out)"
-            )
+        now = _asked(study, folder, variant)
+        then = _read(folder, variant, _ASKED) or now
+        if then != now:
+            (_, *key), change = first_change(variant.name, then, now)
+            where = source.where((*variant.key, *key))
+            raise changed(f"{where}: {variant.name}: {'.'.join(map(str, key))}: {change}", folder.path)
 
 
 def tune_study(
@@ -112,10 +123,12 @@ def tune_study(
     for number, variant in enumerate(every, start=1):
         if should_stop():
             return
-        if _read(folder, variant) is None:
+        if _read(folder, variant, _DECISIONS) is None:
             board.doing = f"tuning {variant.name} ({number} of {len(every)})"
             board.tell("tuning", variant.name)
             trial = _trial(study, variant, folder)
+            trial.folder.mkdir(parents=True, exist_ok=True)
+            write_json(folder.tuning / variant.name / _ASKED, _asked(study, folder, variant))
             trials = search(trial, variant, study, folder, board, should_stop=should_stop)
             if trials is None:
                 return
@@ -133,7 +146,7 @@ def replay(study: StudyConfig, folder: StudyFolder, board: Board) -> None:
     from marl_aajr.study.search import repeat
 
     for variant in variants(study):
-        decisions = _read(folder, variant)
+        decisions = _read(folder, variant, _DECISIONS)
         if decisions is None:
             raise ValueError(f"expected decisions to replay in {folder.tuning / variant.name}, got none")
         board.tell("replaying", variant.name)
@@ -152,8 +165,9 @@ def budgets(study: StudyConfig, folder: StudyFolder) -> list[Tuning]:
     """What was spent on every method, for the report."""
     found = []
     for variant in variants(study) if study.tune is not None else ():
-        decisions = _read(folder, variant)
+        decisions = _read(folder, variant, _DECISIONS)
         if decisions is not None:
+            assert study.tune is not None
             found.append(
                 Tuning(
                     method=variant.name.removeprefix(f"{variant.environment.title}-"),
@@ -162,18 +176,20 @@ def budgets(study: StudyConfig, folder: StudyFolder) -> list[Tuning]:
                     env_steps=decisions["env_steps"],
                     space={key: str(space) for key, space in variant.method.search.items()},
                     chosen=decisions["chosen"],
-                    how=_how(study.tune) if study.tune is not None else "",
+                    how=_how(study.tune, decisions["trials"]),
                 )
             )
     return found
 
 
-def _how(entry: TuningEntry) -> str:
+def _how(entry: TuningEntry, trials: Sequence[Mapping[str, Any]]) -> str:
     weight = entry.robust_weight
-    return (
+    failed = entry.trials - sum(bool(trial["scores"]) for trial in trials)
+    how = (
         f"Optuna and ASHA, on {1 - weight:g} · clean return + {weight:g} · return under {entry.attack} at "
         f"ε {entry.epsilon:g}, seeds {', '.join(map(str, entry.seeds))}"
     )
+    return f"{how}; {failed} of {entry.trials} trials failed" if failed else how
 
 
 def _trial(study: StudyConfig, variant: Variant, folder: StudyFolder, *, within: str = "trials") -> Trial:
@@ -195,13 +211,12 @@ def _decide(trials: list[dict[str, Any]], study: StudyConfig, variant: Variant, 
     scored = [trial for trial in trials if trial["scores"]]
     if not scored:
         raise ValueError(
-            f"expected a trial of {variant.name} that does not fail, got none; see {folder.logs}"
+            f"expected a trial of {variant.name} that does not fail, got none; see {folder.log(variant.name)}"
         )
     best = max(scored, key=lambda trial: (len(trial["scores"]), trial["scores"][-1]["score"]))
     write_json(
         folder.tuning / variant.name / _DECISIONS,
         {
-            "asked": _asked(study, variant),
             "chosen": best["settings"],
             "env_steps": sum(trial["scores"][-1]["env_steps"] for trial in scored),
             "trials": trials,
@@ -209,13 +224,18 @@ def _decide(trials: list[dict[str, Any]], study: StudyConfig, variant: Variant, 
     )
 
 
-def _asked(study: StudyConfig, variant: Variant) -> dict[str, Any]:
+def _asked(study: StudyConfig, folder: StudyFolder, variant: Variant) -> dict[str, Any]:
     """What the decisions of a variant rest on, as JSON reads it back."""
     assert study.tune is not None
-    space = {key: str(value) for key, value in variant.method.search.items()}
-    return dict(json.loads(json.dumps({"tune": study.tune.model_dump(mode="json"), "space": space})))
+    asked = {
+        "search": {key: space.model_dump(mode="json") for key, space in variant.method.search.items()},
+        "tune": study.tune.model_dump(mode="json"),
+        "run": _trial(study, variant, folder).data,
+        "team": variant.environment.team,
+    }
+    return dict(json.loads(json.dumps(asked)))
 
 
-def _read(folder: StudyFolder, variant: Variant) -> Mapping[str, Any] | None:
-    file: Path = folder.tuning / variant.name / _DECISIONS
+def _read(folder: StudyFolder, variant: Variant, name: str) -> Mapping[str, Any] | None:
+    file: Path = folder.tuning / variant.name / name
     return dict(json.loads(file.read_text(encoding="utf-8"))) if file.is_file() else None

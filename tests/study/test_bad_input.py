@@ -62,6 +62,38 @@ BROKEN = {
     ),
     "no YAML": ("seeds: [0, 1]", "seeds: [0, 1", r":13: expected YAML"),
     "a search without tuning": ("- name: none", SEARCHED, r":8: search: expected a section tune"),
+    "a seed among the settings": (
+        "  env_steps",
+        "  seed: 7\n  env_steps",
+        r":2: run: expected seed under seeds",
+    ),
+    "an environment among the settings": (
+        "  env_steps",
+        "  env: {name: nope}\n  env_steps",
+        r":2: run: expected env.name under environments",
+    ),
+    "a method among the settings": (
+        "- name: none",
+        "- name: none\n    run: {method: {name: aajr}}",
+        r":9: methods.0.run: expected method.name under methods",
+    ),
+    "seeds in the grid": ("seeds:", "grid:\n  seed: [5, 6]\nseeds:", r":13: grid: expected seed under seeds"),
+    "no initial policy": (
+        "env_steps",
+        "initial_policy: nowhere\n  env_steps",
+        r":2: initial_policy: .*nowhere",
+    ),
+    "no storage": ("seeds:", "storage: nowhere://x\nseeds:", r":12: storage: expected a place .*nowhere://x"),
+    "a grid and a search": (
+        "    grid:",
+        "    search: {ppo.lr: {low: 1, high: 2}}\n    grid:",
+        r":11: methods.1.grid: expected a grid or a search, got both: .* 2 times",
+    ),
+    "one choice": (
+        "- name: none",
+        "- {name: none, search: {ppo.lr: {choices: [1]}}}",
+        r":8: methods.0.search.ppo.lr: expected at least two choices, got 1; set it under run",
+    ),
     "an unequal search": ("seeds: [0, 1]", TUNE, r":8: expected the same number of searched settings"),
 }
 

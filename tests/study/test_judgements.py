@@ -1,4 +1,4 @@
-"""A judgement stands for what the study says now; what has been judged otherwise is refused or judged again."""
+"""A judgement stands for what the study says now; what was judged otherwise is refused or judged again."""
 
 from __future__ import annotations
 

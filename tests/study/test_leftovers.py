@@ -15,8 +15,8 @@ from marl_aajr.study import report
 from marl_aajr.study.study import prepare
 from marl_aajr.study.work import Place, StopFlag, work
 from marl_aajr.training.run_directory import Status
-from tests.study.files import TINY, write_study
 from tests.attacks.test_agent_game import each_its_own
+from tests.study.files import TINY, write_study
 
 TRAITOR = {"kind": "traitor", "agents": ["agent_0"], "env_steps": 100}
 

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from marl_aajr.study.folder import StudyFolder
 from marl_aajr.study.study import Plan, prepare
-from tests.study.files import do, write_study
+from marl_aajr.study.tuning import budgets
+from marl_aajr.training.files import write_json
+from tests.study.files import TINY, do, write_study
 
 pytestmark = pytest.mark.usefixtures("ray_session")
 
@@ -101,3 +105,54 @@ def test_tuning_is_kept_apart_from_the_evaluation(change: Any, message: str, tmp
     file = write_study(tmp_path, methods=METHODS, tune={**TUNE, **change})
     with pytest.raises(ValueError, match=rf"tiny\.yaml:\d+: {message}"):
         prepare(file, out=tmp_path / "out")
+
+
+OTHER_RUN = {**TINY["run"], "ppo": {"train_batch_size": 100, "minibatch_size": 25, "epochs": 1}}
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (
+            {"methods": [{"name": "none", "search": {"ppo.lr": {"low": 1e-6, "high": 1e-5}}}]},
+            "search.ppo.lr.low: 0.001 → 1e-06",
+        ),
+        ({"run": OTHER_RUN}, "run.ppo.minibatch_size: 50 → 25"),
+    ],
+)
+@pytest.mark.parametrize("decided", [True, False])
+def test_a_search_of_other_runs_is_refused_even_before_it_has_decided(
+    tuned: Plan, change: Any, message: str, decided: bool, tmp_path: Path
+) -> None:
+    folder = tmp_path / "out"
+    left_out = [] if decided else ["decisions.json"]
+    shutil.copytree(tuned.folder.path, folder, ignore=shutil.ignore_patterns("runs", "tune", *left_out))
+    file = write_study(tmp_path, **{"methods": METHODS, "tune": TUNE, "max_concurrent": 1, **change})
+    with pytest.raises(ValueError, match=rf"tiny\.yaml:\d+: simple_spread_v3-none: {message}; .*change it"):
+        prepare(file, out=folder)
+
+
+def test_the_report_says_how_many_trials_failed(tuned: Plan, tmp_path: Path) -> None:
+    forged = decisions(tuned)
+    forged["trials"][0]["scores"] = []
+    folder = StudyFolder(tmp_path)
+    (folder.tuning / "simple_spread_v3-none").mkdir(parents=True)
+    write_json(folder.tuning / "simple_spread_v3-none" / "decisions.json", forged)
+    assert budgets(tuned.study, folder)[0].how.endswith("; 1 of 3 trials failed")
+    assert "failed" not in budgets(tuned.study, tuned.folder)[0].how
+
+
+def test_trials_that_fail_are_told(tmp_path: Path) -> None:
+    licence = tmp_path / "licence"
+    licence.touch()
+    gone = {"name": "tests.study.faulty:gone", "label": "gone", "kwargs": {"licence": str(licence)}}
+    tune = {**TUNE, "trials": 1}
+    file = write_study(tmp_path, environments=[gone], methods=METHODS, tune=tune, retries=0)
+    plan = prepare(file, out=tmp_path / "out")
+    licence.unlink()
+    with pytest.raises(ValueError, match=r"expected a trial of gone-none that does not fail.*gone-none\.log"):
+        do(plan)
+    (told,) = [event for event in plan.folder.events() if event["event"] == "trial_failed"]
+    assert told["node"] == "gone-none"
+    assert "expected a licence, got none" in told["error"]
+    assert "expected a licence, got none" in plan.folder.log("gone-none").read_text()
