@@ -21,16 +21,16 @@ def check_loggers(study: StudyConfig, source: Source) -> None:
 
 
 def callbacks_for(study: StudyConfig) -> list[tune.Callback]:
-    """Tune's callbacks for what the study logs to, each one run of the study a run there.
+    """Tune's callbacks for what the study logs to; each node of the study is a run there.
 
     MLflow goes to ``MLFLOW_TRACKING_URI``, Weights & Biases to the account of ``WANDB_API_KEY`` or to a local
     folder with ``WANDB_MODE=offline``.
     """
     found: list[tune.Callback] = []
     if "mlflow" in study.log:
-        from ray.air.integrations.mlflow import MLflowLoggerCallback
+        from marl_aajr.study.mlflow import MLflow
 
-        found.append(MLflowLoggerCallback(experiment_name=study.name))
+        found.append(MLflow(experiment_name=study.name))
     if "wandb" in study.log:
         from ray.air.integrations.wandb import WandbLoggerCallback
 
