@@ -1,0 +1,95 @@
+"""The SLURM script on two nodes that are this machine, with stand-ins for what SLURM brings."""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from marl_aajr.training.run_directory import RunDirectory
+
+SCRIPT = Path(__file__).parents[2] / "scripts" / "cluster" / "slurm.sh"
+
+SRUN = """\
+#!/bin/bash
+echo "$@" >> "$(dirname "$0")/asked"
+while [[ "$1" == --* ]]; do shift; done
+exec "$@"
+"""
+
+SCONTROL = """\
+#!/bin/bash
+[ "$*" = "show hostnames two" ] && printf '127.0.0.1\\nlocalhost\\n'
+"""
+
+
+@pytest.fixture
+def job(tmp_path: Path) -> Iterator[dict[str, str]]:
+    """The environment of a job on two nodes with one processor each."""
+    write_program(tmp_path / "srun", SRUN)
+    write_program(tmp_path / "scontrol", SCONTROL)
+    with tempfile.TemporaryDirectory(prefix="ray", dir="/tmp") as ray:  # short, for the names of its sockets
+        yield os.environ | {
+            "PATH": f"{tmp_path}{os.pathsep}{os.environ['PATH']}",
+            "MARL_AAJR_VENV": sys.prefix,
+            "RAY_TMPDIR": ray,
+            "SLURM_SUBMIT_DIR": str(tmp_path),
+            "SLURM_JOB_NODELIST": "two",
+            "SLURM_JOB_ID": str(free_port() - 20_000),
+            "SLURM_CPUS_ON_NODE": "1",
+        }
+
+
+def write_program(file: Path, text: str) -> None:
+    file.write_text(text)
+    file.chmod(0o755)
+
+
+def free_port() -> int:
+    """One of those that the script takes, by the number of the job."""
+    for port in range(20_000 + os.getpid() % 10_000, 40_000):
+        with socket.socket() as free:
+            if free.connect_ex(("127.0.0.1", port)):
+                return port
+    raise AssertionError
+
+
+def submit(job: dict[str, str], *words: str | Path) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([SCRIPT, *words], env=job, capture_output=True, text=True, timeout=120, check=False)
+
+
+def test_a_job_trains_on_all_of_its_nodes(job: dict[str, str], tmp_path: Path) -> None:
+    run = RunDirectory(tmp_path / "run")
+    settings = ("env_steps=200", "ppo.train_batch_size=100", "ppo.minibatch_size=50", "model.hidden=[8]")
+    changes = [word for setting in settings for word in ("--set", setting)]
+    done = submit(
+        job,
+        *("train", "--env", "simple_spread_v3", "--env-runners", "2", "--out", run.path),
+        *("--set", "resources.envs_per_runner=2", *changes),
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert (run.status().state, run.status().env_steps) == ("finished", 200)
+    head, node = sorted((tmp_path / "asked").read_text().splitlines(), key=lambda line: "--head" not in line)
+    assert "--nodelist=127.0.0.1 " in head
+    assert "--nodelist=localhost " in node
+    assert subprocess.run(["pgrep", "-f", job["RAY_TMPDIR"]], check=False).returncode == 1, "Ray is left"
+
+
+def test_a_job_that_is_submitted_again_resumes(job: dict[str, str], tmp_path: Path) -> None:
+    programs = tmp_path / "venv" / "bin"
+    programs.mkdir(parents=True)
+    write_program(programs / "ray", "#!/bin/sh\nexec sleep 60\n")
+    write_program(programs / "python", '#!/bin/sh\n[ "$1" = - ] || echo "$@"\n')
+    job["MARL_AAJR_VENV"] = str(programs.parent)
+    run = tmp_path / "run"
+    words = ("train", "--env", "simple_spread_v3", "--out", run)
+    assert submit(job, *words).stdout == f"-m marl_aajr train --env simple_spread_v3 --out {run}\n"
+    run.mkdir()
+    (run / "config.yaml").touch()
+    assert submit(job, *words).stdout == f"-m marl_aajr train --resume --out {run}\n"
