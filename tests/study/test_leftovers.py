@@ -14,6 +14,7 @@ from marl_aajr.rollout.environments import resolve
 from marl_aajr.study import report
 from marl_aajr.study.study import prepare
 from marl_aajr.study.work import Place, StopFlag, work
+from marl_aajr.training.nodes import software
 from marl_aajr.training.run_directory import Status
 from tests.attacks.test_agent_game import each_its_own
 from tests.study.files import TINY, write_study
@@ -38,7 +39,9 @@ def test_an_adversary_that_was_killed_before_it_was_written_down_is_begun_anew(
     reports: list[dict[str, Any]] = []
     monkeypatch.setattr(tune, "report", reports.append)
     flag = StopFlag.remote()  # type: ignore[attr-defined]
-    work({"node": node.name}, nodes=plan.nodes, place=Place(str(plan.folder.path), ""), flag=flag)
+    with plan.folder.begun(plan.study):
+        place = Place(str(plan.folder.path), plan.folder.identity)
+        work({"node": node.name}, nodes=plan.nodes, place=place, flag=flag, expected=software())
     assert reports[-1]["outcome"] == "finished", reports[-1]
     assert is_finished(adversary)
 
