@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path, PurePosixPath
+from uuid import uuid4
 
 import fsspec
 from pyarrow import ArrowInvalid
@@ -49,11 +50,12 @@ class Storage:
                 self.push_file(file, f"{name}/{inner.as_posix()}")
 
     def push_file(self, file: Path, name: str) -> None:
-        """Copy a file there in one step."""
+        """Copy a file there in one step, whoever else does so."""
         target = f"{self.root}/{name}"
+        part = f"{target}.{uuid4().hex}{_PART}"
         self.filesystem.create_dir(target.rpartition("/")[0], recursive=True)
-        copy_files(str(file), f"{target}{_PART}", destination_filesystem=self.filesystem)
-        self.filesystem.move(f"{target}{_PART}", target)
+        copy_files(str(file), part, destination_filesystem=self.filesystem)
+        self.filesystem.move(part, target)
 
     def pull(self, name: str, folder: Path) -> None:
         """Copy what is there under a name, and not here, into a folder; each file in one step."""

@@ -92,6 +92,19 @@ def test_what_a_killed_copy_leaves_is_whole_and_has_no_state_without_what_it_spe
         assert str(Path(state).parent / "victim" / "weights") in copied
 
 
+def test_two_nodes_may_push_the_same_run(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = Storage(str(tmp_path / "store"))
+
+    def meanwhile(source: str, target: str, **where: Any) -> None:
+        copy_files(source, target, **where)
+        monkeypatch.undo()
+        store.push(run, "runs/one")
+
+    monkeypatch.setattr("marl_aajr.study.storage.copy_files", meanwhile)
+    store.push(run, "runs/one")
+    assert names(tmp_path / "store") == {f"runs/one/{name}" for name in names(run)}
+
+
 def test_nothing_under_a_name_is_nothing(tmp_path: Path) -> None:
     Storage(str(tmp_path / "store")).pull("runs/none", tmp_path / "here")
     assert not (tmp_path / "here").exists()
