@@ -56,7 +56,7 @@ class Space(Section):
         low: least value.
         high: greatest value.
         log: whether factors count instead of differences.
-        choices: values, instead of a range.
+        choices: two values or more, instead of a range.
     """
 
     low: float | None = None
@@ -128,7 +128,8 @@ class MethodEntry(BaseModel):
         name: as in a run.
         label: what stands for it in the runs' names; None: its name.
         grid: settings of the method that take several values; every combination is a method of its own.
-        search: dotted settings of the run (``ppo.lr``, ``method.coefficient``) that are tuned beforehand.
+        search: dotted settings of the run (``ppo.lr``, ``method.coefficient``) that are tuned
+            beforehand; not beside ``grid``.
         run: settings of its runs, over those of the study and of the environment.
     """
 
