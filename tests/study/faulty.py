@@ -25,7 +25,7 @@ class _CrashesOnce(BaseParallelWrapper):
         return super().step(actions)
 
 
-class _Hangs(BaseParallelWrapper):
+class _HangsOnce(BaseParallelWrapper):
     played = 0
 
     def __init__(self, env: Any, marker: Path) -> None:
@@ -33,9 +33,10 @@ class _Hangs(BaseParallelWrapper):
         self.marker = marker
 
     def step(self, actions: Any) -> Any:
-        _Hangs.played += self.marker.exists()
-        while _Hangs.played > 250 and self.marker.exists():
-            time.sleep(0.01)
+        _HangsOnce.played += self.marker.exists()
+        if _HangsOnce.played > 250 and self.marker.exists():
+            self.marker.unlink()
+            time.sleep(1e6)
         return super().step(actions)
 
 
@@ -45,8 +46,8 @@ def once(marker: str) -> Any:
 
 
 def hung(marker: str) -> Any:
-    """Hangs after 250 steps of all copies with the file there, until it is gone."""
-    return _Hangs(simple_spread_v3.parallel_env(N=2), Path(marker))
+    """After 250 steps of all copies with the file there, takes the file away and hangs for ever."""
+    return _HangsOnce(simple_spread_v3.parallel_env(N=2), Path(marker))
 
 
 def gone(licence: str) -> Any:

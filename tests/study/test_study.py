@@ -6,6 +6,7 @@ import json
 import signal
 import subprocess
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -159,8 +160,8 @@ def test_another_order_one_at_a_time_and_a_stop_on_the_way_give_the_same_numbers
 
 
 def test_a_study_whose_driver_is_killed_goes_on_to_the_same_numbers(done: Done, tmp_path: Path) -> None:
-    hold = tmp_path / "hold"
-    hung = {"name": "tests.study.faulty:hung", "label": "sound", "kwargs": {"marker": str(hold)}}
+    now = tmp_path / "now"
+    hung = {"name": "tests.study.faulty:hung", "label": "sound", "kwargs": {"marker": str(now)}}
     file = write_study(tmp_path, environments=[hung], methods=METHODS, max_concurrent=1)
     words = [*CLI, "study", str(file), "--out", str(tmp_path / "out"), "--log-json"]
     driver = subprocess.Popen(words, env=quiet_environment(), stdout=subprocess.PIPE, text=True)
@@ -168,15 +169,14 @@ def test_a_study_whose_driver_is_killed_goes_on_to_the_same_numbers(done: Done, 
     for line in driver.stdout:
         event = json.loads(line)
         if event["event"] == "started" and event["node"] == "sound-aajr-s0":
-            hold.touch()
+            now.touch()
             break
-    run = RunDirectory(tmp_path / "out" / "runs" / "sound-aajr-s0")
-    wait_for(run.checkpoint(2))
+    wait_until(lambda: not now.exists())
     driver.send_signal(signal.SIGKILL)
     driver.wait()
+    run = RunDirectory(tmp_path / "out" / "runs" / "sound-aajr-s0")
     assert is_there(run)
     assert (run.status().state, run.iterations()) == ("running", [2])
-    hold.unlink()
     plan = prepare(file, out=tmp_path / "out")
     again = Done(plan, do(plan))
     assert again.board.count("finished") == 4
@@ -188,9 +188,9 @@ def test_a_study_whose_driver_is_killed_goes_on_to_the_same_numbers(done: Done, 
         assert again.numbers(f"sound-{method}-s0") == done.numbers(f"sound-{method}-s0")
 
 
-def wait_for(file: Path) -> None:
+def wait_until(it_is: Callable[[], bool]) -> None:
     deadline = time.monotonic() + 60
-    while not file.exists():
+    while not it_is():
         assert time.monotonic() < deadline
         time.sleep(0.01)
 
