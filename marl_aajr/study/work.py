@@ -130,7 +130,8 @@ def _check_machine(place: Place, expected: Mapping[str, str]) -> None:
             f"expected {platform.node()} to have the versions of the study's own process, but it "
             f"{', '.join(problems)}; install the same, or take it out of the cluster"
         )
-    if place.storage is None and not place.here().study_file.is_file():
+    here = place.here()
+    if place.storage is None and not (here.identity_file.is_file() and here.identity == place.identity):
         raise RuntimeError(
             f"expected {platform.node()} to see the study's folder {place.folder}, but it does not; use a "
             "disk that all machines share, or give the study a storage"

@@ -27,6 +27,8 @@ def test_an_adversary_that_was_killed_before_it_was_written_down_is_begun_anew(
 ) -> None:
     plan = prepare(write_study(tmp_path, adversaries=[TRAITOR]), out=tmp_path / "out")
     (node,) = (node for node in plan.nodes.values() if node.kind == "adversary")
+    with plan.folder.begun(plan.study):
+        place = Place(str(plan.folder.path), plan.folder.identity)
     victims = plan.folder.run(node.run.name)
     victims.create(node.run.config)
     victims.unlock()
@@ -39,9 +41,7 @@ def test_an_adversary_that_was_killed_before_it_was_written_down_is_begun_anew(
     reports: list[dict[str, Any]] = []
     monkeypatch.setattr(tune, "report", reports.append)
     flag = StopFlag.remote()  # type: ignore[attr-defined]
-    with plan.folder.begun(plan.study):
-        place = Place(str(plan.folder.path), plan.folder.identity)
-        work({"node": node.name}, nodes=plan.nodes, place=place, flag=flag, expected=software())
+    work({"node": node.name}, nodes=plan.nodes, place=place, flag=flag, expected=software())
     assert reports[-1]["outcome"] == "finished", reports[-1]
     assert is_finished(adversary)
 

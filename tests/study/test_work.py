@@ -6,16 +6,25 @@ from pathlib import Path
 
 import pytest
 
+from marl_aajr.study.folder import StudyFolder
 from marl_aajr.study.work import Place, work
 from marl_aajr.training.nodes import software
 
 
 def test_a_machine_that_joined_with_other_versions_does_nothing(tmp_path: Path) -> None:
+    place, expected = Place(str(tmp_path), "this"), {**software(), "torch": "1.0"}
     with pytest.raises(RuntimeError, match=r"versions of the study's own process.*has torch .*, not 1\.0;"):
-        work({}, nodes={}, place=Place(str(tmp_path), ""), flag=None, expected={**software(), "torch": "1.0"})
+        work({}, nodes={}, place=place, flag=None, expected=expected)
 
 
-def test_a_machine_that_does_not_see_the_folder_does_nothing(tmp_path: Path) -> None:
-    with pytest.raises(RuntimeError, match=rf"to see the study's folder {tmp_path}/out, .*give .* a storage"):
-        work({}, nodes={}, place=Place(f"{tmp_path}/out", ""), flag=None, expected=software())
-    assert not any(tmp_path.iterdir())
+@pytest.mark.parametrize("there", [True, False])
+def test_a_machine_that_does_not_see_the_folder_does_nothing(there: bool, tmp_path: Path) -> None:
+    """Or sees another one under the same path."""
+    folder = StudyFolder(tmp_path / "out")
+    if there:
+        folder.path.mkdir()
+        folder.identity_file.write_text("another\n")
+    place = Place(str(folder.path), "this")
+    with pytest.raises(RuntimeError, match=rf"to see the study's folder {folder.path}, .*give .* a storage"):
+        work({}, nodes={}, place=place, flag=None, expected=software())
+    assert not folder.runs.exists()

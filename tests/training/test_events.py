@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from marl_aajr.training.events import append_event, disturbed
+from marl_aajr.training.events import Event, append_event, disturbed
 from marl_aajr.training.files import read_lines
 
 
@@ -13,7 +13,8 @@ def event(name: str, iteration: int) -> dict[str, Any]:
     return {"event": name, "iteration": iteration}
 
 
-LOST, BACK = "env_runners_lost", "env_runners_restarted"
+LOST: Event = "env_runners_lost"
+BACK: Event = "env_runners_restarted"
 
 
 @pytest.mark.parametrize(
