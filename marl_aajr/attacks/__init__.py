@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-from difflib import get_close_matches
 from typing import Any
 
 from marl_aajr.attacks.auto_pgd import StrongMarginPGD, StrongPGD
@@ -16,6 +15,7 @@ from marl_aajr.attacks.robust_sarsa import RobustSarsa
 from marl_aajr.attacks.square import SquareAttack
 from marl_aajr.attacks.targeted import TargetedPGD
 from marl_aajr.attacks.transfer import Transfer
+from marl_aajr.checks import one_of
 from marl_aajr.threat import PerturbationSet
 
 __all__ = [
@@ -72,13 +72,10 @@ def attack_class(name: str) -> type[Attack]:
     """The attack of a name.
 
     Raises:
-        ValueError: unknown name; the known ones are listed, close matches first.
+        ValueError: unknown name; the known ones are listed, and the nearest one is proposed.
     """
-    if name in ATTACKS:
-        return ATTACKS[name]
-    close = get_close_matches(name, ATTACKS, n=len(ATTACKS), cutoff=0.5)
-    known = [*close, *(other for other in ATTACKS if other not in close)]
-    raise ValueError(f"expected an attack out of {', '.join(known)}; got {name!r}")
+    one_of("an attack", name, ATTACKS)
+    return ATTACKS[name]
 
 
 def make_attack(name: str, *, epsilon: float, **settings: Any) -> Attack:

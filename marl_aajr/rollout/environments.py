@@ -76,7 +76,7 @@ def resolve(name: str, kwargs: Mapping[str, Any] | None = None) -> EnvironmentSp
         The specification, whose ``make()`` builds a `Game`.
 
     Raises:
-        ValueError: If the name is unknown (listing the known ones, close matches first), an import
+        ValueError: If the name is unknown (proposing those that are close), an import
             fails (saying what to install), or the factory does not take the arguments.
     """
     factory, _, spec = _find(name)
@@ -163,11 +163,11 @@ def _unknown(name: str) -> str:
     if "/" in name:
         family = re.sub(r"[-_]v\d+$", "", name)
         close = [other for other in known if other.startswith(f"{family}-v")] or close
+    close = close or [other for other in known if len(name) > 3 and name in other][:4]
     hint = f" (did you mean {' or '.join(close)}?)" if close else ""
-    rest = [other for other in known if other not in close]
     return (
-        f"unknown environment {name!r}{hint}; known: {', '.join(close + rest)}; or give an import path "
-        "such as my_package.my_env:make"
+        f"unknown environment {name!r}{hint}; see marl-aajr list envs, or give an import path such as "
+        "my_package.my_env:make"
     )
 
 

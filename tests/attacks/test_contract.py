@@ -231,7 +231,7 @@ class TestRefusals:
     @pytest.mark.parametrize(
         ("settings", "message"),
         [
-            ({"name": "pdg"}, "expected an attack out of pgd, .*noise.*; got 'pdg'"),
+            ({"name": "pdg"}, r"expected an attack out of noise, .*pgd.*; got 'pdg' \(did you mean pgd\?\)"),
             ({"name": "pgd", "step": 3}, r"settings of 'pgd' out of .*steps.*; got step$|step out of"),
             ({"name": "pgd", "sped": 3}, "settings of 'pgd' out of .*norm.*steps.*; got sped"),
             ({"name": "pgd", "epsilon": 0.0}, "epsilon > 0"),

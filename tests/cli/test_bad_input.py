@@ -36,7 +36,7 @@ def refused(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
     [
         (
             ("train", "--env", "simple_spred_v3"),
-            ["simple_spred_v3", "did you mean", "simple_spread_v3", "sisl/pursuit-v5"],
+            ["simple_spred_v3", "did you mean", "simple_spread_v3", "list envs"],
         ),
         (("train", "--env", "no_such_package.env:make"), ["no_such_package"]),
         (("train",), ["--env", "--config", "list envs"]),

@@ -268,7 +268,7 @@ class TestRefusals:
             ({"episodes": True}, "episodes to be an integer"),
             ({"num_envs": -1}, "num_envs to be an integer ≥ 1"),
             ({"seed": -1}, "seed to be an integer ≥ 0, got -1"),
-            ({"attacks": [("pdg", 0.1)]}, "expected an attack out of pgd, .*; got 'pdg'"),
+            ({"attacks": [("pdg", 0.1)]}, "expected an attack out of noise, .*; got 'pdg'"),
             ({"attacks": [("pgd", 0.0)]}, r"finite epsilon > 0 for pgd, got 0\.0"),
             ({"attacks": [("pgd", float("nan"))]}, "finite epsilon > 0"),
             ({"attacks": [("pgd", "0.1")]}, "finite epsilon > 0 for pgd, got '0.1'"),

@@ -132,7 +132,7 @@ class TestRefusals:
     @pytest.mark.parametrize(
         ("settings", "message"),
         [
-            ({"attacks": ["pdg"]}, "an attack out of pgd"),
+            ({"attacks": ["pdg"]}, "an attack out of noise"),
             ({"attacks": ["pgd", "pgd"]}, "got pgd at 0.5 2 times"),
             ({"epsilons": [0.5, 0.5]}, "got pgd at 0.5 2 times"),
             ({"epsilons": [-1.0]}, "finite epsilon > 0 for pgd, got -1.0"),

@@ -75,7 +75,10 @@ class TestFile:
     @pytest.mark.parametrize(
         ("change", "message"),
         [
-            ({"attacks": ["pdg"]}, r"attacks: expected an attack out of pgd, .*; got 'pdg'"),
+            (
+                {"attacks": ["pdg"]},
+                r"attacks: expected an attack out of .*; got 'pdg' \(did you mean pgd\?\)",
+            ),
             ({"attacks": [{"attack": "pgd", "sped": 1}]}, "settings of 'pgd' out of .*; got sped"),
             ({"attacks": []}, "attacks: .*at least 1"),
             ({"attacks": ["pgd", "pgd"]}, "expected each attack once"),

@@ -98,7 +98,7 @@ def test_a_search_that_has_changed_is_refused(tuned: Plan, tmp_path: Path) -> No
     [
         ({"seeds": [0]}, r"tune.seeds: expected seeds that the study does not use, got \[0\]"),
         ({"episode_seed": 0}, "tune.episode_seed: expected another seed than the evaluation's, got 0"),
-        ({"attack": "pgdd"}, "tune.attack: expected an attack out of pgd"),
+        ({"attack": "pgdd"}, "tune.attack: expected an attack out of noise"),
     ],
 )
 def test_tuning_is_kept_apart_from_the_evaluation(change: Any, message: str, tmp_path: Path) -> None:
