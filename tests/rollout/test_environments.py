@@ -82,7 +82,7 @@ def test_listing_imports_no_environment() -> None:
     ("name", "says"),
     [
         ("simple_spred_v3", r"did you mean simple_spread_v3.*\?\); see marl-aajr list envs, or give"),
-        ("spread", r"did you mean marl_aajr.envs.simple_spread_v3 or simple_spread_v3\?"),
+        ("spread", r"did you mean marl_aajr.envs.simple_spread_v3 or simple_spread_v3\b"),
         ("tictactoe_v3", r"did you mean classic/tictactoe-v3\?"),
         ("sisl/pursuit-v4", r"did you mean sisl/pursuit-v5\?"),
         ("", "unknown environment ''.*import path such as my_package.my_env:make"),
