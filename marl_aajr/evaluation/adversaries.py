@@ -1,13 +1,40 @@
-"""Trained adversarial agents, from the runs that they were trained by."""
+"""Trained adversaries, from the runs that they were trained by."""
 
 from __future__ import annotations
 
+import shlex
+from pathlib import Path
+
 from marl_aajr.attacks.agent_game import PAYS, AgentThreat
 from marl_aajr.attacks.agent_run import GAME
+from marl_aajr.attacks.learned import LearnedAttack, loaded
 from marl_aajr.evaluation.replacements import Replacement
 from marl_aajr.training.config import RunConfig
 from marl_aajr.training.run_directory import RunDirectory
 from marl_aajr.victims import Victim, fingerprint
+
+
+def liar_of(run: RunDirectory, *, source: str, against: Victim, at: Path | str) -> LearnedAttack:
+    """An observation adversary, as an attack of the size that it was trained for.
+
+    Args:
+        run: that it was trained by, finished.
+        source: what the run is called.
+        against: who will be evaluated: those whom it was trained against.
+        at: where they are.
+
+    Raises:
+        ValueError: the run of something else, or of an adversary of others.
+    """
+    liar = loaded(run.path, name=source)
+    threat = run.config().env.kwargs
+    if threat["digest"] != fingerprint(against):
+        raise ValueError(
+            f"expected an adversary of the team in {at}, got {run.path}, which was trained against the one "
+            f"in {threat['victim']}; train another: marl-aajr adversary train {shlex.quote(str(at))} --kind "
+            f"{threat['kind']} --epsilon {threat['epsilon']:g}"
+        )
+    return liar
 
 
 def replacement_of(run: RunDirectory, *, source: str, against: Victim) -> Replacement:

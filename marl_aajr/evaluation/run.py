@@ -8,9 +8,8 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
-from marl_aajr.attacks.learned import loaded
 from marl_aajr.attacks.observation_game import GAME
-from marl_aajr.evaluation.adversaries import replacement_of
+from marl_aajr.evaluation.adversaries import liar_of, replacement_of
 from marl_aajr.evaluation.evaluate import evaluate
 from marl_aajr.evaluation.player import Progress
 from marl_aajr.evaluation.replacements import Replacement
@@ -66,10 +65,10 @@ def evaluate_run(
     others = {name: _surrogate(path, env, env_kwargs) for name, path in _named(surrogates).items()}
     runs = {name: finished(path) for name, path in _named(adversaries).items()}
     liars = {
-        name: loaded(path.path, name=name) for name, path in runs.items() if path.config().env.name == GAME
+        name: liar_of(path, source=name, against=source.victim, at=run)
+        for name, path in runs.items()
+        if path.config().env.name == GAME
     }
-    for liar in liars.values():
-        liar.check_victims(source.victim)
     trained = [
         replacement_of(path, source=name, against=source.victim)
         for name, path in runs.items()

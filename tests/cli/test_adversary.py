@@ -61,7 +61,9 @@ def test_an_adversary_of_other_victims_is_refused(run: Path, capsys: pytest.Capt
     env = {"name": "marl_aajr.envs.simple_spread_v3", "kwargs": {"N": 2, "max_cycles": 5}}
     other = train(tiny(env=env, env_steps=100, seed=9), run.parent / "others")
     assert call("evaluate", other, "--adversary", folder, "--json") == 2
-    assert "was trained against, got others" in " ".join(capsys.readouterr().err.split())
+    said = " ".join(capsys.readouterr().err.split())
+    assert f"got {folder}, which was trained against the one in {run}/victim; train another:" in said
+    assert said.endswith(f"marl-aajr adversary train {other} --kind sa-rl --epsilon 0.1")
 
 
 def test_one_that_exists_is_not_replaced_unasked(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
