@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -27,7 +27,7 @@ from marl_aajr.attacks.adversary_request import (
     SEARCH_SHARE,
     AdversaryRequest,
 )
-from marl_aajr.attacks.adversary_score import Judge
+from marl_aajr.attacks.adversary_score import EPISODES, Judge
 from marl_aajr.attacks.frozen import victim_folder
 from marl_aajr.attacks.observation_game import ObservationThreat
 from marl_aajr.attacks.warm_start import warm_start
@@ -116,11 +116,13 @@ def train_as_asked(
     overwrite: bool = False,
     on_iteration: OnIteration | None = None,
     should_stop: ShouldStop | None = None,
+    on_phase: Callable[[str], None] = lambda _: None,
 ) -> Path:
-    """:func:`train_adversary` with what it is asked as one value."""
+    """:func:`train_adversary` with what it is asked as one value; ``on_phase`` is told what begins."""
     folder = default_folder(victims, request) if out is None else out
     request = request.settled(victims)
-    training = _Training(request, victims, folder, request.config(victims), on_iteration, should_stop)
+    config = request.config(victims)
+    training = _Training(request, victims, folder, config, on_iteration, should_stop, on_phase)
     training.prepare(resume=resume, overwrite=overwrite)
     training.run()
     return folder
@@ -158,6 +160,7 @@ class _Training:
     config: RunConfig
     on_iteration: OnIteration | None
     should_stop: ShouldStop | None
+    on_phase: Callable[[str], None]
     done: int = 0
     tried: list[dict[str, Any]] = field(default_factory=list)
 
@@ -213,13 +216,16 @@ class _Training:
         settings: dict[str, Any] = {}
         if self.request.tries > 1:
             for number in range(self.request.tries):
+                self.on_phase(f"Trying settings {number + 1} of {self.request.tries}")
                 if not self._try(number, config, judge):
                     return
             best = max(self.tried, key=lambda row: row["score"])
             settings = best["settings"]
             config = self._start_from(_with(config, settings), Path(best["folder"]) / "victim")
         config = config.model_copy(update={"env_steps": max(self.request.steps - self.done, 1)})
+        self.on_phase("Training")
         if self._train(config, self.folder):
+            self.on_phase(f"Judging it on {EPISODES} other episodes")
             self._finish(judge, initial, settings, seconds=time.perf_counter() - started)
 
     def _warm(self) -> Path | None:
@@ -228,6 +234,7 @@ class _Training:
             return None
         folder = self.aside / WARM
         if not (folder / "victim.json").is_file():
+            self.on_phase("Learning what PGD does")
             threat = ObservationThreat(**self.config.env.kwargs)
             warm_start(self.config, threat, seed=self.request.seed).save(folder)
         return folder

@@ -130,7 +130,8 @@ def train(
             env_steps=env_steps,
             seed=seed,
         )
-    progress = training_progress(request.steps, console=console)
+    heading = f"{request.kind} against {victims}, seed {request.seed}, {request.steps:,} env steps"
+    progress = training_progress(request.steps, console=console, heading=heading)
     with Interrupt(announce=progress.finishing, restore=progress.restore) as interrupt, progress:
         folder = train_as_asked(
             request,
@@ -140,6 +141,7 @@ def train(
             overwrite=overwrite,
             on_iteration=progress,
             should_stop=interrupt,
+            on_phase=progress.phase,
         )
     _report(folder, victims, console, stopped=interrupt.exit_code)
 

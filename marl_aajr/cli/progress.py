@@ -29,6 +29,9 @@ class TrainingProgress(Protocol):
 
     def __call__(self, metrics: Mapping[str, Any]) -> None: ...
 
+    def phase(self, text: str) -> None:
+        """Say what begins."""
+
     def finishing(self) -> None:
         """Say that Ctrl-C was heard; called by a signal handler, possibly in the middle of a line."""
 
@@ -36,14 +39,16 @@ class TrainingProgress(Protocol):
         """Leave the terminal as it was."""
 
 
-def training_progress(total: int, *, console: Console) -> TrainingProgress:
+def training_progress(total: int, *, console: Console, heading: str) -> TrainingProgress:
     """The display that fits where the output goes.
 
     Args:
         total: environment steps of the whole run.
         console: where to show it.
+        heading: what is trained; said once it is, so that what is refused is answered by the reason alone.
     """
-    return _Live(total, console) if console.is_interactive else _Lines(total, console)
+    display = _Live if console.is_interactive else _Lines
+    return display(total, console, heading)
 
 
 def waiting(words: str, *, console: Console) -> AbstractContextManager[object]:
@@ -89,7 +94,7 @@ def summary(metrics: Mapping[str, Any], *, total: int) -> dict[str, str]:
 
 
 class PlayingProgress:
-    """A bar while episodes are played, on a terminal only: an evaluation takes seconds."""
+    """While episodes are played: a bar on a terminal, elsewhere a line for each row that begins."""
 
     def __init__(self, console: Console) -> None:
         columns = (BarColumn(24), TaskProgressColumn(), TextColumn("{task.description}"))
@@ -97,6 +102,7 @@ class PlayingProgress:
             *columns, console=console, transient=True, disable=not console.is_interactive
         )
         self._task = self._progress.add_task("", total=None)
+        self._console, self._what = console, ""
 
     def __enter__(self) -> PlayingProgress:
         self._progress.start()
@@ -106,16 +112,32 @@ class PlayingProgress:
         self._progress.stop()
 
     def __call__(self, played: Played) -> None:
+        if not self._console.is_interactive and played.what != self._what:
+            _say(self._console, f"playing {played.what}, {played.done:,}/{played.total:,} episodes")
+        self._what = played.what
         self._progress.update(
             self._task, completed=played.done, total=played.total, description=f"playing {played.what}"
         )
 
 
-class _Lines:
-    """One line per iteration."""
+class _Headed:
+    """Lines that stay: what is trained, and each phase of it."""
 
-    def __init__(self, total: int, console: Console) -> None:
-        self._total, self._console = total, console
+    def __init__(self, total: int, console: Console, heading: str) -> None:
+        self._total, self._console, self._heading = total, console, heading
+
+    def phase(self, text: str) -> None:
+        self._begin()
+        _say(self._console, text)
+
+    def _begin(self) -> None:
+        if self._heading:
+            _say(self._console, self._heading)
+        self._heading = ""
+
+
+class _Lines(_Headed):
+    """One line per iteration."""
 
     def __enter__(self) -> _Lines:
         return self
@@ -124,11 +146,12 @@ class _Lines:
         pass
 
     def __call__(self, metrics: Mapping[str, Any]) -> None:
+        self._begin()
         done = metrics["env_steps"]
         share = min(done / self._total, 1)
         words = "  ".join(f"{name} {text}" for name, text in summary(metrics, total=self._total).items())
         line = f"iteration {metrics['iteration']}  {done:,}/{self._total:,} env steps ({share:.0%})  {words}"
-        self._console.print(line, soft_wrap=True, highlight=False)
+        _say(self._console, line)
 
     def finishing(self) -> None:
         # Past rich, which would print the line again that it is just printing.
@@ -139,11 +162,11 @@ class _Lines:
         pass
 
 
-class _Live:
+class _Live(_Headed):
     """A bar that stays in place."""
 
-    def __init__(self, total: int, console: Console) -> None:
-        self._total, self._console = total, console
+    def __init__(self, total: int, console: Console, heading: str) -> None:
+        super().__init__(total, console, heading)
         columns = (BarColumn(24), TaskProgressColumn(), TextColumn("{task.description}"))
         self._progress = Progress(*columns, console=console)
         self._task = self._progress.add_task("starting", total=total)
@@ -156,6 +179,7 @@ class _Live:
         self._progress.stop()
 
     def __call__(self, metrics: Mapping[str, Any]) -> None:
+        self._begin()
         shown = summary(metrics, total=self._total)
         words = "  ".join(f"[dim]{name}[/dim] {text}" for name, text in shown.items())
         self._progress.update(self._task, completed=min(metrics["env_steps"], self._total), description=words)
@@ -165,3 +189,8 @@ class _Live:
 
     def restore(self) -> None:
         self._console.show_cursor(True)
+
+
+def _say(console: Console, line: str) -> None:
+    """Print a line as it is: neither wrapped nor coloured."""
+    console.print(line, soft_wrap=True, highlight=False, markup=False)

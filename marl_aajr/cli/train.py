@@ -168,7 +168,9 @@ def _train(config: RunConfig, folder: Path, console: Console, **how: Any) -> tup
     from marl_aajr.training.run_directory import RunDirectory
     from marl_aajr.training.trainer import train as run
 
-    progress = training_progress(config.env_steps, console=console)
+    how_long = f"seed {config.seed}, {config.env_steps:,} env steps"
+    heading = f"{config.env.name}, method {config.method.name}, {how_long}, into {folder}"
+    progress = training_progress(config.env_steps, console=console, heading=heading)
     with Interrupt(announce=progress.finishing, restore=progress.restore) as interrupt, progress:
         run(config, folder, on_iteration=progress, should_stop=interrupt, **how)
     return RunDirectory(folder), interrupt.exit_code

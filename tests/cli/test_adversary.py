@@ -45,7 +45,9 @@ def test_an_adversary_is_trained_and_judged_by(run: Path, capsys: pytest.Capture
     assert call("adversary", "train", run, *asked) == 0
     folder = run / "adversaries" / "sa-rl-eps0.3-joint-agent_0"
     said = capsys.readouterr().err
-    assert "On other episodes than it learned on the team's return is" in said
+    judged = "On other episodes than it learned on the team's return is"
+    phases = ["sa-rl against", "Learning what PGD", "Training", "iteration 1", "Judging it on 100", judged]
+    assert phases == sorted(phases, key=said.index)
     assert f"marl-aajr evaluate {run} --adversary {folder}" in said
     beside = ("--attack", "fgsm", "--epsilon", 0.3, "--agents", "agent_0", "--episodes", 5, "--json")
     assert call("evaluate", run, "--adversary", folder, *beside) == 0

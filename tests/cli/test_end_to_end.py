@@ -113,6 +113,7 @@ def evaluated(runs: Runs) -> dict[str, Any]:
 
 def test_progress_goes_to_stderr_a_line_for_each_iteration(runs: Runs, stopped: str) -> None:
     lines = [line for line in stopped.splitlines() if line.startswith("iteration ")]
+    assert stopped.startswith("simple_spread_v3, method aajr, seed 0, 2,000 env steps, into runs/stopped\n")
     assert [line.split()[1] for line in lines] == [str(1 + i) for i in range(len(lines))]
     assert 2 <= len(lines) < 10
     for word in ("200/2,000 env steps (10%)", "return -", "steps/s ", "penalty ", "left "):

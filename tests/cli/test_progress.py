@@ -14,7 +14,8 @@ import pytest
 from rich.console import Console
 
 from marl_aajr.cli.interrupt import Interrupt
-from marl_aajr.cli.progress import FINISHING, clock, summary, training_progress
+from marl_aajr.cli.progress import FINISHING, PlayingProgress, clock, summary, training_progress
+from marl_aajr.evaluation import Progress as Played
 
 METRICS: dict[str, Any] = {
     "iteration": 3,
@@ -60,10 +61,14 @@ def test_summary_of_an_iteration_without_episodes_or_penalty() -> None:
 
 def test_elsewhere_each_iteration_is_one_plain_line() -> None:
     out = io.StringIO()
-    with training_progress(24_000, console=Console(file=out, width=40)) as progress:
+    console = Console(file=out, width=40)
+    with training_progress(24_000, console=console, heading="what, where [and how]") as progress:
+        assert out.getvalue() == ""
         progress(METRICS)
+        progress.phase("Judging")
         progress(METRICS | {"iteration": 4, "env_steps": 25_000})
-    first, second = out.getvalue().splitlines()
+    heading, first, phase, second = out.getvalue().splitlines()
+    assert (heading, phase) == ("what, where [and how]", "Judging")
     assert (
         first
         == "iteration 3  12,000/24,000 env steps (50%)  return -71.2  steps/s 1,500  penalty 0.2  left 0:08"
@@ -74,10 +79,11 @@ def test_elsewhere_each_iteration_is_one_plain_line() -> None:
 def test_on_a_terminal_the_bar_stays_in_place_and_the_cursor_comes_back() -> None:
     out = io.StringIO()
     console = Console(file=out, width=100, force_terminal=True, force_interactive=True)
-    with training_progress(24_000, console=console) as progress:
+    with training_progress(24_000, console=console, heading="what, where") as progress:
+        progress.phase("Judging")
         progress(METRICS)
     text = out.getvalue()
-    assert "50%" in text
+    assert text.index("what, where") < text.index("Judging") < text.index("50%")
     assert "-71.2" in text
     assert text.rindex("\x1b[?25h") > text.rindex("\x1b[?25l")
 
@@ -93,11 +99,23 @@ def test_ctrl_c_in_the_middle_of_a_line_does_not_print_the_line_twice(tmp_path: 
 
     path = tmp_path / "terminal"
     with io.TextIOWrapper(Interrupted(path, "w"), write_through=True) as terminal:
-        progress = training_progress(24_000, console=Console(file=terminal, width=200))
+        progress = training_progress(24_000, console=Console(file=terminal, width=200), heading="")
         with Interrupt(announce=progress.finishing, restore=progress.restore) as interrupt, progress:
             progress(METRICS)
     assert path.read_text().count("iteration 3") == 1
     assert path.read_text().count(FINISHING) == 1
+
+
+def test_an_evaluation_is_a_line_for_each_row_that_begins() -> None:
+    out = io.StringIO()
+    with PlayingProgress(Console(file=out, width=20)) as progress:
+        for done, what in enumerate(("clean", "clean", "pgd 0.1", "pgd 0.1", "fgsm 0.2")):
+            progress(Played(done, 2000, what))
+    assert out.getvalue().splitlines() == [
+        "playing clean, 0/2,000 episodes",
+        "playing pgd 0.1, 2/2,000 episodes",
+        "playing fgsm 0.2, 4/2,000 episodes",
+    ]
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
