@@ -131,7 +131,7 @@ def train(
             seed=seed,
         )
     heading = f"{request.kind} against {victims}, seed {request.seed}, {request.steps:,} env steps"
-    progress = training_progress(request.steps, console=console, heading=heading)
+    progress = training_progress(request.steps, console=console, heading=heading, earned="adversary's return")
     with Interrupt(announce=progress.finishing, restore=progress.restore) as interrupt, progress:
         folder = train_as_asked(
             request,

@@ -39,16 +39,19 @@ class TrainingProgress(Protocol):
         """Leave the terminal as it was."""
 
 
-def training_progress(total: int, *, console: Console, heading: str) -> TrainingProgress:
+def training_progress(
+    total: int, *, console: Console, heading: str, earned: str = "return"
+) -> TrainingProgress:
     """The display that fits where the output goes.
 
     Args:
         total: environment steps of the whole run.
         console: where to show it.
         heading: what is trained; said once it is, so that what is refused is answered by the reason alone.
+        earned: what the returns are called.
     """
     display = _Live if console.is_interactive else _Lines
-    return display(total, console, heading)
+    return display(total, console, heading, earned)
 
 
 def waiting(words: str, *, console: Console) -> AbstractContextManager[object]:
@@ -63,12 +66,13 @@ def clock(seconds: float) -> str:
     return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
 
 
-def summary(metrics: Mapping[str, Any], *, total: int) -> dict[str, str]:
+def summary(metrics: Mapping[str, Any], *, total: int, earned: str = "return") -> dict[str, str]:
     """What a person watches, in words; what an iteration lacks is a dash.
 
     Args:
         metrics: one line of metrics.jsonl.
         total: environment steps of the whole run.
+        earned: what the returns are called.
     """
     speed = metrics.get("env_steps_per_second")
     mean = metrics.get("return_mean")
@@ -78,7 +82,7 @@ def summary(metrics: Mapping[str, Any], *, total: int) -> dict[str, str]:
     returns = [f"{name} {value:.1f}" for name, value in sides.items()]
     single = "–" if mean is None else f"{mean:.1f}"
     shown = {
-        "return": single if len(returns) < 2 else ", ".join(returns[:3]) + (", …" if returns[3:] else ""),
+        earned: single if len(returns) < 2 else ", ".join(returns[:3]) + (", …" if returns[3:] else ""),
         "steps/s": f"{speed:,.0f}" if speed else "–",
     }
     penalties = [
@@ -123,12 +127,15 @@ class PlayingProgress:
 class _Headed:
     """Lines that stay: what is trained, and each phase of it."""
 
-    def __init__(self, total: int, console: Console, heading: str) -> None:
-        self._total, self._console, self._heading = total, console, heading
+    def __init__(self, total: int, console: Console, heading: str, earned: str) -> None:
+        self._total, self._console, self._heading, self._earned = total, console, heading, earned
 
     def phase(self, text: str) -> None:
         self._begin()
         _say(self._console, text)
+
+    def _words(self, metrics: Mapping[str, Any]) -> dict[str, str]:
+        return summary(metrics, total=self._total, earned=self._earned)
 
     def _begin(self) -> None:
         if self._heading:
@@ -149,7 +156,7 @@ class _Lines(_Headed):
         self._begin()
         done = metrics["env_steps"]
         share = min(done / self._total, 1)
-        words = "  ".join(f"{name} {text}" for name, text in summary(metrics, total=self._total).items())
+        words = "  ".join(f"{name} {text}" for name, text in self._words(metrics).items())
         line = f"iteration {metrics['iteration']}  {done:,}/{self._total:,} env steps ({share:.0%})  {words}"
         _say(self._console, line)
 
@@ -165,8 +172,8 @@ class _Lines(_Headed):
 class _Live(_Headed):
     """A bar that stays in place."""
 
-    def __init__(self, total: int, console: Console, heading: str) -> None:
-        super().__init__(total, console, heading)
+    def __init__(self, total: int, console: Console, heading: str, earned: str) -> None:
+        super().__init__(total, console, heading, earned)
         columns = (BarColumn(24), TaskProgressColumn(), TextColumn("{task.description}"))
         self._progress = Progress(*columns, console=console)
         self._task = self._progress.add_task("starting", total=total)
@@ -180,8 +187,7 @@ class _Live(_Headed):
 
     def __call__(self, metrics: Mapping[str, Any]) -> None:
         self._begin()
-        shown = summary(metrics, total=self._total)
-        words = "  ".join(f"[dim]{name}[/dim] {text}" for name, text in shown.items())
+        words = "  ".join(f"[dim]{name}[/dim] {text}" for name, text in self._words(metrics).items())
         self._progress.update(self._task, completed=min(metrics["env_steps"], self._total), description=words)
 
     def finishing(self) -> None:

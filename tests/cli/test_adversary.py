@@ -48,6 +48,7 @@ def test_an_adversary_is_trained_and_judged_by(run: Path, capsys: pytest.Capture
     judged = "On other episodes than it learned on the team's return is"
     phases = ["sa-rl against", "Learning what PGD", "Training", "iteration 1", "Judging it on 100", judged]
     assert phases == sorted(phases, key=said.index)
+    assert "  adversary's return " in said
     assert f"marl-aajr evaluate {run} --adversary {folder}" in said
     beside = ("--attack", "fgsm", "--epsilon", 0.3, "--agents", "agent_0", "--episodes", 5, "--json")
     assert call("evaluate", run, "--adversary", folder, *beside) == 0

@@ -48,6 +48,10 @@ def test_summary_has_the_return_of_each_side_where_there_are_several() -> None:
     assert summary(METRICS | many, total=102_000)["return"] == "a 1.0, b 1.0, c 1.0, …"
 
 
+def test_summary_calls_the_returns_what_they_are() -> None:
+    assert next(iter(summary(METRICS, total=1, earned="adversary's return"))) == "adversary's return"
+
+
 def test_summary_of_an_iteration_without_episodes_or_penalty() -> None:
     bare: dict[str, Any] = {
         "iteration": 1,
