@@ -13,13 +13,26 @@ import typer
 
 from marl_aajr.cli.findings import show
 from marl_aajr.cli.overrides import parse_assignments
-from marl_aajr.cli.teaching import guide, told
+from marl_aajr.cli.teaching import guide, sample, told
 
 SUITE = "quick"
 """The suite where neither a suite nor an attack is named."""
 
 EPSILONS = (0.05, 0.1, 0.2)
 """Sizes of named attacks where none is named: around the ε that methods train against by default."""
+
+JSON = """\
+clean_return        mean over the episodes
+clean               return, low, high, returns
+attacks             attack, settings, epsilon, agents, budget, and as clean
+worst               attack, settings, epsilon; runner_up: lead over the next
+subsets             agents, attack, epsilon, selection_return
+adversarial_agents  kind, agents, and as clean
+others              the same for other actions
+skipped             attack, reason
+checks              name, verdict, text
+"""
+"""Keys of the object, and what is under them."""
 
 HELP = guide(
     "Play a team without and with attacks on what it observes: a finished run's, a saved victim's or that of "
@@ -31,7 +44,7 @@ HELP = guide(
     "marl-aajr evaluate runs/study-3 --budget agents=1,steps=5,timing=strategic",
     "marl-aajr evaluate runs/study-3 --suite full --json > result.json",
     "marl-aajr evaluate checkpoint_000010 --env simple_spread_v3 --units raw",
-)
+) + sample("What --json prints, among others:", JSON)
 
 
 def evaluate(
@@ -203,11 +216,7 @@ def evaluate(
         bool,
         typer.Option(
             "--json",
-            help="Print one object, as kept in RUN/evaluations: clean_return; clean (return, low, high, "
-            "returns); attacks (attack, settings, epsilon, agents, budget, and as clean); worst (of each "
-            "epsilon, runner_up: its lead over the next); subsets (agents, attack, epsilon, "
-            "selection_return); adversarial_agents (kind, agents, and as clean); others (the same for other "
-            "actions); skipped; checks (name, verdict, text).",
+            help="Print one object, as kept in RUN/evaluations; see above.",
         ),
     ] = False,
 ) -> None:

@@ -11,6 +11,7 @@ import yaml
 from torch import nn
 
 from marl_aajr.cli.app import main
+from marl_aajr.cli.evaluate import JSON
 from marl_aajr.training.config import EnvConfig, RunConfig
 from marl_aajr.training.run_directory import RunDirectory, Status
 from tests.evaluation.broken import Quantized
@@ -67,6 +68,7 @@ def test_a_suite_gives_the_worst_attack_both_kinds_of_actions_and_the_checks(
     result = as_json(capsys, run, "--suite", suite)
     assert (result["suite"], result["units"], result["episodes"]) == ("mine", "raw", 4)
     assert [row["attack"] for row in result["attacks"]] == ["noise", "pgd-margin"]
+    assert {line.split()[0] for line in JSON.splitlines()} <= result.keys()
     (worst,) = result["worst"]
     assert (worst["attack"], worst["return"]) == ("pgd-margin", -result["clean_return"])
     assert [rows["actions"] for rows in result["others"]] == ["sampled"]

@@ -26,7 +26,8 @@ def test_every_command_shows_examples_that_a_narrow_terminal_does_not_wrap(cli: 
     shown = cli(command, "--help", COLUMNS="80")
     assert (shown.returncode, shown.stderr) == (0, "")
     lines = [line.strip() for line in shown.stdout.splitlines()]
-    examples = [line.strip() for line in HELP[command].split("Examples:\n")[1].splitlines()]
+    after = HELP[command].split("Examples:\n")[1]
+    examples = [line.strip() for line in after.partition("\n\n")[0].splitlines()]
     assert examples
     assert all(line.startswith(f"marl-aajr {command} ") and line in lines for line in examples)
 
@@ -47,6 +48,12 @@ def test_help_does_not_wait_for_torch_or_ray() -> None:
     )
     loaded = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert loaded.stdout == "\n"
+
+
+def test_help_of_evaluate_has_the_keys_of_its_json_a_line_each(cli: Run) -> None:
+    shown = cli("evaluate", "--help", COLUMNS="80").stdout
+    lines = [line.strip() for line in shown.splitlines()]
+    assert all(line in lines for line in evaluate.JSON.splitlines())
 
 
 def test_help_of_study_shows_a_file_that_is_one(cli: Run, tmp_path: Path) -> None:
