@@ -78,8 +78,10 @@ def table(rows: Mapping[str, Any], *, agents: list[str], level: float) -> Table:
     for row in rows["adversarial_agents"]:
         name = f"{row['kind']} {', '.join(row['agents'])}"
         shown.add_row(f"{name} (worst)" if row["worst"] else name, "", *_numbers(row), "")
-    if rows["worst"]:
-        shown.caption = "worst of its size: chosen on other episodes than these" + (
+    groups = ["size"] if marks else []
+    groups += ["kind"] if any(row["worst"] for row in rows["adversarial_agents"]) else []
+    if groups:
+        shown.caption = f"worst of its {' or '.join(groups)}: chosen on other episodes than these" + (
             "; worst?: within noise of the next" if "worst?" in marks.values() else ""
         )
     return shown

@@ -63,6 +63,14 @@ def test_a_trained_traitor_is_reported_beside_its_controls(
     assert "pass" in {check["verdict"] for check in result["checks"] if "traitor agent_0" in check["name"]}
 
 
+def test_the_terminal_says_what_the_worst_agent_is_the_worst_of(
+    capsys: pytest.CaptureFixture[str], run: Path
+) -> None:
+    text = said(capsys, run, *FEW, "--selection-episodes", 4, "--replace", "random")
+    assert "(worst)" in text.partition("random agent_0")[2]
+    assert "worst of its size or kind: chosen on other episodes than these" in " ".join(text.split())
+
+
 def test_one_that_was_trained_against_others_says_so(
     capsys: pytest.CaptureFixture[str], tmp_path: Path, traitor: Path
 ) -> None:
