@@ -58,6 +58,10 @@ class Plan:
         """How many subsets of these agents each attack is tried on."""
         return 0 if self.budget.worst is None else trials(agents, self.budget.worst)
 
+    def rehearsed(self, agents: Sequence[str]) -> bool:
+        """Whether something rests on how the selection episodes go without an attack."""
+        return self.budget.steps is not None or self.budget.worst is not None or self.alone(agents)
+
     def alone(self, agents: Sequence[str]) -> bool:
         """Whether the worst attacks are to be tried on each of these agents alone, and have not been."""
         return self.weakest_link and len(agents) > 1 and self.budget.worst != 1

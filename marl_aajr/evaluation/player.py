@@ -73,6 +73,7 @@ class Player:
         home: folder of the victim's run, which keeps the adversaries that are trained; None: nothing does.
         other_env: copies for the selection episodes, once there are any.
         rehearsals: by kind of actions, what unattacked selection episodes say of when to strike.
+        unattacked: by kind of actions, the team's returns in them.
         cancelled: whether the team's rewards cancelled in every clean episode, though its agents had some.
     """
 
@@ -89,6 +90,7 @@ class Player:
     done: int = 0
     other_env: BatchedEnv | None = None
     rehearsals: dict[Actions, Rehearsal] = field(default_factory=dict)
+    unattacked: dict[Actions, tuple[float, ...]] = field(default_factory=dict)
     cancelled: bool = False
 
     @property
@@ -101,23 +103,23 @@ class Player:
         tried = len(attacks) if plan.budget.worst is None else len(attacks) * plan.trials(self.agents)
         if plan.alone(self.agents):
             tried += len({attack.perturbations.epsilon for attack in attacks}) * len(self.agents)
-        if plan.budget.steps is not None:
+        if plan.rehearsed(self.agents):
             tried += 1
         each = (len(attacks) + replacements + 1) * plan.episodes
         self.total = len(plan.actions) * (each + (tried + replacements) * plan.selection_episodes)
 
     def rehearse(self, plan: Plan) -> None:
-        """Watch unattacked selection episodes, where a budget of steps rests on them.
+        """Watch unattacked selection episodes, where a budget or the search for agents rests on them.
 
         Raises:
             ValueError: more steps than an episode has.
         """
-        if plan.budget.steps is None:
+        if not plan.rehearsed(self.agents):
             return
         for kind in plan.actions:
             rehearsal = Rehearsal(self.agents, strategic=plan.budget.timing == "strategic")
             env = self._other(plan.selection_episodes)
-            self._play(
+            returns = self._play(
                 "clean (selection)",
                 plan.selection_episodes,
                 sampled=kind == "sampled",
@@ -125,6 +127,7 @@ class Player:
                 env=env,
             )
             self.rehearsals[kind] = rehearsal
+            self.unattacked[kind] = tuple(self._own(returns).tolist())
             self.pace(kind, self.agents, plan.budget)
 
     def pace(self, kind: Actions, agents: Collection[str], budget: Budget) -> Pace | None:

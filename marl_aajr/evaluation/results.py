@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
+import numpy as np
+
 from marl_aajr.evaluation.outcomes import LEVEL, AgentOutcome, AttackOutcome, Outcome, Subset, Worst
 from marl_aajr.evaluation.protocol import Skipped
 from marl_aajr.evaluation.suites import Actions, Units
@@ -26,6 +28,8 @@ class Rows:
         worst: one for each size; empty where nothing was chosen.
         adversarial_agents: one for each replacement.
         subsets: attacks on some agents only, to find the worst; empty where nothing was to be found.
+        clean_selection: returns without attack of the selection episodes, which subsets and times are chosen
+            on; empty where none are.
     """
 
     actions: Actions
@@ -34,6 +38,7 @@ class Rows:
     worst: tuple[Worst, ...] = ()
     adversarial_agents: tuple[AgentOutcome, ...] = ()
     subsets: tuple[Subset, ...] = ()
+    clean_selection: tuple[float, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
         """As in RUN/evaluations."""
@@ -41,6 +46,7 @@ class Rows:
             "actions": self.actions,
             "clean_return": self.clean.mean,
             "clean": self.clean.to_json(),
+            "clean_selection_return": float(np.mean(self.clean_selection)) if self.clean_selection else None,
             "attacks": [attack.to_json() for attack in self.attacks],
             "worst": [worst.to_json() for worst in self.worst],
             "adversarial_agents": [row.to_json() for row in self.adversarial_agents],

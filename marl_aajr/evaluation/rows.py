@@ -88,6 +88,7 @@ def play_rows(
             worst[kind],
             _replaced(player, replacements, plan, sampled=kind == "sampled"),
             (*(subset for case in cases if case.kind == kind for subset in case.tried), *links[kind]),
+            player.unattacked.get(kind, ()),
         )
         for kind in plan.actions
     )

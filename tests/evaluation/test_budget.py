@@ -236,6 +236,20 @@ class TestWeakestLink:
         assert played(weakest_link=True, agents=["agent_0"]).rows[0].subsets == ()
         assert played().rows[0].subsets == ()
 
+    @pytest.mark.parametrize(
+        "search", [{"weakest_link": True}, {"budget": "agents=1"}, {"budget": "steps=2"}]
+    )
+    def test_what_the_selection_episodes_return_without_attack_stands_beside(self, search: Any) -> None:
+        told: list[Progress] = []
+        spec = resolve("marl_aajr.envs.simple_spread_v3", {"max_cycles": 3})
+        victim, few = team(spec), {"episodes": 3, "selection_episodes": 3}
+        result = evaluate(victim, spec, attacks=[("noise", 0.1)], on_progress=told.append, **few, **search)
+        elsewhere = evaluate(victim, spec, episodes=3, seed=derived_seed(0, SELECTION))
+        assert result.rows[0].clean_selection == elsewhere.clean.returns
+        assert result.to_json()["clean_selection_return"] == pytest.approx(elsewhere.clean_return)
+        assert told[-1].done == told[-1].total
+        assert played().to_json()["clean_selection_return"] is None
+
 
 class TestSteps:
     """Where every attacked decision is turned, a return counts the strikes: 2 for each."""
