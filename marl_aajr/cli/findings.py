@@ -78,12 +78,16 @@ def table(rows: Mapping[str, Any], *, agents: list[str], level: float) -> Table:
     for row in rows["adversarial_agents"]:
         name = f"{row['kind']} {', '.join(row['agents'])}"
         shown.add_row(f"{name} (worst)" if row["worst"] else name, "", *_numbers(row), "")
+    notes = []
     groups = ["size"] if marks else []
     groups += ["kind"] if any(row["worst"] for row in rows["adversarial_agents"]) else []
     if groups:
-        shown.caption = f"worst of its {' or '.join(groups)}: chosen on other episodes than these" + (
-            "; worst?: within noise of the next" if "worst?" in marks.values() else ""
-        )
+        notes.append(f"worst of its {' or '.join(groups)}: chosen on other episodes than these")
+    if "worst?" in marks.values():
+        notes.append("worst?: within noise of the next")
+    if any(row["budget"] != "every step" or row["agents"] != agents for row in rows["attacks"]):
+        notes.append("actions changed: of the decisions that were attacked")
+    shown.caption = "; ".join(notes) or None
     return shown
 
 
@@ -125,9 +129,9 @@ def _weakest(rows: Mapping[str, Any]) -> Iterator[str]:
         tried.sort(key=lambda row: row["selection_return"])
         found = ", ".join(f"{row['agents'][0]} {row['selection_return']:.1f}" for row in tried)
         first, second = (tuple(row["selection_returns"]) for row in tried[:2])
-        high = paired_difference(first, second).high
-        sure = high is not None and high < 0
+        sure = paired_difference(first, second).negative
         said = f"{tried[0]['agents'][0]} is the weakest link" if sure else "no clear weakest link"
+        found += f", against {rows['clean_selection_return']:.1f} without attack"
         yield f"Attacked alone, {attack} at ε = {epsilon:g}: {found}; {said}"
 
 

@@ -210,6 +210,11 @@ class Difference(NamedTuple):
     low: float | None
     high: float | None
 
+    @property
+    def negative(self) -> bool:
+        """Whether the interval lies wholly below 0; False where there is none."""
+        return self.high is not None and self.high < 0
+
 
 def paired_difference(a: tuple[float, ...], b: tuple[float, ...]) -> Difference:
     """Mean of a − b over the same episodes, with Student's interval."""

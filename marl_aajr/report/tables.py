@@ -49,7 +49,7 @@ def worst_of_each_run(comparison: Comparison, *, decimals: int) -> Sheet:
 
 
 def changed_actions(comparison: Comparison) -> tuple[Block, ...]:
-    """Fraction of greedy actions that each attack changed; empty where none was recorded."""
+    """Share of the attacked decisions that each attack changed; empty where none was recorded."""
 
     def cell(row: Row, condition: Condition) -> Cell:
         rates = [run.attacked[condition].success_rate for run in row.runs]

@@ -159,9 +159,13 @@ def test_a_weakest_link_is_named_where_there_is_one(
     unequal = team(spec, sign_reader())
     monkeypatch.setattr("marl_aajr.evaluation.sources.Victim.load", lambda folder: unequal)
     text = " ".join(said(capsys, run, *options).split())
-    assert "agent_1 -8.0, agent_2 16.0, agent_0 24.0; agent_1 is the weakest link" in text
+    found = "agent_1 -8.0, agent_2 16.0, agent_0 24.0, against 32.0 without attack"
+    assert f"{found}; agent_1 is the weakest link" in text
+    assert "actions changed: of the decisions that were attacked" in text
     clean = ("--attack", "fgsm", "--epsilon", 0.9, "--episodes", 2, "--weakest-link")
-    assert "no clear weakest link" in " ".join(said(capsys, run, *clean, *few).split())
+    text = " ".join(said(capsys, run, *clean, *few).split())
+    assert "no clear weakest link" in text
+    assert "of the decisions that were attacked" not in text, "all of them were"
 
 
 def test_another_budget_is_another_evaluation(capsys: pytest.CaptureFixture[str], run: Path) -> None:
