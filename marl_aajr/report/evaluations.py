@@ -94,6 +94,7 @@ class Subset(Frozen):
     settings: str = ""
     epsilon: Size
     selection_return: FiniteFloat
+    selection_returns: tuple[FiniteFloat, ...] = ()
 
 
 class Replaced(Outcome):
@@ -138,6 +139,7 @@ class Rows(Frozen):
 
     actions: str
     clean: Outcome
+    clean_selection_return: FiniteFloat | None = None
     attacks: tuple[Attacked, ...]
     worst: tuple[Chosen, ...] = ()
     subsets: tuple[Subset, ...] = ()

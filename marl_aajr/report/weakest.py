@@ -3,65 +3,148 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
 
+from marl_aajr.evaluation.outcomes import paired_difference
 from marl_aajr.report.cells import NOTHING, Block, Cell, Line, size
 from marl_aajr.report.comparison import Comparison, Row
+from marl_aajr.report.conditions import Key, exact, keys_of
+from marl_aajr.report.evaluations import Evaluation, Subset
 from marl_aajr.report.protocol import Results
 from marl_aajr.report.wording import count, number
 
-_Place = tuple[float, int]
 _Agents = tuple[str, ...]
 
 
-def weakest_links(comparison: Comparison, *, decimals: int) -> tuple[Block, ...]:
-    """Per size of attack and number of agents, the return that an attack on each subset leaves.
+class _Place(NamedTuple):
+    """What may be compared: as many agents attacked by the same size, within one budget, on as many episodes.
 
-    The returns are those of the selection episodes, of each run under the attack that hurts it most there; a
-    method's is the mean over its runs. Empty where no subsets were tried.
+    Attributes:
+        epsilon: the size.
+        agents: how many are attacked.
+        limits: among whom, and the budget, in words; empty: among all, at every step.
+        episodes: for the selection.
     """
-    found = {id(run): _returns(run) for row in comparison.rows for run in row.runs}
-    subsets: dict[_Place, dict[_Agents, None]] = defaultdict(dict)
-    for returns in found.values():
-        for place, by_agents in returns.items():
-            subsets[place].update(dict.fromkeys(by_agents))
+
+    epsilon: float
+    agents: int
+    limits: str
+    episodes: int
+
+    def __str__(self) -> str:
+        parts = (size(self.epsilon), f"{count(self.agents, 'agent')} attacked", self.limits)
+        return f"{', '.join(filter(None, parts))} ({count(self.episodes, 'episode')})"
+
+
+@dataclass(frozen=True)
+class _Search:
+    """One attack on subset after subset, at least two, in one evaluation.
+
+    Attributes:
+        attack: its name.
+        clean: return of the same episodes without an attack; None in older files.
+        tried: by agents.
+    """
+
+    attack: str
+    clean: float | None
+    tried: Mapping[_Agents, Subset]
+
+    @property
+    def ordered(self) -> list[Subset]:
+        """Those that leave the least return first."""
+        return sorted(self.tried.values(), key=lambda subset: subset.selection_return)
+
+    @property
+    def weakest(self) -> _Agents | None:
+        """The agents that cost most, where that is beyond doubt on the same episodes."""
+        first, second = (subset.selection_returns for subset in self.ordered[:2])
+        sure = bool(first and second) and paired_difference(first, second).negative
+        return self.ordered[0].agents if sure else None
+
+
+def weakest_links(comparison: Comparison, *, decimals: int) -> tuple[Block, ...]:
+    """Per size of attack, number of agents and budget, the return that an attack on each subset leaves.
+
+    The returns are those of the selection episodes, of each run under the attack that hurts it most there, of
+    those that all runs faced; a method's is the mean over its runs. Empty where no subsets were tried.
+    """
+    runs = [run for row in comparison.rows for run in row.runs]
+    shared = set.intersection(*(set(keys_of(run.played).values()) for run in runs))
+    found = {id(run): _worst(run, shared) for run in runs}
+    places = sorted({place for searches in found.values() for place in searches})
     return tuple(
-        Block(
-            f"{size(epsilon)}, {count(k, 'agent')} attacked",
-            tuple(
-                Line(
-                    ", ".join(agents),
-                    tuple(_cell(row, found, (epsilon, k), agents, decimals) for row in comparison.rows),
-                )
-                for agents in tried
-            ),
-        )
-        for (epsilon, k), tried in sorted(subsets.items())
+        Block(str(place), tuple(_lines([_at(row, found, place) for row in comparison.rows], decimals)))
+        for place in places
     )
 
 
-def _returns(run: Results) -> dict[_Place, dict[_Agents, float]]:
-    """(ε, number of agents) -> agents -> the lowest return of any attack on them."""
-    found: dict[_Place, dict[_Agents, float]] = defaultdict(dict)
-    for rows, _ in run.played:
-        for tried in rows.subsets:
-            own = found[tried.epsilon, len(tried.agents)]
-            own[tried.agents] = min(own.get(tried.agents, float("inf")), tried.selection_return)
+def _worst(run: Results, shared: Collection[Key]) -> dict[_Place, _Search]:
+    """Of each place the search that found the lowest return."""
+    found: dict[_Place, _Search] = {}
+    for place, search in _searches(run, shared):
+        if place not in found or _lowest(search) < _lowest(found[place]):
+            found[place] = search
     return found
 
 
-def _cell(
-    row: Row,
-    found: Mapping[int, Mapping[_Place, Mapping[_Agents, float]]],
-    place: _Place,
-    agents: _Agents,
-    decimals: int,
-) -> Cell:
-    runs = [found[id(run)].get(place, {}) for run in row.runs]
-    returns = [of[agents] for of in runs if agents in of]
-    if not returns:
+def _searches(run: Results, shared: Collection[Key]) -> Iterator[tuple[_Place, _Search]]:
+    keys = keys_of(run.played)
+    for rows, evaluation in run.played:
+        faced = {
+            (row.attack, row.settings, row.epsilon): key
+            for row in rows.attacks
+            if (key := keys[exact(row, evaluation)]) in shared
+        }
+        tried: dict[tuple[Key, int], dict[_Agents, Subset]] = defaultdict(dict)
+        for subset in rows.subsets:
+            if found := faced.get((subset.attack, subset.settings, subset.epsilon)):
+                tried[found, len(subset.agents)][subset.agents] = subset
+        for (key, agents), subsets in tried.items():
+            if len(subsets) > 1:
+                limits = ", ".join(filter(None, (_among(evaluation), key.budget)))
+                place = _Place(key.epsilon, agents, limits, evaluation.selection_episodes)
+                yield place, _Search(key.name, rows.clean_selection_return, subsets)
+
+
+def _among(evaluation: Evaluation) -> str:
+    everybody = set(evaluation.agents) == evaluation.members
+    return "" if everybody else f"among {', '.join(evaluation.agents)}"
+
+
+def _lowest(search: _Search) -> float:
+    return search.ordered[0].selection_return
+
+
+def _at(row: Row, found: Mapping[int, Mapping[_Place, _Search]], place: _Place) -> list[_Search]:
+    """What the runs of a method hold of a place."""
+    return [found[id(run)][place] for run in row.runs if place in found[id(run)]]
+
+
+def _lines(searches: Sequence[Sequence[_Search]], decimals: int) -> Iterator[Line]:
+    """A line without an attack, where it is known, and one for each subset; a cell for each method."""
+    if any(search.clean is not None for own in searches for search in own):
+        yield Line("no attack", tuple(_clean(own, decimals) for own in searches))
+    for agents in dict.fromkeys(agents for own in searches for search in own for agents in search.tried):
+        yield Line(", ".join(agents), tuple(_attacked(own, agents, decimals) for own in searches))
+
+
+def _clean(searches: Sequence[_Search], decimals: int) -> Cell:
+    known = [search.clean for search in searches if search.clean is not None]
+    return Cell(number(sum(known) / len(known), decimals=decimals)) if known else NOTHING
+
+
+def _attacked(searches: Sequence[_Search], agents: _Agents, decimals: int) -> Cell:
+    tried = [search for search in searches if agents in search.tried]
+    if not tried:
         return NOTHING
-    weakest = sum(agents in of and of[agents] == min(of.values()) for of in runs)
-    note = f"weakest in {weakest} of {len(runs)}" if weakest else ""
-    mean = number(sum(returns) / len(returns), decimals=decimals)
-    return Cell(mean, note=note, mark="worst" if 2 * weakest > len(runs) else "")
+    mean = sum(search.tried[agents].selection_return for search in tried) / len(tried)
+    weakest = sum(search.weakest == agents for search in searches)
+    return Cell(
+        number(mean, decimals=decimals),
+        under=", ".join(dict.fromkeys(search.attack for search in tried)),
+        note=f"weakest in {weakest} of {len(searches)}" if weakest else "",
+        mark="worst" if 2 * weakest > len(searches) else "",
+    )

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 
@@ -143,31 +144,76 @@ class TestAdversarialAgents:
 
 
 class TestWeakestLink:
-    def subsets(self, *returns: float) -> list[dict[str, Any]]:
-        """Under noise agent i is left with the i-th; under PGD with one less."""
-        return [
+    attacks: ClassVar = {("noise", 0.1): -1.0, ("pgd", 0.1): -8.0}
+
+    def searched(
+        self, *means: float, attacks: Mapping[tuple[str, float], float] = attacks, **changes: Any
+    ) -> dict[str, Any]:
+        """Under noise agent i is left with the i-th, under PGD with one less, ± 1 in two episodes."""
+        content = evaluation(attacks=attacks, selection_episodes=2, clean_selection_return=-30.0, **changes)
+        content["subsets"] = [
             {
+                **{key: row[key] for key in ("attack", "settings", "epsilon")},
                 "agents": [f"agent_{i}"],
-                "attack": attack,
-                "settings": "",
-                "epsilon": 0.1,
-                "selection_return": x + extra,
+                "selection_return": (mean := x - (row["attack"] == "pgd")),
+                "selection_returns": [mean - 1.0, mean + 1.0],
             }
-            for i, x in enumerate(returns)
-            for attack, extra in (("noise", 0.0), ("pgd", -1.0))
+            for i, x in enumerate(means)
+            for row in content["attacks"]
         ]
+        return content
 
     def test_each_subset_counts_with_the_attack_that_hurts_it_most(self, tmp_path: Path) -> None:
-        runs = [evaluation(subsets=self.subsets(-40, -50)), evaluation(subsets=self.subsets(-42, -48))]
-        blocks = weakest_links(compared(tmp_path, none=runs), decimals=0)
-        strong, weak = (cells(blocks, "ε = 0.1, 1 agent attacked", f"agent_{i}")[0] for i in (0, 1))
-        assert (strong.main, strong.note, strong.mark) == ("−42", "", "")
+        comparison = compared(tmp_path, none=[self.searched(-40, -50), self.searched(-42, -48)])
+        title, blocks = "ε = 0.1, 1 agent attacked (2 episodes)", weakest_links(comparison, decimals=0)
+        strong, weak = (cells(blocks, title, f"agent_{i}")[0] for i in (0, 1))
+        assert (strong.main, strong.under, strong.note, strong.mark) == ("−42", "pgd", "", "")
         assert (weak.main, weak.note, weak.mark) == ("−50", "weakest in 2 of 2", "worst")
 
     def test_where_runs_disagree_nobody_is_marked(self, tmp_path: Path) -> None:
-        runs = [evaluation(subsets=self.subsets(-40, -50)), evaluation(subsets=self.subsets(-50, -40))]
+        runs = [self.searched(-40, -50), self.searched(-50, -40)]
         (block,) = weakest_links(compared(tmp_path, none=runs), decimals=0)
-        assert {line.cells[0].note for line in block.lines} == {"weakest in 1 of 2"}
+        assert {line.cells[0].note for line in block.lines[1:]} == {"weakest in 1 of 2"}
+        assert {line.cells[0].mark for line in block.lines} == {""}
+
+    def test_a_lowest_within_noise_of_the_next_is_not_marked(self, tmp_path: Path) -> None:
+        content = self.searched(-40, -50)
+        for subset in content["subsets"][:2]:
+            subset["selection_returns"].reverse()
+        (block,) = weakest_links(compared(tmp_path, none=[content]), decimals=0)
+        assert {(line.cells[0].note, line.cells[0].mark) for line in block.lines} == {("", "")}
+
+    def test_an_attack_that_not_all_runs_faced_does_not_count(self, tmp_path: Path) -> None:
+        more = self.searched(-40, -50, attacks={("noise", 0.1): -1.0, ("pgd", 0.1): -9.0})
+        fewer = self.searched(-40, -50, attacks={("noise", 0.1): -1.0})
+        blocks = weakest_links(compared(tmp_path, none=[more], aajr=[fewer]), decimals=0)
+        found = cells(blocks, "ε = 0.1, 1 agent attacked (2 episodes)", "agent_1")
+        assert [(cell.main, cell.under) for cell in found] == [("−50", "noise"), ("−50", "noise")]
+
+    def test_each_budget_has_a_block_of_its_own(self, tmp_path: Path) -> None:
+        who = {"agents": ["agent_0", "agent_1"], "attacks": self.attacks}
+        files = {
+            "always": self.searched(-40, -50, **who),
+            "seldom": self.searched(-35, -36, budget="steps=5,timing=random", **who),
+        }
+        run = load_run(write_run(tmp_path / "run", evaluations=files))
+        blocks = weakest_links(compare([run]), decimals=0)
+        attacked = "ε = 0.1, 1 agent attacked"
+        assert [block.title for block in blocks] == [
+            f"{attacked} (2 episodes)",
+            f"{attacked}, 5 steps (random) (2 episodes)",
+        ]
+        assert [block.lines[2].cells[0].main for block in blocks] == ["−51", "−37"]
+
+    def test_older_files_say_neither_who_is_clearly_weakest_nor_what_no_attack_leaves(
+        self, tmp_path: Path
+    ) -> None:
+        content = self.searched(-40, -50)
+        del content["clean_selection_return"]
+        for subset in content["subsets"]:
+            del subset["selection_returns"]
+        (block,) = weakest_links(compared(tmp_path, none=[content]), decimals=0)
+        assert [line.header for line in block.lines] == ["agent_0", "agent_1"]
         assert {line.cells[0].mark for line in block.lines} == {""}
 
     def test_without_subsets_there_is_no_table(self, tmp_path: Path) -> None:
