@@ -98,8 +98,10 @@ def _point(row: Row, epsilon: float) -> tuple[float, float]:
     return row.clean.mean, row.worst_return(epsilon).mean
 
 
-def sheet(found: Sequence[Tradeoff], *, decimals: int) -> Sheet:
-    """The hypervolumes: a line per size, a column per method name."""
+def sheet(found: Sequence[Tradeoff], *, decimals: int) -> Sheet | None:
+    """The hypervolumes: a line per size, a column per method name; None where every area is zero."""
+    if not any(one.whole for one in found):
+        return None
     names = list(found[0].volumes)
     lines = tuple(
         (

@@ -14,7 +14,7 @@ from marl_aajr.report.cells import Block, Cell
 from marl_aajr.report.heatmap import heat_map, lowest_and_highest
 from marl_aajr.report.scores import Reference
 from marl_aajr.report.tables import results, worst_of_each_run
-from marl_aajr.report.tradeoff import tradeoff
+from marl_aajr.report.tradeoff import sheet, tradeoff
 from marl_aajr.report.weakest import weakest_links
 from tests.report.factory import config, evaluation, write_run
 
@@ -238,3 +238,12 @@ class TestTradeoff:
         found = tradeoff(self.three(tmp_path), 0.1, None)
         assert found.reference == (-43.0, -48.0)
         assert found.volumes["none"] == 0.0
+
+    def test_areas_that_are_all_zero_are_not_shown(self, tmp_path: Path) -> None:
+        """Two methods, each the lowest in one return: neither covers anything above that corner."""
+        crossed = {"none": [evaluation(-40.0, attacks={("pgd", 0.1): -9.0})]}
+        crossed["aajr"] = [evaluation(-42.0, attacks={("pgd", 0.1): -2.0})]
+        comparison = compared(tmp_path, **crossed)
+        assert sheet([tradeoff(comparison, 0.1, None)], decimals=0) is None
+        shown = sheet([tradeoff(comparison, 0.1, Reference(-50.0, 0.0))], decimals=0)
+        assert shown is not None
