@@ -84,13 +84,22 @@ def compare(
 
 
 def closing(comparison: Comparison) -> str:
-    """What stands below the table: how the worst attacks were chosen, what failed, the verdict."""
-    from marl_aajr.report import headline, how_chosen
+    """What stands below the table: how it was made, what is left out or failed, the verdict."""
+    from marl_aajr.report import headline, how_chosen, how_compared
     from marl_aajr.report.wording import count
 
     failed = sum(check.verdict == "fail" for checks in comparison.checks.values() for check in checks)
     doubt = f"{count(failed, 'check')} of the evaluations FAILED: see the report." if failed else ""
-    return "\n".join(filter(None, (how_chosen(comparison), doubt, f"Verdict: {headline(comparison)}")))
+    hidden = sum(omission.count for omission in comparison.left_out)
+    left_out = f"Not shown, to compare like with like: {count(hidden, 'evaluation')}; the report lists them."
+    lines = (
+        how_chosen(comparison),
+        how_compared(comparison) if len(comparison.rows) > 1 else "",
+        left_out if hidden else "",
+        doubt,
+        f"Verdict: {headline(comparison)}",
+    )
+    return "\n".join(filter(None, lines))
 
 
 def _references(given: Sequence[str]) -> dict[str, Reference]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from marl_aajr.report.adversaries import undertrained
 from marl_aajr.report.comparison import Comparison
@@ -31,7 +31,6 @@ def cautions(comparison: Comparison) -> list[str]:
         *_versions(runs),
         *_nonfinite(runs),
         *_selection(comparison),
-        *_left_out(comparison),
     ]
 
 
@@ -48,9 +47,20 @@ def _selection(comparison: Comparison) -> list[str]:
 
 def cautions_of_all(comparisons: Sequence[Comparison]) -> list[str]:
     """The cautions of several comparisons; what only some of them say names those."""
+    return _together(comparisons, cautions)
+
+
+def left_out_of_all(comparisons: Sequence[Comparison]) -> list[str]:
+    """What several comparisons do not show; what is not shown in some of them only names those."""
+    return _together(comparisons, lambda comparison: [omission.text for omission in comparison.left_out])
+
+
+def _together(
+    comparisons: Sequence[Comparison], sentences: Callable[[Comparison], Sequence[str]]
+) -> list[str]:
     said: dict[str, list[str]] = defaultdict(list)
     for comparison in comparisons:
-        for sentence in cautions(comparison):
+        for sentence in sentences(comparison):
             said[sentence].append(comparison.scene.short)
     return [
         sentence
@@ -180,9 +190,3 @@ def _nonfinite(runs: Sequence[RunRecord]) -> list[str]:
                 "its curves have gaps there."
             )
     return found
-
-
-def _left_out(comparison: Comparison) -> list[str]:
-    if not comparison.left_out:
-        return []
-    return [f"Not shown, because not all runs share it: {'; '.join(comparison.left_out)}."]

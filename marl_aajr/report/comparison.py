@@ -10,6 +10,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from marl_aajr.evaluation.statistics import area_under_curve
+from marl_aajr.report.omissions import Omission
 from marl_aajr.report.conditions import Condition, unlimited
 from marl_aajr.report.evaluations import Check, Outcome
 from marl_aajr.report.methods import Method, group
@@ -78,13 +79,13 @@ class Comparison:
         rows: the plain method first.
         protocol: environment, episodes, seed, actions and level of all evaluations.
         conditions: attacks and sizes that all runs faced.
-        left_out: in words, what only some runs were evaluated on.
+        left_out: what only some runs were evaluated on.
     """
 
     rows: tuple[Row, ...]
     protocol: Protocol
     conditions: tuple[Condition, ...]
-    left_out: tuple[str, ...]
+    left_out: tuple[Omission, ...]
 
     @property
     def scene(self) -> Scene:
@@ -178,7 +179,7 @@ def compare_each(records: Sequence[RunRecord]) -> tuple[Comparison, ...]:
     shown = scenes(records)
     first, *others = (compare(runs) for runs in shown.values())
     every = (Scene.of(evaluation) for run in records for evaluation in run.evaluations.values())
-    hidden = tuple(f"evaluations on {scene}" for scene in sorted(set(every) - set(shown)))
+    hidden = tuple(Omission(1, f"evaluations on {scene}") for scene in sorted(set(every) - set(shown)))
     return replace(first, left_out=first.left_out + hidden), *others
 
 

@@ -10,7 +10,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined, Template
 from markupsafe import Markup
 
 from marl_aajr.report import aggregates, reproduce, studied, tables, trust
-from marl_aajr.report.cautions import cautions_of_all
+from marl_aajr.report.cautions import cautions_of_all, left_out_of_all
 from marl_aajr.report.comparison import Comparison, compare_each
 from marl_aajr.report.notes import Notes
 from marl_aajr.report.palette import dark_variables
@@ -108,6 +108,8 @@ def render(
         trust=trust.verdict_on_checks(comparisons),
         failed=bool(trust.tally(comparisons)["fail"]),
         cautions=_in_order([*studied.warnings(notes), *cautions_of_all(comparisons)]),
+        left_out=left_out_of_all(comparisons),
+        hidden=count(sum(o.count for c in comparisons for o in c.left_out), "evaluation"),
         notes=notes,
         study=studied.sheets(notes),
         took=tables.duration(notes.seconds) if notes.seconds else "",

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 
 from marl_aajr.report.conditions import Condition, Key, Played, exact, keys_of, label_all, unlimited
 from marl_aajr.report.evaluations import Attacked, Evaluation, Outcome
+from marl_aajr.report.omissions import Omission, missing_somewhere
 from marl_aajr.report.records import RunRecord
 from marl_aajr.report.scenes import Scene, share_attacks
 from marl_aajr.report.wording import some
@@ -98,13 +99,13 @@ class Evidence:
         protocol: followed by all results.
         conditions: attacks and sizes that every run faced; by attack, then size.
         results: one per run, in the order of the records.
-        left_out: in words, what some runs have and others lack.
+        left_out: what some runs have and others lack, and other protocols.
     """
 
     protocol: Protocol
     conditions: tuple[Condition, ...]
     results: tuple[Results, ...]
-    left_out: tuple[str, ...]
+    left_out: tuple[Omission, ...]
 
 
 def gather(records: Sequence[RunRecord]) -> Evidence:
@@ -144,9 +145,9 @@ def gather(records: Sequence[RunRecord]) -> Evidence:
         for record, rows, (clean, attacked) in zip(records, played, merged, strict=True)
     )
     others = {other for found in per_run for other in found} - {protocol}
-    left_out = [f"evaluations on {other}" for other in sorted(others)]
-    left_out += _missing_somewhere(records, [attacked for _, attacked in merged])
-    return Evidence(protocol, _ordered(conditions.values()), results, tuple(left_out))
+    faced = {str(record.path): attacked for record, (_, attacked) in zip(records, merged, strict=True)}
+    left_out = (*(Omission(1, f"evaluations on {o}") for o in sorted(others)), *missing_somewhere(faced))
+    return Evidence(protocol, _ordered(conditions.values()), results, left_out)
 
 
 def _ordered(conditions: Iterable[Condition]) -> tuple[Condition, ...]:
@@ -237,15 +238,3 @@ def _contradiction(record: RunRecord, what: str) -> ValueError:
         f"episodes and seed that disagree on {what}; delete the outdated file in "
         f"{record.path / 'evaluations'}"
     )
-
-
-def _missing_somewhere(records: Sequence[RunRecord], attacked: Sequence[Mapping[Key, Attacked]]) -> list[str]:
-    keys = dict.fromkeys(key for found in attacked for key in found)
-    lines = []
-    for key in keys:
-        lacking = [
-            str(record.path) for record, found in zip(records, attacked, strict=True) if key not in found
-        ]
-        if lacking:
-            lines.append(f"{key} (not evaluated on {', '.join(lacking)})")
-    return lines

@@ -147,15 +147,30 @@ def test_attacks_of_one_name_are_told_apart_by_their_settings(tmp_path: Path) ->
     assert comparison.attacks == ("pgd: PGD(norm='linf', steps=10)", "pgd: PGD(steps=50)")
 
 
-def test_what_only_some_runs_faced_is_left_out_and_said(tmp_path: Path) -> None:
+def test_what_only_some_runs_faced_is_left_out_grouped_and_without_settings(tmp_path: Path) -> None:
+    more = {("pgd", 0.2): -1.0, ("fgsm", 0.1): -1.0, ("fgsm", 0.2): -1.0, ("noise", 0.1): -1.0}
     fewer = evaluation(attacks={("pgd", 0.1): -8.0})
-    comparison = compare(with_evaluations(tmp_path, evaluation(), fewer))
+    comparison = compare(with_evaluations(tmp_path, evaluation(attacks={("pgd", 0.1): -8.0, **more}), fewer))
 
     assert [(c.attack, c.epsilon) for c in comparison.conditions] == [("pgd", 0.1)]
-    assert any(
-        "noise at ε = 0.1" in line and "not evaluated on" in line and "run-1" in line
-        for line in comparison.left_out
-    )
+    lacking = f"not evaluated on {tmp_path / 'run-1'}"
+    assert [(o.count, o.text.replace("\u00a0", " ")) for o in comparison.left_out] == [
+        (1, f"pgd at ε = 0.2: {lacking}"),
+        (2, f"fgsm at ε = 0.1 and 0.2: {lacking}"),
+        (1, f"noise at ε = 0.1: {lacking}"),
+    ]
+
+
+def test_attacks_that_are_left_out_for_their_settings_say_so(tmp_path: Path) -> None:
+    content = evaluation(attacks={("pgd", 0.1): -8.0, ("noise", 0.1): -1.0})
+    other = {
+        **content,
+        "attacks": [{**content["attacks"][0], "settings": "PGD(steps=50)"}, content["attacks"][1]],
+    }
+    texts = [omission.text for omission in compare(with_evaluations(tmp_path, content, other)).left_out]
+
+    assert len(texts) == 2
+    assert all(text.startswith("pgd with settings of its own at ε") and "PGD" not in text for text in texts)
 
 
 @pytest.mark.parametrize(
@@ -211,7 +226,7 @@ def test_of_several_protocols_the_one_with_most_episodes_counts(tmp_path: Path) 
     comparison = compare([load_run(write_run(tmp_path / "run", evaluations=files))])
 
     assert comparison.rows[0].clean.mean == -41.0
-    assert any("20 episodes" in line for line in comparison.left_out)
+    assert any("20 episodes" in omission.text for omission in comparison.left_out)
 
 
 @pytest.mark.parametrize(

@@ -84,7 +84,7 @@ def test_a_run_alone_in_another_environment_adds_no_section(tmp_path: Path) -> N
     narrow = load_run(write_run(tmp_path / "narrow", configuration=config("aajr")))
     (comparison,) = compare_each([wide, narrow])
     assert comparison.scene.short == "simple_spread_v3"
-    assert comparison.left_out == ("evaluations on mpe2.simple_tag_v3",)
+    assert [omission.text for omission in comparison.left_out] == ["evaluations on mpe2.simple_tag_v3"]
     assert len(compare_each([wide])) == 2
 
 
@@ -165,7 +165,7 @@ def test_a_side_that_was_not_attacked_is_left_out_beside_one_that_was(tmp_path: 
     }
     (comparison,) = compare_each([load_run(write_run(tmp_path / "run", evaluations=files))])
     assert comparison.scene.team == "adversary"
-    assert comparison.left_out == ("evaluations on mpe2.simple_tag_v3, good",)
+    assert [omission.text for omission in comparison.left_out] == ["evaluations on mpe2.simple_tag_v3, good"]
 
 
 def test_many_episodes_without_an_attack_do_not_hide_fewer_with_one(tmp_path: Path) -> None:
