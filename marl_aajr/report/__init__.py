@@ -5,7 +5,7 @@ from marl_aajr.report.notes import Incident, Notes, Tuning
 from marl_aajr.report.page import write_page, write_report
 from marl_aajr.report.records import RunRecord, load_run
 from marl_aajr.report.scores import Reference
-from marl_aajr.report.verdict import headline, how_chosen, verdict
+from marl_aajr.report.verdict import headline, how_chosen, how_compared, verdict
 
 __all__ = [
     "Comparison",
@@ -19,6 +19,7 @@ __all__ = [
     "compare_each",
     "headline",
     "how_chosen",
+    "how_compared",
     "load_run",
     "verdict",
     "write_page",

@@ -42,7 +42,7 @@ def headline(found: Summaries) -> str:
     """
     epsilon, summaries = max(found.items())
     best, *rest = sorted(summaries, key=lambda summary: -summary.iqm.mean)
-    tied = [summary.label for summary in rest if not best.iqm.above(summary.iqm)]
+    tied = [summary.label for summary in rest if summary.behind and not summary.behind.positive]
     where = f"under the worst attack of {size(epsilon)}" if epsilon else "without an attack"
     shown = [s for i, s in enumerate((best, *rest)) if i < _SHOWN or s.improvement is None]
     means = "; ".join(f"{s.label} {with_interval(s.iqm, decimals=2)}" for s in shown)

@@ -90,7 +90,7 @@ def marked(
     def cell(row: _RowT, estimate: Estimate | None) -> Cell:
         if estimate is None or best is None:
             return NOTHING
-        mark = "best" if estimate is best else "" if best.above(estimate) else "tied"
+        mark = "best" if estimate is best else "" if best.minus(estimate).positive else "tied"
         return estimated(estimate, decimals=decimals, note=note(row), mark=mark if len(known) > 1 else "")
 
     return Line(header, tuple(cell(row, estimate) for row, estimate in zip(rows, values, strict=True)))

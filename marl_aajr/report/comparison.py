@@ -2,29 +2,19 @@
 
 from __future__ import annotations
 
-import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
-import numpy as np
-
 from marl_aajr.evaluation.statistics import area_under_curve
-from marl_aajr.report.omissions import Omission
 from marl_aajr.report.conditions import Condition, unlimited
 from marl_aajr.report.evaluations import Check, Outcome
 from marl_aajr.report.methods import Method, group
+from marl_aajr.report.omissions import Omission
 from marl_aajr.report.protocol import Evidence, Protocol, Results, gather
 from marl_aajr.report.records import RunRecord
 from marl_aajr.report.scenes import Scene, scenes
-from marl_aajr.report.statistics import (
-    Estimate,
-    difference_over_episodes,
-    difference_over_runs,
-    over_runs,
-)
-
-_BOOTSTRAP_SEED = 0
+from marl_aajr.report.statistics import Estimate, over_episodes, over_runs
 
 
 @dataclass(frozen=True)
@@ -58,6 +48,10 @@ class Row:
         """Return under the attack of this size that hurts the method most."""
         return self.strongest[epsilon]
 
+    def lead(self, other: Row, epsilon: float) -> Estimate:
+        """Return under the worst attack of a size − that of another method, each under its own."""
+        return self.worst_return(epsilon).minus(other.worst_return(epsilon))
+
     def median_run(self, epsilon: float) -> Results:
         """The training run whose return under its own strongest attack of this size is the median.
 
@@ -68,7 +62,7 @@ class Row:
 
     def median_return(self, epsilon: float) -> Estimate:
         """Return of the median training run under its strongest attack, with the interval over episodes."""
-        return _of_one(self.median_run(epsilon).strongest(epsilon))
+        return estimate_of([self.median_run(epsilon).strongest(epsilon)], level=self.clean.level)
 
 
 @dataclass(frozen=True)
@@ -151,9 +145,10 @@ def compare(records: Sequence[RunRecord]) -> Comparison:
         raise ValueError("expected at least one run, got none; name the run directories")
     methods = group(records)
     evidence = gather([run for method in methods for run in method.runs])
+    level = evidence.protocol.level
     results = _per_method(methods, evidence)
     plain = [runs for method, runs in zip(methods, results, strict=True) if method.plain]
-    baseline = plain[0] if len(plain) == 1 else None
+    baseline = estimate_of([r.clean for r in plain[0]], level=level) if len(plain) == 1 else None
     kinds = [k for k in evidence.results[0].others if all(k in run.others for run in evidence.results)]
     rows = tuple(
         replace(
@@ -193,9 +188,10 @@ def _row(
     runs: tuple[Results, ...],
     *,
     evidence: Evidence,
-    baseline: tuple[Results, ...] | None,
+    baseline: Estimate | None,
 ) -> Row:
     level = evidence.protocol.level
+    clean = estimate_of([run.clean for run in runs], level=level)
     robust = {
         condition: estimate_of([run.attacked[condition] for run in runs], level=level)
         for condition in evidence.conditions
@@ -204,7 +200,7 @@ def _row(
     worst = {epsilon: [run.worst(epsilon) for run in runs] for epsilon in epsilons}
     return Row(
         method=method,
-        clean=estimate_of([run.clean for run in runs], level=level),
+        clean=clean,
         robust=robust,
         worst={epsilon: Counter(found).most_common(1)[0][0] for epsilon, found in worst.items()},
         strongest={
@@ -212,43 +208,24 @@ def _row(
             for epsilon in epsilons
         },
         area=_area(runs, epsilons, level=level),
-        price=None if method.plain or baseline is None else _price(baseline, runs, level=level),
+        price=None if method.plain or baseline is None else baseline.minus(clean),
         runs=runs,
     )
 
 
 def _area(runs: Sequence[Results], epsilons: Sequence[float], *, level: float) -> Estimate:
-    areas = [
-        area_under_curve([0.0, *epsilons], [run.clean.mean, *(run.strongest(e).mean for e in epsilons)])
-        for run in runs
-    ]
-    return over_runs(areas, level=level) if len(areas) > 1 else Estimate(areas[0], None, None, 1, "runs")
+    sizes = [0.0, *epsilons]
+    curves = [[run.clean, *(run.strongest(epsilon) for epsilon in epsilons)] for run in runs]
+    if len(curves) > 1:
+        areas = [area_under_curve(sizes, [outcome.mean for outcome in curve]) for curve in curves]
+        return over_runs(areas, level=level)
+    episodes = zip(*(outcome.returns for outcome in curves[0]), strict=True)
+    return over_episodes([area_under_curve(sizes, returns) for returns in episodes], level=level)
 
 
 def estimate_of(outcomes: Sequence[Outcome], *, level: float) -> Estimate:
     """Mean of outcomes of runs, with the interval over runs; of a single one with its own over episodes."""
     if len(outcomes) > 1:
         return over_runs([outcome.mean for outcome in outcomes], level=level)
-    return _of_one(*outcomes)
-
-
-def _of_one(outcome: Outcome) -> Estimate:
-    return Estimate(outcome.mean, outcome.low, outcome.high, len(outcome.returns), "episodes")
-
-
-def _price(baseline: Sequence[Results], runs: Sequence[Results], *, level: float) -> Estimate:
-    """Price of robustness; without an interval where one side alone has several runs."""
-    left, right = [run.clean for run in baseline], [run.clean for run in runs]
-    if len(left) > 1 and len(right) > 1:
-        return difference_over_runs(
-            [outcome.mean for outcome in left], [outcome.mean for outcome in right], level=level
-        )
-    if len(left) == len(right) == 1:
-        return difference_over_episodes(
-            left[0].returns,
-            right[0].returns,
-            level=level,
-            generator=np.random.default_rng(_BOOTSTRAP_SEED),
-        )
-    means = [math.fsum(o.mean for o in side) / len(side) for side in (left, right)]
-    return Estimate(means[0] - means[1], None, None, min(len(left), len(right)), "runs")
+    (alone,) = outcomes
+    return Estimate(alone.mean, alone.low, alone.high, alone.returns, "episodes", level)

@@ -13,6 +13,8 @@ from functools import partial
 import numpy as np
 
 from marl_aajr.evaluation.statistics import (
+    LEVEL,
+    Tasks,
     interquartile_mean,
     optimality_gap,
     performance_profile,
@@ -76,6 +78,7 @@ class Summary:
         epsilon: of the attacks; 0: no attack.
         iqm: interquartile mean of the scores.
         gap: mean of what the scores fall short of the target.
+        behind: interquartile mean of the best method − this one's; None for the best itself.
         improvement: probability that a run scores above one of the plain method; None for that itself.
         profile: thresholds, and the share of runs above each.
     """
@@ -84,6 +87,7 @@ class Summary:
     epsilon: float
     iqm: Estimate
     gap: Estimate
+    behind: Estimate | None
     improvement: Estimate | None
     profile: tuple[Array, Array]
 
@@ -181,9 +185,10 @@ def _summary(
         value, low, high = stratified_bootstrap(
             statistic, *methods, generator=generator, resamples=_RESAMPLES
         )
-        return Estimate(value, low, high, sum(map(len, methods[0])), "runs")
+        return Estimate(value, low, high, (), "runs", LEVEL)
 
     own = tasks[label]
+    best = max(tasks, key=lambda label: interquartile_mean(tasks[label]))
     every = np.unique(np.concatenate([scores for found in tasks.values() for scores in found]))
     air = 0.05 * (every[-1] - every[0]) or 1.0
     tau = np.concatenate([[every[0] - air], every, [every[-1] + air]])
@@ -192,6 +197,7 @@ def _summary(
         epsilon,
         iqm=estimate(interquartile_mean, own),
         gap=estimate(partial(optimality_gap, target=target), own),
+        behind=None if label == best else estimate(_lead, tasks[best], own),
         improvement=(
             None
             if baseline in (None, label)
@@ -199,3 +205,7 @@ def _summary(
         ),
         profile=(tau, performance_profile(own, tau)),
     )
+
+
+def _lead(best: Tasks, other: Tasks) -> float:
+    return interquartile_mean(best) - interquartile_mean(other)

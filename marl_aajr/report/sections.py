@@ -15,7 +15,7 @@ from marl_aajr.report.drawing import swatch
 from marl_aajr.report.methods import Method, differences, shared
 from marl_aajr.report.palette import Look, looks
 from marl_aajr.report.scores import Reference, scale, summarise
-from marl_aajr.report.verdict import headline, how_chosen, verdict
+from marl_aajr.report.verdict import headline, how_chosen, how_compared, verdict
 from marl_aajr.report.wording import count, decimals_for, number
 
 
@@ -95,6 +95,7 @@ def section(
         "headline": headline(comparison),
         "verdict": verdict(comparison, decimals=decimals),
         "how_chosen": how_chosen(comparison),
+        "how_compared": how_compared(comparison) if len(rows) > 1 else "",
         "film": f"data:image/gif;base64,{b64encode(film).decode()}" if isinstance(film, bytes) else "",
         "no_film": film if isinstance(film, str) else "",
         "several_runs": any(len(row.runs) > 1 for row in rows),

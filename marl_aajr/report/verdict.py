@@ -1,7 +1,7 @@
 """The verdict in plain words, computed from the comparison by fixed rules.
 
-Two methods count as different only where their intervals do not overlap; everything else is
-called not distinguishable, whichever way the means point. The same rules state a success of a
+Two methods count as different only where the interval of their difference excludes 0; everything
+else is called not distinguishable, whichever way the means point. The same rules state a success of a
 regulariser and its failure.
 """
 
@@ -58,6 +58,23 @@ def how_chosen(comparison: Comparison) -> str:
     if comparison.chosen_here:
         return f"Worst: of each run its own, {here}."
     return f"Worst: of each run its own; for some {elsewhere}, for the rest {here}."
+
+
+def how_compared(comparison: Comparison) -> str:
+    """By which interval of their difference two methods are told apart: one sentence, and its limits."""
+    counts = {len(row.runs) for row in comparison.rows}
+    if counts == {1}:
+        return (
+            f"Compared by the interval of the difference over the same {comparison.protocol.episodes} "
+            "episodes, pair by pair. There is one run per method: another training seed may not agree."
+        )
+    if 1 not in counts:
+        return "Compared by the interval of the difference over training runs, Welch's t."
+    return (
+        "Compared by the interval of the difference: over training runs (Welch's t) where both methods have "
+        "several, pair by pair over the same episodes where both have one, which says nothing of another "
+        "training seed. Between one run and several there is no such interval."
+    )
 
 
 def _failed(comparison: Comparison) -> list[str]:
@@ -124,14 +141,16 @@ def _ranked(comparison: Comparison, epsilon: float) -> list[Row]:
 
 
 def _tied(best: Row, rest: Sequence[Row], epsilon: float) -> list[Row]:
-    """Rows whose interval is not wholly below that of the best."""
-    return [row for row in rest if not best.worst_return(epsilon).above(row.worst_return(epsilon))]
+    """Rows that the best does not lead beyond doubt."""
+    return [row for row in rest if not best.lead(row, epsilon).positive]
 
 
 def _figures(rows: Sequence[Row], epsilon: float, *, many: bool, decimals: int) -> str:
-    text = " against ".join(
+    returns = " against ".join(
         f"{row.method.label} {with_interval(row.worst_return(epsilon), decimals=decimals)}" for row in rows
     )
+    best, second = rows
+    text = f"{returns}, a difference of {with_interval(best.lead(second, epsilon), decimals=decimals)}"
     return f"{text} at {epsilon:g}" if many else text
 
 
@@ -139,8 +158,8 @@ def _outcome(best: Row, rest: Sequence[Row], at: Sequence[float]) -> str:
     tied = _tied(best, rest, at[0])
     where = f"At {epsilons(at)}"
     if not tied:
-        whom = "the other's" if len(rest) == 1 else "all others"
-        return f"{where} {best.method.label} survives best: its interval lies above {whom}"
+        whom = "the other" if len(rest) == 1 else "every other"
+        return f"{where} {best.method.label} survives best: the interval of its lead over {whom} excludes 0"
     if len(tied) < len(rest):
         whom = some([row.method.label for row in tied], of=len(rest), noun="other methods")
         return (
@@ -148,7 +167,9 @@ def _outcome(best: Row, rest: Sequence[Row], at: Sequence[float]) -> str:
             "while the rest lie below"
         )
     if len(rest) == 1:
-        return f"{where} the two methods are not distinguishable: their intervals overlap"
+        known = best.lead(rest[0], at[0]).low is not None
+        why = "the interval of their difference includes 0" if known else "their difference has no interval"
+        return f"{where} the two methods are not distinguishable: {why}"
     return f"{where} the highest mean is not distinguishable from any other"
 
 
@@ -176,15 +197,15 @@ def _against_plain(others: Sequence[Row], plain: Row, at: Sequence[float]) -> li
 
 
 def _fare(row: Row, plain: Row, at: Sequence[float]) -> str:
-    better = [e for e in at if row.worst_return(e).above(plain.worst_return(e))]
-    worse = [e for e in at if plain.worst_return(e).above(row.worst_return(e))]
+    better = [e for e in at if row.lead(plain, e).positive]
+    worse = [e for e in at if plain.lead(row, e).positive]
     same = [e for e in at if e not in better and e not in worse]
     found = (("better", better), ("worse", worse), ("not distinguishable", same))
     return listing([f"{word} at {epsilons(where)}" for word, where in found if where])
 
 
 def _no_success(others: Sequence[Row], plain: Row, at: Sequence[float]) -> list[str]:
-    if any(row.worst_return(e).above(plain.worst_return(e)) for row in others for e in at):
+    if any(row.lead(plain, e).positive for row in others for e in at):
         return []
     who = f"{others[0].method.label} does not survive" if len(others) == 1 else "no other method survives"
     where = "at any ε tried" if len(at) > 1 else f"at {epsilons(at)}"
@@ -216,13 +237,14 @@ def _scope(comparison: Comparison) -> str:
     if counts == {1}:
         return (
             f"All of this is about one run per method: the intervals are over "
-            f"{count(comparison.protocol.episodes, 'episode')}, and whether another training seed would "
-            "agree is unknown."
+            f"{count(comparison.protocol.episodes, 'episode')}, those of differences over pairs of the same "
+            "episode, and whether another training seed would agree is unknown."
         )
     if 1 in counts:
         return (
             "Some methods have one run only: their intervals are over episodes and do not cover the "
-            "difference between training seeds, which is what matters."
+            "difference between training seeds, which is what matters; none of them can be told from a "
+            "method with several."
         )
     runs = " or ".join(str(n) for n in sorted(counts))
-    return f"Intervals are over {runs} training runs (seeds) per method."
+    return f"Intervals are over {runs} training runs (seeds) per method, those of differences by Welch's t."

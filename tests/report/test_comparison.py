@@ -49,7 +49,7 @@ def test_one_run_keeps_the_interval_over_episodes_of_its_evaluation(tmp_path: Pa
     recorded = json.loads((tmp_path / "aajr-0/evaluations/default.json").read_text())["clean"]
 
     assert (row.clean.low, row.clean.high) == (recorded["low"], recorded["high"])
-    assert (row.clean.unit, row.clean.count) == ("episodes", 20)
+    assert (row.clean.unit, len(row.clean.values)) == ("episodes", 20)
 
 
 def test_the_median_run_is_the_one_whose_worst_return_is_in_the_middle(tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ from marl_aajr.report.statistics import (
     Estimate,
     difference_over_episodes,
     difference_over_runs,
+    over_episodes,
     over_runs,
 )
 
@@ -15,7 +16,7 @@ from marl_aajr.report.statistics import (
 def test_interval_over_two_runs_is_the_textbook_one() -> None:
     found = over_runs([-41.0, -39.0], level=0.95)
 
-    assert (found.mean, found.unit, found.count) == (-40.0, "runs", 2)
+    assert (found.mean, found.unit, found.values) == (-40.0, "runs", (-41.0, -39.0))
     assert found.low == pytest.approx(-40 - 12.7062, abs=1e-3)  # s/√n = 1
     assert found.high == pytest.approx(-40 + 12.7062, abs=1e-3)
 
@@ -37,40 +38,58 @@ def test_difference_over_runs_is_welchs() -> None:
 
 
 def test_difference_of_constant_runs_is_certain() -> None:
-    assert difference_over_runs([3.0, 3.0], [1.0, 1.0], level=0.95) == Estimate(2.0, 2.0, 2.0, 2, "runs")
+    assert difference_over_runs([3.0, 3.0], [1.0, 1.0], level=0.95) == Estimate(
+        2.0, 2.0, 2.0, (), "runs", 0.95
+    )
 
 
 def test_paired_episodes_remove_what_the_episodes_share() -> None:
     draw = np.random.default_rng(1)
     hard = draw.normal(scale=50, size=100)
     left, right = hard + 2 + draw.normal(size=100), hard
-    found = difference_over_episodes(list(left), list(right), level=0.95, generator=np.random.default_rng(0))
+    found = difference_over_episodes(list(left), list(right), level=0.95)
 
     assert found.low is not None
     assert found.high is not None
     assert 1.5 < found.low < 2 < found.high < 2.5
 
 
-def test_bootstrap_is_repeatable() -> None:
-    left, right = [1.0, 5.0, 2.0], [0.0, 1.0, 1.0]
-    one, two = (
-        difference_over_episodes(left, right, level=0.95, generator=np.random.default_rng(3)) for _ in "ab"
-    )
+def test_difference_over_episodes_is_the_paired_t_test() -> None:
+    a, b = [1.0, 5.0, 2.0, 4.0], [0.0, 1.0, 1.0, 5.0]
+    found = difference_over_episodes(a, b, level=0.9)
+    paired = stats.ttest_rel(a, b).confidence_interval(0.9)
 
-    assert one == two
+    assert (found.low, found.high) == pytest.approx((paired.low, paired.high))
+    assert found.values == (1.0, 4.0, 1.0, -1.0)
 
 
 def test_one_episode_has_no_interval() -> None:
-    found = difference_over_episodes([1.0], [3.0], level=0.95, generator=np.random.default_rng(0))
+    found = difference_over_episodes([1.0], [3.0], level=0.95)
 
     assert (found.mean, found.low, found.high) == (-2.0, None, None)
 
 
-@pytest.mark.parametrize(
-    ("low", "high", "above"),
-    [(3.1, 4.0, True), (3.0, 4.0, False), (2.0, 4.0, False), (None, None, False)],
-)
-def test_above_means_no_overlap(low: float | None, high: float | None, above: bool) -> None:
-    other = Estimate(2.0, 1.0, 3.0, 3, "runs")
+def test_a_difference_is_over_what_both_sides_are_over() -> None:
+    runs, other = over_runs([3.0, 4.0, 6.0], level=0.9), over_runs([1.0, 2.0], level=0.9)
+    alone, twin = over_episodes([9.0, 1.0, 5.0], level=0.9), over_episodes([8.0, 0.5, 3.0], level=0.9)
 
-    assert Estimate(3.5, low, high, 3, "runs").above(other) is above
+    assert runs.minus(other) == difference_over_runs(runs.values, other.values, level=0.9)
+    assert alone.minus(twin) == difference_over_episodes(alone.values, twin.values, level=0.9)
+    assert (runs.minus(alone).low, runs.minus(alone).high) == (None, None)
+
+
+def test_intervals_that_overlap_may_differ() -> None:
+    """The same episodes, each one point better: the intervals nearly coincide, and the lead is certain."""
+    worse = over_episodes([-90.0, -10.0, -50.0, -70.0], level=0.95)
+    better = over_episodes([value + 1 for value in worse.values], level=0.95)
+
+    assert worse.high is not None
+    assert better.low is not None
+    assert worse.high > better.low
+    assert better.minus(worse).positive
+    assert not worse.minus(better).positive
+
+
+@pytest.mark.parametrize(("low", "positive"), [(0.1, True), (0.0, False), (-1.0, False), (None, False)])
+def test_positive_means_an_interval_above_zero(low: float | None, positive: bool) -> None:
+    assert Estimate(3.5, low, low and 7.0, (), "runs", 0.95).positive is positive

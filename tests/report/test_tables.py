@@ -69,10 +69,10 @@ class TestWorstOfSuite:
         assert [line[2:] for line in sheet.lines] == [("−40", "−49 (noise)"), ("−41", "−71 (pgd)")]
 
     def test_the_area_under_the_curve_is_the_mean_over_sizes(self, tmp_path: Path) -> None:
-        """Trapezoids over 0, 0.1, 0.2: (44 + 54) / 2."""
+        """Trapezoids over 0, 0.1, 0.2: (44 + 54) / 2; of a single run with its interval over episodes."""
         blocks = results(compared(tmp_path, none=[evaluation()]), decimals=0)
         (area,) = cells(blocks, "Worst of the attacks tried, of each run its own", "mean over ε")
-        assert (area.main, area.under) == ("−49", "[no interval]")
+        assert (area.main, area.under) == ("−49", "[−51,\u00a0−47]")
 
 
 class TestLearnedAdversaries:
@@ -169,6 +169,7 @@ class TestWeakestLink:
         strong, weak = (cells(blocks, title, f"agent_{i}")[0] for i in (0, 1))
         assert (strong.main, strong.under, strong.note, strong.mark) == ("−42", "pgd", "", "")
         assert (weak.main, weak.note, weak.mark) == ("−50", "weakest in 2 of 2", "worst")
+        assert [cell.main for cell in cells(blocks, title, "no attack")] == ["−30"]
 
     def test_where_runs_disagree_nobody_is_marked(self, tmp_path: Path) -> None:
         runs = [self.searched(-40, -50), self.searched(-50, -40)]

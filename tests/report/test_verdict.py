@@ -7,7 +7,7 @@ import pytest
 
 from marl_aajr.report import compare, load_run
 from marl_aajr.report.cautions import cautions
-from marl_aajr.report.verdict import verdict
+from marl_aajr.report.verdict import headline, how_compared, verdict
 from tests.report.factory import config, metrics, write_method, write_run
 
 MILD = {("pgd", 0.1): -2.0, ("pgd", 0.2): -4.0}
@@ -37,11 +37,12 @@ def test_a_clear_win_is_called_one(tmp_path: Path) -> None:
     text = words(two(tmp_path, HARD, MILD))
 
     assert text.startswith(
-        "Under the worst of the attacks tried, at ε = 0.1 and 0.2 aajr survives best: its interval lies "
-        "above the other's (aajr −42.5 [−43.7, −41.3] against none (plain PPO) −60.5 [−61.7, −59.3] at 0.1; "
+        "Under the worst of the attacks tried, at ε = 0.1 and 0.2 aajr survives best: the interval of its "
+        "lead over the other excludes 0 (aajr −42.5 [−43.7, −41.3] against none (plain PPO) −60.5 "
+        "[−61.7, −59.3], a difference of 18.0 [16.9, 19.1] at 0.1; "
     )
     assert "not distinguishable" not in text
-    assert text.endswith("Intervals are over 3 training runs (seeds) per method.")
+    assert text.endswith("3 training runs (seeds) per method, those of differences by Welch's t.")
 
 
 def test_a_clear_loss_is_stated_as_plainly(tmp_path: Path) -> None:
@@ -51,11 +52,41 @@ def test_a_clear_loss_is_stated_as_plainly(tmp_path: Path) -> None:
     assert "in this comparison aajr does not survive better than none (plain PPO) at any ε tried" in text
 
 
-def test_overlap_is_not_distinguishable(tmp_path: Path) -> None:
+def test_no_difference_is_not_distinguishable(tmp_path: Path) -> None:
     text = words(two(tmp_path, MILD, MILD))
 
-    assert "at ε = 0.1 and 0.2 the two methods are not distinguishable: their intervals overlap" in text
+    assert "at ε = 0.1 and 0.2 the two methods are not distinguishable" in text
+    assert "the interval of their difference includes 0" in text
     assert "survives best" not in text
+
+
+def test_single_runs_are_compared_episode_by_episode(tmp_path: Path) -> None:
+    """Two points apart in every one of the same episodes, whose returns spread by five."""
+    comparison = compare(
+        [load_run(path) for path in two(tmp_path, {("pgd", 0.1): -4.0}, MILD, clean=[-40.0])]
+    )
+    plain, other = (row.worst_return(0.1) for row in comparison.rows)
+    text = verdict(comparison, decimals=1)
+
+    assert plain.high is not None
+    assert other.low is not None
+    assert plain.high > other.low
+    assert "aajr survives best" in text
+    assert "a difference of 2.0\u00a0[2.0,\u00a02.0]" in text
+    assert "whether another training seed would agree is unknown" in text
+    assert "over the same 20 episodes, pair by pair" in how_compared(comparison)
+    assert "another training seed may not agree" in how_compared(comparison)
+
+
+def test_one_run_is_not_told_from_several(tmp_path: Path) -> None:
+    paths = write_method(tmp_path, "none", clean=THREE, attacks=HARD)
+    comparison = compare(
+        [load_run(path) for path in paths + write_method(tmp_path, "aajr", clean=[-40.0], attacks=MILD)]
+    )
+
+    assert "are not distinguishable: their difference has no interval" in verdict(comparison, decimals=1)
+    assert headline(comparison).endswith("the two methods are not distinguishable.")
+    assert "Between one run and several there is no such interval." in how_compared(comparison)
 
 
 def test_each_size_is_judged_on_its_own(tmp_path: Path) -> None:
@@ -183,7 +214,3 @@ def test_other_versions_environments_and_broken_numbers_are_flagged(tmp_path: Pa
     assert "Trained on another environment than the one evaluated on" in found
     assert "odd (mpe2.simple_tag_v3)." in found
     assert "odd logged values that are not finite in 2 iterations" in found
-
-
-def test_evaluations_of_some_runs_only_are_named(tmp_path: Path) -> None:
-    assert any("Not shown" in c for c in warnings(two(tmp_path, HARD, {("pgd", 0.1): -2.0})))
