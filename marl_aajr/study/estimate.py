@@ -22,6 +22,9 @@ ADVERSARY_SPEED = 8_000.0
 EPISODE_SECONDS = 0.007
 """One attacked episode of simple_spread, the mean over the attacks of the standard suite, on one core."""
 
+START_SECONDS = 15.0
+"""Until the first event: Ray, and processes that load torch and RLlib."""
+
 
 @dataclass(frozen=True)
 class Estimate:
@@ -86,13 +89,15 @@ def tuning_seconds(study: StudyConfig, folder: StudyFolder) -> float:
 
 def duration(nodes: Mapping[str, Node], estimated: Estimate, *, cpus: float, slots: int | None) -> float:
     """Seconds from start to end where the CPUs, or the number of nodes at a time, are what limits."""
+    if not estimated.left:
+        return 0.0
     cost = {name: sum(each.get("CPU", 0.0) for each in node.bundles) for name, node in nodes.items()}
     total = sum(seconds * max(cost[name], 1.0) for name, seconds in estimated.seconds.items()) / max(
         cpus, 1.0
     )
     if slots is not None:
         total = max(total, sum(estimated.seconds.values()) / slots)
-    return max(total, max(estimated.seconds.values(), default=0.0))
+    return START_SECONDS + max(total, *estimated.seconds.values())
 
 
 def _alike(node: Node) -> tuple[str, ...]:

@@ -32,7 +32,7 @@ def test_a_dry_run_shows_what_would_be_done_and_does_nothing(
     (line,) = [line for line in out.splitlines() if "simple_spread_v3-none-s0 " in line]
     assert line.replace("│", " ").split() == ["simple_spread_v3-none-s0", "150,000", "2", "0:10"]
     words = " ".join(out.split())
-    assert "2 runs, 4 steps of work, 4 of them still to do: about 0:25 on 2 CPUs" in words
+    assert "2 runs, 4 steps of work, 4 of them still to do: about 0:40 on 2 CPUs" in words
     assert "assuming 15,000 env steps/s for plain PPO" in words
     assert not (tmp_path / "out").exists()
 
