@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from marl_aajr.report.conditions import Condition, Key, Played, exact, keys_of, label_all, unlimited
@@ -144,10 +144,22 @@ def gather(records: Sequence[RunRecord]) -> Evidence:
         )
         for record, rows, (clean, attacked) in zip(records, played, merged, strict=True)
     )
-    others = {other for found in per_run for other in found} - {protocol}
     faced = {str(record.path): attacked for record, (_, attacked) in zip(records, merged, strict=True)}
-    left_out = (*(Omission(1, f"evaluations on {o}") for o in sorted(others)), *missing_somewhere(faced))
+    left_out = (*_elsewhere(records, per_run, protocol), *missing_somewhere(faced))
     return Evidence(protocol, _ordered(conditions.values()), results, left_out)
+
+
+def _elsewhere(
+    records: Sequence[RunRecord], per_run: Sequence[Iterable[Protocol]], shown: Protocol
+) -> Iterator[Omission]:
+    """Evaluations under other protocols than the one shown."""
+    whose: dict[Protocol, list[str]] = defaultdict(list)
+    for record, found in zip(records, per_run, strict=True):
+        for other in found:
+            whose[other].append(str(record.path))
+    for other, paths in sorted(whose.items()):
+        if other != shown:
+            yield Omission(1, f"evaluations on {other} (of {some(paths, of=len(records), noun='runs')})")
 
 
 def _ordered(conditions: Iterable[Condition]) -> tuple[Condition, ...]:

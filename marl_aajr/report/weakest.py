@@ -82,12 +82,14 @@ def weakest_links(comparison: Comparison, *, decimals: int) -> tuple[Block, ...]
 
 
 def _worst(run: Results, shared: Collection[Key]) -> dict[_Place, _Search]:
-    """Of each place the search that found the lowest return."""
-    found: dict[_Place, _Search] = {}
+    """Of each place the search that found the lowest return; of equals, one that knows the clean return."""
+    found: dict[_Place, list[_Search]] = defaultdict(list)
     for place, search in _searches(run, shared):
-        if place not in found or _lowest(search) < _lowest(found[place]):
-            found[place] = search
-    return found
+        found[place].append(search)
+    return {
+        place: min(searches, key=lambda search: (search.ordered[0].selection_return, search.clean is None))
+        for place, searches in found.items()
+    }
 
 
 def _searches(run: Results, shared: Collection[Key]) -> Iterator[tuple[_Place, _Search]]:
@@ -112,10 +114,6 @@ def _searches(run: Results, shared: Collection[Key]) -> Iterator[tuple[_Place, _
 def _among(evaluation: Evaluation) -> str:
     everybody = set(evaluation.agents) == evaluation.members
     return "" if everybody else f"among {', '.join(evaluation.agents)}"
-
-
-def _lowest(search: _Search) -> float:
-    return search.ordered[0].selection_return
 
 
 def _at(row: Row, found: Mapping[int, Mapping[_Place, _Search]], place: _Place) -> list[_Search]:

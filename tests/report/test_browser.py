@@ -102,7 +102,14 @@ def crowd(root: Path) -> list[Path]:
             {"name": "check" * 20, "verdict": v, "text": "found" * 60} for v in ("fail", "warn", "pass")
         ],
         "subsets": [
-            {"agents": who, "attack": "pgd", "settings": "", "epsilon": 0.1, "selection_return": -1e6}
+            {
+                "agents": agents,
+                "attack": "pgd",
+                "settings": "PGD(norm='linf', steps=10)",
+                "epsilon": 0.1,
+                "selection_return": -1e6,
+            }
+            for agents in (who, who[::-1])
         ],
         "adversarial_agents": [
             {**evaluation(-1e6)["clean"], "kind": "traitor", "agents": who, "loyal_return": -1e5}
@@ -111,7 +118,8 @@ def crowd(root: Path) -> list[Path]:
     paths = []
     for i in range(12):
         method, env = ("none" if i % 9 == 0 else "m" * 60 * (i == 3) + f"method{i}", where if i > 8 else ENV)
-        content = evaluation(-400_000.0 - 500 * i, attacks=attacks, teams=teams, env=env, **more)
+        faced = attacks | {("left-out" * 20 + str(i), 0.1): -1.0}
+        content = evaluation(-400_000.0 - 500 * i, attacks=faced, teams=teams, env=env, **more)
         paths.append(
             write_run(
                 root / ("a-very-long-run-name-that-goes-on-" * 4 + str(i)),

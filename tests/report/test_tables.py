@@ -216,6 +216,11 @@ class TestWeakestLink:
         (block,) = weakest_links(compared(tmp_path, none=[content]), decimals=0)
         assert [line.header for line in block.lines] == ["agent_0", "agent_1"]
         assert {line.cells[0].mark for line in block.lines} == {""}
+        files = {"older": content, "same": self.searched(-40, -50)}
+        (block,) = weakest_links(
+            compare([load_run(write_run(tmp_path / "b", evaluations=files))]), decimals=0
+        )
+        assert [line.cells[0].mark for line in block.lines] == ["", "", "worst"]
 
     def test_without_subsets_there_is_no_table(self, tmp_path: Path) -> None:
         assert weakest_links(compared(tmp_path, none=[evaluation()]), decimals=0) == ()
