@@ -47,7 +47,14 @@ def test_the_terminal_says_what_the_page_says(
     assert code == 0
     assert "Worst: of each run its own, chosen by its return on 25 other episodes" in out
     assert "Verdict: At ε = 0.1 aajr survives best." in out
-    assert "At ε = 0.1 aajr survives best." in (tmp_path / "r.html").read_text().replace("\u00a0", " ")
+    assert (
+        "over the same 20 episodes, pair by pair. There is one run per method: another training seed" in out
+    )
+    assert "Not shown, to compare like with like: 2 evaluations; the report lists them." in out
+    page = (tmp_path / "r.html").read_text().replace("\u00a0", " ")
+    assert "At ε = 0.1 aajr survives best." in page
+    assert "<summary>2 evaluations not shown, to compare like with like</summary>" in page
+    assert f"<li>noise and pgd at ε = 0.2: not evaluated on {runs[1]}</li>" in page
 
 
 def test_the_median_run_is_said_in_the_terminal_and_in_json(
