@@ -242,8 +242,8 @@ class TestWeakestLink:
     def test_what_the_selection_episodes_return_without_attack_stands_beside(self, search: Any) -> None:
         told: list[Progress] = []
         spec = resolve("marl_aajr.envs.simple_spread_v3", {"max_cycles": 3})
-        victim, few = team(spec), {"episodes": 3, "selection_episodes": 3}
-        result = evaluate(victim, spec, attacks=[("noise", 0.1)], on_progress=told.append, **few, **search)
+        victim, protocol = team(spec), {"episodes": 3, "selection_episodes": 3, **search}
+        result = evaluate(victim, spec, attacks=[("noise", 0.1)], on_progress=told.append, **protocol)
         elsewhere = evaluate(victim, spec, episodes=3, seed=derived_seed(0, SELECTION))
         assert result.rows[0].clean_selection == elsewhere.clean.returns
         assert result.to_json()["clean_selection_return"] == pytest.approx(elsewhere.clean_return)

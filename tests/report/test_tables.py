@@ -192,7 +192,7 @@ class TestWeakestLink:
         assert [(cell.main, cell.under) for cell in found] == [("−50", "noise"), ("−50", "noise")]
 
     def test_each_budget_has_a_block_of_its_own(self, tmp_path: Path) -> None:
-        who = {"agents": ["agent_0", "agent_1"], "attacks": self.attacks}
+        who: dict[str, Any] = {"agents": ["agent_0", "agent_1"], "attacks": self.attacks}
         files = {
             "always": self.searched(-40, -50, **who),
             "seldom": self.searched(-35, -36, budget="steps=5,timing=random", **who),
