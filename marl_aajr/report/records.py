@@ -15,6 +15,7 @@ from typing import Any, Literal, TypeVar
 import yaml
 from pydantic import BaseModel, Field, ValidationError
 
+from marl_aajr.attacks.adversary_folder import how_to_resume
 from marl_aajr.report.evaluations import Evaluation, Frozen
 
 _BESIDE = "-evaluations"
@@ -129,7 +130,7 @@ def _require_finished(folder: Path, status: Status, *, budget: int) -> None:
     cure = (
         "wait until it has finished"
         if status.state == "running"
-        else f"finish it with `marl-aajr train --resume --out {folder}`"
+        else f"finish it with `{how_to_resume(folder)}`"
     )
     raise ValueError(
         f"expected a finished run, got {folder} with state '{status.state}'{why} "
