@@ -27,6 +27,7 @@ clean               return, low, high, returns
 attacks             attack, settings, epsilon, agents, budget, and as clean
 worst               attack, settings, epsilon; runner_up: lead over the next
 subsets             agents, attack, epsilon, selection_return
+clean_selection_return  of the same episodes, without attack
 adversarial_agents  kind, agents, and as clean
 others              the same for other actions
 skipped             attack, reason
