@@ -11,12 +11,12 @@ from torch import Tensor
 
 from marl_aajr.attacks.agent_game import AgentGame, AgentThreat
 from marl_aajr.attacks.observation_game import GAME, ObservationGame, ObservationThreat
-from marl_aajr.attacks.seeds import Purpose, derived_seed
 from marl_aajr.attacks.victim_game import VictimGame
 from marl_aajr.attacks.warm_start import Demonstration
 from marl_aajr.rollout.batched import BatchedEnv
 from marl_aajr.rollout.batches import make_batch
 from marl_aajr.rollout.environments import resolve
+from marl_aajr.seeds import Purpose, derived_seed
 from marl_aajr.training.config import RunConfig
 from marl_aajr.victims import Victim
 
@@ -49,7 +49,7 @@ class Judge:
 
     def __init__(self, config: RunConfig, *, seed: int) -> None:
         self._config = config
-        self._seed = derived_seed(seed, Purpose.SELECTION)
+        self._seed = derived_seed(seed, Purpose.ADVERSARY_SELECTION)
 
     def score(self, adversary: Victim) -> Tensor:
         """What the adversary's greedy policies earn together in each episode, ``[100]``."""

@@ -22,12 +22,12 @@ from torch import Tensor, nn
 from marl_aajr.attacks.auto_pgd import StrongPGD
 from marl_aajr.attacks.manners import Crew, Perturbing
 from marl_aajr.attacks.observation_game import ObservationGame, ObservationThreat
-from marl_aajr.attacks.seeds import Purpose, derived_seed
 from marl_aajr.attacks.victim_game import Rows
 from marl_aajr.distributions import DiagGaussian
 from marl_aajr.objectives import KL, Clean
 from marl_aajr.rllib.victims import playing_network
 from marl_aajr.rollout.batched import BatchedEnv
+from marl_aajr.seeds import Purpose, derived_seed
 from marl_aajr.threat import PerturbationSet
 from marl_aajr.training.config import RunConfig
 from marl_aajr.training.networks import module_spec

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -18,6 +17,7 @@ from marl_aajr.evaluation.adversary import Adversary
 from marl_aajr.evaluation.table import StandIn, Table
 from marl_aajr.evaluation.view import Spy
 from marl_aajr.rollout.batched import BatchedEnv
+from marl_aajr.seeds import Purpose, stream
 from marl_aajr.victims import Victim
 
 LONGEST_EPISODE = 100_000
@@ -67,8 +67,8 @@ def play(
         victim=victim,
         env=env,
         adversary=adversary,
-        sampler=stream(seed, ACTIONS) if sampled else None,
-        chances=stream(seed, TIMING),
+        sampler=stream(seed, Purpose.ACTIONS) if sampled else None,
+        chances=stream(seed, Purpose.TIMING),
         stand_in=stand_in,
     )
     obs = env.reset(seed=seed)
@@ -95,21 +95,3 @@ def play(
             running[e] = 0
             length[e] = 0
     return returns
-
-
-ATTACK, ACTIONS, SELECTION, FIT, PROBE, REPLACED, TIMING = (int(key) for key in (1 << 31) + np.arange(7))
-"""Streams of random numbers that one seed has beside those of its episodes."""
-
-
-def stream(seed: int, key: int) -> torch.Generator:
-    """The random numbers of one purpose: the same for all attacks and sizes, apart from the episodes'."""
-    return torch.Generator().manual_seed(_state(seed, key))
-
-
-def derived_seed(seed: int, key: int) -> int:
-    """A seed of episodes for one purpose."""
-    return _state(seed, key) >> 33  # 31 bits, which every environment takes
-
-
-def _state(seed: int, key: int) -> int:
-    return int(np.random.SeedSequence(seed, spawn_key=(key,)).generate_state(1, np.uint64)[0])

@@ -12,7 +12,6 @@ from marl_aajr.evaluation.adversary import prepare
 from marl_aajr.evaluation.agent_checks import agent_checks
 from marl_aajr.evaluation.budget import Budget
 from marl_aajr.evaluation.crosschecks import climb, ladder, objective_checks
-from marl_aajr.evaluation.episodes import PROBE, derived_seed, stream
 from marl_aajr.evaluation.fitting import fitted
 from marl_aajr.evaluation.plan import Plan, Request, check_seed, make_plan, positive_integer
 from marl_aajr.evaluation.player import Player, Progress
@@ -34,6 +33,7 @@ from marl_aajr.evaluation.suites import Actions, Suite, Units
 from marl_aajr.rollout.batches import make_batch
 from marl_aajr.rollout.environments import EnvironmentSpec, resolve
 from marl_aajr.rollout.teams import choose_agents
+from marl_aajr.seeds import Purpose, derived_seed, stream
 from marl_aajr.threads import one_torch_thread
 from marl_aajr.threat import Norm
 from marl_aajr.victims import Victim
@@ -201,7 +201,7 @@ def _judge(
     skipped: tuple[Skipped, ...],
     workers: int | None,
 ) -> Evaluation:
-    probe = Probe(stream(player.seed, PROBE))
+    probe = Probe(stream(player.seed, Purpose.PROBE))
     rows = play_rows(player, attacks, plan, replacements=replacements, probe=probe, workers=workers)
     return Evaluation(
         env_name=player.spec.name,
@@ -250,13 +250,13 @@ def _checks(player: Player, attacks: Sequence[Attack], rows: Sequence[Rows], pro
     samples = probe.samples(groups, rows=_PROBED)
     by_size = {a.perturbations.epsilon: a.perturbations for a in attacks}
     largest = by_size[max(by_size)]
-    seed = derived_seed(player.seed, PROBE)
+    seed = derived_seed(player.seed, Purpose.PROBE)
     health = [
         examine(
             sample,
             victim,
             prepare(ladder(largest)["noise"], victim, sample.agent, units=units).perturbations,
-            generator=stream(player.seed, PROBE),
+            generator=stream(player.seed, Purpose.PROBE),
         )
         for sample in samples
     ]

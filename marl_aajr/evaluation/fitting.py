@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from marl_aajr.attacks import Attack
-from marl_aajr.evaluation.episodes import FIT, derived_seed
 from marl_aajr.evaluation.player import Player
 from marl_aajr.rollout.environments import resolve
+from marl_aajr.seeds import Purpose, derived_seed
 
 
 def fitted(player: Player, attacks: Sequence[Attack]) -> tuple[Attack, ...]:
@@ -35,5 +35,5 @@ def _fitted(player: Player, attack: Attack) -> Attack:
     own = resolve(victim.env_name, victim.env_kwargs) if victim.env_name else None
     if own is None or (own.name, dict(own.kwargs)) != (spec.name, dict(spec.kwargs)):
         victim, home = replace(victim, env_name=spec.name, env_kwargs=dict(spec.kwargs)), None
-    seed = derived_seed(player.seed, FIT)
+    seed = derived_seed(player.seed, Purpose.FIT)
     return attack.fit(victim, player.env, agents=player.agents, seed=seed, units=player.units, home=home)

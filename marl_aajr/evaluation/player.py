@@ -12,14 +12,7 @@ from torch import Tensor
 from marl_aajr.attacks import Attack
 from marl_aajr.evaluation.adversary import Adversary
 from marl_aajr.evaluation.budget import Budget
-from marl_aajr.evaluation.episodes import (
-    ATTACK,
-    REPLACED,
-    SELECTION,
-    derived_seed,
-    play,
-    stream,
-)
+from marl_aajr.evaluation.episodes import play
 from marl_aajr.evaluation.outcomes import (
     EVERY_STEP,
     AgentOutcome,
@@ -38,6 +31,7 @@ from marl_aajr.evaluation.view import Spy
 from marl_aajr.rollout.batched import BatchedEnv
 from marl_aajr.rollout.batches import make_batch
 from marl_aajr.rollout.environments import EnvironmentSpec
+from marl_aajr.seeds import Purpose, derived_seed, stream
 from marl_aajr.victims import Victim
 
 
@@ -208,7 +202,7 @@ class Player:
         return self.other_env
 
     def _stand_in(self, replacement: Replacement, sampled: bool) -> StandIn:
-        return replacement.stand_in(sampled=sampled, generator=stream(self.seed, REPLACED))
+        return replacement.stand_in(sampled=sampled, generator=stream(self.seed, Purpose.REPLACED))
 
     def _members(self, *, but: Collection[str] = ()) -> list[int]:
         """Places of the team's agents among all."""
@@ -221,7 +215,7 @@ class Player:
             victim=self.victim,
             agents=agents,
             units=self.units,
-            generator=stream(self.seed, ATTACK),
+            generator=stream(self.seed, Purpose.ATTACK),
             scales=self.scales,
             pace=pace,
         )
@@ -242,7 +236,7 @@ class Player:
             self.victim,
             env or self.env,
             episodes=episodes,
-            seed=self.seed if env is None else derived_seed(self.seed, SELECTION),
+            seed=self.seed if env is None else derived_seed(self.seed, Purpose.SELECTION),
             sampled=sampled,
             adversary=adversary,
             stand_in=stand_in,

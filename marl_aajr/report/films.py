@@ -21,13 +21,14 @@ from torch import Tensor
 from marl_aajr.attacks import Attack
 from marl_aajr.attacks.match import check_match
 from marl_aajr.evaluation.adversary import Adversary
-from marl_aajr.evaluation.episodes import ATTACK, REPLACED, play, stream
+from marl_aajr.evaluation.episodes import play
 from marl_aajr.evaluation.replacements import Replacement, resolve_replacements
 from marl_aajr.evaluation.suites import Units
 from marl_aajr.rollout.batched import BatchedEnv, BatchedStep
 from marl_aajr.rollout.batches import make_batch
 from marl_aajr.rollout.environments import EnvironmentSpec
 from marl_aajr.rollout.teams import choose_agents
+from marl_aajr.seeds import Purpose, stream
 from marl_aajr.victims import Victim
 
 MOST_FRAMES = 60
@@ -99,14 +100,18 @@ def film(
         clean = env.shoot(victim, members, seed=seed, sampled=sampled)
         if attack is not None:
             adversary = Adversary(
-                attack=attack, victim=victim, agents=members, units=units, generator=stream(seed, ATTACK)
+                attack=attack,
+                victim=victim,
+                agents=members,
+                units=units,
+                generator=stream(seed, Purpose.ATTACK),
             )
             attacked = env.shoot(victim, members, seed=seed, sampled=sampled, adversary=adversary)
             caption = f"{attack.name}, ε = {attack.perturbations.epsilon:g}"
         else:
             assert replacement is not None
             (substitute,) = resolve_replacements([replacement], env, members=members)[:1]
-            stand_in = substitute.stand_in(sampled=sampled, generator=stream(seed, REPLACED))
+            stand_in = substitute.stand_in(sampled=sampled, generator=stream(seed, Purpose.REPLACED))
             attacked = env.shoot(victim, members, seed=seed, sampled=sampled, stand_in=stand_in)
             caption = substitute.label
     names = [f"{title}: {what}" if title else what for what in ("no attack", caption)]

@@ -19,7 +19,6 @@ from torch import Tensor
 from marl_aajr.attacks import PGD, Attack, BudgetError, UniformNoise, make_attack
 from marl_aajr.evaluation import Budget, Evaluation, Progress, Suite, evaluate, parse_budget
 from marl_aajr.evaluation.budget import FEW_SUBSETS, candidates, rounds, trials
-from marl_aajr.evaluation.episodes import SELECTION, derived_seed
 from marl_aajr.evaluation.outcomes import paired_difference
 from marl_aajr.evaluation.suites import Units
 from marl_aajr.evaluation.timing import Clock
@@ -27,6 +26,7 @@ from marl_aajr.policy import Policy
 from marl_aajr.report.evaluations import Evaluation as ReportedEvaluation
 from marl_aajr.rollout.batched import BatchedEnv
 from marl_aajr.rollout.environments import resolve
+from marl_aajr.seeds import Purpose, derived_seed
 from marl_aajr.threat import PerturbationSet
 from marl_aajr.victims import Victim
 from tests.evaluation.players import LoudReader, moves, sign_reader, signs, stakes, team
@@ -159,7 +159,7 @@ class TestWorstAgents:
         result = evaluate(
             victim, spec, attacks=attacks, budget="agents=1", episodes=6, selection_episodes=4, seed=3
         )
-        other = derived_seed(3, SELECTION)
+        other = derived_seed(3, Purpose.SELECTION)
         for subset in result.rows[0].subsets:
             elsewhere = evaluate(victim, spec, attacks=attacks, agents=subset.agents, episodes=4, seed=other)
             assert subset.returns == elsewhere.attacks[0].outcome.returns
@@ -244,7 +244,7 @@ class TestWeakestLink:
         spec = resolve("marl_aajr.envs.simple_spread_v3", {"max_cycles": 3})
         victim, protocol = team(spec), {"episodes": 3, "selection_episodes": 3, **search}
         result = evaluate(victim, spec, attacks=[("noise", 0.1)], on_progress=told.append, **protocol)
-        elsewhere = evaluate(victim, spec, episodes=3, seed=derived_seed(0, SELECTION))
+        elsewhere = evaluate(victim, spec, episodes=3, seed=derived_seed(0, Purpose.SELECTION))
         assert result.rows[0].clean_selection == elsewhere.clean.returns
         assert result.to_json()["clean_selection_return"] == pytest.approx(elsewhere.clean_return)
         assert told[-1].done == told[-1].total

@@ -15,10 +15,10 @@ import yaml
 from marl_aajr.attacks import ATTACKS, make_attack
 from marl_aajr.evaluation import Suite, builtin_suites, evaluate, load_suite
 from marl_aajr.evaluation.crew import Crew, _may_spread
-from marl_aajr.evaluation.episodes import SELECTION, derived_seed
 from marl_aajr.evaluation.table import Table
 from marl_aajr.rollout.batches import make_batch
 from marl_aajr.rollout.environments import resolve
+from marl_aajr.seeds import Purpose, derived_seed
 from marl_aajr.threat import PerturbationSet
 from marl_aajr.victims import ObservationFilter
 from marl_aajr.victims.units import through_filter
@@ -119,7 +119,7 @@ class TestWorst:
             SPREAD,
             attacks=[(name, 0.5) for name in attacks],
             episodes=4,
-            seed=derived_seed(3, SELECTION),
+            seed=derived_seed(3, Purpose.SELECTION),
         )
         assert elsewhere.clean.returns != result.clean.returns[:4]
         (worst,) = result.worst
