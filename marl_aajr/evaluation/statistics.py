@@ -114,11 +114,6 @@ def stratified_bootstrap(
     return Interval(of(*samples), float(interval.low), float(interval.high))
 
 
-def price_of_robustness(plain: ArrayLike, robust: ArrayLike) -> float:
-    """Mean clean return of the plain method − that of the robust one; one number per run each."""
-    return float(np.mean(np.asarray(plain, np.float64)) - np.mean(np.asarray(robust, np.float64)))
-
-
 def area_under_curve(epsilons: ArrayLike, returns: ArrayLike) -> float:
     """Mean return over ε from 0 to the largest, by trapezoids: (1/ε_max) ∫ R(ε) dε.
 

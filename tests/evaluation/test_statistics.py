@@ -14,7 +14,6 @@ from marl_aajr.evaluation.statistics import (
     optimality_gap,
     pareto_front,
     performance_profile,
-    price_of_robustness,
     probability_of_improvement,
     stratified_bootstrap,
 )
@@ -43,9 +42,6 @@ class TestPointEstimates:
     def test_profile_is_the_share_above_each_threshold(self) -> None:
         shares = performance_profile([[1, 2], [3, 4]], [0, 1, 2.5, 4])
         assert shares.tolist() == [1.0, 0.75, 0.5, 0.0]
-
-    def test_price_is_plain_minus_robust(self) -> None:
-        assert price_of_robustness([-40, -42], [-50, -44, -44]) == 5.0
 
     def test_area_is_the_mean_return_over_epsilon(self) -> None:
         """Trapezoids: 0.1 · 15 + 0.3 · 6 over 0.4."""
