@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+from marl_aajr.attacks import Attack, make_attack
+from marl_aajr.evaluation import Evaluation, evaluate
 from marl_aajr.rollout.environments import EnvironmentSpec, resolve
 from marl_aajr.victims import ObservationFilter, Victim
 
 TOYS = "tests.evaluation.toys"
+NOT_LOUDNESS = (True, False)
+"""The sign may be touched, the loudness may not."""
 
 
 def signs(**kwargs: Any) -> EnvironmentSpec:
@@ -88,3 +92,18 @@ def returns_one_by_one(
                 total[agent] += reward
         found.append(total)
     return found
+
+
+def flip(name: str = "fgsm") -> Attack:
+    """Turns every decision it touches, at ε > 1."""
+    return make_attack(name, epsilon=1.1, mask=NOT_LOUDNESS)
+
+
+def played(
+    worth: Collection[float] = (1.0, 1.0), *, steps: int = 4, crucial: bool = False, **protocol: Any
+) -> Evaluation:
+    """Stakes, by agents who know everything, under attacks that turn them and a budget."""
+    spec = stakes(worth=tuple(worth), steps=steps, crucial=crucial)
+    attacks = protocol.pop("attacks", None) or [(flip(), 1.1)]
+    settings = {"episodes": 10, "num_envs": 4, "selection_episodes": 6}
+    return evaluate(team(spec, LoudReader()), spec, attacks=attacks, **(settings | protocol))

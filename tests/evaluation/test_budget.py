@@ -1,53 +1,26 @@
-"""What an adversary may spend: as text and as a value, in closed form, and never exceeded."""
+"""What an adversary may spend: as text and as a value, and never exceeded."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
-from math import comb
-from pathlib import Path
-from typing import Any, ClassVar, Self
+from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from marl_aajr.attacks import PGD, Attack, BudgetError, UniformNoise, make_attack
-from marl_aajr.evaluation import Budget, Evaluation, Progress, Suite, evaluate, parse_budget
-from marl_aajr.evaluation.budget import FEW_SUBSETS, candidates, rounds, trials
-from marl_aajr.evaluation.outcomes import paired_difference
-from marl_aajr.evaluation.suites import Units
-from marl_aajr.evaluation.timing import Clock
+from marl_aajr.attacks import BudgetError, UniformNoise, make_attack
+from marl_aajr.evaluation import Budget, Suite, evaluate, parse_budget
 from marl_aajr.policy import Policy
 from marl_aajr.report.evaluations import Evaluation as ReportedEvaluation
-from marl_aajr.rollout.batched import BatchedEnv
 from marl_aajr.rollout.environments import resolve
-from marl_aajr.seeds import Purpose, derived_seed
 from marl_aajr.threat import PerturbationSet
-from marl_aajr.victims import Victim
-from tests.evaluation.players import LoudReader, moves, sign_reader, signs, stakes, team
+from tests.evaluation.players import LoudReader, flip, played, sign_reader, signs, stakes, team
 
 NAMES = st.lists(st.sampled_from(["agent_0", "agent_1", "red-2"]), min_size=1, unique=True)
-NOT_LOUDNESS = (True, False)
-"""The sign may be touched, the loudness may not."""
-
-
-def flip(name: str = "fgsm") -> Attack:
-    """Turns every decision it touches, at ε > 1."""
-    return make_attack(name, epsilon=1.1, mask=NOT_LOUDNESS)
-
-
-def played(
-    worth: Collection[float] = (1.0, 1.0), *, steps: int = 4, crucial: bool = False, **protocol: Any
-) -> Evaluation:
-    spec = stakes(worth=tuple(worth), steps=steps, crucial=crucial)
-    attacks = protocol.pop("attacks", None) or [(flip(), 1.1)]
-    settings = {"episodes": 10, "num_envs": 4, "selection_episodes": 6}
-    return evaluate(team(spec, LoudReader()), spec, attacks=attacks, **(settings | protocol))
 
 
 class TestText:
@@ -142,194 +115,6 @@ class TestRefusals:
         assert noisy.attacks[0].strikes == 1
 
 
-class TestWorstAgents:
-    """Whoever is lied to loses twice its worth at every step, so the worst k are those who are worth most."""
-
-    def test_the_most_worthy_is_found_and_reported_on_other_episodes(self) -> None:
-        result = played((1.0, 5.0, 2.0), budget="agents=1")
-        (row,) = result.attacks
-        assert row.agents == ("agent_1",)
-        assert row.outcome.returns == (4 * (1.0 - 5.0 + 2.0),) * 10
-        tried = {subset.agents: subset.mean for subset in result.rows[0].subsets}
-        assert tried == {("agent_0",): 4 * 6.0, ("agent_1",): 4 * -2.0, ("agent_2",): 4 * 4.0}
-
-    def test_subsets_are_tried_on_other_episodes_than_the_reported_ones(self) -> None:
-        spec = resolve("marl_aajr.envs.simple_spread_v3", {"max_cycles": 5})
-        victim, attacks = team(spec), [("fgsm", 0.5)]
-        result = evaluate(
-            victim, spec, attacks=attacks, budget="agents=1", episodes=6, selection_episodes=4, seed=3
-        )
-        other = derived_seed(3, Purpose.SELECTION)
-        for subset in result.rows[0].subsets:
-            elsewhere = evaluate(victim, spec, attacks=attacks, agents=subset.agents, episodes=4, seed=other)
-            assert subset.returns == elsewhere.attacks[0].outcome.returns
-        (row,) = result.attacks
-        assert row.agents == min(result.rows[0].subsets, key=lambda subset: subset.mean).agents
-        here = evaluate(victim, spec, attacks=attacks, agents=row.agents, episodes=6, seed=3)
-        assert row.outcome == here.attacks[0].outcome
-
-    def test_each_attack_and_size_has_its_own_and_the_rest_see_clearly(self) -> None:
-        """At ε = 0.9 nobody can be turned: all subsets tie, and the first is taken."""
-        result = played((1.0, 5.0, 2.0, 3.0), budget="agents=2", attacks=[(flip(), 0.9), (flip(), 1.1)])
-        weak, strong = result.attacks
-        assert weak.outcome.mean == result.clean_return
-        assert strong.agents == ("agent_1", "agent_3")
-        assert strong.outcome.mean == 4 * (1 - 5 + 2 - 3)
-        assert result.agents == ("agent_0", "agent_1", "agent_2", "agent_3")
-        assert len(result.rows[0].subsets) == 2 * comb(4, 2)
-
-    def test_among_the_named_ones_only(self) -> None:
-        result = played((1.0, 5.0, 2.0), budget="agents=1", agents=["agent_0", "agent_2"])
-        assert result.attacks[0].agents == ("agent_2",)
-
-    def test_named_in_the_budget_is_named(self) -> None:
-        result = played((1.0, 5.0, 2.0), budget=Budget(agents=("agent_0",)))
-        assert result.agents == result.attacks[0].agents == ("agent_0",)
-        assert result.rows[0].subsets == ()
-
-    def test_greedy_where_there_are_many_subsets(self) -> None:
-        """The losses add up, so here greedy is exact."""
-        worth = (1.0, 7.0, 3.0, 8.0, 2.0, 6.0, 5.0)
-        agents = [f"agent_{i}" for i in range(7)]
-        assert comb(7, 3) > FEW_SUBSETS
-        assert (rounds(agents, 3), trials(agents, 3)) == (3, 7 + 6 + 5)
-        result = played(worth, steps=1, budget="agents=3", episodes=4, selection_episodes=3)
-        assert result.attacks[0].agents == ("agent_1", "agent_3", "agent_5")
-        assert len(result.rows[0].subsets) == trials(agents, 3)
-
-    @given(n=st.integers(1, 8), data=st.data())
-    def test_every_subset_is_tried_while_there_are_few(self, n: int, data: Any) -> None:
-        agents, k = [f"a{i}" for i in range(n)], data.draw(st.integers(1, n))
-        first = candidates(agents, k, ())
-        if comb(n, k) <= FEW_SUBSETS:
-            assert len(set(first)) == trials(agents, k) == comb(n, k)
-            assert all(len(subset) == k for subset in first)
-        else:
-            assert [len(subset) for subset in first] == [1] * n
-            assert all(set(subset) > {agents[0]} for subset in candidates(agents, k, (agents[0],)))
-
-    def test_default_selection_episodes(self) -> None:
-        result = played(budget="agents=1", selection_episodes=None, episodes=2, steps=1)
-        assert result.selection_episodes == 50
-        assert len(result.rows[0].subsets[0].returns) == 50
-
-
-class TestWeakestLink:
-    def test_the_worst_attack_on_each_agent_alone(self) -> None:
-        attacks = [(flip("noise"), 0.2), (flip(), 0.9), (flip(), 1.1)]
-        result = played((1.0, 5.0), weakest_link=True, attacks=attacks)
-        tried = [
-            (s.attack.name, s.attack.perturbations.epsilon, s.agents, s.mean) for s in result.rows[0].subsets
-        ]
-        clean = 4 * 6.0
-        assert tried == [
-            ("noise", 0.2, ("agent_0",), clean),
-            ("noise", 0.2, ("agent_1",), clean),
-            ("fgsm", 0.9, ("agent_0",), clean),
-            ("fgsm", 0.9, ("agent_1",), clean),
-            ("fgsm", 1.1, ("agent_0",), clean - 8 * 1.0),
-            ("fgsm", 1.1, ("agent_1",), clean - 8 * 5.0),
-        ]
-
-    def test_it_is_known_where_single_agents_were_tried_and_nothing_where_there_is_one(self) -> None:
-        assert len(played(weakest_link=True, budget="agents=1").rows[0].subsets) == 2
-        assert played(weakest_link=True, agents=["agent_0"]).rows[0].subsets == ()
-        assert played().rows[0].subsets == ()
-
-    @pytest.mark.parametrize(
-        "search", [{"weakest_link": True}, {"budget": "agents=1"}, {"budget": "steps=2"}]
-    )
-    def test_what_the_selection_episodes_return_without_attack_stands_beside(self, search: Any) -> None:
-        told: list[Progress] = []
-        spec = resolve("marl_aajr.envs.simple_spread_v3", {"max_cycles": 3})
-        victim, protocol = team(spec), {"episodes": 3, "selection_episodes": 3, **search}
-        result = evaluate(victim, spec, attacks=[("noise", 0.1)], on_progress=told.append, **protocol)
-        elsewhere = evaluate(victim, spec, episodes=3, seed=derived_seed(0, Purpose.SELECTION))
-        assert result.rows[0].clean_selection == elsewhere.clean.returns
-        assert result.to_json()["clean_selection_return"] == pytest.approx(elsewhere.clean_return)
-        assert told[-1].done == told[-1].total
-        assert played().to_json()["clean_selection_return"] is None
-
-
-class TestSteps:
-    """Where every attacked decision is turned, a return counts the strikes: 2 for each."""
-
-    def strikes(self, result: Evaluation) -> list[float]:
-        clean, attacked = result.clean.returns, result.attacks[0].outcome.returns
-        return [(a - b) / 2 for a, b in zip(clean, attacked, strict=True)]
-
-    @pytest.mark.parametrize("timing", ["random", "strategic"])
-    @pytest.mark.parametrize("m", [1, 3, 6])
-    def test_exactly_m_of_t_where_t_is_fixed(self, timing: str, m: int) -> None:
-        result = played((1.0,), steps=6, budget=f"steps={m},timing={timing}")
-        assert self.strikes(result) == [m] * 10
-        (row,) = result.attacks
-        assert (row.strikes, row.budget) == (m, f"{m} of 6 steps, {timing}")
-
-    @pytest.mark.parametrize("timing", ["random", "strategic"])
-    def test_never_more_than_m_where_lengths_differ(self, timing: str) -> None:
-        """Signs plays 1 to 6 steps; what the budget does not allow is not done, what it allows is used."""
-        spec = signs()
-        result = evaluate(
-            team(spec, sign_reader()),
-            spec,
-            attacks=[("fgsm", 1.1)],
-            agents=["agent_0"],
-            budget=f"steps=2,timing={timing}",
-            episodes=40,
-            selection_episodes=40,
-            num_envs=7,
-        )
-        counted = self.strikes(result)
-        assert set(counted) == {0, 1, 2} or set(counted) == {1, 2}
-        assert result.attacks[0].strikes == pytest.approx(np.mean(counted))
-        assert result.attacks[0].budget == f"2 of 1–6 steps, {timing}"
-
-    def test_a_step_counts_once_for_all_agents_and_is_common_to_them(self) -> None:
-        result = played((1.0, 10.0), steps=5, budget="steps=2")
-        assert {
-            a - b for a, b in zip(result.clean.returns, result.attacks[0].outcome.returns, strict=True)
-        } == {2 * 2 * 11.0}
-
-    def test_random_times_are_those_of_every_other_attack_and_follow_the_seed(self) -> None:
-        attacks = [(flip(name), 1.1) for name in ("fgsm", "pgd-margin", "square")]
-        result = played((1.0,), steps=8, crucial=True, budget="steps=3", attacks=attacks, episodes=30)
-        returns = {row.outcome.returns for row in result.attacks}
-        assert len(returns) == 1, "the same steps were struck"
-        assert set(next(iter(returns))) == {-1.0, 1.0}, "and not all of them"
-        again = played((1.0,), steps=8, crucial=True, budget="steps=3", episodes=30)
-        assert again.attacks[0].outcome.returns in returns
-        other = played((1.0,), steps=8, crucial=True, budget="steps=3", episodes=30, seed=1)
-        assert other.attacks[0].outcome.returns not in returns
-
-    def test_strategic_times_beat_random_ones_where_one_step_matters(self) -> None:
-        """It is found in every episode; by chance in one of eight."""
-        found = {
-            timing: played(
-                (1.0,), steps=8, crucial=True, budget=f"steps=1,timing={timing}", episodes=80, num_envs=20
-            )
-            .attacks[0]
-            .outcome.mean
-            for timing in ("random", "strategic")
-        }
-        assert found["strategic"] == -1.0
-        assert found["random"] == pytest.approx(1 - 2 / 8, abs=0.2)
-
-    def test_waiting_for_a_turn_costs_nothing(self) -> None:
-        """In Moves the attacked player is to move at every other step."""
-        spec = moves()
-        result = evaluate(
-            team(spec), spec, attacks=[("pgd-margin", 5.0)], budget="steps=1", episodes=20, num_envs=6
-        )
-        assert 0.5 < (result.attacks[0].strikes or 0) <= 1
-        assert result.attacks[0].budget == "1 of 1–5 steps, random"
-
-    def test_the_judge_does_not_believe_the_clock(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(Clock, "strike", lambda self, due, preference: due)
-        with pytest.raises(BudgetError, match="expected at most 2 attacked steps an episode, got 3"):
-            played(budget="steps=2")
-
-
 class TestScales:
     def test_each_agent_has_its_own_size(self) -> None:
         """At 1.5 everybody turns, at 0.75 nobody."""
@@ -407,22 +192,6 @@ class TestNorm:
             evaluate(team(spec), spec, suite=path)
 
 
-class TestWorstAttack:
-    def test_its_lead_over_the_next_is_said_on_the_reported_episodes(self) -> None:
-        result = played(attacks=[("noise", 0.9), (flip(), 1.1), ("noise", 1.1)])
-        small, large = result.worst
-        assert (small.runner_up, small.lead) == (None, None)
-        assert large.runner_up is result.attacks[2]
-        assert large.lead == paired_difference(large.chosen.outcome.returns, large.runner_up.outcome.returns)
-        assert large.to_json()["runner_up"]["attack"] == "noise"
-
-    def test_paired_difference_by_hand(self) -> None:
-        """Differences −1, −2, −3: mean −2, standard error 1/√3, t₂(0.975) = 4.302653."""
-        found = paired_difference((0.0, 0.0, 0.0), (1.0, 2.0, 3.0))
-        assert found == pytest.approx((-2.0, -2.0 - 4.302653 / 3**0.5, -2.0 + 4.302653 / 3**0.5))
-        assert paired_difference((1.0,), (3.0,)) == (-2.0, None, None)
-
-
 class TestJson:
     def test_who_when_and_how_much_and_the_report_reads_it(self) -> None:
         result = played((1.0, 5.0, 2.0), budget="agents=1,steps=2", attacks=[(flip(), 1.1), ("noise", 1.1)])
@@ -447,90 +216,3 @@ class TestJson:
                 del row[key]
         read = ReportedEvaluation.model_validate(json.loads(json.dumps(written | {"schema": 1})))
         assert read.attacks[0].mean == written["attacks"][0]["return"]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Swap(PGD):
-    """One adversary for all: turns an agent's sign by what its neighbour was told that the agent sees."""
-
-    name: ClassVar[str] = "swap"
-    confers: ClassVar[bool] = True
-    _orders: Tensor | None = None
-
-    def confer(self, seen: Mapping[str, Tensor], *, generator: torch.Generator) -> dict[str, Tensor]:
-        whole = torch.stack(list(seen.values()))
-        assert whole.ndim == 3
-        return {agent: -1.1 * whole[i, :, :1].sign() for i, agent in enumerate(seen)}
-
-    def under_orders(self, orders: Tensor) -> Attack:
-        return replace(self, _orders=orders)
-
-    def run(self, policy: Policy, obs: Tensor, *, generator: torch.Generator) -> Tensor:
-        assert self._orders is not None
-        return torch.cat([self._orders, torch.zeros_like(self._orders)], -1)
-
-
-class TestSeams:
-    @pytest.mark.parametrize("budget", [None, "agents=2", "scale=agent_2:2", "steps=2"])
-    def test_orders_reach_the_rows_that_they_are_for(self, budget: str | None) -> None:
-        """Agents leave at different times, and only counted copies are lied to: no row may slip."""
-        spec = signs()
-        victim = team(spec, sign_reader())
-        joint = Swap(perturbations=PerturbationSet(epsilon=1.1))
-        settings: dict[str, Any] = {"episodes": 13, "num_envs": 5, "selection_episodes": 5, "budget": budget}
-        together = evaluate(victim, spec, attacks=[(joint, 1.1)], **settings)
-        alone = evaluate(victim, spec, attacks=[("fgsm", 1.1)], **settings)
-        assert together.attacks[0].outcome.returns == alone.attacks[0].outcome.returns
-        assert together.attacks[0].success_rate == 1.0
-
-    def test_what_is_learned_for_one_size_is_learned_for_each(self) -> None:
-        fitted: list[float] = []
-
-        @dataclass(frozen=True, kw_only=True)
-        class Sized(UniformNoise):
-            per_size: ClassVar[bool] = True
-            done: bool = False
-
-            @property
-            def ready(self) -> bool:
-                return self.done
-
-            def fit(
-                self,
-                victim: Victim,
-                env: BatchedEnv,
-                *,
-                agents: Collection[str],
-                seed: int,
-                units: Units = "raw",
-                home: Path | None = None,
-            ) -> Self:
-                fitted.append(self.perturbations.epsilon)
-                return replace(self, done=True)
-
-        attack = Sized(perturbations=PerturbationSet(epsilon=1.0))
-        played(attacks=[(attack, 0.3), (attack, 0.6)], actions=["greedy", "sampled"])
-        assert fitted == [0.3, 0.6]
-
-
-@pytest.mark.parametrize(
-    "protocol",
-    [
-        {"weakest_link": True},
-        {"budget": "agents=2", "weakest_link": True},
-        {"budget": "agents=1,steps=2", "actions": ["greedy", "sampled"]},
-    ],
-)
-def test_what_there_is_to_play_is_known_beforehand(protocol: dict[str, Any]) -> None:
-    told: list[Progress] = []
-    attacks = [(flip(), 0.9), (flip(), 1.1), (flip("noise"), 1.1)]
-    played((1.0, 1.0, 1.0), attacks=attacks, episodes=3, on_progress=told.append, **protocol)
-    assert told[-1].done == told[-1].total
-    assert len({progress.total for progress in told}) == 1
-
-
-def test_returns_that_cancel_within_a_team_are_noted() -> None:
-    for sides, noted in ((True, []), (False, ["teams"])):
-        spec = moves(sides=sides)
-        result = evaluate(team(spec), spec, episodes=4)
-        assert [check.name for check in result.checks] == noted
