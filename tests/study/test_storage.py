@@ -29,11 +29,16 @@ def names(folder: Path) -> set[str]:
     return {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
 
 
-@pytest.mark.parametrize("kind", ["path", "file", "memory"])
-def test_what_is_pushed_is_pulled_elsewhere_without_checkpoints(kind: str, run: Path, tmp_path: Path) -> None:
-    uri = {"path": f"{tmp_path}/store", "file": f"file://{tmp_path}/store", "memory": f"memory:/{tmp_path}"}[
-        kind
-    ]
+@pytest.mark.parametrize("kind", ["path", "file", "memory", "s3"])
+def test_what_is_pushed_is_pulled_elsewhere_without_checkpoints(
+    kind: str, run: Path, tmp_path: Path, s3: str
+) -> None:
+    uri = {
+        "path": f"{tmp_path}/store",
+        "file": f"file://{tmp_path}/store",
+        "memory": f"memory:/{tmp_path}",
+        "s3": s3,
+    }[kind]
     files = names(run)
     (run / "checkpoints" / "000010").mkdir(parents=True)
     (run / "checkpoints" / "000010" / "state").write_text("large")
@@ -105,11 +110,17 @@ def test_two_nodes_may_push_the_same_run(run: Path, tmp_path: Path, monkeypatch:
     assert names(tmp_path / "store") == {f"runs/one/{name}" for name in names(run)}
 
 
-def test_nothing_under_a_name_is_nothing(tmp_path: Path) -> None:
-    Storage(str(tmp_path / "store")).pull("runs/none", tmp_path / "here")
+@pytest.mark.parametrize("kind", ["path", "s3"])
+def test_nothing_under_a_name_is_nothing(kind: str, tmp_path: Path, s3: str) -> None:
+    Storage({"path": str(tmp_path / "store"), "s3": s3}[kind]).pull("runs/none", tmp_path / "here")
     assert not (tmp_path / "here").exists()
 
 
 def test_a_place_that_is_none_is_named() -> None:
     with pytest.raises(ValueError, match=r"storage: .*got 'nowhere://x'.*Protocol not known"):
         Storage("nowhere://x")
+
+
+def test_a_bucket_that_is_not_there_is_named(s3: str) -> None:
+    with pytest.raises(ValueError, match=r"storage: .*'absent'"):
+        Storage(s3.replace("bucket", "absent", 1))

@@ -125,11 +125,10 @@ def test_the_table_has_every_return(done: Done) -> None:
 
 
 def test_another_order_one_at_a_time_and_a_stop_on_the_way_give_the_same_numbers(
-    done: Done, folder: Path, tmp_path: Path
+    done: Done, folder: Path, tmp_path: Path, s3: str
 ) -> None:
-    storage = f"file://{tmp_path}/store"
     file = write_study(
-        tmp_path, environments=[sound(folder)], methods=METHODS[::-1], storage=storage, max_concurrent=1
+        tmp_path, environments=[sound(folder)], methods=METHODS[::-1], storage=s3, max_concurrent=1
     )
     plan = prepare(file, out=tmp_path / "out")
 
