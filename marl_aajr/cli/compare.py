@@ -53,7 +53,8 @@ def compare(
         typer.Option(
             "--json",
             help="Print a list instead, an object for each environment: methods (clean; worst, by epsilon, "
-            "over all runs; median_run_under_its_strongest_attack; others, with other actions).",
+            "over all runs; median_run_under_its_strongest_attack; others, with other actions) and "
+            "differences (of each pair of methods, with the interval that tells them apart).",
         ),
     ] = False,
 ) -> None:

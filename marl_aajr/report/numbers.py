@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import combinations
 from typing import Any
 
 from marl_aajr.report.comparison import Comparison, Row
@@ -9,7 +10,11 @@ from marl_aajr.report.statistics import Estimate
 
 
 def numbers(comparison: Comparison) -> dict[str, Any]:
-    """The protocol, and of each method its clean return and what the worst attack of each size leaves."""
+    """The protocol, the methods, and the difference of each pair of them.
+
+    Of each method its clean return and what the worst attack of each size leaves; of each pair the intervals
+    that tell them apart.
+    """
     protocol = comparison.protocol
     checks = [check for found in comparison.checks.values() for check in found]
     return {
@@ -32,6 +37,16 @@ def numbers(comparison: Comparison) -> dict[str, Any]:
             }
             for row in comparison.rows
         ],
+        "differences": [_pair(*pair, comparison.epsilons) for pair in combinations(comparison.rows, 2)],
+    }
+
+
+def _pair(row: Row, other: Row, epsilons: tuple[float, ...]) -> dict[str, Any]:
+    return {
+        "method": row.method.label,
+        "minus": other.method.label,
+        "clean": _estimate(row.clean.minus(other.clean)),
+        "worst": [{"epsilon": e, **_estimate(row.lead(other, e))} for e in epsilons],
     }
 
 

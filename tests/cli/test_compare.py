@@ -73,6 +73,23 @@ def test_the_median_run_is_said_in_the_terminal_and_in_json(
     assert method["clean"]["return"] == pytest.approx(-124 / 3)
 
 
+def test_json_tells_methods_apart_by_the_interval_of_their_difference(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """By hand: means −42 and −41, variance 1, three runs each: 1 ± t₄(0.975) · √(2/3) = 1 ± 2.2669."""
+    plain = write_method(tmp_path, "none", clean=[-41.0, -42.0, -43.0])
+    robust = write_method(tmp_path, "aajr", clean=[-40.0, -41.0, -42.0])
+    _, out, _ = ended(capsys, *plain, *robust, "--out", tmp_path / "r.html", "--json")
+    ((difference,),) = (comparison["differences"] for comparison in json.loads(out))
+    assert (difference["method"], difference["minus"]) == ("none (plain PPO)", "aajr")
+    found = difference["clean"]
+    assert [found[key] for key in ("return", "low", "high")] == pytest.approx(
+        [-1.0, -1 - 2.2669, -1 + 2.2669], abs=1e-3
+    )
+    assert found["interval_over"] == "runs"
+    assert [worst["epsilon"] for worst in difference["worst"]] == [0.1, 0.2]
+
+
 def test_failed_checks_are_said_before_the_verdict(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
