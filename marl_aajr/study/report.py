@@ -40,7 +40,7 @@ def write_page(
     events = folder.events()
     notes = Notes(
         summary=study.summary,
-        command=shlex.join(["marl-aajr", "study", str(file)]),
+        command=shlex.join(["marl-aajr", "study", str(_from_here(file))]),
         tuning=tuning,
         restarts=list(_restarts(nodes, folder)),
         failures=list(_failures(nodes, folder)),
@@ -49,7 +49,7 @@ def write_page(
         seconds=sum(event.get("seconds", 0.0) for event in events if event["event"] == "session"),
     )
     return write_report(
-        [folder.run(run.name).path for run in judged],
+        [_from_here(folder.run(run.name).path) for run in judged],
         folder.report,
         title=study.title,
         notes=notes,
@@ -60,6 +60,12 @@ def write_page(
         },
         film=study.film,
     )
+
+
+def _from_here(path: Path) -> Path:
+    """Seen from the working directory where that is above it, so that a page names no machine's folders."""
+    here = Path.cwd()
+    return path.relative_to(here) if path.is_relative_to(here) else path
 
 
 def _restarts(nodes: Mapping[str, Node], folder: StudyFolder) -> Iterator[Incident]:
@@ -75,7 +81,9 @@ def _restarts(nodes: Mapping[str, Node], folder: StudyFolder) -> Iterator[Incide
         told = told or [f"was begun again after {event['error']}" for event in again if event["node"] == name]
         log = folder.log(name)
         for what, times in Counter(told).items():
-            yield Incident(run=name, what=what, times=times, log=str(log) if log.is_file() else "")
+            yield Incident(
+                run=name, what=what, times=times, log=str(_from_here(log)) if log.is_file() else ""
+            )
 
 
 def _told(event: Mapping[str, Any]) -> str:
@@ -95,7 +103,8 @@ def _failures(nodes: Mapping[str, Node], folder: StudyFolder) -> Iterator[Incide
     last = {event["node"]: event for event in folder.events() if "node" in event}
     for name, event in last.items():
         if event["event"] in ("failed", "impossible") and name in nodes and not folder.done(nodes[name]):
-            yield Incident(run=name, what=event.get("error", "it failed"), log=event.get("log", ""))
+            log = str(_from_here(Path(event["log"]))) if event.get("log") else ""
+            yield Incident(run=name, what=event.get("error", "it failed"), log=log)
 
 
 def _cut(runs: Sequence[Run], judged: Sequence[Run]) -> list[str]:

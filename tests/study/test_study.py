@@ -16,6 +16,7 @@ import pytest
 import yaml
 
 from marl_aajr.study.folder import is_there
+from marl_aajr.study.report import write_page
 from marl_aajr.study.study import Plan, on_cluster, prepare
 from marl_aajr.study.watch import Board
 from marl_aajr.training.run_directory import RunDirectory, Status
@@ -105,6 +106,17 @@ def test_the_report_says_what_failed_and_what_was_started_again(done: Done) -> N
     for name in ("gone-none-s0", "gone-aajr-s0"):
         assert name in page
     assert "the simulator has crashed" in page
+
+
+def test_the_report_names_no_folder_above_the_working_directory(
+    done: Done, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plan = done.plan
+    monkeypatch.chdir(plan.folder.path.parent)
+    page = write_page(plan.study, plan.runs, plan.nodes, plan.folder, file=plan.source.path).read_text()
+    assert "done/runs/sound-none-s0" in page
+    assert "done/logs/" in page
+    assert str(plan.folder.path) not in page
 
 
 def test_the_table_has_every_return(done: Done) -> None:
