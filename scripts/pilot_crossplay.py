@@ -6,20 +6,20 @@ In a competitive game a method changes both sides, so the pursuers of each metho
 training and in the study's own judgement: a return can be high because the prey became worse. Here the
 pursuers of every run play the prey of plain PPO of the next seed (of the last seed: of the first) under the
 standard suite without learned adversaries. Reads the runs of studies/pilot, writes
-experiments/pilot/crossplay.json: rows with the columns of results.parquet, without the returns of single
+experiments/pilot/crossplay.parquet: rows with the columns of results.parquet, without the returns of single
 episodes.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import pyarrow.parquet
 import torch
 
 from marl_aajr.evaluation import evaluate
@@ -35,7 +35,7 @@ def main() -> None:
     """Evaluate all pursuers and write the table."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--study", type=Path, default=ROOT / "studies" / "pilot")
-    parser.add_argument("--out", type=Path, default=ROOT / "experiments" / "pilot" / "crossplay.json")
+    parser.add_argument("--out", type=Path, default=ROOT / "experiments" / "pilot" / "crossplay.parquet")
     parser.add_argument("--jobs", type=int, default=2, help="evaluations at a time, one core each")
     options = parser.parse_args()
     runs = sorted((options.study / "runs").glob("simple_tag_v3-*"))
@@ -47,7 +47,7 @@ def main() -> None:
             rows += found
             name, clean = found[0]["run"], found[0]["return"]
             print(f"{done} of {len(runs)}: {name}: {clean:.1f} without an attack", flush=True)
-    options.out.write_text(json.dumps(rows) + "\n")
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), options.out)
 
 
 def judged(run: Path) -> list[dict[str, Any]]:
@@ -70,7 +70,7 @@ def played(rows: dict[str, Any]) -> Iterator[dict[str, Any]]:
     clean = {"attack": "none", "settings": "", "epsilon": 0.0, **rows["clean"]}
     for row in (clean, *rows["attacks"]):
         chosen = (row["attack"], row["settings"], row["epsilon"]) in worst
-        yield {"actions": rows["actions"], "worst": chosen, **{key: row[key] for key in kept if key in row}}
+        yield {"actions": rows["actions"], "worst": chosen, **{key: row.get(key) for key in kept}}
 
 
 if __name__ == "__main__":

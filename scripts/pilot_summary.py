@@ -2,11 +2,11 @@
 
     .venv/bin/python scripts/pilot_summary.py
 
-Reads experiments/pilot/results.parquet, draws experiments/pilot/returns.png and returns.svg, and prints a
-table for each environment and kind of actions: mean return over the training runs ± half of Student's 95 %
-t-interval, without an attack and under the worst one of each size (chosen on other episodes), and the share
-of decisions that the strongest PGD of size 0.1 changes. With --crossplay the tables are those of
-crossplay.json, and nothing is drawn.
+Reads results.parquet and crossplay.parquet in experiments/pilot, draws returns.png and returns.svg there,
+and prints a table for each game and kind of actions: mean return over the training runs ± half of Student's
+95 % t-interval, without an attack and under the worst one of each size (chosen on other episodes), and the
+share of decisions that the strongest PGD of size 0.1 changes; ▲ and ▼ are better and worse than PPO, by the
+interval of the difference (Welch's t).
 """
 
 from __future__ import annotations
@@ -45,21 +45,35 @@ Rows = Sequence[Mapping[str, Any]]
 def main() -> None:
     """Draw the figure and print the tables."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--table", type=Path, default=FOLDER / "results.parquet")
     parser.add_argument("--out", type=Path, default=FOLDER, help="folder of the figure")
-    parser.add_argument("--crossplay", action="store_true", help="the pursuers against one prey instead")
     options = parser.parse_args()
-    if options.crossplay:
-        found = json.loads((FOLDER / "crossplay.json").read_text())
-    else:
-        found = pyarrow.parquet.read_table(options.table).to_pylist()
-    rows = sorted(({**row, "label": label(row)} for row in found), key=lambda row: row["label"] != PLAIN)
-    if not options.crossplay:
-        for ending in ("png", "svg"):
-            draw(rows).savefig(options.out / f"returns.{ending}", dpi=110, metadata=_undated(ending))
-    for environment, actions in product(unique(rows, "environment"), ACTIONS):
-        print(f"{environment.rpartition('.')[2]}, {actions} actions\n")
-        print("\n".join(table(rows, environment=environment, actions=actions)), "\n")
+    games = load()
+    for ending in ("png", "svg"):
+        draw(games).savefig(options.out / f"returns.{ending}", dpi=110, metadata=_undated(ending))
+    for (game, rows), actions in product(games.items(), ACTIONS):
+        print(f"{game}, {actions} actions\n")
+        print("\n".join(table(rows, actions)), "\n")
+
+
+def load() -> dict[str, Rows]:
+    """The rows of each game, plain PPO's first; a game is an environment, and who is met there."""
+    own = _read("results.parquet")
+    crossed = _read("crossplay.parquet")
+    spread, tag = ([row for row in own if name in row["environment"]] for name in ("spread", "tag"))
+    return {
+        "simple_spread": spread,
+        "simple_tag, prey of its own run": tag,
+        "simple_tag, prey of PPO": crossed,
+    }
+
+
+def _read(file: str) -> Rows:
+    rows = pyarrow.parquet.read_table(FOLDER / file).to_pylist()
+    return sorted(({**row, "label": label(row)} for row in rows), key=_order)
+
+
+def _order(row: Mapping[str, Any]) -> tuple[bool, str]:
+    return row["label"] != PLAIN, row["label"]
 
 
 def label(row: Mapping[str, Any]) -> str:
@@ -71,13 +85,14 @@ def label(row: Mapping[str, Any]) -> str:
     return names.get(method["name"], str(method["name"]).replace("_", " "))
 
 
-def table(rows: Rows, *, environment: str, actions: str) -> list[str]:
+def table(rows: Rows, actions: str) -> list[str]:
     """Lines of Markdown: a row per method."""
-    rows = [row for row in rows if (row["environment"], row["actions"]) == (environment, actions)]
+    rows = [row for row in rows if row["actions"] == actions]
     sizes = " | ".join(f"ε = {epsilon:g}" for epsilon in EPSILONS[1:])
     lines = [f"| | no attack | {sizes} | decisions changed |", "|---|---|---|---|---|---|"]
-    for method in unique(rows, "label"):
-        cells = (_cell(estimate(rows, method, epsilon)) for epsilon in EPSILONS)
+    for method in dict.fromkeys(row["label"] for row in rows):
+        found = ((estimate(rows, method, epsilon), estimate(rows, PLAIN, epsilon)) for epsilon in EPSILONS)
+        cells = (_cell(ours, plain) for ours, plain in found)
         lines.append(f"| {method} | {' | '.join(cells)} | {_changed(rows, method):.0%} |")
     return lines
 
@@ -94,15 +109,12 @@ def estimate(rows: Rows, method: str, epsilon: float) -> Estimate:
     return over_runs(returns, level=0.95)
 
 
-def draw(rows: Rows) -> Figure:
-    """Return against ε, a panel for each environment and kind of actions."""
-    environments = unique(rows, "environment")
-    figure, panels = plt.subplots(2, len(environments), figsize=(9.2, 6.4), sharex=True, squeeze=False)
-    for (actions, environment), axes in zip(product(ACTIONS, environments), panels.flat, strict=True):
-        shown = [row for row in rows if (row["environment"], row["actions"]) == (environment, actions)]
-        _draw_panel(axes, shown)
-        name = environment.rpartition(".")[2]
-        axes.set_title(f"{name}, {actions} actions", loc="left", fontsize=9, fontweight="bold")
+def draw(games: Mapping[str, Rows]) -> Figure:
+    """Return against ε, a panel for each game and kind of actions."""
+    figure, panels = plt.subplots(2, len(games), figsize=(12, 6.2), sharex=True, squeeze=False)
+    for (actions, game), axes in zip(product(ACTIONS, games), panels.flat, strict=True):
+        _draw_panel(axes, [row for row in games[game] if row["actions"] == actions])
+        axes.set_title(f"{game}: {actions}", loc="left", fontsize=9, fontweight="bold")
     for axes in panels[-1]:
         axes.set_xlabel("ε (0: no attack)")
     for axes in panels[:, 0]:
@@ -115,7 +127,7 @@ def draw(rows: Rows) -> Figure:
 
 def _draw_panel(axes: Axes, rows: Rows) -> None:
     turns = dict.fromkeys(_COLOURS, 0)
-    for method in unique(rows, "label"):
+    for method in dict.fromkeys(row["label"] for row in rows):
         family = method.partition(",")[0]
         estimates = [estimate(rows, method, epsilon) for epsilon in EPSILONS]
         errors = [0.0 if e.high is None else e.high - e.mean for e in estimates]
@@ -144,14 +156,11 @@ def _changed(rows: Rows, method: str) -> float:
     )
 
 
-def _cell(found: Estimate) -> str:
+def _cell(found: Estimate, plain: Estimate) -> str:
+    """Mean and half interval; better or worse than plain PPO by the interval of the difference (Welch)."""
     half = "" if found.high is None else f" ± {found.high - found.mean:.1f}"
-    return f"{found.mean:.1f}{half}".replace("-", "−")
-
-
-def unique(rows: Rows, key: str) -> list[str]:
-    """Values of a column, in their order."""
-    return list(dict.fromkeys(row[key] for row in rows))
+    mark = " ▲" if found.minus(plain).positive else " ▼" if plain.minus(found).positive else ""
+    return f"{found.mean:.1f}{half}{mark}".replace("-", "−")
 
 
 def _undated(ending: str) -> dict[str, Any] | None:

@@ -19,7 +19,7 @@ from ray.rllib.algorithms.ppo import PPOConfig
 from ray.rllib.core.rl_module.multi_rl_module import MultiRLModuleSpec
 
 from marl_aajr.distributions import from_space
-from marl_aajr.objectives import EVERYTHING
+from marl_aajr.objectives import EVERYTHING, Need
 from marl_aajr.rllib import robustify
 from marl_aajr.rllib.env import register
 from marl_aajr.rllib.fast import fast
@@ -132,8 +132,11 @@ def _set_method(result: AlgorithmConfig, config: RunConfig, roster: Roster) -> N
     if regularizer is None:
         result.learners(learner_class=resumable_learner_class(result.learner_class))
         return
-    # A centralised critic does not judge an observation alone.
-    offers = EVERYTHING if config.model.critic == "own" else EVERYTHING - {"critic"}
+    offers: frozenset[Need] = EVERYTHING
+    if config.model.critic != "own":  # a centralised critic does not judge an observation alone
+        offers -= {"critic"}
+    if config.algorithm != "ppo":  # the losses of APPO and IMPALA are not taken row by row
+        offers -= {"policy_loss", "advantages"}
     for module, agent in roster.modules.items():
         try:
             regularizer.check(from_space(roster.action_spaces[agent]), offers=offers)

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from marl_aajr.numerics import NonFiniteError
+from marl_aajr.training.algorithm import build_config
 from marl_aajr.training.config import make_config
 from marl_aajr.training.run_directory import RunDirectory
 from marl_aajr.training.trainer import train
@@ -73,3 +74,16 @@ def test_a_loss_of_impala_that_is_nan_stops_the_run_although_a_thread_computes_i
 def test_what_needs_synchronous_sampling_is_refused(changes: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         make_config(TINY | {"algorithm": "impala"} | changes)
+
+
+@pytest.mark.parametrize("algorithm", ["appo", "impala"])
+@pytest.mark.parametrize(
+    "method", [{"name": "aajr", "adversarial_weight": 0.5}, {"name": "adversarial_training"}]
+)
+def test_methods_that_need_the_policy_loss_of_ppo_are_refused_before_anything_starts(
+    algorithm: str, method: dict[str, Any]
+) -> None:
+    refused = rf"method {method['name']}, .*expected a module and learner with (policy loss|advantages)"
+    with pytest.raises(ValueError, match=refused):
+        build_config(tiny(algorithm=algorithm, method=method, resources=STOCK))
+    build_config(tiny(algorithm=algorithm, method={"name": "aajr"}, resources=STOCK))
