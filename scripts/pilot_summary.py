@@ -52,7 +52,7 @@ def main() -> None:
         draw(games).savefig(options.out / f"returns.{ending}", dpi=110, metadata=_undated(ending))
     for (game, rows), actions in product(games.items(), ACTIONS):
         print(f"{game}, {actions} actions\n")
-        print("\n".join(table(rows, actions)), "\n")
+        print("\n".join(table(rows, actions)) + "\n")
 
 
 def load() -> dict[str, Rows]:
