@@ -1,13 +1,14 @@
-"""The pilot's pursuers against one and the same prey: that of plain PPO, which none of them was trained with.
+"""The pilot's pursuers against prey of plain PPO that they have not met, and the other way round.
 
     .venv/bin/python scripts/pilot_crossplay.py
 
-In a competitive game a method changes both sides, so the pursuers of each method met another prey in
-training and in the study's own judgement: a return can be high because the prey became worse. Here the
-pursuers of every run play the prey of plain PPO of the next seed (of the last seed: of the first) under the
-standard suite without learned adversaries. Reads the runs of studies/pilot, writes
-experiments/pilot/crossplay.parquet: rows with the columns of results.parquet, without the returns of single
-episodes.
+In a competitive game a method changes both sides, so in training and in the study's own judgement the
+pursuers of each method met another prey. Here (a) the pursuers of every run meet the prey of plain PPO
+of the next seed (of the last seed: of the first), under the standard suite without learned adversaries,
+and (b) the prey of every run is met by the pursuers of plain PPO of the next seed, without an attack.
+Greedy and sampled rows are so for both sides. Runs of a seed meet the same stranger. Reads the runs of
+studies/pilot, writes crossplay.parquet (a) and prey.parquet (b) to experiments/pilot: rows as in
+results.parquet, without the returns of single episodes.
 """
 
 from __future__ import annotations
@@ -27,39 +28,57 @@ from marl_aajr.training.run_directory import RunDirectory
 from marl_aajr.victims import Victim
 
 ROOT = Path(__file__).resolve().parent.parent
-PREY = "agent"
+PURSUER, PREY = "adversary", "agent"
 SEEDS = 3
 
 
 def main() -> None:
-    """Evaluate all pursuers and write the table."""
+    """Play everything and write the tables."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--study", type=Path, default=ROOT / "studies" / "pilot")
-    parser.add_argument("--out", type=Path, default=ROOT / "experiments" / "pilot" / "crossplay.parquet")
+    parser.add_argument(
+        "--out", type=Path, default=ROOT / "experiments" / "pilot", help="folder of the tables"
+    )
     parser.add_argument("--jobs", type=int, default=2, help="evaluations at a time, one core each")
     options = parser.parse_args()
     runs = sorted((options.study / "runs").glob("simple_tag_v3-*"))
     if not runs:
         parser.error(f"expected the runs of the pilot, got none in {options.study}; run it, or give --study")
-    rows: list[dict[str, Any]] = []
     with ProcessPoolExecutor(options.jobs) as pool:
-        for done, found in enumerate(pool.map(judged, runs), 1):
-            rows += found
-            name, clean = found[0]["run"], found[0]["return"]
-            print(f"{done} of {len(runs)}: {name}: {clean:.1f} without an attack", flush=True)
-    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), options.out)
+        for play, name in ((met_by_strangers, "prey"), (pursuing_strangers, "crossplay")):
+            rows: list[dict[str, Any]] = []
+            for done, found in enumerate(pool.map(play, runs), 1):
+                rows += found
+                print(
+                    f"{name}: {done} of {len(runs)}: {found[0]['run']}: {found[0]['return']:.1f}", flush=True
+                )
+            pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), options.out / f"{name}.parquet")
 
 
-def judged(run: Path) -> list[dict[str, Any]]:
-    """Rows of one run's pursuers against the prey of another run."""
+def pursuing_strangers(run: Path) -> list[dict[str, Any]]:
+    """Rows of a run's pursuers, against the prey of a plain run."""
+    return _rows(run, of=PREY, suite="standard")
+
+
+def met_by_strangers(run: Path) -> list[dict[str, Any]]:
+    """Rows of a plain run's pursuers, against the prey of a run."""
+    return _rows(run, of=PURSUER, episodes=100, actions=("greedy", "sampled"))
+
+
+def _rows(run: Path, *, of: str, **protocol: Any) -> list[dict[str, Any]]:
+    """The return of the pursuers where one side of a run is that of the plain run of the next seed."""
     torch.set_num_threads(1)
     config = RunDirectory(run).config()
     other = run.with_name(f"simple_tag_v3-none-s{(config.seed + 1) % SEEDS}")
     victim, stranger = Victim.load(run / "victim"), Victim.load(other / "victim")
-    crossed = replace(victim, modules={**victim.modules, PREY: stranger.modules[PREY]})
-    evaluation = evaluate(crossed, suite="standard", team="adversary", workers=1).to_json()
+    crossed = replace(
+        victim,
+        modules={**victim.modules, of: stranger.modules[of]},
+        critics={name: (stranger if name == of else victim).critics[name] for name in victim.critics},
+    )
+    evaluation = evaluate(crossed, team=PURSUER, workers=1, **protocol).to_json()
     common = {"run": run.name, "environment": config.env.name, "seed": config.seed}
-    common |= {"config": config.model_dump_json(), "prey": other.name}
+    common |= {"config": config.model_dump_json(), "stranger": other.name}
     return [{**common, **row} for actions in (evaluation, *evaluation["others"]) for row in played(actions)]
 
 

@@ -2,11 +2,12 @@
 
     .venv/bin/python scripts/pilot_summary.py
 
-Reads results.parquet and crossplay.parquet in experiments/pilot, draws returns.png and returns.svg there,
-and prints a table for each game and kind of actions: mean return over the training runs ± half of Student's
-95 % t-interval, without an attack and under the worst one of each size (chosen on other episodes), and the
-share of decisions that the strongest PGD of size 0.1 changes; ▲ and ▼ are better and worse than PPO, by the
-interval of the difference (Welch's t).
+Reads the tables in experiments/pilot, draws returns.png and returns.svg there, and prints a table for
+each game and kind of actions: mean return over the training runs ± half of Student's 95 % t-interval,
+without an attack and under the worst one of each size (chosen on other episodes), and the share of
+greedy decisions that the strongest PGD of size 0.1 changes; ▲ and ▼ are better and worse than PPO, by
+the interval of the difference (Welch's t, 95 %, not corrected for the number of comparisons). Last,
+what pursuers of plain PPO earn from the prey of each method.
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ FOLDER = Path(__file__).resolve().parent.parent / "experiments" / "pilot"
 EPSILONS = (0.0, 0.05, 0.1, 0.2)
 ACTIONS = ("greedy", "sampled")
 PLAIN = "PPO"
+SEEDS = 3
 _COLOURS = {
     PLAIN: "#5c6670",
     "AAJR": "#0072b2",
@@ -53,6 +55,8 @@ def main() -> None:
     for (game, rows), actions in product(games.items(), ACTIONS):
         print(f"{game}, {actions} actions\n")
         print("\n".join(table(rows, actions)) + "\n")
+    print("prey of each method, pursuers of another plain run\n")
+    print("\n".join(prey_table(_read("prey.parquet"))))
 
 
 def load() -> dict[str, Rows]:
@@ -63,7 +67,7 @@ def load() -> dict[str, Rows]:
     return {
         "simple_spread": spread,
         "simple_tag, prey of its own run": tag,
-        "simple_tag, prey of PPO": crossed,
+        "simple_tag, prey of another plain run": crossed,
     }
 
 
@@ -97,6 +101,16 @@ def table(rows: Rows, actions: str) -> list[str]:
     return lines
 
 
+def prey_table(rows: Rows) -> list[str]:
+    """Lines of Markdown: what the same pursuers earn from the prey of each method."""
+    lines = ["| prey of | greedy | sampled |", "|---|---|---|"]
+    for method in dict.fromkeys(row["label"] for row in rows):
+        kinds = ([row for row in rows if row["actions"] == actions] for actions in ACTIONS)
+        found = ((estimate(kind, method, 0.0), estimate(kind, PLAIN, 0.0)) for kind in kinds)
+        lines.append(f"| {method} | {' | '.join(_cell(ours, plain) for ours, plain in found)} |")
+    return lines
+
+
 def estimate(rows: Rows, method: str, epsilon: float) -> Estimate:
     """Return of a method's runs, each under its own worst attack of a size; ε = 0: without one."""
     returns = [
@@ -106,6 +120,8 @@ def estimate(rows: Rows, method: str, epsilon: float) -> Estimate:
         and row["epsilon"] == epsilon
         and (row["worst"] if epsilon else row["attack"] == "none")
     ]
+    if len(returns) != SEEDS:
+        raise ValueError(f"expected {SEEDS} runs of {method} at ε = {epsilon:g}, got {len(returns)}")
     return over_runs(returns, level=0.95)
 
 
@@ -127,12 +143,12 @@ def draw(games: Mapping[str, Rows]) -> Figure:
 
 def _draw_panel(axes: Axes, rows: Rows) -> None:
     turns = dict.fromkeys(_COLOURS, 0)
-    for method in dict.fromkeys(row["label"] for row in rows):
+    for place, method in enumerate(dict.fromkeys(row["label"] for row in rows)):
         family = method.partition(",")[0]
         estimates = [estimate(rows, method, epsilon) for epsilon in EPSILONS]
         errors = [0.0 if e.high is None else e.high - e.mean for e in estimates]
         axes.errorbar(
-            EPSILONS,
+            [epsilon + (place - 3.5) * 0.0012 for epsilon in EPSILONS],  # bars side by side
             [e.mean for e in estimates],
             yerr=errors,
             label=method,
