@@ -14,7 +14,6 @@ results.parquet, without the returns of single episodes.
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -24,12 +23,14 @@ import pyarrow.parquet
 import torch
 
 from marl_aajr.evaluation import evaluate
+from marl_aajr.study.results import outcomes
 from marl_aajr.training.run_directory import RunDirectory
 from marl_aajr.victims import Victim
 
 ROOT = Path(__file__).resolve().parent.parent
 PURSUER, PREY = "adversary", "agent"
 SEEDS = 3
+COLUMNS = ("actions", "attack", "settings", "epsilon", "return", "success_rate", "worst")
 
 
 def main() -> None:
@@ -71,25 +72,16 @@ def _rows(run: Path, *, of: str, **protocol: Any) -> list[dict[str, Any]]:
     config = RunDirectory(run).config()
     other = run.with_name(f"simple_tag_v3-none-s{(config.seed + 1) % SEEDS}")
     victim, stranger = Victim.load(run / "victim"), Victim.load(other / "victim")
-    crossed = replace(
-        victim,
-        modules={**victim.modules, of: stranger.modules[of]},
-        critics={name: (stranger if name == of else victim).critics[name] for name in victim.critics},
-    )
+    crossed = replace(victim, modules={**victim.modules, of: stranger.modules[of]})
     evaluation = evaluate(crossed, team=PURSUER, workers=1, **protocol).to_json()
-    common = {"run": run.name, "environment": config.env.name, "seed": config.seed}
-    common |= {"config": config.model_dump_json(), "stranger": other.name}
-    return [{**common, **row} for actions in (evaluation, *evaluation["others"]) for row in played(actions)]
-
-
-def played(rows: dict[str, Any]) -> Iterator[dict[str, Any]]:
-    """The clean row and the attacked ones of one kind of actions."""
-    kept = ("attack", "settings", "epsilon", "return", "success_rate")
-    worst = {(row["attack"], row["settings"], row["epsilon"]) for row in rows["worst"]}
-    clean = {"attack": "none", "settings": "", "epsilon": 0.0, **rows["clean"]}
-    for row in (clean, *rows["attacks"]):
-        chosen = (row["attack"], row["settings"], row["epsilon"]) in worst
-        yield {"actions": rows["actions"], "worst": chosen, **{key: row.get(key) for key in kept}}
+    common = {
+        "run": run.name,
+        "seed": config.seed,
+        "config": config.model_dump_json(),
+        "stranger": other.name,
+    }
+    played = (row for actions in (evaluation, *evaluation["others"]) for row in outcomes(actions))
+    return [common | {name: row.get(name) for name in COLUMNS} for row in played]
 
 
 if __name__ == "__main__":

@@ -2,12 +2,13 @@
 
     .venv/bin/python scripts/pilot_summary.py
 
-Reads the tables in experiments/pilot, draws returns.png and returns.svg there, and prints a table for
+Reads the tables in experiments/pilot, draws returns.png there, and prints a table for
 each game and kind of actions: mean return over the training runs ± half of Student's 95 % t-interval,
 without an attack and under the worst one of each size (chosen on other episodes), and the share of
 greedy decisions that the strongest PGD of size 0.1 changes; ▲ and ▼ are better and worse than PPO, by
 the interval of the difference (Welch's t, 95 %, not corrected for the number of comparisons). Last,
-what pursuers of plain PPO earn from the prey of each method.
+what pursuers of plain PPO earn from the prey of each method, and how training on simple_spread ended.
+--collect STUDY first writes training.parquet, the curves of all runs, from the folder of the study.
 """
 
 from __future__ import annotations
@@ -26,12 +27,14 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from marl_aajr.report.statistics import Estimate, over_runs
+from marl_aajr.training.run_directory import RunDirectory
 
 FOLDER = Path(__file__).resolve().parent.parent / "experiments" / "pilot"
 EPSILONS = (0.0, 0.05, 0.1, 0.2)
 ACTIONS = ("greedy", "sampled")
 PLAIN = "PPO"
 SEEDS = 3
+LAST = 5
 _COLOURS = {
     PLAIN: "#5c6670",
     "AAJR": "#0072b2",
@@ -48,15 +51,34 @@ def main() -> None:
     """Draw the figure and print the tables."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--out", type=Path, default=FOLDER, help="folder of the figure")
+    parser.add_argument("--collect", type=Path, metavar="STUDY", help="such as studies/pilot")
     options = parser.parse_args()
+    if options.collect:
+        collect(options.collect)
     games = load()
-    for ending in ("png", "svg"):
-        draw(games).savefig(options.out / f"returns.{ending}", dpi=110, metadata=_undated(ending))
+    draw(games).savefig(options.out / "returns.png", dpi=110)
     for (game, rows), actions in product(games.items(), ACTIONS):
         print(f"{game}, {actions} actions\n")
         print("\n".join(table(rows, actions)) + "\n")
     print("prey of each method, pursuers of another plain run\n")
-    print("\n".join(prey_table(_read("prey.parquet"))))
+    print("\n".join(prey_table(_read("prey.parquet"))) + "\n")
+    print(f"simple_spread, mean of the last {LAST} iterations of training\n")
+    print("\n".join(training_table([row for row in _read("training.parquet") if "spread" in row["run"]])))
+
+
+def collect(study: Path) -> None:
+    """Write the curves of all runs: a row for each iteration and module."""
+    rows = []
+    for folder in sorted((study / "runs").iterdir()):
+        run = RunDirectory(folder)
+        common = {"run": folder.name, "config": run.config().model_dump_json()}
+        for record in run.metrics():
+            known = {name: record[name] for name in ("iteration", "env_steps", "seconds", "return_mean")}
+            for module, metrics in record["modules"].items():
+                gains = [value for name, value in metrics.items() if name.endswith("/gain_mean")]
+                found = {"entropy": metrics["entropy"], "gain": gains[0] if gains else None}
+                rows.append(common | known | {"module": module} | found)
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), FOLDER / "training.parquet")
 
 
 def load() -> dict[str, Rows]:
@@ -108,6 +130,21 @@ def prey_table(rows: Rows) -> list[str]:
         kinds = ([row for row in rows if row["actions"] == actions] for actions in ACTIONS)
         found = ((estimate(kind, method, 0.0), estimate(kind, PLAIN, 0.0)) for kind in kinds)
         lines.append(f"| {method} | {' | '.join(_cell(ours, plain) for ours, plain in found)} |")
+    return lines
+
+
+def training_table(rows: Rows) -> list[str]:
+    """Lines of Markdown: return, entropy and gain at the end of training, means over the runs."""
+    lines = ["| | return | entropy (nats) | gain of the logits |", "|---|---|---|---|"]
+    last = max(row["iteration"] for row in rows) - LAST
+    for method in dict.fromkeys(row["label"] for row in rows):
+        ends = [row for row in rows if row["label"] == method and row["iteration"] > last]
+        kept = (
+            [row[name] for row in ends if row[name] is not None]
+            for name in ("return_mean", "entropy", "gain")
+        )
+        cells = (f"{fmean(values):.2f}".replace("-", "−") if values else "" for values in kept)
+        lines.append(f"| {method} | {' | '.join(cells)} |")
     return lines
 
 
@@ -177,11 +214,6 @@ def _cell(found: Estimate, plain: Estimate) -> str:
     half = "" if found.high is None else f" ± {found.high - found.mean:.1f}"
     mark = " ▲" if found.minus(plain).positive else " ▼" if plain.minus(found).positive else ""
     return f"{found.mean:.1f}{half}{mark}".replace("-", "−")
-
-
-def _undated(ending: str) -> dict[str, Any] | None:
-    """The same figure is the same file."""
-    return {"Date": None} if ending == "svg" else None
 
 
 if __name__ == "__main__":

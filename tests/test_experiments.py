@@ -15,7 +15,7 @@ def test_the_tables_of_the_pilot_are_those_of_its_results(tmp_path: Path) -> Non
     words = [sys.executable, str(ROOT / "scripts" / "pilot_summary.py"), "--out", str(tmp_path)]
     printed = subprocess.run(words, check=True, capture_output=True, text=True).stdout
     rows = [line for line in printed.splitlines() if line.startswith("|")]
-    assert len(rows) == 7 * (2 + 8)
+    assert len(rows) == 8 * (2 + 8)
     assert [row for row in rows if row not in PAGE] == []
     assert (tmp_path / "returns.png").stat().st_size > 10_000
 

@@ -82,12 +82,16 @@ def _rows(run: Run, folder: StudyFolder) -> Iterator[dict[str, Any]]:
         common |= {"team": found["team"], "suite": found["suite"], "episodes": found["episodes"]}
         common |= {"evaluation_seed": found["seed"]}
         for played in (found, *found["others"]):
-            for row in _played(played):
+            for row in outcomes(played):
                 yield {**common, "agents": found["agents"], **row}
 
 
-def _played(rows: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
-    """The clean row, the attacked ones and those with adversarial agents, of one kind of actions."""
+def outcomes(rows: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+    """The clean row, the attacked ones and those with adversarial agents, of one kind of actions.
+
+    Args:
+        rows: an evaluation as it is written, or one of its ``others``.
+    """
     worst = {(row["attack"], row["settings"], row["epsilon"]) for row in rows["worst"]}
     clean = {"attack": "none", "settings": "", "epsilon": 0.0, **rows["clean"]}
     for row in (clean, *rows["attacks"]):
