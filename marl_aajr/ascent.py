@@ -34,8 +34,8 @@ LAST: tuple[Last, ...] = get_args(Last)
 AUTO: Final = "auto"
 """A step size chosen per row from the measured curvature."""
 
-_DIRECTION_TOLERANCE = 16.0
-"""Gradients below this many rounding units of the batch's largest gradient carry no direction."""
+_ROUNDING_UNITS = 16.0
+"""Perturbations below this many rounding units of their observation are lost in it."""
 
 _BACKTRACKS = 4
 _SHRINK = 0.25
@@ -51,7 +51,9 @@ class Trajectory:
         directions: unit ascent directions u_0 … u_{K−1}, ``[K, B, ..., d]``; zero where a row has none.
         gradient_norms: ‖v_t‖₂, ``[K, B, ...]``.
         values: g(δ_0) … g(δ_K), ``[K+1, B, ...]``; without g(δ_K) where nobody asked for it.
-        has_direction: where ‖v_t‖ is above the rounding noise, ``[K, B, ...]`` bool.
+        has_direction: where v_t is a direction, ``[K, B, ...]`` bool: not where it vanishes, nor where it is
+            rounding noise. That is so where the objective is flat at zero and δ_t is lost in the rounding of
+            s. A row alone decides it, whatever the rows beside it.
         final_gradient: v_K, ``[B, ..., d]``, where asked for.
     """
 
@@ -133,7 +135,14 @@ def ascend(
             part, known, goal = policy.select(index), clean.select(index), objective.select(index)
         g = goal.bind(part, known)
         climb = _Climb(
-            g, obs[rows], perturbations, step=step, step_size=step_size, check=check, mask=known.mask
+            g,
+            obs[rows],
+            perturbations,
+            step=step,
+            step_size=step_size,
+            check=check,
+            mask=known.mask,
+            flat_at_zero=goal.flat_at_zero,
         )
         ends.append(climb.run(path[:, rows], slopes[:, rows], last=last, noise=gradient_noise))
         values.append(torch.stack(climb.values))
@@ -180,9 +189,11 @@ class _Climb:
         step_size: float | Literal["auto"],
         check: bool,
         mask: Tensor | None = None,
+        flat_at_zero: bool = False,
     ) -> None:
         self.g, self.obs, self.perturbations, self.step, self.check = g, obs, perturbations, step, check
         self.step_size, self.mask = step_size, mask
+        self.noise_floor = _noise_floor(obs) if flat_at_zero else None
         self.preconditioner = perturbations.preconditioner(obs)
         self.values: list[Tensor] = []
         self.seen: deque[tuple[Tensor, Tensor]] = deque(maxlen=2 if step_size == AUTO else 0)
@@ -212,6 +223,9 @@ class _Climb:
             t = len(self.values)
             check_finite(f"the inner objective at step {t}", value)
             check_finite(f"the gradient of the inner objective at step {t}", gradient)
+        if self.noise_floor is not None:
+            lost = torch.linalg.vector_norm(delta, dim=-1) <= self.noise_floor
+            gradient = gradient.masked_fill(lost.unsqueeze(-1), 0.0)
         self.values.append(value)
         self.seen.append((delta, gradient))
         return gradient if self.preconditioner is None else gradient * self.preconditioner
@@ -254,15 +268,19 @@ def _unit_move(step: Step, v: Tensor, preconditioner: Tensor | None) -> Tensor:
     return unit if preconditioner is None else unit * preconditioner
 
 
-def _normalize(v: Tensor) -> tuple[Tensor, Tensor]:
-    """Makes slopes directions, in place; their norms, and where a direction exists.
+def _noise_floor(obs: Tensor) -> Tensor:
+    """The ‖δ‖₂ that the rounding of an observation hides, ``[B, ...]``.
 
-    The threshold is relative to batch and dtype.
+    At s + δ = s the gradient of an objective that is flat there is 0 up to rounding, and the rounding
+    depends on the processor and on how many rows it is given at a time.
     """
+    return _ROUNDING_UNITS * torch.finfo(obs.dtype).eps * torch.linalg.vector_norm(obs, dim=-1)
+
+
+def _normalize(v: Tensor) -> tuple[Tensor, Tensor]:
+    """Makes slopes directions, in place; their norms, and where a direction exists."""
     norms = torch.linalg.vector_norm(v, dim=-1)
-    info = torch.finfo(v.dtype)
-    threshold = (_DIRECTION_TOLERANCE * info.eps * norms.amax()).clamp_min(info.tiny)
-    has_direction = norms > threshold
+    has_direction = norms > torch.finfo(v.dtype).tiny
     v /= norms.where(has_direction, torch.inf).unsqueeze(-1)
     return norms, has_direction
 

@@ -182,6 +182,37 @@ def test_a_constant_policy_has_no_direction_at_all() -> None:
     assert not trajectory.has_direction.any()
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_a_row_has_its_direction_whatever_the_rows_beside_it(dtype: torch.dtype) -> None:
+    """Its gradient may be a billionth of a neighbour's."""
+    weight = torch.tensor([[1.0, 0.0], [0.0, 1.0]], dtype=dtype)
+
+    def network(x: torch.Tensor) -> torch.Tensor:
+        return (x @ weight) * torch.where(x[:, :1] > 1, 1e3, 1e-9)
+
+    obs = torch.tensor([[2.0, 0.5], [0.5, 2.0]], dtype=dtype)
+    settings: dict[str, Any] = {"steps": 1, "step_size": 0.1}
+    policy = ModulePolicy(network, Categorical(2))
+    together = ascend(policy, obs, Margin(), BALL, **settings)
+    assert together.has_direction.all()
+    for row in range(2):
+        alone = ascend(policy, obs[row : row + 1], Margin(), BALL, **settings)
+        torch.testing.assert_close(together.directions[:, row : row + 1], alone.directions)
+
+
+@pytest.mark.parametrize("rows", [1, 7])
+def test_rounding_noise_at_the_observation_itself_is_no_direction(rows: int) -> None:
+    """KL is flat there: what its gradient is depends on the processor and on the rows beside it."""
+    policy = tanh_policy(Categorical(5), dtype=torch.float32)
+    obs = observations(dtype=torch.float32)[:rows]
+    delta = BALL.sample(obs, generator=generator())
+    delta[0] = torch.nextafter(torch.zeros(6), torch.ones(6))
+    trajectory = ascend(policy, obs, KL(), BALL, steps=2, step_size=0.1, start=delta)
+    assert not trajectory.has_direction[:, 0].any()
+    assert (trajectory.deltas[:, 0] == delta[0]).all()
+    assert trajectory.has_direction[:, 1:].all()
+
+
 @pytest.mark.parametrize(("where", "message"), [(0, "at step 0"), (2, "at step 2")])
 def test_a_non_finite_number_names_its_step(where: int, message: str) -> None:
     calls = iter(range(100))

@@ -191,5 +191,5 @@ class AAJR(JacobianPenalty):
         )
         lengths = (deltas[1:] - deltas[:-1]).square().sum(-1)
         # At a corner of the set the step is zero up to rounding, and so is the chord.
-        moved = lengths > torch.finfo(lengths.dtype).eps * deltas.square().sum(-1).amax()
+        moved = lengths > torch.finfo(lengths.dtype).eps * deltas.square().sum(-1).amax(0)
         return torch.where(moved, chords / torch.where(moved, lengths, 1.0), 0.0)
