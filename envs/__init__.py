@@ -3,7 +3,7 @@
 The nine particle environments of ``mpe2`` and `congestion_v0`, each written once in torch for any number of
 copies on any device. Every module has two factories:
 
-- ``batched_env(num_envs, device=..., dtype=..., **options)``: a `marl_aajr.rollout.batched.BatchedEnv`;
+- ``batched_env(num_envs, device=..., dtype=..., **options)``: a `marl_aajr.rollout.batched_env.BatchedEnv`;
 - ``parallel_env(render_mode=..., **options)``: one copy as a PettingZoo ``ParallelEnv``.
 
 Importing this package adds the second kind to PettingZoo's registry, without loading torch:

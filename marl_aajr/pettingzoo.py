@@ -16,9 +16,9 @@ from typing import Any, Literal, TypeVar, cast
 from pettingzoo.utils.env import AECEnv, ParallelEnv
 from pettingzoo.utils.wrappers import BaseParallelWrapper, BaseWrapper
 
+from marl_aajr.adversaries.match import check_match
 from marl_aajr.attacks import Attack
-from marl_aajr.attacks.match import check_match
-from marl_aajr.checks import one_of
+from marl_aajr.core.checks import one_of
 from marl_aajr.evaluation.liar import Chance, Liar
 from marl_aajr.victims import Victim
 

@@ -27,12 +27,12 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor, nn
 
-from marl_aajr.ascent import Trajectory, ascend
-from marl_aajr.distributions import DiagGaussian
-from marl_aajr.objectives import KL, Clean
-from marl_aajr.outputs import safe_sqrt
-from marl_aajr.policy import ModulePolicy
-from marl_aajr.threat import PerturbationSet
+from marl_aajr.core.ascent import Trajectory, ascend
+from marl_aajr.core.distributions import DiagGaussian
+from marl_aajr.core.objectives import KL, Clean
+from marl_aajr.core.output_maps import safe_sqrt
+from marl_aajr.core.policy import ModulePolicy
+from marl_aajr.core.threat import PerturbationSet
 
 OUT = Path(__file__).resolve().parent.parent / "experiments" / "approximation_gap"
 FEATURES, EPSILON, STEPS = 4, 0.2, 3

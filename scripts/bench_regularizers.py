@@ -113,7 +113,7 @@ def measure(name: str, size: Size, options: argparse.Namespace) -> dict[str, dic
 
 def methods(size: Size) -> dict[str, Any]:
     """By the name of the figure: every regularizer as it comes, and AAJR's variants on whole minibatches."""
-    from marl_aajr.jacobian import BACKENDS
+    from marl_aajr.core.jacobian import BACKENDS
     from marl_aajr.regularizers import AAJR, REGULARIZERS, make_regularizer
 
     found: dict[str, Any] = {"aajr_k3_full": AAJR(steps=3, sample_fraction=1.0)}
@@ -135,7 +135,7 @@ def exact() -> Any:
     import torch
     from torch.func import jacrev, vmap
 
-    from marl_aajr.outputs import squared_gain
+    from marl_aajr.core.output_maps import squared_gain
     from marl_aajr.regularizers import AAJR
 
     class ExactAAJR(AAJR):

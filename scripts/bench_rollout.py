@@ -183,7 +183,7 @@ def over_runners(options: argparse.Namespace) -> dict[str, Any]:
     """One and two runners in processes of their own, for longer and longer fragments."""
     import ray
 
-    from marl_aajr.rllib.fast_runner import FastEnvRunner
+    from marl_aajr.rllib.sampling.env_runners import FastEnvRunner
 
     say(f"\n{'fragment':>9} {'1 runner':>12} {'2 runners':>12} {'ratio':>6}   (env steps/s, one thread each)")
     remote = ray.remote(num_cpus=1)(FastEnvRunner)

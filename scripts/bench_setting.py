@@ -52,7 +52,7 @@ def stock_config() -> Any:
 
 
 def fast_config(environment: str, copies: int, **settings: Any) -> Any:
-    from marl_aajr.rllib.fast import fast
+    from marl_aajr.rllib.sampling.fast import fast
 
     return fast(base_config(copies), environment, **settings)
 
@@ -64,6 +64,6 @@ def stock_runner() -> Any:
 
 
 def fast_runner(environment: str, copies: int, **settings: Any) -> Any:
-    from marl_aajr.rllib.fast_runner import FastEnvRunner
+    from marl_aajr.rllib.sampling.env_runners import FastEnvRunner
 
     return FastEnvRunner(config=fast_config(environment, copies, **settings), worker_index=0)

@@ -104,7 +104,7 @@ def build_learner(size: Size, regularizer: Any, *, lean: bool) -> Any:
     from ray.rllib.core.rl_module.default_model_config import DefaultModelConfig
 
     from marl_aajr import robustify
-    from marl_aajr.rllib.lean_learner import LeanPPOTorchLearner
+    from marl_aajr.rllib.lean.learner import LeanPPOTorchLearner
 
     model = DefaultModelConfig(
         fcnet_hiddens=[HIDDEN] if size.steps > 1 else [HIDDEN, HIDDEN],

@@ -26,15 +26,15 @@ from matplotlib.figure import Figure
 from ray.rllib.core.rl_module import RLModule
 from torch import Tensor
 
-from marl_aajr.ascent import ascend
-from marl_aajr.distributions import Categorical
-from marl_aajr.objectives import Clean, Surrogate
-from marl_aajr.policy import ModulePolicy
+from marl_aajr.core.ascent import ascend
+from marl_aajr.core.diagnostics import diagnose
+from marl_aajr.core.distributions import Categorical
+from marl_aajr.core.objectives import Clean, Surrogate
+from marl_aajr.core.policy import ModulePolicy
+from marl_aajr.core.threat import PerturbationSet
 from marl_aajr.rllib.internals import actor_layers
 from marl_aajr.rollout.environments import resolve
 from marl_aajr.rollout.pettingzoo import PettingZooBatch
-from marl_aajr.stability import diagnose
-from marl_aajr.threat import PerturbationSet
 from marl_aajr.training import trainer as training
 from marl_aajr.training.config import RunConfig
 

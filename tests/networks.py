@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from marl_aajr.distributions import ActionDistribution, Categorical, DiagGaussian, MultiCategorical
-from marl_aajr.policy import ModulePolicy
+from marl_aajr.core.distributions import ActionDistribution, Categorical, DiagGaussian, MultiCategorical
+from marl_aajr.core.policy import ModulePolicy
 
 DISTRIBUTIONS: tuple[ActionDistribution, ...] = (
     Categorical(5),

@@ -20,11 +20,11 @@ from pettingzoo.utils.wrappers import BaseWrapper
 from torch import nn
 
 from marl_aajr.attacks import FGSM, Attack
+from marl_aajr.core.policy import Policy
+from marl_aajr.core.threat import PerturbationSet
 from marl_aajr.evaluation import evaluate
 from marl_aajr.pettingzoo import attacked, with_agents
-from marl_aajr.policy import Policy
 from marl_aajr.rollout.environments import resolve
-from marl_aajr.threat import PerturbationSet
 from marl_aajr.victims import ObservationFilter, Recurrent, Victim
 from tests.evaluation.toys import Moves
 from tests.victims.teams import network

@@ -5,18 +5,18 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
+from marl_aajr.adversaries.attack import PAAD, SARL, LearnedAttack
+from marl_aajr.adversaries.robust_sarsa import RobustSarsa
 from marl_aajr.attacks.auto_pgd import StrongMarginPGD, StrongPGD
 from marl_aajr.attacks.base import Access, Attack, Attacked, BudgetError, greedy_action_changed
 from marl_aajr.attacks.critic import CriticPGD
 from marl_aajr.attacks.gradient import FGSM, PGD, MarginPGD
-from marl_aajr.attacks.learned import PAAD, SARL, LearnedAttack
 from marl_aajr.attacks.noise import GaussianNoise, UniformNoise, WorstNoise
-from marl_aajr.attacks.robust_sarsa import RobustSarsa
 from marl_aajr.attacks.square import SquareAttack
 from marl_aajr.attacks.targeted import TargetedPGD
 from marl_aajr.attacks.transfer import Transfer
-from marl_aajr.checks import one_of
-from marl_aajr.threat import PerturbationSet
+from marl_aajr.core.checks import one_of
+from marl_aajr.core.threat import PerturbationSet
 
 __all__ = [
     "ATTACKS",
@@ -85,7 +85,7 @@ def make_attack(name: str, *, epsilon: float, **settings: Any) -> Attack:
         name: a key of :data:`ATTACKS`.
         epsilon: radius of the perturbation set, in the units that the policy network sees.
         settings: of the attack (``steps``, ``objective``, ...) or of its
-            :class:`~marl_aajr.threat.PerturbationSet` (``norm``, ``mask``, ...).
+            :class:`~marl_aajr.core.threat.PerturbationSet` (``norm``, ``mask``, ...).
 
     Raises:
         ValueError: unknown name or setting (the known ones are listed), or a value out of range.

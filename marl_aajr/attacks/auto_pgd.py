@@ -20,10 +20,10 @@ import torch
 from torch import Tensor
 
 from marl_aajr.attacks.gradient import PGD
-from marl_aajr.numerics import check_finite
-from marl_aajr.objectives import BoundObjective, Clean, Objective, value_and_gradient
-from marl_aajr.policy import Policy
-from marl_aajr.threat import PerturbationSet
+from marl_aajr.core.numerics import check_finite
+from marl_aajr.core.objectives import BoundObjective, Clean, Objective, value_and_gradient
+from marl_aajr.core.policy import Policy
+from marl_aajr.core.threat import PerturbationSet
 
 _MOMENTUM = 0.75
 _RHO = 0.75

@@ -20,12 +20,12 @@ from typing import ClassVar, Literal, Self
 import torch
 from torch import Tensor
 
-from marl_aajr.distributions import ActionDistribution, DiagGaussian
-from marl_aajr.numerics import check_finite
-from marl_aajr.objectives import Clean, Objective, Surrogate, make_objective
-from marl_aajr.policy import Policy
-from marl_aajr.rollout.batched import BatchedEnv
-from marl_aajr.threat import PerturbationSet
+from marl_aajr.core.distributions import ActionDistribution, DiagGaussian
+from marl_aajr.core.numerics import check_finite
+from marl_aajr.core.objectives import Clean, Objective, Surrogate, make_objective
+from marl_aajr.core.policy import Policy
+from marl_aajr.core.threat import PerturbationSet
+from marl_aajr.rollout.batched_env import BatchedEnv
 from marl_aajr.victims import Victim
 
 Access = Literal["none", "queries", "gradients", "surrogate", "learned"]
@@ -74,7 +74,7 @@ class Attack(ABC):
         perturbations: the set Δ that δ must stay in.
         objective: g, what the adversary maximises and is judged by: ``"kl"``, ``"margin"``, ``"value"`` (of
             a policy with a critic), ``"auto"`` (:data:`AUTO`), or an
-            :class:`~marl_aajr.objectives.Objective` of your own.
+            :class:`~marl_aajr.core.objectives.Objective` of your own.
 
     Raises:
         ValueError: an unknown objective, or one that needs more than observations (``"surrogate"``).

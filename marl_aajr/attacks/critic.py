@@ -7,7 +7,7 @@ from typing import ClassVar
 
 from marl_aajr.attacks.base import Attack
 from marl_aajr.attacks.gradient import PGD
-from marl_aajr.objectives import Objective
+from marl_aajr.core.objectives import Objective
 from marl_aajr.victims import Victim
 
 

@@ -17,11 +17,11 @@ from typing import ClassVar, Literal, get_args
 import torch
 from torch import Tensor
 
-from marl_aajr.ascent import ascend
 from marl_aajr.attacks.base import Attack
-from marl_aajr.checks import at_least_one, one_of
-from marl_aajr.objectives import Clean, Objective
-from marl_aajr.policy import Policy
+from marl_aajr.core.ascent import ascend
+from marl_aajr.core.checks import at_least_one, one_of
+from marl_aajr.core.objectives import Clean, Objective
+from marl_aajr.core.policy import Policy
 
 AttackStep = Literal["auto", "sign", "normalized"]
 

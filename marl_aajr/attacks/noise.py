@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from marl_aajr.attacks.base import Access, Attack
-from marl_aajr.checks import at_least_one
-from marl_aajr.policy import Policy
+from marl_aajr.core.checks import at_least_one
+from marl_aajr.core.policy import Policy
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 from marl_aajr.attacks.base import Access, Attack
-from marl_aajr.checks import at_least_one
-from marl_aajr.policy import Policy
+from marl_aajr.core.checks import at_least_one
+from marl_aajr.core.policy import Policy
 
 _HALVINGS = (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)
 """Queries, in ten-thousandths of the budget, after which the share of changed features is halved."""

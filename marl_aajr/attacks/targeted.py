@@ -9,10 +9,17 @@ import torch
 from torch import Tensor
 
 from marl_aajr.attacks.gradient import PGD, best_of
-from marl_aajr.checks import at_least_one
-from marl_aajr.distributions import Categorical, MultiCategorical
-from marl_aajr.objectives import BoundObjective, Clean, Margin, Objective, margin_objective, single_actions
-from marl_aajr.policy import Policy
+from marl_aajr.core.checks import at_least_one
+from marl_aajr.core.distributions import Categorical, MultiCategorical
+from marl_aajr.core.objectives import (
+    BoundObjective,
+    Clean,
+    Margin,
+    Objective,
+    margin_objective,
+    single_actions,
+)
+from marl_aajr.core.policy import Policy
 
 
 @dataclass(frozen=True, eq=False)

@@ -16,8 +16,8 @@ from torch import Tensor
 
 from marl_aajr.attacks.auto_pgd import StrongMarginPGD, StrongPGD
 from marl_aajr.attacks.base import Access, Attack
-from marl_aajr.distributions import DiagGaussian
-from marl_aajr.policy import Policy, differentiable
+from marl_aajr.core.distributions import DiagGaussian
+from marl_aajr.core.policy import Policy, differentiable
 from marl_aajr.victims import ObservationFilter, Victim, VictimPolicy
 from marl_aajr.victims.groups import alike
 from marl_aajr.victims.recurrent import is_recurrent

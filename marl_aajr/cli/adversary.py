@@ -107,9 +107,9 @@ def train(
 
     console = Console(stderr=True)
     with waiting("Loading torch and Ray", console=console):
-        from marl_aajr.attacks.adversary_folder import request_of
-        from marl_aajr.attacks.adversary_request import AdversaryRequest
-        from marl_aajr.attacks.adversary_run import train_as_asked
+        from marl_aajr.adversaries.request import AdversaryRequest
+        from marl_aajr.adversaries.store import request_of
+        from marl_aajr.adversaries.training import train_as_asked
     if resume:
         if out is None or victim_run is not None or kind is not None:
             raise ValueError("expected --resume with --out FOLDER and no other adversary; it knows the rest")
@@ -147,7 +147,7 @@ def train(
 
 
 def _report(folder: Path, victims: Path, console: Console, *, stopped: int) -> None:
-    from marl_aajr.attacks.adversary_folder import RECORD, is_finished
+    from marl_aajr.adversaries.store import RECORD, is_finished
 
     def say(text: str) -> None:
         console.print(text, soft_wrap=True, highlight=False, markup=False)

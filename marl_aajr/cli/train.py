@@ -154,7 +154,7 @@ def _resolve(
 
 def _refuse_adversary(folder: Path) -> None:
     """An adversary's run is a part of its training, which goes on after it."""
-    from marl_aajr.attacks.adversary_folder import how_to_resume, is_begun
+    from marl_aajr.adversaries.store import how_to_resume, is_begun
 
     if is_begun(folder):
         raise ValueError(

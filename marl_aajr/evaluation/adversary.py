@@ -9,11 +9,11 @@ from functools import cached_property
 import torch
 
 from marl_aajr.attacks import Attack, Attacked
-from marl_aajr.distributions import ActionDistribution
+from marl_aajr.core.distributions import ActionDistribution
 from marl_aajr.evaluation.suites import Units
 from marl_aajr.evaluation.timing import Pace
 from marl_aajr.victims import Victim
-from marl_aajr.victims.units import through_filter
+from marl_aajr.victims.filters import through_filter
 
 
 @dataclass

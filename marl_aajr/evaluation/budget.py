@@ -17,7 +17,7 @@ from itertools import combinations
 from math import comb, isfinite
 from typing import Literal, get_args
 
-from marl_aajr.checks import at_least_one, one_of
+from marl_aajr.core.checks import at_least_one, one_of
 
 Timing = Literal["random", "strategic"]
 

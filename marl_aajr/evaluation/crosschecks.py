@@ -18,11 +18,11 @@ from scipy import stats
 from torch import Tensor
 
 from marl_aajr.attacks import FGSM, PGD, Attack, SquareAttack, StrongPGD, Transfer, UniformNoise
+from marl_aajr.core.threat import PerturbationSet
 from marl_aajr.evaluation.adversary import prepare
 from marl_aajr.evaluation.probe import Sample
 from marl_aajr.evaluation.results import Check
 from marl_aajr.evaluation.suites import Units
-from marl_aajr.threat import PerturbationSet
 from marl_aajr.victims import Victim
 
 _MARGIN = 0.05

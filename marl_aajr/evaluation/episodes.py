@@ -13,11 +13,11 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from marl_aajr.core.seeds import Purpose, stream
 from marl_aajr.evaluation.adversary import Adversary
 from marl_aajr.evaluation.table import StandIn, Table
 from marl_aajr.evaluation.view import Spy
-from marl_aajr.rollout.batched import BatchedEnv
-from marl_aajr.seeds import Purpose, stream
+from marl_aajr.rollout.batched_env import BatchedEnv
 from marl_aajr.victims import Victim
 
 LONGEST_EPISODE = 100_000

@@ -6,8 +6,11 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import closing
 from pathlib import Path
 
+from marl_aajr.adversaries.match import check_match, check_victim
 from marl_aajr.attacks import Attack, Transfer
-from marl_aajr.attacks.match import check_match, check_victim
+from marl_aajr.core.numerics import one_torch_thread
+from marl_aajr.core.seeds import Purpose, derived_seed, stream
+from marl_aajr.core.threat import Norm
 from marl_aajr.evaluation.adversary import prepare
 from marl_aajr.evaluation.agent_checks import agent_checks
 from marl_aajr.evaluation.budget import Budget
@@ -33,9 +36,6 @@ from marl_aajr.evaluation.suites import Actions, Suite, Units
 from marl_aajr.rollout.batches import make_batch
 from marl_aajr.rollout.environments import EnvironmentSpec, resolve
 from marl_aajr.rollout.teams import choose_agents
-from marl_aajr.seeds import Purpose, derived_seed, stream
-from marl_aajr.threads import one_torch_thread
-from marl_aajr.threat import Norm
 from marl_aajr.victims import Victim
 from marl_aajr.victims.groups import alike
 

@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from marl_aajr.attacks import Attack
+from marl_aajr.core.seeds import Purpose, derived_seed
 from marl_aajr.evaluation.player import Player
 from marl_aajr.rollout.environments import resolve
-from marl_aajr.seeds import Purpose, derived_seed
 
 
 def fitted(player: Player, attacks: Sequence[Attack]) -> tuple[Attack, ...]:

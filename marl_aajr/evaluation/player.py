@@ -10,6 +10,7 @@ from typing import NamedTuple
 from torch import Tensor
 
 from marl_aajr.attacks import Attack
+from marl_aajr.core.seeds import Purpose, derived_seed, stream
 from marl_aajr.evaluation.adversary import Adversary
 from marl_aajr.evaluation.budget import Budget
 from marl_aajr.evaluation.episodes import play
@@ -28,10 +29,9 @@ from marl_aajr.evaluation.suites import Actions, Units
 from marl_aajr.evaluation.table import StandIn
 from marl_aajr.evaluation.timing import Pace, Rehearsal
 from marl_aajr.evaluation.view import Spy
-from marl_aajr.rollout.batched import BatchedEnv
+from marl_aajr.rollout.batched_env import BatchedEnv
 from marl_aajr.rollout.batches import make_batch
 from marl_aajr.rollout.environments import EnvironmentSpec
-from marl_aajr.seeds import Purpose, derived_seed, stream
 from marl_aajr.victims import Victim
 
 

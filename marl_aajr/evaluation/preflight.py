@@ -14,12 +14,12 @@ import gymnasium as gym
 import torch
 from torch import Tensor
 
-from marl_aajr.distributions import ActionDistribution, DiagGaussian, MultiCategorical
+from marl_aajr.core.distributions import ActionDistribution, DiagGaussian, MultiCategorical
+from marl_aajr.core.objectives import Clean, make_objective, value_and_gradient
+from marl_aajr.core.policy import differentiable
+from marl_aajr.core.threat import PerturbationSet
 from marl_aajr.evaluation.probe import Sample
 from marl_aajr.evaluation.results import Check, Verdict
-from marl_aajr.objectives import Clean, make_objective, value_and_gradient
-from marl_aajr.policy import differentiable
-from marl_aajr.threat import PerturbationSet
 from marl_aajr.victims import Victim
 
 _FORWARDS = 5

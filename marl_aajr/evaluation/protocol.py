@@ -9,11 +9,11 @@ import numpy as np
 import torch
 
 from marl_aajr.attacks import Attack
+from marl_aajr.core.policy import differentiable
 from marl_aajr.evaluation.budget import Budget
 from marl_aajr.evaluation.plan import Plan
 from marl_aajr.evaluation.suites import Units
 from marl_aajr.evaluation.timing import has_preferences
-from marl_aajr.policy import differentiable
 from marl_aajr.victims import Victim
 from marl_aajr.victims.store import check_portable
 

@@ -16,12 +16,12 @@ import torch
 from gymnasium import spaces
 from torch import Tensor
 
-from marl_aajr.attacks.match import check_match
-from marl_aajr.checks import one_of
+from marl_aajr.adversaries.match import check_match
+from marl_aajr.core.checks import one_of
 from marl_aajr.evaluation.protocol import Skipped
 from marl_aajr.evaluation.suites import Control
 from marl_aajr.evaluation.table import StandIn
-from marl_aajr.rollout.batched import BatchedEnv
+from marl_aajr.rollout.batched_env import BatchedEnv
 from marl_aajr.victims import Memory, Victim
 
 Kind = Literal["random", "idle", "traitor", "opponent"]

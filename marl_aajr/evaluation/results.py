@@ -8,10 +8,10 @@ from typing import Any, Literal
 
 import numpy as np
 
+from marl_aajr.core.threat import Norm
 from marl_aajr.evaluation.outcomes import LEVEL, AgentOutcome, AttackOutcome, Outcome, Subset, Worst
 from marl_aajr.evaluation.protocol import Skipped
 from marl_aajr.evaluation.suites import Actions, Units
-from marl_aajr.threat import Norm
 
 SCHEMA = 2
 """1: without budgets and norms; readers of 2 read it as well."""

@@ -26,7 +26,7 @@ from itertools import pairwise, product
 import numpy as np
 
 from marl_aajr.attacks import FGSM, PGD, Attack, MarginPGD, StrongPGD
-from marl_aajr.distributions import ActionDistribution
+from marl_aajr.core.distributions import ActionDistribution
 from marl_aajr.evaluation.crosschecks import above_zero
 from marl_aajr.evaluation.outcomes import AttackOutcome, Outcome
 from marl_aajr.evaluation.results import Check, Rows, Verdict

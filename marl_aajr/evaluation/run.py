@@ -8,7 +8,7 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
-from marl_aajr.attacks.observation_game import GAME
+from marl_aajr.adversaries.observation_game import GAME
 from marl_aajr.evaluation.adversaries import liar_of, replacement_of
 from marl_aajr.evaluation.evaluate import evaluate
 from marl_aajr.evaluation.player import Progress

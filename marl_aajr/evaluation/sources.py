@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from marl_aajr.attacks import agent_run, observation_game
-from marl_aajr.attacks.adversary_folder import how_to_resume, is_begun
+from marl_aajr.adversaries import agent_run, observation_game
+from marl_aajr.adversaries.store import how_to_resume, is_begun
 from marl_aajr.rollout.environments import EnvironmentSpec, resolve
 from marl_aajr.training.run_directory import RunDirectory
 from marl_aajr.victims import Victim

@@ -13,7 +13,7 @@ from marl_aajr.attacks import Attack
 from marl_aajr.evaluation.adversary import Adversary
 from marl_aajr.evaluation.timing import Clock, Ledger, mean_where, stakes
 from marl_aajr.evaluation.view import View
-from marl_aajr.rollout.batched import BatchedEnv
+from marl_aajr.rollout.batched_env import BatchedEnv
 from marl_aajr.victims import Memory, Victim, VictimPolicy
 from marl_aajr.victims.groups import alike
 from marl_aajr.victims.recurrent import State

@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 
 from marl_aajr.attacks import BudgetError
-from marl_aajr.distributions import ActionDistribution, Categorical, MultiCategorical
+from marl_aajr.core.distributions import ActionDistribution, Categorical, MultiCategorical
 from marl_aajr.evaluation.budget import Timing
 from marl_aajr.evaluation.view import View
 

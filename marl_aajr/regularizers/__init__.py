@@ -6,14 +6,14 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
-from marl_aajr.checks import check_settings, one_of
+from marl_aajr.core.checks import check_settings, one_of
 from marl_aajr.regularizers.aajr import AAJR
 from marl_aajr.regularizers.augmentation import AdversarialTraining, NoiseAugmentation
 from marl_aajr.regularizers.base import Evaluation, Regularizer, Sample, State, ppo_policy_loss
 from marl_aajr.regularizers.combination import Sum
 from marl_aajr.regularizers.jacobian_norms import Frobenius, RandomDirection, Spectral
-from marl_aajr.regularizers.normalization import SpectralNormalization
 from marl_aajr.regularizers.smoothness import ERNIE, SmoothPolicy
+from marl_aajr.regularizers.spectral_normalization import SpectralNormalization
 
 __all__ = [
     "AAJR",

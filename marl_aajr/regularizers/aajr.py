@@ -3,7 +3,7 @@
     R(θ) = E_s [ (1/K) Σ_{t<K} ‖ J(s + sg[δ_t]) · sg[u_t] ‖₂² ]
     L(θ) = L_PPO + κ · (ℓ(s + sg[δ_K]) − ℓ(s)) + λ · R(θ)
 
-δ_t and u_t come from projected gradient ascent (:mod:`marl_aajr.ascent`); sg is stop-gradient; ℓ is the
+δ_t and u_t come from projected gradient ascent (:mod:`marl_aajr.core.ascent`); sg is stop-gradient; ℓ is the
 learner's policy loss. The penalty, the trajectory and the minimax loss are the paper's; the mixing weight κ,
 the choice of output map and the forms with a gain bound (:mod:`marl_aajr.regularizers.forms`) are ours.
 """
@@ -17,15 +17,16 @@ from typing import ClassVar, Self
 import torch
 from torch import Tensor
 
-from marl_aajr.ascent import Trajectory
-from marl_aajr.checks import one_of
-from marl_aajr.distributions import ActionDistribution
-from marl_aajr.jacobian import BACKENDS, Backend
-from marl_aajr.numerics import check_finite
-from marl_aajr.objectives import EVERYTHING, Need
-from marl_aajr.outputs import squared_distance
-from marl_aajr.policy import Policy
-from marl_aajr.regularizers.adversary import require, share, trajectory_metrics
+from marl_aajr.core.ascent import Trajectory
+from marl_aajr.core.checks import one_of
+from marl_aajr.core.distributions import ActionDistribution
+from marl_aajr.core.jacobian import BACKENDS, Backend
+from marl_aajr.core.numerics import check_finite
+from marl_aajr.core.objectives import EVERYTHING, Need
+from marl_aajr.core.output_maps import squared_distance
+from marl_aajr.core.policy import Policy
+from marl_aajr.core.schedules import Schedule, maximum, value_at
+from marl_aajr.regularizers.adversarial import require, share, trajectory_metrics
 from marl_aajr.regularizers.base import Evaluation, Sample, State
 from marl_aajr.regularizers.forms import (
     DUAL,
@@ -37,9 +38,8 @@ from marl_aajr.regularizers.forms import (
     check_form,
     move_dual,
 )
+from marl_aajr.regularizers.jacobian_penalty import JacobianPenalty, gain_metrics
 from marl_aajr.regularizers.perturbed_loss import check_dual_clip, perturbed_loss
-from marl_aajr.regularizers.sensitivity import JacobianPenalty, gain_metrics
-from marl_aajr.schedules import Schedule, maximum, value_at
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,10 +56,10 @@ class AAJR(JacobianPenalty):
         secant: take the chord ‖f(s+δ_{t+1}) − f(s+δ_t)‖² / ‖δ_{t+1} − δ_t‖² in place of ‖J u‖²: a different,
             cheaper penalty, without derivatives of the network.
 
-    Every other setting is described with its class: :class:`~marl_aajr.regularizers.adversary.Perturbing`,
-    :class:`~marl_aajr.regularizers.adversary.Adversarial`,
-    :class:`~marl_aajr.regularizers.adversary.Targeted`,
-    :class:`~marl_aajr.regularizers.sensitivity.JacobianPenalty`.
+    Every other setting is described with its class: :class:`~marl_aajr.regularizers.adversarial.Perturbing`,
+    :class:`~marl_aajr.regularizers.adversarial.Adversarial`,
+    :class:`~marl_aajr.regularizers.adversarial.Targeted`,
+    :class:`~marl_aajr.regularizers.jacobian_penalty.JacobianPenalty`.
 
     Raises:
         ValueError: a setting out of its range, or two that exclude each other, at construction.

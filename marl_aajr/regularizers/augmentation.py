@@ -12,10 +12,11 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from marl_aajr.distributions import ActionDistribution
-from marl_aajr.numerics import check_finite
-from marl_aajr.objectives import EVERYTHING, Need, ObjectiveLike
-from marl_aajr.regularizers.adversary import (
+from marl_aajr.core.distributions import ActionDistribution
+from marl_aajr.core.numerics import check_finite
+from marl_aajr.core.objectives import EVERYTHING, Need, ObjectiveLike
+from marl_aajr.core.schedules import Schedule, value_at
+from marl_aajr.regularizers.adversarial import (
     Perturbing,
     Targeted,
     nonfinite,
@@ -25,7 +26,6 @@ from marl_aajr.regularizers.adversary import (
 )
 from marl_aajr.regularizers.base import Evaluation, Sample, State
 from marl_aajr.regularizers.perturbed_loss import check_dual_clip, perturbed_loss
-from marl_aajr.schedules import Schedule, value_at
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -17,10 +17,10 @@ from typing import TYPE_CHECKING, ClassVar, Self
 import torch
 from torch import Tensor, nn
 
-from marl_aajr.distributions import ActionDistribution
-from marl_aajr.jacobian import BACKENDS, Backend
-from marl_aajr.objectives import EVERYTHING, Clean, Critic, Need, critic_of
-from marl_aajr.policy import Policy
+from marl_aajr.core.distributions import ActionDistribution
+from marl_aajr.core.jacobian import BACKENDS, Backend
+from marl_aajr.core.objectives import EVERYTHING, Clean, Critic, Need, critic_of
+from marl_aajr.core.policy import Policy
 from marl_aajr.regularizers.shard import Shard, share_of
 
 if TYPE_CHECKING:

@@ -14,11 +14,11 @@ from typing import ClassVar, Self, TypeVar
 import torch
 from torch import Tensor, nn
 
-from marl_aajr.distributions import ActionDistribution
-from marl_aajr.jacobian import BACKENDS, Backend
-from marl_aajr.objectives import EVERYTHING, Need
-from marl_aajr.policy import Policy
-from marl_aajr.regularizers.adversary import Perturbing
+from marl_aajr.core.distributions import ActionDistribution
+from marl_aajr.core.jacobian import BACKENDS, Backend
+from marl_aajr.core.objectives import EVERYTHING, Need
+from marl_aajr.core.policy import Policy
+from marl_aajr.regularizers.adversarial import Perturbing
 from marl_aajr.regularizers.base import Evaluation, Regularizer, Sample, State
 
 _T = TypeVar("_T")

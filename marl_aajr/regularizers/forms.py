@@ -17,7 +17,7 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
-from marl_aajr.outputs import safe_sqrt
+from marl_aajr.core.output_maps import safe_sqrt
 from marl_aajr.regularizers.base import State
 
 Form = Literal["squared", "hinge", "constraint"]

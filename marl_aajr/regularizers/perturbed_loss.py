@@ -15,8 +15,8 @@ from math import isfinite
 import torch
 from torch import Tensor
 
+from marl_aajr.core.schedules import Schedule, maximum
 from marl_aajr.regularizers.base import Sample
-from marl_aajr.schedules import Schedule, maximum
 
 
 @dataclass(frozen=True)

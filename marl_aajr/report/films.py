@@ -18,17 +18,17 @@ import matplotlib
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
+from marl_aajr.adversaries.match import check_match
 from marl_aajr.attacks import Attack
-from marl_aajr.attacks.match import check_match
+from marl_aajr.core.seeds import Purpose, stream
 from marl_aajr.evaluation.adversary import Adversary
 from marl_aajr.evaluation.episodes import play
 from marl_aajr.evaluation.replacements import Replacement, resolve_replacements
 from marl_aajr.evaluation.suites import Units
-from marl_aajr.rollout.batched import BatchedEnv, BatchedStep
+from marl_aajr.rollout.batched_env import BatchedEnv, BatchedStep
 from marl_aajr.rollout.batches import make_batch
 from marl_aajr.rollout.environments import EnvironmentSpec
 from marl_aajr.rollout.teams import choose_agents
-from marl_aajr.seeds import Purpose, stream
 from marl_aajr.victims import Victim
 
 MOST_FRAMES = 60

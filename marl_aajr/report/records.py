@@ -15,7 +15,7 @@ from typing import Any, Literal, TypeVar
 import yaml
 from pydantic import BaseModel, Field, ValidationError
 
-from marl_aajr.attacks.adversary_folder import how_to_resume
+from marl_aajr.adversaries.store import how_to_resume
 from marl_aajr.report.evaluations import Evaluation, Frozen
 
 _BESIDE = "-evaluations"

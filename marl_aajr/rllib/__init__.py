@@ -5,7 +5,7 @@ And the way back: anybody's modules and checkpoints as victims, to be judged lik
 
 from marl_aajr.rllib.checkpoints import victim_from_checkpoint
 from marl_aajr.rllib.old_stack import robustify_policy
-from marl_aajr.rllib.robustify import robustify
+from marl_aajr.rllib.plugin.robustify import robustify
 from marl_aajr.rllib.victims import victim_from_module, victim_from_modules
 
 __all__ = [

@@ -23,10 +23,10 @@ from ray.rllib.core import (
 from ray.rllib.core.rl_module.multi_rl_module import MultiRLModule
 from ray.rllib.utils.filter import RunningStat
 
-from marl_aajr.rllib.agents import module_of_agents
 from marl_aajr.rllib.internals import custom_connectors, foreign_env_to_module
-from marl_aajr.rllib.modules import split
-from marl_aajr.rllib.observation_filter import ObservationNormalizer
+from marl_aajr.rllib.networks import split
+from marl_aajr.rllib.sampling.batch_env import module_of_agents
+from marl_aajr.rllib.sampling.observation_filter import ObservationNormalizer
 from marl_aajr.rllib.victims import spaces_of, victim_from_modules
 from marl_aajr.rollout.environments import EnvironmentSpec, resolve
 from marl_aajr.victims import ObservationFilter, Victim

@@ -17,18 +17,18 @@ from ray.rllib.models.torch.torch_action_dist import (
 )
 from ray.rllib.policy.sample_batch import SampleBatch
 
-from marl_aajr.distributions import (
+from marl_aajr.core.distributions import (
     ActionDistribution,
     Categorical,
     DiagGaussian,
     MultiCategorical,
     from_space,
 )
-from marl_aajr.jacobian import BACKENDS
-from marl_aajr.objectives import EVERYTHING
+from marl_aajr.core.jacobian import BACKENDS
+from marl_aajr.core.objectives import EVERYTHING
 from marl_aajr.regularizers.base import Regularizer, ppo_policy_loss
 from marl_aajr.rllib.old_stack_model import Features, model_sample, undisturbed
-from marl_aajr.rllib.regularized import Regularized
+from marl_aajr.rllib.plugin.regularized_module import Regularized
 
 _RLLIB_CLASSES: dict[type[ActionDistribution], type] = {
     Categorical: TorchCategorical,

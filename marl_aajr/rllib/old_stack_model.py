@@ -21,10 +21,10 @@ from ray.rllib.models.torch.torch_modelv2 import TorchModelV2
 from ray.rllib.policy.sample_batch import SampleBatch
 from torch import Tensor
 
-from marl_aajr.distributions import ActionDistribution
-from marl_aajr.policy import Policy
+from marl_aajr.core.distributions import ActionDistribution
+from marl_aajr.core.policy import Policy
 from marl_aajr.regularizers.base import PolicyLoss, Sample
-from marl_aajr.rllib.observations import Leaves, ObservationLayout
+from marl_aajr.rllib.plugin.observation_layout import Leaves, ObservationLayout
 
 _STATE = "state_"
 

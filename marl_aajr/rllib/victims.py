@@ -15,13 +15,13 @@ from ray.rllib.core.rl_module.rl_module import RLModule
 from ray.rllib.core.rl_module.torch import TorchRLModule
 from torch import Tensor, nn
 
-from marl_aajr.mlp import hooked
-from marl_aajr.rllib.agents import module_of_agents
+from marl_aajr.core.mlp import hooked
 from marl_aajr.rllib.internals import inference_layers, plain_networks
-from marl_aajr.rllib.live import LiveModule, live_module, observed_parts
-from marl_aajr.rllib.modules import FlatActorCritic, split
-from marl_aajr.rllib.players import own_distribution
-from marl_aajr.rllib.policy import judges_observations
+from marl_aajr.rllib.live_module import LiveModule, live_module, observed_parts
+from marl_aajr.rllib.networks import FlatActorCritic, split
+from marl_aajr.rllib.plugin.module_policy import judges_observations
+from marl_aajr.rllib.sampling.batch_env import module_of_agents
+from marl_aajr.rllib.sampling.module_players import own_distribution
 from marl_aajr.rollout.environments import EnvironmentSpec, resolve
 from marl_aajr.victims import ObservationFilter, Victim
 from marl_aajr.victims.layers import flatten

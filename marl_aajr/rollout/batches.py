@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from marl_aajr.rollout.batched import BatchedEnv
+from marl_aajr.rollout.batched_env import BatchedEnv
 from marl_aajr.rollout.environments import EnvironmentSpec
 from marl_aajr.rollout.pettingzoo import PettingZooBatch
 

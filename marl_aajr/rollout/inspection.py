@@ -12,7 +12,7 @@ from typing import Any, NoReturn
 import torch
 from torch import Tensor
 
-from marl_aajr.rollout.batched import BatchedEnv, BatchedStep
+from marl_aajr.rollout.batched_env import BatchedEnv, BatchedStep
 from marl_aajr.rollout.faults import EnvironmentFault
 from marl_aajr.rollout.fragments import ModuleFragment
 

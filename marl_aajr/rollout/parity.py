@@ -15,8 +15,7 @@ import torch
 from torch import Tensor
 
 from marl_aajr.rollout.fragments import Fragment, ModuleFragment
-from marl_aajr.rollout.gae import standardize
-from marl_aajr.rollout.rows import Critic, Judged, Rows, join, judge
+from marl_aajr.rollout.postprocessing import Critic, Judged, Rows, join, judge, standardize
 
 
 def time_limits_terminate(fragment: Fragment) -> Fragment:
@@ -42,7 +41,7 @@ def stock_rows(
     Args:
         fragments: What the runners returned.
         module: Whose rows.
-        critic: See :func:`~marl_aajr.rollout.rows.training_rows`.
+        critic: See :func:`~marl_aajr.rollout.postprocessing.training_rows`.
         gamma: Discount.
         lambda_: λ of GAE.
     """

@@ -11,7 +11,7 @@ from gymnasium import spaces
 from torch import Tensor
 
 from marl_aajr.rollout.adapters import TurnBasedGame
-from marl_aajr.rollout.batched import BatchedEnv, BatchedStep
+from marl_aajr.rollout.batched_env import BatchedEnv, BatchedStep
 from marl_aajr.rollout.environments import EnvironmentSpec
 from marl_aajr.rollout.game import Game, Turn
 

@@ -14,8 +14,7 @@ import torch
 from torch import Tensor
 
 from marl_aajr.rollout.fragments import Fragment, ModuleFragment, Tree
-from marl_aajr.rollout.gae import standardize
-from marl_aajr.rollout.rows import advantages_of
+from marl_aajr.rollout.postprocessing import advantages_of, standardize
 
 RecurrentCritic = Callable[[Tensor, Tensor | None, Tree], Tensor]
 """Observations ``[B, L, ...]``, legal actions or None, and states ``[B, ...]`` to values ``[B, L]``."""
@@ -61,7 +60,7 @@ def sequence_rows(
     gamma: float,
     lambda_: float,
 ) -> SequenceRows:
-    """The sequences of one module in some fragments; see `marl_aajr.rollout.rows.training_rows`.
+    """The sequences of one module in some fragments; see `marl_aajr.rollout.postprocessing.training_rows`.
 
     Args:
         fragments: What the runners returned.

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
-from marl_aajr.attacks.adversary_request import AdversaryRequest, Kind
+from marl_aajr.adversaries.request import AdversaryRequest, Kind
 from marl_aajr.training.fields import Count, Fraction, Positive, Whole
 from marl_aajr.training.method import NO_METHOD
 
@@ -174,7 +174,7 @@ class AdversaryEntry(Section):
     """One adversary that is trained against every run before it is judged.
 
     Attributes:
-        kind: of the adversary; see :class:`~marl_aajr.attacks.adversary_request.AdversaryRequest`, as for all
+        kind: of the adversary; see :class:`~marl_aajr.adversaries.request.AdversaryRequest`, as for all
             others.
         epsilon: how far it may move an observation; None for kinds that act.
         agents: whom it attacks or replaces; empty: everybody who may be.

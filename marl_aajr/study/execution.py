@@ -24,7 +24,7 @@ from marl_aajr.study.graph import Node, stranded
 from marl_aajr.study.storage import Storage
 from marl_aajr.study.watch import Board
 from marl_aajr.study.work import Place, StopFlag, work
-from marl_aajr.training.nodes import software
+from marl_aajr.training.cluster import software
 
 ENVIRONMENT = {
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # a run keeps its own record

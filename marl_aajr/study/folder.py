@@ -24,7 +24,7 @@ from uuid import uuid4
 import yaml
 from pydantic import ValidationError
 
-from marl_aajr.attacks.adversary_folder import is_finished
+from marl_aajr.adversaries.store import is_finished
 from marl_aajr.study.changes import changed, first_change
 from marl_aajr.study.config import StudyConfig
 from marl_aajr.study.entries import AdversaryEntry
@@ -32,7 +32,7 @@ from marl_aajr.study.graph import Node
 from marl_aajr.study.judgements import Judgements
 from marl_aajr.study.lines import Source
 from marl_aajr.study.runs import Run
-from marl_aajr.training.differences import differences
+from marl_aajr.training.fields import differences
 from marl_aajr.training.files import Lock, append_line, read_lines, write_text
 from marl_aajr.training.run_directory import RunDirectory
 

@@ -13,8 +13,7 @@ from marl_aajr.study.config import StudyConfig
 from marl_aajr.study.folder import StudyFolder
 from marl_aajr.study.graph import Node
 from marl_aajr.study.runs import Run
-from marl_aajr.training.events import disturbed
-from marl_aajr.training.run_directory import RunDirectory
+from marl_aajr.training.run_directory import RunDirectory, disturbed
 
 
 def write_page(
@@ -87,7 +86,7 @@ def _restarts(nodes: Mapping[str, Node], folder: StudyFolder) -> Iterator[Incide
 
 
 def _told(event: Mapping[str, Any]) -> str:
-    """A line of ``events.jsonl`` in words; see :mod:`marl_aajr.training.events`."""
+    """A line of ``events.jsonl`` in words; see :mod:`marl_aajr.training.metrics`."""
     if event["event"] == "env_runners_lost":
         return "went on without env runners that were lost"
     if event["event"] == "env_runners_restarted":

@@ -19,19 +19,19 @@ import ray
 import torch
 from ray import tune
 
-from marl_aajr.attacks.adversary_folder import is_begun, is_finished
-from marl_aajr.attacks.adversary_request import AdversaryRequest
-from marl_aajr.attacks.adversary_run import train_as_asked
+from marl_aajr.adversaries.request import AdversaryRequest
+from marl_aajr.adversaries.store import is_begun, is_finished
+from marl_aajr.adversaries.training import train_as_asked
+from marl_aajr.core.numerics import NonFiniteError
 from marl_aajr.evaluation import evaluate_run
 from marl_aajr.evaluation.run import file_name
-from marl_aajr.numerics import NonFiniteError
 from marl_aajr.rollout.environments import resolve
 from marl_aajr.study.entries import EnvironmentEntry
 from marl_aajr.study.folder import StudyFolder, is_there
 from marl_aajr.study.graph import Node
 from marl_aajr.study.storage import Storage
-from marl_aajr.training.differences import differences
-from marl_aajr.training.nodes import other_versions, software
+from marl_aajr.training.cluster import other_versions, software
+from marl_aajr.training.fields import differences
 from marl_aajr.training.trainer import train
 
 _REPORT_SECONDS = 1.0
@@ -101,7 +101,7 @@ def work(
         nodes: all of them.
         place: where.
         flag: a :class:`StopFlag`.
-        expected: the :func:`~marl_aajr.training.nodes.software` of the study's own process.
+        expected: the :func:`~marl_aajr.training.cluster.software` of the study's own process.
 
     Raises:
         RuntimeError: this machine is of no use for the study.

@@ -18,28 +18,27 @@ from ray.rllib.algorithms.algorithm_config import AlgorithmConfig
 from ray.rllib.algorithms.ppo import PPOConfig
 from ray.rllib.core.rl_module.multi_rl_module import MultiRLModuleSpec
 
-from marl_aajr.distributions import from_space
-from marl_aajr.objectives import EVERYTHING, Need
+from marl_aajr.core.distributions import from_space
+from marl_aajr.core.objectives import EVERYTHING, Need
 from marl_aajr.rllib import robustify
-from marl_aajr.rllib.env import register
-from marl_aajr.rllib.fast import fast
-from marl_aajr.rllib.modules import (
+from marl_aajr.rllib.networks import (
     check_observation_space,
     split,
 )
-from marl_aajr.rllib.observation_filter import ObservationNormalizer, filtered_shape
-from marl_aajr.rllib.observations import check_leaves
-from marl_aajr.rllib.resumable import resumable_learner_class
-from marl_aajr.rllib.returns import EpisodeReturns
-from marl_aajr.rllib.runner import RunEnvRunner
+from marl_aajr.rllib.plugin.learner import resumable_learner_class
+from marl_aajr.rllib.plugin.observation_layout import check_leaves
+from marl_aajr.rllib.sampling.env import register
+from marl_aajr.rllib.sampling.env_runners import RunEnvRunner
+from marl_aajr.rllib.sampling.fast import fast
+from marl_aajr.rllib.sampling.metrics import EpisodeReturns
+from marl_aajr.rllib.sampling.observation_filter import ObservationNormalizer, filtered_shape
 from marl_aajr.rollout.environments import resolve
 from marl_aajr.rollout.perturbed import PerturbedGame
+from marl_aajr.training.atla_phases import Sides, TellRecreated, sides_of
 from marl_aajr.training.config import Resources, RunConfig
-from marl_aajr.training.networks import module_spec
-from marl_aajr.training.numbers import rllib_schedule, start_config
+from marl_aajr.training.policy_mapping import Roster, roster_of
 from marl_aajr.training.randomness import StartRecreated
-from marl_aajr.training.roster import Roster, roster_of
-from marl_aajr.training.sides import Sides, TellRecreated, sides_of
+from marl_aajr.training.rllib_settings import module_spec, rllib_schedule, start_config
 
 _REQUESTS_IN_FLIGHT = 64
 """RLlib drops a broadcast of weights or filters to a runner that has more than this many to work off; with

@@ -16,11 +16,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Self
 
-from marl_aajr.checks import at_least_one, one_of
+from marl_aajr.core.checks import at_least_one, one_of
+from marl_aajr.core.schedules import Schedule, as_schedule, maximum, raised, value_at
+from marl_aajr.core.threat import Norm, PerturbationSet
 from marl_aajr.regularizers import Regularizer, make_regularizer, settings_of
 from marl_aajr.rollout.perturbing import KINDS, Kind
-from marl_aajr.schedules import Schedule, as_schedule, maximum, raised, value_at
-from marl_aajr.threat import Norm, PerturbationSet
 
 
 @dataclass(frozen=True, kw_only=True)

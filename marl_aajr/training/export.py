@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from copy import deepcopy
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +16,11 @@ from ray.rllib.core.learner.torch.torch_learner import TorchLearner
 from torch import Tensor, nn
 
 from marl_aajr.rllib.internals import observation_normalizer
-from marl_aajr.rllib.live import live_module
-from marl_aajr.rllib.modules import split
+from marl_aajr.rllib.live_module import live_module
+from marl_aajr.rllib.networks import split
 from marl_aajr.rllib.victims import critic_network, playing_network
 from marl_aajr.training.config import RunConfig
-from marl_aajr.training.roster import Roster
+from marl_aajr.training.policy_mapping import Roster
 from marl_aajr.victims import ObservationFilter, Victim
 from marl_aajr.victims.recurrent import initial_state
 
@@ -120,3 +121,54 @@ def _random_masks(space: gym.Space[Any], generator: torch.Generator) -> Tensor:
     masks = (torch.rand(_ROWS, *space.shape, generator=generator) < 0.5).to(torch.int8)
     masks[:, 0] = 1
     return masks
+
+
+# MERGED: start.py; its docstring belongs into that of this module
+
+
+def start_from(algorithm: Algorithm, initial: Victim) -> None:
+    """Put the networks of a victim in place of the random ones, and send them to the env runners.
+
+    Args:
+        algorithm: a new one. Its modules that the victim does not have stay as they are.
+        initial: policies by module, and critics where it has them.
+
+    Raises:
+        ValueError: no module in common, networks of other shapes, or policies behind an observation filter,
+            which a new run has yet to learn.
+    """
+    if filtered := [agent for agent, seen in initial.filters.items() if seen is not None]:
+        raise ValueError(
+            f"expected initial policies without observation filters, got one of {filtered[0]!r}; train it "
+            "with observation_filter none"
+        )
+    started = algorithm.learner_group.foreach_learner(partial(_start, initial=initial))
+    if not any(result.get() for result in started):
+        raise ValueError(
+            f"expected initial policies for a module of the run, got {', '.join(initial.modules)} only; "
+            "use a run of the same environment"
+        )
+    algorithm.env_runner_group.sync_weights(
+        from_worker_or_learner_group=algorithm.learner_group, inference_only=True
+    )
+
+
+def _start(learner: TorchLearner, *, initial: Victim, **_: Any) -> list[str]:
+    known = [name for name in learner.module.keys() if name in initial.modules]  # noqa: SIM118
+    for name in known:
+        module = learner.module[name].unwrapped()
+        _load(f"policy of {name!r}", playing_network(module), initial.modules[name])
+        critic = critic_network(module)
+        if critic is not None and name in initial.critics:
+            _load(f"critic of {name!r}", critic, initial.critics[name])
+    return known
+
+
+def _load(what: str, network: nn.Module, initial: nn.Module) -> None:
+    """Copy the parameters of one network into another with the same layers; names of layers do not count."""
+    own, given = list(network.parameters()), list(initial.parameters())
+    shapes = [[tuple(p.shape) for p in parameters] for parameters in (own, given)]
+    if shapes[0] != shapes[1]:
+        raise ValueError(f"expected an initial {what} of shapes {shapes[0]}, got {shapes[1]}; use its model")
+    for parameter, value in zip(own, given, strict=True):
+        parameter.data.copy_(value)

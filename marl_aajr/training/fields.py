@@ -13,8 +13,8 @@ from typing import Annotated, Any, get_args
 from pydantic import BaseModel, BeforeValidator, Field
 from pydantic_core import ErrorDetails
 
-from marl_aajr.schedules import Schedule as _Schedule
-from marl_aajr.schedules import as_schedule
+from marl_aajr.core.schedules import Schedule as _Schedule
+from marl_aajr.core.schedules import as_schedule
 
 
 def _number(value: Any) -> Any:
@@ -110,3 +110,27 @@ def _known(model: type[BaseModel], name: str) -> str:
     close = difflib.get_close_matches(name, known, n=1)
     hint = f"did you mean {close[0]}? " if close else ""
     return f"{hint}known: {', '.join(known)}"
+
+
+# MERGED: differences.py; its docstring belongs into that of this module
+
+
+def differences(old: BaseModel, new: BaseModel) -> list[str]:
+    """``key: old → new`` for every setting that differs, nested keys joined with dots."""
+    before, after = _flat(old.model_dump(mode="json")), _flat(new.model_dump(mode="json"))
+    absent = object()
+    return [
+        f"{key}: {before.get(key, 'not set')!r} → {after.get(key, 'not set')!r}"
+        for key in dict.fromkeys([*before, *after])
+        if before.get(key, absent) != after.get(key, absent)
+    ]
+
+
+def _flat(data: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    result: dict[str, Any] = {}
+    for key, value in data.items():
+        if isinstance(value, Mapping) and value:
+            result |= _flat(value, f"{prefix}{key}.")
+        else:
+            result[f"{prefix}{key}"] = value
+    return result

@@ -14,21 +14,19 @@ import torch
 from ray.rllib.algorithms.algorithm import Algorithm
 from ray.rllib.utils.metrics import FAULT_TOLERANCE_STATS, NUM_ENV_STEPS_SAMPLED
 
-from marl_aajr.numerics import NonFiniteError
+from marl_aajr.core.numerics import NonFiniteError
 from marl_aajr.rllib.internals import dead_learners, errors_raise, remote_errors_raise
 from marl_aajr.training.algorithm import build_algorithm
+from marl_aajr.training.atla_phases import Sides, Turn, sides_of, take_turn
 from marl_aajr.training.checkpoint import Progress, restore_checkpoint, save_checkpoint
 from marl_aajr.training.cluster import native_warning_hidden
 from marl_aajr.training.config import RunConfig
-from marl_aajr.training.events import Event
-from marl_aajr.training.export import export_victim
+from marl_aajr.training.export import export_victim, start_from
 from marl_aajr.training.files import full_disk_named
 from marl_aajr.training.metrics import Curves, to_record
+from marl_aajr.training.policy_mapping import Roster, roster_of
 from marl_aajr.training.randomness import seed_everything, start_afresh
-from marl_aajr.training.roster import Roster, roster_of
-from marl_aajr.training.run_directory import RunDirectory, State, Status
-from marl_aajr.training.sides import Sides, Turn, sides_of, take_turn
-from marl_aajr.training.start import start_from
+from marl_aajr.training.run_directory import Event, RunDirectory, State, Status
 from marl_aajr.victims import load_victim
 
 OnIteration = Callable[[dict[str, Any]], None]

@@ -9,8 +9,8 @@ from typing import Any
 
 from torch.utils.tensorboard import SummaryWriter
 
-from marl_aajr.numerics import NonFiniteError
-from marl_aajr.rllib.returns import RETURNS_KEY
+from marl_aajr.core.numerics import NonFiniteError
+from marl_aajr.rllib.sampling.metrics import RETURNS_KEY
 from marl_aajr.training.checkpoint import Progress
 
 _LEARNER_KEYS = {

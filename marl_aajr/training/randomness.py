@@ -18,7 +18,7 @@ from ray.rllib.algorithms.algorithm import Algorithm
 from ray.rllib.core.learner.learner import Learner
 
 from marl_aajr.rllib.internals import learner_index
-from marl_aajr.rllib.runner import RunEnvRunner
+from marl_aajr.rllib.sampling.env_runners import RunEnvRunner
 
 
 class Stream(IntEnum):

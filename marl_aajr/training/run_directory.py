@@ -13,19 +13,34 @@
     evaluations/      how it does under attack
 
 Everything is written so that a crash at any moment leaves something that can be read and resumed.
+
+``events.jsonl``: what happened to a run besides training; absent where nothing did.
+
+One JSON object per line: ``time`` (UTC), ``event``, ``iteration`` and what belongs to the event.
+
+    resumed                 a new process went on from the checkpoint of ``iteration`` (0: from the start);
+                            ``after``: the state that the last process left (``running``: it was killed),
+                            ``error``: if it failed, ``repeated``: iterations that had to be done again,
+                            ``versions``: of the packages that are not those of ``versions.json``
+    restarted               the same process did, after a failure; ``error`` and ``repeated`` as above
+    env_runners_lost        ``count`` env runners were gone at the end of ``iteration``, the rest went on
+    env_runners_restarted   ``count`` env runners that were lost had been restarted by Ray by the end of it
+
+The first two leave no trace in the numbers, which are those of a run that nothing happened to. The others
+do: what was sampled without the lost runners, and by new ones, depends on when they were lost.
 """
 
 from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal
 
 from marl_aajr.training.config import RunConfig, load_config
-from marl_aajr.training.events import Event, append_event
 from marl_aajr.training.files import Lock, append_line, new_folder, read_lines, write_json, write_text
 from marl_aajr.training.versions import changed, versions
 from marl_aajr.victims import load_victim
@@ -185,7 +200,7 @@ class RunDirectory:
         append_event(self.events_file, event, iteration=iteration, **details)
 
     def events(self) -> list[dict[str, Any]]:
-        """What happened to the run, oldest first: see :mod:`marl_aajr.training.events`.
+        """What happened to the run, oldest first: see :mod:`marl_aajr.training.metrics`.
 
         Raises:
             ValueError: a broken line before the last.
@@ -214,3 +229,26 @@ class RunDirectory:
             ours = folder.name.isdigit() or folder.name.startswith(".0")
             if ours and folder.name not in keep:
                 shutil.rmtree(folder)
+
+
+Event = Literal["resumed", "restarted", "env_runners_lost", "env_runners_restarted"]
+
+_DISTURBING: tuple[Event, ...] = ("env_runners_lost", "env_runners_restarted")
+
+
+def append_event(file: Path, event: Event, *, iteration: int, **details: Any) -> None:
+    """Add a line to ``events.jsonl``."""
+    now = datetime.now(UTC).isoformat(timespec="seconds")
+    append_line(file, {"time": now, "event": event, "iteration": iteration, **details})
+
+
+def disturbed(events: Iterable[Mapping[str, Any]]) -> bool:
+    """Whether the run's numbers may differ from those of a run that nothing happened to."""
+    lost: list[int] = []
+    for event in events:
+        if event["event"] in _DISTURBING:
+            lost.append(event["iteration"])
+        else:
+            # What came after was trained again.
+            lost = [iteration for iteration in lost if iteration <= event["iteration"]]
+    return bool(lost)

@@ -19,10 +19,9 @@ from marl_aajr.training.capacity import wait_for_room
 from marl_aajr.training.checkpoint import Progress, check_checkpoint
 from marl_aajr.training.cluster import ray_for
 from marl_aajr.training.config import RunConfig
-from marl_aajr.training.differences import differences
-from marl_aajr.training.events import Event
+from marl_aajr.training.fields import differences
 from marl_aajr.training.loop import OnIteration, ProcessesLostError, ShouldStop, Training
-from marl_aajr.training.run_directory import RunDirectory
+from marl_aajr.training.run_directory import Event, RunDirectory
 
 _LOGGER = logging.getLogger("marl_aajr")
 

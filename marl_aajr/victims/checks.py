@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from marl_aajr.distributions import DiagGaussian, from_space
+from marl_aajr.core.distributions import DiagGaussian, from_space
 from marl_aajr.victims.recurrent import initial_state, is_recurrent, leaves
 
 if TYPE_CHECKING:

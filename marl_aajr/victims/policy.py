@@ -1,4 +1,4 @@
-"""One module of a victim as the core's :class:`~marl_aajr.policy.Policy`: what attacks see of it."""
+"""One module of a victim as the core's :class:`~marl_aajr.core.policy.Policy`: what attacks see of it."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from marl_aajr.distributions import ActionDistribution, Categorical, MultiCategorical
-from marl_aajr.mlp import PlainMLP
-from marl_aajr.policy import Policy
+from marl_aajr.core.distributions import ActionDistribution, Categorical, MultiCategorical
+from marl_aajr.core.mlp import PlainMLP
+from marl_aajr.core.policy import Policy
 from marl_aajr.victims.recurrent import State, is_recurrent, map_state
 
 

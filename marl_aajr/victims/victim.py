@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from marl_aajr.distributions import ActionDistribution, from_space
+from marl_aajr.core.distributions import ActionDistribution, from_space
 from marl_aajr.victims.checks import check_agents, check_network
 from marl_aajr.victims.filters import ObservationFilter
 from marl_aajr.victims.policy import VictimPolicy
@@ -203,8 +203,8 @@ class Victim:
 
     @staticmethod
     def from_policies(policies: Mapping[str, nn.Module] | nn.Module, env: Any, **settings: Any) -> Victim:
-        """A victim from plain torch modules; see :func:`~marl_aajr.victims.plain.victim_from_policies`."""
-        from marl_aajr.victims.plain import victim_from_policies
+        """A victim from plain torch modules; see `victim_from_policies`."""
+        from marl_aajr.victims.torch_policies import victim_from_policies
 
         return victim_from_policies(policies, env, **settings)
 

@@ -11,8 +11,8 @@ from torch import Tensor
 
 from marl_aajr.attacks import make_attack
 from marl_aajr.attacks.auto_pgd import auto_ascend, checkpoints
-from marl_aajr.distributions import Categorical
-from marl_aajr.threat import PerturbationSet
+from marl_aajr.core.distributions import Categorical
+from marl_aajr.core.threat import PerturbationSet
 from tests.networks import generator, linear_policy, observations, tanh_policy
 
 Function = Callable[[Tensor], Tensor]

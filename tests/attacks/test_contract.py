@@ -10,7 +10,6 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from marl_aajr import blocks
 from marl_aajr.attacks import (
     ATTACKS,
     FGSM,
@@ -20,12 +19,13 @@ from marl_aajr.attacks import (
     greedy_action_changed,
     make_attack,
 )
-from marl_aajr.distributions import ActionDistribution, Categorical, DiagGaussian, MultiCategorical
-from marl_aajr.numerics import NonFiniteError
-from marl_aajr.objectives import KL, Clean
-from marl_aajr.policy import ModulePolicy, Policy
-from marl_aajr.threat import PerturbationSet
-from tests.attacks.opponents import against, policy_with_critic
+from marl_aajr.core import numerics
+from marl_aajr.core.distributions import ActionDistribution, Categorical, DiagGaussian, MultiCategorical
+from marl_aajr.core.numerics import NonFiniteError
+from marl_aajr.core.objectives import KL, Clean
+from marl_aajr.core.policy import ModulePolicy, Policy
+from marl_aajr.core.threat import PerturbationSet
+from tests.adversaries.opponents import against, policy_with_critic
 from tests.networks import DISTRIBUTIONS, generator, observations, parameters, tanh_policy
 
 BALL = PerturbationSet(epsilon=0.1)
@@ -77,7 +77,7 @@ def test_blocks_of_rows_do_not_change_an_attack(
     """Batches of more rows than a block are common: twenty agents in a hundred copies."""
     policy, obs = policy_with_critic(distribution), observations(30)
     whole = [attack(policy, obs, generator=generator()).delta for attack in against(distribution)]
-    monkeypatch.setattr(blocks, "BLOCK", 7)
+    monkeypatch.setattr(numerics, "BLOCK", 7)
     for attack, expected in zip(against(distribution), whole, strict=True):
         delta = attack(policy, obs, generator=generator()).delta
         torch.testing.assert_close(delta, expected, msg=attack.name)

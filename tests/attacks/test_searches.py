@@ -10,10 +10,10 @@ from torch import Tensor, nn
 
 from marl_aajr.attacks import SquareAttack, TargetedPGD, WorstNoise, make_attack
 from marl_aajr.attacks.targeted import TargetedMargin
-from marl_aajr.distributions import ActionDistribution, Categorical, DiagGaussian, MultiCategorical
-from marl_aajr.objectives import Clean, Margin, value_and_gradient
-from marl_aajr.policy import ModulePolicy
-from marl_aajr.threat import PerturbationSet
+from marl_aajr.core.distributions import ActionDistribution, Categorical, DiagGaussian, MultiCategorical
+from marl_aajr.core.objectives import Clean, Margin, value_and_gradient
+from marl_aajr.core.policy import ModulePolicy
+from marl_aajr.core.threat import PerturbationSet
 from marl_aajr.victims import VictimPolicy
 from tests.networks import generator, linear_policy, observations, tanh_policy
 

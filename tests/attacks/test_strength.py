@@ -8,14 +8,14 @@ from typing import Any
 import pytest
 import torch
 
-from marl_aajr.ascent import ascend
 from marl_aajr.attacks import FGSM, PGD, MarginPGD, UniformNoise, make_attack
-from marl_aajr.distributions import ActionDistribution, Categorical, DiagGaussian, MultiCategorical
-from marl_aajr.objectives import KL
+from marl_aajr.core.ascent import ascend
+from marl_aajr.core.distributions import ActionDistribution, Categorical, DiagGaussian, MultiCategorical
+from marl_aajr.core.objectives import KL
+from marl_aajr.core.threat import PerturbationSet
 from marl_aajr.regularizers import AAJR
-from marl_aajr.threat import PerturbationSet
 from marl_aajr.victims import VictimPolicy
-from tests.attacks.opponents import NAMES, ready
+from tests.adversaries.opponents import NAMES, ready
 from tests.networks import generator, linear_policy, observations, tanh_policy
 
 BALL = PerturbationSet(epsilon=0.1)

@@ -9,11 +9,11 @@ import torch
 from torch import nn
 
 from marl_aajr.attacks import Attack, Transfer, make_attack
+from marl_aajr.core.threat import PerturbationSet
 from marl_aajr.evaluation import evaluate
 from marl_aajr.pettingzoo import attacked
-from marl_aajr.threat import PerturbationSet
 from marl_aajr.victims import ObservationFilter, Recurrent, Victim
-from tests.attacks.players import linear_victim
+from tests.adversaries.players import linear_victim
 from tests.evaluation.players import sign_reader, signs, team
 from tests.evaluation.toys import Signs
 from tests.networks import generator, observations

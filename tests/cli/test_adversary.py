@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from marl_aajr.attacks.adversary_run import train_adversary
+from marl_aajr.adversaries.training import train_adversary
 from marl_aajr.cli.adversary import verdict
 from marl_aajr.cli.app import main
 from marl_aajr.training.trainer import train

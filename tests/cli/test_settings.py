@@ -11,8 +11,8 @@ import pytest
 from marl_aajr.cli.overrides import override
 from marl_aajr.cli.settings import SETTINGS, Setting, fractions, number_or_text, widths
 from marl_aajr.cli.train import default_folder
-from marl_aajr.objectives import OBJECTIVES
-from marl_aajr.outputs import OUTPUT_MAPS
+from marl_aajr.core.objectives import OBJECTIVES
+from marl_aajr.core.output_maps import OUTPUT_MAPS
 from marl_aajr.regularizers.forms import FORMS
 from marl_aajr.training.config import make_config
 

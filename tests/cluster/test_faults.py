@@ -8,8 +8,7 @@ from typing import Any
 
 from ray.cluster_utils import Cluster
 
-from marl_aajr.training.events import disturbed
-from marl_aajr.training.run_directory import RunDirectory
+from marl_aajr.training.run_directory import RunDirectory, disturbed
 from marl_aajr.training.trainer import train
 from tests.training.runs import numbers, tiny
 

@@ -13,8 +13,7 @@ from ray.cluster_utils import Cluster
 
 from marl_aajr.study.study import Plan, prepare
 from marl_aajr.study.watch import Board
-from marl_aajr.training.events import disturbed
-from marl_aajr.training.run_directory import RunDirectory
+from marl_aajr.training.run_directory import RunDirectory, disturbed
 from marl_aajr.training.trainer import train
 from tests.study.files import TINY, do, write_study
 from tests.training.runs import numbers

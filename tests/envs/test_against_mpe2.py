@@ -11,7 +11,7 @@ import torch
 from marl_aajr.envs import NAMES
 from marl_aajr.envs.particle_batch import ParticleBatch
 
-from marl_aajr.rollout.batched import BatchedStep
+from marl_aajr.rollout.batched_env import BatchedStep
 from tests.envs.mirror import make_mpe2, mirror, mpe2_observations
 
 PARTICLES = [name for name in NAMES if name.startswith("simple")]

@@ -11,8 +11,8 @@ import torch
 from gymnasium import spaces
 from marl_aajr.envs import NAMES
 
-from marl_aajr.rollout.batched import BatchedEnv, BatchedStep
-from marl_aajr.rollout.contract import check_batched_env, random_actions
+from marl_aajr.rollout.batched_env import BatchedEnv, BatchedStep
+from marl_aajr.rollout.env_checker import check_batched_env, random_actions
 from marl_aajr.rollout.environments import resolve
 from marl_aajr.rollout.pettingzoo import PettingZooBatch
 

@@ -17,7 +17,7 @@ from marl_aajr.envs.congestion_game import (
 from marl_aajr.envs.congestion_v0 import CongestionBatch, batched_env, parallel_env
 from torch import Tensor
 
-from marl_aajr.rollout.batched import BatchedStep
+from marl_aajr.rollout.batched_env import BatchedStep
 
 Game = dict[str, Any]
 

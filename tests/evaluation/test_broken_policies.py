@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from marl_aajr.attacks import Attack, make_attack
-from marl_aajr.distributions import Categorical
+from marl_aajr.core.distributions import Categorical
+from marl_aajr.core.threat import PerturbationSet
 from marl_aajr.evaluation import Evaluation, Suite, evaluate
 from marl_aajr.evaluation.crosschecks import objective_checks
 from marl_aajr.evaluation.outcomes import AttackOutcome, Outcome
@@ -18,7 +19,6 @@ from marl_aajr.evaluation.preflight import Health, examine, report
 from marl_aajr.evaluation.probe import Sample
 from marl_aajr.evaluation.results import Check, Rows
 from marl_aajr.evaluation.return_checks import lower, return_checks
-from marl_aajr.threat import PerturbationSet
 from tests.evaluation.broken import Constant, Noisy, Quantized, Saturated, Trigger, Weighted
 from tests.evaluation.players import moves, sign_reader, signs, team
 from tests.networks import generator

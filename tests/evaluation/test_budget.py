@@ -13,11 +13,11 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from marl_aajr.attacks import BudgetError, UniformNoise, make_attack
+from marl_aajr.core.policy import Policy
+from marl_aajr.core.threat import PerturbationSet
 from marl_aajr.evaluation import Budget, Suite, evaluate, parse_budget
-from marl_aajr.policy import Policy
 from marl_aajr.report.evaluations import Evaluation as ReportedEvaluation
 from marl_aajr.rollout.environments import resolve
-from marl_aajr.threat import PerturbationSet
 from tests.evaluation.players import LoudReader, flip, played, sign_reader, signs, stakes, team
 
 NAMES = st.lists(st.sampled_from(["agent_0", "agent_1", "red-2"]), min_size=1, unique=True)

@@ -13,16 +13,16 @@ import torch
 from torch import Tensor, nn
 
 from marl_aajr.attacks import PGD, UniformNoise, make_attack
+from marl_aajr.core.policy import Policy
+from marl_aajr.core.threat import PerturbationSet
 from marl_aajr.evaluation import Progress, evaluate
 from marl_aajr.evaluation import episodes as episodes_module
 from marl_aajr.evaluation.suites import Units
-from marl_aajr.policy import Policy
 from marl_aajr.report.evaluations import Evaluation as ReportedEvaluation
-from marl_aajr.rollout.batched import BatchedEnv
+from marl_aajr.rollout.batched_env import BatchedEnv
 from marl_aajr.rollout.environments import EnvironmentSpec, resolve
 from marl_aajr.rollout.game import EnvironmentFault
 from marl_aajr.rollout.pettingzoo import PettingZooBatch
-from marl_aajr.threat import PerturbationSet
 from marl_aajr.victims import ObservationFilter, Victim
 from tests.evaluation.players import moves, network, returns_one_by_one, sign_reader, signs, team
 

@@ -12,11 +12,11 @@ import torch
 from torch import Tensor
 
 from marl_aajr.attacks import PGD, Attack, UniformNoise
+from marl_aajr.core.policy import Policy
+from marl_aajr.core.threat import PerturbationSet
 from marl_aajr.evaluation import evaluate
 from marl_aajr.evaluation.suites import Units
-from marl_aajr.policy import Policy
-from marl_aajr.rollout.batched import BatchedEnv
-from marl_aajr.threat import PerturbationSet
+from marl_aajr.rollout.batched_env import BatchedEnv
 from marl_aajr.victims import Victim
 from tests.evaluation.players import played, sign_reader, signs, team
 

@@ -10,10 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from marl_aajr.attacks import Attack
+from marl_aajr.core.policy import Policy
+from marl_aajr.core.threat import PerturbationSet
 from marl_aajr.evaluation import evaluate
 from marl_aajr.evaluation.replacements import Replacement
-from marl_aajr.policy import Policy
-from marl_aajr.threat import PerturbationSet
 from tests.evaluation.players import returns_one_by_one, sign_reader, signs, team
 
 EPISODES, COPIES = 12, 5

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from marl_aajr.evaluation import Replacement, Suite, evaluate
 from marl_aajr.evaluation.suites import SuiteAttack
-from marl_aajr.rollout.batched import BatchedEnv
+from marl_aajr.rollout.batched_env import BatchedEnv
 from marl_aajr.rollout.batches import make_batch
 from marl_aajr.rollout.environments import EnvironmentSpec, resolve
 from marl_aajr.victims import Victim

@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from marl_aajr.attacks import agent_run, observation_game
-from marl_aajr.attacks.adversary_folder import REQUEST, search_folder
+from marl_aajr.adversaries import agent_run, observation_game
+from marl_aajr.adversaries.store import REQUEST, search_folder
 from marl_aajr.evaluation import evaluate, evaluate_run
 from marl_aajr.training.config import EnvConfig, RunConfig
 from marl_aajr.training.run_directory import RunDirectory, Status

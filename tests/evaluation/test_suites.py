@@ -13,15 +13,15 @@ import torch
 import yaml
 
 from marl_aajr.attacks import ATTACKS, make_attack
+from marl_aajr.core.seeds import Purpose, derived_seed
+from marl_aajr.core.threat import PerturbationSet
 from marl_aajr.evaluation import Suite, builtin_suites, evaluate, load_suite
 from marl_aajr.evaluation.crew import Crew, _may_spread
 from marl_aajr.evaluation.table import Table
 from marl_aajr.rollout.batches import make_batch
 from marl_aajr.rollout.environments import resolve
-from marl_aajr.seeds import Purpose, derived_seed
-from marl_aajr.threat import PerturbationSet
 from marl_aajr.victims import ObservationFilter
-from marl_aajr.victims.units import through_filter
+from marl_aajr.victims.filters import through_filter
 from tests.evaluation.players import sign_reader, signs, team
 from tests.networks import generator, observations
 

@@ -14,7 +14,7 @@ from scipy import stats
 from torch import Tensor
 
 from marl_aajr.attacks import BudgetError
-from marl_aajr.distributions import Categorical, MultiCategorical
+from marl_aajr.core.distributions import Categorical, MultiCategorical
 from marl_aajr.evaluation.timing import Clock, Ledger, Pace, Rehearsal, preference
 from marl_aajr.evaluation.view import View
 from marl_aajr.victims import VictimPolicy

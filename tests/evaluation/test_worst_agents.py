@@ -9,11 +9,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from marl_aajr.core.seeds import Purpose, derived_seed
 from marl_aajr.evaluation import Budget, Progress, evaluate
 from marl_aajr.evaluation.budget import FEW_SUBSETS, candidates, rounds, trials
 from marl_aajr.evaluation.outcomes import paired_difference
 from marl_aajr.rollout.environments import resolve
-from marl_aajr.seeds import Purpose, derived_seed
 from tests.evaluation.players import flip, moves, played, team
 
 

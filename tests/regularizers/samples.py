@@ -7,7 +7,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from marl_aajr.policy import ModulePolicy
+from marl_aajr.core.policy import ModulePolicy
 from marl_aajr.regularizers import Evaluation, Regularizer, Sample, State, make_regularizer, ppo_policy_loss
 from tests.networks import generator, observations, random_actions
 

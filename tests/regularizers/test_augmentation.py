@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from marl_aajr.distributions import Categorical
+from marl_aajr.core.distributions import Categorical
 from marl_aajr.regularizers import AAJR, AdversarialTraining, NoiseAugmentation, ppo_policy_loss
 from tests.networks import generator, parameters, tanh_policy
 from tests.regularizers.samples import evaluate, gradients, sample_of

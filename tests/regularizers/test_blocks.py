@@ -7,10 +7,10 @@ from dataclasses import replace
 import pytest
 import torch
 
-from marl_aajr import blocks
-from marl_aajr.distributions import Categorical
-from marl_aajr.jacobian import BACKENDS, Backend
-from marl_aajr.policy import ModulePolicy
+from marl_aajr.core import numerics
+from marl_aajr.core.distributions import Categorical
+from marl_aajr.core.jacobian import BACKENDS, Backend
+from marl_aajr.core.policy import ModulePolicy
 from marl_aajr.regularizers import AAJR
 from tests.networks import parameters, tanh_policy
 from tests.regularizers.samples import evaluate, gradients, sample_of
@@ -35,7 +35,7 @@ def test_blocks_of_any_size_give_the_same(
     regularizer = replace(regularizer, backend=backend)
     whole = evaluate(regularizer, sample)
     expected = gradients(whole, parameters(policy))
-    monkeypatch.setattr(blocks, "BLOCK", rows)
+    monkeypatch.setattr(numerics, "BLOCK", rows)
     divided = evaluate(regularizer, sample)
     torch.testing.assert_close(divided.loss, whole.loss)
     torch.testing.assert_close(gradients(divided, parameters(policy)), expected)

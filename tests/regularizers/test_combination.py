@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from marl_aajr.distributions import Categorical, DiagGaussian
+from marl_aajr.core.distributions import Categorical, DiagGaussian
 from marl_aajr.regularizers import (
     AAJR,
     ERNIE,

@@ -11,8 +11,8 @@ import torch
 import yaml
 from torch import Tensor
 
-from marl_aajr.distributions import ActionDistribution, Categorical
-from marl_aajr.numerics import NonFiniteError
+from marl_aajr.core.distributions import ActionDistribution, Categorical
+from marl_aajr.core.numerics import NonFiniteError
 from marl_aajr.regularizers import (
     AAJR,
     REGULARIZERS,

@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from marl_aajr.distributions import Categorical
+from marl_aajr.core.distributions import Categorical
 from marl_aajr.regularizers import AAJR, State
 from marl_aajr.regularizers.forms import apply_form
 from tests.networks import linear_policy, parameters, tanh_policy

@@ -10,14 +10,14 @@ import torch
 from torch import Tensor
 from torch.func import jacrev
 
-from marl_aajr.distributions import ActionDistribution, Categorical, DiagGaussian
-from marl_aajr.outputs import OutputMap, cotangent, squared_gain
-from marl_aajr.policy import ModulePolicy
+from marl_aajr.core.distributions import ActionDistribution, Categorical, DiagGaussian
+from marl_aajr.core.output_maps import OutputMap, cotangent, squared_gain
+from marl_aajr.core.policy import ModulePolicy
 from marl_aajr.regularizers import AAJR, Frobenius, RandomDirection, Sample, Spectral
 from marl_aajr.regularizers.jacobian_norms import JacobianNorm
+from tests.core.test_jacobian import DEFINED
 from tests.networks import DISTRIBUTIONS, linear_policy, observations, parameters, tanh_policy
 from tests.regularizers.samples import evaluate, gradients, sample_of
-from tests.test_jacobian import DEFINED
 
 WHOLE: dict[str, Any] = {"coefficient": 1.0, "sample_fraction": 1.0}
 MASK = (True, True, False, True, False, True)

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import jacrev
 
-from marl_aajr.distributions import Categorical
+from marl_aajr.core.distributions import Categorical
 from marl_aajr.regularizers import SpectralNormalization, State
 from tests.networks import generator, observations, tanh_policy
 

@@ -7,11 +7,11 @@ from typing import Any
 import pytest
 import torch
 
-from marl_aajr.distributions import Categorical, DiagGaussian
-from marl_aajr.policy import ModulePolicy
+from marl_aajr.core.distributions import Categorical, DiagGaussian
+from marl_aajr.core.policy import ModulePolicy
 from marl_aajr.regularizers import AAJR, make_regularizer
+from tests.core.test_jacobian import Attention
 from tests.networks import observations, tanh_policy
-from tests.test_jacobian import Attention
 
 
 @pytest.mark.parametrize(

@@ -10,8 +10,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from marl_aajr.distributions import Categorical
-from marl_aajr.policy import ModulePolicy
+from marl_aajr.core.distributions import Categorical
+from marl_aajr.core.policy import ModulePolicy
 from marl_aajr.regularizers import REGULARIZERS, Evaluation, Regularizer, Sample, make_regularizer
 from marl_aajr.regularizers.shard import Shard, share_of
 from tests.networks import generator, parameters, tanh_policy

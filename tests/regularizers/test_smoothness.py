@@ -10,10 +10,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from marl_aajr.ascent import ascend
-from marl_aajr.distributions import ActionDistribution, Categorical, DiagGaussian
-from marl_aajr.objectives import value_and_gradient
-from marl_aajr.policy import ModulePolicy
+from marl_aajr.core.ascent import ascend
+from marl_aajr.core.distributions import ActionDistribution, Categorical, DiagGaussian
+from marl_aajr.core.objectives import value_and_gradient
+from marl_aajr.core.policy import ModulePolicy
 from marl_aajr.regularizers import ERNIE, SmoothPolicy
 from marl_aajr.regularizers.smoothness import ActionDifference
 from tests.networks import DISTRIBUTIONS, generator, linear_policy, observations, parameters, tanh_policy

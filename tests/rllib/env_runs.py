@@ -13,7 +13,7 @@ from ray.rllib.core.rl_module.multi_rl_module import MultiRLModuleSpec
 from ray.rllib.core.rl_module.rl_module import RLModule, RLModuleSpec
 from ray.rllib.env.multi_agent_env_runner import MultiAgentEnvRunner
 
-from marl_aajr.rllib.env import register
+from marl_aajr.rllib.sampling.env import register
 from marl_aajr.rollout.environments import resolve
 from tests.rollout.toy_games import Circle, Endings, Scripted
 

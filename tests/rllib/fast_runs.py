@@ -11,10 +11,10 @@ from ray.rllib.core.rl_module.multi_rl_module import MultiRLModuleSpec
 from ray.rllib.core.rl_module.rl_module import RLModuleSpec
 from torch import Tensor
 
-from marl_aajr.rllib.fast import fast
-from marl_aajr.rllib.fast_runner import FastEnvRunner
-from marl_aajr.rllib.modules import FlatActorCritic
-from marl_aajr.rllib.observation_filter import ObservationNormalizer
+from marl_aajr.rllib.networks import FlatActorCritic
+from marl_aajr.rllib.sampling.env_runners import FastEnvRunner
+from marl_aajr.rllib.sampling.fast import fast
+from marl_aajr.rllib.sampling.observation_filter import ObservationNormalizer
 from marl_aajr.rollout.fragments import Fragment
 
 OURS = "marl_aajr.envs.simple_spread_v3"

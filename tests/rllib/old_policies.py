@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from marl_aajr import AAJR, robustify_policy
 from marl_aajr.regularizers import Regularizer
-from marl_aajr.rllib.env import register
+from marl_aajr.rllib.sampling.env import register
 from marl_aajr.rollout.environments import resolve
 
 OBS = gym.spaces.Box(-10, 10, (4,), np.float32)

@@ -24,13 +24,12 @@ from ray.rllib.policy.sample_batch import MultiAgentBatch, SampleBatch
 from torch import Tensor
 
 from marl_aajr import AAJR
-from marl_aajr.distributions import from_space
-from marl_aajr.jacobian import BACKENDS
+from marl_aajr.core.distributions import from_space
+from marl_aajr.core.jacobian import BACKENDS
 from marl_aajr.regularizers import Evaluation, Regularizer, ppo_policy_loss
-from marl_aajr.regularizers.adversary import Perturbing
-from marl_aajr.rllib.mappo import MAPPOModule
-from marl_aajr.rllib.modules import FlatActorCritic
-from marl_aajr.rllib.regularized import RegularizedModule
+from marl_aajr.regularizers.adversarial import Perturbing
+from marl_aajr.rllib.networks import FlatActorCritic, MAPPOModule
+from marl_aajr.rllib.plugin.regularized_module import RegularizedModule
 from tests.networks import generator
 from tests.rllib.policy_modules import AttentionModule, ConvolutionModule, GRUModule, NestedModule
 

@@ -11,7 +11,7 @@ from ray.rllib.core.rl_module.apis import ValueFunctionAPI
 from ray.rllib.core.rl_module.torch import TorchRLModule
 from torch import Tensor, nn
 
-from marl_aajr.distributions import from_space
+from marl_aajr.core.distributions import from_space
 
 
 class Custom(TorchRLModule, ValueFunctionAPI):

@@ -22,8 +22,8 @@ from ray.rllib.core.rl_module.default_model_config import DefaultModelConfig
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from marl_aajr import AAJR, robustify
-from marl_aajr.numerics import NonFiniteError
-from marl_aajr.rllib.env import register
+from marl_aajr.core.numerics import NonFiniteError
+from marl_aajr.rllib.sampling.env import register
 from marl_aajr.rollout.environments import resolve
 
 ACTIVE = AAJR(coefficient=0.1, epsilon=0.2)

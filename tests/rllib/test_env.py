@@ -19,7 +19,7 @@ from ray.rllib.env.wrappers.pettingzoo_env import ParallelPettingZooEnv
 from ray.rllib.env.wrappers.pettingzoo_env import PettingZooEnv as StockTurnBasedEnv
 from ray.tune.registry import register_env
 
-from marl_aajr.rllib.env import PettingZooEnv, register
+from marl_aajr.rllib.sampling.env import PettingZooEnv, register
 from marl_aajr.rollout.environments import resolve
 from marl_aajr.rollout.game import EnvironmentFault
 from tests.rllib.env_runs import config_for, runner

@@ -20,13 +20,13 @@ from ray.rllib.env.multi_agent_env_runner import MultiAgentEnvRunner
 
 from marl_aajr.regularizers import make_regularizer
 from marl_aajr.rllib import robustify
-from marl_aajr.rllib.fast import fast
-from marl_aajr.rllib.fast_connector import FragmentsToBatch
-from marl_aajr.rllib.fast_runner import FastEnvRunner
 from marl_aajr.rllib.internals import observation_normalizer
-from marl_aajr.rllib.lean_learner import LeanPPOTorchLearner
-from marl_aajr.rllib.learner import RobustLearnerMixin
-from marl_aajr.rllib.returns import RETURNS_KEY, EpisodeReturns
+from marl_aajr.rllib.lean.learner import LeanPPOTorchLearner
+from marl_aajr.rllib.plugin.learner import RobustLearnerMixin
+from marl_aajr.rllib.sampling.connector import FragmentsToBatch
+from marl_aajr.rllib.sampling.env_runners import FastEnvRunner
+from marl_aajr.rllib.sampling.fast import fast
+from marl_aajr.rllib.sampling.metrics import RETURNS_KEY, EpisodeReturns
 from marl_aajr.rollout.environments import resolve
 from marl_aajr.rollout.pettingzoo import PettingZooBatch
 from tests.rllib.fast_runs import CIRCLE, OURS, SPREAD, TAG, TICTACTOE, config, masked, normalizer

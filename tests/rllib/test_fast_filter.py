@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import torch
 
-from marl_aajr.rllib.fast_runner import FastEnvRunner
-from marl_aajr.rllib.observation_filter import CLIP, ObservationNormalizer
+from marl_aajr.rllib.sampling.env_runners import FastEnvRunner
+from marl_aajr.rllib.sampling.observation_filter import CLIP, ObservationNormalizer
 from tests.rllib.fast_runs import (
     CIRCLE,
     TAG,

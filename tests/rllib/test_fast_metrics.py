@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from marl_aajr.rllib.returns import RETURNS_KEY
+from marl_aajr.rllib.sampling.metrics import RETURNS_KEY
 from marl_aajr.rollout.environments import resolve
 from marl_aajr.rollout.pettingzoo import PettingZooBatch
 from tests.rllib.fast_runs import (

@@ -14,12 +14,12 @@ from ray.rllib.core.learner.learner import Learner
 from ray.rllib.core.rl_module.default_model_config import DefaultModelConfig
 from ray.rllib.policy.sample_batch import MultiAgentBatch
 
-from marl_aajr.distributions import Categorical, DiagGaussian, MultiCategorical
-from marl_aajr.numerics import NonFiniteError
+from marl_aajr.core.distributions import Categorical, DiagGaussian, MultiCategorical
+from marl_aajr.core.numerics import NonFiniteError
 from marl_aajr.regularizers import make_regularizer
 from marl_aajr.rllib import robustify
-from marl_aajr.rllib.lean_learner import LeanPPOTorchLearner
-from marl_aajr.rllib.ppo_loss import PPOCoefficients, PPORows, ppo_loss, ppo_parts
+from marl_aajr.rllib.lean.learner import LeanPPOTorchLearner
+from marl_aajr.rllib.lean.ppo_loss import PPOCoefficients, PPORows, ppo_loss, ppo_parts
 from tests.rllib.learners import ACTIONS, build_learner, ppo_batch, ppo_config, update, weights
 
 DISTRIBUTIONS = [Categorical(5), MultiCategorical((3, 4)), DiagGaussian(3)]

@@ -17,16 +17,16 @@ from ray.rllib.evaluation.postprocessing import Postprocessing
 from ray.rllib.policy.sample_batch import MultiAgentBatch, SampleBatch
 
 from marl_aajr import AAJR, robustify
-from marl_aajr.rllib.env import PettingZooEnv, register
-from marl_aajr.rllib.fast_connector import FragmentsToBatch
 from marl_aajr.rllib.internals import observation_normalizer
-from marl_aajr.rllib.lean_learner import LeanPPOTorchLearner
-from marl_aajr.rllib.mappo import MAPPOModule
-from marl_aajr.rollout.central import Critic
+from marl_aajr.rllib.lean.learner import LeanPPOTorchLearner
+from marl_aajr.rllib.networks import MAPPOModule
+from marl_aajr.rllib.sampling.connector import FragmentsToBatch
+from marl_aajr.rllib.sampling.env import PettingZooEnv, register
+from marl_aajr.rollout.centralized_critic import Critic
 from marl_aajr.rollout.environments import resolve
 from marl_aajr.training.algorithm import build_algorithm, build_config
 from marl_aajr.training.export import export_victim
-from marl_aajr.training.roster import roster_of
+from marl_aajr.training.policy_mapping import roster_of
 from tests.rllib import fast_runs
 from tests.rllib.learners import ppo_config, update, weights
 from tests.rllib.policy_cases import CASES, built, columns_of, regularized

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from ray.rllib.connectors.env_to_module import MeanStdFilter
 from ray.rllib.env.single_agent_episode import SingleAgentEpisode
 
-from marl_aajr.rllib.observation_filter import CLIP, Moments, ObservationNormalizer
+from marl_aajr.rllib.sampling.observation_filter import CLIP, Moments, ObservationNormalizer
 from marl_aajr.victims import ObservationFilter
 
 RNG = np.random.default_rng(0)

@@ -17,10 +17,11 @@ from ray.rllib.policy.sample_batch import MultiAgentBatch, SampleBatch
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from marl_aajr import AAJR, jacobian, make_regularizer, robustify
+from marl_aajr import AAJR, make_regularizer, robustify
+from marl_aajr.core import jacobian
 from marl_aajr.regularizers import REGULARIZERS, Evaluation, Sample
-from marl_aajr.rllib.env import register
-from marl_aajr.rllib.policy import module_distribution, module_policy
+from marl_aajr.rllib.plugin.module_policy import module_distribution, module_policy
+from marl_aajr.rllib.sampling.env import register
 from marl_aajr.rollout.environments import resolve
 from tests.rllib.learners import ppo_config, update
 from tests.rllib.policy_cases import (
@@ -157,9 +158,9 @@ def test_a_learner_trains_with_the_penalty_and_says_once_which_derivative_it_fel
         slow = slow_penalty(case, copy.deepcopy(module), columns, steps=PENALTY.steps, epsilon=0.1)
     before = copy.deepcopy(module.state_dict())
     jacobian._report_fallback.cache_clear()
-    with caplog.at_level(logging.WARNING, logger="marl_aajr.jacobian"):
+    with caplog.at_level(logging.WARNING, logger="marl_aajr.core.jacobian"):
         results = update(learner, batch_of(columns))
-    told = [record.getMessage() for record in caplog.records if record.name == "marl_aajr.jacobian"]
+    told = [record.getMessage() for record in caplog.records if record.name == "marl_aajr.core.jacobian"]
     assert len(told) == (case.backend != "forward")
     assert all(f"using backend={case.backend!r}" in line for line in told)
     assert float(results["a"]["aajr"]["penalty"].peek()) == pytest.approx(slow.item(), rel=2e-3)

@@ -15,12 +15,12 @@ from ray.rllib.core.columns import Columns
 from ray.rllib.core.learner.learner import Learner
 
 from marl_aajr import AAJR, robustify
-from marl_aajr.ascent import ascend
-from marl_aajr.numerics import NonFiniteError
-from marl_aajr.objectives import KL
+from marl_aajr.core.ascent import ascend
+from marl_aajr.core.numerics import NonFiniteError
+from marl_aajr.core.objectives import KL
+from marl_aajr.core.threat import PerturbationSet
 from marl_aajr.regularizers import REGULARIZERS, Evaluation, Regularizer, Sample, make_regularizer
-from marl_aajr.rllib.learner import RobustLearnerMixin
-from marl_aajr.threat import PerturbationSet
+from marl_aajr.rllib.plugin.learner import RobustLearnerMixin
 from tests.rllib.learners import build_learner, ppo_batch, ppo_config, update, weights
 
 ACTIVE = AAJR(coefficient=0.1, adversarial_weight=0.5, epsilon=0.2)

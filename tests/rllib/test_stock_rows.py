@@ -15,16 +15,16 @@ from ray.rllib.evaluation.postprocessing import Postprocessing
 from ray.rllib.policy.sample_batch import MultiAgentBatch
 from torch import Tensor
 
-from marl_aajr.distributions import Categorical
-from marl_aajr.rllib.env import _flags, _stock_flags
+from marl_aajr.core.distributions import Categorical
 from marl_aajr.rllib.internals import ordered
-from marl_aajr.rollout.batched import BatchedEnv, BatchedStep
+from marl_aajr.rllib.sampling.env import _flags, _stock_flags
+from marl_aajr.rollout.batched_env import BatchedEnv, BatchedStep
 from marl_aajr.rollout.collector import Collector
-from marl_aajr.rollout.columns import Decision
 from marl_aajr.rollout.environments import EnvironmentSpec
 from marl_aajr.rollout.game import Turn
 from marl_aajr.rollout.parity import stock_rows, time_limits_terminate
 from marl_aajr.rollout.pettingzoo import PettingZooBatch
+from marl_aajr.rollout.rollout_buffer import Decision
 from tests.rllib.learners import build_learner, ppo_config
 from tests.rollout.toy_games import Circle, Scripted
 

@@ -10,7 +10,7 @@ import torch
 from gymnasium import spaces
 from torch import Tensor
 
-from marl_aajr.rollout.batched import BatchedEnv
+from marl_aajr.rollout.batched_env import BatchedEnv
 from marl_aajr.rollout.environments import EnvironmentSpec, resolve
 from marl_aajr.rollout.game import EnvironmentFault, Turn
 from marl_aajr.rollout.pettingzoo import PettingZooBatch

@@ -11,7 +11,7 @@ import torch
 from pettingzoo.classic import tictactoe_v3
 
 from marl_aajr.rollout.batches import make_batch
-from marl_aajr.rollout.central import CentralBatch, CentralView, Critic
+from marl_aajr.rollout.centralized_critic import CentralBatch, CentralView, Critic
 from marl_aajr.rollout.environments import EnvironmentSpec, resolve
 from marl_aajr.rollout.game import EnvironmentFault
 from tests.rollout.toy_games import Scripted

@@ -10,8 +10,8 @@ import torch
 from gymnasium import spaces
 from pettingzoo.utils.env import ParallelEnv
 
-from marl_aajr.rollout.central import CentralBatch, Critic
-from marl_aajr.rollout.contract import check_batched_env, random_actions
+from marl_aajr.rollout.centralized_critic import CentralBatch, Critic
+from marl_aajr.rollout.env_checker import check_batched_env, random_actions
 from marl_aajr.rollout.environments import resolve
 from marl_aajr.rollout.pettingzoo import PettingZooBatch
 

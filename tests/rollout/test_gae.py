@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from marl_aajr.rollout.gae import gae, gae_of_turns, standardize
+from marl_aajr.rollout.postprocessing import gae, gae_of_turns, standardize
 
 GAMMA, LAMBDA = 0.9, 0.8
 

@@ -8,12 +8,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from marl_aajr.rollout.batched import BatchedStep
+from marl_aajr.rollout.batched_env import BatchedStep
 from marl_aajr.rollout.collector import Collector
-from marl_aajr.rollout.columns import Decision
 from marl_aajr.rollout.environments import resolve
 from marl_aajr.rollout.faults import EnvironmentFault
 from marl_aajr.rollout.pettingzoo import PettingZooBatch
+from marl_aajr.rollout.rollout_buffer import Decision
 
 EPISODE = 7
 BREAKS_AT = 10  # the third step of the second episode

@@ -9,15 +9,15 @@ import torch
 from gymnasium.spaces import Box
 from torch import Tensor
 
-from marl_aajr.distributions import from_space
-from marl_aajr.policy import ModulePolicy
-from marl_aajr.rollout.batched import BatchedEnv
+from marl_aajr.core.distributions import from_space
+from marl_aajr.core.policy import ModulePolicy
+from marl_aajr.core.threat import PerturbationSet
+from marl_aajr.rollout.batched_env import BatchedEnv
 from marl_aajr.rollout.batches import make_batch
-from marl_aajr.rollout.contract import check_batched_env, random_actions
+from marl_aajr.rollout.env_checker import check_batched_env, random_actions
 from marl_aajr.rollout.environments import EnvironmentSpec, resolve
 from marl_aajr.rollout.perturbed import PerturbedBatch, PerturbedGame, adversary_of
 from marl_aajr.rollout.perturbing import Directed, Squashed
-from marl_aajr.threat import PerturbationSet
 
 SPREAD = resolve("marl_aajr.envs.simple_spread_v3", {"N": 2, "max_cycles": 5})
 TAG = resolve("marl_aajr.envs.simple_tag_v3", {"max_cycles": 5})

@@ -6,13 +6,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from marl_aajr.distributions import Categorical
+from marl_aajr.core.distributions import Categorical
 from marl_aajr.rollout.collector import Collector
-from marl_aajr.rollout.columns import Decision
 from marl_aajr.rollout.environments import resolve
 from marl_aajr.rollout.fragments import Fragment
 from marl_aajr.rollout.pettingzoo import PettingZooBatch
-from marl_aajr.rollout.rows import training_rows
+from marl_aajr.rollout.postprocessing import training_rows
+from marl_aajr.rollout.rollout_buffer import Decision
 from marl_aajr.rollout.sequences import SequenceRows, sequence_rows
 
 LENGTH = 4

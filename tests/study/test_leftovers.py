@@ -8,15 +8,15 @@ from typing import Any
 import pytest
 from ray import tune
 
-from marl_aajr.attacks.adversary_folder import is_finished, search_folder
+from marl_aajr.adversaries.store import is_finished, search_folder
 from marl_aajr.report import Notes
 from marl_aajr.rollout.environments import resolve
 from marl_aajr.study import report
 from marl_aajr.study.study import prepare
 from marl_aajr.study.work import Place, StopFlag, work
-from marl_aajr.training.nodes import software
+from marl_aajr.training.cluster import software
 from marl_aajr.training.run_directory import Status
-from tests.attacks.test_agent_game import each_its_own
+from tests.adversaries.test_agent_game import each_its_own
 from tests.study.files import TINY, write_study
 
 TRAITOR = {"kind": "traitor", "agents": ["agent_0"], "env_steps": 100}

@@ -8,7 +8,7 @@ import pytest
 
 from marl_aajr.study.folder import StudyFolder
 from marl_aajr.study.work import Place, work
-from marl_aajr.training.nodes import software
+from marl_aajr.training.cluster import software
 
 
 def test_a_machine_that_joined_with_other_versions_does_nothing(tmp_path: Path) -> None:

@@ -8,11 +8,10 @@ import torch
 from ray.rllib.algorithms.ppo.torch.ppo_torch_learner import PPOTorchLearner
 from torch import nn
 
-from marl_aajr.rllib.learner import REGULARIZERS_KEY
-from marl_aajr.rllib.resumable import ResumableLearnerMixin, resumable_learner_class
+from marl_aajr.rllib.plugin.learner import REGULARIZERS_KEY, ResumableLearnerMixin, resumable_learner_class
 from marl_aajr.training.algorithm import build_config, check_machine
 from marl_aajr.training.config import PPOSettings, make_config
-from marl_aajr.training.roster import roster_of
+from marl_aajr.training.policy_mapping import roster_of
 from tests.training.runs import tiny
 
 CONNECT_FOUR = {"name": "pettingzoo.classic.connect_four_v3"}

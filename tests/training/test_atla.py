@@ -9,17 +9,17 @@ import pytest
 import torch
 from ray.rllib.core.columns import Columns
 
+from marl_aajr.core.threat import PerturbationSet
 from marl_aajr.evaluation import evaluate_run
 from marl_aajr.regularizers import AAJR
 from marl_aajr.rollout.perturbed import adversary_of
 from marl_aajr.rollout.perturbing import Directed
-from marl_aajr.threat import PerturbationSet
 from marl_aajr.training.algorithm import build_algorithm, build_config
 from marl_aajr.training.atla import ATLA
+from marl_aajr.training.atla_phases import sides_of, take_turn
 from marl_aajr.training.config import RunConfig
-from marl_aajr.training.roster import roster_of
+from marl_aajr.training.policy_mapping import roster_of
 from marl_aajr.training.run_directory import RunDirectory
-from marl_aajr.training.sides import sides_of, take_turn
 from marl_aajr.training.trainer import train
 from marl_aajr.victims import Victim
 from tests.training.runs import assert_same_run, tiny

@@ -7,10 +7,10 @@ from typing import Any
 import pytest
 import yaml
 
+from marl_aajr.core.schedules import value_at
 from marl_aajr.regularizers import AAJR, REGULARIZERS, make_regularizer
-from marl_aajr.schedules import value_at
 from marl_aajr.training.config import RunConfig, load_config, make_config
-from marl_aajr.training.differences import differences
+from marl_aajr.training.fields import differences
 
 ENV = {"env": {"name": "simple_spread_v3"}}
 

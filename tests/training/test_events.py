@@ -5,8 +5,8 @@ from typing import Any
 
 import pytest
 
-from marl_aajr.training.events import Event, append_event, disturbed
 from marl_aajr.training.files import read_lines
+from marl_aajr.training.run_directory import Event, append_event, disturbed
 
 
 def event(name: str, iteration: int) -> dict[str, Any]:

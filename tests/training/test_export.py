@@ -17,7 +17,7 @@ from marl_aajr.rllib.checkpoints import victim_from_checkpoint
 from marl_aajr.rllib.internals import observation_normalizer
 from marl_aajr.training.algorithm import build_algorithm
 from marl_aajr.training.export import export_victim
-from marl_aajr.training.roster import roster_of
+from marl_aajr.training.policy_mapping import roster_of
 from marl_aajr.victims import Victim
 from tests.training.runs import tiny
 

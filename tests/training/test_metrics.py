@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from marl_aajr.numerics import NonFiniteError
+from marl_aajr.core.numerics import NonFiniteError
 from marl_aajr.training.checkpoint import Progress
 from marl_aajr.training.metrics import to_record
 

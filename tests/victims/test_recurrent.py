@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from marl_aajr.attacks import PGD
-from marl_aajr.threat import PerturbationSet
+from marl_aajr.core.threat import PerturbationSet
 from marl_aajr.victims import Recurrent, Victim
 from marl_aajr.victims.recurrent import leaves, map_state
 from tests.networks import generator

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from ray.exceptions import RayError, RayTaskError
 from ray.rllib.algorithms.algorithm import Algorithm
 
-from marl_aajr.numerics import NonFiniteError
+from marl_aajr.core.numerics import NonFiniteError
 
 _LOGGER = logging.getLogger("marl_aajr")
 

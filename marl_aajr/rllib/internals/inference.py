@@ -17,7 +17,7 @@ from ray.rllib.core.models.torch.encoder import (
 from ray.rllib.core.rl_module.torch import TorchRLModule
 from torch import nn
 
-from marl_aajr.mlp import hooked
+from marl_aajr.core.mlp import hooked
 from marl_aajr.rllib.internals.modules import head_layers
 from marl_aajr.victims.layers import ChannelsFirst, ChannelsLast
 from marl_aajr.victims.recurrent import Recurrent

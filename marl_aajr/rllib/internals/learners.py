@@ -29,7 +29,7 @@ from ray.rllib.utils.metrics import (
 from ray.rllib.utils.schedules.scheduler import Scheduler
 from torch import Tensor
 
-from marl_aajr.jacobian import BACKENDS, Backend
+from marl_aajr.core.jacobian import BACKENDS, Backend
 
 _ANSWER_SECONDS = 10.0
 

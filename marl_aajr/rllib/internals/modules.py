@@ -17,7 +17,7 @@ from ray.rllib.core.rl_module.torch import TorchRLModule
 from ray.rllib.utils.numpy import MAX_LOG_NN_OUTPUT, MIN_LOG_NN_OUTPUT
 from torch import Tensor, nn
 
-from marl_aajr.mlp import hooked
+from marl_aajr.core.mlp import hooked
 from marl_aajr.victims.layers import ClipLogStd, FreeLogStd
 
 

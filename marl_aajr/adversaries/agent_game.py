@@ -1,0 +1,202 @@
+"""Games in which an agent itself is the adversary: a traitor among frozen victims, or the side against them.
+
+Nobody's observation is changed. The players of these games are agents of the victims' environment: they see
+what those agents see and act in their place.
+
+- **Traitor**: one or more members of the victims' team, paid minus what the team earns, their own part
+  included, in equal parts. Where rewards are shared, that is minus the common reward; where they are not, a
+  traitor that hurts only itself is paid for it too, which is why an evaluation says beside the team's return
+  what the loyal members earn.
+- **Opponent**: agents of the other sides, by default each paid what the environment pays it, as in the field
+  (Gleave 2020, arXiv 1905.10615: the frozen victim is part of the environment, and the adversary maximises
+  its own return in it); ``pays="loss"`` pays them minus what the victims earn instead, which differs where
+  the game is not zero-sum.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from marl_aajr.adversaries.frozen import load_frozen
+from marl_aajr.adversaries.game import VictimGame
+from marl_aajr.adversaries.game_view import GameView
+from marl_aajr.core.checks import one_of
+from marl_aajr.envs.factories import declare
+from marl_aajr.rollout.batched_env import BatchedEnv, BatchedStep
+from marl_aajr.rollout.batches import make_batch
+from marl_aajr.rollout.environments import resolve
+from marl_aajr.victims import Victim
+
+Kind = Literal["traitor", "opponent"]
+Pays = Literal["loss", "own"]
+
+PAYS: Mapping[Kind, Pays] = {"traitor": "loss", "opponent": "own"}
+"""What each kind is paid where nothing else is said."""
+
+
+class AgentGame(VictimGame):
+    """E copies of an environment, as its adversarial agents see it; see `VictimGame`.
+
+    Args:
+        env: the copies that the victims play.
+        victim: plays everybody else.
+        team: the victims' side.
+        agents: who is played by the learners.
+        pays: ``"loss"``: minus what the team earns, in equal parts; ``"own"``: each what it earns itself.
+        sampled: whether the victims sample their actions or take the most likely ones.
+        loyal: let the victims play everybody, whatever the learners do: for reference.
+
+    Raises:
+        ValueError: a victim that does not fit the environment, an unknown team or agent, or nobody left of
+            the team.
+    """
+
+    def __init__(
+        self,
+        env: BatchedEnv,
+        victim: Victim,
+        *,
+        team: str,
+        agents: Sequence[str],
+        pays: Pays = "loss",
+        sampled: bool = False,
+        loyal: bool = False,
+    ) -> None:
+        one_of("pays", pays, ("loss", "own"))
+        super().__init__(
+            env,
+            victim,
+            seats={agent: (agent,) for agent in agents},
+            team=team,
+            observation_spaces={agent: env.observation_spaces[agent] for agent in agents},
+            action_spaces={agent: env.action_spaces[agent] for agent in agents},
+            replaced=() if loyal else agents,
+            sampled=sampled,
+        )
+        self.pays, self.loyal = pays, loyal
+
+    def observe(self, obs: Mapping[str, Tensor], active: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """What the agents themselves see."""
+        return {agent: obs[agent].clone() for agent in self.possible_agents}
+
+    def play(self, actions: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """What they decided."""
+        return {} if self.loyal else dict(actions)
+
+    def pay(self, step: BatchedStep) -> Tensor:
+        """Their own rewards or the victims' loss, ``[players, E]``."""
+        if self.pays == "loss":
+            return super().pay(step)
+        return torch.stack([step.rewards[agent] for agent in self.possible_agents])
+
+    @property
+    def action_mask(self) -> dict[str, Tensor | None]:
+        """See `BatchedEnv.action_mask`."""
+        masks = self.env.action_mask
+        return {agent: masks[agent] for agent in self.possible_agents}
+
+
+def choose_sides(
+    kind: Kind, teams: Mapping[str, str], *, team: str | None, agents: Sequence[str] | None
+) -> tuple[str, tuple[str, ...]]:
+    """The victims' side, and who the learners play.
+
+    Args:
+        kind: traitor or opponent.
+        teams: the team of each agent.
+        team: the victims'; None: that of the traitors, or the largest without the opponents.
+        agents: whom they play; None: for an opponent, everybody who is not on the team.
+
+    Raises:
+        ValueError: unknown agents or team, traitors of another team, a whole team of traitors, opponents of
+            the victims' own team, or none where there is only one team.
+    """
+    one_of("kind", kind, PAYS)
+    for agent in agents or ():
+        one_of("an agent", agent, teams)
+    if team is None:
+        taken = {teams[agent] for agent in agents or ()}
+        known = [side for side in teams.values() if (side in taken) == (kind == "traitor")]
+        team = max(known or teams.values(), key=list(teams.values()).count)
+    one_of("a team", team, teams.values())
+    mine = [agent for agent, side in teams.items() if side == team]
+    side = mine if kind == "traitor" else [agent for agent in teams if agent not in mine]
+    if not side:
+        raise ValueError(
+            f"expected an opponent in a game of several teams, got one in which all are of {team!r}; "
+            "train a traitor"
+        )
+    if kind == "traitor" and not agents:
+        raise ValueError(f"expected the agents that betray team {team!r}, got none; name some of {mine}")
+    chosen = side if agents is None else agents
+    for agent in chosen:
+        one_of(f"an agent that can be {kind} of team {team!r}", agent, side)
+    if set(chosen) >= set(mine):
+        raise ValueError(
+            f"expected somebody of team {team!r} to stay loyal, got all of it ({', '.join(mine)}) as "
+            "traitors; name fewer"
+        )
+    return team, tuple(agent for agent in teams if agent in chosen)
+
+
+@dataclass(frozen=True, kw_only=True)
+class AgentThreat:
+    """Whose place the learners take, against whom, and what for. All values are JSON.
+
+    Attributes:
+        env: the victims' environment by name.
+        env_kwargs: and its arguments.
+        victim: folder of the victims.
+        digest: their `marl_aajr.victims.fingerprint`; others in the folder are refused.
+        kind: ``"traitor"`` or ``"opponent"``.
+        team: the victims' side; None: see `choose_sides`.
+        agents: whom the learners play; None, for opponents only: everybody who is not on the team.
+        pays: ``"loss"`` or ``"own"``; None: what `PAYS` says.
+        actions: whether the victims take their most likely actions or sample them.
+    """
+
+    env: str
+    victim: str
+    digest: str
+    kind: Kind
+    env_kwargs: Mapping[str, Any] = field(default_factory=dict)
+    team: str | None = None
+    agents: Sequence[str] | None = None
+    pays: Pays | None = None
+    actions: Literal["greedy", "sampled"] = "greedy"
+
+    def __post_init__(self) -> None:
+        one_of("kind", self.kind, PAYS)
+        one_of("actions", self.actions, ("greedy", "sampled"))
+
+    def build(self, num_envs: int, *, device: torch.device | str = "cpu") -> AgentGame:
+        """E copies of the game.
+
+        Raises:
+            ValueError: whatever `choose_sides` and `AgentGame` refuse, other victims in the folder, or an
+                unknown environment.
+        """
+        victim = load_frozen(self.victim, self.digest)
+        env = make_batch(resolve(self.env, self.env_kwargs), num_envs, device=device)
+        team, agents = choose_sides(self.kind, env.teams, team=self.team, agents=self.agents)
+        pays = self.pays or PAYS[self.kind]
+        return AgentGame(env, victim, team=team, agents=agents, pays=pays, sampled=self.actions == "sampled")
+
+
+def batched_env(num_envs: int, *, device: torch.device | str = "cpu", **threat: Any) -> AgentGame:
+    """E copies of the game of an `AgentThreat`."""
+    return AgentThreat(**threat).build(num_envs, device=device)
+
+
+def parallel_env(**threat: Any) -> GameView:
+    """One copy of it for PettingZoo."""
+    return GameView(AgentThreat(**threat).build(1), name=f"{threat['kind']}_v0")
+
+
+declare(batched_env, AgentThreat)
+declare(parallel_env, AgentThreat)

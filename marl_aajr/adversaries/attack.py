@@ -1,0 +1,236 @@
+"""Observation adversaries that were trained by PPO, as attacks: SA-RL and PA-AD.
+
+Unlike the other attacks they are not myopic: what they maximise is what the attacked team loses until the end
+of the episode. They are as strong as their training, so one that is weaker than PGD says nothing about the
+victim (`marl_aajr.evaluation.crosschecks` reports it as undertrained).
+"""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import ClassVar, Literal, Self
+
+import torch
+from torch import Tensor
+
+from marl_aajr.adversaries.manners import Crew, features, make_manner
+from marl_aajr.attacks.base import Access, Attack
+from marl_aajr.core.policy import Policy
+from marl_aajr.rollout.batched_env import BatchedEnv
+from marl_aajr.victims import Victim, fingerprint, load_victim
+
+
+@dataclass(frozen=True, kw_only=True)
+class LearnedAttack(Attack):
+    """An adversary that was trained, or will be (:meth:`fit`), for one size of the perturbation set.
+
+    It learns to attack in every step, each agent by its own size. Under a budget it is no stronger than that:
+    it does not know in which steps it may not act, and an agent whose size a budget scales is lied to by
+    actions that were learned for another.
+
+    Attributes:
+        adversary: folder of a finished adversary (``marl-aajr adversary train``), or what results call it;
+            empty: :meth:`fit` finds one in the victims' run, or trains it.
+        joint: one adversary with one budget for all attacked agents; see `Crew`.
+        env_steps: of the training, the search included; None: the kind's default.
+        search: how many settings of PPO are tried first; None: the kind's default.
+        warm_start: begin with what PGD does.
+
+    Raises:
+        ValueError: a folder without a finished adversary of this kind, or settings out of range.
+
+    Source: `marl_aajr.adversaries.manners`.
+    """
+
+    access: ClassVar[Access] = "learned"
+    per_size: ClassVar[bool] = True
+    confers: ClassVar[bool] = True
+
+    adversary: str = ""
+    joint: bool = False
+    env_steps: int | None = None
+    search: int | None = None
+    warm_start: bool = True
+    _policy: Victim | None = field(default=None, repr=False, compare=False)
+    _crew: Crew | None = field(default=None, repr=False, compare=False)
+    _digest: str = field(default="", repr=False, compare=False)
+    _agent: str = field(default="", repr=False, compare=False)
+    _orders: Tensor | None = field(default=None, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not self.adversary or self._policy is not None:
+            return
+        found = loaded(self.adversary, kind=self.name)
+        if found.perturbations != self.perturbations:
+            raise ValueError(
+                f"expected the size that {self.adversary} was trained for, {found.perturbations}, got "
+                f"{self.perturbations}; train another"
+            )
+        for name in ("joint", "_policy", "_crew", "_digest"):
+            object.__setattr__(self, name, getattr(found, name))
+
+    @property
+    def ready(self) -> bool:
+        return self._policy is not None
+
+    def fit(
+        self,
+        victim: Victim,
+        env: BatchedEnv,
+        *,
+        agents: Collection[str],
+        seed: int,
+        units: Literal["raw", "network"] = "raw",
+        home: Path | None = None,
+    ) -> Self:
+        from marl_aajr.adversaries.request import AdversaryRequest
+        from marl_aajr.adversaries.training import find_or_train
+
+        budget = {name: getattr(self.perturbations, name) for name in ("mask", "scale", "low", "high")}
+        request = AdversaryRequest(
+            kind=self.name,  # type: ignore[arg-type]
+            epsilon=self.perturbations.epsilon,
+            agents=[agent for agent in env.possible_agents if agent in agents],
+            joint=self.joint,
+            norm=self.perturbations.norm,
+            units=units,
+            env_steps=self.env_steps,
+            search=self.search,
+            warm_start=self.warm_start,
+            seed=seed,
+            threat={name: value for name, value in budget.items() if value is not None},
+        )
+        with tempfile.TemporaryDirectory(prefix="marl-aajr-") as scratch:
+            found = loaded(find_or_train(victim, request, home=home or Path(scratch)), kind=self.name)
+        names = ("env_steps", "search", "warm_start", "_policy", "_crew", "_digest")
+        return replace(self, **{name: getattr(found, name) for name in names})
+
+    def against(self, victim: Victim, agent: str) -> Attack:
+        if self._crew is None:
+            raise ValueError(f"expected a fitted {self.name}, got a fresh one; call fit(victim, env) first")
+        self.check_victims(victim)
+        if agent not in self._crew.agents:
+            raise ValueError(
+                f"expected an agent that {self.adversary or self.name} was trained to lie to, out of "
+                f"{', '.join(self._crew.agents)}; got {agent!r}"
+            )
+        return replace(self, _agent=agent)
+
+    def check_victims(self, victim: Victim) -> None:
+        """Raise ``ValueError`` unless these are the victims that the adversary was trained against."""
+        if fingerprint(victim) != self._digest:
+            raise ValueError(
+                f"expected the victims that {self.adversary or self.name} was trained against, got "
+                "others; train an adversary against these"
+            )
+
+    @torch.no_grad()
+    def confer(self, seen: Mapping[str, Tensor], *, generator: torch.Generator) -> Mapping[str, Tensor]:
+        crew, policy = self._required()
+        like = next(iter(seen.values()))
+        everybody = {
+            agent: seen[agent] if agent in seen else like.new_zeros(len(like), features(crew.victim, agent))
+            for agent in crew.agents
+        }
+        actions = {
+            player: policy.greedy(player, policy.policy(player)(look))
+            for player, look in crew.look(everybody).items()
+        }
+        return crew.orders(actions, self.perturbations)
+
+    def under_orders(self, orders: Tensor) -> Attack:
+        return replace(self, _orders=orders)
+
+    def run(self, policy: Policy, obs: Tensor, *, generator: torch.Generator) -> Tensor:
+        crew, _ = self._required()
+        orders = self._orders
+        if orders is None:
+            if crew.joint or not self._agent:
+                raise ValueError(
+                    f"expected all attacked agents' observations of a step for {self.name} (confer, then "
+                    "under_orders), got one agent's"
+                )
+            orders = self.confer({self._agent: obs}, generator=generator)[self._agent]
+        return crew.perturb(policy, obs, orders, self.perturbations)
+
+    def _required(self) -> tuple[Crew, Victim]:
+        if self._crew is None or self._policy is None:
+            raise ValueError(f"expected a fitted {self.name}, got a fresh one; call fit(victim, env) first")
+        return self._crew, self._policy
+
+
+@dataclass(frozen=True, kw_only=True)
+class SARL(LearnedAttack):
+    """SA-RL: an adversary whose action is the perturbation.
+
+    Source: Zhang 2020 (arXiv 2003.08938), section 3.1; trained adversaries: Zhang 2021 (arXiv 2101.08452).
+    """
+
+    name: ClassVar[str] = "sa-rl"
+    summary: ClassVar[str] = "an adversary trained by PPO, whose actions are the perturbations"
+
+
+@dataclass(frozen=True, kw_only=True)
+class PAAD(LearnedAttack):
+    """PA-AD: a director that chooses where to move the policy, and an inner ascent that moves it there.
+
+    Source: Sun 2022 (arXiv 2106.05087).
+    """
+
+    name: ClassVar[str] = "pa-ad"
+    summary: ClassVar[str] = "an adversary trained by PPO, who directs an ascent in the policy's space"
+
+
+LEARNED: dict[str, type[LearnedAttack]] = {cls.name: cls for cls in (SARL, PAAD)}
+"""The learned attacks by name."""
+
+
+def loaded(run: Path | str, *, kind: str | None = None, name: str | None = None) -> LearnedAttack:
+    """A finished adversary as an attack of the size that it was trained for.
+
+    Args:
+        run: its folder.
+        kind: the expected one; None: any.
+        name: what results call it; None: its folder.
+
+    Raises:
+        ValueError: no finished observation adversary there, or another kind.
+    """
+    from marl_aajr.adversaries.observation_game import GAME, ObservationThreat
+    from marl_aajr.adversaries.store import KEPT, RECORD
+    from marl_aajr.training.run_directory import RunDirectory
+
+    directory = RunDirectory(run)
+    config = directory.config()
+    record = directory.path / RECORD
+    if config.env.name != GAME or not record.is_file():
+        what = "an unfinished run" if config.env.name == GAME else f"one in {config.env.name}"
+        raise ValueError(
+            f"expected the folder of a finished observation adversary, got {run}, {what}; train one with: "
+            "marl-aajr adversary train"
+        )
+    threat = ObservationThreat(**config.env.kwargs)
+    if kind not in (None, threat.kind):
+        raise ValueError(f"expected an adversary of the kind {kind!r} in {run}, got {threat.kind!r}")
+    kept = json.loads(record.read_text(encoding="utf-8"))
+    return LEARNED[threat.kind](
+        perturbations=threat.perturbations,
+        adversary=str(run) if name is None else name,
+        joint=threat.joint,
+        env_steps=kept["env_steps"],
+        search=kept["search"],
+        warm_start=kept["warm_start"],
+        _policy=load_victim(directory.path / KEPT[kept["kept"]]),
+        _crew=Crew(
+            manner=make_manner(threat.kind, **threat.manner),
+            victim=threat.frozen,
+            agents=tuple(threat.agents or ()),
+            joint=threat.joint,
+        ),
+        _digest=threat.digest,
+    )

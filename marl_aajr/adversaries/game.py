@@ -1,0 +1,321 @@
+"""A game in which frozen victims play, and whoever learns in it learns to hurt them.
+
+Every learned adversary is a player of such a game, a `BatchedEnv` over the victims' own with other players:
+PPO, checkpoints, resuming and exporting need to know nothing of attacks. The players of the game share
+
+    r(t) = − Σ_{i in the attacked team} R_i(t)
+
+in equal parts: what they earn together in an episode is minus the team's return, to the last step, also where
+some of them are out before the others. Source: Zhang 2020 (arXiv 2003.08938), section 3.1, where the optimal
+adversary is the optimal policy of this game.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any
+
+import torch
+from gymnasium import spaces
+from torch import Tensor
+
+from marl_aajr.adversaries.match import check_action, check_match, no_action
+from marl_aajr.adversaries.sampling import ActionChance
+from marl_aajr.core.checks import one_of
+from marl_aajr.rollout.batched_env import BatchedEnv, BatchedStep
+from marl_aajr.victims import Victim, VictimPolicy
+from marl_aajr.victims.groups import alike
+
+ADVERSARY = "adversary"
+"""The team of the game's players."""
+
+Rows = Mapping[str, Tensor]
+"""By agent, the copies in which it must act, ``[b]``."""
+
+
+class VictimGame(BatchedEnv):
+    """E copies of an environment that frozen victims play, as the environment of their adversaries.
+
+    A player of the game has a seat: the agents of the environment that it stands behind. It must act when one
+    of them must; it ends when the episode does, as truncated if one of them was cut off in that very step and
+    as terminated otherwise. Where nobody must act in a copy (the others move, or the seats are out), the game
+    goes on by itself: `may_idle`.
+
+    A subclass says what the players observe (:meth:`observe`), and what their actions do: change what the
+    victims are shown (:meth:`show`), or take the place of some of them (:meth:`play`).
+
+    Args:
+        env: the copies that the victims play.
+        victim: plays every agent of ``env`` that nobody replaces. Its networks are on the CPU.
+        seats: the agents of ``env`` behind each player of the game, by player.
+        team: whose reward the players are to lower.
+        observation_spaces: of the players.
+        action_spaces: of the players.
+        replaced: agents of ``env`` that the victims do not play: :meth:`play` decides for them.
+        sampled: whether the victims sample their actions or take the most likely ones.
+
+    Raises:
+        ValueError: a victim that does not fit the environment, or an unknown team or agent.
+    """
+
+    may_idle = True
+
+    _owed: Tensor
+    _met: dict[str, Tensor]
+    _obs: dict[str, Tensor]
+    _last: dict[str, Tensor]
+
+    def __init__(
+        self,
+        env: BatchedEnv,
+        victim: Victim,
+        *,
+        seats: Mapping[str, Sequence[str]],
+        team: str,
+        observation_spaces: Mapping[str, spaces.Space[Any]],
+        action_spaces: Mapping[str, spaces.Space[Any]],
+        replaced: Collection[str] = (),
+        sampled: bool = False,
+    ) -> None:
+        check_match(victim, env)
+        one_of("a team", team, env.teams.values())
+        for agent in {agent for seat in seats.values() for agent in seat} | set(replaced):
+            one_of("an agent", agent, env.possible_agents)
+        self.env, self.victim, self.team = env, victim, team
+        self.seats = {player: tuple(seat) for player, seat in seats.items()}
+        self.num_envs, self.device, self.turn_based = env.num_envs, env.device, env.turn_based
+        self.possible_agents = tuple(self.seats)
+        self.observation_spaces = dict(observation_spaces)
+        self.action_spaces = dict(action_spaces)
+        self.teams = dict.fromkeys(self.possible_agents, ADVERSARY)
+        self.state_space = env.state_space
+        self._members = [agent for agent in env.possible_agents if env.teams[agent] == team]
+        self._played = [agent for agent in env.possible_agents if agent not in replaced]
+        self._groups = alike(victim, self._played)
+        widths = {a: victim.distributions[victim.module_of[a]].num_inputs for a in self._played}
+        self._chance = ActionChance(widths, env.num_envs, device=env.device) if sampled else None
+        self._memory = victim.memory(env.num_envs)
+        self._clear()
+
+    def observe(self, obs: Mapping[str, Tensor], active: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """What the players see.
+
+        Args:
+            obs: ``[E, ...]`` by agent of the environment.
+            active: ``[E]`` bool by agent: where there is such an observation.
+
+        Returns:
+            ``[E, ...]`` by player; what is said where none of its agents is active does not count.
+        """
+        raise NotImplementedError
+
+    def show(self, rows: Rows, policy: VictimPolicy, inputs: Tensor, actions: Mapping[str, Tensor]) -> Tensor:
+        """What victims are shown, ``[B, d]``; here, what is there.
+
+        Args:
+            rows: the copies ``[b]`` in which each of some agents must act; B = Σ b. They have one network and
+                one filter.
+            policy: theirs, with each row's legal actions and memory. Asking it changes nothing.
+            inputs: what their network receives of the true observations, behind the filter, ``[B, d]``.
+            actions: of the players, checked.
+        """
+        return inputs
+
+    def play(self, actions: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Actions of the replaced agents, ``[E, ...]`` by agent; here nobody is replaced."""
+        return {}
+
+    def pay(self, step: BatchedStep) -> Tensor:
+        """What the players earn by a step of the environment, ``[players, E]``; here r(t) in equal parts."""
+        earned = torch.stack([step.rewards[agent] for agent in self._members]).sum(0)
+        return (-earned / len(self.seats)).expand(len(self.seats), -1)
+
+    def reset(self, *, seed: int) -> dict[str, Tensor]:
+        """See `BatchedEnv.reset`."""
+        self._clear()
+        self._obs = self.env.reset(seed=seed)
+        if self._chance is not None:
+            self._chance.reset(seed=seed)
+        self._active = self.active
+        self._met = {player: must.clone() for player, must in self._active.items()}
+        return self._seen(self._obs)
+
+    def step(self, actions: Mapping[str, Tensor]) -> BatchedStep:
+        """See `BatchedEnv.step`."""
+        given = self._checked(actions)
+        step = self.env.step({**self._victims_actions(given), **self.play(given)})
+        self._obs, over = step.obs, step.episode_over
+        ends = {a: step.terminations[a] | step.truncations[a] for a in self.env.possible_agents}
+        self._active = self.active
+        self._owed = self._owed + self.pay(step)
+        told = {player: over | must for player, must in self._active.items()}
+        rewards = {p: torch.where(told[p], self._owed[i], 0.0) for i, p in enumerate(self.seats)}
+        self._owed = self._owed.masked_fill(torch.stack(list(told.values())), 0.0)
+        seen = self._seen(self._obs)
+        ended = {player: over & met for player, met in self._met.items()}
+        cut = {p: torch.stack([step.truncations[a] for a in seat]).any(0) for p, seat in self.seats.items()}
+        final = self._last_words(step, ends) if any(bool(end.any()) for end in ends.values()) else seen
+        self._memory.forget(over)
+        if self._chance is not None:
+            self._chance.advance(over)
+        self._met = {p: self._active[p] | (met & ~over) for p, met in self._met.items()}
+        return BatchedStep(
+            obs=seen,
+            rewards=rewards,
+            terminations={p: ended[p] & ~cut[p] for p in self.seats},
+            truncations={p: ended[p] & cut[p] for p in self.seats},
+            episode_over=over,
+            final_obs=final,
+            infos=step.infos,
+        )
+
+    @property
+    def active(self) -> dict[str, Tensor]:
+        """See `BatchedEnv.active`."""
+        inner = self.env.active
+        if all(len(seat) == 1 for seat in self.seats.values()):
+            return {player: inner[seat[0]] for player, seat in self.seats.items()}
+        return {p: torch.stack([inner[a] for a in seat]).any(0) for p, seat in self.seats.items()}
+
+    @property
+    def action_mask(self) -> dict[str, Tensor | None]:
+        """See `BatchedEnv.action_mask`: here there are none."""
+        return dict.fromkeys(self.possible_agents)
+
+    def state(self) -> Tensor:
+        """See `BatchedEnv.state`: that of the victims' environment."""
+        return self.env.state()
+
+    def final_state(self) -> Tensor:
+        """See `BatchedEnv.final_state`."""
+        return self.env.final_state()
+
+    @property
+    def keeps_final_states(self) -> bool:
+        """See `BatchedEnv`."""
+        return self.env.keeps_final_states
+
+    @keeps_final_states.setter
+    def keeps_final_states(self, keeps: bool) -> None:
+        self.env.keeps_final_states = keeps
+
+    def nothing(self) -> dict[str, Tensor]:
+        """Zeros as the actions of all players."""
+        return {
+            player: no_action(space, self.num_envs, device=self.device)
+            for player, space in self.action_spaces.items()
+        }
+
+    def get_state(self) -> Mapping[str, Any]:
+        """See `BatchedEnv.get_state`."""
+        return {
+            "env": self.env.get_state(),
+            "obs": {agent: obs.clone() for agent, obs in self._obs.items()},
+            "last": {agent: obs.clone() for agent, obs in self._last.items()},
+            "met": {player: met.clone() for player, met in self._met.items()},
+            "owed": self._owed.clone(),
+            "memory": self._memory.get_state(),
+            "chance": None if self._chance is None else self._chance.get_state(),
+        }
+
+    def set_state(self, state: Mapping[str, Any]) -> None:
+        """See `BatchedEnv.set_state`."""
+        if tuple(state["met"]) != self.possible_agents or state["owed"].shape != self._owed.shape:
+            raise ValueError(
+                f"expected a state of {self.num_envs} copies with {list(self.possible_agents)}, got one of "
+                f"{state['owed'].shape[1]} with {list(state['met'])}; build the same game"
+            )
+        self.env.set_state(state["env"])
+        for name in ("obs", "last", "met"):
+            setattr(self, f"_{name}", {key: value.clone() for key, value in state[name].items()})
+        self._owed = state["owed"].clone()
+        self._memory.set_state(state["memory"])
+        if self._chance is not None:
+            self._chance.set_state(state["chance"])
+        self._active = self.active
+
+    def close(self) -> None:
+        """See `BatchedEnv.close`."""
+        self.env.close()
+
+    def _clear(self) -> None:
+        self._owed = torch.zeros(len(self.seats), self.num_envs, device=self.device)
+        self._met, self._obs, self._last = {}, {}, {}
+        self._memory.forget()
+
+    def _seen(self, obs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """What the players see now; zero where they need not act."""
+        seen = self.observe(obs, self.env.active)
+        return {
+            player: seen[player] if bool(must.all()) else _only(seen[player], must)
+            for player, must in self._active.items()
+        }
+
+    def _last_words(self, step: BatchedStep, ends: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """What the players saw last, with what those behind them saw last who were out before."""
+        known: dict[str, Tensor] = {}
+        for agent, end in ends.items():
+            before = self._last.get(agent)
+            before = torch.zeros_like(step.final_obs[agent]) if before is None else before
+            known[agent] = torch.where(_column(end, before), step.final_obs[agent], before)
+        self._last = {a: _only(obs, ~step.episode_over) for a, obs in known.items()}
+        everybody = torch.ones_like(step.episode_over)
+        return self.observe(known, dict.fromkeys(known, everybody))
+
+    @torch.no_grad()
+    def _victims_actions(self, given: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Actions of the victims that must act; what they are shown here, and nothing else, they remember."""
+        active, masks = self.env.active, self.env.action_mask
+        actions: dict[str, Tensor] = {}
+        for group in self._groups:
+            rows = {agent: active[agent].nonzero().flatten() for agent in group}
+            rows = {agent: index for agent, index in rows.items() if len(index)}
+            if not rows:
+                continue
+            inputs = torch.cat([self.victim.inputs(a, self._obs[a][index]) for a, index in rows.items()])
+            legal = [mask[index] for a, index in rows.items() if (mask := masks[a]) is not None]
+            state = self._memory.recall(rows)
+            mask = torch.cat(legal) if legal else None
+            policy = self.victim.policy(group[0], action_mask=mask, state=state)
+            shown = self.show(rows, policy, inputs, given)
+            outputs = policy(shown)
+            self._memory.advance(rows, policy, shown)
+            for part, (agent, index) in zip(
+                outputs.split([len(index) for index in rows.values()]), rows.items(), strict=True
+            ):
+                everywhere = part.new_zeros(self.num_envs, part.shape[-1]).index_copy(0, index, part)
+                actions[agent] = self._choose(agent, everywhere)
+        return actions
+
+    def _choose(self, agent: str, outputs: Tensor) -> Tensor:
+        if self._chance is None:
+            return self.victim.greedy(agent, outputs)
+        kind = self.victim.distributions[self.victim.module_of[agent]]
+        return self.victim.to_environment(agent, self._chance.sample(agent, kind, outputs))
+
+    def _checked(self, actions: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Actions of all players, zeros for those who may be left out.
+
+        Raises:
+            ValueError: one is missing, or of the wrong shape or kind.
+        """
+        if not self._met:
+            raise ValueError("expected reset before the first step; call reset(seed=...)")
+        nothing = self.nothing()
+        for player, given in actions.items():
+            if player in nothing:
+                check_action(player, given, self.action_spaces[player], self.num_envs)
+                nothing[player] = given
+        for player, must in self._active.items():
+            if player not in actions and bool(must.any()):
+                raise ValueError(f"expected actions of {player!r}, which is active; add them")
+        return nothing
+
+
+def _column(flag: Tensor, like: Tensor) -> Tensor:
+    return flag.view(-1, *[1] * (like.ndim - 1))
+
+
+def _only(rows: Tensor, where: Tensor) -> Tensor:
+    """Zero elsewhere."""
+    return rows.masked_fill(~_column(where, rows), 0)

@@ -1,0 +1,197 @@
+"""The game of learned observation adversaries: frozen victims play on what their adversaries show them.
+
+An environment like any other (``marl_aajr.adversaries.observation_game:parallel_env``), so that training an
+adversary is a run like any other. Its arguments say whose victims, which kind of adversary and how much it
+may change; see `ObservationThreat`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from functools import cached_property
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from marl_aajr.adversaries.frozen import load_frozen
+from marl_aajr.adversaries.game import Rows, VictimGame
+from marl_aajr.adversaries.game_view import GameView
+from marl_aajr.adversaries.manners import Crew, make_manner
+from marl_aajr.core.checks import one_of
+from marl_aajr.core.threat import Norm, PerturbationSet
+from marl_aajr.envs.factories import declare
+from marl_aajr.rollout.batched_env import BatchedEnv
+from marl_aajr.rollout.batches import make_batch
+from marl_aajr.rollout.environments import resolve
+from marl_aajr.rollout.teams import choose_agents
+from marl_aajr.victims import Victim, VictimPolicy
+from marl_aajr.victims.filters import through_filter
+
+GAME = f"{__name__}:parallel_env"
+"""The game as an environment's name."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ObservationThreat:
+    """Who attacks whom, how, and how much. All values are JSON.
+
+    Attributes:
+        env: the victims' environment by name.
+        env_kwargs: and its arguments.
+        victim: folder of the victims.
+        digest: their `marl_aajr.victims.fingerprint`; others in the folder are refused.
+        kind: ``"sa-rl"`` or ``"pa-ad"``.
+        epsilon: radius of the perturbation set.
+        norm: ``"linf"`` or ``"l2"``.
+        mask: see `PerturbationSet`; one for all agents.
+        scale: see `PerturbationSet`.
+        low: see `PerturbationSet`.
+        high: see `PerturbationSet`.
+        scales: ε by agent as a multiple of ``epsilon``; absent: 1.
+        units: ``"raw"`` (of the environment's observations) or ``"network"`` (behind the observation filter).
+        agents: who is lied to, all of one team; None: everybody of the largest team.
+        joint: one adversary for all of them with one budget; see `Crew`.
+        actions: whether the victims take their most likely actions or sample them.
+        manner: settings of the kind.
+    """
+
+    env: str
+    victim: str
+    digest: str
+    kind: str
+    epsilon: float
+    env_kwargs: Mapping[str, Any] = field(default_factory=dict)
+    norm: Norm = "linf"
+    mask: Sequence[bool] | None = None
+    scale: Sequence[float] | None = None
+    low: float | Sequence[float] | None = None
+    high: float | Sequence[float] | None = None
+    scales: Mapping[str, float] = field(default_factory=dict)
+    units: Literal["raw", "network"] = "raw"
+    agents: Sequence[str] | None = None
+    joint: bool = False
+    actions: Literal["greedy", "sampled"] = "greedy"
+    manner: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        one_of("units", self.units, ("raw", "network"))
+        one_of("actions", self.actions, ("greedy", "sampled"))
+        make_manner(self.kind, **self.manner)
+        _ = self.perturbations
+
+    @property
+    def arguments(self) -> dict[str, Any]:
+        """What it takes to say the same again, without what is so by default."""
+        given = {f.name: getattr(self, f.name) for f in fields(self)}
+        return {
+            f.name: given[f.name] for f in fields(self) if given[f.name] != f.default and given[f.name] != {}
+        }
+
+    @cached_property
+    def perturbations(self) -> PerturbationSet:
+        """Δ, in ``units``."""
+        names = ("epsilon", "norm", "mask", "scale", "low", "high")
+        return PerturbationSet(**{name: getattr(self, name) for name in names})
+
+    @property
+    def sampled(self) -> bool:
+        """Whether the victims sample their actions."""
+        return self.actions == "sampled"
+
+    @cached_property
+    def frozen(self) -> Victim:
+        """The victims.
+
+        Raises:
+            ValueError: they are not in their folder, or others are.
+        """
+        return load_frozen(self.victim, self.digest)
+
+    def build(self, num_envs: int, *, device: torch.device | str = "cpu") -> ObservationGame:
+        """E copies of the game."""
+        victim = self.frozen
+        env = make_batch(resolve(self.env, self.env_kwargs), num_envs, device=device)
+        agents = tuple(choose_agents(env.teams, None, self.agents))
+        for agent in self.scales:
+            one_of("scales", agent, agents)
+        crew = Crew(
+            manner=make_manner(self.kind, **self.manner), victim=victim, agents=agents, joint=self.joint
+        )
+        sets = {agent: self._set_of(agent, victim) for agent in agents}
+        return ObservationGame(env, crew, sets, sampled=self.sampled)
+
+    def _set_of(self, agent: str, victim: Victim) -> PerturbationSet:
+        """Δ of one agent, in the units of its network."""
+        own = PerturbationSet(
+            epsilon=self.epsilon * self.scales.get(agent, 1.0),
+            norm=self.norm,
+            mask=self.perturbations.mask,
+            scale=self.perturbations.scale,
+            low=self.perturbations.low,
+            high=self.perturbations.high,
+        )
+        return own if self.units == "network" else through_filter(own, victim.filters.get(agent))
+
+
+class ObservationGame(VictimGame):
+    """Some agents' adversaries choose what those are shown; see `VictimGame` and `Crew`.
+
+    Args:
+        env: the copies that the victims play.
+        crew: the adversaries.
+        sets: Δ of each attacked agent, in the units of its network.
+        sampled: whether the victims sample their actions.
+    """
+
+    def __init__(
+        self, env: BatchedEnv, crew: Crew, sets: Mapping[str, PerturbationSet], *, sampled: bool = False
+    ) -> None:
+        super().__init__(
+            env,
+            crew.victim,
+            seats=crew.seats,
+            team=env.teams[crew.agents[0]],
+            observation_spaces=crew.observation_spaces,
+            action_spaces=crew.action_spaces,
+            sampled=sampled,
+        )
+        self.crew, self.sets = crew, dict(sets)
+        self._groups = [
+            [agent for agent in group if self.sets.get(agent) == own]
+            for group in self._groups
+            for own in dict.fromkeys(self.sets.get(agent) for agent in group)
+        ]
+
+    def observe(self, obs: Mapping[str, Tensor], active: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """What the attacked agents' networks truly receive; see `Crew.look`."""
+        return self.crew.look(
+            {
+                agent: self.victim.inputs(agent, obs[agent]) * active[agent].unsqueeze(-1)
+                for agent in self.crew.agents
+            }
+        )
+
+    def show(self, rows: Rows, policy: VictimPolicy, inputs: Tensor, actions: Mapping[str, Tensor]) -> Tensor:
+        """s + δ for attacked agents."""
+        own = self.sets.get(next(iter(rows)))
+        if own is None:
+            return inputs
+        orders = self.crew.orders(actions, own)
+        given = torch.cat([orders[agent][index] for agent, index in rows.items()])
+        return inputs + self.crew.perturb(policy, inputs, given, own)
+
+
+def batched_env(num_envs: int, *, device: torch.device | str = "cpu", **threat: Any) -> ObservationGame:
+    """E copies of the game of an `ObservationThreat`."""
+    return ObservationThreat(**threat).build(num_envs, device=device)
+
+
+def parallel_env(**threat: Any) -> GameView:
+    """One copy of it for PettingZoo."""
+    return GameView(ObservationThreat(**threat).build(1), name=f"{threat['kind']}_v0")
+
+
+declare(batched_env, ObservationThreat)
+declare(parallel_env, ObservationThreat)

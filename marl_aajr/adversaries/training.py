@@ -1,0 +1,300 @@
+"""Train an adversary against a run's victims: warm start, a small search, and an ordinary run."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from marl_aajr.adversaries.frozen import victim_folder
+from marl_aajr.adversaries.observation_game import ObservationThreat
+from marl_aajr.adversaries.request import (
+    ALTERNATIVES,
+    SEARCH_SHARE,
+    AdversaryRequest,
+)
+from marl_aajr.adversaries.scoring import EPISODES, Judge
+from marl_aajr.adversaries.store import (
+    RECORD,
+    REQUEST,
+    WARM,
+    default_folder,
+    find_finished,
+    is_begun,
+    is_finished,
+    request_of,
+    search_folder,
+    unfinished_folder,
+)
+from marl_aajr.adversaries.warm_start import warm_start
+from marl_aajr.core.numerics import one_torch_thread
+from marl_aajr.training.cluster import ray_for
+from marl_aajr.training.config import RunConfig
+from marl_aajr.training.files import write_json
+from marl_aajr.training.loop import OnIteration, ShouldStop
+from marl_aajr.training.run_directory import RunDirectory
+from marl_aajr.training.trainer import train
+from marl_aajr.victims import Victim, fingerprint
+
+
+def train_adversary(
+    victim_run: Path | str,
+    *,
+    kind: str,
+    epsilon: float | None = None,
+    agents: Sequence[str] | None = None,
+    joint: bool = False,
+    out: Path | str | None = None,
+    env_steps: int | None = None,
+    search: int | None = None,
+    warm_start: bool = True,
+    seed: int = 0,
+    resume: bool = False,
+    overwrite: bool = False,
+    on_iteration: OnIteration | None = None,
+    should_stop: ShouldStop | None = None,
+    **more: Any,
+) -> Path:
+    """Train an adversary against frozen victims, and keep it.
+
+    Args:
+        victim_run: the victims' run (or the folder of a saved victim).
+        kind: ``sa-rl``, ``pa-ad``, ``traitor`` or ``opponent``.
+        epsilon: see `AdversaryRequest`, as for the following.
+        agents: who is lied to, or whose place is taken; None: everybody who may be.
+        joint: one adversary with one budget for all attacked agents.
+        out: the folder; None: :func:`default_folder`.
+        env_steps: length, the search included; None: the kind's default.
+        search: how many settings of PPO are tried first; None: the kind's default.
+        warm_start: begin with what PGD does.
+        seed: of everything random: the same seed, the same numbers.
+        resume: go on with what is in ``out``, to the numbers of a training that was not stopped.
+        overwrite: replace the adversary in ``out``.
+        on_iteration: called with each line of ``metrics.jsonl``, its ``env_steps`` those of all runs so far.
+        should_stop: asked after each iteration; see `marl_aajr.training.train`.
+        more: of `AdversaryRequest`: ``norm``, ``units``, ``actions``, ``threat``.
+
+    Returns:
+        The folder. It holds a finished run unless the training was stopped.
+
+    Raises:
+        ValueError: what `AdversaryRequest` and `marl_aajr.training.train` refuse; an ``out`` that is taken,
+            or that holds another adversary than the one to go on with. Nothing has been written.
+    """
+    request = AdversaryRequest(
+        kind=kind,  # type: ignore[arg-type]
+        epsilon=epsilon,
+        agents=None if agents is None else list(agents),
+        joint=joint,
+        env_steps=env_steps,
+        search=search,
+        warm_start=warm_start,
+        seed=seed,
+        **more,
+    )
+    return train_as_asked(
+        request,
+        Path(victim_run),
+        None if out is None else Path(out),
+        resume=resume,
+        overwrite=overwrite,
+        on_iteration=on_iteration,
+        should_stop=should_stop,
+    )
+
+
+def train_as_asked(
+    request: AdversaryRequest,
+    victims: Path,
+    out: Path | None = None,
+    *,
+    resume: bool = False,
+    overwrite: bool = False,
+    on_iteration: OnIteration | None = None,
+    should_stop: ShouldStop | None = None,
+    on_phase: Callable[[str], None] = lambda _: None,
+) -> Path:
+    """:func:`train_adversary` with what it is asked as one value; ``on_phase`` is told what begins."""
+    folder = default_folder(victims, request) if out is None else out
+    request = request.settled(victims)
+    config = request.config(victims)
+    training = _Training(request, victims, folder, config, on_iteration, should_stop, on_phase)
+    training.prepare(resume=resume, overwrite=overwrite)
+    training.run()
+    return folder
+
+
+def find_or_train(victim: Victim, request: AdversaryRequest, *, home: Path) -> Path:
+    """A finished adversary of a run that is what is asked for, or a new one, which replaces none.
+
+    The strongest that is there will do, whatever its seed: an adversary is judged by what it does.
+
+    Args:
+        victim: the victims; saved in ``home`` where they are not there.
+        request: what is asked for.
+        home: the victims' run, or a folder for them.
+    """
+    known = find_finished(home, request, digest=fingerprint(victim))
+    if known is not None:
+        return known
+    victims = home
+    if not RunDirectory(home).is_run:
+        victims = home / "victim"
+        victim.save(victims)
+    out = unfinished_folder(default_folder(victims, request))
+    stopped = is_begun(out) and request_of(out)[0] == request.settled(victims)
+    return train_as_asked(request, victims, out, resume=stopped, overwrite=not stopped)
+
+
+@dataclass
+class _Training:
+    """The runs of one adversary, one after the other; each is skipped if it has finished before."""
+
+    request: AdversaryRequest
+    victims: Path
+    folder: Path
+    config: RunConfig
+    on_iteration: OnIteration | None
+    should_stop: ShouldStop | None
+    on_phase: Callable[[str], None]
+    done: int = 0
+    tried: list[dict[str, Any]] = field(default_factory=list)
+
+    @property
+    def aside(self) -> Path:
+        """The folder of the search while it lasts."""
+        return search_folder(self.folder)
+
+    def prepare(self, *, resume: bool, overwrite: bool) -> None:
+        """See that the folder may be written, and write down what was asked.
+
+        Raises:
+            ValueError: it may not be, or something else was asked before.
+        """
+        asked = {**asdict(self.request), "victims": str(self.victims.resolve())}
+        file = self.aside / REQUEST
+        if resume:
+            if is_finished(self.folder):
+                raise ValueError(
+                    f"expected an adversary that is not finished, got {self.folder}; evaluate it"
+                )
+            if not file.is_file() or json.loads(file.read_text(encoding="utf-8")) != json.loads(
+                json.dumps(asked)
+            ):
+                raise ValueError(
+                    f"expected the adversary that {self.folder} was started with, got other settings; change "
+                    "them back, or start a new one"
+                )
+            return
+        if self.aside.exists() and not overwrite:
+            raise ValueError(
+                f"expected a new folder, got {self.folder}, whose training was stopped; resume it, overwrite "
+                "it, or choose another"
+            )
+        RunDirectory(self.folder).check_free(overwrite=overwrite)
+        if self.folder.exists():
+            shutil.rmtree(self.folder)
+        shutil.rmtree(self.aside, ignore_errors=True)
+        self.aside.mkdir(parents=True)
+        write_json(file, asked)
+
+    @one_torch_thread()
+    def run(self) -> None:
+        """Everything that is still to be done, up to the end or to an interruption."""
+        with ray_for(self.config.resources):  # once, not for every run
+            self._run()
+
+    def _run(self) -> None:
+        started = time.perf_counter()
+        judge = Judge(self.config, seed=self.request.seed)
+        initial = self._warm()
+        config = self._start_from(self.config, initial)
+        settings: dict[str, Any] = {}
+        if self.request.tries > 1:
+            for number in range(self.request.tries):
+                self.on_phase(f"Trying settings {number + 1} of {self.request.tries}")
+                if not self._try(number, config, judge):
+                    return
+            best = max(self.tried, key=lambda row: row["score"])
+            settings = best["settings"]
+            config = self._start_from(_with(config, settings), Path(best["folder"]) / "victim")
+        config = config.model_copy(update={"env_steps": max(self.request.steps - self.done, 1)})
+        self.on_phase("Training")
+        if self._train(config, self.folder):
+            self.on_phase(f"Judging it on {EPISODES} other episodes")
+            self._finish(judge, initial, settings, seconds=time.perf_counter() - started)
+
+    def _warm(self) -> Path | None:
+        """The policies to begin with."""
+        if not (self.request.warm_start and self.request.observes):
+            return None
+        folder = self.aside / WARM
+        if not (folder / "victim.json").is_file():
+            self.on_phase("Learning what PGD does")
+            threat = ObservationThreat(**self.config.env.kwargs)
+            warm_start(self.config, threat, seed=self.request.seed).save(folder)
+        return folder
+
+    def _start_from(self, config: RunConfig, initial: Path | None) -> RunConfig:
+        """With a warm start, or as the kind begins."""
+        return config if initial is None else config.model_copy(update={"initial_policy": str(initial)})
+
+    def _try(self, number: int, config: RunConfig, judge: Judge) -> bool:
+        """One setting of the search; whether it was tried to the end."""
+        settings = dict(ALTERNATIVES[self.request.kind][number])
+        folder = self.aside / str(number + 1)
+        steps = max(int(SEARCH_SHARE * self.request.steps), config.ppo.train_batch_size)
+        if not self._train(_with(config, settings).model_copy(update={"env_steps": steps}), folder):
+            return False
+        score = judge.score(Victim.load(RunDirectory(folder).victim)).mean().item()
+        self.tried.append({"settings": settings, "score": score, "folder": str(folder)})
+        return True
+
+    def _train(self, config: RunConfig, folder: Path) -> bool:
+        """Train a run, or go on with it; whether it has finished."""
+        directory = RunDirectory(folder)
+        if not (directory.is_run and directory.status().state == "finished"):
+            before = self.done
+            on_iteration = self.on_iteration
+
+            def tell(record: dict[str, Any]) -> None:
+                if on_iteration is not None:
+                    on_iteration({**record, "env_steps": record["env_steps"] + before})
+
+            train(config, folder, resume=directory.is_run, on_iteration=tell, should_stop=self.should_stop)
+        status = directory.status()
+        self.done += status.env_steps
+        return status.state == "finished"
+
+    def _finish(
+        self, judge: Judge, initial: Path | None, settings: dict[str, Any], *, seconds: float
+    ) -> None:
+        """Write the record, the last thing that makes an adversary ready."""
+        directory = RunDirectory(self.folder)
+        record = {
+            **asdict(self.request),
+            "victims": str(victim_folder(self.victims).resolve()),
+            "env_steps": self.done,
+            "seconds": seconds,
+            "tried": [{k: row[k] for k in ("settings", "score")} for row in self.tried],
+            "settings": settings,
+            **judge.judgement(
+                Victim.load(directory.victim), warm_start=None if initial is None else Victim.load(initial)
+            ),
+        }
+        if initial is not None:
+            shutil.copytree(initial, self.folder / WARM, dirs_exist_ok=True)
+        for row in self.tried:
+            tried = self.folder / "search" / Path(row["folder"]).name
+            shutil.copytree(row["folder"], tried, dirs_exist_ok=True)
+        write_json(self.folder / RECORD, record)
+        shutil.rmtree(self.aside)
+
+
+def _with(config: RunConfig, settings: dict[str, Any]) -> RunConfig:
+    """The run with other numbers of PPO."""
+    return config.model_copy(update={"ppo": config.ppo.model_copy(update=settings)})

@@ -1,0 +1,301 @@
+"""The inner maximisation: projected gradient ascent, and the adversarial trajectory it leaves behind.
+
+    v_t     = M ∇_δ g(δ_t)
+    u_t     = v_t / ‖v_t‖₂
+    δ_{t+1} = Π_Δ(δ_t + η · step(v_t)),        t = 0 … K−1
+
+Training (the AAJR penalty along u_t) and attacking (δ_K) call this one function with different settings.
+Source: arXiv 2603.04378; steps as in Madry 2018 (arXiv 1706.06083).
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Final, Literal, get_args
+
+import torch
+from torch import Tensor
+
+from marl_aajr.core.checks import one_of
+from marl_aajr.core.numerics import ALL_ROWS, check_finite, row_blocks
+from marl_aajr.core.objectives import BoundObjective, Clean, Custom, Objective, value_and_gradient
+from marl_aajr.core.policy import Policy
+from marl_aajr.core.threat import PerturbationSet
+
+Step = Literal["sign", "normalized", "raw"]
+Start = Literal["zero", "random"]
+Last = Literal["direction", "point", "value", "gradient"]
+STEPS: tuple[Step, ...] = get_args(Step)
+STARTS: tuple[Start, ...] = get_args(Start)
+LAST: tuple[Last, ...] = get_args(Last)
+AUTO: Final = "auto"
+"""A step size chosen per row from the measured curvature."""
+
+_ROUNDING_UNITS = 16.0
+"""Perturbations below this many rounding units of their observation are lost in it."""
+
+_BACKTRACKS = 4
+_SHRINK = 0.25
+"""An automatic step that lowers g is shortened by this factor, this many times at most."""
+
+
+@dataclass(frozen=True)
+class Trajectory:
+    """What the ascent saw, detached from every graph.
+
+    Attributes:
+        deltas: δ_0 … δ_K, ``[K+1, B, ..., d]``; without δ_K where the ascent ended at the last direction.
+        directions: unit ascent directions u_0 … u_{K−1}, ``[K, B, ..., d]``; zero where a row has none.
+        gradient_norms: ‖v_t‖₂, ``[K, B, ...]``.
+        values: g(δ_0) … g(δ_K), ``[K+1, B, ...]``; without g(δ_K) where nobody asked for it.
+        has_direction: where v_t is a direction, ``[K, B, ...]`` bool: not where it vanishes, nor where it is
+            rounding noise. That is so where the objective is flat at zero and δ_t is lost in the rounding of
+            s. A row alone decides it, whatever the rows beside it.
+        final_gradient: v_K, ``[B, ..., d]``, where asked for.
+    """
+
+    deltas: Tensor
+    directions: Tensor
+    gradient_norms: Tensor
+    values: Tensor
+    has_direction: Tensor
+    final_gradient: Tensor | None = None
+
+    @property
+    def monotone(self) -> Tensor:
+        """Whether a step did not lower the objective, g(δ_{t+1}) ≥ g(δ_t) up to rounding, ``[K, B, ...]``."""
+        return ~_fell(self.values[:-1], self.values[1:])
+
+
+def ascend(
+    policy: Policy,
+    obs: Tensor,
+    objective: Objective,
+    perturbations: PerturbationSet,
+    *,
+    steps: int,
+    step_size: float | Literal["auto"],
+    step: Step = "sign",
+    start: Start | Tensor | None = None,
+    generator: torch.Generator | None = None,
+    clean: Clean | None = None,
+    gradient_noise: Callable[[int], Tensor] | None = None,
+    last: Last = "value",
+    check: bool = True,
+) -> Trajectory:
+    """Find where an adversary would push each observation.
+
+    Args:
+        policy: the policy under attack.
+        obs: clean observations s, ``[B, ..., d]``.
+        objective: g, what the adversary maximises.
+        perturbations: the admissible set Δ.
+        steps: K ≥ 1.
+        step_size: η, in the units of the observations; or ``"auto"``, which costs five more forward passes
+            a step: the maximiser of the quadratic model of g along the step (1/|curvature| for raw steps),
+            with the curvature of the step before (secant) and at most the radius of the set; shortened where
+            g falls, and no step at all where it keeps falling.
+        step: ``"sign"`` (steepest ascent in L∞), ``"normalized"`` (in L2) or ``"raw"`` (the gradient
+            itself, the paper's). The first two move in units of the set's ``scale``.
+        start: δ_0: zero, uniform in Δ, or a point of Δ, ``[B, ..., d]``; None: random for objectives that
+            are flat at zero.
+        generator: source of the random start.
+        clean: the batch at its clean observations; None: one forward pass computes the outputs.
+        gradient_noise: added to v_t for the step, by t (Langevin dynamics); u_t stays the true direction.
+        last: where to end; each adds a pass to the one before: the last ``"direction"`` u_{K−1}, the last
+            ``"point"`` δ_K (no pass), its ``"value"`` g(δ_K), its ``"gradient"`` v_K.
+        check: raise on non-finite numbers. Costs a host synchronisation per step on an accelerator.
+
+    Returns:
+        The trajectory. Gradients are taken with respect to δ alone: no parameter's ``.grad`` changes.
+
+    Raises:
+        NonFiniteError: a non-finite number, naming where it arose.
+        ValueError: settings that make no sense together.
+    """
+    _check(steps, step, last)
+    obs = obs.detach()
+    delta = starting_point(obs, objective, perturbations, start=start, generator=generator)
+    if clean is None:
+        with torch.no_grad():
+            clean = Clean(policy(obs))
+    path = obs.new_empty((steps + (last != "direction"), *obs.shape))
+    slopes = obs.new_empty((steps, *obs.shape))
+    path[0] = delta
+    values, ends = [], []
+    # A function of the user's own may look at more than one row, and so may the noise.
+    whole = gradient_noise is not None or isinstance(objective, Custom)
+    for rows in [ALL_ROWS] if whole else row_blocks(obs):
+        part, known, goal = policy, clean, objective
+        if rows != ALL_ROWS:
+            index = torch.arange(len(obs), device=obs.device)[rows]
+            part, known, goal = policy.select(index), clean.select(index), objective.select(index)
+        g = goal.bind(part, known)
+        climb = _Climb(
+            g,
+            obs[rows],
+            perturbations,
+            step=step,
+            step_size=step_size,
+            check=check,
+            mask=known.mask,
+            flat_at_zero=goal.flat_at_zero,
+        )
+        ends.append(climb.run(path[:, rows], slopes[:, rows], last=last, noise=gradient_noise))
+        values.append(torch.stack(climb.values))
+    norms, has_direction = _normalize(slopes)
+    final_gradient = torch.cat(ends) if last == "gradient" else None
+    return Trajectory(path, slopes, norms, torch.cat(values, 1), has_direction, final_gradient)
+
+
+def starting_point(
+    obs: Tensor,
+    objective: Objective,
+    perturbations: PerturbationSet,
+    *,
+    start: Start | Tensor | None,
+    generator: torch.Generator | None,
+) -> Tensor:
+    """δ_0, ``[B, ..., d]``; arguments as for :func:`ascend`."""
+    if isinstance(start, Tensor):
+        return perturbations.project(start.detach(), obs)
+    if start is None:
+        start = "random" if objective.flat_at_zero else "zero"
+    one_of("start", start, STARTS)
+    if start == "zero":
+        if objective.flat_at_zero:
+            raise ValueError(
+                f"expected start='random' for {objective}, got 'zero'; its gradient vanishes at δ = 0"
+            )
+        return torch.zeros_like(obs)
+    if generator is None:
+        raise ValueError("expected a torch.Generator for a random start, got None; pass generator=")
+    return perturbations.sample(obs, generator=generator)
+
+
+class _Climb:
+    """The state of one ascent: what has been seen so far."""
+
+    def __init__(
+        self,
+        g: BoundObjective,
+        obs: Tensor,
+        perturbations: PerturbationSet,
+        *,
+        step: Step,
+        step_size: float | Literal["auto"],
+        check: bool,
+        mask: Tensor | None = None,
+        flat_at_zero: bool = False,
+    ) -> None:
+        self.g, self.obs, self.perturbations, self.step, self.check = g, obs, perturbations, step, check
+        self.step_size, self.mask = step_size, mask
+        self.noise_floor = _noise_floor(obs) if flat_at_zero else None
+        self.preconditioner = perturbations.preconditioner(obs)
+        self.values: list[Tensor] = []
+        self.seen: deque[tuple[Tensor, Tensor]] = deque(maxlen=2 if step_size == AUTO else 0)
+        """δ and ∇g of the last two points, for the automatic step."""
+
+    def run(
+        self, path: Tensor, slopes: Tensor, *, last: Last, noise: Callable[[int], Tensor] | None
+    ) -> Tensor:
+        """Fill in δ_1 … of ``path`` and v_0 … v_{K−1} from δ_0; v_K where it is asked for, else any v_t."""
+        for t, delta in enumerate(path[: len(slopes)]):
+            slopes[t] = self.look(delta)
+            if t + 1 < len(path):
+                path[t + 1] = self.move(delta, slopes[t] if noise is None else slopes[t] + noise(t))
+        if last == "gradient":
+            return self.look(path[-1])
+        if last == "value":
+            with torch.no_grad():
+                self.values.append(self.g(self.obs + path[-1]))
+            if self.check:
+                check_finite(f"the inner objective at step {len(slopes)}", self.values[-1])
+        return slopes[-1]
+
+    def look(self, delta: Tensor) -> Tensor:
+        """v_t at δ_t; g(δ_t) is recorded."""
+        value, gradient = value_and_gradient(self.g, self.obs, delta, mask=self.mask)
+        if self.check:
+            t = len(self.values)
+            check_finite(f"the inner objective at step {t}", value)
+            check_finite(f"the gradient of the inner objective at step {t}", gradient)
+        if self.noise_floor is not None:
+            lost = torch.linalg.vector_norm(delta, dim=-1) <= self.noise_floor
+            gradient = gradient.masked_fill(lost.unsqueeze(-1), 0.0)
+        self.values.append(value)
+        self.seen.append((delta, gradient))
+        return gradient if self.preconditioner is None else gradient * self.preconditioner
+
+    def move(self, delta: Tensor, v: Tensor) -> Tensor:
+        """δ_{t+1}."""
+        unit = _unit_move(self.step, v, self.preconditioner)
+        if isinstance(self.step_size, str):
+            return self._search(delta, unit)
+        return self.perturbations.project(torch.add(delta, unit, alpha=self.step_size), self.obs)
+
+    @torch.no_grad()
+    def _search(self, delta: Tensor, unit: Tensor) -> Tensor:
+        """The automatic step: the quadratic model's, then backtracking, row by row."""
+        tiny = torch.finfo(unit.dtype).tiny
+        reach = self.perturbations.epsilon / self.perturbations.size(unit).clamp_min(tiny**0.5)
+        if len(self.seen) > 1:
+            (before, earlier), (delta, gradient) = self.seen
+            displacement, change = delta - before, gradient - earlier
+            curvature = _dot(change, displacement).abs() / _dot(displacement, displacement).clamp_min(tiny)
+            rise = _dot(gradient, unit)
+            model = rise / (curvature * _dot(unit, unit)).clamp_min(tiny)
+            reach = torch.minimum(reach, model)
+        for _ in range(1 + _BACKTRACKS):
+            candidate = self.perturbations.project(delta + reach.unsqueeze(-1) * unit, self.obs)
+            fell = _fell(self.values[-1], self.g(self.obs + candidate))
+            reach = torch.where(fell, _SHRINK * reach, reach)
+        return torch.where(fell.unsqueeze(-1), delta, candidate)
+
+
+def _unit_move(step: Step, v: Tensor, preconditioner: Tensor | None) -> Tensor:
+    """The move of step size 1."""
+    if step == "raw":
+        return v
+    if step == "sign":
+        unit = v.sign()
+    else:
+        norm = torch.linalg.vector_norm(v, dim=-1, keepdim=True)
+        unit = v / norm.clamp_min(torch.finfo(v.dtype).tiny)
+    return unit if preconditioner is None else unit * preconditioner
+
+
+def _noise_floor(obs: Tensor) -> Tensor:
+    """The ‖δ‖₂ that the rounding of an observation hides, ``[B, ...]``.
+
+    At s + δ = s the gradient of an objective that is flat there is 0 up to rounding, and the rounding
+    depends on the processor and on how many rows it is given at a time.
+    """
+    return _ROUNDING_UNITS * torch.finfo(obs.dtype).eps * torch.linalg.vector_norm(obs, dim=-1)
+
+
+def _normalize(v: Tensor) -> tuple[Tensor, Tensor]:
+    """Makes slopes directions, in place; their norms, and where a direction exists."""
+    norms = torch.linalg.vector_norm(v, dim=-1)
+    has_direction = norms > torch.finfo(v.dtype).tiny
+    v /= norms.where(has_direction, torch.inf).unsqueeze(-1)
+    return norms, has_direction
+
+
+def _fell(before: Tensor, after: Tensor) -> Tensor:
+    """Whether a value is lower than before by more than rounding; a NaN counts as lower."""
+    slack = 4 * torch.finfo(before.dtype).eps * before.abs().clamp_min(1e-3)
+    return ~(after >= before - slack)
+
+
+def _dot(a: Tensor, b: Tensor) -> Tensor:
+    return (a * b).sum(-1)
+
+
+def _check(steps: int, step: str, last: str) -> None:
+    if steps < 1:
+        raise ValueError(f"expected steps ≥ 1, got {steps}")
+    one_of("step", step, STEPS)
+    one_of("last", last, LAST)

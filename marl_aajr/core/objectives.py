@@ -1,0 +1,302 @@
+"""Inner objectives g(δ): what the adversary maximises (aajr.md section 3).
+
+    kl         KL(π(·|s) ‖ π(·|s+δ)), the first argument detached
+    surrogate  −Â(s, a) · log π(a|s+δ)
+    margin     max_{a' ≠ a*} z_{a'} − z_{a*},  a* greedy at s
+    value      V(s) − V(s+δ), up to the constant V(s)
+    callable   your own h(π inputs at s+δ, batch)
+
+An objective is bound to a batch once (what depends on clean observations alone is computed there) and then
+evaluated at as many perturbed observations as the ascent asks for.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import ClassVar, Literal, Protocol, get_args, runtime_checkable
+
+import torch
+from torch import Tensor
+
+from marl_aajr.core.checks import one_of
+from marl_aajr.core.distributions import (
+    MASKED_LOGIT,
+    ActionDistribution,
+    DiagGaussian,
+    MultiCategorical,
+)
+from marl_aajr.core.policy import Policy
+
+BoundObjective = Callable[[Tensor], Tensor]
+"""Perturbed observations ``[B, ..., d]`` to values ``[B, ...]``."""
+
+
+@dataclass(frozen=True)
+class OutputObjective:
+    """g(δ) = ℓ(f(s + δ)) whose derivative by the outputs is known in closed form.
+
+    Attributes:
+        policy: f.
+        value: ℓ, ``[B, ..., m] -> [B, ...]``, for autograd.
+        value_and_slope: ℓ and ∂ℓ/∂y, ``[B, ...]`` and ``[B, ..., m]``, without.
+    """
+
+    policy: Policy
+    value: Callable[[Tensor], Tensor]
+    value_and_slope: Callable[[Tensor], tuple[Tensor, Tensor]]
+
+    def __call__(self, obs: Tensor) -> Tensor:
+        return self.value(self.policy(obs))
+
+
+def value_and_gradient(
+    g: BoundObjective, obs: Tensor, delta: Tensor, *, mask: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """g(δ) ``[B, ...]`` and ∇_δ Σ g ``[B, ..., d]`` at ``obs + delta``, without a graph.
+
+    The gradient is with respect to δ alone: nothing of the parameters' is computed. The sum is over the rows
+    of ``mask`` (None: all): what is padded behind a sequence follows from δ as well, and nobody asks for it.
+    """
+    if isinstance(g, OutputObjective):
+        outputs, pull = g.policy.vjp(obs + delta)
+        value, slope = g.value_and_slope(outputs)
+        return value, pull(slope if mask is None else torch.where(mask.unsqueeze(-1), slope, 0.0))
+    with torch.enable_grad():
+        point = delta.detach().requires_grad_(True)
+        value = g(obs + point)
+        counted = value if mask is None else torch.where(mask, value, 0.0)
+        (gradient,) = torch.autograd.grad(counted.sum(), point)
+    return value.detach(), gradient
+
+
+Critic = Callable[[Tensor], Tensor]
+"""V at (perturbed) observations, ``[B, ..., d] -> [B, ...]``."""
+
+
+@runtime_checkable
+class RowBound(Protocol):
+    """A critic that reads more of a row than the observation handed in, as a recurrent one does."""
+
+    def select(self, index: Tensor) -> Critic:
+        """The critic of the rows ``index`` only."""
+
+
+def critic_of(critic: Critic | None, index: Tensor) -> Critic | None:
+    """The critic of the rows ``index`` only."""
+    return critic.select(index) if isinstance(critic, RowBound) else critic
+
+
+@dataclass(frozen=True)
+class Clean:
+    """What is known of a batch at its clean observations.
+
+    Attributes:
+        outputs: distribution inputs π(·|s), ``[B, ..., m]``; objectives detach them.
+        actions: actions taken, for ``surrogate``.
+        advantages: Â(s, a), ``[B, ...]``, for ``surrogate``; RLlib standardises them, so their sign depends
+            on the batch mean.
+        values: the critic of these rows, for ``value``.
+        mask: rows that count, ``[B, ...]`` bool; None: all.
+    """
+
+    outputs: Tensor
+    actions: Tensor | None = None
+    advantages: Tensor | None = None
+    values: Critic | None = None
+    mask: Tensor | None = None
+
+    def select(self, index: Tensor) -> Clean:
+        """The rows ``index`` only."""
+        columns = (self.outputs, self.actions, self.advantages, self.mask)
+        outputs, actions, advantages, mask = (
+            None if c is None else c.index_select(0, index) for c in columns
+        )
+        assert outputs is not None
+        return Clean(outputs, actions, advantages, critic_of(self.values, index), mask)
+
+
+Need = Literal["advantages", "critic", "policy_loss"]
+"""What a learner may have to offer beside observations and distribution inputs."""
+
+EVERYTHING: frozenset[Need] = frozenset(get_args(Need))
+
+
+@dataclass(frozen=True)
+class Objective(ABC):
+    """A differentiable g(δ) for every row of a batch.
+
+    Attributes:
+        needs: what :class:`Clean` must hold beside the outputs; ``"advantages"`` includes the actions.
+    """
+
+    needs: ClassVar[frozenset[Need]] = frozenset()
+
+    @property
+    def flat_at_zero(self) -> bool:
+        """Whether the gradient vanishes at δ = 0, so that the ascent needs a random start."""
+        return False
+
+    def check(self, distribution: ActionDistribution) -> None:
+        """Raise ``ValueError`` where the objective is not defined for this distribution."""
+        return
+
+    def select(self, index: Tensor) -> Objective:
+        """The objective of the rows ``index [B']`` only, for one that holds something of each row."""
+        return self
+
+    @abstractmethod
+    def bind(self, policy: Policy, clean: Clean) -> BoundObjective:
+        """g as a function of the perturbed observations of this batch."""
+
+
+@dataclass(frozen=True)
+class KL(Objective):
+    """KL(π(·|s) ‖ π(·|s+δ)) in nats: the maximal action difference (Zhang 2020, arXiv 2003.08938)."""
+
+    @property
+    def flat_at_zero(self) -> bool:
+        return True
+
+    def bind(self, policy: Policy, clean: Clean) -> BoundObjective:
+        return OutputObjective(policy, *policy.distribution.kl_from(clean.outputs.detach()))
+
+
+@dataclass(frozen=True)
+class Surrogate(Objective):
+    """−Â(s, a) · log π(a|s+δ): the policy-gradient loss at the perturbed observation."""
+
+    needs: ClassVar[frozenset[Need]] = frozenset({"advantages"})
+
+    def bind(self, policy: Policy, clean: Clean) -> BoundObjective:
+        if clean.actions is None or clean.advantages is None:
+            raise ValueError(
+                "expected actions and advantages for the objective 'surrogate', got a batch without; "
+                "use 'kl', which needs neither"
+            )
+        actions, advantages = clean.actions, clean.advantages.detach()
+        log_prob = policy.distribution.log_prob
+        return lambda obs: -advantages * log_prob(policy(obs), actions)
+
+
+@dataclass(frozen=True)
+class Margin(Objective):
+    """max_{a' ≠ a*} z_{a'} − z_{a*} with a* greedy at s: positive once the greedy action has changed.
+
+    For multi-categorical policies the margins of the single actions are added.
+    """
+
+    def check(self, distribution: ActionDistribution) -> None:
+        if isinstance(distribution, DiagGaussian):
+            raise ValueError(
+                "expected a categorical policy for the objective 'margin', got a Gaussian one; use 'kl'"
+            )
+
+    def bind(self, policy: Policy, clean: Clean) -> BoundObjective:
+        self.check(policy.distribution)
+        greedy = [y.argmax(-1, keepdim=True) for y in single_actions(policy, clean.outputs.detach())]
+        return margin_objective(policy, greedy, lambda i, logits: _runner_up(logits, greedy[i]))
+
+
+def single_actions(policy: Policy, outputs: Tensor) -> tuple[Tensor, ...]:
+    """The logits of each discrete action, ``[..., n_i]``."""
+    distribution = policy.distribution
+    return distribution.split(outputs) if isinstance(distribution, MultiCategorical) else (outputs,)
+
+
+def margin_objective(
+    policy: Policy, best: Sequence[Tensor], rival: Callable[[int, Tensor], Tensor]
+) -> OutputObjective:
+    """Σ_i z_{i, rival} − z_{i, best} over the single actions i, with its slope.
+
+    A masked rival is none: with one legal action left there is nothing to attack, and its term is 0.
+
+    Args:
+        policy: the policy.
+        best: a* of each action, ``[B, 1]``.
+        rival: i and logits ``[B, n_i]`` to the rival's index, ``[B, 1]``.
+    """
+
+    def terms(outputs: Tensor) -> Iterator[tuple[Tensor, Tensor, Tensor, Tensor]]:
+        for i, logits in enumerate(single_actions(policy, outputs)):
+            other = rival(i, logits.detach())
+            aim = logits.gather(-1, other)
+            open_ = aim > MASKED_LOGIT
+            yield logits, other, open_, torch.where(open_, aim - logits.gather(-1, best[i]), 0.0)
+
+    def value(outputs: Tensor) -> Tensor:
+        return torch.cat([term for *_, term in terms(outputs)], -1).sum(-1)
+
+    def value_and_slope(outputs: Tensor) -> tuple[Tensor, Tensor]:
+        values, slopes = [], []
+        for i, (logits, other, open_, term) in enumerate(terms(outputs)):
+            values.append(term)
+            unit = open_.to(logits.dtype)
+            slopes.append(torch.zeros_like(logits).scatter_(-1, other, unit).scatter_(-1, best[i], -unit))
+        return torch.cat(values, -1).sum(-1), torch.cat(slopes, -1)
+
+    return OutputObjective(policy, value, value_and_slope)
+
+
+def _runner_up(logits: Tensor, best: Tensor) -> Tensor:
+    return logits.scatter(-1, best, -torch.inf).argmax(-1, keepdim=True)
+
+
+@dataclass(frozen=True)
+class Value(Objective):
+    """−V(s+δ), which is V(s) − V(s+δ) up to a constant: lead the critic to expect less.
+
+    A heuristic for modules whose critic reads the agent's own observation: it ignores the actor, and nothing
+    ties its gradient to what the policy does (the critic attack of Zhang 2020, arXiv 2003.08938).
+    """
+
+    needs: ClassVar[frozenset[Need]] = frozenset({"critic"})
+
+    def bind(self, policy: Policy, clean: Clean) -> BoundObjective:
+        critic = clean.values
+        if critic is None:
+            raise ValueError(
+                "expected a critic of the agent's own observation for the objective 'value', got a policy "
+                "without; use 'kl', which needs none"
+            )
+        return lambda obs: -critic(obs)
+
+
+@dataclass(frozen=True)
+class Custom(Objective):
+    """Your own h: ``function(outputs [B, ..., m], clean) -> [B, ...]`` at the perturbed observations.
+
+    It starts at δ = 0 unless told otherwise; ask for a random start where its gradient vanishes there.
+    """
+
+    function: Callable[[Tensor, Clean], Tensor]
+
+    def bind(self, policy: Policy, clean: Clean) -> BoundObjective:
+        return lambda obs: self.function(policy(obs), clean)
+
+
+OBJECTIVES: dict[str, Objective] = {
+    "kl": KL(),
+    "surrogate": Surrogate(),
+    "margin": Margin(),
+    "value": Value(),
+}
+"""The objectives by name."""
+
+ObjectiveLike = str | Objective | Callable[[Tensor, Clean], Tensor]
+"""What names or is an objective."""
+
+
+def make_objective(objective: ObjectiveLike) -> Objective:
+    """An objective by name, the given one, or a function as one (:class:`Custom`).
+
+    Raises:
+        ValueError: unknown name.
+    """
+    if isinstance(objective, Objective):
+        return objective
+    if callable(objective):
+        return Custom(objective)
+    one_of("objective", objective, OBJECTIVES)
+    return OBJECTIVES[objective]

@@ -1,0 +1,97 @@
+"""What robustness code sees of a policy: observations in, distribution inputs out.
+
+Everything above this file (attacks, regularizers, diagnostics) works on any :class:`Policy`; whether it is
+an RLlib module, an exported victim or a plain ``nn.Module`` is an adapter's business.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+from marl_aajr.core.distributions import ActionDistribution
+from marl_aajr.core.mlp import PlainMLP
+
+
+class Policy(ABC):
+    """A differentiable map ``obs [B, ..., d] -> distribution inputs [B, ..., m]``.
+
+    Each row of the batch has its own copy of whatever else the network reads (recurrent state, action mask,
+    parts of the observation that nobody perturbs); these are held fixed and follow the rows through
+    :meth:`select` and :meth:`repeat`. A policy without such columns returns itself from both.
+
+    Attributes:
+        distribution: what the outputs parametrise.
+        critic: V at observations, ``[B, ..., d] -> [B, ...]``; None where the policy comes without.
+    """
+
+    critic: Callable[[Tensor], Tensor] | None = None
+
+    def __init__(self, distribution: ActionDistribution) -> None:
+        self.distribution = distribution
+
+    @abstractmethod
+    def __call__(self, obs: Tensor) -> Tensor:
+        """Distribution inputs ``[B, ..., m]`` at ``obs [B, ..., d]``."""
+
+    def vjp(self, obs: Tensor) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
+        """f(s) ``[B, ..., m]`` and c ↦ J(s)ᵀ c, ``[B, ..., m] -> [B, ..., d]``, once; nothing has a graph.
+
+        Nothing of the parameters' is computed.
+        """
+        with torch.enable_grad():
+            point = obs.detach().requires_grad_(True)
+            outputs = self(point)
+
+        def pull(cotangent: Tensor) -> Tensor:
+            (gradient,) = torch.autograd.grad(outputs, point, cotangent)
+            return gradient
+
+        return outputs.detach(), pull
+
+    def parameters(self) -> list[Tensor]:
+        """What is trained in f; empty where that is not known."""
+        return []
+
+    def select(self, index: Tensor) -> Policy:
+        """The same policy for the rows ``index [B']`` only."""
+        return self
+
+    def repeat(self, count: int) -> Policy:
+        """The same policy for ``count`` copies of the batch, one after the other: ``[count · B, ...]``."""
+        return self
+
+
+def differentiable(policy: Policy, obs: Tensor) -> bool:
+    """Whether torch can follow the outputs to the inputs; the gradient may be zero all the same."""
+    with torch.enable_grad():
+        return policy(obs.detach().clone().requires_grad_(True)).requires_grad
+
+
+class ModulePolicy(Policy):
+    """A plain ``nn.Module`` (or any function of tensors) as a policy.
+
+    Attributes:
+        mlp: the module with its derivatives written out, as it was when the policy was made; None where it
+            is more than a plain MLP.
+
+    Example:
+        >>> policy = ModulePolicy(nn.Linear(4, 3), Categorical(3))
+    """
+
+    def __init__(self, module: Callable[[Tensor], Tensor], distribution: ActionDistribution) -> None:
+        super().__init__(distribution)
+        self.module = module
+        self.mlp = PlainMLP.of(module)
+
+    def __call__(self, obs: Tensor) -> Tensor:
+        return self.module(obs)
+
+    def vjp(self, obs: Tensor) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
+        return super().vjp(obs) if self.mlp is None else self.mlp.vjp(obs)
+
+    def parameters(self) -> list[Tensor]:
+        return list(self.module.parameters()) if isinstance(self.module, nn.Module) else []

@@ -1,0 +1,192 @@
+"""The threat model: which perturbations of an observation the adversary may choose.
+
+    Δ(s) = { δ : ‖δ / scale‖_p ≤ ε,  δ_i = 0 where mask_i = 0,  low ≤ s + δ ≤ high }
+
+with p = ∞ or 2. Where s itself lies outside its bounds, the bound is widened to s: δ = 0 always belongs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from math import isfinite
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor
+
+from marl_aajr.core.checks import one_of
+
+Norm = Literal["linf", "l2"]
+_BISECTIONS = 60
+_TOLERANCE = 1e-4
+
+
+@dataclass(frozen=True, kw_only=True)
+class PerturbationSet:
+    """A ball of radius ε around every observation, with optional mask, scale and bounds.
+
+    Attributes:
+        epsilon: radius ε > 0, in the units that the policy network sees (times ``scale``).
+        norm: ``"linf"`` (every feature moves by at most ε · scale_i) or ``"l2"``.
+        mask: per feature, whether the adversary can touch it; None: all.
+        scale: per feature, the size of one unit, > 0; None: 1.
+        low: lower bound of ``s + δ``, a number or one per feature; None: none.
+        high: upper bound of ``s + δ``; None: none.
+    """
+
+    epsilon: float
+    norm: Norm = "linf"
+    mask: tuple[bool, ...] | None = None
+    scale: tuple[float, ...] | None = None
+    low: float | tuple[float, ...] | None = None
+    high: float | tuple[float, ...] | None = None
+
+    def __post_init__(self) -> None:
+        if not (isfinite(self.epsilon) and self.epsilon > 0):
+            raise ValueError(
+                f"expected a finite epsilon > 0, got {self.epsilon}; for no perturbation use no attack "
+                "and no regularizer"
+            )
+        one_of("norm", self.norm, get_args(Norm))
+        for name in ("mask", "scale", "low", "high"):
+            value = getattr(self, name)
+            if value is not None and not isinstance(value, int | float):
+                object.__setattr__(self, name, tuple(value))
+        if self.mask is not None and not any(self.mask):
+            raise ValueError("expected a mask that leaves the adversary a feature, got all False")
+        if self.scale is not None and min(self.scale) <= 0:
+            raise ValueError(f"expected scales > 0, got {min(self.scale)}; use mask to fix a feature")
+
+    def preconditioner(self, like: Tensor) -> Tensor | None:
+        """M = mask · scale as ``[d]``, or None where it is the identity."""
+        mask = None if self.mask is None else _features(self.mask, "mask", like)
+        scale = None if self.scale is None else _features(self.scale, "scale", like)
+        if mask is None or scale is None:
+            return scale if mask is None else mask
+        return mask * scale
+
+    def size(self, delta: Tensor) -> Tensor:
+        """‖δ / scale‖ in the set's norm, ``[...]``."""
+        scaled = delta if self.scale is None else delta / _features(self.scale, "scale", delta)
+        if self.norm == "linf":
+            return scaled.abs().amax(-1)
+        return torch.linalg.vector_norm(scaled, dim=-1)
+
+    def contains(self, delta: Tensor, obs: Tensor) -> Tensor:
+        """Whether δ lies in Δ(obs), up to rounding, ``[...]`` bool; False for non-finite rows."""
+        inside = self.size(delta) <= self.epsilon * (1 + _TOLERANCE)
+        if self.mask is not None:
+            fixed = 1 - _features(self.mask, "mask", delta)
+            inside &= (delta * fixed == 0).all(-1)
+        low, high = self._interval(obs)
+        slack = _TOLERANCE * self.epsilon
+        for bound, sign in ((low, -1), (high, 1)):
+            if bound is not None:
+                inside &= (sign * (delta - bound) <= slack).all(-1)
+        return inside
+
+    def project(self, delta: Tensor, obs: Tensor) -> Tensor:
+        """Π_Δ(δ): the nearest point of Δ(obs) in the Euclidean norm, ``[..., d]``.
+
+        L∞ is one clamp. For L2 with bounds or scale the projection is
+        ``δ_i = clamp(x_i / (1 + μ / scale_i²), low_i, high_i)`` with the multiplier μ ≥ 0 by bisection
+        (clipping to the ball and then to the box would not be the projection).
+        """
+        low, high = self._interval(obs)
+        if self.norm == "linf":
+            preconditioner = self.preconditioner(delta)
+            if preconditioner is None and low is None and high is None:
+                return delta.clamp(-self.epsilon, self.epsilon)
+            radius = self.epsilon * (
+                torch.ones_like(delta[..., :1]) if preconditioner is None else preconditioner
+            )
+            lower = -radius if low is None else torch.maximum(low, -radius)
+            upper = radius if high is None else torch.minimum(high, radius)
+            return delta.clamp(lower, upper)
+        if self.mask is not None:
+            delta = delta * _features(self.mask, "mask", delta)
+        if low is None and high is None and self.scale is None:
+            norm = torch.linalg.vector_norm(delta, dim=-1, keepdim=True)
+            return delta * (self.epsilon / norm.clamp_min(self.epsilon))
+        return self._project_ellipsoid(delta, low, high)
+
+    def sample(self, obs: Tensor, *, generator: torch.Generator) -> Tensor:
+        """A random point: uniform in the ball (masked, scaled), then projected onto the bounds."""
+        if self.norm == "linf":
+            unit = torch.empty_like(obs).uniform_(-1, 1, generator=generator)
+        else:
+            unit = torch.empty_like(obs).normal_(generator=generator)
+            if self.mask is not None:
+                unit = unit * _features(self.mask, "mask", obs)
+            free = obs.shape[-1] if self.mask is None else sum(self.mask)
+            radius = torch.empty(obs.shape[:-1], dtype=obs.dtype, device=obs.device)
+            radius = radius.uniform_(generator=generator).pow(1 / free).unsqueeze(-1)
+            unit = radius * unit / torch.linalg.vector_norm(unit, dim=-1, keepdim=True)
+        if (preconditioner := self.preconditioner(obs)) is not None:
+            unit = unit * preconditioner
+        return self.project(self.epsilon * unit, obs)
+
+    def squash(self, action: Tensor, obs: Tensor) -> Tensor:
+        """The perturbation that a learned adversary's action in [−1, 1]^d stands for, ``[..., d]``.
+
+            δ = Π_Δ(ε M · clamp(a, −1, 1))
+
+        Every point of Δ(obs) can be reached, and actions beyond ±1 (a Gaussian policy draws them) are those
+        at ±1. In L∞ without bounds it is ``ε · hardtanh(a)``, as in Zhang et al. 2021 (arXiv 2101.08452).
+        """
+        unit = action.clamp(-1, 1)
+        if (preconditioner := self.preconditioner(obs)) is not None:
+            unit = unit * preconditioner
+        return self.project(self.epsilon * unit, obs)
+
+    def _interval(self, obs: Tensor) -> tuple[Tensor | None, Tensor | None]:
+        """Bounds of δ, widened to contain 0."""
+        low = high = None
+        if self.low is not None:
+            low = (_features(self.low, "low", obs) - obs).clamp_max(0)
+        if self.high is not None:
+            high = (_features(self.high, "high", obs) - obs).clamp_min(0)
+        return low, high
+
+    def _project_ellipsoid(self, x: Tensor, low: Tensor | None, high: Tensor | None) -> Tensor:
+        scale = torch.ones_like(x[..., :1])
+        if self.scale is not None:
+            scale = _features(self.scale, "scale", x)
+
+        def at(multiplier: Tensor) -> Tensor:
+            return _clamp(x / (1 + multiplier / scale.square()), low, high)
+
+        def too_long(point: Tensor) -> Tensor:
+            return torch.linalg.vector_norm(point / scale, dim=-1, keepdim=True) > self.epsilon
+
+        # ‖x/(1 + μ/s²) / s‖ ≤ max(s) ‖x‖ / μ: at this μ the point is inside the ball.
+        upper = torch.linalg.vector_norm(x, dim=-1, keepdim=True) * scale.amax() / self.epsilon
+        lower = torch.zeros_like(upper)
+        upper = torch.where(too_long(at(lower)), upper, 0)
+        for _ in range(_BISECTIONS):
+            middle = (lower + upper) / 2
+            outside = too_long(at(middle))
+            lower, upper = torch.where(outside, middle, lower), torch.where(outside, upper, middle)
+        return at(upper)
+
+
+def _clamp(x: Tensor, low: Tensor | None, high: Tensor | None) -> Tensor:
+    return x if low is None and high is None else x.clamp(low, high)
+
+
+def _features(values: float | Sequence[float], name: str, like: Tensor) -> Tensor:
+    tensor = _constant(values if isinstance(values, float | int) else tuple(values), like.dtype, like.device)
+    if tensor.ndim and tensor.shape[-1] != like.shape[-1]:
+        raise ValueError(
+            f"expected {like.shape[-1]} features in {name}, got {tensor.shape[-1]}; "
+            "give one value per observation feature"
+        )
+    return tensor
+
+
+@lru_cache(maxsize=256)
+def _constant(values: float | tuple[float, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Kept per device, so that no minibatch copies a constant to the accelerator again."""
+    return torch.tensor(values, dtype=dtype, device=device)

@@ -1,0 +1,256 @@
+"""What the regularizers share: whose observations may be perturbed, how far, and by which adversary.
+
+One set of names, defaults and checks for all, so that a comparison differs in the penalty alone.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Callable, Collection
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar, Literal, Self
+
+import torch
+from torch import Tensor
+
+from marl_aajr.core.ascent import AUTO, STARTS, STEPS, Start, Step, Trajectory, ascend, starting_point
+from marl_aajr.core.checks import one_of
+from marl_aajr.core.distributions import ActionDistribution
+from marl_aajr.core.numerics import check_finite
+from marl_aajr.core.objectives import EVERYTHING, Need, Objective, ObjectiveLike, make_objective
+from marl_aajr.core.schedules import Schedule, as_schedule, maximum, minimum, raised, value_at
+from marl_aajr.core.threat import Norm, PerturbationSet
+from marl_aajr.regularizers.base import Regularizer, Sample
+
+
+@dataclass(frozen=True, kw_only=True)
+class Perturbing(Regularizer):
+    """A regularizer over a perturbation set.
+
+    Attributes:
+        epsilon: radius of the perturbation set, in the units the policy network sees; number or schedule.
+        norm: ``"linf"`` or ``"l2"``.
+        sample_fraction: share of each minibatch that is regularised, drawn at random, in (0, 1]. A tenth of
+            a thousand rows does what all of them do (experiments/sample_share), at a fourth of the cost;
+            small minibatches want more.
+        leaves: names of the parts of a nested observation that can be perturbed, such as ``position`` or
+            ``camera/depth``; None: all of floating-point numbers but action masks. Their features are those
+            of mask, scale, low and high: in the order of the observation's sorted keys, row by row.
+        mask: per feature, whether it can be perturbed.
+        scale: per feature, the size of one unit of ε.
+        low: lower bound of perturbed observations.
+        high: upper bound of perturbed observations.
+    """
+
+    weights: ClassVar[tuple[str, ...]] = ()
+    """The settings that weigh what is added to the loss, in the order of the signature."""
+
+    epsilon: Schedule = 0.1
+    norm: Norm = "linf"
+    sample_fraction: float = 0.1
+    leaves: tuple[str, ...] | None = None
+    mask: tuple[bool, ...] | None = None
+    scale: tuple[float, ...] | None = None
+    low: float | tuple[float, ...] | None = None
+    high: float | tuple[float, ...] | None = None
+
+    def __post_init__(self) -> None:
+        for name in (*self.weights, "epsilon"):
+            object.__setattr__(self, name, as_schedule(getattr(self, name), name=name))
+        for name in ("leaves", "mask", "scale", "low", "high"):
+            if isinstance(value := getattr(self, name), list):
+                object.__setattr__(self, name, tuple(value))
+        _check_leaves(self.leaves)
+        if not 0 < self.sample_fraction <= 1:
+            raise ValueError(f"expected a sample_fraction in (0, 1], got {self.sample_fraction!r}")
+        replace(self.perturbations(0), epsilon=minimum(self.epsilon))
+
+    @property
+    def perturbed_leaves(self) -> tuple[str, ...] | None:
+        return self.leaves
+
+    def perturbations(self, timestep: float) -> PerturbationSet:
+        """Δ at an environment step."""
+        return PerturbationSet(
+            epsilon=value_at(self.epsilon, timestep),
+            norm=self.norm,
+            mask=self.mask,
+            scale=self.scale,
+            low=self.low,
+            high=self.high,
+        )
+
+    def active(self, timestep: float) -> bool:
+        return any(value_at(getattr(self, name), timestep) > 0 for name in self.weights)
+
+    def check(self, distribution: ActionDistribution, *, offers: Collection[Need] = EVERYTHING) -> None:
+        return
+
+    @property
+    def rising(self) -> tuple[str, ...]:
+        """The weights that a ramp raises."""
+        return self.weights
+
+    def ramped(self, start: float, end: float) -> Self:
+        schedules: dict[str, Any] = {name: raised(getattr(self, name), start, end) for name in self.rising}
+        return replace(self, **schedules)
+
+    def drawn(self, sample: Sample, generator: torch.Generator, *, check: bool) -> Sample:
+        """The share of the minibatch that is regularised, with finite numbers if they are to be checked."""
+        sample = sample.drawn(self.sample_fraction, generator=generator)
+        if check:
+            check_finite("the observations", sample.obs)
+            check_finite("the policy's outputs", sample.outputs)
+        return sample
+
+
+@dataclass(frozen=True, kw_only=True)
+class Adversarial(Perturbing):
+    """A regularizer with an inner adversary.
+
+    Attributes:
+        steps: K, inner ascent steps.
+        step_size: η as a fraction of ε for ``sign`` and ``normalized`` steps, η itself for ``raw``; a number,
+            a schedule, or ``"auto"``: by the measured curvature, row by row (:mod:`marl_aajr.core.ascent`).
+        step: ``"sign"``, ``"normalized"`` or ``"raw"`` (the gradient itself).
+        start: δ_0: ``"zero"``, ``"random"``, or None: random where the objective is flat at zero.
+    """
+
+    steps: int = 3
+    step_size: Schedule | Literal["auto"] = 0.5
+    step: Step = "sign"
+    start: Start | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if isinstance(self.steps, bool) or not (isinstance(self.steps, int) and self.steps >= 1):
+            raise ValueError(f"expected an integer steps ≥ 1, got {self.steps!r}")
+        if self.step_size != AUTO:
+            if isinstance(self.step_size, str):
+                raise ValueError(
+                    f"expected a number, a schedule or 'auto' for step_size, got {self.step_size!r}"
+                )
+            size = as_schedule(self.step_size, name="step_size")
+            object.__setattr__(self, "step_size", size)
+            if not minimum(size) > 0:
+                raise ValueError(f"expected a step_size > 0, got {self.step_size!r}")
+        one_of("step", self.step, STEPS)
+        if self.start is not None:
+            one_of("start", self.start, STARTS)
+        if self.start == "zero" and self.adversary.flat_at_zero:
+            raise ValueError(
+                f"expected start='random' or None with {self.adversary}, got start='zero'; its gradient "
+                "vanishes at δ = 0"
+            )
+
+    @property
+    @abstractmethod
+    def adversary(self) -> Objective:
+        """What the adversary maximises."""
+
+    def check(self, distribution: ActionDistribution, *, offers: Collection[Need] = EVERYTHING) -> None:
+        super().check(distribution, offers=offers)
+        self.adversary.check(distribution)
+        require(self.adversary.needs, offers, f"the objective {self.adversary}")
+
+    def climb(
+        self,
+        sample: Sample,
+        *,
+        timestep: float,
+        generator: torch.Generator,
+        check: bool,
+        start: Tensor | None = None,
+        gradient_noise: Callable[[int], Tensor] | None = None,
+    ) -> Trajectory:
+        """The adversarial trajectory from the rows of a sample; arguments as for :func:`ascend`.
+
+        g(δ_K), one pass without a graph, is a part of it for every method: what an adversary has gained
+        means the same in all of their metrics.
+        """
+        perturbations, objective = self.perturbations(timestep), self.adversary
+
+        def first(obs: Tensor) -> Tensor:
+            return starting_point(obs, objective, perturbations, start=self.start, generator=generator)
+
+        return ascend(
+            sample.policy,
+            sample.obs,
+            objective,
+            perturbations,
+            steps=self.steps,
+            step_size=self.size_at(timestep),
+            step=self.step,
+            start=sample.draw(first) if start is None else start,
+            clean=sample.clean,
+            gradient_noise=gradient_noise,
+            check=check,
+        )
+
+    def size_at(self, timestep: float) -> float | Literal["auto"]:
+        """η in the units of the observations."""
+        if isinstance(self.step_size, str):
+            return AUTO
+        relative = 1.0 if self.step == "raw" else value_at(self.epsilon, timestep)
+        return value_at(self.step_size, timestep) * relative
+
+
+@dataclass(frozen=True, kw_only=True)
+class Targeted(Adversarial):
+    """A regularizer whose adversary can be told what to maximise.
+
+    Attributes:
+        objective: ``"kl"``, ``"surrogate"``, ``"margin"``, ``"value"``, or a function
+            ``(outputs [B, ..., m], clean) -> [B, ...]``.
+    """
+
+    objective: ObjectiveLike = "kl"
+
+    def __post_init__(self) -> None:
+        make_objective(self.objective)
+        super().__post_init__()
+
+    @property
+    def adversary(self) -> Objective:
+        return make_objective(self.objective)
+
+
+def require(needs: Collection[Need], offers: Collection[Need], what: str) -> None:
+    """Raise ``ValueError`` where a learner does not offer what a setting needs."""
+    if missing := sorted(set(needs) - set(offers)):
+        names = ", ".join(name.replace("_", " ") for name in missing)
+        have = ", ".join(sorted(name.replace("_", " ") for name in offers)) or "none of these"
+        raise ValueError(f"expected a module and learner with {names} for {what}, got {have}; choose another")
+
+
+def _check_leaves(leaves: object) -> None:
+    if leaves is None:
+        return
+    if not isinstance(leaves, tuple) or not leaves or not all(isinstance(name, str) for name in leaves):
+        raise ValueError(
+            f"expected leaves as a list of names such as [position, camera/depth], got {leaves!r}; leave it "
+            "out for all of them"
+        )
+
+
+def share(name: str, schedule: Schedule) -> None:
+    """Raise ``ValueError`` unless a weight stays in [0, 1]."""
+    if maximum(schedule) > 1:
+        raise ValueError(f"expected {name} in [0, 1], got {schedule}")
+
+
+def trajectory_metrics(sample: Sample, trajectory: Trajectory, loss: Tensor) -> dict[str, Tensor]:
+    """How the ascent went, over the rows that count, and whether everything is finite."""
+    values = trajectory.values
+    total = loss.detach() + values.sum()
+    return {
+        "objective_gain": sample.mean(values[-1] - values[0]),
+        "monotone_fraction": sample.mean(trajectory.monotone.float()),
+        "no_direction_fraction": sample.mean((~trajectory.has_direction).float()),
+        "nonfinite": nonfinite(total),
+    }
+
+
+def nonfinite(total: Tensor) -> Tensor:
+    """1 where a scalar is NaN or infinite, else 0: ∞ − ∞ and NaN − NaN are NaN."""
+    return (total - total != 0).long()

@@ -1,0 +1,161 @@
+"""Penalties on the policy's Jacobian: what AAJR and its Jacobian rivals have in common."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar, Self
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from marl_aajr.core.checks import one_of
+from marl_aajr.core.distributions import ActionDistribution
+from marl_aajr.core.jacobian import BACKENDS, JVP_BACKENDS, Backend, JVPBackend, jvp, resolve_backend
+from marl_aajr.core.numerics import ALL_ROWS, point_blocks
+from marl_aajr.core.objectives import EVERYTHING, Need
+from marl_aajr.core.output_maps import METRICS, OUTPUT_MAPS, Metric, OutputMap, check_output_map, squared_gain
+from marl_aajr.core.policy import Policy
+from marl_aajr.core.schedules import Schedule
+from marl_aajr.regularizers.adversarial import Targeted
+from marl_aajr.regularizers.base import Sample
+
+_OUTPUTS_WITH_METRIC = ("probs", "fisher")
+
+
+@dataclass(frozen=True, kw_only=True)
+class JacobianPenalty(Targeted):
+    """A penalty on ‖J_φ z‖² for some directions z at some points.
+
+    Attributes:
+        coefficient: λ ≥ 0, weight of the penalty; a number or ``[[env_step, value], ...]``.
+        output: φ, the output whose sensitivity counts: ``"logits"``, ``"mean"``, ``"probs"``, ``"fisher"``.
+        metric: whether gradients flow through p or σ of the output map: ``"detached"`` or ``"full"``.
+        backend: how Jacobian-vector products are computed: ``"auto"``, ``"forward"``, ``"double"``,
+            ``"central"`` (:mod:`marl_aajr.core.jacobian`).
+    """
+
+    weights: ClassVar[tuple[str, ...]] = ("coefficient",)
+
+    coefficient: Schedule = 1e-3
+    output: OutputMap = "logits"
+    metric: Metric = "detached"
+    backend: JVPBackend = "auto"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        one_of("output", self.output, OUTPUT_MAPS)
+        one_of("metric", self.metric, METRICS)
+        one_of("backend", self.backend, JVP_BACKENDS)
+        if self.metric == "full" and self.output not in _OUTPUTS_WITH_METRIC:
+            raise ValueError(
+                f"expected metric='detached' with output={self.output!r}, which has no metric, got 'full'; "
+                "use output='probs' or 'fisher'"
+            )
+
+    def check(self, distribution: ActionDistribution, *, offers: Collection[Need] = EVERYTHING) -> None:
+        super().check(distribution, offers=offers)
+        check_output_map(self.output, distribution)
+
+    def fitted(self, policy: Policy, obs: Tensor, *, backends: Sequence[Backend] = BACKENDS) -> Self:
+        return replace(self, backend=resolve_backend(policy, obs, self.backend, allowed=backends))
+
+    def penalty(
+        self, sample: Sample, deltas: Tensor, directions: Tensor, form: Callable[[Tensor], Tensor]
+    ) -> tuple[Tensor, Tensor]:
+        """The mean of ``form(‖J_φ z‖²)`` at T points s + δ of each row, and the squares, detached.
+
+        Points pass the network in blocks, each of which is differentiated and forgotten before the next:
+        memory does not grow with T, and what a small network needs stays in the processor's cache.
+
+        Args:
+            sample: the minibatch.
+            deltas: δ, ``[T, B, ..., d]``.
+            directions: z, the same shape; constants.
+            form: elementwise.
+        """
+        blocks = list(point_blocks(deltas))
+        parameters = [p for p in sample.policy.parameters() if p.requires_grad] if len(blocks) > 1 else []
+        # The gradient by what lies before the observations (an embedding's) is not among those.
+        if not parameters or sample.obs.requires_grad or not torch.is_grad_enabled():
+            squared = self.squared_gains(sample.policy, sample.obs + deltas, directions)
+            return sample.mean(form(squared)), squared.detach()
+        weights = _weights(sample, deltas.shape[:-1])
+        squares, total = torch.empty_like(weights), weights.new_zeros(())
+        gradients: list[Tensor | None] = []
+        for t, rows in blocks:
+            part = (t, rows)
+            policy = sample.policy if rows == ALL_ROWS else sample.policy.select(_index(rows, sample.obs))
+            squared = self.squared_gains(policy, sample.obs[rows] + deltas[part], directions[part])
+            loss = (weights[part] * form(squared)).sum()
+            more = torch.autograd.grad(loss, parameters, allow_unused=True) if loss.requires_grad else []
+            gradients = _added(gradients, more)
+            squares[part] = squared.detach()
+            total += loss.detach()
+        return _known(total, gradients, parameters), squares
+
+    def squared_gains(self, policy: Policy, points: Tensor, directions: Tensor) -> Tensor:
+        """‖J_φ z‖² at T points and directions of each row, ``[T, B, ..., d] -> [T, B, ...]``.
+
+        All points pass the network as one batch.
+        """
+        count = len(points)
+        repeated = policy.repeat(count)
+        outputs, tangent = jvp(repeated, points.flatten(0, 1), directions.flatten(0, 1), backend=self.backend)
+        squared = squared_gain(self.output, policy.distribution, outputs, tangent, metric=self.metric)
+        return squared.unflatten(0, (count, -1))
+
+
+def _index(rows: slice, like: Tensor) -> Tensor:
+    return torch.arange(len(like), device=like.device)[rows]
+
+
+def _weights(sample: Sample, shape: torch.Size) -> Tensor:
+    """w with ``sample.mean(v) = Σ w v``, which is linear."""
+    if sample.mask is None and sample.shard is None:
+        return sample.obs.new_full(shape, 1 / shape.numel())
+    with torch.enable_grad():
+        values = sample.obs.new_ones(shape).requires_grad_()
+        (weights,) = torch.autograd.grad(sample.mean(values), values)
+    return weights
+
+
+def _added(total: list[Tensor | None], more: Sequence[Tensor | None]) -> list[Tensor | None]:
+    """The sum of gradients, parameter by parameter; in place where it can be."""
+    if not total:
+        return list(more)
+    for i, gradient in enumerate(more):
+        if gradient is not None:
+            known = total[i]
+            total[i] = gradient if known is None else known.add_(gradient)
+    return total
+
+
+def _known(total: Tensor, gradients: Sequence[Tensor | None], parameters: Sequence[Tensor]) -> Tensor:
+    """A scalar with these gradients by the parameters."""
+    pairs = [(p, g) for p, g in zip(parameters, gradients, strict=False) if g is not None]
+    if not pairs:
+        return total
+    return _Known.apply(total, [g for _, g in pairs], *(p for p, _ in pairs))
+
+
+class _Known(torch.autograd.Function):
+    """A scalar whose gradient by the parameters is known already."""
+
+    @staticmethod
+    def forward(ctx: Any, total: Tensor, gradients: Sequence[Tensor], *parameters: Tensor) -> Tensor:
+        ctx.save_for_backward(*gradients)
+        return total.clone()
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, weight: Tensor) -> tuple[Tensor | None, ...]:
+        return None, None, *(weight * gradient for gradient in ctx.saved_tensors)
+
+
+def gain_metrics(sample: Sample, squared: Tensor) -> dict[str, Tensor]:
+    """Mean and largest gain ‖J z‖ over the rows that count, from its square ``[T, B, ...]``."""
+    gain = squared.detach().sqrt()
+    counted = gain if sample.mask is None else torch.where(sample.mask, gain, 0.0)
+    return {"gain_mean": sample.mean(gain), "gain_max": counted.amax()}

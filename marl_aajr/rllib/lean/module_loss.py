@@ -1,0 +1,208 @@
+"""Which rows go into which minibatch: RLlib's order, without its batches.
+
+``MiniBatchCyclicIterator`` slices, concatenates and shuffles whole batches of columns, which takes longer
+than the forward pass of a small network. Here a minibatch is an index.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from ray.rllib.algorithms.ppo.ppo import (
+    LEARNER_RESULTS_KL_KEY,
+    LEARNER_RESULTS_VF_EXPLAINED_VAR_KEY,
+    LEARNER_RESULTS_VF_LOSS_UNCLIPPED_KEY,
+)
+from ray.rllib.core.columns import Columns
+from ray.rllib.core.learner.learner import ENTROPY_KEY, POLICY_LOSS_KEY, VF_LOSS_KEY
+from ray.rllib.core.rl_module.torch import TorchRLModule
+from ray.rllib.evaluation.postprocessing import Postprocessing
+from ray.rllib.utils.torch_utils import explained_variance
+from torch import Tensor, nn
+
+from marl_aajr.rllib.internals import plain_networks
+from marl_aajr.rllib.lean.ppo_loss import PPOCoefficients, PPORows, plain_gradient, ppo_loss, ppo_parts
+from marl_aajr.rllib.networks import FlatActorCritic, floats, split
+from marl_aajr.rllib.sampling.module_players import own_distribution
+
+Index = NDArray[np.int64]
+
+
+def minibatches(
+    rows: Mapping[str, int], *, size: int, epochs: int, shuffle: bool, total: int = 0
+) -> Iterator[dict[str, Index]]:
+    """Indices of the rows of each module, minibatch by minibatch.
+
+    Every module contributes ``size`` rows to every minibatch, going round through its rows until the last of
+    them has been through all of its rows ``epochs`` times. The first time, rows are in the order given; if
+    ``shuffle``, they are shuffled before each of the others. As in RLlib, NumPy's global generator does it,
+    so that the same seed gives the same minibatches as RLlib's learner.
+
+    Args:
+        rows: How many each module has, at least 1.
+        size: Rows of each module in a minibatch.
+        epochs: Passes over the rows.
+        shuffle: Whether to.
+        total: If positive, the number of minibatches, whatever the epochs.
+    """
+    cycles = {module: _Cycle(count, shuffle=shuffle) for module, count in rows.items()}
+    made = 0
+    while made < total if total else min(cycle.completed for cycle in cycles.values()) < epochs:
+        yield {module: cycle.take(size) for module, cycle in cycles.items()}
+        made += 1
+
+
+def needed(rows: int, *, size: int, epochs: int) -> int:
+    """How many minibatches it takes to go through ``rows`` that many times."""
+    return -(-epochs * rows // size)
+
+
+class _Cycle:
+    """The rows of one module, round and round."""
+
+    def __init__(self, rows: int, *, shuffle: bool) -> None:
+        self._order: Index = np.arange(rows)
+        self._shuffle = shuffle
+        self._start = 0
+        self.completed = 0
+
+    def take(self, count: int) -> Index:
+        """The next rows."""
+        pieces = []
+        while self._start + count >= len(self._order):
+            pieces.append(self._order[self._start :])
+            count -= len(pieces[-1])
+            self._start = 0
+            self.completed += 1
+            if self._shuffle:
+                self._order = self._order[np.random.permutation(len(self._order))]  # noqa: NPY002
+        if count:
+            pieces.append(self._order[self._start : self._start + count])
+            self._start += count
+        return pieces[0] if len(pieces) == 1 else np.concatenate(pieces)
+
+
+# MERGED: module_loss.py; its docstring belongs into that of this module
+
+
+VALUES = "marl_aajr_values"
+LOSS = "marl_aajr_loss"
+ROWS = "marl_aajr_rows"
+GRADIENT = "marl_aajr_gradient"
+"""Where a forward pass leaves what it has computed already."""
+
+_ROWS = (Columns.ACTIONS, Columns.ACTION_LOGP, Postprocessing.ADVANTAGES, Postprocessing.VALUE_TARGETS)
+
+Metrics = dict[str, Tensor]
+
+
+class ModuleLoss:
+    """PPO's loss of one module.
+
+    Args:
+        module: The unwrapped module.
+
+    Attributes:
+        distribution: What the module's outputs parametrise; None: not one of ours, and only RLlib's own loss
+            can serve.
+    """
+
+    def __init__(self, module: TorchRLModule) -> None:
+        self._module = module
+        self.distribution = own_distribution(module, module.action_space)
+        self._networks = _networks(module)
+        self._plain = plain_gradient(self._networks, self.distribution)
+
+    def forward(
+        self, columns: dict[str, Any], coefficients: PPOCoefficients, *, with_graph: bool
+    ) -> dict[str, Any]:
+        """The module's ``forward_train``; for small networks, the loss and its gradient at once.
+
+        Args:
+            columns: The minibatch.
+            coefficients: Of the loss.
+            with_graph: Whether the loss is to be differentiated, and not its gradient to be given.
+        """
+        if self._networks is None:
+            return self._module.forward_train(columns)
+        obs, critic_obs = self._read(columns[Columns.OBS])
+        if self._plain is not None and Columns.LOSS_MASK not in columns and not with_graph:
+            constants = [columns[name] for name in _ROWS]
+            loss, gradient, rows = self._plain(obs, critic_obs, constants, coefficients)
+            return {LOSS: loss, GRADIENT: gradient, ROWS: rows}
+        actor, critic = self._networks
+        return {Columns.ACTION_DIST_INPUTS: actor(obs), VALUES: critic(critic_obs).squeeze(-1)}
+
+    def _read(self, obs: Any) -> tuple[Tensor, Tensor]:
+        """What the actor and the critic read of a batch of observations."""
+        if not isinstance(self._module, FlatActorCritic):
+            return obs, obs
+        own, _ = split(obs)
+        return floats(own), self._module.critic_inputs(obs)
+
+    def __call__(
+        self,
+        batch: Mapping[str, Any],
+        fwd_out: Mapping[str, Any],
+        coefficients: PPOCoefficients,
+        *,
+        kl_coefficient: Tensor | None,
+        report: bool,
+    ) -> tuple[Tensor, Metrics]:
+        """The loss, and RLlib's metrics of it if a report is asked for.
+
+        Args:
+            batch: The minibatch.
+            fwd_out: What the forward pass said of it.
+            coefficients: Of the loss.
+            kl_coefficient: Weight of ``KL(π_old ‖ π)``; None: no such term.
+            report: Whether to measure.
+        """
+        assert self.distribution is not None
+        if LOSS in fwd_out:
+            loss = fwd_out[LOSS]
+            none = torch.zeros_like(loss)
+            return loss, self._report(fwd_out[ROWS], coefficients, none) if report else {}
+        values = fwd_out.get(VALUES)
+        if values is None:
+            values = self._critic(batch, fwd_out)
+        rows = PPORows(fwd_out[Columns.ACTION_DIST_INPUTS], values, *(batch[name] for name in _ROWS))
+        old, mask = batch[Columns.ACTION_DIST_INPUTS], batch.get(Columns.LOSS_MASK)
+        if mask is not None:
+            rows, old = rows.where(mask.bool()), old[mask.bool()]
+        loss = ppo_loss(self.distribution, rows, coefficients)
+        divergence = torch.zeros_like(loss)
+        if kl_coefficient is not None and len(rows.values):
+            divergence = self.distribution.kl(old, rows.inputs).mean()
+            loss = loss + kl_coefficient * divergence
+        measure = report and len(rows.values) > 0
+        return loss, self._report(rows, coefficients, divergence) if measure else {}
+
+    def _critic(self, batch: Mapping[str, Any], fwd_out: Mapping[str, Any]) -> Tensor:
+        values: Tensor = self._module.compute_values(batch, embeddings=fwd_out.get(Columns.EMBEDDINGS))
+        return values
+
+    @torch.no_grad()
+    def _report(self, rows: PPORows, c: PPOCoefficients, divergence: Tensor) -> Metrics:
+        assert self.distribution is not None
+        parts = ppo_parts(self.distribution, rows, clip=c.clip, vf_clip=c.vf_clip)
+        return {
+            POLICY_LOSS_KEY: parts["policy_loss"],
+            VF_LOSS_KEY: parts["vf_loss"],
+            LEARNER_RESULTS_VF_LOSS_UNCLIPPED_KEY: parts["vf_loss_unclipped"],
+            LEARNER_RESULTS_VF_EXPLAINED_VAR_KEY: explained_variance(rows.value_targets, rows.values),
+            ENTROPY_KEY: parts["entropy"],
+            LEARNER_RESULTS_KL_KEY: divergence.detach(),
+        }
+
+
+def _networks(module: TorchRLModule) -> tuple[nn.Sequential, nn.Sequential] | None:
+    """Actor and critic as layers; None where they are more than that."""
+    if not isinstance(module, FlatActorCritic):
+        return plain_networks(module)
+    actor, critic = module.flat_actor, module.flat_critic
+    return None if actor is None or critic is None else (actor, critic)

@@ -1,0 +1,274 @@
+"""PPO's loss as one node of the autograd graph, with its gradient written out.
+
+The loss of a minibatch is some thirty small operations between the networks' outputs and one number. Autograd
+records each, and walks back through each. All of them together have a closed-form gradient with respect to
+the distribution inputs and the values, which costs a third of that; the networks' own graph stays autograd's.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, fields, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from marl_aajr.core.distributions import ActionDistribution, Categorical, DiagGaussian, MultiCategorical
+from marl_aajr.core.mlp import Gradient, PlainMLP
+
+
+@dataclass(frozen=True)
+class PPOCoefficients:
+    """The numbers of PPO's loss.
+
+    Attributes:
+        clip: Bound of the probability ratio's distance from 1.
+        vf_clip: Bound of the squared value error; infinite: none.
+        vf_loss: Weight of the value loss; 0 where there is no critic.
+        entropy: Weight of the entropy bonus.
+    """
+
+    clip: float
+    vf_clip: float
+    vf_loss: float
+    entropy: float
+
+
+@dataclass(frozen=True)
+class PPORows:
+    """What the loss needs of N samples.
+
+    Attributes:
+        inputs: ``[N, m]``, of the policy that is trained; differentiable.
+        values: ``[N]``, of the critic that is trained; differentiable.
+        actions: ``[N, ...]``.
+        log_probs: ``[N]``, of the policy that acted.
+        advantages: ``[N]``.
+        value_targets: ``[N]``.
+    """
+
+    inputs: Tensor
+    values: Tensor
+    actions: Tensor
+    log_probs: Tensor
+    advantages: Tensor
+    value_targets: Tensor
+
+    def where(self, mask: Tensor) -> PPORows:
+        """The samples among rows that only look like some, ``mask [N]`` (or ``[B, T]``) bool."""
+        return PPORows(*(getattr(self, field.name)[mask] for field in fields(self)))
+
+
+def ppo_loss(distribution: ActionDistribution, rows: PPORows, coefficients: PPOCoefficients) -> Tensor:
+    """RLlib's PPO loss, but for its KL term.
+
+    ``mean(−min(ρ A, clip(ρ, 1 − c, 1 + c) A) + c_v min((V − R)², c_vf) − c_e H)`` with
+    ``ρ = exp(log π(a) − log π_old(a))`` (Schulman et al. 2017, arXiv:1707.06347, eq. 7 and 9).
+
+    Args:
+        distribution: What the inputs parametrise.
+        rows: The samples; of none, the loss is 0.
+        coefficients: The numbers above.
+
+    Returns:
+        A scalar. Its gradient can be taken, but not differentiated again.
+    """
+    if not len(rows.values):
+        return (rows.inputs.sum() + rows.values.sum()) * 0.0
+    loss: Tensor = _Loss.apply(rows.inputs, rows.values, distribution, rows, coefficients)
+    return loss
+
+
+def ppo_parts(
+    distribution: ActionDistribution, rows: PPORows, *, clip: float | Tensor, vf_clip: float | Tensor
+) -> dict[str, Tensor]:
+    """The parts of the loss, as autograd sees them.
+
+    Returns:
+        ``policy_loss``, ``vf_loss``, ``vf_loss_unclipped`` and ``entropy``.
+    """
+    ratio = (distribution.log_prob(rows.inputs, rows.actions) - rows.log_probs).exp()
+    bound = rows.advantages + clip * rows.advantages.abs()
+    squared = (rows.values - rows.value_targets).square()
+    return {
+        "policy_loss": -torch.min(ratio * rows.advantages, bound).mean(),
+        "vf_loss": squared.clamp(max=vf_clip).mean(),
+        "vf_loss_unclipped": squared.mean(),
+        "entropy": distribution.entropy(rows.inputs).mean(),
+    }
+
+
+def loss_and_gradient(
+    distribution: ActionDistribution, rows: PPORows, coefficients: PPOCoefficients
+) -> tuple[Tensor, Tensor, Tensor]:
+    """:func:`ppo_loss`, and its gradient with respect to the inputs ``[N, m]`` and the values ``[N]``.
+
+    No graph is recorded; call it where none would be.
+    """
+    c, share = coefficients, 1.0 / len(rows.values)
+    parts = _parts(distribution, rows.inputs, rows.actions)
+    log_prob = _total([part.log_prob for part in parts])
+    free = (log_prob - rows.log_probs).exp_().mul_(rows.advantages)
+    # clip(ρ) A where it is the smaller one: (1 + c) A for A > 0, (1 − c) A for A < 0.
+    bound = torch.add(rows.advantages, rows.advantages.abs(), alpha=c.clip)
+    error = rows.values - rows.value_targets
+    squared = error.square()
+    terms = torch.min(free, bound).neg_()
+    terms.add_(squared.clamp(max=c.vf_clip), alpha=c.vf_loss)
+    terms.sub_(_total([part.entropy for part in parts]), alpha=c.entropy)
+    to_log_prob = torch.where(free <= bound, free, 0.0).mul_(-share)
+    gradient = [part.gradient(to_log_prob, -c.entropy * share) for part in parts]
+    to_values = error.mul_(2.0 * c.vf_loss * share)
+    if math.isfinite(c.vf_clip):
+        to_values = to_values.masked_fill_(squared > c.vf_clip, 0.0)
+    return terms.mean(), gradient[0] if len(gradient) == 1 else torch.cat(gradient, -1), to_values
+
+
+class _Loss(torch.autograd.Function):
+    @staticmethod
+    def forward(  # noqa: PLR0917 - autograd takes no keywords
+        ctx: Any,
+        inputs: Tensor,
+        values: Tensor,
+        distribution: ActionDistribution,
+        rows: PPORows,
+        coefficients: PPOCoefficients,
+    ) -> Tensor:
+        known = replace(rows, inputs=inputs, values=values)
+        loss, to_inputs, to_values = loss_and_gradient(distribution, known, coefficients)
+        ctx.save_for_backward(to_inputs, to_values)
+        return loss
+
+    @staticmethod
+    def backward(ctx: Any, *upstream: Tensor) -> Any:
+        to_inputs, to_values = ctx.saved_tensors
+        return to_inputs * upstream[0], to_values * upstream[0], None, None, None
+
+
+def _total(terms: Sequence[Tensor]) -> Tensor:
+    return terms[0] if len(terms) == 1 else torch.stack(list(terms)).sum(0)
+
+
+def _parts(
+    distribution: ActionDistribution, inputs: Tensor, actions: Tensor
+) -> list[_Choice] | list[_Normal]:
+    """The independent parts of a distribution; the last dimension of ``inputs`` is theirs in turn."""
+    if isinstance(distribution, Categorical):
+        return [_Choice(inputs, actions)]
+    if isinstance(distribution, MultiCategorical):
+        pairs = zip(distribution.split(inputs), actions.unbind(-1), strict=True)
+        return [_Choice(logits, chosen) for logits, chosen in pairs]
+    assert isinstance(distribution, DiagGaussian)
+    return [_Normal(*distribution.split(inputs), actions)]
+
+
+class _Choice:
+    """One discrete action: ``log p(a)``, ``H = −Σ p log p`` and their gradients by the logits."""
+
+    def __init__(self, logits: Tensor, actions: Tensor) -> None:
+        self._actions = actions.long().unsqueeze(0)
+        # Few actions, many rows: along the rows, vector instructions have something to do.
+        log_p = torch.log_softmax(logits.t().contiguous(), 0)
+        self._p = log_p.exp()
+        # An action that is masked with −∞ has p log p = 0, not NaN.
+        self._p_log_p = (self._p * log_p).nan_to_num_(nan=0.0)
+        self.log_prob = log_p.gather(0, self._actions)[0]
+        self.entropy = self._p_log_p.sum(0).neg_()
+
+    def gradient(self, to_log_prob: Tensor, to_entropy: float) -> Tensor:
+        """``Σ_rows g_row ∇log p(a) + h ∇H``: ``g (1_a − p) − h p (log p + H)``, ``[N, n]``."""
+        gradient = self._p_log_p.addcmul(self._p, self.entropy).mul_(-to_entropy)
+        gradient.addcmul_(self._p, to_log_prob, value=-1.0)
+        return gradient.scatter_add_(0, self._actions, to_log_prob.unsqueeze(0)).t()
+
+
+class _Normal:
+    """Independent normal actions, in terms of mean and log σ."""
+
+    def __init__(self, mean: Tensor, log_std: Tensor, actions: Tensor) -> None:
+        self._precision = (-log_std).exp()
+        self._z = (actions - mean).mul_(self._precision)
+        constant = 0.5 * math.log(2.0 * math.pi)
+        self.log_prob = (0.5 * self._z.square() + log_std).add_(constant).sum(-1).neg_()
+        self.entropy = log_std.add(constant + 0.5).sum(-1)
+
+    def gradient(self, to_log_prob: Tensor, to_entropy: float) -> Tensor:
+        """``∇log p(a)`` is z / σ for the mean and z² − 1 for log σ; ``∇H`` is 1 for log σ; ``[N, 2k]``."""
+        row = to_log_prob.unsqueeze(-1)
+        to_mean = self._z * self._precision * row
+        to_log_std = (self._z.square() - 1.0).mul_(row).add_(to_entropy)
+        return torch.cat([to_mean, to_log_std], -1)
+
+
+# MERGED: plain_gradient.py; its docstring belongs into that of this module
+
+
+class PlainGradient:
+    """The gradient of PPO's loss by the weights of an actor and a critic that are plain MLPs.
+
+    Args:
+        actor: Observations to distribution inputs; layers behind the last linear one (a Gaussian's log σ) are
+            left to autograd.
+        critic: Observations to values ``[N, 1]``.
+        distribution: What the inputs parametrise.
+    """
+
+    def __init__(self, actor: nn.Sequential, critic: nn.Sequential, distribution: ActionDistribution) -> None:
+        body, self._tail = _parted(actor)
+        self._actor, self._critic = PlainMLP(list(body)), PlainMLP(list(critic))
+        self._distribution = distribution
+
+    @torch.no_grad()
+    def __call__(
+        self, obs: Tensor, critic_obs: Tensor, constants: Sequence[Tensor], coefficients: PPOCoefficients
+    ) -> tuple[Tensor, Gradient, PPORows]:
+        """Loss, gradient, and the rows that they are of.
+
+        Args:
+            obs: ``[N, d]``, what the actor reads.
+            critic_obs: ``[N, d']``, what the critic reads.
+            constants: The columns of `PPORows` that are no outputs.
+            coefficients: Of the loss.
+        """
+        outputs, actor_seen = self._actor.forward(obs)
+        values, critic_seen = self._critic.forward(critic_obs)
+        inputs, graph = self._through_tail(outputs)
+        rows = PPORows(inputs, values.squeeze(-1), *constants)
+        loss, to_inputs, to_values = loss_and_gradient(self._distribution, rows, coefficients)
+        gradient = self._critic.backward(to_values.unsqueeze(-1), critic_seen)
+        if graph is not None:
+            parameters = list(self._tail.parameters())
+            to_inputs, *rest = torch.autograd.grad(graph, [outputs, *parameters], to_inputs)
+            gradient |= dict(zip(parameters, rest, strict=True))
+        gradient |= self._actor.backward(to_inputs, actor_seen)
+        return loss, {p: g for p, g in gradient.items() if p.requires_grad}, rows
+
+    def _through_tail(self, outputs: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Distribution inputs, and the same with the graph of the layers that autograd goes through."""
+        if not len(self._tail):
+            return outputs, None
+        with torch.enable_grad():
+            graph = self._tail(outputs.requires_grad_())
+        return graph.detach(), graph
+
+
+def _parted(layers: nn.Sequential) -> tuple[nn.Sequential, nn.Sequential]:
+    """The layers up to the last linear one, and those behind it."""
+    parts = list(layers)
+    last = max((i for i, layer in enumerate(parts) if isinstance(layer, nn.Linear)), default=-1)
+    return nn.Sequential(*parts[: last + 1]), nn.Sequential(*parts[last + 1 :])
+
+
+def plain_gradient(
+    networks: tuple[nn.Sequential, nn.Sequential] | None, distribution: ActionDistribution | None
+) -> PlainGradient | None:
+    """The written-out gradient, where it serves: all weights trained, both networks plain MLPs."""
+    if networks is None or distribution is None:
+        return None
+    trained = all(parameter.requires_grad for part in networks for parameter in part.parameters())
+    actor, critic = networks
+    served = all(PlainMLP.of(part) is not None for part in (_parted(actor)[0], critic))
+    apart = {id(p) for p in actor.parameters()}.isdisjoint(id(p) for p in critic.parameters())
+    return PlainGradient(*networks, distribution) if trained and served and apart else None

@@ -1,0 +1,216 @@
+"""An RLModule and one of its train batches, seen as a :class:`~marl_aajr.core.policy.Policy`.
+
+Only the observations are a variable. Every other column of the batch (recurrent state, action mask, sequence
+lengths, columns of the user's own) is held fixed and follows the rows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+import tree
+from ray.rllib.core.columns import Columns
+from ray.rllib.core.distribution.torch.torch_distribution import (
+    TorchCategorical,
+    TorchDiagGaussian,
+    TorchMultiCategorical,
+    TorchSquashedGaussian,
+)
+from ray.rllib.core.rl_module.apis import ValueFunctionAPI
+from ray.rllib.core.rl_module.torch import TorchRLModule
+from torch import Tensor, nn
+
+from marl_aajr.core.distributions import (
+    ActionDistribution,
+    Categorical,
+    DiagGaussian,
+    MultiCategorical,
+    from_space,
+)
+from marl_aajr.core.policy import ModulePolicy, Policy
+from marl_aajr.rllib.internals import actor_forward, trained_actor
+from marl_aajr.rllib.networks import FlatActorCritic
+from marl_aajr.rllib.plugin.observation_layout import Leaves, ObservationLayout
+
+_RLLIB_CLASSES = {
+    Categorical: TorchCategorical,
+    MultiCategorical: TorchMultiCategorical,
+    DiagGaussian: (TorchDiagGaussian, TorchSquashedGaussian),  # squashed ones are compared before squashing
+}
+
+_Rows = tuple[list[Tensor], dict[str, Any]]
+"""Leaves of the observations that nobody perturbs, and other columns: what is fixed, row by row."""
+
+
+class RLModulePolicy(Policy):
+    """The actor of an RLModule on one train batch; see :func:`module_policy`."""
+
+    def __init__(
+        self,
+        forward: Callable[[dict[str, Any]], Tensor],
+        layout: ObservationLayout,
+        fixed: _Rows,
+        distribution: ActionDistribution,
+        parameters: list[Tensor],
+    ) -> None:
+        super().__init__(distribution)
+        self._forward = forward
+        self._layout = layout
+        self._fixed = fixed
+        self._parameters = parameters
+
+    def __call__(self, obs: Tensor) -> Tensor:
+        return self._forward(_columns_at(obs, self._layout, self._fixed))
+
+    def select(self, index: Tensor) -> RLModulePolicy:
+        return self._with(lambda column: column[index])
+
+    def repeat(self, count: int) -> RLModulePolicy:
+        return self if count == 1 else self._with(lambda column: torch.cat([column] * count))
+
+    def parameters(self) -> list[Tensor]:
+        return self._parameters
+
+    def _with(self, change: Callable[[Tensor], Tensor]) -> RLModulePolicy:
+        if not any(self._fixed):
+            return self
+        fixed = tree.map_structure(change, self._fixed)
+        return RLModulePolicy(self._forward, self._layout, fixed, self.distribution, self._parameters)
+
+
+def module_policy(
+    module: TorchRLModule,
+    batch: Mapping[str, Any],
+    distribution: ActionDistribution,
+    *,
+    layers: nn.Sequential | None = None,
+    leaves: Leaves | None = None,
+) -> tuple[Policy, Tensor]:
+    """The policy of one module on one train batch, and its clean observations.
+
+    Args:
+        module: the unwrapped module (never a DDP wrapper: a second forward would break its reducer).
+        batch: the train batch of this module; not modified.
+        distribution: what the module's distribution inputs parametrise.
+        layers: the module's actor, where that is a stack of layers (:func:`actor_of`): the same policy by a
+            shorter way, for flat observations.
+        leaves: names of the parts of a nested observation that may be perturbed
+            (:mod:`marl_aajr.rllib.plugin.observation_layout`); None: all of floating-point numbers but
+            action masks.
+
+    Returns:
+        The policy and the perturbable observations, ``[B, d]`` or ``[B, T, d]`` for recurrent modules.
+
+    Raises:
+        ValueError: ``leaves`` that the observations do not have, or nothing to perturb.
+    """
+    obs = _for_the_actor(module, batch[Columns.OBS])
+    if layers is not None and leaves is None:
+        only = obs["observation"] if isinstance(obs, Mapping) and len(obs) == 1 else obs
+        if isinstance(only, Tensor) and only.ndim == 2 and only.is_floating_point():
+            return ModulePolicy(layers, distribution), only
+    layout = ObservationLayout.of(obs, lead_dims=_lead_dims(module), leaves=leaves)
+    forward, reads_obs_only = actor_forward(module)
+    others = {} if reads_obs_only else {name: batch[name] for name in batch if name != Columns.OBS}
+    fixed = (layout.rest(obs), others)
+    policy = RLModulePolicy(forward, layout, fixed, distribution, list(module.parameters()))
+    return policy, layout.flatten(obs)
+
+
+def module_critic(
+    module: TorchRLModule, batch: Mapping[str, Any], *, leaves: Leaves | None = None
+) -> RLModuleCritic | None:
+    """The module's critic at perturbed observations of this batch; None where it reads something else."""
+    if not judges_observations(module):
+        return None
+    obs = batch[Columns.OBS]
+    layout = ObservationLayout.of(obs, lead_dims=_lead_dims(module), leaves=leaves)
+    others = {name: batch[name] for name in batch if name != Columns.OBS}
+    return RLModuleCritic(module, layout, (layout.rest(obs), others))
+
+
+class RLModuleCritic:
+    """V(s + δ) of one train batch, ``[B, ..., d] -> [B, ...]``; follows its rows through :meth:`select`."""
+
+    def __init__(
+        self,
+        module: ValueFunctionAPI,
+        layout: ObservationLayout,
+        fixed: _Rows,
+        index: Tensor | None = None,
+    ) -> None:
+        self._module = module
+        self._layout = layout
+        self._fixed = fixed
+        self._index = index
+
+    def __call__(self, obs: Tensor) -> Tensor:
+        fixed, index = self._fixed, self._index
+        if index is not None:
+            fixed = tree.map_structure(lambda column: column[index], fixed)
+        values: Tensor = self._module.compute_values(_columns_at(obs, self._layout, fixed))
+        return values
+
+    def select(self, index: Tensor) -> RLModuleCritic:
+        # Few objectives ask the critic: its columns are taken when one does.
+        index = index if self._index is None else self._index[index]
+        return RLModuleCritic(self._module, self._layout, self._fixed, index)
+
+
+def judges_observations(module: TorchRLModule) -> bool:
+    """Whether a module has a critic that reads the agent's own observation, and nothing else of the game."""
+    return isinstance(module, ValueFunctionAPI) and not _critic_only(module)
+
+
+def actor_of(module: TorchRLModule) -> nn.Sequential | None:
+    """The layers between flat observations and distribution inputs in training; None: there is more to it."""
+    return module.flat_actor if isinstance(module, FlatActorCritic) else trained_actor(module)
+
+
+def _critic_only(module: TorchRLModule) -> tuple[str, ...]:
+    """What a module declares of a Dict observation: the keys that its critic alone reads."""
+    return tuple(getattr(module, "critic_only", ()))
+
+
+def _for_the_actor(module: TorchRLModule, obs: Any) -> Any:
+    """Observations without what only the critic reads: perturbing that would be no attack on the actor."""
+    hidden = _critic_only(module)
+    return {key: part for key, part in obs.items() if key not in hidden} if hidden else obs
+
+
+def _lead_dims(module: TorchRLModule) -> int:
+    return 2 if module.is_stateful() else 1
+
+
+def _columns_at(flat: Tensor, layout: ObservationLayout, fixed: _Rows) -> dict[str, Any]:
+    """A batch with these perturbable observations, in fresh mappings: modules may pop from them."""
+    rest, others = fixed
+    return {**_copy(others), Columns.OBS: layout.merge(flat, rest)}
+
+
+def module_distribution(module: TorchRLModule) -> ActionDistribution:
+    """The action distribution that a module trains with.
+
+    Raises:
+        ValueError: a distribution other than RLlib's categorical, multi-categorical, diagonal Gaussian.
+    """
+    distribution = from_space(module.action_space)
+    rllib_class = module.get_train_action_dist_cls()
+    if not issubclass(rllib_class, _RLLIB_CLASSES[type(distribution)]):
+        raise ValueError(
+            "expected a module with RLlib's TorchCategorical, TorchMultiCategorical, TorchDiagGaussian or "
+            f"TorchSquashedGaussian, got {rllib_class}; register a regularizer for the other modules only"
+        )
+    return distribution
+
+
+def _copy(batch: Any) -> Any:
+    """The same tensors in new dicts and lists."""
+    return tree.map_structure(lambda leaf: leaf, batch)
+
+
+def snapshot(batch: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
+    """A multi-agent train batch whose nested mappings a module cannot empty."""
+    return {module_id: dict(_copy(dict(columns))) for module_id, columns in batch.items()}

@@ -1,0 +1,263 @@
+"""One policy's regularizer during training: what it remembers, adds, measures and checks."""
+
+from __future__ import annotations
+
+import time
+import zlib
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from ray.rllib.core.columns import Columns
+from ray.rllib.core.rl_module.torch import TorchRLModule
+from ray.rllib.evaluation.postprocessing import Postprocessing
+from torch import Tensor, nn
+
+from marl_aajr.core.distributions import ActionDistribution
+from marl_aajr.core.jacobian import Backend
+from marl_aajr.core.numerics import NonFiniteError
+from marl_aajr.core.objectives import Need
+from marl_aajr.regularizers.base import Evaluation, PolicyLoss, Regularizer, Sample
+from marl_aajr.regularizers.shard import Shard
+from marl_aajr.rllib.internals import actor_network
+from marl_aajr.rllib.plugin.agreement import add_up
+from marl_aajr.rllib.plugin.module_policy import (
+    actor_of,
+    judges_observations,
+    module_critic,
+    module_distribution,
+    module_policy,
+)
+
+
+@dataclass(frozen=True)
+class Report:
+    """What there is to say of one update.
+
+    Attributes:
+        metrics: numbers by name; names that end in ``_max`` or ``_min`` are extremes, ``nonfinite`` counts.
+        origin: where the first number that was not finite arose, if that is known.
+    """
+
+    metrics: Mapping[str, float]
+    origin: str | None = None
+
+    @classmethod
+    def of_all(cls, reports: Sequence[Report]) -> Report:
+        """Of several learners: means, extremes and counts over all of them."""
+        metrics = {
+            name: float(reduced(name, torch.tensor([report.metrics[name] for report in reports])))
+            for name in reports[0].metrics
+        }
+        return cls(metrics, next((report.origin for report in reports if report.origin), None))
+
+
+class Regularized:
+    """The regularizer of one policy, with its state and its metrics of the update in progress.
+
+    Args:
+        name: the policy's, for messages and for the key of the private random generator.
+        regularizer: the settings.
+        distribution: what the policy's outputs parametrise.
+        offers: what its learner can give beside observations and outputs.
+        backends: the Jacobian backends that this learner may use, in order of preference.
+        defer: let a number that is not finite be, until :meth:`finish`: where others would wait for ever
+            for a learner that has stopped.
+
+    Raises:
+        ValueError: settings that do not fit the policy or the learner.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        regularizer: Regularizer,
+        distribution: ActionDistribution,
+        *,
+        offers: set[Need],
+        backends: Sequence[Backend],
+        defer: bool = False,
+    ) -> None:
+        regularizer.check(distribution, offers=offers)
+        self.name = name
+        self.regularizer = regularizer
+        self.distribution = distribution
+        self.state = regularizer.initial_state()
+        self._backends = backends
+        self._defer = defer
+        self._fitted = False
+        self._records: dict[str, list[Tensor]] = defaultdict(list)
+        self._seconds = 0.0
+        self._origin: str | None = None
+
+    def term(self, sample: Sample, loss: Tensor, *, timestep: float, key: str) -> Tensor:
+        """What to add to the loss of one minibatch.
+
+        Args:
+            sample: the minibatch.
+            loss: the learner's own loss, for the share.
+            timestep: environment steps so far.
+            key: of the random generator; the same key draws the same numbers.
+
+        Raises:
+            NonFiniteError: naming the first number that is not finite (on the CPU; on an accelerator
+                :meth:`finish` raises, so that nothing waits for it here).
+        """
+        started = time.perf_counter()
+        if not self._fitted:
+            self.regularizer = self.regularizer.fitted(sample.policy, sample.obs, backends=self._backends)
+            self._fitted = True
+        evaluation = self._evaluate(sample, timestep=timestep, key=key)
+        if sample.obs.device.type == "cpu" and evaluation.metrics["nonfinite"] > 0 and self._origin is None:
+            self._name_the_origin(sample, timestep=timestep, key=key)
+        for name, value in evaluation.metrics.items():
+            self._records[name].append(value)
+        added, base = evaluation.loss.detach().abs(), loss.detach().abs()
+        self._records["loss_share"].append(added / (added + base))
+        self._seconds += time.perf_counter() - started
+        return evaluation.loss
+
+    def constrain(self, network: nn.Module, *, exact: bool) -> None:
+        """Bring an actor's weights back into the permitted set, where the regularizer has one."""
+        started = time.perf_counter()
+        for name, value in self.regularizer.constrain(network, self.state, exact=exact).items():
+            self._records[name].append(value)
+        self._seconds += time.perf_counter() - started
+
+    @property
+    def latest(self) -> dict[str, Tensor]:
+        """The metrics of the last minibatch of the update in progress."""
+        return {name: values[-1] for name, values in self._records.items()}
+
+    def report(self) -> Report | None:
+        """The report on the update that ends; None if nothing was done in it."""
+        if not self._records:
+            return None
+        values = [reduced(name, torch.stack(seen).float()) for name, seen in self._records.items()]
+        # In one transfer: what was computed on the host joins what is on an accelerator.
+        device = next((value.device for value in values if value.device.type != "cpu"), torch.device("cpu"))
+        numbers = torch.stack([value.to(device) for value in values]).tolist()
+        metrics = dict(zip(self._records, numbers, strict=True)) | {"seconds": self._seconds}
+        self._records.clear()
+        self._seconds = 0.0
+        return Report(metrics, self._origin)
+
+    def finish(self, report: Report) -> None:
+        """Move the state after an update, given the report on it of all learners.
+
+        Raises:
+            NonFiniteError: a number was not finite during the update.
+        """
+        if report.metrics.get("nonfinite", 0) > 0:
+            raise NonFiniteError(
+                report.origin
+                or f"regularizer {self.regularizer.name!r} of module {self.name!r}: a number was not "
+                "finite; run on the CPU to learn which"
+            )
+        if self.state:
+            self.regularizer.after_update(self.state, report.metrics)
+
+    def _evaluate(self, sample: Sample, *, timestep: float, key: str, check: bool = False) -> Evaluation:
+        seed = zlib.crc32(f"{key}/{self.name}".encode())
+        generator = torch.Generator(device=sample.obs.device).manual_seed(seed)
+        return self.regularizer.evaluate(
+            sample, timestep=timestep, generator=generator, state=self.state, check=check
+        )
+
+    def _name_the_origin(self, sample: Sample, *, timestep: float, key: str) -> None:
+        """Compute the same numbers once more, slowly, up to the first one that is not finite."""
+        if sample.shard is not None:  # the others are not there to add anything up with
+            sample = replace(sample, shard=sample.shard.alone())
+        try:
+            self._evaluate(sample, timestep=timestep, key=key, check=True)
+        except NonFiniteError as error:
+            where = f"regularizer {self.regularizer.name!r} of module {self.name!r}"
+            self._origin = f"{where}, environment step {timestep}: {error}"
+            if not self._defer:
+                raise NonFiniteError(self._origin) from None
+
+
+class RegularizedModule(Regularized):
+    """The regularizer of one RLModule.
+
+    Args:
+        module_id: its id.
+        regularizer: the settings.
+        module: the unwrapped module.
+        policy_loss: the learner's policy loss; None where it has none to offer.
+        backends: the Jacobian backends that this learner may use, in order of preference.
+        shard: (i, n): this is learner i of n that work on one minibatch in step; None: alone, or not in step.
+    """
+
+    def __init__(
+        self,
+        module_id: str,
+        regularizer: Regularizer,
+        module: TorchRLModule,
+        *,
+        policy_loss: PolicyLoss | None,
+        backends: Sequence[Backend],
+        shard: tuple[int, int] | None,
+    ) -> None:
+        self.module = module
+        self._layers = actor_of(module)
+        self._policy_loss = policy_loss
+        self._shard = shard
+        offers: set[Need] = set()
+        if judges_observations(module):
+            offers.add("critic")
+        if policy_loss is not None:
+            offers |= {"policy_loss", "advantages"}
+        super().__init__(
+            module_id,
+            regularizer,
+            module_distribution(module),
+            offers=offers,
+            backends=backends,
+            defer=shard is not None,
+        )
+
+    def sample(self, columns: Mapping[str, Any], outputs: Tensor | None) -> Sample:
+        """A train batch of the module as the regularizer sees it.
+
+        Args:
+            columns: the minibatch; not modified.
+            outputs: the module's distribution inputs, with their graph; None: computed here.
+        """
+        leaves = self.regularizer.perturbed_leaves
+        policy, obs = module_policy(
+            self.module, columns, self.distribution, layers=self._layers, leaves=leaves
+        )
+        mask = columns.get(Columns.LOSS_MASK)
+        shard = None
+        if self._shard is not None:
+            part, learners = self._shard
+            shard = Shard.part(part, len(obs), learners=learners, total=add_up)
+        return Sample(
+            policy=policy,
+            obs=obs,
+            outputs=policy(obs) if outputs is None else outputs,
+            mask=None if mask is None else mask.bool(),
+            actions=columns.get(Columns.ACTIONS),
+            log_probs=columns.get(Columns.ACTION_LOGP),
+            advantages=columns.get(Postprocessing.ADVANTAGES),
+            policy_loss=self._policy_loss,
+            values=module_critic(self.module, columns, leaves=leaves),
+            shard=shard,
+        )
+
+    def constrain_actor(self, *, exact: bool) -> None:
+        """:meth:`constrain` of the module's actor."""
+        if self.regularizer.constrains:
+            self.constrain(actor_network(self.module), exact=exact)
+
+
+def reduced(name: str, values: Tensor) -> Tensor:
+    """One number of several by the rule of their name, ``[N] -> []``."""
+    if name.endswith("nonfinite"):
+        return values.sum()
+    if name.endswith("_max"):
+        return values.amax()
+    return values.amin() if name.endswith("_min") else values.mean()

@@ -1,0 +1,166 @@
+"""How RLlib comes to know a batched environment: a registered name, and the spaces of one copy."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import torch
+from ray.tune.registry import register_env
+
+from marl_aajr.rllib.sampling.env import PettingZooEnv
+from marl_aajr.rollout.batched_env import BatchedEnv
+from marl_aajr.rollout.batches import make_batch
+from marl_aajr.rollout.centralized_critic import CentralBatch, Critic, with_state
+from marl_aajr.rollout.environments import EnvironmentSpec, resolve
+
+BatchFactory = Callable[[int, torch.device], BatchedEnv]
+"""``(num_envs, device)`` to a batch: for environments that exist in this form only."""
+
+
+@dataclass(frozen=True)
+class BatchCreator:
+    """What stands behind the registered name: one environment, or many copies as a batch.
+
+    Attributes:
+        source: A specification, or a function that builds batches.
+        parity: See `marl_aajr.rllib.sampling.env.PettingZooEnv`.
+        device: Where the copies are and where actions are computed; None: where RLlib puts the env runner.
+        critic: See `marl_aajr.rllib.sampling.env.PettingZooEnv`.
+    """
+
+    source: EnvironmentSpec | BatchFactory
+    parity: bool = False
+    device: str | None = None
+    critic: Critic = "own"
+
+    @property
+    def name(self) -> str:
+        """What faults call it."""
+        return getattr(self.source, "name", getattr(self.source, "__qualname__", "env"))
+
+    def __call__(self, config: Mapping[str, Any]) -> PettingZooEnv:
+        """One environment, for RLlib's own env runners.
+
+        Raises:
+            ValueError: The environment exists as a batch only.
+        """
+        if not isinstance(self.source, EnvironmentSpec):
+            raise ValueError(
+                f"expected an env runner that takes batches, got one for single environments of {self.name}; "
+                "use FastEnvRunner"
+            )
+        settings: dict[str, Any] = {"env": self.source.name, "kwargs": dict(self.source.kwargs)}
+        return PettingZooEnv({**settings, "parity": self.parity, "critic": self.critic, **config})
+
+    def batch(self, config: Mapping[str, Any], num_envs: int, device: torch.device) -> BatchedEnv:
+        """E copies, with RLlib's ``env_config`` over our own settings.
+
+        Raises:
+            ValueError: An environment without what its critic is to be given.
+        """
+        batch = self._copies(config, num_envs, device)
+        critic = config.get("critic", self.critic)
+        return batch if critic == "own" else CentralBatch(batch, critic)
+
+    def _copies(self, config: Mapping[str, Any], num_envs: int, device: torch.device) -> BatchedEnv:
+        if not isinstance(self.source, EnvironmentSpec):
+            return self.source(num_envs, device)
+        name = config.get("env", self.source.name)
+        spec = resolve(name, config.get("kwargs", self.source.kwargs))
+        return make_batch(spec, num_envs, device=device)
+
+
+def register_batch(creator: BatchCreator) -> str:
+    """Makes a batch known to Ray under a name of its own, for ``config.environment(...)``."""
+    source = creator.source
+    arguments = sorted(source.kwargs.items()) if isinstance(source, EnvironmentSpec) else id(source)
+    settings = (arguments, creator.parity, creator.device, creator.critic)
+    digest = hashlib.sha256(repr(settings).encode()).hexdigest()[:8]
+    name = f"marl_aajr/batch/{creator.name}@{digest}"
+    register_env(name, creator)
+    return name
+
+
+class BatchSpaces:
+    """A batch as those parts of RLlib see it that ask an environment for nothing but its spaces."""
+
+    def __init__(self, batch: BatchedEnv) -> None:
+        self.batch = batch
+        self.num_envs = batch.num_envs
+        self.possible_agents = list(batch.possible_agents)
+        masks = batch.action_mask
+        spaces = batch.own_spaces if isinstance(batch, CentralBatch) else batch.observation_spaces
+        self._observation = {agent: with_mask(space, masks[agent]) for agent, space in spaces.items()}
+        if isinstance(batch, CentralBatch):
+            for agent, space in self._observation.items():
+                self._observation[agent] = with_state(space, batch.central_space)
+        self.single_observation_space = self.observation_space = gym.spaces.Dict(self._observation)
+        self.single_action_space = self.action_space = gym.spaces.Dict(batch.action_spaces)
+
+    @property
+    def unwrapped(self) -> BatchSpaces:
+        """Itself."""
+        return self
+
+    @property
+    def envs(self) -> list[BatchSpaces]:
+        """Itself, as the one copy whose spaces are those of all."""
+        return [self]
+
+    def get_observation_space(self, agent: str) -> gym.Space[Any]:
+        """What a module sees of this agent."""
+        return self._observation[agent]
+
+    def get_action_space(self, agent: str) -> gym.Space[Any]:
+        """What this agent may do."""
+        return self.batch.action_spaces[agent]
+
+    def close(self) -> None:
+        """Frees what the copies hold."""
+        self.batch.close()
+
+
+def with_mask(space: gym.Space[Any], mask: torch.Tensor | None) -> gym.Space[Any]:
+    """The space of observations with their action mask, in PettingZoo's form."""
+    if mask is None:
+        return space
+    legal = gym.spaces.Box(0, 1, tuple(mask.shape[1:]), np.int8)
+    return gym.spaces.Dict({"observation": space, "action_mask": legal})
+
+
+# MERGED: agents.py; its docstring belongs into that of this module
+
+
+def module_of_agents(
+    agents: Iterable[str], mapping: Mapping[str, str] | Callable[..., str]
+) -> dict[str, str]:
+    """The module of each agent, for good.
+
+    Args:
+        agents: all of them.
+        mapping: RLlib's ``policy_mapping_fn``, or agent -> module.
+
+    Raises:
+        ValueError: a function that needs to know the episode, or a mapping without an agent.
+    """
+    if isinstance(mapping, Mapping):
+        if missing := [agent for agent in agents if agent not in mapping]:
+            raise ValueError(f"expected a module for each agent, got none for {', '.join(missing)}")
+        return {agent: mapping[agent] for agent in agents}
+    try:
+        return {agent: _ask(mapping, agent) for agent in agents}
+    except Exception as error:
+        raise ValueError(
+            "expected a policy_mapping_fn that maps each agent to one module whatever the episode, got one "
+            f"that raised {type(error).__name__} ({error}) when it was called without an episode; use "
+            "RLlib's env runner for agents that change modules"
+        ) from error
+
+
+def _ask(mapping: Callable[..., Any], agent: str) -> str:
+    return str(mapping(agent, None))

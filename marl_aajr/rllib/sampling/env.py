@@ -1,0 +1,189 @@
+"""PettingZoo environments for RLlib, without the faults of the wrappers that ship with it.
+
+RLlib (2.60) puts a per-agent flag and the flag of the whole episode together in ways that its own wrappers
+walk into (``ray/rllib/env/multi_agent_episode.py``, ``add_env_step``):
+
+1. As soon as every agent that has an episode is flagged, terminated or truncated, the episode counts as
+   *terminated*, and so does every agent that ends with it: at a time limit, values never bootstrap. An
+   agent that ends together with the game by truncation must therefore have no flag of its own, only
+   ``truncateds["__all__"]``.
+2. The same rule ends the episode when the only agents that RLlib has seen are out, although others are
+   about to enter. Their last step is held back until somebody who stays has been seen.
+3. Without one of the two ``__all__`` flags the environment is never reset. A mixed ending needs one.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from typing import Any
+
+from gymnasium import spaces
+from ray.rllib.env.multi_agent_env import MultiAgentEnv
+from ray.tune.registry import register_env
+
+from marl_aajr.rollout.centralized_critic import STATE, CentralView, Critic, with_state
+from marl_aajr.rollout.environments import EnvironmentSpec, resolve
+from marl_aajr.rollout.game import Turn
+
+_Flags = tuple[dict[str, bool], dict[str, bool]]
+_BY_AGENT = ("obs", "rewards", "terminations", "truncations", "infos")
+
+
+class PettingZooEnv(MultiAgentEnv):
+    """Any PettingZoo environment as an RLlib environment.
+
+    Agents keep the order of ``possible_agents``, each with its own spaces. In a turn-based game only the
+    agent to move has an observation; its reward is everything since its last one.
+
+    How agents end in RLlib's episodes: terminated ones are ``is_terminated`` (no bootstrap), truncated
+    ones are ``is_truncated`` only (their value bootstraps). An agent that terminates in the very step in
+    which others are truncated carries both marks, which RLlib's GAE reads as terminated.
+
+    Every episode is seeded: the first with the seed that RLlib gives, the following from a generator
+    seeded with it, so that environments which would draw fresh entropy at each reset repeat as well.
+
+    Args:
+        config: ``env`` (a name for `marl_aajr.rollout.environments.resolve`), ``kwargs`` (arguments of
+            the environment), ``parity`` (default False) and ``critic`` (default ``"own"``). With parity,
+            flags and seeds are those of RLlib's ``PettingZooEnv`` and ``ParallelPettingZooEnv``: time limits
+            count as terminal and only the first episode is seeded. Its hang on mixed endings is not
+            reproduced. With critic ``"joint"`` or ``"state"`` observations are dicts of ``observation`` (and
+            ``action_mask``) and ``state``, what a centralised critic is given
+            (`marl_aajr.rollout.centralized_critic`).
+
+    Raises:
+        ValueError: If a setting is unknown, or the environment cannot be built or has no such state.
+    """
+
+    def __init__(self, config: Mapping[str, Any] | None = None) -> None:
+        super().__init__()
+        settings = dict(config or {})
+        unknown = sorted(set(settings) - {"env", "kwargs", "parity", "critic"})
+        if unknown or "env" not in settings:
+            raise ValueError(
+                "expected env_config with env and, if needed, kwargs, parity and critic, got "
+                f"{sorted(settings)}; put arguments of the environment into kwargs"
+            )
+        self.game = resolve(settings["env"], settings.get("kwargs")).make()
+        self.parity = bool(settings.get("parity", False))
+        critic = settings.get("critic", "own")
+        self._central = None if critic == "own" else CentralView(self.game, critic)
+        self.possible_agents = list(self.game.possible_agents)
+        # RLlib checks keys against `agents`, also those of agents that have just left.
+        self.agents = list(self.game.possible_agents)
+        self.observation_spaces = dict(self.game.observation_spaces)
+        if self._central is not None:
+            for agent, space in self.observation_spaces.items():
+                self.observation_spaces[agent] = with_state(space, self._central.space)
+        self.action_spaces = dict(self.game.action_spaces)
+        self.observation_space = spaces.Dict(self.observation_spaces)
+        self.action_space = spaces.Dict(self.action_spaces)
+        self.metadata = self.game.metadata
+        self.render_mode = self.game.render_mode
+        self._seen: set[str] = set()
+        self._held: Turn | None = None
+
+    def reset(
+        self, *, seed: int | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[dict[str, Any], dict[str, Any]]:
+        """Starts an episode; observations and infos of the agents that must act."""
+        super().reset(seed=seed, options=options)
+        if seed is None and not self.parity:
+            seed = int(self.np_random.integers(2**31))
+        turn = self._with_state(self.game.reset(seed=seed, options=options))
+        self._seen = set(turn.obs)
+        self._held = None
+        return turn.obs, turn.infos
+
+    def step(
+        self, action_dict: Mapping[str, Any]
+    ) -> tuple[dict[str, Any], dict[str, float], dict[str, bool], dict[str, bool], dict[str, Any]]:
+        """Plays one turn; the flags are those that make RLlib end every agent rightly."""
+        turn = self._hold_back(self._with_state(self.game.step(action_dict)))
+        terminateds, truncateds = _stock_flags(turn) if self.parity else _flags(turn)
+        return turn.obs, turn.rewards, terminateds, truncateds, turn.infos
+
+    def render(self) -> Any:
+        """Draws the environment in its ``render_mode`` (one of its ``kwargs``)."""
+        return self.game.render()
+
+    def close(self) -> None:
+        """Frees what the environment holds."""
+        self.game.close()
+
+    def _with_state(self, turn: Turn) -> Turn:
+        if self._central is None:
+            return turn
+        state, obs = self._central(turn), {}
+        for agent, seen in turn.obs.items():
+            own = seen if isinstance(seen, dict) and "observation" in seen else {"observation": seen}
+            obs[agent] = {**own, STATE: state}
+        return turn._replace(obs=obs)
+
+    def _hold_back(self, turn: Turn) -> Turn:
+        """Keeps the last step of agents back while RLlib has seen nobody who stays (trap 2)."""
+        ending = {a for a, end in turn.terminations.items() if end or turn.truncations[a]}
+        if not ending and self._held is None:
+            self._seen.update(turn.obs)
+            return turn
+        if self._held is not None:
+            ending.update(self._held.terminations)
+            turn = _merge(self._held, turn)
+            self._held = None
+        if turn.over or self._seen - ending:
+            self._seen = (self._seen | set(turn.obs)) - ending
+            return turn
+        self._held = _part(turn, ending)
+        self._seen.update(turn.obs)
+        return _part(turn, set(turn.terminations) - ending)
+
+
+def register(spec: EnvironmentSpec, *, parity: bool = False, critic: Critic = "own") -> str:
+    """Makes an environment known to Ray under a name of its own.
+
+    Args:
+        spec: Which environment, with which arguments.
+        parity: See `PettingZooEnv`.
+        critic: See `PettingZooEnv`.
+
+    Returns:
+        The name for ``config.environment(...)``. It is different for different arguments, so that two
+        configurations in one process never build each other's environment.
+    """
+    settings = {"env": spec.name, "kwargs": dict(spec.kwargs), "parity": parity, "critic": critic}
+    name = f"marl_aajr/{spec.name}"
+    if spec.kwargs or parity or critic != "own":
+        arguments = repr((sorted(spec.kwargs.items()), parity, critic))
+        name += f"@{hashlib.sha256(arguments.encode()).hexdigest()[:8]}"
+    register_env(name, lambda config: PettingZooEnv({**settings, **config}))
+    return name
+
+
+def _flags(turn: Turn) -> _Flags:
+    terminateds = dict(turn.terminations)
+    truncateds = {a: cut and not terminateds[a] for a, cut in turn.truncations.items()}
+    bootstrap = turn.over and any(truncateds.values())
+    terminateds["__all__"] = turn.over and not bootstrap
+    return terminateds, {"__all__": True} if bootstrap else {**truncateds, "__all__": False}
+
+
+def _stock_flags(turn: Turn) -> _Flags:
+    terminateds, truncateds = dict(turn.terminations), dict(turn.truncations)
+    terminated = turn.over and all(terminateds.values())
+    truncated = turn.over and all(truncateds.values())
+    mixed = turn.over and not terminated and not truncated
+    return {**terminateds, "__all__": terminated or mixed}, {**truncateds, "__all__": truncated}
+
+
+def _merge(first: Turn, then: Turn) -> Turn:
+    both: dict[str, Any] = {name: {**getattr(first, name), **getattr(then, name)} for name in _BY_AGENT}
+    return then._replace(**both)
+
+
+def _part(turn: Turn, agents: set[str]) -> Turn:
+    kept: dict[str, Any] = {
+        name: {agent: value for agent, value in getattr(turn, name).items() if agent in agents}
+        for name in _BY_AGENT
+    }
+    return turn._replace(**kept)

@@ -1,0 +1,274 @@
+"""The env runner of our own runs: RLlib's, made repeatable.
+
+Two things keep RLlib 2.60 from giving the same numbers twice:
+
+1. ``MultiAgentEpisode`` hands out its agents as sets of strings, whose order differs from process to process
+   (PYTHONHASHSEED). Rows of a batch, and with them the random numbers of each agent's action, follow it.
+   `OpenEnvRunner` orders them.
+2. A checkpoint holds neither environments nor random generators. So both the run that goes on and the run
+   that is resumed start afresh at a checkpoint, from a seed of its own (:meth:`RunEnvRunner.start_afresh`).
+"""
+
+from __future__ import annotations
+
+import time
+import warnings
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from ray.rllib.env.env_context import EnvContext
+
+from marl_aajr.rllib.internals import OpenEnvRunner, registered_creator, stale_connector_settings
+from marl_aajr.rllib.sampling.batch_env import BatchCreator, BatchSpaces, module_of_agents
+from marl_aajr.rllib.sampling.metrics import SamplingMetrics
+from marl_aajr.rllib.sampling.module_players import ModulePlayers
+from marl_aajr.rllib.sampling.observation_filter import BatchFilter
+from marl_aajr.rollout.collector import Collector, Episodes
+from marl_aajr.rollout.faults import EnvironmentFault
+from marl_aajr.rollout.fragments import Fragment
+
+
+class RunEnvRunner(OpenEnvRunner):
+    """RLlib's multi-agent env runner with ordered episodes, exact returns and a defined beginning.
+
+    Attributes:
+        episode_returns: for each copy of the environment, what each agent has earned in the episode so far.
+            RLlib's episodes leave out what agents earn that never get to act (the second player of a card
+            game whose first player folds).
+    """
+
+    def make_env(self) -> None:
+        super().make_env()
+        self.episode_returns: list[dict[str, float]] = [defaultdict(float) for _ in range(self.num_envs)]
+
+    def start_afresh(self, *, seed: int) -> None:
+        """Build new environments; the next sample begins new episodes, seeded with ``seed``.
+
+        Environments are built and not only reset: some keep something across resets, and a resumed run has
+        new ones.
+        """
+        with warnings.catch_warnings():
+            # Gymnasium warns that RLlib gives every environment the same name.
+            warnings.simplefilter("ignore", UserWarning)
+            self.make_env()
+        self.first_seed = seed
+        self.forget_episodes()
+
+    def apply(self, func: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        """Call ``func`` on this runner; its error is the caller's.
+
+        RLlib would log it here, wait for a minute and end this process.
+        """
+        return func(self, *args, **kwargs)
+
+    def step_copies(self, actions: list[Any]) -> Any:
+        results = super().step_copies(actions)
+        for returns, rewards in zip(self.episode_returns, results[1], strict=True):
+            for agent, reward in rewards.items():
+                returns[agent] += reward
+        return results
+
+    def episode_begins(self, copy: int) -> None:
+        self.episode_returns[copy] = defaultdict(float)
+
+
+# MERGED: fast_runner.py; its docstring belongs into that of this module
+
+
+_STEPS_AT_ONCE = 32
+"""Steps between two counts of the episodes that are done, where whole episodes are asked for."""
+
+
+@dataclass(frozen=True)
+class EpisodeTally:
+    """What ``sample(num_episodes=...)`` returns: episodes are counted and measured, not kept."""
+
+    steps: int
+    agents_steps: int
+
+    def env_steps(self) -> int:
+        """Steps of all episodes."""
+        return self.steps
+
+    def agent_steps(self) -> int:
+        """Steps of all agents in them."""
+        return self.agents_steps
+
+    def __len__(self) -> int:
+        return self.agents_steps
+
+
+class FastEnvRunner(RunEnvRunner):
+    """Samples from a batch of environment copies; see the module's documentation.
+
+    The environment must have been registered with `register_batch`. Callbacks of
+    episodes are not called, because there are no episodes; RLlib's metrics of them are there.
+
+    Sampling is a function of the seed: of ``config.seed`` and the runner's index, or of the one that was
+    given to :meth:`start_afresh`, and of the weights.
+    """
+
+    env: BatchSpaces | None
+
+    def __init__(self, config: Any, **kwargs: Any) -> None:
+        self._collector: Collector | None = None
+        self._generator = torch.Generator()
+        super().__init__(config=config, **kwargs)
+        if self.foreign_connectors:
+            raise ValueError(
+                "expected no env-to-module connector but our ObservationNormalizer, got "
+                f"{', '.join(self.foreign_connectors)}; they work on episodes, which this runner does not "
+                "make: use RLlib's env runner"
+            )
+        stale = stale_connector_settings(self.config)
+        if stale:
+            raise ValueError(
+                f"expected the training settings that fast(config, environment) found, got other {stale}; "
+                "call it last"
+            )
+        self._generator.manual_seed(_any_seed() if self.first_seed is None else self.first_seed)
+
+    def make_env(self) -> None:
+        """Build the copies; the next sample begins new episodes."""
+        if self.env is not None:
+            self.env.close()
+        context = self.config.env_config
+        if not isinstance(context, EnvContext):
+            context = EnvContext(
+                context, worker_index=self.worker_index, num_workers=self.config.num_env_runners
+            )
+        creator = registered_creator(self.config.env) if isinstance(self.config.env, str) else None
+        if not isinstance(creator, BatchCreator):
+            raise ValueError(
+                f"expected an environment that fast(config, environment) has set, got {self.config.env!r}; "
+                "call it last"
+            )
+        self._creator = creator
+        if creator.device is not None:
+            self.place = torch.device(creator.device)
+        batch = creator.batch(context, self.config.num_envs_per_env_runner, self.place)
+        self.env = BatchSpaces(batch)
+        self.num_envs = batch.num_envs
+        self._collector = None
+        self.must_reset = True
+        self.announce_environment(context)
+
+    def start_afresh(self, *, seed: int) -> None:
+        """Build new environments; the next sample, and all that follow, are a function of ``seed``."""
+        self.make_env()
+        self.first_seed = seed
+        self._generator.manual_seed(seed)
+
+    def get_metrics(self) -> Any:
+        """RLlib's metrics of what was sampled since they were last asked for."""
+        return self.metrics.reduce()
+
+    def collect(
+        self,
+        *,
+        num_timesteps: int | None = None,
+        num_episodes: int | None = None,
+        explore: bool,
+        random_actions: bool = False,
+        force_reset: bool = False,
+    ) -> list[Any]:
+        collector, players = self._assembled()
+        players.module = self.module
+        players.explore, players.random = explore, random_actions
+        players.timestep = self.num_env_steps_sampled_lifetime
+        with self._at_work():
+            if force_reset or num_episodes is not None or self.must_reset:
+                self._begin(collector)
+            if num_episodes is not None:
+                self.must_reset = True
+                return self._whole_episodes(collector, num_episodes)
+            return self._steps(collector, num_timesteps or 0)
+
+    @contextmanager
+    def _at_work(self) -> Iterator[None]:
+        """Within this block the filter's statistics are on the device, and faults say whose they are."""
+        if self._filter is not None:
+            self._filter.load()
+        try:
+            yield
+        except EnvironmentFault as fault:
+            if not self.worker_index:
+                raise
+            raise EnvironmentFault(f"{fault} (in env runner {self.worker_index})") from fault
+        finally:
+            if self._filter is not None:
+                self._filter.store()
+
+    def _steps(self, collector: Collector, num_timesteps: int) -> list[Fragment]:
+        per_step = self.num_envs
+        if self.config.count_steps_by == "agent_steps":
+            per_step *= len(collector.agents)
+        started = time.perf_counter()
+        fragment, episodes = collector.collect(max(1, -(-num_timesteps // per_step)))
+        seconds = time.perf_counter() - started
+        self._measures.steps(fragment)
+        self._measures.episodes(episodes, seconds * self.num_envs / fragment.env_steps())
+        # Equal parts, or RLlib would try to cut fragments like episodes to share them out.
+        return fragment.split(max(self.config.num_learners, 1))
+
+    def _whole_episodes(self, collector: Collector, wanted: int) -> list[EpisodeTally]:
+        """Each copy plays its share, so that short episodes are not preferred to long ones."""
+        share = torch.full((self.num_envs,), wanted // self.num_envs)
+        share[: wanted % self.num_envs] += 1
+        kept: list[Episodes] = []
+        started, steps = time.perf_counter(), 0
+        while bool((share > 0).any()):
+            fragment, episodes = collector.collect(_STEPS_AT_ONCE)
+            steps += fragment.steps // fragment.phases
+            chosen = []
+            for i, copy in enumerate(episodes.copies.tolist()):
+                if share[copy] > 0:
+                    share[copy] -= 1
+                    chosen.append(i)
+            kept.append(Episodes(*(column[chosen] for column in episodes)))
+        played = Episodes(*(torch.cat(column) for column in zip(*kept, strict=True)))
+        agent_steps = played.agent_steps.sum(0).tolist()
+        self._measures.count(int(played.lengths.sum()), dict(zip(collector.agents, agent_steps, strict=True)))
+        self._measures.episodes(played, (time.perf_counter() - started) / steps)
+        return [EpisodeTally(int(played.lengths.sum()), sum(agent_steps))]
+
+    def _assembled(self) -> tuple[Collector, ModulePlayers]:
+        """The collector, built when the environment and the modules are there."""
+        if self._collector is None:
+            assert self.env is not None
+            batch = self.env.batch
+            module_of = module_of_agents(batch.possible_agents, self.config.policy_mapping_fn)
+            normalizer = self.normalizer
+            self._filter = None if normalizer is None else BatchFilter(normalizer, self.place)
+            if normalizer is not None and self.config.in_evaluation:
+                normalizer.frozen = True
+            players = ModulePlayers(
+                {module_of[agent]: batch.action_spaces[agent] for agent in batch.possible_agents},
+                normalize_actions=self.config.normalize_actions,
+                clip_actions=self.config.clip_actions,
+                observe=self._filter,
+                device=self.place,
+            )
+            self._players = players
+            self._collector = Collector(batch, module_of, players, name=self._creator.name)
+            self._measures = SamplingMetrics(self, self._collector.agents, module_of, batch.teams)
+        return self._collector, self._players
+
+    def _begin(self, collector: Collector) -> None:
+        """New episodes: the first from the runner's seed, later ones from numbers drawn with it."""
+        known = self.first_seed if self.must_reset else None
+        seed = self._draw() if known is None else known
+        collector.reset(seed=seed)
+        self._players.generator.manual_seed(self._draw())
+        self.must_reset = False
+
+    def _draw(self) -> int:
+        return int(torch.randint(2**31, (), generator=self._generator))
+
+
+def _any_seed() -> int:
+    return torch.seed() % 2**31

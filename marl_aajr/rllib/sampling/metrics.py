@@ -1,0 +1,162 @@
+"""Episode returns per team, exact over any number of env runners.
+
+RLlib's own ``episode_return_mean`` is a mean of the runners' means over a window of past episodes, and knows
+no teams. Sums over the iteration can be added up without loss.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from ray.rllib.utils.metrics import (
+    EPISODE_AGENT_RETURN_MEAN,
+    EPISODE_AGENT_STEPS,
+    EPISODE_DURATION_SEC_MEAN,
+    EPISODE_LEN_MAX,
+    EPISODE_LEN_MEAN,
+    EPISODE_LEN_MIN,
+    EPISODE_MODULE_RETURN_MEAN,
+    EPISODE_RETURN_MAX,
+    EPISODE_RETURN_MEAN,
+    EPISODE_RETURN_MIN,
+    NUM_AGENT_STEPS_SAMPLED,
+    NUM_AGENT_STEPS_SAMPLED_LIFETIME,
+    NUM_ENV_STEPS_SAMPLED,
+    NUM_ENV_STEPS_SAMPLED_LIFETIME,
+    NUM_EPISODES,
+    NUM_EPISODES_LIFETIME,
+    NUM_MODULE_STEPS_SAMPLED,
+    NUM_MODULE_STEPS_SAMPLED_LIFETIME,
+)
+from torch import Tensor
+
+from marl_aajr.rollout.collector import Episodes
+from marl_aajr.rollout.fragments import Fragment
+
+RETURNS_KEY = "marl_aajr"
+"""Under ``result["env_runners"]``."""
+
+
+class EpisodeReturns:
+    """RLlib's ``on_episode_end``: logs ``episodes``, ``length`` and ``returns/<team>`` as sums.
+
+    Args:
+        teams: the team of each agent.
+    """
+
+    def __init__(self, teams: Mapping[str, str]) -> None:
+        self.teams = dict(teams)
+
+    def __call__(
+        self,
+        *,
+        episode: Any,
+        prev_episode_chunks: list[Any],
+        env_runner: Any,
+        env_index: int,
+        metrics_logger: Any,
+        **_: Any,
+    ) -> None:
+        returns = dict.fromkeys(self.teams.values(), 0.0)
+        for agent, earned in env_runner.episode_returns[env_index].items():
+            returns[self.teams[agent]] += earned
+        length = sum(map(len, [*prev_episode_chunks, episode]))
+        sums = {"episodes": 1, "length": length, "returns": returns}
+        metrics_logger.log_dict(sums, key=RETURNS_KEY, reduce="sum")
+
+
+# MERGED: sampling_metrics.py; its docstring belongs into that of this module
+
+
+class SamplingMetrics:
+    """Logs to a runner's ``metrics``.
+
+    Args:
+        runner: The env runner.
+        agents: In the order of the returns.
+        module_of: The module of each agent.
+        teams: The team of each agent.
+    """
+
+    def __init__(
+        self, runner: Any, agents: tuple[str, ...], module_of: Mapping[str, str], teams: Mapping[str, str]
+    ) -> None:
+        self._runner = runner
+        self._agents = agents
+        self._module_of = module_of
+        self._teams = teams
+
+    def steps(self, fragment: Fragment) -> None:
+        """Count the steps of a fragment."""
+        counts: dict[str, int] = {}
+        for part in fragment.modules.values():
+            if part.acts is None:
+                counts |= dict.fromkeys(part.agents, fragment.env_steps())
+            else:
+                acted = part.acts[part.steps - fragment.steps : -1].sum((0, 2)).tolist()
+                counts |= dict(zip(part.agents, acted, strict=True))
+        self.count(fragment.env_steps(), counts)
+
+    def count(self, env_steps: int, agent_steps: Mapping[str, int]) -> None:
+        """Count steps of the environment, and of each agent."""
+        module_steps = dict.fromkeys(self._module_of.values(), 0)
+        for agent, count in agent_steps.items():
+            module_steps[self._module_of[agent]] += count
+        log = self._runner.metrics.log_value
+        log(NUM_ENV_STEPS_SAMPLED, env_steps, reduce="sum")
+        log(NUM_ENV_STEPS_SAMPLED_LIFETIME, env_steps, reduce="lifetime_sum", with_throughput=True)
+        for key, lifetime, counts in (
+            (NUM_AGENT_STEPS_SAMPLED, NUM_AGENT_STEPS_SAMPLED_LIFETIME, agent_steps),
+            (NUM_MODULE_STEPS_SAMPLED, NUM_MODULE_STEPS_SAMPLED_LIFETIME, module_steps),
+        ):
+            for name, count in counts.items():
+                log((key, str(name)), count, reduce="sum")
+                log((lifetime, str(name)), count, reduce="lifetime_sum")
+
+    def episodes(self, episodes: Episodes, seconds_per_step: float) -> None:
+        """Log the episodes that ended."""
+        metrics = self._runner.metrics
+        returns, lengths = episodes.returns, episodes.lengths
+        metrics.log_value(NUM_EPISODES, len(lengths), reduce="sum")
+        metrics.log_value(NUM_EPISODES_LIFETIME, len(lengths), reduce="lifetime_sum")
+        if not len(lengths):
+            return
+        self._log_teams(returns, lengths)
+        config = self._runner.config
+        window = max(1, math.ceil(config.metrics_num_episodes_for_smoothing / (config.num_env_runners or 1)))
+        # RLlib means over a window of the last episodes, which it empties whenever it is read.
+        returns, lengths = returns[-window:], lengths[-window:]
+        total, length = returns.sum(1), lengths.double().mean().item()
+        by_agent = dict(zip(map(str, self._agents), returns.mean(0).tolist(), strict=True))
+        agent_steps = episodes.agent_steps[-window:].double().mean(0).tolist()
+        by_module = dict.fromkeys(self._module_of.values(), 0.0)
+        for agent, module in self._module_of.items():
+            by_module[module] += by_agent[str(agent)]
+        metrics.log_dict(
+            {
+                EPISODE_LEN_MEAN: length,
+                EPISODE_RETURN_MEAN: total.mean().item(),
+                EPISODE_DURATION_SEC_MEAN: seconds_per_step * length,
+                EPISODE_AGENT_RETURN_MEAN: by_agent,
+                EPISODE_AGENT_STEPS: dict(zip(by_agent, agent_steps, strict=True)),
+                EPISODE_MODULE_RETURN_MEAN: by_module,
+            },
+            window=window,
+        )
+        for reduce, names, of in (
+            ("min", (EPISODE_LEN_MIN, EPISODE_RETURN_MIN), torch.amin),
+            ("max", (EPISODE_LEN_MAX, EPISODE_RETURN_MAX), torch.amax),
+        ):
+            values = (of(lengths).item(), of(total).item())
+            metrics.log_dict(dict(zip(names, values, strict=True)), reduce=reduce, window=window)
+
+    def _log_teams(self, returns: Tensor, lengths: Tensor) -> None:
+        """The sums that `marl_aajr.rllib.sampling.metrics.EpisodeReturns` logs for RLlib's runner."""
+        teams = dict.fromkeys((self._teams[agent] for agent in self._agents), 0.0)
+        for agent, earned in zip(self._agents, returns.sum(0).tolist(), strict=True):
+            teams[self._teams[agent]] += earned
+        sums = {"episodes": len(lengths), "length": int(lengths.sum()), "returns": teams}
+        self._runner.metrics.log_dict(sums, key=RETURNS_KEY, reduce="sum")

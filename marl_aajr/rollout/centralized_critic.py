@@ -1,0 +1,260 @@
+"""What a centralised critic is given beside an agent's own observation.
+
+    own     nothing: the critic reads what the actor reads
+    joint   the observations of all agents, flattened side by side in the order of ``possible_agents``;
+            zeros for whoever has none (it has left, or is yet to come)
+    state   the environment's own global state, PettingZoo's ``state()``
+
+At the last step of an episode it is that of the episode's end, from which truncated values bootstrap.
+Actors never see it: see `marl_aajr.rllib.networks`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Literal, get_args
+
+import numpy as np
+import torch
+from gymnasium import spaces
+from numpy.typing import NDArray
+from torch import Tensor
+
+from marl_aajr.core.checks import one_of
+from marl_aajr.rollout.adapters import TurnBasedGame
+from marl_aajr.rollout.batched_env import BatchedEnv, BatchedStep
+from marl_aajr.rollout.game import Game, Turn
+
+Critic = Literal["own", "joint", "state"]
+CRITICS: tuple[Critic, ...] = get_args(Critic)
+
+STATE = "state"
+"""The key under which modules find it in their observations."""
+
+
+class CentralView:
+    """What the critic of one environment is given, turn by turn.
+
+    Args:
+        game: The environment.
+        critic: ``"joint"`` or ``"state"``.
+
+    Attributes:
+        space: Of what it is given.
+
+    Raises:
+        ValueError: An environment without such a view.
+    """
+
+    def __init__(self, game: Game, critic: Critic) -> None:
+        one_of("critic", critic, CRITICS[1:])
+        self._game = game
+        self._joint = critic == "joint"
+        if not self._joint:
+            self.space = state_space(game.state_space, game.name)
+            return
+        boxes = own_boxes(game.observation_spaces)
+        self.space = joint_space(boxes, game.name, turn_based=isinstance(game, TurnBasedGame))
+        self._sizes = {agent: flat_size(box) for agent, box in boxes.items()}
+
+    def __call__(self, turn: Turn) -> NDArray[Any]:
+        """The view after a turn.
+
+        Raises:
+            EnvironmentFault: A state that is not in its space.
+        """
+        if self._joint:
+            return np.concatenate([self._part(turn, agent) for agent in self._sizes])
+        state: NDArray[Any] = self._game.state()
+        return state
+
+    def _part(self, turn: Turn, agent: str) -> NDArray[np.float32]:
+        if agent not in turn.obs:
+            return np.zeros(self._sizes[agent], np.float32)
+        seen = turn.obs[agent]
+        array = seen["observation"] if isinstance(seen, dict) else seen
+        return np.asarray(array, np.float32).ravel()
+
+
+class CentralBatch(BatchedEnv):
+    """A batch whose observations go on, flattened, with what the critic is given.
+
+    ``obs[agent]`` is ``[E, d + c]`` float32: its own d numbers, then the c of the central view (also where
+    the agent is not active). Whoever plays takes them apart again; in this form they travel like any other.
+
+    Args:
+        env: The batch.
+        critic: ``"joint"`` or ``"state"``.
+
+    Attributes:
+        own_spaces: The spaces of the agents' own observations.
+        central_space: Of what the critic is given.
+
+    Raises:
+        ValueError: A batch without such a view.
+    """
+
+    def __init__(self, env: BatchedEnv, critic: Critic) -> None:
+        one_of("critic", critic, CRITICS[1:])
+        self.env = env
+        self._joint = critic == "joint"
+        self.num_envs, self.possible_agents = env.num_envs, env.possible_agents
+        self.action_spaces, self.teams, self.device = env.action_spaces, env.teams, env.device
+        self.own_spaces = env.observation_spaces
+        boxes, name = own_boxes(self.own_spaces), type(env).__name__
+        if self._joint:
+            self.central_space = joint_space(boxes, name, turn_based=env.turn_based)
+        else:
+            self.central_space = state_space(env.state_space, name)
+            env.keeps_final_states = True
+        self.state_space, self.phases = env.state_space, env.phases
+        width = flat_size(self.central_space)
+        self.observation_spaces = {a: _unbounded(flat_size(box) + width) for a, box in boxes.items()}
+
+    def reset(self, *, seed: int) -> dict[str, Tensor]:
+        """See `BatchedEnv.reset`."""
+        obs = self.env.reset(seed=seed)
+        return _beside(obs, _side_by_side(obs) if self._joint else _flat(self.env.state()))
+
+    def step(self, actions: Mapping[str, Tensor]) -> BatchedStep:
+        """See `BatchedEnv.step`."""
+        step = self.env.step(actions)
+        ended = {agent: step.terminations[agent] | step.truncations[agent] for agent in step.obs}
+        if self.device.type == "cpu" and not any(bool(end.any()) for end in ended.values()):
+            # Nobody's last observation is asked for.
+            obs = _beside(step.obs, _side_by_side(step.obs) if self._joint else _flat(self.env.state()))
+            return step._replace(obs=obs, final_obs=obs)
+        now, last = _joint_after(step, ended) if self._joint else self._state_after(step)
+        return step._replace(obs=_beside(step.obs, now), final_obs=_beside(step.final_obs, last))
+
+    def _state_after(self, step: BatchedStep) -> tuple[Tensor, Tensor]:
+        now = _flat(self.env.state())
+        return now, torch.where(step.episode_over.unsqueeze(1), _flat(self.env.final_state()), now)
+
+    @property
+    def keeps_final_states(self) -> bool:
+        """See `BatchedEnv`."""
+        return self.env.keeps_final_states
+
+    @keeps_final_states.setter
+    def keeps_final_states(self, keeps: bool) -> None:
+        self.env.keeps_final_states = keeps
+
+    @property
+    def active(self) -> dict[str, Tensor]:
+        """See `BatchedEnv.active`."""
+        return self.env.active
+
+    @property
+    def action_mask(self) -> dict[str, Tensor | None]:
+        """See `BatchedEnv.action_mask`."""
+        return self.env.action_mask
+
+    def state(self) -> Tensor:
+        """See `BatchedEnv.state`."""
+        return self.env.state()
+
+    def final_state(self) -> Tensor:
+        """See `BatchedEnv.final_state`."""
+        return self.env.final_state()
+
+    def get_state(self) -> Mapping[str, Any]:
+        """See `BatchedEnv.get_state`."""
+        return self.env.get_state()
+
+    def set_state(self, state: Mapping[str, Any]) -> None:
+        """See `BatchedEnv.set_state`."""
+        self.env.set_state(state)
+
+    def close(self) -> None:
+        """See `BatchedEnv.close`."""
+        self.env.close()
+
+
+def _joint_after(step: BatchedStep, ended: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
+    """The joint observation that follows a step, and the last one of those who ended in it, ``[E, c]``.
+
+    Whoever has just ended is still seen by the others, as it was last; in a new episode nobody of the old.
+    """
+    over = step.episode_over.unsqueeze(1)
+    now, last = [], []
+    for agent, obs in step.obs.items():
+        end, new = ended[agent].unsqueeze(1), _flat(obs)
+        seen = torch.where(end, _flat(step.final_obs[agent]), new)
+        now.append(torch.where(over, new, seen))
+        last.append(seen.masked_fill(over & ~end, 0.0))
+    return torch.cat(now, 1), torch.cat(last, 1)
+
+
+def _side_by_side(obs: Mapping[str, Tensor]) -> Tensor:
+    return torch.cat([_flat(part) for part in obs.values()], 1)
+
+
+def _beside(obs: Mapping[str, Tensor], central: Tensor) -> dict[str, Tensor]:
+    return {agent: torch.cat([_flat(part), central], 1) for agent, part in obs.items()}
+
+
+def _flat(rows: Tensor) -> Tensor:
+    return rows.flatten(1).float()
+
+
+def with_state(space: spaces.Space[Any], central: spaces.Space[Any]) -> spaces.Dict:
+    """The space of observations that bring along what the critic is given, beside any action mask."""
+    own = dict(space.spaces) if isinstance(space, spaces.Dict) and "observation" in space.spaces else None
+    return spaces.Dict({**(own or {"observation": space}), STATE: central})
+
+
+def own_boxes(by_agent: Mapping[str, spaces.Space[Any]]) -> dict[str, spaces.Box]:
+    """The arrays that the agents see, without their action masks.
+
+    Raises:
+        ValueError: An observation is something else.
+    """
+    boxes = {}
+    for agent, space in by_agent.items():
+        inner = space.spaces.get("observation", space) if isinstance(space, spaces.Dict) else space
+        if not isinstance(inner, spaces.Box):
+            raise ValueError(
+                "expected Box observations (or a Dict of observation and action_mask) for a centralised "
+                f"critic, got {space} for agent {agent!r}; wrap the environment, or use critic 'own'"
+            )
+        boxes[agent] = inner
+    return boxes
+
+
+def flat_size(box: spaces.Box) -> int:
+    """How many numbers an element has."""
+    return int(np.prod(box.shape))
+
+
+def joint_space(boxes: Mapping[str, spaces.Box], name: str, *, turn_based: bool) -> spaces.Box:
+    """The space of joint observations.
+
+    Raises:
+        ValueError: A turn-based environment: only the agent to move sees something.
+    """
+    if turn_based:
+        raise ValueError(
+            "expected an environment whose agents all see something at every step for critic 'joint', got "
+            f"the turn-based {name}; use 'state' if it has one, else 'own'"
+        )
+    return _unbounded(sum(flat_size(box) for box in boxes.values()))
+
+
+def state_space(declared: spaces.Space[Any] | None, name: str) -> spaces.Box:
+    """The space of an environment's global states.
+
+    Raises:
+        ValueError: It declares none, or none of arrays.
+    """
+    if not isinstance(declared, spaces.Box):
+        got = "none" if declared is None else str(declared)
+        raise ValueError(
+            f"expected {name} to declare a state_space (a Box) beside its state() for critic 'state', got "
+            f"{got}; use 'joint' or 'own'"
+        )
+    return declared
+
+
+def _unbounded(size: int) -> spaces.Box:
+    return spaces.Box(-np.inf, np.inf, (size,), np.float32)

@@ -1,0 +1,254 @@
+"""Generalised advantage estimation on arrays: the time axis first, any number of copies and agents behind it.
+
+RLlib walks every episode row by row in Python and appends a phantom row to each, for the value that it
+bootstraps from. Here time is the only loop.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from marl_aajr.rollout.fragments import ModuleFragment
+
+MIN_STD = 1e-4
+"""RLlib's lower bound of the standard deviation that advantages are divided by."""
+
+
+def gae(
+    rewards: Tensor,
+    values: Tensor,
+    *,
+    terminated: Tensor,
+    truncated: Tensor,
+    final_values: Tensor,
+    gamma: float,
+    lambda_: float,
+) -> Tensor:
+    """Advantages of agents that act at every step.
+
+    ``δ_t = r_t + γ V'_t − V_t`` and ``A_t = δ_t + γλ A_{t+1}``, where the recursion stops at the end of an
+    episode and V'_t is the value of what follows step t: 0 if it terminated, V(final observation) if it was
+    truncated, V_{t+1} otherwise (Schulman et al. 2016, arXiv:1506.02438, eq. 16).
+
+    Args:
+        rewards: ``[T, ...]``.
+        values: ``[T + 1, ...]``, of the observations that were acted on and of the one after the last step.
+        terminated: ``[T, ...]`` bool: the episode ended in a terminal state; wins over ``truncated``.
+        truncated: ``[T, ...]`` bool: the episode was cut off.
+        final_values: ``[T, ...]``, read where truncated: the value of the episode's last observation.
+        gamma: discount.
+        lambda_: λ.
+
+    Returns:
+        Advantages ``[T, ...]``; value targets are ``advantages + values[:-1]``.
+    """
+    ended = terminated | truncated
+    following = torch.where(ended, final_values.masked_fill(terminated, 0.0), values[1:])
+    deltas = torch.add(rewards, following, alpha=gamma).sub_(values[:-1])
+    carries = (~ended).to(rewards.dtype).mul_(gamma * lambda_)
+    for t in range(len(deltas) - 2, -1, -1):
+        deltas[t].addcmul_(carries[t], deltas[t + 1])
+    return deltas
+
+
+def gae_of_turns(
+    rewards: Tensor,
+    values: Tensor,
+    *,
+    acts: Tensor,
+    terminated: Tensor,
+    truncated: Tensor,
+    final_values: Tensor,
+    gamma: float,
+    lambda_: float,
+) -> tuple[Tensor, Tensor]:
+    """Advantages of agents that act at some of the steps: turns, late arrivals, early endings.
+
+    An agent's time is its own decisions: the discount counts them, and what it is paid until its next
+    decision (or its end) is the reward of this one. A decision whose outcome lies beyond the last step is no
+    sample; its value is still what the decision before it bootstraps from.
+
+    Args:
+        rewards: ``[T, ...]``, what the agent was told in each step.
+        values: ``[T + 1, ...]``, read where ``acts``.
+        acts: ``[T + 1, ...]`` bool: there is an observation that the agent must act on.
+        terminated: see :func:`gae`.
+        truncated: see :func:`gae`.
+        final_values: see :func:`gae`.
+        gamma: see :func:`gae`.
+        lambda_: see :func:`gae`.
+
+    Returns:
+        Advantages ``[T, ...]``, 0 where there is no sample, and where there is one, ``[T, ...]`` bool.
+    """
+    advantages = torch.zeros_like(rewards)
+    known = acts[-1].clone()
+    following = values[-1].masked_fill(~known, 0.0)
+    carry, earned = torch.zeros_like(following), torch.zeros_like(following)
+    samples = torch.zeros_like(acts[:-1])
+    for t in range(len(rewards) - 1, -1, -1):
+        ended, decides = terminated[t] | truncated[t], acts[t]
+        final = final_values[t].masked_fill(terminated[t], 0.0)
+        following = torch.where(ended, final, following)
+        carry = carry.masked_fill(ended, 0.0)
+        earned = earned.masked_fill(ended, 0.0) + rewards[t]
+        known = known | ended
+        samples[t] = decides & known
+        advantage = earned + gamma * following - values[t] + gamma * lambda_ * carry
+        advantages[t] = advantage.masked_fill(~samples[t], 0.0)
+        carry = torch.where(decides, advantages[t], carry)
+        following = torch.where(decides, values[t], following)
+        earned = earned.masked_fill(decides, 0.0)
+        known = known | decides
+    return advantages, samples
+
+
+def standardize(advantages: Tensor) -> Tensor:
+    """``(A − mean) / max(std, 1e-4)`` over all elements, with the population's standard deviation."""
+    if not len(advantages):
+        return advantages
+    spread = advantages.std(correction=0).clamp(min=MIN_STD)
+    return (advantages - advantages.mean()) / spread
+
+
+# MERGED: rows.py; its docstring belongs into that of this module
+
+
+Critic = Callable[[Tensor, Tensor | None], Tensor]
+"""Observations ``[N, ...]`` and legal actions ``[N, n]`` (or None) to values ``[N]``."""
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Independent samples of one module, N of them.
+
+    Attributes:
+        obs: ``[N, ...]``.
+        mask: ``[N, n]`` bool, legal actions; None where the game has no masks.
+        actions: ``[N, ...]``.
+        log_probs: ``[N]``.
+        inputs: ``[N, m]``.
+        advantages: ``[N]``, standardised.
+        value_targets: ``[N]``.
+        loss_mask: ``[N]`` bool, False for rows that only look like samples; None: all are samples.
+    """
+
+    obs: Tensor
+    mask: Tensor | None
+    actions: Tensor
+    log_probs: Tensor
+    inputs: Tensor
+    advantages: Tensor
+    value_targets: Tensor
+    loss_mask: Tensor | None = None
+
+    def __len__(self) -> int:
+        return len(self.advantages)
+
+
+@dataclass(frozen=True)
+class Judged:
+    """A fragment's decisions, judged by the critic.
+
+    Attributes:
+        values: ``[T + 1, G, E]`` of the observations; 0 where there is none.
+        final_values: ``[T, G, E]`` of the last observations of episodes; 0 where there is none.
+        advantages: ``[T, G, E]``.
+        samples: ``[T, G, E]`` bool: which decisions are samples; None: all.
+    """
+
+    values: Tensor
+    final_values: Tensor
+    advantages: Tensor
+    samples: Tensor | None
+
+
+def training_rows(parts: Sequence[ModuleFragment], critic: Critic, *, gamma: float, lambda_: float) -> Rows:
+    """The samples of one module in some fragments.
+
+    Truncated episodes bootstrap from their last observation, fragments from the one that follows them.
+    Only samples become rows, so standardisation and means in the loss are over samples alone.
+
+    Args:
+        parts: The module's part of each fragment.
+        critic: The values of the module that is trained.
+        gamma: Discount.
+        lambda_: λ of GAE.
+
+    Returns:
+        The rows, fragment by fragment; within one, by time, agent and copy.
+    """
+    rows = join([_rows(part, judge(part, critic, gamma=gamma, lambda_=lambda_)) for part in parts])
+    return replace(rows, advantages=standardize(rows.advantages))
+
+
+def join(pieces: Sequence[Rows]) -> Rows:
+    """The rows of all pieces."""
+    if len(pieces) == 1:
+        return pieces[0]
+    columns: dict[str, Any] = {}
+    for field in fields(Rows):
+        tensors = [getattr(piece, field.name) for piece in pieces]
+        columns[field.name] = None if tensors[0] is None else torch.cat(tensors)
+    return Rows(**columns)
+
+
+def _rows(part: ModuleFragment, judged: Judged) -> Rows:
+    def rows(column: Tensor) -> Tensor:
+        column = column[: part.steps]
+        return column.flatten(0, 2) if judged.samples is None else column[judged.samples]
+
+    return Rows(
+        obs=rows(part.obs),
+        mask=None if part.mask is None else rows(part.mask),
+        actions=rows(part.actions),
+        log_probs=rows(part.log_probs),
+        inputs=rows(part.inputs),
+        advantages=rows(judged.advantages),
+        value_targets=rows(judged.advantages + judged.values[:-1]),
+    )
+
+
+def judge(part: ModuleFragment, critic: Critic, *, gamma: float, lambda_: float) -> Judged:
+    """Values of all observations of a fragment, and what follows from them."""
+    values, final_values = _evaluate(part, critic)
+    advantages, samples = advantages_of(part, values, final_values, gamma=gamma, lambda_=lambda_)
+    return Judged(values, final_values, advantages, samples)
+
+
+def advantages_of(
+    part: ModuleFragment, values: Tensor, final_values: Tensor, *, gamma: float, lambda_: float
+) -> tuple[Tensor, Tensor | None]:
+    """Advantages ``[T, G, E]`` of a fragment's decisions, and which of them are samples (None: all)."""
+    ends: dict[str, Any] = {
+        "terminated": part.terminated,
+        "truncated": part.truncated,
+        "final_values": final_values,
+        "gamma": gamma,
+        "lambda_": lambda_,
+    }
+    if part.acts is None:
+        return gae(part.rewards, values, **ends), None
+    return gae_of_turns(part.rewards, values, acts=part.acts, **ends)
+
+
+@torch.no_grad()
+def _evaluate(part: ModuleFragment, critic: Critic) -> tuple[Tensor, Tensor]:
+    shape = part.obs.shape[:3]
+    if part.acts is None:
+        mask = None if part.mask is None else part.mask.flatten(0, 2)
+        values = critic(part.obs.flatten(0, 2), mask).view(shape)
+    else:
+        values = part.rewards.new_zeros(shape)
+        mask = None if part.mask is None else part.mask[part.acts]
+        values[part.acts] = critic(part.obs[part.acts], mask)
+    final_values = part.rewards.new_zeros(part.rewards.shape)
+    if len(part.final_at):
+        legal = None if part.mask is None else part.mask.new_ones((len(part.final_at), part.mask.shape[-1]))
+        final_values[part.final_at.unbind(1)] = critic(part.final_obs, legal)
+    return values, final_values

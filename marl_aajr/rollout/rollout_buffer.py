@@ -1,0 +1,241 @@
+"""The columns of one module while they are filled, step by step."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from marl_aajr.rollout.batched_env import BatchedStep
+from marl_aajr.rollout.fragments import ModuleFragment, Tree, map_tree
+
+_PER_STEP = ("actions", "log_probs", "inputs")
+
+
+def stacked(by_agent: Mapping[str, Tensor | None], agents: tuple[str, ...]) -> Tensor:
+    """The agents' tensors ``[E, ...]`` as ``[G, E, ...]``; float64 becomes float32, as modules want it."""
+    tensors = [by_agent[agent] for agent in agents]
+    first = tensors[0]
+    assert first is not None
+    # Environments whose agents end together hand out one tensor for all of them.
+    same = all(tensor is first for tensor in tensors)
+    result = first.expand(len(agents), *first.shape) if same else torch.stack(tensors)  # type: ignore[arg-type]
+    return result.float() if result.dtype == torch.float64 else result
+
+
+class Decision(NamedTuple):
+    """What one module does in one step, for N = G · E rows, agent by agent.
+
+    Attributes:
+        actions: ``[N, ...]`` as the module chose them; these are trained on.
+        env_actions: ``[N, ...]`` as the environment takes them.
+        log_probs: ``[N]`` float32.
+        inputs: ``[N, m]`` float32, distribution inputs.
+        state: Recurrent state ``[N, ...]`` before this step, where the players want it kept.
+    """
+
+    actions: Tensor
+    env_actions: Tensor
+    log_probs: Tensor
+    inputs: Tensor
+    state: Tree | None = None
+
+
+class Head(NamedTuple):
+    """What the agents of a module see now: ``[G, E, ...]``.
+
+    Attributes:
+        obs: Observations.
+        acts: bool, who must act.
+        mask: Legal actions, or None.
+        all_act: Whether everybody must act.
+        none_acts: Whether nobody must.
+    """
+
+    obs: Tensor
+    acts: Tensor
+    mask: Tensor | None
+    all_act: bool
+    none_acts: bool = False
+
+    def rows(self) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        """Observations, legal actions and who acts as ``[G · E, ...]``; None for all."""
+        mask = None if self.mask is None else self.mask.flatten(0, 1)
+        return self.obs.flatten(0, 1), mask, None if self.all_act else self.acts.flatten()
+
+
+class OpenDecisions(NamedTuple):
+    """Decisions whose outcome was still open when a fragment ended: one row ``[G, E, ...]`` of each column.
+
+    ``rewards`` is what the agents were told since, if anything.
+    """
+
+    acts: Tensor
+    obs: Tensor
+    mask: Tensor | None
+    actions: Tensor
+    log_probs: Tensor
+    inputs: Tensor
+    rewards: Tensor
+    state: Tree | None = None
+
+    @classmethod
+    def of(cls, part: ModuleFragment, state: Tree | None) -> OpenDecisions | None:
+        """The open decisions of a fragment; None where there are none.
+
+        Args:
+            part: The fragment.
+            state: Recurrent state before each agent's latest decision, ``[G, E, ...]``.
+        """
+        if part.acts is None:
+            return None
+        count = torch.arange(1, part.steps + 1, device=part.acts.device)[:, None, None]
+        decided = (part.acts[:-1] * count).amax(0)
+        ended = ((part.terminated | part.truncated) * count).amax(0)
+        acts = (decided > ended) & ~part.acts[-1]
+        if not bool(acts.any()):
+            return None
+        at = (decided - 1).clamp(min=0)
+
+        def row(column: Tensor) -> Tensor:
+            index = at.view(1, *at.shape, *[1] * (column.ndim - 3))
+            return column.take_along_dim(index, 0)[0]
+
+        return cls(
+            acts=acts,
+            obs=row(part.obs),
+            mask=None if part.mask is None else row(part.mask),
+            actions=row(part.actions),
+            log_probs=row(part.log_probs),
+            inputs=row(part.inputs),
+            rewards=part.rewards.masked_fill(count <= at, 0.0).sum(0),
+            state=state,
+        )
+
+
+class Columns:
+    """Allocated when the first step shows their shapes, then written row by row.
+
+    Args:
+        agents: The G agents.
+        steps: T, the rows.
+        opened: Decisions that the last fragment left open; they become the first row. Where other modules
+            have some and this one has not, the first row stays empty.
+        sequence: L, if the module is recurrent: states before steps 0, L, 2 L, ... are kept.
+
+    Attributes:
+        before: Recurrent state before each agent's latest decision, ``[G, E, ...]``; None without states.
+    """
+
+    def __init__(
+        self, agents: tuple[str, ...], steps: int, opened: OpenDecisions | None, sequence: int | None = None
+    ) -> None:
+        self._agents = agents
+        self._steps = steps
+        self._opened = opened
+        self._sequence = sequence
+        self.before: Tree | None = None if opened is None else opened.state
+        self._columns: dict[str, Tensor] = {}
+        self._finals: dict[int, Mapping[str, Tensor]] = {}
+        self._states: list[Tree] = []
+        self._all_act = True
+
+    def write(self, t: int, head: Head, decision: Decision) -> None:
+        """What was seen and decided in step ``t``."""
+        shape = head.acts.shape
+        if not self._columns:
+            self._allocate(t, head, decision)
+        self._see(t, head)
+        for name in _PER_STEP:
+            column = self._columns[name]
+            column[t] = getattr(decision, name).view(column.shape[1:])
+        if self._sequence is not None:
+            self._remember(t, head, map_tree(lambda x: x.view(*shape, *x.shape[1:]), decision.state))
+
+    def outcome(self, t: int, step: BatchedStep) -> None:
+        """What came of step ``t``."""
+        columns, agents = self._columns, self._agents
+        columns["rewards"][t] = stacked(step.rewards, agents)
+        columns["terminated"][t] = stacked(step.terminations, agents)
+        columns["truncated"][t] = stacked(step.truncations, agents)
+        # Asking now whether somebody has ended would make a device wait at every step.
+        self._finals[t] = step.final_obs
+
+    def finish(self, head: Head, perceive: Callable[[Tensor], Tensor]) -> ModuleFragment:
+        """The fragment.
+
+        Args:
+            head: What follows its last step.
+            perceive: Observations ``[K, ...]`` as the module sees them.
+        """
+        self._see(self._steps, head)
+        columns = self._columns
+        final_at = (columns["terminated"] | columns["truncated"]).nonzero()
+        last = [columns["obs"].new_empty((0, *columns["obs"].shape[3:]))]
+        for t in final_at[:, 0].unique().tolist():
+            _, g, e = final_at[final_at[:, 0] == t].unbind(1)
+            last.append(perceive(stacked(self._finals[t], self._agents)[g, e]))
+        return ModuleFragment(
+            agents=self._agents,
+            mask=columns.get("mask"),
+            acts=None if self._all_act else columns["acts"],
+            final_at=final_at,
+            final_obs=torch.cat(last),
+            states=_stack_trees(self._states) if self._states else None,
+            **{name: columns[name] for name in ("obs", "rewards", "terminated", "truncated", *_PER_STEP)},
+        )
+
+    def _see(self, t: int, head: Head) -> None:
+        self._columns["obs"][t] = head.obs
+        self._columns["acts"][t] = head.acts
+        self._all_act &= head.all_act
+        if head.mask is not None:
+            self._columns["mask"][t] = head.mask
+
+    def _remember(self, t: int, head: Head, state: Tree) -> None:
+        assert self._sequence is not None
+        if not self._states:
+            opened = self._opened
+            # Row 0 may be decisions that were open: then it is the state before them.
+            self._states.append(state if opened is None else _choose(opened.acts, opened.state, state))
+        if t and t % self._sequence == 0:
+            self._states.append(state)
+        self.before = state if head.all_act else _choose(head.acts, state, self.before)
+
+    def _allocate(self, lead: int, head: Head, decision: Decision) -> None:
+        steps, shape = self._steps, head.acts.shape
+        flags = {"terminated": torch.bool, "truncated": torch.bool, "rewards": torch.float32}
+        new = self._columns
+        new["obs"] = head.obs.new_empty((steps + 1, *head.obs.shape))
+        new["acts"] = head.acts.new_empty((steps + 1, *shape))
+        if head.mask is not None:
+            new["mask"] = head.mask.new_empty((steps + 1, *head.mask.shape))
+        for name in _PER_STEP:
+            value = getattr(decision, name)
+            new[name] = value.new_empty((steps, *shape, *value.shape[1:]))
+        for name, dtype in flags.items():
+            new[name] = head.obs.new_empty((steps, *shape), dtype=dtype)
+        if lead:
+            self._all_act = False
+            row: dict[str, Any] = {} if self._opened is None else self._opened._asdict()
+            for name, column in new.items():
+                value = row.get(name)
+                column[0] = 0 if value is None else value
+
+
+def _choose(acts: Tensor, then: Tree, otherwise: Tree | None) -> Tree:
+    """``then`` for agents ``[G, E]`` that act; ``otherwise`` for others, where there is such."""
+    if otherwise is None:
+        return then
+    if isinstance(then, Mapping):
+        return {key: _choose(acts, then[key], otherwise[key]) for key in then}
+    return torch.where(acts.view(*acts.shape, *[1] * (then.ndim - 2)), then, otherwise)
+
+
+def _stack_trees(trees: list[Tree]) -> Tree:
+    first = trees[0]
+    if isinstance(first, Mapping):
+        return {key: _stack_trees([tree[key] for tree in trees]) for key in first}
+    return torch.stack(trees)

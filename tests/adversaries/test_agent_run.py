@@ -1,0 +1,117 @@
+"""Traitors are ordinary runs: in the relay, training finds the one that is known to be the best."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from marl_aajr.adversaries.agent_run import agent_config
+from marl_aajr.adversaries.store import RECORD
+from marl_aajr.adversaries.training import train_adversary
+from marl_aajr.evaluation import evaluate_run
+from marl_aajr.training.config import PPOSettings, RunConfig
+from marl_aajr.training.run_directory import RunDirectory, Status
+from marl_aajr.training.trainer import train
+from marl_aajr.victims import Victim
+from tests.adversaries.test_agent_game import RELAY, TAG, each_its_own, reader
+from tests.evaluation.players import team
+from tests.training.runs import tiny
+
+
+@pytest.fixture
+def victims(tmp_path: Path) -> RunDirectory:
+    """A finished run whose listener repeats and whose speaker is honest."""
+    directory = RunDirectory(tmp_path / "victims")
+    quick = {"train_batch_size": 200, "minibatch_size": 100, "epochs": 5, "lr": 0.02, "entropy_coeff": 0.0}
+    directory.create(tiny(env={"name": RELAY.name}, ppo=quick, model={"hidden": [8], "critic": "joint"}))
+    directory.unlock()
+    team(RELAY, reader()).save(directory.victim)
+    directory.write_status(Status("finished", iteration=1, env_steps=600))
+    return directory
+
+
+def test_training_finds_the_best_traitor(victims: RunDirectory, ray_session: None) -> None:
+    run = train_adversary(victims.path, kind="traitor", agents=["speaker"], env_steps=4000)
+    assert run == victims.path / "adversaries" / "traitor-speaker"
+    selection = json.loads((run / RECORD).read_text())["selection"]
+    assert selection == {"trained": 10.0, "lost": 10.0, "clean": -10.0}
+    result = evaluate_run(victims.path, adversaries=[run], episodes=20)
+    returns = {row.replacement.kind: row.outcome.mean for row in result.adversarial_agents}
+    assert result.clean_return == 10.0
+    assert returns["traitor"] == -10.0
+    assert returns["traitor"] < returns["random"] < result.clean_return
+    assert not result.failures
+
+
+def test_the_victims_settings_are_taken_over(victims: RunDirectory) -> None:
+    config = agent_config(victims.path, kind="traitor", agents=["speaker"], seed=4, env_steps=700)
+    trained = victims.config()
+    assert (config.ppo, config.model.hidden) == (trained.ppo, trained.model.hidden)
+    assert (config.model.critic, config.method.name, config.seed, config.env_steps) == ("own", "none", 4, 700)
+    assert RunConfig.model_validate(config.model_dump(mode="json")) == config
+
+
+def test_victims_without_a_run_are_betrayed_by_the_defaults(victims: RunDirectory) -> None:
+    config = agent_config(victims.victim, kind="traitor", agents=["speaker"])
+    assert config.ppo == PPOSettings()
+
+
+def test_who_cannot_be_played_is_said_before_anything_runs(victims: RunDirectory) -> None:
+    with pytest.raises(
+        ValueError, match=r"^expected the agents that betray team 'team', got none; name some"
+    ):
+        agent_config(victims.path, kind="traitor")
+    with pytest.raises(ValueError, match=r"^expected an opponent in a game of several teams"):
+        agent_config(victims.path, kind="opponent")
+
+
+def test_a_traitor_among_other_victims_is_refused(
+    victims: RunDirectory, tmp_path: Path, ray_session: None
+) -> None:
+    """Nobody trains against a folder whose victims have been exchanged."""
+    config = agent_config(victims.path, kind="traitor", agents=["speaker"])
+    team(RELAY).save(victims.victim)
+    with pytest.raises(ValueError, match="they have been trained anew or replaced"):
+        train(config, tmp_path / "traitor")
+
+
+@pytest.fixture
+def chase(tmp_path: Path) -> RunDirectory:
+    """A finished run of both sides of simple_tag, which have learned nothing."""
+    directory = RunDirectory(tmp_path / "chase")
+    slow = {"train_batch_size": 40, "minibatch_size": 40, "epochs": 1, "lr": 1e-9}
+    directory.create(
+        tiny(env={"name": TAG.name, "kwargs": dict(TAG.kwargs)}, ppo=slow, model={"hidden": [16]})
+    )
+    directory.unlock()
+    random = each_its_own(TAG)
+    sides = {agent: agent.partition("_")[0] for agent in random.agents}
+    replace(
+        random,
+        module_of=sides,
+        modules={side: random.modules[agent] for agent, side in sides.items()},
+    ).save(directory.victim)
+    directory.write_status(Status("finished", iteration=1, env_steps=600))
+    return directory
+
+
+def test_opponents_begin_as_those_that_the_victims_know(chase: RunDirectory, ray_session: None) -> None:
+    pursuers = ["adversary_0", "adversary_1", "adversary_2"]
+    run = train_adversary(chase.path, kind="opponent", env_steps=40, threat={"team": "good", "pays": "loss"})
+    assert RunDirectory(run).config().env.kwargs["pays"] == "loss"
+    trained = Victim.load(RunDirectory(run).victim)
+    assert list(trained.agents) == pursuers
+    known = Victim.load(chase.victim).modules["adversary"].state_dict().values()
+    for own, known_one in zip(trained.modules["adversary"].state_dict().values(), known, strict=True):
+        torch.testing.assert_close(own, known_one)
+
+
+def test_traitors_and_those_with_other_modules_begin_from_nothing(chase: RunDirectory) -> None:
+    assert agent_config(chase.path, kind="traitor", agents=["adversary_1"]).initial_policy is None
+    assert agent_config(chase.path, kind="opponent", team="good").initial_policy == str(chase.victim)
+    each_its_own(TAG).save(chase.victim)
+    assert agent_config(chase.path, kind="opponent", team="good").initial_policy is None
