@@ -1,26 +1,26 @@
-"""The project's own environments, installed as ``marl_aajr.envs``.
+"""The project's own environments, installed as `marl_aajr.envs`.
 
-The nine particle environments of ``mpe2`` and `congestion_v0`, each written once in torch for any number of
+The nine particle environments of `mpe2` and `congestion_v0`, each written once in torch for any number of
 copies on any device. Every module has two factories:
 
-- ``batched_env(num_envs, device=..., dtype=..., **options)``: a `marl_aajr.rollout.batched_env.BatchedEnv`;
-- ``parallel_env(render_mode=..., **options)``: one copy as a PettingZoo ``ParallelEnv``.
+- `batched_env(num_envs, device=..., dtype=..., **options)`: a `marl_aajr.rollout.batched_env.BatchedEnv`;
+- `parallel_env(render_mode=..., **options)`: one copy as a PettingZoo `ParallelEnv`.
 
 Importing this package adds the second kind to PettingZoo's registry, without loading torch:
-``pettingzoo.make("parallel", "marl_aajr/simple_spread_v3", N=5)``.
+`pettingzoo.make("parallel", "marl_aajr/simple_spread_v3", N=5)`.
 
-The particle environments do what ``mpe2`` 1.1.1 does, to 1e-9 in float64 from the same states and actions
-(``tests/envs/test_against_mpe2.py``), and begin with the same distribution, from other random numbers.
+The particle environments do what `mpe2` 1.1.1 does, to 1e-9 in float64 from the same states and actions
+(`tests/envs/test_against_mpe2.py`), and begin with the same distribution, from other random numbers.
 They differ in this:
 
-- the curricula of spread and tag move (in ``mpe2`` the stage stays 0, whatever it is set to), by
-  ``set_curriculum_stage`` and ``advance_curriculum`` of the batch (``env.batch`` of a PettingZoo view);
-- two bodies in exactly one place do not push each other (``mpe2``: NaN);
+- the curricula of spread and tag move (in `mpe2` the stage stays 0, whatever it is set to), by
+  `set_curriculum_stage` and `advance_curriculum` of the batch (`env.batch` of a PettingZoo view);
+- two bodies in exactly one place do not push each other (`mpe2`: NaN);
 - options are checked when the environment is built: tag needs prey and pursuers, world_comm also food;
-- ``render_mode`` is ``"rgb_array"`` or None, and a view refuses wrong actions with a ``ValueError``.
+- `render_mode` is `"rgb_array"` or None, and a view refuses wrong actions with a `ValueError`.
 
-Modules of this package import each other relatively: the folder is ``envs`` to tools that read the source
-tree and ``marl_aajr.envs`` once installed.
+Modules of this package import each other relatively: the folder is `envs` to tools that read the source
+tree and `marl_aajr.envs` once installed.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ NAMES = (
     "simple_tag_v3",
     "simple_world_comm_v3",
 )
-"""The modules of this package that are environments. Versions are those of ``mpe2``."""
+"""The modules of this package that are environments. Versions are those of `mpe2`."""
 
 for _name in NAMES:
     if f"marl_aajr/{_name}".replace("_v", "-v") not in parallel_registry:

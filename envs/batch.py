@@ -1,6 +1,6 @@
 """What our environments share as batches: clocks, random streams, automatic reset, saved states.
 
-An environment is its variables, tensors whose last dimension is the copies ``[..., E]``, and four hooks: how
+An environment is its variables, tensors whose last dimension is the copies `[..., E]`, and four hooks: how
 they begin, how a step changes them, what the agents see, and when an episode ends before its time.
 """
 
@@ -33,7 +33,7 @@ class TensorBatch(BatchedEnv):
 
     Discrete actions beyond their space are not looked for, because that would cost a good part of a step;
     `SingleCopy` looks. Flags of a step are shared between agents and steps: they are read-only. Per-copy
-    ``infos`` are one empty dict, shared too, unless an environment has something to say.
+    `infos` are one empty dict, shared too, unless an environment has something to say.
 
     Args:
         num_envs: E, at least 1.
@@ -50,7 +50,7 @@ class TensorBatch(BatchedEnv):
         dtype: As given.
 
     Raises:
-        ValueError: If ``num_envs`` or ``max_cycles`` is not a positive integer, or the dtype is another.
+        ValueError: If `num_envs` or `max_cycles` is not a positive integer, or the dtype is another.
     """
 
     def __init__(
@@ -92,7 +92,7 @@ class TensorBatch(BatchedEnv):
     @property
     @abstractmethod
     def _variables(self) -> dict[str, Tensor]:
-        """Everything that a copy remembers: tensors ``[..., E]`` that are written in place."""
+        """Everything that a copy remembers: tensors `[..., E]` that are written in place."""
 
     @abstractmethod
     def _initial(self, streams: Streams) -> dict[str, Tensor]:
@@ -100,21 +100,21 @@ class TensorBatch(BatchedEnv):
 
     @abstractmethod
     def _advance(self, actions: Mapping[str, Tensor]) -> Tensor:
-        """Changes the variables by one step; returns rewards ``[A, E]``."""
+        """Changes the variables by one step; returns rewards `[A, E]`."""
 
     @abstractmethod
     def _observe(self) -> dict[str, Tensor]:
-        """What the agents see ``[E, d]``, in fresh tensors."""
+        """What the agents see `[E, d]`, in fresh tensors."""
 
     @abstractmethod
     def draw(self, copy: int = 0) -> NDArray[np.uint8]:
-        """A picture of one copy ``[height, width, 3]``."""
+        """A picture of one copy `[height, width, 3]`."""
 
     @abstractmethod
     def __reduce__(self) -> tuple[Any, ...]:
         """How to build the same again; pickle would tear views from the tensors that they show.
 
-        ``(function, arguments, self.get_state() or None)``, for `__setstate__`.
+        `(function, arguments, self.get_state() or None)`, for `__setstate__`.
         """
 
     def __setstate__(self, state: Mapping[str, Tensor]) -> None:
@@ -127,7 +127,7 @@ class TensorBatch(BatchedEnv):
         """Recomputes what follows from the variables, after they were set."""
 
     def _success(self) -> Tensor:
-        """``[E]`` bool: which episodes end now, before their time; asked if ``ends_early``."""
+        """`[E]` bool: which episodes end now, before their time; asked if `ends_early`."""
         return self._no
 
     def _tell(self) -> tuple[dict[str, Any], ...]:
@@ -174,7 +174,7 @@ class TensorBatch(BatchedEnv):
         return dict.fromkeys(self.possible_agents)
 
     def state(self) -> Tensor:
-        """All agents' current observations side by side ``[E, sum of sizes]``, as in ``mpe2``."""
+        """All agents' current observations side by side `[E, sum of sizes]`, as in `mpe2`."""
         return torch.cat([obs.flatten(1) for obs in self._last.values()], 1)
 
     def final_state(self) -> Tensor:
@@ -253,7 +253,7 @@ class TensorBatch(BatchedEnv):
 
 
 def unbounded(size: int, dtype: torch.dtype) -> spaces.Box:
-    """The space of observations of ``size`` numbers."""
+    """The space of observations of `size` numbers."""
     return spaces.Box(-np.inf, np.inf, (size,), np.float32 if dtype == torch.float32 else np.float64)
 
 
@@ -277,7 +277,7 @@ def gather_actions(
 
 
 def stack_choices(actions: Mapping[str, Tensor], agents: Sequence[str], num_envs: int) -> Tensor:
-    """Discrete actions as ``[A, E]`` integers that can index.
+    """Discrete actions as `[A, E]` integers that can index.
 
     Raises:
         ValueError: If some are missing, of the wrong shape, or no integers.

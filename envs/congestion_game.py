@@ -34,7 +34,7 @@ eigenvalues are −g ≤ 0, the loop gains of the policy, and the shares swing f
 For the logit answer π = softmax(−β ℓ),  J = −β (diag π − π πᵀ) diag(p (a + x)^{p−1}). A policy must answer
 to the reports to find room, and what a lie can do is its gain along the lie.
 
-Functions take resources in the first dimension, ``[M, ...]``.
+Functions take resources in the first dimension, `[M, ...]`.
 """
 
 from __future__ import annotations
@@ -48,23 +48,23 @@ _BISECTIONS = 52  # halvings that leave of an interval of length 1 what float64 
 
 
 def costs(share: Tensor, *, background: Tensor, power: float) -> Tensor:
-    """ℓ_m = (a_m + x_m)^p ``[M, ...]``."""
+    """ℓ_m = (a_m + x_m)^p `[M, ...]`."""
     load = background + share
     return load if power == 1 else load**power
 
 
 def social_cost(share: Tensor, *, background: Tensor, power: float) -> Tensor:
-    """C = Σ_m x_m ℓ_m(x_m) ``[...]``."""
+    """C = Σ_m x_m ℓ_m(x_m) `[...]`."""
     return (share * costs(share, background=background, power=power)).sum(0)
 
 
 def equilibrium(*, background: Tensor) -> Tensor:
-    """The shares ``[M, ...]`` from which nobody gains by moving, for any power; float64."""
+    """The shares `[M, ...]` from which nobody gains by moving, for any power; float64."""
     return _split(background.double(), lambda share: background.double() + share)
 
 
 def optimum(*, background: Tensor, power: float) -> Tensor:
-    """The shares ``[M, ...]`` of least social cost; float64."""
+    """The shares `[M, ...]` of least social cost; float64."""
     a = background.double()
 
     def marginal(share: Tensor) -> Tensor:
@@ -76,12 +76,12 @@ def optimum(*, background: Tensor, power: float) -> Tensor:
 
 
 def nash(agents: int, *, background: Tensor) -> Tensor:
-    """Shares ``[M, ...]`` of a pure Nash equilibrium of so many agents, for any power; float64."""
+    """Shares `[M, ...]` of a pure Nash equilibrium of so many agents, for any power; float64."""
     return _hand_out(agents, background.double(), lambda share: background + share + 1 / agents)
 
 
 def best_split(agents: int, *, background: Tensor, power: float) -> Tensor:
-    """Shares ``[M, ...]`` of least social cost for so many agents; float64."""
+    """Shares `[M, ...]` of least social cost for so many agents; float64."""
     a = background.double()
 
     def increase(share: Tensor) -> Tensor:
@@ -93,10 +93,10 @@ def best_split(agents: int, *, background: Tensor, power: float) -> Tensor:
 
 
 def logit(reports: Tensor, *, power: float, sharpness: float) -> Tensor:
-    """The mixed choice softmax(−β r^p) ``[M, ...]`` of an agent that believes the reported loads.
+    """The mixed choice softmax(−β r^p) `[M, ...]` of an agent that believes the reported loads.
 
     Args:
-        reports: r, ``[M, ...]``; noise may make them negative, which counts as 0.
+        reports: r, `[M, ...]`; noise may make them negative, which counts as 0.
         power: p.
         sharpness: β.
     """
@@ -109,7 +109,7 @@ def anarchy_bound(power: int) -> float:
 
 
 def _split(like: Tensor, marginal: Callable[[Tensor], Tensor]) -> Tensor:
-    """Shares at which the increasing ``marginal`` is equal where they are positive, and greater elsewhere.
+    """Shares at which the increasing `marginal` is equal where they are positive, and greater elsewhere.
 
     Bisection for the common level, and within it for the share of each resource at that level.
     """
@@ -124,7 +124,7 @@ def _split(like: Tensor, marginal: Callable[[Tensor], Tensor]) -> Tensor:
 
 
 def _bisect(low: Tensor, high: Tensor, enough: Callable[[Tensor], Tensor]) -> Tensor:
-    """The least value that is enough, by element; ``high`` where none is."""
+    """The least value that is enough, by element; `high` where none is."""
     for _ in range(_BISECTIONS):
         middle = (low + high) / 2
         reached = enough(middle)

@@ -1,14 +1,14 @@
 """Many agents share few resources, and a lie to some about the loads moves them all.
 
 In every round each agent chooses one of M resources. Resource m carries the share x_m of the agents that
-chose it and a background load a_m, uniform in [0, ``background``], which is drawn for each episode and known
+chose it and a background load a_m, uniform in [0, `background`], which is drawn for each episode and known
 to nobody. Using it costs ℓ_m = (a_m + x_m)^p. All that an agent knows of the loads is its own report of the
 last round's,
 
     r_im(t) = a_m + x_m(t − 1) + noise · u,   u uniform in [−1, 1], for each agent, resource and round;
 
-it sees ``[r_i, own last choice as one of M]``. With c_i the cost that agent i bears and ρ =
-``local_ratio``, it is paid −ρ c_i − (1 − ρ) · mean_j c_j over the good agents; adversaries, which take up
+it sees `[r_i, own last choice as one of M]`. With c_i the cost that agent i bears and ρ =
+`local_ratio`, it is paid −ρ c_i − (1 − ρ) · mean_j c_j over the good agents; adversaries, which take up
 room like everybody, are paid that mean. Before the first round agents are spread at random.
 
 To find room an agent must answer to its reports; when all answer at once, they flee from load to load. Who
@@ -98,9 +98,9 @@ class CongestionBatch(TensorBatch):
 
     Attributes:
         game: As given.
-        background: a, ``[M, E]``.
-        share: x, ``[M, E]``, of the last round.
-        choice: ``[N, E]`` int64, where everybody was in the last round; adversaries come first.
+        background: a, `[M, E]`.
+        share: x, `[M, E]`, of the last round.
+        choice: `[N, E]` int64, where everybody was in the last round; adversaries come first.
     """
 
     def __init__(
@@ -132,19 +132,19 @@ class CongestionBatch(TensorBatch):
         self._begins = resources + agents
 
     def social_cost(self) -> Tensor:
-        """What all agents paid on average in the last round ``[E]``."""
+        """What all agents paid on average in the last round `[E]`."""
         return social_cost(self.share, background=self.background, power=self.game.power)
 
     def equilibrium(self) -> Tensor:
-        """Shares ``[M, E]`` of the selfish equilibrium of the current games; float64."""
+        """Shares `[M, E]` of the selfish equilibrium of the current games; float64."""
         return equilibrium(background=self.background)
 
     def optimum(self) -> Tensor:
-        """Shares ``[M, E]`` of least social cost in the current games; float64."""
+        """Shares `[M, E]` of least social cost in the current games; float64."""
         return optimum(background=self.background, power=self.game.power)
 
     def draw(self, copy: int = 0) -> NDArray[np.uint8]:
-        """A picture of one copy ``[height, width, 3]``."""
+        """A picture of one copy `[height, width, 3]`."""
         from .drawing import draw_shares  # matplotlib is slow to import
 
         splits = {"now": self.share, "equilibrium": self.equilibrium(), "optimum": self.optimum()}
@@ -176,7 +176,7 @@ class CongestionBatch(TensorBatch):
         return rewards
 
     def _count(self, choice: Tensor) -> Tensor:
-        """The share of each resource ``[M, E]``."""
+        """The share of each resource `[M, E]`."""
         return (choice[:, None] == self._resources).sum(0).to(self.dtype).div_(len(choice))
 
     def _observe(self) -> dict[str, Tensor]:
@@ -189,7 +189,7 @@ class CongestionBatch(TensorBatch):
         return dict(zip(self.possible_agents, seen.unbind(0), strict=True))
 
     def _errors(self, count: int) -> Tensor:
-        """Errors of the current round's reports ``[count, E]``."""
+        """Errors of the current round's reports `[count, E]`."""
         assert self._streams is not None
         numbers = self._streams.uniform(count, start=self._begins + self._clock * count)
         return numbers.to(self.dtype).mul_(2 * self.game.noise).sub_(self.game.noise)

@@ -1,6 +1,6 @@
-"""From actions to impulses and messages, as ``mpe2`` reads them.
+"""From actions to impulses and messages, as `mpe2` reads them.
 
-Discrete: 0 nothing, 1 left, 2 right, 3 down, 4 up; who moves and speaks chooses ``move + 5 · word``, who only
+Discrete: 0 nothing, 1 left, 2 right, 3 down, 4 up; who moves and speaks chooses `move + 5 · word`, who only
 speaks chooses a word. Continuous, clipped to [0, 1]: nothing, left, right, down, up, then the message itself.
 """
 
@@ -47,7 +47,7 @@ class DiscreteControls:
         self._table = table[: self._rows].to(device, dtype).contiguous()
 
     def __call__(self, actions: Mapping[str, Tensor]) -> tuple[Tensor, Tensor | None]:
-        """Impulses ``[2, A, E]`` and messages ``[message_size, speakers, E]``, if anyone speaks."""
+        """Impulses `[2, A, E]` and messages `[message_size, speakers, E]`, if anyone speaks."""
         choice = stack_choices(actions, self._names, self._num_envs)
         if self._offsets is not None:
             choice = choice + self._offsets
@@ -58,7 +58,7 @@ class DiscreteControls:
 
 
 def _columns(agent: Body, message_size: int) -> Tensor:
-    """Impulse and message of each action of an agent ``[2 + message_size, n]``."""
+    """Impulse and message of each action of an agent `[2 + message_size, n]`."""
     moves = torch.zeros(2, _MOVES if agent.movable else 1, dtype=torch.float64)
     if agent.movable:
         strength = agent.acceleration * TIME_STEP
@@ -95,7 +95,7 @@ class ContinuousControls:
         self._speakers = len(layout.speakers)
 
     def __call__(self, actions: Mapping[str, Tensor]) -> tuple[Tensor, Tensor | None]:
-        """Impulses ``[2, A, E]`` and messages ``[message_size, speakers, E]``, if anyone speaks."""
+        """Impulses `[2, A, E]` and messages `[message_size, speakers, E]`, if anyone speaks."""
         given = torch.cat(gather_actions(actions, self._names, self._shapes), 1).detach()
         columns = given.clamp(0.0, 1.0).t().contiguous()
         throttle = columns.index_select(0, self._forward).sub_(columns.index_select(0, self._backward))

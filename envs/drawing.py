@@ -20,7 +20,7 @@ _FIXED_SCALE = 1 / 0.9  # mpe2 draws radius 1 as half the width when it does not
 
 
 def draw_particles(world: World, scenario: Scenario, copy: int) -> NDArray[np.uint8]:
-    """The world of one copy from above, with what was said ``[700, 700, 3]``."""
+    """The world of one copy from above, with what was said `[700, 700, 3]`."""
     layout = world.layout
     bodies = layout.bodies
     places = world.position[:, : len(bodies), copy].T.cpu().numpy()
@@ -51,7 +51,7 @@ def blank_page(frame: tuple[float, float, float, float] = (0.0, 0.0, 1.0, 1.0)) 
 
 
 def pixels(figure: Figure) -> NDArray[np.uint8]:
-    """A drawn figure ``[height, width, 3]``."""
+    """A drawn figure `[height, width, 3]`."""
     canvas = FigureCanvasAgg(figure)
     canvas.draw()
     return np.asarray(canvas.buffer_rgba())[..., :3].copy()
@@ -66,7 +66,7 @@ def _spelled(message: Sequence[float], *, continuous: bool) -> str:
 
 
 def draw_shares(splits: Mapping[str, Sequence[float]]) -> NDArray[np.uint8]:
-    """Bars of several splits of the agents between resources ``[700, 700, 3]``."""
+    """Bars of several splits of the agents between resources `[700, 700, 3]`."""
     figure, axes = blank_page((0.1, 0.1, 0.85, 0.85))
     width = 0.8 / len(splits)
     for i, (name, shares) in enumerate(splits.items()):

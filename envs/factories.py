@@ -14,7 +14,7 @@ from .view import SingleCopy
 
 
 def batched_factory(scenario: type[Scenario]) -> Callable[..., ParticleBatch]:
-    """A function ``(num_envs, *, device, dtype, **options)`` that builds batches of the scenario."""
+    """A function `(num_envs, *, device, dtype, **options)` that builds batches of the scenario."""
 
     def batched_env(
         num_envs: int,
@@ -30,7 +30,7 @@ def batched_factory(scenario: type[Scenario]) -> Callable[..., ParticleBatch]:
 
 
 def parallel_factory(scenario: type[Scenario]) -> Callable[..., SingleCopy]:
-    """A function ``(*, render_mode, **options)`` that builds one copy for PettingZoo."""
+    """A function `(*, render_mode, **options)` that builds one copy for PettingZoo."""
 
     def parallel_env(*, render_mode: str | None = None, **options: Any) -> SingleCopy:
         batch = ParticleBatch(scenario(**options), 1)
@@ -41,7 +41,7 @@ def parallel_factory(scenario: type[Scenario]) -> Callable[..., SingleCopy]:
 
 
 def declare(factory: Callable[..., Any], options: Callable[..., Any]) -> None:
-    """Names the options in the factory's signature and documentation, for checks and ``help()``."""
+    """Names the options in the factory's signature and documentation, for checks and `help()`."""
     own = inspect.signature(factory)
     named = [p for p in own.parameters.values() if p.kind is not p.VAR_KEYWORD]
     named += [p.replace(kind=p.KEYWORD_ONLY) for p in inspect.signature(options).parameters.values()]

@@ -1,6 +1,6 @@
 """Who is in a particle world, and where each number of its state is kept.
 
-The state of all copies is one tensor of rows ``[F, E]``, a row for each number, E copies wide: physics runs
+The state of all copies is one tensor of rows `[F, E]`, a row for each number, E copies wide: physics runs
 on long contiguous rows, and an observation is a choice of rows, made once and gathered in one operation.
 """
 
@@ -30,7 +30,7 @@ class Body:
         movable: Whether actions and contacts move it.
         collides: Whether it pushes and is pushed by others that collide.
         speaks: Whether it sends a message at every step.
-        acceleration: Acceleration at full throttle (``mpe2``'s ``accel``).
+        acceleration: Acceleration at full throttle (`mpe2`'s `accel`).
         max_speed: Speed limit; infinite where there is none.
         team: On whose side it plays.
         color: For drawing: red, green, blue in [0, 1].
@@ -89,7 +89,7 @@ class Layout:
         return sum(body.collides for body in self.bodies)
 
     def blocks(self) -> dict[str, tuple[int, ...]]:
-        """Shapes of the blocks of rows, in the order in which they are kept; ``relative`` is derived."""
+        """Shapes of the blocks of rows, in the order in which they are kept; `relative` is derived."""
         agents, bodies = len(self.agents), len(self.bodies) + self.markers
         return {
             "position": (2, bodies),
@@ -117,9 +117,9 @@ class Rows:
     """Row numbers in the shapes of the state: what an observation is written in.
 
     Attributes:
-        position: ``[2, M]``, agents, then landmarks, then markers.
-        velocity: ``[2, A]`` of agents.
-        relative: ``[2, A, M]``, where bodies are as agents see them.
+        position: `[2, M]`, agents, then landmarks, then markers.
+        velocity: `[2, A]` of agents.
+        relative: `[2, A, M]`, where bodies are as agents see them.
         extra: Those of `Layout.extras`.
     """
 
@@ -147,19 +147,19 @@ class Rows:
 
 
 def flat(parts: Sequence[Index]) -> Index:
-    """Joins rows of vectors ``[2]`` or lists of vectors ``[2, n]`` as x0, y0, x1, y1 and so on."""
+    """Joins rows of vectors `[2]` or lists of vectors `[2, n]` as x0, y0, x1, y1 and so on."""
     return np.concatenate([np.asarray(part, np.int64).T.ravel() for part in parts])
 
 
 class State:
-    """Named views of the kept rows ``[F, E]`` of a world.
+    """Named views of the kept rows `[F, E]` of a world.
 
     Attributes:
         rows: All of them.
-        position: ``[2, M, E]``.
-        velocity: ``[2, A, E]``.
-        message: ``[message_size, speakers, E]``.
-        extra: Those of `Layout.extras`, each ``[*shape, E]``.
+        position: `[2, M, E]`.
+        velocity: `[2, A, E]`.
+        message: `[message_size, speakers, E]`.
+        extra: Those of `Layout.extras`, each `[*shape, E]`.
         curriculum_stage: What a scenario with a curriculum reads.
     """
 

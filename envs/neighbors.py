@@ -1,6 +1,6 @@
 """Partial observability: only the nearest others and landmarks are seen, nearest first.
 
-As in ``mpe2`` (``_mpe_utils/partial_observability.py``): the slots are fixed in number, and those beyond what
+As in `mpe2` (`_mpe_utils/partial_observability.py`): the slots are fixed in number, and those beyond what
 exists hold zeros.
 """
 
@@ -47,19 +47,19 @@ class PartlyObserved(Scenario):
         return rows
 
     def seen_landmarks(self, rows: Rows, agent: int, landmarks: list[int]) -> Index:
-        """Rows of the relative positions of the landmarks that an agent sees ``[2, n]``."""
+        """Rows of the relative positions of the landmarks that an agent sees `[2, n]`."""
         if self.num_landmark_neighbors is None:
             return rows.relative[:, agent, landmarks]
         return _padded(rows, rows.extra["near_landmarks"][:, agent], self.num_landmark_neighbors)
 
     def seen_agents(self, rows: Rows, agent: int, others: list[int]) -> Index:
-        """Rows of the relative positions of the agents that an agent sees ``[2, n]``."""
+        """Rows of the relative positions of the agents that an agent sees `[2, n]`."""
         if self.num_agent_neighbors is None:
             return rows.relative[:, agent, others]
         return _padded(rows, rows.extra["near_agents"][:, agent], self.num_agent_neighbors)
 
     def seen_velocities(self, rows: Rows, agent: int, others: list[int]) -> Index:
-        """Rows of velocities ``[2, n]``: of the given others, or in the slots of `seen_agents`."""
+        """Rows of velocities `[2, n]`: of the given others, or in the slots of `seen_agents`."""
         if self.num_agent_neighbors is None:
             return rows.velocity[:, others]
         return _padded(rows, rows.extra["near_velocities"][:, agent], self.num_agent_neighbors)
@@ -82,12 +82,12 @@ class PartlyObserved(Scenario):
             world.extra["near_velocities"].copy_(told.gather(2, order))
 
     def tells_velocity(self, world: World) -> Tensor:
-        """``[A, 1]``: 1 for agents whose velocity their neighbours see, else 0."""
+        """`[A, 1]`: 1 for agents whose velocity their neighbours see, else 0."""
         return world.rows.new_ones(len(world.layout.agents), 1)
 
 
 def _nearest(distance: Tensor, number: int) -> Tensor:
-    """Indices of the nearest of dimension 1, nearest first ``[1, A, number, E]``."""
+    """Indices of the nearest of dimension 1, nearest first `[1, A, number, E]`."""
     return distance.topk(number, dim=1, largest=False, sorted=True).indices[None]
 
 

@@ -99,7 +99,7 @@ class ParticleBatch(TensorBatch):
         return _build, (self.scenario, self.num_envs, self.device, self.dtype), self._saved()
 
     def draw(self, copy: int = 0) -> NDArray[np.uint8]:
-        """A picture of one copy ``[height, width, 3]``."""
+        """A picture of one copy `[height, width, 3]`."""
         from .drawing import draw_particles  # matplotlib is slow to import
 
         return draw_particles(self.world, self.scenario, copy)

@@ -1,6 +1,6 @@
 """The world of the particle environments: discs that are pushed by their actions and by contact.
 
-The dynamics are those of ``mpe2`` (``mpe2/_mpe_utils/core.py``), with time step h = 0.1, damping 0.25,
+The dynamics are those of `mpe2` (`mpe2/_mpe_utils/core.py`), with time step h = 0.1, damping 0.25,
 contact stiffness c = 100 and contact margin k = 0.001, for agents i and bodies j that collide:
 
     d_ij = |p_i − p_j| − (size_i + size_j)
@@ -40,8 +40,8 @@ class World(State):
         dtype: float32, or float64 for proofs.
 
     Attributes:
-        relative: ``[2, A, M, E]``, ``position[:, j] - position[:, i]``.
-        distance: ``[A, M, E]``, its length. An agent's distance to itself is 1 by convention, so that it
+        relative: `[2, A, M, E]`, `position[:, j] - position[:, i]`.
+        distance: `[A, M, E]`, its length. An agent's distance to itself is 1 by convention, so that it
             neither touches itself nor divides by 0.
     """
 
@@ -89,7 +89,7 @@ class World(State):
         """Moves the agents by one time step; call `relate` afterwards.
 
         Args:
-            impulse: ``[2, A, E]``, h · a_i u_i: the change of velocity that the actions ask for.
+            impulse: `[2, A, E]`, h · a_i u_i: the change of velocity that the actions ask for.
         """
         push = self._push() if self._colliders else None
         if self._agility is not None:
@@ -108,7 +108,7 @@ class World(State):
         self.distance.addcmul_(self._dy, self._dy).sqrt_()
 
     def touching(self, agents: slice, bodies: slice) -> Tensor:
-        """Which agents overlap which bodies ``[agents, bodies, E]`` bool; never themselves."""
+        """Which agents overlap which bodies `[agents, bodies, E]` bool; never themselves."""
         # Slicing costs as much as comparing, and scenarios ask for the same slices at every step.
         key = (agents.start, agents.stop, bodies.start, bodies.stop)
         pair = self._pairs.get(key)
@@ -117,7 +117,7 @@ class World(State):
         return pair[0] < pair[1]
 
     def _push(self) -> Tensor:
-        """Minus the contact forces ``[2, A, E]``, divided by c."""
+        """Minus the contact forces `[2, A, E]`, divided by c."""
         gap = torch.sub(self._reach, self._near).clamp_min_(self._gap_floor)
         depth = functional.softplus(gap, beta=1 / CONTACT_MARGIN, threshold=_SOFTPLUS_THRESHOLD)
         return (depth.div_(self._near) * self._toward).sum(2)

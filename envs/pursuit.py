@@ -20,13 +20,13 @@ def sides(world: World) -> tuple[slice, slice]:
 
 
 def catches(world: World) -> Tensor:
-    """``[prey, E]``: how many pursuers touch each prey."""
+    """`[prey, E]`: how many pursuers touch each prey."""
     pursuers, prey = sides(world)
     return world.touching(pursuers, prey).sum(0)
 
 
 def touches(world: World) -> dict[str, tuple[Tensor, ...]]:
-    """How many prey each pursuer touches ``[E]``; 0 for prey."""
+    """How many prey each pursuer touches `[E]`; 0 for prey."""
     pursuers, prey = sides(world)
     counts = world.touching(pursuers, prey).sum(1)
     none = torch.zeros_like(counts[0])
@@ -41,10 +41,10 @@ def straying(position: Tensor) -> Tensor:
     Per axis, for x = |position|: 0 below 0.9; 10 (x − 0.9) below 1; min(exp(2x − 2), 10) beyond.
 
     Args:
-        position: ``[2, n, E]``.
+        position: `[2, n, E]`.
 
     Returns:
-        ``[n, E]``.
+        `[n, E]`.
     """
     x = position.abs()
     edge = (x - 0.9).mul_(10).clamp_min_(0)

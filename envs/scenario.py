@@ -24,8 +24,8 @@ class Scenario(ABC):
         max_cycles: Steps after which an episode is truncated.
         continuous_actions: Throttles and messages in [0, 1] in place of a choice.
         dynamic_rescaling: Draw discs in the scale of the picture, not at a fixed size.
-        benchmark_data: Report the quantities of the original benchmark in ``infos``, by agent as
-            ``{"benchmark_data": tuple}``. One dict for each copy: slow for many.
+        benchmark_data: Report the quantities of the original benchmark in `infos`, by agent as
+            `{"benchmark_data": tuple}`. One dict for each copy: slow for many.
 
     Raises:
         ValueError: If an option is out of its range.
@@ -53,7 +53,7 @@ class Scenario(ABC):
 
     @abstractmethod
     def reward(self, world: World) -> Tensor:
-        """Rewards ``[A, E]`` after a step."""
+        """Rewards `[A, E]` after a step."""
 
     @property
     def draws(self) -> tuple[int, ...]:
@@ -75,7 +75,7 @@ class Scenario(ABC):
 
         Args:
             fresh: The initial states.
-            picks: ``[E]`` int64 for each of `draws`, uniform in [0, n).
+            picks: `[E]` int64 for each of `draws`, uniform in [0, n).
         """
         return
 
@@ -84,26 +84,26 @@ class Scenario(ABC):
         return
 
     def success(self, world: World) -> Tensor:
-        """``[E]`` bool: episodes that reached their goal; asked if `ends_early`."""
+        """`[E]` bool: episodes that reached their goal; asked if `ends_early`."""
         raise NotImplementedError
 
     def benchmark(self, world: World) -> dict[str, tuple[Tensor, ...]]:
-        """By agent, tensors ``[..., E]``: what the original benchmark reports."""
+        """By agent, tensors `[..., E]`: what the original benchmark reports."""
         return {}
 
 
 def two_sides(adversaries: int, good: int, *, adversary: Body, agent: Body) -> tuple[Body, ...]:
-    """``adversary_0`` and so on, then ``agent_0`` and so on, made like the two given ones."""
+    """`adversary_0` and so on, then `agent_0` and so on, made like the two given ones."""
     return numbered(adversary, adversaries, team=ADVERSARIES) + numbered(agent, good, team=GOOD)
 
 
 def numbered(like: Body, count: int, *, team: str | None = None) -> tuple[Body, ...]:
-    """``count`` bodies like the given one, ``name_0``, ``name_1`` and so on."""
+    """`count` bodies like the given one, `name_0`, `name_1` and so on."""
     return tuple(replace(like, name=f"{like.name}_{i}", team=team or like.team) for i in range(count))
 
 
 def mark(fresh: State, marker: int, pick: Tensor) -> None:
-    """Puts a marker on the picked landmark ``[E]`` of each copy."""
+    """Puts a marker on the picked landmark `[E]` of each copy."""
     layout = fresh.layout
     agents, bodies = len(layout.agents), len(layout.bodies)
     places = fresh.position[:, agents:bodies]
@@ -111,6 +111,6 @@ def mark(fresh: State, marker: int, pick: Tensor) -> None:
 
 
 def write_colors(target: Tensor, colors: Sequence[Sequence[float]], pick: Tensor) -> None:
-    """Writes the picked color (or code) of each copy into rows ``[n, E]``."""
+    """Writes the picked color (or code) of each copy into rows `[n, E]`."""
     table = target.new_tensor([list(color) for color in colors]).t()
     target.copy_(table.index_select(1, pick))

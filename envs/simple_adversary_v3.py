@@ -1,4 +1,4 @@
-"""Who knows the goal must not show it: ``mpe2.simple_adversary_v3``."""
+"""Who knows the goal must not show it: `mpe2.simple_adversary_v3`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Alice tells Bob a bit that Eve must not learn: ``mpe2.simple_crypto_v3``."""
+"""Alice tells Bob a bit that Eve must not learn: `mpe2.simple_crypto_v3`."""
 
 from __future__ import annotations
 

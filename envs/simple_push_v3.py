@@ -1,4 +1,4 @@
-"""One pushes the other away from its goal: ``mpe2.simple_push_v3``."""
+"""One pushes the other away from its goal: `mpe2.simple_push_v3`."""
 
 from __future__ import annotations
 

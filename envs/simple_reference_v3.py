@@ -1,4 +1,4 @@
-"""Each agent knows where the other must go: ``mpe2.simple_reference_v3``."""
+"""Each agent knows where the other must go: `mpe2.simple_reference_v3`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""One sees the goal and speaks, the other listens and goes: ``mpe2.simple_speaker_listener_v4``."""
+"""One sees the goal and speaks, the other listens and goes: `mpe2.simple_speaker_listener_v4`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Agents cover landmarks and keep out of each other's way: ``mpe2.simple_spread_v3``."""
+"""Agents cover landmarks and keep out of each other's way: `mpe2.simple_spread_v3`."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _AGENT = Body("agent", size=0.15, collides=True, color=(0.35, 0.35, 0.85))
 
 @dataclass(frozen=True, kw_only=True)
 class SimpleSpread(PartlyObserved):
-    """Reward of agent i: (1 − ρ) · −Σ_l min_j d(j, l)  −  ρ · (agents that it touches), ρ = ``local_ratio``.
+    """Reward of agent i: (1 − ρ) · −Σ_l min_j d(j, l)  −  ρ · (agents that it touches), ρ = `local_ratio`.
 
     Attributes:
         N: Number of agents, and of landmarks.

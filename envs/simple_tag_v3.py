@@ -1,4 +1,4 @@
-"""Pursuers chase faster prey among obstacles: ``mpe2.simple_tag_v3``."""
+"""Pursuers chase faster prey among obstacles: `mpe2.simple_tag_v3`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""One agent goes to a landmark: ``mpe2.simple_v3``, for debugging."""
+"""One agent goes to a landmark: `mpe2.simple_v3`, for debugging."""
 
 from __future__ import annotations
 

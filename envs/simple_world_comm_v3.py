@@ -1,4 +1,4 @@
-"""Pursuers with a leader who speaks, prey with food, forests to hide in: ``mpe2.simple_world_comm_v3``."""
+"""Pursuers with a leader who speaks, prey with food, forests to hide in: `mpe2.simple_world_comm_v3`."""
 
 from __future__ import annotations
 

@@ -23,7 +23,7 @@ def _signed(word: int) -> int:
 def mix_(z: Tensor) -> Tensor:
     """SplitMix64's finaliser, in place: a bijection of 64-bit words that scatters every input bit.
 
-    ``z ^= z >>> 30; z *= c1; z ^= z >>> 27; z *= c2; z ^= z >>> 31`` (Steele, Lea, Flood 2014,
+    `z ^= z >>> 30; z *= c1; z ^= z >>> 27; z *= c2; z ^= z >>> 31` (Steele, Lea, Flood 2014,
     "Fast splittable pseudorandom number generators"), with arithmetic modulo 2^64.
     """
     for shift, factor in _ROUNDS:
@@ -38,7 +38,7 @@ def _logical_shift(z: Tensor, shift: int) -> Tensor:
 class Streams:
     """One stream of uniform numbers for each copy and episode.
 
-    Number i of episode k of copy e is ``mix(key(seed, e, k) + (i + 1) γ)``, the SplitMix64 sequence from a
+    Number i of episode k of copy e is `mix(key(seed, e, k) + (i + 1) γ)`, the SplitMix64 sequence from a
     key that is hashed from seed, copy and episode in turn.
 
     Args:
@@ -47,7 +47,7 @@ class Streams:
         device: Where the numbers are made.
 
     Attributes:
-        episode: ``[E]`` int64, the current episode of each copy.
+        episode: `[E]` int64, the current episode of each copy.
     """
 
     def __init__(self, seed: int, num_envs: int, *, device: torch.device) -> None:
@@ -61,12 +61,12 @@ class Streams:
         """Moves copies on to their next episode.
 
         Args:
-            where: ``[E]`` bool, which copies; None for all.
+            where: `[E]` bool, which copies; None for all.
         """
         self.jump(self.episode + (1 if where is None else where))
 
     def jump(self, episode: Tensor) -> None:
-        """Moves copies to the episodes ``[E]``."""
+        """Moves copies to the episodes `[E]`."""
         self.episode = episode
         self._keys = mix_((episode + 1) * _signed(_GOLDEN) + self._copies)
 
@@ -84,10 +84,10 @@ class Streams:
 
         Args:
             count: How many for each copy.
-            start: The first one's place in the stream; a tensor ``[E]`` for a place in each.
+            start: The first one's place in the stream; a tensor `[E]` for a place in each.
 
         Returns:
-            ``[count, E]`` float64 in [0, 1), 53 random bits each.
+            `[count, E]` float64 in [0, 1), 53 random bits each.
         """
         places = torch.arange(1, count + 1, device=self._keys.device)[:, None] + start
         words = mix_(places * _signed(_GOLDEN) + self._keys)

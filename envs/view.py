@@ -18,13 +18,13 @@ from .batch import TensorBatch
 class SingleCopy(ParallelEnv[str, NDArray[Any], Any]):
     """A batch of one copy, played episode by episode.
 
-    ``reset(seed=s)`` begins the episode that copy 0 of the batch begins with seed s. Later resets without a
+    `reset(seed=s)` begins the episode that copy 0 of the batch begins with seed s. Later resets without a
     seed continue the sequence that s began; without any seed it comes from the operating system.
 
     Args:
         batch: The batch; the view steps it alone.
         name: What the environment calls itself.
-        render_mode: ``"rgb_array"``, or None for no drawing.
+        render_mode: `"rgb_array"`, or None for no drawing.
 
     Attributes:
         batch: As given, for what PettingZoo has no words for (its saved state, its curriculum).
@@ -66,7 +66,7 @@ class SingleCopy(ParallelEnv[str, NDArray[Any], Any]):
     def reset(
         self, seed: int | None = None, options: Mapping[str, Any] | None = None
     ) -> tuple[dict[str, NDArray[Any]], dict[str, dict[str, Any]]]:
-        """Begins an episode; ``options`` are not used."""
+        """Begins an episode; `options` are not used."""
         if seed is not None or self._seeds is None:
             self._seeds = np.random.default_rng(seed)
         first = seed if seed is not None else int(self._seeds.integers(2**63))
@@ -104,7 +104,7 @@ class SingleCopy(ParallelEnv[str, NDArray[Any], Any]):
         return self._state
 
     def render(self) -> NDArray[np.uint8] | None:
-        """The picture ``[height, width, 3]``, or None without a render mode."""
+        """The picture `[height, width, 3]`, or None without a render mode."""
         return self.batch.draw(0) if self.render_mode else None
 
     def close(self) -> None:

@@ -1,4 +1,4 @@
-"""``python -m marl_aajr``: the command line without the console script."""
+"""`python -m marl_aajr`: the command line without the console script."""
 
 from __future__ import annotations
 

@@ -2,8 +2,8 @@
 
     env = attacked(simple_spread_v3.parallel_env(), "pgd", victim, epsilon=0.1)
 
-Whoever plays ``env`` is lied to: its observations are perturbed by an attack that is computed on a victim's
-policies, its own or another's (a surrogate). ``with_agents`` seats frozen victims at the table. Both take
+Whoever plays `env` is lied to: its observations are perturbed by an attack that is computed on a victim's
+policies, its own or another's (a surrogate). `with_agents` seats frozen victims at the table. Both take
 parallel and AEC environments and return the same kind.
 """
 
@@ -43,13 +43,13 @@ def attacked(
 
     Args:
         env: a parallel or AEC environment.
-        attack: a name of ``marl-aajr list attacks``, or an :class:`~marl_aajr.attacks.Attack`; one that
+        attack: a name of `marl-aajr list attacks`, or an `Attack`; one that
             learns must be fitted.
         victim: the policies that the perturbations are computed on: those that will play, or a surrogate.
         epsilon: the size; None: the attack's own.
         agents: whose observations are changed; None: all.
-        units: of ε: the environment's (``"raw"``) or those behind the victim's observation filter
-            (``"network"``); to be said where it has one.
+        units: of ε: the environment's (`"raw"`) or those behind the victim's observation filter
+            (`"network"`); to be said where it has one.
         seed: of the attack's random numbers, which follow from it, from the seed that the environment was
             last reset with, and from the episodes and steps since. How often an agent looks does not matter.
 
@@ -58,7 +58,7 @@ def attacked(
 
     Raises:
         ValueError: an unknown agent, a victim that does not fit the environment, or an attack that does not
-            fit the victim; see :func:`~marl_aajr.evaluation.evaluate`.
+            fit the victim; see `evaluate`.
 
     Example:
         >>> env = attacked(env, "pgd", Victim.load("runs/ppo/victim"), epsilon=0.1, agents=["agent_0"])
@@ -83,7 +83,7 @@ def with_agents(env: Env, players: Mapping[str, Victim], *, sampled: bool = Fals
         env: a parallel or AEC environment.
         players: agent -> the victim that plays it.
         sampled: whether victims sample their actions or take the most likely ones.
-        seed: of sampled actions; see :func:`attacked`.
+        seed: of sampled actions; see `attacked`.
 
     Returns:
         The environment of the other agents.

@@ -50,7 +50,7 @@ COLOURS = {"global": "#d55e00", "adaptive": "#0072b2"}
 
 
 def target(obs: Tensor) -> Tensor:
-    """μ*(s): gain up to 4 along the first feature, about 1 along the others, ``[B, 4] -> [B, 2]``."""
+    """μ*(s): gain up to 4 along the first feature, about 1 along the others, `[B, 4] -> [B, 2]`."""
     first = 4 * torch.sin(obs[:, 0]) + 0.5 * obs[:, 2]
     second = torch.sin(obs[:, 1]) + 0.5 * torch.tanh(obs[:, 3])
     return torch.stack([first, second], -1)
@@ -111,7 +111,7 @@ def fit(kind: str, gain_bound: float, sigma: tuple[float, float], seed: int) -> 
 
 
 def gains(student: Student, obs: Tensor, noise: torch.Generator) -> tuple[Tensor, Tensor]:
-    """‖J u_t‖ and ‖J‖_op of the mean at the points s + δ_t, differentiable in the weights, ``[K · B]``."""
+    """‖J u_t‖ and ‖J‖_op of the mean at the points s + δ_t, differentiable in the weights, `[K · B]`."""
     trajectory = attack(student, obs, noise)
     points = (obs + trajectory.deltas).flatten(0, 1).requires_grad_(True)
     outputs = student.mean(points)

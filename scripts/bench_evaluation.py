@@ -3,7 +3,7 @@
 simple_spread, three agents that share a 64x64 tanh policy. The weights are random: the time does not depend
 on them. The suite is complete: the victim has a critic, and a second victim is the surrogate of the transfer.
 The loop and the batched evaluation attack every decision with the same attack and are timed in turns;
-``evaluate_ratio`` counts all that ``evaluate`` does for one attack: clean episodes and checks as well.
+`evaluate_ratio` counts all that `evaluate` does for one attack: clean episodes and checks as well.
 """
 
 from __future__ import annotations

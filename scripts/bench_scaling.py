@@ -3,7 +3,7 @@
 The nodes are processes of this machine (two raylets), so its cores bound what can be seen: efficiency is
 against the cores that are there. Everything is at the reference setting of the other benchmarks. Beside it:
 the pickled size of what goes through the object store, what a run takes to start, what a study adds to each
-run (``scheduling_overhead``: of the time of a million environment steps), and what 64 nodes would come to.
+run (`scheduling_overhead`: of the time of a million environment steps), and what 64 nodes would come to.
 """
 
 from __future__ import annotations
@@ -212,7 +212,7 @@ def share(runner: Any) -> Any:
 
 
 def starts(rounds: int) -> dict[str, Any]:
-    """From the call of ``train`` to the first iteration, without and with processes to start."""
+    """From the call of `train` to the first iteration, without and with processes to start."""
     from marl_aajr.training.config import make_config
     from marl_aajr.training.trainer import train
 

@@ -4,7 +4,7 @@
 
 Trains both with every seed on 3-agent simple_spread (runs are kept under runs/inner_loop_stability and not
 repeated), and measures every checkpoint on observations of its own play: L_eff along the ascent directions,
-and the share of raw-gradient steps that do not lower the objective. The objective is ``surrogate`` with
+and the share of raw-gradient steps that do not lower the objective. The objective is `surrogate` with
 actions of the policy and advantages ±1 at random: for Â < 0 it is concave in places, so steps can overshoot.
 
 Writes results.json, stability.svg and stability.png to experiments/inner_loop_stability; a few minutes.
@@ -98,7 +98,7 @@ def policies(folder: Path) -> Iterable[tuple[int, ModulePolicy]]:
 
 @torch.no_grad()
 def observe(policy: ModulePolicy, generator: torch.Generator) -> Tensor:
-    """What the agents see in one episode of each copy, with sampled actions, ``[B, d]``."""
+    """What the agents see in one episode of each copy, with sampled actions, `[B, d]`."""
     env = PettingZooBatch(resolve("simple_spread_v3"), COPIES)
     obs, seen = env.reset(seed=0), []
     for _ in range(EPISODE):

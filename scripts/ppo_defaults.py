@@ -1,4 +1,4 @@
-"""The evidence for the PPO defaults of ``marl-aajr train``: each choice, undone one at a time.
+"""The evidence for the PPO defaults of `marl-aajr train`: each choice, undone one at a time.
 
     .venv/bin/python scripts/ppo_defaults.py
 

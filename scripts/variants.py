@@ -30,7 +30,7 @@ def train_all(
     """Train every cell from its start or its last checkpoint; their metrics, iteration by iteration.
 
     Args:
-        variants: Settings (of ``--set``) by the name of the variant.
+        variants: Settings (of `--set`) by the name of the variant.
         cells: What to train; finished runs are not repeated.
         runs: The folder of the runs.
         method: The method of all.

@@ -30,15 +30,15 @@ _FOLLOW = 0.01
 
 @dataclass(frozen=True)
 class Transitions:
-    """What one module's agents saw, did and earned, ``N`` rows.
+    """What one module's agents saw, did and earned, `N` rows.
 
     Attributes:
-        obs: network inputs s, ``[N, d]``.
-        actions: encoded actions a, ``[N, k]``; see :func:`encode`.
-        rewards: what the agent's team earned until the next decision, ``[N]``.
-        next_obs: s', ``[N, d]``; zero where the episode is over.
-        next_actions: a', ``[N, k]``.
-        over: whether the episode ended, ``[N]`` bool. A cut-off counts as an end: returns end there too.
+        obs: network inputs s, `[N, d]`.
+        actions: encoded actions a, `[N, k]`; see `encode`.
+        rewards: what the agent's team earned until the next decision, `[N]`.
+        next_obs: s', `[N, d]`; zero where the episode is over.
+        next_actions: a', `[N, k]`.
+        over: whether the episode ended, `[N]` bool. A cut-off counts as an end: returns end there too.
     """
 
     obs: Tensor
@@ -75,7 +75,7 @@ class ActionValue(nn.Module):
             nn.init.uniform_(layer.bias, -bound, bound, generator=generator)
 
     def forward(self, obs: Tensor, actions: Tensor) -> Tensor:
-        """Q, ``[..., d], [..., k] -> [...]``."""
+        """Q, `[..., d], [..., k] -> [...]`."""
         h = torch.cat([obs, actions], -1)
         for layer in self.hidden:
             h = torch.relu(layer(h))
@@ -83,7 +83,7 @@ class ActionValue(nn.Module):
         return value.squeeze(-1)
 
     def bounds(self, obs: Tensor, actions: Tensor, *, radius: float) -> tuple[Tensor, Tensor]:
-        """Lower and upper bounds of Q(s, â) over ‖â − a‖_∞ ≤ radius, each ``[...]``."""
+        """Lower and upper bounds of Q(s, â) over ‖â − a‖_∞ ≤ radius, each `[...]`."""
         centre = torch.cat([obs, actions], -1)
         spread = torch.cat([torch.zeros_like(obs), torch.full_like(actions, radius)], -1)
         for layer in self.hidden:
@@ -96,9 +96,9 @@ class ActionValue(nn.Module):
 
 
 def encode(distribution: ActionDistribution, outputs: Tensor, actions: Tensor | None) -> Tensor:
-    """Actions as Q reads them, ``[..., k]``: one-hot for discrete ones, as they are for Gaussian ones.
+    """Actions as Q reads them, `[..., k]`: one-hot for discrete ones, as they are for Gaussian ones.
 
-    Without ``actions`` the expected ones at these outputs, differentiable: probabilities, or the mean.
+    Without `actions` the expected ones at these outputs, differentiable: probabilities, or the mean.
     """
     if isinstance(distribution, MultiCategorical):
         parts = distribution.split(outputs)
@@ -125,7 +125,7 @@ def watch(
     seed: int,
     generator: torch.Generator,
 ) -> dict[str, Transitions]:
-    """Let the victim play with sampled actions, and note what each module of ``agents`` meets.
+    """Let the victim play with sampled actions, and note what each module of `agents` meets.
 
     Args:
         victim: plays all agents.

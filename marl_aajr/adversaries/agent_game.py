@@ -9,7 +9,7 @@ what those agents see and act in their place.
   what the loyal members earn.
 - **Opponent**: agents of the other sides, by default each paid what the environment pays it, as in the field
   (Gleave 2020, arXiv 1905.10615: the frozen victim is part of the environment, and the adversary maximises
-  its own return in it); ``pays="loss"`` pays them minus what the victims earn instead, which differs where
+  its own return in it); `pays="loss"` pays them minus what the victims earn instead, which differs where
   the game is not zero-sum.
 """
 
@@ -47,7 +47,7 @@ class AgentGame(VictimGame):
         victim: plays everybody else.
         team: the victims' side.
         agents: who is played by the learners.
-        pays: ``"loss"``: minus what the team earns, in equal parts; ``"own"``: each what it earns itself.
+        pays: `"loss"`: minus what the team earns, in equal parts; `"own"`: each what it earns itself.
         sampled: whether the victims sample their actions or take the most likely ones.
         loyal: let the victims play everybody, whatever the learners do: for reference.
 
@@ -89,7 +89,7 @@ class AgentGame(VictimGame):
         return {} if self.loyal else dict(actions)
 
     def pay(self, step: BatchedStep) -> Tensor:
-        """Their own rewards or the victims' loss, ``[players, E]``."""
+        """Their own rewards or the victims' loss, `[players, E]`."""
         if self.pays == "loss":
             return super().pay(step)
         return torch.stack([step.rewards[agent] for agent in self.possible_agents])
@@ -153,10 +153,10 @@ class AgentThreat:
         env_kwargs: and its arguments.
         victim: folder of the victims.
         digest: their `marl_aajr.victims.fingerprint`; others in the folder are refused.
-        kind: ``"traitor"`` or ``"opponent"``.
+        kind: `"traitor"` or `"opponent"`.
         team: the victims' side; None: see `choose_sides`.
         agents: whom the learners play; None, for opponents only: everybody who is not on the team.
-        pays: ``"loss"`` or ``"own"``; None: what `PAYS` says.
+        pays: `"loss"` or `"own"`; None: what `PAYS` says.
         actions: whether the victims take their most likely actions or sample them.
     """
 

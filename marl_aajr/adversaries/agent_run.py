@@ -42,7 +42,7 @@ def agent_config(
 
     Args:
         victims: their run, or the folder of a saved victim.
-        kind: ``"traitor"`` or ``"opponent"``.
+        kind: `"traitor"` or `"opponent"`.
         agents: whom the learners play; see `AgentThreat`.
         team: the victims' side; None: see `marl_aajr.adversaries.agent_game.choose_sides`.
         pays: see `AgentThreat`.

@@ -26,15 +26,15 @@ from marl_aajr.victims import Victim, fingerprint, load_victim
 
 @dataclass(frozen=True, kw_only=True)
 class LearnedAttack(Attack):
-    """An adversary that was trained, or will be (:meth:`fit`), for one size of the perturbation set.
+    """An adversary that was trained, or will be (`fit`), for one size of the perturbation set.
 
     It learns to attack in every step, each agent by its own size. Under a budget it is no stronger than that:
     it does not know in which steps it may not act, and an agent whose size a budget scales is lied to by
     actions that were learned for another.
 
     Attributes:
-        adversary: folder of a finished adversary (``marl-aajr adversary train``), or what results call it;
-            empty: :meth:`fit` finds one in the victims' run, or trains it.
+        adversary: folder of a finished adversary (`marl-aajr adversary train`), or what results call it;
+            empty: `fit` finds one in the victims' run, or trains it.
         joint: one adversary with one budget for all attacked agents; see `Crew`.
         env_steps: of the training, the search included; None: the kind's default.
         search: how many settings of PPO are tried first; None: the kind's default.
@@ -122,7 +122,7 @@ class LearnedAttack(Attack):
         return replace(self, _agent=agent)
 
     def check_victims(self, victim: Victim) -> None:
-        """Raise ``ValueError`` unless these are the victims that the adversary was trained against."""
+        """Raise `ValueError` unless these are the victims that the adversary was trained against."""
         if fingerprint(victim) != self._digest:
             raise ValueError(
                 f"expected the victims that {self.adversary or self.name} was trained against, got "

@@ -30,7 +30,7 @@ ADVERSARY = "adversary"
 """The team of the game's players."""
 
 Rows = Mapping[str, Tensor]
-"""By agent, the copies in which it must act, ``[b]``."""
+"""By agent, the copies in which it must act, `[b]`."""
 
 
 class VictimGame(BatchedEnv):
@@ -41,17 +41,17 @@ class VictimGame(BatchedEnv):
     as terminated otherwise. Where nobody must act in a copy (the others move, or the seats are out), the game
     goes on by itself: `may_idle`.
 
-    A subclass says what the players observe (:meth:`observe`), and what their actions do: change what the
-    victims are shown (:meth:`show`), or take the place of some of them (:meth:`play`).
+    A subclass says what the players observe (`observe`), and what their actions do: change what the
+    victims are shown (`show`), or take the place of some of them (`play`).
 
     Args:
         env: the copies that the victims play.
-        victim: plays every agent of ``env`` that nobody replaces. Its networks are on the CPU.
-        seats: the agents of ``env`` behind each player of the game, by player.
+        victim: plays every agent of `env` that nobody replaces. Its networks are on the CPU.
+        seats: the agents of `env` behind each player of the game, by player.
         team: whose reward the players are to lower.
         observation_spaces: of the players.
         action_spaces: of the players.
-        replaced: agents of ``env`` that the victims do not play: :meth:`play` decides for them.
+        replaced: agents of `env` that the victims do not play: `play` decides for them.
         sampled: whether the victims sample their actions or take the most likely ones.
 
     Raises:
@@ -101,32 +101,32 @@ class VictimGame(BatchedEnv):
         """What the players see.
 
         Args:
-            obs: ``[E, ...]`` by agent of the environment.
-            active: ``[E]`` bool by agent: where there is such an observation.
+            obs: `[E, ...]` by agent of the environment.
+            active: `[E]` bool by agent: where there is such an observation.
 
         Returns:
-            ``[E, ...]`` by player; what is said where none of its agents is active does not count.
+            `[E, ...]` by player; what is said where none of its agents is active does not count.
         """
         raise NotImplementedError
 
     def show(self, rows: Rows, policy: VictimPolicy, inputs: Tensor, actions: Mapping[str, Tensor]) -> Tensor:
-        """What victims are shown, ``[B, d]``; here, what is there.
+        """What victims are shown, `[B, d]`; here, what is there.
 
         Args:
-            rows: the copies ``[b]`` in which each of some agents must act; B = Σ b. They have one network and
+            rows: the copies `[b]` in which each of some agents must act; B = Σ b. They have one network and
                 one filter.
             policy: theirs, with each row's legal actions and memory. Asking it changes nothing.
-            inputs: what their network receives of the true observations, behind the filter, ``[B, d]``.
+            inputs: what their network receives of the true observations, behind the filter, `[B, d]`.
             actions: of the players, checked.
         """
         return inputs
 
     def play(self, actions: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Actions of the replaced agents, ``[E, ...]`` by agent; here nobody is replaced."""
+        """Actions of the replaced agents, `[E, ...]` by agent; here nobody is replaced."""
         return {}
 
     def pay(self, step: BatchedStep) -> Tensor:
-        """What the players earn by a step of the environment, ``[players, E]``; here r(t) in equal parts."""
+        """What the players earn by a step of the environment, `[players, E]`; here r(t) in equal parts."""
         earned = torch.stack([step.rewards[agent] for agent in self._members]).sum(0)
         return (-earned / len(self.seats)).expand(len(self.seats), -1)
 

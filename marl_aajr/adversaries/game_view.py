@@ -58,7 +58,7 @@ class GameView(ParallelEnv[str, Any, Any]):
     def reset(
         self, seed: int | None = None, options: Mapping[str, Any] | None = None
     ) -> tuple[dict[str, Any], dict[str, dict[str, Any]]]:
-        """Begins an episode; ``options`` are not used."""
+        """Begins an episode; `options` are not used."""
         if seed is not None or self._seeds is None:
             self._seeds = np.random.default_rng(seed)
         obs = self.game.reset(seed=int(self._seeds.integers(2**31)))

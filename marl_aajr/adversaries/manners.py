@@ -2,8 +2,8 @@
 
 | kind | the adversary's action for an agent | the perturbation |
 |---|---|---|
-| ``sa-rl`` | a ∈ [−1, 1]^d | a, squashed into the set (:meth:`PerturbationSet.squash`) |
-| ``pa-ad`` | a target action, or a direction of the Gaussian mean | an ascent towards it (`direction`) |
+| `sa-rl` | a ∈ [−1, 1]^d | a, squashed into the set (`PerturbationSet.squash`) |
+| `pa-ad` | a target action, or a direction of the Gaussian mean | an ascent towards it (`direction`) |
 
 It sees what the attacked agent's network truly receives (behind the observation filter), because the optimal
 adversary of a fixed policy is a function of the true state (Zhang 2020, arXiv 2003.08938, section 3.1), and
@@ -37,7 +37,7 @@ Orders: TypeAlias = Space[Any]
 
 @dataclass(frozen=True, kw_only=True)
 class Manner(ABC):
-    """How an adversary's orders for an agent ``[B, c]`` become a perturbation of what it sees."""
+    """How an adversary's orders for an agent `[B, c]` become a perturbation of what it sees."""
 
     name: ClassVar[str]
 
@@ -47,14 +47,14 @@ class Manner(ABC):
 
     @abstractmethod
     def perturb(self, policy: Policy, obs: Tensor, orders: Tensor, perturbations: PerturbationSet) -> Tensor:
-        """δ in the set, ``[B, d], [B, c] -> [B, d]``."""
+        """δ in the set, `[B, d], [B, c] -> [B, d]`."""
 
     def share(self, orders: Tensor, perturbations: PerturbationSet, agents: int) -> Tensor:
-        """Orders of a joint adversary for its n agents, side by side ``[E, n · c]``, held to one budget."""
+        """Orders of a joint adversary for its n agents, side by side `[E, n · c]`, held to one budget."""
         return orders
 
     def label(self, policy: Policy, clean: Tensor, moved: Tensor) -> Tensor:
-        """The orders that would move outputs from ``clean [B, m]`` to ``moved``, ``[B, c]``.
+        """The orders that would move outputs from `clean [B, m]` to `moved`, `[B, c]`.
 
         Raises:
             ValueError: what is done to a policy does not say by which orders.
@@ -153,7 +153,7 @@ class Crew:
 
     One budget of a joint adversary means one set around the observations of all its agents side by side:
     ‖(δ_1, …, δ_n) / scale‖ ≤ ε. In L∞ that is ε for every feature of every agent, the same as without
-    ``joint``. In L2 the agents share ε: what one is lied to more, the others are lied to less. SA-RL decides
+    `joint`. In L2 the agents share ε: what one is lied to more, the others are lied to less. SA-RL decides
     how they share it; PA-AD's agents get ε / √n each.
 
     Attributes:
@@ -205,10 +205,10 @@ class Crew:
         return found
 
     def look(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """What each adversary sees, ``[E, w]``.
+        """What each adversary sees, `[E, w]`.
 
         Args:
-            inputs: by agent, what its network truly receives, ``[E, d]``; zeros where it does not act.
+            inputs: by agent, what its network truly receives, `[E, d]`; zeros where it does not act.
         """
         if self.joint:
             return {ADVERSARY: torch.cat([inputs[agent] for agent in self.agents], -1)}
@@ -221,13 +221,13 @@ class Crew:
         }
 
     def badge(self, agent: str, like: Tensor) -> Tensor:
-        """Who it is, one-hot, ``[E, n]``."""
+        """Who it is, one-hot, `[E, n]`."""
         badge = like.new_zeros(len(like), len(self.agents))
         badge[:, self.agents.index(agent)] = 1.0
         return badge
 
     def orders(self, actions: Mapping[str, Tensor], perturbations: PerturbationSet) -> dict[str, Tensor]:
-        """The orders for each agent, ``[E, c]``, held to one budget where the adversary is joint.
+        """The orders for each agent, `[E, c]`, held to one budget where the adversary is joint.
 
         Args:
             actions: of the adversaries, as their spaces define them.
@@ -241,7 +241,7 @@ class Crew:
         return dict(zip(self.agents, action.split(widths, -1), strict=True))
 
     def actions(self, orders: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """The adversaries' actions that give these orders, ``[E, c]`` by agent; agents may be missing."""
+        """The adversaries' actions that give these orders, `[E, c]` by agent; agents may be missing."""
         if self.joint:
             like = next(iter(orders.values()))
             widths = {agent: width(self.manner.orders(self.victim, agent)) for agent in self.agents}
@@ -251,7 +251,7 @@ class Crew:
         return {p: o.reshape(len(o), *(spaces_of[p].shape or ())) for p, o in orders.items()}
 
     def perturb(self, policy: Policy, obs: Tensor, orders: Tensor, perturbations: PerturbationSet) -> Tensor:
-        """δ of a batch of agents with one policy, ``[B, d], [B, c] -> [B, d]``."""
+        """δ of a batch of agents with one policy, `[B, d], [B, c] -> [B, d]`."""
         part = self.manner.part(perturbations, len(self.agents)) if self.joint else perturbations
         return self.manner.perturb(policy, obs, orders, part)
 

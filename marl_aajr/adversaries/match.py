@@ -27,7 +27,7 @@ class Seats(Protocol):
 
 
 def check_victim(victim: Any, *, what: str = "a victim") -> None:
-    """Raise ``ValueError`` unless it is a `Victim`: a network alone does not say who plays what with it."""
+    """Raise `ValueError` unless it is a `Victim`: a network alone does not say who plays what with it."""
     if not isinstance(victim, Victim):
         raise ValueError(
             f"expected {what}, got a {type(victim).__name__}; make one with Victim.from_policies(network, "
@@ -38,7 +38,7 @@ def check_victim(victim: Any, *, what: str = "a victim") -> None:
 def check_match(
     victim: Victim, env: Seats, *, agents: Sequence[str] | None = None, what: str = "a victim"
 ) -> None:
-    """Raise ``ValueError`` unless the victim can play these agents of the environment; None: all."""
+    """Raise `ValueError` unless the victim can play these agents of the environment; None: all."""
     check_victim(victim, what=what)
     agents = env.possible_agents if agents is None else agents
     for agent in agents:
@@ -70,13 +70,13 @@ def _fits(has: spaces.Space[Any], needs: spaces.Space[Any]) -> bool:
 
 
 def no_action(space: spaces.Space[Any], num_envs: int, *, device: torch.device) -> Tensor:
-    """Zeros, ``[E, ...]``."""
+    """Zeros, `[E, ...]`."""
     kind = torch.float32 if isinstance(space, spaces.Box) else torch.int64
     return torch.zeros((num_envs, *(space.shape or ())), dtype=kind, device=device)
 
 
 def check_action(player: str, action: Tensor, space: spaces.Space[Any], num_envs: int) -> None:
-    """Raise ``ValueError`` for actions of the wrong shape or kind."""
+    """Raise `ValueError` for actions of the wrong shape or kind."""
     shape, whole = (num_envs, *(space.shape or ())), not isinstance(space, spaces.Box)
     if tuple(action.shape) != shape or (whole and action.is_floating_point()):
         raise ValueError(

@@ -1,6 +1,6 @@
 """The game of learned observation adversaries: frozen victims play on what their adversaries show them.
 
-An environment like any other (``marl_aajr.adversaries.observation_game:parallel_env``), so that training an
+An environment like any other (`marl_aajr.adversaries.observation_game:parallel_env`), so that training an
 adversary is a run like any other. Its arguments say whose victims, which kind of adversary and how much it
 may change; see `ObservationThreat`.
 """
@@ -42,15 +42,15 @@ class ObservationThreat:
         env_kwargs: and its arguments.
         victim: folder of the victims.
         digest: their `marl_aajr.victims.fingerprint`; others in the folder are refused.
-        kind: ``"sa-rl"`` or ``"pa-ad"``.
+        kind: `"sa-rl"` or `"pa-ad"`.
         epsilon: radius of the perturbation set.
-        norm: ``"linf"`` or ``"l2"``.
+        norm: `"linf"` or `"l2"`.
         mask: see `PerturbationSet`; one for all agents.
         scale: see `PerturbationSet`.
         low: see `PerturbationSet`.
         high: see `PerturbationSet`.
-        scales: ε by agent as a multiple of ``epsilon``; absent: 1.
-        units: ``"raw"`` (of the environment's observations) or ``"network"`` (behind the observation filter).
+        scales: ε by agent as a multiple of `epsilon`; absent: 1.
+        units: `"raw"` (of the environment's observations) or `"network"` (behind the observation filter).
         agents: who is lied to, all of one team; None: everybody of the largest team.
         joint: one adversary for all of them with one budget; see `Crew`.
         actions: whether the victims take their most likely actions or sample them.
@@ -91,7 +91,7 @@ class ObservationThreat:
 
     @cached_property
     def perturbations(self) -> PerturbationSet:
-        """Δ, in ``units``."""
+        """Δ, in `units`."""
         names = ("epsilon", "norm", "mask", "scale", "low", "high")
         return PerturbationSet(**{name: getattr(self, name) for name in names})
 

@@ -77,20 +77,20 @@ class AdversaryRequest:
     """An adversary to train. All values are JSON.
 
     Attributes:
-        kind: ``sa-rl``, ``pa-ad``, ``traitor`` or ``opponent``.
+        kind: `sa-rl`, `pa-ad`, `traitor` or `opponent`.
         epsilon: radius of the perturbation set; None for traitors and opponents, who change no observation.
         agents: who is lied to, or whose place is taken; None: everybody who may be.
         joint: one adversary for all attacked agents; see `marl_aajr.adversaries.manners.Crew`.
         norm: of the perturbation set.
-        units: of ε, ``"raw"`` or ``"network"``.
+        units: of ε, `"raw"` or `"network"`.
         actions: whether the victims take their most likely actions or sample them.
         env_steps: length, the search included; None: `ENV_STEPS`.
         search: how many settings of PPO are tried first, `SEARCH_SHARE` of the steps each; 1: none is;
             None: `SEARCH`.
         warm_start: begin with what PGD does (observation adversaries only).
         seed: of everything random.
-        threat: more of `ObservationThreat`, such as ``mask`` or ``manner``; for traitors and opponents more
-            of `AgentThreat`: ``team`` or ``pays``.
+        threat: more of `ObservationThreat`, such as `mask` or `manner`; for traitors and opponents more
+            of `AgentThreat`: `team` or `pays`.
 
     Raises:
         ValueError: an unknown kind, numbers out of range, an observation adversary without epsilon, or
@@ -142,9 +142,9 @@ class AdversaryRequest:
 
     @property
     def name(self) -> str:
-        """A folder's name for it: ``sa-rl-eps0.1``, ``pa-ad-eps0.2-l2-joint-s3``, ``traitor-agent_1``.
+        """A folder's name for it: `sa-rl-eps0.1`, `pa-ad-eps0.2-l2-joint-s3`, `traitor-agent_1`.
 
-        What ``threat`` adds is told apart by a digest.
+        What `threat` adds is told apart by a digest.
         """
         threat = json.dumps(self.threat, sort_keys=True)
         parts = [

@@ -22,7 +22,7 @@ from marl_aajr.victims import Victim
 
 @dataclass(frozen=True, kw_only=True)
 class RobustSarsa(PGD):
-    """:class:`PGD` on −Q(s, π(s + δ)), Q learned from watching the victim.
+    """`PGD` on −Q(s, π(s + δ)), Q learned from watching the victim.
 
     Q is asked at the true observation, so it says what the action is really worth; the actor is asked at the
     false one. For discrete actions π are the probabilities, for Gaussian ones the mean. There is one Q for
@@ -34,7 +34,7 @@ class RobustSarsa(PGD):
         discount: γ.
         robustness: λ, weight of Q's smoothness in the action; 0: plain Sarsa.
         radius: ρ of that smoothness, in units of the action (of probability for discrete ones).
-        values: module id -> Q; None until :meth:`fit`.
+        values: module id -> Q; None until `fit`.
 
     Raises:
         ValueError: a setting out of its range, or an attack that was not fitted.
@@ -107,7 +107,7 @@ class RobustSarsa(PGD):
 
 @dataclass(frozen=True, eq=False)
 class _Worth:
-    """What the expected action at a false observation is worth at the true one, ``[B, d] -> [B]``."""
+    """What the expected action at a false observation is worth at the true one, `[B, d] -> [B]`."""
 
     q: ActionValue
     policy: Policy

@@ -41,12 +41,12 @@ class ActionChance:
         self._streams.begin()
 
     def advance(self, over: Tensor) -> None:
-        """Move on to the next step; to the next episode in the copies ``over`` (``[E]`` bool)."""
+        """Move on to the next step; to the next episode in the copies `over` (`[E]` bool)."""
         self._clock = (self._clock + 1).masked_fill(over, 0)
         self._streams.begin(over)
 
     def sample(self, agent: str, kind: ActionDistribution, inputs: Tensor) -> Tensor:
-        """An action of the agent in this step, ``[E, m] -> [E, ...]``."""
+        """An action of the agent in this step, `[E, m] -> [E, ...]`."""
         place = self._clock * self._count + self._starts[agent]
         uniform = self._streams.uniform(self._widths[agent], start=place).T.float().clamp(1e-7, 1 - 1e-7)
         if isinstance(kind, DiagGaussian):
@@ -59,10 +59,10 @@ class ActionChance:
         return (inputs + gumbel).argmax(-1)
 
     def get_state(self) -> dict[str, Any]:
-        """What :meth:`set_state` takes."""
+        """What `set_state` takes."""
         return {"clock": self._clock.clone(), "streams": self._streams.get_state()}
 
     def set_state(self, state: dict[str, Any]) -> None:
-        """Go on from where :meth:`get_state` was asked."""
+        """Go on from where `get_state` was asked."""
         self._clock = state["clock"].clone()
         self._streams.set_state(state["streams"])

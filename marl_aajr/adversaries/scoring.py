@@ -52,7 +52,7 @@ class Judge:
         self._seed = derived_seed(seed, Purpose.ADVERSARY_SELECTION)
 
     def score(self, adversary: Victim) -> Tensor:
-        """What the adversary's greedy policies earn together in each episode, ``[100]``."""
+        """What the adversary's greedy policies earn together in each episode, `[100]`."""
         game = make_batch(resolve(self._config.env.name, self._config.env.kwargs), EPISODES)
         return self._play(game, _greedy(adversary, game))
 
@@ -60,8 +60,8 @@ class Judge:
         """How strong a trained adversary is, as its record says it.
 
         Returns:
-            ``selection``: mean scores by name; ``kept``: the stronger of ``trained`` and ``warm_start``; its
-            ``lead`` over PGD, or an adversarial agent's over nobody; ``undertrained``: PGD is stronger.
+            `selection`: mean scores by name; `kept`: the stronger of `trained` and `warm_start`; its
+            `lead` over PGD, or an adversarial agent's over nobody; `undertrained`: PGD is stronger.
         """
         observes = self._config.env.name == GAME
         scores = {"trained": self.score(adversary)}

@@ -6,7 +6,7 @@
         initial_policy/                             what the run began with: that, or the best of the search
         search/1/, search/2/, …                     the runs that were tried before it
 
-While it lasts, the search stands beside the run, in ``sa-rl-eps0.1.search``.
+While it lasts, the search stands beside the run, in `sa-rl-eps0.1.search`.
 """
 
 from __future__ import annotations
@@ -76,7 +76,7 @@ def request_of(out: Path) -> tuple[AdversaryRequest, Path]:
 
 
 def default_folder(victims: Path, request: AdversaryRequest) -> Path:
-    """``VICTIM_RUN/adversaries/<kind>-eps<epsilon>…``; beside the victims where they have no run."""
+    """`VICTIM_RUN/adversaries/<kind>-eps<epsilon>…`; beside the victims where they have no run."""
     home = victims.parent if (victims / "victim.json").is_file() else victims
     if request.observes:
         everybody = replace(request, agents=None)
@@ -86,7 +86,7 @@ def default_folder(victims: Path, request: AdversaryRequest) -> Path:
 
 
 def unfinished_folder(folder: Path) -> Path:
-    """The folder, or the first of ``…-2``, ``…-3`` and so on that holds no finished adversary."""
+    """The folder, or the first of `…-2`, `…-3` and so on that holds no finished adversary."""
     number = 1
     while is_finished(found := folder if number == 1 else folder.with_name(f"{folder.name}-{number}")):
         number += 1
@@ -99,7 +99,7 @@ def is_finished(folder: Path) -> bool:
 
 
 def is_begun(folder: Path) -> bool:
-    """Whether there is an adversary that :func:`request_of` can be asked of."""
+    """Whether there is an adversary that `request_of` can be asked of."""
     return (search_folder(folder) / REQUEST).is_file()
 
 

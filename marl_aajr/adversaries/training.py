@@ -63,26 +63,26 @@ def train_adversary(
 
     Args:
         victim_run: the victims' run (or the folder of a saved victim).
-        kind: ``sa-rl``, ``pa-ad``, ``traitor`` or ``opponent``.
+        kind: `sa-rl`, `pa-ad`, `traitor` or `opponent`.
         epsilon: see `AdversaryRequest`, as for the following.
         agents: who is lied to, or whose place is taken; None: everybody who may be.
         joint: one adversary with one budget for all attacked agents.
-        out: the folder; None: :func:`default_folder`.
+        out: the folder; None: `default_folder`.
         env_steps: length, the search included; None: the kind's default.
         search: how many settings of PPO are tried first; None: the kind's default.
         warm_start: begin with what PGD does.
         seed: of everything random: the same seed, the same numbers.
-        resume: go on with what is in ``out``, to the numbers of a training that was not stopped.
-        overwrite: replace the adversary in ``out``.
-        on_iteration: called with each line of ``metrics.jsonl``, its ``env_steps`` those of all runs so far.
+        resume: go on with what is in `out`, to the numbers of a training that was not stopped.
+        overwrite: replace the adversary in `out`.
+        on_iteration: called with each line of `metrics.jsonl`, its `env_steps` those of all runs so far.
         should_stop: asked after each iteration; see `marl_aajr.training.train`.
-        more: of `AdversaryRequest`: ``norm``, ``units``, ``actions``, ``threat``.
+        more: of `AdversaryRequest`: `norm`, `units`, `actions`, `threat`.
 
     Returns:
         The folder. It holds a finished run unless the training was stopped.
 
     Raises:
-        ValueError: what `AdversaryRequest` and `marl_aajr.training.train` refuse; an ``out`` that is taken,
+        ValueError: what `AdversaryRequest` and `marl_aajr.training.train` refuse; an `out` that is taken,
             or that holds another adversary than the one to go on with. Nothing has been written.
     """
     request = AdversaryRequest(
@@ -118,7 +118,7 @@ def train_as_asked(
     should_stop: ShouldStop | None = None,
     on_phase: Callable[[str], None] = lambda _: None,
 ) -> Path:
-    """:func:`train_adversary` with what it is asked as one value; ``on_phase`` is told what begins."""
+    """`train_adversary` with what it is asked as one value; `on_phase` is told what begins."""
     folder = default_folder(victims, request) if out is None else out
     request = request.settled(victims)
     config = request.config(victims)
@@ -134,7 +134,7 @@ def find_or_train(victim: Victim, request: AdversaryRequest, *, home: Path) -> P
     The strongest that is there will do, whatever its seed: an adversary is judged by what it does.
 
     Args:
-        victim: the victims; saved in ``home`` where they are not there.
+        victim: the victims; saved in `home` where they are not there.
         request: what is asked for.
         home: the victims' run, or a folder for them.
     """

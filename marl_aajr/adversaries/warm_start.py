@@ -49,8 +49,8 @@ class Shown(NamedTuple):
     Attributes:
         rows: the copies in which each agent acts.
         policy: theirs, as it was.
-        inputs: true network inputs s, ``[B, d]``.
-        outputs: what PGD made of the policy's outputs, ``[B, m]``.
+        inputs: true network inputs s, `[B, d]`.
+        outputs: what PGD made of the policy's outputs, `[B, m]`.
         perturbations: Δ.
     """
 
@@ -66,7 +66,7 @@ class Page:
     """One step of the demonstration.
 
     Attributes:
-        seen: what the adversaries see, ``[E, w]`` by adversary.
+        seen: what the adversaries see, `[E, w]` by adversary.
         shown: what the attacked agents were shown.
     """
 

@@ -82,10 +82,10 @@ def make_attack(name: str, *, epsilon: float, **settings: Any) -> Attack:
     """An attack by name, radius and settings.
 
     Args:
-        name: a key of :data:`ATTACKS`.
+        name: a key of `ATTACKS`.
         epsilon: radius of the perturbation set, in the units that the policy network sees.
-        settings: of the attack (``steps``, ``objective``, ...) or of its
-            :class:`~marl_aajr.core.threat.PerturbationSet` (``norm``, ``mask``, ...).
+        settings: of the attack (`steps`, `objective`, ...) or of its
+            `PerturbationSet` (`norm`, `mask`, ...).
 
     Raises:
         ValueError: unknown name or setting (the known ones are listed), or a value out of range.

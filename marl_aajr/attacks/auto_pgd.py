@@ -35,7 +35,7 @@ _FIRST_STEP = 2.0
 class StrongPGD(PGD):
     """Auto-PGD with restarts: no step size to choose, and none that a defence could be tuned against.
 
-    The starts are those of :class:`PGD`. The step sizes are relative to the set's radius, so that masks and
+    The starts are those of `PGD`. The step sizes are relative to the set's radius, so that masks and
     scales are respected; the step is the sign of the gradient (L∞) or its direction (L2).
 
     Attributes:
@@ -43,7 +43,7 @@ class StrongPGD(PGD):
         restarts: trajectories in all.
 
     Raises:
-        ValueError: a setting out of its range, ``step_size`` or ``step``, which it chooses itself.
+        ValueError: a setting out of its range, `step_size` or `step`, which it chooses itself.
 
     Source: Croce & Hein 2020 (arXiv 2003.01690), algorithm 1; a checkpoint is looked at after w_j steps, as
     in the authors' code.
@@ -72,7 +72,7 @@ class StrongPGD(PGD):
 
 @dataclass(frozen=True, kw_only=True)
 class StrongMarginPGD(StrongPGD):
-    """:class:`StrongPGD` on the margin between the greedy action and its rival."""
+    """`StrongPGD` on the margin between the greedy action and its rival."""
 
     name: ClassVar[str] = "pgd-strong-margin"
     summary: ClassVar[str] = "Auto-PGD on the margin of the greedy action (discrete actions)"
@@ -95,13 +95,13 @@ def auto_ascend(
 
     Args:
         g: the objective of this batch.
-        obs: s, ``[B, d]``.
+        obs: s, `[B, d]`.
         perturbations: Δ.
         steps: K.
-        start: δ_0, ``[B, d]``.
+        start: δ_0, `[B, d]`.
 
     Returns:
-        The best δ of each row, ``[B, d]``, and its g, ``[B]``.
+        The best δ of each row, `[B, d]`, and its g, `[B]`.
 
     Raises:
         NonFiniteError: g or its gradient is not finite.

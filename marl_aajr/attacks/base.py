@@ -2,11 +2,11 @@
 
     perturb:  s ↦ s + δ,  δ ∈ Δ(s)
 
-A subclass writes :meth:`Attack.run` and nothing else. An attack never grades itself: its proposal is refused
+A subclass writes `Attack.run` and nothing else. An attack never grades itself: its proposal is refused
 where it exceeds the budget, projected, and judged by evaluating the policy anew.
 
-Some attacks need more than a policy: something learned from the victim (:meth:`Attack.fit`), or to know whose
-policy they face (:meth:`Attack.against`). Both return a new value, and both do nothing for most attacks.
+Some attacks need more than a policy: something learned from the victim (`Attack.fit`), or to know whose
+policy they face (`Attack.against`). Both return a new value, and both do nothing for most attacks.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ The cross-checks rest on it: an attack with gradients that loses to one without 
 """
 
 AUTO = "auto"
-"""The objective that fits the policy: ``margin`` for discrete actions, ``kl`` for Gaussian ones."""
+"""The objective that fits the policy: `margin` for discrete actions, `kl` for Gaussian ones."""
 
 
 class BudgetError(ValueError):
@@ -48,13 +48,13 @@ class Attacked:
     """One batch under attack, as the judge saw it.
 
     Attributes:
-        delta: the perturbation δ, in the set, ``[B, d]``.
-        perturbed: what the policy is shown, s + δ, ``[B, d]``.
-        clean_outputs: distribution inputs at s, ``[B, m]``.
-        outputs: distribution inputs at s + δ, ``[B, m]``.
-        success: whether the greedy action changed, ``[B]`` bool (see :func:`greedy_action_changed`).
-        clean_value: the attack's objective g at δ = 0, ``[B]``.
-        value: g at δ, ``[B]``.
+        delta: the perturbation δ, in the set, `[B, d]`.
+        perturbed: what the policy is shown, s + δ, `[B, d]`.
+        clean_outputs: distribution inputs at s, `[B, m]`.
+        outputs: distribution inputs at s + δ, `[B, m]`.
+        success: whether the greedy action changed, `[B]` bool (see `greedy_action_changed`).
+        clean_value: the attack's objective g at δ = 0, `[B]`.
+        value: g at δ, `[B]`.
     """
 
     delta: Tensor
@@ -72,12 +72,12 @@ class Attack(ABC):
 
     Attributes:
         perturbations: the set Δ that δ must stay in.
-        objective: g, what the adversary maximises and is judged by: ``"kl"``, ``"margin"``, ``"value"`` (of
-            a policy with a critic), ``"auto"`` (:data:`AUTO`), or an
-            :class:`~marl_aajr.core.objectives.Objective` of your own.
+        objective: g, what the adversary maximises and is judged by: `"kl"`, `"margin"`, `"value"` (of
+            a policy with a critic), `"auto"` (`AUTO`), or an
+            `Objective` of your own.
 
     Raises:
-        ValueError: an unknown objective, or one that needs more than observations (``"surrogate"``).
+        ValueError: an unknown objective, or one that needs more than observations (`"surrogate"`).
 
     Example:
         >>> attack = PGD(perturbations=PerturbationSet(epsilon=0.1), steps=20)
@@ -88,9 +88,9 @@ class Attack(ABC):
     summary: ClassVar[str]
     access: ClassVar[Access] = "gradients"
     per_size: ClassVar[bool] = False
-    """Whether :meth:`fit` is for one radius; else what was fitted once serves all."""
+    """Whether `fit` is for one radius; else what was fitted once serves all."""
     confers: ClassVar[bool] = False
-    """Whether it looks at all attacked agents of a step at once: see :meth:`confer`."""
+    """Whether it looks at all attacked agents of a step at once: see `confer`."""
 
     perturbations: PerturbationSet
     objective: str | Objective = AUTO
@@ -108,11 +108,11 @@ class Attack(ABC):
 
         Args:
             policy: the policy under attack.
-            obs: clean observations s, ``[B, d]``; a copy of its own.
+            obs: clean observations s, `[B, d]`; a copy of its own.
             generator: the only source of randomness.
 
         Returns:
-            δ, ``[B, d]``, within ``perturbations`` up to rounding.
+            δ, `[B, d]`, within `perturbations` up to rounding.
         """
 
     @property
@@ -141,12 +141,12 @@ class Attack(ABC):
             home: folder of the victim's run, which keeps what is worth it; None: nothing is kept.
 
         Returns:
-            The attack, :attr:`ready`.
+            The attack, `ready`.
         """
         return self
 
     def against(self, victim: Victim, agent: str) -> Attack:
-        """The attack on the policy of one agent, and of those that are taken :meth:`together` with it.
+        """The attack on the policy of one agent, and of those that are taken `together` with it.
 
         Raises:
             ValueError: the victim lacks what the attack needs.
@@ -158,40 +158,40 @@ class Attack(ABC):
         return [list(agents)]
 
     def confer(self, seen: Mapping[str, Tensor], *, generator: torch.Generator) -> Mapping[str, Tensor]:
-        """What an adversary that :attr:`confers` settles for all attacked agents, once in each step.
+        """What an adversary that `confers` settles for all attacked agents, once in each step.
 
-        The agents' policies are then attacked batch by batch, by :meth:`under_orders` of the batch's rows.
+        The agents' policies are then attacked batch by batch, by `under_orders` of the batch's rows.
 
         Args:
-            seen: by attacked agent, its network's inputs in every copy of the game, ``[E, d]``; zeros where
+            seen: by attacked agent, its network's inputs in every copy of the game, `[E, d]`; zeros where
                 it is not lied to in this step. An agent who acts nowhere is left out.
             generator: the only source of randomness.
 
         Returns:
-            Orders for each of these agents, ``[E, c]``.
+            Orders for each of these agents, `[E, c]`.
         """
         raise NotImplementedError(f"{type(self).__name__} does not act for several agents at once")
 
     def under_orders(self, orders: Tensor) -> Attack:
-        """The attack on a batch whose rows have these orders of :meth:`confer`, ``[B, c]``."""
+        """The attack on a batch whose rows have these orders of `confer`, `[B, c]`."""
         raise NotImplementedError(f"{type(self).__name__} does not act for several agents at once")
 
     def clean(self, policy: Policy, obs: Tensor, outputs: Tensor) -> Clean:
-        """What the objective may know of a batch: outputs ``[B, m]`` at ``obs``, and the policy's critic."""
+        """What the objective may know of a batch: outputs `[B, m]` at `obs`, and the policy's critic."""
         return Clean(outputs, values=policy.critic)
 
     def __call__(self, policy: Policy, obs: Tensor, *, generator: torch.Generator) -> Attacked:
         """Attack a batch, verify the budget, and judge the result.
 
         Args:
-            policy: the policy under attack; no parameter's ``.grad`` changes.
-            obs: clean observations s, ``[B, d]``.
+            policy: the policy under attack; no parameter's `.grad` changes.
+            obs: clean observations s, `[B, d]`.
             generator: source of random starts and noise.
 
         Raises:
             BudgetError: the attack left its set by more than rounding.
             NonFiniteError: it returned a NaN or an infinity.
-            ValueError: observations that are not float ``[B, d]``, or an objective that does not fit.
+            ValueError: observations that are not float `[B, d]`, or an objective that does not fit.
         """
         if obs.ndim != 2 or not obs.is_floating_point():
             raise ValueError(
@@ -224,7 +224,7 @@ class Attack(ABC):
 
     @property
     def settings(self) -> str:
-        """The settings without the radius, as they were passed: ``"PGD(norm='linf', steps=10, ...)"``."""
+        """The settings without the radius, as they were passed: `"PGD(norm='linf', steps=10, ...)"`."""
         budget = {f.name: getattr(self.perturbations, f.name) for f in fields(self.perturbations)}
         own = {f.name: getattr(self, f.name) for f in fields(self) if f.repr}
         shown = budget | own
@@ -266,7 +266,7 @@ class Attack(ABC):
 
 
 def greedy_action_changed(distribution: ActionDistribution, clean: Tensor, outputs: Tensor) -> Tensor:
-    """Whether the greedy action at ``outputs`` differs from that at ``clean``, ``[B, m] -> [B]`` bool.
+    """Whether the greedy action at `outputs` differs from that at `clean`, `[B, m] -> [B]` bool.
 
     Continuous actions always move a little: there it means by more than one standard deviation of the clean
     policy, in some component. A policy with a large σ looks robust by this measure; its return does not.

@@ -35,9 +35,9 @@ class PGD(Attack):
 
     The defaults are the field's, KL (the maximal action difference) and 10 steps of ε/10, but for the starts:
 
-    1. δ = 0 where the objective has a gradient there. ``kl`` has none: uniform in a hundredth of the set, so
+    1. δ = 0 where the objective has a gradient there. `kl` has none: uniform in a hundredth of the set, so
        that the steps still reach every corner.
-    2. for ``kl``, the mirror image of the first start. KL is even in δ up to third order, and one side of the
+    2. for `kl`, the mirror image of the first start. KL is even in δ up to third order, and one side of the
        valley often only makes the policy surer of the same action: against a plain PPO policy on
        simple_spread (clean return -42.3), at ε = 0.2, one start gives -49.9, both sides -62.7, five starts
        -64.0.
@@ -46,7 +46,7 @@ class PGD(Attack):
     Attributes:
         steps: K ≥ 1.
         step_size: η as a fraction of ε.
-        step: ``"sign"`` (steepest in L∞), ``"normalized"`` (in L2), or ``"auto"``: the one of the set's norm.
+        step: `"sign"` (steepest in L∞), `"normalized"` (in L2), or `"auto"`: the one of the set's norm.
         restarts: trajectories in all, ≥ 1.
 
     Raises:
@@ -81,7 +81,7 @@ class PGD(Attack):
     def _climb_from(
         self, policy: Policy, obs: Tensor, objective: Objective, starts: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """All starts ``[R · B, d]`` in one batch: the best δ from each, and its g, ``[R · B]``."""
+        """All starts `[R · B, d]` in one batch: the best δ from each, and its g, `[R · B]`."""
         count = len(starts) // len(obs)
         policy, obs = policy.repeat(count), obs.repeat(count, 1)
         with torch.no_grad():
@@ -102,7 +102,7 @@ class PGD(Attack):
     def _climb(
         self, policy: Policy, obs: Tensor, objective: Objective, clean: Clean, start: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """The best δ on the way from ``start``, by g, and its g: ``[B, d]``, ``[B]``."""
+        """The best δ on the way from `start`, by g, and its g: `[B, d]`, `[B]`."""
         step = self.step
         if step == "auto":
             step = "sign" if self.perturbations.norm == "linf" else "normalized"
@@ -124,7 +124,7 @@ class PGD(Attack):
 
 @dataclass(frozen=True, kw_only=True)
 class MarginPGD(PGD):
-    """:class:`PGD` on the margin between the greedy action and its rival: after the action, not its odds."""
+    """`PGD` on the margin between the greedy action and its rival: after the action, not its odds."""
 
     name: ClassVar[str] = "pgd-margin"
     summary: ClassVar[str] = "projected gradient ascent on the margin of the greedy action (discrete actions)"
@@ -135,9 +135,9 @@ class MarginPGD(PGD):
 
 @dataclass(frozen=True, kw_only=True)
 class FGSM(Attack):
-    """One full gradient step: :class:`PGD` with ``steps=1, step_size=1, restarts=1``.
+    """One full gradient step: `PGD` with `steps=1, step_size=1, restarts=1`.
 
-    On ``margin``, from δ = 0, for discrete actions. On ``kl`` for Gaussian ones: it is flat at 0, so the step
+    On `margin`, from δ = 0, for discrete actions. On `kl` for Gaussian ones: it is flat at 0, so the step
     starts from PGD's first random start.
 
     Source: Goodfellow 2015 (arXiv 1412.6572); for policies Huang 2017 (arXiv 1702.02284).
@@ -154,7 +154,7 @@ class FGSM(Attack):
 
 
 def best_of(count: int, delta: Tensor, value: Tensor) -> Tensor:
-    """Of ``count`` candidates for each row, ``[count · B, d]``, that of the largest value ``[count · B]``."""
+    """Of `count` candidates for each row, `[count · B, d]`, that of the largest value `[count · B]`."""
     value, delta = value.reshape(count, -1), delta.reshape(count, -1, delta.shape[-1])
     index = value.argmax(0)
     return delta[index, torch.arange(len(index), device=index.device)]

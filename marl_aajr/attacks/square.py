@@ -94,9 +94,9 @@ class SquareAttack(Attack):
     def _redraw(
         self, delta: Tensor, obs: Tensor, index: Tensor, signs: int, generator: torch.Generator
     ) -> Tensor:
-        """δ with the features ``index [h]`` or ``[B, h]`` on the boundary of the set.
+        """δ with the features `index [h]` or `[B, h]` on the boundary of the set.
 
-        For L∞ with one random sign for each row, or (``signs`` > 1) for each feature.
+        For L∞ with one random sign for each row, or (`signs` > 1) for each feature.
         """
         index = index.expand(len(obs), index.shape[-1])
         epsilon, preconditioner = self.perturbations.epsilon, self.perturbations.preconditioner(obs)

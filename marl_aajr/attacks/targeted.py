@@ -30,7 +30,7 @@ class TargetedMargin(Margin):
     that does not exist, is no target: g = 0.
 
     Attributes:
-        rank: of each row's rival, ``[B]``; 0: the nearest.
+        rank: of each row's rival, `[B]`; 0: the nearest.
     """
 
     rank: Tensor
@@ -44,7 +44,7 @@ class TargetedMargin(Margin):
         return margin_objective(policy, [best for best, _ in chosen], lambda i, _: chosen[i][1])
 
     def _actions(self, logits: Tensor) -> tuple[Tensor, Tensor]:
-        """The greedy action and the target, each ``[B, 1]``."""
+        """The greedy action and the target, each `[B, 1]`."""
         order = logits.argsort(dim=-1, descending=True, stable=True)
         place = (self.rank + 1).clamp_max(logits.shape[-1] - 1).unsqueeze(-1)
         return order[:, :1], order.gather(-1, place)
@@ -52,13 +52,13 @@ class TargetedMargin(Margin):
 
 @dataclass(frozen=True, kw_only=True)
 class TargetedPGD(PGD):
-    """:class:`PGD` towards each of the nearest rivals; kept is what leaves the greedy action furthest behind.
+    """`PGD` towards each of the nearest rivals; kept is what leaves the greedy action furthest behind.
 
     Attributes:
         targets: how many rivals, from the nearest on; fewer where there are fewer actions.
 
     Raises:
-        ValueError: a setting out of its range, an objective other than ``margin``, or restarts, which the
+        ValueError: a setting out of its range, an objective other than `margin`, or restarts, which the
             targets replace.
 
     Source: the targeted attacks of Croce & Hein 2020 (arXiv 2003.01690), in logits.

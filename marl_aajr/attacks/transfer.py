@@ -33,7 +33,7 @@ class Transfer(Attack):
     Attributes:
         surrogate: another victim for the same agents.
         source: what to call it in results: two transfers from different sources are different attacks.
-        method: the attack on the surrogate; None: ``pgd-strong-margin`` for discrete actions, ``pgd-strong``
+        method: the attack on the surrogate; None: `pgd-strong-margin` for discrete actions, `pgd-strong`
             for Gaussian ones. Its perturbation set is replaced by this attack's.
 
     Raises:

@@ -1,4 +1,4 @@
-"""``marl-aajr adversary train``: learn to hurt a finished run's team."""
+"""`marl-aajr adversary train`: learn to hurt a finished run's team."""
 
 from __future__ import annotations
 
@@ -161,7 +161,7 @@ def _report(folder: Path, victims: Path, console: Console, *, stopped: int) -> N
 
 
 def verdict(record: Mapping[str, Any]) -> str:
-    """How strong an adversary is, in a sentence, from its ``adversary.json``."""
+    """How strong an adversary is, in a sentence, from its `adversary.json`."""
     found = record["selection"]
     mean, low, high = (record["lead"][name] for name in ("mean", "low", "high"))
     apart = f"{-mean:+.1f}, paired 99 % interval {-high:+.1f} to {-low:+.1f}"

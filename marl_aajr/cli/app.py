@@ -58,7 +58,7 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     """Run the command line and exit with its code.
 
     Args:
-        arguments: what follows the program's name; None: ``sys.argv``.
+        arguments: what follows the program's name; None: `sys.argv`.
     """
     given = list(sys.argv[1:] if arguments is None else arguments)
     debug = "--debug" in given

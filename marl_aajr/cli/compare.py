@@ -1,4 +1,4 @@
-"""``marl-aajr compare``: evaluated runs side by side, in the terminal and on one page."""
+"""`marl-aajr compare`: evaluated runs side by side, in the terminal and on one page."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """What a person sees when something goes wrong: one line and its cure, not a traceback.
 
-A traceback is still at hand: ``--debug`` shows it, and an error that is our fault leaves it in a file.
+A traceback is still at hand: `--debug` shows it, and an error that is our fault leaves it in a file.
 """
 
 from __future__ import annotations

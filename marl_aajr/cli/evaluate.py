@@ -1,4 +1,4 @@
-"""``marl-aajr evaluate``: play a trained team with and without attacks on its observations."""
+"""`marl-aajr evaluate`: play a trained team with and without attacks on its observations."""
 
 from __future__ import annotations
 
@@ -265,7 +265,7 @@ def _kept(run: Path, out: Path | None) -> Path | None:
 
 
 def env_arguments(assignments: Sequence[str]) -> dict[str, Any]:
-    """The arguments of the environment in ``--set env.kwargs.N=5``.
+    """The arguments of the environment in `--set env.kwargs.N=5`.
 
     Raises:
         ValueError: another key, or no assignment.

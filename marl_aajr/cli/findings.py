@@ -15,9 +15,9 @@ def show(result: Mapping[str, Any], run: Path, *, kept: Path | None = None) -> N
     """Print an evaluation.
 
     Args:
-        result: as ``--json`` prints it.
+        result: as `--json` prints it.
         run: its folder.
-        kept: where the result is; None: in the run's folder, where ``compare`` finds it.
+        kept: where the result is; None: in the run's folder, where `compare` finds it.
     """
     from rich.console import Console
 
@@ -52,7 +52,7 @@ def table(rows: Mapping[str, Any], *, agents: list[str], level: float) -> Table:
     """What was played with one kind of actions, as rows.
 
     Args:
-        rows: one file of RUN/evaluations, or one of its ``others``.
+        rows: one file of RUN/evaluations, or one of its `others`.
         agents: whom the evaluation attacks; a row of fewer names them.
         level: of the intervals.
     """
@@ -108,7 +108,7 @@ def _limits(result: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _mark(worst: Mapping[str, Any]) -> str:
-    """``worst``; with a question mark where its lead over the next may be chance."""
+    """`worst`; with a question mark where its lead over the next may be chance."""
     rival = worst["runner_up"]
     sure = rival is None or (rival["high"] is not None and rival["high"] < 0)
     return "worst" if sure else "worst?"

@@ -1,4 +1,4 @@
-"""``marl-aajr list``: what ``--env``, ``--method`` and ``--attack`` can be."""
+"""`marl-aajr list`: what `--env`, `--method` and `--attack` can be."""
 
 from __future__ import annotations
 

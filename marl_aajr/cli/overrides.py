@@ -1,4 +1,4 @@
-"""How the options of ``train`` get on its command line, and over a configuration file."""
+"""How the options of `train` get on its command line, and over a configuration file."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from marl_aajr.cli.teaching import told
 
 
 def takes_settings(command: Callable[..., None]) -> Callable[..., None]:
-    """Give a command that ends in ``**settings`` one option per entry of `SETTINGS`."""
+    """Give a command that ends in `**settings` one option per entry of `SETTINGS`."""
     signature = inspect.signature(command, eval_str=True)
     own = [p for p in signature.parameters.values() if p.kind is not inspect.Parameter.VAR_KEYWORD]
     own = [p.replace(kind=inspect.Parameter.KEYWORD_ONLY) for p in own]
@@ -44,10 +44,10 @@ def override(
     Args:
         base: from a file; empty where there is none.
         options: value as typed by parameter name; None for what was not given.
-        assignments: ``key.key=value`` as given to ``--set``; they win over everything.
+        assignments: `key.key=value` as given to `--set`; they win over everything.
 
     Raises:
-        ValueError: an assignment without ``=``.
+        ValueError: an assignment without `=`.
     """
     given = {s.key: s.read(text) for s in SETTINGS if (text := options.get(s.name)) is not None}
     given |= parse_assignments(assignments)
@@ -61,10 +61,10 @@ def override(
 
 
 def parse_assignments(assignments: Sequence[str]) -> dict[str, Any]:
-    """``KEY=VALUE`` as given to ``--set``, by key.
+    """`KEY=VALUE` as given to `--set`, by key.
 
     Raises:
-        ValueError: an assignment without ``=``.
+        ValueError: an assignment without `=`.
     """
     given = {}
     for assignment in assignments:

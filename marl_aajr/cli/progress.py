@@ -60,7 +60,7 @@ def waiting(words: str, *, console: Console) -> AbstractContextManager[object]:
 
 
 def clock(seconds: float) -> str:
-    """Seconds as ``m:ss`` or ``h:mm:ss``."""
+    """Seconds as `m:ss` or `h:mm:ss`."""
     minutes, rest = divmod(max(round(seconds), 0), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"

@@ -1,4 +1,4 @@
-"""The options of ``train`` that stand for a key of the configuration: name, help, and where the value goes.
+"""The options of `train` that stand for a key of the configuration: name, help, and where the value goes.
 
 The configuration checks the values and knows the defaults; a test compares the ones shown here with it.
 """
@@ -16,7 +16,7 @@ ROBUST = "Robustness: settings of the method (defaults of aajr; any other by --s
 
 
 def number_or_text(text: str) -> Any:
-    """A YAML value; ``1e6``, which PyYAML takes for text, is a number too."""
+    """A YAML value; `1e6`, which PyYAML takes for text, is a number too."""
     try:
         value = yaml.safe_load(text)
     except yaml.YAMLError:
@@ -30,12 +30,12 @@ def number_or_text(text: str) -> Any:
 
 
 def widths(text: str) -> Any:
-    """``64,64`` as a list."""
+    """`64,64` as a list."""
     return number_or_text(f"[{text}]")
 
 
 def fractions(text: str) -> Any:
-    """``0.1,0.4`` as a list, ``none`` as None."""
+    """`0.1,0.4` as a list, `none` as None."""
     return None if text == "none" else number_or_text(f"[{text}]")
 
 
@@ -44,8 +44,8 @@ class Setting:
     """One option.
 
     Attributes:
-        flag: as typed, ``--env-steps``.
-        key: where its value goes in the configuration, ``env_steps``.
+        flag: as typed, `--env-steps`.
+        key: where its value goes in the configuration, `env_steps`.
         metavar: what the help shows for the value.
         panel: heading of the help.
         help: one sentence, with units.

@@ -1,4 +1,4 @@
-"""``marl-aajr study``: a grid of runs from one file to its report."""
+"""`marl-aajr study`: a grid of runs from one file to its report."""
 
 from __future__ import annotations
 
@@ -203,7 +203,7 @@ def plan_table(plan: Plan, seconds: Mapping[str, float]) -> Table:
 
 
 def _command(file: Path, **options: Any) -> str:
-    """The line to type to go on; ``options`` by name, those that were not given left out."""
+    """The line to type to go on; `options` by name, those that were not given left out."""
     words = ["marl-aajr", "study", str(file)]
     for name, value in options.items():
         for each in value if isinstance(value, list) else [value]:

@@ -1,4 +1,4 @@
-"""``marl-aajr train``: one run from the command line."""
+"""`marl-aajr train`: one run from the command line."""
 
 from __future__ import annotations
 
@@ -112,7 +112,7 @@ def train(
 
 
 def default_folder(data: Mapping[str, Any]) -> Path:
-    """``runs/<env>-<method>-s<seed>``, with what is awkward in a file name replaced by a dash.
+    """`runs/<env>-<method>-s<seed>`, with what is awkward in a file name replaced by a dash.
 
     Args:
         data: a resolved configuration as nested mappings.
@@ -131,7 +131,7 @@ def _resolve(
 ) -> tuple[RunConfig, Path]:
     """The configuration and the folder that the command line means.
 
-    A run that is resumed brings its own configuration: ``--resume --out RUN`` is enough.
+    A run that is resumed brings its own configuration: `--resume --out RUN` is enough.
     """
     from marl_aajr.training.config import load_config, make_config
     from marl_aajr.training.run_directory import RunDirectory

@@ -1,4 +1,4 @@
-"""How ``marl-aajr study`` shows where it is: a live table, lines where nobody watches, or JSON."""
+"""How `marl-aajr study` shows where it is: a live table, lines where nobody watches, or JSON."""
 
 from __future__ import annotations
 

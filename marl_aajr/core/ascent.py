@@ -46,14 +46,14 @@ class Trajectory:
     """What the ascent saw, detached from every graph.
 
     Attributes:
-        deltas: δ_0 … δ_K, ``[K+1, B, ..., d]``; without δ_K where the ascent ended at the last direction.
-        directions: unit ascent directions u_0 … u_{K−1}, ``[K, B, ..., d]``; zero where a row has none.
-        gradient_norms: ‖v_t‖₂, ``[K, B, ...]``.
-        values: g(δ_0) … g(δ_K), ``[K+1, B, ...]``; without g(δ_K) where nobody asked for it.
-        has_direction: where v_t is a direction, ``[K, B, ...]`` bool: not where it vanishes, nor where it is
+        deltas: δ_0 … δ_K, `[K+1, B, ..., d]`; without δ_K where the ascent ended at the last direction.
+        directions: unit ascent directions u_0 … u_{K−1}, `[K, B, ..., d]`; zero where a row has none.
+        gradient_norms: ‖v_t‖₂, `[K, B, ...]`.
+        values: g(δ_0) … g(δ_K), `[K+1, B, ...]`; without g(δ_K) where nobody asked for it.
+        has_direction: where v_t is a direction, `[K, B, ...]` bool: not where it vanishes, nor where it is
             rounding noise. That is so where the objective is flat at zero and δ_t is lost in the rounding of
             s. A row alone decides it, whatever the rows beside it.
-        final_gradient: v_K, ``[B, ..., d]``, where asked for.
+        final_gradient: v_K, `[B, ..., d]`, where asked for.
     """
 
     deltas: Tensor
@@ -65,7 +65,7 @@ class Trajectory:
 
     @property
     def monotone(self) -> Tensor:
-        """Whether a step did not lower the objective, g(δ_{t+1}) ≥ g(δ_t) up to rounding, ``[K, B, ...]``."""
+        """Whether a step did not lower the objective, g(δ_{t+1}) ≥ g(δ_t) up to rounding, `[K, B, ...]`."""
         return ~_fell(self.values[:-1], self.values[1:])
 
 
@@ -89,27 +89,27 @@ def ascend(
 
     Args:
         policy: the policy under attack.
-        obs: clean observations s, ``[B, ..., d]``.
+        obs: clean observations s, `[B, ..., d]`.
         objective: g, what the adversary maximises.
         perturbations: the admissible set Δ.
         steps: K ≥ 1.
-        step_size: η, in the units of the observations; or ``"auto"``, which costs five more forward passes
+        step_size: η, in the units of the observations; or `"auto"`, which costs five more forward passes
             a step: the maximiser of the quadratic model of g along the step (1/|curvature| for raw steps),
             with the curvature of the step before (secant) and at most the radius of the set; shortened where
             g falls, and no step at all where it keeps falling.
-        step: ``"sign"`` (steepest ascent in L∞), ``"normalized"`` (in L2) or ``"raw"`` (the gradient
-            itself, the paper's). The first two move in units of the set's ``scale``.
-        start: δ_0: zero, uniform in Δ, or a point of Δ, ``[B, ..., d]``; None: random for objectives that
+        step: `"sign"` (steepest ascent in L∞), `"normalized"` (in L2) or `"raw"` (the gradient
+            itself, the paper's). The first two move in units of the set's `scale`.
+        start: δ_0: zero, uniform in Δ, or a point of Δ, `[B, ..., d]`; None: random for objectives that
             are flat at zero.
         generator: source of the random start.
         clean: the batch at its clean observations; None: one forward pass computes the outputs.
         gradient_noise: added to v_t for the step, by t (Langevin dynamics); u_t stays the true direction.
-        last: where to end; each adds a pass to the one before: the last ``"direction"`` u_{K−1}, the last
-            ``"point"`` δ_K (no pass), its ``"value"`` g(δ_K), its ``"gradient"`` v_K.
+        last: where to end; each adds a pass to the one before: the last `"direction"` u_{K−1}, the last
+            `"point"` δ_K (no pass), its `"value"` g(δ_K), its `"gradient"` v_K.
         check: raise on non-finite numbers. Costs a host synchronisation per step on an accelerator.
 
     Returns:
-        The trajectory. Gradients are taken with respect to δ alone: no parameter's ``.grad`` changes.
+        The trajectory. Gradients are taken with respect to δ alone: no parameter's `.grad` changes.
 
     Raises:
         NonFiniteError: a non-finite number, naming where it arose.
@@ -158,7 +158,7 @@ def starting_point(
     start: Start | Tensor | None,
     generator: torch.Generator | None,
 ) -> Tensor:
-    """δ_0, ``[B, ..., d]``; arguments as for :func:`ascend`."""
+    """δ_0, `[B, ..., d]`; arguments as for `ascend`."""
     if isinstance(start, Tensor):
         return perturbations.project(start.detach(), obs)
     if start is None:
@@ -201,7 +201,7 @@ class _Climb:
     def run(
         self, path: Tensor, slopes: Tensor, *, last: Last, noise: Callable[[int], Tensor] | None
     ) -> Tensor:
-        """Fill in δ_1 … of ``path`` and v_0 … v_{K−1} from δ_0; v_K where it is asked for, else any v_t."""
+        """Fill in δ_1 … of `path` and v_0 … v_{K−1} from δ_0; v_K where it is asked for, else any v_t."""
         for t, delta in enumerate(path[: len(slopes)]):
             slopes[t] = self.look(delta)
             if t + 1 < len(path):
@@ -268,7 +268,7 @@ def _unit_move(step: Step, v: Tensor, preconditioner: Tensor | None) -> Tensor:
 
 
 def _noise_floor(obs: Tensor) -> Tensor:
-    """The ‖δ‖₂ that the rounding of an observation hides, ``[B, ...]``.
+    """The ‖δ‖₂ that the rounding of an observation hides, `[B, ...]`.
 
     At s + δ = s the gradient of an objective that is flat there is 0 up to rounding, and the rounding
     depends on the processor and on how many rows it is given at a time.

@@ -8,7 +8,7 @@ from difflib import get_close_matches
 
 
 def one_of(name: str, value: object, known: Iterable[str]) -> None:
-    """Raise ``ValueError`` unless ``value`` is one of the ``known`` names; the nearest one is proposed."""
+    """Raise `ValueError` unless `value` is one of the `known` names; the nearest one is proposed."""
     known = list(known)
     if value not in known:
         close = get_close_matches(value, known, n=1) if isinstance(value, str) else []
@@ -17,13 +17,13 @@ def one_of(name: str, value: object, known: Iterable[str]) -> None:
 
 
 def at_least_one(name: str, value: object) -> None:
-    """Raise ``ValueError`` unless ``value`` is an integer ≥ 1."""
+    """Raise `ValueError` unless `value` is an integer ≥ 1."""
     if not isinstance(value, int) or isinstance(value, bool) or value < 1:
         raise ValueError(f"expected an integer {name} ≥ 1, got {value!r}")
 
 
 def check_settings(name: str, cls: type, given: Collection[str]) -> None:
-    """Raise ``ValueError`` unless the settings of a dataclass are known, and those without default given."""
+    """Raise `ValueError` unless the settings of a dataclass are known, and those without default given."""
     fields = dataclasses.fields(cls)
     known = [field.name for field in fields]
     if unknown := sorted(set(given) - set(known)):

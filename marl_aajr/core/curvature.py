@@ -26,7 +26,7 @@ from marl_aajr.core.threat import PerturbationSet
 def curvature(
     policy: Policy, obs: Tensor, objective: Objective, direction: Tensor, *, clean: Clean
 ) -> Tensor:
-    """wᵀ ∇²g w by a Hessian-vector product, ``[B, ..., d] -> [B, ...]``.
+    """wᵀ ∇²g w by a Hessian-vector product, `[B, ..., d] -> [B, ...]`.
 
     Args:
         policy: the policy.
@@ -44,7 +44,7 @@ def curvature_terms(
     """The two terms of the curvature: through the loss, and through the network.
 
     Returns:
-        (J w)ᵀ ∇²ℓ (J w) and Σ_i ∂ℓ/∂y_i · wᵀ ∇²f_i w, each ``[B, ...]``; their sum is :func:`curvature`.
+        (J w)ᵀ ∇²ℓ (J w) and Σ_i ∂ℓ/∂y_i · wᵀ ∇²f_i w, each `[B, ...]`; their sum is `curvature`.
 
     Raises:
         ValueError: an objective that is no function of the policy's outputs.
@@ -64,7 +64,7 @@ def curvature_terms(
 def effective_smoothness(
     policy: Policy, obs: Tensor, objective: Objective, direction: Tensor, *, clean: Clean
 ) -> Tensor:
-    """L_eff = L_ℓ ‖J w‖² + |Σ_i ∂ℓ/∂y_i · wᵀ ∇²f_i w| ≥ |wᵀ ∇²g w|, ``[B, ...]``."""
+    """L_eff = L_ℓ ‖J w‖² + |Σ_i ∂ℓ/∂y_i · wᵀ ∇²f_i w| ≥ |wᵀ ∇²g w|, `[B, ...]`."""
     bound = output_smoothness(objective, policy.distribution, clean)
     _, through_network = curvature_terms(policy, obs, objective, direction, clean=clean)
     _, tangent = jvp(policy, obs.detach(), direction)
@@ -72,10 +72,10 @@ def effective_smoothness(
 
 
 def output_smoothness(objective: Objective, distribution: ActionDistribution, clean: Clean) -> Tensor:
-    """L_ℓ, a bound of ∇²ℓ over the distribution inputs, ``[B, ...]``.
+    """L_ℓ, a bound of ∇²ℓ over the distribution inputs, `[B, ...]`.
 
     ½ for the KL divergence in logits, max 1/σ² for Gaussians (at the clean observation: where σ depends on
-    the observation there is no bound, and this is none), both times |Â| for ``surrogate``; 0 for ``margin``.
+    the observation there is no bound, and this is none), both times |Â| for `surrogate`; 0 for `margin`.
 
     Raises:
         ValueError: an objective for which no bound is known.
@@ -101,7 +101,7 @@ def secant_curvature(trajectory: Trajectory, perturbations: PerturbationSet) -> 
     It costs nothing: the ascent has the gradients.
 
     Returns:
-        ``[K−1, B, ...]``, or ``[K, B, ...]`` for an ascent with ``last="gradient"``; NaN where nothing moved.
+        `[K−1, B, ...]`, or `[K, B, ...]` for an ascent with `last="gradient"`; NaN where nothing moved.
     """
     slopes = trajectory.directions * trajectory.gradient_norms.unsqueeze(-1)
     if trajectory.final_gradient is not None:

@@ -2,11 +2,11 @@
 
     gain          ‖J u‖                      alignment     ‖J u‖² / ‖J‖_F²
     classes       F_γ: ‖J‖_op ≤ γ            F_ad(γ): ‖J u_t‖ ≤ γ,  both at the sampled points s + δ_t
-    step size     monotone ascent for η ≤ 1 / L_eff (:mod:`marl_aajr.core.curvature`)
+    step size     monotone ascent for η ≤ 1 / L_eff (`marl_aajr.core.curvature`)
 
-Everything works on any :class:`~marl_aajr.core.policy.Policy` with observations ``[B, d]`` and objective,
+Everything works on any `Policy` with observations `[B, d]` and objective,
 outside training, and is exact: these are measurements, not penalties. Nothing has a graph or touches a
-``.grad``.
+`.grad`.
 """
 
 from __future__ import annotations
@@ -33,14 +33,14 @@ def directional_gain(
     output: OutputMap = "logits",
     backend: JVPBackend = "auto",
 ) -> Tensor:
-    """‖J_φ(s) u‖, ``[B, ..., d] -> [B, ...]``; the direction is not normalised."""
+    """‖J_φ(s) u‖, `[B, ..., d] -> [B, ...]`; the direction is not normalised."""
     check_output_map(output, policy.distribution)
     outputs, tangent = jvp(policy, obs.detach(), direction.detach(), backend=backend)
     return squared_gain(output, policy.distribution, outputs, tangent).sqrt().detach()
 
 
 def dense_jacobian(policy: Policy, obs: Tensor, *, output: OutputMap = "logits") -> Tensor:
-    """Aᵀ J with A Aᵀ the metric of φ, ``[B, d] -> [B, m, d]``: its singular values are those of J_φ.
+    """Aᵀ J with A Aᵀ the metric of φ, `[B, d] -> [B, m, d]`: its singular values are those of J_φ.
 
     One vector-Jacobian product for each of the m outputs.
     """
@@ -64,17 +64,17 @@ def dense_jacobian(policy: Policy, obs: Tensor, *, output: OutputMap = "logits")
 
 
 def spectral_norm(policy: Policy, obs: Tensor, *, output: OutputMap = "logits") -> Tensor:
-    """‖J_φ(s)‖_op, ``[B, d] -> [B]``."""
+    """‖J_φ(s)‖_op, `[B, d] -> [B]`."""
     return torch.linalg.matrix_norm(dense_jacobian(policy, obs, output=output), 2)
 
 
 def frobenius_norm(policy: Policy, obs: Tensor, *, output: OutputMap = "logits") -> Tensor:
-    """‖J_φ(s)‖_F, ``[B, d] -> [B]``."""
+    """‖J_φ(s)‖_F, `[B, d] -> [B]`."""
     return torch.linalg.matrix_norm(dense_jacobian(policy, obs, output=output))
 
 
 def alignment(policy: Policy, obs: Tensor, direction: Tensor, *, output: OutputMap = "logits") -> Tensor:
-    """‖J_φ u‖² / ‖J_φ‖_F² for unit u, ``[B]``: 1 where u is the only direction that matters, 0 for J = 0.
+    """‖J_φ u‖² / ‖J_φ‖_F² for unit u, `[B]`: 1 where u is the only direction that matters, 0 for J = 0.
 
     A random direction has 1/d on average.
     """
@@ -86,16 +86,16 @@ def alignment(policy: Policy, obs: Tensor, direction: Tensor, *, output: OutputM
 
 @dataclass(frozen=True)
 class Diagnosis:
-    """What :func:`diagnose` measured at the points s + δ_t, t < K, of an adversarial trajectory.
+    """What `diagnose` measured at the points s + δ_t, t < K, of an adversarial trajectory.
 
     Attributes:
         trajectory: the ascent itself.
-        gain: ‖J u_t‖, ``[K, B]``.
-        spectral: ‖J‖_op, ``[K, B]``.
-        frobenius: ‖J‖_F, ``[K, B]``.
-        curvature: u_tᵀ ∇²g u_t, ``[K, B]``.
-        smoothness: L_eff along u_t, ``[K, B]``.
-        secant: mean curvature along the steps, ``[K, B]``; NaN where nothing moved.
+        gain: ‖J u_t‖, `[K, B]`.
+        spectral: ‖J‖_op, `[K, B]`.
+        frobenius: ‖J‖_F, `[K, B]`.
+        curvature: u_tᵀ ∇²g u_t, `[K, B]`.
+        smoothness: L_eff along u_t, `[K, B]`.
+        secant: mean curvature along the steps, `[K, B]`; NaN where nothing moved.
     """
 
     trajectory: Trajectory
@@ -108,13 +108,13 @@ class Diagnosis:
 
     @property
     def alignment(self) -> Tensor:
-        """‖J u_t‖² / ‖J‖_F², ``[K, B]``."""
+        """‖J u_t‖² / ‖J‖_F², `[K, B]`."""
         total = self.frobenius.square()
         return self.gain.square() / total.clamp_min(torch.finfo(total.dtype).tiny)
 
     @property
     def admissible_step(self) -> Tensor:
-        """1 / L_eff, ``[K, B]``: raw-gradient steps of this size along u_t do not lower g."""
+        """1 / L_eff, `[K, B]`: raw-gradient steps of this size along u_t do not lower g."""
         return 1 / self.smoothness
 
     @property
@@ -148,14 +148,14 @@ def diagnose(
 
     Args:
         policy: the policy.
-        obs: clean observations s, ``[B, d]``.
-        objective: g; one that :func:`output_smoothness` knows a bound for.
+        obs: clean observations s, `[B, d]`.
+        objective: g; one that `output_smoothness` knows a bound for.
         perturbations: Δ.
         steps: K.
-        step_size: η in the units of the observations (of the raw gradient for ``"raw"``).
-        step: the kind of step; the step-size condition is about ``"raw"``.
+        step_size: η in the units of the observations (of the raw gradient for `"raw"`).
+        step: the kind of step; the step-size condition is about `"raw"`.
         generator: source of the random start.
-        clean: the batch at s, with actions and advantages for ``surrogate``.
+        clean: the batch at s, with actions and advantages for `surrogate`.
         output: φ of the gains and norms.
     """
     if clean is None:

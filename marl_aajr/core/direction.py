@@ -30,7 +30,7 @@ class Towards(Objective):
     """g of the module's documentation: how far a policy has gone where it was pointed.
 
     Attributes:
-        direction: targets ``[B, j]`` (integers, one for each discrete action), or directions ``[B, k]``,
+        direction: targets `[B, j]` (integers, one for each discrete action), or directions `[B, k]`,
             whose length does not count.
     """
 
@@ -59,7 +59,7 @@ class Towards(Objective):
         targets = [target.unsqueeze(-1) for target in self.direction.unbind(-1)]
 
         def lead(logits: Tensor, target: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-            """The lead of the target ``[B, 1]``, its strongest rival, and whether it may be chosen at all."""
+            """The lead of the target `[B, 1]`, its strongest rival, and whether it may be chosen at all."""
             rival = logits.detach().scatter(-1, target, -torch.inf).argmax(-1, keepdim=True)
             aim, other = logits.gather(-1, target), logits.gather(-1, rival)
             possible = (aim > MASKED_LOGIT) & (other > MASKED_LOGIT)
@@ -90,12 +90,12 @@ def follow(
     steps: int,
     step_size: float,
 ) -> Tensor:
-    """The perturbation that goes furthest where the director points, of those on the way, ``[B, d]``.
+    """The perturbation that goes furthest where the director points, of those on the way, `[B, d]`.
 
     Args:
         policy: the victims'.
-        obs: true observations, ``[B, d]``.
-        direction: of each row; see :class:`Towards`.
+        obs: true observations, `[B, d]`.
+        direction: of each row; see `Towards`.
         perturbations: Δ.
         steps: K, from δ = 0.
         step_size: η as a fraction of ε.

@@ -1,6 +1,6 @@
 """Action distributions as pure functions of the policy's outputs.
 
-A policy network ends in "distribution inputs" ``inputs [..., m]`` (RLlib's ``action_dist_inputs``). What
+A policy network ends in "distribution inputs" `inputs [..., m]` (RLlib's `action_dist_inputs`). What
 robustness code needs of them (log-probability, KL, Fisher metric, margin) is here, without distribution
 objects: these functions sit in the inner loop of the adversary. Leading dimensions are free and every
 function reduces the last one.
@@ -29,8 +29,8 @@ class Divergence(NamedTuple):
     """How far from a fixed distribution another one is.
 
     Attributes:
-        value: its distribution inputs ``[..., m]`` to the divergence ``[...]``, differentiable.
-        value_and_slope: the divergence and its derivative by the inputs, ``[..., m]``, in closed form: the
+        value: its distribution inputs `[..., m]` to the divergence `[...]`, differentiable.
+        value_and_slope: the divergence and its derivative by the inputs, `[..., m]`, in closed form: the
             adversary asks for both at every step, and autograd would double what its small tensors cost.
     """
 
@@ -40,7 +40,7 @@ class Divergence(NamedTuple):
 
 @dataclass(frozen=True)
 class ActionDistribution(ABC):
-    """How distribution inputs ``[..., m]`` become a distribution over actions."""
+    """How distribution inputs `[..., m]` become a distribution over actions."""
 
     @property
     @abstractmethod
@@ -49,19 +49,19 @@ class ActionDistribution(ABC):
 
     @abstractmethod
     def log_prob(self, inputs: Tensor, actions: Tensor) -> Tensor:
-        """log π(a), in nats, ``[...]``."""
+        """log π(a), in nats, `[...]`."""
 
     @abstractmethod
     def kl_from(self, inputs: Tensor) -> Divergence:
-        """KL(π_inputs ‖ ·), in nats; what depends on ``inputs`` alone is computed once."""
+        """KL(π_inputs ‖ ·), in nats; what depends on `inputs` alone is computed once."""
 
     def kl(self, inputs: Tensor, other: Tensor) -> Tensor:
-        """KL(π_inputs ‖ π_other), in nats, ``[...]``."""
+        """KL(π_inputs ‖ π_other), in nats, `[...]`."""
         return self.kl_from(inputs).value(other)
 
     @abstractmethod
     def entropy(self, inputs: Tensor) -> Tensor:
-        """Entropy (differential for Gaussians), in nats, ``[...]``."""
+        """Entropy (differential for Gaussians), in nats, `[...]`."""
 
     @abstractmethod
     def mode(self, inputs: Tensor) -> Tensor:
@@ -69,11 +69,11 @@ class ActionDistribution(ABC):
 
     @abstractmethod
     def sample(self, inputs: Tensor, *, generator: torch.Generator) -> Tensor:
-        """A random action, drawn with ``generator`` alone."""
+        """A random action, drawn with `generator` alone."""
 
     @abstractmethod
     def fisher(self, inputs: Tensor, tangent: Tensor) -> Tensor:
-        """The Fisher metric ``tᵀ F(inputs) t``, ``[...]``, so that KL(y ‖ y + h t) = ½ h² tᵀFt + O(h³)."""
+        """The Fisher metric `tᵀ F(inputs) t`, `[...]`, so that KL(y ‖ y + h t) = ½ h² tᵀFt + O(h³)."""
 
 
 def _log_softmax(logits: Tensor) -> Tensor:
@@ -114,7 +114,7 @@ def _gather(log_probs: Tensor, actions: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Categorical(ActionDistribution):
-    """One discrete action out of ``n``; the inputs are logits ``[..., n]``."""
+    """One discrete action out of `n`; the inputs are logits `[..., n]`."""
 
     n: int
 
@@ -144,7 +144,7 @@ class Categorical(ActionDistribution):
 
 @dataclass(frozen=True)
 class MultiCategorical(ActionDistribution):
-    """Independent discrete actions; the inputs are the logits of each, side by side ``[..., Σ nvec]``."""
+    """Independent discrete actions; the inputs are the logits of each, side by side `[..., Σ nvec]`."""
 
     nvec: tuple[int, ...]
 
@@ -157,7 +157,7 @@ class MultiCategorical(ActionDistribution):
         return tuple(Categorical(n) for n in self.nvec)
 
     def split(self, inputs: Tensor) -> tuple[Tensor, ...]:
-        """The logits of each action, ``[..., n_i]``."""
+        """The logits of each action, `[..., n_i]`."""
         return inputs.split(self.nvec, -1)
 
     def log_prob(self, inputs: Tensor, actions: Tensor) -> Tensor:
@@ -194,7 +194,7 @@ class MultiCategorical(ActionDistribution):
 
 @dataclass(frozen=True)
 class DiagGaussian(ActionDistribution):
-    """A Gaussian with diagonal covariance over ``k`` actions; the inputs are (mean, log σ), ``[..., 2k]``."""
+    """A Gaussian with diagonal covariance over `k` actions; the inputs are (mean, log σ), `[..., 2k]`."""
 
     k: int
 
@@ -203,7 +203,7 @@ class DiagGaussian(ActionDistribution):
         return 2 * self.k
 
     def split(self, inputs: Tensor) -> tuple[Tensor, Tensor]:
-        """Mean and log σ, each ``[..., k]``."""
+        """Mean and log σ, each `[..., k]`."""
         mean, log_std = inputs.split(self.k, -1)
         return mean, log_std
 

@@ -2,15 +2,15 @@
 
 Four ways that agree in tests:
 
-    mlp       written out, for plain MLPs (:mod:`marl_aajr.core.mlp`): as forward, in half the time where the
+    mlp       written out, for plain MLPs (`marl_aajr.core.mlp`): as forward, in half the time where the
               network is small. Derivatives of the result are exact, their own derivatives are not to be had.
-    forward   dual numbers: one forward pass carries tangents. CPU ``nn.LSTM`` and fused attention kernels
+    forward   dual numbers: one forward pass carries tangents. CPU `nn.LSTM` and fused attention kernels
               have no forward derivative. PyTorch's dual levels are process-global: not for two threads.
     double    reverse mode twice, J u = ∂/∂w [(wᵀJ) u]: two vector-Jacobian products. cuDNN's recurrent
               layers and fused attention have no second derivative.
     central   (f(x + h u) − f(x − h u)) / 2h: any module; error O(h²) plus rounding O(ε_machine / h).
 
-``auto``, as regularizers settle it, is the first that a module supports, in this order. All are
+`auto`, as regularizers settle it, is the first that a module supports, in this order. All are
 differentiable with respect to the parameters (the penalty is trained through them) and with respect to u.
 """
 
@@ -39,14 +39,14 @@ _log = logging.getLogger(__name__)
 
 
 def jvp_mlp(policy: Policy, obs: Tensor, direction: Tensor) -> tuple[Tensor, Tensor]:
-    """(f(x), J(x) u) of a plain MLP; ``[B, ..., d] -> [B, ..., m]`` twice."""
+    """(f(x), J(x) u) of a plain MLP; `[B, ..., d] -> [B, ..., m]` twice."""
     if not isinstance(policy, ModulePolicy) or policy.mlp is None:
         raise NotImplementedError("not an nn.Sequential of Linear layers with Tanh or ReLU between them")
     return policy.mlp.jvp(obs, direction)
 
 
 def jvp_forward(policy: Policy, obs: Tensor, direction: Tensor) -> tuple[Tensor, Tensor]:
-    """(f(x), J(x) u) by forward-mode dual numbers; ``[B, ..., d] -> [B, ..., m]`` twice."""
+    """(f(x), J(x) u) by forward-mode dual numbers; `[B, ..., d] -> [B, ..., m]` twice."""
     with forward_ad.dual_level(), _LinearTangents():
         # A tangent takes the strides of its tensor, which for an expanded one it could not fill.
         dual = policy(forward_ad.make_dual(obs.contiguous(), direction))
@@ -95,17 +95,17 @@ _WAYS: dict[Backend, Callable[[Policy, Tensor, Tensor], tuple[Tensor, Tensor]]] 
 def jvp(
     policy: Policy, obs: Tensor, direction: Tensor, *, backend: JVPBackend = "auto"
 ) -> tuple[Tensor, Tensor]:
-    """Outputs and directional derivative of ``policy`` at ``obs`` along ``direction``.
+    """Outputs and directional derivative of `policy` at `obs` along `direction`.
 
     Args:
-        policy: f, ``[B, ..., d] -> [B, ..., m]``.
-        obs: x, ``[B, ..., d]``.
+        policy: f, `[B, ..., d] -> [B, ..., m]`.
+        obs: x, `[B, ..., d]`.
         direction: u, same shape; not normalised here.
-        backend: ``"mlp"``, ``"forward"``, ``"double"``, ``"central"``, or ``"auto"``: forward mode, and where
-            the module has none what :func:`resolve_backend` finds, on every call anew.
+        backend: `"mlp"`, `"forward"`, `"double"`, `"central"`, or `"auto"`: forward mode, and where
+            the module has none what `resolve_backend` finds, on every call anew.
 
     Returns:
-        f(x) and J(x) u, both ``[B, ..., m]``.
+        f(x) and J(x) u, both `[B, ..., m]`.
     """
     one_of("backend", backend, JVP_BACKENDS)
     if backend == "auto":
@@ -123,10 +123,10 @@ def resolve_backend(
 
     Args:
         policy: the policy.
-        obs: observations it accepts, ``[B, ..., d]``.
-        backend: the one asked for. ``"auto"``: the first of ``allowed`` that works; a fallback is logged,
-            once for each cause, unless it is one from ``"mlp"``.
-        allowed: in order of preference. A learner thread leaves out ``"forward"``.
+        obs: observations it accepts, `[B, ..., d]`.
+        backend: the one asked for. `"auto"`: the first of `allowed` that works; a fallback is logged,
+            once for each cause, unless it is one from `"mlp"`.
+        allowed: in order of preference. A learner thread leaves out `"forward"`.
 
     Raises:
         ValueError: the backend asked for is not allowed, or the policy does not support it.

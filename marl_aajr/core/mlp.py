@@ -41,12 +41,12 @@ class Activation:
 
 
 def _tanh_pull(gradient: Tensor, output: Tensor) -> Tensor:
-    """``g (1 − h²)``, in place of ``g``."""
+    """`g (1 − h²)`, in place of `g`."""
     return torch.ops.aten.tanh_backward.grad_input(gradient, output, grad_input=gradient)
 
 
 def _tanh_bend(total: Tensor, gradient: Tensor, tangent: Tensor, output: Tensor) -> Tensor:
-    """Adds ``−2 h t g``: tanh'' = −2 h tanh', and t holds tanh' already."""
+    """Adds `−2 h t g`: tanh'' = −2 h tanh', and t holds tanh' already."""
     return total.addcmul_(gradient * tangent, output, value=-2)
 
 
@@ -72,7 +72,7 @@ class PlainMLP:
         layers: linear layers, with an activation after each but the last.
 
     Raises:
-        ValueError: other layers; see :meth:`of`.
+        ValueError: other layers; see `of`.
     """
 
     def __init__(self, layers: Sequence[nn.Module]) -> None:
@@ -96,7 +96,7 @@ class PlainMLP:
             return None
 
     def forward(self, x: Tensor) -> tuple[Tensor, list[Tensor]]:
-        """Outputs ``[N, m]`` of inputs ``[N, d]``, and the inputs of every layer."""
+        """Outputs `[N, m]` of inputs `[N, d]`, and the inputs of every layer."""
         seen = [x]
         for layer, activation in zip(self._linear, self._between, strict=False):
             seen.append(activation.apply(functional.linear(seen[-1], layer.weight, layer.bias)))
@@ -104,7 +104,7 @@ class PlainMLP:
         return functional.linear(seen[-1], last.weight, last.bias), seen
 
     def backward(self, gradient: Tensor, seen: Sequence[Tensor]) -> Gradient:
-        """The gradient by the parameters, from that by the outputs ``[N, m]``."""
+        """The gradient by the parameters, from that by the outputs `[N, m]`."""
         result: Gradient = {}
         for i in range(len(self._linear) - 1, -1, -1):
             layer = self._linear[i]
@@ -117,7 +117,7 @@ class PlainMLP:
 
     @torch.no_grad()
     def vjp(self, x: Tensor) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
-        """f(x) ``[..., m]`` and c ↦ J(x)ᵀ c, ``[..., m] -> [..., d]``, at ``x [..., d]``; without a graph."""
+        """f(x) `[..., m]` and c ↦ J(x)ᵀ c, `[..., m] -> [..., d]`, at `x [..., d]`; without a graph."""
         shape = x.shape
         outputs, seen = self.forward(x.reshape(-1, shape[-1]))
         hidden = seen[1:]
@@ -132,7 +132,7 @@ class PlainMLP:
         return outputs.reshape(*shape[:-1], outputs.shape[-1]), pull
 
     def jvp(self, x: Tensor, direction: Tensor) -> tuple[Tensor, Tensor]:
-        """f(x) and J(x) u, ``[..., d] -> [..., m]`` twice; one node of the graph, differentiable once."""
+        """f(x) and J(x) u, `[..., d] -> [..., m]` twice; one node of the graph, differentiable once."""
         width = x.shape[-1]
         outputs, tangent = _JVP.apply(
             self._between, x.reshape(-1, width), direction.reshape(-1, width), *self.parameters()
@@ -148,7 +148,7 @@ class PlainMLP:
 def _push(
     between: Sequence[Activation], x: Tensor, direction: Tensor, parameters: Sequence[Tensor | None]
 ) -> tuple[Tensor, Tensor, list[Tensor]]:
-    """f(x), J(x) u and the inputs of every layer: values and tangents as halves of one ``[2n, ·]``."""
+    """f(x), J(x) u and the inputs of every layer: values and tangents as halves of one `[2n, ·]`."""
     count = len(x)
     both = torch.cat([x, direction])
     seen = []

@@ -14,7 +14,7 @@ class NonFiniteError(FloatingPointError):
 
 
 def check_finite(name: str, tensor: Tensor) -> None:
-    """Raise :class:`NonFiniteError` where ``tensor`` holds a NaN or an infinity.
+    """Raise `NonFiniteError` where `tensor` holds a NaN or an infinity.
 
     Args:
         name: what the tensor is, as the message should call it.
@@ -38,7 +38,7 @@ ALL_ROWS = slice(None)
 
 
 def row_blocks(obs: Tensor) -> list[slice]:
-    """Consecutive rows of ``[B, ..., d]``, about :data:`BLOCK` vectors d at a time."""
+    """Consecutive rows of `[B, ..., d]`, about `BLOCK` vectors d at a time."""
     rows = len(obs)
     size = max(1, BLOCK // max(1, obs.shape[1:-1].numel()))
     if obs.device.type != "cpu" or rows <= size:
@@ -47,7 +47,7 @@ def row_blocks(obs: Tensor) -> list[slice]:
 
 
 def point_blocks(points: Tensor) -> Iterator[tuple[slice, slice]]:
-    """Points and rows of ``[T, B, ..., d]``, about :data:`BLOCK` vectors d at a time."""
+    """Points and rows of `[T, B, ..., d]`, about `BLOCK` vectors d at a time."""
     count, obs = len(points), points[0]
     rows = row_blocks(obs)
     together = 1 if len(rows) > 1 else max(1, BLOCK // max(1, obs.shape[:-1].numel()))

@@ -30,7 +30,7 @@ from marl_aajr.core.distributions import (
 from marl_aajr.core.policy import Policy
 
 BoundObjective = Callable[[Tensor], Tensor]
-"""Perturbed observations ``[B, ..., d]`` to values ``[B, ...]``."""
+"""Perturbed observations `[B, ..., d]` to values `[B, ...]`."""
 
 
 @dataclass(frozen=True)
@@ -39,8 +39,8 @@ class OutputObjective:
 
     Attributes:
         policy: f.
-        value: ℓ, ``[B, ..., m] -> [B, ...]``, for autograd.
-        value_and_slope: ℓ and ∂ℓ/∂y, ``[B, ...]`` and ``[B, ..., m]``, without.
+        value: ℓ, `[B, ..., m] -> [B, ...]`, for autograd.
+        value_and_slope: ℓ and ∂ℓ/∂y, `[B, ...]` and `[B, ..., m]`, without.
     """
 
     policy: Policy
@@ -54,10 +54,10 @@ class OutputObjective:
 def value_and_gradient(
     g: BoundObjective, obs: Tensor, delta: Tensor, *, mask: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
-    """g(δ) ``[B, ...]`` and ∇_δ Σ g ``[B, ..., d]`` at ``obs + delta``, without a graph.
+    """g(δ) `[B, ...]` and ∇_δ Σ g `[B, ..., d]` at `obs + delta`, without a graph.
 
     The gradient is with respect to δ alone: nothing of the parameters' is computed. The sum is over the rows
-    of ``mask`` (None: all): what is padded behind a sequence follows from δ as well, and nobody asks for it.
+    of `mask` (None: all): what is padded behind a sequence follows from δ as well, and nobody asks for it.
     """
     if isinstance(g, OutputObjective):
         outputs, pull = g.policy.vjp(obs + delta)
@@ -72,7 +72,7 @@ def value_and_gradient(
 
 
 Critic = Callable[[Tensor], Tensor]
-"""V at (perturbed) observations, ``[B, ..., d] -> [B, ...]``."""
+"""V at (perturbed) observations, `[B, ..., d] -> [B, ...]`."""
 
 
 @runtime_checkable
@@ -80,11 +80,11 @@ class RowBound(Protocol):
     """A critic that reads more of a row than the observation handed in, as a recurrent one does."""
 
     def select(self, index: Tensor) -> Critic:
-        """The critic of the rows ``index`` only."""
+        """The critic of the rows `index` only."""
 
 
 def critic_of(critic: Critic | None, index: Tensor) -> Critic | None:
-    """The critic of the rows ``index`` only."""
+    """The critic of the rows `index` only."""
     return critic.select(index) if isinstance(critic, RowBound) else critic
 
 
@@ -93,12 +93,12 @@ class Clean:
     """What is known of a batch at its clean observations.
 
     Attributes:
-        outputs: distribution inputs π(·|s), ``[B, ..., m]``; objectives detach them.
-        actions: actions taken, for ``surrogate``.
-        advantages: Â(s, a), ``[B, ...]``, for ``surrogate``; RLlib standardises them, so their sign depends
+        outputs: distribution inputs π(·|s), `[B, ..., m]`; objectives detach them.
+        actions: actions taken, for `surrogate`.
+        advantages: Â(s, a), `[B, ...]`, for `surrogate`; RLlib standardises them, so their sign depends
             on the batch mean.
-        values: the critic of these rows, for ``value``.
-        mask: rows that count, ``[B, ...]`` bool; None: all.
+        values: the critic of these rows, for `value`.
+        mask: rows that count, `[B, ...]` bool; None: all.
     """
 
     outputs: Tensor
@@ -108,7 +108,7 @@ class Clean:
     mask: Tensor | None = None
 
     def select(self, index: Tensor) -> Clean:
-        """The rows ``index`` only."""
+        """The rows `index` only."""
         columns = (self.outputs, self.actions, self.advantages, self.mask)
         outputs, actions, advantages, mask = (
             None if c is None else c.index_select(0, index) for c in columns
@@ -128,7 +128,7 @@ class Objective(ABC):
     """A differentiable g(δ) for every row of a batch.
 
     Attributes:
-        needs: what :class:`Clean` must hold beside the outputs; ``"advantages"`` includes the actions.
+        needs: what `Clean` must hold beside the outputs; `"advantages"` includes the actions.
     """
 
     needs: ClassVar[frozenset[Need]] = frozenset()
@@ -139,11 +139,11 @@ class Objective(ABC):
         return False
 
     def check(self, distribution: ActionDistribution) -> None:
-        """Raise ``ValueError`` where the objective is not defined for this distribution."""
+        """Raise `ValueError` where the objective is not defined for this distribution."""
         return
 
     def select(self, index: Tensor) -> Objective:
-        """The objective of the rows ``index [B']`` only, for one that holds something of each row."""
+        """The objective of the rows `index [B']` only, for one that holds something of each row."""
         return self
 
     @abstractmethod
@@ -200,7 +200,7 @@ class Margin(Objective):
 
 
 def single_actions(policy: Policy, outputs: Tensor) -> tuple[Tensor, ...]:
-    """The logits of each discrete action, ``[..., n_i]``."""
+    """The logits of each discrete action, `[..., n_i]`."""
     distribution = policy.distribution
     return distribution.split(outputs) if isinstance(distribution, MultiCategorical) else (outputs,)
 
@@ -214,8 +214,8 @@ def margin_objective(
 
     Args:
         policy: the policy.
-        best: a* of each action, ``[B, 1]``.
-        rival: i and logits ``[B, n_i]`` to the rival's index, ``[B, 1]``.
+        best: a* of each action, `[B, 1]`.
+        rival: i and logits `[B, n_i]` to the rival's index, `[B, 1]`.
     """
 
     def terms(outputs: Tensor) -> Iterator[tuple[Tensor, Tensor, Tensor, Tensor]]:
@@ -265,7 +265,7 @@ class Value(Objective):
 
 @dataclass(frozen=True)
 class Custom(Objective):
-    """Your own h: ``function(outputs [B, ..., m], clean) -> [B, ...]`` at the perturbed observations.
+    """Your own h: `function(outputs [B, ..., m], clean) -> [B, ...]` at the perturbed observations.
 
     It starts at δ = 0 unless told otherwise; ask for a random start where its gradient vanishes there.
     """
@@ -289,7 +289,7 @@ ObjectiveLike = str | Objective | Callable[[Tensor, Clean], Tensor]
 
 
 def make_objective(objective: ObjectiveLike) -> Objective:
-    """An objective by name, the given one, or a function as one (:class:`Custom`).
+    """An objective by name, the given one, or a function as one (`Custom`).
 
     Raises:
         ValueError: unknown name.

@@ -32,7 +32,7 @@ METRICS: tuple[Metric, ...] = get_args(Metric)
 
 
 def check_output_map(output: str, distribution: ActionDistribution) -> None:
-    """Raise ``ValueError`` where the map is unknown or not defined for this distribution."""
+    """Raise `ValueError` where the map is unknown or not defined for this distribution."""
     one_of("output", output, OUTPUT_MAPS)
     gaussian = isinstance(distribution, DiagGaussian)
     if output == "probs" and gaussian:
@@ -49,14 +49,14 @@ def squared_gain(
     *,
     metric: Metric = "detached",
 ) -> Tensor:
-    """‖J_φ u‖², ``[...]``.
+    """‖J_φ u‖², `[...]`.
 
     Args:
         output: the output map φ.
         distribution: what the outputs parametrise.
-        outputs: f(x), ``[..., m]``.
-        tangent: J_f(x) u, ``[..., m]``.
-        metric: ``"detached"`` or ``"full"``: whether gradients flow through p or σ.
+        outputs: f(x), `[..., m]`.
+        tangent: J_f(x) u, `[..., m]`.
+        metric: `"detached"` or `"full"`: whether gradients flow through p or σ.
     """
     if metric == "detached":
         outputs = outputs.detach()
@@ -79,16 +79,16 @@ def squared_distance(
     *,
     metric: Metric = "detached",
 ) -> Tensor:
-    """‖φ(other) − φ(outputs)‖², ``[...]``: a chord where :func:`squared_gain` takes the tangent.
+    """‖φ(other) − φ(outputs)‖², `[...]`: a chord where `squared_gain` takes the tangent.
 
-    ``fisher`` measures the chord of the distribution inputs by the metric at ``outputs``.
+    `fisher` measures the chord of the distribution inputs by the metric at `outputs`.
 
     Args:
         output: the output map φ.
         distribution: what the outputs parametrise.
-        outputs: distribution inputs, ``[..., m]``.
-        other: distribution inputs elsewhere, ``[..., m]``.
-        metric: of ``fisher``, as in :func:`squared_gain`.
+        outputs: distribution inputs, `[..., m]`.
+        other: distribution inputs elsewhere, `[..., m]`.
+        metric: of `fisher`, as in `squared_gain`.
     """
     if output == "probs":
         pairs = zip(_actions(distribution, outputs), _actions(distribution, other), strict=True)
@@ -105,16 +105,16 @@ def cotangent(
     *,
     metric: Metric = "detached",
 ) -> Tensor:
-    """A v with A Aᵀ the metric of φ, ``[..., m]``: so E‖(A v)ᵀ J‖² = ‖J_φ‖_F² for v of covariance I.
+    """A v with A Aᵀ the metric of φ, `[..., m]`: so E‖(A v)ᵀ J‖² = ‖J_φ‖_F² for v of covariance I.
 
     logits A = I, probs A = diag p − p pᵀ, fisher A = diag √p − p √pᵀ, Gaussian diag(1/σ, √2).
 
     Args:
         output: the output map φ.
         distribution: what the outputs parametrise.
-        outputs: f(x), ``[..., m]``.
-        vector: v, ``[..., m]``.
-        metric: as in :func:`squared_gain`.
+        outputs: f(x), `[..., m]`.
+        vector: v, `[..., m]`.
+        metric: as in `squared_gain`.
     """
     if metric == "detached":
         outputs = outputs.detach()

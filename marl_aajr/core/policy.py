@@ -1,7 +1,7 @@
 """What robustness code sees of a policy: observations in, distribution inputs out.
 
-Everything above this file (attacks, regularizers, diagnostics) works on any :class:`Policy`; whether it is
-an RLlib module, an exported victim or a plain ``nn.Module`` is an adapter's business.
+Everything above this file (attacks, regularizers, diagnostics) works on any `Policy`; whether it is
+an RLlib module, an exported victim or a plain `nn.Module` is an adapter's business.
 """
 
 from __future__ import annotations
@@ -17,15 +17,15 @@ from marl_aajr.core.mlp import PlainMLP
 
 
 class Policy(ABC):
-    """A differentiable map ``obs [B, ..., d] -> distribution inputs [B, ..., m]``.
+    """A differentiable map `obs [B, ..., d] -> distribution inputs [B, ..., m]`.
 
     Each row of the batch has its own copy of whatever else the network reads (recurrent state, action mask,
     parts of the observation that nobody perturbs); these are held fixed and follow the rows through
-    :meth:`select` and :meth:`repeat`. A policy without such columns returns itself from both.
+    `select` and `repeat`. A policy without such columns returns itself from both.
 
     Attributes:
         distribution: what the outputs parametrise.
-        critic: V at observations, ``[B, ..., d] -> [B, ...]``; None where the policy comes without.
+        critic: V at observations, `[B, ..., d] -> [B, ...]`; None where the policy comes without.
     """
 
     critic: Callable[[Tensor], Tensor] | None = None
@@ -35,10 +35,10 @@ class Policy(ABC):
 
     @abstractmethod
     def __call__(self, obs: Tensor) -> Tensor:
-        """Distribution inputs ``[B, ..., m]`` at ``obs [B, ..., d]``."""
+        """Distribution inputs `[B, ..., m]` at `obs [B, ..., d]`."""
 
     def vjp(self, obs: Tensor) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
-        """f(s) ``[B, ..., m]`` and c ↦ J(s)ᵀ c, ``[B, ..., m] -> [B, ..., d]``, once; nothing has a graph.
+        """f(s) `[B, ..., m]` and c ↦ J(s)ᵀ c, `[B, ..., m] -> [B, ..., d]`, once; nothing has a graph.
 
         Nothing of the parameters' is computed.
         """
@@ -57,11 +57,11 @@ class Policy(ABC):
         return []
 
     def select(self, index: Tensor) -> Policy:
-        """The same policy for the rows ``index [B']`` only."""
+        """The same policy for the rows `index [B']` only."""
         return self
 
     def repeat(self, count: int) -> Policy:
-        """The same policy for ``count`` copies of the batch, one after the other: ``[count · B, ...]``."""
+        """The same policy for `count` copies of the batch, one after the other: `[count · B, ...]`."""
         return self
 
 
@@ -72,7 +72,7 @@ def differentiable(policy: Policy, obs: Tensor) -> bool:
 
 
 class ModulePolicy(Policy):
-    """A plain ``nn.Module`` (or any function of tensors) as a policy.
+    """A plain `nn.Module` (or any function of tensors) as a policy.
 
     Attributes:
         mlp: the module with its derivatives written out, as it was when the policy was made; None where it

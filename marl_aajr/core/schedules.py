@@ -1,6 +1,6 @@
 """Schedules of a coefficient or a radius over environment steps.
 
-The notation is RLlib's: a number, or breakpoints ``[[timestep, value], ...]`` with straight lines between
+The notation is RLlib's: a number, or breakpoints `[[timestep, value], ...]` with straight lines between
 them and the last value held.
 """
 
@@ -17,7 +17,7 @@ def as_schedule(value: float | Sequence[Sequence[float]], *, name: str) -> Sched
     """A validated schedule.
 
     Args:
-        value: a number, or breakpoints ``[[timestep, value], ...]`` that start at timestep 0.
+        value: a number, or breakpoints `[[timestep, value], ...]` that start at timestep 0.
         name: what it schedules, for the error message.
 
     Raises:

@@ -28,12 +28,12 @@ class PerturbationSet:
     """A ball of radius ε around every observation, with optional mask, scale and bounds.
 
     Attributes:
-        epsilon: radius ε > 0, in the units that the policy network sees (times ``scale``).
-        norm: ``"linf"`` (every feature moves by at most ε · scale_i) or ``"l2"``.
+        epsilon: radius ε > 0, in the units that the policy network sees (times `scale`).
+        norm: `"linf"` (every feature moves by at most ε · scale_i) or `"l2"`.
         mask: per feature, whether the adversary can touch it; None: all.
         scale: per feature, the size of one unit, > 0; None: 1.
-        low: lower bound of ``s + δ``, a number or one per feature; None: none.
-        high: upper bound of ``s + δ``; None: none.
+        low: lower bound of `s + δ`, a number or one per feature; None: none.
+        high: upper bound of `s + δ`; None: none.
     """
 
     epsilon: float
@@ -60,7 +60,7 @@ class PerturbationSet:
             raise ValueError(f"expected scales > 0, got {min(self.scale)}; use mask to fix a feature")
 
     def preconditioner(self, like: Tensor) -> Tensor | None:
-        """M = mask · scale as ``[d]``, or None where it is the identity."""
+        """M = mask · scale as `[d]`, or None where it is the identity."""
         mask = None if self.mask is None else _features(self.mask, "mask", like)
         scale = None if self.scale is None else _features(self.scale, "scale", like)
         if mask is None or scale is None:
@@ -68,14 +68,14 @@ class PerturbationSet:
         return mask * scale
 
     def size(self, delta: Tensor) -> Tensor:
-        """‖δ / scale‖ in the set's norm, ``[...]``."""
+        """‖δ / scale‖ in the set's norm, `[...]`."""
         scaled = delta if self.scale is None else delta / _features(self.scale, "scale", delta)
         if self.norm == "linf":
             return scaled.abs().amax(-1)
         return torch.linalg.vector_norm(scaled, dim=-1)
 
     def contains(self, delta: Tensor, obs: Tensor) -> Tensor:
-        """Whether δ lies in Δ(obs), up to rounding, ``[...]`` bool; False for non-finite rows."""
+        """Whether δ lies in Δ(obs), up to rounding, `[...]` bool; False for non-finite rows."""
         inside = self.size(delta) <= self.epsilon * (1 + _TOLERANCE)
         if self.mask is not None:
             fixed = 1 - _features(self.mask, "mask", delta)
@@ -88,10 +88,10 @@ class PerturbationSet:
         return inside
 
     def project(self, delta: Tensor, obs: Tensor) -> Tensor:
-        """Π_Δ(δ): the nearest point of Δ(obs) in the Euclidean norm, ``[..., d]``.
+        """Π_Δ(δ): the nearest point of Δ(obs) in the Euclidean norm, `[..., d]`.
 
         L∞ is one clamp. For L2 with bounds or scale the projection is
-        ``δ_i = clamp(x_i / (1 + μ / scale_i²), low_i, high_i)`` with the multiplier μ ≥ 0 by bisection
+        `δ_i = clamp(x_i / (1 + μ / scale_i²), low_i, high_i)` with the multiplier μ ≥ 0 by bisection
         (clipping to the ball and then to the box would not be the projection).
         """
         low, high = self._interval(obs)
@@ -129,12 +129,12 @@ class PerturbationSet:
         return self.project(self.epsilon * unit, obs)
 
     def squash(self, action: Tensor, obs: Tensor) -> Tensor:
-        """The perturbation that a learned adversary's action in [−1, 1]^d stands for, ``[..., d]``.
+        """The perturbation that a learned adversary's action in [−1, 1]^d stands for, `[..., d]`.
 
             δ = Π_Δ(ε M · clamp(a, −1, 1))
 
         Every point of Δ(obs) can be reached, and actions beyond ±1 (a Gaussian policy draws them) are those
-        at ±1. In L∞ without bounds it is ``ε · hardtanh(a)``, as in Zhang et al. 2021 (arXiv 2101.08452).
+        at ±1. In L∞ without bounds it is `ε · hardtanh(a)`, as in Zhang et al. 2021 (arXiv 2101.08452).
         """
         unit = action.clamp(-1, 1)
         if (preconditioner := self.preconditioner(obs)) is not None:

@@ -30,13 +30,13 @@ _FORM = "KEY=VALUE,... such as agents=1 or steps=5,timing=strategic"
 
 @dataclass(frozen=True, kw_only=True)
 class Budget:
-    """A budget of lies. A value: compare it, print it (``str`` is what :func:`parse_budget` reads).
+    """A budget of lies. A value: compare it, print it (`str` is what `parse_budget` reads).
 
     Attributes:
         agents: k, for the worst k of the team, found and not guessed; names, for these; None: all of them.
         steps: m, at most so many steps of an episode; None: every step. A step counts once however many
             agents are lied to in it, and steps where no attacked agent has to act do not count.
-        timing: when: ``"random"``, or ``"strategic"``, where the agents care most what they do (Lin 2017).
+        timing: when: `"random"`, or `"strategic"`, where the agents care most what they do (Lin 2017).
         scales: an agent's ε as a multiple of the row's, > 0, for the agents that differ; pass a mapping.
 
     Raises:
@@ -99,7 +99,7 @@ class Budget:
         return self.agents if isinstance(self.agents, int) else None
 
     def check(self, members: Sequence[str]) -> None:
-        """Raise ``ValueError`` unless these agents can be attacked within it."""
+        """Raise `ValueError` unless these agents can be attacked within it."""
         if self.worst is not None and self.worst > len(members):
             raise ValueError(
                 f"expected at most {len(members)} agents in the budget ({', '.join(members)} can be "
@@ -144,14 +144,14 @@ def as_budget(budget: Budget | str | None) -> Budget:
 
 
 def rounds(agents: Sequence[str], k: int) -> int:
-    """How many rounds of :func:`candidates` it takes to choose k of n agents."""
+    """How many rounds of `candidates` it takes to choose k of n agents."""
     return 1 if comb(len(agents), k) <= FEW_SUBSETS else k
 
 
 def candidates(agents: Sequence[str], k: int, chosen: tuple[str, ...]) -> list[tuple[str, ...]]:
     """The subsets to try next in the search for the worst k agents.
 
-    Up to :data:`FEW_SUBSETS` subsets all are tried at once. Beyond, the search is greedy: the agents chosen
+    Up to `FEW_SUBSETS` subsets all are tried at once. Beyond, the search is greedy: the agents chosen
     so far and each of the others, k times. Greedy finds no pair that does harm only together, so what it
     finds is at most as bad as the worst.
 

@@ -2,7 +2,7 @@
 
 Row by row on the same decisions: noise ≤ one step ≤ many steps ≤ twice as many, more with a larger ε, and
 nothing without gradients above what has them. Each evaluation with attacks plays these on decisions of its
-own, whichever attacks its suite has; the returns have :mod:`~marl_aajr.evaluation.return_checks`. Source:
+own, whichever attacks its suite has; the returns have `return_checks`. Source:
 Carlini 2019 (arXiv 1902.06705), Croce 2020 (arXiv 2003.01690), Zimmermann 2022 (arXiv 2206.13991).
 """
 
@@ -34,7 +34,7 @@ _CONVERGED = 0.1
 _WHITE = ("one step", "ten steps", "twenty steps", "strong")
 
 Gains = Mapping[str, Tensor]
-"""By attack: g(δ) − g(0) of every probed decision, ``[B]``."""
+"""By attack: g(δ) − g(0) of every probed decision, `[B]`."""
 
 
 def ladder(perturbations: PerturbationSet, transfers: Sequence[Transfer] = ()) -> dict[str, Attack]:

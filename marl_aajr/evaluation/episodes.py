@@ -36,11 +36,11 @@ def play(
     on_episode: Callable[[int], None] | None = None,
     spy: Spy | None = None,
 ) -> Tensor:
-    """Play exactly ``episodes`` episodes.
+    """Play exactly `episodes` episodes.
 
     Args:
         victim: plays all agents.
-        env: E copies; E ≤ ``episodes``.
+        env: E copies; E ≤ `episodes`.
         episodes: how many.
         seed: of the episodes, and of sampled actions.
         sampled: sample actions rather than take the most likely ones.
@@ -50,8 +50,8 @@ def play(
         spy: told what the policies are asked, at every step.
 
     Returns:
-        Returns ``[episodes, agents]`` float64: undiscounted sums of rewards, in the order of
-        ``env.possible_agents``.
+        Returns `[episodes, agents]` float64: undiscounted sums of rewards, in the order of
+        `env.possible_agents`.
 
     Raises:
         ValueError: an episode that does not end.

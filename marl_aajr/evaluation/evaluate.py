@@ -40,7 +40,7 @@ from marl_aajr.victims import Victim
 from marl_aajr.victims.groups import alike
 
 NUM_ENVS = 50
-"""Copies played side by side. Part of the protocol: see :func:`evaluate`."""
+"""Copies played side by side. Part of the protocol: see `evaluate`."""
 
 _PROBED = 256
 """Decisions of each policy on which the order of the attacks is checked."""
@@ -77,25 +77,25 @@ def evaluate(
     policies on what is really there. "The return" is the attacked team's: the sum of its agents' undiscounted
     rewards. The worst attack of each ε, and the worst agents, are chosen on other episodes than those they
     are reported on. With attacks come the checks that say whether their returns are evidence: see
-    :attr:`Evaluation.checks`. Torch has one thread until the end; ``workers`` take more cores.
+    `Evaluation.checks`. Torch has one thread until the end; `workers` take more cores.
 
     Args:
         victim: who plays all agents.
-        environment: where: a name, or with arguments :func:`~marl_aajr.rollout.environments.resolve` of it;
+        environment: where: a name, or with arguments `resolve` of it;
             None: the environment that it was trained on.
-        suite: ``"quick"``, ``"standard"``, ``"full"``, a YAML file or a
-            :class:`~marl_aajr.evaluation.suites.Suite`; None: ``attacks`` only.
-        attacks: more attacks: pairs of attack (a name, or an :class:`~marl_aajr.attacks.Attack`) and epsilon.
+        suite: `"quick"`, `"standard"`, `"full"`, a YAML file or a
+            `Suite`; None: `attacks` only.
+        attacks: more attacks: pairs of attack (a name, or an `Attack`) and epsilon.
         epsilons: instead of the suite's.
         episodes: for the clean row and for each attack; None: the suite's, or 100.
         selection_episodes: to choose the worst attack on; None: the suite's, or 0, which chooses none.
         actions: greedy, sampled or both; None: the suite's, or greedy.
-        units: of ε, ``"raw"`` or ``"network"``; None: the suite's. Without an observation filter they are the
+        units: of ε, `"raw"` or `"network"`; None: the suite's. Without an observation filter they are the
             same; with one they must be said.
-        norm: of ε, ``"linf"`` or ``"l2"``, for all attacks; None: the suite's, and that of attacks that are
+        norm: of ε, `"linf"` or `"l2"`, for all attacks; None: the suite's, and that of attacks that are
             values.
-        budget: what the adversary may spend, a :class:`~marl_aajr.evaluation.budget.Budget` or its text, such
-            as ``"agents=1"`` or ``"steps=5,timing=strategic"``; None: the suite's.
+        budget: what the adversary may spend, a `Budget` or its text, such
+            as `"agents=1"` or `"steps=5,timing=strategic"`; None: the suite's.
         weakest_link: also try the worst attack of each ε on each agent alone, on the selection episodes;
             None: as the suite says.
         seed: of the episodes and of the attacks' random numbers. Each row is the same whatever the other
@@ -103,10 +103,10 @@ def evaluate(
         team: who is attacked; None: the only team, or the largest (of equals, the first).
         agents: attack these agents of the team only (the worst k of them where the budget counts); None:
             all of it.
-        surrogates: victims to compute ``transfer`` perturbations on, by a name for them.
-        replace: agents that do not play as the victim does, each a row of its own: ``"random"`` or ``"idle"``
-            (each attacked agent in turn), ``"random:agent_0,agent_1"`` (these together, of any team), or
-            :class:`~marl_aajr.evaluation.replacements.Replacement` values, which bring trained adversaries.
+        surrogates: victims to compute `transfer` perturbations on, by a name for them.
+        replace: agents that do not play as the victim does, each a row of its own: `"random"` or `"idle"`
+            (each attacked agent in turn), `"random:agent_0,agent_1"` (these together, of any team), or
+            `Replacement` values, which bring trained adversaries.
         num_envs: E, copies played side by side. Episode i is seeded as number i // E of copy i mod E, so
             compare evaluations of the same E only.
         workers: Ray tasks that share the rows between them; 1: this process plays them all. None: as many as

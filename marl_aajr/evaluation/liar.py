@@ -117,7 +117,7 @@ class Liar:
         """What agents are shown of what they see in this step; asking again changes nothing.
 
         Args:
-            seen: by agent: an array, or a dict with ``observation`` and ``action_mask``.
+            seen: by agent: an array, or a dict with `observation` and `action_mask`.
         """
         fresh = {a: seen[a] for a in self.prepared if a in seen and a not in self._shown}
         orders = self._orders(fresh)
@@ -180,7 +180,7 @@ class Liar:
         return self.victim.inputs(agent, torch.as_tensor(np.asarray(obs))[None])
 
     def _unit(self, agent: str) -> Tensor:
-        """What one unit of the network's inputs is in the environment's, ``[d]``, or one for all."""
+        """What one unit of the network's inputs is in the environment's, `[d]`, or one for all."""
         observed = self.victim.filters.get(agent)
         return torch.ones(1, dtype=torch.float64) if observed is None else observed.scale.flatten()
 
@@ -197,7 +197,7 @@ class Liar:
 
 
 def split(seen: Any) -> tuple[Any, Tensor | None]:
-    """An observation and the legal actions ``[1, n]``, None where there is no mask."""
+    """An observation and the legal actions `[1, n]`, None where there is no mask."""
     if not isinstance(seen, Mapping):
         return seen, None
     return seen["observation"], torch.as_tensor(np.asarray(seen["action_mask"])).bool()[None]

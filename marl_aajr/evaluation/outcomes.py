@@ -230,7 +230,7 @@ def paired_difference(a: tuple[float, ...], b: tuple[float, ...]) -> Difference:
 def bootstrap_interval(returns: tuple[float, ...], *, seed: int) -> tuple[float | None, float | None]:
     """Percentile bootstrap of the mean over episodes: what other seeds of the same victim would give.
 
-    It says nothing of other training runs. Source: Efron 1979, by ``scipy.stats.bootstrap``.
+    It says nothing of other training runs. Source: Efron 1979, by `scipy.stats.bootstrap`.
 
     Args:
         returns: one for each episode.
@@ -253,13 +253,13 @@ def bootstrap_interval(returns: tuple[float, ...], *, seed: int) -> tuple[float 
 
 
 def cancel(returns: Tensor) -> bool:
-    """Whether returns ``[episodes, agents]`` add up to nothing in every episode, and are not nothing."""
+    """Whether returns `[episodes, agents]` add up to nothing in every episode, and are not nothing."""
     size = returns.abs().sum(-1)
     return bool((size > 0).any() and (returns.sum(-1).abs() <= 1e-6 * size).all())
 
 
 def by_team(returns: Tensor, agents: Sequence[str], teams: Mapping[str, str]) -> dict[str, Tensor]:
-    """Returns ``[episodes, agents]`` summed over the agents of each team, ``[episodes]``."""
+    """Returns `[episodes, agents]` summed over the agents of each team, `[episodes]`."""
     members: dict[str, list[int]] = {}
     for i, agent in enumerate(agents):
         members.setdefault(teams[agent], []).append(i)

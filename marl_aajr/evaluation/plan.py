@@ -39,7 +39,7 @@ class Plan:
         norm: of ε.
         budget: whom the adversary may attack, in how many steps, and how much each of them.
         weakest_link: whether the worst attack of each size is tried on each agent alone.
-        controls: what else plays in the place of each attacked agent, ``"random"`` or ``"idle"``.
+        controls: what else plays in the place of each attacked agent, `"random"` or `"idle"`.
     """
 
     suite: str
@@ -206,13 +206,13 @@ def resolve_attacks(
 
 
 def positive_integer(name: str, value: Any) -> None:
-    """Raise ``ValueError`` unless ``value`` is an integer ≥ 1."""
+    """Raise `ValueError` unless `value` is an integer ≥ 1."""
     if not isinstance(value, int) or isinstance(value, bool) or value < 1:
         raise ValueError(f"expected {name} to be an integer ≥ 1, got {value!r}")
 
 
 def check_seed(seed: Any) -> None:
-    """Raise ``ValueError`` unless ``seed`` is an integer ≥ 0."""
+    """Raise `ValueError` unless `seed` is an integer ≥ 0."""
     if not isinstance(seed, int) or isinstance(seed, bool) or seed < 0:
         raise ValueError(f"expected seed to be an integer ≥ 0, got {seed!r}")
 

@@ -41,7 +41,7 @@ class Progress(NamedTuple):
     Attributes:
         done: episodes played, of all rows.
         total: episodes to play.
-        what: what is being played: ``"clean"``, ``"pgd 0.1"``.
+        what: what is being played: `"clean"`, `"pgd 0.1"`.
     """
 
     done: int
@@ -231,7 +231,7 @@ class Player:
         spy: Spy | None = None,
         env: BatchedEnv | None = None,
     ) -> Tensor:
-        """Returns ``[episodes, agents]``; another table than the reported one has other episodes."""
+        """Returns `[episodes, agents]`; another table than the reported one has other episodes."""
         returns = play(
             self.victim,
             env or self.env,

@@ -22,7 +22,7 @@ class Sample:
     Attributes:
         agent: one of them.
         policy: theirs, with each row's legal actions and state.
-        obs: network inputs, ``[B, d]``.
+        obs: network inputs, `[B, d]`.
     """
 
     agent: str
@@ -32,7 +32,7 @@ class Sample:
 
 @dataclass
 class Probe:
-    """Keeps a random part of what the policies are asked; a :data:`~marl_aajr.evaluation.view.Spy`.
+    """Keeps a random part of what the policies are asked; a `Spy`.
 
     Attributes:
         generator: chooses the rows.
@@ -52,7 +52,7 @@ class Probe:
         self._policies.setdefault(agent, []).append(policy.select(chosen))
 
     def samples(self, agents: list[list[str]], *, rows: int) -> list[Sample]:
-        """At most ``rows`` decisions of each group of agents."""
+        """At most `rows` decisions of each group of agents."""
         found = []
         for group in agents:
             if group[0] not in self._inputs:

@@ -46,7 +46,7 @@ def named_agents(agents: Collection[str] | None, budget: Budget) -> Collection[s
 
 
 def check_budget(budget: Budget, victim: Victim, agents: Sequence[str]) -> None:
-    """Raise ``ValueError`` unless these agents of the victim can be attacked within the budget."""
+    """Raise `ValueError` unless these agents of the victim can be attacked within the budget."""
     budget.check(agents)
     for agent in agents:
         distribution = victim.distributions[victim.module_of[agent]]
@@ -75,7 +75,7 @@ def settle_units(units: Units | None, victim: Victim, agents: Collection[str]) -
 
 
 def check_actions(plan: Plan, victim: Victim) -> None:
-    """Raise ``ValueError`` where actions are to be sampled that the victim cannot sample."""
+    """Raise `ValueError` where actions are to be sampled that the victim cannot sample."""
     if victim.greedy_only and "sampled" in plan.actions:
         raise ValueError(
             "expected greedy actions for a victim without a distribution to sample from, got "
@@ -86,7 +86,7 @@ def check_actions(plan: Plan, victim: Victim) -> None:
 def admitted(
     plan: Plan, victim: Victim, agents: Sequence[str]
 ) -> tuple[tuple[Attack, ...], tuple[Skipped, ...]]:
-    """The attacks that can be played, and those of a suite that cannot; see :func:`check_attack`.
+    """The attacks that can be played, and those of a suite that cannot; see `check_attack`.
 
     Raises:
         ValueError: an attack cannot be played that was asked for by itself, beside a suite or without one.
@@ -106,7 +106,7 @@ def admitted(
 
 
 def check_attack(attack: Attack, victim: Victim, agents: Sequence[str]) -> None:
-    """Raise ``ValueError`` where the attack is not defined for the policies of these agents."""
+    """Raise `ValueError` where the attack is not defined for the policies of these agents."""
     if attack.access == "learned" and not attack.ready:
         _check_trainable(attack, victim)
     for agent in agents:
@@ -131,7 +131,7 @@ def check_attack(attack: Attack, victim: Victim, agents: Sequence[str]) -> None:
 
 
 def _check_trainable(attack: Attack, victim: Victim) -> None:
-    """Raise ``ValueError`` where no adversary can be trained: that happens against a saved copy, in a run."""
+    """Raise `ValueError` where no adversary can be trained: that happens against a saved copy, in a run."""
     if not victim.env_name:
         raise ValueError(
             f"expected a victim that names its environment for {attack.name!r}, which is trained in it, got "

@@ -34,8 +34,8 @@ CONTROLS: tuple[Control, ...] = get_args(Control)
 class Replacement:
     """Who is replaced, and by what.
 
-    ``random``: uniform over the legal actions (of a Box: over its bounds), independent of everything.
-    ``idle``: action 0, or zeros, at every step. In the particle environments that is to do nothing; where 0
+    `random`: uniform over the legal actions (of a Box: over its bounds), independent of everything.
+    `idle`: action 0, or zeros, at every step. In the particle environments that is to do nothing; where 0
     is a choice like any other, it is an agent that is stuck on it.
 
     Attributes:
@@ -75,7 +75,7 @@ def resolve_replacements(
     """The replacements that were asked for.
 
     Args:
-        requests: ``"random"``, ``"idle"``: each of ``members`` in turn; ``"random:agent_0,agent_1"``: these
+        requests: `"random"`, `"idle"`: each of `members` in turn; `"random:agent_0,agent_1"`: these
             together; or values. Controls for the agents of every trained one are added.
         env: where they will play.
         members: the agents under attack, all of one team.

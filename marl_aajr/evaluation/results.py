@@ -63,7 +63,7 @@ class Check:
 
     Attributes:
         name: of the check.
-        verdict: ``fail``: do not believe the numbers; ``warn``: know this before you do.
+        verdict: `fail`: do not believe the numbers; `warn`: know this before you do.
         text: one sentence, with the numbers.
     """
 

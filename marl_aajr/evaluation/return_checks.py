@@ -14,7 +14,7 @@ broken, above all by a team that has learned little; the verdict says what follo
   fail; a learned adversary hurts less than the strongest attack that does not look ahead.
 
 Twice the steps: the same attack with them, or the strong variant on the same objective, which has more
-restarts as well. The suite ``quick`` has neither: there the objective's check stands alone. Source: Carlini
+restarts as well. The suite `quick` has neither: there the objective's check stands alone. Source: Carlini
 2019 (arXiv 1902.06705), Croce 2020 (arXiv 2003.01690).
 """
 

@@ -36,30 +36,30 @@ def evaluate_run(
     on_progress: Callable[[Progress], None] | None = None,
     **protocol: Any,
 ) -> Evaluation:
-    """Evaluate the victim of a run by a suite, or under every attack at every epsilon; see :func:`evaluate`.
+    """Evaluate the victim of a run by a suite, or under every attack at every epsilon; see `evaluate`.
 
-    The result is written at the end and in one step: to ``RUN/evaluations``, or for victims and checkpoints
-    to a folder beside theirs, ``…-evaluations``. The same evaluation again replaces its file.
+    The result is written at the end and in one step: to `RUN/evaluations`, or for victims and checkpoints
+    to a folder beside theirs, `…-evaluations`. The same evaluation again replaces its file.
 
     Args:
         run: the run directory, the folder of a saved victim, or an RLlib checkpoint.
-        suite: as for :func:`evaluate`; ``attacks`` are added to it.
+        suite: as for `evaluate`; `attacks` are added to it.
         attacks: names; none, and no suite: the clean return only.
         epsilons: radii, for all attacks; none: the suite's.
-        surrogates: others of these, on whose victims ``transfer`` computes its perturbations; with a mapping
+        surrogates: others of these, on whose victims `transfer` computes its perturbations; with a mapping
             by a name for each, else by their folders' names.
-        replace: as for :func:`evaluate`.
-        adversaries: runs of trained adversaries, named as ``surrogates`` are: traitors and opponents are
-            added to ``replace``, observation adversaries to ``attacks``, at the size they were trained for.
-        env: where: a checkpoint does not know; see :func:`~marl_aajr.evaluation.sources.find_victim`.
+        replace: as for `evaluate`.
+        adversaries: runs of trained adversaries, named as `surrogates` are: traitors and opponents are
+            added to `replace`, observation adversaries to `attacks`, at the size they were trained for.
+        env: where: a checkpoint does not know; see `find_victim`.
         env_kwargs: arguments of the environment.
         out: the file to write instead.
         on_progress: told after every episode.
-        protocol: ``episodes``, ``selection_episodes``, ``actions``, ``units``, ``seed``, ``team``,
-            ``agents``, ``norm``, ``budget``, ``weakest_link`` and ``workers`` of :func:`evaluate`.
+        protocol: `episodes`, `selection_episodes`, `actions`, `units`, `seed`, `team`,
+            `agents`, `norm`, `budget`, `weakest_link` and `workers` of `evaluate`.
 
     Raises:
-        ValueError: nothing of the kind there, or an unfinished run; and all that :func:`evaluate` refuses.
+        ValueError: nothing of the kind there, or an unfinished run; and all that `evaluate` refuses.
     """
     source = find_victim(run, env=env, env_kwargs=env_kwargs)
     others = {name: _surrogate(path, env, env_kwargs) for name, path in _named(surrogates).items()}
@@ -98,7 +98,7 @@ def evaluate_run(
 
 
 def file_name(evaluation: Evaluation) -> str:
-    """Of a file in ``RUN/evaluations``: says the protocol, and differs where anything asked for does."""
+    """Of a file in `RUN/evaluations`: says the protocol, and differs where anything asked for does."""
     asked = repr(
         (
             evaluation.env_name,

@@ -40,7 +40,7 @@ class Source:
 def find_victim(
     path: Path | str, *, env: str | None = None, env_kwargs: Mapping[str, Any] | None = None
 ) -> Source:
-    """The victim of a finished run, of a folder that ``Victim.save`` wrote, or of an RLlib checkpoint.
+    """The victim of a finished run, of a folder that `Victim.save` wrote, or of an RLlib checkpoint.
 
     Args:
         path: a folder.
@@ -118,7 +118,7 @@ def finished(run: Path | str) -> RunDirectory:
 
 
 def _is_training(directory: RunDirectory) -> bool:
-    """Whether a process is writing there; one that was killed leaves ``running`` behind."""
+    """Whether a process is writing there; one that was killed leaves `running` behind."""
     try:
         directory.lock()
     except (ValueError, OSError):  # or somebody else's folder, which may not be locked

@@ -2,7 +2,7 @@
 
 A score is one number of one run (its clean return, or its return under the worst attack), and runs are what
 is resampled: episodes of one run say nothing of another seed. Definitions of Agarwal 2021 (arXiv 2108.13264)
-and of its library rliable, by ``scipy.stats`` and with explicit generators. Scores of several tasks must be
+and of its library rliable, by `scipy.stats` and with explicit generators. Scores of several tasks must be
 in common units (normalised) before they are pooled.
 """
 
@@ -60,7 +60,7 @@ def probability_of_improvement(ours: Tasks, theirs: Tasks) -> float:
 
 
 def performance_profile(tasks: Tasks, thresholds: ArrayLike) -> NDArray[np.float64]:
-    """Share of scores above each threshold τ, ``[T]``: the run-score distribution, P(score > τ)."""
+    """Share of scores above each threshold τ, `[T]`: the run-score distribution, P(score > τ)."""
     tau = np.asarray(thresholds, dtype=np.float64)
     return np.asarray(np.mean(_pooled(tasks)[None, :] > tau[:, None], axis=1))
 
@@ -75,12 +75,12 @@ def stratified_bootstrap(
     """A statistic with its percentile bootstrap interval over runs, resampled within each task.
 
     Resampling within tasks (and methods) keeps the number of runs of each. With few runs the interval is too
-    narrow: of nominal 95 % it covers about 74 % for 3 runs and 89 % for 10 (see ``report.statistics``).
+    narrow: of nominal 95 % it covers about 74 % for 3 runs and 89 % for 10 (see `report.statistics`).
 
     Args:
-        statistic: of one or more methods, such as :func:`interquartile_mean` or
-            :func:`probability_of_improvement`.
-        methods: scores, as many as ``statistic`` takes.
+        statistic: of one or more methods, such as `interquartile_mean` or
+            `probability_of_improvement`.
+        methods: scores, as many as `statistic` takes.
         generator: draws the resamples.
         level: coverage.
         resamples: how many.
@@ -118,8 +118,8 @@ def area_under_curve(epsilons: ArrayLike, returns: ArrayLike) -> float:
     """Mean return over ε from 0 to the largest, by trapezoids: (1/ε_max) ∫ R(ε) dε.
 
     Args:
-        epsilons: rising, from 0 (the clean return), ``[n]``, n ≥ 2.
-        returns: at those, ``[n]``.
+        epsilons: rising, from 0 (the clean return), `[n]`, n ≥ 2.
+        returns: at those, `[n]`.
 
     Raises:
         ValueError: fewer than two points, or epsilons that do not rise from 0.
@@ -138,7 +138,7 @@ def pareto_front(points: ArrayLike) -> list[int]:
     A point is beaten where another is at least as good in both and better in one. Equal points stay.
 
     Args:
-        points: (clean return, robust return) of each method, ``[n, 2]``.
+        points: (clean return, robust return) of each method, `[n, 2]`.
     """
     p = np.asarray(points, np.float64).reshape(-1, 2)
     no_worse = (p[:, None, :] >= p[None, :, :]).all(-1)
@@ -151,7 +151,7 @@ def hypervolume(points: ArrayLike, *, reference: tuple[float, float]) -> float:
     """Area that the points dominate above a reference point fixed beforehand, in return².
 
     Args:
-        points: (clean return, robust return) of each method, ``[n, 2]``.
+        points: (clean return, robust return) of each method, `[n, 2]`.
         reference: (clean, robust) that every method should reach, such as a random policy's; points below it
             in either coordinate count for nothing.
     """

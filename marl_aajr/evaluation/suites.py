@@ -1,4 +1,4 @@
-"""Suites: named protocols of evaluation, defined in one readable file (``suites.yaml``)."""
+"""Suites: named protocols of evaluation, defined in one readable file (`suites.yaml`)."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ class SuiteAttack(BaseModel):
 
 
 class Suite(BaseModel):
-    """A protocol; ``suites.yaml`` says what the fields mean.
+    """A protocol; `suites.yaml` says what the fields mean.
 
     Raises:
         ValueError: a field that is missing, unknown or out of range, or an unknown attack or setting.
@@ -105,7 +105,7 @@ def load_suite(suite: str | Path | Suite) -> Suite:
 
 @cache
 def builtin_suites() -> dict[str, Suite]:
-    """The suites of ``suites.yaml``, by name."""
+    """The suites of `suites.yaml`, by name."""
     text = resources.files("marl_aajr.evaluation").joinpath(_FILE).read_text("utf-8")
     return {name: _validated(name, fields, _FILE) for name, fields in yaml.safe_load(text).items()}
 

@@ -20,12 +20,12 @@ from marl_aajr.victims.recurrent import State
 
 
 class StandIn(Protocol):
-    """Acts for some agents: from what everybody sees to the actions ``[E, ...]`` of those."""
+    """Acts for some agents: from what everybody sees to the actions `[E, ...]` of those."""
 
     def __call__(self, env: BatchedEnv, obs: Mapping[str, Tensor]) -> dict[str, Tensor]: ...
 
     def forget(self, over: Tensor) -> None:
-        """Forget what was of episodes that are over, ``[E]`` bool."""
+        """Forget what was of episodes that are over, `[E]` bool."""
 
 
 @dataclass(kw_only=True)
@@ -87,12 +87,12 @@ class Table:
         return self._policies[agent]
 
     def act(self, views: Sequence[View], obs: Mapping[str, Tensor], live: Tensor) -> dict[str, Tensor]:
-        """Actions ``[E, ...]`` of everybody who must act.
+        """Actions `[E, ...]` of everybody who must act.
 
         Args:
             views: of this step.
             obs: for those who stand in.
-            live: copies whose episode counts, ``[E]`` bool; nobody is lied to in the others.
+            live: copies whose episode counts, `[E]` bool; nobody is lied to in the others.
         """
         answers: dict[str, Tensor] = {}
         strikes = self._strikes(views, live)
@@ -107,7 +107,7 @@ class Table:
         return actions if self.stand_in is None else {**actions, **self.stand_in(self.env, obs)}
 
     def restart(self, over: Tensor) -> None:
-        """Forget what was of episodes that are over, ``[E]`` bool."""
+        """Forget what was of episodes that are over, `[E]` bool."""
         self._memory.forget(over)
         if self.stand_in is not None:
             self.stand_in.forget(over)
@@ -116,7 +116,7 @@ class Table:
             self._ledger.restart(over)
 
     def _strikes(self, views: Sequence[View], live: Tensor) -> Tensor:
-        """Copies where the adversary lies in this step, ``[E]`` bool: its wish, and the judge's count."""
+        """Copies where the adversary lies in this step, `[E]` bool: its wish, and the judge's count."""
         if self.adversary is None or self._clock is None or self._ledger is None:
             return live
         pace = self.adversary.pace
@@ -144,7 +144,7 @@ class Table:
         return self.adversary.attack.confer(seen, generator=self.adversary.generator) if seen else {}
 
     def _shown(self, view: View, strikes: Tensor, orders: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
-        """What the policies are shown ``[B, d]``, and what they answer ``[B, m]``."""
+        """What the policies are shown `[B, d]`, and what they answer `[B, m]`."""
         targets = [] if self.adversary is None else [a for a in view.rows if a in self.adversary.agents]
         if self.adversary is None or not targets:
             return view.inputs, _see(view.policy, view.inputs)
@@ -166,7 +166,7 @@ class Table:
         return shown, outputs
 
     def _chosen(self, answers: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Actions ``[E, ...]`` by what the policies answered in every copy, ``[E, m]``.
+        """Actions `[E, ...]` by what the policies answered in every copy, `[E, m]`.
 
         Random numbers are drawn for every agent in every copy, whoever acts, so that those of a copy and a
         step are the same whatever happens in the others, and under every attack.
@@ -180,7 +180,7 @@ class Table:
         return {agent: drawn[agent] for agent in answers}
 
     def _nothing(self, agent: str) -> Tensor:
-        """Outputs ``[E, m]`` where an agent acts nowhere."""
+        """Outputs `[E, m]` where an agent acts nowhere."""
         width = self.victim.distributions[self.victim.module_of[agent]].num_inputs
         return torch.zeros(self.env.num_envs, width)
 

@@ -12,7 +12,7 @@ the mean of the attacked agents who must act (Lin 2017, arXiv 1703.06748: where 
 is nothing to gain). Either strikes at every step once r ≥ T − t: what is left is not wasted. An episode that
 ends before T leaves some unspent.
 
-Neither is believed: the judge's own :class:`Ledger` counts the strikes of every episode.
+Neither is believed: the judge's own `Ledger` counts the strikes of every episode.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ class Pace:
         length: T, the median length of the selection episodes in decision steps of the attacked agents.
         shortest: of them.
         longest: of them.
-        preferences: c of every decision step of the selection episodes, ascending, ``[N]``.
+        preferences: c of every decision step of the selection episodes, ascending, `[N]`.
     """
 
     steps: int
@@ -54,9 +54,9 @@ class Pace:
         return f"{self.steps} of {'–'.join(map(str, sorted(lengths)))} steps, {self.timing}"
 
     def unlikelihood(self, preference: Tensor, ties: Tensor) -> Tensor:
-        """Share of the selection episodes' steps with a larger preference, ``[E] -> [E]``.
+        """Share of the selection episodes' steps with a larger preference, `[E] -> [E]`.
 
-        Equal ones are ordered at random, by ``ties`` in [0, 1): of steps that do not differ, any is struck.
+        Equal ones are ordered at random, by `ties` in [0, 1): of steps that do not differ, any is struck.
         """
         # Rounding must not order what is equal: batches of other sizes differ in the last bits.
         slack = 1e-6
@@ -81,11 +81,11 @@ class Clock:
         self._struck = torch.zeros(num_envs, dtype=torch.long)
 
     def strike(self, due: Tensor, preference: Tensor) -> Tensor:
-        """Where to strike in this step, ``[E]`` bool.
+        """Where to strike in this step, `[E]` bool.
 
         Args:
-            due: copies where an attacked agent must act, ``[E]`` bool.
-            preference: c there, ``[E]``.
+            due: copies where an attacked agent must act, `[E]` bool.
+            preference: c there, `[E]`.
         """
         chance = torch.rand(len(due), dtype=torch.float64, generator=self._generator)
         left = self._pace.steps - self._struck
@@ -101,7 +101,7 @@ class Clock:
         return struck
 
     def restart(self, over: Tensor) -> None:
-        """Begin new episodes where the old ones are over, ``[E]`` bool."""
+        """Begin new episodes where the old ones are over, `[E]` bool."""
         self._played[over] = 0
         self._struck[over] = 0
 
@@ -122,7 +122,7 @@ class Ledger:
         """Count one step, before it is played.
 
         Args:
-            struck: copies in which somebody is lied to, ``[E]`` bool.
+            struck: copies in which somebody is lied to, `[E]` bool.
 
         Raises:
             BudgetError: an episode with more strikes than the budget allows.
@@ -133,7 +133,7 @@ class Ledger:
             raise BudgetError(f"expected at most {self._limit} attacked steps an episode, got {most}")
 
     def restart(self, over: Tensor) -> None:
-        """Begin new episodes where the old ones are over, ``[E]`` bool."""
+        """Begin new episodes where the old ones are over, `[E]` bool."""
         self._strikes[over] = 0
 
 
@@ -143,14 +143,14 @@ def has_preferences(distribution: ActionDistribution) -> bool:
 
 
 def preference(distribution: ActionDistribution, outputs: Tensor, legal: Tensor | None) -> Tensor:
-    """c = max_a π(a) − min_a π(a) over the legal actions, ``[B, m] -> [B]`` float64.
+    """c = max_a π(a) − min_a π(a) over the legal actions, `[B, m] -> [B]` float64.
 
     Of several actions at once, the mean of their preferences.
 
     Args:
         distribution: of discrete actions.
-        outputs: logits, ``[B, m]``.
-        legal: legal actions, ``[B, m]`` bool; None: all.
+        outputs: logits, `[B, m]`.
+        legal: legal actions, `[B, m]` bool; None: all.
     """
     parts = distribution.split(outputs) if isinstance(distribution, MultiCategorical) else (outputs,)
     allowed = torch.ones_like(outputs, dtype=torch.bool) if legal is None else legal
@@ -166,9 +166,9 @@ def preference(distribution: ActionDistribution, outputs: Tensor, legal: Tensor 
 def stakes(
     views: Sequence[View], agents: Sequence[str], num_envs: int, *, strategic: bool
 ) -> tuple[Tensor, Tensor]:
-    """Who of the attacked agents must act, and what they care: ``[E, n]`` bool, and c ``[E, n]`` float64.
+    """Who of the attacked agents must act, and what they care: `[E, n]` bool, and c `[E, n]` float64.
 
-    c is 0 where an agent need not act, and everywhere unless ``strategic``.
+    c is 0 where an agent need not act, and everywhere unless `strategic`.
     """
     column = {agent: i for i, agent in enumerate(agents)}
     due = torch.zeros(num_envs, len(agents), dtype=torch.bool)
@@ -189,7 +189,7 @@ def stakes(
 
 @dataclass
 class Rehearsal:
-    """What unattacked episodes say of when to strike; a :data:`~marl_aajr.evaluation.view.Spy`.
+    """What unattacked episodes say of when to strike; a `Spy`.
 
     Attributes:
         agents: who may be attacked, n of them.
@@ -210,7 +210,7 @@ class Rehearsal:
         self._preferences.append(preferences[counted])
 
     def pace(self, agents: Collection[str], *, steps: int) -> Pace:
-        """For an attack on some of the agents, in m = ``steps`` steps of each episode.
+        """For an attack on some of the agents, in m = `steps` steps of each episode.
 
         Raises:
             ValueError: more steps than the longest episode has.
@@ -237,5 +237,5 @@ class Rehearsal:
 
 
 def mean_where(values: Tensor, where: Tensor) -> Tensor:
-    """Mean of each row over the columns that count, ``[N, n] -> [N]``; 0 where none does."""
+    """Mean of each row over the columns that count, `[N, n] -> [N]`; 0 where none does."""
     return (values * where).sum(1) / where.sum(1).clamp_min(1)

@@ -15,8 +15,8 @@ class View:
     """The decisions of agents of one module and one filter, as one batch.
 
     Attributes:
-        rows: by agent who must act, the copies where it must, ``[b]``; B = Σ b.
-        inputs: what their network receives of what is really there, ``[B, d]``.
+        rows: by agent who must act, the copies where it must, `[b]`; B = Σ b.
+        inputs: what their network receives of what is really there, `[B, d]`.
         policy: theirs, with each row's legal actions.
     """
 
@@ -30,11 +30,11 @@ class View:
         return next(iter(self.rows))
 
     def split(self, values: Tensor) -> Iterator[tuple[str, Tensor, Tensor]]:
-        """Values ``[B, ...]`` by agent: its name, its copies ``[b]``, its values ``[b, ...]``."""
+        """Values `[B, ...]` by agent: its name, its copies `[b]`, its values `[b, ...]`."""
         parts = values.split([len(index) for index in self.rows.values()])
         for (agent, index), part in zip(self.rows.items(), parts, strict=True):
             yield agent, index, part
 
 
 Spy = Callable[[Sequence[View], Tensor], None]
-"""Told of every step: the views, and the number of each copy's episode, ``[E]``; −1: it does not count."""
+"""Told of every step: the views, and the number of each copy's episode, `[E]`; −1: it does not count."""

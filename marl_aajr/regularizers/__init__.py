@@ -1,4 +1,4 @@
-"""Regularizers by name. ``none`` is plain training and therefore not one of them."""
+"""Regularizers by name. `none` is plain training and therefore not one of them."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ def make_regularizer(name: str, **settings: Any) -> Regularizer:
 
 
 def settings_of(regularizer: Regularizer) -> dict[str, Any]:
-    """Name and settings, defaults written out; :func:`make_regularizer` makes the same one of them."""
+    """Name and settings, defaults written out; `make_regularizer` makes the same one of them."""
     if isinstance(regularizer, Sum):
         return {"name": Sum.name, "members": [settings_of(member) for member in regularizer.members]}
     fields = dataclasses.fields(regularizer)  # type: ignore[arg-type]

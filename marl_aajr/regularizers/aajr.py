@@ -3,9 +3,9 @@
     R(θ) = E_s [ (1/K) Σ_{t<K} ‖ J(s + sg[δ_t]) · sg[u_t] ‖₂² ]
     L(θ) = L_PPO + κ · (ℓ(s + sg[δ_K]) − ℓ(s)) + λ · R(θ)
 
-δ_t and u_t come from projected gradient ascent (:mod:`marl_aajr.core.ascent`); sg is stop-gradient; ℓ is the
+δ_t and u_t come from projected gradient ascent (`marl_aajr.core.ascent`); sg is stop-gradient; ℓ is the
 learner's policy loss. The penalty, the trajectory and the minimax loss are the paper's; the mixing weight κ,
-the choice of output map and the forms with a gain bound (:mod:`marl_aajr.regularizers.forms`) are ours.
+the choice of output map and the forms with a gain bound (`marl_aajr.regularizers.forms`) are ours.
 """
 
 from __future__ import annotations
@@ -48,18 +48,18 @@ class AAJR(JacobianPenalty):
 
     Attributes:
         adversarial_weight: κ in [0, 1], share of the policy loss taken at s + δ_K; a number or schedule.
-        form: ``"squared"``, ``"hinge"`` or ``"constraint"`` (:mod:`marl_aajr.regularizers.forms`).
+        form: `"squared"`, `"hinge"` or `"constraint"` (`marl_aajr.regularizers.forms`).
         gain_bound: γ ≥ 0, the bound on ‖J u‖ of the last two forms.
-        dual_step_size: α > 0 of ``constraint``, whose dual variable starts at ``coefficient``; None: 1e-4.
+        dual_step_size: α > 0 of `constraint`, whose dual variable starts at `coefficient`; None: 1e-4.
         dual_bounds: [low, high] of the dual variable; None: [0, 1].
         dual_clip: c > 1 bounds the adversarial loss of rows with Â < 0 (Ye 2020); None: no bound.
         secant: take the chord ‖f(s+δ_{t+1}) − f(s+δ_t)‖² / ‖δ_{t+1} − δ_t‖² in place of ‖J u‖²: a different,
             cheaper penalty, without derivatives of the network.
 
-    Every other setting is described with its class: :class:`~marl_aajr.regularizers.adversarial.Perturbing`,
-    :class:`~marl_aajr.regularizers.adversarial.Adversarial`,
-    :class:`~marl_aajr.regularizers.adversarial.Targeted`,
-    :class:`~marl_aajr.regularizers.jacobian_penalty.JacobianPenalty`.
+    Every other setting is described with its class: `Perturbing`,
+    `Adversarial`,
+    `Targeted`,
+    `JacobianPenalty`.
 
     Raises:
         ValueError: a setting out of its range, or two that exclude each other, at construction.
@@ -172,7 +172,7 @@ class AAJR(JacobianPenalty):
         return value_at(self.coefficient, timestep)
 
     def _penalty(self, sample: Sample, trajectory: Trajectory) -> tuple[Tensor, Tensor]:
-        """R, and ‖J u_t‖² or its secant ``[K, B, ...]``: 0 where a row has no direction, as u_t = 0 there."""
+        """R, and ‖J u_t‖² or its secant `[K, B, ...]`: 0 where a row has no direction, as u_t = 0 there."""
 
         def form(squared: Tensor) -> Tensor:
             return apply_form(self.form, squared, self.gain_bound)

@@ -29,12 +29,12 @@ class Perturbing(Regularizer):
 
     Attributes:
         epsilon: radius of the perturbation set, in the units the policy network sees; number or schedule.
-        norm: ``"linf"`` or ``"l2"``.
+        norm: `"linf"` or `"l2"`.
         sample_fraction: share of each minibatch that is regularised, drawn at random, in (0, 1]. A tenth of
             a thousand rows does what all of them do (experiments/sample_share), at a fourth of the cost;
             small minibatches want more.
-        leaves: names of the parts of a nested observation that can be perturbed, such as ``position`` or
-            ``camera/depth``; None: all of floating-point numbers but action masks. Their features are those
+        leaves: names of the parts of a nested observation that can be perturbed, such as `position` or
+            `camera/depth`; None: all of floating-point numbers but action masks. Their features are those
             of mask, scale, low and high: in the order of the observation's sorted keys, row by row.
         mask: per feature, whether it can be perturbed.
         scale: per feature, the size of one unit of ε.
@@ -110,10 +110,10 @@ class Adversarial(Perturbing):
 
     Attributes:
         steps: K, inner ascent steps.
-        step_size: η as a fraction of ε for ``sign`` and ``normalized`` steps, η itself for ``raw``; a number,
-            a schedule, or ``"auto"``: by the measured curvature, row by row (:mod:`marl_aajr.core.ascent`).
-        step: ``"sign"``, ``"normalized"`` or ``"raw"`` (the gradient itself).
-        start: δ_0: ``"zero"``, ``"random"``, or None: random where the objective is flat at zero.
+        step_size: η as a fraction of ε for `sign` and `normalized` steps, η itself for `raw`; a number,
+            a schedule, or `"auto"`: by the measured curvature, row by row (`marl_aajr.core.ascent`).
+        step: `"sign"`, `"normalized"` or `"raw"` (the gradient itself).
+        start: δ_0: `"zero"`, `"random"`, or None: random where the objective is flat at zero.
     """
 
     steps: int = 3
@@ -163,7 +163,7 @@ class Adversarial(Perturbing):
         start: Tensor | None = None,
         gradient_noise: Callable[[int], Tensor] | None = None,
     ) -> Trajectory:
-        """The adversarial trajectory from the rows of a sample; arguments as for :func:`ascend`.
+        """The adversarial trajectory from the rows of a sample; arguments as for `ascend`.
 
         g(δ_K), one pass without a graph, is a part of it for every method: what an adversary has gained
         means the same in all of their metrics.
@@ -200,8 +200,8 @@ class Targeted(Adversarial):
     """A regularizer whose adversary can be told what to maximise.
 
     Attributes:
-        objective: ``"kl"``, ``"surrogate"``, ``"margin"``, ``"value"``, or a function
-            ``(outputs [B, ..., m], clean) -> [B, ...]``.
+        objective: `"kl"`, `"surrogate"`, `"margin"`, `"value"`, or a function
+            `(outputs [B, ..., m], clean) -> [B, ...]`.
     """
 
     objective: ObjectiveLike = "kl"
@@ -216,7 +216,7 @@ class Targeted(Adversarial):
 
 
 def require(needs: Collection[Need], offers: Collection[Need], what: str) -> None:
-    """Raise ``ValueError`` where a learner does not offer what a setting needs."""
+    """Raise `ValueError` where a learner does not offer what a setting needs."""
     if missing := sorted(set(needs) - set(offers)):
         names = ", ".join(name.replace("_", " ") for name in missing)
         have = ", ".join(sorted(name.replace("_", " ") for name in offers)) or "none of these"
@@ -234,7 +234,7 @@ def _check_leaves(leaves: object) -> None:
 
 
 def share(name: str, schedule: Schedule) -> None:
-    """Raise ``ValueError`` unless a weight stays in [0, 1]."""
+    """Raise `ValueError` unless a weight stays in [0, 1]."""
     if maximum(schedule) > 1:
         raise ValueError(f"expected {name} in [0, 1], got {schedule}")
 

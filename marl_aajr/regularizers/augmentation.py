@@ -36,7 +36,7 @@ class AdversarialTraining(Targeted):
         adversarial_weight: κ in [0, 1], share of the policy loss taken at s + δ_K; a number or schedule.
         dual_clip: c > 1 bounds the adversarial loss of rows with Â < 0 (Ye 2020); None: no bound.
 
-    Source: Madry 2018 (arXiv 1706.06083) with the policy loss for the loss, hence ``"surrogate"``.
+    Source: Madry 2018 (arXiv 1706.06083) with the policy loss for the loss, hence `"surrogate"`.
     """
 
     name: ClassVar[str] = "adversarial_training"

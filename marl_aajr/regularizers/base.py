@@ -1,8 +1,8 @@
 """What a regularizer is: a frozen value that turns one minibatch into a loss term and metrics.
 
-Settings live in the value (picklable, comparable, with a ``repr``); what changes during training (a dual
+Settings live in the value (picklable, comparable, with a `repr`); what changes during training (a dual
 variable, the vectors of a power iteration) is a state that the learner holds, saves and hands in. A
-regularizer reads the policy through :class:`Sample` alone, so the same object works under RLlib, in a plain
+regularizer reads the policy through `Sample` alone, so the same object works under RLlib, in a plain
 PyTorch loop and in a test.
 """
 
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from marl_aajr.regularizers.combination import Sum
 
 PolicyLoss = Callable[[Tensor, "Sample"], Tensor]
-"""Distribution inputs ``[B, ..., m]`` and their sample to the policy loss of each row, ``[B, ...]``."""
+"""Distribution inputs `[B, ..., m]` and their sample to the policy loss of each row, `[B, ...]`."""
 
 State = MutableMapping[str, Tensor]
 """What a regularizer remembers from one minibatch to the next."""
@@ -39,15 +39,15 @@ class Sample:
 
     Attributes:
         policy: the policy under training, with its fixed columns.
-        obs: clean observations, ``[B, ..., d]``.
-        outputs: distribution inputs at ``obs``, with their graph, ``[B, ..., m]``.
-        mask: rows that count, ``[B, ...]`` bool; None: all.
+        obs: clean observations, `[B, ..., d]`.
+        outputs: distribution inputs at `obs`, with their graph, `[B, ..., m]`.
+        mask: rows that count, `[B, ...]` bool; None: all.
         actions: actions taken; None outside reinforcement learning.
-        log_probs: log π_old(a|s) when they were taken, ``[B, ...]``.
-        advantages: Â(s, a), ``[B, ...]``.
+        log_probs: log π_old(a|s) when they were taken, `[B, ...]`.
+        advantages: Â(s, a), `[B, ...]`.
         policy_loss: the learner's policy loss, for adversarial losses; None where it has none to offer.
-        values: the critic at perturbed observations, for the objective ``value``; None where it reads
-            anything but the agent's own observation. With a ``select(index)`` if it is bound to its rows.
+        values: the critic at perturbed observations, for the objective `value`; None where it reads
+            anything but the agent's own observation. With a `select(index)` if it is bound to its rows.
         shard: which part of a minibatch these rows are, where several learners share it; None: all of it.
     """
 
@@ -68,7 +68,7 @@ class Sample:
         return Clean(self.outputs.detach(), self.actions, self.advantages, self.values, self.mask)
 
     def draw(self, noise: Callable[[Tensor], Tensor]) -> Tensor:
-        """``noise(obs)`` for these rows: a row's is the same whether one learner draws it or several."""
+        """`noise(obs)` for these rows: a row's is the same whether one learner draws it or several."""
         return noise(self.obs) if self.shard is None else self.shard.draw(noise, self.obs)
 
     def drawn(self, fraction: float, *, generator: torch.Generator) -> Sample:
@@ -94,7 +94,7 @@ class Sample:
         return replace(sample, mask=nobody, shard=replace(shard, index=first))
 
     def select(self, index: Tensor) -> Sample:
-        """The rows ``index`` only."""
+        """The rows `index` only."""
         here = index.to(self.obs.device, non_blocking=True)
 
         def rows(column: Tensor | None) -> Tensor | None:
@@ -114,7 +114,7 @@ class Sample:
         )
 
     def mean(self, values: Tensor) -> Tensor:
-        """Mean of ``values [..., B, ...]`` over all leading copies and the rows that count.
+        """Mean of `values [..., B, ...]` over all leading copies and the rows that count.
 
         Of a minibatch that several learners share it is the sum over these rows by the average number of
         rows that count: the mean of all learners' is the mean over the whole minibatch, and so is that of
@@ -153,8 +153,8 @@ class Evaluation:
 
     Attributes:
         loss: the term to add to the learner's loss, a scalar with its graph.
-        metrics: detached scalars; averaged over the minibatches of an update, names that end in ``_max`` or
-            ``_min`` maximised or minimised, and ``nonfinite`` summed.
+        metrics: detached scalars; averaged over the minibatches of an update, names that end in `_max` or
+            `_min` maximised or minimised, and `nonfinite` summed.
     """
 
     loss: Tensor
@@ -169,7 +169,7 @@ class Regularizer(ABC):
 
     @property
     def perturbed_leaves(self) -> tuple[str, ...] | None:
-        """The parts of a nested observation that :class:`Sample` has to show, by name; None: all."""
+        """The parts of a nested observation that `Sample` has to show, by name; None: all."""
         return None
 
     @abstractmethod
@@ -178,7 +178,7 @@ class Regularizer(ABC):
 
     @abstractmethod
     def check(self, distribution: ActionDistribution, *, offers: Collection[Need] = EVERYTHING) -> None:
-        """Raise ``ValueError`` where the settings do not fit a policy of this kind, or the learner.
+        """Raise `ValueError` where the settings do not fit a policy of this kind, or the learner.
 
         Args:
             distribution: what the policy's outputs parametrise.
@@ -186,11 +186,11 @@ class Regularizer(ABC):
         """
 
     def fitted(self, policy: Policy, obs: Tensor, *, backends: Sequence[Backend] = BACKENDS) -> Self:
-        """The same regularizer with what it left open (``backend="auto"``) settled for this policy.
+        """The same regularizer with what it left open (`backend="auto"`) settled for this policy.
 
         Args:
             policy: the policy to be trained.
-            obs: a few observations, ``[B, ..., d]``.
+            obs: a few observations, `[B, ..., d]`.
             backends: the Jacobian backends that may be used here, in order of preference.
 
         Raises:
@@ -199,7 +199,7 @@ class Regularizer(ABC):
         return self
 
     def ramped(self, start: float, end: float) -> Self:
-        """The same regularizer with its weights rising from 0 at environment step ``start`` to ``end``."""
+        """The same regularizer with its weights rising from 0 at environment step `start` to `end`."""
         return self
 
     def initial_state(self) -> dict[str, Tensor]:
@@ -222,7 +222,7 @@ class Regularizer(ABC):
             sample: the minibatch.
             timestep: environment steps so far, for schedules.
             generator: the only source of randomness.
-            state: as :meth:`initial_state` began it; None: as at the beginning.
+            state: as `initial_state` began it; None: as at the beginning.
             check: raise at the first non-finite number instead of counting it. The learner uses it to
                 name the origin after a count above zero. Without it nothing waits for an accelerator.
         """
@@ -233,15 +233,15 @@ class Regularizer(ABC):
 
     @property
     def constrains(self) -> bool:
-        """Whether :meth:`constrain` does anything."""
+        """Whether `constrain` does anything."""
         return type(self).constrain is not Regularizer.constrain
 
     def constrain(self, module: nn.Module, state: State, *, exact: bool = False) -> Mapping[str, Tensor]:
-        """Bring the weights back into the permitted set, in place; metrics as in :class:`Evaluation`.
+        """Bring the weights back into the permitted set, in place; metrics as in `Evaluation`.
 
         Args:
             module: the actor's network, and nothing else.
-            state: as for :meth:`evaluate`.
+            state: as for `evaluate`.
             exact: spare no effort. The learner asks for it after the last step of an update, and for a
                 cheap approximation after each of the others.
         """

@@ -26,7 +26,7 @@ _T = TypeVar("_T")
 
 @dataclass(frozen=True, kw_only=True)
 class Sum(Regularizer):
-    """The sum of its members; ``a + b`` makes one.
+    """The sum of its members; `a + b` makes one.
 
     Attributes:
         members: the regularizers, at least two; sums among them are taken apart.
@@ -65,7 +65,7 @@ class Sum(Regularizer):
 
     @property
     def labelled(self) -> tuple[tuple[str, Regularizer], ...]:
-        """Each member with a name of its own: ``aajr``, ``smooth_policy``, a second ``aajr_2``."""
+        """Each member with a name of its own: `aajr`, `smooth_policy`, a second `aajr_2`."""
         count: dict[str, int] = {}
         labelled = []
         for member in self.members:

@@ -4,8 +4,8 @@
     hinge        max(0, ‖J u‖ − γ)²             weight λ
     constraint   ‖J u‖²                         weight λ ← clip(λ + α (E‖J u‖² − γ²)) after every update
 
-The constraint is E‖J u‖² ≤ γ² and its dual starts at ``coefficient``. The forms are ours; the paper's
-penalty is ``squared``.
+The constraint is E‖J u‖² ≤ γ² and its dual starts at `coefficient`. The forms are ours; the paper's
+penalty is `squared`.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ DUAL_BOUNDS = (0.0, 1.0)
 
 
 def apply_form(form: Form, squared: Tensor, gain_bound: float | None) -> Tensor:
-    """The penalty of each row and step from ‖J u‖², ``[...] -> [...]``."""
+    """The penalty of each row and step from ‖J u‖², `[...] -> [...]`."""
     if form == "hinge":
         assert gain_bound is not None
         return (safe_sqrt(squared) - gain_bound).clamp_min(0).square()
@@ -60,7 +60,7 @@ def check_form(
     dual_step_size: float | None,
     dual_bounds: tuple[float, float] | None,
 ) -> None:
-    """Raise ``ValueError`` for settings that the form does not use, or lacks."""
+    """Raise `ValueError` for settings that the form does not use, or lacks."""
     if form == "squared" and gain_bound is not None:
         raise ValueError(
             f"expected no gain_bound with form='squared', which has none, got {gain_bound!r}; "

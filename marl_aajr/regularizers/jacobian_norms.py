@@ -38,8 +38,8 @@ class JacobianNorm(JacobianPenalty):
     """A penalty on the size of the Jacobian as a whole.
 
     Attributes:
-        at: where the Jacobian is taken: ``"clean"`` (s; the adversary's settings have no effect) or
-            ``"trajectory"`` (s + δ_t for t < K, the points of AAJR).
+        at: where the Jacobian is taken: `"clean"` (s; the adversary's settings have no effect) or
+            `"trajectory"` (s + δ_t for t < K, the points of AAJR).
     """
 
     at: At = "clean"
@@ -72,10 +72,10 @@ class JacobianNorm(JacobianPenalty):
 
     @abstractmethod
     def squared_norms(self, sample: Sample, points: Tensor, generator: torch.Generator) -> Tensor:
-        """An estimate of the squared norm at T points of each row, ``[T, B, ..., d] -> [T, B, ...]``."""
+        """An estimate of the squared norm at T points of each row, `[T, B, ..., d] -> [T, B, ...]`."""
 
     def noise(self, sample: Sample, count: int, generator: torch.Generator) -> Tensor:
-        """Standard normal directions, 0 where the adversary cannot reach, ``[count, B, ..., d]``."""
+        """Standard normal directions, 0 where the adversary cannot reach, `[count, B, ..., d]`."""
 
         def draw(obs: Tensor) -> Tensor:
             return torch.empty((len(obs), count, *obs.shape[1:]), dtype=obs.dtype, device=obs.device).normal_(
@@ -108,15 +108,15 @@ class RandomDirection(JacobianNorm):
 class Frobenius(JacobianNorm):
     """‖J‖_F² by random projections.
 
-    ``"input"`` (Hutchinson): E‖J z‖² with z ~ N(0, I). ``"output"``: m · E‖vᵀ J‖² with v uniform on the unit
+    `"input"` (Hutchinson): E‖J z‖² with z ~ N(0, I). `"output"`: m · E‖vᵀ J‖² with v uniform on the unit
     sphere of the m outputs, one vector-Jacobian product each; it needs a second derivative of the network.
 
     Attributes:
-        projection: ``"input"`` or ``"output"``.
+        projection: `"input"` or `"output"`.
         projections: how many are averaged, ≥ 1.
 
     Source: Hoffman 2019 (arXiv 1908.02729, algorithm 1): output projections of the logits at clean inputs,
-    with weight λ_JR/2 where ``coefficient`` is the whole weight.
+    with weight λ_JR/2 where `coefficient` is the whole weight.
     """
 
     name: ClassVar[str] = "frobenius"
@@ -164,7 +164,7 @@ class Frobenius(JacobianNorm):
     def _output_vectors(
         self, sample: Sample, count: int, outputs: Tensor, generator: torch.Generator
     ) -> Tensor:
-        """v uniform on the unit sphere, 0 for rows that do not count, ``[count · B, ..., m]``."""
+        """v uniform on the unit sphere, 0 for rows that do not count, `[count · B, ..., m]`."""
 
         def draw(obs: Tensor) -> Tensor:
             shape = (len(obs), count, *outputs.shape[1:])

@@ -29,11 +29,11 @@ class JacobianPenalty(Targeted):
     """A penalty on ‖J_φ z‖² for some directions z at some points.
 
     Attributes:
-        coefficient: λ ≥ 0, weight of the penalty; a number or ``[[env_step, value], ...]``.
-        output: φ, the output whose sensitivity counts: ``"logits"``, ``"mean"``, ``"probs"``, ``"fisher"``.
-        metric: whether gradients flow through p or σ of the output map: ``"detached"`` or ``"full"``.
-        backend: how Jacobian-vector products are computed: ``"auto"``, ``"forward"``, ``"double"``,
-            ``"central"`` (:mod:`marl_aajr.core.jacobian`).
+        coefficient: λ ≥ 0, weight of the penalty; a number or `[[env_step, value], ...]`.
+        output: φ, the output whose sensitivity counts: `"logits"`, `"mean"`, `"probs"`, `"fisher"`.
+        metric: whether gradients flow through p or σ of the output map: `"detached"` or `"full"`.
+        backend: how Jacobian-vector products are computed: `"auto"`, `"forward"`, `"double"`,
+            `"central"` (`marl_aajr.core.jacobian`).
     """
 
     weights: ClassVar[tuple[str, ...]] = ("coefficient",)
@@ -64,14 +64,14 @@ class JacobianPenalty(Targeted):
     def penalty(
         self, sample: Sample, deltas: Tensor, directions: Tensor, form: Callable[[Tensor], Tensor]
     ) -> tuple[Tensor, Tensor]:
-        """The mean of ``form(‖J_φ z‖²)`` at T points s + δ of each row, and the squares, detached.
+        """The mean of `form(‖J_φ z‖²)` at T points s + δ of each row, and the squares, detached.
 
         Points pass the network in blocks, each of which is differentiated and forgotten before the next:
         memory does not grow with T, and what a small network needs stays in the processor's cache.
 
         Args:
             sample: the minibatch.
-            deltas: δ, ``[T, B, ..., d]``.
+            deltas: δ, `[T, B, ..., d]`.
             directions: z, the same shape; constants.
             form: elementwise.
         """
@@ -96,7 +96,7 @@ class JacobianPenalty(Targeted):
         return _known(total, gradients, parameters), squares
 
     def squared_gains(self, policy: Policy, points: Tensor, directions: Tensor) -> Tensor:
-        """‖J_φ z‖² at T points and directions of each row, ``[T, B, ..., d] -> [T, B, ...]``.
+        """‖J_φ z‖² at T points and directions of each row, `[T, B, ..., d] -> [T, B, ...]`.
 
         All points pass the network as one batch.
         """
@@ -112,7 +112,7 @@ def _index(rows: slice, like: Tensor) -> Tensor:
 
 
 def _weights(sample: Sample, shape: torch.Size) -> Tensor:
-    """w with ``sample.mean(v) = Σ w v``, which is linear."""
+    """w with `sample.mean(v) = Σ w v`, which is linear."""
     if sample.mask is None and sample.shard is None:
         return sample.obs.new_full(shape, 1 / shape.numel())
     with torch.enable_grad():
@@ -155,7 +155,7 @@ class _Known(torch.autograd.Function):
 
 
 def gain_metrics(sample: Sample, squared: Tensor) -> dict[str, Tensor]:
-    """Mean and largest gain ‖J z‖ over the rows that count, from its square ``[T, B, ...]``."""
+    """Mean and largest gain ‖J z‖ over the rows that count, from its square `[T, B, ...]`."""
     gain = squared.detach().sqrt()
     counted = gain if sample.mask is None else torch.where(sample.mask, gain, 0.0)
     return {"gain_mean": sample.mean(gain), "gain_max": counted.amax()}

@@ -25,7 +25,7 @@ class PerturbedLoss:
 
     Attributes:
         difference: mean over the rows that count, a scalar with its graph.
-        metrics: ``ratio_min`` and ``ratio_max``; empty where the learner keeps no old log-probabilities.
+        metrics: `ratio_min` and `ratio_max`; empty where the learner keeps no old log-probabilities.
     """
 
     difference: Tensor
@@ -37,7 +37,7 @@ def perturbed_loss(sample: Sample, delta: Tensor, *, dual_clip: float | None = N
 
     Args:
         sample: the minibatch.
-        delta: δ, ``[B, ..., d]``; a constant.
+        delta: δ, `[B, ..., d]`; a constant.
         dual_clip: c > 1, for Â < 0; None: no bound.
 
     Raises:
@@ -73,7 +73,7 @@ def _ratio_metrics(sample: Sample, outputs: Tensor) -> dict[str, Tensor]:
 
 
 def check_dual_clip(dual_clip: float | None, weight: Schedule) -> None:
-    """Raise ``ValueError`` for a bound ≤ 1, or one of a loss that is not there."""
+    """Raise `ValueError` for a bound ≤ 1, or one of a loss that is not there."""
     if dual_clip is None:
         return
     if isinstance(dual_clip, bool) or not (isfinite(dual_clip) and dual_clip > 1):

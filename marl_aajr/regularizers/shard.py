@@ -21,7 +21,7 @@ class Shard:
     """Where the rows of one learner are among those of all.
 
     Attributes:
-        index: the place of each row, ``[B]`` integers on the CPU.
+        index: the place of each row, `[B]` integers on the CPU.
         rows: how many rows all learners have.
         learners: n.
         total: sums a scalar over the learners. All of them call it, and as often.
@@ -34,7 +34,7 @@ class Shard:
 
     @classmethod
     def part(cls, part: int, rows: int, *, learners: int, total: Callable[[Tensor], Tensor]) -> Shard:
-        """Part ``part`` of a minibatch of which every learner has ``rows`` rows.
+        """Part `part` of a minibatch of which every learner has `rows` rows.
 
         Where they have different numbers of rows, which a learner cannot know of the others, means are
         still exact; the noise is then as random, but not that of one learner.
@@ -48,21 +48,21 @@ class Shard:
         return replace(self, total=lambda count: learners * count)
 
     def select(self, index: Tensor) -> Shard:
-        """The rows ``index`` of these."""
+        """The rows `index` of these."""
         return replace(self, index=self.index[index.cpu()])
 
     def among(self, chosen: Tensor) -> tuple[Tensor, Shard]:
-        """Which of these rows are among the places ``chosen [C]``, and where; ``chosen`` are then all rows.
+        """Which of these rows are among the places `chosen [C]`, and where; `chosen` are then all rows.
 
         Returns:
-            Indices of these rows in the order of ``chosen``, and their shard.
+            Indices of these rows in the order of `chosen`, and their shard.
         """
         own = torch.full((self.rows,), -1).index_put_((self.index,), torch.arange(len(self.index)))[chosen]
         places = (own >= 0).nonzero().squeeze(-1)
         return own[places], replace(self, index=places, rows=len(chosen))
 
     def draw(self, noise: Callable[[Tensor], Tensor], obs: Tensor) -> Tensor:
-        """``noise(obs)`` as it is drawn for all rows, for ``obs [B, ...]`` only."""
+        """`noise(obs)` as it is drawn for all rows, for `obs [B, ...]` only."""
         index = self.index.to(obs.device, non_blocking=True)
         everyone = obs.new_zeros(self.rows, *obs.shape[1:])
         return noise(everyone.index_copy_(0, index, obs))[index]
@@ -73,7 +73,7 @@ class Shard:
 
 
 def share_of(total: int, count: int, *, generator: torch.Generator) -> Tensor:
-    """``count`` of ``total`` rows at random, on the CPU: nobody waits for an accelerator to say which."""
+    """`count` of `total` rows at random, on the CPU: nobody waits for an accelerator to say which."""
     if generator.device.type != "cpu":
         seed = zlib.crc32(generator.get_state().numpy().tobytes())
         torch.empty(1, device=generator.device).uniform_(generator=generator)  # the next seed is another

@@ -76,7 +76,7 @@ class OutputDistance(Objective):
         return lambda obs: self.between(policy.distribution, outputs, policy(obs))
 
     def between(self, distribution: ActionDistribution, outputs: Tensor, other: Tensor) -> Tensor:
-        """The distance of two outputs, ``[..., m] -> [...]``, with gradient 0 where they are equal."""
+        """The distance of two outputs, `[..., m] -> [...]`, with gradient 0 where they are equal."""
         return safe_sqrt(squared_distance(self.output, distribution, outputs, other))
 
 
@@ -85,7 +85,7 @@ class Smoothness(Adversarial):
     """A penalty at the point δ_K that its own adversary found.
 
     Attributes:
-        coefficient: λ ≥ 0, weight of the penalty; a number or ``[[env_step, value], ...]``.
+        coefficient: λ ≥ 0, weight of the penalty; a number or `[[env_step, value], ...]`.
     """
 
     weights: ClassVar[tuple[str, ...]] = ("coefficient",)
@@ -118,7 +118,7 @@ class Smoothness(Adversarial):
         return self.climb(sample, timestep=timestep, generator=generator, check=check)
 
     def differences(self, sample: Sample, delta: Tensor) -> Tensor:
-        """What is penalised, at s + δ, with its graph, ``[B, ...]``."""
+        """What is penalised, at s + δ, with its graph, `[B, ...]`."""
         return self.adversary.bind(sample.policy, sample.clean)(sample.obs + delta)
 
 
@@ -128,7 +128,7 @@ class SmoothPolicy(Smoothness):
 
     Attributes:
         langevin: the source's own adversary (SGLD): it starts in a random corner one step away (unless
-            ``start`` says otherwise) and adds decaying Gaussian noise to the gradient before its sign; False:
+            `start` says otherwise) and adds decaying Gaussian noise to the gradient before its sign; False:
             plain projected gradient ascent, as for AAJR.
 
     The gradient flows through s + δ only, as in the source's code; its K is 10, with steps of ε/10.
@@ -187,10 +187,10 @@ class ERNIE(Smoothness):
     """ERNIE: the network's output must not move under the worst perturbation, in the plain Euclidean norm.
 
     Attributes:
-        output: the output whose distance counts: ``"logits"``, ``"probs"`` (its actor-critic) or ``"mean"``.
+        output: the output whose distance counts: `"logits"`, `"probs"` (its actor-critic) or `"mean"`.
 
     Rows are averaged and δ is projected on the ball, as in the paper; the published code takes the norm of a
-    whole batch, does not project, and scales its steps by ``|s|``. The gradient flows through both outputs.
+    whole batch, does not project, and scales its steps by `|s|`. The gradient flows through both outputs.
     Its Stackelberg variant, which differentiates the inner steps, is not included.
 
     Source: Bukharin 2023 (arXiv 2310.10810), https://github.com/abukharin3/ERNIE.

@@ -25,9 +25,9 @@ _Convolution = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
 @dataclass(frozen=True, kw_only=True)
 class SpectralNormalization(Regularizer):
-    """Keep the operator norm of every layer of the actor at ``layer_bound`` or below.
+    """Keep the operator norm of every layer of the actor at `layer_bound` or below.
 
-    It adds no loss: it works through :meth:`constrain`. Between the exact projections at the end of each
+    It adds no loss: it works through `constrain`. Between the exact projections at the end of each
     update one power iteration per optimizer step estimates the norms, from the vectors of the last step.
     A convolution counts with an upper bound of its norm: that of its kernel as a matrix, times the root of
     the number of output pixels that one input pixel can reach.

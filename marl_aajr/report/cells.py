@@ -20,7 +20,7 @@ class Cell:
         main: the number.
         under: a smaller second line.
         note: a smaller third line.
-        mark: ``best``, ``tied`` (not distinguishable from the best), ``worst`` or nothing.
+        mark: `best`, `tied` (not distinguishable from the best), `worst` or nothing.
         shade: 0 (lowest return) to `SHADES` − 1 (highest) in a heat map; None: not shaded.
     """
 
@@ -63,7 +63,7 @@ SHADES = 9
 
 
 def size(epsilon: float) -> str:
-    """``ε = 0.1``."""
+    """`ε = 0.1`."""
     return f"ε = {epsilon:g}"
 
 

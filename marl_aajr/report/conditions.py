@@ -53,7 +53,7 @@ class Condition:
         attack: label of the attack on the page; attacks of one name are told apart by settings.
         settings: the attack as it was run, apart from its size.
         epsilon: size of the perturbation.
-        limits: what the attacker may not do, in words (``"agent_0 only"``); empty: nothing.
+        limits: what the attacker may not do, in words (`"agent_0 only"`); empty: nothing.
     """
 
     name: str

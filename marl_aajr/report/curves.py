@@ -144,7 +144,7 @@ def _curve(run: RunRecord, value: Callable[[Iteration], float | None]) -> Curve:
 
 
 def _share_of_time(run: RunRecord) -> dict[int, float]:
-    """Iteration -> 1 / its wall seconds; ``seconds`` is cumulative."""
+    """Iteration -> 1 / its wall seconds; `seconds` is cumulative."""
     shares, before = {}, 0.0
     for row in run.metrics:
         took = row.seconds - before

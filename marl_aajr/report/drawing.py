@@ -1,6 +1,6 @@
 """Turn a matplotlib drawing into inline SVG that takes its fonts and colours from the page.
 
-Text stays text (``svg.fonttype: none``): it is sharp, can be found and copied, and follows the page's font
+Text stays text (`svg.fonttype: none`): it is sharp, can be found and copied, and follows the page's font
 and dark colours. Nothing that a user named is written into a figure: names stand in captions, which the
 template escapes.
 """

@@ -34,7 +34,7 @@ class IntervalRule(Frozen):
 
 
 class Outcome(Frozen):
-    """Returns of one batch of episodes; ``low`` and ``high`` bound the mean over episodes."""
+    """Returns of one batch of episodes; `low` and `high` bound the mean over episodes."""
 
     mean: FiniteFloat = Field(alias="return")
     low: FiniteFloat | None
@@ -156,7 +156,7 @@ class Evaluation(Rows):
     """One file of RUN/evaluations.
 
     Attributes:
-        budget: what the adversary may spend, as ``--budget`` takes it; empty: everything.
+        budget: what the adversary may spend, as `--budget` takes it; empty: everything.
         norm: of ε.
     """
 

@@ -73,9 +73,9 @@ def film(
 
     Args:
         victim: plays all agents.
-        environment: one that can draw itself: ours, or any with ``render_mode="rgb_array"``.
-        attack: lies to ``agents`` at every step, fitted where it must be.
-        replacement: agents that do not play as the victim does: a value, or ``"random:agent_0"``.
+        environment: one that can draw itself: ours, or any with `render_mode="rgb_array"`.
+        attack: lies to `agents` at every step, fitted where it must be.
+        replacement: agents that do not play as the victim does: a value, or `"random:agent_0"`.
         team: whose return is shown; None: the only one, or the largest.
         agents: who is attacked; None: the whole team.
         units: of the attack's ε.

@@ -29,7 +29,7 @@ class Method:
 
     Attributes:
         label: unique among the methods of a page; says what sets it apart.
-        name: ``method.name`` of its configuration.
+        name: `method.name` of its configuration.
         config: its configuration as dotted keys, without seed, resources and output, and without what is
             null: null and absent both mean not set.
         runs: by seed.
@@ -47,9 +47,9 @@ class Method:
 
 
 def flatten(config: Mapping[str, Any], *, prefix: str = "") -> dict[str, Any]:
-    """Nested mappings as dotted keys: ``{"a": {"b": 1}}`` -> ``{"a.b": 1}``.
+    """Nested mappings as dotted keys: `{"a": {"b": 1}}` -> `{"a.b": 1}`.
 
-    An empty mapping stays a value, so that ``kwargs: {}`` differs from no ``kwargs``.
+    An empty mapping stays a value, so that `kwargs: {}` differs from no `kwargs`.
     """
     flat: dict[str, Any] = {}
     for key, value in config.items():

@@ -15,13 +15,13 @@ class Tuning:
     """The search behind the settings of one method.
 
     Attributes:
-        method: its label on the page, or ``method.name``.
+        method: its label on the page, or `method.name`.
         environment: where it was tuned; empty: for all environments together.
         trials: how many settings were tried, those stopped early included.
         env_steps: environment steps of all trials together.
-        space: searched setting -> what it was drawn from, in words (``"log-uniform in [1e-4, 1e-1]"``).
+        space: searched setting -> what it was drawn from, in words (`"log-uniform in [1e-4, 1e-1]"`).
         chosen: searched setting -> the value that won.
-        how: search, scheduler and score in a phrase (``"Optuna and ASHA, on clean and worst return"``).
+        how: search, scheduler and score in a phrase (`"Optuna and ASHA, on clean and worst return"`).
     """
 
     method: str

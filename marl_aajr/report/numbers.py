@@ -1,4 +1,4 @@
-"""A comparison as plain values, for programs: what ``compare --json`` prints."""
+"""A comparison as plain values, for programs: what `compare --json` prints."""
 
 from __future__ import annotations
 

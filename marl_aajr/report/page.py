@@ -43,13 +43,13 @@ def write_report(
         out: the HTML file; its folder is created, an existing file is replaced.
         title: heading of the page; names the environments by default.
         notes: what a study knows beside its runs: tuning budgets, restarts, failures, what was cut.
-        references: environment -> floor and target, fixed before the study; ``"NAME, SIDE"`` for one side.
+        references: environment -> floor and target, fixed before the study; `"NAME, SIDE"` for one side.
             Without them scores are relative to the runs on the page, and the page says so.
         film: show in each section one clean and one attacked episode side by side, played anew: some seconds
             and up to some hundred kilobytes for each environment. Where that cannot be, the page says why.
 
     Returns:
-        ``out``.
+        `out`.
 
     Raises:
         ValueError: nothing to compare, a run that cannot be used, or runs that cannot be
@@ -74,7 +74,7 @@ def write_page(
     """Write comparisons that are there already; see `write_report`.
 
     Raises:
-        ValueError: ``out`` is a folder.
+        ValueError: `out` is a folder.
     """
     target = Path(out)
     if target.is_dir():

@@ -42,7 +42,7 @@ class Versions(Frozen):
 
 
 class Iteration(Frozen):
-    """One line of metrics.jsonl; ``return_mean`` is None while no episode has ended."""
+    """One line of metrics.jsonl; `return_mean` is None while no episode has ended."""
 
     iteration: int
     env_steps: int
@@ -59,7 +59,7 @@ class RunRecord:
     Attributes:
         path: the run directory, as it was given.
         config: config.yaml, the resolved configuration; of somebody else's policy its name and environment.
-        status: status.json; its state is always ``finished``. None for somebody else's policy.
+        status: status.json; its state is always `finished`. None for somebody else's policy.
         versions: versions.json; None for somebody else's policy.
         metrics: metrics.jsonl, one entry per iteration, in order; empty for somebody else's policy.
         evaluations: file stem -> RUN/evaluations/<stem>.json; never empty.
@@ -84,10 +84,10 @@ class RunRecord:
 
 
 def load_run(path: Path | str) -> RunRecord:
-    """Read a run directory, or what ``marl-aajr evaluate`` left beside a policy from elsewhere.
+    """Read a run directory, or what `marl-aajr evaluate` left beside a policy from elsewhere.
 
     Args:
-        path: RUN, as ``marl-aajr train`` wrote it and ``marl-aajr evaluate`` completed it; or a checkpoint
+        path: RUN, as `marl-aajr train` wrote it and `marl-aajr evaluate` completed it; or a checkpoint
             or a saved victim that was evaluated.
 
     Raises:

@@ -26,7 +26,7 @@ _CONTROLS = ("random", "idle")
 
 
 def commands(comparisons: Sequence[Comparison]) -> str:
-    """Shell commands: train every run and its adversaries anew into ``again/``, evaluate, write the page."""
+    """Shell commands: train every run and its adversaries anew into `again/`, evaluate, write the page."""
     shown = [(c.protocol, run) for c in comparisons for row in c.rows for run in row.runs]
     targets = _targets(shown)
     evaluations, adversaries = _evaluations(shown, targets)
@@ -65,7 +65,7 @@ def attacks(comparisons: Sequence[Comparison]) -> list[tuple[str, str]]:
 
 
 def arguments(evaluation: Evaluation, renamed: Mapping[str, str]) -> list[list[str]]:
-    """What follows ``marl-aajr evaluate RUN`` to have this evaluation again.
+    """What follows `marl-aajr evaluate RUN` to have this evaluation again.
 
     One list for each command that it takes: one, but for attacks named by hand at different sizes.
 

@@ -121,7 +121,7 @@ def reference_of(references: Mapping[str, Reference], scene: Scene) -> Reference
 
 
 def check_references(references: Mapping[str, Reference], scenes: Sequence[Scene]) -> None:
-    """Raise ``ValueError`` where a reference is for no scene: it was meant for one, and is misspelt."""
+    """Raise `ValueError` where a reference is for no scene: it was meant for one, and is misspelt."""
     known = {key for scene in scenes for key in _keys(scene)}
     for name in references:
         if name not in known:

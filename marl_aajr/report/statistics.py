@@ -29,7 +29,7 @@ class Estimate:
     Attributes:
         mean: in units of return.
         low: lower end of the interval; None where none can be given.
-        high: upper end; None together with ``low``.
+        high: upper end; None together with `low`.
         values: what the mean is over, one for each run or episode; empty for other statistics.
         unit: what the interval generalises to.
         level: coverage of the interval.

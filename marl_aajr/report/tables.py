@@ -176,7 +176,7 @@ def _price(row: Row, *, decimals: int) -> Cell:
 
 
 def duration(seconds: float) -> str:
-    """``42 s``, ``5 min`` or ``3 h 07 min``."""
+    """`42 s`, `5 min` or `3 h 07 min`."""
     if seconds < 60:
         return f"{seconds:.0f} s"
     minutes = round(seconds / 60)

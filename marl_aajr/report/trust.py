@@ -17,7 +17,7 @@ _WORDS = {"fail": "failed", "warn": "to note", "pass": "passed"}
 
 
 def tally(comparisons: Sequence[Comparison]) -> Counter[str]:
-    """How many checks of all runs failed (``fail``), are worth knowing (``warn``) and passed (``pass``)."""
+    """How many checks of all runs failed (`fail`), are worth knowing (`warn`) and passed (`pass`)."""
     checks = (check for c in comparisons for found in c.checks.values() for check in found)
     return Counter(check.verdict for check in checks)
 

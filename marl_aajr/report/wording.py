@@ -32,7 +32,7 @@ def number(value: float, *, decimals: int) -> str:
 
 
 def interval(estimate: Estimate, *, decimals: int) -> str:
-    """``[low, high]``, or a dash where no interval can be given."""
+    """`[low, high]`, or a dash where no interval can be given."""
     if estimate.low is None or estimate.high is None:
         return "[no interval]"
     low, high = (number(x, decimals=decimals) for x in (estimate.low, estimate.high))
@@ -45,7 +45,7 @@ def with_interval(estimate: Estimate, *, decimals: int) -> str:
 
 
 def listing(items: Sequence[str]) -> str:
-    """``a``, ``a and b``, ``a, b and c``; with semicolons where an item has a comma in it."""
+    """`a`, `a and b`, `a, b and c`; with semicolons where an item has a comma in it."""
     if len(items) < 2:
         return "".join(items)
     between = "; " if any("," in item for item in items) else ", "
@@ -58,10 +58,10 @@ def some(items: Sequence[str], *, of: int, noun: str) -> str:
 
 
 def epsilons(values: Sequence[float]) -> str:
-    """``ε = 0.1 and 0.2``."""
+    """`ε = 0.1 and 0.2`."""
     return f"ε\u00a0=\u00a0{listing([f'{value:g}' for value in values])}"
 
 
 def count(n: int, noun: str) -> str:
-    """``1 run``, ``3 runs``."""
+    """`1 run`, `3 runs`."""
     return f"{n} {noun}" if n == 1 else f"{n} {noun}s"

@@ -1,4 +1,4 @@
-"""The plug-in for Ray RLlib: :func:`robustify`, and :func:`robustify_policy` for its old API stack.
+"""The plug-in for Ray RLlib: `robustify`, and `robustify_policy` for its old API stack.
 
 And the way back: anybody's modules and checkpoints as victims, to be judged like ours.
 """

@@ -47,11 +47,11 @@ def victim_from_checkpoint(
 ) -> Victim:
     """The policies of an RLlib checkpoint as a victim that plays as they did in training.
 
-    Takes from it: the modules, who plays for whom, the observation filter (RLlib's ``MeanStdFilter`` or ours;
+    Takes from it: the modules, who plays for whom, the observation filter (RLlib's `MeanStdFilter` or ours;
     it stands still from now on), and how actions are mapped to their bounds. Ray need not be running.
 
     Args:
-        path: what ``Algorithm.save_to_path`` wrote, or a checkpoint of Ray Tune. It holds pickles, so reading
+        path: what `Algorithm.save_to_path` wrote, or a checkpoint of Ray Tune. It holds pickles, so reading
             it runs what is in it: read your own.
         env: the environment, by a name that `marl_aajr.rollout.environments.resolve` knows: a checkpoint has
             only the name that it was registered under in the training script.

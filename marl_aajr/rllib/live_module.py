@@ -31,12 +31,12 @@ def live_module(module: TorchRLModule) -> nn.Module:
 
 
 class LiveModule(nn.Module):
-    """``forward_inference`` from observations ``[B, *shape]`` to distribution inputs ``[B, m]``.
+    """`forward_inference` from observations `[B, *shape]` to distribution inputs `[B, m]`.
 
     DQN's module gives its Q values, whose largest it plays.
 
     Attributes:
-        reads_action_mask: that it is called with ``action_mask=``, ``[B, n]`` bool or None: modules may do
+        reads_action_mask: that it is called with `action_mask=`, `[B, n]` bool or None: modules may do
             with the mask what they like.
     """
 
@@ -84,7 +84,7 @@ class LiveModule(nn.Module):
 
 
 class _Recurrent(LiveModule):
-    """The same for stateful modules: with a state, ``[B, ...]``, and one step of time."""
+    """The same for stateful modules: with a state, `[B, ...]`, and one step of time."""
 
     def initial_state(self, rows: int) -> State:
         return map_state(

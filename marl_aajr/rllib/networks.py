@@ -1,6 +1,6 @@
 """Networks for observations that RLlib's default module does not take.
 
-Action masks (``{"observation": ..., "action_mask": ...}``, PettingZoo's form), several dimensions, integers:
+Action masks (`{"observation": ..., "action_mask": ...}`, PettingZoo's form), several dimensions, integers:
 classic games have all three. One-dimensional float Box observations go to RLlib's own module.
 """
 
@@ -43,7 +43,7 @@ _NOT_READ = ("fcnet_use_layernorm",)
 
 
 def network_settings(given: Mapping[str, Any]) -> dict[str, Any]:
-    """RLlib's ``DefaultModelConfig`` with what a user has set of it.
+    """RLlib's `DefaultModelConfig` with what a user has set of it.
 
     Raises:
         ValueError: A setting that the networks of this file have no use for.
@@ -78,9 +78,9 @@ def observation_of(rows: Tensor, mask: Tensor | None, space: gym.Space[Any]) -> 
     """What a module reads, from the columns that a batch of environments gives.
 
     Args:
-        rows: The array that an agent sees, ``[..., *shape]``; with a central view behind it, ``[..., d + c]``
+        rows: The array that an agent sees, `[..., *shape]`; with a central view behind it, `[..., d + c]`
             (`marl_aajr.rollout.centralized_critic.CentralBatch`).
-        mask: Legal actions ``[..., n]``; None where the game has none.
+        mask: Legal actions `[..., n]`; None where the game has none.
         space: Of the module's observations.
     """
     if not isinstance(space, gym.spaces.Dict):
@@ -100,7 +100,7 @@ def needs_flat_module(space: gym.Space[Any]) -> bool:
 
 
 def check_observation_space(agent: str, space: gym.Space[Any]) -> None:
-    """Raise ``ValueError`` for a space that no module here can read."""
+    """Raise `ValueError` for a space that no module here can read."""
     inner = space
     if isinstance(space, gym.spaces.Dict) and set(space.spaces) == {"observation", "action_mask"}:
         inner, _ = split(space)
@@ -112,12 +112,12 @@ def check_observation_space(agent: str, space: gym.Space[Any]) -> None:
 
 
 def mlp(sizes: Sequence[int], settings: Mapping[str, Any], head: Sequence[nn.Module] = ()) -> nn.Sequential:
-    """Linear layers with activations between them, on flattened input, and ``head`` after them.
+    """Linear layers with activations between them, on flattened input, and `head` after them.
 
     Args:
         sizes: Widths from input to output.
-        settings: RLlib's, with ``fcnet_activation`` and the initializers of the hidden layers (names of
-            ``torch.nn.init``; None: torch's default).
+        settings: RLlib's, with `fcnet_activation` and the initializers of the hidden layers (names of
+            `torch.nn.init`; None: torch's default).
         head: Layers to append.
     """
     one_of("fcnet_activation", settings["fcnet_activation"], ACTIVATIONS)
@@ -137,12 +137,12 @@ def mlp(sizes: Sequence[int], settings: Mapping[str, Any], head: Sequence[nn.Mod
 class FlatActorCritic(TorchRLModule, ValueFunctionAPI, InferenceOnlyAPI):
     """Actor and critic MLPs over a flattened observation, with an action mask where there is one.
 
-    Configuration (``model_config``): those parts of RLlib's ``DefaultModelConfig`` that concern MLPs. Actor
+    Configuration (`model_config`): those parts of RLlib's `DefaultModelConfig` that concern MLPs. Actor
     and critic have layers of their own.
     """
 
     reads_obs_only: ClassVar[bool] = True
-    """That ``forward_train`` needs no other column: the inner maximisation repeats none of them. A subclass
+    """That `forward_train` needs no other column: the inner maximisation repeats none of them. A subclass
     that reads more says False."""
 
     def setup(self) -> None:
@@ -168,7 +168,7 @@ class FlatActorCritic(TorchRLModule, ValueFunctionAPI, InferenceOnlyAPI):
 
     @property
     def flat_actor(self) -> nn.Sequential | None:
-        """The actor's layers on observations ``[B, d]``; None where there is more to it than layers."""
+        """The actor's layers on observations `[B, d]`; None where there is more to it than layers."""
         box, _ = split(self.observation_space)
         kept = self._keeps("forward_train", "_forward_train", "_forward")
         plain = self.mask_space is None and len(box.shape) == 1 and kept
@@ -176,7 +176,7 @@ class FlatActorCritic(TorchRLModule, ValueFunctionAPI, InferenceOnlyAPI):
 
     @property
     def flat_critic(self) -> nn.Sequential | None:
-        """The critic's layers on :meth:`critic_inputs`; None where a subclass does something else."""
+        """The critic's layers on `critic_inputs`; None where a subclass does something else."""
         plain = self._keeps("compute_values") and not self.inference_only
         return _behind_flatten(self.critic) if plain else None
 
@@ -199,13 +199,13 @@ class FlatActorCritic(TorchRLModule, ValueFunctionAPI, InferenceOnlyAPI):
         return values
 
     def critic_inputs(self, obs: Any) -> Tensor:
-        """What the critic reads of a batch of observations, ``[B, width]``."""
+        """What the critic reads of a batch of observations, `[B, width]`."""
         observation, _ = split(obs)
         return floats(observation).flatten(1)
 
 
 def _behind_flatten(layers: nn.Module) -> nn.Sequential | None:
-    """The layers that follow ``nn.Flatten``; None where they do not begin with it."""
+    """The layers that follow `nn.Flatten`; None where they do not begin with it."""
     if not isinstance(layers, nn.Sequential) or not len(layers) or type(layers[0]) is not nn.Flatten:
         return None
     return nn.Sequential(*list(layers)[1:])
@@ -217,7 +217,7 @@ def _behind_flatten(layers: nn.Module) -> nn.Sequential | None:
 class MAPPOModule(FlatActorCritic):
     """Actor and centralised critic as MLPs, for PPO and every other algorithm that trains a value function.
 
-    Configuration (``model_config``): see `FlatActorCritic`.
+    Configuration (`model_config`): see `FlatActorCritic`.
 
     Raises:
         ValueError: Observations without a state.

@@ -45,19 +45,19 @@ def robustify_policy(policy: type[PPOTorchPolicy], regularizer: Regularizer) -> 
     """A policy class of RLlib's old API stack with a regularizer in its loss.
 
     Schedules go by the steps that RLlib reports to policies after each training step (agent steps), as its
-    own schedules do there. Metrics are in the policy's learner statistics, as ``aajr/penalty`` and so on;
+    own schedules do there. Metrics are in the policy's learner statistics, as `aajr/penalty` and so on;
     RLlib averages them over minibatches.
 
     Args:
-        policy: RLlib's ``PPOTorchPolicy``, or a class derived from it. Any ``ModelV2``: feed-forward,
+        policy: RLlib's `PPOTorchPolicy`, or a class derived from it. Any `ModelV2`: feed-forward,
             convolutional, recurrent, with action masks, with previous actions.
-        regularizer: the settings. With coefficients of zero it trains as ``policy`` does, bit for bit.
+        regularizer: the settings. With coefficients of zero it trains as `policy` does, bit for bit.
 
     Returns:
-        A class derived from ``policy``, for a ``PolicySpec``.
+        A class derived from `policy`, for a `PolicySpec`.
 
     Raises:
-        ValueError: a class that is not derived from ``PPOTorchPolicy``, a regularizer that changes weights.
+        ValueError: a class that is not derived from `PPOTorchPolicy`, a regularizer that changes weights.
             What depends on the environment is refused when RLlib makes the policy: observations without
             floating-point numbers, other action distributions, several GPUs for one policy.
 
@@ -82,7 +82,7 @@ def robustify_policy(policy: type[PPOTorchPolicy], regularizer: Regularizer) -> 
 
 
 class RobustPolicyMixin(PPOTorchPolicy):
-    """Adds a regularizer to the loss of a policy; see :func:`robustify_policy`."""
+    """Adds a regularizer to the loss of a policy; see `robustify_policy`."""
 
     regularizer: ClassVar[Regularizer]
 

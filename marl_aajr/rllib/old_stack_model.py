@@ -34,7 +34,7 @@ class Features:
     """Which numbers of a preprocessed observation may be perturbed.
 
     Attributes:
-        open: their places in the flattened observation, ``[d]``.
+        open: their places in the flattened observation, `[d]`.
         order: puts the open ones, followed by the others, back into their order.
     """
 
@@ -46,7 +46,7 @@ class Features:
         """Those of a policy's (preprocessed) observation space.
 
         Args:
-            space: the policy's; RLlib's preprocessors leave the environment's in ``original_space``.
+            space: the policy's; RLlib's preprocessors leave the environment's in `original_space`.
             leaves: names of the parts of a nested observation that may be perturbed; None: all that can be.
 
         Raises:
@@ -76,7 +76,7 @@ class Features:
         return Features(self.open.to(device), self.order.to(device))
 
     def split(self, flat: Tensor) -> tuple[Tensor, Tensor]:
-        """The open numbers and the others, of ``[..., D]``."""
+        """The open numbers and the others, of `[..., D]`."""
         places = self.order.argsort()
         count = len(self.open)
         return flat[..., places[:count]], flat[..., places[count:]]
@@ -106,8 +106,8 @@ class ModelPolicy(Policy):
     Args:
         model: the model.
         features: which numbers of an observation are the variable.
-        columns: what the model reads of each row, ``[B, ...]``, or ``[B, T, ...]`` of each sequence's steps.
-        state: what it reads of each sequence, ``[B, ...]``; empty for models without a memory.
+        columns: what the model reads of each row, `[B, ...]`, or `[B, T, ...]` of each sequence's steps.
+        state: what it reads of each sequence, `[B, ...]`; empty for models without a memory.
         distribution: what the model's outputs parametrise.
     """
 
@@ -140,7 +140,7 @@ class ModelPolicy(Policy):
         return outputs.reshape(*rows, outputs.shape[-1])
 
     def values(self, obs: Tensor) -> Tensor:
-        """V of the model, ``[B, ..., d] -> [B, ...]``."""
+        """V of the model, `[B, ..., d] -> [B, ...]`."""
         self(obs)
         return self._model.value_function().reshape(obs.shape[: self._lead])
 
@@ -158,7 +158,7 @@ class ModelPolicy(Policy):
 
 @dataclass(frozen=True)
 class ModelCritic:
-    """V(s + δ) of one train batch; follows its rows through :meth:`select`."""
+    """V(s + δ) of one train batch; follows its rows through `select`."""
 
     policy: ModelPolicy
 
@@ -211,7 +211,7 @@ def model_sample(
 
 @contextmanager
 def undisturbed(model: TorchModelV2) -> Iterator[None]:
-    """Give the model back what it remembers of its last forward pass, which ``value_function`` reads."""
+    """Give the model back what it remembers of its last forward pass, which `value_function` reads."""
     before = [(module, dict(vars(module))) for module in model.modules()]
     try:
         yield

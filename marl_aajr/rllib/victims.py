@@ -32,7 +32,7 @@ _ROWS = 64
 
 
 def victim_from_module(module: TorchRLModule, env: str | EnvironmentSpec, **settings: Any) -> Victim:
-    """One RLlib module that plays all agents, as a victim; see :func:`victim_from_modules`.
+    """One RLlib module that plays all agents, as a victim; see `victim_from_modules`.
 
     Example:
         >>> module = RLModule.from_checkpoint(checkpoint / "learner_group/learner/rl_module/shared")

@@ -1,7 +1,7 @@
 """Many copies of one environment as arrays: the contract of every batched environment.
 
 Whoever collects experience (evaluation, attacks, the fast runner) steps E copies at once and thinks in
-tensors ``[E, ...]``. Copies end their episodes at different times, agents end at different times within an
+tensors `[E, ...]`. Copies end their episodes at different times, agents end at different times within an
 episode, and in turn-based games most agents wait; the contract says what the tensors hold in each case.
 """
 
@@ -22,15 +22,15 @@ class BatchedStep(NamedTuple):
     """What E copies answer to actions. All tensors are fresh: they may be kept.
 
     Attributes:
-        obs: ``[E, ...]`` by agent: what it sees next. Zero where it is not active. Where the episode is
+        obs: `[E, ...]` by agent: what it sees next. Zero where it is not active. Where the episode is
             over, the first observation of the next episode.
-        rewards: ``[E]`` float32 by agent; 0 where it is told nothing. In turn-based games, everything
+        rewards: `[E]` float32 by agent; 0 where it is told nothing. In turn-based games, everything
             since its last observation.
-        terminations: ``[E]`` bool by agent: reached a terminal state in this step.
-        truncations: ``[E]`` bool by agent: was cut off in this step; its value bootstraps from
-            ``final_obs``.
-        episode_over: ``[E]`` bool: the last step of an episode; the copy has been reset.
-        final_obs: ``[E, ...]`` by agent: the last observation of the old episode, valid where the agent
+        terminations: `[E]` bool by agent: reached a terminal state in this step.
+        truncations: `[E]` bool by agent: was cut off in this step; its value bootstraps from
+            `final_obs`.
+        episode_over: `[E]` bool: the last step of an episode; the copy has been reset.
+        final_obs: `[E, ...]` by agent: the last observation of the old episode, valid where the agent
             was terminated or truncated in this step. Read-only where nobody was.
         infos: One dict by agent for each copy, from this step (not from the reset that may follow it).
     """
@@ -50,7 +50,7 @@ class BatchedEnv(ABC):
     Attributes:
         num_envs: E, the number of copies.
         possible_agents: Every agent that may appear, in a fixed order.
-        observation_spaces: Space of each agent's ``obs`` (without the action mask, see `action_mask`).
+        observation_spaces: Space of each agent's `obs` (without the action mask, see `action_mask`).
         action_spaces: Space of each agent's actions.
         teams: Team of each agent.
         device: Where the tensors live.
@@ -84,7 +84,7 @@ class BatchedEnv(ABC):
             seed: Everything random follows from it.
 
         Returns:
-            The first observations ``[E, ...]`` by agent.
+            The first observations `[E, ...]` by agent.
         """
 
     @abstractmethod
@@ -92,7 +92,7 @@ class BatchedEnv(ABC):
         """Plays one step in every copy.
 
         Args:
-            actions: ``[E, ...]`` by agent, as the action spaces define them. Rows of inactive agents are
+            actions: `[E, ...]` by agent, as the action spaces define them. Rows of inactive agents are
                 ignored; an agent that is active nowhere may be left out.
 
         Raises:
@@ -102,26 +102,26 @@ class BatchedEnv(ABC):
     @property
     @abstractmethod
     def active(self) -> dict[str, Tensor]:
-        """``[E]`` bool by agent: must act now (present, not ended, and its turn)."""
+        """`[E]` bool by agent: must act now (present, not ended, and its turn)."""
 
     @property
     @abstractmethod
     def action_mask(self) -> dict[str, Tensor | None]:
-        """``[E, n]`` bool by agent: legal actions; None where the game has no masks.
+        """`[E, n]` bool by agent: legal actions; None where the game has no masks.
 
         Rows of inactive agents are all True, so that a policy may be evaluated on every row.
         """
 
     @abstractmethod
     def state(self) -> Tensor:
-        """The global states ``[E, ...]``, for centralised critics (where the environment has one)."""
+        """The global states `[E, ...]`, for centralised critics (where the environment has one)."""
 
     def final_state(self) -> Tensor:
-        """The global states ``[E, ...]`` that episodes ended in, valid where the last step was their last."""
+        """The global states `[E, ...]` that episodes ended in, valid where the last step was their last."""
         raise NotImplementedError(f"{type(self).__name__} keeps no final states")
 
     def draw(self, copy: int = 0) -> NDArray[np.uint8]:
-        """A picture of one copy ``[height, width, 3]``, where the environment can draw itself."""
+        """A picture of one copy `[height, width, 3]`, where the environment can draw itself."""
         raise NotImplementedError(f"{type(self).__name__} draws nothing")
 
     @abstractmethod

@@ -13,13 +13,13 @@ from marl_aajr.rollout.environments import EnvironmentSpec
 from marl_aajr.rollout.pettingzoo import PettingZooBatch
 
 FACTORY = "batched_env"
-"""Beside its ``parallel_env``, a module may define ``batched_env(num_envs, *, device, **kwargs)``."""
+"""Beside its `parallel_env`, a module may define `batched_env(num_envs, *, device, **kwargs)`."""
 
 
 def make_batch(spec: EnvironmentSpec, num_envs: int, *, device: torch.device | str = "cpu") -> BatchedEnv:
     """E copies of an environment.
 
-    Where the module of the environment's factory defines ``batched_env``, that builds them, as arrays;
+    Where the module of the environment's factory defines `batched_env`, that builds them, as arrays;
     otherwise they are E environments stepped one after the other (`PettingZooBatch`).
 
     Args:
@@ -39,7 +39,7 @@ def make_batch(spec: EnvironmentSpec, num_envs: int, *, device: torch.device | s
 
 
 def batched_factory(spec: EnvironmentSpec) -> Callable[..., BatchedEnv] | None:
-    """The ``batched_env`` beside the factory of an environment, if there is one."""
+    """The `batched_env` beside the factory of an environment, if there is one."""
     factory, _ = spec.factory()
     found: Any = getattr(sys.modules.get(factory.__module__), FACTORY, None)
     return found if callable(found) else None

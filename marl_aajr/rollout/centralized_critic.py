@@ -1,9 +1,9 @@
 """What a centralised critic is given beside an agent's own observation.
 
     own     nothing: the critic reads what the actor reads
-    joint   the observations of all agents, flattened side by side in the order of ``possible_agents``;
+    joint   the observations of all agents, flattened side by side in the order of `possible_agents`;
             zeros for whoever has none (it has left, or is yet to come)
-    state   the environment's own global state, PettingZoo's ``state()``
+    state   the environment's own global state, PettingZoo's `state()`
 
 At the last step of an episode it is that of the episode's end, from which truncated values bootstrap.
 Actors never see it: see `marl_aajr.rllib.networks`.
@@ -37,7 +37,7 @@ class CentralView:
 
     Args:
         game: The environment.
-        critic: ``"joint"`` or ``"state"``.
+        critic: `"joint"` or `"state"`.
 
     Attributes:
         space: Of what it is given.
@@ -79,12 +79,12 @@ class CentralView:
 class CentralBatch(BatchedEnv):
     """A batch whose observations go on, flattened, with what the critic is given.
 
-    ``obs[agent]`` is ``[E, d + c]`` float32: its own d numbers, then the c of the central view (also where
+    `obs[agent]` is `[E, d + c]` float32: its own d numbers, then the c of the central view (also where
     the agent is not active). Whoever plays takes them apart again; in this form they travel like any other.
 
     Args:
         env: The batch.
-        critic: ``"joint"`` or ``"state"``.
+        critic: `"joint"` or `"state"`.
 
     Attributes:
         own_spaces: The spaces of the agents' own observations.
@@ -172,7 +172,7 @@ class CentralBatch(BatchedEnv):
 
 
 def _joint_after(step: BatchedStep, ended: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
-    """The joint observation that follows a step, and the last one of those who ended in it, ``[E, c]``.
+    """The joint observation that follows a step, and the last one of those who ended in it, `[E, c]`.
 
     Whoever has just ended is still seen by the others, as it was last; in a new episode nobody of the old.
     """

@@ -20,10 +20,10 @@ class Episodes(NamedTuple):
     """Episodes that ended, in the order of their ends; those of one step in the order of the copies.
 
     Attributes:
-        returns: ``[n, A]`` float64, the sum of each agent's rewards.
-        lengths: ``[n]`` int64, in steps of the environment.
-        agent_steps: ``[n, A]`` int64, how often each agent acted.
-        copies: ``[n]`` int64, where they were played.
+        returns: `[n, A]` float64, the sum of each agent's rewards.
+        lengths: `[n]` int64, in steps of the environment.
+        agent_steps: `[n, A]` int64, how often each agent acted.
+        copies: `[n]` int64, where they were played.
     """
 
     returns: Tensor
@@ -53,10 +53,10 @@ class EpisodeLog:
             kept.zero_()
 
     def position(self, over: Tensor, t: int, e: int) -> int:
-        """Which step of its episode step ``t`` of those that come next is in copy ``e``, from 1.
+        """Which step of its episode step `t` of those that come next is in copy `e`, from 1.
 
         Args:
-            over: ``[T, E]`` bool, where episodes end in those steps.
+            over: `[T, E]` bool, where episodes end in those steps.
             t: From 0.
             e: Copy.
         """
@@ -68,9 +68,9 @@ class EpisodeLog:
         """Take in T steps.
 
         Args:
-            rewards: ``[T, A, E]``.
-            acts: ``[T, A, E]`` bool, who acted; None: everybody.
-            over: ``[T, E]`` bool, where episodes ended.
+            rewards: `[T, A, E]`.
+            acts: `[T, A, E]` bool, who acted; None: everybody.
+            over: `[T, E]` bool, where episodes ended.
 
         Returns:
             Those that ended.
@@ -107,7 +107,7 @@ class Players(Protocol):
     """Who decides. Rows that no agent acts on hold zeros (and legal everything); their answer is ignored."""
 
     def perceive(self, module: str, obs: Tensor, rows: Tensor | None) -> Tensor:
-        """Observations ``[N, ...]`` as the module sees them; only ``rows [N]`` (None: all) are real."""
+        """Observations `[N, ...]` as the module sees them; only `rows [N]` (None: all) are real."""
         ...
 
     def sequence_length(self, module: str) -> int | None:
@@ -115,11 +115,11 @@ class Players(Protocol):
         ...
 
     def act(self, module: str, obs: Tensor, mask: Tensor | None, rows: Tensor | None) -> Decision:
-        """The decision of a module on observations ``[N, ...]`` with legal actions ``[N, n]``."""
+        """The decision of a module on observations `[N, ...]` with legal actions `[N, n]`."""
         ...
 
     def forget(self, episode_over: Tensor) -> None:
-        """New episodes begin in these copies ``[E]``."""
+        """New episodes begin in these copies `[E]`."""
         ...
 
 
@@ -195,7 +195,7 @@ class Collector:
         self._look(self._inspector.reset(seed=seed))
 
     def collect(self, steps: int) -> tuple[Fragment, Episodes]:
-        """Play ``steps`` steps of the environment in every copy, with all their phases.
+        """Play `steps` steps of the environment in every copy, with all their phases.
 
         Returns:
             What happened, and the episodes that ended.
@@ -283,7 +283,7 @@ class Collector:
 
 
 def _acted(parts: Collection[ModuleFragment], lead: int) -> Tensor | None:
-    """Who acted in the steps after the leading row, ``[T, A, E]``; None: everybody."""
+    """Who acted in the steps after the leading row, `[T, A, E]`; None: everybody."""
     if all(part.acts is None for part in parts):
         return None
     everybody = [part.terminated.new_ones(part.terminated.shape) for part in parts]

@@ -1,6 +1,6 @@
 """What every `BatchedEnv` promises, checked on any of them by playing it at random.
 
-It knows nothing of our environments: ``check_batched_env(lambda num_envs: MyBatch(num_envs))``.
+It knows nothing of our environments: `check_batched_env(lambda num_envs: MyBatch(num_envs))`.
 """
 
 from __future__ import annotations
@@ -24,13 +24,13 @@ Actions = dict[str, Tensor]
 def check_batched_env(
     build: Make, *, steps: int = 60, seed: int = 3, saves: bool = True, final_states: bool = True
 ) -> None:
-    """Plays batches that ``build(num_envs)`` builds and checks every promise of `BatchedEnv`.
+    """Plays batches that `build(num_envs)` builds and checks every promise of `BatchedEnv`.
 
     Args:
         build: Builds a batch of so many copies; equal batches every time.
         steps: How long to play; more than an episode, so that resets are seen.
         seed: Of the batches and of the random actions.
-        saves: Whether the batch can be saved; if not, ``get_state`` must say so.
+        saves: Whether the batch can be saved; if not, `get_state` must say so.
         final_states: Whether a batch that has states has them when an episode is over, too.
 
     Raises:
@@ -52,7 +52,7 @@ def check_batched_env(
 
 
 def promise(kept: bool | Tensor, what: str) -> None:
-    """Raises ``AssertionError`` unless it was kept."""
+    """Raises `AssertionError` unless it was kept."""
     if not bool(kept):
         raise AssertionError(f"expected {what}")
 
@@ -168,7 +168,7 @@ def check_step(env: BatchedEnv, step: BatchedStep) -> None:
 
 
 def is_flag(flag: Tensor, env: BatchedEnv, name: str) -> None:
-    """``[E]`` bool."""
+    """`[E]` bool."""
     promise(flag.shape == (env.num_envs,) and flag.dtype == torch.bool, f"{name} [E] bool")
 
 
@@ -213,7 +213,7 @@ def check_resets(env: BatchedEnv, steps: int, *, seed: int) -> None:
 
 
 def check_refusals(env: BatchedEnv, *, seed: int) -> None:
-    """Wrong actions are refused with a ``ValueError`` that names the agent."""
+    """Wrong actions are refused with a `ValueError` that names the agent."""
     env.reset(seed=seed)
     while env.may_idle and not torch.stack(list(env.active.values())).any():
         env.step(random_actions(env, seed=seed))
@@ -268,7 +268,7 @@ def check_restore(make: Make, steps: int, *, seed: int, saves: bool) -> None:
 
 
 def is_refused(call: Callable[[], Any], what: str) -> None:
-    """It raises a ``ValueError``."""
+    """It raises a `ValueError`."""
     try:
         call()
     except ValueError:

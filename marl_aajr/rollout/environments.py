@@ -23,8 +23,8 @@ from marl_aajr.rollout.game import Game
 from marl_aajr.rollout.imports import Factory, explain_import_error, factory_of, load
 
 ENTRY_POINTS = "marl_aajr.envs"
-"""Group of the entry points by which a package adds environments: a module with ``parallel_env`` or
-``env``, or a callable that returns a PettingZoo environment."""
+"""Group of the entry points by which a package adds environments: a module with `parallel_env` or
+`env`, or a callable that returns a PettingZoo environment."""
 
 
 @dataclass(frozen=True)
@@ -66,14 +66,14 @@ def resolve(name: str, kwargs: Mapping[str, Any] | None = None) -> EnvironmentSp
     """Finds an environment by name and checks its arguments, without building it.
 
     Args:
-        name: An entry point (``simple_spread_v3``), an id of PettingZoo's registry
-            (``sisl/pursuit-v5``), or an import path (``mpe2.simple_spread_v3``,
-            ``my_package.my_env:make``). Where a module has both kinds of environment, the parallel one
+        name: An entry point (`simple_spread_v3`), an id of PettingZoo's registry
+            (`sisl/pursuit-v5`), or an import path (`mpe2.simple_spread_v3`,
+            `my_package.my_env:make`). Where a module has both kinds of environment, the parallel one
             is taken.
         kwargs: Keyword arguments of the environment's factory.
 
     Returns:
-        The specification, whose ``make()`` builds a `Game`.
+        The specification, whose `make()` builds a `Game`.
 
     Raises:
         ValueError: If the name is unknown (proposing those that are close), an import
@@ -127,7 +127,7 @@ def _summarize_entry_point(point: EntryPoint) -> EnvironmentSpec:
 
 
 def _registry_id(name: str) -> str | None:
-    """The registry's own spelling of an id: it takes ``_v3`` for ``-v3``, and no version for the newest."""
+    """The registry's own spelling of an id: it takes `_v3` for `-v3`, and no version for the newest."""
     wanted = re.sub(r"_v(?=\d+$)", "-v", name)
     ids = {*pettingzoo.parallel_registry, *pettingzoo.aec_registry}
     if wanted in ids or "/" not in name:
@@ -207,7 +207,7 @@ def _build(name: str, factory: Factory, defaults: Mapping[str, Any], kwargs: Map
 
 
 def _innermost(factory: Factory) -> Factory:
-    """What a factory of the form ``def env(**kwargs)`` passes its arguments to, to list them.
+    """What a factory of the form `def env(**kwargs)` passes its arguments to, to list them.
 
     PettingZoo's factories wrap each other in closures, by convention under these names.
     """

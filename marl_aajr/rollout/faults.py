@@ -13,7 +13,7 @@ import numpy as np
 from gymnasium import spaces
 
 Check = Callable[[Any], Any]
-"""Takes an observation, returns it in the dtype of its space, or raises ``ValueError`` with the reason."""
+"""Takes an observation, returns it in the dtype of its space, or raises `ValueError` with the reason."""
 
 
 class EnvironmentFault(RuntimeError):  # noqa: N818 - it is the environment that is at fault, not the call
@@ -31,7 +31,7 @@ def observation_check(space: spaces.Space[Any]) -> Check:
         space: The space that the environment declared.
 
     Returns:
-        A function from an observation to the same observation, which raises ``ValueError`` otherwise.
+        A function from an observation to the same observation, which raises `ValueError` otherwise.
     """
     if isinstance(space, spaces.Box):
         return _box_check(space)

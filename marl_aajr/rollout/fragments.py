@@ -1,4 +1,4 @@
-"""What a sampling call leaves: columns ``[T, G, E, ...]`` instead of episodes.
+"""What a sampling call leaves: columns `[T, G, E, ...]` instead of episodes.
 
 T steps, E copies of the environment, G agents that share a module. Every column is one tensor, so a fragment
 travels to another process as a handful of arrays, and advantages are a loop over T alone.
@@ -20,7 +20,7 @@ Tree = Any
 
 
 def map_tree(function: Callable[[Any], Any], tree: Tree) -> Tree:
-    """``function`` of every leaf; dicts keep their keys, and anything else is a leaf."""
+    """`function` of every leaf; dicts keep their keys, and anything else is a leaf."""
     if isinstance(tree, Mapping):
         return {key: map_tree(function, part) for key, part in tree.items()}
     return function(tree)
@@ -35,18 +35,18 @@ class ModuleFragment:
 
     Attributes:
         agents: The G agents, in the order of the columns.
-        obs: ``[T + 1, G, E, ...]``; the last row is what follows the last step.
-        mask: ``[T + 1, G, E, n]`` bool, legal actions; None where the game has no masks.
-        acts: ``[T + 1, G, E]`` bool: the observation was (or is to be) acted on; None: all of them.
-        actions: ``[T, G, E, ...]``.
-        log_probs: ``[T, G, E]``.
-        inputs: ``[T, G, E, m]``, the distribution inputs that the actions were drawn from.
-        rewards: ``[T, G, E]``, what each agent was told in each step.
-        terminated: ``[T, G, E]`` bool.
-        truncated: ``[T, G, E]`` bool.
-        final_at: ``[K, 3]`` int64: (t, g, e) of every agent that ended.
-        final_obs: ``[K, ...]``, the last observation of each of them.
-        states: Recurrent states ``[S, G, E, ...]`` before the steps 0, L, 2 L, ... of a module with sequence
+        obs: `[T + 1, G, E, ...]`; the last row is what follows the last step.
+        mask: `[T + 1, G, E, n]` bool, legal actions; None where the game has no masks.
+        acts: `[T + 1, G, E]` bool: the observation was (or is to be) acted on; None: all of them.
+        actions: `[T, G, E, ...]`.
+        log_probs: `[T, G, E]`.
+        inputs: `[T, G, E, m]`, the distribution inputs that the actions were drawn from.
+        rewards: `[T, G, E]`, what each agent was told in each step.
+        terminated: `[T, G, E]` bool.
+        truncated: `[T, G, E]` bool.
+        final_at: `[K, 3]` int64: (t, g, e) of every agent that ended.
+        final_obs: `[K, ...]`, the last observation of each of them.
+        states: Recurrent states `[S, G, E, ...]` before the steps 0, L, 2 L, ... of a module with sequence
             length L; None for others.
     """
 
@@ -74,7 +74,7 @@ class ModuleFragment:
         return self if self.obs.device == device else self._map(lambda x: x.to(device))
 
     def part(self, start: int, stop: int) -> ModuleFragment:
-        """The copies ``start`` to ``stop - 1``."""
+        """The copies `start` to `stop - 1`."""
         copies = self.final_at[:, 2]
         inside = (copies >= start) & (copies < stop)
         shift = torch.tensor([0, 0, start], device=copies.device)
@@ -118,14 +118,14 @@ def _to_tensor(value: Any) -> Any:
 class Fragment:
     """What E copies of an environment went through in T steps, by module.
 
-    It answers the questions that RLlib asks of its episodes: :meth:`env_steps`, :meth:`agent_steps` and its
+    It answers the questions that RLlib asks of its episodes: `env_steps`, `agent_steps` and its
     length, by which RLlib shares data out among learners and counts minibatches.
 
     Attributes:
         modules: The columns of each module.
         num_envs: E.
         steps: T, the steps that the batch took.
-        episode_over: ``[T, E]`` bool.
+        episode_over: `[T, E]` bool.
         phases: How many of them make one step of the environment.
     """
 
@@ -153,10 +153,10 @@ class Fragment:
         return replace(self, modules=modules, episode_over=self.episode_over.to(device))
 
     def split(self, parts: int) -> list[Fragment]:
-        """The copies in ``parts`` equal shares, one for each learner.
+        """The copies in `parts` equal shares, one for each learner.
 
         Raises:
-            ValueError: The number of copies is no multiple of ``parts``.
+            ValueError: The number of copies is no multiple of `parts`.
         """
         if parts == 1:
             return [self]

@@ -25,7 +25,7 @@ __all__ = ["EnvironmentFault", "Game", "Turn"]
 class Turn(NamedTuple):
     """What a game answers to a reset or to actions.
 
-    An agent is in ``obs`` when it must act next, or when it has just ended (its last observation, which
+    An agent is in `obs` when it must act next, or when it has just ended (its last observation, which
     bootstraps a truncated value). The other dicts have an entry for each agent that is told something.
 
     Attributes:
@@ -54,7 +54,7 @@ class Game(ABC):
     """Any PettingZoo environment, played turn by turn.
 
     Args:
-        env: A PettingZoo environment with ``possible_agents``.
+        env: A PettingZoo environment with `possible_agents`.
         name: What faults and messages call it.
 
     Attributes:

@@ -19,8 +19,8 @@ def load(path: str) -> Factory:
     """The environment factory at an import path.
 
     Args:
-        path: ``package.module`` (its ``parallel_env``, or else its ``env``) or
-            ``package.module:factory``.
+        path: `package.module` (its `parallel_env`, or else its `env`) or
+            `package.module:factory`.
 
     Raises:
         ValueError: If the import fails (saying what to install, or which version exists), or there is
@@ -47,7 +47,7 @@ def load(path: str) -> Factory:
 
 
 def factory_of(found: Any, path: str) -> Factory:
-    """What builds the environment: the callable itself, or ``parallel_env`` or ``env`` of a module.
+    """What builds the environment: the callable itself, or `parallel_env` or `env` of a module.
 
     Raises:
         ValueError: If there is no such thing.

@@ -17,7 +17,7 @@ from marl_aajr.rollout.faults import EnvironmentFault
 from marl_aajr.rollout.fragments import ModuleFragment
 
 Where = Callable[[int, int], int]
-"""Which step of its episode step ``t`` of copy ``e`` is, from 1."""
+"""Which step of its episode step `t` of copy `e` is, from 1."""
 
 
 class Inspector:

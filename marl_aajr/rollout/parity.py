@@ -3,7 +3,7 @@
 RLlib appends to every agent's piece of an episode a phantom row, the observation after its last step, so
 that one pass of the critic yields the bootstrap values too. Phantom rows are masked in the loss, but they
 count in the standardisation of the advantages, with an "advantage" that runs on into whatever piece comes
-next (``ray/rllib/connectors/learner/general_advantage_estimation.py``).
+next (`ray/rllib/connectors/learner/general_advantage_estimation.py`).
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ def stock_rows(
     Args:
         fragments: What the runners returned.
         module: Whose rows.
-        critic: See :func:`~marl_aajr.rollout.postprocessing.training_rows`.
+        critic: See `training_rows`.
         gamma: Discount.
         lambda_: λ of GAE.
     """
@@ -89,7 +89,7 @@ def _piece(fragment: Fragment, part: ModuleFragment, judged: Judged) -> tuple[Ro
 def _layout(fragment: Fragment, part: ModuleFragment, samples: Tensor) -> Iterator[tuple[int, int, bool]]:
     """For every row: which observation, which step, and whether it is real.
 
-    Observations are numbered ``(t, g, e)`` and then the final ones, steps ``(t, g, e)``.
+    Observations are numbered `(t, g, e)` and then the final ones, steps `(t, g, e)`.
     """
     agents, copies = part.obs.shape[1:3]
     final = {tuple(at): k for k, at in enumerate(part.final_at.tolist())}

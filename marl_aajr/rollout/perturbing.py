@@ -2,8 +2,8 @@
 
 | kind | the action | the perturbation |
 |---|---|---|
-| ``sa-rl`` | a ∈ [−1, 1]^d (Zhang 2021, arXiv 2101.08452) | a, squashed into the set |
-| ``pa-ad`` | an action, or a direction of the Gaussian mean (Sun 2022, arXiv 2106.05087) | an ascent there |
+| `sa-rl` | a ∈ [−1, 1]^d (Zhang 2021, arXiv 2101.08452) | a, squashed into the set |
+| `pa-ad` | an action, or a direction of the Gaussian mean (Sun 2022, arXiv 2106.05087) | an ascent there |
 
 The first learns d numbers per step by trial and error; the second knows the policy, and learns only where to
 move it.
@@ -28,7 +28,7 @@ Kind = Literal["sa-rl", "pa-ad"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
 
 Perturb = Callable[[str, Tensor, Tensor], Tensor]
-"""An agent, its true observations ``[E, d]`` and its adversary's actions ``[E, ...]`` to δ ``[E, d]``."""
+"""An agent, its true observations `[E, d]` and its adversary's actions `[E, ...]` to δ `[E, d]`."""
 
 
 def adversary_space(
@@ -50,7 +50,7 @@ def adversary_space(
 
 @dataclass(frozen=True)
 class Squashed:
-    """``sa-rl``.
+    """`sa-rl`.
 
     Attributes:
         perturbations: Δ, in units of the environment's observations.
@@ -65,11 +65,11 @@ class Squashed:
 
 @dataclass(frozen=True)
 class Directed:
-    """``pa-ad``.
+    """`pa-ad`.
 
     Attributes:
         perturbations: Δ, in units of the environment's observations.
-        policies: The agents' present policies, from the environment's observations ``[E, d]``.
+        policies: The agents' present policies, from the environment's observations `[E, d]`.
         steps: K of the ascent.
         step_size: η as a fraction of ε.
     """

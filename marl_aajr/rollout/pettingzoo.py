@@ -23,7 +23,7 @@ _INTEGER = (spaces.Discrete, spaces.MultiDiscrete, spaces.MultiBinary)
 class PettingZooBatch(BatchedEnv):
     """E copies of a PettingZoo environment, stepped one after the other.
 
-    Episode k of copy e is seeded from ``SeedSequence(seed, spawn_key=(e, k))``: what a copy plays depends
+    Episode k of copy e is seeded from `SeedSequence(seed, spawn_key=(e, k))`: what a copy plays depends
     neither on how many others there are nor on how long their episodes last.
 
     Args:
@@ -33,7 +33,7 @@ class PettingZooBatch(BatchedEnv):
 
     Raises:
         ValueError: If the environment cannot be built, or an agent's observations or actions are no
-            arrays (a Dict observation must consist of ``observation`` and ``action_mask``).
+            arrays (a Dict observation must consist of `observation` and `action_mask`).
     """
 
     _acting: list[tuple[str, ...]]
@@ -143,7 +143,7 @@ class PettingZooBatch(BatchedEnv):
         """See `BatchedEnv.draw`.
 
         Raises:
-            ValueError: The environment draws no picture; it must be built with ``render_mode="rgb_array"``.
+            ValueError: The environment draws no picture; it must be built with `render_mode="rgb_array"`.
         """
         game = self._games[copy]
         picture = game.render()

@@ -31,21 +31,21 @@ def gae(
 ) -> Tensor:
     """Advantages of agents that act at every step.
 
-    ``δ_t = r_t + γ V'_t − V_t`` and ``A_t = δ_t + γλ A_{t+1}``, where the recursion stops at the end of an
+    `δ_t = r_t + γ V'_t − V_t` and `A_t = δ_t + γλ A_{t+1}`, where the recursion stops at the end of an
     episode and V'_t is the value of what follows step t: 0 if it terminated, V(final observation) if it was
     truncated, V_{t+1} otherwise (Schulman et al. 2016, arXiv:1506.02438, eq. 16).
 
     Args:
-        rewards: ``[T, ...]``.
-        values: ``[T + 1, ...]``, of the observations that were acted on and of the one after the last step.
-        terminated: ``[T, ...]`` bool: the episode ended in a terminal state; wins over ``truncated``.
-        truncated: ``[T, ...]`` bool: the episode was cut off.
-        final_values: ``[T, ...]``, read where truncated: the value of the episode's last observation.
+        rewards: `[T, ...]`.
+        values: `[T + 1, ...]`, of the observations that were acted on and of the one after the last step.
+        terminated: `[T, ...]` bool: the episode ended in a terminal state; wins over `truncated`.
+        truncated: `[T, ...]` bool: the episode was cut off.
+        final_values: `[T, ...]`, read where truncated: the value of the episode's last observation.
         gamma: discount.
         lambda_: λ.
 
     Returns:
-        Advantages ``[T, ...]``; value targets are ``advantages + values[:-1]``.
+        Advantages `[T, ...]`; value targets are `advantages + values[:-1]`.
     """
     ended = terminated | truncated
     following = torch.where(ended, final_values.masked_fill(terminated, 0.0), values[1:])
@@ -74,17 +74,17 @@ def gae_of_turns(
     sample; its value is still what the decision before it bootstraps from.
 
     Args:
-        rewards: ``[T, ...]``, what the agent was told in each step.
-        values: ``[T + 1, ...]``, read where ``acts``.
-        acts: ``[T + 1, ...]`` bool: there is an observation that the agent must act on.
-        terminated: see :func:`gae`.
-        truncated: see :func:`gae`.
-        final_values: see :func:`gae`.
-        gamma: see :func:`gae`.
-        lambda_: see :func:`gae`.
+        rewards: `[T, ...]`, what the agent was told in each step.
+        values: `[T + 1, ...]`, read where `acts`.
+        acts: `[T + 1, ...]` bool: there is an observation that the agent must act on.
+        terminated: see `gae`.
+        truncated: see `gae`.
+        final_values: see `gae`.
+        gamma: see `gae`.
+        lambda_: see `gae`.
 
     Returns:
-        Advantages ``[T, ...]``, 0 where there is no sample, and where there is one, ``[T, ...]`` bool.
+        Advantages `[T, ...]`, 0 where there is no sample, and where there is one, `[T, ...]` bool.
     """
     advantages = torch.zeros_like(rewards)
     known = acts[-1].clone()
@@ -109,7 +109,7 @@ def gae_of_turns(
 
 
 def standardize(advantages: Tensor) -> Tensor:
-    """``(A − mean) / max(std, 1e-4)`` over all elements, with the population's standard deviation."""
+    """`(A − mean) / max(std, 1e-4)` over all elements, with the population's standard deviation."""
     if not len(advantages):
         return advantages
     spread = advantages.std(correction=0).clamp(min=MIN_STD)
@@ -120,7 +120,7 @@ def standardize(advantages: Tensor) -> Tensor:
 
 
 Critic = Callable[[Tensor, Tensor | None], Tensor]
-"""Observations ``[N, ...]`` and legal actions ``[N, n]`` (or None) to values ``[N]``."""
+"""Observations `[N, ...]` and legal actions `[N, n]` (or None) to values `[N]`."""
 
 
 @dataclass(frozen=True)
@@ -128,14 +128,14 @@ class Rows:
     """Independent samples of one module, N of them.
 
     Attributes:
-        obs: ``[N, ...]``.
-        mask: ``[N, n]`` bool, legal actions; None where the game has no masks.
-        actions: ``[N, ...]``.
-        log_probs: ``[N]``.
-        inputs: ``[N, m]``.
-        advantages: ``[N]``, standardised.
-        value_targets: ``[N]``.
-        loss_mask: ``[N]`` bool, False for rows that only look like samples; None: all are samples.
+        obs: `[N, ...]`.
+        mask: `[N, n]` bool, legal actions; None where the game has no masks.
+        actions: `[N, ...]`.
+        log_probs: `[N]`.
+        inputs: `[N, m]`.
+        advantages: `[N]`, standardised.
+        value_targets: `[N]`.
+        loss_mask: `[N]` bool, False for rows that only look like samples; None: all are samples.
     """
 
     obs: Tensor
@@ -156,10 +156,10 @@ class Judged:
     """A fragment's decisions, judged by the critic.
 
     Attributes:
-        values: ``[T + 1, G, E]`` of the observations; 0 where there is none.
-        final_values: ``[T, G, E]`` of the last observations of episodes; 0 where there is none.
-        advantages: ``[T, G, E]``.
-        samples: ``[T, G, E]`` bool: which decisions are samples; None: all.
+        values: `[T + 1, G, E]` of the observations; 0 where there is none.
+        final_values: `[T, G, E]` of the last observations of episodes; 0 where there is none.
+        advantages: `[T, G, E]`.
+        samples: `[T, G, E]` bool: which decisions are samples; None: all.
     """
 
     values: Tensor
@@ -224,7 +224,7 @@ def judge(part: ModuleFragment, critic: Critic, *, gamma: float, lambda_: float)
 def advantages_of(
     part: ModuleFragment, values: Tensor, final_values: Tensor, *, gamma: float, lambda_: float
 ) -> tuple[Tensor, Tensor | None]:
-    """Advantages ``[T, G, E]`` of a fragment's decisions, and which of them are samples (None: all)."""
+    """Advantages `[T, G, E]` of a fragment's decisions, and which of them are samples (None: all)."""
     ends: dict[str, Any] = {
         "terminated": part.terminated,
         "truncated": part.truncated,

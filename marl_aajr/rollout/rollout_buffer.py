@@ -15,7 +15,7 @@ _PER_STEP = ("actions", "log_probs", "inputs")
 
 
 def stacked(by_agent: Mapping[str, Tensor | None], agents: tuple[str, ...]) -> Tensor:
-    """The agents' tensors ``[E, ...]`` as ``[G, E, ...]``; float64 becomes float32, as modules want it."""
+    """The agents' tensors `[E, ...]` as `[G, E, ...]`; float64 becomes float32, as modules want it."""
     tensors = [by_agent[agent] for agent in agents]
     first = tensors[0]
     assert first is not None
@@ -29,11 +29,11 @@ class Decision(NamedTuple):
     """What one module does in one step, for N = G · E rows, agent by agent.
 
     Attributes:
-        actions: ``[N, ...]`` as the module chose them; these are trained on.
-        env_actions: ``[N, ...]`` as the environment takes them.
-        log_probs: ``[N]`` float32.
-        inputs: ``[N, m]`` float32, distribution inputs.
-        state: Recurrent state ``[N, ...]`` before this step, where the players want it kept.
+        actions: `[N, ...]` as the module chose them; these are trained on.
+        env_actions: `[N, ...]` as the environment takes them.
+        log_probs: `[N]` float32.
+        inputs: `[N, m]` float32, distribution inputs.
+        state: Recurrent state `[N, ...]` before this step, where the players want it kept.
     """
 
     actions: Tensor
@@ -44,7 +44,7 @@ class Decision(NamedTuple):
 
 
 class Head(NamedTuple):
-    """What the agents of a module see now: ``[G, E, ...]``.
+    """What the agents of a module see now: `[G, E, ...]`.
 
     Attributes:
         obs: Observations.
@@ -61,15 +61,15 @@ class Head(NamedTuple):
     none_acts: bool = False
 
     def rows(self) -> tuple[Tensor, Tensor | None, Tensor | None]:
-        """Observations, legal actions and who acts as ``[G · E, ...]``; None for all."""
+        """Observations, legal actions and who acts as `[G · E, ...]`; None for all."""
         mask = None if self.mask is None else self.mask.flatten(0, 1)
         return self.obs.flatten(0, 1), mask, None if self.all_act else self.acts.flatten()
 
 
 class OpenDecisions(NamedTuple):
-    """Decisions whose outcome was still open when a fragment ended: one row ``[G, E, ...]`` of each column.
+    """Decisions whose outcome was still open when a fragment ended: one row `[G, E, ...]` of each column.
 
-    ``rewards`` is what the agents were told since, if anything.
+    `rewards` is what the agents were told since, if anything.
     """
 
     acts: Tensor
@@ -87,7 +87,7 @@ class OpenDecisions(NamedTuple):
 
         Args:
             part: The fragment.
-            state: Recurrent state before each agent's latest decision, ``[G, E, ...]``.
+            state: Recurrent state before each agent's latest decision, `[G, E, ...]`.
         """
         if part.acts is None:
             return None
@@ -126,7 +126,7 @@ class Columns:
         sequence: L, if the module is recurrent: states before steps 0, L, 2 L, ... are kept.
 
     Attributes:
-        before: Recurrent state before each agent's latest decision, ``[G, E, ...]``; None without states.
+        before: Recurrent state before each agent's latest decision, `[G, E, ...]`; None without states.
     """
 
     def __init__(
@@ -143,7 +143,7 @@ class Columns:
         self._all_act = True
 
     def write(self, t: int, head: Head, decision: Decision) -> None:
-        """What was seen and decided in step ``t``."""
+        """What was seen and decided in step `t`."""
         shape = head.acts.shape
         if not self._columns:
             self._allocate(t, head, decision)
@@ -155,7 +155,7 @@ class Columns:
             self._remember(t, head, map_tree(lambda x: x.view(*shape, *x.shape[1:]), decision.state))
 
     def outcome(self, t: int, step: BatchedStep) -> None:
-        """What came of step ``t``."""
+        """What came of step `t`."""
         columns, agents = self._columns, self._agents
         columns["rewards"][t] = stacked(step.rewards, agents)
         columns["terminated"][t] = stacked(step.terminations, agents)
@@ -168,7 +168,7 @@ class Columns:
 
         Args:
             head: What follows its last step.
-            perceive: Observations ``[K, ...]`` as the module sees them.
+            perceive: Observations `[K, ...]` as the module sees them.
         """
         self._see(self._steps, head)
         columns = self._columns
@@ -226,7 +226,7 @@ class Columns:
 
 
 def _choose(acts: Tensor, then: Tree, otherwise: Tree | None) -> Tree:
-    """``then`` for agents ``[G, E]`` that act; ``otherwise`` for others, where there is such."""
+    """`then` for agents `[G, E]` that act; `otherwise` for others, where there is such."""
     if otherwise is None:
         return then
     if isinstance(then, Mapping):

@@ -1,13 +1,13 @@
 """The state of environments that nobody wrote to be saved: bytes, and back.
 
-Pickle alone is a trap. Most PettingZoo environments are ``EzPickle``, which pickles the arguments of the
+Pickle alone is a trap. Most PettingZoo environments are `EzPickle`, which pickles the arguments of the
 constructor and nothing else: what comes back is a new environment, without a word. Here their attributes are
 pickled, so what comes back is the environment in its state, its own random generators included.
 
 Left out, because they cannot be read: windows, surfaces and fonts of pygame (those of the environment that
 the state is put into take their place), and everything outside of Python objects. An environment whose
 simulator is such a thing (Box2D's worlds) is refused. What an environment draws from the global generators of
-``random`` and NumPy is no part of its state.
+`random` and NumPy is no part of its state.
 """
 
 from __future__ import annotations

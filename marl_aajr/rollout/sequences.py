@@ -17,7 +17,7 @@ from marl_aajr.rollout.fragments import Fragment, ModuleFragment, Tree
 from marl_aajr.rollout.postprocessing import advantages_of, standardize
 
 RecurrentCritic = Callable[[Tensor, Tensor | None, Tree], Tensor]
-"""Observations ``[B, L, ...]``, legal actions or None, and states ``[B, ...]`` to values ``[B, L]``."""
+"""Observations `[B, L, ...]`, legal actions or None, and states `[B, ...]` to values `[B, L]`."""
 
 
 @dataclass(frozen=True)
@@ -25,15 +25,15 @@ class SequenceRows:
     """B sequences of at most L samples of one module, padded with zeros behind.
 
     Attributes:
-        obs: ``[B, L, ...]``.
-        mask: ``[B, L, n]`` bool, legal actions; None where the game has no masks.
-        actions: ``[B, L, ...]``.
-        log_probs: ``[B, L]``.
-        inputs: ``[B, L, m]``.
-        advantages: ``[B, L]``, standardised over the samples.
-        value_targets: ``[B, L]``.
-        loss_mask: ``[B, L]`` bool, False for padding.
-        states: ``[B, ...]``, before the first sample.
+        obs: `[B, L, ...]`.
+        mask: `[B, L, n]` bool, legal actions; None where the game has no masks.
+        actions: `[B, L, ...]`.
+        log_probs: `[B, L]`.
+        inputs: `[B, L, m]`.
+        advantages: `[B, L]`, standardised over the samples.
+        value_targets: `[B, L]`.
+        loss_mask: `[B, L]` bool, False for padding.
+        states: `[B, ...]`, before the first sample.
     """
 
     obs: Tensor
@@ -143,7 +143,7 @@ def _sequences(
 
 @dataclass
 class _Sequence:
-    """Flat numbers of steps ``(t, g, e)`` and of observations to judge, and where its state is kept."""
+    """Flat numbers of steps `(t, g, e)` and of observations to judge, and where its state is kept."""
 
     steps: list[int]
     looks: list[int]
@@ -194,7 +194,7 @@ def _sees(part: ModuleFragment, t: int, g: int, e: int) -> bool:
 
 
 def samples_of(part: ModuleFragment) -> Tensor:
-    """``[T, G, E]`` bool: decisions of which something has come, an end or a next observation."""
+    """`[T, G, E]` bool: decisions of which something has come, an end or a next observation."""
     if part.acts is None:
         return torch.ones_like(part.terminated)
     ended = part.terminated | part.truncated

@@ -1,6 +1,6 @@
 """Who plays on whose side: scores are per team, and an adversary's gain is the others' loss.
 
-An environment of your own says so with an attribute ``teams``, a dict from agent to team.
+An environment of your own says so with an attribute `teams`, a dict from agent to team.
 """
 
 from __future__ import annotations
@@ -19,20 +19,20 @@ _Rule = Callable[[Any, Sequence[str]], dict[str, str]]
 def teams_of(env: Any, agents: Sequence[str]) -> dict[str, str]:
     """The team of each agent.
 
-    In this order: the environment's own ``teams``; the adversaries against the others in particle
-    environments (``mpe2``: tag, adversary, push, world_comm, crypto); every player for itself in
+    In this order: the environment's own `teams`; the adversaries against the others in particle
+    environments (`mpe2`: tag, adversary, push, world_comm, crypto); every player for itself in
     PettingZoo's classic and Atari games, where a sum over players is often 0, except in the cooperative ones
-    (Hanabi, Entombed); otherwise one team, ``"team"``.
+    (Hanabi, Entombed); otherwise one team, `"team"`.
 
     Args:
         env: A PettingZoo environment.
         agents: Its possible agents.
 
     Returns:
-        A team for each agent, in the order of ``agents``.
+        A team for each agent, in the order of `agents`.
 
     Raises:
-        ValueError: If the environment's own ``teams`` leaves an agent out.
+        ValueError: If the environment's own `teams` leaves an agent out.
     """
     bare = env.unwrapped
     declared = getattr(bare, "teams", None)

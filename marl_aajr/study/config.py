@@ -1,7 +1,7 @@
 """What a study is: environments × methods × settings × seeds, and what is done with every run.
 
 A study says only what its runs differ in and how they are judged; everything that a run can be told is a
-:class:`~marl_aajr.training.config.RunConfig`, whose defaults and checks are used as they are.
+`RunConfig`, whose defaults and checks are used as they are.
 """
 
 from __future__ import annotations
@@ -45,11 +45,11 @@ class StudyConfig(Section):
         run: settings of all runs: sections and keys of a run's configuration.
         evaluation: how every run is judged.
         adversaries: what is trained against every run.
-        tune: the search for the settings under ``search`` of each method.
+        tune: the search for the settings under `search` of each method.
         retries: how often a run is taken up again after an error.
         max_concurrent: runs at a time; None: as many as there is room for.
         address: a running Ray cluster; None: RAY_ADDRESS or this machine.
-        storage: where finished runs are copied to, such as ``s3://bucket/studies``; nodes without a shared
+        storage: where finished runs are copied to, such as `s3://bucket/studies`; nodes without a shared
             disk need it.
         log: other places to log to, by Ray's own callbacks.
         film: show a clean and an attacked episode of each environment in the report.

@@ -117,7 +117,7 @@ class EnvironmentEntry(Section):
 
     @property
     def title(self) -> str:
-        """``simple_spread_v3`` of ``marl_aajr.envs.simple_spread_v3``."""
+        """`simple_spread_v3` of `marl_aajr.envs.simple_spread_v3`."""
         return self.label or re.sub(r"[^\w.=-]+", "-", re.split(r"[.:/]", self.name)[-1])
 
 
@@ -128,8 +128,8 @@ class MethodEntry(BaseModel):
         name: as in a run.
         label: what stands for it in the runs' names; None: its name.
         grid: settings of the method that take several values; every combination is a method of its own.
-        search: dotted settings of the run (``ppo.lr``, ``method.coefficient``) that are tuned
-            beforehand; not beside ``grid``.
+        search: dotted settings of the run (`ppo.lr`, `method.coefficient`) that are tuned
+            beforehand; not beside `grid`.
         run: settings of its runs, over those of the study and of the environment.
     """
 
@@ -174,7 +174,7 @@ class AdversaryEntry(Section):
     """One adversary that is trained against every run before it is judged.
 
     Attributes:
-        kind: of the adversary; see :class:`~marl_aajr.adversaries.request.AdversaryRequest`, as for all
+        kind: of the adversary; see `AdversaryRequest`, as for all
             others.
         epsilon: how far it may move an observation; None for kinds that act.
         agents: whom it attacks or replaces; empty: everybody who may be.
@@ -221,7 +221,7 @@ class TuningEntry(Section):
     Attributes:
         trials: settings tried for each method on each environment.
         env_steps: of a trial that is not stopped early.
-        rungs: how often trials are scored; each time all but the best 1 / ``reduction`` are stopped.
+        rungs: how often trials are scored; each time all but the best 1 / `reduction` are stopped.
         reduction: η of ASHA: a rung lies at η times the environment steps of the one before.
         seeds: of the trials' runs; a trial's score is the mean over them.
         episodes: of each score, clean and attacked.

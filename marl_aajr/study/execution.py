@@ -55,7 +55,7 @@ def execute(
     Args:
         nodes: what each needs is among them.
         folder: of the study.
-        board: is kept up to date; nodes that are ``finished`` there are not done again.
+        board: is kept up to date; nodes that are `finished` there are not done again.
         storage: where finished work is copied to.
         retries: how often a node is started again after an error.
         max_concurrent: nodes at a time; None: as many as fit.
@@ -108,7 +108,7 @@ class GraphSearch(_Unsaved, Searcher):
 
     Args:
         nodes: all of them, needs first.
-        board: whose ``finished`` nodes need nothing more.
+        board: whose `finished` nodes need nothing more.
         should_stop: once true, nothing more is proposed.
     """
 

@@ -1,6 +1,6 @@
 """What a study does, and what waits for what: victims, then their adversaries, then the judgement of each.
 
-A node is a value that says what is to be done; :mod:`~marl_aajr.study.work` does it in a process of its own.
+A node is a value that says what is to be done; `work` does it in a process of its own.
 """
 
 from __future__ import annotations

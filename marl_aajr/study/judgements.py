@@ -28,7 +28,7 @@ class Judgements:
         self._runs = runs
 
     def file(self, run: Run) -> Path:
-        """Where :meth:`note` writes."""
+        """Where `note` writes."""
         return self.path / f"{run.name}.json"
 
     def evaluations(self, run: Run) -> list[Path]:
@@ -49,7 +49,7 @@ class Judgements:
         return bool(self.evaluations(node.run)) and then["surrogate"] == now["surrogate"]
 
     def check(self, nodes: Iterable[Node], source: Source) -> None:
-        """Whether what is there was judged as the study says now; surrogates aside, see :meth:`done`.
+        """Whether what is there was judged as the study says now; surrogates aside, see `done`.
 
         Raises:
             ValueError: by another suite, for another team, or otherwise; names the line.

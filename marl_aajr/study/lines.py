@@ -30,7 +30,7 @@ class Source:
     overridden: Mapping[str, str] = field(default_factory=dict)
 
     def where(self, key: Key) -> str:
-        """``file.yaml:12`` for a key, or for the innermost part of it that the file has."""
+        """`file.yaml:12` for a key, or for the innermost part of it that the file has."""
         for end in range(len(key), 0, -1):
             if (dotted := ".".join(map(str, key[:end]))) in self.overridden:
                 return self.overridden[dotted]

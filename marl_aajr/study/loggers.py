@@ -11,7 +11,7 @@ from marl_aajr.study.lines import Source
 
 
 def check_loggers(study: StudyConfig, source: Source) -> None:
-    """Raise ``ValueError`` where a package is missing that the study wants to log with."""
+    """Raise `ValueError` where a package is missing that the study wants to log with."""
     for place, name in enumerate(study.log):
         if importlib.util.find_spec(name) is None:
             raise ValueError(
@@ -23,8 +23,8 @@ def check_loggers(study: StudyConfig, source: Source) -> None:
 def callbacks_for(study: StudyConfig) -> list[tune.Callback]:
     """Tune's callbacks for what the study logs to; each node of the study is a run there.
 
-    MLflow goes to ``MLFLOW_TRACKING_URI``, Weights & Biases to the account of ``WANDB_API_KEY`` or to a local
-    folder with ``WANDB_MODE=offline``.
+    MLflow goes to `MLFLOW_TRACKING_URI`, Weights & Biases to the account of `WANDB_API_KEY` or to a local
+    folder with `WANDB_MODE=offline`.
     """
     found: list[tune.Callback] = []
     if "mlflow" in study.log:

@@ -25,7 +25,7 @@ def write_page(
     file: Path,
     tuning: Sequence[Tuning] = (),
 ) -> Path:
-    """Write ``report.html`` about all runs that have been judged.
+    """Write `report.html` about all runs that have been judged.
 
     Args:
         study: the study.
@@ -86,7 +86,7 @@ def _restarts(nodes: Mapping[str, Node], folder: StudyFolder) -> Iterator[Incide
 
 
 def _told(event: Mapping[str, Any]) -> str:
-    """A line of ``events.jsonl`` in words; see :mod:`marl_aajr.training.metrics`."""
+    """A line of `events.jsonl` in words; see `marl_aajr.training.metrics`."""
     if event["event"] == "env_runners_lost":
         return "went on without env runners that were lost"
     if event["event"] == "env_runners_restarted":

@@ -43,13 +43,13 @@ SCHEMA = pyarrow.schema(
         ("returns", pyarrow.list_(pyarrow.float64())),
     ]
 )
-"""One row per run, kind of actions, attack and size; clean rows have attack ``none`` and epsilon 0, those
-with adversarial agents (``traitor``, ``opponent``, ``random``, ``idle``) no epsilon. ``config`` is JSON,
-``worst`` marks what was chosen on other episodes, ``returns`` has one number per episode."""
+"""One row per run, kind of actions, attack and size; clean rows have attack `none` and epsilon 0, those
+with adversarial agents (`traitor`, `opponent`, `random`, `idle`) no epsilon. `config` is JSON,
+`worst` marks what was chosen on other episodes, `returns` has one number per episode."""
 
 
 def write_results(name: str, runs: Iterable[Run], folder: StudyFolder) -> Path:
-    """Write the table of the judged runs to ``results.parquet``.
+    """Write the table of the judged runs to `results.parquet`.
 
     Args:
         name: the study's.
@@ -90,7 +90,7 @@ def outcomes(rows: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
     """The clean row, the attacked ones and those with adversarial agents, of one kind of actions.
 
     Args:
-        rows: an evaluation as it is written, or one of its ``others``.
+        rows: an evaluation as it is written, or one of its `others`.
     """
     worst = {(row["attack"], row["settings"], row["epsilon"]) for row in rows["worst"]}
     clean = {"attack": "none", "settings": "", "epsilon": 0.0, **rows["clean"]}

@@ -31,7 +31,7 @@ class Variant:
         environment: where.
         method: the entry it comes from.
         key: of that entry in the study's file.
-        name: ``simple_spread_v3-aajr-coefficient=0.001``.
+        name: `simple_spread_v3-aajr-coefficient=0.001`.
         parts: its settings.
     """
 
@@ -174,7 +174,7 @@ def points(grid: Grid) -> Iterator[tuple[tuple[str, Any], ...]]:
 
 
 def nested(settings: Settings) -> dict[str, Any]:
-    """``{"ppo.lr": 1}`` as ``{"ppo": {"lr": 1}}``."""
+    """`{"ppo.lr": 1}` as `{"ppo": {"lr": 1}}`."""
     result: dict[str, Any] = {}
     for key, value in settings.items():
         part = value

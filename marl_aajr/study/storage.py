@@ -25,9 +25,9 @@ class Storage:
     """A folder at a URI; names in it are relative paths with slashes.
 
     Args:
-        uri: ``s3://bucket/folder``, ``gs://…``, ``file:///…``, or any other that fsspec knows. pyarrow reads
-            options in it, such as ``?endpoint_override=HOST:PORT&scheme=http`` for a store that speaks S3;
-            credentials come from where the tools of the store look for them (``AWS_ACCESS_KEY_ID``, …).
+        uri: `s3://bucket/folder`, `gs://…`, `file:///…`, or any other that fsspec knows. pyarrow reads
+            options in it, such as `?endpoint_override=HOST:PORT&scheme=http` for a store that speaks S3;
+            credentials come from where the tools of the store look for them (`AWS_ACCESS_KEY_ID`, …).
 
     Raises:
         ValueError: nothing can be written there.

@@ -35,7 +35,7 @@ class Plan:
         source: the file.
         folder: where it lies.
         runs: all of them.
-        nodes: what is to be done, needs first; only what ``only`` asked for.
+        nodes: what is to be done, needs first; only what `only` asked for.
     """
 
     study: StudyConfig
@@ -58,9 +58,9 @@ def prepare(
 
     Args:
         file: the study.
-        out: its folder; None: ``studies/NAME``.
+        out: its folder; None: `studies/NAME`.
         only: pattern of run names.
-        overrides: as for :func:`~marl_aajr.study.config.load_study`.
+        overrides: as for `load_study`.
 
     Raises:
         ValueError: one line per problem, with the line of the file.
@@ -212,7 +212,7 @@ def board_for(plan: Plan, nodes: Sequence[Mapping[str, float]], on_event: OnEven
 
 
 def run_study(plan: Plan, board: Board, *, should_stop: Callable[[], bool], again: bool = False) -> None:
-    """Do what is left of a study, and write its table and report; within :func:`on_cluster`.
+    """Do what is left of a study, and write its table and report; within `on_cluster`.
 
     Args:
         plan: the study.

@@ -61,7 +61,7 @@ def try_settings(
         rungs: how many; None: all.
 
     Yields:
-        ``budget`` (1, η, η², …), ``env_steps``, ``clean``, ``robust`` and ``score``, means over the seeds.
+        `budget` (1, η, η², …), `env_steps`, `clean`, `robust` and `score`, means over the seeds.
     """
     entry = trial.entry
     known = trial.scores(name)

@@ -1,8 +1,8 @@
 """The settings of every method, found with the same effort: Optuna proposes, ASHA stops what lags behind.
 
-What they decide depends on which trial ends first, so that it is written down: beside ``asked.json`` in
-``tuning/METHOD``, which says what is searched and how, ``decisions.json`` has every trial's settings and
-scores, and :func:`replay` trains the same trials again, to the same scores, without asking either. Scores
+What they decide depends on which trial ends first, so that it is written down: beside `asked.json` in
+`tuning/METHOD`, which says what is searched and how, `decisions.json` has every trial's settings and
+scores, and `replay` trains the same trials again, to the same scores, without asking either. Scores
 rest on seeds and episodes that the evaluation does not use.
 """
 
@@ -115,7 +115,7 @@ def check_decisions(study: StudyConfig, folder: StudyFolder, source: Source) -> 
 def tune_study(
     study: StudyConfig, folder: StudyFolder, board: Board, *, should_stop: Callable[[], bool]
 ) -> None:
-    """Search the settings of every variant for which that has not been done; see :class:`TuningEntry`."""
+    """Search the settings of every variant for which that has not been done; see `TuningEntry`."""
     from marl_aajr.study.search import search
 
     logging.getLogger("ray.tune").setLevel(logging.CRITICAL)

@@ -11,7 +11,7 @@ from typing import Any, Literal
 from marl_aajr.study.graph import Node
 
 State = Literal["waiting", "running", "finished", "failed", "interrupted", "impossible"]
-"""``impossible``: something that it needs has failed."""
+"""`impossible`: something that it needs has failed."""
 
 OnEvent = Callable[[dict[str, Any]], None]
 
@@ -24,7 +24,7 @@ class Progress:
         node: the node.
         state: what has become of it.
         expected: seconds that it is expected to take in all.
-        since: when it was started, by ``time.monotonic``.
+        since: when it was started, by `time.monotonic`.
         share: how much of it is done.
         speed: environment steps per second, where it trains.
         seconds: how long it took.

@@ -1,4 +1,4 @@
-"""One node of a study, done in a process of its own; Ray Tune calls :func:`work` there.
+"""One node of a study, done in a process of its own; Ray Tune calls `work` there.
 
 Whatever happens to the process, the run directory says how far it came: a node that is started again goes on
 from its last checkpoint, to the same numbers.
@@ -92,16 +92,16 @@ def work(
     flag: Any,
     expected: Mapping[str, str],
 ) -> None:
-    """Do a node's work and report ``outcome``: finished, interrupted or failed (with ``error``).
+    """Do a node's work and report `outcome`: finished, interrupted or failed (with `error`).
 
     What would go wrong again is reported; everything else is raised, for Tune to start the node again.
 
     Args:
-        task: with the ``node``'s name.
+        task: with the `node`'s name.
         nodes: all of them.
         place: where.
-        flag: a :class:`StopFlag`.
-        expected: the :func:`~marl_aajr.training.cluster.software` of the study's own process.
+        flag: a `StopFlag`.
+        expected: the `software` of the study's own process.
 
     Raises:
         RuntimeError: this machine is of no use for the study.
@@ -170,7 +170,7 @@ class _Told:
 
 
 def flat(record: Mapping[str, Any], prefix: str = "") -> dict[str, float]:
-    """The numbers of a line of ``metrics.jsonl``, under names that W&B and MLflow take."""
+    """The numbers of a line of `metrics.jsonl`, under names that W&B and MLflow take."""
     found: dict[str, float] = {}
     for key, value in record.items():
         if isinstance(value, Mapping):

@@ -1,7 +1,7 @@
 """From a run's configuration to an RLlib algorithm.
 
-Everything that can be wrong with a configuration is found in :func:`build_config`, which touches neither Ray
-nor the disk, and what its machine may lack in :func:`check_machine`.
+Everything that can be wrong with a configuration is found in `build_config`, which touches neither Ray
+nor the disk, and what its machine may lack in `check_machine`.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ its default of 1 it depends on timing whether a runner gets its filter."""
 
 @dataclass(frozen=True)
 class ModuleOf:
-    """RLlib's ``policy_mapping_fn``."""
+    """RLlib's `policy_mapping_fn`."""
 
     modules: Mapping[str, str]
 
@@ -58,7 +58,7 @@ class ModuleOf:
 def build_config(config: RunConfig) -> AlgorithmConfig:
     """RLlib's configuration of a run.
 
-    With the stock runner, method ``none`` trains with RLlib's own PPO learner; its checkpoints hold more.
+    With the stock runner, method `none` trains with RLlib's own PPO learner; its checkpoints hold more.
 
     Raises:
         ValueError: an unknown environment, or one that cannot be played with this method, model or filter.
@@ -156,7 +156,7 @@ def build_algorithm(config: RunConfig) -> Algorithm:
     """The algorithm of a run; Ray must be running.
 
     Raises:
-        ValueError: see :func:`build_config`.
+        ValueError: see `build_config`.
     """
     return build_config(config).build_algo()
 
@@ -181,7 +181,7 @@ def _check_playable(config: RunConfig, roster: Roster) -> None:
 
 
 def _check_sides(config: RunConfig, sides: Sides) -> None:
-    """Raise ``ValueError`` for what cannot be trained in alternation with adversaries."""
+    """Raise `ValueError` for what cannot be trained in alternation with adversaries."""
     if config.resources.runner != "fast":
         raise ValueError(
             f"expected resources.runner fast for method {config.method.name}, got {config.resources.runner}: "

@@ -4,7 +4,7 @@
 
 The adversaries ν are policies of their own, trained by PPO as the team is, on minus its reward (Zhang et al.
 2021, arXiv 2101.08452, algorithm 1); or they choose where to move the policy, and an ascent finds the δ that
-does it (``adversary: pa-ad``: PA-ATLA, Sun et al. 2022, arXiv 2106.05087). A run is one ordinary run of PPO
+does it (`adversary: pa-ad`: PA-ATLA, Sun et al. 2022, arXiv 2106.05087). A run is one ordinary run of PPO
 on a game of two sides (`marl_aajr.rollout.perturbed`); an iteration trains one of them and leaves the other
 as it is. Which one follows from the number of the iteration: a run that is resumed takes its turns like one
 that never stopped.
@@ -28,17 +28,17 @@ class ATLA:
     """The settings of the method.
 
     The paper trains each side for one iteration in turn and perturbs in full from the beginning, by an
-    adversary that is still random: here that is ``ramp: null``. With a ramp, ε rises from 0, and where it is
+    adversary that is still random: here that is `ramp: null`. With a ramp, ε rises from 0, and where it is
     0 the team alone is trained. Both sides sample their actions, whosever turn it is. A run's environment
     steps are those of both sides together.
 
     Attributes:
-        adversary: ``sa-rl`` (its action is the perturbation) or ``pa-ad`` (a direction of the policy); see
-            `marl_aajr.rollout.perturbing`. Where ε changes few actions, ``sa-rl`` learns slowly: in
-            simple_spread at 0.1 it is as harmless as noise after 300,000 steps, which ``pa-ad`` is not.
+        adversary: `sa-rl` (its action is the perturbation) or `pa-ad` (a direction of the policy); see
+            `marl_aajr.rollout.perturbing`. Where ε changes few actions, `sa-rl` learns slowly: in
+            simple_spread at 0.1 it is as harmless as noise after 300,000 steps, which `pa-ad` is not.
         epsilon: radius of the perturbation set, in units of the environment's observations, also where a
             filter normalises them; number or schedule over environment steps.
-        norm: ``"linf"`` or ``"l2"``.
+        norm: `"linf"` or `"l2"`.
         mask: per feature, whether it can be perturbed.
         scale: per feature, the size of one unit of ε.
         low: lower bound of perturbed observations.
@@ -47,10 +47,10 @@ class ATLA:
         team_iterations: iterations in a row that train the team.
         adversary_iterations: iterations in a row that then train the adversaries.
         adversary_entropy_coeff: weight of their entropy bonus; a number or schedule.
-        regularizer: what else makes the team robust, a regularizer's name and settings as under ``method``
-            (the paper's ATLA-SA: ``{name: smooth_policy}``); None: nothing. The ramp raises it too.
-        steps: K, steps of the ascent of ``pa-ad``.
-        step_size: η as a fraction of ε, of the ascent of ``pa-ad``.
+        regularizer: what else makes the team robust, a regularizer's name and settings as under `method`
+            (the paper's ATLA-SA: `{name: smooth_policy}`); None: nothing. The ramp raises it too.
+        steps: K, steps of the ascent of `pa-ad`.
+        step_size: η as a fraction of ε, of the ascent of `pa-ad`.
     """
 
     name: ClassVar[str] = "atla"
@@ -94,7 +94,7 @@ class ATLA:
         return None if self.regularizer is None else self._make_regularizer(self.regularizer)
 
     def ramped(self, start: float, end: float) -> Self:
-        """The same with ε, if it is a number, rising from 0 at environment step ``start`` to ``end``."""
+        """The same with ε, if it is a number, rising from 0 at environment step `start` to `end`."""
         return replace(self, epsilon=raised(self.epsilon, start, end))
 
     def trains_adversaries(self, *, iteration: int, env_steps: int) -> bool:

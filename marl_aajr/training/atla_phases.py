@@ -120,14 +120,14 @@ def sides_of(config: RunConfig, team: Roster) -> Sides | None:
     """The sides of a run; None where its method is not ATLA.
 
     Raises:
-        ValueError: See :func:`adversaries_of`.
+        ValueError: See `adversaries_of`.
     """
     atla = config.method.atla(env_steps=config.env_steps)
     return None if atla is None else Sides(atla, team, adversaries_of(team, atla))
 
 
 class TellRecreated:
-    """RLlib's ``on_env_runners_recreated``: the turn of the iteration, for runners that Ray has restarted.
+    """RLlib's `on_env_runners_recreated`: the turn of the iteration, for runners that Ray has restarted.
 
     Attributes:
         turn: what the iteration does; None: not told yet.

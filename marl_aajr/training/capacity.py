@@ -45,7 +45,7 @@ class Group:
 def bundles(resources: Resources) -> list[dict[str, float]]:
     """A run as the bundles of a placement group, as `ray.tune.PlacementGroupFactory` takes them.
 
-    The first is for the process that calls ``train``, with the GPUs of what it does itself; RLlib puts env
+    The first is for the process that calls `train`, with the GPUs of what it does itself; RLlib puts env
     runner i on bundle i, and learners follow.
     """
     runners, learners = groups(resources)
@@ -80,7 +80,7 @@ def have_room(runners: Group, learners: Group, nodes: Sequence[Node]) -> bool:
 
 
 def _times(each: Node, node: Node, limit: int) -> int:
-    """How many of a kind a node has room for, ``limit`` at most."""
+    """How many of a kind a node has room for, `limit` at most."""
     room = [int((node.get(kind, 0.0) + _EXACT) / amount) for kind, amount in each.items() if amount > 0]
     return max(0, min([limit, *room]))
 
@@ -114,7 +114,7 @@ def check_room(resources: Resources) -> None:
 
 
 def wait_for_room(resources: Resources) -> None:
-    """:func:`check_room` for a run that has just lost a process, and perhaps a node that will be replaced."""
+    """`check_room` for a run that has just lost a process, and perhaps a node that will be replaced."""
     deadline = time.monotonic() + _REPLACEMENT_SECONDS
     while True:
         try:

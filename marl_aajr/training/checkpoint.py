@@ -1,6 +1,6 @@
 """Checkpoints: complete or absent, and checked before they are trusted.
 
-RLlib's own part leaves out what a run needs to go on as if nothing had happened; ``trainer.json`` has it.
+RLlib's own part leaves out what a run needs to go on as if nothing had happened; `trainer.json` has it.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ def check_checkpoint(folder: Path) -> Progress:
 
 
 def restore_checkpoint(algorithm: Algorithm, folder: Path) -> None:
-    """Put a new algorithm into the state of a checkpoint that :func:`check_checkpoint` has passed."""
+    """Put a new algorithm into the state of a checkpoint that `check_checkpoint` has passed."""
     algorithm.restore_from_path(str((folder / _ALGORITHM).absolute()))
 
 

@@ -32,7 +32,7 @@ _NEEDLESS = b"has constructor arguments in the object store and max_restarts > 0
 
 @contextmanager
 def ray_for(resources: Resources) -> Iterator[None]:
-    """Ray within this block: the one this process uses, the one at ``address``, or a new local one.
+    """Ray within this block: the one this process uses, the one at `address`, or a new local one.
 
     Raises:
         ValueError: nothing answers at the address, the run needs more than the cluster has, or its nodes have
@@ -85,7 +85,7 @@ def _start(address: str | None) -> None:
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     logging.getLogger("ray").setLevel(logging.ERROR)
     if address is not None:
-        # ``ray start`` asks for the token of ~/.ray where there is one; a process that joins must offer it.
+        # `ray start` asks for the token of ~/.ray where there is one; a process that joins must offer it.
         maybe_enable_token_auth_if_token_available(warn_if_disabled=False)
     try:
         with _own_sigterm():

@@ -1,6 +1,6 @@
 """What one run is: every setting of a training run, with its default here and nowhere else.
 
-``config.yaml`` of a run directory is one of these with all defaults written out, so that a run means the same
+`config.yaml` of a run directory is one of these with all defaults written out, so that a run means the same
 after a default has changed.
 """
 
@@ -37,7 +37,7 @@ class EnvConfig(_Section):
     """The environment.
 
     Attributes:
-        name: a name that ``marl-aajr list envs`` shows, a PettingZoo id, or an import path.
+        name: a name that `marl-aajr list envs` shows, a PettingZoo id, or an import path.
         kwargs: what its constructor takes.
     """
 
@@ -51,13 +51,13 @@ class ModelConfig(_Section):
     Attributes:
         hidden: widths of the hidden layers.
         activation: between the layers.
-        initialization: of the hidden layers: ``orthogonal`` (gain √2, no bias) or ``torch`` (its default,
+        initialization: of the hidden layers: `orthogonal` (gain √2, no bias) or `torch` (its default,
             which is RLlib's too).
         lstm: width of an LSTM behind the hidden layers, for policies with a memory; None: none.
         sequence_length: of the pieces of episodes that an LSTM is trained on, in decisions.
         free_log_std: for Box actions: log σ is a parameter of its own instead of an output.
-        critic: what the critic reads: the agent's ``own`` observation, as the actor does; beside it the
-            ``joint`` observation of all agents or the environment's ``state`` (MAPPO, arXiv 2103.01955).
+        critic: what the critic reads: the agent's `own` observation, as the actor does; beside it the
+            `joint` observation of all agents or the environment's `state` (MAPPO, arXiv 2103.01955).
     """
 
     hidden: tuple[Count, ...] = (64, 64)
@@ -73,11 +73,11 @@ class PPOSettings(_Section):
     """Every number of PPO. The defaults are measured: experiments/ppo_defaults.
 
     Attributes:
-        lr: learning rate of Adam; a number or ``[[env_step, value], ...]``.
+        lr: learning rate of Adam; a number or `[[env_step, value], ...]`.
         gamma: discount.
         gae_lambda: λ of generalised advantage estimation.
         clip: bound of the probability ratio's distance from 1.
-        vf_clip: bound of the squared value error (RLlib's ``vf_clip_param``); None: none. RLlib's 10 stops
+        vf_clip: bound of the squared value error (RLlib's `vf_clip_param`); None: none. RLlib's 10 stops
             the critic from learning where returns are large.
         vf_loss_coeff: weight of the value loss.
         entropy_coeff: weight of the entropy bonus; a number or schedule.
@@ -109,7 +109,7 @@ class Resources(_Section):
 
     Attributes:
         env_runners: processes that sample; 0: the main process samples.
-        runner: ``fast``: batches of environment copies and a lean learner; ``stock``: RLlib's own env runner
+        runner: `fast`: batches of environment copies and a lean learner; `stock`: RLlib's own env runner
             and learner.
         envs_per_runner: environment copies in each of them; None: 160 in all.
         learners: processes that learn; 0: the main process learns. Batch sizes are divided among them.
@@ -118,7 +118,7 @@ class Resources(_Section):
         cpus_per_learner: for each learning process.
         gpus_per_learner: for each learning process; with learners = 0, for the main process (0 or 1).
         torch_threads: threads of torch in each process; more than 1 makes numbers depend on the machine.
-        address: a running Ray cluster, ``host:port`` or ``auto``; None: RAY_ADDRESS or a local one.
+        address: a running Ray cluster, `host:port` or `auto`; None: RAY_ADDRESS or a local one.
     """
 
     env_runners: Whole = 0
@@ -146,22 +146,22 @@ class RunConfig(_Section):
         method: what is added to PPO.
         seed: of everything random.
         env_steps: length of the run; the last iteration may exceed it.
-        policies: ``shared``: one module for all agents of a team with the same spaces; ``independent``: one
+        policies: `shared`: one module for all agents of a team with the same spaces; `independent`: one
             module per agent.
         model: the networks.
-        algorithm: ``ppo``; or ``impala`` or ``appo``, whose env runners sample on while the learner learns.
+        algorithm: `ppo`; or `impala` or `appo`, whose env runners sample on while the learner learns.
             What these learn from, and so their numbers, depends on how fast each process was: the same seed
             is not the same run, and a resumed run goes on as another. They use RLlib's runner and learner;
-            of ``ppo`` neither of them uses ``gae_lambda``, ``vf_clip``, ``epochs`` and ``minibatch_size``
-            (one pass, V-trace), nor ``impala`` ``clip`` and ``kl_...``.
+            of `ppo` neither of them uses `gae_lambda`, `vf_clip`, `epochs` and `minibatch_size`
+            (one pass, V-trace), nor `impala` `clip` and `kl_...`.
         ppo: the numbers of the algorithm.
-        observation_filter: ``mean_std`` normalises observations by running statistics of each module.
+        observation_filter: `mean_std` normalises observations by running statistics of each module.
         resources: processes and hardware.
         checkpoint_every: iterations between checkpoints, which are the points a run can resume from.
             Environments start new episodes there, so that a resumed run equals one that never stopped.
         parity: treat time limits as RLlib's own PettingZoo wrapper does (as terminations).
         initial_policy: folder of a saved victim whose networks the run begins with, by module (a run's
-            ``victim``); None: random ones. The run keeps a copy and needs the folder no more.
+            `victim`); None: random ones. The run keeps a copy and needs the folder no more.
     """
 
     env: EnvConfig
@@ -227,7 +227,7 @@ class RunConfig(_Section):
         return self
 
     def to_yaml(self) -> str:
-        """This configuration as YAML; :func:`load_config` reads it back exactly."""
+        """This configuration as YAML; `load_config` reads it back exactly."""
         return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
 
 

@@ -91,7 +91,7 @@ def _filters(algorithm: Algorithm, roster: Roster) -> dict[str, ObservationFilte
 
 @torch.no_grad()
 def _compare(name: str, module: Any, victim: Victim, roster: Roster) -> None:
-    """Raise ``ValueError`` unless the artefact's outputs are the module's, bit for bit."""
+    """Raise `ValueError` unless the artefact's outputs are the module's, bit for bit."""
     agent = roster.modules[name]
     generator = torch.Generator().manual_seed(0)
     box, mask_space = split(roster.observation_spaces[agent])

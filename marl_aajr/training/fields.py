@@ -1,7 +1,7 @@
 """Number types of the configuration, and what its errors say.
 
-YAML files and command lines hand over ``1e6`` for an integer and ``"5e-4"`` for a float; both are meant
-well. ``true`` for a number is not.
+YAML files and command lines hand over `1e6` for an integer and `"5e-4"` for a float; both are meant
+well. `true` for a number is not.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ Fraction = Annotated[float, BeforeValidator(_number), Field(ge=0, le=1)]
 """A number in [0, 1]."""
 
 Schedule = Annotated[_Schedule, BeforeValidator(_schedule)]
-"""A number ≥ 0, or breakpoints ``[[env_step, value], ...]``."""
+"""A number ≥ 0, or breakpoints `[[env_step, value], ...]`."""
 
 
 def explain(model: type[BaseModel], errors: list[ErrorDetails]) -> str:
@@ -116,7 +116,7 @@ def _known(model: type[BaseModel], name: str) -> str:
 
 
 def differences(old: BaseModel, new: BaseModel) -> list[str]:
-    """``key: old → new`` for every setting that differs, nested keys joined with dots."""
+    """`key: old → new` for every setting that differs, nested keys joined with dots."""
     before, after = _flat(old.model_dump(mode="json")), _flat(new.model_dump(mode="json"))
     absent = object()
     return [

@@ -16,7 +16,7 @@ from typing import Any, BinaryIO
 
 @contextmanager
 def replaced(path: Path) -> Iterator[Path]:
-    """A file to write, which takes the place of ``path`` when the block ends well, and vanishes otherwise."""
+    """A file to write, which takes the place of `path` when the block ends well, and vanishes otherwise."""
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     os.close(handle)
     temporary = Path(name)
@@ -100,9 +100,9 @@ def full_disk_named(folder: Path) -> Iterator[None]:
 
 @contextmanager
 def new_folder(path: Path) -> Iterator[Path]:
-    """A folder to fill, which becomes ``path`` when the block ends well, and vanishes otherwise.
+    """A folder to fill, which becomes `path` when the block ends well, and vanishes otherwise.
 
-    ``path`` may exist as an empty folder.
+    `path` may exist as an empty folder.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}."))
@@ -116,7 +116,7 @@ def new_folder(path: Path) -> Iterator[Path]:
 
 
 class Lock:
-    """One process at a time; a process that dies, even by ``kill -9``, gives its lock back."""
+    """One process at a time; a process that dies, even by `kill -9`, gives its lock back."""
 
     def __init__(self, path: Path) -> None:
         self._path = path

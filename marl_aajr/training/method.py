@@ -17,14 +17,14 @@ NO_METHOD = "none"
 """The method that adds nothing: plain PPO."""
 
 METHODS: dict[str, type[Regularizer] | type[ATLA]] = {**REGULARIZERS, ATLA.name: ATLA}
-"""What a policy can be made robust by, each with a ``summary``."""
+"""What a policy can be made robust by, each with a `summary`."""
 
 
 class MethodConfig(BaseModel):
     """How the policy is made robust; the method's own settings stand beside these two.
 
     Attributes:
-        name: ``none`` or one of `METHODS`.
+        name: `none` or one of `METHODS`.
         ramp: fractions [a, b] of the run between which the coefficient and the adversarial weight (of atla:
             ε) rise from 0 to their value, for those that are numbers; None: their value from the start. A
             penalty at full weight on an untrained policy stops it from learning.
@@ -66,7 +66,7 @@ class MethodConfig(BaseModel):
         return dict(self.model_extra or {})
 
     def regularizer(self, *, env_steps: int) -> Regularizer | None:
-        """The regularizer for a run of ``env_steps``, its ramp written as schedules; None where none is."""
+        """The regularizer for a run of `env_steps`, its ramp written as schedules; None where none is."""
         regularizer: Regularizer | None = None
         if self.name in REGULARIZERS:
             regularizer = make_regularizer(self.name, **self.settings)
@@ -77,7 +77,7 @@ class MethodConfig(BaseModel):
         return regularizer.ramped(*self._ramp_steps(env_steps))
 
     def atla(self, *, env_steps: int) -> ATLA | None:
-        """The settings of ATLA for a run of ``env_steps``, its ramp written as a schedule; else None."""
+        """The settings of ATLA for a run of `env_steps`, its ramp written as a schedule; else None."""
         if self.name != ATLA.name:
             return None
         atla = ATLA(**self.settings)

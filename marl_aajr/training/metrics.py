@@ -1,4 +1,4 @@
-"""One iteration as one flat record: from RLlib's result to a line of ``metrics.jsonl`` and to TensorBoard."""
+"""One iteration as one flat record: from RLlib's result to a line of `metrics.jsonl` and to TensorBoard."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def to_record(
     """The line of one iteration.
 
     Args:
-        result: what ``Algorithm.train`` returned.
+        result: what `Algorithm.train` returned.
         progress: after this iteration.
         modules: ids of the trained modules.
         teams: those whose returns count.
@@ -52,9 +52,9 @@ def to_record(
         with_kl: whether PPO's KL term is on.
 
     Returns:
-        ``iteration``, ``env_steps``, ``seconds``, ``return_mean`` (sum over all teams, mean over the
-        episodes that ended in this iteration; None where none did), ``team_returns``, ``episode_length``,
-        ``env_steps_per_second`` and ``modules`` (module id → name → number).
+        `iteration`, `env_steps`, `seconds`, `return_mean` (sum over all teams, mean over the
+        episodes that ended in this iteration; None where none did), `team_returns`, `episode_length`,
+        `env_steps_per_second` and `modules` (module id → name → number).
 
     Raises:
         NonFiniteError: a number is NaN or infinite; names it.
@@ -115,7 +115,7 @@ class Curves:
         self._writer = SummaryWriter(str(folder))
 
     def add(self, record: Mapping[str, Any]) -> None:
-        """Add one iteration: ``return_mean``, ``team_returns/<team>``, ``modules/<id>/<name>`` and so on."""
+        """Add one iteration: `return_mean`, `team_returns/<team>`, `modules/<id>/<name>` and so on."""
         for tag, value in _tags(record):
             self._writer.add_scalar(tag, value, record["env_steps"])
         self._writer.flush()

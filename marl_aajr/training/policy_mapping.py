@@ -49,9 +49,9 @@ class Roster:
 def roster_of(config: RunConfig) -> Roster:
     """Who plays, and which module for whom.
 
-    ``shared`` policies: one module for all agents of a team that have the same spaces, named after what
-    their names have in common (``agent_0``, ``agent_1`` → ``agent``), or else after the team; where two
-    modules would get one name, each after its first agent. ``independent``: each agent its own, named
+    `shared` policies: one module for all agents of a team that have the same spaces, named after what
+    their names have in common (`agent_0`, `agent_1` → `agent`), or else after the team; where two
+    modules would get one name, each after its first agent. `independent`: each agent its own, named
     after it.
     """
     game = resolve(config.env.name, config.env.kwargs).make()

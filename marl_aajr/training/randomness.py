@@ -36,7 +36,7 @@ def derive(seed: int, iteration: int, stream: Stream, index: int) -> int:
 
 
 def seed_everything(algorithm: Algorithm, *, seed: int, iteration: int, threads: int) -> None:
-    """Seed the generators of all processes for the iteration that follows ``iteration``.
+    """Seed the generators of all processes for the iteration that follows `iteration`.
 
     Args:
         algorithm: whose processes.
@@ -56,7 +56,7 @@ def seed_everything(algorithm: Algorithm, *, seed: int, iteration: int, threads:
 
 
 def start_afresh(algorithm: Algorithm, *, seed: int, iteration: int) -> None:
-    """Build the environments of all runners anew, with seeds for what follows ``iteration``."""
+    """Build the environments of all runners anew, with seeds for what follows `iteration`."""
     algorithm.env_runner_group.foreach_env_runner(
         partial(_start_runner, seed=seed, iteration=iteration),
         local_env_runner=algorithm.config.num_env_runners == 0,
@@ -64,7 +64,7 @@ def start_afresh(algorithm: Algorithm, *, seed: int, iteration: int) -> None:
 
 
 class StartRecreated:
-    """RLlib's ``on_env_runners_recreated``: seeds for runners that Ray has restarted.
+    """RLlib's `on_env_runners_recreated`: seeds for runners that Ray has restarted.
 
     RLlib gives them the seeds of their first start, and so the same episodes after every restart.
     """

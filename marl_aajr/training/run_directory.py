@@ -14,17 +14,17 @@
 
 Everything is written so that a crash at any moment leaves something that can be read and resumed.
 
-``events.jsonl``: what happened to a run besides training; absent where nothing did.
+`events.jsonl`: what happened to a run besides training; absent where nothing did.
 
-One JSON object per line: ``time`` (UTC), ``event``, ``iteration`` and what belongs to the event.
+One JSON object per line: `time` (UTC), `event`, `iteration` and what belongs to the event.
 
-    resumed                 a new process went on from the checkpoint of ``iteration`` (0: from the start);
-                            ``after``: the state that the last process left (``running``: it was killed),
-                            ``error``: if it failed, ``repeated``: iterations that had to be done again,
-                            ``versions``: of the packages that are not those of ``versions.json``
-    restarted               the same process did, after a failure; ``error`` and ``repeated`` as above
-    env_runners_lost        ``count`` env runners were gone at the end of ``iteration``, the rest went on
-    env_runners_restarted   ``count`` env runners that were lost had been restarted by Ray by the end of it
+    resumed                 a new process went on from the checkpoint of `iteration` (0: from the start);
+                            `after`: the state that the last process left (`running`: it was killed),
+                            `error`: if it failed, `repeated`: iterations that had to be done again,
+                            `versions`: of the packages that are not those of `versions.json`
+    restarted               the same process did, after a failure; `error` and `repeated` as above
+    env_runners_lost        `count` env runners were gone at the end of `iteration`, the rest went on
+    env_runners_restarted   `count` env runners that were lost had been restarted by Ray by the end of it
 
 The first two leave no trace in the numbers, which are those of a run that nothing happened to. The others
 do: what was sampled without the lost runners, and by new ones, depends on when they were lost.
@@ -56,8 +56,8 @@ class Status:
     """How far a run has come.
 
     Attributes:
-        state: what became of it; a run whose process was killed still says ``running``.
-        iteration: of the last line of ``metrics.jsonl``.
+        state: what became of it; a run whose process was killed still says `running`.
+        iteration: of the last line of `metrics.jsonl`.
         env_steps: environment steps up to there.
         error: why it failed.
     """
@@ -95,7 +95,7 @@ class RunDirectory:
         """Whether a new run may be made here; nothing is changed.
 
         Raises:
-            ValueError: something is here, and it is not a run or ``overwrite`` is off.
+            ValueError: something is here, and it is not a run or `overwrite` is off.
         """
         if not self.path.exists() or (self.path.is_dir() and not any(self.path.iterdir())):
             return
@@ -114,7 +114,7 @@ class RunDirectory:
         """Make the folder, with its configuration, versions and status, in one step, and lock it.
 
         Raises:
-            ValueError: see :meth:`check_free`; another process is writing here; or there are no initial
+            ValueError: see `check_free`; another process is writing here; or there are no initial
                 policies where the configuration says.
         """
         self.check_free(overwrite=overwrite)
@@ -156,7 +156,7 @@ class RunDirectory:
         return load_config(self.config_file)
 
     def require(self) -> None:
-        """Raise ``ValueError`` where there is no run."""
+        """Raise `ValueError` where there is no run."""
         if not self.is_run:
             raise ValueError(
                 f"expected the folder of a run, got {self.path}, which has no config.yaml and status.json; "
@@ -200,7 +200,7 @@ class RunDirectory:
         append_event(self.events_file, event, iteration=iteration, **details)
 
     def events(self) -> list[dict[str, Any]]:
-        """What happened to the run, oldest first: see :mod:`marl_aajr.training.metrics`.
+        """What happened to the run, oldest first: see `marl_aajr.training.metrics`.
 
         Raises:
             ValueError: a broken line before the last.
@@ -208,7 +208,7 @@ class RunDirectory:
         return read_lines(self.events_file)
 
     def truncate_metrics(self, iteration: int) -> None:
-        """Drop every line after ``iteration``."""
+        """Drop every line after `iteration`."""
         kept = [line for line in self.metrics() if line["iteration"] <= iteration]
         write_text(self.metrics_file, "".join(f"{json.dumps(line, ensure_ascii=False)}\n" for line in kept))
 
@@ -237,7 +237,7 @@ _DISTURBING: tuple[Event, ...] = ("env_runners_lost", "env_runners_restarted")
 
 
 def append_event(file: Path, event: Event, *, iteration: int, **details: Any) -> None:
-    """Add a line to ``events.jsonl``."""
+    """Add a line to `events.jsonl`."""
     now = datetime.now(UTC).isoformat(timespec="seconds")
     append_line(file, {"time": now, "event": event, "iteration": iteration, **details})
 

@@ -1,6 +1,6 @@
 """One run: train until the environment steps are used up, and leave a run directory.
 
-A run can be stopped at any moment, by Ctrl-C or by ``kill -9``, and resumed from its last checkpoint; the
+A run can be stopped at any moment, by Ctrl-C or by `kill -9`, and resumed from its last checkpoint; the
 numbers that follow are those of a run that was never stopped.
 """
 
@@ -43,12 +43,12 @@ def train(
 
     Args:
         config: the run.
-        out: its directory; must not exist, or be empty, unless ``overwrite`` or ``resume``.
+        out: its directory; must not exist, or be empty, unless `overwrite` or `resume`.
         overwrite: replace the run that is there. Nothing but a run is ever replaced.
-        resume: go on from the last checkpoint of the run that is there; ``config`` must be the same.
-        on_iteration: called with each line of ``metrics.jsonl``.
+        resume: go on from the last checkpoint of the run that is there; `config` must be the same.
+        on_iteration: called with each line of `metrics.jsonl`.
         should_stop: asked after each iteration. If it says yes, the victim as it is then is written, the run
-            is marked ``interrupted``, and what came after the last checkpoint is trained again, to the same
+            is marked `interrupted`, and what came after the last checkpoint is trained again, to the same
             numbers, when it is resumed.
         max_failures: how often the run may go on by itself from its last checkpoint, to the numbers of a run
             that did not fail, after the loss of a learner or of all env runners, or an error in an
@@ -61,7 +61,7 @@ def train(
     Raises:
         ValueError: a configuration that cannot be trained, a directory that is not free or cannot be
             resumed, a Ray cluster that does not answer or is too small. Nothing has been written.
-        NonFiniteError: a NaN or an infinity; the run is marked ``failed`` and keeps its checkpoints.
+        NonFiniteError: a NaN or an infinity; the run is marked `failed` and keeps its checkpoints.
         EnvironmentFault: an environment raised, or broke its contract; likewise.
         ProcessesLostError: a learner, or all env runners; likewise.
         OSError: no room on the disk; likewise.

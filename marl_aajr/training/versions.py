@@ -30,7 +30,7 @@ def versions(*, seed: int) -> dict[str, Any]:
 
 
 def changed(before: Mapping[str, Any]) -> dict[str, str]:
-    """The packages that are other ones now than in an earlier answer of :func:`versions`."""
+    """The packages that are other ones now than in an earlier answer of `versions`."""
     now = versions(seed=before["seed"])["packages"]
     return {name: version for name, version in now.items() if before["packages"].get(name) != version}
 

@@ -14,7 +14,7 @@ from torch import Tensor
 from marl_aajr.core.threat import PerturbationSet
 
 _SMALL = 1e-6
-"""What RLlib adds to the standard deviation (``ray.rllib.utils.numpy.SMALL_NUMBER``)."""
+"""What RLlib adds to the standard deviation (`ray.rllib.utils.numpy.SMALL_NUMBER`)."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -23,7 +23,7 @@ class ObservationFilter:
 
         y = clip((x − mean) / (std + 1e-6), −clip, clip)
 
-    computed as RLlib does: ``std + 1e-6`` in float32, the rest in float64, the result in the dtype of x.
+    computed as RLlib does: `std + 1e-6` in float32, the rest in float64, the result in the dtype of x.
 
     Attributes:
         mean: float64, the shape of one observation.
@@ -57,7 +57,7 @@ class ObservationFilter:
         return (self.std + _SMALL).double()
 
     def __call__(self, obs: Tensor) -> Tensor:
-        """Normalised observations, the shape and dtype of ``obs [..., *shape]``."""
+        """Normalised observations, the shape and dtype of `obs [..., *shape]`."""
         y = (obs.double() - self.mean) / self.scale
         if self.clip is not None:
             y = y.clamp(-self.clip, self.clip)

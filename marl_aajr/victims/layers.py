@@ -1,7 +1,7 @@
 """Networks as data: a stack of layers described by names and constructor arguments, never by a pickle.
 
 A description can be read by people, checked before anything runs, and rebuilt on another machine. What is
-not in :data:`LAYERS` is refused by name rather than guessed.
+not in `LAYERS` is refused by name rather than guessed.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from marl_aajr.victims.recurrent import CORES, Recurrent
 
 
 class FreeLogStd(nn.Module):
-    """Appends a learned log σ that does not depend on the observation: ``[..., k] -> [..., 2k]``.
+    """Appends a learned log σ that does not depend on the observation: `[..., k] -> [..., 2k]`.
 
     Args:
         k: number of actions.
@@ -35,7 +35,7 @@ class FreeLogStd(nn.Module):
 
 
 class ClipLogStd(nn.Module):
-    """Clips the log σ half of (mean, log σ) to ±``clip``, as RLlib's Gaussian heads do."""
+    """Clips the log σ half of (mean, log σ) to ±`clip`, as RLlib's Gaussian heads do."""
 
     def __init__(self, clip: float) -> None:
         super().__init__()
@@ -47,14 +47,14 @@ class ClipLogStd(nn.Module):
 
 
 class ChannelsFirst(nn.Module):
-    """``[B, H, W, C] -> [B, C, H, W]``: images come with channels last, convolutions want them first."""
+    """`[B, H, W, C] -> [B, C, H, W]`: images come with channels last, convolutions want them first."""
 
     def forward(self, image: Tensor) -> Tensor:
         return image.permute(0, 3, 1, 2)
 
 
 class ChannelsLast(nn.Module):
-    """``[B, C, H, W] -> [B, H, W, C]``."""
+    """`[B, C, H, W] -> [B, H, W, C]`."""
 
     def forward(self, image: Tensor) -> Tensor:
         return image.permute(0, 2, 3, 1)
@@ -102,7 +102,7 @@ _BY_NAME = {layer.__name__: layer for layer in LAYERS}
 
 
 def flatten(module: nn.Module) -> nn.Sequential:
-    """One flat ``Sequential`` of the same layers; nested Sequentials are opened."""
+    """One flat `Sequential` of the same layers; nested Sequentials are opened."""
     return nn.Sequential(*_opened(module))
 
 
@@ -110,7 +110,7 @@ def describe(module: nn.Sequential) -> list[dict[str, Any]]:
     """The layers of a flat Sequential as JSON values.
 
     Raises:
-        ValueError: a layer that :data:`LAYERS` does not have.
+        ValueError: a layer that `LAYERS` does not have.
     """
     return [_describe(layer) for layer in module]
 

@@ -1,4 +1,4 @@
-"""One module of a victim as the core's :class:`~marl_aajr.core.policy.Policy`: what attacks see of it."""
+"""One module of a victim as the core's `Policy`: what attacks see of it."""
 
 from __future__ import annotations
 
@@ -15,19 +15,19 @@ from marl_aajr.victims.recurrent import State, is_recurrent, map_state
 
 
 class VictimPolicy(Policy):
-    """One module of a victim on a batch of network inputs ``[..., d]``, with each row's legal actions.
+    """One module of a victim on a batch of network inputs `[..., d]`, with each row's legal actions.
 
     A recurrent module is asked with each row's state, which stays as it is however often it is asked; inputs
-    are ``[B, d]`` then.
+    are `[B, d]` then.
 
     Args:
-        module: the network, ``[B, *shape] -> [B, m]``, or with a state
-            (:func:`~marl_aajr.victims.recurrent.is_recurrent`).
+        module: the network, `[B, *shape] -> [B, m]`, or with a state
+            (`is_recurrent`).
         distribution: what its outputs parametrise.
-        shape: the shape of one observation; ``d`` is the number of its elements.
-        action_mask: legal actions, ``[B, m]`` bool; None: all. Forbidden logits become the dtype's minimum.
-        critic: a network ``[B, *shape] -> [B, 1]`` or ``[B]`` of what this policy will earn; None: none.
-        state: of a recurrent module, before this decision, ``[B, ...]``.
+        shape: the shape of one observation; `d` is the number of its elements.
+        action_mask: legal actions, `[B, m]` bool; None: all. Forbidden logits become the dtype's minimum.
+        critic: a network `[B, *shape] -> [B, 1]` or `[B]` of what this policy will earn; None: none.
+        state: of a recurrent module, before this decision, `[B, ...]`.
     """
 
     def __init__(
@@ -62,7 +62,7 @@ class VictimPolicy(Policy):
         return outputs.masked_fill(~self._mask, torch.finfo(outputs.dtype).min)
 
     def next_state(self, obs: Tensor) -> State:
-        """The state after a decision on inputs ``[B, d]``; this policy's own stays as it is."""
+        """The state after a decision on inputs `[B, d]`; this policy's own stays as it is."""
         return self._step(obs)[1]
 
     def vjp(self, obs: Tensor) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
@@ -77,7 +77,7 @@ class VictimPolicy(Policy):
 
     @property
     def action_mask(self) -> Tensor | None:
-        """Legal actions of each row, ``[B, m]`` bool; None: all."""
+        """Legal actions of each row, `[B, m]` bool; None: all."""
         return self._mask
 
     def select(self, index: Tensor) -> VictimPolicy:
@@ -124,7 +124,7 @@ class VictimPolicy(Policy):
         return self._apply(self._critic, obs).reshape(obs.shape[:-1])
 
     def _apply(self, network: nn.Module, obs: Tensor, **legal: Tensor | None) -> Tensor:
-        """``[..., d] -> [..., m]`` by a network of one batch dimension, unless observations are vectors."""
+        """`[..., d] -> [..., m]` by a network of one batch dimension, unless observations are vectors."""
         if len(self._shape) == 1:
             return network(obs, **legal)
         outputs = network(obs.reshape(-1, *self._shape), **legal)

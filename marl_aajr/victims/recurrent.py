@@ -2,7 +2,7 @@
 
 A recurrent policy's state advances once per decision, with what the victim was shown. An attack may ask the
 policy as often as it likes: the policy that it is given holds the state fixed
-(:class:`~marl_aajr.victims.policy.VictimPolicy`), and only :class:`Memory` moves it on.
+(`VictimPolicy`), and only `Memory` moves it on.
 """
 
 from __future__ import annotations
@@ -18,17 +18,17 @@ if TYPE_CHECKING:
     from marl_aajr.victims.victim import Victim
 
 State = Any
-"""Tensors ``[B, ...]``, alone or nested in dicts and tuples."""
+"""Tensors `[B, ...]`, alone or nested in dicts and tuples."""
 
 CORES = (nn.LSTM, nn.GRU)
 
 
 def is_recurrent(module: nn.Module) -> bool:
-    """Whether a module has a state: a method ``initial_state(rows)``, and ``forward(obs, state)``.
+    """Whether a module has a state: a method `initial_state(rows)`, and `forward(obs, state)`.
 
-    ``initial_state`` gives the state at the beginning of an episode, tensors ``[rows, ...]``, alone or nested
-    in dicts and tuples; ``forward`` takes observations ``[B, *shape]`` and a state and returns distribution
-    inputs ``[B, m]`` and the next state.
+    `initial_state` gives the state at the beginning of an episode, tensors `[rows, ...]`, alone or nested
+    in dicts and tuples; `forward` takes observations `[B, *shape]` and a state and returns distribution
+    inputs `[B, m]` and the next state.
     """
     return hasattr(module, "initial_state")
 
@@ -57,7 +57,7 @@ class Recurrent(nn.Sequential):
             raise ValueError("expected LSTMs and GRUs of one direction without projections, got others")
 
     def initial_state(self, rows: int) -> State:
-        """Zeros: for each LSTM (h, c), for each GRU (h,), all ``[rows, layers, hidden]``."""
+        """Zeros: for each LSTM (h, c), for each GRU (h,), all `[rows, layers, hidden]`."""
         cores = [layer for layer in self if isinstance(layer, CORES)]
         return tuple(
             tuple(
@@ -68,7 +68,7 @@ class Recurrent(nn.Sequential):
         )
 
     def forward(self, obs: Tensor, state: State) -> tuple[Tensor, State]:  # type: ignore[override]
-        """One step: ``[B, *shape]`` and the state before it give ``[B, m]`` and the state after it."""
+        """One step: `[B, *shape]` and the state before it give `[B, m]` and the state after it."""
         before: Iterator[tuple[Tensor, ...]] = iter(state)
         after = []
         x = obs
@@ -93,7 +93,7 @@ def _step(core: nn.LSTM | nn.GRU, x: Tensor, before: tuple[Tensor, ...]) -> tupl
 
 
 def map_state(function: Callable[..., Any], *states: State) -> State:
-    """``function`` of the tensors at the same place in states of one structure."""
+    """`function` of the tensors at the same place in states of one structure."""
     first = states[0]
     if isinstance(first, Mapping):
         return {key: map_state(function, *(state[key] for state in states)) for key in first}
@@ -137,7 +137,7 @@ class Memory:
         """The states before a decision, one agent's copies after the other's.
 
         Args:
-            rows: agent -> copies ``[b]`` in which it decides; agents of one module.
+            rows: agent -> copies `[b]` in which it decides; agents of one module.
 
         Returns:
             A state of Σ b rows; None where the agents' policy has none.
@@ -152,9 +152,9 @@ class Memory:
         """Move on by one decision.
 
         Args:
-            rows: as for :meth:`recall`.
+            rows: as for `recall`.
             policy: the policy with the state that was recalled.
-            shown: the network inputs that it decided on, perturbed where they were, ``[Σ b, d]``.
+            shown: the network inputs that it decided on, perturbed where they were, `[Σ b, d]`.
         """
         if next(iter(rows)) not in self._states:
             return
@@ -170,7 +170,7 @@ class Memory:
             start = end
 
     def forget(self, over: Tensor | None = None) -> None:
-        """Back to the initial state in the copies whose episode is over, ``[E]`` bool; None: in all."""
+        """Back to the initial state in the copies whose episode is over, `[E]` bool; None: in all."""
         if over is None:
             self._states = dict(self._initial)
             return
@@ -179,11 +179,11 @@ class Memory:
             self._states[agent] = map_state(lambda old, new: _where(over, new, old), state, initial)
 
     def get_state(self) -> dict[str, State]:
-        """What :meth:`set_state` takes; later steps do not change it."""
+        """What `set_state` takes; later steps do not change it."""
         return dict(self._states)
 
     def set_state(self, states: Mapping[str, State]) -> None:
-        """Go on from where :meth:`get_state` was asked."""
+        """Go on from where `get_state` was asked."""
         self._states = dict(states)
 
 

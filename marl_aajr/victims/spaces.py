@@ -25,7 +25,7 @@ def space_to_json(space: gym.Space[Any]) -> dict[str, Any]:
 
 
 def space_from_json(value: dict[str, Any]) -> gym.Space[Any]:
-    """The space of a JSON value that :func:`space_to_json` wrote.
+    """The space of a JSON value that `space_to_json` wrote.
 
     Raises:
         ValueError: a value of another form.

@@ -1,4 +1,4 @@
-"""The portable artefact of a victim: ``victim.json`` (what it is) and ``victim.safetensors`` (its numbers).
+"""The portable artefact of a victim: `victim.json` (what it is) and `victim.safetensors` (its numbers).
 
 No pickle: a file from a stranger can be wrong, but it cannot run code. The JSON carries a checksum of the
 numbers, because safetensors has none and one flipped bit in a weight would go unnoticed.
@@ -60,13 +60,13 @@ def save_victim(victim: Victim, folder: Path | str) -> Path:
 
 
 def check_portable(victim: Victim) -> None:
-    """Raise ``ValueError`` where :func:`save_victim` would, for a network that cannot be described."""
+    """Raise `ValueError` where `save_victim` would, for a network that cannot be described."""
     for network in (*victim.modules.values(), *victim.critics.values()):
         describe(flatten(network))
 
 
 def load_victim(folder: Path | str) -> Victim:
-    """Read a victim that :func:`save_victim` wrote: its outputs are the same to the last bit.
+    """Read a victim that `save_victim` wrote: its outputs are the same to the last bit.
 
     Raises:
         ValueError: no victim there, a file of something else or of a newer version, or a damaged file.

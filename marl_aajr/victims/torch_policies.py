@@ -39,17 +39,17 @@ def victim_from_policies(
 
     Args:
         policies: agent -> its network, or one network that plays all agents. It maps observations
-            ``[B, *shape]`` (float32) to the inputs of the action distribution ``[B, m]``: logits for Discrete
+            `[B, *shape]` (float32) to the inputs of the action distribution `[B, m]`: logits for Discrete
             and MultiDiscrete actions (those of all parts, one after the other), mean and log σ for Box ones.
-            A network with ``initial_state(rows)`` and ``forward(obs, state)`` has a memory
-            (:func:`~marl_aajr.victims.recurrent.is_recurrent`).
-        env: whose agents and spaces they are; of Dict observations with an ``action_mask``, networks read
-            ``observation``, and forbidden logits are masked for them.
-        critics: agent -> what it expects to earn, ``[B, 1]`` or ``[B]``; for the critic attack.
+            A network with `initial_state(rows)` and `forward(obs, state)` has a memory
+            (`is_recurrent`).
+        env: whose agents and spaces they are; of Dict observations with an `action_mask`, networks read
+            `observation`, and forbidden logits are masked for them.
+        critics: agent -> what it expects to earn, `[B, 1]` or `[B]`; for the critic attack.
         filters: agent -> frozen observation filter in front of its network.
         normalize_actions: whether Box actions in [−1, 1] stand for their bounds.
         clip_actions: whether Box actions are clipped to their bounds where they are not normalised.
-        env_name: what :func:`~marl_aajr.evaluation.evaluate` builds, where it is not told.
+        env_name: what `evaluate` builds, where it is not told.
         env_kwargs: its arguments, JSON values.
 
     Raises:

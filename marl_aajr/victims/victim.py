@@ -1,7 +1,7 @@
 """A victim: a frozen team of policies that plays without Ray, exactly as it played in training.
 
-The way of one observation: filter, float32 and flat (the network's inputs ``[B, d]``, which an adversary
-perturbs); module (distribution inputs ``[B, m]``); greedy or sampled action; Box mapping.
+The way of one observation: filter, float32 and flat (the network's inputs `[B, d]`, which an adversary
+perturbs); module (distribution inputs `[B, m]`); greedy or sampled action; Box mapping.
 """
 
 from __future__ import annotations
@@ -31,16 +31,16 @@ class Victim:
 
     Attributes:
         module_of: agent -> module id; its order is the order of the agents.
-        modules: module id -> network from one observation batch ``[B, *shape]`` to distribution inputs
-            ``[B, m]``; or a recurrent one (:func:`~marl_aajr.victims.recurrent.is_recurrent`).
+        modules: module id -> network from one observation batch `[B, *shape]` to distribution inputs
+            `[B, m]`; or a recurrent one (`is_recurrent`).
         observation_spaces: agent -> Box, as the environment gives them (before the filter).
         action_spaces: agent -> Discrete, MultiDiscrete or one-dimensional Box.
         filters: agent -> its frozen observation filter; None, or no entry: none.
         critics: module id -> network from the same observations to what the module expects to earn,
-            ``[B, 1]`` or ``[B]``; only the critic attack asks for it.
+            `[B, 1]` or `[B]`; only the critic attack asks for it.
         normalize_actions: RLlib's setting of the same name: bounded Box actions are mapped from [-1, 1] to
             the bounds, then clipped to them.
-        clip_actions: RLlib's setting of the same name, which acts where ``normalize_actions`` does not.
+        clip_actions: RLlib's setting of the same name, which acts where `normalize_actions` does not.
         greedy_only: that its outputs say which action is best, but not how it would draw one (the Q values of
             DQN, a squashed Gaussian before squashing): sampled actions are refused.
         env_name: the environment that it was trained on.
@@ -88,7 +88,7 @@ class Victim:
 
     @property
     def recurrent(self) -> bool:
-        """Whether some policy has a state, which a :class:`~marl_aajr.victims.recurrent.Memory` keeps."""
+        """Whether some policy has a state, which a `Memory` keeps."""
         return any(is_recurrent(module) for module in self.modules.values())
 
     def memory(self, num_envs: int = 1) -> Memory:
@@ -98,12 +98,12 @@ class Victim:
     def policy(
         self, agent: str, *, action_mask: Tensor | None = None, state: State | None = None
     ) -> VictimPolicy:
-        """The policy of an agent, on network inputs ``[B, d]`` (see :meth:`inputs`).
+        """The policy of an agent, on network inputs `[B, d]` (see `inputs`).
 
         Args:
-            agent: one of :attr:`agents`; agents of one module have the same policy.
-            action_mask: legal actions of each row, ``[B, m]`` bool.
-            state: of a recurrent policy in each row, from :meth:`memory`.
+            agent: one of `agents`; agents of one module have the same policy.
+            action_mask: legal actions of each row, `[B, m]` bool.
+            state: of a recurrent policy in each row, from `memory`.
         """
         module_id = self.module_of[agent]
         shape = self.observation_spaces[agent].shape
@@ -118,17 +118,17 @@ class Victim:
         )
 
     def inputs(self, agent: str, obs: Tensor) -> Tensor:
-        """What the network of an agent receives: filtered, float32, flat; ``[B, *shape] -> [B, d]``."""
+        """What the network of an agent receives: filtered, float32, flat; `[B, *shape] -> [B, d]`."""
         if (observed := self.filters.get(agent)) is not None:
             obs = observed(obs)
         return obs.float().flatten(1)
 
     def greedy(self, agent: str, outputs: Tensor) -> Tensor:
-        """The most likely action for the environment, ``[B, m] -> [B, ...]``."""
+        """The most likely action for the environment, `[B, m] -> [B, ...]`."""
         return self.to_environment(agent, self.distributions[self.module_of[agent]].mode(outputs))
 
     def sample(self, agent: str, outputs: Tensor, *, generator: torch.Generator) -> Tensor:
-        """A random action for the environment, ``[B, m] -> [B, ...]``.
+        """A random action for the environment, `[B, m] -> [B, ...]`.
 
         Raises:
             ValueError: a victim that is greedy only.
@@ -139,7 +139,7 @@ class Victim:
         return self.to_environment(agent, distribution.sample(outputs, generator=generator))
 
     def to_environment(self, agent: str, action: Tensor) -> Tensor:
-        """An action of the agent's distribution as the environment takes it, ``[B, ...]``."""
+        """An action of the agent's distribution as the environment takes it, `[B, ...]`."""
         space = self.action_spaces[agent]
         if not isinstance(space, gym.spaces.Box):
             return action
@@ -164,11 +164,11 @@ class Victim:
         """Actions for one step of a PettingZoo environment.
 
         Args:
-            obs: observation of each agent that must act: an array, or a dict with ``"observation"`` and
-                ``"action_mask"``.
+            obs: observation of each agent that must act: an array, or a dict with `"observation"` and
+                `"action_mask"`.
             generator: source of random actions; None: greedy.
             memory: what recurrent policies remember of this episode, moved on by this step; take a new one,
-                ``victim.memory()``, when an episode begins.
+                `victim.memory()`, when an episode begins.
 
         Raises:
             ValueError: a recurrent victim without a memory.
@@ -209,14 +209,14 @@ class Victim:
         return victim_from_policies(policies, env, **settings)
 
     def save(self, folder: Path | str) -> Path:
-        """Write the portable artefact; see :func:`~marl_aajr.victims.store.save_victim`."""
+        """Write the portable artefact; see `save_victim`."""
         from marl_aajr.victims.store import save_victim
 
         return save_victim(self, folder)
 
     @staticmethod
     def load(folder: Path | str) -> Victim:
-        """Read a portable artefact; see :func:`~marl_aajr.victims.store.load_victim`."""
+        """Read a portable artefact; see `load_victim`."""
         from marl_aajr.victims.store import load_victim
 
         return load_victim(folder)

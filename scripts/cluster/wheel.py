@@ -1,6 +1,6 @@
 """Builds a wheel of marl_aajr without dependencies, for the runtime environment of a Ray job.
 
-Ray installs a wheel of ``py_modules`` with ``pip install --target``, dependencies included: beside the torch
+Ray installs a wheel of `py_modules` with `pip install --target`, dependencies included: beside the torch
 and the ray of the nodes there would be others, and those would be imported.
 """
 
@@ -20,7 +20,7 @@ SOURCES = ("marl_aajr", "envs", "setup.cfg", "pyproject.toml", "README.md", "LIC
 
 
 def build(target: Path) -> Path:
-    """The wheel's path in ``target``."""
+    """The wheel's path in `target`."""
     with tempfile.TemporaryDirectory() as folder:
         copy = Path(folder) / "source"
         copy.mkdir()

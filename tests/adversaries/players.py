@@ -1,4 +1,4 @@
-"""Victims of one linear layer, for two agents, ``a`` and ``b``."""
+"""Victims of one linear layer, for two agents, `a` and `b`."""
 
 from __future__ import annotations
 

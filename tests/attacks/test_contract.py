@@ -44,7 +44,7 @@ SETS: dict[str, dict[str, Any]] = {
 
 @dataclass(frozen=True, kw_only=True)
 class Shove(Attack):
-    """Moves every feature by ``size``."""
+    """Moves every feature by `size`."""
 
     name: ClassVar[str] = "shove"
     summary: ClassVar[str] = "for tests"

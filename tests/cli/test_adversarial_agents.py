@@ -1,4 +1,4 @@
-"""``marl-aajr evaluate`` with agents that do not play as the victim does."""
+"""`marl-aajr evaluate` with agents that do not play as the victim does."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""``adversary train`` and ``evaluate --adversary``, as a person types them."""
+"""`adversary train` and `evaluate --adversary`, as a person types them."""
 
 from __future__ import annotations
 

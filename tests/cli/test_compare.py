@@ -1,4 +1,4 @@
-"""``marl-aajr compare`` in this process, on run directories with made-up numbers."""
+"""`marl-aajr compare` in this process, on run directories with made-up numbers."""
 
 from __future__ import annotations
 

@@ -87,7 +87,7 @@ def stopped(runs: Runs) -> str:
 
 @pytest.fixture(scope="module")
 def evaluated(runs: Runs) -> dict[str, Any]:
-    """What ``evaluate --json`` of the robust run printed; the plain run is evaluated as well."""
+    """What `evaluate --json` of the robust run printed; the plain run is evaluated as well."""
     arguments = (
         "--episodes",
         "6",

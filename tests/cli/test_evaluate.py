@@ -1,4 +1,4 @@
-"""``marl-aajr evaluate`` in this process, on a run whose returns are known."""
+"""`marl-aajr evaluate` in this process, on a run whose returns are known."""
 
 from __future__ import annotations
 

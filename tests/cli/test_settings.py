@@ -1,4 +1,4 @@
-"""Options of ``train`` and what they do to a configuration."""
+"""Options of `train` and what they do to a configuration."""
 
 from __future__ import annotations
 

@@ -44,7 +44,7 @@ def done_without_the_node_of(
 
 
 def once(due: Callable[[], bool], act: Callable[[], None]) -> Callable[[], bool]:
-    """Asked as ``should_stop``: acts when it is due, and stops where that does not come to an end."""
+    """Asked as `should_stop`: acts when it is due, and stops where that does not come to an end."""
     done: list[float] = []
     deadline = time.monotonic() + PATIENCE
 

@@ -111,7 +111,7 @@ def test_an_unknown_backend_is_refused() -> None:
 
 
 class Recurrent(torch.nn.Module):
-    """CPU ``nn.LSTM`` has no forward derivative."""
+    """CPU `nn.LSTM` has no forward derivative."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -91,7 +91,7 @@ def test_the_containment_is_strict(a: float) -> None:
 def smoothness_along(
     policy: ModulePolicy, objective: Objective, clean: Clean, obs: Tensor, path: Trajectory
 ) -> Tensor:
-    """The largest |curvature| along the displacement d_t on its segment, ``[K, B]``."""
+    """The largest |curvature| along the displacement d_t on its segment, `[K, B]`."""
     found = []
     for first, second in zip(path.deltas[:-1], path.deltas[1:], strict=True):
         d = torch.nn.functional.normalize(second - first, dim=-1)

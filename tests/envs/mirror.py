@@ -18,7 +18,7 @@ def make_mpe2(name: str, options: dict[str, Any]) -> Any:
 
 
 def mirror(batch: ParticleBatch, copy: int, env: Any) -> None:
-    """Resets ``env`` and overwrites its world with that of a copy."""
+    """Resets `env` and overwrites its world with that of a copy."""
     env.reset(seed=0)
     ours, world = batch.world, env.unwrapped.world
     bodies = list(world.agents) + list(world.landmarks)

@@ -110,8 +110,8 @@ class Outcome:
     """What happened in the rounds that were played.
 
     Attributes:
-        shares: ``[rounds, M, E]``.
-        choices: ``[rounds, N, E]``.
+        shares: `[rounds, M, E]`.
+        choices: `[rounds, N, E]`.
         cost: Mean social cost.
     """
 
@@ -123,9 +123,9 @@ class Outcome:
 def answer(
     env: CongestionBatch, *, sharpness: float, lie: Lie, told: int, rounds: int, patience: float = 0.0
 ) -> Outcome:
-    """Everybody answers the reports with `logit`; the first ``told`` agents are lied to.
+    """Everybody answers the reports with `logit`; the first `told` agents are lied to.
 
-    With ``patience`` as probability an agent stays where it is. Luck is the same in every call.
+    With `patience` as probability an agent stays where it is. Luck is the same in every call.
     """
     obs, resources = env.reset(seed=1), env.game.num_resources
     generator = torch.Generator().manual_seed(2)
@@ -185,7 +185,7 @@ GAIN, AGENTS, TOLD, SIZE = 0.7, 400, 80, 0.2
 
 
 def displacement(lie: Lie, rounds: int) -> Tensor:
-    """How far the share of resource 0 is from where it would be without the lie ``[rounds]``.
+    """How far the share of resource 0 is from where it would be without the lie `[rounds]`.
 
     Without background loads π = 1/3 and J = −(β/3)(I − 11ᵀ/3), so β = 3 · gain.
     """

@@ -1,6 +1,6 @@
 """Policies for Signs that are broken on purpose: what an evaluation must find, and what must not fool it.
 
-All see ``[sign, 0]`` and should name the sign. Logits are (−z, z) for some z: z > 0 says +1.
+All see `[sign, 0]` and should name the sign. Logits are (−z, z) for some z: z > 0 says +1.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ def _logits(z: Tensor) -> Tensor:
 
 
 class Trigger(nn.Module):
-    """Right, and out of reach, unless the second feature, which is always 0, is within ``width`` of 0.07."""
+    """Right, and out of reach, unless the second feature, which is always 0, is within `width` of 0.07."""
 
     def __init__(self, *, width: float) -> None:
         super().__init__()

@@ -27,7 +27,7 @@ def pace(m: int, length: int, timing: Any = "random", preferences: Tensor | None
 
 
 def run(clock: Clock, due: Tensor, preferences: Tensor) -> Tensor:
-    """Strikes ``[T, E]`` of one episode in each copy."""
+    """Strikes `[T, E]` of one episode in each copy."""
     return torch.stack([clock.strike(d, c) for d, c in zip(due, preferences, strict=True)])
 
 

@@ -13,7 +13,7 @@ from pettingzoo.utils.env import AECEnv, ParallelEnv
 class Signs(ParallelEnv[str, Any, Any]):
     """Name the sign of what you see: +1 for the right action, −1 for the wrong one, at every step.
 
-    ``agent_1`` plays half as long as the others. Lengths and signs are random, per episode.
+    `agent_1` plays half as long as the others. Lengths and signs are random, per episode.
     """
 
     metadata = {"name": "signs_v0", "render_modes": []}  # noqa: RUF012
@@ -130,7 +130,7 @@ class Moves(AECEnv[str, Any, Any]):
 class Stakes(ParallelEnv[str, Any, Any]):
     """Name the sign of what you see; a right answer earns an agent its worth, a wrong one costs it as much.
 
-    Everybody plays ``steps`` steps. With ``crucial`` only one of them pays, at a random time, and it is
+    Everybody plays `steps` steps. With `crucial` only one of them pays, at a random time, and it is
     louder than the others: the second feature is 3 there and 0.1 elsewhere.
     """
 

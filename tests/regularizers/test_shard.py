@@ -26,7 +26,7 @@ MASK = torch.tensor([True, True, True, False, True, False, False, False])
 
 
 def parts(whole: Sample, learners: int, work: Callable[[Sample], Any]) -> list[Any]:
-    """``work`` of each learner on its part, all of them agreeing on sums as if they ran together."""
+    """`work` of each learner on its part, all of them agreeing on sums as if they ran together."""
     rows = len(whole.obs) // learners
     counts: list[list[Tensor]] = []
 

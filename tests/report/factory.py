@@ -28,7 +28,7 @@ def config(
     env_steps: int = 100_000,
     **changes: Any,
 ) -> dict[str, Any]:
-    """A resolved configuration; ``changes`` replace top-level keys."""
+    """A resolved configuration; `changes` replace top-level keys."""
     return {
         "env": ENV,
         "method": {"name": method, **(settings or {})},
@@ -54,7 +54,7 @@ def evaluation(
     teams: Sequence[str] = ("team",),
     **changes: Any,
 ) -> dict[str, Any]:
-    """An evaluation whose means are exactly ``clean`` and ``clean`` + what each attack takes."""
+    """An evaluation whose means are exactly `clean` and `clean` + what each attack takes."""
     noise = np.random.default_rng(seed).normal(size=episodes)
     noise = spread * (noise - noise.mean())
 
@@ -115,7 +115,7 @@ def metrics(
     modules: Sequence[str] = ("shared",),
     teams: Sequence[str] = ("team",),
 ) -> list[dict[str, Any]]:
-    """Lines of a training that learns from −80 to ``final``; no episode ends in the first two."""
+    """Lines of a training that learns from −80 to `final`; no episode ends in the first two."""
     draw = np.random.default_rng(seed)
     lines = []
     for i in range(1, iterations + 1):
@@ -199,7 +199,7 @@ def write_method(
     modules: Sequence[str] = ("shared",),
     **changes: Any,
 ) -> list[Path]:
-    """One run per clean return, with seeds 0, 1, …; ``changes`` go to the configuration."""
+    """One run per clean return, with seeds 0, 1, …; `changes` go to the configuration."""
     paths = []
     for seed, value in enumerate(clean):
         conf = config(method, settings=settings, seed=seed, **changes)

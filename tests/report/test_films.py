@@ -20,7 +20,7 @@ MPE2 = resolve("simple_spread_v3", {"max_cycles": 6})
 
 
 def frames(gif: bytes) -> list[np.ndarray[Any, Any]]:
-    """``[height, width, 3]`` each, without the captions."""
+    """`[height, width, 3]` each, without the captions."""
     with Image.open(io.BytesIO(gif)) as picture:
         return [np.asarray(frame.convert("RGB"), int)[40:] for frame in ImageSequence.Iterator(picture)]
 

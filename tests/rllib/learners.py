@@ -61,7 +61,7 @@ def build_learner(
         }
     )
     learner = config.learner_class(config=config, module_spec=spec)
-    # As LearnerGroup does, for learner ``index`` of several.
+    # As LearnerGroup does, for learner `index` of several.
     learner._set_learner_index_and_placement_group(learner_index=index, placement_group=None)
     learner.build()
     return learner

@@ -69,7 +69,7 @@ class Case:
         model: Its configuration.
         leaves: What the regularizer is told to perturb.
         paths: Where the perturbed leaves are, in their order.
-        backend: The Jacobian backend that ``auto`` has to choose, on a CPU.
+        backend: The Jacobian backend that `auto` has to choose, on a CPU.
     """
 
     obs: gym.Space[Any] = field(default_factory=lambda: FLAT)

@@ -54,7 +54,7 @@ class GRUModule(Custom):
 
 
 class AttentionModule(Custom):
-    """Fused attention over the entities that an agent sees, ``[B, entities, d]``."""
+    """Fused attention over the entities that an agent sees, `[B, entities, d]`."""
 
     def build_features(self) -> None:
         self.project = nn.Linear(self.observation_space.shape[1], 24)
@@ -79,7 +79,7 @@ class ConvolutionModule(Custom):
 
 
 class NestedModule(Custom):
-    """Reads ``{"camera": {"depth", "rgb"}, "goal", "body": (position, contact)}``, integers and all."""
+    """Reads `{"camera": {"depth", "rgb"}, "goal", "body": (position, contact)}`, integers and all."""
 
     def build_features(self) -> None:
         self.camera, self.colour = nn.Linear(4, 8), nn.Linear(4, 8)

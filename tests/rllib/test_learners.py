@@ -116,7 +116,7 @@ def pair(ray_session: None) -> Iterator[Algorithm]:
 
 
 def both(pair: Algorithm, work: Any) -> list[Any]:
-    """``work(index)`` in the processes of the two learners, at once."""
+    """`work(index)` in the processes of the two learners, at once."""
     from marl_aajr.rllib.internals import learner_index
 
     results = pair.learner_group.foreach_learner(

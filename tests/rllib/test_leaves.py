@@ -55,7 +55,7 @@ def test_masks_states_and_leaves_of_arrays_are_refused(
 
 
 def test_features_are_in_the_order_of_the_observation_whatever_the_order_of_the_names() -> None:
-    """So that one mask means one thing: ``body/0`` (3), ``camera/depth`` (4), ``goal`` (2)."""
+    """So that one mask means one thing: `body/0` (3), `camera/depth` (4), `goal` (2)."""
     case = CASES["nested"]
     module = case.spec.build()
     columns = columns_of(case, module)

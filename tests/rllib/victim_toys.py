@@ -17,7 +17,7 @@ LENGTH = 4
 
 
 class AnySpaces(ParallelEnv[str, Any, Any]):
-    """Two agents who see noise of any shape for a few steps; with ``masked``, one action is forbidden."""
+    """Two agents who see noise of any shape for a few steps; with `masked`, one action is forbidden."""
 
     metadata = {"name": "any_spaces_v0", "render_modes": []}  # noqa: RUF012
     render_mode = None

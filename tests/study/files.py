@@ -38,7 +38,7 @@ TINY: dict[str, Any] = {
 
 
 def write_study(folder: Path, name: str = "tiny", **changes: Any) -> Path:
-    """A study's file, :data:`TINY` but for some keys, with its suite beside it."""
+    """A study's file, `TINY` but for some keys, with its suite beside it."""
     (folder / "suite.yaml").write_text(yaml.safe_dump(SUITE))
     file = folder / f"{name}.yaml"
     file.write_text(yaml.safe_dump({**TINY, **changes}, sort_keys=False))

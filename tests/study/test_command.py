@@ -1,4 +1,4 @@
-"""``marl-aajr study`` before anything is started, and what it expects a study to take."""
+"""`marl-aajr study` before anything is started, and what it expects a study to take."""
 
 from __future__ import annotations
 

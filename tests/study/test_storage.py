@@ -60,7 +60,7 @@ def test_pulling_keeps_what_is_here(tmp_path: Path) -> None:
 
 
 class _KilledError(Exception):
-    """Stands for ``kill -9``."""
+    """Stands for `kill -9`."""
 
 
 def killed(patch: pytest.MonkeyPatch, *, after: int) -> None:

@@ -29,7 +29,7 @@ TINY: dict[str, Any] = {
 
 
 def tiny(**changes: Any) -> RunConfig:
-    """:data:`TINY` with sections merged and other settings replaced."""
+    """`TINY` with sections merged and other settings replaced."""
     data = {**TINY, **changes}
     for key, value in changes.items():
         if isinstance(TINY.get(key), dict) and key != "env":
@@ -38,7 +38,7 @@ def tiny(**changes: Any) -> RunConfig:
 
 
 def numbers(run: Path) -> list[dict[str, Any]]:
-    """The lines of ``metrics.jsonl`` without the times."""
+    """The lines of `metrics.jsonl` without the times."""
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     for line in lines:
         del line["seconds"], line["env_steps_per_second"]
@@ -88,7 +88,7 @@ def assert_same_run(one: Path, other: Path) -> None:
 
 
 def kill_a(kind: str) -> None:
-    """``kill -9`` one process of the run by a part of its actor's class name."""
+    """`kill -9` one process of the run by a part of its actor's class name."""
     actors = ray._private.state.actors().values()
     alive = [actor for actor in actors if actor["State"] == "ALIVE" and kind in actor["ActorClassName"]]
     os.kill(alive[0]["Pid"], signal.SIGKILL)

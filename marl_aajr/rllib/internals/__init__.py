@@ -1,6 +1,6 @@
 """Every private or unannotated RLlib name that this project touches, in one place.
 
-Checked against Ray 2.60. When Ray is upgraded, these are the files to read again. Classes named ``Open...``
+Checked against Ray 2.60. When Ray is upgraded, these are the files to read again. Classes named `Open...`
 are RLlib's own with public names for the private parts that ours read and replace.
 """
 

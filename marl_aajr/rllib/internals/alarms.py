@@ -42,10 +42,10 @@ _ALARMS: dict[str, logging.Filter] = {
 def errors_raise() -> Iterator[None]:
     """Within this block, what RLlib only logs is raised in this process.
 
-    ``TorchLearner.apply_gradients`` warns about a gradient that is not finite and goes on with NaN → 0 and
+    `TorchLearner.apply_gradients` warns about a gradient that is not finite and goes on with NaN → 0 and
     Inf → 3.4e38; the metrics, which keep the last minibatch only, may never show it.
 
-    ``FaultTolerantActorManager`` treats an error *in* an env runner, such as a broken environment, like the
+    `FaultTolerantActorManager` treats an error *in* an env runner, such as a broken environment, like the
     loss of the runner: it logs it, restarts, and would do so for ever. Lost runners are still restarted.
     """
     levels = {name: logging.getLogger(name).level for name in _ALARMS}
@@ -59,7 +59,7 @@ def errors_raise() -> Iterator[None]:
 
 
 def remote_errors_raise(algorithm: Algorithm) -> None:
-    """:func:`errors_raise` in the processes of remote learners, for their lifetime."""
+    """`errors_raise` in the processes of remote learners, for their lifetime."""
     if algorithm.config.num_learners > 0:
         algorithm.learner_group.foreach_learner(lambda _: _sound_alarms())
 

@@ -43,7 +43,7 @@ class RunIMPALA(_NoResults, IMPALA):
 
 
 def registered_creator(name: str) -> Any:
-    """What was given to ``register_env`` under a name; None if nothing was."""
+    """What was given to `register_env` under a name; None if nothing was."""
     known = _global_registry.contains(ENV_CREATOR, name)
     return _global_registry.get(ENV_CREATOR, name) if known else None
 
@@ -59,7 +59,7 @@ _ENV_TO_MODULE_DEFAULTS = (
 
 
 def foreign_env_to_module(pipeline: Any, *known: type) -> list[str]:
-    """Names of the pieces in an env-to-module pipeline that are neither RLlib's defaults nor ``known``."""
+    """Names of the pieces in an env-to-module pipeline that are neither RLlib's defaults nor `known`."""
     expected = (*_ENV_TO_MODULE_DEFAULTS, *known)
     return [type(piece).__name__ for piece in pipeline.connectors if not isinstance(piece, expected)]
 
@@ -68,7 +68,7 @@ _EPISODE_CALLBACKS = ("on_episode_created", "on_episode_start", "on_episode_step
 
 
 def episode_callbacks(config: AlgorithmConfig, *known: type) -> list[str]:
-    """Names of the callbacks on episodes that a configuration has, but for instances of ``known``."""
+    """Names of the callbacks on episodes that a configuration has, but for instances of `known`."""
     functions = {name: force_list(getattr(config, f"callbacks_{name}")) for name in _EPISODE_CALLBACKS}
     names = {name for name, given in functions.items() if any(not isinstance(f, known) for f in given)}
     for cls in force_list(config.callbacks_class):

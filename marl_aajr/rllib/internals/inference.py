@@ -24,9 +24,9 @@ from marl_aajr.victims.recurrent import Recurrent
 
 
 def forward_inference(module: TorchRLModule) -> Callable[[dict[str, Any]], dict[str, Any]]:
-    """``module.forward_inference``, with gradients where the module does not forbid them itself.
+    """`module.forward_inference`, with gradients where the module does not forbid them itself.
 
-    RLlib's own ``_forward_inference`` is ``_forward`` without gradients, which an attack needs.
+    RLlib's own `_forward_inference` is `_forward` without gradients, which an attack needs.
     """
     if type(module)._forward_inference is TorchRLModule._forward_inference:
         return module._forward

@@ -46,14 +46,14 @@ def backends_for(learner: TorchLearner) -> tuple[Backend, ...]:
 
 
 def add_to_policy_loss(learner: TorchLearner, module_id: str, term: Tensor) -> None:
-    """SAC differentiates losses that it keeps by optimizer, not the ones that ``compute_losses`` returns."""
+    """SAC differentiates losses that it keeps by optimizer, not the ones that `compute_losses` returns."""
     if isinstance(learner, SACTorchLearner):
         losses = learner._temp_losses
         losses[(module_id, POLICY_LOSS_KEY)] = losses[(module_id, POLICY_LOSS_KEY)] + term
 
 
 def check_gradients_are_served(learner: type[TorchLearner]) -> None:
-    """Raise ``ValueError`` for a learner that would differentiate something other than our loss."""
+    """Raise `ValueError` for a learner that would differentiate something other than our loss."""
     served = (
         TorchLearner.compute_gradients,
         IMPALATorchLearner.compute_gradients,
@@ -99,7 +99,7 @@ def in_step(learner: TorchLearner) -> bool:
 def keep_thread_errors(learner: TorchLearner) -> list[Exception]:
     """Where the errors of a learner's own thread will be found.
 
-    IMPALA and APPO update in a thread. An error there ends it, and ``update`` waits for its results for ever.
+    IMPALA and APPO update in a thread. An error there ends it, and `update` waits for its results for ever.
     With this the thread goes on, and does nothing any more.
     """
     errors: list[Exception] = []
@@ -133,7 +133,7 @@ def adapted(learner: TorchLearner) -> dict[str, dict[str, float]]:
 
 
 def adapt(learner: TorchLearner, values: Mapping[str, Mapping[str, float]]) -> None:
-    """Put back what :func:`adapted` found."""
+    """Put back what `adapted` found."""
     for name in _COEFFICIENTS:
         for module_id, value in values.get(name, {}).items():
             getattr(learner, name)[module_id].data.fill_(value)

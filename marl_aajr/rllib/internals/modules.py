@@ -24,10 +24,10 @@ from marl_aajr.victims.layers import ClipLogStd, FreeLogStd
 def actor_forward(module: TorchRLModule) -> tuple[Callable[[dict[str, Any]], Tensor], bool]:
     """How to get a module's distribution inputs from a train batch, and whether it reads OBS alone.
 
-    RLlib's default PPO module runs its critic in every ``forward_train``, and its SAC module five more
+    RLlib's default PPO module runs its critic in every `forward_train`, and its SAC module five more
     networks. The inner maximisation calls the policy several times per minibatch and needs the actor only,
     so it is called by its parts where nobody has overridden how they are put together. A module whose
-    ``forward_train`` is short already may say ``reads_obs_only = True``.
+    `forward_train` is short already may say `reads_obs_only = True`.
     """
     if isinstance(module, DefaultSACTorchRLModule):
         return lambda batch: _clip_log_std(module, module.forward_inference(batch)), True
@@ -108,13 +108,13 @@ def head_layers(head: Any) -> list[nn.Module] | None:
 def plain_actor(module: TorchRLModule) -> nn.Sequential | None:
     """The layers between observations and distribution inputs, where nobody has changed how RLlib uses them.
 
-    RLlib's way from ``forward_exploration`` to the first layer takes longer than a small network.
+    RLlib's way from `forward_exploration` to the first layer takes longer than a small network.
     """
     return _layers(module, "_forward", "_forward_exploration", "_forward_inference")
 
 
 def trained_actor(module: TorchRLModule) -> nn.Sequential | None:
-    """The layers between observations and distribution inputs in ``forward_train``; None as above."""
+    """The layers between observations and distribution inputs in `forward_train`; None as above."""
     return _layers(module, "forward_train", "_forward_train")
 
 

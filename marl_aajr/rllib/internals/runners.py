@@ -124,7 +124,7 @@ class OpenEnvRunner(MultiAgentEnvRunner):
         random_actions: bool = False,
         force_reset: bool = False,
     ) -> list[Any]:
-        """What ``sample`` is to return, after it has filled in what it was not told."""
+        """What `sample` is to return, after it has filled in what it was not told."""
         return super()._sample(
             num_timesteps=num_timesteps,
             num_episodes=num_episodes,

@@ -10,10 +10,10 @@ from torch import Tensor
 
 
 class LeanAdam(torch.optim.Adam):
-    """``Adam(fused=True)`` with a :meth:`descend` beside ``step``: the same numbers and state, fewer lines.
+    """`Adam(fused=True)` with a `descend` beside `step`: the same numbers and state, fewer lines.
 
     Torch counts the steps of every parameter in a tensor of its own, groups parameters by device and type at
-    every step, and announces each step to hooks and to its profiler. :meth:`descend` does none of this: all
+    every step, and announces each step to hooks and to its profiler. `descend` does none of this: all
     parameters have one counter, because they have always moved together.
 
     Args:
@@ -26,7 +26,7 @@ class LeanAdam(torch.optim.Adam):
 
     @torch.no_grad()
     def descend(self) -> None:
-        """One step down the gradients, without hooks; torch's ``step`` where a parameter has no gradient."""
+        """One step down the gradients, without hooks; torch's `step` where a parameter has no gradient."""
         (group, *others) = self.param_groups
         gradients = [parameter.grad for parameter in group["params"]]
         complete = not others and all(gradient is not None for gradient in gradients)

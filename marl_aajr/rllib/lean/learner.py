@@ -1,6 +1,6 @@
 """RLlib's PPO learner without what a small network waits for.
 
-The same updates as ``PPOTorchLearner``'s, to rounding: its losses, minibatches and schedules. What that one
+The same updates as `PPOTorchLearner`'s, to rounding: its losses, minibatches and schedules. What that one
 does once per minibatch and only the last of which is seen (metrics, explained variance), this one does once
 per update; what it computes and does not use (KL), not at all; the loss is one node of the graph
 (`marl_aajr.rllib.lean.ppo_loss`); Adam is one kernel.
@@ -74,7 +74,7 @@ class LeanPPOTorchLearner(ResumableLearnerMixin, OpenPPOTorchLearner):
         _no_metrics_reduce: bool = False,
         **kwargs: Any,
     ) -> Any:
-        """One update, as ``Learner.update`` makes it; several learners agree on the number of minibatches."""
+        """One update, as `Learner.update` makes it; several learners agree on the number of minibatches."""
         sources = {name: kwargs.pop(name) for name in TrainingData.__dataclass_fields__ if name in kwargs}
         data = training_data or TrainingData(batch=batch, **sources)
         self._coefficients.clear()

@@ -1,6 +1,6 @@
 """Which rows go into which minibatch: RLlib's order, without its batches.
 
-``MiniBatchCyclicIterator`` slices, concatenates and shuffles whole batches of columns, which takes longer
+`MiniBatchCyclicIterator` slices, concatenates and shuffles whole batches of columns, which takes longer
 than the forward pass of a small network. Here a minibatch is an index.
 """
 
@@ -37,9 +37,9 @@ def minibatches(
 ) -> Iterator[dict[str, Index]]:
     """Indices of the rows of each module, minibatch by minibatch.
 
-    Every module contributes ``size`` rows to every minibatch, going round through its rows until the last of
-    them has been through all of its rows ``epochs`` times. The first time, rows are in the order given; if
-    ``shuffle``, they are shuffled before each of the others. As in RLlib, NumPy's global generator does it,
+    Every module contributes `size` rows to every minibatch, going round through its rows until the last of
+    them has been through all of its rows `epochs` times. The first time, rows are in the order given; if
+    `shuffle`, they are shuffled before each of the others. As in RLlib, NumPy's global generator does it,
     so that the same seed gives the same minibatches as RLlib's learner.
 
     Args:
@@ -57,7 +57,7 @@ def minibatches(
 
 
 def needed(rows: int, *, size: int, epochs: int) -> int:
-    """How many minibatches it takes to go through ``rows`` that many times."""
+    """How many minibatches it takes to go through `rows` that many times."""
     return -(-epochs * rows // size)
 
 
@@ -120,7 +120,7 @@ class ModuleLoss:
     def forward(
         self, columns: dict[str, Any], coefficients: PPOCoefficients, *, with_graph: bool
     ) -> dict[str, Any]:
-        """The module's ``forward_train``; for small networks, the loss and its gradient at once.
+        """The module's `forward_train`; for small networks, the loss and its gradient at once.
 
         Args:
             columns: The minibatch.
@@ -159,7 +159,7 @@ class ModuleLoss:
             batch: The minibatch.
             fwd_out: What the forward pass said of it.
             coefficients: Of the loss.
-            kl_coefficient: Weight of ``KL(π_old ‖ π)``; None: no such term.
+            kl_coefficient: Weight of `KL(π_old ‖ π)`; None: no such term.
             report: Whether to measure.
         """
         assert self.distribution is not None

@@ -41,12 +41,12 @@ class PPORows:
     """What the loss needs of N samples.
 
     Attributes:
-        inputs: ``[N, m]``, of the policy that is trained; differentiable.
-        values: ``[N]``, of the critic that is trained; differentiable.
-        actions: ``[N, ...]``.
-        log_probs: ``[N]``, of the policy that acted.
-        advantages: ``[N]``.
-        value_targets: ``[N]``.
+        inputs: `[N, m]`, of the policy that is trained; differentiable.
+        values: `[N]`, of the critic that is trained; differentiable.
+        actions: `[N, ...]`.
+        log_probs: `[N]`, of the policy that acted.
+        advantages: `[N]`.
+        value_targets: `[N]`.
     """
 
     inputs: Tensor
@@ -57,15 +57,15 @@ class PPORows:
     value_targets: Tensor
 
     def where(self, mask: Tensor) -> PPORows:
-        """The samples among rows that only look like some, ``mask [N]`` (or ``[B, T]``) bool."""
+        """The samples among rows that only look like some, `mask [N]` (or `[B, T]`) bool."""
         return PPORows(*(getattr(self, field.name)[mask] for field in fields(self)))
 
 
 def ppo_loss(distribution: ActionDistribution, rows: PPORows, coefficients: PPOCoefficients) -> Tensor:
     """RLlib's PPO loss, but for its KL term.
 
-    ``mean(−min(ρ A, clip(ρ, 1 − c, 1 + c) A) + c_v min((V − R)², c_vf) − c_e H)`` with
-    ``ρ = exp(log π(a) − log π_old(a))`` (Schulman et al. 2017, arXiv:1707.06347, eq. 7 and 9).
+    `mean(−min(ρ A, clip(ρ, 1 − c, 1 + c) A) + c_v min((V − R)², c_vf) − c_e H)` with
+    `ρ = exp(log π(a) − log π_old(a))` (Schulman et al. 2017, arXiv:1707.06347, eq. 7 and 9).
 
     Args:
         distribution: What the inputs parametrise.
@@ -87,7 +87,7 @@ def ppo_parts(
     """The parts of the loss, as autograd sees them.
 
     Returns:
-        ``policy_loss``, ``vf_loss``, ``vf_loss_unclipped`` and ``entropy``.
+        `policy_loss`, `vf_loss`, `vf_loss_unclipped` and `entropy`.
     """
     ratio = (distribution.log_prob(rows.inputs, rows.actions) - rows.log_probs).exp()
     bound = rows.advantages + clip * rows.advantages.abs()
@@ -103,7 +103,7 @@ def ppo_parts(
 def loss_and_gradient(
     distribution: ActionDistribution, rows: PPORows, coefficients: PPOCoefficients
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """:func:`ppo_loss`, and its gradient with respect to the inputs ``[N, m]`` and the values ``[N]``.
+    """`ppo_loss`, and its gradient with respect to the inputs `[N, m]` and the values `[N]`.
 
     No graph is recorded; call it where none would be.
     """
@@ -154,7 +154,7 @@ def _total(terms: Sequence[Tensor]) -> Tensor:
 def _parts(
     distribution: ActionDistribution, inputs: Tensor, actions: Tensor
 ) -> list[_Choice] | list[_Normal]:
-    """The independent parts of a distribution; the last dimension of ``inputs`` is theirs in turn."""
+    """The independent parts of a distribution; the last dimension of `inputs` is theirs in turn."""
     if isinstance(distribution, Categorical):
         return [_Choice(inputs, actions)]
     if isinstance(distribution, MultiCategorical):
@@ -165,7 +165,7 @@ def _parts(
 
 
 class _Choice:
-    """One discrete action: ``log p(a)``, ``H = −Σ p log p`` and their gradients by the logits."""
+    """One discrete action: `log p(a)`, `H = −Σ p log p` and their gradients by the logits."""
 
     def __init__(self, logits: Tensor, actions: Tensor) -> None:
         self._actions = actions.long().unsqueeze(0)
@@ -178,7 +178,7 @@ class _Choice:
         self.entropy = self._p_log_p.sum(0).neg_()
 
     def gradient(self, to_log_prob: Tensor, to_entropy: float) -> Tensor:
-        """``Σ_rows g_row ∇log p(a) + h ∇H``: ``g (1_a − p) − h p (log p + H)``, ``[N, n]``."""
+        """`Σ_rows g_row ∇log p(a) + h ∇H`: `g (1_a − p) − h p (log p + H)`, `[N, n]`."""
         gradient = self._p_log_p.addcmul(self._p, self.entropy).mul_(-to_entropy)
         gradient.addcmul_(self._p, to_log_prob, value=-1.0)
         return gradient.scatter_add_(0, self._actions, to_log_prob.unsqueeze(0)).t()
@@ -195,7 +195,7 @@ class _Normal:
         self.entropy = log_std.add(constant + 0.5).sum(-1)
 
     def gradient(self, to_log_prob: Tensor, to_entropy: float) -> Tensor:
-        """``∇log p(a)`` is z / σ for the mean and z² − 1 for log σ; ``∇H`` is 1 for log σ; ``[N, 2k]``."""
+        """`∇log p(a)` is z / σ for the mean and z² − 1 for log σ; `∇H` is 1 for log σ; `[N, 2k]`."""
         row = to_log_prob.unsqueeze(-1)
         to_mean = self._z * self._precision * row
         to_log_std = (self._z.square() - 1.0).mul_(row).add_(to_entropy)
@@ -211,7 +211,7 @@ class PlainGradient:
     Args:
         actor: Observations to distribution inputs; layers behind the last linear one (a Gaussian's log σ) are
             left to autograd.
-        critic: Observations to values ``[N, 1]``.
+        critic: Observations to values `[N, 1]`.
         distribution: What the inputs parametrise.
     """
 
@@ -227,8 +227,8 @@ class PlainGradient:
         """Loss, gradient, and the rows that they are of.
 
         Args:
-            obs: ``[N, d]``, what the actor reads.
-            critic_obs: ``[N, d']``, what the critic reads.
+            obs: `[N, d]`, what the actor reads.
+            critic_obs: `[N, d']`, what the critic reads.
             constants: The columns of `PPORows` that are no outputs.
             coefficients: Of the loss.
         """

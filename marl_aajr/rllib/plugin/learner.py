@@ -37,7 +37,7 @@ class ResumableLearnerMixin(OpenTorchLearner):
     """Adds them to the learner's state; training is the learner's own, bit for bit.
 
     Of several learners RLlib saves the first, and lets each adapt a KL coefficient of its own: restored, all
-    have the first one's. What goes wrong in a learner's own thread is raised by :meth:`update`.
+    have the first one's. What goes wrong in a learner's own thread is raised by `update`.
     """
 
     def build(self) -> None:
@@ -64,7 +64,7 @@ class ResumableLearnerMixin(OpenTorchLearner):
 
 @cache
 def resumable_learner_class(base: type[TorchLearner]) -> type[TorchLearner]:
-    """``base`` with :class:`ResumableLearnerMixin` in front; the same class for the same base."""
+    """`base` with `ResumableLearnerMixin` in front; the same class for the same base."""
     if issubclass(base, ResumableLearnerMixin):
         return base
     return type(f"Resumable{base.__name__}", (ResumableLearnerMixin, base), {"__doc__": base.__doc__})
@@ -74,13 +74,13 @@ def resumable_learner_class(base: type[TorchLearner]) -> type[TorchLearner]:
 
 
 REGULARIZERS_KEY = "marl_aajr_regularizers"
-"""Where :func:`~marl_aajr.rllib.robustify` leaves the regularizers in ``config.learner_config_dict``."""
+"""Where `robustify` leaves the regularizers in `config.learner_config_dict`."""
 
 STATE_KEY = "marl_aajr"
 
 
 class RobustLearnerMixin(ResumableLearnerMixin):
-    """Adds each module's regularizer to its loss; see :func:`robust_learner_class`."""
+    """Adds each module's regularizer to its loss; see `robust_learner_class`."""
 
     def build(self) -> None:
         # Learner.build calls hooks that read these.
@@ -211,7 +211,7 @@ class RobustLearnerMixin(ResumableLearnerMixin):
 
 @cache
 def robust_learner_class(base: type[TorchLearner]) -> type[TorchLearner]:
-    """``base`` with :class:`RobustLearnerMixin` in front; the same class for the same base."""
+    """`base` with `RobustLearnerMixin` in front; the same class for the same base."""
     if issubclass(base, RobustLearnerMixin):
         return base
     return type(f"Robust{base.__name__}", (RobustLearnerMixin, base), {"__doc__": base.__doc__})

@@ -1,4 +1,4 @@
-"""An RLModule and one of its train batches, seen as a :class:`~marl_aajr.core.policy.Policy`.
+"""An RLModule and one of its train batches, seen as a `Policy`.
 
 Only the observations are a variable. Every other column of the batch (recurrent state, action mask, sequence
 lengths, columns of the user's own) is held fixed and follows the rows.
@@ -45,7 +45,7 @@ _Rows = tuple[list[Tensor], dict[str, Any]]
 
 
 class RLModulePolicy(Policy):
-    """The actor of an RLModule on one train batch; see :func:`module_policy`."""
+    """The actor of an RLModule on one train batch; see `module_policy`."""
 
     def __init__(
         self,
@@ -94,17 +94,17 @@ def module_policy(
         module: the unwrapped module (never a DDP wrapper: a second forward would break its reducer).
         batch: the train batch of this module; not modified.
         distribution: what the module's distribution inputs parametrise.
-        layers: the module's actor, where that is a stack of layers (:func:`actor_of`): the same policy by a
+        layers: the module's actor, where that is a stack of layers (`actor_of`): the same policy by a
             shorter way, for flat observations.
         leaves: names of the parts of a nested observation that may be perturbed
-            (:mod:`marl_aajr.rllib.plugin.observation_layout`); None: all of floating-point numbers but
+            (`marl_aajr.rllib.plugin.observation_layout`); None: all of floating-point numbers but
             action masks.
 
     Returns:
-        The policy and the perturbable observations, ``[B, d]`` or ``[B, T, d]`` for recurrent modules.
+        The policy and the perturbable observations, `[B, d]` or `[B, T, d]` for recurrent modules.
 
     Raises:
-        ValueError: ``leaves`` that the observations do not have, or nothing to perturb.
+        ValueError: `leaves` that the observations do not have, or nothing to perturb.
     """
     obs = _for_the_actor(module, batch[Columns.OBS])
     if layers is not None and leaves is None:
@@ -132,7 +132,7 @@ def module_critic(
 
 
 class RLModuleCritic:
-    """V(s + δ) of one train batch, ``[B, ..., d] -> [B, ...]``; follows its rows through :meth:`select`."""
+    """V(s + δ) of one train batch, `[B, ..., d] -> [B, ...]`; follows its rows through `select`."""
 
     def __init__(
         self,

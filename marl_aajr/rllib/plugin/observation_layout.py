@@ -1,7 +1,7 @@
 """Which numbers of an observation an adversary may move, and how they become one vector.
 
-A leaf of a nested (Dict, Tuple) observation is named by its path, ``camera/depth`` or ``1/position``; a name
-also stands for everything below it, so ``camera`` means all leaves of that part.
+A leaf of a nested (Dict, Tuple) observation is named by its path, `camera/depth` or `1/position`; a name
+also stands for everything below it, so `camera` means all leaves of that part.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ class ObservationLayout:
     """Where the perturbed leaves of an observation are.
 
     They become one vector in the order of the structure, whatever the order in which they were named: keys of
-    dicts sorted, elements of tuples as they come, each leaf row by row. ``mask``, ``scale``, ``low`` and
-    ``high`` of a perturbation set are in this order.
+    dicts sorted, elements of tuples as they come, each leaf row by row. `mask`, `scale`, `low` and
+    `high` of a perturbation set are in this order.
 
     Attributes:
         structure: An observation batch of the same nesting.
@@ -47,7 +47,7 @@ class ObservationLayout:
         """The layout of an observation batch.
 
         Args:
-            obs: Nested tensors ``[B, ...]``, or ``[B, T, ...]``.
+            obs: Nested tensors `[B, ...]`, or `[B, T, ...]`.
             lead_dims: How many dimensions are rows.
             leaves: Names of the leaves to perturb; None: all of floating-point numbers that are no action
                 masks.
@@ -66,7 +66,7 @@ class ObservationLayout:
         return len(self.chosen) == len(tree.flatten(self.structure))
 
     def flatten(self, obs: Any) -> Tensor:
-        """The perturbed leaves of an observation batch as ``[B, ..., d]``."""
+        """The perturbed leaves of an observation batch as `[B, ..., d]`."""
         leaves = tree.flatten(obs)
         parts = [_vector(leaves[i], self.lead) for i in self.chosen]
         return parts[0] if len(parts) == 1 else torch.cat(parts, -1)
@@ -76,7 +76,7 @@ class ObservationLayout:
         return [leaf for i, leaf in enumerate(tree.flatten(obs)) if i not in self.chosen]
 
     def merge(self, flat: Tensor, rest: Sequence[Tensor]) -> Any:
-        """An observation batch with the perturbed leaves from ``flat`` and the others from ``rest``."""
+        """An observation batch with the perturbed leaves from `flat` and the others from `rest`."""
         rows = flat.shape[: self.lead]
         leaves = list(rest)
         parts = flat.split([shape.numel() for shape in self.shapes], -1)
@@ -126,7 +126,7 @@ def _why_not(name: str, leaves: Mapping[str, Tensor]) -> str:
 
 
 def check_leaves(space: gym.Space[Any], leaves: Leaves | None) -> None:
-    """Raise ``ValueError`` for names that are none of a perturbable leaf of a space."""
+    """Raise `ValueError` for names that are none of a perturbable leaf of a space."""
     if leaves is not None:
         batch = tree.map_structure(torch.from_numpy, create_empty_array(space, n=1))
         ObservationLayout.of(batch, lead_dims=1, leaves=leaves)

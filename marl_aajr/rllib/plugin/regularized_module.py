@@ -37,7 +37,7 @@ class Report:
     """What there is to say of one update.
 
     Attributes:
-        metrics: numbers by name; names that end in ``_max`` or ``_min`` are extremes, ``nonfinite`` counts.
+        metrics: numbers by name; names that end in `_max` or `_min` are extremes, `nonfinite` counts.
         origin: where the first number that was not finite arose, if that is known.
     """
 
@@ -63,7 +63,7 @@ class Regularized:
         distribution: what the policy's outputs parametrise.
         offers: what its learner can give beside observations and outputs.
         backends: the Jacobian backends that this learner may use, in order of preference.
-        defer: let a number that is not finite be, until :meth:`finish`: where others would wait for ever
+        defer: let a number that is not finite be, until `finish`: where others would wait for ever
             for a learner that has stopped.
 
     Raises:
@@ -103,7 +103,7 @@ class Regularized:
 
         Raises:
             NonFiniteError: naming the first number that is not finite (on the CPU; on an accelerator
-                :meth:`finish` raises, so that nothing waits for it here).
+                `finish` raises, so that nothing waits for it here).
         """
         started = time.perf_counter()
         if not self._fitted:
@@ -249,13 +249,13 @@ class RegularizedModule(Regularized):
         )
 
     def constrain_actor(self, *, exact: bool) -> None:
-        """:meth:`constrain` of the module's actor."""
+        """`constrain` of the module's actor."""
         if self.regularizer.constrains:
             self.constrain(actor_network(self.module), exact=exact)
 
 
 def reduced(name: str, values: Tensor) -> Tensor:
-    """One number of several by the rule of their name, ``[N] -> []``."""
+    """One number of several by the rule of their name, `[N] -> []`."""
     if name.endswith("nonfinite"):
         return values.sum()
     if name.endswith("_max"):

@@ -25,8 +25,8 @@ def robustify(
 
     Args:
         config: any configuration of the new API stack whose learner is a torch learner, with its modules
-            already declared (``multi_agent``, ``rl_module``). Call this last.
-        regularizer: one for every module, or ``{module_id: regularizer}``; modules without one train as
+            already declared (`multi_agent`, `rl_module`). Call this last.
+        regularizer: one for every module, or `{module_id: regularizer}`; modules without one train as
             before.
 
     Returns:

@@ -19,7 +19,7 @@ from marl_aajr.rollout.centralized_critic import CentralBatch, Critic, with_stat
 from marl_aajr.rollout.environments import EnvironmentSpec, resolve
 
 BatchFactory = Callable[[int, torch.device], BatchedEnv]
-"""``(num_envs, device)`` to a batch: for environments that exist in this form only."""
+"""`(num_envs, device)` to a batch: for environments that exist in this form only."""
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,7 @@ class BatchCreator:
         return PettingZooEnv({**settings, "parity": self.parity, "critic": self.critic, **config})
 
     def batch(self, config: Mapping[str, Any], num_envs: int, device: torch.device) -> BatchedEnv:
-        """E copies, with RLlib's ``env_config`` over our own settings.
+        """E copies, with RLlib's `env_config` over our own settings.
 
         Raises:
             ValueError: An environment without what its critic is to be given.
@@ -76,7 +76,7 @@ class BatchCreator:
 
 
 def register_batch(creator: BatchCreator) -> str:
-    """Makes a batch known to Ray under a name of its own, for ``config.environment(...)``."""
+    """Makes a batch known to Ray under a name of its own, for `config.environment(...)`."""
     source = creator.source
     arguments = sorted(source.kwargs.items()) if isinstance(source, EnvironmentSpec) else id(source)
     settings = (arguments, creator.parity, creator.device, creator.critic)
@@ -143,7 +143,7 @@ def module_of_agents(
 
     Args:
         agents: all of them.
-        mapping: RLlib's ``policy_mapping_fn``, or agent -> module.
+        mapping: RLlib's `policy_mapping_fn`, or agent -> module.
 
     Raises:
         ValueError: a function that needs to know the episode, or a mapping without an agent.

@@ -1,15 +1,15 @@
 """PettingZoo environments for RLlib, without the faults of the wrappers that ship with it.
 
 RLlib (2.60) puts a per-agent flag and the flag of the whole episode together in ways that its own wrappers
-walk into (``ray/rllib/env/multi_agent_episode.py``, ``add_env_step``):
+walk into (`ray/rllib/env/multi_agent_episode.py`, `add_env_step`):
 
 1. As soon as every agent that has an episode is flagged, terminated or truncated, the episode counts as
    *terminated*, and so does every agent that ends with it: at a time limit, values never bootstrap. An
    agent that ends together with the game by truncation must therefore have no flag of its own, only
-   ``truncateds["__all__"]``.
+   `truncateds["__all__"]`.
 2. The same rule ends the episode when the only agents that RLlib has seen are out, although others are
    about to enter. Their last step is held back until somebody who stays has been seen.
-3. Without one of the two ``__all__`` flags the environment is never reset. A mixed ending needs one.
+3. Without one of the two `__all__` flags the environment is never reset. A mixed ending needs one.
 """
 
 from __future__ import annotations
@@ -33,23 +33,23 @@ _BY_AGENT = ("obs", "rewards", "terminations", "truncations", "infos")
 class PettingZooEnv(MultiAgentEnv):
     """Any PettingZoo environment as an RLlib environment.
 
-    Agents keep the order of ``possible_agents``, each with its own spaces. In a turn-based game only the
+    Agents keep the order of `possible_agents`, each with its own spaces. In a turn-based game only the
     agent to move has an observation; its reward is everything since its last one.
 
-    How agents end in RLlib's episodes: terminated ones are ``is_terminated`` (no bootstrap), truncated
-    ones are ``is_truncated`` only (their value bootstraps). An agent that terminates in the very step in
+    How agents end in RLlib's episodes: terminated ones are `is_terminated` (no bootstrap), truncated
+    ones are `is_truncated` only (their value bootstraps). An agent that terminates in the very step in
     which others are truncated carries both marks, which RLlib's GAE reads as terminated.
 
     Every episode is seeded: the first with the seed that RLlib gives, the following from a generator
     seeded with it, so that environments which would draw fresh entropy at each reset repeat as well.
 
     Args:
-        config: ``env`` (a name for `marl_aajr.rollout.environments.resolve`), ``kwargs`` (arguments of
-            the environment), ``parity`` (default False) and ``critic`` (default ``"own"``). With parity,
-            flags and seeds are those of RLlib's ``PettingZooEnv`` and ``ParallelPettingZooEnv``: time limits
+        config: `env` (a name for `marl_aajr.rollout.environments.resolve`), `kwargs` (arguments of
+            the environment), `parity` (default False) and `critic` (default `"own"`). With parity,
+            flags and seeds are those of RLlib's `PettingZooEnv` and `ParallelPettingZooEnv`: time limits
             count as terminal and only the first episode is seeded. Its hang on mixed endings is not
-            reproduced. With critic ``"joint"`` or ``"state"`` observations are dicts of ``observation`` (and
-            ``action_mask``) and ``state``, what a centralised critic is given
+            reproduced. With critic `"joint"` or `"state"` observations are dicts of `observation` (and
+            `action_mask`) and `state`, what a centralised critic is given
             (`marl_aajr.rollout.centralized_critic`).
 
     Raises:
@@ -105,7 +105,7 @@ class PettingZooEnv(MultiAgentEnv):
         return turn.obs, turn.rewards, terminateds, truncateds, turn.infos
 
     def render(self) -> Any:
-        """Draws the environment in its ``render_mode`` (one of its ``kwargs``)."""
+        """Draws the environment in its `render_mode` (one of its `kwargs`)."""
         return self.game.render()
 
     def close(self) -> None:
@@ -148,7 +148,7 @@ def register(spec: EnvironmentSpec, *, parity: bool = False, critic: Critic = "o
         critic: See `PettingZooEnv`.
 
     Returns:
-        The name for ``config.environment(...)``. It is different for different arguments, so that two
+        The name for `config.environment(...)`. It is different for different arguments, so that two
         configurations in one process never build each other's environment.
     """
     settings = {"env": spec.name, "kwargs": dict(spec.kwargs), "parity": parity, "critic": critic}

@@ -2,11 +2,11 @@
 
 Two things keep RLlib 2.60 from giving the same numbers twice:
 
-1. ``MultiAgentEpisode`` hands out its agents as sets of strings, whose order differs from process to process
+1. `MultiAgentEpisode` hands out its agents as sets of strings, whose order differs from process to process
    (PYTHONHASHSEED). Rows of a batch, and with them the random numbers of each agent's action, follow it.
    `OpenEnvRunner` orders them.
 2. A checkpoint holds neither environments nor random generators. So both the run that goes on and the run
-   that is resumed start afresh at a checkpoint, from a seed of its own (:meth:`RunEnvRunner.start_afresh`).
+   that is resumed start afresh at a checkpoint, from a seed of its own (`RunEnvRunner.start_afresh`).
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ class RunEnvRunner(OpenEnvRunner):
         self.episode_returns: list[dict[str, float]] = [defaultdict(float) for _ in range(self.num_envs)]
 
     def start_afresh(self, *, seed: int) -> None:
-        """Build new environments; the next sample begins new episodes, seeded with ``seed``.
+        """Build new environments; the next sample begins new episodes, seeded with `seed`.
 
         Environments are built and not only reset: some keep something across resets, and a resumed run has
         new ones.
@@ -59,7 +59,7 @@ class RunEnvRunner(OpenEnvRunner):
         self.forget_episodes()
 
     def apply(self, func: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-        """Call ``func`` on this runner; its error is the caller's.
+        """Call `func` on this runner; its error is the caller's.
 
         RLlib would log it here, wait for a minute and end this process.
         """
@@ -85,7 +85,7 @@ _STEPS_AT_ONCE = 32
 
 @dataclass(frozen=True)
 class EpisodeTally:
-    """What ``sample(num_episodes=...)`` returns: episodes are counted and measured, not kept."""
+    """What `sample(num_episodes=...)` returns: episodes are counted and measured, not kept."""
 
     steps: int
     agents_steps: int
@@ -108,8 +108,8 @@ class FastEnvRunner(RunEnvRunner):
     The environment must have been registered with `register_batch`. Callbacks of
     episodes are not called, because there are no episodes; RLlib's metrics of them are there.
 
-    Sampling is a function of the seed: of ``config.seed`` and the runner's index, or of the one that was
-    given to :meth:`start_afresh`, and of the weights.
+    Sampling is a function of the seed: of `config.seed` and the runner's index, or of the one that was
+    given to `start_afresh`, and of the weights.
     """
 
     env: BatchSpaces | None
@@ -158,7 +158,7 @@ class FastEnvRunner(RunEnvRunner):
         self.announce_environment(context)
 
     def start_afresh(self, *, seed: int) -> None:
-        """Build new environments; the next sample, and all that follow, are a function of ``seed``."""
+        """Build new environments; the next sample, and all that follow, are a function of `seed`."""
         self.make_env()
         self.first_seed = seed
         self._generator.manual_seed(seed)

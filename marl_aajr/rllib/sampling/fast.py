@@ -33,24 +33,24 @@ def fast(
 ) -> AlgorithmConfig:
     """Sample columns from batches of environments instead of episodes; see `FastEnvRunner`.
 
-    ``PPO.training_step``, the modules and the updates stay RLlib's. More copies than usual pay off:
-    with ``num_envs_per_env_runner=128`` or so, a step of all costs little more than a step of one.
+    `PPO.training_step`, the modules and the updates stay RLlib's. More copies than usual pay off:
+    with `num_envs_per_env_runner=128` or so, a step of all costs little more than a step of one.
 
     Args:
         config: A PPO configuration of the new API stack with its modules and policies declared
-            (``multi_agent``) and its training settings made. Call this last, before or after ``robustify``.
+            (`multi_agent`) and its training settings made. Call this last, before or after `robustify`.
         environment: A name or specification (`marl_aajr.rollout.environments.resolve`), or a function
-            ``(num_envs, device) -> BatchedEnv``. Where there is no batched version, copies of the
+            `(num_envs, device) -> BatchedEnv`. Where there is no batched version, copies of the
             environment are stepped one after the other.
         kwargs: Arguments of a named environment.
         parity: Train on the very rows that RLlib's connectors would make: phantom rows, advantages
             standardised over them, time limits as its PettingZoo wrapper has them.
         lean: Make the updates of RLlib's PPO learner with less overhead (`LeanPPOTorchLearner`). A learner
             class of your own stays as it is. (Of several learners, RLlib's own wait for ever where one has no
-            row of a module that others have; the lean ones and those of ``robustify`` stop and say so.)
+            row of a module that others have; the lean ones and those of `robustify` stop and say so.)
         device: Where the copies live and actions are computed; None: where RLlib puts the env runner.
         critic: What modules find in their observations beside the agent's own, for centralised critics
-            (`marl_aajr.rllib.networks`): nothing (``"own"``), the ``"joint"`` observation, the ``"state"``.
+            (`marl_aajr.rllib.networks`): nothing (`"own"`), the `"joint"` observation, the `"state"`.
 
     Returns:
         The same configuration.
@@ -90,7 +90,7 @@ def _lean(learner: type) -> type:
 
 
 class LearnerConnector:
-    """RLlib's ``learner_connector``: builds the learner's pipeline."""
+    """RLlib's `learner_connector`: builds the learner's pipeline."""
 
     def __init__(self, **settings: Any) -> None:
         self.settings = settings

@@ -1,6 +1,6 @@
 """Episode returns per team, exact over any number of env runners.
 
-RLlib's own ``episode_return_mean`` is a mean of the runners' means over a window of past episodes, and knows
+RLlib's own `episode_return_mean` is a mean of the runners' means over a window of past episodes, and knows
 no teams. Sums over the iteration can be added up without loss.
 """
 
@@ -37,11 +37,11 @@ from marl_aajr.rollout.collector import Episodes
 from marl_aajr.rollout.fragments import Fragment
 
 RETURNS_KEY = "marl_aajr"
-"""Under ``result["env_runners"]``."""
+"""Under `result["env_runners"]`."""
 
 
 class EpisodeReturns:
-    """RLlib's ``on_episode_end``: logs ``episodes``, ``length`` and ``returns/<team>`` as sums.
+    """RLlib's `on_episode_end`: logs `episodes`, `length` and `returns/<team>` as sums.
 
     Args:
         teams: the team of each agent.
@@ -72,7 +72,7 @@ class EpisodeReturns:
 
 
 class SamplingMetrics:
-    """Logs to a runner's ``metrics``.
+    """Logs to a runner's `metrics`.
 
     Args:
         runner: The env runner.

@@ -55,7 +55,7 @@ class ModulePlayers:
     Attributes:
         module: RLlib's modules; to be set before the first step.
         generator: Source of random actions.
-        explore: Whether to draw actions (with ``forward_exploration``) or to take the most likely ones.
+        explore: Whether to draw actions (with `forward_exploration`) or to take the most likely ones.
         random: Whether to draw them uniformly from the legal ones, without asking the modules.
         timestep: Environment steps of all runners so far, for modules whose exploration follows them.
     """
@@ -200,14 +200,14 @@ def _repeated(initial: Any, obs: Tensor) -> Tensor:
 
 
 def _where(rows: Tensor, then: Tree, otherwise: Tree) -> Tree:
-    """``then`` in some of the rows ``[N]``."""
+    """`then` in some of the rows `[N]`."""
     if isinstance(then, Mapping):
         return {key: _where(rows, then[key], otherwise[key]) for key in then}
     return torch.where(rows.view(-1, *[1] * (then.ndim - 1)), then, otherwise)
 
 
 def _where_over(over: Tensor, initial: Tree, states: Tree) -> Tree:
-    """``initial`` for all agents in the copies ``[E]`` that are over; ``states [G · E, ...]``."""
+    """`initial` for all agents in the copies `[E]` that are over; `states [G · E, ...]`."""
     if isinstance(states, Mapping):
         return {key: _where_over(over, initial[key], states[key]) for key in states}
     rows = over.repeat(len(states) // len(over)).view(-1, *[1] * (states.ndim - 1))
@@ -228,7 +228,7 @@ def own_distribution(module: TorchRLModule, space: gym.Space[Any]) -> ActionDist
 def env_action_map(
     space: gym.Space[Any], *, normalize: bool, clip: bool, device: torch.device
 ) -> Callable[[Tensor], Tensor]:
-    """RLlib's ``unsquash_action`` or ``clip_action``, for rows of actions of one space."""
+    """RLlib's `unsquash_action` or `clip_action`, for rows of actions of one space."""
     if not isinstance(space, gym.spaces.Box):
         return _same
     low, high = (torch.as_tensor(bound, device=device) for bound in (space.low, space.high))

@@ -1,7 +1,7 @@
 """Running normalisation of observations, one set of statistics per module.
 
-RLlib's ``MeanStdFilter`` is not used. Its merge over several env runners takes the change of a runner's mean
-for the mean of its new samples (``ray/rllib/utils/filter.py``, ``RunningStat.push`` and ``update``): with two
+RLlib's `MeanStdFilter` is not used. Its merge over several env runners takes the change of a runner's mean
+for the mean of its new samples (`ray/rllib/utils/filter.py`, `RunningStat.push` and `update`): with two
 runners and data of mean 5 its mean falls to 2.5 at the second merge and to 1.3 at the fifth. It also refuses
 agents with different observation shapes, and it gives the agents of a shared policy different units.
 """
@@ -27,7 +27,7 @@ CLIP = 10.0
 """Normalised observations stay within ± this, as in RLlib's filter."""
 
 _SMALL = np.float32(1e-6)
-"""RLlib's ``SMALL_NUMBER``, added to the standard deviation."""
+"""RLlib's `SMALL_NUMBER`, added to the standard deviation."""
 
 
 class Moments:
@@ -45,7 +45,7 @@ class Moments:
         return np.sqrt(variance.astype(np.float32))
 
     def push(self, samples: NDArray[Any]) -> None:
-        """Take in ``samples [n, *shape]``."""
+        """Take in `samples [n, *shape]`."""
         rows = samples.astype(np.float64)
         mean = rows.mean(0)
         self._add(len(rows), mean, np.square(rows - mean).sum(0))
@@ -78,12 +78,12 @@ class ObservationNormalizer(ConnectorV2):
     """Replaces each observation x in its episode by clip((x − mean) / (std + 1e-6), −10, 10).
 
     The statistics of a module cover all its agents and include the observations at hand. In a Dict
-    observation only the leaf ``observation`` is normalised, and ``state``, what a centralised critic reads.
+    observation only the leaf `observation` is normalised, and `state`, what a centralised critic reads.
     Everything downstream, the learner included, sees normalised observations: ε is in their units.
 
     Args:
         module_of: the module of each agent.
-        shapes: of what is normalised of one observation of each module (:func:`filtered_shape`).
+        shapes: of what is normalised of one observation of each module (`filtered_shape`).
 
     Attributes:
         frozen: whether the statistics stand still, as they must while a policy is judged.
@@ -119,7 +119,7 @@ class ObservationNormalizer(ConnectorV2):
         return batch
 
     def normalize(self, module: str, raw: NDArray[Any]) -> NDArray[Any]:
-        """Raw observations ``[n, ...]`` of a module as all downstream see them; they are not counted."""
+        """Raw observations `[n, ...]` of a module as all downstream see them; they are not counted."""
         moments = self._total[module]
         scaled = (raw - moments.mean) / (moments.std + _SMALL)
         return np.clip(scaled, -CLIP, CLIP).astype(raw.dtype)
@@ -211,7 +211,7 @@ def _replaced(obs: Any, row: NDArray[Any]) -> Any:
 
 
 _SMALL_NUMBER = 1e-6
-"""RLlib's ``SMALL_NUMBER``, added to the standard deviation."""
+"""RLlib's `SMALL_NUMBER`, added to the standard deviation."""
 
 
 class TensorMoments:
@@ -275,7 +275,7 @@ class BatchFilter:
         self._normalizer.replace_moments(total=total, recent=recent)
 
     def __call__(self, module: str, obs: Tensor, rows: Tensor | None) -> Tensor:
-        """Observations ``[N, ...]`` normalised; those in ``rows [N]`` bool (None: all) are counted."""
+        """Observations `[N, ...]` normalised; those in `rows [N]` bool (None: all) are counted."""
         if not self._normalizer.frozen:
             self._count(module, obs if rows is None else obs[rows])
         moments = self._total[module]
