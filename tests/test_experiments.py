@@ -21,7 +21,7 @@ def test_the_tables_of_the_pilot_are_those_of_its_results(tmp_path: Path) -> Non
 
 
 def test_the_snippet_of_the_pilot_prints_a_line_for_each_run() -> None:
-    (snippet,) = re.findall(r"``python\n(.*?)``", PAGE, re.DOTALL)
+    (snippet,) = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
     words = [sys.executable, "-c", snippet]
     printed = subprocess.run(words, check=True, capture_output=True, text=True, cwd=ROOT).stdout
     assert len(printed.splitlines()) == 48
