@@ -225,7 +225,7 @@ class MAPPOModule(FlatActorCritic):
     Example:
         >>> config = (
         ...     PPOConfig()
-        ...     .environment(register(resolve("simple_spread_v3"), critic="joint"))
+        ...     .environment(register("simple_spread_v3", critic="joint"))
         ...     .multi_agent(policies={"team"}, policy_mapping_fn=lambda agent, *_, **__: "team")
         ...     .rl_module(
         ...         rl_module_spec=RLModuleSpec(

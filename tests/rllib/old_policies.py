@@ -21,7 +21,6 @@ from torch import Tensor, nn
 from marl_aajr import AAJR, robustify_policy
 from marl_aajr.regularizers import Regularizer
 from marl_aajr.rllib.sampling.env import register
-from marl_aajr.rollout.environments import resolve
 
 OBS = gym.spaces.Box(-10, 10, (4,), np.float32)
 ACTIONS = gym.spaces.Discrete(3)
@@ -163,7 +162,7 @@ def old_stack() -> PPOConfig:
     robust = robustify_policy(PPOTorchPolicy, ACTIVE)
     return (
         on_old_stack(PPOConfig())
-        .environment(register(resolve("simple_spread_v3", {"max_cycles": 10})), disable_env_checking=True)
+        .environment(register("simple_spread_v3", kwargs={"max_cycles": 10}), disable_env_checking=True)
         .env_runners(num_env_runners=0, rollout_fragment_length=50)
         .training(train_batch_size=50, minibatch_size=30, num_epochs=1)
         .multi_agent(

@@ -24,7 +24,6 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from marl_aajr import AAJR, robustify
 from marl_aajr.core.numerics import NonFiniteError
 from marl_aajr.rllib.sampling.env import register
-from marl_aajr.rollout.environments import resolve
 
 ACTIVE = AAJR(coefficient=0.1, epsilon=0.2)
 PENALTY = ("learners", "team", "aajr", "penalty")
@@ -32,7 +31,7 @@ PENALTY = ("learners", "team", "aajr", "penalty")
 
 def on_spread(config: AlgorithmConfig, **kwargs: Any) -> AlgorithmConfig:
     return (
-        config.environment(register(resolve("simple_spread_v3", {"max_cycles": 10, **kwargs})))
+        config.environment(register("simple_spread_v3", kwargs={"max_cycles": 10, **kwargs}))
         .multi_agent(policies={"team"}, policy_mapping_fn=lambda agent, *_, **__: "team")
         .rl_module(model_config=DefaultModelConfig(fcnet_hiddens=[16]))
         .debugging(seed=0, log_level="ERROR")

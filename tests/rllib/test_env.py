@@ -246,14 +246,14 @@ def test_it_renders() -> None:
 
 
 def test_different_arguments_are_registered_under_different_names() -> None:
-    three, four = (register(resolve("simple_spread_v3", {"N": n})) for n in (3, 4))
+    three, four = (register("simple_spread_v3", kwargs={"N": n}) for n in (3, 4))
     assert (
         len(
             {
                 three,
                 four,
-                register(resolve("simple_spread_v3")),
-                register(resolve("simple_spread_v3"), parity=True),
+                register("simple_spread_v3"),
+                register("simple_spread_v3", parity=True),
             }
         )
         == 4

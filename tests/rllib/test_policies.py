@@ -22,7 +22,6 @@ from marl_aajr.core import jacobian
 from marl_aajr.regularizers import REGULARIZERS, Evaluation, Sample
 from marl_aajr.rllib.plugin.module_policy import module_distribution, module_policy
 from marl_aajr.rllib.sampling.env import register
-from marl_aajr.rollout.environments import resolve
 from tests.rllib.learners import ppo_config, update
 from tests.rllib.policy_cases import (
     CASES,
@@ -235,7 +234,7 @@ def test_rllibs_own_lstm_trains_in_rllibs_own_pipeline(monkeypatch: pytest.Monke
     """Episodes of 6 steps in sequences of 4: what its connectors hand over is what the cases above are."""
     config = (
         PPOConfig()
-        .environment(register(resolve("marl_aajr.envs.simple_spread_v3", {"N": 2, "max_cycles": 6})))
+        .environment(register("marl_aajr.envs.simple_spread_v3", kwargs={"N": 2, "max_cycles": 6}))
         .env_runners(num_env_runners=0)
         .multi_agent(policies={"team"}, policy_mapping_fn=lambda agent, *_, **__: "team")
         .rl_module(model_config=lstm())

@@ -139,18 +139,37 @@ class PettingZooEnv(MultiAgentEnv):
         return _part(turn, set(turn.terminations) - ending)
 
 
-def register(spec: EnvironmentSpec, *, parity: bool = False, critic: Critic = "own") -> str:
+def register(
+    environment: str | EnvironmentSpec,
+    *,
+    kwargs: Mapping[str, Any] | None = None,
+    parity: bool = False,
+    critic: Critic = "own",
+) -> str:
     """Makes an environment known to Ray under a name of its own.
 
     Args:
-        spec: Which environment, with which arguments.
+        environment: A name of `marl-aajr list envs`, an import path, or a specification.
+        kwargs: Arguments of a named environment.
         parity: See `PettingZooEnv`.
         critic: See `PettingZooEnv`.
 
     Returns:
         The name for `config.environment(...)`. It is different for different arguments, so that two
         configurations in one process never build each other's environment.
+
+    Raises:
+        ValueError: An unknown name or argument.
+
+    Example:
+        >>> config = PPOConfig().environment(register("simple_spread_v3", kwargs={"N": 5}))
     """
+    if isinstance(environment, str):
+        spec = resolve(environment, kwargs)
+    elif kwargs is None:
+        spec = environment
+    else:
+        raise ValueError("expected kwargs with the name of an environment only; a specification has its own")
     settings = {"env": spec.name, "kwargs": dict(spec.kwargs), "parity": parity, "critic": critic}
     name = f"marl_aajr/{spec.name}"
     if spec.kwargs or parity or critic != "own":
