@@ -5,7 +5,7 @@
 
 | to | use |
 |---|---|
-| put a regularizer into an RLlib configuration | `robustify`, `AAJR` and its rivals, `make_regularizer`, `robustify_policy` |
+| put a regularizer into an RLlib configuration | `robustify`, `robustify_policy`, `AAJR` and its rivals |
 | give RLlib an environment by its name, and sample it fast | `register`, `fast` |
 | train, attack and compare whole runs | `train`, `evaluate`, `compare` |
 | play and attack a frozen team | `Victim`, `attacked`, `with_agents`, `make_attack` |
