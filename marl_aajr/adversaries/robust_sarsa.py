@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from marl_aajr.adversaries.action_values import ActionValue, encode, fit_action_value, watch
-from marl_aajr.attacks.base import Attack
-from marl_aajr.attacks.gradient import PGD
+from marl_aajr.adversaries.fitted import FittedAttack
+from marl_aajr.attacks import PGD, Attack
 from marl_aajr.core.checks import at_least_one
 from marl_aajr.core.objectives import Clean, Objective
 from marl_aajr.core.policy import Policy
@@ -21,7 +21,7 @@ from marl_aajr.victims import Victim
 
 
 @dataclass(frozen=True, kw_only=True)
-class RobustSarsa(PGD):
+class RobustSarsa(PGD, FittedAttack):
     """`PGD` on −Q(s, π(s + δ)), Q learned from watching the victim.
 
     Q is asked at the true observation, so it says what the action is really worth; the actor is asked at the

@@ -5,8 +5,8 @@
 A subclass writes `Attack.run` and nothing else. An attack never grades itself: its proposal is refused
 where it exceeds the budget, projected, and judged by evaluating the policy anew.
 
-Some attacks need more than a policy: something learned from the victim (`Attack.fit`), or to know whose
-policy they face (`Attack.against`). Both return a new value, and both do nothing for most attacks.
+Some attacks must know whose policy they face (`Attack.against`). Some must play first, to learn from the
+victim what they need (`marl_aajr.adversaries.fitted`); `Attack.ready` says whether they have.
 """
 
 from __future__ import annotations
@@ -14,7 +14,6 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, fields, replace
-from pathlib import Path
 from typing import ClassVar, Literal, Self
 
 import torch
@@ -25,7 +24,6 @@ from marl_aajr.core.numerics import check_finite
 from marl_aajr.core.objectives import Clean, Objective, Surrogate, make_objective
 from marl_aajr.core.policy import Policy
 from marl_aajr.core.threat import PerturbationSet
-from marl_aajr.rollout.batched_env import BatchedEnv
 from marl_aajr.victims import Victim
 
 Access = Literal["none", "queries", "gradients", "surrogate", "learned"]
@@ -87,8 +85,6 @@ class Attack(ABC):
     name: ClassVar[str]
     summary: ClassVar[str]
     access: ClassVar[Access] = "gradients"
-    per_size: ClassVar[bool] = False
-    """Whether `fit` is for one radius; else what was fitted once serves all."""
     confers: ClassVar[bool] = False
     """Whether it looks at all attacked agents of a step at once: see `confer`."""
 
@@ -119,31 +115,6 @@ class Attack(ABC):
     def ready(self) -> bool:
         """Whether it can attack as it is; False where it must be fitted first."""
         return True
-
-    def fit(
-        self,
-        victim: Victim,
-        env: BatchedEnv,
-        *,
-        agents: Collection[str],
-        seed: int,
-        units: Literal["raw", "network"] = "raw",
-        home: Path | None = None,
-    ) -> Self:
-        """Learn from the frozen victim what the attack needs; most attacks need nothing.
-
-        Args:
-            victim: who will be attacked; plays all agents.
-            env: copies to play on; left in the middle of some episode.
-            agents: who will be lied to, all of one team; what the team earns is to fall.
-            seed: of the episodes and of the learning.
-            units: of the perturbation set: the environment's, or those behind the observation filter.
-            home: folder of the victim's run, which keeps what is worth it; None: nothing is kept.
-
-        Returns:
-            The attack, `ready`.
-        """
-        return self
 
     def against(self, victim: Victim, agent: str) -> Attack:
         """The attack on the policy of one agent, and of those that are taken `together` with it.

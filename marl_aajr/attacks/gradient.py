@@ -2,8 +2,10 @@
 
     δ_{t+1} = Π_Δ(δ_t + η · step(∇g(δ_t))),        t = 0 … K−1
 
-FGSM is PGD with one step of size ε. Both return the best δ that they saw, row by row: by the objective, over
-the steps and the restarts. So more restarts are never weaker, whatever the landscape.
+FGSM is PGD with one step of size ε, MarginPGD climbs the margin of the greedy action, TargetedPGD climbs
+towards each rival action in turn, and CriticPGD descends the victim's own critic. All return the best δ that
+they saw, row by row: by the objective, over the steps and the restarts. So more restarts are never weaker,
+whatever the landscape.
 """
 
 from __future__ import annotations
@@ -20,8 +22,17 @@ from torch import Tensor
 from marl_aajr.attacks.base import Attack
 from marl_aajr.core.ascent import ascend
 from marl_aajr.core.checks import at_least_one, one_of
-from marl_aajr.core.objectives import Clean, Objective
+from marl_aajr.core.distributions import Categorical, MultiCategorical
+from marl_aajr.core.objectives import (
+    BoundObjective,
+    Clean,
+    Margin,
+    Objective,
+    margin_objective,
+    single_actions,
+)
 from marl_aajr.core.policy import Policy
+from marl_aajr.victims import Victim
 
 AttackStep = Literal["auto", "sign", "normalized"]
 
@@ -158,3 +169,104 @@ def best_of(count: int, delta: Tensor, value: Tensor) -> Tensor:
     value, delta = value.reshape(count, -1), delta.reshape(count, -1, delta.shape[-1])
     index = value.argmax(0)
     return delta[index, torch.arange(len(index), device=index.device)]
+
+
+@dataclass(frozen=True, eq=False)
+class TargetedMargin(Margin):
+    """z_t − z_{a*}, with a* greedy at s and t the rival of a given rank there.
+
+    For multi-categorical policies the margins of the single actions are added. A rival that is masked, or
+    that does not exist, is no target: g = 0.
+
+    Attributes:
+        rank: of each row's rival, `[B]`; 0: the nearest.
+    """
+
+    rank: Tensor
+
+    def select(self, index: Tensor) -> TargetedMargin:
+        return TargetedMargin(self.rank[index])
+
+    def bind(self, policy: Policy, clean: Clean) -> BoundObjective:
+        self.check(policy.distribution)
+        chosen = [self._actions(y) for y in single_actions(policy, clean.outputs.detach())]
+        return margin_objective(policy, [best for best, _ in chosen], lambda i, _: chosen[i][1])
+
+    def _actions(self, logits: Tensor) -> tuple[Tensor, Tensor]:
+        """The greedy action and the target, each `[B, 1]`."""
+        order = logits.argsort(dim=-1, descending=True, stable=True)
+        place = (self.rank + 1).clamp_max(logits.shape[-1] - 1).unsqueeze(-1)
+        return order[:, :1], order.gather(-1, place)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TargetedPGD(PGD):
+    """`PGD` towards each of the nearest rivals; kept is what leaves the greedy action furthest behind.
+
+    Attributes:
+        targets: how many rivals, from the nearest on; fewer where there are fewer actions.
+
+    Raises:
+        ValueError: a setting out of its range, an objective other than `margin`, or restarts, which the
+            targets replace.
+
+    Source: the targeted attacks of Croce & Hein 2020 (arXiv 2003.01690), in logits.
+    """
+
+    name: ClassVar[str] = "pgd-targeted"
+    summary: ClassVar[str] = "projected gradient ascent towards each rival action (discrete actions)"
+
+    objective: str | Objective = "margin"
+    restarts: int = 1
+    targets: int = 9
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        at_least_one("targets", self.targets)
+        if self.objective != "margin" or self.restarts != 1:
+            raise ValueError(
+                f"expected the objective 'margin' and restarts 1 for {self.name}, got {self.objective!r} and "
+                f"{self.restarts}; set targets"
+            )
+
+    def run(self, policy: Policy, obs: Tensor, *, generator: torch.Generator) -> Tensor:
+        margin = self.objective_for(policy.distribution)
+        distribution = policy.distribution
+        assert isinstance(distribution, Categorical | MultiCategorical)
+        most = max(distribution.nvec) if isinstance(distribution, MultiCategorical) else distribution.n
+        ranks = max(min(self.targets, most - 1), 1)
+        starts = torch.zeros_like(obs).repeat(ranks, 1)
+        rank = torch.arange(ranks, device=obs.device).repeat_interleave(len(obs))
+        delta, _ = self._climb_from(policy, obs, TargetedMargin(rank), starts)
+        everybody, copies = policy.repeat(ranks), obs.repeat(ranks, 1)
+        with torch.no_grad():
+            g = margin.bind(everybody, Clean(everybody(copies)))
+            return best_of(ranks, delta, g(copies + delta))
+
+
+@dataclass(frozen=True, kw_only=True)
+class CriticPGD(PGD):
+    """`PGD` on −V(s + δ), V the victim's critic of the agent's own observation.
+
+    A heuristic: the critic says nothing of what the actor does at s + δ. Published baselines are judged by
+    it, which is why it is here; `robust-sarsa` follows the actor.
+
+    Raises:
+        ValueError: against a victim without a critic, or one whose critic reads more than its observation.
+
+    Source: Pattanaik 2018 (arXiv 1712.03632), as run by Zhang 2020 (arXiv 2003.08938).
+    """
+
+    name: ClassVar[str] = "critic"
+    summary: ClassVar[str] = "projected gradient descent on the victim's own critic"
+
+    objective: str | Objective = "value"
+    restarts: int = 1
+
+    def against(self, victim: Victim, agent: str) -> Attack:
+        if victim.policy(agent).critic is None:
+            raise ValueError(
+                f"expected a victim with a critic for the attack {self.name!r}, got none for {agent!r}; use "
+                "robust-sarsa, which learns one"
+            )
+        return self

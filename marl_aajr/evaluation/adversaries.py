@@ -7,7 +7,7 @@ from pathlib import Path
 
 from marl_aajr.adversaries.agent_game import PAYS, AgentThreat
 from marl_aajr.adversaries.agent_run import GAME
-from marl_aajr.adversaries.attack import LearnedAttack, loaded
+from marl_aajr.adversaries.learned import LearnedAttack, loaded
 from marl_aajr.evaluation.replacements import Replacement
 from marl_aajr.training.config import RunConfig
 from marl_aajr.training.run_directory import RunDirectory

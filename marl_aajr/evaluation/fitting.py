@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
+from marl_aajr.adversaries.fitted import FittedAttack
 from marl_aajr.attacks import Attack
 from marl_aajr.core.seeds import Purpose, derived_seed
 from marl_aajr.evaluation.player import Player
@@ -17,9 +18,9 @@ def fitted(player: Player, attacks: Sequence[Attack]) -> tuple[Attack, ...]:
     Where the environment is not the victim's own, its run neither has what fits nor keeps it.
     """
     learned: dict[Attack, Attack] = {}
-    found = []
+    found: list[Attack] = []
     for attack in attacks:
-        if attack.ready:
+        if attack.ready or not isinstance(attack, FittedAttack):
             found.append(attack)
             continue
         key = attack if attack.per_size else attack.at(1.0)
@@ -30,7 +31,7 @@ def fitted(player: Player, attacks: Sequence[Attack]) -> tuple[Attack, ...]:
     return tuple(found)
 
 
-def _fitted(player: Player, attack: Attack) -> Attack:
+def _fitted(player: Player, attack: FittedAttack) -> Attack:
     victim, spec, home = player.victim, player.spec, player.home
     own = resolve(victim.env_name, victim.env_kwargs) if victim.env_name else None
     if own is None or (own.name, dict(own.kwargs)) != (spec.name, dict(spec.kwargs)):

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from marl_aajr.adversaries import training as adversary_training
-from marl_aajr.adversaries.attack import LEARNED, loaded
+from marl_aajr.adversaries.learned import LEARNED, LearnedAttack, loaded
 from marl_aajr.adversaries.observation_game import GAME, ObservationGame, ObservationThreat
 from marl_aajr.adversaries.request import AdversaryRequest
 from marl_aajr.adversaries.scoring import Judge, lead
@@ -27,7 +27,7 @@ from marl_aajr.adversaries.store import (
     search_folder,
 )
 from marl_aajr.adversaries.training import find_or_train, train_adversary
-from marl_aajr.attacks import LearnedAttack, make_attack
+from marl_aajr.attacks import make_attack
 from marl_aajr.evaluation import evaluate, evaluate_run
 from marl_aajr.report.comparison import compare
 from marl_aajr.report.records import load_run

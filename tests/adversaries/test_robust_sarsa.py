@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from marl_aajr.adversaries.action_values import ActionValue, Transitions, encode, fit_action_value, watch
-from marl_aajr.attacks import RobustSarsa, make_attack
+from marl_aajr.adversaries.robust_sarsa import RobustSarsa
+from marl_aajr.attacks import make_attack
 from marl_aajr.core.distributions import Categorical, DiagGaussian, MultiCategorical
 from marl_aajr.rollout.batches import make_batch
 from tests.evaluation.players import moves, sign_reader, signs, team

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pickle
 from dataclasses import dataclass
+from importlib.metadata import EntryPoint
 from typing import Any, ClassVar
 
 import pytest
@@ -18,6 +19,7 @@ from marl_aajr.attacks import (
     BudgetError,
     greedy_action_changed,
     make_attack,
+    registry,
 )
 from marl_aajr.core import numerics
 from marl_aajr.core.distributions import ActionDistribution, Categorical, DiagGaussian, MultiCategorical
@@ -98,7 +100,8 @@ def test_same_generator_same_attack(distribution: ActionDistribution) -> None:
 @pytest.mark.parametrize("attack", [make_attack(name, epsilon=0.1) for name in ATTACKS], ids=str)
 def test_attacks_are_values(attack: Attack) -> None:
     assert pickle.loads(pickle.dumps(attack)) == attack
-    assert eval(repr(attack), vars(pytest.importorskip("marl_aajr.attacks"))) == attack
+    classes = {cls.__name__: cls for cls in ATTACKS.values()}
+    assert eval(repr(attack), {"PerturbationSet": PerturbationSet, **classes}) == attack
     assert hash(attack.at(0.1)) == hash(attack)
     assert attack.at(0.3).perturbations.epsilon == 0.3
     assert attack.name
@@ -246,6 +249,42 @@ class TestRefusals:
         with pytest.raises(ValueError, match=message):
             make_attack(**({"epsilon": 0.1} | settings))
 
-    def test_registry_is_keyed_by_name(self) -> None:
+
+class TestRegistry:
+    """Attacks by name: ours, and those of other packages' entry points."""
+
+    def with_entry_points(self, monkeypatch: pytest.MonkeyPatch, **points: str) -> registry.Registry:
+        found = [EntryPoint(name, path, registry.ENTRY_POINTS) for name, path in points.items()]
+        monkeypatch.setattr(registry, "entry_points", lambda group: found)
+        return registry.Registry()
+
+    def test_it_is_keyed_by_name(self) -> None:
         assert {name: cls.name for name, cls in ATTACKS.items()} == {name: name for name in ATTACKS}
+        assert {"robust-sarsa", "sa-rl", "pa-ad"} < set(ATTACKS)
+
+    def test_a_package_adds_an_attack_of_its_own(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        known = self.with_entry_points(monkeypatch, shove=f"{__name__}:Shove")
+        assert known["shove"] is Shove
+        assert list(known) == [*ATTACKS, "shove"]
+
+    @pytest.mark.parametrize(
+        ("name", "path", "message"),
+        [
+            ("push", f"{__name__}:Shove", "a subclass of Attack with the name 'push' in .*:Shove"),
+            ("shove", f"{__name__}:SETS", "a subclass of Attack with the name 'shove'"),
+            ("shove", "no_such_package:Shove", "expected to import the attack 'shove' .*ModuleNotFoundError"),
+            ("shove", f"{__name__}:Shave", "expected to import the attack 'shove' .*AttributeError"),
+            (
+                "pgd",
+                f"{__name__}:Shove",
+                "names of their own, got 'pgd' of .*Shove, which is an attack",
+            ),
+        ],
+    )
+    def test_entry_points_that_are_refused(
+        self, name: str, path: str, message: str, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        known = self.with_entry_points(monkeypatch, **{name: path})
+        with pytest.raises(ValueError, match=message):
+            known[name]
         assert isinstance(make_attack("pgd", epsilon=0.1), PGD)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from marl_aajr.attacks import SquareAttack, TargetedPGD, WorstNoise, make_attack
-from marl_aajr.attacks.targeted import TargetedMargin
+from marl_aajr.attacks.gradient import TargetedMargin
 from marl_aajr.core.distributions import ActionDistribution, Categorical, DiagGaussian, MultiCategorical
 from marl_aajr.core.objectives import Clean, Margin, value_and_gradient
 from marl_aajr.core.policy import ModulePolicy

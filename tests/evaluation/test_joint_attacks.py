@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from marl_aajr.adversaries.fitted import FittedAttack
 from marl_aajr.attacks import PGD, Attack, UniformNoise
 from marl_aajr.core.policy import Policy
 from marl_aajr.core.threat import PerturbationSet
@@ -59,7 +60,7 @@ class TestWhatReachesWhom:
         fitted: list[float] = []
 
         @dataclass(frozen=True, kw_only=True)
-        class Sized(UniformNoise):
+        class Sized(UniformNoise, FittedAttack):
             per_size: ClassVar[bool] = True
             done: bool = False
 

@@ -17,15 +17,20 @@ from typing import ClassVar, Literal, Self
 import torch
 from torch import Tensor
 
+from marl_aajr.adversaries.fitted import FittedAttack
 from marl_aajr.adversaries.manners import Crew, features, make_manner
-from marl_aajr.attacks.base import Access, Attack
+from marl_aajr.adversaries.observation_game import GAME, ObservationThreat
+from marl_aajr.adversaries.request import AdversaryRequest
+from marl_aajr.adversaries.store import KEPT, RECORD
+from marl_aajr.attacks import Access, Attack
 from marl_aajr.core.policy import Policy
 from marl_aajr.rollout.batched_env import BatchedEnv
+from marl_aajr.training.run_directory import RunDirectory
 from marl_aajr.victims import Victim, fingerprint, load_victim
 
 
 @dataclass(frozen=True, kw_only=True)
-class LearnedAttack(Attack):
+class LearnedAttack(FittedAttack):
     """An adversary that was trained, or will be (`fit`), for one size of the perturbation set.
 
     It learns to attack in every step, each agent by its own size. Under a budget it is no stronger than that:
@@ -88,8 +93,7 @@ class LearnedAttack(Attack):
         units: Literal["raw", "network"] = "raw",
         home: Path | None = None,
     ) -> Self:
-        from marl_aajr.adversaries.request import AdversaryRequest
-        from marl_aajr.adversaries.training import find_or_train
+        from marl_aajr.adversaries.training import find_or_train  # which imports Ray: playing needs none
 
         budget = {name: getattr(self.perturbations, name) for name in ("mask", "scale", "low", "high")}
         request = AdversaryRequest(
@@ -201,10 +205,6 @@ def loaded(run: Path | str, *, kind: str | None = None, name: str | None = None)
     Raises:
         ValueError: no finished observation adversary there, or another kind.
     """
-    from marl_aajr.adversaries.observation_game import GAME, ObservationThreat
-    from marl_aajr.adversaries.store import KEPT, RECORD
-    from marl_aajr.training.run_directory import RunDirectory
-
     directory = RunDirectory(run)
     config = directory.config()
     record = directory.path / RECORD
