@@ -22,7 +22,7 @@ from torch import Tensor
 from marl_aajr.adversaries.match import check_action, check_match, no_action
 from marl_aajr.adversaries.sampling import ActionChance
 from marl_aajr.core.checks import one_of
-from marl_aajr.rollout.batched_env import BatchedEnv, BatchedStep
+from marl_aajr.rollout.batched_env import BatchedEnv, BatchedEnvWrapper, BatchedStep
 from marl_aajr.victims import Victim, VictimPolicy
 from marl_aajr.victims.groups import alike
 
@@ -33,7 +33,7 @@ Rows = Mapping[str, Tensor]
 """By agent, the copies in which it must act, `[b]`."""
 
 
-class VictimGame(BatchedEnv):
+class VictimGame(BatchedEnvWrapper):
     """E copies of an environment that frozen victims play, as the environment of their adversaries.
 
     A player of the game has a seat: the agents of the environment that it stands behind. It must act when one
@@ -58,8 +58,6 @@ class VictimGame(BatchedEnv):
         ValueError: a victim that does not fit the environment, or an unknown team or agent.
     """
 
-    may_idle = True
-
     _owed: Tensor
     _met: dict[str, Tensor]
     _obs: dict[str, Tensor]
@@ -81,14 +79,14 @@ class VictimGame(BatchedEnv):
         one_of("a team", team, env.teams.values())
         for agent in {agent for seat in seats.values() for agent in seat} | set(replaced):
             one_of("an agent", agent, env.possible_agents)
-        self.env, self.victim, self.team = env, victim, team
+        super().__init__(env)
+        self.may_idle = True
+        self.victim, self.team = victim, team
         self.seats = {player: tuple(seat) for player, seat in seats.items()}
-        self.num_envs, self.device, self.turn_based = env.num_envs, env.device, env.turn_based
         self.possible_agents = tuple(self.seats)
         self.observation_spaces = dict(observation_spaces)
         self.action_spaces = dict(action_spaces)
         self.teams = dict.fromkeys(self.possible_agents, ADVERSARY)
-        self.state_space = env.state_space
         self._members = [agent for agent in env.possible_agents if env.teams[agent] == team]
         self._played = [agent for agent in env.possible_agents if agent not in replaced]
         self._groups = alike(victim, self._played)
@@ -182,23 +180,6 @@ class VictimGame(BatchedEnv):
         """See `BatchedEnv.action_mask`: here there are none."""
         return dict.fromkeys(self.possible_agents)
 
-    def state(self) -> Tensor:
-        """See `BatchedEnv.state`: that of the victims' environment."""
-        return self.env.state()
-
-    def final_state(self) -> Tensor:
-        """See `BatchedEnv.final_state`."""
-        return self.env.final_state()
-
-    @property
-    def keeps_final_states(self) -> bool:
-        """See `BatchedEnv`."""
-        return self.env.keeps_final_states
-
-    @keeps_final_states.setter
-    def keeps_final_states(self, keeps: bool) -> None:
-        self.env.keeps_final_states = keeps
-
     def nothing(self) -> dict[str, Tensor]:
         """Zeros as the actions of all players."""
         return {
@@ -233,10 +214,6 @@ class VictimGame(BatchedEnv):
         if self._chance is not None:
             self._chance.set_state(state["chance"])
         self._active = self.active
-
-    def close(self) -> None:
-        """See `BatchedEnv.close`."""
-        self.env.close()
 
     def _clear(self) -> None:
         self._owed = torch.zeros(len(self.seats), self.num_envs, device=self.device)

@@ -25,7 +25,7 @@ from marl_aajr.evaluation.adversary import Adversary
 from marl_aajr.evaluation.episodes import play
 from marl_aajr.evaluation.replacements import Replacement, resolve_replacements
 from marl_aajr.evaluation.suites import Units
-from marl_aajr.rollout.batched_env import BatchedEnv, BatchedStep
+from marl_aajr.rollout.batched_env import BatchedEnv, BatchedEnvWrapper, BatchedStep
 from marl_aajr.rollout.batches import make_batch
 from marl_aajr.rollout.environments import EnvironmentSpec
 from marl_aajr.rollout.teams import choose_agents
@@ -118,14 +118,12 @@ def film(
     return _gif([_panels(names, shots) for shots in _paired(clean, attacked)])
 
 
-class _Filmed(BatchedEnv):
+class _Filmed(BatchedEnvWrapper):
     """One copy that is photographed before every step."""
 
     def __init__(self, env: BatchedEnv, *, size: int) -> None:
-        self.env = env
+        super().__init__(env)
         self.size = size
-        for name in ("num_envs", "possible_agents", "observation_spaces", "action_spaces", "teams", "device"):
-            setattr(self, name, getattr(env, name))
         self._pictures: list[Image.Image] = []
         self._rewards: list[dict[str, Tensor]] = []
 
@@ -140,9 +138,6 @@ class _Filmed(BatchedEnv):
         pictures = [*self._pictures, self._pictures[-1]]
         return [Shot(p, t, e) for t, (p, e) in enumerate(zip(pictures, earned, strict=True))]
 
-    def reset(self, *, seed: int) -> dict[str, Tensor]:
-        return self.env.reset(seed=seed)
-
     def step(self, actions: Mapping[str, Tensor]) -> BatchedStep:
         picture = Image.fromarray(self.env.draw(0))
         width = round(picture.width * self.size / picture.height)
@@ -150,26 +145,6 @@ class _Filmed(BatchedEnv):
         step = self.env.step(actions)
         self._rewards.append(step.rewards)
         return step
-
-    @property
-    def active(self) -> dict[str, Tensor]:
-        return self.env.active
-
-    @property
-    def action_mask(self) -> dict[str, Tensor | None]:
-        return self.env.action_mask
-
-    def state(self) -> Tensor:
-        return self.env.state()
-
-    def get_state(self) -> Mapping[str, Any]:
-        return self.env.get_state()
-
-    def set_state(self, state: Mapping[str, Any]) -> None:
-        self.env.set_state(state)
-
-    def close(self) -> None:
-        self.env.close()
 
 
 def _paired(clean: Sequence[Shot], attacked: Sequence[Shot]) -> list[tuple[Shot, Shot]]:

@@ -143,3 +143,68 @@ class BatchedEnv(ABC):
     @abstractmethod
     def close(self) -> None:
         """Frees what the copies hold."""
+
+
+class BatchedEnvWrapper(BatchedEnv):
+    """A batch around another one: every member is the inner batch's, unless a subclass overrides it.
+
+    Args:
+        env: The inner batch. Its attributes are copied; a subclass sets those that differ after
+            `super().__init__(env)`.
+    """
+
+    def __init__(self, env: BatchedEnv) -> None:
+        self.env = env
+        for name in BatchedEnv.__annotations__.keys() - {"keeps_final_states"}:
+            setattr(self, name, getattr(env, name))
+
+    @property
+    def keeps_final_states(self) -> bool:
+        """See `BatchedEnv`."""
+        return self.env.keeps_final_states
+
+    @keeps_final_states.setter
+    def keeps_final_states(self, keeps: bool) -> None:
+        self.env.keeps_final_states = keeps
+
+    def reset(self, *, seed: int) -> dict[str, Tensor]:
+        """See `BatchedEnv.reset`."""
+        return self.env.reset(seed=seed)
+
+    def step(self, actions: Mapping[str, Tensor]) -> BatchedStep:
+        """See `BatchedEnv.step`."""
+        return self.env.step(actions)
+
+    @property
+    def active(self) -> dict[str, Tensor]:
+        """See `BatchedEnv.active`."""
+        return self.env.active
+
+    @property
+    def action_mask(self) -> dict[str, Tensor | None]:
+        """See `BatchedEnv.action_mask`."""
+        return self.env.action_mask
+
+    def state(self) -> Tensor:
+        """See `BatchedEnv.state`."""
+        return self.env.state()
+
+    def final_state(self) -> Tensor:
+        """See `BatchedEnv.final_state`."""
+        return self.env.final_state()
+
+    def draw(self, copy: int = 0) -> NDArray[np.uint8]:
+        """See `BatchedEnv.draw`."""
+        return self.env.draw(copy)
+
+    def get_state(self) -> Mapping[str, Any]:
+        """See `BatchedEnv.get_state`."""
+        return self.env.get_state()
+
+    def set_state(self, state: Mapping[str, Any]) -> None:
+        """See `BatchedEnv.set_state`."""
+        self.env.set_state(state)
+
+    def close(self) -> None:
+        """See `BatchedEnv.close`."""
+        self.env.close()

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from marl_aajr.core.checks import one_of
 from marl_aajr.rollout.adapters import TurnBasedGame
-from marl_aajr.rollout.batched_env import BatchedEnv, BatchedStep
+from marl_aajr.rollout.batched_env import BatchedEnv, BatchedEnvWrapper, BatchedStep
 from marl_aajr.rollout.game import Game, Turn
 
 Critic = Literal["own", "joint", "state"]
@@ -76,7 +76,7 @@ class CentralView:
         return np.asarray(array, np.float32).ravel()
 
 
-class CentralBatch(BatchedEnv):
+class CentralBatch(BatchedEnvWrapper):
     """A batch whose observations go on, flattened, with what the critic is given.
 
     `obs[agent]` is `[E, d + c]` float32: its own d numbers, then the c of the central view (also where
@@ -96,10 +96,8 @@ class CentralBatch(BatchedEnv):
 
     def __init__(self, env: BatchedEnv, critic: Critic) -> None:
         one_of("critic", critic, CRITICS[1:])
-        self.env = env
+        super().__init__(env)
         self._joint = critic == "joint"
-        self.num_envs, self.possible_agents = env.num_envs, env.possible_agents
-        self.action_spaces, self.teams, self.device = env.action_spaces, env.teams, env.device
         self.own_spaces = env.observation_spaces
         boxes, name = own_boxes(self.own_spaces), type(env).__name__
         if self._joint:
@@ -107,7 +105,6 @@ class CentralBatch(BatchedEnv):
         else:
             self.central_space = state_space(env.state_space, name)
             env.keeps_final_states = True
-        self.state_space, self.phases = env.state_space, env.phases
         width = flat_size(self.central_space)
         self.observation_spaces = {a: _unbounded(flat_size(box) + width) for a, box in boxes.items()}
 
@@ -130,45 +127,6 @@ class CentralBatch(BatchedEnv):
     def _state_after(self, step: BatchedStep) -> tuple[Tensor, Tensor]:
         now = _flat(self.env.state())
         return now, torch.where(step.episode_over.unsqueeze(1), _flat(self.env.final_state()), now)
-
-    @property
-    def keeps_final_states(self) -> bool:
-        """See `BatchedEnv`."""
-        return self.env.keeps_final_states
-
-    @keeps_final_states.setter
-    def keeps_final_states(self, keeps: bool) -> None:
-        self.env.keeps_final_states = keeps
-
-    @property
-    def active(self) -> dict[str, Tensor]:
-        """See `BatchedEnv.active`."""
-        return self.env.active
-
-    @property
-    def action_mask(self) -> dict[str, Tensor | None]:
-        """See `BatchedEnv.action_mask`."""
-        return self.env.action_mask
-
-    def state(self) -> Tensor:
-        """See `BatchedEnv.state`."""
-        return self.env.state()
-
-    def final_state(self) -> Tensor:
-        """See `BatchedEnv.final_state`."""
-        return self.env.final_state()
-
-    def get_state(self) -> Mapping[str, Any]:
-        """See `BatchedEnv.get_state`."""
-        return self.env.get_state()
-
-    def set_state(self, state: Mapping[str, Any]) -> None:
-        """See `BatchedEnv.set_state`."""
-        self.env.set_state(state)
-
-    def close(self) -> None:
-        """See `BatchedEnv.close`."""
-        self.env.close()
 
 
 def _joint_after(step: BatchedStep, ended: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:

@@ -21,7 +21,7 @@ import torch
 from gymnasium import spaces
 from torch import Tensor
 
-from marl_aajr.rollout.batched_env import BatchedEnv, BatchedStep
+from marl_aajr.rollout.batched_env import BatchedEnv, BatchedEnvWrapper, BatchedStep
 from marl_aajr.rollout.batches import make_batch
 from marl_aajr.rollout.environments import EnvironmentSpec
 from marl_aajr.rollout.perturbing import Kind, Perturb, adversary_space
@@ -32,7 +32,7 @@ def adversary_of(name: str) -> str:
     return f"adversary_of_{name}"
 
 
-class PerturbedBatch(BatchedEnv):
+class PerturbedBatch(BatchedEnvWrapper):
     """E copies of an environment together with the adversaries of its agents; see the module's documentation.
 
     What an agent sees last in an episode is the truth, because no adversary acts on it. Where bounds of the
@@ -53,16 +53,13 @@ class PerturbedBatch(BatchedEnv):
         ValueError: An unknown agent, or one whose observations are not floating-point numbers.
     """
 
-    turn_based = True
-    phases = 2
-
     def __init__(self, env: BatchedEnv, *, agents: Sequence[str] | None = None, kind: Kind = "sa-rl") -> None:
-        self.env = env
+        super().__init__(env)
+        self.turn_based, self.phases = True, 2
         self.perturb: Perturb | None = None
         self.attacked = attacked_agents(env.observation_spaces, agents)
         self.may_idle = self.attacked != env.possible_agents or env.may_idle
         own, attacked = env.observation_spaces, self.attacked
-        self.num_envs, self.device, self.state_space = env.num_envs, env.device, env.state_space
         self.possible_agents = (*env.possible_agents, *map(adversary_of, attacked))
         self.observation_spaces = own | {adversary_of(a): own[a] for a in attacked}
         self.action_spaces = env.action_spaces | {
@@ -100,23 +97,6 @@ class PerturbedBatch(BatchedEnv):
             masks = {agent: None if mask is None else torch.ones_like(mask) for agent, mask in masks.items()}
         return masks | dict.fromkeys(map(adversary_of, self.attacked))
 
-    @property
-    def keeps_final_states(self) -> bool:
-        """See `BatchedEnv`."""
-        return self.env.keeps_final_states
-
-    @keeps_final_states.setter
-    def keeps_final_states(self, keeps: bool) -> None:
-        self.env.keeps_final_states = keeps
-
-    def state(self) -> Tensor:
-        """See `BatchedEnv.state`."""
-        return self.env.state()
-
-    def final_state(self) -> Tensor:
-        """See `BatchedEnv.final_state`."""
-        return self.env.final_state()
-
     def get_state(self) -> Mapping[str, Any]:
         """See `BatchedEnv.get_state`; the set is no part of it."""
         return {"env": self.env.get_state(), "true": self._true, "seen": self._seen, "last": self._last}
@@ -125,10 +105,6 @@ class PerturbedBatch(BatchedEnv):
         """See `BatchedEnv.set_state`."""
         self.env.set_state(state["env"])
         self._true, self._seen, self._last = state["true"], state["seen"], state["last"]
-
-    def close(self) -> None:
-        """See `BatchedEnv.close`."""
-        self.env.close()
 
     def _perturb(self, actions: Mapping[str, Tensor]) -> BatchedStep:
         active = self.env.active

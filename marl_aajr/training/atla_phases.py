@@ -23,8 +23,7 @@ from marl_aajr.rllib.internals import OpenTorchLearner
 from marl_aajr.rllib.networks import split
 from marl_aajr.rllib.sampling.env_runners import FastEnvRunner
 from marl_aajr.rllib.victims import playing_network
-from marl_aajr.rollout.batched_env import BatchedEnv
-from marl_aajr.rollout.centralized_critic import CentralBatch
+from marl_aajr.rollout.batched_env import BatchedEnvWrapper
 from marl_aajr.rollout.perturbed import PerturbedBatch, adversary_of, attacked_agents
 from marl_aajr.rollout.perturbing import Directed, Squashed, adversary_space
 from marl_aajr.training.atla import ATLA
@@ -163,10 +162,10 @@ def _train_only(learner: OpenTorchLearner, *, modules: frozenset[str]) -> None:
 
 def _perturb(runner: FastEnvRunner, *, turn: Turn) -> None:
     assert runner.env is not None
-    batch: BatchedEnv = runner.env.batch
-    if isinstance(batch, CentralBatch):
+    batch = runner.env.batch
+    while not isinstance(batch, PerturbedBatch):
+        assert isinstance(batch, BatchedEnvWrapper)
         batch = batch.env
-    assert isinstance(batch, PerturbedBatch)
     atla = turn.sides.atla
     if turn.perturbations is None:
         batch.perturb = None

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import inspect
 from typing import Any
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -10,13 +12,14 @@ import torch
 from gymnasium import spaces
 from torch import Tensor
 
-from marl_aajr.rollout.batched_env import BatchedEnv
+from marl_aajr.rollout.batched_env import BatchedEnv, BatchedEnvWrapper
 from marl_aajr.rollout.environments import EnvironmentSpec, resolve
 from marl_aajr.rollout.game import EnvironmentFault, Turn
 from marl_aajr.rollout.pettingzoo import PettingZooBatch
 from tests.rollout.toy_games import Circle, Endings, Scripted
 
 HERE = "tests.rollout.test_batched"
+RETURN_NOTHING = ("set_state", "close")
 
 
 def scripted(*, endings: Endings, broken_at: int | None = None) -> Scripted:
@@ -238,3 +241,31 @@ def test_a_fault_in_one_copy_stops_the_batch() -> None:
     batch.step(still)
     with pytest.raises(EnvironmentFault, match="copy 0, step 2: the reward of agent 'b' is nan"):
         batch.step(still)
+
+
+MEMBERS = sorted(
+    name for name in {*vars(BatchedEnv), *BatchedEnv.__annotations__} if not name.startswith("_")
+)
+
+
+@pytest.mark.parametrize("name", MEMBERS)
+def test_a_wrapper_delegates_every_member(name: str) -> None:
+    """Also one that is added to the contract later."""
+    inner = Mock(spec_set=[*MEMBERS])
+    wrapper = BatchedEnvWrapper(inner)
+    member = getattr(BatchedEnv, name, None)
+    if not callable(member):
+        assert getattr(wrapper, name) is getattr(inner, name)
+        return
+    arguments = {
+        parameter: object() for parameter in inspect.signature(member).parameters if parameter != "self"
+    }
+    assert getattr(wrapper, name)(**arguments) is getattr(inner, name).return_value or name in RETURN_NOTHING
+    ((given, named),) = getattr(inner, name).call_args_list
+    assert [*given, *named.values()] == [*arguments.values()]
+
+
+def test_a_wrapper_passes_on_what_is_set_before_playing() -> None:
+    inner = Mock(spec_set=[*MEMBERS])
+    BatchedEnvWrapper(inner).keeps_final_states = True
+    assert inner.keeps_final_states is True
