@@ -1,4 +1,4 @@
-"""Every command and every snippet of the README runs."""
+"""Every command and every snippet of the README, of the guides and of the examples runs."""
 
 from __future__ import annotations
 
@@ -12,15 +12,26 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-README = (ROOT / "README.md").read_text(encoding="utf-8")
-BLOCKS = re.findall(r"^```(\w+)\n(.*?)^```$", README, re.MULTILINE | re.DOTALL)
+EXAMPLES = sorted((ROOT / "scripts" / "examples").glob("*.py"))
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "scripts" / "reference").glob("*.md"))]
+BLOCKS = [
+    (page, language, block)
+    for page in PAGES
+    for language, block in re.findall(
+        r"^```(\w+)\n(.*?)^```$", page.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL
+    )
+]
 COMMANDS = [
     line.partition("  #")[0].strip()
-    for language, block in BLOCKS
+    for _, language, block in BLOCKS
     if language == "bash"
     for line in block.splitlines()
 ]
-SNIPPETS = [block for language, block in BLOCKS if language == "python"]
+SNIPPETS = [
+    pytest.param(block, id=f"{page.stem}-{number}")
+    for number, (page, language, block) in enumerate(BLOCKS)
+    if language == "python"
+]
 SMALL = {
     "train": "--env-steps 400 --hidden 8 --set ppo.train_batch_size=200 --set ppo.minibatch_size=100",
     "adversary": "--env-steps 4000",
@@ -41,9 +52,10 @@ pytestmark = pytest.mark.timeout(900)  # the first test waits for every command
 
 @pytest.fixture(scope="module")
 def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder in which the README's commands have been run, in their order."""
+    """A folder in which the commands of all pages have been run, in their order."""
     folder = tmp_path_factory.mktemp("readme")
     (folder / "experiments").symlink_to(ROOT / "experiments")
+    (folder / "own_environment.py").symlink_to(ROOT / "scripts" / "examples" / "own_environment.py")
     for command in COMMANDS:
         program, *words = shlex.split(command)
         if program == "marl-aajr":
@@ -58,16 +70,33 @@ def test_the_commands_leave_a_report(workplace: Path) -> None:
 
 def test_the_scripts_are_there_and_run() -> None:
     """What they do is tested by test_scripts.py and test_demo_script.py; CI runs scripts/test itself."""
-    scripts = [command for command in COMMANDS if command.startswith("scripts/")]
-    assert scripts == ["scripts/demo", "scripts/test"]
+    scripts = {shlex.split(command)[0] for command in COMMANDS if command.startswith("scripts/")}
+    assert scripts == {"scripts/demo", "scripts/test", "scripts/docs"}
     assert all(os.access(ROOT / script, os.X_OK) for script in scripts)
 
 
-@pytest.mark.parametrize("snippet", SNIPPETS, ids=["RLlib", "victim", "anything", "core"])
+@pytest.mark.parametrize("snippet", SNIPPETS)
 def test_each_snippet_prints_what_it_promises(snippet: str, workplace: Path) -> None:
     assert run([sys.executable, "-W", "ignore", "-c", snippet], workplace).strip()
 
 
-def test_the_links_and_pictures_exist() -> None:
-    for target in re.findall(r"\]\(([^)#]+)\)", README):
-        assert (ROOT / target).exists(), target
+@pytest.mark.parametrize("program", EXAMPLES, ids=lambda path: path.stem)
+def test_each_example_runs(program: Path, tmp_path: Path) -> None:
+    assert run([sys.executable, "-W", "ignore", str(program)], tmp_path).strip()
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda path: path.stem)
+def test_the_links_and_pictures_exist(page: Path) -> None:
+    for target in re.findall(r"\]\(([^)#]+)\)", page.read_text(encoding="utf-8")):
+        assert (page.parent / target).exists(), target
+
+
+def test_the_reference_is_built_from_pages_and_docstrings(tmp_path: Path) -> None:
+    """Of one module, for the sake of time; `scripts/docs` builds them all."""
+    docs = ROOT / "scripts" / "docs.py"
+    run([sys.executable, str(docs), "--out", str(tmp_path), "marl_aajr.regularizers.aajr"], ROOT)
+    page = (tmp_path / "marl_aajr" / "regularizers" / "aajr.html").read_text(encoding="utf-8")
+    assert "share of each minibatch" in page
+    index = (tmp_path / "guide.html").read_text(encoding="utf-8")
+    assert all((tmp_path / page).exists() for page in re.findall(r'href="(guide/\w+\.html)"', index))
+    assert "guide/own_attack.html" in index
