@@ -16,10 +16,10 @@ from gymnasium import spaces
 from numpy.typing import NDArray
 from torch import Tensor
 
+from marl_aajr.core.streams import Streams
 from marl_aajr.rollout.batched_env import BatchedEnv, BatchedStep
 
 from .checks import whole
-from .streams import Streams
 
 
 class TensorBatch(BatchedEnv):

@@ -28,13 +28,14 @@ from gymnasium import spaces
 from numpy.typing import NDArray
 from torch import Tensor
 
+from marl_aajr.core.streams import Streams
+
 from .batch import TensorBatch, stack_choices
 from .checks import proportion, whole
 from .congestion_game import costs, equilibrium, optimum, social_cost
 from .factories import declare
 from .layout import ONE_TEAM
 from .scenario import ADVERSARIES, GOOD
-from .streams import Streams
 from .view import SingleCopy
 
 

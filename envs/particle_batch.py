@@ -11,12 +11,13 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from marl_aajr.core.streams import Streams
+
 from .batch import TensorBatch
 from .controls import ContinuousControls, DiscreteControls, action_space
 from .layout import Rows, State
 from .particles import World
 from .scenario import Scenario
-from .streams import Streams
 
 
 class ParticleBatch(TensorBatch):

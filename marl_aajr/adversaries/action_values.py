@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from marl_aajr.core.distributions import ActionDistribution, Categorical, MultiCategorical
 from marl_aajr.rollout.batched_env import BatchedEnv, BatchedStep
 from marl_aajr.victims import Victim
+from marl_aajr.victims.stepper import GeneratorSampler, Stepper
 
 _HIDDEN = 64
 _MINIBATCH = 512
@@ -141,24 +142,23 @@ def watch(
     diaries = {agent: _Diary(env.num_envs) for agent in env.possible_agents if agent in agents}
     sides = {env.teams[agent] for agent in diaries}
     team = [agent for agent in env.possible_agents if env.teams[agent] in sides]
+    groups = [[agent] for agent in env.possible_agents]
+    stepper = Stepper(victim, victim.memory(env.num_envs), groups=groups)
+    kinds = {agent: victim.distribution(agent) for agent in env.possible_agents}
+    sampler = GeneratorSampler(kinds, env.num_envs, generator)
     obs = env.reset(seed=seed)
-    memory, copies = victim.memory(env.num_envs), torch.arange(env.num_envs)
     for _ in range(max(decisions // env.num_envs, 2)):
-        actions: dict[str, Tensor] = {}
-        for agent in env.possible_agents:
-            inputs = victim.inputs(agent, obs[agent])
-            state = memory.recall({agent: copies})
-            policy = victim.policy(agent, action_mask=env.action_mask[agent], state=state)
-            outputs = policy(inputs)
-            awake = env.active[agent].nonzero().flatten()
-            memory.advance({agent: awake}, policy.select(awake), inputs[awake])
-            distribution = victim.distributions[victim.module_of[agent]]
-            chosen = distribution.sample(outputs, generator=generator)
-            actions[agent] = victim.to_environment(agent, chosen)
-            if agent in diaries:
-                diaries[agent].decide(env.active[agent], inputs, encode(distribution, outputs, chosen))
+        batches = stepper.see(obs, active=env.active, action_mask=env.action_mask)
+        outputs = stepper.decide(batches)
+        chosen = sampler(outputs)
+        for batch in batches:
+            if (agent := batch.agent) in diaries:
+                inputs = batch.everywhere(batch.inputs, env.num_envs)[agent]
+                encoded = encode(kinds[agent], outputs[agent], chosen[agent])
+                diaries[agent].decide(env.active[agent], inputs, encoded)
+        actions = {agent: victim.to_environment(agent, action) for agent, action in chosen.items()}
         step = env.step(actions)
-        memory.forget(step.episode_over)
+        stepper.memory.forget(step.episode_over)
         earned = torch.stack([step.rewards[agent] for agent in team]).sum(0)
         for agent, diary in diaries.items():
             diary.earn(earned, _out(step, agent))

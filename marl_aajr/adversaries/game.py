@@ -20,17 +20,14 @@ from gymnasium import spaces
 from torch import Tensor
 
 from marl_aajr.adversaries.match import check_action, check_match, no_action
-from marl_aajr.adversaries.sampling import ActionChance
 from marl_aajr.core.checks import one_of
 from marl_aajr.rollout.batched_env import BatchedEnv, BatchedEnvWrapper, BatchedStep
-from marl_aajr.victims import Victim, VictimPolicy
+from marl_aajr.victims import Victim
 from marl_aajr.victims.groups import alike
+from marl_aajr.victims.stepper import CounterSampler, DecisionBatch, Stepper
 
 ADVERSARY = "adversary"
 """The team of the game's players."""
-
-Rows = Mapping[str, Tensor]
-"""By agent, the copies in which it must act, `[b]`."""
 
 
 class VictimGame(BatchedEnvWrapper):
@@ -52,6 +49,7 @@ class VictimGame(BatchedEnvWrapper):
         observation_spaces: of the players.
         action_spaces: of the players.
         replaced: agents of `env` that the victims do not play: `play` decides for them.
+        groups: the victims in groups that are shown something together; None: all that are alike.
         sampled: whether the victims sample their actions or take the most likely ones.
 
     Raises:
@@ -73,6 +71,7 @@ class VictimGame(BatchedEnvWrapper):
         observation_spaces: Mapping[str, spaces.Space[Any]],
         action_spaces: Mapping[str, spaces.Space[Any]],
         replaced: Collection[str] = (),
+        groups: Sequence[Sequence[str]] | None = None,
         sampled: bool = False,
     ) -> None:
         check_match(victim, env)
@@ -88,11 +87,10 @@ class VictimGame(BatchedEnvWrapper):
         self.action_spaces = dict(action_spaces)
         self.teams = dict.fromkeys(self.possible_agents, ADVERSARY)
         self._members = [agent for agent in env.possible_agents if env.teams[agent] == team]
-        self._played = [agent for agent in env.possible_agents if agent not in replaced]
-        self._groups = alike(victim, self._played)
-        widths = {a: victim.distributions[victim.module_of[a]].num_inputs for a in self._played}
-        self._chance = ActionChance(widths, env.num_envs, device=env.device) if sampled else None
-        self._memory = victim.memory(env.num_envs)
+        played = [agent for agent in env.possible_agents if agent not in replaced]
+        self._stepper = Stepper(victim, victim.memory(env.num_envs), groups=groups or alike(victim, played))
+        kinds = {agent: victim.distribution(agent) for agent in played}
+        self._sampler = CounterSampler(kinds, env.num_envs, device=env.device) if sampled else None
         self._clear()
 
     def observe(self, obs: Mapping[str, Tensor], active: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -107,17 +105,14 @@ class VictimGame(BatchedEnvWrapper):
         """
         raise NotImplementedError
 
-    def show(self, rows: Rows, policy: VictimPolicy, inputs: Tensor, actions: Mapping[str, Tensor]) -> Tensor:
+    def show(self, batch: DecisionBatch, actions: Mapping[str, Tensor]) -> Tensor:
         """What victims are shown, `[B, d]`; here, what is there.
 
         Args:
-            rows: the copies `[b]` in which each of some agents must act; B = Σ b. They have one network and
-                one filter.
-            policy: theirs, with each row's legal actions and memory. Asking it changes nothing.
-            inputs: what their network receives of the true observations, behind the filter, `[B, d]`.
+            batch: decisions that they must make, with what their network receives of the true observations.
             actions: of the players, checked.
         """
-        return inputs
+        return batch.inputs
 
     def play(self, actions: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Actions of the replaced agents, `[E, ...]` by agent; here nobody is replaced."""
@@ -132,8 +127,8 @@ class VictimGame(BatchedEnvWrapper):
         """See `BatchedEnv.reset`."""
         self._clear()
         self._obs = self.env.reset(seed=seed)
-        if self._chance is not None:
-            self._chance.reset(seed=seed)
+        if self._sampler is not None:
+            self._sampler.reset(seed=seed)
         self._active = self.active
         self._met = {player: must.clone() for player, must in self._active.items()}
         return self._seen(self._obs)
@@ -153,9 +148,9 @@ class VictimGame(BatchedEnvWrapper):
         ended = {player: over & met for player, met in self._met.items()}
         cut = {p: torch.stack([step.truncations[a] for a in seat]).any(0) for p, seat in self.seats.items()}
         final = self._last_words(step, ends) if any(bool(end.any()) for end in ends.values()) else seen
-        self._memory.forget(over)
-        if self._chance is not None:
-            self._chance.advance(over)
+        self._stepper.memory.forget(over)
+        if self._sampler is not None:
+            self._sampler.advance(over)
         self._met = {p: self._active[p] | (met & ~over) for p, met in self._met.items()}
         return BatchedStep(
             obs=seen,
@@ -195,8 +190,8 @@ class VictimGame(BatchedEnvWrapper):
             "last": {agent: obs.clone() for agent, obs in self._last.items()},
             "met": {player: met.clone() for player, met in self._met.items()},
             "owed": self._owed.clone(),
-            "memory": self._memory.get_state(),
-            "chance": None if self._chance is None else self._chance.get_state(),
+            "memory": self._stepper.memory.get_state(),
+            "sampler": None if self._sampler is None else self._sampler.get_state(),
         }
 
     def set_state(self, state: Mapping[str, Any]) -> None:
@@ -210,15 +205,15 @@ class VictimGame(BatchedEnvWrapper):
         for name in ("obs", "last", "met"):
             setattr(self, f"_{name}", {key: value.clone() for key, value in state[name].items()})
         self._owed = state["owed"].clone()
-        self._memory.set_state(state["memory"])
-        if self._chance is not None:
-            self._chance.set_state(state["chance"])
+        self._stepper.memory.set_state(state["memory"])
+        if self._sampler is not None:
+            self._sampler.set_state(state["sampler"])
         self._active = self.active
 
     def _clear(self) -> None:
         self._owed = torch.zeros(len(self.seats), self.num_envs, device=self.device)
         self._met, self._obs, self._last = {}, {}, {}
-        self._memory.forget()
+        self._stepper.memory.forget()
 
     def _seen(self, obs: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """What the players see now; zero where they need not act."""
@@ -242,33 +237,9 @@ class VictimGame(BatchedEnvWrapper):
     @torch.no_grad()
     def _victims_actions(self, given: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Actions of the victims that must act; what they are shown here, and nothing else, they remember."""
-        active, masks = self.env.active, self.env.action_mask
-        actions: dict[str, Tensor] = {}
-        for group in self._groups:
-            rows = {agent: active[agent].nonzero().flatten() for agent in group}
-            rows = {agent: index for agent, index in rows.items() if len(index)}
-            if not rows:
-                continue
-            inputs = torch.cat([self.victim.inputs(a, self._obs[a][index]) for a, index in rows.items()])
-            legal = [mask[index] for a, index in rows.items() if (mask := masks[a]) is not None]
-            state = self._memory.recall(rows)
-            mask = torch.cat(legal) if legal else None
-            policy = self.victim.policy(group[0], action_mask=mask, state=state)
-            shown = self.show(rows, policy, inputs, given)
-            outputs = policy(shown)
-            self._memory.advance(rows, policy, shown)
-            for part, (agent, index) in zip(
-                outputs.split([len(index) for index in rows.values()]), rows.items(), strict=True
-            ):
-                everywhere = part.new_zeros(self.num_envs, part.shape[-1]).index_copy(0, index, part)
-                actions[agent] = self._choose(agent, everywhere)
-        return actions
-
-    def _choose(self, agent: str, outputs: Tensor) -> Tensor:
-        if self._chance is None:
-            return self.victim.greedy(agent, outputs)
-        kind = self.victim.distributions[self.victim.module_of[agent]]
-        return self.victim.to_environment(agent, self._chance.sample(agent, kind, outputs))
+        batches = self._stepper.see(self._obs, active=self.env.active, action_mask=self.env.action_mask)
+        shown = [batch.shown(self.show(batch, given)) for batch in batches]
+        return self._stepper.act(shown, self._sampler)
 
     def _checked(self, actions: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Actions of all players, zeros for those who may be left out.

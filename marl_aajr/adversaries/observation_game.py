@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from marl_aajr.adversaries.frozen import load_frozen
-from marl_aajr.adversaries.game import Rows, VictimGame
+from marl_aajr.adversaries.game import VictimGame
 from marl_aajr.adversaries.game_view import GameView
 from marl_aajr.adversaries.manners import Crew, make_manner
 from marl_aajr.core.checks import one_of
@@ -26,8 +26,10 @@ from marl_aajr.rollout.batched_env import BatchedEnv
 from marl_aajr.rollout.batches import make_batch
 from marl_aajr.rollout.environments import resolve
 from marl_aajr.rollout.teams import choose_agents
-from marl_aajr.victims import Victim, VictimPolicy
+from marl_aajr.victims import Victim
 from marl_aajr.victims.filters import through_filter
+from marl_aajr.victims.groups import alike
+from marl_aajr.victims.stepper import DecisionBatch
 
 GAME = f"{__name__}:parallel_env"
 """The game as an environment's name."""
@@ -148,6 +150,7 @@ class ObservationGame(VictimGame):
     def __init__(
         self, env: BatchedEnv, crew: Crew, sets: Mapping[str, PerturbationSet], *, sampled: bool = False
     ) -> None:
+        self.crew, self.sets = crew, dict(sets)
         super().__init__(
             env,
             crew.victim,
@@ -155,14 +158,13 @@ class ObservationGame(VictimGame):
             team=env.teams[crew.agents[0]],
             observation_spaces=crew.observation_spaces,
             action_spaces=crew.action_spaces,
+            groups=[
+                [agent for agent in group if sets.get(agent) == own]
+                for group in alike(crew.victim, env.possible_agents)
+                for own in dict.fromkeys(sets.get(agent) for agent in group)
+            ],
             sampled=sampled,
         )
-        self.crew, self.sets = crew, dict(sets)
-        self._groups = [
-            [agent for agent in group if self.sets.get(agent) == own]
-            for group in self._groups
-            for own in dict.fromkeys(self.sets.get(agent) for agent in group)
-        ]
 
     def observe(self, obs: Mapping[str, Tensor], active: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """What the attacked agents' networks truly receive; see `Crew.look`."""
@@ -173,14 +175,14 @@ class ObservationGame(VictimGame):
             }
         )
 
-    def show(self, rows: Rows, policy: VictimPolicy, inputs: Tensor, actions: Mapping[str, Tensor]) -> Tensor:
+    def show(self, batch: DecisionBatch, actions: Mapping[str, Tensor]) -> Tensor:
         """s + δ for attacked agents."""
-        own = self.sets.get(next(iter(rows)))
+        own = self.sets.get(batch.agent)
         if own is None:
-            return inputs
+            return batch.inputs
         orders = self.crew.orders(actions, own)
-        given = torch.cat([orders[agent][index] for agent, index in rows.items()])
-        return inputs + self.crew.perturb(policy, inputs, given, own)
+        given = torch.cat([orders[agent][copies] for agent, copies in batch.rows.items()])
+        return batch.inputs + self.crew.perturb(batch.policy, batch.inputs, given, own)
 
 
 def batched_env(num_envs: int, *, device: torch.device | str = "cpu", **threat: Any) -> ObservationGame:

@@ -19,7 +19,6 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from marl_aajr.adversaries.game import Rows
 from marl_aajr.adversaries.manners import Crew, Perturbing
 from marl_aajr.adversaries.observation_game import ObservationGame, ObservationThreat
 from marl_aajr.attacks.auto_pgd import StrongPGD
@@ -32,7 +31,8 @@ from marl_aajr.rollout.batched_env import BatchedEnv
 from marl_aajr.training.config import RunConfig
 from marl_aajr.training.policy_mapping import roster_of
 from marl_aajr.training.rllib_settings import module_spec
-from marl_aajr.victims import FreeLogStd, Victim, VictimPolicy
+from marl_aajr.victims import FreeLogStd, Victim
+from marl_aajr.victims.stepper import DecisionBatch
 
 _COPIES = 100
 _LEARNING_RATE = 3e-3
@@ -47,16 +47,12 @@ class Shown(NamedTuple):
     """What some agents with one policy were shown in one step.
 
     Attributes:
-        rows: the copies in which each agent acts.
-        policy: theirs, as it was.
-        inputs: true network inputs s, `[B, d]`.
+        batch: their decisions, on the true network inputs s, `[B, d]`.
         outputs: what PGD made of the policy's outputs, `[B, m]`.
         perturbations: Δ.
     """
 
-    rows: Rows
-    policy: VictimPolicy
-    inputs: Tensor
+    batch: DecisionBatch
     outputs: Tensor
     perturbations: PerturbationSet
 
@@ -90,15 +86,15 @@ class Demonstration(ObservationGame):
         self._generator = generator
         self.shown: list[Shown] = []
 
-    def show(self, rows: Rows, policy: VictimPolicy, inputs: Tensor, actions: Mapping[str, Tensor]) -> Tensor:
+    def show(self, batch: DecisionBatch, actions: Mapping[str, Tensor]) -> Tensor:
         """What PGD shows them."""
-        own = self.sets.get(next(iter(rows)))
+        own = self.sets.get(batch.agent)
         if own is None:
-            return inputs
+            return batch.inputs
         part = replace(own, epsilon=own.epsilon / len(self.crew.agents) ** 0.5)
         teacher = StrongPGD(perturbations=part if self.crew.joint and own.norm == "l2" else own)
-        shown = inputs + teacher.run(policy, inputs, generator=self._generator)
-        self.shown.append(Shown(rows, policy, inputs, policy(shown), own))
+        shown = batch.inputs + teacher.run(batch.policy, batch.inputs, generator=self._generator)
+        self.shown.append(Shown(batch, batch.policy(shown), own))
         return shown
 
 
@@ -189,13 +185,14 @@ def _ascend(adversary: Victim, crew: Crew, page: Page, outputs: Mapping[str, Ten
     actions = {player: mean + (mean.clamp(-1, 1) - mean).detach() for player, mean in means.items()}
     gains, taught = [], []
     for shown in page.shown:
+        policy, inputs = shown.batch.policy, shown.batch.inputs
         orders = crew.orders(actions, shown.perturbations)
-        given = torch.cat([orders[agent][index] for agent, index in shown.rows.items()])
-        delta = crew.perturb(shown.policy, shown.inputs, given, shown.perturbations)
+        given = torch.cat([orders[agent][copies] for agent, copies in shown.batch.rows.items()])
+        delta = crew.perturb(policy, inputs, given, shown.perturbations)
         with torch.no_grad():
-            clean = Clean(shown.policy(shown.inputs))
-        gains.append(KL().bind(shown.policy, clean)(shown.inputs + delta))
-        taught.append(shown.policy.distribution.kl(clean.outputs, shown.outputs))
+            clean = Clean(policy(inputs))
+        gains.append(KL().bind(policy, clean)(inputs + delta))
+        taught.append(policy.distribution.kl(clean.outputs, shown.outputs))
     outside = torch.cat([(mean.abs() - 1).clamp_min(0).square().sum(-1) for mean in means.values()])
     tiny = torch.finfo(outside.dtype).tiny
     return _FENCE * outside.mean() - torch.cat(gains).mean() / torch.cat(taught).mean().clamp_min(tiny)
@@ -206,11 +203,9 @@ def _copy(adversary: Victim, crew: Crew, page: Page, outputs: Mapping[str, Tenso
     labels: dict[str, Tensor] = {}
     for shown in page.shown:
         with torch.no_grad():
-            moved = crew.manner.label(shown.policy, shown.policy(shown.inputs), shown.outputs)
-        parts = moved.split([len(index) for index in shown.rows.values()])
-        for (agent, index), part in zip(shown.rows.items(), parts, strict=True):
-            blank = part.new_zeros(_COPIES, part.shape[-1])
-            labels[agent] = blank.index_copy(0, index, part)
+            clean = shown.batch.policy(shown.batch.inputs)
+            moved = crew.manner.label(shown.batch.policy, clean, shown.outputs)
+        labels |= shown.batch.everywhere(moved, _COPIES)
     losses = []
     for player, action in crew.actions(labels).items():
         kind = adversary.distributions[adversary.module_of[player]]

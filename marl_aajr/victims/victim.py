@@ -82,6 +82,10 @@ class Victim:
         """Module id -> the kind of its action distribution."""
         return {module_id: from_space(self.action_spaces[a]) for a, module_id in self.module_of.items()}
 
+    def distribution(self, agent: str) -> ActionDistribution:
+        """The kind of an agent's action distribution."""
+        return self.distributions[self.module_of[agent]]
+
     def agents_of(self, module_id: str) -> tuple[str, ...]:
         """The agents that a module plays for."""
         return tuple(agent for agent, name in self.module_of.items() if name == module_id)

@@ -26,6 +26,7 @@ from marl_aajr.rollout.env_checker import check_batched_env, random_actions
 from marl_aajr.rollout.environments import resolve
 from marl_aajr.training.config import make_config
 from marl_aajr.victims import ObservationFilter, Victim, fingerprint
+from marl_aajr.victims.stepper import DecisionBatch
 from tests.evaluation.players import network, signs, team
 from tests.evaluation.test_recurrent import Sticking
 from tests.networks import observations, tanh_policy
@@ -70,20 +71,19 @@ def test_victims_are_shown_points_of_the_set(kind: str, norm: str, joint: bool, 
     budget = {"mask": [True] * 6 + [False] * 6, "scale": [1.0, 3.0] * 6, "scales": {"agent_1": 2.0}}
     settings = {"kind": kind, "norm": norm, "joint": joint, "epsilon": 0.1, **({} if joint else budget)}
     game = threat(team(SPREAD, filters=seen), tmp_path, **settings).build(3)
-    lies: dict[str, torch.Tensor] = {}
+    perturbations: dict[str, torch.Tensor] = {}
     inner = game.show
 
-    def spy(rows: Any, policy: Any, inputs: torch.Tensor, actions: Any) -> torch.Tensor:
-        shown = inner(rows, policy, inputs, actions)
-        parts = (shown - inputs).split([len(index) for index in rows.values()])
-        lies.update(zip(rows, parts, strict=True))
+    def watched(batch: DecisionBatch, actions: Any) -> torch.Tensor:
+        shown = inner(batch, actions)
+        perturbations.update({agent: part for agent, _, part in batch.split(shown - batch.inputs)})
         return shown
 
-    game.show = spy  # type: ignore[method-assign]
+    game.show = watched  # type: ignore[method-assign]
     game.reset(seed=2)
     for t in range(3):
         game.step({p: (a * 3 if kind == "sa-rl" else a) for p, a in random_actions(game, seed=t).items()})
-        raw = {agent: delta * 2.0 for agent, delta in lies.items()}
+        raw = {agent: delta * 2.0 for agent, delta in perturbations.items()}
         assert all(bool((delta != 0).any()) for delta in raw.values())
         if joint:
             everything = torch.cat(list(raw.values()), -1)
@@ -214,11 +214,10 @@ def test_a_warm_start_does_what_pgd_does(kind: str, joint: bool, tmp_path: Path)
         actions = {p: adversary.greedy(p, adversary.policy(p)(seen)) for p, seen in page.seen.items()}
         for shown in page.shown:
             orders = crew.orders(actions, shown.perturbations)
-            given = torch.cat([orders[agent][index] for agent, index in shown.rows.items()])
-            outputs = shown.policy(
-                shown.inputs + crew.perturb(shown.policy, shown.inputs, given, shown.perturbations)
-            )
-            kind_of, clean = shown.policy.distribution, shown.policy(shown.inputs)
+            policy, inputs = shown.batch.policy, shown.batch.inputs
+            given = torch.cat([orders[agent][copies] for agent, copies in shown.batch.rows.items()])
+            outputs = policy(inputs + crew.perturb(policy, inputs, given, shown.perturbations))
+            kind_of, clean = policy.distribution, policy(inputs)
             moved.append(kind_of.kl(clean, outputs).mean().item())
             pgd.append(kind_of.kl(clean, shown.outputs).mean().item())
             agreed.append((outputs.argmax(-1) == shown.outputs.argmax(-1)).float().mean().item())

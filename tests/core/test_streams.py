@@ -5,8 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from marl_aajr.envs.streams import Streams, mix_
 from scipy import stats
+
+from marl_aajr.core.streams import Streams, mix_
 
 CPU = torch.device("cpu")
 WORD = (1 << 64) - 1
