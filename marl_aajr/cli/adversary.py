@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from marl_aajr.cli.interrupt import Interrupt
+from marl_aajr.cli.options import guide, told
 from marl_aajr.cli.progress import training_progress, waiting
-from marl_aajr.cli.teaching import guide, told
 
 if TYPE_CHECKING:
     from rich.console import Console

@@ -10,7 +10,7 @@ import typer
 
 from marl_aajr.cli import adversary, compare, evaluate, listing, study, train
 from marl_aajr.cli.errors import report
-from marl_aajr.cli.teaching import guide
+from marl_aajr.cli.options import guide
 from marl_aajr.version import __version__
 
 app = typer.Typer(

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from marl_aajr.cli.teaching import guide, told
+from marl_aajr.cli.options import guide, told
 
 if TYPE_CHECKING:
     from rich.table import Table

@@ -12,8 +12,7 @@ from typing import Annotated, Any
 import typer
 
 from marl_aajr.cli.findings import show
-from marl_aajr.cli.overrides import parse_assignments
-from marl_aajr.cli.teaching import guide, sample, told
+from marl_aajr.cli.options import assigned, guide, sample, told
 
 SUITE = "quick"
 """The suite where neither a suite nor an attack is named."""
@@ -271,7 +270,7 @@ def env_arguments(assignments: Sequence[str]) -> dict[str, Any]:
         ValueError: another key, or no assignment.
     """
     found = {}
-    for key, value in parse_assignments(assignments).items():
+    for key, value in assigned(assignments).items():
         name = key.removeprefix("env.kwargs.")
         if name == key or "." in name:
             raise ValueError(

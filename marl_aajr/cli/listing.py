@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from marl_aajr.cli.teaching import guide
+from marl_aajr.cli.options import guide
 
 HELP = guide(
     "List the environments, methods or attacks that can be named, one line each.",

@@ -12,9 +12,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from marl_aajr.cli.interrupt import Interrupt
-from marl_aajr.cli.overrides import parse_assignments
+from marl_aajr.cli.options import assigned, guide, sample, told
 from marl_aajr.cli.progress import clock, waiting
-from marl_aajr.cli.teaching import guide, sample, told
 from marl_aajr.cli.watching import Watching
 
 if TYPE_CHECKING:
@@ -112,7 +111,7 @@ def study(
     console = Console(stderr=True)
     options = {"address": address, "max_concurrent": max_concurrent}
     command = _command(file, out=out, only=only, set=assignments or [], **options)
-    overrides = {key: (value, f"--set {key}") for key, value in parse_assignments(assignments or []).items()}
+    overrides = {key: (value, f"--set {key}") for key, value in assigned(assignments or []).items()}
     overrides |= {key: (v, f"--{key.replace('_', '-')}") for key, v in options.items() if v is not None}
     # Whatever a library prints must not get between the lines of JSON.
     with contextlib.redirect_stdout(sys.stderr):

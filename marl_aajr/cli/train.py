@@ -11,10 +11,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from marl_aajr.cli.interrupt import Interrupt
-from marl_aajr.cli.overrides import override, takes_settings
+from marl_aajr.cli.options import assigned, guide, options, takes, told, values
 from marl_aajr.cli.progress import training_progress, waiting
-from marl_aajr.cli.settings import RUN
-from marl_aajr.cli.teaching import guide, told
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -33,8 +31,69 @@ HELP = guide(
     "marl-aajr train --resume --out runs/study-3",
 )
 
+RUN, NETWORK, RAY = "Run", "Networks", "Ray resources"
+ROBUST = "Robustness: settings of the method (defaults of aajr; any other by --set method.NAME=VALUE)"
 
-@takes_settings
+CONFIG = "marl_aajr.training.config.RunConfig"
+AAJR = "marl_aajr.regularizers.aajr.AAJR"
+METHOD = "marl_aajr.training.method.MethodConfig"
+
+SETTINGS = (
+    *options(
+        CONFIG,
+        "env.name",
+        "method.name",
+        "algorithm",
+        "seed",
+        "env_steps",
+        "checkpoint_every",
+        panel=RUN,
+        flags={"env.name": "--env", "method.name": "--method"},
+    ),
+    *options(
+        AAJR,
+        "coefficient",
+        "epsilon",
+        "steps",
+        "step_size",
+        "adversarial_weight",
+        "output",
+        "form",
+        "gain_bound",
+        "objective",
+        "norm",
+        "sample_fraction",
+        under="method",
+        panel=ROBUST,
+        flags={"steps": "--inner-steps", "output": "--output-map"},
+    ),
+    *options(METHOD, "ramp", under="method", panel=ROBUST, metavars={"ramp": "A,B"}),
+    *options(
+        CONFIG,
+        "policies",
+        "model.hidden",
+        "model.activation",
+        "model.critic",
+        "observation_filter",
+        panel=NETWORK,
+    ),
+    *options(
+        CONFIG,
+        "resources.env_runners",
+        "resources.envs_per_runner",
+        "resources.runner",
+        "resources.learners",
+        "resources.gpus_per_env_runner",
+        "resources.gpus_per_learner",
+        "resources.address",
+        panel=RAY,
+        metavars={"resources.address": "HOST:PORT"},
+    ),
+)
+"""The settings of a run that have an option, in the order of the help; `--set` reaches the others."""
+
+
+@takes(*SETTINGS)
 def train(
     *,
     config: Annotated[
@@ -48,7 +107,8 @@ def train(
         typer.Option(
             "--set",
             metavar="KEY=VALUE",
-            help="Any other key of the configuration, such as ppo.lr=3e-4; may be repeated.",
+            help="Any other key of the configuration, such as ppo.lr=3e-4 or env.kwargs.N=5; may be "
+            "repeated.",
             rich_help_panel=RUN,
         ),
     ] = None,
@@ -84,16 +144,17 @@ def train(
             rich_help_panel=RUN,
         ),
     ] = 0,
-    **options: str | None,
+    **typed: Any,
 ) -> None:
-    """Train one run; the options named after configuration keys come from `settings`."""
+    """Train one run."""
     from rich.console import Console
 
     if resume and overwrite:
         raise ValueError("expected --resume or --overwrite, got both; choose one")
     console = Console(stderr=True)
     with waiting("Loading torch and Ray", console=console):
-        resolved, folder = _resolve(config, out, options, assignments or [], resume=resume)
+        given = values(SETTINGS, typed) | assigned(assignments or ())
+        resolved, folder = _resolve(config, out, given, resume=resume)
         import marl_aajr.training.trainer  # noqa: F401 - the slow part, where the person is told of it
     directory, stopped = _train(
         resolved, folder, console, resume=resume, overwrite=overwrite, max_failures=max_failures
@@ -121,13 +182,26 @@ def default_folder(data: Mapping[str, Any]) -> Path:
     return Path("runs") / re.sub(r"[^\w.-]+", "-", name)
 
 
+def override(base: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
+    """A configuration as nested mappings, with values put over a base.
+
+    Args:
+        base: from a file; empty where there is none.
+        given: values by dotted key. With another method the base's settings of its method are dropped.
+    """
+    from marl_aajr.training.fields import put
+
+    result = dict(base)
+    method = result.get("method")
+    if "method.name" in given and isinstance(method, Mapping) and method.get("name") != given["method.name"]:
+        result["method"] = {}
+    for key, value in given.items():
+        put(result, key, value)
+    return result
+
+
 def _resolve(
-    file: Path | None,
-    out: Path | None,
-    options: Mapping[str, str | None],
-    assignments: list[str],
-    *,
-    resume: bool,
+    file: Path | None, out: Path | None, given: Mapping[str, Any], *, resume: bool
 ) -> tuple[RunConfig, Path]:
     """The configuration and the folder that the command line means.
 
@@ -137,13 +211,13 @@ def _resolve(
     from marl_aajr.training.run_directory import RunDirectory
 
     def resolve(base: RunConfig | None) -> RunConfig:
-        return make_config(override(base.model_dump(mode="json") if base else {}, options, assignments))
+        return make_config(override(base.model_dump(mode="json") if base else {}, given))
 
     if resume and out is not None:
         _refuse_adversary(out)
     if resume and file is None and out is not None:
         return resolve(RunDirectory(out).config()), out
-    if file is None and options.get("env") is None:
+    if file is None and "env.name" not in given:
         raise ValueError("expected --env NAME or --config FILE.yaml, got neither; see marl-aajr list envs")
     resolved = resolve(None if file is None else load_config(file))
     folder = out or default_folder(resolved.model_dump(mode="json"))

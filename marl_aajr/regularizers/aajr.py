@@ -47,9 +47,11 @@ class AAJR(JacobianPenalty):
     """Penalise the policy's sensitivity along the directions in which an adversary pushes it.
 
     Attributes:
-        adversarial_weight: κ in [0, 1], share of the policy loss taken at s + δ_K; a number or schedule.
-        form: `"squared"`, `"hinge"` or `"constraint"` (`marl_aajr.regularizers.forms`).
-        gain_bound: γ ≥ 0, the bound on ‖J u‖ of the last two forms.
+        adversarial_weight: κ in [0, 1], share of the policy loss taken at the perturbed observation s + δ_K;
+            a number or a schedule.
+        form: penalty on ‖J u‖: `"squared"`, `"hinge"` or `"constraint"`. Their equations are in
+            `marl_aajr.regularizers.forms`.
+        gain_bound: γ ≥ 0, bound on ‖J u‖ of the forms `hinge` and `constraint`.
         dual_step_size: α > 0 of `constraint`, whose dual variable starts at `coefficient`; None: 1e-4.
         dual_bounds: [low, high] of the dual variable; None: [0, 1].
         dual_clip: c > 1 bounds the adversarial loss of rows with Â < 0 (Ye 2020); None: no bound.

@@ -28,8 +28,9 @@ class Perturbing(Regularizer):
     """A regularizer over a perturbation set.
 
     Attributes:
-        epsilon: radius of the perturbation set, in the units the policy network sees; number or schedule.
-        norm: `"linf"` or `"l2"`.
+        epsilon: radius of the perturbation set, in the units that the network sees (of atla: of the
+            environment); a number or a schedule.
+        norm: norm of the radius: `"linf"` or `"l2"`.
         sample_fraction: share of each minibatch that is regularised, drawn at random, in (0, 1]. A tenth of
             a thousand rows does what all of them do (experiments/sample_share), at a fourth of the cost;
             small minibatches want more.
@@ -109,10 +110,11 @@ class Adversarial(Perturbing):
     """A regularizer with an inner adversary.
 
     Attributes:
-        steps: K, inner ascent steps.
-        step_size: η as a fraction of ε for `sign` and `normalized` steps, η itself for `raw`; a number,
-            a schedule, or `"auto"`: by the measured curvature, row by row (`marl_aajr.core.ascent`).
-        step: `"sign"`, `"normalized"` or `"raw"` (the gradient itself).
+        steps: K, ascent steps of the inner adversary.
+        step_size: η, size of an ascent step as a fraction of ε: a number, a schedule, or `"auto"`, by the
+            measured curvature. That is measured row by row (`marl_aajr.core.ascent`). For `raw` steps it is η
+            itself.
+        step: direction of an ascent step: `"sign"`, `"normalized"` or `"raw"` (the gradient itself).
         start: δ_0: `"zero"`, `"random"`, or None: random where the objective is flat at zero.
     """
 
@@ -200,8 +202,8 @@ class Targeted(Adversarial):
     """A regularizer whose adversary can be told what to maximise.
 
     Attributes:
-        objective: `"kl"`, `"surrogate"`, `"margin"`, `"value"`, or a function
-            `(outputs [B, ..., m], clean) -> [B, ...]`.
+        objective: quantity that the inner adversary maximises: `"kl"`, `"surrogate"`, `"margin"` or
+            `"value"`. In Python also a function `(outputs [B, ..., m], clean) -> [B, ...]`.
     """
 
     objective: ObjectiveLike = "kl"

@@ -29,8 +29,8 @@ class JacobianPenalty(Targeted):
     """A penalty on ‖J_φ z‖² for some directions z at some points.
 
     Attributes:
-        coefficient: λ ≥ 0, weight of the penalty; a number or `[[env_step, value], ...]`.
-        output: φ, the output whose sensitivity counts: `"logits"`, `"mean"`, `"probs"`, `"fisher"`.
+        coefficient: λ ≥ 0, weight of the penalty: a number or a schedule, `'[[env_step, value], ...]'`.
+        output: φ, output whose sensitivity counts: `"logits"`, `"mean"`, `"probs"` or `"fisher"`.
         metric: whether gradients flow through p or σ of the output map: `"detached"` or `"full"`.
         backend: how Jacobian-vector products are computed: `"auto"`, `"forward"`, `"double"`,
             `"central"` (`marl_aajr.core.jacobian`).

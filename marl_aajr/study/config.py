@@ -6,13 +6,12 @@ A study says only what its runs differ in and how they are judged; everything th
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from functools import partial
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import AfterValidator, Field, ValidationError
+from pydantic import AfterValidator, Field
 
 from marl_aajr.study.entries import (
     AdversaryEntry,
@@ -22,13 +21,12 @@ from marl_aajr.study.entries import (
     Label,
     MethodEntry,
     Named,
-    Section,
     TuningEntry,
     once,
     some,
 )
-from marl_aajr.study.lines import Source, load_lines
-from marl_aajr.training.fields import Count, Whole, explain
+from marl_aajr.training.fields import Count, Section, Whole, put, validated
+from marl_aajr.training.yaml_source import YamlSource, load_yaml
 
 
 class StudyConfig(Section):
@@ -80,7 +78,7 @@ class StudyConfig(Section):
 
 def load_study(
     path: str | Path, *, overrides: Mapping[str, tuple[Any, str]] | None = None
-) -> tuple[StudyConfig, Source]:
+) -> tuple[StudyConfig, YamlSource]:
     """The study in a YAML file.
 
     Args:
@@ -91,22 +89,9 @@ def load_study(
         ValueError: one line per problem, naming the line of the file.
     """
     path = Path(path)
-    data, source = load_lines(path)
+    data, source = load_yaml(path)
     data.setdefault("name", path.stem)
     for key, (value, _) in (overrides or {}).items():
-        _put(data, key.split("."), value)
-    source = Source(path, source.lines, {key: origin for key, (_, origin) in (overrides or {}).items()})
-    try:
-        return StudyConfig.model_validate(data), source
-    except ValidationError as error:
-        say = partial(explain, StudyConfig)
-        lines = [f"{source.where(problem['loc'])}: {say([problem])}" for problem in error.errors()]
-        raise ValueError("\n".join(lines)) from None
-
-
-def _put(data: dict[str, Any], path: Sequence[str], value: Any) -> None:
-    for name in path[:-1]:
-        inner = data.get(name)
-        data[name] = dict(inner) if isinstance(inner, Mapping) else {}
-        data = data[name]
-    data[path[-1]] = value
+        put(data, key, value)
+    source = YamlSource(path, source.lines, {key: origin for key, (_, origin) in (overrides or {}).items()})
+    return validated(StudyConfig, data, where=source.where), source

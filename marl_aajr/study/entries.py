@@ -8,14 +8,8 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 from marl_aajr.adversaries.request import AdversaryRequest, Kind
-from marl_aajr.training.fields import Count, Fraction, Positive, Whole
+from marl_aajr.training.fields import Count, Fraction, Positive, Section, Whole
 from marl_aajr.training.method import NO_METHOD
-
-
-class Section(BaseModel):
-    """Known keys only, and no changes."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, ser_json_inf_nan="constants")
 
 
 def some(values: tuple[Any, ...]) -> tuple[Any, ...]:

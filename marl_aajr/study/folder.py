@@ -30,11 +30,11 @@ from marl_aajr.study.config import StudyConfig
 from marl_aajr.study.entries import AdversaryEntry
 from marl_aajr.study.graph import Node
 from marl_aajr.study.judgements import Judgements
-from marl_aajr.study.lines import Source
 from marl_aajr.study.runs import Run
 from marl_aajr.training.fields import differences
 from marl_aajr.training.files import Lock, append_line, read_lines, write_text
 from marl_aajr.training.run_directory import RunDirectory
+from marl_aajr.training.yaml_source import YamlSource
 
 _OURS = (".lock", "identity", "events.jsonl", "runs", "judgements", "tuning", "logs", "tune")
 _FIXED: tuple[str, ...] = ("evaluation", "adversaries", "tune")
@@ -131,7 +131,7 @@ class StudyFolder:
         finally:
             self._lock.release()
 
-    def check_same(self, study: StudyConfig, source: Source) -> None:
+    def check_same(self, study: StudyConfig, source: YamlSource) -> None:
         """Whether what is in the folder was made by this study; new runs may have been added to it.
 
         Raises:
@@ -159,7 +159,7 @@ class StudyFolder:
                 raise changed(f"{source.where(where)}: {'.'.join(map(str, where))}: {change}", self.path)
         self._check_teams(old, study, source)
 
-    def _check_teams(self, old: StudyConfig, study: StudyConfig, source: Source) -> None:
+    def _check_teams(self, old: StudyConfig, study: StudyConfig, source: YamlSource) -> None:
         """Whether the adversaries that are there were trained against the team that is judged."""
         teams = {entry.title: entry.team for entry in old.environments}
         for e, entry in enumerate(study.environments):
@@ -176,7 +176,7 @@ class StudyFolder:
             for entry in old.adversaries
         )
 
-    def check_runs(self, runs: Sequence[Run], source: Source) -> None:
+    def check_runs(self, runs: Sequence[Run], source: YamlSource) -> None:
         """Whether the runs in the folder are those of the study.
 
         Raises:

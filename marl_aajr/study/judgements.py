@@ -9,10 +9,10 @@ from typing import Any
 
 from marl_aajr.study.changes import changed, first_change
 from marl_aajr.study.graph import Node
-from marl_aajr.study.lines import Source
 from marl_aajr.study.runs import Run
 from marl_aajr.training.files import write_json
 from marl_aajr.training.run_directory import RunDirectory
+from marl_aajr.training.yaml_source import YamlSource
 
 
 class Judgements:
@@ -48,7 +48,7 @@ class Judgements:
         then = (self._read(node.run) or {}).get("asked", now)
         return bool(self.evaluations(node.run)) and then["surrogate"] == now["surrogate"]
 
-    def check(self, nodes: Iterable[Node], source: Source) -> None:
+    def check(self, nodes: Iterable[Node], source: YamlSource) -> None:
         """Whether what is there was judged as the study says now; surrogates aside, see `done`.
 
         Raises:

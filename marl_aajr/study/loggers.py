@@ -7,10 +7,10 @@ import importlib.util
 from ray import tune
 
 from marl_aajr.study.config import StudyConfig
-from marl_aajr.study.lines import Source
+from marl_aajr.training.yaml_source import YamlSource
 
 
-def check_loggers(study: StudyConfig, source: Source) -> None:
+def check_loggers(study: StudyConfig, source: YamlSource) -> None:
     """Raise `ValueError` where a package is missing that the study wants to log with."""
     for place, name in enumerate(study.log):
         if importlib.util.find_spec(name) is None:

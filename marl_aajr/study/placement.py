@@ -8,17 +8,17 @@ from contextlib import ExitStack, contextmanager
 import ray
 
 from marl_aajr.study.config import StudyConfig
-from marl_aajr.study.lines import Source
 from marl_aajr.study.runs import Run
 from marl_aajr.training.capacity import bundles, groups, have_room
 from marl_aajr.training.cluster import ray_for
 from marl_aajr.training.config import Resources
+from marl_aajr.training.yaml_source import YamlSource
 
 _KINDS = ("CPU", "GPU")
 
 
 @contextmanager
-def cluster_for(study: StudyConfig, source: Source) -> Iterator[list[dict[str, float]]]:
+def cluster_for(study: StudyConfig, source: YamlSource) -> Iterator[list[dict[str, float]]]:
     """Ray within this block, and the CPUs and GPUs of each of its nodes.
 
     Raises:
@@ -40,7 +40,7 @@ def dashboard() -> str:
     return f"http://{url}" if url else ""
 
 
-def check_fits(runs: Iterable[Run], nodes: list[dict[str, float]], source: Source) -> None:
+def check_fits(runs: Iterable[Run], nodes: list[dict[str, float]], source: YamlSource) -> None:
     """Whether each run can be placed on the cluster when it is alone.
 
     Raises:

@@ -13,8 +13,8 @@ from typing import Any
 
 from marl_aajr.study.config import StudyConfig
 from marl_aajr.study.entries import EnvironmentEntry, Grid, MethodEntry
-from marl_aajr.study.lines import Key, Source
 from marl_aajr.training.config import RunConfig, make_config
+from marl_aajr.training.yaml_source import Key, YamlSource
 
 Settings = Mapping[str, Any]
 """Dotted setting of a run → value."""
@@ -60,7 +60,7 @@ class Run:
     point: tuple[tuple[str, Any], ...]
     parts: Parts = field(repr=False, compare=False)
 
-    def where(self, key: str, source: Source) -> str:
+    def where(self, key: str, source: YamlSource) -> str:
         """Where in the study's file a dotted setting stands."""
         return _blame(key, self.parts, source)
 
@@ -69,7 +69,7 @@ _AXES = {"seed": "seeds", "env.name": "environments", "method.name": "methods"}
 """What a study's runs differ in, and where it says so: not among the settings that it hands on."""
 
 
-def check_axes(study: StudyConfig, source: Source) -> None:
+def check_axes(study: StudyConfig, source: YamlSource) -> None:
     """Whether seeds, environments and methods are named in their own lists alone.
 
     Raises:
@@ -112,7 +112,9 @@ def variants(study: StudyConfig) -> Iterator[Variant]:
                 yield Variant(environment, method, key, name, parts)
 
 
-def runs(study: StudyConfig, source: Source, tuned: Mapping[str, Settings] | None = None) -> tuple[Run, ...]:
+def runs(
+    study: StudyConfig, source: YamlSource, tuned: Mapping[str, Settings] | None = None
+) -> tuple[Run, ...]:
     """All runs of a study, in the order of its file.
 
     Args:
@@ -151,7 +153,7 @@ def runs(study: StudyConfig, source: Source, tuned: Mapping[str, Settings] | Non
     return tuple(found.values())
 
 
-def configuration(parts: Parts, source: Source) -> RunConfig:
+def configuration(parts: Parts, source: YamlSource) -> RunConfig:
     """A run's configuration out of parts, later ones over earlier ones.
 
     Raises:
@@ -196,7 +198,7 @@ def merged(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
     return result
 
 
-def _check_new(run: Run, namesake: Run | None, twin: Run | None, source: Source) -> None:
+def _check_new(run: Run, namesake: Run | None, twin: Run | None, source: YamlSource) -> None:
     where = source.where(run.variant.key)
     if namesake is not None:
         raise ValueError(
@@ -210,7 +212,7 @@ def _check_new(run: Run, namesake: Run | None, twin: Run | None, source: Source)
         )
 
 
-def _blame(line: str, parts: Parts, source: Source) -> str:
+def _blame(line: str, parts: Parts, source: YamlSource) -> str:
     """Where the setting stands that an error line begins with."""
     key = line.partition(":")[0].split(".")
     best, place = 0, parts[0][0]

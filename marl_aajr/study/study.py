@@ -16,13 +16,13 @@ from marl_aajr.study.config import StudyConfig, load_study
 from marl_aajr.study.estimate import Estimate, duration, estimate, tuning_seconds
 from marl_aajr.study.folder import StudyFolder
 from marl_aajr.study.graph import Node, chosen, graph
-from marl_aajr.study.lines import Source
 from marl_aajr.study.loggers import callbacks_for, check_loggers
 from marl_aajr.study.placement import check_fits, cluster_for, dashboard
 from marl_aajr.study.runs import Run, check_axes, runs
 from marl_aajr.study.storage import Storage
 from marl_aajr.study.tuning import budgets, check_decisions, check_tuning, decided, replay, tune_study
 from marl_aajr.study.watch import Board, OnEvent, Progress
+from marl_aajr.training.yaml_source import YamlSource
 from marl_aajr.victims import load_victim
 
 
@@ -39,7 +39,7 @@ class Plan:
     """
 
     study: StudyConfig
-    source: Source
+    source: YamlSource
     folder: StudyFolder
     runs: tuple[Run, ...]
     nodes: Mapping[str, Node]
@@ -86,14 +86,14 @@ def prepare(
     return Plan(study, source, folder, found, chosen(nodes, only))
 
 
-def _storage(study: StudyConfig, source: Source) -> Storage | None:
+def _storage(study: StudyConfig, source: YamlSource) -> Storage | None:
     try:
         return None if study.storage is None else Storage(study.storage)
     except ValueError as error:
         raise ValueError(f"{source.where(('storage',))}: {error}") from None
 
 
-def _suite(study: StudyConfig, source: Source) -> Suite | None:
+def _suite(study: StudyConfig, source: YamlSource) -> Suite | None:
     name = study.evaluation.suite
     if name is None:
         return None
@@ -104,7 +104,7 @@ def _suite(study: StudyConfig, source: Source) -> Suite | None:
         raise ValueError(f"{source.where(('evaluation', 'suite'))}: evaluation.suite: {error}") from None
 
 
-def _check_playable(runs: tuple[Run, ...], source: Source) -> None:
+def _check_playable(runs: tuple[Run, ...], source: YamlSource) -> None:
     """What only Ray and the environment know, once for runs that differ in the seed alone."""
     from marl_aajr.training.algorithm import build_config
     from marl_aajr.training.capacity import bundles
@@ -129,7 +129,7 @@ def _check_playable(runs: tuple[Run, ...], source: Source) -> None:
         raise ValueError("\n".join(problems))
 
 
-def _check_agents(study: StudyConfig, source: Source) -> None:
+def _check_agents(study: StudyConfig, source: YamlSource) -> None:
     """Whether the teams and agents that are named play, and adversaries lie to all whom judgements attack."""
     for e, environment in enumerate(study.environments):
         game = resolve(environment.name, environment.kwargs).make()
@@ -155,7 +155,7 @@ def _check_agents(study: StudyConfig, source: Source) -> None:
                 )
 
 
-def _check_policies(runs: tuple[Run, ...], source: Source) -> None:
+def _check_policies(runs: tuple[Run, ...], source: YamlSource) -> None:
     """Whether the policies are there that runs begin with."""
     first = {run.config.initial_policy: run for run in reversed(runs)}
     for policy, run in first.items():

@@ -22,16 +22,16 @@ from marl_aajr.study.changes import changed, first_change
 from marl_aajr.study.config import StudyConfig
 from marl_aajr.study.entries import TuningEntry
 from marl_aajr.study.folder import StudyFolder
-from marl_aajr.study.lines import Source
 from marl_aajr.study.runs import Settings, Variant, merged, nested, variants
 from marl_aajr.study.trials import Trial
 from marl_aajr.study.watch import Board
 from marl_aajr.training.files import write_json
+from marl_aajr.training.yaml_source import YamlSource
 
 _ASKED, _DECISIONS = "asked.json", "decisions.json"
 
 
-def check_tuning(study: StudyConfig, source: Source) -> None:
+def check_tuning(study: StudyConfig, source: YamlSource) -> None:
     """Whether the search is the same for every method, and apart from the evaluation.
 
     Raises:
@@ -65,7 +65,7 @@ def check_tuning(study: StudyConfig, source: Source) -> None:
     _check_apart(study, entry, source)
 
 
-def _check_apart(study: StudyConfig, entry: TuningEntry, source: Source) -> None:
+def _check_apart(study: StudyConfig, entry: TuningEntry, source: YamlSource) -> None:
     if study.storage is not None:
         raise ValueError(
             f"{source.where(('tune',))}: tune: expected a folder that all nodes share, got storage; tune in "
@@ -97,7 +97,7 @@ def decided(study: StudyConfig, folder: StudyFolder) -> dict[str, Settings]:
     return found
 
 
-def check_decisions(study: StudyConfig, folder: StudyFolder, source: Source) -> None:
+def check_decisions(study: StudyConfig, folder: StudyFolder, source: YamlSource) -> None:
     """Whether what has been searched, or is being searched, is what the study says now.
 
     Raises:

@@ -6,13 +6,12 @@ after a default has changed.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import Field, model_validator
 
 from marl_aajr.training.fields import (
     Count,
@@ -20,44 +19,43 @@ from marl_aajr.training.fields import (
     NonNegative,
     Positive,
     Schedule,
+    Section,
     Whole,
-    explain,
+    validated,
 )
 from marl_aajr.training.method import MethodConfig
+from marl_aajr.training.yaml_source import load_yaml
 
 COPIES = 160
 """Environment copies by default: more of them, each for fewer steps, make a step of all cheaper."""
 
 
-class _Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, ser_json_inf_nan="constants")
-
-
-class EnvConfig(_Section):
+class EnvConfig(Section):
     """The environment.
 
     Attributes:
-        name: a name that `marl-aajr list envs` shows, a PettingZoo id, or an import path.
-        kwargs: what its constructor takes.
+        name: environment: a name of `list envs` or an import path, `my_package.my_env:make`; those of
+            `marl_aajr.envs` are mpe2's, batched in torch: the same games at several times the speed.
+        kwargs: arguments of its constructor.
     """
 
     name: str = Field(min_length=1)
     kwargs: dict[str, Any] = Field(default_factory=dict)
 
 
-class ModelConfig(_Section):
+class ModelConfig(Section):
     """The networks: an actor and a critic of the same shape for each module.
 
     Attributes:
         hidden: widths of the hidden layers.
-        activation: between the layers.
-        initialization: of the hidden layers: `orthogonal` (gain √2, no bias) or `torch` (its default,
-            which is RLlib's too).
+        activation: function between the layers.
+        initialization: initial weights of the hidden layers: `orthogonal` (gain √2, no bias) or `torch`
+            (its default, which is RLlib's too).
         lstm: width of an LSTM behind the hidden layers, for policies with a memory; None: none.
         sequence_length: of the pieces of episodes that an LSTM is trained on, in decisions.
         free_log_std: for Box actions: log σ is a parameter of its own instead of an output.
-        critic: what the critic reads: the agent's `own` observation, as the actor does; beside it the
-            `joint` observation of all agents or the environment's `state` (MAPPO, arXiv 2103.01955).
+        critic: input of the critic: the agent's `own` observation; beside it the `joint` observation of all
+            agents or the environment's `state` (MAPPO, arXiv 2103.01955).
     """
 
     hidden: tuple[Count, ...] = (64, 64)
@@ -69,7 +67,7 @@ class ModelConfig(_Section):
     critic: Literal["own", "joint", "state"] = "own"
 
 
-class PPOSettings(_Section):
+class PPOSettings(Section):
     """Every number of PPO. The defaults are measured: experiments/ppo_defaults.
 
     Attributes:
@@ -104,21 +102,22 @@ class PPOSettings(_Section):
     grad_clip: Positive | None = None
 
 
-class Resources(_Section):
+class Resources(Section):
     """What the run asks of Ray.
 
     Attributes:
         env_runners: processes that sample; 0: the main process samples.
         runner: `fast`: batches of environment copies and a lean learner; `stock`: RLlib's own env runner
             and learner.
-        envs_per_runner: environment copies in each of them; None: 160 in all.
+        envs_per_runner: environment copies in each process that samples; None: 160 in all.
         learners: processes that learn; 0: the main process learns. Batch sizes are divided among them.
-        cpus_per_env_runner: for each sampling process.
-        gpus_per_env_runner: for each sampling process; with env_runners = 0, for the main process (0 or 1).
-        cpus_per_learner: for each learning process.
-        gpus_per_learner: for each learning process; with learners = 0, for the main process (0 or 1).
+        cpus_per_env_runner: CPUs of each sampling process.
+        gpus_per_env_runner: GPUs of each sampling process; with env_runners = 0, of the main process
+            (0 or 1).
+        cpus_per_learner: CPUs of each learning process.
+        gpus_per_learner: GPUs of each learning process; with learners = 0, of the main process (0 or 1).
         torch_threads: threads of torch in each process; more than 1 makes numbers depend on the machine.
-        address: a running Ray cluster, `host:port` or `auto`; None: RAY_ADDRESS or a local one.
+        address: a running Ray cluster, `host:port` or `auto`; None: RAY_ADDRESS, else a local one.
     """
 
     env_runners: Whole = 0
@@ -138,30 +137,32 @@ class Resources(_Section):
         return self.envs_per_runner or max(1, COPIES // max(self.env_runners, 1))
 
 
-class RunConfig(_Section):
+class RunConfig(Section):
     """One training run.
 
     Attributes:
         env: the environment.
-        method: what is added to PPO.
-        seed: of everything random.
-        env_steps: length of the run; the last iteration may exceed it.
-        policies: `shared`: one module for all agents of a team with the same spaces; `independent`: one
-            module per agent.
+        method: the method that makes the policy robust.
+        seed: seed of everything random: same seed, same run.
+        env_steps: length of the run in environment steps, summed over the copies. The last iteration may
+            exceed it.
+        policies: `shared`: one network for all agents of a team with the same spaces; `independent`: one
+            for each agent.
         model: the networks.
-        algorithm: `ppo`; or `impala` or `appo`, whose env runners sample on while the learner learns.
-            What these learn from, and so their numbers, depends on how fast each process was: the same seed
-            is not the same run, and a resumed run goes on as another. They use RLlib's runner and learner;
-            of `ppo` neither of them uses `gae_lambda`, `vf_clip`, `epochs` and `minibatch_size`
-            (one pass, V-trace), nor `impala` `clip` and `kl_...`.
+        algorithm: learning algorithm: `appo` and `impala` sample while they learn: faster with many env
+            runners, not repeatable, and with `--runner stock`. What these learn from, and so their numbers,
+            depends on how fast each process was: the same seed is not the same run, and a resumed run goes on
+            as another. They use RLlib's runner and learner; of `ppo` neither of them uses `gae_lambda`,
+            `vf_clip`, `epochs` and `minibatch_size` (one pass, V-trace), nor `impala` `clip` and `kl_...`.
         ppo: the numbers of the algorithm.
-        observation_filter: `mean_std` normalises observations by running statistics of each module.
+        observation_filter: `mean_std` normalises observations by their running mean and deviation, for each
+            network.
         resources: processes and hardware.
-        checkpoint_every: iterations between checkpoints, which are the points a run can resume from.
-            Environments start new episodes there, so that a resumed run equals one that never stopped.
+        checkpoint_every: iterations between the checkpoints that a run can resume from. Environments start
+            new episodes there, so that a resumed run equals one that never stopped.
         parity: treat time limits as RLlib's own PettingZoo wrapper does (as terminations).
-        initial_policy: folder of a saved victim whose networks the run begins with, by module (a run's
-            `victim`); None: random ones. The run keeps a copy and needs the folder no more.
+        initial_policy: folder of a saved victim (a run's `victim`) whose networks the run begins with, by
+            module; None: random ones. The run keeps a copy and needs the folder no more.
     """
 
     env: EnvConfig
@@ -237,39 +238,14 @@ def make_config(data: Mapping[str, Any]) -> RunConfig:
     Raises:
         ValueError: one line per problem, naming the field and what would be right.
     """
-    try:
-        return RunConfig.model_validate(dict(data))
-    except ValidationError as error:
-        raise ValueError(explain(RunConfig, error.errors())) from None
+    return validated(RunConfig, dict(data))
 
 
 def load_config(path: str | Path) -> RunConfig:
     """The configuration in a YAML file.
 
     Raises:
-        ValueError: no such file, not a YAML mapping, or one line per problem in it.
+        ValueError: no such file, not a YAML mapping, or one line per problem, naming the line of the file.
     """
-    path = Path(path)
-    try:
-        data = yaml.load(path.read_text(encoding="utf-8"), Loader=NumberLoader)
-    except OSError as error:
-        raise ValueError(f"expected a configuration file at {path}: {error.strerror}") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ValueError(f"expected YAML in {path}: {' '.join(str(error).split())}") from None
-    if not isinstance(data, dict):
-        raise ValueError(f"expected a mapping of settings in {path}, got {type(data).__name__}")
-    try:
-        return make_config(data)
-    except ValueError as error:
-        raise ValueError("\n".join(f"{path}: {line}" for line in str(error).splitlines())) from None
-
-
-class NumberLoader(yaml.SafeLoader):
-    """YAML 1.2 numbers: PyYAML reads 5e-4 and 1e6 as text."""
-
-
-NumberLoader.add_implicit_resolver(
-    "tag:yaml.org,2002:float",
-    re.compile(r"^[-+]?(\d+(\.\d*)?|\.\d+)[eE][-+]?\d+$"),
-    list("-+.0123456789"),
-)
+    data, source = load_yaml(Path(path))
+    return validated(RunConfig, data, where=source.where)

@@ -1,4 +1,4 @@
-"""Number types of the configuration, and what its errors say.
+"""The parts that all configurations share: sections, number types, error messages, and differences.
 
 YAML files and command lines hand over `1e6` for an integer and `"5e-4"` for a float; both are meant
 well. `true` for a number is not.
@@ -7,14 +7,23 @@ well. `true` for a number is not.
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterator, Mapping
-from typing import Annotated, Any, get_args
+import re
+from collections.abc import Callable, Iterator, Mapping
+from typing import Annotated, Any, TypeVar, get_args
 
-from pydantic import BaseModel, BeforeValidator, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 from pydantic_core import ErrorDetails
 
 from marl_aajr.core.schedules import Schedule as _Schedule
 from marl_aajr.core.schedules import as_schedule
+
+Model = TypeVar("Model", bound=BaseModel)
+
+
+class Section(BaseModel):
+    """A part of a configuration: only known keys, and no changes."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, ser_json_inf_nan="constants")
 
 
 def _number(value: Any) -> Any:
@@ -66,9 +75,40 @@ Schedule = Annotated[_Schedule, BeforeValidator(_schedule)]
 """A number ≥ 0, or breakpoints `[[env_step, value], ...]`."""
 
 
-def explain(model: type[BaseModel], errors: list[ErrorDetails]) -> str:
-    """One line per problem: the field, what would be right, what was given."""
-    return "\n".join(_line(model, error) for error in errors)
+def validated(
+    model: type[Model],
+    data: Mapping[str, Any],
+    *,
+    where: Callable[[tuple[str | int, ...]], str] | None = None,
+) -> Model:
+    """A configuration from nested mappings.
+
+    Args:
+        model: its class.
+        data: as a YAML file or a command line gives them.
+        where: file and line of a key, which begin the error's line.
+
+    Raises:
+        ValueError: one line per problem: the field, what would be right, what was given.
+    """
+    try:
+        return model.model_validate(data)
+    except ValidationError as error:
+        problems = error.errors()
+        lines = [_line(model, problem) for problem in problems]
+        if where is not None:
+            lines = [f"{where(each['loc'])}: {line}" for each, line in zip(problems, lines, strict=True)]
+        raise ValueError("\n".join(lines)) from None
+
+
+def put(data: dict[str, Any], key: str, value: Any) -> None:
+    """Set a dotted key in nested mappings; what stands in its way and is no mapping is replaced."""
+    *sections, last = key.split(".")
+    for name in sections:
+        inner = data.get(name)
+        data[name] = dict(inner) if isinstance(inner, Mapping) else {}
+        data = data[name]
+    data[last] = value
 
 
 def _line(model: type[BaseModel], error: ErrorDetails) -> str:
@@ -86,7 +126,10 @@ def _line(model: type[BaseModel], error: ErrorDetails) -> str:
         message = f"expected {'a number ' if what.startswith(('greater', 'less')) else ''}{what}"
     if ", got " in message or isinstance(error["input"], BaseModel | Mapping):
         return f"{field}: {message}"
-    return f"{field}: {message}, got {error['input']!r}"
+    hint = ""
+    if error["type"] == "literal_error":
+        hint = _near(error["input"], re.findall("'(.*?)'", error["ctx"]["expected"]))
+    return f"{field}: {message}, got {error['input']!r}{hint and '; ' + hint}"
 
 
 def _model_at(model: type[BaseModel], path: tuple[str, ...]) -> type[BaseModel]:
@@ -107,12 +150,14 @@ def _models(annotation: Any) -> Iterator[type[BaseModel]]:
 
 def _known(model: type[BaseModel], name: str) -> str:
     known = list(model.model_fields)
-    close = difflib.get_close_matches(name, known, n=1)
-    hint = f"did you mean {close[0]}? " if close else ""
-    return f"{hint}known: {', '.join(known)}"
+    hint = _near(name, known)
+    return f"{hint and hint + ' '}known: {', '.join(known)}"
 
 
-# MERGED: differences.py; its docstring belongs into that of this module
+def _near(given: Any, known: list[str]) -> str:
+    """The question whether a near name was meant; empty where none is near."""
+    close = difflib.get_close_matches(given, known, n=1) if isinstance(given, str) else []
+    return f"did you mean {close[0]}?" if close else ""
 
 
 def differences(old: BaseModel, new: BaseModel) -> list[str]:

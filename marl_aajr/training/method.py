@@ -24,10 +24,10 @@ class MethodConfig(BaseModel):
     """How the policy is made robust; the method's own settings stand beside these two.
 
     Attributes:
-        name: `none` or one of `METHODS`.
-        ramp: fractions [a, b] of the run between which the coefficient and the adversarial weight (of atla:
-            ε) rise from 0 to their value, for those that are numbers; None: their value from the start. A
-            penalty at full weight on an untrained policy stops it from learning.
+        name: method that makes the policy robust: a name of `list methods`.
+        ramp: fractions of the run between which λ and κ (of atla: ε) rise from 0, or `none`: their value
+            from the start. Schedules stay as they are. A penalty at full weight on an untrained policy stops
+            it from learning.
     """
 
     model_config = ConfigDict(extra="allow", frozen=True, ser_json_inf_nan="constants")

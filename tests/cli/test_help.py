@@ -12,7 +12,6 @@ import pytest
 
 from marl_aajr.cli import compare, evaluate, listing, study, train
 from marl_aajr.cli.app import main
-from marl_aajr.cli.settings import SETTINGS
 from marl_aajr.study.config import load_study
 from marl_aajr.study.entries import EnvironmentEntry
 from marl_aajr.version import __version__
@@ -34,9 +33,9 @@ def test_every_command_shows_examples_that_a_narrow_terminal_does_not_wrap(cli: 
 
 def test_help_of_train_has_every_setting_with_its_default(cli: Run) -> None:
     text = " ".join(re.sub(r"[│╭╮╰╯─]", " ", cli("train", "-h").stdout).split())
-    for setting in SETTINGS:
+    for setting in train.SETTINGS:
         assert f" {setting.flag} " in text
-    assert "[default: 1000000]" in text
+    assert "[default: 1000000; at least 1]" in text
     assert "override --config" in text
     assert "'[[env_step, value], ...]'" in text
 

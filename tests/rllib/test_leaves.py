@@ -11,7 +11,8 @@ import yaml
 from ray.rllib.core.columns import Columns
 
 from marl_aajr import AAJR, make_regularizer
-from marl_aajr.cli.overrides import override
+from marl_aajr.cli.options import assigned
+from marl_aajr.cli.train import override
 from marl_aajr.rllib.plugin.learner import REGULARIZERS_KEY
 from marl_aajr.rllib.plugin.observation_layout import check_leaves
 from marl_aajr.training.algorithm import build_config
@@ -96,10 +97,11 @@ def test_a_sum_perturbs_one_choice_of_leaves() -> None:
 def test_a_run_names_leaves_by_yaml_and_command_line() -> None:
     """Kept in its configuration, and refused by name before anything starts."""
     poker = {"name": "pettingzoo.classic.leduc_holdem_v4"}
-    data = override({"env": poker}, {}, ["method.name=aajr", "method.leaves=[observation]"])
+    data = override({"env": poker}, assigned(["method.name=aajr", "method.leaves=[observation]"]))
     config = make_config(data)
     assert make_config(yaml.safe_load(config.to_yaml())) == config
     (regularizer,) = set(build_config(config).learner_config_dict[REGULARIZERS_KEY].values())
     assert regularizer.leaves == ("observation",)
+    cards = assigned(["method.name=aajr", "method.leaves=[cards]"])
     with pytest.raises(ValueError, match=r"method aajr, module .* leaves out of observation, got 'cards'"):
-        build_config(make_config(override({"env": poker}, {}, ["method.name=aajr", "method.leaves=[cards]"])))
+        build_config(make_config(override({"env": poker}, cards)))

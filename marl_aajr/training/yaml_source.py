@@ -1,7 +1,8 @@
-"""YAML whose errors know their line: what a mapping says, and where in the file it says so."""
+"""YAML files whose errors name the line: the values of a mapping, and where in the file each one stands."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -9,14 +10,23 @@ from typing import Any
 
 import yaml
 
-from marl_aajr.training.config import NumberLoader
-
 Key = tuple[str | int, ...]
 """Where a value is: keys of mappings and places in lists, from the outside."""
 
 
+class NumberLoader(yaml.SafeLoader):
+    """YAML 1.2 numbers: PyYAML reads 5e-4 and 1e6 as text."""
+
+
+NumberLoader.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(r"^[-+]?(\d+(\.\d*)?|\.\d+)[eE][-+]?\d+$"),
+    list("-+.0123456789"),
+)
+
+
 @dataclass(frozen=True)
-class Source:
+class YamlSource:
     """The text that a configuration comes from.
 
     Attributes:
@@ -39,7 +49,7 @@ class Source:
         return str(self.path)
 
 
-def load_lines(path: Path) -> tuple[dict[str, Any], Source]:
+def load_yaml(path: Path) -> tuple[dict[str, Any], YamlSource]:
     """A YAML mapping and where its parts are.
 
     Raises:
@@ -51,7 +61,7 @@ def load_lines(path: Path) -> tuple[dict[str, Any], Source]:
         lines = {} if node is None else dict(_lines(node, (), path))
         data = None if node is None else loader.construct_document(node)
     except OSError as error:
-        raise ValueError(f"expected a study's file at {path}: {error.strerror}") from None
+        raise ValueError(f"expected a configuration file at {path}: {error.strerror}") from None
     except yaml.MarkedYAMLError as error:
         line = "" if error.problem_mark is None else f":{error.problem_mark.line + 1}"
         raise ValueError(f"{path}{line}: expected YAML: {error.problem or error.context}") from None
@@ -59,7 +69,7 @@ def load_lines(path: Path) -> tuple[dict[str, Any], Source]:
         raise ValueError(f"expected YAML in {path}: {' '.join(str(error).split())}") from None
     if not isinstance(data, dict):
         raise ValueError(f"expected a mapping of settings in {path}, got {type(data).__name__}")
-    return data, Source(path, lines)
+    return data, YamlSource(path, lines)
 
 
 def _lines(node: yaml.Node, key: Key, path: Path) -> Iterator[tuple[Key, int]]:

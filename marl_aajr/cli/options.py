@@ -1,0 +1,228 @@
+"""Options of the command line that stand for settings: made from what the settings' classes declare.
+
+An option's type, default, range and help are those of the field (`marl_aajr.core.settings`); only its name
+and its place in the help are decided here. What is typed is read as YAML and checked by the class.
+"""
+
+from __future__ import annotations
+
+import inspect
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Annotated, Any
+
+import typer
+from rich.markup import escape
+
+from marl_aajr.core.settings import REQUIRED, Setting, find_setting
+
+
+@dataclass(frozen=True, kw_only=True)
+class Option:
+    """One option that stands for a setting.
+
+    Attributes:
+        setting: the field.
+        flag: as typed, `--env-steps`.
+        key: where its value goes in the configuration, `env_steps`.
+        metavar: what the help shows for the value.
+        panel: heading of the help; None: typer's own.
+        repeated: whether each value of a sequence is an option of its own.
+    """
+
+    setting: Setting
+    flag: str
+    key: str
+    metavar: str
+    panel: str | None = None
+    repeated: bool = False
+
+    @property
+    def name(self) -> str:
+        """The parameter's name in Python."""
+        return self.flag.removeprefix("--").replace("-", "_")
+
+    @property
+    def default(self) -> str:
+        """The default as the help shows it; empty where there is none."""
+        value = self.setting.default
+        if value is None:
+            return self.setting.none
+        if value is REQUIRED or value is False or value == ():
+            return ""
+        if value is True:
+            return self.flag.removeprefix("--")
+        values = value if isinstance(value, tuple) else (value,)
+        return ",".join(f"{each:g}" if isinstance(each, float) else str(each) for each in values)
+
+    @property
+    def help(self) -> str:
+        """The first sentence about the setting, with default and range."""
+        text = re.sub(r'`"?([^`]*?)"?`', r"[b]\1[/b]", escape(self.setting.summary))
+        if self.repeated:
+            text = text.removesuffix(".") + "; may be repeated."
+        return told(text, self.default, self.setting.bounds)
+
+    def read(self, given: Any) -> Any:
+        """The value of what was typed."""
+        if isinstance(given, bool):
+            return given
+        if self.repeated:
+            return [self._value(each) for each in given]
+        if not self.setting.many:
+            return self._value(given)
+        return None if self.setting.optional and given == "none" else number_or_text(f"[{given}]")
+
+    def _value(self, text: str) -> Any:
+        return text if self.setting.kind == "str" else number_or_text(text)
+
+    def parameter(self) -> inspect.Parameter:
+        """The option as typer wants it."""
+        kind: Any = list[str] if self.repeated else str
+        flag = self.flag
+        if self.setting.kind == "bool":
+            kind = bool
+            flag += "" if self.setting.default is False else f"/--no-{self.flag.removeprefix('--')}"
+        option = typer.Option(
+            flag,
+            metavar=None if kind is bool else self.metavar,
+            help=self.help,
+            rich_help_panel=self.panel,
+            show_default=False,
+        )
+        only = inspect.Parameter.KEYWORD_ONLY
+        return inspect.Parameter(self.name, only, default=None, annotation=Annotated[kind | None, option])
+
+
+def options(
+    cls: str,
+    *paths: str,
+    under: str = "",
+    panel: str | None = None,
+    flags: Mapping[str, str] | None = None,
+    metavars: Mapping[str, str] | None = None,
+    repeated: Sequence[str] = (),
+) -> tuple[Option, ...]:
+    """The options for settings of a class.
+
+    Args:
+        cls: dotted name of the class.
+        paths: the settings, dotted through its sections.
+        under: key of the configuration that holds what the class describes; empty: it is the whole.
+        panel: heading of the help.
+        flags: by path, where the option is not named after the field.
+        metavars: by path, where the field's type says too little.
+        repeated: settings of several values that are given one by one.
+
+    Raises:
+        KeyError: no such setting.
+    """
+    flags, metavars = flags or {}, metavars or {}
+    found = []
+    for path in paths:
+        setting = find_setting(cls, path)
+        found.append(
+            Option(
+                setting=setting,
+                flag=flags.get(path, f"--{setting.name.replace('_', '-')}"),
+                key=f"{under}.{path}" if under else path,
+                metavar=metavars.get(path) or _metavar(setting, repeated=path in repeated),
+                panel=panel,
+                repeated=path in repeated,
+            )
+        )
+    return tuple(found)
+
+
+def _metavar(setting: Setting, *, repeated: bool) -> str:
+    number = {"int": "INT", "float": "FLOAT"}.get(setting.kind, "")
+    word = "|".join(filter(None, [number, *setting.choices])) or "NAME"
+    return f"{word},…" if setting.many and not repeated else word
+
+
+def takes(*chosen: Option) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """A decorator that gives these options to a command that ends in `**typed`."""
+
+    def extended(command: Callable[..., None]) -> Callable[..., None]:
+        signature = inspect.signature(command, eval_str=True)
+        own = [p for p in signature.parameters.values() if p.kind is not inspect.Parameter.VAR_KEYWORD]
+        own = [p.replace(kind=inspect.Parameter.KEYWORD_ONLY) for p in own]
+        parameters = [*(option.parameter() for option in chosen), *own]
+        command.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
+        command.__annotations__ = {p.name: p.annotation for p in parameters}
+        return command
+
+    return extended
+
+
+def values(chosen: Iterable[Option], typed: Mapping[str, Any]) -> dict[str, Any]:
+    """The values of the options that were given, by key of the configuration.
+
+    Args:
+        chosen: the options.
+        typed: what was typed by parameter name; None or empty for what was not given.
+    """
+    return {
+        option.key: option.read(given)
+        for option in chosen
+        if (given := typed.get(option.name)) is not None and given != []
+    }
+
+
+def assigned(assignments: Iterable[str]) -> dict[str, Any]:
+    """`KEY=VALUE` as given to `--set`, by key.
+
+    Raises:
+        ValueError: an assignment without `=`.
+    """
+    given = {}
+    for assignment in assignments:
+        key, equals, text = assignment.partition("=")
+        if not equals or not re.fullmatch(r"\w+(\.\w+)*", key):
+            raise ValueError(f"expected --set KEY=VALUE such as ppo.lr=3e-4, got {assignment!r}")
+        given[key] = number_or_text(text)
+    return given
+
+
+def number_or_text(text: str) -> Any:
+    """A value as in a YAML file; what is no YAML is text."""
+    import yaml
+
+    from marl_aajr.training.yaml_source import NumberLoader
+
+    try:
+        return yaml.load(text, Loader=NumberLoader)
+    except yaml.YAMLError:
+        return text
+
+
+def guide(text: str, *examples: str) -> str:
+    """A command's help text.
+
+    Args:
+        text: what the command is for.
+        examples: lines to type, short enough not to be wrapped on a terminal of 80 columns.
+    """
+    return f"{text}\n\n{_kept('Examples:', examples)}"
+
+
+def sample(text: str, file: str) -> str:
+    """An addition to a command's help: a file, shown as it is.
+
+    Args:
+        text: what the file is, a line.
+        file: its lines, as short as examples.
+    """
+    return f"\n\n{_kept(text, escape(file).splitlines())}"
+
+
+def _kept(heading: str, lines: Iterable[str]) -> str:
+    """Lines that are shown as they are; the marker keeps their breaks."""
+    return f"\b\n{heading}\n" + "\n".join(f"  {line}" for line in lines)
+
+
+def told(text: str, default: str, bounds: str = "") -> str:
+    """An option's help with its default and range, as typer shows its own."""
+    facts = "; ".join(filter(None, [f"default: {default}" if default else "", bounds]))
+    return f"{text} [dim]\\[{escape(facts)}][/dim]" if facts else text
