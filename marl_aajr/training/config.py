@@ -42,6 +42,12 @@ class EnvConfig(Section):
     name: str = Field(min_length=1)
     kwargs: dict[str, Any] = Field(default_factory=dict)
 
+    @model_validator(mode="before")
+    @classmethod
+    def _by_name(cls, data: Any) -> Any:
+        """`env: simple_spread_v3` is `env: {name: simple_spread_v3}`."""
+        return {"name": data} if isinstance(data, str) else data
+
 
 class ModelConfig(Section):
     """The networks: an actor and a critic of the same shape for each module.
@@ -239,6 +245,17 @@ def make_config(data: Mapping[str, Any]) -> RunConfig:
         ValueError: one line per problem, naming the field and what would be right.
     """
     return validated(RunConfig, dict(data))
+
+
+def as_config(config: RunConfig | Mapping[str, Any] | str | Path) -> RunConfig:
+    """A configuration as it is, from nested mappings, or from a YAML file.
+
+    Raises:
+        ValueError: see `make_config` and `load_config`.
+    """
+    if isinstance(config, RunConfig):
+        return config
+    return make_config(config) if isinstance(config, Mapping) else load_config(config)
 
 
 def load_config(path: str | Path) -> RunConfig:

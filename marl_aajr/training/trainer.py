@@ -7,6 +7,7 @@ numbers that follow are those of a run that was never stopped.
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from marl_aajr.training.algorithm import build_config, check_machine
 from marl_aajr.training.capacity import wait_for_room
 from marl_aajr.training.checkpoint import Progress, check_checkpoint
 from marl_aajr.training.cluster import ray_for
-from marl_aajr.training.config import RunConfig
+from marl_aajr.training.config import RunConfig, as_config
 from marl_aajr.training.fields import differences
 from marl_aajr.training.loop import OnIteration, ProcessesLostError, ShouldStop, Training
 from marl_aajr.training.run_directory import Event, RunDirectory
@@ -30,7 +31,7 @@ _FREE_TO_CHANGE = ("resources.address",)
 
 
 def train(
-    config: RunConfig,
+    config: RunConfig | Mapping[str, Any] | str | Path,
     out: str | Path,
     *,
     overwrite: bool = False,
@@ -42,7 +43,7 @@ def train(
     """Train one run and write its directory.
 
     Args:
-        config: the run.
+        config: the run: a configuration, its settings as nested mappings, or a YAML file.
         out: its directory; must not exist, or be empty, unless `overwrite` or `resume`.
         overwrite: replace the run that is there. Nothing but a run is ever replaced.
         resume: go on from the last checkpoint of the run that is there; `config` must be the same.
@@ -65,8 +66,11 @@ def train(
         EnvironmentFault: an environment raised, or broke its contract; likewise.
         ProcessesLostError: a learner, or all env runners; likewise.
         OSError: no room on the disk; likewise.
+
+    Example:
+        >>> train({"env": "simple_spread_v3", "method": {"name": "aajr", "epsilon": 0.2}}, "runs/aajr")
     """
-    directory = RunDirectory(out)
+    config, directory = as_config(config), RunDirectory(out)
     build_config(config)
     check_machine(config.resources)
     progress = Progress()
