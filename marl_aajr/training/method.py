@@ -42,9 +42,7 @@ class MethodConfig(BaseModel):
         if isinstance(data, str):  # `method: aajr` is `method: {name: aajr}`
             data = {"name": data}
         if not isinstance(data, Mapping):
-            raise ValueError(
-                f"expected a name or a mapping such as {{name: aajr, epsilon: 0.1}}, got {data!r}"
-            )
+            raise ValueError(f"expected a mapping such as {{name: aajr, epsilon: 0.1}}, got {data!r}")
         given = dict(data)
         name = given.get("name", NO_METHOD)
         if name == NO_METHOD:

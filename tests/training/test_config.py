@@ -41,6 +41,11 @@ def test_yaml_gives_back_the_same_configuration(data: dict[str, Any], tmp_path: 
     assert load_config(file) == config
 
 
+def test_an_environment_and_a_method_may_be_given_by_their_names() -> None:
+    short = make_config({"env": "simple_spread_v3", "method": "aajr"})
+    assert short == make_config(ENV | {"method": {"name": "aajr"}})
+
+
 def test_yaml_has_every_default_written_out() -> None:
     written = yaml.safe_load(make_config(ENV | {"method": {"name": "aajr"}}).to_yaml())
     assert written["ppo"]["gamma"] == 0.95
@@ -84,7 +89,7 @@ def test_numbers_are_read_as_people_write_them(tmp_path: Path) -> None:
         (ENV | {"method": {"name": "aajr", "step_size": "a"}}, "method: expected"),
         (ENV | {"method": {"name": "aajr", "ramp": [0.4, 0.1]}}, "method: expected a ramp [a, b] with a < b"),
         (ENV | {"method": {"name": "none", "epsilon": 0.1}}, "method: expected no settings for method none"),
-        (ENV | {"method": "aajr"}, "method: expected a mapping such as"),
+        (ENV | {"method": ["aajr"]}, "method: expected a mapping such as"),
         (ENV | {"ppo": {"minibatch_size": 5000}}, "configuration: expected ppo.minibatch_size ≤"),
         (
             ENV | {"resources": {"envs_per_runner": 9000}},
