@@ -11,14 +11,33 @@ it sees `[r_i, own last choice as one of M]`. With c_i the cost that agent i bea
 `local_ratio`, it is paid −ρ c_i − (1 − ρ) · mean_j c_j over the good agents; adversaries, which take up
 room like everybody, are paid that mean. Before the first round agents are spread at random.
 
-To find room an agent must answer to its reports; when all answer at once, they flee from load to load. Who
-lies to a few of them in step with that swing drives all. `marl_aajr.envs.congestion_game` has the optimum,
-the equilibrium and the mathematics of the swing.
+- **Social optimum**: x minimises the social cost C(x) = Σ_m x_m ℓ_m(x_m), which is convex: the marginal costs
+  ℓ_m + x_m ℓ_m' are equal where x_m > 0 and no smaller where x_m = 0.
+- **Selfish (Wardrop) equilibrium**: nobody gains by moving; the costs ℓ_m themselves are equal where
+  x_m > 0 and no smaller elsewhere, so x_m = (λ − a_m)₊. It minimises
+  Σ_m ∫_0^{x_m} ℓ_m (Beckmann et al. 1956).
+
+**How a lie spreads.** Let agents answer reports r of the last loads with the mixed choice π(r), and let
+J = ∂π/∂r at the fixed point x* = π(a + x*). A lie δ_t that k of N agents hear in round t moves the shares
+
+    d_t = x_t − x*,     d_t ≈ J d_{t−1} + (k/N) J δ_t.
+
+Nobody else is lied to, but everybody hears of the loads that the lie made. Agents flee load, so J's
+eigenvalues are −g ≤ 0, the loop gains of the policy, and the shares swing from side to side:
+
+- one lie moves (k/N) g |δ| at first and 1/(1 − g) times as much in all, the most of it by agents who heard
+  the truth;
+- a lie that stays the same is answered: |d| → (k/N) g |δ| / (1 + g);
+- a lie that swings with the agents is fed: |d| → (k/N) g |δ| / (1 − g). Near g = 1 a few who are lied to
+  drive all the others to and fro as one herd, and beyond it the herd needs no lie.
+
+For the logit answer π = softmax(−β ℓ),  J = −β (diag π − π πᵀ) diag(p (a + x)^{p−1}). A policy must answer
+to the reports to find room, and what a lie can do is its gain along the lie.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -29,14 +48,14 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from marl_aajr.core.streams import Streams
+from marl_aajr.core.values import proportion, whole
 
-from .batch import TensorBatch, stack_choices
-from .checks import proportion, whole
-from .congestion_game import costs, equilibrium, optimum, social_cost
-from .factories import declare
-from .layout import ONE_TEAM
+from .particles import ONE_TEAM
 from .scenario import ADVERSARIES, GOOD
-from .view import SingleCopy
+from .single_copy import SingleCopy, blank_page, declare, pixels
+from .tensor_batch import TensorBatch, stack_choices
+
+_BISECTIONS = 52  # halvings that leave of an interval of length 1 what float64 rounds
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,6 +105,58 @@ class Congestion:
         saboteurs = {f"adversary_{i}": ADVERSARIES for i in range(self.num_adversaries)}
         good = GOOD if saboteurs else ONE_TEAM
         return {**saboteurs, **{f"agent_{i}": good for i in range(self.num_agents)}}
+
+
+def costs(share: Tensor, *, background: Tensor, power: float) -> Tensor:
+    """ℓ_m = (a_m + x_m)^p `[M, ...]`."""
+    load = background + share
+    return load if power == 1 else load**power
+
+
+def social_cost(share: Tensor, *, background: Tensor, power: float) -> Tensor:
+    """C = Σ_m x_m ℓ_m(x_m) `[...]`."""
+    return (share * costs(share, background=background, power=power)).sum(0)
+
+
+def equilibrium(*, background: Tensor) -> Tensor:
+    """The shares `[M, ...]` from which nobody gains by moving, for any power; float64."""
+    return _split(background.double(), lambda share: background.double() + share)
+
+
+def optimum(*, background: Tensor, power: float) -> Tensor:
+    """The shares `[M, ...]` of least social cost; float64."""
+    a = background.double()
+
+    def marginal(share: Tensor) -> Tensor:
+        load = a + share
+        # (a + x)^p + p x (a + x)^(p − 1), written so that it is 0 and not NaN at a = x = 0.
+        return load**power * (1 + power * share / load.clamp_min(torch.finfo(a.dtype).tiny))
+
+    return _split(a, marginal)
+
+
+def _split(like: Tensor, marginal: Callable[[Tensor], Tensor]) -> Tensor:
+    """Shares at which the increasing `marginal` is equal where they are positive, and greater elsewhere.
+
+    Bisection for the common level, and within it for the share of each resource at that level.
+    """
+
+    def shares(level: Tensor) -> Tensor:
+        return _bisect(torch.zeros_like(like), torch.ones_like(like), lambda x: marginal(x) >= level)
+
+    none, all_agents = torch.zeros_like(like), torch.ones_like(like)
+    low, high = marginal(none).amin(0), marginal(all_agents).amax(0)
+    found = shares(_bisect(low, high, lambda level: shares(level).sum(0) >= 1))
+    return found / found.sum(0)
+
+
+def _bisect(low: Tensor, high: Tensor, enough: Callable[[Tensor], Tensor]) -> Tensor:
+    """The least value that is enough, by element; `high` where none is."""
+    for _ in range(_BISECTIONS):
+        middle = (low + high) / 2
+        reached = enough(middle)
+        low, high = torch.where(reached, low, middle), torch.where(reached, middle, high)
+    return high
 
 
 class CongestionBatch(TensorBatch):
@@ -146,10 +217,15 @@ class CongestionBatch(TensorBatch):
 
     def draw(self, copy: int = 0) -> NDArray[np.uint8]:
         """A picture of one copy `[height, width, 3]`."""
-        from .drawing import draw_shares  # matplotlib is slow to import
-
         splits = {"now": self.share, "equilibrium": self.equilibrium(), "optimum": self.optimum()}
-        return draw_shares({name: values[:, copy].tolist() for name, values in splits.items()})
+        figure, axes = blank_page((0.1, 0.1, 0.85, 0.85))
+        width = 0.8 / len(splits)
+        for i, (name, shares) in enumerate(splits.items()):
+            places = np.arange(self.game.num_resources) + width * i
+            axes.bar(places, shares[:, copy].tolist(), width, label=name)
+        axes.set(ylim=(0, 1), xlabel="resource", ylabel="share of the agents")
+        axes.legend()
+        return pixels(figure)
 
     def __reduce__(self) -> tuple[Any, ...]:
         return _build, (self.game, self.num_envs, self.device, self.dtype), self._saved()

@@ -1,4 +1,9 @@
-"""What a particle environment adds to the world: who is in it, what they see, what they are paid."""
+"""What a particle environment adds to the world: who is in it, what they see, what they are paid.
+
+`Scenario` is the whole of it; `PartlyObserved` shows agents only the nearest others and landmarks, as in
+`mpe2` (`_mpe_utils/partial_observability.py`); the functions at the end are what tag and its sequel with
+words and forests share: prey, pursuers and the edge of the arena.
+"""
 
 from __future__ import annotations
 
@@ -7,13 +12,17 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
+import numpy as np
+import torch
 from torch import Tensor
 
-from .checks import whole
-from .layout import Body, Index, Layout, Rows, State
-from .particles import World
+from marl_aajr.core.values import whole
+
+from .particles import Body, Index, Layout, Rows, State, World
 
 ADVERSARIES, GOOD = "adversary", "good"
+PURSUER = Body("adversary", size=0.075, collides=True, acceleration=3.0, max_speed=1.0)
+PREY = Body("agent", size=0.05, collides=True, acceleration=4.0, max_speed=1.3)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -114,3 +123,119 @@ def write_colors(target: Tensor, colors: Sequence[Sequence[float]], pick: Tensor
     """Writes the picked color (or code) of each copy into rows `[n, E]`."""
     table = target.new_tensor([list(color) for color in colors]).t()
     target.copy_(table.index_select(1, pick))
+
+
+@dataclass(frozen=True, kw_only=True)
+class PartlyObserved(Scenario):
+    """A scenario in which agents may see their neighbours only.
+
+    Attributes:
+        num_agent_neighbors: How many other agents are seen; None for all, in their order.
+        num_landmark_neighbors: How many landmarks are seen; None for all, in their order.
+    """
+
+    num_agent_neighbors: int | None = None
+    num_landmark_neighbors: int | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in ("num_agent_neighbors", "num_landmark_neighbors"):
+            if getattr(self, name) is not None:
+                whole(name, getattr(self, name))
+
+    def near_rows(self, *, agents: int, landmarks: int) -> dict[str, tuple[int, ...]]:
+        """The extra rows that a layout needs for it."""
+        rows: dict[str, tuple[int, ...]] = {}
+        if self.num_agent_neighbors is not None:
+            near = min(self.num_agent_neighbors, agents - 1)
+            rows["near_agents"] = rows["near_velocities"] = (2, agents, near)
+        if self.num_landmark_neighbors is not None:
+            rows["near_landmarks"] = (2, agents, min(self.num_landmark_neighbors, landmarks))
+        return rows
+
+    def seen_landmarks(self, rows: Rows, agent: int, landmarks: list[int]) -> Index:
+        """Rows of the relative positions of the landmarks that an agent sees `[2, n]`."""
+        if self.num_landmark_neighbors is None:
+            return rows.relative[:, agent, landmarks]
+        return _padded(rows, rows.extra["near_landmarks"][:, agent], self.num_landmark_neighbors)
+
+    def seen_agents(self, rows: Rows, agent: int, others: list[int]) -> Index:
+        """Rows of the relative positions of the agents that an agent sees `[2, n]`."""
+        if self.num_agent_neighbors is None:
+            return rows.relative[:, agent, others]
+        return _padded(rows, rows.extra["near_agents"][:, agent], self.num_agent_neighbors)
+
+    def seen_velocities(self, rows: Rows, agent: int, others: list[int]) -> Index:
+        """Rows of velocities `[2, n]`: of the given others, or in the slots of `seen_agents`."""
+        if self.num_agent_neighbors is None:
+            return rows.velocity[:, others]
+        return _padded(rows, rows.extra["near_velocities"][:, agent], self.num_agent_neighbors)
+
+    def update(self, world: World) -> None:
+        """Finds the nearest; velocities are those of agents that are no adversaries, 0 of others."""
+        agents, bodies = len(world.layout.agents), len(world.layout.bodies)
+        if "near_landmarks" in world.extra:
+            near = world.extra["near_landmarks"]
+            order = _nearest(world.distance[:, agents:bodies], near.shape[2])
+            near.copy_(world.relative[:, :, agents:bodies].gather(2, order.expand(near.shape)))
+        if "near_agents" in world.extra:
+            near = world.extra["near_agents"]
+            itself = torch.eye(agents, dtype=torch.bool, device=near.device)[:, :, None]
+            order = _nearest(world.distance[:, :agents].masked_fill(itself, torch.inf), near.shape[2])
+            order = order.expand(near.shape)
+            near.copy_(world.relative[:, :, :agents].gather(2, order))
+            told = world.velocity * self.tells_velocity(world)
+            told = told[:, None].expand(2, agents, agents, -1)
+            world.extra["near_velocities"].copy_(told.gather(2, order))
+
+    def tells_velocity(self, world: World) -> Tensor:
+        """`[A, 1]`: 1 for agents whose velocity their neighbours see, else 0."""
+        return world.rows.new_ones(len(world.layout.agents), 1)
+
+
+def _nearest(distance: Tensor, number: int) -> Tensor:
+    """Indices of the nearest of dimension 1, nearest first `[1, A, number, E]`."""
+    return distance.topk(number, dim=1, largest=False, sorted=True).indices[None]
+
+
+def _padded(rows: Rows, found: Index, slots: int) -> Index:
+    return np.concatenate([found, rows.zeros(2 * (slots - found.shape[1])).reshape(2, -1)], 1)
+
+
+def sides(world: World) -> tuple[slice, slice]:
+    """Indices of pursuers and of prey."""
+    pursuers = sum(agent.team == ADVERSARIES for agent in world.layout.agents)
+    return slice(0, pursuers), slice(pursuers, len(world.layout.agents))
+
+
+def catches(world: World) -> Tensor:
+    """`[prey, E]`: how many pursuers touch each prey."""
+    pursuers, prey = sides(world)
+    return world.touching(pursuers, prey).sum(0)
+
+
+def touches(world: World) -> dict[str, tuple[Tensor, ...]]:
+    """How many prey each pursuer touches `[E]`; 0 for prey."""
+    pursuers, prey = sides(world)
+    counts = world.touching(pursuers, prey).sum(1)
+    none = torch.zeros_like(counts[0])
+    names = [agent.name for agent in world.layout.agents]
+    told = [*counts, *[none] * (prey.stop - prey.start)]
+    return {name: (value,) for name, value in zip(names, told, strict=True)}
+
+
+def straying(position: Tensor) -> Tensor:
+    """The penalty for leaving the arena, summed over the axes.
+
+    Per axis, for x = |position|: 0 below 0.9; 10 (x − 0.9) below 1; min(exp(2x − 2), 10) beyond.
+
+    Args:
+        position: `[2, n, E]`.
+
+    Returns:
+        `[n, E]`.
+    """
+    x = position.abs()
+    edge = (x - 0.9).mul_(10).clamp_min_(0)
+    beyond = (2 * x - 2).exp_().clamp_max_(10)
+    return torch.where(x < 1, edge, beyond).sum(0)

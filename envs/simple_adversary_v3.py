@@ -9,12 +9,11 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from .checks import whole
-from .factories import batched_factory, parallel_factory
-from .layout import Body, Index, Layout, Rows, State, flat, landmark
-from .neighbors import PartlyObserved
-from .particles import World
-from .scenario import mark, two_sides
+from marl_aajr.core.values import whole
+
+from .particle_batch import batched_factory, parallel_factory
+from .particles import Body, Index, Layout, Rows, State, World, flat, landmark
+from .scenario import PartlyObserved, mark, two_sides
 
 _ADVERSARY = Body("adversary", size=0.15, color=(0.85, 0.35, 0.35))
 _AGENT = Body("agent", size=0.15, color=(0.35, 0.35, 0.85))

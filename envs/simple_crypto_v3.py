@@ -10,9 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .factories import batched_factory, parallel_factory
-from .layout import Body, Index, Layout, Rows, State, landmark
-from .particles import World
+from .particle_batch import batched_factory, parallel_factory
+from .particles import Body, Index, Layout, Rows, State, World, landmark
 from .scenario import ADVERSARIES, GOOD, Scenario, write_colors
 
 _EVE, _BOB, _ALICE = 0, 1, 2

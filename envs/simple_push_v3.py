@@ -9,9 +9,8 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from .factories import batched_factory, parallel_factory
-from .layout import Body, Index, Layout, Rows, State, flat, landmark
-from .particles import World
+from .particle_batch import batched_factory, parallel_factory
+from .particles import Body, Index, Layout, Rows, State, World, flat, landmark
 from .scenario import Scenario, mark, two_sides, write_colors
 
 _ADVERSARY = Body("adversary", collides=True, color=(0.75, 0.25, 0.25))

@@ -9,10 +9,10 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from .checks import proportion
-from .factories import batched_factory, parallel_factory
-from .layout import Body, Index, Layout, Rows, State, flat, landmark
-from .particles import World
+from marl_aajr.core.values import proportion
+
+from .particle_batch import batched_factory, parallel_factory
+from .particles import Body, Index, Layout, Rows, State, World, flat, landmark
 from .scenario import Scenario, mark, numbered, write_colors
 
 _COLORS = ((0.75, 0.25, 0.25), (0.25, 0.75, 0.25), (0.25, 0.25, 0.75))

@@ -8,9 +8,8 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from .factories import batched_factory, parallel_factory
-from .layout import Body, Index, Layout, Rows, State, flat, landmark
-from .particles import World
+from .particle_batch import batched_factory, parallel_factory
+from .particles import Body, Index, Layout, Rows, State, World, flat, landmark
 from .scenario import Scenario, mark, write_colors
 
 _SPEAKER, _LISTENER = 0, 1

@@ -7,12 +7,11 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from .checks import proportion, whole
-from .factories import batched_factory, parallel_factory
-from .layout import Body, Index, Layout, Rows, flat, landmark
-from .neighbors import PartlyObserved
-from .particles import World
-from .scenario import numbered
+from marl_aajr.core.values import proportion, whole
+
+from .particle_batch import batched_factory, parallel_factory
+from .particles import Body, Index, Layout, Rows, World, flat, landmark
+from .scenario import PartlyObserved, numbered
 
 CAPTURE_RADIUS = 0.1
 _AGENT = Body("agent", size=0.15, collides=True, color=(0.35, 0.35, 0.85))

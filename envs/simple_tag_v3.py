@@ -9,13 +9,11 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from .checks import whole
-from .factories import batched_factory, parallel_factory
-from .layout import Index, Layout, Rows, State, flat, landmark
-from .neighbors import PartlyObserved
-from .particles import World
-from .pursuit import PREY, PURSUER, catches, sides, straying, touches
-from .scenario import two_sides
+from marl_aajr.core.values import whole
+
+from .particle_batch import batched_factory, parallel_factory
+from .particles import Index, Layout, Rows, State, World, flat, landmark
+from .scenario import PREY, PURSUER, PartlyObserved, catches, sides, straying, touches, two_sides
 
 SPEED_FACTORS = (0.5, 0.75, 1.0)
 """Speed and acceleration of the prey in the stages of the curriculum."""

@@ -8,12 +8,11 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from .checks import whole
-from .factories import batched_factory, parallel_factory
-from .layout import Body, Index, Layout, Rows, flat, landmark
-from .particles import World
-from .pursuit import PREY, PURSUER, catches, sides, straying, touches
-from .scenario import ADVERSARIES, GOOD, Scenario, numbered
+from marl_aajr.core.values import whole
+
+from .particle_batch import batched_factory, parallel_factory
+from .particles import Body, Index, Layout, Rows, World, flat, landmark
+from .scenario import ADVERSARIES, GOOD, PREY, PURSUER, Scenario, catches, numbered, sides, straying, touches
 
 _LEADER = replace(PURSUER, name="leadadversary_0", speaks=True, team=ADVERSARIES, color=(0.65, 0.15, 0.15))
 _PURSUER = replace(PURSUER, color=(0.95, 0.45, 0.45))

@@ -18,7 +18,7 @@ from pettingzoo.utils.wrappers import BaseParallelWrapper, BaseWrapper
 
 from marl_aajr.adversaries.match import check_match
 from marl_aajr.attacks import Attack
-from marl_aajr.core.checks import one_of
+from marl_aajr.core.values import one_of
 from marl_aajr.evaluation.liar import Chance, Liar
 from marl_aajr.victims import Victim
 

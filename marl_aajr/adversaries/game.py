@@ -20,7 +20,7 @@ from gymnasium import spaces
 from torch import Tensor
 
 from marl_aajr.adversaries.match import check_action, check_match, no_action
-from marl_aajr.core.checks import one_of
+from marl_aajr.core.values import one_of
 from marl_aajr.rollout.batched_env import BatchedEnv, BatchedEnvWrapper, BatchedStep
 from marl_aajr.victims import Victim
 from marl_aajr.victims.groups import alike

@@ -24,11 +24,11 @@ from gymnasium import Space, spaces
 from torch import Tensor
 
 from marl_aajr.adversaries.game import ADVERSARY
-from marl_aajr.core.checks import at_least_one, one_of
 from marl_aajr.core.direction import follow
 from marl_aajr.core.distributions import Categorical, DiagGaussian, MultiCategorical
 from marl_aajr.core.policy import Policy
 from marl_aajr.core.threat import PerturbationSet
+from marl_aajr.core.values import one_of, whole
 from marl_aajr.victims import Victim
 
 Orders: TypeAlias = Space[Any]
@@ -102,7 +102,7 @@ class Directing(Manner):
     step_size: float = 0.25
 
     def __post_init__(self) -> None:
-        at_least_one("steps", self.steps)
+        whole("steps", self.steps)
         if not self.step_size > 0:
             raise ValueError(f"expected a step_size > 0 (a fraction of epsilon), got {self.step_size!r}")
 

@@ -19,9 +19,9 @@ from marl_aajr.adversaries.frozen import load_frozen
 from marl_aajr.adversaries.game import VictimGame
 from marl_aajr.adversaries.game_view import GameView
 from marl_aajr.adversaries.manners import Crew, make_manner
-from marl_aajr.core.checks import one_of
 from marl_aajr.core.threat import Norm, PerturbationSet
-from marl_aajr.envs.factories import declare
+from marl_aajr.core.values import one_of
+from marl_aajr.envs.single_copy import declare
 from marl_aajr.rollout.batched_env import BatchedEnv
 from marl_aajr.rollout.batches import make_batch
 from marl_aajr.rollout.environments import resolve

@@ -29,8 +29,8 @@ from typing import Any, Literal, get_args
 from marl_aajr.adversaries.agent_run import agent_config
 from marl_aajr.adversaries.frozen import victim_folder
 from marl_aajr.adversaries.observation_game import GAME, ObservationThreat
-from marl_aajr.core.checks import at_least_one, one_of
 from marl_aajr.core.threat import Norm
+from marl_aajr.core.values import one_of, whole
 from marl_aajr.rollout.environments import resolve
 from marl_aajr.rollout.teams import choose_agents
 from marl_aajr.training.config import RunConfig, make_config
@@ -112,8 +112,8 @@ class AdversaryRequest:
 
     def __post_init__(self) -> None:
         one_of("kind", self.kind, KINDS)
-        at_least_one("search", self.tries)
-        at_least_one("env_steps", self.steps)
+        whole("search", self.tries)
+        whole("env_steps", self.steps)
         most = len(ALTERNATIVES[self.kind])
         if self.tries > most:
             raise ValueError(f"expected a search of at most {most} settings, got {self.tries}")

@@ -13,9 +13,9 @@ from torch import Tensor
 from marl_aajr.adversaries.action_values import ActionValue, encode, fit_action_value, watch
 from marl_aajr.adversaries.fitted import FittedAttack
 from marl_aajr.attacks import PGD, Attack
-from marl_aajr.core.checks import at_least_one
 from marl_aajr.core.objectives import Clean, Objective
 from marl_aajr.core.policy import Policy
+from marl_aajr.core.values import whole
 from marl_aajr.rollout.batched_env import BatchedEnv
 from marl_aajr.victims import Victim
 
@@ -57,8 +57,8 @@ class RobustSarsa(PGD, FittedAttack):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        at_least_one("experience", self.experience)
-        at_least_one("updates", self.updates)
+        whole("experience", self.experience)
+        whole("updates", self.updates)
         for name in ("robustness", "radius"):
             if not getattr(self, name) >= 0:
                 raise ValueError(f"expected {name} ≥ 0, got {getattr(self, name)!r}")

@@ -21,7 +21,6 @@ from torch import Tensor
 
 from marl_aajr.attacks.base import Attack
 from marl_aajr.core.ascent import ascend
-from marl_aajr.core.checks import at_least_one, one_of
 from marl_aajr.core.distributions import Categorical, MultiCategorical
 from marl_aajr.core.objectives import (
     BoundObjective,
@@ -32,6 +31,7 @@ from marl_aajr.core.objectives import (
     single_actions,
 )
 from marl_aajr.core.policy import Policy
+from marl_aajr.core.values import one_of, whole
 from marl_aajr.victims import Victim
 
 AttackStep = Literal["auto", "sign", "normalized"]
@@ -77,8 +77,8 @@ class PGD(Attack):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        at_least_one("steps", self.steps)
-        at_least_one("restarts", self.restarts)
+        whole("steps", self.steps)
+        whole("restarts", self.restarts)
         if not (isfinite(self.step_size) and self.step_size > 0):
             raise ValueError(f"expected a step_size > 0 (a fraction of epsilon), got {self.step_size!r}")
         one_of("step", self.step, get_args(AttackStep))
@@ -222,7 +222,7 @@ class TargetedPGD(PGD):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        at_least_one("targets", self.targets)
+        whole("targets", self.targets)
         if self.objective != "margin" or self.restarts != 1:
             raise ValueError(
                 f"expected the objective 'margin' and restarts 1 for {self.name}, got {self.objective!r} and "

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from marl_aajr.attacks.base import Access, Attack
-from marl_aajr.core.checks import at_least_one
 from marl_aajr.core.policy import Policy
+from marl_aajr.core.values import whole
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,7 +74,7 @@ class WorstNoise(Attack):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        at_least_one("samples", self.samples)
+        whole("samples", self.samples)
 
     @torch.no_grad()
     def run(self, policy: Policy, obs: Tensor, *, generator: torch.Generator) -> Tensor:

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 from marl_aajr.attacks.base import Access, Attack
-from marl_aajr.core.checks import at_least_one
 from marl_aajr.core.policy import Policy
+from marl_aajr.core.values import whole
 
 _HALVINGS = (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)
 """Queries, in ten-thousandths of the budget, after which the share of changed features is halved."""
@@ -49,7 +49,7 @@ class SquareAttack(Attack):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        at_least_one("queries", self.queries)
+        whole("queries", self.queries)
         if not 0 < self.share <= 1:
             raise ValueError(f"expected share in (0, 1], got {self.share!r}")
 

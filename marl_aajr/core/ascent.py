@@ -18,11 +18,11 @@ from typing import Final, Literal, get_args
 import torch
 from torch import Tensor
 
-from marl_aajr.core.checks import one_of
 from marl_aajr.core.numerics import ALL_ROWS, check_finite, row_blocks
 from marl_aajr.core.objectives import BoundObjective, Clean, Custom, Objective, value_and_gradient
 from marl_aajr.core.policy import Policy
 from marl_aajr.core.threat import PerturbationSet
+from marl_aajr.core.values import one_of, whole
 
 Step = Literal["sign", "normalized", "raw"]
 Start = Literal["zero", "random"]
@@ -115,7 +115,9 @@ def ascend(
         NonFiniteError: a non-finite number, naming where it arose.
         ValueError: settings that make no sense together.
     """
-    _check(steps, step, last)
+    whole("steps", steps)
+    one_of("step", step, STEPS)
+    one_of("last", last, LAST)
     obs = obs.detach()
     delta = starting_point(obs, objective, perturbations, start=start, generator=generator)
     if clean is None:
@@ -126,8 +128,8 @@ def ascend(
     path[0] = delta
     values, ends = [], []
     # A function of the user's own may look at more than one row, and so may the noise.
-    whole = gradient_noise is not None or isinstance(objective, Custom)
-    for rows in [ALL_ROWS] if whole else row_blocks(obs):
+    together = gradient_noise is not None or isinstance(objective, Custom)
+    for rows in [ALL_ROWS] if together else row_blocks(obs):
         part, known, goal = policy, clean, objective
         if rows != ALL_ROWS:
             index = torch.arange(len(obs), device=obs.device)[rows]
@@ -292,10 +294,3 @@ def _fell(before: Tensor, after: Tensor) -> Tensor:
 
 def _dot(a: Tensor, b: Tensor) -> Tensor:
     return (a * b).sum(-1)
-
-
-def _check(steps: int, step: str, last: str) -> None:
-    if steps < 1:
-        raise ValueError(f"expected steps ≥ 1, got {steps}")
-    one_of("step", step, STEPS)
-    one_of("last", last, LAST)

@@ -1,27 +1,31 @@
 """Diagnostics of a policy where an adversary goes: how large its Jacobian is, along what, and how curved.
 
-    gain          ‖J u‖                      alignment     ‖J u‖² / ‖J‖_F²
-    classes       F_γ: ‖J‖_op ≤ γ            F_ad(γ): ‖J u_t‖ ≤ γ,  both at the sampled points s + δ_t
-    step size     monotone ascent for η ≤ 1 / L_eff (`marl_aajr.core.curvature`)
+    gain         ‖J u‖                       alignment     ‖J u‖² / ‖J‖_F²
+    curvature    wᵀ ∇²g w  =  (J w)ᵀ ∇²ℓ (J w)  +  Σ_i ∂ℓ/∂y_i · wᵀ ∇²f_i w           g = ℓ ∘ f
+    smoothness   L_eff     =  L_ℓ ‖J w‖²        +  |Σ_i …|                              ≥ |wᵀ ∇²g w|
 
-Everything works on any `Policy` with observations `[B, d]` and objective,
-outside training, and is exact: these are measurements, not penalties. Nothing has a graph or touches a
-`.grad`.
+Raw-gradient steps with η ≤ 1/L_eff along the real displacement d and on its whole segment do not lower g:
+g(δ + d) ≥ g(δ) + ‖d‖²/(2η), also where the projection bends d away from the gradient. The first term of the
+curvature is what a Jacobian penalty lowers; the second depends on the network's own curvature.
+
+Everything works on any `Policy`, outside training, and is exact: these are measurements, not penalties.
+Nothing has a graph or touches a `.grad`.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from marl_aajr.core.ascent import Step, Trajectory, ascend
-from marl_aajr.core.curvature import curvature, effective_smoothness, secant_curvature
+from marl_aajr.core.distributions import ActionDistribution, DiagGaussian
 from marl_aajr.core.jacobian import JVPBackend, jvp
-from marl_aajr.core.objectives import Clean, Objective
+from marl_aajr.core.objectives import KL, Clean, Margin, Objective, Surrogate
 from marl_aajr.core.output_maps import OutputMap, check_output_map, cotangent, squared_gain
-from marl_aajr.core.policy import Policy
+from marl_aajr.core.policy import ModulePolicy, Policy
 from marl_aajr.core.threat import PerturbationSet
 
 
@@ -68,11 +72,6 @@ def spectral_norm(policy: Policy, obs: Tensor, *, output: OutputMap = "logits") 
     return torch.linalg.matrix_norm(dense_jacobian(policy, obs, output=output), 2)
 
 
-def frobenius_norm(policy: Policy, obs: Tensor, *, output: OutputMap = "logits") -> Tensor:
-    """‖J_φ(s)‖_F, `[B, d] -> [B]`."""
-    return torch.linalg.matrix_norm(dense_jacobian(policy, obs, output=output))
-
-
 def alignment(policy: Policy, obs: Tensor, direction: Tensor, *, output: OutputMap = "logits") -> Tensor:
     """‖J_φ u‖² / ‖J_φ‖_F² for unit u, `[B]`: 1 where u is the only direction that matters, 0 for J = 0.
 
@@ -82,6 +81,98 @@ def alignment(policy: Policy, obs: Tensor, direction: Tensor, *, output: OutputM
     along = (jacobian @ direction.unsqueeze(-1)).square().sum((-2, -1))
     total = jacobian.square().sum((-2, -1))
     return along / total.clamp_min(torch.finfo(total.dtype).tiny)
+
+
+def curvature(
+    policy: Policy, obs: Tensor, objective: Objective, direction: Tensor, *, clean: Clean
+) -> Tensor:
+    """wᵀ ∇²g w by a Hessian-vector product, `[B, ..., d] -> [B, ...]`.
+
+    Args:
+        policy: the policy.
+        obs: where, s + δ.
+        objective: g.
+        direction: w; for a curvature per unit length, a unit vector.
+        clean: the batch at its clean observations s.
+    """
+    return _second_derivative(objective.bind(policy, clean), obs, direction)
+
+
+def curvature_terms(
+    policy: Policy, obs: Tensor, objective: Objective, direction: Tensor, *, clean: Clean
+) -> tuple[Tensor, Tensor]:
+    """The two terms of the curvature: through the loss, and through the network.
+
+    Returns:
+        (J w)ᵀ ∇²ℓ (J w) and Σ_i ∂ℓ/∂y_i · wᵀ ∇²f_i w, each `[B, ...]`; their sum is `curvature`.
+
+    Raises:
+        ValueError: an objective that is no function of the policy's outputs.
+    """
+    ell = _of_outputs(objective, policy.distribution, clean)
+    outputs, tangent = (tensor.detach() for tensor in jvp(policy, obs.detach(), direction))
+    with torch.enable_grad():
+        variable = outputs.clone().requires_grad_(True)
+        (slope,) = torch.autograd.grad(ell(variable).sum(), variable)
+
+    def weighted(point: Tensor) -> Tensor:
+        return (slope * policy(point)).sum(-1)
+
+    return _second_derivative(ell, outputs, tangent), _second_derivative(weighted, obs, direction)
+
+
+def effective_smoothness(
+    policy: Policy, obs: Tensor, objective: Objective, direction: Tensor, *, clean: Clean
+) -> Tensor:
+    """L_eff = L_ℓ ‖J w‖² + |Σ_i ∂ℓ/∂y_i · wᵀ ∇²f_i w| ≥ |wᵀ ∇²g w|, `[B, ...]`."""
+    bound = output_smoothness(objective, policy.distribution, clean)
+    _, through_network = curvature_terms(policy, obs, objective, direction, clean=clean)
+    _, tangent = jvp(policy, obs.detach(), direction)
+    return bound * tangent.detach().square().sum(-1) + through_network.abs()
+
+
+def output_smoothness(objective: Objective, distribution: ActionDistribution, clean: Clean) -> Tensor:
+    """L_ℓ, a bound of ∇²ℓ over the distribution inputs, `[B, ...]`.
+
+    ½ for the KL divergence in logits, max 1/σ² for Gaussians (at the clean observation: where σ depends on
+    the observation there is no bound, and this is none), both times |Â| for `surrogate`; 0 for `margin`.
+
+    Raises:
+        ValueError: an objective for which no bound is known.
+    """
+    outputs = clean.outputs.detach()
+    if isinstance(objective, Margin):
+        return torch.zeros_like(outputs[..., 0])
+    if not isinstance(objective, KL | Surrogate):
+        raise ValueError(f"expected the objective kl, surrogate or margin for a bound, got {objective}")
+    if isinstance(distribution, DiagGaussian):
+        bound = (-2 * distribution.split(outputs)[1]).exp().amax(-1)
+    else:
+        bound = torch.full_like(outputs[..., 0], 0.5)
+    if isinstance(objective, Surrogate):
+        assert clean.advantages is not None
+        bound = bound * clean.advantages.abs()
+    return bound
+
+
+def secant_curvature(trajectory: Trajectory, perturbations: PerturbationSet) -> Tensor:
+    """(∇g(δ_{t+1}) − ∇g(δ_t)) · d_t / ‖d_t‖² with d_t = δ_{t+1} − δ_t: the mean curvature along the step.
+
+    It costs nothing: the ascent has the gradients.
+
+    Returns:
+        `[K−1, B, ...]`, or `[K, B, ...]` for an ascent with `last="gradient"`; NaN where nothing moved.
+    """
+    slopes = trajectory.directions * trajectory.gradient_norms.unsqueeze(-1)
+    if trajectory.final_gradient is not None:
+        slopes = torch.cat([slopes, trajectory.final_gradient.unsqueeze(0)])
+    displacement = trajectory.deltas[1 : len(slopes)] - trajectory.deltas[: len(slopes) - 1]
+    change = slopes[1:] - slopes[:-1]
+    if (preconditioner := perturbations.preconditioner(displacement)) is not None:
+        # v = M ∇g, and d_t is zero where M is.
+        change = change / torch.where(preconditioner > 0, preconditioner, 1.0)
+    length = displacement.square().sum(-1)
+    return (change * displacement).sum(-1) / torch.where(length > 0, length, torch.nan)
 
 
 @dataclass(frozen=True)
@@ -121,14 +212,6 @@ class Diagnosis:
     def monotone_fraction(self) -> float:
         """Share of the steps that did not lower g."""
         return self.trajectory.monotone.double().mean().item()
-
-    def in_global_class(self, gain_bound: float) -> bool:
-        """Whether ‖J‖_op ≤ γ at the sampled points: membership in F_γ as far as they tell."""
-        return bool((self.spectral <= gain_bound).all())
-
-    def in_adaptive_class(self, gain_bound: float) -> bool:
-        """Whether ‖J u_t‖ ≤ γ at the sampled points: membership in F_ad(γ) as far as they tell."""
-        return bool((self.gain <= gain_bound).all())
 
 
 def diagnose(
@@ -187,3 +270,27 @@ def diagnose(
         ),
         secant=secant_curvature(trajectory, perturbations),
     )
+
+
+def _of_outputs(
+    objective: Objective, distribution: ActionDistribution, clean: Clean
+) -> Callable[[Tensor], Tensor]:
+    """ℓ: the objective as a function of the distribution inputs."""
+    if "critic" in objective.needs:
+        raise ValueError(f"expected an objective of the policy's outputs, got {objective}; use curvature()")
+    return objective.bind(ModulePolicy(lambda outputs: outputs, distribution), clean)
+
+
+def _second_derivative(function: Callable[[Tensor], Tensor], point: Tensor, direction: Tensor) -> Tensor:
+    """d²/dh² function(x + h w) at h = 0, row by row."""
+    with torch.enable_grad():
+        variable = point.detach().clone().requires_grad_(True)
+        value = function(variable).sum()
+        if not value.requires_grad:
+            return torch.zeros_like(variable[..., 0])
+        (slope,) = torch.autograd.grad(value, variable, create_graph=True)
+        along = (slope * direction).sum()
+        if not along.requires_grad:  # linear
+            return torch.zeros_like(variable[..., 0])
+        (bent,) = torch.autograd.grad(along, variable, allow_unused=True)
+    return torch.zeros_like(variable[..., 0]) if bent is None else (bent * direction).sum(-1)

@@ -27,8 +27,8 @@ from torch.autograd import forward_ad
 from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
-from marl_aajr.core.checks import one_of
 from marl_aajr.core.policy import ModulePolicy, Policy
+from marl_aajr.core.values import one_of
 
 Backend = Literal["mlp", "forward", "double", "central"]
 JVPBackend = Literal["auto", "mlp", "forward", "double", "central"]

@@ -1,4 +1,9 @@
-"""Non-finite numbers stop with the name of their origin; nothing is silently zeroed."""
+"""Numerical care: numbers that are not finite, blocks of rows that fit the cache, and the number of threads.
+
+Non-finite numbers stop with the name of their origin; nothing is silently zeroed. On a CPU rows pass a
+network in blocks, so that their activations stay in the processor's cache. Small networks gain nothing from
+a second thread of torch, and a thread that waits burns its processor.
+"""
 
 from __future__ import annotations
 
@@ -28,9 +33,6 @@ def check_finite(name: str, tensor: Tensor) -> None:
     raise NonFiniteError(f"{name}: {nans} NaN and {bad.numel() - nans} infinite of {tensor.numel()} numbers")
 
 
-# MERGED: blocks.py; its docstring belongs into that of this module
-
-
 BLOCK = 1024
 """Rows of a block; their values and tangents in a layer of 64 take half a megabyte."""
 
@@ -55,9 +57,6 @@ def point_blocks(points: Tensor) -> Iterator[tuple[slice, slice]]:
         together = count
     for t in range(0, count, together):
         yield from ((slice(t, t + together), part) for part in rows)
-
-
-# MERGED: threads.py; its docstring belongs into that of this module
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""Inner objectives g(δ): what the adversary maximises (aajr.md section 3).
+"""Inner objectives g(δ): what the adversary maximises (arXiv 2603.04378).
 
     kl         KL(π(·|s) ‖ π(·|s+δ)), the first argument detached
     surrogate  −Â(s, a) · log π(a|s+δ)
@@ -20,14 +20,9 @@ from typing import ClassVar, Literal, Protocol, get_args, runtime_checkable
 import torch
 from torch import Tensor
 
-from marl_aajr.core.checks import one_of
-from marl_aajr.core.distributions import (
-    MASKED_LOGIT,
-    ActionDistribution,
-    DiagGaussian,
-    MultiCategorical,
-)
+from marl_aajr.core.distributions import MASKED_LOGIT, ActionDistribution, DiagGaussian, MultiCategorical
 from marl_aajr.core.policy import Policy
+from marl_aajr.core.values import one_of
 
 BoundObjective = Callable[[Tensor], Tensor]
 """Perturbed observations `[B, ..., d]` to values `[B, ...]`."""

@@ -17,13 +17,8 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
-from marl_aajr.core.checks import one_of
-from marl_aajr.core.distributions import (
-    MASKED_LOGIT,
-    ActionDistribution,
-    DiagGaussian,
-    MultiCategorical,
-)
+from marl_aajr.core.distributions import MASKED_LOGIT, ActionDistribution, DiagGaussian, MultiCategorical
+from marl_aajr.core.values import one_of
 
 OutputMap = Literal["logits", "mean", "probs", "fisher"]
 Metric = Literal["detached", "full"]

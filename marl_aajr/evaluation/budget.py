@@ -17,7 +17,7 @@ from itertools import combinations
 from math import comb, isfinite
 from typing import Literal, get_args
 
-from marl_aajr.core.checks import at_least_one, one_of
+from marl_aajr.core.values import one_of, whole
 
 Timing = Literal["random", "strategic"]
 
@@ -56,9 +56,9 @@ class Budget:
             object.__setattr__(self, "agents", tuple(self.agents))
             _check_names(self.agents)
         elif self.agents is not None:
-            at_least_one("number of agents in the budget", self.agents)
+            whole("number of agents in the budget", self.agents)
         if self.steps is not None:
-            at_least_one("number of steps in the budget", self.steps)
+            whole("number of steps in the budget", self.steps)
         one_of("timing", self.timing, get_args(Timing))
         if self.steps is None and self.timing != "random":
             raise ValueError(f"expected steps with timing={self.timing}, got none; say how many: steps=5")

@@ -11,8 +11,8 @@ from typing import Any, get_args
 
 from marl_aajr.attacks import Attack, attack_class, make_attack
 from marl_aajr.attacks.transfer import Transfer
-from marl_aajr.core.checks import one_of
 from marl_aajr.core.threat import Norm
+from marl_aajr.core.values import one_of
 from marl_aajr.evaluation.budget import Budget, as_budget, trials
 from marl_aajr.evaluation.suites import Actions, Control, Suite, Units, load_suite
 from marl_aajr.victims import Victim

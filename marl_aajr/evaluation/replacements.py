@@ -17,7 +17,7 @@ from gymnasium import spaces
 from torch import Tensor
 
 from marl_aajr.adversaries.match import check_match
-from marl_aajr.core.checks import one_of
+from marl_aajr.core.values import one_of
 from marl_aajr.evaluation.protocol import Skipped
 from marl_aajr.evaluation.suites import Control
 from marl_aajr.evaluation.table import StandIn

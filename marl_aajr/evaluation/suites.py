@@ -11,8 +11,8 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from marl_aajr.attacks import Attack, make_attack
-from marl_aajr.core.checks import one_of
 from marl_aajr.core.threat import Norm
+from marl_aajr.core.values import one_of
 from marl_aajr.evaluation.budget import as_budget
 
 Actions = Literal["greedy", "sampled"]

@@ -18,14 +18,13 @@ import torch
 from torch import Tensor
 
 from marl_aajr.core.ascent import Trajectory
-from marl_aajr.core.checks import one_of
 from marl_aajr.core.distributions import ActionDistribution
 from marl_aajr.core.jacobian import BACKENDS, Backend
 from marl_aajr.core.numerics import check_finite
 from marl_aajr.core.objectives import EVERYTHING, Need
 from marl_aajr.core.output_maps import squared_distance
 from marl_aajr.core.policy import Policy
-from marl_aajr.core.schedules import Schedule, maximum, value_at
+from marl_aajr.core.values import Schedule, maximum, one_of, value_at
 from marl_aajr.regularizers.adversarial import require, share, trajectory_metrics
 from marl_aajr.regularizers.base import Evaluation, Sample, State
 from marl_aajr.regularizers.forms import (

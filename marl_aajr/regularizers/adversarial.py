@@ -14,12 +14,11 @@ import torch
 from torch import Tensor
 
 from marl_aajr.core.ascent import AUTO, STARTS, STEPS, Start, Step, Trajectory, ascend, starting_point
-from marl_aajr.core.checks import one_of
 from marl_aajr.core.distributions import ActionDistribution
 from marl_aajr.core.numerics import check_finite
 from marl_aajr.core.objectives import EVERYTHING, Need, Objective, ObjectiveLike, make_objective
-from marl_aajr.core.schedules import Schedule, as_schedule, maximum, minimum, raised, value_at
 from marl_aajr.core.threat import Norm, PerturbationSet
+from marl_aajr.core.values import Schedule, as_schedule, maximum, minimum, one_of, raised, value_at
 from marl_aajr.regularizers.base import Regularizer, Sample
 
 

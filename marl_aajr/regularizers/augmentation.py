@@ -15,7 +15,7 @@ from torch import Tensor
 from marl_aajr.core.distributions import ActionDistribution
 from marl_aajr.core.numerics import check_finite
 from marl_aajr.core.objectives import EVERYTHING, Need, ObjectiveLike
-from marl_aajr.core.schedules import Schedule, value_at
+from marl_aajr.core.values import Schedule, value_at
 from marl_aajr.regularizers.adversarial import (
     Perturbing,
     Targeted,

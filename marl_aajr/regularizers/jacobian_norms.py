@@ -19,12 +19,11 @@ import torch
 from torch import Tensor
 
 from marl_aajr.core.ascent import Trajectory
-from marl_aajr.core.checks import one_of
 from marl_aajr.core.jacobian import BACKENDS, Backend
 from marl_aajr.core.numerics import check_finite
 from marl_aajr.core.output_maps import cotangent
 from marl_aajr.core.policy import Policy
-from marl_aajr.core.schedules import value_at
+from marl_aajr.core.values import one_of, value_at
 from marl_aajr.regularizers.adversarial import nonfinite, trajectory_metrics
 from marl_aajr.regularizers.base import Evaluation, Sample, State
 from marl_aajr.regularizers.jacobian_penalty import JacobianPenalty, gain_metrics

@@ -10,14 +10,13 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from marl_aajr.core.checks import one_of
 from marl_aajr.core.distributions import ActionDistribution
 from marl_aajr.core.jacobian import BACKENDS, JVP_BACKENDS, Backend, JVPBackend, jvp, resolve_backend
 from marl_aajr.core.numerics import ALL_ROWS, point_blocks
 from marl_aajr.core.objectives import EVERYTHING, Need
 from marl_aajr.core.output_maps import METRICS, OUTPUT_MAPS, Metric, OutputMap, check_output_map, squared_gain
 from marl_aajr.core.policy import Policy
-from marl_aajr.core.schedules import Schedule
+from marl_aajr.core.values import Schedule, one_of
 from marl_aajr.regularizers.adversarial import Targeted
 from marl_aajr.regularizers.base import Sample
 

@@ -15,7 +15,7 @@ from math import isfinite
 import torch
 from torch import Tensor
 
-from marl_aajr.core.schedules import Schedule, maximum
+from marl_aajr.core.values import Schedule, maximum
 from marl_aajr.regularizers.base import Sample
 
 

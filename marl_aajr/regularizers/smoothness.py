@@ -17,13 +17,12 @@ import torch
 from torch import Tensor
 
 from marl_aajr.core.ascent import AUTO, Trajectory
-from marl_aajr.core.checks import one_of
 from marl_aajr.core.distributions import ActionDistribution, DiagGaussian
 from marl_aajr.core.numerics import check_finite
 from marl_aajr.core.objectives import BoundObjective, Clean, Objective, OutputObjective
 from marl_aajr.core.output_maps import check_output_map, safe_sqrt, squared_distance
 from marl_aajr.core.policy import Policy
-from marl_aajr.core.schedules import Schedule, value_at
+from marl_aajr.core.values import Schedule, one_of, value_at
 from marl_aajr.regularizers.adversarial import Adversarial, trajectory_metrics
 from marl_aajr.regularizers.base import Evaluation, Sample, State
 

@@ -19,10 +19,10 @@ import numpy as np
 from gymnasium import spaces
 from torch import Tensor
 
-from marl_aajr.core.checks import one_of
 from marl_aajr.core.direction import follow
 from marl_aajr.core.policy import Policy
 from marl_aajr.core.threat import PerturbationSet
+from marl_aajr.core.values import one_of
 
 Kind = Literal["sa-rl", "pa-ad"]
 KINDS: tuple[Kind, ...] = get_args(Kind)

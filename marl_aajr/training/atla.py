@@ -16,9 +16,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Self
 
-from marl_aajr.core.checks import at_least_one, one_of
-from marl_aajr.core.schedules import Schedule, as_schedule, maximum, raised, value_at
 from marl_aajr.core.threat import Norm, PerturbationSet
+from marl_aajr.core.values import Schedule, as_schedule, maximum, one_of, raised, value_at, whole
 from marl_aajr.regularizers import Regularizer, make_regularizer, settings_of
 from marl_aajr.rollout.perturbing import KINDS, Kind
 
@@ -78,11 +77,11 @@ class ATLA:
             if isinstance(value := getattr(self, name), list):
                 object.__setattr__(self, name, tuple(value))
         one_of("adversary", self.adversary, KINDS)
-        at_least_one("steps", self.steps)
+        whole("steps", self.steps)
         if not self.step_size > 0:
             raise ValueError(f"expected a step_size > 0 (a fraction of epsilon), got {self.step_size!r}")
-        at_least_one("team_iterations", self.team_iterations)
-        at_least_one("adversary_iterations", self.adversary_iterations)
+        whole("team_iterations", self.team_iterations)
+        whole("adversary_iterations", self.adversary_iterations)
         if self.regularizer is not None:
             object.__setattr__(self, "regularizer", settings_of(self._make_regularizer(self.regularizer)))
         if maximum(self.epsilon) == 0:

@@ -16,7 +16,7 @@ from ray.rllib.core.rl_module.default_model_config import DefaultModelConfig
 from ray.rllib.core.rl_module.rl_module import RLModuleSpec
 from ray.rllib.core.rl_module.torch import TorchRLModule
 
-from marl_aajr.core.schedules import Schedule
+from marl_aajr.core.values import Schedule
 from marl_aajr.rllib.internals import RunAPPO, RunIMPALA, RunPPO
 from marl_aajr.rllib.networks import ORTHOGONAL_GAIN, FlatActorCritic, MAPPOModule, needs_flat_module
 from marl_aajr.training.config import ModelConfig, RunConfig

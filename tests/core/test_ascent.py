@@ -241,7 +241,7 @@ def test_a_non_finite_number_names_its_step(where: int, message: str) -> None:
     [
         (KL(), {"start": "zero"}, "its gradient vanishes at δ = 0"),
         (KL(), {"generator": None}, "expected a torch.Generator"),
-        (KL(), {"steps": 0}, "expected steps ≥ 1, got 0"),
+        (KL(), {"steps": 0}, "expected an integer steps ≥ 1, got 0"),
         (KL(), {"step": "big"}, "expected step out of sign, normalized, raw"),
         (KL(), {"start": "corner"}, "expected start out of zero, random; got 'corner'"),
         (KL(), {"last": "step"}, "expected last out of direction, point, value, gradient"),

@@ -10,19 +10,16 @@ from torch import Tensor
 from torch.func import hessian
 
 from marl_aajr.core.ascent import ascend
-from marl_aajr.core.curvature import (
-    curvature,
-    curvature_terms,
-    effective_smoothness,
-    output_smoothness,
-    secant_curvature,
-)
 from marl_aajr.core.diagnostics import (
     alignment,
+    curvature,
+    curvature_terms,
     dense_jacobian,
     diagnose,
     directional_gain,
-    frobenius_norm,
+    effective_smoothness,
+    output_smoothness,
+    secant_curvature,
     spectral_norm,
 )
 from marl_aajr.core.distributions import ActionDistribution, Categorical, DiagGaussian
@@ -67,7 +64,6 @@ def test_norms_of_a_linear_policy_are_those_of_its_weight() -> None:
     values = torch.linalg.svdvals(weight)
     torch.testing.assert_close(dense_jacobian(policy, obs), weight.expand(7, -1, -1))
     torch.testing.assert_close(spectral_norm(policy, obs), values[0].expand(7))
-    torch.testing.assert_close(frobenius_norm(policy, obs), values.norm().expand(7))
     torch.testing.assert_close(directional_gain(policy, obs, u), (u @ weight.T).norm(dim=-1))
     torch.testing.assert_close(
         alignment(policy, obs, u), (u @ weight.T).square().sum(-1) / weight.square().sum()
@@ -220,11 +216,8 @@ def test_a_diagnosis_puts_the_measurements_of_a_trajectory_together() -> None:
     torch.testing.assert_close(diagnosis.alignment[1], alignment(policy, point, u))
     torch.testing.assert_close(diagnosis.admissible_step, 1 / diagnosis.smoothness)
     assert 0 < diagnosis.monotone_fraction <= 1
-    largest = diagnosis.spectral.max().item()
-    assert diagnosis.in_global_class(largest)
-    assert not diagnosis.in_global_class(0.99 * largest)
-    assert diagnosis.in_adaptive_class(diagnosis.gain.max().item())
-    assert not diagnosis.in_adaptive_class(0.99 * diagnosis.gain.max().item())
+    assert (diagnosis.gain <= diagnosis.spectral * (1 + 1e-9)).all()
+    assert (diagnosis.spectral <= diagnosis.frobenius * (1 + 1e-9)).all()
 
 
 def test_measuring_leaves_no_graph_and_no_gradient() -> None:

@@ -9,8 +9,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from marl_aajr.core.ascent import Trajectory, ascend
-from marl_aajr.core.curvature import curvature, secant_curvature
-from marl_aajr.core.diagnostics import diagnose, directional_gain, spectral_norm
+from marl_aajr.core.diagnostics import curvature, diagnose, directional_gain, secant_curvature, spectral_norm
 from marl_aajr.core.distributions import ActionDistribution, Categorical, DiagGaussian
 from marl_aajr.core.objectives import KL, OBJECTIVES, Clean, Objective, Surrogate, make_objective
 from marl_aajr.core.policy import ModulePolicy

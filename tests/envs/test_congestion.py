@@ -9,12 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from marl_aajr.envs.congestion_game import (
-    costs,
-    logit,
-    social_cost,
-)
-from marl_aajr.envs.congestion_v0 import CongestionBatch, batched_env, parallel_env
+from marl_aajr.envs.congestion_v0 import CongestionBatch, batched_env, costs, parallel_env, social_cost
 from torch import Tensor
 
 from marl_aajr.rollout.batched_env import BatchedStep
@@ -85,7 +80,7 @@ def test_episodes_begin_with_random_loads_and_places() -> None:
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"num_resources": 1}, "num_resources to be an integer of at least 2, got 1"),
+        ({"num_resources": 1}, "an integer num_resources ≥ 2, got 1"),
         ({"num_agents": 0}, "num_agents"),
         ({"num_adversaries": -1}, "num_adversaries"),
         ({"power": 0.0}, "power above 0"),
@@ -118,6 +113,17 @@ class Outcome:
     shares: Tensor
     choices: Tensor
     cost: float
+
+
+def logit(reports: Tensor, *, power: float, sharpness: float) -> Tensor:
+    """The mixed choice softmax(−β r^p) `[M, ...]` of an agent that believes the reported loads.
+
+    Args:
+        reports: r, `[M, ...]`; noise may make them negative, which counts as 0.
+        power: p.
+        sharpness: β.
+    """
+    return (-sharpness * reports.clamp_min(0) ** power).softmax(0)
 
 
 def answer(

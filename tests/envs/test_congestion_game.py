@@ -1,21 +1,21 @@
-"""The mathematics of the congestion game: its optimum, its equilibrium, and what selfishness costs."""
+"""The mathematics of the congestion game: its optimum, its equilibrium, and what selfishness costs.
+
+- **Price of anarchy**: C(equilibrium) / C(optimum) ≤ 1 / (1 − p (p + 1)^{−(p+1)/p}) for whole p, 4/3 for
+  p = 1 (Roughgarden and Tardos 2002; Roughgarden 2003).
+- With N agents, shares are multiples of 1/N. Handing agents out one by one, each to the resource whose
+  cost (or marginal social cost) will be least, gives a pure Nash equilibrium (or the optimum), because both
+  objectives are separable and convex (Rosenthal 1973).
+"""
 
 from __future__ import annotations
 
 import itertools
+from collections.abc import Callable
 
 import numpy as np
 import pytest
 import torch
-from marl_aajr.envs.congestion_game import (
-    anarchy_bound,
-    best_split,
-    costs,
-    equilibrium,
-    nash,
-    optimum,
-    social_cost,
-)
+from marl_aajr.envs.congestion_v0 import costs, equilibrium, optimum, social_cost
 from torch import Tensor
 
 POWERS = [0.5, 1.0, 2.0, 4.0]
@@ -28,6 +28,36 @@ def column(*values: float) -> Tensor:
 def random_games(count: int, *, resources: int = 4) -> Tensor:
     generator = torch.Generator().manual_seed(0)
     return torch.rand(resources, count, generator=generator, dtype=torch.float64)
+
+
+def anarchy_bound(power: int) -> float:
+    """The greatest C(equilibrium) / C(optimum) among costs that are polynomials of this degree."""
+    return 1 / (1 - power * (power + 1) ** (-(power + 1) / power))
+
+
+def nash(agents: int, *, background: Tensor) -> Tensor:
+    """Shares `[M, ...]` of a pure Nash equilibrium of so many agents, for any power; float64."""
+    return hand_out(agents, background.double(), lambda share: background + share + 1 / agents)
+
+
+def best_split(agents: int, *, background: Tensor, power: float) -> Tensor:
+    """Shares `[M, ...]` of least social cost for so many agents; float64."""
+    a = background.double()
+
+    def increase(share: Tensor) -> Tensor:
+        more = share + 1 / agents
+        before = share * costs(share, background=a, power=power)
+        return more * costs(more, background=a, power=power) - before
+
+    return hand_out(agents, a, increase)
+
+
+def hand_out(agents: int, like: Tensor, price: Callable[[Tensor], Tensor]) -> Tensor:
+    share = torch.zeros_like(like)
+    for _ in range(agents):
+        cheapest = price(share).argmin(0, keepdim=True)
+        share.scatter_add_(0, cheapest, torch.full_like(share[:1], 1 / agents))
+    return share
 
 
 def test_two_roads_by_hand() -> None:

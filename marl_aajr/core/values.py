@@ -1,14 +1,49 @@
-"""Schedules of a coefficient or a radius over environment steps.
+"""Values of settings: checks that word their messages alike, and schedules over environment steps.
 
-The notation is RLlib's: a number, or breakpoints `[[timestep, value], ...]` with straight lines between
-them and the last value held.
+A schedule is written as in RLlib: a number, or breakpoints `[[timestep, value], ...]` with straight lines
+between them and the last value held.
 """
 
 from __future__ import annotations
 
+import dataclasses
 from bisect import bisect_right
-from collections.abc import Sequence
+from collections.abc import Collection, Iterable, Sequence
+from difflib import get_close_matches
 from math import isfinite
+
+
+def one_of(name: str, value: object, known: Iterable[str]) -> None:
+    """Raise `ValueError` unless `value` is one of the `known` names; the nearest one is proposed."""
+    known = list(known)
+    if value not in known:
+        close = get_close_matches(value, known, n=1) if isinstance(value, str) else []
+        hint = f" (did you mean {close[0]}?)" if close else ""
+        raise ValueError(f"expected {name} out of {', '.join(known)}; got {value!r}{hint}")
+
+
+def whole(name: str, value: object, *, least: int = 1) -> None:
+    """Raise `ValueError` unless `value` is an integer of at least `least`."""
+    if not isinstance(value, int) or isinstance(value, bool) or value < least:
+        raise ValueError(f"expected an integer {name} ≥ {least}, got {value!r}")
+
+
+def proportion(name: str, value: float) -> None:
+    """Raise `ValueError` unless `value` is in [0, 1]."""
+    if not 0.0 <= value <= 1.0:
+        raise ValueError(f"expected {name} in [0, 1], got {value!r}")
+
+
+def check_settings(name: str, cls: type, given: Collection[str]) -> None:
+    """Raise `ValueError` unless the settings of a dataclass are known, and those without default given."""
+    fields = dataclasses.fields(cls)
+    known = [field.name for field in fields]
+    if unknown := sorted(set(given) - set(known)):
+        raise ValueError(f"expected settings of {name!r} out of {', '.join(known)}; got {', '.join(unknown)}")
+    required = [field.name for field in fields if field.default is dataclasses.MISSING]
+    if missing := [setting for setting in required if setting not in given]:
+        raise ValueError(f"expected the settings {', '.join(missing)} of {name!r}, got none; give them")
+
 
 Schedule = float | tuple[tuple[float, float], ...]
 

@@ -15,7 +15,7 @@ import pettingzoo
 import pytest
 import torch
 from marl_aajr.envs import NAMES
-from marl_aajr.envs.view import SingleCopy
+from marl_aajr.envs.single_copy import SingleCopy
 from pettingzoo.test import parallel_api_test, parallel_seed_test
 
 from marl_aajr.rollout.adapters import game_of
@@ -132,10 +132,10 @@ def test_continuous_actions_are_clipped_as_in_mpe2() -> None:
 @pytest.mark.parametrize(
     ("name", "options", "words"),
     [
-        ("simple_spread_v3", {"N": 0}, "N to be an integer of at least 1, got 0"),
-        ("simple_spread_v3", {"local_ratio": 1.5}, "local_ratio between 0 and 1, got 1.5"),
+        ("simple_spread_v3", {"N": 0}, "an integer N ≥ 1, got 0"),
+        ("simple_spread_v3", {"local_ratio": 1.5}, r"local_ratio in \[0, 1\], got 1.5"),
         ("simple_spread_v3", {"num_agent_neighbors": 0}, "num_agent_neighbors"),
-        ("simple_tag_v3", {"num_obstacles": -1}, "num_obstacles to be an integer of at least 0"),
+        ("simple_tag_v3", {"num_obstacles": -1}, "an integer num_obstacles ≥ 0"),
         ("simple_tag_v3", {"max_cycles": 2.5}, "max_cycles"),
         ("simple_world_comm_v3", {"num_food": 0}, "num_food"),
         ("simple_reference_v3", {"local_ratio": -1}, "local_ratio"),
@@ -173,5 +173,5 @@ def test_names_and_options_are_checked_by_the_common_resolver() -> None:
     assert len(spec.make().possible_agents) == 4
     with pytest.raises(ValueError, match=r"'n'.*it takes render_mode, max_cycles.*local_ratio"):
         resolve("marl_aajr/simple_spread_v3", {"n": 4})
-    with pytest.raises(ValueError, match="num_resources to be an integer of at least 2"):
+    with pytest.raises(ValueError, match="an integer num_resources ≥ 2"):
         resolve("marl_aajr/congestion_v0", {"num_resources": 1}).make()

@@ -1,9 +1,10 @@
-"""One copy of a batch as a PettingZoo environment."""
+"""One copy of a batch: as a PettingZoo environment, and as a picture."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -12,7 +13,17 @@ from numpy.typing import NDArray
 from pettingzoo.utils.env import ParallelEnv
 from torch import Tensor
 
-from .batch import TensorBatch
+from .particles import World
+from .scenario import Scenario
+from .tensor_batch import TensorBatch
+
+if TYPE_CHECKING:  # matplotlib is slow to import
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+_INCHES, _DPI = 7.0, 100
+_MARGIN = 1.1
+_FIXED_SCALE = 1 / 0.9  # mpe2 draws radius 1 as half the width when it does not rescale
 
 
 class SingleCopy(ParallelEnv[str, NDArray[Any], Any]):
@@ -123,3 +134,65 @@ class SingleCopy(ParallelEnv[str, NDArray[Any], Any]):
         if isinstance(space, spaces.Discrete) and not space.contains(action[()]):
             raise ValueError(f"expected an action of {agent!r} in {space}, got {actions[agent]!r}")
         return torch.from_numpy(action[None]).to(self.batch.device)
+
+
+def declare(factory: Callable[..., Any], options: Callable[..., Any]) -> None:
+    """Names the options in the factory's signature and documentation, for checks and `help()`."""
+    own = inspect.signature(factory)
+    named = [p for p in own.parameters.values() if p.kind is not p.VAR_KEYWORD]
+    named += [p.replace(kind=p.KEYWORD_ONLY) for p in inspect.signature(options).parameters.values()]
+    vars(factory)["__signature__"] = own.replace(parameters=named)
+    factory.__module__ = options.__module__
+    factory.__doc__ = f"Builds the environment; the options are described at `{options.__qualname__}`."
+
+
+def draw_particles(world: World, scenario: Scenario, copy: int) -> NDArray[np.uint8]:
+    """The world of one copy from above, with what was said `[700, 700, 3]`."""
+    from matplotlib.patches import Circle
+
+    layout = world.layout
+    bodies = layout.bodies
+    places = world.position[:, : len(bodies), copy].T.cpu().numpy()
+    # Where all bodies begin is always in sight: a camera that zooms at every step moves what stands still.
+    reach = max(1.0, float(np.abs(places).max()))
+    scale = 1.0 if scenario.dynamic_rescaling else reach * _FIXED_SCALE
+    figure, axes = blank_page()
+    axes.set(xlim=(-reach * _MARGIN, reach * _MARGIN), ylim=(-reach * _MARGIN, reach * _MARGIN))
+    axes.set_aspect("equal")
+    axes.set_axis_off()
+    # Landmarks first, so that they hide no agent.
+    for body, place in reversed(list(zip(bodies, places, strict=True))):
+        axes.add_patch(
+            Circle((place[0], place[1]), body.size * scale, facecolor=body.color, edgecolor="black")
+        )
+    for line, (i, message) in enumerate(
+        zip(layout.speakers, world.message[..., copy].T.tolist(), strict=True)
+    ):
+        said = f"{bodies[i].name} says {_spelled(message, continuous=scenario.continuous_actions)}"
+        axes.text(0.02, 0.02 + 0.05 * line, said, transform=axes.transAxes)
+    return pixels(figure)
+
+
+def blank_page(frame: tuple[float, float, float, float] = (0.0, 0.0, 1.0, 1.0)) -> tuple[Figure, Axes]:
+    """A square figure with one set of axes in a frame (left, bottom, width, height)."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(_INCHES, _INCHES), dpi=_DPI)
+    return figure, figure.add_axes(frame)
+
+
+def pixels(figure: Figure) -> NDArray[np.uint8]:
+    """A drawn figure `[height, width, 3]`."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    return np.asarray(canvas.buffer_rgba())[..., :3].copy()
+
+
+def _spelled(message: Sequence[float], *, continuous: bool) -> str:
+    if not any(message):
+        return "nothing"
+    if continuous:
+        return "[" + ", ".join(f"{value:.2f}" for value in message) + "]"
+    return "ABCDEFGHIJ"[int(np.argmax(message))]

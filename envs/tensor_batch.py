@@ -17,9 +17,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from marl_aajr.core.streams import Streams
+from marl_aajr.core.values import whole
 from marl_aajr.rollout.batched_env import BatchedEnv, BatchedStep
-
-from .checks import whole
 
 
 class TensorBatch(BatchedEnv):
