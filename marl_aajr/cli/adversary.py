@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from marl_aajr.cli.interrupt import Interrupt
+from marl_aajr.cli.errors import Interrupt
 from marl_aajr.cli.options import guide, told
-from marl_aajr.cli.progress import training_progress, waiting
+from marl_aajr.cli.progress import TrainingProgress, say, waiting
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -131,7 +131,7 @@ def train(
             seed=seed,
         )
     heading = f"{request.kind} against {victims}, seed {request.seed}, {request.steps:,} env steps"
-    progress = training_progress(request.steps, console=console, heading=heading, earned="adversary's return")
+    progress = TrainingProgress(request.steps, console=console, heading=heading, earned="adversary's return")
     with Interrupt(announce=progress.finishing, restore=progress.restore) as interrupt, progress:
         folder = train_as_asked(
             request,
@@ -149,15 +149,15 @@ def train(
 def _report(folder: Path, victims: Path, console: Console, *, stopped: int) -> None:
     from marl_aajr.adversaries.store import RECORD, is_finished
 
-    def say(text: str) -> None:
-        console.print(text, soft_wrap=True, highlight=False, markup=False)
-
     name = shlex.quote(str(folder))
     if not is_finished(folder):
-        say(f"Stopped. To go on:\n  marl-aajr adversary train --resume --out {name}")
+        say(console, f"Stopped. To go on:\n  marl-aajr adversary train --resume --out {name}")
         raise typer.Exit(stopped)
-    say(verdict(json.loads((folder / RECORD).read_text(encoding="utf-8"))))
-    say(f"Finished. To judge by it:\n  marl-aajr evaluate {shlex.quote(str(victims))} --adversary {name}")
+    say(console, verdict(json.loads((folder / RECORD).read_text(encoding="utf-8"))))
+    say(
+        console,
+        f"Finished. To judge by it:\n  marl-aajr evaluate {shlex.quote(str(victims))} --adversary {name}",
+    )
 
 
 def verdict(record: Mapping[str, Any]) -> str:

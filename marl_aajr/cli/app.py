@@ -1,17 +1,24 @@
-"""The command line's front door: the commands, the global options, and what happens to errors."""
+"""The program: its commands, the global options, the command `list`, and what happens to errors."""
 
 from __future__ import annotations
 
+import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Annotated, NoReturn
 
 import typer
 
-from marl_aajr.cli import adversary, compare, evaluate, listing, study, train
+from marl_aajr.cli import adversary, compare, evaluate, study, train
 from marl_aajr.cli.errors import report
 from marl_aajr.cli.options import guide
 from marl_aajr.version import __version__
+
+LIST = guide(
+    "List the environments, methods or attacks that can be named, one line each.",
+    "marl-aajr list methods",
+    "marl-aajr list envs --json",
+)
 
 app = typer.Typer(
     name="marl-aajr",
@@ -33,7 +40,6 @@ app.command("evaluate", help=evaluate.HELP)(evaluate.evaluate)
 app.add_typer(adversary.app, name="adversary")
 app.command("compare", help=compare.HELP)(compare.compare)
 app.command("study", help=study.HELP)(study.study)
-app.command("list", help=listing.HELP)(listing.show)
 
 
 def _version(wanted: bool) -> None:
@@ -69,3 +75,52 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     except Exception as error:
         code = report(error, debug=debug)
     sys.exit(code if isinstance(code, int) else 0)
+
+
+@app.command("list", help=LIST)
+def list_names(
+    kind: Annotated[str, typer.Argument(metavar="envs|methods|attacks", help="What to list.")],
+    as_json: Annotated[
+        bool, typer.Option("--json", help="A list of objects with name and summary, on stdout.")
+    ] = False,
+) -> None:
+    """List one kind of thing."""
+    if kind not in _KINDS:
+        raise ValueError(f"expected one of {', '.join(_KINDS)}; got {kind!r}")
+    entries = _KINDS[kind]()
+    if as_json:
+        print(
+            json.dumps(
+                [{"name": name, "summary": text} for name, text in entries], ensure_ascii=False, indent=1
+            )
+        )
+        return
+    width = max(len(name) for name, _ in entries)
+    for name, text in entries:
+        print(f"{name:<{width}}  {text}".rstrip())
+
+
+def _environments() -> list[tuple[str, str]]:
+    from marl_aajr.rollout.environments import known_environments
+
+    return [(spec.name, spec.summary) for spec in known_environments()]
+
+
+def _methods() -> list[tuple[str, str]]:
+    from marl_aajr.training.method import METHODS, NO_METHOD
+
+    plain = (NO_METHOD, "plain PPO: nothing added")
+    return [plain, *((name, cls.summary) for name, cls in METHODS.items())]
+
+
+def _attacks() -> list[tuple[str, str]]:
+    from marl_aajr.attacks import ATTACKS
+
+    return [(name, cls.summary) for name, cls in ATTACKS.items()]
+
+
+_KINDS: dict[str, Callable[[], list[tuple[str, str]]]] = {
+    "envs": _environments,
+    "methods": _methods,
+    "attacks": _attacks,
+}

@@ -1,57 +1,45 @@
-"""How a long command shows where it is: a live bar on a terminal, one line at a time anywhere else."""
+"""How a long command shows where it is: live on a terminal, one line at a time anywhere else."""
 
 from __future__ import annotations
 
+import json
 import os
+import sys
+import threading
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext, suppress
-from types import TracebackType
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Self
 
-from rich.console import Console
+from rich.console import Console, ConsoleOptions, Group, RenderResult
+from rich.live import Live
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn
+from rich.table import Table
 
 if TYPE_CHECKING:
     from marl_aajr.evaluation import Progress as Played
-
+    from marl_aajr.study.watch import Board
+    from marl_aajr.study.watch import Progress as NodeProgress
 
 FINISHING = "Finishing this iteration. Ctrl-C again stops at once."
+FINISHING_STUDY = "Finishing the iterations that are running. Ctrl-C again stops at once."
+
+_STATES = {"running": 0, "failed": 1, "impossible": 2, "waiting": 3, "interrupted": 4, "finished": 5}
+"""The order of a study's table."""
+
+_COLORS = {"running": "cyan", "failed": "red", "impossible": "red", "finished": "green"}
+_ROWS = 30
+"""Length of a study's table: more do not fit on a screen."""
 
 
-class TrainingProgress(Protocol):
-    """Shown while a run trains; called with one line of metrics.jsonl after each iteration."""
-
-    def __enter__(self) -> TrainingProgress: ...
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None: ...
-
-    def __call__(self, metrics: Mapping[str, Any]) -> None: ...
-
-    def phase(self, text: str) -> None:
-        """Say what begins."""
-
-    def finishing(self) -> None:
-        """Say that Ctrl-C was heard; called by a signal handler, possibly in the middle of a line."""
-
-    def restore(self) -> None:
-        """Leave the terminal as it was."""
+def say(console: Console, text: str) -> None:
+    """Print a text as it is, for copying: neither wrapped nor coloured."""
+    console.print(text, soft_wrap=True, highlight=False, markup=False)
 
 
-def training_progress(
-    total: int, *, console: Console, heading: str, earned: str = "return"
-) -> TrainingProgress:
-    """The display that fits where the output goes.
-
-    Args:
-        total: environment steps of the whole run.
-        console: where to show it.
-        heading: what is trained; said once it is, so that what is refused is answered by the reason alone.
-        earned: what the returns are called.
-    """
-    display = _Live if console.is_interactive else _Lines
-    return display(total, console, heading, earned)
+def say_at_once(console: Console, text: str) -> None:
+    """Print a line from a signal handler: past rich, which would repeat the line that it is just printing."""
+    with suppress(OSError):
+        os.write(console.file.fileno(), f"{text}\n".encode())
 
 
 def waiting(words: str, *, console: Console) -> AbstractContextManager[object]:
@@ -97,106 +85,175 @@ def summary(metrics: Mapping[str, Any], *, total: int, earned: str = "return") -
     return shown
 
 
-class PlayingProgress:
-    """While episodes are played: a bar on a terminal, elsewhere a line for each row that begins."""
+class TrainingProgress:
+    """The display of a run that trains: one line for each iteration, or a bar that stays in place.
 
-    def __init__(self, console: Console) -> None:
-        columns = (BarColumn(24), TaskProgressColumn(), TextColumn("{task.description}"))
-        self._progress = Progress(
-            *columns, console=console, transient=True, disable=not console.is_interactive
-        )
-        self._task = self._progress.add_task("", total=None)
-        self._console, self._what = console, ""
+    It is called with one line of metrics.jsonl after each iteration.
 
-    def __enter__(self) -> PlayingProgress:
-        self._progress.start()
-        return self
+    Args:
+        total: environment steps of the whole run.
+        console: where to show it.
+        heading: what is trained; said once it is, so that what is refused is answered by the reason alone.
+        earned: what the returns are called.
+    """
 
-    def __exit__(self, *_: object) -> None:
-        self._progress.stop()
-
-    def __call__(self, played: Played) -> None:
-        if not self._console.is_interactive and played.what != self._what:
-            _say(self._console, f"playing {played.what}, {played.done:,}/{played.total:,} episodes")
-        self._what = played.what
-        self._progress.update(
-            self._task, completed=played.done, total=played.total, description=f"playing {played.what}"
-        )
-
-
-class _Headed:
-    """Lines that stay: what is trained, and each phase of it."""
-
-    def __init__(self, total: int, console: Console, heading: str, earned: str) -> None:
+    def __init__(self, total: int, *, console: Console, heading: str, earned: str = "return") -> None:
         self._total, self._console, self._heading, self._earned = total, console, heading, earned
+        self._bar: Progress | None = None
+        if console.is_interactive:
+            columns = (BarColumn(24), TaskProgressColumn(), TextColumn("{task.description}"))
+            self._bar = Progress(*columns, console=console)
+            self._task = self._bar.add_task("starting", total=total)
 
-    def phase(self, text: str) -> None:
-        self._begin()
-        _say(self._console, text)
-
-    def _words(self, metrics: Mapping[str, Any]) -> dict[str, str]:
-        return summary(metrics, total=self._total, earned=self._earned)
-
-    def _begin(self) -> None:
-        if self._heading:
-            _say(self._console, self._heading)
-        self._heading = ""
-
-
-class _Lines(_Headed):
-    """One line per iteration."""
-
-    def __enter__(self) -> _Lines:
+    def __enter__(self) -> Self:
+        if self._bar is not None:
+            self._bar.start()
         return self
 
     def __exit__(self, *_: object) -> None:
-        pass
+        if self._bar is not None:
+            self._bar.stop()
 
     def __call__(self, metrics: Mapping[str, Any]) -> None:
         self._begin()
         done = metrics["env_steps"]
+        words = summary(metrics, total=self._total, earned=self._earned)
+        if self._bar is not None:
+            text = "  ".join(f"[dim]{name}[/dim] {value}" for name, value in words.items())
+            self._bar.update(self._task, completed=min(done, self._total), description=text)
+            return
         share = min(done / self._total, 1)
-        words = "  ".join(f"{name} {text}" for name, text in self._words(metrics).items())
-        line = f"iteration {metrics['iteration']}  {done:,}/{self._total:,} env steps ({share:.0%})  {words}"
-        _say(self._console, line)
+        text = "  ".join(f"{name} {value}" for name, value in words.items())
+        where = f"iteration {metrics['iteration']}  {done:,}/{self._total:,} env steps ({share:.0%})"
+        say(self._console, f"{where}  {text}")
+
+    def phase(self, text: str) -> None:
+        """Say what begins."""
+        self._begin()
+        say(self._console, text)
 
     def finishing(self) -> None:
-        # Past rich, which would print the line again that it is just printing.
-        with suppress(OSError):
-            os.write(self._console.file.fileno(), f"{FINISHING}\n".encode())
+        """Say that Ctrl-C was heard; called by a signal handler, possibly in the middle of a line."""
+        if self._bar is not None:
+            self._bar.update(self._task, description=FINISHING)
+        else:
+            say_at_once(self._console, FINISHING)
 
     def restore(self) -> None:
-        pass
+        """Leave the terminal as it was."""
+        if self._bar is not None:
+            self._console.show_cursor(True)
+
+    def _begin(self) -> None:
+        if self._heading:
+            say(self._console, self._heading)
+        self._heading = ""
 
 
-class _Live(_Headed):
-    """A bar that stays in place."""
+class PlayingProgress:
+    """The display of episodes that are played: a bar, or a line for each row that begins."""
 
-    def __init__(self, total: int, console: Console, heading: str, earned: str) -> None:
-        super().__init__(total, console, heading, earned)
+    def __init__(self, console: Console) -> None:
         columns = (BarColumn(24), TaskProgressColumn(), TextColumn("{task.description}"))
-        self._progress = Progress(*columns, console=console)
-        self._task = self._progress.add_task("starting", total=total)
+        self._bar = Progress(*columns, console=console, transient=True, disable=not console.is_interactive)
+        self._task = self._bar.add_task("", total=None)
+        self._console, self._what = console, ""
 
-    def __enter__(self) -> _Live:
-        self._progress.start()
+    def __enter__(self) -> Self:
+        self._bar.start()
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._progress.stop()
+        self._bar.stop()
 
-    def __call__(self, metrics: Mapping[str, Any]) -> None:
-        self._begin()
-        words = "  ".join(f"[dim]{name}[/dim] {text}" for name, text in self._words(metrics).items())
-        self._progress.update(self._task, completed=min(metrics["env_steps"], self._total), description=words)
+    def __call__(self, played: Played) -> None:
+        if not self._console.is_interactive and played.what != self._what:
+            say(self._console, f"playing {played.what}, {played.done:,}/{played.total:,} episodes")
+        self._what = played.what
+        self._bar.update(
+            self._task, completed=played.done, total=played.total, description=f"playing {played.what}"
+        )
+
+
+class StudyProgress:
+    """The display of a study: a table of its board, a line for each event, or an event a line as JSON.
+
+    Args:
+        console: where the table and the lines go.
+        as_json: print every event to stdout as one line of JSON; nothing else is shown then.
+    """
+
+    def __init__(self, console: Console, *, as_json: bool) -> None:
+        self._console, self._as_json = console, as_json
+        self.note = ""
+
+    def event(self, event: Mapping[str, Any]) -> None:
+        """Take in one event."""
+        if self._as_json:
+            print(json.dumps(event, ensure_ascii=False), file=sys.__stdout__, flush=True)
+        elif not self._console.is_interactive:
+            words = [f"{key} {value}" for key, value in event.items() if key not in ("time", "event", "node")]
+            say(
+                self._console,
+                " ".join([event["time"][11:19], event["event"], event.get("node", ""), *words]),
+            )
+
+    def show(self, board: Board) -> AbstractContextManager[object]:
+        """Keep a table of the board on the screen within a block; nothing where nobody watches."""
+        if self._as_json or not self._console.is_interactive:
+            return nullcontext()
+        return Live(_LiveTable(board, self), console=self._console, refresh_per_second=2)
 
     def finishing(self) -> None:
-        self._progress.update(self._task, description=FINISHING)
+        """Say that Ctrl-C was heard; called by a signal handler, possibly in the middle of a line."""
+        self.note = FINISHING_STUDY
+        if not self._console.is_interactive:
+            say_at_once(self._console, FINISHING_STUDY)
 
     def restore(self) -> None:
+        """Leave the terminal as it was."""
         self._console.show_cursor(True)
 
 
-def _say(console: Console, line: str) -> None:
-    """Print a line as it is: neither wrapped nor coloured."""
-    console.print(line, soft_wrap=True, highlight=False, markup=False)
+class _LiveTable:
+    """A board's table with a note below, made anew each time it is drawn."""
+
+    def __init__(self, board: Board, progress: StudyProgress) -> None:
+        self._board, self._progress = board, progress
+        self._lock = threading.Lock()
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        with self._lock:
+            yield Group(board_table(self._board), self._progress.note)
+
+
+def board_table(board: Board) -> Table:
+    """A board as a table: first what is running, then what failed, then the rest; a line sums it up."""
+    counts = {state: board.count(state) for state in ("running", "finished", "failed", "waiting")}
+    words = [f"{number} {state}" for state, number in counts.items() if number]
+    words += [f"{clock(board.left)} left"] if board.left else []
+    words += [word for word in (board.doing, board.dashboard) if word]
+    table = Table(caption=", ".join(words), caption_justify="left")
+    table.add_column("run", overflow="fold")
+    table.add_column("state")
+    for heading in ("done", "env steps/s", "left"):
+        table.add_column(heading, justify="right")
+    rows = sorted(board.nodes.values(), key=lambda progress: _STATES[progress.state])
+    for progress in rows[:_ROWS]:
+        table.add_row(*_row(progress))
+    if len(rows) > _ROWS:
+        table.add_row(f"and {len(rows) - _ROWS} more", "", "", "", "")
+    return table
+
+
+def _row(progress: NodeProgress) -> tuple[str, str, str, str, str]:
+    state = progress.state
+    name = progress.node.name + (f"\n{progress.error}\n{progress.log}" if progress.error else "")
+    shown = f"[{_COLORS[state]}]{state}[/]" if state in _COLORS else state
+    if progress.restarts:
+        shown += f", {progress.restarts} restart(s)"
+    running = state == "running"
+    speed = f"{progress.speed:,.0f}" if running and progress.speed else ""
+    took = clock(progress.seconds) if progress.seconds is not None else ""
+    share = f"{progress.share:.0%}" if running else ""
+    return name, shown, share, speed, clock(progress.left) if running else took

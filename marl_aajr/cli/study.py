@@ -11,10 +11,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from marl_aajr.cli.interrupt import Interrupt
+from marl_aajr.cli.errors import Interrupt
 from marl_aajr.cli.options import assigned, guide, sample, told
-from marl_aajr.cli.progress import clock, waiting
-from marl_aajr.cli.watching import Watching
+from marl_aajr.cli.progress import StudyProgress, clock, say, waiting
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -135,13 +134,13 @@ def _run(plan: Plan, console: Console, *, as_json: bool, replay: bool) -> tuple[
     """Do the study until its end or a request to stop; the exit code if it was stopped."""
     from marl_aajr.study.study import board_for, on_cluster, run_study
 
-    watching = Watching(console, as_json=as_json)
+    progress = StudyProgress(console, as_json=as_json)
     with (
-        Interrupt(announce=watching.finishing, restore=watching.restore) as interrupt,
+        Interrupt(announce=progress.finishing, restore=progress.restore) as interrupt,
         on_cluster(plan) as nodes,
     ):
-        board = board_for(plan, nodes, watching.event)
-        with watching.show(board):
+        board = board_for(plan, nodes, progress.event)
+        with progress.show(board):
             run_study(plan, board, should_stop=interrupt, again=replay)
     return board, interrupt.exit_code if interrupt() else None
 
@@ -149,17 +148,15 @@ def _run(plan: Plan, console: Console, *, as_json: bool, replay: bool) -> tuple[
 def _conclude(plan: Plan, board: Board, console: Console, *, command: str, code: int | None) -> None:
     failed = [progress for progress in board.nodes.values() if progress.state == "failed"]
     for progress in failed:
-        _say(console, f"{progress.node.name} failed: {progress.error}\n  log: {progress.log}")
+        say(console, f"{progress.node.name} failed: {progress.error}\n  log: {progress.log}")
     for what, path in (("Report", plan.folder.report), ("Table", plan.folder.results)):
         if path.is_file():
-            _say(console, f"{what}: {path}")
+            say(console, f"{what}: {path}")
     if code is not None:
-        _say(
-            console, f"Stopped: {board.count('finished')} of {len(board.nodes)} done. To go on:\n  {command}"
-        )
+        say(console, f"Stopped: {board.count('finished')} of {len(board.nodes)} done. To go on:\n  {command}")
         raise typer.Exit(code)
     if failed:
-        _say(console, f"{len(failed)} failed. When the cause is gone, try them again:\n  {command}")
+        say(console, f"{len(failed)} failed. When the cause is gone, try them again:\n  {command}")
         raise typer.Exit(FAILED)
 
 
@@ -208,8 +205,3 @@ def _command(file: Path, **options: Any) -> str:
         for each in value if isinstance(value, list) else [value]:
             words += [] if each is None else [f"--{name.replace('_', '-')}", str(each)]
     return shlex.join(words)
-
-
-def _say(console: Console, text: str) -> None:
-    """Print a line as it is, for copying: neither wrapped nor coloured."""
-    console.print(text, soft_wrap=True, highlight=False, markup=False)

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from marl_aajr.cli.interrupt import Interrupt
+from marl_aajr.cli.errors import Interrupt
 from marl_aajr.cli.options import assigned, guide, options, takes, told, values
-from marl_aajr.cli.progress import training_progress, waiting
+from marl_aajr.cli.progress import TrainingProgress, say, waiting
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -161,10 +161,10 @@ def train(
     )
     status, name = directory.status(), shlex.quote(str(folder))
     if status.state == "finished":
-        _say(console, f"Finished. How it does under attack:\n  marl-aajr evaluate {name}")
+        say(console, f"Finished. How it does under attack:\n  marl-aajr evaluate {name}")
         return
     saved = max(directory.iterations(), default=0)
-    _say(
+    say(
         console,
         f"Stopped after iteration {status.iteration}. To go on from the last checkpoint, iteration {saved}:\n"
         f"  marl-aajr train --resume --out {name}",
@@ -244,12 +244,7 @@ def _train(config: RunConfig, folder: Path, console: Console, **how: Any) -> tup
 
     how_long = f"seed {config.seed}, {config.env_steps:,} env steps"
     heading = f"{config.env.name}, method {config.method.name}, {how_long}, into {folder}"
-    progress = training_progress(config.env_steps, console=console, heading=heading)
+    progress = TrainingProgress(config.env_steps, console=console, heading=heading)
     with Interrupt(announce=progress.finishing, restore=progress.restore) as interrupt, progress:
         run(config, folder, on_iteration=progress, should_stop=interrupt, **how)
     return RunDirectory(folder), interrupt.exit_code
-
-
-def _say(console: Console, text: str) -> None:
-    """Print a line as it is, for copying: neither wrapped nor coloured."""
-    console.print(text, soft_wrap=True, highlight=False, markup=False)

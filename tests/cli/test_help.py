@@ -10,14 +10,14 @@ from pathlib import Path
 
 import pytest
 
-from marl_aajr.cli import compare, evaluate, listing, study, train
+from marl_aajr.cli import app, compare, evaluate, study, train
 from marl_aajr.cli.app import main
 from marl_aajr.study.config import load_study
 from marl_aajr.study.entries import EnvironmentEntry
 from marl_aajr.version import __version__
 from tests.cli.conftest import Run
 
-HELP = {"train": train.HELP, "evaluate": evaluate.HELP, "compare": compare.HELP, "list": listing.HELP}
+HELP = {"train": train.HELP, "evaluate": evaluate.HELP, "compare": compare.HELP, "list": app.LIST}
 
 
 @pytest.mark.parametrize("command", HELP)

@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from marl_aajr.cli.interrupt import Interrupt
-from marl_aajr.cli.progress import FINISHING, PlayingProgress, clock, summary, training_progress
+from marl_aajr.cli.errors import Interrupt
+from marl_aajr.cli.progress import FINISHING, PlayingProgress, TrainingProgress, clock, summary
 from marl_aajr.evaluation import Progress as Played
 
 METRICS: dict[str, Any] = {
@@ -66,7 +66,7 @@ def test_summary_of_an_iteration_without_episodes_or_penalty() -> None:
 def test_elsewhere_each_iteration_is_one_plain_line() -> None:
     out = io.StringIO()
     console = Console(file=out, width=40)
-    with training_progress(24_000, console=console, heading="what, where [and how]") as progress:
+    with TrainingProgress(24_000, console=console, heading="what, where [and how]") as progress:
         assert out.getvalue() == ""
         progress(METRICS)
         progress.phase("Judging")
@@ -83,7 +83,7 @@ def test_elsewhere_each_iteration_is_one_plain_line() -> None:
 def test_on_a_terminal_the_bar_stays_in_place_and_the_cursor_comes_back() -> None:
     out = io.StringIO()
     console = Console(file=out, width=100, force_terminal=True, force_interactive=True)
-    with training_progress(24_000, console=console, heading="what, where") as progress:
+    with TrainingProgress(24_000, console=console, heading="what, where") as progress:
         progress.phase("Judging")
         progress(METRICS)
     text = out.getvalue()
@@ -103,7 +103,7 @@ def test_ctrl_c_in_the_middle_of_a_line_does_not_print_the_line_twice(tmp_path: 
 
     path = tmp_path / "terminal"
     with io.TextIOWrapper(Interrupted(path, "w"), write_through=True) as terminal:
-        progress = training_progress(24_000, console=Console(file=terminal, width=200), heading="")
+        progress = TrainingProgress(24_000, console=Console(file=terminal, width=200), heading="")
         with Interrupt(announce=progress.finishing, restore=progress.restore) as interrupt, progress:
             progress(METRICS)
     assert path.read_text().count("iteration 3") == 1
@@ -140,7 +140,7 @@ def test_the_first_request_is_remembered_and_the_handlers_go_away(number: signal
 def test_second_interrupt_ends_the_process_at_once() -> None:
     program = (
         "import os, signal, time\n"
-        "from marl_aajr.cli.interrupt import Interrupt\n"
+        "from marl_aajr.cli.errors import Interrupt\n"
         "with Interrupt(announce=lambda: None, restore=lambda: print('restored', flush=True)):\n"
         "    os.kill(os.getpid(), signal.SIGINT)\n"
         "    os.kill(os.getpid(), signal.SIGINT)\n"

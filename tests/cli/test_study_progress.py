@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from marl_aajr.cli.watching import FINISHING, Watching, board_table
+from marl_aajr.cli.progress import FINISHING_STUDY, StudyProgress, board_table
 from marl_aajr.study.study import prepare
 from marl_aajr.study.watch import Board, Progress
 from tests.study.files import write_study
@@ -89,9 +89,9 @@ def test_more_than_a_screen_is_counted(tmp_path: Path) -> None:
 @pytest.mark.parametrize("terminal", [True, False])
 def test_the_table_is_live_on_a_terminal_and_absent_elsewhere(board: Board, terminal: bool) -> None:
     console = Console(file=io.StringIO(), width=160, force_terminal=terminal, force_interactive=terminal)
-    watching = Watching(console, as_json=False)
-    with watching.show(board):
-        watching.finishing()
+    progress = StudyProgress(console, as_json=False)
+    with progress.show(board):
+        progress.finishing()
     assert isinstance(console.file, io.StringIO)
     text = console.file.getvalue()
-    assert ("1 waiting" in text, FINISHING in text) == (terminal, terminal)
+    assert ("1 waiting" in text, FINISHING_STUDY in text) == (terminal, terminal)
