@@ -26,7 +26,7 @@ import pyarrow.parquet
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from marl_aajr.report.statistics import Estimate, over_runs
+from marl_aajr.report.estimates import Estimate, over_runs
 from marl_aajr.training.run_directory import RunDirectory
 
 FOLDER = Path(__file__).resolve().parent.parent / "experiments" / "pilot"

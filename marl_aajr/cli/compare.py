@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     from marl_aajr.report import Comparison, Reference
     from marl_aajr.report.comparison import Row
-    from marl_aajr.report.statistics import Estimate
+    from marl_aajr.report.estimates import Estimate
 
 HELP = guide(
     "Compare evaluated runs: prints the returns under attack and writes one HTML page that opens without a "
@@ -87,7 +87,7 @@ def compare(
 def closing(comparison: Comparison) -> str:
     """What stands below the table: how it was made, what is left out or failed, the verdict."""
     from marl_aajr.report import headline, how_chosen, how_compared
-    from marl_aajr.report.wording import count
+    from marl_aajr.report.estimates import count
 
     failed = sum(check.verdict == "fail" for checks in comparison.checks.values() for check in checks)
     doubt = f"{count(failed, 'check')} of the evaluations FAILED: see the report." if failed else ""

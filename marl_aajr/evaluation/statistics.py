@@ -75,7 +75,7 @@ def stratified_bootstrap(
     """A statistic with its percentile bootstrap interval over runs, resampled within each task.
 
     Resampling within tasks (and methods) keeps the number of runs of each. With few runs the interval is too
-    narrow: of nominal 95 % it covers about 74 % for 3 runs and 89 % for 10 (see `report.statistics`).
+    narrow: of nominal 95 % it covers about 74 % for 3 runs and 89 % for 10 (see `report.estimates`).
 
     Args:
         statistic: of one or more methods, such as `interquartile_mean` or

@@ -12,13 +12,11 @@ from collections.abc import Sequence
 import numpy as np
 from scipy import stats
 
-from marl_aajr.report.cells import NOTHING, Block, Cell, Line, estimated, marked, size
 from marl_aajr.report.comparison import Comparison, Row, estimate_of
 from marl_aajr.report.conditions import Condition
+from marl_aajr.report.estimates import NOTHING, Block, Cell, Estimate, Line, estimated, marked, number, size
 from marl_aajr.report.evaluations import Replaced
 from marl_aajr.report.protocol import Results
-from marl_aajr.report.statistics import Estimate
-from marl_aajr.report.wording import number
 
 LEARNED = "learned"
 """What an attack asks of the policy, as evaluations name it, when it was trained against it."""

@@ -8,13 +8,13 @@ from dataclasses import dataclass, field, replace
 
 from marl_aajr.evaluation.statistics import area_under_curve
 from marl_aajr.report.conditions import Condition, unlimited
+from marl_aajr.report.estimates import Estimate, over_episodes, over_runs
 from marl_aajr.report.evaluations import Check, Outcome
 from marl_aajr.report.methods import Method, group
 from marl_aajr.report.omissions import Omission
 from marl_aajr.report.protocol import Evidence, Protocol, Results, gather
 from marl_aajr.report.records import RunRecord
 from marl_aajr.report.scenes import Scene, scenes
-from marl_aajr.report.statistics import Estimate, over_episodes, over_runs
 
 
 @dataclass(frozen=True)

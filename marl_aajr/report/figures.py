@@ -1,53 +1,86 @@
-"""Draw one small panel per figure.
+"""The figures of returns: return against ε, and clean against robust return.
 
-Small panels, because the page sets them side by side on a desk and one below the other on a
-phone, where a wide figure would shrink until nobody could read it.
+Panels are small, because the page sets them side by side on a desk and one below the other on a phone, where
+a wide figure would shrink until nobody could read it. Each has a description for those who cannot see it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
 from typing import NamedTuple
 
-import numpy as np
 from markupsafe import Markup
 from matplotlib.axes import Axes
-from matplotlib.ticker import EngFormatter, MaxNLocator
+from matplotlib.ticker import MaxNLocator
 
-from marl_aajr.report.comparison import Row
-from marl_aajr.report.curves import Array, Curve, mean_of, thinned
-from marl_aajr.report.drawing import svg
-from marl_aajr.report.palette import MUTED, Look
-from marl_aajr.report.statistics import Estimate
+from marl_aajr.evaluation.statistics import hypervolume, pareto_front
+from marl_aajr.report.comparison import Comparison, Row
+from marl_aajr.report.conditions import Condition, unlimited
+from marl_aajr.report.estimates import Estimate, Sheet, listing, number
+from marl_aajr.report.protocol import Results
+from marl_aajr.report.scores import Reference, returns
+from marl_aajr.report.style import MUTED, Look, Panel, svg
 
-_LOG_RATIO = 300.0
 
-
-class Series(NamedTuple):
-    """Return against ε of one method.
-
-    Attributes:
-        epsilons: rising from 0, no attack.
-        points: at those.
-        runs: of each run, its returns at those.
-    """
+class _Series(NamedTuple):
+    """Return against ε of one method: ε rising from 0 (no attack), the estimates there, those of each run."""
 
     epsilons: tuple[float, ...]
     points: tuple[Estimate, ...]
     runs: tuple[tuple[float, ...], ...]
 
 
-def epsilon_panel(
-    series: Sequence[Series], looks: Sequence[Look], *, limits: tuple[float, float], key: str
-) -> Markup:
-    """Return against ε, ε = 0 being the clean return; intervals shaded.
+def worst_case(comparison: Comparison, looks: Sequence[Look], *, decimals: int, key: str) -> Panel:
+    """The picture of the whole comparison: return under the worst attack of each size."""
+    series = [_series(row, row.strongest, Results.worst) for row in comparison.rows]
+    drawing = _against_epsilon(series, looks, limits=_return_limits(comparison.rows), key=key)
+    alt = f"Return under the worst attack against ε. {_spelled(comparison, series, decimals=decimals)}."
+    return Panel("Return under the worst attack", drawing, alt)
 
-    Args:
-        series: one per method.
-        looks: one per method.
-        limits: of the return axis, the same for all attacks so that they can be compared.
-        key: unique in the page.
-    """
+
+def robustness(
+    comparison: Comparison, looks: Sequence[Look], *, decimals: int, key: str
+) -> tuple[Panel, ...]:
+    """One panel per attack on everybody at every step: return against ε, all on the same return axis."""
+    limits = _return_limits(comparison.rows)
+    by_attack: dict[str, dict[float, Condition]] = {}
+    for condition in unlimited(comparison.conditions):
+        by_attack.setdefault(condition.attack, {})[condition.epsilon] = condition
+    panels = []
+    for i, (attack, at) in enumerate(by_attack.items()):
+        series = [
+            _series(row, {e: row.robust[c] for e, c in at.items()}, partial(_fixed, at))
+            for row in comparison.rows
+        ]
+        drawing = _against_epsilon(series, looks, limits=limits, key=f"{key}{i}")
+        described = _spelled(comparison, series, decimals=decimals)
+        panels.append(Panel(attack, drawing, f"Return against ε under {attack}. {described}."))
+    return tuple(panels)
+
+
+def _fixed(at: Mapping[float, Condition], _: Results, epsilon: float) -> Condition:
+    """The same attack for every run."""
+    return at[epsilon]
+
+
+def _series(
+    row: Row, estimates: Mapping[float, Estimate], condition: Callable[[Results, float], Condition]
+) -> _Series:
+    return _Series(
+        (0.0, *estimates),
+        (row.clean, *estimates.values()),
+        tuple(
+            (run.clean.mean, *(run.attacked[condition(run, e)].mean for e in estimates)) for run in row.runs
+        ),
+    )
+
+
+def _against_epsilon(
+    series: Sequence[_Series], looks: Sequence[Look], *, limits: tuple[float, float], key: str
+) -> Markup:
+    """Intervals are shaded; runs are thin lines where there are several."""
 
     def draw(axes: Axes) -> None:
         for one, look in zip(series, looks, strict=True):
@@ -59,7 +92,7 @@ def epsilon_panel(
     return svg(draw, key=key)
 
 
-def _draw_series(axes: Axes, series: Series, look: Look) -> None:
+def _draw_series(axes: Axes, series: _Series, look: Look) -> None:
     x, points = series.epsilons, series.points
     low = [point.mean if point.low is None else point.low for point in points]
     high = [point.mean if point.high is None else point.high for point in points]
@@ -72,151 +105,18 @@ def _draw_series(axes: Axes, series: Series, look: Look) -> None:
     line.set(marker=look.marker, markersize=4.5)
 
 
-class Cloud(NamedTuple):
-    """Where a method stands: clean return across, robust return up.
-
-    Attributes:
-        clean: of the method.
-        robust: of the method.
-        runs: (clean, robust) of each run.
-    """
-
-    clean: Estimate
-    robust: Estimate
-    runs: tuple[tuple[float, float], ...]
+def _return_limits(rows: Sequence[Row]) -> tuple[float, float]:
+    """Range of the return axis that holds every mean, run and interval."""
+    points = [p for row in rows for p in (row.clean, *row.robust.values(), *row.strongest.values())]
+    runs = [o.mean for row in rows for run in row.runs for o in (run.clean, *run.attacked.values())]
+    return _range(points, runs, air=0.05)
 
 
-def pareto_panel(
-    clouds: Sequence[Cloud], looks: Sequence[Look], *, front: Sequence[int], ylabel: str, key: str
-) -> Markup:
-    """Clean against robust return: bars are intervals, small dots runs, the grey stairs the front.
-
-    Args:
-        clouds: one per method.
-        looks: one per method.
-        front: places of the methods that no other beats, by clean return.
-        ylabel: of the robust return.
-        key: unique in the page.
-    """
-
-    def draw(axes: Axes) -> None:
-        for cloud, look in zip(clouds, looks, strict=True):
-            _draw_cloud(axes, cloud, look)
-        (left, right), (bottom, top) = (_range(clouds, along) for along in (0, 1))
-        across = [clouds[i].clean.mean for i in front]
-        up = [clouds[i].robust.mean for i in front]
-        stairs = [left, *across, across[-1]], [up[0], *up, bottom]
-        axes.step(*stairs, where="pre", color=MUTED, linewidth=0.9, zorder=1)
-        axes.set(xlabel="clean return", ylabel=ylabel, xlim=(left, right), ylim=(bottom, top))
-        axes.xaxis.set_major_locator(MaxNLocator(4))
-        axes.yaxis.set_major_locator(MaxNLocator(5))
-
-    return svg(draw, key=key)
-
-
-def _draw_cloud(axes: Axes, cloud: Cloud, look: Look) -> None:
-    clean, robust = cloud.clean, cloud.robust
-    if clean.low is not None and clean.high is not None:
-        axes.hlines(robust.mean, clean.low, clean.high, color=look.colour, linewidth=0.8, alpha=0.7)
-    if robust.low is not None and robust.high is not None:
-        axes.vlines(clean.mean, robust.low, robust.high, color=look.colour, linewidth=0.8, alpha=0.7)
-    if len(cloud.runs) > 1:
-        axes.plot(*zip(*cloud.runs, strict=True), ".", color=look.colour, alpha=0.5, markersize=3, zorder=3)
-    axes.plot(clean.mean, robust.mean, look.marker, color=look.colour, markersize=6, zorder=4)
-
-
-def _range(clouds: Sequence[Cloud], along: int) -> tuple[float, float]:
-    """Of one axis, so that every mean, run and interval is on it, with some air."""
-    points = [(cloud.clean, cloud.robust)[along] for cloud in clouds]
-    ends = [e for p in points for e in (p.mean, p.low, p.high) if e is not None]
-    ends += [run[along] for cloud in clouds for run in cloud.runs]
-    air = 0.08 * (max(ends) - min(ends)) or 1.0
-    return min(ends) - air, max(ends) + air
-
-
-def profile_panel(
-    profiles: Sequence[tuple[Array, Array]], looks: Sequence[Look], *, xlabel: str, key: str
-) -> Markup:
-    """Performance profiles: the share of runs that score above each threshold.
-
-    Args:
-        profiles: per method, thresholds and shares.
-        looks: one per method.
-        xlabel: of the thresholds.
-        key: unique in the page.
-    """
-
-    def draw(axes: Axes) -> None:
-        for (tau, share), look in zip(profiles, looks, strict=True):
-            axes.step(tau, share, where="post", color=look.colour, ls=look.dashes, linewidth=1.7)
-        axes.set(xlabel=xlabel, ylabel="share of runs above", ylim=(-0.03, 1.03))
-        axes.xaxis.set_major_locator(MaxNLocator(5))
-
-    return svg(draw, key=key)
-
-
-def learning_panel(
-    curves: Sequence[Sequence[Curve]], looks: Sequence[Look], *, ylabel: str, from_zero: bool, key: str
-) -> Markup:
-    """Curves over environment steps: every run thin, the mean of a method's runs thick.
-
-    The value axis is logarithmic where all values are positive and span a factor of 300.
-
-    Args:
-        curves: per method, one curve per run; a method may have none.
-        looks: one per method.
-        ylabel: of the value axis.
-        from_zero: whether the axis of values that are never negative starts at zero.
-        key: unique in the page.
-    """
-
-    def draw(axes: Axes) -> None:
-        for runs, look in zip(curves, looks, strict=True):
-            if not runs:
-                continue
-            if len(runs) > 1:
-                for x, y in map(thinned, runs):
-                    axes.plot(x, y, color=look.colour, linewidth=0.6, alpha=0.45, zorder=2)
-            x, y = thinned(mean_of(runs))
-            marker = look.marker if len(x) == 1 else ""
-            axes.plot(x, y, color=look.colour, ls=look.dashes, linewidth=1.7, marker=marker, zorder=3)
-        axes.set(xlabel="environment steps", ylabel=ylabel)
-        axes.xaxis.set_major_formatter(EngFormatter(sep=" "))
-        axes.xaxis.set_major_locator(MaxNLocator(5))
-        if is_logarithmic(curves):
-            axes.set_yscale("log")
-            return
-        axes.yaxis.set_major_locator(MaxNLocator(5))
-        values = _values(curves)
-        if from_zero and values.size and values.min() >= 0:
-            axes.set_ylim(0, 1.08 * values.max() or 1.0)
-
-    return svg(draw, key=key)
-
-
-def is_logarithmic(curves: Sequence[Sequence[Curve]]) -> bool:
-    """Whether a value axis is better logarithmic: all positive, over a factor of 300."""
-    values = _values(curves)
-    return bool(values.size and values.min() > 0 and values.max() > _LOG_RATIO * values.min())
-
-
-def return_limits(rows: Sequence[Row]) -> tuple[float, float]:
-    """Range of the return axis that holds every mean, run and interval, with some air."""
-    ends = [
-        end
-        for row in rows
-        for point in (row.clean, *row.robust.values(), *row.strongest.values())
-        for end in (point.mean, point.low, point.high)
-        if end is not None
-    ]
-    ends += [o.mean for row in rows for run in row.runs for o in (run.clean, *run.attacked.values())]
-    air = 0.05 * (max(ends) - min(ends)) or 1.0
-    return min(ends) - air, max(ends) + air
-
-
-def _values(curves: Sequence[Sequence[Curve]]) -> Array:
-    """All finite values together."""
-    return np.concatenate([np.empty(0), *(y[np.isfinite(y)] for runs in curves for _, y in runs)])
+def _range(points: Sequence[Estimate], runs: Sequence[float], *, air: float) -> tuple[float, float]:
+    """Range of an axis that holds every mean, interval and run, with some air."""
+    ends = [end for p in points for end in (p.mean, p.low, p.high) if end is not None] + list(runs)
+    margin = air * (max(ends) - min(ends)) or 1.0
+    return min(ends) - margin, max(ends) + margin
 
 
 def _spaced(ticks: Sequence[float]) -> list[float]:
@@ -227,3 +127,139 @@ def _spaced(ticks: Sequence[float]) -> list[float]:
         if tick - result[-1] >= gap:
             result.append(tick)
     return result
+
+
+def _spelled(comparison: Comparison, series: Sequence[_Series], *, decimals: int) -> str:
+    """Every point in words."""
+    return "; ".join(
+        f"{row.method.label} {number(one.points[0].mean, decimals=decimals)} without attack, "
+        + ", ".join(
+            f"{number(point.mean, decimals=decimals)} at {epsilon:g}"
+            for epsilon, point in zip(one.epsilons[1:], one.points[1:], strict=True)
+        )
+        for row, one in zip(comparison.rows, series, strict=True)
+    )
+
+
+@dataclass(frozen=True)
+class Tradeoff:
+    """Clean against robust return of the methods, at one size of attack.
+
+    Attributes:
+        epsilon: the size.
+        front: labels of the methods that no other beats in both, by clean return.
+        reference: (clean, robust) from which the hypervolumes are measured.
+        volumes: per method name, over its settings, the area that its points dominate, in return².
+        whole: that of all methods together.
+    """
+
+    epsilon: float
+    front: tuple[str, ...]
+    reference: tuple[float, float]
+    volumes: dict[str, float]
+    whole: float
+
+
+def tradeoff(comparison: Comparison, epsilon: float, reference: Reference | None) -> Tradeoff:
+    """Pareto front and hypervolumes at one ε.
+
+    Without a reference the volumes are measured from the lowest return of any run, clean and robust: fit to
+    compare on this page only.
+    """
+    rows = comparison.rows
+    points = [_point(row, epsilon) for row in rows]
+    if reference is None:
+        clean, robust = (min(min(returns(row, e)) for row in rows) for e in (0.0, epsilon))
+    else:
+        clean = robust = reference.floor
+    names = dict.fromkeys(row.method.name for row in rows)
+    return Tradeoff(
+        epsilon,
+        tuple(rows[i].method.label for i in pareto_front(points)),
+        (clean, robust),
+        {
+            name: hypervolume(
+                [_point(row, epsilon) for row in rows if row.method.name == name], reference=(clean, robust)
+            )
+            for name in names
+        },
+        hypervolume(points, reference=(clean, robust)),
+    )
+
+
+def _point(row: Row, epsilon: float) -> tuple[float, float]:
+    return row.clean.mean, row.worst_return(epsilon).mean
+
+
+def clean_against_robust(
+    comparison: Comparison, looks: Sequence[Look], found: Sequence[Tradeoff], *, decimals: int, key: str
+) -> tuple[Panel, ...]:
+    """One panel per size: clean return across, return under the worst attack up."""
+    panels = []
+    for i, one in enumerate(found):
+        where = "; ".join(
+            f"{row.method.label} {number(row.clean.mean, decimals=decimals)} clean, "
+            f"{number(row.worst_return(one.epsilon).mean, decimals=decimals)} under attack"
+            for row in comparison.rows
+        )
+        at, front = f"ε = {one.epsilon:g}", listing(one.front)
+        alt = f"Clean against robust return at {at}. {where}. Not beaten: {front}."
+        drawing = _pareto(comparison.rows, looks, one, key=f"{key}{i}")
+        panels.append(Panel(at, drawing, alt, f"Not beaten by any other: {front}."))
+    return tuple(panels)
+
+
+def _pareto(rows: Sequence[Row], looks: Sequence[Look], found: Tradeoff, *, key: str) -> Markup:
+    """Bars are intervals, small dots are runs, the grey stairs are the front."""
+    epsilon = found.epsilon
+    by_label = {row.method.label: row for row in rows}
+
+    def limits(of: Callable[[Row], Estimate], at: float) -> tuple[float, float]:
+        return _range([of(row) for row in rows], [r for row in rows for r in returns(row, at)], air=0.08)
+
+    def draw(axes: Axes) -> None:
+        for row, look in zip(rows, looks, strict=True):
+            _draw_tradeoff(axes, row, epsilon, look)
+        left, right = limits(lambda row: row.clean, 0.0)
+        bottom, top = limits(lambda row: row.worst_return(epsilon), epsilon)
+        across, up = zip(*(_point(by_label[label], epsilon) for label in found.front), strict=True)
+        stairs = [left, *across, across[-1]], [up[0], *up, bottom]
+        axes.step(*stairs, where="pre", color=MUTED, linewidth=0.9, zorder=1)
+        axes.set(xlabel="clean return", ylabel=f"worst return, ε = {epsilon:g}")
+        axes.set(xlim=(left, right), ylim=(bottom, top))
+        axes.xaxis.set_major_locator(MaxNLocator(4))
+        axes.yaxis.set_major_locator(MaxNLocator(5))
+
+    return svg(draw, key=key)
+
+
+def _draw_tradeoff(axes: Axes, row: Row, epsilon: float, look: Look) -> None:
+    clean, robust = row.clean, row.worst_return(epsilon)
+    if clean.low is not None and clean.high is not None:
+        axes.hlines(robust.mean, clean.low, clean.high, color=look.colour, linewidth=0.8, alpha=0.7)
+    if robust.low is not None and robust.high is not None:
+        axes.vlines(clean.mean, robust.low, robust.high, color=look.colour, linewidth=0.8, alpha=0.7)
+    if len(row.runs) > 1:
+        runs = returns(row, 0.0), returns(row, epsilon)
+        axes.plot(*runs, ".", color=look.colour, alpha=0.5, markersize=3, zorder=3)
+    axes.plot(clean.mean, robust.mean, look.marker, color=look.colour, markersize=6, zorder=4)
+
+
+def hypervolumes(found: Sequence[Tradeoff], *, decimals: int) -> Sheet | None:
+    """The hypervolumes: a line per size, a column per method name; None where every area is zero."""
+    if not any(one.whole for one in found):
+        return None
+    names = list(found[0].volumes)
+    lines = tuple(
+        (
+            f"ε = {one.epsilon:g}",
+            *(number(one.volumes[name], decimals=decimals) for name in names),
+            number(one.whole, decimals=decimals),
+            f"({', '.join(number(value, decimals=decimals) for value in one.reference)})",
+        )
+        for one in found
+    )
+    columns = ("size", *names, "all together", "measured from (clean, worst)")
+    return Sheet(
+        "Hypervolume: the area that the settings of each method dominate, in return².", columns, lines
+    )

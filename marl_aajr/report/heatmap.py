@@ -6,10 +6,9 @@ from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import replace
 
-from marl_aajr.report.cells import SHADES, Block, Cell, Line, estimated, size
 from marl_aajr.report.comparison import Comparison, Row
 from marl_aajr.report.conditions import Condition
-from marl_aajr.report.statistics import Estimate
+from marl_aajr.report.estimates import SHADES, Block, Cell, Estimate, Line, estimated, size
 
 
 def heat_map(comparison: Comparison, *, decimals: int) -> tuple[Block, ...]:

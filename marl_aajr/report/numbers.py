@@ -6,7 +6,7 @@ from itertools import combinations
 from typing import Any
 
 from marl_aajr.report.comparison import Comparison, Row
-from marl_aajr.report.statistics import Estimate
+from marl_aajr.report.estimates import Estimate
 
 
 def numbers(comparison: Comparison) -> dict[str, Any]:

@@ -7,7 +7,7 @@ from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 
 from marl_aajr.report.conditions import Key
-from marl_aajr.report.wording import epsilons, listing, some
+from marl_aajr.report.estimates import epsilons, listing, some
 
 
 @dataclass(frozen=True)

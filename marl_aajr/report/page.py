@@ -1,25 +1,42 @@
-"""Put the comparison on one HTML page that opens anywhere, without network or scripts."""
+"""The comparison as one HTML page that opens anywhere, without network or scripts.
+
+Everything is turned into text, tables and figures here; the templates only lay them out.
+"""
 
 from __future__ import annotations
 
+from base64 import b64encode
 from collections.abc import Mapping, Sequence
 from importlib import resources
 from pathlib import Path
+from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined, Template
 from markupsafe import Markup
 
-from marl_aajr.report import aggregates, reproduce, studied, tables, trust
+from marl_aajr.report import (
+    adversaries,
+    figures,
+    heatmap,
+    learning_curves,
+    reproduce,
+    scores,
+    studied,
+    tables,
+    trust,
+    weakest,
+)
 from marl_aajr.report.cautions import cautions_of_all, left_out_of_all
 from marl_aajr.report.comparison import Comparison, compare_each
+from marl_aajr.report.estimates import count, decimals_for, number
+from marl_aajr.report.methods import differences, shared
 from marl_aajr.report.notes import Notes
-from marl_aajr.report.palette import dark_variables
 from marl_aajr.report.records import RunRecord, load_run
 from marl_aajr.report.scenes import Scene
-from marl_aajr.report.scores import Reference, reference_of, summarise
-from marl_aajr.report.sections import Legend, section
+from marl_aajr.report.scores import Reference, reference_of
+from marl_aajr.report.style import Legend, dark_colours
 from marl_aajr.report.trust import FAILED
-from marl_aajr.report.wording import count
+from marl_aajr.report.verdict import headline, how_chosen, how_compared, verdict
 from marl_aajr.training.files import write_text
 
 
@@ -80,77 +97,10 @@ def write_page(
     if target.is_dir():
         raise ValueError(f"expected a file to write, got the folder {target}; name a file in it")
     films = _films(comparisons) if film else {}
-    text = render(comparisons, title=title, notes=notes, references=references, films=films)
+    text = _render(comparisons, title, notes or Notes(), references or {}, films)
     target.parent.mkdir(parents=True, exist_ok=True)
     write_text(target, text)
     return target
-
-
-def render(
-    comparisons: Sequence[Comparison],
-    *,
-    title: str | None = None,
-    notes: Notes | None = None,
-    references: Mapping[str, Reference] | None = None,
-    films: Mapping[Scene, bytes | str] | None = None,
-) -> str:
-    """The page as text; see `write_report`. A film is a GIF, or the reason why there is none."""
-    references, films, notes = references or {}, films or {}, notes or Notes()
-    legend = Legend.of(comparisons)
-    runs = _unique(comparisons)
-    places = list(dict.fromkeys(comparison.scene.short for comparison in comparisons))
-    return _template().render(
-        title=title or f"Who survives on {places[0] if len(places) == 1 else f'{len(places)} environments'}",
-        subtitle=f"{count(len(legend.looks), 'method')}, {count(len(runs), 'run')}"
-        + (f"; evaluated on {comparisons[0].protocol}" if len(comparisons) == 1 else ""),
-        style=_style(),
-        swatches=legend.definitions,
-        trust=trust.verdict_on_checks(comparisons),
-        failed=bool(trust.tally(comparisons)["fail"]),
-        cautions=_in_order([*studied.warnings(notes), *cautions_of_all(comparisons)]),
-        left_out=left_out_of_all(comparisons),
-        hidden=count(sum(o.count for c in comparisons for o in c.left_out), "evaluation"),
-        notes=notes,
-        study=studied.sheets(notes),
-        took=tables.duration(notes.seconds) if notes.seconds else "",
-        sections=_sections(comparisons, legend, references, films),
-        across=_across(comparisons, legend, references),
-        packages=tables.packages(runs),
-        commands=notes.command or reproduce.commands(comparisons),
-        configurations=reproduce.configurations(comparisons),
-        attacks=reproduce.attacks(comparisons),
-        several_runs=any(len(row.runs) > 1 for c in comparisons for row in c.rows),
-        single_runs=any(len(row.runs) == 1 for c in comparisons for row in c.rows),
-    )
-
-
-def _sections(
-    comparisons: Sequence[Comparison],
-    legend: Legend,
-    references: Mapping[str, Reference],
-    films: Mapping[Scene, bytes | str],
-) -> list[dict[str, object]]:
-    """One per comparison; sections of the same runs show their training once."""
-    found, seen = [], set()
-    for i, comparison in enumerate(comparisons):
-        own = frozenset(str(run.run.path) for row in comparison.rows for run in row.runs)
-        found.append(
-            section(
-                comparison,
-                legend,
-                key=f"e{i}",
-                reference=reference_of(references, comparison.scene),
-                film=films.get(comparison.scene, ""),
-                with_training=own not in seen,
-            )
-        )
-        seen.add(own)
-    return found
-
-
-def _in_order(cautions: list[str]) -> list[str]:
-    """Failed evaluations before all else."""
-    return sorted(cautions, key=lambda caution: FAILED not in caution)
 
 
 def _films(comparisons: Sequence[Comparison]) -> dict[Scene, bytes | str]:
@@ -160,27 +110,187 @@ def _films(comparisons: Sequence[Comparison]) -> dict[Scene, bytes | str]:
     return films_of(comparisons)
 
 
-def _unique(comparisons: Sequence[Comparison]) -> list[RunRecord]:
-    """The runs of the page, each once."""
-    runs = (run for c in comparisons for row in c.rows for run in row.method.runs)
-    return list({str(run.path): run for run in runs}.values())
+def _render(
+    comparisons: Sequence[Comparison],
+    title: str | None,
+    notes: Notes,
+    references: Mapping[str, Reference],
+    films: Mapping[Scene, bytes | str],
+) -> str:
+    """The page as text. A film is a GIF, or the reason why there is none."""
+    legend = Legend.of(comparisons)
+    rows = [row for comparison in comparisons for row in comparison.rows]
+    runs = list({str(run.path): run for row in rows for run in row.method.runs}.values())
+    places = list(dict.fromkeys(comparison.scene.short for comparison in comparisons))
+    return _template().render(
+        title=title or f"Who survives on {places[0] if len(places) == 1 else f'{len(places)} environments'}",
+        subtitle=f"{count(len(legend.looks), 'method')}, {count(len(runs), 'run')}"
+        + (f"; evaluated on {comparisons[0].protocol}" if len(comparisons) == 1 else ""),
+        style=_style(),
+        swatches=legend.definitions,
+        **_credibility(comparisons, notes),
+        notes=notes,
+        study=studied.sheets(notes),
+        took=tables.duration(notes.seconds) if notes.seconds else "",
+        sections=_sections(comparisons, legend, references, films),
+        across=_across(comparisons, legend, references),
+        **_to_reproduce(comparisons, notes, runs),
+        several_runs=any(len(row.runs) > 1 for row in rows),
+        single_runs=any(len(row.runs) == 1 for row in rows),
+    )
+
+
+def _credibility(comparisons: Sequence[Comparison], notes: Notes) -> dict[str, Any]:
+    """What speaks against believing the page; failed evaluations before all else."""
+    cautions = [*studied.warnings(notes), *cautions_of_all(comparisons)]
+    return {
+        "trust": trust.verdict_on_checks(comparisons),
+        "failed": bool(trust.tally(comparisons)["fail"]),
+        "cautions": sorted(cautions, key=lambda caution: FAILED not in caution),
+        "left_out": left_out_of_all(comparisons),
+        "hidden": count(sum(o.count for c in comparisons for o in c.left_out), "evaluation"),
+    }
+
+
+def _to_reproduce(
+    comparisons: Sequence[Comparison], notes: Notes, runs: Sequence[RunRecord]
+) -> dict[str, Any]:
+    return {
+        "packages": tables.packages(runs),
+        "commands": notes.command or reproduce.commands(comparisons),
+        "configurations": reproduce.configurations(comparisons),
+        "attacks": reproduce.attacks(comparisons),
+    }
+
+
+def _sections(
+    comparisons: Sequence[Comparison],
+    legend: Legend,
+    references: Mapping[str, Reference],
+    films: Mapping[Scene, bytes | str],
+) -> list[dict[str, Any]]:
+    """One per comparison; sections of the same runs show their training once."""
+    found, seen = [], set()
+    for i, comparison in enumerate(comparisons):
+        own = frozenset(str(run.run.path) for row in comparison.rows for run in row.runs)
+        film = films.get(comparison.scene, "")
+        reference = reference_of(references, comparison.scene)
+        section = _section(comparison, legend, key=f"e{i}", reference=reference, film=film)
+        found.append(section | _training(comparison, None if own in seen else legend, key=f"e{i}"))
+        seen.add(own)
+    return found
+
+
+def _section(
+    comparison: Comparison, legend: Legend, *, key: str, reference: Reference | None, film: bytes | str
+) -> dict[str, Any]:
+    """What the template shows of one environment.
+
+    Args:
+        comparison: the methods there.
+        legend: of the page.
+        key: unique in the page; ids begin with it.
+        reference: fixed beforehand, for scores and hypervolumes.
+        film: an animated GIF, or the reason why there is none; empty: none was asked for.
+    """
+    rows = comparison.rows
+    decimals = decimals_for(e for row in rows for e in (row.clean, *row.robust.values()))
+    return {
+        "key": key,
+        "title": comparison.scene.short,
+        "protocol": str(comparison.protocol),
+        "level": f"{100 * comparison.protocol.level:g} %",
+        "legend": legend.entries(rows),
+        "headline": headline(comparison),
+        "verdict": verdict(comparison, decimals=decimals),
+        "how_chosen": how_chosen(comparison),
+        "how_compared": how_compared(comparison) if len(rows) > 1 else "",
+        "film": f"data:image/gif;base64,{b64encode(film).decode()}" if isinstance(film, bytes) else "",
+        "no_film": film if isinstance(film, str) else "",
+        "several_runs": any(len(row.runs) > 1 for row in rows),
+        **_tables(comparison, decimals=decimals),
+        **_over_runs(comparison, legend, key=key, reference=reference, decimals=decimals),
+        **_figures(comparison, legend, key=key, reference=reference, decimals=decimals),
+    }
+
+
+def _tables(comparison: Comparison, *, decimals: int) -> dict[str, Any]:
+    methods = [row.method for row in comparison.rows]
+    results = tables.results(comparison, decimals=decimals)
+    heat = heatmap.heat_map(comparison, decimals=decimals)
+    return {
+        "differences": differences(methods),
+        "shared": shared(methods),
+        "results": results,
+        "summary": (results[0].lines[0], *results[1].lines[:-1]),
+        "heat": heat,
+        "heat_ends": heatmap.lowest_and_highest(heat),
+        "changed_actions": tables.changed_actions(comparison),
+        "team_returns": tables.team_returns(comparison, decimals=decimals),
+        "weakest": weakest.weakest_links(comparison, decimals=decimals),
+        "learned": adversaries.learned(comparison, decimals=decimals),
+        "replaced": adversaries.replaced(comparison, decimals=decimals),
+        "worst_of_each_run": tables.worst_of_each_run(comparison, decimals=decimals),
+        "checks": trust.sheet(comparison),
+        "versions": tables.versions(comparison),
+    }
+
+
+def _over_runs(
+    comparison: Comparison, legend: Legend, *, key: str, reference: Reference | None, decimals: int
+) -> dict[str, Any]:
+    fixed = reference is not None
+    found = scores.summarise([comparison], {comparison.scene.environment: reference} if reference else {})
+    looks = legend.of_rows(comparison.rows)
+    target = scores.scale(comparison, reference, normalised=False).target
+    return {
+        "over_runs": scores.score_table(found, decimals=2 if fixed else decimals),
+        "profiles": scores.profiles(found, looks, unit="score" if fixed else "return", key=f"{key}prof"),
+        "target": number(target, decimals=decimals),
+        "fixed": fixed,
+    }
+
+
+def _figures(
+    comparison: Comparison, legend: Legend, *, key: str, reference: Reference | None, decimals: int
+) -> dict[str, Any]:
+    looks = legend.of_rows(comparison.rows)
+    found = [figures.tradeoff(comparison, e, reference) for e in comparison.epsilons]
+    pareto = figures.clean_against_robust(comparison, looks, found, decimals=decimals, key=f"{key}pareto")
+    return {
+        "worst_case": figures.worst_case(comparison, looks, decimals=decimals, key=f"{key}worst"),
+        "robustness": figures.robustness(comparison, looks, decimals=decimals, key=f"{key}eps"),
+        "pareto": pareto if len(comparison.rows) > 1 else (),
+        "volumes": figures.hypervolumes(found, decimals=decimals),
+    }
+
+
+def _training(comparison: Comparison, legend: Legend | None, *, key: str) -> dict[str, Any]:
+    """Curves of training; nothing without a legend."""
+    if legend is None:
+        return {"learning": (), "training_metrics": (), "metrics_legend": []}
+    looks = legend.of_rows(comparison.rows)
+    return {
+        "learning": learning_curves.training_returns(comparison, looks, key=f"{key}learn"),
+        "training_metrics": learning_curves.regulariser_metrics(comparison, looks, key=f"{key}m"),
+        "metrics_legend": legend.entries(learning_curves.logging_rows(comparison)),
+    }
 
 
 def _across(
     comparisons: Sequence[Comparison], legend: Legend, references: Mapping[str, Reference]
-) -> dict[str, object] | None:
+) -> dict[str, Any] | None:
     """The methods over all environments; None for a single one, or where no method is in all of them."""
-    found = summarise(comparisons, references) if len(comparisons) > 1 else {}
+    found = scores.summarise(comparisons, references) if len(comparisons) > 1 else {}
     if not found:
         return None
     labels = [summary.label for summary in found[0.0]]
-    rows = [row for label in labels for row in comparisons[0].rows if row.method.label == label]
-    looked = legend.of_rows(rows)
+    rows = [row for row in comparisons[0].rows if row.method.label in labels]
     return {
         "legend": legend.entries(rows),
-        "headline": aggregates.headline(found),
-        "blocks": aggregates.blocks(found, decimals=2),
-        "profiles": aggregates.profiles(found, looked, unit="score", key="across"),
+        "headline": scores.headline_of_scores(found),
+        "blocks": scores.score_table(found, decimals=2),
+        "profiles": scores.profiles(found, legend.of_rows(rows), unit="score", key="across"),
         "fixed": all(reference_of(references, c.scene) for c in comparisons),
     }
 
@@ -197,8 +307,8 @@ def _template() -> Template:
 
 
 def _style() -> Markup:
-    """The style sheet, with the palette's colours as variables."""
-    pairs = list(dark_variables().items())
+    """The style sheet, with the colours of methods as variables."""
+    pairs = list(dark_colours().items())
     light = "".join(f"--m{i}:{colour};" for i, (colour, _) in enumerate(pairs))
     dark = "".join(f"--m{i}:{colour};" for i, (_, colour) in enumerate(pairs))
     sheet = resources.files("marl_aajr.report").joinpath("report.css").read_text("utf-8")

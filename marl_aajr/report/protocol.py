@@ -7,11 +7,11 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from marl_aajr.report.conditions import Condition, Key, Played, exact, keys_of, label_all, unlimited
+from marl_aajr.report.estimates import some
 from marl_aajr.report.evaluations import Attacked, Evaluation, Outcome
 from marl_aajr.report.omissions import Omission, missing_somewhere
 from marl_aajr.report.records import RunRecord
 from marl_aajr.report.scenes import Scene, share_attacks
-from marl_aajr.report.wording import some
 
 LINF = "linf"
 """The norm of ε where nothing else is said."""

@@ -1,4 +1,4 @@
-"""Statistics over training runs for the page, of one environment or of several put together.
+"""Scores of training runs, within one environment or over several: statistics, their table and profiles.
 
 A score is one number of one run: its clean return, or its return under its own worst attack. Returns of
 several environments have no unit in common, so they are normalised before they are pooled.
@@ -11,6 +11,10 @@ from dataclasses import dataclass
 from functools import partial
 
 import numpy as np
+from markupsafe import Markup
+from matplotlib.axes import Axes
+from matplotlib.ticker import MaxNLocator
+from numpy.typing import NDArray
 
 from marl_aajr.evaluation.statistics import (
     LEVEL,
@@ -22,13 +26,26 @@ from marl_aajr.evaluation.statistics import (
     stratified_bootstrap,
 )
 from marl_aajr.report.comparison import Comparison, Row
-from marl_aajr.report.curves import Array
+from marl_aajr.report.estimates import (
+    NOTHING,
+    Block,
+    Cell,
+    Estimate,
+    Line,
+    estimated,
+    size,
+    some,
+    with_interval,
+)
 from marl_aajr.report.scenes import Scene
-from marl_aajr.report.statistics import Estimate
+from marl_aajr.report.style import Look, Panel, svg
 
 _SEED = 0
 _RESAMPLES = 1000
 _FEWEST = 3
+_SHOWN = 2
+
+Array = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
@@ -50,19 +67,17 @@ class Reference:
 
 @dataclass(frozen=True)
 class Scale:
-    """How returns become scores: (return − floor) / unit.
+    """The map from returns to scores: (return − floor) / unit.
 
     Attributes:
         floor: the return that becomes 0.
         unit: the difference that becomes 1.
         target: the score that the optimality gap is measured from.
-        fixed: whether the reference was fixed beforehand, and not taken from the runs on the page.
     """
 
     floor: float
     unit: float
     target: float
-    fixed: bool
 
     def __call__(self, returns: Sequence[float]) -> Array:
         """Scores of returns."""
@@ -75,7 +90,6 @@ class Summary:
 
     Attributes:
         label: of the method.
-        epsilon: of the attacks; 0: no attack.
         iqm: interquartile mean of the scores.
         gap: mean of what the scores fall short of the target.
         behind: interquartile mean of the best method − this one's; None for the best itself.
@@ -84,12 +98,15 @@ class Summary:
     """
 
     label: str
-    epsilon: float
     iqm: Estimate
     gap: Estimate
     behind: Estimate | None
     improvement: Estimate | None
     profile: tuple[Array, Array]
+
+
+Summaries = Mapping[float, Sequence[Summary]]
+"""For no attack (0) and each ε: one summary per method, always in the same order."""
 
 
 def returns(row: Row, epsilon: float) -> tuple[float, ...]:
@@ -106,13 +123,13 @@ def scale(comparison: Comparison, reference: Reference | None, *, normalised: bo
     is none), and the floor the lowest return of any run.
     """
     if reference is not None:
-        return Scale(reference.floor, reference.target - reference.floor, 1.0, fixed=True)
+        return Scale(reference.floor, reference.target - reference.floor, 1.0)
     plain = comparison.plain
     target = max(row.clean.mean for row in comparison.rows) if plain is None else plain.clean.mean
     if not normalised:
-        return Scale(0.0, 1.0, target, fixed=False)
+        return Scale(0.0, 1.0, target)
     floor = min(min(returns(row, e)) for row in comparison.rows for e in (0.0, *comparison.epsilons))
-    return Scale(floor, target - floor or 1.0, 1.0, fixed=False)
+    return Scale(floor, target - floor or 1.0, 1.0)
 
 
 def reference_of(references: Mapping[str, Reference], scene: Scene) -> Reference | None:
@@ -136,16 +153,7 @@ def _keys(scene: Scene) -> tuple[str, ...]:
     return f"{scene.environment}, {scene.team}", f"{name}, {scene.team}", scene.environment, name
 
 
-def shared_labels(comparisons: Sequence[Comparison]) -> tuple[str, ...]:
-    """Methods that every environment has, in the order of the first."""
-    others = [{row.method.label for row in comparison.rows} for comparison in comparisons[1:]]
-    first = (row.method.label for row in comparisons[0].rows)
-    return tuple(label for label in first if all(label in labels for labels in others))
-
-
-def summarise(
-    comparisons: Sequence[Comparison], references: Mapping[str, Reference]
-) -> dict[float, tuple[Summary, ...]]:
+def summarise(comparisons: Sequence[Comparison], references: Mapping[str, Reference]) -> Summaries:
     """For no attack (0) and each ε that all environments share: one summary per shared method.
 
     Empty where a method has fewer than three runs somewhere: what a bootstrap says of two is misleading.
@@ -154,8 +162,8 @@ def summarise(
         comparisons: one per environment; a single one keeps its units, unless it has a reference.
         references: by environment, as `reference_of` finds them.
     """
-    labels = shared_labels(comparisons)
     rows = [{row.method.label: row for row in comparison.rows} for comparison in comparisons]
+    labels = [label for label in rows[0] if all(label in found for found in rows)]
     if not labels or min(len(found[label].runs) for found in rows for label in labels) < _FEWEST:
         return {}
     scales = [
@@ -163,23 +171,20 @@ def summarise(
     ]
     plain = {c.plain.method.label if c.plain else None for c in comparisons}
     baseline = plain.pop() if len(plain) == 1 else None
-    epsilons = [e for e in comparisons[0].epsilons if all(e in c.epsilons for c in comparisons)]
+    shared = [e for e in comparisons[0].epsilons if all(e in c.epsilons for c in comparisons)]
     found: dict[float, tuple[Summary, ...]] = {}
-    for epsilon in (0.0, *epsilons):
+    for epsilon in (0.0, *shared):
         tasks = {
             label: [to(returns(of[label], epsilon)) for to, of in zip(scales, rows, strict=True)]
             for label in labels
         }
-        target = scales[0].target
         found[epsilon] = tuple(
-            _summary(label, epsilon, tasks, baseline=baseline, target=target) for label in labels
+            _summary(label, tasks, baseline=baseline, target=scales[0].target) for label in labels
         )
     return found
 
 
-def _summary(
-    label: str, epsilon: float, tasks: Mapping[str, list[Array]], *, baseline: str | None, target: float
-) -> Summary:
+def _summary(label: str, tasks: Mapping[str, list[Array]], *, baseline: str | None, target: float) -> Summary:
     def estimate(statistic: Callable[..., float], *methods: list[Array]) -> Estimate:
         generator = np.random.default_rng(_SEED)
         value, low, high = stratified_bootstrap(
@@ -192,20 +197,79 @@ def _summary(
     every = np.unique(np.concatenate([scores for found in tasks.values() for scores in found]))
     air = 0.05 * (every[-1] - every[0]) or 1.0
     tau = np.concatenate([[every[0] - air], every, [every[-1] + air]])
+    is_baseline = baseline in (None, label)
     return Summary(
         label,
-        epsilon,
         iqm=estimate(interquartile_mean, own),
         gap=estimate(partial(optimality_gap, target=target), own),
         behind=None if label == best else estimate(_lead, tasks[best], own),
-        improvement=(
-            None
-            if baseline in (None, label)
-            else estimate(probability_of_improvement, own, tasks[str(baseline)])
-        ),
+        improvement=None if is_baseline else estimate(probability_of_improvement, own, tasks[str(baseline)]),
         profile=(tau, performance_profile(own, tau)),
     )
 
 
 def _lead(best: Tasks, other: Tasks) -> float:
     return interquartile_mean(best) - interquartile_mean(other)
+
+
+def score_table(found: Summaries, *, decimals: int) -> tuple[Block, ...]:
+    """Interquartile mean, optimality gap and probability of improvement, without and under attack."""
+
+    def cell(estimate: Estimate | None, digits: int) -> Cell:
+        return NOTHING if estimate is None else estimated(estimate, decimals=digits)
+
+    def lines(summaries: Sequence[Summary]) -> tuple[Line, ...]:
+        improvement = Line("P(better than plain)", tuple(cell(s.improvement, 2) for s in summaries))
+        return (
+            Line("interquartile mean", tuple(cell(s.iqm, decimals) for s in summaries)),
+            Line("optimality gap", tuple(cell(s.gap, decimals) for s in summaries)),
+            *((improvement,) if any(s.improvement for s in summaries) else ()),
+        )
+
+    return tuple(Block(_where(epsilon), lines(summaries)) for epsilon, summaries in found.items())
+
+
+def headline_of_scores(found: Summaries) -> str:
+    """The method with the highest score over all environments, under the worst attack of the largest size.
+
+    One sentence, with the scores of the best two and of the plain method.
+    """
+    epsilon, summaries = max(found.items())
+    best, *rest = sorted(summaries, key=lambda summary: -summary.iqm.mean)
+    tied = [summary.label for summary in rest if summary.behind and not summary.behind.positive]
+    where = f"under the worst attack of {size(epsilon)}" if epsilon else "without an attack"
+    shown = [s for i, s in enumerate((best, *rest)) if i < _SHOWN or s.improvement is None]
+    means = "; ".join(f"{s.label} {with_interval(s.iqm, decimals=2)}" for s in shown)
+    equal = f", not distinguishable from {some(tied, of=len(rest), noun='other methods')}" if tied else ""
+    highest = f"{best.label} has the highest score{equal}"
+    return f"Over all environments, {where}, {highest} (interquartile mean {means})."
+
+
+def profiles(found: Summaries, looks: Sequence[Look], *, unit: str, key: str) -> tuple[Panel, ...]:
+    """Performance profiles, the share of runs above each score: without an attack, and per ε."""
+    drawn = []
+    for i, (epsilon, summaries) in enumerate(found.items()):
+        drawing = _profile([s.profile for s in summaries], looks, xlabel=f"{unit} τ", key=f"{key}{i}")
+        described = "; ".join(
+            f"{s.label}: every run above {s.profile[0][s.profile[1] == 1.0][-1]:.3g}, none above "
+            f"{s.profile[0][s.profile[1] == 0.0][0]:.3g}"
+            for s in summaries
+        )
+        title = _where(epsilon)
+        alt = f"Share of runs above each {unit}, {title.lower()}. {described}."
+        drawn.append(Panel(title, drawing, alt))
+    return tuple(drawn)
+
+
+def _profile(found: Sequence[tuple[Array, Array]], looks: Sequence[Look], *, xlabel: str, key: str) -> Markup:
+    def draw(axes: Axes) -> None:
+        for (tau, share), look in zip(found, looks, strict=True):
+            axes.step(tau, share, where="post", color=look.colour, ls=look.dashes, linewidth=1.7)
+        axes.set(xlabel=xlabel, ylabel="share of runs above", ylim=(-0.03, 1.03))
+        axes.xaxis.set_major_locator(MaxNLocator(5))
+
+    return svg(draw, key=key)
+
+
+def _where(epsilon: float) -> str:
+    return f"Worst attack, {size(epsilon)}" if epsilon else "No attack"

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from marl_aajr.report.cells import Sheet
+from marl_aajr.report.estimates import Sheet, listing, number
 from marl_aajr.report.methods import show
 from marl_aajr.report.notes import Incident, Notes, Tuning
-from marl_aajr.report.wording import listing, number
 
 
 def sheets(notes: Notes) -> list[Sheet]:

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from marl_aajr.report.cells import Block, Cell, Line, Sheet, estimated, marked, size
 from marl_aajr.report.comparison import Comparison, Row
 from marl_aajr.report.conditions import Condition
+from marl_aajr.report.estimates import Block, Cell, Line, Sheet, estimated, marked, number, size
 from marl_aajr.report.evaluations import Outcome
 from marl_aajr.report.records import RunRecord
-from marl_aajr.report.wording import number
 
 
 def results(comparison: Comparison, *, decimals: int) -> tuple[Block, ...]:

@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 from collections.abc import Sequence
 
-from marl_aajr.report.cells import Sheet
 from marl_aajr.report.comparison import Comparison
-from marl_aajr.report.wording import count, some
+from marl_aajr.report.estimates import Sheet, count, some
 
 FAILED = "EVALUATION FAILED"
 """Begins what is said of a check that failed."""

@@ -11,7 +11,7 @@ from collections import defaultdict
 from collections.abc import Sequence
 
 from marl_aajr.report.comparison import Comparison, Row
-from marl_aajr.report.wording import count, epsilons, listing, some, with_interval
+from marl_aajr.report.estimates import count, epsilons, listing, some, with_interval
 
 _FEW = 3
 

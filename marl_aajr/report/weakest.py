@@ -8,12 +8,11 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from marl_aajr.evaluation.outcomes import paired_difference
-from marl_aajr.report.cells import NOTHING, Block, Cell, Line, size
 from marl_aajr.report.comparison import Comparison, Row
 from marl_aajr.report.conditions import Key, exact, keys_of
+from marl_aajr.report.estimates import NOTHING, Block, Cell, Line, count, number, size
 from marl_aajr.report.evaluations import Evaluation, Subset
 from marl_aajr.report.protocol import Results
-from marl_aajr.report.wording import count, number
 
 _Agents = tuple[str, ...]
 

@@ -8,7 +8,7 @@ import pytest
 
 from marl_aajr.report import Comparison, RunRecord, compare, load_run
 from marl_aajr.report.cautions import cautions
-from marl_aajr.report.statistics import over_runs
+from marl_aajr.report.estimates import over_runs
 from marl_aajr.report.tables import results
 from marl_aajr.report.verdict import verdict
 from tests.report.factory import chosen, config, evaluation, write_method, write_run

@@ -8,9 +8,8 @@ from typing import Any, ClassVar
 import pytest
 
 from marl_aajr.report import Incident, Notes, Reference, compare, compare_each, load_run, write_report
-from marl_aajr.report.aggregates import headline
 from marl_aajr.report.cautions import cautions_of_all
-from marl_aajr.report.scores import reference_of, summarise
+from marl_aajr.report.scores import headline_of_scores, reference_of, summarise
 from tests.report.factory import ENV, config, evaluation, write_run
 from tests.report.test_page import Page
 
@@ -120,11 +119,11 @@ class TestOverEnvironments:
     def test_the_headline_names_who_scores_highest_and_who_ties(self, tmp_path: Path) -> None:
         comparisons = compare_each([load_run(path) for path in grid(tmp_path)])
         found = summarise(comparisons, self.references)
-        assert headline(found).startswith(
+        assert headline_of_scores(found).startswith(
             "Over all environments, under the worst attack of ε = 0.1, aajr has the highest score "
             "(interquartile mean aajr 0.80"
         )
-        assert ", not distinguishable from " in headline({0.0: found[0.0]})
+        assert ", not distinguishable from " in headline_of_scores({0.0: found[0.0]})
 
     def test_two_runs_are_too_few(self, tmp_path: Path) -> None:
         comparison = compare([load_run(path) for path in runs(tmp_path, "none", [-40.0, -41.0])])

@@ -10,11 +10,11 @@ import pytest
 
 from marl_aajr.report import Comparison, compare, load_run
 from marl_aajr.report.adversaries import learned, replaced, undertrained
-from marl_aajr.report.cells import Block, Cell
+from marl_aajr.report.estimates import Block, Cell
+from marl_aajr.report.figures import hypervolumes, tradeoff
 from marl_aajr.report.heatmap import heat_map, lowest_and_highest
 from marl_aajr.report.scores import Reference
 from marl_aajr.report.tables import results, worst_of_each_run
-from marl_aajr.report.tradeoff import sheet, tradeoff
 from marl_aajr.report.weakest import weakest_links
 from tests.report.factory import config, evaluation, write_run
 
@@ -250,6 +250,6 @@ class TestTradeoff:
         crossed = {"none": [evaluation(-40.0, attacks={("pgd", 0.1): -9.0})]}
         crossed["aajr"] = [evaluation(-42.0, attacks={("pgd", 0.1): -2.0})]
         comparison = compared(tmp_path, **crossed)
-        assert sheet([tradeoff(comparison, 0.1, None)], decimals=0) is None
-        shown = sheet([tradeoff(comparison, 0.1, Reference(-50.0, 0.0))], decimals=0)
+        assert hypervolumes([tradeoff(comparison, 0.1, None)], decimals=0) is None
+        shown = hypervolumes([tradeoff(comparison, 0.1, Reference(-50.0, 0.0))], decimals=0)
         assert shown is not None

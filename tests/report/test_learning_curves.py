@@ -8,18 +8,18 @@ import numpy as np
 import pytest
 
 from marl_aajr.report import RunRecord, load_run
-from marl_aajr.report.curves import (
+from marl_aajr.report.learning_curves import (
     MOST_POINTS,
     SECONDS,
     mean_of,
-    module_metric,
+    metric_curve,
     modules,
-    returns,
+    return_curve,
     teams,
     thinned,
 )
 from marl_aajr.report.methods import group
-from marl_aajr.report.palette import looks
+from marl_aajr.report.style import looks
 from tests.report.factory import config, metrics, write_method, write_run
 
 
@@ -28,7 +28,7 @@ def run_with(tmp_path: Path, lines: list[dict[str, Any]]) -> RunRecord:
 
 
 def test_iterations_without_an_episode_are_no_points(tmp_path: Path) -> None:
-    steps, values = returns(run_with(tmp_path, metrics(regularised=True, iterations=10)))
+    steps, values = return_curve(run_with(tmp_path, metrics(regularised=True, iterations=10)))
 
     assert list(steps) == [10_000.0 * i for i in range(3, 11)]
     assert np.isfinite(values).all()
@@ -40,7 +40,7 @@ def test_time_in_the_penalty_is_a_share_of_each_iteration(tmp_path: Path) -> Non
         line["seconds"] = seconds
         line["modules"]["shared"][SECONDS] = penalty
 
-    _, shares = module_metric(run_with(tmp_path, lines), module="shared", key=SECONDS)
+    _, shares = metric_curve(run_with(tmp_path, lines), module="shared", key=SECONDS)
     assert list(shares) == [0.1, 0.5]
 
 
@@ -48,7 +48,7 @@ def test_values_that_are_not_finite_are_gaps(tmp_path: Path) -> None:
     lines = metrics(regularised=True, iterations=3)
     lines[1]["modules"]["shared"]["aajr/penalty"] = float("inf")
 
-    _, values = module_metric(run_with(tmp_path, lines), module="shared", key="aajr/penalty")
+    _, values = metric_curve(run_with(tmp_path, lines), module="shared", key="aajr/penalty")
     assert [math.isnan(value) for value in values] == [False, True, False]
 
 

@@ -1,0 +1,262 @@
+"""A mean with its interval, and how it is written: in a sentence, and in the cell of a table.
+
+Intervals are over runs where there are several, and over episodes where there is one. Methods are compared by
+the interval of their difference: that two intervals overlap says nothing, least of all where both sides
+played the same episodes.
+
+Between runs the interval is Student's t, not the bootstrap: for few runs the bootstrap is far too narrow. In
+4000 simulated experiments with normal runs, the nominal 95 % t-interval covered the truth in 95 % of the
+cases at every number of runs; the percentile bootstrap in 51 % for 2 runs, 74 % for 3, 83 % for 5 and 89 %
+for 10 (skewed runs: t 89 to 91 %, bootstrap 46 to 85 %).
+"""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, TypeVar
+
+import numpy as np
+from scipy import stats
+
+_MAX_DECIMALS = 4
+_FEW = 3
+
+Unit = Literal["runs", "episodes"]
+_RowT = TypeVar("_RowT")
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A mean, and the interval that it is known to.
+
+    Attributes:
+        mean: in units of return.
+        low: lower end of the interval; None where none can be given.
+        high: upper end; None together with `low`.
+        values: one for each run or episode that the mean is over; empty for other statistics.
+        unit: what the interval generalises to.
+        level: coverage of the interval.
+    """
+
+    mean: float
+    low: float | None
+    high: float | None
+    values: tuple[float, ...]
+    unit: Unit
+    level: float
+
+    @property
+    def positive(self) -> bool:
+        """Whether the interval lies wholly above 0; False where there is none."""
+        return self.low is not None and self.low > 0
+
+    def minus(self, other: Estimate) -> Estimate:
+        """The difference of two means, with the interval that their units allow.
+
+        Between methods with several runs it is over runs; between single runs over pairs of episodes, because
+        both played the same seeds. Between one run and several there is none.
+        """
+        if self.unit != other.unit:
+            return Estimate(self.mean - other.mean, None, None, (), "runs", self.level)
+        between = difference_over_runs if self.unit == "runs" else difference_over_episodes
+        return between(self.values, other.values, level=self.level)
+
+    def plain(self) -> dict[str, Any]:
+        """Plain values, for `compare --json`."""
+        return {"return": self.mean, "low": self.low, "high": self.high, "interval_over": self.unit}
+
+
+def over_runs(values: Sequence[float], *, level: float) -> Estimate:
+    """Mean of one value per run, with Student's t-interval: mean ± t·s/√n, n − 1 degrees.
+
+    Args:
+        values: one mean return per run, [n], n ≥ 2.
+        level: coverage, such as 0.95.
+    """
+    return _student(values, "runs", level=level)
+
+
+def over_episodes(values: Sequence[float], *, level: float) -> Estimate:
+    """Mean of one value per episode of one run, with Student's t-interval; a single episode has none."""
+    return _student(values, "episodes", level=level)
+
+
+def difference_over_runs(left: Sequence[float], right: Sequence[float], *, level: float) -> Estimate:
+    """Mean of left − mean of right, with Welch's t-interval (the variances may differ).
+
+    Args:
+        left: one mean return per run, at least two.
+        right: the same of the other method.
+        level: coverage.
+    """
+    mean = float(np.mean(left) - np.mean(right))
+    if np.ptp(left) == np.ptp(right) == 0:
+        return Estimate(mean, mean, mean, (), "runs", level)
+    with warnings.catch_warnings():
+        # SciPy warns where one of the two does not vary; Welch's interval holds there as well.
+        warnings.simplefilter("ignore", RuntimeWarning)
+        low, high = stats.ttest_ind(left, right, equal_var=False).confidence_interval(level)
+    return Estimate(mean, float(low), float(high), (), "runs", level)
+
+
+def difference_over_episodes(left: Sequence[float], right: Sequence[float], *, level: float) -> Estimate:
+    """Mean of left − right episode by episode, with Student's t-interval over the pairs.
+
+    Both sides played the same episode seeds, so pairing removes what the episodes share.
+
+    Args:
+        left: one return per episode, [n].
+        right: the same episodes under the other run, [n].
+        level: coverage.
+    """
+    return over_episodes(np.subtract(left, right).tolist(), level=level)
+
+
+def _student(values: Sequence[float], unit: Unit, *, level: float) -> Estimate:
+    x = np.asarray(values, dtype=np.float64)
+    mean = float(x.mean())
+    if len(x) < 2:
+        return Estimate(mean, None, None, tuple(values), unit, level)
+    error = float(stats.sem(x))
+    # Student's t has no scale of zero.
+    low, high = stats.t.interval(level, len(x) - 1, loc=mean, scale=error) if error else (mean, mean)
+    return Estimate(mean, float(low), float(high), tuple(values), unit, level)
+
+
+def decimals_for(estimates: Iterable[Estimate]) -> int:
+    """Decimals that show two digits of a typical interval, the same for the whole page."""
+    widths = [
+        estimate.high - estimate.low
+        for estimate in estimates
+        if estimate.low is not None and estimate.high is not None and estimate.high > estimate.low
+    ]
+    if not widths:
+        return 1
+    magnitude = math.floor(math.log10(np.median(widths)))
+    return min(max(1 - magnitude, 0), _MAX_DECIMALS)
+
+
+def number(value: float, *, decimals: int) -> str:
+    """Fixed decimals and a true minus sign, never −0."""
+    rounded = round(value, decimals) + 0.0
+    return f"{rounded:,.{decimals}f}".replace("-", "−").replace(",", "\u202f")
+
+
+def interval(estimate: Estimate, *, decimals: int) -> str:
+    """`[low, high]`, or a dash where no interval can be given."""
+    if estimate.low is None or estimate.high is None:
+        return "[no interval]"
+    low, high = (number(x, decimals=decimals) for x in (estimate.low, estimate.high))
+    return f"[{low},\u00a0{high}]"
+
+
+def with_interval(estimate: Estimate, *, decimals: int) -> str:
+    """Mean and interval in one phrase."""
+    return f"{number(estimate.mean, decimals=decimals)}\u00a0{interval(estimate, decimals=decimals)}"
+
+
+def listing(items: Sequence[str]) -> str:
+    """`a`, `a and b`, `a, b and c`; with semicolons where an item has a comma in it."""
+    if len(items) < 2:
+        return "".join(items)
+    between = "; " if any("," in item for item in items) else ", "
+    return f"{between.join(items[:-1])} and {items[-1]}"
+
+
+def some(items: Sequence[str], *, of: int, noun: str) -> str:
+    """The items while they are few, else how many of how many."""
+    return listing(items) if len(items) <= _FEW else f"{len(items)} of the {of} {noun}"
+
+
+def epsilons(values: Sequence[float]) -> str:
+    """`ε = 0.1 and 0.2`."""
+    return f"ε\u00a0=\u00a0{listing([f'{value:g}' for value in values])}"
+
+
+def count(n: int, noun: str) -> str:
+    """`1 run`, `3 runs`."""
+    return f"{n} {noun}" if n == 1 else f"{n} {noun}s"
+
+
+def size(epsilon: float) -> str:
+    """`ε = 0.1`."""
+    return f"ε = {epsilon:g}"
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One value of a table, as text.
+
+    Attributes:
+        main: the number.
+        under: a smaller second line.
+        note: a smaller third line.
+        mark: `best`, `tied` (not distinguishable from the best), `worst` or nothing.
+        shade: 0 (lowest return) to `SHADES` − 1 (highest) in a heat map; None: not shaded.
+    """
+
+    main: str
+    under: str = ""
+    note: str = ""
+    mark: str = ""
+    shade: int | None = None
+
+
+@dataclass(frozen=True)
+class Line:
+    """A line of a table: a cell for each method."""
+
+    header: str
+    cells: tuple[Cell, ...]
+
+
+@dataclass(frozen=True)
+class Block:
+    """Lines of a table under a common heading."""
+
+    title: str
+    lines: tuple[Line, ...]
+
+
+@dataclass(frozen=True)
+class Sheet:
+    """A table without numbers to compare: a line per thing, the first column names it."""
+
+    caption: str
+    columns: tuple[str, ...]
+    lines: tuple[tuple[str, ...], ...]
+
+
+NOTHING = Cell("—")
+"""Stands where a method has no value."""
+
+SHADES = 9
+
+
+def estimated(estimate: Estimate, *, decimals: int, note: str = "", mark: str = "") -> Cell:
+    """A mean over its interval."""
+    return Cell(
+        number(estimate.mean, decimals=decimals), interval(estimate, decimals=decimals), note, mark=mark
+    )
+
+
+def marked(
+    header: str,
+    rows: Sequence[_RowT],
+    value: Callable[[_RowT], Estimate],
+    *,
+    decimals: int,
+    note: Callable[[_RowT], str] = lambda row: "",
+) -> Line:
+    """A line whose best mean is marked, and every mean that cannot be distinguished from it."""
+    values = [value(row) for row in rows]
+    best = max(values, key=lambda estimate: estimate.mean)
+
+    def cell(row: _RowT, estimate: Estimate) -> Cell:
+        mark = "best" if estimate is best else "" if best.minus(estimate).positive else "tied"
+        return estimated(estimate, decimals=decimals, note=note(row), mark=mark if len(values) > 1 else "")
+
+    return Line(header, tuple(cell(row, estimate) for row, estimate in zip(rows, values, strict=True)))

@@ -1,0 +1,258 @@
+"""Curves of training, return and the regulariser's metrics over environment steps, and their figures."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from markupsafe import Markup
+from matplotlib.axes import Axes
+from matplotlib.ticker import EngFormatter, MaxNLocator
+from numpy.typing import NDArray
+
+from marl_aajr.report.comparison import Comparison, Row
+from marl_aajr.report.methods import Method
+from marl_aajr.report.records import Iteration, RunRecord
+from marl_aajr.report.style import Look, Panel, svg
+
+Array = NDArray[np.float64]
+Curve = tuple[Array, Array]
+"""Environment steps [n] and values [n]; NaN where a value was logged but is not finite."""
+
+MOST_POINTS = 200
+"""The number of points that a drawn curve may have."""
+
+_LOG_RATIO = 300.0
+
+
+@dataclass(frozen=True)
+class Metric:
+    """A metric of the regulariser that the page plots.
+
+    Attributes:
+        key: its name in metrics.jsonl.
+        title: its name on the page.
+        meaning: one sentence for the caption.
+    """
+
+    key: str
+    title: str
+    meaning: str
+
+
+SECONDS = "aajr/seconds"
+METRICS = (
+    Metric("aajr/penalty", "Penalty R", "Mean penalty over rows and inner steps, before λ."),
+    Metric("aajr/loss_share", "Share of the loss", "Part of the total loss that is the penalty."),
+    Metric("aajr/gain_mean", "Gain, mean", "Mean of ‖J u‖ along the ascent directions."),
+    Metric("aajr/gain_max", "Gain, maximum", "Largest ‖J u‖ along the ascent directions."),
+    Metric(
+        "aajr/objective_gain", "Inner objective gain", "How much the inner adversary raises its objective g."
+    ),
+    Metric(
+        "aajr/monotone_fraction", "Monotone inner steps", "Fraction of inner steps on which g did not fall."
+    ),
+    Metric(
+        "aajr/no_direction_fraction",
+        "Rows without direction",
+        "Fraction of rows whose gradient was too small to normalise.",
+    ),
+    Metric(SECONDS, "Share of the time", "Part of the wall time spent in the penalty."),
+)
+
+
+@dataclass(frozen=True)
+class ModulePanels:
+    """The figures of one module's metrics."""
+
+    module: str
+    panels: tuple[Panel, ...]
+
+
+def training_returns(comparison: Comparison, looks: Sequence[Look], *, key: str) -> tuple[Panel, ...]:
+    """Training return over environment steps: one panel, or one per team where there are several."""
+    methods = [row.method for row in comparison.rows]
+    found = teams(methods)
+    sides: tuple[str | None, ...] = found if len(found) > 1 else (None,)
+    panels = []
+    for i, side in enumerate(sides):
+        curves = [_nonempty([return_curve(run, team=side) for run in m.runs]) for m in methods]
+        title = "Training return" if side is None else f"Training return: {side}"
+        drawing = _over_steps(curves, looks, ylabel="return", from_zero=False, key=f"{key}{i}")
+        panels.append(Panel(title, drawing, _describe(title, comparison.rows, curves)))
+    return tuple(panels)
+
+
+def logging_rows(comparison: Comparison) -> tuple[Row, ...]:
+    """Rows whose runs log metrics of a regulariser."""
+    return tuple(row for row in comparison.rows if modules([row.method]))
+
+
+def regulariser_metrics(
+    comparison: Comparison, looks: Sequence[Look], *, key: str
+) -> tuple[ModulePanels, ...]:
+    """Per module, one panel per metric of the regulariser that any method logs."""
+    rows = comparison.rows
+    methods = [row.method for row in rows]
+    found = []
+    for i, module in enumerate(modules(methods)):
+        panels = []
+        for j, metric in enumerate(METRICS):
+            curves = [
+                _nonempty([metric_curve(run, module=module, key=metric.key) for run in m.runs])
+                for m in methods
+            ]
+            if any(curves):
+                drawing = _over_steps(curves, looks, ylabel="", from_zero=True, key=f"{key}{i}-{j}")
+                caption = metric.meaning + (" Logarithmic axis." if _is_logarithmic(curves) else "")
+                panels.append(Panel(metric.title, drawing, _describe(metric.title, rows, curves), caption))
+        found.append(ModulePanels(module, tuple(panels)))
+    return tuple(found)
+
+
+def _nonempty(curves: Sequence[Curve]) -> list[Curve]:
+    return [(x, y) for x, y in curves if len(x)]
+
+
+def _describe(title: str, rows: Sequence[Row], curves: Sequence[Sequence[Curve]]) -> str:
+    ends = []
+    for row, runs in zip(rows, curves, strict=True):
+        _, y = mean_of(runs)
+        if len(y):
+            ends.append(f"{row.method.label} goes from {y[0]:.3g} to {y[-1]:.3g}")
+    return f"{title} over environment steps: {'; '.join(ends) or 'no values'}."
+
+
+def return_curve(run: RunRecord, *, team: str | None = None) -> Curve:
+    """Training return of a run: of all agents together, or of one team."""
+
+    def value(row: Iteration) -> float | None:
+        return row.return_mean if team is None else (row.team_returns or {}).get(team)
+
+    return _curve(run, value)
+
+
+def metric_curve(run: RunRecord, *, module: str, key: str) -> Curve:
+    """A metric of one module; seconds as a share of the iteration's wall time."""
+    shares = _share_of_time(run) if key == SECONDS else None
+
+    def value(row: Iteration) -> float | None:
+        found = row.modules.get(module, {}).get(key)
+        if found is None or shares is None:
+            return found
+        return found * shares[row.iteration]
+
+    return _curve(run, value)
+
+
+def _curve(run: RunRecord, value: Callable[[Iteration], float | None]) -> Curve:
+    points = [(row.env_steps, found) for row in run.metrics if (found := value(row)) is not None]
+    x = np.array([steps for steps, _ in points], dtype=np.float64)
+    y = np.array([y if math.isfinite(y) else math.nan for _, y in points], dtype=np.float64)
+    return x, y
+
+
+def _share_of_time(run: RunRecord) -> dict[int, float]:
+    """Iteration -> 1 / its wall seconds; `seconds` is cumulative."""
+    shares, before = {}, 0.0
+    for row in run.metrics:
+        took = row.seconds - before
+        shares[row.iteration] = 1.0 / took if took > 0 else math.nan
+        before = row.seconds
+    return shares
+
+
+def teams(methods: Sequence[Method]) -> tuple[str, ...]:
+    """Teams that any run scores, in order of appearance."""
+    rows = (row for method in methods for run in method.runs for row in run.metrics)
+    return tuple(dict.fromkeys(team for row in rows for team in row.team_returns or {}))
+
+
+def modules(methods: Sequence[Method]) -> tuple[str, ...]:
+    """Modules that any run logs a plotted metric for, in order of appearance."""
+    plotted = {metric.key for metric in METRICS}
+    rows = (row for method in methods for run in method.runs for row in run.metrics)
+    names = (name for row in rows for name, found in row.modules.items() if not plotted.isdisjoint(found))
+    return tuple(dict.fromkeys(names))
+
+
+def mean_of(curves: Sequence[Curve]) -> Curve:
+    """Mean curve over runs; linear between a run's points, only where all runs are known.
+
+    Runs may be sampled at different steps. Values that are not finite are passed over.
+    """
+    finite = [(x[np.isfinite(y)], y[np.isfinite(y)]) for x, y in curves]
+    if not finite or any(not len(x) for x, _ in finite):
+        return np.empty(0), np.empty(0)
+    start, stop = max(x[0] for x, _ in finite), min(x[-1] for x, _ in finite)
+    grid = np.unique(np.concatenate([x for x, _ in finite]))
+    grid = grid[(grid >= start) & (grid <= stop)]
+    return grid, np.mean([np.interp(grid, x, y) for x, y in finite], axis=0)
+
+
+def thinned(curve: Curve) -> Curve:
+    """A curve of at most `MOST_POINTS` points to draw: every k-th of a longer one, and its last.
+
+    A panel is a few hundred pixels wide; all points of long trainings would make the page heavy.
+    """
+    x, y = curve
+    stride = -(-(len(x) - 1) // (MOST_POINTS - 1))
+    if stride < 2:
+        return curve
+    kept = np.append(np.arange(0, len(x) - 1, stride), len(x) - 1)
+    return x[kept], y[kept]
+
+
+def _over_steps(
+    curves: Sequence[Sequence[Curve]], looks: Sequence[Look], *, ylabel: str, from_zero: bool, key: str
+) -> Markup:
+    """Curves over environment steps: every run thin, the mean of a method's runs thick.
+
+    The value axis is logarithmic where all values are positive and span a factor of 300.
+
+    Args:
+        curves: per method, one curve per run; a method may have none.
+        looks: one per method.
+        ylabel: of the value axis.
+        from_zero: whether the axis of values that are never negative starts at zero.
+        key: unique in the page.
+    """
+
+    def draw(axes: Axes) -> None:
+        for runs, look in zip(curves, looks, strict=True):
+            _draw_curves(axes, runs, look)
+        axes.set(xlabel="environment steps", ylabel=ylabel)
+        axes.xaxis.set_major_formatter(EngFormatter(sep=" "))
+        axes.xaxis.set_major_locator(MaxNLocator(5))
+        if _is_logarithmic(curves):
+            axes.set_yscale("log")
+            return
+        axes.yaxis.set_major_locator(MaxNLocator(5))
+        values = _finite_values(curves)
+        if from_zero and values.size and values.min() >= 0:
+            axes.set_ylim(0, 1.08 * values.max() or 1.0)
+
+    return svg(draw, key=key)
+
+
+def _draw_curves(axes: Axes, runs: Sequence[Curve], look: Look) -> None:
+    if not runs:
+        return
+    if len(runs) > 1:
+        for x, y in map(thinned, runs):
+            axes.plot(x, y, color=look.colour, linewidth=0.6, alpha=0.45, zorder=2)
+    x, y = thinned(mean_of(runs))
+    marker = look.marker if len(x) == 1 else ""
+    axes.plot(x, y, color=look.colour, ls=look.dashes, linewidth=1.7, marker=marker, zorder=3)
+
+
+def _is_logarithmic(curves: Sequence[Sequence[Curve]]) -> bool:
+    """Whether a value axis is better logarithmic: all positive, over a factor of 300."""
+    values = _finite_values(curves)
+    return bool(values.size and values.min() > 0 and values.max() > _LOG_RATIO * values.min())
+
+
+def _finite_values(curves: Sequence[Sequence[Curve]]) -> Array:
+    return np.concatenate([np.empty(0), *(y[np.isfinite(y)] for runs in curves for _, y in runs)])
