@@ -99,7 +99,7 @@ class LearnedAttack(FittedAttack):
         request = AdversaryRequest(
             kind=self.name,  # type: ignore[arg-type]
             epsilon=self.perturbations.epsilon,
-            agents=[agent for agent in env.possible_agents if agent in agents],
+            agents=tuple(agent for agent in env.possible_agents if agent in agents),
             joint=self.joint,
             norm=self.perturbations.norm,
             units=units,

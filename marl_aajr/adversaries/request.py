@@ -22,18 +22,19 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Annotated, Any, Literal, Self, get_args
+
+from pydantic import AfterValidator, Field, model_validator
 
 from marl_aajr.adversaries.agent_run import agent_config
 from marl_aajr.adversaries.frozen import victim_folder
 from marl_aajr.adversaries.observation_game import GAME, ObservationThreat
 from marl_aajr.core.threat import Norm
-from marl_aajr.core.values import one_of, whole
 from marl_aajr.rollout.environments import resolve
 from marl_aajr.rollout.teams import choose_agents
 from marl_aajr.training.config import RunConfig, make_config
+from marl_aajr.training.fields import Count, Positive, Section, Whole, once
 from marl_aajr.victims import Victim, fingerprint, load_victim
 
 Kind = Literal["sa-rl", "pa-ad", "traitor", "opponent"]
@@ -72,23 +73,25 @@ SEARCH_SHARE = 0.1
 """Part of the environment steps that each setting is tried for."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class AdversaryRequest:
-    """An adversary to train. All values are JSON.
+class AdversaryRequest(Section):
+    """An adversary to train.
 
     Attributes:
-        kind: `sa-rl`, `pa-ad`, `traitor` or `opponent`.
-        epsilon: radius of the perturbation set; None for traitors and opponents, who change no observation.
-        agents: who is lied to, or whose place is taken; None: everybody who may be.
-        joint: one adversary for all attacked agents; see `marl_aajr.adversaries.manners.Crew`.
-        norm: of the perturbation set.
-        units: of ε, `"raw"` or `"network"`.
-        actions: whether the victims take their most likely actions or sample them.
-        env_steps: length, the search included; None: `ENV_STEPS`.
-        search: how many settings of PPO are tried first, `SEARCH_SHARE` of the steps each; 1: none is;
-            None: `SEARCH`.
-        warm_start: begin with what PGD does (observation adversaries only).
-        seed: of everything random.
+        kind: what the adversary does: `sa-rl` and `pa-ad` change what others observe, `traitor` and
+            `opponent` act.
+        epsilon: radius of the perturbation set, in `units`; of sa-rl and pa-ad. None for the others, who
+            change no observation.
+        agents: agents whose observations it changes, or whose place it takes; None: all who may be.
+        joint: one adversary with one budget for all attacked agents, not one for each. See
+            `marl_aajr.adversaries.manners.Crew`.
+        norm: norm of the perturbation set.
+        units: units of ε: the environment's (`raw`), or behind the observation filter (`network`).
+        actions: how the victims take their actions: the most likely ones, or sampled.
+        env_steps: environment steps of the training, the search included; None: 1,000,000 for pa-ad, 300,000
+            for sa-rl, 400,000 for agents.
+        search: settings of PPO to try first, a tenth of the steps each, 1: none; None: 3, and 1 for agents.
+        warm_start: begin with what PGD does (sa-rl and pa-ad).
+        seed: seed of everything random.
         threat: more of `ObservationThreat`, such as `mask` or `manner`; for traitors and opponents more
             of `AgentThreat`: `team` or `pays`.
 
@@ -98,22 +101,20 @@ class AdversaryRequest:
     """
 
     kind: Kind
-    epsilon: float | None = None
-    agents: Sequence[str] | None = None
+    epsilon: Positive | None = None
+    agents: Annotated[tuple[str, ...], AfterValidator(once)] | None = None
     joint: bool = False
     norm: Norm = "linf"
     units: Literal["raw", "network"] = "raw"
     actions: Literal["greedy", "sampled"] = "greedy"
-    env_steps: int | None = None
-    search: int | None = None
+    env_steps: Count | None = None
+    search: Count | None = None
     warm_start: bool = True
-    seed: int = 0
-    threat: Mapping[str, Any] = field(default_factory=dict)
+    seed: Whole = 0
+    threat: dict[str, Any] = Field(default_factory=dict)
 
-    def __post_init__(self) -> None:
-        one_of("kind", self.kind, KINDS)
-        whole("search", self.tries)
-        whole("env_steps", self.steps)
+    @model_validator(mode="after")
+    def _possible(self) -> Self:
         most = len(ALTERNATIVES[self.kind])
         if self.tries > most:
             raise ValueError(f"expected a search of at most {most} settings, got {self.tries}")
@@ -124,6 +125,9 @@ class AdversaryRequest:
                 f"expected no epsilon and no joint adversary for {self.kind!r}, which changes no "
                 "observation; leave them out"
             )
+        if self.kind == "traitor" and not self.agents:
+            raise ValueError("expected agents, whose places the traitor takes, got none; name them")
+        return self
 
     @property
     def observes(self) -> bool:
@@ -166,7 +170,7 @@ class AdversaryRequest:
             ValueError: no victims there, or agents that are not.
         """
         agents = self._whom(load_victim(victim_folder(victims))) if self.observes else self.agents
-        return replace(self, agents=agents, env_steps=self.steps, search=self.tries)
+        return self.changed(agents=agents, env_steps=self.steps, search=self.tries)
 
     def config(self, victims: Path) -> RunConfig:
         """The run without search and warm start.

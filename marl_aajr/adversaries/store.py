@@ -14,11 +14,11 @@ from __future__ import annotations
 import json
 import shlex
 from collections.abc import Mapping
-from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 from marl_aajr.adversaries.request import AdversaryRequest
+from marl_aajr.training.fields import validated
 from marl_aajr.training.run_directory import RunDirectory
 
 ADVERSARIES = "adversaries"
@@ -52,7 +52,7 @@ def find_finished(home: Path, request: AdversaryRequest, *, digest: str) -> Path
 
 
 def _is_what_was_asked(known: Mapping[str, Any], request: AdversaryRequest) -> bool:
-    asked = json.loads(json.dumps(asdict(request)))
+    asked = request.model_dump(mode="json")
     names = ("kind", "epsilon", "agents", "joint", "norm", "units", "actions", "warm_start", "threat")
     enough = known["env_steps"] >= request.steps and known["search"] >= request.tries
     return enough and all(known.get(name) == asked[name] for name in names)
@@ -72,14 +72,14 @@ def request_of(out: Path) -> tuple[AdversaryRequest, Path]:
             "marl-aajr adversary train"
         ) from None
     victims = Path(asked.pop("victims"))
-    return AdversaryRequest(**asked), victims
+    return validated(AdversaryRequest, asked), victims
 
 
 def default_folder(victims: Path, request: AdversaryRequest) -> Path:
     """`VICTIM_RUN/adversaries/<kind>-eps<epsilon>…`; beside the victims where they have no run."""
     home = victims.parent if (victims / "victim.json").is_file() else victims
     if request.observes:
-        everybody = replace(request, agents=None)
+        everybody = request.changed(agents=None)
         if request.settled(victims) == everybody.settled(victims):
             request = everybody
     return home / ADVERSARIES / request.name

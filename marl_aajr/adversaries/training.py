@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 import shutil
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +34,7 @@ from marl_aajr.adversaries.warm_start import warm_start
 from marl_aajr.core.numerics import one_torch_thread
 from marl_aajr.training.cluster import ray_for
 from marl_aajr.training.config import RunConfig
+from marl_aajr.training.fields import validated
 from marl_aajr.training.files import write_json
 from marl_aajr.training.loop import OnIteration, ShouldStop
 from marl_aajr.training.run_directory import RunDirectory
@@ -44,39 +45,23 @@ from marl_aajr.victims import Victim, fingerprint
 def train_adversary(
     victim_run: Path | str,
     *,
-    kind: str,
-    epsilon: float | None = None,
-    agents: Sequence[str] | None = None,
-    joint: bool = False,
     out: Path | str | None = None,
-    env_steps: int | None = None,
-    search: int | None = None,
-    warm_start: bool = True,
-    seed: int = 0,
     resume: bool = False,
     overwrite: bool = False,
     on_iteration: OnIteration | None = None,
     should_stop: ShouldStop | None = None,
-    **more: Any,
+    **asked: Any,
 ) -> Path:
     """Train an adversary against frozen victims, and keep it.
 
     Args:
         victim_run: the victims' run (or the folder of a saved victim).
-        kind: `sa-rl`, `pa-ad`, `traitor` or `opponent`.
-        epsilon: see `AdversaryRequest`, as for the following.
-        agents: who is lied to, or whose place is taken; None: everybody who may be.
-        joint: one adversary with one budget for all attacked agents.
         out: the folder; None: `default_folder`.
-        env_steps: length, the search included; None: the kind's default.
-        search: how many settings of PPO are tried first; None: the kind's default.
-        warm_start: begin with what PGD does.
-        seed: of everything random: the same seed, the same numbers.
         resume: go on with what is in `out`, to the numbers of a training that was not stopped.
         overwrite: replace the adversary in `out`.
         on_iteration: called with each line of `metrics.jsonl`, its `env_steps` those of all runs so far.
         should_stop: asked after each iteration; see `marl_aajr.training.train`.
-        more: of `AdversaryRequest`: `norm`, `units`, `actions`, `threat`.
+        asked: the settings of an `AdversaryRequest`.
 
     Returns:
         The folder. It holds a finished run unless the training was stopped.
@@ -84,20 +69,12 @@ def train_adversary(
     Raises:
         ValueError: what `AdversaryRequest` and `marl_aajr.training.train` refuse; an `out` that is taken,
             or that holds another adversary than the one to go on with. Nothing has been written.
+
+    Example:
+        >>> train_adversary("runs/team", kind="sa-rl", epsilon=0.1)
     """
-    request = AdversaryRequest(
-        kind=kind,  # type: ignore[arg-type]
-        epsilon=epsilon,
-        agents=None if agents is None else list(agents),
-        joint=joint,
-        env_steps=env_steps,
-        search=search,
-        warm_start=warm_start,
-        seed=seed,
-        **more,
-    )
     return train_as_asked(
-        request,
+        validated(AdversaryRequest, asked),
         Path(victim_run),
         None if out is None else Path(out),
         resume=resume,
@@ -175,7 +152,7 @@ class _Training:
         Raises:
             ValueError: it may not be, or something else was asked before.
         """
-        asked = {**asdict(self.request), "victims": str(self.victims.resolve())}
+        asked = {**self.request.model_dump(mode="json"), "victims": str(self.victims.resolve())}
         file = self.aside / REQUEST
         if resume:
             if is_finished(self.folder):
@@ -276,7 +253,7 @@ class _Training:
         """Write the record, the last thing that makes an adversary ready."""
         directory = RunDirectory(self.folder)
         record = {
-            **asdict(self.request),
+            **self.request.model_dump(mode="json"),
             "victims": str(victim_folder(self.victims).resolve()),
             "env_steps": self.done,
             "seconds": seconds,

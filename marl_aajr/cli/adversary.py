@@ -11,11 +11,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from marl_aajr.cli.errors import Interrupt
-from marl_aajr.cli.options import guide, told
+from marl_aajr.cli.options import guide, options, takes, told, values
 from marl_aajr.cli.progress import TrainingProgress, say, waiting
 
 if TYPE_CHECKING:
     from rich.console import Console
+
+    from marl_aajr.adversaries.request import AdversaryRequest
 
 app = typer.Typer(help="Adversaries that learn.", no_args_is_help=True, rich_markup_mode="rich")
 
@@ -35,60 +37,30 @@ HELP = guide(
 )
 
 
+SETTINGS = options(
+    "marl_aajr.adversaries.request.AdversaryRequest",
+    "kind",
+    "epsilon",
+    "norm",
+    "units",
+    "agents",
+    "joint",
+    "search",
+    "warm_start",
+    "env_steps",
+    "seed",
+    repeated=["agents"],
+)
+
+
 @app.command("train", help=HELP)
+@takes(*SETTINGS)
 def train(
     victim_run: Annotated[
         Path | None,
         typer.Argument(metavar="[VICTIM_RUN]", help="A finished run's folder; not with --resume."),
     ] = None,
     *,
-    kind: Annotated[
-        str | None, typer.Option(metavar="sa-rl|pa-ad|traitor|opponent", help="What the adversary does.")
-    ] = None,
-    epsilon: Annotated[
-        float | None,
-        typer.Option(metavar="FLOAT", help="Radius of the set of changes (sa-rl and pa-ad), in --units."),
-    ] = None,
-    norm: Annotated[str, typer.Option(metavar="linf|l2", help="Norm of the set of changes.")] = "linf",
-    units: Annotated[
-        str,
-        typer.Option(
-            metavar="raw|network",
-            help="Units of epsilon: the environment's, or behind the observation filter.",
-        ),
-    ] = "raw",
-    agents: Annotated[
-        list[str] | None,
-        typer.Option(
-            metavar="NAME",
-            help=told("Whom it lies to, or whose place it takes; may be repeated.", "all who may be"),
-        ),
-    ] = None,
-    joint: Annotated[
-        bool,
-        typer.Option("--joint", help="One adversary with one budget for all attacked agents, not one each."),
-    ] = False,
-    search: Annotated[
-        int | None,
-        typer.Option(
-            metavar="N",
-            help=told("Settings of PPO to try first, a tenth of the steps each; 1: none.", "3; agents: 1"),
-        ),
-    ] = None,
-    warm_start: Annotated[
-        bool,
-        typer.Option("--warm-start/--no-warm-start", help="Begin with what PGD does (sa-rl and pa-ad)."),
-    ] = True,
-    env_steps: Annotated[
-        int | None,
-        typer.Option(
-            metavar="N",
-            help=told(
-                "Environment steps, the search included.", "1,000,000; sa-rl: 300,000; agents: 400,000"
-            ),
-        ),
-    ] = None,
-    seed: Annotated[int, typer.Option(metavar="INT", help="Seed of everything random.")] = 0,
     out: Annotated[
         Path | None,
         typer.Option(
@@ -101,35 +73,15 @@ def train(
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Replace the adversary in --out, if there is one.")
     ] = False,
+    **typed: Any,
 ) -> None:
     """Train one adversary and say how strong it is."""
     from rich.console import Console
 
-    console = Console(stderr=True)
+    console, asked = Console(stderr=True), values(SETTINGS, typed)
     with waiting("Loading torch and Ray", console=console):
-        from marl_aajr.adversaries.request import AdversaryRequest
-        from marl_aajr.adversaries.store import request_of
         from marl_aajr.adversaries.training import train_as_asked
-    if resume:
-        if out is None or victim_run is not None or kind is not None:
-            raise ValueError("expected --resume with --out FOLDER and no other adversary; it knows the rest")
-        request, victims = request_of(out)
-    else:
-        if victim_run is None or kind is None:
-            raise ValueError("expected VICTIM_RUN and --kind; see marl-aajr adversary train --help")
-        victims = victim_run
-        request = AdversaryRequest(
-            kind=kind,  # type: ignore[arg-type]
-            epsilon=epsilon,
-            norm=norm,  # type: ignore[arg-type]
-            units=units,  # type: ignore[arg-type]
-            agents=agents or None,
-            joint=joint,
-            search=search,
-            warm_start=warm_start,
-            env_steps=env_steps,
-            seed=seed,
-        )
+    request, victims = _request(victim_run, asked, out, resume=resume)
     heading = f"{request.kind} against {victims}, seed {request.seed}, {request.steps:,} env steps"
     progress = TrainingProgress(request.steps, console=console, heading=heading, earned="adversary's return")
     with Interrupt(announce=progress.finishing, restore=progress.restore) as interrupt, progress:
@@ -144,6 +96,23 @@ def train(
             on_phase=progress.phase,
         )
     _report(folder, victims, console, stopped=interrupt.exit_code)
+
+
+def _request(
+    victim_run: Path | None, asked: Mapping[str, Any], out: Path | None, *, resume: bool
+) -> tuple[AdversaryRequest, Path]:
+    """The adversary that the command line means, and the victims' run."""
+    from marl_aajr.adversaries.request import AdversaryRequest
+    from marl_aajr.adversaries.store import request_of
+    from marl_aajr.training.fields import validated
+
+    if resume:
+        if out is None or victim_run is not None or "kind" in asked:
+            raise ValueError("expected --resume with --out FOLDER and no other adversary; it knows the rest")
+        return request_of(out)
+    if victim_run is None or "kind" not in asked:
+        raise ValueError("expected VICTIM_RUN and --kind; see marl-aajr adversary train --help")
+    return validated(AdversaryRequest, asked), victim_run
 
 
 def _report(folder: Path, victims: Path, console: Console, *, stopped: int) -> None:

@@ -13,8 +13,8 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import AfterValidator, Field
 
+from marl_aajr.adversaries.request import AdversaryRequest
 from marl_aajr.study.entries import (
-    AdversaryEntry,
     EnvironmentEntry,
     EvaluationEntry,
     Grid,
@@ -22,10 +22,8 @@ from marl_aajr.study.entries import (
     MethodEntry,
     Named,
     TuningEntry,
-    once,
-    some,
 )
-from marl_aajr.training.fields import Count, Section, Whole, put, validated
+from marl_aajr.training.fields import Count, Section, Whole, once, put, some, validated
 from marl_aajr.training.yaml_source import YamlSource, load_yaml
 
 
@@ -62,7 +60,7 @@ class StudyConfig(Section):
     grid: Grid = Field(default_factory=dict)
     run: dict[str, Any] = Field(default_factory=dict)
     evaluation: EvaluationEntry = Field(default_factory=EvaluationEntry)
-    adversaries: Annotated[tuple[AdversaryEntry, ...], AfterValidator(once)] = ()
+    adversaries: Annotated[tuple[AdversaryRequest, ...], AfterValidator(once)] = ()
     tune: TuningEntry | None = None
     retries: Whole = 3
     max_concurrent: Count | None = None

@@ -7,24 +7,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
-from marl_aajr.adversaries.request import AdversaryRequest, Kind
-from marl_aajr.training.fields import Count, Fraction, Positive, Section, Whole
+from marl_aajr.training.fields import Count, Fraction, Positive, Section, Whole, once, some
 from marl_aajr.training.method import NO_METHOD
-
-
-def some(values: tuple[Any, ...]) -> tuple[Any, ...]:
-    """Refuse an empty list."""
-    if not values:
-        raise ValueError("expected at least one, got none; add one, or leave the key out")
-    return values
-
-
-def once(values: tuple[Any, ...]) -> tuple[Any, ...]:
-    """Refuse a repeated value."""
-    for place, value in enumerate(values):
-        if value in values[:place]:
-            raise ValueError(f"expected each once, got {value!r} twice; remove one")
-    return values
 
 
 def _label(text: str) -> str:
@@ -162,48 +146,6 @@ class EvaluationEntry(Section):
     actions: tuple[Literal["greedy", "sampled"], ...] | None = None
     seed: Whole = 0
     transfer: bool = True
-
-
-class AdversaryEntry(Section):
-    """One adversary that is trained against every run before it is judged.
-
-    Attributes:
-        kind: of the adversary; see `AdversaryRequest`, as for all
-            others.
-        epsilon: how far it may move an observation; None for kinds that act.
-        agents: whom it attacks or replaces; empty: everybody who may be.
-        joint: one adversary with one budget for all attacked agents.
-        env_steps: length of its training; None: the kind's default.
-        search: how many settings of PPO are tried first; None: the kind's default.
-        warm_start: begin with what PGD does.
-        seed: of its training.
-    """
-
-    kind: Kind
-    epsilon: Positive | None = None
-    agents: Annotated[tuple[str, ...], AfterValidator(once)] = ()
-    joint: bool = False
-    env_steps: Count | None = None
-    search: Count | None = None
-    warm_start: bool = True
-    seed: Whole = 0
-
-    @model_validator(mode="after")
-    def _possible(self) -> AdversaryEntry:
-        if self.kind == "traitor" and not self.agents:
-            raise ValueError("expected agents, whose places the traitor takes, got none; name them")
-        _ = self.request
-        return self
-
-    @property
-    def request(self) -> AdversaryRequest:
-        """What is asked of its training."""
-        return AdversaryRequest(**self.model_dump() | {"agents": list(self.agents) or None})
-
-    @property
-    def title(self) -> str:
-        """Folder of its run, below the victim's."""
-        return self.request.name
 
 
 class TuningEntry(Section):

@@ -24,10 +24,10 @@ from uuid import uuid4
 import yaml
 from pydantic import ValidationError
 
+from marl_aajr.adversaries.request import AdversaryRequest
 from marl_aajr.adversaries.store import is_finished
 from marl_aajr.study.changes import changed, first_change
 from marl_aajr.study.config import StudyConfig
-from marl_aajr.study.entries import AdversaryEntry
 from marl_aajr.study.graph import Node
 from marl_aajr.study.judgements import Judgements
 from marl_aajr.study.runs import Run
@@ -72,9 +72,9 @@ class StudyFolder:
             return self.run(node.run.name)
         return self.adversary(node.run, node.adversary)
 
-    def adversary(self, run: Run, entry: AdversaryEntry) -> RunDirectory:
+    def adversary(self, run: Run, entry: AdversaryRequest) -> RunDirectory:
         """The directory of an adversary's run."""
-        return RunDirectory(self.run(run.name).path / "adversaries" / entry.title)
+        return RunDirectory(self.run(run.name).path / "adversaries" / entry.name)
 
     @property
     def identity(self) -> str:
@@ -170,9 +170,9 @@ class StudyFolder:
 
     def _trained_otherwise(self, old: StudyConfig, study: StudyConfig) -> bool:
         """Whether an adversary is there under a name that now means another."""
-        now = {entry.title: entry for entry in study.adversaries}
+        now = {entry.name: entry for entry in study.adversaries}
         return any(
-            now.get(entry.title, entry) != entry and any(self.runs.glob(f"*/adversaries/{entry.title}"))
+            now.get(entry.name, entry) != entry and any(self.runs.glob(f"*/adversaries/{entry.name}"))
             for entry in old.adversaries
         )
 

@@ -10,9 +10,10 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import Literal
 
+from marl_aajr.adversaries.request import AdversaryRequest
 from marl_aajr.evaluation.suites import Suite
 from marl_aajr.study.config import StudyConfig
-from marl_aajr.study.entries import AdversaryEntry, EvaluationEntry
+from marl_aajr.study.entries import EvaluationEntry
 from marl_aajr.study.runs import Run
 from marl_aajr.training.capacity import bundles
 
@@ -37,11 +38,11 @@ class Node:
     name: str
     run: Run
     needs: tuple[str, ...] = ()
-    adversary: AdversaryEntry | None = None
+    adversary: AdversaryRequest | None = None
     evaluation: EvaluationEntry | None = None
     suite: Suite | None = None
     surrogate: Run | None = None
-    faced: tuple[AdversaryEntry, ...] = ()
+    faced: tuple[AdversaryRequest, ...] = ()
 
     @property
     def kind(self) -> Kind:
@@ -54,7 +55,7 @@ class Node:
     def env_steps(self) -> int:
         """Length of the training; 0 for a judgement."""
         if self.adversary is not None:
-            return self.adversary.request.steps
+            return self.adversary.steps
         return self.run.config.env_steps if self.evaluation is None else 0
 
     @property
@@ -128,8 +129,8 @@ def stranded(nodes: Mapping[str, Node], failed: Collection[str]) -> set[str]:
     return lost - set(failed)
 
 
-def _adversary(run: Run, entry: AdversaryEntry) -> Node:
-    return Node(f"{run.name}/{entry.title}", run, (run.name,), adversary=entry)
+def _adversary(run: Run, entry: AdversaryRequest) -> Node:
+    return Node(f"{run.name}/{entry.name}", run, (run.name,), adversary=entry)
 
 
 def _victims_first(nodes: Mapping[str, Node]) -> dict[str, Node]:

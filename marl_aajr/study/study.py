@@ -141,13 +141,13 @@ def _check_agents(study: StudyConfig, source: YamlSource) -> None:
                 f"{', '.join(dict.fromkeys(teams.values()))}, got {environment.team!r}"
             )
         for a, adversary in enumerate(study.adversaries):
-            if strangers := [agent for agent in adversary.agents if agent not in teams]:
+            if strangers := [agent for agent in adversary.agents or () if agent not in teams]:
                 raise ValueError(
                     f"{source.where(('adversaries', a, 'agents'))}: adversaries.{a}.agents: expected agents "
                     f"of {environment.title}, {', '.join(teams)}, got {', '.join(strangers)}"
                 )
             judged = choose_agents(teams, environment.team, None)
-            if adversary.request.observes and adversary.agents and set(judged) - set(adversary.agents):
+            if adversary.observes and adversary.agents and set(judged) - set(adversary.agents):
                 raise ValueError(
                     f"{source.where(('adversaries', a, 'agents'))}: adversaries.{a}.agents: expected all "
                     f"who are lied to when the runs are judged, {', '.join(judged)}, got "

@@ -11,7 +11,7 @@ import tempfile
 import time
 import traceback
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -215,7 +215,7 @@ def _adversary(node: Node, folder: StudyFolder, told: _Told) -> None:
     is_there(out)
     begun = is_begun(out.path)
     train_as_asked(
-        _against_the_team(node.adversary.request, node.run.variant.environment),
+        _against_the_team(node.adversary, node.run.variant.environment),
         folder.run(node.run.name).path,
         out.path,
         resume=begun,
@@ -234,7 +234,7 @@ def _against_the_team(request: AdversaryRequest, environment: EnvironmentEntry) 
     game = resolve(environment.name, environment.kwargs).make()
     members = [agent for agent, team in game.teams.items() if team == environment.team]
     game.close()
-    return replace(request, agents=members)
+    return request.changed(agents=members)
 
 
 def _judge(node: Node, folder: StudyFolder, told: _Told) -> None:
@@ -249,7 +249,7 @@ def _judge(node: Node, folder: StudyFolder, told: _Told) -> None:
         epsilons=entry.epsilons or (),
         team=node.run.variant.environment.team,
         surrogates={} if surrogate is None else {SURROGATE: folder.run(surrogate.name).path},
-        adversaries={entry.title: folder.adversary(node.run, entry).path for entry in node.faced},
+        adversaries={entry.name: folder.adversary(node.run, entry).path for entry in node.faced},
         on_progress=told.played,
         workers=1,
         **chosen,

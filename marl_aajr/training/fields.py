@@ -9,7 +9,7 @@ from __future__ import annotations
 import difflib
 import re
 from collections.abc import Callable, Iterator, Mapping
-from typing import Annotated, Any, TypeVar, get_args
+from typing import Annotated, Any, Self, TypeVar, get_args
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 from pydantic_core import ErrorDetails
@@ -24,6 +24,14 @@ class Section(BaseModel):
     """A part of a configuration: only known keys, and no changes."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, ser_json_inf_nan="constants")
+
+    def changed(self, **values: Any) -> Self:
+        """The same with other values, checked.
+
+        Raises:
+            ValueError: one line per problem.
+        """
+        return validated(type(self), {**dict(self), **values})
 
 
 def _number(value: Any) -> Any:
@@ -54,6 +62,21 @@ def _schedule(value: Any) -> Any:
     except ValueError as error:
         text = str(error).removesuffix(f", got {value!r}").replace(" for this setting", "")
         raise ValueError(text) from None
+
+
+def some(values: tuple[Any, ...]) -> tuple[Any, ...]:
+    """Refuse an empty list."""
+    if not values:
+        raise ValueError("expected at least one, got none; add one, or leave the key out")
+    return values
+
+
+def once(values: tuple[Any, ...]) -> tuple[Any, ...]:
+    """Refuse a repeated value."""
+    for place, value in enumerate(values):
+        if value in values[:place]:
+            raise ValueError(f"expected each once, got {value!r} twice; remove one")
+    return values
 
 
 Count = Annotated[int, BeforeValidator(_integer), Field(ge=1)]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -33,13 +32,15 @@ def home(victims: Path) -> Path:
         directory.create(REQUEST.config(victims))
         directory.unlock()
         found = {"selection": {"trained": earned, "warm_start": 0.0}, "kept": "trained"}
-        (directory.path / RECORD).write_text(json.dumps({**asdict(REQUEST.settled(victims)), **found}))
+        (directory.path / RECORD).write_text(
+            json.dumps({**REQUEST.settled(victims).model_dump(mode="json"), **found})
+        )
     return victims.parent
 
 
 def find(home: Path, **changes: Any) -> str | None:
     victims = home / "victim"
-    request = replace(REQUEST, **changes).settled(victims)
+    request = REQUEST.changed(**changes).settled(victims)
     found = find_finished(home, request, digest=fingerprint(Victim.load(victims)))
     return None if found is None else found.name
 
@@ -72,14 +73,14 @@ def test_a_finished_one_keeps_its_folder(home: Path) -> None:
 
 
 def test_other_threats_have_other_folders() -> None:
-    names = {replace(REQUEST, threat={"mask": mask}).name for mask in ([True], [False])}
+    names = {REQUEST.changed(threat={"mask": mask}).name for mask in ([True], [False])}
     assert len(names | {REQUEST.name}) == 3
 
 
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"kind": "pgd"}, "expected kind out of sa-rl, pa-ad, traitor, opponent"),
+        ({"kind": "pgd"}, "kind: expected 'sa-rl', 'pa-ad', 'traitor' or 'opponent', got 'pgd'"),
         ({"kind": "sa-rl"}, "expected an epsilon for the adversary 'sa-rl'"),
         ({"kind": "traitor", "epsilon": 0.1}, "expected no epsilon and no joint adversary for 'traitor'"),
         ({"kind": "pa-ad", "epsilon": 0.1, "search": 9}, "expected a search of at most 4"),

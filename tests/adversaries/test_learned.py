@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import re
 import shutil
@@ -196,7 +195,7 @@ class TestTraining:
         aside = Path(shutil.copytree(out / "search", search_folder(out)))
         shutil.copytree(out / WARM, aside / WARM)
         (out / RECORD).unlink()
-        asked = {f.name: record[f.name] for f in dataclasses.fields(AdversaryRequest)}
+        asked = {name: record[name] for name in AdversaryRequest.model_fields}
         (aside / REQUEST).write_text(json.dumps({**asked, "victims": str(victims.resolve())}))
         train_adversary(victims, **asked, out=out, resume=True)
         assert {**json.loads((out / RECORD).read_text()), "seconds": 0} == {**record, "seconds": 0}

@@ -83,7 +83,7 @@ def test_one_that_exists_is_not_replaced_unasked(run: Path, capsys: pytest.Captu
     [
         (("--kind", "sa-rl", "--epsilon", "0.1"), "expected VICTIM_RUN and --kind"),
         (("nowhere", "--kind", "sa-rl", "--epsilon", "0.1"), "expected a saved victim in nowhere"),
-        (("nowhere", "--kind", "sarl"), "expected kind out of sa-rl, pa-ad, traitor, opponent; got 'sarl'"),
+        (("nowhere", "--kind", "sarl"), "'traitor' or 'opponent', got 'sarl'; did you mean sa-rl?"),
         (("--resume",), "expected --resume with --out FOLDER"),
         (("--resume", "--out", "nowhere"), "expected the folder of an adversary whose training was stopped"),
     ],

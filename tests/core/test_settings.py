@@ -9,17 +9,12 @@ import pytest
 from pydantic import BaseModel
 from pydantic_core import PydanticUndefined
 
+from marl_aajr.adversaries.request import ENV_STEPS, SEARCH, AdversaryRequest
 from marl_aajr.attacks import ATTACKS
 from marl_aajr.core.settings import REQUIRED, attributes, declared, find_setting
 from marl_aajr.regularizers import REGULARIZERS
 from marl_aajr.study.config import StudyConfig
-from marl_aajr.study.entries import (
-    AdversaryEntry,
-    EnvironmentEntry,
-    EvaluationEntry,
-    MethodEntry,
-    TuningEntry,
-)
+from marl_aajr.study.entries import EnvironmentEntry, EvaluationEntry, MethodEntry, TuningEntry
 from marl_aajr.training.atla import ATLA
 from marl_aajr.training.config import EnvConfig, ModelConfig, PPOSettings, Resources, RunConfig
 from marl_aajr.training.method import MethodConfig
@@ -36,7 +31,7 @@ MODELS: list[type[BaseModel]] = [
     EnvironmentEntry,
     MethodEntry,
     EvaluationEntry,
-    AdversaryEntry,
+    AdversaryRequest,
     TuningEntry,
 ]
 
@@ -108,3 +103,9 @@ Raises:
 def test_another_class_is_refused() -> None:
     with pytest.raises(ValueError, match=r"expected a class in marl_aajr, got pathlib\.Path"):
         declared("pathlib.Path")
+
+
+def test_an_adversarys_defaults_in_words_are_its_own() -> None:
+    found = declared(path_of(AdversaryRequest))
+    assert [steps for steps in ENV_STEPS.values() if f"{steps:,}" not in found["env_steps"].none] == []
+    assert [tries for tries in SEARCH.values() if f"{tries}" not in found["search"].none] == []
