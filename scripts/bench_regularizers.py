@@ -139,7 +139,7 @@ def exact() -> Any:
     from marl_aajr.regularizers import AAJR
 
     class ExactAAJR(AAJR):
-        def penalty(self, sample: Any, deltas: Any, directions: Any, form: Any) -> Any:
+        def mean_squared_gain(self, sample: Any, deltas: Any, directions: Any, form: Any) -> Any:
             squared = self.squared_gains(sample.policy, sample.obs + deltas, directions)
             return sample.mean(form(squared)), squared.detach()
 

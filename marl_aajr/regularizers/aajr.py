@@ -5,40 +5,45 @@
 
 δ_t and u_t come from projected gradient ascent (`marl_aajr.core.ascent`); sg is stop-gradient; ℓ is the
 learner's policy loss. The penalty, the trajectory and the minimax loss are the paper's; the mixing weight κ,
-the choice of output map and the forms with a gain bound (`marl_aajr.regularizers.forms`) are ours.
+the choice of output map and two of the three forms of the penalty are ours:
+
+    squared      ‖J u‖²                         weight λ (the paper's)
+    hinge        max(0, ‖J u‖ − γ)²             weight λ
+    constraint   ‖J u‖²                         weight λ ← clip(λ + α (E‖J u‖² − γ²)) after every update
+
+The constraint is E‖J u‖² ≤ γ², and its dual variable λ starts at `coefficient`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Self
+from math import isfinite
+from typing import ClassVar, Literal, Self, get_args
 
 import torch
 from torch import Tensor
 
-from marl_aajr.core.ascent import Trajectory
 from marl_aajr.core.distributions import ActionDistribution
 from marl_aajr.core.jacobian import BACKENDS, Backend
-from marl_aajr.core.numerics import check_finite
 from marl_aajr.core.objectives import EVERYTHING, Need
-from marl_aajr.core.output_maps import squared_distance
+from marl_aajr.core.output_maps import safe_sqrt, squared_distance
 from marl_aajr.core.policy import Policy
 from marl_aajr.core.values import Schedule, maximum, one_of, value_at
-from marl_aajr.regularizers.adversarial import require, share, trajectory_metrics
-from marl_aajr.regularizers.base import Evaluation, Sample, State
-from marl_aajr.regularizers.forms import (
-    DUAL,
-    DUAL_BOUNDS,
-    DUAL_STEP_SIZE,
-    FORMS,
-    Form,
-    apply_form,
-    check_form,
-    move_dual,
-)
+from marl_aajr.regularizers.adversarial import check_share, require, trajectory_metrics
+from marl_aajr.regularizers.augmentation import check_dual_clip, perturbed_loss
+from marl_aajr.regularizers.base import Context, LossTerm, State
 from marl_aajr.regularizers.jacobian_penalty import JacobianPenalty, gain_metrics
-from marl_aajr.regularizers.perturbed_loss import check_dual_clip, perturbed_loss
+from marl_aajr.regularizers.sample import Sample
+
+Form = Literal["squared", "hinge", "constraint"]
+FORMS: tuple[Form, ...] = get_args(Form)
+
+DUAL = "dual"
+"""Key of λ in the state and of its metric."""
+
+DUAL_STEP_SIZE = 1e-4
+DUAL_BOUNDS = (0.0, 1.0)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,21 +51,44 @@ class AAJR(JacobianPenalty):
     """Penalise the policy's sensitivity along the directions in which an adversary pushes it.
 
     Attributes:
+        coefficient: λ ≥ 0, weight of the penalty: a number or a schedule, `'[[env_step, value], ...]'`.
+        form: penalty on ‖J u‖: `"squared"`, `"hinge"` or `"constraint"`. The module's docstring has their
+            equations.
+        gain_bound: γ ≥ 0, bound on ‖J u‖ of the forms `hinge` and `constraint`.
+        dual_step_size: α > 0, step of the dual variable of `constraint`, which starts at `coefficient`; None:
+            1e-4.
+        dual_bounds: [low, high], range of the dual variable, 0 ≤ low < high; None: [0, 1].
+        secant: whether the chord ‖f(s+δ_{t+1}) − f(s+δ_t)‖² / ‖δ_{t+1} − δ_t‖² replaces ‖J u‖². A different,
+            cheaper penalty, without derivatives of the network.
+        output: φ, output whose sensitivity counts: `"logits"`, `"mean"`, `"probs"` or `"fisher"`.
+        metric: whether gradients flow through p or σ of the output map: `"full"`, or not: `"detached"`.
+        backend: how Jacobian-vector products are computed: `"auto"`, `"mlp"`, `"forward"`, `"double"` or
+            `"central"` (`marl_aajr.core.jacobian`).
         adversarial_weight: κ in [0, 1], share of the policy loss taken at the perturbed observation s + δ_K;
             a number or a schedule.
-        form: penalty on ‖J u‖: `"squared"`, `"hinge"` or `"constraint"`. Their equations are in
-            `marl_aajr.regularizers.forms`.
-        gain_bound: γ ≥ 0, bound on ‖J u‖ of the forms `hinge` and `constraint`.
-        dual_step_size: α > 0 of `constraint`, whose dual variable starts at `coefficient`; None: 1e-4.
-        dual_bounds: [low, high] of the dual variable; None: [0, 1].
-        dual_clip: c > 1 bounds the adversarial loss of rows with Â < 0 (Ye 2020); None: no bound.
-        secant: take the chord ‖f(s+δ_{t+1}) − f(s+δ_t)‖² / ‖δ_{t+1} − δ_t‖² in place of ‖J u‖²: a different,
-            cheaper penalty, without derivatives of the network.
-
-    Every other setting is described with its class: `Perturbing`,
-    `Adversarial`,
-    `Targeted`,
-    `JacobianPenalty`.
+        dual_clip: c > 1, bound on the adversarial loss of rows with Â < 0 (Ye 2020); None: no bound.
+        objective: quantity that the inner adversary maximises: `"kl"`, `"surrogate"`, `"margin"` or
+            `"value"`. In Python also a function `(outputs [B, ..., m], clean) -> [B, ...]`.
+        steps: K ≥ 1, ascent steps of the inner adversary.
+        step_size: η > 0, size of an ascent step as a fraction of ε: a number, a schedule, or `"auto"`, by the
+            measured curvature. That is measured row by row (`marl_aajr.core.ascent`). For `raw` steps it is η
+            itself.
+        step: direction of an ascent step: `"sign"`, `"normalized"` or `"raw"` (the gradient itself).
+        start: δ_0, start of the ascent: `"zero"` or `"random"`; None: random where the objective is flat at
+            zero.
+        epsilon: ε > 0, radius of the perturbation set, in the units that the network sees (of atla: of the
+            environment); a number or a schedule.
+        norm: norm of the radius: `"linf"` or `"l2"`.
+        sample_fraction: share of each minibatch that is regularised, drawn at random, in (0, 1]. A tenth of a
+            thousand rows does what all of them do (experiments/sample_share), at a fourth of the cost; small
+            minibatches want more.
+        leaves: names of the parts of a nested observation that can be perturbed, such as `position` or
+            `camera/depth`; None: all of floating-point numbers but action masks. Their features are those of
+            mask, scale, low and high: in the order of the observation's sorted keys, row by row.
+        mask: per feature, whether it can be perturbed; None: all can.
+        scale: per feature, the size > 0 of one unit of ε; None: 1.
+        low: lower bound of perturbed observations, a number or one per feature; None: none.
+        high: upper bound of perturbed observations, a number or one per feature; None: none.
 
     Raises:
         ValueError: a setting out of its range, or two that exclude each other, at construction.
@@ -83,14 +111,14 @@ class AAJR(JacobianPenalty):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        share("adversarial_weight", self.adversarial_weight)
+        check_share("adversarial_weight", self.adversarial_weight)
         one_of("form", self.form, FORMS)
         if self.form == "constraint":
             if self.dual_step_size is None:
                 object.__setattr__(self, "dual_step_size", DUAL_STEP_SIZE)
             low, high = DUAL_BOUNDS if self.dual_bounds is None else self.dual_bounds
             object.__setattr__(self, "dual_bounds", (float(low), float(high)))
-        check_form(
+        _check_form(
             self.form,
             coefficient=self.coefficient,
             gain_bound=self.gain_bound,
@@ -126,33 +154,27 @@ class AAJR(JacobianPenalty):
         return {DUAL: torch.tensor(self.coefficient, dtype=torch.float64)}
 
     def after_update(self, state: State, metrics: Mapping[str, float]) -> None:
-        if self.form == "constraint":
-            assert self.gain_bound is not None
-            assert self.dual_step_size is not None
-            assert self.dual_bounds is not None
-            move_dual(
-                state,
-                metrics,
-                gain_bound=self.gain_bound,
-                step_size=self.dual_step_size,
-                bounds=self.dual_bounds,
-            )
+        """λ ← clip(λ + α (E‖J u‖² − γ²)), in place."""
+        if self.form != "constraint":
+            return
+        assert self.gain_bound is not None
+        assert self.dual_step_size is not None
+        assert self.dual_bounds is not None
+        low, high = self.dual_bounds
+        moved = float(state[DUAL]) + self.dual_step_size * (metrics["penalty"] - self.gain_bound**2)
+        state[DUAL] = torch.full_like(state[DUAL], min(max(moved, low), high))
 
-    def evaluate(
-        self,
-        sample: Sample,
-        *,
-        timestep: float,
-        generator: torch.Generator,
-        state: State | None = None,
-        check: bool = False,
-    ) -> Evaluation:
-        sample = self.drawn(sample, generator, check=check)
-        weight = self._weight(timestep, state)
-        kappa = value_at(self.adversarial_weight, timestep)
-        trajectory = self.climb(sample, timestep=timestep, generator=generator, check=check)
+    def loss_term(self, sample: Sample, context: Context) -> LossTerm:
+        weight = self._weight(context)
+        kappa = value_at(self.adversarial_weight, context.timestep)
+        trajectory = self.attack(sample, context)
         with torch.set_grad_enabled(weight > 0 or self.form == "constraint"):
-            penalty, squared = self._penalty(sample, trajectory)
+            if self.secant:
+                squared = self._squared_secants(sample, trajectory.deltas)
+                penalty, squared = sample.mean(self._form(squared)), squared.detach()
+            else:
+                points = trajectory.deltas[: self.steps]
+                penalty, squared = self.mean_squared_gain(sample, points, trajectory.directions, self._form)
         loss = weight * penalty
         metrics = {"penalty": penalty.detach(), **gain_metrics(sample, squared)}
         if self.form == "constraint":
@@ -161,29 +183,22 @@ class AAJR(JacobianPenalty):
             adversarial = perturbed_loss(sample, trajectory.deltas[-1], dual_clip=self.dual_clip)
             loss = loss + kappa * adversarial.difference
             metrics |= adversarial.metrics
-        if check:
-            check_finite("the directional gain ‖J u‖", squared)
-            check_finite("the adversarial policy loss", loss)
-        return Evaluation(loss, metrics | trajectory_metrics(sample, trajectory, loss))
+        context.check_finite("the directional gain ‖J u‖", squared)
+        context.check_finite("the adversarial policy loss", loss)
+        return LossTerm(loss, metrics | trajectory_metrics(sample, trajectory, loss))
 
-    def _weight(self, timestep: float, state: State | None) -> float:
+    def _weight(self, context: Context) -> float:
         """λ: the coefficient, or the dual variable (kept on the CPU: reading it waits for nothing)."""
         if self.form == "constraint":
-            return float((self.initial_state() if state is None else state)[DUAL])
-        return value_at(self.coefficient, timestep)
+            return float((self.initial_state() if context.state is None else context.state)[DUAL])
+        return value_at(self.coefficient, context.timestep)
 
-    def _penalty(self, sample: Sample, trajectory: Trajectory) -> tuple[Tensor, Tensor]:
-        """R, and ‖J u_t‖² or its secant `[K, B, ...]`: 0 where a row has no direction, as u_t = 0 there."""
-
-        def form(squared: Tensor) -> Tensor:
-            return apply_form(self.form, squared, self.gain_bound)
-
-        if self.secant:
-            squared = self._squared_secants(sample, trajectory.deltas)
-            return sample.mean(form(squared)), squared.detach()
-        return self.penalty(sample, trajectory.deltas[: self.steps], trajectory.directions, form)
+    def _form(self, squared: Tensor) -> Tensor:
+        """The penalty of each row and step from ‖J u‖², which is 0 where a row has no direction u."""
+        return apply_form(self.form, squared, self.gain_bound)
 
     def _squared_secants(self, sample: Sample, deltas: Tensor) -> Tensor:
+        """‖φ(s + δ_{t+1}) − φ(s + δ_t)‖² / ‖δ_{t+1} − δ_t‖², `[K, B, ...]`; 0 where nothing moved."""
         count = len(deltas)
         policy = sample.policy.repeat(count)
         outputs = policy((sample.obs + deltas).flatten(0, 1)).unflatten(0, (count, -1))
@@ -194,3 +209,56 @@ class AAJR(JacobianPenalty):
         # At a corner of the set the step is zero up to rounding, and so is the chord.
         moved = lengths > torch.finfo(lengths.dtype).eps * deltas.square().sum(-1).amax(0)
         return torch.where(moved, chords / torch.where(moved, lengths, 1.0), 0.0)
+
+
+def apply_form(form: Form, squared: Tensor, gain_bound: float | None) -> Tensor:
+    """The penalty of each row and step from ‖J u‖², `[...] -> [...]`."""
+    if form == "hinge":
+        assert gain_bound is not None
+        return (safe_sqrt(squared) - gain_bound).clamp_min(0).square()
+    return squared
+
+
+def _check_form(
+    form: Form,
+    *,
+    coefficient: object,
+    gain_bound: float | None,
+    dual_step_size: float | None,
+    dual_bounds: tuple[float, float] | None,
+) -> None:
+    """Raise `ValueError` for settings that the form does not use, or lacks."""
+    if form == "squared" and gain_bound is not None:
+        raise ValueError(
+            f"expected no gain_bound with form='squared', which has none, got {gain_bound!r}; "
+            "use form='hinge' or 'constraint'"
+        )
+    if form != "squared" and not _number(gain_bound, above=0, including=True):
+        raise ValueError(f"expected a gain_bound ≥ 0 with form={form!r}, got {gain_bound!r}")
+    if form != "constraint":
+        for name, value in (("dual_step_size", dual_step_size), ("dual_bounds", dual_bounds)):
+            if value is not None:
+                raise ValueError(
+                    f"expected no {name} with form={form!r}, which has no dual variable, got {value!r}; "
+                    "use form='constraint'"
+                )
+        return
+    if not _number(dual_step_size, above=0):
+        raise ValueError(f"expected a dual_step_size > 0, got {dual_step_size!r}")
+    assert dual_bounds is not None
+    low, high = dual_bounds
+    if not 0 <= low < high:
+        raise ValueError(f"expected dual_bounds [low, high] with 0 ≤ low < high, got {list(dual_bounds)}")
+    if not isinstance(coefficient, float):
+        raise ValueError(
+            "expected a number as coefficient with form='constraint', whose dual variable starts there and "
+            f"then moves by itself, got the schedule {coefficient}"
+        )
+    if not low <= coefficient <= high:
+        raise ValueError(f"expected a coefficient within dual_bounds {list(dual_bounds)}, got {coefficient}")
+
+
+def _number(value: object, *, above: float, including: bool = False) -> bool:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not isfinite(value):
+        return False
+    return value >= above if including else value > above

@@ -1,4 +1,4 @@
-"""What the regularizers share: whose observations may be perturbed, how far, and by which adversary.
+"""Settings that regularizers share: which observations may be perturbed, how far, and by which adversary.
 
 One set of names, defaults and checks for all, so that a comparison differs in the penalty alone.
 """
@@ -15,11 +15,11 @@ from torch import Tensor
 
 from marl_aajr.core.ascent import AUTO, STARTS, STEPS, Start, Step, Trajectory, ascend, starting_point
 from marl_aajr.core.distributions import ActionDistribution
-from marl_aajr.core.numerics import check_finite
-from marl_aajr.core.objectives import EVERYTHING, Need, Objective, ObjectiveLike, make_objective
+from marl_aajr.core.objectives import EVERYTHING, Need, Objective
 from marl_aajr.core.threat import Norm, PerturbationSet
-from marl_aajr.core.values import Schedule, as_schedule, maximum, minimum, one_of, raised, value_at
-from marl_aajr.regularizers.base import Regularizer, Sample
+from marl_aajr.core.values import Schedule, as_schedule, maximum, minimum, one_of, raised, value_at, whole
+from marl_aajr.regularizers.base import Context, Regularizer, nonfinite
+from marl_aajr.regularizers.sample import Sample
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,19 +27,19 @@ class Perturbing(Regularizer):
     """A regularizer over a perturbation set.
 
     Attributes:
-        epsilon: radius of the perturbation set, in the units that the network sees (of atla: of the
+        epsilon: ε > 0, radius of the perturbation set, in the units that the network sees (of atla: of the
             environment); a number or a schedule.
         norm: norm of the radius: `"linf"` or `"l2"`.
-        sample_fraction: share of each minibatch that is regularised, drawn at random, in (0, 1]. A tenth of
-            a thousand rows does what all of them do (experiments/sample_share), at a fourth of the cost;
-            small minibatches want more.
+        sample_fraction: share of each minibatch that is regularised, drawn at random, in (0, 1]. A tenth of a
+            thousand rows does what all of them do (experiments/sample_share), at a fourth of the cost; small
+            minibatches want more.
         leaves: names of the parts of a nested observation that can be perturbed, such as `position` or
-            `camera/depth`; None: all of floating-point numbers but action masks. Their features are those
-            of mask, scale, low and high: in the order of the observation's sorted keys, row by row.
-        mask: per feature, whether it can be perturbed.
-        scale: per feature, the size of one unit of ε.
-        low: lower bound of perturbed observations.
-        high: upper bound of perturbed observations.
+            `camera/depth`; None: all of floating-point numbers but action masks. Their features are those of
+            mask, scale, low and high: in the order of the observation's sorted keys, row by row.
+        mask: per feature, whether it can be perturbed; None: all can.
+        scale: per feature, the size > 0 of one unit of ε; None: 1.
+        low: lower bound of perturbed observations, a number or one per feature; None: none.
+        high: upper bound of perturbed observations, a number or one per feature; None: none.
     """
 
     weights: ClassVar[tuple[str, ...]] = ()
@@ -64,10 +64,6 @@ class Perturbing(Regularizer):
         if not 0 < self.sample_fraction <= 1:
             raise ValueError(f"expected a sample_fraction in (0, 1], got {self.sample_fraction!r}")
         replace(self.perturbations(0), epsilon=minimum(self.epsilon))
-
-    @property
-    def perturbed_leaves(self) -> tuple[str, ...] | None:
-        return self.leaves
 
     def perturbations(self, timestep: float) -> PerturbationSet:
         """Δ at an environment step."""
@@ -95,13 +91,8 @@ class Perturbing(Regularizer):
         schedules: dict[str, Any] = {name: raised(getattr(self, name), start, end) for name in self.rising}
         return replace(self, **schedules)
 
-    def drawn(self, sample: Sample, generator: torch.Generator, *, check: bool) -> Sample:
-        """The share of the minibatch that is regularised, with finite numbers if they are to be checked."""
-        sample = sample.drawn(self.sample_fraction, generator=generator)
-        if check:
-            check_finite("the observations", sample.obs)
-            check_finite("the policy's outputs", sample.outputs)
-        return sample
+    def rows(self, sample: Sample, generator: torch.Generator) -> Sample:
+        return sample.subset(self.sample_fraction, generator=generator)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -109,12 +100,13 @@ class Adversarial(Perturbing):
     """A regularizer with an inner adversary.
 
     Attributes:
-        steps: K, ascent steps of the inner adversary.
-        step_size: η, size of an ascent step as a fraction of ε: a number, a schedule, or `"auto"`, by the
+        steps: K ≥ 1, ascent steps of the inner adversary.
+        step_size: η > 0, size of an ascent step as a fraction of ε: a number, a schedule, or `"auto"`, by the
             measured curvature. That is measured row by row (`marl_aajr.core.ascent`). For `raw` steps it is η
             itself.
         step: direction of an ascent step: `"sign"`, `"normalized"` or `"raw"` (the gradient itself).
-        start: δ_0: `"zero"`, `"random"`, or None: random where the objective is flat at zero.
+        start: δ_0, start of the ascent: `"zero"` or `"random"`; None: random where the objective is flat at
+            zero.
     """
 
     steps: int = 3
@@ -124,8 +116,7 @@ class Adversarial(Perturbing):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if isinstance(self.steps, bool) or not (isinstance(self.steps, int) and self.steps >= 1):
-            raise ValueError(f"expected an integer steps ≥ 1, got {self.steps!r}")
+        whole("steps", self.steps)
         if self.step_size != AUTO:
             if isinstance(self.step_size, str):
                 raise ValueError(
@@ -138,9 +129,9 @@ class Adversarial(Perturbing):
         one_of("step", self.step, STEPS)
         if self.start is not None:
             one_of("start", self.start, STARTS)
-        if self.start == "zero" and self.adversary.flat_at_zero:
+        if (adversary := self.adversary).flat_at_zero and self.start == "zero":
             raise ValueError(
-                f"expected start='random' or None with {self.adversary}, got start='zero'; its gradient "
+                f"expected start='random' or None with {adversary}, got start='zero'; its gradient "
                 "vanishes at δ = 0"
             )
 
@@ -154,25 +145,25 @@ class Adversarial(Perturbing):
         self.adversary.check(distribution)
         require(self.adversary.needs, offers, f"the objective {self.adversary}")
 
-    def climb(
+    def attack(
         self,
         sample: Sample,
+        context: Context,
         *,
-        timestep: float,
-        generator: torch.Generator,
-        check: bool,
         start: Tensor | None = None,
         gradient_noise: Callable[[int], Tensor] | None = None,
     ) -> Trajectory:
-        """The adversarial trajectory from the rows of a sample; arguments as for `ascend`.
+        """The adversarial trajectory from the rows of a sample; `start` and `gradient_noise` as for `ascend`.
 
         g(δ_K), one pass without a graph, is a part of it for every method: what an adversary has gained
         means the same in all of their metrics.
         """
-        perturbations, objective = self.perturbations(timestep), self.adversary
+        perturbations, objective = self.perturbations(context.timestep), self.adversary
 
         def first(obs: Tensor) -> Tensor:
-            return starting_point(obs, objective, perturbations, start=self.start, generator=generator)
+            return starting_point(
+                obs, objective, perturbations, start=self.start, generator=context.generator
+            )
 
         return ascend(
             sample.policy,
@@ -180,40 +171,20 @@ class Adversarial(Perturbing):
             objective,
             perturbations,
             steps=self.steps,
-            step_size=self.size_at(timestep),
+            step_size=self.step_size_at(context.timestep),
             step=self.step,
             start=sample.draw(first) if start is None else start,
             clean=sample.clean,
             gradient_noise=gradient_noise,
-            check=check,
+            check=context.check,
         )
 
-    def size_at(self, timestep: float) -> float | Literal["auto"]:
+    def step_size_at(self, timestep: float) -> float | Literal["auto"]:
         """η in the units of the observations."""
         if isinstance(self.step_size, str):
             return AUTO
         relative = 1.0 if self.step == "raw" else value_at(self.epsilon, timestep)
         return value_at(self.step_size, timestep) * relative
-
-
-@dataclass(frozen=True, kw_only=True)
-class Targeted(Adversarial):
-    """A regularizer whose adversary can be told what to maximise.
-
-    Attributes:
-        objective: quantity that the inner adversary maximises: `"kl"`, `"surrogate"`, `"margin"` or
-            `"value"`. In Python also a function `(outputs [B, ..., m], clean) -> [B, ...]`.
-    """
-
-    objective: ObjectiveLike = "kl"
-
-    def __post_init__(self) -> None:
-        make_objective(self.objective)
-        super().__post_init__()
-
-    @property
-    def adversary(self) -> Objective:
-        return make_objective(self.objective)
 
 
 def require(needs: Collection[Need], offers: Collection[Need], what: str) -> None:
@@ -234,7 +205,7 @@ def _check_leaves(leaves: object) -> None:
         )
 
 
-def share(name: str, schedule: Schedule) -> None:
+def check_share(name: str, schedule: Schedule) -> None:
     """Raise `ValueError` unless a weight stays in [0, 1]."""
     if maximum(schedule) > 1:
         raise ValueError(f"expected {name} in [0, 1], got {schedule}")
@@ -250,8 +221,3 @@ def trajectory_metrics(sample: Sample, trajectory: Trajectory, loss: Tensor) -> 
         "no_direction_fraction": sample.mean((~trajectory.has_direction).float()),
         "nonfinite": nonfinite(total),
     }
-
-
-def nonfinite(total: Tensor) -> Tensor:
-    """1 where a scalar is NaN or infinite, else 0: ∞ − ∞ and NaN − NaN are NaN."""
-    return (total - total != 0).long()

@@ -1,40 +1,114 @@
-"""The policy loss at perturbed observations, without any penalty.
+"""The policy loss at perturbed observations: AAJR's κ, adversarial training, and noise as their control.
 
-(1 − κ) · ℓ(s) + κ · ℓ(s + δ),   δ the adversary's, or noise
+    (1 − κ) · ℓ(s) + κ · ℓ(s + sg[δ])        δ the adversary's, or noise
+
+For Â < 0 PPO's clipped loss is unbounded in the ratio r = π(a|s + δ)/π_old(a|s), which an adversary can drive
+far from 1; the dual clip of Ye 2020 (arXiv 1912.09729) bounds it: ℓ ≤ −c · Â. For Â > 0 the
+gradient dies as r goes to 0. So the ratio's range is reported.
 """
 
 from __future__ import annotations
 
 from collections.abc import Collection
 from dataclasses import dataclass
+from math import isfinite
 from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 from marl_aajr.core.distributions import ActionDistribution
-from marl_aajr.core.numerics import check_finite
-from marl_aajr.core.objectives import EVERYTHING, Need, ObjectiveLike
-from marl_aajr.core.values import Schedule, value_at
+from marl_aajr.core.objectives import EVERYTHING, Need, Objective, ObjectiveLike, make_objective
+from marl_aajr.core.values import Schedule, maximum, value_at
 from marl_aajr.regularizers.adversarial import (
+    Adversarial,
     Perturbing,
-    Targeted,
-    nonfinite,
+    check_share,
     require,
-    share,
     trajectory_metrics,
 )
-from marl_aajr.regularizers.base import Evaluation, Sample, State
-from marl_aajr.regularizers.perturbed_loss import check_dual_clip, perturbed_loss
+from marl_aajr.regularizers.base import Context, LossTerm
+from marl_aajr.regularizers.sample import Sample
+
+
+@dataclass(frozen=True)
+class PerturbedLoss:
+    """ℓ(s + δ) − ℓ(s): weighted by κ and added to ℓ(s), it mixes the two.
+
+    Attributes:
+        difference: mean over the rows that count, a scalar with its graph.
+        metrics: `ratio_min` and `ratio_max`; empty where the learner keeps no old log-probabilities.
+    """
+
+    difference: Tensor
+    metrics: dict[str, Tensor]
+
+
+def perturbed_loss(sample: Sample, delta: Tensor, *, dual_clip: float | None = None) -> PerturbedLoss:
+    """The policy loss at s + δ against that at s.
+
+    Args:
+        sample: the minibatch.
+        delta: δ, `[B, ..., d]`; a constant.
+        dual_clip: c > 1, for Â < 0; None: no bound.
+
+    Raises:
+        ValueError: a learner without a policy loss, or without advantages for the dual clip.
+    """
+    if sample.policy_loss is None:
+        raise ValueError(
+            "expected a learner with a policy loss for adversarial_weight > 0, got one without; "
+            "set adversarial_weight=0"
+        )
+    outputs = sample.policy(sample.obs + delta)
+    loss = sample.policy_loss(outputs, sample)
+    if dual_clip is not None:
+        loss = _dual_clipped(loss, sample.advantages, dual_clip)
+    difference = loss - sample.policy_loss(sample.outputs, sample)
+    return PerturbedLoss(sample.mean(difference), _ratio_metrics(sample, outputs.detach()))
+
+
+def _dual_clipped(loss: Tensor, advantages: Tensor | None, clip: float) -> Tensor:
+    if advantages is None:
+        raise ValueError("expected a batch with advantages for dual_clip, got one without; remove it")
+    return torch.where(advantages < 0, torch.minimum(loss, -clip * advantages), loss)
+
+
+def _ratio_metrics(sample: Sample, outputs: Tensor) -> dict[str, Tensor]:
+    if sample.actions is None or sample.log_probs is None:
+        return {}
+    log_probs = sample.policy.distribution.log_prob(outputs, sample.actions)
+    ratio = (log_probs - sample.log_probs).exp()
+    if sample.mask is not None:  # 1 is the ratio of a policy that has not moved
+        ratio = torch.where(sample.mask, ratio, 1.0)
+    return {"ratio_min": ratio.amin(), "ratio_max": ratio.amax()}
+
+
+def check_dual_clip(dual_clip: float | None, weight: Schedule) -> None:
+    """Raise `ValueError` for a bound ≤ 1, or one of a loss that is not there."""
+    if dual_clip is None:
+        return
+    if isinstance(dual_clip, bool) or not (isfinite(dual_clip) and dual_clip > 1):
+        raise ValueError(f"expected a dual_clip > 1, got {dual_clip!r}")
+    if maximum(weight) == 0:
+        raise ValueError(
+            f"expected no dual_clip with adversarial_weight=0, which has no loss to bound, got {dual_clip!r}"
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
-class AdversarialTraining(Targeted):
+class AdversarialTraining(Adversarial):
     """Train on what the adversary makes of the observation: AAJR with κ alone.
 
     Attributes:
-        adversarial_weight: κ in [0, 1], share of the policy loss taken at s + δ_K; a number or schedule.
-        dual_clip: c > 1 bounds the adversarial loss of rows with Â < 0 (Ye 2020); None: no bound.
+        adversarial_weight: κ in [0, 1], share of the policy loss taken at the perturbed observation s + δ_K;
+            a number or a schedule.
+        dual_clip: c > 1, bound on the adversarial loss of rows with Â < 0 (Ye 2020); None: no bound.
+        objective: quantity that the inner adversary maximises: `"kl"`, `"surrogate"`, `"margin"` or
+            `"value"`. In Python also a function `(outputs [B, ..., m], clean) -> [B, ...]`.
+
+    The adversary and its perturbation set have the settings of `AAJR`: steps, step_size, step, start;
+    epsilon, norm, sample_fraction, leaves, mask, scale, low, high.
 
     Source: Madry 2018 (arXiv 1706.06083) with the policy loss for the loss, hence `"surrogate"`.
     """
@@ -49,30 +123,24 @@ class AdversarialTraining(Targeted):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        share("adversarial_weight", self.adversarial_weight)
+        check_share("adversarial_weight", self.adversarial_weight)
         check_dual_clip(self.dual_clip, self.adversarial_weight)
 
     def check(self, distribution: ActionDistribution, *, offers: Collection[Need] = EVERYTHING) -> None:
         super().check(distribution, offers=offers)
         require({"policy_loss"}, offers, self.name)
 
-    def evaluate(
-        self,
-        sample: Sample,
-        *,
-        timestep: float,
-        generator: torch.Generator,
-        state: State | None = None,
-        check: bool = False,
-    ) -> Evaluation:
-        sample = self.drawn(sample, generator, check=check)
-        trajectory = self.climb(sample, timestep=timestep, generator=generator, check=check)
+    @property
+    def adversary(self) -> Objective:
+        return make_objective(self.objective)
+
+    def loss_term(self, sample: Sample, context: Context) -> LossTerm:
+        trajectory = self.attack(sample, context)
         perturbed = perturbed_loss(sample, trajectory.deltas[-1], dual_clip=self.dual_clip)
-        loss = value_at(self.adversarial_weight, timestep) * perturbed.difference
-        if check:
-            check_finite("the adversarial policy loss", loss)
+        loss = value_at(self.adversarial_weight, context.timestep) * perturbed.difference
+        context.check_finite("the adversarial policy loss", loss)
         metrics = {"loss_difference": perturbed.difference.detach(), **perturbed.metrics}
-        return Evaluation(loss, metrics | trajectory_metrics(sample, trajectory, loss))
+        return LossTerm(loss, metrics | trajectory_metrics(sample, trajectory, loss))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,6 +150,8 @@ class NoiseAugmentation(Perturbing):
     Attributes:
         noise_weight: share of the policy loss taken at s + noise, in [0, 1]; a number or schedule. The noise
             is uniform in the perturbation set.
+
+    That has the settings of `AAJR`: epsilon, norm, sample_fraction, leaves, mask, scale, low, high.
     """
 
     name: ClassVar[str] = "noise_augmentation"
@@ -92,30 +162,19 @@ class NoiseAugmentation(Perturbing):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        share("noise_weight", self.noise_weight)
+        check_share("noise_weight", self.noise_weight)
 
     def check(self, distribution: ActionDistribution, *, offers: Collection[Need] = EVERYTHING) -> None:
         super().check(distribution, offers=offers)
         require({"policy_loss"}, offers, self.name)
 
-    def evaluate(
-        self,
-        sample: Sample,
-        *,
-        timestep: float,
-        generator: torch.Generator,
-        state: State | None = None,
-        check: bool = False,
-    ) -> Evaluation:
-        sample = self.drawn(sample, generator, check=check)
-        perturbations = self.perturbations(timestep)
+    def loss_term(self, sample: Sample, context: Context) -> LossTerm:
+        perturbations = self.perturbations(context.timestep)
 
         def draw(obs: Tensor) -> Tensor:
-            return perturbations.sample(obs, generator=generator)
+            return perturbations.sample(obs, generator=context.generator)
 
         perturbed = perturbed_loss(sample, sample.draw(draw))
-        loss = value_at(self.noise_weight, timestep) * perturbed.difference
-        if check:
-            check_finite("the policy loss at noisy observations", loss)
-        metrics = {"loss_difference": perturbed.difference.detach(), **perturbed.metrics}
-        return Evaluation(loss, metrics | {"nonfinite": nonfinite(loss.detach())})
+        loss = value_at(self.noise_weight, context.timestep) * perturbed.difference
+        context.check_finite("the policy loss at noisy observations", loss)
+        return LossTerm(loss, {"loss_difference": perturbed.difference.detach(), **perturbed.metrics})

@@ -3,152 +3,34 @@
 Settings live in the value (picklable, comparable, with a `repr`); what changes during training (a dual
 variable, the vectors of a power iteration) is a state that the learner holds, saves and hands in. A
 regularizer reads the policy through `Sample` alone, so the same object works under RLlib, in a plain
-PyTorch loop and in a test.
+PyTorch loop and in a test. `a + b` is the `Sum` of two.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Collection, Mapping, MutableMapping, Sequence
+from collections.abc import Collection, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
-from typing import TYPE_CHECKING, ClassVar, Self
+from typing import ClassVar, Self, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from marl_aajr.core.distributions import ActionDistribution
 from marl_aajr.core.jacobian import BACKENDS, Backend
-from marl_aajr.core.objectives import EVERYTHING, Clean, Critic, Need, critic_of
+from marl_aajr.core.numerics import check_finite
+from marl_aajr.core.objectives import EVERYTHING, Need
 from marl_aajr.core.policy import Policy
-from marl_aajr.regularizers.shard import Shard, share_of
-
-if TYPE_CHECKING:
-    from marl_aajr.regularizers.combination import Sum
-
-PolicyLoss = Callable[[Tensor, "Sample"], Tensor]
-"""Distribution inputs `[B, ..., m]` and their sample to the policy loss of each row, `[B, ...]`."""
+from marl_aajr.regularizers.sample import Sample
 
 State = MutableMapping[str, Tensor]
 """What a regularizer remembers from one minibatch to the next."""
 
-
-@dataclass(frozen=True)
-class Sample:
-    """One minibatch as a regularizer sees it.
-
-    Attributes:
-        policy: the policy under training, with its fixed columns.
-        obs: clean observations, `[B, ..., d]`.
-        outputs: distribution inputs at `obs`, with their graph, `[B, ..., m]`.
-        mask: rows that count, `[B, ...]` bool; None: all.
-        actions: actions taken; None outside reinforcement learning.
-        log_probs: log π_old(a|s) when they were taken, `[B, ...]`.
-        advantages: Â(s, a), `[B, ...]`.
-        policy_loss: the learner's policy loss, for adversarial losses; None where it has none to offer.
-        values: the critic at perturbed observations, for the objective `value`; None where it reads
-            anything but the agent's own observation. With a `select(index)` if it is bound to its rows.
-        shard: which part of a minibatch these rows are, where several learners share it; None: all of it.
-    """
-
-    policy: Policy
-    obs: Tensor
-    outputs: Tensor
-    mask: Tensor | None = None
-    actions: Tensor | None = None
-    log_probs: Tensor | None = None
-    advantages: Tensor | None = None
-    policy_loss: PolicyLoss | None = None
-    values: Critic | None = None
-    shard: Shard | None = None
-
-    @property
-    def clean(self) -> Clean:
-        """The batch at its clean observations, detached."""
-        return Clean(self.outputs.detach(), self.actions, self.advantages, self.values, self.mask)
-
-    def draw(self, noise: Callable[[Tensor], Tensor]) -> Tensor:
-        """`noise(obs)` for these rows: a row's is the same whether one learner draws it or several."""
-        return noise(self.obs) if self.shard is None else self.shard.draw(noise, self.obs)
-
-    def drawn(self, fraction: float, *, generator: torch.Generator) -> Sample:
-        """A random share of the minibatch's rows; of whole sequences where rows are sequences.
-
-        Of a minibatch that several learners share each keeps its own of the rows that one would have drawn.
-        """
-        total = len(self.obs) if self.shard is None else self.shard.rows
-        count = max(1, round(fraction * total))
-        # Learners with other numbers of rows must come to the same: they count together.
-        if fraction == 1 or (count == total and self.shard is None):
-            return self
-        chosen = share_of(total, count, generator=generator)
-        if self.shard is None:
-            return self.select(chosen)
-        mine, shard = self.shard.among(chosen)
-        if len(mine):
-            return replace(self.select(mine), shard=shard)
-        # None of its rows: one stays, to take part in what all learners do, and does not count.
-        first = torch.zeros(1, dtype=torch.long)
-        sample = self.select(first)
-        nobody = torch.zeros(sample.obs.shape[:-1], dtype=torch.bool, device=sample.obs.device)
-        return replace(sample, mask=nobody, shard=replace(shard, index=first))
-
-    def select(self, index: Tensor) -> Sample:
-        """The rows `index` only."""
-        here = index.to(self.obs.device, non_blocking=True)
-
-        def rows(column: Tensor | None) -> Tensor | None:
-            return None if column is None else column.index_select(0, here)
-
-        return replace(
-            self,
-            policy=self.policy.select(here),
-            obs=self.obs.index_select(0, here),
-            outputs=self.outputs.index_select(0, here),
-            mask=rows(self.mask),
-            actions=rows(self.actions),
-            log_probs=rows(self.log_probs),
-            advantages=rows(self.advantages),
-            values=critic_of(self.values, here),
-            shard=None if self.shard is None else self.shard.select(index),
-        )
-
-    def mean(self, values: Tensor) -> Tensor:
-        """Mean of `values [..., B, ...]` over all leading copies and the rows that count.
-
-        Of a minibatch that several learners share it is the sum over these rows by the average number of
-        rows that count: the mean of all learners' is the mean over the whole minibatch, and so is that of
-        their gradients, however the rows that count are spread.
-        """
-        if self.mask is None and self.shard is None:
-            return values.mean()
-        # where, not a product: a padded row may hold anything, 0 · inf included.
-        kept = values if self.mask is None else torch.where(self.mask, values, 0.0)
-        copies = values.numel() // self.obs.shape[:-1].numel()
-        return kept.sum() / (copies * self._average_count)
-
-    @property
-    def weight(self) -> Tensor:
-        """How many rows count here, by the average over the learners.
-
-        The average of the learners' means over their own rows, times this, is the mean over all rows.
-        """
-        return self._count / self._average_count
-
-    @cached_property
-    def _count(self) -> Tensor:
-        if self.mask is None:
-            return torch.full((), self.obs.shape[:-1].numel(), device=self.obs.device)
-        return self.mask.sum()
-
-    @cached_property
-    def _average_count(self) -> Tensor:
-        """At least that of one row in all."""
-        return self._count.clamp_min(1) if self.shard is None else self.shard.average(self._count)
+_T = TypeVar("_T")
 
 
 @dataclass(frozen=True)
-class Evaluation:
+class LossTerm:
     """A regularizer's answer for one minibatch.
 
     Attributes:
@@ -161,6 +43,29 @@ class Evaluation:
     metrics: Mapping[str, Tensor]
 
 
+@dataclass(frozen=True, kw_only=True)
+class Context:
+    """What a regularizer is given beside the minibatch.
+
+    Attributes:
+        timestep: environment steps so far, for schedules.
+        generator: the only source of randomness.
+        state: as `initial_state` began it; None: as at the beginning.
+        check: raise at the first non-finite number instead of counting it. The learner uses it to
+            name the origin after a count above zero. Without it nothing waits for an accelerator.
+    """
+
+    timestep: float
+    generator: torch.Generator
+    state: State | None = None
+    check: bool = False
+
+    def check_finite(self, name: str, tensor: Tensor) -> None:
+        """Raise `NonFiniteError` where a tensor holds a NaN or an infinity, if that is to be checked."""
+        if self.check:
+            check_finite(name, tensor)
+
+
 class Regularizer(ABC):
     """A penalty on a policy, by the name under which YAML files and the command line know it."""
 
@@ -169,8 +74,8 @@ class Regularizer(ABC):
 
     @property
     def perturbed_leaves(self) -> tuple[str, ...] | None:
-        """The parts of a nested observation that `Sample` has to show, by name; None: all."""
-        return None
+        """The parts of a nested observation that it perturbs, by name, from a setting `leaves`; None: all."""
+        return getattr(self, "leaves", None)
 
     @abstractmethod
     def active(self, timestep: float) -> bool:
@@ -206,7 +111,6 @@ class Regularizer(ABC):
         """The state before the first update; saved in checkpoints, one per module."""
         return {}
 
-    @abstractmethod
     def evaluate(
         self,
         sample: Sample,
@@ -215,17 +119,22 @@ class Regularizer(ABC):
         generator: torch.Generator,
         state: State | None = None,
         check: bool = False,
-    ) -> Evaluation:
-        """The loss term and metrics of one minibatch.
+    ) -> LossTerm:
+        """The loss term and metrics of one minibatch; arguments as in `Context`."""
+        context = Context(timestep=timestep, generator=generator, state=state, check=check)
+        sample = self.rows(sample, generator)
+        context.check_finite("the observations", sample.obs)
+        context.check_finite("the policy's outputs", sample.outputs)
+        term = self.loss_term(sample, context)
+        return LossTerm(term.loss, {"nonfinite": nonfinite(term.loss.detach()), **term.metrics})
 
-        Args:
-            sample: the minibatch.
-            timestep: environment steps so far, for schedules.
-            generator: the only source of randomness.
-            state: as `initial_state` began it; None: as at the beginning.
-            check: raise at the first non-finite number instead of counting it. The learner uses it to
-                name the origin after a count above zero. Without it nothing waits for an accelerator.
-        """
+    def rows(self, sample: Sample, generator: torch.Generator) -> Sample:
+        """The rows of a minibatch that are regularised."""
+        return sample
+
+    @abstractmethod
+    def loss_term(self, sample: Sample, context: Context) -> LossTerm:
+        """What is added to the loss for these rows; `evaluate` counts what is not finite in it."""
 
     def after_update(self, state: State, metrics: Mapping[str, float]) -> None:
         """Move the state once after an update, given the metrics averaged over minibatches and learners."""
@@ -237,35 +146,147 @@ class Regularizer(ABC):
         return type(self).constrain is not Regularizer.constrain
 
     def constrain(self, module: nn.Module, state: State, *, exact: bool = False) -> Mapping[str, Tensor]:
-        """Bring the weights back into the permitted set, in place; metrics as in `Evaluation`.
+        """Bring the weights back into the permitted set, in place; metrics as in `LossTerm`.
 
         Args:
             module: the actor's network, and nothing else.
-            state: as for `evaluate`.
+            state: as in `Context`.
             exact: spare no effort. The learner asks for it after the last step of an update, and for a
                 cheap approximation after each of the others.
         """
         return {}
 
     def __add__(self, other: Regularizer) -> Sum:
-        from marl_aajr.regularizers.combination import Sum
-
         return Sum(members=(self, other))
 
 
-def ppo_policy_loss(clip: float) -> PolicyLoss:
-    """The clipped surrogate of PPO per row, −min(Â r, Â clip(r, 1 − clip, 1 + clip)), r = π(a|·)/π_old(a|s).
+@dataclass(frozen=True, kw_only=True)
+class Sum(Regularizer):
+    """The sum of its members; `a + b` makes one.
 
-    Source: Schulman 2017 (arXiv 1707.06347), equation 7.
+    Attributes:
+        members: the regularizers, at least two; sums among them are taken apart.
+
+    Raises:
+        ValueError: fewer than two members, or something else among them.
+
+    Example:
+        >>> AAJR(coefficient=3e-3) + SmoothPolicy(coefficient=0.1)
     """
 
-    def loss(outputs: Tensor, sample: Sample) -> Tensor:
-        assert sample.actions is not None
-        assert sample.log_probs is not None
-        assert sample.advantages is not None
-        log_probs = sample.policy.distribution.log_prob(outputs, sample.actions)
-        ratio = (log_probs - sample.log_probs).exp()
-        clipped = ratio.clamp(1 - clip, 1 + clip)
-        return -torch.min(sample.advantages * ratio, sample.advantages * clipped)
+    name: ClassVar[str] = "sum"
+    summary: ClassVar[str] = "several regularizers at once; members: a list of {name: ..., settings}"
 
-    return loss
+    members: tuple[Regularizer, ...]
+
+    def __post_init__(self) -> None:
+        flat: list[Regularizer] = []
+        for member in self.members:
+            if not isinstance(member, Regularizer):
+                raise ValueError(f"expected regularizers as members of a sum, got {member!r}")
+            flat += member.members if isinstance(member, Sum) else [member]
+        if len(flat) < 2:
+            raise ValueError(f"expected at least two members in a sum, got {len(flat)}")
+        leaves = {member.perturbed_leaves for member in flat if hasattr(member, "leaves")}
+        if len(leaves) > 1:
+            raise ValueError(
+                "expected members of a sum to perturb the same leaves, got "
+                f"{' and '.join(sorted(map(str, leaves)))}; name all of them, and use mask"
+            )
+        object.__setattr__(self, "members", tuple(flat))
+
+    @property
+    def perturbed_leaves(self) -> tuple[str, ...] | None:
+        return next((member.perturbed_leaves for member in self.members if hasattr(member, "leaves")), None)
+
+    @property
+    def labelled(self) -> tuple[tuple[str, Regularizer], ...]:
+        """Each member with a name of its own: `aajr`, `smooth_policy`, a second `aajr_2`."""
+        count: dict[str, int] = {}
+        labelled = []
+        for member in self.members:
+            count[member.name] = number = count.get(member.name, 0) + 1
+            labelled.append((member.name if number == 1 else f"{member.name}_{number}", member))
+        return tuple(labelled)
+
+    def active(self, timestep: float) -> bool:
+        return any(member.active(timestep) for member in self.members)
+
+    def check(self, distribution: ActionDistribution, *, offers: Collection[Need] = EVERYTHING) -> None:
+        for member in self.members:
+            member.check(distribution, offers=offers)
+
+    def fitted(self, policy: Policy, obs: Tensor, *, backends: Sequence[Backend] = BACKENDS) -> Self:
+        fitted = (member.fitted(policy, obs, backends=backends) for member in self.members)
+        return replace(self, members=tuple(fitted))
+
+    def ramped(self, start: float, end: float) -> Self:
+        return replace(self, members=tuple(member.ramped(start, end) for member in self.members))
+
+    def initial_state(self) -> dict[str, Tensor]:
+        return {
+            f"{label}/{key}": value
+            for label, member in self.labelled
+            for key, value in member.initial_state().items()
+        }
+
+    def loss_term(self, sample: Sample, context: Context) -> LossTerm:
+        total: Tensor | None = None
+        nonfinite: Tensor | None = None
+        metrics: dict[str, Tensor] = {}
+        for label, member in self.labelled:
+            if not member.active(context.timestep):
+                continue
+            own = None if context.state is None else _own(context.state, label)
+            answer = member.evaluate(
+                sample,
+                timestep=context.timestep,
+                generator=context.generator,
+                state=own,
+                check=context.check,
+            )
+            _put_back(context.state, label, own)
+            metrics |= {f"{label}/{key}": value for key, value in answer.metrics.items()}
+            total = answer.loss if total is None else total + answer.loss
+            count = answer.metrics["nonfinite"]
+            nonfinite = count if nonfinite is None else nonfinite + count
+        assert total is not None
+        assert nonfinite is not None
+        return LossTerm(total, metrics | {"nonfinite": nonfinite})
+
+    def after_update(self, state: State, metrics: Mapping[str, float]) -> None:
+        for label, member in self.labelled:
+            # A member that a schedule has kept out of this update has no metrics.
+            if own_metrics := _own(metrics, label):
+                own = _own(state, label)
+                member.after_update(own, own_metrics)
+                _put_back(state, label, own)
+
+    @property
+    def constrains(self) -> bool:
+        return any(member.constrains for member in self.members)
+
+    def constrain(self, module: nn.Module, state: State, *, exact: bool = False) -> Mapping[str, Tensor]:
+        metrics: dict[str, Tensor] = {}
+        for label, member in self.labelled:
+            own = _own(state, label)
+            answer = member.constrain(module, own, exact=exact)
+            _put_back(state, label, own)
+            metrics |= {f"{label}/{key}": value for key, value in answer.items()}
+        return metrics
+
+
+def nonfinite(total: Tensor) -> Tensor:
+    """1 where a scalar is NaN or infinite, else 0: ∞ − ∞ and NaN − NaN are NaN."""
+    return (total - total != 0).long()
+
+
+def _own(entries: Mapping[str, _T], label: str) -> dict[str, _T]:
+    """A member's entries, under the keys that it knows."""
+    prefix = f"{label}/"
+    return {key.removeprefix(prefix): value for key, value in entries.items() if key.startswith(prefix)}
+
+
+def _put_back(state: State | None, label: str, own: Mapping[str, Tensor] | None) -> None:
+    if state is not None and own is not None:
+        state.update({f"{label}/{key}": value for key, value in own.items()})

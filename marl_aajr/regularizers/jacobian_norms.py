@@ -18,15 +18,14 @@ from typing import ClassVar, Literal, Self, get_args
 import torch
 from torch import Tensor
 
-from marl_aajr.core.ascent import Trajectory
 from marl_aajr.core.jacobian import BACKENDS, Backend
-from marl_aajr.core.numerics import check_finite
 from marl_aajr.core.output_maps import cotangent
 from marl_aajr.core.policy import Policy
-from marl_aajr.core.values import one_of, value_at
-from marl_aajr.regularizers.adversarial import nonfinite, trajectory_metrics
-from marl_aajr.regularizers.base import Evaluation, Sample, State
+from marl_aajr.core.values import one_of, value_at, whole
+from marl_aajr.regularizers.adversarial import trajectory_metrics
+from marl_aajr.regularizers.base import Context, LossTerm
 from marl_aajr.regularizers.jacobian_penalty import JacobianPenalty, gain_metrics
+from marl_aajr.regularizers.sample import Sample
 
 At = Literal["clean", "trajectory"]
 Projection = Literal["input", "output"]
@@ -47,27 +46,19 @@ class JacobianNorm(JacobianPenalty):
         super().__post_init__()
         one_of("at", self.at, get_args(At))
 
-    def evaluate(
-        self,
-        sample: Sample,
-        *,
-        timestep: float,
-        generator: torch.Generator,
-        state: State | None = None,
-        check: bool = False,
-    ) -> Evaluation:
-        sample = self.drawn(sample, generator, check=check)
+    def loss_term(self, sample: Sample, context: Context) -> LossTerm:
         points, trajectory = sample.obs.unsqueeze(0), None
         if self.at == "trajectory":
-            trajectory = self.climb(sample, timestep=timestep, generator=generator, check=check)
+            trajectory = self.attack(sample, context)
             points = sample.obs + trajectory.deltas[: self.steps]
-        squared = self.squared_norms(sample, points, generator)
-        if check:
-            check_finite("the squared norm of the Jacobian", squared)
+        squared = self.squared_norms(sample, points, context.generator)
+        context.check_finite("the squared norm of the Jacobian", squared)
         penalty = sample.mean(squared)
-        loss = value_at(self.coefficient, timestep) * penalty
+        loss = value_at(self.coefficient, context.timestep) * penalty
         metrics = {"penalty": penalty.detach(), **gain_metrics(sample, squared)}
-        return Evaluation(loss, metrics | _adversary_metrics(sample, trajectory, loss))
+        if trajectory is not None:
+            metrics |= trajectory_metrics(sample, trajectory, loss)
+        return LossTerm(loss, metrics)
 
     @abstractmethod
     def squared_norms(self, sample: Sample, points: Tensor, generator: torch.Generator) -> Tensor:
@@ -127,10 +118,7 @@ class Frobenius(JacobianNorm):
     def __post_init__(self) -> None:
         super().__post_init__()
         one_of("projection", self.projection, get_args(Projection))
-        if isinstance(self.projections, bool) or not (
-            isinstance(self.projections, int) and self.projections >= 1
-        ):
-            raise ValueError(f"expected an integer projections ≥ 1, got {self.projections!r}")
+        whole("projections", self.projections)
         if self.projection == "output" and self.backend != "auto":
             raise ValueError(
                 f"expected no backend with projection='output', which takes no Jacobian-vector product, got "
@@ -196,10 +184,7 @@ class Spectral(JacobianNorm):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if isinstance(self.iterations, bool) or not (
-            isinstance(self.iterations, int) and self.iterations >= 1
-        ):
-            raise ValueError(f"expected an integer iterations ≥ 1, got {self.iterations!r}")
+        whole("iterations", self.iterations)
 
     def squared_norms(self, sample: Sample, points: Tensor, generator: torch.Generator) -> Tensor:
         z = _unit(self.noise(sample, len(points), generator))
@@ -217,9 +202,3 @@ class Spectral(JacobianNorm):
 def _unit(vectors: Tensor) -> Tensor:
     norm = torch.linalg.vector_norm(vectors, dim=-1, keepdim=True)
     return vectors / norm.clamp_min(torch.finfo(vectors.dtype).tiny)
-
-
-def _adversary_metrics(sample: Sample, trajectory: Trajectory | None, loss: Tensor) -> dict[str, Tensor]:
-    if trajectory is None:
-        return {"nonfinite": nonfinite(loss.detach())}
-    return trajectory_metrics(sample, trajectory, loss)

@@ -13,30 +13,33 @@ from torch.autograd.function import once_differentiable
 from marl_aajr.core.distributions import ActionDistribution
 from marl_aajr.core.jacobian import BACKENDS, JVP_BACKENDS, Backend, JVPBackend, jvp, resolve_backend
 from marl_aajr.core.numerics import ALL_ROWS, point_blocks
-from marl_aajr.core.objectives import EVERYTHING, Need
+from marl_aajr.core.objectives import EVERYTHING, Need, Objective, ObjectiveLike, make_objective
 from marl_aajr.core.output_maps import METRICS, OUTPUT_MAPS, Metric, OutputMap, check_output_map, squared_gain
 from marl_aajr.core.policy import Policy
 from marl_aajr.core.values import Schedule, one_of
-from marl_aajr.regularizers.adversarial import Targeted
-from marl_aajr.regularizers.base import Sample
+from marl_aajr.regularizers.adversarial import Adversarial
+from marl_aajr.regularizers.sample import Sample
 
 _OUTPUTS_WITH_METRIC = ("probs", "fisher")
 
 
 @dataclass(frozen=True, kw_only=True)
-class JacobianPenalty(Targeted):
+class JacobianPenalty(Adversarial):
     """A penalty on ‖J_φ z‖² for some directions z at some points.
 
     Attributes:
+        objective: quantity that the inner adversary maximises: `"kl"`, `"surrogate"`, `"margin"` or
+            `"value"`. In Python also a function `(outputs [B, ..., m], clean) -> [B, ...]`.
         coefficient: λ ≥ 0, weight of the penalty: a number or a schedule, `'[[env_step, value], ...]'`.
         output: φ, output whose sensitivity counts: `"logits"`, `"mean"`, `"probs"` or `"fisher"`.
-        metric: whether gradients flow through p or σ of the output map: `"detached"` or `"full"`.
-        backend: how Jacobian-vector products are computed: `"auto"`, `"forward"`, `"double"`,
+        metric: whether gradients flow through p or σ of the output map: `"full"`, or not: `"detached"`.
+        backend: how Jacobian-vector products are computed: `"auto"`, `"mlp"`, `"forward"`, `"double"` or
             `"central"` (`marl_aajr.core.jacobian`).
     """
 
     weights: ClassVar[tuple[str, ...]] = ("coefficient",)
 
+    objective: ObjectiveLike = "kl"
     coefficient: Schedule = 1e-3
     output: OutputMap = "logits"
     metric: Metric = "detached"
@@ -53,6 +56,10 @@ class JacobianPenalty(Targeted):
                 "use output='probs' or 'fisher'"
             )
 
+    @property
+    def adversary(self) -> Objective:
+        return make_objective(self.objective)
+
     def check(self, distribution: ActionDistribution, *, offers: Collection[Need] = EVERYTHING) -> None:
         super().check(distribution, offers=offers)
         check_output_map(self.output, distribution)
@@ -60,7 +67,7 @@ class JacobianPenalty(Targeted):
     def fitted(self, policy: Policy, obs: Tensor, *, backends: Sequence[Backend] = BACKENDS) -> Self:
         return replace(self, backend=resolve_backend(policy, obs, self.backend, allowed=backends))
 
-    def penalty(
+    def mean_squared_gain(
         self, sample: Sample, deltas: Tensor, directions: Tensor, form: Callable[[Tensor], Tensor]
     ) -> tuple[Tensor, Tensor]:
         """The mean of `form(‖J_φ z‖²)` at T points s + δ of each row, and the squares, detached.

@@ -9,6 +9,7 @@ these penalise the height reached.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from math import sqrt
 from typing import ClassVar, Literal, get_args
@@ -18,13 +19,13 @@ from torch import Tensor
 
 from marl_aajr.core.ascent import AUTO, Trajectory
 from marl_aajr.core.distributions import ActionDistribution, DiagGaussian
-from marl_aajr.core.numerics import check_finite
 from marl_aajr.core.objectives import BoundObjective, Clean, Objective, OutputObjective
 from marl_aajr.core.output_maps import check_output_map, safe_sqrt, squared_distance
 from marl_aajr.core.policy import Policy
 from marl_aajr.core.values import Schedule, one_of, value_at
 from marl_aajr.regularizers.adversarial import Adversarial, trajectory_metrics
-from marl_aajr.regularizers.base import Evaluation, Sample, State
+from marl_aajr.regularizers.base import Context, LossTerm
+from marl_aajr.regularizers.sample import Sample
 
 DistanceOutput = Literal["logits", "probs", "mean"]
 
@@ -84,37 +85,20 @@ class Smoothness(Adversarial):
     """A penalty at the point δ_K that its own adversary found.
 
     Attributes:
-        coefficient: λ ≥ 0, weight of the penalty; a number or `[[env_step, value], ...]`.
+        coefficient: λ ≥ 0, weight of the penalty: a number or a schedule, `'[[env_step, value], ...]'`.
     """
 
     weights: ClassVar[tuple[str, ...]] = ("coefficient",)
 
     coefficient: Schedule = 1e-1
 
-    def evaluate(
-        self,
-        sample: Sample,
-        *,
-        timestep: float,
-        generator: torch.Generator,
-        state: State | None = None,
-        check: bool = False,
-    ) -> Evaluation:
-        sample = self.drawn(sample, generator, check=check)
-        trajectory = self.attack(sample, timestep=timestep, generator=generator, check=check)
+    def loss_term(self, sample: Sample, context: Context) -> LossTerm:
+        trajectory = self.attack(sample, context)
         differences = self.differences(sample, trajectory.deltas[-1])
-        if check:
-            check_finite("the difference of the outputs at s + δ_K", differences)
+        context.check_finite("the difference of the outputs at s + δ_K", differences)
         penalty = sample.mean(differences)
-        loss = value_at(self.coefficient, timestep) * penalty
-        metrics = {"penalty": penalty.detach()}
-        return Evaluation(loss, metrics | trajectory_metrics(sample, trajectory, loss))
-
-    def attack(
-        self, sample: Sample, *, timestep: float, generator: torch.Generator, check: bool
-    ) -> Trajectory:
-        """The path to δ_K; what is penalised there needs no second pass for its value."""
-        return self.climb(sample, timestep=timestep, generator=generator, check=check)
+        loss = value_at(self.coefficient, context.timestep) * penalty
+        return LossTerm(loss, {"penalty": penalty.detach(), **trajectory_metrics(sample, trajectory, loss)})
 
     def differences(self, sample: Sample, delta: Tensor) -> Tensor:
         """What is penalised, at s + δ, with its graph, `[B, ...]`."""
@@ -153,27 +137,27 @@ class SmoothPolicy(Smoothness):
         return ActionDifference()
 
     def attack(
-        self, sample: Sample, *, timestep: float, generator: torch.Generator, check: bool
+        self,
+        sample: Sample,
+        context: Context,
+        *,
+        start: Tensor | None = None,
+        gradient_noise: Callable[[int], Tensor] | None = None,
     ) -> Trajectory:
         if not self.langevin:
-            return super().attack(sample, timestep=timestep, generator=generator, check=check)
-        size = self.size_at(timestep)
+            return super().attack(sample, context, start=start, gradient_noise=gradient_noise)
+        size = self.step_size_at(context.timestep)
         assert not isinstance(size, str)
 
         def normal(obs: Tensor) -> Tensor:
-            return torch.empty_like(obs).normal_(generator=generator)
+            return torch.empty_like(obs).normal_(generator=context.generator)
 
-        def gradient_noise(t: int) -> Tensor:
+        def langevin(t: int) -> Tensor:
             return _LANGEVIN_BATCH * sqrt(2 * size * _LANGEVIN_BETA) / (t + 2) * sample.draw(normal)
 
-        return self.climb(
-            sample,
-            timestep=timestep,
-            generator=generator,
-            check=check,
-            start=size * sample.draw(normal).sign() if self.start is None else None,
-            gradient_noise=gradient_noise,
-        )
+        if start is None and self.start is None:
+            start = size * sample.draw(normal).sign()
+        return super().attack(sample, context, start=start, gradient_noise=langevin)
 
 
 _LANGEVIN_BETA = 1e-5

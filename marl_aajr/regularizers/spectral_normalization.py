@@ -18,7 +18,8 @@ from torch import Tensor, nn
 
 from marl_aajr.core.distributions import ActionDistribution
 from marl_aajr.core.objectives import EVERYTHING, Need
-from marl_aajr.regularizers.base import Evaluation, Regularizer, Sample, State
+from marl_aajr.regularizers.base import Context, LossTerm, Regularizer, State
+from marl_aajr.regularizers.sample import Sample
 
 _Convolution = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
@@ -57,17 +58,8 @@ class SpectralNormalization(Regularizer):
     def check(self, distribution: ActionDistribution, *, offers: Collection[Need] = EVERYTHING) -> None:
         return
 
-    def evaluate(
-        self,
-        sample: Sample,
-        *,
-        timestep: float,
-        generator: torch.Generator,
-        state: State | None = None,
-        check: bool = False,
-    ) -> Evaluation:
-        zero = sample.outputs.new_zeros(())
-        return Evaluation(zero, {"nonfinite": torch.zeros_like(zero)})
+    def loss_term(self, sample: Sample, context: Context) -> LossTerm:
+        return LossTerm(sample.outputs.new_zeros(()), {})
 
     @torch.no_grad()
     def constrain(self, module: nn.Module, state: State, *, exact: bool = False) -> Mapping[str, Tensor]:

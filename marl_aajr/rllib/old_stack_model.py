@@ -23,7 +23,7 @@ from torch import Tensor
 
 from marl_aajr.core.distributions import ActionDistribution
 from marl_aajr.core.policy import Policy
-from marl_aajr.regularizers.base import PolicyLoss, Sample
+from marl_aajr.regularizers.sample import PolicyLoss, Sample
 from marl_aajr.rllib.plugin.observation_layout import Leaves, ObservationLayout
 
 _STATE = "state_"

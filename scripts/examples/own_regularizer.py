@@ -9,12 +9,11 @@ from collections.abc import Collection
 from dataclasses import dataclass
 from typing import ClassVar
 
-import torch
 from ray.rllib.algorithms.ppo import PPOConfig
 
 from marl_aajr import Regularizer, register, robustify
 from marl_aajr.core.distributions import ActionDistribution
-from marl_aajr.regularizers import Evaluation, Sample, State
+from marl_aajr.regularizers import Context, LossTerm, Sample
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,19 +35,9 @@ class SmallLogits(Regularizer):
     def check(self, distribution: ActionDistribution, *, offers: Collection[str] = ()) -> None:
         """Every policy has distribution inputs."""
 
-    def evaluate(
-        self,
-        sample: Sample,
-        *,
-        timestep: float,
-        generator: torch.Generator,
-        state: State | None = None,
-        check: bool = False,
-    ) -> Evaluation:
+    def loss_term(self, sample: Sample, context: Context) -> LossTerm:
         penalty = sample.mean(sample.outputs.square().sum(-1))
-        loss = self.coefficient * penalty
-        nonfinite = (~loss.detach().isfinite()).long()
-        return Evaluation(loss, {"penalty": penalty.detach(), "nonfinite": nonfinite})
+        return LossTerm(self.coefficient * penalty, {"penalty": penalty.detach()})
 
 
 config = (

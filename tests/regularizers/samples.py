@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from marl_aajr.core.policy import ModulePolicy
-from marl_aajr.regularizers import Evaluation, Regularizer, Sample, State, make_regularizer, ppo_policy_loss
+from marl_aajr.regularizers import LossTerm, Regularizer, Sample, State, make_regularizer, ppo_policy_loss
 from tests.networks import generator, observations, random_actions
 
 EXAMPLES: dict[str, dict[str, object]] = {
@@ -52,11 +52,11 @@ def evaluate(
     seed: int = 0,
     timestep: float = 0,
     state: State | None = None,
-) -> Evaluation:
+) -> LossTerm:
     return regularizer.evaluate(sample, timestep=timestep, generator=generator(seed), state=state)
 
 
-def gradients(evaluation: Evaluation, parameters: list[torch.nn.Parameter]) -> tuple[Tensor, ...]:
+def gradients(evaluation: LossTerm, parameters: list[torch.nn.Parameter]) -> tuple[Tensor, ...]:
     """Of the loss, with zeros where a parameter does not take part."""
     found = torch.autograd.grad(evaluation.loss, parameters, allow_unused=True)
     return tuple(torch.zeros_like(p) if g is None else g for p, g in zip(parameters, found, strict=True))

@@ -146,8 +146,8 @@ def test_the_secant_approaches_the_penalty_as_the_steps_shrink() -> None:
 def test_the_step_size_follows_its_schedule_or_the_curvature() -> None:
     sample = sample_of(tanh_policy(Categorical(5)))
     scheduled = replace(WHOLE, step_size=[[0, 0.1], [100, 0.7]])  # type: ignore[arg-type]
-    assert [scheduled.size_at(t) for t in (0, 100)] == pytest.approx([0.03, 0.21])
-    assert replace(scheduled, step="raw").size_at(0) == 0.1
+    assert [scheduled.step_size_at(t) for t in (0, 100)] == pytest.approx([0.03, 0.21])
+    assert replace(scheduled, step="raw").step_size_at(0) == 0.1
     fixed = replace(WHOLE, step_size=0.7)
     torch.testing.assert_close(evaluate(scheduled, sample, timestep=100).loss, evaluate(fixed, sample).loss)
     automatic = evaluate(replace(WHOLE, step_size="auto", step="raw", steps=5), sample)

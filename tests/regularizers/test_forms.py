@@ -9,7 +9,7 @@ import torch
 
 from marl_aajr.core.distributions import Categorical
 from marl_aajr.regularizers import AAJR, State
-from marl_aajr.regularizers.forms import apply_form
+from marl_aajr.regularizers.aajr import apply_form
 from tests.networks import linear_policy, parameters, tanh_policy
 from tests.regularizers.samples import evaluate, gradients, sample_of
 

@@ -11,7 +11,7 @@ from marl_aajr.core.ascent import ascend
 from marl_aajr.core.distributions import Categorical
 from marl_aajr.core.objectives import KL
 from marl_aajr.regularizers import AAJR, Sample, ppo_policy_loss
-from marl_aajr.regularizers.perturbed_loss import perturbed_loss
+from marl_aajr.regularizers.augmentation import perturbed_loss
 from tests.networks import generator, linear_policy, tanh_policy
 from tests.regularizers.samples import evaluate, sample_of
 

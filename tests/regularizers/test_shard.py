@@ -12,8 +12,8 @@ from torch import Tensor
 
 from marl_aajr.core.distributions import Categorical
 from marl_aajr.core.policy import ModulePolicy
-from marl_aajr.regularizers import REGULARIZERS, Evaluation, Regularizer, Sample, make_regularizer
-from marl_aajr.regularizers.shard import Shard, share_of
+from marl_aajr.regularizers import REGULARIZERS, LossTerm, Regularizer, Sample, make_regularizer
+from marl_aajr.regularizers.sample import Shard, share_of
 from tests.networks import generator, parameters, tanh_policy
 from tests.regularizers.samples import evaluate, example, gradients, sample_of
 
@@ -57,7 +57,7 @@ def rows_of(whole: Sample, part: int, learners: int) -> Sample:
     return replace(own, outputs=own.policy(own.obs))  # a graph of its own
 
 
-def assert_average(evaluations: Sequence[Evaluation], whole: Evaluation, policy: ModulePolicy) -> None:
+def assert_average(evaluations: Sequence[LossTerm], whole: LossTerm, policy: ModulePolicy) -> None:
     losses = torch.stack([evaluation.loss for evaluation in evaluations])
     torch.testing.assert_close(losses.mean(), whole.loss, rtol=1e-9, atol=1e-12)
     for name, value in whole.metrics.items():
@@ -103,8 +103,8 @@ def test_they_regularise_the_rows_that_one_would(name: str, learners: int, fract
 def test_the_rows_drawn_are_those_of_one_learner_each_once() -> None:
     policy = tanh_policy(Categorical(5))
     whole = sample_of(policy, rows=12)
-    expected = whole.drawn(0.5, generator=generator()).obs
-    drawn = parts(whole, 3, lambda sample: sample.drawn(0.5, generator=generator()))
+    expected = whole.subset(0.5, generator=generator()).obs
+    drawn = parts(whole, 3, lambda sample: sample.subset(0.5, generator=generator()))
     places = torch.cat([sample.shard.index for sample in drawn])
     assert sorted(places.tolist()) == list(range(6))
     assert torch.equal(torch.cat([sample.obs for sample in drawn])[places.argsort()], expected)
@@ -116,7 +116,7 @@ def test_noise_belongs_to_rows() -> None:
 
     def noise(sample: Sample) -> Tensor:
         draws = generator()
-        sample = sample.drawn(0.5, generator=draws)
+        sample = sample.subset(0.5, generator=draws)
         return sample.draw(lambda obs: obs + torch.empty_like(obs).normal_(generator=draws))
 
     drawn = parts(whole, 2, noise)

@@ -26,7 +26,7 @@ from torch import Tensor
 from marl_aajr import AAJR
 from marl_aajr.core.distributions import from_space
 from marl_aajr.core.jacobian import BACKENDS
-from marl_aajr.regularizers import Evaluation, Regularizer, ppo_policy_loss
+from marl_aajr.regularizers import LossTerm, Regularizer, ppo_policy_loss
 from marl_aajr.regularizers.adversarial import Perturbing
 from marl_aajr.rllib.networks import FlatActorCritic, MAPPOModule
 from marl_aajr.rllib.plugin.regularized_module import RegularizedModule
@@ -199,7 +199,7 @@ def regularized(case: Case, regularizer: Regularizer, module: Any) -> Regularize
     )
 
 
-def evaluated(of: RegularizedModule, columns: dict[str, Any]) -> Evaluation:
+def evaluated(of: RegularizedModule, columns: dict[str, Any]) -> LossTerm:
     sample = of.sample(columns, None)
     fitted = of.regularizer.fitted(sample.policy, sample.obs)
     return fitted.evaluate(sample, timestep=0, generator=generator(), check=True)

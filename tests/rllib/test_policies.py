@@ -19,7 +19,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from marl_aajr import AAJR, make_regularizer, robustify
 from marl_aajr.core import jacobian
-from marl_aajr.regularizers import REGULARIZERS, Evaluation, Sample
+from marl_aajr.regularizers import REGULARIZERS, LossTerm, Sample
 from marl_aajr.rllib.plugin.module_policy import module_distribution, module_policy
 from marl_aajr.rllib.sampling.env import register
 from tests.rllib.learners import ppo_config, update
@@ -244,7 +244,7 @@ def test_rllibs_own_lstm_trains_in_rllibs_own_pipeline(monkeypatch: pytest.Monke
     samples: list[Sample] = []
     evaluate = AAJR.evaluate
 
-    def spy(self: AAJR, sample: Sample, **kwargs: Any) -> Evaluation:
+    def spy(self: AAJR, sample: Sample, **kwargs: Any) -> LossTerm:
         samples.append(sample)
         return evaluate(self, sample, **kwargs)
 

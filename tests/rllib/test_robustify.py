@@ -19,7 +19,7 @@ from marl_aajr.core.ascent import ascend
 from marl_aajr.core.numerics import NonFiniteError
 from marl_aajr.core.objectives import KL
 from marl_aajr.core.threat import PerturbationSet
-from marl_aajr.regularizers import REGULARIZERS, Evaluation, Regularizer, Sample, make_regularizer
+from marl_aajr.regularizers import REGULARIZERS, LossTerm, Regularizer, Sample, make_regularizer
 from marl_aajr.rllib.plugin.learner import RobustLearnerMixin
 from tests.rllib.learners import build_learner, ppo_batch, ppo_config, update, weights
 
@@ -102,7 +102,7 @@ def test_the_added_loss_is_the_regularizers(monkeypatch: pytest.MonkeyPatch) -> 
     seen: list[tuple[float, float, float]] = []
     evaluate = AAJR.evaluate
 
-    def spy(self: AAJR, sample: Sample, **kwargs: Any) -> Evaluation:
+    def spy(self: AAJR, sample: Sample, **kwargs: Any) -> LossTerm:
         state = kwargs["generator"].get_state()
         evaluation = evaluate(self, sample, **kwargs)
         kwargs["generator"].set_state(state)

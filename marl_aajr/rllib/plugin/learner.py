@@ -12,7 +12,7 @@ from ray.rllib.core.learner.torch.torch_learner import TorchLearner
 from ray.rllib.utils.metrics import NUM_ENV_STEPS_SAMPLED_LIFETIME
 from torch import Tensor
 
-from marl_aajr.regularizers.base import PolicyLoss, ppo_policy_loss
+from marl_aajr.regularizers.sample import PolicyLoss, ppo_policy_loss
 from marl_aajr.rllib.internals import (
     OpenTorchLearner,
     adapt,

@@ -19,8 +19,8 @@ from marl_aajr.core.distributions import ActionDistribution
 from marl_aajr.core.jacobian import Backend
 from marl_aajr.core.numerics import NonFiniteError
 from marl_aajr.core.objectives import Need
-from marl_aajr.regularizers.base import Evaluation, PolicyLoss, Regularizer, Sample
-from marl_aajr.regularizers.shard import Shard
+from marl_aajr.regularizers.base import LossTerm, Regularizer
+from marl_aajr.regularizers.sample import PolicyLoss, Sample, Shard
 from marl_aajr.rllib.internals import actor_network
 from marl_aajr.rllib.plugin.agreement import add_up
 from marl_aajr.rllib.plugin.module_policy import (
@@ -159,7 +159,7 @@ class Regularized:
         if self.state:
             self.regularizer.after_update(self.state, report.metrics)
 
-    def _evaluate(self, sample: Sample, *, timestep: float, key: str, check: bool = False) -> Evaluation:
+    def _evaluate(self, sample: Sample, *, timestep: float, key: str, check: bool = False) -> LossTerm:
         seed = zlib.crc32(f"{key}/{self.name}".encode())
         generator = torch.Generator(device=sample.obs.device).manual_seed(seed)
         return self.regularizer.evaluate(
