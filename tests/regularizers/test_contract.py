@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import pickle
 from dataclasses import fields, replace
 from typing import Any
@@ -13,6 +14,7 @@ from torch import Tensor
 
 from marl_aajr.core.distributions import ActionDistribution, Categorical
 from marl_aajr.core.numerics import NonFiniteError
+from marl_aajr.core.settings import attributes
 from marl_aajr.regularizers import (
     AAJR,
     REGULARIZERS,
@@ -199,3 +201,11 @@ def test_the_defaults_are_shared() -> None:
         for setting in ("epsilon", "norm", "steps", "step_size", "step", "sample_fraction"):
             if hasattr(regularizer, setting):
                 assert getattr(regularizer, setting) == getattr(reference, setting), (name, setting)
+
+
+def test_aajr_says_all_of_its_settings_in_the_words_of_the_classes_that_share_them() -> None:
+    described = attributes(inspect.getdoc(AAJR) or "")
+    assert set(described) == {field.name for field in fields(AAJR)}
+    for base in AAJR.__mro__[1:]:
+        for name, text in attributes(inspect.cleandoc(base.__doc__ or "")).items():
+            assert described[name] == text, (base.__name__, name)
