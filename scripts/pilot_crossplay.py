@@ -73,14 +73,14 @@ def _rows(run: Path, *, of: str, **protocol: Any) -> list[dict[str, Any]]:
     other = run.with_name(f"simple_tag_v3-none-s{(config.seed + 1) % SEEDS}")
     victim, stranger = Victim.load(run / "victim"), Victim.load(other / "victim")
     crossed = replace(victim, modules={**victim.modules, of: stranger.modules[of]})
-    evaluation = evaluate(crossed, team=PURSUER, workers=1, **protocol).to_json()
+    evaluation = evaluate(crossed, team=PURSUER, workers=1, **protocol)
     common = {
         "run": run.name,
         "seed": config.seed,
         "config": config.model_dump_json(),
         "stranger": other.name,
     }
-    played = (row for actions in (evaluation, *evaluation["others"]) for row in outcomes(actions))
+    played = (row for actions in evaluation.results for row in outcomes(actions))
     return [common | {name: row.get(name) for name in COLUMNS} for row in played]
 
 

@@ -154,7 +154,7 @@ class TestAttacked:
         expected = evaluate(victim, spec, attacks=[("fgsm", 0.5)], episodes=3, num_envs=3).attacks[0]
         assert expected.success_rate > 0
         env = attacked(spread(), "fgsm", victim, epsilon=0.5)
-        for i, total in enumerate(expected.outcome.returns):
+        for i, total in enumerate(expected.returns):
             seed = np.random.SeedSequence(0, spawn_key=(i, 0)).generate_state(1)[0] >> 1
             obs, _ = env.reset(seed=int(seed))
             memory, earned = victim.memory(), 0.0

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from typing import ClassVar, Literal, Self
 
 import torch
@@ -186,23 +186,9 @@ class Attack(ABC):
         Raises:
             ValueError: it is not defined for the distribution.
         """
-        name = self.objective
-        if name == AUTO:
-            name = "kl" if isinstance(distribution, DiagGaussian) else "margin"
-        objective = make_objective(name)
+        objective = make_objective(resolve_objective(self.objective, distribution))
         objective.check(distribution)
         return objective
-
-    @property
-    def settings(self) -> str:
-        """The settings without the radius, as they were passed: `"PGD(norm='linf', steps=10, ...)"`."""
-        budget = {f.name: getattr(self.perturbations, f.name) for f in fields(self.perturbations)}
-        own = {f.name: getattr(self, f.name) for f in fields(self) if f.repr}
-        shown = budget | own
-        for hidden in ("perturbations", "epsilon"):
-            del shown[hidden]
-        text = ", ".join(f"{name}={value!r}" for name, value in shown.items() if value is not None)
-        return f"{type(self).__name__}({text})"
 
     def _verify(self, delta: Tensor, obs: Tensor) -> None:
         if delta.shape != obs.shape:
@@ -234,6 +220,13 @@ class Attack(ABC):
             clean_value=g(obs),
             value=g(perturbed),
         )
+
+
+def resolve_objective(objective: str | Objective, distribution: ActionDistribution) -> str | Objective:
+    """The objective itself; in the place of `AUTO` the one that fits policies of this kind."""
+    if objective != AUTO:
+        return objective
+    return "kl" if isinstance(distribution, DiagGaussian) else "margin"
 
 
 def greedy_action_changed(distribution: ActionDistribution, clean: Tensor, outputs: Tensor) -> Tensor:

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from marl_aajr.cli.findings import show
 from marl_aajr.cli.options import assigned, guide, sample, told
+
+if TYPE_CHECKING:
+    from marl_aajr.evaluation import Evaluation
 
 SUITE = "quick"
 """The suite where neither a suite nor an attack is named."""
@@ -21,14 +23,12 @@ EPSILONS = (0.05, 0.1, 0.2)
 """Sizes of named attacks where none is named: around the ε that methods train against by default."""
 
 JSON = """\
-clean_return        mean over the episodes
-clean               return, low, high, returns
-attacks             attack, settings, epsilon, agents, budget, and as clean
-worst               attack, settings, epsilon; runner_up: lead over the next
-subsets             agents, attack, epsilon, selection_return
-clean_selection_return  of the same episodes, without attack
-adversarial_agents  kind, agents, and as clean
-others              the same for other actions
+results             for each kind of actions:
+  clean             mean, low, high, returns
+  attacks           attack: name, epsilon, norm, settings; and as clean
+  worst             attack, mean; lead: over the runner_up
+  subsets           agents, attack, returns
+  adversarial_agents  kind, agents, and as clean
 skipped             attack, reason
 checks              name, verdict, text
 """
@@ -250,7 +250,7 @@ def evaluate(
             workers=workers,
         )
     if as_json:
-        print(json.dumps(result, ensure_ascii=False, allow_nan=False))
+        print(result.model_dump_json())
         return
     show(result, run, kept=_kept(run, out))
 
@@ -280,8 +280,8 @@ def env_arguments(assignments: Sequence[str]) -> dict[str, Any]:
     return found
 
 
-def _evaluate(run: Path, **protocol: Any) -> dict[str, Any]:
-    """The evaluation as its file has it, with a bar while it plays."""
+def _evaluate(run: Path, **protocol: Any) -> Evaluation:
+    """The evaluation, with a bar while it plays."""
     from rich.console import Console
 
     from marl_aajr.cli.progress import PlayingProgress, waiting
@@ -290,5 +290,4 @@ def _evaluate(run: Path, **protocol: Any) -> dict[str, Any]:
     with waiting("Loading torch", console=console):
         from marl_aajr.evaluation import evaluate_run
     with PlayingProgress(console) as progress:
-        evaluation = evaluate_run(run, on_progress=progress, **protocol)
-    return evaluation.to_json()
+        return evaluate_run(run, on_progress=progress, **protocol)

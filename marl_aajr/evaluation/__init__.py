@@ -4,26 +4,34 @@ from __future__ import annotations
 
 from marl_aajr.evaluation.budget import Budget, parse_budget
 from marl_aajr.evaluation.evaluate import evaluate
-from marl_aajr.evaluation.outcomes import AgentOutcome, AttackOutcome, Outcome, Subset, Worst
+from marl_aajr.evaluation.outcomes import (
+    AttackOutcome,
+    AttackSpec,
+    Outcome,
+    ReplacementOutcome,
+    SubsetOutcome,
+    WorstAttack,
+)
 from marl_aajr.evaluation.player import Progress
 from marl_aajr.evaluation.replacements import Replacement
-from marl_aajr.evaluation.results import Check, Evaluation, Rows
+from marl_aajr.evaluation.result import ActionsResult, Check, Evaluation
 from marl_aajr.evaluation.run import evaluate_run
 from marl_aajr.evaluation.suites import Suite, builtin_suites, load_suite
 
 __all__ = [
-    "AgentOutcome",
+    "ActionsResult",
     "AttackOutcome",
+    "AttackSpec",
     "Budget",
     "Check",
     "Evaluation",
     "Outcome",
     "Progress",
     "Replacement",
-    "Rows",
-    "Subset",
+    "ReplacementOutcome",
+    "SubsetOutcome",
     "Suite",
-    "Worst",
+    "WorstAttack",
     "builtin_suites",
     "evaluate",
     "evaluate_run",

@@ -8,8 +8,8 @@ from pathlib import Path
 from marl_aajr.adversaries.agent_game import PAYS, AgentThreat
 from marl_aajr.adversaries.agent_run import GAME
 from marl_aajr.adversaries.learned import LearnedAttack, loaded
+from marl_aajr.evaluation.outcomes import AdversaryTraining
 from marl_aajr.evaluation.replacements import Replacement
-from marl_aajr.training.config import RunConfig
 from marl_aajr.training.run_directory import RunDirectory
 from marl_aajr.victims import Victim, fingerprint
 
@@ -61,11 +61,9 @@ def replacement_of(run: RunDirectory, *, source: str, against: Victim) -> Replac
         agents=victim.agents,
         victim=victim,
         source=source,
-        settings=_settings(threat, config, foreign=threat.digest != fingerprint(against)),
+        training=AdversaryTraining(
+            pays=threat.pays or PAYS[threat.kind],
+            env_steps=config.env_steps,
+            foreign=threat.digest != fingerprint(against),
+        ),
     )
-
-
-def _settings(threat: AgentThreat, config: RunConfig, *, foreign: bool) -> str:
-    paid = {"loss": "minus the team's return", "own": "its own return"}[threat.pays or PAYS[threat.kind]]
-    transferred = ", against other victims than these" if foreign else ""
-    return f"PPO for {paid}, {config.env_steps:,} steps{transferred}"

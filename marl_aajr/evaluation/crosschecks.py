@@ -14,14 +14,14 @@ from itertools import pairwise
 
 import numpy as np
 import torch
-from scipy import stats
 from torch import Tensor
 
 from marl_aajr.attacks import FGSM, PGD, Attack, SquareAttack, StrongPGD, Transfer, UniformNoise
 from marl_aajr.core.threat import PerturbationSet
 from marl_aajr.evaluation.adversary import prepare
 from marl_aajr.evaluation.probe import Sample
-from marl_aajr.evaluation.results import Check
+from marl_aajr.evaluation.result import Check
+from marl_aajr.evaluation.statistics import student_interval
 from marl_aajr.evaluation.suites import Units
 from marl_aajr.victims import Victim
 
@@ -138,7 +138,13 @@ def _black_box(gains: Mapping[float, Gains]) -> list[Check]:
                         f"{best.mean():.3g} at most (more in {share:.0%} of the decisions).",
                     )
                 ]
-    return [Check(name, "pass", "No attack without gradients beats those with them on the same decisions.")]
+    return [
+        Check(
+            name,
+            "pass",
+            "No attack without gradients beats those with them on the same decisions.",
+        )
+    ]
 
 
 def _ahead(weak: Tensor, strong: Tensor) -> bool:
@@ -152,8 +158,5 @@ def _ahead(weak: Tensor, strong: Tensor) -> bool:
 
 def above_zero(differences: np.ndarray, *, among: int = 1) -> bool:
     """Whether the paired interval of the mean difference lies above zero; of so many (Bonferroni)."""
-    if len(differences) < 2:
-        return False
-    error = differences.std(ddof=1) / len(differences) ** 0.5
-    reach = stats.t.ppf(1 - (1 - _LEVEL) / (2 * among), len(differences) - 1)
-    return bool(differences.mean() > reach * error)
+    low, _ = student_interval(differences, level=1 - (1 - _LEVEL) / among)
+    return low is not None and low > 0

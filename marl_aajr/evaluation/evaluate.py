@@ -21,7 +21,6 @@ from marl_aajr.evaluation.player import Player, Progress
 from marl_aajr.evaluation.preflight import examine, report
 from marl_aajr.evaluation.probe import Probe
 from marl_aajr.evaluation.protocol import (
-    Skipped,
     admitted,
     check_actions,
     check_budget,
@@ -29,7 +28,7 @@ from marl_aajr.evaluation.protocol import (
     settle_units,
 )
 from marl_aajr.evaluation.replacements import Replacement, admitted_controls, resolve_replacements
-from marl_aajr.evaluation.results import Check, Evaluation, Rows
+from marl_aajr.evaluation.result import ActionsResult, Check, Evaluation, PlayedEnvironment, Skipped
 from marl_aajr.evaluation.return_checks import return_checks
 from marl_aajr.evaluation.rows import play_rows
 from marl_aajr.evaluation.suites import Actions, Suite, Units
@@ -204,20 +203,20 @@ def _judge(
     probe = Probe(stream(player.seed, Purpose.PROBE))
     rows = play_rows(player, attacks, plan, replacements=replacements, probe=probe, workers=workers)
     return Evaluation(
-        env_name=player.spec.name,
-        env_kwargs=dict(player.spec.kwargs),
-        teams=player.env.teams,
+        env=PlayedEnvironment(name=player.spec.name, kwargs=dict(player.spec.kwargs)),
+        teams=dict(player.env.teams),
         team=player.team,
         agents=tuple(player.agents),
-        budget=str(plan.budget),
+        budget=plan.budget,
         suite=plan.suite,
         units=player.units,
         norm=plan.norm,
         seed=player.seed,
         episodes=plan.episodes,
         selection_episodes=plan.selection_episodes,
+        weakest_link=plan.weakest_link,
         num_envs=player.env.num_envs,
-        rows=rows,
+        results=rows,
         skipped=skipped,
         checks=(
             *_side_checks(player),
@@ -242,7 +241,9 @@ def _side_checks(player: Player) -> list[Check]:
     ]
 
 
-def _checks(player: Player, attacks: Sequence[Attack], rows: Sequence[Rows], probe: Probe) -> list[Check]:
+def _checks(
+    player: Player, attacks: Sequence[Attack], rows: Sequence[ActionsResult], probe: Probe
+) -> list[Check]:
     if not attacks:
         return []
     victim, units = player.victim, player.units

@@ -1,266 +1,297 @@
-"""What came of one batch of episodes, as values and as JSON, and the intervals of it."""
+"""The rows of an evaluation's result: an attack as plain data, and the returns of one batch of episodes.
+
+Attacks are stored as objects (`AttackSpec`), so that nothing has to be guessed from text.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import fields
+from typing import Annotated, Any, Literal, Self
 
 import numpy as np
-from scipy import stats
-from torch import Tensor
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, FiniteFloat, model_validator
 
-from marl_aajr.attacks import Attack
-from marl_aajr.evaluation.replacements import Replacement
+from marl_aajr.attacks import Access, Attack, make_attack
+from marl_aajr.core.threat import Norm
+from marl_aajr.evaluation.budget import Timing
+from marl_aajr.evaluation.statistics import Difference
 
-LEVEL = 0.95
-EVERY_STEP = "every step"
-_RESAMPLES = 9999
+ReplacementKind = Literal["random", "idle", "traitor", "opponent"]
+Radius = Annotated[FiniteFloat, Field(gt=0)]
+
+_SOURCES = ("source", "adversary")
+"""Settings of attacks that name the run which a surrogate or a trained adversary comes from."""
 
 
-@dataclass(frozen=True)
-class Outcome:
+def _plain(value: Any) -> Any:
+    """A setting as JSON has it; a value without such a form by its `repr`."""
+    if isinstance(value, Attack):
+        return AttackSpec.of(value).model_dump()
+    if isinstance(value, Mapping):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, tuple | list):
+        return [_plain(item) for item in value]
+    return value if isinstance(value, str | int | float | bool | None) else repr(value)
+
+
+Settings = Annotated[dict[str, Any], BeforeValidator(_plain)]
+"""Settings by name, as JSON has them: what is read is equal to what was written."""
+
+
+class ResultModel(BaseModel):
+    """A frozen value that refuses unknown fields."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class AttackSpec(ResultModel):
+    """An attack as it was run, as plain data: compare it, hash it, write it to a file.
+
+    Attributes:
+        name: of the attack, as the command line takes it.
+        access: what it asks of the policy.
+        epsilon: radius of its perturbation set.
+        norm: of that set.
+        settings: all others of the attack and of its set, None left out.
+        source: the run that its surrogate or trained adversary comes from; empty: it needs none.
+    """
+
+    name: str
+    access: Access
+    epsilon: Radius
+    norm: Norm
+    settings: Settings = Field(default_factory=dict)
+    source: str = ""
+
+    @classmethod
+    def of(cls, attack: Attack) -> Self:
+        """The description of an attack."""
+        threat = {f.name: getattr(attack.perturbations, f.name) for f in fields(attack.perturbations)}
+        own = {f.name: getattr(attack, f.name) for f in fields(attack) if f.repr}
+        settings = threat | own
+        source = "".join(settings.pop(name, "") for name in _SOURCES)
+        for name in ("perturbations", "epsilon", "norm"):
+            del settings[name]
+        return cls(
+            name=attack.name,
+            access=attack.access,
+            epsilon=attack.perturbations.epsilon,
+            norm=attack.perturbations.norm,
+            settings={name: value for name, value in settings.items() if value is not None},
+            source=source,
+        )
+
+    def make(self) -> Attack:
+        """The attack itself; what comes from a run (`source`) or must be fitted is to be added to it.
+
+        Raises:
+            ValueError: an attack that is not among the registered ones.
+        """
+        settings = dict(self.settings)
+        if isinstance(method := settings.get("method"), Mapping):
+            settings["method"] = AttackSpec.model_validate(method).make()
+        return make_attack(self.name, epsilon=self.epsilon, norm=self.norm, **settings)
+
+    def at(self, epsilon: float) -> Self:
+        """The same attack at another size."""
+        return self.model_copy(update={"epsilon": epsilon})
+
+    @property
+    def anonymous(self) -> Self:
+        """The same attack without its source, which is each run's own."""
+        return self.model_copy(update={"source": ""})
+
+    @property
+    def described(self) -> str:
+        """The settings without the radius, in words: `norm=linf, objective=kl, steps=10`."""
+        shown = {"norm": self.norm, **self.settings} | ({"source": self.source} if self.source else {})
+        return ", ".join(f"{name}={value}" for name, value in shown.items())
+
+    @property
+    def label(self) -> str:
+        """Name and size: `pgd 0.1`."""
+        return f"{self.name} {self.epsilon:g}"
+
+    def __hash__(self) -> int:
+        return hash(
+            (self.name, self.epsilon, self.norm, self.source, json.dumps(self.settings, sort_keys=True))
+        )
+
+
+class Outcome(ResultModel):
     """The returns of one batch of episodes.
 
     Attributes:
-        returns: of the evaluated team (the sum over its agents), one for each episode.
-        mean: their mean.
-        low: lower end of the interval of the mean; None for a single episode.
+        mean: mean return of the evaluated team, which is the sum over its agents.
+        low: lower end of the interval of the mean over episodes; None for a single episode.
         high: upper end.
+        returns: one for each episode.
         team_returns: mean return of every team.
     """
 
-    returns: tuple[float, ...]
-    mean: float
-    low: float | None
-    high: float | None
-    team_returns: Mapping[str, float]
+    mean: FiniteFloat
+    low: FiniteFloat | None
+    high: FiniteFloat | None
+    returns: tuple[FiniteFloat, ...] = Field(min_length=1)
+    team_returns: dict[str, FiniteFloat] = {}
 
-    def to_json(self) -> dict[str, Any]:
-        """As in RUN/evaluations."""
-        return {
-            "return": self.mean,
-            "low": self.low,
-            "high": self.high,
-            "returns": list(self.returns),
-            "team_returns": dict(self.team_returns),
-        }
+    @model_validator(mode="after")
+    def _mean_is_the_mean(self) -> Self:
+        mean = math.fsum(self.returns) / len(self.returns)
+        if not math.isclose(mean, self.mean, rel_tol=1e-4, abs_tol=1e-4):
+            raise ValueError(f"mean {self.mean} is not the mean of its returns, {mean}")
+        return self
 
 
-@dataclass(frozen=True)
-class AttackOutcome:
-    """One attack at one size.
+class AttackedSteps(ResultModel):
+    """A limit of the attacked steps, and how many there were.
 
     Attributes:
-        attack: the attack, radius included.
-        outcome: the returns under it.
+        limit: at most so many steps of an episode.
+        timing: how they were chosen.
+        shortest: length of the shortest selection episode, in steps where an attacked agent acts.
+        longest: of the longest.
+        mean: attacked steps of a reported episode, counted by the evaluation itself.
+    """
+
+    limit: int
+    timing: Timing
+    shortest: int
+    longest: int
+    mean: FiniteFloat
+
+    def __str__(self) -> str:
+        lengths = sorted({self.shortest, self.longest})
+        return f"{self.limit} of {'–'.join(map(str, lengths))} steps, {self.timing}"
+
+
+class AttackOutcome(Outcome):
+    """The returns under one attack at one size.
+
+    Attributes:
+        attack: the attack, size included.
+        epsilons: by attacked agent, its ε.
+        attacked_steps: in which steps; None: in every one.
         success_rate: share of attacked decisions whose greedy action changed.
         objective_gain: mean of g(δ) − g(0), g the attack's own objective.
         kl: mean KL(π(·|s) ‖ π(·|s + δ)) in nats: the same measure for all attacks.
-        epsilons: by attacked agent, its ε.
-        budget: in which steps, in words.
-        strikes: mean number of attacked steps an episode, as the judge counted them; None: every step.
     """
 
-    attack: Attack
-    outcome: Outcome
-    success_rate: float
-    objective_gain: float
-    kl: float
-    epsilons: Mapping[str, float] = field(default_factory=dict)
-    budget: str = EVERY_STEP
-    strikes: float | None = None
+    attack: AttackSpec
+    epsilons: dict[str, Radius]
+    attacked_steps: AttackedSteps | None = None
+    success_rate: FiniteFloat
+    objective_gain: FiniteFloat
+    kl: FiniteFloat
 
     @property
     def agents(self) -> tuple[str, ...]:
-        """Who was attacked."""
+        """The attacked agents."""
         return tuple(self.epsilons)
 
-    def to_json(self) -> dict[str, Any]:
-        """As in RUN/evaluations."""
-        return {
-            "attack": self.attack.name,
-            "access": self.attack.access,
-            "settings": self.attack.settings,
-            "epsilon": self.attack.perturbations.epsilon,
-            "agents": list(self.agents),
-            "epsilons": dict(self.epsilons),
-            "budget": self.budget,
-            "attacked_steps": self.strikes,
-            **self.outcome.to_json(),
-            "success_rate": self.success_rate,
-            "objective_gain": self.objective_gain,
-            "kl": self.kl,
-        }
+    @property
+    def epsilon(self) -> float:
+        """The size of the attack."""
+        return self.attack.epsilon
 
 
-@dataclass(frozen=True)
-class Subset:
-    """An attack on some agents only, on the selection episodes: whom it is worst for.
+class SubsetOutcome(ResultModel):
+    """The returns of the selection episodes under an attack on some agents only.
 
     Attributes:
-        agents: who was attacked.
-        attack: by what, radius included.
+        agents: the attacked ones.
+        attack: the attack, size included.
         returns: one for each selection episode.
     """
 
-    agents: tuple[str, ...]
-    attack: Attack
-    returns: tuple[float, ...]
+    agents: tuple[str, ...] = Field(min_length=1)
+    attack: AttackSpec
+    returns: tuple[FiniteFloat, ...] = Field(min_length=1)
 
     @property
     def mean(self) -> float:
-        """Mean return."""
+        """The mean return."""
         return float(np.mean(self.returns))
 
-    def to_json(self) -> dict[str, Any]:
-        """As in RUN/evaluations."""
-        return {
-            "agents": list(self.agents),
-            "attack": self.attack.name,
-            "settings": self.attack.settings,
-            "epsilon": self.attack.perturbations.epsilon,
-            "selection_return": self.mean,
-            "selection_returns": list(self.returns),
-        }
 
-
-@dataclass(frozen=True)
-class Worst:
+class WorstAttack(ResultModel):
     """The strongest of the attacks tried at one size, chosen on other episodes than it is reported on.
 
     Attributes:
-        epsilon: the size.
-        chosen: what had the lowest mean return on the selection episodes.
-        selected_on: that mean return.
-        runner_up: what had the next lowest there; None: nothing else was tried.
+        attack: the one with the lowest mean return on the selection episodes.
+        agents: the attacked agents.
+        mean: mean return under it on the reported episodes; see its own row in `ActionsResult.attacks`.
+        low: lower end of the interval of that mean.
+        high: upper end.
+        selection_return: mean return under it on the selection episodes.
+        runner_up: the attack with the next lowest return there; None: nothing else was tried.
+        lead: return under the attack minus that under the runner-up, on the reported episodes.
     """
 
-    epsilon: float
-    chosen: AttackOutcome
-    selected_on: float
-    runner_up: AttackOutcome | None = None
+    attack: AttackSpec
+    agents: tuple[str, ...]
+    mean: FiniteFloat
+    low: FiniteFloat | None
+    high: FiniteFloat | None
+    selection_return: FiniteFloat
+    runner_up: AttackSpec | None = None
+    lead: Difference | None = None
 
     @property
-    def lead(self) -> Difference | None:
-        """Return under the chosen attack minus that under the next, on the reported episodes."""
-        if self.runner_up is None:
-            return None
-        return paired_difference(self.chosen.outcome.returns, self.runner_up.outcome.returns)
+    def epsilon(self) -> float:
+        """The size of the attack."""
+        return self.attack.epsilon
 
-    def to_json(self) -> dict[str, Any]:
-        """As in RUN/evaluations; its returns are those of the attack's own row."""
-        row = self.chosen.to_json()
-        kept = ("attack", "settings", "epsilon", "agents", "budget", "return", "low", "high")
-        return {
-            **{key: row[key] for key in kept},
-            "selection_return": self.selected_on,
-            "runner_up": self._rival(),
-        }
-
-    def _rival(self) -> dict[str, Any] | None:
-        if self.runner_up is None or self.lead is None:
-            return None
-        attack = self.runner_up.attack
-        return {"attack": attack.name, "settings": attack.settings, **self.lead._asdict()}
+    @property
+    def sure(self) -> bool:
+        """Whether its lead over the runner-up is beyond chance."""
+        return self.lead is None or self.lead.negative
 
 
-@dataclass(frozen=True)
-class AgentOutcome:
-    """Some agents played by something else than the victim.
+class AdversaryTraining(ResultModel):
+    """The training of a traitor or an opponent.
 
     Attributes:
-        replacement: who, and by what.
-        outcome: what the evaluated team earned, its replaced members included.
-        loyal_return: mean return of those of its members that are still the victim's.
-        selected_on: mean return of the team on the selection episodes; None where there are none.
+        pays: its reward: what the victims' team loses, or its own return.
+        env_steps: length of the training.
+        foreign: whether it was trained against other victims than those evaluated here.
+    """
+
+    pays: Literal["loss", "own"]
+    env_steps: int
+    foreign: bool
+
+
+class ReplacementOutcome(Outcome):
+    """The returns with some agents played by something else than the victim.
+
+    Attributes:
+        kind: what plays them.
+        agents: the replaced ones.
+        source: the run that a traitor or an opponent comes from; empty for the controls.
+        training: of a traitor or an opponent; None for the controls.
+        loyal_return: mean return of those members of the team that are still the victim's.
+        selection_return: mean return of the team on the selection episodes; None where there are none.
         worst: whether that is the lowest of several of its kind, for as many agents of the same sides.
     """
 
-    replacement: Replacement
-    outcome: Outcome
-    loyal_return: float
-    selected_on: float | None = None
+    kind: ReplacementKind
+    agents: tuple[str, ...] = Field(min_length=1)
+    source: str = ""
+    training: AdversaryTraining | None = None
+    loyal_return: FiniteFloat
+    selection_return: FiniteFloat | None = None
     worst: bool = False
 
-    def to_json(self) -> dict[str, Any]:
-        """As in RUN/evaluations."""
-        return {
-            "kind": self.replacement.kind,
-            "agents": list(self.replacement.agents),
-            "settings": self.replacement.settings,
-            "source": self.replacement.source,
-            **self.outcome.to_json(),
-            "loyal_return": self.loyal_return,
-            "selection_return": self.selected_on,
-            "worst": self.worst,
-        }
-
-
-class Difference(NamedTuple):
-    """A mean difference over the same episodes.
-
-    Attributes:
-        difference: its mean.
-        low: lower end of its 95 % interval; None for a single episode.
-        high: upper end.
-    """
-
-    difference: float
-    low: float | None
-    high: float | None
+    @property
+    def trained(self) -> bool:
+        """Whether policies play the agents that were trained to; False for the controls."""
+        return self.kind in ("traitor", "opponent")
 
     @property
-    def negative(self) -> bool:
-        """Whether the interval lies wholly below 0; False where there is none."""
-        return self.high is not None and self.high < 0
-
-
-def paired_difference(a: tuple[float, ...], b: tuple[float, ...]) -> Difference:
-    """Mean of a − b over the same episodes, with Student's interval."""
-    differences = np.subtract(a, b)
-    mean = float(differences.mean())
-    if len(differences) < 2:
-        return Difference(mean, None, None)
-    reach = stats.t.ppf(0.5 + LEVEL / 2, len(differences) - 1) * differences.std(ddof=1)
-    reach = float(reach / len(differences) ** 0.5)
-    return Difference(mean, mean - reach, mean + reach)
-
-
-def bootstrap_interval(returns: tuple[float, ...], *, seed: int) -> tuple[float | None, float | None]:
-    """Percentile bootstrap of the mean over episodes: what other seeds of the same victim would give.
-
-    It says nothing of other training runs. Source: Efron 1979, by `scipy.stats.bootstrap`.
-
-    Args:
-        returns: one for each episode.
-        seed: of the resampling.
-
-    Returns:
-        The ends of the 95 % interval; None for a single episode, which has none.
-    """
-    if len(returns) < 2:
-        return None, None
-    interval = stats.bootstrap(
-        (np.array(returns),),
-        np.mean,
-        confidence_level=LEVEL,
-        n_resamples=_RESAMPLES,
-        method="percentile",
-        rng=np.random.default_rng(seed),
-    ).confidence_interval
-    return float(interval.low), float(interval.high)
-
-
-def cancel(returns: Tensor) -> bool:
-    """Whether returns `[episodes, agents]` add up to nothing in every episode, and are not nothing."""
-    size = returns.abs().sum(-1)
-    return bool((size > 0).any() and (returns.sum(-1).abs() <= 1e-6 * size).all())
-
-
-def by_team(returns: Tensor, agents: Sequence[str], teams: Mapping[str, str]) -> dict[str, Tensor]:
-    """Returns `[episodes, agents]` summed over the agents of each team, `[episodes]`."""
-    members: dict[str, list[int]] = {}
-    for i, agent in enumerate(agents):
-        members.setdefault(teams[agent], []).append(i)
-    return {team: returns[:, index].sum(-1) for team, index in members.items()}
+    def label(self) -> str:
+        """Kind and agents: `random agent_0`."""
+        return f"{self.kind} {', '.join(self.agents)}"

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from torch import Tensor
 
@@ -15,16 +15,15 @@ from marl_aajr.evaluation.adversary import Adversary
 from marl_aajr.evaluation.budget import Budget
 from marl_aajr.evaluation.episodes import play
 from marl_aajr.evaluation.outcomes import (
-    EVERY_STEP,
-    AgentOutcome,
+    AttackedSteps,
     AttackOutcome,
+    AttackSpec,
     Outcome,
-    bootstrap_interval,
-    by_team,
-    cancel,
+    ReplacementOutcome,
 )
 from marl_aajr.evaluation.plan import Plan
 from marl_aajr.evaluation.replacements import Replacement
+from marl_aajr.evaluation.statistics import bootstrap_interval
 from marl_aajr.evaluation.suites import Actions, Units
 from marl_aajr.evaluation.table import StandIn
 from marl_aajr.evaluation.timing import Pace, Rehearsal
@@ -132,7 +131,7 @@ class Player:
         """The row without attack."""
         returns = self._play("clean", episodes, sampled=sampled, spy=spy)
         self.cancelled = cancel(returns[:, self._members()])
-        return self._outcome(returns)
+        return Outcome(**self._outcome(returns))
 
     def attacked(
         self, attack: Attack, *, agents: Sequence[str], pace: Pace | None, episodes: int, sampled: bool
@@ -143,14 +142,13 @@ class Player:
         tally = adversary.tally
         decisions = max(tally.decisions, 1)
         return AttackOutcome(
-            attack=attack,
-            outcome=self._outcome(returns),
+            **self._outcome(returns),
+            attack=AttackSpec.of(attack),
             success_rate=tally.changed / decisions,
             objective_gain=tally.gain / decisions,
             kl=tally.kl / decisions,
             epsilons={a: self.scales.get(a, 1.0) * attack.perturbations.epsilon for a in agents},
-            budget=EVERY_STEP if pace is None else str(pace),
-            strikes=None if pace is None else tally.strikes / episodes,
+            attacked_steps=None if pace is None else _attacked_steps(pace, tally.strikes / episodes),
         )
 
     def selected_on(
@@ -168,7 +166,7 @@ class Player:
 
     def replaced(
         self, replacement: Replacement, *, episodes: int, selection_episodes: int, sampled: bool
-    ) -> AgentOutcome:
+    ) -> ReplacementOutcome:
         """The row of one replacement, and what the choice of the worst one rests on."""
         returns = self._play(
             replacement.label, episodes, sampled=sampled, stand_in=self._stand_in(replacement, sampled)
@@ -184,11 +182,14 @@ class Player:
                 env=self._other(selection_episodes),
             )
             tried = self._own(chosen_on).mean().item()
-        return AgentOutcome(
-            replacement=replacement,
-            outcome=self._outcome(returns),
+        return ReplacementOutcome(
+            **self._outcome(returns),
+            kind=replacement.kind,
+            agents=replacement.agents,
+            source=replacement.source,
+            training=replacement.training,
             loyal_return=returns[:, loyal].sum(-1).mean().item(),
-            selected_on=tried,
+            selection_return=tried,
         )
 
     def close(self) -> None:
@@ -253,17 +254,38 @@ class Player:
     def _own(self, returns: Tensor) -> Tensor:
         return by_team(returns, self.env.possible_agents, self.env.teams)[self.team]
 
-    def _outcome(self, returns: Tensor) -> Outcome:
+    def _outcome(self, returns: Tensor) -> dict[str, Any]:
+        """The fields of an `Outcome`."""
         teams = by_team(returns, self.env.possible_agents, self.env.teams)
         own = tuple(teams[self.team].tolist())
         low, high = bootstrap_interval(own, seed=self.seed)
-        return Outcome(
-            returns=own,
-            mean=sum(own) / len(own),
-            low=low,
-            high=high,
-            team_returns={name: total.mean().item() for name, total in teams.items()},
-        )
+        return {
+            "returns": own,
+            "mean": sum(own) / len(own),
+            "low": low,
+            "high": high,
+            "team_returns": {name: total.mean().item() for name, total in teams.items()},
+        }
+
+
+def cancel(returns: Tensor) -> bool:
+    """Whether returns `[episodes, agents]` add up to nothing in every episode, and are not nothing."""
+    size = returns.abs().sum(-1)
+    return bool((size > 0).any() and (returns.sum(-1).abs() <= 1e-6 * size).all())
+
+
+def by_team(returns: Tensor, agents: Sequence[str], teams: Mapping[str, str]) -> dict[str, Tensor]:
+    """Returns `[episodes, agents]` summed over the agents of each team, `[episodes]`."""
+    members: dict[str, list[int]] = {}
+    for i, agent in enumerate(agents):
+        members.setdefault(teams[agent], []).append(i)
+    return {team: returns[:, index].sum(-1) for team, index in members.items()}
+
+
+def _attacked_steps(pace: Pace, mean: float) -> AttackedSteps:
+    return AttackedSteps(
+        limit=pace.steps, timing=pace.timing, shortest=pace.shortest, longest=pace.longest, mean=mean
+    )
 
 
 def _label(attack: Attack) -> str:

@@ -19,7 +19,7 @@ from marl_aajr.core.objectives import Clean, make_objective, value_and_gradient
 from marl_aajr.core.policy import differentiable
 from marl_aajr.core.threat import PerturbationSet
 from marl_aajr.evaluation.probe import Sample
-from marl_aajr.evaluation.results import Check, Verdict
+from marl_aajr.evaluation.result import Check, Verdict
 from marl_aajr.victims import Victim
 
 _FORWARDS = 5
@@ -187,7 +187,13 @@ def _inflation(health: Sequence[Health]) -> list[Check]:
     worst = max(gaussian, key=lambda h: h.sigma or 0.0)
     assert worst.sigma is not None
     if worst.sigma <= 1:
-        return [Check("σ inflation", "pass", f"Mean σ is at most {worst.sigma:.2g} of half the range.")]
+        return [
+            Check(
+                "σ inflation",
+                "pass",
+                f"Mean σ is at most {worst.sigma:.2g} of half the range.",
+            )
+        ]
     return [
         Check(
             "σ inflation",

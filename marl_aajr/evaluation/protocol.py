@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -11,24 +10,13 @@ import torch
 from marl_aajr.attacks import Attack
 from marl_aajr.core.policy import differentiable
 from marl_aajr.evaluation.budget import Budget
+from marl_aajr.evaluation.outcomes import AttackSpec
 from marl_aajr.evaluation.plan import Plan
+from marl_aajr.evaluation.result import Skipped
 from marl_aajr.evaluation.suites import Units
 from marl_aajr.evaluation.timing import has_preferences
 from marl_aajr.victims import Victim
 from marl_aajr.victims.store import check_portable
-
-
-@dataclass(frozen=True)
-class Skipped:
-    """An attack of a suite that the victim does not admit.
-
-    Attributes:
-        attack: its name.
-        reason: why not, in words.
-    """
-
-    attack: str
-    reason: str
 
 
 def named_agents(agents: Collection[str] | None, budget: Budget) -> Collection[str] | None:
@@ -92,14 +80,14 @@ def admitted(
         ValueError: an attack cannot be played that was asked for by itself, beside a suite or without one.
     """
     kept: list[Attack] = []
-    skipped: dict[str, Skipped] = {}
+    skipped: dict[AttackSpec, Skipped] = {}
     for attack in plan.attacks:
         try:
             check_attack(attack, victim, agents)
         except ValueError as error:
             if attack in plan.asked:
                 raise
-            skipped[attack.settings] = Skipped(attack.name, str(error))
+            skipped[AttackSpec.of(attack).at(1.0)] = Skipped(attack.name, str(error))
         else:
             kept.append(attack)
     return tuple(kept), tuple(skipped.values())

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, get_args
+from typing import Any, get_args
 
 import numpy as np
 import torch
@@ -18,13 +18,13 @@ from torch import Tensor
 
 from marl_aajr.adversaries.match import check_match
 from marl_aajr.core.values import one_of
-from marl_aajr.evaluation.protocol import Skipped
+from marl_aajr.evaluation.outcomes import AdversaryTraining
+from marl_aajr.evaluation.outcomes import ReplacementKind as Kind
+from marl_aajr.evaluation.result import Skipped
 from marl_aajr.evaluation.suites import Control
 from marl_aajr.evaluation.table import StandIn
 from marl_aajr.rollout.batched_env import BatchedEnv
 from marl_aajr.victims import Memory, Victim
-
-Kind = Literal["random", "idle", "traitor", "opponent"]
 
 CONTROLS: tuple[Control, ...] = get_args(Control)
 """The kinds that need no training."""
@@ -43,14 +43,14 @@ class Replacement:
         agents: whom it replaces, in the environment's order.
         victim: the trained policies of a traitor or an opponent; None for the controls.
         source: the run that they come from; empty for the controls.
-        settings: of that run, in words; empty for the controls.
+        training: of that run; None for the controls.
     """
 
     kind: Kind
     agents: tuple[str, ...]
     victim: Victim | None = field(default=None, repr=False)
     source: str = ""
-    settings: str = ""
+    training: AdversaryTraining | None = None
 
     def stand_in(self, *, sampled: bool, generator: torch.Generator) -> StandIn:
         """What acts for the agents.

@@ -25,11 +25,13 @@ from itertools import pairwise, product
 
 import numpy as np
 
-from marl_aajr.attacks import FGSM, PGD, Attack, MarginPGD, StrongPGD
+from marl_aajr.attacks import ATTACKS, FGSM, PGD, Attack, MarginPGD, StrongMarginPGD, StrongPGD
+from marl_aajr.attacks.base import AUTO, resolve_objective
 from marl_aajr.core.distributions import ActionDistribution
+from marl_aajr.core.objectives import Objective
 from marl_aajr.evaluation.crosschecks import above_zero
-from marl_aajr.evaluation.outcomes import AttackOutcome, Outcome
-from marl_aajr.evaluation.results import Check, Rows, Verdict
+from marl_aajr.evaluation.outcomes import AttackOutcome, AttackSpec, Outcome
+from marl_aajr.evaluation.result import ActionsResult, Check, Verdict
 
 _EITHER = (
     "either the gradients are masked, or what the attacks maximise does not follow the return, as for a "
@@ -40,7 +42,7 @@ _Pair = tuple[AttackOutcome, AttackOutcome]
 """What must not hurt more than the other, and the other."""
 
 
-def return_checks(rows: Rows, distributions: Collection[ActionDistribution]) -> list[Check]:
+def return_checks(rows: ActionsResult, distributions: Collection[ActionDistribution]) -> list[Check]:
     """Order of the returns, with paired intervals over the same episodes.
 
     Args:
@@ -49,7 +51,7 @@ def return_checks(rows: Rows, distributions: Collection[ActionDistribution]) -> 
     """
     by_size: dict[float, list[AttackOutcome]] = {}
     for row in rows.attacks:
-        by_size.setdefault(row.attack.perturbations.epsilon, []).append(row)
+        by_size.setdefault(row.epsilon, []).append(row)
     found = [
         *(_order(rows, by_size) or _steps(rows, by_size, distributions)),
         *_monotone(rows, distributions),
@@ -64,22 +66,22 @@ def lower(a: Outcome, b: Outcome, *, among: int = 1) -> bool:
     return above_zero(np.subtract(b.returns, a.returns), among=among)
 
 
-def _order(rows: Rows, by_size: Mapping[float, Sequence[AttackOutcome]]) -> list[Check]:
+def _order(rows: ActionsResult, by_size: Mapping[float, Sequence[AttackOutcome]]) -> list[Check]:
     """Neither noise nor a single step may hurt more than the strongest attack with more steps."""
     for epsilon, found in by_size.items():
         steps = [row for row in found if row.attack.access == "gradients"]
-        strong = _lowest([row for row in steps if not isinstance(row.attack, FGSM)] or steps, "gradients")
+        strong = _lowest([row for row in steps if row.attack.name != FGSM.name] or steps, "gradients")
         if strong is None:
             continue
         for weak in found:
-            control = weak.attack.access == "none" or isinstance(weak.attack, FGSM)
-            if control and lower(weak.outcome, strong.outcome):
+            control = weak.attack.access == "none" or weak.attack.name == FGSM.name
+            if control and lower(weak, strong):
                 return [
                     Check(
                         f"returns ({rows.actions}): noise, one step ≤ many steps",
                         "fail",
                         f"At ε = {epsilon:g} {weak.attack.name} lowers the return to "
-                        f"{weak.outcome.mean:.3g}, below {strong.outcome.mean:.3g} of {strong.attack.name}, "
+                        f"{weak.mean:.3g}, below {strong.mean:.3g} of {strong.attack.name}, "
                         f"the strongest attack with gradients: {_EITHER}.",
                     )
                 ]
@@ -87,7 +89,7 @@ def _order(rows: Rows, by_size: Mapping[float, Sequence[AttackOutcome]]) -> list
 
 
 def _steps(
-    rows: Rows,
+    rows: ActionsResult,
     by_size: Mapping[float, Sequence[AttackOutcome]],
     distributions: Collection[ActionDistribution],
 ) -> list[Check]:
@@ -100,8 +102,8 @@ def _steps(
         Check(
             f"returns ({rows.actions}): noise ≤ one step ≤ many steps ≤ twice as many",
             verdict,
-            f"At ε = {weak.attack.perturbations.epsilon:g} {weak.attack.name} lowers the return to "
-            f"{weak.outcome.mean:.3g}, {strong.attack.name} to {strong.outcome.mean:.3g} only{more}. What "
+            f"At ε = {weak.epsilon:g} {weak.attack.name} lowers the return to "
+            f"{weak.mean:.3g}, {strong.attack.name} to {strong.mean:.3g} only{more}. What "
             "costs more steps should not hurt less: believe the lowest row.",
         )
     ]
@@ -109,32 +111,37 @@ def _steps(
 
 def _rungs(found: Sequence[AttackOutcome]) -> Iterator[_Pair]:
     noise = [row for row in found if row.attack.access == "none"]
-    one = [row for row in found if isinstance(row.attack, FGSM)]
-    many = [row for row in found if type(row.attack) in (PGD, MarginPGD)]
+    one = [row for row in found if row.attack.name == FGSM.name]
+    many = [row for row in found if row.attack.name in (PGD.name, MarginPGD.name)]
     yield from product(noise, one)
     yield from product(one, many)
     yield from ((a, b) for a, b in product(many, found) if _twice(a.attack, b.attack))
 
 
-def _twice(weak: Attack, strong: Attack) -> bool:
+def _twice(weak: AttackSpec, strong: AttackSpec) -> bool:
     """Whether the second takes twice the steps of the first or more to the same, from as many starts."""
+    a, b = weak.settings, strong.settings
     return (
-        isinstance(weak, PGD)
-        and isinstance(strong, PGD)
-        and (type(strong) is type(weak) or isinstance(strong, StrongPGD))
-        and strong.objective == weak.objective
-        and strong.steps >= 2 * weak.steps
-        and strong.restarts >= weak.restarts
+        _climbs(weak)
+        and _climbs(strong)
+        and (strong.name == weak.name or strong.name in (StrongPGD.name, StrongMarginPGD.name))
+        and b["objective"] == a["objective"]
+        and b["steps"] >= 2 * a["steps"]
+        and b["restarts"] >= a["restarts"]
     )
 
 
-def _monotone(rows: Rows, distributions: Collection[ActionDistribution]) -> list[Check]:
+def _climbs(attack: AttackSpec) -> bool:
+    return issubclass(ATTACKS.get(attack.name, Attack), PGD)
+
+
+def _monotone(rows: ActionsResult, distributions: Collection[ActionDistribution]) -> list[Check]:
     """The same attack with more room must not leave more."""
-    series: dict[str, list[AttackOutcome]] = {}
+    series: dict[AttackSpec, list[AttackOutcome]] = {}
     for row in rows.attacks:
         if row.attack.access == "gradients":
-            series.setdefault(row.attack.settings, []).append(row)
-    sizes = [sorted(found, key=lambda row: row.attack.perturbations.epsilon) for found in series.values()]
+            series.setdefault(row.attack.at(1.0), []).append(row)
+    sizes = [sorted(found, key=lambda row: row.epsilon) for found in series.values()]
     odd = _odd([pair for found in sizes for pair in pairwise(found)], distributions)
     if not odd:
         return []
@@ -143,9 +150,9 @@ def _monotone(rows: Rows, distributions: Collection[ActionDistribution]) -> list
         Check(
             f"returns ({rows.actions}): larger ε, lower return",
             verdict,
-            f"{b.attack.name} leaves a return of {b.outcome.mean:.3g} at ε = "
-            f"{b.attack.perturbations.epsilon:g}, above {a.outcome.mean:.3g} at "
-            f"{a.attack.perturbations.epsilon:g}{more}. An adversary with more room can do what it could "
+            f"{b.attack.name} leaves a return of {b.mean:.3g} at ε = "
+            f"{b.epsilon:g}, above {a.mean:.3g} at "
+            f"{a.epsilon:g}{more}. An adversary with more room can do what it could "
             "with less: read the smaller of the two.",
         )
     ]
@@ -155,7 +162,7 @@ def _odd(
     pairs: Sequence[_Pair], distributions: Collection[ActionDistribution]
 ) -> tuple[Verdict, _Pair, str] | None:
     """The gravest of the pairs whose first hurts more, its verdict, and how many more there are, in words."""
-    found = [(a, b) for a, b in pairs if lower(a.outcome, b.outcome, among=len(pairs))]
+    found = [(a, b) for a, b in pairs if lower(a, b, among=len(pairs))]
     if not found:
         return None
     grave = [(a, b) for a, b in found if _went_further(a, b, distributions)]
@@ -165,39 +172,43 @@ def _odd(
 
 def _went_further(a: AttackOutcome, b: AttackOutcome, distributions: Collection[ActionDistribution]) -> bool:
     """Whether the second raised the same objective of the same agents further than the first."""
-    same = all(a.attack.objective_for(d) == b.attack.objective_for(d) for d in distributions)
+    same = all(_objective(a, d) == _objective(b, d) for d in distributions)
     return same and set(a.agents) == set(b.agents) and b.objective_gain > a.objective_gain
 
 
-def _black_box(rows: Rows, by_size: Mapping[float, Sequence[AttackOutcome]]) -> list[Check]:
+def _objective(row: AttackOutcome, distribution: ActionDistribution) -> str | Objective:
+    return resolve_objective(row.attack.settings.get("objective", AUTO), distribution)
+
+
+def _black_box(rows: ActionsResult, by_size: Mapping[float, Sequence[AttackOutcome]]) -> list[Check]:
     for epsilon, found in by_size.items():
         white = _lowest(found, "gradients")
         if white is None:
             continue
         for access in ("queries", "surrogate"):
             black = _lowest(found, access)
-            if black is not None and lower(black.outcome, white.outcome):
+            if black is not None and lower(black, white):
                 return [
                     Check(
                         f"returns ({rows.actions}): no gradients ≤ gradients",
                         "fail",
                         f"At ε = {epsilon:g} {black.attack.name} lowers the return to "
-                        f"{black.outcome.mean:.3g} without the policy's gradients, below "
-                        f"{white.outcome.mean:.3g} of {white.attack.name}, the strongest with them: "
+                        f"{black.mean:.3g} without the policy's gradients, below "
+                        f"{white.mean:.3g} of {white.attack.name}, the strongest with them: "
                         f"{_EITHER}.",
                     )
                 ]
     return []
 
 
-def _undertrained(rows: Rows, by_size: Mapping[float, Sequence[AttackOutcome]]) -> list[Check]:
+def _undertrained(rows: ActionsResult, by_size: Mapping[float, Sequence[AttackOutcome]]) -> list[Check]:
     """Learned adversaries that hurt less than what they should be stronger than: one finding for all."""
     weak = [
         (verdict, row, what, rival)
         for found in by_size.values()
         for verdict, what, rival in _rivals(rows.clean, found)
         for row in found
-        if row.attack.access == "learned" and lower(rival, row.outcome)
+        if row.attack.access == "learned" and lower(rival, row)
     ]
     if not weak:
         return []
@@ -208,8 +219,8 @@ def _undertrained(rows: Rows, by_size: Mapping[float, Sequence[AttackOutcome]]) 
         Check(
             f"returns ({rows.actions}): {'untrained' if verdict == 'fail' else 'myopic'} ≤ learned",
             verdict,
-            f"Undertrained: at ε = {row.attack.perturbations.epsilon:g} {row.attack.name} leaves a return of "
-            f"{row.outcome.mean:.3g}, above {rival.mean:.3g} of {what}{more}. That is no evidence of "
+            f"Undertrained: at ε = {row.epsilon:g} {row.attack.name} leaves a return of "
+            f"{row.mean:.3g}, above {rival.mean:.3g} of {what}{more}. That is no evidence of "
             "robustness: train it for longer, or with a search (adversary train --env-steps, --search).",
         )
     ]
@@ -219,11 +230,11 @@ def _rivals(clean: Outcome, found: Sequence[AttackOutcome]) -> Iterator[tuple[Ve
     """What a learned adversary should be stronger than, and the verdict where it is not."""
     yield "fail", "no attack", clean
     if (noise := _lowest(found, "none")) is not None:
-        yield "fail", noise.attack.name, noise.outcome
+        yield "fail", noise.attack.name, noise
     if (myopic := _lowest(found, "gradients")) is not None:
-        yield "warn", f"{myopic.attack.name}, which does not look ahead", myopic.outcome
+        yield "warn", f"{myopic.attack.name}, which does not look ahead", myopic
 
 
 def _lowest(rows: Sequence[AttackOutcome], access: str) -> AttackOutcome | None:
     found = [row for row in rows if row.attack.access == access]
-    return min(found, key=lambda row: row.outcome.mean, default=None)
+    return min(found, key=lambda row: row.mean, default=None)

@@ -12,19 +12,26 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 import numpy as np
 
 from marl_aajr.attacks import Attack
 from marl_aajr.evaluation.budget import candidates, rounds
 from marl_aajr.evaluation.crew import Crew, Job, crew
-from marl_aajr.evaluation.outcomes import AgentOutcome, AttackOutcome, Subset, Worst
+from marl_aajr.evaluation.outcomes import (
+    AttackOutcome,
+    AttackSpec,
+    ReplacementOutcome,
+    SubsetOutcome,
+    WorstAttack,
+)
 from marl_aajr.evaluation.plan import Plan
 from marl_aajr.evaluation.player import Player
 from marl_aajr.evaluation.probe import Probe
 from marl_aajr.evaluation.replacements import Replacement
-from marl_aajr.evaluation.results import Rows
+from marl_aajr.evaluation.result import ActionsResult
+from marl_aajr.evaluation.statistics import paired_difference
 from marl_aajr.evaluation.suites import Actions
 
 
@@ -44,7 +51,7 @@ class _Case:
     kind: Actions
     attack: Attack
     agents: tuple[str, ...]
-    tried: list[Subset] = field(default_factory=list)
+    tried: list[SubsetOutcome] = field(default_factory=list)
     chosen_on: tuple[float, ...] = ()
     outcome: AttackOutcome | None = None
 
@@ -57,7 +64,7 @@ def play_rows(
     replacements: Sequence[Replacement],
     probe: Probe,
     workers: int | None,
-) -> tuple[Rows, ...]:
+) -> tuple[ActionsResult, ...]:
     """Every row of every kind of actions, the worst attack of each size, and the subsets that were tried.
 
     Args:
@@ -81,14 +88,14 @@ def play_rows(
         worst = {kind: _worst([case for case in cases if case.kind == kind]) for kind in plan.actions}
         links = _links(hands, player, plan, worst)
     return tuple(
-        Rows(
-            kind,
-            clean[kind],
-            tuple(case.outcome for case in cases if case.kind == kind and case.outcome is not None),
-            worst[kind],
-            _replaced(player, replacements, plan, sampled=kind == "sampled"),
-            (*(subset for case in cases if case.kind == kind for subset in case.tried), *links[kind]),
-            player.unattacked.get(kind, ()),
+        ActionsResult(
+            actions=kind,
+            clean=clean[kind],
+            attacks=tuple(case.outcome for case in cases if case.kind == kind and case.outcome is not None),
+            worst=tuple(row for row, _ in worst[kind]),
+            adversarial_agents=_replaced(player, replacements, plan, sampled=kind == "sampled"),
+            subsets=(*(tried for case in cases if case.kind == kind for tried in case.tried), *links[kind]),
+            clean_selection=player.unattacked.get(kind, ()),
         )
         for kind in plan.actions
     )
@@ -103,7 +110,7 @@ def _find_agents(hands: Crew, player: Player, plan: Plan, cases: Sequence[_Case]
         tried = [(case, agents) for case in cases for agents in candidates(player.agents, k, case.agents)]
         returns = hands.play([_job(player, plan, c.kind, c.attack, a, selection=True) for c, a in tried])
         for case in cases:
-            new = [Subset(a, case.attack, r) for (c, a), r in zip(tried, returns, strict=True) if c is case]
+            new = [_subset(a, case.attack, r) for (c, a), r in zip(tried, returns, strict=True) if c is case]
             best = min(new, key=lambda subset: subset.mean)
             case.tried += new
             case.agents, case.chosen_on = best.agents, best.returns
@@ -126,17 +133,21 @@ def _play(hands: Crew, player: Player, plan: Plan, cases: Sequence[_Case]) -> No
 
 
 def _links(
-    hands: Crew, player: Player, plan: Plan, worst: dict[Actions, tuple[Worst, ...]]
-) -> dict[Actions, list[Subset]]:
+    hands: Crew, player: Player, plan: Plan, worst: dict[Actions, list[tuple[WorstAttack, Attack]]]
+) -> dict[Actions, list[SubsetOutcome]]:
     """The worst attack of each size on one agent alone, where that was asked for and is not known."""
     if not plan.alone(player.agents):
         return {kind: [] for kind in worst}
-    singles = [(kind, w.chosen.attack, (a,)) for kind in worst for w in worst[kind] for a in player.agents]
+    singles = [(kind, attack, (a,)) for kind in worst for _, attack in worst[kind] for a in player.agents]
     returns = hands.play([_job(player, plan, *single, selection=True) for single in singles])
     return {
-        kind: [Subset(a, attack, r) for (k, attack, a), r in zip(singles, returns, strict=True) if k == kind]
+        kind: [_subset(a, attack, r) for (k, attack, a), r in zip(singles, returns, strict=True) if k == kind]
         for kind in worst
     }
+
+
+def _subset(agents: tuple[str, ...], attack: Attack, returns: tuple[float, ...]) -> SubsetOutcome:
+    return SubsetOutcome(agents=agents, attack=AttackSpec.of(attack), returns=returns)
 
 
 def _job(
@@ -152,8 +163,8 @@ def _job(
     )
 
 
-def _worst(cases: Sequence[_Case]) -> tuple[Worst, ...]:
-    """By size: the row with the lowest mean return on the selection episodes, and the next one."""
+def _worst(cases: Sequence[_Case]) -> list[tuple[WorstAttack, Attack]]:
+    """By size: the row with the lowest mean return on the selection episodes against the next one."""
     by_size: dict[float, list[_Case]] = {}
     for case in cases:
         if case.chosen_on:
@@ -161,22 +172,25 @@ def _worst(cases: Sequence[_Case]) -> tuple[Worst, ...]:
     found = []
     for epsilon in sorted(by_size):
         ordered = sorted(by_size[epsilon], key=lambda case: float(np.mean(case.chosen_on)))
-        first, second = ordered[0], ordered[1] if len(ordered) > 1 else None
-        assert first.outcome is not None
-        found.append(
-            Worst(
-                epsilon,
-                first.outcome,
-                selected_on=float(np.mean(first.chosen_on)),
-                runner_up=None if second is None else second.outcome,
-            )
+        first, second = ordered[0].outcome, ordered[1].outcome if len(ordered) > 1 else None
+        assert first is not None
+        worst = WorstAttack(
+            attack=first.attack,
+            agents=first.agents,
+            mean=first.mean,
+            low=first.low,
+            high=first.high,
+            selection_return=float(np.mean(ordered[0].chosen_on)),
+            runner_up=None if second is None else second.attack,
+            lead=None if second is None else paired_difference(first.returns, second.returns),
         )
-    return tuple(found)
+        found.append((worst, ordered[0].attack))
+    return found
 
 
 def _replaced(
     player: Player, replacements: Sequence[Replacement], plan: Plan, *, sampled: bool
-) -> tuple[AgentOutcome, ...]:
+) -> tuple[ReplacementOutcome, ...]:
     """All replacements; where there is a choice, the worst agents are marked, by the selection episodes."""
     rows = [
         player.replaced(
@@ -189,13 +203,12 @@ def _replaced(
     ]
     tried: dict[_Rivals, list[float]] = {}
     for row in rows:
-        if row.selected_on is not None:
-            tried.setdefault(_rivals(row.replacement, player.env.teams), []).append(row.selected_on)
+        if row.selection_return is not None:
+            tried.setdefault(_rivals(row, player.env.teams), []).append(row.selection_return)
     lowest = {key: min(means) for key, means in tried.items() if len(means) > 1}
     return tuple(
-        replace(
-            row,
-            worst=row.selected_on == lowest.get(_rivals(row.replacement, player.env.teams), math.nan),
+        row.model_copy(
+            update={"worst": row.selection_return == lowest.get(_rivals(row, player.env.teams), math.nan)}
         )
         for row in rows
     )
@@ -204,6 +217,6 @@ def _replaced(
 _Rivals = tuple[str, tuple[str, ...]]
 
 
-def _rivals(replacement: Replacement, teams: Mapping[str, str]) -> _Rivals:
-    """Who is compared: agents of one kind, as many, and of the same sides."""
-    return replacement.kind, tuple(sorted(teams[agent] for agent in replacement.agents))
+def _rivals(row: ReplacementOutcome, teams: Mapping[str, str]) -> _Rivals:
+    """What is compared: agents of one kind, as many, and of the same sides."""
+    return row.kind, tuple(sorted(teams[agent] for agent in row.agents))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Callable, Mapping, Sequence
 from itertools import product
 from pathlib import Path
@@ -13,7 +14,7 @@ from marl_aajr.evaluation.adversaries import liar_of, replacement_of
 from marl_aajr.evaluation.evaluate import evaluate
 from marl_aajr.evaluation.player import Progress
 from marl_aajr.evaluation.replacements import Replacement
-from marl_aajr.evaluation.results import Evaluation
+from marl_aajr.evaluation.result import Evaluation
 from marl_aajr.evaluation.sources import find_victim, finished
 from marl_aajr.evaluation.suites import Suite, load_suite
 from marl_aajr.training.files import write_json
@@ -93,28 +94,23 @@ def evaluate_run(
     )
     file = Path(out) if out is not None else source.evaluations / file_name(evaluation)
     file.parent.mkdir(parents=True, exist_ok=True)
-    write_json(file, evaluation.to_json())
+    write_json(file, evaluation.model_dump(mode="json"))
     return evaluation
 
 
 def file_name(evaluation: Evaluation) -> str:
     """Of a file in `RUN/evaluations`: says the protocol, and differs where anything asked for does."""
-    asked = repr(
-        (
-            evaluation.env_name,
-            sorted(evaluation.env_kwargs.items()),
-            evaluation.num_envs,
-            evaluation.team,
-            evaluation.agents,
-            evaluation.budget,
-            evaluation.units,
-            evaluation.selection_episodes,
-            [(rows.actions, len(rows.subsets)) for rows in evaluation.rows],
-            [row.attack for row in evaluation.attacks],
-            [row.replacement for row in evaluation.adversarial_agents],
-        )
+    asked = evaluation.model_dump(
+        mode="json", include={"env", "num_envs", "team", "agents", "budget", "units", "selection_episodes"}
     )
-    digest = hashlib.sha256(asked.encode()).hexdigest()[:8]
+    asked["weakest_link"] = evaluation.weakest_link
+    asked["actions"] = [result.actions for result in evaluation.results]
+    asked["attacks"] = [row.attack.model_dump(mode="json") for row in evaluation.attacks]
+    asked["replaced"] = [
+        row.model_dump(mode="json", include={"kind", "agents", "source"})
+        for row in evaluation.adversarial_agents
+    ]
+    digest = hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()[:8]
     suite = f"{evaluation.suite}-" if evaluation.suite else ""
     return f"{suite}seed{evaluation.seed}-episodes{evaluation.episodes}-{digest}.json"
 

@@ -8,17 +8,22 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator
 
 from marl_aajr.attacks import Attack, make_attack
 from marl_aajr.core.threat import Norm
 from marl_aajr.core.values import one_of
-from marl_aajr.evaluation.budget import as_budget
+from marl_aajr.evaluation.budget import Budget, as_budget
 
 Actions = Literal["greedy", "sampled"]
 Units = Literal["raw", "network"]
 Control = Literal["random", "idle"]
 """What plays in an agent's place without having learned anything."""
+
+BudgetOrText = Annotated[
+    Budget, BeforeValidator(lambda value: as_budget(value) if isinstance(value, str) else value)
+]
+"""A budget, or its text, which `parse_budget` reads."""
 
 _FILE = "suites.yaml"
 
@@ -56,7 +61,7 @@ class Suite(BaseModel):
     actions: tuple[Actions, ...] = Field(min_length=1)
     units: Units
     norm: Norm = "linf"
-    budget: str = ""
+    budget: BudgetOrText = Budget()
     weakest_link: bool = False
     controls: tuple[Control, ...] = ()
     epsilons: tuple[Annotated[float, Field(gt=0, allow_inf_nan=False)], ...] = Field(min_length=1)
@@ -75,11 +80,6 @@ class Suite(BaseModel):
         if len({repr(entry) for entry in value}) < len(value):
             raise ValueError("expected each attack once; give repeated ones other settings")
         return value
-
-    @field_validator("budget")
-    @classmethod
-    def _budget_can_be_read(cls, value: str) -> str:
-        return str(as_budget(value))
 
     @field_validator("epsilons", "actions", "controls")
     @classmethod

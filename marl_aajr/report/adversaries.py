@@ -12,10 +12,10 @@ from collections.abc import Sequence
 import numpy as np
 from scipy import stats
 
+from marl_aajr.evaluation.outcomes import ReplacementOutcome
 from marl_aajr.report.comparison import Comparison, Row, estimate_of
 from marl_aajr.report.conditions import Condition
 from marl_aajr.report.estimates import NOTHING, Block, Cell, Estimate, Line, estimated, marked, number, size
-from marl_aajr.report.evaluations import Replaced
 from marl_aajr.report.protocol import Results
 
 LEARNED = "learned"
@@ -89,18 +89,18 @@ def replaced(comparison: Comparison, *, decimals: int) -> tuple[Block, ...]:
     )
 
 
-def _replaced(outcomes: Sequence[Replaced | None], *, level: float, decimals: int) -> Cell:
+def _replaced(outcomes: Sequence[ReplacementOutcome | None], *, level: float, decimals: int) -> Cell:
     known = [outcome for outcome in outcomes if outcome is not None]
     if len(known) < len(outcomes):
         return NOTHING
-    loyal = [outcome.loyal_return for outcome in known if outcome.loyal_return is not None]
-    note = f"the others {number(sum(loyal) / len(loyal), decimals=decimals)}" if loyal else ""
+    loyal = sum(outcome.loyal_return for outcome in known) / len(known)
+    note = f"the others {number(loyal, decimals=decimals)}"
     mark = "worst" if 2 * sum(outcome.worst for outcome in known) > len(known) else ""
     return estimated(estimate_of(known, level=level), decimals=decimals, note=note, mark=mark)
 
 
-def _worst(run: Results) -> dict[_Who, Replaced]:
-    found: dict[_Who, Replaced] = {}
+def _worst(run: Results) -> dict[_Who, ReplacementOutcome]:
+    found: dict[_Who, ReplacementOutcome] = {}
     for rows, _ in run.played:
         for outcome in rows.adversarial_agents:
             key = (outcome.kind, outcome.agents)
@@ -109,13 +109,13 @@ def _worst(run: Results) -> dict[_Who, Replaced]:
     return found
 
 
-def _harm(outcome: Replaced) -> float:
+def _harm(outcome: ReplacementOutcome) -> float:
     return outcome.mean if outcome.selection_return is None else outcome.selection_return
 
 
 def _learned(comparison: Comparison) -> set[Condition]:
     run = comparison.rows[0].runs[0]
-    return {condition for condition, outcome in run.attacked.items() if outcome.access == LEARNED}
+    return {condition for condition, outcome in run.attacked.items() if outcome.attack.access == LEARNED}
 
 
 def _myopic(comparison: Comparison, condition: Condition, found: set[Condition]) -> list[Condition]:

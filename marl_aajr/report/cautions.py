@@ -6,10 +6,10 @@ import math
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 
+from marl_aajr.evaluation.result import Evaluation
 from marl_aajr.report.adversaries import undertrained
 from marl_aajr.report.comparison import Comparison
 from marl_aajr.report.estimates import count, listing, number, some
-from marl_aajr.report.evaluations import Evaluation
 from marl_aajr.report.methods import Method, differences
 from marl_aajr.report.records import RunRecord
 from marl_aajr.report.trust import doubts

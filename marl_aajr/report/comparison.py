@@ -6,10 +6,11 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
+from marl_aajr.evaluation.outcomes import Outcome
+from marl_aajr.evaluation.result import Check
 from marl_aajr.evaluation.statistics import area_under_curve
 from marl_aajr.report.conditions import Condition, unlimited
 from marl_aajr.report.estimates import Estimate, over_episodes, over_runs
-from marl_aajr.report.evaluations import Check, Outcome
 from marl_aajr.report.methods import Method, group
 from marl_aajr.report.omissions import Omission
 from marl_aajr.report.protocol import Evidence, Protocol, Results, gather

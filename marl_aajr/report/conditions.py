@@ -1,47 +1,49 @@
-"""What a run was put under: one attack, at one size, on some agents, for some of the time."""
+"""The conditions that runs are compared under: attack, size, attacked agents and attacked steps."""
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from marl_aajr.report.evaluations import Attacked, Chosen, Evaluation, Rows
-
-_COUNTED = re.compile(r"agents=\d+")
-_STEPS = re.compile(r"steps=(\d+)(?:,timing=(\w+))?")
-_SCALE = re.compile(r"scale=([^,]+)")
-_SOURCE = re.compile(r"\b(source|adversary)='[^']+'")
+from marl_aajr.evaluation.budget import Budget
+from marl_aajr.evaluation.outcomes import AttackOutcome, AttackSpec, WorstAttack
+from marl_aajr.evaluation.result import ActionsResult, Evaluation
 
 
 class Key(NamedTuple):
-    """What makes two rows the same condition, whichever run they are of.
+    """The properties that make rows of several runs the same condition.
 
     Attributes:
-        name: of the attack.
-        settings: without what is each run's own (the run that its adversary or surrogate comes from).
-        epsilon: the size.
-        whom: who is attacked, where it is not everybody under attack; else empty.
-        budget: when, where it is not always, and by how much where it is not the same for all; else empty.
+        attack: without its source, which is each run's own.
+        whom: the attacked agents, where they are not everybody under attack; else empty.
+        budget: the steps, where they are limited, and the scales of ε, where they differ; else empty.
         turn: counts the surrogates or adversaries of one run that would otherwise be the same.
     """
 
-    name: str
-    settings: str
-    epsilon: float
+    attack: AttackSpec
     whom: str = ""
     budget: str = ""
     turn: int = 1
 
     @property
+    def name(self) -> str:
+        """The attack's name."""
+        return self.attack.name
+
+    @property
+    def epsilon(self) -> float:
+        """The attack's size."""
+        return self.attack.epsilon
+
+    @property
     def limits(self) -> str:
-        """What the attacker may not do, in words; empty for an attack on everybody at every step."""
+        """The limits of the attacker, in words; empty for an attack on everybody at every step."""
         return ", ".join(filter(None, (self.whom, self.budget)))
 
     def __str__(self) -> str:
         limits = f", {self.limits}" if self.limits else ""
-        return f"{self.name} at ε = {self.epsilon:g}{limits} [{self.settings}]"
+        return f"{self.name} at ε = {self.epsilon:g}{limits} [{self.attack.described}]"
 
 
 @dataclass(frozen=True)
@@ -49,31 +51,36 @@ class Condition:
     """One attack at one size.
 
     Attributes:
-        name: the attack's name, as the command line takes it.
         attack: label of the attack on the page; attacks of one name are told apart by settings.
-        settings: the attack as it was run, apart from its size.
-        epsilon: size of the perturbation.
-        limits: what the attacker may not do, in words (`"agent_0 only"`); empty: nothing.
+        spec: the attack, size included, without its source.
+        limits: the limits of the attacker, in words (`"agent_0 only"`); empty: there are none.
     """
 
-    name: str
     attack: str
-    settings: str
-    epsilon: float
+    spec: AttackSpec
     limits: str = ""
 
+    @property
+    def name(self) -> str:
+        """The attack's name, as the command line takes it."""
+        return self.spec.name
 
-Exact = tuple[str, str, float, frozenset[str], str]
-"""A row as its file has it: attack, settings, size, agents and the budget of the evaluation."""
+    @property
+    def epsilon(self) -> float:
+        """Size of the perturbation."""
+        return self.spec.epsilon
 
-Played = tuple[Rows, Evaluation]
-"""What was played with one kind of actions, and the file that holds it."""
+
+Exact = tuple[AttackSpec, frozenset[str], Budget]
+"""A row as its file has it: attack, agents and the budget of the evaluation."""
+
+Played = tuple[ActionsResult, Evaluation]
+"""The result for one kind of actions, and the evaluation that holds it."""
 
 
-def exact(row: Attacked | Chosen, evaluation: Evaluation) -> Exact:
-    """What tells the rows of one run apart."""
-    agents = frozenset(row.agents or evaluation.agents)
-    return row.attack, row.settings, row.epsilon, agents, evaluation.budget
+def exact(row: AttackOutcome | WorstAttack, evaluation: Evaluation) -> Exact:
+    """The key that tells the rows of one run apart."""
+    return row.attack, frozenset(row.agents), evaluation.budget
 
 
 def keys_of(played: Sequence[Played]) -> dict[Exact, Key]:
@@ -87,13 +94,8 @@ def keys_of(played: Sequence[Played]) -> dict[Exact, Key]:
         for row in rows.attacks:
             if exact(row, evaluation) in keys:
                 continue
-            plain = Key(
-                row.attack,
-                _SOURCE.sub(r"\1=…", row.settings),
-                row.epsilon,
-                _whom(row, rows, evaluation),
-                _limits(evaluation),
-            )
+            attack = row.attack.anonymous
+            plain = Key(attack, _whom(row, rows, evaluation), _limits(evaluation.budget))
             turns = [key.turn for key in keys.values() if key._replace(turn=1) == plain]
             keys[exact(row, evaluation)] = plain._replace(turn=len(turns) + 1)
     return keys
@@ -102,31 +104,25 @@ def keys_of(played: Sequence[Played]) -> dict[Exact, Key]:
 def label_all(keys: Iterable[Key]) -> dict[Key, Condition]:
     """The conditions of the keys, labelled so that no two attacks share a label."""
     unique = list(dict.fromkeys(keys))
-    settings: dict[str, set[str]] = {}
+    alike: dict[str, set[AttackSpec]] = {}
     for key in unique:
-        settings.setdefault(key.name, set()).add(key.settings)
-    return {key: _condition(key, alone=len(settings[key.name]) == 1) for key in unique}
+        alike.setdefault(key.name, set()).add(key.attack.at(1.0))
+    return {key: _condition(key, alone=len(alike[key.name]) == 1) for key in unique}
 
 
 def _condition(key: Key, *, alone: bool) -> Condition:
-    label = key.name if alone else f"{key.name}: {key.settings}"
+    label = key.name if alone else f"{key.name}: {key.attack.described}"
     if key.turn > 1:
         label = f"{label} ({key.turn})"
-    return Condition(
-        key.name,
-        f"{label}, {key.limits}" if key.limits else label,
-        key.settings,
-        key.epsilon,
-        key.limits,
-    )
+    return Condition(f"{label}, {key.limits}" if key.limits else label, key.attack, key.limits)
 
 
-def _whom(row: Attacked, rows: Rows, evaluation: Evaluation) -> str:
-    agents = set(row.agents or evaluation.agents)
-    if not agents or agents == evaluation.members:
+def _whom(row: AttackOutcome, rows: ActionsResult, evaluation: Evaluation) -> str:
+    agents = set(row.agents)
+    if agents == set(evaluation.members):
         return ""
     searched = {frozenset(subset.agents) for subset in rows.subsets}
-    if _COUNTED.search(evaluation.budget) and frozenset(agents) in searched:
+    if evaluation.budget.worst is not None and frozenset(agents) in searched:
         return f"worst {len(agents)} of {len(evaluation.agents)} agents"
     return f"{', '.join(sorted(agents))} only"
 
@@ -137,12 +133,11 @@ def unlimited(conditions: Iterable[Condition]) -> tuple[Condition, ...]:
     return tuple(condition for condition in given if not condition.limits) or given
 
 
-def _limits(evaluation: Evaluation) -> str:
-    """When the adversary may lie, and to whom by more or less than the size, in words.
+def _limits(budget: Budget) -> str:
+    """The attacked steps, and the agents with an ε of their own, in words.
 
     Of the evaluation's budget: a row's own words hold the lengths of its run's episodes.
     """
-    steps, scale = _STEPS.search(evaluation.budget), _SCALE.search(evaluation.budget)
-    when = f"{steps[1]} steps ({steps[2] or 'random'})" if steps else ""
-    how_much = f"ε × {scale[1].replace('+', ', ')}" if scale else ""
-    return ", ".join(filter(None, (when, how_much)))
+    when = f"{budget.steps} steps ({budget.timing})" if budget.steps is not None else ""
+    scales = ", ".join(f"{agent}:{scale:g}" for agent, scale in budget.scale_of.items())
+    return ", ".join(filter(None, (when, f"ε × {scales}" if scales else "")))

@@ -49,6 +49,6 @@ def missing_somewhere(faced: Mapping[str, Collection[Key]]) -> tuple[Omission, .
 
 def _name(key: Key, keys: Iterable[Key]) -> str:
     """The attack's name; its settings are too long to read, so that they differ must do."""
-    variants = {other.settings for other in keys if other.name == key.name}
+    variants = {other.attack.at(1.0) for other in keys if other.name == key.name}
     name = key.name if key.turn == 1 else f"{key.name} ({key.turn})"
     return f"{name} with settings of its own" if len(variants) > 1 else name

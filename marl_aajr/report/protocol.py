@@ -6,9 +6,10 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
+from marl_aajr.evaluation.outcomes import AttackOutcome, Outcome
+from marl_aajr.evaluation.result import Evaluation
 from marl_aajr.report.conditions import Condition, Key, Played, exact, keys_of, label_all, unlimited
 from marl_aajr.report.estimates import some
-from marl_aajr.report.evaluations import Attacked, Evaluation, Outcome
 from marl_aajr.report.omissions import Omission, missing_somewhere
 from marl_aajr.report.records import RunRecord
 from marl_aajr.report.scenes import Scene, share_attacks
@@ -40,7 +41,7 @@ class Protocol:
             episodes=evaluation.episodes,
             seed=evaluation.seed,
             actions=evaluation.actions,
-            level=evaluation.interval.level,
+            level=evaluation.level,
             units=evaluation.units,
             num_envs=evaluation.num_envs,
             team=scene.team,
@@ -74,7 +75,7 @@ class Results:
 
     run: RunRecord
     clean: Outcome
-    attacked: Mapping[Condition, Attacked]
+    attacked: Mapping[Condition, AttackOutcome]
     chosen: Mapping[float, Condition] = field(default_factory=dict)
     others: Mapping[str, Results] = field(default_factory=dict)
     played: tuple[Played, ...] = ()
@@ -86,7 +87,7 @@ class Results:
         tried = [condition for condition in unlimited(self.attacked) if condition.epsilon == epsilon]
         return min(tried, key=lambda condition: self.attacked[condition].mean)
 
-    def strongest(self, epsilon: float) -> Attacked:
+    def strongest(self, epsilon: float) -> AttackOutcome:
         """What the attack of a size that hurts this run most leaves of it."""
         return self.attacked[self.worst(epsilon)]
 
@@ -120,7 +121,7 @@ def gather(records: Sequence[RunRecord]) -> Evidence:
     """
     per_run = [_by_protocol(record) for record in records]
     protocol = _common_protocol(records, per_run)
-    played = [[(e, e) for e in found[protocol]] for found in per_run]
+    played = [[(e.results[0], e) for e in found[protocol]] for found in per_run]
     merged = [_merge(record, rows) for record, rows in zip(records, played, strict=True)]
     common = [key for key in merged[0][1] if all(key in attacked for _, attacked in merged)]
     if not common:
@@ -209,7 +210,7 @@ def _others(
     """The kinds of actions that were played under every condition of the comparison."""
     kinds: dict[str, list[Played]] = defaultdict(list)
     for evaluation in evaluations:
-        for rows in evaluation.others:
+        for rows in evaluation.results[1:]:
             kinds[rows.actions].append((rows, evaluation))
     found = {}
     for kind, played in kinds.items():
@@ -221,8 +222,8 @@ def _others(
     return found
 
 
-def _merge(record: RunRecord, played: Sequence[Played]) -> tuple[Outcome, dict[Key, Attacked]]:
-    attacked: dict[Key, Attacked] = {}
+def _merge(record: RunRecord, played: Sequence[Played]) -> tuple[Outcome, dict[Key, AttackOutcome]]:
+    attacked: dict[Key, AttackOutcome] = {}
     clean, keys = played[0][0].clean, keys_of(played)
     for rows, evaluation in played:
         if rows.clean.returns != clean.returns:

@@ -13,10 +13,10 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 import yaml
-from pydantic import BaseModel, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from marl_aajr.adversaries.store import how_to_resume
-from marl_aajr.report.evaluations import Evaluation, Frozen
+from marl_aajr.evaluation.result import Evaluation
 
 _BESIDE = "-evaluations"
 """Ends the name of the folder beside a policy from elsewhere that its evaluations are in."""
@@ -24,7 +24,13 @@ _BESIDE = "-evaluations"
 _REQUIRED_CONFIG = ("env", "method", "seed", "env_steps")
 
 
-class Status(Frozen):
+class _Record(BaseModel):
+    """A value read from a file of a run."""
+
+    model_config = ConfigDict(frozen=True)
+
+
+class Status(_Record):
     """status.json: how far the training got."""
 
     state: Literal["running", "finished", "interrupted", "failed"]
@@ -33,7 +39,7 @@ class Status(Frozen):
     error: str | None = None
 
 
-class Versions(Frozen):
+class Versions(_Record):
     """versions.json: what the run was made with."""
 
     python: str
@@ -41,7 +47,7 @@ class Versions(Frozen):
     packages: dict[str, str]
 
 
-class Iteration(Frozen):
+class Iteration(_Record):
     """One line of metrics.jsonl; `return_mean` is None while no episode has ended."""
 
     iteration: int

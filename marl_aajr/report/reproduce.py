@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 import shlex
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
@@ -11,18 +10,15 @@ from pathlib import Path, PurePath
 
 import yaml
 
+from marl_aajr.evaluation.budget import Budget
+from marl_aajr.evaluation.result import Evaluation
 from marl_aajr.evaluation.suites import builtin_suites
 from marl_aajr.report.comparison import Comparison
-from marl_aajr.report.evaluations import Evaluation
 from marl_aajr.report.methods import Method
 from marl_aajr.report.protocol import LINF, Protocol, Results
 from marl_aajr.report.retrain import adversaries_of, kept_with, training, was_trained_before
 
-_SOURCE = re.compile(r"source='([^']+)'")
-_NAMED, _COUNTED = re.compile(r"agents=(?!\d)"), re.compile(r"agents=\d")
 _AGAIN = PurePath("again")
-
-_CONTROLS = ("random", "idle")
 
 
 def commands(comparisons: Sequence[Comparison]) -> str:
@@ -61,7 +57,7 @@ def configurations(comparisons: Sequence[Comparison]) -> list[tuple[str, str]]:
 
 def attacks(comparisons: Sequence[Comparison]) -> list[tuple[str, str]]:
     """Name and settings of each attack, exactly."""
-    return list(dict.fromkeys((c.name, c.settings) for one in comparisons for c in one.conditions))
+    return list(dict.fromkeys((c.name, c.spec.described) for one in comparisons for c in one.conditions))
 
 
 def arguments(evaluation: Evaluation, renamed: Mapping[str, str]) -> list[list[str]]:
@@ -77,7 +73,7 @@ def arguments(evaluation: Evaluation, renamed: Mapping[str, str]) -> list[list[s
     common += ["--selection-episodes", str(evaluation.selection_episodes), "--seed", str(evaluation.seed)]
     for option, value in (("--units", evaluation.units), ("--team", _team(evaluation))):
         common += [option, value] if value else []
-    common += _each("--actions", [evaluation.actions, *(rows.actions for rows in evaluation.others)])
+    common += _each("--actions", [result.actions for result in evaluation.results])
     common += _whom(evaluation)
     common += ["--norm", evaluation.norm] if evaluation.norm != LINF else []
     common += _each("--surrogate", _surrogates(evaluation, renamed))
@@ -87,16 +83,16 @@ def arguments(evaluation: Evaluation, renamed: Mapping[str, str]) -> list[list[s
 
 def _whom(evaluation: Evaluation) -> list[str]:
     """Whose observations may be changed, and how much of that the adversary may spend."""
-    words = ["--budget", evaluation.budget] if evaluation.budget else []
-    if set(evaluation.agents) != evaluation.members and not _NAMED.search(evaluation.budget):
+    budget = evaluation.budget
+    words = ["--budget", str(budget)] if budget != Budget() else []
+    if set(evaluation.agents) != set(evaluation.members) and budget.named is None:
         words += _each("--agents", evaluation.agents)
-    searched = any(rows.subsets for rows in (evaluation, *evaluation.others))
-    return [*words, "--weakest-link"] if searched and not _COUNTED.search(evaluation.budget) else words
+    return [*words, "--weakest-link"] if evaluation.weakest_link else words
 
 
 def _surrogates(evaluation: Evaluation, renamed: Mapping[str, str]) -> list[str]:
     """The runs that perturbations were transferred from: files name them, and the page knows some by name."""
-    found = [match[1] for row in evaluation.attacks if (match := _SOURCE.search(row.settings))]
+    found = [row.attack.source for row in evaluation.attacks if row.attack.access == "surrogate"]
     return [_known(name, renamed) for name in dict.fromkeys(found)]
 
 
@@ -162,7 +158,7 @@ def _attacks(evaluation: Evaluation) -> list[list[str]]:
     sizes: dict[str, dict[float, None]] = defaultdict(dict)
     for row in evaluation.attacks:
         if not was_trained_before(row):
-            sizes[row.attack][row.epsilon] = None
+            sizes[row.attack.name][row.epsilon] = None
     if evaluation.suite:
         every = dict.fromkeys(epsilon for of in sizes.values() for epsilon in of)
         beside = [name for name in sizes if known is not None and name not in of_suite]
@@ -179,7 +175,7 @@ def _team(evaluation: Evaluation) -> str:
 
 def _opponents(evaluation: Evaluation, renamed: Mapping[str, str]) -> list[str]:
     """Controls by their agents; trained adversaries by their runs."""
-    controls = [row for row in evaluation.adversarial_agents if row.kind in _CONTROLS]
+    controls = [row for row in evaluation.adversarial_agents if not row.trained]
     return [
         *_each("--replace", [f"{row.kind}:{','.join(row.agents)}" for row in controls]),
         *_each("--adversary", [_known(name, renamed) for name in adversaries_of(evaluation)]),

@@ -3,29 +3,27 @@
 from __future__ import annotations
 
 import json
-import re
 import shlex
 from collections.abc import Iterator, Mapping
 from pathlib import Path, PurePath
 from typing import Any
 
-from marl_aajr.report.evaluations import Attacked, Evaluation
+from marl_aajr.evaluation.outcomes import AttackOutcome
+from marl_aajr.evaluation.result import Evaluation
 
 _FOLDER, _RECORD = "adversaries", "adversary.json"
-_ADVERSARY = re.compile(r"\badversary='([^']+)'")
 
 
 def adversaries_of(evaluation: Evaluation) -> tuple[str, ...]:
     """Names or paths of the trained adversaries that played, each once."""
-    rows = (evaluation, *evaluation.others)
-    lied = (_ADVERSARY.search(row.settings) for one in rows for row in one.attacks)
-    replaced = (row.source for one in rows for row in one.adversarial_agents)
-    return tuple(dict.fromkeys([*(match[1] for match in lied if match), *filter(None, replaced)]))
+    attacked = (row.attack.source for row in evaluation.attacks if was_trained_before(row))
+    replaced = (row.source for row in evaluation.adversarial_agents if row.source)
+    return tuple(dict.fromkeys([*attacked, *replaced]))
 
 
-def was_trained_before(row: Attacked) -> bool:
+def was_trained_before(row: AttackOutcome) -> bool:
     """Whether an attack is an adversary that was there already, not one that the evaluation trained."""
-    return _ADVERSARY.search(row.settings) is not None
+    return row.attack.access == "learned" and row.attack.source != ""
 
 
 def kept_with(run: Path, target: str) -> dict[str, str]:

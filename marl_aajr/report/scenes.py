@@ -7,8 +7,8 @@ from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
+from marl_aajr.evaluation.result import Evaluation
 from marl_aajr.report.conditions import keys_of
-from marl_aajr.report.evaluations import Evaluation
 from marl_aajr.report.records import RunRecord
 
 
@@ -67,5 +67,5 @@ def scenes(records: Sequence[RunRecord]) -> dict[Scene, list[RunRecord]]:
 
 def share_attacks(per_run: Sequence[Iterable[Evaluation]]) -> bool:
     """Whether some attack of some size is in the evaluations of every run."""
-    keys = [set(keys_of([(e, e) for e in evaluations]).values()) for evaluations in per_run]
+    keys = [set(keys_of([(e.results[0], e) for e in evaluations]).values()) for evaluations in per_run]
     return bool(set.intersection(*keys))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import cast
 
-from marl_aajr.attacks import ATTACKS, make_attack
+from marl_aajr.attacks import ATTACKS, Attack, make_attack
 from marl_aajr.evaluation.suites import Units
 from marl_aajr.report.comparison import Comparison, Row
 from marl_aajr.report.films import film
@@ -20,9 +20,9 @@ _FALLBACK = "pgd"
 def films_of(comparisons: Sequence[Comparison]) -> dict[Scene, bytes | str]:
     """Of each scene, an animated GIF of the plain method's first run (or the first method's).
 
-    The attack is the worst of the largest size where it can be made from its name alone, and PGD otherwise.
-    Where an environment cannot draw itself, or a run has no victim to play it, the reason stands instead:
-    hours of evaluations are not lost for want of a picture.
+    The attack is the worst of the largest size where it can be made from its description alone, and PGD
+    otherwise. Where an environment cannot draw itself, or a run has no victim to play it, the reason stands
+    instead: hours of evaluations are not lost for want of a picture.
     """
     return {comparison.scene: _film_or_reason(comparison) for comparison in comparisons}
 
@@ -42,7 +42,7 @@ def _film(comparison: Comparison) -> bytes:
     return film(
         victim,
         resolve(victim.env_name, victim.env_kwargs),
-        attack=make_attack(_attack(row, comparison.epsilons[-1]), epsilon=comparison.epsilons[-1]),
+        attack=_attack(row, comparison.epsilons[-1]),
         team=protocol.team or None,
         units=cast(Units, protocol.units or "raw"),
         sampled=protocol.actions == "sampled",
@@ -51,10 +51,11 @@ def _film(comparison: Comparison) -> bytes:
     )
 
 
-def _attack(row: Row, epsilon: float) -> str:
-    """The worst attack's name where that says all about it."""
+def _attack(row: Row, epsilon: float) -> Attack:
+    """The worst attack of a size where its description says all about it; else `_FALLBACK`."""
     worst = row.worst[epsilon]
-    if worst.name not in ATTACKS or worst.limits:
-        return _FALLBACK
-    made = make_attack(worst.name, epsilon=epsilon)
-    return worst.name if made.ready and made.settings == worst.settings else _FALLBACK
+    if worst.name in ATTACKS and not worst.limits and worst.spec.access != "surrogate":
+        made = worst.spec.make()
+        if made.ready:
+            return made
+    return make_attack(_FALLBACK, epsilon=epsilon)

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
+from marl_aajr.evaluation.outcomes import Outcome
 from marl_aajr.report.comparison import Comparison, Row
 from marl_aajr.report.conditions import Condition
 from marl_aajr.report.estimates import Block, Cell, Line, Sheet, estimated, marked, number, size
-from marl_aajr.report.evaluations import Outcome
 from marl_aajr.report.records import RunRecord
 
 
@@ -48,14 +48,13 @@ def worst_of_each_run(comparison: Comparison, *, decimals: int) -> Sheet:
 
 
 def changed_actions(comparison: Comparison) -> tuple[Block, ...]:
-    """Share of the attacked decisions that each attack changed; empty where none was recorded."""
+    """Share of the attacked decisions that each attack changed."""
 
     def cell(row: Row, condition: Condition) -> Cell:
         rates = [run.attacked[condition].success_rate for run in row.runs]
-        known = [rate for rate in rates if rate is not None]
-        return Cell(f"{100 * sum(known) / len(known):.0f} %" if known else "—")
+        return Cell(f"{100 * sum(rates) / len(rates):.0f} %")
 
-    blocks = tuple(
+    return tuple(
         Block(
             f"Attack: {attack}",
             tuple(
@@ -66,8 +65,6 @@ def changed_actions(comparison: Comparison) -> tuple[Block, ...]:
         )
         for attack in comparison.attacks
     )
-    cells = (cell for block in blocks for line in block.lines for cell in line.cells)
-    return blocks if any(cell.main != "—" for cell in cells) else ()
 
 
 def team_returns(comparison: Comparison, *, decimals: int) -> tuple[Block, ...]:

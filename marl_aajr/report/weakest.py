@@ -7,11 +7,12 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from marl_aajr.evaluation.outcomes import paired_difference
+from marl_aajr.evaluation.outcomes import AttackSpec, SubsetOutcome
+from marl_aajr.evaluation.result import Evaluation
+from marl_aajr.evaluation.statistics import paired_difference
 from marl_aajr.report.comparison import Comparison, Row
 from marl_aajr.report.conditions import Key, exact, keys_of
 from marl_aajr.report.estimates import NOTHING, Block, Cell, Line, count, number, size
-from marl_aajr.report.evaluations import Evaluation, Subset
 from marl_aajr.report.protocol import Results
 
 _Agents = tuple[str, ...]
@@ -43,24 +44,24 @@ class _Search:
 
     Attributes:
         attack: its name.
-        clean: return of the same episodes without an attack; None in older files.
+        clean: return of the same episodes without an attack; None: not played.
         tried: by agents.
     """
 
     attack: str
     clean: float | None
-    tried: Mapping[_Agents, Subset]
+    tried: Mapping[_Agents, SubsetOutcome]
 
     @property
-    def ordered(self) -> list[Subset]:
+    def ordered(self) -> list[SubsetOutcome]:
         """Those that leave the least return first."""
-        return sorted(self.tried.values(), key=lambda subset: subset.selection_return)
+        return sorted(self.tried.values(), key=lambda subset: subset.mean)
 
     @property
     def weakest(self) -> _Agents | None:
         """The agents that cost most, where that is beyond doubt on the same episodes."""
-        first, second = (subset.selection_returns for subset in self.ordered[:2])
-        sure = bool(first and second) and paired_difference(first, second).negative
+        first, second = (subset.returns for subset in self.ordered[:2])
+        sure = len(first) == len(second) and paired_difference(first, second).negative
         return self.ordered[0].agents if sure else None
 
 
@@ -86,7 +87,7 @@ def _worst(run: Results, shared: Collection[Key]) -> dict[_Place, _Search]:
     for place, search in _searches(run, shared):
         found[place].append(search)
     return {
-        place: min(searches, key=lambda search: (search.ordered[0].selection_return, search.clean is None))
+        place: min(searches, key=lambda search: (search.ordered[0].mean, search.clean is None))
         for place, searches in found.items()
     }
 
@@ -94,14 +95,12 @@ def _worst(run: Results, shared: Collection[Key]) -> dict[_Place, _Search]:
 def _searches(run: Results, shared: Collection[Key]) -> Iterator[tuple[_Place, _Search]]:
     keys = keys_of(run.played)
     for rows, evaluation in run.played:
-        faced = {
-            (row.attack, row.settings, row.epsilon): key
-            for row in rows.attacks
-            if (key := keys[exact(row, evaluation)]) in shared
+        faced: dict[AttackSpec, Key] = {
+            row.attack: key for row in rows.attacks if (key := keys[exact(row, evaluation)]) in shared
         }
-        tried: dict[tuple[Key, int], dict[_Agents, Subset]] = defaultdict(dict)
+        tried: dict[tuple[Key, int], dict[_Agents, SubsetOutcome]] = defaultdict(dict)
         for subset in rows.subsets:
-            if found := faced.get((subset.attack, subset.settings, subset.epsilon)):
+            if found := faced.get(subset.attack):
                 tried[found, len(subset.agents)][subset.agents] = subset
         for (key, agents), subsets in tried.items():
             if len(subsets) > 1:
@@ -111,7 +110,7 @@ def _searches(run: Results, shared: Collection[Key]) -> Iterator[tuple[_Place, _
 
 
 def _among(evaluation: Evaluation) -> str:
-    everybody = set(evaluation.agents) == evaluation.members
+    everybody = set(evaluation.agents) == set(evaluation.members)
     return "" if everybody else f"among {', '.join(evaluation.agents)}"
 
 
@@ -137,7 +136,7 @@ def _attacked(searches: Sequence[_Search], agents: _Agents, decimals: int) -> Ce
     tried = [search for search in searches if agents in search.tried]
     if not tried:
         return NOTHING
-    mean = sum(search.tried[agents].selection_return for search in tried) / len(tried)
+    mean = sum(search.tried[agents].mean for search in tried) / len(tried)
     weakest = sum(search.weakest == agents for search in searches)
     return Cell(
         number(mean, decimals=decimals),

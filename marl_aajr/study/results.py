@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pyarrow
 import pyarrow.parquet
 
+from marl_aajr.evaluation.outcomes import Outcome
+from marl_aajr.evaluation.result import ActionsResult, Evaluation
 from marl_aajr.study.folder import StudyFolder
 from marl_aajr.study.runs import Run
 from marl_aajr.training.files import replaced
@@ -78,26 +79,53 @@ def _rows(run: Run, folder: StudyFolder) -> Iterator[dict[str, Any]]:
         "restarts": sum(event["event"] != "env_runners_lost" for event in directory.events()),
     }
     for file in folder.judgements.evaluations(run):
-        found = json.loads(file.read_text(encoding="utf-8"))
-        common |= {"team": found["team"], "suite": found["suite"], "episodes": found["episodes"]}
-        common |= {"evaluation_seed": found["seed"]}
-        for played in (found, *found["others"]):
-            for row in outcomes(played):
-                yield {**common, "agents": found["agents"], **row}
+        found = Evaluation.model_validate_json(file.read_text(encoding="utf-8"))
+        common |= {"team": found.team, "suite": found.suite, "episodes": found.episodes}
+        common |= {"evaluation_seed": found.seed}
+        for result in found.results:
+            for row in outcomes(result):
+                yield {**common, "agents": list(found.agents), **row}
 
 
-def outcomes(rows: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
-    """The clean row, the attacked ones and those with adversarial agents, of one kind of actions.
+def outcomes(result: ActionsResult) -> Iterator[dict[str, Any]]:
+    """The clean row, the attacked ones and those with adversarial agents, of one kind of actions."""
+    worst = {row.attack for row in result.worst}
+    yield {
+        **_numbers(result.clean),
+        "actions": result.actions,
+        "attack": "none",
+        "settings": "",
+        "epsilon": 0.0,
+        "worst": False,
+    }
+    for row in result.attacks:
+        yield {
+            **_numbers(row),
+            "actions": result.actions,
+            "attack": row.attack.name,
+            "settings": row.attack.described,
+            "epsilon": row.epsilon,
+            "agents": list(row.agents),
+            "budget": str(row.attacked_steps or "every step"),
+            "success_rate": row.success_rate,
+            "worst": row.attack in worst,
+        }
+    for other in result.adversarial_agents:
+        yield {
+            **_numbers(other),
+            "actions": result.actions,
+            "attack": other.kind,
+            "settings": str(other.training or ""),
+            "agents": list(other.agents),
+            "worst": other.worst,
+        }
 
-    Args:
-        rows: an evaluation as it is written, or one of its `others`.
-    """
-    worst = {(row["attack"], row["settings"], row["epsilon"]) for row in rows["worst"]}
-    clean = {"attack": "none", "settings": "", "epsilon": 0.0, **rows["clean"]}
-    for row in (clean, *rows["attacks"]):
-        chosen = (row["attack"], row["settings"], row["epsilon"]) in worst
-        kept = {key: row[key] for key in SCHEMA.names if key in row}
-        yield {"actions": rows["actions"], "worst": chosen, **kept}
-    for row in rows.get("adversarial_agents", ()):
-        kept = {key: row[key] for key in SCHEMA.names if key in row}
-        yield {"actions": rows["actions"], "attack": row["kind"], **kept}
+
+def _numbers(outcome: Outcome) -> dict[str, Any]:
+    """The columns that every row has."""
+    return {
+        "return": outcome.mean,
+        "low": outcome.low,
+        "high": outcome.high,
+        "returns": list(outcome.returns),
+    }

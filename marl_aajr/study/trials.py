@@ -118,6 +118,6 @@ def _score(directory: RunDirectory, trial: Trial) -> dict[str, float]:
         team=trial.team,
         workers=1,
     )
-    clean, robust = evaluation.clean_return, evaluation.attacks[0].outcome.mean
+    clean, robust = evaluation.clean_return, evaluation.attacks[0].mean
     weight = entry.robust_weight
     return {"clean": clean, "robust": robust, "score": (1 - weight) * clean + weight * robust}

@@ -256,7 +256,7 @@ def _judge(node: Node, folder: StudyFolder, told: _Told) -> None:
     )
     told.numbers = {"clean_return": evaluation.clean_return}
     for worst in evaluation.worst:
-        told.numbers[f"worst_return/epsilon_{worst.epsilon:g}"] = worst.chosen.outcome.mean
+        told.numbers[f"worst_return/epsilon_{worst.epsilon:g}"] = worst.mean
     folder.judgements.note(
         node,
         file_name(evaluation),

@@ -26,4 +26,4 @@ result = evaluate(
 )
 print(f"clean return {result.clean_return:.1f}")
 for row in result.attacks:
-    print(f"{row.attack.name:>6}: {row.outcome.mean:.1f} ({row.success_rate:.0%} of the actions changed)")
+    print(f"{row.attack.name:>6}: {row.mean:.1f} ({row.success_rate:.0%} of the actions changed)")

@@ -47,4 +47,4 @@ network = nn.Sequential(nn.Linear(18, 64), nn.Tanh(), nn.Linear(64, 5))
 victim = Victim.from_policies(network, simple_spread_v3.parallel_env())
 attacks = [("noise", 0.2), (make_attack("worst-corner", epsilon=0.2, corners=50), 0.2), ("pgd", 0.2)]
 for row in evaluate(victim, "marl_aajr.envs.simple_spread_v3", attacks=attacks, episodes=10).attacks:
-    print(f"{row.attack.name:>12}: objective +{row.objective_gain:.3f}, return {row.outcome.mean:.1f}")
+    print(f"{row.attack.name:>12}: objective +{row.objective_gain:.3f}, return {row.mean:.1f}")

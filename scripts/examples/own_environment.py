@@ -62,4 +62,4 @@ def make(**kwargs: Any) -> Meeting:
 if __name__ == "__main__":
     settings = {"env": "own_environment:make", "env_steps": 8_000, "method": "aajr"}
     result = evaluate(train(settings, "runs/meeting", overwrite=True), attacks=[("pgd", 0.5)], episodes=20)
-    print(f"clean {result.clean_return:.1f}, under PGD {result.attacks[0].outcome.mean:.1f}")
+    print(f"clean {result.clean_return:.1f}, under PGD {result.attacks[0].mean:.1f}")

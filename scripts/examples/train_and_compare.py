@@ -14,6 +14,6 @@ for method in ("none", "aajr"):
     run = train(settings, f"runs/{method}", overwrite=True)
     result = evaluate(run, suite="quick", episodes=20, selection_episodes=10)
     print(f"{method}: {result.clean_return:.1f} without an attack")
-    print(f"  under the worst one: {result.worst[-1].chosen.outcome.mean:.1f}")
+    print(f"  under the worst one: {result.worst[-1].mean:.1f}")
 
 print(compare(["runs/none", "runs/aajr"], out="runs/report.html").headline)

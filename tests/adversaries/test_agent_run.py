@@ -40,7 +40,7 @@ def test_training_finds_the_best_traitor(victims: RunDirectory, ray_session: Non
     selection = json.loads((run / RECORD).read_text())["selection"]
     assert selection == {"trained": 10.0, "lost": 10.0, "clean": -10.0}
     result = evaluate_run(victims.path, adversaries=[run], episodes=20)
-    returns = {row.replacement.kind: row.outcome.mean for row in result.adversarial_agents}
+    returns = {row.kind: row.mean for row in result.adversarial_agents}
     assert result.clean_return == 10.0
     assert returns["traitor"] == -10.0
     assert returns["traitor"] < returns["random"] < result.clean_return

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -95,9 +94,9 @@ def test_an_evaluation_plays_the_game_that_was_learned(
         victim, attacks=[(attack_by(game, against, policy), 0.4)], episodes=5, num_envs=5, seed=9, units="raw"
     )
     (row,) = result.attacks
-    played = torch.tensor(row.outcome.returns, dtype=torch.float64)
+    played = torch.tensor(row.returns, dtype=torch.float64)
     torch.testing.assert_close(played, -earned, rtol=1e-4, atol=1e-4)
-    assert row.outcome.mean != pytest.approx(result.rows[0].clean.mean, abs=1e-3)
+    assert row.mean != pytest.approx(result.results[0].clean.mean, abs=1e-3)
 
 
 def test_it_attacks_nobody_else_than_it_was_trained_against(tmp_path: Path) -> None:
@@ -209,9 +208,10 @@ class TestTraining:
         before = sorted((victims / "adversaries").iterdir())
         result = evaluate(victim, attacks=[(less, 0.2), ("pgd-strong", 0.2)], episodes=4, home=victims)
         assert sorted((victims / "adversaries").iterdir()) == before
-        assert "env_steps=16000, search=2" in result.attacks[0].attack.settings
+        settings = result.attacks[0].attack.settings
+        assert (settings["env_steps"], settings["search"]) == (16000, 2)
         again = evaluate(victim, attacks=[(attack, 0.2)], episodes=4)
-        assert result.attacks[0].outcome == again.attacks[0].outcome
+        assert result.attacks[0].returns == again.attacks[0].returns
         with pytest.raises(ValueError, match=r"expected the size that .* was trained for"):
             make_attack("pa-ad", epsilon=0.3, adversary=str(straight))
 
@@ -222,8 +222,7 @@ class TestTraining:
         other = Path(shutil.copytree(straight, tmp_path / "other"))
         for liars in ([straight], [other], [straight, other]):
             result = evaluate_run(victims, adversaries=liars, episodes=2)
-        names = [re.findall(r"adversary='(.*?)'", row.attack.settings) for row in result.attacks]
-        assert names == [[straight.name], ["other"]]
+        assert [row.attack.source for row in result.attacks] == [straight.name, "other"]
         assert len(list((victims / "evaluations").iterdir())) == 3
         assert len(compare([load_run(victims)]).conditions) == 2
 

@@ -110,14 +110,6 @@ def test_attacks_are_values(attack: Attack) -> None:
         attack.objective = "kl"  # type: ignore[misc]
 
 
-def test_settings_are_all_but_the_radius() -> None:
-    shown = make_attack("pgd", epsilon=0.25, steps=3, mask=(True, False)).settings
-    assert shown == (
-        "PGD(norm='linf', mask=(True, False), objective='kl', steps=3, step_size=0.1, "
-        "step='auto', restarts=2)"
-    )
-
-
 class TestBudget:
     def test_within_rounding_is_projected(self) -> None:
         attacked = Shove(perturbations=BALL, size=0.1 * (1 + 1e-5))(

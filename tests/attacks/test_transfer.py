@@ -93,7 +93,7 @@ def test_each_agent_is_lied_to_by_its_own_surrogate() -> None:
     attack = make_attack("transfer", epsilon=1.1, surrogate=surrogate, method=method)
     result = evaluate(victim, attacks=[(attack, 1.1)], episodes=5)
     assert result.clean_return == 3.0
-    assert result.attacks[0].outcome.returns == (-1.0 + 1.0 - 1.0,) * 5
+    assert result.attacks[0].returns == (-1.0 + 1.0 - 1.0,) * 5
     env = attacked(Signs(), attack, victim)
     shown, _ = env.reset(seed=0)
     assert {agent: seen[0] not in (-1, 1) for agent, seen in shown.items()} == {

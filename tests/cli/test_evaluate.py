@@ -67,11 +67,12 @@ def test_a_suite_gives_the_worst_attack_both_kinds_of_actions_and_the_checks(
 ) -> None:
     result = as_json(capsys, run, "--suite", suite)
     assert (result["suite"], result["units"], result["episodes"]) == ("mine", "raw", 4)
-    assert [row["attack"] for row in result["attacks"]] == ["noise", "pgd-margin"]
-    assert {line.split()[0] for line in JSON.splitlines()} <= result.keys()
-    (worst,) = result["worst"]
-    assert (worst["attack"], worst["return"]) == ("pgd-margin", -result["clean_return"])
-    assert [rows["actions"] for rows in result["others"]] == ["sampled"]
+    greedy, sampled = result["results"]
+    assert [row["attack"]["name"] for row in greedy["attacks"]] == ["noise", "pgd-margin"]
+    assert {line.split()[0] for line in JSON.splitlines()} <= result.keys() | greedy.keys()
+    (worst,) = greedy["worst"]
+    assert (worst["attack"]["name"], worst["mean"]) == ("pgd-margin", -greedy["clean"]["mean"])
+    assert (greedy["actions"], sampled["actions"]) == ("greedy", "sampled")
     assert {check["verdict"] for check in result["checks"]} == {"pass"}
     assert [skipped["attack"] for skipped in result["skipped"]] == ["critic"]
     assert len(list((run / "evaluations").glob("mine-seed0-episodes4-*.json"))) == 1
@@ -91,33 +92,34 @@ def test_options_go_before_the_suite(capsys: pytest.CaptureFixture[str], run: Pa
         "agent_2",
     )
     result = as_json(capsys, run, "--suite", suite, *options)
-    assert {row["epsilon"] for row in result["attacks"]} == {0.9}
-    assert [row["attack"] for row in result["attacks"]] == ["noise", "pgd-margin", "fgsm"]
-    assert (result["episodes"], result["others"], result["agents"]) == (3, [], ["agent_2"])
+    (greedy,) = result["results"]
+    assert {row["attack"]["epsilon"] for row in greedy["attacks"]} == {0.9}
+    assert [row["attack"]["name"] for row in greedy["attacks"]] == ["noise", "pgd-margin", "fgsm"]
+    assert (result["episodes"], result["agents"]) == (3, ["agent_2"])
 
 
 def test_without_suite_and_attack_it_is_the_quick_one(capsys: pytest.CaptureFixture[str], run: Path) -> None:
     result = as_json(capsys, run, "--episodes", 2)
     assert result["suite"] == "quick"
-    assert {row["epsilon"] for row in result["worst"]} == {0.05, 0.1, 0.2}
+    assert {row["attack"]["epsilon"] for row in result["results"][0]["worst"]} == {0.05, 0.1, 0.2}
 
 
 def test_attacks_by_hand_can_have_their_worst_chosen_elsewhere(
     capsys: pytest.CaptureFixture[str], run: Path
 ) -> None:
     options = ("--attack", "noise", "--attack", "fgsm", "--epsilon", 1.1, "--episodes", 3)
-    assert as_json(capsys, run, *options)["worst"] == []
-    (worst,) = as_json(capsys, run, *options, "--selection-episodes", 4)["worst"]
-    assert worst["attack"] == "fgsm"
+    assert as_json(capsys, run, *options)["results"][0]["worst"] == []
+    (worst,) = as_json(capsys, run, *options, "--selection-episodes", 4)["results"][0]["worst"]
+    assert worst["attack"]["name"] == "fgsm"
 
 
 def test_a_surrogate_run(capsys: pytest.CaptureFixture[str], run: Path, tmp_path: Path) -> None:
     options = ("--attack", "transfer", "--epsilon", 1.1, "--episodes", 2)
     runs = [finished_run(tmp_path / name) for name in ("other", "a/twin", "b/twin")]
     result = as_json(capsys, run, *options, *(word for path in runs for word in ("--surrogate", path)))
-    assert {row["return"] for row in result["attacks"]} == {-result["clean_return"]}
-    sources = [row["settings"].split("source='")[1].split("'")[0] for row in result["attacks"]]
-    assert sources == ["other", str(runs[1]), str(runs[2])]
+    (greedy,) = result["results"]
+    assert {row["mean"] for row in greedy["attacks"]} == {-greedy["clean"]["mean"]}
+    assert [row["attack"]["source"] for row in greedy["attacks"]] == ["other", str(runs[1]), str(runs[2])]
 
 
 def test_the_terminal_marks_the_worst_and_names_what_was_left_out(
@@ -134,12 +136,15 @@ def test_budget_norm_and_weakest_link(capsys: pytest.CaptureFixture[str], run: P
     attacks = ("--attack", "noise", "--attack", "fgsm", "--epsilon", 1.1, "--episodes", 3, "--norm", "l2")
     spent = ("--budget", "agents=2,steps=1,scale=agent_1:0.5", "--weakest-link", "--selection-episodes", 3)
     result = as_json(capsys, run, *attacks, *spent)
-    assert (result["norm"], result["budget"]) == ("l2", "agents=2,steps=1,timing=random,scale=agent_1:0.5")
-    fgsm = result["attacks"][1]
+    budget = {"agents": 2, "steps": 1, "timing": "random", "scales": [["agent_1", 0.5]]}
+    assert (result["norm"], result["budget"]) == ("l2", budget)
+    (greedy,) = result["results"]
+    fgsm = greedy["attacks"][1]
     assert fgsm["epsilons"] == {"agent_0": 1.1, "agent_2": 1.1}, "agent_1 is hurt by half as much: not at all"
-    assert fgsm["budget"] == "1 of 1–2 steps, random"
-    pairs = [row for row in result["subsets"] if len(row["agents"]) == 2]
-    assert (len(pairs), len(result["subsets"])) == (2 * 3, 2 * 3 + 3)
+    steps = fgsm["attacked_steps"]
+    assert (steps["limit"], steps["shortest"], steps["longest"]) == (1, 1, 2)
+    pairs = [row for row in greedy["subsets"] if len(row["agents"]) == 2]
+    assert (len(pairs), len(greedy["subsets"])) == (2 * 3, 2 * 3 + 3)
     (name,) = (run / "evaluations").glob("*.json")
     assert json.loads(name.read_text()) == result
     text = said(capsys, run, *attacks, *spent)

@@ -15,7 +15,7 @@ class TestSteps:
     """Where every attacked decision is turned, a return counts the strikes: 2 for each."""
 
     def strikes(self, result: Evaluation) -> list[float]:
-        clean, attacked = result.clean.returns, result.attacks[0].outcome.returns
+        clean, attacked = result.clean.returns, result.attacks[0].returns
         return [(a - b) / 2 for a, b in zip(clean, attacked, strict=True)]
 
     @pytest.mark.parametrize("timing", ["random", "strategic"])
@@ -24,7 +24,8 @@ class TestSteps:
         result = played((1.0,), steps=6, budget=f"steps={m},timing={timing}")
         assert self.strikes(result) == [m] * 10
         (row,) = result.attacks
-        assert (row.strikes, row.budget) == (m, f"{m} of 6 steps, {timing}")
+        assert row.attacked_steps is not None
+        assert (row.attacked_steps.mean, str(row.attacked_steps)) == (m, f"{m} of 6 steps, {timing}")
 
     @pytest.mark.parametrize("timing", ["random", "strategic"])
     def test_never_more_than_m_where_lengths_differ(self, timing: str) -> None:
@@ -42,25 +43,27 @@ class TestSteps:
         )
         counted = self.strikes(result)
         assert set(counted) == {0, 1, 2} or set(counted) == {1, 2}
-        assert result.attacks[0].strikes == pytest.approx(np.mean(counted))
-        assert result.attacks[0].budget == f"2 of 1–6 steps, {timing}"
+        steps = result.attacks[0].attacked_steps
+        assert steps is not None
+        assert steps.mean == pytest.approx(np.mean(counted))
+        assert str(steps) == f"2 of 1–6 steps, {timing}"
 
     def test_a_step_counts_once_for_all_agents_and_is_common_to_them(self) -> None:
         result = played((1.0, 10.0), steps=5, budget="steps=2")
-        assert {
-            a - b for a, b in zip(result.clean.returns, result.attacks[0].outcome.returns, strict=True)
-        } == {2 * 2 * 11.0}
+        assert {a - b for a, b in zip(result.clean.returns, result.attacks[0].returns, strict=True)} == {
+            2 * 2 * 11.0
+        }
 
     def test_random_times_are_those_of_every_other_attack_and_follow_the_seed(self) -> None:
         attacks = [(flip(name), 1.1) for name in ("fgsm", "pgd-margin", "square")]
         result = played((1.0,), steps=8, crucial=True, budget="steps=3", attacks=attacks, episodes=30)
-        returns = {row.outcome.returns for row in result.attacks}
+        returns = {row.returns for row in result.attacks}
         assert len(returns) == 1, "the same steps were struck"
         assert set(next(iter(returns))) == {-1.0, 1.0}, "and not all of them"
         again = played((1.0,), steps=8, crucial=True, budget="steps=3", episodes=30)
-        assert again.attacks[0].outcome.returns in returns
+        assert again.attacks[0].returns in returns
         other = played((1.0,), steps=8, crucial=True, budget="steps=3", episodes=30, seed=1)
-        assert other.attacks[0].outcome.returns not in returns
+        assert other.attacks[0].returns not in returns
 
     def test_strategic_times_beat_random_ones_where_one_step_matters(self) -> None:
         """It is found in every episode; by chance in one of eight."""
@@ -69,7 +72,7 @@ class TestSteps:
                 (1.0,), steps=8, crucial=True, budget=f"steps=1,timing={timing}", episodes=80, num_envs=20
             )
             .attacks[0]
-            .outcome.mean
+            .mean
             for timing in ("random", "strategic")
         }
         assert found["strategic"] == -1.0
@@ -81,8 +84,10 @@ class TestSteps:
         result = evaluate(
             team(spec), spec, attacks=[("pgd-margin", 5.0)], budget="steps=1", episodes=20, num_envs=6
         )
-        assert 0.5 < (result.attacks[0].strikes or 0) <= 1
-        assert result.attacks[0].budget == "1 of 1–5 steps, random"
+        steps = result.attacks[0].attacked_steps
+        assert steps is not None
+        assert 0.5 < steps.mean <= 1
+        assert str(steps) == "1 of 1–5 steps, random"
 
     def test_the_judge_does_not_believe_the_clock(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(Clock, "strike", lambda self, due, preference: due)

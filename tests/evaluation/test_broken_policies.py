@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from typing import Any
 
 import pytest
 import torch
@@ -13,11 +14,11 @@ from marl_aajr.core.distributions import Categorical
 from marl_aajr.core.threat import PerturbationSet
 from marl_aajr.evaluation import Evaluation, Suite, evaluate
 from marl_aajr.evaluation.crosschecks import objective_checks
-from marl_aajr.evaluation.outcomes import AttackOutcome, Outcome
+from marl_aajr.evaluation.outcomes import AttackOutcome, AttackSpec, Outcome
 from marl_aajr.evaluation.plan import resolve_attacks
 from marl_aajr.evaluation.preflight import Health, examine, report
 from marl_aajr.evaluation.probe import Sample
-from marl_aajr.evaluation.results import Check, Rows
+from marl_aajr.evaluation.result import ActionsResult, Check
 from marl_aajr.evaluation.return_checks import lower, return_checks
 from tests.evaluation.broken import Constant, Noisy, Quantized, Saturated, Trigger, Weighted
 from tests.evaluation.players import moves, sign_reader, signs, team
@@ -56,7 +57,7 @@ def verdicts(result: Evaluation) -> dict[str, str]:
 
 
 def returns(result: Evaluation) -> dict[str, float]:
-    return {row.attack.name: row.outcome.mean for row in result.attacks}
+    return {row.attack.name: row.mean for row in result.attacks}
 
 
 class TestPlantedTrigger:
@@ -64,7 +65,7 @@ class TestPlantedTrigger:
 
     def test_a_wide_one_is_found_by_gradients(self) -> None:
         result = judged(Trigger(width=0.05))
-        assert result.worst[0].chosen.outcome.mean == -result.clean_return
+        assert result.worst[0].mean == -result.clean_return
         assert returns(result)["pgd-strong-margin"] == -result.clean_return
         assert result.failures == ()
 
@@ -73,7 +74,7 @@ class TestPlantedTrigger:
         result = judged(Trigger(width=0.005))
         found = returns(result)
         assert found["fgsm"] == result.clean_return
-        assert result.worst[0].chosen.outcome.mean < 0.5 * result.clean_return
+        assert result.worst[0].mean < 0.5 * result.clean_return
 
     def test_out_of_reach_it_does_no_harm(self) -> None:
         result = judged(Trigger(width=0.002), 0.04)
@@ -86,7 +87,7 @@ class TestGradientMasking:
         found = returns(result)
         assert found["fgsm"] == found["pgd-margin"] == result.clean_return, "blind, as planned"
         assert found["square"] == -result.clean_return
-        assert result.worst[0].chosen.outcome.mean == -result.clean_return
+        assert result.worst[0].mean == -result.clean_return
         said = verdicts(result)
         assert said["gradients"] == "fail"
         assert said["no gradients ≤ gradients"] == "fail"
@@ -98,7 +99,7 @@ class TestGradientMasking:
         found = returns(result)
         assert found["pgd-margin"] == -result.clean_return
         assert verdicts(result)["saturation"] == "warn"
-        assert result.worst[0].chosen.outcome.mean == -result.clean_return
+        assert result.worst[0].mean == -result.clean_return
 
     def test_a_randomised_policy_is_flagged(self) -> None:
         result = judged(Noisy(), 0.5)
@@ -108,7 +109,7 @@ class TestGradientMasking:
 class TestProvablyRobust:
     def test_a_constant_policy_comes_out_perfectly_robust_and_nothing_fails(self) -> None:
         result = judged(Constant(), 0.5, 5.0)
-        assert {row.outcome.returns for row in result.attacks} == {result.clean.returns}
+        assert {row.returns for row in result.attacks} == {result.clean.returns}
         assert {row.success_rate for row in result.attacks} == {0.0}
         assert result.failures == ()
         flat = next(check for check in result.checks if check.name == "gradients")
@@ -122,10 +123,10 @@ class TestClosedForm:
     def test_the_edge_is_where_it_must_be(self) -> None:
         result = judged(Weighted(), 0.66, 0.68)
         below, above = result.worst
-        assert below.chosen.outcome.returns == result.clean.returns
-        assert above.chosen.outcome.mean == -result.clean_return
+        assert result.results[0].under(below.attack).returns == result.clean.returns
+        assert above.mean == -result.clean_return
         white = ("fgsm", "pgd", "pgd-margin", "pgd-strong", "pgd-strong-margin")
-        by_name = {(r.attack.name, r.attack.perturbations.epsilon): r.outcome.mean for r in result.attacks}
+        by_name = {(r.attack.name, r.attack.epsilon): r.mean for r in result.attacks}
         assert {by_name[name, 0.68] for name in white} == {-result.clean_return}
         assert by_name["square", 0.68] == -result.clean_return
         assert result.failures == ()
@@ -135,8 +136,8 @@ class TestClosedForm:
         attack = make_attack("pgd-strong-margin", epsilon=1.0, norm="l2")
         result = evaluate(team(SPEC, Weighted()), attacks=[(attack, 0.88), (attack, 0.91)], episodes=8)
         below, above = result.attacks
-        assert below.outcome.returns == result.clean.returns
-        assert above.outcome.mean == -result.clean_return
+        assert below.returns == result.clean.returns
+        assert above.mean == -result.clean_return
 
 
 class TestSoundPolicies:
@@ -234,22 +235,31 @@ class TestOrderOfObjectives:
         assert names(objective_checks({0.1: self.gains(square=3.26)}), "fail") == []
 
 
+def fields(returns: Iterable[float]) -> dict[str, Any]:
+    """The fields of an `Outcome` with these returns, without an interval."""
+    values = tuple(returns)
+    return {"mean": sum(values) / len(values), "low": None, "high": None, "returns": values}
+
+
 class TestOrderOfReturns:
-    def rows(self, *found: tuple[str | Attack, float, float], gains: Sequence[float] = ()) -> Rows:
+    def rows(self, *found: tuple[str | Attack, float, float], gains: Sequence[float] = ()) -> ActionsResult:
         """(attack, ε, mean return), and what each gains on the objective: the same where nothing is said."""
         spread = torch.randn(40, generator=generator(), dtype=torch.float64).tolist()
 
-        def outcome(mean: float) -> Outcome:
-            values = tuple(mean + x for x in spread)
-            return Outcome(values, sum(values) / 40, None, None, {})
-
         attacks = tuple(
-            AttackOutcome(resolve_attacks([(attack, epsilon)])[0], outcome(mean), 0.0, gain, 0.0)
+            AttackOutcome(
+                **fields(mean + x for x in spread),
+                attack=AttackSpec.of(resolve_attacks([(attack, epsilon)])[0]),
+                epsilons={"agent_0": epsilon},
+                success_rate=0.0,
+                objective_gain=gain,
+                kl=0.0,
+            )
             for (attack, epsilon, mean), gain in zip(found, gains or [0.0] * len(found), strict=True)
         )
-        return Rows("greedy", outcome(0.0), attacks)
+        return ActionsResult(actions="greedy", clean=Outcome(**fields(spread)), attacks=attacks)
 
-    def checks(self, rows: Rows) -> list[Check]:
+    def checks(self, rows: ActionsResult) -> list[Check]:
         return return_checks(rows, [Categorical(2)])
 
     def test_sound(self) -> None:
@@ -304,7 +314,7 @@ class TestOrderOfReturns:
         """Differences of 0.05 ± 0.1 (t = 3 of 39 degrees): beyond doubt alone, not as one of thirty."""
         gaps = torch.linspace(-1, 1, 40, dtype=torch.float64)
         gaps = 0.05 + 0.1 * gaps / gaps.std()
-        nothing, more = (Outcome(tuple(x.tolist()), 0.0, None, None, {}) for x in (0 * gaps, gaps))
+        nothing, more = (Outcome(**fields(x.tolist())) for x in (0 * gaps, gaps))
         assert lower(nothing, more)
         assert not lower(nothing, more, among=30)
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import json
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,13 +11,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from marl_aajr.attacks import PGD, UniformNoise, make_attack
+from marl_aajr.attacks import PGD, UniformNoise
 from marl_aajr.core.policy import Policy
 from marl_aajr.core.threat import PerturbationSet
-from marl_aajr.evaluation import Progress, evaluate
+from marl_aajr.evaluation import AttackSpec, Progress, evaluate
 from marl_aajr.evaluation import episodes as episodes_module
 from marl_aajr.evaluation.suites import Units
-from marl_aajr.report.evaluations import Evaluation as ReportedEvaluation
 from marl_aajr.rollout.batched_env import BatchedEnv
 from marl_aajr.rollout.environments import EnvironmentSpec, resolve
 from marl_aajr.rollout.game import EnvironmentFault
@@ -53,8 +51,8 @@ class TestClosedForm:
         below, above = result.attacks
         expected = decisions(spec, episodes=20, seed=0, num_envs=8)
         assert list(result.clean.returns) == expected
-        assert list(below.outcome.returns) == expected
-        assert list(above.outcome.returns) == [-x for x in expected]
+        assert list(below.returns) == expected
+        assert list(above.returns) == [-x for x in expected]
         assert (below.success_rate, above.success_rate) == (0.0, 1.0)
         assert result.clean_return == pytest.approx(np.mean(expected))
 
@@ -72,8 +70,8 @@ class TestClosedForm:
         for units, (small, large) in sizes.items():
             result = evaluate(victim, attacks=[("fgsm", small), ("fgsm", large)], episodes=10, units=units)
             below, above = result.attacks
-            assert below.outcome.returns == result.clean.returns
-            assert above.outcome.mean == pytest.approx(-result.clean_return)
+            assert below.returns == result.clean.returns
+            assert above.mean == pytest.approx(-result.clean_return)
         with pytest.raises(
             ValueError, match=r"units 'raw' .* or 'network' .*'agent_0' has a filter; say which"
         ):
@@ -85,12 +83,12 @@ class TestClosedForm:
         victim = team(spec, sign_reader())
         default = evaluate(victim, attacks=[("fgsm", 1.1)], episodes=9)
         assert default.team == "right", "the larger one"
-        attacked, clean = default.attacks[0].outcome, default.clean
+        attacked, clean = default.attacks[0], default.clean
         assert attacked.team_returns["left"] == clean.team_returns["left"] > 0
         assert attacked.team_returns["right"] == -clean.team_returns["right"] == attacked.mean
         other = evaluate(victim, attacks=[("fgsm", 1.1)], episodes=9, team="left")
-        assert other.attacks[0].outcome.mean == -clean.team_returns["left"]
-        assert other.attacks[0].outcome.team_returns["right"] == clean.team_returns["right"]
+        assert other.attacks[0].mean == -clean.team_returns["left"]
+        assert other.attacks[0].team_returns["right"] == clean.team_returns["right"]
 
 
 class TestEpisodes:
@@ -113,7 +111,7 @@ class TestEpisodes:
         few = evaluate(victim, attacks=[("fgsm", 0.3)], episodes=4, num_envs=4)
         many = evaluate(victim, attacks=[("fgsm", 0.3)], episodes=9, num_envs=9)
         assert many.clean.returns[:4] == few.clean.returns
-        assert many.attacks[0].outcome.returns[:4] == few.attacks[0].outcome.returns
+        assert many.attacks[0].returns[:4] == few.attacks[0].returns
 
     def test_our_environments_are_played_as_arrays(self, monkeypatch: pytest.MonkeyPatch) -> None:
         built: list[type] = []
@@ -140,11 +138,11 @@ class TestEpisodes:
         victim = team(SPREAD)
         before = torch.get_rng_state()
         results = [
-            evaluate(victim, attacks=[("noise", 0.5), ("pgd", 0.1)], episodes=4, seed=seed).to_json()
+            evaluate(victim, attacks=[("noise", 0.5), ("pgd", 0.1)], episodes=4, seed=seed)
             for seed in (3, 3, 4)
         ]
-        assert json.dumps(results[0]) == json.dumps(results[1])
-        assert results[0]["clean"]["returns"] != results[2]["clean"]["returns"]
+        assert results[0].model_dump_json() == results[1].model_dump_json()
+        assert results[0].clean.returns != results[2].clean.returns
         assert torch.equal(torch.get_rng_state(), before)
 
     def test_illegal_moves_are_never_made(self) -> None:
@@ -176,13 +174,13 @@ class TestEpisodes:
         result = evaluate(victim, spec, attacks=[("pgd", 0.5)], episodes=5)
         expected = returns_one_by_one(victim, spec, episodes=5, seed=0, num_envs=5)
         np.testing.assert_allclose(result.clean.returns, [sum(e.values()) for e in expected], rtol=1e-5)
-        assert result.attacks[0].outcome.returns != result.clean.returns
+        assert result.attacks[0].returns != result.clean.returns
 
     def test_an_attack_of_your_own(self) -> None:
         attack = PGD(perturbations=PerturbationSet(epsilon=9.0, mask=(False, True)), steps=2)
         result = evaluate(team(signs(), sign_reader()), attacks=[(attack, 5.0)], episodes=6)
-        assert result.attacks[0].attack == attack.at(5.0)
-        assert result.attacks[0].outcome.returns == result.clean.returns, "the sign may not be touched"
+        assert result.attacks[0].attack == AttackSpec.of(attack.at(5.0))
+        assert result.attacks[0].returns == result.clean.returns, "the sign may not be touched"
 
     def test_only_decisions_of_counted_episodes_are_attacked(self) -> None:
         rows: list[int] = []
@@ -200,17 +198,6 @@ class TestEpisodes:
 
 
 class TestResults:
-    def test_json_is_what_the_report_reads(self) -> None:
-        result = evaluate(team(signs(), sign_reader()), attacks=[("pgd", 1.1)], episodes=8, seed=2)
-        text = json.dumps(result.to_json(), allow_nan=False)
-        read = ReportedEvaluation.model_validate(json.loads(text))
-        assert read.clean.mean == json.loads(text)["clean_return"] == result.clean_return
-        assert (read.seed, read.episodes, read.actions, read.interval.level) == (2, 8, "greedy", 0.95)
-        (row,) = read.attacks
-        assert (row.attack, row.epsilon) == ("pgd", 1.1)
-        assert row.settings == make_attack("pgd", epsilon=1.1).settings
-        assert json.loads(text)["env"]["name"] == "tests.evaluation.toys:Signs"
-
     def test_intervals_hold_the_mean_and_shrink(self) -> None:
         victim = team(signs(longest=30), sign_reader())
         few, many = (evaluate(victim, episodes=n).clean for n in (10, 160))

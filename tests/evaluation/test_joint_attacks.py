@@ -53,7 +53,7 @@ class TestWhatReachesWhom:
         settings: dict[str, Any] = {"episodes": 13, "num_envs": 5, "selection_episodes": 5, "budget": budget}
         together = evaluate(victim, spec, attacks=[(joint, 1.1)], **settings)
         alone = evaluate(victim, spec, attacks=[("fgsm", 1.1)], **settings)
-        assert together.attacks[0].outcome.returns == alone.attacks[0].outcome.returns
+        assert together.attacks[0].returns == alone.attacks[0].returns
         assert together.attacks[0].success_rate == 1.0
 
     def test_what_is_learned_for_one_size_is_learned_for_each(self) -> None:

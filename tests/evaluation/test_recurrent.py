@@ -72,14 +72,14 @@ def test_the_state_begins_with_each_episode_and_moves_once_a_decision() -> None:
     expected = [float(sum(n % 2 for n in episode.values())) for episode in lengths()]
     assert max(max(episode.values()) for episode in lengths()) > 2
     assert list(result.clean.returns) == expected
-    assert list(result.attacks[0].outcome.returns) == [-total for total in expected]
+    assert list(result.attacks[0].returns) == [-total for total in expected]
 
 
 def test_the_state_follows_what_was_shown() -> None:
     """Attacked in its first decision only, by what it saw, it is wrong wherever it would have been right."""
     spec = signs()
     result = evaluate(team(spec, Sticking()), spec, attacks=[attack()], episodes=EPISODES, num_envs=COPIES)
-    assert list(result.attacks[0].outcome.returns) == [-total for total in result.clean.returns]
+    assert list(result.attacks[0].returns) == [-total for total in result.clean.returns]
     assert result.attacks[0].success_rate == pytest.approx(_firsts() / _decisions())
 
 
@@ -90,8 +90,8 @@ def test_a_traitor_may_remember() -> None:
     expected = [
         float(episode["agent_0"] % 2 + episode["agent_1"] + episode["agent_2"]) for episode in lengths()
     ]
-    [row] = [row for row in result.adversarial_agents if row.replacement.kind == "traitor"]
-    assert list(row.outcome.returns) == expected
+    [row] = [row for row in result.adversarial_agents if row.kind == "traitor"]
+    assert list(row.returns) == expected
 
 
 def _firsts() -> int:

@@ -62,7 +62,7 @@ class TestClosedForm:
         stuck = with_one_stuck(spec, "agent_0")
         played = returns_one_by_one(stuck, spec, episodes=12, seed=0, num_envs=5)
         (row,) = result.adversarial_agents
-        assert list(row.outcome.returns) == [sum(total.values()) for total in played]
+        assert list(row.returns) == [sum(total.values()) for total in played]
         assert row.loyal_return == np.mean([total["agent_1"] + total["agent_2"] for total in played])
 
     def test_a_random_agent_is_right_half_the_time(self) -> None:
@@ -72,20 +72,20 @@ class TestClosedForm:
         own = result.adversarial_agents[0]
         decisions = (result.clean_return - own.loyal_return) * 100
         assert decisions > 1000
-        assert abs(own.outcome.mean - own.loyal_return) * 100 < 4 * decisions**0.5
+        assert abs(own.mean - own.loyal_return) * 100 < 4 * decisions**0.5
 
     def test_a_trained_agent_plays_its_own_policy(self) -> None:
         spec = signs()
         replacement = Replacement(kind="traitor", agents=("agent_0",), victim=liar(spec), source="runs/x")
         result = evaluate(team(spec, sign_reader()), replace=[replacement], episodes=12)
         row, *controls = result.adversarial_agents
-        assert row.outcome.mean - row.loyal_return == pytest.approx(row.loyal_return - result.clean_return)
-        assert [c.replacement.label for c in controls] == ["random agent_0", "idle agent_0"]
+        assert row.mean - row.loyal_return == pytest.approx(row.loyal_return - result.clean_return)
+        assert [c.label for c in controls] == ["random agent_0", "idle agent_0"]
 
     def test_random_moves_are_legal_ones(self) -> None:
         """Moves raises on any other; the second player moves at random."""
         result = evaluate(team(moves()), team="first", replace=["random:second"], episodes=40, num_envs=7)
-        assert result.adversarial_agents[0].outcome.returns != result.clean.returns
+        assert result.adversarial_agents[0].returns != result.clean.returns
 
     def test_random_moves_are_uniform_over_the_legal_ones(self) -> None:
         env = make_batch(moves(), 3000)
@@ -121,17 +121,17 @@ class TestCommonRandomNumbers:
             victim, team="right", replace=[f"{kind}:agent_0"], actions=[actions], episodes=20, num_envs=6
         )
         (row,) = result.adversarial_agents
-        assert row.outcome.returns == result.clean.returns
-        assert row.outcome.team_returns["left"] != result.clean.team_returns["left"]
+        assert row.returns == result.clean.returns
+        assert row.team_returns["left"] != result.clean.team_returns["left"]
         assert row.loyal_return == result.clean_return
 
     def test_a_row_is_the_same_whatever_the_other_rows_are(self) -> None:
         victim = team(SPREAD)
         alone = evaluate(victim, replace=["random:agent_1"], episodes=5)
         among = evaluate(victim, attacks=[("fgsm", 0.1)], replace=["idle", "random"], episodes=5)
-        rows = {row.replacement: row for row in among.adversarial_agents}
+        rows = {row.label: row for row in among.adversarial_agents}
         assert len(rows) == 6
-        assert rows[alone.adversarial_agents[0].replacement] == alone.adversarial_agents[0]
+        assert rows[alone.adversarial_agents[0].label] == alone.adversarial_agents[0]
 
 
 class TestWorst:
@@ -140,28 +140,30 @@ class TestWorst:
         victim = team(signs(longest=20), sign_reader())
         result = evaluate(victim, replace=["idle"], episodes=60, selection_episodes=60, num_envs=10)
         rows = result.adversarial_agents
-        assert [row.replacement.agents for row in rows] == [("agent_0",), ("agent_1",), ("agent_2",)]
+        assert [row.agents for row in rows] == [("agent_0",), ("agent_1",), ("agent_2",)]
         (worst,) = [row for row in rows if row.worst]
-        assert worst.replacement.agents != ("agent_1",)
-        assert worst.selected_on == min(row.selected_on for row in rows if row.selected_on is not None)
-        assert all(row.selected_on != row.outcome.mean for row in rows)
+        assert worst.agents != ("agent_1",)
+        assert worst.selection_return == min(
+            row.selection_return for row in rows if row.selection_return is not None
+        )
+        assert all(row.selection_return != row.mean for row in rows)
 
     def test_more_agents_are_compared_with_as_many(self) -> None:
         victim = team(signs(longest=9), sign_reader())
         result = evaluate(victim, replace=["idle", "idle:agent_0,agent_2"], episodes=9, selection_episodes=9)
-        assert [len(row.replacement.agents) for row in result.adversarial_agents if row.worst] == [1]
+        assert [len(row.agents) for row in result.adversarial_agents if row.worst] == [1]
 
     def test_sides_are_not_compared(self) -> None:
         victim = team(signs(longest=9, teams=True), sign_reader())
         result = evaluate(
             victim, team="right", replace=["idle", "idle:agent_0"], episodes=9, selection_episodes=9
         )
-        worst = {row.replacement.agents for row in result.adversarial_agents if row.worst}
+        worst = {row.agents for row in result.adversarial_agents if row.worst}
         assert worst == {("agent_2",)}, "the other side is alone"
 
     def test_nothing_is_chosen_without_selection_episodes(self) -> None:
         result = evaluate(team(signs()), replace=["random"], episodes=3)
-        assert {(row.worst, row.selected_on) for row in result.adversarial_agents} == {(False, None)}
+        assert {(row.worst, row.selection_return) for row in result.adversarial_agents} == {(False, None)}
 
 
 class TestUndertrained:
@@ -195,7 +197,7 @@ class TestSuites:
 
     def test_controls_of_a_suite_play_once_whoever_asks_for_them(self) -> None:
         result = evaluate(team(signs()), suite=self.SUITE, replace=["idle:agent_1"])
-        labels = [row.replacement.label for row in result.adversarial_agents]
+        labels = [row.label for row in result.adversarial_agents]
         assert labels == [f"{kind} agent_{i}" for kind in ("random", "idle") for i in range(3)]
 
     def test_those_that_cannot_be_played_are_left_out(self) -> None:
@@ -205,22 +207,16 @@ class TestSuites:
         assert [skipped.attack for skipped in result.skipped] == ["random agents", "idle agents"]
 
 
-class TestJson:
-    def test_one_object_a_row(self) -> None:
+class TestResult:
+    def test_one_row_for_each_kind_of_actions(self) -> None:
         result = evaluate(
             team(signs()), replace=["random:agent_2"], actions=["greedy", "sampled"], episodes=4
         )
-        content = result.to_json()
-        for rows in (content, *content["others"]):
-            (row,) = rows["adversarial_agents"]
-            assert (row["kind"], row["agents"], row["source"], row["settings"]) == (
-                "random",
-                ["agent_2"],
-                "",
-                "",
-            )
-            assert np.mean(row["returns"]) == row["return"] == row["team_returns"]["team"]
-            assert row.keys() >= {"low", "high", "loyal_return", "selection_return", "worst"}
+        assert len(result.results) == 2
+        for played in result.results:
+            (row,) = played.adversarial_agents
+            assert (row.kind, row.agents, row.source, row.training) == ("random", ("agent_2",), "", None)
+            assert np.mean(row.returns) == row.mean == row.team_returns["team"]
 
 
 class TestRefusals:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from pathlib import Path
 from typing import Any
@@ -11,7 +10,7 @@ import pytest
 
 from marl_aajr.adversaries import agent_run, observation_game
 from marl_aajr.adversaries.store import REQUEST, search_folder
-from marl_aajr.evaluation import evaluate, evaluate_run
+from marl_aajr.evaluation import Evaluation, evaluate, evaluate_run
 from marl_aajr.training.config import EnvConfig, RunConfig
 from marl_aajr.training.run_directory import RunDirectory, Status
 from tests.evaluation.players import sign_reader, signs, team
@@ -33,8 +32,8 @@ def test_writes_what_it_returns(run: Path) -> None:
     found = evaluate_run(run, attacks=["noise", "pgd"], epsilons=[0.9, 1.1], episodes=6, seed=1)
     (name,) = os.listdir(run / "evaluations")
     assert name.startswith("seed1-episodes6-")
-    assert json.loads((run / "evaluations" / name).read_text()) == found.to_json()
-    rows = [(row.attack.name, row.attack.perturbations.epsilon) for row in found.attacks]
+    assert Evaluation.model_validate_json((run / "evaluations" / name).read_text()) == found
+    rows = [(row.attack.name, row.attack.epsilon) for row in found.attacks]
     assert rows == [("noise", 0.9), ("noise", 1.1), ("pgd", 0.9), ("pgd", 1.1)]
     assert found == evaluate(team(SPEC, sign_reader()), attacks=rows, episodes=6, seed=1)
 

@@ -23,7 +23,7 @@ def saved(tmp_path: Path) -> Path:
 def test_a_saved_victim_leaves_its_result_beside_it(saved: Path) -> None:
     result = evaluate_run(saved, attacks=["fgsm"], epsilons=[1.1], episodes=4)
     [file] = (saved.parent / "mine-evaluations").iterdir()
-    assert json.loads(file.read_text())["clean_return"] == result.clean.mean
+    assert json.loads(file.read_text())["results"][0]["clean"]["mean"] == result.clean.mean
     assert sorted(path.name for path in saved.iterdir()) == ["victim.json", "victim.safetensors"]
 
 

@@ -12,6 +12,7 @@ import pytest
 import torch
 import yaml
 
+from marl_aajr.adversaries.robust_sarsa import RobustSarsa
 from marl_aajr.attacks import ATTACKS, make_attack
 from marl_aajr.core.seeds import Purpose, derived_seed
 from marl_aajr.core.threat import PerturbationSet
@@ -123,16 +124,16 @@ class TestWorst:
         )
         assert elsewhere.clean.returns != result.clean.returns[:4]
         (worst,) = result.worst
-        tried = {row.attack.name: row.outcome.mean for row in elsewhere.attacks}
-        assert worst.chosen.attack.name == min(tried, key=lambda name: tried[name])
-        assert worst.selected_on == pytest.approx(min(tried.values()))
-        row = next(r for r in result.attacks if r.attack == worst.chosen.attack)
-        assert worst.chosen.outcome == row.outcome
+        tried = {row.attack.name: row.mean for row in elsewhere.attacks}
+        assert worst.attack.name == min(tried, key=lambda name: tried[name])
+        assert worst.selection_return == pytest.approx(min(tried.values()))
+        row = result.results[0].under(worst.attack)
+        assert (worst.mean, worst.low, worst.high) == (row.mean, row.low, row.high)
 
     def test_one_for_each_size(self) -> None:
         result = evaluate(team(signs(), sign_reader()), suite=suite())
-        assert [(w.epsilon, w.chosen.attack.name) for w in result.worst][1] == (1.1, "pgd-margin")
-        assert result.worst[1].chosen.outcome.mean == -result.clean_return
+        assert [(w.epsilon, w.attack.name) for w in result.worst][1] == (1.1, "pgd-margin")
+        assert result.worst[1].mean == -result.clean_return
 
     def test_without_selection_nothing_is_chosen(self) -> None:
         assert evaluate(team(signs(), sign_reader()), attacks=[("pgd", 1.1)], episodes=3).worst == ()
@@ -149,10 +150,10 @@ class TestActions:
             episodes=20,
             num_envs=6,
         )
-        greedy, sampled = result.rows
+        greedy, sampled = result.results
         assert (greedy.actions, sampled.actions) == ("greedy", "sampled")
         assert sampled.clean.mean < greedy.clean.mean, "the sign reader is unsure at x = ±1: p = 0.88"
-        assert sampled.attacks[0].outcome.returns == sampled.clean.returns
+        assert sampled.attacks[0].returns == sampled.clean.returns
         assert result.clean is greedy.clean
 
     def test_a_copys_actions_do_not_depend_on_the_others(self) -> None:
@@ -184,7 +185,7 @@ class TestActions:
             num_envs=6,
             budget="scale=agent_1:0.5",
         )
-        assert result.attacks[0].outcome.returns == result.clean.returns
+        assert result.attacks[0].returns == result.clean.returns
 
     def test_sampled_frequencies_are_the_policys(self) -> None:
         """p(right) = σ(2) at x = ±1, so a decision earns 2 σ(2) − 1 on average."""
@@ -201,7 +202,7 @@ class TestWho:
             team(spec, sign_reader()), attacks=[("fgsm", 1.1)], episodes=5, agents=["agent_2", "agent_0"]
         )
         assert result.agents == ("agent_0", "agent_2")
-        assert result.attacks[0].outcome.returns == (1.0 - 2.0,) * 5
+        assert result.attacks[0].returns == (1.0 - 2.0,) * 5
         assert result.clean_return == 3.0
         assert result.attacks[0].success_rate == 1.0
 
@@ -239,7 +240,7 @@ class TestAdmission:
         with pytest.raises(ValueError, match="cannot differentiate by its inputs; use square"):
             evaluate(victim, attacks=[("pgd", 1.1)])
         result = evaluate(victim, attacks=[("square", 1.1)], episodes=4)
-        assert result.attacks[0].outcome.mean == -result.clean_return
+        assert result.attacks[0].mean == -result.clean_return
         (check,) = (check for check in result.checks if check.name == "gradients")
         assert check.verdict == "warn"
         assert "cannot be differentiated" in check.text
@@ -252,24 +253,32 @@ class TestAdmission:
         method = make_attack("square", epsilon=1.0)
         blind = make_attack("transfer", epsilon=1.1, surrogate=surrogate, method=method)
         result = evaluate(victim, attacks=[(blind, 1.1)], episodes=4)
-        assert result.attacks[0].outcome.mean == -result.clean_return
+        assert result.attacks[0].mean == -result.clean_return
 
     def test_a_surrogate_is_used_and_named(self) -> None:
         victim = team(signs(), sign_reader())
         result = evaluate(victim, attacks=[("transfer", 1.1)], episodes=4, surrogates={"twin": victim})
         (row,) = result.attacks
-        assert row.outcome.mean == -result.clean_return
-        assert "source='twin'" in row.attack.settings
+        assert row.mean == -result.clean_return
+        assert row.attack.source == "twin"
 
-    def test_a_learned_attack_is_fitted_once_for_all_sizes(self) -> None:
+    def test_a_learned_attack_is_fitted_once_for_all_sizes(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        fitted = []
+        fit = RobustSarsa.fit
+
+        def counted(self: RobustSarsa, *args: Any, **kwargs: Any) -> RobustSarsa:
+            fitted.append(self)
+            return fit(self, *args, **kwargs)
+
+        monkeypatch.setattr(RobustSarsa, "fit", counted)
         attack = make_attack("robust-sarsa", epsilon=1.0, experience=400, updates=100)
         result = evaluate(
             team(signs(), sign_reader()), attacks=[(attack, 0.9), (attack, 1.1)], episodes=4, num_envs=4
         )
         below, above = result.attacks
-        assert below.outcome.returns == result.clean.returns
-        assert above.outcome.mean == -result.clean_return
-        assert below.attack.values is above.attack.values  # type: ignore[attr-defined]
+        assert below.returns == result.clean.returns
+        assert above.mean == -result.clean_return
+        assert len(fitted) == 1
 
 
 class TestUnits:
@@ -350,5 +359,5 @@ def test_ray_workers_play_to_the_same_numbers(workers: int | None) -> None:
             victim, SPREAD, suite=chosen, workers=workers, on_progress=lambda p: told.append(p.done)
         )
     shared.assert_called()
-    assert there.to_json() == here.to_json()
+    assert there == here
     assert told[-1] == 2 * (5 * 6 + (3 * 4 + 1) * 4), "four attacks on three agents each, and the rehearsal"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import astuple
 from math import comb
 from typing import Any
 
@@ -12,7 +13,7 @@ from hypothesis import strategies as st
 from marl_aajr.core.seeds import Purpose, derived_seed
 from marl_aajr.evaluation import Budget, Progress, evaluate
 from marl_aajr.evaluation.budget import FEW_SUBSETS, candidates, rounds, trials
-from marl_aajr.evaluation.outcomes import paired_difference
+from marl_aajr.evaluation.statistics import Difference, paired_difference
 from marl_aajr.rollout.environments import resolve
 from tests.evaluation.players import flip, moves, played, team
 
@@ -24,8 +25,8 @@ class TestWorstAgents:
         result = played((1.0, 5.0, 2.0), budget="agents=1")
         (row,) = result.attacks
         assert row.agents == ("agent_1",)
-        assert row.outcome.returns == (4 * (1.0 - 5.0 + 2.0),) * 10
-        tried = {subset.agents: subset.mean for subset in result.rows[0].subsets}
+        assert row.returns == (4 * (1.0 - 5.0 + 2.0),) * 10
+        tried = {subset.agents: subset.mean for subset in result.results[0].subsets}
         assert tried == {("agent_0",): 4 * 6.0, ("agent_1",): 4 * -2.0, ("agent_2",): 4 * 4.0}
 
     def test_subsets_are_tried_on_other_episodes_than_the_reported_ones(self) -> None:
@@ -35,23 +36,23 @@ class TestWorstAgents:
             victim, spec, attacks=attacks, budget="agents=1", episodes=6, selection_episodes=4, seed=3
         )
         other = derived_seed(3, Purpose.SELECTION)
-        for subset in result.rows[0].subsets:
+        for subset in result.results[0].subsets:
             elsewhere = evaluate(victim, spec, attacks=attacks, agents=subset.agents, episodes=4, seed=other)
-            assert subset.returns == elsewhere.attacks[0].outcome.returns
+            assert subset.returns == elsewhere.attacks[0].returns
         (row,) = result.attacks
-        assert row.agents == min(result.rows[0].subsets, key=lambda subset: subset.mean).agents
+        assert row.agents == min(result.results[0].subsets, key=lambda subset: subset.mean).agents
         here = evaluate(victim, spec, attacks=attacks, agents=row.agents, episodes=6, seed=3)
-        assert row.outcome == here.attacks[0].outcome
+        assert row == here.attacks[0]
 
     def test_each_attack_and_size_has_its_own_and_the_rest_see_clearly(self) -> None:
         """At ε = 0.9 nobody can be turned: all subsets tie, and the first is taken."""
         result = played((1.0, 5.0, 2.0, 3.0), budget="agents=2", attacks=[(flip(), 0.9), (flip(), 1.1)])
         weak, strong = result.attacks
-        assert weak.outcome.mean == result.clean_return
+        assert weak.mean == result.clean_return
         assert strong.agents == ("agent_1", "agent_3")
-        assert strong.outcome.mean == 4 * (1 - 5 + 2 - 3)
+        assert strong.mean == 4 * (1 - 5 + 2 - 3)
         assert result.agents == ("agent_0", "agent_1", "agent_2", "agent_3")
-        assert len(result.rows[0].subsets) == 2 * comb(4, 2)
+        assert len(result.results[0].subsets) == 2 * comb(4, 2)
 
     def test_among_the_named_ones_only(self) -> None:
         result = played((1.0, 5.0, 2.0), budget="agents=1", agents=["agent_0", "agent_2"])
@@ -60,7 +61,7 @@ class TestWorstAgents:
     def test_named_in_the_budget_is_named(self) -> None:
         result = played((1.0, 5.0, 2.0), budget=Budget(agents=("agent_0",)))
         assert result.agents == result.attacks[0].agents == ("agent_0",)
-        assert result.rows[0].subsets == ()
+        assert result.results[0].subsets == ()
 
     def test_greedy_where_there_are_many_subsets(self) -> None:
         """The losses add up, so here greedy is exact."""
@@ -70,7 +71,7 @@ class TestWorstAgents:
         assert (rounds(agents, 3), trials(agents, 3)) == (3, 7 + 6 + 5)
         result = played(worth, steps=1, budget="agents=3", episodes=4, selection_episodes=3)
         assert result.attacks[0].agents == ("agent_1", "agent_3", "agent_5")
-        assert len(result.rows[0].subsets) == trials(agents, 3)
+        assert len(result.results[0].subsets) == trials(agents, 3)
 
     @given(n=st.integers(1, 8), data=st.data())
     def test_every_subset_is_tried_while_there_are_few(self, n: int, data: Any) -> None:
@@ -86,16 +87,14 @@ class TestWorstAgents:
     def test_default_selection_episodes(self) -> None:
         result = played(budget="agents=1", selection_episodes=None, episodes=2, steps=1)
         assert result.selection_episodes == 50
-        assert len(result.rows[0].subsets[0].returns) == 50
+        assert len(result.results[0].subsets[0].returns) == 50
 
 
 class TestWeakestLink:
     def test_the_worst_attack_on_each_agent_alone(self) -> None:
         attacks = [(flip("noise"), 0.2), (flip(), 0.9), (flip(), 1.1)]
         result = played((1.0, 5.0), weakest_link=True, attacks=attacks)
-        tried = [
-            (s.attack.name, s.attack.perturbations.epsilon, s.agents, s.mean) for s in result.rows[0].subsets
-        ]
+        tried = [(s.attack.name, s.attack.epsilon, s.agents, s.mean) for s in result.results[0].subsets]
         clean = 4 * 6.0
         assert tried == [
             ("noise", 0.2, ("agent_0",), clean),
@@ -107,9 +106,9 @@ class TestWeakestLink:
         ]
 
     def test_it_is_known_where_single_agents_were_tried_and_nothing_where_there_is_one(self) -> None:
-        assert len(played(weakest_link=True, budget="agents=1").rows[0].subsets) == 2
-        assert played(weakest_link=True, agents=["agent_0"]).rows[0].subsets == ()
-        assert played().rows[0].subsets == ()
+        assert len(played(weakest_link=True, budget="agents=1").results[0].subsets) == 2
+        assert played(weakest_link=True, agents=["agent_0"]).results[0].subsets == ()
+        assert played().results[0].subsets == ()
 
     @pytest.mark.parametrize(
         "search", [{"weakest_link": True}, {"budget": "agents=1"}, {"budget": "steps=2"}]
@@ -120,10 +119,10 @@ class TestWeakestLink:
         victim, protocol = team(spec), {"episodes": 3, "selection_episodes": 3, **search}
         result = evaluate(victim, spec, attacks=[("noise", 0.1)], on_progress=told.append, **protocol)
         elsewhere = evaluate(victim, spec, episodes=3, seed=derived_seed(0, Purpose.SELECTION))
-        assert result.rows[0].clean_selection == elsewhere.clean.returns
-        assert result.to_json()["clean_selection_return"] == pytest.approx(elsewhere.clean_return)
+        assert result.results[0].clean_selection == elsewhere.clean.returns
+        assert result.results[0].clean_selection_return == pytest.approx(elsewhere.clean_return)
         assert told[-1].done == told[-1].total
-        assert played().to_json()["clean_selection_return"] is None
+        assert played().results[0].clean_selection_return is None
 
 
 class TestWorstAttack:
@@ -131,15 +130,17 @@ class TestWorstAttack:
         result = played(attacks=[("noise", 0.9), (flip(), 1.1), ("noise", 1.1)])
         small, large = result.worst
         assert (small.runner_up, small.lead) == (None, None)
-        assert large.runner_up is result.attacks[2]
-        assert large.lead == paired_difference(large.chosen.outcome.returns, large.runner_up.outcome.returns)
-        assert large.to_json()["runner_up"]["attack"] == "noise"
+        first, second = result.attacks[1:]
+        assert (large.attack, large.runner_up) == (first.attack, second.attack)
+        assert large.lead == paired_difference(first.returns, second.returns)
+        assert second.attack.name == "noise"
 
     def test_paired_difference_by_hand(self) -> None:
         """Differences −1, −2, −3: mean −2, standard error 1/√3, t₂(0.975) = 4.302653."""
         found = paired_difference((0.0, 0.0, 0.0), (1.0, 2.0, 3.0))
-        assert found == pytest.approx((-2.0, -2.0 - 4.302653 / 3**0.5, -2.0 + 4.302653 / 3**0.5))
-        assert paired_difference((1.0,), (3.0,)) == (-2.0, None, None)
+        assert astuple(found) == pytest.approx((-2.0, -2.0 - 4.302653 / 3**0.5, -2.0 + 4.302653 / 3**0.5))
+        assert paired_difference((1.0,), (3.0,)) == Difference(-2.0, None, None)
+        assert paired_difference((1.0, 2.0), (3.0, 4.0)) == Difference(-2.0, -2.0, -2.0)
 
 
 @pytest.mark.parametrize(

@@ -105,7 +105,6 @@ def crowd(root: Path) -> list[Path]:
             {
                 "agents": agents,
                 "attack": "pgd",
-                "settings": "PGD(norm='linf', steps=10)",
                 "epsilon": 0.1,
                 "selection_return": -1e6,
             }

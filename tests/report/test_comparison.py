@@ -46,7 +46,7 @@ def test_several_runs_give_intervals_over_runs(tmp_path: Path) -> None:
 
 def test_one_run_keeps_the_interval_over_episodes_of_its_evaluation(tmp_path: Path) -> None:
     row = pair(tmp_path, [-40.0, -41.0], [-50.0]).rows[1]
-    recorded = json.loads((tmp_path / "aajr-0/evaluations/default.json").read_text())["clean"]
+    recorded = json.loads((tmp_path / "aajr-0/evaluations/default.json").read_text())["results"][0]["clean"]
 
     assert (row.clean.low, row.clean.high) == (recorded["low"], recorded["high"])
     assert (row.clean.unit, len(row.clean.values)) == ("episodes", 20)
@@ -141,10 +141,10 @@ def test_attacks_keep_their_order_and_sizes_rise(tmp_path: Path) -> None:
 def test_attacks_of_one_name_are_told_apart_by_their_settings(tmp_path: Path) -> None:
     content = evaluation(attacks={("pgd", 0.1): -8.0})
     (attack,) = content["attacks"]
-    content["attacks"].append({**attack, "settings": "PGD(steps=50)"})
+    content["attacks"].append({**attack, "settings": {"steps": 50}})
     comparison = compare(with_evaluations(tmp_path, content))
 
-    assert comparison.attacks == ("pgd: PGD(norm='linf', steps=10)", "pgd: PGD(steps=50)")
+    assert comparison.attacks == ("pgd: norm=linf, steps=10", "pgd: norm=linf, steps=50")
 
 
 def test_what_only_some_runs_faced_is_left_out_grouped_and_without_settings(tmp_path: Path) -> None:
@@ -165,12 +165,12 @@ def test_attacks_that_are_left_out_for_their_settings_say_so(tmp_path: Path) -> 
     content = evaluation(attacks={("pgd", 0.1): -8.0, ("noise", 0.1): -1.0})
     other = {
         **content,
-        "attacks": [{**content["attacks"][0], "settings": "PGD(steps=50)"}, content["attacks"][1]],
+        "attacks": [{**content["attacks"][0], "settings": {"steps": 50}}, content["attacks"][1]],
     }
     texts = [omission.text for omission in compare(with_evaluations(tmp_path, content, other)).left_out]
 
     assert len(texts) == 2
-    assert all(text.startswith("pgd with settings of its own at ε") and "PGD" not in text for text in texts)
+    assert all(text.startswith("pgd with settings of its own at ε") and "steps" not in text for text in texts)
 
 
 @pytest.mark.parametrize(
@@ -274,7 +274,7 @@ class TestTheWorstAttack:
 
     def test_evaluations_in_other_units_norms_or_copies_are_another_protocol(self, tmp_path: Path) -> None:
         whole = evaluation()
-        changes: list[dict[str, Any]] = [{"units": "raw"}, {"norm": "l2"}, {"num_envs": 7}]
+        changes: list[dict[str, Any]] = [{"units": "network"}, {"norm": "l2"}, {"num_envs": 7}]
         for i, change in enumerate(changes):
             with pytest.raises(ValueError, match="expected runs evaluated on the same environment"):
                 compare(with_evaluations(tmp_path / str(i), whole, {**whole, **change}))

@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import html
-import json
 import re
 from collections import Counter
 from html.parser import HTMLParser
@@ -10,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from marl_aajr.report import Notes, write_report
-from tests.report.factory import config, evaluation, write_method, write_run
+from tests.report.factory import config, evaluation, evaluation_file, write_method, write_run
 
 OUTLINE = [
     "Can this be believed?",
@@ -145,7 +144,7 @@ def test_names_from_users_cannot_become_markup(tmp_path: Path) -> None:
         modules=(bad, "m"),
     )
     content = evaluation(teams=(bad, "b"), env={"name": bad, "kwargs": {bad: bad}})
-    content["attacks"][0] |= {"attack": bad, "settings": bad}
+    content["attacks"][0] |= {"attack": bad, "settings": {"name": bad}}
     paths.append(
         write_run(
             tmp_path / "run", configuration=config(bad, seed=1), evaluations={bad.replace("/", ""): content}
@@ -221,7 +220,7 @@ def test_a_policy_from_elsewhere_stands_beside_our_runs(tmp_path: Path) -> None:
     checkpoint = tmp_path / "checkpoint"
     checkpoint.mkdir()
     (tmp_path / "checkpoint-evaluations").mkdir()
-    (tmp_path / "checkpoint-evaluations" / "e.json").write_text(json.dumps(evaluation(-43.0)))
+    (tmp_path / "checkpoint-evaluations" / "e.json").write_text(evaluation_file(evaluation(-43.0)))
     text = build(tmp_path, [*write_method(tmp_path, "none", clean=[-40.0]), checkpoint])
 
     assert "checkpoint was trained elsewhere: for how long and on what is not known here." in text

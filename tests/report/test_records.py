@@ -1,13 +1,13 @@
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from marl_aajr.evaluation import Evaluation
 from marl_aajr.report import load_run
-from tests.report.factory import config, evaluation, metrics, write_run
+from tests.report.factory import config, evaluation, evaluation_file, metrics, write_run
 
 
 def test_reads_a_finished_run(tmp_path: Path) -> None:
@@ -25,10 +25,11 @@ def test_reads_a_finished_run(tmp_path: Path) -> None:
     assert run.evaluations["default"].attacks[0].epsilon == 0.1
 
 
-def test_ignores_fields_that_later_versions_may_add(tmp_path: Path) -> None:
+def test_refuses_fields_that_it_does_not_know(tmp_path: Path) -> None:
     run = write_run(tmp_path / "run", evaluations={"default": evaluation(something_new=1)})
 
-    assert load_run(run).evaluations["default"].episodes == 20
+    with pytest.raises(ValueError, match=r"something_new: .*write it again with `marl-aajr evaluate`"):
+        load_run(run)
 
 
 def test_refuses_what_is_no_folder(tmp_path: Path) -> None:
@@ -114,14 +115,16 @@ def test_refuses_metrics_that_go_back_in_time(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
-        ({"schema": 9}, "schema: Input should be 1"),
         ({"episodes": 21}, "20 returns for 21 episodes"),
-        ({"clean": {**evaluation()["clean"], "return": -39.0}}, "-39.0 is not the mean of its returns, -40"),
+        ({"clean": {**evaluation()["clean"], "mean": -39.0}}, "-39.0 is not the mean of its returns, -40"),
         (
             {"clean": {**evaluation()["clean"], "low": float("nan")}},
-            "clean.low: Input should be a finite number",
+            "results.0.clean.low: Input should be a finite number",
         ),
-        ({"attacks": [{**evaluation()["attacks"][0], "epsilon": 0}]}, "attacks.0.epsilon: .*greater than 0"),
+        (
+            {"attacks": [{**evaluation()["attacks"][0], "epsilon": 0}]},
+            "results.0.attacks.0.attack.epsilon: .*greater than 0",
+        ),
     ],
 )
 def test_refuses_an_evaluation_that_contradicts_itself(
@@ -143,7 +146,7 @@ def test_messages_are_one_line(tmp_path: Path) -> None:
 
 
 def test_the_factory_follows_the_evaluation_contract() -> None:
-    content = json.loads(json.dumps(evaluation(-40.0)))
+    content = Evaluation.model_validate_json(evaluation_file(evaluation(-40.0)))
 
-    assert content["clean_return"] == pytest.approx(sum(content["clean"]["returns"]) / content["episodes"])
-    assert {attack["attack"] for attack in content["attacks"]} == {"noise", "pgd"}
+    assert content.clean_return == pytest.approx(sum(content.clean.returns) / content.episodes)
+    assert {row.attack.name for row in content.attacks} == {"noise", "pgd"}

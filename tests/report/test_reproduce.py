@@ -13,7 +13,7 @@ from typer.main import get_command
 from marl_aajr.cli.app import app
 from marl_aajr.report import compare, compare_each, load_run
 from marl_aajr.report.reproduce import commands
-from tests.report.factory import ENV, config, evaluation, write_run
+from tests.report.factory import ENV, config, evaluation, evaluation_file, write_run
 
 TEAM = {"agent_0": "team", "agent_1": "team"}
 TAG = {"adversary_0": "adversary", "agent_0": "good"}
@@ -97,13 +97,14 @@ def test_the_weakest_link_is_asked_for_where_no_budget_asks(tmp_path: Path) -> N
     subset = {
         "agents": ["agent_0"],
         "attack": "pgd",
-        "settings": "",
         "epsilon": 0.1,
         "selection_return": -4.0,
     }
-    content = evaluation(attacks=PGD, subsets=[subset])
+    content = evaluation(attacks=PGD, subsets=[subset], weakest_link=True)
     assert evaluations(tmp_path / "a", content)[0]["weakest_link"] is True
-    assert not evaluations(tmp_path / "b", content | {"budget": "agents=1"})[0]["weakest_link"]
+    assert not evaluations(tmp_path / "b", content | {"budget": "agents=1", "weakest_link": False})[0][
+        "weakest_link"
+    ]
 
 
 def test_a_suite_with_sizes_of_its_own_and_an_attack_beside_it(tmp_path: Path) -> None:
@@ -118,13 +119,13 @@ def test_attacks_of_different_sizes_take_a_command_each(tmp_path: Path) -> None:
 
 
 def test_replaced_agents_and_surrogates_are_named_with_their_new_runs(tmp_path: Path) -> None:
-    outcome = {**evaluation()["clean"], "settings": ""}
+    outcome = {**evaluation()["clean"], "loyal_return": -20.0}
     replaced = [
         {**outcome, "kind": "random", "agents": ["agent_0", "agent_1"], "source": ""},
         {**outcome, "kind": "traitor", "agents": ["agent_0"], "source": "elsewhere/traitor"},
     ]
     content = evaluation(attacks={("transfer", 0.1): -8.0}, adversarial_agents=replaced)
-    content["attacks"][0]["settings"] = "Transfer(norm='linf', source='other')"
+    content["attacks"][0] |= {"access": "surrogate", "source": "other"}
     paths = [
         write_run(tmp_path / name, configuration=config(seed=i), evaluations={"e": content})
         for i, name in enumerate(("run", "other"))
@@ -184,8 +185,8 @@ def test_adversaries_are_trained_against_their_new_runs_and_named_there(tmp_path
     }
     asked |= {"env_steps": 500_000, "search": 3, "warm_start": False, "seed": 4, "policy": "victim"}
     (folder / "adversary.json").write_text(json.dumps(asked))
-    lied["attacks"][1]["settings"] = f"SaRl(norm='l2', adversary='{folder}')"
-    (path / "evaluations" / "e.json").write_text(json.dumps(lied))
+    lied["attacks"][1] |= {"access": "learned", "source": str(folder)}
+    (path / "evaluations" / "e.json").write_text(evaluation_file(lied))
     found = dict(parsed(commands([compare([load_run(path)])])))
     target = Path("again/run/adversaries/sa-rl-eps0.2")
     trained = found["adversary"]
@@ -202,7 +203,7 @@ def test_a_policy_from_elsewhere_is_evaluated_where_it_is(tmp_path: Path) -> Non
     (tmp_path / "checkpoint-evaluations").mkdir()
     checkpoint.mkdir()
     content = evaluation(attacks=PGD, env={"name": "mpe2.simple_spread_v3", "kwargs": {"N": 5}})
-    (tmp_path / "checkpoint-evaluations" / "e.json").write_text(json.dumps(content))
+    (tmp_path / "checkpoint-evaluations" / "e.json").write_text(evaluation_file(content))
     text = commands([compare([load_run(checkpoint)])])
     assert f"for run in {checkpoint}; do" in text
     found = dict(parsed(text))
