@@ -54,12 +54,12 @@ def test_a_trained_traitor_is_reported_beside_its_controls(
     capsys: pytest.CaptureFixture[str], run: Path, traitor: Path
 ) -> None:
     result = as_json(capsys, run, *FEW, "--adversary", traitor)
-    rows = {row["kind"]: row for row in result["adversarial_agents"]}
+    rows = {row["kind"]: row for row in result["results"][0]["adversarial_agents"]}
     assert list(rows) == ["traitor", "random", "idle"]
     assert {tuple(row["agents"]) for row in rows.values()} == {("agent_0",)}
     assert rows["traitor"]["source"] == "liar"
-    assert rows["traitor"]["settings"] == "PPO for minus the team's return, 3,000 steps"
-    assert rows["traitor"]["return"] < rows["random"]["return"] < result["clean_return"]
+    assert rows["traitor"]["training"] == {"pays": "loss", "env_steps": 3000, "foreign": False}
+    assert rows["traitor"]["mean"] < rows["random"]["mean"] < result["results"][0]["clean"]["mean"]
     assert "pass" in {check["verdict"] for check in result["checks"] if "traitor agent_0" in check["name"]}
 
 
@@ -78,9 +78,7 @@ def test_one_that_was_trained_against_others_says_so(
     layer.weight.data *= 2
     other = finished_run(tmp_path / "other", layer)
     result = as_json(capsys, other, *FEW, "--adversary", traitor)
-    assert result["adversarial_agents"][0]["settings"].endswith(
-        "3,000 steps, against other victims than these"
-    )
+    assert result["results"][0]["adversarial_agents"][0]["training"]["foreign"]
 
 
 def test_controls_are_in_the_table(capsys: pytest.CaptureFixture[str], run: Path) -> None:

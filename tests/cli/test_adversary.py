@@ -52,10 +52,10 @@ def test_an_adversary_is_trained_and_judged_by(run: Path, capsys: pytest.Capture
     assert f"marl-aajr evaluate {run} --adversary {folder}" in said
     beside = ("--attack", "fgsm", "--epsilon", 0.3, "--agents", "agent_0", "--episodes", 5, "--json")
     assert call("evaluate", run, "--adversary", folder, *beside) == 0
-    rows = json.loads(capsys.readouterr().out)["attacks"]
-    assert [(row["attack"], row["epsilon"], row["agents"]) for row in rows] == [
-        ("fgsm", 0.3, ["agent_0"]),
-        ("sa-rl", 0.3, ["agent_0"]),
+    rows = json.loads(capsys.readouterr().out)["results"][0]["attacks"]
+    assert [(row["attack"]["name"], row["epsilons"]) for row in rows] == [
+        ("fgsm", {"agent_0": 0.3}),
+        ("sa-rl", {"agent_0": 0.3}),
     ]
 
 

@@ -149,14 +149,15 @@ def test_an_interrupted_run_goes_on_to_the_numbers_of_one_that_never_stopped(
 
 
 def test_json_is_one_object_with_intervals(evaluated: dict[str, Any]) -> None:
-    assert isinstance(evaluated["clean_return"], float)
-    assert [(row["attack"], row["epsilon"]) for row in evaluated["attacks"]] == [
+    (greedy,) = evaluated["results"]
+    assert isinstance(greedy["clean"]["mean"], float)
+    assert [(row["attack"]["name"], row["attack"]["epsilon"]) for row in greedy["attacks"]] == [
         ("noise", 0.1),
         ("noise", 0.3),
         ("pgd", 0.1),
         ("pgd", 0.3),
     ]
-    assert all(row["low"] <= row["return"] <= row["high"] for row in evaluated["attacks"])
+    assert all(row["low"] <= row["mean"] <= row["high"] for row in greedy["attacks"])
 
 
 def test_comparison_is_printed_and_written_on_one_page(runs: Runs, evaluated: dict[str, Any]) -> None:

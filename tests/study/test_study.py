@@ -15,6 +15,7 @@ import pyarrow.parquet
 import pytest
 import yaml
 
+from marl_aajr.evaluation import Evaluation
 from marl_aajr.study.folder import is_there
 from marl_aajr.study.report import write_page
 from marl_aajr.study.study import Plan, on_cluster, prepare
@@ -40,10 +41,10 @@ class Done:
         """Of a run's training."""
         return numbers(self.plan.folder.run(name).path)
 
-    def evaluation(self, name: str) -> dict[str, Any]:
+    def evaluation(self, name: str) -> Evaluation:
         """Of a run."""
         (file,) = self.plan.folder.run(name).evaluations.glob("*.json")
-        return dict(json.loads(file.read_text()))
+        return Evaluation.model_validate_json(file.read_text())
 
     def events(self) -> list[str]:
         return [event["event"] for event in self.plan.folder.events()]
@@ -131,8 +132,8 @@ def test_the_table_has_every_return(done: Done) -> None:
     }
     for row in rows:
         found = done.evaluation(row["run"])
-        outcomes = {"none": found["clean"]} | {each["attack"]: each for each in found["attacks"]}
-        assert row["returns"] == outcomes[row["attack"]]["returns"]
+        outcomes = {"none": found.clean} | {each.attack.name: each for each in found.attacks}
+        assert tuple(row["returns"]) == outcomes[row["attack"]].returns
         assert row["method"] == row["run"].split("-")[1]
 
 
@@ -155,9 +156,8 @@ def test_another_order_one_at_a_time_and_a_stop_on_the_way_give_the_same_numbers
     for method in ("none", "aajr"):
         name = f"sound-{method}-s0"
         assert other.numbers(name) == done.numbers(name)
-        for key in ("clean", "attacks", "worst"):
-            ours, theirs = (each.evaluation(name)[key] for each in (other, done))
-            assert ours == theirs
+        ours, theirs = (each.evaluation(name) for each in (other, done))
+        assert (ours.clean, ours.attacks, ours.worst) == (theirs.clean, theirs.attacks, theirs.worst)
 
     elsewhere = prepare(file, out=tmp_path / "elsewhere")
     assert do(elsewhere).count("finished") == 4
