@@ -71,7 +71,7 @@ class AgentGame(VictimGame):
         super().__init__(
             env,
             victim,
-            seats={agent: (agent,) for agent in agents},
+            agents_of={agent: (agent,) for agent in agents},
             team=team,
             observation_spaces={agent: env.observation_spaces[agent] for agent in agents},
             action_spaces={agent: env.action_spaces[agent] for agent in agents},

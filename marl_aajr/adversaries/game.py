@@ -22,21 +22,19 @@ from torch import Tensor
 from marl_aajr.adversaries.match import check_action, check_match, no_action
 from marl_aajr.core.values import one_of
 from marl_aajr.rollout.batched_env import BatchedEnv, BatchedEnvWrapper, BatchedStep
+from marl_aajr.rollout.perturbed import ADVERSARY, loss
 from marl_aajr.victims import Victim
 from marl_aajr.victims.groups import alike
 from marl_aajr.victims.stepper import CounterSampler, DecisionBatch, Stepper
-
-ADVERSARY = "adversary"
-"""The team of the game's players."""
 
 
 class VictimGame(BatchedEnvWrapper):
     """E copies of an environment that frozen victims play, as the environment of their adversaries.
 
-    A player of the game has a seat: the agents of the environment that it stands behind. It must act when one
-    of them must; it ends when the episode does, as truncated if one of them was cut off in that very step and
-    as terminated otherwise. Where nobody must act in a copy (the others move, or the seats are out), the game
-    goes on by itself: `may_idle`.
+    A player of the game stands behind agents of the environment (`agents_of`). It must act when one of them
+    must; it ends when the episode does, as truncated if one of them was cut off in that very step and as
+    terminated otherwise. Where nobody must act in a copy (the others move, or the players' agents are out),
+    the game goes on by itself: `may_idle`.
 
     A subclass says what the players observe (`observe`), and what their actions do: change what the
     victims are shown (`show`), or take the place of some of them (`play`).
@@ -44,7 +42,7 @@ class VictimGame(BatchedEnvWrapper):
     Args:
         env: the copies that the victims play.
         victim: plays every agent of `env` that nobody replaces. Its networks are on the CPU.
-        seats: the agents of `env` behind each player of the game, by player.
+        agents_of: by player of the game, the agents of `env` that it stands behind.
         team: whose reward the players are to lower.
         observation_spaces: of the players.
         action_spaces: of the players.
@@ -66,7 +64,7 @@ class VictimGame(BatchedEnvWrapper):
         env: BatchedEnv,
         victim: Victim,
         *,
-        seats: Mapping[str, Sequence[str]],
+        agents_of: Mapping[str, Sequence[str]],
         team: str,
         observation_spaces: Mapping[str, spaces.Space[Any]],
         action_spaces: Mapping[str, spaces.Space[Any]],
@@ -76,13 +74,13 @@ class VictimGame(BatchedEnvWrapper):
     ) -> None:
         check_match(victim, env)
         one_of("a team", team, env.teams.values())
-        for agent in {agent for seat in seats.values() for agent in seat} | set(replaced):
+        for agent in {agent for agents in agents_of.values() for agent in agents} | set(replaced):
             one_of("an agent", agent, env.possible_agents)
         super().__init__(env)
         self.may_idle = True
         self.victim, self.team = victim, team
-        self.seats = {player: tuple(seat) for player, seat in seats.items()}
-        self.possible_agents = tuple(self.seats)
+        self.agents_of = {player: tuple(agents) for player, agents in agents_of.items()}
+        self.possible_agents = tuple(self.agents_of)
         self.observation_spaces = dict(observation_spaces)
         self.action_spaces = dict(action_spaces)
         self.teams = dict.fromkeys(self.possible_agents, ADVERSARY)
@@ -120,8 +118,8 @@ class VictimGame(BatchedEnvWrapper):
 
     def pay(self, step: BatchedStep) -> Tensor:
         """What the players earn by a step of the environment, `[players, E]`; here r(t) in equal parts."""
-        earned = torch.stack([step.rewards[agent] for agent in self._members]).sum(0)
-        return (-earned / len(self.seats)).expand(len(self.seats), -1)
+        each = loss(step.rewards, self._members, adversaries=len(self.agents_of))
+        return each.expand(len(self.agents_of), -1)
 
     def reset(self, *, seed: int) -> dict[str, Tensor]:
         """See `BatchedEnv.reset`."""
@@ -142,11 +140,14 @@ class VictimGame(BatchedEnvWrapper):
         self._active = self.active
         self._owed = self._owed + self.pay(step)
         told = {player: over | must for player, must in self._active.items()}
-        rewards = {p: torch.where(told[p], self._owed[i], 0.0) for i, p in enumerate(self.seats)}
+        rewards = {p: torch.where(told[p], self._owed[i], 0.0) for i, p in enumerate(self.agents_of)}
         self._owed = self._owed.masked_fill(torch.stack(list(told.values())), 0.0)
         seen = self._seen(self._obs)
         ended = {player: over & met for player, met in self._met.items()}
-        cut = {p: torch.stack([step.truncations[a] for a in seat]).any(0) for p, seat in self.seats.items()}
+        cut = {
+            player: torch.stack([step.truncations[agent] for agent in agents]).any(0)
+            for player, agents in self.agents_of.items()
+        }
         final = self._last_words(step, ends) if any(bool(end.any()) for end in ends.values()) else seen
         self._stepper.memory.forget(over)
         if self._sampler is not None:
@@ -155,8 +156,8 @@ class VictimGame(BatchedEnvWrapper):
         return BatchedStep(
             obs=seen,
             rewards=rewards,
-            terminations={p: ended[p] & ~cut[p] for p in self.seats},
-            truncations={p: ended[p] & cut[p] for p in self.seats},
+            terminations={p: ended[p] & ~cut[p] for p in self.agents_of},
+            truncations={p: ended[p] & cut[p] for p in self.agents_of},
             episode_over=over,
             final_obs=final,
             infos=step.infos,
@@ -166,9 +167,9 @@ class VictimGame(BatchedEnvWrapper):
     def active(self) -> dict[str, Tensor]:
         """See `BatchedEnv.active`."""
         inner = self.env.active
-        if all(len(seat) == 1 for seat in self.seats.values()):
-            return {player: inner[seat[0]] for player, seat in self.seats.items()}
-        return {p: torch.stack([inner[a] for a in seat]).any(0) for p, seat in self.seats.items()}
+        if all(len(agents) == 1 for agents in self.agents_of.values()):
+            return {player: inner[agents[0]] for player, agents in self.agents_of.items()}
+        return {p: torch.stack([inner[a] for a in agents]).any(0) for p, agents in self.agents_of.items()}
 
     @property
     def action_mask(self) -> dict[str, Tensor | None]:
@@ -211,7 +212,7 @@ class VictimGame(BatchedEnvWrapper):
         self._active = self.active
 
     def _clear(self) -> None:
-        self._owed = torch.zeros(len(self.seats), self.num_envs, device=self.device)
+        self._owed = torch.zeros(len(self.agents_of), self.num_envs, device=self.device)
         self._met, self._obs, self._last = {}, {}, {}
         self._stepper.memory.forget()
 

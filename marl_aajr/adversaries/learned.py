@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from marl_aajr.adversaries.fitted import FittedAttack
-from marl_aajr.adversaries.manners import Crew, features, make_manner
+from marl_aajr.adversaries.observation_adversaries import ObservationAdversaries, features
 from marl_aajr.adversaries.observation_game import GAME, ObservationThreat
 from marl_aajr.adversaries.request import AdversaryRequest
 from marl_aajr.adversaries.store import KEPT, RECORD
@@ -40,7 +40,7 @@ class LearnedAttack(FittedAttack):
     Attributes:
         adversary: folder of a finished adversary (`marl-aajr adversary train`), or what results call it;
             empty: `fit` finds one in the victims' run, or trains it.
-        joint: one adversary with one budget for all attacked agents; see `Crew`.
+        joint: one adversary with one budget for all attacked agents; see `ObservationAdversaries`.
         env_steps: of the training, the search included; None: the kind's default.
         search: how many settings of PPO are tried first; None: the kind's default.
         warm_start: begin with what PGD does.
@@ -48,7 +48,7 @@ class LearnedAttack(FittedAttack):
     Raises:
         ValueError: a folder without a finished adversary of this kind, or settings out of range.
 
-    Source: `marl_aajr.adversaries.manners`.
+    Source: `marl_aajr.core.adversary_actions`.
     """
 
     access: ClassVar[Access] = "learned"
@@ -61,10 +61,10 @@ class LearnedAttack(FittedAttack):
     search: int | None = None
     warm_start: bool = True
     _policy: Victim | None = field(default=None, repr=False, compare=False)
-    _crew: Crew | None = field(default=None, repr=False, compare=False)
+    _adversaries: ObservationAdversaries | None = field(default=None, repr=False, compare=False)
     _digest: str = field(default="", repr=False, compare=False)
     _agent: str = field(default="", repr=False, compare=False)
-    _orders: Tensor | None = field(default=None, repr=False, compare=False)
+    _actions: Tensor | None = field(default=None, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -76,7 +76,7 @@ class LearnedAttack(FittedAttack):
                 f"expected the size that {self.adversary} was trained for, {found.perturbations}, got "
                 f"{self.perturbations}; train another"
             )
-        for name in ("joint", "_policy", "_crew", "_digest"):
+        for name in ("joint", "_policy", "_adversaries", "_digest"):
             object.__setattr__(self, name, getattr(found, name))
 
     @property
@@ -111,17 +111,17 @@ class LearnedAttack(FittedAttack):
         )
         with tempfile.TemporaryDirectory(prefix="marl-aajr-") as scratch:
             found = loaded(find_or_train(victim, request, home=home or Path(scratch)), kind=self.name)
-        names = ("env_steps", "search", "warm_start", "_policy", "_crew", "_digest")
+        names = ("env_steps", "search", "warm_start", "_policy", "_adversaries", "_digest")
         return replace(self, **{name: getattr(found, name) for name in names})
 
     def against(self, victim: Victim, agent: str) -> Attack:
-        if self._crew is None:
+        if self._adversaries is None:
             raise ValueError(f"expected a fitted {self.name}, got a fresh one; call fit(victim, env) first")
         self.check_victims(victim)
-        if agent not in self._crew.agents:
+        if agent not in self._adversaries.agents:
             raise ValueError(
                 f"expected an agent that {self.adversary or self.name} was trained to lie to, out of "
-                f"{', '.join(self._crew.agents)}; got {agent!r}"
+                f"{', '.join(self._adversaries.agents)}; got {agent!r}"
             )
         return replace(self, _agent=agent)
 
@@ -135,37 +135,39 @@ class LearnedAttack(FittedAttack):
 
     @torch.no_grad()
     def confer(self, seen: Mapping[str, Tensor], *, generator: torch.Generator) -> Mapping[str, Tensor]:
-        crew, policy = self._required()
+        adversaries, policy = self._required()
         like = next(iter(seen.values()))
         everybody = {
-            agent: seen[agent] if agent in seen else like.new_zeros(len(like), features(crew.victim, agent))
-            for agent in crew.agents
+            agent: seen[agent]
+            if agent in seen
+            else like.new_zeros(len(like), features(adversaries.victim, agent))
+            for agent in adversaries.agents
         }
         actions = {
-            player: policy.greedy(player, policy.policy(player)(look))
-            for player, look in crew.look(everybody).items()
+            name: policy.greedy(name, policy.policy(name)(obs))
+            for name, obs in adversaries.observe(everybody).items()
         }
-        return crew.orders(actions, self.perturbations)
+        return adversaries.split(actions, self.perturbations)
 
     def under_orders(self, orders: Tensor) -> Attack:
-        return replace(self, _orders=orders)
+        return replace(self, _actions=orders)
 
     def run(self, policy: Policy, obs: Tensor, *, generator: torch.Generator) -> Tensor:
-        crew, _ = self._required()
-        orders = self._orders
-        if orders is None:
-            if crew.joint or not self._agent:
+        adversaries, _ = self._required()
+        actions = self._actions
+        if actions is None:
+            if adversaries.joint or not self._agent:
                 raise ValueError(
                     f"expected all attacked agents' observations of a step for {self.name} (confer, then "
                     "under_orders), got one agent's"
                 )
-            orders = self.confer({self._agent: obs}, generator=generator)[self._agent]
-        return crew.perturb(policy, obs, orders, self.perturbations)
+            actions = self.confer({self._agent: obs}, generator=generator)[self._agent]
+        return adversaries.perturb(policy, obs, actions, self.perturbations)
 
-    def _required(self) -> tuple[Crew, Victim]:
-        if self._crew is None or self._policy is None:
+    def _required(self) -> tuple[ObservationAdversaries, Victim]:
+        if self._adversaries is None or self._policy is None:
             raise ValueError(f"expected a fitted {self.name}, got a fresh one; call fit(victim, env) first")
-        return self._crew, self._policy
+        return self._adversaries, self._policy
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -226,8 +228,8 @@ def loaded(run: Path | str, *, kind: str | None = None, name: str | None = None)
         search=kept["search"],
         warm_start=kept["warm_start"],
         _policy=load_victim(directory.path / KEPT[kept["kept"]]),
-        _crew=Crew(
-            manner=make_manner(threat.kind, **threat.manner),
+        _adversaries=ObservationAdversaries(
+            actions=threat.adversary_actions,
             victim=threat.frozen,
             agents=tuple(threat.agents or ()),
             joint=threat.joint,

@@ -18,7 +18,8 @@ from torch import Tensor
 from marl_aajr.adversaries.frozen import load_frozen
 from marl_aajr.adversaries.game import VictimGame
 from marl_aajr.adversaries.game_view import GameView
-from marl_aajr.adversaries.manners import Crew, make_manner
+from marl_aajr.adversaries.observation_adversaries import ObservationAdversaries
+from marl_aajr.core.adversary_actions import AdversaryActions, adversary_actions
 from marl_aajr.core.threat import Norm, PerturbationSet
 from marl_aajr.core.values import one_of
 from marl_aajr.envs.single_copy import declare
@@ -54,9 +55,9 @@ class ObservationThreat:
         scales: ε by agent as a multiple of `epsilon`; absent: 1.
         units: `"raw"` (of the environment's observations) or `"network"` (behind the observation filter).
         agents: who is lied to, all of one team; None: everybody of the largest team.
-        joint: one adversary for all of them with one budget; see `Crew`.
+        joint: one adversary for all of them with one budget; see `ObservationAdversaries`.
         actions: whether the victims take their most likely actions or sample them.
-        manner: settings of the kind.
+        action_settings: of the adversary's actions, such as PA-AD's `steps`.
     """
 
     env: str
@@ -75,13 +76,12 @@ class ObservationThreat:
     agents: Sequence[str] | None = None
     joint: bool = False
     actions: Literal["greedy", "sampled"] = "greedy"
-    manner: Mapping[str, Any] = field(default_factory=dict)
+    action_settings: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         one_of("units", self.units, ("raw", "network"))
         one_of("actions", self.actions, ("greedy", "sampled"))
-        make_manner(self.kind, **self.manner)
-        _ = self.perturbations
+        _ = self.adversary_actions, self.perturbations
 
     @property
     def arguments(self) -> dict[str, Any]:
@@ -90,6 +90,11 @@ class ObservationThreat:
         return {
             f.name: given[f.name] for f in fields(self) if given[f.name] != f.default and given[f.name] != {}
         }
+
+    @cached_property
+    def adversary_actions(self) -> AdversaryActions:
+        """What the adversary's actions mean."""
+        return adversary_actions(self.kind, **self.action_settings)
 
     @cached_property
     def perturbations(self) -> PerturbationSet:
@@ -118,11 +123,11 @@ class ObservationThreat:
         agents = tuple(choose_agents(env.teams, None, self.agents))
         for agent in self.scales:
             one_of("scales", agent, agents)
-        crew = Crew(
-            manner=make_manner(self.kind, **self.manner), victim=victim, agents=agents, joint=self.joint
+        adversaries = ObservationAdversaries(
+            actions=self.adversary_actions, victim=victim, agents=agents, joint=self.joint
         )
         sets = {agent: self._set_of(agent, victim) for agent in agents}
-        return ObservationGame(env, crew, sets, sampled=self.sampled)
+        return ObservationGame(env, adversaries, sets, sampled=self.sampled)
 
     def _set_of(self, agent: str, victim: Victim) -> PerturbationSet:
         """Δ of one agent, in the units of its network."""
@@ -138,40 +143,45 @@ class ObservationThreat:
 
 
 class ObservationGame(VictimGame):
-    """Some agents' adversaries choose what those are shown; see `VictimGame` and `Crew`.
+    """Some agents' adversaries choose what those are shown; see `VictimGame` and `ObservationAdversaries`.
 
     Args:
         env: the copies that the victims play.
-        crew: the adversaries.
+        adversaries: what they observe, and how their actions perturb.
         sets: Δ of each attacked agent, in the units of its network.
         sampled: whether the victims sample their actions.
     """
 
     def __init__(
-        self, env: BatchedEnv, crew: Crew, sets: Mapping[str, PerturbationSet], *, sampled: bool = False
+        self,
+        env: BatchedEnv,
+        adversaries: ObservationAdversaries,
+        sets: Mapping[str, PerturbationSet],
+        *,
+        sampled: bool = False,
     ) -> None:
-        self.crew, self.sets = crew, dict(sets)
+        self.adversaries, self.sets = adversaries, dict(sets)
         super().__init__(
             env,
-            crew.victim,
-            seats=crew.seats,
-            team=env.teams[crew.agents[0]],
-            observation_spaces=crew.observation_spaces,
-            action_spaces=crew.action_spaces,
+            adversaries.victim,
+            agents_of=adversaries.agents_of,
+            team=env.teams[adversaries.agents[0]],
+            observation_spaces=adversaries.observation_spaces,
+            action_spaces=adversaries.action_spaces,
             groups=[
                 [agent for agent in group if sets.get(agent) == own]
-                for group in alike(crew.victim, env.possible_agents)
+                for group in alike(adversaries.victim, env.possible_agents)
                 for own in dict.fromkeys(sets.get(agent) for agent in group)
             ],
             sampled=sampled,
         )
 
     def observe(self, obs: Mapping[str, Tensor], active: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """What the attacked agents' networks truly receive; see `Crew.look`."""
-        return self.crew.look(
+        """What the attacked agents' networks truly receive; see `ObservationAdversaries.observe`."""
+        return self.adversaries.observe(
             {
                 agent: self.victim.inputs(agent, obs[agent]) * active[agent].unsqueeze(-1)
-                for agent in self.crew.agents
+                for agent in self.adversaries.agents
             }
         )
 
@@ -180,9 +190,9 @@ class ObservationGame(VictimGame):
         own = self.sets.get(batch.agent)
         if own is None:
             return batch.inputs
-        orders = self.crew.orders(actions, own)
-        given = torch.cat([orders[agent][copies] for agent, copies in batch.rows.items()])
-        return batch.inputs + self.crew.perturb(batch.policy, batch.inputs, given, own)
+        by_agent = self.adversaries.split(actions, own)
+        given = torch.cat([by_agent[agent][copies] for agent, copies in batch.rows.items()])
+        return batch.inputs + self.adversaries.perturb(batch.policy, batch.inputs, given, own)
 
 
 def batched_env(num_envs: int, *, device: torch.device | str = "cpu", **threat: Any) -> ObservationGame:

@@ -83,7 +83,7 @@ class AdversaryRequest(Section):
             change no observation.
         agents: agents whose observations it changes, or whose place it takes; None: all who may be.
         joint: one adversary with one budget for all attacked agents, not one for each. See
-            `marl_aajr.adversaries.manners.Crew`.
+            `ObservationAdversaries`.
         norm: norm of the perturbation set.
         units: units of ε: the environment's (`raw`), or behind the observation filter (`network`).
         actions: how the victims take their actions: the most likely ones, or sampled.
@@ -92,8 +92,8 @@ class AdversaryRequest(Section):
         search: settings of PPO to try first, a tenth of the steps each, 1: none; None: 3, and 1 for agents.
         warm_start: begin with what PGD does (sa-rl and pa-ad).
         seed: seed of everything random.
-        threat: more of `ObservationThreat`, such as `mask` or `manner`; for traitors and opponents more
-            of `AgentThreat`: `team` or `pays`.
+        threat: more of `ObservationThreat`, such as `mask` or `action_settings`; for traitors and
+            opponents more of `AgentThreat`: `team` or `pays`.
 
     Raises:
         ValueError: an unknown kind, numbers out of range, an observation adversary without epsilon, or

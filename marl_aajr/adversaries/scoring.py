@@ -82,10 +82,12 @@ class Judge:
         """What the victims lose to nobody, and to PGD at the same size."""
         threat = ObservationThreat(**self._config.env.kwargs)
         game = threat.build(EPISODES)
-        untouched = ObservationGame(game.env, game.crew, {}, sampled=threat.sampled)
+        untouched = ObservationGame(game.env, game.adversaries, {}, sampled=threat.sampled)
         clean = self._play(untouched, _nothing(untouched))
         generator = torch.Generator().manual_seed(self._seed)
-        attacked = Demonstration(game.env, game.crew, game.sets, sampled=threat.sampled, generator=generator)
+        attacked = Demonstration(
+            game.env, game.adversaries, game.sets, sampled=threat.sampled, generator=generator
+        )
         return {"clean": clean, "pgd": self._play(attacked, _nothing(attacked))}
 
     def losses(self, adversary: Victim) -> dict[str, Tensor]:

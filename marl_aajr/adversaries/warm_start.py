@@ -19,9 +19,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from marl_aajr.adversaries.manners import Crew, Perturbing
+from marl_aajr.adversaries.observation_adversaries import ObservationAdversaries
 from marl_aajr.adversaries.observation_game import ObservationGame, ObservationThreat
 from marl_aajr.attacks.auto_pgd import StrongPGD
+from marl_aajr.core.adversary_actions import SARLActions
 from marl_aajr.core.distributions import DiagGaussian
 from marl_aajr.core.objectives import KL, Clean
 from marl_aajr.core.seeds import Purpose, derived_seed
@@ -76,13 +77,13 @@ class Demonstration(ObservationGame):
     def __init__(
         self,
         env: BatchedEnv,
-        crew: Crew,
+        adversaries: ObservationAdversaries,
         sets: Mapping[str, PerturbationSet],
         *,
         sampled: bool = False,
         generator: torch.Generator,
     ) -> None:
-        super().__init__(env, crew, sets, sampled=sampled)
+        super().__init__(env, adversaries, sets, sampled=sampled)
         self._generator = generator
         self.shown: list[Shown] = []
 
@@ -91,14 +92,16 @@ class Demonstration(ObservationGame):
         own = self.sets.get(batch.agent)
         if own is None:
             return batch.inputs
-        part = replace(own, epsilon=own.epsilon / len(self.crew.agents) ** 0.5)
-        teacher = StrongPGD(perturbations=part if self.crew.joint and own.norm == "l2" else own)
+        part = replace(own, epsilon=own.epsilon / len(self.adversaries.agents) ** 0.5)
+        teacher = StrongPGD(perturbations=part if self.adversaries.joint and own.norm == "l2" else own)
         shown = batch.inputs + teacher.run(batch.policy, batch.inputs, generator=self._generator)
         self.shown.append(Shown(batch, batch.policy(shown), own))
         return shown
 
 
-def demonstrate(threat: ObservationThreat, *, steps: int, seed: int) -> tuple[Crew, list[Page]]:
+def demonstrate(
+    threat: ObservationThreat, *, steps: int, seed: int
+) -> tuple[ObservationAdversaries, list[Page]]:
     """Let PGD play, and keep what happened.
 
     Args:
@@ -109,7 +112,9 @@ def demonstrate(threat: ObservationThreat, *, steps: int, seed: int) -> tuple[Cr
     """
     plain = threat.build(_COPIES)
     generator = torch.Generator().manual_seed(seed)
-    game = Demonstration(plain.env, plain.crew, plain.sets, sampled=threat.sampled, generator=generator)
+    game = Demonstration(
+        plain.env, plain.adversaries, plain.sets, sampled=threat.sampled, generator=generator
+    )
     obs, pages = game.reset(seed=derived_seed(seed, Purpose.DEMONSTRATION)), []
     nothing = game.nothing()
     for _ in range(steps):
@@ -117,7 +122,7 @@ def demonstrate(threat: ObservationThreat, *, steps: int, seed: int) -> tuple[Cr
         seen, obs = obs, game.step(nothing).obs
         pages.append(Page(seen, game.shown))
     game.close()
-    return game.crew, [page for page in pages if page.shown]
+    return game.adversaries, [page for page in pages if page.shown]
 
 
 def warm_start(
@@ -132,7 +137,7 @@ def warm_start(
         updates: of Adam, each on one step of it.
         seed: of the demonstration and of the networks.
     """
-    crew, pages = demonstrate(threat, steps=steps, seed=seed)
+    adversaries, pages = demonstrate(threat, steps=steps, seed=seed)
     roster = roster_of(config)
     with torch.random.fork_rng():
         torch.manual_seed(seed)
@@ -159,7 +164,7 @@ def warm_start(
         [p for actor in adversary.modules.values() for p in actor.parameters()], lr=_LEARNING_RATE
     )
     for index in order.tolist():
-        loss = _lesson(adversary, crew, pages[index])
+        loss = _lesson(adversary, adversaries, pages[index])
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -170,15 +175,17 @@ def warm_start(
     return adversary
 
 
-def _lesson(adversary: Victim, crew: Crew, page: Page) -> Tensor:
+def _lesson(adversary: Victim, adversaries: ObservationAdversaries, page: Page) -> Tensor:
     """The loss on one step of the demonstration."""
     outputs = {player: adversary.policy(player)(seen) for player, seen in page.seen.items()}
-    if isinstance(crew.manner, Perturbing):
-        return _ascend(adversary, crew, page, outputs)
-    return _copy(adversary, crew, page, outputs)
+    if isinstance(adversaries.actions, SARLActions):
+        return _ascend(adversary, adversaries, page, outputs)
+    return _copy(adversary, adversaries, page, outputs)
 
 
-def _ascend(adversary: Victim, crew: Crew, page: Page, outputs: Mapping[str, Tensor]) -> Tensor:
+def _ascend(
+    adversary: Victim, adversaries: ObservationAdversaries, page: Page, outputs: Mapping[str, Tensor]
+) -> Tensor:
     """Minus PGD's objective, as a share of what PGD reaches; plus how far the mean lies outside the cube."""
     means = {p: adversary.distributions[adversary.module_of[p]].mode(y) for p, y in outputs.items()}
     # Beyond the cube an action does what its nearest point does; the gradient must come back all the same.
@@ -186,9 +193,9 @@ def _ascend(adversary: Victim, crew: Crew, page: Page, outputs: Mapping[str, Ten
     gains, taught = [], []
     for shown in page.shown:
         policy, inputs = shown.batch.policy, shown.batch.inputs
-        orders = crew.orders(actions, shown.perturbations)
-        given = torch.cat([orders[agent][copies] for agent, copies in shown.batch.rows.items()])
-        delta = crew.perturb(policy, inputs, given, shown.perturbations)
+        by_agent = adversaries.split(actions, shown.perturbations)
+        given = torch.cat([by_agent[agent][copies] for agent, copies in shown.batch.rows.items()])
+        delta = adversaries.perturb(policy, inputs, given, shown.perturbations)
         with torch.no_grad():
             clean = Clean(policy(inputs))
         gains.append(KL().bind(policy, clean)(inputs + delta))
@@ -198,16 +205,18 @@ def _ascend(adversary: Victim, crew: Crew, page: Page, outputs: Mapping[str, Ten
     return _FENCE * outside.mean() - torch.cat(gains).mean() / torch.cat(taught).mean().clamp_min(tiny)
 
 
-def _copy(adversary: Victim, crew: Crew, page: Page, outputs: Mapping[str, Tensor]) -> Tensor:
+def _copy(
+    adversary: Victim, adversaries: ObservationAdversaries, page: Page, outputs: Mapping[str, Tensor]
+) -> Tensor:
     """Minus the log-likelihood of where PGD moved the policies; for Gaussian ones, the squared distance."""
     labels: dict[str, Tensor] = {}
     for shown in page.shown:
         with torch.no_grad():
             clean = shown.batch.policy(shown.batch.inputs)
-            moved = crew.manner.label(shown.batch.policy, clean, shown.outputs)
+            moved = adversaries.actions.label(shown.batch.policy, clean, shown.outputs)
         labels |= shown.batch.everywhere(moved, _COPIES)
     losses = []
-    for player, action in crew.actions(labels).items():
+    for player, action in adversaries.join(labels).items():
         kind = adversary.distributions[adversary.module_of[player]]
         if isinstance(kind, DiagGaussian):
             losses.append((kind.mode(outputs[player]) - action).square().sum(-1))

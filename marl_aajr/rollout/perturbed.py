@@ -14,22 +14,51 @@ turns of the other.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from gymnasium import spaces
 from torch import Tensor
 
+from marl_aajr.core.adversary_actions import AdversaryActions, Kind, adversary_actions
+from marl_aajr.core.policy import Policy
+from marl_aajr.core.threat import PerturbationSet
 from marl_aajr.rollout.batched_env import BatchedEnv, BatchedEnvWrapper, BatchedStep
 from marl_aajr.rollout.batches import make_batch
 from marl_aajr.rollout.environments import EnvironmentSpec
-from marl_aajr.rollout.perturbing import Kind, Perturb, adversary_space
+
+ADVERSARY = "adversary"
+"""The adversary of several agents, and the team of those who play against frozen victims."""
 
 
 def adversary_of(name: str) -> str:
-    """What the adversary of an agent is called, and the module or team of adversaries of those of agents."""
+    """The name of an agent's adversary, and of the adversaries' module or team for the agents' own."""
     return f"adversary_of_{name}"
+
+
+def loss(rewards: Mapping[str, Tensor], team: Sequence[str], *, adversaries: int) -> Tensor:
+    """The reward of each of a team's adversaries, `[E]`: minus what the team earns, in equal parts."""
+    return -torch.stack([rewards[agent] for agent in team]).sum(0) / adversaries
+
+
+@dataclass(frozen=True)
+class Perturb:
+    """How the adversaries' actions change what agents see.
+
+    Attributes:
+        actions: What the actions mean.
+        perturbations: Δ, in units of the environment's observations.
+        policies: The agents' present policies, from the environment's observations `[E, d]`; of `pa-ad` only.
+    """
+
+    actions: AdversaryActions
+    perturbations: PerturbationSet
+    policies: Mapping[str, Policy] = field(default_factory=dict)
+
+    def __call__(self, agent: str, obs: Tensor, actions: Tensor) -> Tensor:
+        """δ of an agent, given its true observations `[E, d]` and its adversary's actions `[E, ...]`."""
+        return self.actions.perturb(self.policies.get(agent), obs, actions, self.perturbations)
 
 
 class PerturbedBatch(BatchedEnvWrapper):
@@ -59,11 +88,11 @@ class PerturbedBatch(BatchedEnvWrapper):
         self.perturb: Perturb | None = None
         self.attacked = attacked_agents(env.observation_spaces, agents)
         self.may_idle = self.attacked != env.possible_agents or env.may_idle
-        own, attacked = env.observation_spaces, self.attacked
+        own, attacked, meaning = env.observation_spaces, self.attacked, adversary_actions(kind)
         self.possible_agents = (*env.possible_agents, *map(adversary_of, attacked))
         self.observation_spaces = own | {adversary_of(a): own[a] for a in attacked}
         self.action_spaces = env.action_spaces | {
-            adversary_of(a): adversary_space(kind, own[a], env.action_spaces[a]) for a in attacked
+            adversary_of(a): meaning.space(own[a], env.action_spaces[a]) for a in attacked
         }
         self.teams = env.teams | {adversary_of(a): adversary_of(env.teams[a]) for a in attacked}
         self._true: dict[str, Tensor] = {}
@@ -176,8 +205,7 @@ class PerturbedBatch(BatchedEnvWrapper):
     def _paid(self, agent: str, step: BatchedStep) -> Tensor:
         """What the adversary of an agent earns."""
         team = [other for other in self.env.possible_agents if self.env.teams[other] == self.env.teams[agent]]
-        earned = torch.stack([step.rewards[other] for other in team]).sum(0)
-        return -earned / len(set(team).intersection(self.attacked))
+        return loss(step.rewards, team, adversaries=len(set(team).intersection(self.attacked)))
 
 
 def attacked_agents(

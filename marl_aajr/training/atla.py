@@ -16,10 +16,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Self
 
+from marl_aajr.core.adversary_actions import KINDS, AdversaryActions, Kind, PAADActions, adversary_actions
 from marl_aajr.core.threat import Norm, PerturbationSet
 from marl_aajr.core.values import Schedule, as_schedule, maximum, one_of, raised, value_at, whole
 from marl_aajr.regularizers import Regularizer, make_regularizer, settings_of
-from marl_aajr.rollout.perturbing import KINDS, Kind
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,7 +33,7 @@ class ATLA:
 
     Attributes:
         adversary: `sa-rl` (its action is the perturbation) or `pa-ad` (a direction of the policy); see
-            `marl_aajr.rollout.perturbing`. Where ε changes few actions, `sa-rl` learns slowly: in
+            `marl_aajr.core.adversary_actions`. Where ε changes few actions, `sa-rl` learns slowly: in
             simple_spread at 0.1 it is as harmless as noise after 300,000 steps, which `pa-ad` is not.
         epsilon: radius of the perturbation set, in units of the environment's observations, also where a
             filter normalises them; number or schedule over environment steps.
@@ -48,7 +48,7 @@ class ATLA:
         adversary_entropy_coeff: weight of their entropy bonus; a number or schedule.
         regularizer: what else makes the team robust, a regularizer's name and settings as under `method`
             (the paper's ATLA-SA: `{name: smooth_policy}`); None: nothing. The ramp raises it too.
-        steps: K, steps of the ascent of `pa-ad`.
+        steps: K, steps of the ascent of `pa-ad`; see `PAADActions` for what fewer cost and save.
         step_size: η as a fraction of ε, of the ascent of `pa-ad`.
     """
 
@@ -67,8 +67,8 @@ class ATLA:
     adversary_iterations: int = 1
     adversary_entropy_coeff: Schedule = 0.0
     regularizer: Mapping[str, Any] | None = None
-    steps: int = 3
-    step_size: float = 0.5
+    steps: int = PAADActions.steps
+    step_size: float = PAADActions.step_size
 
     def __post_init__(self) -> None:
         for name in ("epsilon", "adversary_entropy_coeff"):
@@ -77,9 +77,7 @@ class ATLA:
             if isinstance(value := getattr(self, name), list):
                 object.__setattr__(self, name, tuple(value))
         one_of("adversary", self.adversary, KINDS)
-        whole("steps", self.steps)
-        if not self.step_size > 0:
-            raise ValueError(f"expected a step_size > 0 (a fraction of epsilon), got {self.step_size!r}")
+        PAADActions(steps=self.steps, step_size=self.step_size)
         whole("team_iterations", self.team_iterations)
         whole("adversary_iterations", self.adversary_iterations)
         if self.regularizer is not None:
@@ -87,6 +85,12 @@ class ATLA:
         if maximum(self.epsilon) == 0:
             raise ValueError("expected an epsilon > 0, got 0; for no perturbation use method none")
         self.set_of(1.0)
+
+    @property
+    def actions(self) -> AdversaryActions:
+        """What the adversaries' actions mean."""
+        ascent = {"steps": self.steps, "step_size": self.step_size}
+        return adversary_actions(self.adversary, **(ascent if self.adversary == "pa-ad" else {}))
 
     def team_regularizer(self) -> Regularizer | None:
         """The regularizer of the team, as it was given."""

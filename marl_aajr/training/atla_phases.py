@@ -24,8 +24,7 @@ from marl_aajr.rllib.networks import split
 from marl_aajr.rllib.sampling.env_runners import FastEnvRunner
 from marl_aajr.rllib.victims import playing_network
 from marl_aajr.rollout.batched_env import BatchedEnvWrapper
-from marl_aajr.rollout.perturbed import PerturbedBatch, adversary_of, attacked_agents
-from marl_aajr.rollout.perturbing import Directed, Squashed, adversary_space
+from marl_aajr.rollout.perturbed import Perturb, PerturbedBatch, adversary_of, attacked_agents
 from marl_aajr.training.atla import ATLA
 from marl_aajr.training.config import RunConfig
 from marl_aajr.training.policy_mapping import Roster
@@ -49,7 +48,7 @@ def adversaries_of(team: Roster, atla: ATLA) -> Roster:
     return Roster(
         observation_spaces={adversary_of(agent): boxes[agent] for agent in attacked},
         action_spaces={
-            adversary_of(agent): adversary_space(atla.adversary, boxes[agent], team.action_spaces[agent])
+            adversary_of(agent): atla.actions.space(boxes[agent], team.action_spaces[agent])
             for agent in attacked
         },
         teams={adversary_of(agent): adversary_of(team.teams[agent]) for agent in attacked},
@@ -169,13 +168,13 @@ def _perturb(runner: FastEnvRunner, *, turn: Turn) -> None:
     atla = turn.sides.atla
     if turn.perturbations is None:
         batch.perturb = None
-    elif atla.adversary == "sa-rl":
-        batch.perturb = Squashed(turn.perturbations)
+    elif not atla.actions.reads_policy:
+        batch.perturb = Perturb(atla.actions, turn.perturbations)
     else:
         team = turn.sides.team
         networks = {name: playing_network(runner.module[name].unwrapped()) for name in team.modules}
         policies = {agent: _policy(runner, agent, networks, team, batch) for agent in batch.attacked}
-        batch.perturb = Directed(turn.perturbations, policies, atla.steps, atla.step_size)
+        batch.perturb = Perturb(atla.actions, turn.perturbations, policies)
 
 
 def _policy(

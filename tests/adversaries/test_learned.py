@@ -68,7 +68,7 @@ def attack_by(game: ObservationGame, against: ObservationThreat, policy: Victim)
         perturbations=against.perturbations,
         joint=against.joint,
         _policy=policy,
-        _crew=game.crew,
+        _adversaries=game.adversaries,
         _digest=against.digest,
     )
 
@@ -156,7 +156,7 @@ class TestTraining:
         assert set(record["selection"]) == {"clean", "pgd", "warm_start", "trained"}
         assert record["selection"]["pgd"] != record["selection"]["clean"]
         for folder in ("victim", "initial_policy", "warm-start", "search/1/victim", "search/2/victim"):
-            assert Victim.load(straight / folder).agents == ("agent_0", "agent_1")
+            assert Victim.load(straight / folder).agents == ("adversary_of_agent_0", "adversary_of_agent_1")
         assert not straight.with_name(f"{straight.name}.search").exists()
 
     def test_the_stronger_of_what_it_began_with_and_what_it_learned_attacks(self, straight: Path) -> None:

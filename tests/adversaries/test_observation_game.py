@@ -12,25 +12,22 @@ import pytest
 import torch
 from torch import nn
 
-from marl_aajr.adversaries.game import ADVERSARY
-from marl_aajr.adversaries.manners import Crew, make_manner
+from marl_aajr.adversaries.observation_adversaries import ObservationAdversaries
 from marl_aajr.adversaries.observation_game import GAME, ObservationGame, ObservationThreat
 from marl_aajr.adversaries.warm_start import demonstrate, warm_start
-from marl_aajr.core import numerics
-from marl_aajr.core.direction import follow
-from marl_aajr.core.distributions import ActionDistribution, Categorical, DiagGaussian
-from marl_aajr.core.policy import ModulePolicy
+from marl_aajr.core.adversary_actions import adversary_actions
 from marl_aajr.core.threat import PerturbationSet
 from marl_aajr.rollout.batches import make_batch
 from marl_aajr.rollout.env_checker import check_batched_env, random_actions
 from marl_aajr.rollout.environments import resolve
+from marl_aajr.rollout.perturbed import ADVERSARY, adversary_of
 from marl_aajr.training.config import make_config
 from marl_aajr.victims import ObservationFilter, Victim, fingerprint
 from marl_aajr.victims.stepper import DecisionBatch
 from tests.evaluation.players import network, signs, team
 from tests.evaluation.test_recurrent import Sticking
-from tests.networks import observations, tanh_policy
 
+ADVERSARY_0 = adversary_of("agent_0")
 SPREAD = resolve("marl_aajr.envs.simple_spread_v3", {"N": 2, "max_cycles": 6})
 CIRCLE = resolve("tests.rllib.test_stock_rows:circle", {"endings": "mixed"})
 
@@ -103,9 +100,10 @@ def test_adversaries_see_what_the_network_receives_and_who_the_agent_is(tmp_path
     alone = threat(victim, tmp_path, agents=["agent_1"]).build(2)
     seen, together, single = (game.reset(seed=4) for game in (each, joint, alone))
     true = each.env.reset(seed=4)
-    assert torch.equal(seen["agent_1"], torch.cat([true["agent_1"], torch.tensor([[0.0, 1.0]] * 2)], -1))
+    which = torch.tensor([[0.0, 1.0]] * 2)
+    assert torch.equal(seen[adversary_of("agent_1")], torch.cat([true["agent_1"], which], -1))
     assert torch.equal(together[ADVERSARY], torch.cat([true["agent_0"], true["agent_1"]], -1))
-    assert torch.equal(single["agent_1"], true["agent_1"])
+    assert torch.equal(single[adversary_of("agent_1")], true["agent_1"])
 
 
 class TestMemory:
@@ -114,9 +112,13 @@ class TestMemory:
     def game(self, kind: str, num_envs: int) -> ObservationGame:
         spec = signs(longest=4)
         victim = team(spec, Sticking())
-        crew = Crew(manner=make_manner(kind), victim=victim, agents=victim.agents)
+        adversaries = ObservationAdversaries(
+            actions=adversary_actions(kind), victim=victim, agents=victim.agents
+        )
         return ObservationGame(
-            make_batch(spec, num_envs), crew, dict.fromkeys(victim.agents, PerturbationSet(epsilon=2.0))
+            make_batch(spec, num_envs),
+            adversaries,
+            dict.fromkeys(victim.agents, PerturbationSet(epsilon=2.0)),
         )
 
     def test_what_they_remember_is_part_of_the_state(self) -> None:
@@ -133,63 +135,20 @@ class TestMemory:
             return play(actions)
 
         game.env.step = step  # type: ignore[method-assign]
-        sign = game.reset(seed=1)["agent_0"][:, 0].sign()
+        sign = game.reset(seed=1)[ADVERSARY_0][:, 0].sign()
         first, begins = sign, torch.ones(8, dtype=torch.bool)
         for _ in range(12):
             first = torch.where(begins, sign, first)
-            actions = game.nothing()
+            given = game.nothing()
             # At first the opposite of what is there; then, what is there.
             wish = torch.where(begins, -sign, sign)
             if kind == "pa-ad":
-                actions["agent_0"] = (wish > 0).long()
+                given[ADVERSARY_0] = (wish > 0).long()
             else:
-                actions["agent_0"][:, 0] = torch.where(begins, wish, 0.0)
-            after = game.step(actions)
+                given[ADVERSARY_0][:, 0] = torch.where(begins, wish, 0.0)
+            after = game.step(given)
             assert torch.equal(answers[-1], (first < 0).long())
-            sign, begins = after.obs["agent_0"][:, 0].sign(), after.episode_over
-
-
-class TestDirection:
-    """The director's wish, where it is known how far it can be followed."""
-
-    def test_a_linear_policy_is_moved_to_the_corner(self) -> None:
-        layer = nn.Linear(3, 3, bias=False)
-        layer.weight.data = torch.tensor([[1.0, 0.0, 0.0], [0.0, 1.0, 0.0], [-1.0, 0.0, 0.0]])
-        policy = ModulePolicy(layer, Categorical(3))
-        obs = torch.tensor([[1.0, 0.1, 5.0], [0.8, 0.0, 5.0]])
-        ball = PerturbationSet(epsilon=0.5)
-        delta = follow(policy, obs, torch.tensor([[2], [1]]), ball, steps=5, step_size=0.5)
-        assert torch.equal(delta, torch.tensor([[-0.5, 0.0, 0.0], [-0.5, 0.5, 0.0]]))
-        assert policy(obs + delta).argmax(-1).tolist() == [0, 1]
-
-    def test_a_gaussian_mean_goes_the_directions_way(self) -> None:
-        layer = nn.Linear(2, 4, bias=False)
-        layer.weight.data = torch.tensor([[2.0, 0.0], [0.0, -1.0], [0.0, 0.0], [0.0, 0.0]])
-        policy = ModulePolicy(layer, DiagGaussian(2))
-        obs, ball = torch.zeros(2, 2), PerturbationSet(epsilon=0.1)
-        wish = torch.tensor([[1.0, 1.0], [-0.2, 0.0]])
-        delta = follow(policy, obs, wish, ball, steps=3, step_size=0.5)
-        torch.testing.assert_close(delta, torch.tensor([[0.1, -0.1], [-0.1, 0.0]]))
-
-    @pytest.mark.parametrize("distribution", [Categorical(5), DiagGaussian(3)], ids=str)
-    def test_every_row_has_its_own_in_blocks_as_well(
-        self, distribution: ActionDistribution, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        policy, obs, ball = tanh_policy(distribution), observations(30), PerturbationSet(epsilon=0.5)
-        discrete = isinstance(distribution, Categorical)
-        wish = torch.arange(30).unsqueeze(-1) % 5 if discrete else observations(30, 3, seed=1)
-        whole = follow(policy, obs, wish, ball, steps=3, step_size=0.5)
-        monkeypatch.setattr(numerics, "BLOCK", 7)
-        torch.testing.assert_close(follow(policy, obs, wish, ball, steps=3, step_size=0.5), whole)
-
-    def test_what_pgd_did_is_said_as_a_wish(self) -> None:
-        manner = make_manner("pa-ad")
-        discrete = ModulePolicy(nn.Linear(2, 3), Categorical(3))
-        moved = torch.tensor([[0.0, 3.0, 1.0]])
-        assert manner.label(discrete, torch.zeros(1, 3), moved).tolist() == [[1]]
-        gaussian = ModulePolicy(nn.Linear(2, 4), DiagGaussian(2))
-        clean, moved = torch.tensor([[0.0, 0.0, 0.0, 0.0]]), torch.tensor([[-1.0, 0.5, 0.0, 0.0]])
-        assert manner.label(gaussian, clean, moved).tolist() == [[-1.0, 0.5]]
+            sign, begins = after.obs[ADVERSARY_0][:, 0].sign(), after.episode_over
 
 
 @pytest.mark.parametrize("kind", ["sa-rl", "pa-ad"])
@@ -208,15 +167,15 @@ def test_a_warm_start_does_what_pgd_does(kind: str, joint: bool, tmp_path: Path)
         }
     )
     adversary = warm_start(config, game, steps=6, updates=150, seed=0)
-    crew, pages = demonstrate(game, steps=6, seed=1)
+    adversaries, pages = demonstrate(game, steps=6, seed=1)
     moved, agreed, pgd = [], [], []
     for page in pages:
         actions = {p: adversary.greedy(p, adversary.policy(p)(seen)) for p, seen in page.seen.items()}
         for shown in page.shown:
-            orders = crew.orders(actions, shown.perturbations)
+            by_agent = adversaries.split(actions, shown.perturbations)
             policy, inputs = shown.batch.policy, shown.batch.inputs
-            given = torch.cat([orders[agent][copies] for agent, copies in shown.batch.rows.items()])
-            outputs = policy(inputs + crew.perturb(policy, inputs, given, shown.perturbations))
+            given = torch.cat([by_agent[agent][copies] for agent, copies in shown.batch.rows.items()])
+            outputs = policy(inputs + adversaries.perturb(policy, inputs, given, shown.perturbations))
             kind_of, clean = policy.distribution, policy(inputs)
             moved.append(kind_of.kl(clean, outputs).mean().item())
             pgd.append(kind_of.kl(clean, shown.outputs).mean().item())
@@ -254,8 +213,8 @@ class TestRefusals:
             ({"agents": ["agent_9"]}, "expected agents out of agent_0, agent_1; got 'agent_9'"),
             ({"units": "metres"}, "expected units out of raw, network"),
             ({"scales": {"agent_9": 2.0}}, "expected scales out of agent_0, agent_1"),
-            ({"manner": {"steps": 3}}, "expected settings of 'sa-rl'"),
-            ({"kind": "pa-ad", "manner": {"steps": 0}}, "expected an integer steps ≥ 1"),
+            ({"action_settings": {"steps": 3}}, "expected settings of 'sa-rl'"),
+            ({"kind": "pa-ad", "action_settings": {"steps": 0}}, "expected an integer steps ≥ 1"),
         ],
     )
     def test_a_threat_that_makes_no_sense(
@@ -273,4 +232,6 @@ class TestRefusals:
             action_spaces={"a": gym.spaces.Discrete(2), "b": gym.spaces.Box(-1, 1, (1,), np.float32)},
         )
         with pytest.raises(ValueError, match="expected agents with one kind of actions"):
-            Crew(manner=make_manner("pa-ad"), victim=victim, agents=("a", "b"), joint=True)
+            ObservationAdversaries(
+                actions=adversary_actions("pa-ad"), victim=victim, agents=("a", "b"), joint=True
+            )

@@ -9,6 +9,7 @@ import torch
 from gymnasium.spaces import Box
 from torch import Tensor
 
+from marl_aajr.core.adversary_actions import PAADActions, SARLActions
 from marl_aajr.core.distributions import from_space
 from marl_aajr.core.policy import ModulePolicy
 from marl_aajr.core.threat import PerturbationSet
@@ -16,8 +17,7 @@ from marl_aajr.rollout.batched_env import BatchedEnv
 from marl_aajr.rollout.batches import make_batch
 from marl_aajr.rollout.env_checker import check_batched_env, random_actions
 from marl_aajr.rollout.environments import EnvironmentSpec, resolve
-from marl_aajr.rollout.perturbed import PerturbedBatch, PerturbedGame, adversary_of
-from marl_aajr.rollout.perturbing import Directed, Squashed
+from marl_aajr.rollout.perturbed import Perturb, PerturbedBatch, PerturbedGame, adversary_of
 
 SPREAD = resolve("marl_aajr.envs.simple_spread_v3", {"N": 2, "max_cycles": 5})
 TAG = resolve("marl_aajr.envs.simple_tag_v3", {"max_cycles": 5})
@@ -30,7 +30,9 @@ def batch(
     spec: EnvironmentSpec = SPREAD, num_envs: int = 3, *, epsilon: float | None = 0.1, **settings: Any
 ) -> PerturbedBatch:
     env = PerturbedGame(spec, settings.pop("agents", None))(num_envs, CPU)
-    env.perturb = None if epsilon is None else Squashed(PerturbationSet(epsilon=epsilon, **settings))
+    env.perturb = (
+        None if epsilon is None else Perturb(SARLActions(), PerturbationSet(epsilon=epsilon, **settings))
+    )
     return env
 
 
@@ -162,7 +164,7 @@ def test_a_director_moves_the_policy_to_where_it_points(continuous: bool) -> Non
     network = torch.nn.Linear(12, distribution.num_inputs)
     policy = ModulePolicy(network, distribution)
     within = PerturbationSet(epsilon=0.1)
-    env.perturb = Directed(within, dict.fromkeys(env.attacked, policy), steps=2, step_size=1.0)
+    env.perturb = Perturb(PAADActions(steps=2, step_size=1.0), within, dict.fromkeys(env.attacked, policy))
     for target in range(5):
         true = env.reset(seed=1)["adversary_of_agent_0"]
         there = torch.eye(5)[target].expand(50, 5) if continuous else torch.full((50,), target)

@@ -12,8 +12,7 @@ from ray.rllib.core.columns import Columns
 from marl_aajr.core.threat import PerturbationSet
 from marl_aajr.evaluation import evaluate_run
 from marl_aajr.regularizers import AAJR
-from marl_aajr.rollout.perturbed import adversary_of
-from marl_aajr.rollout.perturbing import Directed
+from marl_aajr.rollout.perturbed import Perturb, adversary_of
 from marl_aajr.training.algorithm import build_algorithm, build_config
 from marl_aajr.training.atla import ATLA
 from marl_aajr.training.atla_phases import sides_of, take_turn
@@ -195,7 +194,7 @@ def test_a_director_moves_the_policy_as_it_is_now_behind_its_filter(ray_session:
         seen = runner.normalizer.victims_filter("agent", (12,))(obs)
         expected = runner.module["agent"].unwrapped().forward_inference({Columns.OBS: seen})
         batch = runner.env.batch
-        assert isinstance(batch.perturb, Directed)
+        assert isinstance(batch.perturb, Perturb)
         torch.testing.assert_close(
             batch.perturb.policies["agent_1"](obs), expected[Columns.ACTION_DIST_INPUTS]
         )
