@@ -1,4 +1,4 @@
-"""Adversaries that learn, and agents that are adversaries.
+"""Tables of adversaries: learned ones, agents replaced by others, and the agents whose attack costs most.
 
 A learned observation adversary sees further than one step, so it should leave less return than the myopic
 attacks of its size. One that leaves more was trained too little: that says nothing of the victim.
@@ -7,23 +7,35 @@ attacks of its size. One that leaves more was trained too little: that says noth
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
 
-import numpy as np
-from scipy import stats
-
-from marl_aajr.evaluation.outcomes import ReplacementOutcome
+from marl_aajr.evaluation.outcomes import AttackSpec, ReplacementOutcome, SubsetOutcome
+from marl_aajr.evaluation.result import Evaluation
+from marl_aajr.evaluation.statistics import paired_difference
 from marl_aajr.report.comparison import Comparison, Row, estimate_of
-from marl_aajr.report.conditions import Condition
-from marl_aajr.report.estimates import NOTHING, Block, Cell, Estimate, Line, estimated, marked, number, size
+from marl_aajr.report.conditions import Condition, Key, exact, keys_of
+from marl_aajr.report.estimates import (
+    NOTHING,
+    Block,
+    Cell,
+    Estimate,
+    Line,
+    count,
+    estimated,
+    marked,
+    number,
+    size,
+)
 from marl_aajr.report.protocol import Results
 
 LEARNED = "learned"
 """What an attack asks of the policy, as evaluations name it, when it was trained against it."""
 
-_SURE = 0.975
-
-_Who = tuple[str, tuple[str, ...]]
+_Agents = tuple[str, ...]
+_Replaced = tuple[str, _Agents]
+"""Kind of replacement, and who was replaced."""
 
 
 def learned(comparison: Comparison, *, decimals: int) -> tuple[Block, ...]:
@@ -73,10 +85,10 @@ def replaced(comparison: Comparison, *, decimals: int) -> tuple[Block, ...]:
     worst of each run, by the selection episodes where there are any.
     """
     rows = comparison.rows
-    per_run = {id(run): _worst(run) for row in rows for run in row.runs}
+    per_run = {id(run): _worst_replacements(run) for row in rows for run in row.runs}
     who = dict.fromkeys(key for found in per_run.values() for key in found)
 
-    def line(key: _Who) -> Line:
+    def line(key: _Replaced) -> Line:
         found = [[per_run[id(run)].get(key) for run in row.runs] for row in rows]
         cells = (
             _replaced(outcomes, level=comparison.protocol.level, decimals=decimals) for outcomes in found
@@ -99,8 +111,8 @@ def _replaced(outcomes: Sequence[ReplacementOutcome | None], *, level: float, de
     return estimated(estimate_of(known, level=level), decimals=decimals, note=note, mark=mark)
 
 
-def _worst(run: Results) -> dict[_Who, ReplacementOutcome]:
-    found: dict[_Who, ReplacementOutcome] = {}
+def _worst_replacements(run: Results) -> dict[_Replaced, ReplacementOutcome]:
+    found: dict[_Replaced, ReplacementOutcome] = {}
     for rows, _ in run.played:
         for outcome in rows.adversarial_agents:
             key = (outcome.kind, outcome.agents)
@@ -147,7 +159,132 @@ def _against_myopic(
 def _behind(run: Results, condition: Condition, others: Sequence[Condition]) -> bool:
     """Whether the adversary leaves more than the strongest other, beyond doubt on the same episodes."""
     strongest = min((run.attacked[other] for other in others), key=lambda outcome: outcome.mean)
-    gap = np.subtract(run.attacked[condition].returns, strongest.returns)
-    if len(gap) < 2:
-        return False
-    return bool(gap.mean() > stats.t.ppf(_SURE, len(gap) - 1) * stats.sem(gap))
+    return paired_difference(strongest.returns, run.attacked[condition].returns).negative
+
+
+class _Place(NamedTuple):
+    """What may be compared: as many agents attacked by the same size, within one budget, on as many episodes.
+
+    Attributes:
+        epsilon: the size.
+        agents: how many are attacked.
+        limits: among whom, and the budget, in words; empty: among all, at every step.
+        episodes: for the selection.
+    """
+
+    epsilon: float
+    agents: int
+    limits: str
+    episodes: int
+
+    def __str__(self) -> str:
+        parts = (size(self.epsilon), f"{count(self.agents, 'agent')} attacked", self.limits)
+        return f"{', '.join(filter(None, parts))} ({count(self.episodes, 'episode')})"
+
+
+@dataclass(frozen=True)
+class _Search:
+    """One attack on subset after subset, at least two, in one evaluation.
+
+    Attributes:
+        attack: its name.
+        clean: return of the same episodes without an attack; None: not played.
+        tried: by agents.
+    """
+
+    attack: str
+    clean: float | None
+    tried: Mapping[_Agents, SubsetOutcome]
+
+    @property
+    def ordered(self) -> list[SubsetOutcome]:
+        """Those that leave the least return first."""
+        return sorted(self.tried.values(), key=lambda subset: subset.mean)
+
+    @property
+    def weakest(self) -> _Agents | None:
+        """The agents that cost most, where that is beyond doubt on the same episodes."""
+        first, second = (subset.returns for subset in self.ordered[:2])
+        sure = len(first) == len(second) and paired_difference(first, second).negative
+        return self.ordered[0].agents if sure else None
+
+
+def weakest_links(comparison: Comparison, *, decimals: int) -> tuple[Block, ...]:
+    """Per size of attack, number of agents and budget, the return that an attack on each subset leaves.
+
+    The returns are those of the selection episodes, of each run under the attack that hurts it most there, of
+    those that all runs faced; a method's is the mean over its runs. Empty where no subsets were tried.
+    """
+    runs = [run for row in comparison.rows for run in row.runs]
+    shared = set.intersection(*(set(keys_of(run.played).values()) for run in runs))
+    found = {id(run): _worst_searches(run, shared) for run in runs}
+    places = sorted({place for searches in found.values() for place in searches})
+    return tuple(
+        Block(str(place), tuple(_lines([_at(row, found, place) for row in comparison.rows], decimals)))
+        for place in places
+    )
+
+
+def _worst_searches(run: Results, shared: Collection[Key]) -> dict[_Place, _Search]:
+    """Of each place the search that found the lowest return; of equals, one that knows the clean return."""
+    found: dict[_Place, list[_Search]] = defaultdict(list)
+    for place, search in _searches(run, shared):
+        found[place].append(search)
+    return {
+        place: min(searches, key=lambda search: (search.ordered[0].mean, search.clean is None))
+        for place, searches in found.items()
+    }
+
+
+def _searches(run: Results, shared: Collection[Key]) -> Iterator[tuple[_Place, _Search]]:
+    keys = keys_of(run.played)
+    for rows, evaluation in run.played:
+        faced: dict[AttackSpec, Key] = {
+            row.attack: key for row in rows.attacks if (key := keys[exact(row, evaluation)]) in shared
+        }
+        tried: dict[tuple[Key, int], dict[_Agents, SubsetOutcome]] = defaultdict(dict)
+        for subset in rows.subsets:
+            if found := faced.get(subset.attack):
+                tried[found, len(subset.agents)][subset.agents] = subset
+        for (key, agents), subsets in tried.items():
+            if len(subsets) > 1:
+                limits = ", ".join(filter(None, (_among(evaluation), key.budget)))
+                place = _Place(key.epsilon, agents, limits, evaluation.selection_episodes)
+                yield place, _Search(key.name, rows.clean_selection_return, subsets)
+
+
+def _among(evaluation: Evaluation) -> str:
+    everybody = set(evaluation.agents) == set(evaluation.members)
+    return "" if everybody else f"among {', '.join(evaluation.agents)}"
+
+
+def _at(row: Row, found: Mapping[int, Mapping[_Place, _Search]], place: _Place) -> list[_Search]:
+    """What the runs of a method hold of a place."""
+    return [found[id(run)][place] for run in row.runs if place in found[id(run)]]
+
+
+def _lines(searches: Sequence[Sequence[_Search]], decimals: int) -> Iterator[Line]:
+    """A line without an attack, where it is known, and one for each subset; a cell for each method."""
+    if any(search.clean is not None for own in searches for search in own):
+        yield Line("no attack", tuple(_clean(own, decimals) for own in searches))
+    for agents in dict.fromkeys(agents for own in searches for search in own for agents in search.tried):
+        yield Line(", ".join(agents), tuple(_cell(own, agents, decimals) for own in searches))
+
+
+def _clean(searches: Sequence[_Search], decimals: int) -> Cell:
+    known = [search.clean for search in searches if search.clean is not None]
+    return Cell(number(sum(known) / len(known), decimals=decimals)) if known else NOTHING
+
+
+def _cell(searches: Sequence[_Search], agents: _Agents, decimals: int) -> Cell:
+    tried = [search for search in searches if agents in search.tried]
+    if not tried:
+        return NOTHING
+    mean = sum(search.tried[agents].mean for search in tried) / len(tried)
+    weakest = sum(search.weakest == agents for search in searches)
+    return Cell(
+        number(mean, decimals=decimals),
+        under=", ".join(dict.fromkeys(search.attack for search in tried)),
+        note=f"weakest in {weakest} of {len(searches)}" if weakest else "",
+        mark="worst" if 2 * weakest > len(searches) else "",
+    )

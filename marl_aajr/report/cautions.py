@@ -1,18 +1,155 @@
-"""What a reader must know before believing the table."""
+"""Reasons to doubt a comparison: in its runs, in the checks of its evaluations, in the notes of a study."""
 
 from __future__ import annotations
 
 import math
-from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 
-from marl_aajr.evaluation.result import Evaluation
+from marl_aajr.evaluation.result import Evaluation, Verdict
 from marl_aajr.report.adversaries import undertrained
 from marl_aajr.report.comparison import Comparison
 from marl_aajr.report.estimates import count, listing, number, some
 from marl_aajr.report.methods import Method, differences
 from marl_aajr.report.records import RunRecord
-from marl_aajr.report.trust import doubts
+
+FAILED = "EVALUATION FAILED"
+"""The first words about a check that failed."""
+
+VERDICTS: dict[Verdict, str] = {"fail": "failed", "warn": "to note", "pass": "passed"}
+"""Verdict of a check -> its name on the page, the gravest first."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tuning:
+    """The search behind the settings of one method.
+
+    Attributes:
+        method: its label on the page, or `method.name`.
+        environment: where it was tuned; empty: for all environments together.
+        trials: how many settings were tried, those stopped early included.
+        env_steps: environment steps of all trials together.
+        space: searched setting -> what it was drawn from, in words (`"log-uniform in [1e-4, 1e-1]"`).
+        chosen: searched setting -> the value that won.
+        how: search, scheduler and score in a phrase (`"Optuna and ASHA, on clean and worst return"`).
+    """
+
+    method: str
+    trials: int
+    env_steps: int
+    environment: str = ""
+    space: Mapping[str, str] = field(default_factory=dict)
+    chosen: Mapping[str, object] = field(default_factory=dict)
+    how: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Incident:
+    """A restart or a failure of one run.
+
+    Attributes:
+        run: its name or folder.
+        what: in one sentence, such as the first line of the error.
+        times: how often.
+        log: where to read more; may be empty.
+    """
+
+    run: str
+    what: str
+    times: int = 1
+    log: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Notes:
+    """What a study knows and the run directories do not say: it decides how much a comparison is worth.
+
+    Attributes:
+        summary: what was asked, in a person's words; paragraphs are separated by empty lines.
+        command: the shell command that repeats all of it; shown instead of one command per run.
+        tuning: the budget of each method.
+        restarts: runs that went on after a fault; their numbers may differ from undisturbed ones.
+        failures: runs that are missing from the page because they failed.
+        cut: what was planned and not done, one sentence each.
+        caveats: why the same study would not give the same numbers (such as ASHA), one sentence each.
+        seconds: wall time of the whole.
+    """
+
+    summary: str = ""
+    command: str = ""
+    tuning: Sequence[Tuning] = ()
+    restarts: Sequence[Incident] = ()
+    failures: Sequence[Incident] = ()
+    cut: Sequence[str] = ()
+    caveats: Sequence[str] = ()
+    seconds: float | None = None
+
+
+def all_cautions(comparisons: Sequence[Comparison], notes: Notes) -> list[str]:
+    """The cautions of the page: failed evaluations first, then what the study says, then the rest."""
+    found = [*cautions_of_study(notes), *_together(comparisons, cautions)]
+    return sorted(found, key=lambda caution: FAILED not in caution)
+
+
+def left_out_of_all(comparisons: Sequence[Comparison]) -> list[str]:
+    """What several comparisons do not show; what is not shown in some of them only names those."""
+    return _together(comparisons, lambda comparison: [omission.text for omission in comparison.left_out])
+
+
+def _together(
+    comparisons: Sequence[Comparison], sentences: Callable[[Comparison], Sequence[str]]
+) -> list[str]:
+    """The sentences of several comparisons; a sentence that only some of them say names those."""
+    said: dict[str, list[str]] = defaultdict(list)
+    for comparison in comparisons:
+        for sentence in sentences(comparison):
+            said[sentence].append(comparison.scene.short)
+    return [
+        sentence
+        if len(places) == len(comparisons)
+        else f"{some(places, of=len(comparisons), noun='environments')}: {sentence}"
+        for sentence, places in said.items()
+    ]
+
+
+def cautions_of_study(notes: Notes) -> list[str]:
+    """What a study says against itself, one sentence each."""
+    found = []
+    if notes.failures:
+        found.append(f"{_runs(notes.failures)} failed: missing here (see The study).")
+    if len({tuning.trials for tuning in notes.tuning}) > 1:
+        found.append("The methods were tuned with different numbers of trials (see The study).")
+    if notes.restarts:
+        found.append(f"{_runs(notes.restarts)} went on after a fault (see The study).")
+    return found
+
+
+def _runs(incidents: Sequence[Incident]) -> str:
+    names = list(dict.fromkeys(incident.run for incident in incidents))
+    return listing(names) if len(names) <= 3 else f"{len(names)} runs"
+
+
+def verdict_on_checks(comparisons: Sequence[Comparison]) -> str:
+    """The numbers of checks that failed, are worth knowing and passed, over all runs, in words."""
+    checks = (check for c in comparisons for found in c.checks.values() for check in found)
+    found = Counter(check.verdict for check in checks)
+    if not found:
+        return "These evaluations hold no checks of themselves: evaluate again to have them."
+    if not found["fail"] and not found["warn"]:
+        return f"The evaluations passed all {count(found.total(), 'check')} of themselves."
+    parts = [f"{found[verdict]} {word}" for verdict, word in VERDICTS.items() if found[verdict]]
+    return f"Of {count(found.total(), 'check')} of the evaluations against themselves: {', '.join(parts)}."
+
+
+def checks_by_verdict(comparison: Comparison) -> dict[tuple[Verdict, str], dict[str, str]]:
+    """(verdict, name) of each check -> path of the run -> text; failures first."""
+    found: dict[tuple[Verdict, str], dict[str, str]] = defaultdict(dict)
+    for path, checks in comparison.checks.items():
+        for check in checks:
+            found[check.verdict, check.name].setdefault(path, check.text)
+    order = list(VERDICTS)
+    return dict(sorted(found.items(), key=lambda item: order.index(item[0][0])))
 
 
 def cautions(comparison: Comparison) -> list[str]:
@@ -20,7 +157,7 @@ def cautions(comparison: Comparison) -> list[str]:
     methods = [row.method for row in comparison.rows]
     runs = [run for method in methods for run in method.runs]
     return [
-        *doubts(comparison),
+        *_checks(comparison),
         *(f"{line}." for line in undertrained(comparison)),
         *_budgets(methods),
         *_other_differences(methods),
@@ -34,127 +171,90 @@ def cautions(comparison: Comparison) -> list[str]:
     ]
 
 
-def _selection(comparison: Comparison) -> list[str]:
-    if comparison.chosen_elsewhere or len(comparison.attacks) == 1:
-        return []
-    which = "The" if comparison.chosen_here else "For some runs the"
-    return [
-        f"{which} worst attack of each size was chosen on the very episodes that it is reported on, which "
-        "makes it look a little stronger than it is; evaluate with --suite or --selection-episodes to choose "
-        "on others."
-    ]
+def _checks(comparison: Comparison) -> Iterator[str]:
+    for (verdict, name), by_run in checks_by_verdict(comparison).items():
+        if verdict != "pass":
+            runs = some(list(by_run), of=len(comparison.checks), noun="runs")
+            start = FAILED if verdict == "fail" else "Evaluation"
+            yield f"{start}, {name} ({runs}): {next(iter(by_run.values()))}"
 
 
-def cautions_of_all(comparisons: Sequence[Comparison]) -> list[str]:
-    """The cautions of several comparisons; what only some of them say names those."""
-    return _together(comparisons, cautions)
-
-
-def left_out_of_all(comparisons: Sequence[Comparison]) -> list[str]:
-    """What several comparisons do not show; what is not shown in some of them only names those."""
-    return _together(comparisons, lambda comparison: [omission.text for omission in comparison.left_out])
-
-
-def _together(
-    comparisons: Sequence[Comparison], sentences: Callable[[Comparison], Sequence[str]]
-) -> list[str]:
-    said: dict[str, list[str]] = defaultdict(list)
-    for comparison in comparisons:
-        for sentence in sentences(comparison):
-            said[sentence].append(comparison.scene.short)
-    return [
-        sentence
-        if len(said[sentence]) == len(comparisons)
-        else f"{some(said[sentence], of=len(comparisons), noun='environments')}: {sentence}"
-        for sentence in said
-    ]
-
-
-def _budgets(methods: Sequence[Method]) -> list[str]:
+def _budgets(methods: Sequence[Method]) -> Iterator[str]:
     budgets: dict[int, list[str]] = defaultdict(list)
     for method in methods:
         if "env_steps" in method.config:
             budgets[int(method.config["env_steps"])].append(method.label)
-    if len(budgets) < 2:
-        return []
-    each = "; ".join(
-        f"{number(steps, decimals=0)}: {some(labels, of=len(methods), noun='methods')}"
-        for steps, labels in sorted(budgets.items())
-    )
-    return [
-        "The methods were trained for different numbers of environment steps "
-        f"({each}): the comparison is not like for like."
-    ]
+    if len(budgets) > 1:
+        each = "; ".join(
+            f"{number(steps, decimals=0)}: {some(labels, of=len(methods), noun='methods')}"
+            for steps, labels in sorted(budgets.items())
+        )
+        yield (
+            "The methods were trained for different numbers of environment steps "
+            f"({each}): the comparison is not like for like."
+        )
 
 
-def _other_differences(methods: Sequence[Method]) -> list[str]:
+def _other_differences(methods: Sequence[Method]) -> Iterator[str]:
     ours = [method for method in methods if method.runs[0].trained_here]
     keys = [key for key in differences(ours) if not key.startswith("method.") and key != "env_steps"]
-    if not keys:
-        return []
-    return [
-        f"The methods differ in more than the method: {listing(keys)}. A difference in return "
-        "cannot be put down to the method alone."
-    ]
+    if keys:
+        yield (
+            f"The methods differ in more than the method: {listing(keys)}. A difference in return "
+            "cannot be put down to the method alone."
+        )
 
 
-def _from_elsewhere(methods: Sequence[Method]) -> list[str]:
+def _from_elsewhere(methods: Sequence[Method]) -> Iterator[str]:
     others = [method.label for method in methods if not method.runs[0].trained_here]
-    if not others:
-        return []
-    return [
-        f"{listing(others)} {'was' if len(others) == 1 else 'were'} trained elsewhere: for how long and on "
-        "what is not known here."
-    ]
+    if others:
+        yield (
+            f"{listing(others)} {'was' if len(others) == 1 else 'were'} trained elsewhere: for how long and "
+            "on what is not known here."
+        )
 
 
-def _seeds(methods: Sequence[Method]) -> list[str]:
+def _seeds(methods: Sequence[Method]) -> Iterator[str]:
     single = [method.label for method in methods if len(method.runs) == 1]
     double = [method.label for method in methods if len(method.runs) == 2]
-    found = []
     if single:
-        whose = "Every method has" if len(single) == len(methods) else _have(single, of=len(methods))
-        found.append(
-            f"{whose} a single run. Intervals over episodes say how well this one policy was "
+        who = "Every method has" if len(single) == len(methods) else _have(single, of=len(methods))
+        yield (
+            f"{who} a single run. Intervals over episodes say how well this one policy was "
             "measured; training seeds are what matters, so train at least three."
         )
     if double:
-        found.append(
+        yield (
             f"{_have(double, of=len(methods))} two runs: an interval over two runs reaches 12.7 standard "
             "errors to each side, and hardly anything is distinguishable with it."
         )
-    return found
 
 
 def _have(labels: Sequence[str], *, of: int) -> str:
     return f"{some(labels, of=of, noun='methods')} {'has' if len(labels) == 1 else 'have'}"
 
 
-def _baseline(methods: Sequence[Method]) -> list[str]:
+def _baseline(methods: Sequence[Method]) -> Iterator[str]:
     plain = [method.label for method in methods if method.plain]
-    if len(plain) == 1 or len(methods) == 1:
-        return []
-    what = (
-        f"{count(len(plain), 'method')} without a regulariser ({listing(plain)})"
-        if plain
-        else "No run without a regulariser (method none)"
-    )
-    cure = "compare against one of them" if plain else "train one"
-    return [f"{what}: no price of robustness can be given; {cure}."]
+    if len(plain) != 1 and len(methods) > 1:
+        what, cure = "No run without a regulariser (method none)", "train one"
+        if plain:
+            what = f"{count(len(plain), 'method')} without a regulariser ({listing(plain)})"
+            cure = "compare against one of them"
+        yield f"{what}: no price of robustness can be given; {cure}."
 
 
-def _environment(comparison: Comparison, runs: Sequence[RunRecord]) -> list[str]:
+def _environment(comparison: Comparison, runs: Sequence[RunRecord]) -> Iterator[str]:
     odd = [
         f"{run.path} ({run.config['env']['name']})"
         for run in runs
         if not any(_evaluated_as_trained(run, evaluation) for evaluation in run.evaluations.values())
     ]
-    if not odd:
-        return []
-    return [
-        f"Trained on another environment than the one evaluated on ({comparison.protocol.environment}): "
-        f"{listing(odd)}."
-    ]
+    if odd:
+        yield (
+            "Trained on another environment than the one evaluated on "
+            f"({comparison.protocol.environment}): {listing(odd)}."
+        )
 
 
 def _evaluated_as_trained(run: RunRecord, evaluation: Evaluation) -> bool:
@@ -162,19 +262,17 @@ def _evaluated_as_trained(run: RunRecord, evaluation: Evaluation) -> bool:
     return evaluation.env.name == trained["name"] and evaluation.env.kwargs == (trained.get("kwargs") or {})
 
 
-def _versions(runs: Sequence[RunRecord]) -> list[str]:
+def _versions(runs: Sequence[RunRecord]) -> Iterator[str]:
     known = [run.versions for run in runs if run.versions is not None]
     packages = dict.fromkeys(name for versions in known for name in versions.packages)
     differ = [name for name in packages if len({versions.packages.get(name) for versions in known}) > 1]
     if len({versions.python for versions in known}) > 1:
         differ.insert(0, "python")
-    if not differ:
-        return []
-    return [f"The runs were made with different versions of {listing(differ)} (see Versions)."]
+    if differ:
+        yield f"The runs were made with different versions of {listing(differ)} (see Versions)."
 
 
-def _nonfinite(runs: Sequence[RunRecord]) -> list[str]:
-    found = []
+def _nonfinite(runs: Sequence[RunRecord]) -> Iterator[str]:
     for run in runs:
         bad = sum(
             any(
@@ -185,8 +283,17 @@ def _nonfinite(runs: Sequence[RunRecord]) -> list[str]:
             for row in run.metrics
         )
         if bad:
-            found.append(
+            yield (
                 f"{run.path} logged values that are not finite in {count(bad, 'iteration')}; "
                 "its curves have gaps there."
             )
-    return found
+
+
+def _selection(comparison: Comparison) -> Iterator[str]:
+    if not comparison.chosen_elsewhere and len(comparison.attacks) > 1:
+        which = "The" if comparison.chosen_here else "For some runs the"
+        yield (
+            f"{which} worst attack of each size was chosen on the very episodes that it is reported on, "
+            "which makes it look a little stronger than it is; evaluate with --suite or --selection-episodes "
+            "to choose on others."
+        )

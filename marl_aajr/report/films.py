@@ -12,23 +12,26 @@ from contextlib import closing
 from dataclasses import dataclass
 from math import ceil
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import matplotlib
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from marl_aajr.adversaries.match import check_match
-from marl_aajr.attacks import Attack
+from marl_aajr.attacks import ATTACKS, Attack, make_attack
 from marl_aajr.core.seeds import Purpose, stream
 from marl_aajr.evaluation.adversary import Adversary
 from marl_aajr.evaluation.episodes import play
 from marl_aajr.evaluation.replacements import Replacement, resolve_replacements
 from marl_aajr.evaluation.suites import Units
+from marl_aajr.report.comparison import Comparison, Row
+from marl_aajr.report.scenes import Scene
 from marl_aajr.rollout.batched_env import BatchedEnv, BatchedEnvWrapper, BatchedStep
 from marl_aajr.rollout.batches import make_batch
-from marl_aajr.rollout.environments import EnvironmentSpec
+from marl_aajr.rollout.environments import EnvironmentSpec, resolve
 from marl_aajr.rollout.teams import choose_agents
+from marl_aajr.training.run_directory import RunDirectory
 from marl_aajr.victims import Victim
 
 MOST_FRAMES = 60
@@ -199,3 +202,50 @@ def _gif(frames: Sequence[Image.Image]) -> bytes:
         loop=0,
     )
     return buffer.getvalue()
+
+
+_FALLBACK = "pgd"
+
+
+def films_of(comparisons: Sequence[Comparison]) -> dict[Scene, bytes | str]:
+    """Of each scene, an animated GIF of the plain method's first run (or the first method's).
+
+    The attack is the worst of the largest size where it can be made from its description alone, and PGD
+    otherwise. Where an environment cannot draw itself, or a run has no victim to play it, the reason stands
+    instead: hours of evaluations are not lost for want of a picture.
+    """
+    return {comparison.scene: _film_or_reason(comparison) for comparison in comparisons}
+
+
+def _film_or_reason(comparison: Comparison) -> bytes | str:
+    try:
+        return _film(comparison)
+    except ValueError as error:
+        return str(error)
+
+
+def _film(comparison: Comparison) -> bytes:
+    row = comparison.plain or comparison.rows[0]
+    run = row.runs[0].run
+    victim = Victim.load(RunDirectory(run.path).victim)
+    protocol = comparison.protocol
+    return film(
+        victim,
+        resolve(victim.env_name, victim.env_kwargs),
+        attack=_attack_to_show(row, comparison.epsilons[-1]),
+        team=protocol.team or None,
+        units=cast(Units, protocol.units or "raw"),
+        sampled=protocol.actions == "sampled",
+        seed=protocol.seed,
+        title=row.method.label,
+    )
+
+
+def _attack_to_show(row: Row, epsilon: float) -> Attack:
+    """The worst attack of a size where its description says all about it; else `_FALLBACK`."""
+    worst = row.worst[epsilon]
+    if worst.name in ATTACKS and not worst.limits and worst.spec.access != "surrogate":
+        made = worst.spec.make()
+        if made.ready:
+            return made
+    return make_attack(_FALLBACK, epsilon=epsilon)

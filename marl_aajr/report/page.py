@@ -14,28 +14,15 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined, Template
 from markupsafe import Markup
 
-from marl_aajr.report import (
-    adversaries,
-    figures,
-    heatmap,
-    learning_curves,
-    reproduce,
-    scores,
-    studied,
-    tables,
-    trust,
-    weakest,
-)
-from marl_aajr.report.cautions import cautions_of_all, left_out_of_all
+from marl_aajr.report import adversaries, figures, learning_curves, reproduce, scores, tables
+from marl_aajr.report.cautions import FAILED, Notes, all_cautions, left_out_of_all, verdict_on_checks
 from marl_aajr.report.comparison import Comparison, compare_each
 from marl_aajr.report.estimates import count, decimals_for, number
 from marl_aajr.report.methods import differences, shared
-from marl_aajr.report.notes import Notes
-from marl_aajr.report.records import RunRecord, load_run
+from marl_aajr.report.records import load_run
 from marl_aajr.report.scenes import Scene
 from marl_aajr.report.scores import Reference, reference_of
 from marl_aajr.report.style import Legend, dark_colours
-from marl_aajr.report.trust import FAILED
 from marl_aajr.report.verdict import headline, how_chosen, how_compared, verdict
 from marl_aajr.training.files import write_text
 
@@ -105,7 +92,7 @@ def write_page(
 
 def _films(comparisons: Sequence[Comparison]) -> dict[Scene, bytes | str]:
     # Imported on demand: a page without films needs neither victims nor environments.
-    from marl_aajr.report.screening import films_of
+    from marl_aajr.report.films import films_of
 
     return films_of(comparisons)
 
@@ -130,36 +117,27 @@ def _render(
         swatches=legend.definitions,
         **_credibility(comparisons, notes),
         notes=notes,
-        study=studied.sheets(notes),
+        study=tables.study_tables(notes),
         took=tables.duration(notes.seconds) if notes.seconds else "",
         sections=_sections(comparisons, legend, references, films),
         across=_across(comparisons, legend, references),
-        **_to_reproduce(comparisons, notes, runs),
+        packages=tables.packages(runs),
+        commands=notes.command or reproduce.commands(comparisons),
+        configurations=reproduce.configurations(comparisons),
+        attacks=reproduce.attacks(comparisons),
         several_runs=any(len(row.runs) > 1 for row in rows),
         single_runs=any(len(row.runs) == 1 for row in rows),
     )
 
 
 def _credibility(comparisons: Sequence[Comparison], notes: Notes) -> dict[str, Any]:
-    """What speaks against believing the page; failed evaluations before all else."""
-    cautions = [*studied.warnings(notes), *cautions_of_all(comparisons)]
+    cautions = all_cautions(comparisons, notes)
     return {
-        "trust": trust.verdict_on_checks(comparisons),
-        "failed": bool(trust.tally(comparisons)["fail"]),
-        "cautions": sorted(cautions, key=lambda caution: FAILED not in caution),
+        "checks": verdict_on_checks(comparisons),
+        "failed": any(FAILED in caution for caution in cautions),
+        "cautions": cautions,
         "left_out": left_out_of_all(comparisons),
         "hidden": count(sum(o.count for c in comparisons for o in c.left_out), "evaluation"),
-    }
-
-
-def _to_reproduce(
-    comparisons: Sequence[Comparison], notes: Notes, runs: Sequence[RunRecord]
-) -> dict[str, Any]:
-    return {
-        "packages": tables.packages(runs),
-        "commands": notes.command or reproduce.commands(comparisons),
-        "configurations": reproduce.configurations(comparisons),
-        "attacks": reproduce.attacks(comparisons),
     }
 
 
@@ -217,21 +195,21 @@ def _section(
 def _tables(comparison: Comparison, *, decimals: int) -> dict[str, Any]:
     methods = [row.method for row in comparison.rows]
     results = tables.results(comparison, decimals=decimals)
-    heat = heatmap.heat_map(comparison, decimals=decimals)
+    heat = tables.heat_map(comparison, decimals=decimals)
     return {
         "differences": differences(methods),
         "shared": shared(methods),
         "results": results,
         "summary": (results[0].lines[0], *results[1].lines[:-1]),
         "heat": heat,
-        "heat_ends": heatmap.lowest_and_highest(heat),
+        "heat_ends": tables.lowest_and_highest(heat),
         "changed_actions": tables.changed_actions(comparison),
         "team_returns": tables.team_returns(comparison, decimals=decimals),
-        "weakest": weakest.weakest_links(comparison, decimals=decimals),
+        "weakest": adversaries.weakest_links(comparison, decimals=decimals),
         "learned": adversaries.learned(comparison, decimals=decimals),
         "replaced": adversaries.replaced(comparison, decimals=decimals),
         "worst_of_each_run": tables.worst_of_each_run(comparison, decimals=decimals),
-        "checks": trust.sheet(comparison),
+        "checks": tables.check_table(comparison),
         "versions": tables.versions(comparison),
     }
 

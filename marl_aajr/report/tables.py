@@ -1,13 +1,17 @@
-"""The tables of returns and of runs."""
+"""The tables of the page: returns, the heat map of attacks, the runs, the checks, the notes of a study."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 
 from marl_aajr.evaluation.outcomes import Outcome
+from marl_aajr.report.cautions import VERDICTS, Incident, Notes, Tuning, checks_by_verdict
 from marl_aajr.report.comparison import Comparison, Row
 from marl_aajr.report.conditions import Condition
-from marl_aajr.report.estimates import Block, Cell, Line, Sheet, estimated, marked, number, size
+from marl_aajr.report.estimates import SHADES, Block, Cell, Line, Sheet, estimated, marked, number, size
+from marl_aajr.report.methods import show
 from marl_aajr.report.records import RunRecord
 
 
@@ -97,43 +101,6 @@ def team_returns(comparison: Comparison, *, decimals: int) -> tuple[Block, ...]:
     )
 
 
-def versions(comparison: Comparison) -> Sheet:
-    """One line per run: how long it trained, and where."""
-    columns = ("run", "method", "seed", "environment steps", "iterations", "training time", "machine")
-    lines = tuple(
-        (
-            str(run.path),
-            row.method.label,
-            str(run.seed),
-            *_training(run),
-        )
-        for row in comparison.rows
-        for run in row.method.runs
-    )
-    return Sheet("The runs.", columns, lines)
-
-
-def _training(run: RunRecord) -> tuple[str, ...]:
-    if run.status is None or run.versions is None:
-        return ("trained elsewhere", "—", "—", "—")
-    return (
-        number(run.status.env_steps, decimals=0),
-        number(run.status.iteration, decimals=0),
-        duration(run.metrics[-1].seconds),
-        run.versions.platform,
-    )
-
-
-def packages(runs: Sequence[RunRecord]) -> dict[str, str]:
-    """Package -> version, or the versions that differ between runs; Python first."""
-    known = [run.versions for run in runs if run.versions is not None]
-    names = sorted({name for versions in known for name in versions.packages})
-    found = {"python": dict.fromkeys(versions.python for versions in known)}
-    for name in names:
-        found[name] = dict.fromkeys(versions.packages.get(name, "absent") for versions in known)
-    return {name: " / ".join(versions) for name, versions in found.items()}
-
-
 def _strongest(rows: Sequence[Row], epsilons: Sequence[float], *, decimals: int) -> tuple[Line, ...]:
     def line(epsilon: float) -> Line:
         return marked(
@@ -171,9 +138,138 @@ def _price(row: Row, *, decimals: int) -> Cell:
     return estimated(row.price, decimals=decimals)
 
 
+def heat_map(comparison: Comparison, *, decimals: int) -> tuple[Block, ...]:
+    """One block per size, rows by attack: return of each method, its worst attacks marked.
+
+    Attacks that are limited to some agents or steps stand in blocks of their own.
+    """
+    rows = comparison.rows
+    means = [e.mean for row in rows for e in (row.clean, *row.robust.values())]
+    ends = min(means), max(means)
+
+    def line(header: str, condition: Condition | None) -> Line:
+        return Line(header, tuple(_shaded(row, condition, ends, decimals=decimals) for row in rows))
+
+    blocks = [Block("No attack", (line("none", None),))]
+    by_block: dict[tuple[str, float], list[Condition]] = defaultdict(list)
+    for condition in comparison.conditions:
+        by_block[condition.limits, condition.epsilon].append(condition)
+    for (limits, epsilon), conditions in sorted(
+        by_block.items(), key=lambda item: (item[0][0] != "", item[0])
+    ):
+        title = size(epsilon) + (f", {limits}" if limits else "")
+        lines = [line(_without(condition.attack, limits), condition) for condition in conditions]
+        blocks.append(Block(title, tuple(lines)))
+    return tuple(blocks)
+
+
+def _shaded(row: Row, condition: Condition | None, ends: tuple[float, float], *, decimals: int) -> Cell:
+    estimate = row.clean if condition is None else row.robust[condition]
+    low, high = ends
+    share = (estimate.mean - low) / (high - low) if high > low else 1.0
+    worst = condition is not None and row.worst.get(condition.epsilon) == condition
+    cell = estimated(estimate, decimals=decimals, mark="worst" if worst else "")
+    return replace(cell, shade=min(int(share * SHADES), SHADES - 1))
+
+
+def _without(label: str, limits: str) -> str:
+    return label.removesuffix(f", {limits}") if limits else label
+
+
+def lowest_and_highest(blocks: Sequence[Block]) -> tuple[str, str]:
+    """The returns at the two ends of the shading, as shown."""
+    cells = [cell for block in blocks for line in block.lines for cell in line.cells]
+    ordered = sorted(cells, key=lambda cell: (cell.shade or 0, _value(cell)))
+    return ordered[0].main, ordered[-1].main
+
+
+def _value(cell: Cell) -> float:
+    return float(cell.main.replace("−", "-").replace("\u202f", ""))
+
+
+def versions(comparison: Comparison) -> Sheet:
+    """One line per run: how long it trained, and where."""
+    columns = ("run", "method", "seed", "environment steps", "iterations", "training time", "machine")
+    lines = tuple(
+        (
+            str(run.path),
+            row.method.label,
+            str(run.seed),
+            *_training(run),
+        )
+        for row in comparison.rows
+        for run in row.method.runs
+    )
+    return Sheet("The runs.", columns, lines)
+
+
+def _training(run: RunRecord) -> tuple[str, ...]:
+    if run.status is None or run.versions is None:
+        return ("trained elsewhere", "—", "—", "—")
+    return (
+        number(run.status.env_steps, decimals=0),
+        number(run.status.iteration, decimals=0),
+        duration(run.metrics[-1].seconds),
+        run.versions.platform,
+    )
+
+
+def packages(runs: Sequence[RunRecord]) -> dict[str, str]:
+    """Package -> version, or the versions that differ between runs; Python first."""
+    known = [run.versions for run in runs if run.versions is not None]
+    names = sorted({name for versions in known for name in versions.packages})
+    found = {"python": dict.fromkeys(versions.python for versions in known)}
+    for name in names:
+        found[name] = dict.fromkeys(versions.packages.get(name, "absent") for versions in known)
+    return {name: " / ".join(versions) for name, versions in found.items()}
+
+
 def duration(seconds: float) -> str:
     """`42 s`, `5 min` or `3 h 07 min`."""
     if seconds < 60:
         return f"{seconds:.0f} s"
     minutes = round(seconds / 60)
     return f"{minutes // 60} h {minutes % 60:02d} min" if minutes >= 60 else f"{minutes} min"
+
+
+def check_table(comparison: Comparison) -> Sheet:
+    """Every check with its verdict, how many runs it is about, and what it found in the first of them."""
+    lines = tuple(
+        (name, VERDICTS[verdict], f"{len(by_run)} of {len(comparison.checks)}", next(iter(by_run.values())))
+        for (verdict, name), by_run in checks_by_verdict(comparison).items()
+    )
+    return Sheet("The checks.", ("check", "verdict", "runs", "what it found in the first of them"), lines)
+
+
+def study_tables(notes: Notes) -> list[Sheet]:
+    """Tuning budgets, failures and restarts; without those that are empty."""
+    incident = ("run", "what happened", "times", "log")
+    found = [
+        Sheet(
+            "What the tuning of each method took. A method that was searched longer has an advantage.",
+            ("method", "environment", "trials", "environment steps", "searched", "chosen", "how"),
+            tuple(map(_tuning, notes.tuning)),
+        ),
+        Sheet("Runs that failed and are missing here.", incident, tuple(map(_incident, notes.failures))),
+        Sheet("Runs that went on after a fault.", incident, tuple(map(_incident, notes.restarts))),
+    ]
+    return [sheet for sheet in found if sheet.lines]
+
+
+def _tuning(tuning: Tuning) -> tuple[str, ...]:
+    def pairs(settings: Mapping[str, object]) -> str:
+        return "; ".join(f"{key}: {show(value)}" for key, value in settings.items()) or "—"
+
+    return (
+        tuning.method,
+        tuning.environment or "all",
+        str(tuning.trials),
+        number(tuning.env_steps, decimals=0),
+        pairs(tuning.space),
+        pairs(tuning.chosen),
+        tuning.how or "—",
+    )
+
+
+def _incident(incident: Incident) -> tuple[str, ...]:
+    return incident.run, incident.what, str(incident.times), incident.log or "—"

@@ -7,8 +7,8 @@ from typing import Any, ClassVar
 
 import pytest
 
-from marl_aajr.report import Incident, Notes, Reference, compare, compare_each, load_run, write_report
-from marl_aajr.report.cautions import cautions_of_all
+from marl_aajr.report import Incident, Reference, compare, compare_each, load_run, write_report
+from marl_aajr.report.cautions import Notes, all_cautions
 from marl_aajr.report.scores import headline_of_scores, reference_of, summarise
 from tests.report.factory import ENV, config, evaluation, write_run
 from tests.report.test_page import Page
@@ -153,7 +153,7 @@ def test_the_page_has_a_section_per_environment_and_one_over_all(tmp_path: Path)
 
 def test_what_only_one_environment_must_be_warned_of_names_it(tmp_path: Path) -> None:
     paths = runs(tmp_path, "none", [-40.0]) + runs(tmp_path, "none", [1.0, 2.0, 3.0], env=TAG)
-    said = cautions_of_all(compare_each([load_run(path) for path in paths]))
+    said = all_cautions(compare_each([load_run(path) for path in paths]), Notes())
     assert any(line.startswith("simple_spread_v3: Every method has a single run") for line in said)
 
 

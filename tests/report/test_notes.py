@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from marl_aajr.report import Incident, Notes, Tuning, compare, how_chosen, load_run, write_report
-from marl_aajr.report.studied import sheets, warnings
-from marl_aajr.report.trust import sheet, verdict_on_checks
+from marl_aajr.report.cautions import cautions_of_study, verdict_on_checks
+from marl_aajr.report.tables import check_table, study_tables
 from tests.report.factory import config, evaluation, write_method, write_run
 
 NOTES = Notes(
@@ -35,7 +35,7 @@ NOTES = Notes(
 
 
 def test_budgets_restarts_and_failures_are_tables() -> None:
-    tuning, failures, restarts = sheets(NOTES)
+    tuning, failures, restarts = study_tables(NOTES)
     assert tuning.lines[1] == (
         "aajr",
         "simple_spread_v3",
@@ -51,12 +51,12 @@ def test_budgets_restarts_and_failures_are_tables() -> None:
 
 
 def test_unequal_tuning_missing_and_disturbed_runs_are_warned_of() -> None:
-    assert warnings(NOTES) == [
+    assert cautions_of_study(NOTES) == [
         "4 runs failed: missing here (see The study).",
         "The methods were tuned with different numbers of trials (see The study).",
         "a went on after a fault (see The study).",
     ]
-    assert warnings(Notes()) == []
+    assert cautions_of_study(Notes()) == []
 
 
 def test_all_of_it_is_on_the_page(tmp_path: Path) -> None:
@@ -93,7 +93,7 @@ def test_the_checks_are_summed_up(tmp_path: Path, verdicts: tuple[str, ...], say
 
 
 def test_every_check_is_listed_failures_first(tmp_path: Path) -> None:
-    listed = sheet(with_checks(tmp_path, "pass", "warn", "fail"))
+    listed = check_table(with_checks(tmp_path, "pass", "warn", "fail"))
     assert [line[1] for line in listed.lines] == ["failed", "to note", "passed"]
     assert listed.lines[0] == ("check 2", "failed", "1 of 1", "Found 2.")
 

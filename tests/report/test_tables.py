@@ -9,13 +9,11 @@ from typing import Any, ClassVar
 import pytest
 
 from marl_aajr.report import Comparison, compare, load_run
-from marl_aajr.report.adversaries import learned, replaced, undertrained
+from marl_aajr.report.adversaries import learned, replaced, undertrained, weakest_links
 from marl_aajr.report.estimates import Block, Cell
 from marl_aajr.report.figures import hypervolumes, tradeoff
-from marl_aajr.report.heatmap import heat_map, lowest_and_highest
 from marl_aajr.report.scores import Reference
-from marl_aajr.report.tables import results, worst_of_each_run
-from marl_aajr.report.weakest import weakest_links
+from marl_aajr.report.tables import heat_map, lowest_and_highest, results, worst_of_each_run
 from tests.report.factory import config, evaluation, write_run
 
 
