@@ -12,11 +12,11 @@ import torch
 from marl_aajr.envs import simple_spread_v3
 from torch import Tensor, nn
 
-from marl_aajr import Attack, Victim, evaluate, make_attack, register_attack
+from marl_aajr import Attack, Victim, evaluate
 from marl_aajr.core.policy import Policy
+from marl_aajr.core.threat import PerturbationSet
 
 
-@register_attack
 @dataclass(frozen=True, kw_only=True)
 class WorstCorner(Attack):
     """δ is the worst, by the objective, of n random corners of the set.
@@ -45,6 +45,7 @@ class WorstCorner(Attack):
 
 network = nn.Sequential(nn.Linear(18, 64), nn.Tanh(), nn.Linear(64, 5))
 victim = Victim.from_policies(network, simple_spread_v3.parallel_env())
-attacks = [("noise", 0.2), (make_attack("worst-corner", epsilon=0.2, corners=50), 0.2), ("pgd", 0.2)]
+mine = WorstCorner(perturbations=PerturbationSet(epsilon=0.2), corners=50)
+attacks = [("noise", 0.2), (mine, 0.2), ("pgd-margin", 0.2)]
 for row in evaluate(victim, "marl_aajr.envs.simple_spread_v3", attacks=attacks, episodes=10).attacks:
     print(f"{row.attack.name:>12}: objective +{row.objective_gain:.3f}, return {row.mean:.1f}")
