@@ -47,7 +47,7 @@ from gymnasium import spaces
 from numpy.typing import NDArray
 from torch import Tensor
 
-from marl_aajr.core.streams import Streams
+from marl_aajr.core.seeds import Streams
 from marl_aajr.core.values import proportion, whole
 
 from .particles import ONE_TEAM
@@ -204,7 +204,7 @@ class CongestionBatch(TensorBatch):
         self._begins = resources + agents
 
     def social_cost(self) -> Tensor:
-        """What all agents paid on average in the last round `[E]`."""
+        """The cost that agents paid on average in the last round `[E]`."""
         return social_cost(self.share, background=self.background, power=self.game.power)
 
     def equilibrium(self) -> Tensor:

@@ -17,7 +17,7 @@ from gymnasium import spaces
 from numpy.typing import NDArray
 from torch import Tensor
 
-from marl_aajr.core.streams import Streams
+from marl_aajr.core.seeds import Streams
 
 from .particles import TIME_STEP, Body, Layout, Rows, State, World
 from .scenario import Scenario

@@ -1,4 +1,4 @@
-"""The particle world: who is in it, where each number of its state is kept, and how it moves.
+"""The particle world: its bodies, the layout of its state in memory, and its dynamics.
 
 The state of all copies is one tensor of rows `[F, E]`, a row for each number, E copies wide: physics runs
 on long contiguous rows, and an observation is a choice of rows, made once and gathered in one operation.
@@ -105,7 +105,7 @@ class Layout:
 
     @property
     def colliders(self) -> int:
-        """How many of `bodies` collide: the first so many, or none."""
+        """The number of `bodies` that collide: they come first."""
         return sum(body.collides for body in self.bodies)
 
     def blocks(self) -> dict[str, tuple[int, ...]]:
@@ -160,7 +160,7 @@ class Rows:
         return np.repeat(self._zero, count)
 
     def message(self, agent: int) -> Index:
-        """What an agent says; zeros if it does not speak."""
+        """Rows of an agent's message; rows of zeros if it does not speak."""
         if agent not in self._speakers:
             return self.zeros(len(self._message))
         return self._message[:, self._speakers.index(agent)]
@@ -180,7 +180,7 @@ class State:
         velocity: `[2, A, E]`.
         message: `[message_size, speakers, E]`.
         extra: Those of `Layout.extras`, each `[*shape, E]`.
-        curriculum_stage: What a scenario with a curriculum reads.
+        curriculum_stage: Stage of the curriculum, for scenarios that have one.
     """
 
     def __init__(self, layout: Layout, rows: Tensor) -> None:
@@ -203,7 +203,7 @@ class World(State):
     """E copies of a particle world.
 
     Args:
-        layout: Who is in it.
+        layout: The bodies in it.
         num_envs: E.
         device: Where the tensors live.
         dtype: float32, or float64 for proofs.

@@ -1,4 +1,4 @@
-"""What a particle environment adds to the world: who is in it, what they see, what they are paid.
+"""The part of a particle environment that is its own: bodies, observations and rewards.
 
 `Scenario` is the whole of it; `PartlyObserved` shows agents only the nearest others and landmarks, as in
 `mpe2` (`_mpe_utils/partial_observability.py`); the functions at the end are what tag and its sequel with
@@ -54,7 +54,7 @@ class Scenario(ABC):
 
     @abstractmethod
     def layout(self) -> Layout:
-        """Who is in the world."""
+        """The bodies in the world."""
 
     @abstractmethod
     def observation(self, rows: Rows, agent: int) -> Index:
@@ -76,7 +76,7 @@ class Scenario(ABC):
 
     @property
     def stages(self) -> int:
-        """How many stages the curriculum has."""
+        """The number of stages of the curriculum."""
         return 1
 
     def begin(self, fresh: State, picks: Sequence[Tensor]) -> None:
@@ -215,7 +215,7 @@ def catches(world: World) -> Tensor:
 
 
 def touches(world: World) -> dict[str, tuple[Tensor, ...]]:
-    """How many prey each pursuer touches `[E]`; 0 for prey."""
+    """The number of prey that each pursuer touches `[E]`; 0 for prey."""
     pursuers, prey = sides(world)
     counts = world.touching(pursuers, prey).sum(1)
     none = torch.zeros_like(counts[0])

@@ -1,4 +1,4 @@
-"""Who knows the goal must not show it: `mpe2.simple_adversary_v3`."""
+"""Good agents know the goal and must not show it to the adversary: `mpe2.simple_adversary_v3`."""
 
 from __future__ import annotations
 

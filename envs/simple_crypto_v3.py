@@ -57,7 +57,7 @@ class SimpleCrypto(Scenario):
         return torch.stack([eve, good, good])
 
     def benchmark(self, world: World) -> dict[str, tuple[Tensor, ...]]:
-        """What the agent says and the code of the bit."""
+        """The agent's message and the code of the bit."""
         code = world.extra["bit"]
         return {agent.name: (world.message[:, i], code) for i, agent in enumerate(world.layout.agents)}
 

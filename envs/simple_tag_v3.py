@@ -100,7 +100,7 @@ class SimpleTag(PartlyObserved):
         return (catches(world) > 0).all(0)
 
     def benchmark(self, world: World) -> dict[str, tuple[Tensor, ...]]:
-        """How many prey a pursuer touches; 0 for prey."""
+        """The number of prey that a pursuer touches; 0 for prey."""
         return touches(world)
 
 

@@ -87,7 +87,7 @@ class SimpleWorldComm(Scenario):
         )
 
     def update(self, world: World) -> None:
-        """Who sees whom, and the forests that each agent is in as ±1."""
+        """Updates which agents see each other, and the forests that each agent is in as ±1."""
         _, prey = sides(world)
         inside = world.touching(slice(0, self.agents), self.forests)
         outside = ~inside.any(1)
@@ -124,7 +124,7 @@ class SimpleWorldComm(Scenario):
         return torch.cat([pursuit, fed.sub_(caught, alpha=5)])
 
     def benchmark(self, world: World) -> dict[str, tuple[Tensor, ...]]:
-        """How many prey a pursuer touches; 0 for prey."""
+        """The number of prey that a pursuer touches; 0 for prey."""
         return touches(world)
 
 

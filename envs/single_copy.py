@@ -34,7 +34,7 @@ class SingleCopy(ParallelEnv[str, NDArray[Any], Any]):
 
     Args:
         batch: The batch; the view steps it alone.
-        name: What the environment calls itself.
+        name: The environment's name for itself.
         render_mode: `"rgb_array"`, or None for no drawing.
 
     Attributes:
@@ -67,11 +67,11 @@ class SingleCopy(ParallelEnv[str, NDArray[Any], Any]):
         self._seeds: np.random.Generator | None = None
 
     def observation_space(self, agent: str) -> spaces.Space[Any]:
-        """What an agent sees."""
+        """The space of an agent's observations."""
         return self.observation_spaces[agent]
 
     def action_space(self, agent: str) -> spaces.Space[Any]:
-        """What an agent can do."""
+        """The space of an agent's actions."""
         return self.action_spaces[agent]
 
     def reset(

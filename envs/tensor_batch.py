@@ -1,4 +1,4 @@
-"""What our environments share as batches: clocks, random streams, automatic reset, saved states.
+"""The common part of our batched environments: clocks, random streams, automatic reset, saved states.
 
 An environment is its variables, tensors whose last dimension is the copies `[..., E]`, and four hooks: how
 they begin, how a step changes them, what the agents see, and when an episode ends before its time.
@@ -16,7 +16,7 @@ from gymnasium import spaces
 from numpy.typing import NDArray
 from torch import Tensor
 
-from marl_aajr.core.streams import Streams
+from marl_aajr.core.seeds import Streams
 from marl_aajr.core.values import whole
 from marl_aajr.rollout.batched_env import BatchedEnv, BatchedStep
 
@@ -103,7 +103,7 @@ class TensorBatch(BatchedEnv):
 
     @abstractmethod
     def _observe(self) -> dict[str, Tensor]:
-        """What the agents see `[E, d]`, in fresh tensors."""
+        """Observations of the agents `[E, d]`, in fresh tensors."""
 
     @abstractmethod
     def draw(self, copy: int = 0) -> NDArray[np.uint8]:
@@ -111,7 +111,7 @@ class TensorBatch(BatchedEnv):
 
     @abstractmethod
     def __reduce__(self) -> tuple[Any, ...]:
-        """How to build the same again; pickle would tear views from the tensors that they show.
+        """Instructions for pickle to build the same again; by itself it would tear views from their tensors.
 
         `(function, arguments, self.get_state() or None)`, for `__setstate__`.
         """

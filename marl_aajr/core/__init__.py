@@ -2,18 +2,18 @@
 
 It reads in this order:
 
-1. `distributions`: what a policy's outputs mean (log-probability, KL, Fisher metric);
-2. `policy`: what robustness code sees of a policy, observations in and distribution inputs out;
-3. `threat`: which perturbations of an observation the adversary may choose;
-4. `objectives`: what the adversary maximises;
-5. `ascent`: how it does so, for training and for attacks alike;
-6. `output_maps`: which output's sensitivity counts;
+1. `distributions`: log-probability, KL and Fisher metric as functions of a policy's outputs;
+2. `policy`: a policy as a function, observations in and distribution inputs out;
+3. `threat`: the set of perturbations that the adversary may choose from;
+4. `objectives`: the functions that the adversary maximises;
+5. `ascent`: the inner maximisation, for training and for attacks alike;
+6. `output_maps`: the output whose sensitivity counts;
 7. `jacobian`: Jacobian-vector products, four ways that agree;
 8. `diagnostics`: exact measurements of gain, curvature and admissible steps;
-9. `adversary_actions`: what the actions of a learned adversary mean.
+9. `adversary_actions`: the meaning of a learned adversary's actions.
 
 Helpers: `numerics` (non-finite numbers, blocks of rows, threads), `values` (checks and schedules of
-settings), `settings` (their descriptions), `seeds` (what one seed stands for).
+settings), `settings` (their descriptions), `seeds` (random numbers from one seed).
 
 `mlp` stands apart: plain MLPs with their derivatives written out, for speed. Autograd computes the same
 through any other network, so that whoever distrusts it sees in that one file what it replaces.

@@ -43,7 +43,7 @@ _SHRINK = 0.25
 
 @dataclass(frozen=True)
 class Trajectory:
-    """What the ascent saw, detached from every graph.
+    """The path of an ascent and what was computed on it, detached from every graph.
 
     Attributes:
         deltas: δ_0 … δ_K, `[K+1, B, ..., d]`; without δ_K where the ascent ended at the last direction.

@@ -177,7 +177,7 @@ def secant_curvature(trajectory: Trajectory, perturbations: PerturbationSet) -> 
 
 @dataclass(frozen=True)
 class Diagnosis:
-    """What `diagnose` measured at the points s + δ_t, t < K, of an adversarial trajectory.
+    """The measurements of `diagnose` at the points s + δ_t, t < K, of an adversarial trajectory.
 
     Attributes:
         trajectory: the ascent itself.

@@ -26,7 +26,7 @@ MASKED_LOGIT = -1e30
 
 
 class Divergence(NamedTuple):
-    """How far from a fixed distribution another one is.
+    """The divergence of other distributions from a fixed one.
 
     Attributes:
         value: its distribution inputs `[..., m]` to the divergence `[...]`, differentiable.
@@ -40,7 +40,7 @@ class Divergence(NamedTuple):
 
 @dataclass(frozen=True)
 class ActionDistribution(ABC):
-    """How distribution inputs `[..., m]` become a distribution over actions."""
+    """A family of distributions over actions, as functions of distribution inputs `[..., m]`."""
 
     @property
     @abstractmethod

@@ -85,7 +85,7 @@ def critic_of(critic: Critic | None, index: Tensor) -> Critic | None:
 
 @dataclass(frozen=True)
 class Clean:
-    """What is known of a batch at its clean observations.
+    """A batch at its clean observations: outputs, and what objectives may need beside them.
 
     Attributes:
         outputs: distribution inputs π(·|s), `[B, ..., m]`; objectives detach them.
@@ -113,7 +113,7 @@ class Clean:
 
 
 Need = Literal["advantages", "critic", "policy_loss"]
-"""What a learner may have to offer beside observations and distribution inputs."""
+"""A quantity that a learner may offer beside observations and distribution inputs."""
 
 EVERYTHING: frozenset[Need] = frozenset(get_args(Need))
 
@@ -280,7 +280,7 @@ OBJECTIVES: dict[str, Objective] = {
 """The objectives by name."""
 
 ObjectiveLike = str | Objective | Callable[[Tensor, Clean], Tensor]
-"""What names or is an objective."""
+"""An objective, its name, or a function as one (`Custom`)."""
 
 
 def make_objective(objective: ObjectiveLike) -> Objective:

@@ -1,4 +1,4 @@
-"""What robustness code sees of a policy: observations in, distribution inputs out.
+"""A policy as robustness code sees it: observations in, distribution inputs out.
 
 Everything above this file (attacks, regularizers, diagnostics) works on any `Policy`; whether it is
 an RLlib module, an exported victim or a plain `nn.Module` is an adapter's business.
@@ -53,7 +53,7 @@ class Policy(ABC):
         return outputs.detach(), pull
 
     def parameters(self) -> list[Tensor]:
-        """What is trained in f; empty where that is not known."""
+        """The trained parameters of f; empty where they are not known."""
         return []
 
     def select(self, index: Tensor) -> Policy:

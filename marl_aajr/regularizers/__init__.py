@@ -9,8 +9,8 @@ from typing import Any
 from marl_aajr.core.values import check_settings, one_of
 from marl_aajr.regularizers.aajr import AAJR
 from marl_aajr.regularizers.augmentation import AdversarialTraining, NoiseAugmentation
-from marl_aajr.regularizers.base import Context, LossTerm, Regularizer, State, Sum
 from marl_aajr.regularizers.jacobian_norms import Frobenius, RandomDirection, Spectral
+from marl_aajr.regularizers.regularizer import Context, LossTerm, Regularizer, State, Sum
 from marl_aajr.regularizers.sample import Sample, ppo_policy_loss
 from marl_aajr.regularizers.smoothness import ERNIE, SmoothPolicy
 from marl_aajr.regularizers.spectral_normalization import SpectralNormalization

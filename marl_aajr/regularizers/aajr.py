@@ -32,8 +32,8 @@ from marl_aajr.core.policy import Policy
 from marl_aajr.core.values import Schedule, maximum, one_of, value_at
 from marl_aajr.regularizers.adversarial import check_share, require, trajectory_metrics
 from marl_aajr.regularizers.augmentation import check_dual_clip, perturbed_loss
-from marl_aajr.regularizers.base import Context, LossTerm, State
 from marl_aajr.regularizers.jacobian_penalty import JacobianPenalty, gain_metrics
+from marl_aajr.regularizers.regularizer import Context, LossTerm, State
 from marl_aajr.regularizers.sample import Sample
 
 Form = Literal["squared", "hinge", "constraint"]

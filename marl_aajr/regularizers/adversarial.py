@@ -18,7 +18,7 @@ from marl_aajr.core.distributions import ActionDistribution
 from marl_aajr.core.objectives import EVERYTHING, Need, Objective
 from marl_aajr.core.threat import Norm, PerturbationSet
 from marl_aajr.core.values import Schedule, as_schedule, maximum, minimum, one_of, raised, value_at, whole
-from marl_aajr.regularizers.base import Context, Regularizer, nonfinite
+from marl_aajr.regularizers.regularizer import Context, Regularizer, nonfinite
 from marl_aajr.regularizers.sample import Sample
 
 
@@ -138,7 +138,7 @@ class Adversarial(Perturbing):
     @property
     @abstractmethod
     def adversary(self) -> Objective:
-        """What the adversary maximises."""
+        """The objective that the adversary maximises."""
 
     def check(self, distribution: ActionDistribution, *, offers: Collection[Need] = EVERYTHING) -> None:
         super().check(distribution, offers=offers)
@@ -212,7 +212,7 @@ def check_share(name: str, schedule: Schedule) -> None:
 
 
 def trajectory_metrics(sample: Sample, trajectory: Trajectory, loss: Tensor) -> dict[str, Tensor]:
-    """How the ascent went, over the rows that count, and whether everything is finite."""
+    """Metrics of the ascent over the rows that count; `nonfinite` covers the loss and the ascent."""
     values = trajectory.values
     total = loss.detach() + values.sum()
     return {

@@ -27,7 +27,7 @@ from marl_aajr.regularizers.adversarial import (
     require,
     trajectory_metrics,
 )
-from marl_aajr.regularizers.base import Context, LossTerm
+from marl_aajr.regularizers.regularizer import Context, LossTerm
 from marl_aajr.regularizers.sample import Sample
 
 

@@ -23,8 +23,8 @@ from marl_aajr.core.output_maps import cotangent
 from marl_aajr.core.policy import Policy
 from marl_aajr.core.values import one_of, value_at, whole
 from marl_aajr.regularizers.adversarial import trajectory_metrics
-from marl_aajr.regularizers.base import Context, LossTerm
 from marl_aajr.regularizers.jacobian_penalty import JacobianPenalty, gain_metrics
+from marl_aajr.regularizers.regularizer import Context, LossTerm
 from marl_aajr.regularizers.sample import Sample
 
 At = Literal["clean", "trajectory"]

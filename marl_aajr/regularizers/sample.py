@@ -25,7 +25,7 @@ PolicyLoss = Callable[[Tensor, "Sample"], Tensor]
 
 @dataclass(frozen=True)
 class Shard:
-    """Where the rows of one learner are among those of all.
+    """The place of one learner's rows among those of all learners.
 
     Attributes:
         index: the place of each row, `[B]` integers on the CPU.
@@ -175,7 +175,7 @@ class Sample:
 
     @property
     def weight(self) -> Tensor:
-        """How many rows count here, by the average over the learners.
+        """The number of rows that count here, divided by its average over the learners.
 
         The average of the learners' means over their own rows, times this, is the mean over all rows.
         """

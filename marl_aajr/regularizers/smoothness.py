@@ -24,7 +24,7 @@ from marl_aajr.core.output_maps import check_output_map, safe_sqrt, squared_dist
 from marl_aajr.core.policy import Policy
 from marl_aajr.core.values import Schedule, one_of, value_at
 from marl_aajr.regularizers.adversarial import Adversarial, trajectory_metrics
-from marl_aajr.regularizers.base import Context, LossTerm
+from marl_aajr.regularizers.regularizer import Context, LossTerm
 from marl_aajr.regularizers.sample import Sample
 
 DistanceOutput = Literal["logits", "probs", "mean"]
@@ -101,7 +101,7 @@ class Smoothness(Adversarial):
         return LossTerm(loss, {"penalty": penalty.detach(), **trajectory_metrics(sample, trajectory, loss)})
 
     def differences(self, sample: Sample, delta: Tensor) -> Tensor:
-        """What is penalised, at s + δ, with its graph, `[B, ...]`."""
+        """The penalised difference at s + δ, with its graph, `[B, ...]`."""
         return self.adversary.bind(sample.policy, sample.clean)(sample.obs + delta)
 
 

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from marl_aajr.core.distributions import ActionDistribution
 from marl_aajr.core.objectives import EVERYTHING, Need
-from marl_aajr.regularizers.base import Context, LossTerm, Regularizer, State
+from marl_aajr.regularizers.regularizer import Context, LossTerm, Regularizer, State
 from marl_aajr.regularizers.sample import Sample
 
 _Convolution = (nn.Conv1d, nn.Conv2d, nn.Conv3d)

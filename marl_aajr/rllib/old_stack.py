@@ -26,7 +26,7 @@ from marl_aajr.core.distributions import (
 )
 from marl_aajr.core.jacobian import BACKENDS
 from marl_aajr.core.objectives import EVERYTHING
-from marl_aajr.regularizers.base import Regularizer
+from marl_aajr.regularizers.regularizer import Regularizer
 from marl_aajr.regularizers.sample import ppo_policy_loss
 from marl_aajr.rllib.old_stack_model import Features, model_sample, undisturbed
 from marl_aajr.rllib.plugin.regularized_module import Regularized

@@ -31,7 +31,7 @@ import torch
 from torch import Tensor
 
 from marl_aajr.core.distributions import ActionDistribution, DiagGaussian, MultiCategorical
-from marl_aajr.core.streams import Streams
+from marl_aajr.core.seeds import Streams
 from marl_aajr.victims.policy import VictimPolicy
 from marl_aajr.victims.recurrent import Memory, State
 from marl_aajr.victims.victim import Victim

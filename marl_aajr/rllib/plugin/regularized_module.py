@@ -19,7 +19,7 @@ from marl_aajr.core.distributions import ActionDistribution
 from marl_aajr.core.jacobian import Backend
 from marl_aajr.core.numerics import NonFiniteError
 from marl_aajr.core.objectives import Need
-from marl_aajr.regularizers.base import LossTerm, Regularizer
+from marl_aajr.regularizers.regularizer import LossTerm, Regularizer
 from marl_aajr.regularizers.sample import PolicyLoss, Sample, Shard
 from marl_aajr.rllib.internals import actor_network
 from marl_aajr.rllib.plugin.agreement import add_up

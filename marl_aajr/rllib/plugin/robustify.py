@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from ray.rllib.algorithms.algorithm_config import AlgorithmConfig
 from ray.rllib.core.learner.torch.torch_learner import TorchLearner
 
-from marl_aajr.regularizers.base import Regularizer
+from marl_aajr.regularizers.regularizer import Regularizer
 from marl_aajr.rllib.internals import check_gradients_are_served
 from marl_aajr.rllib.plugin.learner import REGULARIZERS_KEY, robust_learner_class
 

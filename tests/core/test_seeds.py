@@ -7,7 +7,7 @@ import pytest
 import torch
 from scipy import stats
 
-from marl_aajr.core.streams import Streams, mix_
+from marl_aajr.core.seeds import Streams, mix_
 
 CPU = torch.device("cpu")
 WORD = (1 << 64) - 1

@@ -1,4 +1,4 @@
-"""What a regularizer is: a frozen value that turns one minibatch into a loss term and metrics.
+"""Regularizers: frozen values that turn one minibatch into a loss term and metrics.
 
 Settings live in the value (picklable, comparable, with a `repr`); what changes during training (a dual
 variable, the vectors of a power iteration) is a state that the learner holds, saves and hands in. A
@@ -24,7 +24,7 @@ from marl_aajr.core.policy import Policy
 from marl_aajr.regularizers.sample import Sample
 
 State = MutableMapping[str, Tensor]
-"""What a regularizer remembers from one minibatch to the next."""
+"""The memory of a regularizer from one minibatch to the next."""
 
 _T = TypeVar("_T")
 
@@ -45,7 +45,7 @@ class LossTerm:
 
 @dataclass(frozen=True, kw_only=True)
 class Context:
-    """What a regularizer is given beside the minibatch.
+    """The circumstances of an evaluation: everything that a regularizer is given beside the minibatch.
 
     Attributes:
         timestep: environment steps so far, for schedules.
@@ -134,7 +134,7 @@ class Regularizer(ABC):
 
     @abstractmethod
     def loss_term(self, sample: Sample, context: Context) -> LossTerm:
-        """What is added to the loss for these rows; `evaluate` counts what is not finite in it."""
+        """The term to add to the loss for these rows; `evaluate` counts numbers in it that are not finite."""
 
     def after_update(self, state: State, metrics: Mapping[str, float]) -> None:
         """Move the state once after an update, given the metrics averaged over minibatches and learners."""
