@@ -257,10 +257,10 @@ def evaluate(
 
 def _kept(run: Path, out: Path | None) -> Path | None:
     """Where the result is; None: in a run's folder."""
-    from marl_aajr.evaluation.sources import results_beside
     from marl_aajr.training.run_directory import RunDirectory
+    from marl_aajr.training.run_record import evaluations_beside
 
-    return out or (None if RunDirectory(run).is_run else results_beside(run))
+    return out or (None if RunDirectory(run).is_run else evaluations_beside(run))
 
 
 def env_arguments(assignments: Sequence[str]) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from marl_aajr.adversaries import agent_run, observation_game
 from marl_aajr.adversaries.store import how_to_resume, is_begun
 from marl_aajr.rollout.environments import EnvironmentSpec, resolve
 from marl_aajr.training.run_directory import RunDirectory
+from marl_aajr.training.run_record import evaluations_beside
 from marl_aajr.victims import Victim
 from marl_aajr.victims.store import DESCRIPTION
 
@@ -61,11 +62,11 @@ def find_victim(
         from marl_aajr.rllib.checkpoints import victim_from_checkpoint
 
         return Source(
-            victim_from_checkpoint(path, env=env, env_kwargs=env_kwargs), None, results_beside(path)
+            victim_from_checkpoint(path, env=env, env_kwargs=env_kwargs), None, evaluations_beside(path)
         )
     if (path / DESCRIPTION).is_file():
         spec = None if env is None else resolve(env, env_kwargs)
-        return Source(Victim.load(path), spec, results_beside(path))
+        return Source(Victim.load(path), spec, evaluations_beside(path))
     if not RunDirectory(path).is_run:
         raise ValueError(
             f"expected the folder of a run, of a saved victim or of an RLlib checkpoint, got {path}, which "
@@ -125,9 +126,3 @@ def _is_training(directory: RunDirectory) -> bool:
         return True
     directory.unlock()
     return False
-
-
-def results_beside(path: Path) -> Path:
-    """Where results go whose victim's folder is somebody else's, which is not written into."""
-    path = path.resolve()
-    return path.with_name(f"{path.name}-evaluations")

@@ -14,8 +14,9 @@ from numpy.typing import NDArray
 
 from marl_aajr.report.comparison import Comparison, Row
 from marl_aajr.report.methods import Method
-from marl_aajr.report.records import Iteration, RunRecord
+from marl_aajr.report.records import RunRecord
 from marl_aajr.report.style import Look, Panel, svg
+from marl_aajr.training.run_record import Iteration
 
 Array = NDArray[np.float64]
 Curve = tuple[Array, Array]

@@ -8,10 +8,9 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path, PurePath
 from typing import Any
 
+from marl_aajr.adversaries.store import ADVERSARIES, RECORD
 from marl_aajr.evaluation.outcomes import AttackOutcome
 from marl_aajr.evaluation.result import Evaluation
-
-_FOLDER, _RECORD = "adversaries", "adversary.json"
 
 
 def adversaries_of(evaluation: Evaluation) -> tuple[str, ...]:
@@ -28,8 +27,8 @@ def was_trained_before(row: AttackOutcome) -> bool:
 
 def kept_with(run: Path, target: str) -> dict[str, str]:
     """Folder of each adversary that a run keeps -> where it is trained again, beside the run's new folder."""
-    folders = sorted(record.parent for record in (run / _FOLDER).glob(f"*/{_RECORD}"))
-    return {str(folder): str(PurePath(target) / _FOLDER / folder.name) for folder in folders}
+    folders = sorted(record.parent for record in (run / ADVERSARIES).glob(f"*/{RECORD}"))
+    return {str(folder): str(PurePath(target) / ADVERSARIES / folder.name) for folder in folders}
 
 
 def training(folder: Path, victims: str, target: str) -> str:
@@ -40,7 +39,7 @@ def training(folder: Path, victims: str, target: str) -> str:
         victims: the run that it is trained against.
         target: where it goes.
     """
-    asked = json.loads((folder / _RECORD).read_text("utf-8"))
+    asked = json.loads((folder / RECORD).read_text("utf-8"))
     return shlex.join(["marl-aajr", "adversary", "train", victims, *_options(asked), "--out", target])
 
 

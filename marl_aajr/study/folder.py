@@ -22,21 +22,23 @@ from typing import Any
 from uuid import uuid4
 
 import yaml
+from filelock import FileLock, Timeout
 from pydantic import ValidationError
 
 from marl_aajr.adversaries.request import AdversaryRequest
-from marl_aajr.adversaries.store import is_finished
+from marl_aajr.adversaries.store import ADVERSARIES, is_finished
 from marl_aajr.study.changes import changed, first_change
 from marl_aajr.study.config import StudyConfig
 from marl_aajr.study.graph import Node
 from marl_aajr.study.judgements import Judgements
 from marl_aajr.study.runs import Run
 from marl_aajr.training.fields import differences
-from marl_aajr.training.files import Lock, append_line, read_lines, write_text
+from marl_aajr.training.files import append_line, read_lines, write_text
 from marl_aajr.training.run_directory import RunDirectory
+from marl_aajr.training.run_record import LOCK
 from marl_aajr.training.yaml_source import YamlSource
 
-_OURS = (".lock", "identity", "events.jsonl", "runs", "judgements", "tuning", "logs", "tune")
+_OURS = (LOCK, "identity", "events.jsonl", "runs", "judgements", "tuning", "logs", "tune")
 _FIXED: tuple[str, ...] = ("evaluation", "adversaries", "tune")
 """What may not change once something has been written by it."""
 
@@ -60,7 +62,7 @@ class StudyFolder:
         self.tune = self.path / "tune"
         self.results = self.path / "results.parquet"
         self.report = self.path / "report.html"
-        self._lock = Lock(self.path / ".lock")
+        self._lock = FileLock(self.path / LOCK, blocking=False, thread_local=False)
 
     def run(self, name: str) -> RunDirectory:
         """The directory of a run."""
@@ -74,7 +76,7 @@ class StudyFolder:
 
     def adversary(self, run: Run, entry: AdversaryRequest) -> RunDirectory:
         """The directory of an adversary's run."""
-        return RunDirectory(self.run(run.name).path / "adversaries" / entry.name)
+        return RunDirectory(self.run(run.name).path / ADVERSARIES / entry.name)
 
     @property
     def identity(self) -> str:
@@ -118,11 +120,13 @@ class StudyFolder:
         """
         for folder in (self.path, self.runs, self.judgements.path, self.logs):
             folder.mkdir(parents=True, exist_ok=True)
-        if not self._lock.acquire():
+        try:
+            self._lock.acquire()
+        except Timeout:
             raise ValueError(
                 f"expected a study that nobody is running, got {self.path}, which another process is working "
                 "on; wait for it or stop it"
-            )
+            ) from None
         try:
             write_text(self.study_file, study.to_yaml())
             if not self.identity_file.is_file():
@@ -164,7 +168,7 @@ class StudyFolder:
         teams = {entry.title: entry.team for entry in old.environments}
         for e, entry in enumerate(study.environments):
             before = teams.get(entry.title, entry.team)
-            if before != entry.team and any(self.runs.glob(f"{entry.title}-*/adversaries/*")):
+            if before != entry.team and any(self.runs.glob(f"{entry.title}-*/{ADVERSARIES}/*")):
                 where = source.where(("environments", e, "team"))
                 raise changed(f"{where}: environments.{e}.team: {before} → {entry.team}", self.path)
 
@@ -172,7 +176,7 @@ class StudyFolder:
         """Whether an adversary is there under a name that now means another."""
         now = {entry.name: entry for entry in study.adversaries}
         return any(
-            now.get(entry.name, entry) != entry and any(self.runs.glob(f"*/adversaries/{entry.name}"))
+            now.get(entry.name, entry) != entry and any(self.runs.glob(f"*/{ADVERSARIES}/{entry.name}"))
             for entry in old.adversaries
         )
 

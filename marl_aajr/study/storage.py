@@ -9,12 +9,14 @@ import fsspec
 from pyarrow import ArrowInvalid
 from pyarrow.fs import FileSelector, FileSystem, FileType, FSSpecHandler, PyFileSystem, copy_files
 
+from marl_aajr.adversaries.store import RECORD
 from marl_aajr.training.files import replaced
+from marl_aajr.training.run_record import LOCK, STATUS
 
-_LEFT_OUT = ("checkpoints", ".lock")
+_LEFT_OUT = ("checkpoints", LOCK)
 """Of no use for a finished run."""
 
-_LAST = ("status.json", "adversary.json")
+_LAST = (STATUS, RECORD)
 """What says that everything else is there."""
 
 _PART = ".part"

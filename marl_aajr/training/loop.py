@@ -26,7 +26,8 @@ from marl_aajr.training.files import full_disk_named
 from marl_aajr.training.metrics import Curves, to_record
 from marl_aajr.training.policy_mapping import Roster, roster_of
 from marl_aajr.training.randomness import seed_everything, start_afresh
-from marl_aajr.training.run_directory import Event, RunDirectory, State, Status
+from marl_aajr.training.run_directory import Event, RunDirectory
+from marl_aajr.training.run_record import State, Status
 from marl_aajr.victims import load_victim
 
 OnIteration = Callable[[dict[str, Any]], None]

@@ -1,4 +1,4 @@
-"""The folder of one run: what is in it, and who may write to it.
+"""The folder of one run: what is in it, who may write to it, and where a run that was stopped goes on.
 
     config.yaml       every setting, defaults written out
     versions.json     what it was made with, and the seed
@@ -12,11 +12,12 @@
     adversary/        with method atla: the adversaries that it was trained against
     evaluations/      how it does under attack
 
-Everything is written so that a crash at any moment leaves something that can be read and resumed.
+Everything is written so that a crash at any moment leaves something that can be read and resumed. A run that
+is resumed goes on from its last complete checkpoint, which `iterations` lists (`training.trainer` says how).
+While a process trains a run it holds the lock of the folder, and every other one is refused.
 
-`events.jsonl`: what happened to a run besides training; absent where nothing did.
-
-One JSON object per line: `time` (UTC), `event`, `iteration` and what belongs to the event.
+Each line of `events.jsonl` is a JSON object about one thing that happened to the run besides training: `time`
+(UTC), `event`, `iteration` and what belongs to the event. There is no such file where nothing happened.
 
     resumed                 a new process went on from the checkpoint of `iteration` (0: from the start);
                             `after`: the state that the last process left (`running`: it was killed),
@@ -35,37 +36,21 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal
 
-from marl_aajr.training.config import RunConfig, load_config
-from marl_aajr.training.files import Lock, append_line, new_folder, read_lines, write_json, write_text
-from marl_aajr.training.versions import changed, versions
-from marl_aajr.victims import load_victim
+from filelock import FileLock, Timeout
 
-State = Literal["running", "finished", "interrupted", "failed"]
+from marl_aajr.training import run_record
+from marl_aajr.training.config import RunConfig, load_config
+from marl_aajr.training.files import append_line, new_folder, read_lines, write_json, write_text
+from marl_aajr.training.run_record import Status, Versions
+from marl_aajr.victims import load_victim
 
 KEPT_CHECKPOINTS = 2
 """The newest one, and the one before in case a disk loses it."""
-
-
-@dataclass(frozen=True)
-class Status:
-    """How far a run has come.
-
-    Attributes:
-        state: what became of it; a run whose process was killed still says `running`.
-        iteration: of the last line of `metrics.jsonl`.
-        env_steps: environment steps up to there.
-        error: why it failed.
-    """
-
-    state: State
-    iteration: int = 0
-    env_steps: int = 0
-    error: str | None = None
 
 
 class RunDirectory:
@@ -73,23 +58,23 @@ class RunDirectory:
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
-        self.config_file = self.path / "config.yaml"
-        self.versions_file = self.path / "versions.json"
-        self.status_file = self.path / "status.json"
-        self.metrics_file = self.path / "metrics.jsonl"
-        self.events_file = self.path / "events.jsonl"
+        self.config_file = self.path / run_record.CONFIG
+        self.versions_file = self.path / run_record.VERSIONS
+        self.status_file = self.path / run_record.STATUS
+        self.metrics_file = self.path / run_record.METRICS
+        self.events_file = self.path / run_record.EVENTS
         self.tensorboard = self.path / "tensorboard"
         self.checkpoints = self.path / "checkpoints"
         self.victim = self.path / "victim"
         self.initial_policy = self.path / "initial_policy"
         self.adversary = self.path / "adversary"
-        self.evaluations = self.path / "evaluations"
-        self._lock = Lock(self.path / ".lock")
+        self.evaluations = self.path / run_record.EVALUATIONS
+        self._lock = FileLock(self.path / run_record.LOCK, blocking=False, thread_local=False)
 
     @property
     def is_run(self) -> bool:
         """Whether there is a run here: nothing else has both files."""
-        return self.config_file.is_file() and self.status_file.is_file()
+        return run_record.is_run(self.path)
 
     def check_free(self, *, overwrite: bool) -> None:
         """Whether a new run may be made here; nothing is changed.
@@ -124,23 +109,25 @@ class RunDirectory:
             self.unlock()
         with new_folder(self.path) as folder:
             write_text(folder / self.config_file.name, config.to_yaml())
-            write_json(folder / self.versions_file.name, versions(seed=config.seed))
+            write_json(folder / self.versions_file.name, asdict(Versions.here(seed=config.seed)))
             write_json(folder / self.status_file.name, asdict(Status("running")))
             if config.initial_policy is not None:
                 load_victim(config.initial_policy).save(folder / self.initial_policy.name)
         self.lock()
 
     def lock(self) -> None:
-        """Be the only process that writes here.
+        """Be the only process that writes here; a process that dies, even by `kill -9`, lets others.
 
         Raises:
             ValueError: another process is.
         """
-        if not self._lock.acquire():
+        try:
+            self._lock.acquire()
+        except Timeout:
             raise ValueError(
                 f"expected a run that nobody is training, got {self.path}, which another process is "
                 "writing; wait for it or stop it"
-            )
+            ) from None
 
     def unlock(self) -> None:
         """Let others write here."""
@@ -170,14 +157,11 @@ class RunDirectory:
             ValueError: not a run, or a status that cannot be read.
         """
         self.require()
-        try:
-            return Status(**json.loads(self.status_file.read_text(encoding="utf-8")))
-        except (TypeError, ValueError) as error:
-            raise ValueError(f"expected the status of a run in {self.status_file}: {error}") from None
+        return run_record.load_status(self.path)
 
     def changed_versions(self) -> dict[str, str]:
         """The packages that this process has in other versions than the one that began the run."""
-        return changed(json.loads(self.versions_file.read_text(encoding="utf-8")))
+        return run_record.load_versions(self.path).changed()
 
     def write_status(self, status: Status) -> None:
         """Replace the status."""
@@ -200,7 +184,7 @@ class RunDirectory:
         append_event(self.events_file, event, iteration=iteration, **details)
 
     def events(self) -> list[dict[str, Any]]:
-        """What happened to the run, oldest first: see `marl_aajr.training.metrics`.
+        """What happened to the run, oldest first; the module's docstring lists the events.
 
         Raises:
             ValueError: a broken line before the last.

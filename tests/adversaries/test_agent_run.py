@@ -14,7 +14,8 @@ from marl_aajr.adversaries.store import RECORD
 from marl_aajr.adversaries.training import train_adversary
 from marl_aajr.evaluation import evaluate_run
 from marl_aajr.training.config import PPOSettings, RunConfig
-from marl_aajr.training.run_directory import RunDirectory, Status
+from marl_aajr.training.run_directory import RunDirectory
+from marl_aajr.training.run_record import Status
 from marl_aajr.training.trainer import train
 from marl_aajr.victims import Victim
 from tests.adversaries.test_agent_game import RELAY, TAG, each_its_own, reader

@@ -9,7 +9,8 @@ import pytest
 from marl_aajr.adversaries.agent_run import GAME
 from marl_aajr.cli.app import main
 from marl_aajr.training.config import EnvConfig, RunConfig
-from marl_aajr.training.run_directory import RunDirectory, Status
+from marl_aajr.training.run_directory import RunDirectory
+from marl_aajr.training.run_record import Status
 from marl_aajr.victims import Victim, fingerprint
 from tests.cli.test_evaluate import SPEC, as_json, finished_run, said
 from tests.evaluation.players import sign_reader, team

@@ -13,7 +13,8 @@ from torch import nn
 from marl_aajr.cli.app import main
 from marl_aajr.cli.evaluate import JSON
 from marl_aajr.training.config import EnvConfig, RunConfig
-from marl_aajr.training.run_directory import RunDirectory, Status
+from marl_aajr.training.run_directory import RunDirectory
+from marl_aajr.training.run_record import Status
 from tests.evaluation.broken import Quantized
 from tests.evaluation.players import sign_reader, signs, stakes, team
 

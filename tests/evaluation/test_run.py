@@ -12,7 +12,8 @@ from marl_aajr.adversaries import agent_run, observation_game
 from marl_aajr.adversaries.store import REQUEST, search_folder
 from marl_aajr.evaluation import Evaluation, evaluate, evaluate_run
 from marl_aajr.training.config import EnvConfig, RunConfig
-from marl_aajr.training.run_directory import RunDirectory, Status
+from marl_aajr.training.run_directory import RunDirectory
+from marl_aajr.training.run_record import Status
 from tests.evaluation.players import sign_reader, signs, team
 
 SPEC = signs(longest=3)

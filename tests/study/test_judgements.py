@@ -11,7 +11,7 @@ import yaml
 
 from marl_aajr.study.study import Plan, prepare
 from marl_aajr.training.files import write_json
-from marl_aajr.training.run_directory import Status
+from marl_aajr.training.run_record import Status
 from tests.study.files import SUITE, write_study
 
 TAG = {"name": "marl_aajr.envs.simple_tag_v3", "label": "tag"}

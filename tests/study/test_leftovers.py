@@ -15,7 +15,7 @@ from marl_aajr.study import report
 from marl_aajr.study.study import prepare
 from marl_aajr.study.work import Place, StopFlag, work
 from marl_aajr.training.cluster import software
-from marl_aajr.training.run_directory import Status
+from marl_aajr.training.run_record import Status
 from tests.adversaries.test_agent_game import each_its_own
 from tests.study.files import TINY, write_study
 

@@ -20,7 +20,8 @@ from marl_aajr.study.folder import is_there
 from marl_aajr.study.report import write_page
 from marl_aajr.study.study import Plan, on_cluster, prepare
 from marl_aajr.study.watch import Board
-from marl_aajr.training.run_directory import RunDirectory, Status
+from marl_aajr.training.run_directory import RunDirectory
+from marl_aajr.training.run_record import Status
 from tests.cli.conftest import CLI, quiet_environment
 from tests.study.files import do, write_study
 from tests.training.runs import numbers

@@ -2,12 +2,15 @@ from __future__ import annotations
 
 import json
 import stat
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 from marl_aajr.training.files import new_folder, write_json
-from marl_aajr.training.run_directory import RunDirectory, Status
+from marl_aajr.training.run_directory import RunDirectory
+from marl_aajr.training.run_record import Status
 from tests.training.runs import tiny
 
 
@@ -78,6 +81,18 @@ def test_one_process_at_a_time(run: RunDirectory) -> None:
         other.create(tiny(), overwrite=True)
     run.unlock()
     other.lock()
+
+
+def test_a_process_that_is_killed_gives_its_run_back(run: RunDirectory) -> None:
+    words = "import sys, time; from marl_aajr.training.run_directory import RunDirectory as Run\n"
+    words += "run = Run(sys.argv[1]); run.lock(); print('locked', flush=True); time.sleep(60)"
+    with subprocess.Popen([sys.executable, "-c", words, run.path], stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == b"locked\n"
+        with pytest.raises(ValueError, match="another process is writing; wait for it or stop it"):
+            run.lock()
+        process.kill()
+    run.lock()
 
 
 def test_a_line_cut_short_by_a_crash_is_left_out(run: RunDirectory) -> None:

@@ -1,0 +1,225 @@
+"""The files of a run as they are read: by training, studies and reports, with the same checks and messages.
+
+`RunDirectory` writes these files. Each `load_*` here reads one of them, and names the file and the cure where
+it is missing or corrupt. Their names are defined here, once. Nothing in this module needs Ray.
+"""
+
+from __future__ import annotations
+
+import json
+import platform
+from collections.abc import Iterator, Mapping
+from dataclasses import field
+from importlib import metadata
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+import yaml
+from pydantic import TypeAdapter, ValidationError
+from pydantic.dataclasses import dataclass
+
+CONFIG, STATUS, VERSIONS = "config.yaml", "status.json", "versions.json"
+METRICS, EVENTS, EVALUATIONS = "metrics.jsonl", "events.jsonl", "evaluations"
+
+LOCK = ".lock"
+"""The file by which a process keeps others from writing into its folder."""
+
+_BESIDE = "-evaluations"
+"""The end of the name of the folder that holds the evaluations of a policy from elsewhere, beside it."""
+
+_REQUIRED_CONFIG = ("env", "method", "seed", "env_steps")
+
+PACKAGES = ("marl-aajr", "torch", "ray", "gymnasium", "pettingzoo", "mpe2", "numpy", "safetensors")
+"""The packages that decide the numbers of a run."""
+
+State = Literal["running", "finished", "interrupted", "failed"]
+
+
+@dataclass(frozen=True)
+class Status:
+    """status.json: how far a run has come.
+
+    Attributes:
+        state: what became of it; a run whose process was killed still says `running`.
+        iteration: of the last line of `metrics.jsonl`.
+        env_steps: environment steps up to there.
+        error: why it failed.
+    """
+
+    state: State
+    iteration: int = 0
+    env_steps: int = 0
+    error: str | None = None
+
+
+@dataclass(frozen=True)
+class Versions:
+    """versions.json: what a run was made with, so that it can be repeated.
+
+    Attributes:
+        python: the version of Python.
+        platform: the operating system and the machine's architecture.
+        packages: the version of each of `PACKAGES` that is installed.
+        seed: of the run; None in a record that does not say.
+    """
+
+    python: str
+    platform: str
+    packages: dict[str, str]
+    seed: int | None = None
+
+    @classmethod
+    def here(cls, *, seed: int | None = None) -> Versions:
+        """Those of this process."""
+        packages = {name: version for name in PACKAGES if (version := _version(name)) is not None}
+        return cls(platform.python_version(), platform.platform(), packages, seed)
+
+    def changed(self) -> dict[str, str]:
+        """The packages that this process has in other versions, with its versions."""
+        now = Versions.here().packages
+        return {name: version for name, version in now.items() if self.packages.get(name) != version}
+
+
+@dataclass(frozen=True)
+class Iteration:
+    """One line of metrics.jsonl; `return_mean` is None while no episode has ended."""
+
+    iteration: int
+    env_steps: int
+    seconds: float
+    return_mean: float | None = None
+    team_returns: dict[str, float | None] | None = None
+    modules: dict[str, dict[str, float | None]] = field(default_factory=dict)
+
+
+def is_run(folder: Path) -> bool:
+    """Whether there is a run in a folder: nothing else has both files."""
+    return (folder / CONFIG).is_file() and (folder / STATUS).is_file()
+
+
+def load_status(folder: Path) -> Status:
+    """How far the run in a folder has come.
+
+    Raises:
+        ValueError: no status, or a corrupt one.
+    """
+    return parse(Status, folder / STATUS)
+
+
+def load_versions(folder: Path) -> Versions:
+    """What the run in a folder was made with.
+
+    Raises:
+        ValueError: no versions, or corrupt ones.
+    """
+    return parse(Versions, folder / VERSIONS)
+
+
+def load_settings(folder: Path) -> Mapping[str, Any]:
+    """The configuration of the run in a folder as nested mappings; its environment need not be installed.
+
+    Raises:
+        ValueError: no configuration, or a corrupt one.
+    """
+    path = folder / CONFIG
+    try:
+        config = yaml.safe_load(_text(path))
+    except yaml.YAMLError as error:
+        raise _corrupt(path, " ".join(str(error).split())) from error
+    if not isinstance(config, dict):
+        raise _corrupt(path, "it is not a mapping")
+    missing = [key for key in _REQUIRED_CONFIG if key not in config]
+    if missing:
+        raise _corrupt(path, f"it lacks {', '.join(missing)}")
+    for key in ("seed", "env_steps"):
+        if not isinstance(config[key], int):
+            raise _corrupt(path, f"{key} should be an integer, not {config[key]!r}")
+    for key in ("env", "method"):
+        if not isinstance(config[key], dict) or not isinstance(config[key].get("name"), str):
+            raise _corrupt(path, f"{key} should be a mapping with a name")
+    return config
+
+
+def load_iterations(folder: Path) -> tuple[Iteration, ...]:
+    """The iterations of a finished run, oldest first; of one that is trained read `RunDirectory.metrics`.
+
+    Raises:
+        ValueError: no metrics, a corrupt line, or lines out of order.
+    """
+    return tuple(_iterations(folder / METRICS))
+
+
+def _iterations(path: Path) -> Iterator[Iteration]:
+    previous = -1
+    lines = [line for line in _text(path).splitlines() if line.strip()]
+    if not lines:
+        raise _corrupt(path, "it has no line")
+    for number, line in enumerate(lines, start=1):
+        row = _validate(Iteration, line, path, where=f"line {number}: ")
+        if row.env_steps <= previous:
+            raise _corrupt(path, f"line {number}: env_steps {row.env_steps} after {previous}")
+        previous = row.env_steps
+        yield row
+
+
+def evaluations_beside(policy: Path) -> Path:
+    """The folder of the evaluations of a policy from elsewhere, whose own folder is not written into."""
+    policy = policy.resolve()
+    return policy.with_name(f"{policy.name}{_BESIDE}")
+
+
+def evaluation_files(folder: Path) -> list[Path]:
+    """The evaluations of the run in a folder, or of the policy there that is from elsewhere, by name."""
+    beside = evaluations_beside(folder)
+    inside = (folder / CONFIG).exists() or not beside.is_dir()
+    return sorted((folder / EVALUATIONS if inside else beside).glob("*.json"))
+
+
+_Value = TypeVar("_Value")
+
+
+def parse(kind: type[_Value], path: Path) -> _Value:
+    """The content of a JSON file of a run as a model.
+
+    Raises:
+        ValueError: no such file, or a corrupt one; names the field, and what to do.
+    """
+    return _validate(kind, _text(path), path)
+
+
+def _validate(kind: type[_Value], text: str, path: Path, *, where: str = "") -> _Value:
+    try:
+        return TypeAdapter(kind).validate_python(json.loads(text))
+    except json.JSONDecodeError as error:
+        raise _corrupt(path, f"{where}not JSON ({error})") from error
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = ".".join(str(part) for part in first["loc"])
+        raise _corrupt(path, f"{where}{key or 'contents'}: {first['msg']}") from error
+
+
+def _text(path: Path) -> str:
+    if not path.is_file():
+        raise ValueError(
+            f"expected a run directory, got {path.parent}, which has no {path.name}; "
+            "give the folder that `marl-aajr train` wrote"
+        )
+    try:
+        return path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise _corrupt(path, "it is not UTF-8 text") from error
+
+
+def _corrupt(path: Path, what: str) -> ValueError:
+    again = "evaluate" if path.parent.name.endswith(EVALUATIONS) else "train"
+    return ValueError(
+        f"expected a readable {path.name}, got a corrupt {path}: {what}; "
+        f"write it again with `marl-aajr {again}`"
+    )
+
+
+def _version(name: str) -> str | None:
+    try:
+        return metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return None
