@@ -13,9 +13,10 @@ from numpy.typing import NDArray
 from pettingzoo.utils.env import ParallelEnv
 from torch import Tensor
 
+from marl_aajr.rollout.batched_env import BatchedEnv
+
 from .particles import World
 from .scenario import Scenario
-from .tensor_batch import TensorBatch
 
 if TYPE_CHECKING:  # matplotlib is slow to import
     from matplotlib.axes import Axes
@@ -26,14 +27,14 @@ _MARGIN = 1.1
 _FIXED_SCALE = 1 / 0.9  # mpe2 draws radius 1 as half the width when it does not rescale
 
 
-class SingleCopy(ParallelEnv[str, NDArray[Any], Any]):
+class SingleCopy(ParallelEnv[str, Any, Any]):
     """A batch of one copy, played episode by episode.
 
     `reset(seed=s)` begins the episode that copy 0 of the batch begins with seed s. Later resets without a
     seed continue the sequence that s began; without any seed it comes from the operating system.
 
     Args:
-        batch: The batch; the view steps it alone.
+        batch: The batch; the view steps it alone. Its agents stay until the episode is over for all of them.
         name: The environment's name for itself.
         render_mode: `"rgb_array"`, or None for no drawing.
 
@@ -45,7 +46,7 @@ class SingleCopy(ParallelEnv[str, NDArray[Any], Any]):
         ValueError: If the batch has more than one copy, or the render mode is another.
     """
 
-    def __init__(self, batch: TensorBatch, *, name: str, render_mode: str | None = None) -> None:
+    def __init__(self, batch: BatchedEnv, *, name: str, render_mode: str | None = None) -> None:
         if batch.num_envs != 1:
             raise ValueError(f"expected a batch of one copy, got {batch.num_envs}; build it with num_envs=1")
         if render_mode not in (None, "rgb_array"):
@@ -60,9 +61,13 @@ class SingleCopy(ParallelEnv[str, NDArray[Any], Any]):
         self.render_mode = render_mode
         self.possible_agents = list(batch.possible_agents)
         self.agents: list[str] = []
-        self.observation_spaces: dict[str, spaces.Space[Any]] = batch.observation_spaces
+        self.observation_spaces: dict[str, spaces.Space[Any]] = {
+            agent: self._with_mask(agent, space) for agent, space in batch.observation_spaces.items()
+        }
         self.action_spaces: dict[str, spaces.Space[Any]] = batch.action_spaces
-        self.state_space = batch.state_space
+        if batch.state_space is not None:
+            self.state_space = batch.state_space
+            batch.keeps_final_states = True
         self.teams = batch.teams
         self._seeds: np.random.Generator | None = None
 
@@ -76,19 +81,17 @@ class SingleCopy(ParallelEnv[str, NDArray[Any], Any]):
 
     def reset(
         self, seed: int | None = None, options: Mapping[str, Any] | None = None
-    ) -> tuple[dict[str, NDArray[Any]], dict[str, dict[str, Any]]]:
+    ) -> tuple[dict[str, Any], dict[str, dict[str, Any]]]:
         """Begins an episode; `options` are not used."""
         if seed is not None or self._seeds is None:
             self._seeds = np.random.default_rng(seed)
         first = seed if seed is not None else int(self._seeds.integers(2**63))
-        self.agents = list(self.possible_agents)
+        self.agents, self._over = list(self.possible_agents), False
         return self._seen(self.batch.reset(seed=first)), {agent: {} for agent in self.agents}
 
     def step(
         self, actions: Mapping[str, Any]
-    ) -> tuple[
-        dict[str, NDArray[Any]], dict[str, float], dict[str, bool], dict[str, bool], dict[str, dict[str, Any]]
-    ]:
+    ) -> tuple[dict[str, Any], dict[str, float], dict[str, bool], dict[str, bool], dict[str, dict[str, Any]]]:
         """Plays one step of the episode.
 
         Raises:
@@ -98,21 +101,23 @@ class SingleCopy(ParallelEnv[str, NDArray[Any], Any]):
         if not self.agents:
             raise ValueError("expected an episode to be running; call reset first")
         after = self.batch.step({agent: self._action(agent, actions) for agent in self.agents})
-        over = bool(after.episode_over)
+        over = self._over = bool(after.episode_over)
         agents, info = self.agents, after.infos[0]
         if over:
             self.agents = []
+        cut = {agent: bool(after.truncations[agent]) for agent in agents}
         return (
             self._seen(after.final_obs if over else after.obs),
             {agent: float(after.rewards[agent]) for agent in agents},
-            {agent: bool(after.terminations[agent]) for agent in agents},
-            {agent: bool(after.truncations[agent]) for agent in agents},
+            {agent: bool(after.terminations[agent]) or (over and not cut[agent]) for agent in agents},
+            cut,
             {agent: info.get(agent, {}) for agent in agents},
         )
 
     def state(self) -> NDArray[Any]:
-        """All agents' observations; after the last step, those of the episode's end."""
-        return self._state
+        """The batch's global state; after the last step, that of the episode's end."""
+        states: Tensor = self.batch.final_state() if self._over else self.batch.state()
+        return states[0].cpu().numpy()
 
     def render(self) -> NDArray[np.uint8] | None:
         """The picture `[height, width, 3]`, or None without a render mode."""
@@ -122,9 +127,19 @@ class SingleCopy(ParallelEnv[str, NDArray[Any], Any]):
         """Frees what the copy holds."""
         self.batch.close()
 
-    def _seen(self, obs: Mapping[str, Tensor]) -> dict[str, NDArray[Any]]:
-        seen = {agent: value[0].cpu().numpy() for agent, value in obs.items()}
-        self._state = np.concatenate([value.ravel() for value in seen.values()])
+    def _with_mask(self, agent: str, space: spaces.Space[Any]) -> spaces.Space[Any]:
+        mask = self.batch.action_mask[agent]
+        if mask is None:
+            return space
+        return spaces.Dict({"observation": space, "action_mask": spaces.Box(0, 1, mask.shape[1:], np.int8)})
+
+    def _seen(self, obs: Mapping[str, Tensor]) -> dict[str, Any]:
+        masks = self.batch.action_mask
+        seen: dict[str, Any] = {agent: rows[0].cpu().numpy() for agent, rows in obs.items()}
+        for agent, own in seen.items():
+            if (mask := masks[agent]) is not None:
+                legal = mask[0].cpu().numpy().astype(np.int8)
+                seen[agent] = {"observation": own, "action_mask": legal}
         return seen
 
     def _action(self, agent: str, actions: Mapping[str, Any]) -> Tensor:

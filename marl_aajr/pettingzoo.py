@@ -16,11 +16,11 @@ from typing import Any, Literal, TypeVar, cast
 from pettingzoo.utils.env import AECEnv, ParallelEnv
 from pettingzoo.utils.wrappers import BaseParallelWrapper, BaseWrapper
 
-from marl_aajr.adversaries.match import check_match
 from marl_aajr.attacks import Attack
 from marl_aajr.core.values import one_of
 from marl_aajr.evaluation.liar import Chance, Liar
 from marl_aajr.victims import Victim
+from marl_aajr.victims.match import check_match
 
 Env = TypeVar("Env")
 """A ParallelEnv or an AECEnv."""

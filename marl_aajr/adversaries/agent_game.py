@@ -22,11 +22,9 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from marl_aajr.adversaries.frozen import load_frozen
-from marl_aajr.adversaries.game import VictimGame
-from marl_aajr.adversaries.game_view import GameView
+from marl_aajr.adversaries.game import VictimGame, load_frozen
 from marl_aajr.core.values import one_of
-from marl_aajr.envs.single_copy import declare
+from marl_aajr.envs.single_copy import SingleCopy, declare
 from marl_aajr.rollout.batched_env import BatchedEnv, BatchedStep
 from marl_aajr.rollout.batches import make_batch
 from marl_aajr.rollout.environments import resolve
@@ -193,9 +191,9 @@ def batched_env(num_envs: int, *, device: torch.device | str = "cpu", **threat: 
     return AgentThreat(**threat).build(num_envs, device=device)
 
 
-def parallel_env(**threat: Any) -> GameView:
+def parallel_env(**threat: Any) -> SingleCopy:
     """One copy of it for PettingZoo."""
-    return GameView(AgentThreat(**threat).build(1), name=f"{threat['kind']}_v0")
+    return SingleCopy(AgentThreat(**threat).build(1), name=f"{threat['kind']}_v0")
 
 
 declare(batched_env, AgentThreat)

@@ -8,7 +8,7 @@ from typing import Literal
 
 from marl_aajr.adversaries import agent_game
 from marl_aajr.adversaries.agent_game import AgentThreat, Kind, Pays
-from marl_aajr.adversaries.frozen import victim_folder
+from marl_aajr.adversaries.game import victim_folder
 from marl_aajr.training.config import EnvConfig, Resources, RunConfig
 from marl_aajr.training.policy_mapping import roster_of
 from marl_aajr.training.run_directory import RunDirectory

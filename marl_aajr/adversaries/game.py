@@ -13,19 +13,22 @@ adversary is the optimal policy of this game.
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
 from gymnasium import spaces
 from torch import Tensor
 
-from marl_aajr.adversaries.match import check_action, check_match, no_action
 from marl_aajr.core.values import one_of
-from marl_aajr.rollout.batched_env import BatchedEnv, BatchedEnvWrapper, BatchedStep
+from marl_aajr.rollout.batched_env import BatchedEnv, BatchedEnvWrapper, BatchedStep, check_action, no_action
 from marl_aajr.rollout.perturbed import ADVERSARY, loss
-from marl_aajr.victims import Victim
+from marl_aajr.training.run_directory import RunDirectory
+from marl_aajr.victims import Victim, fingerprint, load_victim
 from marl_aajr.victims.groups import alike
+from marl_aajr.victims.match import check_match
 from marl_aajr.victims.stepper import CounterSampler, DecisionBatch, Stepper
+from marl_aajr.victims.store import DESCRIPTION
 
 
 class VictimGame(BatchedEnvWrapper):
@@ -268,3 +271,28 @@ def _column(flag: Tensor, like: Tensor) -> Tensor:
 def _only(rows: Tensor, where: Tensor) -> Tensor:
     """Zero elsewhere."""
     return rows.masked_fill(~_column(where, rows), 0)
+
+
+def victim_folder(victims: Path) -> Path:
+    """Where the victims of a run are; a folder that holds victims is its own."""
+    return victims if (victims / DESCRIPTION).is_file() else RunDirectory(victims).victim
+
+
+def load_frozen(folder: Path | str, digest: str) -> Victim:
+    """The victims in a folder.
+
+    Args:
+        folder: of a saved victim.
+        digest: its `marl_aajr.victims.fingerprint`.
+
+    Raises:
+        ValueError: no victim there, a damaged one, or another.
+    """
+    victim = load_victim(folder)
+    found = fingerprint(victim)
+    if found != digest:
+        raise ValueError(
+            f"expected the victims {digest[:12]} in {folder}, got others ({found[:12]}): they have been "
+            "trained anew or replaced; train the adversary again, or put the old ones back"
+        )
+    return victim

@@ -15,14 +15,12 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from marl_aajr.adversaries.frozen import load_frozen
-from marl_aajr.adversaries.game import VictimGame
-from marl_aajr.adversaries.game_view import GameView
+from marl_aajr.adversaries.game import VictimGame, load_frozen
 from marl_aajr.adversaries.observation_adversaries import ObservationAdversaries
 from marl_aajr.core.adversary_actions import AdversaryActions, adversary_actions
 from marl_aajr.core.threat import Norm, PerturbationSet
 from marl_aajr.core.values import one_of
-from marl_aajr.envs.single_copy import declare
+from marl_aajr.envs.single_copy import SingleCopy, declare
 from marl_aajr.rollout.batched_env import BatchedEnv
 from marl_aajr.rollout.batches import make_batch
 from marl_aajr.rollout.environments import resolve
@@ -200,9 +198,9 @@ def batched_env(num_envs: int, *, device: torch.device | str = "cpu", **threat: 
     return ObservationThreat(**threat).build(num_envs, device=device)
 
 
-def parallel_env(**threat: Any) -> GameView:
+def parallel_env(**threat: Any) -> SingleCopy:
     """One copy of it for PettingZoo."""
-    return GameView(ObservationThreat(**threat).build(1), name=f"{threat['kind']}_v0")
+    return SingleCopy(ObservationThreat(**threat).build(1), name=f"{threat['kind']}_v0")
 
 
 declare(batched_env, ObservationThreat)

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from marl_aajr.adversaries.frozen import victim_folder
+from marl_aajr.adversaries.game import victim_folder
 from marl_aajr.adversaries.observation_game import ObservationThreat
 from marl_aajr.adversaries.request import (
     ALTERNATIVES,

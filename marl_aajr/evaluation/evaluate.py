@@ -6,7 +6,6 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import closing
 from pathlib import Path
 
-from marl_aajr.adversaries.match import check_match, check_victim
 from marl_aajr.attacks import Attack, Transfer
 from marl_aajr.core.numerics import one_torch_thread
 from marl_aajr.core.seeds import Purpose, derived_seed, stream
@@ -37,6 +36,7 @@ from marl_aajr.rollout.environments import EnvironmentSpec, resolve
 from marl_aajr.rollout.teams import choose_agents
 from marl_aajr.victims import Victim
 from marl_aajr.victims.groups import alike
+from marl_aajr.victims.match import check_match, check_victim
 
 NUM_ENVS = 50
 """Copies played side by side. Part of the protocol: see `evaluate`."""

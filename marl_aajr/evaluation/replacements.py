@@ -16,7 +16,6 @@ import torch
 from gymnasium import spaces
 from torch import Tensor
 
-from marl_aajr.adversaries.match import check_match
 from marl_aajr.core.values import one_of
 from marl_aajr.evaluation.outcomes import AdversaryTraining
 from marl_aajr.evaluation.outcomes import ReplacementKind as Kind
@@ -25,6 +24,7 @@ from marl_aajr.evaluation.suites import Control
 from marl_aajr.evaluation.table import StandIn
 from marl_aajr.rollout.batched_env import BatchedEnv
 from marl_aajr.victims import Memory, Victim
+from marl_aajr.victims.match import check_match
 
 CONTROLS: tuple[Control, ...] = get_args(Control)
 """The kinds that need no training."""

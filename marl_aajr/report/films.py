@@ -18,7 +18,6 @@ import matplotlib
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
-from marl_aajr.adversaries.match import check_match
 from marl_aajr.attacks import ATTACKS, Attack, make_attack
 from marl_aajr.core.seeds import Purpose, stream
 from marl_aajr.evaluation.adversary import Adversary
@@ -33,6 +32,7 @@ from marl_aajr.rollout.environments import EnvironmentSpec, resolve
 from marl_aajr.rollout.teams import choose_agents
 from marl_aajr.training.run_directory import RunDirectory
 from marl_aajr.victims import Victim
+from marl_aajr.victims.match import check_match
 
 MOST_FRAMES = 60
 """Longer episodes are shown in larger strides, so that no film becomes heavy."""

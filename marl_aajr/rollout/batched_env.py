@@ -208,3 +208,19 @@ class BatchedEnvWrapper(BatchedEnv):
     def close(self) -> None:
         """See `BatchedEnv.close`."""
         self.env.close()
+
+
+def no_action(space: spaces.Space[Any], num_envs: int, *, device: torch.device) -> Tensor:
+    """Zeros as actions, `[E, ...]`."""
+    kind = torch.float32 if isinstance(space, spaces.Box) else torch.int64
+    return torch.zeros((num_envs, *(space.shape or ())), dtype=kind, device=device)
+
+
+def check_action(agent: str, action: Tensor, space: spaces.Space[Any], num_envs: int) -> None:
+    """Raise `ValueError` for actions of the wrong shape or kind."""
+    shape, whole = (num_envs, *(space.shape or ())), not isinstance(space, spaces.Box)
+    if tuple(action.shape) != shape or (whole and action.is_floating_point()):
+        raise ValueError(
+            f"expected actions of {agent!r} as {'integers' if whole else 'numbers'} of shape {shape}, "
+            f"got {action.dtype} of shape {tuple(action.shape)}"
+        )

@@ -24,7 +24,7 @@ from torch import Tensor
 from marl_aajr.core.adversary_actions import AdversaryActions, Kind, adversary_actions
 from marl_aajr.core.policy import Policy
 from marl_aajr.core.threat import PerturbationSet
-from marl_aajr.rollout.batched_env import BatchedEnv, BatchedEnvWrapper, BatchedStep
+from marl_aajr.rollout.batched_env import BatchedEnv, BatchedEnvWrapper, BatchedStep, check_action
 from marl_aajr.rollout.batches import make_batch
 from marl_aajr.rollout.environments import EnvironmentSpec
 
@@ -192,14 +192,11 @@ class PerturbedBatch(BatchedEnvWrapper):
 
     def _action(self, agent: str, actions: Mapping[str, Tensor], active: Tensor) -> Tensor | None:
         name = adversary_of(agent)
-        given, space = actions.get(name), self.action_spaces[name]
-        shape, whole = (self.num_envs, *(space.shape or ())), not isinstance(space, spaces.Box)
-        if given is None and not bool(active.any()):
-            return None
-        if given is None or given.shape != shape or (whole and given.is_floating_point()):
-            kind = "integers" if whole else "numbers"
-            got = "none" if given is None else f"{given.dtype} of shape {tuple(given.shape)}"
-            raise ValueError(f"expected actions of {name!r} as {kind} of shape {shape}, got {got}")
+        given = actions.get(name)
+        if given is not None:
+            check_action(name, given, self.action_spaces[name], self.num_envs)
+        elif bool(active.any()):
+            raise ValueError(f"expected actions of {name!r}, which is active; add them")
         return given
 
     def _paid(self, agent: str, step: BatchedStep) -> Tensor:

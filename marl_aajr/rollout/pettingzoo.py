@@ -11,7 +11,7 @@ from gymnasium import spaces
 from torch import Tensor
 
 from marl_aajr.rollout.adapters import TurnBasedGame
-from marl_aajr.rollout.batched_env import BatchedEnv, BatchedStep
+from marl_aajr.rollout.batched_env import BatchedEnv, BatchedStep, check_action
 from marl_aajr.rollout.environments import EnvironmentSpec
 from marl_aajr.rollout.game import Game, Turn
 
@@ -235,14 +235,7 @@ class PettingZooBatch(BatchedEnv):
         space = self.action_spaces.get(agent)
         if space is None:
             raise ValueError(f"expected actions of {list(self.possible_agents)}, got some of {agent!r}")
-        shape = (self.num_envs, *(space.shape or ()))
-        integer = isinstance(space, _INTEGER)
-        if tuple(actions.shape) != shape or (integer and actions.is_floating_point()):
-            kind = "integers" if integer else "numbers"
-            raise ValueError(
-                f"expected actions of {agent!r} as {kind} of shape {shape}, got {actions.dtype} of "
-                f"shape {tuple(actions.shape)}"
-            )
+        check_action(agent, actions, space, self.num_envs)
         if isinstance(space, spaces.Discrete):
             return actions.tolist()
         return actions.detach().cpu().numpy().astype(space.dtype)

@@ -6,15 +6,13 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
 import numpy as np
-import torch
 from gymnasium import spaces
-from torch import Tensor
 
-from marl_aajr.victims import Victim
+from marl_aajr.victims.victim import Victim
 
 
-class Seats(Protocol):
-    """Who plays with which spaces: a `BatchedEnv`, a `Game`."""
+class HasAgents(Protocol):
+    """Agents and their spaces: a `BatchedEnv`, a `Game`."""
 
     @property
     def possible_agents(self) -> Sequence[str]: ...
@@ -36,7 +34,7 @@ def check_victim(victim: Any, *, what: str = "a victim") -> None:
 
 
 def check_match(
-    victim: Victim, env: Seats, *, agents: Sequence[str] | None = None, what: str = "a victim"
+    victim: Victim, env: HasAgents, *, agents: Sequence[str] | None = None, what: str = "a victim"
 ) -> None:
     """Raise `ValueError` unless the victim can play these agents of the environment; None: all."""
     check_victim(victim, what=what)
@@ -64,22 +62,3 @@ def _fits(has: spaces.Space[Any], needs: spaces.Space[Any]) -> bool:
         same_bounds = np.array_equal(has.low, needs.low) and np.array_equal(has.high, needs.high)
         return has.shape == needs.shape and has.dtype == needs.dtype and same_bounds
     return has == needs
-
-
-# MERGED: actions.py; its docstring belongs into that of this module
-
-
-def no_action(space: spaces.Space[Any], num_envs: int, *, device: torch.device) -> Tensor:
-    """Zeros, `[E, ...]`."""
-    kind = torch.float32 if isinstance(space, spaces.Box) else torch.int64
-    return torch.zeros((num_envs, *(space.shape or ())), dtype=kind, device=device)
-
-
-def check_action(player: str, action: Tensor, space: spaces.Space[Any], num_envs: int) -> None:
-    """Raise `ValueError` for actions of the wrong shape or kind."""
-    shape, whole = (num_envs, *(space.shape or ())), not isinstance(space, spaces.Box)
-    if tuple(action.shape) != shape or (whole and action.is_floating_point()):
-        raise ValueError(
-            f"expected actions of {player!r} as {'integers' if whole else 'numbers'} of shape {shape}, "
-            f"got {action.dtype} of shape {tuple(action.shape)}"
-        )
