@@ -11,13 +11,17 @@ import typer
 
 from marl_aajr.cli import adversary, compare, evaluate, study, train
 from marl_aajr.cli.errors import report
-from marl_aajr.cli.options import guide
+from marl_aajr.cli.options import guide, plain
+from marl_aajr.core.settings import every_setting
 from marl_aajr.version import __version__
 
 LIST = guide(
-    "List the environments, methods or attacks that can be named, one line each.",
+    "List what can be named, one line each: environments, methods or attacks; the keys of a run's or a "
+    "study's file; or the settings of one method or attack.",
     "marl-aajr list methods",
     "marl-aajr list envs --json",
+    "marl-aajr list run",
+    "marl-aajr list aajr",
 )
 
 app = typer.Typer(
@@ -79,21 +83,16 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
 
 @app.command("list", help=LIST)
 def list_names(
-    kind: Annotated[str, typer.Argument(metavar="envs|methods|attacks", help="What to list.")],
+    kind: Annotated[str, typer.Argument(metavar="envs|methods|attacks|run|study|NAME", help="What to list.")],
     as_json: Annotated[
         bool, typer.Option("--json", help="A list of objects with name and summary, on stdout.")
     ] = False,
 ) -> None:
     """List one kind of thing."""
-    if kind not in _KINDS:
-        raise ValueError(f"expected one of {', '.join(_KINDS)}; got {kind!r}")
-    entries = _KINDS[kind]()
+    entries = _LISTS[kind]() if kind in _LISTS else _settings(_class_of(kind))
     if as_json:
-        print(
-            json.dumps(
-                [{"name": name, "summary": text} for name, text in entries], ensure_ascii=False, indent=1
-            )
-        )
+        found = [{"name": name, "summary": text} for name, text in entries]
+        print(json.dumps(found, ensure_ascii=False, indent=1))
         return
     width = max(len(name) for name, _ in entries)
     for name, text in entries:
@@ -119,8 +118,31 @@ def _attacks() -> list[tuple[str, str]]:
     return [(name, cls.summary) for name, cls in ATTACKS.items()]
 
 
-_KINDS: dict[str, Callable[[], list[tuple[str, str]]]] = {
+def _settings(cls: str) -> list[tuple[str, str]]:
+    """The settings of a class, with choices, default and range."""
+    return [
+        (path, plain(setting.summary) + (f" [{plain(setting.facts)}]" if setting.facts else ""))
+        for path, setting in every_setting(cls)
+    ]
+
+
+def _class_of(name: str) -> str:
+    """The dotted name of a method's or attack's class."""
+    from marl_aajr.attacks import ATTACKS
+    from marl_aajr.training.method import METHODS
+
+    classes: dict[str, type] = {**ATTACKS, **METHODS}
+    if name not in classes:
+        raise ValueError(
+            f"expected one of {', '.join(_LISTS)}, or a name of list methods or list attacks; got {name!r}"
+        )
+    return f"{classes[name].__module__}.{classes[name].__qualname__}"
+
+
+_LISTS: dict[str, Callable[[], list[tuple[str, str]]]] = {
     "envs": _environments,
     "methods": _methods,
     "attacks": _attacks,
+    "run": lambda: _settings("marl_aajr.training.config.RunConfig"),
+    "study": lambda: _settings("marl_aajr.study.config.StudyConfig"),
 }

@@ -15,7 +15,7 @@ from typing import Annotated, Any
 import typer
 from rich.markup import escape
 
-from marl_aajr.core.settings import REQUIRED, Setting, find_setting
+from marl_aajr.core.settings import Setting, find_setting
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,25 +44,18 @@ class Option:
         return self.flag.removeprefix("--").replace("-", "_")
 
     @property
-    def default(self) -> str:
-        """The default as the help shows it; empty where there is none."""
-        value = self.setting.default
-        if value is None:
-            return self.setting.none
-        if value is REQUIRED or value is False or value == ():
-            return ""
-        if value is True:
-            return self.flag.removeprefix("--")
-        values = value if isinstance(value, tuple) else (value,)
-        return ",".join(f"{each:g}" if isinstance(each, float) else str(each) for each in values)
-
-    @property
     def help(self) -> str:
         """The first sentence about the setting, with default and range."""
-        text = re.sub(r'`"?([^`]*?)"?`', r"[b]\1[/b]", escape(self.setting.summary))
+        text = plain(escape(self.setting.summary), by=r"[b]\1[/b]")
         if self.repeated:
             text = text.removesuffix(".") + "; may be repeated."
-        return told(text, self.default, self.setting.bounds)
+        switch = self.setting.kind == "bool"
+        return told(text, self._switched if switch else self.setting.shown_default, self.setting.bounds)
+
+    @property
+    def _switched(self) -> str:
+        """The default of a switch, if it is on."""
+        return self.flag.removeprefix("--") if self.setting.default else ""
 
     def read(self, given: Any) -> Any:
         """The value of what was typed."""
@@ -220,6 +213,11 @@ def sample(text: str, file: str) -> str:
 def _kept(heading: str, lines: Iterable[str]) -> str:
     """Lines that are shown as they are; the marker keeps their breaks."""
     return f"\b\n{heading}\n" + "\n".join(f"  {line}" for line in lines)
+
+
+def plain(text: str, *, by: str = r"\1") -> str:
+    """A docstring's text with names marked by a terminal's means: without backticks, and as `by` says."""
+    return re.sub(r'`"?([^`]*?)"?`', by, text)
 
 
 def told(text: str, default: str, bounds: str = "") -> str:

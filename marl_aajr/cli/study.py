@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from marl_aajr.cli.errors import Interrupt
-from marl_aajr.cli.options import assigned, guide, sample, told
+from marl_aajr.cli.options import assigned, guide, options, sample, takes, told, values
 from marl_aajr.cli.progress import StudyProgress, clock, say, waiting
 
 if TYPE_CHECKING:
@@ -43,15 +43,23 @@ HELP = guide(
     "Run a study: every environment with every method, setting and seed of one file, then attack every run, "
     "then compare them on one page. What is finished is never done again: the same command "
     "resumes a study that was stopped, by Ctrl-C, by kill -9 or by an error. "
-    "A file needs environments and methods; pydoc marl_aajr.study.config and marl_aajr.study.entries have "
-    "all keys.",
+    "Options given here override the file. A file needs environments and methods; "
+    "marl-aajr list study has all its keys.",
     "marl-aajr study experiments/pilot.yaml --dry-run",
     "marl-aajr study experiments/pilot.yaml",
     "marl-aajr study experiments/pilot.yaml --only '*-s0'",
     "marl-aajr study experiments/pilot.yaml --address auto --log-json",
 ) + sample("A file:", EXAMPLE)
 
+SETTINGS = options(
+    "marl_aajr.study.config.StudyConfig",
+    "max_concurrent",
+    "address",
+    metavars={"address": "HOST:PORT"},
+)
 
+
+@takes(*SETTINGS)
 def study(
     *,
     file: Annotated[Path, typer.Argument(metavar="FILE.yaml", help="The study.")],
@@ -79,19 +87,6 @@ def study(
             "--replay", help="First repeat the tuning's trials as decided, and compare their scores."
         ),
     ] = False,
-    max_concurrent: Annotated[
-        int | None,
-        typer.Option(
-            metavar="INT", help=told("Runs at a time.", "the file's, or as many as there is room for")
-        ),
-    ] = None,
-    address: Annotated[
-        str | None,
-        typer.Option(
-            metavar="HOST:PORT",
-            help=told("A running Ray cluster, or auto.", "the file's, else RAY_ADDRESS, else this machine"),
-        ),
-    ] = None,
     assignments: Annotated[
         list[str] | None,
         typer.Option(
@@ -103,15 +98,16 @@ def study(
     log_json: Annotated[
         bool, typer.Option("--log-json", help="Print one JSON object per event on stdout, and no table.")
     ] = False,
+    **typed: Any,
 ) -> None:
     """Run a study, or say what it would do."""
     from rich.console import Console
 
     console = Console(stderr=True)
-    options = {"address": address, "max_concurrent": max_concurrent}
-    command = _command(file, out=out, only=only, set=assignments or [], **options)
+    command = _command(file, out=out, only=only, set=assignments or [], **typed)
     overrides = {key: (value, f"--set {key}") for key, value in assigned(assignments or []).items()}
-    overrides |= {key: (v, f"--{key.replace('_', '-')}") for key, v in options.items() if v is not None}
+    given = values(SETTINGS, typed)
+    overrides |= {option.key: (given[option.key], option.flag) for option in SETTINGS if option.key in given}
     # Whatever a library prints must not get between the lines of JSON.
     with contextlib.redirect_stdout(sys.stderr):
         with waiting("Reading the study, loading torch and RLlib", console=console):

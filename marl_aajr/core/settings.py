@@ -61,16 +61,29 @@ class Setting:
         return self._first[0]
 
     @property
-    def none(self) -> str:
-        """What holds if the value is None, in words; empty: the entry does not say."""
-        return self._first[1]
+    def shown_default(self) -> str:
+        """The default as a person types it, or in words what holds if it is None; empty: there is none."""
+        if self.default is None:
+            return self._first[1]
+        if self.default is REQUIRED or self.default == ():
+            return ""
+        values = self.default if isinstance(self.default, tuple) else (self.default,)
+        return ",".join(f"{each:g}" if isinstance(each, float) else f"{each}" for each in values)
+
+    @property
+    def facts(self) -> str:
+        """Choices, default and range in words."""
+        shown = self.shown_default and f"default: {self.shown_default}"
+        if self.default is REQUIRED:
+            shown = "required"
+        return "; ".join(filter(None, ["|".join(self.choices), shown, self.bounds]))
 
     @property
     def _first(self) -> tuple[str, str]:
         sentence = re.split(r"(?<=\.) (?=[A-Z])", self.text, maxsplit=1)[0]
         summary, _, none = sentence.removesuffix(".").partition("; None: ")
-        first = summary[:1]  # a symbol of an equation, such as λ, stays as it is
-        return (first.upper() if first.isascii() else first) + summary[1:] + ".", none
+        symbol = re.match(r"\w(,| [≥>])|[^a-z]", summary)  # of an equation, such as λ
+        return (summary if symbol else summary[:1].upper() + summary[1:]) + ".", none
 
 
 def attributes(docstring: str) -> dict[str, str]:
@@ -94,6 +107,21 @@ def find_setting(cls: str, path: str) -> Setting:
     for section in sections:
         cls = declared(cls)[section].kind
     return declared(cls)[name]
+
+
+def every_setting(cls: str, prefix: str = "") -> Iterator[tuple[str, Setting]]:
+    """All settings of a class and its sections by dotted path; `[]` marks the entries of a list.
+
+    Args:
+        cls: dotted name of the class.
+        prefix: of the paths.
+    """
+    for name, setting in declared(cls).items():
+        path = f"{prefix}{name}"
+        if setting.kind.startswith(PACKAGE):
+            yield from every_setting(setting.kind, f"{path}[]." if setting.many else f"{path}.")
+        else:
+            yield path, setting
 
 
 @cache

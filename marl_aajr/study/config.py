@@ -31,22 +31,22 @@ class StudyConfig(Section):
     """One study.
 
     Attributes:
-        name: of its folder; the file's by default.
-        title: heading of the report.
-        summary: what is asked, for the report.
-        environments: where.
-        methods: what is compared; prices are measured from the first.
-        seeds: of the runs.
+        name: name of its folder. By default it is the file's.
+        title: heading of the report; None: the environments' and methods' names.
+        summary: text that says what is asked, for the report.
+        environments: the environments.
+        methods: the methods to compare. Prices are measured from the first.
+        seeds: seeds of the runs.
         grid: dotted settings of the run that take several values, for all environments and methods.
         run: settings of all runs: sections and keys of a run's configuration.
-        evaluation: how every run is judged.
-        adversaries: what is trained against every run.
-        tune: the search for the settings under `search` of each method.
+        evaluation: how every run is evaluated.
+        adversaries: adversaries to train against every run.
+        tune: the search for the settings under `search` of each method; None: no search.
         retries: how often a run is taken up again after an error.
         max_concurrent: runs at a time; None: as many as there is room for.
-        address: a running Ray cluster; None: RAY_ADDRESS or this machine.
-        storage: where finished runs are copied to, such as `s3://bucket/studies`; nodes without a shared
-            disk need it.
+        address: a running Ray cluster, `host:port` or `auto`; None: RAY_ADDRESS, else this machine.
+        storage: place that finished runs are copied to, such as `s3://bucket/studies`; None: nowhere. Nodes
+            without a shared disk need it.
         log: other places to log to, by Ray's own callbacks.
         film: show a clean and an attacked episode of each environment in the report.
     """

@@ -1,4 +1,4 @@
-"""The sections of a study's file: environments, methods, how runs are judged, attacked and tuned."""
+"""The sections of a study's file: environments, methods, and how runs are evaluated and tuned."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class Space(Section):
     Attributes:
         low: least value.
         high: greatest value.
-        log: whether factors count instead of differences.
+        log: draw the logarithm, for settings whose factors count instead of their differences.
         choices: two values or more, instead of a range.
     """
 
@@ -78,11 +78,12 @@ class EnvironmentEntry(Section):
     """One environment.
 
     Attributes:
-        name: as in a run.
-        kwargs: as in a run.
-        label: what its runs' names begin with; None: the last part of the name.
-        team: who is attacked and judged; None: the largest team.
-        reference: two returns, fixed before the runs, between which the report's scores go from 0 to 1.
+        name: name of the environment, as in a run.
+        kwargs: arguments of its constructor, as in a run.
+        label: beginning of its runs' names; None: the last part of the name.
+        team: the team that is attacked and evaluated; None: the largest.
+        reference: two returns, fixed before the runs, between which the report's scores go from 0 to 1; None:
+            no scores.
         run: settings of the runs on it, over the study's own.
     """
 
@@ -103,8 +104,8 @@ class MethodEntry(BaseModel):
     """One method, or several that differ in a grid of its settings; its settings stand beside these.
 
     Attributes:
-        name: as in a run.
-        label: what stands for it in the runs' names; None: its name.
+        name: name of the method, as in a run.
+        label: word for it in the runs' names; None: its name.
         grid: settings of the method that take several values; every combination is a method of its own.
         search: dotted settings of the run (`ppo.lr`, `method.coefficient`) that are tuned
             beforehand; not beside `grid`.
@@ -126,17 +127,17 @@ class MethodEntry(BaseModel):
 
 
 class EvaluationEntry(Section):
-    """How every run is judged. What is None is the suite's.
+    """How every run is evaluated.
 
     Attributes:
-        suite: a name or a file, seen from the study's file; None: the runs are not judged.
-        epsilons: sizes of the attacks.
-        episodes: reported ones of each row.
-        selection_episodes: others, on which the worst attack is chosen.
-        actions: greedy, sampled or both.
-        seed: of the episodes and of the attacks.
-        transfer: whether perturbations that were computed on another run are tried as well: on the first
-            method's run of the next seed.
+        suite: a suite's name, or its file as seen from the study's; None: the runs are not evaluated.
+        epsilons: sizes of the attacks; None: the suite's.
+        episodes: reported episodes of each row; None: the suite's.
+        selection_episodes: other episodes, on which the worst attack is chosen; None: the suite's.
+        actions: how actions are taken, `greedy`, `sampled` or both; None: the suite's.
+        seed: seed of the episodes and of the attacks.
+        transfer: try perturbations that were computed on another run as well: on the first method's run of
+            the next seed.
     """
 
     suite: str | None = "standard"
@@ -155,17 +156,17 @@ class TuningEntry(Section):
     use, of runs whose seeds it does not use.
 
     Attributes:
-        trials: settings tried for each method on each environment.
-        env_steps: of a trial that is not stopped early.
+        trials: number of settings that are tried for each method on each environment.
+        env_steps: environment steps of a trial that is not stopped early.
         rungs: how often trials are scored; each time all but the best 1 / `reduction` are stopped.
         reduction: η of ASHA: a rung lies at η times the environment steps of the one before.
-        seeds: of the trials' runs; a trial's score is the mean over them.
-        episodes: of each score, clean and attacked.
-        episode_seed: of those episodes.
-        attack: by which the return under attack is measured.
-        epsilon: its size.
-        robust_weight: w.
-        seed: of Optuna.
+        seeds: seeds of the trials' runs. A trial's score is the mean over them.
+        episodes: episodes of each score, clean and attacked.
+        episode_seed: seed of those episodes.
+        attack: attack by which the return under attack is measured.
+        epsilon: size of that attack.
+        robust_weight: w, weight of the return under attack.
+        seed: seed of Optuna.
     """
 
     trials: Count

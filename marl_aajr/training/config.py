@@ -58,8 +58,8 @@ class ModelConfig(Section):
         initialization: initial weights of the hidden layers: `orthogonal` (gain √2, no bias) or `torch`
             (its default, which is RLlib's too).
         lstm: width of an LSTM behind the hidden layers, for policies with a memory; None: none.
-        sequence_length: of the pieces of episodes that an LSTM is trained on, in decisions.
-        free_log_std: for Box actions: log σ is a parameter of its own instead of an output.
+        sequence_length: decisions in a piece of an episode that an LSTM is trained on.
+        free_log_std: for Box actions, log σ is a parameter of its own instead of an output.
         critic: input of the critic: the agent's `own` observation; beside it the `joint` observation of all
             agents or the environment's `state` (MAPPO, arXiv 2103.01955).
     """

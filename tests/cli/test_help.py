@@ -95,3 +95,24 @@ def test_lists_are_for_people_and_for_programs(
     assert all(set(entry) == {"name", "summary"} and entry["summary"] for entry in entries)
     assert names <= {entry["name"] for entry in entries}
     assert [line.split()[0] for line in listed().splitlines()] == [entry["name"] for entry in entries]
+
+
+@pytest.mark.parametrize(
+    ("kind", "key", "says"),
+    [
+        ("run", "ppo.clip", "[default: 0.2; above 0]"),
+        ("run", "model.activation", "[tanh|relu|silu; default: tanh]"),
+        ("run", "env.name", "[required]"),
+        ("study", "environments[].team", "[default: the largest]"),
+        ("aajr", "coefficient", "λ ≥ 0, weight of the penalty"),
+        ("pgd", "perturbations.norm", "[linf|l2; default: linf]"),
+    ],
+)
+def test_the_keys_of_a_file_and_the_settings_of_a_method_are_listed(
+    capsys: pytest.CaptureFixture[str], kind: str, key: str, says: str
+) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(["list", kind])
+    assert ended.value.code == 0
+    (line,) = (line for line in capsys.readouterr().out.splitlines() if line.split()[0] == key)
+    assert says in line

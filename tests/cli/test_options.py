@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from marl_aajr.cli.options import Option, assigned, number_or_text, values
+from marl_aajr.cli.options import Option, assigned, number_or_text, options, values
 from marl_aajr.cli.train import SETTINGS, default_folder, override
 from marl_aajr.core.objectives import OBJECTIVES
 from marl_aajr.core.output_maps import OUTPUT_MAPS
@@ -24,9 +24,9 @@ def lookup(data: dict[str, Any], key: str) -> Any:
 
 def shown_default(option: Option) -> Any:
     """The default in an option's help as a value; None where words describe it or there is none."""
-    if option.setting.default is None or not option.default:
+    if option.setting.default is None or not option.setting.shown_default:
         return None
-    return option.read(option.default)
+    return option.read(option.setting.shown_default)
 
 
 @pytest.mark.parametrize("option", SETTINGS, ids=lambda option: option.flag)
@@ -35,14 +35,14 @@ def test_shown_default_is_the_configurations(option: Option) -> None:
     config = make_config({"env": {"name": "simple_spread_v3"}, "method": method}).model_dump(mode="json")
     value = lookup(config, option.key)
     assert shown_default(option) == (None if option.flag == "--env" else value)
-    assert f"default: {option.default}" in option.help or not option.default
+    assert f"default: {option.setting.shown_default}" in option.help or not option.setting.shown_default
 
 
 @pytest.mark.parametrize("option", SETTINGS, ids=lambda option: option.flag)
 def test_what_may_be_left_out_says_what_holds_then(option: Option) -> None:
     assert option.setting.text
     required = option.flag in ("--env", "--gain-bound")
-    assert bool(option.default) is not required
+    assert bool(option.setting.shown_default) is not required
 
 
 @pytest.mark.parametrize(
@@ -51,6 +51,11 @@ def test_what_may_be_left_out_says_what_holds_then(option: Option) -> None:
 def test_help_names_every_choice(flag: str, names: Iterable[str]) -> None:
     (option,) = (option for option in SETTINGS if option.flag == flag)
     assert [name for name in names if not re.search(rf"\b{name}\b", option.help)] == []
+
+
+def test_an_option_goes_with_its_setting() -> None:
+    with pytest.raises(KeyError, match="nothing"):
+        options("marl_aajr.training.config.RunConfig", "ppo.nothing")
 
 
 def test_flags_are_unique_and_name_python_parameters() -> None:

@@ -81,7 +81,7 @@ def test_ranges_and_choices_are_those_of_the_annotation() -> None:
 def test_a_summary_is_the_first_sentence_without_what_none_means() -> None:
     address = find_setting(path_of(RunConfig), "resources.address")
     assert address.summary == "A running Ray cluster, `host:port` or `auto`."
-    assert address.none == "RAY_ADDRESS, else a local one"
+    assert address.shown_default == "RAY_ADDRESS, else a local one"
     assert declared(path_of(REGULARIZERS["aajr"]))["coefficient"].summary.startswith("λ ≥ 0")
 
 
@@ -107,5 +107,6 @@ def test_another_class_is_refused() -> None:
 
 def test_an_adversarys_defaults_in_words_are_its_own() -> None:
     found = declared(path_of(AdversaryRequest))
-    assert [steps for steps in ENV_STEPS.values() if f"{steps:,}" not in found["env_steps"].none] == []
-    assert [tries for tries in SEARCH.values() if f"{tries}" not in found["search"].none] == []
+    steps, tries = (found[name].shown_default for name in ("env_steps", "search"))
+    assert [number for number in ENV_STEPS.values() if f"{number:,}" not in steps] == []
+    assert [number for number in SEARCH.values() if f"{number}" not in tries] == []
