@@ -19,7 +19,7 @@ from torch import Tensor
 
 from marl_aajr.core.seeds import Streams
 
-from .particles import TIME_STEP, Body, Layout, Rows, State, World
+from .particles import TIME_STEP, Body, Layout, RowIndex, World, WorldState
 from .scenario import Scenario
 from .single_copy import SingleCopy, declare, draw_particles
 from .tensor_batch import TensorBatch, gather_actions, stack_choices
@@ -136,7 +136,7 @@ class ParticleBatch(TensorBatch):
         dtype: torch.dtype = torch.float32,
     ) -> None:
         layout = scenario.layout()
-        rows = Rows(layout)
+        rows = RowIndex(layout)
         seen = [scenario.observation(rows, i) for i in range(len(layout.agents))]
         names = [agent.name for agent in layout.agents]
         spaces = [
@@ -157,7 +157,7 @@ class ParticleBatch(TensorBatch):
         with torch.inference_mode(False):
             self.world = World(layout, num_envs, device=self.device, dtype=dtype)
             blank = torch.zeros(layout.kept, num_envs, device=self.device, dtype=dtype)
-        self._fresh = State(layout, blank)
+        self._fresh = WorldState(layout, blank)
         self._kept = {"rows": self.world.rows[: layout.kept]}
         # Agents in a row who see as much as each other are gathered at once.
         self._seen = [

@@ -95,7 +95,7 @@ class Layout:
 
     @property
     def bodies(self) -> tuple[Body, ...]:
-        """Agents, then landmarks: the order of `State.position`."""
+        """Agents, then landmarks: the order of `WorldState.position`."""
         return self.agents + self.landmarks
 
     @property
@@ -133,7 +133,7 @@ class Layout:
         return next(start for name, start, _ in self.places() if name == "relative")
 
 
-class Rows:
+class RowIndex:
     """Row numbers in the shapes of the state: what an observation is written in.
 
     Attributes:
@@ -171,7 +171,7 @@ def flat(parts: Sequence[Index]) -> Index:
     return np.concatenate([np.asarray(part, np.int64).T.ravel() for part in parts])
 
 
-class State:
+class WorldState:
     """Named views of the kept rows `[F, E]` of a world.
 
     Attributes:
@@ -199,7 +199,7 @@ class State:
         self.relative = views.get("relative", rows[:0])
 
 
-class World(State):
+class World(WorldState):
     """E copies of a particle world.
 
     Args:

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from marl_aajr.core.values import whole
 
-from .particles import Body, Index, Layout, Rows, State, World
+from .particles import Body, Index, Layout, RowIndex, World, WorldState
 
 ADVERSARIES, GOOD = "adversary", "good"
 PURSUER = Body("adversary", size=0.075, collides=True, acceleration=3.0, max_speed=1.0)
@@ -57,7 +57,7 @@ class Scenario(ABC):
         """The bodies in the world."""
 
     @abstractmethod
-    def observation(self, rows: Rows, agent: int) -> Index:
+    def observation(self, rows: RowIndex, agent: int) -> Index:
         """Which rows an agent sees, in order."""
 
     @abstractmethod
@@ -79,7 +79,7 @@ class Scenario(ABC):
         """The number of stages of the curriculum."""
         return 1
 
-    def begin(self, fresh: State, picks: Sequence[Tensor]) -> None:
+    def begin(self, fresh: WorldState, picks: Sequence[Tensor]) -> None:
         """Completes the initial states, in which the bodies have places and nothing else is set.
 
         Args:
@@ -111,7 +111,7 @@ def numbered(like: Body, count: int, *, team: str | None = None) -> tuple[Body, 
     return tuple(replace(like, name=f"{like.name}_{i}", team=team or like.team) for i in range(count))
 
 
-def mark(fresh: State, marker: int, pick: Tensor) -> None:
+def mark(fresh: WorldState, marker: int, pick: Tensor) -> None:
     """Puts a marker on the picked landmark `[E]` of each copy."""
     layout = fresh.layout
     agents, bodies = len(layout.agents), len(layout.bodies)
@@ -153,19 +153,19 @@ class PartlyObserved(Scenario):
             rows["near_landmarks"] = (2, agents, min(self.num_landmark_neighbors, landmarks))
         return rows
 
-    def seen_landmarks(self, rows: Rows, agent: int, landmarks: list[int]) -> Index:
+    def seen_landmarks(self, rows: RowIndex, agent: int, landmarks: list[int]) -> Index:
         """Rows of the relative positions of the landmarks that an agent sees `[2, n]`."""
         if self.num_landmark_neighbors is None:
             return rows.relative[:, agent, landmarks]
         return _padded(rows, rows.extra["near_landmarks"][:, agent], self.num_landmark_neighbors)
 
-    def seen_agents(self, rows: Rows, agent: int, others: list[int]) -> Index:
+    def seen_agents(self, rows: RowIndex, agent: int, others: list[int]) -> Index:
         """Rows of the relative positions of the agents that an agent sees `[2, n]`."""
         if self.num_agent_neighbors is None:
             return rows.relative[:, agent, others]
         return _padded(rows, rows.extra["near_agents"][:, agent], self.num_agent_neighbors)
 
-    def seen_velocities(self, rows: Rows, agent: int, others: list[int]) -> Index:
+    def seen_velocities(self, rows: RowIndex, agent: int, others: list[int]) -> Index:
         """Rows of velocities `[2, n]`: of the given others, or in the slots of `seen_agents`."""
         if self.num_agent_neighbors is None:
             return rows.velocity[:, others]
@@ -198,7 +198,7 @@ def _nearest(distance: Tensor, number: int) -> Tensor:
     return distance.topk(number, dim=1, largest=False, sorted=True).indices[None]
 
 
-def _padded(rows: Rows, found: Index, slots: int) -> Index:
+def _padded(rows: RowIndex, found: Index, slots: int) -> Index:
     return np.concatenate([found, rows.zeros(2 * (slots - found.shape[1])).reshape(2, -1)], 1)
 
 

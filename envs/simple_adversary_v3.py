@@ -12,7 +12,7 @@ from torch import Tensor
 from marl_aajr.core.values import whole
 
 from .particle_batch import batched_factory, parallel_factory
-from .particles import Body, Index, Layout, Rows, State, World, flat, landmark
+from .particles import Body, Index, Layout, RowIndex, World, WorldState, flat, landmark
 from .scenario import PartlyObserved, mark, two_sides
 
 _ADVERSARY = Body("adversary", size=0.15, color=(0.85, 0.35, 0.35))
@@ -53,10 +53,10 @@ class SimpleAdversary(PartlyObserved):
             extras=self.near_rows(agents=self.N + 1, landmarks=self.N),
         )
 
-    def begin(self, fresh: State, picks: Sequence[Tensor]) -> None:
+    def begin(self, fresh: WorldState, picks: Sequence[Tensor]) -> None:
         mark(fresh, 0, picks[0])
 
-    def observation(self, rows: Rows, agent: int) -> Index:
+    def observation(self, rows: RowIndex, agent: int) -> Index:
         others = [i for i in range(self.N + 1) if i != agent]
         seen = [
             self.seen_landmarks(rows, agent, list(range(self.N + 1, self.goal))),

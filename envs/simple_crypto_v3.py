@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from .particle_batch import batched_factory, parallel_factory
-from .particles import Body, Index, Layout, Rows, State, World, landmark
+from .particles import Body, Index, Layout, RowIndex, World, WorldState, landmark
 from .scenario import ADVERSARIES, GOOD, Scenario, write_colors
 
 _EVE, _BOB, _ALICE = 0, 1, 2
@@ -41,11 +41,11 @@ class SimpleCrypto(Scenario):
             extras={"bit": (4,), "key": (4,)},
         )
 
-    def begin(self, fresh: State, picks: Sequence[Tensor]) -> None:
+    def begin(self, fresh: WorldState, picks: Sequence[Tensor]) -> None:
         write_colors(fresh.extra["bit"], _CODES, picks[0])
         write_colors(fresh.extra["key"], _CODES, picks[1])
 
-    def observation(self, rows: Rows, agent: int) -> Index:
+    def observation(self, rows: RowIndex, agent: int) -> Index:
         heard, key, bit = rows.message(_ALICE), rows.extra["key"], rows.extra["bit"]
         seen = {_EVE: [heard], _BOB: [key, heard], _ALICE: [bit, key]}
         return np.concatenate(seen[agent])

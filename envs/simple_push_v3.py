@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from .particle_batch import batched_factory, parallel_factory
-from .particles import Body, Index, Layout, Rows, State, World, flat, landmark
+from .particles import Body, Index, Layout, RowIndex, World, WorldState, flat, landmark
 from .scenario import Scenario, mark, two_sides, write_colors
 
 _ADVERSARY = Body("adversary", collides=True, color=(0.75, 0.25, 0.25))
@@ -36,13 +36,13 @@ class SimplePush(Scenario):
             extras={"color": (3,), "landmark_colors": (6,)},
         )
 
-    def begin(self, fresh: State, picks: Sequence[Tensor]) -> None:
+    def begin(self, fresh: WorldState, picks: Sequence[Tensor]) -> None:
         mark(fresh, 0, picks[0])
         write_colors(fresh.extra["color"], _AGENT_COLORS, picks[0])
         both = [value for color in _LANDMARK_COLORS for value in color]
         fresh.extra["landmark_colors"].copy_(fresh.rows.new_tensor(both)[:, None])
 
-    def observation(self, rows: Rows, agent: int) -> Index:
+    def observation(self, rows: RowIndex, agent: int) -> Index:
         landmarks = rows.relative[:, agent, _LANDMARKS]
         other = rows.relative[:, agent, 1 - agent]
         if agent == 0:

@@ -12,7 +12,7 @@ from torch import Tensor
 from marl_aajr.core.values import proportion
 
 from .particle_batch import batched_factory, parallel_factory
-from .particles import Body, Index, Layout, Rows, State, World, flat, landmark
+from .particles import Body, Index, Layout, RowIndex, World, WorldState, flat, landmark
 from .scenario import Scenario, mark, numbered, write_colors
 
 _COLORS = ((0.75, 0.25, 0.25), (0.25, 0.75, 0.25), (0.25, 0.25, 0.75))
@@ -47,12 +47,12 @@ class SimpleReference(Scenario):
             extras={"goal_colors": (2, 3)},
         )
 
-    def begin(self, fresh: State, picks: Sequence[Tensor]) -> None:
+    def begin(self, fresh: WorldState, picks: Sequence[Tensor]) -> None:
         for agent, pick in enumerate(picks):
             mark(fresh, agent, pick)
             write_colors(fresh.extra["goal_colors"][agent], _COLORS, pick)
 
-    def observation(self, rows: Rows, agent: int) -> Index:
+    def observation(self, rows: RowIndex, agent: int) -> Index:
         landmarks = rows.relative[:, agent, _LANDMARKS]
         goal = rows.extra["goal_colors"][agent]
         return flat([rows.velocity[:, agent], landmarks, goal, rows.message(1 - agent)])

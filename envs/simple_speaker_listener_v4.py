@@ -9,7 +9,7 @@ from typing import ClassVar
 from torch import Tensor
 
 from .particle_batch import batched_factory, parallel_factory
-from .particles import Body, Index, Layout, Rows, State, World, flat, landmark
+from .particles import Body, Index, Layout, RowIndex, World, WorldState, flat, landmark
 from .scenario import Scenario, mark, write_colors
 
 _SPEAKER, _LISTENER = 0, 1
@@ -33,11 +33,11 @@ class SimpleSpeakerListener(Scenario):
             extras={"goal_color": (3,)},
         )
 
-    def begin(self, fresh: State, picks: Sequence[Tensor]) -> None:
+    def begin(self, fresh: WorldState, picks: Sequence[Tensor]) -> None:
         mark(fresh, 0, picks[0])
         write_colors(fresh.extra["goal_color"], _COLORS, picks[0])
 
-    def observation(self, rows: Rows, agent: int) -> Index:
+    def observation(self, rows: RowIndex, agent: int) -> Index:
         if agent == _SPEAKER:
             return rows.extra["goal_color"]
         landmarks = rows.relative[:, agent, _LANDMARKS]

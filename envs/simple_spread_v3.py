@@ -10,7 +10,7 @@ from torch import Tensor
 from marl_aajr.core.values import proportion, whole
 
 from .particle_batch import batched_factory, parallel_factory
-from .particles import Body, Index, Layout, Rows, World, flat, landmark
+from .particles import Body, Index, Layout, RowIndex, World, flat, landmark
 from .scenario import PartlyObserved, numbered
 
 CAPTURE_RADIUS = 0.1
@@ -56,7 +56,7 @@ class SimpleSpread(PartlyObserved):
             extras=self.near_rows(agents=self.N, landmarks=self.N),
         )
 
-    def observation(self, rows: Rows, agent: int) -> Index:
+    def observation(self, rows: RowIndex, agent: int) -> Index:
         others = [i for i in range(self.N) if i != agent]
         seen = self.seen_agents(rows, agent, others)
         silence = rows.zeros(2 * seen.shape[1])

@@ -12,7 +12,7 @@ from torch import Tensor
 from marl_aajr.core.values import whole
 
 from .particle_batch import batched_factory, parallel_factory
-from .particles import Index, Layout, Rows, State, World, flat, landmark
+from .particles import Index, Layout, RowIndex, World, WorldState, flat, landmark
 from .scenario import PREY, PURSUER, PartlyObserved, catches, sides, straying, touches, two_sides
 
 SPEED_FACTORS = (0.5, 0.75, 1.0)
@@ -72,12 +72,12 @@ class SimpleTag(PartlyObserved):
             extras={**extras, **({"agility": (self.agents,)} if self.curriculum else {})},
         )
 
-    def begin(self, fresh: State, picks: Sequence[Tensor]) -> None:
+    def begin(self, fresh: WorldState, picks: Sequence[Tensor]) -> None:
         if self.curriculum:
             agility = fresh.extra["agility"].fill_(1.0)
             agility[self.num_adversaries :] = SPEED_FACTORS[fresh.curriculum_stage]
 
-    def observation(self, rows: Rows, agent: int) -> Index:
+    def observation(self, rows: RowIndex, agent: int) -> Index:
         others = [i for i in range(self.agents) if i != agent]
         prey = [i for i in others if i >= self.num_adversaries]
         obstacles = list(range(self.agents, self.agents + self.num_obstacles))

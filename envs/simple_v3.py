@@ -8,7 +8,7 @@ from typing import ClassVar
 from torch import Tensor
 
 from .particle_batch import batched_factory, parallel_factory
-from .particles import Body, Index, Layout, Rows, World, flat, landmark
+from .particles import Body, Index, Layout, RowIndex, World, flat, landmark
 from .scenario import Scenario
 
 
@@ -21,7 +21,7 @@ class Simple(Scenario):
     def layout(self) -> Layout:
         return Layout((Body("agent_0"),), (landmark("landmark 0", color=(0.75, 0.25, 0.25)),))
 
-    def observation(self, rows: Rows, agent: int) -> Index:
+    def observation(self, rows: RowIndex, agent: int) -> Index:
         return flat([rows.velocity[:, agent], rows.relative[:, agent, 1]])
 
     def reward(self, world: World) -> Tensor:

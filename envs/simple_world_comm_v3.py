@@ -11,7 +11,7 @@ from torch import Tensor
 from marl_aajr.core.values import whole
 
 from .particle_batch import batched_factory, parallel_factory
-from .particles import Body, Index, Layout, Rows, World, flat, landmark
+from .particles import Body, Index, Layout, RowIndex, World, flat, landmark
 from .scenario import ADVERSARIES, GOOD, PREY, PURSUER, Scenario, catches, numbered, sides, straying, touches
 
 _LEADER = replace(PURSUER, name="leadadversary_0", speaks=True, team=ADVERSARIES, color=(0.65, 0.15, 0.15))
@@ -98,7 +98,7 @@ class SimpleWorldComm(Scenario):
         torch.mul(velocity, visible[:, prey], out=world.extra["seen_velocities"])
         world.extra["in_forest"].copy_(inside).mul_(2).sub_(1)
 
-    def observation(self, rows: Rows, agent: int) -> Index:
+    def observation(self, rows: RowIndex, agent: int) -> Index:
         others = [i for i in range(self.agents) if i != agent]
         prey = [i - self.num_adversaries for i in others if i >= self.num_adversaries]
         landmarks = list(range(self.agents, self.forests.stop))

@@ -181,7 +181,7 @@ class AAJR(JacobianPenalty):
             metrics[DUAL] = torch.tensor(weight)
         if kappa > 0:
             adversarial = perturbed_loss(sample, trajectory.deltas[-1], dual_clip=self.dual_clip)
-            loss = loss + kappa * adversarial.difference
+            loss = loss + kappa * adversarial.loss
             metrics |= adversarial.metrics
         context.check_finite("the directional gain ‖J u‖", squared)
         context.check_finite("the adversarial policy loss", loss)

@@ -31,26 +31,16 @@ from marl_aajr.regularizers.regularizer import Context, LossTerm
 from marl_aajr.regularizers.sample import Sample
 
 
-@dataclass(frozen=True)
-class PerturbedLoss:
-    """ℓ(s + δ) − ℓ(s): weighted by κ and added to ℓ(s), it mixes the two.
-
-    Attributes:
-        difference: mean over the rows that count, a scalar with its graph.
-        metrics: `ratio_min` and `ratio_max`; empty where the learner keeps no old log-probabilities.
-    """
-
-    difference: Tensor
-    metrics: dict[str, Tensor]
-
-
-def perturbed_loss(sample: Sample, delta: Tensor, *, dual_clip: float | None = None) -> PerturbedLoss:
-    """The policy loss at s + δ against that at s.
+def perturbed_loss(sample: Sample, delta: Tensor, *, dual_clip: float | None = None) -> LossTerm:
+    """ℓ(s + δ) − ℓ(s), the mean over the rows that count: κ times this, added to ℓ(s), mixes the two.
 
     Args:
         sample: the minibatch.
         delta: δ, `[B, ..., d]`; a constant.
         dual_clip: c > 1, for Â < 0; None: no bound.
+
+    Returns:
+        The difference, with `ratio_min` and `ratio_max` where the learner keeps old log-probabilities.
 
     Raises:
         ValueError: a learner without a policy loss, or without advantages for the dual clip.
@@ -65,7 +55,7 @@ def perturbed_loss(sample: Sample, delta: Tensor, *, dual_clip: float | None = N
     if dual_clip is not None:
         loss = _dual_clipped(loss, sample.advantages, dual_clip)
     difference = loss - sample.policy_loss(sample.outputs, sample)
-    return PerturbedLoss(sample.mean(difference), _ratio_metrics(sample, outputs.detach()))
+    return LossTerm(sample.mean(difference), _ratio_metrics(sample, outputs.detach()))
 
 
 def _dual_clipped(loss: Tensor, advantages: Tensor | None, clip: float) -> Tensor:
@@ -137,9 +127,9 @@ class AdversarialTraining(Adversarial):
     def loss_term(self, sample: Sample, context: Context) -> LossTerm:
         trajectory = self.attack(sample, context)
         perturbed = perturbed_loss(sample, trajectory.deltas[-1], dual_clip=self.dual_clip)
-        loss = value_at(self.adversarial_weight, context.timestep) * perturbed.difference
+        loss = value_at(self.adversarial_weight, context.timestep) * perturbed.loss
         context.check_finite("the adversarial policy loss", loss)
-        metrics = {"loss_difference": perturbed.difference.detach(), **perturbed.metrics}
+        metrics = {"loss_difference": perturbed.loss.detach(), **perturbed.metrics}
         return LossTerm(loss, metrics | trajectory_metrics(sample, trajectory, loss))
 
 
@@ -175,6 +165,6 @@ class NoiseAugmentation(Perturbing):
             return perturbations.sample(obs, generator=context.generator)
 
         perturbed = perturbed_loss(sample, sample.draw(draw))
-        loss = value_at(self.noise_weight, context.timestep) * perturbed.difference
+        loss = value_at(self.noise_weight, context.timestep) * perturbed.loss
         context.check_finite("the policy loss at noisy observations", loss)
-        return LossTerm(loss, {"loss_difference": perturbed.difference.detach(), **perturbed.metrics})
+        return LossTerm(loss, {"loss_difference": perturbed.loss.detach(), **perturbed.metrics})
