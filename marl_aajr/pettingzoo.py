@@ -2,8 +2,8 @@
 
     env = attacked(simple_spread_v3.parallel_env(), "pgd", victim, epsilon=0.1)
 
-Whoever plays `env` is lied to: its observations are perturbed by an attack that is computed on a victim's
-policies, its own or another's (a surrogate). `with_agents` seats frozen victims at the table. Both take
+The observations of `env` are perturbed by an attack that is computed on a victim's policies: those that
+will play, or others (a surrogate). `with_agents` lets frozen victims play some of the agents. Both take
 parallel and AEC environments and return the same kind.
 """
 
@@ -18,7 +18,7 @@ from pettingzoo.utils.wrappers import BaseParallelWrapper, BaseWrapper
 
 from marl_aajr.attacks import Attack
 from marl_aajr.core.values import one_of
-from marl_aajr.evaluation.liar import Chance, Liar
+from marl_aajr.evaluation.observation_attacker import ObservationAttacker, StepGenerators
 from marl_aajr.victims import Victim
 from marl_aajr.victims.match import check_match
 
@@ -68,10 +68,10 @@ def attacked(
     for agent in chosen:
         one_of("agents", agent, everybody)
     check_match(victim, _Seats.of(env, chosen))
-    liar = Liar.of(attack, victim, chosen, epsilon=epsilon, units=units, seed=seed)
+    attacker = ObservationAttacker(attack, victim, chosen, epsilon=epsilon, units=units, seed=seed)
     if isinstance(env, ParallelEnv):
-        return cast(Env, _AttackedParallel(env, liar))
-    return cast(Env, _AttackedAEC(env, liar))
+        return cast(Env, _AttackedParallel(env, attacker))
+    return cast(Env, _AttackedAEC(env, attacker))
 
 
 def with_agents(env: Env, players: Mapping[str, Victim], *, sampled: bool = False, seed: int = 0) -> Env:
@@ -100,10 +100,10 @@ def with_agents(env: Env, players: Mapping[str, Victim], *, sampled: bool = Fals
         check_match(victim, _Seats.of(env, [agent]), what=f"a victim for {agent!r}")
     if set(players) >= set(everybody):
         raise ValueError("expected agents that are left to play, got victims for all; use evaluate instead")
-    table = _Players(players, Chance(seed) if sampled else None)
+    frozen = _Players(players, StepGenerators(seed) if sampled else None)
     if isinstance(env, ParallelEnv):
-        return cast(Env, _PlayedParallel(env, table))
-    return cast(Env, _PlayedAEC(env, table))
+        return cast(Env, _PlayedParallel(env, frozen))
+    return cast(Env, _PlayedAEC(env, frozen))
 
 
 def _agents(env: Any) -> list[str]:
@@ -134,70 +134,70 @@ class _Seats:
 
 
 class _AttackedParallel(BaseParallelWrapper[str, Any, Any]):
-    def __init__(self, env: Any, liar: Liar) -> None:
+    def __init__(self, env: Any, attacker: ObservationAttacker) -> None:
         super().__init__(env)
-        self.liar = liar
-        self._spaces = {a: liar.space(a, env.observation_space(a)) for a in env.possible_agents}
+        self.attacker = attacker
+        self._spaces = {a: attacker.space(a, env.observation_space(a)) for a in env.possible_agents}
 
     def observation_space(self, agent: str) -> Any:
         return self._spaces[agent]
 
     def reset(self, seed: int | None = None, options: dict[str, Any] | None = None) -> Any:
         obs, infos = self.env.reset(seed=seed, options=options)
-        self.liar.begin(seed)
-        return self.liar.show(obs), infos
+        self.attacker.begin(seed)
+        return self.attacker.show(obs), infos
 
     def step(self, actions: dict[str, Any]) -> Any:
-        self.liar.decided(actions)
+        self.attacker.decided(actions)
         obs, *rest = self.env.step(actions)
-        return self.liar.show(obs), *rest
+        return self.attacker.show(obs), *rest
 
 
 class _AttackedAEC(BaseWrapper[str, Any, Any]):
-    def __init__(self, env: Any, liar: Liar) -> None:
+    def __init__(self, env: Any, attacker: ObservationAttacker) -> None:
         super().__init__(env)
-        self.liar = liar
-        self._spaces = {a: liar.space(a, env.observation_space(a)) for a in env.possible_agents}
+        self.attacker = attacker
+        self._spaces = {a: attacker.space(a, env.observation_space(a)) for a in env.possible_agents}
 
     def observation_space(self, agent: str) -> Any:
         return self._spaces[agent]
 
     def reset(self, seed: int | None = None, options: dict[str, Any] | None = None) -> None:
         self.env.reset(seed=seed, options=options)
-        self.liar.begin(seed)
+        self.attacker.begin(seed)
 
     def observe(self, agent: str) -> Any:
         seen = self.env.observe(agent)
-        return seen if seen is None else self.liar.show({agent: seen})[agent]
+        return seen if seen is None else self.attacker.show({agent: seen})[agent]
 
     def step(self, action: Any) -> None:
         agent = self.env.agent_selection
-        if action is not None and self.liar.victim.recurrent:
+        if action is not None and self.attacker.victim.recurrent:
             self.observe(agent)  # It decided on this, whether it looked or not.
-        self.liar.decided([] if action is None else [agent])
+        self.attacker.decided([] if action is None else [agent])
         self.env.step(action)
 
 
 class _Players:
-    """Frozen victims at one table, and what they remember of the game."""
+    """Frozen victims that play some agents of one game, and what they remember of it."""
 
-    def __init__(self, players: Mapping[str, Victim], chance: Chance | None) -> None:
+    def __init__(self, players: Mapping[str, Victim], generators: StepGenerators | None) -> None:
         self.players = dict(players)
-        self._chance = chance
+        self._generators = generators
         self.begin(None)
 
     def begin(self, seed: int | None) -> None:
         """An episode begins."""
         self._memories = {id(victim): victim.memory() for victim in self.players.values()}
-        if self._chance is not None:
-            self._chance.begin(seed)
+        if self._generators is not None:
+            self._generators.begin(seed)
 
     def act(self, agent: str, seen: Any) -> Any:
         """The action of one of them."""
         victim, generator = self.players[agent], None
-        if self._chance is not None:
-            generator = self._chance.of(list(self.players).index(agent))
-            self._chance.proceed()
+        if self._generators is not None:
+            generator = self._generators.of(list(self.players).index(agent))
+            self._generators.proceed()
         return victim.act({agent: seen}, generator=generator, memory=self._memories[id(victim)])[agent]
 
     def others(self, values: Mapping[str, Any]) -> dict[str, Any]:
@@ -206,38 +206,38 @@ class _Players:
 
 
 class _PlayedParallel(BaseParallelWrapper[str, Any, Any]):
-    def __init__(self, env: Any, table: _Players) -> None:
+    def __init__(self, env: Any, players: _Players) -> None:
         super().__init__(env)
-        self._table = table
-        self.possible_agents = [agent for agent in env.possible_agents if agent not in table.players]
+        self._players = players
+        self.possible_agents = [agent for agent in env.possible_agents if agent not in players.players]
         self._obs: dict[str, Any] = {}
 
     @property
     def agents(self) -> list[str]:
-        return [agent for agent in self.env.agents if agent not in self._table.players]
+        return [agent for agent in self.env.agents if agent not in self._players.players]
 
     def reset(self, seed: int | None = None, options: dict[str, Any] | None = None) -> Any:
         self._obs, infos = self.env.reset(seed=seed, options=options)
-        self._table.begin(seed)
-        return self._table.others(self._obs), self._table.others(infos)
+        self._players.begin(seed)
+        return self._players.others(self._obs), self._players.others(infos)
 
     def step(self, actions: dict[str, Any]) -> Any:
-        here = [agent for agent in self.env.agents if agent in self._table.players]
-        played = {agent: self._table.act(agent, self._obs[agent]) for agent in here}
+        here = [agent for agent in self.env.agents if agent in self._players.players]
+        played = {agent: self._players.act(agent, self._obs[agent]) for agent in here}
         self._obs, *rest = self.env.step({**actions, **played})
-        return tuple(self._table.others(part) for part in (self._obs, *rest))
+        return tuple(self._players.others(part) for part in (self._obs, *rest))
 
 
 class _PlayedAEC(BaseWrapper[str, Any, Any]):
-    def __init__(self, env: Any, table: _Players) -> None:
+    def __init__(self, env: Any, players: _Players) -> None:
         super().__init__(env)
-        self._table = table
-        self.possible_agents = [agent for agent in env.possible_agents if agent not in table.players]
+        self._players = players
+        self.possible_agents = [agent for agent in env.possible_agents if agent not in players.players]
         self._earned: dict[str, float] = {}
 
     @property
     def agents(self) -> list[str]:
-        return [agent for agent in self.env.agents if agent not in self._table.players]
+        return [agent for agent in self.env.agents if agent not in self._players.players]
 
     @property
     def rewards(self) -> dict[str, float]:
@@ -245,11 +245,11 @@ class _PlayedAEC(BaseWrapper[str, Any, Any]):
 
     def __getattr__(self, name: str) -> Any:
         value = super().__getattr__(name)
-        return self._table.others(value) if name in ("terminations", "truncations", "infos") else value
+        return self._players.others(value) if name in ("terminations", "truncations", "infos") else value
 
     def reset(self, seed: int | None = None, options: dict[str, Any] | None = None) -> None:
         self.env.reset(seed=seed, options=options)
-        self._table.begin(seed)
+        self._players.begin(seed)
         self._earned = {}
         self._move()
 
@@ -260,9 +260,9 @@ class _PlayedAEC(BaseWrapper[str, Any, Any]):
 
     def _move(self) -> None:
         """Let the victims play until it is somebody else's turn."""
-        while self.agents and (agent := self.env.agent_selection) in self._table.players:
+        while self.agents and (agent := self.env.agent_selection) in self._players.players:
             out = self.env.terminations[agent] or self.env.truncations[agent]
-            self._take(None if out else self._table.act(agent, self.env.observe(agent)))
+            self._take(None if out else self._players.act(agent, self.env.observe(agent)))
 
     def _take(self, action: Any) -> None:
         self.env.step(action)

@@ -27,7 +27,7 @@ from torch import nn
 
 from marl_aajr.attacks import make_attack
 from marl_aajr.evaluation import Progress, evaluate
-from marl_aajr.evaluation.adversary import Adversary
+from marl_aajr.evaluation.attack_run import AttackRun
 from marl_aajr.evaluation.episodes import play
 from marl_aajr.rollout.batches import make_batch
 from marl_aajr.rollout.environments import EnvironmentSpec, resolve
@@ -109,7 +109,7 @@ def against_the_loop(spec: EnvironmentSpec, options: argparse.Namespace) -> dict
 
 def batch(player: Victim, spec: EnvironmentSpec, *, seed: int) -> torch.Tensor:
     """The attacked episodes, as an evaluation plays them."""
-    adversary = Adversary(
+    run = AttackRun(
         attack=make_attack(ATTACK, epsilon=EPSILON),
         victim=player,
         agents=player.agents,
@@ -117,7 +117,7 @@ def batch(player: Victim, spec: EnvironmentSpec, *, seed: int) -> torch.Tensor:
         generator=torch.Generator().manual_seed(seed),
     )
     with closing(make_batch(spec, 100)) as env:
-        return play(player, env, episodes=100, seed=seed, adversary=adversary)
+        return play(player, env, episodes=100, seed=seed, attack=run)
 
 
 def loop(player: Victim, *, episodes: int, seed: int) -> float:

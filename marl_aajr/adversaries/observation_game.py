@@ -27,8 +27,7 @@ from marl_aajr.rollout.environments import resolve
 from marl_aajr.rollout.teams import choose_agents
 from marl_aajr.victims import Victim
 from marl_aajr.victims.filters import through_filter
-from marl_aajr.victims.groups import alike
-from marl_aajr.victims.stepper import DecisionBatch
+from marl_aajr.victims.stepper import DecisionBatch, alike
 
 GAME = f"{__name__}:parallel_env"
 """The game as an environment's name."""

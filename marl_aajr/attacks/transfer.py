@@ -19,8 +19,8 @@ from marl_aajr.attacks.base import Access, Attack
 from marl_aajr.core.distributions import DiagGaussian
 from marl_aajr.core.policy import Policy, differentiable
 from marl_aajr.victims import ObservationFilter, Victim, VictimPolicy
-from marl_aajr.victims.groups import alike
 from marl_aajr.victims.recurrent import is_recurrent
+from marl_aajr.victims.stepper import alike
 
 
 @dataclass(frozen=True, kw_only=True)

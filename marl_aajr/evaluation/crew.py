@@ -14,9 +14,9 @@ from typing import Any
 import torch
 
 from marl_aajr.attacks import Attack
+from marl_aajr.evaluation.attack_schedule import AttackSchedule
 from marl_aajr.evaluation.outcomes import AttackOutcome
 from marl_aajr.evaluation.player import Player
-from marl_aajr.evaluation.timing import Pace
 from marl_aajr.rollout.batches import make_batch
 
 _WORTH = 20.0
@@ -35,7 +35,7 @@ class Job:
     Attributes:
         attack: on whom the victim is judged.
         agents: whom it lies to.
-        pace: in how many steps, and which; None: in every step.
+        schedule: the attacked steps; None: every step.
         sampled: whether actions are sampled.
         selection: whether it is played on the selection episodes.
         episodes: how many.
@@ -43,7 +43,7 @@ class Job:
 
     attack: Attack
     agents: tuple[str, ...]
-    pace: Pace | None
+    schedule: AttackSchedule | None
     sampled: bool
     selection: bool
     episodes: int
@@ -52,7 +52,11 @@ class Job:
         """The outcome, or the returns that a choice rests on."""
         play = player.selected_on if self.selection else player.attacked
         return play(
-            self.attack, agents=self.agents, pace=self.pace, episodes=self.episodes, sampled=self.sampled
+            self.attack,
+            agents=self.agents,
+            schedule=self.schedule,
+            episodes=self.episodes,
+            sampled=self.sampled,
         )
 
 

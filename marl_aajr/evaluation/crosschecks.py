@@ -18,8 +18,8 @@ from torch import Tensor
 
 from marl_aajr.attacks import FGSM, PGD, Attack, SquareAttack, StrongPGD, Transfer, UniformNoise
 from marl_aajr.core.threat import PerturbationSet
-from marl_aajr.evaluation.adversary import prepare
-from marl_aajr.evaluation.probe import Sample
+from marl_aajr.evaluation.attack_run import prepare
+from marl_aajr.evaluation.probe import DecisionSample
 from marl_aajr.evaluation.result import Check
 from marl_aajr.evaluation.statistics import student_interval
 from marl_aajr.evaluation.suites import Units
@@ -54,7 +54,7 @@ def ladder(perturbations: PerturbationSet, transfers: Sequence[Transfer] = ()) -
 
 
 def climb(
-    samples: Sequence[Sample], victim: Victim, rungs: Mapping[str, Attack], *, units: Units, seed: int
+    samples: Sequence[DecisionSample], victim: Victim, rungs: Mapping[str, Attack], *, units: Units, seed: int
 ) -> dict[str, Tensor]:
     """What each attack gains on each probed decision; all start from the same random numbers."""
     gains: dict[str, list[Tensor]] = {name: [] for name in rungs}

@@ -10,15 +10,15 @@ from marl_aajr.attacks import Attack, Transfer
 from marl_aajr.core.numerics import one_torch_thread
 from marl_aajr.core.seeds import Purpose, derived_seed, stream
 from marl_aajr.core.threat import Norm
-from marl_aajr.evaluation.adversary import prepare
 from marl_aajr.evaluation.agent_checks import agent_checks
+from marl_aajr.evaluation.attack_run import prepare
 from marl_aajr.evaluation.budget import Budget
 from marl_aajr.evaluation.crosschecks import climb, ladder, objective_checks
 from marl_aajr.evaluation.fitting import fitted
 from marl_aajr.evaluation.plan import Plan, Request, check_seed, make_plan, positive_integer
 from marl_aajr.evaluation.player import Player, Progress
 from marl_aajr.evaluation.preflight import examine, report
-from marl_aajr.evaluation.probe import Probe
+from marl_aajr.evaluation.probe import ObservationSampler
 from marl_aajr.evaluation.protocol import (
     admitted,
     check_actions,
@@ -35,8 +35,8 @@ from marl_aajr.rollout.batches import make_batch
 from marl_aajr.rollout.environments import EnvironmentSpec, resolve
 from marl_aajr.rollout.teams import choose_agents
 from marl_aajr.victims import Victim
-from marl_aajr.victims.groups import alike
 from marl_aajr.victims.match import check_match, check_victim
+from marl_aajr.victims.stepper import alike
 
 NUM_ENVS = 50
 """Copies played side by side. Part of the protocol: see `evaluate`."""
@@ -167,7 +167,7 @@ def evaluate(
         with closing(player):
             player.expect(plan, chosen, replacements=len(replacements))
             if chosen:
-                player.rehearse(plan)
+                player.calibrate(plan)
             return _judge(
                 player,
                 plan,
@@ -200,8 +200,8 @@ def _judge(
     skipped: tuple[Skipped, ...],
     workers: int | None,
 ) -> Evaluation:
-    probe = Probe(stream(player.seed, Purpose.PROBE))
-    rows = play_rows(player, attacks, plan, replacements=replacements, probe=probe, workers=workers)
+    observed = ObservationSampler(stream(player.seed, Purpose.PROBE))
+    rows = play_rows(player, attacks, plan, replacements=replacements, observed=observed, workers=workers)
     return Evaluation(
         env=PlayedEnvironment(name=player.spec.name, kwargs=dict(player.spec.kwargs)),
         teams=dict(player.env.teams),
@@ -220,7 +220,7 @@ def _judge(
         skipped=skipped,
         checks=(
             *_side_checks(player),
-            *_checks(player, attacks, rows, probe),
+            *_checks(player, attacks, rows, observed),
             *(check for row in rows for check in agent_checks(row)),
         ),
     )
@@ -242,13 +242,13 @@ def _side_checks(player: Player) -> list[Check]:
 
 
 def _checks(
-    player: Player, attacks: Sequence[Attack], rows: Sequence[ActionsResult], probe: Probe
+    player: Player, attacks: Sequence[Attack], rows: Sequence[ActionsResult], observed: ObservationSampler
 ) -> list[Check]:
     if not attacks:
         return []
     victim, units = player.victim, player.units
     groups = [g for g in alike(victim, player.env.possible_agents) if set(g) & set(player.agents)]
-    samples = probe.samples(groups, rows=_PROBED)
+    samples = observed.samples(groups, rows=_PROBED)
     by_size = {a.perturbations.epsilon: a.perturbations for a in attacks}
     largest = by_size[max(by_size)]
     seed = derived_seed(player.seed, Purpose.PROBE)

@@ -58,7 +58,7 @@ class Plan:
         """How many subsets of these agents each attack is tried on."""
         return 0 if self.budget.worst is None else trials(agents, self.budget.worst)
 
-    def rehearsed(self, agents: Sequence[str]) -> bool:
+    def calibrated(self, agents: Sequence[str]) -> bool:
         """Whether something rests on how the selection episodes go without an attack."""
         return self.budget.steps is not None or self.budget.worst is not None or self.alone(agents)
 

@@ -11,9 +11,10 @@ from torch import Tensor
 
 from marl_aajr.attacks import Attack
 from marl_aajr.core.seeds import Purpose, derived_seed, stream
-from marl_aajr.evaluation.adversary import Adversary
+from marl_aajr.evaluation.attack_run import AttackRun
+from marl_aajr.evaluation.attack_schedule import AttackSchedule, ScheduleCalibration
 from marl_aajr.evaluation.budget import Budget
-from marl_aajr.evaluation.episodes import play
+from marl_aajr.evaluation.episodes import StepCallback, play
 from marl_aajr.evaluation.outcomes import (
     AttackedSteps,
     AttackOutcome,
@@ -22,12 +23,9 @@ from marl_aajr.evaluation.outcomes import (
     ReplacementOutcome,
 )
 from marl_aajr.evaluation.plan import Plan
-from marl_aajr.evaluation.replacements import Replacement
+from marl_aajr.evaluation.replacements import Replacement, ReplacementPolicy
 from marl_aajr.evaluation.statistics import bootstrap_interval
 from marl_aajr.evaluation.suites import Actions, Units
-from marl_aajr.evaluation.table import StandIn
-from marl_aajr.evaluation.timing import Pace, Rehearsal
-from marl_aajr.evaluation.view import Spy
 from marl_aajr.rollout.batched_env import BatchedEnv
 from marl_aajr.rollout.batches import make_batch
 from marl_aajr.rollout.environments import EnvironmentSpec
@@ -65,7 +63,7 @@ class Player:
         done: episodes played.
         home: folder of the victim's run, which keeps the adversaries that are trained; None: nothing does.
         other_env: copies for the selection episodes, once there are any.
-        rehearsals: by kind of actions, what unattacked selection episodes say of when to strike.
+        calibrations: by kind of actions, what unattacked selection episodes tell an attack schedule.
         unattacked: by kind of actions, the team's returns in them.
         cancelled: whether the team's rewards cancelled in every clean episode, though its agents had some.
     """
@@ -82,7 +80,7 @@ class Player:
     total: int = 0
     done: int = 0
     other_env: BatchedEnv | None = None
-    rehearsals: dict[Actions, Rehearsal] = field(default_factory=dict)
+    calibrations: dict[Actions, ScheduleCalibration] = field(default_factory=dict)
     unattacked: dict[Actions, tuple[float, ...]] = field(default_factory=dict)
     cancelled: bool = False
 
@@ -96,70 +94,82 @@ class Player:
         tried = len(attacks) if plan.budget.worst is None else len(attacks) * plan.trials(self.agents)
         if plan.alone(self.agents):
             tried += len({attack.perturbations.epsilon for attack in attacks}) * len(self.agents)
-        if plan.rehearsed(self.agents):
+        if plan.calibrated(self.agents):
             tried += 1
         each = (len(attacks) + replacements + 1) * plan.episodes
         self.total = len(plan.actions) * (each + (tried + replacements) * plan.selection_episodes)
 
-    def rehearse(self, plan: Plan) -> None:
+    def calibrate(self, plan: Plan) -> None:
         """Watch unattacked selection episodes, where a budget or the search for agents rests on them.
 
         Raises:
             ValueError: more steps than an episode has.
         """
-        if not plan.rehearsed(self.agents):
+        if not plan.calibrated(self.agents):
             return
         for kind in plan.actions:
-            rehearsal = Rehearsal(self.agents, strategic=plan.budget.timing == "strategic")
+            calibration = ScheduleCalibration(self.agents, strategic=plan.budget.timing == "strategic")
             env = self._other(plan.selection_episodes)
             returns = self._play(
                 "clean (selection)",
                 plan.selection_episodes,
                 sampled=kind == "sampled",
-                spy=rehearsal,
+                on_step=calibration,
                 env=env,
             )
-            self.rehearsals[kind] = rehearsal
+            self.calibrations[kind] = calibration
             self.unattacked[kind] = tuple(self._own(returns).tolist())
-            self.pace(kind, self.agents, plan.budget)
+            self.schedule(kind, self.agents, plan.budget)
 
-    def pace(self, kind: Actions, agents: Collection[str], budget: Budget) -> Pace | None:
+    def schedule(self, kind: Actions, agents: Collection[str], budget: Budget) -> AttackSchedule | None:
         """In which steps these agents are attacked; None: in every one."""
-        return None if budget.steps is None else self.rehearsals[kind].pace(agents, steps=budget.steps)
+        return None if budget.steps is None else self.calibrations[kind].schedule(agents, steps=budget.steps)
 
-    def clean(self, *, episodes: int, sampled: bool, spy: Spy | None = None) -> Outcome:
+    def clean(self, *, episodes: int, sampled: bool, on_step: StepCallback | None = None) -> Outcome:
         """The row without attack."""
-        returns = self._play("clean", episodes, sampled=sampled, spy=spy)
+        returns = self._play("clean", episodes, sampled=sampled, on_step=on_step)
         self.cancelled = cancel(returns[:, self._members()])
         return Outcome(**self._outcome(returns))
 
     def attacked(
-        self, attack: Attack, *, agents: Sequence[str], pace: Pace | None, episodes: int, sampled: bool
+        self,
+        attack: Attack,
+        *,
+        agents: Sequence[str],
+        schedule: AttackSchedule | None,
+        episodes: int,
+        sampled: bool,
     ) -> AttackOutcome:
-        """The row of one attack on some agents, in every step or at a pace."""
-        adversary = self._adversary(attack, agents, pace)
-        returns = self._play(_label(attack), episodes, sampled=sampled, adversary=adversary)
-        tally = adversary.tally
-        decisions = max(tally.decisions, 1)
+        """The row of one attack on some agents, in every step or by a schedule."""
+        run = self._run(attack, agents, schedule)
+        returns = self._play(_label(attack), episodes, sampled=sampled, attack=run)
+        statistics = run.statistics
+        decisions = max(statistics.decisions, 1)
         return AttackOutcome(
             **self._outcome(returns),
             attack=AttackSpec.of(attack),
-            success_rate=tally.changed / decisions,
-            objective_gain=tally.gain / decisions,
-            kl=tally.kl / decisions,
+            success_rate=statistics.changed / decisions,
+            objective_gain=statistics.gain / decisions,
+            kl=statistics.kl / decisions,
             epsilons={a: self.scales.get(a, 1.0) * attack.perturbations.epsilon for a in agents},
-            attacked_steps=None if pace is None else _attacked_steps(pace, tally.strikes / episodes),
+            attacked_steps=None if schedule is None else _attacked_steps(schedule, statistics.attacked_steps / episodes),
         )
 
     def selected_on(
-        self, attack: Attack, *, agents: Sequence[str], pace: Pace | None, episodes: int, sampled: bool
+        self,
+        attack: Attack,
+        *,
+        agents: Sequence[str],
+        schedule: AttackSchedule | None,
+        episodes: int,
+        sampled: bool,
     ) -> tuple[float, ...]:
         """Returns under an attack on episodes that are not reported."""
         returns = self._play(
             f"{_label(attack)} (selection)",
             episodes,
             sampled=sampled,
-            adversary=self._adversary(attack, agents, pace),
+            attack=self._run(attack, agents, schedule),
             env=self._other(episodes),
         )
         return tuple(self._own(returns).tolist())
@@ -169,7 +179,7 @@ class Player:
     ) -> ReplacementOutcome:
         """The row of one replacement, and what the choice of the worst one rests on."""
         returns = self._play(
-            replacement.label, episodes, sampled=sampled, stand_in=self._stand_in(replacement, sampled)
+            replacement.label, episodes, sampled=sampled, replacement=self._policy(replacement, sampled)
         )
         loyal = self._members(but=replacement.agents)
         tried = None
@@ -178,7 +188,7 @@ class Player:
                 f"{replacement.label} (selection)",
                 selection_episodes,
                 sampled=sampled,
-                stand_in=self._stand_in(replacement, sampled),
+                replacement=self._policy(replacement, sampled),
                 env=self._other(selection_episodes),
             )
             tried = self._own(chosen_on).mean().item()
@@ -202,23 +212,23 @@ class Player:
             self.other_env = make_batch(self.spec, min(self.env.num_envs, episodes))
         return self.other_env
 
-    def _stand_in(self, replacement: Replacement, sampled: bool) -> StandIn:
-        return replacement.stand_in(sampled=sampled, generator=stream(self.seed, Purpose.REPLACED))
+    def _policy(self, replacement: Replacement, sampled: bool) -> ReplacementPolicy:
+        return replacement.policy(sampled=sampled, generator=stream(self.seed, Purpose.REPLACED))
 
     def _members(self, *, but: Collection[str] = ()) -> list[int]:
         """Places of the team's agents among all."""
         everybody = enumerate(self.env.possible_agents)
         return [i for i, agent in everybody if self.env.teams[agent] == self.team and agent not in but]
 
-    def _adversary(self, attack: Attack, agents: Sequence[str], pace: Pace | None) -> Adversary:
-        return Adversary(
+    def _run(self, attack: Attack, agents: Sequence[str], schedule: AttackSchedule | None) -> AttackRun:
+        return AttackRun(
             attack=attack,
             victim=self.victim,
             agents=agents,
             units=self.units,
             generator=stream(self.seed, Purpose.ATTACK),
             scales=self.scales,
-            pace=pace,
+            schedule=schedule,
         )
 
     def _play(
@@ -227,9 +237,9 @@ class Player:
         episodes: int,
         *,
         sampled: bool,
-        adversary: Adversary | None = None,
-        stand_in: StandIn | None = None,
-        spy: Spy | None = None,
+        attack: AttackRun | None = None,
+        replacement: ReplacementPolicy | None = None,
+        on_step: StepCallback | None = None,
         env: BatchedEnv | None = None,
     ) -> Tensor:
         """Returns `[episodes, agents]`; another table than the reported one has other episodes."""
@@ -239,10 +249,10 @@ class Player:
             episodes=episodes,
             seed=self.seed if env is None else derived_seed(self.seed, Purpose.SELECTION),
             sampled=sampled,
-            adversary=adversary,
-            stand_in=stand_in,
+            attack=attack,
+            replacement=replacement,
             on_episode=lambda finished: self.tell(what, finished),
-            spy=spy,
+            on_step=on_step,
         )
         self.done += episodes
         return returns
@@ -282,9 +292,9 @@ def by_team(returns: Tensor, agents: Sequence[str], teams: Mapping[str, str]) ->
     return {team: returns[:, index].sum(-1) for team, index in members.items()}
 
 
-def _attacked_steps(pace: Pace, mean: float) -> AttackedSteps:
+def _attacked_steps(schedule: AttackSchedule, mean: float) -> AttackedSteps:
     return AttackedSteps(
-        limit=pace.steps, timing=pace.timing, shortest=pace.shortest, longest=pace.longest, mean=mean
+        limit=schedule.steps, timing=schedule.timing, shortest=schedule.shortest, longest=schedule.longest, mean=mean
     )
 
 

@@ -18,7 +18,7 @@ from marl_aajr.core.distributions import ActionDistribution, DiagGaussian, Multi
 from marl_aajr.core.objectives import Clean, make_objective, value_and_gradient
 from marl_aajr.core.policy import differentiable
 from marl_aajr.core.threat import PerturbationSet
-from marl_aajr.evaluation.probe import Sample
+from marl_aajr.evaluation.probe import DecisionSample
 from marl_aajr.evaluation.result import Check, Verdict
 from marl_aajr.victims import Victim
 
@@ -58,7 +58,7 @@ class Health:
 
 
 def examine(
-    sample: Sample, victim: Victim, perturbations: PerturbationSet, *, generator: torch.Generator
+    sample: DecisionSample, victim: Victim, perturbations: PerturbationSet, *, generator: torch.Generator
 ) -> Health:
     """Look at one policy.
 

@@ -9,12 +9,12 @@ import torch
 
 from marl_aajr.attacks import Attack
 from marl_aajr.core.policy import differentiable
+from marl_aajr.evaluation.attack_schedule import has_preferences
 from marl_aajr.evaluation.budget import Budget
 from marl_aajr.evaluation.outcomes import AttackSpec
 from marl_aajr.evaluation.plan import Plan
 from marl_aajr.evaluation.result import Skipped
 from marl_aajr.evaluation.suites import Units
-from marl_aajr.evaluation.timing import has_preferences
 from marl_aajr.victims import Victim
 from marl_aajr.victims.store import check_portable
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, get_args
+from typing import Any, Protocol, get_args
 
 import numpy as np
 import torch
@@ -21,13 +21,22 @@ from marl_aajr.evaluation.outcomes import AdversaryTraining
 from marl_aajr.evaluation.outcomes import ReplacementKind as Kind
 from marl_aajr.evaluation.result import Skipped
 from marl_aajr.evaluation.suites import Control
-from marl_aajr.evaluation.table import StandIn
 from marl_aajr.rollout.batched_env import BatchedEnv
-from marl_aajr.victims import Memory, Victim
+from marl_aajr.victims import Victim
 from marl_aajr.victims.match import check_match
+from marl_aajr.victims.stepper import GeneratorSampler, Stepper
 
 CONTROLS: tuple[Control, ...] = get_args(Control)
 """The kinds that need no training."""
+
+
+class ReplacementPolicy(Protocol):
+    """Acts for some agents: from what everybody sees to the actions `[E, ...]` of those."""
+
+    def __call__(self, env: BatchedEnv, obs: Mapping[str, Tensor]) -> dict[str, Tensor]: ...
+
+    def forget(self, over: Tensor) -> None:
+        """Forget what was of episodes that are over, `[E]` bool."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,8 +61,8 @@ class Replacement:
     source: str = ""
     training: AdversaryTraining | None = None
 
-    def stand_in(self, *, sampled: bool, generator: torch.Generator) -> StandIn:
-        """What acts for the agents.
+    def policy(self, *, sampled: bool, generator: torch.Generator) -> ReplacementPolicy:
+        """The policy that acts for the agents.
 
         Args:
             sampled: whether trained policies sample their actions, as the victim's do in the same row.
@@ -217,30 +226,31 @@ class _Random:
         return (mask.cumsum(1) > rank[:, None]).long().argmax(1)
 
 
-@dataclass
 class _Trained:
-    agents: tuple[str, ...]
-    victim: Victim
-    generator: torch.Generator | None
-    _memory: Memory | None = None
+    """Trained policies: as many random numbers are drawn at each step whatever is seen.
 
-    @torch.no_grad()
+    Each agent decides in a batch of its own, so that its actions do not depend, to the last bit, on who else
+    is replaced.
+    """
+
+    def __init__(self, agents: tuple[str, ...], victim: Victim, generator: torch.Generator | None) -> None:
+        self._agents, self._victim, self._generator = agents, victim, generator
+        self._stepper: Stepper | None = None
+        self._sampler: GeneratorSampler | None = None
+
     def __call__(self, env: BatchedEnv, obs: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        masks, actions = env.action_mask, {}
-        memory = self._memory = self._memory or self.victim.memory(env.num_envs)
-        for agent in self.agents:
-            rows = {agent: env.active[agent].nonzero().flatten()}
-            state = memory.recall({agent: torch.arange(env.num_envs)})
-            policy = self.victim.policy(agent, action_mask=masks[agent], state=state)
-            inputs = self.victim.inputs(agent, obs[agent])
-            outputs = policy(inputs)
-            memory.advance(rows, policy.select(rows[agent]), inputs[rows[agent]])
-            if self.generator is None:
-                actions[agent] = self.victim.greedy(agent, outputs)
-            else:
-                actions[agent] = self.victim.sample(agent, outputs, generator=self.generator)
-        return actions
+        stepper = self._stepper or self._begin(env.num_envs)
+        batches = stepper.see(obs, active=env.active, action_mask=env.action_mask)
+        return stepper.act(batches, self._sampler)
 
     def forget(self, over: Tensor) -> None:
-        if self._memory is not None:
-            self._memory.forget(over)
+        if self._stepper is not None:
+            self._stepper.memory.forget(over)
+
+    def _begin(self, num_envs: int) -> Stepper:
+        groups = [[agent] for agent in self._agents]
+        self._stepper = Stepper(self._victim, self._victim.memory(num_envs), groups=groups)
+        if self._generator is not None:
+            kinds = {agent: self._victim.distribution(agent) for agent in self._agents}
+            self._sampler = GeneratorSampler(kinds, num_envs, self._generator)
+        return self._stepper

@@ -28,7 +28,7 @@ from marl_aajr.evaluation.outcomes import (
 )
 from marl_aajr.evaluation.plan import Plan
 from marl_aajr.evaluation.player import Player
-from marl_aajr.evaluation.probe import Probe
+from marl_aajr.evaluation.probe import ObservationSampler
 from marl_aajr.evaluation.replacements import Replacement
 from marl_aajr.evaluation.result import ActionsResult
 from marl_aajr.evaluation.statistics import paired_difference
@@ -62,22 +62,22 @@ def play_rows(
     plan: Plan,
     *,
     replacements: Sequence[Replacement],
-    probe: Probe,
+    observed: ObservationSampler,
     workers: int | None,
 ) -> tuple[ActionsResult, ...]:
     """Every row of every kind of actions, the worst attack of each size, and the subsets that were tried.
 
     Args:
-        player: plays here; the clean rows always, which the probe watches, and those of replaced agents,
+        player: plays here; the clean rows always, whose decisions are sampled, and those of replaced agents,
             which are as cheap.
         attacks: fitted where they must be.
         plan: episodes, kinds of actions, and budget.
         replacements: agents that do not play as the victim does.
-        probe: told what the policies are asked on clean episodes.
+        observed: samples the decisions of clean episodes.
         workers: how many Ray workers share the attacked rows; 1: none; None: as many as are worth it.
     """
     clean = {
-        kind: player.clean(episodes=plan.episodes, sampled=kind == "sampled", spy=probe)
+        kind: player.clean(episodes=plan.episodes, sampled=kind == "sampled", on_step=observed)
         for kind in plan.actions
     }
     start = () if plan.budget.worst else tuple(player.agents)
@@ -156,7 +156,7 @@ def _job(
     return Job(
         attack,
         agents,
-        player.pace(kind, agents, plan.budget),
+        player.schedule(kind, agents, plan.budget),
         sampled=kind == "sampled",
         selection=selection,
         episodes=plan.selection_episodes if selection else plan.episodes,

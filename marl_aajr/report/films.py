@@ -20,7 +20,7 @@ from torch import Tensor
 
 from marl_aajr.attacks import ATTACKS, Attack, make_attack
 from marl_aajr.core.seeds import Purpose, stream
-from marl_aajr.evaluation.adversary import Adversary
+from marl_aajr.evaluation.attack_run import AttackRun
 from marl_aajr.evaluation.episodes import play
 from marl_aajr.evaluation.replacements import Replacement, resolve_replacements
 from marl_aajr.evaluation.suites import Units
@@ -102,20 +102,20 @@ def film(
         members = choose_agents(env.teams, team, agents)
         clean = env.shoot(victim, members, seed=seed, sampled=sampled)
         if attack is not None:
-            adversary = Adversary(
+            run = AttackRun(
                 attack=attack,
                 victim=victim,
                 agents=members,
                 units=units,
                 generator=stream(seed, Purpose.ATTACK),
             )
-            attacked = env.shoot(victim, members, seed=seed, sampled=sampled, adversary=adversary)
+            attacked = env.shoot(victim, members, seed=seed, sampled=sampled, attack=run)
             caption = f"{attack.name}, ε = {attack.perturbations.epsilon:g}"
         else:
             assert replacement is not None
             (substitute,) = resolve_replacements([replacement], env, members=members)[:1]
-            stand_in = substitute.stand_in(sampled=sampled, generator=stream(seed, Purpose.REPLACED))
-            attacked = env.shoot(victim, members, seed=seed, sampled=sampled, stand_in=stand_in)
+            policy = substitute.policy(sampled=sampled, generator=stream(seed, Purpose.REPLACED))
+            attacked = env.shoot(victim, members, seed=seed, sampled=sampled, replacement=policy)
             caption = substitute.label
     names = [f"{title}: {what}" if title else what for what in ("no attack", caption)]
     return _gif([_panels(names, shots) for shots in _paired(clean, attacked)])

@@ -1,7 +1,8 @@
-"""The frozen observation filter of a victim: RLlib's MeanStdFilter to the last bit, without RLlib.
+"""The frozen observation filter of a victim, and perturbation sets as the network behind it sees them.
 
+The filter is RLlib's MeanStdFilter to the last bit, without RLlib.
 The policy network of a filtered run sees normalised observations, so ε is in units of this filter. A filter
-that is skipped, or that keeps learning while the victim is judged, silently changes ε (ray issue 41382).
+that is skipped, or that keeps learning while the victim is evaluated, silently changes ε (ray issue 41382).
 """
 
 from __future__ import annotations
@@ -64,7 +65,11 @@ class ObservationFilter:
         return y.to(obs.dtype)
 
 
-# MERGED: units.py; its docstring belongs into that of this module
+def same_filter(a: ObservationFilter | None, b: ObservationFilter | None) -> bool:
+    """Whether two filters, or none, do the same to every observation."""
+    if a is None or b is None or a is b:
+        return a is b
+    return a.clip == b.clip and torch.equal(a.mean, b.mean) and torch.equal(a.std, b.std)
 
 
 def through_filter(perturbations: PerturbationSet, observed: ObservationFilter | None) -> PerturbationSet:

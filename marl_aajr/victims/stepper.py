@@ -22,16 +22,18 @@ random numbers. Decided here, once for all of them:
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import accumulate
 from typing import Any, Protocol
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from marl_aajr.core.distributions import ActionDistribution, DiagGaussian, MultiCategorical
 from marl_aajr.core.seeds import Streams
+from marl_aajr.victims.filters import same_filter
 from marl_aajr.victims.policy import VictimPolicy
 from marl_aajr.victims.recurrent import Memory, State
 from marl_aajr.victims.victim import Victim
@@ -75,6 +77,36 @@ class DecisionBatch:
             agent: part.new_zeros(num_envs, *part.shape[1:]).index_copy(0, copies, part)
             for agent, copies, part in self.split(values)
         }
+
+
+def alike(victim: Victim, agents: Collection[str]) -> list[list[str]]:
+    """Agents in groups of one module and one filter, which one forward pass, and one attack, can take."""
+    groups: list[list[str]] = []
+    for agent in agents:
+        for group in groups:
+            same_module = victim.module_of[group[0]] == victim.module_of[agent]
+            if same_module and same_filter(victim.filters.get(group[0]), victim.filters.get(agent)):
+                group.append(agent)
+                break
+        else:
+            groups.append([agent])
+    return groups
+
+
+def one_copy(seen: Mapping[str, Any]) -> tuple[dict[str, Tensor], dict[str, Tensor | None]]:
+    """PettingZoo's observations of one game as observations `[1, *shape]` and action masks `[1, m]` by agent.
+
+    Args:
+        seen: agent -> an array, or a dict with `observation` and `action_mask`.
+    """
+    obs, legal = {}, {}
+    for agent, given in seen.items():
+        own, mask = (
+            (given["observation"], given["action_mask"]) if isinstance(given, Mapping) else (given, None)
+        )
+        obs[agent] = torch.as_tensor(np.asarray(own))[None]
+        legal[agent] = None if mask is None else torch.as_tensor(np.asarray(mask)).bool()[None]
+    return obs, legal
 
 
 class ActionSampler(Protocol):

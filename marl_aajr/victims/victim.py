@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import gymnasium as gym
-import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -131,17 +130,6 @@ class Victim:
         """The most likely action for the environment, `[B, m] -> [B, ...]`."""
         return self.to_environment(agent, self.distributions[self.module_of[agent]].mode(outputs))
 
-    def sample(self, agent: str, outputs: Tensor, *, generator: torch.Generator) -> Tensor:
-        """A random action for the environment, `[B, m] -> [B, ...]`.
-
-        Raises:
-            ValueError: a victim that is greedy only.
-        """
-        if self.greedy_only:
-            raise ValueError("expected greedy actions of a victim that is greedy only, got sampled ones")
-        distribution = self.distributions[self.module_of[agent]]
-        return self.to_environment(agent, distribution.sample(outputs, generator=generator))
-
     def to_environment(self, agent: str, action: Tensor) -> Tensor:
         """An action of the agent's distribution as the environment takes it, `[B, ...]`."""
         space = self.action_spaces[agent]
@@ -157,7 +145,6 @@ class Victim:
             return action
         return action.clamp(low, high)
 
-    @torch.no_grad()
     def act(
         self,
         obs: Mapping[str, Any],
@@ -180,30 +167,21 @@ class Victim:
         Example:
             >>> obs, rewards, *_ = env.step(victim.act(obs))
         """
+        from marl_aajr.victims.stepper import GeneratorSampler, Stepper, one_copy
+
         if memory is None and self.recurrent:
             raise ValueError(
                 "expected a memory for a recurrent victim, got none; take memory = victim.memory() when an "
                 "episode begins, and act(obs, memory=memory)"
             )
-        memory = memory or self.memory()
-        actions = {}
-        for agent, given in obs.items():
-            seen, mask = (
-                (given["observation"], given["action_mask"]) if isinstance(given, Mapping) else (given, None)
-            )
-            legal = None if mask is None else torch.as_tensor(np.asarray(mask)).bool()[None]
-            inputs = self.inputs(agent, torch.as_tensor(np.asarray(seen))[None])
-            rows = {agent: torch.zeros(1, dtype=torch.int64)}
-            policy = self.policy(agent, action_mask=legal, state=memory.recall(rows))
-            outputs = policy(inputs)
-            memory.advance(rows, policy, inputs)
-            if generator is None:
-                action = self.greedy(agent, outputs)
-            else:
-                action = self.sample(agent, outputs, generator=generator)
-            discrete = isinstance(self.action_spaces[agent], gym.spaces.Discrete)
-            actions[agent] = int(action[0]) if discrete else action[0].numpy()
-        return actions
+        # Each agent decides by itself, so that its action does not depend, to the last bit, on who else acts.
+        stepper = Stepper(self, memory or self.memory(), groups=[[agent] for agent in obs])
+        kinds = {agent: self.distribution(agent) for agent in obs}
+        sampler = None if generator is None else GeneratorSampler(kinds, 1, generator)
+        seen, legal = one_copy(obs)
+        actions = stepper.act(stepper.see(seen, action_mask=legal), sampler)
+        discrete = {agent for agent in obs if isinstance(self.action_spaces[agent], gym.spaces.Discrete)}
+        return {a: int(chosen[0]) if a in discrete else chosen[0].numpy() for a, chosen in actions.items()}
 
     @staticmethod
     def from_policies(policies: Mapping[str, nn.Module] | nn.Module, env: Any, **settings: Any) -> Victim:

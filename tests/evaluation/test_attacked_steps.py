@@ -7,14 +7,14 @@ import pytest
 
 from marl_aajr.attacks import BudgetError
 from marl_aajr.evaluation import Evaluation, evaluate
-from marl_aajr.evaluation.timing import Clock
+from marl_aajr.evaluation.attack_schedule import StepSelector
 from tests.evaluation.players import flip, moves, played, sign_reader, signs, team
 
 
 class TestSteps:
-    """Where every attacked decision is turned, a return counts the strikes: 2 for each."""
+    """Where every attacked decision is turned, a return counts the attacked steps: 2 for each."""
 
-    def strikes(self, result: Evaluation) -> list[float]:
+    def attacked_steps(self, result: Evaluation) -> list[float]:
         clean, attacked = result.clean.returns, result.attacks[0].returns
         return [(a - b) / 2 for a, b in zip(clean, attacked, strict=True)]
 
@@ -22,7 +22,7 @@ class TestSteps:
     @pytest.mark.parametrize("m", [1, 3, 6])
     def test_exactly_m_of_t_where_t_is_fixed(self, timing: str, m: int) -> None:
         result = played((1.0,), steps=6, budget=f"steps={m},timing={timing}")
-        assert self.strikes(result) == [m] * 10
+        assert self.attacked_steps(result) == [m] * 10
         (row,) = result.attacks
         assert row.attacked_steps is not None
         assert (row.attacked_steps.mean, str(row.attacked_steps)) == (m, f"{m} of 6 steps, {timing}")
@@ -41,7 +41,7 @@ class TestSteps:
             selection_episodes=40,
             num_envs=7,
         )
-        counted = self.strikes(result)
+        counted = self.attacked_steps(result)
         assert set(counted) == {0, 1, 2} or set(counted) == {1, 2}
         steps = result.attacks[0].attacked_steps
         assert steps is not None
@@ -58,7 +58,7 @@ class TestSteps:
         attacks = [(flip(name), 1.1) for name in ("fgsm", "pgd-margin", "square")]
         result = played((1.0,), steps=8, crucial=True, budget="steps=3", attacks=attacks, episodes=30)
         returns = {row.returns for row in result.attacks}
-        assert len(returns) == 1, "the same steps were struck"
+        assert len(returns) == 1, "the same steps were attacked"
         assert set(next(iter(returns))) == {-1.0, 1.0}, "and not all of them"
         again = played((1.0,), steps=8, crucial=True, budget="steps=3", episodes=30)
         assert again.attacks[0].returns in returns
@@ -90,6 +90,6 @@ class TestSteps:
         assert str(steps) == "1 of 1–5 steps, random"
 
     def test_the_judge_does_not_believe_the_clock(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(Clock, "strike", lambda self, due, preference: due)
+        monkeypatch.setattr(StepSelector, "select", lambda self, acting, preference: acting)
         with pytest.raises(BudgetError, match="expected at most 2 attacked steps an episode, got 3"):
             played(budget="steps=2")

@@ -17,7 +17,7 @@ from marl_aajr.evaluation.crosschecks import objective_checks
 from marl_aajr.evaluation.outcomes import AttackOutcome, AttackSpec, Outcome
 from marl_aajr.evaluation.plan import resolve_attacks
 from marl_aajr.evaluation.preflight import Health, examine, report
-from marl_aajr.evaluation.probe import Sample
+from marl_aajr.evaluation.probe import DecisionSample
 from marl_aajr.evaluation.result import ActionsResult, Check
 from marl_aajr.evaluation.return_checks import lower, return_checks
 from tests.evaluation.broken import Constant, Noisy, Quantized, Saturated, Trigger, Weighted
@@ -157,7 +157,7 @@ class TestSoundPolicies:
 class TestPreflight:
     def examine(self, module: nn.Module, obs: Tensor) -> Health:
         victim = team(SPEC, module)
-        sample = Sample("agent_0", victim.policy("agent_0"), obs)
+        sample = DecisionSample("agent_0", victim.policy("agent_0"), obs)
         return examine(sample, victim, PerturbationSet(epsilon=0.3), generator=generator())
 
     def test_numbers_by_hand(self) -> None:
@@ -182,7 +182,9 @@ class TestPreflight:
                 return torch.cat([mean, torch.full_like(mean, log_std)], -1)
 
         victim = team(spec, Wide())
-        sample = Sample("agent_0", victim.policy("agent_0"), torch.randn(20, 18, generator=generator()))
+        sample = DecisionSample(
+            "agent_0", victim.policy("agent_0"), torch.randn(20, 18, generator=generator())
+        )
         health = examine(sample, victim, PerturbationSet(epsilon=0.1), generator=generator())
         assert health.sigma == pytest.approx(torch.tensor(log_std).exp().item())
         assert {c.name: c.verdict for c in report([health])}["σ inflation"] == verdict

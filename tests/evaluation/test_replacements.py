@@ -40,7 +40,7 @@ def with_one_stuck(spec: EnvironmentSpec, agent: str) -> Victim:
     )
 
 
-def liar(spec: EnvironmentSpec, module: nn.Module | None = None) -> Victim:
+def traitors(spec: EnvironmentSpec, module: nn.Module | None = None) -> Victim:
     """A trained adversary in Signs: always wrong, unless it is given another network."""
     wrong = sign_reader()
     wrong.weight.data.neg_()
@@ -50,8 +50,8 @@ def liar(spec: EnvironmentSpec, module: nn.Module | None = None) -> Victim:
 def drawn_at_random(env: BatchedEnv, agent: str) -> Tensor:
     """Actions of all copies at the beginning of their first episode."""
     generator = torch.Generator().manual_seed(0)
-    stand_in = Replacement(kind="random", agents=(agent,)).stand_in(sampled=False, generator=generator)
-    (drawn,) = stand_in(env, env.reset(seed=0)).values()
+    policy = Replacement(kind="random", agents=(agent,)).policy(sampled=False, generator=generator)
+    (drawn,) = policy(env, env.reset(seed=0)).values()
     return drawn
 
 
@@ -76,7 +76,7 @@ class TestClosedForm:
 
     def test_a_trained_agent_plays_its_own_policy(self) -> None:
         spec = signs()
-        replacement = Replacement(kind="traitor", agents=("agent_0",), victim=liar(spec), source="runs/x")
+        replacement = Replacement(kind="traitor", agents=("agent_0",), victim=traitors(spec), source="runs/x")
         result = evaluate(team(spec, sign_reader()), replace=[replacement], episodes=12)
         row, *controls = result.adversarial_agents
         assert row.mean - row.loyal_return == pytest.approx(row.loyal_return - result.clean_return)
@@ -174,10 +174,10 @@ class TestUndertrained:
         return {check.verdict: check.text for check in result.checks}
 
     def test_a_traitor_that_hurts_most_passes(self) -> None:
-        assert list(self.verdicts(liar(signs()))) == ["pass"]
+        assert list(self.verdicts(traitors(signs()))) == ["pass"]
 
     def test_one_that_hurts_less_than_a_control_fails(self) -> None:
-        found = self.verdicts(liar(signs(), sign_reader()))
+        found = self.verdicts(traitors(signs(), sign_reader()))
         assert list(found) == ["fail"]
         assert found["fail"].startswith("Undertrained: it leaves the team a return of ")
 

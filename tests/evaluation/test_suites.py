@@ -18,8 +18,6 @@ from marl_aajr.core.seeds import Purpose, derived_seed
 from marl_aajr.core.threat import PerturbationSet
 from marl_aajr.evaluation import Suite, builtin_suites, evaluate, load_suite
 from marl_aajr.evaluation.crew import Crew, _may_spread
-from marl_aajr.evaluation.table import Table
-from marl_aajr.rollout.batches import make_batch
 from marl_aajr.rollout.environments import resolve
 from marl_aajr.victims import ObservationFilter
 from marl_aajr.victims.filters import through_filter
@@ -155,25 +153,6 @@ class TestActions:
         assert sampled.clean.mean < greedy.clean.mean, "the sign reader is unsure at x = ±1: p = 0.88"
         assert sampled.attacks[0].returns == sampled.clean.returns
         assert result.clean is greedy.clean
-
-    def test_a_copys_actions_do_not_depend_on_the_others(self) -> None:
-        """Copy 0 is at agent_2's turn; whether agent_0 acts elsewhere changes nothing for it."""
-        spec = signs()
-        victim, env = team(spec), make_batch(spec, 40)
-        obs = env.reset(seed=0)
-        drawn = []
-        for elsewhere in (True, False):
-            env.active["agent_0"][:] = elsewhere
-            env.active["agent_0"][0] = False
-            sampler = generator()
-            table = Table(
-                victim=victim, env=env, adversary=None, sampler=sampler, chances=sampler, stand_in=None
-            )
-            actions = table.act(table.look(obs), obs, torch.ones(40, dtype=torch.bool))
-            assert ("agent_0" in actions) == elsewhere
-            drawn.append(actions["agent_2"])
-        env.close()
-        assert torch.equal(*drawn)
 
     def test_an_attack_that_splits_the_agents_leaves_the_random_numbers_where_they_were(self) -> None:
         harmless = make_attack("noise", epsilon=9.0, mask=(False, True))
@@ -360,4 +339,4 @@ def test_ray_workers_play_to_the_same_numbers(workers: int | None) -> None:
         )
     shared.assert_called()
     assert there == here
-    assert told[-1] == 2 * (5 * 6 + (3 * 4 + 1) * 4), "four attacks on three agents each, and the rehearsal"
+    assert told[-1] == 2 * (5 * 6 + (3 * 4 + 1) * 4), "four attacks on three agents each, and the calibration"

@@ -1,18 +1,18 @@
-"""When an adversary strikes who may do so in m of the T steps of an episode, and who counts.
+"""The steps in which an attack acts that may do so in m of the T steps of an episode, and a count of them.
 
 T is not known while an episode runs, nor is what is still to come. Both are learned beforehand, from the
 selection episodes without attack: T is their median length, and the preferences seen there are what those of
 the attacked episodes are measured against. So the decision rests on nothing but the past.
 
-    random      strike with probability r / (T − t): m of T steps, each set of m equally likely
-    strategic   strike where c(s) is among the m / T largest preferences of the selection episodes
+    random      attack with probability r / (T − t): m of T steps, each set of m equally likely
+    strategic   attack where c(s) is among the m / T largest preferences of the selection episodes
 
-with t decision steps played, r strikes left, and c(s) = max_a π(a|s) − min_a π(a|s) over the legal actions,
-the mean of the attacked agents who must act (Lin 2017, arXiv 1703.06748: where a policy is indifferent, there
-is nothing to gain). Either strikes at every step once r ≥ T − t: what is left is not wasted. An episode that
-ends before T leaves some unspent.
+with t decision steps played, r attacked steps left, and c(s) = max_a π(a|s) − min_a π(a|s) over the legal
+actions, the mean of the attacked agents who must act (Lin 2017, arXiv 1703.06748: where a policy is
+indifferent, there is nothing to gain). Either attacks every step once r ≥ T − t: what is left is not wasted.
+An episode that ends before T leaves some unspent.
 
-Neither is believed: the judge's own `Ledger` counts the strikes of every episode.
+Neither is believed: a `BudgetCounter` of its own counts the attacked steps of every episode.
 """
 
 from __future__ import annotations
@@ -26,12 +26,12 @@ from torch import Tensor
 from marl_aajr.attacks import BudgetError
 from marl_aajr.core.distributions import ActionDistribution, Categorical, MultiCategorical
 from marl_aajr.evaluation.budget import Timing
-from marl_aajr.evaluation.view import View
+from marl_aajr.victims.stepper import DecisionBatch
 
 
 @dataclass(frozen=True, eq=False)
-class Pace:
-    """What the timing of one row rests on.
+class AttackSchedule:
+    """The number of attacked steps in each episode of one row, and what their choice rests on.
 
     Attributes:
         steps: m.
@@ -56,7 +56,7 @@ class Pace:
     def unlikelihood(self, preference: Tensor, ties: Tensor) -> Tensor:
         """Share of the selection episodes' steps with a larger preference, `[E] -> [E]`.
 
-        Equal ones are ordered at random, by `ties` in [0, 1): of steps that do not differ, any is struck.
+        Equal ones are ordered at random, by `ties` in [0, 1): of steps that do not differ, any is attacked.
         """
         # Rounding must not order what is equal: batches of other sizes differ in the last bits.
         slack = 1e-6
@@ -65,76 +65,76 @@ class Pace:
         return (above + ties * equal) / max(len(self.preferences), 1)
 
 
-class Clock:
-    """Decides in which copies to strike, step by step; see the module.
+class StepSelector:
+    """Selects the copies to attack, step by step; see the module.
 
     Args:
-        pace: how often, and by what.
+        schedule: how many steps, and by what.
         num_envs: E.
-        generator: as many numbers are drawn at each step whatever happens, so that all attacks strike at the
+        generator: as many numbers are drawn at each step whatever happens, so that all attacks act at the
             same random times.
     """
 
-    def __init__(self, pace: Pace, *, num_envs: int, generator: torch.Generator) -> None:
-        self._pace, self._generator = pace, generator
+    def __init__(self, schedule: AttackSchedule, *, num_envs: int, generator: torch.Generator) -> None:
+        self._schedule, self._generator = schedule, generator
         self._played = torch.zeros(num_envs, dtype=torch.long)
-        self._struck = torch.zeros(num_envs, dtype=torch.long)
+        self._attacked = torch.zeros(num_envs, dtype=torch.long)
 
-    def strike(self, due: Tensor, preference: Tensor) -> Tensor:
-        """Where to strike in this step, `[E]` bool.
+    def select(self, acting: Tensor, preference: Tensor) -> Tensor:
+        """Copies to attack in this step, `[E]` bool.
 
         Args:
-            due: copies where an attacked agent must act, `[E]` bool.
+            acting: copies where an attacked agent must act, `[E]` bool.
             preference: c there, `[E]`.
         """
-        chance = torch.rand(len(due), dtype=torch.float64, generator=self._generator)
-        left = self._pace.steps - self._struck
-        ahead = (self._pace.length - self._played).clamp_min(1)
-        if self._pace.timing == "random":
+        chance = torch.rand(len(acting), dtype=torch.float64, generator=self._generator)
+        left = self._schedule.steps - self._attacked
+        ahead = (self._schedule.length - self._played).clamp_min(1)
+        if self._schedule.timing == "random":
             wanted = chance < left / ahead
         else:
-            rare = self._pace.unlikelihood(preference, chance) < self._pace.steps / self._pace.length
-            wanted = rare | (left >= ahead)
-        struck = due & wanted & (left > 0)
-        self._played += due
-        self._struck += struck
-        return struck
+            share = self._schedule.steps / self._schedule.length
+            wanted = (self._schedule.unlikelihood(preference, chance) < share) | (left >= ahead)
+        selected = acting & wanted & (left > 0)
+        self._played += acting
+        self._attacked += selected
+        return selected
 
     def restart(self, over: Tensor) -> None:
         """Begin new episodes where the old ones are over, `[E]` bool."""
         self._played[over] = 0
-        self._struck[over] = 0
+        self._attacked[over] = 0
 
 
-class Ledger:
-    """The judge's count of the strikes of every running episode.
+class BudgetCounter:
+    """Counts the attacked steps of every running episode, whatever selected them.
 
     Attributes:
-        total: strikes in all episodes.
+        total: attacked steps of all episodes.
     """
 
     def __init__(self, limit: int, *, num_envs: int) -> None:
         self._limit = limit
-        self._strikes = torch.zeros(num_envs, dtype=torch.long)
+        self._attacked = torch.zeros(num_envs, dtype=torch.long)
         self.total = 0
 
-    def enter(self, struck: Tensor) -> None:
+    def add(self, attacked: Tensor) -> None:
         """Count one step, before it is played.
 
         Args:
-            struck: copies in which somebody is lied to, `[E]` bool.
+            attacked: copies in which some observation is perturbed, `[E]` bool.
 
         Raises:
-            BudgetError: an episode with more strikes than the budget allows.
+            BudgetError: an episode with more attacked steps than the budget allows.
         """
-        self._strikes += struck
-        self.total += int(struck.sum())
-        if (most := int(self._strikes.max())) > self._limit:
+        self._attacked += attacked
+        self.total += int(attacked.sum())
+        if (most := int(self._attacked.max())) > self._limit:
             raise BudgetError(f"expected at most {self._limit} attacked steps an episode, got {most}")
 
     def restart(self, over: Tensor) -> None:
         """Begin new episodes where the old ones are over, `[E]` bool."""
-        self._strikes[over] = 0
+        self._attacked[over] = 0
 
 
 def has_preferences(distribution: ActionDistribution) -> bool:
@@ -163,33 +163,33 @@ def preference(distribution: ActionDistribution, outputs: Tensor, legal: Tensor 
 
 
 @torch.no_grad()
-def stakes(
-    views: Sequence[View], agents: Sequence[str], num_envs: int, *, strategic: bool
+def acting_and_preferences(
+    batches: Sequence[DecisionBatch], agents: Sequence[str], num_envs: int, *, strategic: bool
 ) -> tuple[Tensor, Tensor]:
-    """Who of the attacked agents must act, and what they care: `[E, n]` bool, and c `[E, n]` float64.
+    """Where the attacked agents must act, `[E, n]` bool, and their preferences c there, `[E, n]` float64.
 
     c is 0 where an agent need not act, and everywhere unless `strategic`.
     """
     column = {agent: i for i, agent in enumerate(agents)}
-    due = torch.zeros(num_envs, len(agents), dtype=torch.bool)
+    acting = torch.zeros(num_envs, len(agents), dtype=torch.bool)
     preferences = torch.zeros(num_envs, len(agents), dtype=torch.float64)
-    for view in views:
-        if column.keys().isdisjoint(view.rows):
+    for batch in batches:
+        if column.keys().isdisjoint(batch.rows):
             continue
-        values = torch.zeros(len(view.inputs), dtype=torch.float64)
+        values = torch.zeros(len(batch.inputs), dtype=torch.float64)
         if strategic:
-            policy = view.policy
-            values = preference(policy.distribution, policy(view.inputs), policy.action_mask)
-        for agent, index, part in view.split(values):
+            policy = batch.policy
+            values = preference(policy.distribution, policy(batch.inputs), policy.action_mask)
+        for agent, copies, part in batch.split(values):
             if agent in column:
-                due[index, column[agent]] = True
-                preferences[index, column[agent]] = part
-    return due, preferences
+                acting[copies, column[agent]] = True
+                preferences[copies, column[agent]] = part
+    return acting, preferences
 
 
 @dataclass
-class Rehearsal:
-    """What unattacked episodes say of when to strike; a `Spy`.
+class ScheduleCalibration:
+    """What unattacked episodes tell a schedule: their lengths and preferences; a `StepCallback`.
 
     Attributes:
         agents: who may be attacked, n of them.
@@ -199,25 +199,27 @@ class Rehearsal:
     agents: Sequence[str]
     strategic: bool
     _episodes: list[Tensor] = field(default_factory=list)
-    _due: list[Tensor] = field(default_factory=list)
+    _acting: list[Tensor] = field(default_factory=list)
     _preferences: list[Tensor] = field(default_factory=list)
 
-    def __call__(self, views: Sequence[View], episode: Tensor) -> None:
-        due, preferences = stakes(views, self.agents, len(episode), strategic=self.strategic)
+    def __call__(self, batches: Sequence[DecisionBatch], episode: Tensor) -> None:
+        acting, preferences = acting_and_preferences(
+            batches, self.agents, len(episode), strategic=self.strategic
+        )
         counted = episode >= 0
         self._episodes.append(episode[counted])
-        self._due.append(due[counted])
+        self._acting.append(acting[counted])
         self._preferences.append(preferences[counted])
 
-    def pace(self, agents: Collection[str], *, steps: int) -> Pace:
-        """For an attack on some of the agents, in m = `steps` steps of each episode.
+    def schedule(self, agents: Collection[str], *, steps: int) -> AttackSchedule:
+        """The schedule of an attack on some of the agents, in m = `steps` steps of each episode.
 
         Raises:
             ValueError: more steps than the longest episode has.
         """
         columns = [i for i, agent in enumerate(self.agents) if agent in agents]
-        due = torch.cat(self._due)[:, columns]
-        anybody = due.any(1)
+        acting = torch.cat(self._acting)[:, columns]
+        anybody = acting.any(1)
         lengths = torch.cat(self._episodes)[anybody].bincount()
         lengths = lengths[lengths > 0].sort().values
         longest = int(lengths[-1]) if len(lengths) else 0
@@ -226,13 +228,13 @@ class Rehearsal:
                 f"expected at most {longest} steps in the budget, the length of the longest selection "
                 f"episode, got steps={steps}; leave steps out to attack at every step"
             )
-        return Pace(
+        return AttackSchedule(
             steps=steps,
             timing="strategic" if self.strategic else "random",
             length=int(lengths[len(lengths) // 2]),
             shortest=int(lengths[0]),
             longest=longest,
-            preferences=mean_where(torch.cat(self._preferences)[:, columns], due)[anybody].sort().values,
+            preferences=mean_where(torch.cat(self._preferences)[:, columns], acting)[anybody].sort().values,
         )
 
 

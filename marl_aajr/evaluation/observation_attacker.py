@@ -1,0 +1,174 @@
+"""An attack on the observations of a game that somebody else plays, agent by agent as they look."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import torch
+from torch import Tensor
+
+from marl_aajr.attacks import Attack, make_attack
+from marl_aajr.evaluation.attack_run import prepare
+from marl_aajr.evaluation.protocol import check_attack, settle_units
+from marl_aajr.evaluation.suites import Units
+from marl_aajr.victims import Victim
+from marl_aajr.victims.stepper import DecisionBatch, Stepper, alike, one_copy
+
+
+@dataclass
+class StepGenerators:
+    """Random numbers that follow from a seed and from where a game is, however often they are asked for.
+
+    Attributes:
+        seed: of all of them.
+    """
+
+    seed: int
+    _given: int = 0
+    _episode: int = 0
+    _step: int = 0
+
+    def begin(self, seed: int | None) -> None:
+        """A new episode; of its environment's seed, where it was given one."""
+        if seed is not None:
+            self._given, self._episode = seed, 0
+        self._episode, self._step = self._episode + 1, 0
+
+    def proceed(self) -> None:
+        """A new step."""
+        self._step += 1
+
+    def of(self, number: int) -> torch.Generator:
+        """The generator of this step for the agent with a number."""
+        key = (self._given, self._episode, self._step, number)
+        state = np.random.SeedSequence(self.seed, spawn_key=key).generate_state(1, np.uint64)[0]
+        return torch.Generator().manual_seed(int(state))
+
+
+class ObservationAttacker:
+    """Shows agents what an attack on a victim's policies makes of their observations.
+
+    Args:
+        attack: a name, or an attack that is ready.
+        victim: the policies under attack.
+        agents: those whose observations are perturbed.
+        epsilon: the size; None: the attack's own.
+        units: of ε; None: see `settle_units`.
+        seed: of the attack's random numbers.
+
+    Raises:
+        ValueError: an unknown attack, no size, an attack that must learn first, or one that does not fit.
+    """
+
+    def __init__(
+        self,
+        attack: str | Attack,
+        victim: Victim,
+        agents: Collection[str],
+        *,
+        epsilon: float | None,
+        units: Units | None,
+        seed: int,
+    ) -> None:
+        self.attack, self.victim = _ready(attack, epsilon), victim
+        units = settle_units(units, victim, agents)
+        check_attack(self.attack, victim, list(agents))
+        self._prepared = {agent: prepare(self.attack, victim, agent, units=units) for agent in agents}
+        groups = [part for group in alike(victim, agents) for part in self.attack.together(group)]
+        self._stepper = Stepper(victim, victim.memory(), groups=groups)
+        self._generators = StepGenerators(seed)
+        self._shown: dict[str, Any] = {}
+
+    def begin(self, seed: int | None) -> None:
+        """An episode begins."""
+        self._stepper.memory.forget()
+        self._shown = {}
+        self._generators.begin(seed)
+
+    def show(self, seen: Mapping[str, Any]) -> dict[str, Any]:
+        """What agents are shown of what they see in this step; asking again changes nothing.
+
+        Args:
+            seen: agent -> an array, or a dict with `observation` and `action_mask`.
+        """
+        fresh = {a: seen[a] for a in self._prepared if a in seen and a not in self._shown}
+        obs, legal = one_copy(fresh)
+        batches = self._stepper.see(obs, action_mask=legal)
+        orders = self._orders(batches)
+        for batch in batches:
+            for agent, _, delta in batch.split(self._delta(batch, orders)):
+                self._shown[agent] = self._perturbed(agent, seen[agent], delta[0])
+        return {agent: self._shown.get(agent, given) for agent, given in seen.items()}
+
+    def decided(self, agents: Collection[str]) -> None:
+        """These agents decided on what they were shown; the step is over."""
+        if self.victim.recurrent:
+            for agent in agents:
+                obs, legal = one_copy({a: shown for a, shown in self._shown.items() if a == agent})
+                self._stepper.decide(self._stepper.see(obs, action_mask=legal))
+        self._shown = {}
+        self._generators.proceed()
+
+    def space(self, agent: str, space: gym.Space[Any]) -> gym.Space[Any]:
+        """The space of what an agent is shown, given that of what it sees: by ε wider."""
+        if agent not in self._prepared:
+            return space
+        if isinstance(space, gym.spaces.Dict):
+            return gym.spaces.Dict({**space.spaces, "observation": self._wider(agent, space["observation"])})
+        return self._wider(agent, space)
+
+    def _orders(self, batches: Sequence[DecisionBatch]) -> Mapping[str, Tensor]:
+        """Agent -> the orders of an adversary that looks at all agents before each is attacked."""
+        if not self.attack.confers or not batches:
+            return {}
+        seen = {agent: part for batch in batches for agent, _, part in batch.split(batch.inputs)}
+        return self.attack.confer(seen, generator=self._generators.of(len(self._prepared)))
+
+    def _delta(self, batch: DecisionBatch, orders: Mapping[str, Tensor]) -> Tensor:
+        """δ for the agents of a batch, `[B, d]`, in the units of their network."""
+        attack = self._prepared[batch.agent]
+        if orders:
+            attack = attack.under_orders(torch.cat([orders[agent] for agent in batch.rows]))
+        generator = self._generators.of(list(self._prepared).index(batch.agent))
+        return attack(batch.policy, batch.inputs, generator=generator).delta
+
+    def _perturbed(self, agent: str, seen: Any, delta: Tensor) -> Any:
+        obs = np.asarray(seen["observation"] if isinstance(seen, Mapping) else seen)
+        change = (delta.double() * self._unit(agent)).reshape(obs.shape).numpy()
+        shown = (obs + change).astype(obs.dtype)
+        return {**seen, "observation": shown} if isinstance(seen, Mapping) else shown
+
+    def _unit(self, agent: str) -> Tensor:
+        """What one unit of the network's inputs is in the environment's, `[d]`, or one for all."""
+        observed = self.victim.filters.get(agent)
+        return torch.ones(1, dtype=torch.float64) if observed is None else observed.scale.flatten()
+
+    def _wider(self, agent: str, space: gym.Space[Any]) -> gym.spaces.Box:
+        assert isinstance(space, gym.spaces.Box)
+        size = self._prepared[agent].perturbations
+        reach = size.epsilon * torch.ones(int(np.prod(space.shape)), dtype=torch.float64) * self._unit(agent)
+        if (factor := size.preconditioner(reach)) is not None:
+            reach = reach * factor
+        # The last bit of a sum may point outwards.
+        room = np.nextafter(reach.reshape(space.shape).numpy().astype(space.dtype), np.inf)
+        low, high = np.nextafter(space.low - room, -np.inf), np.nextafter(space.high + room, np.inf)
+        return gym.spaces.Box(low.astype(space.dtype), high.astype(space.dtype), dtype=space.dtype.type)
+
+
+def _ready(attack: str | Attack, epsilon: float | None) -> Attack:
+    if isinstance(attack, str):
+        if epsilon is None:
+            raise ValueError(f"expected epsilon for the attack {attack!r}, got none; give its size")
+        attack = make_attack(attack, epsilon=epsilon)
+    elif epsilon is not None:
+        attack = attack.at(epsilon)
+    if not attack.ready:
+        raise ValueError(
+            f"expected an attack that is ready, got {attack.name!r}, which has yet to learn; give it "
+            "fitted: attack.fit(victim, make_batch(resolve(name), 50), agents=..., seed=0)"
+        )
+    return attack
