@@ -49,10 +49,6 @@ class AttackSchedule:
     longest: int
     preferences: Tensor
 
-    def __str__(self) -> str:
-        lengths = {self.shortest, self.longest}
-        return f"{self.steps} of {'–'.join(map(str, sorted(lengths)))} steps, {self.timing}"
-
     def unlikelihood(self, preference: Tensor, ties: Tensor) -> Tensor:
         """Share of the selection episodes' steps with a larger preference, `[E] -> [E]`.
 

@@ -152,7 +152,7 @@ class Player:
             objective_gain=statistics.gain / decisions,
             kl=statistics.kl / decisions,
             epsilons={a: self.scales.get(a, 1.0) * attack.perturbations.epsilon for a in agents},
-            attacked_steps=None if schedule is None else _attacked_steps(schedule, statistics.attacked_steps / episodes),
+            attacked_steps=_attacked_steps(run, episodes),
         )
 
     def selected_on(
@@ -292,9 +292,15 @@ def by_team(returns: Tensor, agents: Sequence[str], teams: Mapping[str, str]) ->
     return {team: returns[:, index].sum(-1) for team, index in members.items()}
 
 
-def _attacked_steps(schedule: AttackSchedule, mean: float) -> AttackedSteps:
+def _attacked_steps(run: AttackRun, episodes: int) -> AttackedSteps | None:
+    if run.schedule is None:
+        return None
     return AttackedSteps(
-        limit=schedule.steps, timing=schedule.timing, shortest=schedule.shortest, longest=schedule.longest, mean=mean
+        limit=run.schedule.steps,
+        timing=run.schedule.timing,
+        shortest=run.schedule.shortest,
+        longest=run.schedule.longest,
+        mean=run.statistics.attacked_steps / episodes,
     )
 
 
