@@ -10,7 +10,7 @@ from marl_aajr.adversaries import agent_game
 from marl_aajr.adversaries.agent_game import AgentThreat, Kind, Pays
 from marl_aajr.adversaries.game import victim_folder
 from marl_aajr.training.config import EnvConfig, Resources, RunConfig
-from marl_aajr.training.policy_mapping import roster_of
+from marl_aajr.training.modules import policy_mapping_of
 from marl_aajr.training.run_directory import RunDirectory
 from marl_aajr.victims import Victim, fingerprint
 
@@ -93,5 +93,7 @@ def _as_they_learned(config: RunConfig, trained: RunConfig) -> RunConfig:
 
 def _can_begin(config: RunConfig, victim: Victim) -> bool:
     """Whether the run has modules of the victims' own, and can take them over."""
-    same = all(victim.module_of[agent] == module for agent, module in roster_of(config).module_of.items())
+    same = all(
+        victim.module_of[agent] == module for agent, module in policy_mapping_of(config).module_of.items()
+    )
     return same and not victim.recurrent and not any(victim.filters.values())

@@ -30,8 +30,7 @@ from marl_aajr.core.threat import PerturbationSet
 from marl_aajr.rllib.victims import playing_network
 from marl_aajr.rollout.batched_env import BatchedEnv
 from marl_aajr.training.config import RunConfig
-from marl_aajr.training.policy_mapping import roster_of
-from marl_aajr.training.rllib_settings import module_spec
+from marl_aajr.training.modules import module_spec, policy_mapping_of
 from marl_aajr.victims import FreeLogStd, Victim
 from marl_aajr.victims.stepper import DecisionBatch
 
@@ -138,22 +137,22 @@ def warm_start(
         seed: of the demonstration and of the networks.
     """
     adversaries, pages = demonstrate(threat, steps=steps, seed=seed)
-    roster = roster_of(config)
+    mapping = policy_mapping_of(config)
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         actors = {
             module: playing_network(
                 module_spec(
-                    config.model, roster.observation_spaces[player], roster.action_spaces[player]
+                    config.model, mapping.observation_spaces[player], mapping.action_spaces[player]
                 ).build()
             )
-            for module, player in roster.modules.items()
+            for module, player in mapping.modules.items()
         }
     adversary = Victim(
-        module_of=roster.module_of,
+        module_of=mapping.module_of,
         modules=actors,
-        observation_spaces=roster.observation_spaces,
-        action_spaces=roster.action_spaces,
+        observation_spaces=mapping.observation_spaces,
+        action_spaces=mapping.action_spaces,
         env_name=config.env.name,
         env_kwargs=config.env.kwargs,
     )
@@ -168,7 +167,7 @@ def warm_start(
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-    for module, player in roster.modules.items():
+    for module, player in mapping.modules.items():
         actor = adversary.modules[module].requires_grad_(False)
         if isinstance(adversary.distributions[adversary.module_of[player]], DiagGaussian):
             _set_log_std(actor, _LOG_STD)

@@ -182,7 +182,7 @@ def number_or_text(text: str) -> Any:
     """A value as in a YAML file; what is no YAML is text."""
     import yaml
 
-    from marl_aajr.training.yaml_source import NumberLoader
+    from marl_aajr.training.files import NumberLoader
 
     try:
         return yaml.load(text, Loader=NumberLoader)

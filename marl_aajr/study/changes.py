@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from marl_aajr.training.yaml_source import Key
+from marl_aajr.training.files import Key
 
 
 def changed(what: str, folder: Path) -> ValueError:

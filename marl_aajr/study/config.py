@@ -24,7 +24,7 @@ from marl_aajr.study.entries import (
     TuningEntry,
 )
 from marl_aajr.training.fields import Count, Section, Whole, once, put, some, validated
-from marl_aajr.training.yaml_source import YamlSource, load_yaml
+from marl_aajr.training.files import YamlSource, load_yaml
 
 
 class StudyConfig(Section):

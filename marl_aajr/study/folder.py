@@ -33,10 +33,9 @@ from marl_aajr.study.graph import Node
 from marl_aajr.study.judgements import Judgements
 from marl_aajr.study.runs import Run
 from marl_aajr.training.fields import differences
-from marl_aajr.training.files import append_line, read_lines, write_text
+from marl_aajr.training.files import YamlSource, append_line, read_lines, write_text
 from marl_aajr.training.run_directory import RunDirectory
 from marl_aajr.training.run_record import LOCK
-from marl_aajr.training.yaml_source import YamlSource
 
 _OURS = (LOCK, "identity", "events.jsonl", "runs", "judgements", "tuning", "logs", "tune")
 _FIXED: tuple[str, ...] = ("evaluation", "adversaries", "tune")

@@ -10,9 +10,8 @@ from typing import Any
 from marl_aajr.study.changes import changed, first_change
 from marl_aajr.study.graph import Node
 from marl_aajr.study.runs import Run
-from marl_aajr.training.files import write_json
+from marl_aajr.training.files import YamlSource, write_json
 from marl_aajr.training.run_directory import RunDirectory
-from marl_aajr.training.yaml_source import YamlSource
 
 
 class Judgements:

@@ -7,7 +7,7 @@ import importlib.util
 from ray import tune
 
 from marl_aajr.study.config import StudyConfig
-from marl_aajr.training.yaml_source import YamlSource
+from marl_aajr.training.files import YamlSource
 
 
 def check_loggers(study: StudyConfig, source: YamlSource) -> None:

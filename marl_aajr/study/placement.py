@@ -12,7 +12,7 @@ from marl_aajr.study.runs import Run
 from marl_aajr.training.capacity import bundles, groups, have_room
 from marl_aajr.training.cluster import ray_for
 from marl_aajr.training.config import Resources
-from marl_aajr.training.yaml_source import YamlSource
+from marl_aajr.training.files import YamlSource
 
 _KINDS = ("CPU", "GPU")
 

@@ -14,7 +14,7 @@ from typing import Any
 from marl_aajr.study.config import StudyConfig
 from marl_aajr.study.entries import EnvironmentEntry, Grid, MethodEntry
 from marl_aajr.training.config import RunConfig, make_config
-from marl_aajr.training.yaml_source import Key, YamlSource
+from marl_aajr.training.files import Key, YamlSource
 
 Settings = Mapping[str, Any]
 """Dotted setting of a run → value."""

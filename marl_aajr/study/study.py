@@ -22,7 +22,7 @@ from marl_aajr.study.runs import Run, check_axes, runs
 from marl_aajr.study.storage import Storage
 from marl_aajr.study.tuning import budgets, check_decisions, check_tuning, decided, replay, tune_study
 from marl_aajr.study.watch import Board, OnEvent, Progress
-from marl_aajr.training.yaml_source import YamlSource
+from marl_aajr.training.files import YamlSource
 from marl_aajr.victims import load_victim
 
 

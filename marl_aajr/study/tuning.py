@@ -25,8 +25,7 @@ from marl_aajr.study.folder import StudyFolder
 from marl_aajr.study.runs import Settings, Variant, merged, nested, variants
 from marl_aajr.study.trials import Trial
 from marl_aajr.study.watch import Board
-from marl_aajr.training.files import write_json
-from marl_aajr.training.yaml_source import YamlSource
+from marl_aajr.training.files import YamlSource, write_json
 
 _ASKED, _DECISIONS = "asked.json", "decisions.json"
 

@@ -6,8 +6,7 @@ nor the disk, and what its machine may lack in `check_machine`.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+import math
 from functools import partial
 from typing import Any
 
@@ -15,16 +14,17 @@ import numpy as np
 import torch
 from ray.rllib.algorithms.algorithm import Algorithm
 from ray.rllib.algorithms.algorithm_config import AlgorithmConfig
+from ray.rllib.algorithms.appo import APPOConfig
+from ray.rllib.algorithms.impala import IMPALAConfig
 from ray.rllib.algorithms.ppo import PPOConfig
 from ray.rllib.core.rl_module.multi_rl_module import MultiRLModuleSpec
 
 from marl_aajr.core.distributions import from_space
 from marl_aajr.core.objectives import EVERYTHING, Need
+from marl_aajr.core.values import Schedule
 from marl_aajr.rllib import robustify
-from marl_aajr.rllib.networks import (
-    check_observation_space,
-    split,
-)
+from marl_aajr.rllib.internals import RunAPPO, RunIMPALA, RunPPO
+from marl_aajr.rllib.networks import check_observation_space, split
 from marl_aajr.rllib.plugin.learner import resumable_learner_class
 from marl_aajr.rllib.plugin.observation_layout import check_leaves
 from marl_aajr.rllib.sampling.env import register
@@ -35,24 +35,13 @@ from marl_aajr.rllib.sampling.observation_filter import ObservationNormalizer, f
 from marl_aajr.rollout.environments import resolve
 from marl_aajr.rollout.perturbed import PerturbedGame
 from marl_aajr.training.atla_phases import Sides, TellRecreated, sides_of
+from marl_aajr.training.checkpoint import StartRecreated
 from marl_aajr.training.config import Resources, RunConfig
-from marl_aajr.training.policy_mapping import Roster, roster_of
-from marl_aajr.training.randomness import StartRecreated
-from marl_aajr.training.rllib_settings import module_spec, rllib_schedule, start_config
+from marl_aajr.training.modules import ModuleOf, PolicyMapping, module_spec, policy_mapping_of
 
 _REQUESTS_IN_FLIGHT = 64
 """RLlib drops a broadcast of weights or filters to a runner that has more than this many to work off; with
 its default of 1 it depends on timing whether a runner gets its filter."""
-
-
-@dataclass(frozen=True)
-class ModuleOf:
-    """RLlib's `policy_mapping_fn`."""
-
-    modules: Mapping[str, str]
-
-    def __call__(self, agent_id: str, episode: Any = None, **_: Any) -> str:
-        return self.modules[agent_id]
 
 
 def build_config(config: RunConfig) -> AlgorithmConfig:
@@ -64,20 +53,20 @@ def build_config(config: RunConfig) -> AlgorithmConfig:
         ValueError: an unknown environment, or one that cannot be played with this method, model or filter.
     """
     spec = resolve(config.env.name, config.env.kwargs)
-    team = roster_of(config)
+    team = policy_mapping_of(config)
     _check_playable(config, team)
     sides = sides_of(config, team)
     if sides is not None:
         _check_sides(config, sides)
-    roster = team if sides is None else sides.everybody()
+    mapping = team if sides is None else sides.everybody()
     result = (
         start_config(config)
         .framework("torch")
         .environment(register(spec, parity=config.parity, critic=config.model.critic))
-        .multi_agent(policies=list(roster.modules), policy_mapping_fn=ModuleOf(roster.module_of))
-        .rl_module(rl_module_spec=_module_specs(config, roster))
+        .multi_agent(policies=list(mapping.modules), policy_mapping_fn=ModuleOf(mapping.module_of))
+        .rl_module(rl_module_spec=_module_specs(config, mapping))
         .callbacks(
-            on_episode_end=EpisodeReturns(roster.teams),
+            on_episode_end=EpisodeReturns(mapping.teams),
             on_env_runners_recreated=[
                 StartRecreated(seed=config.seed, threads=config.resources.torch_threads),
                 *([] if sides is None else [TellRecreated()]),
@@ -87,7 +76,7 @@ def build_config(config: RunConfig) -> AlgorithmConfig:
         .debugging(seed=config.seed, log_level="ERROR")
     )
     _set_processes(result, config)
-    _set_filter(result, config, roster)
+    _set_filter(result, config, mapping)
     _set_method(result, config, team)
     if sides is not None:
         _set_sides(result, sides)
@@ -118,15 +107,17 @@ def _set_processes(result: AlgorithmConfig, config: RunConfig) -> None:
     )
 
 
-def _set_filter(result: AlgorithmConfig, config: RunConfig, roster: Roster) -> None:
+def _set_filter(result: AlgorithmConfig, config: RunConfig, mapping: PolicyMapping) -> None:
     if config.observation_filter == "none":
         return
-    shapes = {module: filtered_shape(roster.module_space(agent)) for module, agent in roster.modules.items()}
-    connect = partial(_normalizer, module_of=dict(roster.module_of), shapes=shapes)
+    shapes = {
+        module: filtered_shape(mapping.module_space(agent)) for module, agent in mapping.modules.items()
+    }
+    connect = partial(_normalizer, module_of=dict(mapping.module_of), shapes=shapes)
     result.env_runners(env_to_module_connector=connect)
 
 
-def _set_method(result: AlgorithmConfig, config: RunConfig, roster: Roster) -> None:
+def _set_method(result: AlgorithmConfig, config: RunConfig, mapping: PolicyMapping) -> None:
     regularizer = config.method.regularizer(env_steps=config.env_steps)
     if regularizer is None:
         result.learners(learner_class=resumable_learner_class(result.learner_class))
@@ -136,13 +127,13 @@ def _set_method(result: AlgorithmConfig, config: RunConfig, roster: Roster) -> N
         offers -= {"critic"}
     if config.algorithm != "ppo":  # the losses of APPO and IMPALA are not taken row by row
         offers -= {"policy_loss", "advantages"}
-    for module, agent in roster.modules.items():
+    for module, agent in mapping.modules.items():
         try:
-            regularizer.check(from_space(roster.action_spaces[agent]), offers=offers)
-            check_leaves(roster.observation_spaces[agent], regularizer.perturbed_leaves)
+            regularizer.check(from_space(mapping.action_spaces[agent]), offers=offers)
+            check_leaves(mapping.observation_spaces[agent], regularizer.perturbed_leaves)
         except ValueError as error:
             raise ValueError(f"method {config.method.name}, module {module!r}: {error}") from None
-    robustify(result, dict.fromkeys(sorted(roster.modules), regularizer))
+    robustify(result, dict.fromkeys(sorted(mapping.modules), regularizer))
 
 
 def _set_sides(result: AlgorithmConfig, sides: Sides) -> None:
@@ -161,10 +152,10 @@ def build_algorithm(config: RunConfig) -> Algorithm:
     return build_config(config).build_algo()
 
 
-def _check_playable(config: RunConfig, roster: Roster) -> None:
-    for agent, space in roster.observation_spaces.items():
+def _check_playable(config: RunConfig, mapping: PolicyMapping) -> None:
+    for agent, space in mapping.observation_spaces.items():
         check_observation_space(agent, space)
-        from_space(roster.action_spaces[agent])
+        from_space(mapping.action_spaces[agent])
         box, _ = split(space)
         needs_floats = [f"method {config.method.name}"] * (config.method.name != "none")
         needs_floats += ["observation_filter mean_std"] * (config.observation_filter != "none")
@@ -221,19 +212,74 @@ def _main_process(resources: Resources) -> dict[str, float]:
     }
 
 
-def _module_specs(config: RunConfig, roster: Roster) -> MultiRLModuleSpec:
+def _module_specs(config: RunConfig, mapping: PolicyMapping) -> MultiRLModuleSpec:
     return MultiRLModuleSpec(
         rl_module_specs={
             module: module_spec(
                 config.model,
-                roster.module_space(agent),
-                roster.action_spaces[agent],
+                mapping.module_space(agent),
+                mapping.action_spaces[agent],
                 target_network=config.algorithm == "appo",
             )
-            for module, agent in roster.modules.items()
+            for module, agent in mapping.modules.items()
         }
     )
 
 
 def _normalizer(env: Any, spaces: Any, device: Any, **settings: Any) -> ObservationNormalizer:
     return ObservationNormalizer(**settings)
+
+
+def start_config(config: RunConfig) -> AlgorithmConfig:
+    """RLlib's configuration with the algorithm and its numbers, and nothing else yet."""
+    learners = max(config.resources.learners, 1)
+    starts = {"ppo": _ppo, "appo": _appo, "impala": _impala}
+    return starts[config.algorithm](config, learners).training(
+        lr=rllib_schedule(config.ppo.lr),
+        gamma=config.ppo.gamma,
+        vf_loss_coeff=config.ppo.vf_loss_coeff,
+        entropy_coeff=rllib_schedule(config.ppo.entropy_coeff),
+        train_batch_size_per_learner=config.ppo.train_batch_size // learners,
+        grad_clip=config.ppo.grad_clip,
+        grad_clip_by="global_norm",
+    )
+
+
+def _ppo(config: RunConfig, learners: int) -> AlgorithmConfig:
+    ppo = config.ppo
+    return PPOConfig(algo_class=RunPPO).training(
+        lambda_=ppo.gae_lambda,
+        clip_param=ppo.clip,
+        vf_clip_param=math.inf if ppo.vf_clip is None else ppo.vf_clip,
+        num_epochs=ppo.epochs,
+        minibatch_size=ppo.minibatch_size // learners,
+        **_kl(config),
+    )
+
+
+def _appo(config: RunConfig, learners: int) -> AlgorithmConfig:
+    result = APPOConfig(algo_class=RunAPPO).training(clip_param=config.ppo.clip, **_kl(config))
+    return _by_batches(result, config)
+
+
+def _impala(config: RunConfig, learners: int) -> AlgorithmConfig:
+    return _by_batches(IMPALAConfig(algo_class=RunIMPALA), config)
+
+
+def _by_batches(result: AlgorithmConfig, config: RunConfig) -> AlgorithmConfig:
+    """An iteration ends when a batch has been learned from, and not after ten seconds."""
+    return result.reporting(
+        min_time_s_per_iteration=0, min_train_timesteps_per_iteration=config.ppo.train_batch_size
+    )
+
+
+def _kl(config: RunConfig) -> dict[str, Any]:
+    ppo = config.ppo
+    return {"use_kl_loss": ppo.kl_coeff > 0, "kl_coeff": ppo.kl_coeff, "kl_target": ppo.kl_target}
+
+
+def rllib_schedule(schedule: Schedule) -> float | list[list[float]]:
+    """A schedule as RLlib takes it."""
+    if isinstance(schedule, float):
+        return schedule
+    return [[int(step), value] for step, value in schedule]

@@ -27,10 +27,10 @@ from marl_aajr.rollout.batched_env import BatchedEnvWrapper
 from marl_aajr.rollout.perturbed import Perturb, PerturbedBatch, adversary_of, attacked_agents
 from marl_aajr.training.atla import ATLA
 from marl_aajr.training.config import RunConfig
-from marl_aajr.training.policy_mapping import Roster
+from marl_aajr.training.modules import PolicyMapping
 
 
-def adversaries_of(team: Roster, atla: ATLA) -> Roster:
+def adversaries_of(team: PolicyMapping, atla: ATLA) -> PolicyMapping:
     """The adversaries of the agents; those of one module share one.
 
     Args:
@@ -45,7 +45,7 @@ def adversaries_of(team: Roster, atla: ATLA) -> Roster:
     attacked = attacked_agents(boxes, atla.agents)
     for agent in attacked:
         _check_features(atla, agent, boxes[agent])
-    return Roster(
+    return PolicyMapping(
         observation_spaces={adversary_of(agent): boxes[agent] for agent in attacked},
         action_spaces={
             adversary_of(agent): atla.actions.space(boxes[agent], team.action_spaces[agent])
@@ -76,22 +76,22 @@ class Sides:
     """
 
     atla: ATLA
-    team: Roster
-    adversaries: Roster
+    team: PolicyMapping
+    adversaries: PolicyMapping
 
     def turn(self, *, iteration: int, env_steps: int) -> Turn:
         """What the iteration does that follows so many iterations and environment steps."""
         theirs = self.atla.trains_adversaries(iteration=iteration, env_steps=env_steps)
         return Turn(self, theirs, self.atla.perturbations(env_steps))
 
-    def everybody(self) -> Roster:
+    def everybody(self) -> PolicyMapping:
         """Both sides."""
 
         def joined(name: str) -> Mapping[str, Any]:
             return {**getattr(self.team, name), **getattr(self.adversaries, name)}
 
         names = ("observation_spaces", "action_spaces", "teams", "module_of")
-        return Roster(**{name: joined(name) for name in names}, central=self.team.central)
+        return PolicyMapping(**{name: joined(name) for name in names}, central=self.team.central)
 
 
 @dataclass(frozen=True)
@@ -109,12 +109,12 @@ class Turn:
     perturbations: PerturbationSet | None
 
     @property
-    def trained(self) -> Roster:
+    def trained(self) -> PolicyMapping:
         """The side that it trains."""
         return self.sides.adversaries if self.of_adversaries else self.sides.team
 
 
-def sides_of(config: RunConfig, team: Roster) -> Sides | None:
+def sides_of(config: RunConfig, team: PolicyMapping) -> Sides | None:
     """The sides of a run; None where its method is not ATLA.
 
     Raises:
@@ -181,7 +181,7 @@ def _policy(
     runner: FastEnvRunner,
     agent: str,
     networks: Mapping[str, nn.Module],
-    team: Roster,
+    team: PolicyMapping,
     batch: PerturbedBatch,
 ) -> Policy:
     """An agent's present policy, from the environment's observations."""

@@ -1,4 +1,8 @@
-"""Ray for a run: connect or start, check that the run fits, and stop only what was started here."""
+"""Ray for a run: connect or start, check that the run fits, and stop only what was started here.
+
+The nodes of a cluster must have the versions of what a run's processes send each other: `check_nodes_match`
+asks each of them before the run starts.
+"""
 
 from __future__ import annotations
 
@@ -146,9 +150,6 @@ def _reason(error: BaseException) -> str:
     text = str(error).strip() or type(error).__name__
     # The versions of Ray and Python stand in the lines that follow.
     return " ".join(text.split()) if text.startswith("Version mismatch") else text.splitlines()[0]
-
-
-# MERGED: nodes.py; its docstring belongs into that of this module
 
 
 _PACKAGES = ("ray", "torch", "numpy", "gymnasium", "pettingzoo")

@@ -23,8 +23,8 @@ from marl_aajr.training.fields import (
     Whole,
     validated,
 )
+from marl_aajr.training.files import load_yaml
 from marl_aajr.training.method import MethodConfig
-from marl_aajr.training.yaml_source import load_yaml
 
 COPIES = 160
 """Environment copies by default: more of them, each for fewer steps, make a step of all cheaper."""

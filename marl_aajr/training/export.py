@@ -1,4 +1,7 @@
-"""From a trained algorithm to a victim: the same policies, without Ray, checked to the last bit."""
+"""Between a run's algorithm and victims: it saves its policies as one, and may begin with those of one.
+
+An exported victim has the same policies, without Ray; that is checked to the last bit.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +23,7 @@ from marl_aajr.rllib.live_module import live_module
 from marl_aajr.rllib.networks import split
 from marl_aajr.rllib.victims import critic_network, playing_network
 from marl_aajr.training.config import RunConfig
-from marl_aajr.training.policy_mapping import Roster
+from marl_aajr.training.modules import PolicyMapping
 from marl_aajr.victims import ObservationFilter, Victim
 from marl_aajr.victims.recurrent import initial_state
 
@@ -28,13 +31,13 @@ _ROWS = 64
 """Random observations on which victim and module are compared."""
 
 
-def export_victim(algorithm: Algorithm, config: RunConfig, roster: Roster, folder: Path) -> Victim:
+def export_victim(algorithm: Algorithm, config: RunConfig, mapping: PolicyMapping, folder: Path) -> Victim:
     """Save the algorithm's current policies as a victim and read them back.
 
     Args:
         algorithm: where the policies are; its env runners have the learners' weights.
         config: of the run.
-        roster: who plays.
+        mapping: who plays.
         folder: of the artefact.
 
     Returns:
@@ -43,14 +46,14 @@ def export_victim(algorithm: Algorithm, config: RunConfig, roster: Roster, folde
     Raises:
         ValueError: a module that cannot be exported, or one whose outputs differ from the artefact's.
     """
-    modules = {module: algorithm.env_runner.module[module].unwrapped() for module in roster.modules}
+    modules = {module: algorithm.env_runner.module[module].unwrapped() for module in mapping.modules}
     Victim(
-        module_of=dict(roster.module_of),
+        module_of=dict(mapping.module_of),
         modules={name: playing_network(module) for name, module in modules.items()},
         critics={name: c for name, c in _critics(algorithm).items() if name in modules},
-        observation_spaces={agent: split(space)[0] for agent, space in roster.observation_spaces.items()},
-        action_spaces=dict(roster.action_spaces),
-        filters=_filters(algorithm, roster),
+        observation_spaces={agent: split(space)[0] for agent, space in mapping.observation_spaces.items()},
+        action_spaces=dict(mapping.action_spaces),
+        filters=_filters(algorithm, mapping),
         normalize_actions=algorithm.config.normalize_actions,
         clip_actions=algorithm.config.clip_actions,
         env_name=config.env.name,
@@ -59,7 +62,7 @@ def export_victim(algorithm: Algorithm, config: RunConfig, roster: Roster, folde
     try:
         victim = Victim.load(folder)
         for name, module in modules.items():
-            _compare(name, module, victim, roster)
+            _compare(name, module, victim, mapping)
     except ValueError:
         shutil.rmtree(folder)
         raise
@@ -78,23 +81,23 @@ def _critics_of(learner: TorchLearner, **_: Any) -> dict[str, nn.Module]:
     return {name: deepcopy(critic).cpu() for name, critic in layers.items() if critic is not None}
 
 
-def _filters(algorithm: Algorithm, roster: Roster) -> dict[str, ObservationFilter | None]:
+def _filters(algorithm: Algorithm, mapping: PolicyMapping) -> dict[str, ObservationFilter | None]:
     normalizer = observation_normalizer(algorithm)
     if normalizer is None:
         return {}
     # One for each agent: safetensors refuses tensors that share memory.
     return {
-        agent: normalizer.victims_filter(module, split(roster.observation_spaces[agent])[0].shape)
-        for agent, module in roster.module_of.items()
+        agent: normalizer.victims_filter(module, split(mapping.observation_spaces[agent])[0].shape)
+        for agent, module in mapping.module_of.items()
     }
 
 
 @torch.no_grad()
-def _compare(name: str, module: Any, victim: Victim, roster: Roster) -> None:
+def _compare(name: str, module: Any, victim: Victim, mapping: PolicyMapping) -> None:
     """Raise `ValueError` unless the artefact's outputs are the module's, bit for bit."""
-    agent = roster.modules[name]
+    agent = mapping.modules[name]
     generator = torch.Generator().manual_seed(0)
-    box, mask_space = split(roster.observation_spaces[agent])
+    box, mask_space = split(mapping.observation_spaces[agent])
     observations = torch.randn(_ROWS, *box.shape, generator=generator)
     mask = None if mask_space is None else _random_masks(mask_space, generator)
     seen: Any = observations
@@ -121,9 +124,6 @@ def _random_masks(space: gym.Space[Any], generator: torch.Generator) -> Tensor:
     masks = (torch.rand(_ROWS, *space.shape, generator=generator) < 0.5).to(torch.int8)
     masks[:, 0] = 1
     return masks
-
-
-# MERGED: start.py; its docstring belongs into that of this module
 
 
 def start_from(algorithm: Algorithm, initial: Victim) -> None:

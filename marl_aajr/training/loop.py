@@ -18,14 +18,19 @@ from marl_aajr.core.numerics import NonFiniteError
 from marl_aajr.rllib.internals import dead_learners, errors_raise, remote_errors_raise
 from marl_aajr.training.algorithm import build_algorithm
 from marl_aajr.training.atla_phases import Sides, Turn, sides_of, take_turn
-from marl_aajr.training.checkpoint import Progress, restore_checkpoint, save_checkpoint
+from marl_aajr.training.checkpoint import (
+    TrainingProgress,
+    restore_checkpoint,
+    save_checkpoint,
+    seed_everything,
+    start_afresh,
+)
 from marl_aajr.training.cluster import native_warning_hidden
 from marl_aajr.training.config import RunConfig
 from marl_aajr.training.export import export_victim, start_from
 from marl_aajr.training.files import full_disk_named
 from marl_aajr.training.metrics import Curves, to_record
-from marl_aajr.training.policy_mapping import Roster, roster_of
-from marl_aajr.training.randomness import seed_everything, start_afresh
+from marl_aajr.training.modules import PolicyMapping, policy_mapping_of
 from marl_aajr.training.run_directory import Event, RunDirectory
 from marl_aajr.training.run_record import State, Status
 from marl_aajr.victims import load_victim
@@ -55,11 +60,11 @@ class Training:
         self.directory = directory
         self.on_iteration = on_iteration
         self.should_stop = should_stop
-        self.roster: Roster = roster_of(config)
-        self.sides: Sides | None = sides_of(config, self.roster)
-        self.progress = Progress()
+        self.mapping: PolicyMapping = policy_mapping_of(config)
+        self.sides: Sides | None = sides_of(config, self.mapping)
+        self.progress = TrainingProgress()
 
-    def run(self, progress: Progress) -> None:
+    def run(self, progress: TrainingProgress) -> None:
         self.progress = progress
         self._seen: Mapping[Event, int] = {}
         algorithm: Algorithm | None = None
@@ -153,8 +158,8 @@ class Training:
         record = to_record(
             result,
             after,
-            modules=(turn.trained if turn else self.roster).modules,
-            teams=set(self.roster.teams.values()),
+            modules=(turn.trained if turn else self.mapping).modules,
+            teams=set(self.mapping.teams.values()),
             steps_per_second=steps / (now - started),
             with_kl=config.ppo.kl_coeff > 0,
         )
@@ -188,7 +193,7 @@ class Training:
         start_afresh(algorithm, seed=self.config.seed, iteration=iteration)
 
     def _finish(self, algorithm: Algorithm, state: State) -> None:
-        export_victim(algorithm, self.config, self.roster, self.directory.victim)
+        export_victim(algorithm, self.config, self.mapping, self.directory.victim)
         if self.sides is not None:
             export_victim(algorithm, self.config, self.sides.adversaries, self.directory.adversary)
         self._write_status(state)

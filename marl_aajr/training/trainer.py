@@ -1,7 +1,15 @@
 """One run: train until the environment steps are used up, and leave a run directory.
 
-A run can be stopped at any moment, by Ctrl-C or by `kill -9`, and resumed from its last checkpoint; the
-numbers that follow are those of a run that was never stopped.
+A run can be stopped at any moment, by Ctrl-C or by `kill -9`, and resumed; the numbers that follow are those
+of a run that was never stopped. How a run resumes:
+
+1. `_resumable` finds the last complete checkpoint and refuses another configuration (`train(...,
+   resume=True)`).
+2. `loop.Training.run` drops the metrics that were written after it, and restores the algorithm from it.
+3. Seeds that depend on the iteration alone, and environments that are built anew at every checkpoint, make
+   the rest of the run equal to one that went on (`checkpoint.seed_everything`, `checkpoint.start_afresh`).
+
+After a failure that need not happen again a run takes the same way by itself (`_survive`).
 """
 
 from __future__ import annotations
@@ -17,7 +25,7 @@ from ray.exceptions import RayError
 from marl_aajr.rollout.faults import EnvironmentFault
 from marl_aajr.training.algorithm import build_config, check_machine
 from marl_aajr.training.capacity import wait_for_room
-from marl_aajr.training.checkpoint import Progress, check_checkpoint
+from marl_aajr.training.checkpoint import TrainingProgress, check_checkpoint
 from marl_aajr.training.cluster import ray_for
 from marl_aajr.training.config import RunConfig, as_config
 from marl_aajr.training.fields import differences
@@ -73,7 +81,7 @@ def train(
     config, directory = as_config(config), RunDirectory(out)
     build_config(config)
     check_machine(config.resources)
-    progress = Progress()
+    progress = TrainingProgress()
     try:
         if resume:
             directory.require()
@@ -101,7 +109,7 @@ def train(
     return directory.path
 
 
-def _survive(training: Training, progress: Progress, *, max_failures: int) -> None:
+def _survive(training: Training, progress: TrainingProgress, *, max_failures: int) -> None:
     """Train to the end, from the last checkpoint again after each failure that need not happen again."""
     directory = training.directory
     for failures in count(1):
@@ -117,14 +125,14 @@ def _survive(training: Training, progress: Progress, *, max_failures: int) -> No
             wait_for_room(training.config.resources)
 
 
-def _record(directory: RunDirectory, event: Event, progress: Progress, **details: Any) -> None:
+def _record(directory: RunDirectory, event: Event, progress: TrainingProgress, **details: Any) -> None:
     """Write down that a run goes on from a checkpoint."""
     repeated = directory.status().iteration - progress.iteration
     known = {key: value for key, value in details.items() if value is not None}
     directory.append_event(event, iteration=progress.iteration, repeated=repeated, **known)
 
 
-def _resumable(directory: RunDirectory, config: RunConfig) -> Progress:
+def _resumable(directory: RunDirectory, config: RunConfig) -> TrainingProgress:
     """Where a run goes on.
 
     Raises:
@@ -147,4 +155,4 @@ def _resumable(directory: RunDirectory, config: RunConfig) -> Progress:
             f"{status.env_steps} environment steps; evaluate it, or start a new run"
         )
     iterations = directory.iterations()
-    return check_checkpoint(directory.checkpoint(iterations[-1])) if iterations else Progress()
+    return check_checkpoint(directory.checkpoint(iterations[-1])) if iterations else TrainingProgress()

@@ -26,7 +26,7 @@ from marl_aajr.rollout.centralized_critic import Critic
 from marl_aajr.rollout.environments import resolve
 from marl_aajr.training.algorithm import build_algorithm, build_config
 from marl_aajr.training.export import export_victim
-from marl_aajr.training.policy_mapping import roster_of
+from marl_aajr.training.modules import policy_mapping_of
 from tests.rllib import fast_runs
 from tests.rllib.learners import ppo_config, update, weights
 from tests.rllib.policy_cases import CASES, built, columns_of, regularized
@@ -209,7 +209,7 @@ def test_train_exports_the_actor_alone(tmp_path: Path) -> None:
     algorithm = build_algorithm(config)
     try:
         algorithm.train()
-        victim = export_victim(algorithm, config, roster_of(config), tmp_path / "victim")
+        victim = export_victim(algorithm, config, policy_mapping_of(config), tmp_path / "victim")
         normalizer = observation_normalizer(algorithm)
         assert normalizer is not None
         moments = normalizer.moments("agent")

@@ -11,7 +11,7 @@ from torch import nn
 from marl_aajr.rllib.plugin.learner import REGULARIZERS_KEY, ResumableLearnerMixin, resumable_learner_class
 from marl_aajr.training.algorithm import build_config, check_machine
 from marl_aajr.training.config import PPOSettings, make_config
-from marl_aajr.training.policy_mapping import roster_of
+from marl_aajr.training.modules import policy_mapping_of
 from tests.training.runs import tiny
 
 CONNECT_FOUR = {"name": "pettingzoo.classic.connect_four_v3"}
@@ -29,13 +29,13 @@ CONNECT_FOUR = {"name": "pettingzoo.classic.connect_four_v3"}
 )
 def test_who_shares_a_module(env: str, policies: str, modules: dict[str, str]) -> None:
     config = make_config({"env": {"name": env}, "policies": policies})
-    assert dict(roster_of(config).module_of) == modules
+    assert dict(policy_mapping_of(config).module_of) == modules
 
 
 def test_sides_do_not_share_even_where_their_spaces_are_the_same() -> None:
-    roster = roster_of(make_config({"env": {"name": "simple_tag_v3", "kwargs": {"num_good": 2}}}))
-    assert set(roster.module_of.values()) == {"adversary", "agent"}
-    assert list(roster.modules) == ["adversary", "agent"]
+    mapping = policy_mapping_of(make_config({"env": {"name": "simple_tag_v3", "kwargs": {"num_good": 2}}}))
+    assert set(mapping.module_of.values()) == {"adversary", "agent"}
+    assert list(mapping.modules) == ["adversary", "agent"]
 
 
 def test_method_none_on_the_stock_runner_is_rllibs_own_learner() -> None:

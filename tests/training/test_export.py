@@ -17,7 +17,7 @@ from marl_aajr.rllib.checkpoints import victim_from_checkpoint
 from marl_aajr.rllib.internals import observation_normalizer
 from marl_aajr.training.algorithm import build_algorithm
 from marl_aajr.training.export import export_victim
-from marl_aajr.training.policy_mapping import roster_of
+from marl_aajr.training.modules import policy_mapping_of
 from marl_aajr.victims import Victim
 from tests.training.runs import tiny
 
@@ -78,8 +78,8 @@ def test_the_victim_repeats_what_the_env_runner_recorded(changes: dict[str, Any]
     algorithm = build_algorithm(config)
     try:
         algorithm.train()
-        roster = roster_of(config)
-        export_victim(algorithm, config, roster, tmp_path / "victim")
+        mapping = policy_mapping_of(config)
+        export_victim(algorithm, config, mapping, tmp_path / "victim")
         raw, sent, runner = RawObservations(), SentActions(), algorithm.env_runner
         runner._env_to_module.prepend(raw)
         runner._module_to_env.append(sent)
@@ -135,7 +135,7 @@ def test_a_module_that_differs_is_refused(tmp_path: Path) -> None:
         module = algorithm.env_runner.module["agent"].unwrapped()
         module.pi.net.mlp.append(nn.Dropout(0.5))
         with pytest.raises(ValueError, match="expected layers out of"):
-            export_victim(algorithm, config, roster_of(config), tmp_path / "victim")
+            export_victim(algorithm, config, policy_mapping_of(config), tmp_path / "victim")
     finally:
         algorithm.stop()
     assert not (tmp_path / "victim").exists()
@@ -146,10 +146,10 @@ def test_the_critic_of_ones_own_observation_goes_along(env: str, tmp_path: Path)
     config = tiny(env={"name": env})
     algorithm = build_algorithm(config)
     try:
-        roster = roster_of(config)
-        victim = export_victim(algorithm, config, roster, tmp_path / "victim")
+        mapping = policy_mapping_of(config)
+        victim = export_victim(algorithm, config, mapping, tmp_path / "victim")
         (learner,) = (result.get() for result in algorithm.learner_group.foreach_learner(lambda x: x))
-        for name, agent in roster.modules.items():
+        for name, agent in mapping.modules.items():
             obs = torch.rand(5, *victim.observation_spaces[agent].shape)
             masked = {"observation": obs, "action_mask": torch.ones(5, 7)} if "four" in env else obs
             expected = learner.module[name].unwrapped().compute_values({Columns.OBS: masked})
@@ -164,7 +164,7 @@ def test_a_centralised_critic_stays_behind(tmp_path: Path) -> None:
     config = tiny(env=SPREAD, model={"critic": "joint"})
     algorithm = build_algorithm(config)
     try:
-        victim = export_victim(algorithm, config, roster_of(config), tmp_path / "victim")
+        victim = export_victim(algorithm, config, policy_mapping_of(config), tmp_path / "victim")
     finally:
         algorithm.stop()
     assert not victim.critics

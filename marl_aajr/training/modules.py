@@ -1,0 +1,160 @@
+"""The policy mapping of a run, and the network of each module.
+
+`policy_mapping_of` says which module plays for which agent; `module_spec` makes RLlib's specification of a
+module from the spaces that it plays in and the settings under `model`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import takewhile
+from typing import Any
+
+import gymnasium as gym
+from ray.rllib.algorithms.appo.torch.default_appo_torch_rl_module import DefaultAPPOTorchRLModule
+from ray.rllib.algorithms.ppo.torch.default_ppo_torch_rl_module import DefaultPPOTorchRLModule
+from ray.rllib.core.rl_module.default_model_config import DefaultModelConfig
+from ray.rllib.core.rl_module.rl_module import RLModuleSpec
+from ray.rllib.core.rl_module.torch import TorchRLModule
+
+from marl_aajr.rllib.networks import ORTHOGONAL_GAIN, FlatActorCritic, MAPPOModule, needs_flat_module
+from marl_aajr.rollout.centralized_critic import CentralView, with_state
+from marl_aajr.rollout.environments import resolve
+from marl_aajr.training.config import ModelConfig, RunConfig
+
+
+@dataclass(frozen=True)
+class PolicyMapping:
+    """The agents of an environment, and the module that plays for each of them.
+
+    Attributes:
+        observation_spaces: of each agent, in the environment's order.
+        action_spaces: of each agent.
+        teams: the team of each agent.
+        module_of: the module of each agent.
+        central: space of what a centralised critic reads beside an agent's observation; None: there is none.
+    """
+
+    observation_spaces: Mapping[str, gym.Space[Any]]
+    action_spaces: Mapping[str, gym.Space[Any]]
+    teams: Mapping[str, str]
+    module_of: Mapping[str, str]
+    central: gym.spaces.Box | None = None
+
+    @property
+    def modules(self) -> dict[str, str]:
+        """Each module with the first agent that it plays for."""
+        first: dict[str, str] = {}
+        for agent, module in self.module_of.items():
+            first.setdefault(module, agent)
+        return first
+
+    def module_space(self, agent: str) -> gym.Space[Any]:
+        """What the module of an agent finds in its batches."""
+        own = self.observation_spaces[agent]
+        return own if self.central is None else with_state(own, self.central)
+
+
+@dataclass(frozen=True)
+class ModuleOf:
+    """RLlib's `policy_mapping_fn`."""
+
+    modules: Mapping[str, str]
+
+    def __call__(self, agent_id: str, episode: Any = None, **_: Any) -> str:
+        return self.modules[agent_id]
+
+
+def policy_mapping_of(config: RunConfig) -> PolicyMapping:
+    """The policy mapping of a run.
+
+    `shared` policies: one module for all agents of a team that have the same spaces, named after what
+    their names have in common (`agent_0`, `agent_1` → `agent`), or else after the team; where two
+    modules would get one name, each after its first agent. `independent`: each agent its own, named
+    after it.
+    """
+    game = resolve(config.env.name, config.env.kwargs).make()
+    try:
+        agents = game.possible_agents
+        observation_spaces, action_spaces = dict(game.observation_spaces), dict(game.action_spaces)
+        teams = dict(game.teams)
+        critic = config.model.critic
+        central = None if critic == "own" else CentralView(game, critic).space
+    finally:
+        game.close()
+    if config.policies == "independent":
+        module_of = {agent: agent for agent in agents}
+    else:
+        alike = [(teams[a], observation_spaces[a], action_spaces[a]) for a in agents]
+        groups = [[b for b, other in zip(agents, alike, strict=True) if other == own] for own in alike]
+        module_of = dict(zip(agents, _names(groups, teams), strict=True))
+    return PolicyMapping(observation_spaces, action_spaces, teams, module_of, central)
+
+
+def _names(groups: list[list[str]], teams: Mapping[str, str]) -> list[str]:
+    """A name for the group of each agent; agents of one group get the same."""
+    wanted = {tuple(group): _common_name(group) or teams[group[0]] for group in groups}
+    taken = list(wanted.values())
+    names = {group: name if taken.count(name) == 1 else group[0] for group, name in wanted.items()}
+    return [names[tuple(group)] for group in groups]
+
+
+def _common_name(agents: Sequence[str]) -> str:
+    # What the first and the last of them in the alphabet share, all share.
+    pairs = zip(min(agents), max(agents), strict=False)
+    prefix = "".join(a for a, _ in takewhile(lambda pair: pair[0] == pair[1], pairs))
+    return prefix.rstrip("0123456789").rstrip("_-")
+
+
+def module_spec(
+    model: ModelConfig,
+    observation_space: gym.Space[Any],
+    action_space: gym.Space[Any],
+    *,
+    target_network: bool = False,
+) -> RLModuleSpec:
+    """RLlib's module for these spaces and settings: its own where that will do.
+
+    Raises:
+        ValueError: an LSTM, or APPO's target network, where only our own modules will do, which have none.
+    """
+    orthogonal: dict[str, Any] = {}
+    if model.initialization == "orthogonal":
+        orthogonal = {
+            "fcnet_kernel_initializer": "orthogonal_",
+            "fcnet_kernel_initializer_kwargs": {"gain": ORTHOGONAL_GAIN},
+            "fcnet_bias_initializer": "zeros_",
+        }
+    settings = DefaultModelConfig(
+        fcnet_hiddens=list(model.hidden),
+        fcnet_activation=model.activation,
+        vf_share_layers=False,
+        use_lstm=model.lstm is not None,
+        lstm_cell_size=model.lstm or DefaultModelConfig.lstm_cell_size,
+        max_seq_len=model.sequence_length,
+        free_log_std=model.free_log_std and isinstance(action_space, gym.spaces.Box),
+        **orthogonal,
+    )
+    default = DefaultAPPOTorchRLModule if target_network else DefaultPPOTorchRLModule
+    kind: type[TorchRLModule] = default
+    if model.critic != "own":
+        kind = MAPPOModule
+    elif needs_flat_module(observation_space):
+        kind = FlatActorCritic
+    if model.lstm is not None and kind is not default:
+        raise ValueError(
+            "expected one-dimensional float observations without action masks, and model.critic own, for "
+            f"model.lstm, got {observation_space}; leave it out, or flatten the observations"
+        )
+    if target_network and kind is not default:
+        raise ValueError(
+            "expected one-dimensional float observations without action masks for algorithm appo, got "
+            f"{observation_space}; use ppo or impala, or flatten the observations"
+        )
+    return RLModuleSpec(
+        module_class=kind,
+        model_config=settings,
+        observation_space=observation_space,
+        action_space=action_space,
+    )
