@@ -200,7 +200,7 @@ def _bounds(metadata: list[ast.expr]) -> Iterator[str]:
 
 
 def _value(module: str, node: ast.expr) -> Any:
-    """A default: a literal, a constant of this package, or the one in pydantic's or a dataclass's field."""
+    """A default: a literal, a constant of this package, that of another class, or the one in a `Field`."""
     match node:
         case ast.Call(keywords=keywords):
             given = {keyword.arg: keyword.value for keyword in keywords}
@@ -211,6 +211,10 @@ def _value(module: str, node: ast.expr) -> Any:
             home, found = _definition(module, name)
             if isinstance(found, ast.expr):
                 return _value(home, found)
+        case ast.Attribute(ast.Name(name), field):
+            home, found = _definition(module, name)
+            if isinstance(found, ast.ClassDef):
+                return declared(f"{home}.{found.name}")[field].default
     try:
         return ast.literal_eval(node)
     except ValueError:
