@@ -8,7 +8,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, model_validator
 
-from marl_aajr.core.values import check_settings
+from marl_aajr.core.values import check_settings, one_of
 from marl_aajr.regularizers import REGULARIZERS, Regularizer, make_regularizer, settings_of
 from marl_aajr.training.atla import ATLA
 from marl_aajr.training.fields import Fraction
@@ -50,9 +50,7 @@ class MethodConfig(BaseModel):
             if extra := sorted(key for key, value in given.items() if key != "name" and value is not None):
                 raise ValueError(f"expected no settings for method none, got {', '.join(extra)}; remove them")
             return {"name": NO_METHOD, "ramp": None}
-        if name not in METHODS:
-            known = ", ".join([NO_METHOD, *METHODS])
-            raise ValueError(f"expected a method name out of {known}, got {name!r}")
+        one_of("a method name", name, [NO_METHOD, *METHODS])
         settings = {key: value for key, value in given.items() if key not in cls.model_fields}
         return {key: given[key] for key in cls.model_fields if key in given} | _written_out(name, settings)
 
