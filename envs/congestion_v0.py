@@ -39,7 +39,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -52,7 +52,7 @@ from marl_aajr.core.values import proportion, whole
 
 from .particles import ONE_TEAM
 from .scenario import ADVERSARIES, GOOD
-from .single_copy import SingleCopy, blank_page, declare, pixels
+from .single_copy import blank_page, factories, pixels
 from .tensor_batch import TensorBatch, stack_choices
 
 _BISECTIONS = 52  # halvings that leave of an interval of length 1 what float64 rounds
@@ -185,6 +185,7 @@ class CongestionBatch(TensorBatch):
     ) -> None:
         resources = game.num_resources
         super().__init__(
+            options=game,
             num_envs=num_envs,
             observation_sizes=dict.fromkeys(game.teams, 2 * resources),
             action_spaces={agent: spaces.Discrete(resources) for agent in game.teams},
@@ -226,9 +227,6 @@ class CongestionBatch(TensorBatch):
         axes.set(ylim=(0, 1), xlabel="resource", ylabel="share of the agents")
         axes.legend()
         return pixels(figure)
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return _build, (self.game, self.num_envs, self.device, self.dtype), self._saved()
 
     @property
     def _variables(self) -> dict[str, Tensor]:
@@ -272,25 +270,4 @@ class CongestionBatch(TensorBatch):
         return numbers.to(self.dtype).mul_(2 * self.game.noise).sub_(self.game.noise)
 
 
-def _build(game: Congestion, num_envs: int, device: torch.device, dtype: torch.dtype) -> CongestionBatch:
-    return CongestionBatch(game, num_envs, device=device, dtype=dtype)
-
-
-def batched_env(
-    num_envs: int,
-    *,
-    device: torch.device | str = "cpu",
-    dtype: torch.dtype = torch.float32,
-    **options: Any,
-) -> CongestionBatch:
-    """Builds E copies."""
-    return _build(Congestion(**options), num_envs, torch.device(device), dtype)
-
-
-def parallel_env(*, render_mode: str | None = None, **options: Any) -> SingleCopy:
-    """Builds one copy for PettingZoo."""
-    return SingleCopy(batched_env(1, **options), name=Congestion.name, render_mode=render_mode)
-
-
-declare(batched_env, Congestion)
-declare(parallel_env, Congestion)
+batched_env, parallel_env = factories(Congestion, CongestionBatch)

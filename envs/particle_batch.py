@@ -1,4 +1,4 @@
-"""A scenario, played in E copies of its world, and the two factories that every particle environment offers.
+"""A scenario, played in E copies of its world.
 
 Actions become impulses and messages as `mpe2` reads them. Discrete: 0 nothing, 1 left, 2 right, 3 down,
 4 up; who moves and speaks chooses `move + 5 · word`, who only speaks chooses a word. Continuous, clipped to
@@ -7,7 +7,7 @@ Actions become impulses and messages as `mpe2` reads them. Discrete: 0 nothing, 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from itertools import groupby
 from typing import Any
 
@@ -21,7 +21,7 @@ from marl_aajr.core.seeds import Streams
 
 from .particles import TIME_STEP, Body, Layout, RowIndex, World, WorldState
 from .scenario import Scenario
-from .single_copy import SingleCopy, declare, draw_particles
+from .single_copy import draw_particles
 from .tensor_batch import TensorBatch, gather_actions, stack_choices
 
 _MOVES = 5
@@ -144,6 +144,7 @@ class ParticleBatch(TensorBatch):
             for agent in layout.agents
         ]
         super().__init__(
+            options=scenario,
             num_envs=num_envs,
             observation_sizes={name: len(index) for name, index in zip(names, seen, strict=True)},
             action_spaces=dict(zip(names, spaces, strict=True)),
@@ -188,9 +189,6 @@ class ParticleBatch(TensorBatch):
         """See `TensorBatch.set_state`."""
         super().set_state(state)
         self.set_curriculum_stage(int(state["curriculum_stage"]))
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return _build, (self.scenario, self.num_envs, self.device, self.dtype), self._saved()
 
     def draw(self, copy: int = 0) -> NDArray[np.uint8]:
         """A picture of one copy `[height, width, 3]`."""
@@ -252,34 +250,3 @@ class ParticleBatch(TensorBatch):
             {agent: {"benchmark_data": values[e]} for agent, values in by_copy.items()}
             for e in range(self.num_envs)
         )
-
-
-def _build(scenario: Scenario, num_envs: int, device: torch.device, dtype: torch.dtype) -> ParticleBatch:
-    return ParticleBatch(scenario, num_envs, device=device, dtype=dtype)
-
-
-def batched_factory(scenario: type[Scenario]) -> Callable[..., ParticleBatch]:
-    """A function `(num_envs, *, device, dtype, **options)` that builds batches of the scenario."""
-
-    def batched_env(
-        num_envs: int,
-        *,
-        device: torch.device | str = "cpu",
-        dtype: torch.dtype = torch.float32,
-        **options: Any,
-    ) -> ParticleBatch:
-        return ParticleBatch(scenario(**options), num_envs, device=device, dtype=dtype)
-
-    declare(batched_env, scenario)
-    return batched_env
-
-
-def parallel_factory(scenario: type[Scenario]) -> Callable[..., SingleCopy]:
-    """A function `(*, render_mode, **options)` that builds one copy for PettingZoo."""
-
-    def parallel_env(*, render_mode: str | None = None, **options: Any) -> SingleCopy:
-        batch = ParticleBatch(scenario(**options), 1)
-        return SingleCopy(batch, name=scenario.name, render_mode=render_mode)
-
-    declare(parallel_env, scenario)
-    return parallel_env

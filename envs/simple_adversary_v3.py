@@ -11,9 +11,10 @@ from torch import Tensor
 
 from marl_aajr.core.values import whole
 
-from .particle_batch import batched_factory, parallel_factory
+from .particle_batch import ParticleBatch
 from .particles import Body, Index, Layout, RowIndex, World, WorldState, flat, landmark
 from .scenario import PartlyObserved, mark, two_sides
+from .single_copy import factories
 
 _ADVERSARY = Body("adversary", size=0.15, color=(0.85, 0.35, 0.35))
 _AGENT = Body("agent", size=0.15, color=(0.35, 0.35, 0.85))
@@ -77,5 +78,4 @@ class SimpleAdversary(PartlyObserved):
         return {adversary.name: (squared[0, -1],), **told}
 
 
-batched_env = batched_factory(SimpleAdversary)
-parallel_env = parallel_factory(SimpleAdversary)
+batched_env, parallel_env = factories(SimpleAdversary, ParticleBatch)

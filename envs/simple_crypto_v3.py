@@ -10,9 +10,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .particle_batch import batched_factory, parallel_factory
+from .particle_batch import ParticleBatch
 from .particles import Body, Index, Layout, RowIndex, World, WorldState, landmark
 from .scenario import ADVERSARIES, GOOD, Scenario, write_colors
+from .single_copy import factories
 
 _EVE, _BOB, _ALICE = 0, 1, 2
 _CODES = ((1.0, 0.0, 0.0, 0.0), (0.0, 1.0, 0.0, 0.0))
@@ -62,5 +63,4 @@ class SimpleCrypto(Scenario):
         return {agent.name: (world.message[:, i], code) for i, agent in enumerate(world.layout.agents)}
 
 
-batched_env = batched_factory(SimpleCrypto)
-parallel_env = parallel_factory(SimpleCrypto)
+batched_env, parallel_env = factories(SimpleCrypto, ParticleBatch)

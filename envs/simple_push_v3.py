@@ -9,9 +9,10 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from .particle_batch import batched_factory, parallel_factory
+from .particle_batch import ParticleBatch
 from .particles import Body, Index, Layout, RowIndex, World, WorldState, flat, landmark
 from .scenario import Scenario, mark, two_sides, write_colors
+from .single_copy import factories
 
 _ADVERSARY = Body("adversary", collides=True, color=(0.75, 0.25, 0.25))
 _AGENT = Body("agent", collides=True)
@@ -56,5 +57,4 @@ class SimplePush(Scenario):
         return torch.stack([agent - adversary, -agent])
 
 
-batched_env = batched_factory(SimplePush)
-parallel_env = parallel_factory(SimplePush)
+batched_env, parallel_env = factories(SimplePush, ParticleBatch)

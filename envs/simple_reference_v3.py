@@ -11,9 +11,10 @@ from torch import Tensor
 
 from marl_aajr.core.values import proportion
 
-from .particle_batch import batched_factory, parallel_factory
+from .particle_batch import ParticleBatch
 from .particles import Body, Index, Layout, RowIndex, World, WorldState, flat, landmark
 from .scenario import Scenario, mark, numbered, write_colors
+from .single_copy import factories
 
 _COLORS = ((0.75, 0.25, 0.25), (0.25, 0.75, 0.25), (0.25, 0.25, 0.75))
 _LANDMARKS, _GOALS = [2, 3, 4], [5, 6]
@@ -62,5 +63,4 @@ class SimpleReference(Scenario):
         return apart.mul(-self.local_ratio).sub_(apart.mean(0), alpha=1 - self.local_ratio)
 
 
-batched_env = batched_factory(SimpleReference)
-parallel_env = parallel_factory(SimpleReference)
+batched_env, parallel_env = factories(SimpleReference, ParticleBatch)

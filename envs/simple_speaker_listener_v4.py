@@ -8,9 +8,10 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from .particle_batch import batched_factory, parallel_factory
+from .particle_batch import ParticleBatch
 from .particles import Body, Index, Layout, RowIndex, World, WorldState, flat, landmark
 from .scenario import Scenario, mark, write_colors
+from .single_copy import factories
 
 _SPEAKER, _LISTENER = 0, 1
 _COLORS = ((0.65, 0.15, 0.15), (0.15, 0.65, 0.15), (0.15, 0.15, 0.65))
@@ -52,5 +53,4 @@ class SimpleSpeakerListener(Scenario):
         return {"speaker_0": (speaker,), "listener_0": (listener,)}
 
 
-batched_env = batched_factory(SimpleSpeakerListener)
-parallel_env = parallel_factory(SimpleSpeakerListener)
+batched_env, parallel_env = factories(SimpleSpeakerListener, ParticleBatch)

@@ -9,9 +9,10 @@ from torch import Tensor
 
 from marl_aajr.core.values import proportion, whole
 
-from .particle_batch import batched_factory, parallel_factory
+from .particle_batch import ParticleBatch
 from .particles import Body, Index, Layout, RowIndex, World, flat, landmark
 from .scenario import PartlyObserved, numbered
+from .single_copy import factories
 
 CAPTURE_RADIUS = 0.1
 _AGENT = Body("agent", size=0.15, collides=True, color=(0.35, 0.35, 0.85))
@@ -86,5 +87,4 @@ class SimpleSpread(PartlyObserved):
         return world.touching(everyone, everyone).sum(1)
 
 
-batched_env = batched_factory(SimpleSpread)
-parallel_env = parallel_factory(SimpleSpread)
+batched_env, parallel_env = factories(SimpleSpread, ParticleBatch)

@@ -11,9 +11,10 @@ from torch import Tensor
 
 from marl_aajr.core.values import whole
 
-from .particle_batch import batched_factory, parallel_factory
+from .particle_batch import ParticleBatch
 from .particles import Index, Layout, RowIndex, World, WorldState, flat, landmark
 from .scenario import PREY, PURSUER, PartlyObserved, catches, sides, straying, touches, two_sides
+from .single_copy import factories
 
 SPEED_FACTORS = (0.5, 0.75, 1.0)
 """Speed and acceleration of the prey in the stages of the curriculum."""
@@ -104,5 +105,4 @@ class SimpleTag(PartlyObserved):
         return touches(world)
 
 
-batched_env = batched_factory(SimpleTag)
-parallel_env = parallel_factory(SimpleTag)
+batched_env, parallel_env = factories(SimpleTag, ParticleBatch)

@@ -7,9 +7,10 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from .particle_batch import batched_factory, parallel_factory
+from .particle_batch import ParticleBatch
 from .particles import Body, Index, Layout, RowIndex, World, flat, landmark
 from .scenario import Scenario
+from .single_copy import factories
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,5 +29,4 @@ class Simple(Scenario):
         return -world.distance[:, 1].square()
 
 
-batched_env = batched_factory(Simple)
-parallel_env = parallel_factory(Simple)
+batched_env, parallel_env = factories(Simple, ParticleBatch)

@@ -10,9 +10,10 @@ from torch import Tensor
 
 from marl_aajr.core.values import whole
 
-from .particle_batch import batched_factory, parallel_factory
+from .particle_batch import ParticleBatch
 from .particles import Body, Index, Layout, RowIndex, World, flat, landmark
 from .scenario import ADVERSARIES, GOOD, PREY, PURSUER, Scenario, catches, numbered, sides, straying, touches
+from .single_copy import factories
 
 _LEADER = replace(PURSUER, name="leadadversary_0", speaks=True, team=ADVERSARIES, color=(0.65, 0.15, 0.15))
 _PURSUER = replace(PURSUER, color=(0.95, 0.45, 0.45))
@@ -128,5 +129,4 @@ class SimpleWorldComm(Scenario):
         return touches(world)
 
 
-batched_env = batched_factory(SimpleWorldComm)
-parallel_env = parallel_factory(SimpleWorldComm)
+batched_env, parallel_env = factories(SimpleWorldComm, ParticleBatch)

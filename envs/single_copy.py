@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 import torch
@@ -21,6 +21,8 @@ from .scenario import Scenario
 if TYPE_CHECKING:  # matplotlib is slow to import
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
+
+_Batch = TypeVar("_Batch", bound=BatchedEnv)
 
 _INCHES, _DPI = 7.0, 100
 _MARGIN = 1.1
@@ -149,6 +151,37 @@ class SingleCopy(ParallelEnv[str, Any, Any]):
         if isinstance(space, spaces.Discrete) and not space.contains(action[()]):
             raise ValueError(f"expected an action of {agent!r} in {space}, got {actions[agent]!r}")
         return torch.from_numpy(action[None]).to(self.batch.device)
+
+
+def factories(
+    options: type[Any], batch: Callable[..., _Batch]
+) -> tuple[Callable[..., _Batch], Callable[..., SingleCopy]]:
+    """The two functions that every environment offers, with its options as keywords.
+
+    Args:
+        options: The class of the options; its `name` is the environment's.
+        batch: The batched environment: `batch(options(), num_envs, device=, dtype=)`.
+
+    Returns:
+        `batched_env(num_envs, *, device, dtype, **options)` for E copies, and
+        `parallel_env(*, render_mode, **options)` for one, as a PettingZoo environment.
+    """
+
+    def batched_env(
+        num_envs: int,
+        *,
+        device: torch.device | str = "cpu",
+        dtype: torch.dtype = torch.float32,
+        **settings: Any,
+    ) -> _Batch:
+        return batch(options(**settings), num_envs, device=device, dtype=dtype)
+
+    def parallel_env(*, render_mode: str | None = None, **settings: Any) -> SingleCopy:
+        return SingleCopy(batch(options(**settings), 1), name=options.name, render_mode=render_mode)
+
+    declare(batched_env, options)
+    declare(parallel_env, options)
+    return batched_env, parallel_env
 
 
 def declare(factory: Callable[..., Any], options: Callable[..., Any]) -> None:

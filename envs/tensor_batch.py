@@ -7,7 +7,7 @@ they begin, how a step changes them, what the agents see, and when an episode en
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -35,6 +35,8 @@ class TensorBatch(BatchedEnv):
     `infos` are one empty dict, shared too, unless an environment has something to say.
 
     Args:
+        options: Settings of the environment, from which a subclass builds itself:
+            `subclass(options, num_envs, device=, dtype=)`.
         num_envs: E, at least 1.
         observation_sizes: Numbers that each agent sees, by agent; fixes the agents and their order.
         action_spaces: By agent.
@@ -45,6 +47,7 @@ class TensorBatch(BatchedEnv):
         dtype: float32, or float64 for proofs; of observations, rewards and everything between.
 
     Attributes:
+        options: As given.
         max_cycles: As given.
         dtype: As given.
 
@@ -55,6 +58,7 @@ class TensorBatch(BatchedEnv):
     def __init__(
         self,
         *,
+        options: Any,
         num_envs: int,
         observation_sizes: Mapping[str, int],
         action_spaces: Mapping[str, spaces.Space[Any]],
@@ -68,6 +72,7 @@ class TensorBatch(BatchedEnv):
         whole("max_cycles", max_cycles)
         if dtype not in (torch.float32, torch.float64):
             raise ValueError(f"expected dtype torch.float32 or torch.float64, got {dtype}")
+        self.options = options
         self.num_envs = num_envs
         self.device = torch.device(device)
         self.dtype = dtype
@@ -109,18 +114,13 @@ class TensorBatch(BatchedEnv):
     def draw(self, copy: int = 0) -> NDArray[np.uint8]:
         """A picture of one copy `[height, width, 3]`."""
 
-    @abstractmethod
     def __reduce__(self) -> tuple[Any, ...]:
-        """Instructions for pickle to build the same again; by itself it would tear views from their tensors.
-
-        `(function, arguments, self.get_state() or None)`, for `__setstate__`.
-        """
+        """Instructions for pickle to build the same; by itself it would tear views from their tensors."""
+        state = None if self._streams is None else self.get_state()
+        return _rebuilt, (type(self), self.options, self.num_envs, self.device, self.dtype), state
 
     def __setstate__(self, state: Mapping[str, Tensor]) -> None:
         self.set_state(state)
-
-    def _saved(self) -> dict[str, Tensor] | None:
-        return None if self._streams is None else self.get_state()
 
     def _derive(self) -> None:
         """Recomputes what follows from the variables, after they were set."""
@@ -286,3 +286,9 @@ def stack_choices(actions: Mapping[str, Tensor], agents: Sequence[str], num_envs
         wrong = [agent for agent in agents if actions[agent].is_floating_point()]
         raise ValueError(f"expected integer actions, got {stacked.dtype} from {wrong}; choose by number")
     return stacked if stacked.dtype in (torch.int64, torch.int32) else stacked.long()
+
+
+def _rebuilt(
+    cls: Callable[..., TensorBatch], options: Any, num_envs: int, device: torch.device, dtype: torch.dtype
+) -> TensorBatch:
+    return cls(options, num_envs, device=device, dtype=dtype)
