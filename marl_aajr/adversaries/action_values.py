@@ -1,4 +1,4 @@
-"""What a frozen victim will earn, learned from watching it: the critic of the Robust Sarsa attack.
+"""The critic of the Robust Sarsa attack: what a frozen victim will earn, learned from watching it.
 
     L(θ) = E[(r + γ Q̄(s', a') − Q(s, a))²] + λ E[max_{‖â − a‖_∞ ≤ ρ} (Q(s, â) − Q(s, a))²]
 
@@ -139,8 +139,8 @@ def watch(
     Returns:
         Module id -> transitions.
     """
-    diaries = {agent: _Diary(env.num_envs) for agent in env.possible_agents if agent in agents}
-    sides = {env.teams[agent] for agent in diaries}
+    buffers = {agent: _TransitionBuffer(env.num_envs) for agent in env.possible_agents if agent in agents}
+    sides = {env.teams[agent] for agent in buffers}
     team = [agent for agent in env.possible_agents if env.teams[agent] in sides]
     groups = [[agent] for agent in env.possible_agents]
     stepper = Stepper(victim, victim.memory(env.num_envs), groups=groups)
@@ -152,33 +152,33 @@ def watch(
         outputs = stepper.decide(batches)
         chosen = sampler(outputs)
         for batch in batches:
-            if (agent := batch.agent) in diaries:
+            if (agent := batch.agent) in buffers:
                 inputs = batch.everywhere(batch.inputs, env.num_envs)[agent]
                 encoded = encode(kinds[agent], outputs[agent], chosen[agent])
-                diaries[agent].decide(env.active[agent], inputs, encoded)
+                buffers[agent].decide(env.active[agent], inputs, encoded)
         actions = {agent: victim.to_environment(agent, action) for agent, action in chosen.items()}
         step = env.step(actions)
         stepper.memory.forget(step.episode_over)
         earned = torch.stack([step.rewards[agent] for agent in team]).sum(0)
-        for agent, diary in diaries.items():
-            diary.earn(earned, _out(step, agent))
+        for agent, buffer in buffers.items():
+            buffer.earn(earned, _out(step, agent))
         obs = step.obs
     found: dict[str, list[Transitions]] = {}
-    for agent, diary in diaries.items():
-        found.setdefault(victim.module_of[agent], []).extend(diary.pages)
-    return {module_id: _joined(pages) for module_id, pages in found.items()}
+    for agent, buffer in buffers.items():
+        found.setdefault(victim.module_of[agent], []).extend(buffer.transitions)
+    return {module_id: _joined(parts) for module_id, parts in found.items()}
 
 
 def _out(step: BatchedStep, agent: str) -> Tensor:
     return step.terminations[agent] | step.truncations[agent] | step.episode_over
 
 
-class _Diary:
-    """One agent in every copy: its last decision, and what was earned since."""
+class _TransitionBuffer:
+    """The transitions of one agent in every copy: its last decision, and what was earned since."""
 
     def __init__(self, num_envs: int) -> None:
         self.open = torch.zeros(num_envs, dtype=torch.bool)
-        self.pages: list[Transitions] = []
+        self.transitions: list[Transitions] = []
         self.earned = torch.zeros(num_envs)
         self.obs = self.actions = torch.zeros(num_envs, 0)
 
@@ -202,12 +202,12 @@ class _Diary:
         rows = where.nonzero().flatten()
         ends = torch.full((len(rows),), over)
         own = (self.obs[rows], self.actions[rows], self.earned[rows])
-        self.pages.append(Transitions(*own, obs[rows], actions[rows], ends))
+        self.transitions.append(Transitions(*own, obs[rows], actions[rows], ends))
 
 
-def _joined(pages: list[Transitions]) -> Transitions:
+def _joined(parts: list[Transitions]) -> Transitions:
     names = [f.name for f in fields(Transitions)]
-    return Transitions(**{name: torch.cat([getattr(page, name) for page in pages]) for name in names})
+    return Transitions(**{name: torch.cat([getattr(part, name) for part in parts]) for name in names})
 
 
 def fit_action_value(

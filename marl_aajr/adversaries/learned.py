@@ -1,14 +1,15 @@
-"""Observation adversaries that were trained by PPO, as attacks: SA-RL and PA-AD.
+"""Attacks that must play or train before they attack: the contract of `fit`, and adversaries trained by PPO.
 
-Unlike the other attacks they are not myopic: what they maximise is what the attacked team loses until the end
-of the episode. They are as strong as their training, so one that is weaker than PGD says nothing about the
-victim (`marl_aajr.evaluation.crosschecks` reports it as undertrained).
+SA-RL and PA-AD are not myopic, unlike the other attacks: what they maximise is what the attacked team loses
+until the end of the episode. They are as strong as their training, so one that is weaker than PGD says
+nothing about the victim (`marl_aajr.evaluation` reports it as undertrained).
 """
 
 from __future__ import annotations
 
 import json
 import tempfile
+from abc import abstractmethod
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -17,7 +18,6 @@ from typing import ClassVar, Literal, Self
 import torch
 from torch import Tensor
 
-from marl_aajr.adversaries.fitted import FittedAttack
 from marl_aajr.adversaries.observation_adversaries import ObservationAdversaries, features
 from marl_aajr.adversaries.observation_game import GAME, ObservationThreat
 from marl_aajr.adversaries.request import AdversaryRequest
@@ -27,6 +27,44 @@ from marl_aajr.core.policy import Policy
 from marl_aajr.rollout.batched_env import BatchedEnv
 from marl_aajr.training.run_directory import RunDirectory
 from marl_aajr.victims import Victim, fingerprint, load_victim
+
+
+@dataclass(frozen=True, kw_only=True)
+class FittedAttack(Attack):
+    """An attack that learns from the frozen victim what it needs; `ready` says whether it has."""
+
+    per_size: ClassVar[bool] = False
+    """Whether `fit` is for one radius; else what was fitted once serves all."""
+
+    @property
+    @abstractmethod
+    def ready(self) -> bool:
+        """Whether it has been fitted."""
+
+    @abstractmethod
+    def fit(
+        self,
+        victim: Victim,
+        env: BatchedEnv,
+        *,
+        agents: Collection[str],
+        seed: int,
+        units: Literal["raw", "network"] = "raw",
+        home: Path | None = None,
+    ) -> Self:
+        """Learn from the frozen victim what the attack needs.
+
+        Args:
+            victim: the policies that will be attacked; it plays all agents.
+            env: copies to play on; left in the middle of some episode.
+            agents: the agents that will be attacked, all of one team; what the team earns is to fall.
+            seed: of the episodes and of the learning.
+            units: of the perturbation set: the environment's, or those behind the observation filter.
+            home: folder of the victim's run, which keeps what is worth it; None: nothing is kept.
+
+        Returns:
+            The attack, `ready`.
+        """
 
 
 @dataclass(frozen=True, kw_only=True)

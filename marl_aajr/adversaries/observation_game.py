@@ -8,15 +8,16 @@ may change; see `ObservationThreat`.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
 from marl_aajr.adversaries.game import VictimGame, load_frozen
 from marl_aajr.adversaries.observation_adversaries import ObservationAdversaries
+from marl_aajr.attacks import StrongPGD
 from marl_aajr.core.adversary_actions import AdversaryActions, adversary_actions
 from marl_aajr.core.threat import Norm, PerturbationSet
 from marl_aajr.core.values import one_of
@@ -190,6 +191,59 @@ class ObservationGame(VictimGame):
         by_agent = self.adversaries.split(actions, own)
         given = torch.cat([by_agent[agent][copies] for agent, copies in batch.rows.items()])
         return batch.inputs + self.adversaries.perturb(batch.policy, batch.inputs, given, own)
+
+
+class AttackedBatch(NamedTuple):
+    """The decisions of some agents with one policy in one step, as PGD attacked them.
+
+    Attributes:
+        batch: their decisions, on the true network inputs s, `[B, d]`.
+        outputs: what PGD made of the policy's outputs, `[B, m]`.
+        perturbations: Δ.
+    """
+
+    batch: DecisionBatch
+    outputs: Tensor
+    perturbations: PerturbationSet
+
+
+class PGDGame(ObservationGame):
+    """The game with PGD in the place of the adversaries, whose actions do not count.
+
+    Args:
+        env: see `ObservationGame`, as for the following.
+        adversaries: for the attacked agents, and whether they share one budget.
+        sets: Δ of each attacked agent.
+        sampled: whether the victims sample their actions.
+        generator: of PGD's starts.
+
+    Attributes:
+        attacked: what PGD did since the list was last emptied.
+    """
+
+    def __init__(
+        self,
+        env: BatchedEnv,
+        adversaries: ObservationAdversaries,
+        sets: Mapping[str, PerturbationSet],
+        *,
+        sampled: bool = False,
+        generator: torch.Generator,
+    ) -> None:
+        super().__init__(env, adversaries, sets, sampled=sampled)
+        self._generator = generator
+        self.attacked: list[AttackedBatch] = []
+
+    def show(self, batch: DecisionBatch, actions: Mapping[str, Tensor]) -> Tensor:
+        """What PGD makes of the victims' inputs."""
+        own = self.sets.get(batch.agent)
+        if own is None:
+            return batch.inputs
+        part = replace(own, epsilon=own.epsilon / len(self.adversaries.agents) ** 0.5)
+        teacher = StrongPGD(perturbations=part if self.adversaries.joint and own.norm == "l2" else own)
+        shown = batch.inputs + teacher.run(batch.policy, batch.inputs, generator=self._generator)
+        self.attacked.append(AttackedBatch(batch, batch.policy(shown), own))
+        return shown
 
 
 def batched_env(num_envs: int, *, device: torch.device | str = "cpu", **threat: Any) -> ObservationGame:

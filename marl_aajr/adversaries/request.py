@@ -27,7 +27,7 @@ from typing import Annotated, Any, Literal, Self, get_args
 
 from pydantic import AfterValidator, Field, model_validator
 
-from marl_aajr.adversaries.agent_run import agent_config
+from marl_aajr.adversaries.agent_game import agent_config
 from marl_aajr.adversaries.game import victim_folder
 from marl_aajr.adversaries.observation_game import GAME, ObservationThreat
 from marl_aajr.core.threat import Norm

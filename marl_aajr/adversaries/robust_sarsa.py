@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from marl_aajr.adversaries.action_values import ActionValue, encode, fit_action_value, watch
-from marl_aajr.adversaries.fitted import FittedAttack
+from marl_aajr.adversaries.learned import FittedAttack
 from marl_aajr.attacks import PGD, Attack
 from marl_aajr.core.objectives import Clean, Objective
 from marl_aajr.core.policy import Policy

@@ -1,25 +1,39 @@
-"""Where adversaries are kept, and how one is found again.
+"""The adversaries of a run: where each is kept, how strong it is, and how one is found again.
 
     VICTIM_RUN/adversaries/sa-rl-eps0.1/            the run that remains: configured, checkpointed, exported
         adversary.json                              what was asked, tried and found
-        warm-start/                                 what PGD taught it
-        initial_policy/                             what the run began with: that, or the best of the search
+        warm-start/                                 the policies that were fitted to PGD
+        initial_policy/                             what the run began with: those, or the best of the search
         search/1/, search/2/, …                     the runs that were tried before it
 
-While it lasts, the search stands beside the run, in `sa-rl-eps0.1.search`.
+While it lasts, the search stands beside the run, in `sa-rl-eps0.1.search`. How strong an adversary is, is
+measured on episodes that it neither learns on nor is reported on (`SelectionEpisodes`).
 """
 
 from __future__ import annotations
 
 import json
 import shlex
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+import torch
+from torch import Tensor
+
+from marl_aajr.adversaries.agent_game import AgentGame, AgentThreat
+from marl_aajr.adversaries.game import VictimGame
+from marl_aajr.adversaries.observation_game import GAME, ObservationGame, ObservationThreat, PGDGame
 from marl_aajr.adversaries.request import AdversaryRequest
+from marl_aajr.core.seeds import Purpose, derived_seed
+from marl_aajr.rollout.batched_env import BatchedEnv
+from marl_aajr.rollout.batches import make_batch
+from marl_aajr.rollout.environments import resolve
+from marl_aajr.training.config import RunConfig
 from marl_aajr.training.fields import validated
 from marl_aajr.training.run_directory import RunDirectory
+from marl_aajr.victims import Victim
 
 ADVERSARIES = "adversaries"
 """The folder of a run that its adversaries are kept in."""
@@ -104,7 +118,7 @@ def is_begun(folder: Path) -> bool:
 
 
 def how_to_resume(folder: Path) -> str:
-    """The command that goes on with what is in a folder: an adversary is judged once it is trained."""
+    """The command that goes on with what is in a folder: an adversary is evaluated once it is trained."""
     what = "adversary train" if is_begun(folder) else "train"
     return f"marl-aajr {what} --resume --out {shlex.quote(str(folder))}"
 
@@ -112,3 +126,129 @@ def how_to_resume(folder: Path) -> str:
 def search_folder(folder: Path) -> Path:
     """Where the search of an adversary is while it lasts."""
     return folder.with_name(f"{folder.name}.search")
+
+
+EPISODES = 100
+"""How many selection episodes are played."""
+
+Act = Callable[[Mapping[str, Tensor]], dict[str, Tensor]]
+"""Observations to actions, `[E, ...]` by player."""
+
+
+class PairedDifference(NamedTuple):
+    """How much more the victims lose to one adversary than to another, a mean over episodes.
+
+    Attributes:
+        mean: of the differences, episode by episode.
+        low: lower end of its 99 % interval.
+        high: upper end.
+    """
+
+    mean: float
+    low: float
+    high: float
+
+
+class SelectionEpisodes:
+    """The game of a run, played for 100 episodes that are the same for every adversary.
+
+    Args:
+        config: of the run.
+        seed: what the episodes' own seed is derived from.
+    """
+
+    def __init__(self, config: RunConfig, *, seed: int) -> None:
+        self._config = config
+        self._seed = derived_seed(seed, Purpose.ADVERSARY_SELECTION)
+
+    def score(self, adversary: Victim) -> Tensor:
+        """What the adversary's greedy policies earn together in each episode, `[100]`."""
+        game = make_batch(resolve(self._config.env.name, self._config.env.kwargs), EPISODES)
+        return self._play(game, _greedy(adversary, game))
+
+    def evaluate(self, adversary: Victim, *, warm_start: Victim | None) -> dict[str, Any]:
+        """How strong a trained adversary is, as its record says it.
+
+        Returns:
+            `selection`: mean scores by name; `kept`: the stronger of `trained` and `warm_start`; its
+            `lead` over PGD, or an adversarial agent's over nobody; `undertrained`: PGD is stronger.
+        """
+        observes = self._config.env.name == GAME
+        scores = {"trained": self.score(adversary)}
+        scores |= self.references() if observes else self.losses(adversary)
+        if warm_start is not None:
+            scores["warm_start"] = self.score(warm_start)
+        means = {name: score.mean().item() for name, score in scores.items()}
+        kept = "warm_start" if means.get("warm_start", means["trained"]) > means["trained"] else "trained"
+        pair = (scores[kept], scores["pgd"]) if observes else (scores["lost"], scores["clean"])
+        ahead = paired_difference(*pair)
+        return {
+            "selection": means,
+            "kept": kept,
+            "lead": ahead._asdict(),
+            "undertrained": observes and ahead.high < 0,
+        }
+
+    def references(self) -> dict[str, Tensor]:
+        """What the victims lose to nobody, and to PGD at the same size."""
+        threat = ObservationThreat(**self._config.env.kwargs)
+        game = threat.build(EPISODES)
+        untouched = ObservationGame(game.env, game.adversaries, {}, sampled=threat.sampled)
+        clean = self._play(untouched, _nothing(untouched))
+        generator = torch.Generator().manual_seed(self._seed)
+        attacked = PGDGame(game.env, game.adversaries, game.sets, sampled=threat.sampled, generator=generator)
+        return {"clean": clean, "pgd": self._play(attacked, _nothing(attacked))}
+
+    def losses(self, adversary: Victim) -> dict[str, Tensor]:
+        """What the victims lose without an adversarial agent and with it, whatever that is paid for."""
+        threat = replace(AgentThreat(**self._config.env.kwargs), pays="loss")
+        game = threat.build(EPISODES)
+        among_themselves = AgentGame(
+            game.env,
+            game.victim,
+            team=game.team,
+            agents=game.possible_agents,
+            sampled=threat.actions == "sampled",
+            loyal=True,
+        )
+        clean = self._play(among_themselves, _nothing(among_themselves))
+        return {"clean": clean, "lost": self._play(game, _greedy(adversary, game))}
+
+    @torch.no_grad()
+    def _play(self, game: BatchedEnv, act: Act) -> Tensor:
+        obs = game.reset(seed=self._seed)
+        earned = torch.zeros(game.num_envs, dtype=torch.float64)
+        over = torch.zeros(game.num_envs, dtype=torch.bool)
+        while not over.all():
+            step = game.step(act(obs))
+            earned += torch.stack(list(step.rewards.values())).sum(0) * ~over
+            obs, over = step.obs, over | step.episode_over
+        return earned
+
+
+def paired_difference(losses: Tensor, others: Tensor) -> PairedDifference:
+    """By how much the first are above the others in the same episodes."""
+    gap = losses - others
+    mean, reach = gap.mean().item(), 2.6 * gap.std().item() / len(gap) ** 0.5
+    return PairedDifference(mean, mean - reach, mean + reach)
+
+
+def _greedy(adversary: Victim, game: BatchedEnv) -> Act:
+    """The most likely actions of the adversary's policies."""
+
+    def act(obs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        masks = game.action_mask
+        return {
+            player: adversary.greedy(
+                player, adversary.policy(player, action_mask=masks[player])(adversary.inputs(player, seen))
+            )
+            for player, seen in obs.items()
+        }
+
+    return act
+
+
+def _nothing(game: VictimGame) -> Act:
+    """Actions where they do not count."""
+    actions = game.nothing()
+    return lambda obs: actions

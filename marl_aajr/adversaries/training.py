@@ -17,11 +17,12 @@ from marl_aajr.adversaries.request import (
     SEARCH_SHARE,
     AdversaryRequest,
 )
-from marl_aajr.adversaries.scoring import EPISODES, Judge
 from marl_aajr.adversaries.store import (
+    EPISODES,
     RECORD,
     REQUEST,
     WARM,
+    SelectionEpisodes,
     default_folder,
     find_finished,
     is_begun,
@@ -108,7 +109,7 @@ def train_as_asked(
 def find_or_train(victim: Victim, request: AdversaryRequest, *, home: Path) -> Path:
     """A finished adversary of a run that is what is asked for, or a new one, which replaces none.
 
-    The strongest that is there will do, whatever its seed: an adversary is judged by what it does.
+    The strongest that is there will do, whatever its seed: an adversary is evaluated by what it does.
 
     Args:
         victim: the victims; saved in `home` where they are not there.
@@ -187,14 +188,14 @@ class _Training:
 
     def _run(self) -> None:
         started = time.perf_counter()
-        judge = Judge(self.config, seed=self.request.seed)
+        selection = SelectionEpisodes(self.config, seed=self.request.seed)
         initial = self._warm()
         config = self._start_from(self.config, initial)
         settings: dict[str, Any] = {}
         if self.request.tries > 1:
             for number in range(self.request.tries):
                 self.on_phase(f"Trying settings {number + 1} of {self.request.tries}")
-                if not self._try(number, config, judge):
+                if not self._try(number, config, selection):
                     return
             best = max(self.tried, key=lambda row: row["score"])
             settings = best["settings"]
@@ -202,8 +203,8 @@ class _Training:
         config = config.model_copy(update={"env_steps": max(self.request.steps - self.done, 1)})
         self.on_phase("Training")
         if self._train(config, self.folder):
-            self.on_phase(f"Judging it on {EPISODES} other episodes")
-            self._finish(judge, initial, settings, seconds=time.perf_counter() - started)
+            self.on_phase(f"Evaluating it on {EPISODES} other episodes")
+            self._finish(selection, initial, settings, seconds=time.perf_counter() - started)
 
     def _warm(self) -> Path | None:
         """The policies to begin with."""
@@ -220,14 +221,14 @@ class _Training:
         """With a warm start, or as the kind begins."""
         return config if initial is None else config.model_copy(update={"initial_policy": str(initial)})
 
-    def _try(self, number: int, config: RunConfig, judge: Judge) -> bool:
+    def _try(self, number: int, config: RunConfig, selection: SelectionEpisodes) -> bool:
         """One setting of the search; whether it was tried to the end."""
         settings = dict(ALTERNATIVES[self.request.kind][number])
         folder = self.aside / str(number + 1)
         steps = max(int(SEARCH_SHARE * self.request.steps), config.ppo.train_batch_size)
         if not self._train(_with(config, settings).model_copy(update={"env_steps": steps}), folder):
             return False
-        score = judge.score(Victim.load(RunDirectory(folder).victim)).mean().item()
+        score = selection.score(Victim.load(RunDirectory(folder).victim)).mean().item()
         self.tried.append({"settings": settings, "score": score, "folder": str(folder)})
         return True
 
@@ -248,7 +249,7 @@ class _Training:
         return status.state == "finished"
 
     def _finish(
-        self, judge: Judge, initial: Path | None, settings: dict[str, Any], *, seconds: float
+        self, selection: SelectionEpisodes, initial: Path | None, settings: dict[str, Any], *, seconds: float
     ) -> None:
         """Write the record, the last thing that makes an adversary ready."""
         directory = RunDirectory(self.folder)
@@ -259,7 +260,7 @@ class _Training:
             "seconds": seconds,
             "tried": [{k: row[k] for k in ("settings", "score")} for row in self.tried],
             "settings": settings,
-            **judge.judgement(
+            **selection.evaluate(
                 Victim.load(directory.victim), warm_start=None if initial is None else Victim.load(initial)
             ),
         }

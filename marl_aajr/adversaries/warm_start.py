@@ -1,7 +1,7 @@
-"""Where a learned adversary starts: at what PGD does, instead of at random.
+"""The warm start of an observation adversary: it begins with what PGD does, instead of at random.
 
-First PGD attacks the victims for some episodes, and what they see and do is kept. Then the adversary's policy
-is fitted to it, before PPO improves on it:
+First PGD attacks the victims for some episodes, and what it does is kept. Then the adversary's policy is
+fitted to that, before PPO improves on it:
 
     SA-RL   max_θ E[KL(π(·|s) ‖ π(·|s + δ_θ(s)))]             PGD's own objective, through the victim
     PA-AD   max_θ E[log π_θ(where PGD moved the policy | s)]   for Gaussian actions, the least squares
@@ -13,26 +13,21 @@ SA-RL does not copy PGD's δ: many perturbations have one effect, and their mean
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from marl_aajr.adversaries.observation_adversaries import ObservationAdversaries
-from marl_aajr.adversaries.observation_game import ObservationGame, ObservationThreat
-from marl_aajr.attacks.auto_pgd import StrongPGD
+from marl_aajr.adversaries.observation_game import AttackedBatch, ObservationThreat, PGDGame
 from marl_aajr.core.adversary_actions import SARLActions
 from marl_aajr.core.distributions import DiagGaussian
 from marl_aajr.core.objectives import KL, Clean
 from marl_aajr.core.seeds import Purpose, derived_seed
-from marl_aajr.core.threat import PerturbationSet
 from marl_aajr.rllib.victims import playing_network
-from marl_aajr.rollout.batched_env import BatchedEnv
 from marl_aajr.training.config import RunConfig
 from marl_aajr.training.modules import module_spec, policy_mapping_of
 from marl_aajr.victims import FreeLogStd, Victim
-from marl_aajr.victims.stepper import DecisionBatch
 
 _COPIES = 100
 _LEARNING_RATE = 3e-3
@@ -43,65 +38,22 @@ _LOG_STD = -1.5
 """log σ that PPO starts from: enough to explore around PGD, not to drown it."""
 
 
-class Shown(NamedTuple):
-    """What some agents with one policy were shown in one step.
+class DemonstratedStep(NamedTuple):
+    """One step of PGD's demonstration.
 
     Attributes:
-        batch: their decisions, on the true network inputs s, `[B, d]`.
-        outputs: what PGD made of the policy's outputs, `[B, m]`.
-        perturbations: Δ.
+        obs: the adversaries' observations, `[E, w]` by adversary.
+        attacked: what PGD did.
     """
 
-    batch: DecisionBatch
-    outputs: Tensor
-    perturbations: PerturbationSet
-
-
-@dataclass(frozen=True)
-class Page:
-    """One step of the demonstration.
-
-    Attributes:
-        seen: what the adversaries see, `[E, w]` by adversary.
-        shown: what the attacked agents were shown.
-    """
-
-    seen: Mapping[str, Tensor]
-    shown: list[Shown]
-
-
-class Demonstration(ObservationGame):
-    """The game with PGD in the place of the adversaries, whose actions do not count."""
-
-    def __init__(
-        self,
-        env: BatchedEnv,
-        adversaries: ObservationAdversaries,
-        sets: Mapping[str, PerturbationSet],
-        *,
-        sampled: bool = False,
-        generator: torch.Generator,
-    ) -> None:
-        super().__init__(env, adversaries, sets, sampled=sampled)
-        self._generator = generator
-        self.shown: list[Shown] = []
-
-    def show(self, batch: DecisionBatch, actions: Mapping[str, Tensor]) -> Tensor:
-        """What PGD shows them."""
-        own = self.sets.get(batch.agent)
-        if own is None:
-            return batch.inputs
-        part = replace(own, epsilon=own.epsilon / len(self.adversaries.agents) ** 0.5)
-        teacher = StrongPGD(perturbations=part if self.adversaries.joint and own.norm == "l2" else own)
-        shown = batch.inputs + teacher.run(batch.policy, batch.inputs, generator=self._generator)
-        self.shown.append(Shown(batch, batch.policy(shown), own))
-        return shown
+    obs: Mapping[str, Tensor]
+    attacked: list[AttackedBatch]
 
 
 def demonstrate(
     threat: ObservationThreat, *, steps: int, seed: int
-) -> tuple[ObservationAdversaries, list[Page]]:
-    """Let PGD play, and keep what happened.
+) -> tuple[ObservationAdversaries, list[DemonstratedStep]]:
+    """Let PGD attack the victims, and keep what it did.
 
     Args:
         threat: the game.
@@ -111,17 +63,15 @@ def demonstrate(
     """
     plain = threat.build(_COPIES)
     generator = torch.Generator().manual_seed(seed)
-    game = Demonstration(
-        plain.env, plain.adversaries, plain.sets, sampled=threat.sampled, generator=generator
-    )
-    obs, pages = game.reset(seed=derived_seed(seed, Purpose.DEMONSTRATION)), []
+    game = PGDGame(plain.env, plain.adversaries, plain.sets, sampled=threat.sampled, generator=generator)
+    obs, demonstrated = game.reset(seed=derived_seed(seed, Purpose.DEMONSTRATION)), []
     nothing = game.nothing()
     for _ in range(steps):
-        game.shown = []
-        seen, obs = obs, game.step(nothing).obs
-        pages.append(Page(seen, game.shown))
+        game.attacked = []
+        before, obs = obs, game.step(nothing).obs
+        demonstrated.append(DemonstratedStep(before, game.attacked))
     game.close()
-    return game.adversaries, [page for page in pages if page.shown]
+    return game.adversaries, [step for step in demonstrated if step.attacked]
 
 
 def warm_start(
@@ -136,7 +86,7 @@ def warm_start(
         updates: of Adam, each on one step of it.
         seed: of the demonstration and of the networks.
     """
-    adversaries, pages = demonstrate(threat, steps=steps, seed=seed)
+    adversaries, demonstrated = demonstrate(threat, steps=steps, seed=seed)
     mapping = policy_mapping_of(config)
     with torch.random.fork_rng():
         torch.manual_seed(seed)
@@ -158,12 +108,12 @@ def warm_start(
     )
     for actor in adversary.modules.values():
         actor.requires_grad_(True)
-    order = torch.randint(len(pages), (updates,), generator=torch.Generator().manual_seed(seed))
+    order = torch.randint(len(demonstrated), (updates,), generator=torch.Generator().manual_seed(seed))
     optimizer = torch.optim.Adam(
         [p for actor in adversary.modules.values() for p in actor.parameters()], lr=_LEARNING_RATE
     )
     for index in order.tolist():
-        loss = _lesson(adversary, adversaries, pages[index])
+        loss = _loss(adversary, adversaries, demonstrated[index])
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -174,46 +124,52 @@ def warm_start(
     return adversary
 
 
-def _lesson(adversary: Victim, adversaries: ObservationAdversaries, page: Page) -> Tensor:
+def _loss(adversary: Victim, adversaries: ObservationAdversaries, step: DemonstratedStep) -> Tensor:
     """The loss on one step of the demonstration."""
-    outputs = {player: adversary.policy(player)(seen) for player, seen in page.seen.items()}
+    outputs = {player: adversary.policy(player)(obs) for player, obs in step.obs.items()}
     if isinstance(adversaries.actions, SARLActions):
-        return _ascend(adversary, adversaries, page, outputs)
-    return _copy(adversary, adversaries, page, outputs)
+        return _ascent_loss(adversary, adversaries, step, outputs)
+    return _imitation_loss(adversary, adversaries, step, outputs)
 
 
-def _ascend(
-    adversary: Victim, adversaries: ObservationAdversaries, page: Page, outputs: Mapping[str, Tensor]
+def _ascent_loss(
+    adversary: Victim,
+    adversaries: ObservationAdversaries,
+    step: DemonstratedStep,
+    outputs: Mapping[str, Tensor],
 ) -> Tensor:
     """Minus PGD's objective, as a share of what PGD reaches; plus how far the mean lies outside the cube."""
     means = {p: adversary.distributions[adversary.module_of[p]].mode(y) for p, y in outputs.items()}
     # Beyond the cube an action does what its nearest point does; the gradient must come back all the same.
     actions = {player: mean + (mean.clamp(-1, 1) - mean).detach() for player, mean in means.items()}
     gains, taught = [], []
-    for shown in page.shown:
-        policy, inputs = shown.batch.policy, shown.batch.inputs
-        by_agent = adversaries.split(actions, shown.perturbations)
-        given = torch.cat([by_agent[agent][copies] for agent, copies in shown.batch.rows.items()])
-        delta = adversaries.perturb(policy, inputs, given, shown.perturbations)
+    for attacked in step.attacked:
+        policy, inputs = attacked.batch.policy, attacked.batch.inputs
+        by_agent = adversaries.split(actions, attacked.perturbations)
+        given = torch.cat([by_agent[agent][copies] for agent, copies in attacked.batch.rows.items()])
+        delta = adversaries.perturb(policy, inputs, given, attacked.perturbations)
         with torch.no_grad():
             clean = Clean(policy(inputs))
         gains.append(KL().bind(policy, clean)(inputs + delta))
-        taught.append(policy.distribution.kl(clean.outputs, shown.outputs))
+        taught.append(policy.distribution.kl(clean.outputs, attacked.outputs))
     outside = torch.cat([(mean.abs() - 1).clamp_min(0).square().sum(-1) for mean in means.values()])
     tiny = torch.finfo(outside.dtype).tiny
     return _FENCE * outside.mean() - torch.cat(gains).mean() / torch.cat(taught).mean().clamp_min(tiny)
 
 
-def _copy(
-    adversary: Victim, adversaries: ObservationAdversaries, page: Page, outputs: Mapping[str, Tensor]
+def _imitation_loss(
+    adversary: Victim,
+    adversaries: ObservationAdversaries,
+    step: DemonstratedStep,
+    outputs: Mapping[str, Tensor],
 ) -> Tensor:
     """Minus the log-likelihood of where PGD moved the policies; for Gaussian ones, the squared distance."""
     labels: dict[str, Tensor] = {}
-    for shown in page.shown:
+    for attacked in step.attacked:
         with torch.no_grad():
-            clean = shown.batch.policy(shown.batch.inputs)
-            moved = adversaries.actions.label(shown.batch.policy, clean, shown.outputs)
-        labels |= shown.batch.everywhere(moved, _COPIES)
+            clean = attacked.batch.policy(attacked.batch.inputs)
+            moved = adversaries.actions.label(attacked.batch.policy, clean, attacked.outputs)
+        labels |= attacked.batch.everywhere(moved, _COPIES)
     losses = []
     for player, action in adversaries.join(labels).items():
         kind = adversary.distributions[adversary.module_of[player]]

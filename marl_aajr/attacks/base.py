@@ -6,7 +6,7 @@ A subclass writes `Attack.run` and nothing else. An attack never grades itself: 
 where it exceeds the budget, projected, and judged by evaluating the policy anew.
 
 Some attacks must know whose policy they face (`Attack.against`). Some must play first, to learn from the
-victim what they need (`marl_aajr.adversaries.fitted`); `Attack.ready` says whether they have.
+victim what they need (`marl_aajr.adversaries.learned`); `Attack.ready` says whether they have.
 """
 
 from __future__ import annotations

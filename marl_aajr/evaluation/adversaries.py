@@ -5,8 +5,7 @@ from __future__ import annotations
 import shlex
 from pathlib import Path
 
-from marl_aajr.adversaries.agent_game import PAYS, AgentThreat
-from marl_aajr.adversaries.agent_run import GAME
+from marl_aajr.adversaries.agent_game import GAME, PAYS, AgentThreat
 from marl_aajr.adversaries.learned import LearnedAttack, loaded
 from marl_aajr.evaluation.outcomes import AdversaryTraining
 from marl_aajr.evaluation.replacements import Replacement

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
-from marl_aajr.adversaries.fitted import FittedAttack
+from marl_aajr.adversaries.learned import FittedAttack
 from marl_aajr.attacks import Attack
 from marl_aajr.core.seeds import Purpose, derived_seed
 from marl_aajr.evaluation.player import Player

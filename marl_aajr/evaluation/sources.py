@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from marl_aajr.adversaries import agent_run, observation_game
+from marl_aajr.adversaries import agent_game, observation_game
 from marl_aajr.adversaries.store import how_to_resume, is_begun
 from marl_aajr.rollout.environments import EnvironmentSpec, resolve
 from marl_aajr.training.run_directory import RunDirectory
@@ -19,7 +19,7 @@ from marl_aajr.victims.store import DESCRIPTION
 _CHECKPOINT = "rllib_checkpoint.json"
 """RLlib's own mark of a checkpoint of an algorithm."""
 
-_GAMES = (observation_game.GAME, agent_run.GAME)
+_GAMES = (observation_game.GAME, agent_game.GAME)
 """Where adversaries learn; in each the victims are an argument."""
 
 

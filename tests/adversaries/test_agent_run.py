@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from marl_aajr.adversaries.agent_run import agent_config
+from marl_aajr.adversaries.agent_game import agent_config
 from marl_aajr.adversaries.store import RECORD
 from marl_aajr.adversaries.training import train_adversary
 from marl_aajr.evaluation import evaluate_run

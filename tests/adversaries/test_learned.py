@@ -1,4 +1,4 @@
-"""Trained observation adversaries: they find what is known to be best, and are judged as they learned."""
+"""Trained observation adversaries: they find what is known to be best, and are evaluated as they learned."""
 
 from __future__ import annotations
 
@@ -15,12 +15,13 @@ from marl_aajr.adversaries import training as adversary_training
 from marl_aajr.adversaries.learned import LEARNED, LearnedAttack, loaded
 from marl_aajr.adversaries.observation_game import GAME, ObservationGame, ObservationThreat
 from marl_aajr.adversaries.request import AdversaryRequest
-from marl_aajr.adversaries.scoring import Judge, lead
 from marl_aajr.adversaries.store import (
     KEPT,
     RECORD,
     REQUEST,
     WARM,
+    SelectionEpisodes,
+    paired_difference,
     request_of,
     search_folder,
 )
@@ -143,10 +144,10 @@ class TestTraining:
                 "resources": {"envs_per_runner": 25},
             }
         )
-        judge = Judge(config, seed=0)
+        selection = SelectionEpisodes(config, seed=0)
         run = train(config, tmp_path / "run")
-        assert judge.references()["clean"].mean() == -3.0
-        assert judge.score(Victim.load(run / "victim")).mean() > 2.9
+        assert selection.references()["clean"].mean() == -3.0
+        assert selection.score(Victim.load(run / "victim")).mean() > 2.9
 
     def test_everything_is_recorded_in_its_folder(self, victims: Path, straight: Path) -> None:
         assert straight == victims / "adversaries" / "pa-ad-eps0.2-s3"
@@ -160,13 +161,14 @@ class TestTraining:
         assert not straight.with_name(f"{straight.name}.search").exists()
 
     def test_the_stronger_of_what_it_began_with_and_what_it_learned_attacks(self, straight: Path) -> None:
-        selection = json.loads((straight / RECORD).read_text())["selection"]
-        judge = Judge(RunDirectory(straight).config(), seed=3)
-        earned = {name: judge.score(Victim.load(straight / folder)).mean() for name, folder in KEPT.items()}
-        assert earned == pytest.approx({name: selection[name] for name in KEPT})
+        recorded = json.loads((straight / RECORD).read_text())["selection"]
+        selection = SelectionEpisodes(RunDirectory(straight).config(), seed=3)
+        kept = {name: Victim.load(straight / folder) for name, folder in KEPT.items()}
+        earned = {name: selection.score(victim).mean() for name, victim in kept.items()}
+        assert earned == pytest.approx({name: recorded[name] for name in KEPT})
         played = loaded(straight)._policy
         assert played is not None
-        assert judge.score(played).mean() == max(earned.values()) > min(earned.values())
+        assert selection.score(played).mean() == max(earned.values()) > min(earned.values())
 
     def test_one_that_was_stopped_goes_on_to_the_same_numbers(
         self, victims: Path, straight: Path, tmp_path: Path
@@ -247,13 +249,13 @@ class TestTraining:
     def test_its_training_takes_one_thread(
         self, victims: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        taken, score = [], Judge.score
+        taken, score = [], SelectionEpisodes.score
 
-        def counted(judge: Judge, adversary: Victim) -> Tensor:
+        def counted(selection: SelectionEpisodes, adversary: Victim) -> Tensor:
             taken.append(torch.get_num_threads())
-            return score(judge, adversary)
+            return score(selection, adversary)
 
-        monkeypatch.setattr(Judge, "score", counted)
+        monkeypatch.setattr(SelectionEpisodes, "score", counted)
         asked: dict[str, Any] = {"kind": "sa-rl", "epsilon": 0.2, "env_steps": 1, "warm_start": False}
         train_adversary(victims, **asked, search=1, out=tmp_path / "one-thread")
         assert (taken, torch.get_num_threads()) == ([1], 2)
@@ -273,7 +275,8 @@ def test_sampled_victims_are_compared_with_sampled_ones(tmp_path: Path) -> None:
     for actions in ("greedy", "sampled"):
         against = threat(victim, tmp_path / actions, epsilon=0.1, actions=actions)
         config = make_config({"env": {"name": GAME, "kwargs": against.arguments}})
-        losses[actions] = {name: loss.mean() for name, loss in Judge(config, seed=0).references().items()}
+        references = SelectionEpisodes(config, seed=0).references()
+        losses[actions] = {name: loss.mean() for name, loss in references.items()}
     assert losses["greedy"] == {"clean": -3.0, "pgd": -3.0}
     assert -2.5 < losses["sampled"]["clean"] < losses["sampled"]["pgd"]
 
@@ -281,6 +284,6 @@ def test_sampled_victims_are_compared_with_sampled_ones(tmp_path: Path) -> None:
 def test_two_adversaries_are_told_apart_by_the_same_episodes() -> None:
     """Episodes differ by hundreds; what one takes more than the other, by 0.2."""
     episodes = torch.linspace(0, 500, 100)
-    ahead = lead(episodes + 1 + 0.1 * (-1) ** torch.arange(100), episodes)
+    ahead = paired_difference(episodes + 1 + 0.1 * (-1) ** torch.arange(100), episodes)
     assert ahead.mean == pytest.approx(1, abs=1e-4)
     assert (1 - ahead.low, ahead.high - 1) == pytest.approx((0.0261, 0.0261), abs=2e-4)

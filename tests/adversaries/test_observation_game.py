@@ -167,19 +167,19 @@ def test_a_warm_start_does_what_pgd_does(kind: str, joint: bool, tmp_path: Path)
         }
     )
     adversary = warm_start(config, game, steps=6, updates=150, seed=0)
-    adversaries, pages = demonstrate(game, steps=6, seed=1)
+    adversaries, demonstrated = demonstrate(game, steps=6, seed=1)
     moved, agreed, pgd = [], [], []
-    for page in pages:
-        actions = {p: adversary.greedy(p, adversary.policy(p)(seen)) for p, seen in page.seen.items()}
-        for shown in page.shown:
-            by_agent = adversaries.split(actions, shown.perturbations)
-            policy, inputs = shown.batch.policy, shown.batch.inputs
-            given = torch.cat([by_agent[agent][copies] for agent, copies in shown.batch.rows.items()])
-            outputs = policy(inputs + adversaries.perturb(policy, inputs, given, shown.perturbations))
+    for step in demonstrated:
+        actions = {p: adversary.greedy(p, adversary.policy(p)(seen)) for p, seen in step.obs.items()}
+        for attacked in step.attacked:
+            by_agent = adversaries.split(actions, attacked.perturbations)
+            policy, inputs = attacked.batch.policy, attacked.batch.inputs
+            given = torch.cat([by_agent[agent][copies] for agent, copies in attacked.batch.rows.items()])
+            outputs = policy(inputs + adversaries.perturb(policy, inputs, given, attacked.perturbations))
             kind_of, clean = policy.distribution, policy(inputs)
             moved.append(kind_of.kl(clean, outputs).mean().item())
-            pgd.append(kind_of.kl(clean, shown.outputs).mean().item())
-            agreed.append((outputs.argmax(-1) == shown.outputs.argmax(-1)).float().mean().item())
+            pgd.append(kind_of.kl(clean, attacked.outputs).mean().item())
+            agreed.append((outputs.argmax(-1) == attacked.outputs.argmax(-1)).float().mean().item())
     if kind == "sa-rl":
         assert np.mean(moved) > 0.3 * np.mean(pgd)
     else:
@@ -189,9 +189,9 @@ def test_a_warm_start_does_what_pgd_does(kind: str, joint: bool, tmp_path: Path)
 def test_a_warm_start_learns_on_other_episodes_than_those_reported(tmp_path: Path) -> None:
     """Although training and evaluation are asked for with one seed."""
     game = threat(team(SPREAD), tmp_path)
-    _, (page,) = demonstrate(game, steps=1, seed=0)
+    _, (step,) = demonstrate(game, steps=1, seed=0)
     reported = game.build(100).reset(seed=0)
-    for player, seen in page.seen.items():
+    for player, seen in step.obs.items():
         assert not torch.isin(seen[:, 2], reported[player][:, 2]).any()
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from marl_aajr.adversaries.agent_run import GAME
+from marl_aajr.adversaries.agent_game import GAME
 from marl_aajr.cli.app import main
 from marl_aajr.training.config import EnvConfig, RunConfig
 from marl_aajr.training.run_directory import RunDirectory

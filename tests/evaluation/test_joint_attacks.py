@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from marl_aajr.adversaries.fitted import FittedAttack
+from marl_aajr.adversaries.learned import FittedAttack
 from marl_aajr.attacks import PGD, Attack, UniformNoise
 from marl_aajr.core.policy import Policy
 from marl_aajr.core.threat import PerturbationSet

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from marl_aajr.adversaries import agent_run, observation_game
+from marl_aajr.adversaries import agent_game, observation_game
 from marl_aajr.adversaries.store import REQUEST, search_folder
 from marl_aajr.evaluation import Evaluation, evaluate, evaluate_run
 from marl_aajr.training.config import EnvConfig, RunConfig
@@ -97,7 +97,7 @@ class TestRefusals:
         with pytest.raises(ValueError, match=finish):
             evaluate_run(run, adversaries=[run])
 
-    @pytest.mark.parametrize("game", [observation_game.GAME, agent_run.GAME])
+    @pytest.mark.parametrize("game", [observation_game.GAME, agent_game.GAME])
     def test_an_adversary_in_the_place_of_a_team(self, run: Path, game: str) -> None:
         adversary = RunDirectory(run.with_name("its adversary"))
         adversary.create(RunConfig(env=EnvConfig(name=game, kwargs={"victim": str(run / "victim")})))
