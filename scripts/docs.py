@@ -20,6 +20,12 @@ from pathlib import Path
 import pdoc
 
 import marl_aajr
+from marl_aajr.adversaries.request import AdversaryRequest
+from marl_aajr.attacks import ATTACKS
+from marl_aajr.core.settings import every_setting
+from marl_aajr.study.config import StudyConfig
+from marl_aajr.training.config import RunConfig
+from marl_aajr.training.method import METHODS
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = ROOT / "scripts" / "reference"
@@ -43,6 +49,31 @@ def guide(folder: Path, out: Path) -> None:
         text = LINK.sub(r"](guide/\1.html\2)" if index else r"](\1.html\2)", text)
         name = "__init__" if index else page.stem
         (package / f"{name}.py").write_text(f"__doc__ = {text!r}\n", encoding="utf-8")
+    (package / "settings.py").write_text(f"__doc__ = {settings_page()!r}\n", encoding="utf-8")
+
+
+def settings_page() -> str:
+    """Every setting that a file or an option can have, from what the classes declare."""
+    parts = [
+        "# Settings",
+        "The keys of configuration files and of `--set KEY=VALUE`; `marl-aajr list run`, `list study` and "
+        "`list NAME` print the same.",
+        _table("A run: `config.yaml` and `marl-aajr train`", RunConfig),
+        _table("A study: its file", StudyConfig),
+        _table("An adversary to train: `marl-aajr adversary train`", AdversaryRequest),
+        *(_table(f"Method `{name}`", cls) for name, cls in METHODS.items()),
+        *(_table(f"Attack `{name}`", ATTACKS[name]) for name in ATTACKS),
+    ]
+    return "\n\n".join(parts) + "\n"
+
+
+def _table(title: str, cls: type) -> str:
+    rows = every_setting(f"{cls.__module__}.{cls.__name__}")
+    cells = [(f"`{key}`", setting.text, setting.facts) for key, setting in rows]
+    lines = ["| " + " | ".join(cell.replace("|", r"\|") for cell in row) + " |" for row in cells]
+    return "\n".join(
+        [f"## {title}", "", "| key | meaning | choices, default, range |", "|---|---|---|", *lines]
+    )
 
 
 def modules() -> list[str]:

@@ -100,3 +100,5 @@ def test_the_reference_is_built_from_pages_and_docstrings(tmp_path: Path) -> Non
     index = (tmp_path / "guide.html").read_text(encoding="utf-8")
     assert all((tmp_path / page).exists() for page in re.findall(r'href="(guide/\w+\.html)"', index))
     assert "guide/own_attack.html" in index
+    settings = (tmp_path / "guide" / "settings.html").read_text(encoding="utf-8")
+    assert all(f"<code>{key}</code>" in settings for key in ("ppo.gamma", "sample_fraction", "search"))
