@@ -290,4 +290,5 @@ def _evaluate(run: Path, **protocol: Any) -> Evaluation:
     with waiting("Loading torch", console=console):
         from marl_aajr.evaluation import evaluate_run
     with PlayingProgress(console) as progress:
-        return evaluate_run(run, on_progress=progress, **protocol)
+        given = {name: value for name, value in protocol.items() if value not in (None, ())}
+        return evaluate_run(run, on_progress=progress, **given)

@@ -13,13 +13,14 @@ from marl_aajr.evaluation.outcomes import (
     WorstAttack,
 )
 from marl_aajr.evaluation.player import Progress
+from marl_aajr.evaluation.protocol import AttackEntry, Protocol, Suite, builtin_suites, load_suite
 from marl_aajr.evaluation.replacements import Replacement
 from marl_aajr.evaluation.result import ActionsResult, Check, Evaluation
 from marl_aajr.evaluation.run import evaluate_run
-from marl_aajr.evaluation.suites import Suite, builtin_suites, load_suite
 
 __all__ = [
     "ActionsResult",
+    "AttackEntry",
     "AttackOutcome",
     "AttackSpec",
     "Budget",
@@ -27,6 +28,7 @@ __all__ = [
     "Evaluation",
     "Outcome",
     "Progress",
+    "Protocol",
     "Replacement",
     "ReplacementOutcome",
     "SubsetOutcome",

@@ -23,7 +23,7 @@ from marl_aajr.evaluation.attack_schedule import (
     acting_and_preferences,
     mean_where,
 )
-from marl_aajr.evaluation.suites import Units
+from marl_aajr.evaluation.outcomes import Units
 from marl_aajr.victims import Victim
 from marl_aajr.victims.filters import through_filter
 from marl_aajr.victims.stepper import DecisionBatch

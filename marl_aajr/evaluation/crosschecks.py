@@ -19,10 +19,10 @@ from torch import Tensor
 from marl_aajr.attacks import FGSM, PGD, Attack, SquareAttack, StrongPGD, Transfer, UniformNoise
 from marl_aajr.core.threat import PerturbationSet
 from marl_aajr.evaluation.attack_run import prepare
+from marl_aajr.evaluation.outcomes import Units
 from marl_aajr.evaluation.probe import DecisionSample
 from marl_aajr.evaluation.result import Check
 from marl_aajr.evaluation.statistics import student_interval
-from marl_aajr.evaluation.suites import Units
 from marl_aajr.victims import Victim
 
 _MARGIN = 0.05

@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 
 from marl_aajr.attacks import Attack, make_attack
+from marl_aajr.evaluation.admission import check_attack, settle_units
 from marl_aajr.evaluation.attack_run import prepare
-from marl_aajr.evaluation.protocol import check_attack, settle_units
-from marl_aajr.evaluation.suites import Units
+from marl_aajr.evaluation.outcomes import Units
 from marl_aajr.victims import Victim
 from marl_aajr.victims.stepper import DecisionBatch, Stepper, alike, one_copy
 

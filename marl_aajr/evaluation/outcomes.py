@@ -19,7 +19,11 @@ from marl_aajr.core.threat import Norm
 from marl_aajr.evaluation.budget import Timing
 from marl_aajr.evaluation.statistics import Difference
 
-ReplacementKind = Literal["random", "idle", "traitor", "opponent"]
+Actions = Literal["greedy", "sampled"]
+Units = Literal["raw", "network"]
+Control = Literal["random", "idle"]
+"""Replacements of agents that have learned nothing."""
+ReplacementKind = Literal[Control, "traitor", "opponent"]
 Radius = Annotated[FiniteFloat, Field(gt=0)]
 
 _SOURCES = ("source", "adversary")

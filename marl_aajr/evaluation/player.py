@@ -16,16 +16,17 @@ from marl_aajr.evaluation.attack_schedule import AttackSchedule, ScheduleCalibra
 from marl_aajr.evaluation.budget import Budget
 from marl_aajr.evaluation.episodes import StepCallback, play
 from marl_aajr.evaluation.outcomes import (
+    Actions,
     AttackedSteps,
     AttackOutcome,
     AttackSpec,
     Outcome,
     ReplacementOutcome,
+    Units,
 )
-from marl_aajr.evaluation.plan import Plan
+from marl_aajr.evaluation.protocol import Suite
 from marl_aajr.evaluation.replacements import Replacement, ReplacementPolicy
 from marl_aajr.evaluation.statistics import bootstrap_interval
-from marl_aajr.evaluation.suites import Actions, Units
 from marl_aajr.rollout.batched_env import BatchedEnv
 from marl_aajr.rollout.batches import make_batch
 from marl_aajr.rollout.environments import EnvironmentSpec
@@ -89,37 +90,37 @@ class Player:
         """Whose return is "the return"."""
         return self.env.teams[self.agents[0]]
 
-    def expect(self, plan: Plan, attacks: Sequence[Attack], *, replacements: int) -> None:
+    def expect(self, suite: Suite, attacks: Sequence[Attack], *, replacements: int) -> None:
         """Count what there is to play."""
-        tried = len(attacks) if plan.budget.worst is None else len(attacks) * plan.trials(self.agents)
-        if plan.alone(self.agents):
+        tried = len(attacks) if suite.budget.worst is None else len(attacks) * suite.trials(self.agents)
+        if suite.alone(self.agents):
             tried += len({attack.perturbations.epsilon for attack in attacks}) * len(self.agents)
-        if plan.calibrated(self.agents):
+        if suite.calibrated(self.agents):
             tried += 1
-        each = (len(attacks) + replacements + 1) * plan.episodes
-        self.total = len(plan.actions) * (each + (tried + replacements) * plan.selection_episodes)
+        each = (len(attacks) + replacements + 1) * suite.episodes
+        self.total = len(suite.actions) * (each + (tried + replacements) * suite.selection_episodes)
 
-    def calibrate(self, plan: Plan) -> None:
+    def calibrate(self, suite: Suite) -> None:
         """Watch unattacked selection episodes, where a budget or the search for agents rests on them.
 
         Raises:
             ValueError: more steps than an episode has.
         """
-        if not plan.calibrated(self.agents):
+        if not suite.calibrated(self.agents):
             return
-        for kind in plan.actions:
-            calibration = ScheduleCalibration(self.agents, strategic=plan.budget.timing == "strategic")
-            env = self._other(plan.selection_episodes)
+        for kind in suite.actions:
+            calibration = ScheduleCalibration(self.agents, strategic=suite.budget.timing == "strategic")
+            env = self._other(suite.selection_episodes)
             returns = self._play(
                 "clean (selection)",
-                plan.selection_episodes,
+                suite.selection_episodes,
                 sampled=kind == "sampled",
                 on_step=calibration,
                 env=env,
             )
             self.calibrations[kind] = calibration
             self.unattacked[kind] = tuple(self._own(returns).tolist())
-            self.schedule(kind, self.agents, plan.budget)
+            self.schedule(kind, self.agents, suite.budget)
 
     def schedule(self, kind: Actions, agents: Collection[str], budget: Budget) -> AttackSchedule | None:
         """In which steps these agents are attacked; None: in every one."""

@@ -1,133 +1,293 @@
-"""Whether a victim can be evaluated as planned: checked before anything runs."""
+"""The protocol of an evaluation: what is asked for, and the suites that say the rest.
+
+Protocol   what somebody asks for; None is left to the suite. Shared by the command line, Python and studies.
+Suite      a complete protocol: a named one of `suites.yaml` or of a file, or `Protocol.settled()`.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Mapping, Sequence
+from functools import cache
+from importlib import resources
+from pathlib import Path
+from typing import Annotated, Any
 
-import numpy as np
-import torch
+import yaml
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    InstanceOf,
+    field_validator,
+    model_validator,
+)
 
-from marl_aajr.attacks import Attack
-from marl_aajr.core.policy import differentiable
-from marl_aajr.evaluation.attack_schedule import has_preferences
-from marl_aajr.evaluation.budget import Budget
-from marl_aajr.evaluation.outcomes import AttackSpec
-from marl_aajr.evaluation.plan import Plan
-from marl_aajr.evaluation.result import Skipped
-from marl_aajr.evaluation.suites import Units
-from marl_aajr.victims import Victim
-from marl_aajr.victims.store import check_portable
+from marl_aajr.attacks import Attack, attack_class, make_attack
+from marl_aajr.core.threat import Norm
+from marl_aajr.core.values import one_of
+from marl_aajr.evaluation.budget import Budget, as_budget, trials
+from marl_aajr.evaluation.outcomes import Actions, Control, Units
+from marl_aajr.evaluation.replacements import Replacement
+from marl_aajr.training.fields import Count, Positive, Section, Whole, once, some, validated
+
+NUM_ENVS = 50
+"""Copies played side by side. Part of the protocol: see `Protocol`."""
+
+SELECTION_EPISODES = 50
+"""Where something must be found on them, and nobody said how many."""
+
+_FILE = "suites.yaml"
+_REQUIRED = ("summary", "episodes", "selection_episodes", "actions", "units", "epsilons", "attacks")
 
 
-def named_agents(agents: Collection[str] | None, budget: Budget) -> Collection[str] | None:
-    """The agents under attack where somebody named them, in the budget or beside it.
+class AttackEntry(BaseModel):
+    """One attack of a protocol: a name with settings, or a value.
+
+    It is read from a name, from `{attack: NAME, setting: value}`, from an `Attack`, or from a pair of one of
+    these and a size.
+
+    Attributes:
+        attack: a name of `marl-aajr list attacks`, or an `Attack`, whose size is replaced.
+        settings: settings of the attack of a name.
+        epsilon: its size; None: every size of the protocol.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    attack: str | InstanceOf[Attack]
+    settings: dict[str, Any] = Field(default_factory=dict)
+    epsilon: Positive | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _read(cls, value: Any) -> Any:
+        return _attack_fields(value)
+
+    @model_validator(mode="after")
+    def _exists(self) -> AttackEntry:
+        if isinstance(self.attack, str):
+            attack_class(self.attack)
+            self.at(1.0)
+        return self
+
+    def at(self, epsilon: float, *, norm: Norm = "linf") -> Attack:
+        """The attack with a size; that of a name with a norm unless its settings have one."""
+        if isinstance(self.attack, Attack):
+            return self.attack.at(epsilon)
+        return make_attack(self.attack, epsilon=epsilon, **{"norm": norm, **self.settings})
+
+
+def _attack_fields(value: Any) -> Any:
+    """The fields of an `AttackEntry` in what may be given for one."""
+    if isinstance(value, str | Attack):
+        return {"attack": value}
+    if isinstance(value, tuple | list) and len(value) == 2:
+        inner = _attack_fields(value[0])
+        return {**inner, "epsilon": value[1]} if isinstance(inner, Mapping) else value
+    if isinstance(value, Mapping) and "attack" in value and "settings" not in value:
+        own = {key: each for key, each in value.items() if key in ("attack", "epsilon")}
+        return {**own, "settings": {key: value[key] for key in value if key not in own}}
+    return value
+
+
+def _different(entries: tuple[AttackEntry, ...]) -> tuple[AttackEntry, ...]:
+    for place, entry in enumerate(entries):
+        if entry in entries[:place]:
+            name = entry.attack if isinstance(entry.attack, str) else entry.attack.name
+            size = "" if entry.epsilon is None else f" at {entry.epsilon:g}"
+            raise ValueError(f"expected each attack once, got {name}{size} twice; give it other settings")
+    return entries
+
+
+Attacks = Annotated[tuple[AttackEntry, ...], AfterValidator(_different)]
+Sizes = Annotated[tuple[Positive, ...], AfterValidator(once)]
+ActionKinds = Annotated[tuple[Actions, ...], AfterValidator(some), AfterValidator(once)]
+
+
+class Suite(Section):
+    """A complete protocol; `suites.yaml` says what the fields of a file mean.
+
+    Attributes:
+        name: its name; empty: it has none.
+        summary: one line about it.
+        episodes: reported episodes, for each row.
+        selection_episodes: others, on which the worst attack is chosen; 0: none is.
+        actions: greedy, sampled or both.
+        units: units of ε; None: not said, which is no matter without an observation filter.
+        norm: norm of ε.
+        budget: budget of the adversary.
+        weakest_link: whether the worst attack of each size is tried on each agent alone.
+        controls: other players in the place of each attacked agent, `random` or `idle`.
+        epsilons: sizes of all attacks.
+        attacks: the attacks.
+    """
+
+    name: str = ""
+    summary: str = ""
+    episodes: Count = 100
+    selection_episodes: Whole = 0
+    actions: ActionKinds = ("greedy",)
+    units: Units | None = None
+    norm: Norm = "linf"
+    budget: Budget = Budget()
+    weakest_link: bool = False
+    controls: Annotated[tuple[Control, ...], AfterValidator(once)] = ()
+    epsilons: Sizes = ()
+    attacks: Attacks = ()
+
+    @field_validator("budget", mode="before")
+    @classmethod
+    def _budget_from_text(cls, value: Any) -> Any:
+        return as_budget(value) if isinstance(value, str) else value
+
+    def trials(self, agents: Sequence[str]) -> int:
+        """How many subsets of these agents each attack is tried on."""
+        return 0 if self.budget.worst is None else trials(agents, self.budget.worst)
+
+    def calibrated(self, agents: Sequence[str]) -> bool:
+        """Whether something rests on how the selection episodes go without an attack."""
+        return self.budget.steps is not None or self.budget.worst is not None or self.alone(agents)
+
+    def alone(self, agents: Sequence[str]) -> bool:
+        """Whether the worst attacks are to be tried on each of these agents alone, and have not been."""
+        return self.weakest_link and len(agents) > 1 and self.budget.worst != 1
+
+
+class Protocol(Section):
+    """What is asked of an evaluation; what is None is the suite's.
+
+    Attributes:
+        suite: suite: `quick` (seconds), `standard`, `full`, a YAML file or a `Suite`; None: `attacks` only.
+        attacks: attacks beside or instead of the suite's. Each is a name or `{attack: NAME, setting: value}`,
+            in Python also an `Attack`, or a pair of one of these and its size. They are refused where a
+            victim does not admit them, while those of a suite are left out.
+        epsilons: sizes of the attacks; None: the suite's.
+        episodes: episodes without attack, and for each attack and size; None: the suite's, or 100.
+        selection_episodes: other episodes, on which the worst attack of each size is chosen; None: the
+            suite's. Where agents or steps must be found on them, and nobody says how many, they are 50.
+        actions: how actions are taken; None: the suite's, or greedy.
+        units: units of epsilon, the environment's or those behind the observation filter; None: the suite's.
+        norm: norm of epsilon; None: the suite's, or linf. In `l2` it is the length of the whole perturbation:
+            for d features of the size e it is e√d.
+        budget: budget of the adversary, such as `agents=1` or `steps=5,timing=strategic`; None: the suite's.
+            See `marl_aajr.evaluation.budget`.
+        weakest_link: try the worst attack of each size on each agent alone as well, on the selection
+            episodes; None: as the suite says.
+        seed: seed of the episodes and of the attacks.
+        team: team that is attacked, and whose return is reported; None: the only one, or the largest.
+        agents: agents of the team that are attacked; None: all.
+        replace: agents that do not play as the victim does, each a row of its own. They are `random` or
+            `idle` (each attacked agent in turn), `random:agent_0,agent_1` (these together), or `Replacement`
+            values.
+        num_envs: copies played side by side. Of E copies episode i is number i // E of copy i mod E, and is
+            seeded as such, so compare evaluations of the same E only.
+        workers: Ray workers that share the rows, to the same result; None: one a core where it takes long.
+    """
+
+    suite: str | InstanceOf[Suite] | None = None
+    attacks: Attacks = ()
+    epsilons: Sizes | None = None
+    episodes: Count | None = None
+    selection_episodes: Whole | None = None
+    actions: ActionKinds | None = None
+    units: Units | None = None
+    norm: Norm | None = None
+    budget: str | InstanceOf[Budget] | None = None
+    weakest_link: bool | None = None
+    seed: Whole = 0
+    team: str | None = None
+    agents: tuple[str, ...] | None = None
+    replace: tuple[str | InstanceOf[Replacement], ...] = ()
+    num_envs: Count = NUM_ENVS
+    workers: Count | None = None
+
+    @field_validator("suite", mode="before")
+    @classmethod
+    def _suite_from_a_path(cls, value: Any) -> Any:
+        return str(value) if isinstance(value, Path) else value
+
+    @model_validator(mode="after")
+    def _epsilons_are_used(self) -> Protocol:
+        unsized = [entry for entry in self.attacks if entry.epsilon is None]
+        if self.suite is None and bool(unsized) != bool(self.epsilons):
+            got = [str(getattr(entry.attack, "name", entry.attack)) for entry in unsized]
+            raise ValueError(
+                f"expected attacks and epsilons, or neither, got attacks {got} and epsilons "
+                f"{list(self.epsilons or ())}; name both"
+            )
+        return self
+
+    def settled(self) -> Suite:
+        """The suite with everything else that was asked for; `attacks` aside.
+
+        Raises:
+            ValueError: no such suite, or something to be found without selection episodes to find it on.
+        """
+        base = Suite() if self.suite is None else load_suite(self.suite)
+        given = {name: getattr(self, name) for name in Suite.model_fields if name in type(self).model_fields}
+        del given["attacks"]
+        given["budget"] = None if self.budget is None else as_budget(self.budget)
+        settled = base.model_copy(
+            update={name: value for name, value in given.items() if value not in (None, ())}
+        )
+        return settled.model_copy(update={"selection_episodes": self._selection(settled)})
+
+    def _selection(self, suite: Suite) -> int:
+        """How many selection episodes; enough where something must be found on them and nobody said."""
+        needs = {
+            "the worst agents": suite.budget.worst is not None,
+            "when to attack": suite.budget.steps is not None,
+            "the weakest link": suite.weakest_link,
+        }
+        what = [name for name, needed in needs.items() if needed]
+        if self.selection_episodes is None and what:
+            return suite.selection_episodes or SELECTION_EPISODES
+        if what and not suite.selection_episodes:
+            raise ValueError(
+                f"expected selection_episodes ≥ 1 to find out {what[0]} on, got 0; leave it out for "
+                f"{SELECTION_EPISODES}"
+            )
+        return suite.selection_episodes
+
+
+def load_suite(suite: str | Path | Suite) -> Suite:
+    """A suite by name, or from a YAML file of one suite's fields.
 
     Raises:
-        ValueError: both did.
+        ValueError: no such suite or file, or one that is not valid; the message names the field.
     """
-    if agents is not None and budget.named is not None:
-        raise ValueError(
-            f"expected agents named once, got {', '.join(agents)} and agents={'+'.join(budget.named)} in the "
-            "budget; drop one"
-        )
-    return budget.named if agents is None else agents
+    if isinstance(suite, Suite):
+        return suite
+    if Path(suite).suffix in (".yaml", ".yml"):
+        return _from_file(Path(suite))
+    one_of("a suite", str(suite), builtin_suites())
+    return builtin_suites()[str(suite)]
 
 
-def check_budget(budget: Budget, victim: Victim, agents: Sequence[str]) -> None:
-    """Raise `ValueError` unless these agents of the victim can be attacked within the budget."""
-    budget.check(agents)
-    for agent in agents:
-        distribution = victim.distributions[victim.module_of[agent]]
-        if budget.timing == "strategic" and not has_preferences(distribution):
-            raise ValueError(
-                f"expected discrete actions for timing=strategic, which compares a policy's best action with "
-                f"its worst, got {victim.action_spaces[agent]} for {agent!r}; use timing=random"
-            )
+@cache
+def builtin_suites() -> dict[str, Suite]:
+    """The suites of `suites.yaml`, by name."""
+    text = resources.files("marl_aajr.evaluation").joinpath(_FILE).read_text("utf-8")
+    return {name: _of_fields(name, fields, _FILE) for name, fields in yaml.safe_load(text).items()}
 
 
-def settle_units(units: Units | None, victim: Victim, agents: Collection[str]) -> Units:
-    """The units of ε.
-
-    Raises:
-        ValueError: they were not said, and an observation filter makes a difference.
-    """
-    if units is not None:
-        return units
-    filtered = [agent for agent in agents if victim.filters.get(agent) is not None]
-    if filtered:
-        raise ValueError(
-            "expected units 'raw' (of the environment, the same for all victims) or 'network' (after the "
-            f"observation filter) for epsilon, got none, and {filtered[0]!r} has a filter; say which"
-        )
-    return "raw"
-
-
-def check_actions(plan: Plan, victim: Victim) -> None:
-    """Raise `ValueError` where actions are to be sampled that the victim cannot sample."""
-    if victim.greedy_only and "sampled" in plan.actions:
-        raise ValueError(
-            "expected greedy actions for a victim without a distribution to sample from, got "
-            f"{', '.join(plan.actions)}; say --actions greedy"
-        )
-
-
-def admitted(
-    plan: Plan, victim: Victim, agents: Sequence[str]
-) -> tuple[tuple[Attack, ...], tuple[Skipped, ...]]:
-    """The attacks that can be played, and those of a suite that cannot; see `check_attack`.
-
-    Raises:
-        ValueError: an attack cannot be played that was asked for by itself, beside a suite or without one.
-    """
-    kept: list[Attack] = []
-    skipped: dict[AttackSpec, Skipped] = {}
-    for attack in plan.attacks:
-        try:
-            check_attack(attack, victim, agents)
-        except ValueError as error:
-            if attack in plan.asked:
-                raise
-            skipped[AttackSpec.of(attack).at(1.0)] = Skipped(attack.name, str(error))
-        else:
-            kept.append(attack)
-    return tuple(kept), tuple(skipped.values())
-
-
-def check_attack(attack: Attack, victim: Victim, agents: Sequence[str]) -> None:
-    """Raise `ValueError` where the attack is not defined for the policies of these agents."""
-    if attack.access == "learned" and not attack.ready:
-        _check_trainable(attack, victim)
-    for agent in agents:
-        space = victim.observation_spaces[agent]
-        if not np.issubdtype(space.dtype, np.floating):
-            raise ValueError(
-                f"expected float observations to attack, got {space} for {agent!r}; convert them in the "
-                "environment (for example obs.astype(np.float32)) and train again"
-            )
-        attack.objective_for(victim.distributions[victim.module_of[agent]])
-        nothing = torch.zeros(1, int(np.prod(space.shape or ())))
-        attack.perturbations.project(nothing, nothing)
-        if attack.ready:
-            attack.against(victim, agent)
-        first = victim.memory().recall({agent: torch.zeros(1, dtype=torch.int64)})
-        follows = attack.access in ("gradients", "learned")
-        if follows and not differentiable(victim.policy(agent, state=first), nothing):
-            raise ValueError(
-                f"expected a policy with gradients for the attack {attack.name!r}, got one for {agent!r} "
-                "that torch cannot differentiate by its inputs; use square, noise-worst or transfer"
-            )
-
-
-def _check_trainable(attack: Attack, victim: Victim) -> None:
-    """Raise `ValueError` where no adversary can be trained: that happens against a saved copy, in a run."""
-    if not victim.env_name:
-        raise ValueError(
-            f"expected a victim that names its environment for {attack.name!r}, which is trained in it, got "
-            "one that does not; set its env_name"
-        )
+def _from_file(path: Path) -> Suite:
     try:
-        check_portable(victim)
+        fields = yaml.safe_load(path.read_text("utf-8"))
+    except FileNotFoundError:
+        raise ValueError(f"expected a suite's file, got {path}, which does not exist") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ValueError(f"expected YAML in {path}, got {' '.join(str(error).split())}") from None
+    if not isinstance(fields, dict):
+        raise ValueError(f"expected the fields of one suite in {path}, got {type(fields).__name__}")
+    return _of_fields(path.stem, fields, str(path))
+
+
+def _of_fields(name: str, fields: Mapping[str, Any], where: str) -> Suite:
+    if lacking := [field for field in _REQUIRED if not fields.get(field) and fields.get(field) != 0]:
+        raise ValueError(f"suite {name!r} in {where}, {lacking[0]}: missing or empty; add it")
+    try:
+        return validated(Suite, {**fields, "name": name})
     except ValueError as error:
-        raise ValueError(
-            f"expected a victim that can be saved for {attack.name!r}, which trains against a copy: {error}"
-        ) from None
+        raise ValueError(f"suite {name!r} in {where}, {error}") from None

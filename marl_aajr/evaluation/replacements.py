@@ -17,10 +17,9 @@ from gymnasium import spaces
 from torch import Tensor
 
 from marl_aajr.core.values import one_of
-from marl_aajr.evaluation.outcomes import AdversaryTraining
+from marl_aajr.evaluation.outcomes import AdversaryTraining, Control
 from marl_aajr.evaluation.outcomes import ReplacementKind as Kind
 from marl_aajr.evaluation.result import Skipped
-from marl_aajr.evaluation.suites import Control
 from marl_aajr.rollout.batched_env import BatchedEnv
 from marl_aajr.victims import Victim
 from marl_aajr.victims.match import check_match

@@ -14,15 +14,16 @@ A file in RUN/evaluations is `Evaluation.model_dump_json()`; `Evaluation.model_v
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Literal, Self
+from typing import Any, Literal, Self
 
 import numpy as np
-from pydantic import ConfigDict, Field, FiniteFloat, model_validator
+from pydantic import ConfigDict, Field, FiniteFloat, field_validator, model_validator
 from pydantic.dataclasses import dataclass
 
 from marl_aajr.core.threat import Norm
-from marl_aajr.evaluation.budget import Budget
+from marl_aajr.evaluation.budget import Budget, as_budget
 from marl_aajr.evaluation.outcomes import (
+    Actions,
     AttackOutcome,
     AttackSpec,
     Outcome,
@@ -30,10 +31,10 @@ from marl_aajr.evaluation.outcomes import (
     ResultModel,
     Settings,
     SubsetOutcome,
+    Units,
     WorstAttack,
 )
 from marl_aajr.evaluation.statistics import LEVEL
-from marl_aajr.evaluation.suites import Actions, BudgetOrText, Units
 
 Verdict = Literal["pass", "warn", "fail"]
 
@@ -138,7 +139,7 @@ class Evaluation(ResultModel):
     teams: dict[str, str]
     team: str
     agents: tuple[str, ...]
-    budget: BudgetOrText = Budget()
+    budget: Budget = Budget()
     suite: str = ""
     units: Units
     norm: Norm = "linf"
@@ -151,6 +152,11 @@ class Evaluation(ResultModel):
     results: tuple[ActionsResult, ...] = Field(min_length=1)
     skipped: tuple[Skipped, ...] = ()
     checks: tuple[Check, ...] = ()
+
+    @field_validator("budget", mode="before")
+    @classmethod
+    def _budget_from_text(cls, value: Any) -> Any:
+        return as_budget(value) if isinstance(value, str) else value
 
     @model_validator(mode="after")
     def _as_many_returns_as_episodes(self) -> Self:

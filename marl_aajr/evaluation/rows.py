@@ -20,19 +20,19 @@ from marl_aajr.attacks import Attack
 from marl_aajr.evaluation.budget import candidates, rounds
 from marl_aajr.evaluation.crew import Crew, Job, crew
 from marl_aajr.evaluation.outcomes import (
+    Actions,
     AttackOutcome,
     AttackSpec,
     ReplacementOutcome,
     SubsetOutcome,
     WorstAttack,
 )
-from marl_aajr.evaluation.plan import Plan
 from marl_aajr.evaluation.player import Player
 from marl_aajr.evaluation.probe import ObservationSampler
+from marl_aajr.evaluation.protocol import Suite
 from marl_aajr.evaluation.replacements import Replacement
 from marl_aajr.evaluation.result import ActionsResult
 from marl_aajr.evaluation.statistics import paired_difference
-from marl_aajr.evaluation.suites import Actions
 
 
 @dataclass
@@ -59,7 +59,7 @@ class _Case:
 def play_rows(
     player: Player,
     attacks: Sequence[Attack],
-    plan: Plan,
+    suite: Suite,
     *,
     replacements: Sequence[Replacement],
     observed: ObservationSampler,
@@ -71,44 +71,44 @@ def play_rows(
         player: plays here; the clean rows always, whose decisions are sampled, and those of replaced agents,
             which are as cheap.
         attacks: fitted where they must be.
-        plan: episodes, kinds of actions, and budget.
+        suite: episodes, kinds of actions, and budget.
         replacements: agents that do not play as the victim does.
         observed: samples the decisions of clean episodes.
         workers: how many Ray workers share the attacked rows; 1: none; None: as many as are worth it.
     """
     clean = {
-        kind: player.clean(episodes=plan.episodes, sampled=kind == "sampled", on_step=observed)
-        for kind in plan.actions
+        kind: player.clean(episodes=suite.episodes, sampled=kind == "sampled", on_step=observed)
+        for kind in suite.actions
     }
-    start = () if plan.budget.worst else tuple(player.agents)
-    cases = [_Case(kind, attack, start) for kind in plan.actions for attack in attacks]
+    start = () if suite.budget.worst else tuple(player.agents)
+    cases = [_Case(kind, attack, start) for kind in suite.actions for attack in attacks]
     with crew(player, workers=workers and min(workers, len(cases))) as hands:
-        _find_agents(hands, player, plan, cases)
-        _play(hands, player, plan, cases)
-        worst = {kind: _worst([case for case in cases if case.kind == kind]) for kind in plan.actions}
-        links = _links(hands, player, plan, worst)
+        _find_agents(hands, player, suite, cases)
+        _play(hands, player, suite, cases)
+        worst = {kind: _worst([case for case in cases if case.kind == kind]) for kind in suite.actions}
+        links = _links(hands, player, suite, worst)
     return tuple(
         ActionsResult(
             actions=kind,
             clean=clean[kind],
             attacks=tuple(case.outcome for case in cases if case.kind == kind and case.outcome is not None),
             worst=tuple(row for row, _ in worst[kind]),
-            adversarial_agents=_replaced(player, replacements, plan, sampled=kind == "sampled"),
+            adversarial_agents=_replaced(player, replacements, suite, sampled=kind == "sampled"),
             subsets=(*(tried for case in cases if case.kind == kind for tried in case.tried), *links[kind]),
             clean_selection=player.unattacked.get(kind, ()),
         )
-        for kind in plan.actions
+        for kind in suite.actions
     )
 
 
-def _find_agents(hands: Crew, player: Player, plan: Plan, cases: Sequence[_Case]) -> None:
+def _find_agents(hands: Crew, player: Player, suite: Suite, cases: Sequence[_Case]) -> None:
     """Settle whom each attack lies to: the worst k for it, where they are to be found."""
-    k = plan.budget.worst
+    k = suite.budget.worst
     if k is None:
         return
     for _ in range(rounds(player.agents, k)):
         tried = [(case, agents) for case in cases for agents in candidates(player.agents, k, case.agents)]
-        returns = hands.play([_job(player, plan, c.kind, c.attack, a, selection=True) for c, a in tried])
+        returns = hands.play([_job(player, suite, c.kind, c.attack, a, selection=True) for c, a in tried])
         for case in cases:
             new = [_subset(a, case.attack, r) for (c, a), r in zip(tried, returns, strict=True) if c is case]
             best = min(new, key=lambda subset: subset.mean)
@@ -116,12 +116,12 @@ def _find_agents(hands: Crew, player: Player, plan: Plan, cases: Sequence[_Case]
             case.agents, case.chosen_on = best.agents, best.returns
 
 
-def _play(hands: Crew, player: Player, plan: Plan, cases: Sequence[_Case]) -> None:
+def _play(hands: Crew, player: Player, suite: Suite, cases: Sequence[_Case]) -> None:
     """The reported rows, and the selection episodes where they have not been played."""
-    unchosen = [case for case in cases if plan.selection_episodes and not case.chosen_on]
+    unchosen = [case for case in cases if suite.selection_episodes and not case.chosen_on]
     results = hands.play(
         [
-            _job(player, plan, case.kind, case.attack, case.agents, selection=selection)
+            _job(player, suite, case.kind, case.attack, case.agents, selection=selection)
             for part, selection in ((cases, False), (unchosen, True))
             for case in part
         ]
@@ -133,13 +133,13 @@ def _play(hands: Crew, player: Player, plan: Plan, cases: Sequence[_Case]) -> No
 
 
 def _links(
-    hands: Crew, player: Player, plan: Plan, worst: dict[Actions, list[tuple[WorstAttack, Attack]]]
+    hands: Crew, player: Player, suite: Suite, worst: dict[Actions, list[tuple[WorstAttack, Attack]]]
 ) -> dict[Actions, list[SubsetOutcome]]:
     """The worst attack of each size on one agent alone, where that was asked for and is not known."""
-    if not plan.alone(player.agents):
+    if not suite.alone(player.agents):
         return {kind: [] for kind in worst}
     singles = [(kind, attack, (a,)) for kind in worst for _, attack in worst[kind] for a in player.agents]
-    returns = hands.play([_job(player, plan, *single, selection=True) for single in singles])
+    returns = hands.play([_job(player, suite, *single, selection=True) for single in singles])
     return {
         kind: [_subset(a, attack, r) for (k, attack, a), r in zip(singles, returns, strict=True) if k == kind]
         for kind in worst
@@ -151,15 +151,15 @@ def _subset(agents: tuple[str, ...], attack: Attack, returns: tuple[float, ...])
 
 
 def _job(
-    player: Player, plan: Plan, kind: Actions, attack: Attack, agents: tuple[str, ...], *, selection: bool
+    player: Player, suite: Suite, kind: Actions, attack: Attack, agents: tuple[str, ...], *, selection: bool
 ) -> Job:
     return Job(
         attack,
         agents,
-        player.schedule(kind, agents, plan.budget),
+        player.schedule(kind, agents, suite.budget),
         sampled=kind == "sampled",
         selection=selection,
-        episodes=plan.selection_episodes if selection else plan.episodes,
+        episodes=suite.selection_episodes if selection else suite.episodes,
     )
 
 
@@ -189,14 +189,14 @@ def _worst(cases: Sequence[_Case]) -> list[tuple[WorstAttack, Attack]]:
 
 
 def _replaced(
-    player: Player, replacements: Sequence[Replacement], plan: Plan, *, sampled: bool
+    player: Player, replacements: Sequence[Replacement], suite: Suite, *, sampled: bool
 ) -> tuple[ReplacementOutcome, ...]:
     """All replacements; where there is a choice, the worst agents are marked, by the selection episodes."""
     rows = [
         player.replaced(
             replacement,
-            episodes=plan.episodes,
-            selection_episodes=plan.selection_episodes,
+            episodes=suite.episodes,
+            selection_episodes=suite.selection_episodes,
             sampled=sampled,
         )
         for replacement in replacements

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
-from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +12,9 @@ from marl_aajr.adversaries.observation_game import GAME
 from marl_aajr.evaluation.adversaries import liar_of, replacement_of
 from marl_aajr.evaluation.evaluate import evaluate
 from marl_aajr.evaluation.player import Progress
-from marl_aajr.evaluation.replacements import Replacement
+from marl_aajr.evaluation.protocol import AttackEntry, Protocol
 from marl_aajr.evaluation.result import Evaluation
 from marl_aajr.evaluation.sources import find_victim, finished
-from marl_aajr.evaluation.suites import Suite, load_suite
 from marl_aajr.training.files import write_json
 from marl_aajr.training.run_directory import RunDirectory
 from marl_aajr.victims import Victim
@@ -24,73 +22,55 @@ from marl_aajr.victims import Victim
 
 def evaluate_run(
     run: Path | str,
+    protocol: Protocol | None = None,
     *,
-    suite: str | Path | Suite | None = None,
-    attacks: Sequence[str] = (),
-    epsilons: Sequence[float] = (),
     surrogates: Sequence[Path | str] | Mapping[str, Path | str] = (),
-    replace: Sequence[str | Replacement] = (),
     adversaries: Sequence[Path | str] | Mapping[str, Path | str] = (),
     env: str | None = None,
     env_kwargs: Mapping[str, Any] | None = None,
     out: Path | str | None = None,
     on_progress: Callable[[Progress], None] | None = None,
-    **protocol: Any,
+    **settings: Any,
 ) -> Evaluation:
-    """Evaluate the victim of a run by a suite, or under every attack at every epsilon; see `evaluate`.
+    """Evaluate the victim of a run, and keep the result; see `evaluate`.
 
     The result is written at the end and in one step: to `RUN/evaluations`, or for victims and checkpoints
     to a folder beside theirs, `…-evaluations`. The same evaluation again replaces its file.
 
     Args:
         run: the run directory, the folder of a saved victim, or an RLlib checkpoint.
-        suite: as for `evaluate`; `attacks` are added to it.
-        attacks: names; none, and no suite: the clean return only.
-        epsilons: radii, for all attacks; none: the suite's.
+        protocol: what is played; None: what `settings` say.
         surrogates: others of these, on whose victims `transfer` computes its perturbations; with a mapping
             by a name for each, else by their folders' names.
-        replace: as for `evaluate`.
         adversaries: runs of trained adversaries, named as `surrogates` are: traitors and opponents are
             added to `replace`, observation adversaries to `attacks`, at the size they were trained for.
-        env: where: a checkpoint does not know; see `find_victim`.
+        env: the environment of a checkpoint, which does not know it; see `find_victim`.
         env_kwargs: arguments of the environment.
         out: the file to write instead.
         on_progress: told after every episode.
-        protocol: `episodes`, `selection_episodes`, `actions`, `units`, `seed`, `team`,
-            `agents`, `norm`, `budget`, `weakest_link` and `workers` of `evaluate`.
+        settings: fields of `Protocol` by name.
 
     Raises:
         ValueError: nothing of the kind there, or an unfinished run; and all that `evaluate` refuses.
     """
+    protocol = (protocol or Protocol()).changed(**settings)
     source = find_victim(run, env=env, env_kwargs=env_kwargs)
     others = {name: _surrogate(path, env, env_kwargs) for name, path in _named(surrogates).items()}
-    runs = {name: finished(path) for name, path in _named(adversaries).items()}
-    liars = {
-        name: liar_of(path, source=name, against=source.victim, at=run)
-        for name, path in runs.items()
-        if path.config().env.name == GAME
-    }
-    trained = [
-        replacement_of(path, source=name, against=source.victim)
-        for name, path in runs.items()
-        if name not in liars
-    ]
-    chosen = None if suite is None else load_suite(suite)
-    sizes = epsilons or (() if chosen is None else chosen.epsilons)
+    attacks, replace = list(protocol.attacks), list(protocol.replace)
+    for name, path in _named(adversaries).items():
+        adversary = finished(path)
+        if adversary.config().env.name == GAME:
+            liar = liar_of(adversary, source=name, against=source.victim, at=run)
+            attacks.append(AttackEntry(attack=liar, epsilon=liar.perturbations.epsilon))
+        else:
+            replace.append(replacement_of(adversary, source=name, against=source.victim))
     evaluation = evaluate(
         source.victim,
         source.environment,
-        suite=chosen,
-        attacks=[
-            *_requests(attacks, sizes, alone=chosen is None),
-            *((attack, attack.perturbations.epsilon) for attack in liars.values()),
-        ],
-        epsilons=epsilons if chosen is not None and epsilons else None,
+        protocol.changed(attacks=attacks, replace=replace),
         surrogates=others,
-        replace=[*replace, *trained],
         home=Path(run) if RunDirectory(run).is_run else None,
         on_progress=on_progress,
-        **protocol,
     )
     file = Path(out) if out is not None else source.evaluations / file_name(evaluation)
     file.parent.mkdir(parents=True, exist_ok=True)
@@ -118,15 +98,6 @@ def file_name(evaluation: Evaluation) -> str:
 def _surrogate(path: Path | str, env: str | None, env_kwargs: Mapping[str, Any] | None) -> Victim:
     """The victim of another source: of the same environment, which a run knows by itself."""
     return find_victim(path, env=None if RunDirectory(path).is_run else env, env_kwargs=env_kwargs).victim
-
-
-def _requests(attacks: Sequence[str], epsilons: Sequence[float], *, alone: bool) -> list[tuple[str, float]]:
-    if alone and bool(attacks) != bool(epsilons):
-        raise ValueError(
-            f"expected attacks and epsilons, or neither, got attacks {list(attacks)} and epsilons "
-            f"{list(epsilons)}; name both"
-        )
-    return list(product(attacks, epsilons))
 
 
 def _named(runs: Sequence[Path | str] | Mapping[str, Path | str]) -> dict[str, Path | str]:

@@ -22,8 +22,8 @@ from marl_aajr.attacks import ATTACKS, Attack, make_attack
 from marl_aajr.core.seeds import Purpose, stream
 from marl_aajr.evaluation.attack_run import AttackRun
 from marl_aajr.evaluation.episodes import play
+from marl_aajr.evaluation.outcomes import Units
 from marl_aajr.evaluation.replacements import Replacement, resolve_replacements
-from marl_aajr.evaluation.suites import Units
 from marl_aajr.report.comparison import Comparison, Row
 from marl_aajr.report.scenes import Scene
 from marl_aajr.rollout.batched_env import BatchedEnv, BatchedEnvWrapper, BatchedStep

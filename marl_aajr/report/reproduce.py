@@ -11,8 +11,8 @@ from pathlib import Path, PurePath
 import yaml
 
 from marl_aajr.evaluation.budget import Budget
+from marl_aajr.evaluation.protocol import builtin_suites
 from marl_aajr.evaluation.result import Evaluation
-from marl_aajr.evaluation.suites import builtin_suites
 from marl_aajr.report.comparison import Comparison
 from marl_aajr.report.methods import Method
 from marl_aajr.report.protocol import LINF, Protocol, Results

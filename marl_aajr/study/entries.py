@@ -3,10 +3,19 @@
 from __future__ import annotations
 
 import re
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    InstanceOf,
+    model_validator,
+)
 
+from marl_aajr.evaluation.protocol import Protocol, Suite
 from marl_aajr.training.fields import Count, Fraction, Positive, Section, Whole, once, some
 from marl_aajr.training.method import NO_METHOD
 
@@ -126,27 +135,28 @@ class MethodEntry(BaseModel):
         return dict(self.model_extra or {})
 
 
-class EvaluationEntry(Section):
-    """How every run is evaluated.
+class EvaluationEntry(Protocol):
+    """The evaluation of every run: a protocol, without what the study itself decides.
 
     Attributes:
-        suite: a suite's name, or its file as seen from the study's; None: the runs are not evaluated.
-        epsilons: sizes of the attacks; None: the suite's.
-        episodes: reported episodes of each row; None: the suite's.
-        selection_episodes: other episodes, on which the worst attack is chosen; None: the suite's.
-        actions: how actions are taken, `greedy`, `sampled` or both; None: the suite's.
-        seed: seed of the episodes and of the attacks.
+        suite: suite, a name or a file as seen from the study's; None: the runs are not evaluated.
         transfer: try perturbations that were computed on another run as well: on the first method's run of
             the next seed.
     """
 
-    suite: str | None = "standard"
-    epsilons: Annotated[tuple[Positive, ...], AfterValidator(some), AfterValidator(once)] | None = None
-    episodes: Count | None = None
-    selection_episodes: Whole | None = None
-    actions: tuple[Literal["greedy", "sampled"], ...] | None = None
-    seed: Whole = 0
+    suite: str | InstanceOf[Suite] | None = "standard"
     transfer: bool = True
+
+    @model_validator(mode="after")
+    def _decided_elsewhere(self) -> EvaluationEntry:
+        if self.team is not None or self.workers is not None:
+            raise ValueError("expected neither team nor workers in evaluation; say team under environments")
+        return self
+
+    def protocol(self, suite: Suite, *, team: str | None) -> Protocol:
+        """The protocol of one run, which is evaluated by one process."""
+        fields = {name: value for name, value in self if name in Protocol.model_fields}
+        return Protocol().changed(**fields | {"suite": suite, "team": team, "workers": 1})
 
 
 class TuningEntry(Section):

@@ -120,7 +120,6 @@ def _episodes(node: Node) -> int:
     entry, suite = node.evaluation, node.suite
     assert entry is not None
     assert suite is not None
-    reported = entry.episodes or suite.episodes
-    tried = suite.selection_episodes if entry.selection_episodes is None else entry.selection_episodes
-    rows = len(suite.attacks) * len(entry.epsilons or suite.epsilons) * len(entry.actions or suite.actions)
-    return rows * (reported + tried)
+    settled = entry.protocol(suite, team=None).settled()
+    rows = len(settled.attacks) * len(settled.epsilons) * len(settled.actions)
+    return rows * (settled.episodes + settled.selection_episodes)

@@ -11,7 +11,7 @@ from fnmatch import fnmatchcase
 from typing import Literal
 
 from marl_aajr.adversaries.request import AdversaryRequest
-from marl_aajr.evaluation.suites import Suite
+from marl_aajr.evaluation.protocol import Suite
 from marl_aajr.study.config import StudyConfig
 from marl_aajr.study.entries import EvaluationEntry
 from marl_aajr.study.runs import Run

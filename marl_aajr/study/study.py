@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from marl_aajr.evaluation.suites import Suite, load_suite
+from marl_aajr.evaluation.protocol import Suite, load_suite
 from marl_aajr.rollout.environments import resolve
 from marl_aajr.rollout.teams import choose_agents
 from marl_aajr.study.config import StudyConfig, load_study
@@ -95,8 +95,8 @@ def _storage(study: StudyConfig, source: YamlSource) -> Storage | None:
 
 def _suite(study: StudyConfig, source: YamlSource) -> Suite | None:
     name = study.evaluation.suite
-    if name is None:
-        return None
+    if not isinstance(name, str):
+        return name
     try:
         is_file = name.endswith((".yaml", ".yml"))
         return load_suite(source.path.parent / name if is_file else name)

@@ -240,19 +240,15 @@ def _against_the_team(request: AdversaryRequest, environment: EnvironmentEntry) 
 def _judge(node: Node, folder: StudyFolder, told: _Told) -> None:
     entry = node.evaluation
     assert entry is not None
+    assert node.suite is not None
     started = time.perf_counter()
     surrogate = node.surrogate
-    chosen = entry.model_dump(exclude={"suite", "transfer", "epsilons"}, exclude_none=True)
     evaluation = evaluate_run(
         folder.run(node.run.name).path,
-        suite=node.suite,
-        epsilons=entry.epsilons or (),
-        team=node.run.variant.environment.team,
+        entry.protocol(node.suite, team=node.run.variant.environment.team),
         surrogates={} if surrogate is None else {SURROGATE: folder.run(surrogate.name).path},
         adversaries={entry.name: folder.adversary(node.run, entry).path for entry in node.faced},
         on_progress=told.played,
-        workers=1,
-        **chosen,
     )
     told.numbers = {"clean_return": evaluation.clean_return}
     for worst in evaluation.worst:

@@ -147,7 +147,7 @@ def _line(model: type[BaseModel], error: ErrorDetails) -> str:
     if message.startswith("Input should be"):
         what = message.removeprefix("Input should be").strip()
         message = f"expected {'a number ' if what.startswith(('greater', 'less')) else ''}{what}"
-    if ", got " in message or isinstance(error["input"], BaseModel | Mapping):
+    if re.search("[,;] got ", message) or isinstance(error["input"], BaseModel | Mapping):
         return f"{field}: {message}"
     hint = ""
     if error["type"] == "literal_error":

@@ -221,8 +221,8 @@ def test_a_masked_policy_is_called_so_before_any_number(
         (("--suite", "quik"), "a suite out of quick, standard, full; got 'quik' (did you mean quick?)"),
         (("--suite", "none.yaml"), "none.yaml, which does not exist"),
         (("--agents", "agent_7"), "agents out of agent_0, agent_1, agent_2; got 'agent_7'"),
-        (("--units", "metres"), "units out of raw, network; got 'metres'"),
-        (("--actions", "random"), "actions out of greedy, sampled; got 'random'"),
+        (("--units", "metres"), "units: expected 'raw' or 'network', got 'metres'"),
+        (("--actions", "random"), "actions.0: expected 'greedy' or 'sampled', got 'random'"),
         (
             ("--attack", "transfer"),
             "expected a surrogate for the attack 'transfer', got none; name another run",
@@ -230,8 +230,8 @@ def test_a_masked_policy_is_called_so_before_any_number(
         (("--attack", "transfer"), "--surrogate RUN"),
         (("--budget", "agents=4"), "at most 3 agents in the budget"),
         (("--budget", "agent=1"), "did you mean agents?"),
-        (("--norm", "l3"), "norm out of linf, l2; got 'l3'"),
-        (("--epsilon", "-1"), "a finite epsilon > 0"),
+        (("--norm", "l3"), "norm: expected 'linf' or 'l2', got 'l3'"),
+        (("--epsilon", "-1"), "epsilons.0: expected a number greater than 0"),
     ],
 )
 def test_refused_before_anything_runs(

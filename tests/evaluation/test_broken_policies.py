@@ -15,9 +15,9 @@ from marl_aajr.core.threat import PerturbationSet
 from marl_aajr.evaluation import Evaluation, Suite, evaluate
 from marl_aajr.evaluation.crosschecks import objective_checks
 from marl_aajr.evaluation.outcomes import AttackOutcome, AttackSpec, Outcome
-from marl_aajr.evaluation.plan import resolve_attacks
 from marl_aajr.evaluation.preflight import Health, examine, report
 from marl_aajr.evaluation.probe import DecisionSample
+from marl_aajr.evaluation.protocol import AttackEntry
 from marl_aajr.evaluation.result import ActionsResult, Check
 from marl_aajr.evaluation.return_checks import lower, return_checks
 from tests.evaluation.broken import Constant, Noisy, Quantized, Saturated, Trigger, Weighted
@@ -251,7 +251,7 @@ class TestOrderOfReturns:
         attacks = tuple(
             AttackOutcome(
                 **fields(mean + x for x in spread),
-                attack=AttackSpec.of(resolve_attacks([(attack, epsilon)])[0]),
+                attack=AttackSpec.of(AttackEntry.model_validate(attack).at(epsilon)),
                 epsilons={"agent_0": epsilon},
                 success_rate=0.0,
                 objective_gain=gain,

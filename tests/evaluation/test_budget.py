@@ -88,7 +88,7 @@ class TestRefusals:
             ({"budget": "agents=1", "selection_episodes": 0}, "≥ 1 to find out the worst agents on, got 0"),
             ({"budget": "steps=1", "selection_episodes": 0}, "≥ 1 to find out when to attack on, got 0"),
             ({"weakest_link": True, "selection_episodes": 0}, "≥ 1 to find out the weakest link on, got 0"),
-            ({"norm": "l1"}, "norm out of linf, l2; got 'l1'"),
+            ({"norm": "l1"}, "norm: expected 'linf' or 'l2', got 'l1'"),
             (
                 {"attacks": [("fgsm", 1.0), (make_attack("pgd", epsilon=1.0, norm="l2"), 1.0)]},
                 "attacks of one norm.*got fgsm in linf and pgd in l2; evaluate once for each",

@@ -16,7 +16,7 @@ from marl_aajr.core.policy import Policy
 from marl_aajr.core.threat import PerturbationSet
 from marl_aajr.evaluation import AttackSpec, Progress, evaluate
 from marl_aajr.evaluation import episodes as episodes_module
-from marl_aajr.evaluation.suites import Units
+from marl_aajr.evaluation.outcomes import Units
 from marl_aajr.rollout.batched_env import BatchedEnv
 from marl_aajr.rollout.environments import EnvironmentSpec, resolve
 from marl_aajr.rollout.game import EnvironmentFault
@@ -250,16 +250,23 @@ class TestRefusals:
     @pytest.mark.parametrize(
         ("settings", "message"),
         [
-            ({"episodes": 0}, "episodes to be an integer ≥ 1, got 0"),
-            ({"episodes": 2.5}, r"episodes to be an integer ≥ 1, got 2\.5"),
-            ({"episodes": True}, "episodes to be an integer"),
-            ({"num_envs": -1}, "num_envs to be an integer ≥ 1"),
-            ({"seed": -1}, "seed to be an integer ≥ 0, got -1"),
+            ({"episodes": 0}, "episodes: expected a number greater than or equal to 1, got 0"),
+            ({"episodes": 2.5}, r"episodes: expected an integer, got 2\.5"),
+            ({"episodes": True}, "episodes: expected an integer, got True"),
+            ({"episode": 3}, "episode: unknown key; did you mean episodes?"),
+            ({"num_envs": -1}, "num_envs: expected a number greater than or equal to 1"),
+            ({"seed": -1}, "seed: expected a number greater than or equal to 0, got -1"),
             ({"attacks": [("pdg", 0.1)]}, "expected an attack out of noise, .*; got 'pdg'"),
-            ({"attacks": [("pgd", 0.0)]}, r"finite epsilon > 0 for pgd, got 0\.0"),
-            ({"attacks": [("pgd", float("nan"))]}, "finite epsilon > 0"),
-            ({"attacks": [("pgd", "0.1")]}, "finite epsilon > 0 for pgd, got '0.1'"),
-            ({"attacks": [("pgd", 0.1), ("fgsm", 0.1), ("pgd", 0.1)]}, r"got pgd at 0\.1 2 times"),
+            ({"attacks": [("pgd", 0.0)]}, r"attacks\.0\.epsilon: expected a number greater than 0, got 0\.0"),
+            (
+                {"attacks": [("pgd", float("nan"))]},
+                r"attacks\.0\.epsilon: expected a number greater than 0, got nan",
+            ),
+            ({"attacks": [("pgd", "much")]}, r"attacks\.0\.epsilon: expected a number, got 'much'"),
+            (
+                {"attacks": [("pgd", 0.1), ("fgsm", 0.1), ("pgd", 0.1)]},
+                r"attacks: expected each attack once, got pgd at 0\.1 twice",
+            ),
             ({"team": "blue"}, "a team out of team; got 'blue'"),
             (
                 {"attacks": [(PGD(perturbations=PerturbationSet(epsilon=1, mask=(True,) * 3)), 0.1)]},

@@ -16,7 +16,7 @@ from marl_aajr.attacks import PGD, Attack, UniformNoise
 from marl_aajr.core.policy import Policy
 from marl_aajr.core.threat import PerturbationSet
 from marl_aajr.evaluation import evaluate
-from marl_aajr.evaluation.suites import Units
+from marl_aajr.evaluation.outcomes import Units
 from marl_aajr.rollout.batched_env import BatchedEnv
 from marl_aajr.victims import Victim
 from tests.evaluation.players import played, sign_reader, signs, team

@@ -11,7 +11,7 @@ from gymnasium import spaces
 from torch import Tensor, nn
 
 from marl_aajr.evaluation import Replacement, Suite, evaluate
-from marl_aajr.evaluation.suites import SuiteAttack
+from marl_aajr.evaluation.protocol import AttackEntry
 from marl_aajr.rollout.batched_env import BatchedEnv
 from marl_aajr.rollout.batches import make_batch
 from marl_aajr.rollout.environments import EnvironmentSpec, resolve
@@ -191,7 +191,7 @@ class TestSuites:
         actions=("greedy",),
         units="raw",
         epsilons=(0.1,),
-        attacks=(SuiteAttack(attack="noise"),),
+        attacks=(AttackEntry(attack="noise"),),
         controls=("random", "idle"),
     )
 

@@ -133,12 +133,13 @@ class TestRefusals:
         ("settings", "message"),
         [
             ({"attacks": ["pdg"]}, "an attack out of noise"),
-            ({"attacks": ["pgd", "pgd"]}, "got pgd at 0.5 2 times"),
-            ({"epsilons": [0.5, 0.5]}, "got pgd at 0.5 2 times"),
-            ({"epsilons": [-1.0]}, "finite epsilon > 0 for pgd, got -1.0"),
+            ({"attacks": ["pgd", "pgd"]}, "attacks: expected each attack once, got pgd twice"),
+            ({"epsilons": [0.5, 0.5]}, r"epsilons: expected each once, got 0\.5 twice"),
+            ({"attacks": ["pgd", ("pgd", 0.5)]}, r"got pgd at 0\.5 2 times"),
+            ({"epsilons": [-1.0]}, r"epsilons\.0: expected a number greater than 0, got -1\.0"),
             ({"epsilons": []}, "name both"),
             ({"attacks": []}, "name both"),
-            ({"episodes": 0}, "episodes to be an integer ≥ 1"),
+            ({"episodes": 0}, "episodes: expected a number greater than or equal to 1"),
         ],
     )
     def test_bad_settings_before_anything_is_written(

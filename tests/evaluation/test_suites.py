@@ -57,7 +57,7 @@ class TestFile:
             assert set(chosen.actions) == {"greedy", "sampled"}
             assert chosen.units == "raw"
             assert chosen.selection_episodes > 0
-            accesses = {ATTACKS[entry.attack].access for entry in chosen.attacks}
+            accesses = {entry.at(0.1).access for entry in chosen.attacks}
             # Learned adversaries take minutes: the full suite has them.
             expected = {"none", "queries", "gradients", "surrogate"}
             assert accesses == (expected | {"learned"} if name == "full" else expected)
@@ -76,18 +76,18 @@ class TestFile:
         [
             (
                 {"attacks": ["pdg"]},
-                r"attacks: expected an attack out of .*; got 'pdg' \(did you mean pgd\?\)",
+                r"attacks\.0: expected an attack out of .*; got 'pdg' \(did you mean pgd\?\)$",
             ),
             ({"attacks": [{"attack": "pgd", "sped": 1}]}, "settings of 'pgd' out of .*; got sped"),
-            ({"attacks": []}, "attacks: .*at least 1"),
-            ({"attacks": ["pgd", "pgd"]}, "expected each attack once"),
+            ({"attacks": []}, "attacks: missing or empty; add it"),
+            ({"attacks": ["pgd", "pgd"]}, "expected each attack once, got pgd twice"),
             ({"epsilons": [0.1, -1]}, r"epsilons\.1: .*greater than 0"),
             ({"epsilons": [0.1, 0.1]}, "epsilons: expected each once"),
             ({"epsilons": [float("nan")]}, r"epsilons\.0: "),
             ({"actions": ["random"]}, r"actions\.0: .*'greedy' or 'sampled'"),
             ({"units": "metres"}, "units: .*'raw' or 'network'"),
             ({"episodes": 0}, "episodes: .*greater than or equal to 1"),
-            ({"episode": 10}, "episode: Extra inputs"),
+            ({"episode": 10}, "episode: unknown key; did you mean episodes"),
         ],
     )
     def test_mistakes_are_named_with_suite_file_and_field(

@@ -1,0 +1,200 @@
+"""The attacks that are played: those that a protocol asks for, as far as the victim admits them."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import replace
+
+import numpy as np
+import torch
+
+from marl_aajr.attacks import Attack, Transfer
+from marl_aajr.core.policy import differentiable
+from marl_aajr.core.threat import Norm
+from marl_aajr.evaluation.attack_schedule import has_preferences
+from marl_aajr.evaluation.budget import Budget
+from marl_aajr.evaluation.outcomes import AttackSpec, Units
+from marl_aajr.evaluation.protocol import AttackEntry, Protocol, Suite
+from marl_aajr.evaluation.result import Skipped
+from marl_aajr.victims import Victim
+from marl_aajr.victims.store import check_portable
+
+
+def named_agents(agents: Collection[str] | None, budget: Budget) -> Collection[str] | None:
+    """The agents under attack where somebody named them, in the budget or beside it.
+
+    Raises:
+        ValueError: both did.
+    """
+    if agents is not None and budget.named is not None:
+        raise ValueError(
+            f"expected agents named once, got {', '.join(agents)} and agents={'+'.join(budget.named)} in the "
+            "budget; drop one"
+        )
+    return budget.named if agents is None else agents
+
+
+def check_budget(budget: Budget, victim: Victim, agents: Sequence[str]) -> None:
+    """Raise `ValueError` unless these agents of the victim can be attacked within the budget."""
+    budget.check(agents)
+    for agent in agents:
+        distribution = victim.distributions[victim.module_of[agent]]
+        if budget.timing == "strategic" and not has_preferences(distribution):
+            raise ValueError(
+                f"expected discrete actions for timing=strategic, which compares a policy's best action with "
+                f"its worst, got {victim.action_spaces[agent]} for {agent!r}; use timing=random"
+            )
+
+
+def settle_units(units: Units | None, victim: Victim, agents: Collection[str]) -> Units:
+    """The units of ε.
+
+    Raises:
+        ValueError: they were not said, and an observation filter makes a difference.
+    """
+    if units is not None:
+        return units
+    filtered = [agent for agent in agents if victim.filters.get(agent) is not None]
+    if filtered:
+        raise ValueError(
+            "expected units 'raw' (of the environment, the same for all victims) or 'network' (after the "
+            f"observation filter) for epsilon, got none, and {filtered[0]!r} has a filter; say which"
+        )
+    return "raw"
+
+
+def check_actions(suite: Suite, victim: Victim) -> None:
+    """Raise `ValueError` where actions are to be sampled that the victim cannot sample."""
+    if victim.greedy_only and "sampled" in suite.actions:
+        raise ValueError(
+            "expected greedy actions for a victim without a distribution to sample from, got "
+            f"{', '.join(suite.actions)}; say --actions greedy"
+        )
+
+
+def requested(
+    protocol: Protocol, suite: Suite, *, surrogates: Mapping[str, Victim]
+) -> tuple[tuple[Attack, ...], tuple[Attack, ...]]:
+    """The attacks of the suite at all of its sizes and those beside it; and the latter alone.
+
+    Args:
+        protocol: what is asked for.
+        suite: the same, settled.
+        surrogates: victims, by name. A transfer without a surrogate of its own becomes one for each of them.
+
+    Raises:
+        ValueError: the same attack twice, or attacks of several norms.
+    """
+    own, beside = (
+        _sized(entries, suite, force=protocol.norm) for entries in (suite.attacks, protocol.attacks)
+    )
+    for attack, times in Counter((*own, *beside)).items():
+        if times > 1:
+            raise ValueError(
+                f"expected each attack and epsilon once, got {attack.name} at "
+                f"{attack.perturbations.epsilon:g} {times} times; drop the repetition"
+            )
+    asked = _with_surrogates(beside, surrogates)
+    return (*_with_surrogates(own, surrogates), *asked), asked
+
+
+def common_norm(attacks: Sequence[Attack]) -> Norm | None:
+    """The norm of all attacks; None without any.
+
+    Raises:
+        ValueError: they have several.
+    """
+    norms = {attack.perturbations.norm: attack for attack in attacks}
+    if len(norms) > 1:
+        raise ValueError(
+            "expected attacks of one norm, whose sizes can be compared, got "
+            + " and ".join(f"{attack.name} in {norm}" for norm, attack in norms.items())
+            + "; evaluate once for each norm"
+        )
+    return next(iter(norms), None)
+
+
+def _sized(entries: Sequence[AttackEntry], suite: Suite, *, force: Norm | None) -> list[Attack]:
+    """The attacks at their sizes, of a norm where one is asked for."""
+    found = []
+    for entry in entries:
+        for epsilon in suite.epsilons if entry.epsilon is None else (entry.epsilon,):
+            attack = entry.at(epsilon, norm=suite.norm)
+            if force is not None and force != attack.perturbations.norm:
+                attack = replace(attack, perturbations=replace(attack.perturbations, norm=force))
+            found.append(attack)
+    return found
+
+
+def _with_surrogates(attacks: Sequence[Attack], surrogates: Mapping[str, Victim]) -> tuple[Attack, ...]:
+    """Transfers without a surrogate of their own become one for each that is there."""
+    found: list[Attack] = []
+    for attack in attacks:
+        if isinstance(attack, Transfer) and attack.surrogate is None and surrogates:
+            found += [replace(attack, surrogate=v, source=name) for name, v in surrogates.items()]
+        else:
+            found.append(attack)
+    return tuple(found)
+
+
+def admitted(
+    attacks: Sequence[Attack], victim: Victim, agents: Sequence[str], *, asked: Collection[Attack]
+) -> tuple[tuple[Attack, ...], tuple[Skipped, ...]]:
+    """The attacks that can be played, and those of a suite that cannot; see `check_attack`.
+
+    Raises:
+        ValueError: an attack cannot be played that was asked for by itself, beside a suite or without one.
+    """
+    kept: list[Attack] = []
+    skipped: dict[AttackSpec, Skipped] = {}
+    for attack in attacks:
+        try:
+            check_attack(attack, victim, agents)
+        except ValueError as error:
+            if attack in asked:
+                raise
+            skipped[AttackSpec.of(attack).at(1.0)] = Skipped(attack.name, str(error))
+        else:
+            kept.append(attack)
+    return tuple(kept), tuple(skipped.values())
+
+
+def check_attack(attack: Attack, victim: Victim, agents: Sequence[str]) -> None:
+    """Raise `ValueError` where the attack is not defined for the policies of these agents."""
+    if attack.access == "learned" and not attack.ready:
+        _check_trainable(attack, victim)
+    for agent in agents:
+        space = victim.observation_spaces[agent]
+        if not np.issubdtype(space.dtype, np.floating):
+            raise ValueError(
+                f"expected float observations to attack, got {space} for {agent!r}; convert them in the "
+                "environment (for example obs.astype(np.float32)) and train again"
+            )
+        attack.objective_for(victim.distributions[victim.module_of[agent]])
+        nothing = torch.zeros(1, int(np.prod(space.shape or ())))
+        attack.perturbations.project(nothing, nothing)
+        if attack.ready:
+            attack.against(victim, agent)
+        first = victim.memory().recall({agent: torch.zeros(1, dtype=torch.int64)})
+        follows = attack.access in ("gradients", "learned")
+        if follows and not differentiable(victim.policy(agent, state=first), nothing):
+            raise ValueError(
+                f"expected a policy with gradients for the attack {attack.name!r}, got one for {agent!r} "
+                "that torch cannot differentiate by its inputs; use square, noise-worst or transfer"
+            )
+
+
+def _check_trainable(attack: Attack, victim: Victim) -> None:
+    """Raise `ValueError` where no adversary can be trained: that happens against a saved copy, in a run."""
+    if not victim.env_name:
+        raise ValueError(
+            f"expected a victim that names its environment for {attack.name!r}, which is trained in it, got "
+            "one that does not; set its env_name"
+        )
+    try:
+        check_portable(victim)
+    except ValueError as error:
+        raise ValueError(
+            f"expected a victim that can be saved for {attack.name!r}, which trains against a copy: {error}"
+        ) from None
