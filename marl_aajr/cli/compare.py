@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from marl_aajr.report import Comparison, Reference
-    from marl_aajr.report.comparison import Row
+    from marl_aajr.report.comparison import MethodRow
     from marl_aajr.report.estimates import Estimate
 
 HELP = guide(
@@ -62,15 +62,14 @@ def compare(
     from rich.console import Console
 
     from marl_aajr.report import compare_each, load_run, write_page
-    from marl_aajr.report.numbers import numbers
     from marl_aajr.report.scores import check_references
 
     references = _references(reference or ())
     comparisons = compare_each([load_run(run) for run in runs])
-    check_references(references, [comparison.scene for comparison in comparisons])
+    check_references(references, [comparison.task for comparison in comparisons])
     page = write_page(comparisons, out, title=title, references=references, film=film)
     if as_json:
-        print(json.dumps([numbers(comparison) for comparison in comparisons], ensure_ascii=False))
+        print(json.dumps([comparison.to_json() for comparison in comparisons], ensure_ascii=False))
         return
     console = Console()
 
@@ -134,9 +133,9 @@ def table(comparison: Comparison) -> Table:
     return result
 
 
-def _under_attack(row: Row, epsilon: float) -> str:
+def _under_attack(row: MethodRow, epsilon: float) -> str:
     """What the worst attacks leave of a method, and of its median run where there are several."""
-    words = _words(row.worst_return(epsilon), row.worst[epsilon].attack)
+    words = _words(row.worst_return[epsilon], row.worst_attack[epsilon].attack)
     if len(row.runs) < 2:
         return words
     median = f"{row.median_run(epsilon).worst(epsilon).attack} {row.median_return(epsilon).mean:.1f}"

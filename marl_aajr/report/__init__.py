@@ -1,7 +1,7 @@
 """Compare evaluated runs: tables with intervals, a verdict in plain words, one HTML page."""
 
 from marl_aajr.report.cautions import Incident, Notes, Tuning
-from marl_aajr.report.comparison import Comparison, Row, compare, compare_each
+from marl_aajr.report.comparison import Comparison, MethodRow, compare, compare_each
 from marl_aajr.report.page import write_page, write_report
 from marl_aajr.report.records import RunRecord, load_run
 from marl_aajr.report.scores import Reference
@@ -10,9 +10,9 @@ from marl_aajr.report.verdict import headline, how_chosen, how_compared, verdict
 __all__ = [
     "Comparison",
     "Incident",
+    "MethodRow",
     "Notes",
     "Reference",
-    "Row",
     "RunRecord",
     "Tuning",
     "compare",

@@ -14,7 +14,7 @@ from typing import NamedTuple
 from marl_aajr.evaluation.outcomes import AttackSpec, ReplacementOutcome, SubsetOutcome
 from marl_aajr.evaluation.result import Evaluation
 from marl_aajr.evaluation.statistics import paired_difference
-from marl_aajr.report.comparison import Comparison, Row, estimate_of
+from marl_aajr.report.comparison import Comparison, MethodRow, estimate_of
 from marl_aajr.report.conditions import Condition, Key, exact, keys_of
 from marl_aajr.report.estimates import (
     NOTHING,
@@ -141,11 +141,11 @@ def _myopic(comparison: Comparison, condition: Condition, found: set[Condition])
 def _against_myopic(
     comparison: Comparison, condition: Condition, others: Sequence[Condition], decimals: int
 ) -> tuple[Line, ...]:
-    def note(row: Row) -> str:
+    def note(row: MethodRow) -> str:
         weak = sum(_behind(run, condition, others) for run in row.runs) if others else 0
         return f"undertrained in {weak} of {len(row.runs)}" if weak else ""
 
-    def strongest(row: Row) -> Estimate:
+    def strongest(row: MethodRow) -> Estimate:
         found = [min((run.attacked[o] for o in others), key=lambda outcome: outcome.mean) for run in row.runs]
         return estimate_of(found, level=comparison.protocol.level)
 
@@ -258,7 +258,7 @@ def _among(evaluation: Evaluation) -> str:
     return "" if everybody else f"among {', '.join(evaluation.agents)}"
 
 
-def _at(row: Row, found: Mapping[int, Mapping[_Place, _Search]], place: _Place) -> list[_Search]:
+def _at(row: MethodRow, found: Mapping[int, Mapping[_Place, _Search]], place: _Place) -> list[_Search]:
     """What the runs of a method hold of a place."""
     return [found[id(run)][place] for run in row.runs if place in found[id(run)]]
 

@@ -11,7 +11,7 @@ from marl_aajr.evaluation.result import Evaluation, Verdict
 from marl_aajr.report.adversaries import undertrained
 from marl_aajr.report.comparison import Comparison
 from marl_aajr.report.estimates import count, listing, number, some
-from marl_aajr.report.methods import Method, differences
+from marl_aajr.report.grouping import Method, differences
 from marl_aajr.report.records import RunRecord
 
 FAILED = "EVALUATION FAILED"
@@ -104,7 +104,7 @@ def _together(
     said: dict[str, list[str]] = defaultdict(list)
     for comparison in comparisons:
         for sentence in sentences(comparison):
-            said[sentence].append(comparison.scene.short)
+            said[sentence].append(comparison.task.short)
     return [
         sentence
         if len(places) == len(comparisons)

@@ -5,53 +5,54 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import combinations
+from typing import Any
 
 from marl_aajr.evaluation.outcomes import Outcome
 from marl_aajr.evaluation.result import Check
 from marl_aajr.evaluation.statistics import area_under_curve
-from marl_aajr.report.conditions import Condition, unlimited
+from marl_aajr.report.conditions import Condition, Omission, unlimited
 from marl_aajr.report.estimates import Estimate, over_episodes, over_runs
-from marl_aajr.report.methods import Method, group
-from marl_aajr.report.omissions import Omission
+from marl_aajr.report.grouping import Method, Task, by_method, by_task
 from marl_aajr.report.protocol import Evidence, Protocol, Results, gather
 from marl_aajr.report.records import RunRecord
-from marl_aajr.report.scenes import Scene, scenes
 
 
 @dataclass(frozen=True)
-class Row:
-    """One method.
+class MethodRow:
+    """One method of a comparison.
 
     Attributes:
         method: the method and its runs.
         clean: return without an attack.
         robust: return under each attack and size.
-        worst: ε -> the attack of that size that is the worst for most of its runs.
-        strongest: ε -> return under the worst attack of that size: of each run under its own, then over runs.
+        worst_attack: ε -> the attack of that size that is the worst for most of its runs.
+        worst_return: ε -> return under the worst attack of that size: of each run under its own, then over
+            runs.
         area: mean over ε from 0 to the largest of the return under the worst attack, by trapezoids.
-        price: clean return of the plain method − clean return of this one; None for the plain
-            method itself and where there is no plain one.
         runs: the evaluations that the row is made of, by seed.
         others: the row for other kinds of actions, by kind; only kinds that every run of every method has.
+        price: clean return of the plain method − clean return of this one; None for the plain
+            method itself and where there is no plain one.
     """
 
     method: Method
     clean: Estimate
     robust: Mapping[Condition, Estimate]
-    worst: Mapping[float, Condition]
-    strongest: Mapping[float, Estimate]
+    worst_attack: Mapping[float, Condition]
+    worst_return: Mapping[float, Estimate]
     area: Estimate
-    price: Estimate | None
     runs: tuple[Results, ...]
-    others: Mapping[str, Row] = field(default_factory=dict)
+    others: Mapping[str, MethodRow] = field(default_factory=dict)
+    price: Estimate | None = None
 
-    def worst_return(self, epsilon: float) -> Estimate:
-        """Return under the attack of this size that hurts the method most."""
-        return self.strongest[epsilon]
+    def returns(self, epsilon: float) -> tuple[float, ...]:
+        """Of each run, its return under its worst attack of a size; ε = 0: without an attack."""
+        return tuple((run.strongest(epsilon) if epsilon else run.clean).mean for run in self.runs)
 
-    def lead(self, other: Row, epsilon: float) -> Estimate:
+    def lead(self, other: MethodRow, epsilon: float) -> Estimate:
         """Return under the worst attack of a size − that of another method, each under its own."""
-        return self.worst_return(epsilon).minus(other.worst_return(epsilon))
+        return self.worst_return[epsilon].minus(other.worst_return[epsilon])
 
     def median_run(self, epsilon: float) -> Results:
         """The training run whose return under its own strongest attack of this size is the median.
@@ -65,6 +66,27 @@ class Row:
         """Return of the median training run under its strongest attack, with the interval over episodes."""
         return estimate_of([self.median_run(epsilon).strongest(epsilon)], level=self.clean.level)
 
+    def to_json(self) -> dict[str, Any]:
+        """Plain values of the method: its clean return, and what the worst attack of each size leaves."""
+        medians = {epsilon: self.median_run(epsilon) for epsilon in self.worst_return}
+        return {
+            "runs": [str(run.run.path) for run in self.runs],
+            "clean": self.clean.to_json(),
+            "worst": [
+                {"epsilon": epsilon, "attack": self.worst_attack[epsilon].attack, **estimate.to_json()}
+                for epsilon, estimate in self.worst_return.items()
+            ],
+            "median_run_under_its_strongest_attack": [
+                {
+                    "epsilon": epsilon,
+                    "attack": run.worst(epsilon).attack,
+                    "run": str(run.run.path),
+                    **self.median_return(epsilon).to_json(),
+                }
+                for epsilon, run in medians.items()
+            ],
+        }
+
 
 @dataclass(frozen=True)
 class Comparison:
@@ -77,15 +99,15 @@ class Comparison:
         left_out: what only some runs were evaluated on.
     """
 
-    rows: tuple[Row, ...]
+    rows: tuple[MethodRow, ...]
     protocol: Protocol
     conditions: tuple[Condition, ...]
     left_out: tuple[Omission, ...]
 
     @property
-    def scene(self) -> Scene:
+    def task(self) -> Task:
         """The environment, and the side whose return is compared."""
-        return Scene(self.protocol.environment, self.protocol.team)
+        return Task(self.protocol.environment, self.protocol.team)
 
     @property
     def epsilons(self) -> tuple[float, ...]:
@@ -122,10 +144,41 @@ class Comparison:
         return not any(run.chosen for row in self.rows for run in row.runs)
 
     @property
-    def plain(self) -> Row | None:
+    def plain(self) -> MethodRow | None:
         """The row that prices are measured from, where there is exactly one candidate."""
         plain = [row for row in self.rows if row.method.plain]
         return plain[0] if len(plain) == 1 else None
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values: the protocol, the methods, and the difference of each pair of them.
+
+        Of each pair the intervals that tell them apart.
+        """
+        protocol = self.protocol
+        kept = ("environment", "team", "episodes", "seed", "units", "level")
+        checks = [check for found in self.checks.values() for check in found]
+        return {
+            **{name: getattr(protocol, name) for name in kept},
+            "failed_checks": sum(check.verdict == "fail" for check in checks),
+            "methods": [
+                {
+                    "method": row.method.label,
+                    **row.to_json(),
+                    "actions": protocol.actions,
+                    "others": [{**other.to_json(), "actions": kind} for kind, other in row.others.items()],
+                }
+                for row in self.rows
+            ],
+            "differences": [
+                {
+                    "method": row.method.label,
+                    "minus": other.method.label,
+                    "clean": row.clean.minus(other.clean).to_json(),
+                    "worst": [{"epsilon": e, **row.lead(other, e).to_json()} for e in self.epsilons],
+                }
+                for row, other in combinations(self.rows, 2)
+            ],
+        }
 
 
 def compare(records: Sequence[RunRecord]) -> Comparison:
@@ -144,24 +197,21 @@ def compare(records: Sequence[RunRecord]) -> Comparison:
     """
     if not records:
         raise ValueError("expected at least one run, got none; name the run directories")
-    methods = group(records)
+    methods = by_method(records)
     evidence = gather([run for method in methods for run in method.runs])
-    level = evidence.protocol.level
-    results = _per_method(methods, evidence)
-    plain = [runs for method, runs in zip(methods, results, strict=True) if method.plain]
-    baseline = estimate_of([r.clean for r in plain[0]], level=level) if len(plain) == 1 else None
     kinds = [k for k in evidence.results[0].others if all(k in run.others for run in evidence.results)]
-    rows = tuple(
-        replace(
-            _row(method, runs, evidence=evidence, baseline=baseline),
-            others={
-                kind: _row(method, tuple(run.others[kind] for run in runs), evidence=evidence, baseline=None)
-                for kind in kinds
-            },
-        )
-        for method, runs in zip(methods, results, strict=True)
-    )
-    return Comparison(rows, evidence.protocol, evidence.conditions, evidence.left_out)
+    remaining = iter(evidence.results)
+    rows = []
+    for method in methods:
+        runs = tuple(next(remaining) for _ in method.runs)
+        others = {kind: _row(method, [run.others[kind] for run in runs], evidence) for kind in kinds}
+        rows.append(replace(_row(method, runs, evidence), others=others))
+    comparison = Comparison(tuple(rows), evidence.protocol, evidence.conditions, evidence.left_out)
+    plain = comparison.plain
+    if plain is None:
+        return comparison
+    priced = (row if row is plain else replace(row, price=plain.clean.minus(row.clean)) for row in rows)
+    return replace(comparison, rows=tuple(priced))
 
 
 def compare_each(records: Sequence[RunRecord]) -> tuple[Comparison, ...]:
@@ -172,45 +222,31 @@ def compare_each(records: Sequence[RunRecord]) -> tuple[Comparison, ...]:
     """
     if not records:
         return (compare(records),)
-    shown = scenes(records)
+    shown = by_task(records)
     first, *others = (compare(runs) for runs in shown.values())
-    every = (Scene.of(evaluation) for run in records for evaluation in run.evaluations.values())
-    hidden = tuple(Omission(1, f"evaluations on {scene}") for scene in sorted(set(every) - set(shown)))
+    every = {Task.of(evaluation) for run in records for evaluation in run.evaluations.values()}
+    hidden = tuple(Omission(1, f"evaluations on {task}") for task in sorted(every - set(shown)))
     return replace(first, left_out=first.left_out + hidden), *others
 
 
-def _per_method(methods: Sequence[Method], evidence: Evidence) -> list[tuple[Results, ...]]:
-    remaining = iter(evidence.results)
-    return [tuple(next(remaining) for _ in method.runs) for method in methods]
-
-
-def _row(
-    method: Method,
-    runs: tuple[Results, ...],
-    *,
-    evidence: Evidence,
-    baseline: Estimate | None,
-) -> Row:
+def _row(method: Method, runs: Sequence[Results], evidence: Evidence) -> MethodRow:
     level = evidence.protocol.level
-    clean = estimate_of([run.clean for run in runs], level=level)
-    robust = {
-        condition: estimate_of([run.attacked[condition] for run in runs], level=level)
-        for condition in evidence.conditions
-    }
     epsilons = sorted({condition.epsilon for condition in unlimited(evidence.conditions)})
-    worst = {epsilon: [run.worst(epsilon) for run in runs] for epsilon in epsilons}
-    return Row(
+    worst = {epsilon: Counter(run.worst(epsilon) for run in runs) for epsilon in epsilons}
+    return MethodRow(
         method=method,
-        clean=clean,
-        robust=robust,
-        worst={epsilon: Counter(found).most_common(1)[0][0] for epsilon, found in worst.items()},
-        strongest={
+        clean=estimate_of([run.clean for run in runs], level=level),
+        robust={
+            condition: estimate_of([run.attacked[condition] for run in runs], level=level)
+            for condition in evidence.conditions
+        },
+        worst_attack={epsilon: found.most_common(1)[0][0] for epsilon, found in worst.items()},
+        worst_return={
             epsilon: estimate_of([run.strongest(epsilon) for run in runs], level=level)
             for epsilon in epsilons
         },
         area=_area(runs, epsilons, level=level),
-        price=None if method.plain or baseline is None else baseline.minus(clean),
-        runs=runs,
+        runs=tuple(runs),
     )
 
 

@@ -21,6 +21,8 @@ from typing import Any, Literal, TypeVar
 import numpy as np
 from scipy import stats
 
+from marl_aajr.evaluation.statistics import student_interval
+
 _MAX_DECIMALS = 4
 _FEW = 3
 
@@ -64,8 +66,8 @@ class Estimate:
         between = difference_over_runs if self.unit == "runs" else difference_over_episodes
         return between(self.values, other.values, level=self.level)
 
-    def plain(self) -> dict[str, Any]:
-        """Plain values, for `compare --json`."""
+    def to_json(self) -> dict[str, Any]:
+        """Plain values."""
         return {"return": self.mean, "low": self.low, "high": self.high, "interval_over": self.unit}
 
 
@@ -116,14 +118,8 @@ def difference_over_episodes(left: Sequence[float], right: Sequence[float], *, l
 
 
 def _student(values: Sequence[float], unit: Unit, *, level: float) -> Estimate:
-    x = np.asarray(values, dtype=np.float64)
-    mean = float(x.mean())
-    if len(x) < 2:
-        return Estimate(mean, None, None, tuple(values), unit, level)
-    error = float(stats.sem(x))
-    # Student's t has no scale of zero.
-    low, high = stats.t.interval(level, len(x) - 1, loc=mean, scale=error) if error else (mean, mean)
-    return Estimate(mean, float(low), float(high), tuple(values), unit, level)
+    low, high = student_interval(values, level=level)
+    return Estimate(float(np.mean(values)), low, high, tuple(values), unit, level)
 
 
 def decimals_for(estimates: Iterable[Estimate]) -> int:

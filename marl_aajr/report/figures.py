@@ -16,11 +16,11 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 
 from marl_aajr.evaluation.statistics import hypervolume, pareto_front
-from marl_aajr.report.comparison import Comparison, Row
+from marl_aajr.report.comparison import Comparison, MethodRow
 from marl_aajr.report.conditions import Condition, unlimited
 from marl_aajr.report.estimates import Estimate, Sheet, listing, number
 from marl_aajr.report.protocol import Results
-from marl_aajr.report.scores import Reference, returns
+from marl_aajr.report.scores import Reference
 from marl_aajr.report.style import MUTED, Look, Panel, svg
 
 
@@ -34,7 +34,7 @@ class _Series(NamedTuple):
 
 def worst_case(comparison: Comparison, looks: Sequence[Look], *, decimals: int, key: str) -> Panel:
     """The picture of the whole comparison: return under the worst attack of each size."""
-    series = [_series(row, row.strongest, Results.worst) for row in comparison.rows]
+    series = [_series(row, row.worst_return, Results.worst) for row in comparison.rows]
     drawing = _against_epsilon(series, looks, limits=_return_limits(comparison.rows), key=key)
     alt = f"Return under the worst attack against ε. {_spelled(comparison, series, decimals=decimals)}."
     return Panel("Return under the worst attack", drawing, alt)
@@ -66,7 +66,7 @@ def _fixed(at: Mapping[float, Condition], _: Results, epsilon: float) -> Conditi
 
 
 def _series(
-    row: Row, estimates: Mapping[float, Estimate], condition: Callable[[Results, float], Condition]
+    row: MethodRow, estimates: Mapping[float, Estimate], condition: Callable[[Results, float], Condition]
 ) -> _Series:
     return _Series(
         (0.0, *estimates),
@@ -105,9 +105,9 @@ def _draw_series(axes: Axes, series: _Series, look: Look) -> None:
     line.set(marker=look.marker, markersize=4.5)
 
 
-def _return_limits(rows: Sequence[Row]) -> tuple[float, float]:
+def _return_limits(rows: Sequence[MethodRow]) -> tuple[float, float]:
     """Range of the return axis that holds every mean, run and interval."""
-    points = [p for row in rows for p in (row.clean, *row.robust.values(), *row.strongest.values())]
+    points = [p for row in rows for p in (row.clean, *row.robust.values(), *row.worst_return.values())]
     runs = [o.mean for row in rows for run in row.runs for o in (run.clean, *run.attacked.values())]
     return _range(points, runs, air=0.05)
 
@@ -169,7 +169,7 @@ def tradeoff(comparison: Comparison, epsilon: float, reference: Reference | None
     rows = comparison.rows
     points = [_point(row, epsilon) for row in rows]
     if reference is None:
-        clean, robust = (min(min(returns(row, e)) for row in rows) for e in (0.0, epsilon))
+        clean, robust = (min(min(row.returns(e)) for row in rows) for e in (0.0, epsilon))
     else:
         clean = robust = reference.floor
     names = dict.fromkeys(row.method.name for row in rows)
@@ -187,8 +187,8 @@ def tradeoff(comparison: Comparison, epsilon: float, reference: Reference | None
     )
 
 
-def _point(row: Row, epsilon: float) -> tuple[float, float]:
-    return row.clean.mean, row.worst_return(epsilon).mean
+def _point(row: MethodRow, epsilon: float) -> tuple[float, float]:
+    return row.clean.mean, row.worst_return[epsilon].mean
 
 
 def clean_against_robust(
@@ -199,7 +199,7 @@ def clean_against_robust(
     for i, one in enumerate(found):
         where = "; ".join(
             f"{row.method.label} {number(row.clean.mean, decimals=decimals)} clean, "
-            f"{number(row.worst_return(one.epsilon).mean, decimals=decimals)} under attack"
+            f"{number(row.worst_return[one.epsilon].mean, decimals=decimals)} under attack"
             for row in comparison.rows
         )
         at, front = f"ε = {one.epsilon:g}", listing(one.front)
@@ -209,19 +209,19 @@ def clean_against_robust(
     return tuple(panels)
 
 
-def _pareto(rows: Sequence[Row], looks: Sequence[Look], found: Tradeoff, *, key: str) -> Markup:
+def _pareto(rows: Sequence[MethodRow], looks: Sequence[Look], found: Tradeoff, *, key: str) -> Markup:
     """Bars are intervals, small dots are runs, the grey stairs are the front."""
     epsilon = found.epsilon
     by_label = {row.method.label: row for row in rows}
 
-    def limits(of: Callable[[Row], Estimate], at: float) -> tuple[float, float]:
-        return _range([of(row) for row in rows], [r for row in rows for r in returns(row, at)], air=0.08)
+    def limits(of: Callable[[MethodRow], Estimate], at: float) -> tuple[float, float]:
+        return _range([of(row) for row in rows], [r for row in rows for r in row.returns(at)], air=0.08)
 
     def draw(axes: Axes) -> None:
         for row, look in zip(rows, looks, strict=True):
             _draw_tradeoff(axes, row, epsilon, look)
         left, right = limits(lambda row: row.clean, 0.0)
-        bottom, top = limits(lambda row: row.worst_return(epsilon), epsilon)
+        bottom, top = limits(lambda row: row.worst_return[epsilon], epsilon)
         across, up = zip(*(_point(by_label[label], epsilon) for label in found.front), strict=True)
         stairs = [left, *across, across[-1]], [up[0], *up, bottom]
         axes.step(*stairs, where="pre", color=MUTED, linewidth=0.9, zorder=1)
@@ -233,14 +233,14 @@ def _pareto(rows: Sequence[Row], looks: Sequence[Look], found: Tradeoff, *, key:
     return svg(draw, key=key)
 
 
-def _draw_tradeoff(axes: Axes, row: Row, epsilon: float, look: Look) -> None:
-    clean, robust = row.clean, row.worst_return(epsilon)
+def _draw_tradeoff(axes: Axes, row: MethodRow, epsilon: float, look: Look) -> None:
+    clean, robust = row.clean, row.worst_return[epsilon]
     if clean.low is not None and clean.high is not None:
         axes.hlines(robust.mean, clean.low, clean.high, color=look.colour, linewidth=0.8, alpha=0.7)
     if robust.low is not None and robust.high is not None:
         axes.vlines(clean.mean, robust.low, robust.high, color=look.colour, linewidth=0.8, alpha=0.7)
     if len(row.runs) > 1:
-        runs = returns(row, 0.0), returns(row, epsilon)
+        runs = row.returns(0.0), row.returns(epsilon)
         axes.plot(*runs, ".", color=look.colour, alpha=0.5, markersize=3, zorder=3)
     axes.plot(clean.mean, robust.mean, look.marker, color=look.colour, markersize=6, zorder=4)
 

@@ -24,8 +24,8 @@ from marl_aajr.evaluation.attack_run import AttackRun
 from marl_aajr.evaluation.episodes import play
 from marl_aajr.evaluation.outcomes import Units
 from marl_aajr.evaluation.replacements import Replacement, resolve_replacements
-from marl_aajr.report.comparison import Comparison, Row
-from marl_aajr.report.scenes import Scene
+from marl_aajr.report.comparison import Comparison, MethodRow
+from marl_aajr.report.grouping import Task
 from marl_aajr.rollout.batched_env import BatchedEnv, BatchedEnvWrapper, BatchedStep
 from marl_aajr.rollout.batches import make_batch
 from marl_aajr.rollout.environments import EnvironmentSpec, resolve
@@ -207,14 +207,14 @@ def _gif(frames: Sequence[Image.Image]) -> bytes:
 _FALLBACK = "pgd"
 
 
-def films_of(comparisons: Sequence[Comparison]) -> dict[Scene, bytes | str]:
-    """Of each scene, an animated GIF of the plain method's first run (or the first method's).
+def films_of(comparisons: Sequence[Comparison]) -> dict[Task, bytes | str]:
+    """Of each task, an animated GIF of the plain method's first run (or the first method's).
 
     The attack is the worst of the largest size where it can be made from its description alone, and PGD
     otherwise. Where an environment cannot draw itself, or a run has no victim to play it, the reason stands
     instead: hours of evaluations are not lost for want of a picture.
     """
-    return {comparison.scene: _film_or_reason(comparison) for comparison in comparisons}
+    return {comparison.task: _film_or_reason(comparison) for comparison in comparisons}
 
 
 def _film_or_reason(comparison: Comparison) -> bytes | str:
@@ -241,9 +241,9 @@ def _film(comparison: Comparison) -> bytes:
     )
 
 
-def _attack_to_show(row: Row, epsilon: float) -> Attack:
+def _attack_to_show(row: MethodRow, epsilon: float) -> Attack:
     """The worst attack of a size where its description says all about it; else `_FALLBACK`."""
-    worst = row.worst[epsilon]
+    worst = row.worst_attack[epsilon]
     if worst.name in ATTACKS and not worst.limits and worst.spec.access != "surrogate":
         made = worst.spec.make()
         if made.ready:

@@ -12,8 +12,8 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import EngFormatter, MaxNLocator
 from numpy.typing import NDArray
 
-from marl_aajr.report.comparison import Comparison, Row
-from marl_aajr.report.methods import Method
+from marl_aajr.report.comparison import Comparison, MethodRow
+from marl_aajr.report.grouping import Method
 from marl_aajr.report.records import RunRecord
 from marl_aajr.report.style import Look, Panel, svg
 from marl_aajr.training.run_record import Iteration
@@ -86,7 +86,7 @@ def training_returns(comparison: Comparison, looks: Sequence[Look], *, key: str)
     return tuple(panels)
 
 
-def logging_rows(comparison: Comparison) -> tuple[Row, ...]:
+def logging_rows(comparison: Comparison) -> tuple[MethodRow, ...]:
     """Rows whose runs log metrics of a regulariser."""
     return tuple(row for row in comparison.rows if modules([row.method]))
 
@@ -117,7 +117,7 @@ def _nonempty(curves: Sequence[Curve]) -> list[Curve]:
     return [(x, y) for x, y in curves if len(x)]
 
 
-def _describe(title: str, rows: Sequence[Row], curves: Sequence[Sequence[Curve]]) -> str:
+def _describe(title: str, rows: Sequence[MethodRow], curves: Sequence[Sequence[Curve]]) -> str:
     ends = []
     for row, runs in zip(rows, curves, strict=True):
         _, y = mean_of(runs)

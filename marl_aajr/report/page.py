@@ -18,9 +18,8 @@ from marl_aajr.report import adversaries, figures, learning_curves, reproduce, s
 from marl_aajr.report.cautions import FAILED, Notes, all_cautions, left_out_of_all, verdict_on_checks
 from marl_aajr.report.comparison import Comparison, compare_each
 from marl_aajr.report.estimates import count, decimals_for, number
-from marl_aajr.report.methods import differences, shared
+from marl_aajr.report.grouping import Task, differences, shared
 from marl_aajr.report.records import load_run
-from marl_aajr.report.scenes import Scene
 from marl_aajr.report.scores import Reference, reference_of
 from marl_aajr.report.style import Legend, dark_colours
 from marl_aajr.report.verdict import headline, how_chosen, how_compared, verdict
@@ -90,7 +89,7 @@ def write_page(
     return target
 
 
-def _films(comparisons: Sequence[Comparison]) -> dict[Scene, bytes | str]:
+def _films(comparisons: Sequence[Comparison]) -> dict[Task, bytes | str]:
     # Imported on demand: a page without films needs neither victims nor environments.
     from marl_aajr.report.films import films_of
 
@@ -102,13 +101,13 @@ def _render(
     title: str | None,
     notes: Notes,
     references: Mapping[str, Reference],
-    films: Mapping[Scene, bytes | str],
+    films: Mapping[Task, bytes | str],
 ) -> str:
     """The page as text. A film is a GIF, or the reason why there is none."""
     legend = Legend.of(comparisons)
     rows = [row for comparison in comparisons for row in comparison.rows]
     runs = list({str(run.path): run for row in rows for run in row.method.runs}.values())
-    places = list(dict.fromkeys(comparison.scene.short for comparison in comparisons))
+    places = list(dict.fromkeys(comparison.task.short for comparison in comparisons))
     return _template().render(
         title=title or f"Who survives on {places[0] if len(places) == 1 else f'{len(places)} environments'}",
         subtitle=f"{count(len(legend.looks), 'method')}, {count(len(runs), 'run')}"
@@ -145,14 +144,14 @@ def _sections(
     comparisons: Sequence[Comparison],
     legend: Legend,
     references: Mapping[str, Reference],
-    films: Mapping[Scene, bytes | str],
+    films: Mapping[Task, bytes | str],
 ) -> list[dict[str, Any]]:
     """One per comparison; sections of the same runs show their training once."""
     found, seen = [], set()
     for i, comparison in enumerate(comparisons):
         own = frozenset(str(run.run.path) for row in comparison.rows for run in row.runs)
-        film = films.get(comparison.scene, "")
-        reference = reference_of(references, comparison.scene)
+        film = films.get(comparison.task, "")
+        reference = reference_of(references, comparison.task)
         section = _section(comparison, legend, key=f"e{i}", reference=reference, film=film)
         found.append(section | _training(comparison, None if own in seen else legend, key=f"e{i}"))
         seen.add(own)
@@ -175,7 +174,7 @@ def _section(
     decimals = decimals_for(e for row in rows for e in (row.clean, *row.robust.values()))
     return {
         "key": key,
-        "title": comparison.scene.short,
+        "title": comparison.task.short,
         "protocol": str(comparison.protocol),
         "level": f"{100 * comparison.protocol.level:g} %",
         "legend": legend.entries(rows),
@@ -218,7 +217,7 @@ def _over_runs(
     comparison: Comparison, legend: Legend, *, key: str, reference: Reference | None, decimals: int
 ) -> dict[str, Any]:
     fixed = reference is not None
-    found = scores.summarise([comparison], {comparison.scene.environment: reference} if reference else {})
+    found = scores.summarise([comparison], {comparison.task.environment: reference} if reference else {})
     looks = legend.of_rows(comparison.rows)
     target = scores.scale(comparison, reference, normalised=False).target
     return {
@@ -269,7 +268,7 @@ def _across(
         "headline": scores.headline_of_scores(found),
         "blocks": scores.score_table(found, decimals=2),
         "profiles": scores.profiles(found, legend.of_rows(rows), unit="score", key="across"),
-        "fixed": all(reference_of(references, c.scene) for c in comparisons),
+        "fixed": all(reference_of(references, c.task) for c in comparisons),
     }
 
 

@@ -8,11 +8,20 @@ from dataclasses import dataclass, field
 
 from marl_aajr.evaluation.outcomes import AttackOutcome, Outcome
 from marl_aajr.evaluation.result import Evaluation
-from marl_aajr.report.conditions import Condition, Key, Played, exact, keys_of, label_all, unlimited
+from marl_aajr.report.conditions import (
+    Condition,
+    Key,
+    Omission,
+    Played,
+    exact,
+    keys_of,
+    label_all,
+    missing_somewhere,
+    unlimited,
+)
 from marl_aajr.report.estimates import some
-from marl_aajr.report.omissions import Omission, missing_somewhere
+from marl_aajr.report.grouping import Task, share_attacks
 from marl_aajr.report.records import RunRecord
-from marl_aajr.report.scenes import Scene, share_attacks
 
 LINF = "linf"
 """The norm of ε where nothing else is said."""
@@ -35,16 +44,16 @@ class Protocol:
     @classmethod
     def of(cls, evaluation: Evaluation) -> Protocol:
         """The protocol that an evaluation followed."""
-        scene = Scene.of(evaluation)
+        task = Task.of(evaluation)
         return cls(
-            environment=scene.environment,
+            environment=task.environment,
             episodes=evaluation.episodes,
             seed=evaluation.seed,
             actions=evaluation.actions,
             level=evaluation.level,
             units=evaluation.units,
             num_envs=evaluation.num_envs,
-            team=scene.team,
+            team=task.team,
             norm="" if evaluation.norm == LINF else evaluation.norm,
         )
 
@@ -194,7 +203,7 @@ def _nothing_common(records: Sequence[RunRecord], per_run: Sequence[Mapping[Prot
     whose: dict[str, list[str]] = defaultdict(list)
     for record, found in zip(records, per_run, strict=True):
         whose[" / ".join(map(str, sorted(found)))].append(str(record.path))
-    places = {Scene(protocol.environment, protocol.team) for found in per_run for protocol in found}
+    places = {Task(protocol.environment, protocol.team) for found in per_run for protocol in found}
     cure = (
         "compare each environment and side by itself (compare_each does)"
         if len(places) > 1

@@ -14,7 +14,7 @@ from marl_aajr.evaluation.budget import Budget
 from marl_aajr.evaluation.protocol import builtin_suites
 from marl_aajr.evaluation.result import Evaluation
 from marl_aajr.report.comparison import Comparison
-from marl_aajr.report.methods import Method
+from marl_aajr.report.grouping import Method
 from marl_aajr.report.protocol import LINF, Protocol, Results
 from marl_aajr.report.retrain import adversaries_of, kept_with, training, was_trained_before
 
@@ -144,7 +144,7 @@ def _environment(evaluation: Evaluation) -> list[str]:
 
 def _heading(method: Method, comparison: Comparison | None) -> str:
     seeds = ", ".join(str(run.seed) for run in method.runs)
-    where = f" on {comparison.scene.short}" if comparison else ""
+    where = f" on {comparison.task.short}" if comparison else ""
     return f"{method.label}{where}: {'seed' if len(method.runs) == 1 else 'seeds'} {seeds}"
 
 

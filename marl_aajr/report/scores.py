@@ -25,7 +25,7 @@ from marl_aajr.evaluation.statistics import (
     probability_of_improvement,
     stratified_bootstrap,
 )
-from marl_aajr.report.comparison import Comparison, Row
+from marl_aajr.report.comparison import Comparison
 from marl_aajr.report.estimates import (
     NOTHING,
     Block,
@@ -37,7 +37,7 @@ from marl_aajr.report.estimates import (
     some,
     with_interval,
 )
-from marl_aajr.report.scenes import Scene
+from marl_aajr.report.grouping import Task
 from marl_aajr.report.style import Look, Panel, svg
 
 _SEED = 0
@@ -109,13 +109,6 @@ Summaries = Mapping[float, Sequence[Summary]]
 """For no attack (0) and each ε: one summary per method, always in the same order."""
 
 
-def returns(row: Row, epsilon: float) -> tuple[float, ...]:
-    """Of each run, its return under its worst attack of a size; ε = 0: without an attack."""
-    if epsilon == 0:
-        return tuple(run.clean.mean for run in row.runs)
-    return tuple(run.strongest(epsilon).mean for run in row.runs)
-
-
 def scale(comparison: Comparison, reference: Reference | None, *, normalised: bool) -> Scale:
     """The scale of one environment.
 
@@ -128,29 +121,29 @@ def scale(comparison: Comparison, reference: Reference | None, *, normalised: bo
     target = max(row.clean.mean for row in comparison.rows) if plain is None else plain.clean.mean
     if not normalised:
         return Scale(0.0, 1.0, target)
-    floor = min(min(returns(row, e)) for row in comparison.rows for e in (0.0, *comparison.epsilons))
+    floor = min(min(row.returns(e)) for row in comparison.rows for e in (0.0, *comparison.epsilons))
     return Scale(floor, target - floor or 1.0, 1.0)
 
 
-def reference_of(references: Mapping[str, Reference], scene: Scene) -> Reference | None:
-    """The reference of a scene: by environment and side, by environment with its arguments, or by name."""
-    return next((references[key] for key in _keys(scene) if key in references), None)
+def reference_of(references: Mapping[str, Reference], task: Task) -> Reference | None:
+    """The reference of a task: by environment and side, by environment with its arguments, or by name."""
+    return next((references[key] for key in _keys(task) if key in references), None)
 
 
-def check_references(references: Mapping[str, Reference], scenes: Sequence[Scene]) -> None:
-    """Raise `ValueError` where a reference is for no scene: it was meant for one, and is misspelt."""
-    known = {key for scene in scenes for key in _keys(scene)}
+def check_references(references: Mapping[str, Reference], tasks: Sequence[Task]) -> None:
+    """Raise `ValueError` where a reference is for no task: it was meant for one, and is misspelt."""
+    known = {key for task in tasks for key in _keys(task)}
     for name in references:
         if name not in known:
             raise ValueError(
                 f"expected a reference for an environment of the runs "
-                f"({', '.join(dict.fromkeys(scene.environment for scene in scenes))}), got one for {name!r}"
+                f"({', '.join(dict.fromkeys(task.environment for task in tasks))}), got one for {name!r}"
             )
 
 
-def _keys(scene: Scene) -> tuple[str, ...]:
-    name = scene.environment.partition(" ")[0]
-    return f"{scene.environment}, {scene.team}", f"{name}, {scene.team}", scene.environment, name
+def _keys(task: Task) -> tuple[str, ...]:
+    name = task.environment.partition(" ")[0]
+    return f"{task.environment}, {task.team}", f"{name}, {task.team}", task.environment, name
 
 
 def summarise(comparisons: Sequence[Comparison], references: Mapping[str, Reference]) -> Summaries:
@@ -167,7 +160,7 @@ def summarise(comparisons: Sequence[Comparison], references: Mapping[str, Refere
     if not labels or min(len(found[label].runs) for found in rows for label in labels) < _FEWEST:
         return {}
     scales = [
-        scale(c, reference_of(references, c.scene), normalised=len(comparisons) > 1) for c in comparisons
+        scale(c, reference_of(references, c.task), normalised=len(comparisons) > 1) for c in comparisons
     ]
     plain = {c.plain.method.label if c.plain else None for c in comparisons}
     baseline = plain.pop() if len(plain) == 1 else None
@@ -175,7 +168,7 @@ def summarise(comparisons: Sequence[Comparison], references: Mapping[str, Refere
     found: dict[float, tuple[Summary, ...]] = {}
     for epsilon in (0.0, *shared):
         tasks = {
-            label: [to(returns(of[label], epsilon)) for to, of in zip(scales, rows, strict=True)]
+            label: [to(of[label].returns(epsilon)) for to, of in zip(scales, rows, strict=True)]
             for label in labels
         }
         found[epsilon] = tuple(

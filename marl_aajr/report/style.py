@@ -21,9 +21,9 @@ from markupsafe import Markup
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from marl_aajr.report.comparison import Comparison, Row
+from marl_aajr.report.comparison import Comparison, MethodRow
 from marl_aajr.report.estimates import count
-from marl_aajr.report.methods import Method
+from marl_aajr.report.grouping import Method
 
 INK = "#1b1f24"
 MUTED = "#5b636d"
@@ -156,11 +156,11 @@ class Legend:
         lines = {label: use for label, (_, use) in drawn.items()}
         return cls(found, lines, tuple(definition for definition, _ in drawn.values()))
 
-    def of_rows(self, rows: Sequence[Row]) -> list[Look]:
+    def of_rows(self, rows: Sequence[MethodRow]) -> list[Look]:
         """The looks of some rows."""
         return [self.looks[row.method.label] for row in rows]
 
-    def entries(self, rows: Sequence[Row]) -> list[LegendEntry]:
+    def entries(self, rows: Sequence[MethodRow]) -> list[LegendEntry]:
         """The methods of some rows."""
         labels = ((row.method.label, count(len(row.runs), "run")) for row in rows)
         return [LegendEntry(label, self.lines[label], runs) for label, runs in labels]

@@ -8,10 +8,10 @@ from dataclasses import replace
 
 from marl_aajr.evaluation.outcomes import Outcome
 from marl_aajr.report.cautions import VERDICTS, Incident, Notes, Tuning, checks_by_verdict
-from marl_aajr.report.comparison import Comparison, Row
+from marl_aajr.report.comparison import Comparison, MethodRow
 from marl_aajr.report.conditions import Condition
 from marl_aajr.report.estimates import SHADES, Block, Cell, Line, Sheet, estimated, marked, number, size
-from marl_aajr.report.methods import show
+from marl_aajr.report.grouping import show
 from marl_aajr.report.records import RunRecord
 
 
@@ -54,7 +54,7 @@ def worst_of_each_run(comparison: Comparison, *, decimals: int) -> Sheet:
 def changed_actions(comparison: Comparison) -> tuple[Block, ...]:
     """Share of the attacked decisions that each attack changed."""
 
-    def cell(row: Row, condition: Condition) -> Cell:
+    def cell(row: MethodRow, condition: Condition) -> Cell:
         rates = [run.attacked[condition].success_rate for run in row.runs]
         return Cell(f"{100 * sum(rates) / len(rates):.0f} %")
 
@@ -78,7 +78,7 @@ def team_returns(comparison: Comparison, *, decimals: int) -> tuple[Block, ...]:
     if len(teams) < 2:
         return ()
 
-    def line(header: str, team: str, outcomes: Callable[[Row], list[Outcome]]) -> Line:
+    def line(header: str, team: str, outcomes: Callable[[MethodRow], list[Outcome]]) -> Line:
         cells = []
         for row in comparison.rows:
             known = [o.team_returns[team] for o in outcomes(row) if team in o.team_returns]
@@ -86,7 +86,7 @@ def team_returns(comparison: Comparison, *, decimals: int) -> tuple[Block, ...]:
             cells.append(Cell(mean))
         return Line(header, tuple(cells))
 
-    def of(condition: Condition) -> Callable[[Row], list[Outcome]]:
+    def of(condition: Condition) -> Callable[[MethodRow], list[Outcome]]:
         return lambda row: [run.attacked[condition] for run in row.runs]
 
     return tuple(
@@ -101,13 +101,13 @@ def team_returns(comparison: Comparison, *, decimals: int) -> tuple[Block, ...]:
     )
 
 
-def _strongest(rows: Sequence[Row], epsilons: Sequence[float], *, decimals: int) -> tuple[Line, ...]:
+def _strongest(rows: Sequence[MethodRow], epsilons: Sequence[float], *, decimals: int) -> tuple[Line, ...]:
     def line(epsilon: float) -> Line:
         return marked(
             size(epsilon),
             rows,
-            lambda row: row.worst_return(epsilon),
-            note=lambda row: row.worst[epsilon].attack,
+            lambda row: row.worst_return[epsilon],
+            note=lambda row: row.worst_attack[epsilon].attack,
             decimals=decimals,
         )
 
@@ -118,7 +118,7 @@ def _strongest(rows: Sequence[Row], epsilons: Sequence[float], *, decimals: int)
     return *map(line, epsilons), *(map(median, epsilons) if several else ())
 
 
-def _median(row: Row, epsilon: float, decimals: int) -> Cell:
+def _median(row: MethodRow, epsilon: float, decimals: int) -> Cell:
     run = row.median_run(epsilon)
     note = f"seed {run.run.seed}, {run.worst(epsilon).attack}"
     return estimated(row.median_return(epsilon), decimals=decimals, note=note)
@@ -132,7 +132,7 @@ def _other_actions(kind: str, comparison: Comparison, *, decimals: int) -> Block
     return Block(f"With {kind} actions: clean, and worst attack", (clean, *strongest))
 
 
-def _price(row: Row, *, decimals: int) -> Cell:
+def _price(row: MethodRow, *, decimals: int) -> Cell:
     if row.price is None:
         return Cell("reference")
     return estimated(row.price, decimals=decimals)
@@ -163,11 +163,11 @@ def heat_map(comparison: Comparison, *, decimals: int) -> tuple[Block, ...]:
     return tuple(blocks)
 
 
-def _shaded(row: Row, condition: Condition | None, ends: tuple[float, float], *, decimals: int) -> Cell:
+def _shaded(row: MethodRow, condition: Condition | None, ends: tuple[float, float], *, decimals: int) -> Cell:
     estimate = row.clean if condition is None else row.robust[condition]
     low, high = ends
     share = (estimate.mean - low) / (high - low) if high > low else 1.0
-    worst = condition is not None and row.worst.get(condition.epsilon) == condition
+    worst = condition is not None and row.worst_attack.get(condition.epsilon) == condition
     cell = estimated(estimate, decimals=decimals, mark="worst" if worst else "")
     return replace(cell, shade=min(int(share * SHADES), SHADES - 1))
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Sequence
 
-from marl_aajr.report.comparison import Comparison, Row
+from marl_aajr.report.comparison import Comparison, MethodRow
 from marl_aajr.report.estimates import count, epsilons, listing, some, with_interval
 
 _FEW = 3
@@ -95,7 +95,7 @@ def _alone(comparison: Comparison, *, decimals: int) -> list[str]:
     (row,) = comparison.rows
     robust = listing(
         [
-            f"{with_interval(row.worst_return(epsilon), decimals=decimals)} at {epsilons([epsilon])}"
+            f"{with_interval(row.worst_return[epsilon], decimals=decimals)} at {epsilons([epsilon])}"
             for epsilon in comparison.epsilons
         ]
     )
@@ -106,7 +106,7 @@ def _alone(comparison: Comparison, *, decimals: int) -> list[str]:
     ]
 
 
-_Outcome = tuple[Row, list[Row], list[float], dict[float, list[Row]]]
+_Outcome = tuple[MethodRow, list[MethodRow], list[float], dict[float, list[MethodRow]]]
 """The best, the rest, the sizes at which it is so, and the methods by return at each size."""
 
 
@@ -136,25 +136,25 @@ def _leaders(comparison: Comparison, *, decimals: int) -> list[str]:
     return [f"Under the worst of the attacks tried, {first[0].lower()}{first[1:]}", *sentences[1:]]
 
 
-def _ranked(comparison: Comparison, epsilon: float) -> list[Row]:
-    return sorted(comparison.rows, key=lambda row: -row.worst_return(epsilon).mean)
+def _ranked(comparison: Comparison, epsilon: float) -> list[MethodRow]:
+    return sorted(comparison.rows, key=lambda row: -row.worst_return[epsilon].mean)
 
 
-def _tied(best: Row, rest: Sequence[Row], epsilon: float) -> list[Row]:
+def _tied(best: MethodRow, rest: Sequence[MethodRow], epsilon: float) -> list[MethodRow]:
     """Rows that the best does not lead beyond doubt."""
     return [row for row in rest if not best.lead(row, epsilon).positive]
 
 
-def _figures(rows: Sequence[Row], epsilon: float, *, many: bool, decimals: int) -> str:
+def _figures(rows: Sequence[MethodRow], epsilon: float, *, many: bool, decimals: int) -> str:
     returns = " against ".join(
-        f"{row.method.label} {with_interval(row.worst_return(epsilon), decimals=decimals)}" for row in rows
+        f"{row.method.label} {with_interval(row.worst_return[epsilon], decimals=decimals)}" for row in rows
     )
     best, second = rows
     text = f"{returns}, a difference of {with_interval(best.lead(second, epsilon), decimals=decimals)}"
     return f"{text} at {epsilon:g}" if many else text
 
 
-def _outcome(best: Row, rest: Sequence[Row], at: Sequence[float]) -> str:
+def _outcome(best: MethodRow, rest: Sequence[MethodRow], at: Sequence[float]) -> str:
     tied = _tied(best, rest, at[0])
     where = f"At {epsilons(at)}"
     if not tied:
@@ -173,7 +173,7 @@ def _outcome(best: Row, rest: Sequence[Row], at: Sequence[float]) -> str:
     return f"{where} the highest mean is not distinguishable from any other"
 
 
-def _in_short(best: Row, rest: Sequence[Row], at: Sequence[float]) -> str:
+def _in_short(best: MethodRow, rest: Sequence[MethodRow], at: Sequence[float]) -> str:
     tied = _tied(best, rest, at[0])
     where = f"At {epsilons(at)}"
     if not tied:
@@ -185,7 +185,7 @@ def _in_short(best: Row, rest: Sequence[Row], at: Sequence[float]) -> str:
     return f"{where} {best.method.label} survives best, not distinguishable from {names}"
 
 
-def _against_plain(others: Sequence[Row], plain: Row, at: Sequence[float]) -> list[str]:
+def _against_plain(others: Sequence[MethodRow], plain: MethodRow, at: Sequence[float]) -> list[str]:
     """One sentence for all methods that fare alike."""
     alike = defaultdict(list)
     for row in others:
@@ -196,7 +196,7 @@ def _against_plain(others: Sequence[Row], plain: Row, at: Sequence[float]) -> li
     return [f"Against {plain.method.label}: {'; '.join(parts)}."]
 
 
-def _fare(row: Row, plain: Row, at: Sequence[float]) -> str:
+def _fare(row: MethodRow, plain: MethodRow, at: Sequence[float]) -> str:
     better = [e for e in at if row.lead(plain, e).positive]
     worse = [e for e in at if plain.lead(row, e).positive]
     same = [e for e in at if e not in better and e not in worse]
@@ -204,7 +204,7 @@ def _fare(row: Row, plain: Row, at: Sequence[float]) -> str:
     return listing([f"{word} at {epsilons(where)}" for word, where in found if where])
 
 
-def _no_success(others: Sequence[Row], plain: Row, at: Sequence[float]) -> list[str]:
+def _no_success(others: Sequence[MethodRow], plain: MethodRow, at: Sequence[float]) -> list[str]:
     if any(row.lead(plain, e).positive for row in others for e in at):
         return []
     who = f"{others[0].method.label} does not survive" if len(others) == 1 else "no other method survives"
@@ -212,14 +212,14 @@ def _no_success(others: Sequence[Row], plain: Row, at: Sequence[float]) -> list[
     return [f"So in this comparison {who} better than {plain.method.label} {where}."]
 
 
-def _prices(others: Sequence[Row], plain: Row, *, decimals: int) -> list[str]:
+def _prices(others: Sequence[MethodRow], plain: MethodRow, *, decimals: int) -> list[str]:
     """The price of each method; many are left to the table."""
     if len(others) > _FEW:
         return []
     return [_price(row, plain, decimals=decimals) for row in others]
 
 
-def _price(row: Row, plain: Row, *, decimals: int) -> str:
+def _price(row: MethodRow, plain: MethodRow, *, decimals: int) -> str:
     price = row.price
     assert price is not None
     lead = f"The price of robustness of {row.method.label} is {with_interval(price, decimals=decimals)}"

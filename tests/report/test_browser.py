@@ -106,7 +106,7 @@ def crowd(root: Path) -> list[Path]:
                 "agents": agents,
                 "attack": "pgd",
                 "epsilon": 0.1,
-                "selection_return": -1e6,
+                "returns": [-1e6],
             }
             for agents in (who, who[::-1])
         ],

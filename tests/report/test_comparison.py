@@ -118,11 +118,11 @@ def test_the_worst_attack_is_found_for_each_method_and_size(tmp_path: Path) -> N
     attacks = {("noise", 0.1): -9.0, ("pgd", 0.1): -8.0, ("noise", 0.2): -9.0, ("pgd", 0.2): -30.0}
     (row,) = compare(load(write_method(tmp_path, "none", clean=[-40.0], attacks=attacks))).rows
 
-    assert {epsilon: condition.attack for epsilon, condition in row.worst.items()} == {
+    assert {epsilon: condition.attack for epsilon, condition in row.worst_attack.items()} == {
         0.1: "noise",
         0.2: "pgd",
     }
-    assert row.worst_return(0.2).mean == -70.0
+    assert row.worst_return[0.2].mean == -70.0
 
 
 def test_attacks_keep_their_order_and_sizes_rise(tmp_path: Path) -> None:
@@ -218,7 +218,7 @@ def test_files_with_one_protocol_are_read_together(tmp_path: Path) -> None:
     }
     (row,) = compare([load_run(write_run(tmp_path / "run", evaluations=files))]).rows
 
-    assert sorted(row.worst) == [0.1, 0.2]
+    assert sorted(row.worst_attack) == [0.1, 0.2]
 
 
 def test_of_several_protocols_the_one_with_most_episodes_counts(tmp_path: Path) -> None:
@@ -255,21 +255,21 @@ class TestTheWorstAttack:
         comparison = compare(with_evaluations(tmp_path, evaluation(attacks=self.attacks, worst=[choice])))
         (row,) = comparison.rows
         assert comparison.chosen_elsewhere
-        assert row.worst[0.1].attack == "pgd"
-        assert row.worst_return(0.1).mean == -48.0
+        assert row.worst_attack[0.1].attack == "pgd"
+        assert row.worst_return[0.1].mean == -48.0
 
     def test_each_run_counts_with_its_own(self, tmp_path: Path) -> None:
         """Run 0 falls to −49 by noise, run 1 to −70 by pgd: their mean is neither attack's mean."""
         other = {("noise", 0.1): -9.0, ("pgd", 0.1): -30.0}
         runs = with_evaluations(tmp_path, evaluation(attacks=self.attacks), evaluation(attacks=other))
         (row,) = compare(runs).rows
-        assert row.worst_return(0.1).mean == pytest.approx((-49.0 - 70.0) / 2)
+        assert row.worst_return[0.1].mean == pytest.approx((-49.0 - 70.0) / 2)
         assert {estimate.mean for estimate in row.robust.values()} == {-49.0, -59.0}
 
     def test_without_a_choice_it_is_the_lowest_reported_and_said_so(self, tmp_path: Path) -> None:
         comparison = compare(with_evaluations(tmp_path, evaluation(attacks=self.attacks, worst=[])))
         assert not comparison.chosen_elsewhere
-        assert comparison.rows[0].worst_return(0.1).mean == -49.0
+        assert comparison.rows[0].worst_return[0.1].mean == -49.0
         assert any("on the very episodes that it is reported on" in line for line in cautions(comparison))
 
     def test_evaluations_in_other_units_norms_or_copies_are_another_protocol(self, tmp_path: Path) -> None:
@@ -321,7 +321,7 @@ class TestOtherActions:
         (row,) = comparison.rows
         assert row.clean.mean == -41.0
         assert row.others["sampled"].clean.mean == -46.0
-        assert row.others["sampled"].worst_return(0.2).mean == -66.0
+        assert row.others["sampled"].worst_return[0.2].mean == -66.0
         titles = [block.title for block in results(comparison, decimals=1)]
         assert "With sampled actions: clean, and worst attack" in titles
 

@@ -73,8 +73,8 @@ def test_the_worst_of_a_size_is_one_without_limits_where_there_is_one(tmp_path: 
     stronger = evaluation(attacks={("pgd", 0.1): -30.0})
     budget = team(budget="steps=5,timing=random", attacks=stronger["attacks"], worst=stronger["worst"])
     (row,) = compared(tmp_path, {"a": team(), "b": budget}).rows
-    assert row.worst[0.1].limits == ""
-    assert row.worst_return(0.1).mean == -48.0
+    assert row.worst_attack[0.1].limits == ""
+    assert row.worst_return[0.1].mean == -48.0
 
 
 def test_a_size_that_only_a_limited_attack_has_is_not_among_the_sizes(tmp_path: Path) -> None:
@@ -96,4 +96,4 @@ def test_surrogates_of_each_run_are_the_same_condition_and_two_of_one_run_are_no
     comparison = compared(tmp_path, {"e": transferred("a", "b")}, {"e": transferred("c", "d")})
     assert labels(comparison) == ["transfer", "transfer (2)"]
     (row,) = comparison.rows
-    assert row.worst[0.1].attack == "transfer (2)"
+    assert row.worst_attack[0.1].attack == "transfer (2)"

@@ -42,7 +42,7 @@ def grid(root: Path) -> list[Path]:
 
 def test_each_environment_is_compared_by_itself(tmp_path: Path) -> None:
     spread, tag = compare_each([load_run(path) for path in grid(tmp_path)])
-    assert (spread.scene.short, tag.scene.short) == ("simple_spread_v3", "simple_tag_v3")
+    assert (spread.task.short, tag.task.short) == ("simple_spread_v3", "simple_tag_v3")
     assert [row.clean.mean for row in (*spread.rows, *tag.rows)] == [-40.0, -40.0, 60.0, 60.0]
     assert [row.method.label for row in tag.rows] == ["none (plain PPO)", "aajr"]
 
@@ -65,8 +65,8 @@ def both_sides(tmp_path: Path) -> Path:
 
 def test_each_side_that_was_attacked_is_compared_by_itself(tmp_path: Path) -> None:
     adversary, good = compare_each([load_run(both_sides(tmp_path))])
-    assert (adversary.scene.team, adversary.rows[0].clean.mean) == ("adversary", 10.0)
-    assert (good.scene.team, good.rows[0].clean.mean) == ("good", -5.0)
+    assert (adversary.task.team, adversary.rows[0].clean.mean) == ("adversary", 10.0)
+    assert (good.task.team, good.rows[0].clean.mean) == ("good", -5.0)
 
 
 def test_sides_of_the_same_runs_show_their_training_once_and_failures_come_first(tmp_path: Path) -> None:
@@ -82,7 +82,7 @@ def test_a_run_alone_in_another_environment_adds_no_section(tmp_path: Path) -> N
     wide = load_run(write_run(tmp_path / "wide", evaluations=files))
     narrow = load_run(write_run(tmp_path / "narrow", configuration=config("aajr")))
     (comparison,) = compare_each([wide, narrow])
-    assert comparison.scene.short == "simple_spread_v3"
+    assert comparison.task.short == "simple_spread_v3"
     assert [omission.text for omission in comparison.left_out] == ["evaluations on mpe2.simple_tag_v3"]
     assert len(compare_each([wide])) == 2
 
@@ -132,8 +132,8 @@ class TestOverEnvironments:
     def test_references_are_found_by_side_by_arguments_and_by_name(self, tmp_path: Path) -> None:
         (comparison,) = compare_each([load_run(path) for path in runs(tmp_path, "none", [-40.0])])
         here = Reference(0.0, 1.0)
-        assert reference_of({"mpe2.simple_spread_v3": here}, comparison.scene) is here
-        assert reference_of({"other": here}, comparison.scene) is None
+        assert reference_of({"mpe2.simple_spread_v3": here}, comparison.task) is here
+        assert reference_of({"other": here}, comparison.task) is None
 
     def test_a_floor_above_the_target_is_refused(self) -> None:
         with pytest.raises(ValueError, match="expected a floor below the target, got 3 and 2"):
@@ -163,7 +163,7 @@ def test_a_side_that_was_not_attacked_is_left_out_beside_one_that_was(tmp_path: 
         "good": evaluation(env=TAG, attacks={}) | {"teams": SIDES, "team": "good"},
     }
     (comparison,) = compare_each([load_run(write_run(tmp_path / "run", evaluations=files))])
-    assert comparison.scene.team == "adversary"
+    assert comparison.task.team == "adversary"
     assert [omission.text for omission in comparison.left_out] == ["evaluations on mpe2.simple_tag_v3, good"]
 
 

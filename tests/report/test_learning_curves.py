@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from marl_aajr.report import RunRecord, load_run
+from marl_aajr.report.grouping import by_method
 from marl_aajr.report.learning_curves import (
     MOST_POINTS,
     SECONDS,
@@ -18,7 +19,6 @@ from marl_aajr.report.learning_curves import (
     teams,
     thinned,
 )
-from marl_aajr.report.methods import group
 from marl_aajr.report.style import looks
 from tests.report.factory import config, metrics, write_method, write_run
 
@@ -55,7 +55,7 @@ def test_values_that_are_not_finite_are_gaps(tmp_path: Path) -> None:
 def test_teams_and_modules_in_order(tmp_path: Path) -> None:
     paths = write_method(tmp_path, "none", clean=[-1.0], modules=("plain",), teams=("b", "a"))
     paths += write_method(tmp_path, "aajr", clean=[-1.0], modules=("m1", "m0"), teams=("b", "a"))
-    methods = group(load_run(path) for path in paths)
+    methods = by_method(load_run(path) for path in paths)
 
     assert teams(methods) == ("b", "a")
     assert modules(methods) == ("m1", "m0")  # the plain method logs no metric of a regulariser
@@ -91,7 +91,7 @@ def test_each_method_has_a_look_of_its_own(tmp_path: Path) -> None:
     paths = write_method(tmp_path, "none", clean=[-1.0])
     for i in range(20):
         paths += write_method(tmp_path / str(i), "aajr", settings={"coefficient": i}, clean=[-1.0])
-    drawn = looks(group(load_run(path) for path in paths))
+    drawn = looks(by_method(load_run(path) for path in paths))
 
     assert len(set(drawn)) == 21
     assert drawn[0].colour not in {look.colour for look in drawn[1:]}

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from marl_aajr.report import RunRecord, load_run
-from marl_aajr.report.methods import differences, flatten, group, shared
+from marl_aajr.report.grouping import by_method, differences, flatten, shared
 from tests.report.factory import config, write_run
 
 
@@ -25,7 +25,7 @@ def test_flatten_keeps_empty_mappings() -> None:
 
 def test_runs_that_differ_in_seed_and_resources_only_are_one_method(record: Any) -> None:
     runs = [record("b", seed=1, resources={"env_runners": 4}), record("a", seed=0)]
-    (method,) = group(runs)
+    (method,) = by_method(runs)
 
     assert [run.seed for run in method.runs] == [0, 1]
     assert method.label == "none (plain PPO)"
@@ -36,7 +36,7 @@ def test_runs_that_differ_in_seed_and_resources_only_are_one_method(record: Any)
     [{"env_steps": 50_000}, {"model": {"hidden": [8]}}, {"checkpoint_every": 3}, {"policies": "independent"}],
 )
 def test_any_other_difference_makes_two_methods(record: Any, change: dict[str, Any]) -> None:
-    assert len(group([record("a"), record("b", seed=1, **change)])) == 2
+    assert len(by_method([record("a"), record("b", seed=1, **change)])) == 2
 
 
 def test_the_plain_method_comes_first_whatever_the_order(record: Any) -> None:
@@ -46,14 +46,14 @@ def test_the_plain_method_comes_first_whatever_the_order(record: Any) -> None:
         record("d", method="Zebra"),
         record("a"),
     ]
-    labels = [method.label for method in group(runs)]
+    labels = [method.label for method in by_method(runs)]
 
     assert labels == ["none (plain PPO)", "Zebra", "aajr, coefficient=0.03", "aajr, coefficient=0.1"]
-    assert labels == [method.label for method in group(runs[::-1])]
+    assert labels == [method.label for method in by_method(runs[::-1])]
 
 
 def test_labels_say_only_what_sets_namesakes_apart(record: Any) -> None:
-    methods = group(
+    methods = by_method(
         [
             record("a", method="aajr", settings={"coefficient": 0.1, "steps": 3}),
             record("b", method="aajr", settings={"coefficient": 0.1, "steps": 5}, model={"hidden": [8]}),
@@ -70,7 +70,9 @@ def test_labels_say_only_what_sets_namesakes_apart(record: Any) -> None:
 
 
 def test_differences_and_shared_split_the_configuration(record: Any) -> None:
-    methods = group([record("a"), record("b", method="aajr", settings={"coefficient": 1e-3, "mask": None})])
+    methods = by_method(
+        [record("a"), record("b", method="aajr", settings={"coefficient": 1e-3, "mask": None})]
+    )
 
     assert differences(methods) == {
         "method.name": ("none", "aajr"),
@@ -85,9 +87,9 @@ def test_differences_and_shared_split_the_configuration(record: Any) -> None:
 def test_null_and_absent_are_the_same(record: Any) -> None:
     runs = [record("a"), record("b", seed=1, settings={"ramp": None})]
 
-    assert [len(method.runs) for method in group(runs)] == [2]
+    assert [len(method.runs) for method in by_method(runs)] == [2]
 
 
 def test_the_same_run_twice_is_refused(record: Any) -> None:
     with pytest.raises(ValueError, match=r"got .*a and .*b with the same configuration and seed 4"):
-        group([record("a", seed=4), record("b", seed=4, resources={"env_runners": 2})])
+        by_method([record("a", seed=4), record("b", seed=4, resources={"env_runners": 2})])

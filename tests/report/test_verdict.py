@@ -65,7 +65,7 @@ def test_single_runs_are_compared_episode_by_episode(tmp_path: Path) -> None:
     comparison = compare(
         [load_run(path) for path in two(tmp_path, {("pgd", 0.1): -4.0}, MILD, clean=[-40.0])]
     )
-    plain, other = (row.worst_return(0.1) for row in comparison.rows)
+    plain, other = (row.worst_return[0.1] for row in comparison.rows)
     text = verdict(comparison, decimals=1)
 
     assert plain.high is not None

@@ -1,7 +1,8 @@
-"""Group runs into methods: runs that differ in nothing but their seed are one method.
+"""Group runs by method and by task.
 
-What separates two methods is then exactly what their configurations say, and the page can show
-that and nothing else.
+Runs that differ in nothing but their seed are one method. What separates two methods is then exactly what
+their configurations say, and the page can show that and nothing else. A task is an environment, and the side
+whose return counts there.
 """
 
 from __future__ import annotations
@@ -10,10 +11,12 @@ import json
 import re
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Any
 
+from marl_aajr.evaluation.result import Evaluation
+from marl_aajr.report.conditions import keys_of
 from marl_aajr.report.records import RunRecord
 
 PLAIN = "none"
@@ -60,7 +63,7 @@ def flatten(config: Mapping[str, Any], *, prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-def group(records: Iterable[RunRecord]) -> tuple[Method, ...]:
+def by_method(records: Iterable[RunRecord]) -> tuple[Method, ...]:
     """Sort runs into methods, the plain one first, then by label.
 
     The order depends on the configurations alone, so that a method keeps its place and colour
@@ -145,3 +148,61 @@ def _natural(text: str) -> list[tuple[int, float, str]]:
     """Sort key under which coefficient=0.03 comes before coefficient=0.1, and 9 before 10."""
     parts = re.split(r"(\d+(?:\.\d+)?(?:e-?\d+)?)", text)
     return [(0, float(part), "") if i % 2 else (1, 0.0, part) for i, part in enumerate(parts)]
+
+
+@dataclass(frozen=True, order=True)
+class Task:
+    """An environment, and the side whose return is compared: there, returns have a meaning in common.
+
+    Attributes:
+        environment: its name, and its arguments as JSON where there are any.
+        team: the side; empty where there is only one.
+    """
+
+    environment: str
+    team: str = ""
+
+    @classmethod
+    def of(cls, evaluation: Evaluation) -> Task:
+        """The task of an evaluation."""
+        kwargs = json.dumps(evaluation.env.kwargs, sort_keys=True) if evaluation.env.kwargs else ""
+        several = len(set(evaluation.teams.values())) > 1
+        return cls(f"{evaluation.env.name} {kwargs}".strip(), evaluation.team if several else "")
+
+    def __str__(self) -> str:
+        return f"{self.environment}, {self.team}" if self.team else self.environment
+
+    @property
+    def short(self) -> str:
+        """Without the package, for headings."""
+        name, _, kwargs = self.environment.partition(" ")
+        return f"{name.rpartition('.')[2]} {kwargs}".strip() + (f", {self.team}" if self.team else "")
+
+
+def by_task(records: Sequence[RunRecord]) -> dict[Task, list[RunRecord]]:
+    """The runs of each task, with their evaluations in it, in order of the tasks' names.
+
+    Left out are a task of a single run that is compared in another task, where nothing would be compared;
+    and, beside one with attacks, a task in which the runs share none.
+    """
+    found: dict[Task, list[RunRecord]] = defaultdict(list)
+    for record in records:
+        own: dict[Task, dict[str, Evaluation]] = defaultdict(dict)
+        for name, evaluation in record.evaluations.items():
+            own[Task.of(evaluation)][name] = evaluation
+        for task, evaluations in own.items():
+            found[task].append(replace(record, evaluations=evaluations))
+    paths = {task: {run.path for run in runs} for task, runs in found.items()}
+    shown = [
+        task
+        for task in sorted(found)
+        if len(paths[task]) > 1 or not any(paths[task] < others for others in paths.values())
+    ]
+    attacked = [task for task in shown if share_attacks([run.evaluations.values() for run in found[task]])]
+    return {task: found[task] for task in attacked or shown}
+
+
+def share_attacks(per_run: Sequence[Iterable[Evaluation]]) -> bool:
+    """Whether some attack of some size is in the evaluations of every run."""
+    keys = [set(keys_of([(e.results[0], e) for e in evaluations]).values()) for evaluations in per_run]
+    return bool(set.intersection(*keys))
