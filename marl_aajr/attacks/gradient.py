@@ -21,14 +21,13 @@ from torch import Tensor
 
 from marl_aajr.attacks.base import Attack
 from marl_aajr.core.ascent import ascend
-from marl_aajr.core.distributions import Categorical, MultiCategorical
+from marl_aajr.core.distributions import Categorical, MultiCategorical, single_actions
 from marl_aajr.core.objectives import (
     BoundObjective,
     Clean,
     Margin,
     Objective,
     margin_objective,
-    single_actions,
 )
 from marl_aajr.core.policy import Policy
 from marl_aajr.core.values import one_of, whole
@@ -189,7 +188,7 @@ class TargetedMargin(Margin):
 
     def bind(self, policy: Policy, clean: Clean) -> BoundObjective:
         self.check(policy.distribution)
-        chosen = [self._actions(y) for y in single_actions(policy, clean.outputs.detach())]
+        chosen = [self._actions(y) for y in single_actions(policy.distribution, clean.outputs.detach())]
         return margin_objective(policy, [best for best, _ in chosen], lambda i, _: chosen[i][1])
 
     def _actions(self, logits: Tensor) -> tuple[Tensor, Tensor]:

@@ -29,8 +29,8 @@ from gymnasium import spaces
 from torch import Tensor
 
 from marl_aajr.core.ascent import ascend
-from marl_aajr.core.distributions import MASKED_LOGIT, DiagGaussian
-from marl_aajr.core.objectives import BoundObjective, Clean, Objective, OutputObjective, single_actions
+from marl_aajr.core.distributions import MASKED_LOGIT, DiagGaussian, single_actions
+from marl_aajr.core.objectives import BoundObjective, Clean, Objective, OutputObjective
 from marl_aajr.core.policy import Policy
 from marl_aajr.core.threat import PerturbationSet
 from marl_aajr.core.values import one_of, whole
@@ -83,12 +83,12 @@ class Towards(Objective):
             return torch.where(possible, aim - other, 0.0), rival, possible
 
         def value(outputs: Tensor) -> Tensor:
-            parts = zip(single_actions(policy, outputs), targets, strict=True)
+            parts = zip(single_actions(policy.distribution, outputs), targets, strict=True)
             return torch.cat([lead(logits, target)[0] for logits, target in parts], -1).sum(-1)
 
         def value_and_slope(outputs: Tensor) -> tuple[Tensor, Tensor]:
             values, slopes = [], []
-            for logits, target in zip(single_actions(policy, outputs), targets, strict=True):
+            for logits, target in zip(single_actions(policy.distribution, outputs), targets, strict=True):
                 gained, rival, possible = lead(logits, target)
                 unit = possible.to(logits.dtype)
                 values.append(gained)

@@ -250,6 +250,11 @@ def _total(terms: Sequence[Tensor]) -> Tensor:
     return torch.stack(list(terms)).sum(0)
 
 
+def single_actions(distribution: ActionDistribution, inputs: Tensor) -> tuple[Tensor, ...]:
+    """The logits of each discrete action, `[..., n_i]`."""
+    return distribution.split(inputs) if isinstance(distribution, MultiCategorical) else (inputs,)
+
+
 def from_space(space: gym.Space) -> ActionDistribution:
     """The distribution that RLlib's default modules use for an action space.
 

@@ -20,7 +20,7 @@ from typing import ClassVar, Literal, Protocol, get_args, runtime_checkable
 import torch
 from torch import Tensor
 
-from marl_aajr.core.distributions import MASKED_LOGIT, ActionDistribution, DiagGaussian, MultiCategorical
+from marl_aajr.core.distributions import MASKED_LOGIT, ActionDistribution, DiagGaussian, single_actions
 from marl_aajr.core.policy import Policy
 from marl_aajr.core.values import one_of
 
@@ -123,15 +123,12 @@ class Objective(ABC):
     """A differentiable g(δ) for every row of a batch.
 
     Attributes:
-        needs: what `Clean` must hold beside the outputs; `"advantages"` includes the actions.
+        needs: columns that `Clean` must hold beside the outputs; `"advantages"` includes the actions.
+        flat_at_zero: whether the gradient vanishes at δ = 0, so that the ascent needs a random start.
     """
 
     needs: ClassVar[frozenset[Need]] = frozenset()
-
-    @property
-    def flat_at_zero(self) -> bool:
-        """Whether the gradient vanishes at δ = 0, so that the ascent needs a random start."""
-        return False
+    flat_at_zero: ClassVar[bool] = False
 
     def check(self, distribution: ActionDistribution) -> None:
         """Raise `ValueError` where the objective is not defined for this distribution."""
@@ -150,9 +147,7 @@ class Objective(ABC):
 class KL(Objective):
     """KL(π(·|s) ‖ π(·|s+δ)) in nats: the maximal action difference (Zhang 2020, arXiv 2003.08938)."""
 
-    @property
-    def flat_at_zero(self) -> bool:
-        return True
+    flat_at_zero: ClassVar[bool] = True
 
     def bind(self, policy: Policy, clean: Clean) -> BoundObjective:
         return OutputObjective(policy, *policy.distribution.kl_from(clean.outputs.detach()))
@@ -190,14 +185,10 @@ class Margin(Objective):
 
     def bind(self, policy: Policy, clean: Clean) -> BoundObjective:
         self.check(policy.distribution)
-        greedy = [y.argmax(-1, keepdim=True) for y in single_actions(policy, clean.outputs.detach())]
+        greedy = [
+            y.argmax(-1, keepdim=True) for y in single_actions(policy.distribution, clean.outputs.detach())
+        ]
         return margin_objective(policy, greedy, lambda i, logits: _runner_up(logits, greedy[i]))
-
-
-def single_actions(policy: Policy, outputs: Tensor) -> tuple[Tensor, ...]:
-    """The logits of each discrete action, `[..., n_i]`."""
-    distribution = policy.distribution
-    return distribution.split(outputs) if isinstance(distribution, MultiCategorical) else (outputs,)
 
 
 def margin_objective(
@@ -214,7 +205,7 @@ def margin_objective(
     """
 
     def terms(outputs: Tensor) -> Iterator[tuple[Tensor, Tensor, Tensor, Tensor]]:
-        for i, logits in enumerate(single_actions(policy, outputs)):
+        for i, logits in enumerate(single_actions(policy.distribution, outputs)):
             other = rival(i, logits.detach())
             aim = logits.gather(-1, other)
             open_ = aim > MASKED_LOGIT

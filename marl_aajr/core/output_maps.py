@@ -17,7 +17,7 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
-from marl_aajr.core.distributions import MASKED_LOGIT, ActionDistribution, DiagGaussian, MultiCategorical
+from marl_aajr.core.distributions import MASKED_LOGIT, ActionDistribution, DiagGaussian, single_actions
 from marl_aajr.core.values import one_of
 
 OutputMap = Literal["logits", "mean", "probs", "fisher"]
@@ -62,7 +62,7 @@ def squared_gain(
     tangent = tangent.masked_fill(outputs <= MASKED_LOGIT, 0.0)
     if output == "logits":
         return tangent.square().sum(-1)
-    parts = zip(_actions(distribution, outputs), _actions(distribution, tangent), strict=True)
+    parts = zip(single_actions(distribution, outputs), single_actions(distribution, tangent), strict=True)
     return torch.stack([_softmax_gain(y, t) for y, t in parts]).sum(0)
 
 
@@ -86,7 +86,7 @@ def squared_distance(
         metric: of `fisher`, as in `squared_gain`.
     """
     if output == "probs":
-        pairs = zip(_actions(distribution, outputs), _actions(distribution, other), strict=True)
+        pairs = zip(single_actions(distribution, outputs), single_actions(distribution, other), strict=True)
         differences = [torch.softmax(z, -1) - torch.softmax(y, -1) for y, z in pairs]
         return torch.stack([difference.square().sum(-1) for difference in differences]).sum(0)
     return squared_gain(output, distribution, outputs, other - outputs, metric=metric)
@@ -121,7 +121,7 @@ def cotangent(
     vector = vector.masked_fill(outputs <= MASKED_LOGIT, 0.0)
     if output == "logits":
         return vector
-    parts = zip(_actions(distribution, outputs), _actions(distribution, vector), strict=True)
+    parts = zip(single_actions(distribution, outputs), single_actions(distribution, vector), strict=True)
     return torch.cat([_softmax_cotangent(output, y, v) for y, v in parts], -1)
 
 
@@ -129,11 +129,6 @@ def safe_sqrt(squared: Tensor) -> Tensor:
     """√x with gradient 0 at x = 0, where its own is infinite; NaN stays NaN."""
     zero = squared == 0
     return torch.where(zero, 0.0, torch.where(zero, 1.0, squared).sqrt())
-
-
-def _actions(distribution: ActionDistribution, inputs: Tensor) -> tuple[Tensor, ...]:
-    """The part of the inputs that belongs to each single action."""
-    return distribution.split(inputs) if isinstance(distribution, MultiCategorical) else (inputs,)
 
 
 def _softmax_cotangent(output: OutputMap, logits: Tensor, vector: Tensor) -> Tensor:

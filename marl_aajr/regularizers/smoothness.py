@@ -37,9 +37,7 @@ class ActionDifference(Objective):
     A Gaussian's KL at equal σ is half of that. With σ detached the difference cannot be hidden in noise.
     """
 
-    @property
-    def flat_at_zero(self) -> bool:
-        return True
+    flat_at_zero: ClassVar[bool] = True
 
     def bind(self, policy: Policy, clean: Clean) -> BoundObjective:
         distribution, outputs = policy.distribution, clean.outputs.detach()
@@ -62,11 +60,9 @@ class ActionDifference(Objective):
 class OutputDistance(Objective):
     """‖φ(f(s+δ)) − φ(f(s))‖₂."""
 
-    output: DistanceOutput = "logits"
+    flat_at_zero: ClassVar[bool] = True  # the norm has no gradient at all there
 
-    @property
-    def flat_at_zero(self) -> bool:
-        return True  # the norm has no gradient at all there
+    output: DistanceOutput = "logits"
 
     def check(self, distribution: ActionDistribution) -> None:
         check_output_map(self.output, distribution)
