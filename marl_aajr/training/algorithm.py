@@ -34,7 +34,7 @@ from marl_aajr.rllib.sampling.metrics import EpisodeReturns
 from marl_aajr.rllib.sampling.observation_filter import ObservationNormalizer, filtered_shape
 from marl_aajr.rollout.environments import resolve
 from marl_aajr.rollout.perturbed import PerturbedGame
-from marl_aajr.training.atla_phases import Sides, TellRecreated, sides_of
+from marl_aajr.training.atla_phases import ATLAPhases, PhaseOfRecreated, phases_of
 from marl_aajr.training.checkpoint import StartRecreated
 from marl_aajr.training.config import Resources, RunConfig
 from marl_aajr.training.modules import ModuleOf, PolicyMapping, module_spec, policy_mapping_of
@@ -55,10 +55,10 @@ def build_config(config: RunConfig) -> AlgorithmConfig:
     spec = resolve(config.env.name, config.env.kwargs)
     team = policy_mapping_of(config)
     _check_playable(config, team)
-    sides = sides_of(config, team)
-    if sides is not None:
-        _check_sides(config, sides)
-    mapping = team if sides is None else sides.everybody()
+    atla = phases_of(config, team)
+    if atla is not None:
+        _check_atla(config, atla)
+    mapping = team if atla is None else atla.both_sides()
     result = (
         start_config(config)
         .framework("torch")
@@ -69,7 +69,7 @@ def build_config(config: RunConfig) -> AlgorithmConfig:
             on_episode_end=EpisodeReturns(mapping.teams),
             on_env_runners_recreated=[
                 StartRecreated(seed=config.seed, threads=config.resources.torch_threads),
-                *([] if sides is None else [TellRecreated()]),
+                *([] if atla is None else [PhaseOfRecreated()]),
             ],
         )
         .fault_tolerance(restart_failed_env_runners=True)
@@ -78,12 +78,12 @@ def build_config(config: RunConfig) -> AlgorithmConfig:
     _set_processes(result, config)
     _set_filter(result, config, mapping)
     _set_method(result, config, team)
-    if sides is not None:
-        _set_sides(result, sides)
+    if atla is not None:
+        _set_atla(result, atla)
     if config.resources.runner == "fast":
         # RLlib gives the runner in the main process no GPU.
         device = "cuda" if _main_process(config.resources)["gpus_per_env_runner"] else None
-        source = spec if sides is None else PerturbedGame(spec, sides.atla.agents, sides.atla.adversary)
+        source = spec if atla is None else PerturbedGame(spec, atla.settings.agents, atla.settings.adversary)
         fast(result, source, parity=config.parity, critic=config.model.critic, device=device)
     return result
 
@@ -136,11 +136,9 @@ def _set_method(result: AlgorithmConfig, config: RunConfig, mapping: PolicyMappi
     robustify(result, dict.fromkeys(sorted(mapping.modules), regularizer))
 
 
-def _set_sides(result: AlgorithmConfig, sides: Sides) -> None:
-    entropy = PPOConfig.overrides(entropy_coeff=rllib_schedule(sides.atla.adversary_entropy_coeff))
-    result.multi_agent(
-        algorithm_config_overrides_per_module=dict.fromkeys(sides.adversaries.modules, entropy)
-    )
+def _set_atla(result: AlgorithmConfig, atla: ATLAPhases) -> None:
+    entropy = PPOConfig.overrides(entropy_coeff=rllib_schedule(atla.settings.adversary_entropy_coeff))
+    result.multi_agent(algorithm_config_overrides_per_module=dict.fromkeys(atla.adversaries.modules, entropy))
 
 
 def build_algorithm(config: RunConfig) -> Algorithm:
@@ -171,7 +169,7 @@ def _check_playable(config: RunConfig, mapping: PolicyMapping) -> None:
         )
 
 
-def _check_sides(config: RunConfig, sides: Sides) -> None:
+def _check_atla(config: RunConfig, atla: ATLAPhases) -> None:
     """Raise `ValueError` for what cannot be trained in alternation with adversaries."""
     if config.resources.runner != "fast":
         raise ValueError(
@@ -183,7 +181,7 @@ def _check_sides(config: RunConfig, sides: Sides) -> None:
             f"expected model.critic own or state for method {config.method.name}, got joint: agents and "
             "their adversaries never see something at the same time"
         )
-    if sides.atla.adversary == "pa-ad" and config.model.lstm is not None:
+    if atla.settings.adversary == "pa-ad" and config.model.lstm is not None:
         raise ValueError(
             f"expected no model.lstm for method {config.method.name} with adversary pa-ad, whose ascent "
             f"knows no memory, got {config.model.lstm}; use sa-rl"

@@ -6,7 +6,7 @@ The adversaries ν are policies of their own, trained by PPO as the team is, on 
 2021, arXiv 2101.08452, algorithm 1); or they choose where to move the policy, and an ascent finds the δ that
 does it (`adversary: pa-ad`: PA-ATLA, Sun et al. 2022, arXiv 2106.05087). A run is one ordinary run of PPO
 on a game of two sides (`marl_aajr.rollout.perturbed`); an iteration trains one of them and leaves the other
-as it is. Which one follows from the number of the iteration: a run that is resumed takes its turns like one
+as it is. Which one follows from the number of the iteration: a run that is resumed has the same phases as one
 that never stopped.
 """
 
@@ -28,7 +28,7 @@ class ATLA:
 
     The paper trains each side for one iteration in turn and perturbs in full from the beginning, by an
     adversary that is still random: here that is `ramp: null`. With a ramp, ε rises from 0, and where it is
-    0 the team alone is trained. Both sides sample their actions, whosever turn it is. A run's environment
+    0 the team alone is trained. Both sides sample their actions, whichever is trained. A run's environment
     steps are those of both sides together.
 
     Attributes:

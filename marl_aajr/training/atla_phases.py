@@ -1,4 +1,4 @@
-"""The two sides of an ATLA run in RLlib: their modules, and whose turn it is.
+"""The phases of an ATLA run in RLlib: the modules of both sides, and which of them an iteration trains.
 
 RLlib trains every module that has rows in a batch. Before each iteration the run tells the learners which
 modules to train, and the copies of the environment how far observations may be perturbed.
@@ -66,26 +66,26 @@ def _check_features(atla: ATLA, agent: str, box: gym.spaces.Box) -> None:
 
 
 @dataclass(frozen=True)
-class Sides:
-    """The two sides of an ATLA run, and their turns.
+class ATLAPhases:
+    """The two sides of an ATLA run, and which of them each iteration trains.
 
     Attributes:
-        atla: The settings of the method.
+        settings: Of the method.
         team: The agents.
-        adversaries: Theirs.
+        adversaries: The agents' adversaries.
     """
 
-    atla: ATLA
+    settings: ATLA
     team: PolicyMapping
     adversaries: PolicyMapping
 
-    def turn(self, *, iteration: int, env_steps: int) -> Turn:
-        """What the iteration does that follows so many iterations and environment steps."""
-        theirs = self.atla.trains_adversaries(iteration=iteration, env_steps=env_steps)
-        return Turn(self, theirs, self.atla.perturbations(env_steps))
+    def phase(self, *, iteration: int, env_steps: int) -> ATLAPhase:
+        """The phase of the iteration that follows so many iterations and environment steps."""
+        trains_adversaries = self.settings.trains_adversaries(iteration=iteration, env_steps=env_steps)
+        return ATLAPhase(self, trains_adversaries, self.settings.perturbations(env_steps))
 
-    def everybody(self) -> PolicyMapping:
-        """Both sides."""
+    def both_sides(self) -> PolicyMapping:
+        """The agents and their adversaries."""
 
         def joined(name: str) -> Mapping[str, Any]:
             return {**getattr(self.team, name), **getattr(self.adversaries, name)}
@@ -95,62 +95,62 @@ class Sides:
 
 
 @dataclass(frozen=True)
-class Turn:
-    """What one iteration does.
+class ATLAPhase:
+    """What one iteration trains, and under which perturbations.
 
     Attributes:
-        sides: Whose turns there are.
-        of_adversaries: Whether it trains the adversaries, or else the team.
+        run: The two sides.
+        trains_adversaries: Whether it trains the adversaries, or else the team.
         perturbations: Δ in it; None: agents see the truth.
     """
 
-    sides: Sides
-    of_adversaries: bool
+    run: ATLAPhases
+    trains_adversaries: bool
     perturbations: PerturbationSet | None
 
     @property
     def trained(self) -> PolicyMapping:
         """The side that it trains."""
-        return self.sides.adversaries if self.of_adversaries else self.sides.team
+        return self.run.adversaries if self.trains_adversaries else self.run.team
 
 
-def sides_of(config: RunConfig, team: PolicyMapping) -> Sides | None:
-    """The sides of a run; None where its method is not ATLA.
+def phases_of(config: RunConfig, team: PolicyMapping) -> ATLAPhases | None:
+    """The phases of a run; None where its method is not ATLA.
 
     Raises:
         ValueError: See `adversaries_of`.
     """
     atla = config.method.atla(env_steps=config.env_steps)
-    return None if atla is None else Sides(atla, team, adversaries_of(team, atla))
+    return None if atla is None else ATLAPhases(atla, team, adversaries_of(team, atla))
 
 
-class TellRecreated:
-    """RLlib's `on_env_runners_recreated`: the turn of the iteration, for runners that Ray has restarted.
+class PhaseOfRecreated:
+    """RLlib's `on_env_runners_recreated`: the phase of the iteration, for runners that Ray has restarted.
 
     Attributes:
-        turn: what the iteration does; None: not told yet.
+        phase: what the iteration does; None: not told yet.
     """
 
-    turn: Turn | None = None
+    phase: ATLAPhase | None = None
 
     def __call__(self, *, algorithm: Algorithm, env_runner_indices: list[int], **_: Any) -> None:
-        if self.turn is not None:
+        if self.phase is not None:
             algorithm.env_runner_group.foreach_env_runner(
-                partial(_perturb, turn=self.turn),
+                partial(_perturb, phase=self.phase),
                 local_env_runner=False,
                 remote_worker_ids=env_runner_indices,
             )
 
 
-def take_turn(algorithm: Algorithm, turn: Turn) -> None:
+def begin_phase(algorithm: Algorithm, phase: ATLAPhase) -> None:
     """Tell all processes what the next iteration does, and those that are restarted within it."""
-    modules = frozenset(turn.trained.modules)
+    modules = frozenset(phase.trained.modules)
     for callback in algorithm.config.callbacks_on_env_runners_recreated:
-        if isinstance(callback, TellRecreated):
-            callback.turn = turn
+        if isinstance(callback, PhaseOfRecreated):
+            callback.phase = phase
     algorithm.learner_group.foreach_learner(partial(_train_only, modules=modules))
     algorithm.env_runner_group.foreach_env_runner(
-        partial(_perturb, turn=turn),
+        partial(_perturb, phase=phase),
         local_env_runner=algorithm.config.num_env_runners == 0,
     )
 
@@ -159,22 +159,22 @@ def _train_only(learner: OpenTorchLearner, *, modules: frozenset[str]) -> None:
     learner.trained = modules
 
 
-def _perturb(runner: FastEnvRunner, *, turn: Turn) -> None:
+def _perturb(runner: FastEnvRunner, *, phase: ATLAPhase) -> None:
     assert runner.env is not None
     batch = runner.env.batch
     while not isinstance(batch, PerturbedBatch):
         assert isinstance(batch, BatchedEnvWrapper)
         batch = batch.env
-    atla = turn.sides.atla
-    if turn.perturbations is None:
+    actions = phase.run.settings.actions
+    if phase.perturbations is None:
         batch.perturb = None
-    elif not atla.actions.reads_policy:
-        batch.perturb = Perturb(atla.actions, turn.perturbations)
+    elif not actions.reads_policy:
+        batch.perturb = Perturb(actions, phase.perturbations)
     else:
-        team = turn.sides.team
+        team = phase.run.team
         networks = {name: playing_network(runner.module[name].unwrapped()) for name in team.modules}
         policies = {agent: _policy(runner, agent, networks, team, batch) for agent in batch.attacked}
-        batch.perturb = Perturb(atla.actions, turn.perturbations, policies)
+        batch.perturb = Perturb(actions, phase.perturbations, policies)
 
 
 def _policy(

@@ -17,7 +17,7 @@ from ray.rllib.utils.metrics import FAULT_TOLERANCE_STATS, NUM_ENV_STEPS_SAMPLED
 from marl_aajr.core.numerics import NonFiniteError
 from marl_aajr.rllib.internals import dead_learners, errors_raise, remote_errors_raise
 from marl_aajr.training.algorithm import build_algorithm
-from marl_aajr.training.atla_phases import Sides, Turn, sides_of, take_turn
+from marl_aajr.training.atla_phases import ATLAPhase, ATLAPhases, begin_phase, phases_of
 from marl_aajr.training.checkpoint import (
     TrainingProgress,
     restore_checkpoint,
@@ -61,7 +61,7 @@ class Training:
         self.on_iteration = on_iteration
         self.should_stop = should_stop
         self.mapping: PolicyMapping = policy_mapping_of(config)
-        self.sides: Sides | None = sides_of(config, self.mapping)
+        self.atla: ATLAPhases | None = phases_of(config, self.mapping)
         self.progress = TrainingProgress()
 
     def run(self, progress: TrainingProgress) -> None:
@@ -131,10 +131,10 @@ class Training:
             iteration=before.iteration,
             threads=config.resources.torch_threads,
         )
-        turn = self._turn()
+        phase = self._phase()
         started = time.perf_counter()
         try:
-            result = train_once(algorithm, turn)
+            result = train_once(algorithm, phase)
         except NonFiniteError as error:
             raise NonFiniteError(f"iteration {before.iteration + 1}: {error}") from error
         except Exception as error:
@@ -153,27 +153,28 @@ class Training:
             iteration=before.iteration + 1,
             env_steps=before.env_steps + steps,
             seconds=now - self._clock,
-            adversary_env_steps=before.adversary_env_steps + (steps if turn and turn.of_adversaries else 0),
+            adversary_env_steps=before.adversary_env_steps
+            + (steps if phase and phase.trains_adversaries else 0),
         )
         record = to_record(
             result,
             after,
-            modules=(turn.trained if turn else self.mapping).modules,
+            modules=(phase.trained if phase else self.mapping).modules,
             teams=set(self.mapping.teams.values()),
             steps_per_second=steps / (now - started),
             with_kl=config.ppo.kl_coeff > 0,
         )
-        if turn is not None:
-            epsilon = turn.perturbations.epsilon if turn.perturbations else 0.0
+        if phase is not None:
+            epsilon = phase.perturbations.epsilon if phase.perturbations else 0.0
             record["atla"] = {"epsilon": epsilon, "adversary_env_steps": after.adversary_env_steps}
         self.progress = after
         return record
 
-    def _turn(self) -> Turn | None:
+    def _phase(self) -> ATLAPhase | None:
         progress = self.progress
-        if self.sides is None:
+        if self.atla is None:
             return None
-        return self.sides.turn(iteration=progress.iteration, env_steps=progress.env_steps)
+        return self.atla.phase(iteration=progress.iteration, env_steps=progress.env_steps)
 
     def _note_losses(self, result: dict[str, Any]) -> None:
         seen: dict[Event, int] = {
@@ -194,15 +195,15 @@ class Training:
 
     def _finish(self, algorithm: Algorithm, state: State) -> None:
         export_victim(algorithm, self.config, self.mapping, self.directory.victim)
-        if self.sides is not None:
-            export_victim(algorithm, self.config, self.sides.adversaries, self.directory.adversary)
+        if self.atla is not None:
+            export_victim(algorithm, self.config, self.atla.adversaries, self.directory.adversary)
         self._write_status(state)
 
     def _write_status(self, state: State, *, error: str | None = None) -> None:
         self.directory.write_status(Status(state, self.progress.iteration, self.progress.env_steps, error))
 
 
-def train_once(algorithm: Algorithm, turn: Turn | None) -> dict[str, Any]:
+def train_once(algorithm: Algorithm, phase: ATLAPhase | None) -> dict[str, Any]:
     """One iteration; where all env runners were lost in it, it is repeated when they are back.
 
     Raises:
@@ -210,8 +211,8 @@ def train_once(algorithm: Algorithm, turn: Turn | None) -> dict[str, Any]:
     """
     deadline = math.inf
     while time.monotonic() < deadline:
-        if turn is not None:
-            take_turn(algorithm, turn)
+        if phase is not None:
+            begin_phase(algorithm, phase)
         result: dict[str, Any] = {}
         try:
             result = algorithm.train()

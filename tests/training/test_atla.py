@@ -15,7 +15,7 @@ from marl_aajr.regularizers import AAJR
 from marl_aajr.rollout.perturbed import Perturb, adversary_of
 from marl_aajr.training.algorithm import build_algorithm, build_config
 from marl_aajr.training.atla import ATLA
-from marl_aajr.training.atla_phases import sides_of, take_turn
+from marl_aajr.training.atla_phases import begin_phase, phases_of
 from marl_aajr.training.config import RunConfig
 from marl_aajr.training.modules import policy_mapping_of
 from marl_aajr.training.run_directory import RunDirectory
@@ -38,7 +38,7 @@ def run(ray_session: None, tmp_path_factory: pytest.TempPathFactory) -> RunDirec
     return RunDirectory(train(config(method, **changes), tmp_path_factory.mktemp("atla") / "run"))
 
 
-def test_sides_take_turns_by_the_number_of_the_iteration_once_there_is_an_epsilon() -> None:
+def test_sides_alternate_by_the_number_of_the_iteration_once_there_is_an_epsilon() -> None:
     atla = ATLA(team_iterations=2, adversary_iterations=1).ramped(100, 200)
     theirs = [atla.trains_adversaries(iteration=i, env_steps=50 * i) for i in range(9)]
     assert theirs == [False, False, False, False, False, True, False, False, True]
@@ -48,36 +48,36 @@ def test_sides_take_turns_by_the_number_of_the_iteration_once_there_is_an_epsilo
 
 def test_each_module_of_each_team_has_adversaries_of_its_own() -> None:
     settings = config(env={"name": "marl_aajr.envs.simple_tag_v3", "kwargs": {"num_adversaries": 2}})
-    sides = sides_of(settings, policy_mapping_of(settings))
-    assert sides is not None
-    adversaries = sides.adversaries
+    atla = phases_of(settings, policy_mapping_of(settings))
+    assert atla is not None
+    adversaries = atla.adversaries
     assert adversaries.module_of == {
         "adversary_of_adversary_0": "adversary_of_adversary",
         "adversary_of_adversary_1": "adversary_of_adversary",
         "adversary_of_agent_0": "adversary_of_agent",
     }
     assert adversaries.teams["adversary_of_agent_0"] == "adversary_of_good"
-    width = sides.team.observation_spaces["agent_0"].shape
+    width = atla.team.observation_spaces["agent_0"].shape
     assert adversaries.action_spaces["adversary_of_agent_0"].shape == width
 
 
 def test_every_iteration_trains_exactly_one_side(ray_session: None) -> None:
     """Weights, critics, optimisers and KL coefficients of the other are the same bit for bit."""
     settings = config(ppo={"kl_coeff": 0.2})
-    sides = sides_of(settings, policy_mapping_of(settings))
-    assert sides is not None
+    atla = phases_of(settings, policy_mapping_of(settings))
+    assert atla is not None
     algorithm = build_algorithm(settings)
     try:
         (learner,) = (result.get() for result in algorithm.learner_group.foreach_learner(lambda x: x))
         state = state_of(learner)
         for iteration in range(4):
-            turn = sides.turn(iteration=iteration, env_steps=100 * iteration)
-            assert turn.of_adversaries == (iteration % 2 == 1)
-            take_turn(algorithm, turn)
+            phase = atla.phase(iteration=iteration, env_steps=100 * iteration)
+            assert phase.trains_adversaries == (iteration % 2 == 1)
+            begin_phase(algorithm, phase)
             algorithm.train()
             before, state = state, state_of(learner)
             changed = {name for name, value in state.items() if not torch.equal(value, before[name])}
-            assert {name.split("/")[1] for name in changed} == set(turn.trained.modules)
+            assert {name.split("/")[1] for name in changed} == set(phase.trained.modules)
             assert {name.split("/")[0] for name in changed} >= {"weights", "optimizer"}
             for name in ("agent", "adversary_of_agent"):
                 players = algorithm.env_runner.module[name].unwrapped().pi.state_dict()
@@ -88,8 +88,8 @@ def test_every_iteration_trains_exactly_one_side(ray_session: None) -> None:
 
 def test_an_env_runner_that_is_replaced_plays_the_iteration_as_the_others_do(ray_session: None) -> None:
     settings = config(resources={"env_runners": 1})
-    sides = sides_of(settings, policy_mapping_of(settings))
-    assert sides is not None
+    atla = phases_of(settings, policy_mapping_of(settings))
+    assert atla is not None
     algorithm = build_algorithm(settings)
 
     def perturbed() -> list[bool]:
@@ -98,7 +98,7 @@ def test_an_env_runner_that_is_replaced_plays_the_iteration_as_the_others_do(ray
         )
 
     try:
-        take_turn(algorithm, sides.turn(iteration=1, env_steps=1000))
+        begin_phase(algorithm, atla.phase(iteration=1, env_steps=1000))
         assert perturbed() == [True]
         algorithm.env_runner_group.foreach_env_runner(lambda runner: runner.start_afresh(seed=0))
         assert perturbed() == [False]
@@ -162,7 +162,7 @@ def test_the_adversaries_are_kept(run: RunDirectory) -> None:
 
 
 def test_the_same_seed_gives_the_same_run_and_so_does_a_stop(run: RunDirectory, tmp_path: Path) -> None:
-    """Stopped between a turn of the team and one of the adversaries, behind a checkpoint."""
+    """Stopped between a phase of the team and one of the adversaries, behind a checkpoint."""
     seen: list[Any] = []
     train(run.config(), tmp_path / "run", on_iteration=seen.append, should_stop=lambda: len(seen) == 3)
     train(run.config(), tmp_path / "run", resume=True)
@@ -181,14 +181,14 @@ def test_both_sides_may_have_a_central_critic_or_a_memory(model: dict[str, Any],
 
 def test_a_director_moves_the_policy_as_it_is_now_behind_its_filter(ray_session: None) -> None:
     settings = config({"adversary": "pa-ad"}, observation_filter="mean_std")
-    sides = sides_of(settings, policy_mapping_of(settings))
-    assert sides is not None
+    atla = phases_of(settings, policy_mapping_of(settings))
+    assert atla is not None
     algorithm = build_algorithm(settings)
     try:
         for iteration in range(2):
-            take_turn(algorithm, sides.turn(iteration=iteration, env_steps=0))
+            begin_phase(algorithm, atla.phase(iteration=iteration, env_steps=0))
             algorithm.train()
-        take_turn(algorithm, sides.turn(iteration=2, env_steps=0))
+        begin_phase(algorithm, atla.phase(iteration=2, env_steps=0))
         runner = algorithm.env_runner
         obs = torch.rand(6, 12, generator=torch.Generator().manual_seed(0))
         seen = runner.normalizer.victims_filter("agent", (12,))(obs)
