@@ -55,18 +55,18 @@ class Counting(Attack):
     name: ClassVar[str] = "counting"
     summary: ClassVar[str] = "for tests"
     access: ClassVar[Any] = "none"
-    confers: ClassVar[bool] = True
+    acts_jointly: ClassVar[bool] = True
 
-    orders: Any = field(default=None, compare=False)
+    actions: Any = field(default=None, compare=False)
 
-    def confer(self, seen: Any, *, generator: torch.Generator) -> Any:
+    def choose_actions(self, seen: Any, *, generator: torch.Generator) -> Any:
         return {agent: torch.full((len(obs), 1), float(len(seen))) for agent, obs in seen.items()}
 
-    def under_orders(self, orders: torch.Tensor) -> Counting:
-        return replace(self, orders=orders)
+    def with_actions(self, actions: torch.Tensor) -> Counting:
+        return replace(self, actions=actions)
 
     def run(self, policy: Policy, obs: torch.Tensor, *, generator: torch.Generator) -> torch.Tensor:
-        return self.orders.expand_as(obs)
+        return self.actions.expand_as(obs)
 
 
 def connect_four() -> Any:

@@ -91,7 +91,7 @@ class LearnedAttack(FittedAttack):
 
     access: ClassVar[Access] = "learned"
     per_size: ClassVar[bool] = True
-    confers: ClassVar[bool] = True
+    acts_jointly: ClassVar[bool] = True
 
     adversary: str = ""
     joint: bool = False
@@ -172,7 +172,9 @@ class LearnedAttack(FittedAttack):
             )
 
     @torch.no_grad()
-    def confer(self, seen: Mapping[str, Tensor], *, generator: torch.Generator) -> Mapping[str, Tensor]:
+    def choose_actions(
+        self, seen: Mapping[str, Tensor], *, generator: torch.Generator
+    ) -> Mapping[str, Tensor]:
         adversaries, policy = self._required()
         like = next(iter(seen.values()))
         everybody = {
@@ -187,8 +189,8 @@ class LearnedAttack(FittedAttack):
         }
         return adversaries.split(actions, self.perturbations)
 
-    def under_orders(self, orders: Tensor) -> Attack:
-        return replace(self, _actions=orders)
+    def with_actions(self, actions: Tensor) -> Attack:
+        return replace(self, _actions=actions)
 
     def run(self, policy: Policy, obs: Tensor, *, generator: torch.Generator) -> Tensor:
         adversaries, _ = self._required()
@@ -196,10 +198,10 @@ class LearnedAttack(FittedAttack):
         if actions is None:
             if adversaries.joint or not self._agent:
                 raise ValueError(
-                    f"expected all attacked agents' observations of a step for {self.name} (confer, then "
-                    "under_orders), got one agent's"
+                    f"expected all attacked agents' observations of a step for {self.name} "
+                    "(choose_actions, then with_actions), got one agent's"
                 )
-            actions = self.confer({self._agent: obs}, generator=generator)[self._agent]
+            actions = self.choose_actions({self._agent: obs}, generator=generator)[self._agent]
         return adversaries.perturb(policy, obs, actions, self.perturbations)
 
     def _required(self) -> tuple[ObservationAdversaries, Victim]:

@@ -1,9 +1,9 @@
-"""The contract of every observation attack: it proposes, the base class checks and judges.
+"""The contract of every observation attack: it proposes, the base class checks and evaluates.
 
     perturb:  s ↦ s + δ,  δ ∈ Δ(s)
 
 A subclass writes `Attack.run` and nothing else. An attack never grades itself: its proposal is refused
-where it exceeds the budget, projected, and judged by evaluating the policy anew.
+where it exceeds the budget, projected, and evaluated by asking the policy anew.
 
 Some attacks must know whose policy they face (`Attack.against`). Some must play first, to learn from the
 victim what they need (`marl_aajr.adversaries.learned`); `Attack.ready` says whether they have.
@@ -43,7 +43,7 @@ class BudgetError(ValueError):
 
 @dataclass(frozen=True)
 class Attacked:
-    """One batch under attack, as the judge saw it.
+    """One batch under attack, as the base class evaluated it.
 
     Attributes:
         delta: the perturbation δ, in the set, `[B, d]`.
@@ -70,7 +70,7 @@ class Attack(ABC):
 
     Attributes:
         perturbations: the set Δ that δ must stay in.
-        objective: g, what the adversary maximises and is judged by: `"kl"`, `"margin"`, `"value"` (of
+        objective: g, what the adversary maximises and is evaluated by: `"kl"`, `"margin"`, `"value"` (of
             a policy with a critic), `"auto"` (`AUTO`), or an
             `Objective` of your own.
 
@@ -85,8 +85,8 @@ class Attack(ABC):
     name: ClassVar[str]
     summary: ClassVar[str]
     access: ClassVar[Access] = "gradients"
-    confers: ClassVar[bool] = False
-    """Whether it looks at all attacked agents of a step at once: see `confer`."""
+    acts_jointly: ClassVar[bool] = False
+    """Whether it chooses for all attacked agents of a step at once: see `choose_actions`."""
 
     perturbations: PerturbationSet
     objective: str | Objective = AUTO
@@ -128,23 +128,25 @@ class Attack(ABC):
         """Agents of one module and one filter in groups that one call of the attack can take."""
         return [list(agents)]
 
-    def confer(self, seen: Mapping[str, Tensor], *, generator: torch.Generator) -> Mapping[str, Tensor]:
-        """What an adversary that `confers` settles for all attacked agents, once in each step.
+    def choose_actions(
+        self, seen: Mapping[str, Tensor], *, generator: torch.Generator
+    ) -> Mapping[str, Tensor]:
+        """The actions of an adversary that `acts_jointly`, for all attacked agents, once in each step.
 
-        The agents' policies are then attacked batch by batch, by `under_orders` of the batch's rows.
+        The agents' policies are then attacked batch by batch, by `with_actions` of the batch's rows.
 
         Args:
-            seen: by attacked agent, its network's inputs in every copy of the game, `[E, d]`; zeros where
-                it is not lied to in this step. An agent who acts nowhere is left out.
+            seen: by attacked agent, its network's inputs in every copy of the game, `[E, d]`; zeros where it
+                is not attacked in this step. An agent who acts nowhere is left out.
             generator: the only source of randomness.
 
         Returns:
-            Orders for each of these agents, `[E, c]`.
+            Actions for each of these agents, `[E, c]`.
         """
         raise NotImplementedError(f"{type(self).__name__} does not act for several agents at once")
 
-    def under_orders(self, orders: Tensor) -> Attack:
-        """The attack on a batch whose rows have these orders of `confer`, `[B, c]`."""
+    def with_actions(self, actions: Tensor) -> Attack:
+        """The attack on a batch whose rows have these actions of `choose_actions`, `[B, c]`."""
         raise NotImplementedError(f"{type(self).__name__} does not act for several agents at once")
 
     def clean(self, policy: Policy, obs: Tensor, outputs: Tensor) -> Clean:
@@ -152,7 +154,7 @@ class Attack(ABC):
         return Clean(outputs, values=policy.critic)
 
     def __call__(self, policy: Policy, obs: Tensor, *, generator: torch.Generator) -> Attacked:
-        """Attack a batch, verify the budget, and judge the result.
+        """Attack a batch, verify the budget, and evaluate the result.
 
         Args:
             policy: the policy under attack; no parameter's `.grad` changes.
@@ -174,7 +176,7 @@ class Attack(ABC):
         proposed = self.run(policy, obs.clone(), generator=generator).detach()
         self._verify(proposed, obs)
         delta = self.perturbations.project(proposed, obs)
-        return self._judge(policy, obs, delta, objective)
+        return self._evaluate(policy, obs, delta, objective)
 
     def at(self, epsilon: float) -> Self:
         """The same attack with another radius."""
@@ -205,7 +207,7 @@ class Attack(ABC):
             )
 
     @torch.no_grad()
-    def _judge(self, policy: Policy, obs: Tensor, delta: Tensor, objective: Objective) -> Attacked:
+    def _evaluate(self, policy: Policy, obs: Tensor, delta: Tensor, objective: Objective) -> Attacked:
         perturbed = obs + delta
         clean_outputs, outputs = policy(obs), policy(perturbed)
         check_finite("the policy's outputs at clean observations", clean_outputs)

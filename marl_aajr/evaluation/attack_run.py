@@ -114,8 +114,8 @@ class AttackRun:
             BudgetError: an attack that takes more than it may.
         """
         where = self._attacked_copies(batches, live)
-        orders = self._orders(batches, where)
-        return [self._perturbed(batch, where, orders) for batch in batches]
+        chosen = self._adversary_actions(batches, where)
+        return [self._perturbed(batch, where, chosen) for batch in batches]
 
     def restart(self, over: Tensor) -> None:
         """Begin new episodes where the old ones are over, `[E]` bool."""
@@ -138,9 +138,9 @@ class AttackRun:
         self.statistics.attacked_steps = self._counter.total
         return where
 
-    def _orders(self, batches: Sequence[DecisionBatch], where: Tensor) -> Mapping[str, Tensor]:
-        """Agent -> the orders of an adversary that looks at all attacked agents before each is attacked."""
-        if not self.attack.confers:
+    def _adversary_actions(self, batches: Sequence[DecisionBatch], where: Tensor) -> Mapping[str, Tensor]:
+        """Agent -> the actions of an adversary that looks at all attacked agents before each is attacked."""
+        if not self.attack.acts_jointly:
             return {}
         seen = {}
         for batch in batches:
@@ -148,9 +148,9 @@ class AttackRun:
                 if agent in self.agents:
                     seen[agent] = part.new_zeros(len(where), part.shape[-1])
                     seen[agent][copies] = part * where[copies].unsqueeze(-1)
-        return self.attack.confer(seen, generator=self.generator) if seen else {}
+        return self.attack.choose_actions(seen, generator=self.generator) if seen else {}
 
-    def _perturbed(self, batch: DecisionBatch, where: Tensor, orders: Mapping[str, Tensor]) -> DecisionBatch:
+    def _perturbed(self, batch: DecisionBatch, where: Tensor, chosen: Mapping[str, Tensor]) -> DecisionBatch:
         """The decisions of one batch, perturbed in the rows of attacked agents and copies."""
         targets = {agent: copies for agent, copies in batch.rows.items() if agent in self.agents}
         hit = torch.cat([where[copies] & (agent in targets) for agent, copies in batch.rows.items()])
@@ -158,9 +158,9 @@ class AttackRun:
         if not len(index):
             return batch
         attack = self.prepared[next(iter(targets))]
-        if orders:
-            attack = attack.under_orders(
-                torch.cat([orders[agent][copies[where[copies]]] for agent, copies in targets.items()])
+        if chosen:
+            attack = attack.with_actions(
+                torch.cat([chosen[agent][copies[where[copies]]] for agent, copies in targets.items()])
             )
         attacked = attack(batch.policy.select(index), batch.inputs[index], generator=self.generator)
         self.statistics.add(attacked, batch.policy.distribution)

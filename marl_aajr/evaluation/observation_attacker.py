@@ -98,9 +98,9 @@ class ObservationAttacker:
         fresh = {a: seen[a] for a in self._prepared if a in seen and a not in self._shown}
         obs, legal = one_copy(fresh)
         batches = self._stepper.see(obs, action_mask=legal)
-        orders = self._orders(batches)
+        chosen = self._adversary_actions(batches)
         for batch in batches:
-            for agent, _, delta in batch.split(self._delta(batch, orders)):
+            for agent, _, delta in batch.split(self._delta(batch, chosen)):
                 self._shown[agent] = self._perturbed(agent, seen[agent], delta[0])
         return {agent: self._shown.get(agent, given) for agent, given in seen.items()}
 
@@ -121,18 +121,18 @@ class ObservationAttacker:
             return gym.spaces.Dict({**space.spaces, "observation": self._wider(agent, space["observation"])})
         return self._wider(agent, space)
 
-    def _orders(self, batches: Sequence[DecisionBatch]) -> Mapping[str, Tensor]:
-        """Agent -> the orders of an adversary that looks at all agents before each is attacked."""
-        if not self.attack.confers or not batches:
+    def _adversary_actions(self, batches: Sequence[DecisionBatch]) -> Mapping[str, Tensor]:
+        """Agent -> the actions of an adversary that looks at all agents before each is attacked."""
+        if not self.attack.acts_jointly or not batches:
             return {}
         seen = {agent: part for batch in batches for agent, _, part in batch.split(batch.inputs)}
-        return self.attack.confer(seen, generator=self._generators.of(len(self._prepared)))
+        return self.attack.choose_actions(seen, generator=self._generators.of(len(self._prepared)))
 
-    def _delta(self, batch: DecisionBatch, orders: Mapping[str, Tensor]) -> Tensor:
+    def _delta(self, batch: DecisionBatch, chosen: Mapping[str, Tensor]) -> Tensor:
         """δ for the agents of a batch, `[B, d]`, in the units of their network."""
         attack = self._prepared[batch.agent]
-        if orders:
-            attack = attack.under_orders(torch.cat([orders[agent] for agent in batch.rows]))
+        if chosen:
+            attack = attack.with_actions(torch.cat([chosen[agent] for agent in batch.rows]))
         generator = self._generators.of(list(self._prepared).index(batch.agent))
         return attack(batch.policy, batch.inputs, generator=generator).delta
 

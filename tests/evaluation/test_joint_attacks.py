@@ -1,4 +1,4 @@
-"""Attacks that confer over all agents, and those that are learned for each size."""
+"""Attacks that act for all agents at once, and those that are learned for each size."""
 
 from __future__ import annotations
 
@@ -27,20 +27,20 @@ class Swap(PGD):
     """One adversary for all: turns an agent's sign by what its neighbour was told that the agent sees."""
 
     name: ClassVar[str] = "swap"
-    confers: ClassVar[bool] = True
-    _orders: Tensor | None = None
+    acts_jointly: ClassVar[bool] = True
+    _actions: Tensor | None = None
 
-    def confer(self, seen: Mapping[str, Tensor], *, generator: torch.Generator) -> dict[str, Tensor]:
+    def choose_actions(self, seen: Mapping[str, Tensor], *, generator: torch.Generator) -> dict[str, Tensor]:
         whole = torch.stack(list(seen.values()))
         assert whole.ndim == 3
         return {agent: -1.1 * whole[i, :, :1].sign() for i, agent in enumerate(seen)}
 
-    def under_orders(self, orders: Tensor) -> Attack:
-        return replace(self, _orders=orders)
+    def with_actions(self, actions: Tensor) -> Attack:
+        return replace(self, _actions=actions)
 
     def run(self, policy: Policy, obs: Tensor, *, generator: torch.Generator) -> Tensor:
-        assert self._orders is not None
-        return torch.cat([self._orders, torch.zeros_like(self._orders)], -1)
+        assert self._actions is not None
+        return torch.cat([self._actions, torch.zeros_like(self._actions)], -1)
 
 
 class TestWhatReachesWhom:
