@@ -29,8 +29,7 @@ from marl_aajr.attacks import make_attack
 from marl_aajr.evaluation import Progress, evaluate
 from marl_aajr.evaluation.attack_run import AttackRun
 from marl_aajr.evaluation.episodes import play
-from marl_aajr.rollout.batches import make_batch
-from marl_aajr.rollout.environments import EnvironmentSpec, resolve
+from marl_aajr.rollout.environments import EnvironmentSpec, make_batch, resolve
 from marl_aajr.victims import Victim
 
 ATTACK, EPSILON = "pgd", 0.1

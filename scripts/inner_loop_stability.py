@@ -32,9 +32,9 @@ from marl_aajr.core.distributions import Categorical
 from marl_aajr.core.objectives import Clean, Surrogate
 from marl_aajr.core.policy import ModulePolicy
 from marl_aajr.core.threat import PerturbationSet
-from marl_aajr.rllib.internals import actor_layers
+from marl_aajr.rllib.internals.modules import actor_layers
 from marl_aajr.rollout.environments import resolve
-from marl_aajr.rollout.pettingzoo import PettingZooBatch
+from marl_aajr.rollout.pettingzoo_batch import PettingZooBatch
 from marl_aajr.training import trainer as training
 from marl_aajr.training.config import RunConfig
 

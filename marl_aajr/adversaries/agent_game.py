@@ -27,8 +27,7 @@ from marl_aajr.adversaries.game import VictimGame, load_frozen, victim_folder
 from marl_aajr.core.values import one_of
 from marl_aajr.envs.single_copy import SingleCopy, declare
 from marl_aajr.rollout.batched_env import BatchedEnv, BatchedStep
-from marl_aajr.rollout.batches import make_batch
-from marl_aajr.rollout.environments import resolve
+from marl_aajr.rollout.environments import make_batch, resolve
 from marl_aajr.training.config import EnvConfig, Resources, RunConfig
 from marl_aajr.training.modules import policy_mapping_of
 from marl_aajr.training.run_directory import RunDirectory

@@ -23,8 +23,7 @@ from marl_aajr.core.threat import Norm, PerturbationSet
 from marl_aajr.core.values import one_of
 from marl_aajr.envs.single_copy import SingleCopy, declare
 from marl_aajr.rollout.batched_env import BatchedEnv
-from marl_aajr.rollout.batches import make_batch
-from marl_aajr.rollout.environments import resolve
+from marl_aajr.rollout.environments import make_batch, resolve
 from marl_aajr.rollout.teams import choose_agents
 from marl_aajr.victims import Victim
 from marl_aajr.victims.filters import through_filter

@@ -28,8 +28,7 @@ from marl_aajr.adversaries.observation_game import GAME, ObservationGame, Observ
 from marl_aajr.adversaries.request import AdversaryRequest
 from marl_aajr.core.seeds import Purpose, derived_seed
 from marl_aajr.rollout.batched_env import BatchedEnv
-from marl_aajr.rollout.batches import make_batch
-from marl_aajr.rollout.environments import resolve
+from marl_aajr.rollout.environments import make_batch, resolve
 from marl_aajr.training.config import RunConfig
 from marl_aajr.training.fields import validated
 from marl_aajr.training.run_directory import RunDirectory

@@ -17,7 +17,7 @@ from marl_aajr.attacks import Attack
 from marl_aajr.evaluation.attack_schedule import AttackSchedule
 from marl_aajr.evaluation.outcomes import AttackOutcome
 from marl_aajr.evaluation.player import Player
-from marl_aajr.rollout.batches import make_batch
+from marl_aajr.rollout.environments import make_batch
 
 _WORTH = 20.0
 """Seconds of work from which on workers are worth their start, which takes about five."""

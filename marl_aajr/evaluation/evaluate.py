@@ -31,8 +31,7 @@ from marl_aajr.evaluation.replacements import Replacement, admitted_controls, re
 from marl_aajr.evaluation.result import ActionsResult, Check, Evaluation, PlayedEnvironment, Skipped
 from marl_aajr.evaluation.return_checks import return_checks
 from marl_aajr.evaluation.rows import play_rows
-from marl_aajr.rollout.batches import make_batch
-from marl_aajr.rollout.environments import EnvironmentSpec, resolve
+from marl_aajr.rollout.environments import EnvironmentSpec, make_batch, resolve
 from marl_aajr.rollout.teams import choose_agents
 from marl_aajr.victims import Victim
 from marl_aajr.victims.match import check_match, check_victim

@@ -59,7 +59,7 @@ def find_victim(
                 f"expected the environment of the RLlib checkpoint {path}, got none; name it: --env NAME "
                 "(in Python env=), with its arguments: --set env.kwargs.N=5"
             )
-        from marl_aajr.rllib.checkpoints import victim_from_checkpoint
+        from marl_aajr.rllib.victims import victim_from_checkpoint
 
         return Source(
             victim_from_checkpoint(path, env=env, env_kwargs=env_kwargs), None, evaluations_beside(path)

@@ -27,8 +27,7 @@ from marl_aajr.evaluation.replacements import Replacement, resolve_replacements
 from marl_aajr.report.comparison import Comparison, MethodRow
 from marl_aajr.report.grouping import Task
 from marl_aajr.rollout.batched_env import BatchedEnv, BatchedEnvWrapper, BatchedStep
-from marl_aajr.rollout.batches import make_batch
-from marl_aajr.rollout.environments import EnvironmentSpec, resolve
+from marl_aajr.rollout.environments import EnvironmentSpec, make_batch, resolve
 from marl_aajr.rollout.teams import choose_agents
 from marl_aajr.training.run_directory import RunDirectory
 from marl_aajr.victims import Victim

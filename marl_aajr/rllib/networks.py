@@ -211,9 +211,6 @@ def _behind_flatten(layers: nn.Module) -> nn.Sequential | None:
     return nn.Sequential(*list(layers)[1:])
 
 
-# MERGED: mappo.py; its docstring belongs into that of this module
-
-
 class MAPPOModule(FlatActorCritic):
     """Actor and centralised critic as MLPs, for PPO and every other algorithm that trains a value function.
 

@@ -1,34 +1,43 @@
-"""RLlib modules as victims: anybody's policies, played exactly as RLlib plays them, attacked like ours."""
+"""RLlib's modules and checkpoints as victims: played exactly as RLlib plays them, attacked like ours.
+
+`victim_from_checkpoint` reads an algorithm's checkpoint of the new API stack, `victim_from_modules` takes
+modules from memory; `marl_aajr.rllib.playing_networks` says by which network each of them plays.
+"""
 
 from __future__ import annotations
 
+import json
+import pickle
 from collections.abc import Callable, Mapping
 from math import prod
+from pathlib import Path
 from typing import Any
 
 import gymnasium as gym
 import torch
-from ray.rllib.algorithms.dqn.torch.default_dqn_torch_rl_module import DefaultDQNTorchRLModule
-from ray.rllib.core.distribution.torch.torch_distribution import TorchSquashedGaussian
+from ray.rllib.algorithms.algorithm_config import AlgorithmConfig
+from ray.rllib.connectors.common.flatten_observations import FlattenObservations
+from ray.rllib.connectors.env_to_module import EnvToModulePipeline, MeanStdFilter
+from ray.rllib.core import (
+    COMPONENT_ENV_RUNNER,
+    COMPONENT_ENV_TO_MODULE_CONNECTOR,
+    COMPONENT_LEARNER,
+    COMPONENT_LEARNER_GROUP,
+    COMPONENT_RL_MODULE,
+)
 from ray.rllib.core.rl_module.multi_rl_module import MultiRLModule
 from ray.rllib.core.rl_module.rl_module import RLModule
 from ray.rllib.core.rl_module.torch import TorchRLModule
-from torch import Tensor, nn
+from ray.rllib.utils.filter import RunningStat
 
-from marl_aajr.core.mlp import hooked
-from marl_aajr.rllib.internals import inference_layers, plain_networks
-from marl_aajr.rllib.live_module import LiveModule, live_module, observed_parts
-from marl_aajr.rllib.networks import FlatActorCritic, split
-from marl_aajr.rllib.plugin.module_policy import judges_observations
+from marl_aajr.rllib.internals.algorithms import custom_connectors, foreign_env_to_module
+from marl_aajr.rllib.networks import split
+from marl_aajr.rllib.playing_networks import critic_network, flattened, greedy_only, parts_of, playing_network
 from marl_aajr.rllib.sampling.batch_env import module_of_agents
-from marl_aajr.rllib.sampling.module_players import own_distribution
+from marl_aajr.rllib.sampling.module_policies import own_distribution
+from marl_aajr.rllib.sampling.observation_filter import ObservationNormalizer
 from marl_aajr.rollout.environments import EnvironmentSpec, resolve
 from marl_aajr.victims import ObservationFilter, Victim
-from marl_aajr.victims.layers import flatten
-from marl_aajr.victims.recurrent import Recurrent, initial_state, is_recurrent
-
-_ROWS = 64
-"""Random observations on which layers and module are compared."""
 
 
 def victim_from_module(module: TorchRLModule, env: str | EnvironmentSpec, **settings: Any) -> Victim:
@@ -85,14 +94,14 @@ def victim_from_modules(
     used = {name: known[name] for name in dict.fromkeys(module_of.values())}
     return Victim(
         module_of=module_of,
-        modules={name: _flattened(playing_network(m), m, boxes[name]) for name, m in used.items()},
+        modules={name: flattened(playing_network(m), m, boxes[name]) for name, m in used.items()},
         critics={n: critic for n, m in used.items() if (critic := critic_network(m)) is not None},
         observation_spaces={agent: split(space)[0] for agent, space in observation_spaces.items()},
         action_spaces=action_spaces,
         filters=filters or {},
         normalize_actions=normalize_actions,
         clip_actions=clip_actions,
-        greedy_only=any(_greedy_only(module) for module in used.values()),
+        greedy_only=any(greedy_only(module) for module in used.values()),
         env_name=spec.name,
         env_kwargs=spec.kwargs,
     )
@@ -108,64 +117,6 @@ def spaces_of(spec: EnvironmentSpec) -> tuple[dict[str, gym.Space[Any]], dict[st
         game.close()
 
 
-def playing_network(module: TorchRLModule) -> nn.Module:
-    """What a module plays by: its layers where they give the same numbers to the last bit, else itself."""
-    layers = _layers(module)
-    if layers is None:
-        return live_module(module)
-    if isinstance(module, FlatActorCritic) or _agree(layers, live_module(module), parts_of(module)[0].shape):
-        return layers
-    return live_module(module)
-
-
-def critic_network(module: TorchRLModule) -> nn.Module | None:
-    """A module's critic of the agent's own observation, where it is plain layers."""
-    if not judges_observations(module):
-        return None
-    if isinstance(module, FlatActorCritic):
-        return getattr(module, "critic", None)
-    networks = plain_networks(module)
-    return None if networks is None else networks[1]
-
-
-def _layers(module: TorchRLModule) -> nn.Module | None:
-    if isinstance(module, FlatActorCritic):
-        own = type(module)._forward is FlatActorCritic._forward and not hooked(module)
-        return module.actor if own else None
-    return inference_layers(module)
-
-
-@torch.no_grad()
-def _agree(layers: nn.Module, live: nn.Module, shape: tuple[int, ...]) -> bool:
-    obs = torch.randn(_ROWS, *shape, generator=torch.Generator().manual_seed(0))
-    return torch.equal(_outputs(layers, obs), _outputs(live, obs))
-
-
-def _outputs(network: nn.Module, obs: Tensor) -> Tensor:
-    """What a network says at observations, in the second step of an episode where it has a memory."""
-    if not is_recurrent(network):
-        outputs: Tensor = network(obs)
-        return outputs
-    _, state = network(obs, initial_state(network, len(obs)))
-    return network(obs.flip(0), state)[0]
-
-
-def parts_of(module: TorchRLModule) -> tuple[gym.spaces.Box, gym.spaces.Box | None]:
-    """The space of what a module reads of its agent's observation, and of the action mask."""
-    if isinstance(module, FlatActorCritic):
-        box, mask = split(module.observation_space)
-        return box, mask
-    return observed_parts(module.observation_space)[1:]
-
-
-def _flattened(network: nn.Module, module: TorchRLModule, observed: gym.spaces.Box) -> nn.Module:
-    """Layers on flat observations, for an environment whose observations RLlib flattened on the way."""
-    if isinstance(network, LiveModule) or parts_of(module)[0].shape == observed.shape:
-        return network
-    kind = Recurrent if is_recurrent(network) else nn.Sequential
-    return kind(nn.Flatten(), *flatten(network))
-
-
 def _items(modules: Mapping[str, TorchRLModule] | MultiRLModule) -> list[tuple[str, Any]]:
     return list(modules.items())
 
@@ -178,12 +129,6 @@ def _unwrapped(module: Any) -> TorchRLModule:
             "policies there is Victim.from_policies"
         )
     return inner
-
-
-def _greedy_only(module: TorchRLModule) -> bool:
-    """Whether RLlib plays the mode of a module's outputs, and samples in a way that victims do not know."""
-    squashed = issubclass(module.get_inference_action_dist_cls(), TorchSquashedGaussian)
-    return squashed or isinstance(module, DefaultDQNTorchRLModule)
 
 
 def _check_spaces(
@@ -202,9 +147,141 @@ def _check_spaces(
             f"expected module {name!r} to read the observations {observed} of {agent!r}, got one for "
             f"{module.observation_space}; give the environment the arguments that it was trained with"
         )
-    if own_distribution(module, acts) is None and not _greedy_only(module):
+    if own_distribution(module, acts) is None and not greedy_only(module):
         other = module.get_inference_action_dist_cls().__name__
         raise ValueError(
             f"expected module {name!r} to choose actions from RLlib's TorchCategorical, "
             f"TorchMultiCategorical, TorchDiagGaussian or TorchSquashedGaussian, got {other}"
         )
+
+
+MARK = "rllib_checkpoint.json"
+"""The file by which RLlib knows its checkpoints."""
+
+_CONSTRUCTION = "class_and_ctor_args.pkl"
+
+
+def is_checkpoint(path: Path | str) -> bool:
+    """Whether a folder is a checkpoint of an RLlib algorithm."""
+    return (Path(path) / MARK).is_file()
+
+
+def victim_from_checkpoint(
+    path: Path | str, *, env: str | EnvironmentSpec, env_kwargs: Mapping[str, Any] | None = None
+) -> Victim:
+    """The policies of an RLlib checkpoint as a victim that plays as they did in training.
+
+    Takes from it: the modules, who plays for whom, the observation filter (RLlib's `MeanStdFilter` or ours;
+    it stands still from now on), and how actions are mapped to their bounds. Ray need not be running.
+
+    Args:
+        path: what `Algorithm.save_to_path` wrote, or a checkpoint of Ray Tune. It holds pickles, so reading
+            it runs what is in it: read your own.
+        env: the environment, by a name that `marl_aajr.rollout.environments.resolve` knows: a checkpoint has
+            only the name that it was registered under in the training script.
+        env_kwargs: its arguments.
+
+    Raises:
+        ValueError: no checkpoint, one of RLlib's old API stack, connectors that victims do not have, or an
+            environment that the modules do not fit.
+
+    Example:
+        >>> victim = victim_from_checkpoint("checkpoint_000010", env="simple_spread_v3")
+        >>> evaluate(victim, suite="standard", units="raw").worst
+    """
+    path = Path(path)
+    _check_kind(path)
+    config = _config(path)
+    spec = env if isinstance(env, EnvironmentSpec) else resolve(env, env_kwargs)
+    agents, _ = spaces_of(spec)
+    module_of = module_of_agents(agents, config.policy_mapping_fn)
+    modules = MultiRLModule.from_checkpoint(
+        path.resolve() / COMPONENT_LEARNER_GROUP / COMPONENT_LEARNER / COMPONENT_RL_MODULE
+    )
+    return victim_from_modules(
+        modules,
+        spec,
+        policy_mapping_fn=module_of,
+        filters=_filters(path, agents, module_of),
+        normalize_actions=config.normalize_actions,
+        clip_actions=config.clip_actions,
+    )
+
+
+def _check_kind(path: Path) -> None:
+    if not is_checkpoint(path):
+        nested = sorted(folder.parent.name for folder in path.glob(f"*/{MARK}"))
+        hint = f"; there is {path / nested[-1]}" if nested else "; name what Algorithm.save_to_path wrote"
+        raise ValueError(f"expected a checkpoint of an RLlib algorithm, got {path} without {MARK}{hint}")
+    if not (path / COMPONENT_LEARNER_GROUP).is_dir():
+        raise ValueError(
+            f"expected a checkpoint of RLlib's new API stack, got {path} without {COMPONENT_LEARNER_GROUP}; "
+            "restore it with RLlib and give the policies' networks to Victim.from_policies"
+        )
+    if not (path / _CONSTRUCTION).is_file():
+        written = json.loads((path / MARK).read_text()).get("class_and_ctor_args_file")
+        raise ValueError(
+            f"expected a checkpoint in RLlib's default format, got {path} with {written or 'another'}; save "
+            "it without use_msgpack"
+        )
+
+
+def _config(path: Path) -> AlgorithmConfig:
+    try:
+        with (path / _CONSTRUCTION).open("rb") as file:
+            (state, *_), _ = pickle.load(file)["ctor_args_and_kwargs"]
+    except (ImportError, AttributeError) as error:
+        raise ValueError(
+            f"expected to find the code that {path} was trained with, got {error}; run where Python can "
+            "import it"
+        ) from error
+    config: AlgorithmConfig = AlgorithmConfig.from_state(state)
+    defaults = config.add_default_connectors_to_module_to_env_pipeline
+    if "module_to_env_connector" in custom_connectors(config) or not defaults:
+        raise ValueError(
+            f"expected RLlib's default way from modules to actions, got another in {path}, which a victim "
+            "cannot repeat"
+        )
+    return config
+
+
+def _filters(
+    path: Path, agents: Mapping[str, gym.Space[Any]], module_of: Mapping[str, str]
+) -> dict[str, ObservationFilter | None]:
+    folder = path.resolve() / COMPONENT_ENV_RUNNER / COMPONENT_ENV_TO_MODULE_CONNECTOR
+    pipeline = EnvToModulePipeline.from_checkpoint(folder)
+    if foreign := foreign_env_to_module(pipeline, MeanStdFilter, ObservationNormalizer, FlattenObservations):
+        raise ValueError(
+            "expected no connector between environment and modules but MeanStdFilter and "
+            f"FlattenObservations, got {', '.join(foreign)} in {path}; do in the environment what it does, "
+            "and use victim_from_modules"
+        )
+    found: dict[str, ObservationFilter | None] = {}
+    for piece in pipeline.connectors:
+        if isinstance(piece, MeanStdFilter):
+            found |= {agent: _rllibs(piece, agent, space) for agent, space in agents.items()}
+        elif isinstance(piece, ObservationNormalizer):
+            found |= {
+                agent: piece.victims_filter(module_of[agent], split(space)[0].shape)
+                for agent, space in agents.items()
+            }
+    return found
+
+
+def _rllibs(piece: MeanStdFilter, agent: str, space: gym.Space[Any]) -> ObservationFilter:
+    if not isinstance(space, gym.spaces.Box):
+        raise ValueError(
+            f"expected arrays for MeanStdFilter, got {space} for {agent!r}, whose mask it normalises, too"
+        )
+    if not (piece.de_mean_to_zero and piece.de_std_to_one):
+        raise ValueError("expected a MeanStdFilter of mean and deviation, got one of only one of them")
+    states = piece.get_state()
+    if agent not in states:
+        raise ValueError(
+            f"expected an environment of {', '.join(map(str, states))}, whom the MeanStdFilter knows, got "
+            f"{agent!r}; give it the arguments that it was trained with"
+        )
+    (saved,) = states[agent]["running_stats"]
+    stats = RunningStat.from_state(saved)
+    mean, std = torch.as_tensor(stats.mean), torch.as_tensor(stats.std)
+    return ObservationFilter(mean=mean, std=std, clip=piece.clip_by_value)

@@ -21,9 +21,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from marl_aajr.core.values import one_of
-from marl_aajr.rollout.adapters import TurnBasedGame
 from marl_aajr.rollout.batched_env import BatchedEnv, BatchedEnvWrapper, BatchedStep
-from marl_aajr.rollout.game import Game, Turn
+from marl_aajr.rollout.game import Game, GameStep
+from marl_aajr.rollout.pettingzoo_games import TurnBasedGame
 
 Critic = Literal["own", "joint", "state"]
 CRITICS: tuple[Critic, ...] = get_args(Critic)
@@ -57,7 +57,7 @@ class CentralView:
         self.space = joint_space(boxes, game.name, turn_based=isinstance(game, TurnBasedGame))
         self._sizes = {agent: flat_size(box) for agent, box in boxes.items()}
 
-    def __call__(self, turn: Turn) -> NDArray[Any]:
+    def __call__(self, turn: GameStep) -> NDArray[Any]:
         """The view after a turn.
 
         Raises:
@@ -68,7 +68,7 @@ class CentralView:
         state: NDArray[Any] = self._game.state()
         return state
 
-    def _part(self, turn: Turn, agent: str) -> NDArray[np.float32]:
+    def _part(self, turn: GameStep, agent: str) -> NDArray[np.float32]:
         if agent not in turn.obs:
             return np.zeros(self._sizes[agent], np.float32)
         seen = turn.obs[agent]

@@ -1,4 +1,7 @@
-"""Returns and lengths of the episodes that end while columns are collected."""
+"""The sampling loop: plays E copies of an environment and keeps what happened as a `Fragment`.
+
+`EpisodeLog` keeps the returns and lengths of the episodes that end meanwhile.
+"""
 
 from __future__ import annotations
 
@@ -11,9 +14,9 @@ import torch
 from torch import Tensor
 
 from marl_aajr.rollout.batched_env import BatchedEnv, BatchedStep
+from marl_aajr.rollout.checked_batch import CheckedBatch
 from marl_aajr.rollout.fragments import Fragment, ModuleFragment
-from marl_aajr.rollout.inspection import Inspector
-from marl_aajr.rollout.rollout_buffer import Columns, Decision, Head, OpenDecisions, stacked
+from marl_aajr.rollout.rollout_buffer import Decision, PendingDecisions, RolloutBuffer, StepInputs, stacked
 
 
 class Episodes(NamedTuple):
@@ -100,13 +103,10 @@ class EpisodeLog:
         return episodes
 
 
-# MERGED: collector.py; its docstring belongs into that of this module
-
-
-class Players(Protocol):
+class RolloutPolicies(Protocol):
     """Who decides. Rows that no agent acts on hold zeros (and legal everything); their answer is ignored."""
 
-    def perceive(self, module: str, obs: Tensor, rows: Tensor | None) -> Tensor:
+    def filter_obs(self, module: str, obs: Tensor, rows: Tensor | None) -> Tensor:
         """Observations `[N, ...]` as the module sees them; only `rows [N]` (None: all) are real."""
         ...
 
@@ -118,20 +118,20 @@ class Players(Protocol):
         """The decision of a module on observations `[N, ...]` with legal actions `[N, n]`."""
         ...
 
-    def forget(self, episode_over: Tensor) -> None:
+    def begin_episodes(self, episode_over: Tensor) -> None:
         """New episodes begin in these copies `[E]`."""
         ...
 
 
 @dataclass(frozen=True)
-class Group:
+class AgentGroup:
     """The agents that share a module."""
 
     module: str
     agents: tuple[str, ...]
 
 
-def groups_of(env: BatchedEnv, module_of: Mapping[str, str]) -> tuple[Group, ...]:
+def agent_groups(env: BatchedEnv, module_of: Mapping[str, str]) -> tuple[AgentGroup, ...]:
     """The groups of an environment's agents, in the order of their first agent.
 
     Raises:
@@ -149,7 +149,7 @@ def groups_of(env: BatchedEnv, module_of: Mapping[str, str]) -> tuple[Group, ...
                         f"{spaces[agents[0]]} for {agents[0]!r} and {spaces[agent]} for {agent!r}; "
                         "give them modules of their own"
                     )
-    return tuple(Group(module, tuple(agents)) for module, agents in members.items())
+    return tuple(AgentGroup(module, tuple(agents)) for module, agents in members.items())
 
 
 class Collector:
@@ -161,20 +161,25 @@ class Collector:
     Args:
         env: The copies.
         module_of: Module of each agent.
-        players: Who decides.
+        policies: Who decides.
         name: What faults call the environment.
     """
 
     def __init__(
-        self, env: BatchedEnv, module_of: Mapping[str, str], players: Players, *, name: str | None = None
+        self,
+        env: BatchedEnv,
+        module_of: Mapping[str, str],
+        policies: RolloutPolicies,
+        *,
+        name: str | None = None,
     ) -> None:
         self.env = env
-        self._inspector = Inspector(env, name or type(env).__name__)
-        self.groups = groups_of(env, module_of)
-        self.players = players
+        self._checked = CheckedBatch(env, name or type(env).__name__)
+        self.groups = agent_groups(env, module_of)
+        self.policies = policies
         self._log = EpisodeLog(len(self.agents), env.num_envs, phases=env.phases)
-        self._heads: dict[str, Head] = {}
-        self._open: dict[str, OpenDecisions] = {}
+        self._heads: dict[str, StepInputs] = {}
+        self._open: dict[str, PendingDecisions] = {}
         self._known: dict[str, tuple[list[Tensor], bool, bool]] = {}
         self._latest: dict[str, Decision] = {}
 
@@ -189,10 +194,10 @@ class Collector:
         Raises:
             EnvironmentFault: The environment breaks its contract.
         """
-        self.players.forget(torch.ones(self.env.num_envs, dtype=torch.bool, device=self.env.device))
+        self.policies.begin_episodes(torch.ones(self.env.num_envs, dtype=torch.bool, device=self.env.device))
         self._log.clear()
         self._open = {}
-        self._look(self._inspector.reset(seed=seed))
+        self._look(self._checked.reset(seed=seed))
 
     def collect(self, steps: int) -> tuple[Fragment, Episodes]:
         """Play `steps` steps of the environment in every copy, with all their phases.
@@ -206,11 +211,11 @@ class Collector:
         steps *= self.env.phases
         lead = int(bool(self._open))
         columns = {
-            g.module: Columns(
+            g.module: RolloutBuffer(
                 g.agents,
                 steps + lead,
                 self._open.get(g.module),
-                sequence=self.players.sequence_length(g.module),
+                sequence=self.policies.sequence_length(g.module),
             )
             for g in self.groups
         }
@@ -218,20 +223,20 @@ class Collector:
         for t in range(lead, lead + steps):
             step = self._step(columns, t)
             over[t] = step.episode_over
-            self.players.forget(step.episode_over)
+            self.policies.begin_episodes(step.episode_over)
             self._look(step.obs)
         parts = {
-            module: column.finish(self._heads[module], self._perceive(module))
+            module: column.finish(self._heads[module], self._filter_obs(module))
             for module, column in columns.items()
         }
-        self._inspector.values(parts.values(), lead=lead, where=partial(self._log.position, over[lead:]))
+        self._checked.values(parts.values(), lead=lead, where=partial(self._log.position, over[lead:]))
         rewards = torch.cat([part.rewards[lead:] for part in parts.values()], 1)
         episodes = self._log.take(rewards, _acted(parts.values(), lead), over[lead:])
-        opened = {module: OpenDecisions.of(part, columns[module].before) for module, part in parts.items()}
+        opened = {module: PendingDecisions.of(part, columns[module].before) for module, part in parts.items()}
         self._open = {module: rows for module, rows in opened.items() if rows is not None}
         return Fragment(parts, self.env.num_envs, steps, over, self.env.phases), episodes
 
-    def _step(self, columns: Mapping[str, Columns], t: int) -> BatchedStep:
+    def _step(self, columns: Mapping[str, RolloutBuffer], t: int) -> BatchedStep:
         actions: dict[str, Tensor] = {}
         for group in self.groups:
             head = self._heads[group.module]
@@ -239,39 +244,39 @@ class Collector:
             columns[group.module].write(t, head, decision)
             shape = (*head.acts.shape, *decision.env_actions.shape[1:])
             actions.update(zip(group.agents, decision.env_actions.view(shape).unbind(0), strict=True))
-        step = self._inspector.step(actions)
+        step = self._checked.step(actions)
         for column in columns.values():
             column.outcome(t, step)
         return step
 
-    def _decide(self, group: Group, head: Head) -> Decision:
+    def _decide(self, group: AgentGroup, head: StepInputs) -> Decision:
         """What a module decides; where nobody is asked, whatever it decided last."""
         latest = self._latest.get(group.module)
         # With a memory, a decision tells the state before it.
         if head.none_acts and latest is not None and latest.state is None:
             return latest
-        self._latest[group.module] = self.players.act(group.module, *head.rows())
+        self._latest[group.module] = self.policies.act(group.module, *head.rows())
         return self._latest[group.module]
 
-    def _perceive(self, module: str) -> Callable[[Tensor], Tensor]:
-        return lambda obs: self.players.perceive(module, obs, None)
+    def _filter_obs(self, module: str) -> Callable[[Tensor], Tensor]:
+        return lambda obs: self.policies.filter_obs(module, obs, None)
 
     def _look(self, obs: Mapping[str, Tensor]) -> None:
         """Take in the observations of all agents, and who must act on them."""
         active, masks = self.env.active, self.env.action_mask
         for group in self.groups:
             acts = stacked(active, group.agents)
-            head = Head(
+            head = StepInputs(
                 stacked(obs, group.agents),
                 acts,
                 None if masks[group.agents[0]] is None else stacked(masks, group.agents),
                 *self._who_acts(group, active, acts),
             )
             flat, _, rows = head.rows()
-            seen = self.players.perceive(group.module, flat, rows)
+            seen = self.policies.filter_obs(group.module, flat, rows)
             self._heads[group.module] = head._replace(obs=seen.view(head.obs.shape))
 
-    def _who_acts(self, group: Group, active: Mapping[str, Tensor], acts: Tensor) -> tuple[bool, bool]:
+    def _who_acts(self, group: AgentGroup, active: Mapping[str, Tensor], acts: Tensor) -> tuple[bool, bool]:
         """Whether all agents of a group must act, and whether none; asked once where nothing changes."""
         flags = [active[agent] for agent in group.agents]
         known = self._known.get(group.module)

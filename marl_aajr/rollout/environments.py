@@ -8,19 +8,28 @@ from __future__ import annotations
 
 import inspect
 import re
-from collections.abc import Mapping
+import sys
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from difflib import get_close_matches
 from functools import cache
 from importlib.metadata import EntryPoint, entry_points
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pettingzoo
 from pettingzoo.utils.deprecated_module import DeprecatedEnv
 
-from marl_aajr.rollout.adapters import game_of
+from marl_aajr.rollout.factories import Factory, explain_import_error, factory_of, load
 from marl_aajr.rollout.game import Game
-from marl_aajr.rollout.imports import Factory, explain_import_error, factory_of, load
+from marl_aajr.rollout.pettingzoo_games import game_of
+
+if TYPE_CHECKING:
+    import torch
+
+    from marl_aajr.rollout.batched_env import BatchedEnv
+
+BATCH_FACTORY = "batched_env"
+"""Beside its `parallel_env`, a module may define `batched_env(num_envs, *, device, **kwargs)`."""
 
 ENTRY_POINTS = "marl_aajr.envs"
 """Group of the entry points by which a package adds environments: a module with `parallel_env` or
@@ -93,6 +102,37 @@ def known_environments() -> list[EnvironmentSpec]:
     points = [_summarize_entry_point(point) for _, point in sorted(_entry_points().items())]
     ids = sorted({*pettingzoo.parallel_registry, *pettingzoo.aec_registry})
     return points + [_summarize_registered(name) for name in ids]
+
+
+def make_batch(spec: EnvironmentSpec, num_envs: int, *, device: torch.device | str = "cpu") -> BatchedEnv:
+    """E copies of an environment.
+
+    Where the module of the environment's factory defines `batched_env`, that builds them, as arrays;
+    otherwise they are E environments stepped one after the other (`PettingZooBatch`).
+
+    Args:
+        spec: Which environment.
+        num_envs: E.
+        device: Where the tensors live.
+
+    Raises:
+        ValueError: If the environment cannot be built or has no array form.
+    """
+    factory = _batched_factory(spec)
+    if factory is None:
+        from marl_aajr.rollout.pettingzoo_batch import PettingZooBatch  # late: lists need no torch
+
+        return PettingZooBatch(spec, num_envs, device=device)
+    _, kwargs = spec.factory()
+    kwargs.pop("render_mode", None)  # a batch draws one copy when it is asked to
+    return factory(num_envs, device=device, **kwargs)
+
+
+def _batched_factory(spec: EnvironmentSpec) -> Callable[..., BatchedEnv] | None:
+    """The `batched_env` beside the factory of an environment, if there is one."""
+    factory, _ = spec.factory()
+    found: Any = getattr(sys.modules.get(factory.__module__), BATCH_FACTORY, None)
+    return found if callable(found) else None
 
 
 def _find(name: str) -> tuple[Factory, dict[str, Any], EnvironmentSpec]:

@@ -152,6 +152,17 @@ class Fragment:
         modules = {name: part.to(device) for name, part in self.modules.items()}
         return replace(self, modules=modules, episode_over=self.episode_over.to(device))
 
+    def time_limits_terminate(self) -> Fragment:
+        """The same with time limits as RLlib's PettingZoo wrapper has them: agents terminate there."""
+        over = self.episode_over[:, None]
+        modules = {
+            name: replace(
+                part, terminated=part.terminated | (part.truncated & over), truncated=part.truncated & ~over
+            )
+            for name, part in self.modules.items()
+        }
+        return replace(self, modules=modules)
+
     def split(self, parts: int) -> list[Fragment]:
         """The copies in `parts` equal shares, one for each learner.
 

@@ -3,7 +3,7 @@
 PettingZoo has two interfaces, and most turn-based environments refuse its own conversion between them.
 A `Game` hides the difference: every turn says who must act next, what they see and what they earned.
 The RLlib wrapper, the batched environments and the evaluation all play through it, so an environment is
-adapted, checked and blamed in one place. The two adapters are in `marl_aajr.rollout.adapters`.
+adapted, checked and blamed in one place. The two adapters are in `marl_aajr.rollout.pettingzoo_games`.
 """
 
 from __future__ import annotations
@@ -15,14 +15,14 @@ from typing import Any, NamedTuple, NoReturn
 
 from gymnasium import spaces
 
+from marl_aajr.rollout.environment_state import restore, save
 from marl_aajr.rollout.faults import EnvironmentFault, observation_check
-from marl_aajr.rollout.saving import restore, save
 from marl_aajr.rollout.teams import teams_of
 
-__all__ = ["EnvironmentFault", "Game", "Turn"]
+__all__ = ["EnvironmentFault", "Game", "GameStep"]
 
 
-class Turn(NamedTuple):
+class GameStep(NamedTuple):
     """What a game answers to a reset or to actions.
 
     An agent is in `obs` when it must act next, or when it has just ended (its last observation, which
@@ -103,7 +103,7 @@ class Game(ABC):
         """A copy of the environment's metadata."""
         return dict(getattr(self.env, "metadata", None) or {})
 
-    def reset(self, *, seed: int | None = None, options: Mapping[str, Any] | None = None) -> Turn:
+    def reset(self, *, seed: int | None = None, options: Mapping[str, Any] | None = None) -> GameStep:
         """Starts an episode.
 
         Args:
@@ -129,7 +129,7 @@ class Game(ABC):
             self._blame("was over before anybody acted")
         return turn
 
-    def step(self, actions: Mapping[str, Any]) -> Turn:
+    def step(self, actions: Mapping[str, Any]) -> GameStep:
         """Plays one turn.
 
         Args:
@@ -177,7 +177,7 @@ class Game(ABC):
             self._blame(f"the state {reason}")
 
     def get_state(self) -> bytes:
-        """The environment, and how far its episode has come; see `marl_aajr.rollout.saving`.
+        """The environment, and how far its episode has come; see `marl_aajr.rollout.environment_state`.
 
         Raises:
             ValueError: The environment cannot be saved.
@@ -208,10 +208,10 @@ class Game(ABC):
         self.env.close()
 
     @abstractmethod
-    def _reset(self, seed: int | None, options: dict[str, Any] | None) -> Turn: ...
+    def _reset(self, seed: int | None, options: dict[str, Any] | None) -> GameStep: ...
 
     @abstractmethod
-    def _step(self, actions: dict[str, Any]) -> Turn: ...
+    def _step(self, actions: dict[str, Any]) -> GameStep: ...
 
     _acting: tuple[str, ...] = ()  # before the first reset nobody may act
     _progress: tuple[str, ...] = ("_acting", "_steps")  # what a game knows of its episode

@@ -25,8 +25,7 @@ from marl_aajr.core.adversary_actions import AdversaryActions, Kind, adversary_a
 from marl_aajr.core.policy import Policy
 from marl_aajr.core.threat import PerturbationSet
 from marl_aajr.rollout.batched_env import BatchedEnv, BatchedEnvWrapper, BatchedStep, check_action
-from marl_aajr.rollout.batches import make_batch
-from marl_aajr.rollout.environments import EnvironmentSpec
+from marl_aajr.rollout.environments import EnvironmentSpec, make_batch
 
 ADVERSARY = "adversary"
 """The adversary of several agents, and the team of those who play against frozen victims."""

@@ -1,7 +1,8 @@
-"""Generalised advantage estimation on arrays: the time axis first, any number of copies and agents behind it.
+"""Fragments to rows that a learner trains on: generalised advantage estimation on arrays.
 
-RLlib walks every episode row by row in Python and appends a phantom row to each, for the value that it
-bootstraps from. Here time is the only loop.
+The time axis is the first, with any number of copies and agents behind it. RLlib walks every episode row by
+row in Python and appends a phantom row to each, for the value that it bootstraps from. Here time is the only
+loop.
 """
 
 from __future__ import annotations
@@ -116,15 +117,12 @@ def standardize(advantages: Tensor) -> Tensor:
     return (advantages - advantages.mean()) / spread
 
 
-# MERGED: rows.py; its docstring belongs into that of this module
-
-
-Critic = Callable[[Tensor, Tensor | None], Tensor]
+ValueFunction = Callable[[Tensor, Tensor | None], Tensor]
 """Observations `[N, ...]` and legal actions `[N, n]` (or None) to values `[N]`."""
 
 
 @dataclass(frozen=True)
-class Rows:
+class TrainingRows:
     """Independent samples of one module, N of them.
 
     Attributes:
@@ -152,8 +150,8 @@ class Rows:
 
 
 @dataclass(frozen=True)
-class Judged:
-    """A fragment's decisions, judged by the critic.
+class ValuedFragment:
+    """A fragment's decisions with the critic's values of them.
 
     Attributes:
         values: `[T + 1, G, E]` of the observations; 0 where there is none.
@@ -168,7 +166,9 @@ class Judged:
     samples: Tensor | None
 
 
-def training_rows(parts: Sequence[ModuleFragment], critic: Critic, *, gamma: float, lambda_: float) -> Rows:
+def training_rows(
+    parts: Sequence[ModuleFragment], critic: ValueFunction, *, gamma: float, lambda_: float
+) -> TrainingRows:
     """The samples of one module in some fragments.
 
     Truncated episodes bootstrap from their last observation, fragments from the one that follows them.
@@ -183,42 +183,44 @@ def training_rows(parts: Sequence[ModuleFragment], critic: Critic, *, gamma: flo
     Returns:
         The rows, fragment by fragment; within one, by time, agent and copy.
     """
-    rows = join([_rows(part, judge(part, critic, gamma=gamma, lambda_=lambda_)) for part in parts])
+    rows = join([_rows(part, value_fragment(part, critic, gamma=gamma, lambda_=lambda_)) for part in parts])
     return replace(rows, advantages=standardize(rows.advantages))
 
 
-def join(pieces: Sequence[Rows]) -> Rows:
+def join(pieces: Sequence[TrainingRows]) -> TrainingRows:
     """The rows of all pieces."""
     if len(pieces) == 1:
         return pieces[0]
     columns: dict[str, Any] = {}
-    for field in fields(Rows):
+    for field in fields(TrainingRows):
         tensors = [getattr(piece, field.name) for piece in pieces]
         columns[field.name] = None if tensors[0] is None else torch.cat(tensors)
-    return Rows(**columns)
+    return TrainingRows(**columns)
 
 
-def _rows(part: ModuleFragment, judged: Judged) -> Rows:
+def _rows(part: ModuleFragment, valued: ValuedFragment) -> TrainingRows:
     def rows(column: Tensor) -> Tensor:
         column = column[: part.steps]
-        return column.flatten(0, 2) if judged.samples is None else column[judged.samples]
+        return column.flatten(0, 2) if valued.samples is None else column[valued.samples]
 
-    return Rows(
+    return TrainingRows(
         obs=rows(part.obs),
         mask=None if part.mask is None else rows(part.mask),
         actions=rows(part.actions),
         log_probs=rows(part.log_probs),
         inputs=rows(part.inputs),
-        advantages=rows(judged.advantages),
-        value_targets=rows(judged.advantages + judged.values[:-1]),
+        advantages=rows(valued.advantages),
+        value_targets=rows(valued.advantages + valued.values[:-1]),
     )
 
 
-def judge(part: ModuleFragment, critic: Critic, *, gamma: float, lambda_: float) -> Judged:
+def value_fragment(
+    part: ModuleFragment, critic: ValueFunction, *, gamma: float, lambda_: float
+) -> ValuedFragment:
     """Values of all observations of a fragment, and what follows from them."""
     values, final_values = _evaluate(part, critic)
     advantages, samples = advantages_of(part, values, final_values, gamma=gamma, lambda_=lambda_)
-    return Judged(values, final_values, advantages, samples)
+    return ValuedFragment(values, final_values, advantages, samples)
 
 
 def advantages_of(
@@ -238,7 +240,7 @@ def advantages_of(
 
 
 @torch.no_grad()
-def _evaluate(part: ModuleFragment, critic: Critic) -> tuple[Tensor, Tensor]:
+def _evaluate(part: ModuleFragment, critic: ValueFunction) -> tuple[Tensor, Tensor]:
     shape = part.obs.shape[:3]
     if part.acts is None:
         mask = None if part.mask is None else part.mask.flatten(0, 2)

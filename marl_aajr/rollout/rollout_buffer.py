@@ -1,4 +1,4 @@
-"""The columns of one module while they are filled, step by step."""
+"""A rollout buffer: the columns of one module while they are filled, step by step."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class Decision(NamedTuple):
         env_actions: `[N, ...]` as the environment takes them.
         log_probs: `[N]` float32.
         inputs: `[N, m]` float32, distribution inputs.
-        state: Recurrent state `[N, ...]` before this step, where the players want it kept.
+        state: Recurrent state `[N, ...]` before this step, where the policies want it kept.
     """
 
     actions: Tensor
@@ -43,7 +43,7 @@ class Decision(NamedTuple):
     state: Tree | None = None
 
 
-class Head(NamedTuple):
+class StepInputs(NamedTuple):
     """What the agents of a module see now: `[G, E, ...]`.
 
     Attributes:
@@ -66,7 +66,7 @@ class Head(NamedTuple):
         return self.obs.flatten(0, 1), mask, None if self.all_act else self.acts.flatten()
 
 
-class OpenDecisions(NamedTuple):
+class PendingDecisions(NamedTuple):
     """Decisions whose outcome was still open when a fragment ended: one row `[G, E, ...]` of each column.
 
     `rewards` is what the agents were told since, if anything.
@@ -82,7 +82,7 @@ class OpenDecisions(NamedTuple):
     state: Tree | None = None
 
     @classmethod
-    def of(cls, part: ModuleFragment, state: Tree | None) -> OpenDecisions | None:
+    def of(cls, part: ModuleFragment, state: Tree | None) -> PendingDecisions | None:
         """The open decisions of a fragment; None where there are none.
 
         Args:
@@ -115,7 +115,7 @@ class OpenDecisions(NamedTuple):
         )
 
 
-class Columns:
+class RolloutBuffer:
     """Allocated when the first step shows their shapes, then written row by row.
 
     Args:
@@ -130,7 +130,11 @@ class Columns:
     """
 
     def __init__(
-        self, agents: tuple[str, ...], steps: int, opened: OpenDecisions | None, sequence: int | None = None
+        self,
+        agents: tuple[str, ...],
+        steps: int,
+        opened: PendingDecisions | None,
+        sequence: int | None = None,
     ) -> None:
         self._agents = agents
         self._steps = steps
@@ -142,7 +146,7 @@ class Columns:
         self._states: list[Tree] = []
         self._all_act = True
 
-    def write(self, t: int, head: Head, decision: Decision) -> None:
+    def write(self, t: int, head: StepInputs, decision: Decision) -> None:
         """What was seen and decided in step `t`."""
         shape = head.acts.shape
         if not self._columns:
@@ -163,12 +167,12 @@ class Columns:
         # Asking now whether somebody has ended would make a device wait at every step.
         self._finals[t] = step.final_obs
 
-    def finish(self, head: Head, perceive: Callable[[Tensor], Tensor]) -> ModuleFragment:
+    def finish(self, head: StepInputs, filter_obs: Callable[[Tensor], Tensor]) -> ModuleFragment:
         """The fragment.
 
         Args:
             head: What follows its last step.
-            perceive: Observations `[K, ...]` as the module sees them.
+            filter_obs: Observations `[K, ...]` as the module sees them.
         """
         self._see(self._steps, head)
         columns = self._columns
@@ -176,7 +180,7 @@ class Columns:
         last = [columns["obs"].new_empty((0, *columns["obs"].shape[3:]))]
         for t in final_at[:, 0].unique().tolist():
             _, g, e = final_at[final_at[:, 0] == t].unbind(1)
-            last.append(perceive(stacked(self._finals[t], self._agents)[g, e]))
+            last.append(filter_obs(stacked(self._finals[t], self._agents)[g, e]))
         return ModuleFragment(
             agents=self._agents,
             mask=columns.get("mask"),
@@ -187,14 +191,14 @@ class Columns:
             **{name: columns[name] for name in ("obs", "rewards", "terminated", "truncated", *_PER_STEP)},
         )
 
-    def _see(self, t: int, head: Head) -> None:
+    def _see(self, t: int, head: StepInputs) -> None:
         self._columns["obs"][t] = head.obs
         self._columns["acts"][t] = head.acts
         self._all_act &= head.all_act
         if head.mask is not None:
             self._columns["mask"][t] = head.mask
 
-    def _remember(self, t: int, head: Head, state: Tree) -> None:
+    def _remember(self, t: int, head: StepInputs, state: Tree) -> None:
         assert self._sequence is not None
         if not self._states:
             opened = self._opened
@@ -204,7 +208,7 @@ class Columns:
             self._states.append(state)
         self.before = state if head.all_act else _choose(head.acts, state, self.before)
 
-    def _allocate(self, lead: int, head: Head, decision: Decision) -> None:
+    def _allocate(self, lead: int, head: StepInputs, decision: Decision) -> None:
         steps, shape = self._steps, head.acts.shape
         flags = {"terminated": torch.bool, "truncated": torch.bool, "rewards": torch.float32}
         new = self._columns

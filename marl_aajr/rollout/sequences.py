@@ -16,7 +16,7 @@ from torch import Tensor
 from marl_aajr.rollout.fragments import Fragment, ModuleFragment, Tree
 from marl_aajr.rollout.postprocessing import advantages_of, standardize
 
-RecurrentCritic = Callable[[Tensor, Tensor | None, Tree], Tensor]
+RecurrentValueFunction = Callable[[Tensor, Tensor | None, Tree], Tensor]
 """Observations `[B, L, ...]`, legal actions or None, and states `[B, ...]` to values `[B, L]`."""
 
 
@@ -53,7 +53,7 @@ class SequenceRows:
 def sequence_rows(
     fragments: Sequence[Fragment],
     module: str,
-    critic: RecurrentCritic,
+    critic: RecurrentValueFunction,
     initial_state: Tree,
     *,
     length: int,
@@ -96,7 +96,7 @@ def _cat(trees: list[Tree]) -> Tree:
 def _sequences(
     part: ModuleFragment,
     plan: list[_Sequence],
-    critic: RecurrentCritic,
+    critic: RecurrentValueFunction,
     initial_state: Tree,
     *,
     length: int,
@@ -116,9 +116,9 @@ def _sequences(
         unmasked = part.mask.new_ones((len(part.final_obs), *part.mask.shape[3:]))
         legal = torch.cat([part.mask.flatten(0, 2), unmasked])
     with torch.no_grad():
-        judged = critic(_take(seen, looks), None if legal is None else _take(legal, looks), states)
-    worth = judged.new_zeros(len(seen))
-    worth[looks[looks >= 0]] = judged[looks >= 0]
+        valued = critic(_take(seen, looks), None if legal is None else _take(legal, looks), states)
+    worth = valued.new_zeros(len(seen))
+    worth[looks[looks >= 0]] = valued[looks >= 0]
     split = part.obs.shape[:3].numel()
     final_values = torch.zeros_like(part.rewards)
     final_values[part.final_at.unbind(1)] = worth[split:]
@@ -143,7 +143,7 @@ def _sequences(
 
 @dataclass
 class _Sequence:
-    """Flat numbers of steps `(t, g, e)` and of observations to judge, and where its state is kept."""
+    """Flat numbers of steps `(t, g, e)` and of observations to value, and where its state is kept."""
 
     steps: list[int]
     looks: list[int]
@@ -208,7 +208,7 @@ def _padded(rows: list[list[int]], width: int, device: torch.device) -> Tensor:
 
 
 def _take(column: Tensor, index: Tensor) -> Tensor:
-    """Rows of a column; zeros for index −1."""
+    """TrainingRows of a column; zeros for index −1."""
     taken = column[index.clamp(min=0)]
     taken[index < 0] = 0
     return taken

@@ -23,9 +23,9 @@ from marl_aajr.core.distributions import from_space
 from marl_aajr.core.objectives import EVERYTHING, Need
 from marl_aajr.core.values import Schedule
 from marl_aajr.rllib import robustify
-from marl_aajr.rllib.internals import RunAPPO, RunIMPALA, RunPPO
+from marl_aajr.rllib.internals.algorithms import RunAPPO, RunIMPALA, RunPPO
+from marl_aajr.rllib.internals.learners import resumable_learner_class
 from marl_aajr.rllib.networks import check_observation_space, split
-from marl_aajr.rllib.plugin.learner import resumable_learner_class
 from marl_aajr.rllib.plugin.observation_layout import check_leaves
 from marl_aajr.rllib.sampling.env import register
 from marl_aajr.rllib.sampling.env_runners import RunEnvRunner
@@ -62,7 +62,9 @@ def build_config(config: RunConfig) -> AlgorithmConfig:
     result = (
         start_config(config)
         .framework("torch")
-        .environment(register(spec, parity=config.parity, critic=config.model.critic))
+        .environment(
+            register(spec, time_limits_terminate=config.time_limits_terminate, critic=config.model.critic)
+        )
         .multi_agent(policies=list(mapping.modules), policy_mapping_fn=ModuleOf(mapping.module_of))
         .rl_module(rl_module_spec=_module_specs(config, mapping))
         .callbacks(
@@ -84,7 +86,13 @@ def build_config(config: RunConfig) -> AlgorithmConfig:
         # RLlib gives the runner in the main process no GPU.
         device = "cuda" if _main_process(config.resources)["gpus_per_env_runner"] else None
         source = spec if atla is None else PerturbedGame(spec, atla.settings.agents, atla.settings.adversary)
-        fast(result, source, parity=config.parity, critic=config.model.critic, device=device)
+        fast(
+            result,
+            source,
+            time_limits_terminate=config.time_limits_terminate,
+            critic=config.model.critic,
+            device=device,
+        )
     return result
 
 

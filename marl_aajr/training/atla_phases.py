@@ -19,10 +19,10 @@ from torch import Tensor, nn
 from marl_aajr.core.distributions import from_space
 from marl_aajr.core.policy import ModulePolicy, Policy
 from marl_aajr.core.threat import PerturbationSet
-from marl_aajr.rllib.internals import OpenTorchLearner
+from marl_aajr.rllib.internals.learners import OpenTorchLearner
 from marl_aajr.rllib.networks import split
+from marl_aajr.rllib.playing_networks import playing_network
 from marl_aajr.rllib.sampling.env_runners import FastEnvRunner
-from marl_aajr.rllib.victims import playing_network
 from marl_aajr.rollout.batched_env import BatchedEnvWrapper
 from marl_aajr.rollout.perturbed import Perturb, PerturbedBatch, adversary_of, attacked_agents
 from marl_aajr.training.atla import ATLA

@@ -24,7 +24,7 @@ import torch
 from ray.rllib.algorithms.algorithm import Algorithm
 from ray.rllib.core.learner.learner import Learner
 
-from marl_aajr.rllib.internals import learner_index
+from marl_aajr.rllib.internals.learners import learner_index
 from marl_aajr.rllib.sampling.env_runners import RunEnvRunner
 from marl_aajr.training.files import new_folder, write_json
 

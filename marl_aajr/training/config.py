@@ -166,7 +166,7 @@ class RunConfig(Section):
         resources: processes and hardware.
         checkpoint_every: iterations between the checkpoints that a run can resume from. Environments start
             new episodes there, so that a resumed run equals one that never stopped.
-        parity: treat time limits as RLlib's own PettingZoo wrapper does (as terminations).
+        time_limits_terminate: treat time limits as RLlib's own PettingZoo wrapper does (as terminations).
         initial_policy: folder of a saved victim (a run's `victim`) whose networks the run begins with, by
             module; None: random ones. The run keeps a copy and needs the folder no more.
     """
@@ -182,7 +182,7 @@ class RunConfig(Section):
     observation_filter: Literal["none", "mean_std"] = "none"
     resources: Resources = Field(default_factory=Resources)
     checkpoint_every: Count = 10
-    parity: bool = False
+    time_limits_terminate: bool = False
     initial_policy: str | None = None
 
     @property

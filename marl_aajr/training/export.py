@@ -18,10 +18,9 @@ from ray.rllib.core.columns import Columns
 from ray.rllib.core.learner.torch.torch_learner import TorchLearner
 from torch import Tensor, nn
 
-from marl_aajr.rllib.internals import observation_normalizer
-from marl_aajr.rllib.live_module import live_module
+from marl_aajr.rllib.internals.runners import observation_normalizer
 from marl_aajr.rllib.networks import split
-from marl_aajr.rllib.victims import critic_network, playing_network
+from marl_aajr.rllib.playing_networks import critic_network, live_module, playing_network
 from marl_aajr.training.config import RunConfig
 from marl_aajr.training.modules import PolicyMapping
 from marl_aajr.victims import ObservationFilter, Victim

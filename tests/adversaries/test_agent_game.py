@@ -12,9 +12,8 @@ from pettingzoo.utils.env import ParallelEnv
 from torch import nn
 
 from marl_aajr.adversaries.agent_game import AgentGame, choose_sides
-from marl_aajr.rollout.batches import make_batch
 from marl_aajr.rollout.env_checker import check_batched_env
-from marl_aajr.rollout.environments import EnvironmentSpec, resolve
+from marl_aajr.rollout.environments import EnvironmentSpec, make_batch, resolve
 from marl_aajr.victims import Victim
 from tests.evaluation.players import moves, network, team
 

@@ -17,9 +17,8 @@ from marl_aajr.adversaries.observation_game import GAME, ObservationGame, Observ
 from marl_aajr.adversaries.warm_start import demonstrate, warm_start
 from marl_aajr.core.adversary_actions import adversary_actions
 from marl_aajr.core.threat import PerturbationSet
-from marl_aajr.rollout.batches import make_batch
 from marl_aajr.rollout.env_checker import check_batched_env, random_actions
-from marl_aajr.rollout.environments import resolve
+from marl_aajr.rollout.environments import make_batch, resolve
 from marl_aajr.rollout.perturbed import ADVERSARY, adversary_of
 from marl_aajr.training.config import make_config
 from marl_aajr.victims import ObservationFilter, Victim, fingerprint

@@ -11,7 +11,7 @@ from marl_aajr.adversaries.action_values import ActionValue, Transitions, encode
 from marl_aajr.adversaries.robust_sarsa import RobustSarsa
 from marl_aajr.attacks import make_attack
 from marl_aajr.core.distributions import Categorical, DiagGaussian, MultiCategorical
-from marl_aajr.rollout.batches import make_batch
+from marl_aajr.rollout.environments import make_batch
 from tests.evaluation.players import moves, sign_reader, signs, team
 from tests.networks import generator, observations
 

@@ -10,9 +10,8 @@ import torch
 from torch import Tensor
 
 from marl_aajr.rollout.batched_env import BatchedEnv
-from marl_aajr.rollout.batches import make_batch
 from marl_aajr.rollout.env_checker import check_batched_env
-from marl_aajr.rollout.environments import EnvironmentSpec, resolve
+from marl_aajr.rollout.environments import EnvironmentSpec, make_batch, resolve
 from marl_aajr.victims import Victim
 from tests.adversaries.games import replaced
 from tests.evaluation.players import network, team

@@ -14,7 +14,7 @@ from marl_aajr.envs import NAMES
 from marl_aajr.rollout.batched_env import BatchedEnv, BatchedStep
 from marl_aajr.rollout.env_checker import check_batched_env, random_actions
 from marl_aajr.rollout.environments import resolve
-from marl_aajr.rollout.pettingzoo import PettingZooBatch
+from marl_aajr.rollout.pettingzoo_batch import PettingZooBatch
 
 CPU = torch.device("cpu")
 DEVICES = [CPU] + ([torch.device("cuda")] if torch.cuda.is_available() else [])

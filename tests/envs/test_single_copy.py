@@ -18,8 +18,8 @@ from marl_aajr.envs import NAMES
 from marl_aajr.envs.single_copy import SingleCopy
 from pettingzoo.test import parallel_api_test, parallel_seed_test
 
-from marl_aajr.rollout.adapters import game_of
 from marl_aajr.rollout.environments import resolve
+from marl_aajr.rollout.pettingzoo_games import game_of
 
 
 def make(name: str, **options: Any) -> SingleCopy:

@@ -13,8 +13,7 @@ from torch import Tensor, nn
 from marl_aajr.evaluation import Replacement, Suite, evaluate
 from marl_aajr.evaluation.protocol import AttackEntry
 from marl_aajr.rollout.batched_env import BatchedEnv
-from marl_aajr.rollout.batches import make_batch
-from marl_aajr.rollout.environments import EnvironmentSpec, resolve
+from marl_aajr.rollout.environments import EnvironmentSpec, make_batch, resolve
 from marl_aajr.victims import Victim
 from tests.evaluation.players import moves, returns_one_by_one, sign_reader, signs, team
 

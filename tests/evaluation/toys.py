@@ -65,7 +65,7 @@ class Signs(ParallelEnv[str, Any, Any]):
 
 
 class Moves(AECEnv[str, Any, Any]):
-    """Turn by turn, pick a legal number; it is paid to you, and taken from the other, at once.
+    """GameStep by turn, pick a legal number; it is paid to you, and taken from the other, at once.
 
     An illegal number is an error. Legal are zero and a random part of the others.
     """

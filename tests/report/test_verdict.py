@@ -186,7 +186,7 @@ def test_differences_beyond_the_method_are_flagged(tmp_path: Path) -> None:
 )
 def test_a_price_that_cannot_be_given_is_explained(tmp_path: Path, names: tuple[str, str], says: str) -> None:
     paths = write_method(tmp_path / "0", names[0], clean=THREE)
-    paths += write_method(tmp_path / "1", names[1], clean=THREE, parity=True)
+    paths += write_method(tmp_path / "1", names[1], clean=THREE, time_limits_terminate=True)
 
     assert any(says in caution for caution in warnings(paths))
 

@@ -68,9 +68,9 @@ def config_for(env: str, agents: Sequence[str], *, envs: int = 1) -> PPOConfig:
 
 
 def runner(
-    name: str, kwargs: Mapping[str, Any] | None = None, *, parity: bool = False, envs: int = 1
+    name: str, kwargs: Mapping[str, Any] | None = None, *, time_limits_terminate: bool = False, envs: int = 1
 ) -> MultiAgentEnvRunner:
     """A runner in this process, without Ray."""
     spec = resolve(name, kwargs)
-    env = register(spec, parity=parity)
+    env = register(spec, time_limits_terminate=time_limits_terminate)
     return MultiAgentEnvRunner(config_for(env, spec.make().possible_agents, envs=envs))

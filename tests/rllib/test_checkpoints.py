@@ -22,8 +22,8 @@ from ray.rllib.env.wrappers.pettingzoo_env import ParallelPettingZooEnv
 from ray.tune.registry import register_env
 
 from marl_aajr.evaluation import evaluate
-from marl_aajr.rllib.checkpoints import is_checkpoint, victim_from_checkpoint
-from marl_aajr.rllib.live_module import LiveModule
+from marl_aajr.rllib.playing_networks import LiveModule
+from marl_aajr.rllib.victims import is_checkpoint, victim_from_checkpoint
 from tests.rllib.victim_toys import Leaky, Shift
 
 ENV = "mpe2.simple_spread_v3"

@@ -57,22 +57,22 @@ SPREAD = ("simple_spread_v3", {"max_cycles": 5})
         ("butterfly/knights_archers_zombies-v11", {"max_cycles": 5}),
     ],
 )
-def test_a_time_limit_truncates_and_parity_terminates(name: str, kwargs: dict[str, Any]) -> None:
-    for parity, ending in ((False, "truncated"), (True, "terminated")):
-        for episode in runner(name, kwargs, parity=parity, envs=2).sample(num_episodes=2):
+def test_a_time_limit_truncates_or_terminates_if_asked_to(name: str, kwargs: dict[str, Any]) -> None:
+    for terminates, ending in ((False, "truncated"), (True, "terminated")):
+        for episode in runner(name, kwargs, time_limits_terminate=terminates, envs=2).sample(num_episodes=2):
             assert set(endings_of(episode).values()) == {ending}
             assert [len(own) for own in episode.agent_episodes.values()] == [5] * len(
                 resolve(name).make().possible_agents
             )
 
 
-def test_values_bootstrap_at_a_time_limit_and_not_in_parity() -> None:
-    for parity, bootstrapped in ((False, 1.0), (True, 0.0)):
+def test_values_bootstrap_at_a_time_limit_and_not_where_it_terminates() -> None:
+    for terminates, bootstrapped in ((False, 1.0), (True, 0.0)):
         spec = resolve(*SPREAD)
         agents = spec.make().possible_agents
         config = (
             PPOConfig()
-            .environment(register(spec, parity=parity))
+            .environment(register(spec, time_limits_terminate=terminates))
             .env_runners(num_env_runners=0)
             .multi_agent(policies=set(agents), policy_mapping_fn=lambda agent, *_, **__: agent)
             .training(gamma=0.9)
@@ -179,14 +179,14 @@ def test_episodes_cut_into_fragments_lose_no_step_and_no_reward(name: str, kwarg
     assert sum(e.is_done for e in pieces) == 2
 
 
-def test_parity_is_the_stock_wrapper_step_by_step() -> None:
+def test_with_terminating_time_limits_it_is_the_stock_wrapper_step_by_step() -> None:
     register_env("stock_spread", stock_spread)
     register_env("stock_tictactoe", lambda _: StockTurnBasedEnv(tictactoe_v3.env()))
     for stock, name, kwargs in (
         ("stock_spread", *SPREAD),
         ("stock_tictactoe", "classic/tictactoe-v3", {}),
     ):
-        ours = runner(name, kwargs, parity=True)
+        ours = runner(name, kwargs, time_limits_terminate=True)
         theirs = MultiAgentEnvRunner(config_for(stock, ours.env.envs[0].unwrapped.possible_agents))
         for a, b in zip(ours.sample(num_episodes=3), theirs.sample(num_episodes=3), strict=True):
             assert (a.is_terminated, a.is_truncated) == (b.is_terminated, b.is_truncated)
@@ -253,7 +253,7 @@ def test_different_arguments_are_registered_under_different_names() -> None:
                 three,
                 four,
                 register("simple_spread_v3"),
-                register("simple_spread_v3", parity=True),
+                register("simple_spread_v3", time_limits_terminate=True),
             }
         )
         == 4

@@ -20,15 +20,14 @@ from ray.rllib.env.multi_agent_env_runner import MultiAgentEnvRunner
 
 from marl_aajr.regularizers import make_regularizer
 from marl_aajr.rllib import robustify
-from marl_aajr.rllib.internals import observation_normalizer
+from marl_aajr.rllib.internals.runners import observation_normalizer
 from marl_aajr.rllib.lean.learner import LeanPPOTorchLearner
-from marl_aajr.rllib.plugin.learner import RobustLearnerMixin
-from marl_aajr.rllib.sampling.connector import FragmentsToBatch
+from marl_aajr.rllib.plugin.robustify import RobustLearnerMixin
 from marl_aajr.rllib.sampling.env_runners import FastEnvRunner
-from marl_aajr.rllib.sampling.fast import fast
+from marl_aajr.rllib.sampling.fast import FragmentsToBatch, fast
 from marl_aajr.rllib.sampling.metrics import RETURNS_KEY, EpisodeReturns
 from marl_aajr.rollout.environments import resolve
-from marl_aajr.rollout.pettingzoo import PettingZooBatch
+from marl_aajr.rollout.pettingzoo_batch import PettingZooBatch
 from tests.rllib.fast_runs import CIRCLE, OURS, SPREAD, TAG, TICTACTOE, config, masked, normalizer
 
 SHORT = {"max_cycles": 10}
@@ -151,9 +150,11 @@ def observations_counted(built: Any) -> int:
     return normalizer.moments("agent").count
 
 
-@pytest.mark.parametrize("parity", [False, True])
-def test_training_step_is_rllibs(ray_session: None, parity: bool) -> None:
-    configured = fast(config("adversary", "agent", copies=8, steps=20), TAG, kwargs=SHORT, parity=parity)
+@pytest.mark.parametrize("terminate", [False, True])
+def test_training_step_is_rllibs(ray_session: None, terminate: bool) -> None:
+    configured = fast(
+        config("adversary", "agent", copies=8, steps=20), TAG, kwargs=SHORT, time_limits_terminate=terminate
+    )
     with algorithm(configured) as built:
         before = built.get_weights()
         result = built.train()

@@ -8,8 +8,8 @@ import pytest
 import torch
 from ray.rllib.core.learner.training_data import TrainingData
 
-from marl_aajr.rllib.sampling.connector import FragmentsToBatch
 from marl_aajr.rllib.sampling.env_runners import FastEnvRunner
+from marl_aajr.rllib.sampling.fast import FragmentsToBatch
 from marl_aajr.training.algorithm import build_config
 from marl_aajr.training.config import make_config
 

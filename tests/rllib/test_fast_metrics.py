@@ -8,7 +8,7 @@ import pytest
 
 from marl_aajr.rllib.sampling.metrics import RETURNS_KEY
 from marl_aajr.rollout.environments import resolve
-from marl_aajr.rollout.pettingzoo import PettingZooBatch
+from marl_aajr.rollout.pettingzoo_batch import PettingZooBatch
 from tests.rllib.fast_runs import (
     CIRCLE,
     SPREAD,

@@ -12,12 +12,12 @@ from ray.rllib.core.rl_module.default_model_config import DefaultModelConfig
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from marl_aajr.rllib.sampling.connector import FragmentsToBatch
 from marl_aajr.rllib.sampling.env_runners import FastEnvRunner
+from marl_aajr.rllib.sampling.fast import FragmentsToBatch
 from marl_aajr.rollout.batched_env import BatchedEnv
 from marl_aajr.rollout.environments import resolve
 from marl_aajr.rollout.fragments import Fragment
-from marl_aajr.rollout.pettingzoo import PettingZooBatch
+from marl_aajr.rollout.pettingzoo_batch import PettingZooBatch
 from tests.rllib.fast_runs import (
     CIRCLE,
     OURS,

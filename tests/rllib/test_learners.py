@@ -117,7 +117,7 @@ def pair(ray_session: None) -> Iterator[Algorithm]:
 
 def both(pair: Algorithm, work: Any) -> list[Any]:
     """`work(index)` in the processes of the two learners, at once."""
-    from marl_aajr.rllib.internals import learner_index
+    from marl_aajr.rllib.internals.learners import learner_index
 
     results = pair.learner_group.foreach_learner(
         lambda learner: work(learner_index(learner)), timeout_seconds=60.0

@@ -17,11 +17,11 @@ from ray.rllib.evaluation.postprocessing import Postprocessing
 from ray.rllib.policy.sample_batch import MultiAgentBatch, SampleBatch
 
 from marl_aajr import AAJR, robustify
-from marl_aajr.rllib.internals import observation_normalizer
+from marl_aajr.rllib.internals.runners import observation_normalizer
 from marl_aajr.rllib.lean.learner import LeanPPOTorchLearner
 from marl_aajr.rllib.networks import MAPPOModule
-from marl_aajr.rllib.sampling.connector import FragmentsToBatch
 from marl_aajr.rllib.sampling.env import PettingZooEnv, register
+from marl_aajr.rllib.sampling.fast import FragmentsToBatch
 from marl_aajr.rollout.centralized_critic import Critic
 from marl_aajr.rollout.environments import resolve
 from marl_aajr.training.algorithm import build_algorithm, build_config

@@ -20,7 +20,7 @@ from marl_aajr.core.numerics import NonFiniteError
 from marl_aajr.core.objectives import KL
 from marl_aajr.core.threat import PerturbationSet
 from marl_aajr.regularizers import REGULARIZERS, LossTerm, Regularizer, Sample, make_regularizer
-from marl_aajr.rllib.plugin.learner import RobustLearnerMixin
+from marl_aajr.rllib.plugin.robustify import RobustLearnerMixin
 from tests.rllib.learners import build_learner, ppo_batch, ppo_config, update, weights
 
 ACTIVE = AAJR(coefficient=0.1, adversarial_weight=0.5, epsilon=0.2)

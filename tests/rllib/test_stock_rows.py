@@ -1,4 +1,4 @@
-"""The rows of parity mode against RLlib's own connectors, fed with the same steps as episodes."""
+"""Our advantages and value targets, laid out as RLlib's rows, against those of RLlib's own connectors."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ from ray.rllib.policy.sample_batch import MultiAgentBatch
 from torch import Tensor
 
 from marl_aajr.core.distributions import Categorical
-from marl_aajr.rllib.internals import ordered
+from marl_aajr.rllib.internals.runners import ordered
 from marl_aajr.rllib.sampling.env import _flags, _stock_flags
 from marl_aajr.rollout.batched_env import BatchedEnv, BatchedStep
 from marl_aajr.rollout.collector import Collector
 from marl_aajr.rollout.environments import EnvironmentSpec
-from marl_aajr.rollout.game import Turn
-from marl_aajr.rollout.parity import stock_rows, time_limits_terminate
-from marl_aajr.rollout.pettingzoo import PettingZooBatch
+from marl_aajr.rollout.game import GameStep
+from marl_aajr.rollout.pettingzoo_batch import PettingZooBatch
 from marl_aajr.rollout.rollout_buffer import Decision
 from tests.rllib.learners import build_learner, ppo_config
+from tests.rllib.rllib_rows import stock_rows
 from tests.rollout.toy_games import Circle, Scripted
 
 STAGGERED = {"a": (3, "terminated"), "b": (5, "truncated"), "c": (7, "truncated")}
@@ -42,12 +42,12 @@ def circle(endings: str) -> Circle:
 
 
 class Drawn:
-    """Players that draw from fixed logits of the observation."""
+    """RolloutPolicies that draw from fixed logits of the observation."""
 
     def __init__(self) -> None:
         self.generator = torch.Generator().manual_seed(3)
 
-    def perceive(self, module: str, obs: Tensor, rows: Tensor | None) -> Tensor:
+    def filter_obs(self, module: str, obs: Tensor, rows: Tensor | None) -> Tensor:
         return obs
 
     def act(self, module: str, obs: Tensor, mask: Tensor | None, rows: Tensor | None) -> Decision:
@@ -59,17 +59,17 @@ class Drawn:
     def sequence_length(self, module: str) -> int | None:
         return None
 
-    def forget(self, episode_over: Tensor) -> None:
+    def begin_episodes(self, episode_over: Tensor) -> None:
         pass
 
 
 class Told(BatchedEnv):
     """A batch that tells RLlib's episodes everything that it tells the collector."""
 
-    def __init__(self, env: PettingZooBatch, *, parity: bool) -> None:
+    def __init__(self, env: PettingZooBatch, *, terminate: bool) -> None:
         self.env = env
         vars(self).update({n: getattr(env, n) for n in BatchedEnv.__annotations__})
-        self.flags = _stock_flags if parity else _flags
+        self.flags = _stock_flags if terminate else _flags
         self.finished: list[MultiAgentEpisode] = []
         self.running = [self._begin() for _ in range(env.num_envs)]
 
@@ -93,7 +93,7 @@ class Told(BatchedEnv):
             ended = {a for a in acted if step.terminations[a][e] or step.truncations[a][e]}
             obs = {a: step.final_obs[a][e].numpy() for a in acted if a in ended}
             obs |= {} if over else self._seen(step.obs, e)
-            turn = Turn(
+            turn = GameStep(
                 obs=obs,
                 rewards={a: float(step.rewards[a][e]) for a in obs},
                 terminations={a: bool(step.terminations[a][e]) for a in obs},
@@ -151,12 +151,12 @@ class Told(BatchedEnv):
         self.env.close()
 
 
-@pytest.mark.parametrize("parity", [False, True], ids=["bootstrap", "terminal limits"])
+@pytest.mark.parametrize("terminate", [False, True], ids=["bootstrap", "terminal limits"])
 @pytest.mark.parametrize("endings", ["staggered", "together", "mixed"])
 @pytest.mark.parametrize("game", ["scripted", "circle"])
-def test_rows_are_those_of_rllibs_connectors(game: str, endings: str, parity: bool) -> None:
+def test_rows_are_those_of_rllibs_connectors(game: str, endings: str, terminate: bool) -> None:
     spec = EnvironmentSpec(f"tests.rllib.test_stock_rows:{game}", {"endings": endings})
-    env = Told(PettingZooBatch(spec, 3), parity=parity)
+    env = Told(PettingZooBatch(spec, 3), terminate=terminate)
     collector = Collector(env, dict.fromkeys(env.possible_agents, "m"), Drawn())
     collector.reset(seed=0)
     learner = build_learner(
@@ -167,8 +167,8 @@ def test_rows_are_those_of_rllibs_connectors(game: str, endings: str, parity: bo
     critic = learner.module["m"].unwrapped().compute_values
     for steps in (1, 5, 4):
         fragment, _ = collector.collect(steps)
-        if parity:
-            fragment = time_limits_terminate(fragment)
+        if terminate:
+            fragment = fragment.time_limits_terminate()
         ours = stock_rows([fragment], "m", lambda obs, _: critic({"obs": obs}), gamma=0.9, lambda_=0.8)
         chunks = env.chunks()
         assert bool(len(ours)) == bool(chunks), "with one step of turns, nothing has come of anything yet"

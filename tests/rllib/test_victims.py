@@ -26,8 +26,8 @@ from torch import Tensor, nn
 from marl_aajr.attacks import FGSM, PGD
 from marl_aajr.core.threat import PerturbationSet
 from marl_aajr.evaluation import evaluate
-from marl_aajr.rllib.live_module import LiveModule
 from marl_aajr.rllib.networks import FlatActorCritic
+from marl_aajr.rllib.playing_networks import LiveModule
 from marl_aajr.rllib.victims import victim_from_module, victim_from_modules
 from marl_aajr.victims import Victim
 from marl_aajr.victims.recurrent import leaves
@@ -195,7 +195,7 @@ class TestCustomModules:
         set_ = PerturbationSet(epsilon=0.5)
         evaluation = evaluate(victim, attacks=[(FGSM(perturbations=set_), 0.5)], episodes=4)
         assert evaluation.attacks[0].objective_gain > 0
-        with pytest.raises(ValueError, match=r"expected layers out of .*got marl_aajr\.rllib\.live"):
+        with pytest.raises(ValueError, match=r"expected layers out of .*rllib\.playing_networks"):
             victim.save(tmp_path / "victim")
         with pytest.raises(ValueError, match="a victim that can be saved for 'sa-rl'"):
             evaluate(victim, attacks=[("sa-rl", 0.5)], episodes=4)

@@ -7,10 +7,10 @@ from typing import Any
 import numpy as np
 from gymnasium import spaces
 
-from marl_aajr.rollout.game import Game, Turn
+from marl_aajr.rollout.game import Game, GameStep
 
 
-def act(game: Game, turn: Turn, rng: np.random.Generator) -> dict[str, Any]:
+def act(game: Game, turn: GameStep, rng: np.random.Generator) -> dict[str, Any]:
     """A random legal action for everybody who must act."""
     actions: dict[str, Any] = {}
     for agent in turn.acting:
@@ -24,7 +24,7 @@ def act(game: Game, turn: Turn, rng: np.random.Generator) -> dict[str, Any]:
     return actions
 
 
-def play(game: Game, seed: int) -> list[Turn]:
+def play(game: Game, seed: int) -> list[GameStep]:
     """All turns of an episode."""
     rng = np.random.default_rng(seed)
     turns = [game.reset(seed=seed)]

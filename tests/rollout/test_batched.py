@@ -14,8 +14,8 @@ from torch import Tensor
 
 from marl_aajr.rollout.batched_env import BatchedEnv, BatchedEnvWrapper
 from marl_aajr.rollout.environments import EnvironmentSpec, resolve
-from marl_aajr.rollout.game import EnvironmentFault, Turn
-from marl_aajr.rollout.pettingzoo import PettingZooBatch
+from marl_aajr.rollout.game import EnvironmentFault, GameStep
+from marl_aajr.rollout.pettingzoo_batch import PettingZooBatch
 from tests.rollout.toy_games import Circle, Endings, Scripted
 
 HERE = "tests.rollout.test_batched"
@@ -70,7 +70,7 @@ class Reference:
         self.game, self.seed, self.copy, self.episode = spec.make(), seed, copy, 0
         self.turn = self.start()
 
-    def start(self) -> Turn:
+    def start(self) -> GameStep:
         sequence = np.random.SeedSequence(self.seed, spawn_key=(self.copy, self.episode))
         self.episode += 1
         return self.game.reset(seed=int(sequence.generate_state(1)[0] >> 1))

@@ -10,9 +10,8 @@ import pytest
 import torch
 from pettingzoo.classic import tictactoe_v3
 
-from marl_aajr.rollout.batches import make_batch
 from marl_aajr.rollout.centralized_critic import CentralBatch, CentralView, Critic
-from marl_aajr.rollout.environments import EnvironmentSpec, resolve
+from marl_aajr.rollout.environments import EnvironmentSpec, make_batch, resolve
 from marl_aajr.rollout.game import EnvironmentFault
 from tests.rollout.toy_games import Scripted
 

@@ -13,7 +13,7 @@ from pettingzoo.utils.env import ParallelEnv
 from marl_aajr.rollout.centralized_critic import CentralBatch, Critic
 from marl_aajr.rollout.env_checker import check_batched_env, random_actions
 from marl_aajr.rollout.environments import resolve
-from marl_aajr.rollout.pettingzoo import PettingZooBatch
+from marl_aajr.rollout.pettingzoo_batch import PettingZooBatch
 
 
 class ManyActions(ParallelEnv[str, Any, Any]):

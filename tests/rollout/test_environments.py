@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
-from marl_aajr.rollout.adapters import ParallelGame, TurnBasedGame
 from marl_aajr.rollout.environments import EnvironmentSpec, known_environments, resolve
+from marl_aajr.rollout.pettingzoo_games import ParallelGame, TurnBasedGame
 from tests.rollout.toy_games import Scripted
 
 

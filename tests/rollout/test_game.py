@@ -14,14 +14,14 @@ from mpe2 import simple_speaker_listener_v4, simple_spread_v3, simple_tag_v3
 from pettingzoo.butterfly import knights_archers_zombies_v11
 from pettingzoo.classic import leduc_holdem_v4, tictactoe_v3
 
-from marl_aajr.rollout.adapters import ConvertedGame, ParallelGame, game_of
 from marl_aajr.rollout.environments import resolve
-from marl_aajr.rollout.game import Turn
+from marl_aajr.rollout.game import GameStep
+from marl_aajr.rollout.pettingzoo_games import ConvertedGame, ParallelGame, game_of
 from tests.rollout.playing import play
 from tests.rollout.toy_games import Circle, Scripted
 
 
-def returns(turns: list[Turn]) -> dict[str, float]:
+def returns(turns: list[GameStep]) -> dict[str, float]:
     totals: dict[str, float] = {}
     for turn in turns:
         for agent, reward in turn.rewards.items():
@@ -113,7 +113,7 @@ def test_the_same_seed_gives_the_same_episode() -> None:
 def test_agent_order_does_not_depend_on_hashing() -> None:
     script = (
         "from mpe2 import simple_world_comm_v3 as m\n"
-        "from marl_aajr.rollout.adapters import game_of\n"
+        "from marl_aajr.rollout.pettingzoo_games import game_of\n"
         "g = game_of(m.parallel_env(), name='w'); t = g.reset(seed=0)\n"
         "print(g.possible_agents, list(t.obs), list(g.step(dict.fromkeys(t.acting, 0)).rewards))"
     )

@@ -12,7 +12,7 @@ from marl_aajr.rollout.batched_env import BatchedStep
 from marl_aajr.rollout.collector import Collector
 from marl_aajr.rollout.environments import resolve
 from marl_aajr.rollout.faults import EnvironmentFault
-from marl_aajr.rollout.pettingzoo import PettingZooBatch
+from marl_aajr.rollout.pettingzoo_batch import PettingZooBatch
 from marl_aajr.rollout.rollout_buffer import Decision
 
 EPISODE = 7
@@ -48,7 +48,7 @@ class Breaks(PettingZooBatch):
 class Still:
     """Nobody moves."""
 
-    def perceive(self, module: str, obs: Tensor, rows: Tensor | None) -> Tensor:
+    def filter_obs(self, module: str, obs: Tensor, rows: Tensor | None) -> Tensor:
         return obs
 
     def sequence_length(self, module: str) -> None:
@@ -58,7 +58,7 @@ class Still:
         nothing = torch.zeros(len(obs), dtype=torch.long)
         return Decision(nothing, nothing, torch.zeros(len(obs)), torch.zeros(len(obs), 5))
 
-    def forget(self, episode_over: Tensor) -> None:
+    def begin_episodes(self, episode_over: Tensor) -> None:
         pass
 
 

@@ -14,9 +14,8 @@ from marl_aajr.core.distributions import from_space
 from marl_aajr.core.policy import ModulePolicy
 from marl_aajr.core.threat import PerturbationSet
 from marl_aajr.rollout.batched_env import BatchedEnv
-from marl_aajr.rollout.batches import make_batch
 from marl_aajr.rollout.env_checker import check_batched_env, random_actions
-from marl_aajr.rollout.environments import EnvironmentSpec, resolve
+from marl_aajr.rollout.environments import EnvironmentSpec, make_batch, resolve
 from marl_aajr.rollout.perturbed import Perturb, PerturbedBatch, PerturbedGame, adversary_of
 
 SPREAD = resolve("marl_aajr.envs.simple_spread_v3", {"N": 2, "max_cycles": 5})

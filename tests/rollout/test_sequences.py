@@ -10,7 +10,7 @@ from marl_aajr.core.distributions import Categorical
 from marl_aajr.rollout.collector import Collector
 from marl_aajr.rollout.environments import resolve
 from marl_aajr.rollout.fragments import Fragment
-from marl_aajr.rollout.pettingzoo import PettingZooBatch
+from marl_aajr.rollout.pettingzoo_batch import PettingZooBatch
 from marl_aajr.rollout.postprocessing import training_rows
 from marl_aajr.rollout.rollout_buffer import Decision
 from marl_aajr.rollout.sequences import SequenceRows, sequence_rows
@@ -19,13 +19,13 @@ LENGTH = 4
 
 
 class Counting:
-    """Recurrent players whose state is the number of their decisions in the episode so far."""
+    """Recurrent policies whose state is the number of their decisions in the episode so far."""
 
     def __init__(self) -> None:
         self.count: Tensor | None = None
         self.generator = torch.Generator().manual_seed(0)
 
-    def perceive(self, module: str, obs: Tensor, rows: Tensor | None) -> Tensor:
+    def filter_obs(self, module: str, obs: Tensor, rows: Tensor | None) -> Tensor:
         return obs
 
     def sequence_length(self, module: str) -> int | None:
@@ -38,7 +38,7 @@ class Counting:
         actions = Categorical(3).sample(inputs, generator=self.generator)
         return Decision(actions, actions, before[:, 0], inputs, {"count": before})
 
-    def forget(self, episode_over: Tensor) -> None:
+    def begin_episodes(self, episode_over: Tensor) -> None:
         if self.count is not None:
             self.count = self.count.masked_fill(episode_over.repeat(3)[:, None], 0.0)
 
@@ -62,7 +62,7 @@ def sequences(fragment: Fragment, *, gamma: float = 0.9) -> SequenceRows:
 def test_state_of_a_sequence_is_the_one_before_its_first_decision(game: str) -> None:
     for fragment in fragments(game, (5, 9, 6)):
         rows = sequences(fragment)
-        # These players leave their count as the log-probability of each decision.
+        # These policies leave their count as the log-probability of each decision.
         counts = rows.states["count"] + torch.arange(LENGTH)
         assert torch.equal(rows.log_probs[rows.loss_mask], counts[rows.loss_mask])
 

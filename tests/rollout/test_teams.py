@@ -17,7 +17,7 @@ from mpe2 import (
 from pettingzoo.butterfly import knights_archers_zombies_v11
 from pettingzoo.classic import hanabi_v5, leduc_holdem_v4, rps_v2, tictactoe_v3
 
-from marl_aajr.rollout.adapters import game_of
+from marl_aajr.rollout.pettingzoo_games import game_of
 from tests.rollout.toy_games import Scripted
 
 assert mpe2  # the modules below are its

@@ -60,7 +60,7 @@ class Scripted(ParallelEnv[str, Any, Any]):
 
 
 class Circle(AECEnv[str, Any, Any]):
-    """Players act in turn; each action pays 1 to everybody else; endings are scripted by turn."""
+    """RolloutPolicies act in turn; each action pays 1 to everybody else; endings are scripted by turn."""
 
     metadata = {"name": "circle_v0", "render_modes": [], "is_parallelizable": False}  # noqa: RUF012
     render_mode = None

@@ -8,7 +8,8 @@ import torch
 from ray.rllib.algorithms.ppo.torch.ppo_torch_learner import PPOTorchLearner
 from torch import nn
 
-from marl_aajr.rllib.plugin.learner import REGULARIZERS_KEY, ResumableLearnerMixin, resumable_learner_class
+from marl_aajr.rllib.internals.learners import ResumableLearnerMixin, resumable_learner_class
+from marl_aajr.rllib.plugin.robustify import REGULARIZERS_KEY
 from marl_aajr.training.algorithm import build_config, check_machine
 from marl_aajr.training.config import PPOSettings, make_config
 from marl_aajr.training.modules import policy_mapping_of

@@ -13,8 +13,8 @@ from ray.rllib.connectors.connector_v2 import ConnectorV2
 from ray.rllib.core.columns import Columns
 from torch import nn
 
-from marl_aajr.rllib.checkpoints import victim_from_checkpoint
-from marl_aajr.rllib.internals import observation_normalizer
+from marl_aajr.rllib.internals.runners import observation_normalizer
+from marl_aajr.rllib.victims import victim_from_checkpoint
 from marl_aajr.training.algorithm import build_algorithm
 from marl_aajr.training.export import export_victim
 from marl_aajr.training.modules import policy_mapping_of

@@ -1,14 +1,12 @@
-"""What RLlib's learners keep to themselves."""
+"""Private parts of RLlib's learners: which loss is differentiated, what is adapted, how a step is made."""
 
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
+from functools import cache
 from typing import Any
 
-import ray
 import torch
-from ray.exceptions import GetTimeoutError, RayError
-from ray.rllib.algorithms.algorithm import Algorithm
 from ray.rllib.algorithms.algorithm_config import AlgorithmConfig
 from ray.rllib.algorithms.impala.torch.impala_torch_learner import IMPALATorchLearner
 from ray.rllib.algorithms.ppo.torch.ppo_torch_learner import PPOTorchLearner
@@ -30,8 +28,6 @@ from ray.rllib.utils.schedules.scheduler import Scheduler
 from torch import Tensor
 
 from marl_aajr.core.jacobian import BACKENDS, Backend
-
-_ANSWER_SECONDS = 10.0
 
 
 def backends_for(learner: TorchLearner) -> tuple[Backend, ...]:
@@ -69,23 +65,6 @@ def check_gradients_are_served(learner: type[TorchLearner]) -> None:
 def learner_index(learner: Learner) -> int:
     """Which of the learners this is."""
     return int(learner._learner_index)
-
-
-def dead_learners(algorithm: Algorithm) -> list[str]:
-    """For each learner process that is gone, Ray's last word on it.
-
-    RLlib takes the results of those that are left; where none is, that is an IndexError.
-    """
-    found = []
-    for worker in algorithm.learner_group._workers or ():
-        try:
-            ray.get(worker.__ray_ready__.remote(), timeout=_ANSWER_SECONDS)
-        except GetTimeoutError:
-            pass  # Busy, not dead.
-        except RayError as error:
-            # Its last line; after the cause come guesses at it.
-            found.append(str(error).strip().splitlines()[-1].partition(" Some common causes")[0])
-    return found
 
 
 def in_step(learner: TorchLearner) -> bool:
@@ -256,3 +235,45 @@ class OpenPPOTorchLearner(PPOTorchLearner):
 
     def _uncompiled_update(self, batch: dict[str, Any], **_: Any) -> tuple[Any, Any, Any]:
         return *self.minibatch_step(batch), {}
+
+
+ADAPTED_KEY = "marl_aajr_adapted"
+
+
+class ResumableLearnerMixin(OpenTorchLearner):
+    """A learner whose checkpoints are complete; training is the learner's own, bit for bit.
+
+    RLlib's checkpoints leave out what a learner has adapted (`adapted`); this mixin adds it to the state.
+
+    Of several learners RLlib saves the first, and lets each adapt a KL coefficient of its own: restored, all
+    have the first one's. What goes wrong in a learner's own thread is raised by `update`.
+    """
+
+    def build(self) -> None:
+        super().build()
+        self._thread_errors = keep_thread_errors(self)
+
+    def update(self, *args: Any, **kwargs: Any) -> Any:
+        result = super().update(*args, **kwargs)
+        if self._thread_errors:
+            raise self._thread_errors[0]
+        return result
+
+    def get_state(self, components: Any = None, *, not_components: Any = None, **kwargs: Any) -> Any:
+        state = super().get_state(components, not_components=not_components, **kwargs)
+        # Weights are synchronised by the same call, which must stay small.
+        if self.saves(ADAPTED_KEY, components, not_components):
+            state[ADAPTED_KEY] = adapted(self)
+        return state
+
+    def set_state(self, state: Any) -> None:
+        super().set_state(state)
+        adapt(self, state.get(ADAPTED_KEY, {}))
+
+
+@cache
+def resumable_learner_class(base: type[TorchLearner]) -> type[TorchLearner]:
+    """`base` with `ResumableLearnerMixin` in front; the same class for the same base."""
+    if issubclass(base, ResumableLearnerMixin):
+        return base
+    return type(f"Resumable{base.__name__}", (ResumableLearnerMixin, base), {"__doc__": base.__doc__})

@@ -13,7 +13,7 @@ from ray.rllib.env.multi_agent_env_runner import MultiAgentEnvRunner
 from ray.rllib.env.multi_agent_episode import MultiAgentEpisode
 from ray.rllib.utils.metrics import ENV_STEP_TIMER
 
-from marl_aajr.rllib.internals.configs import foreign_env_to_module
+from marl_aajr.rllib.internals.algorithms import foreign_env_to_module
 from marl_aajr.rllib.sampling.observation_filter import ObservationNormalizer
 
 

@@ -20,8 +20,9 @@ from ray.rllib.core.learner.training_data import TrainingData
 from torch import Tensor
 
 from marl_aajr.core.numerics import NonFiniteError
-from marl_aajr.rllib.internals import (
+from marl_aajr.rllib.internals.learners import (
     OpenPPOTorchLearner,
+    ResumableLearnerMixin,
     begin_update,
     current_entropy_coeff,
     log_trained,
@@ -32,8 +33,7 @@ from marl_aajr.rllib.internals import (
 from marl_aajr.rllib.lean.adam import LeanAdam
 from marl_aajr.rllib.lean.module_loss import GRADIENT, Index, ModuleLoss, minibatches, needed
 from marl_aajr.rllib.lean.ppo_loss import PPOCoefficients
-from marl_aajr.rllib.plugin.agreement import check_all_have_rows, largest
-from marl_aajr.rllib.plugin.learner import ResumableLearnerMixin
+from marl_aajr.rllib.plugin.distributed import check_all_have_rows, largest
 from marl_aajr.rollout.fragments import map_tree
 
 

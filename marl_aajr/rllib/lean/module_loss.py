@@ -24,10 +24,10 @@ from ray.rllib.evaluation.postprocessing import Postprocessing
 from ray.rllib.utils.torch_utils import explained_variance
 from torch import Tensor, nn
 
-from marl_aajr.rllib.internals import plain_networks
+from marl_aajr.rllib.internals.modules import plain_networks
 from marl_aajr.rllib.lean.ppo_loss import PPOCoefficients, PPORows, plain_gradient, ppo_loss, ppo_parts
 from marl_aajr.rllib.networks import FlatActorCritic, floats, split
-from marl_aajr.rllib.sampling.module_players import own_distribution
+from marl_aajr.rllib.sampling.module_policies import own_distribution
 
 Index = NDArray[np.int64]
 
@@ -84,9 +84,6 @@ class _Cycle:
             pieces.append(self._order[self._start : self._start + count])
             self._start += count
         return pieces[0] if len(pieces) == 1 else np.concatenate(pieces)
-
-
-# MERGED: module_loss.py; its docstring belongs into that of this module
 
 
 VALUES = "marl_aajr_values"

@@ -202,9 +202,6 @@ class _Normal:
         return torch.cat([to_mean, to_log_std], -1)
 
 
-# MERGED: plain_gradient.py; its docstring belongs into that of this module
-
-
 class PlainGradient:
     """The gradient of PPO's loss by the weights of an actor and a critic that are plain MLPs.
 

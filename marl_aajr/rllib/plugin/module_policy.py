@@ -30,7 +30,7 @@ from marl_aajr.core.distributions import (
     from_space,
 )
 from marl_aajr.core.policy import ModulePolicy, Policy
-from marl_aajr.rllib.internals import actor_forward, trained_actor
+from marl_aajr.rllib.internals.modules import actor_forward, trained_actor
 from marl_aajr.rllib.networks import FlatActorCritic
 from marl_aajr.rllib.plugin.observation_layout import Leaves, ObservationLayout
 

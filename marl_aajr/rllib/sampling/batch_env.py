@@ -1,4 +1,4 @@
-"""How RLlib comes to know a batched environment: a registered name, and the spaces of one copy."""
+"""Batched environments as RLlib sees them: a registered name, the spaces of one copy, each agent's module."""
 
 from __future__ import annotations
 
@@ -14,9 +14,8 @@ from ray.tune.registry import register_env
 
 from marl_aajr.rllib.sampling.env import PettingZooEnv
 from marl_aajr.rollout.batched_env import BatchedEnv
-from marl_aajr.rollout.batches import make_batch
 from marl_aajr.rollout.centralized_critic import CentralBatch, Critic, with_state
-from marl_aajr.rollout.environments import EnvironmentSpec, resolve
+from marl_aajr.rollout.environments import EnvironmentSpec, make_batch, resolve
 
 BatchFactory = Callable[[int, torch.device], BatchedEnv]
 """`(num_envs, device)` to a batch: for environments that exist in this form only."""
@@ -28,13 +27,13 @@ class BatchCreator:
 
     Attributes:
         source: A specification, or a function that builds batches.
-        parity: See `marl_aajr.rllib.sampling.env.PettingZooEnv`.
+        time_limits_terminate: See `marl_aajr.rllib.sampling.env.PettingZooEnv`.
         device: Where the copies are and where actions are computed; None: where RLlib puts the env runner.
         critic: See `marl_aajr.rllib.sampling.env.PettingZooEnv`.
     """
 
     source: EnvironmentSpec | BatchFactory
-    parity: bool = False
+    time_limits_terminate: bool = False
     device: str | None = None
     critic: Critic = "own"
 
@@ -54,8 +53,13 @@ class BatchCreator:
                 f"expected an env runner that takes batches, got one for single environments of {self.name}; "
                 "use FastEnvRunner"
             )
-        settings: dict[str, Any] = {"env": self.source.name, "kwargs": dict(self.source.kwargs)}
-        return PettingZooEnv({**settings, "parity": self.parity, "critic": self.critic, **config})
+        settings = {
+            "env": self.source.name,
+            "kwargs": dict(self.source.kwargs),
+            "time_limits_terminate": self.time_limits_terminate,
+            "critic": self.critic,
+        }
+        return PettingZooEnv({**settings, **config})
 
     def batch(self, config: Mapping[str, Any], num_envs: int, device: torch.device) -> BatchedEnv:
         """E copies, with RLlib's `env_config` over our own settings.
@@ -79,7 +83,7 @@ def register_batch(creator: BatchCreator) -> str:
     """Makes a batch known to Ray under a name of its own, for `config.environment(...)`."""
     source = creator.source
     arguments = sorted(source.kwargs.items()) if isinstance(source, EnvironmentSpec) else id(source)
-    settings = (arguments, creator.parity, creator.device, creator.critic)
+    settings = (arguments, creator.time_limits_terminate, creator.device, creator.critic)
     digest = hashlib.sha256(repr(settings).encode()).hexdigest()[:8]
     name = f"marl_aajr/batch/{creator.name}@{digest}"
     register_env(name, creator)
@@ -131,9 +135,6 @@ def with_mask(space: gym.Space[Any], mask: torch.Tensor | None) -> gym.Space[Any
         return space
     legal = gym.spaces.Box(0, 1, tuple(mask.shape[1:]), np.int8)
     return gym.spaces.Dict({"observation": space, "action_mask": legal})
-
-
-# MERGED: agents.py; its docstring belongs into that of this module
 
 
 def module_of_agents(

@@ -24,7 +24,7 @@ from ray.tune.registry import register_env
 
 from marl_aajr.rollout.centralized_critic import STATE, CentralView, Critic, with_state
 from marl_aajr.rollout.environments import EnvironmentSpec, resolve
-from marl_aajr.rollout.game import Turn
+from marl_aajr.rollout.game import GameStep
 
 _Flags = tuple[dict[str, bool], dict[str, bool]]
 _BY_AGENT = ("obs", "rewards", "terminations", "truncations", "infos")
@@ -45,11 +45,11 @@ class PettingZooEnv(MultiAgentEnv):
 
     Args:
         config: `env` (a name for `marl_aajr.rollout.environments.resolve`), `kwargs` (arguments of
-            the environment), `parity` (default False) and `critic` (default `"own"`). With parity,
-            flags and seeds are those of RLlib's `PettingZooEnv` and `ParallelPettingZooEnv`: time limits
-            count as terminal and only the first episode is seeded. Its hang on mixed endings is not
-            reproduced. With critic `"joint"` or `"state"` observations are dicts of `observation` (and
-            `action_mask`) and `state`, what a centralised critic is given
+            the environment), `time_limits_terminate` (default False) and `critic` (default `"own"`). With
+            `time_limits_terminate`, flags and seeds are those of RLlib's own `PettingZooEnv` and
+            `ParallelPettingZooEnv`: time limits count as terminal and only the first episode is seeded. Its
+            hang on mixed endings is not reproduced. With critic `"joint"` or `"state"` observations are dicts
+            of `observation` (and `action_mask`) and `state`, what a centralised critic is given
             (`marl_aajr.rollout.centralized_critic`).
 
     Raises:
@@ -59,14 +59,14 @@ class PettingZooEnv(MultiAgentEnv):
     def __init__(self, config: Mapping[str, Any] | None = None) -> None:
         super().__init__()
         settings = dict(config or {})
-        unknown = sorted(set(settings) - {"env", "kwargs", "parity", "critic"})
+        unknown = sorted(set(settings) - {"env", "kwargs", "time_limits_terminate", "critic"})
         if unknown or "env" not in settings:
             raise ValueError(
-                "expected env_config with env and, if needed, kwargs, parity and critic, got "
+                "expected env_config with env and, if needed, kwargs, time_limits_terminate and critic, got "
                 f"{sorted(settings)}; put arguments of the environment into kwargs"
             )
         self.game = resolve(settings["env"], settings.get("kwargs")).make()
-        self.parity = bool(settings.get("parity", False))
+        self._time_limits_terminate = bool(settings.get("time_limits_terminate", False))
         critic = settings.get("critic", "own")
         self._central = None if critic == "own" else CentralView(self.game, critic)
         self.possible_agents = list(self.game.possible_agents)
@@ -82,14 +82,14 @@ class PettingZooEnv(MultiAgentEnv):
         self.metadata = self.game.metadata
         self.render_mode = self.game.render_mode
         self._seen: set[str] = set()
-        self._held: Turn | None = None
+        self._held: GameStep | None = None
 
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
     ) -> tuple[dict[str, Any], dict[str, Any]]:
         """Starts an episode; observations and infos of the agents that must act."""
         super().reset(seed=seed, options=options)
-        if seed is None and not self.parity:
+        if seed is None and not self._time_limits_terminate:
             seed = int(self.np_random.integers(2**31))
         turn = self._with_state(self.game.reset(seed=seed, options=options))
         self._seen = set(turn.obs)
@@ -101,7 +101,7 @@ class PettingZooEnv(MultiAgentEnv):
     ) -> tuple[dict[str, Any], dict[str, float], dict[str, bool], dict[str, bool], dict[str, Any]]:
         """Plays one turn; the flags are those that make RLlib end every agent rightly."""
         turn = self._hold_back(self._with_state(self.game.step(action_dict)))
-        terminateds, truncateds = _stock_flags(turn) if self.parity else _flags(turn)
+        terminateds, truncateds = _stock_flags(turn) if self._time_limits_terminate else _flags(turn)
         return turn.obs, turn.rewards, terminateds, truncateds, turn.infos
 
     def render(self) -> Any:
@@ -112,7 +112,7 @@ class PettingZooEnv(MultiAgentEnv):
         """Frees what the environment holds."""
         self.game.close()
 
-    def _with_state(self, turn: Turn) -> Turn:
+    def _with_state(self, turn: GameStep) -> GameStep:
         if self._central is None:
             return turn
         state, obs = self._central(turn), {}
@@ -121,7 +121,7 @@ class PettingZooEnv(MultiAgentEnv):
             obs[agent] = {**own, STATE: state}
         return turn._replace(obs=obs)
 
-    def _hold_back(self, turn: Turn) -> Turn:
+    def _hold_back(self, turn: GameStep) -> GameStep:
         """Keeps the last step of agents back while RLlib has seen nobody who stays (trap 2)."""
         ending = {a for a, end in turn.terminations.items() if end or turn.truncations[a]}
         if not ending and self._held is None:
@@ -143,7 +143,7 @@ def register(
     environment: str | EnvironmentSpec,
     *,
     kwargs: Mapping[str, Any] | None = None,
-    parity: bool = False,
+    time_limits_terminate: bool = False,
     critic: Critic = "own",
 ) -> str:
     """Makes an environment known to Ray under a name of its own.
@@ -151,7 +151,7 @@ def register(
     Args:
         environment: A name of `marl-aajr list envs`, an import path, or a specification.
         kwargs: Arguments of a named environment.
-        parity: See `PettingZooEnv`.
+        time_limits_terminate: See `PettingZooEnv`.
         critic: See `PettingZooEnv`.
 
     Returns:
@@ -170,16 +170,21 @@ def register(
         spec = environment
     else:
         raise ValueError("expected kwargs with the name of an environment only; a specification has its own")
-    settings = {"env": spec.name, "kwargs": dict(spec.kwargs), "parity": parity, "critic": critic}
+    settings = {
+        "env": spec.name,
+        "kwargs": dict(spec.kwargs),
+        "time_limits_terminate": time_limits_terminate,
+        "critic": critic,
+    }
     name = f"marl_aajr/{spec.name}"
-    if spec.kwargs or parity or critic != "own":
-        arguments = repr((sorted(spec.kwargs.items()), parity, critic))
+    if spec.kwargs or time_limits_terminate or critic != "own":
+        arguments = repr((sorted(spec.kwargs.items()), time_limits_terminate, critic))
         name += f"@{hashlib.sha256(arguments.encode()).hexdigest()[:8]}"
     register_env(name, lambda config: PettingZooEnv({**settings, **config}))
     return name
 
 
-def _flags(turn: Turn) -> _Flags:
+def _flags(turn: GameStep) -> _Flags:
     terminateds = dict(turn.terminations)
     truncateds = {a: cut and not terminateds[a] for a, cut in turn.truncations.items()}
     bootstrap = turn.over and any(truncateds.values())
@@ -187,7 +192,7 @@ def _flags(turn: Turn) -> _Flags:
     return terminateds, {"__all__": True} if bootstrap else {**truncateds, "__all__": False}
 
 
-def _stock_flags(turn: Turn) -> _Flags:
+def _stock_flags(turn: GameStep) -> _Flags:
     terminateds, truncateds = dict(turn.terminations), dict(turn.truncations)
     terminated = turn.over and all(terminateds.values())
     truncated = turn.over and all(truncateds.values())
@@ -195,12 +200,12 @@ def _stock_flags(turn: Turn) -> _Flags:
     return {**terminateds, "__all__": terminated or mixed}, {**truncateds, "__all__": truncated}
 
 
-def _merge(first: Turn, then: Turn) -> Turn:
+def _merge(first: GameStep, then: GameStep) -> GameStep:
     both: dict[str, Any] = {name: {**getattr(first, name), **getattr(then, name)} for name in _BY_AGENT}
     return then._replace(**both)
 
 
-def _part(turn: Turn, agents: set[str]) -> Turn:
+def _part(turn: GameStep, agents: set[str]) -> GameStep:
     kept: dict[str, Any] = {
         name: {agent: value for agent, value in getattr(turn, name).items() if agent in agents}
         for name in _BY_AGENT

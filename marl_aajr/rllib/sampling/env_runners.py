@@ -22,10 +22,11 @@ from typing import Any
 import torch
 from ray.rllib.env.env_context import EnvContext
 
-from marl_aajr.rllib.internals import OpenEnvRunner, registered_creator, stale_connector_settings
+from marl_aajr.rllib.internals.algorithms import registered_creator, stale_connector_settings
+from marl_aajr.rllib.internals.runners import OpenEnvRunner
 from marl_aajr.rllib.sampling.batch_env import BatchCreator, BatchSpaces, module_of_agents
 from marl_aajr.rllib.sampling.metrics import SamplingMetrics
-from marl_aajr.rllib.sampling.module_players import ModulePlayers
+from marl_aajr.rllib.sampling.module_policies import ModulePolicies
 from marl_aajr.rllib.sampling.observation_filter import BatchFilter
 from marl_aajr.rollout.collector import Collector, Episodes
 from marl_aajr.rollout.faults import EnvironmentFault
@@ -74,9 +75,6 @@ class RunEnvRunner(OpenEnvRunner):
 
     def episode_begins(self, copy: int) -> None:
         self.episode_returns[copy] = defaultdict(float)
-
-
-# MERGED: fast_runner.py; its docstring belongs into that of this module
 
 
 _STEPS_AT_ONCE = 32
@@ -176,10 +174,10 @@ class FastEnvRunner(RunEnvRunner):
         random_actions: bool = False,
         force_reset: bool = False,
     ) -> list[Any]:
-        collector, players = self._assembled()
-        players.module = self.module
-        players.explore, players.random = explore, random_actions
-        players.timestep = self.num_env_steps_sampled_lifetime
+        collector, policies = self._assembled()
+        policies.module = self.module
+        policies.explore, policies.random = explore, random_actions
+        policies.timestep = self.num_env_steps_sampled_lifetime
         with self._at_work():
             if force_reset or num_episodes is not None or self.must_reset:
                 self._begin(collector)
@@ -236,7 +234,7 @@ class FastEnvRunner(RunEnvRunner):
         self._measures.episodes(played, (time.perf_counter() - started) / steps)
         return [EpisodeTally(int(played.lengths.sum()), sum(agent_steps))]
 
-    def _assembled(self) -> tuple[Collector, ModulePlayers]:
+    def _assembled(self) -> tuple[Collector, ModulePolicies]:
         """The collector, built when the environment and the modules are there."""
         if self._collector is None:
             assert self.env is not None
@@ -246,15 +244,15 @@ class FastEnvRunner(RunEnvRunner):
             self._filter = None if normalizer is None else BatchFilter(normalizer, self.place)
             if normalizer is not None and self.config.in_evaluation:
                 normalizer.frozen = True
-            players = ModulePlayers(
+            policies = ModulePolicies(
                 {module_of[agent]: batch.action_spaces[agent] for agent in batch.possible_agents},
                 normalize_actions=self.config.normalize_actions,
                 clip_actions=self.config.clip_actions,
                 observe=self._filter,
                 device=self.place,
             )
-            self._players = players
-            self._collector = Collector(batch, module_of, players, name=self._creator.name)
+            self._players = policies
+            self._collector = Collector(batch, module_of, policies, name=self._creator.name)
             self._measures = SamplingMetrics(self, self._collector.agents, module_of, batch.teams)
         return self._collector, self._players
 

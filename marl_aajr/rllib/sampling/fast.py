@@ -1,24 +1,38 @@
-"""The one line that puts the fast env runner into an existing RLlib configuration."""
+"""Fast sampling in an existing RLlib configuration by one line, and its way from fragments to a train batch.
+
+`fast` sets the env runner (`FastEnvRunner`), the learner (`LeanPPOTorchLearner`) and, in place of RLlib's
+pipeline of learner connectors, the one connector of this file.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import gymnasium as gym
+import torch
 from ray.rllib.algorithms.algorithm_config import AlgorithmConfig
 from ray.rllib.algorithms.ppo import PPOConfig
 from ray.rllib.algorithms.ppo.torch.ppo_torch_learner import PPOTorchLearner
+from ray.rllib.connectors.connector_v2 import ConnectorV2
+from ray.rllib.core.columns import Columns
+from ray.rllib.core.rl_module.torch import TorchRLModule
+from ray.rllib.evaluation.postprocessing import Postprocessing
+from torch import Tensor
 
-from marl_aajr.rllib.internals import custom_connectors, episode_callbacks
+from marl_aajr.rllib.internals.algorithms import custom_connectors, episode_callbacks
+from marl_aajr.rllib.internals.learners import resumable_learner_class
 from marl_aajr.rllib.lean.learner import LeanPPOTorchLearner
-from marl_aajr.rllib.plugin.learner import resumable_learner_class, robust_learner_class
+from marl_aajr.rllib.networks import observation_of
+from marl_aajr.rllib.plugin.robustify import robust_learner_class
 from marl_aajr.rllib.sampling.batch_env import BatchCreator, BatchFactory, register_batch
-from marl_aajr.rllib.sampling.connector import FragmentsToBatch
 from marl_aajr.rllib.sampling.env_runners import FastEnvRunner
 from marl_aajr.rllib.sampling.metrics import EpisodeReturns
 from marl_aajr.rollout.centralized_critic import Critic
 from marl_aajr.rollout.environments import EnvironmentSpec, resolve
+from marl_aajr.rollout.fragments import Fragment, map_tree
+from marl_aajr.rollout.postprocessing import TrainingRows, ValueFunction, training_rows
+from marl_aajr.rollout.sequences import RecurrentValueFunction, SequenceRows, sequence_rows
 
 
 def fast(
@@ -26,7 +40,7 @@ def fast(
     environment: str | EnvironmentSpec | BatchFactory,
     *,
     kwargs: Mapping[str, Any] | None = None,
-    parity: bool = False,
+    time_limits_terminate: bool = False,
     lean: bool = True,
     device: str | None = None,
     critic: Critic = "own",
@@ -43,8 +57,7 @@ def fast(
             `(num_envs, device) -> BatchedEnv`. Where there is no batched version, copies of the
             environment are stepped one after the other.
         kwargs: Arguments of a named environment.
-        parity: Train on the very rows that RLlib's connectors would make: phantom rows, advantages
-            standardised over them, time limits as its PettingZoo wrapper has them.
+        time_limits_terminate: See `marl_aajr.rllib.sampling.env.PettingZooEnv`.
         lean: Make the updates of RLlib's PPO learner with less overhead (`LeanPPOTorchLearner`). A learner
             class of your own stays as it is. (Of several learners, RLlib's own wait for ever where one has no
             row of a module that others have; the lean ones and those of `robustify` stop and say so.)
@@ -70,14 +83,16 @@ def fast(
     elif kwargs is not None:
         raise ValueError("expected kwargs with the name of an environment only; give them where you build it")
     config.environment(
-        register_batch(BatchCreator(source, parity, device, critic)), disable_env_checking=True
+        register_batch(BatchCreator(source, time_limits_terminate, device, critic)), disable_env_checking=True
     )
     config.env_runners(env_runner_cls=FastEnvRunner)
     config.callbacks_on_episode_end = None
     if lean:
         config.learners(learner_class=_lean(config.learner_class))
     config.learners(
-        learner_connector=LearnerConnector(gamma=config.gamma, lambda_=config.lambda_, parity=parity),
+        learner_connector=LearnerConnector(
+            gamma=config.gamma, lambda_=config.lambda_, time_limits_terminate=time_limits_terminate
+        ),
         add_default_connectors_to_learner_pipeline=False,
     )
     return config
@@ -127,3 +142,108 @@ def _check(config: AlgorithmConfig) -> None:
         raise ValueError(
             f"expected num_envs_per_env_runner to be a multiple of num_learners = {learners}, got {copies}"
         )
+
+
+class FragmentsToBatch(ConnectorV2):
+    """Computes values, advantages and value targets, and lays the rows out by module.
+
+    A module that has no sample in the fragments has no batch.
+
+    Args:
+        gamma: Discount.
+        lambda_: λ of GAE.
+        time_limits_terminate: See `marl_aajr.rllib.sampling.env.PettingZooEnv`.
+    """
+
+    def __init__(
+        self,
+        input_observation_space: gym.Space[Any] | None = None,
+        input_action_space: gym.Space[Any] | None = None,
+        *,
+        gamma: float,
+        lambda_: float,
+        time_limits_terminate: bool = False,
+    ) -> None:
+        super().__init__(input_observation_space, input_action_space)
+        self.gamma = gamma
+        self.lambda_ = lambda_
+        self.time_limits_terminate = time_limits_terminate
+
+    def __call__(
+        self,
+        *,
+        rl_module: Any,
+        batch: dict[str, Any],
+        episodes: list[Fragment],
+        shared_data: dict[str, Any] | None = None,
+        **_: Any,
+    ) -> dict[str, Any]:
+        if self.time_limits_terminate:
+            episodes = [fragment.time_limits_terminate() for fragment in episodes]
+        for name in episodes[0].modules:
+            module = rl_module[name].unwrapped()
+            rows = self._rows(name, module, episodes)
+            if len(rows):
+                batch[name] = _columns(rows, module)
+            if isinstance(rows, SequenceRows) and shared_data is not None:
+                shared_data[f"_zero_padded_for_mid={name}"] = True
+        return batch
+
+    def _rows(
+        self, name: str, module: TorchRLModule, fragments: list[Fragment]
+    ) -> TrainingRows | SequenceRows:
+        settings = {"gamma": self.gamma, "lambda_": self.lambda_}
+        device = next(module.parameters()).device
+        fragments = [fragment.to(device) for fragment in fragments]
+        if module.is_stateful():
+            length = int(module.model_config["max_seq_len"])
+            initial = map_tree(torch.as_tensor, module.get_initial_state())
+            critic = recurrent_critic_of(module)
+            return sequence_rows(fragments, name, critic, initial, length=length, **settings)
+        parts = [fragment.modules[name] for fragment in fragments]
+        return training_rows(parts, critic_of(module), **settings)
+
+
+def critic_of(module: TorchRLModule) -> ValueFunction:
+    """The values of a module that has a value function.
+
+    Raises:
+        ValueError: The module has none.
+    """
+    compute = _compute_values(module)
+    return lambda obs, mask: compute({Columns.OBS: observation_of(obs, mask, module.observation_space)})
+
+
+def recurrent_critic_of(module: TorchRLModule) -> RecurrentValueFunction:
+    """The values of a recurrent module that has a value function.
+
+    Raises:
+        ValueError: The module has none.
+    """
+    compute = _compute_values(module)
+    return lambda obs, mask, states: compute(
+        {Columns.OBS: observation_of(obs, mask, module.observation_space), Columns.STATE_IN: states}
+    )
+
+
+def _compute_values(module: TorchRLModule) -> Callable[[dict[str, Any]], Tensor]:
+    compute: Callable[[dict[str, Any]], Tensor] | None = getattr(module, "compute_values", None)
+    if compute is None:
+        raise ValueError(f"expected a module with compute_values, got {type(module).__name__}")
+    return compute
+
+
+def _columns(rows: TrainingRows | SequenceRows, module: TorchRLModule) -> dict[str, Any]:
+    columns = {
+        Columns.OBS: observation_of(rows.obs, rows.mask, module.observation_space),
+        Columns.ACTIONS: rows.actions,
+        Columns.ACTION_LOGP: rows.log_probs,
+        Columns.ACTION_DIST_INPUTS: rows.inputs,
+        Postprocessing.ADVANTAGES: rows.advantages,
+        Postprocessing.VALUE_TARGETS: rows.value_targets,
+    }
+    if rows.loss_mask is not None:
+        columns[Columns.LOSS_MASK] = rows.loss_mask
+    if isinstance(rows, SequenceRows):
+        columns |= {Columns.STATE_IN: rows.states, Columns.SEQ_LENS: rows.loss_mask.sum(1)}
+    return columns

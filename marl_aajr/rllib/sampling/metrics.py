@@ -68,9 +68,6 @@ class EpisodeReturns:
         metrics_logger.log_dict(sums, key=RETURNS_KEY, reduce="sum")
 
 
-# MERGED: sampling_metrics.py; its docstring belongs into that of this module
-
-
 class SamplingMetrics:
     """Logs to a runner's `metrics`.
 

@@ -207,9 +207,6 @@ def _replaced(obs: Any, row: NDArray[Any]) -> Any:
     }
 
 
-# MERGED: batch_filter.py; its docstring belongs into that of this module
-
-
 _SMALL_NUMBER = 1e-6
 """RLlib's `SMALL_NUMBER`, added to the standard deviation."""
 

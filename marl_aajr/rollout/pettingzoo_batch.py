@@ -10,10 +10,10 @@ import torch
 from gymnasium import spaces
 from torch import Tensor
 
-from marl_aajr.rollout.adapters import TurnBasedGame
 from marl_aajr.rollout.batched_env import BatchedEnv, BatchedStep, check_action
 from marl_aajr.rollout.environments import EnvironmentSpec
-from marl_aajr.rollout.game import Game, Turn
+from marl_aajr.rollout.game import Game, GameStep
+from marl_aajr.rollout.pettingzoo_games import TurnBasedGame
 
 _Array = np.ndarray[Any, np.dtype[Any]]
 _MASKED = {"observation", "action_mask"}
@@ -155,7 +155,7 @@ class PettingZooBatch(BatchedEnv):
         return picture[..., :3]
 
     def get_state(self) -> dict[str, Any]:
-        """See `BatchedEnv.get_state`, and `marl_aajr.rollout.saving` for what it can hold."""
+        """See `BatchedEnv.get_state`, and `marl_aajr.rollout.environment_state` for what it can hold."""
         if not any(self._episodes):
             raise ValueError("expected reset before get_state; call reset(seed=...)")
         return {
@@ -192,7 +192,7 @@ class PettingZooBatch(BatchedEnv):
         # Environments hand seeds to generators that take 31 bits.
         self._show(e, self._games[e].reset(seed=int(sequence.generate_state(1)[0] >> 1)), obs)
 
-    def _show(self, e: int, turn: Turn, obs: dict[str, _Array]) -> None:
+    def _show(self, e: int, turn: GameStep, obs: dict[str, _Array]) -> None:
         self._acting[e] = turn.acting
         for agent in self._acting[e]:
             seen = turn.obs[agent]
@@ -203,7 +203,7 @@ class PettingZooBatch(BatchedEnv):
             obs[agent][e] = seen
             self._active[self._rank[agent], e] = True
 
-    def _keep_final(self, e: int, turn: Turn, final: dict[str, _Array]) -> None:
+    def _keep_final(self, e: int, turn: GameStep, final: dict[str, _Array]) -> None:
         for agent, seen in turn.obs.items():
             if turn.terminations[agent] or turn.truncations[agent]:
                 masked = self._mask_shapes[agent] is not None

@@ -1,4 +1,4 @@
-"""What batches answer, looked at before anybody learns from it.
+"""A batched environment whose answers are checked before anybody learns from them.
 
 Batches that are made of arrays have no `Game` that checks them. Shapes are checked at every step, values once
 per fragment: reading one makes a device wait.
@@ -20,8 +20,8 @@ Where = Callable[[int, int], int]
 """Which step of its episode step `t` of copy `e` is, from 1."""
 
 
-class Inspector:
-    """Plays a batch and blames it by name, copy, agent and step.
+class CheckedBatch:
+    """A batch whose faults are raised with the names of batch and agent, the copy and the step.
 
     Args:
         env: The batch.

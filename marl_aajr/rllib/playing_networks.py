@@ -1,4 +1,8 @@
-"""An RLlib module as a victim's module: whatever it does inside, asked the way RLlib's env runner asks."""
+"""The network by which an RLlib module plays: its layers if these give the same, else itself.
+
+Layers can be saved and need no Ray. Any other module is kept whole (`LiveModule`) and asked the way RLlib's
+env runner asks it.
+"""
 
 from __future__ import annotations
 
@@ -10,11 +14,16 @@ import torch
 from ray.rllib.algorithms.dqn.dqn_learner import QF_PREDS
 from ray.rllib.algorithms.dqn.torch.default_dqn_torch_rl_module import DefaultDQNTorchRLModule
 from ray.rllib.core.columns import Columns
+from ray.rllib.core.distribution.torch.torch_distribution import TorchSquashedGaussian
 from ray.rllib.core.rl_module.torch import TorchRLModule
 from torch import Tensor, nn
 
-from marl_aajr.rllib.internals import forward_inference
-from marl_aajr.victims.recurrent import State, map_state
+from marl_aajr.core.mlp import hooked
+from marl_aajr.rllib.internals.modules import forward_inference, inference_layers, plain_networks
+from marl_aajr.rllib.networks import FlatActorCritic, split
+from marl_aajr.rllib.plugin.module_policy import judges_observations
+from marl_aajr.victims.layers import flatten
+from marl_aajr.victims.recurrent import Recurrent, State, initial_state, is_recurrent, map_state
 
 _MASK = "action_mask"
 
@@ -117,3 +126,71 @@ def observed_parts(space: gym.Space[Any]) -> tuple[str, gym.spaces.Box, gym.spac
         f"expected a module for Box observations, or for a Dict of one Box and {_MASK}, got {space}; flatten "
         "the observations"
     )
+
+
+_ROWS = 64
+"""Random observations on which layers and module are compared."""
+
+
+def playing_network(module: TorchRLModule) -> nn.Module:
+    """What a module plays by: its layers where they give the same numbers to the last bit, else itself."""
+    layers = _layers(module)
+    if layers is None:
+        return live_module(module)
+    if isinstance(module, FlatActorCritic) or _agree(layers, live_module(module), parts_of(module)[0].shape):
+        return layers
+    return live_module(module)
+
+
+def critic_network(module: TorchRLModule) -> nn.Module | None:
+    """A module's critic of the agent's own observation, where it is plain layers."""
+    if not judges_observations(module):
+        return None
+    if isinstance(module, FlatActorCritic):
+        return getattr(module, "critic", None)
+    networks = plain_networks(module)
+    return None if networks is None else networks[1]
+
+
+def _layers(module: TorchRLModule) -> nn.Module | None:
+    if isinstance(module, FlatActorCritic):
+        own = type(module)._forward is FlatActorCritic._forward and not hooked(module)
+        return module.actor if own else None
+    return inference_layers(module)
+
+
+@torch.no_grad()
+def _agree(layers: nn.Module, live: nn.Module, shape: tuple[int, ...]) -> bool:
+    obs = torch.randn(_ROWS, *shape, generator=torch.Generator().manual_seed(0))
+    return torch.equal(_outputs(layers, obs), _outputs(live, obs))
+
+
+def _outputs(network: nn.Module, obs: Tensor) -> Tensor:
+    """What a network says at observations, in the second step of an episode where it has a memory."""
+    if not is_recurrent(network):
+        outputs: Tensor = network(obs)
+        return outputs
+    _, state = network(obs, initial_state(network, len(obs)))
+    return network(obs.flip(0), state)[0]
+
+
+def parts_of(module: TorchRLModule) -> tuple[gym.spaces.Box, gym.spaces.Box | None]:
+    """The space of what a module reads of its agent's observation, and of the action mask."""
+    if isinstance(module, FlatActorCritic):
+        box, mask = split(module.observation_space)
+        return box, mask
+    return observed_parts(module.observation_space)[1:]
+
+
+def flattened(network: nn.Module, module: TorchRLModule, observed: gym.spaces.Box) -> nn.Module:
+    """Layers on flat observations, for an environment whose observations RLlib flattened on the way."""
+    if isinstance(network, LiveModule) or parts_of(module)[0].shape == observed.shape:
+        return network
+    kind = Recurrent if is_recurrent(network) else nn.Sequential
+    return kind(nn.Flatten(), *flatten(network))
+
+
+def greedy_only(module: TorchRLModule) -> bool:
+    """Whether RLlib plays the mode of a module's outputs, and samples in a way that victims do not know."""
+    squashed = issubclass(module.get_inference_action_dist_cls(), TorchSquashedGaussian)
+    return squashed or isinstance(module, DefaultDQNTorchRLModule)

@@ -1,4 +1,4 @@
-"""RLlib's modules as the players of a `Collector`."""
+"""RLlib's modules as the policies of a `Collector`."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from marl_aajr.core.distributions import (
     MultiCategorical,
     from_space,
 )
-from marl_aajr.rllib.internals import plain_actor
+from marl_aajr.rllib.internals.modules import plain_actor
 from marl_aajr.rllib.networks import observation_of
 from marl_aajr.rllib.sampling.observation_filter import BatchFilter
 from marl_aajr.rollout.fragments import Tree, map_tree
@@ -39,7 +39,7 @@ _OURS = {
 """RLlib's distributions that ours compute the same numbers for."""
 
 
-class ModulePlayers:
+class ModulePolicies:
     """Decides with RLlib's modules, as its env runner and default connectors would.
 
     Random numbers come from a generator of our own. Only distributions other than RLlib's categorical,
@@ -75,47 +75,47 @@ class ModulePlayers:
             for name, space in self._spaces.items()
         }
         self._observe = observe
-        self._minds: dict[str, tuple[TorchRLModule, _Mind]] = {}
+        self._actors: dict[str, tuple[TorchRLModule, _ModuleActor]] = {}
         self.module: MultiRLModule | None = None
         self.generator = torch.Generator(device)
         self.explore = True
         self.random = False
         self.timestep = 0
 
-    def perceive(self, module: str, obs: Tensor, rows: Tensor | None) -> Tensor:
-        """See `Players.perceive`."""
+    def filter_obs(self, module: str, obs: Tensor, rows: Tensor | None) -> Tensor:
+        """See `RolloutPolicies.filter_obs`."""
         return obs if self._observe is None else self._observe(module, obs, rows)
 
     @torch.no_grad()
     def act(self, module: str, obs: Tensor, mask: Tensor | None, rows: Tensor | None) -> Decision:
-        """See `Players.act`."""
+        """See `RolloutPolicies.act`."""
         if self.random:
-            return self._guess(module, obs, mask)
-        mind = self._mind(module)
-        out, state = mind.think(obs, mask, rows, self)
-        actions, log_probs, inputs = mind.decide(out, self)
+            return self._draw_at_random(module, obs, mask)
+        actor = self._actor(module)
+        out, state = actor.forward(obs, mask, rows, self)
+        actions, log_probs, inputs = actor.decide(out, self)
         return Decision(actions, self._to_env[module](actions), log_probs, inputs, state)
 
     def sequence_length(self, module: str) -> int | None:
-        """See `Players.sequence_length`."""
-        return self._mind(module).sequence_length
+        """See `RolloutPolicies.sequence_length`."""
+        return self._actor(module).sequence_length
 
-    def forget(self, episode_over: Tensor) -> None:
-        """See `Players.forget`."""
-        for _, mind in self._minds.values():
-            mind.forget(episode_over)
+    def begin_episodes(self, episode_over: Tensor) -> None:
+        """See `RolloutPolicies.begin_episodes`."""
+        for _, actor in self._actors.values():
+            actor.begin_episodes(episode_over)
 
-    def _mind(self, name: str) -> _Mind:
+    def _actor(self, name: str) -> _ModuleActor:
         assert self.module is not None
         module = self.module[name]
         # RLlib may replace modules when it restores a runner.
-        known = self._minds.get(name)
+        known = self._actors.get(name)
         if known is None or known[0] is not module:
-            known = (module, _Mind(module, name, self._spaces[name]))
-            self._minds[name] = known
+            known = (module, _ModuleActor(module, name, self._spaces[name]))
+            self._actors[name] = known
         return known[1]
 
-    def _guess(self, module: str, obs: Tensor, mask: Tensor | None) -> Decision:
+    def _draw_at_random(self, module: str, obs: Tensor, mask: Tensor | None) -> Decision:
         space = self._spaces[module]
         kind = from_space(space)
         inputs = obs.new_zeros((len(obs), kind.num_inputs), dtype=torch.float32)
@@ -129,7 +129,7 @@ class ModulePlayers:
         return Decision(actions, actions, kind.log_prob(inputs, actions), inputs)
 
 
-class _Mind:
+class _ModuleActor:
     """How one module decides."""
 
     def __init__(self, module: TorchRLModule, name: str, space: gym.Space[Any]) -> None:
@@ -139,28 +139,28 @@ class _Mind:
         self._layers = plain_actor(module)
         self._own = own_distribution(module, space)
 
-    def think(
-        self, obs: Tensor, mask: Tensor | None, rows: Tensor | None, players: ModulePlayers
+    def forward(
+        self, obs: Tensor, mask: Tensor | None, rows: Tensor | None, policies: ModulePolicies
     ) -> tuple[dict[str, Any], Tree | None]:
         """What the module's forward pass says, and the recurrent state before it."""
         if self.sequence_length is None:
-            return self._forward(self._batch(obs, mask), players), None
+            return self._forward(self._batch(obs, mask), policies), None
         before = self._memory
         if before is None:
             before = map_tree(lambda x: _repeated(x, obs), self._module.get_initial_state())
         batch = map_tree(lambda x: x.unsqueeze(1), self._batch(obs, mask))
-        out = self._forward({**batch, Columns.STATE_IN: before}, players)
+        out = self._forward({**batch, Columns.STATE_IN: before}, policies)
         after = out.pop(Columns.STATE_OUT)
         self._memory = after if rows is None else _where(rows, after, before)
         return map_tree(lambda x: x.squeeze(1), out), before
 
-    def forget(self, episode_over: Tensor) -> None:
+    def begin_episodes(self, episode_over: Tensor) -> None:
         """Initial states where episodes are over."""
         if self._memory is not None:
             initial = map_tree(torch.as_tensor, self._module.get_initial_state())
             self._memory = _where_over(episode_over, initial, self._memory)
 
-    def decide(self, out: dict[str, Any], players: ModulePlayers) -> tuple[Tensor, Tensor, Tensor]:
+    def decide(self, out: dict[str, Any], policies: ModulePolicies) -> tuple[Tensor, Tensor, Tensor]:
         """Actions, their log-probabilities and the distribution inputs."""
         inputs = out[Columns.ACTION_DIST_INPUTS]
         if Columns.ACTIONS in out:
@@ -168,12 +168,12 @@ class _Mind:
             log_probs = out.get(Columns.ACTION_LOGP)
             return actions, self._log_prob(inputs, actions) if log_probs is None else log_probs, inputs
         if self._own is not None:
-            if not players.explore:
+            if not policies.explore:
                 actions = self._own.mode(inputs)
             else:
-                actions = self._own.sample(inputs, generator=players.generator)
+                actions = self._own.sample(inputs, generator=policies.generator)
             return actions, self._own.log_prob(inputs, actions), inputs
-        if not players.explore:
+        if not policies.explore:
             chosen = self._module.get_inference_action_dist_cls().from_logits(inputs).to_deterministic()
             return chosen.sample(), inputs.new_zeros(len(inputs)), inputs
         distribution = self._module.get_exploration_action_dist_cls().from_logits(inputs)
@@ -186,11 +186,11 @@ class _Mind:
     def _batch(self, obs: Tensor, mask: Tensor | None) -> dict[str, Any]:
         return {Columns.OBS: observation_of(obs, mask, self._module.observation_space)}
 
-    def _forward(self, batch: dict[str, Any], players: ModulePlayers) -> dict[str, Any]:
+    def _forward(self, batch: dict[str, Any], policies: ModulePolicies) -> dict[str, Any]:
         if self._layers is not None:
             return {Columns.ACTION_DIST_INPUTS: self._layers(batch[Columns.OBS])}
-        if players.explore:
-            return self._module.forward_exploration(batch, t=players.timestep)
+        if policies.explore:
+            return self._module.forward_exploration(batch, t=policies.timestep)
         return self._module.forward_inference(batch)
 
 

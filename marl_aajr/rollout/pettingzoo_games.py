@@ -8,7 +8,7 @@ from typing import Any
 from pettingzoo.utils.conversions import aec_to_parallel_wrapper
 from pettingzoo.utils.env import AECEnv, ParallelEnv
 
-from marl_aajr.rollout.game import Game, Turn
+from marl_aajr.rollout.game import Game, GameStep
 
 
 class ParallelGame(Game):
@@ -16,14 +16,14 @@ class ParallelGame(Game):
 
     _progress = (*Game._progress, "_ended", "_listed")
 
-    def _reset(self, seed: int | None, options: dict[str, Any] | None) -> Turn:
+    def _reset(self, seed: int | None, options: dict[str, Any] | None) -> GameStep:
         obs, infos = self.env.reset(seed=seed, options=options)
         self._ended: set[str] = set()
         self._listed = list(self.env.agents)
         self._acting = self._ordered(self._listed)
         seen = {agent: self._given(agent, obs) for agent in self._acting}
         nothing = dict.fromkeys(self._acting, False)
-        return Turn(
+        return GameStep(
             obs=seen,
             rewards=dict.fromkeys(self._acting, 0.0),
             terminations=nothing,
@@ -32,9 +32,9 @@ class ParallelGame(Game):
             over=not self._acting,
         )
 
-    def _step(self, actions: dict[str, Any]) -> Turn:
+    def _step(self, actions: dict[str, Any]) -> GameStep:
         obs, rewards, terminations, truncations, infos = self._play(actions)
-        turn = Turn({}, {}, {}, {}, {}, False)
+        turn = GameStep({}, {}, {}, {}, {}, False)
         ended_before = len(self._ended)
         for agent in self._acting:
             try:
@@ -58,7 +58,7 @@ class ParallelGame(Game):
     def _play(self, actions: dict[str, Any]) -> Any:
         return self.env.step(actions)
 
-    def _change(self, turn: Turn, obs: Mapping[str, Any], infos: Mapping[str, Any]) -> None:
+    def _change(self, turn: GameStep, obs: Mapping[str, Any], infos: Mapping[str, Any]) -> None:
         """Who acts next when somebody has ended or appeared."""
         listed = set(self.env.agents)
         vanished = [a for a in self._acting if a not in listed and a not in self._ended]
@@ -124,17 +124,17 @@ class TurnBasedGame(Game):
     with their last observation and everything that they earned since their last action.
     """
 
-    def _reset(self, seed: int | None, options: dict[str, Any] | None) -> Turn:
+    def _reset(self, seed: int | None, options: dict[str, Any] | None) -> GameStep:
         self.env.reset(seed=seed, options=options)
         return self._collect()
 
-    def _step(self, actions: dict[str, Any]) -> Turn:
+    def _step(self, actions: dict[str, Any]) -> GameStep:
         (action,) = actions.values()
         self.env.step(action)
         return self._collect()
 
-    def _collect(self) -> Turn:
-        env, turn = self.env, Turn({}, {}, {}, {}, {}, False)
+    def _collect(self) -> GameStep:
+        env, turn = self.env, GameStep({}, {}, {}, {}, {}, False)
         self._acting = ()
         while env.agents:
             agent = env.agent_selection

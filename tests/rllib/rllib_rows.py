@@ -15,24 +15,19 @@ import torch
 from torch import Tensor
 
 from marl_aajr.rollout.fragments import Fragment, ModuleFragment
-from marl_aajr.rollout.postprocessing import Critic, Judged, Rows, join, judge, standardize
-
-
-def time_limits_terminate(fragment: Fragment) -> Fragment:
-    """The fragment as RLlib's PettingZoo wrapper would tell it: whoever ends with the episode terminates."""
-    over = fragment.episode_over[:, None]
-    modules = {
-        name: replace(
-            part, terminated=part.terminated | (part.truncated & over), truncated=part.truncated & ~over
-        )
-        for name, part in fragment.modules.items()
-    }
-    return replace(fragment, modules=modules)
+from marl_aajr.rollout.postprocessing import (
+    TrainingRows,
+    ValuedFragment,
+    ValueFunction,
+    join,
+    standardize,
+    value_fragment,
+)
 
 
 def stock_rows(
-    fragments: Sequence[Fragment], module: str, critic: Critic, *, gamma: float, lambda_: float
-) -> Rows:
+    fragments: Sequence[Fragment], module: str, critic: ValueFunction, *, gamma: float, lambda_: float
+) -> TrainingRows:
     """RLlib's rows of one module: phantom rows in their places, advantages standardised over all of them.
 
     Pieces are in the order of RLlib's env runner: episodes by the step in which they end, then those that go
@@ -46,7 +41,7 @@ def stock_rows(
         lambda_: λ of GAE.
     """
     pieces = [
-        _piece(fragment, part, judge(part, critic, gamma=gamma, lambda_=lambda_))
+        _piece(fragment, part, value_fragment(part, critic, gamma=gamma, lambda_=lambda_))
         for fragment in fragments
         for part in [fragment.modules[module]]
     ]
@@ -62,25 +57,25 @@ def _shifted(column: Tensor) -> Tensor:
     return torch.cat([column[1:], column.new_zeros(1)])[: len(column)]
 
 
-def _piece(fragment: Fragment, part: ModuleFragment, judged: Judged) -> tuple[Rows, Tensor]:
-    """Rows with the advantages of phantom rows still to come, and values."""
-    samples = torch.ones_like(part.terminated) if judged.samples is None else judged.samples
+def _piece(fragment: Fragment, part: ModuleFragment, valued: ValuedFragment) -> tuple[TrainingRows, Tensor]:
+    """TrainingRows with the advantages of phantom rows still to come, and values."""
+    samples = torch.ones_like(part.terminated) if valued.samples is None else valued.samples
     seen = torch.cat([part.obs.flatten(0, 2), part.final_obs])
-    worth = torch.cat([judged.values.flatten(), judged.final_values[part.final_at.unbind(1)]])
+    worth = torch.cat([valued.values.flatten(), valued.final_values[part.final_at.unbind(1)]])
     layout = torch.tensor(list(_layout(fragment, part, samples)), dtype=torch.int64).reshape(-1, 3)
     looks, steps, real = layout.to(seen.device).unbind(1)
 
     def rows(column: Tensor) -> Tensor:
         return column[: part.steps].flatten(0, 2)[steps]
 
-    pieces = Rows(
+    pieces = TrainingRows(
         obs=seen[looks],
         mask=None if part.mask is None else rows(part.mask),
         actions=rows(part.actions),
         log_probs=rows(part.log_probs),
         inputs=rows(part.inputs),
-        advantages=rows(judged.advantages),
-        value_targets=rows(judged.advantages),
+        advantages=rows(valued.advantages),
+        value_targets=rows(valued.advantages),
         loss_mask=real.bool(),
     )
     return pieces, worth[looks]
