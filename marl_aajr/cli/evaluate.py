@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import contextlib
+import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from marl_aajr.cli.findings import show
-from marl_aajr.cli.options import assigned, guide, sample, told
+from marl_aajr.cli.options import assigned, guide, options, sample, takes, told, values
+from marl_aajr.cli.progress import PlayingProgress, say, waiting
 
 if TYPE_CHECKING:
-    from marl_aajr.evaluation import Evaluation
+    from rich.table import Table
+
+    from marl_aajr.evaluation import ActionsResult, AttackSpec, Evaluation, Outcome, SubsetOutcome
 
 SUITE = "quick"
 """The suite where neither a suite nor an attack is named."""
@@ -46,7 +50,34 @@ HELP = guide(
     "marl-aajr evaluate checkpoint_000010 --env simple_spread_v3 --units raw",
 ) + sample("What --json prints, among others:", JSON)
 
+SETTINGS = options(
+    "marl_aajr.evaluation.protocol.Protocol",
+    "suite",
+    "attacks",
+    "epsilons",
+    "units",
+    "norm",
+    "budget",
+    "weakest_link",
+    "episodes",
+    "selection_episodes",
+    "actions",
+    "seed",
+    "team",
+    "agents",
+    "replace",
+    "workers",
+    flags={"attacks": "--attack", "epsilons": "--epsilon"},
+    metavars={"suite": "NAME|FILE.yaml", "budget": "KEY=VALUE,…", "replace": "KIND[:AGENT,…]"},
+    defaults={
+        "suite": f"{SUITE}, unless --attack",
+        "epsilons": f"the suite's, or {' '.join(f'{size:g}' for size in EPSILONS)}",
+    },
+    repeated=["attacks", "epsilons", "actions", "agents", "replace"],
+)
 
+
+@takes(*SETTINGS)
 def evaluate(
     *,
     run: Annotated[
@@ -71,126 +102,11 @@ def evaluate(
             help="An argument of --env, such as env.kwargs.N=5; may be repeated.",
         ),
     ] = None,
-    suite: Annotated[
-        str | None,
-        typer.Option(
-            metavar="NAME|FILE.yaml",
-            help=told("Protocol: quick (seconds), standard, full, or a file.", f"{SUITE}, unless --attack"),
-        ),
-    ] = None,
-    attack: Annotated[
-        list[str] | None,
-        typer.Option(
-            metavar="NAME",
-            help="A name of [b]list attacks[/b], beside or instead of a suite; may be repeated.",
-        ),
-    ] = None,
-    epsilon: Annotated[
-        list[float] | None,
-        typer.Option(
-            metavar="FLOAT",
-            help=told(
-                "Size of the attacks; may be repeated.",
-                f"the suite's, or {' '.join(f'{size:g}' for size in EPSILONS)}",
-            ),
-        ),
-    ] = None,
-    units: Annotated[
-        str | None,
-        typer.Option(
-            metavar="raw|network",
-            help=told(
-                "Units of epsilon: the environment's, or behind the observation filter.", "the suite's"
-            ),
-        ),
-    ] = None,
-    norm: Annotated[
-        str | None,
-        typer.Option(
-            metavar="linf|l2",
-            help=told(
-                "Norm of epsilon. In l2 it is the length of the whole perturbation: for d features of the "
-                "size e it is e√d.",
-                "the suite's, or linf",
-            ),
-        ),
-    ] = None,
-    budget: Annotated[
-        str | None,
-        typer.Option(
-            metavar="KEY=VALUE,…",
-            help=told(
-                "What the adversary may spend. [b]agents=K[/b]: the worst K of the team, found on other "
-                "episodes; [b]agents=A+B[/b]: these. [b]steps=M[/b]: M steps of each episode, "
-                "[b]timing=random[/b] or [b]strategic[/b] (where the agents prefer an action most). "
-                "[b]scale=A:0.5+B:2[/b]: half of epsilon for A, twice for B. Learned adversaries were "
-                "trained without steps and scale, and do not know them.",
-                "the suite's: everybody, every step",
-            ),
-        ),
-    ] = None,
-    weakest_link: Annotated[
-        bool | None,
-        typer.Option(
-            "--weakest-link/--no-weakest-link",
-            help=told(
-                "Also try the worst attack of each size on each agent alone, on other episodes.",
-                "the suite's",
-            ),
-            show_default=False,
-        ),
-    ] = None,
-    episodes: Annotated[
-        int | None,
-        typer.Option(
-            metavar="INT",
-            help=told("Episodes without attack, and for each attack and size.", "the suite's, or 100"),
-        ),
-    ] = None,
-    selection_episodes: Annotated[
-        int | None,
-        typer.Option(
-            metavar="INT",
-            help=told(
-                "Other episodes, on which the worst attack of each size is chosen.",
-                "the suite's, or 0: none is",
-            ),
-        ),
-    ] = None,
-    actions: Annotated[
-        list[str] | None,
-        typer.Option(
-            metavar="greedy|sampled",
-            help=told("How actions are taken; may be repeated.", "the suite's, or greedy"),
-        ),
-    ] = None,
-    seed: Annotated[int, typer.Option(metavar="INT", help="Seed of the episodes and of the attacks.")] = 0,
-    team: Annotated[
-        str | None,
-        typer.Option(
-            metavar="NAME",
-            help=told("Side that is attacked, and whose return is reported.", "the only one, or the largest"),
-        ),
-    ] = None,
-    agents: Annotated[
-        list[str] | None,
-        typer.Option(
-            metavar="NAME", help=told("Attack this agent of the team only; may be repeated.", "all")
-        ),
-    ] = None,
     surrogate: Annotated[
         list[Path] | None,
         typer.Option(
             metavar="RUN",
             help="Another run, to compute the perturbations of [b]transfer[/b] on; may be repeated.",
-        ),
-    ] = None,
-    replace: Annotated[
-        list[str] | None,
-        typer.Option(
-            metavar="KIND[:AGENT,…]",
-            help="Let [b]random[/b] or [b]idle[/b] agents play in the place of those named, together, or of "
-            "each attacked agent in turn; may be repeated.",
         ),
     ] = None,
     adversary: Annotated[
@@ -203,56 +119,44 @@ def evaluate(
     out: Annotated[
         Path | None, typer.Option(metavar="FILE.json", help=told("Where the result is kept.", "see above"))
     ] = None,
-    workers: Annotated[
-        int | None,
-        typer.Option(
-            metavar="INT",
-            help=told(
-                "Ray workers that share the rows; the result is the same.", "one a core where it takes long"
-            ),
-        ),
-    ] = None,
     as_json: Annotated[
         bool,
-        typer.Option(
-            "--json",
-            help="Print one object, as kept in RUN/evaluations; see above.",
-        ),
+        typer.Option("--json", help="Print one object, as kept in RUN/evaluations; see above."),
     ] = False,
+    **typed: Any,
 ) -> None:
     """Evaluate one run and print what came out."""
-    if suite is None and not attack:
-        suite = SUITE
-    sizes = epsilon or (EPSILONS if suite is None else ())
+    protocol = values(SETTINGS, typed)
+    if "suite" not in protocol and "attacks" not in protocol:
+        protocol["suite"] = SUITE
+    if "suite" not in protocol:
+        protocol.setdefault("epsilons", EPSILONS)
     # Whatever a library prints must not get between the braces.
     with contextlib.redirect_stdout(sys.stderr):
         result = _evaluate(
             run,
             env=env,
             env_kwargs=env_arguments(assignments or ()),
-            out=out,
-            suite=suite,
-            attacks=attack or (),
-            epsilons=sizes,
-            units=units,
-            norm=norm,
-            budget=budget,
-            weakest_link=weakest_link,
-            episodes=episodes,
-            selection_episodes=selection_episodes,
-            actions=actions,
-            seed=seed,
-            team=team,
-            agents=agents,
             surrogates=surrogate or (),
-            replace=replace or (),
             adversaries=adversary or (),
-            workers=workers,
+            out=out,
+            **protocol,
         )
     if as_json:
         print(result.model_dump_json())
         return
     show(result, run, kept=_kept(run, out))
+
+
+def _evaluate(run: Path, **asked: Any) -> Evaluation:
+    """The evaluation, with a bar while it plays."""
+    from rich.console import Console
+
+    console = Console(stderr=True)
+    with waiting("Loading torch", console=console):
+        from marl_aajr.evaluation import evaluate_run
+    with PlayingProgress(console) as progress:
+        return evaluate_run(run, on_progress=progress, **asked)
 
 
 def _kept(run: Path, out: Path | None) -> Path | None:
@@ -280,15 +184,117 @@ def env_arguments(assignments: Sequence[str]) -> dict[str, Any]:
     return found
 
 
-def _evaluate(run: Path, **protocol: Any) -> Evaluation:
-    """The evaluation, with a bar while it plays."""
+def show(evaluation: Evaluation, run: Path, *, kept: Path | None = None) -> None:
+    """Print an evaluation.
+
+    Args:
+        evaluation: the result.
+        run: the run's folder.
+        kept: the file of the result; None: it is in the run's folder, where `compare` finds it.
+    """
     from rich.console import Console
 
-    from marl_aajr.cli.progress import PlayingProgress, waiting
+    console = Console()
+    write = partial(console.print, highlight=False, markup=False)
+    for check in evaluation.checks:
+        if check.verdict != "pass":
+            write(f"{'FAILED' if check.verdict == 'fail' else 'Note'}: {check.text}")
+    for result in evaluation.results:
+        write(f"{_headline(evaluation)}, {evaluation.episodes} episodes, {result.actions} actions")
+        for line in _limits(evaluation, result):
+            write(line)
+        write(table(result, agents=evaluation.agents, level=evaluation.level))
+        for line in _weakest(result):
+            write(line)
+    for skipped in evaluation.skipped:
+        write(f"Left out: {skipped.attack}: {skipped.reason}")
+    others = sorted(set(evaluation.teams.values()) - {evaluation.team})
+    if others:
+        write(f"Other teams, by --team: {', '.join(others)}")
+    where = f"On a page: marl-aajr compare {shlex.quote(str(run))}" if kept is None else f"Kept in {kept}"
+    say(console, where)
 
-    console = Console(stderr=True)
-    with waiting("Loading torch", console=console):
-        from marl_aajr.evaluation import evaluate_run
-    with PlayingProgress(console) as progress:
-        given = {name: value for name, value in protocol.items() if value not in (None, ())}
-        return evaluate_run(run, on_progress=progress, **given)
+
+def table(result: ActionsResult, *, agents: tuple[str, ...], level: float) -> Table:
+    """The returns with one kind of actions, row by row.
+
+    Args:
+        result: of one kind of actions.
+        agents: the agents under attack; a row of fewer names them.
+        level: of the intervals.
+    """
+    from rich.table import Table
+
+    shown = Table()
+    shown.add_column("attack")
+    for heading in ("ε", "return", f"{level:.0%} interval", "actions changed"):
+        shown.add_column(heading, justify="right")
+    shown.add_row("none", "", *_numbers(result.clean), "")
+    marks = {worst.attack: "worst" if worst.sure else "worst?" for worst in result.worst}
+    for row in result.attacks:
+        name = row.attack.name
+        if row.agents != agents:
+            name += f" on {', '.join(row.agents)}"
+        mark = marks.get(row.attack)
+        shown.add_row(
+            f"{name} ({mark})" if mark else name,
+            f"{row.epsilon:g}",
+            *_numbers(row),
+            f"{row.success_rate:.0%}",
+        )
+    for other in result.adversarial_agents:
+        shown.add_row(f"{other.label} (worst)" if other.worst else other.label, "", *_numbers(other), "")
+    shown.caption = "; ".join(_notes(result, agents, marks)) or None
+    return shown
+
+
+def _notes(result: ActionsResult, agents: tuple[str, ...], marks: dict[AttackSpec, str]) -> Iterator[str]:
+    """The meaning of the marks and columns of a table, as far as they need a word."""
+    groups = ["size"] if marks else []
+    groups += ["kind"] if any(row.worst for row in result.adversarial_agents) else []
+    if groups:
+        yield f"worst of its {' or '.join(groups)}: chosen on other episodes than these"
+    if "worst?" in marks.values():
+        yield "worst?: within noise of the next"
+    if any(row.attacked_steps is not None or row.agents != agents for row in result.attacks):
+        yield "actions changed: of the decisions that were attacked"
+
+
+def _headline(evaluation: Evaluation) -> str:
+    """The evaluated team, and the attacked agents where they are not all of it."""
+    everybody = evaluation.agents == evaluation.members
+    return f"Team {evaluation.team}" + ("" if everybody else f" ({', '.join(evaluation.agents)} attacked)")
+
+
+def _limits(evaluation: Evaluation, result: ActionsResult) -> Iterator[str]:
+    """The budget of the adversary, where it is limited, and the norm, where it is not the usual one."""
+    if budget := str(evaluation.budget):
+        steps = sorted({str(row.attacked_steps) for row in result.attacks if row.attacked_steps is not None})
+        yield f"Budget {budget}" + (f": {', '.join(steps)}" if steps else "")
+    if evaluation.norm != "linf":
+        yield f"ε is the {evaluation.norm} norm of a whole perturbation"
+
+
+def _weakest(result: ActionsResult) -> Iterator[str]:
+    """One line for each of the worst attacks that was tried on each agent alone, the lowest return first."""
+    from marl_aajr.evaluation.statistics import paired_difference
+
+    alone: dict[AttackSpec, list[SubsetOutcome]] = {}
+    for subset in result.subsets:
+        if len(subset.agents) == 1:
+            alone.setdefault(subset.attack, []).append(subset)
+    worst = {row.attack for row in result.worst}
+    for attack, tried in alone.items():
+        if attack not in worst or len(tried) < 2:
+            continue
+        tried.sort(key=lambda subset: subset.mean)
+        found = ", ".join(f"{subset.agents[0]} {subset.mean:.1f}" for subset in tried)
+        sure = paired_difference(tried[0].returns, tried[1].returns).negative
+        said = f"{tried[0].agents[0]} is the weakest link" if sure else "no clear weakest link"
+        found += f", against {result.clean_selection_return:.1f} without attack"
+        yield f"Attacked alone, {attack.name} at ε = {attack.epsilon:g}: {found}; {said}"
+
+
+def _numbers(outcome: Outcome) -> tuple[str, str]:
+    interval = "" if outcome.low is None else f"{outcome.low:.1f} to {outcome.high:.1f}"
+    return f"{outcome.mean:.1f}", interval

@@ -28,6 +28,7 @@ class Option:
         key: where its value goes in the configuration, `env_steps`.
         metavar: what the help shows for the value.
         panel: heading of the help; None: typer's own.
+        default: as the help shows it; None: the field's.
         repeated: whether each value of a sequence is an option of its own.
     """
 
@@ -36,6 +37,7 @@ class Option:
     key: str
     metavar: str
     panel: str | None = None
+    default: str | None = None
     repeated: bool = False
 
     @property
@@ -49,13 +51,10 @@ class Option:
         text = plain(escape(self.setting.summary), by=r"[b]\1[/b]")
         if self.repeated:
             text = text.removesuffix(".") + "; may be repeated."
-        switch = self.setting.kind == "bool"
-        return told(text, self._switched if switch else self.setting.shown_default, self.setting.bounds)
-
-    @property
-    def _switched(self) -> str:
-        """The default of a switch, if it is on."""
-        return self.flag.removeprefix("--") if self.setting.default else ""
+        default = self.setting.shown_default if self.default is None else self.default
+        if isinstance(self.setting.default, bool):
+            default = self.flag.removeprefix("--") if self.setting.default else ""
+        return told(text, default, self.setting.bounds)
 
     def read(self, given: Any) -> Any:
         """The value of what was typed."""
@@ -95,6 +94,7 @@ def options(
     panel: str | None = None,
     flags: Mapping[str, str] | None = None,
     metavars: Mapping[str, str] | None = None,
+    defaults: Mapping[str, str] | None = None,
     repeated: Sequence[str] = (),
 ) -> tuple[Option, ...]:
     """The options for settings of a class.
@@ -106,12 +106,13 @@ def options(
         panel: heading of the help.
         flags: by path, where the option is not named after the field.
         metavars: by path, where the field's type says too little.
+        defaults: by path, in words, where the command does something else than the field's default.
         repeated: settings of several values that are given one by one.
 
     Raises:
         KeyError: no such setting.
     """
-    flags, metavars = flags or {}, metavars or {}
+    flags, metavars, defaults = flags or {}, metavars or {}, defaults or {}
     found = []
     for path in paths:
         setting = find_setting(cls, path)
@@ -122,6 +123,7 @@ def options(
                 key=f"{under}.{path}" if under else path,
                 metavar=metavars.get(path) or _metavar(setting, repeated=path in repeated),
                 panel=panel,
+                default=defaults.get(path),
                 repeated=path in repeated,
             )
         )

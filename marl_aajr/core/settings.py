@@ -200,13 +200,18 @@ def _bounds(metadata: list[ast.expr]) -> Iterator[str]:
 
 
 def _value(module: str, node: ast.expr) -> Any:
-    """A default: a literal, a constant of this package, that of another class, or the one in a `Field`."""
+    """A default: a literal, a constant of this package, that of another class, or the one in a `Field`.
+
+    An object is None here: it has no literal.
+    """
     match node:
-        case ast.Call(keywords=keywords):
+        case ast.Call(ast.Name("Field" | "field"), keywords=keywords):
             given = {keyword.arg: keyword.value for keyword in keywords}
             if "default" in given:
                 return _value(module, given["default"])
             return None if "default_factory" in given else REQUIRED
+        case ast.Call():
+            return None
         case ast.Name(name):
             home, found = _definition(module, name)
             if isinstance(found, ast.expr):

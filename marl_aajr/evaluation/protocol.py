@@ -158,28 +158,33 @@ class Protocol(Section):
     """What is asked of an evaluation; what is None is the suite's.
 
     Attributes:
-        suite: suite: `quick` (seconds), `standard`, `full`, a YAML file or a `Suite`; None: `attacks` only.
-        attacks: attacks beside or instead of the suite's. Each is a name or `{attack: NAME, setting: value}`,
-            in Python also an `Attack`, or a pair of one of these and its size. They are refused where a
-            victim does not admit them, while those of a suite are left out.
+        suite: suite: `quick` (seconds), `standard`, `full`, or a YAML file; None: `attacks` only. In Python
+            also a `Suite`.
+        attacks: names of `list attacks`, beside or instead of the suite's. With settings an attack is
+            `{attack: NAME, setting: value}`, in Python also an `Attack`, or a pair of one of these and its
+            size. They are refused where a victim does not admit them, while those of a suite are left out.
         epsilons: sizes of the attacks; None: the suite's.
         episodes: episodes without attack, and for each attack and size; None: the suite's, or 100.
         selection_episodes: other episodes, on which the worst attack of each size is chosen; None: the
-            suite's. Where agents or steps must be found on them, and nobody says how many, they are 50.
+            suite's, or 0, where none is. Where agents or steps must be found on them, and nobody says how
+            many, they are 50.
         actions: how actions are taken; None: the suite's, or greedy.
-        units: units of epsilon, the environment's or those behind the observation filter; None: the suite's.
-        norm: norm of epsilon; None: the suite's, or linf. In `l2` it is the length of the whole perturbation:
-            for d features of the size e it is e√d.
-        budget: budget of the adversary, such as `agents=1` or `steps=5,timing=strategic`; None: the suite's.
-            See `marl_aajr.evaluation.budget`.
+        units: units of epsilon: the environment's, or those behind the observation filter; None: the suite's.
+        norm: norm of epsilon: in `l2` it is the length of the whole perturbation, which for d features of the
+            size e is e√d; None: the suite's, or linf.
+        budget: budget of the adversary: `agents=K`, the worst K of the team, found on other episodes, or
+            `agents=A+B`, these; `steps=M`, M steps of each episode, `timing=random` or `strategic` (where the
+            agents prefer an action most); `scale=A:0.5+B:2`, half of epsilon for A, twice for B; learned
+            adversaries, trained without steps and scale, do not know them; None: the suite's, or everybody
+            at every step. See `marl_aajr.evaluation.budget`.
         weakest_link: try the worst attack of each size on each agent alone as well, on the selection
             episodes; None: as the suite says.
         seed: seed of the episodes and of the attacks.
         team: team that is attacked, and whose return is reported; None: the only one, or the largest.
         agents: agents of the team that are attacked; None: all.
-        replace: agents that do not play as the victim does, each a row of its own. They are `random` or
-            `idle` (each attacked agent in turn), `random:agent_0,agent_1` (these together), or `Replacement`
-            values.
+        replace: agents that do not play as the victim does: `random` or `idle` ones in the place of each
+            attacked agent in turn, or of those named, together: `random:agent_0,agent_1`. Each is a row of
+            its own. In Python also `Replacement` values.
         num_envs: copies played side by side. Of E copies episode i is number i // E of copy i mod E, and is
             seeded as such, so compare evaluations of the same E only.
         workers: Ray workers that share the rows, to the same result; None: one a core where it takes long.

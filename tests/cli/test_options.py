@@ -7,8 +7,10 @@ from collections.abc import Iterable
 from typing import Any
 
 import pytest
+from rich.text import Text
 
-from marl_aajr.cli.options import Option, assigned, number_or_text, options, values
+from marl_aajr.cli import adversary, evaluate, study
+from marl_aajr.cli.options import Option, assigned, number_or_text, options, plain, values
 from marl_aajr.cli.train import SETTINGS, default_folder, override
 from marl_aajr.core.objectives import OBJECTIVES
 from marl_aajr.core.output_maps import OUTPUT_MAPS
@@ -36,6 +38,15 @@ def test_shown_default_is_the_configurations(option: Option) -> None:
     value = lookup(config, option.key)
     assert shown_default(option) == (None if option.flag == "--env" else value)
     assert f"default: {option.setting.shown_default}" in option.help or not option.setting.shown_default
+
+
+EVERY_OPTION = [*SETTINGS, *adversary.SETTINGS, *evaluate.SETTINGS, *study.SETTINGS]
+
+
+@pytest.mark.parametrize("option", EVERY_OPTION, ids=lambda option: option.flag)
+def test_the_help_is_what_the_settings_class_says(option: Option) -> None:
+    shown = Text.from_markup(option.help).plain
+    assert shown.startswith(plain(option.setting.summary).removesuffix("."))
 
 
 @pytest.mark.parametrize("option", SETTINGS, ids=lambda option: option.flag)

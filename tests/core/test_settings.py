@@ -12,6 +12,7 @@ from pydantic_core import PydanticUndefined
 from marl_aajr.adversaries.request import ENV_STEPS, SEARCH, AdversaryRequest
 from marl_aajr.attacks import ATTACKS
 from marl_aajr.core.settings import REQUIRED, attributes, declared, find_setting
+from marl_aajr.evaluation.protocol import Protocol, Suite
 from marl_aajr.regularizers import REGULARIZERS
 from marl_aajr.study.config import StudyConfig
 from marl_aajr.study.entries import EnvironmentEntry, EvaluationEntry, MethodEntry, TuningEntry
@@ -33,6 +34,8 @@ MODELS: list[type[BaseModel]] = [
     EvaluationEntry,
     AdversaryRequest,
     TuningEntry,
+    Protocol,
+    Suite,
 ]
 
 
@@ -57,7 +60,7 @@ def test_of_a_model_names_and_defaults_are_the_fields(cls: type[BaseModel]) -> N
     found = declared(path_of(cls))
     assert list(found) == list(cls.model_fields)
     for name, field in cls.model_fields.items():
-        if field.default_factory is None:
+        if field.default_factory is None and not dataclasses.is_dataclass(field.default):
             default = REQUIRED if field.default is PydanticUndefined else field.default
             assert found[name].default == default
 
