@@ -29,7 +29,6 @@ from marl_aajr.envs.single_copy import SingleCopy, declare
 from marl_aajr.rollout.batched_env import BatchedEnv, BatchedStep
 from marl_aajr.rollout.environments import make_batch, resolve
 from marl_aajr.training.config import EnvConfig, Resources, RunConfig
-from marl_aajr.training.modules import policy_mapping_of
 from marl_aajr.training.run_directory import RunDirectory
 from marl_aajr.victims import Victim, fingerprint
 
@@ -281,6 +280,8 @@ def _as_they_learned(config: RunConfig, trained: RunConfig) -> RunConfig:
 
 def _can_begin(config: RunConfig, victim: Victim) -> bool:
     """Whether the run has modules of the victims' own, and can take them over."""
+    from marl_aajr.training.modules import policy_mapping_of  # which imports Ray: evaluations need none
+
     mapping = policy_mapping_of(config)
     same = all(victim.module_of[agent] == module for agent, module in mapping.module_of.items())
     return same and not victim.recurrent and not any(victim.filters.values())

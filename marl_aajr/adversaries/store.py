@@ -33,6 +33,7 @@ from marl_aajr.training.config import RunConfig
 from marl_aajr.training.fields import validated
 from marl_aajr.training.run_directory import RunDirectory
 from marl_aajr.victims import Victim
+from marl_aajr.victims.store import DESCRIPTION
 
 ADVERSARIES = "adversaries"
 """The folder of a run that its adversaries are kept in."""
@@ -90,7 +91,7 @@ def request_of(out: Path) -> tuple[AdversaryRequest, Path]:
 
 def default_folder(victims: Path, request: AdversaryRequest) -> Path:
     """`VICTIM_RUN/adversaries/<kind>-eps<epsilon>…`; beside the victims where they have no run."""
-    home = victims.parent if (victims / "victim.json").is_file() else victims
+    home = victims.parent if (victims / DESCRIPTION).is_file() else victims
     if request.observes:
         everybody = request.changed(agents=None)
         if request.settled(victims) == everybody.settled(victims):

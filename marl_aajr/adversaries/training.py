@@ -41,6 +41,7 @@ from marl_aajr.training.loop import OnIteration, ShouldStop
 from marl_aajr.training.run_directory import RunDirectory
 from marl_aajr.training.trainer import train
 from marl_aajr.victims import Victim, fingerprint
+from marl_aajr.victims.store import DESCRIPTION
 
 
 def train_adversary(
@@ -211,7 +212,7 @@ class _Training:
         if not (self.request.warm_start and self.request.observes):
             return None
         folder = self.aside / WARM
-        if not (folder / "victim.json").is_file():
+        if not (folder / DESCRIPTION).is_file():
             self.on_phase("Learning what PGD does")
             threat = ObservationThreat(**self.config.env.kwargs)
             warm_start(self.config, threat, seed=self.request.seed).save(folder)
