@@ -2,7 +2,7 @@
 
     .venv/bin/python scripts/pilot_crossplay.py
 
-In a competitive game a method changes both sides, so in training and in the study's own judgement the
+In a competitive game a method changes both sides, so in training and in the study's own evaluation the
 pursuers of each method met another prey. Here (a) the pursuers of every run meet the prey of plain PPO
 of the next seed (of the last seed: of the first), under the standard suite without learned adversaries,
 and (b) the prey of every run is met by the pursuers of plain PPO of the next seed, without an attack.
@@ -23,7 +23,7 @@ import pyarrow.parquet
 import torch
 
 from marl_aajr.evaluation import evaluate
-from marl_aajr.study.results import outcomes
+from marl_aajr.study.report import outcomes
 from marl_aajr.training.run_directory import RunDirectory
 from marl_aajr.victims import Victim
 

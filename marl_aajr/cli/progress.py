@@ -17,8 +17,7 @@ from rich.table import Table
 
 if TYPE_CHECKING:
     from marl_aajr.evaluation import Progress as Played
-    from marl_aajr.study.watch import Board
-    from marl_aajr.study.watch import Progress as NodeProgress
+    from marl_aajr.study.progress import GridProgress, NodeProgress
 
 FINISHING = "Finishing this iteration. Ctrl-C again stops at once."
 FINISHING_STUDY = "Finishing the iterations that are running. Ctrl-C again stops at once."
@@ -176,7 +175,7 @@ class PlayingProgress:
 
 
 class StudyProgress:
-    """The display of a study: a table of its board, a line for each event, or an event a line as JSON.
+    """The display of a study: a table of its grid, a line for each event, or an event a line as JSON.
 
     Args:
         console: where the table and the lines go.
@@ -198,11 +197,11 @@ class StudyProgress:
                 " ".join([event["time"][11:19], event["event"], event.get("node", ""), *words]),
             )
 
-    def show(self, board: Board) -> AbstractContextManager[object]:
-        """Keep a table of the board on the screen within a block; nothing where nobody watches."""
+    def show(self, grid: GridProgress) -> AbstractContextManager[object]:
+        """Keep a table of the grid on the screen within a block; nothing where nobody watches."""
         if self._as_json or not self._console.is_interactive:
             return nullcontext()
-        return Live(_LiveTable(board, self), console=self._console, refresh_per_second=2)
+        return Live(_LiveTable(grid, self), console=self._console, refresh_per_second=2)
 
     def finishing(self) -> None:
         """Say that Ctrl-C was heard; called by a signal handler, possibly in the middle of a line."""
@@ -216,29 +215,29 @@ class StudyProgress:
 
 
 class _LiveTable:
-    """A board's table with a note below, made anew each time it is drawn."""
+    """A grid's table with a note below, made anew each time it is drawn."""
 
-    def __init__(self, board: Board, progress: StudyProgress) -> None:
-        self._board, self._progress = board, progress
+    def __init__(self, grid: GridProgress, progress: StudyProgress) -> None:
+        self._grid, self._progress = grid, progress
         self._lock = threading.Lock()
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         with self._lock:
-            yield Group(board_table(self._board), self._progress.note)
+            yield Group(grid_table(self._grid), self._progress.note)
 
 
-def board_table(board: Board) -> Table:
-    """A board as a table: first what is running, then what failed, then the rest; a line sums it up."""
-    counts = {state: board.count(state) for state in ("running", "finished", "failed", "waiting")}
+def grid_table(grid: GridProgress) -> Table:
+    """A grid as a table: first what is running, then what failed, then the rest; a line sums it up."""
+    counts = {state: grid.count(state) for state in ("running", "finished", "failed", "waiting")}
     words = [f"{number} {state}" for state, number in counts.items() if number]
-    words += [f"{clock(board.left)} left"] if board.left else []
-    words += [word for word in (board.doing, board.dashboard) if word]
+    words += [f"{clock(grid.left)} left"] if grid.left else []
+    words += [word for word in (grid.doing, grid.dashboard) if word]
     table = Table(caption=", ".join(words), caption_justify="left")
     table.add_column("run", overflow="fold")
     table.add_column("state")
     for heading in ("done", "env steps/s", "left"):
         table.add_column(heading, justify="right")
-    rows = sorted(board.nodes.values(), key=lambda progress: _STATES[progress.state])
+    rows = sorted(grid.nodes.values(), key=lambda progress: _STATES[progress.state])
     for progress in rows[:_ROWS]:
         table.add_row(*_row(progress))
     if len(rows) > _ROWS:

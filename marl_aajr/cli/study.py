@@ -19,8 +19,8 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
 
-    from marl_aajr.study.study import Plan
-    from marl_aajr.study.watch import Board
+    from marl_aajr.study.progress import GridProgress
+    from marl_aajr.study.study import StudyPlan
 
 FAILED = 1
 """Exit code of a study of which something failed."""
@@ -119,44 +119,48 @@ def study(
         if dry_run:
             foreseen = _foresee(plan)
         else:
-            board, code = _run(plan, console, as_json=log_json, replay=replay)
+            grid, code = _run(plan, console, as_json=log_json, replay=replay)
     if dry_run:
         Console().print(*foreseen, sep="\n", highlight=False, markup=False)
         return
-    _conclude(plan, board, console, command=command, code=code)
+    _conclude(plan, grid, console, command=command, code=code)
 
 
-def _run(plan: Plan, console: Console, *, as_json: bool, replay: bool) -> tuple[Board, int | None]:
+def _run(
+    plan: StudyPlan, console: Console, *, as_json: bool, replay: bool
+) -> tuple[GridProgress, int | None]:
     """Do the study until its end or a request to stop; the exit code if it was stopped."""
-    from marl_aajr.study.study import board_for, on_cluster, run_study
+    from marl_aajr.study.study import on_cluster, progress_of, run_study
 
     progress = StudyProgress(console, as_json=as_json)
     with (
         Interrupt(announce=progress.finishing, restore=progress.restore) as interrupt,
         on_cluster(plan) as nodes,
     ):
-        board = board_for(plan, nodes, progress.event)
-        with progress.show(board):
-            run_study(plan, board, should_stop=interrupt, again=replay)
-    return board, interrupt.exit_code if interrupt() else None
+        grid = progress_of(plan, nodes, progress.event)
+        with progress.show(grid):
+            run_study(plan, grid, should_stop=interrupt, again=replay)
+    return grid, interrupt.exit_code if interrupt() else None
 
 
-def _conclude(plan: Plan, board: Board, console: Console, *, command: str, code: int | None) -> None:
-    failed = [progress for progress in board.nodes.values() if progress.state == "failed"]
+def _conclude(
+    plan: StudyPlan, grid: GridProgress, console: Console, *, command: str, code: int | None
+) -> None:
+    failed = [progress for progress in grid.nodes.values() if progress.state == "failed"]
     for progress in failed:
         say(console, f"{progress.node.name} failed: {progress.error}\n  log: {progress.log}")
     for what, path in (("Report", plan.folder.report), ("Table", plan.folder.results)):
         if path.is_file():
             say(console, f"{what}: {path}")
     if code is not None:
-        say(console, f"Stopped: {board.count('finished')} of {len(board.nodes)} done. To go on:\n  {command}")
+        say(console, f"Stopped: {grid.count('finished')} of {len(grid.nodes)} done. To go on:\n  {command}")
         raise typer.Exit(code)
     if failed:
         say(console, f"{len(failed)} failed. When the cause is gone, try them again:\n  {command}")
         raise typer.Exit(FAILED)
 
 
-def _foresee(plan: Plan) -> list[Table | str]:
+def _foresee(plan: StudyPlan) -> list[Table | str]:
     """What a dry run prints."""
     from marl_aajr.study.study import expected, on_cluster
 
@@ -176,7 +180,7 @@ def _foresee(plan: Plan) -> list[Table | str]:
     return shown
 
 
-def plan_table(plan: Plan, seconds: Mapping[str, float]) -> Table:
+def plan_table(plan: StudyPlan, seconds: Mapping[str, float]) -> Table:
     """What would be done, with resources and expected time."""
     from rich.table import Table
 

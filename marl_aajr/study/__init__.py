@@ -1,6 +1,5 @@
-"""A study: a grid of ordinary runs, their adversaries, their judgement and one report, on Ray Tune.
+"""A study: a grid of ordinary runs, their adversaries, their evaluations and one report, on Ray Tune.
 
-`config` reads what was asked, `runs` spells out the runs,
-`graph` says what waits for what, `execution` has Ray Tune do it
-in processes of `work`, and `run_study` is all of it.
+`config` reads what was asked, `runs` spells out the runs, `graph` says what waits for what, `checks` finds
+what is wrong, `execution` has Ray Tune do the work in processes of `worker`, and `study` is all of it.
 """

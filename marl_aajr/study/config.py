@@ -1,6 +1,6 @@
 """What a study is: environments × methods × settings × seeds, and what is done with every run.
 
-A study says only what its runs differ in and how they are judged; everything that a run can be told is a
+A study says only what its runs differ in and how they are evaluated; everything that a run can be told is a
 `RunConfig`, whose defaults and checks are used as they are.
 """
 

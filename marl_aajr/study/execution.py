@@ -19,11 +19,12 @@ from ray import tune
 from ray.tune.search import Searcher
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from marl_aajr.study.config import StudyConfig
 from marl_aajr.study.folder import StudyFolder
 from marl_aajr.study.graph import Node, stranded
+from marl_aajr.study.progress import GridProgress
 from marl_aajr.study.storage import Storage
-from marl_aajr.study.watch import Board
-from marl_aajr.study.work import Place, StopFlag, work
+from marl_aajr.study.worker import StopFlag, StudyLocation, do_node
 from marl_aajr.training.cluster import software
 
 ENVIRONMENT = {
@@ -42,7 +43,7 @@ PENDING = "TUNE_MAX_PENDING_TRIALS_PG"
 def execute(
     nodes: Mapping[str, Node],
     folder: StudyFolder,
-    board: Board,
+    progress: GridProgress,
     *,
     storage: Storage | None,
     retries: int,
@@ -55,7 +56,7 @@ def execute(
     Args:
         nodes: what each needs is among them.
         folder: of the study.
-        board: is kept up to date; nodes that are `finished` there are not done again.
+        progress: is kept up to date; nodes that are `finished` there are not done again.
         storage: where finished work is copied to.
         retries: how often a node is started again after an error.
         max_concurrent: nodes at a time; None: as many as fit.
@@ -65,19 +66,19 @@ def execute(
     """
     logging.getLogger("ray.tune").setLevel(logging.CRITICAL)
     # With fewer than this, short nodes keep taking over the first process before a second one is up.
-    os.environ[PENDING] = str(board.slots)
+    os.environ[PENDING] = str(progress.slots)
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
     flag = StopFlag.options(scheduling_strategy=here).remote()  # type: ignore[attr-defined]
-    place = Place(str(folder.path), folder.identity, None if storage is None else storage.uri)
+    location = StudyLocation(str(folder.path), folder.identity, None if storage is None else storage.uri)
     trainable = tune.with_resources(
-        tune.with_parameters(work, nodes=dict(nodes), place=place, flag=flag, expected=software()),
+        tune.with_parameters(do_node, nodes=dict(nodes), location=location, flag=flag, expected=software()),
         lambda task: tune.PlacementGroupFactory(nodes[task["node"]].bundles),
     )
-    watch = Watch(board, folder, flag, should_stop)
+    keep_up = ProgressCallback(progress, folder, flag, should_stop)
     tune.Tuner(
         trainable,
         tune_config=tune.TuneConfig(
-            search_alg=GraphSearch(nodes, board, should_stop),
+            search_alg=GraphSearch(nodes, progress, should_stop),
             num_samples=len(nodes),
             max_concurrent_trials=max_concurrent,
             reuse_actors=True,
@@ -89,7 +90,7 @@ def execute(
             storage_path=str(folder.tune) if storage is None else f"{storage.root}/tune",
             storage_filesystem=None if storage is None else storage.filesystem,
             failure_config=tune.FailureConfig(max_failures=retries),
-            callbacks=[watch, *callbacks],
+            callbacks=[keep_up, *callbacks],
             verbose=0,
         ),
     ).fit()
@@ -108,14 +109,16 @@ class GraphSearch(_Unsaved, Searcher):
 
     Args:
         nodes: all of them, needs first.
-        board: whose `finished` nodes need nothing more.
+        progress: whose `finished` nodes need nothing more.
         should_stop: once true, nothing more is proposed.
     """
 
-    def __init__(self, nodes: Mapping[str, Node], board: Board, should_stop: Callable[[], bool]) -> None:
+    def __init__(
+        self, nodes: Mapping[str, Node], progress: GridProgress, should_stop: Callable[[], bool]
+    ) -> None:
         super().__init__()
-        self._nodes, self._board, self._should_stop = nodes, board, should_stop
-        self._done = {name for name in nodes if board.nodes[name].state == "finished"}
+        self._nodes, self._progress, self._should_stop = nodes, progress, should_stop
+        self._done = {name for name in nodes if progress.nodes[name].state == "finished"}
         self._waiting = [name for name in nodes if name not in self._done]
         self._running: dict[str, str] = {}
 
@@ -141,7 +144,7 @@ class GraphSearch(_Unsaved, Searcher):
             lost = stranded(self._nodes, [name])
             for other in [waiting for waiting in self._waiting if waiting in lost]:
                 self._waiting.remove(other)
-                self._board.ended(other, "impossible", error=f"{name} failed")
+                self._progress.ended(other, "impossible", error=f"{name} failed")
 
     def save(self, checkpoint_path: str) -> None:
         """Nothing: the folder says what is done."""
@@ -150,11 +153,13 @@ class GraphSearch(_Unsaved, Searcher):
         """Nothing to restore."""
 
 
-class Watch(_Unsaved, tune.Callback):
-    """Keeps the board up to date with what Tune sees, and hands on the wish to stop."""
+class ProgressCallback(_Unsaved, tune.Callback):
+    """Keeps the study's progress up to date with what Tune sees, and hands on the wish to stop."""
 
-    def __init__(self, board: Board, folder: StudyFolder, flag: Any, should_stop: Callable[[], bool]) -> None:
-        self._board, self._folder, self._flag, self._should_stop = board, folder, flag, should_stop
+    def __init__(
+        self, progress: GridProgress, folder: StudyFolder, flag: Any, should_stop: Callable[[], bool]
+    ) -> None:
+        self._progress, self._folder, self._flag, self._should_stop = progress, folder, flag, should_stop
         self._asked = False
 
     def on_step_begin(self, iteration: int, trials: list[Any], **info: Any) -> None:
@@ -163,17 +168,17 @@ class Watch(_Unsaved, tune.Callback):
             self._flag.ask.remote()
 
     def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        self._board.started(trial.config["node"])
+        self._progress.started(trial.config["node"])
 
     def on_trial_result(
         self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any
     ) -> None:
-        self._board.advanced(trial.config["node"], result)
+        self._progress.advanced(trial.config["node"], result)
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         result, name = trial.last_result, trial.config["node"]
         log = self._log(name, result["traceback"]) if "traceback" in result else ""
-        self._board.ended(
+        self._progress.ended(
             name,
             result.get("outcome", "interrupted"),
             seconds=result.get("seconds"),
@@ -183,11 +188,11 @@ class Watch(_Unsaved, tune.Callback):
 
     def on_trial_recover(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         error, log = self._why(trial)
-        self._board.restarted(trial.config["node"], error=error, log=log)
+        self._progress.restarted(trial.config["node"], error=error, log=log)
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         error, log = self._why(trial)
-        self._board.ended(trial.config["node"], "failed", error=error, log=log)
+        self._progress.ended(trial.config["node"], "failed", error=error, log=log)
 
     def _why(self, trial: Any) -> tuple[str, str]:
         """An error of Ray or of a process in a line, and the file that has all of it."""
@@ -206,8 +211,8 @@ def error_of(trial: Any) -> str:
 
 
 @contextmanager
-def told() -> Iterator[None]:
-    """Within this block Tune, and the processes of a Ray that is started in it, do as a study needs."""
+def tune_environment() -> Iterator[None]:
+    """Set within this block what Tune, and the processes of a Ray that is started in it, need for a study."""
     before = {name: os.environ.get(name) for name in (*ENVIRONMENT, PENDING)}
     for name, value in ENVIRONMENT.items():
         os.environ.setdefault(name, value)
@@ -218,3 +223,27 @@ def told() -> Iterator[None]:
             os.environ.pop(name, None)
             if old is not None:
                 os.environ[name] = old
+
+
+def loggers(study: StudyConfig) -> list[tune.Callback]:
+    """Tune's callbacks for what else the study logs to; each node of the study is a run there.
+
+    MLflow goes to `MLFLOW_TRACKING_URI`, Weights & Biases to the account of `WANDB_API_KEY` or to a local
+    folder with `WANDB_MODE=offline`. Their packages are imported only where they are asked for.
+    """
+    found: list[tune.Callback] = []
+    if "mlflow" in study.log:
+        from ray.air.integrations.mlflow import MLflowLoggerCallback
+
+        class MLflow(MLflowLoggerCallback):
+            """Ray's callback, to which a node that reports its own failure would be one that has finished."""
+
+            def log_trial_end(self, trial: Any, failed: bool = False) -> None:
+                super().log_trial_end(trial, failed or trial.last_result.get("outcome") == "failed")
+
+        found.append(MLflow(experiment_name=study.name))
+    if "wandb" in study.log:
+        from ray.air.integrations.wandb import WandbLoggerCallback
+
+        found.append(WandbLoggerCallback(project=study.name))
+    return found

@@ -1,9 +1,9 @@
-"""The folder of a study: what is in it, what of it is done, and whether it is still the same study.
+"""The folder of a study: what is in it, and what of its work is done.
 
 study.yaml        the study, defaults written out
 events.jsonl      what happened, one JSON object per line
 runs/NAME/        run directories; adversaries lie in theirs
-judgements/       which runs have been judged, how, and by what
+evaluations/      which runs have been evaluated, how, and by what
 identity          the study's, for places that outlive the folder
 tuning/           trials, decisions and what came out of them
 logs/NAME.log     why something failed
@@ -14,36 +14,103 @@ report/           one page per environment
 
 from __future__ import annotations
 
+import json
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
-import yaml
 from filelock import FileLock, Timeout
-from pydantic import ValidationError
 
 from marl_aajr.adversaries.request import AdversaryRequest
 from marl_aajr.adversaries.store import ADVERSARIES, is_finished
-from marl_aajr.study.changes import changed, first_change
 from marl_aajr.study.config import StudyConfig
 from marl_aajr.study.graph import Node
-from marl_aajr.study.judgements import Judgements
-from marl_aajr.study.runs import Run
-from marl_aajr.training.fields import differences
-from marl_aajr.training.files import YamlSource, append_line, read_lines, write_text
+from marl_aajr.study.runs import Settings, StudyRun, Variant, variants
+from marl_aajr.training.files import append_line, read_lines, write_json, write_text
 from marl_aajr.training.run_directory import RunDirectory
 from marl_aajr.training.run_record import LOCK
 
-_OURS = (LOCK, "identity", "events.jsonl", "runs", "judgements", "tuning", "logs", "tune")
-_FIXED: tuple[str, ...] = ("evaluation", "adversaries", "tune")
-"""What may not change once something has been written by it."""
-
+DECISIONS = "decisions.json"
+"""What a search tried and chose, in `tuning/VARIANT`."""
 
 _LOCK_SECONDS = 60.0
 """How long a process that was told to die may hold its run."""
+
+
+class EvaluatedRuns:
+    """Which runs of a study have been evaluated, and by what: one small file for each, beside the runs.
+
+    Args:
+        path: the folder of these files.
+        runs: the folder of the runs, which hold what the evaluations found.
+    """
+
+    def __init__(self, path: Path, runs: Path) -> None:
+        self.path = path
+        self._runs = runs
+
+    def note_file(self, run: StudyRun) -> Path:
+        """The file that `note` writes."""
+        return self.path / f"{run.name}.json"
+
+    def files(self, run: StudyRun) -> list[Path]:
+        """The file with what a run's evaluation found, in a list; none where it has not been evaluated."""
+        note = self._read(run)
+        if note is None:
+            return []
+        file = RunDirectory(self._runs / run.name).evaluations / note["evaluation"]
+        return [file] if file.is_file() else []
+
+    def done_by(self, run: StudyRun) -> dict[str, Any] | None:
+        """What the evaluation that is there rests on, as `evaluated_by` said then; None: there is none."""
+        note = self._read(run)
+        return dict(note["asked"]) if note is not None and self.files(run) else None
+
+    def done(self, node: Node) -> bool:
+        """Whether the evaluation is there, by the surrogate that the run has now.
+
+        It has another with more seeds, or methods in another order.
+        """
+        then = self.done_by(node.run)
+        return then is not None and then["surrogate"] == evaluated_by(node)["surrogate"]
+
+    def note(self, node: Node, evaluation: str, what: dict[str, Any]) -> None:
+        """Write down that a run has been evaluated.
+
+        Args:
+            node: the evaluation.
+            evaluation: name of the file in the run's evaluations.
+            what: more to write down.
+        """
+        self.path.mkdir(parents=True, exist_ok=True)
+        note = {"asked": evaluated_by(node), "evaluation": evaluation, **what}
+        write_json(self.note_file(node.run), note)
+
+    def drop_outdated(self, nodes: Iterable[Node]) -> None:
+        """Delete what evaluations have found that are to be done again."""
+        for node in nodes:
+            if node.kind == "evaluate" and not self.done(node):
+                for file in (*self.files(node.run), self.note_file(node.run)):
+                    file.unlink(missing_ok=True)
+
+    def _read(self, run: StudyRun) -> dict[str, Any] | None:
+        file = self.note_file(run)
+        return dict(json.loads(file.read_text(encoding="utf-8"))) if file.is_file() else None
+
+
+def evaluated_by(node: Node) -> dict[str, Any]:
+    """What an evaluation rests on, as JSON reads it back."""
+    assert node.evaluation is not None
+    assert node.suite is not None
+    return node.evaluation.model_dump(mode="json") | {
+        "suite": node.suite.model_dump(mode="json"),
+        "team": node.run.variant.environment.team,
+        "surrogate": None if node.surrogate is None else node.surrogate.name,
+        "adversaries": [entry.model_dump(mode="json") for entry in node.faced],
+    }
 
 
 class StudyFolder:
@@ -55,7 +122,7 @@ class StudyFolder:
         self.identity_file = self.path / "identity"
         self.events_file = self.path / "events.jsonl"
         self.runs = self.path / "runs"
-        self.judgements = Judgements(self.path / "judgements", self.runs)
+        self.evaluated = EvaluatedRuns(self.path / "evaluations", self.runs)
         self.tuning = self.path / "tuning"
         self.logs = self.path / "logs"
         self.tune = self.path / "tune"
@@ -73,7 +140,7 @@ class StudyFolder:
             return self.run(node.run.name)
         return self.adversary(node.run, node.adversary)
 
-    def adversary(self, run: Run, entry: AdversaryRequest) -> RunDirectory:
+    def adversary(self, run: StudyRun, entry: AdversaryRequest) -> RunDirectory:
         """The directory of an adversary's run."""
         return RunDirectory(self.run(run.name).path / ADVERSARIES / entry.name)
 
@@ -95,12 +162,26 @@ class StudyFolder:
 
     def done(self, node: Node) -> bool:
         """Whether a node's work is there."""
-        if node.kind == "judge":
-            return self.judgements.done(node)
+        if node.kind == "evaluate":
+            return self.evaluated.done(node)
         directory = self.trained(node)
         if node.kind == "adversary":
             return is_finished(directory.path)
         return directory.is_run and directory.status().state == "finished"
+
+    def decisions(self, variant: Variant) -> dict[str, Any] | None:
+        """What the search for a variant's settings tried and chose; None: it is not finished."""
+        return self.read_tuning(variant, DECISIONS)
+
+    def read_tuning(self, variant: Variant, name: str) -> dict[str, Any] | None:
+        """A file of the search for a variant's settings; None: it is not there."""
+        file = self.tuning / variant.name / name
+        return dict(json.loads(file.read_text(encoding="utf-8"))) if file.is_file() else None
+
+    def tuned(self, study: StudyConfig) -> dict[str, Settings]:
+        """By variant: the settings that won, of every search that is finished."""
+        found = {each.name: self.decisions(each) for each in variants(study)} if study.tune else {}
+        return {name: decisions["chosen"] for name, decisions in found.items() if decisions is not None}
 
     def add_event(self, event: dict[str, Any]) -> None:
         """Add a line to the events."""
@@ -117,7 +198,7 @@ class StudyFolder:
         Raises:
             ValueError: another process is.
         """
-        for folder in (self.path, self.runs, self.judgements.path, self.logs):
+        for folder in (self.path, self.runs, self.evaluated.path, self.logs):
             folder.mkdir(parents=True, exist_ok=True)
         try:
             self._lock.acquire()
@@ -134,80 +215,8 @@ class StudyFolder:
         finally:
             self._lock.release()
 
-    def check_same(self, study: StudyConfig, source: YamlSource) -> None:
-        """Whether what is in the folder was made by this study; new runs may have been added to it.
 
-        Raises:
-            ValueError: what has been written does not belong to it; names the line that has changed.
-        """
-        there = {path.name for path in self.path.iterdir()} if self.path.is_dir() else set()
-        if not self.study_file.is_file():
-            # A crash, or a storage that is just being fetched, leaves some of ours without it.
-            if not self.path.exists() or (self.path.is_dir() and there <= set(_OURS)):
-                return
-            raise ValueError(f"expected a new folder, got {self.path}, which is not a study; choose another")
-        try:
-            old = StudyConfig.model_validate(yaml.safe_load(self.study_file.read_text(encoding="utf-8")))
-        except (yaml.YAMLError, ValidationError) as error:
-            raise ValueError(f"expected a study in {self.study_file}: {error}") from None
-        written = {
-            "evaluation": _any(self.judgements.path),
-            "adversaries": _any(self.judgements.path) or self._trained_otherwise(old, study),
-            "tune": _any(self.tuning),
-        }
-        for section in _FIXED:
-            before, after = (getattr(s, section) for s in (old, study))
-            if written[section] and before != after:
-                where, change = first_change(section, _plain(before), _plain(after))
-                raise changed(f"{source.where(where)}: {'.'.join(map(str, where))}: {change}", self.path)
-        self._check_teams(old, study, source)
-
-    def _check_teams(self, old: StudyConfig, study: StudyConfig, source: YamlSource) -> None:
-        """Whether the adversaries that are there were trained against the team that is judged."""
-        teams = {entry.title: entry.team for entry in old.environments}
-        for e, entry in enumerate(study.environments):
-            before = teams.get(entry.title, entry.team)
-            if before != entry.team and any(self.runs.glob(f"{entry.title}-*/{ADVERSARIES}/*")):
-                where = source.where(("environments", e, "team"))
-                raise changed(f"{where}: environments.{e}.team: {before} → {entry.team}", self.path)
-
-    def _trained_otherwise(self, old: StudyConfig, study: StudyConfig) -> bool:
-        """Whether an adversary is there under a name that now means another."""
-        now = {entry.name: entry for entry in study.adversaries}
-        return any(
-            now.get(entry.name, entry) != entry and any(self.runs.glob(f"*/{ADVERSARIES}/{entry.name}"))
-            for entry in old.adversaries
-        )
-
-    def check_runs(self, runs: Sequence[Run], source: YamlSource) -> None:
-        """Whether the runs in the folder are those of the study.
-
-        Raises:
-            ValueError: a run has other settings, or the study has it no longer.
-        """
-        names = {run.name for run in runs}
-        for folder in sorted(self.runs.iterdir()) if self.runs.is_dir() else ():
-            if RunDirectory(folder).is_run and folder.name not in names:
-                raise changed(f"{source.path}: the run {folder.name} is no longer part of it", self.path)
-        for run in runs:
-            if (directory := self.run(run.name)).is_run:
-                changes = differences(directory.config(), run.config)
-                if changes:
-                    where = source.where(run.variant.key)
-                    raise changed(f"{where}: {run.name}: {'; '.join(changes)}", self.path)
-
-
-def _plain(section: Any) -> Any:
-    if isinstance(section, tuple):
-        return [_plain(part) for part in section]
-    return None if section is None else section.model_dump(mode="json")
-
-
-def _any(folder: Path) -> bool:
-    return folder.is_dir() and any(folder.iterdir())
-
-
-def is_there(directory: RunDirectory) -> bool:
+def run_exists(directory: RunDirectory) -> bool:
     """Whether there is a run already; waits until a process that still writes it is gone.
 
     Raises:

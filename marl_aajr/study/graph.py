@@ -1,4 +1,4 @@
-"""What a study does, and what waits for what: victims, then their adversaries, then the judgement of each.
+"""What a study does, and what waits for what: victims, then their adversaries, then the evaluation of each.
 
 A node is a value that says what is to be done; `work` does it in a process of its own.
 """
@@ -14,10 +14,10 @@ from marl_aajr.adversaries.request import AdversaryRequest
 from marl_aajr.evaluation.protocol import Suite
 from marl_aajr.study.config import StudyConfig
 from marl_aajr.study.entries import EvaluationEntry
-from marl_aajr.study.runs import Run
+from marl_aajr.study.runs import StudyRun
 from marl_aajr.training.capacity import bundles
 
-Kind = Literal["train", "adversary", "judge"]
+Kind = Literal["train", "adversary", "evaluate"]
 
 
 @dataclass(frozen=True)
@@ -29,19 +29,19 @@ class Node:
         run: whose.
         needs: names of the nodes that must have succeeded.
         adversary: what is trained against the run.
-        evaluation: how the run is judged.
+        evaluation: how the run is evaluated.
         suite: by which attacks.
-        surrogate: another run that perturbations are computed on, for its judgement.
-        faced: the trained adversaries that its judgement has it face.
+        surrogate: another run that perturbations are computed on, for its evaluation.
+        faced: the trained adversaries that its evaluation has it face.
     """
 
     name: str
-    run: Run
+    run: StudyRun
     needs: tuple[str, ...] = ()
     adversary: AdversaryRequest | None = None
     evaluation: EvaluationEntry | None = None
     suite: Suite | None = None
-    surrogate: Run | None = None
+    surrogate: StudyRun | None = None
     faced: tuple[AdversaryRequest, ...] = ()
 
     @property
@@ -49,11 +49,11 @@ class Node:
         """What is done."""
         if self.adversary is not None:
             return "adversary"
-        return "train" if self.evaluation is None else "judge"
+        return "train" if self.evaluation is None else "evaluate"
 
     @property
     def env_steps(self) -> int:
-        """Length of the training; 0 for a judgement."""
+        """Length of the training; 0 for an evaluation."""
         if self.adversary is not None:
             return self.adversary.steps
         return self.run.config.env_steps if self.evaluation is None else 0
@@ -68,13 +68,13 @@ class Node:
         ]
 
 
-def graph(study: StudyConfig, runs: Sequence[Run], suite: Suite | None) -> dict[str, Node]:
+def graph(study: StudyConfig, runs: Sequence[StudyRun], suite: Suite | None) -> dict[str, Node]:
     """Every piece of work of a study by name, after whatever it needs.
 
     Args:
         study: the study.
         runs: its runs.
-        suite: what they are attacked by; None: they are not judged.
+        suite: what they are attacked by; None: they are not evaluated.
     """
     nodes = {run.name: Node(run.name, run) for run in runs}
     surrogates = _surrogates(study, runs) if study.evaluation.transfer else {}
@@ -86,7 +86,7 @@ def graph(study: StudyConfig, runs: Sequence[Run], suite: Suite | None) -> dict[
         surrogate = surrogates.get(run.name)
         needs = [run.name, *(node.name for node in trained)]
         needs += [] if surrogate is None else [surrogate.name]
-        name = f"{run.name}/judgement"
+        name = f"{run.name}/evaluation"
         nodes[name] = Node(
             name,
             run,
@@ -129,16 +129,16 @@ def stranded(nodes: Mapping[str, Node], failed: Collection[str]) -> set[str]:
     return lost - set(failed)
 
 
-def _adversary(run: Run, entry: AdversaryRequest) -> Node:
+def _adversary(run: StudyRun, entry: AdversaryRequest) -> Node:
     return Node(f"{run.name}/{entry.name}", run, (run.name,), adversary=entry)
 
 
 def _victims_first(nodes: Mapping[str, Node]) -> dict[str, Node]:
-    order: tuple[Kind, ...] = ("train", "adversary", "judge")
+    order: tuple[Kind, ...] = ("train", "adversary", "evaluate")
     return dict(sorted(nodes.items(), key=lambda item: order.index(item[1].kind)))
 
 
-def _surrogates(study: StudyConfig, runs: Sequence[Run]) -> dict[str, Run]:
+def _surrogates(study: StudyConfig, runs: Sequence[StudyRun]) -> dict[str, StudyRun]:
     """For every run the first method's run of the next seed, in the same environment and grid point."""
     first = study.methods[0]
     plain = {

@@ -1,31 +1,73 @@
-"""The page of a study, with what only the study knows: budgets of tuning, restarts, failures, caveats."""
+"""What a study leaves to read: its page, and one table of every return for whoever wants other statistics.
+
+The page has what only the study knows: budgets of tuning, restarts, failures, caveats.
+"""
 
 from __future__ import annotations
 
 import shlex
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import pyarrow
+import pyarrow.parquet
+
+from marl_aajr.evaluation.outcomes import Outcome
+from marl_aajr.evaluation.result import ActionsResult, Evaluation
 from marl_aajr.report import Incident, Notes, Reference, Tuning, write_report
 from marl_aajr.study.config import StudyConfig
 from marl_aajr.study.folder import StudyFolder
 from marl_aajr.study.graph import Node
-from marl_aajr.study.runs import Run
+from marl_aajr.study.runs import StudyRun
+from marl_aajr.training.files import replaced
 from marl_aajr.training.run_directory import RunDirectory, disturbed
+
+SCHEMA = pyarrow.schema(
+    [
+        ("study", pyarrow.string()),
+        ("run", pyarrow.string()),
+        ("environment", pyarrow.string()),
+        ("method", pyarrow.string()),
+        ("seed", pyarrow.int64()),
+        ("config", pyarrow.string()),
+        ("env_steps", pyarrow.int64()),
+        ("train_seconds", pyarrow.float64()),
+        ("restarts", pyarrow.int64()),
+        ("team", pyarrow.string()),
+        ("suite", pyarrow.string()),
+        ("evaluation_seed", pyarrow.int64()),
+        ("episodes", pyarrow.int64()),
+        ("actions", pyarrow.string()),
+        ("attack", pyarrow.string()),
+        ("settings", pyarrow.string()),
+        ("epsilon", pyarrow.float64()),
+        ("agents", pyarrow.list_(pyarrow.string())),
+        ("budget", pyarrow.string()),
+        ("return", pyarrow.float64()),
+        ("low", pyarrow.float64()),
+        ("high", pyarrow.float64()),
+        ("success_rate", pyarrow.float64()),
+        ("worst", pyarrow.bool_()),
+        ("returns", pyarrow.list_(pyarrow.float64())),
+    ]
+)
+"""One row per run, kind of actions, attack and size; clean rows have attack `none` and epsilon 0, those
+with adversarial agents (`traitor`, `opponent`, `random`, `idle`) no epsilon. `config` is JSON,
+`worst` marks what was chosen on other episodes, `returns` has one number per episode."""
 
 
 def write_page(
     study: StudyConfig,
-    runs: Sequence[Run],
+    runs: Sequence[StudyRun],
     nodes: Mapping[str, Node],
     folder: StudyFolder,
     *,
     file: Path,
     tuning: Sequence[Tuning] = (),
 ) -> Path:
-    """Write `report.html` about all runs that have been judged.
+    """Write `report.html` about all runs that have been evaluated.
 
     Args:
         study: the study.
@@ -35,7 +77,7 @@ def write_page(
         file: that it was read from.
         tuning: the budget of each method.
     """
-    judged = [run for run in runs if folder.judgements.evaluations(run)]
+    evaluated = [run for run in runs if folder.evaluated.files(run)]
     events = folder.events()
     notes = Notes(
         summary=study.summary,
@@ -43,12 +85,12 @@ def write_page(
         tuning=tuning,
         restarts=list(_restarts(nodes, folder)),
         failures=list(_failures(nodes, folder)),
-        cut=_cut(runs, judged),
-        caveats=list(_caveats(study, judged, folder)),
+        cut=_cut(runs, evaluated),
+        caveats=list(_caveats(study, evaluated, folder)),
         seconds=sum(event.get("seconds", 0.0) for event in events if event["event"] == "session"),
     )
     return write_report(
-        [_from_here(folder.run(run.name).path) for run in judged],
+        [_from_here(folder.run(run.name).path) for run in evaluated],
         folder.report,
         title=study.title,
         notes=notes,
@@ -70,22 +112,24 @@ def _from_here(path: Path) -> Path:
 def _restarts(nodes: Mapping[str, Node], folder: StudyFolder) -> Iterator[Incident]:
     """What went on after a fault: as its directory tells it, else as Tune saw it.
 
-    Judgements have no directory, and training has another one on another node without a shared disk. A stop
-    that was asked for is no fault.
+    Evaluations have no directory, and training has another one on another node without a shared disk. A
+    stop that was asked for is no fault.
     """
     again = [event for event in folder.events() if event["event"] == "restarted"]
     for name, node in nodes.items():
-        happened = [] if node.kind == "judge" else folder.trained(node).events()
-        told = [_told(event) for event in happened if event.get("after") != "interrupted"]
-        told = told or [f"was begun again after {event['error']}" for event in again if event["node"] == name]
+        happened = [] if node.kind == "evaluate" else folder.trained(node).events()
+        faults = [_in_words(event) for event in happened if event.get("after") != "interrupted"]
+        faults = faults or [
+            f"was begun again after {event['error']}" for event in again if event["node"] == name
+        ]
         log = folder.log(name)
-        for what, times in Counter(told).items():
+        for what, times in Counter(faults).items():
             yield Incident(
                 run=name, what=what, times=times, log=str(_from_here(log)) if log.is_file() else ""
             )
 
 
-def _told(event: Mapping[str, Any]) -> str:
+def _in_words(event: Mapping[str, Any]) -> str:
     """A line of `events.jsonl` in words; see `marl_aajr.training.metrics`."""
     if event["event"] == "env_runners_lost":
         return "went on without env runners that were lost"
@@ -106,14 +150,14 @@ def _failures(nodes: Mapping[str, Node], folder: StudyFolder) -> Iterator[Incide
             yield Incident(run=name, what=event.get("error", "it failed"), log=log)
 
 
-def _cut(runs: Sequence[Run], judged: Sequence[Run]) -> list[str]:
-    missing = [run.name for run in runs if run not in judged]
+def _cut(runs: Sequence[StudyRun], evaluated: Sequence[StudyRun]) -> list[str]:
+    missing = [run.name for run in runs if run not in evaluated]
     if not missing:
         return []
-    return [f"{len(missing)} of {len(runs)} runs are not finished or not judged: {', '.join(missing)}."]
+    return [f"{len(missing)} of {len(runs)} runs are not finished or not evaluated: {', '.join(missing)}."]
 
 
-def _caveats(study: StudyConfig, runs: Sequence[Run], folder: StudyFolder) -> Iterator[str]:
+def _caveats(study: StudyConfig, runs: Sequence[StudyRun], folder: StudyFolder) -> Iterator[str]:
     if study.tune is not None:
         yield (
             "Optuna's proposals and ASHA's stops depend on the order in which trials end; they are recorded "
@@ -132,3 +176,85 @@ def _caveats(study: StudyConfig, runs: Sequence[Run], folder: StudyFolder) -> It
         )
     if threads := [run.name for run in runs if run.config.resources.torch_threads > 1]:
         yield f"Runs with several threads of torch depend on the machine: {', '.join(threads)}."
+
+
+def write_results(name: str, runs: Iterable[StudyRun], folder: StudyFolder) -> Path:
+    """Write the table of the evaluated runs to `results.parquet`.
+
+    Args:
+        name: the study's.
+        runs: of the study, in their order.
+        folder: the study's.
+    """
+    evaluated = [run for run in runs if folder.evaluated.files(run)]
+    rows = [{"study": name, **row} for run in evaluated for row in _rows(run, folder)]
+    table = pyarrow.Table.from_pylist(rows, schema=SCHEMA)
+    with replaced(folder.results) as file:
+        pyarrow.parquet.write_table(table, file)
+    return folder.results
+
+
+def _rows(run: StudyRun, folder: StudyFolder) -> Iterator[dict[str, Any]]:
+    directory = folder.run(run.name)
+    last = directory.metrics()[-1]
+    common = {
+        "run": run.name,
+        "environment": run.config.env.name,
+        "method": run.config.method.name,
+        "seed": run.config.seed,
+        "config": run.config.model_dump_json(),
+        "env_steps": last["env_steps"],
+        "train_seconds": last["seconds"],
+        "restarts": sum(event["event"] != "env_runners_lost" for event in directory.events()),
+    }
+    for file in folder.evaluated.files(run):
+        found = Evaluation.model_validate_json(file.read_text(encoding="utf-8"))
+        common |= {"team": found.team, "suite": found.suite, "episodes": found.episodes}
+        common |= {"evaluation_seed": found.seed}
+        for result in found.results:
+            for row in outcomes(result):
+                yield {**common, "agents": list(found.agents), **row}
+
+
+def outcomes(result: ActionsResult) -> Iterator[dict[str, Any]]:
+    """The clean row, the attacked ones and those with adversarial agents, of one kind of actions."""
+    worst = {row.attack for row in result.worst}
+    yield {
+        **_numbers(result.clean),
+        "actions": result.actions,
+        "attack": "none",
+        "settings": "",
+        "epsilon": 0.0,
+        "worst": False,
+    }
+    for row in result.attacks:
+        yield {
+            **_numbers(row),
+            "actions": result.actions,
+            "attack": row.attack.name,
+            "settings": row.attack.described,
+            "epsilon": row.epsilon,
+            "agents": list(row.agents),
+            "budget": str(row.attacked_steps or "every step"),
+            "success_rate": row.success_rate,
+            "worst": row.attack in worst,
+        }
+    for other in result.adversarial_agents:
+        yield {
+            **_numbers(other),
+            "actions": result.actions,
+            "attack": other.kind,
+            "settings": str(other.training or ""),
+            "agents": list(other.agents),
+            "worst": other.worst,
+        }
+
+
+def _numbers(outcome: Outcome) -> dict[str, Any]:
+    """The columns that every row has."""
+    return {
+        "return": outcome.mean,
+        "low": outcome.low,
+        "high": outcome.high,
+        "returns": list(outcome.returns),
+    }

@@ -43,7 +43,7 @@ class Variant:
 
 
 @dataclass(frozen=True)
-class Run:
+class StudyRun:
     """One run of a study.
 
     Attributes:
@@ -114,7 +114,7 @@ def variants(study: StudyConfig) -> Iterator[Variant]:
 
 def runs(
     study: StudyConfig, source: YamlSource, tuned: Mapping[str, Settings] | None = None
-) -> tuple[Run, ...]:
+) -> tuple[StudyRun, ...]:
     """All runs of a study, in the order of its file.
 
     Args:
@@ -126,8 +126,8 @@ def runs(
         ValueError: one line per problem: settings that no run can have, and names or configurations that two
             runs share.
     """
-    found: dict[str, Run] = {}
-    trained: dict[str, Run] = {}
+    found: dict[str, StudyRun] = {}
+    trained: dict[str, StudyRun] = {}
     problems: dict[str, None] = {}
     for variant in variants(study):
         searched = {key: space.example for key, space in variant.method.search.items()}
@@ -142,7 +142,7 @@ def runs(
                     (("seeds",), {"seed": seed}),
                 )
                 try:
-                    run = Run(name, configuration(parts, source), variant, point, parts)
+                    run = StudyRun(name, configuration(parts, source), variant, point, parts)
                     _check_new(run, found.get(name), trained.get(run.config.model_dump_json()), source)
                 except ValueError as error:
                     problems |= dict.fromkeys(str(error).splitlines())
@@ -198,7 +198,7 @@ def merged(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
     return result
 
 
-def _check_new(run: Run, namesake: Run | None, twin: Run | None, source: YamlSource) -> None:
+def _check_new(run: StudyRun, namesake: StudyRun | None, twin: StudyRun | None, source: YamlSource) -> None:
     where = source.where(run.variant.key)
     if namesake is not None:
         raise ValueError(

@@ -1,10 +1,16 @@
-"""Ray Tune's part of the tuning: Optuna's proposals, ASHA's stops, both restored after an interruption."""
+"""One search for a variant's settings on Ray Tune: Optuna's proposals, ASHA's stops, and what a trial does.
+
+A trial trains to a rung, is scored, and goes on if it may. What was trained and scored before an
+interruption is restored, not repeated.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import optuna
@@ -13,14 +19,120 @@ from ray import tune
 from ray.tune.schedulers import ASHAScheduler
 from ray.tune.search.optuna import OptunaSearch
 
+from marl_aajr.evaluation import evaluate
 from marl_aajr.study.config import StudyConfig
 from marl_aajr.study.entries import Space, TuningEntry
 from marl_aajr.study.execution import error_of
-from marl_aajr.study.folder import StudyFolder
-from marl_aajr.study.runs import Variant
-from marl_aajr.study.trials import Trial, try_settings
-from marl_aajr.study.watch import Board
+from marl_aajr.study.folder import StudyFolder, run_exists
+from marl_aajr.study.progress import GridProgress
+from marl_aajr.study.runs import Settings, Variant, merged, nested
 from marl_aajr.training.capacity import bundles
+from marl_aajr.training.config import RunConfig, make_config
+from marl_aajr.training.files import append_line, read_lines
+from marl_aajr.training.run_directory import RunDirectory
+from marl_aajr.training.trainer import train
+from marl_aajr.victims import Victim
+
+_SCORES = "scores.jsonl"
+
+
+@dataclass(frozen=True)
+class Trial:
+    """What all trials of a method share.
+
+    Attributes:
+        entry: the effort.
+        data: settings of their runs, without those that are searched.
+        folder: where their run directories lie.
+        team: who is attacked and evaluated.
+    """
+
+    entry: TuningEntry
+    data: Mapping[str, Any]
+    folder: Path
+    team: str | None
+
+    def config(self, settings: Settings, seed: int) -> RunConfig:
+        """The run of a trial: checkpoints lie where it is scored, so that going on repeats nothing."""
+        entry = self.entry
+        config = make_config(merged(self.data, merged(nested(settings), {"seed": seed})))
+        last: int = entry.reduction ** (entry.rungs - 1)
+        first = math.ceil(entry.env_steps / config.ppo.train_batch_size / last)
+        steps = {"env_steps": first * last * config.ppo.train_batch_size, "checkpoint_every": first}
+        return make_config(merged(config.model_dump(mode="json"), steps))
+
+    def scores(self, name: str) -> list[dict[str, Any]]:
+        """Of one trial, rung by rung."""
+        return read_lines(self.folder / name / _SCORES)
+
+
+def try_settings(
+    trial: Trial, *, settings: Settings, name: str, rungs: int | None = None
+) -> Iterator[dict[str, Any]]:
+    """Scores of a trial, rung by rung; what has been scored before is not trained again.
+
+    Args:
+        trial: what it shares with the others.
+        settings: the searched ones.
+        name: of its folder.
+        rungs: how many; None: all.
+
+    Yields:
+        `budget` (1, η, η², …), `env_steps`, `clean`, `robust` and `score`, means over the seeds.
+    """
+    entry = trial.entry
+    known = trial.scores(name)
+    yield from known[:rungs]
+    for rung in range(len(known), entry.rungs if rungs is None else rungs):
+        budget = entry.reduction**rung
+        scores, steps = [], 0
+        for seed in entry.seeds:
+            config = trial.config(settings, seed)
+            directory = RunDirectory(trial.folder / name / f"s{seed}")
+            _train_until(directory, config, config.checkpoint_every * budget)
+            scores.append(_score(directory, trial))
+            steps += directory.status().env_steps
+        found = {key: fmean(score[key] for score in scores) for key in ("clean", "robust", "score")}
+        line = {"budget": budget, "env_steps": steps, **found}
+        append_line(trial.folder / name / _SCORES, line)
+        yield line
+
+
+def _train_until(directory: RunDirectory, config: RunConfig, iteration: int) -> None:
+    """Train to an iteration, which has a checkpoint and leaves a victim."""
+    there = run_exists(directory)
+    if there and directory.status().state != "running" and directory.status().iteration == iteration:
+        return
+    reached = 0
+
+    def note(record: Mapping[str, Any]) -> None:
+        nonlocal reached
+        reached = record["iteration"]
+
+    train(
+        config,
+        directory.path,
+        resume=there,
+        on_iteration=note,
+        should_stop=lambda: reached >= iteration,
+    )
+
+
+def _score(directory: RunDirectory, trial: Trial) -> dict[str, float]:
+    """Clean return, return under attack, and their weighted mean, on the tuning's own episodes."""
+    entry = trial.entry
+    evaluation = evaluate(
+        Victim.load(directory.victim),
+        attacks=[(entry.attack, entry.epsilon)],
+        episodes=entry.episodes,
+        units="raw",
+        seed=entry.episode_seed,
+        team=trial.team,
+        workers=1,
+    )
+    clean, robust = evaluation.clean_return, evaluation.attacks[0].mean
+    weight = entry.robust_weight
+    return {"clean": clean, "robust": robust, "score": (1 - weight) * clean + weight * robust}
 
 
 def search(
@@ -28,7 +140,7 @@ def search(
     variant: Variant,
     study: StudyConfig,
     folder: StudyFolder,
-    board: Board,
+    progress: GridProgress,
     *,
     should_stop: Callable[[], bool],
 ) -> list[dict[str, Any]] | None:
@@ -51,9 +163,9 @@ def search(
                 max_concurrent_trials=study.max_concurrent,
                 reuse_actors=True,
             ),
-            run_config=_run_config(path, study, [_Watch(variant.name)]),
+            run_config=_run_config(path, study, [_SearchCallback(variant.name)]),
         )
-    _SESSIONS[variant.name] = _Session(board, folder, should_stop)
+    _CONTEXTS[variant.name] = _SearchContext(progress, folder, should_stop)
     try:
         results = tuner.fit()
     except _Stopped:
@@ -139,34 +251,34 @@ class _Stopped(Exception):  # noqa: N818 - nothing is wrong
 
 
 @dataclass(frozen=True)
-class _Session:
-    board: Board
+class _SearchContext:
+    progress: GridProgress
     folder: StudyFolder
     should_stop: Callable[[], bool]
 
 
-_SESSIONS: dict[str, _Session] = {}
+_CONTEXTS: dict[str, _SearchContext] = {}
 """What the callbacks of this process talk to: Tune pickles a callback, and these cannot be pickled."""
 
 
-class _Watch(tune.Callback):
-    """Tells every score and every failure, and leaves the loop when the study is to stop."""
+class _SearchCallback(tune.Callback):
+    """Emits every score and every failure, and leaves the loop when the study is to stop."""
 
     def __init__(self, name: str) -> None:
         self._name = name
 
     def on_step_begin(self, iteration: int, trials: list[Any], **info: Any) -> None:
-        if _SESSIONS[self._name].should_stop():
+        if _CONTEXTS[self._name].should_stop():
             raise _Stopped
 
     def on_trial_result(
         self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any
     ) -> None:
         scores = {key: result[key] for key in ("budget", "clean", "robust", "score") if key in result}
-        _SESSIONS[self._name].board.tell("trial", self._name, trial=trial.trial_id, **scores)
+        _CONTEXTS[self._name].progress.emit("trial", self._name, trial=trial.trial_id, **scores)
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        session, text = _SESSIONS[self._name], error_of(trial)
-        log = session.folder.add_log(self._name, text)
+        context, text = _CONTEXTS[self._name], error_of(trial)
+        log = context.folder.add_log(self._name, text)
         what = {"trial": trial.trial_id, "error": text.splitlines()[-1][:300], "log": str(log)}
-        session.board.tell("trial_failed", self._name, **what)
+        context.progress.emit("trial_failed", self._name, **what)

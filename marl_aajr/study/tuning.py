@@ -13,21 +13,20 @@ import logging
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from math import prod
-from pathlib import Path
 from typing import Any
 
 from marl_aajr.attacks import attack_class
 from marl_aajr.report import Tuning
-from marl_aajr.study.changes import changed, first_change
 from marl_aajr.study.config import StudyConfig
 from marl_aajr.study.entries import TuningEntry
-from marl_aajr.study.folder import StudyFolder
-from marl_aajr.study.runs import Settings, Variant, merged, nested, variants
-from marl_aajr.study.trials import Trial
-from marl_aajr.study.watch import Board
+from marl_aajr.study.folder import DECISIONS, StudyFolder
+from marl_aajr.study.progress import GridProgress
+from marl_aajr.study.runs import Variant, merged, nested, variants
+from marl_aajr.study.search import Trial, repeat, search
 from marl_aajr.training.files import YamlSource, write_json
 
-_ASKED, _DECISIONS = "asked.json", "decisions.json"
+ASKED = "asked.json"
+"""What is searched, and how, in `tuning/VARIANT`."""
 
 
 def check_tuning(study: StudyConfig, source: YamlSource) -> None:
@@ -86,69 +85,40 @@ def _check_apart(study: StudyConfig, entry: TuningEntry, source: YamlSource) -> 
         raise ValueError(f"{source.where(('tune', 'attack'))}: tune.attack: {error}") from None
 
 
-def decided(study: StudyConfig, folder: StudyFolder) -> dict[str, Settings]:
-    """By variant: the settings that won, of every search that is finished."""
-    found = {}
-    for variant in variants(study) if study.tune is not None else ():
-        decisions = _read(folder, variant, _DECISIONS)
-        if decisions is not None:
-            found[variant.name] = decisions["chosen"]
-    return found
-
-
-def check_decisions(study: StudyConfig, folder: StudyFolder, source: YamlSource) -> None:
-    """Whether what has been searched, or is being searched, is what the study says now.
-
-    Raises:
-        ValueError: another space or effort, or trials of other runs; names the line.
-    """
-    for variant in variants(study) if study.tune is not None else ():
-        now = _asked(study, folder, variant)
-        then = _read(folder, variant, _ASKED) or now
-        if then != now:
-            (_, *key), change = first_change(variant.name, then, now)
-            where = source.where((*variant.key, *key))
-            raise changed(f"{where}: {variant.name}: {'.'.join(map(str, key))}: {change}", folder.path)
-
-
 def tune_study(
-    study: StudyConfig, folder: StudyFolder, board: Board, *, should_stop: Callable[[], bool]
+    study: StudyConfig, folder: StudyFolder, progress: GridProgress, *, should_stop: Callable[[], bool]
 ) -> None:
     """Search the settings of every variant for which that has not been done; see `TuningEntry`."""
-    from marl_aajr.study.search import search
-
     logging.getLogger("ray.tune").setLevel(logging.CRITICAL)
     every = list(variants(study))
     for number, variant in enumerate(every, start=1):
         if should_stop():
             return
-        if _read(folder, variant, _DECISIONS) is None:
-            board.doing = f"tuning {variant.name} ({number} of {len(every)})"
-            board.tell("tuning", variant.name)
+        if folder.decisions(variant) is None:
+            progress.doing = f"tuning {variant.name} ({number} of {len(every)})"
+            progress.emit("tuning", variant.name)
             trial = _trial(study, variant, folder)
             trial.folder.mkdir(parents=True, exist_ok=True)
-            write_json(folder.tuning / variant.name / _ASKED, _asked(study, folder, variant))
-            trials = search(trial, variant, study, folder, board, should_stop=should_stop)
+            write_json(folder.tuning / variant.name / ASKED, searched_by(study, folder, variant))
+            trials = search(trial, variant, study, folder, progress, should_stop=should_stop)
             if trials is None:
                 return
             _decide(trials, study, variant, folder)
-            board.tell("tuned", variant.name, chosen=decided(study, folder)[variant.name])
-    board.doing = ""
+            progress.emit("tuned", variant.name, chosen=folder.tuned(study)[variant.name])
+    progress.doing = ""
 
 
-def replay(study: StudyConfig, folder: StudyFolder, board: Board) -> None:
+def replay(study: StudyConfig, folder: StudyFolder, progress: GridProgress) -> None:
     """Train the recorded trials again, as far as they came, and compare their scores.
 
     Raises:
         ValueError: nothing is recorded, or a score is another one.
     """
-    from marl_aajr.study.search import repeat
-
     for variant in variants(study):
-        decisions = _read(folder, variant, _DECISIONS)
+        decisions = folder.decisions(variant)
         if decisions is None:
             raise ValueError(f"expected decisions to replay in {folder.tuning / variant.name}, got none")
-        board.tell("replaying", variant.name)
+        progress.emit("replaying", variant.name)
         trial = _trial(study, variant, folder, within="replay")
         shutil.rmtree(trial.folder, ignore_errors=True)
         again = repeat(trial, decisions["trials"], study, folder)
@@ -157,14 +127,14 @@ def replay(study: StudyConfig, folder: StudyFolder, board: Board) -> None:
                 raise ValueError(
                     f"expected trial {number} of {variant.name} to score {then['scores']} again, got {now}"
                 )
-        board.tell("replayed", variant.name, trials=len(again))
+        progress.emit("replayed", variant.name, trials=len(again))
 
 
 def budgets(study: StudyConfig, folder: StudyFolder) -> list[Tuning]:
     """What was spent on every method, for the report."""
     found = []
     for variant in variants(study) if study.tune is not None else ():
-        decisions = _read(folder, variant, _DECISIONS)
+        decisions = folder.decisions(variant)
         if decisions is not None:
             assert study.tune is not None
             found.append(
@@ -214,7 +184,7 @@ def _decide(trials: list[dict[str, Any]], study: StudyConfig, variant: Variant, 
         )
     best = max(scored, key=lambda trial: (len(trial["scores"]), trial["scores"][-1]["score"]))
     write_json(
-        folder.tuning / variant.name / _DECISIONS,
+        folder.tuning / variant.name / DECISIONS,
         {
             "chosen": best["settings"],
             "env_steps": sum(trial["scores"][-1]["env_steps"] for trial in scored),
@@ -223,7 +193,7 @@ def _decide(trials: list[dict[str, Any]], study: StudyConfig, variant: Variant, 
     )
 
 
-def _asked(study: StudyConfig, folder: StudyFolder, variant: Variant) -> dict[str, Any]:
+def searched_by(study: StudyConfig, folder: StudyFolder, variant: Variant) -> dict[str, Any]:
     """What the decisions of a variant rest on, as JSON reads it back."""
     assert study.tune is not None
     asked = {
@@ -233,8 +203,3 @@ def _asked(study: StudyConfig, folder: StudyFolder, variant: Variant) -> dict[st
         "team": variant.environment.team,
     }
     return dict(json.loads(json.dumps(asked)))
-
-
-def _read(folder: StudyFolder, variant: Variant, name: str) -> Mapping[str, Any] | None:
-    file: Path = folder.tuning / variant.name / name
-    return dict(json.loads(file.read_text(encoding="utf-8"))) if file.is_file() else None

@@ -32,7 +32,7 @@ _ALGORITHM, _TRAINER, _MANIFEST = "algorithm", "trainer.json", "manifest.json"
 
 
 @dataclass(frozen=True)
-class TrainingProgress:
+class RunProgress:
     """How far a run is.
 
     Attributes:
@@ -48,7 +48,7 @@ class TrainingProgress:
     adversary_env_steps: int = 0
 
 
-def save_checkpoint(algorithm: Algorithm, progress: TrainingProgress, folder: Path) -> None:
+def save_checkpoint(algorithm: Algorithm, progress: RunProgress, folder: Path) -> None:
     """Write a checkpoint that appears under its name when it is complete."""
     with new_folder(folder) as fresh:
         algorithm.save_to_path(str((fresh / _ALGORITHM).absolute()))
@@ -56,7 +56,7 @@ def save_checkpoint(algorithm: Algorithm, progress: TrainingProgress, folder: Pa
         write_json(fresh / _MANIFEST, _checksums(fresh))
 
 
-def check_checkpoint(folder: Path) -> TrainingProgress:
+def check_checkpoint(folder: Path) -> RunProgress:
     """What a checkpoint holds, if every file in it is as it was written.
 
     Raises:
@@ -68,7 +68,7 @@ def check_checkpoint(folder: Path) -> TrainingProgress:
         damaged = sorted(expected.items() ^ _checksums(folder).items())
         if damaged:
             raise ValueError(f"{damaged[0][0]} is missing or has changed")
-        return TrainingProgress(**json.loads((folder / _TRAINER).read_text(encoding="utf-8")))
+        return RunProgress(**json.loads((folder / _TRAINER).read_text(encoding="utf-8")))
     except (OSError, ValueError, TypeError, AttributeError) as error:
         raise ValueError(f"the checkpoint {folder} is damaged ({error}); {cure}") from None
 

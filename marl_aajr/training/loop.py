@@ -19,7 +19,7 @@ from marl_aajr.rllib.internals.algorithms import dead_learners, errors_raise, re
 from marl_aajr.training.algorithm import build_algorithm
 from marl_aajr.training.atla_phases import ATLAPhase, ATLAPhases, begin_phase, phases_of
 from marl_aajr.training.checkpoint import (
-    TrainingProgress,
+    RunProgress,
     restore_checkpoint,
     save_checkpoint,
     seed_everything,
@@ -62,9 +62,9 @@ class Training:
         self.should_stop = should_stop
         self.mapping: PolicyMapping = policy_mapping_of(config)
         self.atla: ATLAPhases | None = phases_of(config, self.mapping)
-        self.progress = TrainingProgress()
+        self.progress = RunProgress()
 
-    def run(self, progress: TrainingProgress) -> None:
+    def run(self, progress: RunProgress) -> None:
         self.progress = progress
         self._seen: Mapping[Event, int] = {}
         algorithm: Algorithm | None = None

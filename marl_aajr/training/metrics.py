@@ -11,7 +11,7 @@ from torch.utils.tensorboard import SummaryWriter
 
 from marl_aajr.core.numerics import NonFiniteError
 from marl_aajr.rllib.sampling.metrics import RETURNS_KEY
-from marl_aajr.training.checkpoint import TrainingProgress
+from marl_aajr.training.checkpoint import RunProgress
 
 _LEARNER_KEYS = {
     "total_loss": "total_loss",
@@ -34,7 +34,7 @@ _MAY_BE_UNDEFINED = {"vf_explained_var"}
 
 def to_record(
     result: Mapping[str, Any],
-    progress: TrainingProgress,
+    progress: RunProgress,
     *,
     modules: Iterable[str],
     teams: Collection[str],

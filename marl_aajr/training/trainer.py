@@ -25,7 +25,7 @@ from ray.exceptions import RayError
 from marl_aajr.rollout.faults import EnvironmentFault
 from marl_aajr.training.algorithm import build_config, check_machine
 from marl_aajr.training.capacity import wait_for_room
-from marl_aajr.training.checkpoint import TrainingProgress, check_checkpoint
+from marl_aajr.training.checkpoint import RunProgress, check_checkpoint
 from marl_aajr.training.cluster import ray_for
 from marl_aajr.training.config import RunConfig, as_config
 from marl_aajr.training.fields import differences
@@ -81,7 +81,7 @@ def train(
     config, directory = as_config(config), RunDirectory(out)
     build_config(config)
     check_machine(config.resources)
-    progress = TrainingProgress()
+    progress = RunProgress()
     try:
         if resume:
             directory.require()
@@ -109,7 +109,7 @@ def train(
     return directory.path
 
 
-def _survive(training: Training, progress: TrainingProgress, *, max_failures: int) -> None:
+def _survive(training: Training, progress: RunProgress, *, max_failures: int) -> None:
     """Train to the end, from the last checkpoint again after each failure that need not happen again."""
     directory = training.directory
     for failures in count(1):
@@ -125,14 +125,14 @@ def _survive(training: Training, progress: TrainingProgress, *, max_failures: in
             wait_for_room(training.config.resources)
 
 
-def _record(directory: RunDirectory, event: Event, progress: TrainingProgress, **details: Any) -> None:
+def _record(directory: RunDirectory, event: Event, progress: RunProgress, **details: Any) -> None:
     """Write down that a run goes on from a checkpoint."""
     repeated = directory.status().iteration - progress.iteration
     known = {key: value for key, value in details.items() if value is not None}
     directory.append_event(event, iteration=progress.iteration, repeated=repeated, **known)
 
 
-def _resumable(directory: RunDirectory, config: RunConfig) -> TrainingProgress:
+def _resumable(directory: RunDirectory, config: RunConfig) -> RunProgress:
     """Where a run goes on.
 
     Raises:
@@ -155,4 +155,4 @@ def _resumable(directory: RunDirectory, config: RunConfig) -> TrainingProgress:
             f"{status.env_steps} environment steps; evaluate it, or start a new run"
         )
     iterations = directory.iterations()
-    return check_checkpoint(directory.checkpoint(iterations[-1])) if iterations else TrainingProgress()
+    return check_checkpoint(directory.checkpoint(iterations[-1])) if iterations else RunProgress()

@@ -45,8 +45,8 @@ def test_an_adversary_is_trained_and_judged_by(run: Path, capsys: pytest.Capture
     assert call("adversary", "train", run, *asked) == 0
     folder = run / "adversaries" / "sa-rl-eps0.3-joint-agent_0"
     said = capsys.readouterr().err
-    judged = "On other episodes than it learned on the team's return is"
-    phases = ["sa-rl against", "Learning what PGD", "Training", "iteration 1", "Judging it on 100", judged]
+    evaluated = "On other episodes than it learned on the team's return is"
+    phases = ["sa-rl against", "Learning what PGD", "Training", "iteration 1", "Judging it on 100", evaluated]
     assert phases == sorted(phases, key=said.index)
     assert "  adversary's return " in said
     assert f"marl-aajr evaluate {run} --adversary {folder}" in said

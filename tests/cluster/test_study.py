@@ -11,8 +11,8 @@ import pytest
 import ray
 from ray.cluster_utils import Cluster
 
-from marl_aajr.study.study import Plan, prepare
-from marl_aajr.study.watch import Board
+from marl_aajr.study.progress import GridProgress
+from marl_aajr.study.study import StudyPlan, prepare
 from marl_aajr.training.run_directory import RunDirectory, disturbed
 from marl_aajr.training.trainer import train
 from tests.study.files import TINY, do, write_study
@@ -29,7 +29,7 @@ def address(cluster: Cluster, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def done_without_the_node_of(
     process: str, cluster: Cluster, folder: Path, **resources: Any
-) -> tuple[Plan, Board, RunDirectory]:
+) -> tuple[StudyPlan, GridProgress, RunDirectory]:
     """A study of one run that hangs in its third iteration; then the process's node is exchanged."""
     now = folder / "now"
     now.touch()
@@ -39,8 +39,8 @@ def done_without_the_node_of(
         folder, environments=[environment], run=run, evaluation={"suite": None}, address="auto"
     )
     plan = prepare(file, out=folder / "out")
-    board = do(plan, should_stop=once(lambda: not now.exists(), lambda: exchange_node_of(process, cluster)))
-    return plan, board, plan.folder.run(plan.runs[0].name)
+    grid = do(plan, should_stop=once(lambda: not now.exists(), lambda: exchange_node_of(process, cluster)))
+    return plan, grid, plan.folder.run(plan.runs[0].name)
 
 
 def once(due: Callable[[], bool], act: Callable[[], None]) -> Callable[[], bool]:
@@ -72,8 +72,8 @@ def test_a_run_over_two_nodes_that_loses_one_goes_on_to_the_numbers_of_one_that_
 ) -> None:
     """Its main process is on one node, its env runner and its learner on the other."""
     halves = {"env_runners": 1, "cpus_per_env_runner": 0.5, "learners": 1, "cpus_per_learner": 0.5}
-    plan, board, run = done_without_the_node_of("ImplicitFunc", cluster, tmp_path, **halves)
-    (progress,) = board.nodes.values()
+    plan, grid, run = done_without_the_node_of("ImplicitFunc", cluster, tmp_path, **halves)
+    (progress,) = grid.nodes.values()
     assert (progress.state, progress.restarts) == ("finished", 1)
     (resumed,) = run.events()
     assert (resumed["event"], resumed["iteration"], resumed["after"]) == ("resumed", 2, "running")
@@ -85,8 +85,8 @@ def test_a_run_over_two_nodes_that_loses_one_goes_on_to_the_numbers_of_one_that_
 def test_a_run_that_loses_the_node_of_its_only_env_runner_waits_for_another(
     cluster: Cluster, tmp_path: Path
 ) -> None:
-    _, board, run = done_without_the_node_of("EnvRunner", cluster, tmp_path, env_runners=1)
-    (progress,) = board.nodes.values()
+    _, grid, run = done_without_the_node_of("EnvRunner", cluster, tmp_path, env_runners=1)
+    (progress,) = grid.nodes.values()
     assert (progress.state, progress.restarts) == ("finished", 0)
     assert "env_runners_restarted" in [event["event"] for event in run.events()]
     assert disturbed(run.events())

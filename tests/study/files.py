@@ -8,8 +8,8 @@ from typing import Any
 
 import yaml
 
-from marl_aajr.study.study import Plan, board_for, on_cluster, run_study
-from marl_aajr.study.watch import Board
+from marl_aajr.study.progress import GridProgress
+from marl_aajr.study.study import StudyPlan, on_cluster, progress_of, run_study
 
 SUITE = {
     "summary": "two attacks",
@@ -45,9 +45,11 @@ def write_study(folder: Path, name: str = "tiny", **changes: Any) -> Path:
     return file
 
 
-def do(plan: Plan, *, should_stop: Callable[[], bool] = lambda: False, again: bool = False) -> Board:
+def do(
+    plan: StudyPlan, *, should_stop: Callable[[], bool] = lambda: False, again: bool = False
+) -> GridProgress:
     """Run a study that has been prepared."""
     with on_cluster(plan) as nodes:
-        board = board_for(plan, nodes, lambda event: None)
-        run_study(plan, board, should_stop=should_stop, again=again)
-    return board
+        grid = progress_of(plan, nodes, lambda event: None)
+        run_study(plan, grid, should_stop=should_stop, again=again)
+    return grid

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from marl_aajr.cli.app import main
-from marl_aajr.study.estimate import estimate
+from marl_aajr.study.progress import estimate
 from marl_aajr.study.study import prepare
 from tests.study.files import write_study
 
@@ -67,13 +67,13 @@ def test_what_has_been_measured_is_what_is_expected_of_the_rest(tmp_path: Path) 
     with plan.folder.begun(plan.study):
         for node, seconds in (
             ("simple_spread_v3-none-s0", 40.0),
-            ("simple_spread_v3-none-s1/judgement", 7.0),
+            ("simple_spread_v3-none-s1/evaluation", 7.0),
         ):
             plan.folder.add_event({"event": "finished", "node": node, "seconds": seconds})
     measured = estimate(plan.nodes, plan.folder)
     assert measured.assumed == 4
     assert measured.seconds["simple_spread_v3-none-s1"] == 40.0
-    assert measured.seconds["simple_spread_v3-none-s0/judgement"] == 7.0
+    assert measured.seconds["simple_spread_v3-none-s0/evaluation"] == 7.0
     assert measured.seconds["simple_spread_v3-aajr-s0"] == assumed.seconds["simple_spread_v3-aajr-s0"]
 
 

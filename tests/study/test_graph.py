@@ -8,11 +8,11 @@ from typing import Any
 
 import pytest
 
-from marl_aajr.study.execution import GraphSearch, Watch
+from marl_aajr.study.execution import GraphSearch, ProgressCallback
 from marl_aajr.study.folder import StudyFolder
 from marl_aajr.study.graph import Node, stranded
-from marl_aajr.study.study import Plan, prepare
-from marl_aajr.study.watch import Board, Progress
+from marl_aajr.study.progress import GridProgress, NodeProgress
+from marl_aajr.study.study import StudyPlan, prepare
 from tests.study.files import write_study
 
 METHODS = [
@@ -24,7 +24,7 @@ PLAIN, NEXT = "simple_spread_v3-none-s0", "simple_spread_v3-none-s1"
 
 
 @pytest.fixture(scope="module")
-def plan(tmp_path_factory: pytest.TempPathFactory) -> Plan:
+def plan(tmp_path_factory: pytest.TempPathFactory) -> StudyPlan:
     folder = tmp_path_factory.mktemp("study")
     file = write_study(
         folder, methods=METHODS, seeds=[0, 1], grid={"ppo.lr": [0.001, 0.01]}, adversaries=[TRAITOR]
@@ -32,7 +32,7 @@ def plan(tmp_path_factory: pytest.TempPathFactory) -> Plan:
     return prepare(file, out=folder / "out")
 
 
-def test_every_combination_is_one_run(plan: Plan) -> None:
+def test_every_combination_is_one_run(plan: StudyPlan) -> None:
     assert len(plan.runs) == (1 + 2 * 2) * 2 * 2
     names = [run.name for run in plan.runs]
     assert names[0] == "simple_spread_v3-none-lr=0.001-s0"
@@ -44,13 +44,13 @@ def test_every_combination_is_one_run(plan: Plan) -> None:
     assert {run.config.method.settings.get("epsilon") for run in plan.runs[4:]} == {0.2}
 
 
-def test_victims_come_before_their_adversaries_and_these_before_the_judgement(plan: Plan) -> None:
+def test_victims_come_before_their_adversaries_and_these_before_the_evaluation(plan: StudyPlan) -> None:
     kinds = [node.kind for node in plan.nodes.values()]
-    assert kinds == ["train"] * 20 + ["adversary"] * 20 + ["judge"] * 20
+    assert kinds == ["train"] * 20 + ["adversary"] * 20 + ["evaluate"] * 20
     run = plan.runs[4]
-    traitor, judgement = f"{run.name}/traitor-agent_0", f"{run.name}/judgement"
+    traitor, evaluation = f"{run.name}/traitor-agent_0", f"{run.name}/evaluation"
     assert plan.nodes[traitor].needs == (run.name,)
-    assert plan.nodes[judgement].needs == (run.name, traitor, "simple_spread_v3-none-lr=0.001-s1")
+    assert plan.nodes[evaluation].needs == (run.name, traitor, "simple_spread_v3-none-lr=0.001-s1")
 
 
 def test_only_training_takes_what_the_run_asks_for(tmp_path: Path) -> None:
@@ -61,42 +61,44 @@ def test_only_training_takes_what_the_run_asks_for(tmp_path: Path) -> None:
     assert {node.kind: node.bundles for node in nodes} == {
         "train": [{"CPU": 1, "GPU": 1}, {"CPU": 2}],
         "adversary": [{"CPU": 1}],
-        "judge": [{"CPU": 1}],
+        "evaluate": [{"CPU": 1}],
     }
 
 
-def test_only_what_matches_is_done_and_what_it_needs(plan: Plan) -> None:
+def test_only_what_matches_is_done_and_what_it_needs(plan: StudyPlan) -> None:
     name = plan.runs[4].name
     nodes = prepare(plan.source.path, out=plan.folder.path, only=name).nodes
     surrogate = "simple_spread_v3-none-lr=0.001-s1"
-    assert list(nodes) == [surrogate, name, f"{name}/traitor-agent_0", f"{name}/judgement"]
+    assert list(nodes) == [surrogate, name, f"{name}/traitor-agent_0", f"{name}/evaluation"]
 
 
-def test_what_needs_a_failure_is_stranded(plan: Plan) -> None:
+def test_what_needs_a_failure_is_stranded(plan: StudyPlan) -> None:
     name = "simple_spread_v3-none-lr=0.001-s1"
     lost = stranded(plan.nodes, [name])
-    judged_with_it = {
+    evaluated_with_it = {
         node.name for node in plan.nodes.values() if node.surrogate and node.surrogate.name == name
     }
-    assert lost == judged_with_it | {f"{name}/traitor-agent_0", f"{name}/judgement"}
+    assert lost == evaluated_with_it | {f"{name}/traitor-agent_0", f"{name}/evaluation"}
 
 
 class _Played:
     """The search, asked as Tune asks it."""
 
     def __init__(self, nodes: dict[str, Node], *, stop: bool = False) -> None:
-        self.board = Board({name: Progress(node) for name, node in nodes.items()}, lambda event: None)
-        self.search = GraphSearch(nodes, self.board, lambda: stop)
+        self.grid = GridProgress(
+            {name: NodeProgress(node) for name, node in nodes.items()}, lambda event: None
+        )
+        self.search = GraphSearch(nodes, self.grid, lambda: stop)
 
     def ask(self, trial: str) -> Any:
         found = self.search.suggest(trial)
         return found["node"] if isinstance(found, dict) else found
 
 
-def test_a_node_is_proposed_when_all_it_needs_has_succeeded(plan: Plan) -> None:
+def test_a_node_is_proposed_when_all_it_needs_has_succeeded(plan: StudyPlan) -> None:
     wanted = plan.runs[4].name
     nodes = dict(prepare(plan.source.path, out=plan.folder.path, only=wanted).nodes)
-    surrogate, run, traitor, judgement = nodes
+    surrogate, run, traitor, evaluation = nodes
     played = _Played(nodes)
     assert [played.ask("a"), played.ask("b"), played.ask("c")] == [surrogate, run, None]
     played.search.on_trial_complete("b", {"outcome": "finished"})
@@ -104,18 +106,18 @@ def test_a_node_is_proposed_when_all_it_needs_has_succeeded(plan: Plan) -> None:
     played.search.on_trial_complete("c", {"outcome": "finished"})
     assert played.ask("d") is None
     played.search.on_trial_complete("a", {"outcome": "finished"})
-    assert [played.ask("d"), played.ask("e")] == [judgement, "FINISHED"]
+    assert [played.ask("d"), played.ask("e")] == [evaluation, "FINISHED"]
 
 
 @pytest.mark.parametrize("how", [{"error": True}, {"result": {"outcome": "failed"}}])
-def test_a_failure_ends_what_needs_it_and_nothing_else(plan: Plan, how: dict[str, Any]) -> None:
+def test_a_failure_ends_what_needs_it_and_nothing_else(plan: StudyPlan, how: dict[str, Any]) -> None:
     wanted = plan.runs[4].name
     nodes = dict(prepare(plan.source.path, out=plan.folder.path, only=wanted).nodes)
-    _surrogate, _run, traitor, judgement = nodes
+    _surrogate, _run, traitor, evaluation = nodes
     played = _Played(nodes)
     played.ask("a"), played.ask("b")
     played.search.on_trial_complete("a", **how)
-    assert played.board.nodes[judgement].state == "impossible"
+    assert played.grid.nodes[evaluation].state == "impossible"
     played.search.on_trial_complete("b", {"outcome": "finished"})
     assert [played.ask("c"), played.ask("d")] == [traitor, "FINISHED"]
 
@@ -125,18 +127,18 @@ def test_a_failure_ends_what_needs_it_and_nothing_else(plan: Plan, how: dict[str
     [("Traceback\n\nValueError: no\n", "ValueError: no"), ("\n", "unknown error"), (None, "unknown error")],
 )
 def test_an_error_is_told_in_a_line_even_where_tune_could_not_write_it_down(
-    plan: Plan, told: str | None, error: str, tmp_path: Path
+    plan: StudyPlan, told: str | None, error: str, tmp_path: Path
 ) -> None:
     folder, file, name = StudyFolder(tmp_path), tmp_path / "error.txt", plan.runs[0].name
     folder.logs.mkdir()
     if told is not None:
         file.write_text(told)
-    board = Board({name: Progress(plan.nodes[name])}, lambda event: None)
-    watch = Watch(board, folder, None, lambda: False)
+    grid = GridProgress({name: NodeProgress(plan.nodes[name])}, lambda event: None)
+    watch = ProgressCallback(grid, folder, None, lambda: False)
     watch.on_trial_error(1, [], SimpleNamespace(error_file=str(file), config={"node": name}))
-    assert (board.nodes[name].state, board.nodes[name].error) == ("failed", error)
-    assert Path(board.nodes[name].log).is_file()
+    assert (grid.nodes[name].state, grid.nodes[name].error) == ("failed", error)
+    assert Path(grid.nodes[name].log).is_file()
 
 
-def test_nothing_is_proposed_once_the_study_is_to_stop(plan: Plan) -> None:
+def test_nothing_is_proposed_once_the_study_is_to_stop(plan: StudyPlan) -> None:
     assert _Played(dict(plan.nodes), stop=True).ask("a") == "FINISHED"

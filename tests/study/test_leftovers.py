@@ -13,7 +13,7 @@ from marl_aajr.report import Notes
 from marl_aajr.rollout.environments import resolve
 from marl_aajr.study import report
 from marl_aajr.study.study import prepare
-from marl_aajr.study.work import Place, StopFlag, work
+from marl_aajr.study.worker import StopFlag, StudyLocation, do_node
 from marl_aajr.training.cluster import software
 from marl_aajr.training.run_record import Status
 from tests.adversaries.test_agent_game import each_its_own
@@ -28,7 +28,7 @@ def test_an_adversary_that_was_killed_before_it_was_written_down_is_begun_anew(
     plan = prepare(write_study(tmp_path, adversaries=[TRAITOR]), out=tmp_path / "out")
     (node,) = (node for node in plan.nodes.values() if node.kind == "adversary")
     with plan.folder.begun(plan.study):
-        place = Place(str(plan.folder.path), plan.folder.identity)
+        place = StudyLocation(str(plan.folder.path), plan.folder.identity)
     victims = plan.folder.run(node.run.name)
     victims.create(node.run.config)
     victims.unlock()
@@ -41,7 +41,7 @@ def test_an_adversary_that_was_killed_before_it_was_written_down_is_begun_anew(
     reports: list[dict[str, Any]] = []
     monkeypatch.setattr(tune, "report", reports.append)
     flag = StopFlag.remote()  # type: ignore[attr-defined]
-    work({"node": node.name}, nodes=plan.nodes, place=place, flag=flag, expected=software())
+    do_node({"node": node.name}, nodes=plan.nodes, location=place, flag=flag, expected=software())
     assert reports[-1]["outcome"] == "finished", reports[-1]
     assert is_finished(adversary)
 

@@ -16,10 +16,10 @@ import pytest
 import yaml
 
 from marl_aajr.evaluation import Evaluation
-from marl_aajr.study.folder import is_there
+from marl_aajr.study.folder import run_exists
+from marl_aajr.study.progress import GridProgress
 from marl_aajr.study.report import write_page
-from marl_aajr.study.study import Plan, on_cluster, prepare
-from marl_aajr.study.watch import Board
+from marl_aajr.study.study import StudyPlan, on_cluster, prepare
 from marl_aajr.training.run_directory import RunDirectory
 from marl_aajr.training.run_record import Status
 from tests.cli.conftest import CLI, quiet_environment
@@ -35,8 +35,8 @@ METHODS = [{"name": "none"}, {"name": "aajr", "adversarial_weight": 0.5, "sample
 class Done:
     """A study that has been done."""
 
-    plan: Plan
-    board: Board
+    plan: StudyPlan
+    grid: GridProgress
 
     def numbers(self, name: str) -> list[dict[str, Any]]:
         """Of a run's training."""
@@ -76,26 +76,26 @@ def done(folder: Path) -> Done:
     file = write_study(folder, "done", environments=[sound(folder), crashing, gone], methods=METHODS)
     plan = prepare(file, out=folder / "done")
     licence.unlink()
-    board = do(plan)
+    grid = do(plan)
     licence.touch()
-    return Done(plan, board)
+    return Done(plan, grid)
 
 
 def test_what_fails_stops_nothing_else(done: Done) -> None:
-    states = {name: progress.state for name, progress in done.board.nodes.items()}
+    states = {name: progress.state for name, progress in done.grid.nodes.items()}
     for method in ("none", "aajr"):
         assert states[f"gone-{method}-s0"] == "failed"
-        assert states[f"gone-{method}-s0/judgement"] == "impossible"
+        assert states[f"gone-{method}-s0/evaluation"] == "impossible"
         for label in ("sound", "crashing"):
             assert states[f"{label}-{method}-s0"] == "finished"
-            assert states[f"{label}-{method}-s0/judgement"] == "finished"
-    failed = done.board.nodes["gone-none-s0"]
+            assert states[f"{label}-{method}-s0/evaluation"] == "finished"
+    failed = done.grid.nodes["gone-none-s0"]
     assert "expected a licence, got none" in failed.error
     assert "Traceback" in Path(failed.log).read_text()
 
 
 def test_a_run_that_is_started_again_has_the_numbers_of_one_that_did_not_fail(done: Done) -> None:
-    (crashed,) = [n.node.run.name for n in done.board.nodes.values() if n.restarts]
+    (crashed,) = [n.node.run.name for n in done.grid.nodes.values() if n.restarts]
     assert crashed.startswith("crashing-")
     assert "the simulator has crashed" in done.plan.folder.log(crashed).read_text()
     (resumed,) = done.plan.folder.run(crashed).events()
@@ -153,7 +153,7 @@ def test_another_order_one_at_a_time_and_a_stop_on_the_way_give_the_same_numbers
     assert 1 <= stopped.count("finished") < 4
     assert stopped.count("failed") == 0
     other = Done(plan, do(prepare(file, out=tmp_path / "out")))
-    assert other.board.count("finished") == 4
+    assert other.grid.count("finished") == 4
     for method in ("none", "aajr"):
         name = f"sound-{method}-s0"
         assert other.numbers(name) == done.numbers(name)
@@ -187,11 +187,11 @@ def test_a_study_whose_driver_is_killed_goes_on_to_the_same_numbers(done: Done, 
     driver.send_signal(signal.SIGKILL)
     driver.wait()
     run = RunDirectory(tmp_path / "out" / "runs" / "sound-aajr-s0")
-    assert is_there(run)
+    assert run_exists(run)
     assert (run.status().state, run.iterations()) == ("running", [2])
     plan = prepare(file, out=tmp_path / "out")
     again = Done(plan, do(plan))
-    assert again.board.count("finished") == 4
+    assert again.grid.count("finished") == 4
     starts = [event.get("node") for event in plan.folder.events() if event["event"] == "started"]
     assert starts.count("sound-none-s0") == 1
     (resumed,) = run.events()

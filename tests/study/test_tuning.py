@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from marl_aajr.study.folder import StudyFolder
-from marl_aajr.study.study import Plan, prepare
+from marl_aajr.study.study import StudyPlan, prepare
 from marl_aajr.study.tuning import budgets
 from marl_aajr.training.files import write_json
 from tests.study.files import TINY, do, write_study
@@ -24,7 +24,7 @@ METHODS = [
 
 
 @pytest.fixture(scope="module")
-def tuned(tmp_path_factory: pytest.TempPathFactory) -> Plan:
+def tuned(tmp_path_factory: pytest.TempPathFactory) -> StudyPlan:
     """A search that was stopped after its first score, and gone on with."""
     folder = tmp_path_factory.mktemp("tuned")
     file = write_study(folder, methods=METHODS, tune=TUNE, max_concurrent=1)
@@ -40,12 +40,12 @@ def tuned(tmp_path_factory: pytest.TempPathFactory) -> Plan:
     return again
 
 
-def decisions(plan: Plan) -> dict[str, Any]:
+def decisions(plan: StudyPlan) -> dict[str, Any]:
     (file,) = plan.folder.tuning.glob("*/decisions.json")
     return dict(json.loads(file.read_text()))
 
 
-def test_every_trial_and_its_scores_are_recorded(tuned: Plan) -> None:
+def test_every_trial_and_its_scores_are_recorded(tuned: StudyPlan) -> None:
     found = decisions(tuned)
     assert len(found["trials"]) == 3
     for trial in found["trials"]:
@@ -57,7 +57,7 @@ def test_every_trial_and_its_scores_are_recorded(tuned: Plan) -> None:
     assert found["env_steps"] == sum(trial["scores"][-1]["env_steps"] for trial in found["trials"])
 
 
-def test_the_best_of_those_that_came_furthest_is_what_the_runs_are_trained_with(tuned: Plan) -> None:
+def test_the_best_of_those_that_came_furthest_is_what_the_runs_are_trained_with(tuned: StudyPlan) -> None:
     found = decisions(tuned)
     last = [trial for trial in found["trials"] if len(trial["scores"]) == 2]
     best = max(last, key=lambda trial: float(trial["scores"][-1]["score"]))
@@ -68,13 +68,13 @@ def test_the_best_of_those_that_came_furthest_is_what_the_runs_are_trained_with(
     assert trained.seed == 0
 
 
-def test_the_report_shows_the_budget(tuned: Plan) -> None:
+def test_the_report_shows_the_budget(tuned: StudyPlan) -> None:
     page = tuned.folder.report.read_text()
     assert "log-uniform in [0.001, 0.1]" in page
     assert "can be repeated with --replay" in page
 
 
-def test_the_trials_can_be_repeated_to_the_same_scores_and_others_are_noticed(tuned: Plan) -> None:
+def test_the_trials_can_be_repeated_to_the_same_scores_and_others_are_noticed(tuned: StudyPlan) -> None:
     (file,) = tuned.folder.tuning.glob("*/decisions.json")
     kept = file.read_text()
     forged = json.loads(kept)
@@ -87,7 +87,7 @@ def test_the_trials_can_be_repeated_to_the_same_scores_and_others_are_noticed(tu
     file.write_text(kept)
 
 
-def test_a_search_that_has_changed_is_refused(tuned: Plan, tmp_path: Path) -> None:
+def test_a_search_that_has_changed_is_refused(tuned: StudyPlan, tmp_path: Path) -> None:
     file = write_study(tmp_path, methods=METHODS, tune={**TUNE, "episodes": 3}, max_concurrent=1)
     with pytest.raises(ValueError, match=r"tiny\.yaml:\d+: tune.episodes: 2 → 3; .*change it back"):
         prepare(file, out=tuned.folder.path)
@@ -122,7 +122,7 @@ OTHER_RUN = {**TINY["run"], "ppo": {"train_batch_size": 100, "minibatch_size": 2
 )
 @pytest.mark.parametrize("decided", [True, False])
 def test_a_search_of_other_runs_is_refused_even_before_it_has_decided(
-    tuned: Plan, change: Any, message: str, decided: bool, tmp_path: Path
+    tuned: StudyPlan, change: Any, message: str, decided: bool, tmp_path: Path
 ) -> None:
     folder = tmp_path / "out"
     left_out = [] if decided else ["decisions.json"]
@@ -132,7 +132,7 @@ def test_a_search_of_other_runs_is_refused_even_before_it_has_decided(
         prepare(file, out=folder)
 
 
-def test_the_report_says_how_many_trials_failed(tuned: Plan, tmp_path: Path) -> None:
+def test_the_report_says_how_many_trials_failed(tuned: StudyPlan, tmp_path: Path) -> None:
     forged = decisions(tuned)
     forged["trials"][0]["scores"] = []
     folder = StudyFolder(tmp_path)

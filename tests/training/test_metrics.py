@@ -6,10 +6,10 @@ from typing import Any
 import pytest
 
 from marl_aajr.core.numerics import NonFiniteError
-from marl_aajr.training.checkpoint import TrainingProgress
+from marl_aajr.training.checkpoint import RunProgress
 from marl_aajr.training.metrics import to_record
 
-PROGRESS = TrainingProgress(iteration=7, env_steps=700, seconds=1.5)
+PROGRESS = RunProgress(iteration=7, env_steps=700, seconds=1.5)
 
 
 def result(learned: dict[str, Any] | None = None, **sums: Any) -> dict[str, Any]:

@@ -1,18 +1,131 @@
-"""How long a study will take: from what it has measured so far, else from figures that are called assumed."""
+"""How far a study is, node by node, and how long the rest will take.
+
+The times come from what the study has measured so far, else from figures that are called assumed.
+"""
 
 from __future__ import annotations
 
+import time
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from statistics import fmean
+from typing import Any, Literal
 
 from marl_aajr.study.config import StudyConfig
 from marl_aajr.study.folder import StudyFolder
 from marl_aajr.study.graph import Node
 from marl_aajr.study.runs import variants
-from marl_aajr.study.tuning import decided
 from marl_aajr.training.method import NO_METHOD
+
+State = Literal["waiting", "running", "finished", "failed", "interrupted", "impossible"]
+"""`impossible`: something that it needs has failed."""
+
+OnEvent = Callable[[dict[str, Any]], None]
+
+
+@dataclass
+class NodeProgress:
+    """How far one node is.
+
+    Attributes:
+        node: the node.
+        state: what has become of it.
+        expected: seconds that it is expected to take in all.
+        since: when it was started, by `time.monotonic`.
+        share: how much of it is done.
+        speed: environment steps per second, where it trains.
+        seconds: how long it took.
+        restarts: how often it was started again.
+        error: why it failed.
+        log: the file that has all of the error.
+    """
+
+    node: Node
+    state: State = "waiting"
+    expected: float = 0.0
+    since: float = 0.0
+    share: float = 0.0
+    speed: float | None = None
+    seconds: float | None = None
+    restarts: int = 0
+    error: str = ""
+    log: str = ""
+
+    @property
+    def left(self) -> float:
+        """Seconds that it will still take."""
+        if self.state == "waiting":
+            return self.expected
+        if self.state != "running":
+            return 0.0
+        if self.share > 0.02:
+            return (time.monotonic() - self.since) * (1 - self.share) / self.share
+        return self.expected
+
+
+@dataclass
+class GridProgress:
+    """How far all nodes of a study are.
+
+    Attributes:
+        nodes: by name.
+        on_event: called with a flat record of everything that changes a state.
+        slots: how many nodes may run at a time.
+        dashboard: Ray's, where it is on.
+        doing: what the study does before its nodes.
+    """
+
+    nodes: dict[str, NodeProgress]
+    on_event: OnEvent
+    slots: int = 1
+    dashboard: str = ""
+    doing: str = ""
+
+    def emit(self, event: str, node: str | None = None, **details: Any) -> None:
+        """Hand an event on."""
+        now = datetime.now(UTC).isoformat(timespec="milliseconds")
+        record = {"time": now, "event": event, **({} if node is None else {"node": node}), **details}
+        self.on_event(record)
+
+    def started(self, name: str) -> None:
+        one = self.nodes[name]
+        one.state, one.since, one.share = "running", time.monotonic(), 0.0
+        self.emit("started", name)
+
+    def advanced(self, name: str, numbers: Mapping[str, Any]) -> None:
+        """Take in what a running node reports."""
+        one = self.nodes[name]
+        one.speed = numbers.get("env_steps_per_second", one.speed)
+        if numbers.get("to_play"):
+            one.share = numbers["played"] / numbers["to_play"]
+        elif "env_steps" in numbers:
+            one.share = min(numbers["env_steps"] / one.node.env_steps, 1.0)
+
+    def ended(
+        self, name: str, state: State, *, seconds: float | None = None, error: str = "", log: str = ""
+    ) -> None:
+        one = self.nodes[name]
+        one.state, one.seconds, one.error, one.log = state, seconds, error, log
+        details = {"seconds": seconds, "error": error, "log": log}
+        self.emit(state, name, **{key: value for key, value in details.items() if value})
+
+    def restarted(self, name: str, *, error: str, log: str) -> None:
+        one = self.nodes[name]
+        one.restarts += 1
+        one.state = "waiting"
+        self.emit("restarted", name, error=error, log=log)
+
+    def count(self, state: State) -> int:
+        return sum(progress.state == state for progress in self.nodes.values())
+
+    @property
+    def left(self) -> float:
+        """Seconds until all is done."""
+        remaining = [progress.left for progress in self.nodes.values()]
+        return max(sum(remaining) / max(self.slots, 1), max(remaining, default=0.0))
+
 
 PLAIN_SPEED = 15_000.0
 REGULARIZED_SPEED = 10_000.0
@@ -81,7 +194,8 @@ def tuning_seconds(study: StudyConfig, folder: StudyFolder) -> float:
     if study.tune is None:
         return 0.0
     entry = study.tune
-    left = [variant for variant in variants(study) if variant.name not in decided(study, folder)]
+    tuned = folder.tuned(study)
+    left = [variant for variant in variants(study) if variant.name not in tuned]
     steps = len(left) * entry.trials * entry.env_steps * len(entry.seeds)
     played = len(left) * entry.trials * entry.rungs * len(entry.seeds) * 2 * entry.episodes
     return steps / REGULARIZED_SPEED + played * EPISODE_SECONDS
@@ -116,7 +230,7 @@ def _assumed(node: Node) -> float:
 
 
 def _episodes(node: Node) -> int:
-    """Attacked episodes of one run's judgement."""
+    """Attacked episodes of one run's evaluation."""
     entry, suite = node.evaluation, node.suite
     assert entry is not None
     assert suite is not None

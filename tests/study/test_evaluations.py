@@ -1,4 +1,4 @@
-"""A judgement stands for what the study says now; what was judged otherwise is refused or judged again."""
+"""An evaluation stands for what the study says now; another one is refused or done again."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import yaml
 
-from marl_aajr.study.study import Plan, prepare
+from marl_aajr.study.study import StudyPlan, prepare
 from marl_aajr.training.files import write_json
 from marl_aajr.training.run_record import Status
 from tests.study.files import SUITE, write_study
@@ -17,8 +17,8 @@ from tests.study.files import SUITE, write_study
 TAG = {"name": "marl_aajr.envs.simple_tag_v3", "label": "tag"}
 
 
-def judged(folder: Path, **study: Any) -> Plan:
-    """A study whose runs have been trained and judged, as its folder tells it."""
+def evaluated(folder: Path, **study: Any) -> StudyPlan:
+    """A study whose runs have been trained and evaluated, as its folder tells it."""
     plan = prepare(write_study(folder, **study), out=folder / "out")
     with plan.folder.begun(plan.study):
         for node in plan.nodes.values():
@@ -27,31 +27,31 @@ def judged(folder: Path, **study: Any) -> Plan:
                 run.create(node.run.config)
                 run.write_status(Status("finished"))
                 run.unlock()
-            if node.kind == "judge":
+            if node.kind == "evaluate":
                 run.evaluations.mkdir()
                 write_json(run.evaluations / "found.json", {})
-                plan.folder.judgements.note(node, "found.json", {})
+                plan.folder.evaluated.note(node, "found.json", {})
     return plan
 
 
-def left(plan: Plan) -> list[str]:
+def left(plan: StudyPlan) -> list[str]:
     return [name for name, node in plan.nodes.items() if not plan.folder.done(node)]
 
 
-def test_what_has_been_judged_is_done(tmp_path: Path) -> None:
-    plan = judged(tmp_path, seeds=[0, 1])
+def test_what_has_been_evaluated_is_done(tmp_path: Path) -> None:
+    plan = evaluated(tmp_path, seeds=[0, 1])
     assert left(prepare(plan.source.path, out=plan.folder.path)) == []
 
 
 def test_another_content_of_the_suite_s_file_is_refused(tmp_path: Path) -> None:
-    plan = judged(tmp_path)
+    plan = evaluated(tmp_path)
     (tmp_path / "suite.yaml").write_text(yaml.safe_dump({**SUITE, "episodes": 50}))
     with pytest.raises(ValueError, match=r"tiny\.yaml:\d+: evaluation.suite.episodes: 2 → 50; .*change it"):
         prepare(plan.source.path, out=plan.folder.path)
 
 
 def test_another_team_is_refused(tmp_path: Path) -> None:
-    plan = judged(tmp_path, environments=[TAG])
+    plan = evaluated(tmp_path, environments=[TAG])
     file = write_study(tmp_path, environments=[{**TAG, "team": "agent"}])
     (line,) = [n for n, text in enumerate(file.read_text().splitlines(), start=1) if "team: agent" in text]
     with pytest.raises(ValueError, match=rf'tiny\.yaml:{line}: evaluation.team: null → "agent"; .*change it'):
@@ -67,29 +67,21 @@ def test_another_team_than_the_adversaries_were_trained_against_is_refused(tmp_p
         prepare(file, out=plan.folder.path)
 
 
-def test_a_run_that_has_another_surrogate_now_is_judged_again(tmp_path: Path) -> None:
-    plan = judged(tmp_path, seeds=[0, 1])
+def test_a_run_that_has_another_surrogate_now_is_evaluated_again(tmp_path: Path) -> None:
+    plan = evaluated(tmp_path, seeds=[0, 1])
     grown = prepare(write_study(tmp_path, seeds=[0, 1, 2]), out=plan.folder.path)
     first, second = plan.runs
     new = "simple_spread_v3-none-s2"
-    assert left(grown) == [new, f"{second.name}/judgement", f"{new}/judgement"]
-    grown.folder.judgements.drop_outdated(grown.nodes.values())
-    assert grown.folder.judgements.evaluations(first)
-    assert not grown.folder.judgements.evaluations(second)
+    assert left(grown) == [new, f"{second.name}/evaluation", f"{new}/evaluation"]
+    grown.folder.evaluated.drop_outdated(grown.nodes.values())
+    assert grown.folder.evaluated.files(first)
+    assert not grown.folder.evaluated.files(second)
     assert not any(grown.folder.run(second.name).evaluations.iterdir())
 
 
-def test_a_run_whose_folder_has_been_deleted_is_trained_and_judged_again(tmp_path: Path) -> None:
-    plan = judged(tmp_path)
+def test_a_run_whose_folder_has_been_deleted_is_trained_and_evaluated_again(tmp_path: Path) -> None:
+    plan = evaluated(tmp_path)
     (run,) = plan.runs
     shutil.rmtree(plan.folder.run(run.name).path)
-    assert left(prepare(plan.source.path, out=plan.folder.path)) == [run.name, f"{run.name}/judgement"]
-    assert plan.folder.judgements.evaluations(run) == []
-
-
-def test_a_judgement_that_does_not_say_by_what_is_taken_as_it_is(tmp_path: Path) -> None:
-    plan = judged(tmp_path)
-    (run,) = plan.runs
-    write_json(plan.folder.judgements.file(run), {"clean_return": -1.0})
-    assert left(prepare(plan.source.path, out=plan.folder.path)) == []
-    assert [file.name for file in plan.folder.judgements.evaluations(run)] == ["found.json"]
+    assert left(prepare(plan.source.path, out=plan.folder.path)) == [run.name, f"{run.name}/evaluation"]
+    assert plan.folder.evaluated.files(run) == []

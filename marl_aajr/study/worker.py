@@ -1,4 +1,4 @@
-"""One node of a study, done in a process of its own; Ray Tune calls `work` there.
+"""One node of a study, done in a process of its own; Ray Tune calls `do_node` there.
 
 Whatever happens to the process, the run directory says how far it came: a node that is started again goes on
 from its last checkpoint, to the same numbers.
@@ -27,7 +27,7 @@ from marl_aajr.evaluation import evaluate_run
 from marl_aajr.evaluation.run import file_name
 from marl_aajr.rollout.environments import resolve
 from marl_aajr.study.entries import EnvironmentEntry
-from marl_aajr.study.folder import StudyFolder, is_there
+from marl_aajr.study.folder import StudyFolder, run_exists
 from marl_aajr.study.graph import Node
 from marl_aajr.study.storage import Storage
 from marl_aajr.training.cluster import other_versions, software
@@ -42,8 +42,8 @@ SURROGATE = "another seed of the first method"
 
 
 @dataclass(frozen=True)
-class Place:
-    """Where a study's processes work.
+class StudyLocation:
+    """The folder and the storage that all processes of a study use.
 
     Attributes:
         folder: of the study; seen by all nodes where there is no storage.
@@ -84,11 +84,11 @@ class StopFlag:
         return self._asked
 
 
-def work(
+def do_node(
     task: Mapping[str, Any],
     *,
     nodes: Mapping[str, Node],
-    place: Place,
+    location: StudyLocation,
     flag: Any,
     expected: Mapping[str, str],
 ) -> None:
@@ -99,48 +99,48 @@ def work(
     Args:
         task: with the `node`'s name.
         nodes: all of them.
-        place: where.
+        location: the study's, for all of its processes.
         flag: a `StopFlag`.
         expected: the `software` of the study's own process.
 
     Raises:
         RuntimeError: this machine is of no use for the study.
     """
-    _check_machine(place, expected)
+    _check_machine(location, expected)
     torch.set_num_threads(1)
-    node, told = nodes[task["node"]], _Told(flag)
+    node, reporter = nodes[task["node"]], _Reporter(flag)
     started = time.perf_counter()
     outcome: dict[str, Any] = {"outcome": "finished"}
     try:
-        if told.stop():
+        if reporter.stop():
             raise Interrupted
-        _perform(node, place, told)
+        _perform(node, location, reporter)
     except Interrupted:
         outcome = {"outcome": "interrupted"}
     except (ValueError, NonFiniteError) as error:
         summary = f"{type(error).__name__}: {error}"
         outcome = {"outcome": "failed", "error": summary, "traceback": traceback.format_exc()}
-    tune.report({**told.numbers, **outcome, "seconds": time.perf_counter() - started})
+    tune.report({**reporter.numbers, **outcome, "seconds": time.perf_counter() - started})
 
 
-def _check_machine(place: Place, expected: Mapping[str, str]) -> None:
+def _check_machine(location: StudyLocation, expected: Mapping[str, str]) -> None:
     """A machine may have joined the cluster since the study looked at all of them."""
     if problems := other_versions(expected, software()):
         raise RuntimeError(
             f"expected {platform.node()} to have the versions of the study's own process, but it "
             f"{', '.join(problems)}; install the same, or take it out of the cluster"
         )
-    here = place.here()
-    if place.storage is None and not (here.identity_file.is_file() and here.identity == place.identity):
+    here = location.here()
+    if location.storage is None and not (here.identity_file.is_file() and here.identity == location.identity):
         raise RuntimeError(
-            f"expected {platform.node()} to see the study's folder {place.folder}, but it does not; use a "
+            f"expected {platform.node()} to see the study's folder {location.folder}, but it does not; use a "
             "disk that all machines share, or give the study a storage"
         )
 
 
 @dataclass
-class _Told:
-    """Tells Tune once a second how far the node is, and asks whether to stop."""
+class _Reporter:
+    """Reports to Tune once a second how far the node is, and asks whether to stop."""
 
     flag: Any
     numbers: dict[str, Any] = field(default_factory=dict)
@@ -180,39 +180,39 @@ def flat(record: Mapping[str, Any], prefix: str = "") -> dict[str, float]:
     return found
 
 
-def _perform(node: Node, place: Place, told: _Told) -> None:
-    folder = place.here()
-    storage = None if place.storage is None else Storage(place.storage)
+def _perform(node: Node, location: StudyLocation, reporter: _Reporter) -> None:
+    folder = location.here()
+    storage = None if location.storage is None else Storage(location.storage)
     if storage is not None:
         for run in (node.run, node.surrogate):
             if run is not None:
                 storage.pull(f"runs/{run.name}", folder.run(run.name).path)
-    {"train": _train, "adversary": _adversary, "judge": _judge}[node.kind](node, folder, told)
+    {"train": _train, "adversary": _adversary, "evaluate": _evaluate}[node.kind](node, folder, reporter)
     if storage is not None:
         storage.push(folder.run(node.run.name).path, f"runs/{node.run.name}")
-        if node.kind == "judge":
-            file = folder.judgements.file(node.run)
-            storage.push_file(file, f"judgements/{file.name}")
+        if node.kind == "evaluate":
+            file = folder.evaluated.note_file(node.run)
+            storage.push_file(file, f"evaluations/{file.name}")
 
 
-def _train(node: Node, folder: StudyFolder, told: _Told) -> None:
+def _train(node: Node, folder: StudyFolder, reporter: _Reporter) -> None:
     config, directory = node.run.config, folder.trained(node)
-    there = is_there(directory)
+    there = run_exists(directory)
     if there and directory.status().state == "finished":
         if changes := differences(directory.config(), config):
             raise ValueError(f"expected {directory.path} with the study's settings, got {'; '.join(changes)}")
         return
-    train(config, directory.path, resume=there, on_iteration=told.iteration, should_stop=told.stop)
+    train(config, directory.path, resume=there, on_iteration=reporter.iteration, should_stop=reporter.stop)
     if directory.status().state == "interrupted":
         raise Interrupted
 
 
-def _adversary(node: Node, folder: StudyFolder, told: _Told) -> None:
+def _adversary(node: Node, folder: StudyFolder, reporter: _Reporter) -> None:
     assert node.adversary is not None
     out = folder.trained(node)
     if is_finished(out.path):
         return
-    is_there(out)
+    run_exists(out)
     begun = is_begun(out.path)
     train_as_asked(
         _against_the_team(node.adversary, node.run.variant.environment),
@@ -220,15 +220,15 @@ def _adversary(node: Node, folder: StudyFolder, told: _Told) -> None:
         out.path,
         resume=begun,
         overwrite=not begun,
-        on_iteration=told.iteration,
-        should_stop=told.stop,
+        on_iteration=reporter.iteration,
+        should_stop=reporter.stop,
     )
     if not is_finished(out.path):
         raise Interrupted
 
 
 def _against_the_team(request: AdversaryRequest, environment: EnvironmentEntry) -> AdversaryRequest:
-    """Lie to the team that is judged, where that is not the one that adversaries choose by themselves."""
+    """Attack the team that is evaluated, where that is not the one that adversaries choose by themselves."""
     if environment.team is None or request.agents is not None or not request.observes:
         return request
     game = resolve(environment.name, environment.kwargs).make()
@@ -237,7 +237,7 @@ def _against_the_team(request: AdversaryRequest, environment: EnvironmentEntry) 
     return request.changed(agents=members)
 
 
-def _judge(node: Node, folder: StudyFolder, told: _Told) -> None:
+def _evaluate(node: Node, folder: StudyFolder, reporter: _Reporter) -> None:
     entry = node.evaluation
     assert entry is not None
     assert node.suite is not None
@@ -248,12 +248,12 @@ def _judge(node: Node, folder: StudyFolder, told: _Told) -> None:
         entry.protocol(node.suite, team=node.run.variant.environment.team),
         surrogates={} if surrogate is None else {SURROGATE: folder.run(surrogate.name).path},
         adversaries={entry.name: folder.adversary(node.run, entry).path for entry in node.faced},
-        on_progress=told.played,
+        on_progress=reporter.played,
     )
-    told.numbers = {"clean_return": evaluation.clean_return}
+    reporter.numbers = {"clean_return": evaluation.clean_return}
     for worst in evaluation.worst:
-        told.numbers[f"worst_return/epsilon_{worst.epsilon:g}"] = worst.mean
-    folder.judgements.note(
+        reporter.numbers[f"worst_return/epsilon_{worst.epsilon:g}"] = worst.mean
+    folder.evaluated.note(
         node,
         file_name(evaluation),
         {

@@ -7,14 +7,14 @@ from pathlib import Path
 import pytest
 
 from marl_aajr.study.folder import StudyFolder
-from marl_aajr.study.work import Place, work
+from marl_aajr.study.worker import StudyLocation, do_node
 from marl_aajr.training.cluster import software
 
 
 def test_a_machine_that_joined_with_other_versions_does_nothing(tmp_path: Path) -> None:
-    place, expected = Place(str(tmp_path), "this"), {**software(), "torch": "1.0"}
+    place, expected = StudyLocation(str(tmp_path), "this"), {**software(), "torch": "1.0"}
     with pytest.raises(RuntimeError, match=r"versions of the study's own process.*has torch .*, not 1\.0;"):
-        work({}, nodes={}, place=place, flag=None, expected=expected)
+        do_node({}, nodes={}, location=place, flag=None, expected=expected)
 
 
 @pytest.mark.parametrize("there", [True, False])
@@ -24,7 +24,7 @@ def test_a_machine_that_does_not_see_the_folder_does_nothing(there: bool, tmp_pa
     if there:
         folder.path.mkdir()
         folder.identity_file.write_text("another\n")
-    place = Place(str(folder.path), "this")
+    place = StudyLocation(str(folder.path), "this")
     with pytest.raises(RuntimeError, match=rf"to see the study's folder {folder.path}, .*give .* a storage"):
-        work({}, nodes={}, place=place, flag=None, expected=software())
+        do_node({}, nodes={}, location=place, flag=None, expected=software())
     assert not folder.runs.exists()

@@ -1,0 +1,273 @@
+"""What is wrong with a study, found before anything is started.
+
+First what is wrong with it by itself or on this cluster: a logger that is not installed, an environment that
+cannot be played, unknown teams and agents, missing policies, too few processors. Then what has changed since
+its folder was written, where nothing may change that something in the folder was made by. Each message names
+the line of the study's file.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import ValidationError
+
+from marl_aajr.adversaries.store import ADVERSARIES
+from marl_aajr.rollout.environments import resolve
+from marl_aajr.rollout.teams import choose_agents
+from marl_aajr.study.config import StudyConfig
+from marl_aajr.study.folder import StudyFolder, evaluated_by
+from marl_aajr.study.graph import Node
+from marl_aajr.study.runs import StudyRun, variants
+from marl_aajr.study.tuning import ASKED, searched_by
+from marl_aajr.training.algorithm import build_config
+from marl_aajr.training.capacity import bundles, groups, have_room
+from marl_aajr.training.config import Resources
+from marl_aajr.training.fields import differences
+from marl_aajr.training.files import Key, YamlSource
+from marl_aajr.training.run_directory import RunDirectory
+from marl_aajr.training.run_record import LOCK
+from marl_aajr.victims import load_victim
+
+KINDS = ("CPU", "GPU")
+"""The resources of a cluster that runs ask for."""
+
+_OURS = (LOCK, "identity", "events.jsonl", "runs", "evaluations", "tuning", "logs", "tune")
+_FIXED: tuple[str, ...] = ("evaluation", "adversaries", "tune")
+"""What may not change once something has been written by it."""
+
+
+def check_loggers(study: StudyConfig, source: YamlSource) -> None:
+    """Raise `ValueError` where a package is missing that the study wants to log with."""
+    for place, name in enumerate(study.log):
+        if importlib.util.find_spec(name) is None:
+            raise ValueError(
+                f"{source.where(('log', place))}: log: expected the package {name} to be installed; "
+                f"pip install {name}"
+            )
+
+
+def check_playable(runs: tuple[StudyRun, ...], source: YamlSource) -> None:
+    """What only Ray and the environment know, once for runs that differ in the seed alone."""
+    seen: set[tuple[str, str]] = set()
+    problems: dict[str, None] = {}
+    for run in runs:
+        key = (run.variant.name, repr(run.point))
+        if key in seen:
+            continue
+        seen.add(key)
+        try:
+            build_config(run.config)
+        except ValueError as error:
+            problems[f"{run.where('env', source)}: {run.name}: {error}"] = None
+        if not all(any(each.values()) for each in bundles(run.config.resources)):
+            problems[
+                f"{run.where('resources', source)}: resources: expected some CPU or GPU for every env runner "
+                "and learner, to be reserved for it, got none; raise cpus_per_env_runner or cpus_per_learner"
+            ] = None
+    if problems:
+        raise ValueError("\n".join(problems))
+
+
+def check_agents(study: StudyConfig, source: YamlSource) -> None:
+    """Whether the named teams and agents play, and adversaries attack all agents that evaluations attack."""
+    for e, environment in enumerate(study.environments):
+        game = resolve(environment.name, environment.kwargs).make()
+        teams = dict(game.teams)
+        game.close()
+        if environment.team is not None and environment.team not in teams.values():
+            raise ValueError(
+                f"{source.where(('environments', e, 'team'))}: environments.{e}.team: expected one of "
+                f"{', '.join(dict.fromkeys(teams.values()))}, got {environment.team!r}"
+            )
+        for a, adversary in enumerate(study.adversaries):
+            if strangers := [agent for agent in adversary.agents or () if agent not in teams]:
+                raise ValueError(
+                    f"{source.where(('adversaries', a, 'agents'))}: adversaries.{a}.agents: expected agents "
+                    f"of {environment.title}, {', '.join(teams)}, got {', '.join(strangers)}"
+                )
+            evaluated = choose_agents(teams, environment.team, None)
+            if adversary.observes and adversary.agents and set(evaluated) - set(adversary.agents):
+                raise ValueError(
+                    f"{source.where(('adversaries', a, 'agents'))}: adversaries.{a}.agents: expected all "
+                    f"who are lied to when the runs are evaluated, {', '.join(evaluated)}, got "
+                    f"{', '.join(adversary.agents)}; leave them out"
+                )
+
+
+def check_policies(runs: tuple[StudyRun, ...], source: YamlSource) -> None:
+    """Whether the policies are there that runs begin with."""
+    first = {run.config.initial_policy: run for run in reversed(runs)}
+    for policy, run in first.items():
+        try:
+            _ = None if policy is None else load_victim(policy)
+        except ValueError as error:
+            raise ValueError(f"{run.where('initial_policy', source)}: initial_policy: {error}") from None
+
+
+def check_fits(runs: Iterable[StudyRun], nodes: list[dict[str, float]], source: YamlSource) -> None:
+    """Whether each run can be placed on the cluster when it is alone.
+
+    Raises:
+        ValueError: one line for each kind of request that the cluster can never serve.
+    """
+    problems: dict[str, str] = {}
+    for run in runs:
+        resources = run.config.resources
+        key = resources.model_dump_json()
+        if key not in problems and not _fits(resources, nodes):
+            problems[key] = (
+                f"{run.where('resources', source)}: resources: expected runs that fit the cluster, which has "
+                f"{_show(nodes)}, got {run.name}, which needs {_show(bundles(resources))}; lower "
+                "env_runners, learners or what each of them takes"
+            )
+    if problems:
+        raise ValueError("\n".join(problems.values()))
+
+
+def _fits(resources: Resources, nodes: list[dict[str, float]]) -> bool:
+    """Whether there is a node for the process that trains, and room for the others beside it."""
+    main = bundles(resources)[0]
+    for place, node in enumerate(nodes):
+        rest = {kind: node[kind] - main[kind] for kind in KINDS}
+        if min(rest.values()) >= 0:
+            others = [*nodes[:place], rest, *nodes[place + 1 :]]
+            if have_room(*groups(resources), others):
+                return True
+    return False
+
+
+def _show(parts: list[dict[str, float]]) -> str:
+    total = {kind: sum(part[kind] for part in parts) for kind in KINDS}
+    return " and ".join(f"{amount:g} {kind}" for kind, amount in total.items()) + f" in {len(parts)} part(s)"
+
+
+def check_same(folder: StudyFolder, study: StudyConfig, source: YamlSource) -> None:
+    """Whether what is in the folder was made by this study; new runs may have been added to it.
+
+    Raises:
+        ValueError: what has been written does not belong to it; names the line that has changed.
+    """
+    there = {path.name for path in folder.path.iterdir()} if folder.path.is_dir() else set()
+    if not folder.study_file.is_file():
+        # A crash, or a storage that is just being fetched, leaves some of ours without it.
+        if not folder.path.exists() or (folder.path.is_dir() and there <= set(_OURS)):
+            return
+        raise ValueError(f"expected a new folder, got {folder.path}, which is not a study; choose another")
+    try:
+        old = StudyConfig.model_validate(yaml.safe_load(folder.study_file.read_text(encoding="utf-8")))
+    except (yaml.YAMLError, ValidationError) as error:
+        raise ValueError(f"expected a study in {folder.study_file}: {error}") from None
+    written = {
+        "evaluation": _any(folder.evaluated.path),
+        "adversaries": _any(folder.evaluated.path) or _trained_otherwise(folder, old, study),
+        "tune": _any(folder.tuning),
+    }
+    for section in _FIXED:
+        before, after = (getattr(s, section) for s in (old, study))
+        if written[section] and before != after:
+            where, change = first_change(section, _plain(before), _plain(after))
+            raise changed(f"{source.where(where)}: {'.'.join(map(str, where))}: {change}", folder.path)
+    _check_teams(folder, old, study, source)
+
+
+def _check_teams(folder: StudyFolder, old: StudyConfig, study: StudyConfig, source: YamlSource) -> None:
+    """Whether the adversaries that are there were trained against the team that is evaluated."""
+    teams = {entry.title: entry.team for entry in old.environments}
+    for e, entry in enumerate(study.environments):
+        before = teams.get(entry.title, entry.team)
+        if before != entry.team and any(folder.runs.glob(f"{entry.title}-*/{ADVERSARIES}/*")):
+            where = source.where(("environments", e, "team"))
+            raise changed(f"{where}: environments.{e}.team: {before} → {entry.team}", folder.path)
+
+
+def _trained_otherwise(folder: StudyFolder, old: StudyConfig, study: StudyConfig) -> bool:
+    """Whether an adversary is there under a name that now means another."""
+    now = {entry.name: entry for entry in study.adversaries}
+    return any(
+        now.get(entry.name, entry) != entry and any(folder.runs.glob(f"*/{ADVERSARIES}/{entry.name}"))
+        for entry in old.adversaries
+    )
+
+
+def check_runs(folder: StudyFolder, runs: Sequence[StudyRun], source: YamlSource) -> None:
+    """Whether the runs in the folder are those of the study.
+
+    Raises:
+        ValueError: a run has other settings, or the study has it no longer.
+    """
+    names = {run.name for run in runs}
+    for path in sorted(folder.runs.iterdir()) if folder.runs.is_dir() else ():
+        if RunDirectory(path).is_run and path.name not in names:
+            raise changed(f"{source.path}: the run {path.name} is no longer part of it", folder.path)
+    for run in runs:
+        if (directory := folder.run(run.name)).is_run:
+            changes = differences(directory.config(), run.config)
+            if changes:
+                where = source.where(run.variant.key)
+                raise changed(f"{where}: {run.name}: {'; '.join(changes)}", folder.path)
+
+
+def check_evaluations(folder: StudyFolder, nodes: Iterable[Node], source: YamlSource) -> None:
+    """Whether the evaluations in the folder are those of the study, but for their surrogates.
+
+    Raises:
+        ValueError: by another suite, for another team, or otherwise; names the line.
+    """
+    for node in nodes:
+        then = folder.evaluated.done_by(node.run) if node.kind == "evaluate" else None
+        if then is not None:
+            now = evaluated_by(node)
+            before = then | {"surrogate": now["surrogate"]}
+            if before != now:
+                key, change = first_change("evaluation", before, now)
+                where = node.run.where("env.team", source) if "team" in key else source.where(key)
+                raise changed(f"{where}: {'.'.join(map(str, key))}: {change}", folder.path)
+
+
+def check_searches(folder: StudyFolder, study: StudyConfig, source: YamlSource) -> None:
+    """Whether what has been searched, or is being searched, is what the study says now.
+
+    Raises:
+        ValueError: another space or effort, or trials of other runs; names the line.
+    """
+    for variant in variants(study) if study.tune is not None else ():
+        now = searched_by(study, folder, variant)
+        then = folder.read_tuning(variant, ASKED) or now
+        if then != now:
+            (_, *key), change = first_change(variant.name, then, now)
+            where = source.where((*variant.key, *key))
+            raise changed(f"{where}: {variant.name}: {'.'.join(map(str, key))}: {change}", folder.path)
+
+
+def changed(what: str, folder: Path) -> ValueError:
+    """The refusal of a study that is another than the one in a folder."""
+    return ValueError(
+        f"{what}; expected the study that wrote {folder}; change it back, or name another folder by --out, "
+        "and another storage if there is one"
+    )
+
+
+def first_change(name: str, before: Any, after: Any, key: Key = ()) -> tuple[Key, str]:
+    """The innermost place where two values differ, and how."""
+    key = (*key, name)
+    if isinstance(before, dict) and isinstance(after, dict):
+        for part in dict.fromkeys([*before, *after]):
+            if before.get(part) != after.get(part):
+                return first_change(part, before.get(part), after.get(part), key)
+    return key, f"{json.dumps(before)} → {json.dumps(after)}"
+
+
+def _plain(section: Any) -> Any:
+    if isinstance(section, tuple):
+        return [_plain(part) for part in section]
+    return None if section is None else section.model_dump(mode="json")
+
+
+def _any(folder: Path) -> bool:
+    return folder.is_dir() and any(folder.iterdir())
