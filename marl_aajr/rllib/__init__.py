@@ -1,6 +1,15 @@
-"""The plug-in for Ray RLlib: `robustify`, and `robustify_policy` for its old API stack.
+"""Everything that touches Ray RLlib: the plug-in, fast sampling, networks, and RLlib's policies as victims.
 
-And the way back: anybody's modules and checkpoints as victims, to be judged like ours.
+    RLlib configuration ── robustify ─► plugin/      regularizers in the loss of any torch learner
+            │                           old_stack    the same for policies of the old API stack
+            ├── register ─────────────► sampling/env RLlib's env runners on PettingZoo environments
+            └── fast ─────────────────► sampling/    batches of copies as arrays: runner, connector, filter
+                                          └────────► lean/    PPO's updates with less overhead
+    modules, checkpoints ─────────────► victims      frozen policies, which attacks and evaluations take
+                                          └────────► playing_networks   the layers by which they play
+
+`networks` has modules for action masks, images, integers and centralised critics. `internals/` holds every
+private name of RLlib that any of these touches. `old_stack_model` shows a model of the old stack as a policy.
 """
 
 from marl_aajr.rllib.old_stack import robustify_policy

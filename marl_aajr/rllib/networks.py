@@ -1,7 +1,8 @@
-"""Networks for observations that RLlib's default module does not take.
+"""Networks for observations that RLlib's default module does not take, and for centralised critics.
 
 Action masks (`{"observation": ..., "action_mask": ...}`, PettingZoo's form), several dimensions, integers:
-classic games have all three. One-dimensional float Box observations go to RLlib's own module.
+classic games have all three (`FlatActorCritic`). One-dimensional float Box observations go to RLlib's own
+module. `MAPPOModule` has a critic that reads the joint observation or the state beside them.
 """
 
 from __future__ import annotations

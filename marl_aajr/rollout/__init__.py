@@ -1,1 +1,19 @@
-"""Environments: names to games, games to batches. Import from the submodules: only some need torch."""
+"""Environments and the sampling loop. Import from the submodules: lists of environments need no torch.
+
+From a name to one game:
+
+- `environments`: names to specifications, games and batches; `factories` imports what they name.
+- `game`, `pettingzoo_games`: one PettingZoo environment behind one interface, its answers checked by
+  `faults`; `environment_state` saves it, `teams` says who plays with whom.
+
+Many copies as arrays:
+
+- `batched_env`: the contract; `env_checker` checks it on any batch.
+- `pettingzoo_batch`: copies of any PettingZoo environment; `perturbed`, `centralized_critic`: wrappers of a
+  batch.
+
+The sampling loop:
+
+- `collector`: plays a batch (through `checked_batch`), filling a `rollout_buffer` for each module.
+- `fragments`: what a call leaves; `postprocessing` and `sequences` make rows with advantages of it.
+"""

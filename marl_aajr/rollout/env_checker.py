@@ -1,4 +1,4 @@
-"""What every `BatchedEnv` promises, checked on any of them by playing it at random.
+"""A checker of batched environments: plays a `BatchedEnv` at random and checks every promise of the contract.
 
 It knows nothing of our environments: `check_batched_env(lambda num_envs: MyBatch(num_envs))`.
 """
@@ -118,10 +118,8 @@ def check_obs(env: BatchedEnv, obs: Mapping[str, Tensor]) -> None:
     for agent, seen in obs.items():
         space, active = env.observation_spaces[agent], env.active[agent]
         is_flag(active, env, f"active[{agent!r}]")
-        promise(
-            seen.shape == (env.num_envs, *(space.shape or ())),
-            f"obs[{agent!r}] [E, *space], got {seen.shape}",
-        )
+        shape = (env.num_envs, *(space.shape or ()))
+        promise(seen.shape == shape, f"obs[{agent!r}] [E, *space], got {seen.shape}")
         promise(seen.device.type == env.device.type, f"obs[{agent!r}] on {env.device}, got {seen.device}")
         promise(
             str(seen.dtype) == f"torch.{space.dtype}", f"obs[{agent!r}] in {space.dtype}, got {seen.dtype}"
@@ -207,9 +205,8 @@ def check_resets(env: BatchedEnv, steps: int, *, seed: int) -> None:
     for t in range(steps // 2):
         env.step(random_actions(env, seed=t))
     again = env.reset(seed=seed)
-    promise(
-        all(torch.equal(first[agent], again[agent]) for agent in first), "reset to forget what was played"
-    )
+    same = all(torch.equal(first[agent], again[agent]) for agent in first)
+    promise(same, "reset to forget what was played")
 
 
 def check_refusals(env: BatchedEnv, *, seed: int) -> None:
@@ -229,9 +226,8 @@ def check_refusals(env: BatchedEnv, *, seed: int) -> None:
             env.step(given)
         except ValueError as error:
             message = str(error)
-        promise(
-            agent in message, f"a ValueError that names {agent!r} for {given.get(agent)}, got {message!r}"
-        )
+        wanted = f"a ValueError that names {agent!r} for {given.get(agent)}, got {message!r}"
+        promise(agent in message, wanted)
 
 
 def check_restore(make: Make, steps: int, *, seed: int, saves: bool) -> None:

@@ -1,4 +1,4 @@
-"""The state of environments that nobody wrote to be saved: bytes, and back.
+"""The state of any environment as bytes, and back, although it was not written to be saved.
 
 Pickle alone is a trap. Most PettingZoo environments are `EzPickle`, which pickles the arguments of the
 constructor and nothing else: what comes back is a new environment, without a word. Here their attributes are

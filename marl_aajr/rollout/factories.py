@@ -1,4 +1,4 @@
-"""Import paths to environment factories, and what to tell a person when the import fails."""
+"""Environment factories by import path, and what to tell a person when the import fails."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What an environment may not do: the checks that every observation and reward passes on its way in.
+"""Checks of what an environment says: every observation passes one on its way in.
 
 A NaN that enters here would come out as a NaN loss thousands of steps later, without a name. The checks
 are closures built once per space, because they run for every agent at every step.

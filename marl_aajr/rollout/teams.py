@@ -1,4 +1,4 @@
-"""Who plays on whose side: scores are per team, and an adversary's gain is the others' loss.
+"""The team of each agent: scores are per team, and an adversary's gain is the loss of the others.
 
 An environment of your own says so with an attribute `teams`, a dict from agent to team.
 """

@@ -33,7 +33,7 @@ from marl_aajr.rllib.internals.learners import (
 from marl_aajr.rllib.lean.adam import LeanAdam
 from marl_aajr.rllib.lean.module_loss import GRADIENT, Index, ModuleLoss, minibatches, needed
 from marl_aajr.rllib.lean.ppo_loss import PPOCoefficients
-from marl_aajr.rllib.plugin.distributed import check_all_have_rows, largest
+from marl_aajr.rllib.plugin.distributed import all_max, check_all_have_rows
 from marl_aajr.rollout.fragments import map_tree
 
 
@@ -107,7 +107,7 @@ class LeanPPOTorchLearner(ResumableLearnerMixin, OpenPPOTorchLearner):
         total = max(needed(count, size=size, epochs=epochs) for count in counts.values())
         if self.distributed:
             # Every learner must take part in every minibatch, or the others wait for it for ever.
-            total = largest(total, device=self.device)
+            total = all_max(total, device=self.device)
         self._finite.clear()
         losses: Mapping[str, Tensor] = {}
         order = minibatches(counts, size=size, epochs=epochs, shuffle=shuffle, total=total)
@@ -134,7 +134,9 @@ class LeanPPOTorchLearner(ResumableLearnerMixin, OpenPPOTorchLearner):
         differentiable = any(loss.requires_grad for loss in losses.values())
         gradients = self.compute_gradients(losses) if differentiable else {}
         for out in fwd_out.values():
-            # Losses that bring their gradient have no graph; what was added to them has.
+            # PPO's own loss may bring its gradient along (`ModuleLoss.forward`) and then has no graph. Only
+            # what was added to it, such as a regularizer's term, was differentiated above: the two make the
+            # whole.
             for parameter, gradient in out.get(GRADIENT, {}).items():
                 added = gradients.get(parameter)
                 gradients[parameter] = gradient if added is None else gradient.add_(added)

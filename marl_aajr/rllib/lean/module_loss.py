@@ -1,7 +1,13 @@
-"""Which rows go into which minibatch: RLlib's order, without its batches.
+"""PPO's loss of one module, and which of its rows go into which minibatch.
 
-`MiniBatchCyclicIterator` slices, concatenates and shuffles whole batches of columns, which takes longer
-than the forward pass of a small network. Here a minibatch is an index.
+`minibatches` follows RLlib's order without its batches: `MiniBatchCyclicIterator` slices, concatenates and
+shuffles whole batches of columns, which takes longer than the forward pass of a small network. Here a
+minibatch is an index.
+
+`ModuleLoss.forward` stands for the module's `forward_train`. Where both networks are plain MLPs, it computes
+the loss and its gradient by the weights at once, and hands them on in its output, under `LOSS` and
+`GRADIENT`: RLlib's way from forward pass to optimizer has no other place for a gradient that is there before
+the loss is differentiated. `LeanPPOTorchLearner.minibatch_step` takes it out again.
 """
 
 from __future__ import annotations
@@ -87,10 +93,16 @@ class _Cycle:
 
 
 VALUES = "marl_aajr_values"
+"""Key of a forward pass's output: the critic's values, `[N]`."""
+
 LOSS = "marl_aajr_loss"
+"""Key of a forward pass's output: PPO's loss, where its gradient is there as well; it has no graph."""
+
 ROWS = "marl_aajr_rows"
+"""Key of a forward pass's output: the `PPORows` that this loss is of."""
+
 GRADIENT = "marl_aajr_gradient"
-"""Where a forward pass leaves what it has computed already."""
+"""Key of a forward pass's output: the gradient of this loss, by parameter."""
 
 _ROWS = (Columns.ACTIONS, Columns.ACTION_LOGP, Postprocessing.ADVANTAGES, Postprocessing.VALUE_TARGETS)
 

@@ -1,8 +1,9 @@
-"""PPO's loss as one node of the autograd graph, with its gradient written out.
+"""PPO's loss with its gradient written out: as one node of autograd's graph, or by the weights of plain MLPs.
 
 The loss of a minibatch is some thirty small operations between the networks' outputs and one number. Autograd
 records each, and walks back through each. All of them together have a closed-form gradient with respect to
-the distribution inputs and the values, which costs a third of that; the networks' own graph stays autograd's.
+the distribution inputs and the values, which costs a third of that (`ppo_loss`; the networks' own graph stays
+autograd's). Where both networks are plain MLPs, `PlainGradient` needs no graph at all.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What several learners have to agree on; each function is called by all of them, and as often."""
+"""Collective operations of several learners; all of them must call each, equally often."""
 
 from __future__ import annotations
 
@@ -12,22 +12,22 @@ from torch import distributed as dist
 _T = TypeVar("_T")
 
 
-def add_up(number: Tensor) -> Tensor:
-    """The sum of all learners' numbers."""
+def all_sum(number: Tensor) -> Tensor:
+    """The sum of a number over all learners."""
     total = number.clone()
     dist.all_reduce(total)
     return total
 
 
-def largest(number: int, *, device: torch.device) -> int:
-    """The largest of all learners' numbers."""
+def all_max(number: int, *, device: torch.device) -> int:
+    """The largest of a number over all learners."""
     shared = torch.tensor(number, device=device)
     dist.all_reduce(shared, op=dist.ReduceOp.MAX)
     return int(shared)
 
 
-def everyones(value: _T) -> Sequence[_T]:
-    """What each of the learners has, in their order."""
+def gather(value: _T) -> Sequence[_T]:
+    """The value of each learner, in their order."""
     values: list[Any] = [None] * dist.get_world_size()
     dist.all_gather_object(values, value)
     return values
@@ -45,7 +45,7 @@ def check_all_have_rows(batch: Mapping[str, Any], modules: Collection[str], *, d
         ValueError: in every learner, if one has no row of a module of which another has some.
     """
     names = sorted(modules)
-    having = add_up(torch.tensor([float(name in batch) for name in names], device=device)).tolist()
+    having = all_sum(torch.tensor([float(name in batch) for name in names], device=device)).tolist()
     learners = dist.get_world_size()
     for name, count in zip(names, having, strict=True):
         if 0 < count < learners:

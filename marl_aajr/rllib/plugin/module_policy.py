@@ -7,6 +7,7 @@ lengths, columns of the user's own) is held fixed and follows the rows.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -40,7 +41,7 @@ _RLLIB_CLASSES = {
     DiagGaussian: (TorchDiagGaussian, TorchSquashedGaussian),  # squashed ones are compared before squashing
 }
 
-_Rows = tuple[list[Tensor], dict[str, Any]]
+_FixedColumns = tuple[list[Tensor], dict[str, Any]]
 """Leaves of the observations that nobody perturbs, and other columns: what is fixed, row by row."""
 
 
@@ -51,7 +52,7 @@ class RLModulePolicy(Policy):
         self,
         forward: Callable[[dict[str, Any]], Tensor],
         layout: ObservationLayout,
-        fixed: _Rows,
+        fixed: _FixedColumns,
         distribution: ActionDistribution,
         parameters: list[Tensor],
     ) -> None:
@@ -125,10 +126,7 @@ def module_critic(
     """The module's critic at perturbed observations of this batch; None where it reads something else."""
     if not judges_observations(module):
         return None
-    obs = batch[Columns.OBS]
-    layout = ObservationLayout.of(obs, lead_dims=_lead_dims(module), leaves=leaves)
-    others = {name: batch[name] for name in batch if name != Columns.OBS}
-    return RLModuleCritic(module, layout, (layout.rest(obs), others))
+    return RLModuleCritic(module, batch, leaves=leaves)
 
 
 class RLModuleCritic:
@@ -136,27 +134,33 @@ class RLModuleCritic:
 
     def __init__(
         self,
-        module: ValueFunctionAPI,
-        layout: ObservationLayout,
-        fixed: _Rows,
+        module: TorchRLModule,
+        batch: Mapping[str, Any],
+        *,
+        leaves: Leaves | None,
         index: Tensor | None = None,
     ) -> None:
         self._module = module
-        self._layout = layout
-        self._fixed = fixed
+        self._batch = batch
+        self._leaves = leaves
         self._index = index
 
+    @cached_property
+    def _rows(self) -> tuple[ObservationLayout, _FixedColumns]:
+        """The layout of the observations, and what is fixed; made when asked for: few objectives do."""
+        obs = self._batch[Columns.OBS]
+        layout = ObservationLayout.of(obs, lead_dims=_lead_dims(self._module), leaves=self._leaves)
+        others = {name: column for name, column in self._batch.items() if name != Columns.OBS}
+        fixed, index = (layout.rest(obs), others), self._index
+        return layout, fixed if index is None else tree.map_structure(lambda column: column[index], fixed)
+
     def __call__(self, obs: Tensor) -> Tensor:
-        fixed, index = self._fixed, self._index
-        if index is not None:
-            fixed = tree.map_structure(lambda column: column[index], fixed)
-        values: Tensor = self._module.compute_values(_columns_at(obs, self._layout, fixed))
+        values: Tensor = self._module.compute_values(_columns_at(obs, *self._rows))
         return values
 
     def select(self, index: Tensor) -> RLModuleCritic:
-        # Few objectives ask the critic: its columns are taken when one does.
         index = index if self._index is None else self._index[index]
-        return RLModuleCritic(self._module, self._layout, self._fixed, index)
+        return RLModuleCritic(self._module, self._batch, leaves=self._leaves, index=index)
 
 
 def judges_observations(module: TorchRLModule) -> bool:
@@ -184,7 +188,7 @@ def _lead_dims(module: TorchRLModule) -> int:
     return 2 if module.is_stateful() else 1
 
 
-def _columns_at(flat: Tensor, layout: ObservationLayout, fixed: _Rows) -> dict[str, Any]:
+def _columns_at(flat: Tensor, layout: ObservationLayout, fixed: _FixedColumns) -> dict[str, Any]:
     """A batch with these perturbable observations, in fresh mappings: modules may pop from them."""
     rest, others = fixed
     return {**_copy(others), Columns.OBS: layout.merge(flat, rest)}

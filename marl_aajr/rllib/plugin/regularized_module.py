@@ -1,4 +1,4 @@
-"""One policy's regularizer during training: what it remembers, adds, measures and checks."""
+"""The regularizer of one policy in training: its state, its term of the loss, its metrics and its checks."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from marl_aajr.core.objectives import Need
 from marl_aajr.regularizers.regularizer import LossTerm, Regularizer
 from marl_aajr.regularizers.sample import PolicyLoss, Sample, Shard
 from marl_aajr.rllib.internals.modules import actor_network
-from marl_aajr.rllib.plugin.distributed import add_up
+from marl_aajr.rllib.plugin.distributed import all_sum
 from marl_aajr.rllib.plugin.module_policy import (
     actor_of,
     judges_observations,
@@ -234,7 +234,7 @@ class RegularizedModule(Regularized):
         shard = None
         if self._shard is not None:
             part, learners = self._shard
-            shard = Shard.part(part, len(obs), learners=learners, total=add_up)
+            shard = Shard.part(part, len(obs), learners=learners, total=all_sum)
         return Sample(
             policy=policy,
             obs=obs,

@@ -29,7 +29,7 @@ from marl_aajr.rllib.internals.learners import (
     in_step,
     learner_index,
 )
-from marl_aajr.rllib.plugin.distributed import add_up, check_all_have_rows, everyones
+from marl_aajr.rllib.plugin.distributed import all_sum, check_all_have_rows, gather
 from marl_aajr.rllib.plugin.module_policy import snapshot
 from marl_aajr.rllib.plugin.regularized_module import RegularizedModule, Report
 
@@ -191,7 +191,7 @@ class RobustLearnerMixin(ResumableLearnerMixin):
         # checkpoint holds the first one's.
         if not (in_step(self) and self._has_part(module_id)):
             return value
-        total = add_up(torch.tensor(float(value), device=self.device))
+        total = all_sum(torch.tensor(float(value), device=self.device))
         return float(total) / self.config.num_learners
 
     def get_state(self, components: Any = None, *, not_components: Any = None, **kwargs: Any) -> Any:
@@ -214,7 +214,7 @@ class RobustLearnerMixin(ResumableLearnerMixin):
     def _reports(self) -> dict[str, Report]:
         """A report on each module that something was done to, in this update, by any learner."""
         own = {module_id: regularized.report() for module_id, regularized in self._regularized.items()}
-        every = everyones(own) if self.config.num_learners > 1 else [own]
+        every = gather(own) if self.config.num_learners > 1 else [own]
         found = {
             module_id: [report for reports in every if (report := reports[module_id]) is not None]
             for module_id in own

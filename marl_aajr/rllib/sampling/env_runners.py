@@ -1,4 +1,4 @@
-"""The env runner of our own runs: RLlib's, made repeatable.
+"""The env runners of our own runs: RLlib's, made repeatable, and one that samples from batches.
 
 Two things keep RLlib 2.60 from giving the same numbers twice:
 
@@ -7,6 +7,8 @@ Two things keep RLlib 2.60 from giving the same numbers twice:
    `OpenEnvRunner` orders them.
 2. A checkpoint holds neither environments nor random generators. So both the run that goes on and the run
    that is resumed start afresh at a checkpoint, from a seed of its own (`RunEnvRunner.start_afresh`).
+
+`FastEnvRunner` steps all copies at once and returns columns (`Fragment`) instead of episodes.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""RLlib's modules as the policies of a `Collector`."""
+"""RLlib's modules as the policies of the sampling loop (`marl_aajr.rollout.collector`)."""
 
 from __future__ import annotations
 

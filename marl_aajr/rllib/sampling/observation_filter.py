@@ -4,6 +4,9 @@ RLlib's `MeanStdFilter` is not used. Its merge over several env runners takes th
 for the mean of its new samples (`ray/rllib/utils/filter.py`, `RunningStat.push` and `update`): with two
 runners and data of mean 5 its mean falls to 2.5 at the second merge and to 1.3 at the fifth. It also refuses
 agents with different observation shapes, and it gives the agents of a shared policy different units.
+
+`ObservationNormalizer` is a connector of RLlib's; `BatchFilter` has its statistics on a device while arrays
+are sampled.
 """
 
 from __future__ import annotations
