@@ -6,7 +6,7 @@ Suite      a complete protocol: a named one of `suites.yaml` or of a file, or `P
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 from importlib import resources
 from pathlib import Path
@@ -30,6 +30,7 @@ from marl_aajr.evaluation.budget import Budget, as_budget, trials
 from marl_aajr.evaluation.outcomes import Actions, Control, Units
 from marl_aajr.evaluation.replacements import Replacement
 from marl_aajr.training.fields import Count, Positive, Section, Whole, once, some, validated
+from marl_aajr.training.files import Key, load_yaml
 
 NUM_ENVS = 50
 """Copies played side by side. Part of the protocol: see `Protocol`."""
@@ -264,8 +265,10 @@ def load_suite(suite: str | Path | Suite) -> Suite:
     """
     if isinstance(suite, Suite):
         return suite
-    if Path(suite).suffix in (".yaml", ".yml"):
-        return _from_file(Path(suite))
+    path = Path(suite)
+    if path.suffix in (".yaml", ".yml"):
+        fields, source = load_yaml(path)
+        return _suite_of(path.stem, fields, source.where)
     one_of("a suite", str(suite), builtin_suites())
     return builtin_suites()[str(suite)]
 
@@ -274,25 +277,11 @@ def load_suite(suite: str | Path | Suite) -> Suite:
 def builtin_suites() -> dict[str, Suite]:
     """The suites of `suites.yaml`, by name."""
     text = resources.files("marl_aajr.evaluation").joinpath(_FILE).read_text("utf-8")
-    return {name: _of_fields(name, fields, _FILE) for name, fields in yaml.safe_load(text).items()}
+    return {name: _suite_of(name, fields, lambda _: _FILE) for name, fields in yaml.safe_load(text).items()}
 
 
-def _from_file(path: Path) -> Suite:
-    try:
-        fields = yaml.safe_load(path.read_text("utf-8"))
-    except FileNotFoundError:
-        raise ValueError(f"expected a suite's file, got {path}, which does not exist") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ValueError(f"expected YAML in {path}, got {' '.join(str(error).split())}") from None
-    if not isinstance(fields, dict):
-        raise ValueError(f"expected the fields of one suite in {path}, got {type(fields).__name__}")
-    return _of_fields(path.stem, fields, str(path))
-
-
-def _of_fields(name: str, fields: Mapping[str, Any], where: str) -> Suite:
-    if lacking := [field for field in _REQUIRED if not fields.get(field) and fields.get(field) != 0]:
-        raise ValueError(f"suite {name!r} in {where}, {lacking[0]}: missing or empty; add it")
-    try:
-        return validated(Suite, {**fields, "name": name})
-    except ValueError as error:
-        raise ValueError(f"suite {name!r} in {where}, {error}") from None
+def _suite_of(name: str, fields: Mapping[str, Any], where: Callable[[Key], str]) -> Suite:
+    for field in _REQUIRED:
+        if not fields.get(field) and fields.get(field) != 0:
+            raise ValueError(f"{where((field,))}: {field}: missing or empty; add it")
+    return validated(Suite, {**fields, "name": name}, where=where)

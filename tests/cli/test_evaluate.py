@@ -219,7 +219,7 @@ def test_a_masked_policy_is_called_so_before_any_number(
     ("options", "message"),
     [
         (("--suite", "quik"), "a suite out of quick, standard, full; got 'quik' (did you mean quick?)"),
-        (("--suite", "none.yaml"), "none.yaml, which does not exist"),
+        (("--suite", "none.yaml"), "configuration file at none.yaml: No such file"),
         (("--agents", "agent_7"), "agents out of agent_0, agent_1, agent_2; got 'agent_7'"),
         (("--units", "metres"), "units: expected 'raw' or 'network', got 'metres'"),
         (("--actions", "random"), "actions.0: expected 'greedy' or 'sampled', got 'random'"),

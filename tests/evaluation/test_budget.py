@@ -189,7 +189,7 @@ class TestNorm:
         more = {"units": "raw", "epsilons": [1], "attacks": ["noise"], field: value}
         path.write_text(json.dumps(fields | more))
         spec = stakes()
-        with pytest.raises(ValueError, match=rf"suite 'mine' in .*, {field}: .*{message}"):
+        with pytest.raises(ValueError, match=rf"mine\.yaml:1: {field}: .*{message}"):
             evaluate(team(spec), spec, suite=path)
 
 

@@ -90,21 +90,21 @@ class TestFile:
             ({"episode": 10}, "episode: unknown key; did you mean episodes"),
         ],
     )
-    def test_mistakes_are_named_with_suite_file_and_field(
+    def test_mistakes_are_named_with_file_line_and_field(
         self, tmp_path: Path, change: dict[str, Any], message: str
     ) -> None:
         path = tmp_path / "mine.yaml"
         path.write_text(yaml.safe_dump({**FIELDS, **change}))
-        with pytest.raises(ValueError, match=rf"suite 'mine' in .*mine\.yaml, .*{message}"):
+        with pytest.raises(ValueError, match=rf"mine\.yaml:\d+: .*{message}"):
             load_suite(path)
 
     def test_unknown_names_and_files(self, tmp_path: Path) -> None:
         with pytest.raises(ValueError, match="a suite out of quick, standard, full; got 'quik'"):
             load_suite("quik")
-        with pytest.raises(ValueError, match=r"a suite's file, got .*none\.yaml, which does not exist"):
+        with pytest.raises(ValueError, match=r"a configuration file at .*none\.yaml: No such file"):
             load_suite(tmp_path / "none.yaml")
         (tmp_path / "list.yaml").write_text("- 1")
-        with pytest.raises(ValueError, match=r"the fields of one suite in .*list\.yaml, got list"):
+        with pytest.raises(ValueError, match=r"a mapping of settings in .*list\.yaml, got list"):
             load_suite(tmp_path / "list.yaml")
 
 
