@@ -20,7 +20,7 @@ from marl_aajr.attacks import Attack
 from marl_aajr.core.values import one_of
 from marl_aajr.evaluation.observation_attacker import ObservationAttacker, StepGenerators
 from marl_aajr.victims import Victim
-from marl_aajr.victims.match import check_match
+from marl_aajr.victims.spaces import check_match
 
 Env = TypeVar("Env")
 """A ParallelEnv or an AECEnv."""

@@ -25,8 +25,8 @@ from marl_aajr.rollout.batched_env import BatchedEnv, BatchedEnvWrapper, Batched
 from marl_aajr.rollout.perturbed import ADVERSARY, loss
 from marl_aajr.training.run_directory import RunDirectory
 from marl_aajr.victims import Victim, fingerprint, load_victim
-from marl_aajr.victims.match import check_match
-from marl_aajr.victims.stepper import CounterSampler, DecisionBatch, Stepper, alike
+from marl_aajr.victims.spaces import check_match
+from marl_aajr.victims.stepper import CounterSampler, DecisionBatch, Stepper
 from marl_aajr.victims.store import DESCRIPTION
 
 
@@ -88,7 +88,7 @@ class VictimGame(BatchedEnvWrapper):
         self.teams = dict.fromkeys(self.possible_agents, ADVERSARY)
         self._members = [agent for agent in env.possible_agents if env.teams[agent] == team]
         played = [agent for agent in env.possible_agents if agent not in replaced]
-        self._stepper = Stepper(victim, victim.memory(env.num_envs), groups=groups or alike(victim, played))
+        self._stepper = Stepper(victim, victim.memory(env.num_envs), groups=groups or victim.alike(played))
         kinds = {agent: victim.distribution(agent) for agent in played}
         self._sampler = CounterSampler(kinds, env.num_envs, device=env.device) if sampled else None
         self._clear()

@@ -27,7 +27,7 @@ from marl_aajr.rollout.environments import make_batch, resolve
 from marl_aajr.rollout.teams import choose_agents
 from marl_aajr.victims import Victim
 from marl_aajr.victims.filters import through_filter
-from marl_aajr.victims.stepper import DecisionBatch, alike
+from marl_aajr.victims.stepper import DecisionBatch
 
 GAME = f"{__name__}:parallel_env"
 """The game as an environment's name."""
@@ -167,7 +167,7 @@ class ObservationGame(VictimGame):
             action_spaces=adversaries.action_spaces,
             groups=[
                 [agent for agent in group if sets.get(agent) == own]
-                for group in alike(adversaries.victim, env.possible_agents)
+                for group in adversaries.victim.alike(env.possible_agents)
                 for own in dict.fromkeys(sets.get(agent) for agent in group)
             ],
             sampled=sampled,

@@ -20,7 +20,6 @@ from marl_aajr.core.distributions import DiagGaussian
 from marl_aajr.core.policy import Policy, differentiable
 from marl_aajr.victims import ObservationFilter, Victim, VictimPolicy
 from marl_aajr.victims.recurrent import is_recurrent
-from marl_aajr.victims.stepper import alike
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,7 +84,7 @@ class Transfer(Attack):
         surrogate = self._required()
         played = [agent for agent in agents if agent in surrogate.module_of]
         others = [agent for agent in agents if agent not in played]
-        return [*alike(surrogate, played), *([others] if others else [])]
+        return [*surrogate.alike(played), *([others] if others else [])]
 
     def run(self, policy: Policy, obs: Tensor, *, generator: torch.Generator) -> Tensor:
         surrogate = self._required()

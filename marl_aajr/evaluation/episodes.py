@@ -18,7 +18,7 @@ from marl_aajr.evaluation.attack_run import AttackRun
 from marl_aajr.evaluation.replacements import ReplacementPolicy
 from marl_aajr.rollout.batched_env import BatchedEnv, BatchedStep
 from marl_aajr.victims import Victim
-from marl_aajr.victims.stepper import DecisionBatch, GeneratorSampler, Stepper, alike
+from marl_aajr.victims.stepper import DecisionBatch, GeneratorSampler, Stepper
 
 LONGEST_EPISODE = 100_000
 """Steps after which an episode counts as endless."""
@@ -62,7 +62,7 @@ def play(
         BudgetError: an attack that takes more than it may.
     """
     agents = env.possible_agents
-    groups = alike(victim, agents)
+    groups = victim.alike(agents)
     if attack is not None:
         groups = [part for group in groups for part in attack.together(group)]
         attack.begin(env.num_envs, generator=stream(seed, Purpose.TIMING))

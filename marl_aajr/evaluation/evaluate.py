@@ -34,8 +34,7 @@ from marl_aajr.evaluation.rows import play_rows
 from marl_aajr.rollout.environments import EnvironmentSpec, make_batch, resolve
 from marl_aajr.rollout.teams import choose_agents
 from marl_aajr.victims import Victim
-from marl_aajr.victims.match import check_match, check_victim
-from marl_aajr.victims.stepper import alike
+from marl_aajr.victims.spaces import check_match, check_victim
 
 _PROBED = 256
 """Decisions of each policy on which the order of the attacks is checked."""
@@ -194,7 +193,7 @@ def _checks(
     if not attacks:
         return []
     victim, units = player.victim, player.units
-    groups = [g for g in alike(victim, player.env.possible_agents) if set(g) & set(player.agents)]
+    groups = [g for g in victim.alike(player.env.possible_agents) if set(g) & set(player.agents)]
     samples = observed.samples(groups, rows=_PROBED)
     by_size = {a.perturbations.epsilon: a.perturbations for a in attacks}
     largest = by_size[max(by_size)]

@@ -16,7 +16,7 @@ from marl_aajr.evaluation.admission import check_attack, settle_units
 from marl_aajr.evaluation.attack_run import prepare
 from marl_aajr.evaluation.outcomes import Units
 from marl_aajr.victims import Victim
-from marl_aajr.victims.stepper import DecisionBatch, Stepper, alike, one_copy
+from marl_aajr.victims.stepper import DecisionBatch, Stepper, one_copy
 
 
 @dataclass
@@ -78,7 +78,7 @@ class ObservationAttacker:
         units = settle_units(units, victim, agents)
         check_attack(self.attack, victim, list(agents))
         self._prepared = {agent: prepare(self.attack, victim, agent, units=units) for agent in agents}
-        groups = [part for group in alike(victim, agents) for part in self.attack.together(group)]
+        groups = [part for group in victim.alike(agents) for part in self.attack.together(group)]
         self._stepper = Stepper(victim, victim.memory(), groups=groups)
         self._generators = StepGenerators(seed)
         self._shown: dict[str, Any] = {}

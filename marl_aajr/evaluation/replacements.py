@@ -22,7 +22,7 @@ from marl_aajr.evaluation.outcomes import ReplacementKind as Kind
 from marl_aajr.evaluation.result import Skipped
 from marl_aajr.rollout.batched_env import BatchedEnv
 from marl_aajr.victims import Victim
-from marl_aajr.victims.match import check_match
+from marl_aajr.victims.spaces import check_match
 from marl_aajr.victims.stepper import GeneratorSampler, Stepper
 
 CONTROLS: tuple[Control, ...] = get_args(Control)

@@ -31,7 +31,7 @@ from marl_aajr.rollout.environments import EnvironmentSpec, make_batch, resolve
 from marl_aajr.rollout.teams import choose_agents
 from marl_aajr.training.run_directory import RunDirectory
 from marl_aajr.victims import Victim
-from marl_aajr.victims.match import check_match
+from marl_aajr.victims.spaces import check_match
 
 MOST_FRAMES = 60
 """Longer episodes are shown in larger strides, so that no film becomes heavy."""

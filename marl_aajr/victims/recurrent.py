@@ -1,21 +1,17 @@
-"""Policies with a memory: what they must offer, and whose state is where in a game.
+"""Policies with a memory: what they must offer, and the states that they have in a game.
 
-A recurrent policy's state advances once per decision, with what the victim was shown. An attack may ask the
-policy as often as it likes: the policy that it is given holds the state fixed
-(`VictimPolicy`), and only `Memory` moves it on.
+A recurrent policy's state advances once per decision, with what the policy was shown. An attack may ask the
+policy as often as it likes: the policy that it is given holds the state fixed (`VictimPolicy`), and only
+`Memory` moves it on.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
-
-if TYPE_CHECKING:
-    from marl_aajr.victims.policy import VictimPolicy
-    from marl_aajr.victims.victim import Victim
 
 State = Any
 """Tensors `[B, ...]`, alone or nested in dicts and tuples."""
@@ -110,22 +106,22 @@ def leaves(state: State) -> list[Tensor]:
 
 
 class Memory:
-    """The states of a victim's recurrent policies in E copies of a game; nothing for other policies.
+    """The states of agents' recurrent policies in E copies of a game; nothing for other policies.
 
-    Attributes:
+    Args:
+        networks: agent -> its network.
         num_envs: E.
 
     Example:
         >>> memory = victim.memory(num_envs)
         >>> policy = victim.policy("a", state=memory.recall({"a": copies}))
         >>> ...  # attack the policy, show it something, let it act
-        >>> memory.advance({"a": copies}, policy, shown)
+        >>> memory.advance({"a": copies}, policy.next_state(shown))
         >>> memory.forget(step.episode_over)
     """
 
-    def __init__(self, victim: Victim, num_envs: int) -> None:
+    def __init__(self, networks: Mapping[str, nn.Module], num_envs: int) -> None:
         self.num_envs = num_envs
-        networks = {agent: victim.modules[name] for agent, name in victim.module_of.items()}
         self._initial: dict[str, State] = {
             agent: initial_state(network, num_envs)
             for agent, network in networks.items()
@@ -147,18 +143,15 @@ class Memory:
         own = [map_state(lambda x, i=index: x[i], self._states[agent]) for agent, index in rows.items()]
         return map_state(lambda *parts: torch.cat(parts), *own)
 
-    @torch.no_grad()
-    def advance(self, rows: Mapping[str, Tensor], policy: VictimPolicy, shown: Tensor) -> None:
+    def advance(self, rows: Mapping[str, Tensor], after: State | None) -> None:
         """Move on by one decision.
 
         Args:
             rows: as for `recall`.
-            policy: the policy with the state that was recalled.
-            shown: the network inputs that it decided on, perturbed where they were, `[Σ b, d]`.
+            after: the states after the decision, of Σ b rows; None where the agents' policy has none.
         """
-        if next(iter(rows)) not in self._states:
+        if after is None:
             return
-        after = policy.next_state(shown)
         start = 0
         for agent, index in rows.items():
             end = start + len(index)

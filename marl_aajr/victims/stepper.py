@@ -22,7 +22,7 @@ random numbers. Decided here, once for all of them:
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import accumulate
 from typing import Any, Protocol
@@ -33,10 +33,9 @@ from torch import Tensor
 
 from marl_aajr.core.distributions import ActionDistribution, DiagGaussian, MultiCategorical
 from marl_aajr.core.seeds import Streams
-from marl_aajr.victims.filters import same_filter
-from marl_aajr.victims.policy import VictimPolicy
 from marl_aajr.victims.recurrent import Memory, State
 from marl_aajr.victims.victim import Victim
+from marl_aajr.victims.victim_policy import VictimPolicy
 
 
 @dataclass(frozen=True, eq=False)
@@ -79,20 +78,6 @@ class DecisionBatch:
         }
 
 
-def alike(victim: Victim, agents: Collection[str]) -> list[list[str]]:
-    """Agents in groups of one module and one filter, which one forward pass, and one attack, can take."""
-    groups: list[list[str]] = []
-    for agent in agents:
-        for group in groups:
-            same_module = victim.module_of[group[0]] == victim.module_of[agent]
-            if same_module and same_filter(victim.filters.get(group[0]), victim.filters.get(agent)):
-                group.append(agent)
-                break
-        else:
-            groups.append([agent])
-    return groups
-
-
 def one_copy(seen: Mapping[str, Any]) -> tuple[dict[str, Tensor], dict[str, Tensor | None]]:
     """PettingZoo's observations of one game as observations `[1, *shape]` and action masks `[1, m]` by agent.
 
@@ -122,7 +107,7 @@ class Stepper:
     Args:
         victim: plays the agents.
         memory: the states of its recurrent policies, which fixes E: `victim.memory(num_envs)`.
-        groups: the agents that are played, in groups of one module and one filter; see `alike`.
+        groups: the agents that are played, in groups of one module and one filter; see `Victim.alike`.
     """
 
     def __init__(self, victim: Victim, memory: Memory, *, groups: Sequence[Sequence[str]]) -> None:
@@ -167,8 +152,11 @@ class Stepper:
         """
         answers: dict[str, Tensor] = {}
         for batch in batches:
-            outputs = batch.policy(batch.inputs) if batch.outputs is None else batch.outputs
-            self.memory.advance(batch.rows, batch.policy, batch.inputs)
+            if batch.outputs is None:
+                outputs, state = batch.policy.step(batch.inputs)
+            else:
+                outputs, state = batch.outputs, batch.policy.next_state(batch.inputs)
+            self.memory.advance(batch.rows, state)
             answers |= batch.everywhere(outputs, self.memory.num_envs)
         return answers
 

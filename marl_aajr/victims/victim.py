@@ -6,7 +6,7 @@ perturbs); module (distribution inputs `[B, m]`); greedy or sampled action; Box 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from copy import deepcopy
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -14,14 +14,14 @@ from pathlib import Path
 from typing import Any
 
 import gymnasium as gym
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from marl_aajr.core.distributions import ActionDistribution, from_space
-from marl_aajr.victims.checks import check_agents, check_network
-from marl_aajr.victims.filters import ObservationFilter
-from marl_aajr.victims.policy import VictimPolicy
+from marl_aajr.victims.filters import ObservationFilter, same_filter
 from marl_aajr.victims.recurrent import Memory, State, is_recurrent
+from marl_aajr.victims.victim_policy import VictimPolicy, check_network
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -63,13 +63,18 @@ class Victim:
     env_kwargs: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        check_agents(self)
-        frozen = {name: _frozen(module) for name, module in self.modules.items()}
-        object.__setattr__(self, "modules", frozen)
-        critics = {name: _frozen(critic) for name, critic in self.critics.items()}
-        object.__setattr__(self, "critics", critics)
-        for module_id in frozen:
-            check_network(self, module_id)
+        _check_agents(self)
+        object.__setattr__(self, "modules", {name: _frozen(net) for name, net in self.modules.items()})
+        object.__setattr__(self, "critics", {name: _frozen(net) for name, net in self.critics.items()})
+        for name, module in self.modules.items():
+            agent = self.agents_of(name)[0]
+            check_network(
+                module,
+                name,
+                shape=_shape(self.observation_spaces[agent]),
+                action_space=self.action_spaces[agent],
+                critic=self.critics.get(name),
+            )
 
     @property
     def agents(self) -> tuple[str, ...]:
@@ -89,6 +94,19 @@ class Victim:
         """The agents that a module plays for."""
         return tuple(agent for agent, name in self.module_of.items() if name == module_id)
 
+    def alike(self, agents: Collection[str]) -> list[list[str]]:
+        """Agents in groups of one module and one filter, which one forward pass, and one attack, can take."""
+        groups: list[list[str]] = []
+        for agent in agents:
+            for group in groups:
+                same_module = self.module_of[group[0]] == self.module_of[agent]
+                if same_module and same_filter(self.filters.get(group[0]), self.filters.get(agent)):
+                    group.append(agent)
+                    break
+            else:
+                groups.append([agent])
+        return groups
+
     @property
     def recurrent(self) -> bool:
         """Whether some policy has a state, which a `Memory` keeps."""
@@ -96,7 +114,7 @@ class Victim:
 
     def memory(self, num_envs: int = 1) -> Memory:
         """What recurrent policies remember in E copies of a game, at the beginning of its episodes."""
-        return Memory(self, num_envs)
+        return Memory({agent: self.modules[name] for agent, name in self.module_of.items()}, num_envs)
 
     def policy(
         self, agent: str, *, action_mask: Tensor | None = None, state: State | None = None
@@ -109,12 +127,10 @@ class Victim:
             state: of a recurrent policy in each row, from `memory`.
         """
         module_id = self.module_of[agent]
-        shape = self.observation_spaces[agent].shape
-        assert shape is not None
         return VictimPolicy(
             self.modules[module_id],
             self.distributions[module_id],
-            shape=shape,
+            shape=_shape(self.observation_spaces[agent]),
             action_mask=action_mask,
             critic=self.critics.get(module_id),
             state=state,
@@ -206,3 +222,56 @@ class Victim:
 
 def _frozen(module: nn.Module) -> nn.Module:
     return deepcopy(module).eval().requires_grad_(False)
+
+
+def _shape(space: gym.Space[Any]) -> tuple[int, ...]:
+    assert space.shape is not None
+    return space.shape
+
+
+def _check_agents(victim: Victim) -> None:
+    """Every agent has a module and spaces that fit; every module, critic and filter has an agent."""
+    if not victim.module_of:
+        raise ValueError("expected at least one agent in module_of, got none")
+    first: dict[str, str] = {}
+    for agent, module_id in victim.module_of.items():
+        if module_id not in victim.modules:
+            raise ValueError(
+                f"expected a module for {agent!r} out of {', '.join(victim.modules)}, got {module_id!r}"
+            )
+        for kind, spaces in (
+            ("observation", victim.observation_spaces),
+            ("action", victim.action_spaces),
+        ):
+            if agent not in spaces:
+                raise ValueError(f"expected the {kind} space of {agent!r}, got none; add it to {kind}_spaces")
+            other = first.setdefault(module_id, agent)
+            if spaces[agent] != spaces[other]:
+                raise ValueError(
+                    f"expected one {kind} space for the agents of module {module_id!r}, got "
+                    f"{spaces[other]} for {other!r} and {spaces[agent]} for {agent!r}; give them two modules"
+                )
+        _check_spaces(victim, agent)
+    if idle := sorted(set(victim.modules) - set(victim.module_of.values())):
+        raise ValueError(f"expected an agent for each module, got none for {', '.join(idle)}")
+    if unknown := sorted(set(victim.critics) - set(victim.modules)):
+        raise ValueError(f"expected critics of known modules, got one for {', '.join(unknown)}")
+    if strangers := sorted(set(victim.filters) - set(victim.module_of)):
+        raise ValueError(f"expected filters of known agents, got one for {', '.join(strangers)}")
+
+
+def _check_spaces(victim: Victim, agent: str) -> None:
+    observed, acts = victim.observation_spaces[agent], victim.action_spaces[agent]
+    if not isinstance(observed, gym.spaces.Box):
+        raise ValueError(
+            f"expected a Box observation space for {agent!r}, got {observed}; flatten it, and split action "
+            "masks off"
+        )
+    if isinstance(acts, gym.spaces.Box) and not np.issubdtype(acts.dtype, np.floating):
+        raise ValueError(f"expected float Box actions for {agent!r}, got {acts}; use MultiDiscrete")
+    from_space(acts)
+    seen = victim.filters.get(agent)
+    if seen is not None and seen.mean.shape != observed.shape:
+        raise ValueError(
+            f"expected a filter of shape {observed.shape} for {agent!r}, got {tuple(seen.mean.shape)}"
+        )

@@ -99,7 +99,7 @@ def assert_plays_the_same(victim: Victim, played: TorchRLModule, *, rows: int = 
         obs = torch.randn(rows, *victim.observation_spaces["a_1"].shape, generator=generator(step))
         policy = victim.policy("a_1", state=memory.recall(everywhere))
         assert torch.equal(policy(obs.flatten(1)), theirs.decide(obs)), f"step {step}"
-        memory.advance(everywhere, policy, obs.flatten(1))
+        memory.advance(everywhere, policy.next_state(obs.flatten(1)))
 
 
 class TestDefaultCatalog:
@@ -123,7 +123,7 @@ class TestDefaultCatalog:
             policy = victim.policy("a_0", state=memory.recall(rows))
             attacked = attack(policy, obs, generator=generator(step))
             assert torch.equal(attacked.outputs, theirs.decide(attacked.perturbed))
-            memory.advance(rows, policy, attacked.perturbed)
+            memory.advance(rows, policy.next_state(attacked.perturbed))
             ours = leaves(memory.recall(rows))
             actor = theirs.state["actor"]
             assert torch.equal(ours[0], actor["h"])

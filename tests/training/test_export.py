@@ -104,7 +104,7 @@ def answers(victim: Victim, agent: str, inputs: torch.Tensor, legal: torch.Tenso
     for row in inputs.split(1):
         policy = victim.policy(agent, state=memory.recall(here))
         found.append(policy(row))
-        memory.advance(here, policy, row)
+        memory.advance(here, policy.next_state(row))
     return torch.cat(found)
 
 

@@ -51,7 +51,7 @@ class TestMemory:
         memory = team.memory(3)
         for rows in (two([0, 2]), {"a_0": torch.tensor([2])}):
             shown = torch.ones(sum(map(len, rows.values())), 6)
-            memory.advance(rows, team.policy("a_0", state=memory.recall(rows)), shown)
+            memory.advance(rows, team.policy("a_0", state=memory.recall(rows)).next_state(shown))
         state = memory.recall({"a_0": torch.arange(3), "a_1": torch.arange(3)})
         assert state["decisions"].tolist() == [1, 0, 2, 1, 0, 0]
         assert state["sum"][:, 0].tolist() == [1, 0, 2, 1, 0, 0]
@@ -59,7 +59,7 @@ class TestMemory:
     def test_forgets_where_the_episode_is_over(self) -> None:
         team = victim(modules={"shared": Counter()})
         memory, rows = team.memory(2), {"a_0": torch.arange(2)}
-        memory.advance(rows, team.policy("a_0", state=memory.recall(rows)), torch.ones(2, 6))
+        memory.advance(rows, team.policy("a_0", state=memory.recall(rows)).next_state(torch.ones(2, 6)))
         memory.forget(torch.tensor([True, False]))
         assert memory.recall(rows)["decisions"].tolist() == [0, 1]
         memory.forget()
@@ -69,13 +69,13 @@ class TestMemory:
         memory = victim().memory(2)
         rows = {"a_0": torch.arange(2)}
         assert memory.recall(rows) is None
-        memory.advance(rows, victim().policy("a_0"), torch.zeros(2, 6))
+        memory.advance(rows, victim().policy("a_0").next_state(torch.zeros(2, 6)))
 
     def test_an_attack_asks_without_moving_the_state(self) -> None:
         team = victim(modules={"shared": stack()})
         memory, rows = team.memory(4), {"a_0": torch.arange(4)}
         obs = torch.randn(4, 6, generator=generator())
-        memory.advance(rows, team.policy("a_0", state=memory.recall(rows)), obs)
+        memory.advance(rows, team.policy("a_0", state=memory.recall(rows)).next_state(obs))
         before = memory.recall(rows)
         policy = team.policy("a_0", state=before)
         attack = PGD(perturbations=PerturbationSet(epsilon=0.5), steps=5, restarts=2, objective="kl")
@@ -83,7 +83,7 @@ class TestMemory:
         assert (attacked.value > attacked.clean_value).all(), "it climbs by the gradient through the LSTM"
         for then, now in zip(leaves(before), leaves(memory.recall(rows)), strict=True):
             assert torch.equal(then, now)
-        memory.advance(rows, policy, attacked.perturbed)
+        memory.advance(rows, policy.next_state(attacked.perturbed))
         _, expected = team.modules["shared"](attacked.perturbed, before)
         for now, then in zip(leaves(memory.recall(rows)), leaves(expected), strict=True):
             assert torch.equal(now, then)
@@ -129,7 +129,7 @@ class TestFiles:
                 obs = torch.randn(8, 6, generator=generator(step))
                 policy = each.policy("a_0", state=memory.recall(rows))
                 outputs.append(policy(obs))
-                memory.advance(rows, policy, obs)
+                memory.advance(rows, policy.next_state(obs))
         for first, second in zip(outputs[:3], outputs[3:], strict=True):
             assert torch.equal(first, second)
 

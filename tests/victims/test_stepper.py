@@ -13,7 +13,7 @@ from marl_aajr.attacks import make_attack
 from marl_aajr.core.distributions import ActionDistribution
 from marl_aajr.victims import ObservationFilter, Recurrent, Victim
 from marl_aajr.victims.recurrent import leaves
-from marl_aajr.victims.stepper import ActionSampler, CounterSampler, GeneratorSampler, Stepper, alike
+from marl_aajr.victims.stepper import ActionSampler, CounterSampler, GeneratorSampler, Stepper
 from tests.victims.teams import FixedLogits, network, victim
 
 E = 5
@@ -35,7 +35,7 @@ class Counted(nn.Module):
 
 
 def stepper(team: Victim, num_envs: int = E) -> Stepper:
-    return Stepper(team, team.memory(num_envs), groups=alike(team, team.agents))
+    return Stepper(team, team.memory(num_envs), groups=team.alike(team.agents))
 
 
 def seen(num_envs: int = E, *, seed: int = 0) -> dict[str, Tensor]:
@@ -101,11 +101,11 @@ class TestSharedNetworks:
     def test_agents_of_other_networks_and_filters_are_groups_of_their_own(self) -> None:
         own = ObservationFilter(mean=torch.zeros(6), std=torch.ones(6))
         same = ObservationFilter(mean=torch.zeros(6), std=torch.ones(6))
-        assert alike(victim(), ("a_0", "a_1")) == [["a_0", "a_1"]]
-        assert alike(victim(filters={"a_0": own, "a_1": same}), ("a_0", "a_1")) == [["a_0", "a_1"]]
-        assert alike(victim(filters={"a_0": own}), ("a_0", "a_1")) == [["a_0"], ["a_1"]]
+        assert victim().alike(("a_0", "a_1")) == [["a_0", "a_1"]]
+        assert victim(filters={"a_0": own, "a_1": same}).alike(("a_0", "a_1")) == [["a_0", "a_1"]]
+        assert victim(filters={"a_0": own}).alike(("a_0", "a_1")) == [["a_0"], ["a_1"]]
         two = victim(module_of={"a_0": "x", "a_1": "y"}, modules={"x": network(5), "y": network(5)})
-        assert alike(two, ("a_0", "a_1")) == [["a_0"], ["a_1"]]
+        assert two.alike(("a_0", "a_1")) == [["a_0"], ["a_1"]]
 
 
 SAMPLERS: dict[str, Callable[[Mapping[str, ActionDistribution]], ActionSampler]] = {

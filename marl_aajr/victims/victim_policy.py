@@ -1,17 +1,24 @@
-"""One module of a victim as the core's `Policy`: what attacks see of it."""
+"""One module of a victim as the core's `Policy`: what attacks see of it, and what it must offer."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import gymnasium as gym
 import torch
 from torch import Tensor, nn
 
-from marl_aajr.core.distributions import ActionDistribution, Categorical, MultiCategorical
+from marl_aajr.core.distributions import (
+    ActionDistribution,
+    Categorical,
+    DiagGaussian,
+    MultiCategorical,
+    from_space,
+)
 from marl_aajr.core.mlp import PlainMLP
 from marl_aajr.core.policy import Policy
-from marl_aajr.victims.recurrent import State, is_recurrent, map_state
+from marl_aajr.victims.recurrent import State, initial_state, is_recurrent, leaves, map_state
 
 
 class VictimPolicy(Policy):
@@ -56,14 +63,27 @@ class VictimPolicy(Policy):
             self.critic = self._value
 
     def __call__(self, obs: Tensor) -> Tensor:
-        outputs = self._step(obs)[0] if self._recurrent else self._apply(self._module, obs, **self._legal)
-        if self._mask is None:
-            return outputs
-        return outputs.masked_fill(~self._mask, torch.finfo(outputs.dtype).min)
+        return self.step(obs)[0]
 
-    def next_state(self, obs: Tensor) -> State:
-        """The state after a decision on inputs `[B, d]`; this policy's own stays as it is."""
-        return self._step(obs)[1]
+    def step(self, obs: Tensor) -> tuple[Tensor, State | None]:
+        """Distribution inputs, and the state after a decision on `obs`; this policy's own stays as it is."""
+        state = None
+        if self._recurrent:
+            if self._state is None:
+                raise ValueError(
+                    "expected the state of a recurrent policy, got none; keep a memory of the game, "
+                    "memory = victim.memory(num_envs), and give policy() what it recalls"
+                )
+            outputs, state = self._module(obs.reshape(-1, *self._shape), self._state, **self._legal)
+        else:
+            outputs = self._apply(self._module, obs, **self._legal)
+        if self._mask is not None:
+            outputs = outputs.masked_fill(~self._mask, torch.finfo(outputs.dtype).min)
+        return outputs, state
+
+    def next_state(self, obs: Tensor) -> State | None:
+        """The state after a decision on inputs `[B, d]`; None of a policy that has none."""
+        return self.step(obs)[1] if self._recurrent else None
 
     def vjp(self, obs: Tensor) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
         if self._mlp is None:
@@ -110,15 +130,6 @@ class VictimPolicy(Policy):
             **map_state(change, self._fixed, *others),
         )
 
-    def _step(self, obs: Tensor) -> tuple[Tensor, State]:
-        if self._state is None:
-            raise ValueError(
-                "expected the state of a recurrent policy, got none; keep a memory of the game, "
-                "memory = victim.memory(num_envs), and give policy() what it recalls"
-            )
-        outputs, state = self._module(obs.reshape(-1, *self._shape), self._state, **self._legal)
-        return outputs, state
-
     def _value(self, obs: Tensor) -> Tensor:
         assert self._critic is not None
         return self._apply(self._critic, obs).reshape(obs.shape[:-1])
@@ -139,3 +150,48 @@ def _check_mask(mask: Tensor, distribution: ActionDistribution) -> None:
             f"expected a bool action mask [B, {distribution.num_inputs}], got {mask.dtype} "
             f"{tuple(mask.shape)}"
         )
+
+
+@torch.no_grad()
+def check_network(
+    module: nn.Module,
+    module_id: str,
+    *,
+    shape: tuple[int, ...],
+    action_space: gym.Space[Any],
+    critic: nn.Module | None = None,
+) -> None:
+    """Raise `ValueError` unless a module maps observations of a shape to inputs of an action distribution."""
+    distribution, obs = from_space(action_space), torch.zeros(2, *shape)
+    try:
+        outputs = _first_outputs(module, module_id, obs) if is_recurrent(module) else module(obs)
+    except RuntimeError as error:
+        raise ValueError(f"expected module {module_id!r} to take observations {shape}, got {error}") from None
+    if outputs.shape != (2, distribution.num_inputs):
+        hint = " (mean and log σ)" if isinstance(distribution, DiagGaussian) else ""
+        raise ValueError(
+            f"expected module {module_id!r} to give {distribution.num_inputs} outputs{hint} for "
+            f"{action_space}, got {tuple(outputs.shape[1:])}"
+        )
+    if critic is not None and (values := critic(obs)).shape not in ((2,), (2, 1)):
+        raise ValueError(
+            f"expected the critic of {module_id!r} to give one value a row, got {tuple(values.shape)} for 2"
+        )
+
+
+def _first_outputs(module: nn.Module, module_id: str, obs: Tensor) -> Tensor:
+    """The outputs of a recurrent module at the beginning of an episode."""
+    state = initial_state(module, len(obs))
+    result = module(obs, state)
+    if not (isinstance(result, tuple) and len(result) == 2):
+        raise ValueError(
+            f"expected recurrent module {module_id!r} to return (outputs, state), got {type(result).__name__}"
+        )
+    outputs: Tensor = result[0]
+    before, after = ([tuple(x.shape) for x in leaves(part)] for part in (state, result[1]))
+    if before != after or any(shape[:1] != (len(obs),) for shape in before):
+        raise ValueError(
+            f"expected states [B, ...] of fixed shapes from recurrent module {module_id!r}, got {before} at "
+            f"the beginning and {after} after a step, for B = {len(obs)}; put the batch first"
+        )
+    return outputs
