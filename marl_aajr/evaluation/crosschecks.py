@@ -20,7 +20,7 @@ from marl_aajr.attacks import FGSM, PGD, Attack, SquareAttack, StrongPGD, Transf
 from marl_aajr.core.threat import PerturbationSet
 from marl_aajr.evaluation.attack_run import prepare
 from marl_aajr.evaluation.outcomes import Units
-from marl_aajr.evaluation.probe import DecisionSample
+from marl_aajr.evaluation.preflight import DecisionSample
 from marl_aajr.evaluation.result import Check
 from marl_aajr.evaluation.statistics import student_interval
 from marl_aajr.victims import Victim

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from marl_aajr.adversaries.learned import FittedAttack
 from marl_aajr.attacks import Attack, Transfer
 from marl_aajr.core.numerics import one_torch_thread
 from marl_aajr.core.seeds import Purpose, derived_seed, stream
@@ -19,17 +21,14 @@ from marl_aajr.evaluation.admission import (
     requested,
     settle_units,
 )
-from marl_aajr.evaluation.agent_checks import agent_checks
 from marl_aajr.evaluation.attack_run import prepare
 from marl_aajr.evaluation.crosschecks import climb, ladder, objective_checks
-from marl_aajr.evaluation.fitting import fitted
-from marl_aajr.evaluation.player import Player, Progress
-from marl_aajr.evaluation.preflight import examine, report
-from marl_aajr.evaluation.probe import ObservationSampler
-from marl_aajr.evaluation.protocol import Protocol, Suite
+from marl_aajr.evaluation.evaluator import Evaluator, Progress
+from marl_aajr.evaluation.preflight import ObservationSampler, examine, report
+from marl_aajr.evaluation.protocol import Protocol
 from marl_aajr.evaluation.replacements import Replacement, admitted_controls, resolve_replacements
 from marl_aajr.evaluation.result import ActionsResult, Check, Evaluation, PlayedEnvironment, Skipped
-from marl_aajr.evaluation.return_checks import return_checks
+from marl_aajr.evaluation.return_checks import agent_checks, return_checks
 from marl_aajr.evaluation.rows import play_rows
 from marl_aajr.rollout.environments import EnvironmentSpec, make_batch, resolve
 from marl_aajr.rollout.teams import choose_agents
@@ -99,25 +98,24 @@ def evaluate(
         controls, left_out = admitted_controls(suite.controls, env, members=members)
         replaced = resolve_replacements(protocol.replace, env, members=members)
         replacements = tuple(dict.fromkeys((*controls, *replaced)))
-        player = Player(
+        evaluator = Evaluator(
             victim=victim,
             spec=spec,
             env=env,
             agents=members,
             units=settle_units(suite.units, victim, members if chosen else ()),
+            suite=suite,
             seed=protocol.seed,
-            scales=suite.budget.scale_of,
             on_progress=on_progress,
             home=home,
         )
-        with closing(player):
-            player.expect(suite, chosen, replacements=len(replacements))
+        with closing(evaluator):
+            evaluator.expect(chosen, replacements=len(replacements))
             if chosen:
-                player.calibrate(suite)
-            return _judge(
-                player,
-                suite,
-                fitted(player, chosen),
+                evaluator.calibrate()
+            return _result(
+                evaluator,
+                _all_fitted(evaluator, chosen),
                 replacements,
                 skipped=(*skipped, *left_out),
                 workers=protocol.workers,
@@ -137,73 +135,76 @@ def _environment(environment: EnvironmentSpec | str | None, victim: Victim) -> E
     return environment
 
 
-def _judge(
-    player: Player,
-    suite: Suite,
+def _result(
+    evaluator: Evaluator,
     attacks: Sequence[Attack],
     replacements: Sequence[Replacement],
     *,
     skipped: tuple[Skipped, ...],
     workers: int | None,
 ) -> Evaluation:
-    observed = ObservationSampler(stream(player.seed, Purpose.PROBE))
-    rows = play_rows(player, attacks, suite, replacements=replacements, observed=observed, workers=workers)
+    observed = ObservationSampler(stream(evaluator.seed, Purpose.PROBE))
+    rows = play_rows(evaluator, attacks, replacements=replacements, observed=observed, workers=workers)
+    suite = evaluator.suite
     return Evaluation(
-        env=PlayedEnvironment(name=player.spec.name, kwargs=dict(player.spec.kwargs)),
-        teams=dict(player.env.teams),
-        team=player.team,
-        agents=tuple(player.agents),
+        env=PlayedEnvironment(name=evaluator.spec.name, kwargs=dict(evaluator.spec.kwargs)),
+        teams=dict(evaluator.env.teams),
+        team=evaluator.team,
+        agents=tuple(evaluator.agents),
         budget=suite.budget,
         suite=suite.name,
-        units=player.units,
+        units=evaluator.units,
         norm=suite.norm,
-        seed=player.seed,
+        seed=evaluator.seed,
         episodes=suite.episodes,
         selection_episodes=suite.selection_episodes,
         weakest_link=suite.weakest_link,
-        num_envs=player.env.num_envs,
+        num_envs=evaluator.env.num_envs,
         results=rows,
         skipped=skipped,
         checks=(
-            *_side_checks(player),
-            *_checks(player, attacks, rows, observed),
+            *_side_checks(evaluator),
+            *_checks(evaluator, attacks, rows, observed),
             *(check for row in rows for check in agent_checks(row)),
         ),
     )
 
 
-def _side_checks(player: Player) -> list[Check]:
+def _side_checks(evaluator: Evaluator) -> list[Check]:
     """A sum over agents who play against each other says nothing."""
-    if not player.cancelled:
+    if not evaluator.cancelled:
         return []
     return [
         Check(
             "teams",
             "warn",
-            f"The rewards of team {player.team!r} add up to 0 in every episode: its agents play against each "
-            "other. Give the environment an attribute teams, a dict from agent to side, for returns that say "
-            "something.",
+            f"The rewards of team {evaluator.team!r} add up to 0 in every episode: its agents play against "
+            "each other. Give the environment an attribute teams, a dict from agent to side, for returns "
+            "that say something.",
         )
     ]
 
 
 def _checks(
-    player: Player, attacks: Sequence[Attack], rows: Sequence[ActionsResult], observed: ObservationSampler
+    evaluator: Evaluator,
+    attacks: Sequence[Attack],
+    rows: Sequence[ActionsResult],
+    observed: ObservationSampler,
 ) -> list[Check]:
     if not attacks:
         return []
-    victim, units = player.victim, player.units
-    groups = [g for g in victim.alike(player.env.possible_agents) if set(g) & set(player.agents)]
+    victim, units = evaluator.victim, evaluator.units
+    groups = [g for g in victim.alike(evaluator.env.possible_agents) if set(g) & set(evaluator.agents)]
     samples = observed.samples(groups, rows=_PROBED)
     by_size = {a.perturbations.epsilon: a.perturbations for a in attacks}
     largest = by_size[max(by_size)]
-    seed = derived_seed(player.seed, Purpose.PROBE)
+    seed = derived_seed(evaluator.seed, Purpose.PROBE)
     health = [
         examine(
             sample,
             victim,
             prepare(ladder(largest)["noise"], victim, sample.agent, units=units).perturbations,
-            generator=stream(player.seed, Purpose.PROBE),
+            generator=stream(evaluator.seed, Purpose.PROBE),
         )
         for sample in samples
     ]
@@ -215,5 +216,35 @@ def _checks(
             for epsilon in sorted(by_size)
         }
         found += objective_checks(gains)
-    distributions = [victim.distributions[victim.module_of[agent]] for agent in player.agents]
+    distributions = [victim.distributions[victim.module_of[agent]] for agent in evaluator.agents]
     return [*found, *(check for row in rows for check in return_checks(row, distributions))]
+
+
+def _all_fitted(evaluator: Evaluator, attacks: Sequence[Attack]) -> tuple[Attack, ...]:
+    """The attacks, those that are not ready fitted: once for all sizes, unless one is for one size only.
+
+    Where the environment is not the victim's own, its run neither has what fits nor keeps it.
+    """
+    learned: dict[Attack, Attack] = {}
+    found: list[Attack] = []
+    for attack in attacks:
+        if attack.ready or not isinstance(attack, FittedAttack):
+            found.append(attack)
+            continue
+        key = attack if attack.per_size else attack.at(1.0)
+        if key not in learned:
+            evaluator.tell(f"fitting {attack.name}")
+            learned[key] = _fitted(evaluator, attack)
+        found.append(learned[key] if attack.per_size else learned[key].at(attack.perturbations.epsilon))
+    return tuple(found)
+
+
+def _fitted(evaluator: Evaluator, attack: FittedAttack) -> Attack:
+    victim, spec, home = evaluator.victim, evaluator.spec, evaluator.home
+    own = resolve(victim.env_name, victim.env_kwargs) if victim.env_name else None
+    if own is None or (own.name, dict(own.kwargs)) != (spec.name, dict(spec.kwargs)):
+        victim, home = replace(victim, env_name=spec.name, env_kwargs=dict(spec.kwargs)), None
+    seed = derived_seed(evaluator.seed, Purpose.FIT)
+    return attack.fit(
+        victim, evaluator.env, agents=evaluator.agents, seed=seed, units=evaluator.units, home=home
+    )

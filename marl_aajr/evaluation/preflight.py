@@ -1,14 +1,15 @@
 """Preflight: whether a policy can be attacked at all by the means that the attacks have.
 
-A gradient attack against a policy that hides its gradients proves nothing. What is asked here of every
-victim, before its returns are believed, is the field's list: Athalye 2018 (arXiv 1802.00420), Carlini 2019
-(arXiv 1902.06705), Croce 2020 (arXiv 2003.01690).
+A gradient attack against a policy that hides its gradients proves nothing. These questions are asked of
+every victim, on decisions that it really meets (`ObservationSampler`), before its returns are believed. They
+are the field's list: Athalye 2018 (arXiv 1802.00420), Carlini 2019 (arXiv 1902.06705), Croce 2020 (arXiv
+2003.01690).
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import gymnasium as gym
 import torch
@@ -18,9 +19,62 @@ from marl_aajr.core.distributions import ActionDistribution, DiagGaussian, Multi
 from marl_aajr.core.objectives import Clean, make_objective, value_and_gradient
 from marl_aajr.core.policy import differentiable
 from marl_aajr.core.threat import PerturbationSet
-from marl_aajr.evaluation.probe import DecisionSample
 from marl_aajr.evaluation.result import Check, Verdict
-from marl_aajr.victims import Victim
+from marl_aajr.victims import Victim, VictimPolicy
+from marl_aajr.victims.stepper import DecisionBatch
+
+_PER_STEP = 32
+"""Rows kept of each step, so that one long episode does not fill the sample."""
+
+
+@dataclass(frozen=True)
+class DecisionSample:
+    """Decisions of agents that share a policy.
+
+    Attributes:
+        agent: one of them.
+        policy: theirs, with each row's legal actions and state.
+        obs: network inputs, `[B, d]`.
+    """
+
+    agent: str
+    policy: VictimPolicy
+    obs: Tensor
+
+
+@dataclass
+class ObservationSampler:
+    """Keeps a random part of the decisions that policies meet; a `StepCallback`.
+
+    Attributes:
+        generator: chooses the rows.
+    """
+
+    generator: torch.Generator
+    _inputs: dict[str, list[Tensor]] = field(default_factory=dict)
+    _policies: dict[str, list[VictimPolicy]] = field(default_factory=dict)
+
+    def __call__(self, batches: Sequence[DecisionBatch], episode: Tensor) -> None:
+        for batch in batches:
+            self._keep(batch.agent, batch.policy, batch.inputs)
+
+    def _keep(self, agent: str, policy: VictimPolicy, inputs: Tensor) -> None:
+        chosen = torch.randperm(len(inputs), generator=self.generator)[:_PER_STEP]
+        self._inputs.setdefault(agent, []).append(inputs[chosen])
+        self._policies.setdefault(agent, []).append(policy.select(chosen))
+
+    def samples(self, agents: list[list[str]], *, rows: int) -> list[DecisionSample]:
+        """At most `rows` decisions of each group of agents."""
+        found = []
+        for group in agents:
+            if group[0] not in self._inputs:
+                continue
+            inputs = torch.cat(self._inputs[group[0]])
+            chosen = torch.randperm(len(inputs), generator=self.generator)[:rows]
+            policy = VictimPolicy.joined(self._policies[group[0]])
+            found.append(DecisionSample(group[0], policy.select(chosen), inputs[chosen]))
+        return found
+
 
 _FORWARDS = 5
 _SAME = 1e-4

@@ -9,12 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from marl_aajr.adversaries.observation_game import GAME
-from marl_aajr.evaluation.adversaries import liar_of, replacement_of
 from marl_aajr.evaluation.evaluate import evaluate
-from marl_aajr.evaluation.player import Progress
+from marl_aajr.evaluation.evaluator import Progress
 from marl_aajr.evaluation.protocol import AttackEntry, Protocol
 from marl_aajr.evaluation.result import Evaluation
-from marl_aajr.evaluation.sources import find_victim, finished
+from marl_aajr.evaluation.sources import find_victim, finished, observation_adversary, replacement_of
 from marl_aajr.training.files import write_json
 from marl_aajr.training.run_directory import RunDirectory
 from marl_aajr.victims import Victim
@@ -60,8 +59,8 @@ def evaluate_run(
     for name, path in _named(adversaries).items():
         adversary = finished(path)
         if adversary.config().env.name == GAME:
-            liar = liar_of(adversary, source=name, against=source.victim, at=run)
-            attacks.append(AttackEntry(attack=liar, epsilon=liar.perturbations.epsilon))
+            learned = observation_adversary(adversary, source=name, against=source.victim, at=run)
+            attacks.append(AttackEntry(attack=learned, epsilon=learned.perturbations.epsilon))
         else:
             replace.append(replacement_of(adversary, source=name, against=source.victim))
     evaluation = evaluate(

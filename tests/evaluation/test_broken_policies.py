@@ -15,8 +15,7 @@ from marl_aajr.core.threat import PerturbationSet
 from marl_aajr.evaluation import Evaluation, Suite, evaluate
 from marl_aajr.evaluation.crosschecks import objective_checks
 from marl_aajr.evaluation.outcomes import AttackOutcome, AttackSpec, Outcome
-from marl_aajr.evaluation.preflight import Health, examine, report
-from marl_aajr.evaluation.probe import DecisionSample
+from marl_aajr.evaluation.preflight import DecisionSample, Health, examine, report
 from marl_aajr.evaluation.protocol import AttackEntry
 from marl_aajr.evaluation.result import ActionsResult, Check
 from marl_aajr.evaluation.return_checks import lower, return_checks

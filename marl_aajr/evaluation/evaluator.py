@@ -1,4 +1,4 @@
-"""One victim at one table: plays row after row, and counts."""
+"""The player of an evaluation's rows: one victim in one environment, row after row."""
 
 from __future__ import annotations
 
@@ -13,7 +13,6 @@ from marl_aajr.attacks import Attack
 from marl_aajr.core.seeds import Purpose, derived_seed, stream
 from marl_aajr.evaluation.attack_run import AttackRun
 from marl_aajr.evaluation.attack_schedule import AttackSchedule, ScheduleCalibration
-from marl_aajr.evaluation.budget import Budget
 from marl_aajr.evaluation.episodes import StepCallback, play
 from marl_aajr.evaluation.outcomes import (
     Actions,
@@ -33,12 +32,12 @@ from marl_aajr.victims import Victim
 
 
 class Progress(NamedTuple):
-    """How far an evaluation is.
+    """The progress of an evaluation.
 
     Attributes:
         done: episodes played, of all rows.
         total: episodes to play.
-        what: what is being played: `"clean"`, `"pgd 0.1"`.
+        what: the row that is being played: `"clean"`, `"pgd 0.1"`.
     """
 
     done: int
@@ -46,23 +45,47 @@ class Progress(NamedTuple):
     what: str
 
 
+@dataclass(frozen=True)
+class AttackTask:
+    """One attack to play: on the reported episodes, or on the selection episodes.
+
+    Attributes:
+        actions: greedy or sampled.
+        attack: the attack, fitted where it must be.
+        agents: the attacked agents.
+        schedule: the attacked steps; None: every step.
+        selection: whether it is played on the selection episodes.
+    """
+
+    actions: Actions
+    attack: Attack
+    agents: tuple[str, ...]
+    schedule: AttackSchedule | None
+    selection: bool
+
+    @property
+    def label(self) -> str:
+        """Attack, size and episodes: `pgd 0.1 (selection)`."""
+        episodes = " (selection)" if self.selection else ""
+        return f"{self.attack.name} {self.attack.perturbations.epsilon:g}{episodes}"
+
+
 @dataclass(kw_only=True)
-class Player:
+class Evaluator:
     """Plays the rows of one evaluation, one after the other.
 
     Attributes:
         victim: plays all agents.
         spec: the environment.
         env: its copies, for the reported episodes.
-        agents: whose observations may be changed; all of one team.
+        suite: the complete protocol.
+        agents: agents whose observations may be changed; all of one team.
         units: of ε.
         seed: everything random follows from it.
-        scales: by agent, its ε as a multiple of the row's; absent: 1.
         on_progress: told after every episode.
+        home: folder of the victim's run, which keeps the adversaries that are trained; None: nothing does.
         total: episodes to play.
         done: episodes played.
-        home: folder of the victim's run, which keeps the adversaries that are trained; None: nothing does.
-        other_env: copies for the selection episodes, once there are any.
         calibrations: by kind of actions, what unattacked selection episodes tell an attack schedule.
         unattacked: by kind of actions, the team's returns in them.
         cancelled: whether the team's rewards cancelled in every clean episode, though its agents had some.
@@ -71,26 +94,27 @@ class Player:
     victim: Victim
     spec: EnvironmentSpec
     env: BatchedEnv
+    suite: Suite
     agents: Sequence[str]
     units: Units
     seed: int
-    on_progress: Callable[[Progress], None] | None
-    scales: Mapping[str, float] = field(default_factory=dict)
+    on_progress: Callable[[Progress], None] | None = None
     home: Path | None = None
     total: int = 0
     done: int = 0
-    other_env: BatchedEnv | None = None
     calibrations: dict[Actions, ScheduleCalibration] = field(default_factory=dict)
     unattacked: dict[Actions, tuple[float, ...]] = field(default_factory=dict)
     cancelled: bool = False
+    _selection_env: BatchedEnv | None = None
 
     @property
     def team(self) -> str:
-        """Whose return is "the return"."""
+        """The team whose return is "the return"."""
         return self.env.teams[self.agents[0]]
 
-    def expect(self, suite: Suite, attacks: Sequence[Attack], *, replacements: int) -> None:
-        """Count what there is to play."""
+    def expect(self, attacks: Sequence[Attack], *, replacements: int) -> None:
+        """Count the episodes to play."""
+        suite = self.suite
         tried = len(attacks) if suite.budget.worst is None else len(attacks) * suite.trials(self.agents)
         if suite.alone(self.agents):
             tried += len({attack.perturbations.epsilon for attack in attacks}) * len(self.agents)
@@ -99,97 +123,71 @@ class Player:
         each = (len(attacks) + replacements + 1) * suite.episodes
         self.total = len(suite.actions) * (each + (tried + replacements) * suite.selection_episodes)
 
-    def calibrate(self, suite: Suite) -> None:
+    def calibrate(self) -> None:
         """Watch unattacked selection episodes, where a budget or the search for agents rests on them.
 
         Raises:
             ValueError: more steps than an episode has.
         """
-        if not suite.calibrated(self.agents):
+        if not self.suite.calibrated(self.agents):
             return
-        for kind in suite.actions:
-            calibration = ScheduleCalibration(self.agents, strategic=suite.budget.timing == "strategic")
-            env = self._other(suite.selection_episodes)
-            returns = self._play(
-                "clean (selection)",
-                suite.selection_episodes,
-                sampled=kind == "sampled",
-                on_step=calibration,
-                env=env,
-            )
-            self.calibrations[kind] = calibration
-            self.unattacked[kind] = tuple(self._own(returns).tolist())
-            self.schedule(kind, self.agents, suite.budget)
+        for actions in self.suite.actions:
+            strategic = self.suite.budget.timing == "strategic"
+            calibration = ScheduleCalibration(self.agents, strategic=strategic)
+            returns = self._play("clean (selection)", actions, on_step=calibration, selection=True)
+            self.calibrations[actions] = calibration
+            self.unattacked[actions] = tuple(self._own(returns).tolist())
+            self._schedule(actions, self.agents)
 
-    def schedule(self, kind: Actions, agents: Collection[str], budget: Budget) -> AttackSchedule | None:
-        """In which steps these agents are attacked; None: in every one."""
-        return None if budget.steps is None else self.calibrations[kind].schedule(agents, steps=budget.steps)
-
-    def clean(self, *, episodes: int, sampled: bool, on_step: StepCallback | None = None) -> Outcome:
+    def clean(self, actions: Actions, *, on_step: StepCallback | None = None) -> Outcome:
         """The row without attack."""
-        returns = self._play("clean", episodes, sampled=sampled, on_step=on_step)
+        returns = self._play("clean", actions, on_step=on_step)
         self.cancelled = cancel(returns[:, self._members()])
         return Outcome(**self._outcome(returns))
 
-    def attacked(
-        self,
-        attack: Attack,
-        *,
-        agents: Sequence[str],
-        schedule: AttackSchedule | None,
-        episodes: int,
-        sampled: bool,
-    ) -> AttackOutcome:
-        """The row of one attack on some agents, in every step or by a schedule."""
-        run = self._run(attack, agents, schedule)
-        returns = self._play(_label(attack), episodes, sampled=sampled, attack=run)
-        statistics = run.statistics
+    def task(
+        self, actions: Actions, attack: Attack, agents: tuple[str, ...], *, selection: bool
+    ) -> AttackTask:
+        """An attack on some agents in the steps that the budget allows."""
+        return AttackTask(actions, attack, agents, self._schedule(actions, agents), selection)
+
+    def play(self, task: AttackTask) -> AttackOutcome | tuple[float, ...]:
+        """The row of an attack; on the selection episodes the returns alone, which choices rest on."""
+        run = AttackRun(
+            attack=task.attack,
+            victim=self.victim,
+            agents=task.agents,
+            units=self.units,
+            generator=stream(self.seed, Purpose.ATTACK),
+            scales=self.suite.budget.scale_of,
+            schedule=task.schedule,
+        )
+        returns = self._play(task.label, task.actions, attack=run, selection=task.selection)
+        if task.selection:
+            return tuple(self._own(returns).tolist())
+        statistics, size = run.statistics, task.attack.perturbations.epsilon
         decisions = max(statistics.decisions, 1)
         return AttackOutcome(
             **self._outcome(returns),
-            attack=AttackSpec.of(attack),
+            attack=AttackSpec.of(task.attack),
             success_rate=statistics.changed / decisions,
             objective_gain=statistics.gain / decisions,
             kl=statistics.kl / decisions,
-            epsilons={a: self.scales.get(a, 1.0) * attack.perturbations.epsilon for a in agents},
-            attacked_steps=_attacked_steps(run, episodes),
+            epsilons={agent: run.scales.get(agent, 1.0) * size for agent in task.agents},
+            attacked_steps=_attacked_steps(run, self.suite.episodes),
         )
 
-    def selected_on(
-        self,
-        attack: Attack,
-        *,
-        agents: Sequence[str],
-        schedule: AttackSchedule | None,
-        episodes: int,
-        sampled: bool,
-    ) -> tuple[float, ...]:
-        """Returns under an attack on episodes that are not reported."""
-        returns = self._play(
-            f"{_label(attack)} (selection)",
-            episodes,
-            sampled=sampled,
-            attack=self._run(attack, agents, schedule),
-            env=self._other(episodes),
-        )
-        return tuple(self._own(returns).tolist())
-
-    def replaced(
-        self, replacement: Replacement, *, episodes: int, selection_episodes: int, sampled: bool
-    ) -> ReplacementOutcome:
+    def replaced(self, replacement: Replacement, actions: Actions) -> ReplacementOutcome:
         """The row of one replacement, and what the choice of the worst one rests on."""
-        returns = self._play(
-            replacement.label, episodes, sampled=sampled, replacement=self._policy(replacement, sampled)
-        )
+        returns = self._play(replacement.label, actions, replacement=self._policy(replacement, actions))
         loyal = self._members(but=replacement.agents)
         tried = None
-        if selection_episodes:
+        if self.suite.selection_episodes:
             chosen_on = self._play(
                 f"{replacement.label} (selection)",
-                selection_episodes,
-                sampled=sampled,
-                replacement=self._policy(replacement, sampled),
-                env=self._other(selection_episodes),
+                actions,
+                replacement=self._policy(replacement, actions),
+                selection=True,
             )
             tried = self._own(chosen_on).mean().item()
         return ReplacementOutcome(
@@ -203,52 +201,52 @@ class Player:
         )
 
     def close(self) -> None:
-        """Free what was made here: the copies for the selection episodes."""
-        if self.other_env is not None:
-            self.other_env.close()
+        """Free the copies for the selection episodes, which were made here."""
+        if self._selection_env is not None:
+            self._selection_env.close()
 
-    def _other(self, episodes: int) -> BatchedEnv:
-        if self.other_env is None:
-            self.other_env = make_batch(self.spec, min(self.env.num_envs, episodes))
-        return self.other_env
+    def tell(self, what: str, finished: int = 0) -> None:
+        """Report progress: what is played, and how many of its episodes are finished."""
+        if self.on_progress is not None:
+            self.on_progress(Progress(self.done + finished, self.total, what))
 
-    def _policy(self, replacement: Replacement, sampled: bool) -> ReplacementPolicy:
-        return replacement.policy(sampled=sampled, generator=stream(self.seed, Purpose.REPLACED))
+    def _schedule(self, actions: Actions, agents: Collection[str]) -> AttackSchedule | None:
+        """The steps in which these agents are attacked; None: every one."""
+        steps = self.suite.budget.steps
+        return None if steps is None else self.calibrations[actions].schedule(agents, steps=steps)
+
+    def _policy(self, replacement: Replacement, actions: Actions) -> ReplacementPolicy:
+        generator = stream(self.seed, Purpose.REPLACED)
+        return replacement.policy(sampled=actions == "sampled", generator=generator)
 
     def _members(self, *, but: Collection[str] = ()) -> list[int]:
         """Places of the team's agents among all."""
         everybody = enumerate(self.env.possible_agents)
         return [i for i, agent in everybody if self.env.teams[agent] == self.team and agent not in but]
 
-    def _run(self, attack: Attack, agents: Sequence[str], schedule: AttackSchedule | None) -> AttackRun:
-        return AttackRun(
-            attack=attack,
-            victim=self.victim,
-            agents=agents,
-            units=self.units,
-            generator=stream(self.seed, Purpose.ATTACK),
-            scales=self.scales,
-            schedule=schedule,
-        )
-
     def _play(
         self,
         what: str,
-        episodes: int,
+        actions: Actions,
         *,
-        sampled: bool,
         attack: AttackRun | None = None,
         replacement: ReplacementPolicy | None = None,
         on_step: StepCallback | None = None,
-        env: BatchedEnv | None = None,
+        selection: bool = False,
     ) -> Tensor:
-        """Returns `[episodes, agents]`; another table than the reported one has other episodes."""
+        """Returns `[episodes, agents]` of the reported or of the selection episodes."""
+        episodes, env, seed = self.suite.episodes, self.env, self.seed
+        if selection:
+            episodes, seed = self.suite.selection_episodes, derived_seed(self.seed, Purpose.SELECTION)
+            if self._selection_env is None:
+                self._selection_env = make_batch(self.spec, min(self.env.num_envs, episodes))
+            env = self._selection_env
         returns = play(
             self.victim,
-            env or self.env,
+            env,
             episodes=episodes,
-            seed=self.seed if env is None else derived_seed(self.seed, Purpose.SELECTION),
-            sampled=sampled,
+            seed=seed,
+            sampled=actions == "sampled",
             attack=attack,
             replacement=replacement,
             on_episode=lambda finished: self.tell(what, finished),
@@ -256,10 +254,6 @@ class Player:
         )
         self.done += episodes
         return returns
-
-    def tell(self, what: str, finished: int) -> None:
-        if self.on_progress is not None:
-            self.on_progress(Progress(self.done + finished, self.total, what))
 
     def _own(self, returns: Tensor) -> Tensor:
         return by_team(returns, self.env.possible_agents, self.env.teams)[self.team]
@@ -302,7 +296,3 @@ def _attacked_steps(run: AttackRun, episodes: int) -> AttackedSteps | None:
         longest=run.schedule.longest,
         mean=run.statistics.attacked_steps / episodes,
     )
-
-
-def _label(attack: Attack) -> str:
-    return f"{attack.name} {attack.perturbations.epsilon:g}"
