@@ -2,18 +2,18 @@
 
 from marl_aajr.report.cautions import Incident, Notes, Tuning
 from marl_aajr.report.comparison import Comparison, MethodRow, compare, compare_each
+from marl_aajr.report.methods import EvaluatedRun, load_run
 from marl_aajr.report.page import write_page, write_report
-from marl_aajr.report.records import RunRecord, load_run
 from marl_aajr.report.scores import Reference
 from marl_aajr.report.verdict import headline, how_chosen, how_compared, verdict
 
 __all__ = [
     "Comparison",
+    "EvaluatedRun",
     "Incident",
     "MethodRow",
     "Notes",
     "Reference",
-    "RunRecord",
     "Tuning",
     "compare",
     "compare_each",

@@ -14,6 +14,7 @@ from typing import NamedTuple
 from marl_aajr.evaluation.outcomes import AttackSpec, ReplacementOutcome, SubsetOutcome
 from marl_aajr.evaluation.result import Evaluation
 from marl_aajr.evaluation.statistics import paired_difference
+from marl_aajr.report.common_protocol import RunResults
 from marl_aajr.report.comparison import Comparison, MethodRow, estimate_of
 from marl_aajr.report.conditions import Condition, Key, exact, keys_of
 from marl_aajr.report.estimates import (
@@ -28,7 +29,6 @@ from marl_aajr.report.estimates import (
     number,
     size,
 )
-from marl_aajr.report.protocol import Results
 
 LEARNED = "learned"
 """What an attack asks of the policy, as evaluations name it, when it was trained against it."""
@@ -111,7 +111,7 @@ def _replaced(outcomes: Sequence[ReplacementOutcome | None], *, level: float, de
     return estimated(estimate_of(known, level=level), decimals=decimals, note=note, mark=mark)
 
 
-def _worst_replacements(run: Results) -> dict[_Replaced, ReplacementOutcome]:
+def _worst_replacements(run: RunResults) -> dict[_Replaced, ReplacementOutcome]:
     found: dict[_Replaced, ReplacementOutcome] = {}
     for rows, _ in run.played:
         for outcome in rows.adversarial_agents:
@@ -156,7 +156,7 @@ def _against_myopic(
     return own, marked("strongest that is not learned", rows, strongest, decimals=decimals)
 
 
-def _behind(run: Results, condition: Condition, others: Sequence[Condition]) -> bool:
+def _behind(run: RunResults, condition: Condition, others: Sequence[Condition]) -> bool:
     """Whether the adversary leaves more than the strongest other, beyond doubt on the same episodes."""
     strongest = min((run.attacked[other] for other in others), key=lambda outcome: outcome.mean)
     return paired_difference(strongest.returns, run.attacked[condition].returns).negative
@@ -225,7 +225,7 @@ def weakest_links(comparison: Comparison, *, decimals: int) -> tuple[Block, ...]
     )
 
 
-def _worst_searches(run: Results, shared: Collection[Key]) -> dict[_Place, _Search]:
+def _worst_searches(run: RunResults, shared: Collection[Key]) -> dict[_Place, _Search]:
     """Of each place the search that found the lowest return; of equals, one that knows the clean return."""
     found: dict[_Place, list[_Search]] = defaultdict(list)
     for place, search in _searches(run, shared):
@@ -236,7 +236,7 @@ def _worst_searches(run: Results, shared: Collection[Key]) -> dict[_Place, _Sear
     }
 
 
-def _searches(run: Results, shared: Collection[Key]) -> Iterator[tuple[_Place, _Search]]:
+def _searches(run: RunResults, shared: Collection[Key]) -> Iterator[tuple[_Place, _Search]]:
     keys = keys_of(run.played)
     for rows, evaluation in run.played:
         faced: dict[AttackSpec, Key] = {

@@ -11,8 +11,7 @@ from marl_aajr.evaluation.result import Evaluation, Verdict
 from marl_aajr.report.adversaries import undertrained
 from marl_aajr.report.comparison import Comparison
 from marl_aajr.report.estimates import count, listing, number, some
-from marl_aajr.report.grouping import Method, differences
-from marl_aajr.report.records import RunRecord
+from marl_aajr.report.methods import EvaluatedRun, Method, differences
 
 FAILED = "EVALUATION FAILED"
 """The first words about a check that failed."""
@@ -244,7 +243,7 @@ def _baseline(methods: Sequence[Method]) -> Iterator[str]:
         yield f"{what}: no price of robustness can be given; {cure}."
 
 
-def _environment(comparison: Comparison, runs: Sequence[RunRecord]) -> Iterator[str]:
+def _environment(comparison: Comparison, runs: Sequence[EvaluatedRun]) -> Iterator[str]:
     odd = [
         f"{run.path} ({run.config['env']['name']})"
         for run in runs
@@ -257,12 +256,12 @@ def _environment(comparison: Comparison, runs: Sequence[RunRecord]) -> Iterator[
         )
 
 
-def _evaluated_as_trained(run: RunRecord, evaluation: Evaluation) -> bool:
+def _evaluated_as_trained(run: EvaluatedRun, evaluation: Evaluation) -> bool:
     trained = run.config["env"]
     return evaluation.env.name == trained["name"] and evaluation.env.kwargs == (trained.get("kwargs") or {})
 
 
-def _versions(runs: Sequence[RunRecord]) -> Iterator[str]:
+def _versions(runs: Sequence[EvaluatedRun]) -> Iterator[str]:
     known = [run.versions for run in runs if run.versions is not None]
     packages = dict.fromkeys(name for versions in known for name in versions.packages)
     differ = [name for name in packages if len({versions.packages.get(name) for versions in known}) > 1]
@@ -272,7 +271,7 @@ def _versions(runs: Sequence[RunRecord]) -> Iterator[str]:
         yield f"The runs were made with different versions of {listing(differ)} (see Versions)."
 
 
-def _nonfinite(runs: Sequence[RunRecord]) -> Iterator[str]:
+def _nonfinite(runs: Sequence[EvaluatedRun]) -> Iterator[str]:
     for run in runs:
         bad = sum(
             any(

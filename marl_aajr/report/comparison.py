@@ -11,11 +11,10 @@ from typing import Any
 from marl_aajr.evaluation.outcomes import Outcome
 from marl_aajr.evaluation.result import Check
 from marl_aajr.evaluation.statistics import area_under_curve
-from marl_aajr.report.conditions import Condition, Omission, unlimited
+from marl_aajr.report.common_protocol import CommonProtocol, Evidence, RunResults, gather
+from marl_aajr.report.conditions import Condition, Omission, Task, by_task, unlimited
 from marl_aajr.report.estimates import Estimate, over_episodes, over_runs
-from marl_aajr.report.grouping import Method, Task, by_method, by_task
-from marl_aajr.report.protocol import Evidence, Protocol, Results, gather
-from marl_aajr.report.records import RunRecord
+from marl_aajr.report.methods import EvaluatedRun, Method, by_method
 
 
 @dataclass(frozen=True)
@@ -42,7 +41,7 @@ class MethodRow:
     worst_attack: Mapping[float, Condition]
     worst_return: Mapping[float, Estimate]
     area: Estimate
-    runs: tuple[Results, ...]
+    runs: tuple[RunResults, ...]
     others: Mapping[str, MethodRow] = field(default_factory=dict)
     price: Estimate | None = None
 
@@ -54,7 +53,7 @@ class MethodRow:
         """Return under the worst attack of a size − that of another method, each under its own."""
         return self.worst_return[epsilon].minus(other.worst_return[epsilon])
 
-    def median_run(self, epsilon: float) -> Results:
+    def median_run(self, epsilon: float) -> RunResults:
         """The training run whose return under its own strongest attack of this size is the median.
 
         Of an even number of runs, the lower of the two in the middle.
@@ -100,7 +99,7 @@ class Comparison:
     """
 
     rows: tuple[MethodRow, ...]
-    protocol: Protocol
+    protocol: CommonProtocol
     conditions: tuple[Condition, ...]
     left_out: tuple[Omission, ...]
 
@@ -126,7 +125,7 @@ class Comparison:
             str(run.run.path): tuple(
                 check
                 for evaluation in run.run.evaluations.values()
-                if Protocol.of(evaluation) == self.protocol
+                if CommonProtocol.of(evaluation) == self.protocol
                 for check in evaluation.checks
             )
             for row in self.rows
@@ -181,7 +180,7 @@ class Comparison:
         }
 
 
-def compare(records: Sequence[RunRecord]) -> Comparison:
+def compare(records: Sequence[EvaluatedRun]) -> Comparison:
     """Compare the methods that the runs belong to.
 
     With at least two runs of a method its intervals are over runs (training seeds), by
@@ -214,7 +213,7 @@ def compare(records: Sequence[RunRecord]) -> Comparison:
     return replace(comparison, rows=tuple(priced))
 
 
-def compare_each(records: Sequence[RunRecord]) -> tuple[Comparison, ...]:
+def compare_each(records: Sequence[EvaluatedRun]) -> tuple[Comparison, ...]:
     """One comparison for each environment, and for each side of it that was attacked; by name.
 
     Raises:
@@ -229,7 +228,7 @@ def compare_each(records: Sequence[RunRecord]) -> tuple[Comparison, ...]:
     return replace(first, left_out=first.left_out + hidden), *others
 
 
-def _row(method: Method, runs: Sequence[Results], evidence: Evidence) -> MethodRow:
+def _row(method: Method, runs: Sequence[RunResults], evidence: Evidence) -> MethodRow:
     level = evidence.protocol.level
     epsilons = sorted({condition.epsilon for condition in unlimited(evidence.conditions)})
     worst = {epsilon: Counter(run.worst(epsilon) for run in runs) for epsilon in epsilons}
@@ -250,7 +249,7 @@ def _row(method: Method, runs: Sequence[Results], evidence: Evidence) -> MethodR
     )
 
 
-def _area(runs: Sequence[Results], epsilons: Sequence[float], *, level: float) -> Estimate:
+def _area(runs: Sequence[RunResults], epsilons: Sequence[float], *, level: float) -> Estimate:
     sizes = [0.0, *epsilons]
     curves = [[run.clean, *(run.strongest(epsilon) for epsilon in epsilons)] for run in runs]
     if len(curves) > 1:

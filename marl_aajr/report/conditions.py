@@ -1,16 +1,80 @@
-"""The conditions that runs are compared under: attack, size, attacked agents and steps; what is left out."""
+"""The things that are compared: a task, and in it the conditions that all runs were evaluated under.
+
+A task is an environment and the side whose return counts; a condition is an attack of one size, on some
+agents, at some steps. Evaluations that only some runs have are left out, and listed.
+"""
 
 from __future__ import annotations
 
+import json
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 from marl_aajr.evaluation.budget import Budget
 from marl_aajr.evaluation.outcomes import AttackOutcome, AttackSpec, WorstAttack
 from marl_aajr.evaluation.result import ActionsResult, Evaluation
 from marl_aajr.report.estimates import epsilons, listing, some
+from marl_aajr.report.methods import EvaluatedRun
+
+
+@dataclass(frozen=True, order=True)
+class Task:
+    """An environment, and the side whose return is compared: there, returns have a meaning in common.
+
+    Attributes:
+        environment: its name, and its arguments as JSON where there are any.
+        team: the side; empty where there is only one.
+    """
+
+    environment: str
+    team: str = ""
+
+    @classmethod
+    def of(cls, evaluation: Evaluation) -> Task:
+        """The task of an evaluation."""
+        kwargs = json.dumps(evaluation.env.kwargs, sort_keys=True) if evaluation.env.kwargs else ""
+        several = len(set(evaluation.teams.values())) > 1
+        return cls(f"{evaluation.env.name} {kwargs}".strip(), evaluation.team if several else "")
+
+    def __str__(self) -> str:
+        return f"{self.environment}, {self.team}" if self.team else self.environment
+
+    @property
+    def short(self) -> str:
+        """Without the package, for headings."""
+        name, _, kwargs = self.environment.partition(" ")
+        return f"{name.rpartition('.')[2]} {kwargs}".strip() + (f", {self.team}" if self.team else "")
+
+
+def by_task(records: Sequence[EvaluatedRun]) -> dict[Task, list[EvaluatedRun]]:
+    """The runs of each task, with their evaluations in it, in order of the tasks' names.
+
+    Left out are a task of a single run that is compared in another task, where nothing would be compared;
+    and, beside one with attacks, a task in which the runs share none.
+    """
+    found: dict[Task, list[EvaluatedRun]] = defaultdict(list)
+    for record in records:
+        own: dict[Task, dict[str, Evaluation]] = defaultdict(dict)
+        for name, evaluation in record.evaluations.items():
+            own[Task.of(evaluation)][name] = evaluation
+        for task, evaluations in own.items():
+            found[task].append(replace(record, evaluations=evaluations))
+    paths = {task: {run.path for run in runs} for task, runs in found.items()}
+    shown = [
+        task
+        for task in sorted(found)
+        if len(paths[task]) > 1 or not any(paths[task] < others for others in paths.values())
+    ]
+    attacked = [task for task in shown if share_attacks([run.evaluations.values() for run in found[task]])]
+    return {task: found[task] for task in attacked or shown}
+
+
+def share_attacks(per_run: Sequence[Iterable[Evaluation]]) -> bool:
+    """Whether some attack of some size is in the evaluations of every run."""
+    keys = [set(keys_of([(e.results[0], e) for e in evaluations]).values()) for evaluations in per_run]
+    return bool(set.intersection(*keys))
 
 
 class Key(NamedTuple):

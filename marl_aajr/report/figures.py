@@ -16,10 +16,10 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 
 from marl_aajr.evaluation.statistics import hypervolume, pareto_front
+from marl_aajr.report.common_protocol import RunResults
 from marl_aajr.report.comparison import Comparison, MethodRow
 from marl_aajr.report.conditions import Condition, unlimited
 from marl_aajr.report.estimates import Estimate, Sheet, listing, number
-from marl_aajr.report.protocol import Results
 from marl_aajr.report.scores import Reference
 from marl_aajr.report.style import MUTED, Look, Panel, svg
 
@@ -34,7 +34,7 @@ class _Series(NamedTuple):
 
 def worst_case(comparison: Comparison, looks: Sequence[Look], *, decimals: int, key: str) -> Panel:
     """The picture of the whole comparison: return under the worst attack of each size."""
-    series = [_series(row, row.worst_return, Results.worst) for row in comparison.rows]
+    series = [_series(row, row.worst_return, RunResults.worst) for row in comparison.rows]
     drawing = _against_epsilon(series, looks, limits=_return_limits(comparison.rows), key=key)
     alt = f"Return under the worst attack against ε. {_spelled(comparison, series, decimals=decimals)}."
     return Panel("Return under the worst attack", drawing, alt)
@@ -60,13 +60,13 @@ def robustness(
     return tuple(panels)
 
 
-def _fixed(at: Mapping[float, Condition], _: Results, epsilon: float) -> Condition:
+def _fixed(at: Mapping[float, Condition], _: RunResults, epsilon: float) -> Condition:
     """The same attack for every run."""
     return at[epsilon]
 
 
 def _series(
-    row: MethodRow, estimates: Mapping[float, Estimate], condition: Callable[[Results, float], Condition]
+    row: MethodRow, estimates: Mapping[float, Estimate], condition: Callable[[RunResults, float], Condition]
 ) -> _Series:
     return _Series(
         (0.0, *estimates),

@@ -25,7 +25,7 @@ from marl_aajr.evaluation.episodes import play
 from marl_aajr.evaluation.outcomes import Units
 from marl_aajr.evaluation.replacements import Replacement, resolve_replacements
 from marl_aajr.report.comparison import Comparison, MethodRow
-from marl_aajr.report.grouping import Task
+from marl_aajr.report.conditions import Task
 from marl_aajr.rollout.batched_env import BatchedEnv, BatchedEnvWrapper, BatchedStep
 from marl_aajr.rollout.environments import EnvironmentSpec, make_batch, resolve
 from marl_aajr.rollout.teams import choose_agents

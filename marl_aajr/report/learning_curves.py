@@ -13,8 +13,7 @@ from matplotlib.ticker import EngFormatter, MaxNLocator
 from numpy.typing import NDArray
 
 from marl_aajr.report.comparison import Comparison, MethodRow
-from marl_aajr.report.grouping import Method
-from marl_aajr.report.records import RunRecord
+from marl_aajr.report.methods import EvaluatedRun, Method
 from marl_aajr.report.style import Look, Panel, svg
 from marl_aajr.training.run_record import Iteration
 
@@ -126,7 +125,7 @@ def _describe(title: str, rows: Sequence[MethodRow], curves: Sequence[Sequence[C
     return f"{title} over environment steps: {'; '.join(ends) or 'no values'}."
 
 
-def return_curve(run: RunRecord, *, team: str | None = None) -> Curve:
+def return_curve(run: EvaluatedRun, *, team: str | None = None) -> Curve:
     """Training return of a run: of all agents together, or of one team."""
 
     def value(row: Iteration) -> float | None:
@@ -135,7 +134,7 @@ def return_curve(run: RunRecord, *, team: str | None = None) -> Curve:
     return _curve(run, value)
 
 
-def metric_curve(run: RunRecord, *, module: str, key: str) -> Curve:
+def metric_curve(run: EvaluatedRun, *, module: str, key: str) -> Curve:
     """A metric of one module; seconds as a share of the iteration's wall time."""
     shares = _share_of_time(run) if key == SECONDS else None
 
@@ -148,14 +147,14 @@ def metric_curve(run: RunRecord, *, module: str, key: str) -> Curve:
     return _curve(run, value)
 
 
-def _curve(run: RunRecord, value: Callable[[Iteration], float | None]) -> Curve:
+def _curve(run: EvaluatedRun, value: Callable[[Iteration], float | None]) -> Curve:
     points = [(row.env_steps, found) for row in run.metrics if (found := value(row)) is not None]
     x = np.array([steps for steps, _ in points], dtype=np.float64)
     y = np.array([y if math.isfinite(y) else math.nan for _, y in points], dtype=np.float64)
     return x, y
 
 
-def _share_of_time(run: RunRecord) -> dict[int, float]:
+def _share_of_time(run: EvaluatedRun) -> dict[int, float]:
     """Iteration -> 1 / its wall seconds; `seconds` is cumulative."""
     shares, before = {}, 0.0
     for row in run.metrics:

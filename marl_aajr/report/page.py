@@ -17,9 +17,9 @@ from markupsafe import Markup
 from marl_aajr.report import adversaries, figures, learning_curves, reproduce, scores, tables
 from marl_aajr.report.cautions import FAILED, Notes, all_cautions, left_out_of_all, verdict_on_checks
 from marl_aajr.report.comparison import Comparison, compare_each
+from marl_aajr.report.conditions import Task
 from marl_aajr.report.estimates import count, decimals_for, number
-from marl_aajr.report.grouping import Task, differences, shared
-from marl_aajr.report.records import load_run
+from marl_aajr.report.methods import differences, load_run, shared
 from marl_aajr.report.scores import Reference, reference_of
 from marl_aajr.report.style import Legend, dark_colours
 from marl_aajr.report.verdict import headline, how_chosen, how_compared, verdict

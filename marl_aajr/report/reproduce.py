@@ -1,22 +1,24 @@
-"""The commands that make the page again, and the configurations they need."""
+"""The commands that make the page again, and the configurations that they need."""
 
 from __future__ import annotations
 
 import json
 import shlex
 from collections import Counter, defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path, PurePath
+from typing import Any
 
 import yaml
 
+from marl_aajr.adversaries.store import ADVERSARIES, RECORD
 from marl_aajr.evaluation.budget import Budget
+from marl_aajr.evaluation.outcomes import AttackOutcome
 from marl_aajr.evaluation.protocol import builtin_suites
 from marl_aajr.evaluation.result import Evaluation
+from marl_aajr.report.common_protocol import LINF, CommonProtocol, RunResults
 from marl_aajr.report.comparison import Comparison
-from marl_aajr.report.grouping import Method
-from marl_aajr.report.protocol import LINF, Protocol, Results
-from marl_aajr.report.retrain import adversaries_of, kept_with, training, was_trained_before
+from marl_aajr.report.methods import Method
 
 _AGAIN = PurePath("again")
 
@@ -101,7 +103,7 @@ def _known(name: str, renamed: Mapping[str, str]) -> str:
     return next((to for path, to in renamed.items() if name in (path, PurePath(path).name)), name)
 
 
-def _targets(shown: Sequence[tuple[Protocol, Results]]) -> dict[str, str]:
+def _targets(shown: Sequence[tuple[CommonProtocol, RunResults]]) -> dict[str, str]:
     """Path of each run -> where it is trained again; runs of one name are told apart by a number.
 
     A policy from elsewhere stays where it is.
@@ -117,23 +119,23 @@ def _targets(shown: Sequence[tuple[Protocol, Results]]) -> dict[str, str]:
 
 
 def _evaluations(
-    shown: Sequence[tuple[Protocol, Results]], targets: Mapping[str, str]
+    shown: Sequence[tuple[CommonProtocol, RunResults]], targets: Mapping[str, str]
 ) -> tuple[dict[str, list[str]], list[str]]:
     """Path of each run -> the commands of its evaluations; and those that train the adversaries in them."""
     found: dict[str, dict[str, None]] = defaultdict(dict)
     trained: dict[str, None] = {}
     for protocol, results in shown:
         path = str(results.run.path)
-        kept = kept_with(results.run.path, targets[path])
+        kept = _kept_with(results.run.path, targets[path])
         for evaluation in results.run.evaluations.values():
-            if Protocol.of(evaluation) != protocol:
+            if CommonProtocol.of(evaluation) != protocol:
                 continue
             elsewhere = [] if results.run.trained_here else _environment(evaluation)
             for words in arguments(evaluation, {**targets, **kept}):
                 found[path][f'marl-aajr evaluate "$run" {shlex.join([*elsewhere, *words])}'] = None
             for folder, target in kept.items():
-                if {folder, PurePath(folder).name} & set(adversaries_of(evaluation)):
-                    trained[training(Path(folder), targets[path], target)] = None
+                if {folder, PurePath(folder).name} & set(_adversaries_of(evaluation)):
+                    trained[_train_adversary(Path(folder), targets[path], target)] = None
     return {path: list(commands) for path, commands in found.items()}, list(trained)
 
 
@@ -157,7 +159,7 @@ def _attacks(evaluation: Evaluation) -> list[list[str]]:
     of_suite = () if known is None else tuple(entry.attack for entry in known.attacks)
     sizes: dict[str, dict[float, None]] = defaultdict(dict)
     for row in evaluation.attacks:
-        if not was_trained_before(row):
+        if not _was_trained_before(row):
             sizes[row.attack.name][row.epsilon] = None
     if evaluation.suite:
         every = dict.fromkeys(epsilon for of in sizes.values() for epsilon in of)
@@ -178,7 +180,7 @@ def _opponents(evaluation: Evaluation, renamed: Mapping[str, str]) -> list[str]:
     controls = [row for row in evaluation.adversarial_agents if not row.trained]
     return [
         *_each("--replace", [f"{row.kind}:{','.join(row.agents)}" for row in controls]),
-        *_each("--adversary", [_known(name, renamed) for name in adversaries_of(evaluation)]),
+        *_each("--adversary", [_known(name, renamed) for name in _adversaries_of(evaluation)]),
     ]
 
 
@@ -188,3 +190,49 @@ def _sizes(epsilons: Mapping[float, None] | Sequence[float]) -> list[str]:
 
 def _each(option: str, values: Sequence[str]) -> list[str]:
     return [word for value in values for word in (option, value)]
+
+
+def _adversaries_of(evaluation: Evaluation) -> tuple[str, ...]:
+    """Names or paths of the trained adversaries that played, each once."""
+    attacked = (row.attack.source for row in evaluation.attacks if _was_trained_before(row))
+    replaced = (row.source for row in evaluation.adversarial_agents if row.source)
+    return tuple(dict.fromkeys([*attacked, *replaced]))
+
+
+def _was_trained_before(row: AttackOutcome) -> bool:
+    """Whether an attack is an adversary that was there already, not one that the evaluation trained."""
+    return row.attack.access == "learned" and row.attack.source != ""
+
+
+def _kept_with(run: Path, target: str) -> dict[str, str]:
+    """Folder of each adversary that a run keeps -> where it is trained again, beside the run's new folder."""
+    folders = sorted(record.parent for record in (run / ADVERSARIES).glob(f"*/{RECORD}"))
+    return {str(folder): str(PurePath(target) / ADVERSARIES / folder.name) for folder in folders}
+
+
+def _train_adversary(folder: Path, victims: str, target: str) -> str:
+    """The command that trains an adversary again.
+
+    Args:
+        folder: of the adversary.
+        victims: the run that it is trained against.
+        target: where it goes.
+    """
+    asked = json.loads((folder / RECORD).read_text("utf-8"))
+    return shlex.join(
+        ["marl-aajr", "adversary", "train", victims, *_training_options(asked), "--out", target]
+    )
+
+
+def _training_options(asked: Mapping[str, Any]) -> Iterator[str]:
+    yield from ("--kind", str(asked["kind"]))
+    for name in ("epsilon", "env_steps", "search", "seed"):
+        if asked.get(name) is not None:
+            yield from (f"--{name.replace('_', '-')}", f"{asked[name]:.12g}")
+    if asked.get("epsilon") is not None:
+        yield from ("--norm", asked["norm"], "--units", asked["units"])
+        yield "--warm-start" if asked["warm_start"] else "--no-warm-start"
+    for agent in asked.get("agents") or ():
+        yield from ("--agents", agent)
+    if asked.get("joint"):
+        yield "--joint"

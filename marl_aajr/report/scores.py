@@ -26,6 +26,7 @@ from marl_aajr.evaluation.statistics import (
     stratified_bootstrap,
 )
 from marl_aajr.report.comparison import Comparison
+from marl_aajr.report.conditions import Task
 from marl_aajr.report.estimates import (
     NOTHING,
     Block,
@@ -37,7 +38,6 @@ from marl_aajr.report.estimates import (
     some,
     with_interval,
 )
-from marl_aajr.report.grouping import Task
 from marl_aajr.report.style import Look, Panel, svg
 
 _SEED = 0

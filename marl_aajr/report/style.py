@@ -23,7 +23,7 @@ from matplotlib.figure import Figure
 
 from marl_aajr.report.comparison import Comparison, MethodRow
 from marl_aajr.report.estimates import count
-from marl_aajr.report.grouping import Method
+from marl_aajr.report.methods import Method
 
 INK = "#1b1f24"
 MUTED = "#5b636d"

@@ -11,8 +11,7 @@ from marl_aajr.report.cautions import VERDICTS, Incident, Notes, Tuning, checks_
 from marl_aajr.report.comparison import Comparison, MethodRow
 from marl_aajr.report.conditions import Condition
 from marl_aajr.report.estimates import SHADES, Block, Cell, Line, Sheet, estimated, marked, number, size
-from marl_aajr.report.grouping import show
-from marl_aajr.report.records import RunRecord
+from marl_aajr.report.methods import EvaluatedRun, show
 
 
 def results(comparison: Comparison, *, decimals: int) -> tuple[Block, ...]:
@@ -203,7 +202,7 @@ def versions(comparison: Comparison) -> Sheet:
     return Sheet("The runs.", columns, lines)
 
 
-def _training(run: RunRecord) -> tuple[str, ...]:
+def _training(run: EvaluatedRun) -> tuple[str, ...]:
     if run.status is None or run.versions is None:
         return ("trained elsewhere", "—", "—", "—")
     return (
@@ -214,7 +213,7 @@ def _training(run: RunRecord) -> tuple[str, ...]:
     )
 
 
-def packages(runs: Sequence[RunRecord]) -> dict[str, str]:
+def packages(runs: Sequence[EvaluatedRun]) -> dict[str, str]:
     """Package -> version, or the versions that differ between runs; Python first."""
     known = [run.versions for run in runs if run.versions is not None]
     names = sorted({name for versions in known for name in versions.packages})

@@ -29,7 +29,7 @@ from marl_aajr.adversaries.training import find_or_train, train_adversary
 from marl_aajr.attacks import make_attack
 from marl_aajr.evaluation import evaluate, evaluate_run
 from marl_aajr.report.comparison import compare
-from marl_aajr.report.records import load_run
+from marl_aajr.report.methods import load_run
 from marl_aajr.rollout.environments import resolve
 from marl_aajr.training.config import make_config
 from marl_aajr.training.run_directory import RunDirectory

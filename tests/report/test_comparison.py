@@ -6,7 +6,7 @@ from typing import Any, ClassVar
 
 import pytest
 
-from marl_aajr.report import Comparison, RunRecord, compare, load_run
+from marl_aajr.report import Comparison, EvaluatedRun, compare, load_run
 from marl_aajr.report.cautions import cautions
 from marl_aajr.report.estimates import over_runs
 from marl_aajr.report.tables import results
@@ -14,7 +14,7 @@ from marl_aajr.report.verdict import verdict
 from tests.report.factory import chosen, config, evaluation, write_method, write_run
 
 
-def load(paths: list[Path]) -> list[RunRecord]:
+def load(paths: list[Path]) -> list[EvaluatedRun]:
     return [load_run(path) for path in paths]
 
 
@@ -25,7 +25,7 @@ def pair(tmp_path: Path, plain: list[float], other: list[float], **changes: Any)
     return compare(load(paths))
 
 
-def with_evaluations(tmp_path: Path, *evaluations: dict[str, Any]) -> list[RunRecord]:
+def with_evaluations(tmp_path: Path, *evaluations: dict[str, Any]) -> list[EvaluatedRun]:
     """One run per evaluation, which differ in their seed."""
     return [
         load_run(

@@ -7,8 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from marl_aajr.report import RunRecord, load_run
-from marl_aajr.report.grouping import by_method
+from marl_aajr.report import EvaluatedRun, load_run
 from marl_aajr.report.learning_curves import (
     MOST_POINTS,
     SECONDS,
@@ -19,11 +18,12 @@ from marl_aajr.report.learning_curves import (
     teams,
     thinned,
 )
+from marl_aajr.report.methods import by_method
 from marl_aajr.report.style import looks
 from tests.report.factory import config, metrics, write_method, write_run
 
 
-def run_with(tmp_path: Path, lines: list[dict[str, Any]]) -> RunRecord:
+def run_with(tmp_path: Path, lines: list[dict[str, Any]]) -> EvaluatedRun:
     return load_run(write_run(tmp_path / "run", configuration=config("aajr"), lines=lines))
 
 

@@ -5,14 +5,14 @@ from typing import Any
 
 import pytest
 
-from marl_aajr.report import RunRecord, load_run
-from marl_aajr.report.grouping import by_method, differences, flatten, shared
+from marl_aajr.report import EvaluatedRun, load_run
+from marl_aajr.report.methods import by_method, differences, flatten, shared
 from tests.report.factory import config, write_run
 
 
 @pytest.fixture
 def record(tmp_path: Path) -> Any:
-    def make(name: str, **changes: Any) -> RunRecord:
+    def make(name: str, **changes: Any) -> EvaluatedRun:
         method = changes.pop("method", "none")
         return load_run(write_run(tmp_path / name, configuration=config(method, **changes)))
 

@@ -1,8 +1,10 @@
-"""Group runs by method and by task.
+"""Evaluated runs, and the methods that they belong to.
+
+A page that silently skips an unreadable file compares something else than it says, so every gap is an error
+that names the file and the cure. The files themselves are read by `training.run_record`.
 
 Runs that differ in nothing but their seed are one method. What separates two methods is then exactly what
-their configurations say, and the page can show that and nothing else. A task is an environment, and the side
-whose return counts there.
+their configurations say, and the page can show that and nothing else.
 """
 
 from __future__ import annotations
@@ -11,19 +13,115 @@ import json
 import re
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
+from marl_aajr.adversaries.store import how_to_resume
 from marl_aajr.evaluation.result import Evaluation
-from marl_aajr.report.conditions import keys_of
-from marl_aajr.report.records import RunRecord
+from marl_aajr.training import run_record
+from marl_aajr.training.run_record import Iteration, Status, Versions
 
 PLAIN = "none"
 """Name of the method without a regulariser; the price of robustness is measured from it."""
 
 _NOT_THE_METHOD = ("seed", "resources", "out")
 """Configuration that may differ between the runs of one method."""
+
+
+@dataclass(frozen=True)
+class EvaluatedRun:
+    """A finished run as the report sees it; or somebody else's policy, known by its evaluations only.
+
+    Attributes:
+        path: the run directory, as it was given.
+        config: config.yaml, the resolved configuration; of somebody else's policy its name and environment.
+        status: status.json; its state is always `finished`. None for somebody else's policy.
+        versions: versions.json; None for somebody else's policy.
+        metrics: metrics.jsonl, one entry per iteration, in order; empty for somebody else's policy.
+        evaluations: file stem -> RUN/evaluations/<stem>.json; never empty.
+    """
+
+    path: Path
+    config: Mapping[str, Any]
+    status: Status | None
+    versions: Versions | None
+    metrics: tuple[Iteration, ...]
+    evaluations: Mapping[str, Evaluation]
+
+    @property
+    def trained_here(self) -> bool:
+        """Whether it is a run of ours, and no policy from elsewhere."""
+        return self.status is not None
+
+    @property
+    def seed(self) -> int:
+        """The training seed."""
+        return int(self.config["seed"])
+
+
+def load_run(path: Path | str) -> EvaluatedRun:
+    """Read a run directory, or what `marl-aajr evaluate` left beside a policy from elsewhere.
+
+    Args:
+        path: RUN, as `marl-aajr train` wrote it and `marl-aajr evaluate` completed it; or a checkpoint
+            or a saved victim that was evaluated.
+
+    Raises:
+        ValueError: no run directory, an unfinished run, no evaluation, or a file that is
+            missing or corrupt; the message names the file and what to do.
+    """
+    folder = Path(path)
+    if not folder.is_dir():
+        raise ValueError(f"expected a run directory, got {folder}, which is no directory")
+    if not (folder / run_record.CONFIG).exists() and run_record.evaluations_beside(folder).is_dir():
+        return _from_elsewhere(folder, _evaluations(folder))
+    config = run_record.load_settings(folder)
+    status = run_record.load_status(folder)
+    _require_finished(folder, status, budget=config["env_steps"])
+    return EvaluatedRun(
+        path=folder,
+        config=config,
+        status=status,
+        versions=run_record.load_versions(folder),
+        metrics=run_record.load_iterations(folder),
+        evaluations=_evaluations(folder),
+    )
+
+
+def _from_elsewhere(folder: Path, evaluations: Mapping[str, Evaluation]) -> EvaluatedRun:
+    env = next(iter(evaluations.values())).env
+    config = {
+        "env": {"name": env.name, "kwargs": env.kwargs},
+        "method": {"name": folder.resolve().name},
+        "seed": 0,
+    }
+    return EvaluatedRun(folder, config, None, None, (), evaluations)
+
+
+def _require_finished(folder: Path, status: Status, *, budget: int) -> None:
+    if status.state == "finished":
+        return
+    why = f" ({status.error})" if status.error else ""
+    cure = (
+        "wait until it has finished"
+        if status.state == "running"
+        else f"finish it with `{how_to_resume(folder)}`"
+    )
+    raise ValueError(
+        f"expected a finished run, got {folder} with state '{status.state}'{why} "
+        f"after {status.env_steps} of {budget} env steps; {cure}"
+    )
+
+
+def _evaluations(folder: Path) -> Mapping[str, Evaluation]:
+    paths = run_record.evaluation_files(folder)
+    if not paths:
+        raise ValueError(
+            f"expected an evaluated run, got {folder} without evaluations; run `marl-aajr evaluate {folder}`"
+        )
+    return {path.stem: run_record.parse(Evaluation, path) for path in paths}
 
 
 @dataclass(frozen=True)
@@ -41,7 +139,7 @@ class Method:
     label: str
     name: str
     config: Mapping[str, Any]
-    runs: tuple[RunRecord, ...]
+    runs: tuple[EvaluatedRun, ...]
 
     @property
     def plain(self) -> bool:
@@ -63,7 +161,7 @@ def flatten(config: Mapping[str, Any], *, prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-def by_method(records: Iterable[RunRecord]) -> tuple[Method, ...]:
+def by_method(records: Iterable[EvaluatedRun]) -> tuple[Method, ...]:
     """Sort runs into methods, the plain one first, then by label.
 
     The order depends on the configurations alone, so that a method keeps its place and colour
@@ -73,7 +171,7 @@ def by_method(records: Iterable[RunRecord]) -> tuple[Method, ...]:
         ValueError: two runs with the same configuration and seed; they are one experiment, and
             counting it twice would narrow the interval.
     """
-    groups: dict[str, list[RunRecord]] = defaultdict(list)
+    groups: dict[str, list[EvaluatedRun]] = defaultdict(list)
     for record in records:
         groups[json.dumps(_method_config(record), sort_keys=True, default=str)].append(record)
     for runs in groups.values():
@@ -107,12 +205,12 @@ def show(value: Any) -> str:
     return json.dumps(value, default=str)
 
 
-def _method_config(record: RunRecord) -> dict[str, Any]:
+def _method_config(record: EvaluatedRun) -> dict[str, Any]:
     kept = {key: value for key, value in record.config.items() if key not in _NOT_THE_METHOD}
     return {key: value for key, value in flatten(kept).items() if value is not None}
 
 
-def _refuse_repeated_seed(runs: Sequence[RunRecord]) -> None:
+def _refuse_repeated_seed(runs: Sequence[EvaluatedRun]) -> None:
     for one, other in pairwise(runs):
         if one.seed == other.seed:
             raise ValueError(
@@ -148,61 +246,3 @@ def _natural(text: str) -> list[tuple[int, float, str]]:
     """Sort key under which coefficient=0.03 comes before coefficient=0.1, and 9 before 10."""
     parts = re.split(r"(\d+(?:\.\d+)?(?:e-?\d+)?)", text)
     return [(0, float(part), "") if i % 2 else (1, 0.0, part) for i, part in enumerate(parts)]
-
-
-@dataclass(frozen=True, order=True)
-class Task:
-    """An environment, and the side whose return is compared: there, returns have a meaning in common.
-
-    Attributes:
-        environment: its name, and its arguments as JSON where there are any.
-        team: the side; empty where there is only one.
-    """
-
-    environment: str
-    team: str = ""
-
-    @classmethod
-    def of(cls, evaluation: Evaluation) -> Task:
-        """The task of an evaluation."""
-        kwargs = json.dumps(evaluation.env.kwargs, sort_keys=True) if evaluation.env.kwargs else ""
-        several = len(set(evaluation.teams.values())) > 1
-        return cls(f"{evaluation.env.name} {kwargs}".strip(), evaluation.team if several else "")
-
-    def __str__(self) -> str:
-        return f"{self.environment}, {self.team}" if self.team else self.environment
-
-    @property
-    def short(self) -> str:
-        """Without the package, for headings."""
-        name, _, kwargs = self.environment.partition(" ")
-        return f"{name.rpartition('.')[2]} {kwargs}".strip() + (f", {self.team}" if self.team else "")
-
-
-def by_task(records: Sequence[RunRecord]) -> dict[Task, list[RunRecord]]:
-    """The runs of each task, with their evaluations in it, in order of the tasks' names.
-
-    Left out are a task of a single run that is compared in another task, where nothing would be compared;
-    and, beside one with attacks, a task in which the runs share none.
-    """
-    found: dict[Task, list[RunRecord]] = defaultdict(list)
-    for record in records:
-        own: dict[Task, dict[str, Evaluation]] = defaultdict(dict)
-        for name, evaluation in record.evaluations.items():
-            own[Task.of(evaluation)][name] = evaluation
-        for task, evaluations in own.items():
-            found[task].append(replace(record, evaluations=evaluations))
-    paths = {task: {run.path for run in runs} for task, runs in found.items()}
-    shown = [
-        task
-        for task in sorted(found)
-        if len(paths[task]) > 1 or not any(paths[task] < others for others in paths.values())
-    ]
-    attacked = [task for task in shown if share_attacks([run.evaluations.values() for run in found[task]])]
-    return {task: found[task] for task in attacked or shown}
-
-
-def share_attacks(per_run: Sequence[Iterable[Evaluation]]) -> bool:
-    """Whether some attack of some size is in the evaluations of every run."""
-    keys = [set(keys_of([(e.results[0], e) for e in evaluations]).values()) for evaluations in per_run]
-    return bool(set.intersection(*keys))

@@ -13,22 +13,23 @@ from marl_aajr.report.conditions import (
     Key,
     Omission,
     Played,
+    Task,
     exact,
     keys_of,
     label_all,
     missing_somewhere,
+    share_attacks,
     unlimited,
 )
 from marl_aajr.report.estimates import some
-from marl_aajr.report.grouping import Task, share_attacks
-from marl_aajr.report.records import RunRecord
+from marl_aajr.report.methods import EvaluatedRun
 
 LINF = "linf"
 """The norm of ε where nothing else is said."""
 
 
 @dataclass(frozen=True, order=True)
-class Protocol:
+class CommonProtocol:
     """What must be the same in two evaluations before their returns may be compared."""
 
     environment: str
@@ -42,7 +43,7 @@ class Protocol:
     norm: str = ""
 
     @classmethod
-    def of(cls, evaluation: Evaluation) -> Protocol:
+    def of(cls, evaluation: Evaluation) -> CommonProtocol:
         """The protocol that an evaluation followed."""
         task = Task.of(evaluation)
         return cls(
@@ -69,7 +70,7 @@ class Protocol:
 
 
 @dataclass(frozen=True)
-class Results:
+class RunResults:
     """The evaluations of one run under the common protocol.
 
     Attributes:
@@ -82,11 +83,11 @@ class Results:
         played: all that was read for it.
     """
 
-    run: RunRecord
+    run: EvaluatedRun
     clean: Outcome
     attacked: Mapping[Condition, AttackOutcome]
     chosen: Mapping[float, Condition] = field(default_factory=dict)
-    others: Mapping[str, Results] = field(default_factory=dict)
+    others: Mapping[str, RunResults] = field(default_factory=dict)
     played: tuple[Played, ...] = ()
 
     def worst(self, epsilon: float) -> Condition:
@@ -112,13 +113,13 @@ class Evidence:
         left_out: what some runs have and others lack, and other protocols.
     """
 
-    protocol: Protocol
+    protocol: CommonProtocol
     conditions: tuple[Condition, ...]
-    results: tuple[Results, ...]
+    results: tuple[RunResults, ...]
     left_out: tuple[Omission, ...]
 
 
-def gather(records: Sequence[RunRecord]) -> Evidence:
+def gather(records: Sequence[EvaluatedRun]) -> Evidence:
     """Line up the evaluations of all runs.
 
     Several evaluation files of one run are read together. Where the runs share several
@@ -144,7 +145,7 @@ def gather(records: Sequence[RunRecord]) -> Evidence:
         )
     conditions = label_all(common)
     results = tuple(
-        Results(
+        RunResults(
             record,
             clean,
             {conditions[key]: attacked[key] for key in common},
@@ -160,10 +161,10 @@ def gather(records: Sequence[RunRecord]) -> Evidence:
 
 
 def _elsewhere(
-    records: Sequence[RunRecord], per_run: Sequence[Iterable[Protocol]], shown: Protocol
+    records: Sequence[EvaluatedRun], per_run: Sequence[Iterable[CommonProtocol]], shown: CommonProtocol
 ) -> Iterator[Omission]:
     """Evaluations under other protocols than the one shown."""
-    whose: dict[Protocol, list[str]] = defaultdict(list)
+    whose: dict[CommonProtocol, list[str]] = defaultdict(list)
     for record, found in zip(records, per_run, strict=True):
         for other in found:
             whose[other].append(str(record.path))
@@ -179,27 +180,29 @@ def _ordered(conditions: Iterable[Condition]) -> tuple[Condition, ...]:
     return tuple(sorted(given, key=lambda c: (c.limits != "", order.index(c.attack), c.epsilon)))
 
 
-def _by_protocol(record: RunRecord) -> dict[Protocol, list[Evaluation]]:
+def _by_protocol(record: EvaluatedRun) -> dict[CommonProtocol, list[Evaluation]]:
     found = defaultdict(list)
     for evaluation in record.evaluations.values():
-        found[Protocol.of(evaluation)].append(evaluation)
+        found[CommonProtocol.of(evaluation)].append(evaluation)
     return dict(found)
 
 
 def _common_protocol(
-    records: Sequence[RunRecord], per_run: Sequence[Mapping[Protocol, list[Evaluation]]]
-) -> Protocol:
+    records: Sequence[EvaluatedRun], per_run: Sequence[Mapping[CommonProtocol, list[Evaluation]]]
+) -> CommonProtocol:
     common = [key for key in per_run[0] if all(key in found for found in per_run)]
     if not common:
         raise ValueError(_nothing_common(records, per_run))
 
-    def worth(protocol: Protocol) -> tuple[bool, int, Protocol]:
+    def worth(protocol: CommonProtocol) -> tuple[bool, int, CommonProtocol]:
         return share_attacks([found[protocol] for found in per_run]), protocol.episodes, protocol
 
     return max(common, key=worth)
 
 
-def _nothing_common(records: Sequence[RunRecord], per_run: Sequence[Mapping[Protocol, object]]) -> str:
+def _nothing_common(
+    records: Sequence[EvaluatedRun], per_run: Sequence[Mapping[CommonProtocol, object]]
+) -> str:
     whose: dict[str, list[str]] = defaultdict(list)
     for record, found in zip(records, per_run, strict=True):
         whose[" / ".join(map(str, sorted(found)))].append(str(record.path))
@@ -214,8 +217,8 @@ def _nothing_common(records: Sequence[RunRecord], per_run: Sequence[Mapping[Prot
 
 
 def _others(
-    record: RunRecord, evaluations: Sequence[Evaluation], conditions: Mapping[Key, Condition]
-) -> dict[str, Results]:
+    record: EvaluatedRun, evaluations: Sequence[Evaluation], conditions: Mapping[Key, Condition]
+) -> dict[str, RunResults]:
     """The kinds of actions that were played under every condition of the comparison."""
     kinds: dict[str, list[Played]] = defaultdict(list)
     for evaluation in evaluations:
@@ -227,11 +230,11 @@ def _others(
         if attacked.keys() >= conditions.keys():
             shared = {condition: attacked[key] for key, condition in conditions.items()}
             choice = _chosen(played, conditions)
-            found[kind] = Results(record, clean, shared, choice, played=tuple(played))
+            found[kind] = RunResults(record, clean, shared, choice, played=tuple(played))
     return found
 
 
-def _merge(record: RunRecord, played: Sequence[Played]) -> tuple[Outcome, dict[Key, AttackOutcome]]:
+def _merge(record: EvaluatedRun, played: Sequence[Played]) -> tuple[Outcome, dict[Key, AttackOutcome]]:
     attacked: dict[Key, AttackOutcome] = {}
     clean, keys = played[0][0].clean, keys_of(played)
     for rows, evaluation in played:
@@ -254,7 +257,7 @@ def _chosen(played: Sequence[Played], conditions: Mapping[Key, Condition]) -> di
     return {choice.epsilon: condition for choice, condition in shared}
 
 
-def _contradiction(record: RunRecord, what: str) -> ValueError:
+def _contradiction(record: EvaluatedRun, what: str) -> ValueError:
     return ValueError(
         f"expected one result per attack, got evaluations of {record.path} with the same "
         f"episodes and seed that disagree on {what}; delete the outdated file in "
