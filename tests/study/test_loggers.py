@@ -52,7 +52,7 @@ def test_each_node_is_a_run_of_mlflow_which_fails_where_the_node_does(
     monkeypatch.setenv("MLFLOW_TRACKING_URI", server)
     licence = tmp_path / "licence"
     licence.touch()
-    gone = {"name": "tests.study.faulty:gone", "label": "gone", "kwargs": {"licence": str(licence)}}
+    gone = {"name": "tests.faulty:gone", "label": "gone", "kwargs": {"licence": str(licence)}}
     sound = {"name": "marl_aajr.envs.simple_spread_v3", "label": "sound", "kwargs": {"N": 2}}
     file = write_study(tmp_path, log=["mlflow"], environments=[sound, gone], evaluation={"suite": None})
     plan = prepare(file, out=tmp_path / "out")

@@ -51,10 +51,15 @@ class Done:
         return [event["event"] for event in self.plan.folder.events()]
 
 
+def faulty(label: str, when: Path, how: str) -> dict[str, Any]:
+    """An environment in which something goes wrong once while a file exists, in the third iteration."""
+    kwargs = {"when": str(when), "how": how, "after": 250}
+    return {"name": "tests.faulty:faulty", "label": label, "kwargs": kwargs}
+
+
 def sound(folder: Path) -> dict[str, Any]:
-    """An environment that does not crash."""
-    (folder / "there").touch()
-    return {"name": "tests.study.faulty:once", "label": "sound", "kwargs": {"marker": str(folder / "there")}}
+    """The same environment when nothing goes wrong."""
+    return faulty("sound", folder / "never", "crashes")
 
 
 @pytest.fixture(scope="module")
@@ -65,14 +70,11 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def done(folder: Path) -> Done:
     """Three environments, of which one crashes once and one is gone when the study begins; two at a time."""
-    crashing = {
-        "name": "tests.study.faulty:once",
-        "label": "crashing",
-        "kwargs": {"marker": f"{folder}/once"},
-    }
+    (folder / "now").touch()
+    crashing = faulty("crashing", folder / "now", "crashes")
     licence = folder / "licence"
     licence.touch()
-    gone = {"name": "tests.study.faulty:gone", "label": "gone", "kwargs": {"licence": str(licence)}}
+    gone = {"name": "tests.faulty:gone", "label": "gone", "kwargs": {"licence": str(licence)}}
     file = write_study(folder, "done", environments=[sound(folder), crashing, gone], methods=METHODS)
     plan = prepare(file, out=folder / "done")
     licence.unlink()
@@ -173,8 +175,9 @@ def test_another_order_one_at_a_time_and_a_stop_on_the_way_give_the_same_numbers
 
 def test_a_study_whose_driver_is_killed_goes_on_to_the_same_numbers(done: Done, tmp_path: Path) -> None:
     now = tmp_path / "now"
-    hung = {"name": "tests.study.faulty:hung", "label": "sound", "kwargs": {"marker": str(now)}}
-    file = write_study(tmp_path, environments=[hung], methods=METHODS, max_concurrent=1)
+    file = write_study(
+        tmp_path, environments=[faulty("sound", now, "hangs")], methods=METHODS, max_concurrent=1
+    )
     words = [*CLI, "study", str(file), "--out", str(tmp_path / "out"), "--log-json"]
     driver = subprocess.Popen(words, env=quiet_environment(), stdout=subprocess.PIPE, text=True)
     assert driver.stdout is not None

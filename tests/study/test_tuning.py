@@ -145,7 +145,7 @@ def test_the_report_says_how_many_trials_failed(tuned: StudyPlan, tmp_path: Path
 def test_trials_that_fail_are_told(tmp_path: Path) -> None:
     licence = tmp_path / "licence"
     licence.touch()
-    gone = {"name": "tests.study.faulty:gone", "label": "gone", "kwargs": {"licence": str(licence)}}
+    gone = {"name": "tests.faulty:gone", "label": "gone", "kwargs": {"licence": str(licence)}}
     tune = {**TUNE, "trials": 1}
     file = write_study(tmp_path, environments=[gone], methods=METHODS, tune=tune, retries=0)
     plan = prepare(file, out=tmp_path / "out")
