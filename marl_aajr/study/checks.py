@@ -1,4 +1,4 @@
-"""What is wrong with a study, found before anything is started.
+"""The checks of a study, made before anything is started.
 
 First what is wrong with it by itself or on this cluster: a logger that is not installed, an environment that
 cannot be played, unknown teams and agents, missing policies, too few processors. Then what has changed since
@@ -39,7 +39,7 @@ KINDS = ("CPU", "GPU")
 
 _OURS = (LOCK, "identity", "events.jsonl", "runs", "evaluations", "tuning", "logs", "tune")
 _FIXED: tuple[str, ...] = ("evaluation", "adversaries", "tune")
-"""What may not change once something has been written by it."""
+"""The sections that may not change once something has been made by them."""
 
 
 def check_loggers(study: StudyConfig, source: YamlSource) -> None:
@@ -53,7 +53,7 @@ def check_loggers(study: StudyConfig, source: YamlSource) -> None:
 
 
 def check_playable(runs: tuple[StudyRun, ...], source: YamlSource) -> None:
-    """What only Ray and the environment know, once for runs that differ in the seed alone."""
+    """Check that each run can be trained, once for runs that differ in the seed alone."""
     seen: set[tuple[str, str]] = set()
     problems: dict[str, None] = {}
     for run in runs:

@@ -34,10 +34,10 @@ ENVIRONMENT = {
     "RAY_CHDIR_TO_TRIAL_DIR": "0",
     "TUNE_WARN_SLOW_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S": "60",
 }
-"""What Tune and its processes are told; set before Ray starts."""
+"""Environment variables for Tune and its processes; set before Ray starts."""
 
 PENDING = "TUNE_MAX_PENDING_TRIALS_PG"
-"""How many trials Tune lets wait for room at a time."""
+"""The variable for the number of trials that Tune lets wait for room at a time."""
 
 
 def execute(
@@ -54,10 +54,10 @@ def execute(
     """Do all nodes that are not done, each after what it needs, as many at a time as there is room for.
 
     Args:
-        nodes: what each needs is among them.
+        nodes: all nodes, with those that they need.
         folder: of the study.
         progress: is kept up to date; nodes that are `finished` there are not done again.
-        storage: where finished work is copied to.
+        storage: the place that finished work is copied to.
         retries: how often a node is started again after an error.
         max_concurrent: nodes at a time; None: as many as fit.
         callbacks: more of Tune's.
@@ -109,7 +109,7 @@ class GraphSearch(_Unsaved, Searcher):
 
     Args:
         nodes: all of them, needs first.
-        progress: whose `finished` nodes need nothing more.
+        progress: of the nodes; `finished` ones need nothing more.
         should_stop: once true, nothing more is proposed.
     """
 

@@ -34,10 +34,10 @@ from marl_aajr.training.run_directory import RunDirectory
 from marl_aajr.training.run_record import LOCK
 
 DECISIONS = "decisions.json"
-"""What a search tried and chose, in `tuning/VARIANT`."""
+"""The file in `tuning/VARIANT` with what a search tried and chose."""
 
 _LOCK_SECONDS = 60.0
-"""How long a process that was told to die may hold its run."""
+"""The time that a process which was told to die may hold its run."""
 
 
 class EvaluatedRuns:
@@ -65,7 +65,7 @@ class EvaluatedRuns:
         return [file] if file.is_file() else []
 
     def done_by(self, run: StudyRun) -> dict[str, Any] | None:
-        """What the evaluation that is there rests on, as `evaluated_by` said then; None: there is none."""
+        """The answer of `evaluated_by` when the run was evaluated; None: it has not been."""
         note = self._read(run)
         return dict(note["asked"]) if note is not None and self.files(run) else None
 
@@ -102,7 +102,7 @@ class EvaluatedRuns:
 
 
 def evaluated_by(node: Node) -> dict[str, Any]:
-    """What an evaluation rests on, as JSON reads it back."""
+    """The settings that an evaluation rests on, as JSON reads them back."""
     assert node.evaluation is not None
     assert node.suite is not None
     return node.evaluation.model_dump(mode="json") | {
@@ -150,11 +150,11 @@ class StudyFolder:
         return self.identity_file.read_text(encoding="utf-8").strip()
 
     def log(self, name: str) -> Path:
-        """Where an error of a node is told in full."""
+        """The file that has the errors of a node in full."""
         return self.logs / f"{name.replace('/', '--')}.log"
 
     def add_log(self, name: str, text: str) -> Path:
-        """Tell an error of a node, or of a search, after those before it; where that is."""
+        """Add an error of a node, or of a search, to those before it; returns the file."""
         file = self.log(name)
         before = file.read_text(encoding="utf-8") if file.is_file() else ""
         write_text(file, f"{before}{time.strftime('%Y-%m-%d %H:%M:%S')}\n{text}\n")
@@ -170,7 +170,7 @@ class StudyFolder:
         return directory.is_run and directory.status().state == "finished"
 
     def decisions(self, variant: Variant) -> dict[str, Any] | None:
-        """What the search for a variant's settings tried and chose; None: it is not finished."""
+        """The trials and the choice of the search for a variant's settings; None: it is not finished."""
         return self.read_tuning(variant, DECISIONS)
 
     def read_tuning(self, variant: Variant, name: str) -> dict[str, Any] | None:
@@ -188,7 +188,7 @@ class StudyFolder:
         append_line(self.events_file, event)
 
     def events(self) -> list[dict[str, Any]]:
-        """What happened, oldest first."""
+        """The events of the study, oldest first."""
         return read_lines(self.events_file)
 
     @contextmanager

@@ -1,6 +1,6 @@
-"""What a study does, and what waits for what: victims, then their adversaries, then the evaluation of each.
+"""The work of a study as a graph: victims, then their adversaries, then the evaluation of each.
 
-A node is a value that says what is to be done; `work` does it in a process of its own.
+A node is a value that says what is to be done; `worker.do_node` does it in a process of its own.
 """
 
 from __future__ import annotations
@@ -12,8 +12,7 @@ from typing import Literal
 
 from marl_aajr.adversaries.request import AdversaryRequest
 from marl_aajr.evaluation.protocol import Suite
-from marl_aajr.study.config import StudyConfig
-from marl_aajr.study.entries import EvaluationEntry
+from marl_aajr.study.config import EvaluationEntry, StudyConfig
 from marl_aajr.study.runs import StudyRun
 from marl_aajr.training.capacity import bundles
 
@@ -26,11 +25,11 @@ class Node:
 
     Attributes:
         name: the run's, followed by what is done with it where that is not its training.
-        run: whose.
+        run: the run that it belongs to.
         needs: names of the nodes that must have succeeded.
-        adversary: what is trained against the run.
-        evaluation: how the run is evaluated.
-        suite: by which attacks.
+        adversary: the adversary that is trained against the run; None: it trains none.
+        evaluation: the settings of the evaluation; None: it evaluates nothing.
+        suite: the attacks of the evaluation.
         surrogate: another run that perturbations are computed on, for its evaluation.
         faced: the trained adversaries that its evaluation has it face.
     """
@@ -46,7 +45,7 @@ class Node:
 
     @property
     def kind(self) -> Kind:
-        """What is done."""
+        """The kind of work."""
         if self.adversary is not None:
             return "adversary"
         return "train" if self.evaluation is None else "evaluate"
@@ -60,7 +59,7 @@ class Node:
 
     @property
     def bundles(self) -> list[dict[str, float]]:
-        """What it takes, as bundles of a placement group."""
+        """The resources that it takes, as bundles of a placement group."""
         if self.kind != "train":
             return [{"CPU": 1.0}]
         return [
@@ -74,7 +73,7 @@ def graph(study: StudyConfig, runs: Sequence[StudyRun], suite: Suite | None) -> 
     Args:
         study: the study.
         runs: its runs.
-        suite: what they are attacked by; None: they are not evaluated.
+        suite: the attacks of their evaluations; None: they are not evaluated.
     """
     nodes = {run.name: Node(run.name, run) for run in runs}
     surrogates = _surrogates(study, runs) if study.evaluation.transfer else {}
@@ -121,7 +120,7 @@ def chosen(nodes: Mapping[str, Node], pattern: str | None) -> dict[str, Node]:
 
 
 def stranded(nodes: Mapping[str, Node], failed: Collection[str]) -> set[str]:
-    """What can never be done once these have failed, themselves left out."""
+    """The names of the nodes that can never be done once these have failed, without these."""
     lost = set(failed)
     for node in nodes.values():  # what is needed comes first
         if lost & set(node.needs):

@@ -31,13 +31,13 @@ class NodeProgress:
 
     Attributes:
         node: the node.
-        state: what has become of it.
+        state: of the node.
         expected: seconds that it is expected to take in all.
         since: when it was started, by `time.monotonic`.
-        share: how much of it is done.
+        share: the part of it that is done.
         speed: environment steps per second, where it trains.
-        seconds: how long it took.
-        restarts: how often it was started again.
+        seconds: the time that it took.
+        restarts: the number of times that it was started again.
         error: why it failed.
         log: the file that has all of the error.
     """
@@ -72,7 +72,7 @@ class GridProgress:
     Attributes:
         nodes: by name.
         on_event: called with a flat record of everything that changes a state.
-        slots: how many nodes may run at a time.
+        slots: the number of nodes that may run at a time.
         dashboard: Ray's, where it is on.
         doing: what the study does before its nodes.
     """
@@ -145,8 +145,8 @@ class Estimate:
 
     Attributes:
         seconds: of each node by name; 0 where it is done.
-        assumed: how many nodes that are left rest on an assumption.
-        left: how many nodes are left.
+        assumed: the number of nodes left whose time rests on an assumption.
+        left: the number of nodes that are left.
     """
 
     seconds: Mapping[str, float]
@@ -155,7 +155,7 @@ class Estimate:
 
     @property
     def basis(self) -> str:
-        """Where the figures are from, in words."""
+        """The source of the figures, in words."""
         if not self.left or not self.assumed:
             return "measured on what this study has finished"
         assumption = (
@@ -167,7 +167,7 @@ class Estimate:
 
 
 def estimate(nodes: Mapping[str, Node], folder: StudyFolder) -> Estimate:
-    """What the nodes that are not done will take, one core each.
+    """The time that the nodes which are not done will take, one core each.
 
     A node takes as long as the finished ones of its kind, environment and method did on average.
     """
@@ -190,7 +190,7 @@ def estimate(nodes: Mapping[str, Node], folder: StudyFolder) -> Estimate:
 
 
 def tuning_seconds(study: StudyConfig, folder: StudyFolder) -> float:
-    """What the searches that are not finished may take on one core, if no trial is stopped early."""
+    """The time of the searches that are not finished, on one core, if no trial is stopped early."""
     if study.tune is None:
         return 0.0
     entry = study.tune

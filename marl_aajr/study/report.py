@@ -1,4 +1,4 @@
-"""What a study leaves to read: its page, and one table of every return for whoever wants other statistics.
+"""The page of a study, and one table of every return for whoever wants other statistics.
 
 The page has what only the study knows: budgets of tuning, restarts, failures, caveats.
 """
@@ -73,7 +73,7 @@ def write_page(
         study: the study.
         runs: all of its runs.
         nodes: all of its work, for what became of it.
-        folder: where it lies.
+        folder: of the study.
         file: that it was read from.
         tuning: the budget of each method.
     """
@@ -110,7 +110,7 @@ def _from_here(path: Path) -> Path:
 
 
 def _restarts(nodes: Mapping[str, Node], folder: StudyFolder) -> Iterator[Incident]:
-    """What went on after a fault: as its directory tells it, else as Tune saw it.
+    """The restarts after faults, as directories of runs record them, else as Tune saw them.
 
     Evaluations have no directory, and training has another one on another node without a shared disk. A
     stop that was asked for is no fault.
@@ -142,7 +142,7 @@ def _in_words(event: Mapping[str, Any]) -> str:
 
 
 def _failures(nodes: Mapping[str, Node], folder: StudyFolder) -> Iterator[Incident]:
-    """What ended in an error, and has not been done since."""
+    """The nodes that ended in an error, and have not been done since."""
     last = {event["node"]: event for event in folder.events() if "node" in event}
     for name, event in last.items():
         if event["event"] in ("failed", "impossible") and name in nodes and not folder.done(nodes[name]):

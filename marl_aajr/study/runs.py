@@ -11,8 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from marl_aajr.study.config import StudyConfig
-from marl_aajr.study.entries import EnvironmentEntry, Grid, MethodEntry
+from marl_aajr.study.config import EnvironmentEntry, Grid, MethodEntry, StudyConfig
 from marl_aajr.training.config import RunConfig, make_config
 from marl_aajr.training.files import Key, YamlSource
 
@@ -20,7 +19,7 @@ Settings = Mapping[str, Any]
 """Dotted setting of a run → value."""
 
 Parts = tuple[tuple[Key, Mapping[str, Any]], ...]
-"""Where in the study's file settings stand, and the settings; later ones over earlier ones."""
+"""Settings, each group with its place in the study's file; later ones over earlier ones."""
 
 
 @dataclass(frozen=True)
@@ -28,8 +27,8 @@ class Variant:
     """One method on one environment: what is tuned, and what differs only in the study's grid and the seed.
 
     Attributes:
-        environment: where.
-        method: the entry it comes from.
+        environment: the entry that it comes from.
+        method: the entry that it comes from.
         key: of that entry in the study's file.
         name: `simple_spread_v3-aajr-coefficient=0.001`.
         parts: its settings.
@@ -48,7 +47,7 @@ class StudyRun:
 
     Attributes:
         name: of its folder.
-        config: what is trained.
+        config: of the training.
         variant: its method and environment.
         point: the values of the study's grid, which all methods share.
         parts: its settings.
@@ -61,12 +60,12 @@ class StudyRun:
     parts: Parts = field(repr=False, compare=False)
 
     def where(self, key: str, source: YamlSource) -> str:
-        """Where in the study's file a dotted setting stands."""
+        """The place of a dotted setting in the study's file."""
         return _blame(key, self.parts, source)
 
 
 _AXES = {"seed": "seeds", "env.name": "environments", "method.name": "methods"}
-"""What a study's runs differ in, and where it says so: not among the settings that it hands on."""
+"""The settings that have a list of their own in a study's file, and may stand nowhere else in it."""
 
 
 def check_axes(study: StudyConfig, source: YamlSource) -> None:
@@ -119,7 +118,7 @@ def runs(
 
     Args:
         study: the study.
-        source: where its parts stand.
+        source: the file, for the places of its parts.
         tuned: variant's name → the settings that tuning found; None: examples of what it may find.
 
     Raises:
@@ -213,7 +212,7 @@ def _check_new(run: StudyRun, namesake: StudyRun | None, twin: StudyRun | None, 
 
 
 def _blame(line: str, parts: Parts, source: YamlSource) -> str:
-    """Where the setting stands that an error line begins with."""
+    """The place of the setting that an error line begins with."""
     key = line.partition(":")[0].split(".")
     best, place = 0, parts[0][0]
     for where, part in parts:
@@ -231,7 +230,7 @@ def _blame(line: str, parts: Parts, source: YamlSource) -> str:
 
 
 def _depth(part: Any, key: Sequence[str]) -> int:
-    """How many levels of a key a nested mapping has."""
+    """The number of levels of a key that a nested mapping has."""
     depth = 0
     for name in key:
         if not isinstance(part, Mapping) or name not in part:

@@ -20,8 +20,7 @@ from ray.tune.schedulers import ASHAScheduler
 from ray.tune.search.optuna import OptunaSearch
 
 from marl_aajr.evaluation import evaluate
-from marl_aajr.study.config import StudyConfig
-from marl_aajr.study.entries import Space, TuningEntry
+from marl_aajr.study.config import Space, StudyConfig, TuningEntry
 from marl_aajr.study.execution import error_of
 from marl_aajr.study.folder import StudyFolder, run_exists
 from marl_aajr.study.progress import GridProgress
@@ -38,13 +37,13 @@ _SCORES = "scores.jsonl"
 
 @dataclass(frozen=True)
 class Trial:
-    """What all trials of a method share.
+    """The common part of all trials of a variant.
 
     Attributes:
         entry: the effort.
         data: settings of their runs, without those that are searched.
-        folder: where their run directories lie.
-        team: who is attacked and evaluated.
+        folder: of their run directories.
+        team: the agents that are attacked and evaluated.
     """
 
     entry: TuningEntry
@@ -72,10 +71,10 @@ def try_settings(
     """Scores of a trial, rung by rung; what has been scored before is not trained again.
 
     Args:
-        trial: what it shares with the others.
+        trial: the part that it shares with the others.
         settings: the searched ones.
         name: of its folder.
-        rungs: how many; None: all.
+        rungs: the number of them; None: all.
 
     Yields:
         `budget` (1, η, η², …), `env_steps`, `clean`, `robust` and `score`, means over the seeds.
@@ -195,7 +194,7 @@ def repeat(
 
 
 def _try(task: Mapping[str, Any], *, trial: Trial) -> None:
-    """What Tune runs in a process of its own."""
+    """One trial, which Tune runs in a process of its own."""
     torch.set_num_threads(1)
     name = tune.get_context().get_trial_id()
     point = task.get("point", {"settings": dict(task), "rungs": None, "name": name})
@@ -258,7 +257,7 @@ class _SearchContext:
 
 
 _CONTEXTS: dict[str, _SearchContext] = {}
-"""What the callbacks of this process talk to: Tune pickles a callback, and these cannot be pickled."""
+"""The contexts of the searches of this process: Tune pickles a callback, and these cannot be pickled."""
 
 
 class _SearchCallback(tune.Callback):

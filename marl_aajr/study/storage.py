@@ -17,7 +17,7 @@ _LEFT_OUT = ("checkpoints", LOCK)
 """Of no use for a finished run."""
 
 _LAST = (STATUS, RECORD)
-"""What says that everything else is there."""
+"""The files that say that everything else is there."""
 
 _PART = ".part"
 """Ends the name of a file while it is copied there."""

@@ -53,9 +53,9 @@ class StudyPlan:
     Attributes:
         study: as it was asked for.
         source: the file.
-        folder: where it lies.
+        folder: of the study.
         runs: all of them.
-        nodes: what is to be done, needs first; only what `only` asked for.
+        nodes: the work, needs first; only the part that `only` asked for.
     """
 
     study: StudyConfig
@@ -162,7 +162,7 @@ def _dashboard() -> str:
 
 
 def expected(plan: StudyPlan, nodes: list[dict[str, float]]) -> tuple[Estimate, float]:
-    """What every node of the plan will take, and all of them together on these machines, in seconds."""
+    """The seconds of every node of the plan, and of all of them together on these machines."""
     estimated = estimate(plan.nodes, plan.folder)
     cpus = sum(node["CPU"] for node in nodes)
     slots = plan.study.max_concurrent
@@ -171,7 +171,7 @@ def expected(plan: StudyPlan, nodes: list[dict[str, float]]) -> tuple[Estimate, 
 
 
 def progress_of(plan: StudyPlan, nodes: Sequence[Mapping[str, float]], on_event: OnEvent) -> GridProgress:
-    """How far the nodes of a study are, for whoever watches it."""
+    """The progress of a study's nodes, for those who watch it."""
     estimated = estimate(plan.nodes, plan.folder)
 
     def hand_on(event: dict[str, Any]) -> None:

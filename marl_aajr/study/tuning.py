@@ -17,8 +17,7 @@ from typing import Any
 
 from marl_aajr.attacks import attack_class
 from marl_aajr.report import Tuning
-from marl_aajr.study.config import StudyConfig
-from marl_aajr.study.entries import TuningEntry
+from marl_aajr.study.config import StudyConfig, TuningEntry
 from marl_aajr.study.folder import DECISIONS, StudyFolder
 from marl_aajr.study.progress import GridProgress
 from marl_aajr.study.runs import Variant, merged, nested, variants
@@ -26,7 +25,7 @@ from marl_aajr.study.search import Trial, repeat, search
 from marl_aajr.training.files import YamlSource, write_json
 
 ASKED = "asked.json"
-"""What is searched, and how, in `tuning/VARIANT`."""
+"""The file in `tuning/VARIANT` that says what is searched, and how."""
 
 
 def check_tuning(study: StudyConfig, source: YamlSource) -> None:
@@ -131,7 +130,7 @@ def replay(study: StudyConfig, folder: StudyFolder, progress: GridProgress) -> N
 
 
 def budgets(study: StudyConfig, folder: StudyFolder) -> list[Tuning]:
-    """What was spent on every method, for the report."""
+    """The effort that was spent on every method, for the report."""
     found = []
     for variant in variants(study) if study.tune is not None else ():
         decisions = folder.decisions(variant)
@@ -194,7 +193,7 @@ def _decide(trials: list[dict[str, Any]], study: StudyConfig, variant: Variant, 
 
 
 def searched_by(study: StudyConfig, folder: StudyFolder, variant: Variant) -> dict[str, Any]:
-    """What the decisions of a variant rest on, as JSON reads it back."""
+    """The settings that the decisions of a variant rest on, as JSON reads them back."""
     assert study.tune is not None
     asked = {
         "search": {key: space.model_dump(mode="json") for key, space in variant.method.search.items()},

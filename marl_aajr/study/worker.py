@@ -26,7 +26,7 @@ from marl_aajr.core.numerics import NonFiniteError
 from marl_aajr.evaluation import evaluate_run
 from marl_aajr.evaluation.run import file_name
 from marl_aajr.rollout.environments import resolve
-from marl_aajr.study.entries import EnvironmentEntry
+from marl_aajr.study.config import EnvironmentEntry
 from marl_aajr.study.folder import StudyFolder, run_exists
 from marl_aajr.study.graph import Node
 from marl_aajr.study.storage import Storage

@@ -17,10 +17,10 @@ Node = Mapping[str, float]
 """Amounts of CPU and GPU."""
 
 _PATIENCE_SECONDS = 30.0
-"""How long a busy cluster may take to free what the run needs; a run that has just ended takes seconds."""
+"""The time that a busy cluster may take to free what a run needs; a run that has just ended takes seconds."""
 
 _REPLACEMENT_SECONDS = 120.0
-"""How long a cluster may take to replace a node that was lost."""
+"""The time that a cluster may take to replace a node that was lost."""
 
 _KINDS = ("CPU", "GPU")
 _EXACT = 1e-4
@@ -32,9 +32,9 @@ class Group:
     """Processes of a run that are alike.
 
     Attributes:
-        name: what they are.
-        count: how many.
-        each: what one of them takes.
+        name: of their kind.
+        count: their number.
+        each: the resources of one of them.
     """
 
     name: str
@@ -80,7 +80,7 @@ def have_room(runners: Group, learners: Group, nodes: Sequence[Node]) -> bool:
 
 
 def _times(each: Node, node: Node, limit: int) -> int:
-    """How many of a kind a node has room for, `limit` at most."""
+    """The number of processes of a kind that a node has room for, `limit` at most."""
     room = [int((node.get(kind, 0.0) + _EXACT) / amount) for kind, amount in each.items() if amount > 0]
     return max(0, min([limit, *room]))
 

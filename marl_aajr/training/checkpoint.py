@@ -33,7 +33,7 @@ _ALGORITHM, _TRAINER, _MANIFEST = "algorithm", "trainer.json", "manifest.json"
 
 @dataclass(frozen=True)
 class RunProgress:
-    """How far a run is.
+    """The progress of a run.
 
     Attributes:
         iteration: iterations done.
@@ -57,7 +57,7 @@ def save_checkpoint(algorithm: Algorithm, progress: RunProgress, folder: Path) -
 
 
 def check_checkpoint(folder: Path) -> RunProgress:
-    """What a checkpoint holds, if every file in it is as it was written.
+    """The progress that a checkpoint holds, if every file in it is as it was written.
 
     Raises:
         ValueError: a file is missing or has changed.
@@ -86,7 +86,7 @@ def _checksums(folder: Path) -> dict[str, str]:
 
 
 class Stream(IntEnum):
-    """What a seed is for."""
+    """The use of a seed."""
 
     RUNNER = 0
     LEARNER = 1
@@ -103,9 +103,9 @@ def seed_everything(algorithm: Algorithm, *, seed: int, iteration: int, threads:
     """Seed the generators of all processes for the iteration that follows `iteration`.
 
     Args:
-        algorithm: whose processes.
+        algorithm: the one with these processes.
         seed: the run's.
-        iteration: how many are done.
+        iteration: the number of iterations that are done.
         threads: of torch in each process.
     """
     # The local runner and a local learner share the generators of this process.

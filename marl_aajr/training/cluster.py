@@ -153,10 +153,10 @@ def _reason(error: BaseException) -> str:
 
 
 _PACKAGES = ("ray", "torch", "numpy", "gymnasium", "pettingzoo")
-"""What processes of a run send each other are objects of these."""
+"""The packages whose objects the processes of a run send each other."""
 
 _ANSWER_SECONDS = 60.0
-"""How long a node may take to start a process."""
+"""The time that a node may take to start a process."""
 
 
 _matching: set[str] = set()
@@ -204,7 +204,7 @@ def software() -> dict[str, str]:
 
 
 def other_versions(expected: Mapping[str, str], found: Mapping[str, str]) -> list[str]:
-    """What is different, by name with both versions."""
+    """The differences, by name with both versions."""
     return [
         f"has {name} {found[name]}, not {version}"
         for name, version in expected.items()

@@ -34,9 +34,9 @@ def export_victim(algorithm: Algorithm, config: RunConfig, mapping: PolicyMappin
     """Save the algorithm's current policies as a victim and read them back.
 
     Args:
-        algorithm: where the policies are; its env runners have the learners' weights.
+        algorithm: the one with the policies; its env runners have the learners' weights.
         config: of the run.
-        mapping: who plays.
+        mapping: of the agents that play.
         folder: of the artefact.
 
     Returns:

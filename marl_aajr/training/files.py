@@ -119,7 +119,7 @@ def new_folder(path: Path) -> Iterator[Path]:
 
 
 Key = tuple[str | int, ...]
-"""Where a value is: keys of mappings and places in lists, from the outside."""
+"""The place of a value: keys of mappings and indices of lists, from the outside."""
 
 
 class NumberLoader(yaml.SafeLoader):

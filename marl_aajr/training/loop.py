@@ -39,7 +39,7 @@ OnIteration = Callable[[dict[str, Any]], None]
 ShouldStop = Callable[[], bool]
 
 _RESTART_SECONDS = 120.0
-"""How long a run waits for env runners once all of them are lost."""
+"""The time that a run waits for env runners once all of them are lost."""
 
 
 class ProcessesLostError(RuntimeError):

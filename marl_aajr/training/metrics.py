@@ -44,7 +44,7 @@ def to_record(
     """The line of one iteration.
 
     Args:
-        result: what `Algorithm.train` returned.
+        result: of `Algorithm.train`.
         progress: after this iteration.
         modules: ids of the trained modules.
         teams: those whose returns count.

@@ -51,7 +51,7 @@ class PolicyMapping:
         return first
 
     def module_space(self, agent: str) -> gym.Space[Any]:
-        """What the module of an agent finds in its batches."""
+        """The space of the observations in the batches of an agent's module."""
         own = self.observation_spaces[agent]
         return own if self.central is None else with_state(own, self.central)
 

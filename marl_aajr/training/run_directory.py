@@ -151,7 +151,7 @@ class RunDirectory:
             )
 
     def status(self) -> Status:
-        """How far the run has come.
+        """The state and the progress of the run.
 
         Raises:
             ValueError: not a run, or a status that cannot be read.
@@ -180,11 +180,11 @@ class RunDirectory:
         return read_lines(self.metrics_file)
 
     def append_event(self, event: Event, *, iteration: int, **details: Any) -> None:
-        """Add what happened to the run."""
+        """Add an event of the run."""
         append_event(self.events_file, event, iteration=iteration, **details)
 
     def events(self) -> list[dict[str, Any]]:
-        """What happened to the run, oldest first; the module's docstring lists the events.
+        """The events of the run, oldest first; the module's docstring lists the events.
 
         Raises:
             ValueError: a broken line before the last.
@@ -197,7 +197,7 @@ class RunDirectory:
         write_text(self.metrics_file, "".join(f"{json.dumps(line, ensure_ascii=False)}\n" for line in kept))
 
     def checkpoint(self, iteration: int) -> Path:
-        """Where the checkpoint of an iteration is, or would be."""
+        """The folder of an iteration's checkpoint, whether it is there or not."""
         return self.checkpoints / f"{iteration:06d}"
 
     def iterations(self) -> list[int]:

@@ -40,7 +40,7 @@ class Status:
     """status.json: how far a run has come.
 
     Attributes:
-        state: what became of it; a run whose process was killed still says `running`.
+        state: of the run; one whose process was killed still says `running`.
         iteration: of the last line of `metrics.jsonl`.
         env_steps: environment steps up to there.
         error: why it failed.
@@ -98,7 +98,7 @@ def is_run(folder: Path) -> bool:
 
 
 def load_status(folder: Path) -> Status:
-    """How far the run in a folder has come.
+    """The state and the progress of the run in a folder.
 
     Raises:
         ValueError: no status, or a corrupt one.
@@ -107,7 +107,7 @@ def load_status(folder: Path) -> Status:
 
 
 def load_versions(folder: Path) -> Versions:
-    """What the run in a folder was made with.
+    """The versions that the run in a folder was made with.
 
     Raises:
         ValueError: no versions, or corrupt ones.

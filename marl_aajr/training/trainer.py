@@ -133,7 +133,7 @@ def _record(directory: RunDirectory, event: Event, progress: RunProgress, **deta
 
 
 def _resumable(directory: RunDirectory, config: RunConfig) -> RunProgress:
-    """Where a run goes on.
+    """The progress from which a run goes on: that of its last complete checkpoint.
 
     Raises:
         ValueError: no run, a finished one, another configuration, or a damaged checkpoint.

@@ -12,8 +12,7 @@ import pytest
 
 from marl_aajr.cli import app, compare, evaluate, study, train
 from marl_aajr.cli.app import main
-from marl_aajr.study.config import load_study
-from marl_aajr.study.entries import EnvironmentEntry
+from marl_aajr.study.config import EnvironmentEntry, load_study
 from marl_aajr.version import __version__
 from tests.cli.conftest import Run
 
