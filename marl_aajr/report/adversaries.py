@@ -31,7 +31,7 @@ from marl_aajr.report.estimates import (
 )
 
 LEARNED = "learned"
-"""What an attack asks of the policy, as evaluations name it, when it was trained against it."""
+"""The access of an attack that was trained against the policy, as evaluations name it."""
 
 _Agents = tuple[str, ...]
 _Replaced = tuple[str, _Agents]
@@ -61,7 +61,7 @@ def learned(comparison: Comparison, *, decimals: int) -> tuple[Block, ...]:
 
 
 def undertrained(comparison: Comparison) -> tuple[str, ...]:
-    """In words: which learned adversaries are weaker than a myopic attack, for how many runs."""
+    """The learned adversaries that are weaker than a myopic attack, and for how many runs, in words."""
     found = _learned(comparison)
     lines = []
     for condition in comparison.conditions:
@@ -163,7 +163,7 @@ def _behind(run: RunResults, condition: Condition, others: Sequence[Condition]) 
 
 
 class _Place(NamedTuple):
-    """What may be compared: as many agents attacked by the same size, within one budget, on as many episodes.
+    """The searches that may be compared: equal in size of attack, agents, budget and episodes.
 
     Attributes:
         epsilon: the size.
@@ -226,7 +226,7 @@ def weakest_links(comparison: Comparison, *, decimals: int) -> tuple[Block, ...]
 
 
 def _worst_searches(run: RunResults, shared: Collection[Key]) -> dict[_Place, _Search]:
-    """Of each place the search that found the lowest return; of equals, one that knows the clean return."""
+    """The search of each place that found the lowest return; of equals, one that knows the clean return."""
     found: dict[_Place, list[_Search]] = defaultdict(list)
     for place, search in _searches(run, shared):
         found[place].append(search)
@@ -259,7 +259,7 @@ def _among(evaluation: Evaluation) -> str:
 
 
 def _at(row: MethodRow, found: Mapping[int, Mapping[_Place, _Search]], place: _Place) -> list[_Search]:
-    """What the runs of a method hold of a place."""
+    """The searches of a method's runs in a place."""
     return [found[id(run)][place] for run in row.runs if place in found[id(run)]]
 
 

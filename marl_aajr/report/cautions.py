@@ -62,7 +62,7 @@ class Incident:
 
 @dataclass(frozen=True, kw_only=True)
 class Notes:
-    """What a study knows and the run directories do not say: it decides how much a comparison is worth.
+    """Facts that a study knows and the run directories do not: they decide how much a comparison is worth.
 
     Attributes:
         summary: what was asked, in a person's words; paragraphs are separated by empty lines.
@@ -92,7 +92,7 @@ def all_cautions(comparisons: Sequence[Comparison], notes: Notes) -> list[str]:
 
 
 def left_out_of_all(comparisons: Sequence[Comparison]) -> list[str]:
-    """What several comparisons do not show; what is not shown in some of them only names those."""
+    """Evaluations that the page does not show, in words."""
     return _together(comparisons, lambda comparison: [omission.text for omission in comparison.left_out])
 
 
@@ -113,7 +113,7 @@ def _together(
 
 
 def cautions_of_study(notes: Notes) -> list[str]:
-    """What a study says against itself, one sentence each."""
+    """One sentence for each weakness that a study notes."""
     found = []
     if notes.failures:
         found.append(f"{_runs(notes.failures)} failed: missing here (see The study).")

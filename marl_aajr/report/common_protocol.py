@@ -30,7 +30,7 @@ LINF = "linf"
 
 @dataclass(frozen=True, order=True)
 class CommonProtocol:
-    """What must be the same in two evaluations before their returns may be compared."""
+    """The settings that two evaluations must share before their returns may be compared."""
 
     environment: str
     episodes: int
@@ -98,13 +98,13 @@ class RunResults:
         return min(tried, key=lambda condition: self.attacked[condition].mean)
 
     def strongest(self, epsilon: float) -> AttackOutcome:
-        """What the attack of a size that hurts this run most leaves of it."""
+        """Returns under the attack of a size that hurts this run most."""
         return self.attacked[self.worst(epsilon)]
 
 
 @dataclass(frozen=True)
 class Evidence:
-    """What all runs share.
+    """Everything that all runs share.
 
     Attributes:
         protocol: followed by all results.
@@ -249,7 +249,10 @@ def _merge(record: EvaluatedRun, played: Sequence[Played]) -> tuple[Outcome, dic
 
 
 def _chosen(played: Sequence[Played], conditions: Mapping[Key, Condition]) -> dict[float, Condition]:
-    """Of several files, the choice with the lowest return on the selection episodes, limited ones last."""
+    """The worst attack of each size: the one with the lowest return on the selection episodes of all files.
+
+    An attack with limits counts only where there is no other.
+    """
     keys = keys_of(played)
     choices = [(c, keys.get(exact(c, evaluation))) for rows, evaluation in played for c in rows.worst]
     shared = [(c, conditions[key]) for c, key in choices if key is not None and key in conditions]

@@ -46,7 +46,7 @@ class MethodRow:
     price: Estimate | None = None
 
     def returns(self, epsilon: float) -> tuple[float, ...]:
-        """Of each run, its return under its worst attack of a size; ε = 0: without an attack."""
+        """The return of each run under its worst attack of a size; ε = 0: without an attack."""
         return tuple((run.strongest(epsilon) if epsilon else run.clean).mean for run in self.runs)
 
     def lead(self, other: MethodRow, epsilon: float) -> Estimate:
@@ -120,7 +120,7 @@ class Comparison:
 
     @property
     def checks(self) -> dict[str, tuple[Check, ...]]:
-        """By path: what each run's shown evaluations found against themselves."""
+        """Path of each run -> the checks of its shown evaluations."""
         return {
             str(run.run.path): tuple(
                 check

@@ -72,7 +72,7 @@ def by_task(records: Sequence[EvaluatedRun]) -> dict[Task, list[EvaluatedRun]]:
 
 
 def share_attacks(per_run: Sequence[Iterable[Evaluation]]) -> bool:
-    """Whether some attack of some size is in the evaluations of every run."""
+    """True where an attack of one size is in the evaluations of every run."""
     keys = [set(keys_of([(e.results[0], e) for e in evaluations]).values()) for evaluations in per_run]
     return bool(set.intersection(*keys))
 

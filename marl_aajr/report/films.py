@@ -207,7 +207,7 @@ _FALLBACK = "pgd"
 
 
 def films_of(comparisons: Sequence[Comparison]) -> dict[Task, bytes | str]:
-    """Of each task, an animated GIF of the plain method's first run (or the first method's).
+    """One animated GIF for each task, of the plain method's first run (or the first method's).
 
     The attack is the worst of the largest size where it can be made from its description alone, and PGD
     otherwise. Where an environment cannot draw itself, or a run has no victim to play it, the reason stands

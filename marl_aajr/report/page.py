@@ -161,7 +161,7 @@ def _sections(
 def _section(
     comparison: Comparison, legend: Legend, *, key: str, reference: Reference | None, film: bytes | str
 ) -> dict[str, Any]:
-    """What the template shows of one environment.
+    """One environment as the template shows it.
 
     Args:
         comparison: the methods there.

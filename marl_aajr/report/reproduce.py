@@ -63,7 +63,7 @@ def attacks(comparisons: Sequence[Comparison]) -> list[tuple[str, str]]:
 
 
 def arguments(evaluation: Evaluation, renamed: Mapping[str, str]) -> list[list[str]]:
-    """What follows `marl-aajr evaluate RUN` to have this evaluation again.
+    """The options of `marl-aajr evaluate RUN` that repeat this evaluation.
 
     One list for each command that it takes: one, but for attacks named by hand at different sizes.
 
@@ -84,7 +84,7 @@ def arguments(evaluation: Evaluation, renamed: Mapping[str, str]) -> list[list[s
 
 
 def _whom(evaluation: Evaluation) -> list[str]:
-    """Whose observations may be changed, and how much of that the adversary may spend."""
+    """The agents whose observations may be changed, and the adversary's budget."""
     budget = evaluation.budget
     words = ["--budget", str(budget)] if budget != Budget() else []
     if set(evaluation.agents) != set(evaluation.members) and budget.named is None:
@@ -99,7 +99,7 @@ def _surrogates(evaluation: Evaluation, renamed: Mapping[str, str]) -> list[str]
 
 
 def _known(name: str, renamed: Mapping[str, str]) -> str:
-    """Where a run of a name is trained again; the name itself where the page does not show it."""
+    """The place where a run of a name is trained again; the name itself where the page does not show it."""
     return next((to for path, to in renamed.items() if name in (path, PurePath(path).name)), name)
 
 

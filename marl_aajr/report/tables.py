@@ -32,7 +32,7 @@ def results(comparison: Comparison, *, decimals: int) -> tuple[Block, ...]:
 
 
 def worst_of_each_run(comparison: Comparison, *, decimals: int) -> Sheet:
-    """Of every run the clean return, and at each ε its own worst attack."""
+    """Every run with its clean return, and at each ε its own worst attack."""
     lines = [
         (
             str(run.run.path),

@@ -1,8 +1,11 @@
 """The verdict in plain words, computed from the comparison by fixed rules.
 
-Two methods count as different only where the interval of their difference excludes 0; everything
-else is called not distinguishable, whichever way the means point. The same rules state a success of a
-regulariser and its failure.
+`headline` is the first sentence of a report, on the page and in the terminal. `how_chosen` and `how_compared`
+say below it what it rests on; `verdict` is the paragraph with the figures.
+
+Two methods count as different only where the interval of their difference excludes 0; everything else is
+called not distinguishable, whichever way the means point. The same rules state a success of a regulariser and
+its failure.
 """
 
 from __future__ import annotations
@@ -16,24 +19,8 @@ from marl_aajr.report.estimates import count, epsilons, listing, some, with_inte
 _FEW = 3
 
 
-def verdict(comparison: Comparison, *, decimals: int) -> str:
-    """One paragraph: who survives best at each ε, how they do against the plain method, the price."""
-    plain = comparison.plain
-    doubts = _doubts(comparison)
-    if len(comparison.rows) == 1:
-        return " ".join([*doubts, *_alone(comparison, decimals=decimals), _scope(comparison)])
-    sentences = doubts + _leaders(comparison, decimals=decimals)
-    if plain is not None:
-        others = [row for row in comparison.rows if row is not plain]
-        if len(others) > 1:
-            sentences += _against_plain(others, plain, comparison.epsilons)
-        sentences += _no_success(others, plain, comparison.epsilons)
-        sentences += _prices(others, plain, decimals=decimals)
-    return " ".join([*sentences, _scope(comparison)])
-
-
 def headline(comparison: Comparison) -> str:
-    """Who survives best at each ε, in one or two short sentences without figures."""
+    """The first sentence of a report: the method that survives best at each ε, without figures."""
     failed = len(_failed(comparison))
     doubt = f"The evaluation failed its own checks for {failed} of {count(len(comparison.checks), 'run')}."
     if len(comparison.rows) == 1:
@@ -43,8 +30,50 @@ def headline(comparison: Comparison) -> str:
     return " ".join([doubt, *sentences] if failed else sentences)
 
 
+def _in_short(best: MethodRow, rest: Sequence[MethodRow], at: Sequence[float]) -> str:
+    tied = _tied(best, rest, at[0])
+    where = f"At {epsilons(at)}"
+    if not tied:
+        return f"{where} {best.method.label} survives best"
+    if len(tied) == len(rest):
+        whom = "the two methods are" if len(rest) == 1 else "the methods are"
+        return f"{where} {whom} not distinguishable"
+    names = some([row.method.label for row in tied], of=len(rest), noun="other methods")
+    return f"{where} {best.method.label} survives best, not distinguishable from {names}"
+
+
+_Outcome = tuple[MethodRow, list[MethodRow], list[float], dict[float, list[MethodRow]]]
+"""The best method, the rest, the sizes at which it is so, and the methods by return at each size."""
+
+
+def _outcomes(comparison: Comparison) -> list[_Outcome]:
+    """The outcome at each size, clear wins first; sizes with the same outcome stand together."""
+    outcomes: dict[tuple[str, ...], list[float]] = defaultdict(list)
+    ranked = {e: _ranked(comparison, e) for e in comparison.epsilons}
+    for epsilon, (best, *rest) in ranked.items():
+        tied = _tied(best, rest, epsilon)
+        everybody = len(tied) == len(rest)
+        names = sorted(row.method.label for row in tied)
+        outcomes[() if everybody else (best.method.label, *names)].append(epsilon)
+    ordered = sorted(outcomes.items(), key=lambda item: len(item[0]) or len(comparison.rows))
+    return [(ranked[at[0]][0], ranked[at[0]][1:], at, ranked) for _, at in ordered]
+
+
+def _ranked(comparison: Comparison, epsilon: float) -> list[MethodRow]:
+    return sorted(comparison.rows, key=lambda row: -row.worst_return[epsilon].mean)
+
+
+def _tied(best: MethodRow, rest: Sequence[MethodRow], epsilon: float) -> list[MethodRow]:
+    """Rows that the best does not lead beyond doubt."""
+    return [row for row in rest if not best.lead(row, epsilon).positive]
+
+
+def _failed(comparison: Comparison) -> list[str]:
+    return [path for path, checks in comparison.checks.items() if any(c.verdict == "fail" for c in checks)]
+
+
 def how_chosen(comparison: Comparison) -> str:
-    """Which attack is called the worst of its size: one sentence, true of these evaluations."""
+    """One sentence: the rule by which these evaluations call an attack the worst of its size."""
     if len(comparison.attacks) == 1:
         return f"Worst: the only attack tried, {comparison.attacks[0]}."
     numbers = sorted(
@@ -61,7 +90,7 @@ def how_chosen(comparison: Comparison) -> str:
 
 
 def how_compared(comparison: Comparison) -> str:
-    """By which interval of their difference two methods are told apart: one sentence, and its limits."""
+    """One sentence: the interval of their difference that tells two methods apart, and its limits."""
     counts = {len(row.runs) for row in comparison.rows}
     if counts == {1}:
         return (
@@ -77,8 +106,20 @@ def how_compared(comparison: Comparison) -> str:
     )
 
 
-def _failed(comparison: Comparison) -> list[str]:
-    return [path for path, checks in comparison.checks.items() if any(c.verdict == "fail" for c in checks)]
+def verdict(comparison: Comparison, *, decimals: int) -> str:
+    """One paragraph: the best method at each ε, all against the plain one, the prices of robustness."""
+    plain = comparison.plain
+    doubts = _doubts(comparison)
+    if len(comparison.rows) == 1:
+        return " ".join([*doubts, *_alone(comparison, decimals=decimals), _scope(comparison)])
+    sentences = doubts + _leaders(comparison, decimals=decimals)
+    if plain is not None:
+        others = [row for row in comparison.rows if row is not plain]
+        if len(others) > 1:
+            sentences += _against_plain(others, plain, comparison.epsilons)
+        sentences += _no_success(others, plain, comparison.epsilons)
+        sentences += _prices(others, plain, decimals=decimals)
+    return " ".join([*sentences, _scope(comparison)])
 
 
 def _doubts(comparison: Comparison) -> list[str]:
@@ -106,23 +147,6 @@ def _alone(comparison: Comparison, *, decimals: int) -> list[str]:
     ]
 
 
-_Outcome = tuple[MethodRow, list[MethodRow], list[float], dict[float, list[MethodRow]]]
-"""The best, the rest, the sizes at which it is so, and the methods by return at each size."""
-
-
-def _outcomes(comparison: Comparison) -> list[_Outcome]:
-    """Clear wins first; sizes with the same outcome stand together."""
-    outcomes: dict[tuple[str, ...], list[float]] = defaultdict(list)
-    ranked = {e: _ranked(comparison, e) for e in comparison.epsilons}
-    for epsilon, (best, *rest) in ranked.items():
-        tied = _tied(best, rest, epsilon)
-        everybody = len(tied) == len(rest)
-        names = sorted(row.method.label for row in tied)
-        outcomes[() if everybody else (best.method.label, *names)].append(epsilon)
-    ordered = sorted(outcomes.items(), key=lambda item: len(item[0]) or len(comparison.rows))
-    return [(ranked[at[0]][0], ranked[at[0]][1:], at, ranked) for _, at in ordered]
-
-
 def _leaders(comparison: Comparison, *, decimals: int) -> list[str]:
     """One sentence per outcome."""
     sentences = []
@@ -134,15 +158,6 @@ def _leaders(comparison: Comparison, *, decimals: int) -> list[str]:
         sentences.append(f"{_outcome(best, rest, at)} ({figures}).")
     first = sentences[0]
     return [f"Under the worst of the attacks tried, {first[0].lower()}{first[1:]}", *sentences[1:]]
-
-
-def _ranked(comparison: Comparison, epsilon: float) -> list[MethodRow]:
-    return sorted(comparison.rows, key=lambda row: -row.worst_return[epsilon].mean)
-
-
-def _tied(best: MethodRow, rest: Sequence[MethodRow], epsilon: float) -> list[MethodRow]:
-    """Rows that the best does not lead beyond doubt."""
-    return [row for row in rest if not best.lead(row, epsilon).positive]
 
 
 def _figures(rows: Sequence[MethodRow], epsilon: float, *, many: bool, decimals: int) -> str:
@@ -171,18 +186,6 @@ def _outcome(best: MethodRow, rest: Sequence[MethodRow], at: Sequence[float]) ->
         why = "the interval of their difference includes 0" if known else "their difference has no interval"
         return f"{where} the two methods are not distinguishable: {why}"
     return f"{where} the highest mean is not distinguishable from any other"
-
-
-def _in_short(best: MethodRow, rest: Sequence[MethodRow], at: Sequence[float]) -> str:
-    tied = _tied(best, rest, at[0])
-    where = f"At {epsilons(at)}"
-    if not tied:
-        return f"{where} {best.method.label} survives best"
-    if len(tied) == len(rest):
-        whom = "the two methods are" if len(rest) == 1 else "the methods are"
-        return f"{where} {whom} not distinguishable"
-    names = some([row.method.label for row in tied], of=len(rest), noun="other methods")
-    return f"{where} {best.method.label} survives best, not distinguishable from {names}"
 
 
 def _against_plain(others: Sequence[MethodRow], plain: MethodRow, at: Sequence[float]) -> list[str]:

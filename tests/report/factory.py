@@ -10,6 +10,9 @@ from typing import Any
 import numpy as np
 import yaml
 
+from marl_aajr.report import Comparison, compare, load_run
+from marl_aajr.report.estimates import Block, Cell
+
 ENV = {"name": "mpe2.simple_spread_v3", "kwargs": {}}
 ATTACKS: Mapping[tuple[str, float], float] = {
     ("noise", 0.1): -1.0,
@@ -283,3 +286,68 @@ def write_method(
 
 def _json(path: Path, content: Mapping[str, Any]) -> None:
     path.write_text(json.dumps(content))
+
+
+def compared(tmp_path: Path, **methods: list[dict[str, Any]]) -> Comparison:
+    """Per method one run for each evaluation."""
+    return compare(
+        [
+            load_run(
+                write_run(
+                    tmp_path / f"{method}-{seed}",
+                    configuration=config(method, seed=seed),
+                    evaluations={"e": content},
+                )
+            )
+            for method, contents in methods.items()
+            for seed, content in enumerate(contents)
+        ]
+    )
+
+
+def cells(blocks: tuple[Block, ...], title: str, header: str) -> list[Cell]:
+    """The cells of one line of a table."""
+    (block,) = [block for block in blocks if block.title == title]
+    (line,) = [line for line in block.lines if line.header == header]
+    return list(line.cells)
+
+
+TAG = {"name": "mpe2.simple_tag_v3", "kwargs": {}}
+
+
+def runs_of(
+    root: Path, method: str, clean: list[float], *, env: dict[str, Any] = ENV, loss: float = -8.0
+) -> list[Path]:
+    """One run per clean return, trained and evaluated on the environment."""
+    return [
+        write_run(
+            root / f"{env['name']}-{method}-{seed}",
+            configuration=config(method, seed=seed, env=env),
+            evaluations={"e": evaluation(value, attacks={("pgd", 0.1): loss}, env=env)},
+        )
+        for seed, value in enumerate(clean)
+    ]
+
+
+def grid(root: Path) -> list[Path]:
+    """Two methods on two environments, three seeds each; aajr loses 2 to the attack, the plain method 8."""
+    found = []
+    for env, shift in ((ENV, 0.0), (TAG, 100.0)):
+        clean = [shift - 40.0, shift - 41.0, shift - 39.0]
+        found += runs_of(root, "none", clean, env=env) + runs_of(root, "aajr", clean, env=env, loss=-2.0)
+    return found
+
+
+MILD = {("pgd", 0.1): -2.0, ("pgd", 0.2): -4.0}
+HARD = {("pgd", 0.1): -20.0, ("pgd", 0.2): -40.0}
+CROSSING = {("pgd", 0.1): -2.0, ("pgd", 0.2): -60.0}
+THREE = [-40.0, -40.5, -41.0]
+
+
+def two(
+    root: Path, plain: dict[Any, float], other: dict[Any, float], *, clean: list[float] = THREE
+) -> list[Path]:
+    """Runs of the plain method and of aajr, with what each attack takes from them."""
+    return write_method(root, "none", clean=clean, attacks=plain) + write_method(
+        root, "aajr", clean=clean, attacks=other
+    )

@@ -1,3 +1,5 @@
+"""Read evaluated runs, refuse those that a comparison could not rest on, and sort them into methods."""
+
 from __future__ import annotations
 
 from pathlib import Path
@@ -5,9 +7,152 @@ from typing import Any
 
 import pytest
 
+from marl_aajr.evaluation import Evaluation
 from marl_aajr.report import EvaluatedRun, load_run
 from marl_aajr.report.methods import by_method, differences, flatten, shared
-from tests.report.factory import config, write_run
+from tests.report.factory import config, evaluation, evaluation_file, metrics, write_run
+
+
+def test_reads_a_finished_run(tmp_path: Path) -> None:
+    run = load_run(write_run(tmp_path / "run", configuration=config("aajr", seed=7)))
+
+    assert run.seed == 7
+    assert run.config["method"]["name"] == "aajr"
+    assert run.trained_here
+    assert run.versions is not None
+    assert run.versions.packages["ray"] == "2.60.0"
+    assert run.metrics[0].return_mean is None
+    assert run.metrics[-1].env_steps == 100_000
+    assert run.metrics[-1].modules["shared"]["aajr/nonfinite"] == 0
+    assert run.evaluations["default"].clean.mean == -40.0
+    assert run.evaluations["default"].attacks[0].epsilon == 0.1
+
+
+def test_refuses_fields_that_it_does_not_know(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "run", evaluations={"default": evaluation(something_new=1)})
+
+    with pytest.raises(ValueError, match=r"something_new: .*write it again with `marl-aajr evaluate`"):
+        load_run(run)
+
+
+def test_refuses_what_is_no_folder(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"expected a run directory, got .*nowhere"):
+        load_run(tmp_path / "nowhere")
+
+
+@pytest.mark.parametrize("name", ["config.yaml", "versions.json", "status.json", "metrics.jsonl"])
+def test_names_the_missing_file(tmp_path: Path, name: str) -> None:
+    run = write_run(tmp_path / "run")
+    (run / name).unlink()
+
+    with pytest.raises(ValueError, match=f"has no {name}; give the folder that `marl-aajr train` wrote"):
+        load_run(run)
+
+
+def test_a_run_without_evaluations_is_told_how_to_get_them(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "run", evaluations={})
+
+    with pytest.raises(ValueError, match=f"run `marl-aajr evaluate {run}`"):
+        load_run(run)
+
+
+@pytest.mark.parametrize(
+    ("status", "message"),
+    [
+        ({"state": "running"}, "state 'running' .*wait until it has finished"),
+        ({"state": "interrupted", "env_steps": 4000}, "4000 of 100000 env steps; finish it with .*--resume"),
+        ({"state": "failed", "error": "out of memory"}, r"state 'failed' \(out of memory\)"),
+    ],
+)
+def test_refuses_an_unfinished_run(tmp_path: Path, status: dict[str, Any], message: str) -> None:
+    run = write_run(tmp_path / "run", status=status)
+
+    with pytest.raises(ValueError, match=message):
+        load_run(run)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("config.yaml", "env: [", "corrupt .*config.yaml"),
+        ("config.yaml", "- a list", "it is not a mapping"),
+        ("config.yaml", "env: {name: x}\nseed: 0\nenv_steps: 1", "it lacks method"),
+        ("config.yaml", "env: {name: x}\nmethod: ppo\nseed: 0\nenv_steps: 1", "method should be a mapping"),
+        (
+            "config.yaml",
+            "env: {name: x}\nmethod: {name: y}\nseed: a\nenv_steps: 1",
+            "seed should be an integer",
+        ),
+        ("status.json", "{", "corrupt .*status.json: not JSON"),
+        ("status.json", '{"state": "gone", "iteration": 1, "env_steps": 1}', "state: Input should be"),
+        ("versions.json", "[]", "versions.json: contents"),
+        ("metrics.jsonl", "", "it has no line"),
+        ("metrics.jsonl", '{"iteration": 1, "env_steps": 5, "seconds": 1}\n{"iterat', "line 2: not JSON"),
+        ("evaluations/default.json", "not json", "again with `marl-aajr evaluate`"),
+    ],
+)
+def test_names_the_corrupt_file(tmp_path: Path, name: str, content: str, message: str) -> None:
+    run = write_run(tmp_path / "run")
+    (run / name).write_text(content)
+
+    with pytest.raises(ValueError, match=message):
+        load_run(run)
+
+
+def test_refuses_bytes_that_are_no_text(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "run")
+    (run / "status.json").write_bytes(b"\xff\xfe")
+
+    with pytest.raises(ValueError, match="it is not UTF-8 text"):
+        load_run(run)
+
+
+def test_refuses_metrics_that_go_back_in_time(tmp_path: Path) -> None:
+    lines = metrics(regularised=False)
+    run = write_run(tmp_path / "run", lines=[lines[0], lines[2], lines[1]])
+
+    with pytest.raises(ValueError, match="line 3: env_steps 5000 after 7500"):
+        load_run(run)
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        ({"episodes": 21}, "20 returns for 21 episodes"),
+        ({"clean": {**evaluation()["clean"], "mean": -39.0}}, "-39.0 is not the mean of its returns, -40"),
+        (
+            {"clean": {**evaluation()["clean"], "low": float("nan")}},
+            "results.0.clean.low: Input should be a finite number",
+        ),
+        (
+            {"attacks": [{**evaluation()["attacks"][0], "epsilon": 0}]},
+            "results.0.attacks.0.attack.epsilon: .*greater than 0",
+        ),
+    ],
+)
+def test_refuses_an_evaluation_that_contradicts_itself(
+    tmp_path: Path, damage: dict[str, Any], message: str
+) -> None:
+    run = write_run(tmp_path / "run", evaluations={"default": evaluation() | damage})
+
+    with pytest.raises(ValueError, match=message):
+        load_run(run)
+
+
+def test_messages_are_one_line(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "run")
+    (run / "config.yaml").write_text("env: [\n\nmethod: }")
+
+    with pytest.raises(ValueError, match="corrupt") as failure:
+        load_run(run)
+    assert "\n" not in str(failure.value)
+
+
+def test_the_factory_follows_the_evaluation_contract() -> None:
+    content = Evaluation.model_validate_json(evaluation_file(evaluation(-40.0)))
+
+    assert content.clean_return == pytest.approx(sum(content.clean.returns) / content.episodes)
+    assert {row.attack.name for row in content.attacks} == {"noise", "pgd"}
 
 
 @pytest.fixture

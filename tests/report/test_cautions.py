@@ -1,4 +1,4 @@
-"""What a study says of itself, and what evaluations say against themselves."""
+"""Reasons to doubt a comparison: in its runs, in the checks of its evaluations, in the notes of a study."""
 
 from __future__ import annotations
 
@@ -7,10 +7,20 @@ from typing import Any
 
 import pytest
 
-from marl_aajr.report import Incident, Notes, Tuning, compare, how_chosen, load_run, write_report
-from marl_aajr.report.cautions import cautions_of_study, verdict_on_checks
+from marl_aajr.report import Incident, Notes, Tuning, compare, load_run, write_report
+from marl_aajr.report.cautions import cautions, cautions_of_study, verdict_on_checks
 from marl_aajr.report.tables import check_table, study_tables
-from tests.report.factory import config, evaluation, write_method, write_run
+from tests.report.factory import (
+    HARD,
+    MILD,
+    THREE,
+    config,
+    evaluation,
+    metrics,
+    two,
+    write_method,
+    write_run,
+)
 
 NOTES = Notes(
     summary="First <paragraph>.\n\nSecond one.",
@@ -98,35 +108,68 @@ def test_every_check_is_listed_failures_first(tmp_path: Path) -> None:
     assert listed.lines[0] == ("check 2", "failed", "1 of 1", "Found 2.")
 
 
-class TestHowTheWorstWasChosen:
-    """The page and the terminal say what is true of the evaluations at hand."""
+def warnings(paths: list[Path]) -> list[str]:
+    return cautions(compare([load_run(path) for path in paths]))
 
-    def said(self, tmp_path: Path, *contents: dict[str, Any]) -> str:
-        return how_chosen(
-            compare(
-                [
-                    load_run(
-                        write_run(tmp_path / str(i), configuration=config(seed=i), evaluations={"e": content})
-                    )
-                    for i, content in enumerate(contents)
-                ]
-            )
+
+def test_a_sound_comparison_needs_no_caution(tmp_path: Path) -> None:
+    assert warnings(two(tmp_path, HARD, MILD)) == []
+
+
+def test_different_budgets_come_first(tmp_path: Path) -> None:
+    paths = write_method(tmp_path, "none", clean=[-40.0])
+    paths += write_method(tmp_path, "aajr", clean=[-40.0], env_steps=2_000_000)
+
+    assert warnings(paths)[0].replace("\u202f", " ") == (
+        "The methods were trained for different numbers of environment steps (100 000: none (plain PPO); "
+        "2 000 000: aajr): the comparison is not like for like."
+    )
+
+
+def test_differences_beyond_the_method_are_flagged(tmp_path: Path) -> None:
+    paths = write_method(tmp_path, "none", clean=THREE)
+    paths += write_method(tmp_path, "aajr", clean=THREE, policies="independent")
+
+    assert warnings(paths) == [
+        "The methods differ in more than the method: policies. A difference in return cannot be put down to "
+        "the method alone."
+    ]
+
+
+@pytest.mark.parametrize(
+    ("names", "says"),
+    [
+        (("aajr", "ernie"), "No run without a regulariser (method none): no price"),
+        (("none", "none"), "2 methods without a regulariser"),
+    ],
+)
+def test_a_price_that_cannot_be_given_is_explained(tmp_path: Path, names: tuple[str, str], says: str) -> None:
+    paths = write_method(tmp_path / "0", names[0], clean=THREE)
+    paths += write_method(tmp_path / "1", names[1], clean=THREE, time_limits_terminate=True)
+
+    assert any(says in caution for caution in warnings(paths))
+
+
+def test_two_runs_are_too_few(tmp_path: Path) -> None:
+    assert any("12.7 standard errors" in c for c in warnings(two(tmp_path, HARD, MILD, clean=THREE[:2])))
+
+
+def test_other_versions_environments_and_broken_numbers_are_flagged(tmp_path: Path) -> None:
+    paths = write_method(tmp_path, "none", clean=THREE[:1])
+    lines = metrics(regularised=True)
+    lines[3]["modules"]["shared"]["aajr/nonfinite"] = 2
+    lines[4]["modules"]["shared"]["aajr/penalty"] = float("nan")
+    paths.append(
+        write_run(
+            tmp_path / "odd",
+            configuration=config("aajr", env={"name": "mpe2.simple_tag_v3", "kwargs": {}}),
+            lines=lines,
+            packages={"torch": "2.6.0", "ray": "2.60.0", "mpe2": "1.1.1"},
         )
+    )
+    found = " ".join(warnings(paths))
 
-    def test_elsewhere(self, tmp_path: Path) -> None:
-        text = self.said(tmp_path, evaluation(selection_episodes=25))
-        assert text.endswith("chosen by its return on 25 other episodes than those it is reported on.")
-
-    def test_on_the_same_episodes(self, tmp_path: Path) -> None:
-        assert "on the very episodes that it is reported on." in self.said(tmp_path, evaluation(worst=[]))
-
-    def test_for_some_runs_only(self, tmp_path: Path) -> None:
-        text = self.said(tmp_path, evaluation(), evaluation(worst=[]))
-        assert "for some chosen by its return on" in text
-        assert "for the rest the one with the lowest return" in text
-
-    def test_a_single_attack_is_not_chosen(self, tmp_path: Path) -> None:
-        assert (
-            self.said(tmp_path, evaluation(attacks={("pgd", 0.1): -1.0}))
-            == "Worst: the only attack tried, pgd."
-        )
+    assert "different versions of torch (see Versions)" in found
+    assert "Trained on another environment than the one evaluated on" in found
+    assert "odd (mpe2.simple_tag_v3)." in found
+    assert "odd logged values that are not finite in 2 iterations" in found
