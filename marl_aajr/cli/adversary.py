@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from marl_aajr.cli.display import TrainingProgress, say, waiting
 from marl_aajr.cli.errors import Interrupt
 from marl_aajr.cli.options import guide, options, takes, told, values
-from marl_aajr.cli.progress import TrainingProgress, say, waiting
 
 if TYPE_CHECKING:
     from rich.console import Console

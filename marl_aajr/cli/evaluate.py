@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from marl_aajr.cli.display import PlayingProgress, say, waiting
 from marl_aajr.cli.options import assigned, guide, options, sample, takes, told, values
-from marl_aajr.cli.progress import PlayingProgress, say, waiting
 
 if TYPE_CHECKING:
     from rich.table import Table

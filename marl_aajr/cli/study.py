@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from marl_aajr.cli.display import StudyProgress, clock, say, waiting
 from marl_aajr.cli.errors import Interrupt
 from marl_aajr.cli.options import assigned, guide, options, sample, takes, told, values
-from marl_aajr.cli.progress import StudyProgress, clock, say, waiting
 
 if TYPE_CHECKING:
     from rich.console import Console

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from marl_aajr.cli.progress import FINISHING_STUDY, StudyProgress, grid_table
+from marl_aajr.cli.display import FINISHING_STUDY, StudyProgress, grid_table
 from marl_aajr.study.progress import GridProgress, NodeProgress
 from marl_aajr.study.study import prepare
 from tests.study.files import write_study

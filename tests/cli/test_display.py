@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 from rich.console import Console
 
+from marl_aajr.cli.display import FINISHING, PlayingProgress, TrainingProgress, clock, summary
 from marl_aajr.cli.errors import Interrupt
-from marl_aajr.cli.progress import FINISHING, PlayingProgress, TrainingProgress, clock, summary
 from marl_aajr.evaluation import Progress as Played
 
 METRICS: dict[str, Any] = {
