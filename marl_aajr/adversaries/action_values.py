@@ -31,7 +31,7 @@ _FOLLOW = 0.01
 
 @dataclass(frozen=True)
 class Transitions:
-    """What one module's agents saw, did and earned, `N` rows.
+    """Transitions of one module's agents, `N` rows.
 
     Attributes:
         obs: network inputs s, `[N, d]`.
@@ -126,12 +126,12 @@ def watch(
     seed: int,
     generator: torch.Generator,
 ) -> dict[str, Transitions]:
-    """Let the victim play with sampled actions, and note what each module of `agents` meets.
+    """Let the victim play with sampled actions, and record the transitions of each module of `agents`.
 
     Args:
         victim: plays all agents.
-        env: where.
-        agents: whose transitions are kept, all of one team.
+        env: copies of its environment.
+        agents: the agents whose transitions are kept, all of one team.
         decisions: environment steps, over all copies.
         seed: of the episodes.
         generator: of the actions.

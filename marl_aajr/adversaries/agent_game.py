@@ -1,7 +1,7 @@
 """Games in which an agent itself is the adversary: a traitor among frozen victims, or the side against them.
 
-Nobody's observation is changed. The players of these games are agents of the victims' environment: they see
-what those agents see and act in their place. An ordinary run trains them, which `agent_config` configures.
+These games change no observation. Their players are agents of the victims' environment: they see what those
+agents see and act in their place. An ordinary run trains them, which `agent_config` configures.
 
 - **Traitor**: one or more members of the victims' team, paid minus what the team earns, their own part
   included, in equal parts. Where rewards are shared, that is minus the common reward; where they are not, a
@@ -42,7 +42,7 @@ Kind = Literal["traitor", "opponent"]
 Pays = Literal["loss", "own"]
 
 PAYS: Mapping[Kind, Pays] = {"traitor": "loss", "opponent": "own"}
-"""What each kind is paid where nothing else is said."""
+"""The default of `pays` by kind."""
 
 
 class AgentGame(VictimGame):
@@ -50,16 +50,16 @@ class AgentGame(VictimGame):
 
     Args:
         env: the copies that the victims play.
-        victim: plays everybody else.
+        victim: plays all other agents.
         team: the victims' side.
-        agents: who is played by the learners.
+        agents: the agents that the learners play.
         pays: `"loss"`: minus what the team earns, in equal parts; `"own"`: each what it earns itself.
         sampled: whether the victims sample their actions or take the most likely ones.
-        loyal: let the victims play everybody, whatever the learners do: for reference.
+        loyal: let the victims play all agents, whatever the learners do: for reference.
 
     Raises:
-        ValueError: a victim that does not fit the environment, an unknown team or agent, or nobody left of
-            the team.
+        ValueError: a victim that does not fit the environment, an unknown team or agent, or a team
+            without a loyal agent.
     """
 
     def __init__(
@@ -91,7 +91,7 @@ class AgentGame(VictimGame):
         return {agent: obs[agent].clone() for agent in self.possible_agents}
 
     def play(self, actions: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """What they decided."""
+        """The players' own actions."""
         return {} if self.loyal else dict(actions)
 
     def pay(self, step: BatchedStep) -> Tensor:
@@ -110,13 +110,13 @@ class AgentGame(VictimGame):
 def choose_sides(
     kind: Kind, teams: Mapping[str, str], *, team: str | None, agents: Sequence[str] | None
 ) -> tuple[str, tuple[str, ...]]:
-    """The victims' side, and who the learners play.
+    """The victims' side, and the agents that the learners play.
 
     Args:
         kind: traitor or opponent.
         teams: the team of each agent.
         team: the victims'; None: that of the traitors, or the largest without the opponents.
-        agents: whom they play; None: for an opponent, everybody who is not on the team.
+        agents: the learners'; None: for an opponent, all that are not on the team.
 
     Raises:
         ValueError: unknown agents or team, traitors of another team, a whole team of traitors, opponents of
@@ -152,7 +152,7 @@ def choose_sides(
 
 @dataclass(frozen=True, kw_only=True)
 class AgentThreat:
-    """Whose place the learners take, against whom, and what for. All values are JSON.
+    """The settings of an `AgentGame`: victims, learning agents and their reward. All values are JSON.
 
     Attributes:
         env: the victims' environment by name.
@@ -161,7 +161,7 @@ class AgentThreat:
         digest: their `marl_aajr.victims.fingerprint`; others in the folder are refused.
         kind: `"traitor"` or `"opponent"`.
         team: the victims' side; None: see `choose_sides`.
-        agents: whom the learners play; None, for opponents only: everybody who is not on the team.
+        agents: the agents that the learners play; None, for opponents only: all that are not on the team.
         pays: `"loss"` or `"own"`; None: what `PAYS` says.
         actions: whether the victims take their most likely actions or sample them.
     """
@@ -222,15 +222,15 @@ def agent_config(
     """The configuration of the run.
 
     Networks, PPO's numbers and the observation filter are those of the victims' run, if there is one, which
-    are known to learn in this environment; only a memory or a central critic they do without, and one process
-    does it all. An opponent begins as those who opposed the victims in their training: on simple_tag this
-    beats a run from nothing of three times the length. A traitor begins from nothing: from a loyal policy it
-    learns to do less harm.
+    are known to learn in this environment; but without memory and without a central critic, in one
+    process. An opponent begins with the policies that opposed the victims in their training: on simple_tag
+    this beats a run from nothing of three times the length. A traitor begins from nothing: from a loyal
+    policy it learns to do less harm.
 
     Args:
         victims: their run, or the folder of a saved victim.
         kind: `"traitor"` or `"opponent"`.
-        agents: whom the learners play; see `AgentThreat`.
+        agents: the agents that the learners play; see `AgentThreat`.
         team: the victims' side; None: see `marl_aajr.adversaries.agent_game.choose_sides`.
         pays: see `AgentThreat`.
         actions: whether the victims take their most likely actions or sample them.

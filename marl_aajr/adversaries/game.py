@@ -1,4 +1,4 @@
-"""A game in which frozen victims play, and whoever learns in it learns to hurt them.
+"""A game in which frozen victims play, and its players learn to hurt them.
 
 Every learned adversary is a player of such a game, a `BatchedEnv` over the victims' own with other players:
 PPO, checkpoints, resuming and exporting need to know nothing of attacks. The players of the game share
@@ -43,9 +43,9 @@ class VictimGame(BatchedEnvWrapper):
 
     Args:
         env: the copies that the victims play.
-        victim: plays every agent of `env` that nobody replaces. Its networks are on the CPU.
+        victim: plays every agent of `env` that is not replaced. Its networks are on the CPU.
         agents_of: by player of the game, the agents of `env` that it stands behind.
-        team: whose reward the players are to lower.
+        team: the attacked team, whose reward the players lower.
         observation_spaces: of the players.
         action_spaces: of the players.
         replaced: agents of `env` that the victims do not play: `play` decides for them.
@@ -115,11 +115,11 @@ class VictimGame(BatchedEnvWrapper):
         return batch.inputs
 
     def play(self, actions: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Actions of the replaced agents, `[E, ...]` by agent; here nobody is replaced."""
+        """Actions of the replaced agents, `[E, ...]` by agent; here there are none."""
         return {}
 
     def pay(self, step: BatchedStep) -> Tensor:
-        """What the players earn by a step of the environment, `[players, E]`; here r(t) in equal parts."""
+        """The players' rewards for a step of the environment, `[players, E]`; here r(t) in equal parts."""
         each = loss(step.rewards, self._members, adversaries=len(self.agents_of))
         return each.expand(len(self.agents_of), -1)
 
@@ -150,7 +150,7 @@ class VictimGame(BatchedEnvWrapper):
             player: torch.stack([step.truncations[agent] for agent in agents]).any(0)
             for player, agents in self.agents_of.items()
         }
-        final = self._last_words(step, ends) if any(bool(end.any()) for end in ends.values()) else seen
+        final = self._final_obs(step, ends) if any(bool(end.any()) for end in ends.values()) else seen
         self._stepper.memory.forget(over)
         if self._sampler is not None:
             self._sampler.advance(over)
@@ -219,15 +219,15 @@ class VictimGame(BatchedEnvWrapper):
         self._stepper.memory.forget()
 
     def _seen(self, obs: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """What the players see now; zero where they need not act."""
+        """The players' observations now; zero where they need not act."""
         seen = self.observe(obs, self.env.active)
         return {
             player: seen[player] if bool(must.all()) else _only(seen[player], must)
             for player, must in self._active.items()
         }
 
-    def _last_words(self, step: BatchedStep, ends: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """What the players saw last, with what those behind them saw last who were out before."""
+    def _final_obs(self, step: BatchedStep, ends: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """The players' last observations, from the last ones of their agents, whenever those left."""
         known: dict[str, Tensor] = {}
         for agent, end in ends.items():
             before = self._last.get(agent)
@@ -245,7 +245,7 @@ class VictimGame(BatchedEnvWrapper):
         return self._stepper.act(shown, self._sampler)
 
     def _checked(self, actions: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Actions of all players, zeros for those who may be left out.
+        """Actions of all players, zeros for those that may be left out.
 
         Raises:
             ValueError: one is missing, or of the wrong shape or kind.
@@ -273,7 +273,7 @@ def _only(rows: Tensor, where: Tensor) -> Tensor:
 
 
 def victim_folder(victims: Path) -> Path:
-    """Where the victims of a run are; a folder that holds victims is its own."""
+    """The folder of a run's victims; of a folder that holds victims, itself."""
     return victims if (victims / DESCRIPTION).is_file() else RunDirectory(victims).victim
 
 

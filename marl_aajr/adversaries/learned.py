@@ -72,8 +72,8 @@ class LearnedAttack(FittedAttack):
     """An adversary that was trained, or will be (`fit`), for one size of the perturbation set.
 
     It learns to attack in every step, each agent by its own size. Under a budget it is no stronger than that:
-    it does not know in which steps it may not act, and an agent whose size a budget scales is lied to by
-    actions that were learned for another.
+    it does not know in which steps it may not act, and where a budget scales an agent's size, its actions
+    were learned for another size.
 
     Attributes:
         adversary: folder of a finished adversary (`marl-aajr adversary train`), or what results call it;
@@ -158,7 +158,7 @@ class LearnedAttack(FittedAttack):
         self.check_victims(victim)
         if agent not in self._adversaries.agents:
             raise ValueError(
-                f"expected an agent that {self.adversary or self.name} was trained to lie to, out of "
+                f"expected an agent that {self.adversary or self.name} was trained to attack, out of "
                 f"{', '.join(self._adversaries.agents)}; got {agent!r}"
             )
         return replace(self, _agent=agent)
@@ -229,7 +229,7 @@ class PAAD(LearnedAttack):
     """
 
     name: ClassVar[str] = "pa-ad"
-    summary: ClassVar[str] = "an adversary trained by PPO, who directs an ascent in the policy's space"
+    summary: ClassVar[str] = "an adversary trained by PPO that directs an ascent in the policy's space"
 
 
 LEARNED: dict[str, type[LearnedAttack]] = {cls.name: cls for cls in (SARL, PAAD)}

@@ -1,8 +1,7 @@
 """The game of learned observation adversaries: frozen victims play on what their adversaries show them.
 
 An environment like any other (`marl_aajr.adversaries.observation_game:parallel_env`), so that training an
-adversary is a run like any other. Its arguments say whose victims, which kind of adversary and how much it
-may change; see `ObservationThreat`.
+adversary is a run like any other. Its arguments are those of `ObservationThreat`.
 """
 
 from __future__ import annotations
@@ -35,7 +34,7 @@ GAME = f"{__name__}:parallel_env"
 
 @dataclass(frozen=True, kw_only=True)
 class ObservationThreat:
-    """Who attacks whom, how, and how much. All values are JSON.
+    """The settings of an `ObservationGame`: victims, budget and actions. All values are JSON.
 
     Attributes:
         env: the victims' environment by name.
@@ -51,7 +50,7 @@ class ObservationThreat:
         high: see `PerturbationSet`.
         scales: ε by agent as a multiple of `epsilon`; absent: 1.
         units: `"raw"` (of the environment's observations) or `"network"` (behind the observation filter).
-        agents: who is lied to, all of one team; None: everybody of the largest team.
+        agents: the attacked agents, all of one team; None: all agents of the largest team.
         joint: one adversary for all of them with one budget; see `ObservationAdversaries`.
         actions: whether the victims take their most likely actions or sample them.
         action_settings: of the adversary's actions, such as PA-AD's `steps`.
@@ -82,7 +81,7 @@ class ObservationThreat:
 
     @property
     def arguments(self) -> dict[str, Any]:
-        """What it takes to say the same again, without what is so by default."""
+        """The arguments that differ from their defaults: they build an equal value."""
         given = {f.name: getattr(self, f.name) for f in fields(self)}
         return {
             f.name: given[f.name] for f in fields(self) if given[f.name] != f.default and given[f.name] != {}
@@ -140,7 +139,7 @@ class ObservationThreat:
 
 
 class ObservationGame(VictimGame):
-    """Some agents' adversaries choose what those are shown; see `VictimGame` and `ObservationAdversaries`.
+    """The game of adversaries that choose what some agents are shown.
 
     Args:
         env: the copies that the victims play.

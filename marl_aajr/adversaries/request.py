@@ -1,4 +1,4 @@
-"""What is asked of the training of an adversary, and the run that follows from it.
+"""The request for an adversary to train, and the configuration of its run.
 
 What length and search give at ε = 0.1 against one plain PPO team on simple_spread (three agents, trained for
 2.5 million steps; 300 held-out episodes, greedy actions; clean -27.1, pgd-strong -47.7), with the CPU seconds
@@ -169,7 +169,7 @@ class AdversaryRequest(Section):
         Raises:
             ValueError: no victims there, or agents that are not.
         """
-        agents = self._whom(load_victim(victim_folder(victims))) if self.observes else self.agents
+        agents = self._attacked(load_victim(victim_folder(victims))) if self.observes else self.agents
         return self.changed(agents=agents, env_steps=self.steps, search=self.tries)
 
     def config(self, victims: Path) -> RunConfig:
@@ -217,13 +217,13 @@ class AdversaryRequest(Section):
             epsilon=self.epsilon,
             norm=self.norm,
             units=self.units,
-            agents=self._whom(victim),
+            agents=self._attacked(victim),
             joint=self.joint,
             actions=self.actions,
             **self.threat,
         )
 
-    def _whom(self, victim: Victim) -> list[str]:
+    def _attacked(self, victim: Victim) -> list[str]:
         if not victim.env_name:
             raise ValueError(
                 "expected victims that name their environment, got some that do not; set env_name to an "

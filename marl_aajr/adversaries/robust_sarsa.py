@@ -1,4 +1,4 @@
-"""Robust Sarsa: learn what the frozen victim's actions are worth, then make it take worthless ones."""
+"""Robust Sarsa: an attack that learns Q of the frozen victim, then makes it take actions of low Q."""
 
 from __future__ import annotations
 
@@ -102,12 +102,12 @@ class RobustSarsa(PGD, FittedAttack):
     def clean(self, policy: Policy, obs: Tensor, outputs: Tensor) -> Clean:
         if self._q is None:
             raise ValueError(f"expected fit() and against() before {self.name} runs, got neither")
-        return Clean(outputs, values=_Worth(self._q, policy, obs))
+        return Clean(outputs, values=_ValueOfPerturbed(self._q, policy, obs))
 
 
 @dataclass(frozen=True, eq=False)
-class _Worth:
-    """What the expected action at a false observation is worth at the true one, `[B, d] -> [B]`."""
+class _ValueOfPerturbed:
+    """Q at the true observation of the expected action at a perturbed one, `[B, d] -> [B]`."""
 
     q: ActionValue
     policy: Policy
@@ -116,5 +116,5 @@ class _Worth:
     def __call__(self, seen: Tensor) -> Tensor:
         return self.q(self.obs, encode(self.policy.distribution, self.policy(seen), None))
 
-    def select(self, index: Tensor) -> _Worth:
-        return _Worth(self.q, self.policy.select(index), self.obs[index])
+    def select(self, index: Tensor) -> _ValueOfPerturbed:
+        return _ValueOfPerturbed(self.q, self.policy.select(index), self.obs[index])

@@ -162,12 +162,12 @@ class SelectionEpisodes:
         self._seed = derived_seed(seed, Purpose.ADVERSARY_SELECTION)
 
     def score(self, adversary: Victim) -> Tensor:
-        """What the adversary's greedy policies earn together in each episode, `[100]`."""
+        """The return of the adversary's greedy policies, together, in each episode, `[100]`."""
         game = make_batch(resolve(self._config.env.name, self._config.env.kwargs), EPISODES)
         return self._play(game, _greedy(adversary, game))
 
     def evaluate(self, adversary: Victim, *, warm_start: Victim | None) -> dict[str, Any]:
-        """How strong a trained adversary is, as its record says it.
+        """How strong a trained adversary is, in the form of its record.
 
         Returns:
             `selection`: mean scores by name; `kept`: the stronger of `trained` and `warm_start`; its
@@ -190,7 +190,7 @@ class SelectionEpisodes:
         }
 
     def references(self) -> dict[str, Tensor]:
-        """What the victims lose to nobody, and to PGD at the same size."""
+        """The victims' losses without attack, and to PGD at the same size."""
         threat = ObservationThreat(**self._config.env.kwargs)
         game = threat.build(EPISODES)
         untouched = ObservationGame(game.env, game.adversaries, {}, sampled=threat.sampled)
@@ -200,7 +200,7 @@ class SelectionEpisodes:
         return {"clean": clean, "pgd": self._play(attacked, _nothing(attacked))}
 
     def losses(self, adversary: Victim) -> dict[str, Tensor]:
-        """What the victims lose without an adversarial agent and with it, whatever that is paid for."""
+        """The victims' losses without an adversarial agent and with it, whatever its own reward."""
         threat = replace(AgentThreat(**self._config.env.kwargs), pays="loss")
         game = threat.build(EPISODES)
         among_themselves = AgentGame(

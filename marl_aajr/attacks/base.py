@@ -27,8 +27,8 @@ from marl_aajr.core.threat import PerturbationSet
 from marl_aajr.victims import Victim
 
 Access = Literal["none", "queries", "gradients", "surrogate", "learned"]
-"""What an attack asks of the policy: nothing, its outputs, its gradients, the gradients of another, or to be
-allowed to train against it.
+"""The access to the policy that an attack needs: none, its outputs, its gradients, the gradients of another
+policy, or training against it.
 
 The cross-checks rest on it: an attack with gradients that loses to one without is blind (gradient masking).
 """
@@ -66,7 +66,7 @@ class Attacked:
 
 @dataclass(frozen=True, kw_only=True)
 class Attack(ABC):
-    """An adversary who shows the policy s + δ instead of s. A value: compare it, print it, pickle it.
+    """An adversary that shows the policy s + δ instead of s. A value: compare it, print it, pickle it.
 
     Attributes:
         perturbations: the set Δ that δ must stay in.
@@ -150,7 +150,7 @@ class Attack(ABC):
         raise NotImplementedError(f"{type(self).__name__} does not act for several agents at once")
 
     def clean(self, policy: Policy, obs: Tensor, outputs: Tensor) -> Clean:
-        """What the objective may know of a batch: outputs `[B, m]` at `obs`, and the policy's critic."""
+        """The clean batch as the objective knows it: outputs `[B, m]` at `obs`, and the policy's critic."""
         return Clean(outputs, values=policy.critic)
 
     def __call__(self, policy: Policy, obs: Tensor, *, generator: torch.Generator) -> Attacked:

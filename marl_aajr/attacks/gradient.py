@@ -247,8 +247,8 @@ class TargetedPGD(PGD):
 class CriticPGD(PGD):
     """`PGD` on −V(s + δ), V the victim's critic of the agent's own observation.
 
-    A heuristic: the critic says nothing of what the actor does at s + δ. Published baselines are judged by
-    it, which is why it is here; `robust-sarsa` follows the actor.
+    A heuristic: the critic says nothing of what the actor does at s + δ. Published baselines are evaluated
+    by it, which is why it is here; `robust-sarsa` follows the actor.
 
     Raises:
         ValueError: against a victim without a critic, or one whose critic reads more than its observation.

@@ -1,4 +1,4 @@
-"""Noise: the adversary who does not look. Every other attack must beat it, or something is wrong."""
+"""Noise: attacks that do not look at the policy. Every other attack must beat them, or something is wrong."""
 
 from __future__ import annotations
 

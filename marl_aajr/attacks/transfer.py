@@ -1,7 +1,7 @@
-"""Transfer: perturbations that fool another team of policies, shown to the one that is judged.
+"""Transfer: perturbations computed on another team of policies, shown to the victim.
 
-What works without looking at the judged policy at all must not work better than what reads its gradients; if
-it does, the gradients lie.
+An attack that does not look at the victim at all must not work better than one that reads its gradients; if
+it does, the gradients mislead (gradient masking).
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ from marl_aajr.victims.recurrent import is_recurrent
 
 @dataclass(frozen=True, kw_only=True)
 class Transfer(Attack):
-    """Attack a surrogate victim, and show the result to the judged one.
+    """Attack a surrogate, and show the result to the victim.
 
-    The perturbation means the same thing to both: it is searched in the judged policy's inputs, which the
-    surrogate reads through the inverse of the judged filter and its own.
+    The perturbation means the same thing to both: it is searched in the inputs of the victim's network, which
+    the surrogate reads through the inverse of the victim's filter and its own.
 
     Attributes:
         surrogate: another victim for the same agents.
@@ -36,7 +36,7 @@ class Transfer(Attack):
             for Gaussian ones. Its perturbation set is replaced by this attack's.
 
     Raises:
-        ValueError: no surrogate, one that does not play the judged agents' spaces, or one that torch cannot
+        ValueError: no surrogate, one that does not play the attacked agents' spaces, or one that torch cannot
             differentiate for a method that needs gradients.
     """
 

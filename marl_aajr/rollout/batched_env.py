@@ -1,8 +1,8 @@
 """Many copies of one environment as arrays: the contract of every batched environment.
 
-Whoever collects experience (evaluation, attacks, the fast runner) steps E copies at once and thinks in
-tensors `[E, ...]`. Copies end their episodes at different times, agents end at different times within an
-episode, and in turn-based games most agents wait; the contract says what the tensors hold in each case.
+Evaluation, attacks and the fast runner collect experience from E copies at once, in tensors `[E, ...]`.
+Copies end their episodes at different times, agents end at different times within an episode, and in
+turn-based games most agents wait; the contract says what the tensors hold in each case.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ class BatchedEnv(ABC):
             Episodes begin with the first of them.
         keeps_final_states: To be set before playing, if `final_state` is going to be asked. Some environments
             have no state when they are over.
-        may_idle: Whether there are steps at which nobody in a copy must act, because the environment has
+        may_idle: Whether there are steps at which no agent of a copy must act, because the environment has
             players of its own.
     """
 

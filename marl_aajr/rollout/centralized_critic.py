@@ -1,12 +1,12 @@
-"""What a centralised critic is given beside an agent's own observation.
+"""The inputs of a centralised critic beside an agent's own observation.
 
     own     nothing: the critic reads what the actor reads
     joint   the observations of all agents, flattened side by side in the order of `possible_agents`;
-            zeros for whoever has none (it has left, or is yet to come)
+            zeros for an agent that has none (it has left, or is yet to come)
     state   the environment's own global state, PettingZoo's `state()`
 
-At the last step of an episode it is that of the episode's end, from which truncated values bootstrap.
-Actors never see it: see `marl_aajr.rllib.networks`.
+At the last step of an episode they are those of the episode's end, from which truncated values bootstrap.
+Actors never see them: see `marl_aajr.rllib.networks`.
 """
 
 from __future__ import annotations
@@ -29,18 +29,18 @@ Critic = Literal["own", "joint", "state"]
 CRITICS: tuple[Critic, ...] = get_args(Critic)
 
 STATE = "state"
-"""The key under which modules find it in their observations."""
+"""The key under which modules find them in their observations."""
 
 
 class CentralView:
-    """What the critic of one environment is given, turn by turn.
+    """The central view of one environment, step by step.
 
     Args:
         game: The environment.
         critic: `"joint"` or `"state"`.
 
     Attributes:
-        space: Of what it is given.
+        space: Of the view.
 
     Raises:
         ValueError: An environment without such a view.
@@ -77,10 +77,10 @@ class CentralView:
 
 
 class CentralBatch(BatchedEnvWrapper):
-    """A batch whose observations go on, flattened, with what the critic is given.
+    """A batch whose observations are followed, flattened, by the central view.
 
     `obs[agent]` is `[E, d + c]` float32: its own d numbers, then the c of the central view (also where
-    the agent is not active). Whoever plays takes them apart again; in this form they travel like any other.
+    the agent is not active). Modules take them apart again; until then they travel like any observation.
 
     Args:
         env: The batch.
@@ -88,7 +88,7 @@ class CentralBatch(BatchedEnvWrapper):
 
     Attributes:
         own_spaces: The spaces of the agents' own observations.
-        central_space: Of what the critic is given.
+        central_space: The space of the central view.
 
     Raises:
         ValueError: A batch without such a view.
@@ -130,9 +130,10 @@ class CentralBatch(BatchedEnvWrapper):
 
 
 def _joint_after(step: BatchedStep, ended: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
-    """The joint observation that follows a step, and the last one of those who ended in it, `[E, c]`.
+    """The joint observation after a step, and the last one of the agents that ended in it, `[E, c]`.
 
-    Whoever has just ended is still seen by the others, as it was last; in a new episode nobody of the old.
+    An agent that has just ended is still seen by the others, as it was last; a new episode shows no agent of
+    the old one.
     """
     over = step.episode_over.unsqueeze(1)
     now, last = [], []
@@ -157,7 +158,7 @@ def _flat(rows: Tensor) -> Tensor:
 
 
 def with_state(space: spaces.Space[Any], central: spaces.Space[Any]) -> spaces.Dict:
-    """The space of observations that bring along what the critic is given, beside any action mask."""
+    """The space of observations with the central view, beside any action mask."""
     own = dict(space.spaces) if isinstance(space, spaces.Dict) and "observation" in space.spaces else None
     return spaces.Dict({**(own or {"observation": space}), STATE: central})
 

@@ -28,7 +28,7 @@ from marl_aajr.rollout.batched_env import BatchedEnv, BatchedEnvWrapper, Batched
 from marl_aajr.rollout.environments import EnvironmentSpec, make_batch
 
 ADVERSARY = "adversary"
-"""The adversary of several agents, and the team of those who play against frozen victims."""
+"""The name of the adversary of several agents, and of the team that plays against frozen victims."""
 
 
 def adversary_of(name: str) -> str:
@@ -64,18 +64,18 @@ class PerturbedBatch(BatchedEnvWrapper):
     """E copies of an environment together with the adversaries of its agents; see the module's documentation.
 
     What an agent sees last in an episode is the truth, because no adversary acts on it. Where bounds of the
-    observation space are no bounds of the set, perturbed observations may lie beyond them.
+    observation space are no bounds of the set, perturbed observations may lie outside.
 
     Args:
         env: The environment.
-        agents: Whose observations are perturbed; None: everybody's.
+        agents: The attacked agents, whose observations are perturbed; None: all.
         kind: Of the adversaries.
 
     Attributes:
         env: The environment.
-        perturb: What the adversaries' actions do; None: nothing. To be set before playing, and again whenever
-            it changes.
-        attacked: Whose observations are perturbed.
+        perturb: How the adversaries' actions change observations; None: not at all. To be set before playing,
+            and again whenever it changes.
+        attacked: The attacked agents.
 
     Raises:
         ValueError: An unknown agent, or one whose observations are not floating-point numbers.
@@ -199,7 +199,7 @@ class PerturbedBatch(BatchedEnvWrapper):
         return given
 
     def _paid(self, agent: str, step: BatchedStep) -> Tensor:
-        """What the adversary of an agent earns."""
+        """The reward of an agent's adversary."""
         team = [other for other in self.env.possible_agents if self.env.teams[other] == self.env.teams[agent]]
         return loss(step.rewards, team, adversaries=len(set(team).intersection(self.attacked)))
 
@@ -235,7 +235,7 @@ class PerturbedGame:
 
     Attributes:
         spec: The environment.
-        agents: Whose observations are perturbed; None: everybody's.
+        agents: The attacked agents; None: all.
         kind: Of the adversaries.
     """
 

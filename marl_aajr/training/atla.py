@@ -42,11 +42,11 @@ class ATLA:
         scale: per feature, the size of one unit of ε.
         low: lower bound of perturbed observations.
         high: upper bound of perturbed observations.
-        agents: whose observations are perturbed; None: everybody's.
+        agents: the attacked agents; None: all.
         team_iterations: iterations in a row that train the team.
         adversary_iterations: iterations in a row that then train the adversaries.
         adversary_entropy_coeff: weight of their entropy bonus; a number or schedule.
-        regularizer: what else makes the team robust, a regularizer's name and settings as under `method`
+        regularizer: a regularizer for the team, by name and settings as under `method`
             (the paper's ATLA-SA: `{name: smooth_policy}`); None: nothing. The ramp raises it too.
         steps: K, steps of the ascent of `pa-ad`; see `PAADActions` for what fewer cost and save.
         step_size: η as a fraction of ε, of the ascent of `pa-ad`.

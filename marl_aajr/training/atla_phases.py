@@ -35,7 +35,7 @@ def adversaries_of(team: PolicyMapping, atla: ATLA) -> PolicyMapping:
 
     Args:
         team: The agents, of whatever teams.
-        atla: Whom it attacks, and how.
+        atla: The settings of the method.
 
     Raises:
         ValueError: Unknown agents, observations that cannot be perturbed, or a mask, scale or bounds that do
