@@ -114,11 +114,6 @@ class AttackSpec(ResultModel):
         shown = {"norm": self.norm, **self.settings} | ({"source": self.source} if self.source else {})
         return ", ".join(f"{name}={value}" for name, value in shown.items())
 
-    @property
-    def label(self) -> str:
-        """Name and size: `pgd 0.1`."""
-        return f"{self.name} {self.epsilon:g}"
-
     def __hash__(self) -> int:
         return hash(
             (self.name, self.epsilon, self.norm, self.source, json.dumps(self.settings, sort_keys=True))

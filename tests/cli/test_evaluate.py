@@ -163,7 +163,7 @@ def test_a_weakest_link_is_named_where_there_is_one(
     assert "agent_1 is the weakest link" not in text, "it plays half as long as the others"
     spec = stakes(worth=(1.0, 5.0, 2.0))
     unequal = team(spec, sign_reader())
-    monkeypatch.setattr("marl_aajr.evaluation.sources.Victim.load", lambda folder: unequal)
+    monkeypatch.setattr("marl_aajr.evaluation.run.Victim.load", lambda folder: unequal)
     text = " ".join(said(capsys, run, *options).split())
     found = "agent_1 -8.0, agent_2 16.0, agent_0 24.0, against 32.0 without attack"
     assert f"{found}; agent_1 is the weakest link" in text

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from marl_aajr.evaluation import evaluate_run
-from marl_aajr.evaluation.sources import find_victim
+from marl_aajr.evaluation.run import find_victim
 from tests.cli.test_evaluate import finished_run
 from tests.evaluation.players import sign_reader, signs, team
 
