@@ -11,6 +11,7 @@ import pytest
 from typer.main import get_command
 
 from marl_aajr.cli.app import app
+from marl_aajr.cli.options import number_or_text
 from marl_aajr.report import compare, compare_each, load_run
 from marl_aajr.report.reproduce import commands
 from tests.report.factory import ENV, config, evaluation, evaluation_file, write_run
@@ -36,8 +37,10 @@ def parsed(text: str) -> list[tuple[str, dict[str, Any]]]:
 
 
 def _given(value: Any) -> Any:
-    """Repeated options as lists; None where there are none."""
-    return (list(value) or None) if isinstance(value, tuple | list) else value
+    """Repeated options as lists, None where there are none; numbers as the settings read them."""
+    if isinstance(value, tuple | list):
+        return [_given(each) for each in value] or None
+    return number_or_text(value) if isinstance(value, str) else value
 
 
 def evaluations(tmp_path: Path, *contents: dict[str, Any]) -> list[dict[str, Any]]:
