@@ -67,7 +67,7 @@ def attacked(
     chosen = everybody if agents is None else list(agents)
     for agent in chosen:
         one_of("agents", agent, everybody)
-    check_match(victim, _Seats.of(env, chosen))
+    check_match(victim, _AgentSpaces.of(env, chosen))
     attacker = ObservationAttacker(attack, victim, chosen, epsilon=epsilon, units=units, seed=seed)
     if isinstance(env, ParallelEnv):
         return cast(Env, _AttackedParallel(env, attacker))
@@ -97,7 +97,7 @@ def with_agents(env: Env, players: Mapping[str, Victim], *, sampled: bool = Fals
     everybody = _agents(env)
     for agent, victim in players.items():
         one_of("players", agent, everybody)
-        check_match(victim, _Seats.of(env, [agent]), what=f"a victim for {agent!r}")
+        check_match(victim, _AgentSpaces.of(env, [agent]), what=f"a victim for {agent!r}")
     if set(players) >= set(everybody):
         raise ValueError("expected agents that are left to play, got victims for all; use evaluate instead")
     frozen = _Players(players, StepGenerators(seed) if sampled else None)
@@ -113,15 +113,15 @@ def _agents(env: Any) -> list[str]:
 
 
 @dataclass(frozen=True)
-class _Seats:
-    """What an environment says of some of its agents."""
+class _AgentSpaces:
+    """Some agents of an environment, and their spaces."""
 
     possible_agents: tuple[str, ...]
     observation_spaces: dict[str, Any]
     action_spaces: dict[str, Any]
 
     @classmethod
-    def of(cls, env: Any, agents: Collection[str]) -> _Seats:
+    def of(cls, env: Any, agents: Collection[str]) -> _AgentSpaces:
         observed = {agent: env.observation_space(agent) for agent in agents}
         return cls(
             tuple(agents),

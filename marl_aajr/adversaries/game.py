@@ -25,9 +25,9 @@ from marl_aajr.rollout.batched_env import BatchedEnv, BatchedEnvWrapper, Batched
 from marl_aajr.rollout.perturbed import ADVERSARY, loss
 from marl_aajr.training.run_directory import RunDirectory
 from marl_aajr.victims import Victim, fingerprint, load_victim
+from marl_aajr.victims.portable import DESCRIPTION
 from marl_aajr.victims.spaces import check_match
 from marl_aajr.victims.stepper import CounterSampler, DecisionBatch, Stepper
-from marl_aajr.victims.store import DESCRIPTION
 
 
 class VictimGame(BatchedEnvWrapper):

@@ -33,7 +33,7 @@ from marl_aajr.training.config import RunConfig
 from marl_aajr.training.fields import validated
 from marl_aajr.training.run_directory import RunDirectory
 from marl_aajr.victims import Victim
-from marl_aajr.victims.store import DESCRIPTION
+from marl_aajr.victims.portable import DESCRIPTION
 
 ADVERSARIES = "adversaries"
 """The folder of a run that its adversaries are kept in."""

@@ -41,7 +41,7 @@ from marl_aajr.training.loop import OnIteration, ShouldStop
 from marl_aajr.training.run_directory import RunDirectory
 from marl_aajr.training.trainer import train
 from marl_aajr.victims import Victim, fingerprint
-from marl_aajr.victims.store import DESCRIPTION
+from marl_aajr.victims.portable import DESCRIPTION
 
 
 def train_adversary(

@@ -119,7 +119,7 @@ def warm_start(
         optimizer.step()
     for module, player in mapping.modules.items():
         actor = adversary.modules[module].requires_grad_(False)
-        if isinstance(adversary.distributions[adversary.module_of[player]], DiagGaussian):
+        if isinstance(adversary.distribution(player), DiagGaussian):
             _set_log_std(actor, _LOG_STD)
     return adversary
 
@@ -139,7 +139,7 @@ def _ascent_loss(
     outputs: Mapping[str, Tensor],
 ) -> Tensor:
     """Minus PGD's objective, as a share of what PGD reaches; plus how far the mean lies outside the cube."""
-    means = {p: adversary.distributions[adversary.module_of[p]].mode(y) for p, y in outputs.items()}
+    means = {p: adversary.distribution(p).mode(y) for p, y in outputs.items()}
     # Beyond the cube an action does what its nearest point does; the gradient must come back all the same.
     actions = {player: mean + (mean.clamp(-1, 1) - mean).detach() for player, mean in means.items()}
     gains, taught = [], []
@@ -172,7 +172,7 @@ def _imitation_loss(
         labels |= attacked.batch.everywhere(moved, _COPIES)
     losses = []
     for player, action in adversaries.join(labels).items():
-        kind = adversary.distributions[adversary.module_of[player]]
+        kind = adversary.distribution(player)
         if isinstance(kind, DiagGaussian):
             losses.append((kind.mode(outputs[player]) - action).square().sum(-1))
         else:

@@ -18,7 +18,7 @@ from marl_aajr.evaluation.outcomes import AttackSpec, Units
 from marl_aajr.evaluation.protocol import AttackEntry, Protocol, Suite
 from marl_aajr.evaluation.result import Skipped
 from marl_aajr.victims import Victim
-from marl_aajr.victims.store import check_portable
+from marl_aajr.victims.portable import check_portable
 
 
 def named_agents(agents: Collection[str] | None, budget: Budget) -> Collection[str] | None:
@@ -39,7 +39,7 @@ def check_budget(budget: Budget, victim: Victim, agents: Sequence[str]) -> None:
     """Raise `ValueError` unless these agents of the victim can be attacked within the budget."""
     budget.check(agents)
     for agent in agents:
-        distribution = victim.distributions[victim.module_of[agent]]
+        distribution = victim.distribution(agent)
         if budget.timing == "strategic" and not has_preferences(distribution):
             raise ValueError(
                 f"expected discrete actions for timing=strategic, which compares a policy's best action with "
@@ -171,7 +171,7 @@ def check_attack(attack: Attack, victim: Victim, agents: Sequence[str]) -> None:
                 f"expected float observations to attack, got {space} for {agent!r}; convert them in the "
                 "environment (for example obs.astype(np.float32)) and train again"
             )
-        attack.objective_for(victim.distributions[victim.module_of[agent]])
+        attack.objective_for(victim.distribution(agent))
         nothing = torch.zeros(1, int(np.prod(space.shape or ())))
         attack.perturbations.project(nothing, nothing)
         if attack.ready:

@@ -1,4 +1,4 @@
-"""The steps in which an attack acts that may do so in m of the T steps of an episode, and a count of them.
+"""The schedule of an attack that may act in m of the T steps of an episode, and the count of those steps.
 
 T is not known while an episode runs, nor is what is still to come. Both are learned beforehand, from the
 selection episodes without attack: T is their median length, and the preferences seen there are what those of

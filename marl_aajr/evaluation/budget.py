@@ -1,4 +1,4 @@
-"""What an adversary may spend: whom it lies to, when, and by how much.
+"""The budget of an attack: the agents, the steps and the sizes ε that it may use.
 
     agents=2                          the worst two of the team, found on the selection episodes
     agents=agent_0+agent_2            these two
@@ -6,7 +6,7 @@
     steps=5,timing=strategic          five steps, those where the agents care most what they do
     scale=agent_0:0.5+agent_1:2       ε of agent_0 is half of the row's, that of agent_1 twice
 
-What is not said is not limited: all agents of the team, every step, the same ε for everybody.
+Without a key there is no limit: all agents of the team, every step, the same ε for everybody.
 """
 
 from __future__ import annotations
@@ -30,12 +30,12 @@ _FORM = "KEY=VALUE,... such as agents=1 or steps=5,timing=strategic"
 
 @dataclass(frozen=True, kw_only=True)
 class Budget:
-    """A budget of lies. A value: compare it, print it (`str` is what `parse_budget` reads).
+    """The budget of an attack. A value: compare it, print it (`str` is what `parse_budget` reads).
 
     Attributes:
         agents: k, for the worst k of the team, found and not guessed; names, for these; None: all of them.
         steps: m, at most so many steps of an episode; None: every step. A step counts once however many
-            agents are lied to in it, and steps where no attacked agent has to act do not count.
+            agents are attacked in it, and steps where no attacked agent has to act do not count.
         timing: when: `"random"`, or `"strategic"`, where the agents care most what they do (Lin 2017).
         scales: an agent's ε as a multiple of the row's, > 0, for the agents that differ; pass a mapping.
 

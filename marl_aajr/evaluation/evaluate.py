@@ -216,7 +216,7 @@ def _checks(
             for epsilon in sorted(by_size)
         }
         found += objective_checks(gains)
-    distributions = [victim.distributions[victim.module_of[agent]] for agent in evaluator.agents]
+    distributions = [victim.distribution(agent) for agent in evaluator.agents]
     return [*found, *(check for row in rows for check in return_checks(row, distributions))]
 
 

@@ -1,4 +1,4 @@
-"""An attack on the observations of a game that somebody else plays, agent by agent as they look."""
+"""An attack on the observations of a game that somebody else plays, computed as its agents look."""
 
 from __future__ import annotations
 
@@ -114,7 +114,7 @@ class ObservationAttacker:
         self._generators.proceed()
 
     def space(self, agent: str, space: gym.Space[Any]) -> gym.Space[Any]:
-        """The space of what an agent is shown, given that of what it sees: by ε wider."""
+        """The space of what an agent is shown: that of what it sees, wider by ε."""
         if agent not in self._prepared:
             return space
         if isinstance(space, gym.spaces.Dict):

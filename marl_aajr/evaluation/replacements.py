@@ -1,8 +1,8 @@
 """Agents that do not play as the victim does: controls that know nothing, and adversaries that were trained.
 
-An observation attack lies to an agent; here an agent itself is another. Two controls put a scale beside
-every trained adversary: an agent that acts at random, and one that does nothing. Everybody else is the
-victim, frozen, over the same episodes and with the same random numbers as in every other row.
+An observation attack changes what an agent sees; a replacement changes the agent. Two controls put a scale
+beside every trained adversary: an agent that acts at random, and one that does nothing. All other agents are
+the victim's, frozen, over the same episodes and with the same random numbers as in every other row.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ class ReplacementPolicy(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class Replacement:
-    """Who is replaced, and by what.
+    """The agents that are replaced, and what plays them.
 
     `random`: uniform over the legal actions (of a Box: over its bounds), independent of everything.
     `idle`: action 0, or zeros, at every step. In the particle environments that is to do nothing; where 0
@@ -48,7 +48,7 @@ class Replacement:
 
     Attributes:
         kind: what plays them.
-        agents: whom it replaces, in the environment's order.
+        agents: agents that it replaces, in the environment's order.
         victim: the trained policies of a traitor or an opponent; None for the controls.
         source: the run that they come from; empty for the controls.
         training: of that run; None for the controls.

@@ -29,7 +29,7 @@ from marl_aajr.training.files import write_json
 from marl_aajr.training.run_directory import RunDirectory
 from marl_aajr.training.run_record import evaluations_beside
 from marl_aajr.victims import Victim, fingerprint
-from marl_aajr.victims.store import DESCRIPTION
+from marl_aajr.victims.portable import DESCRIPTION
 
 
 def evaluate_run(

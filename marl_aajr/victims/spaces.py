@@ -73,7 +73,7 @@ def _parsed(x: Any, dtype: np.dtype[Any]) -> Any:
 
 
 class HasAgents(Protocol):
-    """Agents and their spaces: a `BatchedEnv`, a `Game`."""
+    """Agents and their spaces, as a `BatchedEnv` has them."""
 
     @property
     def possible_agents(self) -> Sequence[str]: ...

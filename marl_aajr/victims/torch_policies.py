@@ -43,14 +43,14 @@ def victim_from_policies(
             and MultiDiscrete actions (those of all parts, one after the other), mean and log σ for Box ones.
             A network with `initial_state(rows)` and `forward(obs, state)` has a memory
             (`is_recurrent`).
-        env: whose agents and spaces they are; of Dict observations with an `action_mask`, networks read
+        env: declares the agents and their spaces; of Dict observations with an `action_mask`, networks read
             `observation`, and forbidden logits are masked for them.
-        critics: agent -> what it expects to earn, `[B, 1]` or `[B]`; for the critic attack.
+        critics: agent -> a network of the return that it expects, `[B, 1]` or `[B]`; for the critic attack.
         filters: agent -> frozen observation filter in front of its network.
         normalize_actions: whether Box actions in [−1, 1] stand for their bounds.
         clip_actions: whether Box actions are clipped to their bounds where they are not normalised.
-        env_name: what `evaluate` builds, where it is not told.
-        env_kwargs: its arguments, JSON values.
+        env_name: name of the environment that `evaluate` builds where none is given.
+        env_kwargs: arguments of that environment, JSON values.
 
     Raises:
         ValueError: an agent without a network, or a network that does not fit the spaces.

@@ -1,7 +1,8 @@
 """A victim: a frozen team of policies that plays without Ray, exactly as it played in training.
 
-The way of one observation: filter, float32 and flat (the network's inputs `[B, d]`, which an adversary
-perturbs); module (distribution inputs `[B, m]`); greedy or sampled action; Box mapping.
+An observation becomes an action in four steps: the filter, as float32 and flat (the network's inputs
+`[B, d]`, which an attack perturbs); the module (distribution inputs `[B, m]`); the most likely or a sampled
+action; the mapping of Box actions to their bounds.
 """
 
 from __future__ import annotations
@@ -35,15 +36,15 @@ class Victim:
         observation_spaces: agent -> Box, as the environment gives them (before the filter).
         action_spaces: agent -> Discrete, MultiDiscrete or one-dimensional Box.
         filters: agent -> its frozen observation filter; None, or no entry: none.
-        critics: module id -> network from the same observations to what the module expects to earn,
-            `[B, 1]` or `[B]`; only the critic attack asks for it.
+        critics: module id -> network from the same observations to the return that is expected, `[B, 1]` or
+            `[B]`; only the critic attack asks for it.
         normalize_actions: RLlib's setting of the same name: bounded Box actions are mapped from [-1, 1] to
             the bounds, then clipped to them.
         clip_actions: RLlib's setting of the same name, which acts where `normalize_actions` does not.
-        greedy_only: that its outputs say which action is best, but not how it would draw one (the Q values of
-            DQN, a squashed Gaussian before squashing): sampled actions are refused.
-        env_name: the environment that it was trained on.
-        env_kwargs: and its keyword arguments, JSON values.
+        greedy_only: whether sampled actions are refused, because the outputs say which action is best, but
+            not how one is drawn (the Q values of DQN, a squashed Gaussian before squashing).
+        env_name: name of the environment that the team was trained on.
+        env_kwargs: keyword arguments of that environment, JSON values.
 
     Raises:
         ValueError: agents without module or space, agents of one module with different spaces, a space
@@ -144,7 +145,7 @@ class Victim:
 
     def greedy(self, agent: str, outputs: Tensor) -> Tensor:
         """The most likely action for the environment, `[B, m] -> [B, ...]`."""
-        return self.to_environment(agent, self.distributions[self.module_of[agent]].mode(outputs))
+        return self.to_environment(agent, self.distribution(agent).mode(outputs))
 
     def to_environment(self, agent: str, action: Tensor) -> Tensor:
         """An action of the agent's distribution as the environment takes it, `[B, ...]`."""
@@ -208,14 +209,14 @@ class Victim:
 
     def save(self, folder: Path | str) -> Path:
         """Write the portable artefact; see `save_victim`."""
-        from marl_aajr.victims.store import save_victim
+        from marl_aajr.victims.portable import save_victim
 
         return save_victim(self, folder)
 
     @staticmethod
     def load(folder: Path | str) -> Victim:
         """Read a portable artefact; see `load_victim`."""
-        from marl_aajr.victims.store import load_victim
+        from marl_aajr.victims.portable import load_victim
 
         return load_victim(folder)
 

@@ -1,4 +1,4 @@
-"""The portable artefact of a victim: `victim.json` (what it is) and `victim.safetensors` (its numbers).
+"""The portable artefact of a victim: `victim.json` describes it, `victim.safetensors` has its numbers.
 
 No pickle: a file from a stranger can be wrong, but it cannot run code. The JSON carries a checksum of the
 numbers, because safetensors has none and one flipped bit in a weight would go unnoticed.
@@ -82,7 +82,7 @@ def load_victim(folder: Path | str) -> Victim:
 
 
 def fingerprint(victim: Victim) -> str:
-    """SHA-256 of a victim's weights and filters and of who plays by them, saved or not.
+    """SHA-256 of a victim's weights and filters and of the agents that play by them, saved or not.
 
     How a description words the rest may change with versions of this library, and is left out.
     """
@@ -205,7 +205,7 @@ def _assemble(description: dict[str, Any], numbers: dict[str, Tensor]) -> Victim
         },
         critics={
             name: _network(layers, _under(numbers, f"critics/{name}/"))
-            for name, layers in description.get("critics", {}).items()
+            for name, layers in description["critics"].items()
         },
         observation_spaces={a: space_from_json(entry["observation_space"]) for a, entry in agents.items()},
         action_spaces={a: space_from_json(entry["action_space"]) for a, entry in agents.items()},
@@ -216,7 +216,7 @@ def _assemble(description: dict[str, Any], numbers: dict[str, Tensor]) -> Victim
         },
         normalize_actions=description["normalize_actions"],
         clip_actions=description["clip_actions"],
-        greedy_only=description.get("greedy_only", False),
+        greedy_only=description["greedy_only"],
         env_name=description["env"]["name"],
         env_kwargs=description["env"]["kwargs"],
     )
