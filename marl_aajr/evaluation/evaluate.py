@@ -171,7 +171,7 @@ def _result(
 
 
 def _side_checks(evaluator: Evaluator) -> list[Check]:
-    """A sum over agents who play against each other says nothing."""
+    """A warning where the team's agents play against each other: the sum of their returns says nothing."""
     if not evaluator.cancelled:
         return []
     return [

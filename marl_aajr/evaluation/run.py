@@ -128,7 +128,7 @@ def observation_adversary(
     Args:
         run: that it was trained by, finished.
         source: what the run is called.
-        against: who will be evaluated: those whom it was trained against.
+        against: the team to evaluate, which it must have been trained against.
         at: where they are.
 
     Raises:
@@ -151,7 +151,7 @@ def replacement_of(run: RunDirectory, *, source: str, against: Victim) -> Replac
     Args:
         run: that it was trained by, finished.
         source: what the run is called.
-        against: who will be evaluated. It need not be whom it was trained against, but that is said then.
+        against: the team to evaluate. Where it was trained against another, the result says so.
 
     Raises:
         ValueError: the run of something else.
@@ -189,7 +189,7 @@ class Source:
     """A victim, and what belongs to it.
 
     Attributes:
-        victim: who plays.
+        victim: plays all agents.
         environment: where; None: the one that the victim knows.
         evaluations: the folder that its results go to.
     """
@@ -248,7 +248,7 @@ def _refuse_adversary(run: RunDirectory) -> None:
     saved = Path(env.kwargs["victim"])
     victims = saved.parent if RunDirectory(saved.parent).is_run else saved
     raise ValueError(
-        f"expected a team, got {run.path}, an adversary of the team in {victims}; judge that team by it: "
+        f"expected a team, got {run.path}, an adversary of the team in {victims}; evaluate that team by it: "
         f"marl-aajr evaluate {shlex.quote(str(victims))} --adversary {shlex.quote(str(run.path))}"
     )
 
