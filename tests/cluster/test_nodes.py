@@ -135,9 +135,9 @@ def test_one_line_puts_aajr_into_a_script_on_tune_and_its_metrics_into_tensorboa
     )
     assert module_state.stat().st_size > 0
     curves = EventAccumulator(str(events)).Reload()
-    for name in ("penalty", "loss_share", "gain_mean", "monotone_fraction"):
-        points = curves.Scalars(f"ray/tune/learners/team/aajr/{name}")
-        assert len(points) == 2
+    for name in ("penalty", "loss_share", "gain_mean", "gain_max", "monotone_fraction", "seconds"):
+        (first, second) = curves.Scalars(f"ray/tune/learners/team/aajr/{name}")
+        assert first.step < second.step
     assert all(point.value > 0 for point in curves.Scalars("ray/tune/learners/team/aajr/penalty"))
 
 

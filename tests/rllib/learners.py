@@ -13,6 +13,7 @@ from ray.rllib.core.columns import Columns
 from ray.rllib.core.learner.learner import Learner
 from ray.rllib.core.rl_module import MultiRLModuleSpec, RLModuleSpec
 from ray.rllib.core.rl_module.default_model_config import DefaultModelConfig
+from ray.rllib.env.multi_agent_env_runner import MultiAgentEnvRunner
 from ray.rllib.evaluation.postprocessing import Postprocessing
 from ray.rllib.policy.sample_batch import MultiAgentBatch, SampleBatch
 from ray.rllib.utils.metrics import NUM_ENV_STEPS_SAMPLED_LIFETIME
@@ -113,3 +114,14 @@ def weights(learner: Learner) -> dict[str, torch.Tensor]:
         for module_id in sorted(learner.module.keys())
         for name, parameter in learner.module[module_id].unwrapped().named_parameters()
     }
+
+
+def sample_and_update(config: PPOConfig) -> tuple[Learner, Any]:
+    """What an iteration of RLlib's PPO does in one process: its env runner, its connectors, its learner."""
+    runner = MultiAgentEnvRunner(config)
+    learner = config.build_learner(spaces=runner.get_spaces())
+    episodes = runner.sample(num_timesteps=config.total_train_batch_size)
+    settings = {"num_epochs": config.num_epochs, "minibatch_size": config.minibatch_size}
+    return learner, learner.update(
+        episodes=episodes, timesteps={NUM_ENV_STEPS_SAMPLED_LIFETIME: 0}, **settings
+    )

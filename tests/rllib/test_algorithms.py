@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 import pytest
 import tree
-from ray import tune
 from ray.rllib.algorithms.algorithm import Algorithm
 from ray.rllib.algorithms.algorithm_config import AlgorithmConfig
 from ray.rllib.algorithms.appo import APPOConfig
@@ -19,7 +18,6 @@ from ray.rllib.algorithms.ppo import PPOConfig
 from ray.rllib.algorithms.sac import SACConfig
 from ray.rllib.core.learner.torch.torch_learner import TorchLearner
 from ray.rllib.core.rl_module.default_model_config import DefaultModelConfig
-from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from marl_aajr import AAJR, robustify
 from marl_aajr.core.numerics import NonFiniteError
@@ -145,28 +143,6 @@ def test_an_algorithm_from_a_checkpoint_goes_on_as_if_it_had_not_stopped(tmp_pat
             restored.stop()
     finally:
         straight.stop()
-
-
-@pytest.mark.usefixtures("ray_session")
-def test_a_tune_run_writes_the_metrics_to_tensorboard(tmp_path: Path) -> None:
-    """What a user of RLlib already has: Tune, TensorBoard, checkpoints, and now the one line."""
-    config = robustify(ppo(), ACTIVE)
-    results = tune.Tuner(
-        "PPO",
-        param_space=config,
-        run_config=tune.RunConfig(
-            storage_path=str(tmp_path), name="spread", stop={"training_iteration": 2}, verbose=0
-        ),
-    ).fit()
-    assert not results.errors
-    events = EventAccumulator(results[0].path)
-    events.Reload()
-    for metric in ("penalty", "gain_max", "monotone_fraction", "loss_share", "seconds"):
-        (first, second) = events.Scalars(f"ray/tune/learners/team/aajr/{metric}")
-        assert first.step < second.step
-    assert float(read(results[0].metrics, PENALTY)) == pytest.approx(
-        events.Scalars("ray/tune/learners/team/aajr/penalty")[-1].value, rel=1e-5
-    )
 
 
 def test_a_learner_that_differentiates_other_losses_is_refused() -> None:

@@ -28,7 +28,7 @@ from marl_aajr.training.algorithm import build_algorithm, build_config
 from marl_aajr.training.export import export_victim
 from marl_aajr.training.modules import policy_mapping_of
 from tests.rllib import fast_runs
-from tests.rllib.learners import ppo_config, update, weights
+from tests.rllib.learners import ppo_config, sample_and_update, update, weights
 from tests.rllib.policy_cases import CASES, built, columns_of, regularized
 from tests.training.runs import tiny
 
@@ -180,7 +180,6 @@ def test_modules_see_the_same_space_with_either_runner() -> None:
     assert all(one.observation_spaces[agent].contains(seen) for agent, seen in obs.items())
 
 
-@pytest.mark.usefixtures("ray_session")
 def test_it_trains_in_a_users_own_configuration() -> None:
     """RLlib's env runner, learner and connectors; only the environment and the module are ours."""
     config = (
@@ -191,14 +190,9 @@ def test_it_trains_in_a_users_own_configuration() -> None:
         .training(train_batch_size=60, minibatch_size=30, num_epochs=1)
         .debugging(seed=0, log_level="ERROR")
     )
-    algorithm = robustify(mappo(config), AAJR(coefficient=0.1, epsilon=0.2)).build_algo()
-    try:
-        result = algorithm.train()["learners"]["team"]
-        assert float(result["aajr"]["penalty"]) > 0
-        critic = algorithm.learner_group._learner.module["team"].unwrapped().critic
-        assert critic[1].in_features == OWN + WHOLE
-    finally:
-        algorithm.stop()
+    learner, results = sample_and_update(robustify(mappo(config), AAJR(coefficient=0.1, epsilon=0.2)))
+    assert results["team"]["aajr"]["penalty"].peek() > 0
+    assert learner.module["team"].unwrapped().critic[1].in_features == OWN + WHOLE
 
 
 @pytest.mark.usefixtures("ray_session")

@@ -22,7 +22,7 @@ from marl_aajr.core import jacobian
 from marl_aajr.regularizers import REGULARIZERS, LossTerm, Sample
 from marl_aajr.rllib.plugin.module_policy import module_distribution, module_policy
 from marl_aajr.rllib.sampling.env import register
-from tests.rllib.learners import ppo_config, update
+from tests.rllib.learners import ppo_config, sample_and_update, update
 from tests.rllib.policy_cases import (
     CASES,
     LENGTH,
@@ -153,16 +153,18 @@ def test_a_learner_trains_with_the_penalty_and_says_once_which_derivative_it_fel
     learner = built(config, case)
     module = learner.module["a"].unwrapped()
     columns = columns_of(case, module)
-    with sdpa_kernel(SDPBackend.MATH):
-        slow = slow_penalty(case, copy.deepcopy(module), columns, steps=PENALTY.steps, epsilon=0.1)
+    # The test above says that this is the right one.
+    of = regularized(case, PENALTY, copy.deepcopy(module))
+    expected = evaluated(of, columns).metrics["penalty"].item()
     before = copy.deepcopy(module.state_dict())
     jacobian._report_fallback.cache_clear()
+    caplog.clear()
     with caplog.at_level(logging.WARNING, logger="marl_aajr.core.jacobian"):
         results = update(learner, batch_of(columns))
     told = [record.getMessage() for record in caplog.records if record.name == "marl_aajr.core.jacobian"]
     assert len(told) == (case.backend != "forward")
     assert all(f"using backend={case.backend!r}" in line for line in told)
-    assert float(results["a"]["aajr"]["penalty"].peek()) == pytest.approx(slow.item(), rel=2e-3)
+    assert float(results["a"]["aajr"]["penalty"].peek()) == pytest.approx(expected, rel=2e-3)
     after = module.state_dict()
     assert all(bool(value.isfinite().all()) for value in after.values())
     assert any(not torch.equal(before[key], after[key]) for key in before)
@@ -229,7 +231,6 @@ def test_agents_may_have_budgets_of_their_own() -> None:
     assert "aajr" not in results["c"]
 
 
-@pytest.mark.usefixtures("ray_session")
 def test_rllibs_own_lstm_trains_in_rllibs_own_pipeline(monkeypatch: pytest.MonkeyPatch) -> None:
     """Episodes of 6 steps in sequences of 4: what its connectors hand over is what the cases above are."""
     config = (
@@ -249,13 +250,9 @@ def test_rllibs_own_lstm_trains_in_rllibs_own_pipeline(monkeypatch: pytest.Monke
         return evaluate(self, sample, **kwargs)
 
     monkeypatch.setattr(AAJR, "evaluate", spy)
-    algorithm = robustify(config, AAJR(coefficient=0.1, epsilon=0.2)).build_algo()
-    try:
-        result = algorithm.train()["learners"]["team"]["aajr"]
-    finally:
-        algorithm.stop()
-    assert float(result["penalty"]) > 0
-    assert float(result["nonfinite"]) == 0
+    _, results = sample_and_update(robustify(config, AAJR(coefficient=0.1, epsilon=0.2)))
+    assert results["team"]["aajr"]["penalty"].peek() > 0
+    assert results["team"]["aajr"]["nonfinite"].peek() == 0
     for sample in samples:
         assert sample.mask is not None
         assert sample.obs.shape == (*sample.mask.shape, 12)
