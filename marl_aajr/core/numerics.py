@@ -1,8 +1,7 @@
-"""Numerical care: numbers that are not finite, blocks of rows that fit the cache, and the number of threads.
+"""Numerical care: numbers that are not finite, the root at zero, and the number of threads.
 
-Non-finite numbers stop with the name of their origin; nothing is silently zeroed. On a CPU rows pass a
-network in blocks, so that their activations stay in the processor's cache. Small networks gain nothing from
-a second thread of torch, and a thread that waits burns its processor.
+Non-finite numbers stop with the name of their origin; nothing is silently zeroed. Small networks gain
+nothing from a second thread of torch, and a thread that waits burns its processor.
 """
 
 from __future__ import annotations
@@ -33,30 +32,10 @@ def check_finite(name: str, tensor: Tensor) -> None:
     raise NonFiniteError(f"{name}: {nans} NaN and {bad.numel() - nans} infinite of {tensor.numel()} numbers")
 
 
-BLOCK = 1024
-"""Rows of a block; their values and tangents in a layer of 64 take half a megabyte."""
-
-ALL_ROWS = slice(None)
-
-
-def row_blocks(obs: Tensor) -> list[slice]:
-    """Consecutive rows of `[B, ..., d]`, about `BLOCK` vectors d at a time."""
-    rows = len(obs)
-    size = max(1, BLOCK // max(1, obs.shape[1:-1].numel()))
-    if obs.device.type != "cpu" or rows <= size:
-        return [ALL_ROWS]
-    return [slice(start, start + size) for start in range(0, rows, size)]
-
-
-def point_blocks(points: Tensor) -> Iterator[tuple[slice, slice]]:
-    """Points and rows of `[T, B, ..., d]`, about `BLOCK` vectors d at a time."""
-    count, obs = len(points), points[0]
-    rows = row_blocks(obs)
-    together = 1 if len(rows) > 1 else max(1, BLOCK // max(1, obs.shape[:-1].numel()))
-    if obs.device.type != "cpu":
-        together = count
-    for t in range(0, count, together):
-        yield from ((slice(t, t + together), part) for part in rows)
+def safe_sqrt(squared: Tensor) -> Tensor:
+    """√x with gradient 0 at x = 0, where its own is infinite; NaN stays NaN."""
+    zero = squared == 0
+    return torch.where(zero, 0.0, torch.where(zero, 1.0, squared).sqrt())
 
 
 @contextmanager

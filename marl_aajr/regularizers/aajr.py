@@ -25,9 +25,9 @@ import torch
 from torch import Tensor
 
 from marl_aajr.core.distributions import ActionDistribution
-from marl_aajr.core.jacobian import BACKENDS, Backend
+from marl_aajr.core.jacobian import BACKENDS, Backend, squared_distance
+from marl_aajr.core.numerics import safe_sqrt
 from marl_aajr.core.objectives import EVERYTHING, Need
-from marl_aajr.core.output_maps import safe_sqrt, squared_distance
 from marl_aajr.core.policy import Policy
 from marl_aajr.core.values import Schedule, maximum, one_of, value_at
 from marl_aajr.regularizers.adversarial import check_share, require, trajectory_metrics
@@ -130,7 +130,8 @@ class AAJR(JacobianPenalty):
                 f"expected no backend with secant=True, which needs no derivative, got {self.backend!r}; "
                 "remove one of the two"
             )
-        check_dual_clip(self.dual_clip, self.adversarial_weight)
+        if self.dual_clip is not None:
+            check_dual_clip(self.dual_clip, self.adversarial_weight)
 
     def active(self, timestep: float) -> bool:
         return self.form == "constraint" or super().active(timestep)

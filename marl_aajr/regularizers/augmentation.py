@@ -74,10 +74,8 @@ def _ratio_metrics(sample: Sample, outputs: Tensor) -> dict[str, Tensor]:
     return {"ratio_min": ratio.amin(), "ratio_max": ratio.amax()}
 
 
-def check_dual_clip(dual_clip: float | None, weight: Schedule) -> None:
+def check_dual_clip(dual_clip: float, weight: Schedule) -> None:
     """Raise `ValueError` for a bound ≤ 1, or one of a loss that is not there."""
-    if dual_clip is None:
-        return
     if isinstance(dual_clip, bool) or not (isfinite(dual_clip) and dual_clip > 1):
         raise ValueError(f"expected a dual_clip > 1, got {dual_clip!r}")
     if maximum(weight) == 0:
@@ -114,7 +112,8 @@ class AdversarialTraining(Adversarial):
     def __post_init__(self) -> None:
         super().__post_init__()
         check_share("adversarial_weight", self.adversarial_weight)
-        check_dual_clip(self.dual_clip, self.adversarial_weight)
+        if self.dual_clip is not None:
+            check_dual_clip(self.dual_clip, self.adversarial_weight)
 
     def check(self, distribution: ActionDistribution, *, offers: Collection[Need] = EVERYTHING) -> None:
         super().check(distribution, offers=offers)

@@ -18,8 +18,7 @@ from typing import ClassVar, Literal, Self, get_args
 import torch
 from torch import Tensor
 
-from marl_aajr.core.jacobian import BACKENDS, Backend
-from marl_aajr.core.output_maps import cotangent
+from marl_aajr.core.jacobian import BACKENDS, Backend, cotangent
 from marl_aajr.core.policy import Policy
 from marl_aajr.core.values import one_of, value_at, whole
 from marl_aajr.regularizers.adversarial import trajectory_metrics

@@ -11,11 +11,22 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from marl_aajr.core.distributions import ActionDistribution
-from marl_aajr.core.jacobian import BACKENDS, JVP_BACKENDS, Backend, JVPBackend, jvp, resolve_backend
-from marl_aajr.core.numerics import ALL_ROWS, point_blocks
+from marl_aajr.core.jacobian import (
+    BACKENDS,
+    JVP_BACKENDS,
+    METRICS,
+    OUTPUT_MAPS,
+    Backend,
+    JVPBackend,
+    Metric,
+    OutputMap,
+    check_output_map,
+    jvp,
+    resolve_backend,
+    squared_gain,
+)
 from marl_aajr.core.objectives import EVERYTHING, Need, Objective, ObjectiveLike, make_objective
-from marl_aajr.core.output_maps import METRICS, OUTPUT_MAPS, Metric, OutputMap, check_output_map, squared_gain
-from marl_aajr.core.policy import Policy
+from marl_aajr.core.policy import ALL_ROWS, Policy, point_blocks
 from marl_aajr.core.values import Schedule, one_of
 from marl_aajr.regularizers.adversarial import Adversarial
 from marl_aajr.regularizers.sample import Sample

@@ -19,8 +19,9 @@ from torch import Tensor
 
 from marl_aajr.core.ascent import AUTO, Trajectory
 from marl_aajr.core.distributions import ActionDistribution, DiagGaussian
+from marl_aajr.core.jacobian import check_output_map, squared_distance
+from marl_aajr.core.numerics import safe_sqrt
 from marl_aajr.core.objectives import BoundObjective, Clean, Objective, OutputObjective
-from marl_aajr.core.output_maps import check_output_map, safe_sqrt, squared_distance
 from marl_aajr.core.policy import Policy
 from marl_aajr.core.values import Schedule, one_of, value_at
 from marl_aajr.regularizers.adversarial import Adversarial, trajectory_metrics

@@ -21,7 +21,7 @@ from marl_aajr.attacks import (
     make_attack,
     registry,
 )
-from marl_aajr.core import numerics
+from marl_aajr.core import policy as policy_module
 from marl_aajr.core.distributions import ActionDistribution, Categorical, DiagGaussian, MultiCategorical
 from marl_aajr.core.numerics import NonFiniteError
 from marl_aajr.core.objectives import KL, Clean
@@ -79,7 +79,7 @@ def test_blocks_of_rows_do_not_change_an_attack(
     """Batches of more rows than a block are common: twenty agents in a hundred copies."""
     policy, obs = policy_with_critic(distribution), observations(30)
     whole = [attack(policy, obs, generator=generator()).delta for attack in against(distribution)]
-    monkeypatch.setattr(numerics, "BLOCK", 7)
+    monkeypatch.setattr(policy_module, "BLOCK", 7)
     for attack, expected in zip(against(distribution), whole, strict=True):
         delta = attack(policy, obs, generator=generator()).delta
         torch.testing.assert_close(delta, expected, msg=attack.name)

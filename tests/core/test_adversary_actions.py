@@ -9,7 +9,7 @@ import torch
 from gymnasium import spaces
 from torch import nn
 
-from marl_aajr.core import numerics
+from marl_aajr.core import policy as policy_module
 from marl_aajr.core.adversary_actions import PAADActions, adversary_actions, follow, side_by_side
 from marl_aajr.core.distributions import ActionDistribution, Categorical, DiagGaussian
 from marl_aajr.core.policy import ModulePolicy
@@ -47,7 +47,7 @@ def test_every_row_has_its_own_in_blocks_as_well(
     discrete = isinstance(distribution, Categorical)
     wish = torch.arange(30).unsqueeze(-1) % 5 if discrete else observations(30, 3, seed=1)
     whole = follow(policy, obs, wish, ball, steps=3, step_size=0.5)
-    monkeypatch.setattr(numerics, "BLOCK", 7)
+    monkeypatch.setattr(policy_module, "BLOCK", 7)
     torch.testing.assert_close(follow(policy, obs, wish, ball, steps=3, step_size=0.5), whole)
 
 

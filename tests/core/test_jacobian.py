@@ -10,15 +10,19 @@ from torch.func import jacrev, vmap
 
 from marl_aajr.core import jacobian
 from marl_aajr.core.distributions import ActionDistribution, Categorical, DiagGaussian, MultiCategorical
-from marl_aajr.core.jacobian import BACKENDS, Backend, JVPBackend, jvp, resolve_backend
-from marl_aajr.core.output_maps import (
+from marl_aajr.core.jacobian import (
+    BACKENDS,
     OUTPUT_MAPS,
+    Backend,
+    JVPBackend,
     OutputMap,
     check_output_map,
-    safe_sqrt,
+    jvp,
+    resolve_backend,
     squared_distance,
     squared_gain,
 )
+from marl_aajr.core.numerics import safe_sqrt
 from marl_aajr.core.policy import ModulePolicy
 from tests.networks import (
     DISTRIBUTIONS,

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import prune
 
-from marl_aajr.core import numerics
+from marl_aajr.core import policy as policy_module
 from marl_aajr.core.ascent import ascend
 from marl_aajr.core.distributions import Categorical
 from marl_aajr.core.mlp import PlainMLP
@@ -77,7 +77,7 @@ def test_tied_weights_have_one_gradient_in_any_number_of_blocks(monkeypatch: pyt
     parameters = list(policy.module.parameters())  # type: ignore[attr-defined]
     sample = sample_of(policy)
     whole = gradients(evaluate(WHOLE, sample), parameters)
-    monkeypatch.setattr(numerics, "BLOCK", 7)
+    monkeypatch.setattr(policy_module, "BLOCK", 7)
     torch.testing.assert_close(gradients(evaluate(WHOLE, sample), parameters), whole)
 
 
@@ -88,7 +88,7 @@ def test_an_embedding_before_the_observations_has_its_gradient_in_any_number_of_
     embedded = sample.obs.clone().requires_grad_()
     sample = replace(sample, obs=embedded)
     (whole,) = torch.autograd.grad(evaluate(WHOLE, sample).loss, embedded)
-    monkeypatch.setattr(numerics, "BLOCK", 7)
+    monkeypatch.setattr(policy_module, "BLOCK", 7)
     (divided,) = torch.autograd.grad(evaluate(WHOLE, sample).loss, embedded)
     torch.testing.assert_close(divided, whole)
 
@@ -100,7 +100,7 @@ def test_a_function_of_ones_own_sees_all_rows(monkeypatch: pytest.MonkeyPatch) -
         seen.append(len(outputs))
         return (outputs - outputs.mean(0)).square().sum(-1)
 
-    monkeypatch.setattr(numerics, "BLOCK", 2)
+    monkeypatch.setattr(policy_module, "BLOCK", 2)
     ascend(
         tanh_policy(Categorical(5)),
         observations(),

@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from marl_aajr.core import numerics
+from marl_aajr.core import policy as policy_module
 from marl_aajr.core.distributions import Categorical
 from marl_aajr.core.jacobian import BACKENDS, Backend
 from marl_aajr.core.policy import ModulePolicy
@@ -35,7 +35,7 @@ def test_blocks_of_any_size_give_the_same(
     regularizer = replace(regularizer, backend=backend)
     whole = evaluate(regularizer, sample)
     expected = gradients(whole, parameters(policy))
-    monkeypatch.setattr(numerics, "BLOCK", rows)
+    monkeypatch.setattr(policy_module, "BLOCK", rows)
     divided = evaluate(regularizer, sample)
     torch.testing.assert_close(divided.loss, whole.loss)
     torch.testing.assert_close(gradients(divided, parameters(policy)), expected)

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.func import jacrev
 
 from marl_aajr.core.distributions import ActionDistribution, Categorical, DiagGaussian
-from marl_aajr.core.output_maps import OutputMap, cotangent, squared_gain
+from marl_aajr.core.jacobian import OutputMap, cotangent, squared_gain
 from marl_aajr.core.policy import ModulePolicy
 from marl_aajr.regularizers import AAJR, Frobenius, RandomDirection, Sample, Spectral
 from marl_aajr.regularizers.jacobian_norms import JacobianNorm
