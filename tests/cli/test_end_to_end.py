@@ -163,7 +163,7 @@ def test_json_is_one_object_with_intervals(evaluated: dict[str, Any]) -> None:
 def test_comparison_is_printed_and_written_on_one_page(runs: Runs, evaluated: dict[str, Any]) -> None:
     compared = runs.cli("compare", runs.plain, runs.robust, "--out", "pages/report.html")
     assert compared.returncode == 0, compared.stderr
-    assert f"{evaluated['clean_return']:.1f}" in compared.stdout
+    assert f"{evaluated['results'][0]['clean']['mean']:.1f}" in compared.stdout
     assert "worst at ε 0.3" in compared.stdout
     page = runs.folder / "pages" / "report.html"
     assert str(page) in compared.stdout
