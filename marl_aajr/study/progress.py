@@ -140,7 +140,7 @@ START_SECONDS = 15.0
 
 
 @dataclass(frozen=True)
-class Estimate:
+class Forecast:
     """Expected seconds of each node, and whether they were measured.
 
     Attributes:
@@ -166,7 +166,7 @@ class Estimate:
         return assumption if self.assumed == self.left else f"partly measured, partly {assumption}"
 
 
-def estimate(nodes: Mapping[str, Node], folder: StudyFolder) -> Estimate:
+def forecast(nodes: Mapping[str, Node], folder: StudyFolder) -> Forecast:
     """The time that the nodes which are not done will take, one core each.
 
     A node takes as long as the finished ones of its kind, environment and method did on average.
@@ -186,7 +186,7 @@ def estimate(nodes: Mapping[str, Node], folder: StudyFolder) -> Estimate:
         rates = measured.get(_alike(node))
         assumed += rates is None
         seconds[name] = fmean(rates) * max(node.env_steps, 1) if rates else _assumed(node)
-    return Estimate(seconds, assumed, left)
+    return Forecast(seconds, assumed, left)
 
 
 def tuning_seconds(study: StudyConfig, folder: StudyFolder) -> float:
@@ -201,17 +201,15 @@ def tuning_seconds(study: StudyConfig, folder: StudyFolder) -> float:
     return steps / REGULARIZED_SPEED + played * EPISODE_SECONDS
 
 
-def duration(nodes: Mapping[str, Node], estimated: Estimate, *, cpus: float, slots: int | None) -> float:
+def duration(nodes: Mapping[str, Node], foreseen: Forecast, *, cpus: float, slots: int | None) -> float:
     """Seconds from start to end where the CPUs, or the number of nodes at a time, are what limits."""
-    if not estimated.left:
+    if not foreseen.left:
         return 0.0
     cost = {name: sum(each.get("CPU", 0.0) for each in node.bundles) for name, node in nodes.items()}
-    total = sum(seconds * max(cost[name], 1.0) for name, seconds in estimated.seconds.items()) / max(
-        cpus, 1.0
-    )
+    total = sum(seconds * max(cost[name], 1.0) for name, seconds in foreseen.seconds.items()) / max(cpus, 1.0)
     if slots is not None:
-        total = max(total, sum(estimated.seconds.values()) / slots)
-    return START_SECONDS + max(total, *estimated.seconds.values())
+        total = max(total, sum(foreseen.seconds.values()) / slots)
+    return START_SECONDS + max(total, *foreseen.seconds.values())
 
 
 def _alike(node: Node) -> tuple[str, ...]:

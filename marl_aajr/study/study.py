@@ -29,12 +29,12 @@ from marl_aajr.study.execution import execute, loggers, tune_environment
 from marl_aajr.study.folder import StudyFolder
 from marl_aajr.study.graph import Node, chosen, graph
 from marl_aajr.study.progress import (
-    Estimate,
+    Forecast,
     GridProgress,
     NodeProgress,
     OnEvent,
     duration,
-    estimate,
+    forecast,
     tuning_seconds,
 )
 from marl_aajr.study.report import write_page, write_results
@@ -161,18 +161,18 @@ def _dashboard() -> str:
     return f"http://{url}" if url else ""
 
 
-def expected(plan: StudyPlan, nodes: list[dict[str, float]]) -> tuple[Estimate, float]:
+def expected(plan: StudyPlan, nodes: list[dict[str, float]]) -> tuple[Forecast, float]:
     """The seconds of every node of the plan, and of all of them together on these machines."""
-    estimated = estimate(plan.nodes, plan.folder)
+    foreseen = forecast(plan.nodes, plan.folder)
     cpus = sum(node["CPU"] for node in nodes)
     slots = plan.study.max_concurrent
     tuning = tuning_seconds(plan.study, plan.folder) / min(cpus, slots or cpus)
-    return estimated, tuning + duration(plan.nodes, estimated, cpus=cpus, slots=slots)
+    return foreseen, tuning + duration(plan.nodes, foreseen, cpus=cpus, slots=slots)
 
 
 def progress_of(plan: StudyPlan, nodes: Sequence[Mapping[str, float]], on_event: OnEvent) -> GridProgress:
     """The progress of a study's nodes, for those who watch it."""
-    estimated = estimate(plan.nodes, plan.folder)
+    foreseen = forecast(plan.nodes, plan.folder)
 
     def hand_on(event: dict[str, Any]) -> None:
         plan.folder.add_event(event)
@@ -182,7 +182,7 @@ def progress_of(plan: StudyPlan, nodes: Sequence[Mapping[str, float]], on_event:
         name: NodeProgress(
             node,
             state="finished" if plan.folder.done(node) else "waiting",
-            expected=estimated.seconds[name],
+            expected=foreseen.seconds[name],
         )
         for name, node in plan.nodes.items()
     }

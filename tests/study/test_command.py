@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from marl_aajr.cli.app import main
-from marl_aajr.study.progress import estimate
+from marl_aajr.study.progress import forecast
 from marl_aajr.study.study import prepare
 from tests.study.files import write_study
 
@@ -62,7 +62,7 @@ def test_an_address_where_nothing_answers_is_named(
 
 def test_what_has_been_measured_is_what_is_expected_of_the_rest(tmp_path: Path) -> None:
     plan = prepare(write_study(tmp_path, methods=METHODS, seeds=[0, 1]), out=tmp_path / "out")
-    assumed = estimate(plan.nodes, plan.folder)
+    assumed = forecast(plan.nodes, plan.folder)
     assert assumed.assumed == assumed.left == 8
     with plan.folder.begun(plan.study):
         for node, seconds in (
@@ -70,7 +70,7 @@ def test_what_has_been_measured_is_what_is_expected_of_the_rest(tmp_path: Path) 
             ("simple_spread_v3-none-s1/evaluation", 7.0),
         ):
             plan.folder.add_event({"event": "finished", "node": node, "seconds": seconds})
-    measured = estimate(plan.nodes, plan.folder)
+    measured = forecast(plan.nodes, plan.folder)
     assert measured.assumed == 4
     assert measured.seconds["simple_spread_v3-none-s1"] == 40.0
     assert measured.seconds["simple_spread_v3-none-s0/evaluation"] == 7.0
