@@ -7,12 +7,11 @@ It reads in this order:
 3. `threat`: the set of perturbations that the adversary may choose from;
 4. `objectives`: the functions that the adversary maximises;
 5. `ascent`: the inner maximisation, for training and for attacks alike;
-6. `output_maps`: the output whose sensitivity counts;
-7. `jacobian`: Jacobian-vector products, four ways that agree;
-8. `diagnostics`: exact measurements of gain, curvature and admissible steps;
-9. `adversary_actions`: the meaning of a learned adversary's actions.
+6. `jacobian`: Jacobian-vector products, four ways that agree, and the output whose sensitivity counts;
+7. `diagnostics`: exact measurements of gain, curvature and admissible steps;
+8. `adversary_actions`: the meaning of a learned adversary's actions.
 
-Helpers: `numerics` (non-finite numbers, blocks of rows, threads), `values` (checks and schedules of
+Helpers: `numerics` (non-finite numbers, threads), `values` (checks and schedules of
 settings), `settings` (their descriptions), `seeds` (random numbers from one seed).
 
 `mlp` stands apart: plain MLPs with their derivatives written out, for speed. Autograd computes the same
