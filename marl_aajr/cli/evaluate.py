@@ -154,17 +154,17 @@ def _evaluate(run: Path, **asked: Any) -> Evaluation:
 
     console = Console(stderr=True)
     with waiting("Loading torch", console=console):
-        from marl_aajr.evaluation import evaluate_run
+        from marl_aajr.evaluation import evaluate as play
     with PlayingProgress(console) as progress:
-        return evaluate_run(run, on_progress=progress, **asked)
+        return play(run, on_progress=progress, **asked)
 
 
 def _kept(run: Path, out: Path | None) -> Path | None:
     """Where the result is; None: in a run's folder."""
-    from marl_aajr.training.run_directory import RunDirectory
-    from marl_aajr.training.run_record import evaluations_beside
+    from marl_aajr.evaluation.sources import evaluations_of
+    from marl_aajr.training.run_record import is_run
 
-    return out or (None if RunDirectory(run).is_run else evaluations_beside(run))
+    return out or (None if is_run(run) else evaluations_of(run))
 
 
 def env_arguments(assignments: Sequence[str]) -> dict[str, Any]:

@@ -16,7 +16,6 @@ from marl_aajr.evaluation.outcomes import (
 from marl_aajr.evaluation.protocol import AttackEntry, Protocol, Suite, builtin_suites, load_suite
 from marl_aajr.evaluation.replacements import Replacement
 from marl_aajr.evaluation.result import ActionsResult, Check, Evaluation
-from marl_aajr.evaluation.run import evaluate_run
 
 __all__ = [
     "ActionsResult",
@@ -36,7 +35,6 @@ __all__ = [
     "WorstAttack",
     "builtin_suites",
     "evaluate",
-    "evaluate_run",
     "load_suite",
     "parse_budget",
 ]

@@ -1,4 +1,4 @@
-"""The attacks that are played: those that a protocol asks for, as far as the victim admits them."""
+"""The attacks that are played: those of a protocol, as far as the victim admits them, fitted to it."""
 
 from __future__ import annotations
 
@@ -9,14 +9,18 @@ from dataclasses import replace
 import numpy as np
 import torch
 
+from marl_aajr.adversaries.learned import FittedAttack
 from marl_aajr.attacks import Attack, Transfer
 from marl_aajr.core.policy import differentiable
+from marl_aajr.core.seeds import Purpose, derived_seed
 from marl_aajr.core.threat import Norm
 from marl_aajr.evaluation.attack_schedule import has_preferences
 from marl_aajr.evaluation.budget import Budget
+from marl_aajr.evaluation.evaluator import Evaluator
 from marl_aajr.evaluation.outcomes import AttackSpec, Units
 from marl_aajr.evaluation.protocol import AttackEntry, Protocol, Suite
 from marl_aajr.evaluation.result import Skipped
+from marl_aajr.rollout.environments import resolve
 from marl_aajr.victims import Victim
 from marl_aajr.victims.portable import check_portable
 
@@ -198,3 +202,35 @@ def _check_trainable(attack: Attack, victim: Victim) -> None:
         raise ValueError(
             f"expected a victim that can be saved for {attack.name!r}, which trains against a copy: {error}"
         ) from None
+
+
+def fitted(evaluator: Evaluator, attacks: Sequence[Attack]) -> tuple[Attack, ...]:
+    """The attacks, those that are not ready fitted: once for all sizes, unless one is for one size only."""
+    learned: dict[Attack, Attack] = {}
+    found: list[Attack] = []
+    for attack in attacks:
+        if attack.ready or not isinstance(attack, FittedAttack):
+            found.append(attack)
+            continue
+        key = attack if attack.per_size else attack.at(1.0)
+        if key not in learned:
+            evaluator.tell(f"fitting {attack.name}")
+            learned[key] = _fit(evaluator, attack)
+        found.append(learned[key] if attack.per_size else learned[key].at(attack.perturbations.epsilon))
+    return tuple(found)
+
+
+def _fit(evaluator: Evaluator, attack: FittedAttack) -> Attack:
+    """The attack fitted in the environment of the evaluation, whichever the victim comes from."""
+    victim, spec = evaluator.victim, evaluator.spec
+    own = resolve(victim.env_name, victim.env_kwargs) if victim.env_name else None
+    if own is None or (own.name, dict(own.kwargs)) != (spec.name, dict(spec.kwargs)):
+        victim = replace(victim, env_name=spec.name, env_kwargs=dict(spec.kwargs))
+    return attack.fit(
+        victim,
+        evaluator.env,
+        agents=evaluator.agents,
+        seed=derived_seed(evaluator.seed, Purpose.FIT),
+        units=evaluator.units,
+        home=evaluator.home,
+    )

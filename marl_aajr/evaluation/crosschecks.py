@@ -17,16 +17,21 @@ import torch
 from torch import Tensor
 
 from marl_aajr.attacks import FGSM, PGD, Attack, SquareAttack, StrongPGD, Transfer, UniformNoise
+from marl_aajr.core.seeds import Purpose, derived_seed, stream
 from marl_aajr.core.threat import PerturbationSet
 from marl_aajr.evaluation.attack_run import prepare
+from marl_aajr.evaluation.evaluator import Evaluator
 from marl_aajr.evaluation.outcomes import Units
-from marl_aajr.evaluation.preflight import DecisionSample
+from marl_aajr.evaluation.preflight import DecisionSample, ObservationSampler, examine, report
 from marl_aajr.evaluation.result import Check
 from marl_aajr.evaluation.statistics import student_interval
 from marl_aajr.victims import Victim
 
 _MARGIN = 0.05
 """Share of the larger gain that a weaker attack may be ahead before it is called ahead."""
+
+_PROBED = 256
+"""Decisions of each policy on which the order of the attacks is checked."""
 
 _LEVEL = 0.99
 _CONVERGED = 0.1
@@ -35,6 +40,36 @@ _WHITE = ("one step", "ten steps", "twenty steps", "strong")
 
 Gains = Mapping[str, Tensor]
 """By attack: g(δ) − g(0) of every probed decision, `[B]`."""
+
+
+def attack_checks(
+    evaluator: Evaluator, attacks: Sequence[Attack], observed: ObservationSampler
+) -> list[Check]:
+    """The checks of the policies and of the objective, at the sizes of these attacks; at least one."""
+    victim, units = evaluator.victim, evaluator.units
+    groups = [g for g in victim.alike(evaluator.env.possible_agents) if set(g) & set(evaluator.agents)]
+    samples = observed.samples(groups, rows=_PROBED)
+    by_size = {a.perturbations.epsilon: a.perturbations for a in attacks}
+    noise = ladder(by_size[max(by_size)])["noise"]
+    health = [
+        examine(
+            sample,
+            victim,
+            prepare(noise, victim, sample.agent, units=units).perturbations,
+            generator=stream(evaluator.seed, Purpose.PROBE),
+        )
+        for sample in samples
+    ]
+    found = report(health)
+    if all(h.differentiable for h in health):
+        seed = derived_seed(evaluator.seed, Purpose.PROBE)
+        transfers = list({a.source: a for a in attacks if isinstance(a, Transfer)}.values())
+        gains = {
+            epsilon: climb(samples, victim, ladder(by_size[epsilon], transfers), units=units, seed=seed)
+            for epsilon in sorted(by_size)
+        }
+        found += objective_checks(gains)
+    return found
 
 
 def ladder(perturbations: PerturbationSet, transfers: Sequence[Transfer] = ()) -> dict[str, Attack]:

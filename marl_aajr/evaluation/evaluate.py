@@ -4,49 +4,52 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from marl_aajr.adversaries.learned import FittedAttack
-from marl_aajr.attacks import Attack, Transfer
+from marl_aajr.attacks import Attack
 from marl_aajr.core.numerics import one_torch_thread
-from marl_aajr.core.seeds import Purpose, derived_seed, stream
+from marl_aajr.core.seeds import Purpose, stream
 from marl_aajr.evaluation.admission import (
     admitted,
     check_actions,
     check_budget,
     common_norm,
+    fitted,
     named_agents,
     requested,
     settle_units,
 )
-from marl_aajr.evaluation.attack_run import prepare
-from marl_aajr.evaluation.crosschecks import climb, ladder, objective_checks
+from marl_aajr.evaluation.crosschecks import attack_checks
 from marl_aajr.evaluation.evaluator import Evaluator, Progress
-from marl_aajr.evaluation.preflight import ObservationSampler, examine, report
+from marl_aajr.evaluation.preflight import ObservationSampler
 from marl_aajr.evaluation.protocol import Protocol
 from marl_aajr.evaluation.replacements import Replacement, admitted_controls, resolve_replacements
-from marl_aajr.evaluation.result import ActionsResult, Check, Evaluation, PlayedEnvironment, Skipped
+from marl_aajr.evaluation.result import Check, Evaluation, PlayedEnvironment, Skipped
 from marl_aajr.evaluation.return_checks import agent_checks, return_checks
 from marl_aajr.evaluation.rows import play_rows
+from marl_aajr.evaluation.sources import evaluations_of, file_name, find_victim, with_adversary
 from marl_aajr.rollout.environments import EnvironmentSpec, make_batch, resolve
 from marl_aajr.rollout.teams import choose_agents
+from marl_aajr.training.files import write_json
+from marl_aajr.training.run_directory import RunDirectory
 from marl_aajr.victims import Victim
 from marl_aajr.victims.spaces import check_match, check_victim
 
-_PROBED = 256
-"""Decisions of each policy on which the order of the attacks is checked."""
+Folders = Sequence[Path | str] | Mapping[str, Path | str]
+"""Folders, named by the keys of a mapping, else by their own names."""
 
 
 @one_torch_thread()
 def evaluate(
-    victim: Victim,
-    environment: EnvironmentSpec | str | None = None,
+    victim: Victim | Path | str,
+    env: EnvironmentSpec | str | None = None,
     protocol: Protocol | None = None,
     *,
-    surrogates: Mapping[str, Victim] | None = None,
-    home: Path | None = None,
+    env_kwargs: Mapping[str, Any] | None = None,
+    surrogates: Folders | Mapping[str, Victim] = (),
+    adversaries: Folders = (),
+    out: Path | str | None = None,
     on_progress: Callable[[Progress], None] | None = None,
     **settings: Any,
 ) -> Evaluation:
@@ -58,36 +61,111 @@ def evaluate(
     are reported on. With attacks come the checks that say whether their returns are evidence: see
     `Evaluation.checks`.
 
+    The result of a folder is kept, written at the end and in one step: in `RUN/evaluations`, or for saved
+    victims and checkpoints in a folder beside theirs, `…-evaluations`. The same evaluation again replaces its
+    file. Adversaries that a run's evaluation trains are kept in the run.
+
     Torch has one thread until the end; `workers` take more cores. Unless their number is given there are
     none within a task of Ray, and else as many as there are cores, from when on what is left would take this
     process more than 20 seconds. Ray is started where it is not running.
 
     Args:
-        victim: plays all agents.
-        environment: a name, or with arguments `resolve` of it; None: the environment of its training.
+        victim: plays all agents; or the folder of a finished run, a saved victim or an RLlib checkpoint.
+        env: the environment, by a name or as `resolve` gives it; None: that of the victim's training, which
+            a checkpoint does not know. A run has its own.
         protocol: what is played; None: what `settings` say.
-        surrogates: victims to compute `transfer` perturbations on, by a name for them.
-        home: folder of the victim's run, in which learned adversaries are looked for and kept; None, or
-            another environment than the victim's own: those that are trained are not kept.
+        env_kwargs: arguments of an environment that is named.
+        surrogates: victims or folders of victims, to compute `transfer` perturbations on.
+        adversaries: runs of trained adversaries: traitors and opponents are added to `replace`, observation
+            adversaries to `attacks`, at the size they were trained for.
+        out: a file to write the result to; None: see above, and of a `Victim` nothing is written.
         on_progress: told after every episode; after every row where workers play.
         settings: fields of `Protocol` by name, such as `suite`, `attacks`, `episodes` and `budget`.
 
     Raises:
-        ValueError: numbers out of range, unknown or repeated attacks, attacks that the policies do not
-            admit, a budget or an environment that the victim does not fit; all before anything is played.
-            More steps in the budget than an episode has, once that has been seen.
+        ValueError: nothing of the kind in a folder, an unfinished run, numbers out of range, unknown or
+            repeated attacks, attacks that the policies do not admit, a budget or an environment that the
+            victim does not fit; all before anything is played. More steps in the budget than an episode has,
+            once that has been seen.
         EnvironmentFault: the environment broke its contract.
 
     Example:
-        >>> evaluate(Victim.load("runs/ppo/victim"), suite="quick").worst
+        >>> evaluate("runs/ppo", suite="quick").worst
         >>> evaluate(victim, "simple_spread_v3", attacks=[("pgd", 0.1)], episodes=10, budget="agents=1")
     """
-    check_victim(victim)
     protocol = (protocol or Protocol()).changed(**settings)
+    spec = _environment(env, env_kwargs)
+    folder = Path(victim) if isinstance(victim, Path | str) else None
+    player = victim if isinstance(victim, Victim) else _victim(victim, spec)
+    others = {name: _victim(other, spec, stranger=True) for name, other in _named(surrogates).items()}
+    for name, run in _named(adversaries).items():
+        protocol = with_adversary(protocol, Path(run), name=name, against=player, at=folder or "VICTIM")
+    evaluation = _played(
+        player,
+        spec or resolve(player.env_name, player.env_kwargs),
+        protocol,
+        surrogates=others,
+        home=folder if folder is not None and RunDirectory(folder).is_run else None,
+        on_progress=on_progress,
+    )
+    if out is None and folder is not None:
+        out = evaluations_of(folder) / file_name(evaluation)
+    if out is not None:
+        Path(out).parent.mkdir(parents=True, exist_ok=True)
+        write_json(Path(out), evaluation.model_dump(mode="json"))
+    return evaluation
+
+
+def _environment(
+    env: EnvironmentSpec | str | None, kwargs: Mapping[str, Any] | None
+) -> EnvironmentSpec | None:
+    if isinstance(env, str):
+        return resolve(env, kwargs)
+    if env is not None and not isinstance(env, EnvironmentSpec):
+        raise ValueError(
+            f"expected the environment's name or import path, such as my_package.my_env:make, got a "
+            f"{type(env).__name__}: each row is played on fresh copies"
+        )
+    if kwargs:
+        raise ValueError(
+            f"expected the name of an environment with its arguments {dict(kwargs)}, got none; name it: "
+            "--env NAME (in Python env=)"
+        )
+    return env
+
+
+def _victim(victim: Victim | Path | str, env: EnvironmentSpec | None, *, stranger: bool = False) -> Victim:
+    """A victim, or that of a folder; a stranger's run need not be told that it is not asked for `env`."""
+    if isinstance(victim, Path | str):
+        own = stranger and RunDirectory(victim).is_run
+        return find_victim(Path(victim), None if own else env)
+    check_victim(victim)
+    return victim
+
+
+def _named(folders: Folders | Mapping[str, Victim]) -> dict[str, Any]:
+    """Folders by the names that were given, or by their own, or by their paths where two have the same."""
+    if isinstance(folders, Mapping):
+        return dict(folders)
+    names = [Path(folder).resolve().name for folder in folders]
+    return {
+        name if names.count(name) == 1 else str(folder): folder
+        for name, folder in zip(names, folders, strict=True)
+    }
+
+
+def _played(
+    victim: Victim,
+    spec: EnvironmentSpec,
+    protocol: Protocol,
+    *,
+    surrogates: Mapping[str, Victim],
+    home: Path | None,
+    on_progress: Callable[[Progress], None] | None,
+) -> Evaluation:
     suite = protocol.settled()
-    attacks, asked = requested(protocol, suite, surrogates=surrogates or {})
+    attacks, asked = requested(protocol, suite, surrogates=surrogates)
     suite = suite.changed(norm=common_norm(attacks) or suite.norm)
-    spec = _environment(environment, victim)
     env = make_batch(spec, min(protocol.num_envs, suite.episodes))
     with closing(env):
         check_match(victim, env)
@@ -115,24 +193,11 @@ def evaluate(
                 evaluator.calibrate()
             return _result(
                 evaluator,
-                _all_fitted(evaluator, chosen),
+                fitted(evaluator, chosen),
                 replacements,
                 skipped=(*skipped, *left_out),
                 workers=protocol.workers,
             )
-
-
-def _environment(environment: EnvironmentSpec | str | None, victim: Victim) -> EnvironmentSpec:
-    if environment is None:
-        return resolve(victim.env_name, victim.env_kwargs)
-    if isinstance(environment, str):
-        return resolve(environment)
-    if not isinstance(environment, EnvironmentSpec):
-        raise ValueError(
-            f"expected the environment's name or import path, such as my_package.my_env:make, got a "
-            f"{type(environment).__name__}: each row is played on fresh copies"
-        )
-    return environment
 
 
 def _result(
@@ -146,6 +211,7 @@ def _result(
     observed = ObservationSampler(stream(evaluator.seed, Purpose.PROBE))
     rows = play_rows(evaluator, attacks, replacements=replacements, observed=observed, workers=workers)
     suite = evaluator.suite
+    distributions = [evaluator.victim.distribution(agent) for agent in evaluator.agents]
     return Evaluation(
         env=PlayedEnvironment(name=evaluator.spec.name, kwargs=dict(evaluator.spec.kwargs)),
         teams=dict(evaluator.env.teams),
@@ -164,7 +230,8 @@ def _result(
         skipped=skipped,
         checks=(
             *_side_checks(evaluator),
-            *_checks(evaluator, attacks, rows, observed),
+            *(attack_checks(evaluator, attacks, observed) if attacks else ()),
+            *(check for row in rows if attacks for check in return_checks(row, distributions)),
             *(check for row in rows for check in agent_checks(row)),
         ),
     )
@@ -183,68 +250,3 @@ def _side_checks(evaluator: Evaluator) -> list[Check]:
             "that say something.",
         )
     ]
-
-
-def _checks(
-    evaluator: Evaluator,
-    attacks: Sequence[Attack],
-    rows: Sequence[ActionsResult],
-    observed: ObservationSampler,
-) -> list[Check]:
-    if not attacks:
-        return []
-    victim, units = evaluator.victim, evaluator.units
-    groups = [g for g in victim.alike(evaluator.env.possible_agents) if set(g) & set(evaluator.agents)]
-    samples = observed.samples(groups, rows=_PROBED)
-    by_size = {a.perturbations.epsilon: a.perturbations for a in attacks}
-    largest = by_size[max(by_size)]
-    seed = derived_seed(evaluator.seed, Purpose.PROBE)
-    health = [
-        examine(
-            sample,
-            victim,
-            prepare(ladder(largest)["noise"], victim, sample.agent, units=units).perturbations,
-            generator=stream(evaluator.seed, Purpose.PROBE),
-        )
-        for sample in samples
-    ]
-    transfers = list({a.source: a for a in attacks if isinstance(a, Transfer)}.values())
-    found = report(health)
-    if all(h.differentiable for h in health):
-        gains = {
-            epsilon: climb(samples, victim, ladder(by_size[epsilon], transfers), units=units, seed=seed)
-            for epsilon in sorted(by_size)
-        }
-        found += objective_checks(gains)
-    distributions = [victim.distribution(agent) for agent in evaluator.agents]
-    return [*found, *(check for row in rows for check in return_checks(row, distributions))]
-
-
-def _all_fitted(evaluator: Evaluator, attacks: Sequence[Attack]) -> tuple[Attack, ...]:
-    """The attacks, those that are not ready fitted: once for all sizes, unless one is for one size only.
-
-    Where the environment is not the victim's own, its run neither has what fits nor keeps it.
-    """
-    learned: dict[Attack, Attack] = {}
-    found: list[Attack] = []
-    for attack in attacks:
-        if attack.ready or not isinstance(attack, FittedAttack):
-            found.append(attack)
-            continue
-        key = attack if attack.per_size else attack.at(1.0)
-        if key not in learned:
-            evaluator.tell(f"fitting {attack.name}")
-            learned[key] = _fitted(evaluator, attack)
-        found.append(learned[key] if attack.per_size else learned[key].at(attack.perturbations.epsilon))
-    return tuple(found)
-
-
-def _fitted(evaluator: Evaluator, attack: FittedAttack) -> Attack:
-    victim, spec, home = evaluator.victim, evaluator.spec, evaluator.home
-    own = resolve(victim.env_name, victim.env_kwargs) if victim.env_name else None
-    if own is None or (own.name, dict(own.kwargs)) != (spec.name, dict(spec.kwargs)):
-        victim, home = replace(victim, env_name=spec.name, env_kwargs=dict(spec.kwargs)), None
-    seed = derived_seed(evaluator.seed, Purpose.FIT)
-    return attack.fit(
-        victim, evaluator.env, agents=evaluator.agents, seed=seed, units=evaluator.units, home=home
-    )

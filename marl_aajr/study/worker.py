@@ -23,8 +23,8 @@ from marl_aajr.adversaries.request import AdversaryRequest
 from marl_aajr.adversaries.store import is_begun, is_finished
 from marl_aajr.adversaries.training import train_as_asked
 from marl_aajr.core.numerics import NonFiniteError
-from marl_aajr.evaluation import evaluate_run
-from marl_aajr.evaluation.run import file_name
+from marl_aajr.evaluation import evaluate
+from marl_aajr.evaluation.sources import file_name
 from marl_aajr.rollout.environments import resolve
 from marl_aajr.study.config import EnvironmentEntry
 from marl_aajr.study.folder import StudyFolder, run_exists
@@ -243,9 +243,9 @@ def _evaluate(node: Node, folder: StudyFolder, reporter: _Reporter) -> None:
     assert node.suite is not None
     started = time.perf_counter()
     surrogate = node.surrogate
-    evaluation = evaluate_run(
+    evaluation = evaluate(
         folder.run(node.run.name).path,
-        entry.protocol(node.suite, team=node.run.variant.environment.team),
+        protocol=entry.protocol(node.suite, team=node.run.variant.environment.team),
         surrogates={} if surrogate is None else {SURROGATE: folder.run(surrogate.name).path},
         adversaries={entry.name: folder.adversary(node.run, entry).path for entry in node.faced},
         on_progress=reporter.played,

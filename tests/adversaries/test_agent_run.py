@@ -12,7 +12,7 @@ import torch
 from marl_aajr.adversaries.agent_game import agent_config
 from marl_aajr.adversaries.store import RECORD
 from marl_aajr.adversaries.training import train_adversary
-from marl_aajr.evaluation import evaluate_run
+from marl_aajr.evaluation import evaluate
 from marl_aajr.training.config import PPOSettings, RunConfig
 from marl_aajr.training.run_directory import RunDirectory
 from marl_aajr.training.run_record import Status
@@ -40,7 +40,7 @@ def test_training_finds_the_best_traitor(victims: RunDirectory, ray_session: Non
     assert run == victims.path / "adversaries" / "traitor-speaker"
     selection = json.loads((run / RECORD).read_text())["selection"]
     assert selection == {"trained": 10.0, "lost": 10.0, "clean": -10.0}
-    result = evaluate_run(victims.path, adversaries=[run], episodes=20)
+    result = evaluate(victims.path, adversaries=[run], episodes=20)
     returns = {row.kind: row.mean for row in result.adversarial_agents}
     assert result.clean_return == 10.0
     assert returns["traitor"] == -10.0

@@ -27,7 +27,7 @@ from marl_aajr.adversaries.store import (
 )
 from marl_aajr.adversaries.training import find_or_train, train_adversary
 from marl_aajr.attacks import make_attack
-from marl_aajr.evaluation import evaluate, evaluate_run
+from marl_aajr.evaluation import evaluate
 from marl_aajr.report.comparison import compare
 from marl_aajr.report.methods import load_run
 from marl_aajr.rollout.environments import resolve
@@ -202,17 +202,17 @@ class TestTraining:
         assert {**json.loads((out / RECORD).read_text()), "seconds": 0} == {**record, "seconds": 0}
         assert not aside.exists()
 
-    def test_an_evaluation_uses_it_again(self, victims: Path, straight: Path) -> None:
+    def test_an_evaluation_uses_it_again(self, victims: Path, straight: Path, tmp_path: Path) -> None:
         """For what asks for as much training and search or less; the results say what it had."""
-        victim = Victim.load(victims / "victim")
         attack = make_attack("pa-ad", epsilon=0.2, adversary=str(straight))
         less = make_attack("pa-ad", epsilon=0.2, env_steps=12_000, search=1)
         before = sorted((victims / "adversaries").iterdir())
-        result = evaluate(victim, attacks=[(less, 0.2), ("pgd-strong", 0.2)], episodes=4, home=victims)
+        attacks = [(less, 0.2), ("pgd-strong", 0.2)]
+        result = evaluate(victims, attacks=attacks, episodes=4, out=tmp_path / "result.json")
         assert sorted((victims / "adversaries").iterdir()) == before
         settings = result.attacks[0].attack.settings
         assert (settings["env_steps"], settings["search"]) == (16000, 2)
-        again = evaluate(victim, attacks=[(attack, 0.2)], episodes=4)
+        again = evaluate(victims / "victim", out=tmp_path / "again.json", attacks=[(attack, 0.2)], episodes=4)
         assert result.attacks[0].returns == again.attacks[0].returns
         with pytest.raises(ValueError, match=r"expected the size that .* was trained for"):
             make_attack("pa-ad", epsilon=0.3, adversary=str(straight))
@@ -223,13 +223,13 @@ class TestTraining:
         """In the results, in the files that hold them, and on a page of them."""
         other = Path(shutil.copytree(straight, tmp_path / "other"))
         for liars in ([straight], [other], [straight, other]):
-            result = evaluate_run(victims, adversaries=liars, episodes=2)
+            result = evaluate(victims, adversaries=liars, episodes=2)
         assert [row.attack.source for row in result.attacks] == [straight.name, "other"]
         assert len(list((victims / "evaluations").iterdir())) == 3
         assert len(compare([load_run(victims)]).conditions) == 2
 
     def test_it_is_trained_in_the_game_that_is_evaluated(
-        self, victims: Path, straight: Path, monkeypatch: pytest.MonkeyPatch
+        self, victims: Path, straight: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         """And kept with the victims only where that is their own."""
         asked: list[tuple[Any, bool]] = []
@@ -239,10 +239,10 @@ class TestTraining:
             return straight
 
         monkeypatch.setattr(adversary_training, "find_or_train", find)
-        for cycles in (6, 3):
-            spec = resolve(SPREAD.name, {"N": 2, "max_cycles": cycles})
-            victim = Victim.load(victims / "victim")
-            evaluate(victim, spec, attacks=[("pa-ad", 0.2)], episodes=2, home=victims)
+        settings: dict[str, Any] = {"attacks": [("pa-ad", 0.2)], "episodes": 2}
+        evaluate(victims, **settings, out=tmp_path / "own.json")
+        other = resolve(SPREAD.name, {"N": 2, "max_cycles": 3})
+        evaluate(Victim.load(victims / "victim"), other, **settings)
         assert asked == [(6, True), (3, False)]
 
     @pytest.mark.usefixtures("two_threads")

@@ -163,7 +163,7 @@ def test_a_weakest_link_is_named_where_there_is_one(
     assert "agent_1 is the weakest link" not in text, "it plays half as long as the others"
     spec = stakes(worth=(1.0, 5.0, 2.0))
     unequal = team(spec, sign_reader())
-    monkeypatch.setattr("marl_aajr.evaluation.run.Victim.load", lambda folder: unequal)
+    monkeypatch.setattr("marl_aajr.evaluation.sources.Victim.load", lambda folder: unequal)
     text = " ".join(said(capsys, run, *options).split())
     found = "agent_1 -8.0, agent_2 16.0, agent_0 24.0, against 32.0 without attack"
     assert f"{found}; agent_1 is the weakest link" in text
@@ -198,7 +198,7 @@ def test_other_sides_are_named(
     capsys: pytest.CaptureFixture[str], run: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     sided = team(signs(longest=2, teams=True), sign_reader())
-    monkeypatch.setattr("marl_aajr.evaluation.run.Victim.load", lambda folder: sided)
+    monkeypatch.setattr("marl_aajr.evaluation.sources.Victim.load", lambda folder: sided)
     text = said(capsys, run, "--attack", "fgsm", "--epsilon", 1.1, "--episodes", 2)
     assert "Team right, 2 episodes" in text
     assert "Other teams, by --team: left" in text
@@ -210,7 +210,7 @@ def test_a_masked_policy_is_called_so_before_any_number(
     """Layers that cannot be described are not saved, so the victim is put in the run's place."""
     path = finished_run(tmp_path / "masked")
     masked = team(SPEC, Quantized())
-    monkeypatch.setattr("marl_aajr.evaluation.run.Victim.load", lambda folder: masked)
+    monkeypatch.setattr("marl_aajr.evaluation.sources.Victim.load", lambda folder: masked)
     text = said(capsys, path, "--attack", "pgd-margin", "--epsilon", 1.2, "--episodes", 4)
     assert text.startswith("FAILED: Gradient masking")
 

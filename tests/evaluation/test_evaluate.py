@@ -238,10 +238,9 @@ class TestResults:
 
 
 class TestRefusals:
-    def test_a_network_or_a_path_instead_of_a_victim(self) -> None:
-        for given, kind in ((sign_reader(), "Linear"), ("runs/ppo", "str")):
-            with pytest.raises(ValueError, match=rf"expected a victim, got a {kind}.*; make one with Victim"):
-                evaluate(given)  # type: ignore[arg-type]
+    def test_a_network_instead_of_a_victim(self) -> None:
+        with pytest.raises(ValueError, match=r"expected a victim, got a Linear.*; make one with Victim"):
+            evaluate(sign_reader())  # type: ignore[arg-type]
 
     def test_an_environment_instead_of_its_name(self) -> None:
         with pytest.raises(ValueError, match="expected the environment's name or import path"):

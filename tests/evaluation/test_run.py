@@ -10,7 +10,7 @@ import pytest
 
 from marl_aajr.adversaries import agent_game, observation_game
 from marl_aajr.adversaries.store import REQUEST, search_folder
-from marl_aajr.evaluation import Evaluation, evaluate, evaluate_run
+from marl_aajr.evaluation import Evaluation, evaluate
 from marl_aajr.training.config import EnvConfig, RunConfig
 from marl_aajr.training.run_directory import RunDirectory
 from marl_aajr.training.run_record import Status
@@ -30,7 +30,7 @@ def run(tmp_path: Path) -> Path:
 
 
 def test_writes_what_it_returns(run: Path) -> None:
-    found = evaluate_run(run, attacks=["noise", "pgd"], epsilons=[0.9, 1.1], episodes=6, seed=1)
+    found = evaluate(run, attacks=["noise", "pgd"], epsilons=[0.9, 1.1], episodes=6, seed=1)
     (name,) = os.listdir(run / "evaluations")
     assert name.startswith("seed1-episodes6-")
     assert Evaluation.model_validate_json((run / "evaluations" / name).read_text()) == found
@@ -41,11 +41,11 @@ def test_writes_what_it_returns(run: Path) -> None:
 
 def test_the_same_again_replaces_and_another_one_joins(run: Path) -> None:
     settings: dict[str, Any] = {"attacks": ["fgsm"], "epsilons": [0.5], "episodes": 3}
-    evaluate_run(run, **settings)
-    evaluate_run(run, **settings)
+    evaluate(run, **settings)
+    evaluate(run, **settings)
     assert len(os.listdir(run / "evaluations")) == 1
     for other in ({"attacks": ["pgd"]}, {"epsilons": [0.6]}, {"episodes": 4}, {"seed": 5}):
-        evaluate_run(run, **(settings | other))
+        evaluate(run, **(settings | other))
     assert len(os.listdir(run / "evaluations")) == 5
 
 
@@ -60,12 +60,12 @@ def test_evaluations_in_several_environments_are_kept_side_by_side(tmp_path: Pat
         {"num_envs": 1},
         {"weakest_link": True},
     ):
-        evaluate_run(tmp_path / "victim", **(settings | other))
+        evaluate(tmp_path / "victim", **(settings | other))
     assert len(os.listdir(tmp_path / "victim-evaluations")) == 5
 
 
 def test_without_attacks_it_is_the_clean_return(run: Path) -> None:
-    assert evaluate_run(run, attacks=[], epsilons=[], episodes=2).attacks == ()
+    assert evaluate(run, attacks=[], epsilons=[], episodes=2).attacks == ()
 
 
 def test_interrupted_it_leaves_nothing(run: Path) -> None:
@@ -74,7 +74,7 @@ def test_interrupted_it_leaves_nothing(run: Path) -> None:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        evaluate_run(run, attacks=["pgd"], epsilons=[0.5], episodes=2, on_progress=interrupt)
+        evaluate(run, attacks=["pgd"], epsilons=[0.5], episodes=2, on_progress=interrupt)
     assert not (run / "evaluations").exists()
 
 
@@ -85,7 +85,7 @@ class TestRefusals:
         with pytest.raises(
             ValueError, match=rf"got .*run, which is {state} at iteration 2; finish it with: .*--resume --out"
         ):
-            evaluate_run(run, attacks=[], epsilons=[])
+            evaluate(run, attacks=[], epsilons=[])
 
     @pytest.mark.parametrize("state", ["interrupted", "finished"])
     def test_an_adversary_that_was_not_judged_yet(self, run: Path, state: Any) -> None:
@@ -95,7 +95,7 @@ class TestRefusals:
         request.write_text("{}")
         finish = rf"finish it with: marl-aajr adversary train --resume --out {run}$"
         with pytest.raises(ValueError, match=finish):
-            evaluate_run(run, adversaries=[run])
+            evaluate(run, adversaries=[run])
 
     @pytest.mark.parametrize("game", [observation_game.GAME, agent_game.GAME])
     def test_an_adversary_in_the_place_of_a_team(self, run: Path, game: str) -> None:
@@ -105,7 +105,7 @@ class TestRefusals:
         adversary.write_status(Status("finished"))
         judge = rf"marl-aajr evaluate {run} --adversary '{adversary.path}'$"
         with pytest.raises(ValueError, match=judge):
-            evaluate_run(adversary.path)
+            evaluate(adversary.path)
 
     def test_a_run_that_is_being_trained_is_not_to_be_resumed(self, run: Path) -> None:
         directory = RunDirectory(run)
@@ -115,19 +115,19 @@ class TestRefusals:
             with pytest.raises(
                 ValueError, match=r"is running at iteration 2; it is being trained: wait"
             ) as said:
-                evaluate_run(run, attacks=[], epsilons=[])
+                evaluate(run, attacks=[], epsilons=[])
         finally:
             directory.unlock()
         assert "--resume" not in str(said.value)
 
     def test_not_a_run(self, tmp_path: Path) -> None:
         with pytest.raises(ValueError, match="expected the folder of a run"):
-            evaluate_run(tmp_path, attacks=[], epsilons=[])
+            evaluate(tmp_path, attacks=[], epsilons=[])
 
     def test_a_lost_victim(self, run: Path) -> None:
         (run / "victim" / "victim.json").unlink()
         with pytest.raises(ValueError, match=r"expected a saved victim in .*; finish the training"):
-            evaluate_run(run, attacks=[], epsilons=[])
+            evaluate(run, attacks=[], epsilons=[])
 
     @pytest.mark.parametrize(
         ("settings", "message"),
@@ -147,5 +147,5 @@ class TestRefusals:
     ) -> None:
         valid: dict[str, Any] = {"attacks": ["pgd"], "epsilons": [0.5], "episodes": 2}
         with pytest.raises(ValueError, match=message):
-            evaluate_run(run, **valid | settings)
+            evaluate(run, **valid | settings)
         assert not (run / "evaluations").exists()

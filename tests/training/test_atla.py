@@ -10,7 +10,7 @@ import torch
 from ray.rllib.core.columns import Columns
 
 from marl_aajr.core.threat import PerturbationSet
-from marl_aajr.evaluation import evaluate_run
+from marl_aajr.evaluation import evaluate
 from marl_aajr.regularizers import AAJR
 from marl_aajr.rollout.perturbed import Perturb, adversary_of
 from marl_aajr.training.algorithm import build_algorithm, build_config
@@ -139,7 +139,7 @@ def test_the_victim_is_the_team_alone_and_is_evaluated_like_any_other(run: RunDi
     assert victim.agents == ("agent_0", "agent_1")
     assert (victim.env_name, set(victim.modules)) == (SPREAD["name"], {"agent"})
     assert set(victim.critics) == {"agent"}
-    evaluation = evaluate_run(run.path, attacks=["pgd"], epsilons=[0.1], episodes=2, units="raw")
+    evaluation = evaluate(run.path, attacks=["pgd"], epsilons=[0.1], episodes=2, units="raw")
     assert evaluation.attacks
 
 

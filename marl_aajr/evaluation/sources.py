@@ -1,0 +1,191 @@
+"""The folders that `evaluate` reads and writes: runs, saved victims, checkpoints of RLlib, and results."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shlex
+from pathlib import Path
+
+from marl_aajr.adversaries import agent_game, observation_game
+from marl_aajr.adversaries.agent_game import PAYS, AgentThreat
+from marl_aajr.adversaries.learned import LearnedAttack, loaded
+from marl_aajr.adversaries.store import how_to_resume, is_begun
+from marl_aajr.evaluation.outcomes import AdversaryTraining
+from marl_aajr.evaluation.protocol import AttackEntry, Protocol
+from marl_aajr.evaluation.replacements import Replacement
+from marl_aajr.evaluation.result import Evaluation
+from marl_aajr.rollout.environments import EnvironmentSpec
+from marl_aajr.training.run_directory import RunDirectory
+from marl_aajr.training.run_record import evaluations_beside
+from marl_aajr.victims import Victim, fingerprint
+from marl_aajr.victims.portable import DESCRIPTION
+
+_CHECKPOINT = "rllib_checkpoint.json"
+"""RLlib's own mark of a checkpoint of an algorithm."""
+
+_GAMES = (observation_game.GAME, agent_game.GAME)
+"""Where adversaries learn; in each the victims are an argument."""
+
+
+def find_victim(path: Path, env: EnvironmentSpec | None = None) -> Victim:
+    """The victim of a finished run, of a folder that `Victim.save` wrote, or of an RLlib checkpoint.
+
+    Args:
+        path: a folder.
+        env: the environment; a checkpoint must be told, a saved victim may be, a run knows its own.
+
+    Raises:
+        ValueError: something else there, an adversary, a run that is not finished, an environment too many or
+            too few, or one that the policies do not fit.
+    """
+    if (path / _CHECKPOINT).is_file():
+        if env is None:
+            raise ValueError(
+                f"expected the environment of the RLlib checkpoint {path}, got none; name it: --env NAME "
+                "(in Python env=), with its arguments: --set env.kwargs.N=5"
+            )
+        from marl_aajr.rllib.victims import victim_from_checkpoint
+
+        return victim_from_checkpoint(path, env=env)
+    if (path / DESCRIPTION).is_file():
+        return Victim.load(path)
+    run = RunDirectory(path)
+    if not run.is_run:
+        raise ValueError(
+            f"expected the folder of a run, of a saved victim or of an RLlib checkpoint, got {path}, which "
+            f"has no config.yaml and status.json, no {DESCRIPTION} and no {_CHECKPOINT}; name another, "
+            "or train one there first"
+        )
+    if env is not None:
+        raise ValueError(f"expected no environment for the run {path}, which has its own, got {env.name}")
+    _check_finished(run)
+    _check_team(run)
+    return Victim.load(run.victim)
+
+
+def evaluations_of(path: Path) -> Path:
+    """The folder of the evaluations of a run, within it, or of a victim or checkpoint, beside it."""
+    run = RunDirectory(path)
+    return run.evaluations if run.is_run else evaluations_beside(path)
+
+
+def file_name(evaluation: Evaluation) -> str:
+    """Of a file in `RUN/evaluations`: says the protocol, and differs where anything asked for does."""
+    asked = evaluation.model_dump(
+        mode="json", include={"env", "num_envs", "team", "agents", "budget", "units", "selection_episodes"}
+    )
+    asked["weakest_link"] = evaluation.weakest_link
+    asked["actions"] = [result.actions for result in evaluation.results]
+    asked["attacks"] = [row.attack.model_dump(mode="json") for row in evaluation.attacks]
+    asked["replaced"] = [
+        row.model_dump(mode="json", include={"kind", "agents", "source"})
+        for row in evaluation.adversarial_agents
+    ]
+    digest = hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()[:8]
+    suite = f"{evaluation.suite}-" if evaluation.suite else ""
+    return f"{suite}seed{evaluation.seed}-episodes{evaluation.episodes}-{digest}.json"
+
+
+def with_adversary(protocol: Protocol, path: Path, *, name: str, against: Victim, at: Path | str) -> Protocol:
+    """A protocol with a trained adversary added to its attacks or replacements.
+
+    Args:
+        protocol: what is played beside it.
+        path: the run of the adversary. An observation adversary attacks with the ε of its training.
+        name: what the run is called.
+        against: the team to evaluate. An observation adversary must have been trained against it; of traitors
+            and opponents that were not, the result says so.
+        at: where that team is.
+
+    Raises:
+        ValueError: not a finished run of an adversary, or one of another team.
+    """
+    run = RunDirectory(path)
+    _check_finished(run)
+    if run.config().env.name != observation_game.GAME:
+        replacement = _replacement(run, source=name, against=against)
+        return protocol.changed(replace=[*protocol.replace, replacement])
+    learned = _observation_adversary(run, source=name, against=against, at=at)
+    entry = AttackEntry(attack=learned, epsilon=learned.perturbations.epsilon)
+    return protocol.changed(attacks=[*protocol.attacks, entry])
+
+
+def _observation_adversary(
+    run: RunDirectory, *, source: str, against: Victim, at: Path | str
+) -> LearnedAttack:
+    learned = loaded(run.path, name=source)
+    threat = run.config().env.kwargs
+    if threat["digest"] != fingerprint(against):
+        raise ValueError(
+            f"expected an adversary of the team in {at}, got {run.path}, which was trained against the one "
+            f"in {threat['victim']}; train another: marl-aajr adversary train {shlex.quote(str(at))} --kind "
+            f"{threat['kind']} --epsilon {threat['epsilon']:g}"
+        )
+    return learned
+
+
+def _replacement(run: RunDirectory, *, source: str, against: Victim) -> Replacement:
+    config = run.config()
+    if config.env.name != agent_game.GAME:
+        raise ValueError(
+            f"expected the run of a traitor or an opponent, got {run.path}, which was trained in "
+            f"{config.env.name}; train one with: marl-aajr adversary train"
+        )
+    threat = AgentThreat(**config.env.kwargs)
+    victim = Victim.load(run.victim)
+    return Replacement(
+        kind=threat.kind,
+        agents=victim.agents,
+        victim=victim,
+        source=source,
+        training=AdversaryTraining(
+            pays=threat.pays or PAYS[threat.kind],
+            env_steps=config.env_steps,
+            foreign=threat.digest != fingerprint(against),
+        ),
+    )
+
+
+def _check_team(run: RunDirectory) -> None:
+    """Raise `ValueError` for the run of an adversary."""
+    env = run.config().env
+    if env.name not in _GAMES:
+        return
+    saved = Path(env.kwargs["victim"])
+    victims = saved.parent if RunDirectory(saved.parent).is_run else saved
+    raise ValueError(
+        f"expected a team, got {run.path}, an adversary of the team in {victims}; evaluate that team by it: "
+        f"marl-aajr evaluate {shlex.quote(str(victims))} --adversary {shlex.quote(str(run.path))}"
+    )
+
+
+def _check_finished(run: RunDirectory) -> None:
+    """Raise `ValueError` for anything but a finished run."""
+    if is_begun(run.path):
+        raise ValueError(
+            f"expected a finished run, got {run.path}, an adversary whose training has not ended; if "
+            f"nobody is at it, finish it with: {how_to_resume(run.path)}"
+        )
+    status = run.status()
+    if status.state == "finished":
+        return
+    cure = (
+        "it is being trained: wait until it has finished"
+        if status.state == "running" and _is_training(run)
+        else f"finish it with: {how_to_resume(run.path)}"
+    )
+    raise ValueError(
+        f"expected a finished run, got {run.path}, which is {status.state} at iteration "
+        f"{status.iteration}; {cure}"
+    )
+
+
+def _is_training(run: RunDirectory) -> bool:
+    """Whether a process is writing there; one that was killed leaves `running` behind."""
+    try:
+        run.lock()
+    except (ValueError, OSError):  # or somebody else's folder, which may not be locked
+        return True
+    run.unlock()
+    return False
