@@ -27,8 +27,7 @@ from torch import nn
 
 from marl_aajr.attacks import make_attack
 from marl_aajr.evaluation import Progress, evaluate
-from marl_aajr.evaluation.attack_run import AttackRun
-from marl_aajr.evaluation.episodes import play
+from marl_aajr.evaluation.episodes import AttackRun, play
 from marl_aajr.rollout.environments import EnvironmentSpec, make_batch, resolve
 from marl_aajr.victims import Victim
 

@@ -19,7 +19,7 @@ from torch import Tensor
 from marl_aajr.attacks import FGSM, PGD, Attack, SquareAttack, StrongPGD, Transfer, UniformNoise
 from marl_aajr.core.seeds import Purpose, derived_seed, stream
 from marl_aajr.core.threat import PerturbationSet
-from marl_aajr.evaluation.attack_run import prepare
+from marl_aajr.evaluation.episodes import prepare
 from marl_aajr.evaluation.evaluator import Evaluator
 from marl_aajr.evaluation.outcomes import Units
 from marl_aajr.evaluation.preflight import DecisionSample, ObservationSampler, examine, report

@@ -1,24 +1,181 @@
 """Whole episodes of a victim, with and without an attack on its observations.
 
-What makes returns comparable is decided here. Episode i is the (i // E)-th episode of copy i mod E and is
-seeded as such, so every attack faces the same episodes. Each copy plays its own share to the end: taking the
-first episodes to finish would favour short ones. Sampled actions share their random numbers too: those of a
-step and a copy are the same under every attack.
+An `AttackRun` is what one row of an evaluation adds to an `Attack`, which perturbs batches of observations:
+the attacked agents, each one's ε in the units of its network, the steps in which the budget lets it act, its
+random numbers, and the statistics of what it changed.
+
+`play` makes returns comparable. Episode i is the (i // E)-th episode of copy i mod E and is seeded as such,
+so every attack faces the same episodes. Each copy plays its own share to the end: taking the first episodes
+to finish would favour short ones. Sampled actions share their random numbers too: those of a step and a copy
+are the same under every attack.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
 
 import torch
 from torch import Tensor
 
+from marl_aajr.attacks import Attack, Attacked
+from marl_aajr.core.distributions import ActionDistribution
 from marl_aajr.core.seeds import Purpose, stream
-from marl_aajr.evaluation.attack_run import AttackRun
+from marl_aajr.evaluation.attack_schedule import AttackedCopies, AttackSchedule
+from marl_aajr.evaluation.outcomes import Units
 from marl_aajr.evaluation.replacements import ReplacementPolicy
 from marl_aajr.rollout.batched_env import BatchedEnv, BatchedStep
 from marl_aajr.victims import Victim
+from marl_aajr.victims.filters import through_filter
 from marl_aajr.victims.stepper import DecisionBatch, GeneratorSampler, Stepper
+
+
+@dataclass
+class AttackStatistics:
+    """What an attack did to single decisions, summed over every attacked decision of every episode.
+
+    Attributes:
+        decisions: number of attacked decisions.
+        changed: number of greedy actions that changed.
+        gain: sum of g(δ) − g(0), g the attack's objective.
+        kl: sum of KL(π(·|s) ‖ π(·|s + δ)), in nats.
+    """
+
+    decisions: int = 0
+    changed: float = 0.0
+    gain: float = 0.0
+    kl: float = 0.0
+
+    def add(self, attacked: Attacked, distribution: ActionDistribution) -> None:
+        """Count one attacked batch."""
+        self.decisions += len(attacked.success)
+        self.changed += attacked.success.double().sum().item()
+        self.gain += (attacked.value - attacked.clean_value).double().sum().item()
+        self.kl += distribution.kl(attacked.clean_outputs, attacked.outputs).double().sum().item()
+
+
+@dataclass(kw_only=True, eq=False)
+class AttackRun:
+    """One attack over the episodes of one row: `begin` once, then `perturb` and `restart` in every step.
+
+    Attributes:
+        attack: fitted where it must be.
+        victim: the policies under attack.
+        agents: those whose observations are perturbed.
+        units: of the attack's perturbation set.
+        generator: the attack's random numbers.
+        scales: agent -> its ε as a multiple of the attack's; absent: 1.
+        schedule: the steps in which the attack acts; None: every step.
+        statistics: what the attack did to single decisions so far.
+    """
+
+    attack: Attack
+    victim: Victim
+    agents: Collection[str]
+    units: Units
+    generator: torch.Generator
+    scales: Mapping[str, float] = field(default_factory=dict)
+    schedule: AttackSchedule | None = None
+    statistics: AttackStatistics = field(default_factory=AttackStatistics)
+    _steps: AttackedCopies | None = field(init=False, default=None)
+
+    @cached_property
+    def prepared(self) -> dict[str, Attack]:
+        """Attacked agent -> the attack on its policy, of its own size, in the units of its network."""
+        found = {}
+        for agent in self.agents:
+            scale = self.scales.get(agent, 1.0)
+            sized = self.attack if scale == 1.0 else self.attack.at(scale * self.attack.perturbations.epsilon)
+            found[agent] = prepare(sized, self.victim, agent, units=self.units)
+        return found
+
+    def together(self, agents: Sequence[str]) -> list[list[str]]:
+        """Agents of one module and one filter in groups that can be attacked as one batch."""
+        sizes = [self.scales.get(agent, 1.0) for agent in agents]
+        return [
+            part
+            for size in dict.fromkeys(sizes)
+            for part in self.attack.together([a for a, own in zip(agents, sizes, strict=True) if own == size])
+        ]
+
+    def begin(self, num_envs: int, *, generator: torch.Generator) -> None:
+        """Begin episodes in `num_envs` copies; the generator chooses the attacked steps, if not all are."""
+        if self.schedule is not None:
+            self._steps = AttackedCopies(
+                self.schedule, list(self.agents), num_envs=num_envs, generator=generator
+            )
+
+    @property
+    def attacked_steps(self) -> int:
+        """Attacked steps of all episodes so far; 0 without a schedule, which has none counted."""
+        return 0 if self._steps is None else self._steps.counter.total
+
+    def perturb(self, batches: Sequence[DecisionBatch], live: Tensor) -> list[DecisionBatch]:
+        """The decisions of one step, on what the attack shows the policies.
+
+        Args:
+            batches: the decisions, on what is really there.
+            live: copies whose episode counts, `[E]` bool; nobody is attacked in the others.
+
+        Raises:
+            BudgetError: an attack that takes more than it may.
+        """
+        where = live if self._steps is None else self._steps.select(batches, live)
+        chosen = self._adversary_actions(batches, where)
+        return [self._perturbed(batch, where, chosen) for batch in batches]
+
+    def restart(self, over: Tensor) -> None:
+        """Begin new episodes where the old ones are over, `[E]` bool."""
+        if self._steps is not None:
+            self._steps.restart(over)
+
+    def _adversary_actions(self, batches: Sequence[DecisionBatch], where: Tensor) -> Mapping[str, Tensor]:
+        """Agent -> the actions of an adversary that looks at all attacked agents before each is attacked."""
+        if not self.attack.acts_jointly:
+            return {}
+        seen = {}
+        for batch in batches:
+            for agent, copies, part in batch.split(batch.inputs):
+                if agent in self.agents:
+                    seen[agent] = part.new_zeros(len(where), part.shape[-1])
+                    seen[agent][copies] = part * where[copies].unsqueeze(-1)
+        return self.attack.choose_actions(seen, generator=self.generator) if seen else {}
+
+    def _perturbed(self, batch: DecisionBatch, where: Tensor, chosen: Mapping[str, Tensor]) -> DecisionBatch:
+        """The decisions of one batch, perturbed in the rows of attacked agents and copies."""
+        targets = {agent: copies for agent, copies in batch.rows.items() if agent in self.agents}
+        hit = torch.cat([where[copies] & (agent in targets) for agent, copies in batch.rows.items()])
+        index, rest = hit.nonzero().flatten(), (~hit).nonzero().flatten()
+        if not len(index):
+            return batch
+        attack = self.prepared[next(iter(targets))]
+        if chosen:
+            attack = attack.with_actions(
+                torch.cat([chosen[agent][copies[where[copies]]] for agent, copies in targets.items()])
+            )
+        attacked = attack(batch.policy.select(index), batch.inputs[index], generator=self.generator)
+        self.statistics.add(attacked, batch.policy.distribution)
+        inputs = batch.inputs.clone()
+        outputs = attacked.outputs.new_empty(len(hit), attacked.outputs.shape[-1])
+        inputs[index], outputs[index] = attacked.perturbed, attacked.outputs
+        if len(rest):
+            with torch.no_grad():
+                outputs[rest] = batch.policy.select(rest)(batch.inputs[rest])
+        return batch.shown(inputs, outputs)
+
+
+def prepare(attack: Attack, victim: Victim, agent: str, *, units: Units) -> Attack:
+    """The attack on one agent's policy, in the units of its network.
+
+    Raises:
+        ValueError: the victim lacks what the attack needs.
+    """
+    if units == "raw":
+        inside = through_filter(attack.perturbations, victim.filters.get(agent))
+        attack = replace(attack, perturbations=inside)
+    return attack.against(victim, agent)
+
 
 LONGEST_EPISODE = 100_000
 """Steps after which an episode counts as endless."""

@@ -11,9 +11,8 @@ from torch import Tensor
 
 from marl_aajr.attacks import Attack
 from marl_aajr.core.seeds import Purpose, derived_seed, stream
-from marl_aajr.evaluation.attack_run import AttackRun
 from marl_aajr.evaluation.attack_schedule import AttackSchedule, ScheduleCalibration
-from marl_aajr.evaluation.episodes import StepCallback, play
+from marl_aajr.evaluation.episodes import AttackRun, StepCallback, play
 from marl_aajr.evaluation.outcomes import (
     Actions,
     AttackedSteps,
@@ -294,5 +293,5 @@ def _attacked_steps(run: AttackRun, episodes: int) -> AttackedSteps | None:
         timing=run.schedule.timing,
         shortest=run.schedule.shortest,
         longest=run.schedule.longest,
-        mean=run.statistics.attacked_steps / episodes,
+        mean=run.attacked_steps / episodes,
     )

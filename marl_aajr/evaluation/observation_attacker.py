@@ -13,7 +13,7 @@ from torch import Tensor
 
 from marl_aajr.attacks import Attack, make_attack
 from marl_aajr.evaluation.admission import check_attack, settle_units
-from marl_aajr.evaluation.attack_run import prepare
+from marl_aajr.evaluation.episodes import prepare
 from marl_aajr.evaluation.outcomes import Units
 from marl_aajr.victims import Victim
 from marl_aajr.victims.stepper import DecisionBatch, Stepper, one_copy

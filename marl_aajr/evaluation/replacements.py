@@ -17,7 +17,7 @@ from gymnasium import spaces
 from torch import Tensor
 
 from marl_aajr.core.values import one_of
-from marl_aajr.evaluation.outcomes import AdversaryTraining, Control
+from marl_aajr.evaluation.outcomes import AdversaryTraining, Control, ReplacementOutcome
 from marl_aajr.evaluation.outcomes import ReplacementKind as Kind
 from marl_aajr.evaluation.result import Skipped
 from marl_aajr.rollout.batched_env import BatchedEnv
@@ -119,6 +119,23 @@ def admitted_controls(
         except ValueError as error:
             skipped.append(Skipped(f"{control} agents", str(error)))
     return tuple(kept), tuple(skipped)
+
+
+def mark_worst(
+    rows: Sequence[ReplacementOutcome], teams: Mapping[str, str]
+) -> tuple[ReplacementOutcome, ...]:
+    """The rows; of several of one kind, for as many agents of the same sides, the worst is marked.
+
+    The worst has the lowest return on the selection episodes.
+    """
+    rivals = [(row.kind, sorted(teams[agent] for agent in row.agents)) for row in rows]
+    found = []
+    for row, own in zip(rows, rivals, strict=True):
+        tried = [other.selection_return for other, key in zip(rows, rivals, strict=True) if key == own]
+        known = [value for value in tried if value is not None]
+        worst = len(known) > 1 and row.selection_return == min(known)
+        found.append(row.model_copy(update={"worst": worst}))
+    return tuple(found)
 
 
 def _parse(request: str, env: BatchedEnv, members: Sequence[str]) -> list[Replacement]:

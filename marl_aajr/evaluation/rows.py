@@ -5,33 +5,46 @@
     3. each attack on its agents: the reported rows, and what the worst attack of each size is chosen by
     4. which agent is the weakest link: the worst attack of each size on one agent alone (selection episodes)
 
-Within 2, 3 and 4 no row knows of another, so it does not matter which process plays them.
+Within 2, 3 and 4 no row knows of another: a `WorkerPool` shares them among processes, to the same numbers.
 """
 
 from __future__ import annotations
 
+import logging
 import math
-from collections.abc import Mapping, Sequence
+import os
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
+import torch
 
 from marl_aajr.attacks import Attack
 from marl_aajr.evaluation.budget import candidates, rounds
-from marl_aajr.evaluation.evaluator import Evaluator
+from marl_aajr.evaluation.evaluator import AttackTask, Evaluator
 from marl_aajr.evaluation.outcomes import (
     Actions,
     AttackOutcome,
     AttackSpec,
-    ReplacementOutcome,
     SubsetOutcome,
     WorstAttack,
 )
 from marl_aajr.evaluation.preflight import ObservationSampler
-from marl_aajr.evaluation.replacements import Replacement
+from marl_aajr.evaluation.replacements import Replacement, mark_worst
 from marl_aajr.evaluation.result import ActionsResult
 from marl_aajr.evaluation.statistics import paired_difference
-from marl_aajr.evaluation.workers import WorkerPool, worker_pool
+from marl_aajr.rollout.environments import make_batch
+
+_WORTH = 20.0
+"""Seconds of work from which on workers are worth their start, which takes about five."""
+
+_BYTES = 1 << 30
+"""What a worker may need of memory."""
+
+_LOGGER = logging.getLogger(__name__)
 
 
 @dataclass
@@ -77,7 +90,7 @@ def play_rows(
     clean = {actions: evaluator.clean(actions, on_step=observed) for actions in suite.actions}
     start = () if suite.budget.worst else tuple(evaluator.agents)
     cases = [_Case(actions, attack, start) for actions in suite.actions for attack in attacks]
-    with worker_pool(evaluator, workers=workers and min(workers, len(cases))) as pool:
+    with WorkerPool(evaluator, workers=workers and min(workers, len(cases))) as pool:
         _find_agents(pool, evaluator, cases)
         _play(pool, evaluator, cases)
         worst = {actions: _worst([case for case in cases if case.actions == actions]) for actions in clean}
@@ -88,7 +101,10 @@ def play_rows(
             clean=clean[actions],
             attacks=tuple(c.outcome for c in cases if c.actions == actions and c.outcome is not None),
             worst=tuple(row for row, _ in worst[actions]),
-            adversarial_agents=_replaced(evaluator, replacements, actions),
+            adversarial_agents=mark_worst(
+                [evaluator.replaced(replacement, actions) for replacement in replacements],
+                evaluator.env.teams,
+            ),
             subsets=(*(each for c in cases if c.actions == actions for each in c.tried), *alone[actions]),
             clean_selection=evaluator.unattacked.get(actions, ()),
         )
@@ -170,26 +186,114 @@ def _worst(cases: Sequence[_Case]) -> list[tuple[WorstAttack, Attack]]:
     return found
 
 
-def _replaced(
-    evaluator: Evaluator, replacements: Sequence[Replacement], actions: Actions
-) -> tuple[ReplacementOutcome, ...]:
-    """All replacements; where there is a choice, the worst agents are marked, by the selection episodes."""
-    teams = evaluator.env.teams
-    rows = [evaluator.replaced(replacement, actions) for replacement in replacements]
-    tried: dict[_Rivals, list[float]] = {}
-    for row in rows:
-        if row.selection_return is not None:
-            tried.setdefault(_rivals(row, teams), []).append(row.selection_return)
-    lowest = {key: min(means) for key, means in tried.items() if len(means) > 1}
-    return tuple(
-        row.model_copy(update={"worst": row.selection_return == lowest.get(_rivals(row, teams), math.nan)})
-        for row in rows
-    )
+class WorkerPool(ExitStack):
+    """Plays attacked rows in this process or by Ray workers, which end with the context.
+
+    Args:
+        evaluator: of this process.
+        workers: number of workers; 1: none; None: one a core, once what is left is worth their start.
+    """
+
+    def __init__(self, evaluator: Evaluator, *, workers: int | None) -> None:
+        super().__init__()
+        self._evaluator, self._workers = evaluator, workers
+        self._actors: Any = None
+        self._started, self._done = time.monotonic(), evaluator.done
+
+    def play(self, tasks: Sequence[AttackTask]) -> list[Any]:
+        """The results of `Evaluator.play` in the order of the tasks, whichever finishes first."""
+        results: list[Any] = []
+        while len(results) < len(tasks):
+            left = tasks[len(results) :]
+            if self._has_actors(len(left)):
+                return [*results, *self._shared(left)]
+            results.append(self._evaluator.play(left[0]))
+        return results
+
+    def _shared(self, tasks: Sequence[AttackTask]) -> Iterator[Any]:
+        played = self._actors.map(lambda actor, task: actor.play.remote(task), tasks)
+        suite = self._evaluator.suite
+        for task, result in zip(tasks, played, strict=True):
+            self._evaluator.done += suite.selection_episodes if task.selection else suite.episodes
+            self._evaluator.tell(task.attack.name)
+            yield result
+
+    def _has_actors(self, tasks: int) -> bool:
+        """Whether there are workers for so many tasks; they are started now if they are worth it."""
+        if tasks < 2 or self._workers == 1:
+            return False
+        if self._actors is None and (self._workers is not None or self._seconds_left() >= _WORTH):
+            self._start(tasks)
+        return self._actors is not None
+
+    def _start(self, tasks: int) -> None:
+        try:
+            self._actors = self.enter_context(_started(self._evaluator, self._workers, tasks=tasks))
+        except Exception as error:
+            if self._workers is not None:
+                raise
+            _LOGGER.info("evaluating in this process alone: %s", error)
+        if self._actors is None:
+            self._workers = 1
+
+    def _seconds_left(self) -> float:
+        """Seconds at the speed until now, which is that of the cheaper attacks: they come first."""
+        done, left = self._evaluator.done - self._done, self._evaluator.total - self._evaluator.done
+        return left * (time.monotonic() - self._started) / done if done else 0.0
 
 
-_Rivals = tuple[str, tuple[str, ...]]
+@contextmanager
+def _started(evaluator: Evaluator, workers: int | None, *, tasks: int) -> Iterator[Any]:
+    """Ray actors, ready to play; None where no number is given, and there are no cores for two.
+
+    Ray is started where it is not running.
+    """
+    import ray
+    from ray.util import ActorPool
+
+    from marl_aajr.training.cluster import ray_for
+    from marl_aajr.training.config import Resources
+
+    if workers is None and not _may_spread():
+        yield None
+        return
+    with ray_for(Resources()):
+        free = ray.available_resources()
+        room = min(tasks, free.get("CPU", 0), free.get("memory", math.inf) // _BYTES)
+        count = int(room) if workers is None else workers
+        if count < 2:
+            yield None
+            return
+        make = ray.remote(num_cpus=1)(_Worker).remote
+        alike = ("victim", "spec", "suite", "agents", "units", "seed")
+        shared = {name: getattr(evaluator, name) for name in alike}
+        actors = [make(**shared, num_envs=evaluator.env.num_envs) for _ in range(count)]
+        try:
+            ray.get([actor.ready.remote() for actor in actors])
+            yield ActorPool(actors)
+        finally:
+            for actor in actors:
+                ray.kill(actor)
 
 
-def _rivals(row: ReplacementOutcome, teams: Mapping[str, str]) -> _Rivals:
-    """What is compared: agents of one kind, as many, and of the same sides."""
-    return row.kind, tuple(sorted(teams[agent] for agent in row.agents))
+def _may_spread() -> bool:
+    """Whether several cores may be had without asking: not within a task of Ray, which has its own."""
+    import ray
+
+    if ray.is_initialized():
+        return ray.get_runtime_context().worker.mode != ray.WORKER_MODE
+    return "RAY_ADDRESS" in os.environ or (os.cpu_count() or 1) > 1
+
+
+class _Worker:
+    """An evaluator in a process of its own."""
+
+    def __init__(self, *, num_envs: int, **shared: Any) -> None:
+        torch.set_num_threads(1)
+        self._evaluator = Evaluator(**shared, env=make_batch(shared["spec"], num_envs))
+
+    def ready(self) -> None:
+        """Answer once the environment is there."""
+
+    def play(self, task: AttackTask) -> AttackOutcome | tuple[float, ...]:
+        return self._evaluator.play(task)

@@ -20,8 +20,7 @@ from torch import Tensor
 
 from marl_aajr.attacks import ATTACKS, Attack, make_attack
 from marl_aajr.core.seeds import Purpose, stream
-from marl_aajr.evaluation.attack_run import AttackRun
-from marl_aajr.evaluation.episodes import play
+from marl_aajr.evaluation.episodes import AttackRun, play
 from marl_aajr.evaluation.outcomes import Units
 from marl_aajr.evaluation.replacements import Replacement, resolve_replacements
 from marl_aajr.report.comparison import Comparison, MethodRow

@@ -17,7 +17,7 @@ from marl_aajr.attacks import ATTACKS, make_attack
 from marl_aajr.core.seeds import Purpose, derived_seed
 from marl_aajr.core.threat import PerturbationSet
 from marl_aajr.evaluation import Suite, builtin_suites, evaluate, load_suite
-from marl_aajr.evaluation.workers import WorkerPool, _may_spread
+from marl_aajr.evaluation.rows import WorkerPool, _may_spread
 from marl_aajr.rollout.environments import resolve
 from marl_aajr.victims import ObservationFilter
 from marl_aajr.victims.filters import through_filter
@@ -286,12 +286,12 @@ class TestUnits:
 @pytest.fixture
 def unhurried(monkeypatch: pytest.MonkeyPatch) -> None:
     """Whatever is left is worth the start of workers."""
-    monkeypatch.setattr("marl_aajr.evaluation.workers._WORTH", 0.0)
+    monkeypatch.setattr("marl_aajr.evaluation.rows._WORTH", 0.0)
 
 
 def test_short_work_stays_in_this_process(monkeypatch: pytest.MonkeyPatch) -> None:
     hire = MagicMock()
-    monkeypatch.setattr("marl_aajr.evaluation.workers._started", hire)
+    monkeypatch.setattr("marl_aajr.evaluation.rows._started", hire)
     victim = team(signs(), sign_reader())
     evaluate(victim, suite=suite())
     evaluate(victim, suite=suite(), workers=1)
@@ -301,7 +301,7 @@ def test_short_work_stays_in_this_process(monkeypatch: pytest.MonkeyPatch) -> No
 @pytest.mark.usefixtures("unhurried")
 def test_where_workers_cannot_be_had_this_process_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(
-        "marl_aajr.evaluation.workers._started", MagicMock(side_effect=ValueError("no Ray here"))
+        "marl_aajr.evaluation.rows._started", MagicMock(side_effect=ValueError("no Ray here"))
     )
     victim = team(signs(), sign_reader())
     assert evaluate(victim, suite=suite()) == evaluate(victim, suite=suite(), workers=1)
@@ -336,7 +336,7 @@ def test_ray_workers_play_to_the_same_numbers(workers: int | None) -> None:
     while ray.available_resources().get("CPU", 0) < 2:
         time.sleep(0.1)  # somebody else's actors are on their way out
     with patch(
-        "marl_aajr.evaluation.workers.WorkerPool._shared", autospec=True, side_effect=WorkerPool._shared
+        "marl_aajr.evaluation.rows.WorkerPool._shared", autospec=True, side_effect=WorkerPool._shared
     ) as shared:
         there = evaluate(
             victim, SPREAD, suite=chosen, workers=workers, on_progress=lambda p: told.append(p.done)
