@@ -277,7 +277,7 @@ def _limits(evaluation: Evaluation, result: ActionsResult) -> Iterator[str]:
 
 def _weakest(result: ActionsResult) -> Iterator[str]:
     """One line for each of the worst attacks that was tried on each agent alone, the lowest return first."""
-    from marl_aajr.evaluation.statistics import paired_difference
+    from marl_aajr.evaluation.result import paired_difference
 
     alone: dict[AttackSpec, list[SubsetOutcome]] = {}
     for subset in result.subsets:

@@ -21,10 +21,9 @@ from marl_aajr.core.seeds import Purpose, derived_seed, stream
 from marl_aajr.core.threat import PerturbationSet
 from marl_aajr.evaluation.episodes import prepare
 from marl_aajr.evaluation.evaluator import Evaluator
-from marl_aajr.evaluation.outcomes import Units
+from marl_aajr.evaluation.outcomes import Units, student_interval
 from marl_aajr.evaluation.preflight import DecisionSample, ObservationSampler, examine, report
 from marl_aajr.evaluation.result import Check
-from marl_aajr.evaluation.statistics import student_interval
 from marl_aajr.victims import Victim
 
 _MARGIN = 0.05

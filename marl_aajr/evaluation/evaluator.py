@@ -21,10 +21,10 @@ from marl_aajr.evaluation.outcomes import (
     Outcome,
     ReplacementOutcome,
     Units,
+    bootstrap_interval,
 )
 from marl_aajr.evaluation.protocol import Suite
 from marl_aajr.evaluation.replacements import Replacement, ReplacementPolicy
-from marl_aajr.evaluation.statistics import bootstrap_interval
 from marl_aajr.rollout.batched_env import BatchedEnv
 from marl_aajr.rollout.environments import EnvironmentSpec, make_batch
 from marl_aajr.victims import Victim

@@ -1,4 +1,4 @@
-"""The rows of an evaluation's result: an attack as plain data, and the returns of one batch of episodes.
+"""The rows of an evaluation's result: attacks as plain data, returns of episodes, and their statistics.
 
 Attacks are stored as objects (`AttackSpec`), so that nothing has to be guessed from text.
 """
@@ -7,17 +7,18 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from typing import Annotated, Any, Literal, Self
 
 import numpy as np
+from numpy.typing import ArrayLike
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, FiniteFloat, model_validator
+from scipy import stats
 
 from marl_aajr.attacks import Access, Attack, make_attack
 from marl_aajr.core.threat import Norm
 from marl_aajr.evaluation.budget import Timing
-from marl_aajr.evaluation.statistics import Difference
 
 Actions = Literal["greedy", "sampled"]
 Units = Literal["raw", "network"]
@@ -25,6 +26,9 @@ Control = Literal["random", "idle"]
 """Replacements of agents that have learned nothing."""
 ReplacementKind = Literal[Control, "traitor", "opponent"]
 Radius = Annotated[FiniteFloat, Field(gt=0)]
+
+LEVEL = 0.95
+_RESAMPLES = 9999
 
 _SOURCES = ("source", "adversary")
 """Settings of attacks that name the run which a surrogate or a trained adversary comes from."""
@@ -197,59 +201,6 @@ class AttackOutcome(Outcome):
         return self.attack.epsilon
 
 
-class SubsetOutcome(ResultModel):
-    """The returns of the selection episodes under an attack on some agents only.
-
-    Attributes:
-        agents: the attacked ones.
-        attack: the attack, size included.
-        returns: one for each selection episode.
-    """
-
-    agents: tuple[str, ...] = Field(min_length=1)
-    attack: AttackSpec
-    returns: tuple[FiniteFloat, ...] = Field(min_length=1)
-
-    @property
-    def mean(self) -> float:
-        """The mean return."""
-        return float(np.mean(self.returns))
-
-
-class WorstAttack(ResultModel):
-    """The strongest of the attacks tried at one size, chosen on other episodes than it is reported on.
-
-    Attributes:
-        attack: the one with the lowest mean return on the selection episodes.
-        agents: the attacked agents.
-        mean: mean return under it on the reported episodes; see its own row in `ActionsResult.attacks`.
-        low: lower end of the interval of that mean.
-        high: upper end.
-        selection_return: mean return under it on the selection episodes.
-        runner_up: the attack with the next lowest return there; None: nothing else was tried.
-        lead: return under the attack minus that under the runner-up, on the reported episodes.
-    """
-
-    attack: AttackSpec
-    agents: tuple[str, ...]
-    mean: FiniteFloat
-    low: FiniteFloat | None
-    high: FiniteFloat | None
-    selection_return: FiniteFloat
-    runner_up: AttackSpec | None = None
-    lead: Difference | None = None
-
-    @property
-    def epsilon(self) -> float:
-        """The size of the attack."""
-        return self.attack.epsilon
-
-    @property
-    def sure(self) -> bool:
-        """Whether its lead over the runner-up is beyond chance."""
-        return self.lead is None or self.lead.negative
-
-
 class AdversaryTraining(ResultModel):
     """The training of a traitor or an opponent.
 
@@ -294,3 +245,40 @@ class ReplacementOutcome(Outcome):
     def label(self) -> str:
         """Kind and agents: `random agent_0`."""
         return f"{self.kind} {', '.join(self.agents)}"
+
+
+def student_interval(values: ArrayLike, *, level: float) -> tuple[float, float] | tuple[None, None]:
+    """Student's interval of a mean; None for a single value, the mean itself where all are equal."""
+    x = np.asarray(values, np.float64)
+    if len(x) < 2:
+        return None, None
+    mean, error = float(x.mean()), float(stats.sem(x))
+    if error == 0:
+        return mean, mean
+    low, high = stats.t.interval(level, len(x) - 1, loc=mean, scale=error)
+    return float(low), float(high)
+
+
+def bootstrap_interval(returns: Sequence[float], *, seed: int) -> tuple[float | None, float | None]:
+    """Percentile bootstrap of the mean over episodes: what other seeds of the same victim would give.
+
+    It says nothing of other training runs. Source: Efron 1979, by `scipy.stats.bootstrap`.
+
+    Args:
+        returns: one for each episode.
+        seed: of the resampling.
+
+    Returns:
+        The ends of the 95 % interval; None for a single episode, which has none.
+    """
+    if len(returns) < 2:
+        return None, None
+    interval = stats.bootstrap(
+        (np.array(returns),),
+        np.mean,
+        confidence_level=LEVEL,
+        n_resamples=_RESAMPLES,
+        method="percentile",
+        rng=np.random.default_rng(seed),
+    ).confidence_interval
+    return float(interval.low), float(interval.high)

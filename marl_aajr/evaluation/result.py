@@ -13,7 +13,7 @@ A file in RUN/evaluations is `Evaluation.model_dump_json()`; `Evaluation.model_v
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, Literal, Self
 
 import numpy as np
@@ -23,6 +23,7 @@ from pydantic.dataclasses import dataclass
 from marl_aajr.core.threat import Norm
 from marl_aajr.evaluation.budget import Budget, as_budget
 from marl_aajr.evaluation.outcomes import (
+    LEVEL,
     Actions,
     AttackOutcome,
     AttackSpec,
@@ -30,13 +31,90 @@ from marl_aajr.evaluation.outcomes import (
     ReplacementOutcome,
     ResultModel,
     Settings,
-    SubsetOutcome,
     Units,
-    WorstAttack,
+    student_interval,
 )
-from marl_aajr.evaluation.statistics import LEVEL
 
 Verdict = Literal["pass", "warn", "fail"]
+
+
+@dataclass(frozen=True)
+class Difference:
+    """A mean difference over the same episodes.
+
+    Attributes:
+        difference: its mean.
+        low: lower end of its 95 % interval; None for a single episode.
+        high: upper end.
+    """
+
+    difference: float
+    low: float | None
+    high: float | None
+
+    @property
+    def negative(self) -> bool:
+        """Whether the interval lies wholly below 0; False where there is none."""
+        return self.high is not None and self.high < 0
+
+
+def paired_difference(a: Sequence[float], b: Sequence[float]) -> Difference:
+    """Mean of a − b over the same episodes, with Student's interval."""
+    differences = np.subtract(a, b)
+    return Difference(float(differences.mean()), *student_interval(differences, level=LEVEL))
+
+
+class SubsetOutcome(ResultModel):
+    """The returns of the selection episodes under an attack on some agents only.
+
+    Attributes:
+        agents: the attacked ones.
+        attack: the attack, size included.
+        returns: one for each selection episode.
+    """
+
+    agents: tuple[str, ...] = Field(min_length=1)
+    attack: AttackSpec
+    returns: tuple[FiniteFloat, ...] = Field(min_length=1)
+
+    @property
+    def mean(self) -> float:
+        """The mean return."""
+        return float(np.mean(self.returns))
+
+
+class WorstAttack(ResultModel):
+    """The strongest of the attacks tried at one size, chosen on other episodes than it is reported on.
+
+    Attributes:
+        attack: the one with the lowest mean return on the selection episodes.
+        agents: the attacked agents.
+        mean: mean return under it on the reported episodes; see its own row in `ActionsResult.attacks`.
+        low: lower end of the interval of that mean.
+        high: upper end.
+        selection_return: mean return under it on the selection episodes.
+        runner_up: the attack with the next lowest return there; None: nothing else was tried.
+        lead: return under the attack minus that under the runner-up, on the reported episodes.
+    """
+
+    attack: AttackSpec
+    agents: tuple[str, ...]
+    mean: FiniteFloat
+    low: FiniteFloat | None
+    high: FiniteFloat | None
+    selection_return: FiniteFloat
+    runner_up: AttackSpec | None = None
+    lead: Difference | None = None
+
+    @property
+    def epsilon(self) -> float:
+        """The size of the attack."""
+        return self.attack.epsilon
+
+    @property
+    def sure(self) -> bool:
+        """Whether its lead over the runner-up is beyond chance."""
+        return self.lead is None or self.lead.negative
 
 
 class ActionsResult(ResultModel):

@@ -25,17 +25,10 @@ import torch
 from marl_aajr.attacks import Attack
 from marl_aajr.evaluation.budget import candidates, rounds
 from marl_aajr.evaluation.evaluator import AttackTask, Evaluator
-from marl_aajr.evaluation.outcomes import (
-    Actions,
-    AttackOutcome,
-    AttackSpec,
-    SubsetOutcome,
-    WorstAttack,
-)
+from marl_aajr.evaluation.outcomes import Actions, AttackOutcome, AttackSpec
 from marl_aajr.evaluation.preflight import ObservationSampler
 from marl_aajr.evaluation.replacements import Replacement, mark_worst
-from marl_aajr.evaluation.result import ActionsResult
-from marl_aajr.evaluation.statistics import paired_difference
+from marl_aajr.evaluation.result import ActionsResult, SubsetOutcome, WorstAttack, paired_difference
 from marl_aajr.rollout.environments import make_batch
 
 _WORTH = 20.0

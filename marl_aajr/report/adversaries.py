@@ -11,9 +11,8 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from marl_aajr.evaluation.outcomes import AttackSpec, ReplacementOutcome, SubsetOutcome
-from marl_aajr.evaluation.result import Evaluation
-from marl_aajr.evaluation.statistics import paired_difference
+from marl_aajr.evaluation.outcomes import AttackSpec, ReplacementOutcome
+from marl_aajr.evaluation.result import Evaluation, SubsetOutcome, paired_difference
 from marl_aajr.report.common_protocol import RunResults
 from marl_aajr.report.comparison import Comparison, MethodRow, estimate_of
 from marl_aajr.report.conditions import Condition, Key, exact, keys_of

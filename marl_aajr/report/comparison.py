@@ -10,11 +10,11 @@ from typing import Any
 
 from marl_aajr.evaluation.outcomes import Outcome
 from marl_aajr.evaluation.result import Check
-from marl_aajr.evaluation.statistics import area_under_curve
 from marl_aajr.report.common_protocol import CommonProtocol, Evidence, RunResults, gather
 from marl_aajr.report.conditions import Condition, Omission, Task, by_task, unlimited
 from marl_aajr.report.estimates import Estimate, over_episodes, over_runs
 from marl_aajr.report.methods import EvaluatedRun, Method, by_method
+from marl_aajr.report.statistics import area_under_curve
 
 
 @dataclass(frozen=True)

@@ -13,8 +13,8 @@ from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 from marl_aajr.evaluation.budget import Budget
-from marl_aajr.evaluation.outcomes import AttackOutcome, AttackSpec, WorstAttack
-from marl_aajr.evaluation.result import ActionsResult, Evaluation
+from marl_aajr.evaluation.outcomes import AttackOutcome, AttackSpec
+from marl_aajr.evaluation.result import ActionsResult, Evaluation, WorstAttack
 from marl_aajr.report.estimates import epsilons, listing, some
 from marl_aajr.report.methods import EvaluatedRun
 

@@ -21,7 +21,7 @@ from typing import Any, Literal, TypeVar
 import numpy as np
 from scipy import stats
 
-from marl_aajr.evaluation.statistics import student_interval
+from marl_aajr.evaluation.outcomes import student_interval
 
 _MAX_DECIMALS = 4
 _FEW = 3

@@ -15,12 +15,12 @@ from markupsafe import Markup
 from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 
-from marl_aajr.evaluation.statistics import hypervolume, pareto_front
 from marl_aajr.report.common_protocol import RunResults
 from marl_aajr.report.comparison import Comparison, MethodRow
 from marl_aajr.report.conditions import Condition, unlimited
 from marl_aajr.report.estimates import Estimate, Sheet, listing, number
 from marl_aajr.report.scores import Reference
+from marl_aajr.report.statistics import hypervolume, pareto_front
 from marl_aajr.report.style import MUTED, Look, Panel, svg
 
 

@@ -16,15 +16,7 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
-from marl_aajr.evaluation.statistics import (
-    LEVEL,
-    Tasks,
-    interquartile_mean,
-    optimality_gap,
-    performance_profile,
-    probability_of_improvement,
-    stratified_bootstrap,
-)
+from marl_aajr.evaluation.outcomes import LEVEL
 from marl_aajr.report.comparison import Comparison
 from marl_aajr.report.conditions import Task
 from marl_aajr.report.estimates import (
@@ -37,6 +29,14 @@ from marl_aajr.report.estimates import (
     size,
     some,
     with_interval,
+)
+from marl_aajr.report.statistics import (
+    Tasks,
+    interquartile_mean,
+    optimality_gap,
+    performance_profile,
+    probability_of_improvement,
+    stratified_bootstrap,
 )
 from marl_aajr.report.style import Look, Panel, svg
 

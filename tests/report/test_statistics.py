@@ -7,7 +7,7 @@ import itertools
 import numpy as np
 import pytest
 
-from marl_aajr.evaluation.statistics import (
+from marl_aajr.report.statistics import (
     area_under_curve,
     hypervolume,
     interquartile_mean,

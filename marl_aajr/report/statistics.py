@@ -1,18 +1,14 @@
-"""Statistics of returns, over the episodes of one run and over training runs, by `scipy.stats`.
+"""Statistics of scores over training runs: what few, skewed returns allow to be said, by `scipy.stats`.
 
-Over episodes: a paired difference, and the bootstrap interval of a mean. They say nothing of other training
-runs.
-
-Over training runs: what few, skewed returns allow to be said. A score is one number of one run (its clean
-return, or its return under the worst attack), and runs are what is resampled: episodes of one run say nothing
-of another seed. Definitions of Agarwal 2021 (arXiv 2108.13264) and of its library rliable, with explicit
-generators. Scores of several tasks must be in common units (normalised) before they are pooled.
+A score is one number of one run (its clean return, or its return under the worst attack), and runs are what
+is resampled: episodes of one run say nothing of another seed. Definitions of Agarwal 2021 (arXiv 2108.13264)
+and of its library rliable, with explicit generators. Scores of several tasks must be in common units
+(normalised) before they are pooled.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from itertools import pairwise
 from typing import NamedTuple
 
@@ -20,7 +16,8 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy import stats
 
-LEVEL = 0.95
+from marl_aajr.evaluation.outcomes import LEVEL
+
 _RESAMPLES = 9999
 
 Tasks = Sequence[ArrayLike]
@@ -33,69 +30,6 @@ class Interval(NamedTuple):
     value: float
     low: float
     high: float
-
-
-@dataclass(frozen=True)
-class Difference:
-    """A mean difference over the same episodes.
-
-    Attributes:
-        difference: its mean.
-        low: lower end of its 95 % interval; None for a single episode.
-        high: upper end.
-    """
-
-    difference: float
-    low: float | None
-    high: float | None
-
-    @property
-    def negative(self) -> bool:
-        """Whether the interval lies wholly below 0; False where there is none."""
-        return self.high is not None and self.high < 0
-
-
-def paired_difference(a: Sequence[float], b: Sequence[float]) -> Difference:
-    """Mean of a − b over the same episodes, with Student's interval."""
-    differences = np.subtract(a, b)
-    return Difference(float(differences.mean()), *student_interval(differences, level=LEVEL))
-
-
-def student_interval(values: ArrayLike, *, level: float) -> tuple[float, float] | tuple[None, None]:
-    """Student's interval of a mean; None for a single value, the mean itself where all are equal."""
-    x = np.asarray(values, np.float64)
-    if len(x) < 2:
-        return None, None
-    mean, error = float(x.mean()), float(stats.sem(x))
-    if error == 0:
-        return mean, mean
-    low, high = stats.t.interval(level, len(x) - 1, loc=mean, scale=error)
-    return float(low), float(high)
-
-
-def bootstrap_interval(returns: Sequence[float], *, seed: int) -> tuple[float | None, float | None]:
-    """Percentile bootstrap of the mean over episodes: what other seeds of the same victim would give.
-
-    It says nothing of other training runs. Source: Efron 1979, by `scipy.stats.bootstrap`.
-
-    Args:
-        returns: one for each episode.
-        seed: of the resampling.
-
-    Returns:
-        The ends of the 95 % interval; None for a single episode, which has none.
-    """
-    if len(returns) < 2:
-        return None, None
-    interval = stats.bootstrap(
-        (np.array(returns),),
-        np.mean,
-        confidence_level=LEVEL,
-        n_resamples=_RESAMPLES,
-        method="percentile",
-        rng=np.random.default_rng(seed),
-    ).confidence_interval
-    return float(interval.low), float(interval.high)
 
 
 def interquartile_mean(tasks: Tasks) -> float:
