@@ -46,7 +46,14 @@ def test_an_adversary_is_trained_and_judged_by(run: Path, capsys: pytest.Capture
     folder = run / "adversaries" / "sa-rl-eps0.3-joint-agent_0"
     said = capsys.readouterr().err
     evaluated = "On other episodes than it learned on the team's return is"
-    phases = ["sa-rl against", "Learning what PGD", "Training", "iteration 1", "Judging it on 100", evaluated]
+    phases = [
+        "sa-rl against",
+        "Learning what PGD",
+        "Training",
+        "iteration 1",
+        "Evaluating it on 100",
+        evaluated,
+    ]
     assert phases == sorted(phases, key=said.index)
     assert "  adversary's return " in said
     assert f"marl-aajr evaluate {run} --adversary {folder}" in said

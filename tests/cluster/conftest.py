@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import ray
+from ray._private.authentication.authentication_token_setup import maybe_enable_token_auth_if_token_available
 from ray.cluster_utils import Cluster
 
 from tests.conftest import start_ray
@@ -31,6 +32,8 @@ def nodes_with_one_processor(count: int, **head: Any) -> Iterator[Cluster]:
     """A cluster of so many nodes and a head, in place of the Ray that this process is connected to."""
     ours = ray.is_initialized()
     ray.shutdown()
+    # As `ray start` does: where there is a token, the nodes and all who join them have it.
+    maybe_enable_token_auth_if_token_available(warn_if_disabled=False)
     # Elsewhere than other tests' Ray, which would find this one; and short, for the names of its sockets.
     folder = tempfile.mkdtemp(prefix="ray", dir="/tmp")
     with pytest.MonkeyPatch.context() as patch:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -26,7 +26,7 @@ from ray.rllib.connectors.env_to_module import (
     NumpyToTensor,
 )
 from ray.rllib.utils import force_list
-from ray.tune.registry import ENV_CREATOR, _global_registry
+from ray.tune.registry import ENV_CREATOR, _global_registry, register_env
 
 from marl_aajr.core.numerics import NonFiniteError
 
@@ -48,6 +48,16 @@ class RunAPPO(_NoResults, APPO):
 
 class RunIMPALA(_NoResults, IMPALA):
     """RLlib's IMPALA for a run."""
+
+
+def register_creator(name: str, creator: Callable[..., Any]) -> None:
+    """`register_env`, also for a process that has connected to a running cluster once more.
+
+    Ray keeps the job of the first connection, while workers look up what the job of theirs has registered.
+    """
+    if ray.is_initialized():
+        _global_registry._prefix = ray.get_runtime_context().get_job_id()
+    register_env(name, creator)
 
 
 def registered_creator(name: str) -> Any:

@@ -10,8 +10,8 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 import torch
-from ray.tune.registry import register_env
 
+from marl_aajr.rllib.internals.algorithms import register_creator
 from marl_aajr.rllib.sampling.env import PettingZooEnv
 from marl_aajr.rollout.batched_env import BatchedEnv
 from marl_aajr.rollout.centralized_critic import CentralBatch, Critic, with_state
@@ -86,7 +86,7 @@ def register_batch(creator: BatchCreator) -> str:
     settings = (arguments, creator.time_limits_terminate, creator.device, creator.critic)
     digest = hashlib.sha256(repr(settings).encode()).hexdigest()[:8]
     name = f"marl_aajr/batch/{creator.name}@{digest}"
-    register_env(name, creator)
+    register_creator(name, creator)
     return name
 
 

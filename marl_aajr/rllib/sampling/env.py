@@ -20,8 +20,8 @@ from typing import Any
 
 from gymnasium import spaces
 from ray.rllib.env.multi_agent_env import MultiAgentEnv
-from ray.tune.registry import register_env
 
+from marl_aajr.rllib.internals.algorithms import register_creator
 from marl_aajr.rollout.centralized_critic import STATE, CentralView, Critic, with_state
 from marl_aajr.rollout.environments import EnvironmentSpec, resolve
 from marl_aajr.rollout.game import GameStep
@@ -180,7 +180,7 @@ def register(
     if spec.kwargs or time_limits_terminate or critic != "own":
         arguments = repr((sorted(spec.kwargs.items()), time_limits_terminate, critic))
         name += f"@{hashlib.sha256(arguments.encode()).hexdigest()[:8]}"
-    register_env(name, lambda config: PettingZooEnv({**settings, **config}))
+    register_creator(name, lambda config: PettingZooEnv({**settings, **config}))
     return name
 
 
