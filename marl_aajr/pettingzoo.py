@@ -133,15 +133,19 @@ class _AgentSpaces:
         )
 
 
-class _AttackedParallel(BaseParallelWrapper[str, Any, Any]):
+class _Attacked:
+    """What the attacked environments of both kinds have in common; a wrapper stands behind it."""
+
     def __init__(self, env: Any, attacker: ObservationAttacker) -> None:
-        super().__init__(env)
+        super().__init__(env)  # type: ignore[call-arg]
         self.attacker = attacker
         self._spaces = {a: attacker.space(a, env.observation_space(a)) for a in env.possible_agents}
 
     def observation_space(self, agent: str) -> Any:
         return self._spaces[agent]
 
+
+class _AttackedParallel(_Attacked, BaseParallelWrapper[str, Any, Any]):
     def reset(self, seed: int | None = None, options: dict[str, Any] | None = None) -> Any:
         obs, infos = self.env.reset(seed=seed, options=options)
         self.attacker.begin(seed)
@@ -153,15 +157,7 @@ class _AttackedParallel(BaseParallelWrapper[str, Any, Any]):
         return self.attacker.show(obs), *rest
 
 
-class _AttackedAEC(BaseWrapper[str, Any, Any]):
-    def __init__(self, env: Any, attacker: ObservationAttacker) -> None:
-        super().__init__(env)
-        self.attacker = attacker
-        self._spaces = {a: attacker.space(a, env.observation_space(a)) for a in env.possible_agents}
-
-    def observation_space(self, agent: str) -> Any:
-        return self._spaces[agent]
-
+class _AttackedAEC(_Attacked, BaseWrapper[str, Any, Any]):
     def reset(self, seed: int | None = None, options: dict[str, Any] | None = None) -> None:
         self.env.reset(seed=seed, options=options)
         self.attacker.begin(seed)

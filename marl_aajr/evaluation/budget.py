@@ -15,7 +15,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 from math import comb, isfinite
-from typing import Literal, get_args
+from typing import Annotated, Any, Literal, get_args
+
+from pydantic import BeforeValidator
 
 from marl_aajr.core.values import one_of, whole
 
@@ -136,11 +138,15 @@ def parse_budget(text: str) -> Budget:
     )
 
 
-def as_budget(budget: Budget | str | None) -> Budget:
-    """A budget from what a caller may give: None and the empty text limit nothing."""
-    if isinstance(budget, Budget):
+def as_budget(budget: Any) -> Any:
+    """A budget from its text, of which the empty one limits nothing; everything else as it is."""
+    if not isinstance(budget, str):
         return budget
     return parse_budget(budget) if budget else Budget()
+
+
+ReadBudget = Annotated[Budget, BeforeValidator(as_budget)]
+"""A field of a pydantic model: a budget or its text."""
 
 
 def rounds(agents: Sequence[str], k: int) -> int:

@@ -26,7 +26,7 @@ from pydantic import (
 from marl_aajr.attacks import Attack, attack_class, make_attack
 from marl_aajr.core.threat import Norm
 from marl_aajr.core.values import one_of
-from marl_aajr.evaluation.budget import Budget, as_budget, trials
+from marl_aajr.evaluation.budget import Budget, ReadBudget, as_budget, trials
 from marl_aajr.evaluation.outcomes import Actions, Control, Units
 from marl_aajr.evaluation.replacements import Replacement
 from marl_aajr.training.fields import Count, Positive, Section, Whole, once, some, validated
@@ -131,16 +131,11 @@ class Suite(Section):
     actions: ActionKinds = ("greedy",)
     units: Units | None = None
     norm: Norm = "linf"
-    budget: Budget = Budget()
+    budget: ReadBudget = Budget()
     weakest_link: bool = False
     controls: Annotated[tuple[Control, ...], AfterValidator(once)] = ()
     epsilons: Sizes = ()
     attacks: Attacks = ()
-
-    @field_validator("budget", mode="before")
-    @classmethod
-    def _budget_from_text(cls, value: Any) -> Any:
-        return as_budget(value) if isinstance(value, str) else value
 
     def trials(self, agents: Sequence[str]) -> int:
         """How many subsets of these agents each attack is tried on."""

@@ -7,9 +7,10 @@ the victim's, frozen, over the same episodes and with the same random numbers as
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol, get_args
+from typing import Any, get_args
 
 import numpy as np
 import torch
@@ -29,12 +30,13 @@ CONTROLS: tuple[Control, ...] = get_args(Control)
 """The kinds that need no training."""
 
 
-class ReplacementPolicy(Protocol):
+class ReplacementPolicy(ABC):
     """Acts for some agents: from what everybody sees to the actions `[E, ...]` of those."""
 
+    @abstractmethod
     def __call__(self, env: BatchedEnv, obs: Mapping[str, Tensor]) -> dict[str, Tensor]: ...
 
-    def forget(self, over: Tensor) -> None:
+    def forget(self, over: Tensor) -> None:  # noqa: B027  # most remember nothing
         """Forget what was of episodes that are over, `[E]` bool."""
 
 
@@ -204,28 +206,22 @@ def _idle_action(agent: str, env: BatchedEnv) -> Tensor:
 
 
 @dataclass(frozen=True)
-class _Idle:
+class _Idle(ReplacementPolicy):
     agents: tuple[str, ...]
 
     def __call__(self, env: BatchedEnv, obs: Mapping[str, Tensor]) -> dict[str, Tensor]:
         idle = {agent: _idle_action(agent, env) for agent in self.agents}
         return {a: action.expand(env.num_envs, *action.shape) for a, action in idle.items()}
 
-    def forget(self, over: Tensor) -> None:
-        """There is nothing to forget."""
-
 
 @dataclass(frozen=True)
-class _Random:
+class _Random(ReplacementPolicy):
     agents: tuple[str, ...]
     generator: torch.Generator
 
     def __call__(self, env: BatchedEnv, obs: Mapping[str, Tensor]) -> dict[str, Tensor]:
         masks = env.action_mask
         return {agent: self._draw(env, agent, masks[agent]) for agent in self.agents}
-
-    def forget(self, over: Tensor) -> None:
-        """There is nothing to forget."""
 
     def _draw(self, env: BatchedEnv, agent: str, mask: Tensor | None) -> Tensor:
         space = env.action_spaces[agent]
@@ -242,7 +238,7 @@ class _Random:
         return (mask.cumsum(1) > rank[:, None]).long().argmax(1)
 
 
-class _Trained:
+class _Trained(ReplacementPolicy):
     """Trained policies: as many random numbers are drawn at each step whatever is seen.
 
     Each agent decides in a batch of its own, so that its actions do not depend, to the last bit, on who else

@@ -14,14 +14,14 @@ A file in RUN/evaluations is `Evaluation.model_dump_json()`; `Evaluation.model_v
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Any, Literal, Self
+from typing import Literal, Self
 
 import numpy as np
-from pydantic import ConfigDict, Field, FiniteFloat, field_validator, model_validator
+from pydantic import ConfigDict, Field, FiniteFloat, model_validator
 from pydantic.dataclasses import dataclass
 
 from marl_aajr.core.threat import Norm
-from marl_aajr.evaluation.budget import Budget, as_budget
+from marl_aajr.evaluation.budget import Budget, ReadBudget
 from marl_aajr.evaluation.outcomes import (
     LEVEL,
     Actions,
@@ -217,7 +217,7 @@ class Evaluation(ResultModel):
     teams: dict[str, str]
     team: str
     agents: tuple[str, ...]
-    budget: Budget = Budget()
+    budget: ReadBudget = Budget()
     suite: str = ""
     units: Units
     norm: Norm = "linf"
@@ -230,11 +230,6 @@ class Evaluation(ResultModel):
     results: tuple[ActionsResult, ...] = Field(min_length=1)
     skipped: tuple[Skipped, ...] = ()
     checks: tuple[Check, ...] = ()
-
-    @field_validator("budget", mode="before")
-    @classmethod
-    def _budget_from_text(cls, value: Any) -> Any:
-        return as_budget(value) if isinstance(value, str) else value
 
     @model_validator(mode="after")
     def _as_many_returns_as_episodes(self) -> Self:

@@ -13,6 +13,8 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+import gymnasium as gym
+import numpy as np
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load, save
@@ -20,7 +22,6 @@ from torch import Tensor, nn
 
 from marl_aajr.victims.filters import ObservationFilter
 from marl_aajr.victims.layers import build, describe, flatten
-from marl_aajr.victims.spaces import space_from_json, space_to_json
 from marl_aajr.victims.victim import Victim
 
 FORMAT = "marl_aajr.victim"
@@ -124,8 +125,8 @@ def _describe(victim: Victim, networks: dict[str, nn.Sequential]) -> dict[str, A
             {
                 "agent": agent,
                 "module": module_id,
-                "observation_space": space_to_json(victim.observation_spaces[agent]),
-                "action_space": space_to_json(victim.action_spaces[agent]),
+                "observation_space": _space_to_json(victim.observation_spaces[agent]),
+                "action_space": _space_to_json(victim.action_spaces[agent]),
                 "filter": None if (seen := victim.filters.get(agent)) is None else {"clip": seen.clip},
             }
             for agent, module_id in victim.module_of.items()
@@ -207,8 +208,8 @@ def _assemble(description: dict[str, Any], numbers: dict[str, Tensor]) -> Victim
             name: _network(layers, _under(numbers, f"critics/{name}/"))
             for name, layers in description["critics"].items()
         },
-        observation_spaces={a: space_from_json(entry["observation_space"]) for a, entry in agents.items()},
-        action_spaces={a: space_from_json(entry["action_space"]) for a, entry in agents.items()},
+        observation_spaces={a: _space_from_json(entry["observation_space"]) for a, entry in agents.items()},
+        action_spaces={a: _space_from_json(entry["action_space"]) for a, entry in agents.items()},
         filters={
             agent: ObservationFilter(**_under(numbers, f"filters/{agent}/"), clip=entry["filter"]["clip"])
             for agent, entry in agents.items()
@@ -232,3 +233,53 @@ def _network(layers: list[dict[str, Any]], weights: dict[str, Tensor]) -> nn.Seq
         network = build(layers)
     network.load_state_dict(weights, assign=True)
     return network
+
+
+def _space_to_json(space: gym.Space[Any]) -> dict[str, Any]:
+    """A space as a JSON value, exactly."""
+    if isinstance(space, gym.spaces.Box):
+        bounds = {"low": _bound(space.low), "high": _bound(space.high)}
+        return {"space": "Box", "shape": list(space.shape), "dtype": np.dtype(space.dtype).name, **bounds}
+    if isinstance(space, gym.spaces.Discrete):
+        return {"space": "Discrete", "n": int(space.n), "start": int(space.start)}
+    if isinstance(space, gym.spaces.MultiDiscrete):
+        return {"space": "MultiDiscrete", "nvec": space.nvec.tolist(), "start": space.start.tolist()}
+    raise ValueError(f"expected a Box, Discrete or MultiDiscrete space, got {space}")
+
+
+def _space_from_json(value: dict[str, Any]) -> gym.Space[Any]:
+    """The space of a JSON value that `_space_to_json` wrote."""
+    kind = value.get("space")
+    try:
+        if kind == "Box":
+            dtype, shape = np.dtype(value["dtype"]), tuple(value["shape"])
+            low, high = (_array(value[key], shape, dtype) for key in ("low", "high"))
+            return gym.spaces.Box(low, high, dtype=dtype.type)
+        if kind == "Discrete":
+            return gym.spaces.Discrete(value["n"], start=value["start"])
+        if kind == "MultiDiscrete":
+            return gym.spaces.MultiDiscrete(np.array(value["nvec"]), start=np.array(value["start"]))
+    except (KeyError, TypeError, AssertionError) as error:
+        raise ValueError(f"expected a {kind} space, got {value} ({error})") from None
+    raise ValueError(f"expected a Box, Discrete or MultiDiscrete space, got {value}")
+
+
+def _bound(bound: np.ndarray[Any, Any]) -> Any:
+    """One number where all are equal. JSON has no infinity: those are strings."""
+    if bound.size and (bound == bound.flat[0]).all():
+        return _number(bound.flat[0].item())
+    return [_number(x) for x in bound.ravel().tolist()]
+
+
+def _number(x: float) -> float | str:
+    return x if np.isfinite(x) else str(x)
+
+
+def _array(value: Any, shape: tuple[int, ...], dtype: np.dtype[Any]) -> np.ndarray[Any, Any]:
+    if isinstance(value, list):
+        return np.array([_parsed(x, dtype) for x in value], dtype=dtype).reshape(shape)
+    return np.full(shape, _parsed(value, dtype), dtype=dtype)
+
+
+def _parsed(x: Any, dtype: np.dtype[Any]) -> Any:
+    return float(x) if np.issubdtype(dtype, np.floating) else int(x)

@@ -1,7 +1,4 @@
-"""Spaces of a victim: as JSON values, and whether an environment has the same.
-
-Box, Discrete and MultiDiscrete are written exactly.
-"""
+"""Victims and the agents and spaces of environments: plain torch policies as a victim, and who fits whom."""
 
 from __future__ import annotations
 
@@ -10,66 +7,88 @@ from typing import Any, Protocol
 
 import gymnasium as gym
 import numpy as np
+from torch import nn
 
+from marl_aajr.victims.filters import ObservationFilter
 from marl_aajr.victims.victim import Victim
 
 
-def space_to_json(space: gym.Space[Any]) -> dict[str, Any]:
-    """A space as a JSON value.
+class Spaces(Protocol):
+    """What is asked of an environment: PettingZoo's declarations of agents and spaces."""
+
+    possible_agents: list[str]
+
+    def observation_space(self, agent: str) -> gym.Space[Any]:
+        """What an agent observes."""
+
+    def action_space(self, agent: str) -> gym.Space[Any]:
+        """What an agent may do."""
+
+
+def victim_from_policies(
+    policies: Mapping[str, nn.Module] | nn.Module,
+    env: Spaces,
+    *,
+    critics: Mapping[str, nn.Module] | None = None,
+    filters: Mapping[str, ObservationFilter | None] | None = None,
+    normalize_actions: bool = False,
+    clip_actions: bool = True,
+    env_name: str = "",
+    env_kwargs: Mapping[str, Any] | None = None,
+) -> Victim:
+    """A victim from torch modules and the PettingZoo environment that they play.
+
+    Args:
+        policies: agent -> its network, or one network that plays all agents. It maps observations
+            `[B, *shape]` (float32) to the inputs of the action distribution `[B, m]`: logits for Discrete
+            and MultiDiscrete actions (those of all parts, one after the other), mean and log σ for Box ones.
+            A network with `initial_state(rows)` and `forward(obs, state)` has a memory
+            (`is_recurrent`).
+        env: declares the agents and their spaces; of Dict observations with an `action_mask`, networks read
+            `observation`, and forbidden logits are masked for them.
+        critics: agent -> a network of the return that it expects, `[B, 1]` or `[B]`; for the critic attack.
+        filters: agent -> frozen observation filter in front of its network.
+        normalize_actions: whether Box actions in [−1, 1] stand for their bounds.
+        clip_actions: whether Box actions are clipped to their bounds where they are not normalised.
+        env_name: name of the environment that `evaluate` builds where none is given.
+        env_kwargs: arguments of that environment, JSON values.
 
     Raises:
-        ValueError: a space of another kind.
+        ValueError: an agent without a network, or a network that does not fit the spaces.
+
+    Example:
+        >>> net = nn.Sequential(nn.Linear(18, 64), nn.Tanh(), nn.Linear(64, 5))
+        >>> victim = Victim.from_policies(net, simple_spread_v3.parallel_env())
+        >>> evaluate(victim, "mpe2.simple_spread_v3", suite="quick").worst
     """
-    if isinstance(space, gym.spaces.Box):
-        bounds = {"low": _bound(space.low), "high": _bound(space.high)}
-        return {"space": "Box", "shape": list(space.shape), "dtype": np.dtype(space.dtype).name, **bounds}
-    if isinstance(space, gym.spaces.Discrete):
-        return {"space": "Discrete", "n": int(space.n), "start": int(space.start)}
-    if isinstance(space, gym.spaces.MultiDiscrete):
-        return {"space": "MultiDiscrete", "nvec": space.nvec.tolist(), "start": space.start.tolist()}
-    raise ValueError(f"expected a Box, Discrete or MultiDiscrete space, got {space}")
+    agents = list(env.possible_agents)
+    if isinstance(policies, nn.Module):
+        policies = dict.fromkeys(agents, policies)
+    if missing := [agent for agent in agents if agent not in policies]:
+        raise ValueError(f"expected a policy for each agent, got none for {', '.join(missing)}")
+    if strangers := [agent for agent in policies if agent not in agents]:
+        raise ValueError(f"expected policies of {', '.join(agents)}, got one of {', '.join(strangers)}")
+    # Agents of one network are asked, and attacked, as one batch.
+    first = {agent: next(a for a in agents if policies[a] is policies[agent]) for agent in agents}
+    names = {agent: "policy" if len(set(first.values())) == 1 else first[agent] for agent in agents}
+    return Victim(
+        module_of=names,
+        modules={names[agent]: policies[agent] for agent in agents},
+        critics={names[agent]: critic for agent, critic in (critics or {}).items()},
+        observation_spaces={agent: _observed(env.observation_space(agent)) for agent in agents},
+        action_spaces={agent: env.action_space(agent) for agent in agents},
+        filters=filters or {},
+        normalize_actions=normalize_actions,
+        clip_actions=clip_actions,
+        env_name=env_name,
+        env_kwargs=env_kwargs or {},
+    )
 
 
-def space_from_json(value: dict[str, Any]) -> gym.Space[Any]:
-    """The space of a JSON value that `space_to_json` wrote.
-
-    Raises:
-        ValueError: a value of another form.
-    """
-    kind = value.get("space")
-    try:
-        if kind == "Box":
-            dtype, shape = np.dtype(value["dtype"]), tuple(value["shape"])
-            low, high = (_array(value[key], shape, dtype) for key in ("low", "high"))
-            return gym.spaces.Box(low, high, dtype=dtype.type)
-        if kind == "Discrete":
-            return gym.spaces.Discrete(value["n"], start=value["start"])
-        if kind == "MultiDiscrete":
-            return gym.spaces.MultiDiscrete(np.array(value["nvec"]), start=np.array(value["start"]))
-    except (KeyError, TypeError, AssertionError) as error:
-        raise ValueError(f"expected a {kind} space, got {value} ({error})") from None
-    raise ValueError(f"expected a Box, Discrete or MultiDiscrete space, got {value}")
-
-
-def _bound(bound: np.ndarray[Any, Any]) -> Any:
-    """One number where all are equal. JSON has no infinity: those are strings."""
-    if bound.size and (bound == bound.flat[0]).all():
-        return _number(bound.flat[0].item())
-    return [_number(x) for x in bound.ravel().tolist()]
-
-
-def _number(x: float) -> float | str:
-    return x if np.isfinite(x) else str(x)
-
-
-def _array(value: Any, shape: tuple[int, ...], dtype: np.dtype[Any]) -> np.ndarray[Any, Any]:
-    if isinstance(value, list):
-        return np.array([_parsed(x, dtype) for x in value], dtype=dtype).reshape(shape)
-    return np.full(shape, _parsed(value, dtype), dtype=dtype)
-
-
-def _parsed(x: Any, dtype: np.dtype[Any]) -> Any:
-    return float(x) if np.issubdtype(dtype, np.floating) else int(x)
+def _observed(space: gym.Space[Any]) -> gym.Space[Any]:
+    if isinstance(space, gym.spaces.Dict) and set(space.spaces) == {"observation", "action_mask"}:
+        return space["observation"]
+    return space
 
 
 class HasAgents(Protocol):

@@ -203,7 +203,7 @@ class Victim:
     @staticmethod
     def from_policies(policies: Mapping[str, nn.Module] | nn.Module, env: Any, **settings: Any) -> Victim:
         """A victim from plain torch modules; see `victim_from_policies`."""
-        from marl_aajr.victims.torch_policies import victim_from_policies
+        from marl_aajr.victims.spaces import victim_from_policies
 
         return victim_from_policies(policies, env, **settings)
 
