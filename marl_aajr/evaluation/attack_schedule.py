@@ -196,7 +196,7 @@ def preference(distribution: ActionDistribution, outputs: Tensor, legal: Tensor 
 def acting_and_preferences(
     batches: Sequence[DecisionBatch], agents: Sequence[str], num_envs: int, *, strategic: bool
 ) -> tuple[Tensor, Tensor]:
-    """Where the attacked agents must act, `[E, n]` bool, and their preferences c there, `[E, n]` float64.
+    """The copies where each attacked agent must act, `[E, n]` bool, and its preference c there, float64.
 
     c is 0 where an agent need not act, and everywhere unless `strategic`.
     """
@@ -219,10 +219,10 @@ def acting_and_preferences(
 
 @dataclass
 class ScheduleCalibration:
-    """What unattacked episodes tell a schedule: their lengths and preferences; a `StepCallback`.
+    """The lengths and preferences of unattacked episodes, which a schedule rests on; a `StepCallback`.
 
     Attributes:
-        agents: who may be attacked, n of them.
+        agents: n agents that may be attacked.
         strategic: whether their preferences matter.
     """
 

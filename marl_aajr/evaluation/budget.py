@@ -150,7 +150,7 @@ ReadBudget = Annotated[Budget, BeforeValidator(as_budget)]
 
 
 def rounds(agents: Sequence[str], k: int) -> int:
-    """How many rounds of `candidates` it takes to choose k of n agents."""
+    """The number of rounds of `candidates` that choosing k of n agents takes."""
     return 1 if comb(len(agents), k) <= FEW_SUBSETS else k
 
 
@@ -172,7 +172,7 @@ def candidates(agents: Sequence[str], k: int, chosen: tuple[str, ...]) -> list[t
 
 
 def trials(agents: Sequence[str], k: int) -> int:
-    """How many subsets the search tries in all."""
+    """The number of subsets that the search tries in all."""
     n = len(agents)
     return comb(n, k) if rounds(agents, k) == 1 else sum(n - i for i in range(k))
 

@@ -1,4 +1,4 @@
-"""Cross-checks: whether the attacks come in the order in which they must, on the inner objective.
+"""Cross-checks on the inner objective: the attacks must come in the order of their strength.
 
 Row by row on the same decisions: noise ≤ one step ≤ many steps ≤ twice as many, more with a larger ε, and
 nothing without gradients above what has them. Each evaluation with attacks plays these on decisions of its
@@ -90,7 +90,7 @@ def ladder(perturbations: PerturbationSet, transfers: Sequence[Transfer] = ()) -
 def climb(
     samples: Sequence[DecisionSample], victim: Victim, rungs: Mapping[str, Attack], *, units: Units, seed: int
 ) -> dict[str, Tensor]:
-    """What each attack gains on each probed decision; all start from the same random numbers."""
+    """The gain of each attack on each probed decision; all start from the same random numbers."""
     gains: dict[str, list[Tensor]] = {name: [] for name in rungs}
     for sample in samples:
         for name, attack in rungs.items():

@@ -33,7 +33,7 @@ from marl_aajr.victims.stepper import DecisionBatch, GeneratorSampler, Stepper
 
 @dataclass
 class AttackStatistics:
-    """What an attack did to single decisions, summed over every attacked decision of every episode.
+    """The effects of an attack on single decisions, summed over all attacked decisions of all episodes.
 
     Attributes:
         decisions: number of attacked decisions.

@@ -90,7 +90,7 @@ class ObservationAttacker:
         self._generators.begin(seed)
 
     def show(self, seen: Mapping[str, Any]) -> dict[str, Any]:
-        """What agents are shown of what they see in this step; asking again changes nothing.
+        """The observations that agents are shown in this step; asking again changes nothing.
 
         Args:
             seen: agent -> an array, or a dict with `observation` and `action_mask`.
@@ -143,7 +143,7 @@ class ObservationAttacker:
         return {**seen, "observation": shown} if isinstance(seen, Mapping) else shown
 
     def _unit(self, agent: str) -> Tensor:
-        """What one unit of the network's inputs is in the environment's, `[d]`, or one for all."""
+        """The size of one unit of the network's inputs in the environment's units, `[d]`, or one for all."""
         observed = self.victim.filters.get(agent)
         return torch.ones(1, dtype=torch.float64) if observed is None else observed.scale.flatten()
 

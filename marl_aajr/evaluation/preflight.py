@@ -1,4 +1,4 @@
-"""Preflight: whether a policy can be attacked at all by the means that the attacks have.
+"""Preflight: questions to a policy that tell whether the attacks have the means to attack it at all.
 
 A gradient attack against a policy that hides its gradients proves nothing. These questions are asked of
 every victim, on decisions that it really meets (`ObservationSampler`), before its returns are believed. They
@@ -87,7 +87,7 @@ _SATURATED_SHARE = 0.1
 
 @dataclass(frozen=True)
 class Health:
-    """What was seen of one policy.
+    """The findings about one policy.
 
     Attributes:
         agent: one of the agents that it plays for.

@@ -1,6 +1,6 @@
-"""The protocol of an evaluation: what is asked for, and the suites that say the rest.
+"""The protocol of an evaluation: a request, and the suites that complete it.
 
-Protocol   what somebody asks for; None is left to the suite. Shared by the command line, Python and studies.
+Protocol   a request; None is left to the suite. Shared by the command line, Python and studies.
 Suite      a complete protocol: a named one of `suites.yaml` or of a file, or `Protocol.settled()`.
 """
 
@@ -138,7 +138,7 @@ class Suite(Section):
     attacks: Attacks = ()
 
     def trials(self, agents: Sequence[str]) -> int:
-        """How many subsets of these agents each attack is tried on."""
+        """The number of subsets of these agents that each attack is tried on."""
         return 0 if self.budget.worst is None else trials(agents, self.budget.worst)
 
     def calibrated(self, agents: Sequence[str]) -> bool:
@@ -151,7 +151,7 @@ class Suite(Section):
 
 
 class Protocol(Section):
-    """What is asked of an evaluation; what is None is the suite's.
+    """The request for an evaluation; the suite decides each field that is None.
 
     Attributes:
         suite: suite: `quick` (seconds), `standard`, `full`, or a YAML file; None: `attacks` only. In Python
@@ -235,7 +235,7 @@ class Protocol(Section):
         return settled.model_copy(update={"selection_episodes": self._selection(settled)})
 
     def _selection(self, suite: Suite) -> int:
-        """How many selection episodes; enough where something must be found on them and nobody said."""
+        """The number of selection episodes: enough where something must be found on them and nobody said."""
         needs = {
             "the worst agents": suite.budget.worst is not None,
             "when to attack": suite.budget.steps is not None,

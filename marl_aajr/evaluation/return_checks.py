@@ -1,4 +1,4 @@
-"""Cross-checks: whether the attacks come in the order in which they must, by what they leave of the return.
+"""Cross-checks on the returns: the attacks must come in the order of their strength.
 
     noise ≥ one step ≥ many steps ≥ twice as many,  small ε ≥ large ε,  none ≥ gradients,  noise ≥ learned
 
@@ -39,7 +39,7 @@ _EITHER = (
 )
 
 _Pair = tuple[AttackOutcome, AttackOutcome]
-"""What must not hurt more than the other, and the other."""
+"""A row that must not hurt more than the other row, and the other."""
 
 
 def return_checks(rows: ActionsResult, distributions: Collection[ActionDistribution]) -> list[Check]:
@@ -227,7 +227,7 @@ def _undertrained(rows: ActionsResult, by_size: Mapping[float, Sequence[AttackOu
 
 
 def _rivals(clean: Outcome, found: Sequence[AttackOutcome]) -> Iterator[tuple[Verdict, str, Outcome]]:
-    """What a learned adversary should be stronger than, and the verdict where it is not."""
+    """The rows that a learned adversary should hurt more than, and the verdict where it does not."""
     yield "fail", "no attack", clean
     if (noise := _lowest(found, "none")) is not None:
         yield "fail", noise.attack.name, noise

@@ -54,7 +54,7 @@ class ObservationFilter:
 
     @property
     def scale(self) -> Tensor:
-        """What one unit of the result is in units of the observation, float64."""
+        """The size of one unit of the result in units of the observation, float64."""
         return (self.std + _SMALL).double()
 
     def __call__(self, obs: Tensor) -> Tensor:

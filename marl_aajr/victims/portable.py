@@ -93,7 +93,7 @@ def fingerprint(victim: Victim) -> str:
 
 
 def _contents(victim: Victim) -> tuple[str, bytes]:
-    """What goes into the two files; the description has a checksum of the numbers."""
+    """The contents of the two files; the description has a checksum of the numbers."""
     networks = {f"modules/{name}": flatten(module) for name, module in victim.modules.items()}
     networks |= {f"critics/{name}": flatten(critic) for name, critic in victim.critics.items()}
     numbers = save(_numbers(victim, networks))

@@ -172,7 +172,7 @@ class Memory:
             self._states[agent] = map_state(lambda old, new: _where(over, new, old), state, initial)
 
     def get_state(self) -> dict[str, State]:
-        """What `set_state` takes; later steps do not change it."""
+        """The states of now, for `set_state`; later steps do not change them."""
         return dict(self._states)
 
     def set_state(self, states: Mapping[str, State]) -> None:

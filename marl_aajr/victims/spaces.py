@@ -14,15 +14,15 @@ from marl_aajr.victims.victim import Victim
 
 
 class Spaces(Protocol):
-    """What is asked of an environment: PettingZoo's declarations of agents and spaces."""
+    """An environment that declares its agents and spaces as PettingZoo does."""
 
     possible_agents: list[str]
 
     def observation_space(self, agent: str) -> gym.Space[Any]:
-        """What an agent observes."""
+        """The space of an agent's observations."""
 
     def action_space(self, agent: str) -> gym.Space[Any]:
-        """What an agent may do."""
+        """The space of an agent's actions."""
 
 
 def victim_from_policies(

@@ -145,7 +145,7 @@ class Stepper:
 
     @torch.no_grad()
     def decide(self, batches: Sequence[DecisionBatch]) -> dict[str, Tensor]:
-        """What the policies answer to what they are shown; recurrent states move on by this decision.
+        """Let the policies answer what they are shown; recurrent states move on by this decision.
 
         Returns:
             Agent -> distribution inputs, `[E, m]`, zero in copies where it does not act.
@@ -264,7 +264,7 @@ class CounterSampler:
         return {agent: self._draw(agent, y) for agent, y in outputs.items()}
 
     def get_state(self) -> dict[str, Any]:
-        """What `set_state` takes."""
+        """The state of now, for `set_state`."""
         return {"step": self._step.clone(), "streams": self._streams.get_state()}
 
     def set_state(self, state: Mapping[str, Any]) -> None:

@@ -114,7 +114,7 @@ class Victim:
         return any(is_recurrent(module) for module in self.modules.values())
 
     def memory(self, num_envs: int = 1) -> Memory:
-        """What recurrent policies remember in E copies of a game, at the beginning of its episodes."""
+        """A memory for recurrent policies in E copies of a game, at the beginning of its episodes."""
         return Memory({agent: self.modules[name] for agent, name in self.module_of.items()}, num_envs)
 
     def policy(
@@ -138,7 +138,7 @@ class Victim:
         )
 
     def inputs(self, agent: str, obs: Tensor) -> Tensor:
-        """What the network of an agent receives: filtered, float32, flat; `[B, *shape] -> [B, d]`."""
+        """The inputs of an agent's network: filtered, float32, flat; `[B, *shape] -> [B, d]`."""
         if (observed := self.filters.get(agent)) is not None:
             obs = observed(obs)
         return obs.float().flatten(1)

@@ -115,7 +115,7 @@ class VictimPolicy(Policy):
 
     @property
     def _fixed(self) -> dict[str, Any]:
-        """What each row has of its own."""
+        """The tensors that each row has of its own."""
         columns = {"action_mask": self._mask, "state": self._state}
         return {name: column for name, column in columns.items() if column is not None}
 

@@ -1,23 +1,166 @@
-"""Whatever has a folder can be evaluated: runs, saved victims, RLlib checkpoints."""
+"""Whatever has a folder can be evaluated: runs, saved victims, RLlib checkpoints.
+
+The result goes into a finished run or beside the others, in one step; anything else is refused, and nothing
+written.
+"""
 
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from marl_aajr.evaluation import evaluate
+from marl_aajr.adversaries import agent_game, observation_game
+from marl_aajr.adversaries.store import REQUEST, search_folder
+from marl_aajr.evaluation import Evaluation, evaluate
 from marl_aajr.evaluation.sources import evaluations_of
+from marl_aajr.training.config import EnvConfig, RunConfig
+from marl_aajr.training.run_directory import RunDirectory
+from marl_aajr.training.run_record import Status
 from tests.cli.test_evaluate import finished_run
 from tests.evaluation.players import sign_reader, signs, team
 
-SPEC = signs(longest=2)
+SPEC, SHORT = signs(longest=3), signs(longest=2)
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Path:
+    directory = RunDirectory(tmp_path / "run")
+    directory.create(RunConfig(env=EnvConfig(name=SPEC.name, kwargs=dict(SPEC.kwargs))))
+    directory.unlock()
+    team(SPEC, sign_reader()).save(directory.victim)
+    directory.write_status(Status("finished", iteration=3, env_steps=12))
+    return directory.path
+
+
+def test_writes_what_it_returns(run: Path) -> None:
+    found = evaluate(run, attacks=["noise", "pgd"], epsilons=[0.9, 1.1], episodes=6, seed=1)
+    (name,) = os.listdir(run / "evaluations")
+    assert name.startswith("seed1-episodes6-")
+    assert Evaluation.model_validate_json((run / "evaluations" / name).read_text()) == found
+    rows = [(row.attack.name, row.attack.epsilon) for row in found.attacks]
+    assert rows == [("noise", 0.9), ("noise", 1.1), ("pgd", 0.9), ("pgd", 1.1)]
+    assert found == evaluate(team(SPEC, sign_reader()), attacks=rows, episodes=6, seed=1)
+
+
+def test_the_same_again_replaces_and_another_one_joins(run: Path) -> None:
+    settings: dict[str, Any] = {"attacks": ["fgsm"], "epsilons": [0.5], "episodes": 3}
+    evaluate(run, **settings)
+    evaluate(run, **settings)
+    assert len(os.listdir(run / "evaluations")) == 1
+    for other in ({"attacks": ["pgd"]}, {"epsilons": [0.6]}, {"episodes": 4}, {"seed": 5}):
+        evaluate(run, **(settings | other))
+    assert len(os.listdir(run / "evaluations")) == 5
+
+
+def test_evaluations_in_several_environments_are_kept_side_by_side(tmp_path: Path) -> None:
+    team(SPEC, sign_reader()).save(tmp_path / "victim")
+    settings: dict[str, Any] = {"attacks": ["fgsm"], "epsilons": [0.5], "episodes": 2}
+    settings |= {"env": SPEC.name, "selection_episodes": 2}
+    for other in (
+        {},
+        {"env_kwargs": {"longest": 2}},
+        {"env_kwargs": {"longest": 5}},
+        {"num_envs": 1},
+        {"weakest_link": True},
+    ):
+        evaluate(tmp_path / "victim", **(settings | other))
+    assert len(os.listdir(tmp_path / "victim-evaluations")) == 5
+
+
+def test_without_attacks_it_is_the_clean_return(run: Path) -> None:
+    assert evaluate(run, attacks=[], epsilons=[], episodes=2).attacks == ()
+
+
+def test_interrupted_it_leaves_nothing(run: Path) -> None:
+    def interrupt(progress: Any) -> None:
+        if progress.what != "clean":
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        evaluate(run, attacks=["pgd"], epsilons=[0.5], episodes=2, on_progress=interrupt)
+    assert not (run / "evaluations").exists()
+
+
+class TestRefusals:
+    @pytest.mark.parametrize("state", ["running", "interrupted", "failed"])
+    def test_an_unfinished_run(self, run: Path, state: Any) -> None:
+        RunDirectory(run).write_status(Status(state, iteration=2))
+        with pytest.raises(
+            ValueError, match=rf"got .*run, which is {state} at iteration 2; finish it with: .*--resume --out"
+        ):
+            evaluate(run, attacks=[], epsilons=[])
+
+    @pytest.mark.parametrize("state", ["interrupted", "finished"])
+    def test_an_adversary_that_was_not_judged_yet(self, run: Path, state: Any) -> None:
+        RunDirectory(run).write_status(Status(state, iteration=2))
+        request = search_folder(run) / REQUEST
+        request.parent.mkdir()
+        request.write_text("{}")
+        finish = rf"finish it with: marl-aajr adversary train --resume --out {run}$"
+        with pytest.raises(ValueError, match=finish):
+            evaluate(run, adversaries=[run])
+
+    @pytest.mark.parametrize("game", [observation_game.GAME, agent_game.GAME])
+    def test_an_adversary_in_the_place_of_a_team(self, run: Path, game: str) -> None:
+        adversary = RunDirectory(run.with_name("its adversary"))
+        adversary.create(RunConfig(env=EnvConfig(name=game, kwargs={"victim": str(run / "victim")})))
+        adversary.unlock()
+        adversary.write_status(Status("finished"))
+        judge = rf"marl-aajr evaluate {run} --adversary '{adversary.path}'$"
+        with pytest.raises(ValueError, match=judge):
+            evaluate(adversary.path)
+
+    def test_a_run_that_is_being_trained_is_not_to_be_resumed(self, run: Path) -> None:
+        directory = RunDirectory(run)
+        directory.write_status(Status("running", iteration=2))
+        directory.lock()
+        try:
+            with pytest.raises(
+                ValueError, match=r"is running at iteration 2; it is being trained: wait"
+            ) as said:
+                evaluate(run, attacks=[], epsilons=[])
+        finally:
+            directory.unlock()
+        assert "--resume" not in str(said.value)
+
+    def test_not_a_run(self, tmp_path: Path) -> None:
+        with pytest.raises(ValueError, match="expected the folder of a run"):
+            evaluate(tmp_path, attacks=[], epsilons=[])
+
+    def test_a_lost_victim(self, run: Path) -> None:
+        (run / "victim" / "victim.json").unlink()
+        with pytest.raises(ValueError, match=r"expected a saved victim in .*; finish the training"):
+            evaluate(run, attacks=[], epsilons=[])
+
+    @pytest.mark.parametrize(
+        ("settings", "message"),
+        [
+            ({"attacks": ["pdg"]}, "an attack out of noise"),
+            ({"attacks": ["pgd", "pgd"]}, "attacks: expected each attack once, got pgd twice"),
+            ({"epsilons": [0.5, 0.5]}, r"epsilons: expected each once, got 0\.5 twice"),
+            ({"attacks": ["pgd", ("pgd", 0.5)]}, r"got pgd at 0\.5 2 times"),
+            ({"epsilons": [-1.0]}, r"epsilons\.0: expected a number greater than 0, got -1\.0"),
+            ({"epsilons": []}, "name both"),
+            ({"attacks": []}, "name both"),
+            ({"episodes": 0}, "episodes: expected a number greater than or equal to 1"),
+        ],
+    )
+    def test_bad_settings_before_anything_is_written(
+        self, run: Path, settings: dict[str, Any], message: str
+    ) -> None:
+        valid: dict[str, Any] = {"attacks": ["pgd"], "epsilons": [0.5], "episodes": 2}
+        with pytest.raises(ValueError, match=message):
+            evaluate(run, **valid | settings)
+        assert not (run / "evaluations").exists()
 
 
 @pytest.fixture
 def saved(tmp_path: Path) -> Path:
-    return team(SPEC, sign_reader()).save(tmp_path / "mine")
+    return team(SHORT, sign_reader()).save(tmp_path / "mine")
 
 
 def test_a_saved_victim_leaves_its_result_beside_it(saved: Path) -> None:
@@ -34,7 +177,7 @@ def test_the_result_goes_where_it_is_told(saved: Path, tmp_path: Path) -> None:
 
 
 def test_a_saved_victim_may_play_elsewhere(saved: Path) -> None:
-    result = evaluate(saved, SPEC.name, env_kwargs={"longest": 1}, episodes=3)
+    result = evaluate(saved, SHORT.name, env_kwargs={"longest": 1}, episodes=3)
     assert result.env.kwargs == {"longest": 1}
     assert result.clean.returns == (3.0, 3.0, 3.0), "three agents, one step"
 
