@@ -76,9 +76,7 @@ class Budget:
     def __str__(self) -> str:
         parts = []
         if self.agents is not None:
-            named = isinstance(self.agents, tuple)
-            parts.append(f"agents={'+'.join(self.agents) if isinstance(self.agents, tuple) else self.agents}")
-            assert named or isinstance(self.agents, int)
+            parts.append(f"agents={self.agents if self.named is None else '+'.join(self.named)}")
         if self.steps is not None:
             parts.append(f"steps={self.steps},timing={self.timing}")
         if self.scales:

@@ -172,13 +172,7 @@ def _black_box(gains: Mapping[float, Gains]) -> list[Check]:
                         f"{best.mean():.3g} at most (more in {share:.0%} of the decisions).",
                     )
                 ]
-    return [
-        Check(
-            name,
-            "pass",
-            "No attack without gradients beats those with them on the same decisions.",
-        )
-    ]
+    return [Check(name, "pass", "No attack without gradients beats those with them on the same decisions.")]
 
 
 def _ahead(weak: Tensor, strong: Tensor) -> bool:

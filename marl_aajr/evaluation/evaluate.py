@@ -96,8 +96,8 @@ def evaluate(
     protocol = (protocol or Protocol()).changed(**settings)
     spec = _environment(env, env_kwargs)
     folder = Path(victim) if isinstance(victim, Path | str) else None
-    player = victim if isinstance(victim, Victim) else _victim(victim, spec)
-    others = {name: _victim(other, spec, stranger=True) for name, other in _named(surrogates).items()}
+    player = _victim(victim, spec)
+    others = {name: _surrogate(other, spec) for name, other in _named(surrogates).items()}
     for name, run in _named(adversaries).items():
         protocol = with_adversary(protocol, Path(run), name=name, against=player, at=folder or "VICTIM")
     evaluation = _played(
@@ -134,13 +134,17 @@ def _environment(
     return env
 
 
-def _victim(victim: Victim | Path | str, env: EnvironmentSpec | None, *, stranger: bool = False) -> Victim:
-    """A victim, or that of a folder; a stranger's run need not be told that it is not asked for `env`."""
+def _victim(victim: Victim | Path | str, env: EnvironmentSpec | None) -> Victim:
     if isinstance(victim, Path | str):
-        own = stranger and RunDirectory(victim).is_run
-        return find_victim(Path(victim), None if own else env)
+        return find_victim(Path(victim), env)
     check_victim(victim)
     return victim
+
+
+def _surrogate(victim: Victim | Path | str, env: EnvironmentSpec | None) -> Victim:
+    """Another victim, of the same environment, which a run knows by itself."""
+    knows = isinstance(victim, Path | str) and RunDirectory(victim).is_run
+    return _victim(victim, None if knows else env)
 
 
 def _named(folders: Folders | Mapping[str, Victim]) -> dict[str, Any]:

@@ -241,13 +241,7 @@ def _inflation(health: Sequence[Health]) -> list[Check]:
     worst = max(gaussian, key=lambda h: h.sigma or 0.0)
     assert worst.sigma is not None
     if worst.sigma <= 1:
-        return [
-            Check(
-                "σ inflation",
-                "pass",
-                f"Mean σ is at most {worst.sigma:.2g} of half the range.",
-            )
-        ]
+        return [Check("σ inflation", "pass", f"Mean σ is at most {worst.sigma:.2g} of half the range.")]
     return [
         Check(
             "σ inflation",
