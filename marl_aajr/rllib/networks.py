@@ -76,7 +76,7 @@ def floats(observation: Tensor) -> Tensor:
 
 
 def observation_of(rows: Tensor, mask: Tensor | None, space: gym.Space[Any]) -> Any:
-    """What a module reads, from the columns that a batch of environments gives.
+    """The input of a module, from the columns that a batch of environments gives.
 
     Args:
         rows: The array that an agent sees, `[..., *shape]`; with a central view behind it, `[..., d + c]`
@@ -163,7 +163,7 @@ class FlatActorCritic(TorchRLModule, ValueFunctionAPI, InferenceOnlyAPI):
 
     @property
     def critic_width(self) -> int:
-        """How many numbers the critic reads."""
+        """The number of features that the critic reads."""
         box, _ = split(self.observation_space)
         return flat_size(box)
 
@@ -200,7 +200,7 @@ class FlatActorCritic(TorchRLModule, ValueFunctionAPI, InferenceOnlyAPI):
         return values
 
     def critic_inputs(self, obs: Any) -> Tensor:
-        """What the critic reads of a batch of observations, `[B, width]`."""
+        """The critic's input from a batch of observations, `[B, width]`."""
         observation, _ = split(obs)
         return floats(observation).flatten(1)
 

@@ -39,7 +39,7 @@ _RLLIB_CLASSES: dict[type[ActionDistribution], type] = {
 
 STATE_KEY = "marl_aajr"
 _ADAPTED = ("entropy_coeff", "cur_lr")
-"""What schedules have come to; RLlib's state leaves it out."""
+"""The attributes in which schedules keep their current values; RLlib's state leaves them out."""
 
 
 def robustify_policy(policy: type[PPOTorchPolicy], regularizer: Regularizer) -> type[PPOTorchPolicy]:
@@ -129,7 +129,7 @@ class RobustPolicyMixin(PPOTorchPolicy):
         return stats
 
     def on_global_var_update(self, global_vars: Any) -> None:
-        """What RLlib calls after each training step: the update has ended."""
+        """Ends the update; RLlib calls this after each training step."""
         super().on_global_var_update(global_vars)
         self._timestep = int(global_vars["timestep"])
         if self._regularized is not None and (report := self._regularized.report()) is not None:

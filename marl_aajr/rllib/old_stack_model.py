@@ -31,7 +31,7 @@ _STATE = "state_"
 
 @dataclass(frozen=True)
 class Features:
-    """Which numbers of a preprocessed observation may be perturbed.
+    """The numbers of a preprocessed observation that may be perturbed.
 
     Attributes:
         open: their places in the flattened observation, `[d]`.

@@ -133,7 +133,7 @@ _ROWS = 64
 
 
 def playing_network(module: TorchRLModule) -> nn.Module:
-    """What a module plays by: its layers where they give the same numbers to the last bit, else itself."""
+    """The network that plays for a module: its layers if they agree to the last bit, else itself."""
     layers = _layers(module)
     if layers is None:
         return live_module(module)
@@ -166,7 +166,7 @@ def _agree(layers: nn.Module, live: nn.Module, shape: tuple[int, ...]) -> bool:
 
 
 def _outputs(network: nn.Module, obs: Tensor) -> Tensor:
-    """What a network says at observations, in the second step of an episode where it has a memory."""
+    """The outputs of a network at observations; of a recurrent one, in the second step of an episode."""
     if not is_recurrent(network):
         outputs: Tensor = network(obs)
         return outputs

@@ -82,7 +82,7 @@ def victim_from_modules(
     spec = env if isinstance(env, EnvironmentSpec) else resolve(env, env_kwargs)
     observation_spaces, action_spaces = spaces_of(spec)
     module_of = module_of_agents(observation_spaces, policy_mapping_fn)
-    known = {name: _unwrapped(module) for name, module in _items(modules)}
+    known = {name: _unwrapped(module) for name, module in modules.items()}
     for agent, name in module_of.items():
         if name not in known:
             raise ValueError(
@@ -115,10 +115,6 @@ def spaces_of(spec: EnvironmentSpec) -> tuple[dict[str, gym.Space[Any]], dict[st
         return {a: game.observation_spaces[a] for a in agents}, {a: game.action_spaces[a] for a in agents}
     finally:
         game.close()
-
-
-def _items(modules: Mapping[str, TorchRLModule] | MultiRLModule) -> list[tuple[str, Any]]:
-    return list(modules.items())
 
 
 def _unwrapped(module: Any) -> TorchRLModule:
@@ -171,12 +167,12 @@ def victim_from_checkpoint(
 ) -> Victim:
     """The policies of an RLlib checkpoint as a victim that plays as they did in training.
 
-    Takes from it: the modules, who plays for whom, the observation filter (RLlib's `MeanStdFilter` or ours;
+    Takes from it: the modules, the policy mapping, the observation filter (RLlib's `MeanStdFilter` or ours;
     it stands still from now on), and how actions are mapped to their bounds. Ray need not be running.
 
     Args:
-        path: what `Algorithm.save_to_path` wrote, or a checkpoint of Ray Tune. It holds pickles, so reading
-            it runs what is in it: read your own.
+        path: a folder that `Algorithm.save_to_path` wrote, or a checkpoint of Ray Tune. It holds pickles, so
+            reading it runs what is in it: read your own.
         env: the environment, by a name that `marl_aajr.rollout.environments.resolve` knows: a checkpoint has
             only the name that it was registered under in the training script.
         env_kwargs: its arguments.

@@ -19,7 +19,7 @@ from torch import Tensor
 
 
 class BatchedStep(NamedTuple):
-    """What E copies answer to actions. All tensors are fresh: they may be kept.
+    """The answer of E copies to actions. All tensors are fresh: they may be kept.
 
     Attributes:
         obs: `[E, ...]` by agent: what it sees next. Zero where it is not active. Where the episode is
@@ -53,11 +53,11 @@ class BatchedEnv(ABC):
         observation_spaces: Space of each agent's `obs` (without the action mask, see `action_mask`).
         action_spaces: Space of each agent's actions.
         teams: Team of each agent.
-        device: Where the tensors live.
+        device: Device of the tensors.
         state_space: Space of the global states of one copy; None where there are none.
         turn_based: Whether agents wait for one another.
-        phases: How many steps make one step of the environment: 2 where adversaries answer before agents do.
-            Episodes begin with the first of them.
+        phases: Number of steps that make one step of the environment: 2 where adversaries answer before
+            agents do. Episodes begin with the first of them.
         keeps_final_states: To be set before playing, if `final_state` is going to be asked. Some environments
             have no state when they are over.
         may_idle: Whether there are steps at which no agent of a copy must act, because the environment has
@@ -168,45 +168,35 @@ class BatchedEnvWrapper(BatchedEnv):
         self.env.keeps_final_states = keeps
 
     def reset(self, *, seed: int) -> dict[str, Tensor]:
-        """See `BatchedEnv.reset`."""
         return self.env.reset(seed=seed)
 
     def step(self, actions: Mapping[str, Tensor]) -> BatchedStep:
-        """See `BatchedEnv.step`."""
         return self.env.step(actions)
 
     @property
     def active(self) -> dict[str, Tensor]:
-        """See `BatchedEnv.active`."""
         return self.env.active
 
     @property
     def action_mask(self) -> dict[str, Tensor | None]:
-        """See `BatchedEnv.action_mask`."""
         return self.env.action_mask
 
     def state(self) -> Tensor:
-        """See `BatchedEnv.state`."""
         return self.env.state()
 
     def final_state(self) -> Tensor:
-        """See `BatchedEnv.final_state`."""
         return self.env.final_state()
 
     def draw(self, copy: int = 0) -> NDArray[np.uint8]:
-        """See `BatchedEnv.draw`."""
         return self.env.draw(copy)
 
     def get_state(self) -> Mapping[str, Any]:
-        """See `BatchedEnv.get_state`."""
         return self.env.get_state()
 
     def set_state(self, state: Mapping[str, Any]) -> None:
-        """See `BatchedEnv.set_state`."""
         self.env.set_state(state)
 
     def close(self) -> None:
-        """See `BatchedEnv.close`."""
         self.env.close()
 
 

@@ -109,12 +109,10 @@ class CentralBatch(BatchedEnvWrapper):
         self.observation_spaces = {a: _unbounded(flat_size(box) + width) for a, box in boxes.items()}
 
     def reset(self, *, seed: int) -> dict[str, Tensor]:
-        """See `BatchedEnv.reset`."""
         obs = self.env.reset(seed=seed)
         return _beside(obs, _side_by_side(obs) if self._joint else _flat(self.env.state()))
 
     def step(self, actions: Mapping[str, Tensor]) -> BatchedStep:
-        """See `BatchedEnv.step`."""
         step = self.env.step(actions)
         ended = {agent: step.terminations[agent] | step.truncations[agent] for agent in step.obs}
         if self.device.type == "cpu" and not any(bool(end.any()) for end in ended.values()):
@@ -182,7 +180,7 @@ def own_boxes(by_agent: Mapping[str, spaces.Space[Any]]) -> dict[str, spaces.Box
 
 
 def flat_size(box: spaces.Box) -> int:
-    """How many numbers an element has."""
+    """The number of values in an element."""
     return int(np.prod(box.shape))
 
 

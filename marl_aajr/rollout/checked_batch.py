@@ -17,7 +17,7 @@ from marl_aajr.rollout.faults import EnvironmentFault
 from marl_aajr.rollout.fragments import ModuleFragment
 
 Where = Callable[[int, int], int]
-"""Which step of its episode step `t` of copy `e` is, from 1."""
+"""From step `t` of copy `e` to its number in its episode, from 1."""
 
 
 class CheckedBatch:
@@ -25,7 +25,7 @@ class CheckedBatch:
 
     Args:
         env: The batch.
-        name: What faults call it.
+        name: Its name in faults.
     """
 
     def __init__(self, env: BatchedEnv, name: str) -> None:
@@ -39,22 +39,12 @@ class CheckedBatch:
         self._each = dict.fromkeys(self._obs, torch.Size((env.num_envs,)))
 
     def reset(self, *, seed: int) -> dict[str, Tensor]:
-        """See `BatchedEnv.reset`.
-
-        Raises:
-            EnvironmentFault: The batch breaks its contract.
-        """
         self._steps = 0
         obs = self._call(lambda: self._env.reset(seed=seed))
         self._check("observation", obs, self._obs)
         return obs
 
     def step(self, actions: Mapping[str, Tensor]) -> BatchedStep:
-        """See `BatchedEnv.step`.
-
-        Raises:
-            EnvironmentFault: The batch breaks its contract.
-        """
         self._steps += 1
         step = self._call(lambda: self._env.step(actions))
         self._check("observation", step.obs, self._obs)
@@ -68,7 +58,7 @@ class CheckedBatch:
         """Looks for numbers that are not finite.
 
         Args:
-            parts: What was collected.
+            parts: The collected columns.
             lead: Rows before the first step.
             where: Finds the step to blame.
 

@@ -36,7 +36,7 @@ class Episodes(NamedTuple):
 
 
 class EpisodeLog:
-    """What the episodes in progress have earned so far, on the CPU.
+    """The returns so far of the episodes in progress, on the CPU.
 
     Args:
         agents: A, the number of agents.
@@ -56,7 +56,7 @@ class EpisodeLog:
             kept.zero_()
 
     def position(self, over: Tensor, t: int, e: int) -> int:
-        """Which step of its episode step `t` of those that come next is in copy `e`, from 1.
+        """The number in its episode, from 1, of the coming step `t` in copy `e`.
 
         Args:
             over: `[T, E]` bool, where episodes end in those steps.
@@ -104,7 +104,10 @@ class EpisodeLog:
 
 
 class RolloutPolicies(Protocol):
-    """Who decides. Rows that no agent acts on hold zeros (and legal everything); their answer is ignored."""
+    """The policies that decide.
+
+    Rows that no agent acts on hold zeros (and legal everything); the answer to them is ignored.
+    """
 
     def filter_obs(self, module: str, obs: Tensor, rows: Tensor | None) -> Tensor:
         """Observations `[N, ...]` as the module sees them; only `rows [N]` (None: all) are real."""
@@ -161,8 +164,8 @@ class Collector:
     Args:
         env: The copies.
         module_of: Module of each agent.
-        policies: Who decides.
-        name: What faults call the environment.
+        policies: The policies of all modules.
+        name: Name of the environment in faults.
     """
 
     def __init__(
@@ -250,7 +253,7 @@ class Collector:
         return step
 
     def _decide(self, group: AgentGroup, head: StepInputs) -> Decision:
-        """What a module decides; where nobody is asked, whatever it decided last."""
+        """The decision of a module; where nobody is asked, its last one."""
         latest = self._latest.get(group.module)
         # With a memory, a decision tells the state before it.
         if head.none_acts and latest is not None and latest.state is None:
@@ -288,7 +291,7 @@ class Collector:
 
 
 def _acted(parts: Collection[ModuleFragment], lead: int) -> Tensor | None:
-    """Who acted in the steps after the leading row, `[T, A, E]`; None: everybody."""
+    """Whether each agent acted in the steps after the leading row, `[T, A, E]`; None: everybody."""
     if all(part.acts is None for part in parts):
         return None
     everybody = [part.terminated.new_ones(part.terminated.shape) for part in parts]

@@ -28,13 +28,13 @@ def check_batched_env(
 
     Args:
         build: Builds a batch of so many copies; equal batches every time.
-        steps: How long to play; more than an episode, so that resets are seen.
+        steps: Number of steps to play; more than an episode, so that resets are seen.
         seed: Of the batches and of the random actions.
         saves: Whether the batch can be saved; if not, `get_state` must say so.
         final_states: Whether a batch that has states has them when an episode is over, too.
 
     Raises:
-        AssertionError: What was promised and not kept, with the agent.
+        AssertionError: A broken promise of the contract, with the agent.
     """
 
     def make(num_envs: int) -> BatchedEnv:

@@ -37,7 +37,7 @@ def restore(state: bytes, like: Any) -> Any:
     """The object in its state.
 
     Args:
-        state: What `save` said. It is a pickle: from a source that you would run code from.
+        state: Result of `save`. It is a pickle: from a source that you would run code from.
         like: An object that was built alike; it lends what a state does not hold.
     """
     writer = _Writer(io.BytesIO())

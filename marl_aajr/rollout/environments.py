@@ -38,7 +38,7 @@ ENTRY_POINTS = "marl_aajr.envs"
 
 @dataclass(frozen=True)
 class EnvironmentSpec:
-    """Which environment, with which arguments; picklable, so that it travels to Ray workers.
+    """The name and arguments of an environment; picklable, so that it travels to Ray workers.
 
     Attributes:
         name: Entry point, PettingZoo registry id or import path.
@@ -62,7 +62,7 @@ class EnvironmentSpec:
         return game_of(_build(self.name, factory, defaults, self.kwargs), name=self.name)
 
     def factory(self) -> tuple[Factory, dict[str, Any]]:
-        """What builds the environment, and all arguments that it is called with.
+        """The environment's factory, and all arguments that it is called with.
 
         Raises:
             ValueError: If the name is unknown or a package is missing.
@@ -111,9 +111,9 @@ def make_batch(spec: EnvironmentSpec, num_envs: int, *, device: torch.device | s
     otherwise they are E environments stepped one after the other (`PettingZooBatch`).
 
     Args:
-        spec: Which environment.
+        spec: The environment.
         num_envs: E.
-        device: Where the tensors live.
+        device: Device of the tensors.
 
     Raises:
         ValueError: If the environment cannot be built or has no array form.
@@ -247,7 +247,7 @@ def _build(name: str, factory: Factory, defaults: Mapping[str, Any], kwargs: Map
 
 
 def _innermost(factory: Factory) -> Factory:
-    """What a factory of the form `def env(**kwargs)` passes its arguments to, to list them.
+    """The function to which a factory of the form `def env(**kwargs)` passes its arguments.
 
     PettingZoo's factories wrap each other in closures, by convention under these names.
     """

@@ -47,7 +47,7 @@ def load(path: str) -> Factory:
 
 
 def factory_of(found: Any, path: str) -> Factory:
-    """What builds the environment: the callable itself, or `parallel_env` or `env` of a module.
+    """The environment factory: the callable itself, or `parallel_env` or `env` of a module.
 
     Raises:
         ValueError: If there is no such thing.
@@ -82,7 +82,9 @@ def explain_import_error(module_name: str, error: ImportError) -> str:
     if not isinstance(error, ModuleNotFoundError) or not missing:
         return f"importing {module_name} failed: {error}"
     if not f"{module_name}.".startswith(f"{missing}."):
-        return f"{module_name} needs the module {missing}: {_installation(module_name, missing)}"
+        family = re.match(r"pettingzoo\.(\w+)\.", module_name)
+        wanted = f'"pettingzoo[{family[1]}]"' if family else missing.partition(".")[0]
+        return f"{module_name} needs the module {missing}: pip install {wanted}"
     parent, _, leaf = missing.rpartition(".")
     if not parent:
         return (
@@ -90,12 +92,6 @@ def explain_import_error(module_name: str, error: ImportError) -> str:
             "that holds it on PYTHONPATH"
         )
     return _no_such_module(parent, leaf)
-
-
-def _installation(module_name: str, missing: str) -> str:
-    family = re.match(r"pettingzoo\.(\w+)\.", module_name)
-    wanted = f'"pettingzoo[{family[1]}]"' if family else missing.partition(".")[0]
-    return f"pip install {wanted}"
 
 
 def _no_such_module(parent: str, leaf: str) -> str:

@@ -1,4 +1,4 @@
-"""What a sampling call leaves: columns `[T, G, E, ...]` instead of episodes.
+"""The result of a sampling call: columns `[T, G, E, ...]` instead of episodes.
 
 T steps, E copies of the environment, G agents that share a module. Every column is one tensor, so a fragment
 travels to another process as a handful of arrays, and advantages are a loop over T alone.
@@ -28,7 +28,7 @@ def map_tree(function: Callable[[Any], Any], tree: Tree) -> Tree:
 
 @dataclass(frozen=True)
 class ModuleFragment:
-    """What the agents of one module saw, did and earned.
+    """The observations, actions and rewards of the agents of one module.
 
     Observations are as the module sees them (normalised where a filter is on), actions as it chose them
     (before they are mapped to the bounds of the space).
@@ -116,7 +116,7 @@ def _to_tensor(value: Any) -> Any:
 
 @dataclass(frozen=True)
 class Fragment:
-    """What E copies of an environment went through in T steps, by module.
+    """T steps of E copies of an environment, by module.
 
     It answers the questions that RLlib asks of its episodes: `env_steps`, `agent_steps` and its
     length, by which RLlib shares data out among learners and counts minibatches.
@@ -126,7 +126,7 @@ class Fragment:
         num_envs: E.
         steps: T, the steps that the batch took.
         episode_over: `[T, E]` bool.
-        phases: How many of them make one step of the environment.
+        phases: Number of steps that make one step of the environment.
     """
 
     modules: dict[str, ModuleFragment]

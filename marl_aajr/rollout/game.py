@@ -23,14 +23,14 @@ __all__ = ["EnvironmentFault", "Game", "GameStep"]
 
 
 class GameStep(NamedTuple):
-    """What a game answers to a reset or to actions.
+    """The answer of a game to a reset or to actions.
 
     An agent is in `obs` when it must act next, or when it has just ended (its last observation, which
     bootstraps a truncated value). The other dicts have an entry for each agent that is told something.
 
     Attributes:
         obs: Observations by agent.
-        rewards: What each agent earned since its last observation; 0 after a reset.
+        rewards: Reward of each agent since its last observation; 0 after a reset.
         terminations: True for agents that reached a terminal state in this turn.
         truncations: True for agents that were cut off in this turn, for example by a time limit.
         infos: Whatever the environment adds.
@@ -55,13 +55,13 @@ class Game(ABC):
 
     Args:
         env: A PettingZoo environment with `possible_agents`.
-        name: What faults and messages call it.
+        name: Its name in faults and messages.
 
     Attributes:
         possible_agents: Every agent that may appear, in the environment's order.
         observation_spaces: Space of each possible agent.
         action_spaces: Space of each possible agent.
-        copy: Which of several copies this is, for faults; None where there is one.
+        copy: Index of this copy among several, for faults; None where there is one.
         teams: The team of each possible agent; scores are per team.
         state_space: Space of the global states; None where the environment declares none.
 
@@ -95,7 +95,7 @@ class Game(ABC):
 
     @property
     def render_mode(self) -> str | None:
-        """How the environment was asked to draw itself."""
+        """The environment's mode of drawing itself."""
         return getattr(self.env, "render_mode", None)
 
     @property
@@ -196,7 +196,7 @@ class Game(ABC):
 
     @property
     def label(self) -> str:
-        """What faults call it."""
+        """The name of the game in faults."""
         return f"environment {self.name}" + ("" if self.copy is None else f", copy {self.copy}")
 
     def render(self) -> Any:

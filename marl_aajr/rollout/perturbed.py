@@ -43,10 +43,10 @@ def loss(rewards: Mapping[str, Tensor], team: Sequence[str], *, adversaries: int
 
 @dataclass(frozen=True)
 class Perturb:
-    """How the adversaries' actions change what agents see.
+    """The change that the adversaries' actions make to the agents' observations.
 
     Attributes:
-        actions: What the actions mean.
+        actions: Meaning of the actions.
         perturbations: Δ, in units of the environment's observations.
         policies: The agents' present policies, from the environment's observations `[E, d]`; of `pa-ad` only.
     """
@@ -73,8 +73,8 @@ class PerturbedBatch(BatchedEnvWrapper):
 
     Attributes:
         env: The environment.
-        perturb: How the adversaries' actions change observations; None: not at all. To be set before playing,
-            and again whenever it changes.
+        perturb: Change of observations by the adversaries' actions; None: no change. To be set before
+            playing, and again whenever it changes.
         attacked: The attacked agents.
 
     Raises:
@@ -99,18 +99,15 @@ class PerturbedBatch(BatchedEnvWrapper):
         self._last: dict[str, Tensor] = {}
 
     def reset(self, *, seed: int) -> dict[str, Tensor]:
-        """See `BatchedEnv.reset`."""
         obs = self.env.reset(seed=seed)
         self._last = {agent: torch.zeros_like(obs[agent]) for agent in self.attacked}
         return self._to_adversaries(obs)
 
     def step(self, actions: Mapping[str, Tensor]) -> BatchedStep:
-        """See `BatchedEnv.step`."""
         return self._perturb(actions) if self._seen is None else self._play(actions)
 
     @property
     def active(self) -> dict[str, Tensor]:
-        """See `BatchedEnv.active`."""
         active, chosen = self.env.active, self._seen is not None
         agents = {a: who if chosen else torch.zeros_like(who) for a, who in active.items()}
         return agents | {
@@ -119,18 +116,15 @@ class PerturbedBatch(BatchedEnvWrapper):
 
     @property
     def action_mask(self) -> dict[str, Tensor | None]:
-        """See `BatchedEnv.action_mask`."""
         masks = self.env.action_mask
         if self._seen is None:
             masks = {agent: None if mask is None else torch.ones_like(mask) for agent, mask in masks.items()}
         return masks | dict.fromkeys(map(adversary_of, self.attacked))
 
     def get_state(self) -> Mapping[str, Any]:
-        """See `BatchedEnv.get_state`; the set is no part of it."""
         return {"env": self.env.get_state(), "true": self._true, "seen": self._seen, "last": self._last}
 
     def set_state(self, state: Mapping[str, Any]) -> None:
-        """See `BatchedEnv.set_state`."""
         self.env.set_state(state["env"])
         self._true, self._seen, self._last = state["true"], state["seen"], state["last"]
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from copy import deepcopy
 from typing import Any
 
 import numpy as np
@@ -27,9 +28,9 @@ class PettingZooBatch(BatchedEnv):
     neither on how many others there are nor on how long their episodes last.
 
     Args:
-        spec: Which environment.
+        spec: The environment.
         num_envs: E, at least 1.
-        device: Where the tensors live.
+        device: Device of the tensors.
 
     Raises:
         ValueError: If the environment cannot be built, or an agent's observations or actions are no
@@ -69,7 +70,6 @@ class PettingZooBatch(BatchedEnv):
         self._seed = 0
 
     def reset(self, *, seed: int) -> dict[str, Tensor]:
-        """See `BatchedEnv.reset`."""
         self._seed, self._episodes = seed, [0] * self.num_envs
         self._clear()
         obs = self._blank()
@@ -78,7 +78,6 @@ class PettingZooBatch(BatchedEnv):
         return self._tensors(obs)
 
     def step(self, actions: Mapping[str, Tensor]) -> BatchedStep:
-        """See `BatchedEnv.step`."""
         rows = {agent: self._rows(agent, given) for agent, given in actions.items()}
         agents, copies = len(self.possible_agents), self.num_envs
         rewards = np.zeros((agents, copies), np.float32)
@@ -118,23 +117,19 @@ class PettingZooBatch(BatchedEnv):
 
     @property
     def active(self) -> dict[str, Tensor]:
-        """See `BatchedEnv.active`."""
         return self._by_agent(self._active)
 
     @property
     def action_mask(self) -> dict[str, Tensor | None]:
-        """See `BatchedEnv.action_mask`."""
         return {
             agent: None if mask is None else torch.from_numpy(mask).to(self.device)
             for agent, mask in self._masks.items()
         }
 
     def state(self) -> Tensor:
-        """See `BatchedEnv.state`."""
         return torch.from_numpy(np.stack([game.state() for game in self._games])).to(self.device)
 
     def final_state(self) -> Tensor:
-        """See `BatchedEnv.final_state`."""
         if self._final_states is None or not self.keeps_final_states:
             return super().final_state()
         return torch.from_numpy(self._final_states.copy()).to(self.device)
@@ -155,7 +150,6 @@ class PettingZooBatch(BatchedEnv):
         return picture[..., :3]
 
     def get_state(self) -> dict[str, Any]:
-        """See `BatchedEnv.get_state`, and `marl_aajr.rollout.environment_state` for what it can hold."""
         if not any(self._episodes):
             raise ValueError("expected reset before get_state; call reset(seed=...)")
         return {
@@ -164,11 +158,10 @@ class PettingZooBatch(BatchedEnv):
             "episodes": list(self._episodes),
             "acting": list(self._acting),
             "active": self._active.copy(),
-            "masks": {agent: None if mask is None else mask.copy() for agent, mask in self._masks.items()},
+            "masks": deepcopy(self._masks),
         }
 
     def set_state(self, state: Mapping[str, Any]) -> None:
-        """See `BatchedEnv.set_state`."""
         active, games = state["active"], state["games"]
         if active.shape != self._active.shape or tuple(state["masks"]) != self.possible_agents:
             raise ValueError(
@@ -179,10 +172,9 @@ class PettingZooBatch(BatchedEnv):
             game.set_state(saved)
         self._seed, self._episodes, self._acting = state["seed"], [*state["episodes"]], [*state["acting"]]
         self._active = active.copy()
-        self._masks = {agent: None if mask is None else mask.copy() for agent, mask in state["masks"].items()}
+        self._masks = deepcopy(state["masks"])
 
     def close(self) -> None:
-        """See `BatchedEnv.close`."""
         for game in self._games:
             game.close()
 

@@ -59,7 +59,7 @@ class ParallelGame(Game):
         return self.env.step(actions)
 
     def _change(self, turn: GameStep, obs: Mapping[str, Any], infos: Mapping[str, Any]) -> None:
-        """Who acts next when somebody has ended or appeared."""
+        """Updates the acting agents when somebody has ended or appeared."""
         listed = set(self.env.agents)
         vanished = [a for a in self._acting if a not in listed and a not in self._ended]
         if vanished:
@@ -156,7 +156,7 @@ def game_of(env: Any, *, name: str) -> Game:
 
     Args:
         env: An AECEnv or a ParallelEnv.
-        name: What faults and messages call it.
+        name: Its name in faults and messages.
 
     Raises:
         ValueError: If it is neither.

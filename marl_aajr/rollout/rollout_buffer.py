@@ -26,7 +26,7 @@ def stacked(by_agent: Mapping[str, Tensor | None], agents: tuple[str, ...]) -> T
 
 
 class Decision(NamedTuple):
-    """What one module does in one step, for N = G · E rows, agent by agent.
+    """The decision of one module in one step, for N = G · E rows, agent by agent.
 
     Attributes:
         actions: `[N, ...]` as the module chose them; these are trained on.
@@ -44,7 +44,7 @@ class Decision(NamedTuple):
 
 
 class StepInputs(NamedTuple):
-    """What the agents of a module see now: `[G, E, ...]`.
+    """The current observations of the agents of a module: `[G, E, ...]`.
 
     Attributes:
         obs: Observations.
@@ -147,7 +147,7 @@ class RolloutBuffer:
         self._all_act = True
 
     def write(self, t: int, head: StepInputs, decision: Decision) -> None:
-        """What was seen and decided in step `t`."""
+        """Writes the observations and decisions of step `t`."""
         shape = head.acts.shape
         if not self._columns:
             self._allocate(t, head, decision)
@@ -159,7 +159,7 @@ class RolloutBuffer:
             self._remember(t, head, map_tree(lambda x: x.view(*shape, *x.shape[1:]), decision.state))
 
     def outcome(self, t: int, step: BatchedStep) -> None:
-        """What came of step `t`."""
+        """Writes the outcome of step `t`."""
         columns, agents = self._columns, self._agents
         columns["rewards"][t] = stacked(step.rewards, agents)
         columns["terminated"][t] = stacked(step.terminations, agents)
@@ -171,7 +171,7 @@ class RolloutBuffer:
         """The fragment.
 
         Args:
-            head: What follows its last step.
+            head: The observations after its last step.
             filter_obs: Observations `[K, ...]` as the module sees them.
         """
         self._see(self._steps, head)

@@ -63,8 +63,8 @@ def sequence_rows(
     """The sequences of one module in some fragments; see `marl_aajr.rollout.postprocessing.training_rows`.
 
     Args:
-        fragments: What the runners returned.
-        module: Whose rows.
+        fragments: The runners' fragments.
+        module: The module of the rows.
         critic: The values of the module that is trained.
         initial_state: Of one agent at the beginning of an episode.
         length: L, the module's longest sequence.

@@ -45,7 +45,7 @@ def teams_of(env: Any, agents: Sequence[str]) -> dict[str, str]:
 
 
 def choose_agents(teams: Mapping[str, str], team: str | None, agents: Collection[str] | None) -> list[str]:
-    """Who is lied to: the named agents, or everybody on the team.
+    """The agents under attack: the named ones, or everybody on the team.
 
     Raises:
         ValueError: an agent that is not there, or agents of several teams.

@@ -61,7 +61,7 @@ def register_creator(name: str, creator: Callable[..., Any]) -> None:
 
 
 def registered_creator(name: str) -> Any:
-    """What was given to `register_env` under a name; None if nothing was."""
+    """The creator that `register_env` got under a name; None if it got none."""
     known = _global_registry.contains(ENV_CREATOR, name)
     return _global_registry.get(ENV_CREATOR, name) if known else None
 

@@ -63,7 +63,7 @@ def check_gradients_are_served(learner: type[TorchLearner]) -> None:
 
 
 def learner_index(learner: Learner) -> int:
-    """Which of the learners this is."""
+    """The index of this learner among all of them."""
     return int(learner._learner_index)
 
 
@@ -76,7 +76,7 @@ def in_step(learner: TorchLearner) -> bool:
 
 
 def keep_thread_errors(learner: TorchLearner) -> list[Exception]:
-    """Where the errors of a learner's own thread will be found.
+    """The place in which a learner's own thread leaves its errors.
 
     IMPALA and APPO update in a thread. An error there ends it, and `update` waits for its results for ever.
     With this the thread goes on, and does nothing any more.
@@ -101,7 +101,7 @@ _COEFFICIENTS = ("curr_kl_coeffs_per_module", "curr_log_alpha")
 
 
 def adapted(learner: TorchLearner) -> dict[str, dict[str, float]]:
-    """What a learner has adapted and leaves out of its state: by name and module."""
+    """The adapted values that a learner leaves out of its state, by name and module."""
     values = {
         name: {module_id: float(tensor) for module_id, tensor in getattr(learner, name).items()}
         for name in _COEFFICIENTS
@@ -142,7 +142,7 @@ def plain_optimization(config: AlgorithmConfig) -> bool:
 
 
 def train_batch(learner: Learner, training_data: TrainingData) -> MultiAgentBatch:
-    """What the learner is to train on: through its connectors, on its device, without frozen modules."""
+    """The learner's train batch: through its connectors, on its device, without frozen modules."""
     training_data.validate()
     training_data.solve_refs()
     batch = learner._make_batch_if_necessary(training_data=training_data)
@@ -163,7 +163,7 @@ def begin_update(learner: Learner) -> None:
 
 
 def log_trained(learner: Learner, batch: MultiAgentBatch, *, size: int, minibatches: int) -> None:
-    """What RLlib logs of every minibatch, once for all of them."""
+    """Logs once for all minibatches the values that RLlib logs for each."""
     learner._log_metrics(batch=batch)
     log = learner.metrics.log_value
     for module_id in batch.policy_batches:
@@ -180,7 +180,7 @@ def log_trained(learner: Learner, batch: MultiAgentBatch, *, size: int, minibatc
 
 
 def current_entropy_coeff(learner: PPOTorchLearner, module_id: str) -> float:
-    """What the schedule of a module's entropy bonus has come to."""
+    """The current coefficient of a module's entropy bonus."""
     return float(learner.entropy_coeff_schedulers_per_module[module_id].get_current_value())
 
 

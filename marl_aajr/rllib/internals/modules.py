@@ -30,7 +30,7 @@ from marl_aajr.victims.recurrent import Recurrent
 
 
 def actor_forward(module: TorchRLModule) -> tuple[Callable[[dict[str, Any]], Tensor], bool]:
-    """How to get a module's distribution inputs from a train batch, and whether it reads OBS alone.
+    """A function from a train batch to a module's distribution inputs, and whether it reads OBS alone.
 
     RLlib's default PPO module runs its critic in every `forward_train`, and its SAC module five more
     networks. The inner maximisation calls the policy several times per minibatch and needs the actor only,

@@ -52,7 +52,7 @@ class OpenEnvRunner(MultiAgentEnvRunner):
 
     @property
     def first_seed(self) -> int | None:
-        """What the next first reset is seeded with; None: nothing."""
+        """The seed of the next first reset; None: it is not seeded."""
         return self._seed
 
     @first_seed.setter
@@ -61,7 +61,7 @@ class OpenEnvRunner(MultiAgentEnvRunner):
 
     @property
     def place(self) -> torch.device:
-        """Where the modules act."""
+        """The device on which the modules compute actions."""
         return self._device
 
     @place.setter
@@ -124,7 +124,7 @@ class OpenEnvRunner(MultiAgentEnvRunner):
         random_actions: bool = False,
         force_reset: bool = False,
     ) -> list[Any]:
-        """What `sample` is to return, after it has filled in what it was not told."""
+        """The result of `sample`, which fills in the arguments that its caller left out."""
         return super()._sample(
             num_timesteps=num_timesteps,
             num_episodes=num_episodes,

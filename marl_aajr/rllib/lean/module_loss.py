@@ -49,7 +49,7 @@ def minibatches(
     so that the same seed gives the same minibatches as RLlib's learner.
 
     Args:
-        rows: How many each module has, at least 1.
+        rows: Number of rows of each module, at least 1.
         size: Rows of each module in a minibatch.
         epochs: Passes over the rows.
         shuffle: Whether to.
@@ -63,7 +63,7 @@ def minibatches(
 
 
 def needed(rows: int, *, size: int, epochs: int) -> int:
-    """How many minibatches it takes to go through `rows` that many times."""
+    """The number of minibatches that go through `rows` that many times."""
     return -(-epochs * rows // size)
 
 
@@ -116,8 +116,8 @@ class ModuleLoss:
         module: The unwrapped module.
 
     Attributes:
-        distribution: What the module's outputs parametrise; None: not one of ours, and only RLlib's own loss
-            can serve.
+        distribution: The distribution of the module's outputs; None: not one of ours, and only RLlib's own
+            loss can serve.
     """
 
     def __init__(self, module: TorchRLModule) -> None:
@@ -147,7 +147,7 @@ class ModuleLoss:
         return {Columns.ACTION_DIST_INPUTS: actor(obs), VALUES: critic(critic_obs).squeeze(-1)}
 
     def _read(self, obs: Any) -> tuple[Tensor, Tensor]:
-        """What the actor and the critic read of a batch of observations."""
+        """The inputs of the actor and the critic from a batch of observations."""
         if not isinstance(self._module, FlatActorCritic):
             return obs, obs
         own, _ = split(obs)
@@ -166,7 +166,7 @@ class ModuleLoss:
 
         Args:
             batch: The minibatch.
-            fwd_out: What the forward pass said of it.
+            fwd_out: Output of the forward pass on the minibatch.
             coefficients: Of the loss.
             kl_coefficient: Weight of `KL(π_old ‖ π)`; None: no such term.
             report: Whether to measure.

@@ -39,7 +39,7 @@ class PPOCoefficients:
 
 @dataclass(frozen=True)
 class PPORows:
-    """What the loss needs of N samples.
+    """The columns of N samples that the loss reads.
 
     Attributes:
         inputs: `[N, m]`, of the policy that is trained; differentiable.
@@ -69,7 +69,7 @@ def ppo_loss(distribution: ActionDistribution, rows: PPORows, coefficients: PPOC
     `ρ = exp(log π(a) − log π_old(a))` (Schulman et al. 2017, arXiv:1707.06347, eq. 7 and 9).
 
     Args:
-        distribution: What the inputs parametrise.
+        distribution: The distribution whose parameters the inputs are.
         rows: The samples; of none, the loss is 0.
         coefficients: The numbers above.
 
@@ -210,7 +210,7 @@ class PlainGradient:
         actor: Observations to distribution inputs; layers behind the last linear one (a Gaussian's log σ) are
             left to autograd.
         critic: Observations to values `[N, 1]`.
-        distribution: What the inputs parametrise.
+        distribution: The distribution whose parameters the inputs are.
     """
 
     def __init__(self, actor: nn.Sequential, critic: nn.Sequential, distribution: ActionDistribution) -> None:

@@ -174,7 +174,7 @@ def actor_of(module: TorchRLModule) -> nn.Sequential | None:
 
 
 def _critic_only(module: TorchRLModule) -> tuple[str, ...]:
-    """What a module declares of a Dict observation: the keys that its critic alone reads."""
+    """The keys of a Dict observation that, as the module declares, its critic alone reads."""
     return tuple(getattr(module, "critic_only", ()))
 
 

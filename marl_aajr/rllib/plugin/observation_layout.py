@@ -1,4 +1,4 @@
-"""Which numbers of an observation an adversary may move, and how they become one vector.
+"""The numbers of an observation that an adversary may move, gathered into one vector.
 
 A leaf of a nested (Dict, Tuple) observation is named by its path, `camera/depth` or `1/position`; a name
 also stands for everything below it, so `camera` means all leaves of that part.
@@ -24,7 +24,7 @@ Leaves = Collection[str]
 
 @dataclass(frozen=True)
 class ObservationLayout:
-    """Where the perturbed leaves of an observation are.
+    """The places of the perturbed leaves in an observation.
 
     They become one vector in the order of the structure, whatever the order in which they were named: keys of
     dicts sorted, elements of tuples as they come, each leaf row by row. `mask`, `scale`, `low` and
@@ -34,7 +34,7 @@ class ObservationLayout:
         structure: An observation batch of the same nesting.
         chosen: Number of each perturbed leaf among all leaves.
         shapes: Its shape without the leading dimensions.
-        lead: How many dimensions of a leaf are rows, 2 for recurrent modules.
+        lead: Number of leading dimensions of a leaf that are rows, 2 for recurrent modules.
     """
 
     structure: Any
@@ -48,7 +48,7 @@ class ObservationLayout:
 
         Args:
             obs: Nested tensors `[B, ...]`, or `[B, T, ...]`.
-            lead_dims: How many dimensions are rows.
+            lead_dims: Number of leading dimensions that are rows.
             leaves: Names of the leaves to perturb; None: all of floating-point numbers that are no action
                 masks.
 

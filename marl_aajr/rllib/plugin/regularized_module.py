@@ -34,7 +34,7 @@ from marl_aajr.rllib.plugin.module_policy import (
 
 @dataclass(frozen=True)
 class Report:
-    """What there is to say of one update.
+    """The report of one update.
 
     Attributes:
         metrics: numbers by name; names that end in `_max` or `_min` are extremes, `nonfinite` counts.
@@ -93,7 +93,7 @@ class Regularized:
         self._origin: str | None = None
 
     def term(self, sample: Sample, loss: Tensor, *, timestep: float, key: str) -> Tensor:
-        """What to add to the loss of one minibatch.
+        """The term that is added to the loss of one minibatch.
 
         Args:
             sample: the minibatch.

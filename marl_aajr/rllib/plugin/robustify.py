@@ -103,7 +103,7 @@ def _per_module(
 
 
 REGULARIZERS_KEY = "marl_aajr_regularizers"
-"""Where `robustify` leaves the regularizers in `config.learner_config_dict`."""
+"""The key of the regularizers in `config.learner_config_dict`."""
 
 STATE_KEY = "marl_aajr"
 

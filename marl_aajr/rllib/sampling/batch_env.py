@@ -23,12 +23,12 @@ BatchFactory = Callable[[int, torch.device], BatchedEnv]
 
 @dataclass(frozen=True)
 class BatchCreator:
-    """What stands behind the registered name: one environment, or many copies as a batch.
+    """The creator behind a registered name: of one environment, or of many copies as a batch.
 
     Attributes:
         source: A specification, or a function that builds batches.
         time_limits_terminate: See `marl_aajr.rllib.sampling.env.PettingZooEnv`.
-        device: Where the copies are and where actions are computed; None: where RLlib puts the env runner.
+        device: Device of the copies and of the modules that act; None: RLlib's choice for the env runner.
         critic: See `marl_aajr.rllib.sampling.env.PettingZooEnv`.
     """
 
@@ -39,7 +39,7 @@ class BatchCreator:
 
     @property
     def name(self) -> str:
-        """What faults call it."""
+        """The name of the environment in faults."""
         return getattr(self.source, "name", getattr(self.source, "__qualname__", "env"))
 
     def __call__(self, config: Mapping[str, Any]) -> PettingZooEnv:
@@ -117,11 +117,11 @@ class BatchSpaces:
         return [self]
 
     def get_observation_space(self, agent: str) -> gym.Space[Any]:
-        """What a module sees of this agent."""
+        """The space of a module's input for this agent."""
         return self._observation[agent]
 
     def get_action_space(self, agent: str) -> gym.Space[Any]:
-        """What this agent may do."""
+        """The space of this agent's actions."""
         return self.batch.action_spaces[agent]
 
     def close(self) -> None:
@@ -154,14 +154,10 @@ def module_of_agents(
             raise ValueError(f"expected a module for each agent, got none for {', '.join(missing)}")
         return {agent: mapping[agent] for agent in agents}
     try:
-        return {agent: _ask(mapping, agent) for agent in agents}
+        return {agent: str(mapping(agent, None)) for agent in agents}
     except Exception as error:
         raise ValueError(
             "expected a policy_mapping_fn that maps each agent to one module whatever the episode, got one "
             f"that raised {type(error).__name__} ({error}) when it was called without an episode; use "
             "RLlib's env runner for agents that change modules"
         ) from error
-
-
-def _ask(mapping: Callable[..., Any], agent: str) -> str:
-    return str(mapping(agent, None))

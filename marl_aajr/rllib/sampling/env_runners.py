@@ -85,7 +85,7 @@ _STEPS_AT_ONCE = 32
 
 @dataclass(frozen=True)
 class EpisodeTally:
-    """What `sample(num_episodes=...)` returns: episodes are counted and measured, not kept."""
+    """The result of `sample(num_episodes=...)`: episodes are counted and measured, not kept."""
 
     steps: int
     agents_steps: int

@@ -61,8 +61,8 @@ def fast(
         lean: Make the updates of RLlib's PPO learner with less overhead (`LeanPPOTorchLearner`). A learner
             class of your own stays as it is. (Of several learners, RLlib's own wait for ever where one has no
             row of a module that others have; the lean ones and those of `robustify` stop and say so.)
-        device: Where the copies live and actions are computed; None: where RLlib puts the env runner.
-        critic: What modules find in their observations beside the agent's own, for centralised critics
+        device: Device of the copies and of the modules that act; None: RLlib's choice for the env runner.
+        critic: The part of observations beside the agent's own, for centralised critics
             (`marl_aajr.rllib.networks`): nothing (`"own"`), the `"joint"` observation, the `"state"`.
 
     Returns:

@@ -50,7 +50,7 @@ class ModulePolicies:
         normalize_actions: RLlib's setting: bounded Box actions are mapped from [−1, 1] to their bounds.
         clip_actions: RLlib's setting: otherwise, Box actions are clipped to their bounds.
         observe: The observation filter, if there is one.
-        device: Where observations are and actions are computed.
+        device: Device of the observations, on which actions are computed.
 
     Attributes:
         module: RLlib's modules; to be set before the first step.
@@ -83,12 +83,10 @@ class ModulePolicies:
         self.timestep = 0
 
     def filter_obs(self, module: str, obs: Tensor, rows: Tensor | None) -> Tensor:
-        """See `RolloutPolicies.filter_obs`."""
         return obs if self._observe is None else self._observe(module, obs, rows)
 
     @torch.no_grad()
     def act(self, module: str, obs: Tensor, mask: Tensor | None, rows: Tensor | None) -> Decision:
-        """See `RolloutPolicies.act`."""
         if self.random:
             return self._draw_at_random(module, obs, mask)
         actor = self._actor(module)
@@ -97,11 +95,9 @@ class ModulePolicies:
         return Decision(actions, self._to_env[module](actions), log_probs, inputs, state)
 
     def sequence_length(self, module: str) -> int | None:
-        """See `RolloutPolicies.sequence_length`."""
         return self._actor(module).sequence_length
 
     def begin_episodes(self, episode_over: Tensor) -> None:
-        """See `RolloutPolicies.begin_episodes`."""
         for _, actor in self._actors.values():
             actor.begin_episodes(episode_over)
 
@@ -130,7 +126,7 @@ class ModulePolicies:
 
 
 class _ModuleActor:
-    """How one module decides."""
+    """One module with its recurrent state and its action distribution."""
 
     def __init__(self, module: TorchRLModule, name: str, space: gym.Space[Any]) -> None:
         self._module = module
@@ -142,7 +138,7 @@ class _ModuleActor:
     def forward(
         self, obs: Tensor, mask: Tensor | None, rows: Tensor | None, policies: ModulePolicies
     ) -> tuple[dict[str, Any], Tree | None]:
-        """What the module's forward pass says, and the recurrent state before it."""
+        """The output of the module's forward pass, and the recurrent state before it."""
         if self.sequence_length is None:
             return self._forward(self._batch(obs, mask), policies), None
         before = self._memory

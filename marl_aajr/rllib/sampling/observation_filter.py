@@ -189,7 +189,7 @@ def filtered_shape(space: gym.Space[Any]) -> tuple[int, ...]:
 
 
 def _filtered(obs: Any) -> NDArray[Any]:
-    """What is normalised of an observation."""
+    """The part of an observation that is normalised."""
     if not isinstance(obs, dict):
         return np.asarray(obs)
     own = obs["observation"]
@@ -247,8 +247,8 @@ class BatchFilter:
     """A normaliser's statistics, on a device for the length of a sampling call.
 
     Args:
-        normalizer: Where the statistics come from and go to.
-        device: Where the observations are.
+        normalizer: The connector that the statistics come from and go to.
+        device: Device of the observations.
     """
 
     def __init__(self, normalizer: ObservationNormalizer, device: torch.device) -> None:
