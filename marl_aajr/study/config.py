@@ -46,7 +46,7 @@ Grid = dict[str, Values]
 
 
 class Space(Section):
-    """What tuning draws one setting from.
+    """The range or the choices that tuning draws one setting from.
 
     Attributes:
         low: least value.

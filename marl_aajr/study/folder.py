@@ -41,7 +41,7 @@ _LOCK_SECONDS = 60.0
 
 
 class EvaluatedRuns:
-    """Which runs of a study have been evaluated, and by what: one small file for each, beside the runs.
+    """The record of the runs that have been evaluated, and how: one small file for each, beside the runs.
 
     Args:
         path: the folder of these files.
@@ -97,8 +97,7 @@ class EvaluatedRuns:
                     file.unlink(missing_ok=True)
 
     def _read(self, run: StudyRun) -> dict[str, Any] | None:
-        file = self.note_file(run)
-        return dict(json.loads(file.read_text(encoding="utf-8"))) if file.is_file() else None
+        return _json_object(self.note_file(run))
 
 
 def evaluated_by(node: Node) -> dict[str, Any]:
@@ -175,8 +174,7 @@ class StudyFolder:
 
     def read_tuning(self, variant: Variant, name: str) -> dict[str, Any] | None:
         """A file of the search for a variant's settings; None: it is not there."""
-        file = self.tuning / variant.name / name
-        return dict(json.loads(file.read_text(encoding="utf-8"))) if file.is_file() else None
+        return _json_object(self.tuning / variant.name / name)
 
     def tuned(self, study: StudyConfig) -> dict[str, Settings]:
         """By variant: the settings that won, of every search that is finished."""
@@ -214,6 +212,11 @@ class StudyFolder:
             yield
         finally:
             self._lock.release()
+
+
+def _json_object(file: Path) -> dict[str, Any] | None:
+    """The content of a JSON file; None: it is not there."""
+    return dict(json.loads(file.read_text(encoding="utf-8"))) if file.is_file() else None
 
 
 def run_exists(directory: RunDirectory) -> bool:

@@ -78,7 +78,9 @@ def graph(study: StudyConfig, runs: Sequence[StudyRun], suite: Suite | None) -> 
     nodes = {run.name: Node(run.name, run) for run in runs}
     surrogates = _surrogates(study, runs) if study.evaluation.transfer else {}
     for run in runs:
-        trained = [_adversary(run, entry) for entry in study.adversaries]
+        trained = [
+            Node(f"{run.name}/{entry.name}", run, (run.name,), adversary=entry) for entry in study.adversaries
+        ]
         nodes |= {node.name: node for node in trained}
         if suite is None:
             continue
@@ -95,7 +97,8 @@ def graph(study: StudyConfig, runs: Sequence[StudyRun], suite: Suite | None) -> 
             surrogate=surrogate,
             faced=study.adversaries,
         )
-    return _victims_first(nodes)
+    order: tuple[Kind, ...] = ("train", "adversary", "evaluate")
+    return dict(sorted(nodes.items(), key=lambda item: order.index(item[1].kind)))
 
 
 def chosen(nodes: Mapping[str, Node], pattern: str | None) -> dict[str, Node]:
@@ -126,15 +129,6 @@ def stranded(nodes: Mapping[str, Node], failed: Collection[str]) -> set[str]:
         if lost & set(node.needs):
             lost.add(node.name)
     return lost - set(failed)
-
-
-def _adversary(run: StudyRun, entry: AdversaryRequest) -> Node:
-    return Node(f"{run.name}/{entry.name}", run, (run.name,), adversary=entry)
-
-
-def _victims_first(nodes: Mapping[str, Node]) -> dict[str, Node]:
-    order: tuple[Kind, ...] = ("train", "adversary", "evaluate")
-    return dict(sorted(nodes.items(), key=lambda item: order.index(item[1].kind)))
 
 
 def _surrogates(study: StudyConfig, runs: Sequence[StudyRun]) -> dict[str, StudyRun]:

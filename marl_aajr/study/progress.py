@@ -1,4 +1,4 @@
-"""How far a study is, node by node, and how long the rest will take.
+"""The progress of a study, node by node, and the time that the rest will take.
 
 The times come from what the study has measured so far, else from figures that are called assumed.
 """
@@ -27,7 +27,7 @@ OnEvent = Callable[[dict[str, Any]], None]
 
 @dataclass
 class NodeProgress:
-    """How far one node is.
+    """The progress of one node.
 
     Attributes:
         node: the node.
@@ -67,7 +67,7 @@ class NodeProgress:
 
 @dataclass
 class GridProgress:
-    """How far all nodes of a study are.
+    """The progress of all nodes of a study.
 
     Attributes:
         nodes: by name.

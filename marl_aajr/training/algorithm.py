@@ -131,7 +131,7 @@ def _set_method(result: AlgorithmConfig, config: RunConfig, mapping: PolicyMappi
         result.learners(learner_class=resumable_learner_class(result.learner_class))
         return
     offers: frozenset[Need] = EVERYTHING
-    if config.model.critic != "own":  # a centralised critic does not judge an observation alone
+    if config.model.critic != "own":  # a centralised critic does not evaluate an observation alone
         offers -= {"critic"}
     if config.algorithm != "ppo":  # the losses of APPO and IMPALA are not taken row by row
         offers -= {"policy_loss", "advantages"}

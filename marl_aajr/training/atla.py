@@ -88,7 +88,7 @@ class ATLA:
 
     @property
     def actions(self) -> AdversaryActions:
-        """What the adversaries' actions mean."""
+        """The meaning of the adversaries' actions."""
         ascent = {"steps": self.steps, "step_size": self.step_size}
         return adversary_actions(self.adversary, **(ascent if self.adversary == "pa-ad" else {}))
 

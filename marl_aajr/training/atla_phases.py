@@ -96,7 +96,7 @@ class ATLAPhases:
 
 @dataclass(frozen=True)
 class ATLAPhase:
-    """What one iteration trains, and under which perturbations.
+    """The modules that one iteration trains, and the perturbations that it trains them under.
 
     Attributes:
         run: The two sides.

@@ -1,4 +1,4 @@
-"""What one run is: every setting of a training run, with its default here and nowhere else.
+"""The configuration of a run: every setting, with its default here and nowhere else.
 
 `config.yaml` of a run directory is one of these with all defaults written out, so that a run means the same
 after a default has changed.
@@ -109,7 +109,7 @@ class PPOSettings(Section):
 
 
 class Resources(Section):
-    """What the run asks of Ray.
+    """The processes, processors and GPUs that the run asks Ray for.
 
     Attributes:
         env_runners: processes that sample; 0: the main process samples.

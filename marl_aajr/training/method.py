@@ -1,4 +1,4 @@
-"""How a run makes its policies robust: a method by name, with its settings."""
+"""The method by which a run makes its policies robust: its name and its settings."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ NO_METHOD = "none"
 """The method that adds nothing: plain PPO."""
 
 METHODS: dict[str, type[Regularizer] | type[ATLA]] = {**REGULARIZERS, ATLA.name: ATLA}
-"""What a policy can be made robust by, each with a `summary`."""
+"""The methods that can make a policy robust, each with a `summary`."""
 
 
 class MethodConfig(BaseModel):
-    """How the policy is made robust; the method's own settings stand beside these two.
+    """The method that makes the policy robust; the method's own settings stand beside these two.
 
     Attributes:
         name: method that makes the policy robust: a name of `list methods`.
