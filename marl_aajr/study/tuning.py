@@ -131,11 +131,12 @@ def replay(study: StudyConfig, folder: StudyFolder, progress: GridProgress) -> N
 
 def budgets(study: StudyConfig, folder: StudyFolder) -> list[Tuning]:
     """The effort that was spent on every method, for the report."""
+    if study.tune is None:
+        return []
     found = []
-    for variant in variants(study) if study.tune is not None else ():
+    for variant in variants(study):
         decisions = folder.decisions(variant)
         if decisions is not None:
-            assert study.tune is not None
             found.append(
                 Tuning(
                     method=variant.name.removeprefix(f"{variant.environment.title}-"),

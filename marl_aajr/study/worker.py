@@ -32,6 +32,7 @@ from marl_aajr.study.graph import Node
 from marl_aajr.study.storage import Storage
 from marl_aajr.training.cluster import other_versions, software
 from marl_aajr.training.fields import differences
+from marl_aajr.training.metrics import flat
 from marl_aajr.training.trainer import train
 
 _REPORT_SECONDS = 1.0
@@ -167,17 +168,6 @@ class _Reporter:
         if due:
             self._last = now
         return due
-
-
-def flat(record: Mapping[str, Any], prefix: str = "") -> dict[str, float]:
-    """The numbers of a line of `metrics.jsonl`, under names that W&B and MLflow take."""
-    found: dict[str, float] = {}
-    for key, value in record.items():
-        if isinstance(value, Mapping):
-            found |= flat(value, f"{prefix}{key}/")
-        elif value is not None:
-            found[f"{prefix}{key}"] = value
-    return found
 
 
 def _perform(node: Node, location: StudyLocation, reporter: _Reporter) -> None:

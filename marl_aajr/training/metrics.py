@@ -116,17 +116,21 @@ class Curves:
 
     def add(self, record: Mapping[str, Any]) -> None:
         """Add one iteration: `return_mean`, `team_returns/<team>`, `modules/<id>/<name>` and so on."""
-        for tag, value in _tags(record):
-            self._writer.add_scalar(tag, value, record["env_steps"])
+        for tag, value in flat(record).items():
+            if tag not in ("iteration", "env_steps"):
+                self._writer.add_scalar(tag, value, record["env_steps"])
         self._writer.flush()
 
     def close(self) -> None:
         self._writer.close()
 
 
-def _tags(record: Mapping[str, Any], prefix: str = "") -> Iterable[tuple[str, float]]:
+def flat(record: Mapping[str, Any], prefix: str = "") -> dict[str, float]:
+    """The numbers of a record, under names that TensorBoard, W&B and MLflow take: `modules/<id>/<name>`."""
+    found: dict[str, float] = {}
     for key, value in record.items():
         if isinstance(value, Mapping):
-            yield from _tags(value, f"{prefix}{key}/")
-        elif value is not None and key not in ("iteration", "env_steps"):
-            yield f"{prefix}{key}", float(value)
+            found |= flat(value, f"{prefix}{key}/")
+        elif value is not None:
+            found[f"{prefix}{key}"] = value
+    return found
