@@ -23,6 +23,8 @@ Where = Callable[[int, int], int]
 class CheckedBatch:
     """A batch whose faults are raised with the names of batch and agent, the copy and the step.
 
+    `reset` and `step` are those of `BatchedEnv`, and raise `EnvironmentFault` where it breaks its contract.
+
     Args:
         env: The batch.
         name: Its name in faults.

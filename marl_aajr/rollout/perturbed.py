@@ -122,6 +122,7 @@ class PerturbedBatch(BatchedEnvWrapper):
         return masks | dict.fromkeys(map(adversary_of, self.attacked))
 
     def get_state(self) -> Mapping[str, Any]:
+        """The state of the environment and of the step; the set `perturb` is no part of it."""
         return {"env": self.env.get_state(), "true": self._true, "seen": self._seen, "last": self._last}
 
     def set_state(self, state: Mapping[str, Any]) -> None:

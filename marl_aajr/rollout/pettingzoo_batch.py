@@ -150,6 +150,7 @@ class PettingZooBatch(BatchedEnv):
         return picture[..., :3]
 
     def get_state(self) -> dict[str, Any]:
+        """The state of all games; `marl_aajr.rollout.environment_state` says what it can hold."""
         if not any(self._episodes):
             raise ValueError("expected reset before get_state; call reset(seed=...)")
         return {
