@@ -61,11 +61,11 @@ def compare(
     """Build the report, and print its headline or its numbers."""
     from rich.console import Console
 
-    from marl_aajr.report import compare_each, load_run, write_page
+    from marl_aajr.report import compare_each, write_page
     from marl_aajr.report.scores import check_references
 
     references = _references(reference or ())
-    comparisons = compare_each([load_run(run) for run in runs])
+    comparisons = compare_each(runs)
     check_references(references, [comparison.task for comparison in comparisons])
     page = write_page(comparisons, out, title=title, references=references, film=film)
     if as_json:

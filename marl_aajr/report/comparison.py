@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import combinations
+from pathlib import Path
 from typing import Any
 
 from marl_aajr.evaluation.outcomes import Outcome
@@ -13,7 +14,7 @@ from marl_aajr.evaluation.result import Check
 from marl_aajr.report.common_protocol import CommonProtocol, Evidence, RunResults, gather
 from marl_aajr.report.conditions import Condition, Omission, Task, by_task, unlimited
 from marl_aajr.report.estimates import Estimate, over_episodes, over_runs
-from marl_aajr.report.methods import EvaluatedRun, Method, by_method
+from marl_aajr.report.methods import EvaluatedRun, Method, by_method, load_run
 from marl_aajr.report.statistics import area_under_curve
 
 
@@ -180,7 +181,7 @@ class Comparison:
         }
 
 
-def compare(records: Sequence[EvaluatedRun]) -> Comparison:
+def compare(runs: Sequence[EvaluatedRun | Path | str]) -> Comparison:
     """Compare the methods that the runs belong to.
 
     With at least two runs of a method its intervals are over runs (training seeds), by
@@ -188,23 +189,23 @@ def compare(records: Sequence[EvaluatedRun]) -> Comparison:
     nothing about another seed.
 
     Args:
-        records: finished, evaluated runs, in any order.
+        runs: finished, evaluated runs or their folders, in any order.
 
     Raises:
         ValueError: no runs, one seed of a method given twice, or runs evaluated on different
             environments, episodes, seeds or attacks.
     """
-    if not records:
+    if not runs:
         raise ValueError("expected at least one run, got none; name the run directories")
-    methods = by_method(records)
+    methods = by_method(_loaded(runs))
     evidence = gather([run for method in methods for run in method.runs])
     kinds = [k for k in evidence.results[0].others if all(k in run.others for run in evidence.results)]
     remaining = iter(evidence.results)
     rows = []
     for method in methods:
-        runs = tuple(next(remaining) for _ in method.runs)
-        others = {kind: _row(method, [run.others[kind] for run in runs], evidence) for kind in kinds}
-        rows.append(replace(_row(method, runs, evidence), others=others))
+        results = tuple(next(remaining) for _ in method.runs)
+        others = {kind: _row(method, [run.others[kind] for run in results], evidence) for kind in kinds}
+        rows.append(replace(_row(method, results, evidence), others=others))
     comparison = Comparison(tuple(rows), evidence.protocol, evidence.conditions, evidence.left_out)
     plain = comparison.plain
     if plain is None:
@@ -213,19 +214,24 @@ def compare(records: Sequence[EvaluatedRun]) -> Comparison:
     return replace(comparison, rows=tuple(priced))
 
 
-def compare_each(records: Sequence[EvaluatedRun]) -> tuple[Comparison, ...]:
+def compare_each(runs: Sequence[EvaluatedRun | Path | str]) -> tuple[Comparison, ...]:
     """One comparison for each environment, and for each side of it that was attacked; by name.
 
     Raises:
         ValueError: no runs, or runs of one environment that `compare` refuses.
     """
+    records = _loaded(runs)
     if not records:
         return (compare(records),)
     shown = by_task(records)
-    first, *others = (compare(runs) for runs in shown.values())
+    first, *others = (compare(members) for members in shown.values())
     every = {Task.of(evaluation) for run in records for evaluation in run.evaluations.values()}
     hidden = tuple(Omission(1, f"evaluations on {task}") for task in sorted(every - set(shown)))
     return replace(first, left_out=first.left_out + hidden), *others
+
+
+def _loaded(runs: Sequence[EvaluatedRun | Path | str]) -> list[EvaluatedRun]:
+    return [run if isinstance(run, EvaluatedRun) else load_run(run) for run in runs]
 
 
 def _row(method: Method, runs: Sequence[RunResults], evidence: Evidence) -> MethodRow:

@@ -19,7 +19,7 @@ from marl_aajr.report.cautions import FAILED, Notes, all_cautions, left_out_of_a
 from marl_aajr.report.comparison import Comparison, compare_each
 from marl_aajr.report.conditions import Task
 from marl_aajr.report.estimates import count, decimals_for, number
-from marl_aajr.report.methods import differences, load_run, shared
+from marl_aajr.report.methods import differences, shared
 from marl_aajr.report.scores import Reference, reference_of
 from marl_aajr.report.style import Legend, dark_colours
 from marl_aajr.report.verdict import headline, how_chosen, how_compared, verdict
@@ -61,7 +61,7 @@ def write_report(
     Example:
         >>> write_report(["runs/plain", "runs/robust"], "report.html", notes=Notes(cut=["seed 3"]))
     """
-    comparisons = compare_each([load_run(path) for path in runs])
+    comparisons = compare_each(runs)
     return write_page(comparisons, out, title=title, notes=notes, references=references, film=film)
 
 

@@ -6,6 +6,7 @@ python scripts/examples/train_and_compare.py
 from __future__ import annotations
 
 from marl_aajr import compare, evaluate, train
+from marl_aajr.report import headline, write_report
 
 STEPS = 8_000  # a real run takes 1,000,000
 
@@ -16,4 +17,6 @@ for method in ("none", "aajr"):
     print(f"{method}: {result.clean_return:.1f} without an attack")
     print(f"  under the worst one: {result.worst[-1].mean:.1f}")
 
-print(compare(["runs/none", "runs/aajr"], out="runs/report.html").headline)
+runs = ["runs/none", "runs/aajr"]
+print(headline(compare(runs)))
+print("The page:", write_report(runs, "runs/report.html"))
