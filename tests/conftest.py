@@ -1,12 +1,25 @@
-"""Ray, once for all tests that ask for it."""
+"""Ray, once for all tests that ask for it, and the marks by which `scripts/test --fast` chooses."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 import torch
+
+STARTS_RAY = ("cli", "cluster", "rllib", "study", "training")
+"""Folders whose tests start Ray, here or in processes of their own."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark as `ray` what starts it."""
+    for item in items:
+        fixtures = getattr(item, "fixturenames", ())
+        folder = item.path.relative_to(Path(__file__).parent).parts[0]
+        if folder in STARTS_RAY or "ray_session" in fixtures:
+            item.add_marker(pytest.mark.ray)
 
 
 @pytest.fixture(scope="session")

@@ -15,6 +15,8 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.slow
+
 DEMO = Path(__file__).parents[1] / "scripts" / "demo.py"
 
 STAND_IN = """#!{python}

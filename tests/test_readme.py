@@ -47,7 +47,7 @@ def run(words: list[str], folder: Path) -> str:
     return done.stdout
 
 
-pytestmark = pytest.mark.timeout(900)  # the first test waits for every command
+pytestmark = [pytest.mark.timeout(900), pytest.mark.slow]  # the first test waits for every command
 
 
 @pytest.fixture(scope="module")

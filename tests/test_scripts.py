@@ -13,6 +13,8 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[1]
 
 # A PEP 517 back end that needs nothing from an index: the "package" is three stand-ins for the tools.
@@ -192,6 +194,8 @@ def test_checks_all_run_and_the_exit_code_tells(project: Path) -> None:
     lines = [line for line in good.stdout.splitlines() if not line.startswith("==")]
     in_parallel = "--numprocesses 2 --dist loadfile"
     assert lines == ["ruff check", "ruff format --check", "mypy", f"pytest {in_parallel} -k some name"]
+    fast = run(test, "--fast", "tests/core").stdout.splitlines()[-1]
+    assert fast == f"pytest {in_parallel} -m not ray and not slow tests/core"
     assert run(test, pytest_CODE="3").returncode == 3
     bad = run(test, mypy_CODE="1")
     assert bad.returncode == 1

@@ -43,6 +43,7 @@ class SmallLogits(Regularizer):
 config = (
     PPOConfig()
     .environment(register("simple_spread_v3"))
+    .env_runners(num_env_runners=0)
     .multi_agent(policies={"team"}, policy_mapping_fn=lambda agent, *_, **__: "team")
     .training(train_batch_size_per_learner=1000, minibatch_size=500, num_epochs=2)
 )

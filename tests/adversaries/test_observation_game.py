@@ -49,6 +49,7 @@ def threat(victim: Victim, folder: Path, **settings: Any) -> ObservationThreat:
     [(SPREAD, "sa-rl", True), (SPREAD, "pa-ad", False), (CIRCLE, "sa-rl", False), (CIRCLE, "pa-ad", True)],
     ids=["spread-joint", "spread-each", "circle-each", "circle-joint"],
 )
+@pytest.mark.slow
 def test_the_game_keeps_the_contract(spec: Any, kind: str, joint: bool, tmp_path: Path) -> None:
     game = threat(team(spec), tmp_path, kind=kind, joint=joint, norm="l2", actions="sampled")
     check_batched_env(game.build, steps=20 if spec is SPREAD else 45)
@@ -152,6 +153,7 @@ class TestMemory:
 
 @pytest.mark.parametrize("kind", ["sa-rl", "pa-ad"])
 @pytest.mark.parametrize("joint", [False, True], ids=["each", "joint"])
+@pytest.mark.slow
 def test_a_warm_start_does_what_pgd_does(kind: str, joint: bool, tmp_path: Path) -> None:
     """As an ascent through the victim, or as the actions that PGD made likeliest."""
     sharp = network(5, 12)

@@ -58,6 +58,7 @@ class Shove(Attack):
 
 @pytest.mark.parametrize("distribution", DISTRIBUTIONS, ids=str)
 @pytest.mark.parametrize("name", SETS)
+@pytest.mark.slow
 def test_every_attack_stays_in_its_set_and_is_not_weaker_than_nothing(
     distribution: ActionDistribution, name: str
 ) -> None:
@@ -73,6 +74,7 @@ def test_every_attack_stays_in_its_set_and_is_not_weaker_than_nothing(
 
 
 @pytest.mark.parametrize("distribution", DISTRIBUTIONS, ids=str)
+@pytest.mark.slow
 def test_blocks_of_rows_do_not_change_an_attack(
     distribution: ActionDistribution, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -35,6 +35,7 @@ def maker(name: str, **options: Any) -> Callable[[int], BatchedEnv]:
 
 @pytest.mark.parametrize("device", DEVICES, ids=str)
 @pytest.mark.parametrize(("name", "options"), VARIANTS, ids=[f"{n}-{o}" for n, o in VARIANTS])
+@pytest.mark.slow
 def test_the_contract_holds(name: str, options: dict[str, Any], device: torch.device) -> None:
     check_batched_env(maker(name, device=device, **options), steps=25)
 

@@ -14,6 +14,8 @@ from torch import Tensor
 
 from marl_aajr.rollout.batched_env import BatchedStep
 
+pytestmark = pytest.mark.slow
+
 Game = dict[str, Any]
 
 

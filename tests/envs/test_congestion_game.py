@@ -18,6 +18,8 @@ import torch
 from marl_aajr.envs.congestion_v0 import costs, equilibrium, optimum, social_cost
 from torch import Tensor
 
+pytestmark = pytest.mark.slow
+
 POWERS = [0.5, 1.0, 2.0, 4.0]
 
 

@@ -61,6 +61,7 @@ def test_a_run_alone_in_another_environment_adds_no_section(tmp_path: Path) -> N
     assert len(compare_each([wide])) == 2
 
 
+@pytest.mark.slow
 def test_the_page_has_a_section_per_environment_and_one_over_all(tmp_path: Path) -> None:
     text = write_report(grid(tmp_path), tmp_path / "r.html").read_text()
     page = Page(text)

@@ -170,6 +170,7 @@ def test_several_modules_and_two_teams_have_panels_of_their_own(tmp_path: Path) 
     assert "Side: adversary" in text
 
 
+@pytest.mark.slow
 def test_the_same_runs_give_the_same_bytes_in_any_order(tmp_path: Path) -> None:
     paths = usual(tmp_path)
     assert build(tmp_path, paths) == build(tmp_path, paths[::-1])
@@ -191,6 +192,7 @@ def test_a_command_of_a_study_stands_for_all(tmp_path: Path) -> None:
     assert "marl-aajr train" not in text
 
 
+@pytest.mark.slow
 def test_the_file_is_replaced_whole_or_left_alone(tmp_path: Path) -> None:
     paths = usual(tmp_path)
     out = tmp_path / "new" / "folder" / "report.html"
