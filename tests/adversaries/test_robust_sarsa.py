@@ -15,6 +15,8 @@ from marl_aajr.rollout.environments import make_batch
 from tests.evaluation.players import moves, sign_reader, signs, team
 from tests.networks import generator, observations
 
+pytestmark = pytest.mark.slow
+
 
 class TestWatching:
     def test_every_decision_becomes_one_transition(self) -> None:

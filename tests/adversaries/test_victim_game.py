@@ -16,6 +16,8 @@ from marl_aajr.victims import Victim
 from tests.adversaries.games import replaced
 from tests.evaluation.players import network, team
 
+pytestmark = pytest.mark.slow
+
 GAMES: list[tuple[str, dict[str, Any], str, tuple[str, ...], int]] = [
     ("marl_aajr.envs.simple_spread_v3", {"max_cycles": 7}, "team", ("agent_1",), 20),
     ("marl_aajr.envs.simple_spread_v3", {"max_cycles": 7}, "team", ("agent_0", "agent_2"), 20),

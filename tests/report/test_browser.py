@@ -22,10 +22,13 @@ FLAGS = (
     "--disable-component-update --disable-sync"
 )
 
-pytestmark = pytest.mark.skipif(
-    CHROMIUM is None or DRIVER is None,
-    reason="needs a browser: apt-get install chromium chromium-driver",
-)
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(
+        CHROMIUM is None or DRIVER is None,
+        reason="needs a browser: apt-get install chromium chromium-driver",
+    ),
+]
 
 WIDE = """return [document.documentElement.scrollWidth, document.documentElement.clientWidth]"""
 

@@ -11,6 +11,8 @@ from marl_aajr.report.cautions import Notes, all_cautions
 from tests.report.factory import TAG, config, evaluation, grid, runs_of, write_run
 from tests.report.test_page import Page
 
+pytestmark = pytest.mark.slow
+
 SIDES = {"adversary_0": "adversary", "agent_0": "good"}
 
 

@@ -15,6 +15,8 @@ from marl_aajr.report.films import film
 from marl_aajr.rollout.environments import EnvironmentSpec, resolve
 from tests.evaluation.players import signs, team
 
+pytestmark = pytest.mark.slow
+
 ARRAYS = resolve("marl_aajr.envs.simple_spread_v3", {"max_cycles": 6})
 MPE2 = resolve("simple_spread_v3", {"max_cycles": 6})
 

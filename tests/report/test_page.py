@@ -11,6 +11,8 @@ import pytest
 from marl_aajr.report import Notes, write_report
 from tests.report.factory import config, evaluation, evaluation_file, write_method, write_run
 
+pytestmark = pytest.mark.slow
+
 OUTLINE = [
     "Can this be believed?",
     "In short",

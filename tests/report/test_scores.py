@@ -11,6 +11,8 @@ from marl_aajr.report import Reference, compare, compare_each, load_run
 from marl_aajr.report.scores import headline_of_scores, reference_of, summarise
 from tests.report.factory import grid, runs_of
 
+pytestmark = pytest.mark.slow
+
 
 class TestOverEnvironments:
     """Scores by hand: floor 0 and target 10 in one, the same game shifted by 100 in the other."""
