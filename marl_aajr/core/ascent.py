@@ -203,7 +203,7 @@ class _Climb:
     def run(
         self, path: Tensor, slopes: Tensor, *, last: Last, noise: Callable[[int], Tensor] | None
     ) -> Tensor:
-        """Fill in δ_1 … of `path` and v_0 … v_{K−1} from δ_0; v_K where it is asked for, else any v_t."""
+        """Fill in δ_1 … of `path` and v_0 … v_{K−1} of `slopes`; return v_K if `last` asks for it."""
         for t, delta in enumerate(path[: len(slopes)]):
             slopes[t] = self.look(delta)
             if t + 1 < len(path):
@@ -218,7 +218,7 @@ class _Climb:
         return slopes[-1]
 
     def look(self, delta: Tensor) -> Tensor:
-        """v_t at δ_t; g(δ_t) is recorded."""
+        """The slope v_t = M ∇g(δ_t); g(δ_t) is recorded."""
         value, gradient = value_and_gradient(self.g, self.obs, delta, mask=self.mask)
         if self.check:
             t = len(self.values)
@@ -232,7 +232,7 @@ class _Climb:
         return gradient if self.preconditioner is None else gradient * self.preconditioner
 
     def move(self, delta: Tensor, v: Tensor) -> Tensor:
-        """δ_{t+1}."""
+        """The next perturbation δ_{t+1} = Π_Δ(δ_t + η · step(v_t))."""
         unit = _unit_move(self.step, v, self.preconditioner)
         if isinstance(self.step_size, str):
             return self._search(delta, unit)

@@ -65,9 +65,9 @@ def evaluate(
     victims and checkpoints in a folder beside theirs, `…-evaluations`. The same evaluation again replaces its
     file. Adversaries that a run's evaluation trains are kept in the run.
 
-    Torch has one thread until the end; `workers` take more cores. Unless their number is given there are
-    none within a task of Ray, and else as many as there are cores, from when on what is left would take this
-    process more than 20 seconds. Ray is started where it is not running.
+    Torch has one thread until the end; more cores are used by `workers`. If their number is not given, this
+    process plays alone within a task of Ray; elsewhere as many workers as there are cores take over as soon
+    as the rest would take it more than 20 seconds. Ray is started where it is not running.
 
     Args:
         victim: plays all agents; or the folder of a finished run, a saved victim or an RLlib checkpoint.
