@@ -15,6 +15,8 @@ from pathlib import Path
 import pytest
 from packaging.requirements import Requirement
 
+import marl_aajr
+
 pytestmark = pytest.mark.slow
 
 ROOT = Path(__file__).parents[1]
@@ -134,3 +136,12 @@ def test_every_requirement_is_pinned_inside_its_range(setup: configparser.Config
 def test_pins_name_no_index_no_path_and_no_local_build() -> None:
     lines = [line for line in (ROOT / "constraints.txt").read_text().splitlines() if not line.startswith("#")]
     assert [line for line in lines if not re.fullmatch(r"[A-Za-z0-9_.-]+==[A-Za-z0-9.]+", line)] == []
+
+
+def test_the_names_at_the_top_are_there_and_loaded_on_first_use() -> None:
+    assert all(hasattr(marl_aajr, name) for name in marl_aajr.__all__)
+    with pytest.raises(AttributeError, match="has no attribute 'nobody'"):
+        marl_aajr.nobody  # noqa: B018
+    script = "import sys, marl_aajr; print(*{'torch', 'ray'} & set(sys.modules))"
+    loaded = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert loaded.stdout.split() == []

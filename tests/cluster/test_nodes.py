@@ -22,6 +22,8 @@ from ray.cluster_utils import Cluster
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from marl_aajr import register
+from marl_aajr.rllib.internals.algorithms import registered_creator
 from marl_aajr.study.progress import GridProgress
 from marl_aajr.study.study import StudyPlan, prepare
 from marl_aajr.training.capacity import bundles, check_room
@@ -146,6 +148,15 @@ PATIENCE = 150.0
 
 
 LOST, BACK = "env_runners_lost", "env_runners_restarted"
+
+
+def test_environments_are_known_on_the_nodes_after_a_second_connection(cluster: Cluster) -> None:
+    """Ray itself goes on to register for the job of the first one."""
+    known = ray.remote(registered_creator)
+    for _ in range(2):
+        ray.shutdown()
+        connect(cluster)
+        assert ray.get(known.remote(register("simple_spread_v3")), timeout=60) is not None
 
 
 def test_a_run_goes_on_without_a_runner_and_without_a_node_until_there_are_others(

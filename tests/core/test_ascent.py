@@ -216,7 +216,10 @@ def test_rounding_noise_at_the_observation_itself_is_no_direction(rows: int) -> 
     obs = observations(dtype=torch.float32)[:rows]
     delta = BALL.sample(obs, generator=generator())
     delta[0] = torch.nextafter(torch.zeros(6), torch.ones(6))
-    trajectory = ascend(policy, obs, KL(), BALL, steps=2, step_size=0.1, start=delta)
+    outputs = policy(obs).detach()
+    last_bit = torch.nextafter(outputs, outputs + torch.tensor([1.0, -1.0, 1.0, -1.0, 1.0]))
+    elsewhere = Clean(last_bit)  # what another processor makes of the same observations
+    trajectory = ascend(policy, obs, KL(), BALL, steps=2, step_size=0.1, start=delta, clean=elsewhere)
     assert not trajectory.has_direction[:, 0].any()
     assert (trajectory.deltas[:, 0] == delta[0]).all()
     assert trajectory.has_direction[:, 1:].all()
