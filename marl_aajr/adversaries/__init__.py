@@ -5,7 +5,7 @@
     store            where the adversaries of a run are kept, how strong each is, how one is found again
     warm_start       an observation adversary begins with what PGD does
 
-    game             the game of frozen victims and learning adversaries, a `BatchedEnv`
+    victim_game      the game of frozen victims and learning adversaries, a `BatchedEnv`
     observation_game     adversaries that change what the victims observe (SA-RL, PA-AD)
     observation_adversaries  their observations, and which action is for which agent
     agent_game       adversaries that act: a traitor in the team, or the other side

@@ -14,8 +14,8 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from marl_aajr.adversaries.game import VictimGame, load_frozen
 from marl_aajr.adversaries.observation_adversaries import ObservationAdversaries
+from marl_aajr.adversaries.victim_game import VictimGame, load_frozen
 from marl_aajr.attacks import StrongPGD
 from marl_aajr.core.adversary_actions import AdversaryActions, adversary_actions
 from marl_aajr.core.threat import Norm, PerturbationSet

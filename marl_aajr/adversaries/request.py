@@ -28,8 +28,8 @@ from typing import Annotated, Any, Literal, Self, get_args
 from pydantic import AfterValidator, Field, model_validator
 
 from marl_aajr.adversaries.agent_game import agent_config
-from marl_aajr.adversaries.game import victim_folder
 from marl_aajr.adversaries.observation_game import GAME, ObservationThreat
+from marl_aajr.adversaries.victim_game import victim_folder
 from marl_aajr.core.threat import Norm
 from marl_aajr.rollout.environments import resolve
 from marl_aajr.rollout.teams import choose_agents

@@ -23,9 +23,9 @@ import torch
 from torch import Tensor
 
 from marl_aajr.adversaries.agent_game import AgentGame, AgentThreat
-from marl_aajr.adversaries.game import VictimGame
 from marl_aajr.adversaries.observation_game import GAME, ObservationGame, ObservationThreat, PGDGame
 from marl_aajr.adversaries.request import AdversaryRequest
+from marl_aajr.adversaries.victim_game import VictimGame
 from marl_aajr.core.seeds import Purpose, derived_seed
 from marl_aajr.rollout.batched_env import BatchedEnv
 from marl_aajr.rollout.environments import make_batch, resolve

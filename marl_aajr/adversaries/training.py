@@ -10,7 +10,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from marl_aajr.adversaries.game import victim_folder
 from marl_aajr.adversaries.observation_game import ObservationThreat
 from marl_aajr.adversaries.request import (
     ALTERNATIVES,
@@ -31,6 +30,7 @@ from marl_aajr.adversaries.store import (
     search_folder,
     unfinished_folder,
 )
+from marl_aajr.adversaries.victim_game import victim_folder
 from marl_aajr.adversaries.warm_start import warm_start
 from marl_aajr.core.numerics import one_torch_thread
 from marl_aajr.training.cluster import ray_for
