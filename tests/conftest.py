@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+import shlex
+import sys
+from collections.abc import Generator, Iterator
 from pathlib import Path
 
 import pytest
@@ -11,6 +13,11 @@ import torch
 
 STARTS_RAY = ("cli", "cluster", "rllib", "study", "training")
 """Folders whose tests start Ray, here or in processes of their own."""
+
+QUOTED_PYTHON = (
+    None if shlex.quote(sys.executable) == sys.executable else {"py_executable": shlex.quote(sys.executable)}
+)
+"""The runtime environment that Ray needs where the path of this Python has a space."""
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -20,6 +27,21 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         folder = item.path.relative_to(Path(__file__).parent).parts[0]
         if folder in STARTS_RAY or "ray_session" in fixtures:
             item.add_marker(pytest.mark.ray)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(
+    call: pytest.CallInfo[None],
+) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """After a timeout, show the end of Ray's own log, which says which process could not start, and why."""
+    report = yield
+    if (
+        call.excinfo
+        and "Timeout" in str(call.excinfo.value)
+        and (log := Path("/tmp/ray/session_latest/logs/raylet.err")).exists()
+    ):
+        report.sections.append((str(log), "\n".join(log.read_text(errors="replace").splitlines()[-20:])))
+    return report
 
 
 @pytest.fixture(scope="session")
@@ -47,4 +69,11 @@ def start_ray() -> None:
     os.environ["RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO"] = "0"
     import ray
 
-    ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
+    ray.init(
+        address="local",
+        num_cpus=2,
+        include_dashboard=False,
+        log_to_driver=False,
+        logging_level="ERROR",
+        runtime_env=QUOTED_PYTHON,
+    )

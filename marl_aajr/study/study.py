@@ -147,7 +147,7 @@ def _cluster_for(study: StudyConfig, source: YamlSource) -> Iterator[list[dict[s
     """
     with ExitStack() as stack:
         try:
-            stack.enter_context(ray_for(Resources(address=study.address)))
+            stack.enter_context(ray_for(Resources(address=study.address), own_environments=True))
         except ValueError as error:
             text = str(error).removeprefix("resources.")
             raise ValueError(f"{source.where(('address',))}: {text}") from None

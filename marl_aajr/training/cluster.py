@@ -25,9 +25,9 @@ from ray.exceptions import RayError
 from ray.util.placement_group import get_current_placement_group
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from marl_aajr import __version__
 from marl_aajr.training.capacity import check_room
 from marl_aajr.training.config import Resources
+from marl_aajr.version import __version__
 
 _CONNECT_SECONDS = 3.0
 
@@ -35,12 +35,17 @@ _NEEDLESS = b"has constructor arguments in the object store and max_restarts > 0
 
 
 @contextmanager
-def ray_for(resources: Resources) -> Iterator[None]:
+def ray_for(resources: Resources, *, own_environments: bool = False) -> Iterator[None]:
     """Ray within this block: the one this process uses, the one at `address`, or a new local one.
 
+    Args:
+        resources: where to run, and what a run needs.
+        own_environments: whether workers get a runtime environment of their own, as Tune's trials do.
+
     Raises:
-        ValueError: nothing answers at the address, the run needs more than the cluster has, or its nodes have
-            other versions of what matters than this process.
+        ValueError: nothing answers at the address, the run needs more than the cluster has, its nodes have
+            other versions of what matters than this process, or the Ray that this process uses cannot start
+            workers with a runtime environment.
     """
     started = not ray.is_initialized()
     rllib = logging.getLogger("ray.rllib")
@@ -52,6 +57,8 @@ def ray_for(resources: Resources) -> Iterator[None]:
             _check_reachable(address)
         if started:
             _start(address)
+        else:
+            _check_python_quoted(own_environments)
         check_room(resources)
         if address is not None or _several_nodes():
             check_nodes_match()
@@ -99,16 +106,30 @@ def _start(address: str | None) -> None:
                 configure_logging=True,
                 logging_level=logging.ERROR,
                 log_to_driver=False,
-                runtime_env=_quoted_python() if address is None else None,
+                runtime_env=_quoted_python(),
             )
     except (ConnectionError, RuntimeError, ValueError) as error:
         raise ValueError(f"cannot use Ray at {address or 'this machine'}: {_reason(error)}") from error
 
 
 def _quoted_python() -> dict[str, str] | None:
-    """Ray starts processes with an environment of their own, as Tune's, by a shell, and quotes nothing."""
+    """The interpreter for workers with a runtime environment: Ray starts them by a shell, and quotes nothing.
+
+    The nodes of a cluster then need it at this same path, as where they share a file system.
+    """
     quoted = shlex.quote(sys.executable)
     return None if quoted == sys.executable else {"py_executable": quoted}
+
+
+def _check_python_quoted(own_environments: bool) -> None:
+    """Refuse a Ray, started elsewhere in this process, that would wait for ever for workers."""
+    needed = _quoted_python()
+    environment = dict(ray.get_runtime_context().runtime_env)
+    if needed and "py_executable" not in environment and (own_environments or environment):
+        raise ValueError(
+            f"Ray cannot start workers with a runtime environment by {sys.executable}, which a shell would "
+            f"split; start it by ray.init(runtime_env={needed}), or move the virtual environment"
+        )
 
 
 @contextmanager

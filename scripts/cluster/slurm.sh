@@ -46,7 +46,7 @@ for node in "${nodes[@]:1}"; do
     on "$node" "$bin/ray" start --address="$RAY_ADDRESS" --num-cpus="$cpus" --block &
     ray_processes+=($!)
 done
-"$bin/python" - "${#nodes[@]}" <<'PYTHON'
+"$bin/python" - "${#nodes[@]}" <<'PYTHON' &
 import sys, time
 import ray
 
@@ -64,6 +64,14 @@ while (up := sum(node["Alive"] for node in ray.nodes())) < int(sys.argv[1]):
         sys.exit(f"error: {up} of {sys.argv[1]} nodes have joined after 300 s; see the lines above")
     time.sleep(1)
 PYTHON
+waiting=$!
+# Whatever ends first: the wait for all nodes, or a Ray that could not start.
+wait -n "$waiting" "${ray_processes[@]}" || true
+if kill "$waiting" 2>/dev/null; then
+    echo "error: Ray has ended on a node; see the lines above" >&2
+    exit 1
+fi
+wait "$waiting"
 
 # The run's folder is what follows --out; where there is a run, it is resumed.
 command=("$@")

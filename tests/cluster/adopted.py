@@ -13,10 +13,11 @@ from ray.rllib.env.wrappers.pettingzoo_env import ParallelPettingZooEnv
 from ray.tune.registry import register_env
 
 from marl_aajr import AAJR, robustify
+from tests.conftest import QUOTED_PYTHON
 
 
 def main(address: str, storage: str) -> None:
-    ray.init(address=address)
+    ray.init(address=address, runtime_env=QUOTED_PYTHON)
     register_env("spread", lambda _: ParallelPettingZooEnv(simple_spread_v3.parallel_env(N=2, max_cycles=10)))
     config = (
         PPOConfig()

@@ -13,7 +13,7 @@ import ray
 from ray._private.authentication.authentication_token_setup import maybe_enable_token_auth_if_token_available
 from ray.cluster_utils import Cluster
 
-from tests.conftest import start_ray
+from tests.conftest import QUOTED_PYTHON, start_ray
 
 SOON = {"health_check_initial_delay_ms": 0, "health_check_period_ms": 500}
 """A node that does not answer is given up after seconds; Ray waits longer."""
@@ -54,4 +54,4 @@ def nodes_with_one_processor(count: int, **head: Any) -> Iterator[Cluster]:
 
 def connect(cluster: Cluster) -> None:
     """Make this process the cluster's driver."""
-    ray.init(address=cluster.address, log_to_driver=False, logging_level="ERROR")
+    ray.init(address=cluster.address, log_to_driver=False, logging_level="ERROR", runtime_env=QUOTED_PYTHON)

@@ -93,3 +93,13 @@ def test_a_job_that_is_submitted_again_resumes(job: dict[str, str], tmp_path: Pa
     run.mkdir()
     (run / "config.yaml").touch()
     assert submit(job, *words).stdout == f"-m marl_aajr train --resume --out {run}\n"
+
+
+def test_a_job_ends_where_ray_cannot_start(job: dict[str, str], tmp_path: Path) -> None:
+    programs = tmp_path / "venv" / "bin"
+    programs.mkdir(parents=True)
+    write_program(programs / "ray", "#!/bin/sh\nexit 3\n")
+    write_program(programs / "python", "#!/bin/sh\nexec sleep 60\n")
+    done = submit(job | {"MARL_AAJR_VENV": str(programs.parent)}, "train")
+    assert done.returncode == 1
+    assert "error: Ray has ended on a node" in done.stderr
