@@ -9,7 +9,7 @@
                                           └────────► playing_networks   the layers by which they play
 
 `networks` has modules for action masks, images, integers and centralised critics. `internals/` holds every
-private name of RLlib that any of these touches. `old_stack_model` shows a model of the old stack as a policy.
+private name of RLlib that any of these touches.
 """
 
 from marl_aajr.rllib.old_stack import robustify_policy

@@ -1,41 +1,37 @@
 """The plug-in for RLlib's old API stack: a policy class with a regularizer in its loss.
 
 For those who still train policies there; everything else stays RLlib's. What is perturbed is what the network
-sees, after RLlib's filters and preprocessors.
+sees, after RLlib's filters and preprocessors. Recurrent state, previous actions and whatever else the model
+asks for are held fixed and follow the rows.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
+import gymnasium as gym
+import numpy as np
 import torch
+import tree
 from ray.rllib.algorithms.ppo.ppo_torch_policy import PPOTorchPolicy
-from ray.rllib.models.torch.torch_action_dist import (
-    TorchCategorical,
-    TorchDiagGaussian,
-    TorchMultiCategorical,
-)
+from ray.rllib.evaluation.postprocessing import Postprocessing
+from ray.rllib.models.modelv2 import restore_original_dimensions
+from ray.rllib.models.torch import torch_action_dist
+from ray.rllib.models.torch.torch_modelv2 import TorchModelV2
 from ray.rllib.policy.sample_batch import SampleBatch
+from torch import Tensor
 
-from marl_aajr.core.distributions import (
-    ActionDistribution,
-    Categorical,
-    DiagGaussian,
-    MultiCategorical,
-    from_space,
-)
+from marl_aajr.core.distributions import ActionDistribution, from_space
 from marl_aajr.core.jacobian import BACKENDS
 from marl_aajr.core.objectives import EVERYTHING
+from marl_aajr.core.policy import Policy
 from marl_aajr.regularizers.regularizer import Regularizer
-from marl_aajr.regularizers.sample import ppo_policy_loss
-from marl_aajr.rllib.old_stack_model import Features, model_sample, undisturbed
+from marl_aajr.regularizers.sample import Sample, ppo_policy_loss
+from marl_aajr.rllib.plugin.observation_layout import Leaves, ObservationLayout
 from marl_aajr.rllib.plugin.regularized_module import Regularized
-
-_RLLIB_CLASSES: dict[type[ActionDistribution], type] = {
-    Categorical: TorchCategorical,
-    MultiCategorical: TorchMultiCategorical,
-    DiagGaussian: TorchDiagGaussian,
-}
 
 STATE_KEY = "marl_aajr"
 _ADAPTED = ("entropy_coeff", "cur_lr")
@@ -91,15 +87,29 @@ class RobustPolicyMixin(PPOTorchPolicy):
         # RLlib's constructor tries the loss on a batch of zeros.
         self._regularized: Regularized | None = None
         super().__init__(observation_space, action_space, config)
-        self._timestep = 0
-        self._minibatches = 0
-        self._check()
-        features = Features.of(self.observation_space, self.regularizer.perturbed_leaves)
-        self._features = features.to(self.device)
+        self._timestep = self._minibatches = 0
+        if len(self.devices) > 1:
+            raise ValueError(
+                f"expected one device for a policy with a regularizer, got {len(self.devices)}; set num_gpus "
+                "to at most 1"
+            )
+        if self.model.is_time_major():
+            raise ValueError("expected a batch-major model, got a time-major one; set _time_major=False")
+        distribution = from_space(self.action_space)
+        # RLlib's have the names of ours.
+        expected = getattr(torch_action_dist, f"Torch{type(distribution).__name__}")
+        found: Any = getattr(self.dist_class, "func", self.dist_class)
+        if not issubclass(found, expected):
+            raise ValueError(
+                f"expected a policy with RLlib's {expected.__name__} for {self.action_space}, got "
+                f"{found.__name__}; leave this policy as it is"
+            )
+        places = open_features(self.observation_space, self.regularizer.perturbed_leaves)
+        self._places = places.to(self.device)
         self._regularized = Regularized(
             str(self.config.get("__policy_id")),
             self.regularizer,
-            self._distribution(),
+            distribution,
             offers=set(EVERYTHING),
             backends=BACKENDS,
         )
@@ -111,15 +121,38 @@ class RobustPolicyMixin(PPOTorchPolicy):
             return loss
         self._minibatches += 1
         with undisturbed(model):
-            sample = model_sample(
-                model,
-                train_batch,
-                features=self._features,
-                distribution=regularized.distribution,
-                policy_loss=ppo_policy_loss(self.config["clip_param"]),
-            )
+            sample = self.sample(model, train_batch, regularized.distribution)
             key = f"{self.config['seed']}/{self._minibatches}"
             return loss + regularized.term(sample, loss, timestep=self._timestep, key=key)
+
+    def sample(self, model: TorchModelV2, batch: SampleBatch, distribution: ActionDistribution) -> Sample:
+        """A train batch as a regularizer sees it; rows of recurrent models are padded sequences."""
+        memory = [name for name in batch if name.startswith("state_in_")]
+        state = {name: batch[name] for name in sorted(memory, key=lambda name: (len(name), name))}
+        names = {SampleBatch.OBS, *model.view_requirements} - {SampleBatch.SEQ_LENS}
+        given = {name: batch[name] for name in names if name in batch and not name.startswith("state_")}
+        columns = {name: column for name, column in given.items() if isinstance(column, Tensor)}
+        known = [batch[n] for n in (SampleBatch.ACTIONS, SampleBatch.ACTION_LOGP, Postprocessing.ADVANTAGES)]
+        mask = None
+        if state:
+            state[SampleBatch.SEQ_LENS] = lengths = batch[SampleBatch.SEQ_LENS]
+            shape = (len(lengths), len(known[0]) // len(lengths))
+            columns = {name: column.unflatten(0, shape) for name, column in columns.items()}
+            known = [column.unflatten(0, shape) for column in known]
+            mask = torch.arange(shape[1], device=lengths.device) < lengths.unsqueeze(-1)
+        policy = ModelPolicy(model, self._places, columns, state, distribution)
+        actions, log_probs, advantages = known
+        return Sample(
+            policy=policy,
+            obs=policy.obs,
+            outputs=policy(policy.obs),
+            mask=mask,
+            actions=actions,
+            log_probs=log_probs,
+            advantages=advantages,
+            policy_loss=ppo_policy_loss(self.config["clip_param"]),
+            values=ModelCritic(policy),
+        )
 
     def stats_fn(self, train_batch: SampleBatch) -> dict[str, Any]:
         stats = super().stats_fn(train_batch)
@@ -148,29 +181,120 @@ class RobustPolicyMixin(PPOTorchPolicy):
 
     def set_state(self, state: Any) -> None:
         super().set_state(state)
-        if (own := state.get(STATE_KEY)) is None:
+        if (own := state.get(STATE_KEY)) is None or self._regularized is None:
             return
-        assert self._regularized is not None
         self._timestep, self._minibatches = own["timestep"], own["minibatches"]
         for name, value in own["adapted"].items():
             setattr(self, name, value)
         self._regularized.state = {name: torch.as_tensor(value) for name, value in own["state"].items()}
 
-    def _check(self) -> None:
-        if len(self.devices) > 1:
-            raise ValueError(
-                f"expected one device for a policy with a regularizer, got {len(self.devices)}; set num_gpus "
-                "to at most 1"
-            )
-        if self.model.is_time_major():
-            raise ValueError("expected a batch-major model, got a time-major one; set _time_major=False")
 
-    def _distribution(self) -> ActionDistribution:
-        distribution = from_space(self.action_space)
-        found: Any = getattr(self.dist_class, "func", self.dist_class)
-        if not issubclass(found, _RLLIB_CLASSES[type(distribution)]):
-            raise ValueError(
-                "expected a policy with RLlib's TorchCategorical, TorchMultiCategorical or "
-                f"TorchDiagGaussian, got {found.__name__}; leave this policy as it is"
-            )
-        return distribution
+def open_features(space: gym.Space[Any], leaves: Leaves | None) -> Tensor:
+    """The places in a preprocessed observation of the numbers that may be perturbed, `[d]`.
+
+    Args:
+        space: the policy's; RLlib's preprocessors leave the environment's in `original_space`.
+        leaves: names of the parts of a nested observation that may be perturbed; None: all that can be.
+
+    Raises:
+        ValueError: observations that are not an array, or have nothing to perturb.
+    """
+    if not isinstance(space, gym.spaces.Box):
+        raise ValueError(
+            f"expected observations that RLlib has preprocessed to one array, got {space}; set "
+            "_disable_preprocessor_api=False"
+        )
+    original = getattr(space, "original_space", space)
+    places: Any = torch.arange(int(np.prod(space.shape))).unsqueeze(0)
+    if isinstance(original, gym.spaces.Dict | gym.spaces.Tuple):
+        places = restore_original_dimensions(places, space, "torch")
+    chosen = ObservationLayout.of(_kinds(original), lead_dims=1, leaves=leaves).chosen
+    parts = tree.flatten(places)
+    return torch.cat([parts[i].flatten() for i in chosen])
+
+
+def _kinds(space: gym.Space[Any]) -> Any:
+    """One number of the kind that each part of a space holds."""
+    if isinstance(space, gym.spaces.Dict):
+        return {name: _kinds(part) for name, part in space.items()}
+    if isinstance(space, gym.spaces.Tuple):
+        return tuple(map(_kinds, space))
+    numeric = isinstance(space, gym.spaces.Box) and np.issubdtype(space.dtype, np.floating)
+    return torch.zeros(1, 1, dtype=torch.float32 if numeric else torch.int64)
+
+
+class ModelPolicy(Policy):
+    """The policy of a model on one train batch.
+
+    Args:
+        model: the model.
+        places: the numbers of an observation that are the variable, `[d]`.
+        columns: what the model reads of each row, `[B, ...]`, or `[B, T, ...]` of each sequence's steps.
+        state: what it reads of each sequence, `[B, ...]`; empty for models without a memory.
+        distribution: what the model's outputs parametrise.
+    """
+
+    def __init__(
+        self,
+        model: TorchModelV2,
+        places: Tensor,
+        columns: Mapping[str, Tensor],
+        state: Mapping[str, Tensor],
+        distribution: ActionDistribution,
+    ) -> None:
+        super().__init__(distribution)
+        self.model, self._places = model, places
+        self._columns, self._state = columns, state
+        self.lead_dims = 2 if state else 1
+        self._whole = columns[SampleBatch.OBS].flatten(self.lead_dims)
+        self.obs = self._whole[..., places]
+
+    def __call__(self, obs: Tensor) -> Tensor:
+        rows = obs.shape[: self.lead_dims]
+        whole = self._whole.index_copy(-1, self._places, obs)
+        columns = {**self._columns, SampleBatch.OBS: whole.reshape(self._columns[SampleBatch.OBS].shape)}
+        if self._state:
+            columns = {name: column.flatten(0, 1) for name, column in columns.items()}
+        batch = SampleBatch(columns)
+        batch.set_training(True)
+        state = [value for name, value in self._state.items() if name != SampleBatch.SEQ_LENS]
+        outputs, _ = self.model(batch, state, self._state.get(SampleBatch.SEQ_LENS))
+        return outputs.reshape(*rows, outputs.shape[-1])
+
+    def select(self, index: Tensor) -> ModelPolicy:
+        return self._with(lambda column: column[index])
+
+    def repeat(self, count: int) -> ModelPolicy:
+        return self._with(lambda column: torch.cat([column] * count))
+
+    def _with(self, change: Any) -> ModelPolicy:
+        columns = {name: change(column) for name, column in self._columns.items()}
+        state = {name: change(value) for name, value in self._state.items()}
+        return ModelPolicy(self.model, self._places, columns, state, self.distribution)
+
+
+@dataclass(frozen=True)
+class ModelCritic:
+    """V(s + δ) of one train batch; follows its rows through `select`."""
+
+    policy: ModelPolicy
+
+    def __call__(self, obs: Tensor) -> Tensor:
+        self.policy(obs)
+        return self.policy.model.value_function().reshape(obs.shape[: self.policy.lead_dims])
+
+    def select(self, index: Tensor) -> ModelCritic:
+        return ModelCritic(self.policy.select(index))
+
+
+@contextmanager
+def undisturbed(model: TorchModelV2) -> Iterator[None]:
+    """Give the model back what it remembers of its last forward pass, which `value_function` reads."""
+    before = [(module, dict(vars(module))) for module in model.modules()]
+    try:
+        yield
+    finally:
+        for module, attributes in before:
+            for name in set(vars(module)) - set(attributes):
+                del vars(module)[name]
+            vars(module).update(attributes)

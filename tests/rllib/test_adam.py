@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from marl_aajr.rllib.lean.adam import LeanAdam
+from marl_aajr.rllib.lean.learner import LeanAdam
 
 
 def networks() -> tuple[list[torch.Tensor], list[torch.Tensor]]:

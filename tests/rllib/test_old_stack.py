@@ -22,7 +22,7 @@ from ray.rllib.utils.metrics.learner_info import LEARNER_STATS_KEY
 
 from marl_aajr import AAJR, robustify, robustify_policy
 from marl_aajr.regularizers import REGULARIZERS, make_regularizer
-from marl_aajr.rllib.old_stack_model import Features, model_sample
+from marl_aajr.rllib.old_stack import open_features
 from tests.rllib.learners import ppo_config
 from tests.rllib.old_policies import (
     ACTIVE,
@@ -78,13 +78,7 @@ def test_the_adapter_computes_what_the_model_does(kwargs: dict[str, Any]) -> Non
     policy.load_batch_into_buffer(outputs_of(policy, batch_of(policy)))
     (batch,) = policy._loaded_batches[0]
     outputs, _ = policy.model(batch)
-    sample = model_sample(
-        policy.model,
-        batch,
-        features=policy._features,
-        distribution=policy._regularized.distribution,
-        policy_loss=lambda *_: torch.zeros(()),
-    )
+    sample = policy.sample(policy.model, batch, policy._regularized.distribution)
     torch.testing.assert_close(sample.outputs.flatten(0, -2), outputs)
     assert sample.values is not None
     torch.testing.assert_close(sample.values(sample.obs).flatten(), policy.model.value_function())
@@ -96,17 +90,14 @@ def test_the_adapter_computes_what_the_model_does(kwargs: dict[str, Any]) -> Non
 
 def test_what_may_be_perturbed_of_a_nested_observation() -> None:
     space = get_preprocessor(MASKED)(MASKED).observation_space
-    features = Features.of(space, None)
     # action_mask (3), observation (4), phase (2, one-hot)
-    assert features.open.tolist() == [3, 4, 5, 6]
-    whole = torch.arange(9.0).expand(2, 9)
-    assert torch.equal(features.join(*features.split(whole)), whole)
+    assert open_features(space, None).tolist() == [3, 4, 5, 6]
     pair = gym.spaces.Tuple((gym.spaces.Discrete(2), OBS, OBS))
     flat = get_preprocessor(pair)(pair).observation_space
-    assert Features.of(flat, None).open.tolist() == [2, 3, 4, 5, 6, 7, 8, 9]
-    assert Features.of(flat, ("2",)).open.tolist() == [6, 7, 8, 9]
+    assert open_features(flat, None).tolist() == [2, 3, 4, 5, 6, 7, 8, 9]
+    assert open_features(flat, ("2",)).tolist() == [6, 7, 8, 9]
     with pytest.raises(ValueError, match="expected leaves out of observation, got 'phase'"):
-        Features.of(space, ("phase",))
+        open_features(space, ("phase",))
 
 
 def test_padding_never_counts() -> None:

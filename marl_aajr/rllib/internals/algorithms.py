@@ -172,6 +172,28 @@ def _sound_alarms() -> None:
         logging.getLogger(name).addFilter(alarm)
 
 
+def keep_thread_errors(learner: Any) -> list[Exception]:
+    """The place in which a learner's own thread leaves its errors.
+
+    IMPALA and APPO update in a thread. An error there ends it, and `update` waits for its results for ever.
+    With this the thread goes on, and does nothing any more.
+    """
+    errors: list[Exception] = []
+    thread = getattr(learner, "_learner_thread", None)
+    if thread is not None:
+        update = thread._update_method
+
+        def guarded(**kwargs: Any) -> None:
+            if not errors:
+                try:
+                    update(**kwargs)
+                except Exception as error:
+                    errors.append(error)
+
+        thread._update_method = guarded
+    return errors
+
+
 def dead_learners(algorithm: Algorithm) -> list[str]:
     """For each learner process that is gone, Ray's last word on it.
 

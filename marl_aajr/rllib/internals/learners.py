@@ -26,8 +26,10 @@ from ray.rllib.utils.metrics import (
 )
 from ray.rllib.utils.schedules.scheduler import Scheduler
 from torch import Tensor
+from torch import distributed as dist
 
 from marl_aajr.core.jacobian import BACKENDS, Backend
+from marl_aajr.rllib.internals.algorithms import keep_thread_errors
 
 
 def backends_for(learner: TorchLearner) -> tuple[Backend, ...]:
@@ -75,26 +77,31 @@ def in_step(learner: TorchLearner) -> bool:
     return learner.config.num_learners > 1 and not isinstance(learner, IMPALATorchLearner)
 
 
-def keep_thread_errors(learner: TorchLearner) -> list[Exception]:
-    """The place in which a learner's own thread leaves its errors.
+def all_sum(number: Tensor) -> Tensor:
+    """The sum of a number over all learners; each must call this, equally often."""
+    total = number.clone()
+    dist.all_reduce(total)
+    return total
 
-    IMPALA and APPO update in a thread. An error there ends it, and `update` waits for its results for ever.
-    With this the thread goes on, and does nothing any more.
+
+def check_all_have_rows(learner: Learner, batch: Mapping[str, Any]) -> None:
+    """Raise where, by their shares of a batch, some learners would wait for ever for the gradient of another.
+
+    All of them must call this, equally often.
+
+    Raises:
+        ValueError: in every learner, if one has no row of a module of which another has some.
     """
-    errors: list[Exception] = []
-    thread = getattr(learner, "_learner_thread", None)
-    if thread is not None:
-        update = thread._update_method
-
-        def guarded(**kwargs: Any) -> None:
-            if not errors:
-                try:
-                    update(**kwargs)
-                except Exception as error:
-                    errors.append(error)
-
-        thread._update_method = guarded
-    return errors
+    names = sorted(learner.module.keys())
+    own = torch.tensor([float(name in batch) for name in names], device=learner.device)
+    learners = dist.get_world_size()
+    for name, count in zip(names, all_sum(own).tolist(), strict=True):
+        if 0 < count < learners:
+            raise ValueError(
+                f"expected rows of module {name!r} for each of the {learners} learners, got some for "
+                f"{count:.0f} of them only, and these would wait for the others for ever; collect more "
+                "episodes for an update, or set num_learners=0"
+            )
 
 
 _COEFFICIENTS = ("curr_kl_coeffs_per_module", "curr_log_alpha")
@@ -142,7 +149,8 @@ def plain_optimization(config: AlgorithmConfig) -> bool:
 
 
 def train_batch(learner: Learner, training_data: TrainingData) -> MultiAgentBatch:
-    """The learner's train batch: through its connectors, on its device, without frozen modules."""
+    """Begin an update: its train batch, through the connectors, on the device, without frozen modules."""
+    learner._weights_seq_no += 1
     training_data.validate()
     training_data.solve_refs()
     batch = learner._make_batch_if_necessary(training_data=training_data)
@@ -157,11 +165,6 @@ def train_batch(learner: Learner, training_data: TrainingData) -> MultiAgentBatc
     return MultiAgentBatch(trained, env_steps=batch.env_steps())
 
 
-def begin_update(learner: Learner) -> None:
-    """Count one more version of the weights."""
-    learner._weights_seq_no += 1
-
-
 def log_trained(learner: Learner, batch: MultiAgentBatch, *, size: int, minibatches: int) -> None:
     """Logs once for all minibatches the values that RLlib logs for each."""
     learner._log_metrics(batch=batch)
@@ -173,15 +176,13 @@ def log_trained(learner: Learner, batch: MultiAgentBatch, *, size: int, minibatc
         lifetime = (module_id, NUM_MODULE_STEPS_TRAINED_LIFETIME)
         log(lifetime, size * minibatches, reduce="lifetime_sum", with_throughput=True)
     rows, steps = size * minibatches * len(batch.policy_batches), batch.env_steps() * minibatches
-    for key, count in ((NUM_MODULE_STEPS_TRAINED, rows), (NUM_ENV_STEPS_TRAINED, steps)):
-        log((ALL_MODULES, key), count, reduce="sum", with_throughput=True)
-    for key, count in ((NUM_MODULE_STEPS_TRAINED_LIFETIME, rows), (NUM_ENV_STEPS_TRAINED_LIFETIME, steps)):
-        log((ALL_MODULES, key), count, reduce="lifetime_sum", with_throughput=True)
-
-
-def current_entropy_coeff(learner: PPOTorchLearner, module_id: str) -> float:
-    """The current coefficient of a module's entropy bonus."""
-    return float(learner.entropy_coeff_schedulers_per_module[module_id].get_current_value())
+    for key, count, reduce in (
+        (NUM_MODULE_STEPS_TRAINED, rows, "sum"),
+        (NUM_ENV_STEPS_TRAINED, steps, "sum"),
+        (NUM_MODULE_STEPS_TRAINED_LIFETIME, rows, "lifetime_sum"),
+        (NUM_ENV_STEPS_TRAINED_LIFETIME, steps, "lifetime_sum"),
+    ):
+        log((ALL_MODULES, key), count, reduce=reduce, with_throughput=True)
 
 
 class OpenTorchLearner(TorchLearner):

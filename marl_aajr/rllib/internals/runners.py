@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import KeysView
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import torch
 from ray.rllib.algorithms.algorithm import Algorithm
@@ -43,6 +43,23 @@ def ordered(episode: MultiAgentEpisode) -> MultiAgentEpisode:
     return episode
 
 
+_T = TypeVar("_T")
+
+
+class _Renamed(Generic[_T]):
+    """A private attribute of RLlib's under a name of its own."""
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+
+    def __get__(self, runner: Any, _: type | None = None) -> _T:
+        value: _T = getattr(runner, self._name)
+        return value
+
+    def __set__(self, runner: Any, value: _T) -> None:
+        setattr(runner, self._name, value)
+
+
 class OpenEnvRunner(MultiAgentEnvRunner):
     """RLlib's multi-agent env runner with ordered episodes and its private parts in public.
 
@@ -50,32 +67,12 @@ class OpenEnvRunner(MultiAgentEnvRunner):
     RuntimeError.
     """
 
-    @property
-    def first_seed(self) -> int | None:
-        """The seed of the next first reset; None: it is not seeded."""
-        return self._seed
-
-    @first_seed.setter
-    def first_seed(self, seed: int) -> None:
-        self._seed = seed
-
-    @property
-    def place(self) -> torch.device:
-        """The device on which the modules compute actions."""
-        return self._device
-
-    @place.setter
-    def place(self, device: torch.device) -> None:
-        self._device = device
-
-    @property
-    def must_reset(self) -> bool:
-        """Whether the next sample begins new episodes."""
-        return self._needs_initial_reset
-
-    @must_reset.setter
-    def must_reset(self, must: bool) -> None:
-        self._needs_initial_reset = must
+    first_seed = _Renamed[int | None]("_seed")
+    """The seed of the next first reset; None: it is not seeded."""
+    place = _Renamed[torch.device]("_device")
+    """The device on which the modules compute actions."""
+    must_reset = _Renamed[bool]("_needs_initial_reset")
+    """Whether the next sample begins new episodes."""
 
     @property
     def normalizer(self) -> ObservationNormalizer | None:
@@ -115,23 +112,9 @@ class OpenEnvRunner(MultiAgentEnvRunner):
     def episode_begins(self, copy: int) -> None:
         """Called before a copy begins an episode."""
 
-    def collect(
-        self,
-        *,
-        num_timesteps: int | None = None,
-        num_episodes: int | None = None,
-        explore: bool,
-        random_actions: bool = False,
-        force_reset: bool = False,
-    ) -> list[Any]:
+    def collect(self, *_: Any, **request: Any) -> list[Any]:
         """The result of `sample`, which fills in the arguments that its caller left out."""
-        return super()._sample(
-            num_timesteps=num_timesteps,
-            num_episodes=num_episodes,
-            explore=explore,
-            random_actions=random_actions,
-            force_reset=force_reset,
-        )
+        return super()._sample(**request)
 
     def _sample(self, **request: Any) -> list[Any]:
         return self.collect(**request)

@@ -6,14 +6,14 @@ in one place what it replaces; `fast(..., lean=False)` and RLlib's own runner (`
 
 - `learner` replaces the loop of RLlib's `PPOTorchLearner.update`: metrics are logged once per update instead
   of once per minibatch, and numbers that nobody reads are not computed. An update takes 1/3.3 of the time at
-  128 rows a minibatch, 1/1.8 at 1,024 (all four files together). Equal weights and metrics:
+  128 rows a minibatch, 1/1.8 at 1,024 (all of this together). Equal weights and metrics:
   `tests/rllib/test_lean_learner.py`.
 - `module_loss` replaces RLlib's `MiniBatchCyclicIterator`, because a minibatch can be an index instead of
   a copy of the batch (1/4 of the time), and the module's `forward_train`. Equal weights: the same tests.
 - `ppo_loss` replaces autograd between the loss and the networks' outputs, or as far as their weights,
   because that gradient has a closed form (1/1.7 at 128 rows, 1/1.4 at 1,024, with the networks). Equal
   gradients: the same file, `test_gradient_of_the_loss_is_the_one_that_autograd_finds`.
-- `adam` replaces the step of `torch.optim.Adam(fused=True)`: one step counter for all parameters, no hooks
+- `learner.LeanAdam` replaces the step of `torch.optim.Adam(fused=True)`: all counters in one tensor, no hooks
   (1/4 of the time, 1/17 of the default Adam's). Equal steps and states: `tests/rllib/test_adam.py`.
 
 `ppo_loss` goes through the networks by `marl_aajr.core.mlp.PlainMLP`, whose written-out derivatives serve the

@@ -3,14 +3,14 @@
 The same updates as `PPOTorchLearner`'s, to rounding: its losses, minibatches and schedules. What that one
 does once per minibatch and only the last of which is seen (metrics, explained variance), this one does once
 per update; what it computes and does not use (KL), not at all; the loss is one node of the graph
-(`marl_aajr.rllib.lean.ppo_loss`); Adam is one kernel.
+(`marl_aajr.rllib.lean.ppo_loss`); Adam is one kernel (`LeanAdam`).
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from functools import partial
+from collections.abc import Iterable, Mapping
+from operator import methodcaller
 from typing import Any
 
 import torch
@@ -18,23 +18,80 @@ from ray.rllib.algorithms.ppo import PPOConfig
 from ray.rllib.core.learner.learner import DEFAULT_OPTIMIZER
 from ray.rllib.core.learner.training_data import TrainingData
 from torch import Tensor
+from torch import distributed as dist
 
 from marl_aajr.core.numerics import NonFiniteError
 from marl_aajr.rllib.internals.learners import (
     OpenPPOTorchLearner,
     ResumableLearnerMixin,
-    begin_update,
-    current_entropy_coeff,
+    check_all_have_rows,
     log_trained,
     optimizers,
     plain_optimization,
     train_batch,
 )
-from marl_aajr.rllib.lean.adam import LeanAdam
-from marl_aajr.rllib.lean.module_loss import GRADIENT, Index, ModuleLoss, minibatches, needed
+from marl_aajr.rllib.lean.module_loss import GRADIENT, ModuleLoss, minibatches
 from marl_aajr.rllib.lean.ppo_loss import PPOCoefficients
-from marl_aajr.rllib.plugin.distributed import all_max, check_all_have_rows
 from marl_aajr.rollout.fragments import map_tree
+
+
+class LeanAdam(torch.optim.Adam):
+    """`Adam(fused=True)` with a `descend` beside `step`: the same numbers and state, fewer lines.
+
+    Torch adds one to the counter of every parameter, groups parameters by device and type at every step, and
+    announces each step to hooks and to its profiler. `descend` does none of this: the counters are views of
+    one tensor.
+
+    Args:
+        params: The parameters, all floating-point and on one device.
+    """
+
+    def __init__(self, params: Iterable[Tensor]) -> None:
+        self._columns: list[list[Tensor]] = []
+        super().__init__(list(params), fused=True)
+
+    @torch.no_grad()
+    def descend(self) -> None:
+        """One step down the gradients, without hooks; torch's `step` where a parameter has no gradient."""
+        (group, *others) = self.param_groups
+        gradients = [parameter.grad for parameter in group["params"]]
+        if others or not self._columns or any(gradient is None for gradient in gradients):
+            self.step()
+            self._share_counters(group["params"])
+            return
+        self._counts.add_(1)
+        averages, squares, counters = self._columns
+        torch._fused_adam_(
+            group["params"],
+            gradients,
+            averages,
+            squares,
+            [],
+            counters,
+            lr=group["lr"],
+            beta1=group["betas"][0],
+            beta2=group["betas"][1],
+            weight_decay=group["weight_decay"],
+            eps=group["eps"],
+            amsgrad=False,
+            maximize=False,
+        )
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Goes on from a state; of RLlib's learner, too."""
+        super().load_state_dict(state_dict)
+        for group in self.param_groups:
+            group["fused"] = True
+        self._columns = []
+
+    def _share_counters(self, parameters: list[Tensor]) -> None:
+        states = [self.state[parameter] for parameter in parameters]
+        if self._columns or not all(states):
+            return
+        self._counts = torch.stack([state["step"] for state in states])
+        for state, counter in zip(states, self._counts, strict=True):
+            state["step"] = counter
+        self._columns = [[state[name] for state in states] for name in ("exp_avg", "exp_avg_sq", "step")]
 
 
 class LeanPPOTorchLearner(ResumableLearnerMixin, OpenPPOTorchLearner):
@@ -91,10 +148,9 @@ class LeanPPOTorchLearner(ResumableLearnerMixin, OpenPPOTorchLearner):
             )
         self._check_is_built()
         self.before_gradient_based_update(timesteps=timesteps or {})
-        begin_update(self)
         rows = train_batch(self, data)
         if self.distributed:
-            check_all_have_rows(rows.policy_batches, self.module.keys(), device=self.device)
+            check_all_have_rows(self, rows.policy_batches)
         if rows.policy_batches:
             shuffle = shuffle_batch_per_epoch and num_epochs > 1
             self._train(rows, size=minibatch_size or rows.count, epochs=num_epochs, shuffle=shuffle)
@@ -104,28 +160,25 @@ class LeanPPOTorchLearner(ResumableLearnerMixin, OpenPPOTorchLearner):
     def _train(self, rows: Any, *, size: int, epochs: int, shuffle: bool) -> None:
         columns = {name: _tensors(dict(part)) for name, part in rows.policy_batches.items()}
         counts = {name: len(part) for name, part in rows.policy_batches.items()}
-        total = max(needed(count, size=size, epochs=epochs) for count in counts.values())
+        total = -(-epochs * max(counts.values()) // size)  # as many as the longest needs
         if self.distributed:
             # Every learner must take part in every minibatch, or the others wait for it for ever.
-            total = all_max(total, device=self.device)
+            most = torch.tensor(total, device=self.device)
+            dist.all_reduce(most, op=dist.ReduceOp.MAX)
+            total = int(most)
         self._finite.clear()
         losses: Mapping[str, Tensor] = {}
-        order = minibatches(counts, size=size, epochs=epochs, shuffle=shuffle, total=total)
+        order = minibatches(counts, size=size, total=total, shuffle=shuffle)
         for done, chosen in enumerate(order, 1):
+            index = {name: torch.from_numpy(rows).to(self.device) for name, rows in chosen.items()}
+            take = {name: methodcaller("index_select", 0, rows) for name, rows in index.items()}
             self._reporting = done == total
-            _, losses = self.train_minibatch(self._minibatch(columns, chosen))
+            _, losses = self.train_minibatch({n: map_tree(take[n], columns[n]) for n in chosen})
         for name, finite in self._finite.items():
             _raise_unless(bool(finite), name)
         log_trained(self, rows, size=size, minibatches=total)
         for name, loss in losses.items():
             self.metrics.log_value((name, self.TOTAL_LOSS_KEY), loss, window=1)
-
-    def _minibatch(self, columns: Mapping[str, Any], chosen: Mapping[str, Index]) -> dict[str, Any]:
-        result = {}
-        for name, rows in chosen.items():
-            index = torch.from_numpy(rows).to(self.device)
-            result[name] = map_tree(partial(_at, index), columns[name])
-        return result
 
     def minibatch_step(self, batch: dict[str, Any]) -> tuple[Any, dict[str, Tensor]]:
         """Forward pass, losses, gradients and a step of the optimizers."""
@@ -183,15 +236,14 @@ class LeanPPOTorchLearner(ResumableLearnerMixin, OpenPPOTorchLearner):
         return self._losses[module_id]
 
     def _coefficients_of(self, module_id: str) -> PPOCoefficients:
-        if module_id in self._coefficients:
-            return self._coefficients[module_id]
-        config = self.config.get_config_for_module(module_id)
-        self._coefficients[module_id] = PPOCoefficients(
-            clip=config.clip_param,
-            vf_clip=math.inf if config.vf_clip_param is None else config.vf_clip_param,
-            vf_loss=config.vf_loss_coeff,
-            entropy=current_entropy_coeff(self, module_id),
-        )
+        if module_id not in self._coefficients:
+            config = self.config.get_config_for_module(module_id)
+            self._coefficients[module_id] = PPOCoefficients(
+                clip=config.clip_param,
+                vf_clip=math.inf if config.vf_clip_param is None else config.vf_clip_param,
+                vf_loss=config.vf_loss_coeff,
+                entropy=float(self.entropy_coeff_schedulers_per_module[module_id].get_current_value()),
+            )
         return self._coefficients[module_id]
 
     def postprocess_gradients_for_module(
@@ -202,7 +254,10 @@ class LeanPPOTorchLearner(ResumableLearnerMixin, OpenPPOTorchLearner):
         if not gradients:
             return module_gradients_dict
         norm = torch.cat([gradient.flatten() for gradient in gradients]).norm()
-        self._check(module_id, norm)
+        if norm.device.type == "cpu":
+            _raise_unless(math.isfinite(norm), module_id)
+        else:  # to be read at the end of the update, so that nothing waits for it here
+            self._finite[module_id] = norm.isfinite() & self._finite.get(module_id, True)
         one_optimizer = len(self.get_optimizers_for_module(module_id)) == 1
         if config.grad_clip and config.grad_clip_by == "global_norm" and one_optimizer:
             scale = config.grad_clip / (norm + 1e-6).clamp(min=config.grad_clip)
@@ -211,8 +266,7 @@ class LeanPPOTorchLearner(ResumableLearnerMixin, OpenPPOTorchLearner):
             if self._reporting:
                 key = (module_id, f"gradients_{DEFAULT_OPTIMIZER}_global_norm")
                 self.metrics.log_value(key, norm, window=1)
-            return module_gradients_dict
-        if config.grad_clip or (config.log_gradients and self._reporting):
+        elif config.grad_clip or (config.log_gradients and self._reporting):
             return super().postprocess_gradients_for_module(
                 module_id=module_id, config=config, module_gradients_dict=module_gradients_dict
             )
@@ -229,18 +283,6 @@ class LeanPPOTorchLearner(ResumableLearnerMixin, OpenPPOTorchLearner):
                 parameter.grad = gradients_dict.get(parameter)
             if any(parameter.grad is not None for parameter in parameters):
                 optimizer.descend() if isinstance(optimizer, LeanAdam) else optimizer.step()
-
-    def _check(self, module_id: str, norm: Tensor) -> None:
-        """Raise for a norm that is not finite; on an accelerator, at the end of the update."""
-        if norm.device.type == "cpu":
-            _raise_unless(math.isfinite(norm), module_id)
-        else:
-            known = self._finite.get(module_id)
-            self._finite[module_id] = norm.isfinite() if known is None else known & norm.isfinite()
-
-
-def _at(index: Tensor, column: Tensor) -> Tensor:
-    return column.index_select(0, index)
 
 
 def _raise_unless(finite: bool, module_id: str) -> None:

@@ -39,57 +39,41 @@ Index = NDArray[np.int64]
 
 
 def minibatches(
-    rows: Mapping[str, int], *, size: int, epochs: int, shuffle: bool, total: int = 0
+    rows: Mapping[str, int], *, size: int, total: int, shuffle: bool
 ) -> Iterator[dict[str, Index]]:
     """Indices of the rows of each module, minibatch by minibatch.
 
-    Every module contributes `size` rows to every minibatch, going round through its rows until the last of
-    them has been through all of its rows `epochs` times. The first time, rows are in the order given; if
-    `shuffle`, they are shuffled before each of the others. As in RLlib, NumPy's global generator does it,
-    so that the same seed gives the same minibatches as RLlib's learner.
+    Every module contributes `size` rows to every minibatch, going round through its rows. The first time,
+    rows are in the order given; if `shuffle`, they are shuffled before each of the others. As in RLlib,
+    NumPy's global generator does it, so that the same seed gives the same minibatches as RLlib's learner.
 
     Args:
         rows: Number of rows of each module, at least 1.
         size: Rows of each module in a minibatch.
-        epochs: Passes over the rows.
+        total: Number of minibatches.
         shuffle: Whether to.
-        total: If positive, the number of minibatches, whatever the epochs.
     """
-    cycles = {module: _Cycle(count, shuffle=shuffle) for module, count in rows.items()}
-    made = 0
-    while made < total if total else min(cycle.completed for cycle in cycles.values()) < epochs:
-        yield {module: cycle.take(size) for module, cycle in cycles.items()}
-        made += 1
+    cycles = {module: _cycle(count, size, shuffle=shuffle) for module, count in rows.items()}
+    for _ in range(total):
+        yield {module: next(cycle) for module, cycle in cycles.items()}
 
 
-def needed(rows: int, *, size: int, epochs: int) -> int:
-    """The number of minibatches that go through `rows` that many times."""
-    return -(-epochs * rows // size)
-
-
-class _Cycle:
-    """The rows of one module, round and round."""
-
-    def __init__(self, rows: int, *, shuffle: bool) -> None:
-        self._order: Index = np.arange(rows)
-        self._shuffle = shuffle
-        self._start = 0
-        self.completed = 0
-
-    def take(self, count: int) -> Index:
-        """The next rows."""
-        pieces = []
-        while self._start + count >= len(self._order):
-            pieces.append(self._order[self._start :])
-            count -= len(pieces[-1])
-            self._start = 0
-            self.completed += 1
-            if self._shuffle:
-                self._order = self._order[np.random.permutation(len(self._order))]  # noqa: NPY002
-        if count:
-            pieces.append(self._order[self._start : self._start + count])
-            self._start += count
-        return pieces[0] if len(pieces) == 1 else np.concatenate(pieces)
+def _cycle(rows: int, size: int, *, shuffle: bool) -> Iterator[Index]:
+    """`size` rows of one module at a time, round and round."""
+    order: Index = np.arange(rows)
+    start = 0
+    while True:
+        pieces, missing = [], size
+        while start + missing >= rows:
+            pieces.append(order[start:])
+            missing -= rows - start
+            start = 0
+            if shuffle:
+                order = order[np.random.permutation(rows)]  # noqa: NPY002
+        if missing:
+            pieces.append(order[start : start + missing])
+            start += missing
+        yield pieces[0] if len(pieces) == 1 else np.concatenate(pieces)
 
 
 VALUES = "marl_aajr_values"
@@ -178,7 +162,7 @@ class ModuleLoss:
             return loss, self._report(fwd_out[ROWS], coefficients, none) if report else {}
         values = fwd_out.get(VALUES)
         if values is None:
-            values = self._critic(batch, fwd_out)
+            values = self._module.compute_values(batch, embeddings=fwd_out.get(Columns.EMBEDDINGS))
         rows = PPORows(fwd_out[Columns.ACTION_DIST_INPUTS], values, *(batch[name] for name in _ROWS))
         old, mask = batch[Columns.ACTION_DIST_INPUTS], batch.get(Columns.LOSS_MASK)
         if mask is not None:
@@ -190,10 +174,6 @@ class ModuleLoss:
             loss = loss + kl_coefficient * divergence
         measure = report and len(rows.values) > 0
         return loss, self._report(rows, coefficients, divergence) if measure else {}
-
-    def _critic(self, batch: Mapping[str, Any], fwd_out: Mapping[str, Any]) -> Tensor:
-        values: Tensor = self._module.compute_values(batch, embeddings=fwd_out.get(Columns.EMBEDDINGS))
-        return values
 
     @torch.no_grad()
     def _report(self, rows: PPORows, c: PPOCoefficients, divergence: Tensor) -> Metrics:

@@ -6,7 +6,6 @@ In the order of a gradient's way:
 - `regularized_module`: the regularizer of one module in training: its state, its term, its metrics.
 - `module_policy`: a module on one train batch, seen as a policy `obs -> distribution inputs`.
 - `observation_layout`: which numbers of a nested observation may be perturbed.
-- `distributed`: sums, maxima and checks over several learners.
 
 RLlib's private parts are in `marl_aajr.rllib.internals`, the old API stack is in `marl_aajr.rllib.old_stack`.
 """

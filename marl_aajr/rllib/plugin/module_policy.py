@@ -35,11 +35,12 @@ from marl_aajr.rllib.internals.modules import actor_forward, trained_actor
 from marl_aajr.rllib.networks import FlatActorCritic
 from marl_aajr.rllib.plugin.observation_layout import Leaves, ObservationLayout
 
-_RLLIB_CLASSES = {
+RLLIB_CLASSES = {
     Categorical: TorchCategorical,
     MultiCategorical: TorchMultiCategorical,
-    DiagGaussian: (TorchDiagGaussian, TorchSquashedGaussian),  # squashed ones are compared before squashing
+    DiagGaussian: TorchDiagGaussian,
 }
+"""RLlib's distributions that ours compute the same numbers for."""
 
 _FixedColumns = tuple[list[Tensor], dict[str, Any]]
 """Leaves of the observations that nobody perturbs, and other columns: what is fixed, row by row."""
@@ -202,7 +203,8 @@ def module_distribution(module: TorchRLModule) -> ActionDistribution:
     """
     distribution = from_space(module.action_space)
     rllib_class = module.get_train_action_dist_cls()
-    if not issubclass(rllib_class, _RLLIB_CLASSES[type(distribution)]):
+    # Squashed Gaussians are compared before squashing.
+    if not issubclass(rllib_class, (RLLIB_CLASSES[type(distribution)], TorchSquashedGaussian)):
         raise ValueError(
             "expected a module with RLlib's TorchCategorical, TorchMultiCategorical, TorchDiagGaussian or "
             f"TorchSquashedGaussian, got {rllib_class}; register a regularizer for the other modules only"

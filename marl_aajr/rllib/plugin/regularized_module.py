@@ -21,8 +21,8 @@ from marl_aajr.core.numerics import NonFiniteError
 from marl_aajr.core.objectives import Need
 from marl_aajr.regularizers.regularizer import LossTerm, Regularizer
 from marl_aajr.regularizers.sample import PolicyLoss, Sample, Shard
+from marl_aajr.rllib.internals.learners import all_sum
 from marl_aajr.rllib.internals.modules import actor_network
-from marl_aajr.rllib.plugin.distributed import all_sum
 from marl_aajr.rllib.plugin.module_policy import (
     actor_of,
     judges_observations,

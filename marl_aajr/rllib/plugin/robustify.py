@@ -18,18 +18,20 @@ from ray.rllib.core.columns import Columns
 from ray.rllib.core.learner.torch.torch_learner import TorchLearner
 from ray.rllib.utils.metrics import NUM_ENV_STEPS_SAMPLED_LIFETIME
 from torch import Tensor
+from torch import distributed as dist
 
 from marl_aajr.regularizers.regularizer import Regularizer
 from marl_aajr.regularizers.sample import PolicyLoss, ppo_policy_loss
 from marl_aajr.rllib.internals.learners import (
     ResumableLearnerMixin,
     add_to_policy_loss,
+    all_sum,
     backends_for,
+    check_all_have_rows,
     check_gradients_are_served,
     in_step,
     learner_index,
 )
-from marl_aajr.rllib.plugin.distributed import all_sum, check_all_have_rows, gather
 from marl_aajr.rllib.plugin.module_policy import snapshot
 from marl_aajr.rllib.plugin.regularized_module import RegularizedModule, Report
 
@@ -141,7 +143,7 @@ class RobustLearnerMixin(ResumableLearnerMixin):
     def before_step(self, batch: dict[str, Any]) -> None:
         super().before_step(batch)
         if not self._agreed:
-            check_all_have_rows(batch, self.module.keys(), device=self.device)
+            check_all_have_rows(self, batch)
             self._agreed = True
         # RLlib's own action-masking module pops from its batch.
         if any(self._has_part(module_id) for module_id in self._regularized):
@@ -214,7 +216,10 @@ class RobustLearnerMixin(ResumableLearnerMixin):
     def _reports(self) -> dict[str, Report]:
         """A report on each module that something was done to, in this update, by any learner."""
         own = {module_id: regularized.report() for module_id, regularized in self._regularized.items()}
-        every = gather(own) if self.config.num_learners > 1 else [own]
+        every = [own]
+        if self.config.num_learners > 1:
+            every *= dist.get_world_size()
+            dist.all_gather_object(every, own)
         found = {
             module_id: [report for reports in every if (report := reports[module_id]) is not None]
             for module_id in own

@@ -2,7 +2,7 @@
 
 One environment at a time, for RLlib's own env runners:
 
-- `env`: any PettingZoo environment as a `MultiAgentEnv`; `register`.
+- `env`: any PettingZoo environment as a `MultiAgentEnv`; `register`, for both ways.
 
 Many copies as arrays, for the fast env runner:
 

@@ -1,93 +1,16 @@
-"""Batched environments as RLlib sees them: a registered name, the spaces of one copy, each agent's module."""
+"""Batched environments as RLlib sees them: the spaces of one copy, and each agent's module."""
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import gymnasium as gym
 import numpy as np
 import torch
 
-from marl_aajr.rllib.internals.algorithms import register_creator
-from marl_aajr.rllib.sampling.env import PettingZooEnv
 from marl_aajr.rollout.batched_env import BatchedEnv
-from marl_aajr.rollout.centralized_critic import CentralBatch, Critic, with_state
-from marl_aajr.rollout.environments import EnvironmentSpec, make_batch, resolve
-
-BatchFactory = Callable[[int, torch.device], BatchedEnv]
-"""`(num_envs, device)` to a batch: for environments that exist in this form only."""
-
-
-@dataclass(frozen=True)
-class BatchCreator:
-    """The creator behind a registered name: of one environment, or of many copies as a batch.
-
-    Attributes:
-        source: A specification, or a function that builds batches.
-        time_limits_terminate: See `marl_aajr.rllib.sampling.env.PettingZooEnv`.
-        device: Device of the copies and of the modules that act; None: RLlib's choice for the env runner.
-        critic: See `marl_aajr.rllib.sampling.env.PettingZooEnv`.
-    """
-
-    source: EnvironmentSpec | BatchFactory
-    time_limits_terminate: bool = False
-    device: str | None = None
-    critic: Critic = "own"
-
-    @property
-    def name(self) -> str:
-        """The name of the environment in faults."""
-        return getattr(self.source, "name", getattr(self.source, "__qualname__", "env"))
-
-    def __call__(self, config: Mapping[str, Any]) -> PettingZooEnv:
-        """One environment, for RLlib's own env runners.
-
-        Raises:
-            ValueError: The environment exists as a batch only.
-        """
-        if not isinstance(self.source, EnvironmentSpec):
-            raise ValueError(
-                f"expected an env runner that takes batches, got one for single environments of {self.name}; "
-                "use FastEnvRunner"
-            )
-        settings = {
-            "env": self.source.name,
-            "kwargs": dict(self.source.kwargs),
-            "time_limits_terminate": self.time_limits_terminate,
-            "critic": self.critic,
-        }
-        return PettingZooEnv({**settings, **config})
-
-    def batch(self, config: Mapping[str, Any], num_envs: int, device: torch.device) -> BatchedEnv:
-        """E copies, with RLlib's `env_config` over our own settings.
-
-        Raises:
-            ValueError: An environment without what its critic is to be given.
-        """
-        batch = self._copies(config, num_envs, device)
-        critic = config.get("critic", self.critic)
-        return batch if critic == "own" else CentralBatch(batch, critic)
-
-    def _copies(self, config: Mapping[str, Any], num_envs: int, device: torch.device) -> BatchedEnv:
-        if not isinstance(self.source, EnvironmentSpec):
-            return self.source(num_envs, device)
-        name = config.get("env", self.source.name)
-        spec = resolve(name, config.get("kwargs", self.source.kwargs))
-        return make_batch(spec, num_envs, device=device)
-
-
-def register_batch(creator: BatchCreator) -> str:
-    """Makes a batch known to Ray under a name of its own, for `config.environment(...)`."""
-    source = creator.source
-    arguments = sorted(source.kwargs.items()) if isinstance(source, EnvironmentSpec) else id(source)
-    settings = (arguments, creator.time_limits_terminate, creator.device, creator.critic)
-    digest = hashlib.sha256(repr(settings).encode()).hexdigest()[:8]
-    name = f"marl_aajr/batch/{creator.name}@{digest}"
-    register_creator(name, creator)
-    return name
+from marl_aajr.rollout.centralized_critic import CentralBatch, with_state
 
 
 class BatchSpaces:

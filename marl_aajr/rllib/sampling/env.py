@@ -15,15 +15,18 @@ walk into (`ray/rllib/env/multi_agent_episode.py`, `add_env_step`):
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, TypeVar
 
+import torch
 from gymnasium import spaces
 from ray.rllib.env.multi_agent_env import MultiAgentEnv
 
 from marl_aajr.rllib.internals.algorithms import register_creator
-from marl_aajr.rollout.centralized_critic import STATE, CentralView, Critic, with_state
-from marl_aajr.rollout.environments import EnvironmentSpec, resolve
+from marl_aajr.rollout.batched_env import BatchedEnv
+from marl_aajr.rollout.centralized_critic import STATE, CentralBatch, CentralView, Critic, with_state
+from marl_aajr.rollout.environments import EnvironmentSpec, make_batch, resolve
 from marl_aajr.rollout.game import GameStep
 
 _Flags = tuple[dict[str, bool], dict[str, bool]]
@@ -87,7 +90,6 @@ class PettingZooEnv(MultiAgentEnv):
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
     ) -> tuple[dict[str, Any], dict[str, Any]]:
-        """Starts an episode; observations and infos of the agents that must act."""
         super().reset(seed=seed, options=options)
         if seed is None and not self._time_limits_terminate:
             seed = int(self.np_random.integers(2**31))
@@ -99,17 +101,14 @@ class PettingZooEnv(MultiAgentEnv):
     def step(
         self, action_dict: Mapping[str, Any]
     ) -> tuple[dict[str, Any], dict[str, float], dict[str, bool], dict[str, bool], dict[str, Any]]:
-        """Plays one turn; the flags are those that make RLlib end every agent rightly."""
         turn = self._hold_back(self._with_state(self.game.step(action_dict)))
         terminateds, truncateds = _stock_flags(turn) if self._time_limits_terminate else _flags(turn)
         return turn.obs, turn.rewards, terminateds, truncateds, turn.infos
 
     def render(self) -> Any:
-        """Draws the environment in its `render_mode` (one of its `kwargs`)."""
         return self.game.render()
 
     def close(self) -> None:
-        """Frees what the environment holds."""
         self.game.close()
 
     def _with_state(self, turn: GameStep) -> GameStep:
@@ -139,6 +138,77 @@ class PettingZooEnv(MultiAgentEnv):
         return _part(turn, set(turn.terminations) - ending)
 
 
+BatchFactory = Callable[[int, torch.device], BatchedEnv]
+"""`(num_envs, device)` to a batch: for environments that exist in this form only."""
+
+
+@dataclass(frozen=True)
+class EnvCreator:
+    """The creator behind a registered name: of one environment, or of many copies as a batch.
+
+    Attributes:
+        source: A specification, or a function that builds batches.
+        time_limits_terminate: See `PettingZooEnv`.
+        critic: See `PettingZooEnv`.
+        device: Device of the copies and of the modules that act; None: RLlib's choice for the env runner.
+    """
+
+    source: EnvironmentSpec | BatchFactory
+    time_limits_terminate: bool = False
+    critic: Critic = "own"
+    device: str | None = None
+
+    @property
+    def name(self) -> str:
+        """The name of the environment in faults."""
+        return getattr(self.source, "name", getattr(self.source, "__qualname__", "env"))
+
+    def register(self) -> str:
+        """Makes this known to Ray under a name of its own, for `config.environment(...)`."""
+        spec = self.source if isinstance(self.source, EnvironmentSpec) else None
+        arguments = sorted(spec.kwargs.items()) if spec else id(self.source)
+        settings = (arguments, self.time_limits_terminate, self.critic, self.device)
+        digest = hashlib.sha256(repr(settings).encode()).hexdigest()[:8]
+        plain = settings == ([], False, "own", None)
+        name = f"marl_aajr/{self.name}" if plain else f"marl_aajr/{self.name}@{digest}"
+        register_creator(name, self)
+        return name
+
+    def __call__(self, config: Mapping[str, Any]) -> PettingZooEnv:
+        """One environment, for RLlib's own env runners.
+
+        Raises:
+            ValueError: The environment exists as a batch only.
+        """
+        if not isinstance(self.source, EnvironmentSpec):
+            raise ValueError(
+                f"expected an env runner that takes batches, got one for single environments of {self.name}; "
+                "use FastEnvRunner"
+            )
+        settings = {
+            "env": self.source.name,
+            "kwargs": dict(self.source.kwargs),
+            "time_limits_terminate": self.time_limits_terminate,
+            "critic": self.critic,
+        }
+        return PettingZooEnv({**settings, **config})
+
+    def batch(self, config: Mapping[str, Any], num_envs: int, device: torch.device) -> BatchedEnv:
+        """E copies, with RLlib's `env_config` over our own settings.
+
+        Raises:
+            ValueError: An environment without what its critic is to be given.
+        """
+        if isinstance(self.source, EnvironmentSpec):
+            name = config.get("env", self.source.name)
+            spec = resolve(name, config.get("kwargs", self.source.kwargs))
+            batch = make_batch(spec, num_envs, device=device)
+        else:
+            batch = self.source(num_envs, device)
+        critic = config.get("critic", self.critic)
+        return batch if critic == "own" else CentralBatch(batch, critic)
+
+
 def register(
     environment: str | EnvironmentSpec,
     *,
@@ -164,24 +234,19 @@ def register(
     Example:
         >>> config = PPOConfig().environment(register("simple_spread_v3", kwargs={"N": 5}))
     """
+    return EnvCreator(source_of(environment, kwargs), time_limits_terminate, critic).register()
+
+
+_Source = TypeVar("_Source")
+
+
+def source_of(environment: str | _Source, kwargs: Mapping[str, Any] | None) -> EnvironmentSpec | _Source:
+    """The specification of a named environment with its arguments; what is no name as it is."""
     if isinstance(environment, str):
-        spec = resolve(environment, kwargs)
-    elif kwargs is None:
-        spec = environment
-    else:
-        raise ValueError("expected kwargs with the name of an environment only; a specification has its own")
-    settings = {
-        "env": spec.name,
-        "kwargs": dict(spec.kwargs),
-        "time_limits_terminate": time_limits_terminate,
-        "critic": critic,
-    }
-    name = f"marl_aajr/{spec.name}"
-    if spec.kwargs or time_limits_terminate or critic != "own":
-        arguments = repr((sorted(spec.kwargs.items()), time_limits_terminate, critic))
-        name += f"@{hashlib.sha256(arguments.encode()).hexdigest()[:8]}"
-    register_creator(name, lambda config: PettingZooEnv({**settings, **config}))
-    return name
+        return resolve(environment, kwargs)
+    if kwargs is not None:
+        raise ValueError("expected kwargs with the name of an environment only; give them where you build it")
+    return environment
 
 
 def _flags(turn: GameStep) -> _Flags:

@@ -26,7 +26,8 @@ from ray.rllib.env.env_context import EnvContext
 
 from marl_aajr.rllib.internals.algorithms import registered_creator, stale_connector_settings
 from marl_aajr.rllib.internals.runners import OpenEnvRunner
-from marl_aajr.rllib.sampling.batch_env import BatchCreator, BatchSpaces, module_of_agents
+from marl_aajr.rllib.sampling.batch_env import BatchSpaces, module_of_agents
+from marl_aajr.rllib.sampling.env import EnvCreator
 from marl_aajr.rllib.sampling.metrics import SamplingMetrics
 from marl_aajr.rllib.sampling.module_policies import ModulePolicies
 from marl_aajr.rllib.sampling.observation_filter import BatchFilter
@@ -105,8 +106,7 @@ class EpisodeTally:
 class FastEnvRunner(RunEnvRunner):
     """Samples from a batch of environment copies; see the module's documentation.
 
-    The environment must have been registered with `register_batch`. Callbacks of
-    episodes are not called, because there are no episodes; RLlib's metrics of them are there.
+    Callbacks of episodes are not called, because there are none; RLlib's metrics of them are there.
 
     Sampling is a function of the seed: of `config.seed` and the runner's index, or of the one that was
     given to `start_afresh`, and of the weights.
@@ -142,7 +142,7 @@ class FastEnvRunner(RunEnvRunner):
                 context, worker_index=self.worker_index, num_workers=self.config.num_env_runners
             )
         creator = registered_creator(self.config.env) if isinstance(self.config.env, str) else None
-        if not isinstance(creator, BatchCreator):
+        if not isinstance(creator, EnvCreator):
             raise ValueError(
                 f"expected an environment that fast(config, environment) has set, got {self.config.env!r}; "
                 "call it last"

@@ -25,11 +25,11 @@ from marl_aajr.rllib.internals.learners import resumable_learner_class
 from marl_aajr.rllib.lean.learner import LeanPPOTorchLearner
 from marl_aajr.rllib.networks import observation_of
 from marl_aajr.rllib.plugin.robustify import robust_learner_class
-from marl_aajr.rllib.sampling.batch_env import BatchCreator, BatchFactory, register_batch
+from marl_aajr.rllib.sampling.env import BatchFactory, EnvCreator, source_of
 from marl_aajr.rllib.sampling.env_runners import FastEnvRunner
 from marl_aajr.rllib.sampling.metrics import EpisodeReturns
 from marl_aajr.rollout.centralized_critic import Critic
-from marl_aajr.rollout.environments import EnvironmentSpec, resolve
+from marl_aajr.rollout.environments import EnvironmentSpec
 from marl_aajr.rollout.fragments import Fragment, map_tree
 from marl_aajr.rollout.postprocessing import TrainingRows, ValueFunction, training_rows
 from marl_aajr.rollout.sequences import RecurrentValueFunction, SequenceRows, sequence_rows
@@ -77,14 +77,8 @@ def fast(
         >>> algo = fast(config.env_runners(num_envs_per_env_runner=128), "simple_spread_v3").build_algo()
     """
     _check(config)
-    source = environment
-    if isinstance(source, str):
-        source = resolve(source, kwargs)
-    elif kwargs is not None:
-        raise ValueError("expected kwargs with the name of an environment only; give them where you build it")
-    config.environment(
-        register_batch(BatchCreator(source, time_limits_terminate, device, critic)), disable_env_checking=True
-    )
+    creator = EnvCreator(source_of(environment, kwargs), time_limits_terminate, critic, device)
+    config.environment(creator.register(), disable_env_checking=True)
     config.env_runners(env_runner_cls=FastEnvRunner)
     config.callbacks_on_episode_end = None
     if lean:

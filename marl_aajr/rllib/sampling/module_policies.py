@@ -9,34 +9,18 @@ from typing import Any
 import gymnasium as gym
 import torch
 from ray.rllib.core.columns import Columns
-from ray.rllib.core.distribution.torch.torch_distribution import (
-    TorchCategorical,
-    TorchDiagGaussian,
-    TorchMultiCategorical,
-)
 from ray.rllib.core.rl_module.multi_rl_module import MultiRLModule
 from ray.rllib.core.rl_module.torch import TorchRLModule
 from torch import Tensor
 
-from marl_aajr.core.distributions import (
-    ActionDistribution,
-    Categorical,
-    DiagGaussian,
-    MultiCategorical,
-    from_space,
-)
+from marl_aajr.core.distributions import ActionDistribution, from_space
 from marl_aajr.rllib.internals.modules import plain_actor
 from marl_aajr.rllib.networks import observation_of
+from marl_aajr.rllib.plugin.module_policy import RLLIB_CLASSES
 from marl_aajr.rllib.sampling.observation_filter import BatchFilter
-from marl_aajr.rollout.fragments import Tree, map_tree
+from marl_aajr.rollout.fragments import Tree
 from marl_aajr.rollout.rollout_buffer import Decision
-
-_OURS = {
-    Categorical: TorchCategorical,
-    MultiCategorical: TorchMultiCategorical,
-    DiagGaussian: TorchDiagGaussian,
-}
-"""RLlib's distributions that ours compute the same numbers for."""
+from marl_aajr.victims.recurrent import leaves, map_state
 
 
 class ModulePolicies:
@@ -75,7 +59,7 @@ class ModulePolicies:
             for name, space in self._spaces.items()
         }
         self._observe = observe
-        self._actors: dict[str, tuple[TorchRLModule, _ModuleActor]] = {}
+        self._actors: dict[str, _ModuleActor] = {}
         self.module: MultiRLModule | None = None
         self.generator = torch.Generator(device)
         self.explore = True
@@ -98,18 +82,16 @@ class ModulePolicies:
         return self._actor(module).sequence_length
 
     def begin_episodes(self, episode_over: Tensor) -> None:
-        for _, actor in self._actors.values():
+        for actor in self._actors.values():
             actor.begin_episodes(episode_over)
 
     def _actor(self, name: str) -> _ModuleActor:
         assert self.module is not None
         module = self.module[name]
         # RLlib may replace modules when it restores a runner.
-        known = self._actors.get(name)
-        if known is None or known[0] is not module:
-            known = (module, _ModuleActor(module, name, self._spaces[name]))
-            self._actors[name] = known
-        return known[1]
+        if name not in self._actors or self._actors[name].module is not module:
+            self._actors[name] = _ModuleActor(module, self._spaces[name])
+        return self._actors[name]
 
     def _draw_at_random(self, module: str, obs: Tensor, mask: Tensor | None) -> Decision:
         space = self._spaces[module]
@@ -128,8 +110,8 @@ class ModulePolicies:
 class _ModuleActor:
     """One module with its recurrent state and its action distribution."""
 
-    def __init__(self, module: TorchRLModule, name: str, space: gym.Space[Any]) -> None:
-        self._module = module
+    def __init__(self, module: TorchRLModule, space: gym.Space[Any]) -> None:
+        self.module = module
         self._memory: Tree | None = None
         self.sequence_length = int(module.model_config["max_seq_len"]) if module.is_stateful() else None
         self._layers = plain_actor(module)
@@ -143,71 +125,57 @@ class _ModuleActor:
             return self._forward(self._batch(obs, mask), policies), None
         before = self._memory
         if before is None:
-            before = map_tree(lambda x: _repeated(x, obs), self._module.get_initial_state())
-        batch = map_tree(lambda x: x.unsqueeze(1), self._batch(obs, mask))
+            before = map_state(lambda x: x.expand(len(obs), *x.shape).clone(), self._initial(obs.device))
+        batch = map_state(lambda x: x.unsqueeze(1), self._batch(obs, mask))
         out = self._forward({**batch, Columns.STATE_IN: before}, policies)
         after = out.pop(Columns.STATE_OUT)
-        self._memory = after if rows is None else _where(rows, after, before)
-        return map_tree(lambda x: x.squeeze(1), out), before
+        self._memory = after if rows is None else map_state(partial(_where, rows), after, before)
+        return map_state(lambda x: x.squeeze(1), out), before
 
     def begin_episodes(self, episode_over: Tensor) -> None:
-        """Initial states where episodes are over."""
+        """Initial states for all agents in the copies `[E]` that are over; states are `[G · E, ...]`."""
         if self._memory is not None:
-            initial = map_tree(torch.as_tensor, self._module.get_initial_state())
-            self._memory = _where_over(episode_over, initial, self._memory)
+            agents = len(leaves(self._memory)[0]) // len(episode_over)
+            forget = partial(_where, episode_over.repeat(agents))
+            self._memory = map_state(forget, self._initial(episode_over.device), self._memory)
+
+    def _initial(self, device: torch.device) -> Tree:
+        """One agent's state at the beginning of an episode."""
+        return map_state(partial(torch.as_tensor, device=device), self.module.get_initial_state())
 
     def decide(self, out: dict[str, Any], policies: ModulePolicies) -> tuple[Tensor, Tensor, Tensor]:
         """Actions, their log-probabilities and the distribution inputs."""
         inputs = out[Columns.ACTION_DIST_INPUTS]
         if Columns.ACTIONS in out:
-            actions = out[Columns.ACTIONS]
-            log_probs = out.get(Columns.ACTION_LOGP)
-            return actions, self._log_prob(inputs, actions) if log_probs is None else log_probs, inputs
+            actions, log_probs = out[Columns.ACTIONS], out.get(Columns.ACTION_LOGP)
+            if log_probs is None:
+                log_probs = self.module.get_exploration_action_dist_cls().from_logits(inputs).logp(actions)
+            return actions, log_probs, inputs
         if self._own is not None:
-            if not policies.explore:
-                actions = self._own.mode(inputs)
-            else:
-                actions = self._own.sample(inputs, generator=policies.generator)
+            sample = partial(self._own.sample, generator=policies.generator)
+            actions = (sample if policies.explore else self._own.mode)(inputs)
             return actions, self._own.log_prob(inputs, actions), inputs
         if not policies.explore:
-            chosen = self._module.get_inference_action_dist_cls().from_logits(inputs).to_deterministic()
+            chosen = self.module.get_inference_action_dist_cls().from_logits(inputs).to_deterministic()
             return chosen.sample(), inputs.new_zeros(len(inputs)), inputs
-        distribution = self._module.get_exploration_action_dist_cls().from_logits(inputs)
+        distribution = self.module.get_exploration_action_dist_cls().from_logits(inputs)
         actions = distribution.sample()
         return actions, distribution.logp(actions), inputs
 
-    def _log_prob(self, inputs: Tensor, actions: Tensor) -> Tensor:
-        return self._module.get_exploration_action_dist_cls().from_logits(inputs).logp(actions)
-
     def _batch(self, obs: Tensor, mask: Tensor | None) -> dict[str, Any]:
-        return {Columns.OBS: observation_of(obs, mask, self._module.observation_space)}
+        return {Columns.OBS: observation_of(obs, mask, self.module.observation_space)}
 
     def _forward(self, batch: dict[str, Any], policies: ModulePolicies) -> dict[str, Any]:
         if self._layers is not None:
             return {Columns.ACTION_DIST_INPUTS: self._layers(batch[Columns.OBS])}
         if policies.explore:
-            return self._module.forward_exploration(batch, t=policies.timestep)
-        return self._module.forward_inference(batch)
+            return self.module.forward_exploration(batch, t=policies.timestep)
+        return self.module.forward_inference(batch)
 
 
-def _repeated(initial: Any, obs: Tensor) -> Tensor:
-    state = torch.as_tensor(initial, device=obs.device)
-    return state.expand(len(obs), *state.shape).clone()
-
-
-def _where(rows: Tensor, then: Tree, otherwise: Tree) -> Tree:
+def _where(rows: Tensor, then: Tensor, otherwise: Tensor) -> Tensor:
     """`then` in some of the rows `[N]`."""
-    if isinstance(then, Mapping):
-        return {key: _where(rows, then[key], otherwise[key]) for key in then}
-    return torch.where(rows.view(-1, *[1] * (then.ndim - 1)), then, otherwise)
-
-
-def _where_over(over: Tensor, initial: Tree, states: Tree) -> Tree:
-    """`initial` for all agents in the copies `[E]` that are over; `states [G · E, ...]`."""
-    if isinstance(states, Mapping):
-        return {key: _where_over(over, initial[key], states[key]) for key in states}
-    rows = over.repeat(len(states) // len(over)).view(-1, *[1] * (states.ndim - 1))
-    return torch.where(rows, initial.to(states), states)
+    return torch.where(rows.view(-1, *[1] * (otherwise.ndim - 1)), then, otherwise)
 
 
 def own_distribution(module: TorchRLModule, space: gym.Space[Any]) -> ActionDistribution | None:
@@ -218,7 +186,7 @@ def own_distribution(module: TorchRLModule, space: gym.Space[Any]) -> ActionDist
         module.get_inference_action_dist_cls(),
         module.get_train_action_dist_cls(),
     )
-    return kind if all(issubclass(cls, _OURS[type(kind)]) for cls in used) else None
+    return kind if all(issubclass(cls, RLLIB_CLASSES[type(kind)]) for cls in used) else None
 
 
 def env_action_map(

@@ -29,7 +29,7 @@ from marl_aajr.victims.filters import ObservationFilter
 CLIP = 10.0
 """Normalised observations stay within ± this, as in RLlib's filter."""
 
-_SMALL = np.float32(1e-6)
+_SMALL = 1e-6
 """RLlib's `SMALL_NUMBER`, added to the standard deviation."""
 
 
@@ -210,10 +210,6 @@ def _replaced(obs: Any, row: NDArray[Any]) -> Any:
     }
 
 
-_SMALL_NUMBER = 1e-6
-"""RLlib's `SMALL_NUMBER`, added to the standard deviation."""
-
-
 class TensorMoments:
     """`Moments` as float64 tensors on a device."""
 
@@ -279,7 +275,7 @@ class BatchFilter:
         if not self._normalizer.frozen:
             self._count(module, obs if rows is None else obs[rows])
         moments = self._total[module]
-        scaled = (obs - moments.mean) / (moments.std + _SMALL_NUMBER)
+        scaled = (obs - moments.mean) / (moments.std + _SMALL)
         return scaled.clamp_(-CLIP, CLIP).to(obs.dtype)
 
     def _count(self, module: str, seen: Tensor) -> None:
