@@ -47,8 +47,8 @@ from gymnasium import spaces
 from numpy.typing import NDArray
 from torch import Tensor
 
+from marl_aajr.core.checks import proportion, whole
 from marl_aajr.core.seeds import Streams
-from marl_aajr.core.values import proportion, whole
 
 from .particles import ONE_TEAM
 from .scenario import ADVERSARIES, GOOD

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from marl_aajr.core.values import whole
+from marl_aajr.core.checks import whole
 
 from .particles import Body, Index, Layout, RowIndex, World, WorldState
 

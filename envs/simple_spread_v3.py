@@ -7,7 +7,7 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from marl_aajr.core.values import proportion, whole
+from marl_aajr.core.checks import proportion, whole
 
 from .particle_batch import ParticleBatch
 from .particles import Body, Index, Layout, RowIndex, World, flat, landmark

@@ -8,7 +8,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from marl_aajr.core.values import whole
+from marl_aajr.core.checks import whole
 
 from .particle_batch import ParticleBatch
 from .particles import Body, Index, Layout, RowIndex, World, flat, landmark

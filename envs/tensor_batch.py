@@ -16,8 +16,8 @@ from gymnasium import spaces
 from numpy.typing import NDArray
 from torch import Tensor
 
+from marl_aajr.core.checks import whole
 from marl_aajr.core.seeds import Streams
-from marl_aajr.core.values import whole
 from marl_aajr.rollout.batched_env import BatchedEnv, BatchedStep
 
 

@@ -17,7 +17,7 @@ from pettingzoo.utils.env import AECEnv, ParallelEnv
 from pettingzoo.utils.wrappers import BaseParallelWrapper, BaseWrapper
 
 from marl_aajr.attacks import Attack
-from marl_aajr.core.values import one_of
+from marl_aajr.core.checks import one_of
 from marl_aajr.evaluation.observation_attacker import ObservationAttacker, StepGenerators
 from marl_aajr.victims import Victim
 from marl_aajr.victims.spaces import check_match

@@ -29,7 +29,7 @@ from torch import Tensor, nn
 
 from marl_aajr.core.ascent import Trajectory, ascend
 from marl_aajr.core.distributions import DiagGaussian
-from marl_aajr.core.numerics import safe_sqrt
+from marl_aajr.core.jacobian import safe_sqrt
 from marl_aajr.core.objectives import KL, Clean
 from marl_aajr.core.policy import ModulePolicy
 from marl_aajr.core.threat import PerturbationSet

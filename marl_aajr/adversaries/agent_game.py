@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 
 from marl_aajr.adversaries.game import VictimGame, load_frozen, victim_folder
-from marl_aajr.core.values import one_of
+from marl_aajr.core.checks import one_of
 from marl_aajr.envs.single_copy import SingleCopy, declare
 from marl_aajr.rollout.batched_env import BatchedEnv, BatchedStep
 from marl_aajr.rollout.environments import make_batch, resolve

@@ -20,7 +20,7 @@ import torch
 from gymnasium import spaces
 from torch import Tensor
 
-from marl_aajr.core.values import one_of
+from marl_aajr.core.checks import one_of
 from marl_aajr.rollout.batched_env import BatchedEnv, BatchedEnvWrapper, BatchedStep, check_action, no_action
 from marl_aajr.rollout.perturbed import ADVERSARY, loss
 from marl_aajr.training.run_directory import RunDirectory

@@ -18,8 +18,8 @@ from marl_aajr.adversaries.game import VictimGame, load_frozen
 from marl_aajr.adversaries.observation_adversaries import ObservationAdversaries
 from marl_aajr.attacks import StrongPGD
 from marl_aajr.core.adversary_actions import AdversaryActions, adversary_actions
+from marl_aajr.core.checks import one_of
 from marl_aajr.core.threat import Norm, PerturbationSet
-from marl_aajr.core.values import one_of
 from marl_aajr.envs.single_copy import SingleCopy, declare
 from marl_aajr.rollout.batched_env import BatchedEnv
 from marl_aajr.rollout.environments import make_batch, resolve

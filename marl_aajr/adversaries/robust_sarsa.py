@@ -13,9 +13,9 @@ from torch import Tensor
 from marl_aajr.adversaries.action_values import ActionValue, encode, fit_action_value, watch
 from marl_aajr.adversaries.learned import FittedAttack
 from marl_aajr.attacks import PGD, Attack
+from marl_aajr.core.checks import whole
 from marl_aajr.core.objectives import Clean, Objective
 from marl_aajr.core.policy import Policy
-from marl_aajr.core.values import whole
 from marl_aajr.rollout.batched_env import BatchedEnv
 from marl_aajr.victims import Victim
 

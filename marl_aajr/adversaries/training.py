@@ -32,7 +32,7 @@ from marl_aajr.adversaries.store import (
     unfinished_folder,
 )
 from marl_aajr.adversaries.warm_start import warm_start
-from marl_aajr.core.numerics import one_torch_thread
+from marl_aajr.core.seeds import one_torch_thread
 from marl_aajr.training.cluster import ray_for
 from marl_aajr.training.config import RunConfig
 from marl_aajr.training.fields import validated

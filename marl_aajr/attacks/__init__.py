@@ -8,9 +8,8 @@ them by name. Attacks that must play or train first (`robust-sarsa`, `sa-rl`, `p
 from marl_aajr.attacks.auto_pgd import StrongMarginPGD, StrongPGD
 from marl_aajr.attacks.base import Access, Attack, Attacked, BudgetError, greedy_action_changed
 from marl_aajr.attacks.gradient import FGSM, PGD, CriticPGD, MarginPGD, TargetedPGD
-from marl_aajr.attacks.noise import GaussianNoise, UniformNoise, WorstNoise
+from marl_aajr.attacks.gradient_free import GaussianNoise, SquareAttack, UniformNoise, WorstNoise
 from marl_aajr.attacks.registry import ATTACKS, attack_class, make_attack
-from marl_aajr.attacks.square import SquareAttack
 from marl_aajr.attacks.transfer import Transfer
 
 __all__ = [

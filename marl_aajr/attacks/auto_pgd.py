@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from marl_aajr.attacks.gradient import PGD
-from marl_aajr.core.numerics import check_finite
+from marl_aajr.core.checks import check_finite
 from marl_aajr.core.objectives import BoundObjective, Clean, Objective, value_and_gradient
 from marl_aajr.core.policy import Policy
 from marl_aajr.core.threat import PerturbationSet

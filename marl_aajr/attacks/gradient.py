@@ -21,6 +21,7 @@ from torch import Tensor
 
 from marl_aajr.attacks.base import Attack
 from marl_aajr.core.ascent import ascend
+from marl_aajr.core.checks import one_of, whole
 from marl_aajr.core.distributions import Categorical, MultiCategorical, single_actions
 from marl_aajr.core.objectives import (
     BoundObjective,
@@ -30,7 +31,6 @@ from marl_aajr.core.objectives import (
     margin_objective,
 )
 from marl_aajr.core.policy import Policy
-from marl_aajr.core.values import one_of, whole
 from marl_aajr.victims import Victim
 
 AttackStep = Literal["auto", "sign", "normalized"]

@@ -20,11 +20,10 @@ from typing import Any
 from marl_aajr.attacks.auto_pgd import StrongMarginPGD, StrongPGD
 from marl_aajr.attacks.base import Attack
 from marl_aajr.attacks.gradient import FGSM, PGD, CriticPGD, MarginPGD, TargetedPGD
-from marl_aajr.attacks.noise import GaussianNoise, UniformNoise, WorstNoise
-from marl_aajr.attacks.square import SquareAttack
+from marl_aajr.attacks.gradient_free import GaussianNoise, SquareAttack, UniformNoise, WorstNoise
 from marl_aajr.attacks.transfer import Transfer
+from marl_aajr.core.checks import one_of
 from marl_aajr.core.threat import PerturbationSet
-from marl_aajr.core.values import one_of
 
 ENTRY_POINTS = "marl_aajr.attacks"
 """The group of entry points."""

@@ -11,8 +11,8 @@ It reads in this order:
 7. `diagnostics`: exact measurements of gain, curvature and admissible steps;
 8. `adversary_actions`: the meaning of a learned adversary's actions.
 
-Helpers: `numerics` (non-finite numbers, threads), `values` (checks and schedules of
-settings), `settings` (their descriptions), `seeds` (random numbers from one seed).
+Helpers: `checks` (of settings and of numbers, and schedules), `settings` (their descriptions), `seeds` (the
+same numbers from one seed).
 
 `mlp` stands apart: plain MLPs with their derivatives written out, for speed. Autograd computes the same
 through any other network, so that whoever distrusts it sees in that one file what it replaces.

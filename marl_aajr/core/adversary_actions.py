@@ -29,11 +29,11 @@ from gymnasium import spaces
 from torch import Tensor
 
 from marl_aajr.core.ascent import ascend
+from marl_aajr.core.checks import one_of, whole
 from marl_aajr.core.distributions import MASKED_LOGIT, DiagGaussian, single_actions
 from marl_aajr.core.objectives import BoundObjective, Clean, Objective, OutputObjective
 from marl_aajr.core.policy import Policy
 from marl_aajr.core.threat import PerturbationSet
-from marl_aajr.core.values import one_of, whole
 
 Kind = Literal["sa-rl", "pa-ad"]
 KINDS: tuple[Kind, ...] = get_args(Kind)

@@ -18,11 +18,10 @@ from typing import Final, Literal, get_args
 import torch
 from torch import Tensor
 
-from marl_aajr.core.numerics import check_finite
+from marl_aajr.core.checks import check_finite, one_of, whole
 from marl_aajr.core.objectives import BoundObjective, Clean, Custom, Objective, value_and_gradient
 from marl_aajr.core.policy import ALL_ROWS, Policy, row_blocks
 from marl_aajr.core.threat import PerturbationSet
-from marl_aajr.core.values import one_of, whole
 
 Step = Literal["sign", "normalized", "raw"]
 Start = Literal["zero", "random"]

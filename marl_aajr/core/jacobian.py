@@ -38,9 +38,9 @@ from torch.autograd import forward_ad
 from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
+from marl_aajr.core.checks import one_of
 from marl_aajr.core.distributions import MASKED_LOGIT, ActionDistribution, DiagGaussian, single_actions
 from marl_aajr.core.policy import ModulePolicy, Policy
-from marl_aajr.core.values import one_of
 
 Backend = Literal["mlp", "forward", "double", "central"]
 JVPBackend = Literal["auto", "mlp", "forward", "double", "central"]
@@ -202,6 +202,12 @@ def _failure(policy: Policy, obs: Tensor, backend: Backend) -> str:
 @cache
 def _report_fallback(chosen: str, failures: str) -> None:
     _log.warning("Jacobian-vector products of this policy: using backend=%r (%s)", chosen, failures)
+
+
+def safe_sqrt(squared: Tensor) -> Tensor:
+    """√x with gradient 0 at x = 0, where its own is infinite; NaN stays NaN."""
+    zero = squared == 0
+    return torch.where(zero, 0.0, torch.where(zero, 1.0, squared).sqrt())
 
 
 def check_output_map(output: str, distribution: ActionDistribution) -> None:

@@ -20,9 +20,9 @@ from typing import ClassVar, Literal, Protocol, get_args, runtime_checkable
 import torch
 from torch import Tensor
 
+from marl_aajr.core.checks import one_of
 from marl_aajr.core.distributions import MASKED_LOGIT, ActionDistribution, DiagGaussian, single_actions
 from marl_aajr.core.policy import Policy
-from marl_aajr.core.values import one_of
 
 BoundObjective = Callable[[Tensor], Tensor]
 """Perturbed observations `[B, ..., d]` to values `[B, ...]`."""

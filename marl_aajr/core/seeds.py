@@ -1,4 +1,4 @@
-"""Random numbers from one seed: streams by purpose, and streams that belong to a copy and an episode.
+"""The same numbers from one seed: streams by purpose, and streams that belong to a copy and an episode.
 
 A generator that fills tensors in order gives copy e other numbers when the number of copies changes, and
 another device another sequence. In `Streams` a number is a hash of where it is used, so neither matters.
@@ -6,6 +6,8 @@ another device another sequence. In `Streams` a number is a hash of where it is 
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from enum import IntEnum
 
 import numpy as np
@@ -43,6 +45,20 @@ def derived_seed(seed: int, purpose: Purpose) -> int:
 
 def _state(seed: int, purpose: Purpose) -> int:
     return int(np.random.SeedSequence(seed, spawn_key=(int(purpose),)).generate_state(1, np.uint64)[0])
+
+
+@contextmanager
+def one_torch_thread() -> Iterator[None]:
+    """One thread of torch within this block, or within the function that this decorates; then as before.
+
+    The numbers are those of a worker process, which has one thread too, on any machine.
+    """
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 def _signed(word: int) -> int:

@@ -16,7 +16,7 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
-from marl_aajr.core.values import one_of
+from marl_aajr.core.checks import one_of
 
 Norm = Literal["linf", "l2"]
 _BISECTIONS = 60

@@ -19,7 +19,7 @@ from typing import Annotated, Any, Literal, get_args
 
 from pydantic import BeforeValidator
 
-from marl_aajr.core.values import one_of, whole
+from marl_aajr.core.checks import one_of, whole
 
 Timing = Literal["random", "strategic"]
 

@@ -8,8 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from marl_aajr.attacks import Attack
-from marl_aajr.core.numerics import one_torch_thread
-from marl_aajr.core.seeds import Purpose, stream
+from marl_aajr.core.seeds import Purpose, one_torch_thread, stream
 from marl_aajr.evaluation.admission import (
     admitted,
     check_actions,

@@ -24,8 +24,8 @@ from pydantic import (
 )
 
 from marl_aajr.attacks import Attack, attack_class, make_attack
+from marl_aajr.core.checks import one_of
 from marl_aajr.core.threat import Norm
-from marl_aajr.core.values import one_of
 from marl_aajr.evaluation.budget import Budget, ReadBudget, as_budget, trials
 from marl_aajr.evaluation.outcomes import Actions, Control, Units
 from marl_aajr.evaluation.replacements import Replacement

@@ -17,7 +17,7 @@ import torch
 from gymnasium import spaces
 from torch import Tensor
 
-from marl_aajr.core.values import one_of
+from marl_aajr.core.checks import one_of
 from marl_aajr.evaluation.outcomes import AdversaryTraining, Control, ReplacementOutcome
 from marl_aajr.evaluation.outcomes import ReplacementKind as Kind
 from marl_aajr.evaluation.result import Skipped

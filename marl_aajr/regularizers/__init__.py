@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
-from marl_aajr.core.values import check_settings, one_of
+from marl_aajr.core.checks import check_settings, one_of
 from marl_aajr.regularizers.aajr import AAJR
 from marl_aajr.regularizers.augmentation import AdversarialTraining, NoiseAugmentation
 from marl_aajr.regularizers.jacobian_norms import Frobenius, RandomDirection, Spectral

@@ -24,12 +24,11 @@ from typing import ClassVar, Literal, Self, get_args
 import torch
 from torch import Tensor
 
+from marl_aajr.core.checks import Schedule, maximum, one_of, value_at
 from marl_aajr.core.distributions import ActionDistribution
-from marl_aajr.core.jacobian import BACKENDS, Backend, squared_distance
-from marl_aajr.core.numerics import safe_sqrt
+from marl_aajr.core.jacobian import BACKENDS, Backend, safe_sqrt, squared_distance
 from marl_aajr.core.objectives import EVERYTHING, Need
 from marl_aajr.core.policy import Policy
-from marl_aajr.core.values import Schedule, maximum, one_of, value_at
 from marl_aajr.regularizers.adversarial import check_share, require, trajectory_metrics
 from marl_aajr.regularizers.augmentation import check_dual_clip, perturbed_loss
 from marl_aajr.regularizers.jacobian_penalty import JacobianPenalty, gain_metrics

@@ -14,10 +14,10 @@ import torch
 from torch import Tensor
 
 from marl_aajr.core.ascent import AUTO, STARTS, STEPS, Start, Step, Trajectory, ascend, starting_point
+from marl_aajr.core.checks import Schedule, as_schedule, maximum, minimum, one_of, raised, value_at, whole
 from marl_aajr.core.distributions import ActionDistribution
 from marl_aajr.core.objectives import EVERYTHING, Need, Objective
 from marl_aajr.core.threat import Norm, PerturbationSet
-from marl_aajr.core.values import Schedule, as_schedule, maximum, minimum, one_of, raised, value_at, whole
 from marl_aajr.regularizers.regularizer import Context, Regularizer, nonfinite
 from marl_aajr.regularizers.sample import Sample
 

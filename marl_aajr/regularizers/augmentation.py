@@ -17,9 +17,9 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from marl_aajr.core.checks import Schedule, maximum, value_at
 from marl_aajr.core.distributions import ActionDistribution
 from marl_aajr.core.objectives import EVERYTHING, Need, Objective, ObjectiveLike, make_objective
-from marl_aajr.core.values import Schedule, maximum, value_at
 from marl_aajr.regularizers.adversarial import (
     Adversarial,
     Perturbing,

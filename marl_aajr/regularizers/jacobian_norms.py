@@ -18,9 +18,9 @@ from typing import ClassVar, Literal, Self, get_args
 import torch
 from torch import Tensor
 
+from marl_aajr.core.checks import one_of, value_at, whole
 from marl_aajr.core.jacobian import BACKENDS, Backend, cotangent
 from marl_aajr.core.policy import Policy
-from marl_aajr.core.values import one_of, value_at, whole
 from marl_aajr.regularizers.adversarial import trajectory_metrics
 from marl_aajr.regularizers.jacobian_penalty import JacobianPenalty, gain_metrics
 from marl_aajr.regularizers.regularizer import Context, LossTerm

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from marl_aajr.core.checks import Schedule, one_of
 from marl_aajr.core.distributions import ActionDistribution
 from marl_aajr.core.jacobian import (
     BACKENDS,
@@ -27,7 +28,6 @@ from marl_aajr.core.jacobian import (
 )
 from marl_aajr.core.objectives import EVERYTHING, Need, Objective, ObjectiveLike, make_objective
 from marl_aajr.core.policy import ALL_ROWS, Policy, point_blocks
-from marl_aajr.core.values import Schedule, one_of
 from marl_aajr.regularizers.adversarial import Adversarial
 from marl_aajr.regularizers.sample import Sample
 

@@ -16,9 +16,9 @@ from typing import ClassVar, Self, TypeVar
 import torch
 from torch import Tensor, nn
 
+from marl_aajr.core.checks import check_finite
 from marl_aajr.core.distributions import ActionDistribution
 from marl_aajr.core.jacobian import BACKENDS, Backend
-from marl_aajr.core.numerics import check_finite
 from marl_aajr.core.objectives import EVERYTHING, Need
 from marl_aajr.core.policy import Policy
 from marl_aajr.regularizers.sample import Sample

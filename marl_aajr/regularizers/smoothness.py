@@ -18,12 +18,11 @@ import torch
 from torch import Tensor
 
 from marl_aajr.core.ascent import AUTO, Trajectory
+from marl_aajr.core.checks import Schedule, one_of, value_at
 from marl_aajr.core.distributions import ActionDistribution, DiagGaussian
-from marl_aajr.core.jacobian import check_output_map, squared_distance
-from marl_aajr.core.numerics import safe_sqrt
+from marl_aajr.core.jacobian import check_output_map, safe_sqrt, squared_distance
 from marl_aajr.core.objectives import BoundObjective, Clean, Objective, OutputObjective
 from marl_aajr.core.policy import Policy
-from marl_aajr.core.values import Schedule, one_of, value_at
 from marl_aajr.regularizers.adversarial import Adversarial, trajectory_metrics
 from marl_aajr.regularizers.regularizer import Context, LossTerm
 from marl_aajr.regularizers.sample import Sample

@@ -22,9 +22,9 @@ from ray.rllib.core.rl_module.default_model_config import DefaultModelConfig
 from ray.rllib.core.rl_module.torch import TorchRLModule
 from torch import Tensor, nn
 
+from marl_aajr.core.checks import one_of
 from marl_aajr.core.distributions import DiagGaussian, from_space
 from marl_aajr.core.mlp import hooked
-from marl_aajr.core.values import one_of
 from marl_aajr.rollout.centralized_critic import STATE, flat_size
 from marl_aajr.victims.layers import ClipLogStd, FreeLogStd
 

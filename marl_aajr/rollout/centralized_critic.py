@@ -20,7 +20,7 @@ from gymnasium import spaces
 from numpy.typing import NDArray
 from torch import Tensor
 
-from marl_aajr.core.values import one_of
+from marl_aajr.core.checks import one_of
 from marl_aajr.rollout.batched_env import BatchedEnv, BatchedEnvWrapper, BatchedStep
 from marl_aajr.rollout.game import Game, GameStep
 from marl_aajr.rollout.pettingzoo_games import TurnBasedGame

@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
-from marl_aajr.core.values import one_of
+from marl_aajr.core.checks import one_of
 
 ONE_TEAM = "team"
 

@@ -22,7 +22,7 @@ from ray import tune
 from marl_aajr.adversaries.request import AdversaryRequest
 from marl_aajr.adversaries.store import is_begun, is_finished
 from marl_aajr.adversaries.training import train_as_asked
-from marl_aajr.core.numerics import NonFiniteError
+from marl_aajr.core.checks import NonFiniteError
 from marl_aajr.evaluation import evaluate
 from marl_aajr.evaluation.sources import file_name
 from marl_aajr.rollout.environments import resolve

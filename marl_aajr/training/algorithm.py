@@ -19,9 +19,9 @@ from ray.rllib.algorithms.impala import IMPALAConfig
 from ray.rllib.algorithms.ppo import PPOConfig
 from ray.rllib.core.rl_module.multi_rl_module import MultiRLModuleSpec
 
+from marl_aajr.core.checks import Schedule
 from marl_aajr.core.distributions import from_space
 from marl_aajr.core.objectives import EVERYTHING, Need
-from marl_aajr.core.values import Schedule
 from marl_aajr.rllib import robustify
 from marl_aajr.rllib.internals.algorithms import RunAPPO, RunIMPALA, RunPPO
 from marl_aajr.rllib.internals.learners import resumable_learner_class

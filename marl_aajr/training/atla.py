@@ -17,8 +17,8 @@ from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Self
 
 from marl_aajr.core.adversary_actions import KINDS, AdversaryActions, Kind, PAADActions, adversary_actions
+from marl_aajr.core.checks import Schedule, as_schedule, maximum, one_of, raised, value_at, whole
 from marl_aajr.core.threat import Norm, PerturbationSet
-from marl_aajr.core.values import Schedule, as_schedule, maximum, one_of, raised, value_at, whole
 from marl_aajr.regularizers import Regularizer, make_regularizer, settings_of
 
 

@@ -14,8 +14,8 @@ from typing import Annotated, Any, Self, TypeVar, get_args
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 from pydantic_core import ErrorDetails
 
-from marl_aajr.core.values import Schedule as _Schedule
-from marl_aajr.core.values import as_schedule
+from marl_aajr.core.checks import Schedule as _Schedule
+from marl_aajr.core.checks import as_schedule
 
 Model = TypeVar("Model", bound=BaseModel)
 

@@ -14,7 +14,7 @@ import torch
 from ray.rllib.algorithms.algorithm import Algorithm
 from ray.rllib.utils.metrics import FAULT_TOLERANCE_STATS, NUM_ENV_STEPS_SAMPLED
 
-from marl_aajr.core.numerics import NonFiniteError
+from marl_aajr.core.checks import NonFiniteError
 from marl_aajr.rllib.internals.algorithms import dead_learners, errors_raise, remote_errors_raise
 from marl_aajr.training.algorithm import build_algorithm
 from marl_aajr.training.atla_phases import ATLAPhase, ATLAPhases, begin_phase, phases_of

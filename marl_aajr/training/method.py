@@ -8,7 +8,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, model_validator
 
-from marl_aajr.core.values import check_settings, one_of
+from marl_aajr.core.checks import check_settings, one_of
 from marl_aajr.regularizers import REGULARIZERS, Regularizer, make_regularizer, settings_of
 from marl_aajr.training.atla import ATLA
 from marl_aajr.training.fields import Fraction

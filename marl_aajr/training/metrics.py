@@ -9,7 +9,7 @@ from typing import Any
 
 from torch.utils.tensorboard import SummaryWriter
 
-from marl_aajr.core.numerics import NonFiniteError
+from marl_aajr.core.checks import NonFiniteError
 from marl_aajr.rllib.sampling.metrics import RETURNS_KEY
 from marl_aajr.training.checkpoint import RunProgress
 

@@ -22,8 +22,8 @@ from marl_aajr.attacks import (
     registry,
 )
 from marl_aajr.core import policy as policy_module
+from marl_aajr.core.checks import NonFiniteError
 from marl_aajr.core.distributions import ActionDistribution, Categorical, DiagGaussian, MultiCategorical
-from marl_aajr.core.numerics import NonFiniteError
 from marl_aajr.core.objectives import KL, Clean
 from marl_aajr.core.policy import ModulePolicy, Policy
 from marl_aajr.core.threat import PerturbationSet

@@ -9,7 +9,7 @@ import pytest
 import typer
 
 from marl_aajr.cli.errors import BUG, MISUSE, report
-from marl_aajr.core.numerics import NonFiniteError
+from marl_aajr.core.checks import NonFiniteError
 from marl_aajr.rollout.faults import EnvironmentFault
 
 

@@ -9,8 +9,8 @@ import torch
 from torch import nn
 
 from marl_aajr.core.ascent import STEPS, Last, Step, ascend
+from marl_aajr.core.checks import NonFiniteError
 from marl_aajr.core.distributions import ActionDistribution, Categorical, DiagGaussian
-from marl_aajr.core.numerics import NonFiniteError
 from marl_aajr.core.objectives import (
     KL,
     OBJECTIVES,

@@ -19,10 +19,10 @@ from marl_aajr.core.jacobian import (
     check_output_map,
     jvp,
     resolve_backend,
+    safe_sqrt,
     squared_distance,
     squared_gain,
 )
-from marl_aajr.core.numerics import safe_sqrt
 from marl_aajr.core.policy import ModulePolicy
 from tests.networks import (
     DISTRIBUTIONS,

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from marl_aajr.core.ascent import ascend
+from marl_aajr.core.checks import NonFiniteError
 from marl_aajr.core.distributions import ActionDistribution, Categorical, DiagGaussian
 from marl_aajr.core.jacobian import BACKENDS, Backend, jvp, squared_gain
-from marl_aajr.core.numerics import NonFiniteError
 from marl_aajr.core.objectives import KL, Clean
 from marl_aajr.core.policy import ModulePolicy
 from marl_aajr.regularizers import AAJR, Sample

@@ -12,8 +12,8 @@ import torch
 import yaml
 from torch import Tensor
 
+from marl_aajr.core.checks import NonFiniteError
 from marl_aajr.core.distributions import ActionDistribution, Categorical
-from marl_aajr.core.numerics import NonFiniteError
 from marl_aajr.core.settings import attributes
 from marl_aajr.regularizers import (
     AAJR,

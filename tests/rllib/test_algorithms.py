@@ -20,7 +20,7 @@ from ray.rllib.core.learner.torch.torch_learner import TorchLearner
 from ray.rllib.core.rl_module.default_model_config import DefaultModelConfig
 
 from marl_aajr import AAJR, robustify
-from marl_aajr.core.numerics import NonFiniteError
+from marl_aajr.core.checks import NonFiniteError
 from marl_aajr.rllib.sampling.env import register
 
 ACTIVE = AAJR(coefficient=0.1, epsilon=0.2)

@@ -14,8 +14,8 @@ from ray.rllib.core.learner.learner import Learner
 from ray.rllib.core.rl_module.default_model_config import DefaultModelConfig
 from ray.rllib.policy.sample_batch import MultiAgentBatch
 
+from marl_aajr.core.checks import NonFiniteError
 from marl_aajr.core.distributions import Categorical, DiagGaussian, MultiCategorical
-from marl_aajr.core.numerics import NonFiniteError
 from marl_aajr.regularizers import make_regularizer
 from marl_aajr.rllib import robustify
 from marl_aajr.rllib.lean.learner import LeanPPOTorchLearner

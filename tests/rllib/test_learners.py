@@ -21,7 +21,7 @@ from ray.rllib.policy.sample_batch import MultiAgentBatch, SampleBatch
 from ray.rllib.utils.minibatch_utils import ShardEpisodesIterator
 
 from marl_aajr import AAJR, robustify
-from marl_aajr.core.numerics import NonFiniteError
+from marl_aajr.core.checks import NonFiniteError
 from marl_aajr.regularizers import REGULARIZERS, Regularizer, make_regularizer
 from marl_aajr.rllib.lean.learner import LeanPPOTorchLearner
 from tests.rllib.learners import build_learner, ppo_batch, ppo_config, update

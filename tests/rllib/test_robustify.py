@@ -16,7 +16,7 @@ from ray.rllib.core.learner.learner import Learner
 
 from marl_aajr import AAJR, robustify
 from marl_aajr.core.ascent import ascend
-from marl_aajr.core.numerics import NonFiniteError
+from marl_aajr.core.checks import NonFiniteError
 from marl_aajr.core.objectives import KL
 from marl_aajr.core.threat import PerturbationSet
 from marl_aajr.regularizers import REGULARIZERS, LossTerm, Regularizer, Sample, make_regularizer

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from marl_aajr.core.numerics import NonFiniteError
+from marl_aajr.core.checks import NonFiniteError
 from marl_aajr.training.algorithm import build_config
 from marl_aajr.training.config import make_config
 from marl_aajr.training.run_directory import RunDirectory

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import yaml
 
-from marl_aajr.core.values import value_at
+from marl_aajr.core.checks import value_at
 from marl_aajr.regularizers import AAJR, REGULARIZERS, make_regularizer
 from marl_aajr.training.config import RunConfig, load_config, make_config
 from marl_aajr.training.fields import differences

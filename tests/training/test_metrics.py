@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from marl_aajr.core.numerics import NonFiniteError
+from marl_aajr.core.checks import NonFiniteError
 from marl_aajr.training.checkpoint import RunProgress
 from marl_aajr.training.metrics import to_record
 

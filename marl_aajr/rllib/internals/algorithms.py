@@ -28,7 +28,7 @@ from ray.rllib.connectors.env_to_module import (
 from ray.rllib.utils import force_list
 from ray.tune.registry import ENV_CREATOR, _global_registry, register_env
 
-from marl_aajr.core.numerics import NonFiniteError
+from marl_aajr.core.checks import NonFiniteError
 
 
 class _NoResults(Algorithm):

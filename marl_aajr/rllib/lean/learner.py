@@ -20,7 +20,7 @@ from ray.rllib.core.learner.training_data import TrainingData
 from torch import Tensor
 from torch import distributed as dist
 
-from marl_aajr.core.numerics import NonFiniteError
+from marl_aajr.core.checks import NonFiniteError
 from marl_aajr.rllib.internals.learners import (
     OpenPPOTorchLearner,
     ResumableLearnerMixin,

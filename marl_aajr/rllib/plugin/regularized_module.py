@@ -15,9 +15,9 @@ from ray.rllib.core.rl_module.torch import TorchRLModule
 from ray.rllib.evaluation.postprocessing import Postprocessing
 from torch import Tensor, nn
 
+from marl_aajr.core.checks import NonFiniteError
 from marl_aajr.core.distributions import ActionDistribution
 from marl_aajr.core.jacobian import Backend
-from marl_aajr.core.numerics import NonFiniteError
 from marl_aajr.core.objectives import Need
 from marl_aajr.regularizers.regularizer import LossTerm, Regularizer
 from marl_aajr.regularizers.sample import PolicyLoss, Sample, Shard

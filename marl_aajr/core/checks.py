@@ -1,7 +1,8 @@
-"""Values of settings: checks that word their messages alike, and schedules over environment steps.
+"""Checks that word their messages alike, and settings that change over training (schedules).
 
 A schedule is written as in RLlib: a number, or breakpoints `[[timestep, value], ...]` with straight lines
-between them and the last value held.
+between them and the last value held. Non-finite numbers stop with the name of their origin; nothing is
+silently zeroed. This file does not import torch: the command line reads it first.
 """
 
 from __future__ import annotations
@@ -11,6 +12,10 @@ from bisect import bisect_right
 from collections.abc import Collection, Iterable, Sequence
 from difflib import get_close_matches
 from math import isfinite
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 def one_of(name: str, value: object, known: Iterable[str]) -> None:
@@ -43,6 +48,25 @@ def check_settings(name: str, cls: type, given: Collection[str]) -> None:
     required = [field.name for field in fields if field.default is dataclasses.MISSING]
     if missing := [setting for setting in required if setting not in given]:
         raise ValueError(f"expected the settings {', '.join(missing)} of {name!r}, got none; give them")
+
+
+class NonFiniteError(FloatingPointError):
+    """A NaN or an infinity, with where it arose."""
+
+
+def check_finite(name: str, tensor: Tensor) -> None:
+    """Raise `NonFiniteError` where `tensor` holds a NaN or an infinity.
+
+    Args:
+        name: what the tensor is, as the message should call it.
+        tensor: any shape; reading the answer waits for the accelerator.
+    """
+    finite = tensor.isfinite()
+    if bool(finite.all()):
+        return
+    bad = tensor.detach()[~finite]
+    nans = int(bad.isnan().sum())
+    raise NonFiniteError(f"{name}: {nans} NaN and {bad.numel() - nans} infinite of {tensor.numel()} numbers")
 
 
 Schedule = float | tuple[tuple[float, float], ...]

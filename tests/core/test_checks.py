@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from marl_aajr.core.values import as_schedule, maximum, minimum, value_at
+from marl_aajr.core.checks import as_schedule, maximum, minimum, value_at
 
 
 def test_a_number_is_constant() -> None:
