@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from marl_aajr.attacks.gradient import PGD
+from marl_aajr.core.ascent import steepest, step_direction
 from marl_aajr.core.checks import check_finite
 from marl_aajr.core.objectives import BoundObjective, Clean, Objective, value_and_gradient
 from marl_aajr.core.policy import Policy
@@ -63,7 +64,7 @@ class StrongPGD(PGD):
                 f"and {self.step!r}; use pgd for steps of your own"
             )
 
-    def _climb(
+    def _ascend(
         self, policy: Policy, obs: Tensor, objective: Objective, clean: Clean, start: Tensor
     ) -> tuple[Tensor, Tensor]:
         g = objective.bind(policy, clean)
@@ -107,18 +108,20 @@ def auto_ascend(
         NonFiniteError: g or its gradient is not finite.
     """
     delta = previous = perturbations.project(start, obs)
-    value, gradient = _look(g, obs, delta, step=0)
+    value, gradient = _evaluate(g, obs, delta, step=0)
     best, best_value, best_gradient = delta, value, gradient
     step_size = obs.new_full((len(obs), 1), _FIRST_STEP * perturbations.epsilon)
     step_size_then, best_value_then = step_size, best_value
     rises, since = torch.zeros_like(value), 0
-    ahead = checkpoints(steps)
+    ahead, kind = checkpoints(steps), steepest(perturbations.norm)
+    preconditioner = perturbations.preconditioner(obs)
     for k in range(steps):
         alpha = _MOMENTUM if k else 1.0
-        z = perturbations.project(delta + step_size * _direction(gradient, perturbations), obs)
+        v = gradient if preconditioner is None else gradient * preconditioner
+        z = perturbations.project(delta + step_size * step_direction(kind, v, preconditioner), obs)
         moved = delta + alpha * (z - delta) + (1 - alpha) * (delta - previous)
         previous, delta, value_before = delta, perturbations.project(moved, obs), value
-        value, gradient = _look(g, obs, delta, step=k + 1)
+        value, gradient = _evaluate(g, obs, delta, step=k + 1)
         rises, since = rises + (value > value_before), since + 1
         better = value > best_value
         best, best_gradient = _where(better, delta, best), _where(better, gradient, best_gradient)
@@ -134,23 +137,11 @@ def auto_ascend(
     return best, best_value
 
 
-def _look(g: BoundObjective, obs: Tensor, delta: Tensor, *, step: int) -> tuple[Tensor, Tensor]:
+def _evaluate(g: BoundObjective, obs: Tensor, delta: Tensor, *, step: int) -> tuple[Tensor, Tensor]:
     value, gradient = value_and_gradient(g, obs, delta)
     check_finite(f"the objective of the attack at step {step}", value)
     check_finite(f"the gradient of the attack's objective at step {step}", gradient)
     return value, gradient
-
-
-def _direction(gradient: Tensor, perturbations: PerturbationSet) -> Tensor:
-    """The steepest move of size 1 in the set's norm, for each row."""
-    preconditioner = perturbations.preconditioner(gradient)
-    slope = gradient if preconditioner is None else gradient * preconditioner
-    if perturbations.norm == "linf":
-        unit = slope.sign()
-    else:
-        norm = torch.linalg.vector_norm(slope, dim=-1, keepdim=True)
-        unit = slope / norm.clamp_min(torch.finfo(slope.dtype).tiny)
-    return unit if preconditioner is None else unit * preconditioner
 
 
 def _where(rows: Tensor, a: Tensor, b: Tensor) -> Tensor:

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from marl_aajr.attacks.base import Attack
-from marl_aajr.core.ascent import ascend
+from marl_aajr.core.ascent import ascend, largest, steepest
 from marl_aajr.core.checks import one_of, whole
 from marl_aajr.core.distributions import Categorical, MultiCategorical, single_actions
 from marl_aajr.core.objectives import (
@@ -28,7 +28,7 @@ from marl_aajr.core.objectives import (
     Clean,
     Margin,
     Objective,
-    margin_objective,
+    logit_difference,
 )
 from marl_aajr.core.policy import Policy
 from marl_aajr.victims import Victim
@@ -84,19 +84,19 @@ class PGD(Attack):
 
     def run(self, policy: Policy, obs: Tensor, *, generator: torch.Generator) -> Tensor:
         objective = self.objective_for(policy.distribution)
-        starts = torch.cat(list(islice(self._starts(objective, obs, generator), self.restarts)))
-        delta, value = self._climb_from(policy, obs, objective, starts)
-        return best_of(self.restarts, delta, value)
+        starts = torch.stack(list(islice(self._starts(objective, obs, generator), self.restarts)))
+        return largest(*self._ascend_from(starts, policy, obs, objective))[0]
 
-    def _climb_from(
-        self, policy: Policy, obs: Tensor, objective: Objective, starts: Tensor
+    def _ascend_from(
+        self, starts: Tensor, policy: Policy, obs: Tensor, objective: Objective
     ) -> tuple[Tensor, Tensor]:
-        """All starts `[R · B, d]` in one batch: the best δ from each, and its g, `[R · B]`."""
-        count = len(starts) // len(obs)
+        """From all starts `[R, B, d]` in one batch: the best δ of each, and its g, `[R, B]`."""
+        count = len(starts)
         policy, obs = policy.repeat(count), obs.repeat(count, 1)
         with torch.no_grad():
-            outputs = policy(obs)
-        return self._climb(policy, obs, objective, self.clean(policy, obs, outputs), starts)
+            clean = self.clean(policy, obs, policy(obs))
+        delta, value = self._ascend(policy, obs, objective, clean, starts.flatten(0, 1))
+        return delta.view_as(starts), value.view(count, -1)
 
     def _starts(self, objective: Objective, obs: Tensor, generator: torch.Generator) -> Iterator[Tensor]:
         if objective.flat_at_zero:
@@ -109,13 +109,10 @@ class PGD(Attack):
         while True:
             yield self.perturbations.sample(obs, generator=generator)
 
-    def _climb(
+    def _ascend(
         self, policy: Policy, obs: Tensor, objective: Objective, clean: Clean, start: Tensor
     ) -> tuple[Tensor, Tensor]:
         """The best δ on the way from `start`, by g, and its g: `[B, d]`, `[B]`."""
-        step = self.step
-        if step == "auto":
-            step = "sign" if self.perturbations.norm == "linf" else "normalized"
         trajectory = ascend(
             policy,
             obs,
@@ -123,13 +120,11 @@ class PGD(Attack):
             self.perturbations,
             steps=self.steps,
             step_size=self.step_size * self.perturbations.epsilon,
-            step=step,
+            step=steepest(self.perturbations.norm) if self.step == "auto" else self.step,
             start=start,
             clean=clean,
         )
-        values, index = trajectory.values.max(0)
-        rows = torch.arange(len(index), device=index.device)
-        return trajectory.deltas[index, rows], values
+        return largest(trajectory.deltas, trajectory.values)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -163,13 +158,6 @@ class FGSM(Attack):
         return single.run(policy, obs, generator=generator)
 
 
-def best_of(count: int, delta: Tensor, value: Tensor) -> Tensor:
-    """Of `count` candidates for each row, `[count · B, d]`, that of the largest value `[count · B]`."""
-    value, delta = value.reshape(count, -1), delta.reshape(count, -1, delta.shape[-1])
-    index = value.argmax(0)
-    return delta[index, torch.arange(len(index), device=index.device)]
-
-
 @dataclass(frozen=True, eq=False)
 class TargetedMargin(Margin):
     """z_t − z_{a*}, with a* greedy at s and t the rival of a given rank there.
@@ -188,14 +176,14 @@ class TargetedMargin(Margin):
 
     def bind(self, policy: Policy, clean: Clean) -> BoundObjective:
         self.check(policy.distribution)
-        chosen = [self._actions(y) for y in single_actions(policy.distribution, clean.outputs.detach())]
-        return margin_objective(policy, [best for best, _ in chosen], lambda i, _: chosen[i][1])
+        chosen = [self._pair(y) for y in single_actions(policy.distribution, clean.outputs.detach())]
+        return logit_difference(policy, lambda i, _: chosen[i])
 
-    def _actions(self, logits: Tensor) -> tuple[Tensor, Tensor]:
-        """The greedy action and the target, each `[B, 1]`."""
+    def _pair(self, logits: Tensor) -> tuple[Tensor, Tensor]:
+        """The target and the greedy action, each `[B, 1]`."""
         order = logits.argsort(dim=-1, descending=True, stable=True)
         place = (self.rank + 1).clamp_max(logits.shape[-1] - 1).unsqueeze(-1)
-        return order[:, :1], order.gather(-1, place)
+        return order.gather(-1, place), order[:, :1]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -229,18 +217,19 @@ class TargetedPGD(PGD):
             )
 
     def run(self, policy: Policy, obs: Tensor, *, generator: torch.Generator) -> Tensor:
-        margin = self.objective_for(policy.distribution)
         distribution = policy.distribution
+        margin = self.objective_for(distribution)
         assert isinstance(distribution, Categorical | MultiCategorical)
         most = max(distribution.nvec) if isinstance(distribution, MultiCategorical) else distribution.n
         ranks = max(min(self.targets, most - 1), 1)
-        starts = torch.zeros_like(obs).repeat(ranks, 1)
         rank = torch.arange(ranks, device=obs.device).repeat_interleave(len(obs))
-        delta, _ = self._climb_from(policy, obs, TargetedMargin(rank), starts)
+        starts = obs.new_zeros(ranks, *obs.shape)
+        deltas, _ = self._ascend_from(starts, policy, obs, TargetedMargin(rank))
         everybody, copies = policy.repeat(ranks), obs.repeat(ranks, 1)
         with torch.no_grad():
             g = margin.bind(everybody, Clean(everybody(copies)))
-            return best_of(ranks, delta, g(copies + delta))
+            values = g(copies + deltas.flatten(0, 1)).view(ranks, -1)
+        return largest(deltas, values)[0]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -28,10 +28,17 @@ import torch
 from gymnasium import spaces
 from torch import Tensor
 
-from marl_aajr.core.ascent import ascend
+from marl_aajr.core.ascent import ascend, largest, steepest
 from marl_aajr.core.checks import one_of, whole
-from marl_aajr.core.distributions import MASKED_LOGIT, DiagGaussian, single_actions
-from marl_aajr.core.objectives import BoundObjective, Clean, Objective, OutputObjective
+from marl_aajr.core.distributions import DiagGaussian
+from marl_aajr.core.objectives import (
+    BoundObjective,
+    Clean,
+    Objective,
+    OutputObjective,
+    logit_difference,
+    runner_up,
+)
 from marl_aajr.core.policy import Policy
 from marl_aajr.core.threat import PerturbationSet
 
@@ -58,44 +65,20 @@ class Towards(Objective):
 
     def bind(self, policy: Policy, clean: Clean) -> BoundObjective:
         if isinstance(policy.distribution, DiagGaussian):
-            return self._push(policy, policy.distribution, clean.outputs.detach())
-        return self._aim(policy)
+            return self._along(policy, policy.distribution, clean.outputs.detach())
+        targets = [target.unsqueeze(-1) for target in self.direction.unbind(-1)]
+        return logit_difference(policy, lambda i, logits: (targets[i], runner_up(logits, targets[i])))
 
-    def _push(self, policy: Policy, distribution: DiagGaussian, outputs: Tensor) -> OutputObjective:
+    def _along(self, policy: Policy, distribution: DiagGaussian, outputs: Tensor) -> OutputObjective:
         length = torch.linalg.vector_norm(self.direction, dim=-1, keepdim=True).clamp_min(_FLOOR)
         _, log_std = distribution.split(outputs)
-        slope = self.direction / length * (-log_std).exp()
-        full = torch.cat([slope, torch.zeros_like(slope)], -1)
+        by_mean = self.direction / length * (-log_std).exp()
+        gradient = torch.cat([by_mean, torch.zeros_like(by_mean)], -1)
 
         def value(y: Tensor) -> Tensor:
-            return (y * full).sum(-1)
+            return (y * gradient).sum(-1)
 
-        return OutputObjective(policy, value, lambda y: (value(y), full))
-
-    def _aim(self, policy: Policy) -> OutputObjective:
-        targets = [target.unsqueeze(-1) for target in self.direction.unbind(-1)]
-
-        def lead(logits: Tensor, target: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-            """The lead of the target `[B, 1]`, its strongest rival, and whether it may be chosen at all."""
-            rival = logits.detach().scatter(-1, target, -torch.inf).argmax(-1, keepdim=True)
-            aim, other = logits.gather(-1, target), logits.gather(-1, rival)
-            possible = (aim > MASKED_LOGIT) & (other > MASKED_LOGIT)
-            return torch.where(possible, aim - other, 0.0), rival, possible
-
-        def value(outputs: Tensor) -> Tensor:
-            parts = zip(single_actions(policy.distribution, outputs), targets, strict=True)
-            return torch.cat([lead(logits, target)[0] for logits, target in parts], -1).sum(-1)
-
-        def value_and_slope(outputs: Tensor) -> tuple[Tensor, Tensor]:
-            values, slopes = [], []
-            for logits, target in zip(single_actions(policy.distribution, outputs), targets, strict=True):
-                gained, rival, possible = lead(logits, target)
-                unit = possible.to(logits.dtype)
-                values.append(gained)
-                slopes.append(torch.zeros_like(logits).scatter_(-1, target, unit).scatter_(-1, rival, -unit))
-            return torch.cat(values, -1).sum(-1), torch.cat(slopes, -1)
-
-        return OutputObjective(policy, value, value_and_slope)
+        return OutputObjective(policy, value, lambda y: (value(y), gradient))
 
 
 def follow(
@@ -124,12 +107,11 @@ def follow(
         perturbations,
         steps=steps,
         step_size=step_size * perturbations.epsilon,
-        step="sign" if perturbations.norm == "linf" else "normalized",
+        step=steepest(perturbations.norm),
         start="zero",
         check=False,
     )
-    best = trajectory.values.argmax(0)
-    return trajectory.deltas[best, torch.arange(len(best), device=best.device)]
+    return largest(trajectory.deltas, trajectory.values)[0]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -19,9 +19,9 @@ import torch
 from torch import Tensor
 
 from marl_aajr.core.checks import check_finite, one_of, whole
-from marl_aajr.core.objectives import BoundObjective, Clean, Custom, Objective, value_and_gradient
+from marl_aajr.core.objectives import Clean, Custom, Objective, value_and_gradient
 from marl_aajr.core.policy import ALL_ROWS, Policy, row_blocks
-from marl_aajr.core.threat import PerturbationSet
+from marl_aajr.core.threat import Norm, PerturbationSet
 
 Step = Literal["sign", "normalized", "raw"]
 Start = Literal["zero", "random"]
@@ -65,7 +65,7 @@ class Trajectory:
     @property
     def monotone(self) -> Tensor:
         """Whether a step did not lower the objective, g(δ_{t+1}) ≥ g(δ_t) up to rounding, `[K, B, ...]`."""
-        return ~_fell(self.values[:-1], self.values[1:])
+        return ~_decreased(self.values[:-1], self.values[1:])
 
 
 def ascend(
@@ -123,32 +123,22 @@ def ascend(
         with torch.no_grad():
             clean = Clean(policy(obs))
     path = obs.new_empty((steps + (last != "direction"), *obs.shape))
-    slopes = obs.new_empty((steps, *obs.shape))
+    gradients = obs.new_empty((steps, *obs.shape))
     path[0] = delta
-    values, ends = [], []
+    values, final_gradients = [], []
     # A function of the user's own may look at more than one row, and so may the noise.
     together = gradient_noise is not None or isinstance(objective, Custom)
     for rows in [ALL_ROWS] if together else row_blocks(obs):
-        part, known, goal = policy, clean, objective
+        part = (policy, objective, clean)
         if rows != ALL_ROWS:
             index = torch.arange(len(obs), device=obs.device)[rows]
-            part, known, goal = policy.select(index), clean.select(index), objective.select(index)
-        g = goal.bind(part, known)
-        climb = _Climb(
-            g,
-            obs[rows],
-            perturbations,
-            step=step,
-            step_size=step_size,
-            check=check,
-            mask=known.mask,
-            flat_at_zero=goal.flat_at_zero,
-        )
-        ends.append(climb.run(path[:, rows], slopes[:, rows], last=last, noise=gradient_noise))
-        values.append(torch.stack(climb.values))
-    norms, has_direction = _normalize(slopes)
-    final_gradient = torch.cat(ends) if last == "gradient" else None
-    return Trajectory(path, slopes, norms, torch.cat(values, 1), has_direction, final_gradient)
+            part = (policy.select(index), objective.select(index), clean.select(index))
+        block = _Block(*part, obs[rows], perturbations, step=step, step_size=step_size, check=check)
+        final_gradients.append(block.run(path[:, rows], gradients[:, rows], last=last, noise=gradient_noise))
+        values.append(torch.stack(block.values))
+    norms, has_direction = _normalize(gradients)
+    final_gradient = torch.cat(final_gradients) if last == "gradient" else None
+    return Trajectory(path, gradients, norms, torch.cat(values, 1), has_direction, final_gradient)
 
 
 def starting_point(
@@ -176,88 +166,95 @@ def starting_point(
     return perturbations.sample(obs, generator=generator)
 
 
-class _Climb:
-    """The state of one ascent: what has been seen so far."""
+class _Block:
+    """The ascent of some rows of a batch."""
 
     def __init__(
         self,
-        g: BoundObjective,
+        policy: Policy,
+        objective: Objective,
+        clean: Clean,
         obs: Tensor,
         perturbations: PerturbationSet,
         *,
         step: Step,
         step_size: float | Literal["auto"],
         check: bool,
-        mask: Tensor | None = None,
-        flat_at_zero: bool = False,
     ) -> None:
-        self.g, self.obs, self.perturbations, self.step, self.check = g, obs, perturbations, step, check
-        self.step_size, self.mask = step_size, mask
-        self.noise_floor = _noise_floor(obs) if flat_at_zero else None
+        self.g, self.mask = objective.bind(policy, clean), clean.mask
+        self.obs, self.perturbations = obs, perturbations
+        self.step, self.step_size, self.check = step, step_size, check
         self.preconditioner = perturbations.preconditioner(obs)
+        self.rounding = _rounding(obs) if objective.flat_at_zero else None
         self.values: list[Tensor] = []
-        self.seen: deque[tuple[Tensor, Tensor]] = deque(maxlen=2 if step_size == AUTO else 0)
+        self.recent: deque[tuple[Tensor, Tensor]] = deque(maxlen=2 if step_size == AUTO else 0)
         """δ and ∇g of the last two points, for the automatic step."""
 
     def run(
-        self, path: Tensor, slopes: Tensor, *, last: Last, noise: Callable[[int], Tensor] | None
+        self, path: Tensor, gradients: Tensor, *, last: Last, noise: Callable[[int], Tensor] | None
     ) -> Tensor:
-        """Fill in δ_1 … of `path` and v_0 … v_{K−1} of `slopes`; return v_K if `last` asks for it."""
-        for t, delta in enumerate(path[: len(slopes)]):
-            slopes[t] = self.look(delta)
+        """Fill in δ_1 … of `path` and v_0 … v_{K−1} of `gradients`; return v_K if `last` asks for it."""
+        for t, delta in enumerate(path[: len(gradients)]):
+            gradients[t] = self.gradient(delta)
             if t + 1 < len(path):
-                path[t + 1] = self.move(delta, slopes[t] if noise is None else slopes[t] + noise(t))
+                path[t + 1] = self.next_point(
+                    delta, gradients[t] if noise is None else gradients[t] + noise(t)
+                )
         if last == "gradient":
-            return self.look(path[-1])
+            return self.gradient(path[-1])
         if last == "value":
             with torch.no_grad():
                 self.values.append(self.g(self.obs + path[-1]))
             if self.check:
-                check_finite(f"the inner objective at step {len(slopes)}", self.values[-1])
-        return slopes[-1]
+                check_finite(f"the inner objective at step {len(gradients)}", self.values[-1])
+        return gradients[-1]
 
-    def look(self, delta: Tensor) -> Tensor:
-        """The slope v_t = M ∇g(δ_t); g(δ_t) is recorded."""
+    def gradient(self, delta: Tensor) -> Tensor:
+        """The gradient v_t = M ∇g(δ_t); g(δ_t) is recorded."""
         value, gradient = value_and_gradient(self.g, self.obs, delta, mask=self.mask)
         if self.check:
             t = len(self.values)
             check_finite(f"the inner objective at step {t}", value)
             check_finite(f"the gradient of the inner objective at step {t}", gradient)
-        if self.noise_floor is not None:
-            lost = torch.linalg.vector_norm(delta, dim=-1) <= self.noise_floor
+        if self.rounding is not None:
+            lost = torch.linalg.vector_norm(delta, dim=-1) <= self.rounding
             gradient = gradient.masked_fill(lost.unsqueeze(-1), 0.0)
         self.values.append(value)
-        self.seen.append((delta, gradient))
+        self.recent.append((delta, gradient))
         return gradient if self.preconditioner is None else gradient * self.preconditioner
 
-    def move(self, delta: Tensor, v: Tensor) -> Tensor:
+    def next_point(self, delta: Tensor, v: Tensor) -> Tensor:
         """The next perturbation δ_{t+1} = Π_Δ(δ_t + η · step(v_t))."""
-        unit = _unit_move(self.step, v, self.preconditioner)
+        direction = step_direction(self.step, v, self.preconditioner)
         if isinstance(self.step_size, str):
-            return self._search(delta, unit)
-        return self.perturbations.project(torch.add(delta, unit, alpha=self.step_size), self.obs)
+            return self._line_search(delta, direction)
+        return self.perturbations.project(torch.add(delta, direction, alpha=self.step_size), self.obs)
 
     @torch.no_grad()
-    def _search(self, delta: Tensor, unit: Tensor) -> Tensor:
-        """The automatic step: the quadratic model's, then backtracking, row by row."""
-        tiny = torch.finfo(unit.dtype).tiny
-        reach = self.perturbations.epsilon / self.perturbations.size(unit).clamp_min(tiny**0.5)
-        if len(self.seen) > 1:
-            (before, earlier), (delta, gradient) = self.seen
+    def _line_search(self, delta: Tensor, direction: Tensor) -> Tensor:
+        """The automatic step: the maximiser of the quadratic model, then backtracking, row by row."""
+        tiny = torch.finfo(direction.dtype).tiny
+        size = self.perturbations.epsilon / self.perturbations.size(direction).clamp_min(tiny**0.5)
+        if len(self.recent) > 1:
+            (before, earlier), (delta, gradient) = self.recent
             displacement, change = delta - before, gradient - earlier
             curvature = _dot(change, displacement).abs() / _dot(displacement, displacement).clamp_min(tiny)
-            rise = _dot(gradient, unit)
-            model = rise / (curvature * _dot(unit, unit)).clamp_min(tiny)
-            reach = torch.minimum(reach, model)
+            model = _dot(gradient, direction) / (curvature * _dot(direction, direction)).clamp_min(tiny)
+            size = torch.minimum(size, model)
         for _ in range(1 + _BACKTRACKS):
-            candidate = self.perturbations.project(delta + reach.unsqueeze(-1) * unit, self.obs)
-            fell = _fell(self.values[-1], self.g(self.obs + candidate))
-            reach = torch.where(fell, _SHRINK * reach, reach)
-        return torch.where(fell.unsqueeze(-1), delta, candidate)
+            candidate = self.perturbations.project(delta + size.unsqueeze(-1) * direction, self.obs)
+            decreased = _decreased(self.values[-1], self.g(self.obs + candidate))
+            size = torch.where(decreased, _SHRINK * size, size)
+        return torch.where(decreased.unsqueeze(-1), delta, candidate)
 
 
-def _unit_move(step: Step, v: Tensor, preconditioner: Tensor | None) -> Tensor:
-    """The move of step size 1."""
+def steepest(norm: Norm) -> Step:
+    """The step of steepest ascent in a norm."""
+    return "sign" if norm == "linf" else "normalized"
+
+
+def step_direction(step: Step, v: Tensor, preconditioner: Tensor | None) -> Tensor:
+    """The move of step size 1 from the gradient v = M ∇g, `[..., d]`."""
     if step == "raw":
         return v
     if step == "sign":
@@ -268,8 +265,14 @@ def _unit_move(step: Step, v: Tensor, preconditioner: Tensor | None) -> Tensor:
     return unit if preconditioner is None else unit * preconditioner
 
 
-def _noise_floor(obs: Tensor) -> Tensor:
-    """The ‖δ‖₂ that the rounding of an observation hides, `[B, ...]`.
+def largest(points: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+    """Each row's point of the largest value, and that value: of `[T, B, d]` and `[T, B]`."""
+    value, index = values.max(0)
+    return points[index, torch.arange(len(index), device=index.device)], value
+
+
+def _rounding(obs: Tensor) -> Tensor:
+    """The ‖δ‖₂ that is lost in the rounding of an observation, `[B, ...]`.
 
     At s + δ = s the gradient of an objective that is flat there is 0 up to rounding, and the rounding
     depends on the processor and on how many rows it is given at a time.
@@ -278,14 +281,14 @@ def _noise_floor(obs: Tensor) -> Tensor:
 
 
 def _normalize(v: Tensor) -> tuple[Tensor, Tensor]:
-    """Makes slopes directions, in place; their norms, and where a direction exists."""
+    """Scales gradients to unit length, in place; their norms, and where a direction exists."""
     norms = torch.linalg.vector_norm(v, dim=-1)
     has_direction = norms > torch.finfo(v.dtype).tiny
     v /= norms.where(has_direction, torch.inf).unsqueeze(-1)
     return norms, has_direction
 
 
-def _fell(before: Tensor, after: Tensor) -> Tensor:
+def _decreased(before: Tensor, after: Tensor) -> Tensor:
     """Whether a value is lower than before by more than rounding; a NaN counts as lower."""
     slack = 4 * torch.finfo(before.dtype).eps * before.abs().clamp_min(1e-3)
     return ~(after >= before - slack)

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import NamedTuple
@@ -30,12 +30,12 @@ class Divergence(NamedTuple):
 
     Attributes:
         value: its distribution inputs `[..., m]` to the divergence `[...]`, differentiable.
-        value_and_slope: the divergence and its derivative by the inputs, `[..., m]`, in closed form: the
+        value_and_gradient: the divergence and its derivative by the inputs, `[..., m]`, in closed form: the
             adversary asks for both at every step, and autograd would double what its small tensors cost.
     """
 
     value: Callable[[Tensor], Tensor]
-    value_and_slope: Callable[[Tensor], tuple[Tensor, Tensor]]
+    value_and_gradient: Callable[[Tensor], tuple[Tensor, Tensor]]
 
 
 @dataclass(frozen=True)
@@ -76,40 +76,11 @@ class ActionDistribution(ABC):
         """The Fisher metric `tᵀ F(inputs) t`, `[...]`, so that KL(y ‖ y + h t) = ½ h² tᵀFt + O(h³)."""
 
 
-def _log_softmax(logits: Tensor) -> Tensor:
-    return torch.log_softmax(logits, -1)
-
-
-def _categorical_kl_from(logits: Tensor) -> Divergence:
-    log_p = _log_softmax(logits)
-    p = log_p.exp()
-    masked = logits <= MASKED_LOGIT
-
-    def kl(log_q: Tensor) -> Tensor:
-        return (p * (log_p - log_q).masked_fill(masked, 0.0)).sum(-1)
-
-    def value_and_slope(other: Tensor) -> tuple[Tensor, Tensor]:
-        log_q = _log_softmax(other)
-        return kl(log_q), log_q.exp() - p
-
-    return Divergence(lambda other: kl(_log_softmax(other)), value_and_slope)
-
-
-def _categorical_fisher(logits: Tensor, tangent: Tensor) -> Tensor:
-    # Var_p[t], written as a variance rather than E[t²] − E[t]²: no cancellation in float32.
+def centred_tangent(logits: Tensor, tangent: Tensor) -> tuple[Tensor, Tensor]:
+    """Softmax probabilities p and t − E_p[t], where a masked action has t = 0; `[..., n]` each."""
     p = torch.softmax(logits, -1)
     tangent = tangent.masked_fill(logits <= MASKED_LOGIT, 0.0)
-    centred = tangent - (p * tangent).sum(-1, keepdim=True)
-    return (p * centred.square()).sum(-1)
-
-
-def _gumbel_argmax(logits: Tensor, generator: torch.Generator) -> Tensor:
-    noise = torch.empty_like(logits).exponential_(generator=generator)
-    return (logits - noise.log()).argmax(-1)
-
-
-def _gather(log_probs: Tensor, actions: Tensor) -> Tensor:
-    return log_probs.gather(-1, actions.long().unsqueeze(-1)).squeeze(-1)
+    return p, tangent - (p * tangent).sum(-1, keepdim=True)
 
 
 @dataclass(frozen=True)
@@ -123,23 +94,37 @@ class Categorical(ActionDistribution):
         return self.n
 
     def log_prob(self, inputs: Tensor, actions: Tensor) -> Tensor:
-        return _gather(_log_softmax(inputs), actions)
+        return inputs.log_softmax(-1).gather(-1, actions.long().unsqueeze(-1)).squeeze(-1)
 
     def kl_from(self, inputs: Tensor) -> Divergence:
-        return _categorical_kl_from(inputs)
+        log_p = inputs.log_softmax(-1)
+        p = log_p.exp()
+        masked = inputs <= MASKED_LOGIT
+
+        def kl(log_q: Tensor) -> Tensor:
+            return (p * (log_p - log_q).masked_fill(masked, 0.0)).sum(-1)
+
+        def value_and_gradient(other: Tensor) -> tuple[Tensor, Tensor]:
+            log_q = other.log_softmax(-1)
+            return kl(log_q), log_q.exp() - p
+
+        return Divergence(lambda other: kl(other.log_softmax(-1)), value_and_gradient)
 
     def entropy(self, inputs: Tensor) -> Tensor:
-        log_p = _log_softmax(inputs)
+        log_p = inputs.log_softmax(-1)
         return -(log_p.exp() * log_p.masked_fill(inputs <= MASKED_LOGIT, 0.0)).sum(-1)
 
     def mode(self, inputs: Tensor) -> Tensor:
         return inputs.argmax(-1)
 
     def sample(self, inputs: Tensor, *, generator: torch.Generator) -> Tensor:
-        return _gumbel_argmax(inputs, generator)
+        noise = torch.empty_like(inputs).exponential_(generator=generator)
+        return (inputs - noise.log()).argmax(-1)  # the Gumbel trick
 
     def fisher(self, inputs: Tensor, tangent: Tensor) -> Tensor:
-        return _categorical_fisher(inputs, tangent)
+        # Var_p[t] as a variance, not as E[t²] − E[t]²: no cancellation in float32.
+        p, centred = centred_tangent(inputs, tangent)
+        return (p * centred.square()).sum(-1)
 
 
 @dataclass(frozen=True)
@@ -152,44 +137,46 @@ class MultiCategorical(ActionDistribution):
     def num_inputs(self) -> int:
         return sum(self.nvec)
 
-    @cached_property
-    def _parts(self) -> tuple[Categorical, ...]:
-        return tuple(Categorical(n) for n in self.nvec)
-
     def split(self, inputs: Tensor) -> tuple[Tensor, ...]:
         """The logits of each action, `[..., n_i]`."""
         return inputs.split(self.nvec, -1)
 
+    @cached_property
+    def _each(self) -> tuple[Categorical, ...]:
+        return tuple(Categorical(n) for n in self.nvec)
+
+    def _pairs(self, inputs: Tensor) -> Iterator[tuple[Categorical, Tensor]]:
+        return zip(self._each, self.split(inputs), strict=True)
+
     def log_prob(self, inputs: Tensor, actions: Tensor) -> Tensor:
-        parts = zip(self._parts, self.split(inputs), actions.unbind(-1), strict=True)
-        return _total([part.log_prob(y, a) for part, y, a in parts])
+        pairs = zip(self._pairs(inputs), actions.unbind(-1), strict=True)
+        return _total([one.log_prob(y, a) for (one, y), a in pairs])
 
     def kl_from(self, inputs: Tensor) -> Divergence:
-        parts = [_categorical_kl_from(y) for y in self.split(inputs)]
+        divergences = [one.kl_from(y) for one, y in self._pairs(inputs)]
 
         def value(other: Tensor) -> Tensor:
-            return _total([part.value(z) for part, z in zip(parts, self.split(other), strict=True)])
+            return _total([each.value(z) for each, z in zip(divergences, self.split(other), strict=True)])
 
-        def value_and_slope(other: Tensor) -> tuple[Tensor, Tensor]:
-            pairs = zip(parts, self.split(other), strict=True)
-            values, slopes = zip(*(part.value_and_slope(z) for part, z in pairs), strict=True)
-            return _total(values), torch.cat(slopes, -1)
+        def value_and_gradient(other: Tensor) -> tuple[Tensor, Tensor]:
+            pairs = zip(divergences, self.split(other), strict=True)
+            values, gradients = zip(*(each.value_and_gradient(z) for each, z in pairs), strict=True)
+            return _total(values), torch.cat(gradients, -1)
 
-        return Divergence(value, value_and_slope)
+        return Divergence(value, value_and_gradient)
 
     def entropy(self, inputs: Tensor) -> Tensor:
-        pairs = zip(self._parts, self.split(inputs), strict=True)
-        return _total([part.entropy(y) for part, y in pairs])
+        return _total([one.entropy(y) for one, y in self._pairs(inputs)])
 
     def mode(self, inputs: Tensor) -> Tensor:
-        return torch.stack([y.argmax(-1) for y in self.split(inputs)], -1)
+        return torch.stack([one.mode(y) for one, y in self._pairs(inputs)], -1)
 
     def sample(self, inputs: Tensor, *, generator: torch.Generator) -> Tensor:
-        return torch.stack([_gumbel_argmax(y, generator) for y in self.split(inputs)], -1)
+        return torch.stack([one.sample(y, generator=generator) for one, y in self._pairs(inputs)], -1)
 
     def fisher(self, inputs: Tensor, tangent: Tensor) -> Tensor:
-        pairs = zip(self.split(inputs), self.split(tangent), strict=True)
-        return _total([_categorical_fisher(y, t) for y, t in pairs])
+        pairs = zip(self._pairs(inputs), self.split(tangent), strict=True)
+        return _total([one.fisher(y, t) for (one, y), t in pairs])
 
 
 @dataclass(frozen=True)
@@ -223,11 +210,11 @@ class DiagGaussian(ActionDistribution):
             spread = (2 * (log_std - log_std_q)).exp() + z.square()
             return (0.5 * (spread - 1) + log_std_q - log_std).sum(-1), z * precision, spread
 
-        def value_and_slope(other: Tensor) -> tuple[Tensor, Tensor]:
+        def value_and_gradient(other: Tensor) -> tuple[Tensor, Tensor]:
             kl, move, spread = parts(other)
             return kl, torch.cat([move, 1 - spread], -1)
 
-        return Divergence(lambda other: parts(other)[0], value_and_slope)
+        return Divergence(lambda other: parts(other)[0], value_and_gradient)
 
     def entropy(self, inputs: Tensor) -> Tensor:
         _, log_std = self.split(inputs)

@@ -39,13 +39,19 @@ from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
 from marl_aajr.core.checks import one_of
-from marl_aajr.core.distributions import MASKED_LOGIT, ActionDistribution, DiagGaussian, single_actions
+from marl_aajr.core.distributions import (
+    MASKED_LOGIT,
+    ActionDistribution,
+    DiagGaussian,
+    centred_tangent,
+    single_actions,
+)
 from marl_aajr.core.policy import ModulePolicy, Policy
 
 Backend = Literal["mlp", "forward", "double", "central"]
-JVPBackend = Literal["auto", "mlp", "forward", "double", "central"]
+JVPBackend = Literal["auto"] | Backend
 BACKENDS: tuple[Backend, ...] = get_args(Backend)
-JVP_BACKENDS: tuple[JVPBackend, ...] = get_args(JVPBackend)
+JVP_BACKENDS: tuple[JVPBackend, ...] = ("auto", *BACKENDS)
 OutputMap = Literal["logits", "mean", "probs", "fisher"]
 Metric = Literal["detached", "full"]
 OUTPUT_MAPS: tuple[OutputMap, ...] = get_args(OutputMap)
@@ -54,8 +60,7 @@ METRICS: tuple[Metric, ...] = get_args(Metric)
 _log = logging.getLogger(__name__)
 
 
-def jvp_mlp(policy: Policy, obs: Tensor, direction: Tensor) -> tuple[Tensor, Tensor]:
-    """(f(x), J(x) u) of a plain MLP; `[B, ..., d] -> [B, ..., m]` twice."""
+def _by_mlp(policy: Policy, obs: Tensor, direction: Tensor) -> tuple[Tensor, Tensor]:
     if not isinstance(policy, ModulePolicy) or policy.mlp is None:
         raise NotImplementedError("not an nn.Sequential of Linear layers with Tanh or ReLU between them")
     return policy.mlp.jvp(obs, direction)
@@ -79,8 +84,7 @@ class _LinearTangents(TorchFunctionMode):
         return func(*args, **kwargs)
 
 
-def jvp_forward(policy: Policy, obs: Tensor, direction: Tensor) -> tuple[Tensor, Tensor]:
-    """(f(x), J(x) u) by forward-mode dual numbers; `[B, ..., d] -> [B, ..., m]` twice."""
+def _by_forward_mode(policy: Policy, obs: Tensor, direction: Tensor) -> tuple[Tensor, Tensor]:
     with forward_ad.dual_level(), _LinearTangents():
         # A tangent takes the strides of its tensor, which for an expanded one it could not fill.
         dual = policy(forward_ad.make_dual(obs.contiguous(), direction))
@@ -90,8 +94,8 @@ def jvp_forward(policy: Policy, obs: Tensor, direction: Tensor) -> tuple[Tensor,
     return outputs, tangent
 
 
-def jvp_double(policy: Policy, obs: Tensor, direction: Tensor) -> tuple[Tensor, Tensor]:
-    """(f(x), J(x) u) by reverse mode twice: wᵀJ is linear in w, and its derivative along u is J u."""
+def _by_double_backward(policy: Policy, obs: Tensor, direction: Tensor) -> tuple[Tensor, Tensor]:
+    """The product wᵀJ is linear in w, and its derivative along u is J u."""
     with torch.enable_grad():
         point = obs if obs.requires_grad else obs.detach().requires_grad_(True)
         outputs = policy(point)
@@ -105,11 +109,8 @@ def jvp_double(policy: Policy, obs: Tensor, direction: Tensor) -> tuple[Tensor, 
     return outputs, tangent
 
 
-def jvp_central(policy: Policy, obs: Tensor, direction: Tensor) -> tuple[Tensor, Tensor]:
-    """(f(x) + O(h²), J(x) u + O(h²)) by a central difference; both ends in one batch.
-
-    h = ε_machine^⅓ · max(1, rms(x)) balances truncation against rounding; one h serves a whole sequence.
-    """
+def _by_central_difference(policy: Policy, obs: Tensor, direction: Tensor) -> tuple[Tensor, Tensor]:
+    """Both are exact to O(h²): h = ε_machine^⅓ · max(1, rms(x)), one for a sequence, balances the errors."""
     rms = obs.square().mean(tuple(range(1, obs.ndim)), keepdim=True).sqrt()
     h = torch.finfo(obs.dtype).eps ** (1 / 3) * rms.clamp_min(1)
     ends = torch.cat([obs + h * direction, obs - h * direction])
@@ -117,11 +118,11 @@ def jvp_central(policy: Policy, obs: Tensor, direction: Tensor) -> tuple[Tensor,
     return (ahead + behind) / 2, (ahead - behind) / (2 * h)
 
 
-_WAYS: dict[Backend, Callable[[Policy, Tensor, Tensor], tuple[Tensor, Tensor]]] = {
-    "mlp": jvp_mlp,
-    "forward": jvp_forward,
-    "double": jvp_double,
-    "central": jvp_central,
+_PRODUCTS: dict[Backend, Callable[[Policy, Tensor, Tensor], tuple[Tensor, Tensor]]] = {
+    "mlp": _by_mlp,
+    "forward": _by_forward_mode,
+    "double": _by_double_backward,
+    "central": _by_central_difference,
 }
 
 
@@ -140,10 +141,10 @@ def jvp(
     one_of("backend", backend, JVP_BACKENDS)
     if backend == "auto":
         try:
-            return jvp_forward(policy, obs, direction)
+            return _by_forward_mode(policy, obs, direction)
         except RuntimeError:  # NotImplementedError is one
             backend = resolve_backend(policy, obs, backend)
-    return _WAYS[backend](policy, obs, direction)
+    return _PRODUCTS[backend](policy, obs, direction)
 
 
 def resolve_backend(
@@ -191,7 +192,7 @@ def _failure(policy: Policy, obs: Tensor, backend: Backend) -> str:
     try:
         with torch.enable_grad():
             point = obs.requires_grad_(True)
-            _, tangent = _WAYS[backend](policy, point, torch.ones_like(point))
+            _, tangent = _PRODUCTS[backend](policy, point, torch.ones_like(point))
             if tangent.requires_grad:
                 torch.autograd.grad(tangent.sum(), point, allow_unused=True)
     except RuntimeError as error:
@@ -242,11 +243,11 @@ def squared_gain(
         return distribution.fisher(outputs, tangent)
     if isinstance(distribution, DiagGaussian):
         return (distribution.split(tangent)[0] if output == "mean" else tangent).square().sum(-1)
-    tangent = tangent.masked_fill(outputs <= MASKED_LOGIT, 0.0)
     if output == "logits":
-        return tangent.square().sum(-1)
+        return tangent.masked_fill(outputs <= MASKED_LOGIT, 0.0).square().sum(-1)
     parts = zip(single_actions(distribution, outputs), single_actions(distribution, tangent), strict=True)
-    return torch.stack([_softmax_gain(y, t) for y, t in parts]).sum(0)
+    centred = (centred_tangent(y, t) for y, t in parts)
+    return torch.stack([(p * t).square().sum(-1) for p, t in centred]).sum(0)
 
 
 def squared_distance(
@@ -291,16 +292,10 @@ def cotangent(
     vector = vector.masked_fill(outputs <= MASKED_LOGIT, 0.0)
     if output == "logits":
         return vector
+    products = []
     parts = zip(single_actions(distribution, outputs), single_actions(distribution, vector), strict=True)
-    return torch.cat([_softmax_cotangent(output, y, v) for y, v in parts], -1)
-
-
-def _softmax_cotangent(output: OutputMap, logits: Tensor, vector: Tensor) -> Tensor:
-    p = torch.softmax(logits, -1)
-    root = p if output == "probs" else p.sqrt()
-    return root * vector - p * (root * vector).sum(-1, keepdim=True)
-
-
-def _softmax_gain(logits: Tensor, tangent: Tensor) -> Tensor:
-    p = torch.softmax(logits, -1)
-    return (p * (tangent - (p * tangent).sum(-1, keepdim=True))).square().sum(-1)
+    for logits, v in parts:
+        p = torch.softmax(logits, -1)
+        weighted = (p if output == "probs" else p.sqrt()) * v
+        products.append(weighted - p * weighted.sum(-1, keepdim=True))
+    return torch.cat(products, -1)

@@ -13,8 +13,8 @@ evaluated at as many perturbed observations as the ascent asks for.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
 from typing import ClassVar, Literal, Protocol, get_args, runtime_checkable
 
 import torch
@@ -35,12 +35,12 @@ class OutputObjective:
     Attributes:
         policy: f.
         value: ℓ, `[B, ..., m] -> [B, ...]`, for autograd.
-        value_and_slope: ℓ and ∂ℓ/∂y, `[B, ...]` and `[B, ..., m]`, without.
+        value_and_gradient: ℓ and ∂ℓ/∂y, `[B, ...]` and `[B, ..., m]`, without.
     """
 
     policy: Policy
     value: Callable[[Tensor], Tensor]
-    value_and_slope: Callable[[Tensor], tuple[Tensor, Tensor]]
+    value_and_gradient: Callable[[Tensor], tuple[Tensor, Tensor]]
 
     def __call__(self, obs: Tensor) -> Tensor:
         return self.value(self.policy(obs))
@@ -56,8 +56,8 @@ def value_and_gradient(
     """
     if isinstance(g, OutputObjective):
         outputs, pull = g.policy.vjp(obs + delta)
-        value, slope = g.value_and_slope(outputs)
-        return value, pull(slope if mask is None else torch.where(mask.unsqueeze(-1), slope, 0.0))
+        value, by_outputs = g.value_and_gradient(outputs)
+        return value, pull(by_outputs if mask is None else torch.where(mask.unsqueeze(-1), by_outputs, 0.0))
     with torch.enable_grad():
         point = delta.detach().requires_grad_(True)
         value = g(obs + point)
@@ -104,12 +104,9 @@ class Clean:
 
     def select(self, index: Tensor) -> Clean:
         """The rows `index` only."""
-        columns = (self.outputs, self.actions, self.advantages, self.mask)
-        outputs, actions, advantages, mask = (
-            None if c is None else c.index_select(0, index) for c in columns
-        )
-        assert outputs is not None
-        return Clean(outputs, actions, advantages, critic_of(self.values, index), mask)
+        columns = {name: value for name, value in vars(self).items() if isinstance(value, Tensor)}
+        rows = {name: column.index_select(0, index) for name, column in columns.items()}
+        return replace(self, values=critic_of(self.values, index), **rows)
 
 
 Need = Literal["advantages", "critic", "policy_loss"]
@@ -185,47 +182,44 @@ class Margin(Objective):
 
     def bind(self, policy: Policy, clean: Clean) -> BoundObjective:
         self.check(policy.distribution)
-        greedy = [
-            y.argmax(-1, keepdim=True) for y in single_actions(policy.distribution, clean.outputs.detach())
-        ]
-        return margin_objective(policy, greedy, lambda i, logits: _runner_up(logits, greedy[i]))
+        actions = single_actions(policy.distribution, clean.outputs.detach())
+        greedy = [logits.argmax(-1, keepdim=True) for logits in actions]
+        return logit_difference(policy, lambda i, logits: (runner_up(logits, greedy[i]), greedy[i]))
 
 
-def margin_objective(
-    policy: Policy, best: Sequence[Tensor], rival: Callable[[int, Tensor], Tensor]
-) -> OutputObjective:
-    """Σ_i z_{i, rival} − z_{i, best} over the single actions i, with its slope.
+def logit_difference(policy: Policy, pair: Callable[[int, Tensor], tuple[Tensor, Tensor]]) -> OutputObjective:
+    """Σ_i z_{i, a} − z_{i, b} over the single actions i, with its gradient by the outputs.
 
-    A masked rival is none: with one legal action left there is nothing to attack, and its term is 0.
+    A masked action can neither win nor lose: where a or b is one, the term is 0.
 
     Args:
         policy: the policy.
-        best: a* of each action, `[B, 1]`.
-        rival: i and logits `[B, n_i]` to the rival's index, `[B, 1]`.
+        pair: i and logits `[B, n_i]` to the indices of a and b, `[B, 1]` each.
     """
 
-    def terms(outputs: Tensor) -> Iterator[tuple[Tensor, Tensor, Tensor, Tensor]]:
+    def terms(outputs: Tensor) -> Iterator[tuple[Tensor, Tensor, Tensor, Tensor, Tensor]]:
         for i, logits in enumerate(single_actions(policy.distribution, outputs)):
-            other = rival(i, logits.detach())
-            aim = logits.gather(-1, other)
-            open_ = aim > MASKED_LOGIT
-            yield logits, other, open_, torch.where(open_, aim - logits.gather(-1, best[i]), 0.0)
+            a, b = pair(i, logits.detach())
+            z_a, z_b = logits.gather(-1, a), logits.gather(-1, b)
+            legal = (z_a > MASKED_LOGIT) & (z_b > MASKED_LOGIT)
+            yield logits, a, b, legal, torch.where(legal, z_a - z_b, 0.0)
 
     def value(outputs: Tensor) -> Tensor:
         return torch.cat([term for *_, term in terms(outputs)], -1).sum(-1)
 
-    def value_and_slope(outputs: Tensor) -> tuple[Tensor, Tensor]:
-        values, slopes = [], []
-        for i, (logits, other, open_, term) in enumerate(terms(outputs)):
+    def value_and_gradient(outputs: Tensor) -> tuple[Tensor, Tensor]:
+        values, gradients = [], []
+        for logits, a, b, legal, term in terms(outputs):
             values.append(term)
-            unit = open_.to(logits.dtype)
-            slopes.append(torch.zeros_like(logits).scatter_(-1, other, unit).scatter_(-1, best[i], -unit))
-        return torch.cat(values, -1).sum(-1), torch.cat(slopes, -1)
+            unit = legal.to(logits.dtype)
+            gradients.append(torch.zeros_like(logits).scatter_(-1, a, unit).scatter_add_(-1, b, -unit))
+        return torch.cat(values, -1).sum(-1), torch.cat(gradients, -1)
 
-    return OutputObjective(policy, value, value_and_slope)
+    return OutputObjective(policy, value, value_and_gradient)
 
 
-def _runner_up(logits: Tensor, best: Tensor) -> Tensor:
+def runner_up(logits: Tensor, best: Tensor) -> Tensor:
+    """The most likely action but `best [B, 1]`, `[B, n] -> [B, 1]`."""
     return logits.scatter(-1, best, -torch.inf).argmax(-1, keepdim=True)
 
 

@@ -49,11 +49,11 @@ class ActionDifference(Objective):
         def value(other: Tensor) -> Tensor:
             return ((distribution.mode(other) - mean) * precision).square().sum(-1)
 
-        def value_and_slope(other: Tensor) -> tuple[Tensor, Tensor]:
+        def value_and_gradient(other: Tensor) -> tuple[Tensor, Tensor]:
             z = (distribution.mode(other) - mean) * precision
             return z.square().sum(-1), torch.cat([2 * z * precision, torch.zeros_like(z)], -1)
 
-        return OutputObjective(policy, value, value_and_slope)
+        return OutputObjective(policy, value, value_and_gradient)
 
 
 @dataclass(frozen=True)

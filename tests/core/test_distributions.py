@@ -53,7 +53,7 @@ def test_the_slope_of_kl_is_its_derivative(distribution: ActionDistribution) -> 
     inputs, other = inputs_of(distribution, 0), inputs_of(distribution, 1).requires_grad_(True)
     kl = distribution.kl(inputs, other)
     (expected,) = torch.autograd.grad(kl.sum(), other)
-    value, slope = distribution.kl_from(inputs).value_and_slope(other.detach())
+    value, slope = distribution.kl_from(inputs).value_and_gradient(other.detach())
     torch.testing.assert_close(value, kl.detach())
     torch.testing.assert_close(slope, expected)
 
@@ -61,9 +61,9 @@ def test_the_slope_of_kl_is_its_derivative(distribution: ActionDistribution) -> 
 def test_masked_actions_add_nothing_to_kl_or_its_slope() -> None:
     for mask in (torch.finfo(torch.float32).min, -torch.inf):
         p, q = torch.tensor([1.0, 2.0, mask]), torch.tensor([0.5, 2.5, mask])
-        value, slope = Categorical(3).kl_from(p).value_and_slope(q)
+        value, slope = Categorical(3).kl_from(p).value_and_gradient(q)
         torch.testing.assert_close(value, Categorical(2).kl(p[:2], q[:2]))
-        torch.testing.assert_close(slope[:2], Categorical(2).kl_from(p[:2]).value_and_slope(q[:2])[1])
+        torch.testing.assert_close(slope[:2], Categorical(2).kl_from(p[:2]).value_and_gradient(q[:2])[1])
         assert slope[2] == 0
 
 
