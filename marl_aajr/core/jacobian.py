@@ -89,9 +89,8 @@ def _by_forward_mode(policy: Policy, obs: Tensor, direction: Tensor) -> tuple[Te
         # A tangent takes the strides of its tensor, which for an expanded one it could not fill.
         dual = policy(forward_ad.make_dual(obs.contiguous(), direction))
         outputs, tangent = forward_ad.unpack_dual(dual)
-    if tangent is None:  # the outputs do not depend on the observations
-        tangent = torch.zeros_like(outputs)
-    return outputs, tangent
+    # Without a tangent the outputs do not depend on the observations.
+    return outputs, torch.zeros_like(outputs) if tangent is None else tangent
 
 
 def _by_double_backward(policy: Policy, obs: Tensor, direction: Tensor) -> tuple[Tensor, Tensor]:
@@ -132,11 +131,11 @@ def jvp(
     """Outputs f(x) and directional derivative J(x) u of a policy, both `[B, ..., m]`.
 
     Args:
-        policy: f, `[B, ..., d] -> [B, ..., m]`.
+        policy: f.
         obs: x, `[B, ..., d]`.
         direction: u, same shape; not normalised here.
-        backend: `"mlp"`, `"forward"`, `"double"`, `"central"`, or `"auto"`: forward mode, and where
-            the module has none what `resolve_backend` finds, on every call anew.
+        backend: one of those above, or `"auto"`: forward mode, and where the module has none what
+            `resolve_backend` finds, on every call anew.
     """
     one_of("backend", backend, JVP_BACKENDS)
     if backend == "auto":
@@ -176,8 +175,7 @@ def resolve_backend(
     failures: list[str] = []
     for candidate in allowed:
         if not (cause := _failure(policy, obs, candidate)):
-            if failures:
-                _report_fallback(candidate, "; ".join(failures))
+            _report_fallback(candidate, "; ".join(failures))
             return candidate
         if candidate != "mlp":
             failures.append(f"{candidate}: {cause}")
@@ -202,7 +200,8 @@ def _failure(policy: Policy, obs: Tensor, backend: Backend) -> str:
 
 @cache
 def _report_fallback(chosen: str, failures: str) -> None:
-    _log.warning("Jacobian-vector products of this policy: using backend=%r (%s)", chosen, failures)
+    if failures:
+        _log.warning("Jacobian-vector products of this policy: using backend=%r (%s)", chosen, failures)
 
 
 def safe_sqrt(squared: Tensor) -> Tensor:
