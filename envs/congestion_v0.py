@@ -37,7 +37,7 @@ to the reports to find room, and what a lie can do is its gain along the lie.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -49,11 +49,11 @@ from torch import Tensor
 
 from marl_aajr.core.checks import proportion, whole
 from marl_aajr.core.seeds import Streams
+from marl_aajr.rollout.teams import ONE_TEAM
 
-from .particles import ONE_TEAM
 from .scenario import ADVERSARIES, GOOD
 from .single_copy import blank_page, factories, pixels
-from .tensor_batch import TensorBatch, stack_choices
+from .tensor_batch import TensorBatch
 
 _BISECTIONS = 52  # halvings that leave of an interval of length 1 what float64 rounds
 
@@ -169,7 +169,6 @@ class CongestionBatch(TensorBatch):
         dtype: float32 or float64.
 
     Attributes:
-        game: As given.
         background: a, `[M, E]`.
         share: x, `[M, E]`, of the last round.
         choice: `[N, E]` int64, where everybody was in the last round; adversaries come first.
@@ -217,7 +216,6 @@ class CongestionBatch(TensorBatch):
         return optimum(background=self.background, power=self.game.power)
 
     def draw(self, copy: int = 0) -> NDArray[np.uint8]:
-        """A picture of one copy `[height, width, 3]`."""
         splits = {"now": self.share, "equilibrium": self.equilibrium(), "optimum": self.optimum()}
         figure, axes = blank_page((0.1, 0.1, 0.85, 0.85))
         width = 0.8 / len(splits)
@@ -239,8 +237,8 @@ class CongestionBatch(TensorBatch):
         background = numbers[:resources] * self.game.background
         return {"background": background, "share": self._count(choice), "choice": choice}
 
-    def _advance(self, actions: Mapping[str, Tensor]) -> Tensor:
-        self.choice.copy_(stack_choices(actions, self.possible_agents, self.num_envs))
+    def _advance(self, actions: Sequence[Tensor]) -> Tensor:
+        self.choice.copy_(torch.stack(list(actions)))
         self.share.copy_(self._count(self.choice))
         game, saboteurs = self.game, self.game.num_adversaries
         price = costs(self.share, background=self.background, power=game.power)

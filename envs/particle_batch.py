@@ -7,7 +7,7 @@ Actions become impulses and messages as `mpe2` reads them. Discrete: 0 nothing, 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from itertools import groupby
 from typing import Any
 
@@ -22,7 +22,7 @@ from marl_aajr.core.seeds import Streams
 from .particles import TIME_STEP, Body, Layout, RowIndex, World, WorldState
 from .scenario import Scenario
 from .single_copy import draw_particles
-from .tensor_batch import TensorBatch, gather_actions, stack_choices
+from .tensor_batch import TensorBatch
 
 _MOVES = 5
 _LEFT, _RIGHT, _DOWN, _UP = 1, 2, 3, 4
@@ -39,9 +39,7 @@ def action_space(agent: Body, *, message_size: int, continuous: bool) -> spaces.
 class DiscreteControls:
     """Looks actions up in one table of impulses and messages."""
 
-    def __init__(self, layout: Layout, num_envs: int, *, device: torch.device, dtype: torch.dtype) -> None:
-        self._names = [agent.name for agent in layout.agents]
-        self._num_envs = num_envs
+    def __init__(self, layout: Layout, *, device: torch.device, dtype: torch.dtype) -> None:
         self._speakers = torch.tensor(layout.speakers, device=device, dtype=torch.int64)
         columns = [_columns(agent, layout.message_size) for agent in layout.agents]
         self._offsets: Tensor | None = None
@@ -54,9 +52,9 @@ class DiscreteControls:
         self._rows = 2 + layout.message_size if layout.speakers else 2
         self._table = table[: self._rows].to(device, dtype).contiguous()
 
-    def __call__(self, actions: Mapping[str, Tensor]) -> tuple[Tensor, Tensor | None]:
+    def __call__(self, actions: Sequence[Tensor]) -> tuple[Tensor, Tensor | None]:
         """Impulses `[2, A, E]` and messages `[message_size, speakers, E]`, if anyone speaks."""
-        choice = stack_choices(actions, self._names, self._num_envs)
+        choice = torch.stack(list(actions)).long()
         if self._offsets is not None:
             choice = choice + self._offsets
         looked_up = self._table.index_select(1, choice.view(-1)).view(self._rows, *choice.shape)
@@ -81,10 +79,8 @@ def _columns(agent: Body, message_size: int) -> Tensor:
 class ContinuousControls:
     """Reads throttles and messages from the columns of all actions side by side."""
 
-    def __init__(self, layout: Layout, num_envs: int, *, device: torch.device, dtype: torch.dtype) -> None:
-        self._names = [agent.name for agent in layout.agents]
+    def __init__(self, layout: Layout, *, device: torch.device, dtype: torch.dtype) -> None:
         widths = [_MOVES * agent.movable + layout.message_size * agent.speaks for agent in layout.agents]
-        self._shapes = [(num_envs, width) for width in widths]
         starts = [sum(widths[:i]) for i in range(len(widths))]
         forward, backward, words = [], [], []
         for plus, minus in ((_RIGHT, _LEFT), (_UP, _DOWN)):
@@ -99,18 +95,16 @@ class ContinuousControls:
         self._words = torch.tensor(words, device=device) if words else None
         strengths = [agent.acceleration * TIME_STEP for agent in layout.agents]
         self._strength = torch.tensor(strengths, device=device, dtype=dtype)[:, None]
-        self._shape = (2, len(widths), num_envs)
         self._speakers = len(layout.speakers)
 
-    def __call__(self, actions: Mapping[str, Tensor]) -> tuple[Tensor, Tensor | None]:
+    def __call__(self, actions: Sequence[Tensor]) -> tuple[Tensor, Tensor | None]:
         """Impulses `[2, A, E]` and messages `[message_size, speakers, E]`, if anyone speaks."""
-        given = torch.cat(gather_actions(actions, self._names, self._shapes), 1).detach()
-        columns = given.clamp(0.0, 1.0).t().contiguous()
+        columns = torch.cat(list(actions), 1).detach().clamp(0.0, 1.0).t().contiguous()
         throttle = columns.index_select(0, self._forward).sub_(columns.index_select(0, self._backward))
-        impulse = throttle.view(self._shape) * self._strength
+        impulse = throttle.view(2, len(actions), -1) * self._strength
         if self._words is None:
             return impulse, None
-        return impulse, columns.index_select(0, self._words).view(-1, self._speakers, self._shape[2])
+        return impulse, columns.index_select(0, self._words).view(-1, self._speakers, columns.shape[1])
 
 
 class ParticleBatch(TensorBatch):
@@ -123,7 +117,6 @@ class ParticleBatch(TensorBatch):
         dtype: float32, or float64 for proofs.
 
     Attributes:
-        scenario: As given.
         world: The state of all copies.
     """
 
@@ -166,7 +159,7 @@ class ParticleBatch(TensorBatch):
             for run in (list(group) for _, group in groupby(range(len(names)), lambda i: len(seen[i])))
         ]
         controls = ContinuousControls if scenario.continuous_actions else DiscreteControls
-        self._controls = controls(layout, num_envs, device=self.device, dtype=dtype)
+        self._controls = controls(layout, device=self.device, dtype=dtype)
 
     @property
     def curriculum_stage(self) -> int:
@@ -182,16 +175,13 @@ class ParticleBatch(TensorBatch):
         self.set_curriculum_stage(self.curriculum_stage + 1)
 
     def get_state(self) -> dict[str, Tensor]:
-        """See `TensorBatch.get_state`; the stage of the curriculum is part of it."""
         return {**super().get_state(), "curriculum_stage": torch.tensor(self.curriculum_stage)}
 
     def set_state(self, state: Mapping[str, Tensor]) -> None:
-        """See `TensorBatch.set_state`."""
         super().set_state(state)
         self.set_curriculum_stage(int(state["curriculum_stage"]))
 
     def draw(self, copy: int = 0) -> NDArray[np.uint8]:
-        """A picture of one copy `[height, width, 3]`."""
         return draw_particles(self.world, self.scenario, copy)
 
     @property
@@ -215,7 +205,7 @@ class ParticleBatch(TensorBatch):
         )
         return {"rows": fresh.rows}
 
-    def _advance(self, actions: Mapping[str, Tensor]) -> Tensor:
+    def _advance(self, actions: Sequence[Tensor]) -> Tensor:
         impulse, message = self._controls(actions)
         world = self.world
         world.advance(impulse)

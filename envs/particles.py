@@ -27,10 +27,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
 
+from marl_aajr.rollout.teams import ONE_TEAM
+
 Index = NDArray[np.int64]
 Color = tuple[float, float, float]
-
-ONE_TEAM = "team"
 
 TIME_STEP = 0.1
 DAMPING = 0.25

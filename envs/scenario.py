@@ -43,6 +43,8 @@ class Scenario(ABC):
     name: ClassVar[str]
     choices: ClassVar[tuple[int, ...]] = ()
     """Numbers of alternatives of the random choices that begin an episode."""
+    stages: ClassVar[int] = 1
+    """The number of stages of the curriculum."""
 
     max_cycles: int = 25
     continuous_actions: bool = False
@@ -73,11 +75,6 @@ class Scenario(ABC):
     def ends_early(self) -> bool:
         """Whether success ends an episode."""
         return False
-
-    @property
-    def stages(self) -> int:
-        """The number of stages of the curriculum."""
-        return 1
 
     def begin(self, fresh: WorldState, picks: Sequence[Tensor]) -> None:
         """Completes the initial states, in which the bodies have places and nothing else is set.

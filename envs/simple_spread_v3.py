@@ -30,6 +30,7 @@ class SimpleSpread(PartlyObserved):
     """
 
     name: ClassVar[str] = "simple_spread_v3"
+    stages: ClassVar[int] = 2
 
     N: int = 3
     local_ratio: float = 0.5
@@ -44,10 +45,6 @@ class SimpleSpread(PartlyObserved):
     @property
     def ends_early(self) -> bool:
         return self.terminate_on_success
-
-    @property
-    def stages(self) -> int:
-        return 2
 
     def layout(self) -> Layout:
         return Layout(

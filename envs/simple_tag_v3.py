@@ -36,6 +36,7 @@ class SimpleTag(PartlyObserved):
     """
 
     name: ClassVar[str] = "simple_tag_v3"
+    stages: ClassVar[int] = len(SPEED_FACTORS)
 
     num_good: int = 1
     num_adversaries: int = 3
@@ -52,10 +53,6 @@ class SimpleTag(PartlyObserved):
     @property
     def ends_early(self) -> bool:
         return self.terminate_on_success
-
-    @property
-    def stages(self) -> int:
-        return len(SPEED_FACTORS)
 
     @property
     def agents(self) -> int:

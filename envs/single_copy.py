@@ -74,11 +74,9 @@ class SingleCopy(ParallelEnv[str, Any, Any]):
         self._seeds: np.random.Generator | None = None
 
     def observation_space(self, agent: str) -> spaces.Space[Any]:
-        """The space of an agent's observations."""
         return self.observation_spaces[agent]
 
     def action_space(self, agent: str) -> spaces.Space[Any]:
-        """The space of an agent's actions."""
         return self.action_spaces[agent]
 
     def reset(
@@ -126,7 +124,6 @@ class SingleCopy(ParallelEnv[str, Any, Any]):
         return self.batch.draw(0) if self.render_mode else None
 
     def close(self) -> None:
-        """Frees what the copy holds."""
         self.batch.close()
 
     def _with_mask(self, agent: str, space: spaces.Space[Any]) -> spaces.Space[Any]:

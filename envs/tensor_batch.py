@@ -7,18 +7,18 @@ they begin, how a step changes them, what the agents see, and when an episode en
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
 from gymnasium import spaces
-from numpy.typing import NDArray
 from torch import Tensor
 
 from marl_aajr.core.checks import whole
 from marl_aajr.core.seeds import Streams
-from marl_aajr.rollout.batched_env import BatchedEnv, BatchedStep
+from marl_aajr.rollout.batched_env import BatchedEnv, BatchedStep, gather_actions
 
 
 class TensorBatch(BatchedEnv):
@@ -45,11 +45,6 @@ class TensorBatch(BatchedEnv):
         ends_early: Whether an episode can end before that.
         device: Where the tensors live.
         dtype: float32, or float64 for proofs; of observations, rewards and everything between.
-
-    Attributes:
-        options: As given.
-        max_cycles: As given.
-        dtype: As given.
 
     Raises:
         ValueError: If `num_envs` or `max_cycles` is not a positive integer, or the dtype is another.
@@ -103,21 +98,18 @@ class TensorBatch(BatchedEnv):
         """Values of the variables at the beginning of the streams' current episodes."""
 
     @abstractmethod
-    def _advance(self, actions: Mapping[str, Tensor]) -> Tensor:
-        """Changes the variables by one step; returns rewards `[A, E]`."""
+    def _advance(self, actions: Sequence[Tensor]) -> Tensor:
+        """Changes the variables by one step, given the agents' actions; returns rewards `[A, E]`."""
 
     @abstractmethod
     def _observe(self) -> dict[str, Tensor]:
         """Observations of the agents `[E, d]`, in fresh tensors."""
 
-    @abstractmethod
-    def draw(self, copy: int = 0) -> NDArray[np.uint8]:
-        """A picture of one copy `[height, width, 3]`."""
-
     def __reduce__(self) -> tuple[Any, ...]:
         """Instructions for pickle to build the same; by itself it would tear views from their tensors."""
+        build = partial(type(self), device=self.device, dtype=self.dtype)
         state = None if self._streams is None else self.get_state()
-        return _rebuilt, (type(self), self.options, self.num_envs, self.device, self.dtype), state
+        return build, (self.options, self.num_envs), state
 
     def __setstate__(self, state: Mapping[str, Tensor]) -> None:
         self.set_state(state)
@@ -134,18 +126,17 @@ class TensorBatch(BatchedEnv):
         return self._infos
 
     def reset(self, *, seed: int) -> dict[str, Tensor]:
-        """See `BatchedEnv.reset`."""
         self._streams = Streams(seed, self.num_envs, device=self.device)
         self._restart(self._streams)
         self._last = self._observe()
         return dict(self._last)
 
     def step(self, actions: Mapping[str, Tensor]) -> BatchedStep:
-        """See `BatchedEnv.step`."""
         if self._streams is None:
             raise ValueError("expected reset before the first step; call reset(seed=...)")
+        given = gather_actions(actions, self.action_spaces, self.num_envs)
         self._clock += 1
-        rewards = self._advance(actions)
+        rewards = self._advance(given)
         self._final = final_obs = self._observe()
         infos = self._tell()
         end = self._end_some if self._ends_early else self._end_all
@@ -164,12 +155,10 @@ class TensorBatch(BatchedEnv):
 
     @property
     def active(self) -> dict[str, Tensor]:
-        """See `BatchedEnv.active`."""
         return dict.fromkeys(self.possible_agents, self._yes)
 
     @property
     def action_mask(self) -> dict[str, Tensor | None]:
-        """See `BatchedEnv.action_mask`."""
         return dict.fromkeys(self.possible_agents)
 
     def state(self) -> Tensor:
@@ -177,18 +166,12 @@ class TensorBatch(BatchedEnv):
         return torch.cat([obs.flatten(1) for obs in self._last.values()], 1)
 
     def final_state(self) -> Tensor:
-        """See `BatchedEnv.final_state`."""
         return torch.cat([obs.flatten(1) for obs in self._final.values()], 1)
 
     def close(self) -> None:
-        """See `BatchedEnv.close`."""
+        """Nothing is held."""
 
     def get_state(self) -> dict[str, Tensor]:
-        """Everything that the future depends on; copies, which may be saved.
-
-        Raises:
-            ValueError: Before the first reset.
-        """
         if self._streams is None:
             raise ValueError("expected reset before get_state; call reset(seed=...)")
         streams = {f"streams/{name}": value for name, value in self._streams.get_state().items()}
@@ -254,41 +237,3 @@ class TensorBatch(BatchedEnv):
 def unbounded(size: int, dtype: torch.dtype) -> spaces.Box:
     """The space of observations of `size` numbers."""
     return spaces.Box(-np.inf, np.inf, (size,), np.float32 if dtype == torch.float32 else np.float64)
-
-
-def gather_actions(
-    actions: Mapping[str, Tensor], agents: Sequence[str], shapes: Sequence[tuple[int, ...]]
-) -> list[Tensor]:
-    """The agents' actions in order.
-
-    Raises:
-        ValueError: If one is missing or has the wrong shape.
-    """
-    try:
-        given = [actions[agent] for agent in agents]
-    except KeyError:
-        missing = [agent for agent in agents if agent not in actions]
-        raise ValueError(f"expected actions of {list(agents)}, got none of {missing}; add them") from None
-    for agent, action, shape in zip(agents, given, shapes, strict=True):
-        if action.shape != shape:
-            raise ValueError(f"expected actions of {agent!r} of shape {shape}, got {tuple(action.shape)}")
-    return given
-
-
-def stack_choices(actions: Mapping[str, Tensor], agents: Sequence[str], num_envs: int) -> Tensor:
-    """Discrete actions as `[A, E]` integers that can index.
-
-    Raises:
-        ValueError: If some are missing, of the wrong shape, or no integers.
-    """
-    stacked = torch.stack(gather_actions(actions, agents, [(num_envs,)] * len(agents)))
-    if stacked.is_floating_point():
-        wrong = [agent for agent in agents if actions[agent].is_floating_point()]
-        raise ValueError(f"expected integer actions, got {stacked.dtype} from {wrong}; choose by number")
-    return stacked if stacked.dtype in (torch.int64, torch.int32) else stacked.long()
-
-
-def _rebuilt(
-    cls: Callable[..., TensorBatch], options: Any, num_envs: int, device: torch.device, dtype: torch.dtype
-) -> TensorBatch:
-    return cls(options, num_envs, device=device, dtype=dtype)

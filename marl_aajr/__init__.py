@@ -19,11 +19,9 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from marl_aajr.version import __version__
-
 if TYPE_CHECKING:
     from marl_aajr.attacks import Attack, make_attack
-    from marl_aajr.evaluation import evaluate
+    from marl_aajr.evaluation.evaluate import evaluate
     from marl_aajr.pettingzoo import attacked, with_agents
     from marl_aajr.regularizers import (
         AAJR,
@@ -42,6 +40,8 @@ if TYPE_CHECKING:
     from marl_aajr.rllib import fast, register, robustify, robustify_policy
     from marl_aajr.training.trainer import train
     from marl_aajr.victims import Victim
+
+__version__ = "0.1.0"
 
 _HOMES = {
     "attacks": ("Attack", "make_attack"),

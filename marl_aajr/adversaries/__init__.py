@@ -5,13 +5,14 @@
     store            where the adversaries of a run are kept, how strong each is, how one is found again
     warm_start       an observation adversary begins with what PGD does
 
-    game             the game of frozen victims and learning adversaries, a `BatchedEnv`
+    victim_game      the game of frozen victims and learning adversaries, a `BatchedEnv`
+    game_settings    its settings as plain values, and the game as an environment by name
     observation_game     adversaries that change what the victims observe (SA-RL, PA-AD)
     observation_adversaries  their observations, and which action is for which agent
     agent_game       adversaries that act: a traitor in the team, or the other side
 
     learned          attacks that must be fitted first, and those that PPO has trained
-    robust_sarsa     the attack on a learned critic of the victim; `action_values` learns it
+    robust_sarsa     the attack on a learned critic of the victim
 
 What an adversary's action means stands in `marl_aajr.core.adversary_actions`; ATLA uses the same.
 """

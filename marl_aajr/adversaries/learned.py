@@ -26,7 +26,7 @@ from marl_aajr.attacks import Access, Attack
 from marl_aajr.core.policy import Policy
 from marl_aajr.rollout.batched_env import BatchedEnv
 from marl_aajr.training.run_directory import RunDirectory
-from marl_aajr.victims import Victim, fingerprint, load_victim
+from marl_aajr.victims import Victim, fingerprint
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,6 +40,11 @@ class FittedAttack(Attack):
     @abstractmethod
     def ready(self) -> bool:
         """Whether it has been fitted."""
+
+    @property
+    def unfitted(self) -> ValueError:
+        """The error of one that is not `ready`."""
+        return ValueError(f"expected a fitted {self.name}, got a fresh one; call fit(victim, env) first")
 
     @abstractmethod
     def fit(
@@ -154,7 +159,7 @@ class LearnedAttack(FittedAttack):
 
     def against(self, victim: Victim, agent: str) -> Attack:
         if self._adversaries is None:
-            raise ValueError(f"expected a fitted {self.name}, got a fresh one; call fit(victim, env) first")
+            raise self.unfitted
         self.check_victims(victim)
         if agent not in self._adversaries.agents:
             raise ValueError(
@@ -206,7 +211,7 @@ class LearnedAttack(FittedAttack):
 
     def _required(self) -> tuple[ObservationAdversaries, Victim]:
         if self._adversaries is None or self._policy is None:
-            raise ValueError(f"expected a fitted {self.name}, got a fresh one; call fit(victim, env) first")
+            raise self.unfitted
         return self._adversaries, self._policy
 
 
@@ -267,7 +272,7 @@ def loaded(run: Path | str, *, kind: str | None = None, name: str | None = None)
         env_steps=kept["env_steps"],
         search=kept["search"],
         warm_start=kept["warm_start"],
-        _policy=load_victim(directory.path / KEPT[kept["kept"]]),
+        _policy=Victim.load(directory.path / KEPT[kept["kept"]]),
         _adversaries=ObservationAdversaries(
             actions=threat.adversary_actions,
             victim=threat.frozen,

@@ -7,22 +7,21 @@ adversary is a run like any other. Its arguments are those of `ObservationThreat
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
-from marl_aajr.adversaries.game import VictimGame, load_frozen
+from marl_aajr.adversaries.game_settings import Threat, factories
 from marl_aajr.adversaries.observation_adversaries import ObservationAdversaries
+from marl_aajr.adversaries.victim_game import VictimGame
 from marl_aajr.attacks import StrongPGD
 from marl_aajr.core.adversary_actions import AdversaryActions, adversary_actions
 from marl_aajr.core.checks import one_of
 from marl_aajr.core.threat import Norm, PerturbationSet
-from marl_aajr.envs.single_copy import SingleCopy, declare
 from marl_aajr.rollout.batched_env import BatchedEnv
-from marl_aajr.rollout.environments import make_batch, resolve
 from marl_aajr.rollout.teams import choose_agents
 from marl_aajr.victims import Victim
 from marl_aajr.victims.filters import through_filter
@@ -33,15 +32,12 @@ GAME = f"{__name__}:parallel_env"
 
 
 @dataclass(frozen=True, kw_only=True)
-class ObservationThreat:
-    """The settings of an `ObservationGame`: victims, budget and actions. All values are JSON.
+class ObservationThreat(Threat):
+    """The settings of an `ObservationGame`, of the kind `"sa-rl"` or `"pa-ad"`.
+
+    The attacked agents are all of one team: those of the largest where none are named.
 
     Attributes:
-        env: the victims' environment by name.
-        env_kwargs: and its arguments.
-        victim: folder of the victims.
-        digest: their `marl_aajr.victims.fingerprint`; others in the folder are refused.
-        kind: `"sa-rl"` or `"pa-ad"`.
         epsilon: radius of the perturbation set.
         norm: `"linf"` or `"l2"`.
         mask: see `PerturbationSet`; one for all agents.
@@ -50,18 +46,11 @@ class ObservationThreat:
         high: see `PerturbationSet`.
         scales: ε by agent as a multiple of `epsilon`; absent: 1.
         units: `"raw"` (of the environment's observations) or `"network"` (behind the observation filter).
-        agents: the attacked agents, all of one team; None: all agents of the largest team.
         joint: one adversary for all of them with one budget; see `ObservationAdversaries`.
-        actions: whether the victims take their most likely actions or sample them.
         action_settings: of the adversary's actions, such as PA-AD's `steps`.
     """
 
-    env: str
-    victim: str
-    digest: str
-    kind: str
     epsilon: float
-    env_kwargs: Mapping[str, Any] = field(default_factory=dict)
     norm: Norm = "linf"
     mask: Sequence[bool] | None = None
     scale: Sequence[float] | None = None
@@ -69,23 +58,13 @@ class ObservationThreat:
     high: float | Sequence[float] | None = None
     scales: Mapping[str, float] = field(default_factory=dict)
     units: Literal["raw", "network"] = "raw"
-    agents: Sequence[str] | None = None
     joint: bool = False
-    actions: Literal["greedy", "sampled"] = "greedy"
     action_settings: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         one_of("units", self.units, ("raw", "network"))
-        one_of("actions", self.actions, ("greedy", "sampled"))
         _ = self.adversary_actions, self.perturbations
-
-    @property
-    def arguments(self) -> dict[str, Any]:
-        """The arguments that differ from their defaults: they build an equal value."""
-        given = {f.name: getattr(self, f.name) for f in fields(self)}
-        return {
-            f.name: given[f.name] for f in fields(self) if given[f.name] != f.default and given[f.name] != {}
-        }
 
     @cached_property
     def adversary_actions(self) -> AdversaryActions:
@@ -98,24 +77,8 @@ class ObservationThreat:
         names = ("epsilon", "norm", "mask", "scale", "low", "high")
         return PerturbationSet(**{name: getattr(self, name) for name in names})
 
-    @property
-    def sampled(self) -> bool:
-        """Whether the victims sample their actions."""
-        return self.actions == "sampled"
-
-    @cached_property
-    def frozen(self) -> Victim:
-        """The victims.
-
-        Raises:
-            ValueError: they are not in their folder, or others are.
-        """
-        return load_frozen(self.victim, self.digest)
-
     def build(self, num_envs: int, *, device: torch.device | str = "cpu") -> ObservationGame:
-        """E copies of the game."""
-        victim = self.frozen
-        env = make_batch(resolve(self.env, self.env_kwargs), num_envs, device=device)
+        victim, env = self.frozen, self.copies(num_envs, device=device)
         agents = tuple(choose_agents(env.teams, None, self.agents))
         for agent in self.scales:
             one_of("scales", agent, agents)
@@ -127,14 +90,7 @@ class ObservationThreat:
 
     def _set_of(self, agent: str, victim: Victim) -> PerturbationSet:
         """Δ of one agent, in the units of its network."""
-        own = PerturbationSet(
-            epsilon=self.epsilon * self.scales.get(agent, 1.0),
-            norm=self.norm,
-            mask=self.perturbations.mask,
-            scale=self.perturbations.scale,
-            low=self.perturbations.low,
-            high=self.perturbations.high,
-        )
+        own = replace(self.perturbations, epsilon=self.epsilon * self.scales.get(agent, 1.0))
         return own if self.units == "network" else through_filter(own, victim.filters.get(agent))
 
 
@@ -156,7 +112,7 @@ class ObservationGame(VictimGame):
         *,
         sampled: bool = False,
     ) -> None:
-        self.adversaries, self.sets = adversaries, dict(sets)
+        self.adversaries, self.sets, self.sampled = adversaries, dict(sets), sampled
         super().__init__(
             env,
             adversaries.victim,
@@ -206,29 +162,18 @@ class AttackedBatch(NamedTuple):
 
 
 class PGDGame(ObservationGame):
-    """The game with PGD in the place of the adversaries, whose actions do not count.
+    """A game with PGD in the place of its adversaries, whose actions do not count.
 
     Args:
-        env: see `ObservationGame`, as for the following.
-        adversaries: for the attacked agents, and whether they share one budget.
-        sets: Δ of each attacked agent.
-        sampled: whether the victims sample their actions.
+        game: the game.
         generator: of PGD's starts.
 
     Attributes:
         attacked: what PGD did since the list was last emptied.
     """
 
-    def __init__(
-        self,
-        env: BatchedEnv,
-        adversaries: ObservationAdversaries,
-        sets: Mapping[str, PerturbationSet],
-        *,
-        sampled: bool = False,
-        generator: torch.Generator,
-    ) -> None:
-        super().__init__(env, adversaries, sets, sampled=sampled)
+    def __init__(self, game: ObservationGame, *, generator: torch.Generator) -> None:
+        super().__init__(game.env, game.adversaries, game.sets, sampled=game.sampled)
         self._generator = generator
         self.attacked: list[AttackedBatch] = []
 
@@ -244,15 +189,4 @@ class PGDGame(ObservationGame):
         return shown
 
 
-def batched_env(num_envs: int, *, device: torch.device | str = "cpu", **threat: Any) -> ObservationGame:
-    """E copies of the game of an `ObservationThreat`."""
-    return ObservationThreat(**threat).build(num_envs, device=device)
-
-
-def parallel_env(**threat: Any) -> SingleCopy:
-    """One copy of it for PettingZoo."""
-    return SingleCopy(ObservationThreat(**threat).build(1), name=f"{threat['kind']}_v0")
-
-
-declare(batched_env, ObservationThreat)
-declare(parallel_env, ObservationThreat)
+batched_env, parallel_env = factories(ObservationThreat)

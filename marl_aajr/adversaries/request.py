@@ -22,52 +22,64 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, get_args
 
 from pydantic import AfterValidator, Field, model_validator
 
-from marl_aajr.adversaries.agent_game import agent_config
-from marl_aajr.adversaries.game import victim_folder
-from marl_aajr.adversaries.observation_game import GAME, ObservationThreat
+from marl_aajr.adversaries.agent_game import GAME as AGENT_GAME
+from marl_aajr.adversaries.agent_game import AgentThreat
+from marl_aajr.adversaries.game_settings import Threat, victim_folder
+from marl_aajr.adversaries.observation_game import GAME as OBSERVATION_GAME
+from marl_aajr.adversaries.observation_game import ObservationThreat
 from marl_aajr.core.threat import Norm
 from marl_aajr.rollout.environments import resolve
 from marl_aajr.rollout.teams import choose_agents
-from marl_aajr.training.config import RunConfig, make_config
+from marl_aajr.training.config import EnvConfig, ModelConfig, PPOSettings, Resources, RunConfig
 from marl_aajr.training.fields import Count, Positive, Section, Whole, once
-from marl_aajr.victims import Victim, fingerprint, load_victim
+from marl_aajr.training.run_directory import RunDirectory
+from marl_aajr.victims import Victim
 
 Kind = Literal["sa-rl", "pa-ad", "traitor", "opponent"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
 OBSERVERS: tuple[Kind, ...] = ("sa-rl", "pa-ad")
 """The kinds that change what others observe."""
 
-ENV_STEPS: Mapping[Kind, int] = {
-    "sa-rl": 300_000,
-    "pa-ad": 1_000_000,
-    "traitor": 400_000,
-    "opponent": 400_000,
+
+@dataclass(frozen=True)
+class KindDefaults:
+    """What differs between the kinds of adversaries where nothing else is asked for.
+
+    Attributes:
+        env_steps: environment steps, the search included.
+        search: settings of PPO that are tried.
+        alternatives: those settings, the first ones first.
+        ppo: what differs from the defaults of `marl_aajr.training.config.PPOSettings`.
+        model: what differs from the defaults of `marl_aajr.training.config.ModelConfig`.
+    """
+
+    env_steps: int
+    search: int
+    alternatives: Sequence[Mapping[str, Any]]
+    ppo: Mapping[str, Any] = field(default_factory=dict)
+    model: Mapping[str, Any] = field(default_factory=dict)
+
+
+_AGENTS = KindDefaults(400_000, 1, ({}, {"gamma": 0.99}, {"lr": 3e-4}, {"entropy_coeff": 0.0}))
+
+DEFAULTS: Mapping[Kind, KindDefaults] = {
+    "sa-rl": KindDefaults(
+        env_steps=300_000,
+        search=3,
+        alternatives=({}, {"lr": 3e-4}, {"gamma": 0.99}, {"lr": 3e-5}),
+        ppo={"lr": 1e-4, "epochs": 5, "entropy_coeff": 0.0},
+        model={"free_log_std": True},
+    ),
+    "pa-ad": KindDefaults(1_000_000, 3, ({}, {"gamma": 0.99}, {"entropy_coeff": 0.003}, {"lr": 3e-4})),
+    "traitor": _AGENTS,
+    "opponent": _AGENTS,
 }
-"""Environment steps by default, the search included."""
-
-SEARCH: Mapping[Kind, int] = {"sa-rl": 3, "pa-ad": 3, "traitor": 1, "opponent": 1}
-"""Settings of PPO that are tried by default."""
-
-PPO: Mapping[Kind, Mapping[str, Any]] = {
-    "sa-rl": {"lr": 1e-4, "epochs": 5, "entropy_coeff": 0.0},
-}
-"""What differs from the defaults of `marl_aajr.training.config.PPOSettings`."""
-
-MODEL: Mapping[Kind, Mapping[str, Any]] = {"sa-rl": {"free_log_std": True}}
-"""What differs from the defaults of `marl_aajr.training.config.ModelConfig`."""
-
-ALTERNATIVES: Mapping[Kind, Sequence[Mapping[str, Any]]] = {
-    "sa-rl": ({}, {"lr": 3e-4}, {"gamma": 0.99}, {"lr": 3e-5}),
-    "pa-ad": ({}, {"gamma": 0.99}, {"entropy_coeff": 0.003}, {"lr": 3e-4}),
-    "traitor": ({}, {"gamma": 0.99}, {"lr": 3e-4}, {"entropy_coeff": 0.0}),
-    "opponent": ({}, {"gamma": 0.99}, {"lr": 3e-4}, {"entropy_coeff": 0.0}),
-}
-"""Settings of PPO that a search tries, the first ones first."""
 
 SEARCH_SHARE = 0.1
 """Part of the environment steps that each setting is tried for."""
@@ -115,7 +127,7 @@ class AdversaryRequest(Section):
 
     @model_validator(mode="after")
     def _possible(self) -> Self:
-        most = len(ALTERNATIVES[self.kind])
+        most = len(self.defaults.alternatives)
         if self.tries > most:
             raise ValueError(f"expected a search of at most {most} settings, got {self.tries}")
         if self.observes and self.epsilon is None:
@@ -135,14 +147,19 @@ class AdversaryRequest(Section):
         return self.kind in OBSERVERS
 
     @property
+    def defaults(self) -> KindDefaults:
+        """What holds for its kind where nothing else is asked for."""
+        return DEFAULTS[self.kind]
+
+    @property
     def steps(self) -> int:
         """Environment steps, the search included."""
-        return ENV_STEPS[self.kind] if self.env_steps is None else self.env_steps
+        return self.defaults.env_steps if self.env_steps is None else self.env_steps
 
     @property
     def tries(self) -> int:
         """How many settings of PPO are tried first."""
-        return SEARCH[self.kind] if self.search is None else self.search
+        return self.defaults.search if self.search is None else self.search
 
     @property
     def name(self) -> str:
@@ -169,11 +186,36 @@ class AdversaryRequest(Section):
         Raises:
             ValueError: no victims there, or agents that are not.
         """
-        agents = self._attacked(load_victim(victim_folder(victims))) if self.observes else self.agents
+        agents = self._attacked(Victim.load(victim_folder(victims))) if self.observes else self.agents
         return self.changed(agents=agents, env_steps=self.steps, search=self.tries)
+
+    def threat_to(self, victims: Path) -> Threat:
+        """The settings of its game.
+
+        Args:
+            victims: their run, or the folder of a saved victim.
+        """
+        settings = {"kind": self.kind, "actions": self.actions, **self.threat}
+        if not self.observes:
+            return AgentThreat.against(victims, agents=self.agents and list(self.agents), **settings)
+        return ObservationThreat.against(
+            victims,
+            agents=self._attacked(Victim.load(victim_folder(victims))),
+            epsilon=self.epsilon,
+            norm=self.norm,
+            units=self.units,
+            joint=self.joint,
+            **settings,
+        )
 
     def config(self, victims: Path) -> RunConfig:
         """The run without search and warm start.
+
+        For adversaries that act, networks, PPO's numbers and the observation filter are those of the victims'
+        run, if there is one, which are known to learn in this environment; but without memory and without a
+        central critic, in one process. An opponent begins with the policies that opposed the victims in their
+        training: on simple_tag this beats a run from nothing of three times the length. A traitor begins from
+        nothing: from a loyal policy it learns to do less harm.
 
         Args:
             victims: their run, or the folder of a saved victim.
@@ -181,47 +223,22 @@ class AdversaryRequest(Section):
         Raises:
             ValueError: nothing of the kind there, agents that are not, or settings that do not fit.
         """
-        if self.kind in ("traitor", "opponent"):
-            return agent_config(
-                victims,
-                kind=self.kind,
-                agents=self.agents,
-                actions=self.actions,
-                env_steps=self.steps,
-                seed=self.seed,
-                **self.threat,
-            )
-        threat = self.observation_threat(victims)
+        threat = self.threat_to(victims)
         threat.build(1).close()
-        return make_config(
-            {
-                "env": {"name": GAME, "kwargs": threat.arguments},
-                "seed": self.seed,
-                "env_steps": self.steps,
-                "ppo": PPO.get(self.kind, {}),
-                "model": MODEL.get(self.kind, {}),
-            }
+        config = RunConfig(
+            env=EnvConfig(name=OBSERVATION_GAME if self.observes else AGENT_GAME, kwargs=threat.arguments),
+            seed=self.seed,
+            env_steps=self.steps,
+            ppo=PPOSettings(**self.defaults.ppo),
+            model=ModelConfig(**self.defaults.model),
         )
-
-    def observation_threat(self, victims: Path) -> ObservationThreat:
-        """The game of an observation adversary."""
-        folder = victim_folder(victims)
-        victim = load_victim(folder)
-        assert self.epsilon is not None
-        return ObservationThreat(
-            env=victim.env_name,
-            env_kwargs=dict(victim.env_kwargs),
-            victim=str(folder.resolve()),
-            digest=fingerprint(victim),
-            kind=self.kind,
-            epsilon=self.epsilon,
-            norm=self.norm,
-            units=self.units,
-            agents=self._attacked(victim),
-            joint=self.joint,
-            actions=self.actions,
-            **self.threat,
-        )
+        run = RunDirectory(victims)
+        if self.observes or not run.is_run:
+            return config
+        config = _as_they_learned(config, run.config())
+        if self.kind == "opponent" and _can_begin(config, threat.frozen):
+            config = config.model_copy(update={"initial_policy": threat.victim})
+        return config
 
     def _attacked(self, victim: Victim) -> list[str]:
         if not victim.env_name:
@@ -234,3 +251,26 @@ class AdversaryRequest(Section):
             return choose_agents(game.teams, None, self.agents)
         finally:
             game.close()
+
+
+def _as_they_learned(config: RunConfig, trained: RunConfig) -> RunConfig:
+    asked = trained.resources
+    return RunConfig(
+        env=config.env,
+        seed=config.seed,
+        env_steps=config.env_steps,
+        policies=trained.policies,
+        model=trained.model.model_copy(update={"critic": "own", "lstm": None}),
+        ppo=trained.ppo,
+        observation_filter=trained.observation_filter,
+        resources=Resources(envs_per_runner=max(asked.env_runners, 1) * asked.copies),
+    )
+
+
+def _can_begin(config: RunConfig, victim: Victim) -> bool:
+    """Whether the run has modules of the victims' own, and can take them over."""
+    from marl_aajr.training.modules import policy_mapping_of  # which imports Ray: evaluations need none
+
+    mapping = policy_mapping_of(config)
+    same = all(victim.module_of[agent] == module for agent, module in mapping.module_of.items())
+    return same and not victim.recurrent and not any(victim.filters.values())

@@ -1,32 +1,46 @@
-"""Robust Sarsa: an attack that learns Q of the frozen victim, then makes it take actions of low Q."""
+"""Robust Sarsa: an attack that learns Q of the frozen victim, then makes it take actions of low Q.
+
+    L(θ) = E[(r + γ Q̄(s', a') − Q(s, a))²] + λ E[max_{‖â − a‖_∞ ≤ ρ} (Q(s, â) − Q(s, a))²]
+
+Q̄ is a slowly following copy. The second term keeps Q smooth in the action, so that its gradient says where
+worse actions lie instead of where Q is ill fitted. Its maximum is bounded from above by interval arithmetic,
+the convex relaxation of the source.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
+from copy import deepcopy
 from dataclasses import dataclass, field, replace
-from pathlib import Path
-from typing import ClassVar, Literal, Self
+from itertools import pairwise
+from typing import Any, ClassVar, NamedTuple, Self
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from marl_aajr.adversaries.action_values import ActionValue, encode, fit_action_value, watch
 from marl_aajr.adversaries.learned import FittedAttack
 from marl_aajr.attacks import PGD, Attack
-from marl_aajr.core.checks import whole
+from marl_aajr.core.checks import proportion, whole
+from marl_aajr.core.distributions import ActionDistribution, Categorical, MultiCategorical
 from marl_aajr.core.objectives import Clean, Objective
 from marl_aajr.core.policy import Policy
 from marl_aajr.rollout.batched_env import BatchedEnv
 from marl_aajr.victims import Victim
+from marl_aajr.victims.stepper import GeneratorSampler, Stepper
+
+_HIDDEN = 64
+_MINIBATCH = 512
+_LEARNING_RATE = 1e-3
+_FOLLOW = 0.01
+"""How much of Q goes into Q̄ after each update."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class RobustSarsa(PGD, FittedAttack):
-    """`PGD` on −Q(s, π(s + δ)), Q learned from watching the victim.
+    """`PGD` on −Q(s, π(s + δ)): Q is learned from watching the victim, one for each module.
 
     Q is asked at the true observation, so it says what the action is really worth; the actor is asked at the
-    false one. For discrete actions π are the probabilities, for Gaussian ones the mean. There is one Q for
-    each module, of what the attacked agents earn together.
+    false one. For discrete actions π are the probabilities, for Gaussian ones the mean.
 
     Attributes:
         experience: environment steps to learn from, over all copies.
@@ -62,41 +76,48 @@ class RobustSarsa(PGD, FittedAttack):
         for name in ("robustness", "radius"):
             if not getattr(self, name) >= 0:
                 raise ValueError(f"expected {name} ≥ 0, got {getattr(self, name)!r}")
-        if not 0 <= self.discount <= 1:
-            raise ValueError(f"expected a discount in [0, 1], got {self.discount!r}")
+        proportion("a discount", self.discount)
 
     @property
     def ready(self) -> bool:
         return self.values is not None
 
-    def fit(
-        self,
-        victim: Victim,
-        env: BatchedEnv,
-        *,
-        agents: Collection[str],
-        seed: int,
-        units: Literal["raw", "network"] = "raw",
-        home: Path | None = None,
-    ) -> Self:
+    def fit(self, victim: Victim, env: BatchedEnv, *, agents: Collection[str], seed: int, **_: Any) -> Self:
         generator = torch.Generator().manual_seed(seed)
         seen = watch(victim, env, agents=agents, decisions=self.experience, seed=seed, generator=generator)
-        values = {
-            module_id: fit_action_value(
-                transitions,
-                discount=self.discount,
-                robustness=self.robustness,
-                radius=self.radius,
-                updates=self.updates,
-                generator=generator,
-            )
-            for module_id, transitions in seen.items()
-        }
+        values = {name: self.learn(own, generator=generator) for name, own in seen.items()}
         return replace(self, values=values)
+
+    def learn(self, seen: Transitions, *, generator: torch.Generator) -> ActionValue:
+        """Q of the frozen victim, by the loss in the module's docstring on minibatches of 512 transitions.
+
+        Rewards are divided by their root mean square first: only the shape of Q matters to an attack.
+        """
+        q = ActionValue(seen.obs.shape[1], seen.actions.shape[1], generator=generator)
+        slow = deepcopy(q).requires_grad_(False)
+        optimizer = torch.optim.Adam(q.parameters(), lr=_LEARNING_RATE)
+        rewards = seen.rewards / seen.rewards.square().mean().sqrt().clamp_min(1e-6)
+        for _ in range(self.updates):
+            rows = torch.randint(len(rewards), (min(_MINIBATCH, len(rewards)),), generator=generator)
+            obs, actions = seen.obs[rows], seen.actions[rows]
+            with torch.no_grad():
+                ahead = slow(seen.next_obs[rows], seen.next_actions[rows])
+                target = rewards[rows] + self.discount * ahead.masked_fill(seen.over[rows], 0.0)
+            value = q(obs, actions)
+            low, high = q.bounds(obs, actions, radius=self.radius)
+            wobble = torch.maximum((high - value).square(), (value - low).square())
+            loss = (target - value).square().mean() + self.robustness * wobble.mean()
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            with torch.no_grad():
+                for follower, leader in zip(slow.parameters(), q.parameters(), strict=True):
+                    follower.lerp_(leader, _FOLLOW)
+        return q.requires_grad_(False)
 
     def against(self, victim: Victim, agent: str) -> Attack:
         if self.values is None:
-            raise ValueError(f"expected a fitted {self.name}, got a fresh one; call fit(victim, env) first")
+            raise self.unfitted
         return replace(self, _q=self.values[victim.module_of[agent]])
 
     def clean(self, policy: Policy, obs: Tensor, outputs: Tensor) -> Clean:
@@ -118,3 +139,158 @@ class _ValueOfPerturbed:
 
     def select(self, index: Tensor) -> _ValueOfPerturbed:
         return _ValueOfPerturbed(self.q, self.policy.select(index), self.obs[index])
+
+
+class ActionValue(nn.Module):
+    """Q(s, a): an MLP of two hidden ReLU layers on d and k features, with interval bounds in the action."""
+
+    def __init__(self, features: int, action_features: int, *, generator: torch.Generator) -> None:
+        super().__init__()
+        sizes = (features + action_features, _HIDDEN, _HIDDEN, 1)
+        # Built on the meta device: layers that initialise themselves draw global random numbers.
+        layers = [nn.Linear(i, o, device="meta") for i, o in pairwise(sizes)]
+        for layer in layers:
+            layer.to_empty(device=generator.device)
+            bound = layer.in_features**-0.5
+            nn.init.uniform_(layer.weight, -bound, bound, generator=generator)
+            nn.init.uniform_(layer.bias, -bound, bound, generator=generator)
+        self.hidden, self.last = nn.ModuleList(layers[:-1]), layers[-1]
+
+    def forward(self, obs: Tensor, actions: Tensor) -> Tensor:
+        """Q, `[..., d], [..., k] -> [...]`."""
+        h = torch.cat([obs, actions], -1)
+        for layer in self.hidden:
+            h = torch.relu(layer(h))
+        value: Tensor = self.last(h)
+        return value.squeeze(-1)
+
+    def bounds(self, obs: Tensor, actions: Tensor, *, radius: float) -> tuple[Tensor, Tensor]:
+        """Lower and upper bounds of Q(s, â) over ‖â − a‖_∞ ≤ radius, each `[...]`."""
+        centre = torch.cat([obs, actions], -1)
+        spread = torch.cat([torch.zeros_like(obs), torch.full_like(actions, radius)], -1)
+        for layer in self.hidden:
+            assert isinstance(layer, nn.Linear)
+            centre, spread = layer(centre), spread @ layer.weight.abs().T
+            low, high = torch.relu(centre - spread), torch.relu(centre + spread)
+            centre, spread = (low + high) / 2, (high - low) / 2
+        centre, spread = self.last(centre), spread @ self.last.weight.abs().T
+        return (centre - spread).squeeze(-1), (centre + spread).squeeze(-1)
+
+
+def encode(distribution: ActionDistribution, outputs: Tensor, actions: Tensor | None) -> Tensor:
+    """Actions as Q reads them, `[..., k]`: one-hot for discrete ones, as they are for Gaussian ones.
+
+    Without `actions` the expected ones at these outputs, differentiable: probabilities, or the mean.
+    """
+    if isinstance(distribution, MultiCategorical):
+        parts = distribution.split(outputs)
+        each = [None] * len(parts) if actions is None else list(actions.unbind(-1))
+        return torch.cat([_one_hot(y, a) for y, a in zip(parts, each, strict=True)], -1)
+    if isinstance(distribution, Categorical):
+        return _one_hot(outputs, actions)
+    return distribution.mode(outputs) if actions is None else actions
+
+
+def _one_hot(logits: Tensor, actions: Tensor | None) -> Tensor:
+    if actions is None:
+        return torch.softmax(logits, -1)
+    return nn.functional.one_hot(actions, logits.shape[-1]).to(logits.dtype)
+
+
+class Transitions(NamedTuple):
+    """Transitions of one module's agents, `N` rows.
+
+    Attributes:
+        obs: network inputs s, `[N, d]`.
+        actions: encoded actions a, `[N, k]`; see `encode`.
+        rewards: what the agent's team earned until the next decision, or to the end of the episode, `[N]`.
+        next_obs: s', `[N, d]`; zero where the episode is over.
+        next_actions: a', `[N, k]`.
+        over: whether the episode ended, `[N]` bool. A cut-off counts as an end: returns end there too.
+    """
+
+    obs: Tensor
+    actions: Tensor
+    rewards: Tensor
+    next_obs: Tensor
+    next_actions: Tensor
+    over: Tensor
+
+
+@torch.no_grad()
+def watch(
+    victim: Victim,
+    env: BatchedEnv,
+    *,
+    agents: Collection[str],
+    decisions: int,
+    seed: int,
+    generator: torch.Generator,
+) -> dict[str, Transitions]:
+    """The transitions of agents of one team, by module, while the victim plays by sampled actions.
+
+    Args:
+        victim: plays all agents.
+        env: copies of its environment.
+        agents: the agents whose transitions are kept.
+        decisions: environment steps, over all copies.
+        seed: of the episodes.
+        generator: of the actions.
+    """
+    buffers = {agent: _TransitionBuffer(env.num_envs) for agent in env.possible_agents if agent in agents}
+    sides = {env.teams[agent] for agent in buffers}
+    team = [agent for agent in env.possible_agents if env.teams[agent] in sides]
+    groups = [[agent] for agent in env.possible_agents]
+    stepper = Stepper(victim, victim.memory(env.num_envs), groups=groups)
+    kinds = {agent: victim.distribution(agent) for agent in env.possible_agents}
+    sampler = GeneratorSampler(kinds, env.num_envs, generator)
+    obs = env.reset(seed=seed)
+    for _ in range(max(decisions // env.num_envs, 2)):
+        batches = stepper.see(obs, active=env.active, action_mask=env.action_mask)
+        outputs = stepper.decide(batches)
+        chosen = sampler(outputs)
+        for batch in batches:
+            if (agent := batch.agent) in buffers:
+                inputs = batch.everywhere(batch.inputs, env.num_envs)[agent]
+                encoded = encode(kinds[agent], outputs[agent], chosen[agent])
+                buffers[agent].decide(env.active[agent], inputs, encoded)
+        step = env.step({agent: victim.to_environment(agent, action) for agent, action in chosen.items()})
+        stepper.memory.forget(step.episode_over)
+        earned = torch.stack([step.rewards[agent] for agent in team]).sum(0)
+        for buffer in buffers.values():
+            buffer.earn(earned, step.episode_over)
+        obs = step.obs
+    found: dict[str, list[Transitions]] = {}
+    for agent, buffer in buffers.items():
+        found.setdefault(victim.module_of[agent], []).extend(buffer.transitions)
+    return {name: Transitions(*map(torch.cat, zip(*parts, strict=True))) for name, parts in found.items()}
+
+
+class _TransitionBuffer:
+    """The transitions of one agent in every copy: its last decision, and what was earned since."""
+
+    def __init__(self, num_envs: int) -> None:
+        self.open = torch.zeros(num_envs, dtype=torch.bool)
+        self.transitions: list[Transitions] = []
+        self.earned = torch.zeros(num_envs)
+        self.obs = self.actions = torch.zeros(num_envs, 0)
+
+    def decide(self, active: Tensor, obs: Tensor, actions: Tensor) -> None:
+        if not self.obs.shape[1]:
+            self.obs, self.actions = torch.zeros_like(obs), torch.zeros_like(actions)
+        self._close(self.open & active, obs, actions, over=False)
+        self.obs = torch.where(active[:, None], obs, self.obs)
+        self.actions = torch.where(active[:, None], actions, self.actions)
+        self.earned = self.earned.masked_fill(active, 0.0)
+        self.open = self.open | active
+
+    def earn(self, rewards: Tensor, over: Tensor) -> None:
+        self.earned = self.earned + rewards
+        self._close(self.open & over, torch.zeros_like(self.obs), torch.zeros_like(self.actions), over=True)
+        self.open = self.open & ~over
+
+    def _close(self, where: Tensor, obs: Tensor, actions: Tensor, *, over: bool) -> None:
+        if where.any():
+            own = (self.obs[where], self.actions[where], self.earned[where])
+            ends = torch.full_like(where[where], over)
+            self.transitions.append(Transitions(*own, obs[where], actions[where], ends))

@@ -17,15 +17,15 @@ import shlex
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from marl_aajr.adversaries.agent_game import AgentGame, AgentThreat
-from marl_aajr.adversaries.game import VictimGame
 from marl_aajr.adversaries.observation_game import GAME, ObservationGame, ObservationThreat, PGDGame
 from marl_aajr.adversaries.request import AdversaryRequest
+from marl_aajr.adversaries.victim_game import VictimGame
 from marl_aajr.core.seeds import Purpose, derived_seed
 from marl_aajr.rollout.batched_env import BatchedEnv
 from marl_aajr.rollout.environments import make_batch, resolve
@@ -34,6 +34,7 @@ from marl_aajr.training.fields import validated
 from marl_aajr.training.run_directory import RunDirectory
 from marl_aajr.victims import Victim
 from marl_aajr.victims.portable import DESCRIPTION
+from marl_aajr.victims.stepper import Stepper
 
 ADVERSARIES = "adversaries"
 """The folder of a run that its adversaries are kept in."""
@@ -135,20 +136,6 @@ Act = Callable[[Mapping[str, Tensor]], dict[str, Tensor]]
 """Observations to actions, `[E, ...]` by player."""
 
 
-class PairedDifference(NamedTuple):
-    """How much more the victims lose to one adversary than to another, a mean over episodes.
-
-    Attributes:
-        mean: of the differences, episode by episode.
-        low: lower end of its 99 % interval.
-        high: upper end.
-    """
-
-    mean: float
-    low: float
-    high: float
-
-
 class SelectionEpisodes:
     """The game of a run, played for 100 episodes that are the same for every adversary.
 
@@ -181,22 +168,20 @@ class SelectionEpisodes:
         means = {name: score.mean().item() for name, score in scores.items()}
         kept = "warm_start" if means.get("warm_start", means["trained"]) > means["trained"] else "trained"
         pair = (scores[kept], scores["pgd"]) if observes else (scores["lost"], scores["clean"])
-        ahead = paired_difference(*pair)
+        ahead = lead(*pair)
         return {
             "selection": means,
             "kept": kept,
-            "lead": ahead._asdict(),
-            "undertrained": observes and ahead.high < 0,
+            "lead": ahead,
+            "undertrained": observes and ahead["high"] < 0,
         }
 
     def references(self) -> dict[str, Tensor]:
         """The victims' losses without attack, and to PGD at the same size."""
-        threat = ObservationThreat(**self._config.env.kwargs)
-        game = threat.build(EPISODES)
-        untouched = ObservationGame(game.env, game.adversaries, {}, sampled=threat.sampled)
+        game = ObservationThreat(**self._config.env.kwargs).build(EPISODES)
+        untouched = ObservationGame(game.env, game.adversaries, {}, sampled=game.sampled)
         clean = self._play(untouched, _nothing(untouched))
-        generator = torch.Generator().manual_seed(self._seed)
-        attacked = PGDGame(game.env, game.adversaries, game.sets, sampled=threat.sampled, generator=generator)
+        attacked = PGDGame(game, generator=torch.Generator().manual_seed(self._seed))
         return {"clean": clean, "pgd": self._play(attacked, _nothing(attacked))}
 
     def losses(self, adversary: Victim) -> dict[str, Tensor]:
@@ -208,7 +193,7 @@ class SelectionEpisodes:
             game.victim,
             team=game.team,
             agents=game.possible_agents,
-            sampled=threat.actions == "sampled",
+            sampled=threat.sampled,
             loyal=True,
         )
         clean = self._play(among_themselves, _nothing(among_themselves))
@@ -226,26 +211,18 @@ class SelectionEpisodes:
         return earned
 
 
-def paired_difference(losses: Tensor, others: Tensor) -> PairedDifference:
-    """By how much the first are above the others in the same episodes."""
+def lead(losses: Tensor, others: Tensor) -> dict[str, float]:
+    """The mean by which the first are above the others in the same episodes, with its 99 % interval."""
     gap = losses - others
     mean, reach = gap.mean().item(), 2.6 * gap.std().item() / len(gap) ** 0.5
-    return PairedDifference(mean, mean - reach, mean + reach)
+    return {"mean": mean, "low": mean - reach, "high": mean + reach}
 
 
 def _greedy(adversary: Victim, game: BatchedEnv) -> Act:
     """The most likely actions of the adversary's policies."""
-
-    def act(obs: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        masks = game.action_mask
-        return {
-            player: adversary.greedy(
-                player, adversary.policy(player, action_mask=masks[player])(adversary.inputs(player, seen))
-            )
-            for player, seen in obs.items()
-        }
-
-    return act
+    groups = [[player] for player in game.possible_agents]
+    stepper = Stepper(adversary, adversary.memory(game.num_envs), groups=groups)
+    return lambda obs: stepper.act(stepper.see(obs, action_mask=game.action_mask))
 
 
 def _nothing(game: VictimGame) -> Act:

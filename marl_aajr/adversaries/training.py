@@ -10,13 +10,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from marl_aajr.adversaries.game import victim_folder
+from marl_aajr.adversaries.game_settings import victim_folder
 from marl_aajr.adversaries.observation_game import ObservationThreat
-from marl_aajr.adversaries.request import (
-    ALTERNATIVES,
-    SEARCH_SHARE,
-    AdversaryRequest,
-)
+from marl_aajr.adversaries.request import SEARCH_SHARE, AdversaryRequest
 from marl_aajr.adversaries.store import (
     EPISODES,
     RECORD,
@@ -52,6 +48,7 @@ def train_adversary(
     overwrite: bool = False,
     on_iteration: OnIteration | None = None,
     should_stop: ShouldStop | None = None,
+    on_phase: Callable[[str], None] = lambda _: None,
     **asked: Any,
 ) -> Path:
     """Train an adversary against frozen victims, and keep it.
@@ -63,6 +60,7 @@ def train_adversary(
         overwrite: replace the adversary in `out`.
         on_iteration: called with each line of `metrics.jsonl`, its `env_steps` those of all runs so far.
         should_stop: asked after each iteration; see `marl_aajr.training.train`.
+        on_phase: told what begins.
         asked: the settings of an `AdversaryRequest`.
 
     Returns:
@@ -75,30 +73,8 @@ def train_adversary(
     Example:
         >>> train_adversary("runs/team", kind="sa-rl", epsilon=0.1)
     """
-    return train_as_asked(
-        validated(AdversaryRequest, asked),
-        Path(victim_run),
-        None if out is None else Path(out),
-        resume=resume,
-        overwrite=overwrite,
-        on_iteration=on_iteration,
-        should_stop=should_stop,
-    )
-
-
-def train_as_asked(
-    request: AdversaryRequest,
-    victims: Path,
-    out: Path | None = None,
-    *,
-    resume: bool = False,
-    overwrite: bool = False,
-    on_iteration: OnIteration | None = None,
-    should_stop: ShouldStop | None = None,
-    on_phase: Callable[[str], None] = lambda _: None,
-) -> Path:
-    """`train_adversary` with what it is asked as one value; `on_phase` is told what begins."""
-    folder = default_folder(victims, request) if out is None else out
+    request, victims = validated(AdversaryRequest, asked), Path(victim_run)
+    folder = default_folder(victims, request) if out is None else Path(out)
     request = request.settled(victims)
     config = request.config(victims)
     training = _Training(request, victims, folder, config, on_iteration, should_stop, on_phase)
@@ -126,7 +102,7 @@ def find_or_train(victim: Victim, request: AdversaryRequest, *, home: Path) -> P
         victim.save(victims)
     out = unfinished_folder(default_folder(victims, request))
     stopped = is_begun(out) and request_of(out)[0] == request.settled(victims)
-    return train_as_asked(request, victims, out, resume=stopped, overwrite=not stopped)
+    return train_adversary(victims, out=out, resume=stopped, overwrite=not stopped, **dict(request))
 
 
 @dataclass
@@ -224,7 +200,7 @@ class _Training:
 
     def _try(self, number: int, config: RunConfig, selection: SelectionEpisodes) -> bool:
         """One setting of the search; whether it was tried to the end."""
-        settings = dict(ALTERNATIVES[self.request.kind][number])
+        settings = dict(self.request.defaults.alternatives[number])
         folder = self.aside / str(number + 1)
         steps = max(int(SEARCH_SHARE * self.request.steps), config.ppo.train_batch_size)
         if not self._train(_with(config, settings).model_copy(update={"env_steps": steps}), folder):

@@ -61,9 +61,7 @@ def demonstrate(
         seed: of PGD's starts, and what the episodes' own seed is derived from: an evaluation with the same
             number plays others.
     """
-    plain = threat.build(_COPIES)
-    generator = torch.Generator().manual_seed(seed)
-    game = PGDGame(plain.env, plain.adversaries, plain.sets, sampled=threat.sampled, generator=generator)
+    game = PGDGame(threat.build(_COPIES), generator=torch.Generator().manual_seed(seed))
     obs, demonstrated = game.reset(seed=derived_seed(seed, Purpose.DEMONSTRATION)), []
     nothing = game.nothing()
     for _ in range(steps):

@@ -80,20 +80,20 @@ def train(
 
     console, asked = Console(stderr=True), values(SETTINGS, typed)
     with waiting("Loading torch and Ray", console=console):
-        from marl_aajr.adversaries.training import train_as_asked
+        from marl_aajr.adversaries.training import train_adversary
     request, victims = _request(victim_run, asked, out, resume=resume)
     heading = f"{request.kind} against {victims}, seed {request.seed}, {request.steps:,} env steps"
     progress = TrainingProgress(request.steps, console=console, heading=heading, earned="adversary's return")
     with Interrupt(announce=progress.finishing, restore=progress.restore) as interrupt, progress:
-        folder = train_as_asked(
-            request,
+        folder = train_adversary(
             victims,
-            out,
+            out=out,
             resume=resume,
             overwrite=overwrite,
             on_iteration=progress,
             should_stop=interrupt,
             on_phase=progress.phase,
+            **dict(request),
         )
     _report(folder, victims, console, stopped=interrupt.exit_code)
 

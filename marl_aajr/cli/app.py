@@ -9,11 +9,11 @@ from typing import Annotated, NoReturn
 
 import typer
 
+from marl_aajr import __version__
 from marl_aajr.cli import adversary, compare, evaluate, study, train
 from marl_aajr.cli.errors import report
 from marl_aajr.cli.options import guide, plain
 from marl_aajr.core.settings import every_setting
-from marl_aajr.version import __version__
 
 LIST = guide(
     "List what can be named, one line each: environments, methods or attacks; the keys of a run's or a "

@@ -206,6 +206,21 @@ def no_action(space: spaces.Space[Any], num_envs: int, *, device: torch.device) 
     return torch.zeros((num_envs, *(space.shape or ())), dtype=kind, device=device)
 
 
+def gather_actions(
+    actions: Mapping[str, Tensor], action_spaces: Mapping[str, spaces.Space[Any]], num_envs: int
+) -> list[Tensor]:
+    """The actions of all agents, in order.
+
+    Raises:
+        ValueError: If some are missing, or of the wrong shape or kind.
+    """
+    if missing := [agent for agent in action_spaces if agent not in actions]:
+        raise ValueError(f"expected actions of {list(action_spaces)}, got none of {missing}; add them")
+    for agent, space in action_spaces.items():
+        check_action(agent, actions[agent], space, num_envs)
+    return [actions[agent] for agent in action_spaces]
+
+
 def check_action(agent: str, action: Tensor, space: spaces.Space[Any], num_envs: int) -> None:
     """Raise `ValueError` for actions of the wrong shape or kind."""
     shape, whole = (num_envs, *(space.shape or ())), not isinstance(space, spaces.Box)

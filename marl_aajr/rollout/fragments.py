@@ -19,11 +19,11 @@ Tree = Any
 """A tensor, or nested dicts of tensors (recurrent states)."""
 
 
-def map_tree(function: Callable[[Any], Any], tree: Tree) -> Tree:
-    """`function` of every leaf; dicts keep their keys, and anything else is a leaf."""
+def map_tree(function: Callable[..., Any], tree: Tree, *others: Tree) -> Tree:
+    """`function` of every leaf and its counterparts in other trees; whatever is no mapping is a leaf."""
     if isinstance(tree, Mapping):
-        return {key: map_tree(function, part) for key, part in tree.items()}
-    return function(tree)
+        return {key: map_tree(function, tree[key], *(other[key] for other in others)) for key in tree}
+    return function(tree, *others)
 
 
 @dataclass(frozen=True)

@@ -8,13 +8,13 @@ loop.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from marl_aajr.rollout.fragments import ModuleFragment
+from marl_aajr.rollout.fragments import ModuleFragment, Tree, map_tree
 
 MIN_STD = 1e-4
 """RLlib's lower bound of the standard deviation that advantages are divided by."""
@@ -123,7 +123,7 @@ ValueFunction = Callable[[Tensor, Tensor | None], Tensor]
 
 @dataclass(frozen=True)
 class TrainingRows:
-    """Independent samples of one module, N of them.
+    """N independent samples of one module; or B sequences of L, padded with zeros: then N reads B, L.
 
     Attributes:
         obs: `[N, ...]`.
@@ -131,9 +131,10 @@ class TrainingRows:
         actions: `[N, ...]`.
         log_probs: `[N]`.
         inputs: `[N, m]`.
-        advantages: `[N]`, standardised.
+        advantages: `[N]`, standardised over the samples.
         value_targets: `[N]`.
-        loss_mask: `[N]` bool, False for rows that only look like samples; None: all are samples.
+        loss_mask: `[N]` bool, False for padding and rows that only look like samples; None: all are samples.
+        states: Recurrent states `[B, ...]` before the first sample of each sequence.
     """
 
     obs: Tensor
@@ -144,6 +145,28 @@ class TrainingRows:
     advantages: Tensor
     value_targets: Tensor
     loss_mask: Tensor | None = None
+    states: Tree | None = None
+
+    @classmethod
+    def of(
+        cls,
+        part: ModuleFragment,
+        rows: Callable[[Tensor], Tensor],
+        values: Tensor,
+        advantages: Tensor,
+        **more: Any,
+    ) -> TrainingRows:
+        """The rows that `rows` takes out of the columns `[T, G, E, ...]` of a fragment."""
+        return cls(
+            obs=rows(part.obs),
+            mask=None if part.mask is None else rows(part.mask),
+            actions=rows(part.actions),
+            log_probs=rows(part.log_probs),
+            inputs=rows(part.inputs),
+            advantages=rows(advantages),
+            value_targets=rows(advantages + values[:-1]),
+            **more,
+        )
 
     def __len__(self) -> int:
         return len(self.advantages)
@@ -191,10 +214,7 @@ def join(pieces: Sequence[TrainingRows]) -> TrainingRows:
     """The rows of all pieces."""
     if len(pieces) == 1:
         return pieces[0]
-    columns: dict[str, Any] = {}
-    for field in fields(TrainingRows):
-        tensors = [getattr(piece, field.name) for piece in pieces]
-        columns[field.name] = None if tensors[0] is None else torch.cat(tensors)
+    columns = map_tree(lambda *parts: None if parts[0] is None else torch.cat(parts), *map(vars, pieces))
     return TrainingRows(**columns)
 
 
@@ -203,15 +223,7 @@ def _rows(part: ModuleFragment, valued: ValuedFragment) -> TrainingRows:
         column = column[: part.steps]
         return column.flatten(0, 2) if valued.samples is None else column[valued.samples]
 
-    return TrainingRows(
-        obs=rows(part.obs),
-        mask=None if part.mask is None else rows(part.mask),
-        actions=rows(part.actions),
-        log_probs=rows(part.log_probs),
-        inputs=rows(part.inputs),
-        advantages=rows(valued.advantages),
-        value_targets=rows(valued.advantages + valued.values[:-1]),
-    )
+    return TrainingRows.of(part, rows, valued.values, valued.advantages)
 
 
 def value_fragment(

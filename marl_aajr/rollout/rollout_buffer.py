@@ -187,7 +187,7 @@ class RolloutBuffer:
             acts=None if self._all_act else columns["acts"],
             final_at=final_at,
             final_obs=torch.cat(last),
-            states=_stack_trees(self._states) if self._states else None,
+            states=map_tree(lambda *leaves: torch.stack(leaves), *self._states) if self._states else None,
             **{name: columns[name] for name in ("obs", "rewards", "terminated", "truncated", *_PER_STEP)},
         )
 
@@ -233,13 +233,8 @@ def _choose(acts: Tensor, then: Tree, otherwise: Tree | None) -> Tree:
     """`then` for agents `[G, E]` that act; `otherwise` for others, where there is such."""
     if otherwise is None:
         return then
-    if isinstance(then, Mapping):
-        return {key: _choose(acts, then[key], otherwise[key]) for key in then}
-    return torch.where(acts.view(*acts.shape, *[1] * (then.ndim - 2)), then, otherwise)
 
+    def choose(a: Tensor, b: Tensor) -> Tensor:
+        return torch.where(acts.view(*acts.shape, *[1] * (a.ndim - 2)), a, b)
 
-def _stack_trees(trees: list[Tree]) -> Tree:
-    first = trees[0]
-    if isinstance(first, Mapping):
-        return {key: _stack_trees([tree[key] for tree in trees]) for key in first}
-    return torch.stack(trees)
+    return map_tree(choose, then, otherwise)

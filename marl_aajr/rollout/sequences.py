@@ -7,47 +7,16 @@ state that was kept there, or behind the end of an episode, with the initial one
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields
-from typing import Any
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
-from marl_aajr.rollout.fragments import Fragment, ModuleFragment, Tree
-from marl_aajr.rollout.postprocessing import advantages_of, standardize
+from marl_aajr.rollout.fragments import Fragment, ModuleFragment, Tree, map_tree
+from marl_aajr.rollout.postprocessing import TrainingRows, advantages_of, join, standardize
 
 RecurrentValueFunction = Callable[[Tensor, Tensor | None, Tree], Tensor]
 """Observations `[B, L, ...]`, legal actions or None, and states `[B, ...]` to values `[B, L]`."""
-
-
-@dataclass(frozen=True)
-class SequenceRows:
-    """B sequences of at most L samples of one module, padded with zeros behind.
-
-    Attributes:
-        obs: `[B, L, ...]`.
-        mask: `[B, L, n]` bool, legal actions; None where the game has no masks.
-        actions: `[B, L, ...]`.
-        log_probs: `[B, L]`.
-        inputs: `[B, L, m]`.
-        advantages: `[B, L]`, standardised over the samples.
-        value_targets: `[B, L]`.
-        loss_mask: `[B, L]` bool, False for padding.
-        states: `[B, ...]`, before the first sample.
-    """
-
-    obs: Tensor
-    mask: Tensor | None
-    actions: Tensor
-    log_probs: Tensor
-    inputs: Tensor
-    advantages: Tensor
-    value_targets: Tensor
-    loss_mask: Tensor
-    states: Tree
-
-    def __len__(self) -> int:
-        return len(self.loss_mask)
 
 
 def sequence_rows(
@@ -59,7 +28,7 @@ def sequence_rows(
     length: int,
     gamma: float,
     lambda_: float,
-) -> SequenceRows:
+) -> TrainingRows:
     """The sequences of one module in some fragments; see `marl_aajr.rollout.postprocessing.training_rows`.
 
     Args:
@@ -71,26 +40,17 @@ def sequence_rows(
         gamma: Discount.
         lambda_: λ of GAE.
     """
-    settings: dict[str, Any] = {"length": length, "gamma": gamma, "lambda_": lambda_}
     pieces = []
     for fragment in fragments:
         part = fragment.modules[module]
         plan = _plan(part, fragment.episode_over, length)
-        pieces.append(_sequences(part, plan, critic, initial_state, **settings))
-    joined = {
-        field.name: _cat([getattr(piece, field.name) for piece in pieces]) for field in fields(SequenceRows)
-    }
-    real = joined["loss_mask"]
-    advantages = torch.zeros_like(joined["advantages"])
-    advantages[real] = standardize(joined["advantages"][real])
-    return SequenceRows(**{**joined, "advantages": advantages})
-
-
-def _cat(trees: list[Tree]) -> Tree:
-    first = trees[0]
-    if isinstance(first, dict):
-        return {key: _cat([tree[key] for tree in trees]) for key in first}
-    return None if first is None else torch.cat(trees)
+        pieces.append(
+            _sequences(part, plan, critic, initial_state, length=length, gamma=gamma, lambda_=lambda_)
+        )
+    rows = join(pieces)
+    advantages = torch.zeros_like(rows.advantages)
+    advantages[rows.loss_mask] = standardize(rows.advantages[rows.loss_mask])
+    return replace(rows, advantages=advantages)
 
 
 def _sequences(
@@ -102,14 +62,20 @@ def _sequences(
     length: int,
     gamma: float,
     lambda_: float,
-) -> SequenceRows:
+) -> TrainingRows:
     assert part.states is not None
     device = part.obs.device
     steps = _padded([one.steps for one in plan], length, device)
     looks = _padded([one.looks for one in plan], length + 1, device)
     places = torch.tensor([one.state for one in plan], dtype=torch.int64, device=device).view(-1, 3)
     fresh = torch.tensor([one.fresh for one in plan], dtype=torch.bool, device=device)
-    states = _states(part.states, initial_state, places, fresh)
+
+    def before(kept: Tensor, initial: Tensor) -> Tensor:
+        states = kept[places.unbind(1)]
+        states[fresh] = initial.to(states)
+        return states
+
+    states = map_tree(before, part.states, initial_state)
     seen = torch.cat([part.obs.flatten(0, 2), part.final_obs])
     legal = None
     if part.mask is not None:
@@ -128,17 +94,7 @@ def _sequences(
     def rows(column: Tensor) -> Tensor:
         return _take(column[: part.steps].flatten(0, 2), steps)
 
-    return SequenceRows(
-        obs=rows(part.obs),
-        mask=None if part.mask is None else rows(part.mask),
-        actions=rows(part.actions),
-        log_probs=rows(part.log_probs),
-        inputs=rows(part.inputs),
-        advantages=rows(advantages),
-        value_targets=rows(advantages + values[:-1]),
-        loss_mask=steps >= 0,
-        states=states,
-    )
+    return TrainingRows.of(part, rows, values, advantages, loss_mask=steps >= 0, states=states)
 
 
 @dataclass
@@ -208,15 +164,7 @@ def _padded(rows: list[list[int]], width: int, device: torch.device) -> Tensor:
 
 
 def _take(column: Tensor, index: Tensor) -> Tensor:
-    """TrainingRows of a column; zeros for index −1."""
+    """Rows of a column; zeros for index −1."""
     taken = column[index.clamp(min=0)]
     taken[index < 0] = 0
     return taken
-
-
-def _states(kept: Tree, initial: Tree, places: Tensor, fresh: Tensor) -> Tree:
-    if isinstance(kept, dict):
-        return {key: _states(kept[key], initial[key], places, fresh) for key in kept}
-    states = kept[places.unbind(1)]
-    states[fresh] = initial.to(states)
-    return states

@@ -32,7 +32,7 @@ from marl_aajr.training.fields import differences
 from marl_aajr.training.files import Key, YamlSource
 from marl_aajr.training.run_directory import RunDirectory
 from marl_aajr.training.run_record import LOCK
-from marl_aajr.victims import load_victim
+from marl_aajr.victims import Victim
 
 KINDS = ("CPU", "GPU")
 """The resources of a cluster that runs ask for."""
@@ -105,7 +105,7 @@ def check_policies(runs: tuple[StudyRun, ...], source: YamlSource) -> None:
     first = {run.config.initial_policy: run for run in reversed(runs)}
     for policy, run in first.items():
         try:
-            _ = None if policy is None else load_victim(policy)
+            _ = None if policy is None else Victim.load(policy)
         except ValueError as error:
             raise ValueError(f"{run.where('initial_policy', source)}: initial_policy: {error}") from None
 

@@ -21,7 +21,7 @@ from ray import tune
 
 from marl_aajr.adversaries.request import AdversaryRequest
 from marl_aajr.adversaries.store import is_begun, is_finished
-from marl_aajr.adversaries.training import train_as_asked
+from marl_aajr.adversaries.training import train_adversary
 from marl_aajr.core.checks import NonFiniteError
 from marl_aajr.evaluation import evaluate
 from marl_aajr.evaluation.sources import file_name
@@ -204,14 +204,14 @@ def _adversary(node: Node, folder: StudyFolder, reporter: _Reporter) -> None:
         return
     run_exists(out)
     begun = is_begun(out.path)
-    train_as_asked(
-        _against_the_team(node.adversary, node.run.variant.environment),
+    train_adversary(
         folder.run(node.run.name).path,
-        out.path,
+        out=out.path,
         resume=begun,
         overwrite=not begun,
         on_iteration=reporter.iteration,
         should_stop=reporter.stop,
+        **dict(_against_the_team(node.adversary, node.run.variant.environment)),
     )
     if not is_finished(out.path):
         raise Interrupted

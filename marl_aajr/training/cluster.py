@@ -25,9 +25,9 @@ from ray.exceptions import RayError
 from ray.util.placement_group import get_current_placement_group
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from marl_aajr import __version__
 from marl_aajr.training.capacity import check_room
 from marl_aajr.training.config import Resources
-from marl_aajr.version import __version__
 
 _CONNECT_SECONDS = 3.0
 

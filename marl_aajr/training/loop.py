@@ -33,7 +33,7 @@ from marl_aajr.training.metrics import Curves, to_record
 from marl_aajr.training.modules import PolicyMapping, policy_mapping_of
 from marl_aajr.training.run_directory import Event, RunDirectory
 from marl_aajr.training.run_record import State, Status
-from marl_aajr.victims import load_victim
+from marl_aajr.victims import Victim
 
 OnIteration = Callable[[dict[str, Any]], None]
 ShouldStop = Callable[[], bool]
@@ -80,7 +80,7 @@ class Training:
                     folder = self.directory.checkpoint(progress.iteration)
                     restore_checkpoint(algorithm, folder)
                 elif self.config.initial_policy is not None:
-                    start_from(algorithm, load_victim(self.directory.initial_policy))
+                    start_from(algorithm, Victim.load(self.directory.initial_policy))
                 self._loop(algorithm, curves)
         except KeyboardInterrupt:
             self._write_status("interrupted")

@@ -47,7 +47,7 @@ from marl_aajr.training import run_record
 from marl_aajr.training.config import RunConfig, load_config
 from marl_aajr.training.files import append_line, new_folder, read_lines, write_json, write_text
 from marl_aajr.training.run_record import Status, Versions
-from marl_aajr.victims import load_victim
+from marl_aajr.victims import Victim
 
 KEPT_CHECKPOINTS = 2
 """The newest one, and the one before in case a disk loses it."""
@@ -112,7 +112,7 @@ class RunDirectory:
             write_json(folder / self.versions_file.name, asdict(Versions.here(seed=config.seed)))
             write_json(folder / self.status_file.name, asdict(Status("running")))
             if config.initial_policy is not None:
-                load_victim(config.initial_policy).save(folder / self.initial_policy.name)
+                Victim.load(config.initial_policy).save(folder / self.initial_policy.name)
         self.lock()
 
     def lock(self) -> None:

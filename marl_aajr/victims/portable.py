@@ -10,12 +10,14 @@ import hashlib
 import json
 import os
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import gymnasium as gym
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor, nn
@@ -29,22 +31,12 @@ VERSION = 1
 DESCRIPTION = "victim.json"
 NUMBERS = "victim.safetensors"
 
+_NETWORKS = ("modules", "critics")
+_FLAGS = ("normalize_actions", "clip_actions", "greedy_only")
+
 
 def save_victim(victim: Victim, folder: Path | str) -> Path:
-    """Write a victim; a folder that holds one already is replaced.
-
-    Nothing is left half written: the files appear under a temporary name and move into place together.
-
-    Args:
-        victim: what to save.
-        folder: where; its parents are made.
-
-    Returns:
-        The folder.
-
-    Raises:
-        ValueError: the folder holds something else, or a network has a layer that cannot be described.
-    """
+    """Write a victim; see `Victim.save`."""
     folder = Path(folder)
     _check_place(folder)
     text, numbers = _contents(victim)
@@ -67,11 +59,7 @@ def check_portable(victim: Victim) -> None:
 
 
 def load_victim(folder: Path | str) -> Victim:
-    """Read a victim that `save_victim` wrote: its outputs are the same to the last bit.
-
-    Raises:
-        ValueError: no victim there, a file of something else or of a newer version, or a damaged file.
-    """
+    """Read a victim that `save_victim` wrote; see `Victim.load`."""
     folder = Path(folder)
     description = _read_description(folder / DESCRIPTION)
     numbers = _read_numbers(folder / NUMBERS, description)
@@ -94,10 +82,29 @@ def fingerprint(victim: Victim) -> str:
 
 def _contents(victim: Victim) -> tuple[str, bytes]:
     """The contents of the two files; the description has a checksum of the numbers."""
-    networks = {f"modules/{name}": flatten(module) for name, module in victim.modules.items()}
-    networks |= {f"critics/{name}": flatten(critic) for name, critic in victim.critics.items()}
+    networks = {
+        kind: {name: flatten(network) for name, network in getattr(victim, kind).items()}
+        for kind in _NETWORKS
+    }
     numbers = save(_numbers(victim, networks))
-    description = _describe(victim, networks) | {"sha256": hashlib.sha256(numbers).hexdigest()}
+    description = {
+        "format": FORMAT,
+        "version": VERSION,
+        "env": {"name": victim.env_name, "kwargs": dict(victim.env_kwargs)},
+        "agents": [
+            {
+                "agent": agent,
+                "module": module_id,
+                "observation_space": _space_to_json(victim.observation_spaces[agent]),
+                "action_space": _space_to_json(victim.action_spaces[agent]),
+                "filter": None if (seen := victim.filters.get(agent)) is None else {"clip": seen.clip},
+            }
+            for agent, module_id in victim.module_of.items()
+        ],
+        **{kind: {name: describe(net) for name, net in own.items()} for kind, own in networks.items()},
+        **{name: getattr(victim, name) for name in _FLAGS},
+        "sha256": hashlib.sha256(numbers).hexdigest(),
+    }
     try:
         return json.dumps(description, indent=1, allow_nan=False), numbers
     except TypeError as error:
@@ -116,41 +123,11 @@ def _check_place(folder: Path) -> None:
         raise ValueError(f"expected {folder} to be a folder, got a file; choose another")
 
 
-def _describe(victim: Victim, networks: dict[str, nn.Sequential]) -> dict[str, Any]:
-    return {
-        "format": FORMAT,
-        "version": VERSION,
-        "env": {"name": victim.env_name, "kwargs": dict(victim.env_kwargs)},
-        "agents": [
-            {
-                "agent": agent,
-                "module": module_id,
-                "observation_space": _space_to_json(victim.observation_spaces[agent]),
-                "action_space": _space_to_json(victim.action_spaces[agent]),
-                "filter": None if (seen := victim.filters.get(agent)) is None else {"clip": seen.clip},
-            }
-            for agent, module_id in victim.module_of.items()
-        ],
-        "modules": _layers(networks, "modules/"),
-        "critics": _layers(networks, "critics/"),
-        "normalize_actions": victim.normalize_actions,
-        "clip_actions": victim.clip_actions,
-        "greedy_only": victim.greedy_only,
-    }
-
-
-def _layers(networks: dict[str, nn.Sequential], prefix: str) -> dict[str, list[dict[str, Any]]]:
-    return {
-        name.removeprefix(prefix): describe(network)
-        for name, network in networks.items()
-        if name.startswith(prefix)
-    }
-
-
-def _numbers(victim: Victim, networks: dict[str, nn.Sequential]) -> dict[str, Tensor]:
+def _numbers(victim: Victim, networks: Mapping[str, Mapping[str, nn.Module]]) -> dict[str, Tensor]:
     numbers = {
-        f"{name}/{key}": value.detach().cpu().contiguous()
-        for name, network in networks.items()
+        f"{kind}/{name}/{key}": value.detach().cpu().contiguous()
+        for kind, own in networks.items()
+        for name, network in own.items()
         for key, value in network.state_dict().items()
     }
     for agent, observed in victim.filters.items():
@@ -196,18 +173,18 @@ def _read_numbers(path: Path, description: dict[str, Any]) -> dict[str, Tensor]:
         raise ValueError(f"{path} is damaged: {error}; save the victim again") from None
 
 
-def _assemble(description: dict[str, Any], numbers: dict[str, Tensor]) -> Victim:
+def _assemble(description: Mapping[str, Any], numbers: Mapping[str, Tensor]) -> Victim:
     agents = {entry["agent"]: entry for entry in description["agents"]}
+    networks: dict[str, Any] = {
+        kind: {
+            name: _network(layers, _under(numbers, f"{kind}/{name}/"))
+            for name, layers in description[kind].items()
+        }
+        for kind in _NETWORKS
+    }
     return Victim(
+        **networks,
         module_of={agent: entry["module"] for agent, entry in agents.items()},
-        modules={
-            name: _network(layers, _under(numbers, f"modules/{name}/"))
-            for name, layers in description["modules"].items()
-        },
-        critics={
-            name: _network(layers, _under(numbers, f"critics/{name}/"))
-            for name, layers in description["critics"].items()
-        },
         observation_spaces={a: _space_from_json(entry["observation_space"]) for a, entry in agents.items()},
         action_spaces={a: _space_from_json(entry["action_space"]) for a, entry in agents.items()},
         filters={
@@ -215,15 +192,13 @@ def _assemble(description: dict[str, Any], numbers: dict[str, Tensor]) -> Victim
             for agent, entry in agents.items()
             if entry["filter"] is not None
         },
-        normalize_actions=description["normalize_actions"],
-        clip_actions=description["clip_actions"],
-        greedy_only=description["greedy_only"],
+        **{name: description[name] for name in _FLAGS},
         env_name=description["env"]["name"],
         env_kwargs=description["env"]["kwargs"],
     )
 
 
-def _under(numbers: dict[str, Tensor], prefix: str) -> dict[str, Any]:
+def _under(numbers: Mapping[str, Tensor], prefix: str) -> dict[str, Any]:
     return {key.removeprefix(prefix): value for key, value in numbers.items() if key.startswith(prefix)}
 
 
@@ -253,8 +228,9 @@ def _space_from_json(value: dict[str, Any]) -> gym.Space[Any]:
     try:
         if kind == "Box":
             dtype, shape = np.dtype(value["dtype"]), tuple(value["shape"])
-            low, high = (_array(value[key], shape, dtype) for key in ("low", "high"))
-            return gym.spaces.Box(low, high, dtype=dtype.type)
+            low, high = (np.array(value[key], dtype) for key in ("low", "high"))
+            bounds = (bound.reshape(shape) if bound.ndim else np.full(shape, bound) for bound in (low, high))
+            return gym.spaces.Box(*bounds, dtype=dtype.type)
         if kind == "Discrete":
             return gym.spaces.Discrete(value["n"], start=value["start"])
         if kind == "MultiDiscrete":
@@ -264,22 +240,7 @@ def _space_from_json(value: dict[str, Any]) -> gym.Space[Any]:
     raise ValueError(f"expected a Box, Discrete or MultiDiscrete space, got {value}")
 
 
-def _bound(bound: np.ndarray[Any, Any]) -> Any:
+def _bound(bound: NDArray[Any]) -> Any:
     """One number where all are equal. JSON has no infinity: those are strings."""
-    if bound.size and (bound == bound.flat[0]).all():
-        return _number(bound.flat[0].item())
-    return [_number(x) for x in bound.ravel().tolist()]
-
-
-def _number(x: float) -> float | str:
-    return x if np.isfinite(x) else str(x)
-
-
-def _array(value: Any, shape: tuple[int, ...], dtype: np.dtype[Any]) -> np.ndarray[Any, Any]:
-    if isinstance(value, list):
-        return np.array([_parsed(x, dtype) for x in value], dtype=dtype).reshape(shape)
-    return np.full(shape, _parsed(value, dtype), dtype=dtype)
-
-
-def _parsed(x: Any, dtype: np.dtype[Any]) -> Any:
-    return float(x) if np.issubdtype(dtype, np.floating) else int(x)
+    numbers = [x if np.isfinite(x) else str(x) for x in bound.ravel().tolist()]
+    return numbers[0] if len(set(numbers)) == 1 else numbers

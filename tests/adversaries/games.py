@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
-from marl_aajr.adversaries.game import VictimGame
+from marl_aajr.adversaries.victim_game import VictimGame
 from marl_aajr.rollout.batched_env import BatchedEnv
 from marl_aajr.rollout.environments import EnvironmentSpec, make_batch
 from marl_aajr.victims import Victim

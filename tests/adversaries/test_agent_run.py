@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from marl_aajr.adversaries.agent_game import agent_config
+from marl_aajr.adversaries.agent_game import AgentThreat
+from marl_aajr.adversaries.request import AdversaryRequest
 from marl_aajr.adversaries.store import RECORD
 from marl_aajr.adversaries.training import train_adversary
 from marl_aajr.evaluation import evaluate
@@ -21,6 +22,8 @@ from marl_aajr.victims import Victim
 from tests.adversaries.test_agent_game import RELAY, TAG, each_its_own, reader
 from tests.evaluation.players import team
 from tests.training.runs import tiny
+
+SPEAKER = AdversaryRequest(kind="traitor", agents=("speaker",))
 
 
 @pytest.fixture
@@ -49,7 +52,7 @@ def test_training_finds_the_best_traitor(victims: RunDirectory, ray_session: Non
 
 
 def test_the_victims_settings_are_taken_over(victims: RunDirectory) -> None:
-    config = agent_config(victims.path, kind="traitor", agents=["speaker"], seed=4, env_steps=700)
+    config = SPEAKER.changed(seed=4, env_steps=700).config(victims.path)
     trained = victims.config()
     assert (config.ppo, config.model.hidden) == (trained.ppo, trained.model.hidden)
     assert (config.model.critic, config.method.name, config.seed, config.env_steps) == ("own", "none", 4, 700)
@@ -57,7 +60,7 @@ def test_the_victims_settings_are_taken_over(victims: RunDirectory) -> None:
 
 
 def test_victims_without_a_run_are_betrayed_by_the_defaults(victims: RunDirectory) -> None:
-    config = agent_config(victims.victim, kind="traitor", agents=["speaker"])
+    config = SPEAKER.config(victims.victim)
     assert config.ppo == PPOSettings()
 
 
@@ -65,16 +68,16 @@ def test_who_cannot_be_played_is_said_before_anything_runs(victims: RunDirectory
     with pytest.raises(
         ValueError, match=r"^expected the agents that betray team 'team', got none; name some"
     ):
-        agent_config(victims.path, kind="traitor")
+        AgentThreat.against(victims.path, kind="traitor").build(1)
     with pytest.raises(ValueError, match=r"^expected an opponent in a game of several teams"):
-        agent_config(victims.path, kind="opponent")
+        AdversaryRequest(kind="opponent").config(victims.path)
 
 
 def test_a_traitor_among_other_victims_is_refused(
     victims: RunDirectory, tmp_path: Path, ray_session: None
 ) -> None:
     """Nobody trains against a folder whose victims have been exchanged."""
-    config = agent_config(victims.path, kind="traitor", agents=["speaker"])
+    config = SPEAKER.config(victims.path)
     team(RELAY).save(victims.victim)
     with pytest.raises(ValueError, match="they have been trained anew or replaced"):
         train(config, tmp_path / "traitor")
@@ -112,7 +115,9 @@ def test_opponents_begin_as_those_that_the_victims_know(chase: RunDirectory, ray
 
 
 def test_traitors_and_those_with_other_modules_begin_from_nothing(chase: RunDirectory) -> None:
-    assert agent_config(chase.path, kind="traitor", agents=["adversary_1"]).initial_policy is None
-    assert agent_config(chase.path, kind="opponent", team="good").initial_policy == str(chase.victim)
+    traitor = AdversaryRequest(kind="traitor", agents=("adversary_1",))
+    opponent = AdversaryRequest(kind="opponent", threat={"team": "good"})
+    assert traitor.config(chase.path).initial_policy is None
+    assert opponent.config(chase.path).initial_policy == str(chase.victim)
     each_its_own(TAG).save(chase.victim)
-    assert agent_config(chase.path, kind="opponent", team="good").initial_policy is None
+    assert opponent.config(chase.path).initial_policy is None

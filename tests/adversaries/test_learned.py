@@ -21,7 +21,7 @@ from marl_aajr.adversaries.store import (
     REQUEST,
     WARM,
     SelectionEpisodes,
-    paired_difference,
+    lead,
     request_of,
     search_folder,
 )
@@ -284,6 +284,6 @@ def test_sampled_victims_are_compared_with_sampled_ones(tmp_path: Path) -> None:
 def test_two_adversaries_are_told_apart_by_the_same_episodes() -> None:
     """Episodes differ by hundreds; what one takes more than the other, by 0.2."""
     episodes = torch.linspace(0, 500, 100)
-    ahead = paired_difference(episodes + 1 + 0.1 * (-1) ** torch.arange(100), episodes)
-    assert ahead.mean == pytest.approx(1, abs=1e-4)
-    assert (1 - ahead.low, ahead.high - 1) == pytest.approx((0.0261, 0.0261), abs=2e-4)
+    ahead = lead(episodes + 1 + 0.1 * (-1) ** torch.arange(100), episodes)
+    assert ahead["mean"] == pytest.approx(1, abs=1e-4)
+    assert (1 - ahead["low"], ahead["high"] - 1) == pytest.approx((0.0261, 0.0261), abs=2e-4)

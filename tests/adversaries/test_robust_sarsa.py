@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import pickle
+from typing import Any
 
 import pytest
 import torch
 
-from marl_aajr.adversaries.action_values import ActionValue, Transitions, encode, fit_action_value, watch
-from marl_aajr.adversaries.robust_sarsa import RobustSarsa
+from marl_aajr.adversaries.robust_sarsa import ActionValue, RobustSarsa, Transitions, encode, watch
 from marl_aajr.attacks import make_attack
 from marl_aajr.core.distributions import Categorical, DiagGaussian, MultiCategorical
+from marl_aajr.core.threat import PerturbationSet
 from marl_aajr.rollout.environments import make_batch
 from tests.evaluation.players import moves, sign_reader, signs, team
 from tests.networks import generator, observations
@@ -25,7 +26,7 @@ class TestWatching:
         victim, env = team(spec, sign_reader()), make_batch(spec, 4)
         seen = watch(victim, env, agents=victim.agents, decisions=40, seed=0, generator=generator())["shared"]
         env.close()
-        assert len(seen) == 40 * 3, "three agents, and every episode has one step"
+        assert len(seen.over) == 40 * 3, "three agents, and every episode has one step"
         assert seen.over.all()
         right = (seen.actions.argmax(-1) == 1) == (seen.obs[:, 0] > 0)
         by_agent = right.float().mul(2).sub(1).reshape(3, -1).sum(0)
@@ -50,8 +51,8 @@ class TestWatching:
         victim, env = team(spec, sign_reader()), make_batch(spec, 1)
         seen = watch(victim, env, agents=["agent_0"], decisions=60, seed=0, generator=generator())["shared"]
         env.close()
-        assert 0 < seen.over.sum() < len(seen)
-        for i in range(len(seen) - 1):
+        assert 0 < seen.over.sum() < len(seen.over)
+        for i in range(len(seen.over) - 1):
             if not seen.over[i]:
                 assert torch.equal(seen.next_obs[i], seen.obs[i + 1])
                 assert torch.equal(seen.next_actions[i], seen.actions[i + 1])
@@ -87,9 +88,10 @@ class TestLearning:
         over = torch.ones(rows, dtype=torch.bool)
         return Transitions(obs, actions, rewards, torch.zeros_like(obs), torch.zeros_like(actions), over)
 
-    def fit(self, seen: Transitions, **settings: float) -> ActionValue:
-        chosen = {"discount": 0.9, "robustness": 0.0, "radius": 0.1} | settings
-        return fit_action_value(seen, updates=300, generator=generator(), **chosen)
+    def fit(self, seen: Transitions, **settings: Any) -> ActionValue:
+        chosen = {"robustness": 0.0, "updates": 300} | settings
+        attack = RobustSarsa(perturbations=PerturbationSet(epsilon=0.1), **chosen)
+        return attack.learn(seen, generator=generator())
 
     def test_the_reward_of_one_step(self) -> None:
         seen = self.transitions()
@@ -104,9 +106,7 @@ class TestLearning:
         rewards = torch.full((1000,), 7.0)
         over = torch.tensor([False, True]).repeat(500)
         seen = Transitions(obs, zeros, rewards, obs.flip(0), zeros, over)
-        q = fit_action_value(
-            seen, discount=0.5, robustness=0.0, radius=0.1, updates=600, generator=generator()
-        )
+        q = self.fit(seen, discount=0.5, updates=600)
         first, second = q(torch.tensor([[0.0], [1.0]]), torch.zeros(2, 1)).tolist()
         assert second == pytest.approx(1.0, rel=0.02), "in units of the rewards' size"
         assert first == pytest.approx(1.5, rel=0.02)

@@ -9,7 +9,7 @@ import pytest
 from pydantic import BaseModel
 from pydantic_core import PydanticUndefined
 
-from marl_aajr.adversaries.request import ENV_STEPS, SEARCH, AdversaryRequest
+from marl_aajr.adversaries.request import DEFAULTS, AdversaryRequest
 from marl_aajr.attacks import ATTACKS
 from marl_aajr.core.settings import REQUIRED, attributes, declared, find_setting
 from marl_aajr.evaluation.protocol import Protocol, Suite
@@ -110,5 +110,5 @@ def test_another_class_is_refused() -> None:
 def test_an_adversarys_defaults_in_words_are_its_own() -> None:
     found = declared(path_of(AdversaryRequest))
     steps, tries = (found[name].shown_default for name in ("env_steps", "search"))
-    assert [number for number in ENV_STEPS.values() if f"{number:,}" not in steps] == []
-    assert [number for number in SEARCH.values() if f"{number}" not in tries] == []
+    assert [kind for kind, own in DEFAULTS.items() if f"{own.env_steps:,}" not in steps] == []
+    assert [kind for kind, own in DEFAULTS.items() if f"{own.search}" not in tries] == []

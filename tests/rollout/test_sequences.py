@@ -11,9 +11,9 @@ from marl_aajr.rollout.collector import Collector
 from marl_aajr.rollout.environments import resolve
 from marl_aajr.rollout.fragments import Fragment
 from marl_aajr.rollout.pettingzoo_batch import PettingZooBatch
-from marl_aajr.rollout.postprocessing import training_rows
+from marl_aajr.rollout.postprocessing import TrainingRows, training_rows
 from marl_aajr.rollout.rollout_buffer import Decision
-from marl_aajr.rollout.sequences import SequenceRows, sequence_rows
+from marl_aajr.rollout.sequences import sequence_rows
 
 LENGTH = 4
 
@@ -50,30 +50,33 @@ def fragments(game: str, steps: tuple[int, ...], *, copies: int = 2) -> list[Fra
     return [collector.collect(count)[0] for count in steps]
 
 
-def sequences(fragment: Fragment, *, gamma: float = 0.9) -> SequenceRows:
+def sequences(fragment: Fragment, *, gamma: float = 0.9) -> tuple[TrainingRows, Tensor]:
     def critic(obs: Tensor, mask: Tensor | None, states: dict[str, Tensor]) -> Tensor:
         return states["count"] + torch.arange(obs.shape[1])
 
     initial = {"count": torch.zeros(1)}
-    return sequence_rows([fragment], "m", critic, initial, length=LENGTH, gamma=gamma, lambda_=0.8)
+    rows = sequence_rows([fragment], "m", critic, initial, length=LENGTH, gamma=gamma, lambda_=0.8)
+    assert rows.loss_mask is not None
+    return rows, rows.loss_mask
 
 
 @pytest.mark.parametrize("game", ["scripted", "circle"])
 def test_state_of_a_sequence_is_the_one_before_its_first_decision(game: str) -> None:
     for fragment in fragments(game, (5, 9, 6)):
-        rows = sequences(fragment)
+        rows, real = sequences(fragment)
         # These policies leave their count as the log-probability of each decision.
+        assert rows.states is not None
         counts = rows.states["count"] + torch.arange(LENGTH)
-        assert torch.equal(rows.log_probs[rows.loss_mask], counts[rows.loss_mask])
+        assert torch.equal(rows.log_probs[real], counts[real])
 
 
 def test_sequences_hold_every_sample_once_and_end_with_episodes() -> None:
     (fragment,) = fragments("scripted", (14,), copies=1)
-    rows = sequences(fragment)
+    _, real = sequences(fragment)
     part = fragment.modules["m"]
-    assert int(rows.loss_mask.sum()) == len(training_rows([part], no_critic, gamma=0.9, lambda_=0.8))
+    assert int(real.sum()) == len(training_rows([part], no_critic, gamma=0.9, lambda_=0.8))
     # Agent a ends at 3, b at 5, c at 7, when the next episode begins; the runner keeps states 0, 4, 8, 12.
-    assert rows.loss_mask.sum(1).tolist() == [3, 1, 2, 4, 1, 1, 4, 4, 3, 1, 4, 2]
+    assert real.sum(1).tolist() == [3, 1, 2, 4, 1, 1, 4, 4, 3, 1, 4, 2]
 
 
 def no_critic(obs: Tensor, mask: Tensor | None) -> Tensor:
@@ -84,14 +87,14 @@ def test_values_and_advantages_are_those_of_a_critic_that_needs_no_memory() -> N
     """In this game the number of one's decisions is the clock that the observations show."""
     for fragment in fragments("scripted", (5, 9, 6)):
         flat = training_rows([fragment.modules["m"]], lambda obs, _: obs[:, 0], gamma=0.9, lambda_=0.8)
-        rows = sequences(fragment)
+        rows, real = sequences(fragment)
         for name in ("advantages", "value_targets"):
-            ours, theirs = getattr(rows, name)[rows.loss_mask], getattr(flat, name)
+            ours, theirs = getattr(rows, name)[real], getattr(flat, name)
             torch.testing.assert_close(ours.sort().values, theirs.sort().values)
 
 
 def test_padding_is_zero() -> None:
     (fragment,) = fragments("circle", (10,))
-    rows = sequences(fragment)
+    rows, real = sequences(fragment)
     for name in ("obs", "actions", "log_probs", "inputs", "advantages", "value_targets"):
-        assert not getattr(rows, name)[~rows.loss_mask].any()
+        assert not getattr(rows, name)[~real].any()

@@ -32,7 +32,7 @@ from marl_aajr.rollout.centralized_critic import Critic
 from marl_aajr.rollout.environments import EnvironmentSpec
 from marl_aajr.rollout.fragments import Fragment, map_tree
 from marl_aajr.rollout.postprocessing import TrainingRows, ValueFunction, training_rows
-from marl_aajr.rollout.sequences import RecurrentValueFunction, SequenceRows, sequence_rows
+from marl_aajr.rollout.sequences import RecurrentValueFunction, sequence_rows
 
 
 def fast(
@@ -179,13 +179,11 @@ class FragmentsToBatch(ConnectorV2):
             rows = self._rows(name, module, episodes)
             if len(rows):
                 batch[name] = _columns(rows, module)
-            if isinstance(rows, SequenceRows) and shared_data is not None:
+            if rows.states is not None and shared_data is not None:
                 shared_data[f"_zero_padded_for_mid={name}"] = True
         return batch
 
-    def _rows(
-        self, name: str, module: TorchRLModule, fragments: list[Fragment]
-    ) -> TrainingRows | SequenceRows:
+    def _rows(self, name: str, module: TorchRLModule, fragments: list[Fragment]) -> TrainingRows:
         settings = {"gamma": self.gamma, "lambda_": self.lambda_}
         device = next(module.parameters()).device
         fragments = [fragment.to(device) for fragment in fragments]
@@ -227,7 +225,7 @@ def _compute_values(module: TorchRLModule) -> Callable[[dict[str, Any]], Tensor]
     return compute
 
 
-def _columns(rows: TrainingRows | SequenceRows, module: TorchRLModule) -> dict[str, Any]:
+def _columns(rows: TrainingRows, module: TorchRLModule) -> dict[str, Any]:
     columns = {
         Columns.OBS: observation_of(rows.obs, rows.mask, module.observation_space),
         Columns.ACTIONS: rows.actions,
@@ -238,6 +236,6 @@ def _columns(rows: TrainingRows | SequenceRows, module: TorchRLModule) -> dict[s
     }
     if rows.loss_mask is not None:
         columns[Columns.LOSS_MASK] = rows.loss_mask
-    if isinstance(rows, SequenceRows):
-        columns |= {Columns.STATE_IN: rows.states, Columns.SEQ_LENS: rows.loss_mask.sum(1)}
+        if rows.states is not None:
+            columns |= {Columns.STATE_IN: rows.states, Columns.SEQ_LENS: rows.loss_mask.sum(1)}
     return columns

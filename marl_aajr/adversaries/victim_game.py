@@ -13,7 +13,6 @@ adversary is the optimal policy of this game.
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -23,9 +22,7 @@ from torch import Tensor
 from marl_aajr.core.checks import one_of
 from marl_aajr.rollout.batched_env import BatchedEnv, BatchedEnvWrapper, BatchedStep, check_action, no_action
 from marl_aajr.rollout.perturbed import ADVERSARY, loss
-from marl_aajr.training.run_directory import RunDirectory
-from marl_aajr.victims import Victim, fingerprint, load_victim
-from marl_aajr.victims.portable import DESCRIPTION
+from marl_aajr.victims import Victim
 from marl_aajr.victims.spaces import check_match
 from marl_aajr.victims.stepper import CounterSampler, DecisionBatch, Stepper
 
@@ -124,7 +121,6 @@ class VictimGame(BatchedEnvWrapper):
         return each.expand(len(self.agents_of), -1)
 
     def reset(self, *, seed: int) -> dict[str, Tensor]:
-        """See `BatchedEnv.reset`."""
         self._clear()
         self._obs = self.env.reset(seed=seed)
         if self._sampler is not None:
@@ -134,7 +130,6 @@ class VictimGame(BatchedEnvWrapper):
         return self._seen(self._obs)
 
     def step(self, actions: Mapping[str, Tensor]) -> BatchedStep:
-        """See `BatchedEnv.step`."""
         given = self._checked(actions)
         step = self.env.step({**self._victims_actions(given), **self.play(given)})
         self._obs, over = step.obs, step.episode_over
@@ -167,7 +162,6 @@ class VictimGame(BatchedEnvWrapper):
 
     @property
     def active(self) -> dict[str, Tensor]:
-        """See `BatchedEnv.active`."""
         inner = self.env.active
         if all(len(agents) == 1 for agents in self.agents_of.values()):
             return {player: inner[agents[0]] for player, agents in self.agents_of.items()}
@@ -175,7 +169,6 @@ class VictimGame(BatchedEnvWrapper):
 
     @property
     def action_mask(self) -> dict[str, Tensor | None]:
-        """See `BatchedEnv.action_mask`: here there are none."""
         return dict.fromkeys(self.possible_agents)
 
     def nothing(self) -> dict[str, Tensor]:
@@ -186,7 +179,6 @@ class VictimGame(BatchedEnvWrapper):
         }
 
     def get_state(self) -> Mapping[str, Any]:
-        """See `BatchedEnv.get_state`."""
         return {
             "env": self.env.get_state(),
             "obs": {agent: obs.clone() for agent, obs in self._obs.items()},
@@ -198,7 +190,6 @@ class VictimGame(BatchedEnvWrapper):
         }
 
     def set_state(self, state: Mapping[str, Any]) -> None:
-        """See `BatchedEnv.set_state`."""
         if tuple(state["met"]) != self.possible_agents or state["owed"].shape != self._owed.shape:
             raise ValueError(
                 f"expected a state of {self.num_envs} copies with {list(self.possible_agents)}, got one of "
@@ -270,28 +261,3 @@ def _column(flag: Tensor, like: Tensor) -> Tensor:
 def _only(rows: Tensor, where: Tensor) -> Tensor:
     """Zero elsewhere."""
     return rows.masked_fill(~_column(where, rows), 0)
-
-
-def victim_folder(victims: Path) -> Path:
-    """The folder of a run's victims; of a folder that holds victims, itself."""
-    return victims if (victims / DESCRIPTION).is_file() else RunDirectory(victims).victim
-
-
-def load_frozen(folder: Path | str, digest: str) -> Victim:
-    """The victims in a folder.
-
-    Args:
-        folder: of a saved victim.
-        digest: its `marl_aajr.victims.fingerprint`.
-
-    Raises:
-        ValueError: no victim there, a damaged one, or another.
-    """
-    victim = load_victim(folder)
-    found = fingerprint(victim)
-    if found != digest:
-        raise ValueError(
-            f"expected the victims {digest[:12]} in {folder}, got others ({found[:12]}): they have been "
-            "trained anew or replaced; train the adversary again, or put the old ones back"
-        )
-    return victim
