@@ -26,7 +26,7 @@ import pyarrow.parquet
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from marl_aajr.report.estimates import Estimate, over_runs
+from marl_aajr.report.estimates import Estimate
 from marl_aajr.training.run_directory import RunDirectory
 
 FOLDER = Path(__file__).resolve().parent.parent / "experiments" / "pilot"
@@ -159,7 +159,7 @@ def estimate(rows: Rows, method: str, epsilon: float) -> Estimate:
     ]
     if len(returns) != SEEDS:
         raise ValueError(f"expected {SEEDS} runs of {method} at ε = {epsilon:g}, got {len(returns)}")
-    return over_runs(returns, level=0.95)
+    return Estimate.over("runs", returns, level=0.95)
 
 
 def draw(games: Mapping[str, Rows]) -> Figure:

@@ -11,8 +11,8 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from marl_aajr.evaluation.outcomes import AttackSpec, ReplacementOutcome
-from marl_aajr.evaluation.result import Evaluation, SubsetOutcome, paired_difference
+from marl_aajr.evaluation.outcomes import AttackOutcome, AttackSpec, ReplacementOutcome
+from marl_aajr.evaluation.result import SubsetOutcome, paired_difference
 from marl_aajr.report.common_protocol import RunResults
 from marl_aajr.report.comparison import Comparison, MethodRow, estimate_of
 from marl_aajr.report.conditions import Condition, Key, exact, keys_of
@@ -37,39 +37,23 @@ _Replaced = tuple[str, _Agents]
 """Kind of replacement, and who was replaced."""
 
 
-def learned(comparison: Comparison, *, decimals: int) -> tuple[Block, ...]:
+def learned(comparison: Comparison) -> tuple[Block, ...]:
     """Each learned adversary against the strongest of its size that is not learned; empty without any."""
-    found = _learned(comparison)
-    by_size: dict[tuple[float, str], list[Condition]] = defaultdict(list)
-    for condition in comparison.conditions:
-        if condition in found:
-            by_size[condition.epsilon, condition.limits].append(condition)
+    by_size: dict[tuple[float, str], list[Line]] = defaultdict(list)
+    for condition, others in _against_myopic(comparison):
+        by_size[condition.epsilon, condition.limits] += _beside(comparison, condition, others)
     return tuple(
-        Block(
-            size(epsilon) + (f", {limits}" if limits else ""),
-            tuple(
-                line
-                for condition in conditions
-                for line in _against_myopic(
-                    comparison, condition, _myopic(comparison, condition, found), decimals
-                )
-            ),
-        )
-        for (epsilon, limits), conditions in sorted(by_size.items())
+        Block(size(epsilon) + (f", {limits}" if limits else ""), tuple(lines))
+        for (epsilon, limits), lines in sorted(by_size.items())
     )
 
 
 def undertrained(comparison: Comparison) -> tuple[str, ...]:
     """The learned adversaries that are weaker than a myopic attack, and for how many runs, in words."""
-    found = _learned(comparison)
+    runs = [run for row in comparison.rows for run in row.runs]
     lines = []
-    for condition in comparison.conditions:
-        others = _myopic(comparison, condition, found)
-        if condition not in found or not others:
-            continue
-        runs = [run for row in comparison.rows for run in row.runs]
-        weak = sum(_behind(run, condition, others) for run in runs)
-        if weak:
+    for condition, others in _against_myopic(comparison):
+        if weak := sum(_behind(run, condition, others) for run in runs):
             lines.append(
                 f"{condition.attack} at {size(condition.epsilon)} leaves more return than a myopic attack in "
                 f"{weak} of {len(runs)} runs: it is undertrained there, and no evidence of robustness"
@@ -77,22 +61,65 @@ def undertrained(comparison: Comparison) -> tuple[str, ...]:
     return tuple(lines)
 
 
-def replaced(comparison: Comparison, *, decimals: int) -> tuple[Block, ...]:
+def _against_myopic(comparison: Comparison) -> Iterator[tuple[Condition, list[Condition]]]:
+    """Each learned adversary, and the attacks of its size and limits that are not learned."""
+    attacked = comparison.rows[0].runs[0].attacked
+    found = {condition for condition in attacked if attacked[condition].attack.access == LEARNED}
+    for condition in comparison.conditions:
+        if condition in found:
+            same = (condition.epsilon, condition.limits)
+            rivals = [c for c in comparison.conditions if c not in found and (c.epsilon, c.limits) == same]
+            yield condition, rivals
+
+
+def _beside(comparison: Comparison, condition: Condition, others: Sequence[Condition]) -> Iterator[Line]:
+    """The line of a learned adversary, and that of the strongest other where there is any."""
+    rows, decimals = comparison.rows, comparison.decimals
+
+    def note(row: MethodRow) -> str:
+        weak = sum(_behind(run, condition, others) for run in row.runs)
+        return f"undertrained in {weak} of {len(row.runs)}" if weak else ""
+
+    def strongest(row: MethodRow) -> Estimate:
+        return estimate_of([_strongest(run, others) for run in row.runs], level=comparison.protocol.level)
+
+    yield marked(condition.attack, rows, lambda row: row.robust[condition], note=note, decimals=decimals)
+    if others:
+        yield marked("strongest that is not learned", rows, strongest, decimals=decimals)
+
+
+def _strongest(run: RunResults, conditions: Sequence[Condition]) -> AttackOutcome:
+    return min((run.attacked[condition] for condition in conditions), key=lambda outcome: outcome.mean)
+
+
+def _behind(run: RunResults, condition: Condition, others: Sequence[Condition]) -> bool:
+    """Whether the adversary leaves more than the strongest other, beyond doubt on the same episodes."""
+    if not others:
+        return False
+    return paired_difference(_strongest(run, others).returns, run.attacked[condition].returns).negative
+
+
+def replaced(comparison: Comparison) -> tuple[Block, ...]:
     """Return with agents replaced, by kind; empty where nobody was.
 
     Several replacements of the same agents by the same kind (adversaries of several seeds) count with the
     worst of each run, by the selection episodes where there are any.
     """
-    rows = comparison.rows
-    per_run = {id(run): _worst_replacements(run) for row in rows for run in row.runs}
-    who = dict.fromkeys(key for found in per_run.values() for key in found)
+    per_row = [[_worst_replacements(run) for run in row.runs] for row in comparison.rows]
+    who = dict.fromkeys(key for runs in per_row for found in runs for key in found)
+
+    def cell(outcomes: Sequence[ReplacementOutcome | None]) -> Cell:
+        known = [outcome for outcome in outcomes if outcome is not None]
+        if len(known) < len(outcomes):
+            return NOTHING
+        loyal = sum(outcome.loyal_return for outcome in known) / len(known)
+        note = f"the others {number(loyal, decimals=comparison.decimals)}"
+        mark = "worst" if 2 * sum(outcome.worst for outcome in known) > len(known) else ""
+        estimate = estimate_of(known, level=comparison.protocol.level)
+        return estimated(estimate, decimals=comparison.decimals, note=note, mark=mark)
 
     def line(key: _Replaced) -> Line:
-        found = [[per_run[id(run)].get(key) for run in row.runs] for row in rows]
-        cells = (
-            _replaced(outcomes, level=comparison.protocol.level, decimals=decimals) for outcomes in found
-        )
-        return Line(", ".join(key[1]), tuple(cells))
+        return Line(", ".join(key[1]), tuple(cell([found.get(key) for found in runs]) for runs in per_row))
 
     return tuple(
         Block(kind.capitalize(), tuple(line(key) for key in who if key[0] == kind))
@@ -100,65 +127,16 @@ def replaced(comparison: Comparison, *, decimals: int) -> tuple[Block, ...]:
     )
 
 
-def _replaced(outcomes: Sequence[ReplacementOutcome | None], *, level: float, decimals: int) -> Cell:
-    known = [outcome for outcome in outcomes if outcome is not None]
-    if len(known) < len(outcomes):
-        return NOTHING
-    loyal = sum(outcome.loyal_return for outcome in known) / len(known)
-    note = f"the others {number(loyal, decimals=decimals)}"
-    mark = "worst" if 2 * sum(outcome.worst for outcome in known) > len(known) else ""
-    return estimated(estimate_of(known, level=level), decimals=decimals, note=note, mark=mark)
-
-
 def _worst_replacements(run: RunResults) -> dict[_Replaced, ReplacementOutcome]:
-    found: dict[_Replaced, ReplacementOutcome] = {}
+    found: dict[_Replaced, list[ReplacementOutcome]] = defaultdict(list)
     for rows, _ in run.played:
         for outcome in rows.adversarial_agents:
-            key = (outcome.kind, outcome.agents)
-            if key not in found or _harm(outcome) < _harm(found[key]):
-                found[key] = outcome
-    return found
+            found[outcome.kind, outcome.agents].append(outcome)
+    return {key: min(outcomes, key=_left) for key, outcomes in found.items()}
 
 
-def _harm(outcome: ReplacementOutcome) -> float:
+def _left(outcome: ReplacementOutcome) -> float:
     return outcome.mean if outcome.selection_return is None else outcome.selection_return
-
-
-def _learned(comparison: Comparison) -> set[Condition]:
-    run = comparison.rows[0].runs[0]
-    return {condition for condition, outcome in run.attacked.items() if outcome.attack.access == LEARNED}
-
-
-def _myopic(comparison: Comparison, condition: Condition, found: set[Condition]) -> list[Condition]:
-    return [
-        other
-        for other in comparison.conditions
-        if other not in found and (other.epsilon, other.limits) == (condition.epsilon, condition.limits)
-    ]
-
-
-def _against_myopic(
-    comparison: Comparison, condition: Condition, others: Sequence[Condition], decimals: int
-) -> tuple[Line, ...]:
-    def note(row: MethodRow) -> str:
-        weak = sum(_behind(run, condition, others) for run in row.runs) if others else 0
-        return f"undertrained in {weak} of {len(row.runs)}" if weak else ""
-
-    def strongest(row: MethodRow) -> Estimate:
-        found = [min((run.attacked[o] for o in others), key=lambda outcome: outcome.mean) for run in row.runs]
-        return estimate_of(found, level=comparison.protocol.level)
-
-    rows = comparison.rows
-    own = marked(condition.attack, rows, lambda row: row.robust[condition], note=note, decimals=decimals)
-    if not others:
-        return (own,)
-    return own, marked("strongest that is not learned", rows, strongest, decimals=decimals)
-
-
-def _behind(run: RunResults, condition: Condition, others: Sequence[Condition]) -> bool:
-    """Whether the adversary leaves more than the strongest other, beyond doubt on the same episodes."""
-    strongest = min((run.attacked[other] for other in others), key=lambda outcome: outcome.mean)
-    return paired_difference(strongest.returns, run.attacked[condition].returns).negative
 
 
 class _Place(NamedTuple):
@@ -208,20 +186,21 @@ class _Search:
         return self.ordered[0].agents if sure else None
 
 
-def weakest_links(comparison: Comparison, *, decimals: int) -> tuple[Block, ...]:
+def weakest_links(comparison: Comparison) -> tuple[Block, ...]:
     """Per size of attack, number of agents and budget, the return that an attack on each subset leaves.
 
     The returns are those of the selection episodes, of each run under the attack that hurts it most there, of
     those that all runs faced; a method's is the mean over its runs. Empty where no subsets were tried.
     """
-    runs = [run for row in comparison.rows for run in row.runs]
-    shared = set.intersection(*(set(keys_of(run.played).values()) for run in runs))
-    found = {id(run): _worst_searches(run, shared) for run in runs}
-    places = sorted({place for searches in found.values() for place in searches})
-    return tuple(
-        Block(str(place), tuple(_lines([_at(row, found, place) for row in comparison.rows], decimals)))
-        for place in places
-    )
+    everybody = [run for row in comparison.rows for run in row.runs]
+    shared = set.intersection(*(set(keys_of(run.played).values()) for run in everybody))
+    per_row = [[_worst_searches(run, shared) for run in row.runs] for row in comparison.rows]
+    places = sorted({place for row in per_row for found in row for place in found})
+    blocks = []
+    for place in places:
+        searched = [[found[place] for found in runs if place in found] for runs in per_row]
+        blocks.append(Block(str(place), tuple(_lines(searched, comparison.decimals))))
+    return tuple(blocks)
 
 
 def _worst_searches(run: RunResults, shared: Collection[Key]) -> dict[_Place, _Search]:
@@ -247,32 +226,21 @@ def _searches(run: RunResults, shared: Collection[Key]) -> Iterator[tuple[_Place
                 tried[found, len(subset.agents)][subset.agents] = subset
         for (key, agents), subsets in tried.items():
             if len(subsets) > 1:
-                limits = ", ".join(filter(None, (_among(evaluation), key.budget)))
+                everybody = set(evaluation.agents) == set(evaluation.members)
+                among = "" if everybody else f"among {', '.join(evaluation.agents)}"
+                limits = ", ".join(filter(None, (among, key.budget)))
                 place = _Place(key.epsilon, agents, limits, evaluation.selection_episodes)
                 yield place, _Search(key.name, rows.clean_selection_return, subsets)
 
 
-def _among(evaluation: Evaluation) -> str:
-    everybody = set(evaluation.agents) == set(evaluation.members)
-    return "" if everybody else f"among {', '.join(evaluation.agents)}"
-
-
-def _at(row: MethodRow, found: Mapping[int, Mapping[_Place, _Search]], place: _Place) -> list[_Search]:
-    """The searches of a method's runs in a place."""
-    return [found[id(run)][place] for run in row.runs if place in found[id(run)]]
-
-
-def _lines(searches: Sequence[Sequence[_Search]], decimals: int) -> Iterator[Line]:
+def _lines(of_methods: Sequence[Sequence[_Search]], decimals: int) -> Iterator[Line]:
     """A line without an attack, where it is known, and one for each subset; a cell for each method."""
-    if any(search.clean is not None for own in searches for search in own):
-        yield Line("no attack", tuple(_clean(own, decimals) for own in searches))
-    for agents in dict.fromkeys(agents for own in searches for search in own for agents in search.tried):
-        yield Line(", ".join(agents), tuple(_cell(own, agents, decimals) for own in searches))
-
-
-def _clean(searches: Sequence[_Search], decimals: int) -> Cell:
-    known = [search.clean for search in searches if search.clean is not None]
-    return Cell(number(sum(known) / len(known), decimals=decimals)) if known else NOTHING
+    clean = [[search.clean for search in own if search.clean is not None] for own in of_methods]
+    if any(clean):
+        cells = [Cell(number(sum(of) / len(of), decimals=decimals)) if of else NOTHING for of in clean]
+        yield Line("no attack", tuple(cells))
+    for agents in dict.fromkeys(agents for own in of_methods for search in own for agents in search.tried):
+        yield Line(", ".join(agents), tuple(_cell(own, agents, decimals) for own in of_methods))
 
 
 def _cell(searches: Sequence[_Search], agents: _Agents, decimals: int) -> Cell:

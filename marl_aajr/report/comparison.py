@@ -5,17 +5,19 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from itertools import combinations
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from marl_aajr.evaluation.outcomes import Outcome
 from marl_aajr.evaluation.result import Check
 from marl_aajr.report.common_protocol import CommonProtocol, Evidence, RunResults, gather
 from marl_aajr.report.conditions import Condition, Omission, Task, by_task, unlimited
-from marl_aajr.report.estimates import Estimate, over_episodes, over_runs
+from marl_aajr.report.estimates import Estimate, decimals_for
 from marl_aajr.report.methods import EvaluatedRun, Method, by_method, load_run
-from marl_aajr.report.statistics import area_under_curve
 
 
 @dataclass(frozen=True)
@@ -68,7 +70,6 @@ class MethodRow:
 
     def to_json(self) -> dict[str, Any]:
         """Plain values of the method: its clean return, and what the worst attack of each size leaves."""
-        medians = {epsilon: self.median_run(epsilon) for epsilon in self.worst_return}
         return {
             "runs": [str(run.run.path) for run in self.runs],
             "clean": self.clean.to_json(),
@@ -79,11 +80,11 @@ class MethodRow:
             "median_run_under_its_strongest_attack": [
                 {
                     "epsilon": epsilon,
-                    "attack": run.worst(epsilon).attack,
+                    "attack": (run := self.median_run(epsilon)).worst(epsilon).attack,
                     "run": str(run.run.path),
                     **self.median_return(epsilon).to_json(),
                 }
-                for epsilon, run in medians.items()
+                for epsilon in self.worst_return
             ],
         }
 
@@ -108,6 +109,11 @@ class Comparison:
     def task(self) -> Task:
         """The environment, and the side whose return is compared."""
         return Task(self.protocol.environment, self.protocol.team)
+
+    @cached_property
+    def decimals(self) -> int:
+        """Decimals of its returns: those that show two digits of a typical interval."""
+        return decimals_for(e for row in self.rows for e in (row.clean, *row.robust.values()))
 
     @property
     def epsilons(self) -> tuple[float, ...]:
@@ -154,17 +160,16 @@ class Comparison:
 
         Of each pair the intervals that tell them apart.
         """
-        protocol = self.protocol
         kept = ("environment", "team", "episodes", "seed", "units", "level")
         checks = [check for found in self.checks.values() for check in found]
         return {
-            **{name: getattr(protocol, name) for name in kept},
+            **{name: getattr(self.protocol, name) for name in kept},
             "failed_checks": sum(check.verdict == "fail" for check in checks),
             "methods": [
                 {
                     "method": row.method.label,
                     **row.to_json(),
-                    "actions": protocol.actions,
+                    "actions": self.protocol.actions,
                     "others": [{**other.to_json(), "actions": kind} for kind, other in row.others.items()],
                 }
                 for row in self.rows
@@ -207,8 +212,7 @@ def compare(runs: Sequence[EvaluatedRun | Path | str]) -> Comparison:
         others = {kind: _row(method, [run.others[kind] for run in results], evidence) for kind in kinds}
         rows.append(replace(_row(method, results, evidence), others=others))
     comparison = Comparison(tuple(rows), evidence.protocol, evidence.conditions, evidence.left_out)
-    plain = comparison.plain
-    if plain is None:
+    if (plain := comparison.plain) is None:
         return comparison
     priced = (row if row is plain else replace(row, price=plain.clean.minus(row.clean)) for row in rows)
     return replace(comparison, rows=tuple(priced))
@@ -257,17 +261,23 @@ def _row(method: Method, runs: Sequence[RunResults], evidence: Evidence) -> Meth
 
 def _area(runs: Sequence[RunResults], epsilons: Sequence[float], *, level: float) -> Estimate:
     sizes = [0.0, *epsilons]
-    curves = [[run.clean, *(run.strongest(epsilon) for epsilon in epsilons)] for run in runs]
+    curves = [[run.clean, *map(run.strongest, epsilons)] for run in runs]
     if len(curves) > 1:
         areas = [area_under_curve(sizes, [outcome.mean for outcome in curve]) for curve in curves]
-        return over_runs(areas, level=level)
+        return Estimate.over("runs", areas, level=level)
     episodes = zip(*(outcome.returns for outcome in curves[0]), strict=True)
-    return over_episodes([area_under_curve(sizes, returns) for returns in episodes], level=level)
+    areas = [area_under_curve(sizes, returns) for returns in episodes]
+    return Estimate.over("episodes", areas, level=level)
+
+
+def area_under_curve(epsilons: Sequence[float], returns: Sequence[float]) -> float:
+    """Mean return over ε from 0 to the largest, by trapezoids: (1/ε_max) ∫ R(ε) dε."""
+    return float(np.trapezoid(returns, epsilons) / epsilons[-1])
 
 
 def estimate_of(outcomes: Sequence[Outcome], *, level: float) -> Estimate:
     """Mean of outcomes of runs, with the interval over runs; of a single one with its own over episodes."""
     if len(outcomes) > 1:
-        return over_runs([outcome.mean for outcome in outcomes], level=level)
+        return Estimate.over("runs", [outcome.mean for outcome in outcomes], level=level)
     (alone,) = outcomes
     return Estimate(alone.mean, alone.low, alone.high, alone.returns, "episodes", level)

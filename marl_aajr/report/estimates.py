@@ -55,71 +55,41 @@ class Estimate:
         """Whether the interval lies wholly above 0; False where there is none."""
         return self.low is not None and self.low > 0
 
+    @classmethod
+    def over(cls, unit: Unit, values: Sequence[float], *, level: float) -> Estimate:
+        """Mean of one value per run or episode, with Student's t-interval: mean ± t·s/√n, n − 1 degrees.
+
+        A single value has no interval.
+        """
+        low, high = student_interval(values, level=level)
+        return cls(float(np.mean(values)), low, high, tuple(values), unit, level)
+
     def minus(self, other: Estimate) -> Estimate:
         """The difference of two means, with the interval that their units allow.
 
-        Between methods with several runs it is over runs; between single runs over pairs of episodes, because
-        both played the same seeds. Between one run and several there is none.
+        Between methods with several runs it is Welch's t over runs (the variances may differ); between single
+        runs Student's t over pairs of episodes, because both played the same seeds: pairing removes what the
+        episodes share. Between one run and several there is none.
         """
+        if self.unit == other.unit == "episodes":
+            return Estimate.over(
+                "episodes", np.subtract(self.values, other.values).tolist(), level=self.level
+            )
         if self.unit != other.unit:
             return Estimate(self.mean - other.mean, None, None, (), "runs", self.level)
-        between = difference_over_runs if self.unit == "runs" else difference_over_episodes
-        return between(self.values, other.values, level=self.level)
+        mean = float(np.mean(self.values) - np.mean(other.values))
+        if np.ptp(self.values) == np.ptp(other.values) == 0:
+            return Estimate(mean, mean, mean, (), "runs", self.level)
+        with warnings.catch_warnings():
+            # SciPy warns where one of the two does not vary; Welch's interval holds there as well.
+            warnings.simplefilter("ignore", RuntimeWarning)
+            welch = stats.ttest_ind(self.values, other.values, equal_var=False)
+            low, high = welch.confidence_interval(self.level)
+        return Estimate(mean, float(low), float(high), (), "runs", self.level)
 
     def to_json(self) -> dict[str, Any]:
         """Plain values."""
         return {"return": self.mean, "low": self.low, "high": self.high, "interval_over": self.unit}
-
-
-def over_runs(values: Sequence[float], *, level: float) -> Estimate:
-    """Mean of one value per run, with Student's t-interval: mean ± t·s/√n, n − 1 degrees.
-
-    Args:
-        values: one mean return per run, [n], n ≥ 2.
-        level: coverage, such as 0.95.
-    """
-    return _student(values, "runs", level=level)
-
-
-def over_episodes(values: Sequence[float], *, level: float) -> Estimate:
-    """Mean of one value per episode of one run, with Student's t-interval; a single episode has none."""
-    return _student(values, "episodes", level=level)
-
-
-def difference_over_runs(left: Sequence[float], right: Sequence[float], *, level: float) -> Estimate:
-    """Mean of left − mean of right, with Welch's t-interval (the variances may differ).
-
-    Args:
-        left: one mean return per run, at least two.
-        right: the same of the other method.
-        level: coverage.
-    """
-    mean = float(np.mean(left) - np.mean(right))
-    if np.ptp(left) == np.ptp(right) == 0:
-        return Estimate(mean, mean, mean, (), "runs", level)
-    with warnings.catch_warnings():
-        # SciPy warns where one of the two does not vary; Welch's interval holds there as well.
-        warnings.simplefilter("ignore", RuntimeWarning)
-        low, high = stats.ttest_ind(left, right, equal_var=False).confidence_interval(level)
-    return Estimate(mean, float(low), float(high), (), "runs", level)
-
-
-def difference_over_episodes(left: Sequence[float], right: Sequence[float], *, level: float) -> Estimate:
-    """Mean of left − right episode by episode, with Student's t-interval over the pairs.
-
-    Both sides played the same episode seeds, so pairing removes what the episodes share.
-
-    Args:
-        left: one return per episode, [n].
-        right: the same episodes under the other run, [n].
-        level: coverage.
-    """
-    return over_episodes(np.subtract(left, right).tolist(), level=level)
-
-
-def _student(values: Sequence[float], unit: Unit, *, level: float) -> Estimate:
-    low, high = student_interval(values, level=level)
-    return Estimate(float(np.mean(values)), low, high, tuple(values), unit, level)
 
 
 def decimals_for(estimates: Iterable[Estimate]) -> int:

@@ -11,17 +11,18 @@ from dataclasses import dataclass
 from functools import partial
 from typing import NamedTuple
 
+import numpy as np
 from markupsafe import Markup
 from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
+from numpy.typing import ArrayLike
 
 from marl_aajr.report.common_protocol import RunResults
 from marl_aajr.report.comparison import Comparison, MethodRow
 from marl_aajr.report.conditions import Condition, unlimited
-from marl_aajr.report.estimates import Estimate, Sheet, listing, number
+from marl_aajr.report.estimates import Estimate, Sheet, listing, number, size
 from marl_aajr.report.scores import Reference
-from marl_aajr.report.statistics import hypervolume, pareto_front
-from marl_aajr.report.style import MUTED, Look, Panel, svg
+from marl_aajr.report.style import MUTED, Look, Panel, draw_lines, svg
 
 
 class _Series(NamedTuple):
@@ -32,17 +33,15 @@ class _Series(NamedTuple):
     runs: tuple[tuple[float, ...], ...]
 
 
-def worst_case(comparison: Comparison, looks: Sequence[Look], *, decimals: int, key: str) -> Panel:
+def worst_case(comparison: Comparison, looks: Sequence[Look], *, key: str) -> Panel:
     """The picture of the whole comparison: return under the worst attack of each size."""
     series = [_series(row, row.worst_return, RunResults.worst) for row in comparison.rows]
     drawing = _against_epsilon(series, looks, limits=_return_limits(comparison.rows), key=key)
-    alt = f"Return under the worst attack against ε. {_spelled(comparison, series, decimals=decimals)}."
+    alt = f"Return under the worst attack against ε. {_spelled(comparison, series)}."
     return Panel("Return under the worst attack", drawing, alt)
 
 
-def robustness(
-    comparison: Comparison, looks: Sequence[Look], *, decimals: int, key: str
-) -> tuple[Panel, ...]:
+def robustness(comparison: Comparison, looks: Sequence[Look], *, key: str) -> tuple[Panel, ...]:
     """One panel per attack on everybody at every step: return against ε, all on the same return axis."""
     limits = _return_limits(comparison.rows)
     by_attack: dict[str, dict[float, Condition]] = {}
@@ -55,8 +54,8 @@ def robustness(
             for row in comparison.rows
         ]
         drawing = _against_epsilon(series, looks, limits=limits, key=f"{key}{i}")
-        described = _spelled(comparison, series, decimals=decimals)
-        panels.append(Panel(attack, drawing, f"Return against ε under {attack}. {described}."))
+        alt = f"Return against ε under {attack}. {_spelled(comparison, series)}."
+        panels.append(Panel(attack, drawing, alt))
     return tuple(panels)
 
 
@@ -84,25 +83,17 @@ def _against_epsilon(
 
     def draw(axes: Axes) -> None:
         for one, look in zip(series, looks, strict=True):
-            _draw_series(axes, one, look)
+            x, points = one.epsilons, one.points
+            low = [point.mean if point.low is None else point.low for point in points]
+            high = [point.mean if point.high is None else point.high for point in points]
+            axes.fill_between(x, low, high, color=look.colour, alpha=0.15, linewidth=0, zorder=1)
+            means = [point.mean for point in points]
+            draw_lines(axes, look, [(x, y) for y in one.runs], (x, means), marker=look.marker, markersize=4.5)
         axes.set(xlabel="ε (0 = no attack)", ylabel="return", ylim=limits)
         ticks = _spaced(series[0].epsilons)
         axes.set_xticks(ticks, [f"{value:g}" for value in ticks])
 
     return svg(draw, key=key)
-
-
-def _draw_series(axes: Axes, series: _Series, look: Look) -> None:
-    x, points = series.epsilons, series.points
-    low = [point.mean if point.low is None else point.low for point in points]
-    high = [point.mean if point.high is None else point.high for point in points]
-    axes.fill_between(x, low, high, color=look.colour, alpha=0.15, linewidth=0, zorder=1)
-    if len(series.runs) > 1:
-        for y in series.runs:
-            axes.plot(x, y, color=look.colour, linewidth=0.6, alpha=0.45, zorder=2)
-    means = [point.mean for point in points]
-    (line,) = axes.plot(x, means, color=look.colour, ls=look.dashes, linewidth=1.7, zorder=3)
-    line.set(marker=look.marker, markersize=4.5)
 
 
 def _return_limits(rows: Sequence[MethodRow]) -> tuple[float, float]:
@@ -129,16 +120,14 @@ def _spaced(ticks: Sequence[float]) -> list[float]:
     return result
 
 
-def _spelled(comparison: Comparison, series: Sequence[_Series], *, decimals: int) -> str:
+def _spelled(comparison: Comparison, series: Sequence[_Series]) -> str:
     """Every point in words."""
-    return "; ".join(
-        f"{row.method.label} {number(one.points[0].mean, decimals=decimals)} without attack, "
-        + ", ".join(
-            f"{number(point.mean, decimals=decimals)} at {epsilon:g}"
-            for epsilon, point in zip(one.epsilons[1:], one.points[1:], strict=True)
-        )
-        for row, one in zip(comparison.rows, series, strict=True)
-    )
+    said = []
+    for row, one in zip(comparison.rows, series, strict=True):
+        clean, *attacked = (number(point.mean, decimals=comparison.decimals) for point in one.points)
+        at = ", ".join(f"{value} at {e:g}" for value, e in zip(attacked, one.epsilons[1:], strict=True))
+        said.append(f"{row.method.label} {clean} without attack, {at}")
+    return "; ".join(said)
 
 
 @dataclass(frozen=True)
@@ -172,18 +161,16 @@ def tradeoff(comparison: Comparison, epsilon: float, reference: Reference | None
         clean, robust = (min(min(row.returns(e)) for row in rows) for e in (0.0, epsilon))
     else:
         clean = robust = reference.floor
-    names = dict.fromkeys(row.method.name for row in rows)
+    corner = clean, robust
+    by_name: dict[str, list[tuple[float, float]]] = {}
+    for row, point in zip(rows, points, strict=True):
+        by_name.setdefault(row.method.name, []).append(point)
     return Tradeoff(
         epsilon,
         tuple(rows[i].method.label for i in pareto_front(points)),
-        (clean, robust),
-        {
-            name: hypervolume(
-                [_point(row, epsilon) for row in rows if row.method.name == name], reference=(clean, robust)
-            )
-            for name in names
-        },
-        hypervolume(points, reference=(clean, robust)),
+        corner,
+        {name: hypervolume(own, reference=corner) for name, own in by_name.items()},
+        hypervolume(points, reference=corner),
     )
 
 
@@ -191,18 +178,54 @@ def _point(row: MethodRow, epsilon: float) -> tuple[float, float]:
     return row.clean.mean, row.worst_return[epsilon].mean
 
 
+def pareto_front(points: ArrayLike) -> list[int]:
+    """Indices of the points that no other beats, by their first coordinate; both are to be large.
+
+    A point is beaten where another is at least as good in both and better in one. Equal points stay.
+
+    Args:
+        points: (clean return, robust return) of each method, `[n, 2]`.
+    """
+    p = np.asarray(points, np.float64).reshape(-1, 2)
+    no_worse = (p[:, None, :] >= p[None, :, :]).all(-1)
+    better = (p[:, None, :] > p[None, :, :]).any(-1)
+    beaten = (no_worse & better).any(0)
+    return sorted(np.flatnonzero(~beaten).tolist(), key=lambda i: (p[i, 0], i))
+
+
+def hypervolume(points: ArrayLike, *, reference: tuple[float, float]) -> float:
+    """Area that the points dominate above a reference point fixed beforehand, in return².
+
+    Args:
+        points: (clean return, robust return) of each method, `[n, 2]`.
+        reference: (clean, robust) that every method should reach, such as a random policy's; points below it
+            in either coordinate count for nothing.
+    """
+    p = np.asarray(points, np.float64).reshape(-1, 2) - np.asarray(reference, np.float64)
+    p = p[(p > 0).all(-1)]
+    area, left = 0.0, 0.0
+    for i in pareto_front(p):
+        clean, robust = p[i]
+        area += (clean - left) * robust
+        left = clean
+    return float(area)
+
+
 def clean_against_robust(
-    comparison: Comparison, looks: Sequence[Look], found: Sequence[Tradeoff], *, decimals: int, key: str
+    comparison: Comparison, looks: Sequence[Look], found: Sequence[Tradeoff], *, key: str
 ) -> tuple[Panel, ...]:
     """One panel per size: clean return across, return under the worst attack up."""
     panels = []
     for i, one in enumerate(found):
-        where = "; ".join(
-            f"{row.method.label} {number(row.clean.mean, decimals=decimals)} clean, "
-            f"{number(row.worst_return[one.epsilon].mean, decimals=decimals)} under attack"
+        shown = [
+            [number(x, decimals=comparison.decimals) for x in _point(row, one.epsilon)]
             for row in comparison.rows
+        ]
+        where = "; ".join(
+            f"{row.method.label} {clean} clean, {robust} under attack"
+            for row, (clean, robust) in zip(comparison.rows, shown, strict=True)
         )
-        at, front = f"ε = {one.epsilon:g}", listing(one.front)
+        at, front = size(one.epsilon), listing(one.front)
         alt = f"Clean against robust return at {at}. {where}. Not beaten: {front}."
         drawing = _pareto(comparison.rows, looks, one, key=f"{key}{i}")
         panels.append(Panel(at, drawing, alt, f"Not beaten by any other: {front}."))
@@ -252,7 +275,7 @@ def hypervolumes(found: Sequence[Tradeoff], *, decimals: int) -> Sheet | None:
     names = list(found[0].volumes)
     lines = tuple(
         (
-            f"ε = {one.epsilon:g}",
+            size(one.epsilon),
             *(number(one.volumes[name], decimals=decimals) for name in names),
             number(one.whole, decimals=decimals),
             f"({', '.join(number(value, decimals=decimals) for value in one.reference)})",

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from typing import NamedTuple
 
 import numpy as np
 from markupsafe import Markup
@@ -14,7 +15,7 @@ from numpy.typing import NDArray
 
 from marl_aajr.report.comparison import Comparison, MethodRow
 from marl_aajr.report.methods import EvaluatedRun, Method
-from marl_aajr.report.style import Look, Panel, svg
+from marl_aajr.report.style import Look, Panel, draw_lines, svg
 from marl_aajr.training.run_record import Iteration
 
 Array = NDArray[np.float64]
@@ -27,44 +28,24 @@ MOST_POINTS = 200
 _LOG_RATIO = 300.0
 
 
-@dataclass(frozen=True)
-class Metric:
-    """A metric of the regulariser that the page plots.
-
-    Attributes:
-        key: its name in metrics.jsonl.
-        title: its name on the page.
-        meaning: one sentence for the caption.
-    """
-
-    key: str
-    title: str
-    meaning: str
-
-
 SECONDS = "aajr/seconds"
-METRICS = (
-    Metric("aajr/penalty", "Penalty R", "Mean penalty over rows and inner steps, before λ."),
-    Metric("aajr/loss_share", "Share of the loss", "Part of the total loss that is the penalty."),
-    Metric("aajr/gain_mean", "Gain, mean", "Mean of ‖J u‖ along the ascent directions."),
-    Metric("aajr/gain_max", "Gain, maximum", "Largest ‖J u‖ along the ascent directions."),
-    Metric(
-        "aajr/objective_gain", "Inner objective gain", "How much the inner adversary raises its objective g."
-    ),
-    Metric(
-        "aajr/monotone_fraction", "Monotone inner steps", "Fraction of inner steps on which g did not fall."
-    ),
-    Metric(
-        "aajr/no_direction_fraction",
+METRICS: Mapping[str, tuple[str, str]] = {
+    "aajr/penalty": ("Penalty R", "Mean penalty over rows and inner steps, before λ."),
+    "aajr/loss_share": ("Share of the loss", "Part of the total loss that is the penalty."),
+    "aajr/gain_mean": ("Gain, mean", "Mean of ‖J u‖ along the ascent directions."),
+    "aajr/gain_max": ("Gain, maximum", "Largest ‖J u‖ along the ascent directions."),
+    "aajr/objective_gain": ("Inner objective gain", "How much the inner adversary raises its objective g."),
+    "aajr/monotone_fraction": ("Monotone inner steps", "Fraction of inner steps on which g did not fall."),
+    "aajr/no_direction_fraction": (
         "Rows without direction",
         "Fraction of rows whose gradient was too small to normalise.",
     ),
-    Metric(SECONDS, "Share of the time", "Part of the wall time spent in the penalty."),
-)
+    SECONDS: ("Share of the time", "Part of the wall time spent in the penalty."),
+}
+"""Metric of the regulariser that the page plots, as metrics.jsonl names it -> title and caption."""
 
 
-@dataclass(frozen=True)
-class ModulePanels:
+class ModulePanels(NamedTuple):
     """The figures of one module's metrics."""
 
     module: str
@@ -73,12 +54,11 @@ class ModulePanels:
 
 def training_returns(comparison: Comparison, looks: Sequence[Look], *, key: str) -> tuple[Panel, ...]:
     """Training return over environment steps: one panel, or one per team where there are several."""
-    methods = [row.method for row in comparison.rows]
-    found = teams(methods)
+    found = teams([row.method for row in comparison.rows])
     sides: tuple[str | None, ...] = found if len(found) > 1 else (None,)
     panels = []
     for i, side in enumerate(sides):
-        curves = [_nonempty([return_curve(run, team=side) for run in m.runs]) for m in methods]
+        curves = _curves(comparison, partial(return_curve, team=side))
         title = "Training return" if side is None else f"Training return: {side}"
         drawing = _over_steps(curves, looks, ylabel="return", from_zero=False, key=f"{key}{i}")
         panels.append(Panel(title, drawing, _describe(title, comparison.rows, curves)))
@@ -94,26 +74,23 @@ def regulariser_metrics(
     comparison: Comparison, looks: Sequence[Look], *, key: str
 ) -> tuple[ModulePanels, ...]:
     """Per module, one panel per metric of the regulariser that any method logs."""
-    rows = comparison.rows
-    methods = [row.method for row in rows]
     found = []
-    for i, module in enumerate(modules(methods)):
+    for i, module in enumerate(modules([row.method for row in comparison.rows])):
         panels = []
-        for j, metric in enumerate(METRICS):
-            curves = [
-                _nonempty([metric_curve(run, module=module, key=metric.key) for run in m.runs])
-                for m in methods
-            ]
+        for j, (metric, (title, meaning)) in enumerate(METRICS.items()):
+            curves = _curves(comparison, partial(metric_curve, module=module, key=metric))
             if any(curves):
                 drawing = _over_steps(curves, looks, ylabel="", from_zero=True, key=f"{key}{i}-{j}")
-                caption = metric.meaning + (" Logarithmic axis." if _is_logarithmic(curves) else "")
-                panels.append(Panel(metric.title, drawing, _describe(metric.title, rows, curves), caption))
+                caption = meaning + (" Logarithmic axis." if _is_logarithmic(curves) else "")
+                panels.append(Panel(title, drawing, _describe(title, comparison.rows, curves), caption))
         found.append(ModulePanels(module, tuple(panels)))
     return tuple(found)
 
 
-def _nonempty(curves: Sequence[Curve]) -> list[Curve]:
-    return [(x, y) for x, y in curves if len(x)]
+def _curves(comparison: Comparison, curve: Callable[[EvaluatedRun], Curve]) -> list[list[Curve]]:
+    """Per method, the curves of its runs; without those that have no points."""
+    curves = ([curve(run) for run in row.method.runs] for row in comparison.rows)
+    return [[(x, y) for x, y in own if len(x)] for own in curves]
 
 
 def _describe(title: str, rows: Sequence[MethodRow], curves: Sequence[Sequence[Curve]]) -> str:
@@ -136,13 +113,15 @@ def return_curve(run: EvaluatedRun, *, team: str | None = None) -> Curve:
 
 def metric_curve(run: EvaluatedRun, *, module: str, key: str) -> Curve:
     """A metric of one module; seconds as a share of the iteration's wall time."""
-    shares = _share_of_time(run) if key == SECONDS else None
+    took = {}
+    before = 0.0
+    for row in run.metrics:  # their `seconds` are cumulative
+        took[row.iteration] = row.seconds - before if row.seconds > before else math.nan
+        before = row.seconds
 
     def value(row: Iteration) -> float | None:
         found = row.modules.get(module, {}).get(key)
-        if found is None or shares is None:
-            return found
-        return found * shares[row.iteration]
+        return found if found is None or key != SECONDS else found * (1.0 / took[row.iteration])
 
     return _curve(run, value)
 
@@ -154,16 +133,6 @@ def _curve(run: EvaluatedRun, value: Callable[[Iteration], float | None]) -> Cur
     return x, y
 
 
-def _share_of_time(run: EvaluatedRun) -> dict[int, float]:
-    """Iteration -> 1 / its wall seconds; `seconds` is cumulative."""
-    shares, before = {}, 0.0
-    for row in run.metrics:
-        took = row.seconds - before
-        shares[row.iteration] = 1.0 / took if took > 0 else math.nan
-        before = row.seconds
-    return shares
-
-
 def teams(methods: Sequence[Method]) -> tuple[str, ...]:
     """Teams that any run scores, in order of appearance."""
     rows = (row for method in methods for run in method.runs for row in run.metrics)
@@ -172,9 +141,10 @@ def teams(methods: Sequence[Method]) -> tuple[str, ...]:
 
 def modules(methods: Sequence[Method]) -> tuple[str, ...]:
     """Modules that any run logs a plotted metric for, in order of appearance."""
-    plotted = {metric.key for metric in METRICS}
     rows = (row for method in methods for run in method.runs for row in run.metrics)
-    names = (name for row in rows for name, found in row.modules.items() if not plotted.isdisjoint(found))
+    names = (
+        name for row in rows for name, found in row.modules.items() if not METRICS.keys().isdisjoint(found)
+    )
     return tuple(dict.fromkeys(names))
 
 
@@ -222,7 +192,10 @@ def _over_steps(
 
     def draw(axes: Axes) -> None:
         for runs, look in zip(curves, looks, strict=True):
-            _draw_curves(axes, runs, look)
+            if runs:
+                mean = thinned(mean_of(runs))
+                marker = look.marker if len(mean[0]) == 1 else ""
+                draw_lines(axes, look, [thinned(curve) for curve in runs], mean, marker=marker)
         axes.set(xlabel="environment steps", ylabel=ylabel)
         axes.xaxis.set_major_formatter(EngFormatter(sep=" "))
         axes.xaxis.set_major_locator(MaxNLocator(5))
@@ -235,17 +208,6 @@ def _over_steps(
             axes.set_ylim(0, 1.08 * values.max() or 1.0)
 
     return svg(draw, key=key)
-
-
-def _draw_curves(axes: Axes, runs: Sequence[Curve], look: Look) -> None:
-    if not runs:
-        return
-    if len(runs) > 1:
-        for x, y in map(thinned, runs):
-            axes.plot(x, y, color=look.colour, linewidth=0.6, alpha=0.45, zorder=2)
-    x, y = thinned(mean_of(runs))
-    marker = look.marker if len(x) == 1 else ""
-    axes.plot(x, y, color=look.colour, ls=look.dashes, linewidth=1.7, marker=marker, zorder=3)
 
 
 def _is_logarithmic(curves: Sequence[Sequence[Curve]]) -> bool:

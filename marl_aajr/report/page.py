@@ -18,11 +18,11 @@ from marl_aajr.report import adversaries, figures, learning_curves, reproduce, s
 from marl_aajr.report.cautions import FAILED, Notes, all_cautions, left_out_of_all, verdict_on_checks
 from marl_aajr.report.comparison import Comparison, compare_each
 from marl_aajr.report.conditions import Task
-from marl_aajr.report.estimates import count, decimals_for, number
+from marl_aajr.report.estimates import count, number
 from marl_aajr.report.methods import differences, shared
 from marl_aajr.report.scores import Reference, reference_of
 from marl_aajr.report.style import Legend, dark_colours
-from marl_aajr.report.verdict import headline, how_chosen, how_compared, verdict
+from marl_aajr.report.verdict import headline, headline_of_scores, how_chosen, how_compared, verdict
 from marl_aajr.training.files import write_text
 
 
@@ -171,7 +171,6 @@ def _section(
         film: an animated GIF, or the reason why there is none; empty: none was asked for.
     """
     rows = comparison.rows
-    decimals = decimals_for(e for row in rows for e in (row.clean, *row.robust.values()))
     return {
         "key": key,
         "title": comparison.task.short,
@@ -179,22 +178,22 @@ def _section(
         "level": f"{100 * comparison.protocol.level:g} %",
         "legend": legend.entries(rows),
         "headline": headline(comparison),
-        "verdict": verdict(comparison, decimals=decimals),
+        "verdict": verdict(comparison),
         "how_chosen": how_chosen(comparison),
         "how_compared": how_compared(comparison) if len(rows) > 1 else "",
         "film": f"data:image/gif;base64,{b64encode(film).decode()}" if isinstance(film, bytes) else "",
         "no_film": film if isinstance(film, str) else "",
         "several_runs": any(len(row.runs) > 1 for row in rows),
-        **_tables(comparison, decimals=decimals),
-        **_over_runs(comparison, legend, key=key, reference=reference, decimals=decimals),
-        **_figures(comparison, legend, key=key, reference=reference, decimals=decimals),
+        **_tables(comparison),
+        **_over_runs(comparison, legend, key=key, reference=reference),
+        **_figures(comparison, legend, key=key, reference=reference),
     }
 
 
-def _tables(comparison: Comparison, *, decimals: int) -> dict[str, Any]:
+def _tables(comparison: Comparison) -> dict[str, Any]:
     methods = [row.method for row in comparison.rows]
-    results = tables.results(comparison, decimals=decimals)
-    heat = tables.heat_map(comparison, decimals=decimals)
+    results = tables.results(comparison)
+    heat = tables.heat_map(comparison)
     return {
         "differences": differences(methods),
         "shared": shared(methods),
@@ -203,42 +202,42 @@ def _tables(comparison: Comparison, *, decimals: int) -> dict[str, Any]:
         "heat": heat,
         "heat_ends": tables.lowest_and_highest(heat),
         "changed_actions": tables.changed_actions(comparison),
-        "team_returns": tables.team_returns(comparison, decimals=decimals),
-        "weakest": adversaries.weakest_links(comparison, decimals=decimals),
-        "learned": adversaries.learned(comparison, decimals=decimals),
-        "replaced": adversaries.replaced(comparison, decimals=decimals),
-        "worst_of_each_run": tables.worst_of_each_run(comparison, decimals=decimals),
+        "team_returns": tables.team_returns(comparison),
+        "weakest": adversaries.weakest_links(comparison),
+        "learned": adversaries.learned(comparison),
+        "replaced": adversaries.replaced(comparison),
+        "worst_of_each_run": tables.worst_of_each_run(comparison),
         "checks": tables.check_table(comparison),
         "versions": tables.versions(comparison),
     }
 
 
 def _over_runs(
-    comparison: Comparison, legend: Legend, *, key: str, reference: Reference | None, decimals: int
+    comparison: Comparison, legend: Legend, *, key: str, reference: Reference | None
 ) -> dict[str, Any]:
     fixed = reference is not None
     found = scores.summarise([comparison], {comparison.task.environment: reference} if reference else {})
     looks = legend.of_rows(comparison.rows)
     target = scores.scale(comparison, reference, normalised=False).target
     return {
-        "over_runs": scores.score_table(found, decimals=2 if fixed else decimals),
+        "over_runs": scores.score_table(found, decimals=2 if fixed else comparison.decimals),
         "profiles": scores.profiles(found, looks, unit="score" if fixed else "return", key=f"{key}prof"),
-        "target": number(target, decimals=decimals),
+        "target": number(target, decimals=comparison.decimals),
         "fixed": fixed,
     }
 
 
 def _figures(
-    comparison: Comparison, legend: Legend, *, key: str, reference: Reference | None, decimals: int
+    comparison: Comparison, legend: Legend, *, key: str, reference: Reference | None
 ) -> dict[str, Any]:
     looks = legend.of_rows(comparison.rows)
     found = [figures.tradeoff(comparison, e, reference) for e in comparison.epsilons]
-    pareto = figures.clean_against_robust(comparison, looks, found, decimals=decimals, key=f"{key}pareto")
+    pareto = figures.clean_against_robust(comparison, looks, found, key=f"{key}pareto")
     return {
-        "worst_case": figures.worst_case(comparison, looks, decimals=decimals, key=f"{key}worst"),
-        "robustness": figures.robustness(comparison, looks, decimals=decimals, key=f"{key}eps"),
+        "worst_case": figures.worst_case(comparison, looks, key=f"{key}worst"),
+        "robustness": figures.robustness(comparison, looks, key=f"{key}eps"),
         "pareto": pareto if len(comparison.rows) > 1 else (),
-        "volumes": figures.hypervolumes(found, decimals=decimals),
+        "volumes": figures.hypervolumes(found, decimals=comparison.decimals),
     }
 
 
@@ -265,7 +264,7 @@ def _across(
     rows = [row for row in comparisons[0].rows if row.method.label in labels]
     return {
         "legend": legend.entries(rows),
-        "headline": scores.headline_of_scores(found),
+        "headline": headline_of_scores(found),
         "blocks": scores.score_table(found, decimals=2),
         "profiles": scores.profiles(found, legend.of_rows(rows), unit="score", key="across"),
         "fixed": all(reference_of(references, c.task) for c in comparisons),

@@ -1,7 +1,9 @@
 """Scores of training runs, within one environment or over several: statistics, their table and profiles.
 
-A score is one number of one run: its clean return, or its return under its own worst attack. Returns of
-several environments have no unit in common, so they are normalised before they are pooled.
+A score is one number of one run: its clean return, or its return under its own worst attack; runs are what is
+resampled, because episodes of one run say nothing of another seed. Returns of several environments have no
+unit in common, so they are normalised before they are pooled. Definitions of Agarwal 2021 (arXiv 2108.13264)
+and of its library rliable, by `scipy.stats`.
 """
 
 from __future__ import annotations
@@ -9,43 +11,28 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import pairwise
 
 import numpy as np
-from markupsafe import Markup
 from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
+from scipy import stats
 
 from marl_aajr.evaluation.outcomes import LEVEL
 from marl_aajr.report.comparison import Comparison
 from marl_aajr.report.conditions import Task
-from marl_aajr.report.estimates import (
-    NOTHING,
-    Block,
-    Cell,
-    Estimate,
-    Line,
-    estimated,
-    size,
-    some,
-    with_interval,
-)
-from marl_aajr.report.statistics import (
-    Tasks,
-    interquartile_mean,
-    optimality_gap,
-    performance_profile,
-    probability_of_improvement,
-    stratified_bootstrap,
-)
+from marl_aajr.report.estimates import NOTHING, Block, Cell, Estimate, Line, estimated, size
 from marl_aajr.report.style import Look, Panel, svg
 
 _SEED = 0
 _RESAMPLES = 1000
 _FEWEST = 3
-_SHOWN = 2
 
 Array = NDArray[np.float64]
+
+Tasks = Sequence[ArrayLike]
+"""Scores of one method: for each task, one score per run."""
 
 
 @dataclass(frozen=True)
@@ -178,25 +165,19 @@ def summarise(comparisons: Sequence[Comparison], references: Mapping[str, Refere
 
 
 def _summary(label: str, tasks: Mapping[str, list[Array]], *, baseline: str | None, target: float) -> Summary:
-    def estimate(statistic: Callable[..., float], *methods: list[Array]) -> Estimate:
-        generator = np.random.default_rng(_SEED)
-        value, low, high = stratified_bootstrap(
-            statistic, *methods, generator=generator, resamples=_RESAMPLES
-        )
-        return Estimate(value, low, high, (), "runs", LEVEL)
-
     own = tasks[label]
     best = max(tasks, key=lambda label: interquartile_mean(tasks[label]))
     every = np.unique(np.concatenate([scores for found in tasks.values() for scores in found]))
     air = 0.05 * (every[-1] - every[0]) or 1.0
     tau = np.concatenate([[every[0] - air], every, [every[-1] + air]])
-    is_baseline = baseline in (None, label)
     return Summary(
         label,
-        iqm=estimate(interquartile_mean, own),
-        gap=estimate(partial(optimality_gap, target=target), own),
-        behind=None if label == best else estimate(_lead, tasks[best], own),
-        improvement=None if is_baseline else estimate(probability_of_improvement, own, tasks[str(baseline)]),
+        iqm=stratified_bootstrap(interquartile_mean, own),
+        gap=stratified_bootstrap(partial(optimality_gap, target=target), own),
+        behind=None if label == best else stratified_bootstrap(_lead, tasks[best], own),
+        improvement=None
+        if baseline is None or baseline == label
+        else stratified_bootstrap(probability_of_improvement, own, tasks[baseline]),
         profile=(tau, performance_profile(own, tau)),
     )
 
@@ -222,27 +203,17 @@ def score_table(found: Summaries, *, decimals: int) -> tuple[Block, ...]:
     return tuple(Block(_where(epsilon), lines(summaries)) for epsilon, summaries in found.items())
 
 
-def headline_of_scores(found: Summaries) -> str:
-    """The method with the highest score over all environments, under the worst attack of the largest size.
-
-    One sentence, with the scores of the best two and of the plain method.
-    """
-    epsilon, summaries = max(found.items())
-    best, *rest = sorted(summaries, key=lambda summary: -summary.iqm.mean)
-    tied = [summary.label for summary in rest if summary.behind and not summary.behind.positive]
-    where = f"under the worst attack of {size(epsilon)}" if epsilon else "without an attack"
-    shown = [s for i, s in enumerate((best, *rest)) if i < _SHOWN or s.improvement is None]
-    means = "; ".join(f"{s.label} {with_interval(s.iqm, decimals=2)}" for s in shown)
-    equal = f", not distinguishable from {some(tied, of=len(rest), noun='other methods')}" if tied else ""
-    highest = f"{best.label} has the highest score{equal}"
-    return f"Over all environments, {where}, {highest} (interquartile mean {means})."
-
-
 def profiles(found: Summaries, looks: Sequence[Look], *, unit: str, key: str) -> tuple[Panel, ...]:
     """Performance profiles, the share of runs above each score: without an attack, and per ε."""
-    drawn = []
+
+    def draw(axes: Axes, summaries: Sequence[Summary]) -> None:
+        for summary, look in zip(summaries, looks, strict=True):
+            axes.step(*summary.profile, where="post", color=look.colour, ls=look.dashes, linewidth=1.7)
+        axes.set(xlabel=f"{unit} τ", ylabel="share of runs above", ylim=(-0.03, 1.03))
+        axes.xaxis.set_major_locator(MaxNLocator(5))
+
+    panels = []
     for i, (epsilon, summaries) in enumerate(found.items()):
-        drawing = _profile([s.profile for s in summaries], looks, xlabel=f"{unit} τ", key=f"{key}{i}")
         described = "; ".join(
             f"{s.label}: every run above {s.profile[0][s.profile[1] == 1.0][-1]:.3g}, none above "
             f"{s.profile[0][s.profile[1] == 0.0][0]:.3g}"
@@ -250,19 +221,83 @@ def profiles(found: Summaries, looks: Sequence[Look], *, unit: str, key: str) ->
         )
         title = _where(epsilon)
         alt = f"Share of runs above each {unit}, {title.lower()}. {described}."
-        drawn.append(Panel(title, drawing, alt))
-    return tuple(drawn)
-
-
-def _profile(found: Sequence[tuple[Array, Array]], looks: Sequence[Look], *, xlabel: str, key: str) -> Markup:
-    def draw(axes: Axes) -> None:
-        for (tau, share), look in zip(found, looks, strict=True):
-            axes.step(tau, share, where="post", color=look.colour, ls=look.dashes, linewidth=1.7)
-        axes.set(xlabel=xlabel, ylabel="share of runs above", ylim=(-0.03, 1.03))
-        axes.xaxis.set_major_locator(MaxNLocator(5))
-
-    return svg(draw, key=key)
+        panels.append(Panel(title, svg(partial(draw, summaries=summaries), key=f"{key}{i}"), alt))
+    return tuple(panels)
 
 
 def _where(epsilon: float) -> str:
     return f"Worst attack, {size(epsilon)}" if epsilon else "No attack"
+
+
+def interquartile_mean(tasks: Tasks) -> float:
+    """Mean of the middle half of all scores: outliers do not move it, and it wastes less than the median.
+
+    The lowest ⌊n/4⌋ and the highest ⌊n/4⌋ of the n pooled scores are dropped.
+    """
+    return float(stats.trim_mean(_pooled(tasks), 0.25))
+
+
+def optimality_gap(tasks: Tasks, *, target: float) -> float:
+    """How far the scores fall short of a target: mean of max(target − score, 0). Smaller is better."""
+    return float(np.maximum(target - _pooled(tasks), 0.0).mean())
+
+
+def probability_of_improvement(ours: Tasks, theirs: Tasks) -> float:
+    """P(a run of ours scores higher than one of theirs), ties counting half; the mean over tasks.
+
+    Per task the Mann-Whitney U over the number of pairs: the share of pairs that ours wins.
+    """
+    pairs = zip(_tasks(ours), _tasks(theirs), strict=True)
+    signs = [np.sign(x[:, None] - y[None, :]).mean() for x, y in pairs]
+    return float((1.0 + np.mean(signs)) / 2.0)
+
+
+def performance_profile(tasks: Tasks, thresholds: ArrayLike) -> Array:
+    """Share of scores above each threshold τ, `[T]`: the run-score distribution, P(score > τ)."""
+    tau = np.asarray(thresholds, dtype=np.float64)
+    return np.asarray(np.mean(_pooled(tasks) > tau[:, None], axis=1))
+
+
+def stratified_bootstrap(
+    statistic: Callable[..., float], *methods: Tasks, resamples: int = _RESAMPLES
+) -> Estimate:
+    """A statistic with its percentile bootstrap interval over runs, resampled within each task.
+
+    Resampling within tasks (and methods) keeps the number of runs of each. With few runs the interval is too
+    narrow: of nominal 95 % it covers about 74 % for 3 runs and 89 % for 10 (see `report.estimates`).
+
+    Args:
+        statistic: of one or more methods, such as `interquartile_mean` or `probability_of_improvement`.
+        methods: scores, as many as `statistic` takes; at least two runs in each task.
+        resamples: how many; the same are drawn every time.
+
+    Example:
+        >>> stratified_bootstrap(interquartile_mean, [[3.0, 4.0, 9.0]])
+    """
+    split = [_tasks(method) for method in methods]
+    samples = [runs for method in split for runs in method]
+    ends = np.cumsum([len(method) for method in split])[:-1]
+
+    def of(*resampled: Array) -> float:
+        bounds = [0, *ends, len(resampled)]
+        return statistic(*(resampled[a:b] for a, b in pairwise(bounds)))
+
+    interval = stats.bootstrap(
+        samples,
+        of,
+        n_resamples=resamples,
+        vectorized=False,
+        paired=False,
+        confidence_level=LEVEL,
+        method="percentile",
+        rng=np.random.default_rng(_SEED),
+    ).confidence_interval
+    return Estimate(of(*samples), float(interval.low), float(interval.high), (), "runs", LEVEL)
+
+
+def _tasks(tasks: Tasks) -> list[Array]:
+    return [np.asarray(runs, dtype=np.float64) for runs in tasks]
+
+
+def _pooled(tasks: Tasks) -> Array:
+    return np.concatenate(_tasks(tasks))

@@ -15,11 +15,13 @@ import io
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 import matplotlib as mpl
 from markupsafe import Markup
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from numpy.typing import ArrayLike
 
 from marl_aajr.report.comparison import Comparison, MethodRow
 from marl_aajr.report.estimates import count
@@ -45,6 +47,7 @@ _DASHES: tuple[str | tuple[float, tuple[float, ...]], ...] = (
     (0, (1.2, 1.2)),
     (0, (5, 1.5, 1.2, 1.5)),
 )
+_Curve = tuple[ArrayLike, ArrayLike]
 _SIZE = (3.6, 2.5)
 _SWATCH = (0.6, 0.2)
 _STYLE = {
@@ -99,13 +102,8 @@ def looks(methods: Sequence[Method]) -> tuple[Look, ...]:
             found.append(Look(*_PLAIN, marker="X", dashes="-"))
             continue
         turn, place = divmod(coloured, len(_COLOURS))
-        found.append(
-            Look(
-                *_COLOURS[place],
-                marker=_MARKERS[(place + turn) % len(_MARKERS)],
-                dashes=_DASHES[turn % len(_DASHES)],
-            )
-        )
+        marker = _MARKERS[(place + turn) % len(_MARKERS)]
+        found.append(Look(*_COLOURS[place], marker=marker, dashes=_DASHES[turn % len(_DASHES)]))
         coloured += 1
     return tuple(found)
 
@@ -115,15 +113,8 @@ def dark_colours() -> dict[str, str]:
     return dict((_PLAIN, *_COLOURS))
 
 
-@dataclass(frozen=True)
-class LegendEntry:
-    """A method in a legend.
-
-    Attributes:
-        label: of the method.
-        line: its line in figures.
-        runs: their number, in words.
-    """
+class LegendEntry(NamedTuple):
+    """A method in a legend: its label, its line in figures, and the number of its runs, in words."""
 
     label: str
     line: Markup
@@ -147,10 +138,7 @@ class Legend:
     @classmethod
     def of(cls, comparisons: Sequence[Comparison]) -> Legend:
         """The looks of all methods of the page."""
-        methods: dict[str, Method] = {}
-        for comparison in comparisons:
-            for row in comparison.rows:
-                methods.setdefault(row.method.label, row.method)
+        methods = {row.method.label: row.method for comparison in comparisons for row in comparison.rows}
         found = dict(zip(methods, looks(list(methods.values())), strict=True))
         drawn = {label: swatch(look, key=f"line{i}") for i, (label, look) in enumerate(found.items())}
         lines = {label: use for label, (_, use) in drawn.items()}
@@ -202,12 +190,20 @@ def svg(draw: Callable[[Axes], None], *, key: str, size: tuple[float, float] = _
     return Markup(_for_page(buffer.getvalue(), key=key))
 
 
+def draw_lines(axes: Axes, look: Look, runs: Sequence[_Curve], mean: _Curve, **marker: Any) -> None:
+    """The mean of a method's runs as a thick line, and the runs, where there are several, as thin ones."""
+    if len(runs) > 1:
+        for x, y in runs:
+            axes.plot(x, y, color=look.colour, linewidth=0.6, alpha=0.45, zorder=2)
+    axes.plot(*mean, color=look.colour, ls=look.dashes, linewidth=1.7, zorder=3, **marker)
+
+
 def _for_page(drawn: str, *, key: str) -> str:
     """Strip what only a file needs, make ids unique in the page, hand colours to the style sheet."""
     drawn = drawn[drawn.index("<svg") :]
     drawn = re.sub(r"<metadata>.*?</metadata>\s*", "", drawn, flags=re.DOTALL)
-    drawn = re.sub(r'(<svg[^>]*?) width="[^"]*"', r"\1", drawn, count=1)
-    drawn = re.sub(r'(<svg[^>]*?) height="[^"]*"', r"\1", drawn, count=1)
+    for side in ("width", "height"):
+        drawn = re.sub(rf'(<svg[^>]*?) {side}="[^"]*"', r"\1", drawn, count=1)
     drawn = re.sub(r"<svg ", '<svg aria-hidden="true" focusable="false" ', drawn, count=1)
     used = set(re.findall(r'(?:url\(#|href="#)([^)"]+)', drawn))
     drawn = re.sub(r' id="([^"]+)"', lambda m: f' id="{key}-{m[1]}"' if m[1] in used else "", drawn)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 
 from marl_aajr.evaluation.outcomes import Outcome
@@ -14,25 +14,25 @@ from marl_aajr.report.estimates import SHADES, Block, Cell, Line, Sheet, estimat
 from marl_aajr.report.methods import EvaluatedRun, show
 
 
-def results(comparison: Comparison, *, decimals: int) -> tuple[Block, ...]:
+def results(comparison: Comparison) -> tuple[Block, ...]:
     """Clean return and price, then the worst attack at each ε, and the median run under its own worst."""
-    rows = comparison.rows
+    rows, decimals = comparison.rows, comparison.decimals
     clean = marked("clean return", rows, lambda row: row.clean, decimals=decimals)
-    price = Line("price of robustness", tuple(_price(row, decimals=decimals) for row in rows))
+    prices = (row.price and estimated(row.price, decimals=decimals) for row in rows)
+    price = Line("price of robustness", tuple(cell or Cell("reference") for cell in prices))
     area = marked("mean over ε", rows, lambda row: row.area, decimals=decimals)
-    strongest = _strongest(rows, comparison.epsilons, decimals=decimals)
-    title = (
-        "Worst of the attacks tried, of each run its own" if len(comparison.attacks) > 1 else "Under attack"
-    )
+    several = len(comparison.attacks) > 1
+    title = "Worst of the attacks tried, of each run its own" if several else "Under attack"
     return (
         Block("Without an attack", (clean, price) if comparison.plain else (clean,)),
-        Block(title, (*strongest, area)),
-        *(_other_actions(kind, comparison, decimals=decimals) for kind in rows[0].others),
+        Block(title, (*_strongest(comparison, rows), area)),
+        *(_other_actions(kind, comparison) for kind in rows[0].others),
     )
 
 
-def worst_of_each_run(comparison: Comparison, *, decimals: int) -> Sheet:
+def worst_of_each_run(comparison: Comparison) -> Sheet:
     """Every run with its clean return, and at each ε its own worst attack."""
+    decimals = comparison.decimals
     lines = [
         (
             str(run.run.path),
@@ -53,54 +53,44 @@ def worst_of_each_run(comparison: Comparison, *, decimals: int) -> Sheet:
 def changed_actions(comparison: Comparison) -> tuple[Block, ...]:
     """Share of the attacked decisions that each attack changed."""
 
-    def cell(row: MethodRow, condition: Condition) -> Cell:
-        rates = [run.attacked[condition].success_rate for run in row.runs]
-        return Cell(f"{100 * sum(rates) / len(rates):.0f} %")
+    def line(condition: Condition) -> Line:
+        rates = [[run.attacked[condition].success_rate for run in row.runs] for row in comparison.rows]
+        return Line(size(condition.epsilon), tuple(Cell(f"{100 * sum(r) / len(r):.0f} %") for r in rates))
 
     return tuple(
-        Block(
-            f"Attack: {attack}",
-            tuple(
-                Line(size(c.epsilon), tuple(cell(row, c) for row in comparison.rows))
-                for c in comparison.conditions
-                if c.attack == attack
-            ),
-        )
+        Block(f"Attack: {attack}", tuple(line(c) for c in comparison.conditions if c.attack == attack))
         for attack in comparison.attacks
     )
 
 
-def team_returns(comparison: Comparison, *, decimals: int) -> tuple[Block, ...]:
+def team_returns(comparison: Comparison) -> tuple[Block, ...]:
     """Mean return of each side, without and under attack; empty where there is one side."""
     clean = [run.clean for row in comparison.rows for run in row.runs]
     teams = tuple(dict.fromkeys(team for outcome in clean for team in outcome.team_returns))
     if len(teams) < 2:
         return ()
 
-    def line(header: str, team: str, outcomes: Callable[[MethodRow], list[Outcome]]) -> Line:
+    def lines(team: str) -> Iterator[Line]:
+        yield line("no attack", team, [[run.clean for run in row.runs] for row in comparison.rows])
+        for c in comparison.conditions:
+            outcomes = [[run.attacked[c] for run in row.runs] for row in comparison.rows]
+            yield line(f"{c.attack}, {size(c.epsilon)}", team, outcomes)
+
+    def line(header: str, team: str, of_methods: Sequence[Sequence[Outcome]]) -> Line:
         cells = []
-        for row in comparison.rows:
-            known = [o.team_returns[team] for o in outcomes(row) if team in o.team_returns]
-            mean = number(sum(known) / len(known), decimals=decimals) if known else "—"
-            cells.append(Cell(mean))
+        for outcomes in of_methods:
+            known = [o.team_returns[team] for o in outcomes if team in o.team_returns]
+            shown = number(sum(known) / len(known), decimals=comparison.decimals) if known else "—"
+            cells.append(Cell(shown))
         return Line(header, tuple(cells))
 
-    def of(condition: Condition) -> Callable[[MethodRow], list[Outcome]]:
-        return lambda row: [run.attacked[condition] for run in row.runs]
-
-    return tuple(
-        Block(
-            f"Side: {team}",
-            (
-                line("no attack", team, lambda row: [run.clean for run in row.runs]),
-                *(line(f"{c.attack}, {size(c.epsilon)}", team, of(c)) for c in comparison.conditions),
-            ),
-        )
-        for team in teams
-    )
+    return tuple(Block(f"Side: {team}", tuple(lines(team))) for team in teams)
 
 
-def _strongest(rows: Sequence[MethodRow], epsilons: Sequence[float], *, decimals: int) -> tuple[Line, ...]:
+def _strongest(comparison: Comparison, rows: Sequence[MethodRow]) -> tuple[Line, ...]:
+    """The worst attack at each ε; where a method has several runs, also the median run under its own."""
+    decimals = comparison.decimals
+
     def line(epsilon: float) -> Line:
         return marked(
             size(epsilon),
@@ -111,91 +101,70 @@ def _strongest(rows: Sequence[MethodRow], epsilons: Sequence[float], *, decimals
         )
 
     def median(epsilon: float) -> Line:
-        return Line(f"median run, {size(epsilon)}", tuple(_median(row, epsilon, decimals) for row in rows))
+        runs = [row.median_run(epsilon) for row in rows]
+        notes = [f"seed {run.run.seed}, {run.worst(epsilon).attack}" for run in runs]
+        cells = (
+            estimated(row.median_return(epsilon), decimals=decimals, note=note)
+            for row, note in zip(rows, notes, strict=True)
+        )
+        return Line(f"median run, {size(epsilon)}", tuple(cells))
 
     several = any(len(row.runs) > 1 for row in rows)
-    return *map(line, epsilons), *(map(median, epsilons) if several else ())
+    return *map(line, comparison.epsilons), *(map(median, comparison.epsilons) if several else ())
 
 
-def _median(row: MethodRow, epsilon: float, decimals: int) -> Cell:
-    run = row.median_run(epsilon)
-    note = f"seed {run.run.seed}, {run.worst(epsilon).attack}"
-    return estimated(row.median_return(epsilon), decimals=decimals, note=note)
-
-
-def _other_actions(kind: str, comparison: Comparison, *, decimals: int) -> Block:
+def _other_actions(kind: str, comparison: Comparison) -> Block:
     """Clean return and worst attack, with actions taken in another way."""
     rows = [row.others[kind] for row in comparison.rows]
-    clean = marked("clean return", rows, lambda row: row.clean, decimals=decimals)
-    strongest = _strongest(rows, comparison.epsilons, decimals=decimals)
-    return Block(f"With {kind} actions: clean, and worst attack", (clean, *strongest))
+    clean = marked("clean return", rows, lambda row: row.clean, decimals=comparison.decimals)
+    return Block(f"With {kind} actions: clean, and worst attack", (clean, *_strongest(comparison, rows)))
 
 
-def _price(row: MethodRow, *, decimals: int) -> Cell:
-    if row.price is None:
-        return Cell("reference")
-    return estimated(row.price, decimals=decimals)
-
-
-def heat_map(comparison: Comparison, *, decimals: int) -> tuple[Block, ...]:
+def heat_map(comparison: Comparison) -> tuple[Block, ...]:
     """One block per size, rows by attack: return of each method, its worst attacks marked.
 
     Attacks that are limited to some agents or steps stand in blocks of their own.
     """
     rows = comparison.rows
     means = [e.mean for row in rows for e in (row.clean, *row.robust.values())]
-    ends = min(means), max(means)
+    low, high = min(means), max(means)
+
+    def cell(row: MethodRow, condition: Condition | None) -> Cell:
+        estimate = row.clean if condition is None else row.robust[condition]
+        share = (estimate.mean - low) / (high - low) if high > low else 1.0
+        worst = condition is not None and row.worst_attack.get(condition.epsilon) == condition
+        shown = estimated(estimate, decimals=comparison.decimals, mark="worst" if worst else "")
+        return replace(shown, shade=min(int(share * SHADES), SHADES - 1))
 
     def line(header: str, condition: Condition | None) -> Line:
-        return Line(header, tuple(_shaded(row, condition, ends, decimals=decimals) for row in rows))
+        return Line(header, tuple(cell(row, condition) for row in rows))
 
-    blocks = [Block("No attack", (line("none", None),))]
     by_block: dict[tuple[str, float], list[Condition]] = defaultdict(list)
     for condition in comparison.conditions:
         by_block[condition.limits, condition.epsilon].append(condition)
-    for (limits, epsilon), conditions in sorted(
-        by_block.items(), key=lambda item: (item[0][0] != "", item[0])
-    ):
-        title = size(epsilon) + (f", {limits}" if limits else "")
-        lines = [line(_without(condition.attack, limits), condition) for condition in conditions]
-        blocks.append(Block(title, tuple(lines)))
+    blocks = [Block("No attack", (line("none", None),))]
+    for (limits, epsilon), conditions in sorted(by_block.items()):
+        ending = f", {limits}" if limits else ""
+        lines = tuple(line(c.attack.removesuffix(ending), c) for c in conditions)
+        blocks.append(Block(size(epsilon) + ending, lines))
     return tuple(blocks)
-
-
-def _shaded(row: MethodRow, condition: Condition | None, ends: tuple[float, float], *, decimals: int) -> Cell:
-    estimate = row.clean if condition is None else row.robust[condition]
-    low, high = ends
-    share = (estimate.mean - low) / (high - low) if high > low else 1.0
-    worst = condition is not None and row.worst_attack.get(condition.epsilon) == condition
-    cell = estimated(estimate, decimals=decimals, mark="worst" if worst else "")
-    return replace(cell, shade=min(int(share * SHADES), SHADES - 1))
-
-
-def _without(label: str, limits: str) -> str:
-    return label.removesuffix(f", {limits}") if limits else label
 
 
 def lowest_and_highest(blocks: Sequence[Block]) -> tuple[str, str]:
     """The returns at the two ends of the shading, as shown."""
-    cells = [cell for block in blocks for line in block.lines for cell in line.cells]
-    ordered = sorted(cells, key=lambda cell: (cell.shade or 0, _value(cell)))
+
+    def order(cell: Cell) -> tuple[int, float]:
+        return cell.shade or 0, float(cell.main.replace("−", "-").replace("\u202f", ""))
+
+    ordered = sorted((cell for block in blocks for line in block.lines for cell in line.cells), key=order)
     return ordered[0].main, ordered[-1].main
-
-
-def _value(cell: Cell) -> float:
-    return float(cell.main.replace("−", "-").replace("\u202f", ""))
 
 
 def versions(comparison: Comparison) -> Sheet:
     """One line per run: how long it trained, and where."""
     columns = ("run", "method", "seed", "environment steps", "iterations", "training time", "machine")
     lines = tuple(
-        (
-            str(run.path),
-            row.method.label,
-            str(run.seed),
-            *_training(run),
-        )
+        (str(run.path), row.method.label, str(run.seed), *_training(run))
         for row in comparison.rows
         for run in row.method.runs
     )
@@ -216,9 +185,8 @@ def _training(run: EvaluatedRun) -> tuple[str, ...]:
 def packages(runs: Sequence[EvaluatedRun]) -> dict[str, str]:
     """Package -> version, or the versions that differ between runs; Python first."""
     known = [run.versions for run in runs if run.versions is not None]
-    names = sorted({name for versions in known for name in versions.packages})
     found = {"python": dict.fromkeys(versions.python for versions in known)}
-    for name in names:
+    for name in sorted({name for versions in known for name in versions.packages}):
         found[name] = dict.fromkeys(versions.packages.get(name, "absent") for versions in known)
     return {name: " / ".join(versions) for name, versions in found.items()}
 

@@ -14,7 +14,8 @@ from collections import defaultdict
 from collections.abc import Sequence
 
 from marl_aajr.report.comparison import Comparison, MethodRow
-from marl_aajr.report.estimates import count, epsilons, listing, some, with_interval
+from marl_aajr.report.estimates import count, epsilons, listing, size, some, with_interval
+from marl_aajr.report.scores import Summaries
 
 _FEW = 3
 
@@ -28,6 +29,22 @@ def headline(comparison: Comparison) -> str:
     else:
         sentences = [f"{_in_short(best, rest, at)}." for best, rest, at, _ in _outcomes(comparison)]
     return " ".join([doubt, *sentences] if failed else sentences)
+
+
+def headline_of_scores(found: Summaries) -> str:
+    """The first sentence over several environments: the method that scores highest under the largest ε.
+
+    With the scores of the best two and of the plain method.
+    """
+    epsilon, summaries = max(found.items())
+    best, *rest = sorted(summaries, key=lambda summary: -summary.iqm.mean)
+    tied = [summary.label for summary in rest if summary.behind and not summary.behind.positive]
+    where = f"under the worst attack of {size(epsilon)}" if epsilon else "without an attack"
+    shown = [s for i, s in enumerate((best, *rest)) if i < 2 or s.improvement is None]
+    means = "; ".join(f"{s.label} {with_interval(s.iqm, decimals=2)}" for s in shown)
+    equal = f", not distinguishable from {some(tied, of=len(rest), noun='other methods')}" if tied else ""
+    highest = f"{best.label} has the highest score{equal}"
+    return f"Over all environments, {where}, {highest} (interquartile mean {means})."
 
 
 def _in_short(best: MethodRow, rest: Sequence[MethodRow], at: Sequence[float]) -> str:
@@ -106,67 +123,60 @@ def how_compared(comparison: Comparison) -> str:
     )
 
 
-def verdict(comparison: Comparison, *, decimals: int) -> str:
+def verdict(comparison: Comparison) -> str:
     """One paragraph: the best method at each ε, all against the plain one, the prices of robustness."""
+    sentences = []
+    if failed := _failed(comparison):
+        whose = some(failed, of=len(comparison.checks), noun="runs")
+        sentences = [
+            f"The evaluation of {whose} failed its own checks: what follows about attacks may only show that "
+            "these attacks are weak."
+        ]
+    sentences += _alone(comparison) if len(comparison.rows) == 1 else _leaders(comparison)
     plain = comparison.plain
-    doubts = _doubts(comparison)
-    if len(comparison.rows) == 1:
-        return " ".join([*doubts, *_alone(comparison, decimals=decimals), _scope(comparison)])
-    sentences = doubts + _leaders(comparison, decimals=decimals)
-    if plain is not None:
-        others = [row for row in comparison.rows if row is not plain]
+    others = [row for row in comparison.rows if row is not plain]
+    if plain is not None and others:
         if len(others) > 1:
-            sentences += _against_plain(others, plain, comparison.epsilons)
+            sentences.append(_against_plain(others, plain, comparison.epsilons))
         sentences += _no_success(others, plain, comparison.epsilons)
-        sentences += _prices(others, plain, decimals=decimals)
+        if len(others) <= _FEW:  # else the table has them
+            sentences += [_price(row, plain, decimals=comparison.decimals) for row in others]
     return " ".join([*sentences, _scope(comparison)])
 
 
-def _doubts(comparison: Comparison) -> list[str]:
-    failed = _failed(comparison)
-    if not failed:
-        return []
-    return [
-        f"The evaluation of {some(failed, of=len(comparison.checks), noun='runs')} failed its own checks: "
-        "what follows about attacks may only show that these attacks are weak."
-    ]
-
-
-def _alone(comparison: Comparison, *, decimals: int) -> list[str]:
+def _alone(comparison: Comparison) -> list[str]:
     (row,) = comparison.rows
-    robust = listing(
-        [
-            f"{with_interval(row.worst_return[epsilon], decimals=decimals)} at {epsilons([epsilon])}"
-            for epsilon in comparison.epsilons
-        ]
-    )
+    clean = with_interval(row.clean, decimals=comparison.decimals)
+    robust = [
+        f"{with_interval(row.worst_return[e], decimals=comparison.decimals)} at {epsilons([e])}"
+        for e in comparison.epsilons
+    ]
     return [
         f"Only {row.method.label} was evaluated, so nothing is compared here.",
-        f"Its return is {with_interval(row.clean, decimals=decimals)} without an attack, and under "
-        f"the worst of the attacks tried {robust}.",
+        f"Its return is {clean} without an attack, and under the worst of the attacks tried "
+        f"{listing(robust)}.",
     ]
 
 
-def _leaders(comparison: Comparison, *, decimals: int) -> list[str]:
+def _leaders(comparison: Comparison) -> list[str]:
     """One sentence per outcome."""
     sentences = []
     for best, rest, at, ranked in _outcomes(comparison):
         shown = at if len(at) <= _FEW else [at[0], at[-1]]
-        figures = "; ".join(
-            _figures(ranked[epsilon][:2], epsilon, many=len(at) > 1, decimals=decimals) for epsilon in shown
-        )
-        sentences.append(f"{_outcome(best, rest, at)} ({figures}).")
+        found = [_figures(ranked[epsilon], epsilon, decimals=comparison.decimals) for epsilon in shown]
+        if len(at) > 1:
+            found = [f"{text} at {epsilon:g}" for text, epsilon in zip(found, shown, strict=True)]
+        sentences.append(f"{_outcome(best, rest, at)} ({'; '.join(found)}).")
     first = sentences[0]
     return [f"Under the worst of the attacks tried, {first[0].lower()}{first[1:]}", *sentences[1:]]
 
 
-def _figures(rows: Sequence[MethodRow], epsilon: float, *, many: bool, decimals: int) -> str:
-    returns = " against ".join(
-        f"{row.method.label} {with_interval(row.worst_return[epsilon], decimals=decimals)}" for row in rows
-    )
-    best, second = rows
-    text = f"{returns}, a difference of {with_interval(best.lead(second, epsilon), decimals=decimals)}"
-    return f"{text} at {epsilon:g}" if many else text
+def _figures(ranked: Sequence[MethodRow], epsilon: float, *, decimals: int) -> str:
+    """The returns of the best two, and their difference."""
+    first, second = ranked[:2]
+    estimates = first.worst_return[epsilon], second.worst_return[epsilon], first.lead(second, epsilon)
+    one, other, lead = (with_interval(estimate, decimals=decimals) for estimate in estimates)
+    return f"{first.method.label} {one} against {second.method.label} {other}, a difference of {lead}"
 
 
 def _outcome(best: MethodRow, rest: Sequence[MethodRow], at: Sequence[float]) -> str:
@@ -188,23 +198,20 @@ def _outcome(best: MethodRow, rest: Sequence[MethodRow], at: Sequence[float]) ->
     return f"{where} the highest mean is not distinguishable from any other"
 
 
-def _against_plain(others: Sequence[MethodRow], plain: MethodRow, at: Sequence[float]) -> list[str]:
-    """One sentence for all methods that fare alike."""
+def _against_plain(others: Sequence[MethodRow], plain: MethodRow, at: Sequence[float]) -> str:
+    """One sentence for all methods, those that fare alike together."""
     alike = defaultdict(list)
     for row in others:
-        alike[_fare(row, plain, at)].append(row.method.label)
+        better = [e for e in at if row.lead(plain, e).positive]
+        worse = [e for e in at if plain.lead(row, e).positive]
+        same = [e for e in at if e not in better and e not in worse]
+        found = (("better", better), ("worse", worse), ("not distinguishable", same))
+        fare = listing([f"{word} at {epsilons(where)}" for word, where in found if where])
+        alike[fare].append(row.method.label)
     parts = [
         f"{listing(labels)} {'is' if len(labels) == 1 else 'are'} {fare}" for fare, labels in alike.items()
     ]
-    return [f"Against {plain.method.label}: {'; '.join(parts)}."]
-
-
-def _fare(row: MethodRow, plain: MethodRow, at: Sequence[float]) -> str:
-    better = [e for e in at if row.lead(plain, e).positive]
-    worse = [e for e in at if plain.lead(row, e).positive]
-    same = [e for e in at if e not in better and e not in worse]
-    found = (("better", better), ("worse", worse), ("not distinguishable", same))
-    return listing([f"{word} at {epsilons(where)}" for word, where in found if where])
+    return f"Against {plain.method.label}: {'; '.join(parts)}."
 
 
 def _no_success(others: Sequence[MethodRow], plain: MethodRow, at: Sequence[float]) -> list[str]:
@@ -215,24 +222,16 @@ def _no_success(others: Sequence[MethodRow], plain: MethodRow, at: Sequence[floa
     return [f"So in this comparison {who} better than {plain.method.label} {where}."]
 
 
-def _prices(others: Sequence[MethodRow], plain: MethodRow, *, decimals: int) -> list[str]:
-    """The price of each method; many are left to the table."""
-    if len(others) > _FEW:
-        return []
-    return [_price(row, plain, decimals=decimals) for row in others]
-
-
 def _price(row: MethodRow, plain: MethodRow, *, decimals: int) -> str:
     price = row.price
     assert price is not None
     lead = f"The price of robustness of {row.method.label} is {with_interval(price, decimals=decimals)}"
     if price.low is None or price.high is None:
         return f"{lead}, and no interval can be given for it."
-    if price.low > 0:
-        return f"{lead}: without an attack it returns less than {plain.method.label}."
-    if price.high < 0:
-        return f"{lead}: without an attack it returns more than {plain.method.label}."
-    return f"{lead}, an interval that includes 0."
+    if price.low <= 0 <= price.high:
+        return f"{lead}, an interval that includes 0."
+    word = "less" if price.positive else "more"
+    return f"{lead}: without an attack it returns {word} than {plain.method.label}."
 
 
 def _scope(comparison: Comparison) -> str:

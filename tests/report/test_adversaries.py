@@ -19,16 +19,16 @@ class TestLearnedAdversaries:
 
     def test_one_that_takes_more_than_the_myopic_ones_is_shown_beside_them(self, tmp_path: Path) -> None:
         comparison = compared(tmp_path, none=[self.with_learned(-20.0)])
-        blocks = learned(comparison, decimals=0)
+        blocks = learned(comparison)
         (own,), (other,) = (
             cells(blocks, "ε = 0.1", header) for header in ("sa-rl", "strongest that is not learned")
         )
-        assert (own.main, own.note, other.main) == ("−60", "", "−48")
+        assert (own.main, own.note, other.main) == ("−60.0", "", "−48.0")
         assert undertrained(comparison) == ()
 
     def test_one_that_takes_less_is_called_undertrained(self, tmp_path: Path) -> None:
         comparison = compared(tmp_path, none=[self.with_learned(-2.0), self.with_learned(-9.0)])
-        (own,) = cells(learned(comparison, decimals=0), "ε = 0.1", "sa-rl")
+        (own,) = cells(learned(comparison), "ε = 0.1", "sa-rl")
         assert own.note == "undertrained in 1 of 2"
         (line,) = undertrained(comparison)
         assert line.startswith("sa-rl at ε = 0.1 leaves more return than a myopic attack in 1 of 2 runs")
@@ -41,7 +41,7 @@ class TestLearnedAdversaries:
         assert undertrained(compared(tmp_path, none=[content])) == ()
 
     def test_without_any_there_is_no_table(self, tmp_path: Path) -> None:
-        assert learned(compared(tmp_path, none=[evaluation()]), decimals=0) == ()
+        assert learned(compared(tmp_path, none=[evaluation()])) == ()
 
 
 class TestAdversarialAgents:
@@ -59,24 +59,24 @@ class TestAdversarialAgents:
             evaluation(adversarial_agents=[self.replaced("random", mean), self.replaced("idle", mean)])
             for mean in (-50.0, -54.0)
         ]
-        blocks = replaced(compared(tmp_path, none=runs), decimals=0)
+        blocks = replaced(compared(tmp_path, none=runs))
         assert [block.title for block in blocks] == ["Random", "Idle"]
         (cell,) = cells(blocks, "Random", "agent_0")
-        assert (cell.main, cell.note) == ("−52", "the others −26")
+        assert (cell.main, cell.note) == ("−52.0", "the others −26.0")
 
     def test_of_two_traitors_the_worse_on_the_selection_episodes_counts(self, tmp_path: Path) -> None:
         two = [
             self.replaced("traitor", -70.0, selection_return=-60.0),
             self.replaced("traitor", -65.0, selection_return=-66.0, worst=True),
         ]
-        blocks = replaced(compared(tmp_path, none=[evaluation(adversarial_agents=two)]), decimals=0)
+        blocks = replaced(compared(tmp_path, none=[evaluation(adversarial_agents=two)]))
         (cell,) = cells(blocks, "Traitor", "agent_0")
-        assert (cell.main, cell.mark) == ("−65", "worst")
+        assert (cell.main, cell.mark) == ("−65.0", "worst")
 
     def test_a_method_without_them_has_a_dash(self, tmp_path: Path) -> None:
         some = [evaluation(adversarial_agents=[self.replaced("random", -50.0)])]
-        blocks = replaced(compared(tmp_path, none=some, aajr=[evaluation()]), decimals=0)
-        assert [cell.main for cell in cells(blocks, "Random", "agent_0")] == ["−50", "—"]
+        blocks = replaced(compared(tmp_path, none=some, aajr=[evaluation()]))
+        assert [cell.main for cell in cells(blocks, "Random", "agent_0")] == ["−50.0", "—"]
 
 
 class TestWeakestLink:
@@ -100,15 +100,15 @@ class TestWeakestLink:
 
     def test_each_subset_counts_with_the_attack_that_hurts_it_most(self, tmp_path: Path) -> None:
         comparison = compared(tmp_path, none=[self.searched(-40, -50), self.searched(-42, -48)])
-        title, blocks = "ε = 0.1, 1 agent attacked (2 episodes)", weakest_links(comparison, decimals=0)
+        title, blocks = "ε = 0.1, 1 agent attacked (2 episodes)", weakest_links(comparison)
         strong, weak = (cells(blocks, title, f"agent_{i}")[0] for i in (0, 1))
-        assert (strong.main, strong.under, strong.note, strong.mark) == ("−42", "pgd", "", "")
-        assert (weak.main, weak.note, weak.mark) == ("−50", "weakest in 2 of 2", "worst")
-        assert [cell.main for cell in cells(blocks, title, "no attack")] == ["−30"]
+        assert (strong.main, strong.under, strong.note, strong.mark) == ("−42.0", "pgd", "", "")
+        assert (weak.main, weak.note, weak.mark) == ("−50.0", "weakest in 2 of 2", "worst")
+        assert [cell.main for cell in cells(blocks, title, "no attack")] == ["−30.0"]
 
     def test_where_runs_disagree_nobody_is_marked(self, tmp_path: Path) -> None:
         runs = [self.searched(-40, -50), self.searched(-50, -40)]
-        (block,) = weakest_links(compared(tmp_path, none=runs), decimals=0)
+        (block,) = weakest_links(compared(tmp_path, none=runs))
         assert {line.cells[0].note for line in block.lines[1:]} == {"weakest in 1 of 2"}
         assert {line.cells[0].mark for line in block.lines} == {""}
 
@@ -116,15 +116,15 @@ class TestWeakestLink:
         content = self.searched(-40, -50)
         for subset in content["subsets"][:2]:
             subset["returns"].reverse()
-        (block,) = weakest_links(compared(tmp_path, none=[content]), decimals=0)
+        (block,) = weakest_links(compared(tmp_path, none=[content]))
         assert {(line.cells[0].note, line.cells[0].mark) for line in block.lines} == {("", "")}
 
     def test_an_attack_that_not_all_runs_faced_does_not_count(self, tmp_path: Path) -> None:
         more = self.searched(-40, -50, attacks={("noise", 0.1): -1.0, ("pgd", 0.1): -9.0})
         fewer = self.searched(-40, -50, attacks={("noise", 0.1): -1.0})
-        blocks = weakest_links(compared(tmp_path, none=[more], aajr=[fewer]), decimals=0)
+        blocks = weakest_links(compared(tmp_path, none=[more], aajr=[fewer]))
         found = cells(blocks, "ε = 0.1, 1 agent attacked (2 episodes)", "agent_1")
-        assert [(cell.main, cell.under) for cell in found] == [("−50", "noise"), ("−50", "noise")]
+        assert [(cell.main, cell.under) for cell in found] == [("−50.0", "noise"), ("−50.0", "noise")]
 
     def test_each_budget_has_a_block_of_its_own(self, tmp_path: Path) -> None:
         agents = ["agent_0", "agent_1"]
@@ -136,13 +136,13 @@ class TestWeakestLink:
         for content in files.values():
             content["teams"] = dict.fromkeys(agents, "team")
         run = load_run(write_run(tmp_path / "run", evaluations=files))
-        blocks = weakest_links(compare([run]), decimals=0)
+        blocks = weakest_links(compare([run]))
         attacked = "ε = 0.1, 1 agent attacked"
         assert [block.title for block in blocks] == [
             f"{attacked} (2 episodes)",
             f"{attacked}, 5 steps (random) (2 episodes)",
         ]
-        assert [block.lines[2].cells[0].main for block in blocks] == ["−51", "−37"]
+        assert [block.lines[2].cells[0].main for block in blocks] == ["−51.0", "−37.0"]
 
     def test_without_subsets_there_is_no_table(self, tmp_path: Path) -> None:
-        assert weakest_links(compared(tmp_path, none=[evaluation()]), decimals=0) == ()
+        assert weakest_links(compared(tmp_path, none=[evaluation()])) == ()

@@ -8,7 +8,7 @@ import pytest
 
 from marl_aajr.report import Comparison, EvaluatedRun, compare, load_run
 from marl_aajr.report.cautions import cautions
-from marl_aajr.report.estimates import over_runs
+from marl_aajr.report.estimates import Estimate
 from marl_aajr.report.tables import results
 from marl_aajr.report.verdict import verdict
 from tests.report.factory import chosen, config, evaluation, write_method, write_run
@@ -40,7 +40,7 @@ def with_evaluations(tmp_path: Path, *evaluations: dict[str, Any]) -> list[Evalu
 def test_several_runs_give_intervals_over_runs(tmp_path: Path) -> None:
     row = pair(tmp_path, [-39.0, -40.0, -42.0], [-50.0]).rows[0]
 
-    assert row.clean == over_runs([-39.0, -40.0, -42.0], level=0.95)
+    assert row.clean == Estimate.over("runs", [-39.0, -40.0, -42.0], level=0.95)
     assert row.clean.unit == "runs"
 
 
@@ -68,13 +68,11 @@ def test_the_median_run_is_the_one_whose_worst_return_is_in_the_middle(tmp_path:
 
 def test_the_median_run_is_shown_where_there_are_several(tmp_path: Path) -> None:
     several = pair(tmp_path, [-39.0, -40.0, -42.0], [-50.0])
-    line = next(
-        line for line in results(several, decimals=1)[1].lines if line.header == "median run, ε = 0.2"
-    )
+    line = next(line for line in results(several)[1].lines if line.header == "median run, ε = 0.2")
     assert (line.cells[0].main, line.cells[0].note) == ("−60.0", "seed 1, pgd")
     assert line.cells[1].main == "−70.0"
     alone = pair(tmp_path / "alone", [-40.0], [-50.0])
-    assert not any("median" in line.header for block in results(alone, decimals=1) for line in block.lines)
+    assert not any("median" in line.header for block in results(alone) for line in block.lines)
 
 
 def test_price_of_robustness_is_what_the_clean_return_loses(tmp_path: Path) -> None:
@@ -298,7 +296,7 @@ class TestChecks:
         assert first.endswith("run-0): Gradient masking: all zero.")
         assert second.startswith("Evaluation, saturation")
         assert not any("Fine." in line for line in rest)
-        said = verdict(compare([run]), decimals=1)
+        said = verdict(compare([run]))
         assert said.startswith("The evaluation of ")
         assert "failed its own checks" in said
 
@@ -307,7 +305,7 @@ class TestChecks:
         files = {"long": evaluation(episodes=50), "short": evaluation(episodes=20, checks=checks)}
         run = load_run(write_run(tmp_path / "run", evaluations=files))
         assert not any("FAILED" in line for line in cautions(compare([run])))
-        assert "failed its own checks" not in verdict(compare([run]), decimals=1)
+        assert "failed its own checks" not in verdict(compare([run]))
 
 
 class TestOtherActions:
@@ -322,7 +320,7 @@ class TestOtherActions:
         assert row.clean.mean == -41.0
         assert row.others["sampled"].clean.mean == -46.0
         assert row.others["sampled"].worst_return[0.2].mean == -66.0
-        titles = [block.title for block in results(comparison, decimals=1)]
+        titles = [block.title for block in results(comparison)]
         assert "With sampled actions: clean, and worst attack" in titles
 
     def test_only_where_every_run_has_them(self, tmp_path: Path) -> None:

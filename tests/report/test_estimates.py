@@ -1,25 +1,20 @@
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import pytest
 from scipy import stats
 
-from marl_aajr.report.estimates import (
-    Estimate,
-    decimals_for,
-    difference_over_episodes,
-    difference_over_runs,
-    listing,
-    number,
-    over_episodes,
-    over_runs,
-    some,
-    with_interval,
-)
+from marl_aajr.report.estimates import Estimate, Unit, decimals_for, listing, number, some, with_interval
+
+
+def difference(unit: Unit, left: Sequence[float], right: Sequence[float], *, level: float) -> Estimate:
+    return Estimate.over(unit, left, level=level).minus(Estimate.over(unit, right, level=level))
 
 
 def test_interval_over_two_runs_is_the_textbook_one() -> None:
-    found = over_runs([-41.0, -39.0], level=0.95)
+    found = Estimate.over("runs", [-41.0, -39.0], level=0.95)
 
     assert (found.mean, found.unit, found.values) == (-40.0, "runs", (-41.0, -39.0))
     assert found.low == pytest.approx(-40 - 12.7062, abs=1e-3)  # s/√n = 1
@@ -28,7 +23,7 @@ def test_interval_over_two_runs_is_the_textbook_one() -> None:
 
 def test_interval_over_runs_covers_the_truth_as_often_as_it_says() -> None:
     draws = np.random.default_rng(0).normal(size=(2000, 3))
-    found = [over_runs(list(runs), level=0.95) for runs in draws]
+    found = [Estimate.over("runs", list(runs), level=0.95) for runs in draws]
     covered = np.mean([e.low is not None and e.high is not None and e.low <= 0 <= e.high for e in found])
 
     assert covered == pytest.approx(0.95, abs=0.02)
@@ -36,23 +31,21 @@ def test_interval_over_runs_covers_the_truth_as_often_as_it_says() -> None:
 
 def test_difference_over_runs_is_welchs() -> None:
     a, b = [1.0, 2.0, 4.0], [0.0, 5.0, 7.0, 3.0]
-    found = difference_over_runs(a, b, level=0.9)
+    found = difference("runs", a, b, level=0.9)
     welch = stats.ttest_ind(a, b, equal_var=False).confidence_interval(0.9)
 
     assert (found.low, found.high) == pytest.approx((welch.low, welch.high))
 
 
 def test_difference_of_constant_runs_is_certain() -> None:
-    assert difference_over_runs([3.0, 3.0], [1.0, 1.0], level=0.95) == Estimate(
-        2.0, 2.0, 2.0, (), "runs", 0.95
-    )
+    assert difference("runs", [3.0, 3.0], [1.0, 1.0], level=0.95) == Estimate(2.0, 2.0, 2.0, (), "runs", 0.95)
 
 
 def test_paired_episodes_remove_what_the_episodes_share() -> None:
     draw = np.random.default_rng(1)
     hard = draw.normal(scale=50, size=100)
     left, right = hard + 2 + draw.normal(size=100), hard
-    found = difference_over_episodes(list(left), list(right), level=0.95)
+    found = difference("episodes", list(left), list(right), level=0.95)
 
     assert found.low is not None
     assert found.high is not None
@@ -61,7 +54,7 @@ def test_paired_episodes_remove_what_the_episodes_share() -> None:
 
 def test_difference_over_episodes_is_the_paired_t_test() -> None:
     a, b = [1.0, 5.0, 2.0, 4.0], [0.0, 1.0, 1.0, 5.0]
-    found = difference_over_episodes(a, b, level=0.9)
+    found = difference("episodes", a, b, level=0.9)
     paired = stats.ttest_rel(a, b).confidence_interval(0.9)
 
     assert (found.low, found.high) == pytest.approx((paired.low, paired.high))
@@ -69,24 +62,20 @@ def test_difference_over_episodes_is_the_paired_t_test() -> None:
 
 
 def test_one_episode_has_no_interval() -> None:
-    found = difference_over_episodes([1.0], [3.0], level=0.95)
+    found = difference("episodes", [1.0], [3.0], level=0.95)
 
     assert (found.mean, found.low, found.high) == (-2.0, None, None)
 
 
-def test_a_difference_is_over_what_both_sides_are_over() -> None:
-    runs, other = over_runs([3.0, 4.0, 6.0], level=0.9), over_runs([1.0, 2.0], level=0.9)
-    alone, twin = over_episodes([9.0, 1.0, 5.0], level=0.9), over_episodes([8.0, 0.5, 3.0], level=0.9)
-
-    assert runs.minus(other) == difference_over_runs(runs.values, other.values, level=0.9)
-    assert alone.minus(twin) == difference_over_episodes(alone.values, twin.values, level=0.9)
+def test_between_one_run_and_several_there_is_no_interval() -> None:
+    runs, alone = (Estimate.over(unit, [3.0, 4.0, 6.0], level=0.9) for unit in ("runs", "episodes"))
     assert (runs.minus(alone).low, runs.minus(alone).high) == (None, None)
 
 
 def test_intervals_that_overlap_may_differ() -> None:
     """The same episodes, each one point better: the intervals nearly coincide, and the lead is certain."""
-    worse = over_episodes([-90.0, -10.0, -50.0, -70.0], level=0.95)
-    better = over_episodes([value + 1 for value in worse.values], level=0.95)
+    worse = Estimate.over("episodes", [-90.0, -10.0, -50.0, -70.0], level=0.95)
+    better = Estimate.over("episodes", [value + 1 for value in worse.values], level=0.95)
 
     assert worse.high is not None
     assert better.low is not None

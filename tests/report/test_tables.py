@@ -10,17 +10,17 @@ from tests.report.factory import cells, compared, evaluation
 
 class TestHeatMap:
     def test_attacks_stand_in_the_block_of_their_size_and_the_worst_is_marked(self, tmp_path: Path) -> None:
-        blocks = heat_map(compared(tmp_path, none=[evaluation()]), decimals=0)
+        blocks = heat_map(compared(tmp_path, none=[evaluation()]))
         assert [block.title for block in blocks] == ["No attack", "ε = 0.1", "ε = 0.2"]
         (pgd,), (noise,) = cells(blocks, "ε = 0.2", "pgd"), cells(blocks, "ε = 0.2", "noise")
-        assert (pgd.main, pgd.mark, pgd.shade) == ("−60", "worst", 0)
-        assert (noise.main, noise.mark, noise.shade) == ("−43", "", 7)
+        assert (pgd.main, pgd.mark, pgd.shade) == ("−60.0", "worst", 0)
+        assert (noise.main, noise.mark, noise.shade) == ("−43.0", "", 7)
         (clean,) = cells(blocks, "No attack", "none")
-        assert (clean.main, clean.mark, clean.shade) == ("−40", "", 8)
-        assert lowest_and_highest(blocks) == ("−60", "−40")
+        assert (clean.main, clean.mark, clean.shade) == ("−40.0", "", 8)
+        assert lowest_and_highest(blocks) == ("−60.0", "−40.0")
 
     def test_an_attack_that_takes_nothing_has_the_shade_of_no_attack(self, tmp_path: Path) -> None:
-        blocks = heat_map(compared(tmp_path, none=[evaluation(attacks={("pgd", 0.1): 0.0})]), decimals=0)
+        blocks = heat_map(compared(tmp_path, none=[evaluation(attacks={("pgd", 0.1): 0.0})]))
         assert {cell.shade for block in blocks for line in block.lines for cell in line.cells} == {8}
 
 
@@ -30,12 +30,12 @@ class TestWorstOfSuite:
             {(name, 0.1): loss for name, loss in (("noise", a), ("pgd", b))} for a, b in ((-9, -8), (-1, -30))
         )
         comparison = compared(tmp_path, none=[evaluation(attacks=noise), evaluation(-41.0, attacks=pgd)])
-        sheet = worst_of_each_run(comparison, decimals=0)
+        sheet = worst_of_each_run(comparison)
         assert sheet.columns == ("run", "method", "clean", "worst at ε = 0.1")
         assert [line[2:] for line in sheet.lines] == [("−40", "−49 (noise)"), ("−41", "−71 (pgd)")]
 
     def test_the_area_under_the_curve_is_the_mean_over_sizes(self, tmp_path: Path) -> None:
         """Trapezoids over 0, 0.1, 0.2: (44 + 54) / 2; of a single run with its interval over episodes."""
-        blocks = results(compared(tmp_path, none=[evaluation()]), decimals=0)
+        blocks = results(compared(tmp_path, none=[evaluation()]))
         (area,) = cells(blocks, "Worst of the attacks tried, of each run its own", "mean over ε")
-        assert (area.main, area.under) == ("−49", "[−51,\u00a0−47]")
+        assert (area.main, area.under) == ("−49.0", "[−51.0,\u00a0−47.0]")

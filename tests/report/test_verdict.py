@@ -14,7 +14,7 @@ from tests.report.factory import CROSSING, HARD, MILD, THREE, config, evaluation
 
 
 def words(paths: list[Path]) -> str:
-    text = verdict(compare([load_run(path) for path in paths]), decimals=1)
+    text = verdict(compare([load_run(path) for path in paths]))
     return text.replace("\u00a0", " ")
 
 
@@ -55,7 +55,7 @@ def test_single_runs_are_compared_episode_by_episode(tmp_path: Path) -> None:
         [load_run(path) for path in two(tmp_path, {("pgd", 0.1): -4.0}, MILD, clean=[-40.0])]
     )
     plain, other = (row.worst_return[0.1] for row in comparison.rows)
-    text = verdict(comparison, decimals=1)
+    text = verdict(comparison)
 
     assert plain.high is not None
     assert other.low is not None
@@ -73,7 +73,7 @@ def test_one_run_is_not_told_from_several(tmp_path: Path) -> None:
         [load_run(path) for path in paths + write_method(tmp_path, "aajr", clean=[-40.0], attacks=MILD)]
     )
 
-    assert "are not distinguishable: their difference has no interval" in verdict(comparison, decimals=1)
+    assert "are not distinguishable: their difference has no interval" in verdict(comparison)
     assert headline(comparison).endswith("the two methods are not distinguishable.")
     assert "Between one run and several there is no such interval." in how_compared(comparison)
 
