@@ -8,14 +8,17 @@ from __future__ import annotations
 import pickle
 from collections.abc import Callable, Mapping
 from contextlib import suppress
+from copy import deepcopy
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import torch
 from gymnasium import spaces
 from torch import Tensor
 
 from marl_aajr.rollout.batched_env import BatchedEnv, BatchedStep
+from marl_aajr.rollout.fragments import map_tree
 
 Make = Callable[[int], BatchedEnv]
 Actions = dict[str, Tensor]
@@ -42,174 +45,171 @@ def check_batched_env(
         env.keeps_final_states = final_states and env.state_space is not None
         return env
 
-    long = play(make(5), steps, seed=seed)
-    check_same(long, play(make(5), steps, seed=seed), "the same seed and actions")
+    long = _play(make(5), steps, seed=seed)
+    _check_same(long, _play(make(5), steps, seed=seed), "the same seed and actions")
     # The last bits of vectorised functions depend on where in an array a number is.
-    check_same(long.copies(2), play(make(2), steps, seed=seed), "other copies beside it", rounding=1e-4)
-    check_resets(make(3), steps, seed=seed)
-    check_refusals(make(2), seed=seed)
-    check_restore(make, steps, seed=seed, saves=saves)
+    _check_same(long.copies(2), _play(make(2), steps, seed=seed), "other copies beside it", rounding=1e-4)
+    _check_resets(make(3), steps, seed=seed)
+    _check_refusals(make(2), seed=seed)
+    _check_restore(make, steps, seed=seed, saves=saves)
 
 
-def promise(kept: bool | Tensor, what: str) -> None:
-    """Raises `AssertionError` unless it was kept."""
+def random_actions(env: BatchedEnv, *, seed: int) -> Actions:
+    """Legal actions; those of a copy do not depend on how many there are."""
+    actions = {}
+    for i, (agent, mask) in enumerate(env.action_mask.items()):
+        space, rows = deepcopy(env.action_spaces[agent]), []
+        for e in range(env.num_envs):
+            space.seed(seed * 100_000 + i * 1000 + e)
+            legal = None if mask is None else mask[e].cpu().numpy().astype(np.int8)
+            rows.append(space.sample() if legal is None else space.sample(legal))
+        actions[agent] = torch.from_numpy(np.stack(rows)).to(env.device)
+    return actions
+
+
+def _promise(kept: bool | Tensor, promise: str) -> None:
     if not bool(kept):
-        raise AssertionError(f"expected {what}")
+        raise AssertionError(f"expected {promise}")
 
 
-@dataclass
-class Transcript:
-    """Everything that a batch said, step by step."""
+@dataclass(frozen=True)
+class _Transcript:
+    """Every answer of a batch: the first observations (where they were kept), then the steps."""
 
-    obs: list[dict[str, Tensor]] = field(default_factory=list)
+    first: dict[str, Tensor] = field(default_factory=dict)
     steps: list[BatchedStep] = field(default_factory=list)
 
-    def take(self, step: BatchedStep) -> None:
-        """Take in one answer."""
-        self.obs.append(step.obs)
-        self.steps.append(step)
-
-    def copies(self, number: int) -> Transcript:
+    def copies(self, number: int) -> _Transcript:
         """The same of the first copies only."""
-        steps = [BatchedStep(*(_cut(part, number) for part in step)) for step in self.steps]
-        return Transcript([_cut(obs, number) for obs in self.obs], steps)
+
+        def cut(part: Any) -> Any:
+            return map_tree(lambda rows: rows[:number], part)
+
+        return _Transcript(cut(self.first), [BatchedStep(*map(cut, step)) for step in self.steps])
 
 
-def _cut(part: Any, number: int) -> Any:
-    if isinstance(part, Mapping):
-        return {agent: value[:number] for agent, value in part.items()}
-    return part[:number]
-
-
-def play(env: BatchedEnv, steps: int, *, seed: int) -> Transcript:
+def _play(env: BatchedEnv, steps: int, *, seed: int) -> _Transcript:
     """Plays at random, checking each answer by itself."""
-    check_declarations(env)
-    said = Transcript([env.reset(seed=seed)])
-    check_obs(env, said.obs[0])
+    _check_declarations(env)
+    played = _Transcript(env.reset(seed=seed))
+    _check_obs(env, played.first)
     kept: list[tuple[Tensor, Tensor]] = []
     for t in range(steps):
         busy = torch.stack(list(env.active.values())).any(0)
-        promise(env.may_idle or busy.all(), "somebody to act in every copy")
+        _promise(env.may_idle or busy.all(), "somebody to act in every copy")
         step = env.step(random_actions(env, seed=seed * 1000 + t))
-        check_step(env, step)
+        _check_step(env, step)
         kept += [(value, value.clone()) for value in (*step.obs.values(), *step.rewards.values())]
-        said.take(step)
-    promise(all(torch.equal(value, copy) for value, copy in kept), "answers that later steps do not change")
-    over = torch.stack([step.episode_over for step in said.steps])
-    promise(over.any(0).all(), f"every copy to end an episode in {steps} steps; play longer")
+        played.steps.append(step)
+    _promise(all(torch.equal(value, copy) for value, copy in kept), "answers that later steps do not change")
+    over = torch.stack([step.episode_over for step in played.steps])
+    _promise(over.any(0).all(), f"every copy to end an episode in {steps} steps; play longer")
     env.close()
-    return said
+    return played
 
 
-def check_declarations(env: BatchedEnv) -> None:
-    """The attributes fit together."""
+def _check_declarations(env: BatchedEnv) -> None:
     agents = env.possible_agents
-    promise(isinstance(agents, tuple) and bool(agents), "possible_agents as a tuple")
-    promise(len(set(agents)) == len(agents), "each agent once")
+    _promise(isinstance(agents, tuple) and bool(agents), "possible_agents as a tuple")
+    _promise(len(set(agents)) == len(agents), "each agent once")
     for name in ("observation_spaces", "action_spaces", "teams"):
-        promise(tuple(getattr(env, name)) == agents, f"{name} to have every agent, in order")
-    promise(isinstance(env.device, torch.device), "device as a torch.device")
+        _promise(tuple(getattr(env, name)) == agents, f"{name} to have every agent, in order")
+    _promise(isinstance(env.device, torch.device), "device as a torch.device")
 
 
-def check_obs(env: BatchedEnv, obs: Mapping[str, Tensor]) -> None:
+def _check_obs(env: BatchedEnv, obs: Mapping[str, Tensor]) -> None:
     """Observations, masks and who must act, after a reset or a step."""
     for given in (obs, env.active, env.action_mask):
-        promise(tuple(given) == env.possible_agents, f"every agent, in order, got {list(given)}")
+        _promise(tuple(given) == env.possible_agents, f"every agent, in order, got {list(given)}")
     for agent, seen in obs.items():
         space, active = env.observation_spaces[agent], env.active[agent]
-        is_flag(active, env, f"active[{agent!r}]")
+        _check_flag(active, env, f"active[{agent!r}]")
         shape = (env.num_envs, *(space.shape or ()))
-        promise(seen.shape == shape, f"obs[{agent!r}] [E, *space], got {seen.shape}")
-        promise(seen.device.type == env.device.type, f"obs[{agent!r}] on {env.device}, got {seen.device}")
-        promise(
+        _promise(seen.shape == shape, f"obs[{agent!r}] [E, *space], got {seen.shape}")
+        _promise(seen.device.type == env.device.type, f"obs[{agent!r}] on {env.device}, got {seen.device}")
+        _promise(
             str(seen.dtype) == f"torch.{space.dtype}", f"obs[{agent!r}] in {space.dtype}, got {seen.dtype}"
         )
-        promise(not seen[~active].any(), f"obs[{agent!r}] to be 0 where it is not active")
-        promise(contains(space, seen[active]), f"obs[{agent!r}] in its space")
-        check_mask(env, agent, active)
+        _promise(not seen[~active].any(), f"obs[{agent!r}] to be 0 where it is not active")
+        _promise(_contains(space, seen[active]), f"obs[{agent!r}] in its space")
+        _check_mask(env, agent, active)
 
 
-def check_mask(env: BatchedEnv, agent: str, active: Tensor) -> None:
-    """The legal actions of one agent, where the game has such."""
+def _check_mask(env: BatchedEnv, agent: str, active: Tensor) -> None:
     mask, space = env.action_mask[agent], env.action_spaces[agent]
     if mask is None:
         return
-    promise(isinstance(space, spaces.Discrete), f"a mask for discrete actions only, got one for {agent!r}")
-    promise(mask.dtype == torch.bool, f"action_mask[{agent!r}] in bool")
-    promise(mask.shape == (env.num_envs, getattr(space, "n", -1)), f"action_mask[{agent!r}] [E, n]")
-    promise(mask[~active].all(), f"action_mask[{agent!r}] to be True where it is not active")
-    promise(mask[active].any(1).all(), f"a legal action for {agent!r}")
+    _promise(isinstance(space, spaces.Discrete), f"a mask for discrete actions only, got one for {agent!r}")
+    _promise(mask.dtype == torch.bool, f"action_mask[{agent!r}] in bool")
+    _promise(mask.shape == (env.num_envs, getattr(space, "n", -1)), f"action_mask[{agent!r}] [E, n]")
+    _promise(mask[~active].all(), f"action_mask[{agent!r}] to be True where it is not active")
+    _promise(mask[active].any(1).all(), f"a legal action for {agent!r}")
 
 
-def check_step(env: BatchedEnv, step: BatchedStep) -> None:
-    """One answer."""
-    check_obs(env, step.obs)
-    is_flag(step.episode_over, env, "episode_over")
-    promise(len(step.infos) == env.num_envs, "infos of every copy")
+def _check_step(env: BatchedEnv, step: BatchedStep) -> None:
+    _check_obs(env, step.obs)
+    _check_flag(step.episode_over, env, "episode_over")
+    _promise(len(step.infos) == env.num_envs, "infos of every copy")
     anybody = torch.zeros_like(step.episode_over)
     for agent, space in env.observation_spaces.items():
         rewards, seen = step.rewards[agent], step.final_obs[agent]
-        promise(rewards.shape == (env.num_envs,), f"rewards[{agent!r}] [E], got {tuple(rewards.shape)}")
-        promise(rewards.is_floating_point(), f"rewards[{agent!r}] in floats")
-        promise(rewards.isfinite().all(), f"rewards[{agent!r}] to be finite")
-        is_flag(step.terminations[agent], env, f"terminations[{agent!r}]")
-        is_flag(step.truncations[agent], env, f"truncations[{agent!r}]")
-        ended = step.terminations[agent] | step.truncations[agent]
-        promise(contains(space, seen[ended]), f"final_obs[{agent!r}] in its space where it ended")
+        _promise(rewards.shape == (env.num_envs,), f"rewards[{agent!r}] [E], got {tuple(rewards.shape)}")
+        _promise(rewards.is_floating_point(), f"rewards[{agent!r}] in floats")
+        _promise(rewards.isfinite().all(), f"rewards[{agent!r}] to be finite")
+        _check_flag(step.terminations[agent], env, f"terminations[{agent!r}]")
+        _check_flag(step.truncations[agent], env, f"truncations[{agent!r}]")
+        ended = _ended(step)[agent]
+        _promise(_contains(space, seen[ended]), f"final_obs[{agent!r}] in its space where it ended")
         again = env.active[agent] & ended & ~step.episode_over
-        promise(not again.any(), f"{agent!r} not to act after its end")
+        _promise(not again.any(), f"{agent!r} not to act after its end")
         anybody |= ended
-    promise(anybody[step.episode_over].all(), "somebody to end where an episode is over")
+    _promise(anybody[step.episode_over].all(), "somebody to end where an episode is over")
     if env.keeps_final_states and env.state_space is not None and step.episode_over.any():
         last = env.final_state()[step.episode_over]
-        promise(contains(env.state_space, last), "final_state() in its space where an episode is over")
+        _promise(_contains(env.state_space, last), "final_state() in its space where an episode is over")
 
 
-def is_flag(flag: Tensor, env: BatchedEnv, name: str) -> None:
-    """`[E]` bool."""
-    promise(flag.shape == (env.num_envs,) and flag.dtype == torch.bool, f"{name} [E] bool")
+def _check_flag(flag: Tensor, env: BatchedEnv, name: str) -> None:
+    _promise(flag.shape == (env.num_envs,) and flag.dtype == torch.bool, f"{name} [E] bool")
 
 
-def contains(space: spaces.Space[Any], rows: Tensor) -> bool:
-    """Whether a space has all rows."""
+def _contains(space: spaces.Space[Any], rows: Tensor) -> bool:
     return all(space.contains(row) for row in rows.cpu().numpy())
 
 
-def check_same(one: Transcript, other: Transcript, what: str, *, rounding: float = 0.0) -> None:
-    """Two batches said the same."""
+def _check_same(one: _Transcript, other: _Transcript, what: str, *, rounding: float = 0.0) -> None:
+    def check(name: str, a: Mapping[str, Tensor], b: Mapping[str, Tensor]) -> None:
+        for agent in a:
+            same = torch.allclose(a[agent].double(), b[agent].double(), rtol=rounding, atol=rounding)
+            _promise(same, f"the same {name} with {what}")
 
-    def same(a: Tensor, b: Tensor) -> bool:
-        return torch.allclose(a.double(), b.double(), rtol=rounding, atol=rounding)
-
-    for a, b in zip(one.obs, other.obs, strict=True):
-        promise(all(same(a[agent], b[agent]) for agent in a), f"the same observations with {what}")
+    check("first observations", one.first, other.first)
     for s, r in zip(one.steps, other.steps, strict=True):
-        promise(torch.equal(s.episode_over, r.episode_over), f"episodes to end alike with {what}")
-        for name in ("rewards", "terminations", "truncations"):
-            a, b = getattr(s, name), getattr(r, name)
-            promise(all(same(a[agent], b[agent]) for agent in a), f"the same {name} with {what}")
-        for agent in s.obs:
-            ended = s.terminations[agent] | s.truncations[agent]
-            last, other_last = s.final_obs[agent][ended], r.final_obs[agent][ended]
-            promise(same(last, other_last), f"the same final_obs with {what}")
+        check("episode_over", {"": s.episode_over}, {"": r.episode_over})
+        for name in ("obs", "rewards", "terminations", "truncations"):
+            check(name, getattr(s, name), getattr(r, name))
+        check("final_obs", *({a: x.final_obs[a][ended] for a, ended in _ended(s).items()} for x in (s, r)))
 
 
-def check_resets(env: BatchedEnv, steps: int, *, seed: int) -> None:
-    """A reset begins anew."""
+def _ended(step: BatchedStep) -> dict[str, Tensor]:
+    return {agent: end | step.truncations[agent] for agent, end in step.terminations.items()}
+
+
+def _check_resets(env: BatchedEnv, steps: int, *, seed: int) -> None:
     first = env.reset(seed=seed)
     with suppress(NotImplementedError):  # not every environment has one
-        promise(len(env.state()) == env.num_envs, "state() [E, ...]")
+        _promise(len(env.state()) == env.num_envs, "state() [E, ...]")
     if env.state_space is not None:
         shape = (env.num_envs, *(env.state_space.shape or ()))
-        promise(env.state().shape == shape, f"state() of shape {shape}, got {tuple(env.state().shape)}")
+        _promise(env.state().shape == shape, f"state() of shape {shape}, got {tuple(env.state().shape)}")
     for t in range(steps // 2):
         env.step(random_actions(env, seed=t))
     again = env.reset(seed=seed)
     same = all(torch.equal(first[agent], again[agent]) for agent in first)
-    promise(same, "reset to forget what was played")
+    _promise(same, "reset to forget what was played")
 
 
-def check_refusals(env: BatchedEnv, *, seed: int) -> None:
+def _check_refusals(env: BatchedEnv, *, seed: int) -> None:
     """Wrong actions are refused with a `ValueError` that names the agent."""
     env.reset(seed=seed)
     while env.may_idle and not torch.stack(list(env.active.values())).any():
@@ -227,28 +227,28 @@ def check_refusals(env: BatchedEnv, *, seed: int) -> None:
         except ValueError as error:
             message = str(error)
         wanted = f"a ValueError that names {agent!r} for {given.get(agent)}, got {message!r}"
-        promise(agent in message, wanted)
+        _promise(agent in message, wanted)
 
 
-def check_restore(make: Make, steps: int, *, seed: int, saves: bool) -> None:
+def _check_restore(make: Make, steps: int, *, seed: int, saves: bool) -> None:
     """A batch goes on as the one whose state it was given, whatever it was doing before."""
     saved = make(3)
-    is_refused(saved.get_state, "get_state before reset to be refused with a ValueError")
+    _check_refused(saved.get_state, "get_state before reset")
     saved.reset(seed=seed)
     for t in range(steps // 3):
         saved.step(random_actions(saved, seed=t))
     if not saves:
-        is_refused(saved.get_state, "get_state to work, or to be refused with a ValueError")
+        _check_refused(saved.get_state, "get_state of what cannot be saved")
         return
     state = saved.get_state()
     written = pickle.dumps(state)
-    is_refused(lambda: make(2).set_state(state), "a state of 3 copies to be refused by 2 with a ValueError")
+    _check_refused(lambda: make(2).set_state(state), "a state of 3 copies in a batch of 2")
     active = saved.active
     choices = []
-    said = Transcript()
+    played = _Transcript()
     for t in range(steps):
         choices.append(random_actions(saved, seed=seed + t))
-        said.take(saved.step(choices[-1]))
+        played.steps.append(saved.step(choices[-1]))
     busy = make(3)
     busy.reset(seed=seed + 1)
     busy.step(random_actions(busy, seed=seed))
@@ -256,44 +256,14 @@ def check_restore(make: Make, steps: int, *, seed: int, saves: bool) -> None:
     for other, given in ((make(3), pickle.loads(written)), (busy, state), (saved, state)):
         other.set_state(given)
         now = other.active
-        promise(all(torch.equal(now[a], active[a]) for a in active), "the same agents to act when restored")
-        again = Transcript()
-        for actions in choices:
-            again.take(other.step(actions))
-        check_same(said, again, "a restored state")
+        _promise(all(torch.equal(now[a], active[a]) for a in active), "the same agents to act when restored")
+        again = _Transcript(steps=[other.step(actions) for actions in choices])
+        _check_same(played, again, "a restored state")
 
 
-def is_refused(call: Callable[[], Any], what: str) -> None:
-    """It raises a `ValueError`."""
+def _check_refused(call: Callable[[], Any], what: str) -> None:
     try:
         call()
     except ValueError:
         return
-    promise(False, what)
-
-
-def random_actions(env: BatchedEnv, *, seed: int) -> Actions:
-    """Legal actions; those of a copy do not depend on how many there are."""
-    masks = env.action_mask
-    return {
-        agent: _random_rows(env.action_spaces[agent], masks[agent], env, seed * 100 + i)
-        for i, agent in enumerate(env.possible_agents)
-    }
-
-
-def _random_rows(space: spaces.Space[Any], mask: Tensor | None, env: BatchedEnv, seed: int) -> Tensor:
-    rows = []
-    for e in range(env.num_envs):
-        generator = torch.Generator().manual_seed(seed * 1000 + e)
-        if isinstance(space, spaces.Discrete):
-            legal = torch.ones(int(space.n)) if mask is None else mask[e].float().cpu()
-            rows.append(torch.multinomial(legal, 1, generator=generator)[0])
-        elif isinstance(space, spaces.MultiDiscrete):
-            shares = torch.rand(space.nvec.shape, generator=generator)
-            rows.append((shares * torch.as_tensor(space.nvec)).long())
-        elif isinstance(space, spaces.Box):
-            low, high = torch.as_tensor(space.low), torch.as_tensor(space.high)
-            rows.append(low + (high - low) * torch.rand(space.shape, generator=generator))
-        else:
-            raise ValueError(f"expected Discrete, MultiDiscrete or Box actions, got {space}")
-    return torch.stack(rows).to(env.device)
+    raise AssertionError(f"expected {what} to be refused with a ValueError")
