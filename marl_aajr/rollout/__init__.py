@@ -14,6 +14,6 @@ Many copies as arrays:
 
 The sampling loop:
 
-- `collector`: plays a batch (through `checked_batch`), filling a `rollout_buffer` for each module.
+- `collector`: plays a batch and checks it, filling a `rollout_buffer` for each module.
 - `fragments`: what a call leaves; `postprocessing` and `sequences` make rows with advantages of it.
 """

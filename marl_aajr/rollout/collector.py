@@ -1,106 +1,18 @@
-"""The sampling loop: plays E copies of an environment and keeps what happened as a `Fragment`.
-
-`EpisodeLog` keeps the returns and lengths of the episodes that end meanwhile.
-"""
+"""The sampling loop: plays E copies of an environment and keeps what happened as a `Fragment`."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass
 from functools import partial
-from typing import NamedTuple, Protocol
+from typing import Any, NoReturn, Protocol
 
 import torch
 from torch import Tensor
 
 from marl_aajr.rollout.batched_env import BatchedEnv, BatchedStep
-from marl_aajr.rollout.checked_batch import CheckedBatch
-from marl_aajr.rollout.fragments import Fragment, ModuleFragment
+from marl_aajr.rollout.faults import EnvironmentFault
+from marl_aajr.rollout.fragments import EpisodeLog, Episodes, Fragment, ModuleFragment
 from marl_aajr.rollout.rollout_buffer import Decision, PendingDecisions, RolloutBuffer, StepInputs, stacked
-
-
-class Episodes(NamedTuple):
-    """Episodes that ended, in the order of their ends; those of one step in the order of the copies.
-
-    Attributes:
-        returns: `[n, A]` float64, the sum of each agent's rewards.
-        lengths: `[n]` int64, in steps of the environment.
-        agent_steps: `[n, A]` int64, how often each agent acted.
-        copies: `[n]` int64, where they were played.
-    """
-
-    returns: Tensor
-    lengths: Tensor
-    agent_steps: Tensor
-    copies: Tensor
-
-
-class EpisodeLog:
-    """The returns so far of the episodes in progress, on the CPU.
-
-    Args:
-        agents: A, the number of agents.
-        num_envs: E.
-        phases: Steps of the batch that make one step of the environment.
-    """
-
-    def __init__(self, agents: int, num_envs: int, *, phases: int = 1) -> None:
-        self._phases = phases
-        self._earned = torch.zeros(agents, num_envs, dtype=torch.float64)
-        self._acted = torch.zeros(agents, num_envs, dtype=torch.int64)
-        self._length = torch.zeros(num_envs, dtype=torch.int64)
-
-    def clear(self) -> None:
-        """Forget the episodes in progress."""
-        for kept in (self._earned, self._acted, self._length):
-            kept.zero_()
-
-    def position(self, over: Tensor, t: int, e: int) -> int:
-        """The number in its episode, from 1, of the coming step `t` in copy `e`.
-
-        Args:
-            over: `[T, E]` bool, where episodes end in those steps.
-            t: From 0.
-            e: Copy.
-        """
-        ended = over[:t, e].nonzero().flatten().tolist()
-        passed = t - ended[-1] if ended else t + 1 + int(self._length[e])
-        return -(-passed // self._phases)
-
-    def take(self, rewards: Tensor, acts: Tensor | None, over: Tensor) -> Episodes:
-        """Take in T steps.
-
-        Args:
-            rewards: `[T, A, E]`.
-            acts: `[T, A, E]` bool, who acted; None: everybody.
-            over: `[T, E]` bool, where episodes ended.
-
-        Returns:
-            Those that ended.
-        """
-        rewards, over = rewards.cpu(), over.cpu()
-        acts = None if acts is None else acts.cpu()
-        ended = [self._ended(torch.arange(0))]
-        start = 0
-        for last in over.any(1).nonzero().flatten().tolist():
-            self._add(rewards, acts, slice(start, last + 1))
-            ended.append(self._ended(over[last].nonzero().flatten()))
-            start = last + 1
-        self._add(rewards, acts, slice(start, None))
-        return Episodes(*(torch.cat(column) for column in zip(*ended, strict=True)))
-
-    def _add(self, rewards: Tensor, acts: Tensor | None, steps: slice) -> None:
-        count = len(rewards[steps])
-        self._earned += rewards[steps].sum(0, dtype=torch.float64)
-        self._acted += count if acts is None else acts[steps].sum(0)
-        self._length += count
-
-    def _ended(self, copies: Tensor) -> Episodes:
-        lengths = self._length[copies] // self._phases
-        episodes = Episodes(self._earned[:, copies].T, lengths, self._acted[:, copies].T, copies)
-        for kept in (self._earned, self._acted, self._length):
-            kept[..., copies] = 0
-        return episodes
 
 
 class RolloutPolicies(Protocol):
@@ -126,16 +38,8 @@ class RolloutPolicies(Protocol):
         ...
 
 
-@dataclass(frozen=True)
-class AgentGroup:
-    """The agents that share a module."""
-
-    module: str
-    agents: tuple[str, ...]
-
-
-def agent_groups(env: BatchedEnv, module_of: Mapping[str, str]) -> tuple[AgentGroup, ...]:
-    """The groups of an environment's agents, in the order of their first agent.
+def agent_groups(env: BatchedEnv, module_of: Mapping[str, str]) -> dict[str, tuple[str, ...]]:
+    """The agents of each module, modules in the order of their first agent.
 
     Raises:
         ValueError: Agents of one module whose spaces differ.
@@ -143,16 +47,106 @@ def agent_groups(env: BatchedEnv, module_of: Mapping[str, str]) -> tuple[AgentGr
     members: dict[str, list[str]] = {}
     for agent in env.possible_agents:
         members.setdefault(module_of[agent], []).append(agent)
-    for module, agents in members.items():
+    for module, (first, *others) in members.items():
         for kind, spaces in (("observation", env.observation_spaces), ("action", env.action_spaces)):
-            for agent in agents[1:]:
-                if spaces[agent] != spaces[agents[0]]:
+            for agent in others:
+                if spaces[agent] != spaces[first]:
                     raise ValueError(
                         f"expected agents of module {module!r} to have the same {kind} space, got "
-                        f"{spaces[agents[0]]} for {agents[0]!r} and {spaces[agent]} for {agent!r}; "
+                        f"{spaces[first]} for {first!r} and {spaces[agent]} for {agent!r}; "
                         "give them modules of their own"
                     )
-    return tuple(AgentGroup(module, tuple(agents)) for module, agents in members.items())
+    return {module: tuple(agents) for module, agents in members.items()}
+
+
+class CheckedBatch:
+    """A batch whose faults are raised as `EnvironmentFault`, with batch, agent, copy and step.
+
+    Batches that are made of arrays have no `Game` that checks them. Shapes are checked at every step, values
+    once per fragment: reading one makes a device wait.
+    """
+
+    def __init__(self, env: BatchedEnv, name: str) -> None:
+        self._env = env
+        self._name = name
+        self._steps = 0
+        self._obs = {
+            agent: torch.Size((env.num_envs, *(space.shape or ())))
+            for agent, space in env.observation_spaces.items()
+        }
+        self._each = dict.fromkeys(self._obs, torch.Size((env.num_envs,)))
+
+    def reset(self, *, seed: int) -> dict[str, Tensor]:
+        self._steps = 0
+        obs = self._call(lambda: self._env.reset(seed=seed))
+        self._check("observation", obs, self._obs)
+        return obs
+
+    def step(self, actions: Mapping[str, Tensor]) -> BatchedStep:
+        self._steps += 1
+        step = self._call(lambda: self._env.step(actions))
+        self._check("observation", step.obs, self._obs)
+        self._check("last observation", step.final_obs, self._obs)
+        self._check("reward", step.rewards, self._each)
+        self._check("termination", step.terminations, self._each)
+        self._check("truncation", step.truncations, self._each)
+        return step
+
+    def check_finite(
+        self, parts: Collection[ModuleFragment], *, lead: int, position: Callable[[int, int], int]
+    ) -> None:
+        """Raises `EnvironmentFault` where a number is not finite.
+
+        Args:
+            parts: The collected columns.
+            lead: Rows before the first step.
+            position: From step `t` of copy `e` to its number in its episode, from 1.
+        """
+        columns = [(part, name) for part in parts for name in ("rewards", "obs", "final_obs")]
+        floats = [(part, name) for part, name in columns if getattr(part, name).is_floating_point()]
+        # A sum shows what is not finite in a fraction of the time that a look at each number takes.
+        sums = [getattr(part, name).sum(dtype=torch.float32) for part, name in floats]
+        if bool(torch.stack(sums).isfinite().all()):
+            return
+        bad = ((part, name, ~getattr(part, name).isfinite()) for part, name in floats)
+        found = next((case for case in bad if bool(case[2].any())), None)
+        if found is None:  # the sum was too large
+            return
+        part, name, which = found
+        at = which.nonzero()[0].tolist()
+        t, g, e = part.final_at[at[0]].tolist() if name == "final_obs" else at[:3]
+        # An observation is what came of the step before.
+        t -= lead + (name == "obs")
+        what = {"rewards": "reward", "obs": "observation", "final_obs": "last observation"}[name]
+        step = 0 if t < 0 else position(t, e)
+        self._fail(f"copy {e}, step {step}", f"the {what} of agent {part.agents[g]!r} is not finite")
+
+    def _call(self, play: Callable[[], Any]) -> Any:
+        try:
+            return play()
+        except EnvironmentFault:
+            raise
+        except Exception as error:
+            self._fail(self._now, f"raised {type(error).__name__}: {error}", error)
+
+    def _check(self, what: str, given: Mapping[str, Tensor], shapes: Mapping[str, torch.Size]) -> None:
+        for agent, shape in shapes.items():
+            tensor = given.get(agent)
+            if tensor is None:
+                self._fail(self._now, f"gave agent {agent!r} no {what}")
+            if tensor.shape != shape:
+                self._fail(
+                    self._now,
+                    f"the {what} of agent {agent!r} has shape {tuple(tensor.shape)} for "
+                    f"{self._env.num_envs} copies, expected {tuple(shape)}",
+                )
+
+    @property
+    def _now(self) -> str:
+        return f"{self._env.num_envs} copies, step {self._steps} since the reset"
+
+    def _fail(self, where: str, what: str, cause: Exception | None = None) -> NoReturn:
+        raise EnvironmentFault(f"environment {self._name}, {where}: {what}") from cause
 
 
 class Collector:
@@ -180,7 +174,6 @@ class Collector:
         self._checked = CheckedBatch(env, name or type(env).__name__)
         self.groups = agent_groups(env, module_of)
         self.policies = policies
-        self._log = EpisodeLog(len(self.agents), env.num_envs, phases=env.phases)
         self._heads: dict[str, StepInputs] = {}
         self._open: dict[str, PendingDecisions] = {}
         self._known: dict[str, tuple[list[Tensor], bool, bool]] = {}
@@ -188,8 +181,8 @@ class Collector:
 
     @property
     def agents(self) -> tuple[str, ...]:
-        """All agents in the order of the returns in `Episodes`: group by group."""
-        return tuple(agent for group in self.groups for agent in group.agents)
+        """All agents in the order of the returns in `Episodes`: module by module."""
+        return tuple(agent for agents in self.groups.values() for agent in agents)
 
     def reset(self, *, seed: int) -> None:
         """Begin new episodes in all copies.
@@ -198,7 +191,7 @@ class Collector:
             EnvironmentFault: The environment breaks its contract.
         """
         self.policies.begin_episodes(torch.ones(self.env.num_envs, dtype=torch.bool, device=self.env.device))
-        self._log.clear()
+        self._log = EpisodeLog(len(self.agents), self.env.num_envs, phases=self.env.phases)
         self._open = {}
         self._look(self._checked.reset(seed=seed))
 
@@ -214,13 +207,13 @@ class Collector:
         steps *= self.env.phases
         lead = int(bool(self._open))
         columns = {
-            g.module: RolloutBuffer(
-                g.agents,
+            module: RolloutBuffer(
+                agents,
                 steps + lead,
-                self._open.get(g.module),
-                sequence=self.policies.sequence_length(g.module),
+                self._open.get(module),
+                sequence=self.policies.sequence_length(module),
             )
-            for g in self.groups
+            for module, agents in self.groups.items()
         }
         over = torch.zeros(steps + lead, self.env.num_envs, dtype=torch.bool, device=self.env.device)
         for t in range(lead, lead + steps):
@@ -229,64 +222,56 @@ class Collector:
             self.policies.begin_episodes(step.episode_over)
             self._look(step.obs)
         parts = {
-            module: column.finish(self._heads[module], self._filter_obs(module))
+            module: column.finish(self._heads[module], partial(self.policies.filter_obs, module, rows=None))
             for module, column in columns.items()
         }
-        self._checked.values(parts.values(), lead=lead, where=partial(self._log.position, over[lead:]))
         rewards = torch.cat([part.rewards[lead:] for part in parts.values()], 1)
-        episodes = self._log.take(rewards, _acted(parts.values(), lead), over[lead:])
+        played = over[lead:]
+        self._checked.check_finite(parts.values(), lead=lead, position=partial(self._log.position, played))
+        episodes = self._log.add(rewards, _acted(parts.values(), lead), played)
         opened = {module: PendingDecisions.of(part, columns[module].before) for module, part in parts.items()}
         self._open = {module: rows for module, rows in opened.items() if rows is not None}
         return Fragment(parts, self.env.num_envs, steps, over, self.env.phases), episodes
 
     def _step(self, columns: Mapping[str, RolloutBuffer], t: int) -> BatchedStep:
         actions: dict[str, Tensor] = {}
-        for group in self.groups:
-            head = self._heads[group.module]
-            decision = self._decide(group, head)
-            columns[group.module].write(t, head, decision)
+        for module, agents in self.groups.items():
+            head = self._heads[module]
+            decision = self._decide(module, head)
+            columns[module].write(t, head, decision)
             shape = (*head.acts.shape, *decision.env_actions.shape[1:])
-            actions.update(zip(group.agents, decision.env_actions.view(shape).unbind(0), strict=True))
+            actions.update(zip(agents, decision.env_actions.view(shape).unbind(0), strict=True))
         step = self._checked.step(actions)
         for column in columns.values():
             column.outcome(t, step)
         return step
 
-    def _decide(self, group: AgentGroup, head: StepInputs) -> Decision:
+    def _decide(self, module: str, head: StepInputs) -> Decision:
         """The decision of a module; where nobody is asked, its last one."""
-        latest = self._latest.get(group.module)
+        latest = self._latest.get(module)
         # With a memory, a decision tells the state before it.
-        if head.none_acts and latest is not None and latest.state is None:
-            return latest
-        self._latest[group.module] = self.policies.act(group.module, *head.rows())
-        return self._latest[group.module]
-
-    def _filter_obs(self, module: str) -> Callable[[Tensor], Tensor]:
-        return lambda obs: self.policies.filter_obs(module, obs, None)
+        if latest is None or latest.state is not None or not head.none_acts:
+            latest = self._latest[module] = self.policies.act(module, *head.rows())
+        return latest
 
     def _look(self, obs: Mapping[str, Tensor]) -> None:
-        """Take in the observations of all agents, and who must act on them."""
+        """Keeps the observations of all agents, filtered, and who must act on them."""
         active, masks = self.env.active, self.env.action_mask
-        for group in self.groups:
-            acts = stacked(active, group.agents)
-            head = StepInputs(
-                stacked(obs, group.agents),
-                acts,
-                None if masks[group.agents[0]] is None else stacked(masks, group.agents),
-                *self._who_acts(group, active, acts),
-            )
+        for module, agents in self.groups.items():
+            acts = stacked(active, agents)
+            flags = self._who_acts(module, [active[agent] for agent in agents], acts)
+            mask = None if masks[agents[0]] is None else stacked(masks, agents)
+            head = StepInputs(stacked(obs, agents), acts, mask, *flags)
             flat, _, rows = head.rows()
-            seen = self.policies.filter_obs(group.module, flat, rows)
-            self._heads[group.module] = head._replace(obs=seen.view(head.obs.shape))
+            seen = self.policies.filter_obs(module, flat, rows)
+            self._heads[module] = head._replace(obs=seen.view(head.obs.shape))
 
-    def _who_acts(self, group: AgentGroup, active: Mapping[str, Tensor], acts: Tensor) -> tuple[bool, bool]:
-        """Whether all agents of a group must act, and whether none; asked once where nothing changes."""
-        flags = [active[agent] for agent in group.agents]
-        known = self._known.get(group.module)
+    def _who_acts(self, module: str, flags: list[Tensor], acts: Tensor) -> tuple[bool, bool]:
+        """Whether all agents of a module must act, and whether none; asked once where nothing changes."""
+        known = self._known.get(module)
         if known is None or any(a is not b for a, b in zip(known[0], flags, strict=True)):
             everybody = bool(acts.all())
-            known = (flags, everybody, not everybody and not bool(acts.any()))
-            self._known[group.module] = known
+            known = self._known[module] = (flags, everybody, not everybody and not bool(acts.any()))
         return known[1:]
 
 
@@ -294,6 +279,5 @@ def _acted(parts: Collection[ModuleFragment], lead: int) -> Tensor | None:
     """Whether each agent acted in the steps after the leading row, `[T, A, E]`; None: everybody."""
     if all(part.acts is None for part in parts):
         return None
-    everybody = [part.terminated.new_ones(part.terminated.shape) for part in parts]
-    acts = [full if p.acts is None else p.acts[:-1] for p, full in zip(parts, everybody, strict=True)]
+    acts = [torch.ones_like(p.terminated) if p.acts is None else p.acts[:-1] for p in parts]
     return torch.cat(acts, 1)[lead:]

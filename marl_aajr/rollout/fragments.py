@@ -1,4 +1,4 @@
-"""The result of a sampling call: columns `[T, G, E, ...]` instead of episodes.
+"""The result of a sampling call: columns `[T, G, E, ...]`, and the returns of the episodes that ended.
 
 T steps, E copies of the environment, G agents that share a module. Every column is one tensor, so a fragment
 travels to another process as a handful of arrays, and advantages are a loop over T alone.
@@ -9,7 +9,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -194,3 +194,82 @@ class Fragment:
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         vars(self).update({**state, "episode_over": _to_tensor(state["episode_over"])})
+
+
+class Episodes(NamedTuple):
+    """Episodes that ended, in the order of their ends; those of one step in the order of the copies.
+
+    Attributes:
+        returns: `[n, A]` float64, the sum of each agent's rewards.
+        lengths: `[n]` int64, in steps of the environment.
+        agent_steps: `[n, A]` int64, how often each agent acted.
+        copies: `[n]` int64, where they were played.
+    """
+
+    returns: Tensor
+    lengths: Tensor
+    agent_steps: Tensor
+    copies: Tensor
+
+
+class EpisodeLog:
+    """The returns so far of the episodes in progress, on the CPU.
+
+    Args:
+        agents: A, the number of agents.
+        num_envs: E.
+        phases: Steps of the batch that make one step of the environment.
+    """
+
+    def __init__(self, agents: int, num_envs: int, *, phases: int = 1) -> None:
+        self._phases = phases
+        self._earned = torch.zeros(agents, num_envs, dtype=torch.float64)
+        self._acted = torch.zeros(agents, num_envs, dtype=torch.int64)
+        self._length = torch.zeros(num_envs, dtype=torch.int64)
+
+    def position(self, over: Tensor, t: int, e: int) -> int:
+        """The number in its episode, from 1, of the coming step `t` in copy `e`.
+
+        Args:
+            over: `[T, E]` bool, where episodes end in those steps.
+            t: From 0.
+            e: Copy.
+        """
+        ended = over[:t, e].nonzero().flatten().tolist()
+        passed = t - ended[-1] if ended else t + 1 + int(self._length[e])
+        return -(-passed // self._phases)
+
+    def add(self, rewards: Tensor, acts: Tensor | None, over: Tensor) -> Episodes:
+        """Counts T steps.
+
+        Args:
+            rewards: `[T, A, E]`.
+            acts: `[T, A, E]` bool, who acted; None: everybody.
+            over: `[T, E]` bool, where episodes ended.
+
+        Returns:
+            Those that ended.
+        """
+        rewards, over = rewards.cpu(), over.cpu()
+        acts = None if acts is None else acts.cpu()
+        ended = [self._ended(torch.arange(0))]
+        start = 0
+        for last in over.any(1).nonzero().flatten().tolist():
+            self._count(rewards, acts, slice(start, last + 1))
+            ended.append(self._ended(over[last].nonzero().flatten()))
+            start = last + 1
+        self._count(rewards, acts, slice(start, None))
+        return Episodes(*(torch.cat(column) for column in zip(*ended, strict=True)))
+
+    def _count(self, rewards: Tensor, acts: Tensor | None, steps: slice) -> None:
+        number = len(rewards[steps])
+        self._earned += rewards[steps].sum(0, dtype=torch.float64)
+        self._acted += number if acts is None else acts[steps].sum(0)
+        self._length += number
+
+    def _ended(self, copies: Tensor) -> Episodes:
+        lengths = self._length[copies] // self._phases
+        episodes = Episodes(self._earned[:, copies].T, lengths, self._acted[:, copies].T, copies)
+        for kept in (self._earned, self._acted, self._length):
+            kept[..., copies] = 0
+        return episodes

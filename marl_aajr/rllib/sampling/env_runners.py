@@ -31,9 +31,9 @@ from marl_aajr.rllib.sampling.env import EnvCreator
 from marl_aajr.rllib.sampling.metrics import SamplingMetrics
 from marl_aajr.rllib.sampling.module_policies import ModulePolicies
 from marl_aajr.rllib.sampling.observation_filter import BatchFilter
-from marl_aajr.rollout.collector import Collector, Episodes
+from marl_aajr.rollout.collector import Collector
 from marl_aajr.rollout.faults import EnvironmentFault
-from marl_aajr.rollout.fragments import Fragment
+from marl_aajr.rollout.fragments import Episodes, Fragment
 
 
 class RunEnvRunner(OpenEnvRunner):

@@ -34,8 +34,7 @@ from ray.rllib.utils.metrics import (
 )
 from torch import Tensor
 
-from marl_aajr.rollout.collector import Episodes
-from marl_aajr.rollout.fragments import Fragment
+from marl_aajr.rollout.fragments import Episodes, Fragment
 
 RETURNS_KEY = "marl_aajr"
 """Under `result["env_runners"]`."""
