@@ -13,7 +13,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from itertools import islice
-from math import isfinite
 from typing import ClassVar, Literal, get_args
 
 import torch
@@ -21,7 +20,7 @@ from torch import Tensor
 
 from marl_aajr.attacks.base import Attack
 from marl_aajr.core.ascent import ascend, largest, steepest
-from marl_aajr.core.checks import one_of, whole
+from marl_aajr.core.checks import one_of, positive, whole
 from marl_aajr.core.distributions import Categorical, MultiCategorical, single_actions
 from marl_aajr.core.objectives import (
     BoundObjective,
@@ -78,8 +77,7 @@ class PGD(Attack):
         super().__post_init__()
         whole("steps", self.steps)
         whole("restarts", self.restarts)
-        if not (isfinite(self.step_size) and self.step_size > 0):
-            raise ValueError(f"expected a step_size > 0 (a fraction of epsilon), got {self.step_size!r}")
+        positive("step_size", self.step_size, note=" (a fraction of epsilon)")
         one_of("step", self.step, get_args(AttackStep))
 
     def run(self, policy: Policy, obs: Tensor, *, generator: torch.Generator) -> Tensor:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from marl_aajr.attacks.base import Access, Attack
-from marl_aajr.core.checks import whole
+from marl_aajr.core.checks import positive, whole
 from marl_aajr.core.policy import Policy
 
 
@@ -48,8 +48,7 @@ class GaussianNoise(Attack):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not self.sigma > 0:
-            raise ValueError(f"expected sigma > 0 (a fraction of epsilon), got {self.sigma!r}")
+        positive("sigma", self.sigma, note=" (a fraction of epsilon)")
 
     def run(self, policy: Policy, obs: Tensor, *, generator: torch.Generator) -> Tensor:
         noise = torch.empty_like(obs).normal_(generator=generator)

@@ -29,7 +29,7 @@ from gymnasium import spaces
 from torch import Tensor
 
 from marl_aajr.core.ascent import ascend, largest, steepest
-from marl_aajr.core.checks import one_of, whole
+from marl_aajr.core.checks import one_of, positive, whole
 from marl_aajr.core.distributions import DiagGaussian
 from marl_aajr.core.objectives import (
     BoundObjective,
@@ -219,8 +219,7 @@ class PAADActions(AdversaryActions):
 
     def __post_init__(self) -> None:
         whole("steps", self.steps)
-        if not self.step_size > 0:
-            raise ValueError(f"expected a step_size > 0 (a fraction of epsilon), got {self.step_size!r}")
+        positive("step_size", self.step_size, note=" (a fraction of epsilon)")
 
     def space(self, observations: spaces.Space[Any], actions: spaces.Space[Any]) -> spaces.Space[Any]:
         return _cube(spaces.flatdim(actions)) if isinstance(actions, spaces.Box) else actions

@@ -11,7 +11,7 @@ import dataclasses
 from bisect import bisect_right
 from collections.abc import Collection, Iterable, Sequence
 from difflib import get_close_matches
-from math import isfinite
+from math import inf, isfinite
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -31,6 +31,13 @@ def whole(name: str, value: object, *, least: int = 1) -> None:
     """Raise `ValueError` unless `value` is an integer of at least `least`."""
     if not isinstance(value, int) or isinstance(value, bool) or value < least:
         raise ValueError(f"expected an integer {name} ≥ {least}, got {value!r}")
+
+
+def positive(name: str, value: object, *, note: str = "", zero: bool = False) -> None:
+    """Raise `ValueError` unless `value` is a finite number above 0, or, with `zero`, 0."""
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    if not number or not (0 < value < inf or (zero and value == 0)):  # type: ignore[operator]
+        raise ValueError(f"expected a finite {name} {'≥' if zero else '>'} 0{note}, got {value!r}")
 
 
 def proportion(name: str, value: float) -> None:

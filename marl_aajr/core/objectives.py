@@ -14,8 +14,8 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
-from typing import ClassVar, Literal, Protocol, get_args, runtime_checkable
+from dataclasses import dataclass, fields, replace
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, get_args, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -23,6 +23,9 @@ from torch import Tensor
 from marl_aajr.core.checks import one_of
 from marl_aajr.core.distributions import MASKED_LOGIT, ActionDistribution, DiagGaussian, single_actions
 from marl_aajr.core.policy import Policy
+
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
 
 BoundObjective = Callable[[Tensor], Tensor]
 """Perturbed observations `[B, ..., d]` to values `[B, ...]`."""
@@ -83,6 +86,12 @@ def critic_of(critic: Critic | None, index: Tensor) -> Critic | None:
     return critic.select(index) if isinstance(critic, RowBound) else critic
 
 
+def selected(batch: DataclassInstance, index: Tensor) -> dict[str, Any]:
+    """The rows `index` of every field that is a tensor, by name."""
+    columns = ((field.name, getattr(batch, field.name)) for field in fields(batch))
+    return {name: value.index_select(0, index) for name, value in columns if isinstance(value, Tensor)}
+
+
 @dataclass(frozen=True)
 class Clean:
     """A batch at its clean observations: outputs, and what objectives may need beside them.
@@ -104,9 +113,7 @@ class Clean:
 
     def select(self, index: Tensor) -> Clean:
         """The rows `index` only."""
-        columns = {name: value for name, value in vars(self).items() if isinstance(value, Tensor)}
-        rows = {name: column.index_select(0, index) for name, column in columns.items()}
-        return replace(self, values=critic_of(self.values, index), **rows)
+        return replace(self, values=critic_of(self.values, index), **selected(self, index))
 
 
 Need = Literal["advantages", "critic", "policy_loss"]

@@ -9,7 +9,9 @@ compares the two.
 from __future__ import annotations
 
 import ast
+import inspect
 import re
+import textwrap
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import cache
@@ -86,11 +88,30 @@ class Setting:
         return (summary if symbol else summary[:1].upper() + summary[1:]) + ".", none
 
 
+_SECTION = re.compile(r"^Attributes:\n(?: {4}.*\n?|\n(?= {4}))*", re.MULTILINE)
+_ENTRY = re.compile(r"^ {4}(\w+): (.*(?:\n {8}.*)*)", re.MULTILINE)
+
+
 def attributes(docstring: str) -> dict[str, str]:
     """The entries under `Attributes:` of a Google-style docstring without common indentation, by name."""
-    section = re.search(r"^Attributes:\n((?: {4}.*\n?|\n)*)", docstring, re.MULTILINE)
-    entries = re.findall(r"^ {4}(\w+): (.*(?:\n {8}.*)*)", section[1] if section else "", re.MULTILINE)
-    return {name: " ".join(text.split()) for name, text in entries}
+    section = _SECTION.search(docstring)
+    return {name: " ".join(text.split()) for name, text in _ENTRY.findall(section[0] if section else "")}
+
+
+def inherit_attributes(cls: type) -> None:
+    """Add the entries under `Attributes:` of the base class to the docstring, but for those that it has."""
+    docstring, base = inspect.cleandoc(cls.__doc__ or ""), inspect.getdoc(cls.__base__) or ""
+    entries = {name: text for name, text in attributes(base).items() if name not in attributes(docstring)}
+    if not docstring or not entries:
+        return
+    layout = textwrap.TextWrapper(110, initial_indent=" " * 4, subsequent_indent=" " * 8)
+    added = "".join(layout.fill(f"{name}: {text}") + "\n" for name, text in entries.items())
+    section = _SECTION.search(docstring)
+    if section is None:
+        cls.__doc__ = f"{docstring}\n\nAttributes:\n{added}"
+    else:
+        end = section.end()
+        cls.__doc__ = f"{docstring[:end].rstrip()}\n{added}{docstring[end:]}"
 
 
 def find_setting(cls: str, path: str) -> Setting:

@@ -18,13 +18,12 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
-from math import isfinite
 from typing import ClassVar, Literal, Self, get_args
 
 import torch
 from torch import Tensor
 
-from marl_aajr.core.checks import Schedule, maximum, one_of, value_at
+from marl_aajr.core.checks import Schedule, maximum, one_of, positive, value_at
 from marl_aajr.core.distributions import ActionDistribution
 from marl_aajr.core.jacobian import BACKENDS, Backend, safe_sqrt, squared_distance
 from marl_aajr.core.objectives import EVERYTHING, Need
@@ -50,7 +49,6 @@ class AAJR(JacobianPenalty):
     """Penalise the policy's sensitivity along the directions in which an adversary pushes it.
 
     Attributes:
-        coefficient: λ ≥ 0, weight of the penalty: a number or a schedule, `'[[env_step, value], ...]'`.
         form: penalty on ‖J u‖: `"squared"`, `"hinge"` or `"constraint"`. The module's docstring has their
             equations.
         gain_bound: γ ≥ 0, bound on ‖J u‖ of the forms `hinge` and `constraint`.
@@ -59,35 +57,9 @@ class AAJR(JacobianPenalty):
         dual_bounds: [low, high], range of the dual variable, 0 ≤ low < high; None: [0, 1].
         secant: whether the chord ‖f(s+δ_{t+1}) − f(s+δ_t)‖² / ‖δ_{t+1} − δ_t‖² replaces ‖J u‖². A different,
             cheaper penalty, without derivatives of the network.
-        output: φ, output whose sensitivity counts: `"logits"`, `"mean"`, `"probs"` or `"fisher"`.
-        metric: whether gradients flow through p or σ of the output map: `"full"`, or not: `"detached"`.
-        backend: how Jacobian-vector products are computed: `"auto"`, `"mlp"`, `"forward"`, `"double"` or
-            `"central"` (`marl_aajr.core.jacobian`).
         adversarial_weight: κ in [0, 1], share of the policy loss taken at the perturbed observation s + δ_K;
             a number or a schedule.
         dual_clip: c > 1, bound on the adversarial loss of rows with Â < 0 (Ye 2020); None: no bound.
-        objective: quantity that the inner adversary maximises: `"kl"`, `"surrogate"`, `"margin"` or
-            `"value"`. In Python also a function `(outputs [B, ..., m], clean) -> [B, ...]`.
-        steps: K ≥ 1, ascent steps of the inner adversary.
-        step_size: η > 0, size of an ascent step as a fraction of ε: a number, a schedule, or `"auto"`, by the
-            measured curvature. That is measured row by row (`marl_aajr.core.ascent`). For `raw` steps it is η
-            itself.
-        step: direction of an ascent step: `"sign"`, `"normalized"` or `"raw"` (the gradient itself).
-        start: δ_0, start of the ascent: `"zero"` or `"random"`; None: random where the objective is flat at
-            zero.
-        epsilon: ε > 0, radius of the perturbation set, in the units that the network sees (of atla: of the
-            environment); a number or a schedule.
-        norm: norm of the radius: `"linf"` or `"l2"`.
-        sample_fraction: share of each minibatch that is regularised, drawn at random, in (0, 1]. A tenth of a
-            thousand rows does what all of them do (experiments/sample_share), at a fourth of the cost; small
-            minibatches want more.
-        leaves: names of the parts of a nested observation that can be perturbed, such as `position` or
-            `camera/depth`; None: all of floating-point numbers but action masks. Their features are those of
-            mask, scale, low and high: in the order of the observation's sorted keys, row by row.
-        mask: per feature, whether it can be perturbed; None: all can.
-        scale: per feature, the size > 0 of one unit of ε; None: 1.
-        low: lower bound of perturbed observations, a number or one per feature; None: none.
-        high: upper bound of perturbed observations, a number or one per feature; None: none.
 
     Raises:
         ValueError: a setting out of its range, or two that exclude each other, at construction.
@@ -112,18 +84,7 @@ class AAJR(JacobianPenalty):
         super().__post_init__()
         check_share("adversarial_weight", self.adversarial_weight)
         one_of("form", self.form, FORMS)
-        if self.form == "constraint":
-            if self.dual_step_size is None:
-                object.__setattr__(self, "dual_step_size", DUAL_STEP_SIZE)
-            low, high = DUAL_BOUNDS if self.dual_bounds is None else self.dual_bounds
-            object.__setattr__(self, "dual_bounds", (float(low), float(high)))
-        _check_form(
-            self.form,
-            coefficient=self.coefficient,
-            gain_bound=self.gain_bound,
-            dual_step_size=self.dual_step_size,
-            dual_bounds=self.dual_bounds,
-        )
+        self._check_form()
         if self.secant and self.backend != "auto":
             raise ValueError(
                 f"expected no backend with secant=True, which needs no derivative, got {self.backend!r}; "
@@ -131,6 +92,43 @@ class AAJR(JacobianPenalty):
             )
         if self.dual_clip is not None:
             check_dual_clip(self.dual_clip, self.adversarial_weight)
+
+    def _check_form(self) -> None:
+        """Raise `ValueError` for settings that the form does not use, or lacks."""
+        if self.form == "squared" and self.gain_bound is not None:
+            raise ValueError(
+                f"expected no gain_bound with form='squared', which has none, got {self.gain_bound!r}; "
+                "use form='hinge' or 'constraint'"
+            )
+        if self.form != "squared":
+            positive("gain_bound", self.gain_bound, zero=True, note=f" with form={self.form!r}")
+        if self.form == "constraint":
+            self._check_dual()
+            return
+        for name in ("dual_step_size", "dual_bounds"):
+            if (value := getattr(self, name)) is not None:
+                raise ValueError(
+                    f"expected no {name} with form={self.form!r}, which has no dual variable, got {value!r}; "
+                    "use form='constraint'"
+                )
+
+    def _check_dual(self) -> None:
+        low, high = DUAL_BOUNDS if self.dual_bounds is None else self.dual_bounds
+        if self.dual_step_size is None:
+            object.__setattr__(self, "dual_step_size", DUAL_STEP_SIZE)
+        object.__setattr__(self, "dual_bounds", (float(low), float(high)))
+        positive("dual_step_size", self.dual_step_size)
+        if not 0 <= low < high:
+            raise ValueError(f"expected dual_bounds [low, high] with 0 ≤ low < high, got {[low, high]}")
+        if not isinstance(self.coefficient, float):
+            raise ValueError(
+                "expected a number as coefficient with form='constraint', whose dual variable starts there "
+                f"and then moves by itself, got the schedule {self.coefficient}"
+            )
+        if not low <= self.coefficient <= high:
+            raise ValueError(
+                f"expected a coefficient within dual_bounds {[low, high]}, got {self.coefficient}"
+            )
 
     def active(self, timestep: float) -> bool:
         return self.form == "constraint" or super().active(timestep)
@@ -171,10 +169,12 @@ class AAJR(JacobianPenalty):
         with torch.set_grad_enabled(weight > 0 or self.form == "constraint"):
             if self.secant:
                 squared = self._squared_secants(sample, trajectory.deltas)
-                penalty, squared = sample.mean(self._form(squared)), squared.detach()
+                penalty, squared = sample.mean(self.penalties(squared)), squared.detach()
             else:
                 points = trajectory.deltas[: self.steps]
-                penalty, squared = self.mean_squared_gain(sample, points, trajectory.directions, self._form)
+                penalty, squared = self.mean_squared_gain(
+                    sample, points, trajectory.directions, self.penalties
+                )
         loss = weight * penalty
         metrics = {"penalty": penalty.detach(), **gain_metrics(sample, squared)}
         if self.form == "constraint":
@@ -190,12 +190,15 @@ class AAJR(JacobianPenalty):
     def _weight(self, context: Context) -> float:
         """λ: the coefficient, or the dual variable (kept on the CPU: reading it waits for nothing)."""
         if self.form == "constraint":
-            return float((self.initial_state() if context.state is None else context.state)[DUAL])
+            return float(context.state[DUAL])
         return value_at(self.coefficient, context.timestep)
 
-    def _form(self, squared: Tensor) -> Tensor:
+    def penalties(self, squared: Tensor) -> Tensor:
         """The penalty of each row and step from ‖J u‖², which is 0 where a row has no direction u."""
-        return apply_form(self.form, squared, self.gain_bound)
+        if self.form != "hinge":
+            return squared
+        assert self.gain_bound is not None
+        return (safe_sqrt(squared) - self.gain_bound).clamp_min(0).square()
 
     def _squared_secants(self, sample: Sample, deltas: Tensor) -> Tensor:
         """‖φ(s + δ_{t+1}) − φ(s + δ_t)‖² / ‖δ_{t+1} − δ_t‖², `[K, B, ...]`; 0 where nothing moved."""
@@ -209,56 +212,3 @@ class AAJR(JacobianPenalty):
         # At a corner of the set the step is zero up to rounding, and so is the chord.
         moved = lengths > torch.finfo(lengths.dtype).eps * deltas.square().sum(-1).amax(0)
         return torch.where(moved, chords / torch.where(moved, lengths, 1.0), 0.0)
-
-
-def apply_form(form: Form, squared: Tensor, gain_bound: float | None) -> Tensor:
-    """The penalty of each row and step from ‖J u‖², `[...] -> [...]`."""
-    if form == "hinge":
-        assert gain_bound is not None
-        return (safe_sqrt(squared) - gain_bound).clamp_min(0).square()
-    return squared
-
-
-def _check_form(
-    form: Form,
-    *,
-    coefficient: object,
-    gain_bound: float | None,
-    dual_step_size: float | None,
-    dual_bounds: tuple[float, float] | None,
-) -> None:
-    """Raise `ValueError` for settings that the form does not use, or lacks."""
-    if form == "squared" and gain_bound is not None:
-        raise ValueError(
-            f"expected no gain_bound with form='squared', which has none, got {gain_bound!r}; "
-            "use form='hinge' or 'constraint'"
-        )
-    if form != "squared" and not _number(gain_bound, above=0, including=True):
-        raise ValueError(f"expected a gain_bound ≥ 0 with form={form!r}, got {gain_bound!r}")
-    if form != "constraint":
-        for name, value in (("dual_step_size", dual_step_size), ("dual_bounds", dual_bounds)):
-            if value is not None:
-                raise ValueError(
-                    f"expected no {name} with form={form!r}, which has no dual variable, got {value!r}; "
-                    "use form='constraint'"
-                )
-        return
-    if not _number(dual_step_size, above=0):
-        raise ValueError(f"expected a dual_step_size > 0, got {dual_step_size!r}")
-    assert dual_bounds is not None
-    low, high = dual_bounds
-    if not 0 <= low < high:
-        raise ValueError(f"expected dual_bounds [low, high] with 0 ≤ low < high, got {list(dual_bounds)}")
-    if not isinstance(coefficient, float):
-        raise ValueError(
-            "expected a number as coefficient with form='constraint', whose dual variable starts there and "
-            f"then moves by itself, got the schedule {coefficient}"
-        )
-    if not low <= coefficient <= high:
-        raise ValueError(f"expected a coefficient within dual_bounds {list(dual_bounds)}, got {coefficient}")
-
-
-def _number(value: object, *, above: float, including: bool = False) -> bool:
-    if isinstance(value, bool) or not isinstance(value, int | float) or not isfinite(value):
-        return False
-    return value >= above if including else value > above

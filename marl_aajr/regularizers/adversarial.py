@@ -60,7 +60,12 @@ class Perturbing(Regularizer):
         for name in ("leaves", "mask", "scale", "low", "high"):
             if isinstance(value := getattr(self, name), list):
                 object.__setattr__(self, name, tuple(value))
-        _check_leaves(self.leaves)
+        named = isinstance(self.leaves, tuple) and all(isinstance(name, str) for name in self.leaves)
+        if self.leaves is not None and not (named and self.leaves):
+            raise ValueError(
+                f"expected leaves as a list of names such as [position, camera/depth], got {self.leaves!r}; "
+                "leave it out for all of them"
+            )
         if not 0 < self.sample_fraction <= 1:
             raise ValueError(f"expected a sample_fraction in (0, 1], got {self.sample_fraction!r}")
         replace(self.perturbations(0), epsilon=minimum(self.epsilon))
@@ -193,16 +198,6 @@ def require(needs: Collection[Need], offers: Collection[Need], what: str) -> Non
         names = ", ".join(name.replace("_", " ") for name in missing)
         have = ", ".join(sorted(name.replace("_", " ") for name in offers)) or "none of these"
         raise ValueError(f"expected a module and learner with {names} for {what}, got {have}; choose another")
-
-
-def _check_leaves(leaves: object) -> None:
-    if leaves is None:
-        return
-    if not isinstance(leaves, tuple) or not leaves or not all(isinstance(name, str) for name in leaves):
-        raise ValueError(
-            f"expected leaves as a list of names such as [position, camera/depth], got {leaves!r}; leave it "
-            "out for all of them"
-        )
 
 
 def check_share(name: str, schedule: Schedule) -> None:

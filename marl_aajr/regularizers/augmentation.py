@@ -95,9 +95,6 @@ class AdversarialTraining(Adversarial):
         objective: quantity that the inner adversary maximises: `"kl"`, `"surrogate"`, `"margin"` or
             `"value"`. In Python also a function `(outputs [B, ..., m], clean) -> [B, ...]`.
 
-    The adversary and its perturbation set have the settings of `AAJR`: steps, step_size, step, start;
-    epsilon, norm, sample_fraction, leaves, mask, scale, low, high.
-
     Source: Madry 2018 (arXiv 1706.06083) with the policy loss for the loss, hence `"surrogate"`.
     """
 
@@ -139,8 +136,6 @@ class NoiseAugmentation(Perturbing):
     Attributes:
         noise_weight: share of the policy loss taken at s + noise, in [0, 1]; a number or schedule. The noise
             is uniform in the perturbation set.
-
-    That has the settings of `AAJR`: epsilon, norm, sample_fraction, leaves, mask, scale, low, high.
     """
 
     name: ClassVar[str] = "noise_augmentation"

@@ -84,15 +84,7 @@ class JacobianNorm(JacobianPenalty):
 
 @dataclass(frozen=True, kw_only=True)
 class RandomDirection(JacobianNorm):
-    """‖J z‖² along directions drawn uniformly from the unit sphere: what is left of AAJR without its u_t.
-
-    Attributes:
-        at: points where the Jacobian is taken: `"clean"` (s; the adversary's settings have no effect) or
-            `"trajectory"` (s + δ_t for t < K, the points of AAJR).
-
-    It has AAJR's settings, too: coefficient, output, metric, backend; those of its adversary (objective,
-    steps, step_size, step, start) and of the perturbation set.
-    """
+    """‖J z‖² along directions drawn uniformly from the unit sphere: what is left of AAJR without its u_t."""
 
     name: ClassVar[str] = "random_direction"
     summary: ClassVar[str] = "Jacobian penalty along random directions (ablation of AAJR's direction)"
@@ -111,11 +103,6 @@ class Frobenius(JacobianNorm):
     Attributes:
         projection: side of the Jacobian that random vectors multiply: `"input"` or `"output"`.
         projections: number of random projections that are averaged, ≥ 1.
-        at: points where the Jacobian is taken: `"clean"` (s; the adversary's settings have no effect) or
-            `"trajectory"` (s + δ_t for t < K, the points of AAJR).
-
-    It has AAJR's settings, too: coefficient, output, metric, backend; those of its adversary (objective,
-    steps, step_size, step, start) and of the perturbation set.
 
     Source: Hoffman 2019 (arXiv 1908.02729, algorithm 1): output projections of the logits at clean inputs,
     with weight λ_JR/2 where `coefficient` is the whole weight.
@@ -185,11 +172,6 @@ class Spectral(JacobianNorm):
 
     Attributes:
         iterations: power iterations, ≥ 1; each costs a Jacobian-vector and a vector-Jacobian product.
-        at: points where the Jacobian is taken: `"clean"` (s; the adversary's settings have no effect) or
-            `"trajectory"` (s + δ_t for t < K, the points of AAJR).
-
-    It has AAJR's settings, too: coefficient, output, metric, backend; those of its adversary (objective,
-    steps, step_size, step, start) and of the perturbation set.
 
     Source: the global constraint that arXiv 2603.04378 compares its own with, at the sampled points.
     """

@@ -9,8 +9,11 @@ PyTorch loop and in a test. `a + b` is the `Sum` of two.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Collection, Mapping, MutableMapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, MutableMapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import reduce
+from operator import add
 from typing import ClassVar, Self, TypeVar
 
 import torch
@@ -21,6 +24,7 @@ from marl_aajr.core.distributions import ActionDistribution
 from marl_aajr.core.jacobian import BACKENDS, Backend
 from marl_aajr.core.objectives import EVERYTHING, Need
 from marl_aajr.core.policy import Policy
+from marl_aajr.core.settings import inherit_attributes
 from marl_aajr.regularizers.sample import Sample
 
 State = MutableMapping[str, Tensor]
@@ -50,14 +54,14 @@ class Context:
     Attributes:
         timestep: environment steps so far, for schedules.
         generator: the only source of randomness.
-        state: as `initial_state` began it; None: as at the beginning.
+        state: as `initial_state` began it.
         check: raise at the first non-finite number instead of counting it. The learner uses it to
             name the origin after a count above zero. Without it nothing waits for an accelerator.
     """
 
     timestep: float
     generator: torch.Generator
-    state: State | None = None
+    state: State
     check: bool = False
 
     def check_finite(self, name: str, tensor: Tensor) -> None:
@@ -67,10 +71,18 @@ class Context:
 
 
 class Regularizer(ABC):
-    """A penalty on a policy, by the name under which YAML files and the command line know it."""
+    """A penalty on a policy, by the name under which YAML files and the command line know it.
+
+    Settings that a subclass inherits are described once, by the class that declares them, and are added to
+    the docstring of the subclass.
+    """
 
     name: ClassVar[str]
     summary: ClassVar[str]
+
+    def __init_subclass__(cls) -> None:
+        super().__init_subclass__()
+        inherit_attributes(cls)
 
     @property
     def perturbed_leaves(self) -> tuple[str, ...] | None:
@@ -120,7 +132,8 @@ class Regularizer(ABC):
         state: State | None = None,
         check: bool = False,
     ) -> LossTerm:
-        """The loss term and metrics of one minibatch; arguments as in `Context`."""
+        """The loss term and metrics of one minibatch; arguments as in `Context`, None: the first state."""
+        state = self.initial_state() if state is None else state
         context = Context(timestep=timestep, generator=generator, state=state, check=check)
         sample = self.rows(sample, generator)
         context.check_finite("the observations", sample.obs)
@@ -231,36 +244,24 @@ class Sum(Regularizer):
         }
 
     def loss_term(self, sample: Sample, context: Context) -> LossTerm:
-        total: Tensor | None = None
-        nonfinite: Tensor | None = None
+        terms: list[LossTerm] = []
         metrics: dict[str, Tensor] = {}
         for label, member in self.labelled:
             if not member.active(context.timestep):
                 continue
-            own = None if context.state is None else _own(context.state, label)
-            answer = member.evaluate(
-                sample,
-                timestep=context.timestep,
-                generator=context.generator,
-                state=own,
-                check=context.check,
-            )
-            _put_back(context.state, label, own)
+            with _own_state(context.state, label) as own:
+                answer = member.evaluate(sample, **(vars(context) | {"state": own}))
             metrics |= {f"{label}/{key}": value for key, value in answer.metrics.items()}
-            total = answer.loss if total is None else total + answer.loss
-            count = answer.metrics["nonfinite"]
-            nonfinite = count if nonfinite is None else nonfinite + count
-        assert total is not None
-        assert nonfinite is not None
-        return LossTerm(total, metrics | {"nonfinite": nonfinite})
+            terms.append(answer)
+        count = reduce(add, (term.metrics["nonfinite"] for term in terms))
+        return LossTerm(reduce(add, (term.loss for term in terms)), metrics | {"nonfinite": count})
 
     def after_update(self, state: State, metrics: Mapping[str, float]) -> None:
         for label, member in self.labelled:
             # A member that a schedule has kept out of this update has no metrics.
             if own_metrics := _own(metrics, label):
-                own = _own(state, label)
-                member.after_update(own, own_metrics)
-                _put_back(state, label, own)
+                with _own_state(state, label) as own:
+                    member.after_update(own, own_metrics)
 
     @property
     def constrains(self) -> bool:
@@ -269,9 +270,8 @@ class Sum(Regularizer):
     def constrain(self, module: nn.Module, state: State, *, exact: bool = False) -> Mapping[str, Tensor]:
         metrics: dict[str, Tensor] = {}
         for label, member in self.labelled:
-            own = _own(state, label)
-            answer = member.constrain(module, own, exact=exact)
-            _put_back(state, label, own)
+            with _own_state(state, label) as own:
+                answer = member.constrain(module, own, exact=exact)
             metrics |= {f"{label}/{key}": value for key, value in answer.items()}
         return metrics
 
@@ -287,6 +287,9 @@ def _own(entries: Mapping[str, _T], label: str) -> dict[str, _T]:
     return {key.removeprefix(prefix): value for key, value in entries.items() if key.startswith(prefix)}
 
 
-def _put_back(state: State | None, label: str, own: Mapping[str, Tensor] | None) -> None:
-    if state is not None and own is not None:
-        state.update({f"{label}/{key}": value for key, value in own.items()})
+@contextmanager
+def _own_state(state: State, label: str) -> Iterator[State]:
+    """A member's part of the state; what it changes there is kept."""
+    own = _own(state, label)
+    yield own
+    state.update({f"{label}/{key}": value for key, value in own.items()})

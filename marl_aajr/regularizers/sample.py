@@ -16,7 +16,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from marl_aajr.core.objectives import Clean, Critic, critic_of
+from marl_aajr.core.objectives import Clean, Critic, critic_of, selected
 from marl_aajr.core.policy import Policy
 
 PolicyLoss = Callable[[Tensor, "Sample"], Tensor]
@@ -142,22 +142,9 @@ class Sample:
     def select(self, index: Tensor) -> Sample:
         """The rows `index` only."""
         here = index.to(self.obs.device, non_blocking=True)
-
-        def rows(column: Tensor | None) -> Tensor | None:
-            return None if column is None else column.index_select(0, here)
-
-        return replace(
-            self,
-            policy=self.policy.select(here),
-            obs=self.obs.index_select(0, here),
-            outputs=self.outputs.index_select(0, here),
-            mask=rows(self.mask),
-            actions=rows(self.actions),
-            log_probs=rows(self.log_probs),
-            advantages=rows(self.advantages),
-            values=critic_of(self.values, here),
-            shard=None if self.shard is None else self.shard.select(index),
-        )
+        policy, values = self.policy.select(here), critic_of(self.values, here)
+        shard = None if self.shard is None else self.shard.select(index)
+        return replace(self, policy=policy, values=values, shard=shard, **selected(self, here))
 
     def mean(self, values: Tensor) -> Tensor:
         """Mean of `values [..., B, ...]` over all leading copies and the rows that count.

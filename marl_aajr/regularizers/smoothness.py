@@ -106,13 +106,9 @@ class SmoothPolicy(Smoothness):
     """The regularizer of SA-PPO: the action distribution must not move under the worst perturbation.
 
     Attributes:
-        coefficient: λ ≥ 0, weight of the penalty: a number or a schedule, `'[[env_step, value], ...]'`.
         langevin: whether the adversary is the source's own (SGLD), or plain projected gradient ascent, as for
             AAJR. SGLD starts in a random corner one step away (unless `start` says otherwise) and adds
             decaying Gaussian noise to the gradient before its sign.
-
-    Its adversary and perturbation set have AAJR's settings: steps, step_size, step, start; epsilon, norm,
-    sample_fraction, leaves, mask, scale, low, high.
 
     The gradient flows through s + δ only, as in the source's code; its K is 10, with steps of ε/10.
 
@@ -170,11 +166,7 @@ class ERNIE(Smoothness):
     """ERNIE: the network's output must not move under the worst perturbation, in the plain Euclidean norm.
 
     Attributes:
-        coefficient: λ ≥ 0, weight of the penalty: a number or a schedule, `'[[env_step, value], ...]'`.
         output: output whose distance counts: `"logits"`, `"probs"` (its actor-critic) or `"mean"`.
-
-    Its adversary and perturbation set have AAJR's settings: steps, step_size, step, start; epsilon, norm,
-    sample_fraction, leaves, mask, scale, low, high.
 
     Rows are averaged and δ is projected on the ball, as in the paper; the published code takes the norm of a
     whole batch, does not project, and scales its steps by `|s|`. The gradient flows through both outputs.

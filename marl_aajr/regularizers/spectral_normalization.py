@@ -10,12 +10,13 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
-from math import isfinite, prod, sqrt
+from math import prod, sqrt
 from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 
+from marl_aajr.core.checks import positive
 from marl_aajr.core.distributions import ActionDistribution
 from marl_aajr.core.objectives import EVERYTHING, Need
 from marl_aajr.regularizers.regularizer import Context, LossTerm, Regularizer, State
@@ -49,8 +50,7 @@ class SpectralNormalization(Regularizer):
     layer_bound: float = 2.0
 
     def __post_init__(self) -> None:
-        if not (isfinite(self.layer_bound) and self.layer_bound > 0):
-            raise ValueError(f"expected a finite layer_bound > 0, got {self.layer_bound!r}")
+        positive("layer_bound", self.layer_bound)
 
     def active(self, timestep: float) -> bool:
         return False

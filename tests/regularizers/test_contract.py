@@ -14,7 +14,7 @@ from torch import Tensor
 
 from marl_aajr.core.checks import NonFiniteError
 from marl_aajr.core.distributions import ActionDistribution, Categorical
-from marl_aajr.core.settings import attributes
+from marl_aajr.core.settings import attributes, declared
 from marl_aajr.regularizers import (
     AAJR,
     REGULARIZERS,
@@ -203,9 +203,11 @@ def test_the_defaults_are_shared() -> None:
                 assert getattr(regularizer, setting) == getattr(reference, setting), (name, setting)
 
 
-def test_aajr_says_all_of_its_settings_in_the_words_of_the_classes_that_share_them() -> None:
-    described = attributes(inspect.getdoc(AAJR) or "")
-    assert set(described) == {field.name for field in fields(AAJR)}
-    for base in AAJR.__mro__[1:]:
-        for name, text in attributes(inspect.cleandoc(base.__doc__ or "")).items():
-            assert described[name] == text, (base.__name__, name)
+@every
+def test_it_says_all_of_its_settings_in_the_words_of_the_classes_that_share_them(name: str) -> None:
+    cls = REGULARIZERS[name]
+    described = attributes(inspect.getdoc(cls) or "")
+    assert set(described) == {field.name for field in fields(cls)}  # type: ignore[arg-type]
+    assert {key: setting.text for key, setting in declared(f"{cls.__module__}.{cls.__name__}").items()} == (
+        described
+    )

@@ -9,7 +9,6 @@ import torch
 
 from marl_aajr.core.distributions import Categorical
 from marl_aajr.regularizers import AAJR, State
-from marl_aajr.regularizers.aajr import apply_form
 from tests.networks import linear_policy, parameters, tanh_policy
 from tests.regularizers.samples import evaluate, gradients, sample_of
 
@@ -31,7 +30,7 @@ def test_the_hinge_pays_for_what_exceeds_the_bound(gain_bound: float, expected: 
 def test_the_hinge_has_a_gradient_at_gain_zero() -> None:
     """√ has none: a row without direction must not turn the whole gradient into NaN."""
     squared = torch.zeros(3, requires_grad=True)
-    apply_form("hinge", squared, 0.0).sum().backward()
+    AAJR(form="hinge", gain_bound=0.0).penalties(squared).sum().backward()
     assert squared.grad is not None
     assert torch.isfinite(squared.grad).all()
 

@@ -39,10 +39,10 @@ from tests.networks import observations, tanh_policy
         ({"norm": "l1"}, "expected norm out of linf, l2"),
         ({"form": "cubed"}, "expected form out of squared, hinge, constraint; got 'cubed'"),
         ({"gain_bound": 1.0}, "expected no gain_bound with form='squared', which has none, got 1.0"),
-        ({"form": "hinge"}, "expected a gain_bound ≥ 0 with form='hinge', got None"),
+        ({"form": "hinge"}, "expected a finite gain_bound ≥ 0 with form='hinge', got None"),
         (
             {"form": "constraint", "gain_bound": -1},
-            "expected a gain_bound ≥ 0 with form='constraint', got -1",
+            "expected a finite gain_bound ≥ 0 with form='constraint', got -1",
         ),
         (
             {"form": "hinge", "gain_bound": 1.0, "dual_step_size": 0.1},
@@ -51,7 +51,7 @@ from tests.networks import observations, tanh_policy
         ({"dual_bounds": [0, 1]}, r"expected no dual_bounds with form='squared'.*got \[0, 1\]"),
         (
             {"form": "constraint", "gain_bound": 1.0, "dual_step_size": 0},
-            "expected a dual_step_size > 0, got 0",
+            "expected a finite dual_step_size > 0, got 0",
         ),
         (
             {"form": "constraint", "gain_bound": 1.0, "dual_bounds": [1.0, 0.5]},
