@@ -212,7 +212,7 @@ class _Training:
     def _train(self, config: RunConfig, folder: Path) -> bool:
         """Train a run, or go on with it; whether it has finished."""
         directory = RunDirectory(folder)
-        if not (directory.is_run and directory.status().state == "finished"):
+        if not directory.is_finished:
             before = self.done
             on_iteration = self.on_iteration
 

@@ -10,8 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from marl_aajr.cli.display import TrainingProgress, say, waiting
-from marl_aajr.cli.errors import Interrupt
+from marl_aajr.cli.display import Interrupt, TrainingProgress, say, waiting
 from marl_aajr.cli.options import guide, options, takes, told, values
 
 if TYPE_CHECKING:
@@ -84,7 +83,7 @@ def train(
     request, victims = _request(victim_run, asked, out, resume=resume)
     heading = f"{request.kind} against {victims}, seed {request.seed}, {request.steps:,} env steps"
     progress = TrainingProgress(request.steps, console=console, heading=heading, earned="adversary's return")
-    with Interrupt(announce=progress.finishing, restore=progress.restore) as interrupt, progress:
+    with Interrupt(progress) as interrupt, progress:
         folder = train_adversary(
             victims,
             out=out,

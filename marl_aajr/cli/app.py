@@ -1,19 +1,37 @@
-"""The program: its commands, the global options, the command `list`, and what happens to errors."""
+"""The program: its commands, the global options, the command `list`, and what happens to errors.
+
+An error is one line and its cure, not a traceback. A traceback is still at hand: `--debug` shows it, and an
+error that is our fault leaves it in a file.
+"""
 
 from __future__ import annotations
 
 import json
+import os
 import sys
-from collections.abc import Callable, Sequence
+import tempfile
+import traceback
+from collections.abc import Sequence
 from typing import Annotated, NoReturn
 
 import typer
 
 from marl_aajr import __version__
 from marl_aajr.cli import adversary, compare, evaluate, study, train
-from marl_aajr.cli.errors import report
 from marl_aajr.cli.options import guide, plain
 from marl_aajr.core.settings import every_setting
+
+MISUSE = 2
+"""Exit code of everything a person can put right."""
+
+BUG = 1
+"""Exit code of everything else."""
+
+_EXPECTED = ("EnvironmentFault", "NonFiniteError", "ProcessesLostError")
+"""By name: importing these classes would import torch and the environments to report a misspelt option."""
+
+_FILES = {"run": "marl_aajr.training.config.RunConfig", "study": "marl_aajr.study.config.StudyConfig"}
+"""What describes the keys of a file, by the kind of file."""
 
 LIST = guide(
     "List what can be named, one line each: environments, methods or attacks; the keys of a run's or a "
@@ -81,6 +99,40 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     sys.exit(code if isinstance(code, int) else 0)
 
 
+def report(error: Exception, *, debug: bool) -> int:
+    """Print an error to stderr and return the exit code that belongs to it."""
+    cause = getattr(error, "cause", None)
+    if type(error).__module__.startswith("ray.") and isinstance(cause, Exception):
+        error = cause  # raised in another process
+    if debug:
+        traceback.print_exception(error)
+    lines = _expected(error)
+    if lines is not None:
+        for line in lines:
+            print(f"error: {line}", file=sys.stderr)
+        return MISUSE
+    where = ""
+    if not debug:
+        handle, path = tempfile.mkstemp(prefix="marl-aajr-", suffix=".log")
+        with os.fdopen(handle, "w", encoding="utf-8") as log:
+            traceback.print_exception(error, file=log)
+        where = f"; traceback in {path} (or run it again with --debug)"
+    summary = " ".join(f"{type(error).__name__}: {error}".split())
+    print(f"error: unexpected {summary[:300]}{where}", file=sys.stderr)
+    return BUG
+
+
+def _expected(error: Exception) -> list[str] | None:
+    """The lines to print for an error that a person can put right; None for any other."""
+    if isinstance(error, typer.TyperException):
+        return [f"{error.format_message()} (-h lists what there is)"]
+    if isinstance(error, OSError):
+        return [f"{error.strerror}: {error.filename}"] if error.filename else None
+    if isinstance(error, ValueError) or type(error).__name__ in _EXPECTED:
+        return str(error).splitlines() or [type(error).__name__]
+    return None
+
+
 @app.command("list", help=LIST)
 def list_names(
     kind: Annotated[str, typer.Argument(metavar="envs|methods|attacks|run|study|NAME", help="What to list.")],
@@ -89,7 +141,7 @@ def list_names(
     ] = False,
 ) -> None:
     """List one kind of thing."""
-    entries = _LISTS[kind]() if kind in _LISTS else _settings(_class_of(kind))
+    entries = _entries(kind)
     if as_json:
         found = [{"name": name, "summary": text} for name, text in entries]
         print(json.dumps(found, ensure_ascii=False, indent=1))
@@ -99,23 +151,29 @@ def list_names(
         print(f"{name:<{width}}  {text}".rstrip())
 
 
-def _environments() -> list[tuple[str, str]]:
-    from marl_aajr.rollout.environments import known_environments
+def _entries(kind: str) -> list[tuple[str, str]]:
+    """What there is of a kind, or the settings of one thing: name and summary."""
+    if kind in _FILES:
+        return _settings(_FILES[kind])
+    if kind == "envs":
+        from marl_aajr.rollout.environments import known_environments
 
-    return [(spec.name, spec.summary) for spec in known_environments()]
-
-
-def _methods() -> list[tuple[str, str]]:
+        return [(spec.name, spec.summary) for spec in known_environments()]
+    from marl_aajr.attacks import ATTACKS
     from marl_aajr.training.method import METHODS, NO_METHOD
 
-    plain = (NO_METHOD, "plain PPO: nothing added")
-    return [plain, *((name, cls.summary) for name, cls in METHODS.items())]
-
-
-def _attacks() -> list[tuple[str, str]]:
-    from marl_aajr.attacks import ATTACKS
-
-    return [(name, cls.summary) for name, cls in ATTACKS.items()]
+    if kind == "attacks":
+        return [(name, cls.summary) for name, cls in ATTACKS.items()]
+    if kind == "methods":
+        nothing = (NO_METHOD, "plain PPO: nothing added")
+        return [nothing, *((name, cls.summary) for name, cls in METHODS.items())]
+    classes: dict[str, type] = {**ATTACKS, **METHODS}
+    if kind not in classes:
+        raise ValueError(
+            "expected one of envs, methods, attacks, run, study, or a name of list methods or list attacks; "
+            f"got {kind!r}"
+        )
+    return _settings(f"{classes[kind].__module__}.{classes[kind].__qualname__}")
 
 
 def _settings(cls: str) -> list[tuple[str, str]]:
@@ -124,25 +182,3 @@ def _settings(cls: str) -> list[tuple[str, str]]:
         (path, plain(setting.summary) + (f" [{plain(setting.facts)}]" if setting.facts else ""))
         for path, setting in every_setting(cls)
     ]
-
-
-def _class_of(name: str) -> str:
-    """The dotted name of a method's or attack's class."""
-    from marl_aajr.attacks import ATTACKS
-    from marl_aajr.training.method import METHODS
-
-    classes: dict[str, type] = {**ATTACKS, **METHODS}
-    if name not in classes:
-        raise ValueError(
-            f"expected one of {', '.join(_LISTS)}, or a name of list methods or list attacks; got {name!r}"
-        )
-    return f"{classes[name].__module__}.{classes[name].__qualname__}"
-
-
-_LISTS: dict[str, Callable[[], list[tuple[str, str]]]] = {
-    "envs": _environments,
-    "methods": _methods,
-    "attacks": _attacks,
-    "run": lambda: _settings("marl_aajr.training.config.RunConfig"),
-    "study": lambda: _settings("marl_aajr.study.config.StudyConfig"),
-}

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import sys
 import threading
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext, suppress
+from types import FrameType
 from typing import TYPE_CHECKING, Any, Self
 
 from rich.console import Console, ConsoleOptions, Group, RenderResult
@@ -54,13 +56,7 @@ def clock(seconds: float) -> str:
 
 
 def summary(metrics: Mapping[str, Any], *, total: int, earned: str = "return") -> dict[str, str]:
-    """What a person watches, in words; what an iteration lacks is a dash.
-
-    Args:
-        metrics: one line of metrics.jsonl.
-        total: environment steps of the whole run.
-        earned: what the returns are called.
-    """
+    """What a person watches, in words, from a line of metrics.jsonl; what an iteration lacks is a dash."""
     speed = metrics.get("env_steps_per_second")
     mean = metrics.get("return_mean")
     left = max(total - metrics["env_steps"], 0)
@@ -84,7 +80,70 @@ def summary(metrics: Mapping[str, Any], *, total: int, earned: str = "return") -
     return shown
 
 
-class TrainingProgress:
+class Interrupt:
+    """While entered, remembers a request to stop instead of stopping in the middle of an update.
+
+    Requests to stop are Ctrl-C, and the SIGTERM of schedulers such as SLURM. A second Ctrl-C ends the process
+    at once. A second SIGTERM changes nothing: schedulers may send several, and SIGKILL when they have waited
+    long enough.
+
+    Args:
+        progress: tells the person that the first request was heard, and leaves the terminal usable before the
+            process dies at once.
+    """
+
+    def __init__(self, progress: TrainingProgress | StudyProgress) -> None:
+        self._progress = progress
+        self._previous: dict[int, Any] = {}
+        self._first: int | None = None
+
+    def __enter__(self) -> Self:
+        numbers = (signal.SIGINT, signal.SIGTERM)
+        self._previous = {number: signal.signal(number, self._handle) for number in numbers}
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)
+
+    def __call__(self) -> bool:
+        """Whether training should stop after this iteration."""
+        return self._first is not None
+
+    @property
+    def exit_code(self) -> int:
+        """Of a command that was stopped, as shells have it: 130 after Ctrl-C, 143 after SIGTERM."""
+        return 128 + (self._first or signal.SIGINT)
+
+    def _handle(self, number: int, _frame: FrameType | None) -> None:
+        if self._first is None:
+            self._first = number
+            self._progress.finishing()
+        elif number == signal.SIGINT:
+            # The signal's own default ends the process whatever it waits for; Ray's processes end with it.
+            self._progress.console.show_cursor(True)
+            signal.signal(signal.SIGINT, signal.SIG_DFL)
+            os.kill(os.getpid(), signal.SIGINT)
+
+
+class _Bar:
+    """A bar with words that stays in place within a block; nothing where nobody watches."""
+
+    def __init__(self, console: Console, words: str = "", *, total: int | None = None, **how: Any) -> None:
+        columns = (BarColumn(24), TaskProgressColumn(), TextColumn("{task.description}"))
+        self.console = console
+        self._bar = Progress(*columns, console=console, disable=not console.is_interactive, **how)
+        self._task = self._bar.add_task(words, total=total)
+
+    def __enter__(self) -> Self:
+        self._bar.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._bar.stop()
+
+
+class TrainingProgress(_Bar):
     """The display of a run that trains: one line for each iteration, or a bar that stays in place.
 
     It is called with one line of metrics.jsonl after each iteration.
@@ -97,81 +156,53 @@ class TrainingProgress:
     """
 
     def __init__(self, total: int, *, console: Console, heading: str, earned: str = "return") -> None:
-        self._total, self._console, self._heading, self._earned = total, console, heading, earned
-        self._bar: Progress | None = None
-        if console.is_interactive:
-            columns = (BarColumn(24), TaskProgressColumn(), TextColumn("{task.description}"))
-            self._bar = Progress(*columns, console=console)
-            self._task = self._bar.add_task("starting", total=total)
-
-    def __enter__(self) -> Self:
-        if self._bar is not None:
-            self._bar.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if self._bar is not None:
-            self._bar.stop()
+        super().__init__(console, "starting", total=total)
+        self._total, self._heading, self._earned = total, heading, earned
 
     def __call__(self, metrics: Mapping[str, Any]) -> None:
         self._begin()
         done = metrics["env_steps"]
         words = summary(metrics, total=self._total, earned=self._earned)
-        if self._bar is not None:
+        if self.console.is_interactive:
             text = "  ".join(f"[dim]{name}[/dim] {value}" for name, value in words.items())
             self._bar.update(self._task, completed=min(done, self._total), description=text)
             return
         share = min(done / self._total, 1)
         text = "  ".join(f"{name} {value}" for name, value in words.items())
         where = f"iteration {metrics['iteration']}  {done:,}/{self._total:,} env steps ({share:.0%})"
-        say(self._console, f"{where}  {text}")
+        say(self.console, f"{where}  {text}")
 
     def phase(self, text: str) -> None:
         """Say what begins."""
         self._begin()
-        say(self._console, text)
+        say(self.console, text)
 
     def finishing(self) -> None:
         """Say that Ctrl-C was heard; called by a signal handler, possibly in the middle of a line."""
-        if self._bar is not None:
+        if self.console.is_interactive:
             self._bar.update(self._task, description=FINISHING)
         else:
-            say_at_once(self._console, FINISHING)
-
-    def restore(self) -> None:
-        """Leave the terminal as it was."""
-        if self._bar is not None:
-            self._console.show_cursor(True)
+            say_at_once(self.console, FINISHING)
 
     def _begin(self) -> None:
         if self._heading:
-            say(self._console, self._heading)
+            say(self.console, self._heading)
         self._heading = ""
 
 
-class PlayingProgress:
+class PlayingProgress(_Bar):
     """The display of episodes that are played: a bar, or a line for each row that begins."""
 
     def __init__(self, console: Console) -> None:
-        columns = (BarColumn(24), TaskProgressColumn(), TextColumn("{task.description}"))
-        self._bar = Progress(*columns, console=console, transient=True, disable=not console.is_interactive)
-        self._task = self._bar.add_task("", total=None)
-        self._console, self._what = console, ""
-
-    def __enter__(self) -> Self:
-        self._bar.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._bar.stop()
+        super().__init__(console, transient=True)
+        self._what = ""
 
     def __call__(self, played: Played) -> None:
-        if not self._console.is_interactive and played.what != self._what:
-            say(self._console, f"playing {played.what}, {played.done:,}/{played.total:,} episodes")
+        words = f"playing {played.what}"
+        if not self.console.is_interactive and played.what != self._what:
+            say(self.console, f"{words}, {played.done:,}/{played.total:,} episodes")
         self._what = played.what
-        self._bar.update(
-            self._task, completed=played.done, total=played.total, description=f"playing {played.what}"
-        )
+        self._bar.update(self._task, completed=played.done, total=played.total, description=words)
 
 
 class StudyProgress:
@@ -183,35 +214,31 @@ class StudyProgress:
     """
 
     def __init__(self, console: Console, *, as_json: bool) -> None:
-        self._console, self._as_json = console, as_json
+        self.console, self._as_json = console, as_json
         self.note = ""
 
     def event(self, event: Mapping[str, Any]) -> None:
         """Take in one event."""
         if self._as_json:
             print(json.dumps(event, ensure_ascii=False), file=sys.__stdout__, flush=True)
-        elif not self._console.is_interactive:
+        elif not self.console.is_interactive:
             words = [f"{key} {value}" for key, value in event.items() if key not in ("time", "event", "node")]
             say(
-                self._console,
+                self.console,
                 " ".join([event["time"][11:19], event["event"], event.get("node", ""), *words]),
             )
 
     def show(self, grid: GridProgress) -> AbstractContextManager[object]:
         """Keep a table of the grid on the screen within a block; nothing where nobody watches."""
-        if self._as_json or not self._console.is_interactive:
+        if self._as_json or not self.console.is_interactive:
             return nullcontext()
-        return Live(_LiveTable(grid, self), console=self._console, refresh_per_second=2)
+        return Live(_LiveTable(grid, self), console=self.console, refresh_per_second=2)
 
     def finishing(self) -> None:
         """Say that Ctrl-C was heard; called by a signal handler, possibly in the middle of a line."""
         self.note = FINISHING_STUDY
-        if not self._console.is_interactive:
-            say_at_once(self._console, FINISHING_STUDY)
-
-    def restore(self) -> None:
-        """Leave the terminal as it was."""
-        self._console.show_cursor(True)
+        if not self.console.is_interactive:
+            say_at_once(self.console, FINISHING_STUDY)
 
 
 class _LiveTable:

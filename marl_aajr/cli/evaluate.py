@@ -126,45 +126,36 @@ def evaluate(
     **typed: Any,
 ) -> None:
     """Evaluate one run and print what came out."""
+    from rich.console import Console
+
     protocol = values(SETTINGS, typed)
     if "suite" not in protocol and "attacks" not in protocol:
         protocol["suite"] = SUITE
     if "suite" not in protocol:
         protocol.setdefault("epsilons", EPSILONS)
+    console = Console(stderr=True)
     # Whatever a library prints must not get between the braces.
     with contextlib.redirect_stdout(sys.stderr):
-        result = _evaluate(
-            run,
-            env=env,
-            env_kwargs=env_arguments(assignments or ()),
-            surrogates=surrogate or (),
-            adversaries=adversary or (),
-            out=out,
-            **protocol,
-        )
+        with waiting("Loading torch", console=console):
+            from marl_aajr.evaluation import evaluate as play
+        with PlayingProgress(console) as progress:
+            result = play(
+                run,
+                env=env,
+                env_kwargs=env_arguments(assignments or ()),
+                surrogates=surrogate or (),
+                adversaries=adversary or (),
+                out=out,
+                on_progress=progress,
+                **protocol,
+            )
     if as_json:
         print(result.model_dump_json())
         return
-    show(result, run, kept=_kept(run, out))
-
-
-def _evaluate(run: Path, **asked: Any) -> Evaluation:
-    """The evaluation, with a bar while it plays."""
-    from rich.console import Console
-
-    console = Console(stderr=True)
-    with waiting("Loading torch", console=console):
-        from marl_aajr.evaluation import evaluate as play
-    with PlayingProgress(console) as progress:
-        return play(run, on_progress=progress, **asked)
-
-
-def _kept(run: Path, out: Path | None) -> Path | None:
-    """Where the result is; None: in a run's folder."""
     from marl_aajr.evaluation.sources import evaluations_of
-    from marl_aajr.training.run_record import is_run
+    from marl_aajr.training.run_directory import RunDirectory
 
-    return out or (None if is_run(run) else evaluations_of(run))
+    show(result, run, kept=out or (None if RunDirectory(run).is_run else evaluations_of(run)))
 
 
 def env_arguments(assignments: Sequence[str]) -> dict[str, Any]:
@@ -185,13 +176,7 @@ def env_arguments(assignments: Sequence[str]) -> dict[str, Any]:
 
 
 def show(evaluation: Evaluation, run: Path, *, kept: Path | None = None) -> None:
-    """Print an evaluation.
-
-    Args:
-        evaluation: the result.
-        run: the run's folder.
-        kept: the file of the result; None: it is in the run's folder, where `compare` finds it.
-    """
+    """Print an evaluation; without a file where it is kept, it is in the run's folder."""
     from rich.console import Console
 
     console = Console()
@@ -199,11 +184,13 @@ def show(evaluation: Evaluation, run: Path, *, kept: Path | None = None) -> None
     for check in evaluation.checks:
         if check.verdict != "pass":
             write(f"{'FAILED' if check.verdict == 'fail' else 'Note'}: {check.text}")
+    attacked = f" ({', '.join(evaluation.agents)} attacked)" * (evaluation.agents != evaluation.members)
     for result in evaluation.results:
-        write(f"{_headline(evaluation)}, {evaluation.episodes} episodes, {result.actions} actions")
+        team = f"Team {evaluation.team}{attacked}"
+        write(f"{team}, {evaluation.episodes} episodes, {result.actions} actions")
         for line in _limits(evaluation, result):
             write(line)
-        write(table(result, agents=evaluation.agents, level=evaluation.level))
+        write(_table(result, agents=evaluation.agents, level=evaluation.level))
         for line in _weakest(result):
             write(line)
     for skipped in evaluation.skipped:
@@ -215,14 +202,8 @@ def show(evaluation: Evaluation, run: Path, *, kept: Path | None = None) -> None
     say(console, where)
 
 
-def table(result: ActionsResult, *, agents: tuple[str, ...], level: float) -> Table:
-    """The returns with one kind of actions, row by row.
-
-    Args:
-        result: of one kind of actions.
-        agents: the agents under attack; a row of fewer names them.
-        level: of the intervals.
-    """
+def _table(result: ActionsResult, *, agents: tuple[str, ...], level: float) -> Table:
+    """The returns with one kind of actions; a row of fewer than all attacked agents names them."""
     from rich.table import Table
 
     shown = Table()
@@ -258,12 +239,6 @@ def _notes(result: ActionsResult, agents: tuple[str, ...], marks: dict[AttackSpe
         yield "worst?: within noise of the next"
     if any(row.attacked_steps is not None or row.agents != agents for row in result.attacks):
         yield "actions changed: of the decisions that were attacked"
-
-
-def _headline(evaluation: Evaluation) -> str:
-    """The evaluated team, and the attacked agents where they are not all of it."""
-    everybody = evaluation.agents == evaluation.members
-    return f"Team {evaluation.team}" + ("" if everybody else f" ({', '.join(evaluation.agents)} attacked)")
 
 
 def _limits(evaluation: Evaluation, result: ActionsResult) -> Iterator[str]:

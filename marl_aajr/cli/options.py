@@ -112,28 +112,23 @@ def options(
     Raises:
         KeyError: no such setting.
     """
-    flags, metavars, defaults = flags or {}, metavars or {}, defaults or {}
     found = []
     for path in paths:
         setting = find_setting(cls, path)
+        number = {"int": "INT", "float": "FLOAT"}.get(setting.kind, "")
+        word = "|".join(filter(None, [number, *setting.choices])) or "NAME"
         found.append(
             Option(
                 setting=setting,
-                flag=flags.get(path, f"--{setting.name.replace('_', '-')}"),
+                flag=(flags or {}).get(path, f"--{setting.name.replace('_', '-')}"),
                 key=f"{under}.{path}" if under else path,
-                metavar=metavars.get(path) or _metavar(setting, repeated=path in repeated),
+                metavar=(metavars or {}).get(path, word + ",…" * (setting.many and path not in repeated)),
                 panel=panel,
-                default=defaults.get(path),
+                default=(defaults or {}).get(path),
                 repeated=path in repeated,
             )
         )
     return tuple(found)
-
-
-def _metavar(setting: Setting, *, repeated: bool) -> str:
-    number = {"int": "INT", "float": "FLOAT"}.get(setting.kind, "")
-    word = "|".join(filter(None, [number, *setting.choices])) or "NAME"
-    return f"{word},…" if setting.many and not repeated else word
 
 
 def takes(*chosen: Option) -> Callable[[Callable[..., None]], Callable[..., None]]:
@@ -154,9 +149,7 @@ def takes(*chosen: Option) -> Callable[[Callable[..., None]], Callable[..., None
 def values(chosen: Iterable[Option], typed: Mapping[str, Any]) -> dict[str, Any]:
     """The values of the options that were given, by key of the configuration.
 
-    Args:
-        chosen: the options.
-        typed: what was typed by parameter name; None or empty for what was not given.
+    What was typed stands under the parameter's name; None or an empty list: it was not given.
     """
     return {
         option.key: option.read(given)
@@ -193,22 +186,12 @@ def number_or_text(text: str) -> Any:
 
 
 def guide(text: str, *examples: str) -> str:
-    """A command's help text.
-
-    Args:
-        text: what the command is for.
-        examples: lines to type, short enough not to be wrapped on a terminal of 80 columns.
-    """
+    """A command's help: what it is for, and lines to type that a terminal of 80 columns need not wrap."""
     return f"{text}\n\n{_kept('Examples:', examples)}"
 
 
 def sample(text: str, file: str) -> str:
-    """An addition to a command's help: a file, shown as it is.
-
-    Args:
-        text: what the file is, a line.
-        file: its lines, as short as examples.
-    """
+    """An addition to a command's help: a line about a file, and the file as it is, of lines as short."""
     return f"\n\n{_kept(text, escape(file).splitlines())}"
 
 

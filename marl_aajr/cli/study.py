@@ -11,8 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from marl_aajr.cli.display import StudyProgress, clock, say, waiting
-from marl_aajr.cli.errors import Interrupt
+from marl_aajr.cli.display import Interrupt, StudyProgress, clock, say, waiting
 from marl_aajr.cli.options import assigned, guide, options, sample, takes, told, values
 
 if TYPE_CHECKING:
@@ -134,7 +133,7 @@ def _run(
 
     progress = StudyProgress(console, as_json=as_json)
     with (
-        Interrupt(announce=progress.finishing, restore=progress.restore) as interrupt,
+        Interrupt(progress) as interrupt,
         on_cluster(plan) as nodes,
     ):
         grid = progress_of(plan, nodes, progress.event)

@@ -10,8 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from marl_aajr.cli.display import TrainingProgress, say, waiting
-from marl_aajr.cli.errors import Interrupt
+from marl_aajr.cli.display import Interrupt, TrainingProgress, say, waiting
 from marl_aajr.cli.options import assigned, guide, options, takes, told, values
 
 if TYPE_CHECKING:
@@ -31,7 +30,7 @@ HELP = guide(
     "marl-aajr train --resume --out runs/study-3",
 )
 
-RUN, NETWORK, RAY = "Run", "Networks", "Ray resources"
+NETWORK, RAY = "Networks", "Ray resources"
 ROBUST = "Robustness: settings of the method (defaults of aajr; any other by --set method.NAME=VALUE)"
 
 CONFIG = "marl_aajr.training.config.RunConfig"
@@ -47,7 +46,6 @@ SETTINGS = (
         "seed",
         "env_steps",
         "checkpoint_every",
-        panel=RUN,
         flags={"env.name": "--env", "method.name": "--method"},
     ),
     *options(
@@ -98,9 +96,7 @@ def train(
     *,
     config: Annotated[
         Path | None,
-        typer.Option(
-            metavar="FILE.yaml", help="A configuration; the config.yaml of a run is one.", rich_help_panel=RUN
-        ),
+        typer.Option(metavar="FILE.yaml", help="A configuration; the config.yaml of a run is one."),
     ] = None,
     assignments: Annotated[
         list[str] | None,
@@ -109,16 +105,11 @@ def train(
             metavar="KEY=VALUE",
             help="Any other key of the configuration, such as ppo.lr=3e-4 or env.kwargs.N=5; may be "
             "repeated.",
-            rich_help_panel=RUN,
         ),
     ] = None,
     out: Annotated[
         Path | None,
-        typer.Option(
-            metavar="FOLDER",
-            help=told("The run's folder.", "runs/<env>-<method>-s<seed>"),
-            rich_help_panel=RUN,
-        ),
+        typer.Option(metavar="FOLDER", help=told("The run's folder.", "runs/<env>-<method>-s<seed>")),
     ] = None,
     resume: Annotated[
         bool,
@@ -126,12 +117,10 @@ def train(
             "--resume",
             help="Continue the run in --out from its last checkpoint, to the numbers of a run that was "
             "never stopped.",
-            rich_help_panel=RUN,
         ),
     ] = False,
     overwrite: Annotated[
-        bool,
-        typer.Option("--overwrite", help="Replace the run in --out, if there is one.", rich_help_panel=RUN),
+        bool, typer.Option("--overwrite", help="Replace the run in --out, if there is one.")
     ] = False,
     max_failures: Annotated[
         int,
@@ -141,7 +130,6 @@ def train(
             min=0,
             help="How often to go on from the last checkpoint after the loss of a learner or of all env "
             "runners, or an error in the environment.",
-            rich_help_panel=RUN,
         ),
     ] = 0,
     **typed: Any,
@@ -173,11 +161,7 @@ def train(
 
 
 def default_folder(data: Mapping[str, Any]) -> Path:
-    """`runs/<env>-<method>-s<seed>`, with what is awkward in a file name replaced by a dash.
-
-    Args:
-        data: a resolved configuration as nested mappings.
-    """
+    """`runs/<env>-<method>-s<seed>` of a configuration, with what is awkward in a file name as a dash."""
     name = f"{data['env']['name']}-{data['method']['name']}-s{data['seed']}"
     return Path("runs") / re.sub(r"[^\w.-]+", "-", name)
 
@@ -207,14 +191,18 @@ def _resolve(
 
     A run that is resumed brings its own configuration: `--resume --out RUN` is enough.
     """
+    from marl_aajr.adversaries.store import how_to_resume, is_begun
     from marl_aajr.training.config import load_config, make_config
     from marl_aajr.training.run_directory import RunDirectory
 
     def resolve(base: RunConfig | None) -> RunConfig:
         return make_config(override(base.model_dump(mode="json") if base else {}, given))
 
-    if resume and out is not None:
-        _refuse_adversary(out)
+    if resume and out is not None and is_begun(out):
+        raise ValueError(
+            f"expected a run of marl-aajr train, got {out}, an adversary's, whose training goes on after its "
+            f"run; go on with: {how_to_resume(out)}"
+        )
     if resume and file is None and out is not None:
         return resolve(RunDirectory(out).config()), out
     if file is None and "env.name" not in given:
@@ -226,17 +214,6 @@ def _resolve(
     return resolved, folder
 
 
-def _refuse_adversary(folder: Path) -> None:
-    """An adversary's run is a part of its training, which goes on after it."""
-    from marl_aajr.adversaries.store import how_to_resume, is_begun
-
-    if is_begun(folder):
-        raise ValueError(
-            f"expected a run of marl-aajr train, got {folder}, an adversary's; go on with: "
-            f"{how_to_resume(folder)}"
-        )
-
-
 def _train(config: RunConfig, folder: Path, console: Console, **how: Any) -> tuple[RunDirectory, int]:
     """Train with progress, until the run's end or a request to stop; the exit code if it was stopped."""
     from marl_aajr.training.run_directory import RunDirectory
@@ -245,6 +222,6 @@ def _train(config: RunConfig, folder: Path, console: Console, **how: Any) -> tup
     how_long = f"seed {config.seed}, {config.env_steps:,} env steps"
     heading = f"{config.env.name}, method {config.method.name}, {how_long}, into {folder}"
     progress = TrainingProgress(config.env_steps, console=console, heading=heading)
-    with Interrupt(announce=progress.finishing, restore=progress.restore) as interrupt, progress:
+    with Interrupt(progress) as interrupt, progress:
         run(config, folder, on_iteration=progress, should_stop=interrupt, **how)
     return RunDirectory(folder), interrupt.exit_code

@@ -78,13 +78,13 @@ def load_run(path: Path | str) -> EvaluatedRun:
     if not (folder / run_record.CONFIG).exists() and run_record.evaluations_beside(folder).is_dir():
         return _from_elsewhere(folder, _evaluations(folder))
     config = run_record.load_settings(folder)
-    status = run_record.load_status(folder)
+    status = run_record.parse(Status, folder / run_record.STATUS)
     _require_finished(folder, status, budget=config["env_steps"])
     return EvaluatedRun(
         path=folder,
         config=config,
         status=status,
-        versions=run_record.load_versions(folder),
+        versions=run_record.parse(Versions, folder / run_record.VERSIONS),
         metrics=run_record.load_iterations(folder),
         evaluations=_evaluations(folder),
     )

@@ -26,7 +26,7 @@ from marl_aajr.study.graph import Node
 from marl_aajr.study.runs import StudyRun, variants
 from marl_aajr.study.tuning import ASKED, searched_by
 from marl_aajr.training.algorithm import build_config
-from marl_aajr.training.capacity import bundles, groups, have_room
+from marl_aajr.training.cluster import KINDS, have_room
 from marl_aajr.training.config import Resources
 from marl_aajr.training.fields import differences
 from marl_aajr.training.files import Key, YamlSource
@@ -34,22 +34,15 @@ from marl_aajr.training.run_directory import RunDirectory
 from marl_aajr.training.run_record import LOCK
 from marl_aajr.victims import Victim
 
-KINDS = ("CPU", "GPU")
-"""The resources of a cluster that runs ask for."""
-
 _OURS = (LOCK, "identity", "events.jsonl", "runs", "evaluations", "tuning", "logs", "tune")
-_FIXED: tuple[str, ...] = ("evaluation", "adversaries", "tune")
-"""The sections that may not change once something has been made by them."""
 
 
 def check_loggers(study: StudyConfig, source: YamlSource) -> None:
     """Raise `ValueError` where a package is missing that the study wants to log with."""
     for place, name in enumerate(study.log):
         if importlib.util.find_spec(name) is None:
-            raise ValueError(
-                f"{source.where(('log', place))}: log: expected the package {name} to be installed; "
-                f"pip install {name}"
-            )
+            text = f"expected the package {name} to be installed; pip install {name}"
+            raise source.problem(("log", place), text)
 
 
 def check_playable(runs: tuple[StudyRun, ...], source: YamlSource) -> None:
@@ -65,7 +58,7 @@ def check_playable(runs: tuple[StudyRun, ...], source: YamlSource) -> None:
             build_config(run.config)
         except ValueError as error:
             problems[f"{run.where('env', source)}: {run.name}: {error}"] = None
-        if not all(any(each.values()) for each in bundles(run.config.resources)):
+        if not all(run.config.resources.bundles):
             problems[
                 f"{run.where('resources', source)}: resources: expected some CPU or GPU for every env runner "
                 "and learner, to be reserved for it, got none; raise cpus_per_env_runner or cpus_per_learner"
@@ -81,22 +74,20 @@ def check_agents(study: StudyConfig, source: YamlSource) -> None:
         teams = dict(game.teams)
         game.close()
         if environment.team is not None and environment.team not in teams.values():
-            raise ValueError(
-                f"{source.where(('environments', e, 'team'))}: environments.{e}.team: expected one of "
-                f"{', '.join(dict.fromkeys(teams.values()))}, got {environment.team!r}"
-            )
+            known = ", ".join(dict.fromkeys(teams.values()))
+            text = f"expected one of {known}, got {environment.team!r}"
+            raise source.problem(("environments", e, "team"), text)
         for a, adversary in enumerate(study.adversaries):
-            if strangers := [agent for agent in adversary.agents or () if agent not in teams]:
-                raise ValueError(
-                    f"{source.where(('adversaries', a, 'agents'))}: adversaries.{a}.agents: expected agents "
-                    f"of {environment.title}, {', '.join(teams)}, got {', '.join(strangers)}"
-                )
+            given, key = adversary.agents or (), ("adversaries", a, "agents")
+            if strangers := [agent for agent in given if agent not in teams]:
+                known = f"{environment.title}, {', '.join(teams)}"
+                raise source.problem(key, f"expected agents of {known}, got {', '.join(strangers)}")
             evaluated = choose_agents(teams, environment.team, None)
-            if adversary.observes and adversary.agents and set(evaluated) - set(adversary.agents):
-                raise ValueError(
-                    f"{source.where(('adversaries', a, 'agents'))}: adversaries.{a}.agents: expected all "
-                    f"who are lied to when the runs are evaluated, {', '.join(evaluated)}, got "
-                    f"{', '.join(adversary.agents)}; leave them out"
+            if adversary.observes and given and set(evaluated) - set(given):
+                raise source.problem(
+                    key,
+                    f"expected all who are lied to when the runs are evaluated, {', '.join(evaluated)}, got "
+                    f"{', '.join(given)}; leave them out",
                 )
 
 
@@ -116,14 +107,13 @@ def check_fits(runs: Iterable[StudyRun], nodes: list[dict[str, float]], source: 
     Raises:
         ValueError: one line for each kind of request that the cluster can never serve.
     """
-    problems: dict[str, str] = {}
+    problems: dict[Resources, str] = {}
     for run in runs:
         resources = run.config.resources
-        key = resources.model_dump_json()
-        if key not in problems and not _fits(resources, nodes):
-            problems[key] = (
+        if resources not in problems and not _fits(resources, nodes):
+            problems[resources] = (
                 f"{run.where('resources', source)}: resources: expected runs that fit the cluster, which has "
-                f"{_show(nodes)}, got {run.name}, which needs {_show(bundles(resources))}; lower "
+                f"{_show(nodes)}, got {run.name}, which needs {_show(resources.bundles)}; lower "
                 "env_runners, learners or what each of them takes"
             )
     if problems:
@@ -132,18 +122,17 @@ def check_fits(runs: Iterable[StudyRun], nodes: list[dict[str, float]], source: 
 
 def _fits(resources: Resources, nodes: list[dict[str, float]]) -> bool:
     """Whether there is a node for the process that trains, and room for the others beside it."""
-    main = bundles(resources)[0]
+    main = resources.bundles[0]
     for place, node in enumerate(nodes):
-        rest = {kind: node[kind] - main[kind] for kind in KINDS}
-        if min(rest.values()) >= 0:
-            others = [*nodes[:place], rest, *nodes[place + 1 :]]
-            if have_room(*groups(resources), others):
-                return True
+        rest = {kind: node[kind] - main.get(kind, 0.0) for kind in KINDS}
+        others = [*nodes[:place], rest, *nodes[place + 1 :]]
+        if min(rest.values()) >= 0 and have_room(*resources.groups, others):
+            return True
     return False
 
 
 def _show(parts: list[dict[str, float]]) -> str:
-    total = {kind: sum(part[kind] for part in parts) for kind in KINDS}
+    total = {kind: sum(part.get(kind, 0.0) for part in parts) for kind in KINDS}
     return " and ".join(f"{amount:g} {kind}" for kind, amount in total.items()) + f" in {len(parts)} part(s)"
 
 
@@ -163,36 +152,28 @@ def check_same(folder: StudyFolder, study: StudyConfig, source: YamlSource) -> N
         old = StudyConfig.model_validate(yaml.safe_load(folder.study_file.read_text(encoding="utf-8")))
     except (yaml.YAMLError, ValidationError) as error:
         raise ValueError(f"expected a study in {folder.study_file}: {error}") from None
-    written = {
-        "evaluation": _any(folder.evaluated.path),
-        "adversaries": _any(folder.evaluated.path) or _trained_otherwise(folder, old, study),
-        "tune": _any(folder.tuning),
-    }
-    for section in _FIXED:
-        before, after = (getattr(s, section) for s in (old, study))
-        if written[section] and before != after:
-            where, change = first_change(section, _plain(before), _plain(after))
-            raise changed(f"{source.where(where)}: {'.'.join(map(str, where))}: {change}", folder.path)
-    _check_teams(folder, old, study, source)
-
-
-def _check_teams(folder: StudyFolder, old: StudyConfig, study: StudyConfig, source: YamlSource) -> None:
-    """Whether the adversaries that are there were trained against the team that is evaluated."""
-    teams = {entry.title: entry.team for entry in old.environments}
-    for e, entry in enumerate(study.environments):
-        before = teams.get(entry.title, entry.team)
-        if before != entry.team and any(folder.runs.glob(f"{entry.title}-*/{ADVERSARIES}/*")):
-            where = source.where(("environments", e, "team"))
-            raise changed(f"{where}: environments.{e}.team: {before} → {entry.team}", folder.path)
-
-
-def _trained_otherwise(folder: StudyFolder, old: StudyConfig, study: StudyConfig) -> bool:
-    """Whether an adversary is there under a name that now means another."""
-    now = {entry.name: entry for entry in study.adversaries}
-    return any(
-        now.get(entry.name, entry) != entry and any(folder.runs.glob(f"*/{ADVERSARIES}/{entry.name}"))
+    evaluated = _any(folder.evaluations)
+    entries = {entry.name: entry for entry in study.adversaries}
+    trained_otherwise = any(
+        entries.get(entry.name, entry) != entry and any(folder.runs.glob(f"*/{ADVERSARIES}/{entry.name}"))
         for entry in old.adversaries
     )
+    # What may not change once something has been made by it.
+    for section, written in (
+        ("evaluation", evaluated),
+        ("adversaries", evaluated or trained_otherwise),
+        ("tune", _any(folder.tuning)),
+    ):
+        before, after = (each.model_dump(mode="json")[section] for each in (old, study))
+        if written and before != after:
+            key, change = first_change(section, before, after)
+            raise changed(source.problem(key, change), folder.path)
+    teams = {entry.title: entry.team for entry in old.environments}
+    for e, environment in enumerate(study.environments):
+        team = teams.get(environment.title, environment.team)
+        if team != environment.team and any(folder.runs.glob(f"{environment.title}-*/{ADVERSARIES}/*")):
+            change = f"{team} → {environment.team}"
+            raise changed(source.problem(("environments", e, "team"), change), folder.path)
 
 
 def check_runs(folder: StudyFolder, runs: Sequence[StudyRun], source: YamlSource) -> None:
@@ -206,11 +187,10 @@ def check_runs(folder: StudyFolder, runs: Sequence[StudyRun], source: YamlSource
         if RunDirectory(path).is_run and path.name not in names:
             raise changed(f"{source.path}: the run {path.name} is no longer part of it", folder.path)
     for run in runs:
-        if (directory := folder.run(run.name)).is_run:
-            changes = differences(directory.config(), run.config)
-            if changes:
-                where = source.where(run.variant.key)
-                raise changed(f"{where}: {run.name}: {'; '.join(changes)}", folder.path)
+        directory = folder.run(run.name)
+        if directory.is_run and (changes := differences(directory.config(), run.config)):
+            where = source.where(run.variant.key)
+            raise changed(f"{where}: {run.name}: {'; '.join(changes)}", folder.path)
 
 
 def check_evaluations(folder: StudyFolder, nodes: Iterable[Node], source: YamlSource) -> None:
@@ -220,7 +200,7 @@ def check_evaluations(folder: StudyFolder, nodes: Iterable[Node], source: YamlSo
         ValueError: by another suite, for another team, or otherwise; names the line.
     """
     for node in nodes:
-        then = folder.evaluated.done_by(node.run) if node.kind == "evaluate" else None
+        then = folder.was_evaluated_by(node.run) if node.kind == "evaluate" else None
         if then is not None:
             now = evaluated_by(node)
             before = then | {"surrogate": now["surrogate"]}
@@ -245,7 +225,7 @@ def check_searches(folder: StudyFolder, study: StudyConfig, source: YamlSource) 
             raise changed(f"{where}: {variant.name}: {'.'.join(map(str, key))}: {change}", folder.path)
 
 
-def changed(what: str, folder: Path) -> ValueError:
+def changed(what: object, folder: Path) -> ValueError:
     """The refusal of a study that is another than the one in a folder."""
     return ValueError(
         f"{what}; expected the study that wrote {folder}; change it back, or name another folder by --out, "
@@ -261,12 +241,6 @@ def first_change(name: str, before: Any, after: Any, key: Key = ()) -> tuple[Key
             if before.get(part) != after.get(part):
                 return first_change(part, before.get(part), after.get(part), key)
     return key, f"{json.dumps(before)} → {json.dumps(after)}"
-
-
-def _plain(section: Any) -> Any:
-    if isinstance(section, tuple):
-        return [_plain(part) for part in section]
-    return None if section is None else section.model_dump(mode="json")
 
 
 def _any(folder: Path) -> bool:

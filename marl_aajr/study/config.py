@@ -11,7 +11,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import yaml
 from pydantic import (
     AfterValidator,
     BaseModel,
@@ -242,10 +241,6 @@ class StudyConfig(Section):
     storage: str | None = None
     log: Annotated[tuple[Literal["mlflow", "wandb"], ...], AfterValidator(once)] = ()
     film: bool = True
-
-    def to_yaml(self) -> str:
-        """This study as YAML, defaults written out."""
-        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
 
 
 def load_study(

@@ -20,12 +20,11 @@ from ray.tune.search import Searcher
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from marl_aajr.study.config import StudyConfig
-from marl_aajr.study.folder import StudyFolder
+from marl_aajr.study.folder import Storage, StudyFolder
 from marl_aajr.study.graph import Node, stranded
 from marl_aajr.study.progress import GridProgress
-from marl_aajr.study.storage import Storage
 from marl_aajr.study.worker import StopFlag, StudyLocation, do_node
-from marl_aajr.training.cluster import software
+from marl_aajr.training.run_record import software
 
 ENVIRONMENT = {
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # a run keeps its own record
@@ -46,9 +45,7 @@ def execute(
     progress: GridProgress,
     *,
     storage: Storage | None,
-    retries: int,
-    max_concurrent: int | None,
-    callbacks: list[tune.Callback],
+    study: StudyConfig,
     should_stop: Callable[[], bool],
 ) -> None:
     """Do all nodes that are not done, each after what it needs, as many at a time as there is room for.
@@ -58,9 +55,7 @@ def execute(
         folder: of the study.
         progress: is kept up to date; nodes that are `finished` there are not done again.
         storage: the place that finished work is copied to.
-        retries: how often a node is started again after an error.
-        max_concurrent: nodes at a time; None: as many as fit.
-        callbacks: more of Tune's.
+        study: says how often a node is started again, how many run at a time, and what else to log to.
         should_stop: asked often; once it says yes nothing is started, and what runs ends at its next
             iteration.
     """
@@ -80,7 +75,7 @@ def execute(
         tune_config=tune.TuneConfig(
             search_alg=GraphSearch(nodes, progress, should_stop),
             num_samples=len(nodes),
-            max_concurrent_trials=max_concurrent,
+            max_concurrent_trials=study.max_concurrent,
             reuse_actors=True,
             trial_name_creator=lambda trial: trial.config["node"],
             trial_dirname_creator=lambda trial: trial.config["node"].replace("/", "--"),
@@ -89,8 +84,8 @@ def execute(
             name=f"grid-{time.strftime('%Y%m%d-%H%M%S', time.gmtime())}",
             storage_path=str(folder.tune) if storage is None else f"{storage.root}/tune",
             storage_filesystem=None if storage is None else storage.filesystem,
-            failure_config=tune.FailureConfig(max_failures=retries),
-            callbacks=[keep_up, *callbacks],
+            failure_config=tune.FailureConfig(max_failures=study.retries),
+            callbacks=[keep_up, *loggers(study)],
             verbose=0,
         ),
     ).fit()

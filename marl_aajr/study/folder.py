@@ -1,4 +1,4 @@
-"""The folder of a study: what is in it, and what of its work is done.
+"""The folder of a study: what is in it, what of its work is done, and where copies of it are kept.
 
 study.yaml        the study, defaults written out
 events.jsonl      what happened, one JSON object per line
@@ -16,88 +16,31 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 from uuid import uuid4
 
+import fsspec
 from filelock import FileLock, Timeout
+from pyarrow import ArrowInvalid
+from pyarrow.fs import FileSelector, FileSystem, FileType, FSSpecHandler, PyFileSystem, copy_files
 
 from marl_aajr.adversaries.request import AdversaryRequest
-from marl_aajr.adversaries.store import ADVERSARIES, is_finished
+from marl_aajr.adversaries.store import ADVERSARIES, RECORD, is_finished
 from marl_aajr.study.config import StudyConfig
 from marl_aajr.study.graph import Node
 from marl_aajr.study.runs import Settings, StudyRun, Variant, variants
-from marl_aajr.training.files import append_line, read_lines, write_json, write_text
+from marl_aajr.training.files import append_line, read_lines, replaced, write_json, write_text
 from marl_aajr.training.run_directory import RunDirectory
-from marl_aajr.training.run_record import LOCK
+from marl_aajr.training.run_record import LOCK, STATUS
 
 DECISIONS = "decisions.json"
 """The file in `tuning/VARIANT` with what a search tried and chose."""
 
 _LOCK_SECONDS = 60.0
 """The time that a process which was told to die may hold its run."""
-
-
-class EvaluatedRuns:
-    """The record of the runs that have been evaluated, and how: one small file for each, beside the runs.
-
-    Args:
-        path: the folder of these files.
-        runs: the folder of the runs, which hold what the evaluations found.
-    """
-
-    def __init__(self, path: Path, runs: Path) -> None:
-        self.path = path
-        self._runs = runs
-
-    def note_file(self, run: StudyRun) -> Path:
-        """The file that `note` writes."""
-        return self.path / f"{run.name}.json"
-
-    def files(self, run: StudyRun) -> list[Path]:
-        """The file with what a run's evaluation found, in a list; none where it has not been evaluated."""
-        note = self._read(run)
-        if note is None:
-            return []
-        file = RunDirectory(self._runs / run.name).evaluations / note["evaluation"]
-        return [file] if file.is_file() else []
-
-    def done_by(self, run: StudyRun) -> dict[str, Any] | None:
-        """The answer of `evaluated_by` when the run was evaluated; None: it has not been."""
-        note = self._read(run)
-        return dict(note["asked"]) if note is not None and self.files(run) else None
-
-    def done(self, node: Node) -> bool:
-        """Whether the evaluation is there, by the surrogate that the run has now.
-
-        It has another with more seeds, or methods in another order.
-        """
-        then = self.done_by(node.run)
-        return then is not None and then["surrogate"] == evaluated_by(node)["surrogate"]
-
-    def note(self, node: Node, evaluation: str, what: dict[str, Any]) -> None:
-        """Write down that a run has been evaluated.
-
-        Args:
-            node: the evaluation.
-            evaluation: name of the file in the run's evaluations.
-            what: more to write down.
-        """
-        self.path.mkdir(parents=True, exist_ok=True)
-        note = {"asked": evaluated_by(node), "evaluation": evaluation, **what}
-        write_json(self.note_file(node.run), note)
-
-    def drop_outdated(self, nodes: Iterable[Node]) -> None:
-        """Delete what evaluations have found that are to be done again."""
-        for node in nodes:
-            if node.kind == "evaluate" and not self.done(node):
-                for file in (*self.files(node.run), self.note_file(node.run)):
-                    file.unlink(missing_ok=True)
-
-    def _read(self, run: StudyRun) -> dict[str, Any] | None:
-        return _json_object(self.note_file(run))
 
 
 def evaluated_by(node: Node) -> dict[str, Any]:
@@ -121,7 +64,7 @@ class StudyFolder:
         self.identity_file = self.path / "identity"
         self.events_file = self.path / "events.jsonl"
         self.runs = self.path / "runs"
-        self.evaluated = EvaluatedRuns(self.path / "evaluations", self.runs)
+        self.evaluations = self.path / "evaluations"
         self.tuning = self.path / "tuning"
         self.logs = self.path / "logs"
         self.tune = self.path / "tune"
@@ -141,7 +84,7 @@ class StudyFolder:
 
     def adversary(self, run: StudyRun, entry: AdversaryRequest) -> RunDirectory:
         """The directory of an adversary's run."""
-        return RunDirectory(self.run(run.name).path / ADVERSARIES / entry.name)
+        return RunDirectory(self.runs / run.name / ADVERSARIES / entry.name)
 
     @property
     def identity(self) -> str:
@@ -149,36 +92,62 @@ class StudyFolder:
         return self.identity_file.read_text(encoding="utf-8").strip()
 
     def log(self, name: str) -> Path:
-        """The file that has the errors of a node in full."""
+        """The file that has the errors of a node, or of a search, in full."""
         return self.logs / f"{name.replace('/', '--')}.log"
 
     def add_log(self, name: str, text: str) -> Path:
-        """Add an error of a node, or of a search, to those before it; returns the file."""
+        """Add an error to those before it; returns the file."""
         file = self.log(name)
         before = file.read_text(encoding="utf-8") if file.is_file() else ""
         write_text(file, f"{before}{time.strftime('%Y-%m-%d %H:%M:%S')}\n{text}\n")
         return file
 
     def done(self, node: Node) -> bool:
-        """Whether a node's work is there."""
+        """Whether a node's work is there; an evaluation, by the surrogate that the run has now.
+
+        It has another with more seeds, or methods in another order.
+        """
         if node.kind == "evaluate":
-            return self.evaluated.done(node)
+            then = self.was_evaluated_by(node.run)
+            return then is not None and then["surrogate"] == evaluated_by(node)["surrogate"]
         directory = self.trained(node)
-        if node.kind == "adversary":
-            return is_finished(directory.path)
-        return directory.is_run and directory.status().state == "finished"
+        return is_finished(directory.path) if node.kind == "adversary" else directory.is_finished
 
-    def decisions(self, variant: Variant) -> dict[str, Any] | None:
-        """The trials and the choice of the search for a variant's settings; None: it is not finished."""
-        return self.read_tuning(variant, DECISIONS)
+    def note_file(self, run: StudyRun) -> Path:
+        """The small file that says how a run has been evaluated; what was found lies with the run."""
+        return self.evaluations / f"{run.name}.json"
 
-    def read_tuning(self, variant: Variant, name: str) -> dict[str, Any] | None:
+    def note_evaluation(self, node: Node, evaluation: str, what: Mapping[str, Any]) -> None:
+        """Write down that a run has been evaluated, by the file of this name in its evaluations, and more."""
+        self.evaluations.mkdir(parents=True, exist_ok=True)
+        note = {"asked": evaluated_by(node), "evaluation": evaluation, **what}
+        write_json(self.note_file(node.run), note)
+
+    def evaluation_files(self, run: StudyRun) -> list[Path]:
+        """The file with what a run's evaluation found, in a list; none where it has not been evaluated."""
+        note = _json_object(self.note_file(run))
+        file = None if note is None else self.run(run.name).evaluations / note["evaluation"]
+        return [] if file is None or not file.is_file() else [file]
+
+    def was_evaluated_by(self, run: StudyRun) -> dict[str, Any] | None:
+        """The answer of `evaluated_by` when the run was evaluated; None: it has not been."""
+        note = _json_object(self.note_file(run)) if self.evaluation_files(run) else None
+        return None if note is None else dict(note["asked"])
+
+    def drop_outdated(self, nodes: Iterable[Node]) -> None:
+        """Delete what evaluations have found that are to be done again."""
+        for node in nodes:
+            if node.kind == "evaluate" and not self.done(node):
+                for file in (*self.evaluation_files(node.run), self.note_file(node.run)):
+                    file.unlink(missing_ok=True)
+
+    def read_tuning(self, variant: Variant, name: str = DECISIONS) -> dict[str, Any] | None:
         """A file of the search for a variant's settings; None: it is not there."""
         return _json_object(self.tuning / variant.name / name)
 
     def tuned(self, study: StudyConfig) -> dict[str, Settings]:
         """By variant: the settings that won, of every search that is finished."""
-        found = {each.name: self.decisions(each) for each in variants(study)} if study.tune else {}
+        found = {each.name: self.read_tuning(each) for each in variants(study)} if study.tune else {}
         return {name: decisions["chosen"] for name, decisions in found.items() if decisions is not None}
 
     def add_event(self, event: dict[str, Any]) -> None:
@@ -196,7 +165,7 @@ class StudyFolder:
         Raises:
             ValueError: another process is.
         """
-        for folder in (self.path, self.runs, self.evaluated.path, self.logs):
+        for folder in (self.path, self.runs, self.evaluations, self.logs):
             folder.mkdir(parents=True, exist_ok=True)
         try:
             self._lock.acquire()
@@ -238,3 +207,79 @@ def run_exists(directory: RunDirectory) -> bool:
         else:
             directory.unlock()
             return True
+
+
+_LEFT_OUT = ("checkpoints", LOCK)
+"""Of no use for a finished run."""
+
+_LAST = (STATUS, RECORD)
+"""The files that say that everything else is there."""
+
+_PART = ".part"
+"""Ends the name of a file while it is copied there."""
+
+
+class Storage:
+    """A folder at a URI; names in it are relative paths with slashes.
+
+    Args:
+        uri: `s3://bucket/folder`, `gs://…`, `file:///…`, or any other that fsspec knows. pyarrow reads
+            options in it, such as `?endpoint_override=HOST:PORT&scheme=http` for a store that speaks S3;
+            credentials come from where the tools of the store look for them (`AWS_ACCESS_KEY_ID`, …).
+
+    Raises:
+        ValueError: nothing can be written there.
+    """
+
+    def __init__(self, uri: str) -> None:
+        self.uri = uri.rstrip("/")
+        try:
+            self.filesystem, self.root = _resolve(self.uri)
+            self.filesystem.create_dir(self.root, recursive=True)
+        except (OSError, ValueError, ImportError, ArrowInvalid) as error:
+            raise ValueError(
+                f"storage: expected a place that can be written to, got {uri!r}: "
+                f"{' '.join(str(error).split())[:200]}"
+            ) from error
+
+    def push(self, folder: Path, name: str) -> None:
+        """Copy a folder there, without what a finished run does not need; first what its state speaks of."""
+        for file in sorted((path for path in folder.rglob("*") if path.is_file()), key=_turn):
+            inner = file.relative_to(folder)
+            if not set(inner.parts) & set(_LEFT_OUT):
+                self.push_file(file, f"{name}/{inner.as_posix()}")
+
+    def push_file(self, file: Path, name: str) -> None:
+        """Copy a file there in one step, whoever else does so."""
+        target = f"{self.root}/{name}"
+        part = f"{target}.{uuid4().hex}{_PART}"
+        self.filesystem.create_dir(target.rpartition("/")[0], recursive=True)
+        copy_files(str(file), part, destination_filesystem=self.filesystem)
+        self.filesystem.move(part, target)
+
+    def pull(self, name: str, folder: Path) -> None:
+        """Copy what is there under a name, and not here, into a folder; each file in one step."""
+        start = f"{self.root}/{name}".rstrip("/")
+        selector = FileSelector(start, recursive=True, allow_not_found=True)
+        found = [info.path for info in self.filesystem.get_file_info(selector) if info.type == FileType.File]
+        for path in sorted(found, key=_turn):
+            target = folder / Path(path).relative_to(start)
+            if not path.endswith(_PART) and not target.exists():
+                target.parent.mkdir(parents=True, exist_ok=True)
+                with replaced(target) as file:
+                    copy_files(path, str(file), source_filesystem=self.filesystem)
+
+
+def _turn(path: str | Path) -> int:
+    """Files of a lower turn are copied before those of a higher one."""
+    name = PurePosixPath(path).name
+    return 1 + _LAST.index(name) if name in _LAST else 0
+
+
+def _resolve(uri: str) -> tuple[FileSystem, str]:
+    try:
+        filesystem, path = FileSystem.from_uri(uri)
+    except ArrowInvalid:
+        other, path = fsspec.core.url_to_fs(uri)
+        return PyFileSystem(FSSpecHandler(other)), path
+    return filesystem, path

@@ -14,7 +14,6 @@ from marl_aajr.adversaries.request import AdversaryRequest
 from marl_aajr.evaluation.protocol import Suite
 from marl_aajr.study.config import EvaluationEntry, StudyConfig
 from marl_aajr.study.runs import StudyRun
-from marl_aajr.training.capacity import bundles
 
 Kind = Literal["train", "adversary", "evaluate"]
 
@@ -60,11 +59,7 @@ class Node:
     @property
     def bundles(self) -> list[dict[str, float]]:
         """The resources that it takes, as bundles of a placement group."""
-        if self.kind != "train":
-            return [{"CPU": 1.0}]
-        return [
-            {k: amount for k, amount in each.items() if amount} for each in bundles(self.run.config.resources)
-        ]
+        return self.run.config.resources.bundles if self.kind == "train" else [{"CPU": 1.0}]
 
 
 def graph(study: StudyConfig, runs: Sequence[StudyRun], suite: Suite | None) -> dict[str, Node]:

@@ -6,7 +6,6 @@ The times come from what the study has measured so far, else from figures that a
 from __future__ import annotations
 
 import time
-from collections import defaultdict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -31,7 +30,7 @@ class NodeProgress:
 
     Attributes:
         node: the node.
-        state: of the node.
+        state: its own.
         expected: seconds that it is expected to take in all.
         since: when it was started, by `time.monotonic`.
         share: the part of it that is done.
@@ -172,33 +171,27 @@ def forecast(nodes: Mapping[str, Node], folder: StudyFolder) -> Forecast:
     A node takes as long as the finished ones of its kind, environment and method did on average.
     """
     took = {event["node"]: event["seconds"] for event in folder.events() if event["event"] == "finished"}
-    measured: dict[tuple[str, ...], list[float]] = defaultdict(list)
-    for name, seconds in took.items():
-        if name in nodes:
-            node = nodes[name]
-            measured[_alike(node)].append(seconds / max(node.env_steps, 1))
-    seconds, assumed, left = {}, 0, 0
-    for name, node in nodes.items():
-        if folder.done(node):
-            seconds[name] = 0.0
-            continue
-        left += 1
-        rates = measured.get(_alike(node))
-        assumed += rates is None
-        seconds[name] = fmean(rates) * max(node.env_steps, 1) if rates else _assumed(node)
-    return Forecast(seconds, assumed, left)
+    measured: dict[tuple[str, ...], list[float]] = {}
+    for name in took.keys() & nodes.keys():
+        rate = took[name] / max(nodes[name].env_steps, 1)
+        measured.setdefault(_alike(nodes[name]), []).append(rate)
+    left = {name: node for name, node in nodes.items() if not folder.done(node)}
+    rates = {name: fmean(measured[_alike(node)]) for name, node in left.items() if _alike(node) in measured}
+    seconds = {
+        name: rates[name] * max(node.env_steps, 1) if name in rates else _assumed(node)
+        for name, node in left.items()
+    }
+    return Forecast(dict.fromkeys(nodes, 0.0) | seconds, assumed=len(left) - len(rates), left=len(left))
 
 
 def tuning_seconds(study: StudyConfig, folder: StudyFolder) -> float:
     """The time of the searches that are not finished, on one core, if no trial is stopped early."""
     if study.tune is None:
         return 0.0
-    entry = study.tune
-    tuned = folder.tuned(study)
-    left = [variant for variant in variants(study) if variant.name not in tuned]
-    steps = len(left) * entry.trials * entry.env_steps * len(entry.seeds)
-    played = len(left) * entry.trials * entry.rungs * len(entry.seeds) * 2 * entry.episodes
-    return steps / REGULARIZED_SPEED + played * EPISODE_SECONDS
+    entry, tuned = study.tune, folder.tuned(study)
+    left = sum(variant.name not in tuned for variant in variants(study))
+    played = entry.rungs * 2 * entry.episodes * EPISODE_SECONDS
+    return left * entry.trials * len(entry.seeds) * (entry.env_steps / REGULARIZED_SPEED + played)
 
 
 def duration(nodes: Mapping[str, Node], foreseen: Forecast, *, cpus: float, slots: int | None) -> float:
@@ -221,17 +214,9 @@ def _alike(node: Node) -> tuple[str, ...]:
 def _assumed(node: Node) -> float:
     if node.adversary is not None:
         return node.env_steps / ADVERSARY_SPEED
-    if node.evaluation is not None:
-        return _episodes(node) * EPISODE_SECONDS
+    if node.evaluation is not None and node.suite is not None:
+        settled = node.evaluation.protocol(node.suite, team=None).settled()
+        rows = len(settled.attacks) * len(settled.epsilons) * len(settled.actions)
+        return rows * (settled.episodes + settled.selection_episodes) * EPISODE_SECONDS
     plain = node.run.config.method.name == NO_METHOD
     return node.env_steps / (PLAIN_SPEED if plain else REGULARIZED_SPEED)
-
-
-def _episodes(node: Node) -> int:
-    """Attacked episodes of one run's evaluation."""
-    entry, suite = node.evaluation, node.suite
-    assert entry is not None
-    assert suite is not None
-    settled = entry.protocol(suite, team=None).settled()
-    rows = len(settled.attacks) * len(settled.epsilons) * len(settled.actions)
-    return rows * (settled.episodes + settled.selection_episodes)

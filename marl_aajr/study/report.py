@@ -22,33 +22,18 @@ from marl_aajr.study.folder import StudyFolder
 from marl_aajr.study.graph import Node
 from marl_aajr.study.runs import StudyRun
 from marl_aajr.training.files import replaced
-from marl_aajr.training.run_directory import RunDirectory, disturbed
+from marl_aajr.training.run_directory import disturbed
+
+_TEXTS = ("study", "run", "environment", "method", "config", "team", "suite", "actions", "attack", "settings")
+_WHOLE_NUMBERS = ("seed", "env_steps", "restarts", "evaluation_seed", "episodes")
+_NUMBERS = ("train_seconds", "epsilon", "return", "low", "high", "success_rate")
 
 SCHEMA = pyarrow.schema(
     [
-        ("study", pyarrow.string()),
-        ("run", pyarrow.string()),
-        ("environment", pyarrow.string()),
-        ("method", pyarrow.string()),
-        ("seed", pyarrow.int64()),
-        ("config", pyarrow.string()),
-        ("env_steps", pyarrow.int64()),
-        ("train_seconds", pyarrow.float64()),
-        ("restarts", pyarrow.int64()),
-        ("team", pyarrow.string()),
-        ("suite", pyarrow.string()),
-        ("evaluation_seed", pyarrow.int64()),
-        ("episodes", pyarrow.int64()),
-        ("actions", pyarrow.string()),
-        ("attack", pyarrow.string()),
-        ("settings", pyarrow.string()),
-        ("epsilon", pyarrow.float64()),
+        *((name, pyarrow.string()) for name in (*_TEXTS, "budget")),
+        *((name, pyarrow.int64()) for name in _WHOLE_NUMBERS),
+        *((name, pyarrow.float64()) for name in _NUMBERS),
         ("agents", pyarrow.list_(pyarrow.string())),
-        ("budget", pyarrow.string()),
-        ("return", pyarrow.float64()),
-        ("low", pyarrow.float64()),
-        ("high", pyarrow.float64()),
-        ("success_rate", pyarrow.float64()),
         ("worst", pyarrow.bool_()),
         ("returns", pyarrow.list_(pyarrow.float64())),
     ]
@@ -73,11 +58,13 @@ def write_page(
         study: the study.
         runs: all of its runs.
         nodes: all of its work, for what became of it.
-        folder: of the study.
-        file: that it was read from.
+        folder: the study's.
+        file: the file that the study was read from.
         tuning: the budget of each method.
     """
-    evaluated = [run for run in runs if folder.evaluated.files(run)]
+    evaluated = [run for run in runs if folder.evaluation_files(run)]
+    missing = [run.name for run in runs if run not in evaluated]
+    cut = f"{len(missing)} of {len(runs)} runs are not finished or not evaluated: {', '.join(missing)}."
     events = folder.events()
     notes = Notes(
         summary=study.summary,
@@ -85,7 +72,7 @@ def write_page(
         tuning=tuning,
         restarts=list(_restarts(nodes, folder)),
         failures=list(_failures(nodes, folder)),
-        cut=_cut(runs, evaluated),
+        cut=[cut] if missing else [],
         caveats=list(_caveats(study, evaluated, folder)),
         seconds=sum(event.get("seconds", 0.0) for event in events if event["event"] == "session"),
     )
@@ -115,18 +102,15 @@ def _restarts(nodes: Mapping[str, Node], folder: StudyFolder) -> Iterator[Incide
     Evaluations have no directory, and training has another one on another node without a shared disk. A
     stop that was asked for is no fault.
     """
-    again = [event for event in folder.events() if event["event"] == "restarted"]
+    restarts = [event for event in folder.events() if event["event"] == "restarted"]
     for name, node in nodes.items():
         happened = [] if node.kind == "evaluate" else folder.trained(node).events()
         faults = [_in_words(event) for event in happened if event.get("after") != "interrupted"]
-        faults = faults or [
-            f"was begun again after {event['error']}" for event in again if event["node"] == name
-        ]
-        log = folder.log(name)
+        seen = [event["error"] for event in restarts if event["node"] == name]
+        faults = faults or [f"was begun again after {error}" for error in seen]
+        log = str(_from_here(folder.log(name))) if folder.log(name).is_file() else ""
         for what, times in Counter(faults).items():
-            yield Incident(
-                run=name, what=what, times=times, log=str(_from_here(log)) if log.is_file() else ""
-            )
+            yield Incident(run=name, what=what, times=times, log=log)
 
 
 def _in_words(event: Mapping[str, Any]) -> str:
@@ -150,13 +134,6 @@ def _failures(nodes: Mapping[str, Node], folder: StudyFolder) -> Iterator[Incide
             yield Incident(run=name, what=event.get("error", "it failed"), log=log)
 
 
-def _cut(runs: Sequence[StudyRun], evaluated: Sequence[StudyRun]) -> list[str]:
-    missing = [run.name for run in runs if run not in evaluated]
-    if not missing:
-        return []
-    return [f"{len(missing)} of {len(runs)} runs are not finished or not evaluated: {', '.join(missing)}."]
-
-
 def _caveats(study: StudyConfig, runs: Sequence[StudyRun], folder: StudyFolder) -> Iterator[str]:
     if study.tune is not None:
         yield (
@@ -168,8 +145,7 @@ def _caveats(study: StudyConfig, runs: Sequence[StudyRun], folder: StudyFolder) 
             "What asynchronous algorithms learn from depends on how fast each process was, so these runs "
             f"would not give the same numbers again: {', '.join(asynchronous)}."
         )
-    changed = [run.name for run in runs if disturbed(RunDirectory(folder.run(run.name).path).events())]
-    if changed:
+    if changed := [run.name for run in runs if disturbed(folder.run(run.name).events())]:
         yield (
             f"Env runners were lost in {', '.join(changed)}: what was sampled from then on depends on when, "
             "so these runs would not give the same numbers again."
@@ -179,14 +155,8 @@ def _caveats(study: StudyConfig, runs: Sequence[StudyRun], folder: StudyFolder) 
 
 
 def write_results(name: str, runs: Iterable[StudyRun], folder: StudyFolder) -> Path:
-    """Write the table of the evaluated runs to `results.parquet`.
-
-    Args:
-        name: the study's.
-        runs: of the study, in their order.
-        folder: the study's.
-    """
-    evaluated = [run for run in runs if folder.evaluated.files(run)]
+    """Write the table of the evaluated runs of the study of this name to `results.parquet`."""
+    evaluated = [run for run in runs if folder.evaluation_files(run)]
     rows = [{"study": name, **row} for run in evaluated for row in _rows(run, folder)]
     table = pyarrow.Table.from_pylist(rows, schema=SCHEMA)
     with replaced(folder.results) as file:
@@ -207,54 +177,35 @@ def _rows(run: StudyRun, folder: StudyFolder) -> Iterator[dict[str, Any]]:
         "train_seconds": last["seconds"],
         "restarts": sum(event["event"] != "env_runners_lost" for event in directory.events()),
     }
-    for file in folder.evaluated.files(run):
+    for file in folder.evaluation_files(run):
         found = Evaluation.model_validate_json(file.read_text(encoding="utf-8"))
         common |= {"team": found.team, "suite": found.suite, "episodes": found.episodes}
-        common |= {"evaluation_seed": found.seed}
+        common |= {"evaluation_seed": found.seed, "agents": list(found.agents)}
         for result in found.results:
-            for row in outcomes(result):
-                yield {**common, "agents": list(found.agents), **row}
+            yield from ({**common, **row} for row in outcomes(result))
 
 
 def outcomes(result: ActionsResult) -> Iterator[dict[str, Any]]:
     """The clean row, the attacked ones and those with adversarial agents, of one kind of actions."""
-    worst = {row.attack for row in result.worst}
-    yield {
-        **_numbers(result.clean),
-        "actions": result.actions,
-        "attack": "none",
-        "settings": "",
-        "epsilon": 0.0,
-        "worst": False,
-    }
-    for row in result.attacks:
-        yield {
-            **_numbers(row),
-            "actions": result.actions,
-            "attack": row.attack.name,
-            "settings": row.attack.described,
-            "epsilon": row.epsilon,
-            "agents": list(row.agents),
-            "budget": str(row.attacked_steps or "every step"),
-            "success_rate": row.success_rate,
-            "worst": row.attack in worst,
-        }
+
+    def row(outcome: Outcome, attack: str, settings: str, *, worst: bool, **more: Any) -> dict[str, Any]:
+        columns = {"actions": result.actions, "attack": attack, "settings": settings, "worst": worst}
+        numbers = {"return": outcome.mean, "low": outcome.low, "high": outcome.high}
+        return {**columns, **numbers, "returns": list(outcome.returns), **more}
+
+    worst = {found.attack for found in result.worst}
+    yield row(result.clean, "none", "", worst=False, epsilon=0.0)
+    for each in result.attacks:
+        yield row(
+            each,
+            each.attack.name,
+            each.attack.described,
+            worst=each.attack in worst,
+            epsilon=each.epsilon,
+            agents=list(each.agents),
+            budget=str(each.attacked_steps or "every step"),
+            success_rate=each.success_rate,
+        )
     for other in result.adversarial_agents:
-        yield {
-            **_numbers(other),
-            "actions": result.actions,
-            "attack": other.kind,
-            "settings": str(other.training or ""),
-            "agents": list(other.agents),
-            "worst": other.worst,
-        }
-
-
-def _numbers(outcome: Outcome) -> dict[str, Any]:
-    """The columns that every row has."""
-    return {
-        "return": outcome.mean,
-        "low": outcome.low,
-        "high": outcome.high,
-        "returns": list(outcome.returns),
-    }
+        trained = str(other.training or "")
+        yield row(other, other.kind, trained, worst=other.worst, agents=list(other.agents))

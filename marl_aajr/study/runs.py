@@ -13,6 +13,7 @@ from typing import Any
 
 from marl_aajr.study.config import EnvironmentEntry, Grid, MethodEntry, StudyConfig
 from marl_aajr.training.config import RunConfig, make_config
+from marl_aajr.training.fields import put
 from marl_aajr.training.files import Key, YamlSource
 
 Settings = Mapping[str, Any]
@@ -158,11 +159,8 @@ def configuration(parts: Parts, source: YamlSource) -> RunConfig:
     Raises:
         ValueError: one line per problem, with the line of the part that it comes from.
     """
-    data: dict[str, Any] = {}
-    for _, part in parts:
-        data = merged(data, part)
     try:
-        return make_config(data)
+        return make_config(merged(*(part for _, part in parts)))
     except ValueError as error:
         lines = str(error).splitlines()
         raise ValueError("\n".join(f"{_blame(line, parts, source)}: {line}" for line in lines)) from None
@@ -178,22 +176,17 @@ def nested(settings: Settings) -> dict[str, Any]:
     """`{"ppo.lr": 1}` as `{"ppo": {"lr": 1}}`."""
     result: dict[str, Any] = {}
     for key, value in settings.items():
-        part = value
-        for name in reversed(key.split(".")):
-            part = {name: part}
-        result = merged(result, part)
+        put(result, key, value)
     return result
 
 
-def merged(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
-    """Two nested mappings as one; where both have a value, the second's."""
-    result = dict(base)
-    for key, value in over.items():
-        old = result.get(key)
-        if isinstance(old, Mapping) and isinstance(value, Mapping):
-            result[key] = merged(old, value)
-        else:
-            result[key] = value
+def merged(*parts: Mapping[str, Any]) -> dict[str, Any]:
+    """Nested mappings as one; where several have a value, the last one's."""
+    result: dict[str, Any] = {}
+    for part in parts:
+        for key, value in part.items():
+            both = isinstance(result.get(key), Mapping) and isinstance(value, Mapping)
+            result[key] = merged(result[key], value) if both else value
     return result
 
 

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
-from typing import Any
+from typing import Any, ClassVar
 
 import optuna
 import torch
@@ -25,7 +25,6 @@ from marl_aajr.study.execution import error_of
 from marl_aajr.study.folder import StudyFolder, run_exists
 from marl_aajr.study.progress import GridProgress
 from marl_aajr.study.runs import Settings, Variant, merged, nested
-from marl_aajr.training.capacity import bundles
 from marl_aajr.training.config import RunConfig, make_config
 from marl_aajr.training.files import append_line, read_lines
 from marl_aajr.training.run_directory import RunDirectory
@@ -54,7 +53,7 @@ class Trial:
     def config(self, settings: Settings, seed: int) -> RunConfig:
         """The run of a trial: checkpoints lie where it is scored, so that going on repeats nothing."""
         entry = self.entry
-        config = make_config(merged(self.data, merged(nested(settings), {"seed": seed})))
+        config = make_config(merged(self.data, nested(settings), {"seed": seed}))
         last: int = entry.reduction ** (entry.rungs - 1)
         first = math.ceil(entry.env_steps / config.ppo.train_batch_size / last)
         steps = {"env_steps": first * last * config.ppo.train_batch_size, "checkpoint_every": first}
@@ -102,19 +101,11 @@ def _train_until(directory: RunDirectory, config: RunConfig, iteration: int) -> 
     there = run_exists(directory)
     if there and directory.status().state != "running" and directory.status().iteration == iteration:
         return
-    reached = 0
 
-    def note(record: Mapping[str, Any]) -> None:
-        nonlocal reached
-        reached = record["iteration"]
+    def reached() -> bool:
+        return directory.status().iteration >= iteration
 
-    train(
-        config,
-        directory.path,
-        resume=there,
-        on_iteration=note,
-        should_stop=lambda: reached >= iteration,
-    )
+    train(config, directory.path, resume=there, should_stop=reached)
 
 
 def _score(directory: RunDirectory, trial: Trial) -> dict[str, float]:
@@ -147,8 +138,7 @@ def search(
 
     What a search that was stopped has decided is restored from Tune's own record.
     """
-    path = folder.tune / f"tuning-{variant.name}"
-    space = variant.method.search
+    path, space = folder.tune / f"tuning-{variant.name}", variant.method.search
     trainable = _trainable(trial, {key: each.example for key, each in space.items()})
     if tune.Tuner.can_restore(str(path)):
         tuner = tune.Tuner.restore(str(path), trainable, resume_unfinished=True, restart_errored=True)
@@ -157,14 +147,22 @@ def search(
             trainable,
             tune_config=tune.TuneConfig(
                 search_alg=_optuna(space, trial.entry),
-                scheduler=_asha(trial.entry),
+                scheduler=ASHAScheduler(
+                    time_attr="budget",
+                    metric="score",
+                    mode="max",
+                    max_t=trial.entry.reduction ** (trial.entry.rungs - 1),
+                    grace_period=1,
+                    reduction_factor=trial.entry.reduction,
+                ),
                 num_samples=trial.entry.trials,
                 max_concurrent_trials=study.max_concurrent,
                 reuse_actors=True,
             ),
-            run_config=_run_config(path, study, [_SearchCallback(variant.name)]),
+            run_config=_run_config(path, study, [_SearchCallback()]),
         )
-    _CONTEXTS[variant.name] = _SearchContext(progress, folder, should_stop)
+    _SearchCallback.name, _SearchCallback.folder = variant.name, folder
+    _SearchCallback.progress, _SearchCallback.should_stop = progress, should_stop
     try:
         results = tuner.fit()
     except _Stopped:
@@ -205,7 +203,7 @@ def _try(task: Mapping[str, Any], *, trial: Trial) -> None:
 def _trainable(trial: Trial, example: Mapping[str, Any]) -> Any:
     resources = trial.config(example, trial.entry.seeds[0]).resources
     return tune.with_resources(
-        tune.with_parameters(_try, trial=trial), tune.PlacementGroupFactory(bundles(resources))
+        tune.with_parameters(_try, trial=trial), tune.PlacementGroupFactory(resources.bundles)
     )
 
 
@@ -224,17 +222,6 @@ def _distribution(space: Space) -> optuna.distributions.BaseDistribution:
     return optuna.distributions.FloatDistribution(space.low, space.high, log=space.log)
 
 
-def _asha(entry: TuningEntry) -> ASHAScheduler:
-    return ASHAScheduler(
-        time_attr="budget",
-        metric="score",
-        mode="max",
-        max_t=entry.reduction ** (entry.rungs - 1),
-        grace_period=1,
-        reduction_factor=entry.reduction,
-    )
-
-
 def _run_config(path: Path, study: StudyConfig, callbacks: list[tune.Callback]) -> tune.RunConfig:
     return tune.RunConfig(
         name=path.name,
@@ -249,35 +236,29 @@ class _Stopped(Exception):  # noqa: N818 - nothing is wrong
     """Leave Tune's loop; its state on the disk is what the next session goes on from."""
 
 
-@dataclass(frozen=True)
-class _SearchContext:
-    progress: GridProgress
-    folder: StudyFolder
-    should_stop: Callable[[], bool]
-
-
-_CONTEXTS: dict[str, _SearchContext] = {}
-"""The contexts of the searches of this process: Tune pickles a callback, and these cannot be pickled."""
-
-
 class _SearchCallback(tune.Callback):
-    """Emits every score and every failure, and leaves the loop when the study is to stop."""
+    """Emits every score and every failure, and leaves the loop when the study is to stop.
 
-    def __init__(self, name: str) -> None:
-        self._name = name
+    What it needs stands on the class, for one search at a time: Tune pickles and restores its instances.
+    """
+
+    name: ClassVar[str]
+    folder: ClassVar[StudyFolder]
+    progress: ClassVar[GridProgress]
+    should_stop: ClassVar[Callable[[], bool]]
 
     def on_step_begin(self, iteration: int, trials: list[Any], **info: Any) -> None:
-        if _CONTEXTS[self._name].should_stop():
+        if _SearchCallback.should_stop():
             raise _Stopped
 
     def on_trial_result(
         self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any
     ) -> None:
         scores = {key: result[key] for key in ("budget", "clean", "robust", "score") if key in result}
-        _CONTEXTS[self._name].progress.emit("trial", self._name, trial=trial.trial_id, **scores)
+        self.progress.emit("trial", self.name, trial=trial.trial_id, **scores)
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        context, text = _CONTEXTS[self._name], error_of(trial)
-        log = context.folder.add_log(self._name, text)
+        text = error_of(trial)
+        log = self.folder.add_log(self.name, text)
         what = {"trial": trial.trial_id, "error": text.splitlines()[-1][:300], "log": str(log)}
-        context.progress.emit("trial_failed", self._name, **what)
+        self.progress.emit("trial_failed", self.name, **what)

@@ -12,36 +12,25 @@ from typing import Any
 import ray
 
 from marl_aajr.evaluation.protocol import Suite, load_suite
-from marl_aajr.study.checks import (
-    KINDS,
-    check_agents,
-    check_evaluations,
-    check_fits,
-    check_loggers,
-    check_playable,
-    check_policies,
-    check_runs,
-    check_same,
-    check_searches,
-)
+from marl_aajr.study import checks
 from marl_aajr.study.config import StudyConfig, load_study
-from marl_aajr.study.execution import execute, loggers, tune_environment
-from marl_aajr.study.folder import StudyFolder
+from marl_aajr.study.execution import execute, tune_environment
+from marl_aajr.study.folder import Storage, StudyFolder
 from marl_aajr.study.graph import Node, chosen, graph
 from marl_aajr.study.progress import (
     Forecast,
     GridProgress,
     NodeProgress,
     OnEvent,
+    State,
     duration,
     forecast,
     tuning_seconds,
 )
 from marl_aajr.study.report import write_page, write_results
 from marl_aajr.study.runs import StudyRun, check_axes, runs
-from marl_aajr.study.storage import Storage
 from marl_aajr.study.tuning import budgets, check_tuning, replay, tune_study
-from marl_aajr.training.cluster import ray_for
+from marl_aajr.training.cluster import amounts_of_nodes, ray_for
 from marl_aajr.training.config import Resources
 from marl_aajr.training.files import YamlSource
 
@@ -90,19 +79,19 @@ def prepare(
     folder = StudyFolder(out or Path("studies") / study.name)
     check_axes(study, source)
     check_tuning(study, source)
-    check_loggers(study, source)
-    check_same(folder, study, source)
+    checks.check_loggers(study, source)
+    checks.check_same(folder, study, source)
     if (storage := _storage(study, source)) is not None:
         storage.pull("", folder.path)
-        check_same(folder, study, source)
-    check_searches(folder, study, source)
+        checks.check_same(folder, study, source)
+    checks.check_searches(folder, study, source)
     found = runs(study, source, folder.tuned(study))
-    check_runs(folder, found, source)
+    checks.check_runs(folder, found, source)
     nodes = graph(study, found, suite)
-    check_evaluations(folder, nodes.values(), source)
-    check_playable(found, source)
-    check_agents(study, source)
-    check_policies(found, source)
+    checks.check_evaluations(folder, nodes.values(), source)
+    checks.check_playable(found, source)
+    checks.check_agents(study, source)
+    checks.check_policies(found, source)
     return StudyPlan(study, source, folder, found, chosen(nodes, only))
 
 
@@ -121,7 +110,7 @@ def _suite(study: StudyConfig, source: YamlSource) -> Suite | None:
         is_file = name.endswith((".yaml", ".yml"))
         return load_suite(source.path.parent / name if is_file else name)
     except ValueError as error:
-        raise ValueError(f"{source.where(('evaluation', 'suite'))}: evaluation.suite: {error}") from None
+        raise source.problem(("evaluation", "suite"), str(error)) from None
 
 
 @contextmanager
@@ -131,34 +120,18 @@ def on_cluster(plan: StudyPlan) -> Iterator[list[dict[str, float]]]:
     Raises:
         ValueError: no Ray at the address, or one that is too small.
     """
-    with tune_environment(), _cluster_for(plan.study, plan.source) as nodes:
-        trained = [node for node in plan.nodes.values() if node.kind == "train"]
-        left = [node.run for node in trained if not plan.folder.done(node)]
-        check_fits(left, nodes, plan.source)
-        yield nodes
-
-
-@contextmanager
-def _cluster_for(study: StudyConfig, source: YamlSource) -> Iterator[list[dict[str, float]]]:
-    """Ray within this block, and the CPUs and GPUs of each of its nodes.
-
-    Raises:
-        ValueError: nothing answers at the address.
-    """
     with ExitStack() as stack:
+        stack.enter_context(tune_environment())
         try:
-            stack.enter_context(ray_for(Resources(address=study.address), own_environments=True))
+            stack.enter_context(ray_for(Resources(address=plan.study.address), own_environments=True))
         except ValueError as error:
             text = str(error).removeprefix("resources.")
-            raise ValueError(f"{source.where(('address',))}: {text}") from None
-        alive = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-        yield [{kind: float(node.get(kind, 0.0)) for kind in KINDS} for node in alive]
-
-
-def _dashboard() -> str:
-    """The address of Ray's dashboard; empty where it is off."""
-    url = ray.init(ignore_reinit_error=True, logging_level="ERROR", log_to_driver=False).dashboard_url
-    return f"http://{url}" if url else ""
+            raise ValueError(f"{plan.source.where(('address',))}: {text}") from None
+        trained = [node for node in plan.nodes.values() if node.kind == "train"]
+        left = [node.run for node in trained if not plan.folder.done(node)]
+        nodes = amounts_of_nodes()
+        checks.check_fits(left, nodes, plan.source)
+        yield nodes
 
 
 def expected(plan: StudyPlan, nodes: list[dict[str, float]]) -> tuple[Forecast, float]:
@@ -188,7 +161,8 @@ def progress_of(plan: StudyPlan, nodes: Sequence[Mapping[str, float]], on_event:
     }
     room = max(int(sum(node["CPU"] for node in nodes)), 1)
     slots = min(room, plan.study.max_concurrent or room)
-    return GridProgress(each, hand_on, slots=slots, dashboard=_dashboard())
+    url = ray.init(ignore_reinit_error=True, logging_level="ERROR", log_to_driver=False).dashboard_url
+    return GridProgress(each, hand_on, slots=slots, dashboard=f"http://{url}" if url else "")
 
 
 def run_study(
@@ -203,25 +177,17 @@ def run_study(
         again: first repeat the tuning's trials as they were decided, and compare their scores.
     """
     with plan.folder.begun(plan.study):
-        _run(plan, progress, should_stop=should_stop, again=again)
-
-
-def _run(plan: StudyPlan, progress: GridProgress, *, should_stop: Callable[[], bool], again: bool) -> None:
-    started = time.perf_counter()
-    progress.emit("study", runs=len(plan.runs), left=progress.count("waiting"))
-    if again:
-        replay(plan.study, plan.folder, progress)
-    plan = _tuned(plan, progress, should_stop=should_stop)
-    if progress.count("waiting") and not should_stop():
-        _execute(plan, progress, should_stop=should_stop)
-    progress.emit(
-        "session",
-        seconds=time.perf_counter() - started,
-        finished=progress.count("finished"),
-        failed=progress.count("failed"),
-        impossible=progress.count("impossible"),
-    )
-    _write(plan, progress)
+        started = time.perf_counter()
+        progress.emit("study", runs=len(plan.runs), left=progress.count("waiting"))
+        if again:
+            replay(plan.study, plan.folder, progress)
+        plan = _tuned(plan, progress, should_stop=should_stop)
+        if progress.count("waiting") and not should_stop():
+            _execute(plan, progress, should_stop=should_stop)
+        states: tuple[State, ...] = ("finished", "failed", "impossible")
+        counts: dict[str, Any] = {state: progress.count(state) for state in states}
+        progress.emit("session", seconds=time.perf_counter() - started, **counts)
+        _write(plan, progress)
 
 
 def _tuned(plan: StudyPlan, progress: GridProgress, *, should_stop: Callable[[], bool]) -> StudyPlan:
@@ -243,17 +209,8 @@ def _execute(plan: StudyPlan, progress: GridProgress, *, should_stop: Callable[[
     if storage is not None:
         for file in (plan.folder.study_file, plan.folder.identity_file):
             storage.push_file(file, file.name)
-    plan.folder.evaluated.drop_outdated(plan.nodes.values())
-    execute(
-        plan.nodes,
-        plan.folder,
-        progress,
-        storage=storage,
-        retries=study.retries,
-        max_concurrent=study.max_concurrent,
-        callbacks=loggers(study),
-        should_stop=should_stop,
-    )
+    plan.folder.drop_outdated(plan.nodes.values())
+    execute(plan.nodes, plan.folder, progress, storage=storage, study=study, should_stop=should_stop)
     if storage is not None:
         storage.pull("", plan.folder.path)
 
@@ -261,14 +218,8 @@ def _execute(plan: StudyPlan, progress: GridProgress, *, should_stop: Callable[[
 def _write(plan: StudyPlan, progress: GridProgress) -> None:
     """The table and the page of what has been evaluated so far."""
     study, folder = plan.study, plan.folder
-    if any(map(folder.evaluated.files, plan.runs)):
+    if any(map(folder.evaluation_files, plan.runs)):
         table = write_results(study.name, plan.runs, folder)
-        page = write_page(
-            study,
-            plan.runs,
-            plan.nodes,
-            folder,
-            file=plan.source.path,
-            tuning=budgets(study, folder),
-        )
+        tuned = budgets(study, folder)
+        page = write_page(study, plan.runs, plan.nodes, folder, file=plan.source.path, tuning=tuned)
         progress.emit("written", table=str(table), report=str(page))

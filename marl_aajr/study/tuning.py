@@ -34,54 +34,44 @@ def check_tuning(study: StudyConfig, source: YamlSource) -> None:
     Raises:
         ValueError: it is not; names the line.
     """
+    entry = study.tune
+    most = max(len(method.search) for method in study.methods)
     for m, method in enumerate(study.methods):
         if method.grid and method.search:
             times = prod(len(values) for values in method.grid.values())
-            raise ValueError(
-                f"{source.where(('methods', m, 'grid'))}: methods.{m}.grid: expected a grid or a search, got "
-                f"both: every point would be searched for, {times} times the effort of a method without one; "
-                "move the grid into search, as choices"
+            raise source.problem(
+                ("methods", m, "grid"),
+                "expected a grid or a search, got both: every point would be searched for, "
+                f"{times} times the effort of a method without one; move the grid into search, as choices",
             )
-    entry = study.tune
-    searched = {m: len(method.search) for m, method in enumerate(study.methods)}
+        if method.search and entry is None:
+            text = "expected a section tune that says how, got none; add it, or remove search"
+            raise source.problem(("methods", m, "search"), text)
+        count = len(method.search)
+        if entry is not None and (count != most or not count):
+            raise source.problem(
+                ("methods", m),
+                f"expected the same number of searched settings for every method, got {count} for "
+                f"{method.name} and {most} for another; add some to search",
+            )
     if entry is None:
-        for m, count in searched.items():
-            if count:
-                raise ValueError(
-                    f"{source.where(('methods', m, 'search'))}: search: expected a section tune that says "
-                    "how, got none; add it, or remove search"
-                )
         return
-    most = max(searched.values())
-    for m, count in searched.items():
-        if count != most or not count:
-            raise ValueError(
-                f"{source.where(('methods', m))}: expected the same number of searched settings for every "
-                f"method, got {count} for {study.methods[m].name} and {most} for another; add some to search"
-            )
-    _check_apart(study, entry, source)
-
-
-def _check_apart(study: StudyConfig, entry: TuningEntry, source: YamlSource) -> None:
     if study.storage is not None:
-        raise ValueError(
-            f"{source.where(('tune',))}: tune: expected a folder that all nodes share, got storage; tune in "
-            "one, and take what it finds over into a study without tune"
+        raise source.problem(
+            ("tune",),
+            "expected a folder that all nodes share, got storage; tune in one, and take what it finds over "
+            "into a study without tune",
         )
     if shared := sorted(set(entry.seeds) & set(study.seeds)):
-        raise ValueError(
-            f"{source.where(('tune', 'seeds'))}: tune.seeds: expected seeds that the study does not use, got "
-            f"{shared}; choose others"
-        )
+        text = f"expected seeds that the study does not use, got {shared}; choose others"
+        raise source.problem(("tune", "seeds"), text)
     if entry.episode_seed == study.evaluation.seed:
-        raise ValueError(
-            f"{source.where(('tune', 'episode_seed'))}: tune.episode_seed: expected another seed than the "
-            f"evaluation's, got {entry.episode_seed}; choose another"
-        )
+        text = f"expected another seed than the evaluation's, got {entry.episode_seed}; choose another"
+        raise source.problem(("tune", "episode_seed"), text)
     try:
         attack_class(entry.attack)
     except ValueError as error:
-        raise ValueError(f"{source.where(('tune', 'attack'))}: tune.attack: {error}") from None
+        raise source.problem(("tune", "attack"), str(error)) from None
 
 
 def tune_study(
@@ -93,7 +83,7 @@ def tune_study(
     for number, variant in enumerate(every, start=1):
         if should_stop():
             return
-        if folder.decisions(variant) is None:
+        if folder.read_tuning(variant) is None:
             progress.doing = f"tuning {variant.name} ({number} of {len(every)})"
             progress.emit("tuning", variant.name)
             trial = _trial(study, variant, folder)
@@ -102,7 +92,7 @@ def tune_study(
             trials = search(trial, variant, study, folder, progress, should_stop=should_stop)
             if trials is None:
                 return
-            _decide(trials, study, variant, folder)
+            _decide(trials, variant, folder)
             progress.emit("tuned", variant.name, chosen=folder.tuned(study)[variant.name])
     progress.doing = ""
 
@@ -114,7 +104,7 @@ def replay(study: StudyConfig, folder: StudyFolder, progress: GridProgress) -> N
         ValueError: nothing is recorded, or a score is another one.
     """
     for variant in variants(study):
-        decisions = folder.decisions(variant)
+        decisions = folder.read_tuning(variant)
         if decisions is None:
             raise ValueError(f"expected decisions to replay in {folder.tuning / variant.name}, got none")
         progress.emit("replaying", variant.name)
@@ -135,7 +125,7 @@ def budgets(study: StudyConfig, folder: StudyFolder) -> list[Tuning]:
         return []
     found = []
     for variant in variants(study):
-        decisions = folder.decisions(variant)
+        decisions = folder.read_tuning(variant)
         if decisions is not None:
             found.append(
                 Tuning(
@@ -163,19 +153,12 @@ def _how(entry: TuningEntry, trials: Sequence[Mapping[str, Any]]) -> str:
 
 def _trial(study: StudyConfig, variant: Variant, folder: StudyFolder, *, within: str = "trials") -> Trial:
     assert study.tune is not None
-    data: dict[str, Any] = {}
-    for _, part in variant.parts:
-        data = merged(data, part)
-    first = {key: values[0] for key, values in study.grid.items()}
-    return Trial(
-        entry=study.tune,
-        data=merged(data, nested(first)),
-        folder=folder.tuning / variant.name / within,
-        team=variant.environment.team,
-    )
+    first = nested({key: values[0] for key, values in study.grid.items()})
+    data = merged(*(part for _, part in variant.parts), first)
+    return Trial(study.tune, data, folder.tuning / variant.name / within, variant.environment.team)
 
 
-def _decide(trials: list[dict[str, Any]], study: StudyConfig, variant: Variant, folder: StudyFolder) -> None:
+def _decide(trials: list[dict[str, Any]], variant: Variant, folder: StudyFolder) -> None:
     """Write down the trials, and the settings of the one that scored best of those that came furthest."""
     scored = [trial for trial in trials if trial["scores"]]
     if not scored:
@@ -183,14 +166,9 @@ def _decide(trials: list[dict[str, Any]], study: StudyConfig, variant: Variant, 
             f"expected a trial of {variant.name} that does not fail, got none; see {folder.log(variant.name)}"
         )
     best = max(scored, key=lambda trial: (len(trial["scores"]), trial["scores"][-1]["score"]))
-    write_json(
-        folder.tuning / variant.name / DECISIONS,
-        {
-            "chosen": best["settings"],
-            "env_steps": sum(trial["scores"][-1]["env_steps"] for trial in scored),
-            "trials": trials,
-        },
-    )
+    steps = sum(trial["scores"][-1]["env_steps"] for trial in scored)
+    decisions = {"chosen": best["settings"], "env_steps": steps, "trials": trials}
+    write_json(folder.tuning / variant.name / DECISIONS, decisions)
 
 
 def searched_by(study: StudyConfig, folder: StudyFolder, variant: Variant) -> dict[str, Any]:

@@ -27,12 +27,11 @@ from marl_aajr.evaluation import evaluate
 from marl_aajr.evaluation.sources import file_name
 from marl_aajr.rollout.environments import resolve
 from marl_aajr.study.config import EnvironmentEntry
-from marl_aajr.study.folder import StudyFolder, run_exists
+from marl_aajr.study.folder import Storage, StudyFolder, run_exists
 from marl_aajr.study.graph import Node
-from marl_aajr.study.storage import Storage
-from marl_aajr.training.cluster import other_versions, software
 from marl_aajr.training.fields import differences
-from marl_aajr.training.metrics import flat
+from marl_aajr.training.metrics import numbers
+from marl_aajr.training.run_record import other_versions, software
 from marl_aajr.training.trainer import train
 
 _REPORT_SECONDS = 1.0
@@ -148,7 +147,7 @@ class _Reporter:
     _last: float = 0.0
 
     def iteration(self, record: Mapping[str, Any]) -> None:
-        self.numbers = flat(record)
+        self.numbers = numbers(record)
         if self._due():
             tune.report(self.numbers)
 
@@ -181,7 +180,7 @@ def _perform(node: Node, location: StudyLocation, reporter: _Reporter) -> None:
     if storage is not None:
         storage.push(folder.run(node.run.name).path, f"runs/{node.run.name}")
         if node.kind == "evaluate":
-            file = folder.evaluated.note_file(node.run)
+            file = folder.note_file(node.run)
             storage.push_file(file, f"evaluations/{file.name}")
 
 
@@ -243,7 +242,7 @@ def _evaluate(node: Node, folder: StudyFolder, reporter: _Reporter) -> None:
     reporter.numbers = {"clean_return": evaluation.clean_return}
     for worst in evaluation.worst:
         reporter.numbers[f"worst_return/epsilon_{worst.epsilon:g}"] = worst.mean
-    folder.evaluated.note(
+    folder.note_evaluation(
         node,
         file_name(evaluation),
         {

@@ -6,7 +6,6 @@ modules to train, and the copies of the environment how far observations may be 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -14,7 +13,7 @@ from typing import Any
 import gymnasium as gym
 import torch
 from ray.rllib.algorithms.algorithm import Algorithm
-from torch import Tensor, nn
+from torch import Tensor
 
 from marl_aajr.core.distributions import from_space
 from marl_aajr.core.policy import ModulePolicy, Policy
@@ -25,26 +24,21 @@ from marl_aajr.rllib.playing_networks import playing_network
 from marl_aajr.rllib.sampling.env_runners import FastEnvRunner
 from marl_aajr.rollout.batched_env import BatchedEnvWrapper
 from marl_aajr.rollout.perturbed import Perturb, PerturbedBatch, adversary_of, attacked_agents
-from marl_aajr.training.atla import ATLA
 from marl_aajr.training.config import RunConfig
+from marl_aajr.training.method import ATLA
 from marl_aajr.training.modules import PolicyMapping
 
 
-def adversaries_of(team: PolicyMapping, atla: ATLA) -> PolicyMapping:
-    """The adversaries of the agents; those of one module share one.
-
-    Args:
-        team: The agents, of whatever teams.
-        atla: The settings of the method.
-
-    Raises:
-        ValueError: Unknown agents, observations that cannot be perturbed, or a mask, scale or bounds that do
-            not fit them.
-    """
+def _adversaries_of(team: PolicyMapping, atla: ATLA) -> PolicyMapping:
+    """The adversaries of the agents; those of one module share one."""
     boxes = {agent: split(space)[0] for agent, space in team.observation_spaces.items()}
     attacked = attacked_agents(boxes, atla.agents)
     for agent in attacked:
-        _check_features(atla, agent, boxes[agent])
+        nothing = torch.zeros(1, gym.spaces.flatdim(boxes[agent]))
+        try:
+            atla.set_of(1.0).squash(nothing, nothing)
+        except ValueError as error:
+            raise ValueError(f"method {atla.name}, agent {agent!r}: {error}") from None
     return PolicyMapping(
         observation_spaces={adversary_of(agent): boxes[agent] for agent in attacked},
         action_spaces={
@@ -57,22 +51,14 @@ def adversaries_of(team: PolicyMapping, atla: ATLA) -> PolicyMapping:
     )
 
 
-def _check_features(atla: ATLA, agent: str, box: gym.spaces.Box) -> None:
-    nothing = torch.zeros(1, gym.spaces.flatdim(box))
-    try:
-        atla.set_of(1.0).squash(nothing, nothing)
-    except ValueError as error:
-        raise ValueError(f"method {atla.name}, agent {agent!r}: {error}") from None
-
-
 @dataclass(frozen=True)
 class ATLAPhases:
     """The two sides of an ATLA run, and which of them each iteration trains.
 
     Attributes:
-        settings: Of the method.
-        team: The agents.
-        adversaries: The agents' adversaries.
+        settings: of the method.
+        team: the agents.
+        adversaries: the agents' adversaries.
     """
 
     settings: ATLA
@@ -86,12 +72,9 @@ class ATLAPhases:
 
     def both_sides(self) -> PolicyMapping:
         """The agents and their adversaries."""
-
-        def joined(name: str) -> Mapping[str, Any]:
-            return {**getattr(self.team, name), **getattr(self.adversaries, name)}
-
         names = ("observation_spaces", "action_spaces", "teams", "module_of")
-        return PolicyMapping(**{name: joined(name) for name in names}, central=self.team.central)
+        joined = {name: {**getattr(self.team, name), **getattr(self.adversaries, name)} for name in names}
+        return PolicyMapping(**joined, central=self.team.central)
 
 
 @dataclass(frozen=True)
@@ -99,8 +82,8 @@ class ATLAPhase:
     """The modules that one iteration trains, and the perturbations that it trains them under.
 
     Attributes:
-        run: The two sides.
-        trains_adversaries: Whether it trains the adversaries, or else the team.
+        run: the two sides.
+        trains_adversaries: whether it trains the adversaries, or else the team.
         perturbations: Δ in it; None: agents see the truth.
     """
 
@@ -118,10 +101,11 @@ def phases_of(config: RunConfig, team: PolicyMapping) -> ATLAPhases | None:
     """The phases of a run; None where its method is not ATLA.
 
     Raises:
-        ValueError: See `adversaries_of`.
+        ValueError: unknown agents, observations that cannot be perturbed, or a mask, scale or bounds that do
+            not fit them.
     """
     atla = config.method.atla(env_steps=config.env_steps)
-    return None if atla is None else ATLAPhases(atla, team, adversaries_of(team, atla))
+    return None if atla is None else ATLAPhases(atla, team, _adversaries_of(team, atla))
 
 
 class PhaseOfRecreated:
@@ -165,28 +149,19 @@ def _perturb(runner: FastEnvRunner, *, phase: ATLAPhase) -> None:
     while not isinstance(batch, PerturbedBatch):
         assert isinstance(batch, BatchedEnvWrapper)
         batch = batch.env
-    actions = phase.run.settings.actions
-    if phase.perturbations is None:
-        batch.perturb = None
-    elif not actions.reads_policy:
-        batch.perturb = Perturb(actions, phase.perturbations)
-    else:
-        team = phase.run.team
-        networks = {name: playing_network(runner.module[name].unwrapped()) for name in team.modules}
-        policies = {agent: _policy(runner, agent, networks, team, batch) for agent in batch.attacked}
+    actions, team = phase.run.settings.actions, phase.run.team
+    policies = {}
+    if actions.reads_policy and phase.perturbations is not None:
+        policies = {agent: _policy(runner, agent, team, batch) for agent in batch.attacked}
+    batch.perturb = None
+    if phase.perturbations is not None:
         batch.perturb = Perturb(actions, phase.perturbations, policies)
 
 
-def _policy(
-    runner: FastEnvRunner,
-    agent: str,
-    networks: Mapping[str, nn.Module],
-    team: PolicyMapping,
-    batch: PerturbedBatch,
-) -> Policy:
+def _policy(runner: FastEnvRunner, agent: str, team: PolicyMapping, batch: PerturbedBatch) -> Policy:
     """An agent's present policy, from the environment's observations."""
     name, space = team.module_of[agent], batch.observation_spaces[agent]
-    layers = networks[name]
+    layers = playing_network(runner.module[name].unwrapped())
     shape = tuple(space.shape or ())
     normalizer = runner.normalizer
     observe = None if normalizer is None else normalizer.victims_filter(name, shape)

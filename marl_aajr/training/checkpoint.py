@@ -23,9 +23,9 @@ import numpy as np
 import torch
 from ray.rllib.algorithms.algorithm import Algorithm
 from ray.rllib.core.learner.learner import Learner
+from ray.rllib.env.env_runner import EnvRunner
 
 from marl_aajr.rllib.internals.learners import learner_index
-from marl_aajr.rllib.sampling.env_runners import RunEnvRunner
 from marl_aajr.training.files import new_folder, write_json
 
 _ALGORITHM, _TRAINER, _MANIFEST = "algorithm", "trainer.json", "manifest.json"
@@ -62,7 +62,6 @@ def check_checkpoint(folder: Path) -> RunProgress:
     Raises:
         ValueError: a file is missing or has changed.
     """
-    cure = f"delete {folder} to resume from the checkpoint before it, or overwrite the run"
     try:
         expected = json.loads((folder / _MANIFEST).read_text(encoding="utf-8"))
         damaged = sorted(expected.items() ^ _checksums(folder).items())
@@ -70,7 +69,10 @@ def check_checkpoint(folder: Path) -> RunProgress:
             raise ValueError(f"{damaged[0][0]} is missing or has changed")
         return RunProgress(**json.loads((folder / _TRAINER).read_text(encoding="utf-8")))
     except (OSError, ValueError, TypeError, AttributeError) as error:
-        raise ValueError(f"the checkpoint {folder} is damaged ({error}); {cure}") from None
+        raise ValueError(
+            f"the checkpoint {folder} is damaged ({error}); delete it to resume from the checkpoint before "
+            "it, or overwrite the run"
+        ) from None
 
 
 def restore_checkpoint(algorithm: Algorithm, folder: Path) -> None:
@@ -85,7 +87,7 @@ def _checksums(folder: Path) -> dict[str, str]:
     }
 
 
-class Stream(IntEnum):
+class _Stream(IntEnum):
     """The use of a seed."""
 
     RUNNER = 0
@@ -93,30 +95,19 @@ class Stream(IntEnum):
     ENVIRONMENT = 2
 
 
-def derive(seed: int, iteration: int, stream: Stream, index: int) -> int:
+def _derive(seed: int, iteration: int, stream: _Stream, index: int) -> int:
     """A seed in [0, 2³¹), independent for every combination."""
     words = np.random.SeedSequence([seed, iteration, stream, index]).generate_state(1)
     return int(words[0]) & 0x7FFFFFFF
 
 
 def seed_everything(algorithm: Algorithm, *, seed: int, iteration: int, threads: int) -> None:
-    """Seed the generators of all processes for the iteration that follows `iteration`.
-
-    Args:
-        algorithm: the one with these processes.
-        seed: the run's.
-        iteration: the number of iterations that are done.
-        threads: of torch in each process.
-    """
+    """Seed the generators of all processes for what follows `iteration`, and set torch's threads."""
+    seed_it = partial(_seed_process, seed=seed, iteration=iteration, threads=threads)
     # The local runner and a local learner share the generators of this process.
-    seed_process(derive(seed, iteration, Stream.RUNNER, 0), threads)
-    algorithm.env_runner_group.foreach_env_runner(
-        partial(_seed_runner, seed=seed, iteration=iteration, threads=threads), local_env_runner=False
-    )
+    algorithm.env_runner_group.foreach_env_runner(seed_it)
     if algorithm.config.num_learners > 0:
-        algorithm.learner_group.foreach_learner(
-            partial(_seed_learner, seed=seed, iteration=iteration, threads=threads)
-        )
+        algorithm.learner_group.foreach_learner(seed_it)
 
 
 def start_afresh(algorithm: Algorithm, *, seed: int, iteration: int) -> None:
@@ -141,29 +132,24 @@ class StartRecreated:
         point = {"seed": self.seed, "iteration": algorithm.training_iteration}
         for function in (
             partial(_start_runner, **point),
-            partial(_seed_runner, **point, threads=self.threads),
+            partial(_seed_process, **point, threads=self.threads),
         ):
             algorithm.env_runner_group.foreach_env_runner(
                 function, local_env_runner=False, remote_worker_ids=env_runner_indices
             )
 
 
-def seed_process(seed: int, threads: int) -> None:
-    """Seed Python, NumPy and torch here, and set torch's threads."""
-    random.seed(seed)
-    np.random.seed(seed)  # noqa: NPY002 - environments and RLlib draw from the global generators
-    torch.manual_seed(seed)
+def _seed_process(part: EnvRunner | Learner, *, seed: int, iteration: int, threads: int) -> None:
+    if isinstance(part, Learner):
+        derived = _derive(seed, iteration, _Stream.LEARNER, learner_index(part))
+    else:
+        derived = _derive(seed, iteration, _Stream.RUNNER, part.worker_index)
+    random.seed(derived)
+    np.random.seed(derived)  # noqa: NPY002 - environments and RLlib draw from the global generators
+    torch.manual_seed(derived)
     if torch.get_num_threads() != threads:
         torch.set_num_threads(threads)
 
 
-def _seed_runner(runner: RunEnvRunner, *, seed: int, iteration: int, threads: int) -> None:
-    seed_process(derive(seed, iteration, Stream.RUNNER, runner.worker_index), threads)
-
-
-def _seed_learner(learner: Learner, *, seed: int, iteration: int, threads: int) -> None:
-    seed_process(derive(seed, iteration, Stream.LEARNER, learner_index(learner)), threads)
-
-
 def _start_runner(runner: Any, *, seed: int, iteration: int) -> None:
-    runner.start_afresh(seed=derive(seed, iteration, Stream.ENVIRONMENT, runner.worker_index))
+    runner.start_afresh(seed=_derive(seed, iteration, _Stream.ENVIRONMENT, runner.worker_index))

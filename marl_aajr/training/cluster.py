@@ -1,37 +1,48 @@
 """Ray for a run: connect or start, check that the run fits, and stop only what was started here.
 
-The nodes of a cluster must have the versions of what a run's processes send each other: `check_nodes_match`
-asks each of them before the run starts.
+Before anything waits for a run's processes, `check_room` finds out whether they have room on the nodes that
+there are, and `check_nodes_match` whether these have the versions of what the processes send each other.
 """
 
 from __future__ import annotations
 
 import logging
 import os
-import platform
 import shlex
 import signal
 import socket
 import sys
-import tempfile
 import threading
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from importlib import metadata
+import time
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from typing import Any
 
 import ray
 from ray._private.authentication.authentication_token_setup import maybe_enable_token_auth_if_token_available
+from ray._private.state import available_resources_per_node
 from ray.exceptions import RayError
 from ray.util.placement_group import get_current_placement_group
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from marl_aajr import __version__
-from marl_aajr.training.capacity import check_room
-from marl_aajr.training.config import Resources
+from marl_aajr.training.config import Amounts, Group, Resources
+from marl_aajr.training.run_record import other_versions, software
 
-_CONNECT_SECONDS = 3.0
+KINDS = ("CPU", "GPU")
+"""The resources that runs ask a cluster for."""
 
-_NEEDLESS = b"has constructor arguments in the object store and max_restarts > 0"
+_PATIENCE_SECONDS = 30.0
+"""The time that a busy cluster may take to free what a run needs; a run that has just ended takes seconds."""
+
+_REPLACEMENT_SECONDS = 120.0
+"""The time that a cluster may take to replace a node that was lost."""
+
+_EXACT = 1e-4
+"""Ray counts resources in these."""
+
+_ANSWER_SECONDS = 60.0
+"""The time that a node may take to start a process."""
 
 
 @contextmanager
@@ -60,34 +71,14 @@ def ray_for(resources: Resources, *, own_environments: bool = False) -> Iterator
         else:
             _check_python_quoted(own_environments)
         check_room(resources)
-        if address is not None or _several_nodes():
+        # Before the trials of a study, the study has asked.
+        if address is not None or (get_current_placement_group() is None and len(_alive()) > 1):
             check_nodes_match()
         yield
     finally:
         rllib.setLevel(level)
         if started:
             ray.shutdown()
-
-
-@contextmanager
-def native_warning_hidden() -> Iterator[None]:
-    """Within this block, a warning of Ray's C++ side about RLlib's env runners does not reach stderr.
-
-    RLlib passes them their configuration through the object store and keeps it there, so that the warning
-    (ray issue 53727) is needless; it comes past Python's logging. Everything else is passed on.
-    """
-    sys.stderr.flush()
-    stderr = os.dup(2)
-    with tempfile.TemporaryFile() as file:
-        os.dup2(file.fileno(), 2)
-        try:
-            yield
-        finally:
-            sys.stderr.flush()
-            os.dup2(stderr, 2)
-            os.close(stderr)
-            file.seek(0)
-            os.write(2, b"".join(line for line in file if _NEEDLESS not in line))
 
 
 def _start(address: str | None) -> None:
@@ -98,18 +89,25 @@ def _start(address: str | None) -> None:
     if address is not None:
         # `ray start` asks for the token of ~/.ray where there is one; a process that joins must offer it.
         maybe_enable_token_auth_if_token_available(warn_if_disabled=False)
+    main = threading.current_thread() is threading.main_thread()
+    handler = signal.getsignal(signal.SIGTERM)
     try:
-        with _own_sigterm():
-            ray.init(
-                address=address or "local",
-                include_dashboard=False if address is None else None,
-                configure_logging=True,
-                logging_level=logging.ERROR,
-                log_to_driver=False,
-                runtime_env=_quoted_python(),
-            )
+        ray.init(
+            address=address or "local",
+            include_dashboard=False if address is None else None,
+            configure_logging=True,
+            logging_level=logging.ERROR,
+            log_to_driver=False,
+            runtime_env=_quoted_python(),
+        )
     except (ConnectionError, RuntimeError, ValueError) as error:
-        raise ValueError(f"cannot use Ray at {address or 'this machine'}: {_reason(error)}") from error
+        text = str(error).strip() or type(error).__name__
+        # The versions of Ray and Python stand in the lines that follow.
+        why = " ".join(text.split()) if text.startswith("Version mismatch") else text.splitlines()[0]
+        raise ValueError(f"cannot use Ray at {address or 'this machine'}: {why}") from error
+    finally:
+        if main:  # Ray's own handler would have this process exit in the middle of an update.
+            signal.signal(signal.SIGTERM, handler)
 
 
 def _quoted_python() -> dict[str, str] | None:
@@ -132,19 +130,6 @@ def _check_python_quoted(own_environments: bool) -> None:
         )
 
 
-@contextmanager
-def _own_sigterm() -> Iterator[None]:
-    """Keep what this process does at SIGTERM; Ray would have it exit in the middle of an update."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    handler = signal.getsignal(signal.SIGTERM)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, handler)
-
-
 def _check_reachable(address: str) -> None:
     if address in ("auto", "local"):
         return
@@ -154,7 +139,7 @@ def _check_reachable(address: str) -> None:
             f"resources.address: expected host:port or auto, got {address!r}; run on a machine of the cluster"
         )
     try:
-        socket.create_connection((host, int(port)), timeout=_CONNECT_SECONDS).close()
+        socket.create_connection((host, int(port)), timeout=3.0).close()
     except (OSError, OverflowError) as error:
         raise ValueError(
             f"resources.address: no Ray cluster answers at {address} ({error}); start one with "
@@ -162,22 +147,100 @@ def _check_reachable(address: str) -> None:
         ) from None
 
 
-def _several_nodes() -> bool:
-    """Whether a run may leave this machine; before the trials of a study, the study has asked."""
-    return get_current_placement_group() is None and sum(node["Alive"] for node in ray.nodes()) > 1
+def _alive() -> list[dict[str, Any]]:
+    return [node for node in ray.nodes() if node["Alive"]]
 
 
-def _reason(error: BaseException) -> str:
-    text = str(error).strip() or type(error).__name__
-    # The versions of Ray and Python stand in the lines that follow.
-    return " ".join(text.split()) if text.startswith("Version mismatch") else text.splitlines()[0]
+def have_room(runners: Group, learners: Group, nodes: Sequence[Amounts]) -> bool:
+    """Whether each process can be put on one of the nodes, all at the same time."""
+    # Learners placed so far → the most env runners that can be placed beside them.
+    most = {0: 0}
+    for node in nodes:
+        after: dict[int, int] = {}
+        for here in range(_times(learners.each, node, learners.count) + 1):
+            rest = {kind: node.get(kind, 0.0) - here * learners.each[kind] for kind in KINDS}
+            beside = _times(runners.each, rest, runners.count)
+            for before, placed in most.items():
+                total = min(before + here, learners.count)
+                after[total] = max(after.get(total, 0), placed + beside)
+        most = after
+    return most.get(learners.count, -1) >= runners.count
 
 
-_PACKAGES = ("ray", "torch", "numpy", "gymnasium", "pettingzoo")
-"""The packages whose objects the processes of a run send each other."""
+def _times(each: Amounts, node: Amounts, limit: int) -> int:
+    """The number of processes of a kind that a node has room for, `limit` at most."""
+    room = [int((node.get(kind, 0.0) + _EXACT) / amount) for kind, amount in each.items() if amount > 0]
+    return max(0, min([limit, *room]))
 
-_ANSWER_SECONDS = 60.0
-"""The time that a node may take to start a process."""
+
+def check_room(resources: Resources) -> None:
+    """Find out at once whether a run would wait for ever for processes that cannot be placed.
+
+    Raises:
+        ValueError: it would; says what the cluster, or the placement group that this process is in, has.
+    """
+    if (group := get_current_placement_group()) is not None:
+        _check_bundles(resources.bundles, group.bundle_specs)
+        return
+    runners, learners = resources.groups
+    total = {kind: sum(part.count * part.each[kind] for part in (runners, learners)) for kind in KINDS}
+    each = [f"{g.count} {g.name}(s) with {_show(g.each)} each" for g in (runners, learners) if g.count]
+    needs = f"needs {_show(total)} ({', '.join(each)})"
+    nodes = amounts_of_nodes()
+    if not have_room(runners, learners, nodes):
+        raise ValueError(
+            f"resources: expected a run that fits the cluster, which has {_show_nodes(nodes)}; it {needs}; "
+            "lower resources.env_runners, resources.learners or what each of them takes"
+        )
+    deadline = time.monotonic() + _PATIENCE_SECONDS
+    while not have_room(runners, learners, free := [*available_resources_per_node().values()]):
+        if time.monotonic() > deadline:
+            raise ValueError(
+                f"resources: the cluster is busy: {_show_nodes(free)} are free of {_show_nodes(nodes)}, and "
+                f"the run {needs}; wait for other work to end"
+            )
+        time.sleep(0.2)
+
+
+def wait_for_room(resources: Resources) -> None:
+    """`check_room` for a run that has just lost a process, and perhaps a node that will be replaced."""
+    deadline = time.monotonic() + _REPLACEMENT_SECONDS
+    while time.monotonic() < deadline:
+        with suppress(ValueError):
+            check_room(resources)
+            return
+        time.sleep(1.0)
+    check_room(resources)
+
+
+def amounts_of_nodes() -> list[dict[str, float]]:
+    """What each node of the cluster has."""
+    return [{kind: float(node["Resources"].get(kind, 0.0)) for kind in KINDS} for node in _alive()]
+
+
+def _check_bundles(needed: list[dict[str, float]], given: Sequence[Amounts]) -> None:
+    fits = len(given) >= len(needed) and all(
+        has.get(kind, 0.0) + _EXACT >= amount
+        for wanted, has in zip(needed, given, strict=False)
+        for kind, amount in wanted.items()
+    )
+    if not fits:
+        raise ValueError(
+            f"resources: expected a placement group with the bundles {needed}, in this order "
+            f"(Resources.bundles), got {[dict(bundle) for bundle in given]}; ask Tune for "
+            "them, or lower the run's resources"
+        )
+
+
+def _show_nodes(nodes: Sequence[Amounts]) -> str:
+    """The sum, and where that does not say it all the nodes, alike ones counted."""
+    total = _show({kind: sum(node.get(kind, 0.0) for node in nodes) for kind in KINDS})
+    each = [f"{count} with {amounts}" for amounts, count in sorted(Counter(map(_show, nodes)).items())]
+    return f"{total} on {len(nodes)} node(s)" + f" ({'; '.join(each)})" * (len(nodes) > 1)
+
+
+def _show(amounts: Amounts) -> str:
+    return " and ".join(f"{amounts.get(kind, 0.0):g} {kind}" for kind in KINDS)
 
 
 _matching: set[str] = set()
@@ -190,55 +253,27 @@ def check_nodes_match() -> None:
     Raises:
         ValueError: a node has other versions than this process, has no marl_aajr, or does not answer.
     """
-    nodes = [node for node in ray.nodes() if node["Alive"] and node["NodeID"] not in _matching]
-    if not nodes:
+    new = [node for node in _alive() if node["NodeID"] not in _matching]
+    if not new:
         return
-    expected = software()
     ask = ray.remote(num_cpus=0, max_retries=0)(software)
-    answers = {
-        ask.options(
-            scheduling_strategy=NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
-        ).remote(): node
-        for node in nodes
-    }
+    answers = {}
+    for node in new:
+        there = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
+        answer = ask.options(scheduling_strategy=there).remote()
+        answers[answer] = f"node {node['NodeName']} ({node['NodeID'][:8]})"
     done, late = ray.wait(list(answers), num_returns=len(answers), timeout=_ANSWER_SECONDS)
-    problems = [f"{_name(answers[one])} does not answer within {_ANSWER_SECONDS:.0f} s" for one in late]
+    problems = [f"{answers[one]} does not answer within {_ANSWER_SECONDS:.0f} s" for one in late]
     for answer in done:
         try:
-            differing = other_versions(expected, ray.get(answer))
+            differing = other_versions(software(), ray.get(answer))
         except RayError as error:
             differing = [f"cannot run marl_aajr ({str(error).strip().splitlines()[-1]})"]
         if differing:
-            problems.append(f"{_name(answers[answer])} {', '.join(differing)}")
+            problems.append(f"{answers[answer]} {', '.join(differing)}")
     if problems:
         raise ValueError(
             "expected nodes with the versions of this process, got others; install the same on all of them, "
             "or leave these out:\n" + "\n".join(sorted(problems))
         )
-    _matching.update(node["NodeID"] for node in nodes)
-
-
-def software() -> dict[str, str]:
-    """The versions of this process; of Python what matters to pickled code, of torch not for which device."""
-    found = {"python": ".".join(platform.python_version_tuple()[:2]), "marl_aajr": __version__}
-    return found | {name: _version(name) for name in _PACKAGES}
-
-
-def other_versions(expected: Mapping[str, str], found: Mapping[str, str]) -> list[str]:
-    """The differences, by name with both versions."""
-    return [
-        f"has {name} {found[name]}, not {version}"
-        for name, version in expected.items()
-        if found[name] != version
-    ]
-
-
-def _version(package: str) -> str:
-    try:
-        return metadata.version(package).partition("+")[0]
-    except metadata.PackageNotFoundError:
-        return "not installed"
-
-
-def _name(node: Mapping[str, str]) -> str:
-    return f"node {node['NodeName']} ({node['NodeID'][:8]})"
+    _matching.update(node["NodeID"] for node in new)

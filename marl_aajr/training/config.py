@@ -7,10 +7,10 @@ after a default has changed.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-import yaml
 from pydantic import Field, model_validator
 
 from marl_aajr.training.fields import (
@@ -108,6 +108,19 @@ class PPOSettings(Section):
     grad_clip: Positive | None = None
 
 
+Amounts = Mapping[str, float]
+"""Amounts of CPU and GPU."""
+
+
+@dataclass(frozen=True)
+class Group:
+    """Processes of a run that are alike: the name of their kind, their number, the resources of each."""
+
+    name: str
+    count: int
+    each: Amounts
+
+
 class Resources(Section):
     """The processes, processors and GPUs that the run asks Ray for.
 
@@ -141,6 +154,24 @@ class Resources(Section):
     def copies(self) -> int:
         """Environment copies in each process that samples."""
         return self.envs_per_runner or max(1, COPIES // max(self.env_runners, 1))
+
+    @property
+    def groups(self) -> tuple[Group, Group]:
+        """The env runners and the learners."""
+        runner = {"CPU": self.cpus_per_env_runner, "GPU": self.gpus_per_env_runner}
+        learner = {"CPU": self.cpus_per_learner, "GPU": self.gpus_per_learner}
+        return Group("env runner", self.env_runners, runner), Group("learner", self.learners, learner)
+
+    @property
+    def bundles(self) -> list[dict[str, float]]:
+        """A run as the bundles of a placement group, as `ray.tune.PlacementGroupFactory` takes them.
+
+        The first is for the process that calls `train`, with the GPUs of what it does itself; RLlib puts env
+        runner i on bundle i, and learners follow.
+        """
+        local = max((group.each["GPU"] for group in self.groups if group.count == 0), default=0.0)
+        each = [{"CPU": 1.0, "GPU": local}, *(g.each for g in self.groups for _ in range(g.count))]
+        return [{kind: amount for kind, amount in bundle.items() if amount} for bundle in each]
 
 
 class RunConfig(Section):
@@ -232,10 +263,6 @@ class RunConfig(Section):
                     f"got {getattr(ppo, name)}; change one of them"
                 )
         return self
-
-    def to_yaml(self) -> str:
-        """This configuration as YAML; `load_config` reads it back exactly."""
-        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
 
 
 def make_config(data: Mapping[str, Any]) -> RunConfig:

@@ -11,6 +11,7 @@ import re
 from collections.abc import Callable, Iterator, Mapping
 from typing import Annotated, Any, Self, TypeVar, get_args
 
+import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 from pydantic_core import ErrorDetails
 
@@ -33,23 +34,22 @@ class Section(BaseModel):
         """
         return validated(type(self), {**dict(self), **values})
 
+    def to_yaml(self) -> str:
+        """This as YAML, defaults written out; it reads back exactly."""
+        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
 
-def _number(value: Any) -> Any:
-    if isinstance(value, bool):
-        raise ValueError("expected a number")
-    if isinstance(value, str):
-        try:
-            return float(value)
-        except ValueError:
-            raise ValueError("expected a number") from None
-    return value
+
+def _number(value: Any, kind: str = "a number") -> Any:
+    try:
+        if not isinstance(value, bool):
+            return float(value) if isinstance(value, str) else value
+    except ValueError:
+        pass
+    raise ValueError(f"expected {kind}")
 
 
 def _integer(value: Any) -> Any:
-    try:
-        value = _number(value)
-    except ValueError:
-        raise ValueError("expected an integer") from None
+    value = _number(value, "an integer")
     if isinstance(value, float) and not value.is_integer():
         raise ValueError("expected an integer")
     return value
@@ -138,7 +138,11 @@ def _line(model: type[BaseModel], error: ErrorDetails) -> str:
     where = tuple(str(part) for part in error["loc"])
     field = ".".join(where) or "configuration"
     if error["type"] == "extra_forbidden":
-        return f"{field}: unknown key; {_known(_model_at(model, where[:-1]), where[-1])}"
+        for name in where[:-1]:
+            if name in model.model_fields:  # or else a place in a list of the model found last
+                model = next(_models(model.model_fields[name].annotation))
+        hint = _near(where[-1], list(model.model_fields))
+        return f"{field}: unknown key; {hint and hint + ' '}known: {', '.join(model.model_fields)}"
     if error["type"] == "missing":
         return f"{field}: missing; add it"
     message = error["msg"].removeprefix("Value error, ")
@@ -155,26 +159,12 @@ def _line(model: type[BaseModel], error: ErrorDetails) -> str:
     return f"{field}: {message}, got {error['input']!r}{hint and '; ' + hint}"
 
 
-def _model_at(model: type[BaseModel], path: tuple[str, ...]) -> type[BaseModel]:
-    for name in path:
-        if name not in model.model_fields:
-            continue  # a place in a list of the model found last
-        model = next(_models(model.model_fields[name].annotation))
-    return model
-
-
 def _models(annotation: Any) -> Iterator[type[BaseModel]]:
     """The models in an annotation, which may be optional or a list of them."""
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         yield annotation
     for part in get_args(annotation):
         yield from _models(part)
-
-
-def _known(model: type[BaseModel], name: str) -> str:
-    known = list(model.model_fields)
-    hint = _near(name, known)
-    return f"{hint and hint + ' '}known: {', '.join(known)}"
 
 
 def _near(given: Any, known: list[str]) -> str:
@@ -185,7 +175,7 @@ def _near(given: Any, known: list[str]) -> str:
 
 def differences(old: BaseModel, new: BaseModel) -> list[str]:
     """`key: old → new` for every setting that differs, nested keys joined with dots."""
-    before, after = _flat(old.model_dump(mode="json")), _flat(new.model_dump(mode="json"))
+    before, after = (flat(each.model_dump(mode="json"), ".") for each in (old, new))
     absent = object()
     return [
         f"{key}: {before.get(key, 'not set')!r} → {after.get(key, 'not set')!r}"
@@ -194,11 +184,12 @@ def differences(old: BaseModel, new: BaseModel) -> list[str]:
     ]
 
 
-def _flat(data: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+def flat(data: Mapping[str, Any], separator: str, prefix: str = "") -> dict[str, Any]:
+    """Nested mappings as one, their keys joined; an empty one is a value."""
     result: dict[str, Any] = {}
     for key, value in data.items():
         if isinstance(value, Mapping) and value:
-            result |= _flat(value, f"{prefix}{key}.")
+            result |= flat(value, separator, f"{prefix}{key}{separator}")
         else:
             result[f"{prefix}{key}"] = value
     return result

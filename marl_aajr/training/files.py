@@ -156,6 +156,10 @@ class YamlSource:
                 return f"{self.path}:{self.lines[key[:end]]}"
         return str(self.path)
 
+    def problem(self, key: Key, text: str) -> ValueError:
+        """The error about a key, with its place."""
+        return ValueError(f"{self.where(key)}: {'.'.join(map(str, key))}: {text}")
+
 
 def load_yaml(path: Path) -> tuple[dict[str, Any], YamlSource]:
     """A YAML mapping and where its parts are.

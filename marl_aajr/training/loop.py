@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import math
+import os
 import shutil
+import sys
+import tempfile
 import time
-from collections.abc import Callable, Mapping
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from typing import Any
 
@@ -25,7 +28,6 @@ from marl_aajr.training.checkpoint import (
     seed_everything,
     start_afresh,
 )
-from marl_aajr.training.cluster import native_warning_hidden
 from marl_aajr.training.config import RunConfig
 from marl_aajr.training.export import export_victim, start_from
 from marl_aajr.training.files import full_disk_named
@@ -40,6 +42,28 @@ ShouldStop = Callable[[], bool]
 
 _RESTART_SECONDS = 120.0
 """The time that a run waits for env runners once all of them are lost."""
+
+
+@contextmanager
+def native_warning_hidden() -> Iterator[None]:
+    """Within this block, a warning of Ray's C++ side about RLlib's env runners does not reach stderr.
+
+    RLlib passes them their configuration through the object store and keeps it there, so that the warning
+    (ray issue 53727) is needless; it comes past Python's logging. Everything else is passed on.
+    """
+    needless = b"has constructor arguments in the object store and max_restarts > 0"
+    sys.stderr.flush()
+    stderr = os.dup(2)
+    with tempfile.TemporaryFile() as file:
+        os.dup2(file.fileno(), 2)
+        try:
+            yield
+        finally:
+            sys.stderr.flush()
+            os.dup2(stderr, 2)
+            os.close(stderr)
+            file.seek(0)
+            os.write(2, b"".join(line for line in file if needless not in line))
 
 
 class ProcessesLostError(RuntimeError):

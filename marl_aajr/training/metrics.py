@@ -12,6 +12,7 @@ from torch.utils.tensorboard import SummaryWriter
 from marl_aajr.core.checks import NonFiniteError
 from marl_aajr.rllib.sampling.metrics import RETURNS_KEY
 from marl_aajr.training.checkpoint import RunProgress
+from marl_aajr.training.fields import flat
 
 _LEARNER_KEYS = {
     "total_loss": "total_loss",
@@ -27,9 +28,6 @@ _LEARNER_KEYS = {
 
 _KL_KEYS = {"mean_kl_loss": "mean_kl", "curr_kl_coeff": "kl_coeff"}
 """RLlib reports 0 for them where it computes no KL term."""
-
-_MAY_BE_UNDEFINED = {"vf_explained_var"}
-"""0/0 where all value targets are the same."""
 
 
 def to_record(
@@ -87,17 +85,17 @@ def _episodes(sums: Mapping[str, Any], counted: Collection[str]) -> dict[str, An
 
 def _module(learned: Mapping[str, Any], *, with_kl: bool) -> dict[str, float | None]:
     names = _LEARNER_KEYS | (_KL_KEYS if with_kl else {})
-    numbers: dict[str, float | None] = {
+    found: dict[str, float | None] = {
         ours: float(learned[theirs]) for theirs, ours in names.items() if theirs in learned
     }
     for group, values in sorted(learned.items()):
         # Regularizers report under their own name.
         if isinstance(values, Mapping) and "throughput" not in group:
-            numbers |= {f"{group}/{key}": float(value) for key, value in sorted(values.items())}
-    for name in _MAY_BE_UNDEFINED & set(numbers):
-        value = numbers[name]
-        numbers[name] = value if value is not None and math.isfinite(value) else None
-    return numbers
+            found |= {f"{group}/{key}": float(value) for key, value in sorted(values.items())}
+    undefined = "vf_explained_var"  # 0/0 where all value targets are the same
+    if not math.isfinite(found.get(undefined) or 0.0):
+        found[undefined] = None
+    return found
 
 
 def _check(value: Any, name: str) -> None:
@@ -116,7 +114,7 @@ class Curves:
 
     def add(self, record: Mapping[str, Any]) -> None:
         """Add one iteration: `return_mean`, `team_returns/<team>`, `modules/<id>/<name>` and so on."""
-        for tag, value in flat(record).items():
+        for tag, value in numbers(record).items():
             if tag not in ("iteration", "env_steps"):
                 self._writer.add_scalar(tag, value, record["env_steps"])
         self._writer.flush()
@@ -125,12 +123,6 @@ class Curves:
         self._writer.close()
 
 
-def flat(record: Mapping[str, Any], prefix: str = "") -> dict[str, float]:
-    """The numbers of a record, under names that TensorBoard, W&B and MLflow take: `modules/<id>/<name>`."""
-    found: dict[str, float] = {}
-    for key, value in record.items():
-        if isinstance(value, Mapping):
-            found |= flat(value, f"{prefix}{key}/")
-        elif value is not None:
-            found[f"{prefix}{key}"] = value
-    return found
+def numbers(record: Mapping[str, Any]) -> dict[str, float]:
+    """Those of a record, under names that TensorBoard, W&B and MLflow take: `modules/<id>/<name>`."""
+    return {key: value for key, value in flat(record, "/").items() if isinstance(value, int | float)}

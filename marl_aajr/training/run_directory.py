@@ -74,7 +74,12 @@ class RunDirectory:
     @property
     def is_run(self) -> bool:
         """Whether there is a run here: nothing else has both files."""
-        return run_record.is_run(self.path)
+        return self.config_file.is_file() and self.status_file.is_file()
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether there is a run here that has come to its end."""
+        return self.is_run and self.status().state == "finished"
 
     def check_free(self, *, overwrite: bool) -> None:
         """Whether a new run may be made here; nothing is changed.
@@ -88,11 +93,11 @@ class RunDirectory:
             raise ValueError(
                 f"expected a new folder, got {self.path}, which exists and is not a run; choose another"
             )
-        status = self.status()
+        state = self.status().state
         if not overwrite:
             raise ValueError(
-                f"expected a new folder, got {self.path}, which holds a run ({status.state}); "
-                "resume it, overwrite it, or choose another"
+                f"expected a new folder, got {self.path}, which holds a run ({state}); resume it, "
+                "overwrite it, or choose another"
             )
 
     def create(self, config: RunConfig, *, overwrite: bool = False) -> None:
@@ -133,15 +138,6 @@ class RunDirectory:
         """Let others write here."""
         self._lock.release()
 
-    def config(self) -> RunConfig:
-        """The run's configuration.
-
-        Raises:
-            ValueError: not a run, or a configuration that cannot be read.
-        """
-        self.require()
-        return load_config(self.config_file)
-
     def require(self) -> None:
         """Raise `ValueError` where there is no run."""
         if not self.is_run:
@@ -150,18 +146,19 @@ class RunDirectory:
                 "train one there first"
             )
 
-    def status(self) -> Status:
-        """The state and the progress of the run.
-
-        Raises:
-            ValueError: not a run, or a status that cannot be read.
-        """
+    def config(self) -> RunConfig:
+        """The run's configuration; `ValueError` for no run, and for one that cannot be read."""
         self.require()
-        return run_record.load_status(self.path)
+        return load_config(self.config_file)
+
+    def status(self) -> Status:
+        """The state and the progress of the run; `ValueError` likewise."""
+        self.require()
+        return run_record.parse(Status, self.status_file)
 
     def changed_versions(self) -> dict[str, str]:
         """The packages that this process has in other versions than the one that began the run."""
-        return run_record.load_versions(self.path).changed()
+        return run_record.parse(Versions, self.versions_file).changed()
 
     def write_status(self, status: Status) -> None:
         """Replace the status."""
@@ -172,23 +169,16 @@ class RunDirectory:
         append_line(self.metrics_file, line)
 
     def metrics(self) -> list[dict[str, Any]]:
-        """All iterations, oldest first; a last line that a crash cut short is left out.
-
-        Raises:
-            ValueError: a broken line before the last.
-        """
+        """All iterations, oldest first, as `read_lines` reads them."""
         return read_lines(self.metrics_file)
 
     def append_event(self, event: Event, *, iteration: int, **details: Any) -> None:
         """Add an event of the run."""
-        append_event(self.events_file, event, iteration=iteration, **details)
+        now = datetime.now(UTC).isoformat(timespec="seconds")
+        append_line(self.events_file, {"time": now, "event": event, "iteration": iteration, **details})
 
     def events(self) -> list[dict[str, Any]]:
-        """The events of the run, oldest first; the module's docstring lists the events.
-
-        Raises:
-            ValueError: a broken line before the last.
-        """
+        """The events of the run, oldest first, as `read_lines` reads them."""
         return read_lines(self.events_file)
 
     def truncate_metrics(self, iteration: int) -> None:
@@ -217,20 +207,12 @@ class RunDirectory:
 
 Event = Literal["resumed", "restarted", "env_runners_lost", "env_runners_restarted"]
 
-_DISTURBING: tuple[Event, ...] = ("env_runners_lost", "env_runners_restarted")
-
-
-def append_event(file: Path, event: Event, *, iteration: int, **details: Any) -> None:
-    """Add a line to `events.jsonl`."""
-    now = datetime.now(UTC).isoformat(timespec="seconds")
-    append_line(file, {"time": now, "event": event, "iteration": iteration, **details})
-
 
 def disturbed(events: Iterable[Mapping[str, Any]]) -> bool:
     """Whether the run's numbers may differ from those of a run that nothing happened to."""
     lost: list[int] = []
     for event in events:
-        if event["event"] in _DISTURBING:
+        if event["event"] in ("env_runners_lost", "env_runners_restarted"):
             lost.append(event["iteration"])
         else:
             # What came after was trained again.

@@ -1,14 +1,15 @@
 """The files of a run as they are read: by training, studies and reports, with the same checks and messages.
 
-`RunDirectory` writes these files. Each `load_*` here reads one of them, and names the file and the cure where
-it is missing or corrupt. Their names are defined here, once. Nothing in this module needs Ray.
+`RunDirectory` writes these files. `parse` and each `load_*` here read one of them, and name the file and the
+cure where it is missing or corrupt. Their names are defined here, once. Nothing in this module needs Ray.
 """
 
 from __future__ import annotations
 
 import json
 import platform
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import field
 from importlib import metadata
 from pathlib import Path
@@ -26,8 +27,6 @@ LOCK = ".lock"
 
 _BESIDE = "-evaluations"
 """The end of the name of the folder that holds the evaluations of a policy from elsewhere, beside it."""
-
-_REQUIRED_CONFIG = ("env", "method", "seed", "env_steps")
 
 PACKAGES = ("marl-aajr", "torch", "ray", "gymnasium", "pettingzoo", "mpe2", "numpy", "safetensors")
 """The packages that decide the numbers of a run."""
@@ -71,13 +70,32 @@ class Versions:
     @classmethod
     def here(cls, *, seed: int | None = None) -> Versions:
         """Those of this process."""
-        packages = {name: version for name in PACKAGES if (version := _version(name)) is not None}
+        packages = {}
+        for name in PACKAGES:
+            with suppress(metadata.PackageNotFoundError):
+                packages[name] = metadata.version(name)
         return cls(platform.python_version(), platform.platform(), packages, seed)
 
     def changed(self) -> dict[str, str]:
         """The packages that this process has in other versions, with its versions."""
         now = Versions.here().packages
         return {name: version for name, version in now.items() if self.packages.get(name) != version}
+
+
+def software() -> dict[str, str]:
+    """The versions of this process; of Python what matters to pickled code, of torch not for which device."""
+    here = Versions.here()
+    packages = {name: version.partition("+")[0] for name, version in here.packages.items()}
+    return {"Python": here.python.rpartition(".")[0]} | packages
+
+
+def other_versions(expected: Mapping[str, str], found: Mapping[str, str]) -> list[str]:
+    """The differences between what two processes answer to `software`, by name with both versions."""
+    return [
+        f"has {name} {found.get(name, 'nowhere')}, not {version}"
+        for name, version in expected.items()
+        if found.get(name) != version
+    ]
 
 
 @dataclass(frozen=True)
@@ -90,29 +108,6 @@ class Iteration:
     return_mean: float | None = None
     team_returns: dict[str, float | None] | None = None
     modules: dict[str, dict[str, float | None]] = field(default_factory=dict)
-
-
-def is_run(folder: Path) -> bool:
-    """Whether there is a run in a folder: nothing else has both files."""
-    return (folder / CONFIG).is_file() and (folder / STATUS).is_file()
-
-
-def load_status(folder: Path) -> Status:
-    """The state and the progress of the run in a folder.
-
-    Raises:
-        ValueError: no status, or a corrupt one.
-    """
-    return parse(Status, folder / STATUS)
-
-
-def load_versions(folder: Path) -> Versions:
-    """The versions that the run in a folder was made with.
-
-    Raises:
-        ValueError: no versions, or corrupt ones.
-    """
-    return parse(Versions, folder / VERSIONS)
 
 
 def load_settings(folder: Path) -> Mapping[str, Any]:
@@ -128,14 +123,13 @@ def load_settings(folder: Path) -> Mapping[str, Any]:
         raise _corrupt(path, " ".join(str(error).split())) from error
     if not isinstance(config, dict):
         raise _corrupt(path, "it is not a mapping")
-    missing = [key for key in _REQUIRED_CONFIG if key not in config]
-    if missing:
-        raise _corrupt(path, f"it lacks {', '.join(missing)}")
-    for key in ("seed", "env_steps"):
-        if not isinstance(config[key], int):
+    for key in ("env", "method", "seed", "env_steps"):
+        if key not in config:
+            raise _corrupt(path, f"it lacks {key}")
+        if key in ("seed", "env_steps") and not isinstance(config[key], int):
             raise _corrupt(path, f"{key} should be an integer, not {config[key]!r}")
-    for key in ("env", "method"):
-        if not isinstance(config[key], dict) or not isinstance(config[key].get("name"), str):
+        named = isinstance(config[key], dict) and isinstance(config[key].get("name"), str)
+        if key in ("env", "method") and not named:
             raise _corrupt(path, f"{key} should be a mapping with a name")
     return config
 
@@ -146,20 +140,16 @@ def load_iterations(folder: Path) -> tuple[Iteration, ...]:
     Raises:
         ValueError: no metrics, a corrupt line, or lines out of order.
     """
-    return tuple(_iterations(folder / METRICS))
-
-
-def _iterations(path: Path) -> Iterator[Iteration]:
-    previous = -1
+    path, rows = folder / METRICS, list[Iteration]()
     lines = [line for line in _text(path).splitlines() if line.strip()]
     if not lines:
         raise _corrupt(path, "it has no line")
     for number, line in enumerate(lines, start=1):
         row = _validate(Iteration, line, path, where=f"line {number}: ")
-        if row.env_steps <= previous:
-            raise _corrupt(path, f"line {number}: env_steps {row.env_steps} after {previous}")
-        previous = row.env_steps
-        yield row
+        if rows and row.env_steps <= rows[-1].env_steps:
+            raise _corrupt(path, f"line {number}: env_steps {row.env_steps} after {rows[-1].env_steps}")
+        rows.append(row)
+    return tuple(rows)
 
 
 def evaluations_beside(policy: Path) -> Path:
@@ -216,10 +206,3 @@ def _corrupt(path: Path, what: str) -> ValueError:
         f"expected a readable {path.name}, got a corrupt {path}: {what}; "
         f"write it again with `marl-aajr {again}`"
     )
-
-
-def _version(name: str) -> str | None:
-    try:
-        return metadata.version(name)
-    except metadata.PackageNotFoundError:
-        return None

@@ -24,9 +24,8 @@ from ray.exceptions import RayError
 
 from marl_aajr.rollout.faults import EnvironmentFault
 from marl_aajr.training.algorithm import build_config, check_machine
-from marl_aajr.training.capacity import wait_for_room
 from marl_aajr.training.checkpoint import RunProgress, check_checkpoint
-from marl_aajr.training.cluster import ray_for
+from marl_aajr.training.cluster import ray_for, wait_for_room
 from marl_aajr.training.config import RunConfig, as_config
 from marl_aajr.training.fields import differences
 from marl_aajr.training.loop import OnIteration, ProcessesLostError, ShouldStop, Training

@@ -13,8 +13,7 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from marl_aajr.cli.display import FINISHING, PlayingProgress, TrainingProgress, clock, summary
-from marl_aajr.cli.errors import Interrupt
+from marl_aajr.cli.display import FINISHING, Interrupt, PlayingProgress, TrainingProgress, clock, summary
 from marl_aajr.evaluation import Progress as Played
 
 METRICS: dict[str, Any] = {
@@ -104,7 +103,7 @@ def test_ctrl_c_in_the_middle_of_a_line_does_not_print_the_line_twice(tmp_path: 
     path = tmp_path / "terminal"
     with io.TextIOWrapper(Interrupted(path, "w"), write_through=True) as terminal:
         progress = TrainingProgress(24_000, console=Console(file=terminal, width=200), heading="")
-        with Interrupt(announce=progress.finishing, restore=progress.restore) as interrupt, progress:
+        with Interrupt(progress) as interrupt, progress:
             progress(METRICS)
     assert path.read_text().count("iteration 3") == 1
     assert path.read_text().count(FINISHING) == 1
@@ -123,25 +122,29 @@ def test_an_evaluation_is_a_line_for_each_row_that_begins() -> None:
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_the_first_request_is_remembered_and_the_handlers_go_away(number: signal.Signals, code: int) -> None:
-    said: list[str] = []
+def test_the_first_request_is_remembered_and_the_handlers_go_away(
+    number: signal.Signals, code: int, tmp_path: Path
+) -> None:
+    path = tmp_path / "terminal"
     before = [signal.getsignal(one) for one in (signal.SIGINT, signal.SIGTERM)]
-    with Interrupt(
-        announce=lambda: said.append("heard"), restore=lambda: said.append("restored")
-    ) as interrupt:
-        assert not interrupt()
-        os.kill(os.getpid(), number)
-        assert interrupt()
-        os.kill(os.getpid(), signal.SIGTERM)  # schedulers may send several
-    assert (said, interrupt.exit_code) == (["heard"], code)
+    with path.open("w") as terminal:
+        progress = TrainingProgress(1, console=Console(file=terminal, width=200), heading="")
+        with Interrupt(progress) as interrupt:
+            assert not interrupt()
+            os.kill(os.getpid(), number)
+            assert interrupt()
+            os.kill(os.getpid(), signal.SIGTERM)  # schedulers may send several
+    assert (path.read_text().splitlines(), interrupt.exit_code) == ([FINISHING], code)
     assert [signal.getsignal(one) for one in (signal.SIGINT, signal.SIGTERM)] == before
 
 
 def test_second_interrupt_ends_the_process_at_once() -> None:
     program = (
         "import os, signal, time\n"
-        "from marl_aajr.cli.errors import Interrupt\n"
-        "with Interrupt(announce=lambda: None, restore=lambda: print('restored', flush=True)):\n"
+        "from rich.console import Console\n"
+        "from marl_aajr.cli.display import Interrupt, StudyProgress\n"
+        "progress = StudyProgress(Console(force_terminal=True), as_json=False)\n"
+        "with Interrupt(progress):\n"
         "    os.kill(os.getpid(), signal.SIGINT)\n"
         "    os.kill(os.getpid(), signal.SIGINT)\n"
         "    print('still here')\n"
@@ -150,4 +153,4 @@ def test_second_interrupt_ends_the_process_at_once() -> None:
         [sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=False
     )
     assert ended.returncode == -signal.SIGINT
-    assert ended.stdout == "restored\n"
+    assert ended.stdout == "\x1b[?25h"  # the cursor is shown again

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import typer
 
-from marl_aajr.cli.errors import BUG, MISUSE, report
+from marl_aajr.cli.app import BUG, MISUSE, report
 from marl_aajr.core.checks import NonFiniteError
 from marl_aajr.rollout.faults import EnvironmentFault
 

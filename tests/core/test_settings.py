@@ -15,9 +15,8 @@ from marl_aajr.core.settings import REQUIRED, attributes, declared, find_setting
 from marl_aajr.evaluation.protocol import Protocol, Suite
 from marl_aajr.regularizers import REGULARIZERS
 from marl_aajr.study.config import EnvironmentEntry, EvaluationEntry, MethodEntry, StudyConfig, TuningEntry
-from marl_aajr.training.atla import ATLA
 from marl_aajr.training.config import EnvConfig, ModelConfig, PPOSettings, Resources, RunConfig
-from marl_aajr.training.method import MethodConfig
+from marl_aajr.training.method import ATLA, MethodConfig
 
 DATACLASSES = [*REGULARIZERS.values(), *ATTACKS.values(), ATLA]
 MODELS: list[type[BaseModel]] = [

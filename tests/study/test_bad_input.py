@@ -61,7 +61,7 @@ BROKEN = {
         r":4: resources: expected some CPU or GPU for every env runner",
     ),
     "no YAML": ("seeds: [0, 1]", "seeds: [0, 1", r":13: expected YAML"),
-    "a search without tuning": ("- name: none", SEARCHED, r":8: search: expected a section tune"),
+    "a search without tuning": ("- name: none", SEARCHED, r":8: methods.0.search: expected a section tune"),
     "a seed among the settings": (
         "  env_steps",
         "  seed: 7\n  env_steps",
@@ -94,7 +94,7 @@ BROKEN = {
         "- {name: none, search: {ppo.lr: {choices: [1]}}}",
         r":8: methods.0.search.ppo.lr: expected at least two choices, got 1; set it under run",
     ),
-    "an unequal search": ("seeds: [0, 1]", TUNE, r":8: expected the same number of searched settings"),
+    "an unequal search": ("seeds: [0, 1]", TUNE, r":8: methods.0: expected the same number"),
 }
 
 
@@ -134,7 +134,7 @@ def test_a_pattern_must_match_a_run(tmp_path: Path) -> None:
 def test_a_missing_logger_is_named(tmp_path: Path) -> None:
     file = tmp_path / "study.yaml"
     file.write_text(STUDY + "log:\n  - wandb\n")
-    with pytest.raises(ValueError, match=r"study\.yaml:16: log: expected the package wandb to be installed"):
+    with pytest.raises(ValueError, match=r"study\.yaml:16: log\.0: expected the package wandb"):
         prepare(file)
 
 

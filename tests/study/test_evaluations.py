@@ -30,7 +30,7 @@ def evaluated(folder: Path, **study: Any) -> StudyPlan:
             if node.kind == "evaluate":
                 run.evaluations.mkdir()
                 write_json(run.evaluations / "found.json", {})
-                plan.folder.evaluated.note(node, "found.json", {})
+                plan.folder.note_evaluation(node, "found.json", {})
     return plan
 
 
@@ -73,9 +73,9 @@ def test_a_run_that_has_another_surrogate_now_is_evaluated_again(tmp_path: Path)
     first, second = plan.runs
     new = "simple_spread_v3-none-s2"
     assert left(grown) == [new, f"{second.name}/evaluation", f"{new}/evaluation"]
-    grown.folder.evaluated.drop_outdated(grown.nodes.values())
-    assert grown.folder.evaluated.files(first)
-    assert not grown.folder.evaluated.files(second)
+    grown.folder.drop_outdated(grown.nodes.values())
+    assert grown.folder.evaluation_files(first)
+    assert not grown.folder.evaluation_files(second)
     assert not any(grown.folder.run(second.name).evaluations.iterdir())
 
 
@@ -84,4 +84,4 @@ def test_a_run_whose_folder_has_been_deleted_is_trained_and_evaluated_again(tmp_
     (run,) = plan.runs
     shutil.rmtree(plan.folder.run(run.name).path)
     assert left(prepare(plan.source.path, out=plan.folder.path)) == [run.name, f"{run.name}/evaluation"]
-    assert plan.folder.evaluated.files(run) == []
+    assert plan.folder.evaluation_files(run) == []

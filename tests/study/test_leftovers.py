@@ -14,8 +14,7 @@ from marl_aajr.rollout.environments import resolve
 from marl_aajr.study import report
 from marl_aajr.study.study import prepare
 from marl_aajr.study.worker import StopFlag, StudyLocation, do_node
-from marl_aajr.training.cluster import software
-from marl_aajr.training.run_record import Status
+from marl_aajr.training.run_record import Status, software
 from tests.adversaries.test_agent_game import each_its_own
 from tests.study.files import TINY, write_study
 

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from pyarrow.fs import copy_files
 
-from marl_aajr.study.storage import Storage
+from marl_aajr.study.folder import Storage
 
 
 @pytest.fixture
@@ -73,7 +73,7 @@ def killed(patch: pytest.MonkeyPatch, *, after: int) -> None:
             raise _KilledError
         copy_files(source, target, **where)
 
-    patch.setattr("marl_aajr.study.storage.copy_files", die)
+    patch.setattr("marl_aajr.study.folder.copy_files", die)
 
 
 @pytest.mark.parametrize("after", range(5))
@@ -105,7 +105,7 @@ def test_two_nodes_may_push_the_same_run(run: Path, tmp_path: Path, monkeypatch:
         monkeypatch.undo()
         store.push(run, "runs/one")
 
-    monkeypatch.setattr("marl_aajr.study.storage.copy_files", meanwhile)
+    monkeypatch.setattr("marl_aajr.study.folder.copy_files", meanwhile)
     store.push(run, "runs/one")
     assert names(tmp_path / "store") == {f"runs/one/{name}" for name in names(run)}
 

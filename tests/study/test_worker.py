@@ -8,7 +8,7 @@ import pytest
 
 from marl_aajr.study.folder import StudyFolder
 from marl_aajr.study.worker import StudyLocation, do_node
-from marl_aajr.training.cluster import software
+from marl_aajr.training.run_record import software
 
 
 def test_a_machine_that_joined_with_other_versions_does_nothing(tmp_path: Path) -> None:

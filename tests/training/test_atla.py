@@ -14,9 +14,9 @@ from marl_aajr.evaluation import evaluate
 from marl_aajr.regularizers import AAJR
 from marl_aajr.rollout.perturbed import Perturb, adversary_of
 from marl_aajr.training.algorithm import build_algorithm, build_config
-from marl_aajr.training.atla import ATLA
 from marl_aajr.training.atla_phases import begin_phase, phases_of
 from marl_aajr.training.config import RunConfig
+from marl_aajr.training.method import ATLA
 from marl_aajr.training.modules import policy_mapping_of
 from marl_aajr.training.run_directory import RunDirectory
 from marl_aajr.training.trainer import train

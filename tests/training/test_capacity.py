@@ -6,8 +6,8 @@ from itertools import product
 from hypothesis import given
 from hypothesis import strategies as st
 
-from marl_aajr.training.capacity import Group, bundles, have_room
-from marl_aajr.training.config import Resources
+from marl_aajr.training.cluster import have_room
+from marl_aajr.training.config import Group, Resources
 
 
 def amounts(step: float, most: int) -> st.SearchStrategy[dict[str, float]]:
@@ -53,13 +53,13 @@ def test_tenths_of_a_processor_add_up() -> None:
 
 def test_a_run_as_the_bundles_of_a_placement_group() -> None:
     resources = Resources(env_runners=2, cpus_per_env_runner=0.5, learners=1, gpus_per_learner=1)
-    assert bundles(resources) == [
-        {"CPU": 1, "GPU": 0},
-        {"CPU": 0.5, "GPU": 0},
-        {"CPU": 0.5, "GPU": 0},
+    assert resources.bundles == [
+        {"CPU": 1},
+        {"CPU": 0.5},
+        {"CPU": 0.5},
         {"CPU": 1, "GPU": 1},
     ]
 
 
 def test_what_the_main_process_does_itself_is_in_its_bundle() -> None:
-    assert bundles(Resources(gpus_per_learner=0.5)) == [{"CPU": 1, "GPU": 0.5}]
+    assert Resources(gpus_per_learner=0.5).bundles == [{"CPU": 1, "GPU": 0.5}]

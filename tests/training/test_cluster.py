@@ -10,8 +10,9 @@ from typing import Any
 import pytest
 import ray
 
-from marl_aajr.training.cluster import native_warning_hidden, ray_for
+from marl_aajr.training.cluster import ray_for
 from marl_aajr.training.config import Resources
+from marl_aajr.training.loop import native_warning_hidden
 
 
 def test_what_others_started_is_used_and_left_running(ray_session: None) -> None:

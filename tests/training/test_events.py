@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from marl_aajr.training.files import read_lines
-from marl_aajr.training.run_directory import Event, append_event, disturbed
+from marl_aajr.training.run_directory import Event, RunDirectory, disturbed
 
 
 def event(name: str, iteration: int) -> dict[str, Any]:
@@ -39,8 +39,9 @@ def test_numbers_are_disturbed_by_what_was_not_trained_again(
 
 
 def test_an_event_is_a_line_with_its_time(tmp_path: Path) -> None:
-    append_event(tmp_path / "events.jsonl", "resumed", iteration=4, repeated=1, after="running")
-    append_event(tmp_path / "events.jsonl", BACK, iteration=6, count=2)
+    run = RunDirectory(tmp_path)
+    run.append_event("resumed", iteration=4, repeated=1, after="running")
+    run.append_event(BACK, iteration=6, count=2)
     first, second = read_lines(tmp_path / "events.jsonl")
     assert first.pop("time").endswith("+00:00")
     assert first == {"event": "resumed", "iteration": 4, "repeated": 1, "after": "running"}
