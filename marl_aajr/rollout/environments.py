@@ -9,7 +9,7 @@ from __future__ import annotations
 import inspect
 import re
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from difflib import get_close_matches
 from functools import cache
@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 import pettingzoo
 from pettingzoo.utils.deprecated_module import DeprecatedEnv
 
-from marl_aajr.rollout.factories import Factory, explain_import_error, factory_of, load
+from marl_aajr.rollout.factories import Factory, explain_import_error, load, version
 from marl_aajr.rollout.game import Game
 from marl_aajr.rollout.pettingzoo_games import game_of
 
@@ -57,9 +57,17 @@ class EnvironmentSpec:
             ValueError: If the name is unknown, a package is missing, the environment does not take
                 these arguments, or it is no PettingZoo environment.
         """
-        factory, defaults, _ = _find(self.name)
+        factory, arguments = self.factory()
         _check_arguments(self.name, factory, self.kwargs)
-        return game_of(_build(self.name, factory, defaults, self.kwargs), name=self.name)
+        try:
+            env = factory(**arguments)
+        except DeprecatedEnv as error:
+            raise ValueError(f"{self.name}: {error}") from error
+        except ImportError as error:
+            raise ValueError(f"{self.name}: {explain_import_error(factory.__module__, error)}") from error
+        except Exception as error:
+            raise _refusal(self.name, self.kwargs, error, _innermost(factory)) from error
+        return game_of(env, name=self.name)
 
     def factory(self) -> tuple[Factory, dict[str, Any]]:
         """The environment's factory, and all arguments that it is called with.
@@ -118,31 +126,28 @@ def make_batch(spec: EnvironmentSpec, num_envs: int, *, device: torch.device | s
     Raises:
         ValueError: If the environment cannot be built or has no array form.
     """
-    factory = _batched_factory(spec)
-    if factory is None:
+    factory, kwargs = spec.factory()
+    batched_env: Any = getattr(sys.modules.get(factory.__module__), BATCH_FACTORY, None)
+    if not callable(batched_env):
         from marl_aajr.rollout.pettingzoo_batch import PettingZooBatch  # late: lists need no torch
 
         return PettingZooBatch(spec, num_envs, device=device)
-    _, kwargs = spec.factory()
     kwargs.pop("render_mode", None)  # a batch draws one copy when it is asked to
-    return factory(num_envs, device=device, **kwargs)
-
-
-def _batched_factory(spec: EnvironmentSpec) -> Callable[..., BatchedEnv] | None:
-    """The `batched_env` beside the factory of an environment, if there is one."""
-    factory, _ = spec.factory()
-    found: Any = getattr(sys.modules.get(factory.__module__), BATCH_FACTORY, None)
-    return found if callable(found) else None
+    batch: BatchedEnv = batched_env(num_envs, device=device, **kwargs)
+    return batch
 
 
 def _find(name: str) -> tuple[Factory, dict[str, Any], EnvironmentSpec]:
     """The factory, its registered default arguments and the canonical specification."""
     point = _entry_points().get(name)
     if point is not None:
-        return _load_entry_point(point), {}, _summarize_entry_point(point)
+        return load(point.value), {}, _summarize_entry_point(point)
     registered = _registry_id(name)
     if registered is not None:
-        return *_load_registered(registered), _summarize_registered(registered)
+        listed = pettingzoo.parallel_registry.get(registered) or pettingzoo.aec_registry[registered]
+        factory = load(listed.entry_point) if isinstance(listed.entry_point, str) else listed.entry_point
+        limit = {} if listed.max_cycles is None else {"max_cycles": listed.max_cycles}
+        return factory, {**limit, **listed.kwargs}, _summarize_registered(registered)
     if re.fullmatch(r"\w+(\.\w+)+|\w+(\.\w+)*:\w+", name):
         return load(name), {}, EnvironmentSpec(name, summary=f"import path {name}")
     raise ValueError(_unknown(name))
@@ -152,13 +157,6 @@ def _find(name: str) -> tuple[Factory, dict[str, Any], EnvironmentSpec]:
 def _entry_points() -> Mapping[str, EntryPoint]:
     # Reading them takes 20 ms, and every copy of an environment asks.
     return {point.name: point for point in entry_points(group=ENTRY_POINTS)}
-
-
-def _load_entry_point(point: EntryPoint) -> Factory:
-    try:
-        return factory_of(point.load(), point.value)
-    except ImportError as error:
-        raise ValueError(explain_import_error(point.module, error)) from error
 
 
 def _summarize_entry_point(point: EntryPoint) -> EnvironmentSpec:
@@ -173,19 +171,7 @@ def _registry_id(name: str) -> str | None:
     if wanted in ids or "/" not in name:
         return wanted if wanted in ids else None
     versions = [known for known in ids if re.fullmatch(rf"{re.escape(wanted)}-v\d+", known)]
-    return max(versions, key=_version, default=None)
-
-
-def _version(name: str) -> int:
-    found = re.search(r"-v(\d+)$", name)
-    return int(found[1]) if found else -1
-
-
-def _load_registered(name: str) -> tuple[Factory, dict[str, Any]]:
-    spec = pettingzoo.parallel_registry.get(name) or pettingzoo.aec_registry[name]
-    factory = load(spec.entry_point) if isinstance(spec.entry_point, str) else spec.entry_point
-    limit = {} if spec.max_cycles is None else {"max_cycles": spec.max_cycles}
-    return factory, {**limit, **spec.kwargs}
+    return max(versions, key=version, default=None)
 
 
 def _summarize_registered(name: str) -> EnvironmentSpec:
@@ -219,7 +205,7 @@ def _check_arguments(name: str, factory: Factory, kwargs: Mapping[str, Any]) -> 
     try:
         signature.bind(**kwargs)
     except TypeError as error:
-        raise ValueError(_refusal(name, kwargs, error, _accepted(factory))) from None
+        raise _refusal(name, kwargs, error, factory) from None
 
 
 def _accepted(factory: Factory) -> list[str]:
@@ -229,21 +215,11 @@ def _accepted(factory: Factory) -> list[str]:
     return [parameter.name for parameter in parameters if parameter.kind in kinds]
 
 
-def _refusal(name: str, kwargs: Mapping[str, Any], error: Exception, accepted: list[str]) -> str:
+def _refusal(name: str, kwargs: Mapping[str, Any], error: Exception, factory: Factory) -> ValueError:
     reason = " ".join(str(error).split()) or type(error).__name__
+    accepted = _accepted(factory)
     takes = f"; it takes {', '.join(accepted)}" if accepted else ""
-    return f"expected arguments that {name} takes, got {dict(kwargs)}: {reason}{takes}"
-
-
-def _build(name: str, factory: Factory, defaults: Mapping[str, Any], kwargs: Mapping[str, Any]) -> Any:
-    try:
-        return factory(**{**defaults, **kwargs})
-    except DeprecatedEnv as error:
-        raise ValueError(f"{name}: {error}") from error
-    except ImportError as error:
-        raise ValueError(f"{name}: {explain_import_error(factory.__module__, error)}") from error
-    except Exception as error:
-        raise ValueError(_refusal(name, kwargs, error, _accepted(_innermost(factory)))) from error
+    return ValueError(f"expected arguments that {name} takes, got {dict(kwargs)}: {reason}{takes}")
 
 
 def _innermost(factory: Factory) -> Factory:

@@ -97,11 +97,11 @@ def explain_import_error(module_name: str, error: ImportError) -> str:
 def _no_such_module(parent: str, leaf: str) -> str:
     folders = getattr(importlib.import_module(parent), "__path__", [])
     present = sorted(found.name for found in pkgutil.iter_modules(folders))
-    stem, _, version = leaf.rpartition("_v")
+    stem, _, number = leaf.rpartition("_v")
     versions = [name for name in present if stem and re.fullmatch(rf"{re.escape(stem)}_v\d+", name)]
     if versions:
-        newest = max(versions, key=_version)
-        old = version.isdigit() and _version(leaf) < _version(newest)
+        newest = max(versions, key=version)
+        old = number.isdigit() and int(number) < version(newest)
         state = "is deprecated" if old else "does not exist"
         return f"{parent}.{leaf} {state}: use {parent}.{newest}"
     environments = [name for name in present if re.search(r"_v\d+$", name)]
@@ -109,8 +109,9 @@ def _no_such_module(parent: str, leaf: str) -> str:
     return f"expected a module of {parent}, got {leaf}; it has {_listing(choice)}"
 
 
-def _version(name: str) -> int:
-    return int(name.rpartition("_v")[2])
+def version(name: str) -> int:
+    """The version that a name ends with, `_v3` or `-v3`."""
+    return int(re.split(r"[-_]v", name)[-1])
 
 
 def _public_callables(module: ModuleType) -> list[str]:

@@ -10,8 +10,8 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
-from typing import Any, NamedTuple, NoReturn
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple, NoReturn, TypeVar
 
 from gymnasium import spaces
 
@@ -19,7 +19,7 @@ from marl_aajr.rollout.environment_state import restore, save
 from marl_aajr.rollout.faults import EnvironmentFault, observation_check
 from marl_aajr.rollout.teams import teams_of
 
-__all__ = ["EnvironmentFault", "Game", "GameStep"]
+_Answer = TypeVar("_Answer")
 
 
 class GameStep(NamedTuple):
@@ -95,12 +95,10 @@ class Game(ABC):
 
     @property
     def render_mode(self) -> str | None:
-        """The environment's mode of drawing itself."""
         return getattr(self.env, "render_mode", None)
 
     @property
     def metadata(self) -> dict[str, Any]:
-        """A copy of the environment's metadata."""
         return dict(getattr(self.env, "metadata", None) or {})
 
     def reset(self, *, seed: int | None = None, options: Mapping[str, Any] | None = None) -> GameStep:
@@ -119,12 +117,7 @@ class Game(ABC):
         """
         self._steps = 0
         self._check_spaces()
-        try:
-            turn = self._reset(seed, None if options is None else dict(options))
-        except EnvironmentFault:
-            raise
-        except Exception as error:
-            self._blame(f"raised {type(error).__name__} in reset: {error}", error)
+        turn = self._call(lambda: self._reset(seed, None if options is None else dict(options)), " in reset")
         if turn.over:
             self._blame("was over before anybody acted")
         return turn
@@ -143,19 +136,15 @@ class Game(ABC):
             ValueError: If an action is missing.
             EnvironmentFault: If the environment breaks its contract.
         """
-        try:
-            asked = {agent: actions[agent] for agent in self._acting}
-        except KeyError:
-            self._complain(actions)
-        if not asked:
+        if not self._acting:
             raise ValueError(f"expected {self.name} to be in an episode; call reset first")
+        if missing := [agent for agent in self._acting if agent not in actions]:
+            raise ValueError(
+                f"expected actions for {list(self._acting)} in {self.name}, got {list(actions)}; add "
+                + ", ".join(map(str, missing))
+            )
         self._steps += 1
-        try:
-            return self._step(asked)
-        except EnvironmentFault:
-            raise
-        except Exception as error:
-            self._blame(f"raised {type(error).__name__}: {error}", error)
+        return self._call(lambda: self._step({agent: actions[agent] for agent in self._acting}))
 
     def state(self) -> Any:
         """The global state of the environment, for centralised critics (where it has one).
@@ -165,12 +154,7 @@ class Game(ABC):
                 space that the environment declares for it.
             NotImplementedError: If the environment has none at all.
         """
-        try:
-            state = self.env.state()
-        except NotImplementedError:
-            raise
-        except Exception as error:
-            self._blame(f"raised {type(error).__name__} in state: {error}", error)
+        state = self._call(self.env.state, " in state", allowed=NotImplementedError)
         try:
             return state if self._check_state is None else self._check_state(state)
         except ValueError as reason:
@@ -191,7 +175,6 @@ class Game(ABC):
             ) from None
 
     def set_state(self, state: bytes) -> None:
-        """Goes on from where `get_state` was asked."""
         vars(self).update(restore(state, {"env": self.env}))
 
     @property
@@ -200,11 +183,9 @@ class Game(ABC):
         return f"environment {self.name}" + ("" if self.copy is None else f", copy {self.copy}")
 
     def render(self) -> Any:
-        """Draws the environment in the render mode that it was built with."""
         return self.env.render()
 
     def close(self) -> None:
-        """Frees what the environment holds."""
         self.env.close()
 
     @abstractmethod
@@ -215,6 +196,19 @@ class Game(ABC):
 
     _acting: tuple[str, ...] = ()  # before the first reset nobody may act
     _progress: tuple[str, ...] = ("_acting", "_steps")  # what a game knows of its episode
+
+    def _call(
+        self,
+        play: Callable[[], _Answer],
+        where: str = "",
+        allowed: type[Exception] = EnvironmentFault,
+    ) -> _Answer:
+        try:
+            return play()
+        except (EnvironmentFault, allowed):
+            raise
+        except Exception as error:
+            self._blame(f"raised {type(error).__name__}{where}: {error}", error)
 
     def _observation(self, agent: str, obs: Any) -> Any:
         check = self._checks.get(agent)
@@ -243,13 +237,6 @@ class Game(ABC):
                 space = ask(agent)
                 if space is not known[agent] and space != known[agent]:
                     self._blame(f"the {kind} space of agent {agent!r} changed from {known[agent]} to {space}")
-
-    def _complain(self, actions: Mapping[str, Any]) -> NoReturn:
-        missing = [agent for agent in self._acting if agent not in actions]
-        raise ValueError(
-            f"expected actions for {list(self._acting)} in {self.name}, got {list(actions)}; add "
-            + ", ".join(map(str, missing))
-        )
 
     def _blame(self, what: str, cause: Exception | None = None) -> NoReturn:
         raise EnvironmentFault(f"{self.label}, step {self._steps}: {what}") from cause

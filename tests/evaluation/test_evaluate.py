@@ -19,7 +19,7 @@ from marl_aajr.evaluation import episodes as episodes_module
 from marl_aajr.evaluation.outcomes import Units
 from marl_aajr.rollout.batched_env import BatchedEnv
 from marl_aajr.rollout.environments import EnvironmentSpec, resolve
-from marl_aajr.rollout.game import EnvironmentFault
+from marl_aajr.rollout.faults import EnvironmentFault
 from marl_aajr.rollout.pettingzoo_batch import PettingZooBatch
 from marl_aajr.victims import ObservationFilter, Victim
 from tests.evaluation.players import moves, network, returns_one_by_one, sign_reader, signs, team

@@ -14,7 +14,8 @@ from torch import Tensor
 
 from marl_aajr.rollout.batched_env import BatchedEnv, BatchedEnvWrapper
 from marl_aajr.rollout.environments import EnvironmentSpec, resolve
-from marl_aajr.rollout.game import EnvironmentFault, GameStep
+from marl_aajr.rollout.faults import EnvironmentFault
+from marl_aajr.rollout.game import GameStep
 from marl_aajr.rollout.pettingzoo_batch import PettingZooBatch
 from tests.rollout.toy_games import Circle, Endings, Scripted
 

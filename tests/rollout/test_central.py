@@ -12,7 +12,7 @@ from pettingzoo.classic import tictactoe_v3
 
 from marl_aajr.rollout.centralized_critic import CentralBatch, CentralView, Critic
 from marl_aajr.rollout.environments import EnvironmentSpec, make_batch, resolve
-from marl_aajr.rollout.game import EnvironmentFault
+from marl_aajr.rollout.faults import EnvironmentFault
 from tests.rollout.toy_games import Scripted
 
 HERE = "tests.rollout.test_central"

@@ -9,7 +9,7 @@ import pytest
 from gymnasium import spaces
 from pettingzoo.utils.conversions import aec_to_parallel
 
-from marl_aajr.rollout.game import EnvironmentFault
+from marl_aajr.rollout.faults import EnvironmentFault
 from marl_aajr.rollout.pettingzoo_games import game_of
 from tests.rollout.playing import play
 from tests.rollout.toy_games import Circle, Scripted
