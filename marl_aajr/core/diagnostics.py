@@ -58,11 +58,7 @@ def dense_jacobian(policy: Policy, obs: Tensor, *, output: OutputMap = "logits")
         unit = torch.zeros_like(outputs)
         unit[:, i] = 1
         w = cotangent(output, policy.distribution, outputs, unit).detach()
-        if outputs.requires_grad:
-            (row,) = torch.autograd.grad(outputs, point, w, retain_graph=True, allow_unused=True)
-        else:
-            row = None
-        rows.append(torch.zeros_like(point) if row is None else row)
+        rows.append(_gradient(outputs, point, w))
     return torch.stack(rows, 1).detach()
 
 
@@ -85,14 +81,9 @@ def alignment(policy: Policy, obs: Tensor, direction: Tensor, *, output: OutputM
 def curvature(
     policy: Policy, obs: Tensor, objective: Objective, direction: Tensor, *, clean: Clean
 ) -> Tensor:
-    """wᵀ ∇²g w by a Hessian-vector product, `[B, ..., d] -> [B, ...]`.
+    """wᵀ ∇²g w at `obs` = s + δ by a Hessian-vector product, `[B, ..., d] -> [B, ...]`.
 
-    Args:
-        policy: the policy.
-        obs: where, s + δ.
-        objective: g.
-        direction: w; for a curvature per unit length, a unit vector.
-        clean: the batch at its clean observations s.
+    The direction is w; for a curvature per unit length, a unit vector. `clean` is the batch at s.
     """
     return _second_derivative(objective.bind(policy, clean), obs, direction)
 
@@ -179,7 +170,7 @@ class Diagnosis:
     """The measurements of `diagnose` at the points s + δ_t, t < K, of an adversarial trajectory.
 
     Attributes:
-        trajectory: the ascent itself.
+        trajectory: the ascent.
         gain: ‖J u_t‖, `[K, B]`.
         spectral: ‖J‖_op, `[K, B]`.
         frobenius: ‖J‖_F, `[K, B]`.
@@ -228,17 +219,8 @@ def diagnose(
 ) -> Diagnosis:
     """Walk an adversarial trajectory and measure the policy at its points.
 
-    Args:
-        policy: the policy.
-        obs: clean observations s, `[B, d]`.
-        objective: g; one that `output_smoothness` knows a bound for.
-        perturbations: Δ.
-        steps: K.
-        step_size: η in the units of the observations (of the raw gradient for `"raw"`).
-        step: the kind of step; the step-size condition is about `"raw"`.
-        generator: source of the random start.
-        clean: the batch at s, with actions and advantages for `surrogate`.
-        output: φ of the gains and norms.
+    Arguments as for `ascend`; the objective is one that `output_smoothness` knows a bound for, the step-size
+    condition is about `"raw"` steps, and `output` is φ of the gains and norms.
     """
     if clean is None:
         with torch.no_grad():
@@ -284,12 +266,15 @@ def _second_derivative(function: Callable[[Tensor], Tensor], point: Tensor, dire
     """d²/dh² function(x + h w) at h = 0, row by row."""
     with torch.enable_grad():
         variable = point.detach().clone().requires_grad_(True)
-        value = function(variable).sum()
-        if not value.requires_grad:
-            return torch.zeros_like(variable[..., 0])
-        (slope,) = torch.autograd.grad(value, variable, create_graph=True)
-        along = (slope * direction).sum()
-        if not along.requires_grad:  # linear
-            return torch.zeros_like(variable[..., 0])
-        (bent,) = torch.autograd.grad(along, variable, allow_unused=True)
-    return torch.zeros_like(variable[..., 0]) if bent is None else (bent * direction).sum(-1)
+        along = _gradient(function(variable).sum(), variable) * direction
+        return (_gradient(along.sum(), variable) * direction).sum(-1)
+
+
+def _gradient(outputs: Tensor, inputs: Tensor, weight: Tensor | None = None) -> Tensor:
+    """The gradient, with its graph; 0 where the outputs do not depend on the inputs."""
+    if not outputs.requires_grad:
+        return torch.zeros_like(inputs)
+    (gradient,) = torch.autograd.grad(
+        outputs, inputs, weight, create_graph=True, allow_unused=True, materialize_grads=True
+    )
+    return gradient

@@ -202,19 +202,15 @@ class DiagGaussian(ActionDistribution):
     def kl_from(self, inputs: Tensor) -> Divergence:
         mean, log_std = self.split(inputs)
 
-        def parts(other: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-            """KL, the move of the mean in units of σ², and (σ² + move²) by the other's variance."""
+        def value_and_gradient(other: Tensor) -> tuple[Tensor, Tensor]:
             mean_q, log_std_q = self.split(other)
             precision = (-log_std_q).exp()
             z = (mean_q - mean) * precision
             spread = (2 * (log_std - log_std_q)).exp() + z.square()
-            return (0.5 * (spread - 1) + log_std_q - log_std).sum(-1), z * precision, spread
+            kl = (0.5 * (spread - 1) + log_std_q - log_std).sum(-1)
+            return kl, torch.cat([z * precision, 1 - spread], -1)
 
-        def value_and_gradient(other: Tensor) -> tuple[Tensor, Tensor]:
-            kl, move, spread = parts(other)
-            return kl, torch.cat([move, 1 - spread], -1)
-
-        return Divergence(lambda other: parts(other)[0], value_and_gradient)
+        return Divergence(lambda other: value_and_gradient(other)[0], value_and_gradient)
 
     def entropy(self, inputs: Tensor) -> Tensor:
         _, log_std = self.split(inputs)

@@ -100,17 +100,21 @@ class JacobianPenalty(Adversarial):
             return sample.mean(form(squared)), squared.detach()
         weights = _weights(sample, deltas.shape[:-1])
         squares, total = torch.empty_like(weights), weights.new_zeros(())
-        gradients: list[Tensor | None] = []
-        for t, rows in blocks:
-            part = (t, rows)
-            policy = sample.policy if rows == ALL_ROWS else sample.policy.select(_index(rows, sample.obs))
+        every_row = torch.arange(len(sample.obs), device=sample.obs.device)
+        gradients: dict[Tensor, Tensor] = {}
+        for part in blocks:
+            _, rows = part
+            policy = sample.policy if rows == ALL_ROWS else sample.policy.select(every_row[rows])
             squared = self.squared_gains(policy, sample.obs[rows] + deltas[part], directions[part])
             loss = (weights[part] * form(squared)).sum()
-            more = torch.autograd.grad(loss, parameters, allow_unused=True) if loss.requires_grad else []
-            gradients = _added(gradients, more)
+            found = torch.autograd.grad(loss, parameters, allow_unused=True) if loss.requires_grad else []
+            for parameter, gradient in zip(parameters, found, strict=False):
+                if gradient is not None:
+                    known = gradients.get(parameter)
+                    gradients[parameter] = gradient if known is None else known.add_(gradient)
             squares[part] = squared.detach()
             total += loss.detach()
-        return _known(total, gradients, parameters), squares
+        return _Known.apply(total, list(gradients.values()), *gradients) if gradients else total, squares
 
     def squared_gains(self, policy: Policy, points: Tensor, directions: Tensor) -> Tensor:
         """‖J_φ z‖² at T points and directions of each row, `[T, B, ..., d] -> [T, B, ...]`.
@@ -124,10 +128,6 @@ class JacobianPenalty(Adversarial):
         return squared.unflatten(0, (count, -1))
 
 
-def _index(rows: slice, like: Tensor) -> Tensor:
-    return torch.arange(len(like), device=like.device)[rows]
-
-
 def _weights(sample: Sample, shape: torch.Size) -> Tensor:
     """w with `sample.mean(v) = Σ w v`, which is linear."""
     if sample.mask is None and sample.shard is None:
@@ -136,25 +136,6 @@ def _weights(sample: Sample, shape: torch.Size) -> Tensor:
         values = sample.obs.new_ones(shape).requires_grad_()
         (weights,) = torch.autograd.grad(sample.mean(values), values)
     return weights
-
-
-def _added(total: list[Tensor | None], more: Sequence[Tensor | None]) -> list[Tensor | None]:
-    """The sum of gradients, parameter by parameter; in place where it can be."""
-    if not total:
-        return list(more)
-    for i, gradient in enumerate(more):
-        if gradient is not None:
-            known = total[i]
-            total[i] = gradient if known is None else known.add_(gradient)
-    return total
-
-
-def _known(total: Tensor, gradients: Sequence[Tensor | None], parameters: Sequence[Tensor]) -> Tensor:
-    """A scalar with these gradients by the parameters."""
-    pairs = [(p, g) for p, g in zip(parameters, gradients, strict=False) if g is not None]
-    if not pairs:
-        return total
-    return _Known.apply(total, [g for _, g in pairs], *(p for p, _ in pairs))
 
 
 class _Known(torch.autograd.Function):

@@ -46,14 +46,11 @@ class ActionDifference(Objective):
         mean, log_std = distribution.split(outputs)
         precision = (-log_std).exp()
 
-        def value(other: Tensor) -> Tensor:
-            return ((distribution.mode(other) - mean) * precision).square().sum(-1)
-
         def value_and_gradient(other: Tensor) -> tuple[Tensor, Tensor]:
             z = (distribution.mode(other) - mean) * precision
             return z.square().sum(-1), torch.cat([2 * z * precision, torch.zeros_like(z)], -1)
 
-        return OutputObjective(policy, value, value_and_gradient)
+        return OutputObjective(policy, lambda other: value_and_gradient(other)[0], value_and_gradient)
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from gymnasium import spaces
 from torch import nn
 
 from marl_aajr.core import policy as policy_module
-from marl_aajr.core.adversary_actions import PAADActions, adversary_actions, follow, side_by_side
+from marl_aajr.core.adversary_actions import PAADActions, adversary_actions, side_by_side
 from marl_aajr.core.distributions import ActionDistribution, Categorical, DiagGaussian
 from marl_aajr.core.policy import ModulePolicy
 from marl_aajr.core.threat import PerturbationSet
@@ -24,7 +24,7 @@ def test_a_linear_policy_is_moved_to_the_corner() -> None:
     policy = ModulePolicy(layer, Categorical(3))
     obs = torch.tensor([[1.0, 0.1, 5.0], [0.8, 0.0, 5.0]])
     ball = PerturbationSet(epsilon=0.5)
-    delta = follow(policy, obs, torch.tensor([[2], [1]]), ball, steps=5, step_size=0.5)
+    delta = PAADActions(steps=5, step_size=0.5).perturb(policy, obs, torch.tensor([[2], [1]]), ball)
     assert torch.equal(delta, torch.tensor([[-0.5, 0.0, 0.0], [-0.5, 0.5, 0.0]]))
     assert policy(obs + delta).argmax(-1).tolist() == [0, 1]
 
@@ -35,7 +35,7 @@ def test_a_gaussian_mean_goes_the_directions_way() -> None:
     policy = ModulePolicy(layer, DiagGaussian(2))
     obs, ball = torch.zeros(2, 2), PerturbationSet(epsilon=0.1)
     wish = torch.tensor([[1.0, 1.0], [-0.2, 0.0]])
-    delta = follow(policy, obs, wish, ball, steps=3, step_size=0.5)
+    delta = PAADActions(steps=3, step_size=0.5).perturb(policy, obs, wish, ball)
     torch.testing.assert_close(delta, torch.tensor([[0.1, -0.1], [-0.1, 0.0]]))
 
 
@@ -46,9 +46,10 @@ def test_every_row_has_its_own_in_blocks_as_well(
     policy, obs, ball = tanh_policy(distribution), observations(30), PerturbationSet(epsilon=0.5)
     discrete = isinstance(distribution, Categorical)
     wish = torch.arange(30).unsqueeze(-1) % 5 if discrete else observations(30, 3, seed=1)
-    whole = follow(policy, obs, wish, ball, steps=3, step_size=0.5)
+    director = PAADActions(steps=3, step_size=0.5)
+    whole = director.perturb(policy, obs, wish, ball)
     monkeypatch.setattr(policy_module, "BLOCK", 7)
-    torch.testing.assert_close(follow(policy, obs, wish, ball, steps=3, step_size=0.5), whole)
+    torch.testing.assert_close(director.perturb(policy, obs, wish, ball), whole)
 
 
 def test_what_pgd_did_is_said_as_a_wish() -> None:
