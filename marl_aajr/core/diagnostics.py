@@ -267,7 +267,7 @@ def _second_derivative(function: Callable[[Tensor], Tensor], point: Tensor, dire
     with torch.enable_grad():
         variable = point.detach().clone().requires_grad_(True)
         along = _gradient(function(variable).sum(), variable) * direction
-        return (_gradient(along.sum(), variable) * direction).sum(-1)
+        return (_gradient(along.sum(), variable) * direction).sum(-1).detach()
 
 
 def _gradient(outputs: Tensor, inputs: Tensor, weight: Tensor | None = None) -> Tensor:
