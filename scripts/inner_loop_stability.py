@@ -32,7 +32,7 @@ from marl_aajr.core.distributions import Categorical
 from marl_aajr.core.objectives import Clean, Surrogate
 from marl_aajr.core.policy import ModulePolicy
 from marl_aajr.core.threat import PerturbationSet
-from marl_aajr.rllib.internals.modules import actor_layers
+from marl_aajr.rllib.internals.modules import trained_actor
 from marl_aajr.rollout.environments import resolve
 from marl_aajr.rollout.pettingzoo_batch import PettingZooBatch
 from marl_aajr.training import trainer as training
@@ -92,7 +92,7 @@ def policies(folder: Path) -> Iterable[tuple[int, ModulePolicy]]:
         (path,) = (entry for entry in kept.iterdir() if entry.is_dir())
         yield (
             env_steps[int(kept.name)],
-            ModulePolicy(actor_layers(RLModule.from_checkpoint(path)), Categorical(5)),
+            ModulePolicy(trained_actor(RLModule.from_checkpoint(path)), Categorical(5)),
         )
 
 

@@ -80,9 +80,7 @@ class LiveModule(nn.Module):
         if columns:
             batch = map_state(lambda x: x.unsqueeze(1), batch)
         # In a fresh dict: modules take out of it what they like.
-        return self._checked(self._forward({**batch, **columns}))
-
-    def _checked(self, out: dict[str, Any]) -> dict[str, Any]:
+        out = self._forward({**batch, **columns})
         if Columns.ACTION_DIST_INPUTS not in out or Columns.ACTIONS in out:
             raise ValueError(
                 f"expected {type(self.module).__name__}.forward_inference to give "

@@ -18,7 +18,6 @@ from ray.rllib.core.columns import Columns
 from ray.rllib.core.learner.torch.torch_learner import TorchLearner
 from torch import Tensor, nn
 
-from marl_aajr.rllib.internals.runners import observation_normalizer
 from marl_aajr.rllib.networks import split
 from marl_aajr.rllib.playing_networks import critic_network, live_module, playing_network
 from marl_aajr.training.config import RunConfig
@@ -81,7 +80,7 @@ def _critics_of(learner: TorchLearner, **_: Any) -> dict[str, nn.Module]:
 
 
 def _filters(algorithm: Algorithm, mapping: PolicyMapping) -> dict[str, ObservationFilter | None]:
-    normalizer = observation_normalizer(algorithm)
+    normalizer = algorithm.env_runner.normalizer
     if normalizer is None:
         return {}
     # One for each agent: safetensors refuses tensors that share memory.

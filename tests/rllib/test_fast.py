@@ -20,7 +20,6 @@ from ray.rllib.env.multi_agent_env_runner import MultiAgentEnvRunner
 
 from marl_aajr.regularizers import make_regularizer
 from marl_aajr.rllib import robustify
-from marl_aajr.rllib.internals.runners import observation_normalizer
 from marl_aajr.rllib.lean.learner import LeanPPOTorchLearner
 from marl_aajr.rllib.plugin.robustify import RobustLearnerMixin
 from marl_aajr.rllib.sampling.env_runners import FastEnvRunner
@@ -145,9 +144,9 @@ def test_batch_of_ones_own_is_none_for_rllibs_runner() -> None:
 
 
 def observations_counted(built: Any) -> int:
-    normalizer = observation_normalizer(built)
+    normalizer = built.env_runner.normalizer
     assert normalizer is not None
-    return normalizer.moments("agent").count
+    return normalizer.total["agent"].count
 
 
 def test_training_step_is_rllibs(ray_session: None) -> None:

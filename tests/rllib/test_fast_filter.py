@@ -21,7 +21,7 @@ def test_observations_are_normalised_by_module_and_counted_once() -> None:
     subject = runner(configured, TAG)
     sampled, raw = fragment(subject), fragment(runner(config("adversary", "agent"), TAG))
     for name in ("adversary", "agent"):
-        part, moments = sampled.modules[name], kept_filter(subject).moments(name)
+        part, moments = sampled.modules[name], kept_filter(subject).total[name]
         # Twelve observations of three agents and so on: those of the reset and of each of ten steps.
         assert moments.count == len(part.agents) * 4 * 11
         assert part.obs.abs().max() <= CLIP
@@ -42,9 +42,9 @@ def test_what_runners_have_seen_merges_as_rllib_merges_it() -> None:
     )
     for subject in runners:
         subject.set_state({"env_to_module_connector": merged})
-        assert kept_filter(subject).moments("agent").count == 2 * 11 * 4
+        assert kept_filter(subject).total["agent"].count == 2 * 11 * 4
     fragment(runners[1])
-    assert kept_filter(runners[1]).moments("agent").count == 2 * 11 * 4 + 10 * 4, "one is known already"
+    assert kept_filter(runners[1]).total["agent"].count == 2 * 11 * 4 + 10 * 4, "one is known already"
 
 
 def test_evaluation_leaves_the_filter_alone() -> None:
@@ -52,7 +52,7 @@ def test_evaluation_leaves_the_filter_alone() -> None:
     configured.in_evaluation = True
     subject = runner(configured)
     fragment(subject)
-    assert kept_filter(subject).moments("agent").count == 0
+    assert kept_filter(subject).total["agent"].count == 0
 
 
 def kept_filter(subject: FastEnvRunner) -> ObservationNormalizer:
@@ -68,4 +68,4 @@ def test_zeros_of_agents_that_wait_are_not_counted() -> None:
         assert part.acts is not None
         assert not part.acts.all()
         # What they acted on, and what they saw last.
-        assert kept_filter(subject).moments(name).count == int(part.acts.sum()) + len(part.final_at)
+        assert kept_filter(subject).total[name].count == int(part.acts.sum()) + len(part.final_at)

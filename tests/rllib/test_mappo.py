@@ -17,7 +17,6 @@ from ray.rllib.evaluation.postprocessing import Postprocessing
 from ray.rllib.policy.sample_batch import MultiAgentBatch, SampleBatch
 
 from marl_aajr import AAJR, robustify
-from marl_aajr.rllib.internals.runners import observation_normalizer
 from marl_aajr.rllib.lean.learner import LeanPPOTorchLearner
 from marl_aajr.rllib.networks import MAPPOModule
 from marl_aajr.rllib.sampling.env import PettingZooEnv, register
@@ -204,9 +203,9 @@ def test_train_exports_the_actor_alone(tmp_path: Path) -> None:
     try:
         algorithm.train()
         victim = export_victim(algorithm, config, policy_mapping_of(config), tmp_path / "victim")
-        normalizer = observation_normalizer(algorithm)
+        normalizer = algorithm.env_runner.normalizer
         assert normalizer is not None
-        moments = normalizer.moments("agent")
+        moments = normalizer.total["agent"]
     finally:
         algorithm.stop()
     layers = victim.modules["agent"].modules()

@@ -52,9 +52,9 @@ def test_several_runners_together_know_what_one_would() -> None:
             connector.set_state(state)
     data = np.concatenate(everything).astype(float)
     for connector in (main, *runners):
-        assert connector.moments("a").count == len(data)
-        np.testing.assert_allclose(connector.moments("a").mean, data.mean(0), rtol=1e-12)
-        np.testing.assert_allclose(connector.moments("a").std, data.std(0, ddof=1), rtol=1e-6)
+        assert connector.total["a"].count == len(data)
+        np.testing.assert_allclose(connector.total["a"].mean, data.mean(0), rtol=1e-12)
+        np.testing.assert_allclose(connector.total["a"].std, data.std(0, ddof=1), rtol=1e-6)
 
 
 def test_rllibs_own_filter_still_loses_the_mean() -> None:
@@ -82,7 +82,7 @@ def test_observations_are_normalised_as_the_victim_does_it() -> None:
     rows = samples(8, 3)
     rows[0] = 1e4
     got = np.stack(pushed(connector, "a", rows))
-    moments = connector.moments("a")
+    moments = connector.total["a"]
     frozen = ObservationFilter(mean=torch.tensor(moments.mean), std=torch.tensor(moments.std), clip=CLIP)
     assert torch.equal(frozen(torch.tensor(rows)), torch.tensor(got))
     assert got.dtype == np.float32

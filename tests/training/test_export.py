@@ -13,7 +13,6 @@ from ray.rllib.connectors.connector_v2 import ConnectorV2
 from ray.rllib.core.columns import Columns
 from torch import nn
 
-from marl_aajr.rllib.internals.runners import observation_normalizer
 from marl_aajr.rllib.victims import victim_from_checkpoint
 from marl_aajr.training.algorithm import build_algorithm
 from marl_aajr.training.export import export_victim
@@ -83,7 +82,7 @@ def test_the_victim_repeats_what_the_env_runner_recorded(changes: dict[str, Any]
         raw, sent, runner = RawObservations(), SentActions(), algorithm.env_runner
         runner._env_to_module.prepend(raw)
         runner._module_to_env.append(sent)
-        if (normalizer := observation_normalizer(algorithm)) is not None:
+        if (normalizer := algorithm.env_runner.normalizer) is not None:
             normalizer.frozen = True
         episodes = runner.sample(num_timesteps=60, explore=False, force_reset=True)
         runner._env_to_module.remove("RawObservations")

@@ -104,7 +104,7 @@ def custom_connectors(config: AlgorithmConfig) -> dict[str, Any]:
 
 def stale_connector_settings(config: AlgorithmConfig) -> str:
     """Names of the settings that the learner's connector has otherwise than the configuration."""
-    settings = getattr(config._learner_connector, "settings", {})
+    settings = getattr(config._learner_connector, "keywords", {})
     return " and ".join(
         name.rstrip("_")
         for name in ("gamma", "lambda_")

@@ -45,13 +45,15 @@ def actor_forward(module: TorchRLModule) -> tuple[Callable[[dict[str, Any]], Ten
     return lambda batch: module.forward_train(batch)[Columns.ACTION_DIST_INPUTS], reads_obs_only
 
 
-def _keeps(module: TorchRLModule, *methods: str) -> bool:
+def _keeps(
+    module: TorchRLModule, *methods: str, encoders: tuple[type, ...] = (TorchActorCriticEncoder,)
+) -> bool:
     """Whether a module is RLlib's default one for PPO, with its encoder, and these methods as they were."""
     default = DefaultPPOTorchRLModule
     return (
         isinstance(module, default)
         and all(getattr(type(module), name) is getattr(default, name) for name in methods)
-        and type(getattr(module, "encoder", None)) is TorchActorCriticEncoder
+        and type(getattr(module, "encoder", None)) in encoders
         and not hooked(module)
     )
 
@@ -84,23 +86,6 @@ def actor_network(module: TorchRLModule) -> nn.Module:
     )
 
 
-def actor_layers(module: DefaultPPOTorchRLModule) -> nn.Sequential:
-    """The actor of RLlib's default PPO module as a stack of plain layers, sharing its parameters.
-
-    Raises:
-        ValueError: an encoder or a head other than RLlib's MLPs.
-    """
-    own = getattr(module.encoder, "actor_encoder", None)
-    encoder, head = own or getattr(module.encoder, "encoder", None), module.pi  # the latter: shared
-    body, last = _body(encoder), head_layers(head)
-    if body is None or last is None:
-        raise ValueError(
-            f"expected RLlib's MLP encoder and head, got {type(encoder).__name__} and {type(head).__name__}; "
-            "only feed-forward policies on flat observations can be exported"
-        )
-    return nn.Sequential(*body, *last)
-
-
 def head_layers(head: Any) -> list[nn.Module] | None:
     """The layers of RLlib's own policy heads, sharing their parameters; None for any other."""
     if type(head) not in (TorchMLPHead, TorchFreeLogStdMLPHead):
@@ -127,12 +112,10 @@ def trained_actor(module: TorchRLModule) -> nn.Sequential | None:
 
 
 def _layers(module: TorchRLModule, *methods: str) -> nn.Sequential | None:
-    if not _keeps(module, *methods) or module.is_stateful():
+    if module.is_stateful() or not _keeps(module, *methods):
         return None
-    try:
-        return actor_layers(module)
-    except ValueError:
-        return None
+    body, head = _body(_actor_encoder(module)), head_layers(module.pi)
+    return None if body is None or head is None else nn.Sequential(*body, *head)
 
 
 def plain_networks(module: TorchRLModule) -> tuple[nn.Sequential, nn.Sequential] | None:
@@ -147,6 +130,11 @@ def plain_networks(module: TorchRLModule) -> tuple[nn.Sequential, nn.Sequential]
     if body is None or type(module.vf) is not TorchMLPHead:
         return None
     return actor, nn.Sequential(*body, *module.vf.net.mlp)
+
+
+def _actor_encoder(module: DefaultPPOTorchRLModule) -> Any:
+    """The actor's encoder, its own or the one that it shares with the critic."""
+    return getattr(module.encoder, "actor_encoder", None) or getattr(module.encoder, "encoder", None)
 
 
 def _body(encoder: Any) -> nn.Sequential | None:
@@ -171,16 +159,10 @@ def inference_layers(module: TorchRLModule) -> nn.Sequential | None:
     shared with the critic. None for any other module, and where somebody has changed how RLlib puts the
     parts together.
     """
-    methods = ("_forward", "_forward_inference", "forward_inference")
-    default = DefaultPPOTorchRLModule
-    if not isinstance(module, default) or hooked(module):
+    encoders = (TorchActorCriticEncoder, TorchStatefulActorCriticEncoder)
+    if not _keeps(module, "_forward", "_forward_inference", "forward_inference", encoders=encoders):
         return None
-    if any(getattr(type(module), name) is not getattr(default, name) for name in methods):
-        return None
-    if type(module.encoder) not in (TorchActorCriticEncoder, TorchStatefulActorCriticEncoder):
-        return None
-    encoder = getattr(module.encoder, "actor_encoder", None) or getattr(module.encoder, "encoder", None)
-    body, head = _encoder_layers(encoder), head_layers(module.pi)
+    body, head = _encoder_layers(_actor_encoder(module)), head_layers(module.pi)
     if body is None or head is None:
         return None
     kind = Recurrent if module.is_stateful() else nn.Sequential

@@ -6,7 +6,6 @@ from collections.abc import KeysView
 from typing import Any, Generic, TypeVar
 
 import torch
-from ray.rllib.algorithms.algorithm import Algorithm
 from ray.rllib.callbacks.utils import make_callback
 from ray.rllib.env.env_context import EnvContext
 from ray.rllib.env.multi_agent_env_runner import MultiAgentEnvRunner
@@ -77,7 +76,8 @@ class OpenEnvRunner(MultiAgentEnvRunner):
     @property
     def normalizer(self) -> ObservationNormalizer | None:
         """The observation filter of this runner."""
-        return _normalizer(self._env_to_module)
+        pieces = (p for p in self._env_to_module.connectors if isinstance(p, ObservationNormalizer))
+        return next(pieces, None)
 
     @property
     def foreign_connectors(self) -> list[str]:
@@ -127,13 +127,3 @@ class OpenEnvRunner(MultiAgentEnvRunner):
         self.episode_begins(env_index)
         super()._new_episode(env_index, episodes)
         ordered((self._ongoing_episodes if episodes is None else episodes)[env_index])
-
-
-def observation_normalizer(algorithm: Algorithm) -> ObservationNormalizer | None:
-    """The merged observation filter of the algorithm's runners."""
-    return _normalizer(algorithm.env_runner._env_to_module)
-
-
-def _normalizer(pipeline: Any) -> ObservationNormalizer | None:
-    found = [piece for piece in pipeline.connectors if isinstance(piece, ObservationNormalizer)]
-    return found[0] if found else None

@@ -7,6 +7,7 @@ lengths, columns of the user's own) is held fixed and follows the rows.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -121,47 +122,32 @@ def module_policy(
     return policy, layout.flatten(obs)
 
 
-def module_critic(
-    module: TorchRLModule, batch: Mapping[str, Any], *, leaves: Leaves | None = None
-) -> RLModuleCritic | None:
-    """The module's critic at perturbed observations of this batch; None where it reads something else."""
-    if not judges_observations(module):
-        return None
-    return RLModuleCritic(module, batch, leaves=leaves)
-
-
+@dataclass(frozen=True)
 class RLModuleCritic:
     """V(s + δ) of one train batch, `[B, ..., d] -> [B, ...]`; follows its rows through `select`."""
 
-    def __init__(
-        self,
-        module: TorchRLModule,
-        batch: Mapping[str, Any],
-        *,
-        leaves: Leaves | None,
-        index: Tensor | None = None,
-    ) -> None:
-        self._module = module
-        self._batch = batch
-        self._leaves = leaves
-        self._index = index
+    module: TorchRLModule
+    batch: Mapping[str, Any]
+    leaves: Leaves | None
+    index: Tensor | None = None
 
     @cached_property
     def _rows(self) -> tuple[ObservationLayout, _FixedColumns]:
         """The layout of the observations, and what is fixed; made when asked for: few objectives do."""
-        obs = self._batch[Columns.OBS]
-        layout = ObservationLayout.of(obs, lead_dims=_lead_dims(self._module), leaves=self._leaves)
-        others = {name: column for name, column in self._batch.items() if name != Columns.OBS}
-        fixed, index = (layout.rest(obs), others), self._index
-        return layout, fixed if index is None else tree.map_structure(lambda column: column[index], fixed)
+        obs = self.batch[Columns.OBS]
+        layout = ObservationLayout.of(obs, lead_dims=_lead_dims(self.module), leaves=self.leaves)
+        others = {name: column for name, column in self.batch.items() if name != Columns.OBS}
+        fixed = (layout.rest(obs), others)
+        if self.index is not None:
+            fixed = tree.map_structure(lambda column: column[self.index], fixed)
+        return layout, fixed
 
     def __call__(self, obs: Tensor) -> Tensor:
-        values: Tensor = self._module.compute_values(_columns_at(obs, *self._rows))
+        values: Tensor = self.module.compute_values(_columns_at(obs, *self._rows))
         return values
 
     def select(self, index: Tensor) -> RLModuleCritic:
-        index = index if self._index is None else self._index[index]
-        return RLModuleCritic(self._module, self._batch, leaves=self._leaves, index=index)
+        return replace(self, index=index if self.index is None else self.index[index])
 
 
 def judges_observations(module: TorchRLModule) -> bool:
@@ -192,7 +178,7 @@ def _lead_dims(module: TorchRLModule) -> int:
 def _columns_at(flat: Tensor, layout: ObservationLayout, fixed: _FixedColumns) -> dict[str, Any]:
     """A batch with these perturbable observations, in fresh mappings: modules may pop from them."""
     rest, others = fixed
-    return {**_copy(others), Columns.OBS: layout.merge(flat, rest)}
+    return {**copied(others), Columns.OBS: layout.merge(flat, rest)}
 
 
 def module_distribution(module: TorchRLModule) -> ActionDistribution:
@@ -212,11 +198,6 @@ def module_distribution(module: TorchRLModule) -> ActionDistribution:
     return distribution
 
 
-def _copy(batch: Any) -> Any:
-    """The same tensors in new dicts and lists."""
+def copied(batch: Any) -> Any:
+    """The same tensors in new dicts and lists, which a module may empty."""
     return tree.map_structure(lambda leaf: leaf, batch)
-
-
-def snapshot(batch: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
-    """A multi-agent train batch whose nested mappings a module cannot empty."""
-    return {module_id: dict(_copy(dict(columns))) for module_id, columns in batch.items()}

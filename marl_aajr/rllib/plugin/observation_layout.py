@@ -60,11 +60,6 @@ class ObservationLayout:
         shapes = tuple(found[i][1].shape[lead_dims:] for i in chosen)
         return cls(obs, chosen, shapes, lead_dims)
 
-    @property
-    def complete(self) -> bool:
-        """Whether every leaf is perturbed."""
-        return len(self.chosen) == len(tree.flatten(self.structure))
-
     def flatten(self, obs: Any) -> Tensor:
         """The perturbed leaves of an observation batch as `[B, ..., d]`."""
         leaves = tree.flatten(obs)

@@ -13,7 +13,7 @@ import torch
 from ray.rllib.core.columns import Columns
 from ray.rllib.core.rl_module.torch import TorchRLModule
 from ray.rllib.evaluation.postprocessing import Postprocessing
-from torch import Tensor, nn
+from torch import Tensor
 
 from marl_aajr.core.checks import NonFiniteError
 from marl_aajr.core.distributions import ActionDistribution
@@ -24,9 +24,9 @@ from marl_aajr.regularizers.sample import PolicyLoss, Sample, Shard
 from marl_aajr.rllib.internals.learners import all_sum
 from marl_aajr.rllib.internals.modules import actor_network
 from marl_aajr.rllib.plugin.module_policy import (
+    RLModuleCritic,
     actor_of,
     judges_observations,
-    module_critic,
     module_distribution,
     module_policy,
 )
@@ -119,13 +119,6 @@ class Regularized:
         self._seconds += time.perf_counter() - started
         return evaluation.loss
 
-    def constrain(self, network: nn.Module, *, exact: bool) -> None:
-        """Bring an actor's weights back into the permitted set, where the regularizer has one."""
-        started = time.perf_counter()
-        for name, value in self.regularizer.constrain(network, self.state, exact=exact).items():
-            self._records[name].append(value)
-        self._seconds += time.perf_counter() - started
-
     @property
     def latest(self) -> dict[str, Tensor]:
         """The metrics of the last minibatch of the update in progress."""
@@ -205,9 +198,8 @@ class RegularizedModule(Regularized):
         self._layers = actor_of(module)
         self._policy_loss = policy_loss
         self._shard = shard
-        offers: set[Need] = set()
-        if judges_observations(module):
-            offers.add("critic")
+        self._has_critic = judges_observations(module)
+        offers: set[Need] = {"critic"} if self._has_critic else set()
         if policy_loss is not None:
             offers |= {"policy_loss", "advantages"}
         super().__init__(
@@ -244,14 +236,19 @@ class RegularizedModule(Regularized):
             log_probs=columns.get(Columns.ACTION_LOGP),
             advantages=columns.get(Postprocessing.ADVANTAGES),
             policy_loss=self._policy_loss,
-            values=module_critic(self.module, columns, leaves=leaves),
+            values=RLModuleCritic(self.module, columns, leaves) if self._has_critic else None,
             shard=shard,
         )
 
     def constrain_actor(self, *, exact: bool) -> None:
-        """`constrain` of the module's actor."""
-        if self.regularizer.constrains:
-            self.constrain(actor_network(self.module), exact=exact)
+        """Bring the actor's weights back into the permitted set, where the regularizer has one."""
+        if not self.regularizer.constrains:
+            return
+        started = time.perf_counter()
+        network = actor_network(self.module)
+        for name, value in self.regularizer.constrain(network, self.state, exact=exact).items():
+            self._records[name].append(value)
+        self._seconds += time.perf_counter() - started
 
 
 def reduced(name: str, values: Tensor) -> Tensor:

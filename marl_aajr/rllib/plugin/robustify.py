@@ -32,7 +32,7 @@ from marl_aajr.rllib.internals.learners import (
     in_step,
     learner_index,
 )
-from marl_aajr.rllib.plugin.module_policy import snapshot
+from marl_aajr.rllib.plugin.module_policy import copied
 from marl_aajr.rllib.plugin.regularized_module import RegularizedModule, Report
 
 
@@ -147,7 +147,7 @@ class RobustLearnerMixin(ResumableLearnerMixin):
             self._agreed = True
         # RLlib's own action-masking module pops from its batch.
         if any(self._has_part(module_id) for module_id in self._regularized):
-            self._clean_batch = snapshot(batch)
+            self._clean_batch = {name: copied(dict(columns)) for name, columns in batch.items()}
 
     def compute_losses(self, *, fwd_out: dict[str, Any], batch: dict[str, Any]) -> dict[str, Any]:
         losses = super().compute_losses(fwd_out=fwd_out, batch=batch)

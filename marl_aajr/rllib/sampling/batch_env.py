@@ -31,24 +31,19 @@ class BatchSpaces:
 
     @property
     def unwrapped(self) -> BatchSpaces:
-        """Itself."""
         return self
 
     @property
     def envs(self) -> list[BatchSpaces]:
-        """Itself, as the one copy whose spaces are those of all."""
         return [self]
 
     def get_observation_space(self, agent: str) -> gym.Space[Any]:
-        """The space of a module's input for this agent."""
         return self._observation[agent]
 
     def get_action_space(self, agent: str) -> gym.Space[Any]:
-        """The space of this agent's actions."""
         return self.batch.action_spaces[agent]
 
     def close(self) -> None:
-        """Frees what the copies hold."""
         self.batch.close()
 
 

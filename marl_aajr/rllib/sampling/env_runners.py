@@ -130,7 +130,7 @@ class FastEnvRunner(RunEnvRunner):
                 f"expected the training settings that fast(config, environment) found, got other {stale}; "
                 "call it last"
             )
-        self._generator.manual_seed(_any_seed() if self.first_seed is None else self.first_seed)
+        self._generator.manual_seed(torch.seed() % 2**31 if self.first_seed is None else self.first_seed)
 
     def make_env(self) -> None:
         """Build the copies; the next sample begins new episodes."""
@@ -268,7 +268,3 @@ class FastEnvRunner(RunEnvRunner):
 
     def _draw(self) -> int:
         return int(torch.randint(2**31, (), generator=self._generator))
-
-
-def _any_seed() -> int:
-    return torch.seed() % 2**31

@@ -7,6 +7,7 @@ pipeline of learner connectors, the one connector of this file.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 import gymnasium as gym
@@ -30,9 +31,9 @@ from marl_aajr.rllib.sampling.env_runners import FastEnvRunner
 from marl_aajr.rllib.sampling.metrics import EpisodeReturns
 from marl_aajr.rollout.centralized_critic import Critic
 from marl_aajr.rollout.environments import EnvironmentSpec
-from marl_aajr.rollout.fragments import Fragment, map_tree
-from marl_aajr.rollout.postprocessing import TrainingRows, ValueFunction, training_rows
-from marl_aajr.rollout.sequences import RecurrentValueFunction, sequence_rows
+from marl_aajr.rollout.fragments import Fragment, Tree, map_tree
+from marl_aajr.rollout.postprocessing import TrainingRows, training_rows
+from marl_aajr.rollout.sequences import sequence_rows
 
 
 def fast(
@@ -84,8 +85,11 @@ def fast(
     if lean:
         config.learners(learner_class=_lean(config.learner_class))
     config.learners(
-        learner_connector=LearnerConnector(
-            gamma=config.gamma, lambda_=config.lambda_, time_limits_terminate=time_limits_terminate
+        learner_connector=partial(
+            FragmentsToBatch,
+            gamma=config.gamma,
+            lambda_=config.lambda_,
+            time_limits_terminate=time_limits_terminate,
         ),
         add_default_connectors_to_learner_pipeline=False,
     )
@@ -98,16 +102,6 @@ def _lean(learner: type) -> type:
     return classes.get(learner, learner)
 
 
-class LearnerConnector:
-    """RLlib's `learner_connector`: builds the learner's pipeline."""
-
-    def __init__(self, **settings: Any) -> None:
-        self.settings = settings
-
-    def __call__(self, obs_space: gym.Space[Any], action_space: gym.Space[Any]) -> FragmentsToBatch:
-        return FragmentsToBatch(obs_space, action_space, **self.settings)
-
-
 def _check(config: AlgorithmConfig) -> None:
     if not isinstance(config, PPOConfig):
         raise ValueError(f"expected a PPOConfig, got {type(config).__name__}, which trains on episodes")
@@ -118,7 +112,9 @@ def _check(config: AlgorithmConfig) -> None:
             f"expected batch_mode truncate_episodes, got {config.batch_mode}; fragments are of one length"
         )
     connectors = {
-        name for name, given in custom_connectors(config).items() if not isinstance(given, LearnerConnector)
+        name
+        for name, given in custom_connectors(config).items()
+        if getattr(given, "func", None) is not FragmentsToBatch
     }
     if connectors:
         raise ValueError(
@@ -190,39 +186,26 @@ class FragmentsToBatch(ConnectorV2):
         if module.is_stateful():
             length = int(module.model_config["max_seq_len"])
             initial = map_tree(torch.as_tensor, module.get_initial_state())
-            critic = recurrent_critic_of(module)
-            return sequence_rows(fragments, name, critic, initial, length=length, **settings)
+            return sequence_rows(fragments, name, critic_of(module), initial, length=length, **settings)
         parts = [fragment.modules[name] for fragment in fragments]
         return training_rows(parts, critic_of(module), **settings)
 
 
-def critic_of(module: TorchRLModule) -> ValueFunction:
-    """The values of a module that has a value function.
+def critic_of(module: TorchRLModule) -> Callable[..., Tensor]:
+    """The values of a module, by observations, masks and, for recurrent ones, states.
 
     Raises:
-        ValueError: The module has none.
+        ValueError: The module has no value function.
     """
-    compute = _compute_values(module)
-    return lambda obs, mask: compute({Columns.OBS: observation_of(obs, mask, module.observation_space)})
-
-
-def recurrent_critic_of(module: TorchRLModule) -> RecurrentValueFunction:
-    """The values of a recurrent module that has a value function.
-
-    Raises:
-        ValueError: The module has none.
-    """
-    compute = _compute_values(module)
-    return lambda obs, mask, states: compute(
-        {Columns.OBS: observation_of(obs, mask, module.observation_space), Columns.STATE_IN: states}
-    )
-
-
-def _compute_values(module: TorchRLModule) -> Callable[[dict[str, Any]], Tensor]:
     compute: Callable[[dict[str, Any]], Tensor] | None = getattr(module, "compute_values", None)
     if compute is None:
         raise ValueError(f"expected a module with compute_values, got {type(module).__name__}")
-    return compute
+
+    def values(obs: Tensor, mask: Tensor | None, states: Tree | None = None) -> Tensor:
+        batch = {Columns.OBS: observation_of(obs, mask, module.observation_space)}
+        return compute(batch if states is None else {**batch, Columns.STATE_IN: states})
+
+    return values
 
 
 def _columns(rows: TrainingRows, module: TorchRLModule) -> dict[str, Any]:

@@ -32,7 +32,6 @@ from ray.rllib.utils.metrics import (
     NUM_MODULE_STEPS_SAMPLED,
     NUM_MODULE_STEPS_SAMPLED_LIFETIME,
 )
-from torch import Tensor
 
 from marl_aajr.rollout.fragments import Episodes, Fragment
 
@@ -121,7 +120,11 @@ class SamplingMetrics:
         metrics.log_value(NUM_EPISODES_LIFETIME, len(lengths), reduce="lifetime_sum")
         if not len(lengths):
             return
-        self._log_teams(returns, lengths)
+        teams = dict.fromkeys((self._teams[agent] for agent in self._agents), 0.0)
+        for agent, earned in zip(self._agents, returns.sum(0).tolist(), strict=True):
+            teams[self._teams[agent]] += earned
+        sums = {"episodes": len(lengths), "length": int(lengths.sum()), "returns": teams}  # as EpisodeReturns
+        metrics.log_dict(sums, key=RETURNS_KEY, reduce="sum")
         config = self._runner.config
         window = max(1, math.ceil(config.metrics_num_episodes_for_smoothing / (config.num_env_runners or 1)))
         # RLlib means over a window of the last episodes, which it empties whenever it is read.
@@ -149,11 +152,3 @@ class SamplingMetrics:
         ):
             values = (of(lengths).item(), of(total).item())
             metrics.log_dict(dict(zip(names, values, strict=True)), reduce=reduce, window=window)
-
-    def _log_teams(self, returns: Tensor, lengths: Tensor) -> None:
-        """The sums that `marl_aajr.rllib.sampling.metrics.EpisodeReturns` logs for RLlib's runner."""
-        teams = dict.fromkeys((self._teams[agent] for agent in self._agents), 0.0)
-        for agent, earned in zip(self._agents, returns.sum(0).tolist(), strict=True):
-            teams[self._teams[agent]] += earned
-        sums = {"episodes": len(lengths), "length": int(lengths.sum()), "returns": teams}
-        self._runner.metrics.log_dict(sums, key=RETURNS_KEY, reduce="sum")

@@ -90,6 +90,8 @@ class ObservationNormalizer(ConnectorV2):
 
     Attributes:
         frozen: whether the statistics stand still, as they must while a policy is judged.
+        total: the statistics of each module's observations that all runners have seen.
+        recent: of those that this one has seen since the last merge.
     """
 
     def __init__(
@@ -103,9 +105,8 @@ class ObservationNormalizer(ConnectorV2):
         super().__init__(input_observation_space, input_action_space)
         self.frozen = False
         self._module_of = dict(module_of)
-        self._total = {module: Moments(shape) for module, shape in shapes.items()}
-        # What this runner has seen since the runners were last brought together.
-        self._recent = {module: Moments(shape) for module, shape in shapes.items()}
+        self.total = {module: Moments(shape) for module, shape in shapes.items()}
+        self.recent = {module: Moments(shape) for module, shape in shapes.items()}
 
     def __call__(self, *, batch: dict[str, Any], episodes: list[Any], **_: Any) -> dict[str, Any]:
         stepped: dict[str, list[Any]] = defaultdict(list)
@@ -115,15 +116,15 @@ class ObservationNormalizer(ConnectorV2):
             observations = [episode.get_observations(-1) for episode in members]
             raw = np.stack([_filtered(obs) for obs in observations])
             if not self.frozen:
-                self._total[module].push(raw)
-                self._recent[module].push(raw)
+                self.total[module].push(raw)
+                self.recent[module].push(raw)
             for episode, obs, row in zip(members, observations, self.normalize(module, raw), strict=True):
                 episode.set_observations(at_indices=-1, new_data=_replaced(obs, row))
         return batch
 
     def normalize(self, module: str, raw: NDArray[Any]) -> NDArray[Any]:
         """Raw observations `[n, ...]` of a module as all downstream see them; they are not counted."""
-        moments = self._total[module]
+        moments = self.total[module]
         scaled = (raw - moments.mean) / (moments.std + _SMALL)
         return np.clip(scaled, -CLIP, CLIP).astype(raw.dtype)
 
@@ -135,45 +136,31 @@ class ObservationNormalizer(ConnectorV2):
         **_: Any,
     ) -> dict[str, Any]:
         return {
-            "total": {module: moments.get_state() for module, moments in self._total.items()},
-            "recent": {module: moments.get_state() for module, moments in self._recent.items()},
+            "total": {module: moments.get_state() for module, moments in self.total.items()},
+            "recent": {module: moments.get_state() for module, moments in self.recent.items()},
         }
 
     def set_state(self, state: Mapping[str, Any]) -> None:
-        self._total = {module: Moments.from_state(saved) for module, saved in state["total"].items()}
-        self._recent = {module: Moments(moments.mean.shape) for module, moments in self._total.items()}
+        self.total = {module: Moments.from_state(saved) for module, saved in state["total"].items()}
+        self.recent = {module: Moments(moments.mean.shape) for module, moments in self.total.items()}
 
     def reset_state(self) -> None:
-        for moments in (self._total, self._recent):
+        for moments in (self.total, self.recent):
             moments.update({module: Moments(old.mean.shape) for module, old in moments.items()})
 
     def merge_states(self, states: list[dict[str, Any]]) -> dict[str, Any]:
         """Add what the other runners have seen since the last merge."""
         for state in states:
             for module, recent in state["recent"].items():
-                self._total[module].merge(Moments.from_state(recent))
+                self.total[module].merge(Moments.from_state(recent))
         return self.get_state()
-
-    def replace_moments(self, *, total: Mapping[str, Moments], recent: Mapping[str, Moments]) -> None:
-        """Take over statistics that were kept elsewhere for a while, by module.
-
-        Args:
-            total: of everything that all runners have seen.
-            recent: of what this one has seen since the last merge.
-        """
-        self._total.update(total)
-        self._recent.update(recent)
-
-    def moments(self, module: str) -> Moments:
-        """The statistics of a module's observations."""
-        return self._total[module]
 
     def victims_filter(self, module: str, shape: tuple[int, ...]) -> ObservationFilter:
         """The statistics as they are, for a victim whose observations have this shape.
 
         Behind an agent's own numbers come those of a centralised critic, if there is one.
         """
-        moments = self._total[module]
+        moments = self.total[module]
         mean, std = (
             torch.tensor(part.ravel()[: prod(shape)].reshape(shape)) for part in (moments.mean, moments.std)
         )
@@ -234,9 +221,8 @@ class TensorMoments:
 
     def to_moments(self) -> Moments:
         """As the normaliser keeps them."""
-        return Moments.from_state(
-            {"count": self.count, "mean": self.mean.cpu().numpy(), "squares": self.squares.cpu().numpy()}
-        )
+        arrays = {"mean": self.mean.numpy(force=True), "squares": self.squares.numpy(force=True)}
+        return Moments.from_state({"count": self.count, **arrays})
 
 
 class BatchFilter:
@@ -253,22 +239,15 @@ class BatchFilter:
 
     def load(self) -> None:
         """Take the statistics over from the normaliser."""
-        state = self._normalizer.get_state()
         self._total, self._recent = (
-            {
-                module: TensorMoments(Moments.from_state(saved), self._device)
-                for module, saved in state[part].items()
-            }
-            for part in ("total", "recent")
+            {module: TensorMoments(moments, self._device) for module, moments in part.items()}
+            for part in (self._normalizer.total, self._normalizer.recent)
         )
 
     def store(self) -> None:
         """Hand the statistics back."""
-        total, recent = (
-            {module: moments.to_moments() for module, moments in part.items()}
-            for part in (self._total, self._recent)
-        )
-        self._normalizer.replace_moments(total=total, recent=recent)
+        self._normalizer.total = {name: moments.to_moments() for name, moments in self._total.items()}
+        self._normalizer.recent = {name: moments.to_moments() for name, moments in self._recent.items()}
 
     def __call__(self, module: str, obs: Tensor, rows: Tensor | None) -> Tensor:
         """Observations `[N, ...]` normalised; those in `rows [N]` bool (None: all) are counted."""
