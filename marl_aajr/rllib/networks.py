@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from marl_aajr.core.checks import one_of
 from marl_aajr.core.distributions import DiagGaussian, from_space
 from marl_aajr.core.mlp import hooked
-from marl_aajr.rollout.centralized_critic import STATE, flat_size
+from marl_aajr.rollout.centralized_critic import STATE
 from marl_aajr.victims.layers import ClipLogStd, FreeLogStd
 
 ACTIVATIONS: dict[str, type[nn.Module]] = {
@@ -90,7 +90,7 @@ def observation_of(rows: Tensor, mask: Tensor | None, space: gym.Space[Any]) -> 
     if STATE not in space.spaces:
         return {"observation": rows, **masks}
     box, central = space["observation"], space[STATE]
-    own, state = rows.split([flat_size(box), flat_size(central)], -1)
+    own, state = rows.split([gym.spaces.flatdim(box), gym.spaces.flatdim(central)], -1)
     return {"observation": own.unflatten(-1, box.shape), **masks, STATE: state.unflatten(-1, central.shape)}
 
 
@@ -157,7 +157,7 @@ class FlatActorCritic(TorchRLModule, ValueFunctionAPI, InferenceOnlyAPI):
             free, bound = settings["free_log_std"], settings["log_std_clip_param"]
             width = distribution.k if free else width
             head = [FreeLogStd(distribution.k, bound) if free else ClipLogStd(bound)]
-        self.actor = mlp([flat_size(box), *hidden, width], settings, head)
+        self.actor = mlp([gym.spaces.flatdim(box), *hidden, width], settings, head)
         if not self.inference_only:
             self.critic = mlp([self.critic_width, *hidden, 1], settings)
 
@@ -165,7 +165,7 @@ class FlatActorCritic(TorchRLModule, ValueFunctionAPI, InferenceOnlyAPI):
     def critic_width(self) -> int:
         """The number of features that the critic reads."""
         box, _ = split(self.observation_space)
-        return flat_size(box)
+        return gym.spaces.flatdim(box)
 
     @property
     def flat_actor(self) -> nn.Sequential | None:
@@ -248,7 +248,7 @@ class MAPPOModule(FlatActorCritic):
     @property
     def critic_width(self) -> int:
         state = self.observation_space[STATE]
-        return super().critic_width + flat_size(state)
+        return super().critic_width + gym.spaces.flatdim(state)
 
     def critic_inputs(self, obs: Any) -> Tensor:
         observation, _ = split(obs)

@@ -17,6 +17,7 @@ from typing import Any, Literal, get_args
 import numpy as np
 import torch
 from gymnasium import spaces
+from gymnasium.spaces import flatdim
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -47,15 +48,10 @@ class CentralView:
     """
 
     def __init__(self, game: Game, critic: Critic) -> None:
-        one_of("critic", critic, CRITICS[1:])
         self._game = game
-        self._joint = critic == "joint"
-        if not self._joint:
-            self.space = state_space(game.state_space, game.name)
-            return
-        boxes = own_boxes(game.observation_spaces)
-        self.space = joint_space(boxes, game.name, turn_based=isinstance(game, TurnBasedGame))
-        self._sizes = {agent: flat_size(box) for agent, box in boxes.items()}
+        turn_based = isinstance(game, TurnBasedGame)
+        self.space = central_space(game, critic, name=game.name, turn_based=turn_based)
+        self._boxes = own_boxes(game.observation_spaces) if critic == "joint" else None
 
     def __call__(self, turn: GameStep) -> NDArray[Any]:
         """The view after a turn.
@@ -63,17 +59,10 @@ class CentralView:
         Raises:
             EnvironmentFault: A state that is not in its space.
         """
-        if self._joint:
-            return np.concatenate([self._part(turn, agent) for agent in self._sizes])
+        if self._boxes is not None:
+            return np.concatenate([_part(turn.obs.get(agent), box) for agent, box in self._boxes.items()])
         state: NDArray[Any] = self._game.state()
         return state
-
-    def _part(self, turn: GameStep, agent: str) -> NDArray[np.float32]:
-        if agent not in turn.obs:
-            return np.zeros(self._sizes[agent], np.float32)
-        seen = turn.obs[agent]
-        array = seen["observation"] if isinstance(seen, dict) else seen
-        return np.asarray(array, np.float32).ravel()
 
 
 class CentralBatch(BatchedEnvWrapper):
@@ -95,18 +84,15 @@ class CentralBatch(BatchedEnvWrapper):
     """
 
     def __init__(self, env: BatchedEnv, critic: Critic) -> None:
-        one_of("critic", critic, CRITICS[1:])
         super().__init__(env)
         self._joint = critic == "joint"
         self.own_spaces = env.observation_spaces
-        boxes, name = own_boxes(self.own_spaces), type(env).__name__
-        if self._joint:
-            self.central_space = joint_space(boxes, name, turn_based=env.turn_based)
-        else:
-            self.central_space = state_space(env.state_space, name)
-            env.keeps_final_states = True
-        width = flat_size(self.central_space)
-        self.observation_spaces = {a: _unbounded(flat_size(box) + width) for a, box in boxes.items()}
+        self.central_space = central_space(env, critic, name=type(env).__name__, turn_based=env.turn_based)
+        env.keeps_final_states |= not self._joint
+        width = flatdim(self.central_space)
+        self.observation_spaces = {
+            agent: _unbounded(flatdim(box) + width) for agent, box in own_boxes(self.own_spaces).items()
+        }
 
     def reset(self, *, seed: int) -> dict[str, Tensor]:
         obs = self.env.reset(seed=seed)
@@ -179,38 +165,34 @@ def own_boxes(by_agent: Mapping[str, spaces.Space[Any]]) -> dict[str, spaces.Box
     return boxes
 
 
-def flat_size(box: spaces.Box) -> int:
-    """The number of values in an element."""
-    return int(np.prod(box.shape))
-
-
-def joint_space(boxes: Mapping[str, spaces.Box], name: str, *, turn_based: bool) -> spaces.Box:
-    """The space of joint observations.
+def central_space(env: Game | BatchedEnv, critic: Critic, *, name: str, turn_based: bool) -> spaces.Box:
+    """The space of the central view of an environment.
 
     Raises:
-        ValueError: A turn-based environment: only the agent to move sees something.
+        ValueError: Another critic; `"joint"` in a turn-based environment, where only the agent to move sees
+            something; `"state"` in one that declares no space of arrays for its state.
     """
-    if turn_based:
-        raise ValueError(
-            "expected an environment whose agents all see something at every step for critic 'joint', got "
-            f"the turn-based {name}; use 'state' if it has one, else 'own'"
-        )
-    return _unbounded(sum(flat_size(box) for box in boxes.values()))
-
-
-def state_space(declared: spaces.Space[Any] | None, name: str) -> spaces.Box:
-    """The space of an environment's global states.
-
-    Raises:
-        ValueError: It declares none, or none of arrays.
-    """
-    if not isinstance(declared, spaces.Box):
-        got = "none" if declared is None else str(declared)
+    one_of("critic", critic, CRITICS[1:])
+    if critic == "joint":
+        if turn_based:
+            raise ValueError(
+                "expected an environment whose agents all see something at every step for critic 'joint', "
+                f"got the turn-based {name}; use 'state' if it has one, else 'own'"
+            )
+        return _unbounded(sum(map(flatdim, own_boxes(env.observation_spaces).values())))
+    if not isinstance(env.state_space, spaces.Box):
         raise ValueError(
             f"expected {name} to declare a state_space (a Box) beside its state() for critic 'state', got "
-            f"{got}; use 'joint' or 'own'"
+            f"{'none' if env.state_space is None else env.state_space}; use 'joint' or 'own'"
         )
-    return declared
+    return env.state_space
+
+
+def _part(seen: Any, box: spaces.Box) -> NDArray[np.float32]:
+    """The numbers that an agent sees; zeros for an agent that sees nothing."""
+    if seen is None:
+        return np.zeros(flatdim(box), np.float32)
+    return np.asarray(seen["observation"] if isinstance(seen, dict) else seen, np.float32).ravel()
 
 
 def _unbounded(size: int) -> spaces.Box:

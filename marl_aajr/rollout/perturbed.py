@@ -22,6 +22,7 @@ from gymnasium import spaces
 from torch import Tensor
 
 from marl_aajr.core.adversary_actions import AdversaryActions, Kind, adversary_actions
+from marl_aajr.core.checks import one_of
 from marl_aajr.core.policy import Policy
 from marl_aajr.core.threat import PerturbationSet
 from marl_aajr.rollout.batched_env import BatchedEnv, BatchedEnvWrapper, BatchedStep, check_action
@@ -136,9 +137,7 @@ class PerturbedBatch(BatchedEnvWrapper):
             for agent in self.attacked
         }
         nobody = torch.zeros(self.num_envs, dtype=torch.bool, device=self.device)
-        obs = self._seen | {
-            adversary_of(agent): torch.zeros_like(self._true[agent]) for agent in self.attacked
-        }
+        obs = self._seen | {adversary_of(a): torch.zeros_like(self._true[a]) for a in self.attacked}
         return BatchedStep(
             obs=obs,
             rewards=dict.fromkeys(self.possible_agents, nobody.float()),
@@ -150,9 +149,7 @@ class PerturbedBatch(BatchedEnvWrapper):
         )
 
     def _play(self, actions: Mapping[str, Tensor]) -> BatchedStep:
-        step = self.env.step(
-            {agent: actions[agent] for agent in self.env.possible_agents if agent in actions}
-        )
+        step = self.env.step({a: actions[a] for a in self.env.possible_agents if a in actions})
         pairs, over = {agent: adversary_of(agent) for agent in self.attacked}, step.episode_over
         cut = {agent: over & step.truncations[agent] & ~step.terminations[agent] for agent in pairs}
         self._last = {agent: self._last_of(agent, step) for agent in pairs}
@@ -180,9 +177,8 @@ class PerturbedBatch(BatchedEnvWrapper):
         true = self._true[agent]
         if self.perturb is None or action is None:
             return true
-        flat = true.flatten(1)
-        delta = self.perturb(agent, flat, action)
-        return (flat + delta * active.unsqueeze(1)).view_as(true)
+        delta = self.perturb(agent, true.flatten(1), action)
+        return (true.flatten(1) + delta * active.unsqueeze(1)).view_as(true)
 
     def _action(self, agent: str, actions: Mapping[str, Tensor], active: Tensor) -> Tensor | None:
         name = adversary_of(agent)
@@ -202,22 +198,16 @@ class PerturbedBatch(BatchedEnvWrapper):
 def attacked_agents(
     observations: Mapping[str, spaces.Space[Any]], agents: Sequence[str] | None
 ) -> tuple[str, ...]:
-    """The agents whose observations are perturbed, in the environment's order.
-
-    Args:
-        observations: The space of each agent.
-        agents: Those asked for; None: all.
+    """The agents whose observations are perturbed (None: all), in the environment's order.
 
     Raises:
         ValueError: An unknown agent, none, or one whose observations are not floating-point numbers.
     """
     wanted = tuple(observations) if agents is None else tuple(agents)
-    unknown = [agent for agent in wanted if agent not in observations]
-    if unknown or not wanted:
-        raise ValueError(
-            f"expected agents out of {', '.join(observations)}, got {', '.join(unknown) or 'none'}"
-        )
+    if not wanted:
+        raise ValueError(f"expected agents out of {', '.join(observations)}; got none")
     for agent in wanted:
+        one_of("agents", agent, observations)
         space = observations[agent]
         if not isinstance(space, spaces.Box) or space.dtype is None or space.dtype.kind != "f":
             raise ValueError(f"expected floating-point observations of {agent!r}, got {space}; convert them")
@@ -240,10 +230,9 @@ class PerturbedGame:
 
     @property
     def name(self) -> str:
-        """The environment's."""
+        """The name of the environment."""
         return self.spec.name
 
     def __call__(self, num_envs: int, device: torch.device) -> PerturbedBatch:
-        """E copies."""
         env = make_batch(self.spec, num_envs, device=device)
         return PerturbedBatch(env, agents=self.agents, kind=self.kind)
