@@ -113,7 +113,7 @@ def fit(kind: str, gain_bound: float, sigma: tuple[float, float], seed: int) -> 
 def gains(student: Student, obs: Tensor, noise: torch.Generator) -> tuple[Tensor, Tensor]:
     """‖J u_t‖ and ‖J‖_op of the mean at the points s + δ_t, differentiable in the weights, `[K · B]`."""
     trajectory = attack(student, obs, noise)
-    points = (obs + trajectory.deltas).flatten(0, 1).requires_grad_(True)
+    points = (obs + trajectory.deltas[:STEPS]).flatten(0, 1).requires_grad_(True)
     outputs = student.mean(points)
     rows = [torch.autograd.grad(outputs[:, i].sum(), points, create_graph=True)[0] for i in range(2)]
     jacobian = torch.stack(rows, 1)
@@ -139,7 +139,6 @@ def attack(student: Student, obs: Tensor, noise: torch.Generator) -> Trajectory:
         step="normalized",
         generator=noise,
         clean=clean,
-        last="direction",
         check=False,
     )
 

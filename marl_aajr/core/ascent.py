@@ -25,10 +25,8 @@ from marl_aajr.core.threat import Norm, PerturbationSet
 
 Step = Literal["sign", "normalized", "raw"]
 Start = Literal["zero", "random"]
-Last = Literal["direction", "point", "value", "gradient"]
 STEPS: tuple[Step, ...] = get_args(Step)
 STARTS: tuple[Start, ...] = get_args(Start)
-LAST: tuple[Last, ...] = get_args(Last)
 AUTO: Final = "auto"
 """A step size chosen per row from the measured curvature."""
 
@@ -45,10 +43,10 @@ class Trajectory:
     """The path of an ascent and what was computed on it, detached from every graph.
 
     Attributes:
-        deltas: δ_0 … δ_K, `[K+1, B, ..., d]`; without δ_K where the ascent ended at the last direction.
+        deltas: δ_0 … δ_K, `[K+1, B, ..., d]`.
         directions: unit ascent directions u_0 … u_{K−1}, `[K, B, ..., d]`; zero where a row has none.
         gradient_norms: ‖v_t‖₂, `[K, B, ...]`.
-        values: g(δ_0) … g(δ_K), `[K+1, B, ...]`; without g(δ_K) where nobody asked for it.
+        values: g(δ_0) … g(δ_K), `[K+1, B, ...]`.
         has_direction: where v_t is a direction, `[K, B, ...]` bool: not where it vanishes, nor where it is
             rounding noise. That is so where the objective is flat at zero and δ_t is lost in the rounding of
             s. A row alone decides it, whatever the rows beside it.
@@ -81,7 +79,7 @@ def ascend(
     generator: torch.Generator | None = None,
     clean: Clean | None = None,
     gradient_noise: Callable[[int], Tensor] | None = None,
-    last: Last = "value",
+    final_gradient: bool = False,
     check: bool = True,
 ) -> Trajectory:
     """Find where an adversary would push each observation.
@@ -103,8 +101,7 @@ def ascend(
         generator: source of the random start.
         clean: the batch at its clean observations; None: one forward pass computes the outputs.
         gradient_noise: added to v_t for the step, by t (Langevin dynamics); u_t stays the true direction.
-        last: where to end; each adds a pass to the one before: the last `"direction"` u_{K−1}, the last
-            `"point"` δ_K (no pass), its `"value"` g(δ_K), its `"gradient"` v_K.
+        final_gradient: whether v_K is computed, too.
         check: raise on non-finite numbers. Costs a host synchronisation per step on an accelerator.
 
     Returns:
@@ -116,16 +113,15 @@ def ascend(
     """
     whole("steps", steps)
     one_of("step", step, STEPS)
-    one_of("last", last, LAST)
     obs = obs.detach()
     delta = starting_point(obs, objective, perturbations, start=start, generator=generator)
     if clean is None:
         with torch.no_grad():
             clean = Clean(policy(obs))
-    path = obs.new_empty((steps + (last != "direction"), *obs.shape))
-    gradients = obs.new_empty((steps, *obs.shape))
+    path = obs.new_empty((steps + 1, *obs.shape))
+    gradients = obs.new_empty((steps + final_gradient, *obs.shape))
     path[0] = delta
-    values, final_gradients = [], []
+    values = []
     # A function of the user's own may look at more than one row, and so may the noise.
     together = gradient_noise is not None or isinstance(objective, Custom)
     for rows in [ALL_ROWS] if together else row_blocks(obs):
@@ -134,11 +130,11 @@ def ascend(
             index = torch.arange(len(obs), device=obs.device)[rows]
             part = (policy.select(index), objective.select(index), clean.select(index))
         block = _Block(*part, obs[rows], perturbations, step=step, step_size=step_size, check=check)
-        final_gradients.append(block.run(path[:, rows], gradients[:, rows], last=last, noise=gradient_noise))
+        block.run(path[:, rows], gradients[:, rows], noise=gradient_noise)
         values.append(torch.stack(block.values))
-    norms, has_direction = _normalize(gradients)
-    final_gradient = torch.cat(final_gradients) if last == "gradient" else None
-    return Trajectory(path, gradients, norms, torch.cat(values, 1), has_direction, final_gradient)
+    directions, v_last = gradients[:steps], gradients[-1] if final_gradient else None
+    norms, has_direction = _normalize(directions)
+    return Trajectory(path, directions, norms, torch.cat(values, 1), has_direction, v_last)
 
 
 def starting_point(
@@ -190,24 +186,18 @@ class _Block:
         self.recent: deque[tuple[Tensor, Tensor]] = deque(maxlen=2 if step_size == AUTO else 0)
         """δ and ∇g of the last two points, for the automatic step."""
 
-    def run(
-        self, path: Tensor, gradients: Tensor, *, last: Last, noise: Callable[[int], Tensor] | None
-    ) -> Tensor:
-        """Fill in δ_1 … of `path` and v_0 … v_{K−1} of `gradients`; return v_K if `last` asks for it."""
+    def run(self, path: Tensor, gradients: Tensor, *, noise: Callable[[int], Tensor] | None) -> None:
+        """Fill in δ_1 … δ_K of `path`, and v_0 … v_{K−1} or v_K of `gradients`."""
         for t, delta in enumerate(path[: len(gradients)]):
             gradients[t] = self.gradient(delta)
             if t + 1 < len(path):
-                path[t + 1] = self.next_point(
-                    delta, gradients[t] if noise is None else gradients[t] + noise(t)
-                )
-        if last == "gradient":
-            return self.gradient(path[-1])
-        if last == "value":
+                v = gradients[t] if noise is None else gradients[t] + noise(t)
+                path[t + 1] = self.next_point(delta, v)
+        if len(gradients) < len(path):
             with torch.no_grad():
                 self.values.append(self.g(self.obs + path[-1]))
             if self.check:
                 check_finite(f"the inner objective at step {len(gradients)}", self.values[-1])
-        return gradients[-1]
 
     def gradient(self, delta: Tensor) -> Tensor:
         """The gradient v_t = M ∇g(δ_t); g(δ_t) is recorded."""

@@ -151,7 +151,7 @@ def secant_curvature(trajectory: Trajectory, perturbations: PerturbationSet) -> 
     It costs nothing: the ascent has the gradients.
 
     Returns:
-        `[K−1, B, ...]`, or `[K, B, ...]` for an ascent with `last="gradient"`; NaN where nothing moved.
+        `[K−1, B, ...]`, or `[K, B, ...]` for an ascent with `final_gradient`; NaN where nothing moved.
     """
     slopes = trajectory.directions * trajectory.gradient_norms.unsqueeze(-1)
     if trajectory.final_gradient is not None:
@@ -235,7 +235,7 @@ def diagnose(
         step=step,
         generator=generator,
         clean=clean,
-        last="gradient",
+        final_gradient=True,
     )
     points = [obs.detach() + delta for delta in trajectory.deltas[:steps]]
     pairs = list(zip(points, trajectory.directions, strict=True))

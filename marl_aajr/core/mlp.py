@@ -31,13 +31,13 @@ class Activation:
     Attributes:
         apply: σ, in place.
         pull: c ↦ σ'(y) ⊙ c, in place of c.
-        bend: (c, g, t, h) adds to c what the tangent t = σ'(y) ⊙ a means to the gradient by y, σ''(y) a ⊙ g,
-            in place; None: nothing.
+        pull_tangent: (c, g, t, h) adds to c what the tangent t = σ'(y) ⊙ a means to the gradient by y,
+            σ''(y) a ⊙ g, in place; None: nothing.
     """
 
     apply: Callable[[Tensor], Tensor]
     pull: Callable[[Tensor, Tensor], Tensor]
-    bend: Callable[[Tensor, Tensor, Tensor, Tensor], Tensor] | None = None
+    pull_tangent: Callable[[Tensor, Tensor, Tensor, Tensor], Tensor] | None = None
 
 
 def _tanh_pull(gradient: Tensor, output: Tensor) -> Tensor:
@@ -45,7 +45,7 @@ def _tanh_pull(gradient: Tensor, output: Tensor) -> Tensor:
     return torch.ops.aten.tanh_backward.grad_input(gradient, output, grad_input=gradient)
 
 
-def _tanh_bend(total: Tensor, gradient: Tensor, tangent: Tensor, output: Tensor) -> Tensor:
+def _tanh_pull_tangent(total: Tensor, gradient: Tensor, tangent: Tensor, output: Tensor) -> Tensor:
     """Adds `−2 h t g`: tanh'' = −2 h tanh', and t holds tanh' already."""
     return total.addcmul_(gradient * tangent, output, value=-2)
 
@@ -55,7 +55,7 @@ def _relu_pull(gradient: Tensor, output: Tensor) -> Tensor:
 
 
 _ACTIVATIONS: dict[type[nn.Module], Activation] = {
-    nn.Tanh: Activation(torch.tanh_, _tanh_pull, _tanh_bend),
+    nn.Tanh: Activation(torch.tanh_, _tanh_pull, _tanh_pull_tangent),
     nn.ReLU: Activation(torch.relu_, _relu_pull),
 }
 
@@ -180,19 +180,14 @@ def _pull(
         assert weight is not None
         found[:0] = gradient.t() @ seen[i], None if bias is None else gradient[:count].sum(0)
         if i > 0:
-            gradient = gradient @ weight
-            _pull_both(between[i - 1], gradient, seen[i], count)
+            gradient, activation = gradient @ weight, between[i - 1]
+            by_value, by_tangent = gradient[:count], gradient[count:]
+            value, tangent = seen[i][:count], seen[i][count:]
+            activation.pull(by_value, value)
+            if activation.pull_tangent is not None:
+                activation.pull_tangent(by_value, by_tangent, tangent, value)
+            activation.pull(by_tangent, value)
     return gradient, found
-
-
-def _pull_both(activation: Activation, gradient: Tensor, seen: Tensor, count: int) -> None:
-    """The gradient by h and t to that by y and a, in place, where h = σ(y) and t = σ'(y) ⊙ a."""
-    value, tangent = seen[:count], seen[count:]
-    by_value, by_tangent = gradient[:count], gradient[count:]
-    activation.pull(by_value, value)
-    if activation.bend is not None:
-        activation.bend(by_value, by_tangent, tangent, value)
-    activation.pull(by_tangent, value)
 
 
 class _JVP(torch.autograd.Function):

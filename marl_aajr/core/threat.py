@@ -124,9 +124,7 @@ class PerturbationSet:
             radius = torch.empty(obs.shape[:-1], dtype=obs.dtype, device=obs.device)
             radius = radius.uniform_(generator=generator).pow(1 / free).unsqueeze(-1)
             unit = radius * unit / torch.linalg.vector_norm(unit, dim=-1, keepdim=True)
-        if (preconditioner := self.preconditioner(obs)) is not None:
-            unit = unit * preconditioner
-        return self.project(self.epsilon * unit, obs)
+        return self._scaled(unit, obs)
 
     def squash(self, action: Tensor, obs: Tensor) -> Tensor:
         """The perturbation that a learned adversary's action in [−1, 1]^d stands for, `[..., d]`.
@@ -136,7 +134,9 @@ class PerturbationSet:
         Every point of Δ(obs) can be reached, and actions beyond ±1 (a Gaussian policy draws them) are those
         at ±1. In L∞ without bounds it is `ε · hardtanh(a)`, as in Zhang et al. 2021 (arXiv 2101.08452).
         """
-        unit = action.clamp(-1, 1)
+        return self._scaled(action.clamp(-1, 1), obs)
+
+    def _scaled(self, unit: Tensor, obs: Tensor) -> Tensor:
         if (preconditioner := self.preconditioner(obs)) is not None:
             unit = unit * preconditioner
         return self.project(self.epsilon * unit, obs)
@@ -156,7 +156,8 @@ class PerturbationSet:
             scale = _features(self.scale, "scale", x)
 
         def at(multiplier: Tensor) -> Tensor:
-            return _clamp(x / (1 + multiplier / scale.square()), low, high)
+            point = x / (1 + multiplier / scale.square())
+            return point if low is high is None else point.clamp(low, high)
 
         def too_long(point: Tensor) -> Tensor:
             return torch.linalg.vector_norm(point / scale, dim=-1, keepdim=True) > self.epsilon
@@ -170,10 +171,6 @@ class PerturbationSet:
             outside = too_long(at(middle))
             lower, upper = torch.where(outside, middle, lower), torch.where(outside, upper, middle)
         return at(upper)
-
-
-def _clamp(x: Tensor, low: Tensor | None, high: Tensor | None) -> Tensor:
-    return x if low is None and high is None else x.clamp(low, high)
 
 
 def _features(values: float | Sequence[float], name: str, like: Tensor) -> Tensor:

@@ -28,8 +28,8 @@ from marl_aajr.core.distributions import ActionDistribution
 from marl_aajr.core.jacobian import BACKENDS, Backend, safe_sqrt, squared_distance
 from marl_aajr.core.objectives import EVERYTHING, Need
 from marl_aajr.core.policy import Policy
-from marl_aajr.regularizers.adversarial import check_share, require, trajectory_metrics
-from marl_aajr.regularizers.augmentation import check_dual_clip, perturbed_loss
+from marl_aajr.regularizers.adversarial import require, trajectory_metrics
+from marl_aajr.regularizers.augmentation import check_adversarial_loss, perturbed_loss
 from marl_aajr.regularizers.jacobian_penalty import JacobianPenalty, gain_metrics
 from marl_aajr.regularizers.regularizer import Context, LossTerm, State
 from marl_aajr.regularizers.sample import Sample
@@ -82,7 +82,7 @@ class AAJR(JacobianPenalty):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_share("adversarial_weight", self.adversarial_weight)
+        check_adversarial_loss(self.adversarial_weight, self.dual_clip)
         one_of("form", self.form, FORMS)
         self._check_form()
         if self.secant and self.backend != "auto":
@@ -90,8 +90,6 @@ class AAJR(JacobianPenalty):
                 f"expected no backend with secant=True, which needs no derivative, got {self.backend!r}; "
                 "remove one of the two"
             )
-        if self.dual_clip is not None:
-            check_dual_clip(self.dual_clip, self.adversarial_weight)
 
     def _check_form(self) -> None:
         """Raise `ValueError` for settings that the form does not use, or lacks."""

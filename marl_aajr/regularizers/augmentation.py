@@ -53,15 +53,12 @@ def perturbed_loss(sample: Sample, delta: Tensor, *, dual_clip: float | None = N
     outputs = sample.policy(sample.obs + delta)
     loss = sample.policy_loss(outputs, sample)
     if dual_clip is not None:
-        loss = _dual_clipped(loss, sample.advantages, dual_clip)
+        if sample.advantages is None:
+            raise ValueError("expected a batch with advantages for dual_clip, got one without; remove it")
+        bounded = torch.minimum(loss, -dual_clip * sample.advantages)
+        loss = torch.where(sample.advantages < 0, bounded, loss)
     difference = loss - sample.policy_loss(sample.outputs, sample)
     return LossTerm(sample.mean(difference), _ratio_metrics(sample, outputs.detach()))
-
-
-def _dual_clipped(loss: Tensor, advantages: Tensor | None, clip: float) -> Tensor:
-    if advantages is None:
-        raise ValueError("expected a batch with advantages for dual_clip, got one without; remove it")
-    return torch.where(advantages < 0, torch.minimum(loss, -clip * advantages), loss)
 
 
 def _ratio_metrics(sample: Sample, outputs: Tensor) -> dict[str, Tensor]:
@@ -74,8 +71,11 @@ def _ratio_metrics(sample: Sample, outputs: Tensor) -> dict[str, Tensor]:
     return {"ratio_min": ratio.amin(), "ratio_max": ratio.amax()}
 
 
-def check_dual_clip(dual_clip: float, weight: Schedule) -> None:
-    """Raise `ValueError` for a bound ≤ 1, or one of a loss that is not there."""
+def check_adversarial_loss(weight: Schedule, dual_clip: float | None) -> None:
+    """Raise `ValueError` for a weight beyond 1, a bound ≤ 1, or one of a loss that is not there."""
+    check_share("adversarial_weight", weight)
+    if dual_clip is None:
+        return
     if isinstance(dual_clip, bool) or not (isfinite(dual_clip) and dual_clip > 1):
         raise ValueError(f"expected a dual_clip > 1, got {dual_clip!r}")
     if maximum(weight) == 0:
@@ -108,9 +108,7 @@ class AdversarialTraining(Adversarial):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_share("adversarial_weight", self.adversarial_weight)
-        if self.dual_clip is not None:
-            check_dual_clip(self.dual_clip, self.adversarial_weight)
+        check_adversarial_loss(self.adversarial_weight, self.dual_clip)
 
     def check(self, distribution: ActionDistribution, *, offers: Collection[Need] = EVERYTHING) -> None:
         super().check(distribution, offers=offers)
@@ -123,10 +121,8 @@ class AdversarialTraining(Adversarial):
     def loss_term(self, sample: Sample, context: Context) -> LossTerm:
         trajectory = self.attack(sample, context)
         perturbed = perturbed_loss(sample, trajectory.deltas[-1], dual_clip=self.dual_clip)
-        loss = value_at(self.adversarial_weight, context.timestep) * perturbed.loss
-        context.check_finite("the adversarial policy loss", loss)
-        metrics = {"loss_difference": perturbed.loss.detach(), **perturbed.metrics}
-        return LossTerm(loss, metrics | trajectory_metrics(sample, trajectory, loss))
+        term = _weighted(perturbed, self.adversarial_weight, context)
+        return LossTerm(term.loss, {**term.metrics, **trajectory_metrics(sample, trajectory, term.loss)})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -158,7 +154,10 @@ class NoiseAugmentation(Perturbing):
         def draw(obs: Tensor) -> Tensor:
             return perturbations.sample(obs, generator=context.generator)
 
-        perturbed = perturbed_loss(sample, sample.draw(draw))
-        loss = value_at(self.noise_weight, context.timestep) * perturbed.loss
-        context.check_finite("the policy loss at noisy observations", loss)
-        return LossTerm(loss, {"loss_difference": perturbed.loss.detach(), **perturbed.metrics})
+        return _weighted(perturbed_loss(sample, sample.draw(draw)), self.noise_weight, context)
+
+
+def _weighted(perturbed: LossTerm, weight: Schedule, context: Context) -> LossTerm:
+    loss = value_at(weight, context.timestep) * perturbed.loss
+    context.check_finite("the policy loss at perturbed observations", loss)
+    return LossTerm(loss, {"loss_difference": perturbed.loss.detach(), **perturbed.metrics})

@@ -65,13 +65,7 @@ class JacobianNorm(JacobianPenalty):
 
     def noise(self, sample: Sample, count: int, generator: torch.Generator) -> Tensor:
         """Standard normal directions, 0 where the adversary cannot reach, `[count, B, ..., d]`."""
-
-        def draw(obs: Tensor) -> Tensor:
-            return torch.empty((len(obs), count, *obs.shape[1:]), dtype=obs.dtype, device=obs.device).normal_(
-                generator=generator
-            )
-
-        return self.reachable(sample, sample.draw(draw).movedim(1, 0))
+        return self.reachable(sample, _normal(sample, count, sample.obs.shape[-1], generator))
 
     def reachable(self, sample: Sample, directions: Tensor) -> Tensor:
         """z without the features that the adversary cannot touch."""
@@ -140,27 +134,16 @@ class Frobenius(JacobianNorm):
             outputs = policy(variable)
         total = torch.zeros(outputs.shape[:-1], dtype=outputs.dtype, device=outputs.device)
         for _ in range(self.projections):
-            v = self._output_vectors(sample, count, outputs, generator)
+            v = _unit(_normal(sample, count, outputs.shape[-1], generator))
+            if sample.mask is not None:
+                # What is padded behind a sequence follows from its observations: it would count through them.
+                v = torch.where(sample.mask.unsqueeze(-1), v, 0.0)
+            v = v.flatten(0, 1)
             w = cotangent(self.output, policy.distribution, outputs, v, metric=self.metric)
             (pulled,) = torch.autograd.grad(outputs, variable, w, create_graph=True)
             total = total + self.reachable(sample, pulled).square().sum(-1)
         scale = outputs.shape[-1] / self.projections
         return (scale * total).unflatten(0, (count, -1))
-
-    def _output_vectors(
-        self, sample: Sample, count: int, outputs: Tensor, generator: torch.Generator
-    ) -> Tensor:
-        """v uniform on the unit sphere, 0 for rows that do not count, `[count · B, ..., m]`."""
-
-        def draw(obs: Tensor) -> Tensor:
-            shape = (len(obs), count, *outputs.shape[1:])
-            return torch.empty(shape, dtype=obs.dtype, device=obs.device).normal_(generator=generator)
-
-        v = _unit(sample.draw(draw).movedim(1, 0))
-        if sample.mask is not None:
-            # What is padded behind a sequence follows from its observations, and would count through them.
-            v = torch.where(sample.mask.unsqueeze(-1), v, 0.0)
-        return v.flatten(0, 1)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -196,6 +179,15 @@ class Spectral(JacobianNorm):
                 (pulled,) = torch.autograd.grad(counted.sum(), variable)
             z = _unit(pulled)
         return self.squared_gains(sample.policy, points, self.reachable(sample, z.detach()))
+
+
+def _normal(sample: Sample, count: int, width: int, generator: torch.Generator) -> Tensor:
+    """Standard normal vectors for every row, `[count, B, ..., width]`."""
+
+    def draw(obs: Tensor) -> Tensor:
+        return obs.new_empty(len(obs), count, *obs.shape[1:-1], width).normal_(generator=generator)
+
+    return sample.draw(draw).movedim(1, 0)
 
 
 def _unit(vectors: Tensor) -> Tensor:

@@ -215,12 +215,10 @@ class Sum(Regularizer):
     @property
     def labelled(self) -> tuple[tuple[str, Regularizer], ...]:
         """Each member with a name of its own: `aajr`, `smooth_policy`, a second `aajr_2`."""
-        count: dict[str, int] = {}
-        labelled = []
-        for member in self.members:
-            count[member.name] = number = count.get(member.name, 0) + 1
-            labelled.append((member.name if number == 1 else f"{member.name}_{number}", member))
-        return tuple(labelled)
+        names = [member.name for member in self.members]
+        numbers = [names[: i + 1].count(name) for i, name in enumerate(names)]
+        labels = [f"{name}_{n}" if n > 1 else name for name, n in zip(names, numbers, strict=True)]
+        return tuple(zip(labels, self.members, strict=True))
 
     def active(self, timestep: float) -> bool:
         return any(member.active(timestep) for member in self.members)

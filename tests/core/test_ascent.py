@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from marl_aajr.core.ascent import STEPS, Last, Step, ascend
+from marl_aajr.core.ascent import STEPS, Step, ascend
 from marl_aajr.core.checks import NonFiniteError
 from marl_aajr.core.distributions import ActionDistribution, Categorical, DiagGaussian
 from marl_aajr.core.objectives import (
@@ -247,7 +247,6 @@ def test_a_non_finite_number_names_its_step(where: int, message: str) -> None:
         (KL(), {"steps": 0}, "expected an integer steps ≥ 1, got 0"),
         (KL(), {"step": "big"}, "expected step out of sign, normalized, raw"),
         (KL(), {"start": "corner"}, "expected start out of zero, random; got 'corner'"),
-        (KL(), {"last": "step"}, "expected last out of direction, point, value, gradient"),
         (Surrogate(), {}, "expected actions and advantages"),
     ],
 )
@@ -289,12 +288,8 @@ def test_a_function_of_outputs_and_batch_is_an_objective() -> None:
     torch.testing.assert_close(trajectory.deltas[1], 0.5 * signs[:, None] * weight[0].sign())
 
 
-@pytest.mark.parametrize(
-    ("last", "deltas", "values", "calls"),
-    [("direction", 3, 3, 3), ("point", 4, 3, 3), ("value", 4, 4, 4), ("gradient", 4, 4, 4)],
-)
-def test_it_ends_where_it_is_told_to(last: Last, deltas: int, values: int, calls: int) -> None:
-    """A penalty along u_0 … u_{K−1} needs no pass at δ_K."""
+@pytest.mark.parametrize("final_gradient", [False, True])
+def test_it_ends_with_a_value_or_with_a_gradient_too_for_one_pass_each(final_gradient: bool) -> None:
     inner = tanh_policy(Categorical(5))
     seen: list[int] = []
 
@@ -310,19 +305,21 @@ def test_it_ends_where_it_is_told_to(last: Last, deltas: int, values: int, calls
         "generator": generator(),
         "clean": Clean(inner(obs)),
     }
-    trajectory = ascend(ModulePolicy(counting, Categorical(5)), obs, KL(), BALL, last=last, **arguments)
-    assert len(seen) == calls
-    assert (len(trajectory.deltas), len(trajectory.values), len(trajectory.directions)) == (deltas, values, 3)
-    assert (trajectory.final_gradient is not None) == (last == "gradient")
+    trajectory = ascend(
+        ModulePolicy(counting, Categorical(5)), obs, KL(), BALL, final_gradient=final_gradient, **arguments
+    )
+    assert len(seen) == len(trajectory.deltas) == len(trajectory.values) == 4
+    assert len(trajectory.directions) == 3
+    assert (trajectory.final_gradient is not None) == final_gradient
     full = ascend(inner, obs, KL(), BALL, **{**arguments, "generator": generator()})
     assert torch.equal(trajectory.directions, full.directions)
-    assert torch.equal(trajectory.deltas, full.deltas[:deltas])
+    assert torch.equal(trajectory.deltas, full.deltas)
 
 
 def test_the_final_gradient_is_the_gradient_at_the_final_point() -> None:
     policy, obs = tanh_policy(Categorical(5)), observations()
     trajectory = ascend(
-        policy, obs, KL(), BALL, steps=2, step_size=0.1, generator=generator(), last="gradient"
+        policy, obs, KL(), BALL, steps=2, step_size=0.1, generator=generator(), final_gradient=True
     )
     again = ascend(policy, obs, KL(), BALL, steps=1, step_size=0.1, start=trajectory.deltas[-1])
     assert trajectory.final_gradient is not None

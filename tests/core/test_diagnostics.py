@@ -188,7 +188,7 @@ def test_the_secant_of_a_quadratic_is_its_curvature_along_the_step(threat: Pertu
         steps=3,
         step_size=0.05,
         step="raw",
-        last="gradient",
+        final_gradient=True,
     )
     d = trajectory.deltas[1:] - trajectory.deltas[:-1]
     expected = ((d @ matrix) * d).sum(-1) / d.square().sum(-1)
