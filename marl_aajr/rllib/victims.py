@@ -24,6 +24,7 @@ from ray.rllib.core import (
     COMPONENT_LEARNER,
     COMPONENT_LEARNER_GROUP,
     COMPONENT_RL_MODULE,
+    DEFAULT_MODULE_ID,
 )
 from ray.rllib.core.rl_module.multi_rl_module import MultiRLModule
 from ray.rllib.core.rl_module.rl_module import RLModule
@@ -190,7 +191,9 @@ def victim_from_checkpoint(
     config = _config(path)
     spec = env if isinstance(env, EnvironmentSpec) else resolve(env, env_kwargs)
     agents, _ = spaces_of(spec)
-    module_of = module_of_agents(agents, config.policy_mapping_fn)
+    # Without policies of its own a configuration has one module, and RLlib asks for no mapping.
+    mapping = config.policy_mapping_fn if config.is_multi_agent else dict.fromkeys(agents, DEFAULT_MODULE_ID)
+    module_of = module_of_agents(agents, mapping)
     modules = MultiRLModule.from_checkpoint(
         path.resolve() / COMPONENT_LEARNER_GROUP / COMPONENT_LEARNER / COMPONENT_RL_MODULE
     )

@@ -16,9 +16,11 @@ from functools import cache
 from importlib.metadata import EntryPoint, entry_points
 from typing import TYPE_CHECKING, Any
 
+import gymnasium
 import pettingzoo
 from pettingzoo.utils.deprecated_module import DeprecatedEnv
 
+from marl_aajr.rollout.adapters import find_gymnasium
 from marl_aajr.rollout.factories import Factory, explain_import_error, load, version
 from marl_aajr.rollout.game import Game
 from marl_aajr.rollout.pettingzoo_games import game_of
@@ -84,7 +86,8 @@ def resolve(name: str, kwargs: Mapping[str, Any] | None = None) -> EnvironmentSp
 
     Args:
         name: An entry point (`simple_spread_v3`), an id of PettingZoo's registry
-            (`sisl/pursuit-v5`), or an import path (`mpe2.simple_spread_v3`,
+            (`sisl/pursuit-v5`) or of Gymnasium's (`CartPole-v1`,
+            `rware:rware-tiny-2ag-v2`), or an import path (`mpe2.simple_spread_v3`,
             `my_package.my_env:make`). Where a module has both kinds of environment, the parallel one
             is taken.
         kwargs: Keyword arguments of the environment's factory.
@@ -148,6 +151,12 @@ def _find(name: str) -> tuple[Factory, dict[str, Any], EnvironmentSpec]:
         factory = load(listed.entry_point) if isinstance(listed.entry_point, str) else listed.entry_point
         limit = {} if listed.max_cycles is None else {"max_cycles": listed.max_cycles}
         return factory, {**limit, **listed.kwargs}, _summarize_registered(registered)
+    try:
+        made_by_gymnasium = find_gymnasium(name)
+    except ImportError as error:
+        raise ValueError(explain_import_error(name.partition(":")[0], error)) from error
+    if made_by_gymnasium is not None:
+        return made_by_gymnasium, {}, EnvironmentSpec(name, summary="Gymnasium, one team")
     if re.fullmatch(r"\w+(\.\w+)+|\w+(\.\w+)*:\w+", name):
         return load(name), {}, EnvironmentSpec(name, summary=f"import path {name}")
     raise ValueError(_unknown(name))
@@ -181,7 +190,7 @@ def _summarize_registered(name: str) -> EnvironmentSpec:
 
 
 def _unknown(name: str) -> str:
-    known = [spec.name for spec in known_environments()]
+    known = [*(spec.name for spec in known_environments()), *gymnasium.registry]
     spellings = {re.sub(r".*/", "", other).replace("-v", "_v"): other for other in known}
     spellings |= {other: other for other in known}
     wanted = re.sub(r"-v(?=\d+$)", "_v", name)
@@ -193,7 +202,7 @@ def _unknown(name: str) -> str:
     hint = f" (did you mean {' or '.join(close)}?)" if close else ""
     return (
         f"unknown environment {name!r}{hint}; see marl-aajr list envs, or give an import path such as "
-        "my_package.my_env:make"
+        "my_package.my_env:make, or what a package registers in Gymnasium: my_package:MyEnv-v1"
     )
 
 

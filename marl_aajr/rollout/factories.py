@@ -10,6 +10,8 @@ from difflib import get_close_matches
 from types import ModuleType
 from typing import Any
 
+from marl_aajr.rollout.adapters import configured, is_multi_agent
+
 Factory = Callable[..., Any]
 
 _MOVED = {"pettingzoo.mpe": "mpe2", "pettingzoo.magent": "magent2.environments"}
@@ -54,7 +56,7 @@ def factory_of(found: Any, path: str) -> Factory:
     """
     if not isinstance(found, ModuleType):
         if callable(found):
-            return found
+            return configured(found) if is_multi_agent(found) else found
         raise ValueError(
             f"expected {path} to be an environment factory, got {type(found).__name__}; name a "
             "function or a class that returns a PettingZoo environment"

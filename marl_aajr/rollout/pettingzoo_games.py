@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+import gymnasium
 from pettingzoo.utils.conversions import aec_to_parallel_wrapper
 from pettingzoo.utils.env import AECEnv, ParallelEnv
 
+from marl_aajr.rollout.adapters import RLlibGame, RLlibParallelEnv, to_pettingzoo
 from marl_aajr.rollout.game import Game, GameStep
 
 
@@ -152,15 +154,19 @@ class TurnBasedGame(Game):
 
 
 def game_of(env: Any, *, name: str) -> Game:
-    """The game over a PettingZoo environment.
+    """The game over an environment.
 
     Args:
-        env: An AECEnv or a ParallelEnv.
+        env: An AECEnv or a ParallelEnv of PettingZoo, a Gymnasium environment or a `MultiAgentEnv` of RLlib.
         name: Its name in faults and messages.
 
     Raises:
         ValueError: If it is neither.
     """
+    if isinstance(env, gymnasium.Env):
+        env = to_pettingzoo(env)
+    if isinstance(env, RLlibParallelEnv):
+        return RLlibGame(env, name=name)
     if type(env) is aec_to_parallel_wrapper:
         return ConvertedGame(env, name=name)
     if isinstance(env, ParallelEnv):
