@@ -108,7 +108,10 @@ def with_agents(env: Env, players: Mapping[str, Victim], *, sampled: bool = Fals
 
 def _agents(env: Any) -> list[str]:
     if not isinstance(env, ParallelEnv | AECEnv):
-        raise ValueError(f"expected a PettingZoo environment, got {type(env).__name__}")
+        raise ValueError(
+            f"expected a PettingZoo environment, got {type(env).__name__}; those of Gymnasium and "
+            "RLlib become one by marl_aajr.rollout.adapters.to_pettingzoo"
+        )
     return list(env.possible_agents)
 
 

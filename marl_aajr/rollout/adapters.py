@@ -45,7 +45,8 @@ def configured(cls: type[Any]) -> Callable[..., Any]:
 
     def make(**kwargs: Any) -> Any:
         taken = inspect.signature(cls).parameters
-        if not taken or (kwargs and set(kwargs) <= set(taken)):
+        by_name = all(taken[name].kind is inspect.Parameter.KEYWORD_ONLY for name in taken)
+        if by_name or (kwargs and set(kwargs) <= set(taken)):
             return cls(**kwargs)
         context = importlib.import_module("ray.rllib.env.env_context")
         return cls(context.EnvContext(kwargs, worker_index=0))
@@ -171,7 +172,7 @@ class RLlibParallelEnv(_Adapter):
     def reset(self, seed: int | None = None, options: dict[str, Any] | None = None) -> Any:
         obs, infos = self.env.reset(seed=seed, options=options)
         self.agents = list(obs)
-        return obs, infos
+        return obs, {agent: infos.get(agent, {}) for agent in self.agents}
 
     def step(self, actions: dict[str, Any]) -> _Answer:
         obs, rewards, *flags, infos = self.env.step(actions)
@@ -180,6 +181,8 @@ class RLlibParallelEnv(_Adapter):
             {agent: bool(flag.get(agent) or flag.get("__all__")) for agent in told} for flag in flags
         )
         self.agents = [agent for agent in told if not (terminations[agent] or truncations[agent])]
+        rewards = {**dict.fromkeys(told, 0.0), **rewards}
+        infos = {agent: infos.get(agent, {}) for agent in told}
         return obs, rewards, terminations, truncations, infos
 
 
@@ -219,7 +222,7 @@ class RLlibGame(Game):
                 self._blame(f"agent {agent!r} came back after it had ended; give a new life a new name")
             turn.rewards[agent], self._earned[agent] = self._earned[agent], 0.0
             turn.terminations[agent], turn.truncations[agent] = terminations[agent], truncations[agent]
-            turn.infos[agent] = infos.get(agent, {})
+            turn.infos[agent] = infos[agent]
         if strangers := set(obs) - set(self.possible_agents):
             self._blame(f"has an agent {strangers.pop()!r} that is not in possible_agents")
         self._ended |= ended

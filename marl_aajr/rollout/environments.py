@@ -190,7 +190,8 @@ def _summarize_registered(name: str) -> EnvironmentSpec:
 
 
 def _unknown(name: str) -> str:
-    known = [*(spec.name for spec in known_environments()), *gymnasium.registry]
+    known = [spec.name for spec in known_environments()]
+    known += [other for other in gymnasium.registry if "/" not in other]
     spellings = {re.sub(r".*/", "", other).replace("-v", "_v"): other for other in known}
     spellings |= {other: other for other in known}
     wanted = re.sub(r"-v(?=\d+$)", "_v", name)

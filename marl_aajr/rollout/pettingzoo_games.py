@@ -174,6 +174,6 @@ def game_of(env: Any, *, name: str) -> Game:
     if isinstance(env, AECEnv):
         return TurnBasedGame(env, name=name)
     raise ValueError(
-        f"expected {name} to be a PettingZoo ParallelEnv or AECEnv, got {type(env).__name__}; "
-        "derive it from one of them"
+        f"expected {name} to be a PettingZoo ParallelEnv or AECEnv, a Gymnasium environment or an RLlib "
+        f"MultiAgentEnv, got {type(env).__name__}; derive it from one of them"
     )

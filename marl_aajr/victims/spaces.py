@@ -61,6 +61,11 @@ def victim_from_policies(
         >>> victim = Victim.from_policies(net, simple_spread_v3.parallel_env())
         >>> evaluate(victim, "mpe2.simple_spread_v3", suite="quick").worst
     """
+    if isinstance(env, gym.Env):
+        raise ValueError(
+            f"expected a PettingZoo environment, got {type(env).__name__} of Gymnasium or RLlib; give "
+            "marl_aajr.rollout.adapters.to_pettingzoo(env)"
+        )
     agents = list(env.possible_agents)
     if isinstance(policies, nn.Module):
         policies = dict.fromkeys(agents, policies)

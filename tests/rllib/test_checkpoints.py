@@ -145,6 +145,18 @@ class TestPlaysAsInTraining:
         result = evaluate(victim, attacks=[("fgsm", 0.5), ("pgd", 0.5)], episodes=4, units="raw")
         assert all(row.objective_gain > 0 for row in result.attacks)
 
+    def test_one_agent_has_the_one_module(self, tmp_path: Path, ray_session: None) -> None:
+        config = PPOConfig().environment("CartPole-v1").env_runners(num_env_runners=0)
+        algo = config.build_algo()
+        algo.save_to_path(tmp_path)
+        module: Any = algo.get_module()
+        algo.stop()
+        victim = victim_from_checkpoint(tmp_path, env="CartPole-v1")
+        seen = torch.rand(5, 4) - 0.5
+        expected = module.forward_inference({"obs": seen})["action_dist_inputs"].argmax(dim=1)
+        assert [victim.act({"agent": row})["agent"] for row in seen.numpy()] == expected.tolist()
+        assert evaluate(victim, episodes=2).clean_return > 0
+
     def test_the_live_part_of_it_cannot_be_saved_and_says_so(self, checkpoint: Path, tmp_path: Path) -> None:
         victim = victim_from_checkpoint(checkpoint, env=ENV, env_kwargs=ARGUMENTS)
         live = [name for name, network in victim.modules.items() if isinstance(network, LiveModule)]
