@@ -172,37 +172,27 @@ class ProgressCallback(_Unsaved, tune.Callback):
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         result, name = trial.last_result, trial.config["node"]
-        log = self._log(name, result["traceback"]) if "traceback" in result else ""
-        self._progress.ended(
-            name,
-            result.get("outcome", "interrupted"),
-            seconds=result.get("seconds"),
-            error=result.get("error", ""),
-            log=log,
-        )
+        why: dict[str, Any] = {"error": result.get("error", "")}
+        if "traceback" in result:
+            why["log"] = str(self._folder.add_log(name, result["traceback"]))
+        outcome, seconds = result.get("outcome", "interrupted"), result.get("seconds")
+        self._progress.ended(name, outcome, seconds=seconds, **why)
 
     def on_trial_recover(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        error, log = self._why(trial)
-        self._progress.restarted(trial.config["node"], error=error, log=log)
+        name = trial.config["node"]
+        self._progress.restarted(name, **logged_error(trial, self._folder, name))
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        error, log = self._why(trial)
-        self._progress.ended(trial.config["node"], "failed", error=error, log=log)
-
-    def _why(self, trial: Any) -> tuple[str, str]:
-        """An error of Ray or of a process in a line, and the file that has all of it."""
-        text = error_of(trial)
-        return text.splitlines()[-1][:300], self._log(trial.config["node"], text)
-
-    def _log(self, name: str, text: str) -> str:
-        return str(self._folder.add_log(name, text))
+        name = trial.config["node"]
+        self._progress.ended(name, "failed", **logged_error(trial, self._folder, name))
 
 
-def error_of(trial: Any) -> str:
-    """The last error of one of Tune's trials."""
+def logged_error(trial: Any, folder: StudyFolder, name: str) -> dict[str, Any]:
+    """The last `error` of one of Tune's trials in a line, and the `log` that has all of it."""
     path = trial.error_file
     text = Path(path).read_text(encoding="utf-8").strip() if path and Path(path).is_file() else ""
-    return text or "unknown error"  # A full disk leaves an empty file.
+    text = text or "unknown error"  # A full disk leaves an empty file.
+    return {"error": text.splitlines()[-1][:300], "log": str(folder.add_log(name, text))}
 
 
 @contextmanager

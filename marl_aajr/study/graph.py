@@ -63,37 +63,31 @@ class Node:
 
 
 def graph(study: StudyConfig, runs: Sequence[StudyRun], suite: Suite | None) -> dict[str, Node]:
-    """Every piece of work of a study by name, after whatever it needs.
-
-    Args:
-        study: the study.
-        runs: its runs.
-        suite: the attacks of their evaluations; None: they are not evaluated.
-    """
-    nodes = {run.name: Node(run.name, run) for run in runs}
+    """Every piece of work of a study by name, after whatever it needs; without a suite, no evaluation."""
+    trained = [Node(run.name, run) for run in runs]
+    adversaries = [
+        Node(f"{run.name}/{entry.name}", run, (run.name,), adversary=entry)
+        for run in runs
+        for entry in study.adversaries
+    ]
     surrogates = _surrogates(study, runs) if study.evaluation.transfer else {}
-    for run in runs:
-        trained = [
-            Node(f"{run.name}/{entry.name}", run, (run.name,), adversary=entry) for entry in study.adversaries
-        ]
-        nodes |= {node.name: node for node in trained}
-        if suite is None:
-            continue
+    evaluations = []
+    for run in runs if suite is not None else ():
         surrogate = surrogates.get(run.name)
-        needs = [run.name, *(node.name for node in trained)]
+        needs = [run.name, *(node.name for node in adversaries if node.run is run)]
         needs += [] if surrogate is None else [surrogate.name]
-        name = f"{run.name}/evaluation"
-        nodes[name] = Node(
-            name,
-            run,
-            tuple(needs),
-            evaluation=study.evaluation,
-            suite=suite,
-            surrogate=surrogate,
-            faced=study.adversaries,
+        evaluations.append(
+            Node(
+                f"{run.name}/evaluation",
+                run,
+                tuple(needs),
+                evaluation=study.evaluation,
+                suite=suite,
+                surrogate=surrogate,
+                faced=study.adversaries,
+            )
         )
-    order: tuple[Kind, ...] = ("train", "adversary", "evaluate")
-    return dict(sorted(nodes.items(), key=lambda item: order.index(item[1].kind)))
+    return {node.name: node for node in (*trained, *adversaries, *evaluations)}
 
 
 def chosen(nodes: Mapping[str, Node], pattern: str | None) -> dict[str, Node]:

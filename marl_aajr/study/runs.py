@@ -108,7 +108,7 @@ def variants(study: StudyConfig) -> Iterator[Variant]:
                     (key, {"method": settings}),
                     ((*key, "grid"), {"method": dict(point)}),
                 )
-                name = _join(environment.title, method.label or method.name, *_texts(point))
+                name = _named(environment.title, method.label or method.name, point=point)
                 yield Variant(environment, method, key, name, parts)
 
 
@@ -134,7 +134,7 @@ def runs(
         settings = searched if tuned is None else tuned.get(variant.name, searched)
         for point in points(study.grid):
             for seed in study.seeds:
-                name = _join(variant.name, *_texts(point), f"s{seed}")
+                name = f"{_named(variant.name, point=point)}-s{seed}"
                 parts = (
                     *variant.parts,
                     ((*variant.key, "search"), nested(settings)),
@@ -142,7 +142,7 @@ def runs(
                     (("seeds",), {"seed": seed}),
                 )
                 try:
-                    run = StudyRun(name, configuration(parts, source), variant, point, parts)
+                    run = StudyRun(name, _configuration(parts, source), variant, point, parts)
                     _check_new(run, found.get(name), trained.get(run.config.model_dump_json()), source)
                 except ValueError as error:
                     problems |= dict.fromkeys(str(error).splitlines())
@@ -153,12 +153,8 @@ def runs(
     return tuple(found.values())
 
 
-def configuration(parts: Parts, source: YamlSource) -> RunConfig:
-    """A run's configuration out of parts, later ones over earlier ones.
-
-    Raises:
-        ValueError: one line per problem, with the line of the part that it comes from.
-    """
+def _configuration(parts: Parts, source: YamlSource) -> RunConfig:
+    """A run's configuration out of parts; each line of an error begins with the place of its part."""
     try:
         return make_config(merged(*(part for _, part in parts)))
     except ValueError as error:
@@ -232,13 +228,10 @@ def _depth(part: Any, key: Sequence[str]) -> int:
     return depth
 
 
-def _texts(point: Sequence[tuple[str, Any]]) -> list[str]:
-    return [f"{key.split('.')[-1]}={_text(value)}" for key, value in point]
-
-
-def _text(value: Any) -> str:
-    return f"{value:g}" if isinstance(value, float) else re.sub(r"[^\w.-]+", "_", str(value)).strip("_")
-
-
-def _join(*parts: str) -> str:
-    return "-".join(parts)
+def _named(*parts: str, point: Sequence[tuple[str, Any]]) -> str:
+    """Words and the values of a grid's point as one name."""
+    texts = [
+        (key, f"{value:g}" if isinstance(value, float) else re.sub(r"[^\w.-]+", "_", str(value)).strip("_"))
+        for key, value in point
+    ]
+    return "-".join([*parts, *(f"{key.split('.')[-1]}={text}" for key, text in texts)])

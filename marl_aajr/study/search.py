@@ -21,7 +21,7 @@ from ray.tune.search.optuna import OptunaSearch
 
 from marl_aajr.evaluation import evaluate
 from marl_aajr.study.config import Space, StudyConfig, TuningEntry
-from marl_aajr.study.execution import error_of
+from marl_aajr.study.execution import logged_error
 from marl_aajr.study.folder import StudyFolder, run_exists
 from marl_aajr.study.progress import GridProgress
 from marl_aajr.study.runs import Settings, Variant, merged, nested
@@ -258,7 +258,5 @@ class _SearchCallback(tune.Callback):
         self.progress.emit("trial", self.name, trial=trial.trial_id, **scores)
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        text = error_of(trial)
-        log = self.folder.add_log(self.name, text)
-        what = {"trial": trial.trial_id, "error": text.splitlines()[-1][:300], "log": str(log)}
-        self.progress.emit("trial_failed", self.name, **what)
+        why = logged_error(trial, self.folder, self.name)
+        self.progress.emit("trial_failed", self.name, trial=trial.trial_id, **why)

@@ -92,16 +92,10 @@ def do_node(
     flag: Any,
     expected: Mapping[str, str],
 ) -> None:
-    """Do a node's work and report `outcome`: finished, interrupted or failed (with `error`).
+    """Do the `node` of a task and report `outcome`: finished, interrupted or failed (with `error`).
 
-    What would go wrong again is reported; everything else is raised, for Tune to start the node again.
-
-    Args:
-        task: with the `node`'s name.
-        nodes: all of them.
-        location: the study's, for all of its processes.
-        flag: a `StopFlag`.
-        expected: the `software` of the study's own process.
+    What would go wrong again is reported; everything else is raised, for Tune to start the node again. The
+    `expected` versions are those of the study's own process, by `software`.
 
     Raises:
         RuntimeError: this machine is of no use for the study.

@@ -78,10 +78,16 @@ def build_config(config: RunConfig) -> AlgorithmConfig:
         .debugging(seed=config.seed, log_level="ERROR")
     )
     _set_processes(result, config)
-    _set_filter(result, config, mapping)
+    if config.observation_filter != "none":
+        spaces = {module: mapping.module_space(agent) for module, agent in mapping.modules.items()}
+        shapes = {module: filtered_shape(space) for module, space in spaces.items()}
+        connect = partial(_normalizer, module_of=dict(mapping.module_of), shapes=shapes)
+        result.env_runners(env_to_module_connector=connect)
     _set_method(result, config, team)
     if atla is not None:
-        _set_atla(result, atla)
+        entropy = PPOConfig.overrides(entropy_coeff=rllib_schedule(atla.settings.adversary_entropy_coeff))
+        each = dict.fromkeys(atla.adversaries.modules, entropy)
+        result.multi_agent(algorithm_config_overrides_per_module=each)
     if config.resources.runner == "fast":
         # RLlib gives the runner in the main process no GPU.
         device = "cuda" if _main_process(config.resources)["gpus_per_env_runner"] else None
@@ -115,16 +121,6 @@ def _set_processes(result: AlgorithmConfig, config: RunConfig) -> None:
     )
 
 
-def _set_filter(result: AlgorithmConfig, config: RunConfig, mapping: PolicyMapping) -> None:
-    if config.observation_filter == "none":
-        return
-    shapes = {
-        module: filtered_shape(mapping.module_space(agent)) for module, agent in mapping.modules.items()
-    }
-    connect = partial(_normalizer, module_of=dict(mapping.module_of), shapes=shapes)
-    result.env_runners(env_to_module_connector=connect)
-
-
 def _set_method(result: AlgorithmConfig, config: RunConfig, mapping: PolicyMapping) -> None:
     regularizer = config.method.regularizer(env_steps=config.env_steps)
     if regularizer is None:
@@ -144,17 +140,8 @@ def _set_method(result: AlgorithmConfig, config: RunConfig, mapping: PolicyMappi
     robustify(result, dict.fromkeys(sorted(mapping.modules), regularizer))
 
 
-def _set_atla(result: AlgorithmConfig, atla: ATLAPhases) -> None:
-    entropy = PPOConfig.overrides(entropy_coeff=rllib_schedule(atla.settings.adversary_entropy_coeff))
-    result.multi_agent(algorithm_config_overrides_per_module=dict.fromkeys(atla.adversaries.modules, entropy))
-
-
 def build_algorithm(config: RunConfig) -> Algorithm:
-    """The algorithm of a run; Ray must be running.
-
-    Raises:
-        ValueError: see `build_config`.
-    """
+    """The algorithm of a run; Ray must be running."""
     return build_config(config).build_algo()
 
 
@@ -238,50 +225,33 @@ def _normalizer(env: Any, spaces: Any, device: Any, **settings: Any) -> Observat
 
 def start_config(config: RunConfig) -> AlgorithmConfig:
     """RLlib's configuration with the algorithm and its numbers, and nothing else yet."""
-    learners = max(config.resources.learners, 1)
-    starts = {"ppo": _ppo, "appo": _appo, "impala": _impala}
-    return starts[config.algorithm](config, learners).training(
-        lr=rllib_schedule(config.ppo.lr),
-        gamma=config.ppo.gamma,
-        vf_loss_coeff=config.ppo.vf_loss_coeff,
-        entropy_coeff=rllib_schedule(config.ppo.entropy_coeff),
-        train_batch_size_per_learner=config.ppo.train_batch_size // learners,
-        grad_clip=config.ppo.grad_clip,
+    ppo, learners = config.ppo, max(config.resources.learners, 1)
+    kl = {"use_kl_loss": ppo.kl_coeff > 0, "kl_coeff": ppo.kl_coeff, "kl_target": ppo.kl_target}
+    result: AlgorithmConfig
+    if config.algorithm == "ppo":
+        result = PPOConfig(algo_class=RunPPO).training(
+            lambda_=ppo.gae_lambda,
+            clip_param=ppo.clip,
+            vf_clip_param=math.inf if ppo.vf_clip is None else ppo.vf_clip,
+            num_epochs=ppo.epochs,
+            minibatch_size=ppo.minibatch_size // learners,
+            **kl,
+        )
+    elif config.algorithm == "appo":
+        result = APPOConfig(algo_class=RunAPPO).training(clip_param=ppo.clip, **kl)
+    else:
+        result = IMPALAConfig(algo_class=RunIMPALA)
+    if config.algorithm != "ppo":  # an iteration ends when a batch is learned from, not after ten seconds
+        result.reporting(min_time_s_per_iteration=0, min_train_timesteps_per_iteration=ppo.train_batch_size)
+    return result.training(
+        lr=rllib_schedule(ppo.lr),
+        gamma=ppo.gamma,
+        vf_loss_coeff=ppo.vf_loss_coeff,
+        entropy_coeff=rllib_schedule(ppo.entropy_coeff),
+        train_batch_size_per_learner=ppo.train_batch_size // learners,
+        grad_clip=ppo.grad_clip,
         grad_clip_by="global_norm",
     )
-
-
-def _ppo(config: RunConfig, learners: int) -> AlgorithmConfig:
-    ppo = config.ppo
-    return PPOConfig(algo_class=RunPPO).training(
-        lambda_=ppo.gae_lambda,
-        clip_param=ppo.clip,
-        vf_clip_param=math.inf if ppo.vf_clip is None else ppo.vf_clip,
-        num_epochs=ppo.epochs,
-        minibatch_size=ppo.minibatch_size // learners,
-        **_kl(config),
-    )
-
-
-def _appo(config: RunConfig, learners: int) -> AlgorithmConfig:
-    result = APPOConfig(algo_class=RunAPPO).training(clip_param=config.ppo.clip, **_kl(config))
-    return _by_batches(result, config)
-
-
-def _impala(config: RunConfig, learners: int) -> AlgorithmConfig:
-    return _by_batches(IMPALAConfig(algo_class=RunIMPALA), config)
-
-
-def _by_batches(result: AlgorithmConfig, config: RunConfig) -> AlgorithmConfig:
-    """An iteration ends when a batch has been learned from, and not after ten seconds."""
-    return result.reporting(
-        min_time_s_per_iteration=0, min_train_timesteps_per_iteration=config.ppo.train_batch_size
-    )
-
-
-def _kl(config: RunConfig) -> dict[str, Any]:
-    ppo = config.ppo
-    return {"use_kl_loss": ppo.kl_coeff > 0, "kl_coeff": ppo.kl_coeff, "kl_target": ppo.kl_target}
 
 
 def rllib_schedule(schedule: Schedule) -> float | list[list[float]]:

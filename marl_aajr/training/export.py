@@ -16,7 +16,7 @@ import torch
 from ray.rllib.algorithms.algorithm import Algorithm
 from ray.rllib.core.columns import Columns
 from ray.rllib.core.learner.torch.torch_learner import TorchLearner
-from torch import Tensor, nn
+from torch import nn
 
 from marl_aajr.rllib.networks import split
 from marl_aajr.rllib.playing_networks import critic_network, live_module, playing_network
@@ -30,16 +30,7 @@ _ROWS = 64
 
 
 def export_victim(algorithm: Algorithm, config: RunConfig, mapping: PolicyMapping, folder: Path) -> Victim:
-    """Save the algorithm's current policies as a victim and read them back.
-
-    Args:
-        algorithm: the one with the policies; its env runners have the learners' weights.
-        config: of the run.
-        mapping: of the agents that play.
-        folder: of the artefact.
-
-    Returns:
-        The victim as it was read back.
+    """Save the current policies, which env runners have, as a victim in a folder, and read it back.
 
     Raises:
         ValueError: a module that cannot be exported, or one whose outputs differ from the artefact's.
@@ -97,7 +88,10 @@ def _compare(name: str, module: Any, victim: Victim, mapping: PolicyMapping) -> 
     generator = torch.Generator().manual_seed(0)
     box, mask_space = split(mapping.observation_spaces[agent])
     observations = torch.randn(_ROWS, *box.shape, generator=generator)
-    mask = None if mask_space is None else _random_masks(mask_space, generator)
+    mask = None
+    if mask_space is not None and mask_space.shape is not None:
+        mask = (torch.rand(_ROWS, *mask_space.shape, generator=generator) < 0.5).to(torch.int8)
+        mask[:, 0] = 1
     seen: Any = observations
     if isinstance(module.observation_space, gym.spaces.Dict):  # without the state of a centralised critic
         seen = {"observation": observations} | ({} if mask is None else {"action_mask": mask})
@@ -117,19 +111,10 @@ def _compare(name: str, module: Any, victim: Victim, mapping: PolicyMapping) -> 
         )
 
 
-def _random_masks(space: gym.Space[Any], generator: torch.Generator) -> Tensor:
-    assert space.shape is not None
-    masks = (torch.rand(_ROWS, *space.shape, generator=generator) < 0.5).to(torch.int8)
-    masks[:, 0] = 1
-    return masks
-
-
 def start_from(algorithm: Algorithm, initial: Victim) -> None:
     """Put the networks of a victim in place of the random ones, and send them to the env runners.
 
-    Args:
-        algorithm: a new one. Its modules that the victim does not have stay as they are.
-        initial: policies by module, and critics where it has them.
+    Modules that the victim does not have stay as they are, and critics where it has none.
 
     Raises:
         ValueError: no module in common, networks of other shapes, or policies behind an observation filter,

@@ -10,7 +10,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -70,23 +70,19 @@ class ProcessesLostError(RuntimeError):
     """A learner of a run, or all of its env runners, are gone; the message says what to do."""
 
 
+@dataclass
 class Training:
     """The loop of one run, from one point of progress to its end or to an interruption."""
 
-    def __init__(
-        self,
-        config: RunConfig,
-        directory: RunDirectory,
-        on_iteration: OnIteration | None,
-        should_stop: ShouldStop | None,
-    ) -> None:
-        self.config = config
-        self.directory = directory
-        self.on_iteration = on_iteration
-        self.should_stop = should_stop
-        self.mapping: PolicyMapping = policy_mapping_of(config)
-        self.atla: ATLAPhases | None = phases_of(config, self.mapping)
-        self.progress = RunProgress()
+    config: RunConfig
+    directory: RunDirectory
+    on_iteration: OnIteration | None
+    should_stop: ShouldStop | None
+    progress: RunProgress = field(default=RunProgress(), init=False)
+
+    def __post_init__(self) -> None:
+        self.mapping: PolicyMapping = policy_mapping_of(self.config)
+        self.atla: ATLAPhases | None = phases_of(self.config, self.mapping)
 
     def run(self, progress: RunProgress) -> None:
         self.progress = progress
@@ -149,13 +145,11 @@ class Training:
 
     def _iterate(self, algorithm: Algorithm) -> dict[str, Any]:
         config, before = self.config, self.progress
-        seed_everything(
-            algorithm,
-            seed=config.seed,
-            iteration=before.iteration,
-            threads=config.resources.torch_threads,
-        )
-        phase = self._phase()
+        threads = config.resources.torch_threads
+        seed_everything(algorithm, seed=config.seed, iteration=before.iteration, threads=threads)
+        phase: ATLAPhase | None = None
+        if self.atla is not None:
+            phase = self.atla.phase(iteration=before.iteration, env_steps=before.env_steps)
         started = time.perf_counter()
         try:
             result = train_once(algorithm, phase)
@@ -193,12 +187,6 @@ class Training:
             record["atla"] = {"epsilon": epsilon, "adversary_env_steps": after.adversary_env_steps}
         self.progress = after
         return record
-
-    def _phase(self) -> ATLAPhase | None:
-        progress = self.progress
-        if self.atla is None:
-            return None
-        return self.atla.phase(iteration=progress.iteration, env_steps=progress.env_steps)
 
     def _note_losses(self, result: dict[str, Any]) -> None:
         seen: dict[Event, int] = {

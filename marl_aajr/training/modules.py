@@ -6,9 +6,9 @@ module from the spaces that it plays in and the settings under `model`.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import takewhile
 from typing import Any
 
 import gymnasium as gym
@@ -30,9 +30,9 @@ class PolicyMapping:
 
     Attributes:
         observation_spaces: of each agent, in the environment's order.
-        action_spaces: of each agent.
-        teams: the team of each agent.
-        module_of: the module of each agent.
+        action_spaces: likewise.
+        teams: likewise.
+        module_of: likewise.
         central: space of what a centralised critic reads beside an agent's observation; None: there is none.
     """
 
@@ -101,10 +101,7 @@ def _names(groups: list[list[str]], teams: Mapping[str, str]) -> list[str]:
 
 
 def _common_name(agents: Sequence[str]) -> str:
-    # What the first and the last of them in the alphabet share, all share.
-    pairs = zip(min(agents), max(agents), strict=False)
-    prefix = "".join(a for a, _ in takewhile(lambda pair: pair[0] == pair[1], pairs))
-    return prefix.rstrip("0123456789").rstrip("_-")
+    return os.path.commonprefix(agents).rstrip("0123456789").rstrip("_-")  # noqa: RUF071 - no paths
 
 
 def module_spec(
@@ -119,13 +116,11 @@ def module_spec(
     Raises:
         ValueError: an LSTM, or APPO's target network, where only our own modules will do, which have none.
     """
-    orthogonal: dict[str, Any] = {}
-    if model.initialization == "orthogonal":
-        orthogonal = {
-            "fcnet_kernel_initializer": "orthogonal_",
-            "fcnet_kernel_initializer_kwargs": {"gain": ORTHOGONAL_GAIN},
-            "fcnet_bias_initializer": "zeros_",
-        }
+    orthogonal = {
+        "fcnet_kernel_initializer": "orthogonal_",
+        "fcnet_kernel_initializer_kwargs": {"gain": ORTHOGONAL_GAIN},
+        "fcnet_bias_initializer": "zeros_",
+    }
     settings = DefaultModelConfig(
         fcnet_hiddens=list(model.hidden),
         fcnet_activation=model.activation,
@@ -134,7 +129,7 @@ def module_spec(
         lstm_cell_size=model.lstm or DefaultModelConfig.lstm_cell_size,
         max_seq_len=model.sequence_length,
         free_log_std=model.free_log_std and isinstance(action_space, gym.spaces.Box),
-        **orthogonal,
+        **(orthogonal if model.initialization == "orthogonal" else {}),
     )
     default = DefaultAPPOTorchRLModule if target_network else DefaultPPOTorchRLModule
     kind: type[TorchRLModule] = default
@@ -152,9 +147,5 @@ def module_spec(
             "expected one-dimensional float observations without action masks for algorithm appo, got "
             f"{observation_space}; use ppo or impala, or flatten the observations"
         )
-    return RLModuleSpec(
-        module_class=kind,
-        model_config=settings,
-        observation_space=observation_space,
-        action_space=action_space,
-    )
+    spaces = {"observation_space": observation_space, "action_space": action_space}
+    return RLModuleSpec(module_class=kind, model_config=settings, **spaces)

@@ -104,8 +104,7 @@ class RunDirectory:
         """Make the folder, with its configuration, versions and status, in one step, and lock it.
 
         Raises:
-            ValueError: see `check_free`; another process is writing here; or there are no initial
-                policies where the configuration says.
+            ValueError: see `check_free` and `lock`; or no initial policies where the configuration says.
         """
         self.check_free(overwrite=overwrite)
         if self.is_run:

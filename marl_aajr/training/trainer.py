@@ -33,9 +33,6 @@ from marl_aajr.training.run_directory import Event, RunDirectory
 
 _LOGGER = logging.getLogger("marl_aajr")
 
-_FREE_TO_CHANGE = ("resources.address",)
-"""Settings that may differ in a resumed run, because no number depends on them."""
-
 
 def train(
     config: RunConfig | Mapping[str, Any] | str | Path,
@@ -90,15 +87,9 @@ def train(
             directory.check_free(overwrite=overwrite)
         with ray_for(config.resources):
             if resume:
-                before = directory.status()
-                _record(
-                    directory,
-                    "resumed",
-                    progress,
-                    after=before.state,
-                    error=before.error,
-                    versions=directory.changed_versions() or None,
-                )
+                before, versions = directory.status(), directory.changed_versions() or None
+                what = {"after": before.state, "error": before.error, "versions": versions}
+                _record(directory, "resumed", progress, **what)
             else:
                 directory.create(config, overwrite=overwrite)
             training = Training(config, directory, on_iteration, should_stop)
@@ -138,12 +129,9 @@ def _resumable(directory: RunDirectory, config: RunConfig) -> RunProgress:
         ValueError: no run, a finished one, another configuration, or a damaged checkpoint.
     """
     status = directory.status()
-    changed = [
-        line
-        for line in differences(directory.config(), config)
-        if line.partition(":")[0] not in _FREE_TO_CHANGE
-    ]
-    if changed:
+    differing = differences(directory.config(), config)
+    # No number depends on the address.
+    if changed := [line for line in differing if not line.startswith("resources.address:")]:
         raise ValueError(
             f"expected the configuration that {directory.path} was started with, got other settings "
             f"({'; '.join(changed)}); change them back, or start a new run"
