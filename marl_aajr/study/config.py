@@ -190,7 +190,7 @@ class TuningEntry(Section):
     trials: Count
     env_steps: Count
     rungs: Count = 3
-    reduction: Annotated[int, Field(ge=2)] = 3
+    reduction: Annotated[Count, Field(ge=2)] = 3
     seeds: Annotated[tuple[Whole, ...], AfterValidator(some), AfterValidator(once)] = (1000,)
     episodes: Count = 50
     episode_seed: Whole = 1000

@@ -140,7 +140,7 @@ def _line(model: type[BaseModel], error: ErrorDetails) -> str:
     if error["type"] == "extra_forbidden":
         for name in where[:-1]:
             if name in model.model_fields:  # or else a place in a list of the model found last
-                model = next(_models(model.model_fields[name].annotation))
+                model = next(_models(model.model_fields[name].annotation), model)
         hint = _near(where[-1], list(model.model_fields))
         return f"{field}: unknown key; {hint and hint + ' '}known: {', '.join(model.model_fields)}"
     if error["type"] == "missing":

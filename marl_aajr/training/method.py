@@ -165,7 +165,7 @@ class MethodConfig(BaseModel):
             data = {"name": data}
         if not isinstance(data, Mapping):
             raise ValueError(f"expected a mapping such as {{name: aajr, epsilon: 0.1}}, got {data!r}")
-        given = dict(data)
+        given = {str(key): value for key, value in data.items()}
         name = given.get("name", NO_METHOD)
         if name == NO_METHOD:
             given.setdefault("ramp", None)

@@ -19,6 +19,8 @@ import yaml
 from pydantic import TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
 
+from marl_aajr import __version__
+
 CONFIG, STATUS, VERSIONS = "config.yaml", "status.json", "versions.json"
 METRICS, EVENTS, EVALUATIONS = "metrics.jsonl", "events.jsonl", "evaluations"
 
@@ -86,7 +88,8 @@ def software() -> dict[str, str]:
     """The versions of this process; of Python what matters to pickled code, of torch not for which device."""
     here = Versions.here()
     packages = {name: version.partition("+")[0] for name, version in here.packages.items()}
-    return {"Python": here.python.rpartition(".")[0]} | packages
+    # Shipped code has no installed version.
+    return {"Python": here.python.rpartition(".")[0]} | packages | {"marl-aajr": __version__}
 
 
 def other_versions(expected: Mapping[str, str], found: Mapping[str, str]) -> list[str]:
