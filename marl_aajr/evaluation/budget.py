@@ -55,8 +55,12 @@ class Budget:
 
     def __post_init__(self) -> None:
         if isinstance(self.agents, Sequence) and not isinstance(self.agents, str):
-            object.__setattr__(self, "agents", tuple(self.agents))
-            _check_names(self.agents)
+            names = tuple(self.agents)
+            object.__setattr__(self, "agents", names)
+            if not names or not all(isinstance(agent, str) and agent for agent in names):
+                raise ValueError(f"expected names of agents in the budget, got {list(names)}")
+            if len(set(names)) < len(names):
+                raise ValueError(f"expected each agent once in the budget, got {', '.join(names)}")
         elif self.agents is not None:
             whole("number of agents in the budget", self.agents)
         if self.steps is not None:
@@ -126,11 +130,18 @@ def parse_budget(text: str) -> Budget:
         found[key] = value
     if not found:
         raise ValueError(f"expected a budget {_FORM}, got {text!r}")
-    if "timing" in found and "steps" not in found:
+    steps = found.get("steps")
+    if steps is not None and not _integer(steps):
+        raise ValueError(f"expected an integer for steps in the budget, got {steps!r}")
+    if "timing" in found and steps is None:
         raise ValueError(f"expected steps with timing={found['timing']}, got none; say how many: steps=5")
     return Budget(
-        agents=_agents(found["agents"]) if "agents" in found else None,
-        steps=_integer("steps", found["steps"]) if "steps" in found else None,
+        agents=None
+        if agents is None
+        else int(agents)
+        if _integer(agents)
+        else tuple(map(str.strip, agents.split("+"))),
+        steps=None if steps is None else int(steps),
         timing=found.get("timing", "random"),  # type: ignore[arg-type]  # the class checks it
         scales=_scales(found["scale"]) if "scale" in found else (),
     )
@@ -175,17 +186,12 @@ def trials(agents: Sequence[str], k: int) -> int:
     return comb(n, k) if rounds(agents, k) == 1 else sum(n - i for i in range(k))
 
 
+def _integer(text: str) -> bool:
+    return text.lstrip("-").isdigit()
+
+
 def _agents(text: str) -> int | tuple[str, ...]:
-    if text.lstrip("-").isdigit():
-        return int(text)
-    return tuple(name.strip() for name in text.split("+"))
-
-
-def _integer(key: str, text: str) -> int:
-    try:
-        return int(text)
-    except ValueError:
-        raise ValueError(f"expected an integer for {key} in the budget, got {text!r}") from None
+    return int(text) if _integer(text) else tuple(name.strip() for name in text.split("+"))
 
 
 def _scales(text: str) -> tuple[tuple[str, float], ...]:
@@ -202,10 +208,3 @@ def _scales(text: str) -> tuple[tuple[str, float], ...]:
             )
         found[agent] = scale
     return tuple(found.items())
-
-
-def _check_names(agents: tuple[str, ...]) -> None:
-    if not agents or not all(isinstance(agent, str) and agent for agent in agents):
-        raise ValueError(f"expected names of agents in the budget, got {list(agents)}")
-    if len(set(agents)) < len(agents):
-        raise ValueError(f"expected each agent once in the budget, got {', '.join(agents)}")

@@ -19,13 +19,12 @@ from marl_aajr.evaluation.admission import (
     requested,
     settle_units,
 )
-from marl_aajr.evaluation.crosschecks import attack_checks
 from marl_aajr.evaluation.evaluator import Evaluator, Progress
-from marl_aajr.evaluation.preflight import ObservationSampler
+from marl_aajr.evaluation.order_checks import agent_checks, return_checks
+from marl_aajr.evaluation.preflight import ObservationSampler, attack_checks
 from marl_aajr.evaluation.protocol import Protocol
 from marl_aajr.evaluation.replacements import Replacement, admitted_controls, resolve_replacements
 from marl_aajr.evaluation.result import Check, Evaluation, PlayedEnvironment, Skipped
-from marl_aajr.evaluation.return_checks import agent_checks, return_checks
 from marl_aajr.evaluation.rows import play_rows
 from marl_aajr.evaluation.sources import evaluations_of, file_name, find_victim, with_adversary
 from marl_aajr.rollout.environments import EnvironmentSpec, make_batch, resolve

@@ -24,7 +24,7 @@ from marl_aajr.evaluation.outcomes import (
     bootstrap_interval,
 )
 from marl_aajr.evaluation.protocol import Suite
-from marl_aajr.evaluation.replacements import Replacement, ReplacementPolicy
+from marl_aajr.evaluation.replacements import Replacement
 from marl_aajr.rollout.batched_env import BatchedEnv
 from marl_aajr.rollout.environments import EnvironmentSpec, make_batch
 from marl_aajr.victims import Victim
@@ -178,16 +178,12 @@ class Evaluator:
 
     def replaced(self, replacement: Replacement, actions: Actions) -> ReplacementOutcome:
         """The row of one replacement, and what the choice of the worst one rests on."""
-        returns = self._play(replacement.label, actions, replacement=self._policy(replacement, actions))
+        label = replacement.label
+        returns = self._play(label, actions, replacement=replacement)
         loyal = self._members(but=replacement.agents)
         tried = None
         if self.suite.selection_episodes:
-            chosen_on = self._play(
-                f"{replacement.label} (selection)",
-                actions,
-                replacement=self._policy(replacement, actions),
-                selection=True,
-            )
+            chosen_on = self._play(f"{label} (selection)", actions, replacement=replacement, selection=True)
             tried = self._own(chosen_on).mean().item()
         return ReplacementOutcome(
             **self._outcome(returns),
@@ -214,10 +210,6 @@ class Evaluator:
         steps = self.suite.budget.steps
         return None if steps is None else self.calibrations[actions].schedule(agents, steps=steps)
 
-    def _policy(self, replacement: Replacement, actions: Actions) -> ReplacementPolicy:
-        generator = stream(self.seed, Purpose.REPLACED)
-        return replacement.policy(sampled=actions == "sampled", generator=generator)
-
     def _members(self, *, but: Collection[str] = ()) -> list[int]:
         """Places of the team's agents among all."""
         everybody = enumerate(self.env.possible_agents)
@@ -229,7 +221,7 @@ class Evaluator:
         actions: Actions,
         *,
         attack: AttackRun | None = None,
-        replacement: ReplacementPolicy | None = None,
+        replacement: Replacement | None = None,
         on_step: StepCallback | None = None,
         selection: bool = False,
     ) -> Tensor:
@@ -240,14 +232,18 @@ class Evaluator:
             if self._selection_env is None:
                 self._selection_env = make_batch(self.spec, min(self.env.num_envs, episodes))
             env = self._selection_env
+        sampled, policy = actions == "sampled", None
+        if replacement is not None:
+            generator = stream(self.seed, Purpose.REPLACED)
+            policy = replacement.policy(env.num_envs, sampled=sampled, generator=generator)
         returns = play(
             self.victim,
             env,
             episodes=episodes,
             seed=seed,
-            sampled=actions == "sampled",
+            sampled=sampled,
             attack=attack,
-            replacement=replacement,
+            replacement=policy,
             on_episode=lambda finished: self.tell(what, finished),
             on_step=on_step,
         )

@@ -3,28 +3,46 @@
 A gradient attack against a policy that hides its gradients proves nothing. These questions are asked of
 every victim, on decisions that it really meets (`ObservationSampler`), before its returns are believed. They
 are the field's list: Athalye 2018 (arXiv 1802.00420), Carlini 2019 (arXiv 1902.06705), Croce 2020 (arXiv
-2003.01690).
+2003.01690). On the same decisions a ladder of attacks is climbed, whichever attacks the suite has; the order
+that they must come in is checked by `order_checks`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 import gymnasium as gym
 import torch
 from torch import Tensor
 
+from marl_aajr.attacks import FGSM, PGD, Attack, SquareAttack, StrongPGD, Transfer, UniformNoise
 from marl_aajr.core.distributions import ActionDistribution, DiagGaussian, MultiCategorical
 from marl_aajr.core.objectives import Clean, make_objective, value_and_gradient
 from marl_aajr.core.policy import differentiable
+from marl_aajr.core.seeds import Purpose, derived_seed, stream
 from marl_aajr.core.threat import PerturbationSet
-from marl_aajr.evaluation.result import Check, Verdict
+from marl_aajr.evaluation.episodes import prepare
+from marl_aajr.evaluation.evaluator import Evaluator
+from marl_aajr.evaluation.order_checks import objective_checks
+from marl_aajr.evaluation.outcomes import Units
+from marl_aajr.evaluation.result import Check
 from marl_aajr.victims import Victim, VictimPolicy
 from marl_aajr.victims.stepper import DecisionBatch
 
+_FORWARDS = 5
+_SAME = 1e-4
+_NOISES = 20
+_SATURATED = 1e-6
+_HIDDEN_SHARE = 0.01
+_FLAT_SHARE = 0.1
+_SATURATED_SHARE = 0.1
+
 _PER_STEP = 32
 """Rows kept of each step, so that one long episode does not fill the sample."""
+
+_PROBED = 256
+"""Decisions of each policy that are asked about."""
 
 
 @dataclass(frozen=True)
@@ -51,38 +69,81 @@ class ObservationSampler:
     """
 
     generator: torch.Generator
-    _inputs: dict[str, list[Tensor]] = field(default_factory=dict)
-    _policies: dict[str, list[VictimPolicy]] = field(default_factory=dict)
+    _kept: dict[str, list[tuple[VictimPolicy, Tensor]]] = field(default_factory=dict)
 
     def __call__(self, batches: Sequence[DecisionBatch], episode: Tensor) -> None:
         for batch in batches:
-            self._keep(batch.agent, batch.policy, batch.inputs)
+            chosen = torch.randperm(len(batch.inputs), generator=self.generator)[:_PER_STEP]
+            kept = self._kept.setdefault(batch.agent, [])
+            kept.append((batch.policy.select(chosen), batch.inputs[chosen]))
 
-    def _keep(self, agent: str, policy: VictimPolicy, inputs: Tensor) -> None:
-        chosen = torch.randperm(len(inputs), generator=self.generator)[:_PER_STEP]
-        self._inputs.setdefault(agent, []).append(inputs[chosen])
-        self._policies.setdefault(agent, []).append(policy.select(chosen))
-
-    def samples(self, agents: list[list[str]], *, rows: int) -> list[DecisionSample]:
-        """At most `rows` decisions of each group of agents."""
+    def samples(self, groups: Sequence[Sequence[str]]) -> list[DecisionSample]:
+        """At most `_PROBED` decisions of each group of agents."""
         found = []
-        for group in agents:
-            if group[0] not in self._inputs:
-                continue
-            inputs = torch.cat(self._inputs[group[0]])
-            chosen = torch.randperm(len(inputs), generator=self.generator)[:rows]
-            policy = VictimPolicy.joined(self._policies[group[0]])
-            found.append(DecisionSample(group[0], policy.select(chosen), inputs[chosen]))
+        for agent in (group[0] for group in groups if group[0] in self._kept):
+            policies, inputs = zip(*self._kept[agent], strict=True)
+            every = torch.cat(inputs)
+            chosen = torch.randperm(len(every), generator=self.generator)[:_PROBED]
+            found.append(DecisionSample(agent, VictimPolicy.joined(policies).select(chosen), every[chosen]))
         return found
 
 
-_FORWARDS = 5
-_SAME = 1e-4
-_NOISES = 20
-_SATURATED = 1e-6
-_HIDDEN_SHARE = 0.01
-_FLAT_SHARE = 0.1
-_SATURATED_SHARE = 0.1
+def attack_checks(
+    evaluator: Evaluator, attacks: Sequence[Attack], observed: ObservationSampler
+) -> list[Check]:
+    """The checks of the policies and of the objective, at the sizes of these attacks; at least one."""
+    victim, units = evaluator.victim, evaluator.units
+    groups = [g for g in victim.alike(evaluator.env.possible_agents) if set(g) & set(evaluator.agents)]
+    samples = observed.samples(groups)
+    by_size = {a.perturbations.epsilon: a.perturbations for a in attacks}
+    noise = ladder(by_size[max(by_size)])["noise"]
+    health = [
+        examine(
+            sample,
+            victim,
+            prepare(noise, victim, sample.agent, units=units).perturbations,
+            generator=stream(evaluator.seed, Purpose.PROBE),
+        )
+        for sample in samples
+    ]
+    if not all(h.differentiable for h in health):
+        return report(health)
+    seed = derived_seed(evaluator.seed, Purpose.PROBE)
+    transfers = list({a.source: a for a in attacks if isinstance(a, Transfer)}.values())
+    gains = {
+        epsilon: climb(samples, victim, ladder(by_size[epsilon], transfers), units=units, seed=seed)
+        for epsilon in sorted(by_size)
+    }
+    return [*report(health), *objective_checks(gains)]
+
+
+def ladder(perturbations: PerturbationSet, transfers: Sequence[Transfer] = ()) -> dict[str, Attack]:
+    """The attacks that are compared row by row, all on the objective that fits the policy."""
+    steps = PGD(perturbations=perturbations, objective="auto", restarts=1)
+    rungs: dict[str, Attack] = {
+        "noise": UniformNoise(perturbations=perturbations),
+        "one step": FGSM(perturbations=perturbations),
+        "ten steps": steps,
+        "twenty steps": replace(steps, steps=20),
+        "strong": StrongPGD(perturbations=perturbations, objective="auto"),
+        "square": SquareAttack(perturbations=perturbations),
+    }
+    others = {f"transfer {t.source}".strip(): replace(t, perturbations=perturbations) for t in transfers}
+    return rungs | others
+
+
+def climb(
+    samples: Sequence[DecisionSample], victim: Victim, rungs: Mapping[str, Attack], *, units: Units, seed: int
+) -> dict[str, Tensor]:
+    """The gain of each attack on each probed decision; all start from the same random numbers."""
+    gains: dict[str, list[Tensor]] = {name: [] for name in rungs}
+    for sample in samples:
+        for name, attack in rungs.items():
+            prepared = prepare(attack, victim, sample.agent, units=units)
+            generator = torch.Generator().manual_seed(seed)
+            attacked = prepared(sample.policy, sample.obs, generator=generator)
+            gains[name].append((attacked.value - attacked.clean_value).double())
+    return {name: torch.cat(parts) for name, parts in gains.items()}
 
 
 @dataclass(frozen=True)
@@ -114,13 +175,9 @@ class Health:
 def examine(
     sample: DecisionSample, victim: Victim, perturbations: PerturbationSet, *, generator: torch.Generator
 ) -> Health:
-    """Look at one policy.
+    """Look at one policy, at decisions that it met, in the largest set that it will be attacked in.
 
-    Args:
-        sample: decisions that it met.
-        victim: whose policy it is.
-        perturbations: the largest set that it will be attacked in, in units of its network.
-        generator: of the noise.
+    The set is in units of its network; the generator draws the noise.
     """
     policy, obs = sample.policy, sample.obs
     with torch.no_grad():
@@ -153,11 +210,6 @@ def examine(
     )
 
 
-def report(health: Sequence[Health]) -> list[Check]:
-    """The answers, over all policies."""
-    return [_randomised(health), _masked(health), _saturation(health), *_inflation(health)]
-
-
 def _saturated(distribution: ActionDistribution, outputs: Tensor, victim: Victim, agent: str) -> Tensor:
     if isinstance(distribution, DiagGaussian):
         unit = victim.normalize_actions and _bounded(victim, agent)
@@ -184,41 +236,42 @@ def _bounded(victim: Victim, agent: str) -> bool:
     return isinstance(space, gym.spaces.Box) and space.is_bounded()
 
 
+def report(health: Sequence[Health]) -> list[Check]:
+    """The answers, over all policies."""
+    return [_randomised(health), _masked(health), _saturation(health), *_inflation(health)]
+
+
 def _randomised(health: Sequence[Health]) -> Check:
     worst = max(health, key=lambda h: h.spread)
     if worst.spread <= _SAME:
         return Check("deterministic policy", "pass", "Five calls at the same observations agree.")
-    return Check(
-        "deterministic policy",
-        "fail",
+    text = (
         f"The policy of {worst.agent} draws random numbers: five calls at the same observation differ by up "
-        f"to {worst.spread:.2g}. Attacks must average over them; these did not.",
+        f"to {worst.spread:.2g}. Attacks must average over them; these did not."
     )
+    return Check("deterministic policy", "fail", text)
 
 
 def _masked(health: Sequence[Health]) -> Check:
-    name = "gradients"
     opaque = [h.agent for h in health if not h.differentiable]
     if opaque:
-        return Check(
-            name,
-            "warn",
+        text = (
             f"The policy of {opaque[0]} cannot be differentiated: only attacks without gradients were tried, "
-            "and a stronger adversary than they may exist.",
+            "and a stronger adversary than they may exist."
         )
+        return Check("gradients", "warn", text)
     worst = max(health, key=lambda h: (h.hidden, h.zero_gradient))
     if worst.hidden > _HIDDEN_SHARE:
-        return Check(
-            name,
-            "fail",
+        text = (
             f"Gradient masking: in {worst.hidden:.0%} of the decisions of {worst.agent} the gradient is zero "
-            "although noise changes what the attacks maximise. Gradient attacks prove nothing here.",
+            "although noise changes what the attacks maximise. Gradient attacks prove nothing here."
         )
-    verdict: Verdict = "warn" if worst.zero_gradient > _FLAT_SHARE else "pass"
+        return Check("gradients", "fail", text)
     text = f"The gradient is zero in {worst.zero_gradient:.0%} of the decisions of {worst.agent}"
-    if verdict == "warn":
-        text += ", and noise changes nothing there either: the policy does not look"
-    return Check(name, verdict, f"{text}.")
+    if worst.zero_gradient <= _FLAT_SHARE:
+        return Check("gradients", "pass", f"{text}.")
+    text += ", and noise changes nothing there either: the policy does not look."
+    return Check("gradients", "warn", text)
 
 
 def _saturation(health: Sequence[Health]) -> Check:
@@ -226,27 +279,22 @@ def _saturation(health: Sequence[Health]) -> Check:
     if worst.saturated <= _SATURATED_SHARE:
         return Check("saturation", "pass", f"{worst.saturated:.0%} of the decisions are saturated.")
     what = "a mean beyond the actions' bounds" if worst.sigma is not None else "probability 1 in float32"
-    return Check(
-        "saturation",
-        "warn",
+    text = (
         f"In {worst.saturated:.0%} of the decisions {worst.agent} is saturated ({what}): attacks on the KL "
-        "divergence see no gradient there. Rely on margins and on attacks without gradients.",
+        "divergence see no gradient there. Rely on margins and on attacks without gradients."
     )
+    return Check("saturation", "warn", text)
 
 
-def _inflation(health: Sequence[Health]) -> list[Check]:
-    gaussian = [h for h in health if h.sigma is not None]
-    if not gaussian:
-        return []
-    worst = max(gaussian, key=lambda h: h.sigma or 0.0)
-    assert worst.sigma is not None
-    if worst.sigma <= 1:
-        return [Check("σ inflation", "pass", f"Mean σ is at most {worst.sigma:.2g} of half the range.")]
-    return [
-        Check(
-            "σ inflation",
-            "warn",
-            f"The mean σ of {worst.agent} is {worst.sigma:.2g}, more than half the range of its actions: its "
-            "KL divergences look small because it is noisy, and sampled actions hide what an attack does.",
+def _inflation(health: Sequence[Health]) -> Iterator[Check]:
+    sigmas = {h.agent: h.sigma for h in health if h.sigma is not None}
+    if not sigmas:
+        return
+    agent = max(sigmas, key=sigmas.__getitem__)
+    text = f"Mean σ is at most {sigmas[agent]:.2g} of half the range."
+    if sigmas[agent] > 1:
+        text = (
+            f"The mean σ of {agent} is {sigmas[agent]:.2g}, more than half the range of its actions: its KL "
+            "divergences look small because it is noisy, and sampled actions hide what an attack does."
         )
-    ]
+    yield Check("σ inflation", "warn" if sigmas[agent] > 1 else "pass", text)

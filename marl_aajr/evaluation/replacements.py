@@ -8,7 +8,9 @@ the victim's, frozen, over the same episodes and with the same random numbers as
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any, get_args
 
@@ -62,15 +64,16 @@ class Replacement:
     source: str = ""
     training: AdversaryTraining | None = None
 
-    def policy(self, *, sampled: bool, generator: torch.Generator) -> ReplacementPolicy:
+    def policy(self, num_envs: int, *, sampled: bool, generator: torch.Generator) -> ReplacementPolicy:
         """The policy that acts for the agents.
 
         Args:
+            num_envs: E.
             sampled: whether trained policies sample their actions, as the victim's do in the same row.
             generator: the random numbers; as many are drawn at each step whatever is seen.
         """
         if self.victim is not None:
-            return _Trained(self.agents, self.victim, generator if sampled else None)
+            return _Trained(self.agents, self.victim, num_envs, generator if sampled else None)
         return _Random(self.agents, generator) if self.kind == "random" else _Idle(self.agents)
 
     @property
@@ -99,9 +102,12 @@ def resolve_replacements(
         found += [request] if isinstance(request, Replacement) else _parse(request, env, members)
     asked = {(r.kind, r.agents) for r in found}
     for trained in [r for r in found if r.victim is not None]:
-        controls = [Replacement(kind=kind, agents=trained.agents) for kind in CONTROLS]
-        found += [c for c in controls if (c.kind, c.agents) not in asked and _playable(c, env)]
-        asked |= {(c.kind, c.agents) for c in controls}
+        for control in [Replacement(kind=kind, agents=trained.agents) for kind in CONTROLS]:
+            if (control.kind, control.agents) not in asked:
+                asked.add((control.kind, control.agents))
+                with suppress(ValueError):  # nobody asked for it
+                    _check_control(control, env)
+                    found.append(control)
     for replacement in found:
         _check(replacement, env, members)
     if len(set(found)) < len(found):
@@ -130,14 +136,17 @@ def mark_worst(
 
     The worst has the lowest return on the selection episodes.
     """
-    rivals = [(row.kind, sorted(teams[agent] for agent in row.agents)) for row in rows]
-    found = []
-    for row, own in zip(rows, rivals, strict=True):
-        tried = [other.selection_return for other, key in zip(rows, rivals, strict=True) if key == own]
-        known = [value for value in tried if value is not None]
-        worst = len(known) > 1 and row.selection_return == min(known)
-        found.append(row.model_copy(update={"worst": worst}))
-    return tuple(found)
+
+    def alike(row: ReplacementOutcome) -> tuple[str, ...]:
+        return row.kind, *sorted(teams[agent] for agent in row.agents)
+
+    left: dict[tuple[str, ...], list[float]] = defaultdict(list)
+    for row in rows:
+        if row.selection_return is not None:
+            left[alike(row)].append(row.selection_return)
+    rivals = [left[alike(row)] for row in rows]
+    worst = [len(own) > 1 and row.selection_return == min(own) for row, own in zip(rows, rivals, strict=True)]
+    return tuple(row.model_copy(update={"worst": w}) for row, w in zip(rows, worst, strict=True))
 
 
 def _parse(request: str, env: BatchedEnv, members: Sequence[str]) -> list[Replacement]:
@@ -166,15 +175,6 @@ def _check(replacement: Replacement, env: BatchedEnv, members: Sequence[str]) ->
         check_match(replacement.victim, env, agents=replacement.agents, what=f"a {replacement.kind}")
     else:
         _check_control(replacement, env)
-
-
-def _playable(control: Replacement, env: BatchedEnv) -> bool:
-    """Whether a control that nobody asked for can be played."""
-    try:
-        _check_control(control, env)
-    except ValueError:
-        return False
-    return True
 
 
 def _check_control(control: Replacement, env: BatchedEnv) -> None:
@@ -245,24 +245,16 @@ class _Trained(ReplacementPolicy):
     is replaced.
     """
 
-    def __init__(self, agents: tuple[str, ...], victim: Victim, generator: torch.Generator | None) -> None:
-        self._agents, self._victim, self._generator = agents, victim, generator
-        self._stepper: Stepper | None = None
-        self._sampler: GeneratorSampler | None = None
+    def __init__(
+        self, agents: tuple[str, ...], victim: Victim, num_envs: int, generator: torch.Generator | None
+    ) -> None:
+        self._stepper = Stepper(victim, victim.memory(num_envs), groups=[[agent] for agent in agents])
+        kinds = {agent: victim.distribution(agent) for agent in agents}
+        self._sampler = None if generator is None else GeneratorSampler(kinds, num_envs, generator)
 
     def __call__(self, env: BatchedEnv, obs: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        stepper = self._stepper or self._begin(env.num_envs)
-        batches = stepper.see(obs, active=env.active, action_mask=env.action_mask)
-        return stepper.act(batches, self._sampler)
+        batches = self._stepper.see(obs, active=env.active, action_mask=env.action_mask)
+        return self._stepper.act(batches, self._sampler)
 
     def forget(self, over: Tensor) -> None:
-        if self._stepper is not None:
-            self._stepper.memory.forget(over)
-
-    def _begin(self, num_envs: int) -> Stepper:
-        groups = [[agent] for agent in self._agents]
-        self._stepper = Stepper(self._victim, self._victim.memory(num_envs), groups=groups)
-        if self._generator is not None:
-            kinds = {agent: self._victim.distribution(agent) for agent in self._agents}
-            self._sampler = GeneratorSampler(kinds, num_envs, self._generator)
-        return self._stepper
+        self._stepper.memory.forget(over)

@@ -13,8 +13,8 @@ A file in RUN/evaluations is `Evaluation.model_dump_json()`; `Evaluation.model_v
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from typing import Literal, Self
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Literal, Self, TypeVar
 
 import numpy as np
 from pydantic import ConfigDict, Field, FiniteFloat, model_validator
@@ -115,6 +115,35 @@ class WorstAttack(ResultModel):
     def sure(self) -> bool:
         """Whether its lead over the runner-up is beyond chance."""
         return self.lead is None or self.lead.negative
+
+    @classmethod
+    def of(cls, ordered: Sequence[tuple[AttackOutcome, float]]) -> Self:
+        """The first of some rows in the order of `worst_of_each_size`, each with what it left there."""
+        (first, left), *others = ordered
+        second = others[0][0] if others else None
+        return cls(
+            attack=first.attack,
+            agents=first.agents,
+            mean=first.mean,
+            low=first.low,
+            high=first.high,
+            selection_return=left,
+            runner_up=None if second is None else second.attack,
+            lead=None if second is None else paired_difference(first.returns, second.returns),
+        )
+
+
+_AttackT = TypeVar("_AttackT")
+
+
+def worst_of_each_size(
+    attacks: Iterable[_AttackT], *, size: Callable[[_AttackT], float], left: Callable[[_AttackT], float]
+) -> dict[float, list[_AttackT]]:
+    """The attacks by size; of each size the worst first, which leaves the least on the selection episodes."""
+    found: dict[float, list[_AttackT]] = {}
+    for attack in sorted(attacks, key=left):
+        found.setdefault(size(attack), []).append(attack)
+    return dict(sorted(found.items()))
 
 
 class ActionsResult(ResultModel):

@@ -28,7 +28,7 @@ from marl_aajr.evaluation.evaluator import AttackTask, Evaluator
 from marl_aajr.evaluation.outcomes import Actions, AttackOutcome, AttackSpec
 from marl_aajr.evaluation.preflight import ObservationSampler
 from marl_aajr.evaluation.replacements import Replacement, mark_worst
-from marl_aajr.evaluation.result import ActionsResult, SubsetOutcome, WorstAttack, paired_difference
+from marl_aajr.evaluation.result import ActionsResult, SubsetOutcome, WorstAttack, worst_of_each_size
 from marl_aajr.rollout.environments import make_batch
 
 _WORTH = 20.0
@@ -155,28 +155,12 @@ def _subset(agents: tuple[str, ...], attack: Attack, returns: tuple[float, ...])
 
 
 def _worst(cases: Sequence[_Case]) -> list[tuple[WorstAttack, Attack]]:
-    """By size: the row with the lowest mean return on the selection episodes against the next one."""
-    by_size: dict[float, list[_Case]] = {}
-    for case in cases:
-        if case.chosen_on:
-            by_size.setdefault(case.attack.perturbations.epsilon, []).append(case)
-    found = []
-    for epsilon in sorted(by_size):
-        ordered = sorted(by_size[epsilon], key=lambda case: float(np.mean(case.chosen_on)))
-        first, second = ordered[0].outcome, ordered[1].outcome if len(ordered) > 1 else None
-        assert first is not None
-        worst = WorstAttack(
-            attack=first.attack,
-            agents=first.agents,
-            mean=first.mean,
-            low=first.low,
-            high=first.high,
-            selection_return=float(np.mean(ordered[0].chosen_on)),
-            runner_up=None if second is None else second.attack,
-            lead=None if second is None else paired_difference(first.returns, second.returns),
-        )
-        found.append((worst, ordered[0].attack))
-    return found
+    """By size: the worst attack as it is reported, and as it can be played."""
+    chosen = [(c.attack, c.outcome, float(np.mean(c.chosen_on))) for c in cases if c.outcome and c.chosen_on]
+    by_size = worst_of_each_size(
+        chosen, size=lambda case: case[0].perturbations.epsilon, left=lambda case: case[2]
+    )
+    return [(WorstAttack.of([case[1:] for case in found]), found[0][0]) for found in by_size.values()]
 
 
 class WorkerPool(ExitStack):

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from marl_aajr.evaluation.outcomes import AttackOutcome, Outcome
-from marl_aajr.evaluation.result import Evaluation
+from marl_aajr.evaluation.result import Evaluation, worst_of_each_size
 from marl_aajr.report.conditions import (
     Condition,
     Key,
@@ -256,8 +256,11 @@ def _chosen(played: Sequence[Played], conditions: Mapping[Key, Condition]) -> di
     keys = keys_of(played)
     choices = [(c, keys.get(exact(c, evaluation))) for rows, evaluation in played for c in rows.worst]
     shared = [(c, conditions[key]) for c, key in choices if key is not None and key in conditions]
-    shared.sort(key=lambda choice: (choice[1].limits == "", -choice[0].selection_return))
-    return {choice.epsilon: condition for choice, condition in shared}
+    by_size = worst_of_each_size(
+        shared, size=lambda choice: choice[0].epsilon, left=lambda choice: choice[0].selection_return
+    )
+    free = {size: [c for _, c in found if not c.limits] for size, found in by_size.items()}
+    return {size: (free[size] or [found[0][1]])[0] for size, found in by_size.items()}
 
 
 def _contradiction(record: EvaluatedRun, what: str) -> ValueError:

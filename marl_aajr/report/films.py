@@ -112,7 +112,7 @@ def film(
         else:
             assert replacement is not None
             (substitute,) = resolve_replacements([replacement], env, members=members)[:1]
-            policy = substitute.policy(sampled=sampled, generator=stream(seed, Purpose.REPLACED))
+            policy = substitute.policy(1, sampled=sampled, generator=stream(seed, Purpose.REPLACED))
             attacked = env.shoot(victim, members, seed=seed, sampled=sampled, replacement=policy)
             caption = substitute.label
     names = [f"{title}: {what}" if title else what for what in ("no attack", caption)]

@@ -13,12 +13,11 @@ from marl_aajr.attacks import Attack, make_attack
 from marl_aajr.core.distributions import Categorical
 from marl_aajr.core.threat import PerturbationSet
 from marl_aajr.evaluation import Evaluation, Suite, evaluate
-from marl_aajr.evaluation.crosschecks import objective_checks
+from marl_aajr.evaluation.order_checks import lower, objective_checks, return_checks
 from marl_aajr.evaluation.outcomes import AttackOutcome, AttackSpec, Outcome
 from marl_aajr.evaluation.preflight import DecisionSample, Health, examine, report
 from marl_aajr.evaluation.protocol import AttackEntry
 from marl_aajr.evaluation.result import ActionsResult, Check
-from marl_aajr.evaluation.return_checks import lower, return_checks
 from tests.evaluation.broken import Constant, Noisy, Quantized, Saturated, Trigger, Weighted
 from tests.evaluation.players import moves, sign_reader, signs, team
 from tests.networks import generator

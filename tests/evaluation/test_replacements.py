@@ -49,7 +49,9 @@ def traitors(spec: EnvironmentSpec, module: nn.Module | None = None) -> Victim:
 def drawn_at_random(env: BatchedEnv, agent: str) -> Tensor:
     """Actions of all copies at the beginning of their first episode."""
     generator = torch.Generator().manual_seed(0)
-    policy = Replacement(kind="random", agents=(agent,)).policy(sampled=False, generator=generator)
+    policy = Replacement(kind="random", agents=(agent,)).policy(
+        env.num_envs, sampled=False, generator=generator
+    )
     (drawn,) = policy(env, env.reset(seed=0)).values()
     return drawn
 
