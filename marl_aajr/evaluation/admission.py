@@ -99,8 +99,8 @@ def requested(
                 f"expected each attack and epsilon once, got {attack.name} at "
                 f"{attack.perturbations.epsilon:g} {times} times; drop the repetition"
             )
-    asked = _with_surrogates(beside, surrogates)
-    return (*_with_surrogates(own, surrogates), *asked), asked
+    own, beside = _with_surrogates(own, surrogates), _with_surrogates(beside, surrogates)
+    return (*own, *beside), tuple(beside)
 
 
 def common_norm(attacks: Sequence[Attack]) -> Norm | None:
@@ -111,10 +111,10 @@ def common_norm(attacks: Sequence[Attack]) -> Norm | None:
     """
     norms = {attack.perturbations.norm: attack for attack in attacks}
     if len(norms) > 1:
+        each = " and ".join(f"{attack.name} in {norm}" for norm, attack in norms.items())
         raise ValueError(
-            "expected attacks of one norm, whose sizes can be compared, got "
-            + " and ".join(f"{attack.name} in {norm}" for norm, attack in norms.items())
-            + "; evaluate once for each norm"
+            f"expected attacks of one norm, whose sizes can be compared, got {each}; evaluate once for each "
+            "norm"
         )
     return next(iter(norms), None)
 
@@ -131,7 +131,7 @@ def _sized(entries: Sequence[AttackEntry], suite: Suite, *, force: Norm | None) 
     return found
 
 
-def _with_surrogates(attacks: Sequence[Attack], surrogates: Mapping[str, Victim]) -> tuple[Attack, ...]:
+def _with_surrogates(attacks: Sequence[Attack], surrogates: Mapping[str, Victim]) -> list[Attack]:
     """Transfers without a surrogate of their own become one for each that is there."""
     found: list[Attack] = []
     for attack in attacks:
@@ -139,7 +139,7 @@ def _with_surrogates(attacks: Sequence[Attack], surrogates: Mapping[str, Victim]
             found += [replace(attack, surrogate=v, source=name) for name, v in surrogates.items()]
         else:
             found.append(attack)
-    return tuple(found)
+    return found
 
 
 def admitted(

@@ -136,11 +136,7 @@ def parse_budget(text: str) -> Budget:
     if "timing" in found and steps is None:
         raise ValueError(f"expected steps with timing={found['timing']}, got none; say how many: steps=5")
     return Budget(
-        agents=None
-        if agents is None
-        else int(agents)
-        if _integer(agents)
-        else tuple(map(str.strip, agents.split("+"))),
+        agents=_agents(found["agents"]) if "agents" in found else None,
         steps=None if steps is None else int(steps),
         timing=found.get("timing", "random"),  # type: ignore[arg-type]  # the class checks it
         scales=_scales(found["scale"]) if "scale" in found else (),

@@ -114,7 +114,7 @@ class Evaluator:
     def expect(self, attacks: Sequence[Attack], *, replacements: int) -> None:
         """Count the episodes to play."""
         suite = self.suite
-        tried = len(attacks) if suite.budget.worst is None else len(attacks) * suite.trials(self.agents)
+        tried = len(attacks) * suite.trials(self.agents)
         if suite.alone(self.agents):
             tried += len({attack.perturbations.epsilon for attack in attacks}) * len(self.agents)
         if suite.calibrated(self.agents):

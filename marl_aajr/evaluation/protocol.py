@@ -139,7 +139,7 @@ class Suite(Section):
 
     def trials(self, agents: Sequence[str]) -> int:
         """The number of subsets of these agents that each attack is tried on."""
-        return 0 if self.budget.worst is None else trials(agents, self.budget.worst)
+        return 1 if self.budget.worst is None else trials(agents, self.budget.worst)
 
     def calibrated(self, agents: Sequence[str]) -> bool:
         """Whether something rests on how the selection episodes go without an attack."""

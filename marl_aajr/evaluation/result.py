@@ -13,7 +13,7 @@ A file in RUN/evaluations is `Evaluation.model_dump_json()`; `Evaluation.model_v
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Literal, Self, TypeVar
 
 import numpy as np
@@ -128,8 +128,8 @@ class WorstAttack(ResultModel):
             low=first.low,
             high=first.high,
             selection_return=left,
-            runner_up=None if second is None else second.attack,
-            lead=None if second is None else paired_difference(first.returns, second.returns),
+            runner_up=second.attack if second else None,
+            lead=paired_difference(first.returns, second.returns) if second else None,
         )
 
 
@@ -172,16 +172,6 @@ class ActionsResult(ResultModel):
     def clean_selection_return(self) -> float | None:
         """Mean return of the selection episodes without attack, where they were played."""
         return float(np.mean(self.clean_selection)) if self.clean_selection else None
-
-    def outcomes(self) -> Iterator[Outcome]:
-        """Everything that has returns of the reported episodes."""
-        yield self.clean
-        yield from self.attacks
-        yield from self.adversarial_agents
-
-    def under(self, attack: AttackSpec) -> AttackOutcome:
-        """The row of an attack."""
-        return next(row for row in self.attacks if row.attack == attack)
 
 
 @dataclass(frozen=True, config=ConfigDict(extra="forbid"))
@@ -262,9 +252,10 @@ class Evaluation(ResultModel):
 
     @model_validator(mode="after")
     def _as_many_returns_as_episodes(self) -> Self:
-        for outcome in (outcome for result in self.results for outcome in result.outcomes()):
-            if len(outcome.returns) != self.episodes:
-                raise ValueError(f"{len(outcome.returns)} returns for {self.episodes} episodes")
+        for result in self.results:
+            for outcome in (result.clean, *result.attacks, *result.adversarial_agents):
+                if len(outcome.returns) != self.episodes:
+                    raise ValueError(f"{len(outcome.returns)} returns for {self.episodes} episodes")
         return self
 
     @property

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from marl_aajr.adversaries import agent_game, observation_game
 from marl_aajr.adversaries.agent_game import PAYS, AgentThreat
-from marl_aajr.adversaries.learned import LearnedAttack, loaded
+from marl_aajr.adversaries.learned import loaded
 from marl_aajr.adversaries.store import how_to_resume, is_begun
 from marl_aajr.evaluation.outcomes import AdversaryTraining
 from marl_aajr.evaluation.protocol import AttackEntry, Protocol
@@ -23,9 +23,6 @@ from marl_aajr.victims.portable import DESCRIPTION
 
 _CHECKPOINT = "rllib_checkpoint.json"
 """RLlib's own mark of a checkpoint of an algorithm."""
-
-_GAMES = (observation_game.GAME, agent_game.GAME)
-"""Where adversaries learn; in each the victims are an argument."""
 
 
 def find_victim(path: Path, env: EnvironmentSpec | None = None) -> Victim:
@@ -72,10 +69,8 @@ def evaluations_of(path: Path) -> Path:
 
 def file_name(evaluation: Evaluation) -> str:
     """Of a file in `RUN/evaluations`: says the protocol, and differs where anything asked for does."""
-    asked = evaluation.model_dump(
-        mode="json", include={"env", "num_envs", "team", "agents", "budget", "units", "selection_episodes"}
-    )
-    asked["weakest_link"] = evaluation.weakest_link
+    names = {"env", "num_envs", "team", "agents", "budget", "units", "selection_episodes", "weakest_link"}
+    asked = evaluation.model_dump(mode="json", include=names)
     asked["actions"] = [result.actions for result in evaluation.results]
     asked["attacks"] = [row.attack.model_dump(mode="json") for row in evaluation.attacks]
     asked["replaced"] = [
@@ -106,15 +101,6 @@ def with_adversary(protocol: Protocol, path: Path, *, name: str, against: Victim
     if run.config().env.name != observation_game.GAME:
         replacement = _replacement(run, source=name, against=against)
         return protocol.changed(replace=[*protocol.replace, replacement])
-    learned = _observation_adversary(run, source=name, against=against, at=at)
-    entry = AttackEntry(attack=learned, epsilon=learned.perturbations.epsilon)
-    return protocol.changed(attacks=[*protocol.attacks, entry])
-
-
-def _observation_adversary(
-    run: RunDirectory, *, source: str, against: Victim, at: Path | str
-) -> LearnedAttack:
-    learned = loaded(run.path, name=source)
     threat = run.config().env.kwargs
     if threat["digest"] != fingerprint(against):
         raise ValueError(
@@ -122,7 +108,9 @@ def _observation_adversary(
             f"in {threat['victim']}; train another: marl-aajr adversary train {shlex.quote(str(at))} --kind "
             f"{threat['kind']} --epsilon {threat['epsilon']:g}"
         )
-    return learned
+    learned = loaded(run.path, name=name)
+    entry = AttackEntry(attack=learned, epsilon=learned.perturbations.epsilon)
+    return protocol.changed(attacks=[*protocol.attacks, entry])
 
 
 def _replacement(run: RunDirectory, *, source: str, against: Victim) -> Replacement:
@@ -148,9 +136,9 @@ def _replacement(run: RunDirectory, *, source: str, against: Victim) -> Replacem
 
 
 def _check_team(run: RunDirectory) -> None:
-    """Raise `ValueError` for the run of an adversary."""
+    """Raise `ValueError` for the run of an adversary, where the victims are an argument of the game."""
     env = run.config().env
-    if env.name not in _GAMES:
+    if env.name not in (observation_game.GAME, agent_game.GAME):
         return
     saved = Path(env.kwargs["victim"])
     victims = saved.parent if RunDirectory(saved.parent).is_run else saved
@@ -170,11 +158,9 @@ def _check_finished(run: RunDirectory) -> None:
     status = run.status()
     if status.state == "finished":
         return
-    cure = (
-        "it is being trained: wait until it has finished"
-        if status.state == "running" and _is_training(run)
-        else f"finish it with: {how_to_resume(run.path)}"
-    )
+    cure = f"finish it with: {how_to_resume(run.path)}"
+    if status.state == "running" and _is_training(run):
+        cure = "it is being trained: wait until it has finished"
     raise ValueError(
         f"expected a finished run, got {run.path}, which is {status.state} at iteration "
         f"{status.iteration}; {cure}"

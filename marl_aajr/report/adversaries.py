@@ -229,8 +229,8 @@ def _searches(run: RunResults, shared: Collection[Key]) -> Iterator[tuple[_Place
                 everybody = set(evaluation.agents) == set(evaluation.members)
                 among = "" if everybody else f"among {', '.join(evaluation.agents)}"
                 limits = ", ".join(filter(None, (among, key.budget)))
-                place = _Place(key.epsilon, agents, limits, evaluation.selection_episodes)
-                yield place, _Search(key.name, rows.clean_selection_return, subsets)
+                place = _Place(key.attack.epsilon, agents, limits, evaluation.selection_episodes)
+                yield place, _Search(key.attack.name, rows.clean_selection_return, subsets)
 
 
 def _lines(of_methods: Sequence[Sequence[_Search]], decimals: int) -> Iterator[Line]:

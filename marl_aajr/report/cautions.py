@@ -7,10 +7,10 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from marl_aajr.evaluation.result import Evaluation, Verdict
+from marl_aajr.evaluation.result import Verdict
 from marl_aajr.report.adversaries import undertrained
 from marl_aajr.report.comparison import Comparison
-from marl_aajr.report.estimates import count, listing, number, some
+from marl_aajr.report.estimates import FEW, count, listing, number, some
 from marl_aajr.report.methods import EvaluatedRun, Method, differences
 
 FAILED = "EVALUATION FAILED"
@@ -104,12 +104,9 @@ def _together(
     for comparison in comparisons:
         for sentence in sentences(comparison):
             said[sentence].append(comparison.task.short)
-    return [
-        sentence
-        if len(places) == len(comparisons)
-        else f"{some(places, of=len(comparisons), noun='environments')}: {sentence}"
-        for sentence, places in said.items()
-    ]
+    every = len(comparisons)
+    places = {sentence: some(where, of=every, noun="environments") for sentence, where in said.items()}
+    return [s if len(where) == every else f"{places[s]}: {s}" for s, where in said.items()]
 
 
 def cautions_of_study(notes: Notes) -> list[str]:
@@ -126,7 +123,7 @@ def cautions_of_study(notes: Notes) -> list[str]:
 
 def _runs(incidents: Sequence[Incident]) -> str:
     names = list(dict.fromkeys(incident.run for incident in incidents))
-    return listing(names) if len(names) <= 3 else f"{len(names)} runs"
+    return listing(names) if len(names) <= FEW else f"{len(names)} runs"
 
 
 def verdict_on_checks(comparisons: Sequence[Comparison]) -> str:
@@ -207,10 +204,8 @@ def _other_differences(methods: Sequence[Method]) -> Iterator[str]:
 def _from_elsewhere(methods: Sequence[Method]) -> Iterator[str]:
     others = [method.label for method in methods if not method.runs[0].trained_here]
     if others:
-        yield (
-            f"{listing(others)} {'was' if len(others) == 1 else 'were'} trained elsewhere: for how long and "
-            "on what is not known here."
-        )
+        verb = "was" if len(others) == 1 else "were"
+        yield f"{listing(others)} {verb} trained elsewhere: for how long and on what is not known here."
 
 
 def _seeds(methods: Sequence[Method]) -> Iterator[str]:
@@ -244,21 +239,16 @@ def _baseline(methods: Sequence[Method]) -> Iterator[str]:
 
 
 def _environment(comparison: Comparison, runs: Sequence[EvaluatedRun]) -> Iterator[str]:
-    odd = [
-        f"{run.path} ({run.config['env']['name']})"
-        for run in runs
-        if not any(_evaluated_as_trained(run, evaluation) for evaluation in run.evaluations.values())
-    ]
+    odd = []
+    for run in runs:
+        trained = run.config["env"]["name"], run.config["env"].get("kwargs") or {}
+        if all((e.env.name, e.env.kwargs) != trained for e in run.evaluations.values()):
+            odd.append(f"{run.path} ({trained[0]})")
     if odd:
         yield (
             "Trained on another environment than the one evaluated on "
             f"({comparison.protocol.environment}): {listing(odd)}."
         )
-
-
-def _evaluated_as_trained(run: EvaluatedRun, evaluation: Evaluation) -> bool:
-    trained = run.config["env"]
-    return evaluation.env.name == trained["name"] and evaluation.env.kwargs == (trained.get("kwargs") or {})
 
 
 def _versions(runs: Sequence[EvaluatedRun]) -> Iterator[str]:
@@ -272,18 +262,14 @@ def _versions(runs: Sequence[EvaluatedRun]) -> Iterator[str]:
 
 
 def _nonfinite(runs: Sequence[EvaluatedRun]) -> Iterator[str]:
+    def bad(name: str, value: float | None) -> bool:
+        return value is not None and (not math.isfinite(value) or (name == "aajr/nonfinite" and value > 0))
+
     for run in runs:
-        bad = sum(
-            any(
-                value is not None and (not math.isfinite(value) or (name == "aajr/nonfinite" and value > 0))
-                for metrics in row.modules.values()
-                for name, value in metrics.items()
-            )
-            for row in run.metrics
-        )
-        if bad:
+        logged = ([item for of in row.modules.values() for item in of.items()] for row in run.metrics)
+        if times := sum(any(bad(*item) for item in items) for items in logged):
             yield (
-                f"{run.path} logged values that are not finite in {count(bad, 'iteration')}; "
+                f"{run.path} logged values that are not finite in {count(times, 'iteration')}; "
                 "its curves have gaps there."
             )
 

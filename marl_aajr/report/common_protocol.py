@@ -59,14 +59,15 @@ class CommonProtocol:
         )
 
     def __str__(self) -> str:
-        return (
-            f"{self.environment}, "
-            + (f"return of {self.team}, " if self.team else "")
-            + f"{self.episodes} episodes, seed {self.seed}, "
-            f"{self.actions} actions, {100 * self.level:g} % intervals"
-            + (f", ε in {self.units} units" if self.units else "")
-            + (f", ε in the {self.norm.upper()} norm" if self.norm else "")
+        parts = (
+            self.environment,
+            self.team and f"return of {self.team}",
+            f"{self.episodes} episodes, seed {self.seed}, {self.actions} actions",
+            f"{100 * self.level:g} % intervals",
+            self.units and f"ε in {self.units} units",
+            self.norm and f"ε in the {self.norm.upper()} norm",
         )
+        return ", ".join(filter(None, parts))
 
 
 @dataclass(frozen=True)
@@ -133,15 +134,13 @@ def gather(records: Sequence[EvaluatedRun]) -> Evidence:
     protocol = _common_protocol(records, per_run)
     played = [[(e.results[0], e) for e in found[protocol]] for found in per_run]
     merged = [_merge(record, rows) for record, rows in zip(records, played, strict=True)]
-    common = [key for key in merged[0][1] if all(key in attacked for _, attacked in merged)]
+    faced = {str(record.path): own for record, (_, own) in zip(records, merged, strict=True)}
+    common = [key for key in merged[0][1] if all(key in attacked for attacked in faced.values())]
     if not common:
+        each = (f"{run}: {', '.join(map(str, attacked)) or 'no attack'}" for run, attacked in faced.items())
         raise ValueError(
-            "expected runs under the same attacks, got "
-            + "; ".join(
-                f"{record.path}: {', '.join(map(str, attacked)) or 'no attack'}"
-                for record, (_, attacked) in zip(records, merged, strict=True)
-            )
-            + "; evaluate them with the same --attack and --epsilon"
+            f"expected runs under the same attacks, got {'; '.join(each)}; evaluate them with the same "
+            "--attack and --epsilon"
         )
     conditions = label_all(common)
     results = tuple(
@@ -155,7 +154,6 @@ def gather(records: Sequence[EvaluatedRun]) -> Evidence:
         )
         for record, rows, (clean, attacked) in zip(records, played, merged, strict=True)
     )
-    faced = {str(record.path): attacked for record, (_, attacked) in zip(records, merged, strict=True)}
     left_out = (*_elsewhere(records, per_run, protocol), *missing_somewhere(faced))
     return Evidence(protocol, _ordered(conditions.values()), results, left_out)
 
@@ -200,9 +198,7 @@ def _common_protocol(
     return max(common, key=worth)
 
 
-def _nothing_common(
-    records: Sequence[EvaluatedRun], per_run: Sequence[Mapping[CommonProtocol, object]]
-) -> str:
+def _nothing_common(records: Sequence[EvaluatedRun], per_run: Sequence[Iterable[CommonProtocol]]) -> str:
     whose: dict[str, list[str]] = defaultdict(list)
     for record, found in zip(records, per_run, strict=True):
         whose[" / ".join(map(str, sorted(found)))].append(str(record.path))
@@ -221,9 +217,8 @@ def _others(
 ) -> dict[str, RunResults]:
     """The kinds of actions that were played under every condition of the comparison."""
     kinds: dict[str, list[Played]] = defaultdict(list)
-    for evaluation in evaluations:
-        for rows in evaluation.results[1:]:
-            kinds[rows.actions].append((rows, evaluation))
+    for rows, evaluation in ((rows, e) for e in evaluations for rows in e.results[1:]):
+        kinds[rows.actions].append((rows, evaluation))
     found = {}
     for kind, played in kinds.items():
         clean, attacked = _merge(record, played)

@@ -15,7 +15,7 @@ from typing import NamedTuple
 from marl_aajr.evaluation.budget import Budget
 from marl_aajr.evaluation.outcomes import AttackOutcome, AttackSpec
 from marl_aajr.evaluation.result import ActionsResult, Evaluation, WorstAttack
-from marl_aajr.report.estimates import epsilons, listing, some
+from marl_aajr.report.estimates import epsilons, listing, size, some
 from marl_aajr.report.methods import EvaluatedRun
 
 
@@ -61,12 +61,8 @@ def by_task(records: Sequence[EvaluatedRun]) -> dict[Task, list[EvaluatedRun]]:
             own[Task.of(evaluation)][name] = evaluation
         for task, evaluations in own.items():
             found[task].append(replace(record, evaluations=evaluations))
-    paths = {task: {run.path for run in runs} for task, runs in found.items()}
-    shown = [
-        task
-        for task in sorted(found)
-        if len(paths[task]) > 1 or not any(paths[task] < others for others in paths.values())
-    ]
+    paths = {task: {run.path for run in found[task]} for task in sorted(found)}
+    shown = [task for task, own in paths.items() if len(own) > 1 or not any(own < o for o in paths.values())]
     attacked = [task for task in shown if share_attacks([run.evaluations.values() for run in found[task]])]
     return {task: found[task] for task in attacked or shown}
 
@@ -93,23 +89,13 @@ class Key(NamedTuple):
     turn: int = 1
 
     @property
-    def name(self) -> str:
-        """The attack's name."""
-        return self.attack.name
-
-    @property
-    def epsilon(self) -> float:
-        """The attack's size."""
-        return self.attack.epsilon
-
-    @property
     def limits(self) -> str:
         """The limits of the attacker, in words; empty for an attack on everybody at every step."""
         return ", ".join(filter(None, (self.whom, self.budget)))
 
     def __str__(self) -> str:
         limits = f", {self.limits}" if self.limits else ""
-        return f"{self.name} at ε = {self.epsilon:g}{limits} [{self.attack.described}]"
+        return f"{self.attack.name} at {size(self.attack.epsilon)}{limits} [{self.attack.described}]"
 
 
 @dataclass(frozen=True)
@@ -172,15 +158,15 @@ def label_all(keys: Iterable[Key]) -> dict[Key, Condition]:
     unique = list(dict.fromkeys(keys))
     alike: dict[str, set[AttackSpec]] = {}
     for key in unique:
-        alike.setdefault(key.name, set()).add(key.attack.at(1.0))
-    return {key: _condition(key, alone=len(alike[key.name]) == 1) for key in unique}
-
-
-def _condition(key: Key, *, alone: bool) -> Condition:
-    label = key.name if alone else f"{key.name}: {key.attack.described}"
-    if key.turn > 1:
-        label = f"{label} ({key.turn})"
-    return Condition(f"{label}, {key.limits}" if key.limits else label, key.attack, key.limits)
+        alike.setdefault(key.attack.name, set()).add(key.attack.at(1.0))
+    found = {}
+    for key in unique:
+        alone = len(alike[key.attack.name]) == 1
+        label = key.attack.name if alone else f"{key.attack.name}: {key.attack.described}"
+        label += f" ({key.turn})" if key.turn > 1 else ""
+        label += f", {key.limits}" if key.limits else ""
+        found[key] = Condition(label, key.attack, key.limits)
+    return found
 
 
 def _whom(row: AttackOutcome, rows: ActionsResult, evaluation: Evaluation) -> str:
@@ -232,7 +218,7 @@ def missing_somewhere(faced: Mapping[str, Collection[Key]]) -> tuple[Omission, .
     sizes: dict[tuple[tuple[str, ...], str, str], list[float]] = defaultdict(list)
     for key in keys:
         if lacking := tuple(run for run, own in faced.items() if key not in own):
-            sizes[lacking, key.limits, _named(key, keys)].append(key.epsilon)
+            sizes[lacking, key.limits, _named(key, keys)].append(key.attack.epsilon)
     attacks: dict[tuple[tuple[str, ...], str, tuple[float, ...]], list[str]] = defaultdict(list)
     for (lacking, limits, name), found in sizes.items():
         attacks[lacking, limits, tuple(sorted(found))].append(name)
@@ -248,6 +234,6 @@ def missing_somewhere(faced: Mapping[str, Collection[Key]]) -> tuple[Omission, .
 
 def _named(key: Key, keys: Iterable[Key]) -> str:
     """The attack's name; its settings are too long to read, so that they differ must do."""
-    variants = {other.attack.at(1.0) for other in keys if other.name == key.name}
-    name = key.name if key.turn == 1 else f"{key.name} ({key.turn})"
+    variants = {other.attack.at(1.0) for other in keys if other.attack.name == key.attack.name}
+    name = key.attack.name if key.turn == 1 else f"{key.attack.name} ({key.turn})"
     return f"{name} with settings of its own" if len(variants) > 1 else name

@@ -24,7 +24,8 @@ from scipy import stats
 from marl_aajr.evaluation.outcomes import student_interval
 
 _MAX_DECIMALS = 4
-_FEW = 3
+FEW = 3
+"""As many names as are listed in a sentence."""
 
 Unit = Literal["runs", "episodes"]
 _RowT = TypeVar("_RowT")
@@ -134,7 +135,7 @@ def listing(items: Sequence[str]) -> str:
 
 def some(items: Sequence[str], *, of: int, noun: str) -> str:
     """The items while they are few, else how many of how many."""
-    return listing(items) if len(items) <= _FEW else f"{len(items)} of the {of} {noun}"
+    return listing(items) if len(items) <= FEW else f"{len(items)} of the {of} {noun}"
 
 
 def epsilons(values: Sequence[float]) -> str:

@@ -9,10 +9,9 @@ from __future__ import annotations
 import io
 from collections.abc import Collection, Mapping, Sequence
 from contextlib import closing
-from dataclasses import dataclass
 from math import ceil
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import matplotlib
 from PIL import Image, ImageDraw, ImageFont
@@ -41,15 +40,8 @@ _LINE, _GAP = 18, 4
 _INK, _EDGE, _PAPER = (20, 20, 20), (190, 190, 190), (255, 255, 255)
 
 
-@dataclass(frozen=True)
-class Shot:
-    """One picture of an episode.
-
-    Attributes:
-        picture: of the state that the agents decide in; the last state is shown twice.
-        step: how many steps came before.
-        earned: the team's return until then.
-    """
+class Shot(NamedTuple):
+    """A picture of the state that agents decide in, the steps before it, and the team's return until then."""
 
     picture: Image.Image
     step: int
@@ -100,13 +92,8 @@ def film(
         members = choose_agents(env.teams, team, agents)
         clean = env.shoot(victim, members, seed=seed, sampled=sampled)
         if attack is not None:
-            run = AttackRun(
-                attack=attack,
-                victim=victim,
-                agents=members,
-                units=units,
-                generator=stream(seed, Purpose.ATTACK),
-            )
+            generator = stream(seed, Purpose.ATTACK)
+            run = AttackRun(attack=attack, victim=victim, agents=members, units=units, generator=generator)
             attacked = env.shoot(victim, members, seed=seed, sampled=sampled, attack=run)
             caption = f"{attack.name}, ε = {attack.perturbations.epsilon:g}"
         else:
@@ -136,7 +123,7 @@ class _Filmed(BatchedEnvWrapper):
         earned = [0.0]
         for rewards in self._rewards:
             earned.append(earned[-1] + sum(rewards[agent].item() for agent in team))
-        pictures = [*self._pictures, self._pictures[-1]]
+        pictures = [*self._pictures, self._pictures[-1]]  # the last state is shown twice
         return [Shot(p, t, e) for t, (p, e) in enumerate(zip(pictures, earned, strict=True))]
 
     def step(self, actions: Mapping[str, Tensor]) -> BatchedStep:
@@ -158,7 +145,9 @@ def _paired(clean: Sequence[Shot], attacked: Sequence[Shot]) -> list[tuple[Shot,
 def _panels(names: Sequence[str], shots: Sequence[Shot]) -> Image.Image:
     width, height = shots[0].picture.size
     frame = Image.new("RGB", (len(shots) * (width + _GAP) - _GAP, height + 2 * _LINE), _PAPER)
-    pen, font = ImageDraw.Draw(frame), _font()
+    # matplotlib brings a font that has Greek letters, on every machine the same.
+    path = Path(matplotlib.get_data_path(), "fonts", "ttf", "DejaVuSans.ttf")
+    pen, font = ImageDraw.Draw(frame), ImageFont.truetype(path, _LINE - 6)
     for i, (name, shot) in enumerate(zip(names, shots, strict=True)):
         left = i * (width + _GAP)
         frame.paste(shot.picture, (left, 2 * _LINE))
@@ -169,40 +158,25 @@ def _panels(names: Sequence[str], shots: Sequence[Shot]) -> Image.Image:
 
 
 def _fitting(text: str, font: ImageFont.FreeTypeFont, width: int) -> str:
-    if font.getlength(text) <= width:
-        return text
-    while text and font.getlength(f"{text}…") > width:
+    shown = text
+    while text and font.getlength(shown) > width:
         text = text[:-1]
-    return f"{text}…"
-
-
-def _font() -> ImageFont.FreeTypeFont:
-    # matplotlib brings a font that has Greek letters, on every machine the same.
-    return ImageFont.truetype(Path(matplotlib.get_data_path(), "fonts", "ttf", "DejaVuSans.ttf"), _LINE - 6)
+        shown = f"{text}…"
+    return shown
 
 
 def _gif(frames: Sequence[Image.Image]) -> bytes:
     """One palette for all frames, so that nothing flickers and only what moves is stored."""
-    sheet = Image.new(
-        "RGB", (frames[0].width, sum(frame.height for frame in frames[:: len(frames) // 4 or 1]))
-    )
-    for i, frame in enumerate(frames[:: len(frames) // 4 or 1]):
+    shown = frames[:: len(frames) // 4 or 1]
+    sheet = Image.new("RGB", (frames[0].width, sum(frame.height for frame in shown)))
+    for i, frame in enumerate(shown):
         sheet.paste(frame, (0, i * frame.height))
     palette = sheet.quantize(_COLORS)
     first, *rest = [frame.quantize(palette=palette, dither=Image.Dither.NONE) for frame in frames]
     buffer = io.BytesIO()
-    first.save(
-        buffer,
-        "GIF",
-        save_all=True,
-        append_images=rest,
-        duration=[_FRAME_MS] * len(rest) + [_LAST_MS],
-        loop=0,
-    )
+    durations = [_FRAME_MS] * len(rest) + [_LAST_MS]
+    first.save(buffer, "GIF", save_all=True, append_images=rest, duration=durations, loop=0)
     return buffer.getvalue()
-
-
-_FALLBACK = "pgd"
 
 
 def films_of(comparisons: Sequence[Comparison]) -> dict[Task, bytes | str]:
@@ -212,21 +186,18 @@ def films_of(comparisons: Sequence[Comparison]) -> dict[Task, bytes | str]:
     otherwise. Where an environment cannot draw itself, or a run has no victim to play it, the reason stands
     instead: hours of evaluations are not lost for want of a picture.
     """
-    return {comparison.task: _film_or_reason(comparison) for comparison in comparisons}
-
-
-def _film_or_reason(comparison: Comparison) -> bytes | str:
-    try:
-        return _film(comparison)
-    except ValueError as error:
-        return str(error)
+    found: dict[Task, bytes | str] = {}
+    for comparison in comparisons:
+        try:
+            found[comparison.task] = _film(comparison)
+        except ValueError as error:
+            found[comparison.task] = str(error)
+    return found
 
 
 def _film(comparison: Comparison) -> bytes:
-    row = comparison.plain or comparison.rows[0]
-    run = row.runs[0].run
-    victim = Victim.load(RunDirectory(run.path).victim)
-    protocol = comparison.protocol
+    row, protocol = comparison.plain or comparison.rows[0], comparison.protocol
+    victim = Victim.load(RunDirectory(row.runs[0].run.path).victim)
     return film(
         victim,
         resolve(victim.env_name, victim.env_kwargs),
@@ -240,10 +211,10 @@ def _film(comparison: Comparison) -> bytes:
 
 
 def _attack_to_show(row: MethodRow, epsilon: float) -> Attack:
-    """The worst attack of a size where its description says all about it; else `_FALLBACK`."""
+    """The worst attack of a size where its description says all about it; else PGD."""
     worst = row.worst_attack[epsilon]
     if worst.name in ATTACKS and not worst.limits and worst.spec.access != "surrogate":
         made = worst.spec.make()
         if made.ready:
             return made
-    return make_attack(_FALLBACK, epsilon=epsilon)
+    return make_attack("pgd", epsilon=epsilon)

@@ -76,7 +76,11 @@ def load_run(path: Path | str) -> EvaluatedRun:
     if not folder.is_dir():
         raise ValueError(f"expected a run directory, got {folder}, which is no directory")
     if not (folder / run_record.CONFIG).exists() and run_record.evaluations_beside(folder).is_dir():
-        return _from_elsewhere(folder, _evaluations(folder))
+        evaluations = _evaluations(folder)
+        env = next(iter(evaluations.values())).env
+        name = folder.resolve().name
+        known = {"env": {"name": env.name, "kwargs": env.kwargs}, "method": {"name": name}, "seed": 0}
+        return EvaluatedRun(folder, known, None, None, (), evaluations)
     config = run_record.load_settings(folder)
     status = run_record.parse(Status, folder / run_record.STATUS)
     _require_finished(folder, status, budget=config["env_steps"])
@@ -90,25 +94,12 @@ def load_run(path: Path | str) -> EvaluatedRun:
     )
 
 
-def _from_elsewhere(folder: Path, evaluations: Mapping[str, Evaluation]) -> EvaluatedRun:
-    env = next(iter(evaluations.values())).env
-    config = {
-        "env": {"name": env.name, "kwargs": env.kwargs},
-        "method": {"name": folder.resolve().name},
-        "seed": 0,
-    }
-    return EvaluatedRun(folder, config, None, None, (), evaluations)
-
-
 def _require_finished(folder: Path, status: Status, *, budget: int) -> None:
     if status.state == "finished":
         return
     why = f" ({status.error})" if status.error else ""
-    cure = (
-        "wait until it has finished"
-        if status.state == "running"
-        else f"finish it with `{how_to_resume(folder)}`"
-    )
+    running = status.state == "running"
+    cure = "wait until it has finished" if running else f"finish it with `{how_to_resume(folder)}`"
     raise ValueError(
         f"expected a finished run, got {folder} with state '{status.state}'{why} "
         f"after {status.env_steps} of {budget} env steps; {cure}"
@@ -176,7 +167,12 @@ def by_method(records: Iterable[EvaluatedRun]) -> tuple[Method, ...]:
         groups[json.dumps(_method_config(record), sort_keys=True, default=str)].append(record)
     for runs in groups.values():
         runs.sort(key=lambda record: record.seed)
-        _refuse_repeated_seed(runs)
+        for one, other in pairwise(runs):
+            if one.seed == other.seed:
+                raise ValueError(
+                    f"expected runs with different seeds, got {one.path} and {other.path} with the same "
+                    f"configuration and seed {one.seed}; give each run once, or train another seed"
+                )
     configs = [_method_config(runs[0]) for runs in groups.values()]
     methods = [
         Method(label=label, name=config["method.name"], config=config, runs=tuple(runs))
@@ -210,16 +206,6 @@ def _method_config(record: EvaluatedRun) -> dict[str, Any]:
     return {key: value for key, value in flatten(kept).items() if value is not None}
 
 
-def _refuse_repeated_seed(runs: Sequence[EvaluatedRun]) -> None:
-    for one, other in pairwise(runs):
-        if one.seed == other.seed:
-            raise ValueError(
-                f"expected runs with different seeds, got {one.path} and {other.path} with the "
-                f"same configuration and seed {one.seed}; give each run once, or train another "
-                "seed"
-            )
-
-
 def _differences(configs: Sequence[Mapping[str, Any]]) -> dict[str, tuple[str, ...]]:
     keys = dict.fromkeys(key for config in configs for key in config)
     rows = {key: tuple(show(config[key]) if key in config else "—" for config in configs) for key in keys}
@@ -232,11 +218,8 @@ def _labels(configs: Sequence[Mapping[str, Any]]) -> list[str]:
     for config in configs:
         name = config["method.name"]
         namesakes = [other for other in configs if other["method.name"] == name]
-        own = [
-            f"{key.removeprefix('method.')}={show(config[key])}"
-            for key in _differences(namesakes)
-            if key in config
-        ]
+        keys = [key for key in _differences(namesakes) if key in config]
+        own = [f"{key.removeprefix('method.')}={show(config[key])}" for key in keys]
         title = f"{name} (plain PPO)" if name == PLAIN else name
         labels.append(f"{title}, {', '.join(own)}" if own else title)
     return labels

@@ -11,7 +11,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, PackageLoader, StrictUndefined, Template
+from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from marl_aajr.report import adversaries, figures, learning_curves, reproduce, scores, tables
@@ -82,18 +82,16 @@ def write_page(
     target = Path(out)
     if target.is_dir():
         raise ValueError(f"expected a file to write, got the folder {target}; name a file in it")
-    films = _films(comparisons) if film else {}
+    films: Mapping[Task, bytes | str] = {}
+    if film:
+        # Imported on demand: a page without films needs neither victims nor environments.
+        from marl_aajr.report.films import films_of
+
+        films = films_of(comparisons)
     text = _render(comparisons, title, notes or Notes(), references or {}, films)
     target.parent.mkdir(parents=True, exist_ok=True)
     write_text(target, text)
     return target
-
-
-def _films(comparisons: Sequence[Comparison]) -> dict[Task, bytes | str]:
-    # Imported on demand: a page without films needs neither victims nor environments.
-    from marl_aajr.report.films import films_of
-
-    return films_of(comparisons)
 
 
 def _render(
@@ -107,14 +105,26 @@ def _render(
     legend = Legend.of(comparisons)
     rows = [row for comparison in comparisons for row in comparison.rows]
     runs = list({str(run.path): run for row in rows for run in row.method.runs}.values())
+    cautions = all_cautions(comparisons, notes)
     places = list(dict.fromkeys(comparison.task.short for comparison in comparisons))
-    return _template().render(
+    environment = Environment(
+        loader=PackageLoader("marl_aajr.report", ""),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    return environment.get_template("report.html.j2").render(
         title=title or f"Who survives on {places[0] if len(places) == 1 else f'{len(places)} environments'}",
         subtitle=f"{count(len(legend.looks), 'method')}, {count(len(runs), 'run')}"
         + (f"; evaluated on {comparisons[0].protocol}" if len(comparisons) == 1 else ""),
         style=_style(),
         swatches=legend.definitions,
-        **_credibility(comparisons, notes),
+        checks=verdict_on_checks(comparisons),
+        failed=any(FAILED in caution for caution in cautions),
+        cautions=cautions,
+        left_out=left_out_of_all(comparisons),
+        hidden=count(sum(o.count for c in comparisons for o in c.left_out), "evaluation"),
         notes=notes,
         study=tables.study_tables(notes),
         took=tables.duration(notes.seconds) if notes.seconds else "",
@@ -127,17 +137,6 @@ def _render(
         several_runs=any(len(row.runs) > 1 for row in rows),
         single_runs=any(len(row.runs) == 1 for row in rows),
     )
-
-
-def _credibility(comparisons: Sequence[Comparison], notes: Notes) -> dict[str, Any]:
-    cautions = all_cautions(comparisons, notes)
-    return {
-        "checks": verdict_on_checks(comparisons),
-        "failed": any(FAILED in caution for caution in cautions),
-        "cautions": cautions,
-        "left_out": left_out_of_all(comparisons),
-        "hidden": count(sum(o.count for c in comparisons for o in c.left_out), "evaluation"),
-    }
 
 
 def _sections(
@@ -161,15 +160,7 @@ def _sections(
 def _section(
     comparison: Comparison, legend: Legend, *, key: str, reference: Reference | None, film: bytes | str
 ) -> dict[str, Any]:
-    """One environment as the template shows it.
-
-    Args:
-        comparison: the methods there.
-        legend: of the page.
-        key: unique in the page; ids begin with it.
-        reference: fixed beforehand, for scores and hypervolumes.
-        film: an animated GIF, or the reason why there is none; empty: none was asked for.
-    """
+    """One environment as the template shows it; ids begin with `key`, and a film may be a reason for none."""
     rows = comparison.rows
     return {
         "key": key,
@@ -269,17 +260,6 @@ def _across(
         "profiles": scores.profiles(found, legend.of_rows(rows), unit="score", key="across"),
         "fixed": all(reference_of(references, c.task) for c in comparisons),
     }
-
-
-def _template() -> Template:
-    environment = Environment(
-        loader=PackageLoader("marl_aajr.report", ""),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    return environment.get_template("report.html.j2")
 
 
 def _style() -> Markup:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shlex
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path, PurePath
 from typing import Any
@@ -18,7 +18,6 @@ from marl_aajr.evaluation.protocol import builtin_suites
 from marl_aajr.evaluation.result import Evaluation
 from marl_aajr.report.common_protocol import LINF, CommonProtocol, RunResults
 from marl_aajr.report.comparison import Comparison
-from marl_aajr.report.methods import Method
 
 _AGAIN = PurePath("again")
 
@@ -47,14 +46,14 @@ def commands(comparisons: Sequence[Comparison]) -> str:
 
 def configurations(comparisons: Sequence[Comparison]) -> list[tuple[str, str]]:
     """Label and YAML of each method, as its first run had it; the other runs change the seed."""
-    named = [
-        (_heading(row.method, comparison if len(comparisons) > 1 else None), row.method.runs[0])
-        for comparison in comparisons
-        for row in comparison.rows
-    ]
-    return list(
-        dict.fromkeys((name, yaml.safe_dump(dict(run.config), sort_keys=False)) for name, run in named)
-    )
+    found: dict[tuple[str, str], None] = {}
+    for comparison in comparisons:
+        where = f" on {comparison.task.short}" if len(comparisons) > 1 else ""
+        for method in (row.method for row in comparison.rows):
+            seeds = ", ".join(str(run.seed) for run in method.runs)
+            name = f"{method.label}{where}: {'seed' if len(method.runs) == 1 else 'seeds'} {seeds}"
+            found[name, yaml.safe_dump(dict(method.runs[0].config), sort_keys=False)] = None
+    return list(found)
 
 
 def attacks(comparisons: Sequence[Comparison]) -> list[tuple[str, str]]:
@@ -73,29 +72,21 @@ def arguments(evaluation: Evaluation, renamed: Mapping[str, str]) -> list[list[s
     """
     common = ["--episodes", str(evaluation.episodes)]
     common += ["--selection-episodes", str(evaluation.selection_episodes), "--seed", str(evaluation.seed)]
-    for option, value in (("--units", evaluation.units), ("--team", _team(evaluation))):
-        common += [option, value] if value else []
+    common += ["--units", evaluation.units]
+    common += ["--team", evaluation.team] if len(set(evaluation.teams.values())) > 1 else []
     common += _each("--actions", [result.actions for result in evaluation.results])
-    common += _whom(evaluation)
-    common += ["--norm", evaluation.norm] if evaluation.norm != LINF else []
-    common += _each("--surrogate", _surrogates(evaluation, renamed))
-    common += _opponents(evaluation, renamed)
-    return [[*common, *how] for how in _attacks(evaluation)] or [common]
-
-
-def _whom(evaluation: Evaluation) -> list[str]:
-    """The agents whose observations may be changed, and the adversary's budget."""
     budget = evaluation.budget
-    words = ["--budget", str(budget)] if budget != Budget() else []
+    common += ["--budget", str(budget)] if budget != Budget() else []
     if set(evaluation.agents) != set(evaluation.members) and budget.named is None:
-        words += _each("--agents", evaluation.agents)
-    return [*words, "--weakest-link"] if evaluation.weakest_link else words
-
-
-def _surrogates(evaluation: Evaluation, renamed: Mapping[str, str]) -> list[str]:
-    """The runs that perturbations were transferred from: files name them, and the page knows some by name."""
-    found = [row.attack.source for row in evaluation.attacks if row.attack.access == "surrogate"]
-    return [_known(name, renamed) for name in dict.fromkeys(found)]
+        common += _each("--agents", evaluation.agents)
+    common += ["--weakest-link"] if evaluation.weakest_link else []
+    common += ["--norm", evaluation.norm] if evaluation.norm != LINF else []
+    surrogates = (row.attack.source for row in evaluation.attacks if row.attack.access == "surrogate")
+    common += _each("--surrogate", [_known(name, renamed) for name in dict.fromkeys(surrogates)])
+    controls = [row for row in evaluation.adversarial_agents if not row.trained]
+    common += _each("--replace", [f"{row.kind}:{','.join(row.agents)}" for row in controls])
+    common += _each("--adversary", [_known(name, renamed) for name in _adversaries_of(evaluation)])
+    return [[*common, *how] for how in _attacks(evaluation)] or [common]
 
 
 def _known(name: str, renamed: Mapping[str, str]) -> str:
@@ -109,11 +100,10 @@ def _targets(shown: Sequence[tuple[CommonProtocol, RunResults]]) -> dict[str, st
     A policy from elsewhere stays where it is.
     """
     runs = {str(results.run.path): results.run for _, results in shown}
-    names = Counter(run.path.resolve().name for run in runs.values())
+    names = [run.path.resolve().name for run in runs.values()]
     targets = {}
-    for i, (path, run) in enumerate(runs.items()):
-        name = run.path.resolve().name
-        again = str(_AGAIN / (f"{i}-{name}" if names[name] > 1 else name))
+    for i, (name, (path, run)) in enumerate(zip(names, runs.items(), strict=True)):
+        again = str(_AGAIN / (f"{i}-{name}" if names.count(name) > 1 else name))
         targets[path] = again if run.trained_here else path
     return targets
 
@@ -130,24 +120,16 @@ def _evaluations(
         for evaluation in results.run.evaluations.values():
             if CommonProtocol.of(evaluation) != protocol:
                 continue
-            elsewhere = [] if results.run.trained_here else _environment(evaluation)
+            elsewhere = []
+            if not results.run.trained_here:
+                arguments_of = [f"env.kwargs.{k}={json.dumps(v)}" for k, v in evaluation.env.kwargs.items()]
+                elsewhere = ["--env", evaluation.env.name, *_each("--set", arguments_of)]
             for words in arguments(evaluation, {**targets, **kept}):
                 found[path][f'marl-aajr evaluate "$run" {shlex.join([*elsewhere, *words])}'] = None
             for folder, target in kept.items():
                 if {folder, PurePath(folder).name} & set(_adversaries_of(evaluation)):
                     trained[_train_adversary(Path(folder), targets[path], target)] = None
     return {path: list(commands) for path, commands in found.items()}, list(trained)
-
-
-def _environment(evaluation: Evaluation) -> list[str]:
-    settings = [f"env.kwargs.{name}={json.dumps(value)}" for name, value in evaluation.env.kwargs.items()]
-    return ["--env", evaluation.env.name, *_each("--set", settings)]
-
-
-def _heading(method: Method, comparison: Comparison | None) -> str:
-    seeds = ", ".join(str(run.seed) for run in method.runs)
-    where = f" on {comparison.task.short}" if comparison else ""
-    return f"{method.label}{where}: {'seed' if len(method.runs) == 1 else 'seeds'} {seeds}"
 
 
 def _attacks(evaluation: Evaluation) -> list[list[str]]:
@@ -169,19 +151,6 @@ def _attacks(evaluation: Evaluation) -> list[list[str]]:
     for name, epsilons in sizes.items():
         together[tuple(epsilons)].append(name)
     return [[*_each("--attack", names), *_sizes(epsilons)] for epsilons, names in together.items()]
-
-
-def _team(evaluation: Evaluation) -> str:
-    return evaluation.team if len(set(evaluation.teams.values())) > 1 else ""
-
-
-def _opponents(evaluation: Evaluation, renamed: Mapping[str, str]) -> list[str]:
-    """Controls by their agents; trained adversaries by their runs."""
-    controls = [row for row in evaluation.adversarial_agents if not row.trained]
-    return [
-        *_each("--replace", [f"{row.kind}:{','.join(row.agents)}" for row in controls]),
-        *_each("--adversary", [_known(name, renamed) for name in _adversaries_of(evaluation)]),
-    ]
 
 
 def _sizes(epsilons: Mapping[float, None] | Sequence[float]) -> list[str]:
@@ -211,13 +180,7 @@ def _kept_with(run: Path, target: str) -> dict[str, str]:
 
 
 def _train_adversary(folder: Path, victims: str, target: str) -> str:
-    """The command that trains an adversary again.
-
-    Args:
-        folder: of the adversary.
-        victims: the run that it is trained against.
-        target: where it goes.
-    """
+    """The command that trains the adversary of a folder again, against these victims, into a target."""
     asked = json.loads((folder / RECORD).read_text("utf-8"))
     return shlex.join(
         ["marl-aajr", "adversary", "train", victims, *_training_options(asked), "--out", target]

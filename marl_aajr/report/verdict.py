@@ -14,10 +14,8 @@ from collections import defaultdict
 from collections.abc import Sequence
 
 from marl_aajr.report.comparison import Comparison, MethodRow
-from marl_aajr.report.estimates import count, epsilons, listing, size, some, with_interval
+from marl_aajr.report.estimates import FEW, count, epsilons, listing, size, some, with_interval
 from marl_aajr.report.scores import Summaries
-
-_FEW = 3
 
 
 def headline(comparison: Comparison) -> str:
@@ -139,7 +137,7 @@ def verdict(comparison: Comparison) -> str:
         if len(others) > 1:
             sentences.append(_against_plain(others, plain, comparison.epsilons))
         sentences += _no_success(others, plain, comparison.epsilons)
-        if len(others) <= _FEW:  # else the table has them
+        if len(others) <= FEW:  # else the table has them
             sentences += [_price(row, plain, decimals=comparison.decimals) for row in others]
     return " ".join([*sentences, _scope(comparison)])
 
@@ -162,7 +160,7 @@ def _leaders(comparison: Comparison) -> list[str]:
     """One sentence per outcome."""
     sentences = []
     for best, rest, at, ranked in _outcomes(comparison):
-        shown = at if len(at) <= _FEW else [at[0], at[-1]]
+        shown = at if len(at) <= FEW else [at[0], at[-1]]
         found = [_figures(ranked[epsilon], epsilon, decimals=comparison.decimals) for epsilon in shown]
         if len(at) > 1:
             found = [f"{text} at {epsilon:g}" for text, epsilon in zip(found, shown, strict=True)]

@@ -121,7 +121,7 @@ class TestClosedForm:
     def test_the_edge_is_where_it_must_be(self) -> None:
         result = judged(Weighted(), 0.66, 0.68)
         below, above = result.worst
-        assert result.results[0].under(below.attack).returns == result.clean.returns
+        assert [row.returns for row in result.attacks if row.attack == below.attack] == [result.clean.returns]
         assert above.mean == -result.clean_return
         white = ("fgsm", "pgd", "pgd-margin", "pgd-strong", "pgd-strong-margin")
         by_name = {(r.attack.name, r.attack.epsilon): r.mean for r in result.attacks}

@@ -125,7 +125,7 @@ class TestWorst:
         tried = {row.attack.name: row.mean for row in elsewhere.attacks}
         assert worst.attack.name == min(tried, key=lambda name: tried[name])
         assert worst.selection_return == pytest.approx(min(tried.values()))
-        row = result.results[0].under(worst.attack)
+        row = next(row for row in result.attacks if row.attack == worst.attack)
         assert (worst.mean, worst.low, worst.high) == (row.mean, row.low, row.high)
 
     def test_one_for_each_size(self) -> None:
