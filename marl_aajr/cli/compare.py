@@ -61,13 +61,13 @@ def compare(
     """Build the report, and print its headline or its numbers."""
     from rich.console import Console
 
-    from marl_aajr.report import compare_each, write_page
+    from marl_aajr.report import compare_each, write_report
     from marl_aajr.report.scores import check_references
 
     references = _references(reference or ())
     comparisons = compare_each(runs)
     check_references(references, [comparison.task for comparison in comparisons])
-    page = write_page(comparisons, out, title=title, references=references, film=film)
+    page = write_report(comparisons, out, title=title, references=references, film=film)
     if as_json:
         print(json.dumps([comparison.to_json() for comparison in comparisons], ensure_ascii=False))
         return

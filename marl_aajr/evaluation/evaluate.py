@@ -212,8 +212,19 @@ def _result(
 ) -> Evaluation:
     observed = ObservationSampler(stream(evaluator.seed, Purpose.PROBE))
     rows = play_rows(evaluator, attacks, replacements=replacements, observed=observed, workers=workers)
-    suite = evaluator.suite
-    distributions = [evaluator.victim.distribution(agent) for agent in evaluator.agents]
+    suite, checks = evaluator.suite, []
+    if evaluator.cancelled:
+        text = (
+            f"The rewards of team {evaluator.team!r} add up to 0 in every episode: its agents play against "
+            "each other. Give the environment an attribute teams, a dict from agent to side, for returns "
+            "that say something."
+        )
+        checks.append(Check("teams", "warn", text))
+    if attacks:
+        distributions = [evaluator.victim.distribution(agent) for agent in evaluator.agents]
+        checks += attack_checks(evaluator, attacks, observed)
+        checks += [check for row in rows for check in return_checks(row, distributions)]
+    checks += [check for row in rows for check in agent_checks(row)]
     return Evaluation(
         env=PlayedEnvironment(name=evaluator.spec.name, kwargs=dict(evaluator.spec.kwargs)),
         teams=dict(evaluator.env.teams),
@@ -230,25 +241,5 @@ def _result(
         num_envs=evaluator.env.num_envs,
         results=rows,
         skipped=skipped,
-        checks=(
-            *_side_checks(evaluator),
-            *(attack_checks(evaluator, attacks, observed) if attacks else ()),
-            *(check for row in rows if attacks for check in return_checks(row, distributions)),
-            *(check for row in rows for check in agent_checks(row)),
-        ),
+        checks=tuple(checks),
     )
-
-
-def _side_checks(evaluator: Evaluator) -> list[Check]:
-    """A warning where the team's agents play against each other: the sum of their returns says nothing."""
-    if not evaluator.cancelled:
-        return []
-    return [
-        Check(
-            "teams",
-            "warn",
-            f"The rewards of team {evaluator.team!r} add up to 0 in every episode: its agents play against "
-            "each other. Give the environment an attribute teams, a dict from agent to side, for returns "
-            "that say something.",
-        )
-    ]

@@ -164,7 +164,7 @@ class Evaluator:
         returns = self._play(task.label, task.actions, attack=run, selection=task.selection)
         if task.selection:
             return tuple(self._own(returns).tolist())
-        statistics, size = run.statistics, task.attack.perturbations.epsilon
+        statistics, size, steps = run.statistics, task.attack.perturbations.epsilon, task.schedule
         decisions = max(statistics.decisions, 1)
         return AttackOutcome(
             **self._outcome(returns),
@@ -173,7 +173,15 @@ class Evaluator:
             objective_gain=statistics.gain / decisions,
             kl=statistics.kl / decisions,
             epsilons={agent: run.scales.get(agent, 1.0) * size for agent in task.agents},
-            attacked_steps=_attacked_steps(run, self.suite.episodes),
+            attacked_steps=None
+            if steps is None
+            else AttackedSteps(
+                limit=steps.steps,
+                timing=steps.timing,
+                shortest=steps.shortest,
+                longest=steps.longest,
+                mean=run.attacked_steps / self.suite.episodes,
+            ),
         )
 
     def replaced(self, replacement: Replacement, actions: Actions) -> ReplacementOutcome:
@@ -279,15 +287,3 @@ def by_team(returns: Tensor, agents: Sequence[str], teams: Mapping[str, str]) ->
     for i, agent in enumerate(agents):
         members.setdefault(teams[agent], []).append(i)
     return {team: returns[:, index].sum(-1) for team, index in members.items()}
-
-
-def _attacked_steps(run: AttackRun, episodes: int) -> AttackedSteps | None:
-    if run.schedule is None:
-        return None
-    return AttackedSteps(
-        limit=run.schedule.steps,
-        timing=run.schedule.timing,
-        shortest=run.schedule.shortest,
-        longest=run.schedule.longest,
-        mean=run.attacked_steps / episodes,
-    )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -98,7 +98,11 @@ class ObservationAttacker:
         fresh = {a: seen[a] for a in self._prepared if a in seen and a not in self._shown}
         obs, legal = one_copy(fresh)
         batches = self._stepper.see(obs, action_mask=legal)
-        chosen = self._adversary_actions(batches)
+        chosen: Mapping[str, Tensor] = {}
+        if self.attack.acts_jointly and batches:  # an adversary that looks at all before each is attacked
+            inputs = {agent: part for batch in batches for agent, _, part in batch.split(batch.inputs)}
+            generator = self._generators.of(len(self._prepared))
+            chosen = self.attack.choose_actions(inputs, generator=generator)
         for batch in batches:
             for agent, _, delta in batch.split(self._delta(batch, chosen)):
                 self._shown[agent] = self._perturbed(agent, seen[agent], delta[0])
@@ -120,13 +124,6 @@ class ObservationAttacker:
         if isinstance(space, gym.spaces.Dict):
             return gym.spaces.Dict({**space.spaces, "observation": self._wider(agent, space["observation"])})
         return self._wider(agent, space)
-
-    def _adversary_actions(self, batches: Sequence[DecisionBatch]) -> Mapping[str, Tensor]:
-        """Agent -> the actions of an adversary that looks at all agents before each is attacked."""
-        if not self.attack.acts_jointly or not batches:
-            return {}
-        seen = {agent: part for batch in batches for agent, _, part in batch.split(batch.inputs)}
-        return self.attack.choose_actions(seen, generator=self._generators.of(len(self._prepared)))
 
     def _delta(self, batch: DecisionBatch, chosen: Mapping[str, Tensor]) -> Tensor:
         """δ for the agents of a batch, `[B, d]`, in the units of their network."""
@@ -164,11 +161,9 @@ def _ready(attack: str | Attack, epsilon: float | None) -> Attack:
         if epsilon is None:
             raise ValueError(f"expected epsilon for the attack {attack!r}, got none; give its size")
         attack = make_attack(attack, epsilon=epsilon)
-    elif epsilon is not None:
-        attack = attack.at(epsilon)
     if not attack.ready:
         raise ValueError(
             f"expected an attack that is ready, got {attack.name!r}, which has yet to learn; give it "
             "fitted: attack.fit(victim, make_batch(resolve(name), 50), agents=..., seed=0)"
         )
-    return attack
+    return attack if epsilon is None else attack.at(epsilon)

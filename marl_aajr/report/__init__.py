@@ -3,7 +3,7 @@
 from marl_aajr.report.cautions import Incident, Notes, Tuning
 from marl_aajr.report.comparison import Comparison, MethodRow, compare, compare_each
 from marl_aajr.report.methods import EvaluatedRun, load_run
-from marl_aajr.report.page import write_page, write_report
+from marl_aajr.report.page import write_report
 from marl_aajr.report.scores import Reference
 from marl_aajr.report.verdict import headline, how_chosen, how_compared, verdict
 
@@ -22,6 +22,5 @@ __all__ = [
     "how_compared",
     "load_run",
     "verdict",
-    "write_page",
     "write_report",
 ]

@@ -242,7 +242,15 @@ def _pareto(rows: Sequence[MethodRow], looks: Sequence[Look], found: Tradeoff, *
 
     def draw(axes: Axes) -> None:
         for row, look in zip(rows, looks, strict=True):
-            _draw_tradeoff(axes, row, epsilon, look)
+            x, y = row.clean, row.worst_return[epsilon]
+            if x.low is not None and x.high is not None:
+                axes.hlines(y.mean, x.low, x.high, color=look.colour, linewidth=0.8, alpha=0.7)
+            if y.low is not None and y.high is not None:
+                axes.vlines(x.mean, y.low, y.high, color=look.colour, linewidth=0.8, alpha=0.7)
+            if len(row.runs) > 1:
+                runs = row.returns(0.0), row.returns(epsilon)
+                axes.plot(*runs, ".", color=look.colour, alpha=0.5, markersize=3, zorder=3)
+            axes.plot(x.mean, y.mean, look.marker, color=look.colour, markersize=6, zorder=4)
         left, right = limits(lambda row: row.clean, 0.0)
         bottom, top = limits(lambda row: row.worst_return[epsilon], epsilon)
         across, up = zip(*(_point(by_label[label], epsilon) for label in found.front), strict=True)
@@ -254,18 +262,6 @@ def _pareto(rows: Sequence[MethodRow], looks: Sequence[Look], found: Tradeoff, *
         axes.yaxis.set_major_locator(MaxNLocator(5))
 
     return svg(draw, key=key)
-
-
-def _draw_tradeoff(axes: Axes, row: MethodRow, epsilon: float, look: Look) -> None:
-    clean, robust = row.clean, row.worst_return[epsilon]
-    if clean.low is not None and clean.high is not None:
-        axes.hlines(robust.mean, clean.low, clean.high, color=look.colour, linewidth=0.8, alpha=0.7)
-    if robust.low is not None and robust.high is not None:
-        axes.vlines(clean.mean, robust.low, robust.high, color=look.colour, linewidth=0.8, alpha=0.7)
-    if len(row.runs) > 1:
-        runs = row.returns(0.0), row.returns(epsilon)
-        axes.plot(*runs, ".", color=look.colour, alpha=0.5, markersize=3, zorder=3)
-    axes.plot(clean.mean, robust.mean, look.marker, color=look.colour, markersize=6, zorder=4)
 
 
 def hypervolumes(found: Sequence[Tradeoff], *, decimals: int) -> Sheet | None:

@@ -27,7 +27,7 @@ from marl_aajr.training.files import write_text
 
 
 def write_report(
-    runs: Sequence[Path | str],
+    runs: Sequence[Path | str] | Sequence[Comparison],
     out: Path | str,
     *,
     title: str | None = None,
@@ -42,7 +42,8 @@ def write_report(
 
     Args:
         runs: run directories; those that differ only in their seed become one method. Each environment has a
-            section; methods that all environments have are also compared over all of them.
+            section; methods that all environments have are also compared over all of them. Or what
+            `compare_each` made of them.
         out: the HTML file; its folder is created, an existing file is replaced.
         title: heading of the page; names the environments by default.
         notes: what a study knows beside its runs: tuning budgets, restarts, failures, what was cut.
@@ -55,33 +56,17 @@ def write_report(
         `out`.
 
     Raises:
-        ValueError: nothing to compare, a run that cannot be used, or runs that cannot be
-            compared; see `load_run` and `compare`. Nothing is written then.
+        ValueError: nothing to compare, a run that cannot be used, runs that cannot be compared (see
+            `load_run` and `compare`), or `out` is a folder. Nothing is written then.
 
     Example:
         >>> write_report(["runs/plain", "runs/robust"], "report.html", notes=Notes(cut=["seed 3"]))
     """
-    comparisons = compare_each(runs)
-    return write_page(comparisons, out, title=title, notes=notes, references=references, film=film)
-
-
-def write_page(
-    comparisons: Sequence[Comparison],
-    out: Path | str,
-    *,
-    title: str | None = None,
-    notes: Notes | None = None,
-    references: Mapping[str, Reference] | None = None,
-    film: bool = False,
-) -> Path:
-    """Write comparisons that are there already; see `write_report`.
-
-    Raises:
-        ValueError: `out` is a folder.
-    """
     target = Path(out)
     if target.is_dir():
         raise ValueError(f"expected a file to write, got the folder {target}; name a file in it")
+    given = [run for run in runs if isinstance(run, Comparison)]
+    comparisons = given or compare_each([run for run in runs if not isinstance(run, Comparison)])
     films: Mapping[Task, bytes | str] = {}
     if film:
         # Imported on demand: a page without films needs neither victims nor environments.

@@ -152,19 +152,20 @@ def summarise(comparisons: Sequence[Comparison], references: Mapping[str, Refere
     plain = {c.plain.method.label if c.plain else None for c in comparisons}
     baseline = plain.pop() if len(plain) == 1 else None
     shared = [e for e in comparisons[0].epsilons if all(e in c.epsilons for c in comparisons)]
-    found: dict[float, tuple[Summary, ...]] = {}
+    target, found = scales[0].target, {}
     for epsilon in (0.0, *shared):
         tasks = {
             label: [to(of[label].returns(epsilon)) for to, of in zip(scales, rows, strict=True)]
             for label in labels
         }
-        found[epsilon] = tuple(
-            _summary(label, tasks, baseline=baseline, target=scales[0].target) for label in labels
-        )
+        found[epsilon] = tuple(_summary(label, tasks, baseline=baseline, target=target) for label in labels)
     return found
 
 
 def _summary(label: str, tasks: Mapping[str, list[Array]], *, baseline: str | None, target: float) -> Summary:
+    def lead(best: Tasks, other: Tasks) -> float:
+        return interquartile_mean(best) - interquartile_mean(other)
+
     own = tasks[label]
     best = max(tasks, key=lambda label: interquartile_mean(tasks[label]))
     every = np.unique(np.concatenate([scores for found in tasks.values() for scores in found]))
@@ -174,16 +175,12 @@ def _summary(label: str, tasks: Mapping[str, list[Array]], *, baseline: str | No
         label,
         iqm=stratified_bootstrap(interquartile_mean, own),
         gap=stratified_bootstrap(partial(optimality_gap, target=target), own),
-        behind=None if label == best else stratified_bootstrap(_lead, tasks[best], own),
+        behind=None if label == best else stratified_bootstrap(lead, tasks[best], own),
         improvement=None
         if baseline is None or baseline == label
         else stratified_bootstrap(probability_of_improvement, own, tasks[baseline]),
         profile=(tau, performance_profile(own, tau)),
     )
-
-
-def _lead(best: Tasks, other: Tasks) -> float:
-    return interquartile_mean(best) - interquartile_mean(other)
 
 
 def score_table(found: Summaries, *, decimals: int) -> tuple[Block, ...]:

@@ -76,16 +76,8 @@ _STYLE = {
 }
 
 
-@dataclass(frozen=True)
-class Look:
-    """The colour, marker and dashes of a method in all figures.
-
-    Attributes:
-        colour: on a light page.
-        dark: on a dark page.
-        marker: matplotlib marker.
-        dashes: matplotlib line style.
-    """
+class Look(NamedTuple):
+    """The colour of a method on a light and on a dark page, its marker and its line style (matplotlib's)."""
 
     colour: str
     dark: str
