@@ -228,18 +228,12 @@ class ScheduleCalibration:
 
     agents: Sequence[str]
     strategic: bool
-    _episodes: list[Tensor] = field(default_factory=list)
-    _acting: list[Tensor] = field(default_factory=list)
-    _preferences: list[Tensor] = field(default_factory=list)
+    _seen: list[tuple[Tensor, Tensor, Tensor]] = field(default_factory=list)
 
     def __call__(self, batches: Sequence[DecisionBatch], episode: Tensor) -> None:
-        acting, preferences = acting_and_preferences(
-            batches, self.agents, len(episode), strategic=self.strategic
-        )
-        counted = episode >= 0
-        self._episodes.append(episode[counted])
-        self._acting.append(acting[counted])
-        self._preferences.append(preferences[counted])
+        found = acting_and_preferences(batches, self.agents, len(episode), strategic=self.strategic)
+        acting, preferences = (part[episode >= 0] for part in found)
+        self._seen.append((episode[episode >= 0], acting, preferences))
 
     def schedule(self, agents: Collection[str], *, steps: int) -> AttackSchedule:
         """The schedule of an attack on some of the agents, in m = `steps` steps of each episode.
@@ -248,9 +242,10 @@ class ScheduleCalibration:
             ValueError: more steps than the longest episode has.
         """
         columns = [i for i, agent in enumerate(self.agents) if agent in agents]
-        acting = torch.cat(self._acting)[:, columns]
+        episodes, acting, preferences = (torch.cat(part) for part in zip(*self._seen, strict=True))
+        acting = acting[:, columns]
         anybody = acting.any(1)
-        lengths = torch.cat(self._episodes)[anybody].bincount()
+        lengths = episodes[anybody].bincount()
         lengths = lengths[lengths > 0].sort().values
         longest = int(lengths[-1]) if len(lengths) else 0
         if steps > longest:
@@ -264,7 +259,7 @@ class ScheduleCalibration:
             length=int(lengths[len(lengths) // 2]),
             shortest=int(lengths[0]),
             longest=longest,
-            preferences=mean_where(torch.cat(self._preferences)[:, columns], acting)[anybody].sort().values,
+            preferences=mean_where(preferences[:, columns], acting)[anybody].sort().values,
         )
 
 

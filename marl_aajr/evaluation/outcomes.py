@@ -262,14 +262,8 @@ def student_interval(values: ArrayLike, *, level: float) -> tuple[float, float] 
 def bootstrap_interval(returns: Sequence[float], *, seed: int) -> tuple[float | None, float | None]:
     """Percentile bootstrap of the mean over episodes: what other seeds of the same victim would give.
 
-    It says nothing of other training runs. Source: Efron 1979, by `scipy.stats.bootstrap`.
-
-    Args:
-        returns: one for each episode.
-        seed: of the resampling.
-
-    Returns:
-        The ends of the 95 % interval; None for a single episode, which has none.
+    It says nothing of other training runs. Source: Efron 1979, by `scipy.stats.bootstrap`; the seed is that
+    of the resampling. The ends of the 95 % interval; None for a single episode, which has none.
     """
     if len(returns) < 2:
         return None, None

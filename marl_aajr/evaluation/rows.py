@@ -45,12 +45,9 @@ class _Case:
     """One attack with one kind of actions, on its way to a row.
 
     Attributes:
-        actions: greedy or sampled.
-        attack: fitted where it must be.
         agents: the attacked agents, as far as they have been found.
         tried: the subsets of agents that were tried for it.
         chosen_on: its returns on the selection episodes; empty where there are none.
-        outcome: the row.
     """
 
     actions: Actions
@@ -200,18 +197,15 @@ class WorkerPool(ExitStack):
         if tasks < 2 or self._workers == 1:
             return False
         if self._actors is None and (self._workers is not None or self._seconds_left() >= _WORTH):
-            self._start(tasks)
+            try:
+                self._actors = self.enter_context(_started(self._evaluator, self._workers, tasks=tasks))
+            except Exception as error:
+                if self._workers is not None:
+                    raise
+                _LOGGER.info("evaluating in this process alone: %s", error)
+            if self._actors is None:
+                self._workers = 1
         return self._actors is not None
-
-    def _start(self, tasks: int) -> None:
-        try:
-            self._actors = self.enter_context(_started(self._evaluator, self._workers, tasks=tasks))
-        except Exception as error:
-            if self._workers is not None:
-                raise
-            _LOGGER.info("evaluating in this process alone: %s", error)
-        if self._actors is None:
-            self._workers = 1
 
     def _seconds_left(self) -> float:
         """Seconds at the speed until now, which is that of the cheaper attacks: they come first."""

@@ -24,9 +24,6 @@ from marl_aajr.report.conditions import (
 from marl_aajr.report.estimates import some
 from marl_aajr.report.methods import EvaluatedRun
 
-LINF = "linf"
-"""The norm of ε where nothing else is said."""
-
 
 @dataclass(frozen=True, order=True)
 class CommonProtocol:
@@ -55,7 +52,7 @@ class CommonProtocol:
             units=evaluation.units,
             num_envs=evaluation.num_envs,
             team=task.team,
-            norm="" if evaluation.norm == LINF else evaluation.norm,
+            norm="" if evaluation.norm == "linf" else evaluation.norm,
         )
 
     def __str__(self) -> str:

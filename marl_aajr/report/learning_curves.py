@@ -178,16 +178,10 @@ def thinned(curve: Curve) -> Curve:
 def _over_steps(
     curves: Sequence[Sequence[Curve]], looks: Sequence[Look], *, ylabel: str, from_zero: bool, key: str
 ) -> Markup:
-    """Curves over environment steps: every run thin, the mean of a method's runs thick.
+    """Curves of each method's runs over environment steps: every run thin, their mean thick.
 
-    The value axis is logarithmic where all values are positive and span a factor of 300.
-
-    Args:
-        curves: per method, one curve per run; a method may have none.
-        looks: one per method.
-        ylabel: of the value axis.
-        from_zero: whether the axis of values that are never negative starts at zero.
-        key: unique in the page.
+    The value axis is logarithmic where all values are positive and span a factor of 300; else it starts
+    at zero, if that is asked for and no value is negative.
     """
 
     def draw(axes: Axes) -> None:

@@ -21,6 +21,7 @@ from typing import Any
 from marl_aajr.adversaries.store import how_to_resume
 from marl_aajr.evaluation.result import Evaluation
 from marl_aajr.training import run_record
+from marl_aajr.training.fields import flat
 from marl_aajr.training.run_record import Iteration, Status, Versions
 
 PLAIN = "none"
@@ -83,7 +84,14 @@ def load_run(path: Path | str) -> EvaluatedRun:
         return EvaluatedRun(folder, known, None, None, (), evaluations)
     config = run_record.load_settings(folder)
     status = run_record.parse(Status, folder / run_record.STATUS)
-    _require_finished(folder, status, budget=config["env_steps"])
+    if status.state != "finished":
+        why = f" ({status.error})" if status.error else ""
+        running = status.state == "running"
+        cure = "wait until it has finished" if running else f"finish it with `{how_to_resume(folder)}`"
+        raise ValueError(
+            f"expected a finished run, got {folder} with state '{status.state}'{why} after "
+            f"{status.env_steps} of {config['env_steps']} env steps; {cure}"
+        )
     return EvaluatedRun(
         path=folder,
         config=config,
@@ -91,18 +99,6 @@ def load_run(path: Path | str) -> EvaluatedRun:
         versions=run_record.parse(Versions, folder / run_record.VERSIONS),
         metrics=run_record.load_iterations(folder),
         evaluations=_evaluations(folder),
-    )
-
-
-def _require_finished(folder: Path, status: Status, *, budget: int) -> None:
-    if status.state == "finished":
-        return
-    why = f" ({status.error})" if status.error else ""
-    running = status.state == "running"
-    cure = "wait until it has finished" if running else f"finish it with `{how_to_resume(folder)}`"
-    raise ValueError(
-        f"expected a finished run, got {folder} with state '{status.state}'{why} "
-        f"after {status.env_steps} of {budget} env steps; {cure}"
     )
 
 
@@ -136,20 +132,6 @@ class Method:
     def plain(self) -> bool:
         """Whether it is the method without a regulariser."""
         return self.name == PLAIN
-
-
-def flatten(config: Mapping[str, Any], *, prefix: str = "") -> dict[str, Any]:
-    """Nested mappings as dotted keys: `{"a": {"b": 1}}` -> `{"a.b": 1}`.
-
-    An empty mapping stays a value, so that `kwargs: {}` differs from no `kwargs`.
-    """
-    flat: dict[str, Any] = {}
-    for key, value in config.items():
-        if isinstance(value, Mapping) and value:
-            flat |= flatten(value, prefix=f"{prefix}{key}.")
-        else:
-            flat[f"{prefix}{key}"] = value
-    return flat
 
 
 def by_method(records: Iterable[EvaluatedRun]) -> tuple[Method, ...]:
@@ -203,7 +185,7 @@ def show(value: Any) -> str:
 
 def _method_config(record: EvaluatedRun) -> dict[str, Any]:
     kept = {key: value for key, value in record.config.items() if key not in _NOT_THE_METHOD}
-    return {key: value for key, value in flatten(kept).items() if value is not None}
+    return {key: value for key, value in flat(kept, ".").items() if value is not None}
 
 
 def _differences(configs: Sequence[Mapping[str, Any]]) -> dict[str, tuple[str, ...]]:

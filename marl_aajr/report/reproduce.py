@@ -16,7 +16,7 @@ from marl_aajr.evaluation.budget import Budget
 from marl_aajr.evaluation.outcomes import AttackOutcome
 from marl_aajr.evaluation.protocol import builtin_suites
 from marl_aajr.evaluation.result import Evaluation
-from marl_aajr.report.common_protocol import LINF, CommonProtocol, RunResults
+from marl_aajr.report.common_protocol import CommonProtocol, RunResults
 from marl_aajr.report.comparison import Comparison
 
 _AGAIN = PurePath("again")
@@ -80,7 +80,7 @@ def arguments(evaluation: Evaluation, renamed: Mapping[str, str]) -> list[list[s
     if set(evaluation.agents) != set(evaluation.members) and budget.named is None:
         common += _each("--agents", evaluation.agents)
     common += ["--weakest-link"] if evaluation.weakest_link else []
-    common += ["--norm", evaluation.norm] if evaluation.norm != LINF else []
+    common += ["--norm", evaluation.norm] if evaluation.norm != "linf" else []
     surrogates = (row.attack.source for row in evaluation.attacks if row.attack.access == "surrogate")
     common += _each("--surrogate", [_known(name, renamed) for name in dict.fromkeys(surrogates)])
     controls = [row for row in evaluation.adversarial_agents if not row.trained]

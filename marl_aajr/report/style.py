@@ -166,10 +166,7 @@ class Panel:
 def svg(draw: Callable[[Axes], None], *, key: str, size: tuple[float, float] = _SIZE) -> Markup:
     """Run matplotlib without its global state, and make the SVG fit to stand in a page.
 
-    Args:
-        draw: draws on the axes that it is given.
-        key: unique in the page.
-        size: in inches.
+    `draw` draws on the axes that it is given; the key is unique in the page, and the size in inches.
     """
     with mpl.rc_context({**_STYLE, "svg.hashsalt": key}):
         figure = Figure(figsize=size, layout="constrained")

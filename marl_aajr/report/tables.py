@@ -3,14 +3,25 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from marl_aajr.evaluation.outcomes import Outcome
 from marl_aajr.report.cautions import VERDICTS, Incident, Notes, Tuning, checks_by_verdict
 from marl_aajr.report.comparison import Comparison, MethodRow
 from marl_aajr.report.conditions import Condition
-from marl_aajr.report.estimates import SHADES, Block, Cell, Line, Sheet, estimated, marked, number, size
+from marl_aajr.report.estimates import (
+    NOTHING,
+    SHADES,
+    Block,
+    Cell,
+    Line,
+    Sheet,
+    estimated,
+    marked,
+    number,
+    size,
+)
 from marl_aajr.report.methods import EvaluatedRun, show
 
 
@@ -70,21 +81,22 @@ def team_returns(comparison: Comparison) -> tuple[Block, ...]:
     if len(teams) < 2:
         return ()
 
-    def lines(team: str) -> Iterator[Line]:
-        yield line("no attack", team, [[run.clean for run in row.runs] for row in comparison.rows])
-        for c in comparison.conditions:
-            outcomes = [[run.attacked[c] for run in row.runs] for row in comparison.rows]
-            yield line(f"{c.attack}, {size(c.epsilon)}", team, outcomes)
+    rows = {"no attack": [[run.clean for run in row.runs] for row in comparison.rows]}
+    for c in comparison.conditions:
+        outcomes: list[list[Outcome]] = [[run.attacked[c] for run in row.runs] for row in comparison.rows]
+        rows[f"{c.attack}, {size(c.epsilon)}"] = outcomes
 
-    def line(header: str, team: str, of_methods: Sequence[Sequence[Outcome]]) -> Line:
-        cells = []
-        for outcomes in of_methods:
-            known = [o.team_returns[team] for o in outcomes if team in o.team_returns]
-            shown = number(sum(known) / len(known), decimals=comparison.decimals) if known else "—"
-            cells.append(Cell(shown))
-        return Line(header, tuple(cells))
+    def cell(team: str, outcomes: Sequence[Outcome]) -> Cell:
+        known = [o.team_returns[team] for o in outcomes if team in o.team_returns]
+        return Cell(number(sum(known) / len(known), decimals=comparison.decimals)) if known else NOTHING
 
-    return tuple(Block(f"Side: {team}", tuple(lines(team))) for team in teams)
+    return tuple(
+        Block(
+            f"Side: {team}",
+            tuple(Line(name, tuple(cell(team, of) for of in outcomes)) for name, outcomes in rows.items()),
+        )
+        for team in teams
+    )
 
 
 def _strongest(comparison: Comparison, rows: Sequence[MethodRow]) -> tuple[Line, ...]:

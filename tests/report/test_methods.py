@@ -9,7 +9,8 @@ import pytest
 
 from marl_aajr.evaluation import Evaluation
 from marl_aajr.report import EvaluatedRun, load_run
-from marl_aajr.report.methods import by_method, differences, flatten, shared
+from marl_aajr.report.methods import by_method, differences, shared
+from marl_aajr.training.fields import flat
 from tests.report.factory import config, evaluation, evaluation_file, metrics, write_run
 
 
@@ -165,7 +166,7 @@ def record(tmp_path: Path) -> Any:
 
 
 def test_flatten_keeps_empty_mappings() -> None:
-    assert flatten({"a": {"b": 1, "c": {}}, "d": [1]}) == {"a.b": 1, "a.c": {}, "d": [1]}
+    assert flat({"a": {"b": 1, "c": {}}, "d": [1]}, ".") == {"a.b": 1, "a.c": {}, "d": [1]}
 
 
 def test_runs_that_differ_in_seed_and_resources_only_are_one_method(record: Any) -> None:
