@@ -46,14 +46,9 @@ class Progress(NamedTuple):
 
 @dataclass(frozen=True)
 class AttackTask:
-    """One attack to play: on the reported episodes, or on the selection episodes.
+    """One fitted attack to play on some agents: on the reported episodes, or on the selection episodes.
 
-    Attributes:
-        actions: greedy or sampled.
-        attack: the attack, fitted where it must be.
-        agents: the attacked agents.
-        schedule: the attacked steps; None: every step.
-        selection: whether it is played on the selection episodes.
+    `schedule` says which steps are attacked; None: every step.
     """
 
     actions: Actions

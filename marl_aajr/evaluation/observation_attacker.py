@@ -21,11 +21,7 @@ from marl_aajr.victims.stepper import DecisionBatch, Stepper, one_copy
 
 @dataclass
 class StepGenerators:
-    """Random numbers that follow from a seed and from where a game is, however often they are asked for.
-
-    Attributes:
-        seed: of all of them.
-    """
+    """Random numbers that follow from a seed and from where a game is, however often they are asked for."""
 
     seed: int
     _given: int = 0

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import NamedTuple
 
 import gymnasium as gym
 import torch
@@ -45,14 +46,10 @@ _PROBED = 256
 """Decisions of each policy that are asked about."""
 
 
-@dataclass(frozen=True)
-class DecisionSample:
-    """Decisions of agents that share a policy.
+class DecisionSample(NamedTuple):
+    """Decisions of agents that share a policy: one of the agents, the policy, network inputs `[B, d]`.
 
-    Attributes:
-        agent: one of them.
-        policy: theirs, with each row's legal actions and state.
-        obs: network inputs, `[B, d]`.
+    The policy has each row's legal actions and state.
     """
 
     agent: str

@@ -140,13 +140,9 @@ def _left(outcome: ReplacementOutcome) -> float:
 
 
 class _Place(NamedTuple):
-    """The searches that may be compared: equal in size of attack, agents, budget and episodes.
+    """The searches that may be compared: equal in size of attack, number of agents, budget and episodes.
 
-    Attributes:
-        epsilon: the size.
-        agents: how many are attacked.
-        limits: among whom, and the budget, in words; empty: among all, at every step.
-        episodes: for the selection.
+    `limits` says among whom, and the budget; it is empty for a search among all at every step.
     """
 
     epsilon: float
@@ -163,10 +159,7 @@ class _Place(NamedTuple):
 class _Search:
     """One attack on subset after subset, at least two, in one evaluation.
 
-    Attributes:
-        attack: its name.
-        clean: return of the same episodes without an attack; None: not played.
-        tried: by agents.
+    `clean` is the return of the same episodes without an attack, None where they were not played.
     """
 
     attack: str

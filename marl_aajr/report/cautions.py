@@ -186,8 +186,8 @@ def _budgets(methods: Sequence[Method]) -> Iterator[str]:
             for steps, labels in sorted(budgets.items())
         )
         yield (
-            "The methods were trained for different numbers of environment steps "
-            f"({each}): the comparison is not like for like."
+            f"The methods were trained for different numbers of environment steps ({each}): "
+            "the comparison is not like for like."
         )
 
 
@@ -214,8 +214,8 @@ def _seeds(methods: Sequence[Method]) -> Iterator[str]:
     if single:
         who = "Every method has" if len(single) == len(methods) else _have(single, of=len(methods))
         yield (
-            f"{who} a single run. Intervals over episodes say how well this one policy was "
-            "measured; training seeds are what matters, so train at least three."
+            f"{who} a single run. Intervals over episodes say how well this one policy was measured; "
+            "training seeds are what matters, so train at least three."
         )
     if double:
         yield (

@@ -176,10 +176,10 @@ def _ordered(conditions: Iterable[Condition]) -> tuple[Condition, ...]:
 
 
 def _by_protocol(record: EvaluatedRun) -> dict[CommonProtocol, list[Evaluation]]:
-    found = defaultdict(list)
+    found: dict[CommonProtocol, list[Evaluation]] = {}
     for evaluation in record.evaluations.values():
-        found[CommonProtocol.of(evaluation)].append(evaluation)
-    return dict(found)
+        found.setdefault(CommonProtocol.of(evaluation), []).append(evaluation)
+    return found
 
 
 def _common_protocol(
@@ -200,11 +200,9 @@ def _nothing_common(records: Sequence[EvaluatedRun], per_run: Sequence[Iterable[
     for record, found in zip(records, per_run, strict=True):
         whose[" / ".join(map(str, sorted(found)))].append(str(record.path))
     places = {Task(protocol.environment, protocol.team) for found in per_run for protocol in found}
-    cure = (
-        "compare each environment and side by itself (compare_each does)"
-        if len(places) > 1
-        else "run `marl-aajr evaluate` on each with the same --episodes and --seed"
-    )
+    cure = "run `marl-aajr evaluate` on each with the same --episodes and --seed"
+    if len(places) > 1:
+        cure = "compare each environment and side by itself (compare_each does)"
     each = "; ".join(f"{some(paths, of=len(records), noun='runs')}: {how}" for how, paths in whose.items())
     return f"expected runs evaluated on the same environment, episodes and seed, got {each}; {cure}"
 
@@ -257,7 +255,6 @@ def _chosen(played: Sequence[Played], conditions: Mapping[Key, Condition]) -> di
 
 def _contradiction(record: EvaluatedRun, what: str) -> ValueError:
     return ValueError(
-        f"expected one result per attack, got evaluations of {record.path} with the same "
-        f"episodes and seed that disagree on {what}; delete the outdated file in "
-        f"{record.path / 'evaluations'}"
+        f"expected one result per attack, got evaluations of {record.path} with the same episodes and seed "
+        f"that disagree on {what}; delete the outdated file in {record.path / 'evaluations'}"
     )

@@ -197,23 +197,14 @@ def _limits(budget: Budget) -> str:
 
 @dataclass(frozen=True)
 class Omission:
-    """Evaluations that are left out for one reason.
-
-    Attributes:
-        count: how many: attacks of one size, or protocols.
-        text: which, and why.
-    """
+    """So many evaluations (attacks of one size, or protocols) that are left out for one reason."""
 
     count: int
     text: str
 
 
 def missing_somewhere(faced: Mapping[str, Collection[Key]]) -> tuple[Omission, ...]:
-    """Attacks that only some runs faced, those that the same runs lack together.
-
-    Args:
-        faced: run -> the attacks that it faced.
-    """
+    """Attacks that only some runs faced, those that the same runs lack together; `faced` is by run."""
     keys = list(dict.fromkeys(key for own in faced.values() for key in own))
     sizes: dict[tuple[tuple[str, ...], str, str], list[float]] = defaultdict(list)
     for key in keys:
