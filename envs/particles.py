@@ -108,10 +108,10 @@ class Layout:
         """The number of `bodies` that collide: they come first."""
         return sum(body.collides for body in self.bodies)
 
-    def blocks(self) -> dict[str, tuple[int, ...]]:
-        """Shapes of the blocks of rows, in the order in which they are kept; `relative` is derived."""
+    def blocks(self) -> Iterator[tuple[str, slice, tuple[int, ...]]]:
+        """Name, rows and shape of each block, in the order in which they are kept; `relative` is derived."""
         agents, bodies = len(self.agents), len(self.bodies) + self.markers
-        return {
+        shapes = {
             "position": (2, bodies),
             "velocity": (2, agents),
             "message": (self.message_size, len(self.speakers)),
@@ -119,18 +119,15 @@ class Layout:
             **self.extras,
             "relative": (2, agents, bodies),
         }
-
-    def places(self) -> Iterator[tuple[str, int, tuple[int, ...]]]:
-        """Name, first row and shape of each block."""
         start = 0
-        for name, shape in self.blocks().items():
-            yield name, start, shape
+        for name, shape in shapes.items():
+            yield name, slice(start, start + math.prod(shape)), shape
             start += math.prod(shape)
 
     @property
     def kept(self) -> int:
         """Rows that make up the state; those behind follow from them."""
-        return next(start for name, start, _ in self.places() if name == "relative")
+        return next(rows.start for name, rows, _ in self.blocks() if name == "relative")
 
 
 class RowIndex:
@@ -145,8 +142,7 @@ class RowIndex:
 
     def __init__(self, layout: Layout) -> None:
         numbers = {
-            name: np.arange(start, start + math.prod(shape)).reshape(shape)
-            for name, start, shape in layout.places()
+            name: np.arange(rows.start, rows.stop).reshape(shape) for name, rows, shape in layout.blocks()
         }
         self.position: Index = numbers["position"]
         self.velocity: Index = numbers["velocity"]
@@ -188,9 +184,9 @@ class WorldState:
         self.rows = rows
         self.curriculum_stage = 0
         views = {
-            name: rows[start : start + math.prod(shape)].view(*shape, rows.shape[1])
-            for name, start, shape in layout.places()
-            if start + math.prod(shape) <= len(rows)
+            name: rows[block].view(*shape, rows.shape[1])
+            for name, block, shape in layout.blocks()
+            if block.stop <= len(rows)
         }
         self.position = views["position"]
         self.velocity = views["velocity"]
@@ -215,13 +211,8 @@ class World(WorldState):
     """
 
     def __init__(self, layout: Layout, num_envs: int, *, device: torch.device, dtype: torch.dtype) -> None:
-        last, start, shape = list(layout.places())[-1]
-        assert last == "relative"
-        super().__init__(
-            layout,
-            torch.zeros(start + math.prod(shape), num_envs, device=device, dtype=dtype),
-        )
-        agents, bodies = shape[1:]
+        *_, (_, relative, (_, agents, bodies)) = layout.blocks()
+        super().__init__(layout, torch.zeros(relative.stop, num_envs, device=device, dtype=dtype))
         self.distance = torch.zeros(agents, bodies, num_envs, device=device, dtype=dtype)
         self._agents = self.position[:, :agents]
         self._to, self._from = self.position[:, None], self._agents[:, :, None]

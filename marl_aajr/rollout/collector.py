@@ -12,7 +12,14 @@ from torch import Tensor
 from marl_aajr.rollout.batched_env import BatchedEnv, BatchedStep
 from marl_aajr.rollout.faults import EnvironmentFault
 from marl_aajr.rollout.fragments import EpisodeLog, Episodes, Fragment, ModuleFragment
-from marl_aajr.rollout.rollout_buffer import Decision, PendingDecisions, RolloutBuffer, StepInputs, stacked
+from marl_aajr.rollout.rollout_buffer import (
+    Decision,
+    RolloutBuffer,
+    Row,
+    StepInputs,
+    pending_decisions,
+    stacked,
+)
 
 
 class RolloutPolicies(Protocol):
@@ -175,7 +182,7 @@ class Collector:
         self.groups = agent_groups(env, module_of)
         self.policies = policies
         self._heads: dict[str, StepInputs] = {}
-        self._open: dict[str, PendingDecisions] = {}
+        self._open: dict[str, Row] = {}
         self._known: dict[str, tuple[list[Tensor], bool, bool]] = {}
         self._latest: dict[str, Decision] = {}
 
@@ -229,7 +236,7 @@ class Collector:
         played = over[lead:]
         self._checked.check_finite(parts.values(), lead=lead, position=partial(self._log.position, played))
         episodes = self._log.add(rewards, _acted(parts.values(), lead), played)
-        opened = {module: PendingDecisions.of(part, columns[module].before) for module, part in parts.items()}
+        opened = {module: pending_decisions(part, columns[module].before) for module, part in parts.items()}
         self._open = {module: rows for module, rows in opened.items() if rows is not None}
         return Fragment(parts, self.env.num_envs, steps, over, self.env.phases), episodes
 

@@ -26,8 +26,31 @@ def map_tree(function: Callable[..., Any], tree: Tree, *others: Tree) -> Tree:
     return function(tree, *others)
 
 
+class _Packed:
+    """Travels as arrays: Ray moves those through shared memory uncopied, and pickles tensors bytewise."""
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: map_tree(_to_array, value) for name, value in vars(self).items()}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update({name: map_tree(_to_tensor, value) for name, value in state.items()})
+
+
+def _to_array(value: Any) -> Any:
+    return value.cpu().numpy() if isinstance(value, Tensor) else value
+
+
+def _to_tensor(value: Any) -> Any:
+    if not isinstance(value, np.ndarray):
+        return value
+    with warnings.catch_warnings():
+        # Memory shared through Ray is read-only, and nobody writes into a fragment.
+        warnings.simplefilter("ignore", UserWarning)
+        return torch.from_numpy(value)
+
+
 @dataclass(frozen=True)
-class ModuleFragment:
+class ModuleFragment(_Packed):
     """The observations, actions and rewards of the agents of one module.
 
     Observations are as the module sees them (normalised where a filter is on), actions as it chose them
@@ -93,29 +116,9 @@ class ModuleFragment:
         }
         return replace(self, **changed)
 
-    def __getstate__(self) -> dict[str, Any]:
-        # Ray moves NumPy arrays through shared memory without a copy, and pickles tensors byte by byte.
-        return {name: map_tree(_to_array, value) for name, value in vars(self).items()}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        vars(self).update({name: map_tree(_to_tensor, value) for name, value in state.items()})
-
-
-def _to_array(value: Any) -> Any:
-    return value.cpu().numpy() if isinstance(value, Tensor) else value
-
-
-def _to_tensor(value: Any) -> Any:
-    if not isinstance(value, np.ndarray):
-        return value
-    with warnings.catch_warnings():
-        # Memory shared through Ray is read-only, and nobody writes into a fragment.
-        warnings.simplefilter("ignore", UserWarning)
-        return torch.from_numpy(value)
-
 
 @dataclass(frozen=True)
-class Fragment:
+class Fragment(_Packed):
     """T steps of E copies of an environment, by module.
 
     It answers the questions that RLlib asks of its episodes: `env_steps`, `agent_steps` and its
@@ -177,23 +180,15 @@ class Fragment:
                 f"{self.num_envs}; make it a multiple of {parts}"
             )
         share = self.num_envs // parts
-        bounds = [(i * share, (i + 1) * share) for i in range(parts)]
-        return [self._part(start, stop) for start, stop in bounds]
-
-    def _part(self, start: int, stop: int) -> Fragment:
-        return Fragment(
-            modules={name: part.part(start, stop) for name, part in self.modules.items()},
-            num_envs=stop - start,
-            steps=self.steps,
-            episode_over=self.episode_over[:, start:stop],
-            phases=self.phases,
-        )
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {**vars(self), "episode_over": _to_array(self.episode_over)}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        vars(self).update({**state, "episode_over": _to_tensor(state["episode_over"])})
+        return [
+            replace(
+                self,
+                modules={name: part.part(start, start + share) for name, part in self.modules.items()},
+                num_envs=share,
+                episode_over=self.episode_over[:, start : start + share],
+            )
+            for start in range(0, self.num_envs, share)
+        ]
 
 
 class Episodes(NamedTuple):

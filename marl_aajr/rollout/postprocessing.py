@@ -78,11 +78,11 @@ def gae_of_turns(
         rewards: `[T, ...]`, what the agent was told in each step.
         values: `[T + 1, ...]`, read where `acts`.
         acts: `[T + 1, ...]` bool: there is an observation that the agent must act on.
-        terminated: see `gae`.
-        truncated: see `gae`.
-        final_values: see `gae`.
-        gamma: see `gae`.
-        lambda_: see `gae`.
+        terminated: This and all that follow: see `gae`.
+        truncated: `[T, ...]` bool.
+        final_values: `[T, ...]`.
+        gamma: Discount.
+        lambda_: λ.
 
     Returns:
         Advantages `[T, ...]`, 0 where there is no sample, and where there is one, `[T, ...]` bool.

@@ -66,53 +66,38 @@ class StepInputs(NamedTuple):
         return self.obs.flatten(0, 1), mask, None if self.all_act else self.acts.flatten()
 
 
-class PendingDecisions(NamedTuple):
-    """Decisions whose outcome was still open when a fragment ended: one row `[G, E, ...]` of each column.
+Row = dict[str, Any]
+"""One row `[G, E, ...]` of each column, by name, with the recurrent `state` before it."""
 
-    `rewards` is what the agents were told since, if anything.
+
+def pending_decisions(part: ModuleFragment, state: Tree | None) -> Row | None:
+    """The decisions whose outcome was still open when a fragment ended; None where there are none.
+
+    Args:
+        part: The fragment.
+        state: Recurrent state before each agent's latest decision, `[G, E, ...]`.
+
+    Returns:
+        The decisions of the agents in `acts`; `rewards` is what they were told since, if anything.
     """
+    if part.acts is None:
+        return None
+    count = torch.arange(1, part.steps + 1, device=part.acts.device)[:, None, None]
+    decided = (part.acts[:-1] * count).amax(0)
+    ended = ((part.terminated | part.truncated) * count).amax(0)
+    acts = (decided > ended) & ~part.acts[-1]
+    if not bool(acts.any()):
+        return None
+    at = (decided - 1).clamp(min=0)
 
-    acts: Tensor
-    obs: Tensor
-    mask: Tensor | None
-    actions: Tensor
-    log_probs: Tensor
-    inputs: Tensor
-    rewards: Tensor
-    state: Tree | None = None
-
-    @classmethod
-    def of(cls, part: ModuleFragment, state: Tree | None) -> PendingDecisions | None:
-        """The open decisions of a fragment; None where there are none.
-
-        Args:
-            part: The fragment.
-            state: Recurrent state before each agent's latest decision, `[G, E, ...]`.
-        """
-        if part.acts is None:
+    def row(column: Tensor | None) -> Tensor | None:
+        if column is None:
             return None
-        count = torch.arange(1, part.steps + 1, device=part.acts.device)[:, None, None]
-        decided = (part.acts[:-1] * count).amax(0)
-        ended = ((part.terminated | part.truncated) * count).amax(0)
-        acts = (decided > ended) & ~part.acts[-1]
-        if not bool(acts.any()):
-            return None
-        at = (decided - 1).clamp(min=0)
+        return column.take_along_dim(at.view(1, *at.shape, *[1] * (column.ndim - 3)), 0)[0]
 
-        def row(column: Tensor) -> Tensor:
-            index = at.view(1, *at.shape, *[1] * (column.ndim - 3))
-            return column.take_along_dim(index, 0)[0]
-
-        return cls(
-            acts=acts,
-            obs=row(part.obs),
-            mask=None if part.mask is None else row(part.mask),
-            actions=row(part.actions),
-            log_probs=row(part.log_probs),
-            inputs=row(part.inputs),
-            rewards=part.rewards.masked_fill(count <= at, 0.0).sum(0),
-            state=state,
-        )
+    rewards = part.rewards.masked_fill(count <= at, 0.0).sum(0)
+    columns = {name: row(getattr(part, name)) for name in ("obs", "mask", *_PER_STEP)}
+    return {**columns, "acts": acts, "rewards": rewards, "state": state}
 
 
 class RolloutBuffer:
@@ -121,8 +106,8 @@ class RolloutBuffer:
     Args:
         agents: The G agents.
         steps: T, the rows.
-        opened: Decisions that the last fragment left open; they become the first row. Where other modules
-            have some and this one has not, the first row stays empty.
+        opened: Decisions that the last fragment left open (`pending_decisions`); they become the first row.
+            Where other modules have some and this one has not, the first row stays empty.
         sequence: L, if the module is recurrent: states before steps 0, L, 2 L, ... are kept.
 
     Attributes:
@@ -133,14 +118,14 @@ class RolloutBuffer:
         self,
         agents: tuple[str, ...],
         steps: int,
-        opened: PendingDecisions | None,
+        opened: Row | None,
         sequence: int | None = None,
     ) -> None:
         self._agents = agents
         self._steps = steps
-        self._opened = opened
+        self._opened = opened or {}
         self._sequence = sequence
-        self.before: Tree | None = None if opened is None else opened.state
+        self.before: Tree | None = self._opened.get("state")
         self._columns: dict[str, Tensor] = {}
         self._finals: dict[int, Mapping[str, Tensor]] = {}
         self._states: list[Tree] = []
@@ -201,9 +186,9 @@ class RolloutBuffer:
     def _remember(self, t: int, head: StepInputs, state: Tree) -> None:
         assert self._sequence is not None
         if not self._states:
-            opened = self._opened
             # Row 0 may be decisions that were open: then it is the state before them.
-            self._states.append(state if opened is None else _choose(opened.acts, opened.state, state))
+            opened = self._opened
+            self._states.append(_choose(opened["acts"], opened["state"], state) if opened else state)
         if t and t % self._sequence == 0:
             self._states.append(state)
         self.before = state if head.all_act else _choose(head.acts, state, self.before)
@@ -223,9 +208,8 @@ class RolloutBuffer:
             new[name] = head.obs.new_empty((steps, *shape), dtype=dtype)
         if lead:
             self._all_act = False
-            row: dict[str, Any] = {} if self._opened is None else self._opened._asdict()
             for name, column in new.items():
-                value = row.get(name)
+                value = self._opened.get(name)
                 column[0] = 0 if value is None else value
 
 
