@@ -138,14 +138,17 @@ class SquareAttack(Attack):
         objective = self.objective_for(policy.distribution)
         g = objective.bind(policy, self.clean(policy, obs, policy(obs)))
         worst, value = torch.zeros_like(obs), g(obs)
-        delta = self._corner(obs, generator)
+        free = self._free(obs)
+        delta = self._redraw(torch.zeros_like(obs), obs, free, obs.shape[-1], generator)
         for query in range(self.queries):
             tried = g(obs + delta)
             # Ties are taken while nothing has been found: on a plateau the search must keep moving.
             worse = tried >= value
             worst = torch.where(worse.unsqueeze(-1), delta, worst)
             value = torch.where(worse, tried, value)
-            delta = self._mutate(worst, obs, self._features(query + 1, obs.shape[-1]), generator)
+            features = min(self._features(query + 1, obs.shape[-1]), len(free))
+            order = torch.rand(len(obs), len(free), generator=generator, device=obs.device)
+            delta = self._redraw(worst, obs, free[order.topk(features).indices], 1, generator)
         return worst
 
     def _features(self, query: int, features: int) -> int:
@@ -155,15 +158,6 @@ class SquareAttack(Attack):
             if query * 10_000 > after * self.queries:
                 share /= 2
         return max(1, round(share * features))
-
-    def _corner(self, obs: Tensor, generator: torch.Generator) -> Tensor:
-        return self._redraw(torch.zeros_like(obs), obs, self._free(obs), obs.shape[-1], generator)
-
-    def _mutate(self, delta: Tensor, obs: Tensor, features: int, generator: torch.Generator) -> Tensor:
-        free = self._free(obs)
-        features = min(features, len(free))
-        order = torch.rand(len(obs), len(free), generator=generator, device=obs.device)
-        return self._redraw(delta, obs, free[order.topk(features).indices], 1, generator)
 
     def _free(self, obs: Tensor) -> Tensor:
         """Indices of the features that may be touched."""

@@ -68,7 +68,10 @@ def make_regularizer(name: str, **settings: Any) -> Regularizer:
     cls = REGULARIZERS[name]
     check_settings(name, cls, settings)
     if cls is Sum:
-        return Sum(members=tuple(_member(member) for member in settings["members"]))
+        if unnamed := [m for m in settings["members"] if isinstance(m, Mapping) and "name" not in m]:
+            raise ValueError(f"expected a name in every member of a sum, got {dict(unnamed[0])}")
+        members = (make_regularizer(**m) if isinstance(m, Mapping) else m for m in settings["members"])
+        return Sum(members=tuple(members))
     return cls(**settings)
 
 
@@ -78,11 +81,3 @@ def settings_of(regularizer: Regularizer) -> dict[str, Any]:
         return {"name": Sum.name, "members": [settings_of(member) for member in regularizer.members]}
     fields = dataclasses.fields(regularizer)  # type: ignore[arg-type]
     return {"name": regularizer.name, **{field.name: getattr(regularizer, field.name) for field in fields}}
-
-
-def _member(member: Any) -> Any:
-    if isinstance(member, Mapping):
-        if "name" not in member:
-            raise ValueError(f"expected a name in every member of a sum, got {dict(member)}")
-        return make_regularizer(**member)
-    return member

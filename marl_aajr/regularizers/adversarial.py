@@ -150,39 +150,40 @@ class Adversarial(Perturbing):
         self.adversary.check(distribution)
         require(self.adversary.needs, offers, f"the objective {self.adversary}")
 
-    def attack(
-        self,
-        sample: Sample,
-        context: Context,
-        *,
-        start: Tensor | None = None,
-        gradient_noise: Callable[[int], Tensor] | None = None,
-    ) -> Trajectory:
-        """The adversarial trajectory from the rows of a sample; `start` and `gradient_noise` as for `ascend`.
+    def attack(self, sample: Sample, context: Context) -> Trajectory:
+        """The adversarial trajectory from the rows of a sample.
 
         g(δ_K), one pass without a graph, is a part of it for every method: what an adversary has gained
         means the same in all of their metrics.
         """
-        perturbations, objective = self.perturbations(context.timestep), self.adversary
+        return ascend(
+            sample.policy,
+            sample.obs,
+            self.adversary,
+            self.perturbations(context.timestep),
+            steps=self.steps,
+            step_size=self.step_size_at(context.timestep),
+            step=self.step,
+            start=self.starting_points(sample, context),
+            clean=sample.clean,
+            gradient_noise=self.gradient_noise(sample, context),
+            check=context.check,
+        )
 
-        def first(obs: Tensor) -> Tensor:
+    def starting_points(self, sample: Sample, context: Context) -> Tensor:
+        """δ_0 of each row, `[B, ..., d]`."""
+        objective, perturbations = self.adversary, self.perturbations(context.timestep)
+
+        def draw(obs: Tensor) -> Tensor:
             return starting_point(
                 obs, objective, perturbations, start=self.start, generator=context.generator
             )
 
-        return ascend(
-            sample.policy,
-            sample.obs,
-            objective,
-            perturbations,
-            steps=self.steps,
-            step_size=self.step_size_at(context.timestep),
-            step=self.step,
-            start=sample.draw(first) if start is None else start,
-            clean=sample.clean,
-            gradient_noise=gradient_noise,
-            check=context.check,
-        )
+        return sample.draw(draw)
+
+    def gradient_noise(self, sample: Sample, context: Context) -> Callable[[int], Tensor] | None:
+        """The noise on the gradient of step t; None: none."""
+        return None
 
     def step_size_at(self, timestep: float) -> float | Literal["auto"]:
         """η in the units of the observations."""

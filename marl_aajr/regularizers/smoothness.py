@@ -17,7 +17,7 @@ from typing import ClassVar, Literal, get_args
 import torch
 from torch import Tensor
 
-from marl_aajr.core.ascent import AUTO, Trajectory
+from marl_aajr.core.ascent import AUTO
 from marl_aajr.core.checks import Schedule, one_of, value_at
 from marl_aajr.core.distributions import ActionDistribution, DiagGaussian
 from marl_aajr.core.jacobian import check_output_map, safe_sqrt, squared_distance
@@ -129,28 +129,23 @@ class SmoothPolicy(Smoothness):
     def adversary(self) -> Objective:
         return ActionDifference()
 
-    def attack(
-        self,
-        sample: Sample,
-        context: Context,
-        *,
-        start: Tensor | None = None,
-        gradient_noise: Callable[[int], Tensor] | None = None,
-    ) -> Trajectory:
-        if not self.langevin:
-            return super().attack(sample, context, start=start, gradient_noise=gradient_noise)
+    def starting_points(self, sample: Sample, context: Context) -> Tensor:
+        if not self.langevin or self.start is not None:
+            return super().starting_points(sample, context)
         size = self.step_size_at(context.timestep)
         assert not isinstance(size, str)
+        return size * _normal(sample, context).sign()
 
-        def normal(obs: Tensor) -> Tensor:
-            return torch.empty_like(obs).normal_(generator=context.generator)
+    def gradient_noise(self, sample: Sample, context: Context) -> Callable[[int], Tensor] | None:
+        size = self.step_size_at(context.timestep)
+        if not self.langevin or isinstance(size, str):
+            return None
+        scale = _LANGEVIN_BATCH * sqrt(2 * size * _LANGEVIN_BETA)
+        return lambda t: scale / (t + 2) * _normal(sample, context)
 
-        def langevin(t: int) -> Tensor:
-            return _LANGEVIN_BATCH * sqrt(2 * size * _LANGEVIN_BETA) / (t + 2) * sample.draw(normal)
 
-        if start is None and self.start is None:
-            start = size * sample.draw(normal).sign()
-        return super().attack(sample, context, start=start, gradient_noise=langevin)
+def _normal(sample: Sample, context: Context) -> Tensor:
+    return sample.draw(lambda obs: torch.empty_like(obs).normal_(generator=context.generator))
 
 
 _LANGEVIN_BETA = 1e-5
