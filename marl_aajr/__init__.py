@@ -20,79 +20,46 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from marl_aajr.attacks import Attack, make_attack
-    from marl_aajr.evaluation.evaluate import evaluate
-    from marl_aajr.pettingzoo import attacked, with_agents
-    from marl_aajr.regularizers import (
-        AAJR,
-        ERNIE,
-        AdversarialTraining,
-        Frobenius,
-        NoiseAugmentation,
-        RandomDirection,
-        Regularizer,
-        SmoothPolicy,
-        Spectral,
-        SpectralNormalization,
-        make_regularizer,
-    )
-    from marl_aajr.report import compare
-    from marl_aajr.rllib import fast, register, robustify, robustify_policy
-    from marl_aajr.training.trainer import train
-    from marl_aajr.victims import Victim
+    from marl_aajr.attacks import Attack as Attack
+    from marl_aajr.attacks import make_attack as make_attack
+    from marl_aajr.evaluation.evaluate import evaluate as evaluate
+    from marl_aajr.pettingzoo import attacked as attacked
+    from marl_aajr.pettingzoo import with_agents as with_agents
+    from marl_aajr.regularizers import AAJR as AAJR
+    from marl_aajr.regularizers import ERNIE as ERNIE
+    from marl_aajr.regularizers import AdversarialTraining as AdversarialTraining
+    from marl_aajr.regularizers import Frobenius as Frobenius
+    from marl_aajr.regularizers import NoiseAugmentation as NoiseAugmentation
+    from marl_aajr.regularizers import RandomDirection as RandomDirection
+    from marl_aajr.regularizers import Regularizer as Regularizer
+    from marl_aajr.regularizers import SmoothPolicy as SmoothPolicy
+    from marl_aajr.regularizers import Spectral as Spectral
+    from marl_aajr.regularizers import SpectralNormalization as SpectralNormalization
+    from marl_aajr.regularizers import make_regularizer as make_regularizer
+    from marl_aajr.report import compare as compare
+    from marl_aajr.rllib import fast as fast
+    from marl_aajr.rllib import register as register
+    from marl_aajr.rllib import robustify as robustify
+    from marl_aajr.rllib import robustify_policy as robustify_policy
+    from marl_aajr.training.trainer import train as train
+    from marl_aajr.victims import Victim as Victim
 
 __version__ = "0.1.0"
 
 _HOMES = {
-    "attacks": ("Attack", "make_attack"),
-    "evaluation": ("evaluate",),
-    "pettingzoo": ("attacked", "with_agents"),
-    "regularizers": (
-        "AAJR",
-        "ERNIE",
-        "AdversarialTraining",
-        "Frobenius",
-        "NoiseAugmentation",
-        "RandomDirection",
-        "Regularizer",
-        "SmoothPolicy",
-        "Spectral",
-        "SpectralNormalization",
-        "make_regularizer",
-    ),
-    "report": ("compare",),
-    "rllib": ("fast", "register", "robustify", "robustify_policy"),
-    "training.trainer": ("train",),
-    "victims": ("Victim",),
+    "attacks": "Attack make_attack",
+    "evaluation": "evaluate",
+    "pettingzoo": "attacked with_agents",
+    "regularizers": "AAJR ERNIE AdversarialTraining Frobenius NoiseAugmentation RandomDirection Regularizer "
+    "SmoothPolicy Spectral SpectralNormalization make_regularizer",
+    "report": "compare",
+    "rllib": "fast register robustify robustify_policy",
+    "training.trainer": "train",
+    "victims": "Victim",
 }
-_HOME_OF = {name: f"{__name__}.{home}" for home, names in _HOMES.items() for name in names}
+_HOME_OF = {name: f"{__name__}.{home}" for home, names in _HOMES.items() for name in names.split()}
 
-__all__ = [
-    "AAJR",
-    "ERNIE",
-    "AdversarialTraining",
-    "Attack",
-    "Frobenius",
-    "NoiseAugmentation",
-    "RandomDirection",
-    "Regularizer",
-    "SmoothPolicy",
-    "Spectral",
-    "SpectralNormalization",
-    "Victim",
-    "__version__",
-    "attacked",
-    "compare",
-    "evaluate",
-    "fast",
-    "make_attack",
-    "make_regularizer",
-    "register",
-    "robustify",
-    "robustify_policy",
-    "train",
-    "with_agents",
-]
+__all__ = ["__version__", *_HOME_OF]  # noqa: PLE0604
 
 
 def __getattr__(name: str) -> Any:

@@ -10,7 +10,6 @@ parallel and AEC environments and return the same kind.
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass
 from typing import Any, Literal, TypeVar, cast
 
 from pettingzoo.utils.env import AECEnv, ParallelEnv
@@ -20,7 +19,7 @@ from marl_aajr.attacks import Attack
 from marl_aajr.core.checks import one_of
 from marl_aajr.evaluation.observation_attacker import ObservationAttacker, StepGenerators
 from marl_aajr.victims import Victim
-from marl_aajr.victims.spaces import check_match
+from marl_aajr.victims.spaces import AgentSpaces, check_match
 
 Env = TypeVar("Env")
 """A ParallelEnv or an AECEnv."""
@@ -67,11 +66,10 @@ def attacked(
     chosen = everybody if agents is None else list(agents)
     for agent in chosen:
         one_of("agents", agent, everybody)
-    check_match(victim, _AgentSpaces.of(env, chosen))
+    check_match(victim, AgentSpaces.of(env, chosen))
     attacker = ObservationAttacker(attack, victim, chosen, epsilon=epsilon, units=units, seed=seed)
-    if isinstance(env, ParallelEnv):
-        return cast(Env, _AttackedParallel(env, attacker))
-    return cast(Env, _AttackedAEC(env, attacker))
+    kind = _AttackedParallel if isinstance(env, ParallelEnv) else _AttackedAEC
+    return cast(Env, kind(env, attacker))
 
 
 def with_agents(env: Env, players: Mapping[str, Victim], *, sampled: bool = False, seed: int = 0) -> Env:
@@ -97,13 +95,11 @@ def with_agents(env: Env, players: Mapping[str, Victim], *, sampled: bool = Fals
     everybody = _agents(env)
     for agent, victim in players.items():
         one_of("players", agent, everybody)
-        check_match(victim, _AgentSpaces.of(env, [agent]), what=f"a victim for {agent!r}")
+        check_match(victim, AgentSpaces.of(env, [agent]), what=f"a victim for {agent!r}")
     if set(players) >= set(everybody):
         raise ValueError("expected agents that are left to play, got victims for all; use evaluate instead")
-    frozen = _Players(players, StepGenerators(seed) if sampled else None)
-    if isinstance(env, ParallelEnv):
-        return cast(Env, _PlayedParallel(env, frozen))
-    return cast(Env, _PlayedAEC(env, frozen))
+    kind = _PlayedParallel if isinstance(env, ParallelEnv) else _PlayedAEC
+    return cast(Env, kind(env, players, StepGenerators(seed) if sampled else None))
 
 
 def _agents(env: Any) -> list[str]:
@@ -113,27 +109,6 @@ def _agents(env: Any) -> list[str]:
             "RLlib become one by marl_aajr.rollout.adapters.to_pettingzoo"
         )
     return list(env.possible_agents)
-
-
-@dataclass(frozen=True)
-class _AgentSpaces:
-    """Some agents of an environment, and their spaces."""
-
-    possible_agents: tuple[str, ...]
-    observation_spaces: dict[str, Any]
-    action_spaces: dict[str, Any]
-
-    @classmethod
-    def of(cls, env: Any, agents: Collection[str]) -> _AgentSpaces:
-        observed = {agent: env.observation_space(agent) for agent in agents}
-        return cls(
-            tuple(agents),
-            {
-                agent: getattr(space, "spaces", {}).get("observation", space)
-                for agent, space in observed.items()
-            },
-            {agent: env.action_space(agent) for agent in agents},
-        )
 
 
 class _Attacked:
@@ -177,79 +152,69 @@ class _AttackedAEC(_Attacked, BaseWrapper[str, Any, Any]):
         self.env.step(action)
 
 
-class _Players:
-    """Frozen victims that play some agents of one game, and what they remember of it."""
+class _Played:
+    """What the environments of both kinds share in which victims play; a wrapper stands behind it."""
 
-    def __init__(self, players: Mapping[str, Victim], generators: StepGenerators | None) -> None:
-        self.players = dict(players)
+    env: Any
+
+    def __init__(self, env: Any, players: Mapping[str, Victim], generators: StepGenerators | None) -> None:
+        super().__init__(env)  # type: ignore[call-arg]
+        self.possible_agents = [agent for agent in env.possible_agents if agent not in players]
+        self._players = dict(players)
         self._generators = generators
-        self.begin(None)
+        self._begin(None)
 
-    def begin(self, seed: int | None) -> None:
+    @property
+    def agents(self) -> list[str]:
+        return [agent for agent in self.env.agents if agent not in self._players]
+
+    def _begin(self, seed: int | None) -> None:
         """An episode begins."""
-        self._memories = {id(victim): victim.memory() for victim in self.players.values()}
+        self._earned: dict[str, float] = {}
+        self._memories = {id(victim): victim.memory() for victim in self._players.values()}
         if self._generators is not None:
             self._generators.begin(seed)
 
-    def act(self, agent: str, seen: Any) -> Any:
-        """The action of one of them."""
-        victim, generator = self.players[agent], None
+    def _act(self, agent: str, seen: Any) -> Any:
+        """The action of one of the victims."""
+        victim, generator = self._players[agent], None
         if self._generators is not None:
-            generator = self._generators.of(list(self.players).index(agent))
+            generator = self._generators.of(list(self._players).index(agent))
             self._generators.proceed()
         return victim.act({agent: seen}, generator=generator, memory=self._memories[id(victim)])[agent]
 
-    def others(self, values: Mapping[str, Any]) -> dict[str, Any]:
-        """Without what belongs to the players."""
-        return {agent: value for agent, value in values.items() if agent not in self.players}
+    def _others(self, values: Mapping[str, Any]) -> dict[str, Any]:
+        """Without what belongs to the victims."""
+        return {agent: value for agent, value in values.items() if agent not in self._players}
 
 
-class _PlayedParallel(BaseParallelWrapper[str, Any, Any]):
-    def __init__(self, env: Any, players: _Players) -> None:
-        super().__init__(env)
-        self._players = players
-        self.possible_agents = [agent for agent in env.possible_agents if agent not in players.players]
-        self._obs: dict[str, Any] = {}
-
-    @property
-    def agents(self) -> list[str]:
-        return [agent for agent in self.env.agents if agent not in self._players.players]
+class _PlayedParallel(_Played, BaseParallelWrapper[str, Any, Any]):
+    _obs: Mapping[str, Any]
 
     def reset(self, seed: int | None = None, options: dict[str, Any] | None = None) -> Any:
         self._obs, infos = self.env.reset(seed=seed, options=options)
-        self._players.begin(seed)
-        return self._players.others(self._obs), self._players.others(infos)
+        self._begin(seed)
+        return self._others(self._obs), self._others(infos)
 
     def step(self, actions: dict[str, Any]) -> Any:
-        here = [agent for agent in self.env.agents if agent in self._players.players]
-        played = {agent: self._players.act(agent, self._obs[agent]) for agent in here}
+        here = [agent for agent in self.env.agents if agent in self._players]
+        played = {agent: self._act(agent, self._obs[agent]) for agent in here}
         self._obs, *rest = self.env.step({**actions, **played})
-        return tuple(self._players.others(part) for part in (self._obs, *rest))
+        return tuple(self._others(part) for part in (self._obs, *rest))
 
 
-class _PlayedAEC(BaseWrapper[str, Any, Any]):
-    def __init__(self, env: Any, players: _Players) -> None:
-        super().__init__(env)
-        self._players = players
-        self.possible_agents = [agent for agent in env.possible_agents if agent not in players.players]
-        self._earned: dict[str, float] = {}
-
-    @property
-    def agents(self) -> list[str]:
-        return [agent for agent in self.env.agents if agent not in self._players.players]
-
+class _PlayedAEC(_Played, BaseWrapper[str, Any, Any]):
     @property
     def rewards(self) -> dict[str, float]:
         return {agent: self._earned.get(agent, 0.0) for agent in self.agents}
 
     def __getattr__(self, name: str) -> Any:
         value = super().__getattr__(name)
-        return self._players.others(value) if name in ("terminations", "truncations", "infos") else value
+        return self._others(value) if name in ("terminations", "truncations", "infos") else value
 
     def reset(self, seed: int | None = None, options: dict[str, Any] | None = None) -> None:
         self.env.reset(seed=seed, options=options)
-        self._players.begin(seed)
-        self._earned = {}
+        self._begin(seed)
         self._move()
 
     def step(self, action: Any) -> None:
@@ -259,9 +224,9 @@ class _PlayedAEC(BaseWrapper[str, Any, Any]):
 
     def _move(self) -> None:
         """Let the victims play until it is somebody else's turn."""
-        while self.agents and (agent := self.env.agent_selection) in self._players.players:
+        while self.agents and (agent := self.env.agent_selection) in self._players:
             out = self.env.terminations[agent] or self.env.truncations[agent]
-            self._take(None if out else self._players.act(agent, self.env.observe(agent)))
+            self._take(None if out else self._act(agent, self.env.observe(agent)))
 
     def _take(self, action: Any) -> None:
         self.env.step(action)

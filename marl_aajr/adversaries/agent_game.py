@@ -42,12 +42,9 @@ class AgentGame(VictimGame):
     """E copies of an environment, as its adversarial agents see it; see `VictimGame`.
 
     Args:
-        env: the copies that the victims play.
-        victim: plays all other agents.
-        team: the victims' side.
+        env: see `VictimGame`, as for `victim`, `team` and `sampled`.
         agents: the agents that the learners play.
         pays: `"loss"`: minus what the team earns, in equal parts; `"own"`: each what it earns itself.
-        sampled: whether the victims sample their actions or take the most likely ones.
         loyal: let the victims play all agents, whatever the learners do: for reference.
 
     Raises:
@@ -80,15 +77,12 @@ class AgentGame(VictimGame):
         self.pays, self.loyal = pays, loyal
 
     def observe(self, obs: Mapping[str, Tensor], active: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """What the agents themselves see."""
         return {agent: obs[agent].clone() for agent in self.possible_agents}
 
     def play(self, actions: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """The players' own actions."""
         return {} if self.loyal else dict(actions)
 
     def pay(self, step: BatchedStep) -> Tensor:
-        """Their own rewards or the victims' loss, `[players, E]`."""
         if self.pays == "loss":
             return super().pay(step)
         return torch.stack([step.rewards[agent] for agent in self.possible_agents])

@@ -23,6 +23,7 @@ from marl_aajr.adversaries.observation_game import GAME, ObservationThreat
 from marl_aajr.adversaries.request import AdversaryRequest
 from marl_aajr.adversaries.store import KEPT, RECORD
 from marl_aajr.attacks import Access, Attack
+from marl_aajr.core.checks import one_of
 from marl_aajr.core.policy import Policy
 from marl_aajr.rollout.batched_env import BatchedEnv
 from marl_aajr.training.run_directory import RunDirectory
@@ -158,14 +159,11 @@ class LearnedAttack(FittedAttack):
         return replace(self, **{name: getattr(found, name) for name in names})
 
     def against(self, victim: Victim, agent: str) -> Attack:
-        if self._adversaries is None:
-            raise self.unfitted
+        adversaries, _ = self._required()
         self.check_victims(victim)
-        if agent not in self._adversaries.agents:
-            raise ValueError(
-                f"expected an agent that {self.adversary or self.name} was trained to attack, out of "
-                f"{', '.join(self._adversaries.agents)}; got {agent!r}"
-            )
+        one_of(
+            f"an agent that {self.adversary or self.name} was trained to attack", agent, adversaries.agents
+        )
         return replace(self, _agent=agent)
 
     def check_victims(self, victim: Victim) -> None:
@@ -182,16 +180,9 @@ class LearnedAttack(FittedAttack):
     ) -> Mapping[str, Tensor]:
         adversaries, policy = self._required()
         like = next(iter(seen.values()))
-        everybody = {
-            agent: seen[agent]
-            if agent in seen
-            else like.new_zeros(len(like), features(adversaries.victim, agent))
-            for agent in adversaries.agents
-        }
-        actions = {
-            name: policy.greedy(name, policy.policy(name)(obs))
-            for name, obs in adversaries.observe(everybody).items()
-        }
+        nothing = {a: like.new_zeros(len(like), features(adversaries.victim, a)) for a in adversaries.agents}
+        obs = adversaries.observe(nothing | dict(seen))
+        actions = {name: policy.greedy(name, policy.policy(name)(own)) for name, own in obs.items()}
         return adversaries.split(actions, self.perturbations)
 
     def with_actions(self, actions: Tensor) -> Attack:

@@ -66,20 +66,17 @@ class ObservationAdversaries:
     @property
     def observation_spaces(self) -> dict[str, spaces.Box]:
         """The observation space of each adversary."""
-        extra = len(self.agents) if self._tells_agent else 0
-        widths = {
-            name: sum(features(self.victim, agent) for agent in agents) + extra
-            for name, agents in self.agents_of.items()
-        }
-        return {name: spaces.Box(-np.inf, np.inf, (width,), np.float32) for name, width in widths.items()}
+        found = {}
+        for name, agents in self.agents_of.items():
+            width = sum(features(self.victim, agent) for agent in agents)
+            width += len(self.agents) if self._tells_agent else 0
+            found[name] = spaces.Box(-np.inf, np.inf, (width,), np.float32)
+        return found
 
     @property
     def action_spaces(self) -> dict[str, Space[Any]]:
         """The action space of each adversary: the actions for its agents side by side."""
-        return {
-            name: side_by_side([self._space(agent) for agent in agents])
-            for name, agents in self.agents_of.items()
-        }
+        return {p: side_by_side([self._space(a) for a in agents]) for p, agents in self.agents_of.items()}
 
     def observe(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """What each adversary observes, `[E, w]`.
@@ -89,11 +86,8 @@ class ObservationAdversaries:
         """
         if self.joint:
             return {ADVERSARY: torch.cat([inputs[agent] for agent in self.agents], -1)}
-        return {
-            adversary_of(agent): self._with_agent(agent, inputs[agent])
-            for agent in self.agents
-            if agent in inputs
-        }
+        present = [agent for agent in self.agents if agent in inputs]
+        return {adversary_of(agent): self._with_agent(agent, inputs[agent]) for agent in present}
 
     def split(self, actions: Mapping[str, Tensor], perturbations: PerturbationSet) -> dict[str, Tensor]:
         """The actions for each agent, `[E, c]`, held to one budget where the adversary is joint.

@@ -40,10 +40,7 @@ class ObservationThreat(Threat):
     Attributes:
         epsilon: radius of the perturbation set.
         norm: `"linf"` or `"l2"`.
-        mask: see `PerturbationSet`; one for all agents.
-        scale: see `PerturbationSet`.
-        low: see `PerturbationSet`.
-        high: see `PerturbationSet`.
+        mask: one for all agents; see `PerturbationSet`, as for `scale`, `low` and `high`.
         scales: ε by agent as a multiple of `epsilon`; absent: 1.
         units: `"raw"` (of the environment's observations) or `"network"` (behind the observation filter).
         joint: one adversary for all of them with one budget; see `ObservationAdversaries`.
@@ -98,10 +95,9 @@ class ObservationGame(VictimGame):
     """The game of adversaries that choose what some agents are shown.
 
     Args:
-        env: the copies that the victims play.
+        env: see `VictimGame`, as for `sampled`.
         adversaries: what they observe, and how their actions perturb.
         sets: Δ of each attacked agent, in the units of its network.
-        sampled: whether the victims sample their actions.
     """
 
     def __init__(
@@ -129,7 +125,6 @@ class ObservationGame(VictimGame):
         )
 
     def observe(self, obs: Mapping[str, Tensor], active: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """What the attacked agents' networks truly receive; see `ObservationAdversaries.observe`."""
         return self.adversaries.observe(
             {
                 agent: self.victim.inputs(agent, obs[agent]) * active[agent].unsqueeze(-1)
@@ -138,7 +133,6 @@ class ObservationGame(VictimGame):
         )
 
     def show(self, batch: DecisionBatch, actions: Mapping[str, Tensor]) -> Tensor:
-        """s + δ for attacked agents."""
         own = self.sets.get(batch.agent)
         if own is None:
             return batch.inputs
@@ -148,13 +142,7 @@ class ObservationGame(VictimGame):
 
 
 class AttackedBatch(NamedTuple):
-    """The decisions of some agents with one policy in one step, as PGD attacked them.
-
-    Attributes:
-        batch: their decisions, on the true network inputs s, `[B, d]`.
-        outputs: what PGD made of the policy's outputs, `[B, m]`.
-        perturbations: Δ.
-    """
+    """Decisions on the true network inputs s, and what PGD, within Δ, made of their outputs, `[B, m]`."""
 
     batch: DecisionBatch
     outputs: Tensor
@@ -163,10 +151,6 @@ class AttackedBatch(NamedTuple):
 
 class PGDGame(ObservationGame):
     """A game with PGD in the place of its adversaries, whose actions do not count.
-
-    Args:
-        game: the game.
-        generator: of PGD's starts.
 
     Attributes:
         attacked: what PGD did since the list was last emptied.
@@ -178,7 +162,6 @@ class PGDGame(ObservationGame):
         self.attacked: list[AttackedBatch] = []
 
     def show(self, batch: DecisionBatch, actions: Mapping[str, Tensor]) -> Tensor:
-        """What PGD makes of the victims' inputs."""
         own = self.sets.get(batch.agent)
         if own is None:
             return batch.inputs

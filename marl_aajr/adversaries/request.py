@@ -190,11 +190,7 @@ class AdversaryRequest(Section):
         return self.changed(agents=agents, env_steps=self.steps, search=self.tries)
 
     def threat_to(self, victims: Path) -> Threat:
-        """The settings of its game.
-
-        Args:
-            victims: their run, or the folder of a saved victim.
-        """
+        """The settings of its game against the victims of a run, or those saved in a folder."""
         settings = {"kind": self.kind, "actions": self.actions, **self.threat}
         if not self.observes:
             return AgentThreat.against(victims, agents=self.agents and list(self.agents), **settings)

@@ -53,9 +53,9 @@ def find_finished(home: Path, request: AdversaryRequest, *, digest: str) -> Path
     what each earned on its own selection episodes.
 
     Args:
-        home: the victims' run.
+        home: the run of the victims, whose `marl_aajr.victims.fingerprint` is `digest`.
         request: what is asked for, its agents named.
-        digest: the victims' `marl_aajr.victims.fingerprint`.
+        digest: see `home`.
     """
     earned: dict[Path, float] = {}
     for record in sorted((home / ADVERSARIES).glob(f"*/{RECORD}")):
@@ -137,12 +137,7 @@ Act = Callable[[Mapping[str, Tensor]], dict[str, Tensor]]
 
 
 class SelectionEpisodes:
-    """The game of a run, played for 100 episodes that are the same for every adversary.
-
-    Args:
-        config: of the run.
-        seed: what the episodes' own seed is derived from.
-    """
+    """The game of a run, played for 100 episodes of a derived seed, the same for every adversary."""
 
     def __init__(self, config: RunConfig, *, seed: int) -> None:
         self._config = config

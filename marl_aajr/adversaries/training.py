@@ -5,28 +5,15 @@ from __future__ import annotations
 import json
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from marl_aajr.adversaries import store
 from marl_aajr.adversaries.game_settings import victim_folder
 from marl_aajr.adversaries.observation_game import ObservationThreat
 from marl_aajr.adversaries.request import SEARCH_SHARE, AdversaryRequest
-from marl_aajr.adversaries.store import (
-    EPISODES,
-    RECORD,
-    REQUEST,
-    WARM,
-    SelectionEpisodes,
-    default_folder,
-    find_finished,
-    is_begun,
-    is_finished,
-    request_of,
-    search_folder,
-    unfinished_folder,
-)
 from marl_aajr.adversaries.warm_start import warm_start
 from marl_aajr.core.seeds import one_torch_thread
 from marl_aajr.training.cluster import ray_for
@@ -74,12 +61,13 @@ def train_adversary(
         >>> train_adversary("runs/team", kind="sa-rl", epsilon=0.1)
     """
     request, victims = validated(AdversaryRequest, asked), Path(victim_run)
-    folder = default_folder(victims, request) if out is None else Path(out)
+    folder = store.default_folder(victims, request) if out is None else Path(out)
     request = request.settled(victims)
     config = request.config(victims)
     training = _Training(request, victims, folder, config, on_iteration, should_stop, on_phase)
     training.prepare(resume=resume, overwrite=overwrite)
-    training.run()
+    with one_torch_thread(), ray_for(config.resources):  # once, not for every run
+        training.run()
     return folder
 
 
@@ -87,21 +75,17 @@ def find_or_train(victim: Victim, request: AdversaryRequest, *, home: Path) -> P
     """A finished adversary of a run that is what is asked for, or a new one, which replaces none.
 
     The strongest that is there will do, whatever its seed: an adversary is evaluated by what it does.
-
-    Args:
-        victim: the victims; saved in `home` where they are not there.
-        request: what is asked for.
-        home: the victims' run, or a folder for them.
+    `home` is the run of the victims, or a folder for them.
     """
-    known = find_finished(home, request, digest=fingerprint(victim))
+    known = store.find_finished(home, request, digest=fingerprint(victim))
     if known is not None:
         return known
     victims = home
     if not RunDirectory(home).is_run:
         victims = home / "victim"
         victim.save(victims)
-    out = unfinished_folder(default_folder(victims, request))
-    stopped = is_begun(out) and request_of(out)[0] == request.settled(victims)
+    out = store.unfinished_folder(store.default_folder(victims, request))
+    stopped = store.is_begun(out) and store.request_of(out)[0] == request.settled(victims)
     return train_adversary(victims, out=out, resume=stopped, overwrite=not stopped, **dict(request))
 
 
@@ -122,7 +106,7 @@ class _Training:
     @property
     def aside(self) -> Path:
         """The folder of the search while it lasts."""
-        return search_folder(self.folder)
+        return store.search_folder(self.folder)
 
     def prepare(self, *, resume: bool, overwrite: bool) -> None:
         """See that the folder may be written, and write down what was asked.
@@ -131,15 +115,14 @@ class _Training:
             ValueError: it may not be, or something else was asked before.
         """
         asked = {**self.request.model_dump(mode="json"), "victims": str(self.victims.resolve())}
-        file = self.aside / REQUEST
+        file = self.aside / store.REQUEST
         if resume:
-            if is_finished(self.folder):
+            if store.is_finished(self.folder):
                 raise ValueError(
                     f"expected an adversary that is not finished, got {self.folder}; evaluate it"
                 )
-            if not file.is_file() or json.loads(file.read_text(encoding="utf-8")) != json.loads(
-                json.dumps(asked)
-            ):
+            known = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else None
+            if known != json.loads(json.dumps(asked)):
                 raise ValueError(
                     f"expected the adversary that {self.folder} was started with, got other settings; change "
                     "them back, or start a new one"
@@ -157,17 +140,12 @@ class _Training:
         self.aside.mkdir(parents=True)
         write_json(file, asked)
 
-    @one_torch_thread()
     def run(self) -> None:
         """Everything that is still to be done, up to the end or to an interruption."""
-        with ray_for(self.config.resources):  # once, not for every run
-            self._run()
-
-    def _run(self) -> None:
         started = time.perf_counter()
-        selection = SelectionEpisodes(self.config, seed=self.request.seed)
+        selection = store.SelectionEpisodes(self.config, seed=self.request.seed)
         initial = self._warm()
-        config = self._start_from(self.config, initial)
+        config = self.config if initial is None else _begun(self.config, initial)
         settings: dict[str, Any] = {}
         if self.request.tries > 1:
             for number in range(self.request.tries):
@@ -176,29 +154,26 @@ class _Training:
                     return
             best = max(self.tried, key=lambda row: row["score"])
             settings = best["settings"]
-            config = self._start_from(_with(config, settings), Path(best["folder"]) / "victim")
+            config = _begun(_with(config, settings), Path(best["folder"]) / "victim")
         config = config.model_copy(update={"env_steps": max(self.request.steps - self.done, 1)})
         self.on_phase("Training")
         if self._train(config, self.folder):
-            self.on_phase(f"Evaluating it on {EPISODES} other episodes")
-            self._finish(selection, initial, settings, seconds=time.perf_counter() - started)
+            self.on_phase(f"Evaluating it on {store.EPISODES} other episodes")
+            known = {"settings": settings, "seconds": time.perf_counter() - started}
+            self._finish(selection, initial, known)
 
     def _warm(self) -> Path | None:
         """The policies to begin with."""
         if not (self.request.warm_start and self.request.observes):
             return None
-        folder = self.aside / WARM
+        folder = self.aside / store.WARM
         if not (folder / DESCRIPTION).is_file():
             self.on_phase("Learning what PGD does")
             threat = ObservationThreat(**self.config.env.kwargs)
             warm_start(self.config, threat, seed=self.request.seed).save(folder)
         return folder
 
-    def _start_from(self, config: RunConfig, initial: Path | None) -> RunConfig:
-        """With a warm start, or as the kind begins."""
-        return config if initial is None else config.model_copy(update={"initial_policy": str(initial)})
-
-    def _try(self, number: int, config: RunConfig, selection: SelectionEpisodes) -> bool:
+    def _try(self, number: int, config: RunConfig, selection: store.SelectionEpisodes) -> bool:
         """One setting of the search; whether it was tried to the end."""
         settings = dict(self.request.defaults.alternatives[number])
         folder = self.aside / str(number + 1)
@@ -226,7 +201,7 @@ class _Training:
         return status.state == "finished"
 
     def _finish(
-        self, selection: SelectionEpisodes, initial: Path | None, settings: dict[str, Any], *, seconds: float
+        self, selection: store.SelectionEpisodes, initial: Path | None, known: Mapping[str, Any]
     ) -> None:
         """Write the record, the last thing that makes an adversary ready."""
         directory = RunDirectory(self.folder)
@@ -234,20 +209,24 @@ class _Training:
             **self.request.model_dump(mode="json"),
             "victims": str(victim_folder(self.victims).resolve()),
             "env_steps": self.done,
-            "seconds": seconds,
             "tried": [{k: row[k] for k in ("settings", "score")} for row in self.tried],
-            "settings": settings,
+            **known,
             **selection.evaluate(
                 Victim.load(directory.victim), warm_start=None if initial is None else Victim.load(initial)
             ),
         }
         if initial is not None:
-            shutil.copytree(initial, self.folder / WARM, dirs_exist_ok=True)
+            shutil.copytree(initial, self.folder / store.WARM, dirs_exist_ok=True)
         for row in self.tried:
             tried = self.folder / "search" / Path(row["folder"]).name
             shutil.copytree(row["folder"], tried, dirs_exist_ok=True)
-        write_json(self.folder / RECORD, record)
+        write_json(self.folder / store.RECORD, record)
         shutil.rmtree(self.aside)
+
+
+def _begun(config: RunConfig, policy: Path) -> RunConfig:
+    """The run with policies to begin with."""
+    return config.model_copy(update={"initial_policy": str(policy)})
 
 
 def _with(config: RunConfig, settings: dict[str, Any]) -> RunConfig:

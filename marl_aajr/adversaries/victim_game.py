@@ -173,10 +173,8 @@ class VictimGame(BatchedEnvWrapper):
 
     def nothing(self) -> dict[str, Tensor]:
         """Zeros as the actions of all players."""
-        return {
-            player: no_action(space, self.num_envs, device=self.device)
-            for player, space in self.action_spaces.items()
-        }
+        spaces_of = self.action_spaces.items()
+        return {p: no_action(space, self.num_envs, device=self.device) for p, space in spaces_of}
 
     def get_state(self) -> Mapping[str, Any]:
         return {
@@ -236,11 +234,7 @@ class VictimGame(BatchedEnvWrapper):
         return self._stepper.act(shown, self._sampler)
 
     def _checked(self, actions: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Actions of all players, zeros for those that may be left out.
-
-        Raises:
-            ValueError: one is missing, or of the wrong shape or kind.
-        """
+        """Actions of all players, zeros for those that may be left out."""
         if not self._met:
             raise ValueError("expected reset before the first step; call reset(seed=...)")
         nothing = self.nothing()

@@ -39,12 +39,7 @@ _LOG_STD = -1.5
 
 
 class DemonstratedStep(NamedTuple):
-    """One step of PGD's demonstration.
-
-    Attributes:
-        obs: the adversaries' observations, `[E, w]` by adversary.
-        attacked: what PGD did.
-    """
+    """One step of PGD's demonstration: the adversaries' observations, `[E, w]` by adversary; what PGD did."""
 
     obs: Mapping[str, Tensor]
     attacked: list[AttackedBatch]
@@ -53,13 +48,9 @@ class DemonstratedStep(NamedTuple):
 def demonstrate(
     threat: ObservationThreat, *, steps: int, seed: int
 ) -> tuple[ObservationAdversaries, list[DemonstratedStep]]:
-    """Let PGD attack the victims, and keep what it did.
+    """Let PGD attack the victims for some steps in each of 100 copies, and keep what it did.
 
-    Args:
-        threat: the game.
-        steps: of the environment, in each of 100 copies.
-        seed: of PGD's starts, and what the episodes' own seed is derived from: an evaluation with the same
-            number plays others.
+    The episodes' own seed is derived from `seed`: an evaluation with the same number plays others.
     """
     game = PGDGame(threat.build(_COPIES), generator=torch.Generator().manual_seed(seed))
     obs, demonstrated = game.reset(seed=derived_seed(seed, Purpose.DEMONSTRATION)), []
@@ -80,7 +71,7 @@ def warm_start(
     Args:
         config: of the run, whose modules these are.
         threat: its game.
-        steps: of the demonstration, in each of 100 copies.
+        steps: of the demonstration.
         updates: of Adam, each on one step of it.
         seed: of the demonstration and of the networks.
     """
@@ -88,14 +79,10 @@ def warm_start(
     mapping = policy_mapping_of(config)
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        actors = {
-            module: playing_network(
-                module_spec(
-                    config.model, mapping.observation_spaces[player], mapping.action_spaces[player]
-                ).build()
-            )
-            for module, player in mapping.modules.items()
-        }
+        actors = {}
+        for module, player in mapping.modules.items():
+            spaces = mapping.observation_spaces[player], mapping.action_spaces[player]
+            actors[module] = playing_network(module_spec(config.model, *spaces).build())
     adversary = Victim(
         module_of=mapping.module_of,
         modules=actors,
@@ -107,11 +94,11 @@ def warm_start(
     for actor in adversary.modules.values():
         actor.requires_grad_(True)
     order = torch.randint(len(demonstrated), (updates,), generator=torch.Generator().manual_seed(seed))
-    optimizer = torch.optim.Adam(
-        [p for actor in adversary.modules.values() for p in actor.parameters()], lr=_LEARNING_RATE
-    )
+    parameters = [p for actor in adversary.modules.values() for p in actor.parameters()]
+    optimizer = torch.optim.Adam(parameters, lr=_LEARNING_RATE)
+    loss_of = _ascent_loss if isinstance(adversaries.actions, SARLActions) else _imitation_loss
     for index in order.tolist():
-        loss = _loss(adversary, adversaries, demonstrated[index])
+        loss = loss_of(adversary, adversaries, demonstrated[index])
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -122,22 +109,9 @@ def warm_start(
     return adversary
 
 
-def _loss(adversary: Victim, adversaries: ObservationAdversaries, step: DemonstratedStep) -> Tensor:
-    """The loss on one step of the demonstration."""
-    outputs = {player: adversary.policy(player)(obs) for player, obs in step.obs.items()}
-    if isinstance(adversaries.actions, SARLActions):
-        return _ascent_loss(adversary, adversaries, step, outputs)
-    return _imitation_loss(adversary, adversaries, step, outputs)
-
-
-def _ascent_loss(
-    adversary: Victim,
-    adversaries: ObservationAdversaries,
-    step: DemonstratedStep,
-    outputs: Mapping[str, Tensor],
-) -> Tensor:
+def _ascent_loss(adversary: Victim, adversaries: ObservationAdversaries, step: DemonstratedStep) -> Tensor:
     """Minus PGD's objective, as a share of what PGD reaches; plus how far the mean lies outside the cube."""
-    means = {p: adversary.distribution(p).mode(y) for p, y in outputs.items()}
+    means = {p: adversary.distribution(p).mode(adversary.policy(p)(obs)) for p, obs in step.obs.items()}
     # Beyond the cube an action does what its nearest point does; the gradient must come back all the same.
     actions = {player: mean + (mean.clamp(-1, 1) - mean).detach() for player, mean in means.items()}
     gains, taught = [], []
@@ -155,12 +129,7 @@ def _ascent_loss(
     return _FENCE * outside.mean() - torch.cat(gains).mean() / torch.cat(taught).mean().clamp_min(tiny)
 
 
-def _imitation_loss(
-    adversary: Victim,
-    adversaries: ObservationAdversaries,
-    step: DemonstratedStep,
-    outputs: Mapping[str, Tensor],
-) -> Tensor:
+def _imitation_loss(adversary: Victim, adversaries: ObservationAdversaries, step: DemonstratedStep) -> Tensor:
     """Minus the log-likelihood of where PGD moved the policies; for Gaussian ones, the squared distance."""
     labels: dict[str, Tensor] = {}
     for attacked in step.attacked:
@@ -170,11 +139,11 @@ def _imitation_loss(
         labels |= attacked.batch.everywhere(moved, _COPIES)
     losses = []
     for player, action in adversaries.join(labels).items():
-        kind = adversary.distribution(player)
+        kind, outputs = adversary.distribution(player), adversary.policy(player)(step.obs[player])
         if isinstance(kind, DiagGaussian):
-            losses.append((kind.mode(outputs[player]) - action).square().sum(-1))
+            losses.append((kind.mode(outputs) - action).square().sum(-1))
         else:
-            losses.append(-kind.log_prob(outputs[player], action))
+            losses.append(-kind.log_prob(outputs, action))
     return torch.cat(losses).mean()
 
 

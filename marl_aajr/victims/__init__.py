@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from marl_aajr.victims.filters import ObservationFilter
 from marl_aajr.victims.layers import LAYERS, ChannelsFirst, ChannelsLast, ClipLogStd, FreeLogStd
-from marl_aajr.victims.portable import fingerprint, load_victim, save_victim
+from marl_aajr.victims.portable import fingerprint
 from marl_aajr.victims.recurrent import Memory, Recurrent
 from marl_aajr.victims.victim import Victim
 from marl_aajr.victims.victim_policy import VictimPolicy
@@ -21,6 +21,4 @@ __all__ = [
     "Victim",
     "VictimPolicy",
     "fingerprint",
-    "load_victim",
-    "save_victim",
 ]

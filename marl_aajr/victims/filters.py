@@ -85,9 +85,9 @@ def through_filter(perturbations: PerturbationSet, observed: ObservationFilter |
     if observed is None:
         return perturbations
     mean, scale = observed.mean.flatten(), observed.scale.flatten()
-    raw_scale = torch.ones_like(scale) if perturbations.scale is None else _tensor(perturbations.scale)
-    low = None if perturbations.low is None else (_tensor(perturbations.low) - mean) / scale
-    high = None if perturbations.high is None else (_tensor(perturbations.high) - mean) / scale
+    raw_scale = scale.new_tensor(1.0 if perturbations.scale is None else perturbations.scale)
+    low = None if perturbations.low is None else (scale.new_tensor(perturbations.low) - mean) / scale
+    high = None if perturbations.high is None else (scale.new_tensor(perturbations.high) - mean) / scale
     if observed.clip is not None:
         clip = torch.full_like(scale, observed.clip)
         low = -clip if low is None else torch.maximum(low, -clip)
@@ -98,7 +98,3 @@ def through_filter(perturbations: PerturbationSet, observed: ObservationFilter |
         low=None if low is None else tuple(low.tolist()),
         high=None if high is None else tuple(high.tolist()),
     )
-
-
-def _tensor(values: float | tuple[float, ...]) -> Tensor:
-    return torch.tensor(values, dtype=torch.float64)

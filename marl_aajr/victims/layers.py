@@ -60,22 +60,13 @@ class ChannelsLast(nn.Module):
         return image.permute(0, 2, 3, 1)
 
 
-_CONVOLUTION = (
-    "in_channels",
-    "out_channels",
-    "kernel_size",
-    "stride",
-    "padding",
-    "dilation",
-    "groups",
-    "padding_mode",
-)
-
+_CHANNELS = ("in_channels", "out_channels", "kernel_size")
+_WINDOW = ("stride", "padding", "dilation", "groups", "padding_mode")
 _CORE = ("input_size", "hidden_size", "num_layers", "bias", "batch_first")
 
 LAYERS: dict[type[nn.Module], tuple[str, ...]] = {
     nn.Linear: ("in_features", "out_features"),
-    nn.Conv2d: _CONVOLUTION,
+    nn.Conv2d: (*_CHANNELS, *_WINDOW),
     nn.ZeroPad2d: ("padding",),
     nn.LSTM: _CORE,
     nn.GRU: _CORE,

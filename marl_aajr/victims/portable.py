@@ -38,7 +38,13 @@ _FLAGS = ("normalize_actions", "clip_actions", "greedy_only")
 def save_victim(victim: Victim, folder: Path | str) -> Path:
     """Write a victim; see `Victim.save`."""
     folder = Path(folder)
-    _check_place(folder)
+    if folder.is_dir() and (foreign := sorted(set(os.listdir(folder)) - {DESCRIPTION, NUMBERS})):
+        raise ValueError(
+            f"expected {folder} to be new, empty or a saved victim, got a folder with {foreign[0]}; "
+            "choose another"
+        )
+    if folder.is_file():
+        raise ValueError(f"expected {folder} to be a folder, got a file; choose another")
     text, numbers = _contents(victim)
     folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}.") as scratch:
@@ -109,18 +115,6 @@ def _contents(victim: Victim) -> tuple[str, bytes]:
         return json.dumps(description, indent=1, allow_nan=False), numbers
     except TypeError as error:
         raise ValueError(f"expected env_kwargs of JSON values, got {victim.env_kwargs} ({error})") from None
-
-
-def _check_place(folder: Path) -> None:
-    if folder.is_dir():
-        foreign = sorted(set(os.listdir(folder)) - {DESCRIPTION, NUMBERS})
-        if foreign:
-            raise ValueError(
-                f"expected {folder} to be new, empty or a saved victim, got a folder with {foreign[0]}; "
-                "choose another"
-            )
-    elif folder.exists():
-        raise ValueError(f"expected {folder} to be a folder, got a file; choose another")
 
 
 def _numbers(victim: Victim, networks: Mapping[str, Mapping[str, nn.Module]]) -> dict[str, Tensor]:

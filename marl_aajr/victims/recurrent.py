@@ -54,14 +54,12 @@ class Recurrent(nn.Sequential):
 
     def initial_state(self, rows: int) -> State:
         """Zeros: for each LSTM (h, c), for each GRU (h,), all `[rows, layers, hidden]`."""
-        cores = [layer for layer in self if isinstance(layer, CORES)]
-        return tuple(
-            tuple(
-                torch.zeros(rows, core.num_layers, core.hidden_size, device=next(core.parameters()).device)
-                for _ in range(2 if isinstance(core, nn.LSTM) else 1)
-            )
-            for core in cores
-        )
+        state = []
+        for core in (layer for layer in self if isinstance(layer, CORES)):
+            shape, device = (rows, core.num_layers, core.hidden_size), next(core.parameters()).device
+            count = 2 if isinstance(core, nn.LSTM) else 1
+            state.append(tuple(torch.zeros(shape, device=device) for _ in range(count)))
+        return tuple(state)
 
     def forward(self, obs: Tensor, state: State) -> tuple[Tensor, State]:  # type: ignore[override]
         """One step: `[B, *shape]` and the state before it give `[B, m]` and the state after it."""
@@ -130,13 +128,10 @@ class Memory:
         self._states = dict(self._initial)
 
     def recall(self, rows: Mapping[str, Tensor]) -> State:
-        """The states before a decision, one agent's copies after the other's.
+        """The states before a decision, of Σ b rows; None where the agents' policy has none.
 
         Args:
-            rows: agent -> copies `[b]` in which it decides; agents of one module.
-
-        Returns:
-            A state of Σ b rows; None where the agents' policy has none.
+            rows: agent -> copies `[b]` in which it decides, in their order; agents of one module.
         """
         if next(iter(rows)) not in self._states:
             return None
@@ -144,12 +139,7 @@ class Memory:
         return map_state(lambda *parts: torch.cat(parts), *own)
 
     def advance(self, rows: Mapping[str, Tensor], after: State | None) -> None:
-        """Move on by one decision.
-
-        Args:
-            rows: as for `recall`.
-            after: the states after the decision, of Σ b rows; None where the agents' policy has none.
-        """
+        """Move on by one decision of the agents in `rows`, to the states after it; None: they have none."""
         if after is None:
             return
         start = 0

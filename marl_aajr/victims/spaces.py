@@ -1,99 +1,18 @@
-"""Victims and the agents and spaces of environments: plain torch policies as a victim, and who fits whom."""
+"""The agents and spaces of victims and of environments: which are possible, and which fit together."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any, Protocol
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Protocol
 
 import gymnasium as gym
 import numpy as np
-from torch import nn
 
-from marl_aajr.victims.filters import ObservationFilter
-from marl_aajr.victims.victim import Victim
+from marl_aajr.core.distributions import from_space
 
-
-class Spaces(Protocol):
-    """An environment that declares its agents and spaces as PettingZoo does."""
-
-    possible_agents: list[str]
-
-    def observation_space(self, agent: str) -> gym.Space[Any]:
-        """The space of an agent's observations."""
-
-    def action_space(self, agent: str) -> gym.Space[Any]:
-        """The space of an agent's actions."""
-
-
-def victim_from_policies(
-    policies: Mapping[str, nn.Module] | nn.Module,
-    env: Spaces,
-    *,
-    critics: Mapping[str, nn.Module] | None = None,
-    filters: Mapping[str, ObservationFilter | None] | None = None,
-    normalize_actions: bool = False,
-    clip_actions: bool = True,
-    env_name: str = "",
-    env_kwargs: Mapping[str, Any] | None = None,
-) -> Victim:
-    """A victim from torch modules and the PettingZoo environment that they play.
-
-    Args:
-        policies: agent -> its network, or one network that plays all agents. It maps observations
-            `[B, *shape]` (float32) to the inputs of the action distribution `[B, m]`: logits for Discrete
-            and MultiDiscrete actions (those of all parts, one after the other), mean and log σ for Box ones.
-            A network with `initial_state(rows)` and `forward(obs, state)` has a memory
-            (`is_recurrent`).
-        env: declares the agents and their spaces; of Dict observations with an `action_mask`, networks read
-            `observation`, and forbidden logits are masked for them.
-        critics: agent -> a network of the return that it expects, `[B, 1]` or `[B]`; for the critic attack.
-        filters: agent -> frozen observation filter in front of its network.
-        normalize_actions: whether Box actions in [−1, 1] stand for their bounds.
-        clip_actions: whether Box actions are clipped to their bounds where they are not normalised.
-        env_name: name of the environment that `evaluate` builds where none is given.
-        env_kwargs: arguments of that environment, JSON values.
-
-    Raises:
-        ValueError: an agent without a network, or a network that does not fit the spaces.
-
-    Example:
-        >>> net = nn.Sequential(nn.Linear(18, 64), nn.Tanh(), nn.Linear(64, 5))
-        >>> victim = Victim.from_policies(net, simple_spread_v3.parallel_env())
-        >>> evaluate(victim, "mpe2.simple_spread_v3", suite="quick").worst
-    """
-    if isinstance(env, gym.Env):
-        raise ValueError(
-            f"expected a PettingZoo environment, got {type(env).__name__} of Gymnasium or RLlib; give "
-            "marl_aajr.rollout.adapters.to_pettingzoo(env)"
-        )
-    agents = list(env.possible_agents)
-    if isinstance(policies, nn.Module):
-        policies = dict.fromkeys(agents, policies)
-    if missing := [agent for agent in agents if agent not in policies]:
-        raise ValueError(f"expected a policy for each agent, got none for {', '.join(missing)}")
-    if strangers := [agent for agent in policies if agent not in agents]:
-        raise ValueError(f"expected policies of {', '.join(agents)}, got one of {', '.join(strangers)}")
-    # Agents of one network are asked, and attacked, as one batch.
-    first = {agent: next(a for a in agents if policies[a] is policies[agent]) for agent in agents}
-    names = {agent: "policy" if len(set(first.values())) == 1 else first[agent] for agent in agents}
-    return Victim(
-        module_of=names,
-        modules={names[agent]: policies[agent] for agent in agents},
-        critics={names[agent]: critic for agent, critic in (critics or {}).items()},
-        observation_spaces={agent: _observed(env.observation_space(agent)) for agent in agents},
-        action_spaces={agent: env.action_space(agent) for agent in agents},
-        filters=filters or {},
-        normalize_actions=normalize_actions,
-        clip_actions=clip_actions,
-        env_name=env_name,
-        env_kwargs=env_kwargs or {},
-    )
-
-
-def _observed(space: gym.Space[Any]) -> gym.Space[Any]:
-    if isinstance(space, gym.spaces.Dict) and set(space.spaces) == {"observation", "action_mask"}:
-        return space["observation"]
-    return space
+if TYPE_CHECKING:
+    from marl_aajr.victims.victim import Victim
 
 
 class HasAgents(Protocol):
@@ -109,8 +28,35 @@ class HasAgents(Protocol):
     def action_spaces(self) -> Mapping[str, gym.Space[Any]]: ...
 
 
+@dataclass(frozen=True)
+class AgentSpaces:
+    """Some agents of a PettingZoo environment, and their spaces; of a Dict with a mask, its `observation`."""
+
+    possible_agents: tuple[str, ...]
+    observation_spaces: Mapping[str, gym.Space[Any]]
+    action_spaces: Mapping[str, gym.Space[Any]]
+
+    @classmethod
+    def of(cls, env: Any, agents: Iterable[str] | None = None) -> AgentSpaces:
+        """The agents' spaces, as the environment declares them; None: of all agents."""
+        if isinstance(env, gym.Env):
+            raise ValueError(
+                f"expected a PettingZoo environment, got {type(env).__name__} of Gymnasium or RLlib; give "
+                "marl_aajr.rollout.adapters.to_pettingzoo(env)"
+            )
+        wanted = env.possible_agents if agents is None else agents
+        observed = {agent: env.observation_space(agent) for agent in wanted}
+        return cls(
+            tuple(observed),
+            {a: getattr(space, "spaces", {}).get("observation", space) for a, space in observed.items()},
+            {agent: env.action_space(agent) for agent in observed},
+        )
+
+
 def check_victim(victim: Any, *, what: str = "a victim") -> None:
     """Raise `ValueError` unless it is a `Victim`: a network alone does not say who plays what with it."""
+    from marl_aajr.victims.victim import Victim
+
     if not isinstance(victim, Victim):
         raise ValueError(
             f"expected {what}, got a {type(victim).__name__}; make one with Victim.from_policies(network, "
@@ -147,3 +93,51 @@ def _fits(has: gym.Space[Any], needs: gym.Space[Any]) -> bool:
         same_bounds = np.array_equal(has.low, needs.low) and np.array_equal(has.high, needs.high)
         return has.shape == needs.shape and has.dtype == needs.dtype and same_bounds
     return has == needs
+
+
+def check_agents(victim: Victim) -> None:
+    """Every agent has a module and spaces that fit; every module, critic and filter has an agent."""
+    if not victim.module_of:
+        raise ValueError("expected at least one agent in module_of, got none")
+    first: dict[str, str] = {}
+    for agent, module_id in victim.module_of.items():
+        if module_id not in victim.modules:
+            raise ValueError(
+                f"expected a module for {agent!r} out of {', '.join(victim.modules)}, got {module_id!r}"
+            )
+        for kind, spaces in (
+            ("observation", victim.observation_spaces),
+            ("action", victim.action_spaces),
+        ):
+            if agent not in spaces:
+                raise ValueError(f"expected the {kind} space of {agent!r}, got none; add it to {kind}_spaces")
+            other = first.setdefault(module_id, agent)
+            if spaces[agent] != spaces[other]:
+                raise ValueError(
+                    f"expected one {kind} space for the agents of module {module_id!r}, got "
+                    f"{spaces[other]} for {other!r} and {spaces[agent]} for {agent!r}; give them two modules"
+                )
+        _check_spaces(victim, agent)
+    if idle := sorted(set(victim.modules) - set(victim.module_of.values())):
+        raise ValueError(f"expected an agent for each module, got none for {', '.join(idle)}")
+    if unknown := sorted(set(victim.critics) - set(victim.modules)):
+        raise ValueError(f"expected critics of known modules, got one for {', '.join(unknown)}")
+    if strangers := sorted(set(victim.filters) - set(victim.module_of)):
+        raise ValueError(f"expected filters of known agents, got one for {', '.join(strangers)}")
+
+
+def _check_spaces(victim: Victim, agent: str) -> None:
+    observed, acts = victim.observation_spaces[agent], victim.action_spaces[agent]
+    if not isinstance(observed, gym.spaces.Box):
+        raise ValueError(
+            f"expected a Box observation space for {agent!r}, got {observed}; flatten it, and split action "
+            "masks off"
+        )
+    if isinstance(acts, gym.spaces.Box) and not np.issubdtype(acts.dtype, np.floating):
+        raise ValueError(f"expected float Box actions for {agent!r}, got {acts}; use MultiDiscrete")
+    from_space(acts)
+    seen = victim.filters.get(agent)
+    if seen is not None and seen.mean.shape != observed.shape:
+        raise ValueError(
+            f"expected a filter of shape {observed.shape} for {agent!r}, got {tuple(seen.mean.shape)}"
+        )

@@ -212,7 +212,6 @@ class GeneratorSampler:
     generator: torch.Generator
 
     def __call__(self, outputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """See `ActionSampler`."""
         drawn = {}
         for agent, kind in self.distributions.items():
             given = outputs.get(agent)
@@ -260,7 +259,6 @@ class CounterSampler:
         self._streams.begin(over)
 
     def __call__(self, outputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """See `ActionSampler`; the same until `advance`."""
         return {agent: self._draw(agent, y) for agent, y in outputs.items()}
 
     def get_state(self) -> dict[str, Any]:

@@ -15,13 +15,13 @@ from pathlib import Path
 from typing import Any
 
 import gymnasium as gym
-import numpy as np
 import torch
 from torch import Tensor, nn
 
 from marl_aajr.core.distributions import ActionDistribution, from_space
 from marl_aajr.victims.filters import ObservationFilter, same_filter
 from marl_aajr.victims.recurrent import Memory, State, is_recurrent
+from marl_aajr.victims.spaces import AgentSpaces, check_agents
 from marl_aajr.victims.victim_policy import VictimPolicy, check_network
 
 
@@ -64,7 +64,7 @@ class Victim:
     env_kwargs: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        _check_agents(self)
+        check_agents(self)
         object.__setattr__(self, "modules", {name: _frozen(net) for name, net in self.modules.items()})
         object.__setattr__(self, "critics", {name: _frozen(net) for name, net in self.critics.items()})
         for name, module in self.modules.items():
@@ -201,21 +201,84 @@ class Victim:
         return {a: int(chosen[0]) if a in discrete else chosen[0].numpy() for a, chosen in actions.items()}
 
     @staticmethod
-    def from_policies(policies: Mapping[str, nn.Module] | nn.Module, env: Any, **settings: Any) -> Victim:
-        """A victim from plain torch modules; see `victim_from_policies`."""
-        from marl_aajr.victims.spaces import victim_from_policies
+    def from_policies(
+        policies: Mapping[str, nn.Module] | nn.Module,
+        env: Any,
+        *,
+        critics: Mapping[str, nn.Module] | None = None,
+        filters: Mapping[str, ObservationFilter | None] | None = None,
+        normalize_actions: bool = False,
+        clip_actions: bool = True,
+        env_name: str = "",
+        env_kwargs: Mapping[str, Any] | None = None,
+    ) -> Victim:
+        """A victim from torch modules and the PettingZoo environment that they play.
 
-        return victim_from_policies(policies, env, **settings)
+        Args:
+            policies: agent -> its network, or one network that plays all agents. It maps observations
+                `[B, *shape]` (float32) to the inputs of the action distribution `[B, m]`: logits for Discrete
+                and MultiDiscrete actions (those of all parts, one after the other), mean and log σ for Box
+                ones. A network with `initial_state(rows)` and `forward(obs, state)` has a memory
+                (`is_recurrent`).
+            env: declares the agents and their spaces; of Dict observations with an `action_mask`, networks
+                read `observation`, and forbidden logits are masked for them.
+            critics: agent -> a network of the return that it expects, `[B, 1]` or `[B]`; for the critic
+                attack.
+            filters: agent -> frozen observation filter in front of its network.
+            normalize_actions: whether Box actions in [−1, 1] stand for their bounds.
+            clip_actions: whether Box actions are clipped to their bounds where they are not normalised.
+            env_name: name of the environment that `evaluate` builds where none is given.
+            env_kwargs: arguments of that environment, JSON values.
+
+        Raises:
+            ValueError: an agent without a network, or a network that does not fit the spaces.
+
+        Example:
+            >>> net = nn.Sequential(nn.Linear(18, 64), nn.Tanh(), nn.Linear(64, 5))
+            >>> victim = Victim.from_policies(net, simple_spread_v3.parallel_env())
+            >>> evaluate(victim, "mpe2.simple_spread_v3", suite="quick").worst
+        """
+        spaces = AgentSpaces.of(env)
+        agents = spaces.possible_agents
+        if isinstance(policies, nn.Module):
+            policies = dict.fromkeys(agents, policies)
+        if missing := [agent for agent in agents if agent not in policies]:
+            raise ValueError(f"expected a policy for each agent, got none for {', '.join(missing)}")
+        if strangers := [agent for agent in policies if agent not in agents]:
+            raise ValueError(f"expected policies of {', '.join(agents)}, got one of {', '.join(strangers)}")
+        # Agents of one network are asked, and attacked, as one batch.
+        first = {agent: next(a for a in agents if policies[a] is policies[agent]) for agent in agents}
+        names = {agent: "policy" if len(set(first.values())) == 1 else first[agent] for agent in agents}
+        return Victim(
+            module_of=names,
+            modules={names[agent]: policies[agent] for agent in agents},
+            critics={names[agent]: critic for agent, critic in (critics or {}).items()},
+            observation_spaces=spaces.observation_spaces,
+            action_spaces=spaces.action_spaces,
+            filters=filters or {},
+            normalize_actions=normalize_actions,
+            clip_actions=clip_actions,
+            env_name=env_name,
+            env_kwargs=env_kwargs or {},
+        )
 
     def save(self, folder: Path | str) -> Path:
-        """Write the portable artefact; see `save_victim`."""
+        """Write the portable artefact, whole or not at all; a folder that holds one already is replaced.
+
+        Raises:
+            ValueError: the folder holds something else, or a network has a layer that cannot be described.
+        """
         from marl_aajr.victims.portable import save_victim
 
         return save_victim(self, folder)
 
     @staticmethod
     def load(folder: Path | str) -> Victim:
-        """Read a portable artefact; see `load_victim`."""
+        """Read a victim that `save` wrote: its outputs are the same to the last bit.
+
+        Raises:
+            ValueError: no victim there, a file of something else or of a newer version, or a damaged file.
+        """
         from marl_aajr.victims.portable import load_victim
 
         return load_victim(folder)
@@ -228,51 +291,3 @@ def _frozen(module: nn.Module) -> nn.Module:
 def _shape(space: gym.Space[Any]) -> tuple[int, ...]:
     assert space.shape is not None
     return space.shape
-
-
-def _check_agents(victim: Victim) -> None:
-    """Every agent has a module and spaces that fit; every module, critic and filter has an agent."""
-    if not victim.module_of:
-        raise ValueError("expected at least one agent in module_of, got none")
-    first: dict[str, str] = {}
-    for agent, module_id in victim.module_of.items():
-        if module_id not in victim.modules:
-            raise ValueError(
-                f"expected a module for {agent!r} out of {', '.join(victim.modules)}, got {module_id!r}"
-            )
-        for kind, spaces in (
-            ("observation", victim.observation_spaces),
-            ("action", victim.action_spaces),
-        ):
-            if agent not in spaces:
-                raise ValueError(f"expected the {kind} space of {agent!r}, got none; add it to {kind}_spaces")
-            other = first.setdefault(module_id, agent)
-            if spaces[agent] != spaces[other]:
-                raise ValueError(
-                    f"expected one {kind} space for the agents of module {module_id!r}, got "
-                    f"{spaces[other]} for {other!r} and {spaces[agent]} for {agent!r}; give them two modules"
-                )
-        _check_spaces(victim, agent)
-    if idle := sorted(set(victim.modules) - set(victim.module_of.values())):
-        raise ValueError(f"expected an agent for each module, got none for {', '.join(idle)}")
-    if unknown := sorted(set(victim.critics) - set(victim.modules)):
-        raise ValueError(f"expected critics of known modules, got one for {', '.join(unknown)}")
-    if strangers := sorted(set(victim.filters) - set(victim.module_of)):
-        raise ValueError(f"expected filters of known agents, got one for {', '.join(strangers)}")
-
-
-def _check_spaces(victim: Victim, agent: str) -> None:
-    observed, acts = victim.observation_spaces[agent], victim.action_spaces[agent]
-    if not isinstance(observed, gym.spaces.Box):
-        raise ValueError(
-            f"expected a Box observation space for {agent!r}, got {observed}; flatten it, and split action "
-            "masks off"
-        )
-    if isinstance(acts, gym.spaces.Box) and not np.issubdtype(acts.dtype, np.floating):
-        raise ValueError(f"expected float Box actions for {agent!r}, got {acts}; use MultiDiscrete")
-    from_space(acts)
-    seen = victim.filters.get(agent)
-    if seen is not None and seen.mean.shape != observed.shape:
-        raise ValueError(
-            f"expected a filter of shape {observed.shape} for {agent!r}, got {tuple(seen.mean.shape)}"
-        )

@@ -52,7 +52,7 @@ class VictimPolicy(Policy):
             _check_mask(action_mask, distribution)
         self._module = module
         self._shape = shape
-        self._mask = action_mask
+        self.action_mask = action_mask
         self._mlp = PlainMLP.of(module) if len(shape) == 1 else None
         self._critic = critic
         self._state = state
@@ -77,8 +77,8 @@ class VictimPolicy(Policy):
             outputs, state = self._module(obs.reshape(-1, *self._shape), self._state, **self._legal)
         else:
             outputs = self._apply(self._module, obs, **self._legal)
-        if self._mask is not None:
-            outputs = outputs.masked_fill(~self._mask, torch.finfo(outputs.dtype).min)
+        if self.action_mask is not None:
+            outputs = outputs.masked_fill(~self.action_mask, torch.finfo(outputs.dtype).min)
         return outputs, state
 
     def next_state(self, obs: Tensor) -> State | None:
@@ -89,16 +89,11 @@ class VictimPolicy(Policy):
         if self._mlp is None:
             return super().vjp(obs)
         outputs, pull = self._mlp.vjp(obs)
-        if self._mask is None:
+        if self.action_mask is None:
             return outputs, pull
-        forbidden = ~self._mask
+        forbidden = ~self.action_mask
         masked = outputs.masked_fill(forbidden, torch.finfo(outputs.dtype).min)
         return masked, lambda cotangent: pull(cotangent.masked_fill(forbidden, 0.0))
-
-    @property
-    def action_mask(self) -> Tensor | None:
-        """Legal actions of each row, `[B, m]` bool; None: all."""
-        return self._mask
 
     def select(self, index: Tensor) -> VictimPolicy:
         return self._rows(lambda column: column[index])
@@ -116,7 +111,7 @@ class VictimPolicy(Policy):
     @property
     def _fixed(self) -> dict[str, Any]:
         """The tensors that each row has of its own."""
-        columns = {"action_mask": self._mask, "state": self._state}
+        columns = {"action_mask": self.action_mask, "state": self._state}
         return {name: column for name, column in columns.items() if column is not None}
 
     def _rows(self, change: Callable[..., Tensor], *others: dict[str, Any]) -> VictimPolicy:
