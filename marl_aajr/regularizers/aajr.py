@@ -49,6 +49,7 @@ class AAJR(JacobianPenalty):
     """Penalise the policy's sensitivity along the directions in which an adversary pushes it.
 
     Attributes:
+        coefficient: λ ≥ 0, weight of the penalty: a number or a schedule, `'[[env_step, value], ...]'`.
         form: penalty on ‖J u‖: `"squared"`, `"hinge"` or `"constraint"`. The module's docstring has their
             equations.
         gain_bound: γ ≥ 0, bound on ‖J u‖ of the forms `hinge` and `constraint`.
@@ -57,9 +58,35 @@ class AAJR(JacobianPenalty):
         dual_bounds: [low, high], range of the dual variable, 0 ≤ low < high; None: [0, 1].
         secant: whether the chord ‖f(s+δ_{t+1}) − f(s+δ_t)‖² / ‖δ_{t+1} − δ_t‖² replaces ‖J u‖². A different,
             cheaper penalty, without derivatives of the network.
+        output: φ, output whose sensitivity counts: `"logits"`, `"mean"`, `"probs"` or `"fisher"`.
+        metric: whether gradients flow through p or σ of the output map: `"full"`, or not: `"detached"`.
+        backend: how Jacobian-vector products are computed: `"auto"`, `"mlp"`, `"forward"`, `"double"` or
+            `"central"` (`marl_aajr.core.jacobian`).
         adversarial_weight: κ in [0, 1], share of the policy loss taken at the perturbed observation s + δ_K;
             a number or a schedule.
         dual_clip: c > 1, bound on the adversarial loss of rows with Â < 0 (Ye 2020); None: no bound.
+        objective: quantity that the inner adversary maximises: `"kl"`, `"surrogate"`, `"margin"` or
+            `"value"`. In Python also a function `(outputs [B, ..., m], clean) -> [B, ...]`.
+        steps: K ≥ 1, ascent steps of the inner adversary.
+        step_size: η > 0, size of an ascent step as a fraction of ε: a number, a schedule, or `"auto"`, by the
+            measured curvature. That is measured row by row (`marl_aajr.core.ascent`). For `raw` steps it is η
+            itself.
+        step: direction of an ascent step: `"sign"`, `"normalized"` or `"raw"` (the gradient itself).
+        start: δ_0, start of the ascent: `"zero"` or `"random"`; None: random where the objective is flat at
+            zero.
+        epsilon: ε > 0, radius of the perturbation set, in the units that the network sees (of atla: of the
+            environment); a number or a schedule.
+        norm: norm of the radius: `"linf"` or `"l2"`.
+        sample_fraction: share of each minibatch that is regularised, drawn at random, in (0, 1]. A tenth of a
+            thousand rows does what all of them do (experiments/sample_share), at a fourth of the cost; small
+            minibatches want more.
+        leaves: names of the parts of a nested observation that can be perturbed, such as `position` or
+            `camera/depth`; None: all of floating-point numbers but action masks. Their features are those of
+            mask, scale, low and high: in the order of the observation's sorted keys, row by row.
+        mask: per feature, whether it can be perturbed; None: all can.
+        scale: per feature, the size > 0 of one unit of ε; None: 1.
+        low: lower bound of perturbed observations, a number or one per feature; None: none.
+        high: upper bound of perturbed observations, a number or one per feature; None: none.
 
     Raises:
         ValueError: a setting out of its range, or two that exclude each other, at construction.

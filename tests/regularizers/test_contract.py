@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import inspect
 import pickle
 from dataclasses import fields, replace
@@ -211,3 +212,17 @@ def test_it_says_all_of_its_settings_in_the_words_of_the_classes_that_share_them
     assert {key: setting.text for key, setting in declared(f"{cls.__module__}.{cls.__name__}").items()} == (
         described
     )
+
+
+def test_aajr_says_all_of_its_settings_where_it_is_written_in_the_words_of_its_bases() -> None:
+    """Editors show the docstring as it stands in the file; the rivals get what is shared on import."""
+    (written,) = (
+        ast.get_docstring(node)
+        for node in ast.parse(inspect.getsource(inspect.getmodule(AAJR))).body  # type: ignore[arg-type]
+        if isinstance(node, ast.ClassDef) and node.name == "AAJR"
+    )
+    described = attributes(written or "")
+    assert set(described) == {field.name for field in fields(AAJR)}
+    for base in AAJR.__mro__[1:]:
+        for name, text in attributes(inspect.cleandoc(base.__doc__ or "")).items():
+            assert described[name] == text, (base.__name__, name)
