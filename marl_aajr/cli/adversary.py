@@ -12,6 +12,7 @@ import typer
 
 from marl_aajr.cli.display import Interrupt, TrainingProgress, say, waiting
 from marl_aajr.cli.options import guide, options, takes, told, values
+from marl_aajr.core.decimals import decimals_of, written
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -132,14 +133,17 @@ def verdict(record: Mapping[str, Any]) -> str:
     """How strong an adversary is, in a sentence, from its `adversary.json`."""
     found = record["selection"]
     mean, low, high = (record["lead"][name] for name in ("mean", "low", "high"))
-    apart = f"{-mean:+.1f}, paired 99 % interval {-high:+.1f} to {-low:+.1f}"
+    decimals = decimals_of([*found.values()], widths=[high - low])
+    returns = {name: written(-loss, decimals) for name, loss in found.items()}
+    gap, least, most = (f"{'+' if x < 0 else ''}{written(-x, decimals)}" for x in (mean, high, low))
+    apart = f"{gap}, paired 99 % interval {least} to {most}"
     where = "On other episodes than it learned on the team's return"
     if "pgd" not in found:
         falls = "falls" if low > 0 else "rises" if high < 0 else "does not clearly change:"
-        return f"{where} {falls} from {-found['clean']:.1f} to {-found['lost']:.1f} ({apart})."
+        return f"{where} {falls} from {returns['clean']} to {returns['lost']} ({apart})."
     word = "stronger than" if low > 0 else "weaker than" if high < 0 else "not distinguishable from"
     undertrained = ": undertrained, which is no evidence of robustness" if record["undertrained"] else ""
     return (
-        f"{where} is {-found[record['kept']]:.1f}, {-found['pgd']:.1f} under PGD and {-found['clean']:.1f} "
+        f"{where} is {returns[record['kept']]}, {returns['pgd']} under PGD and {returns['clean']} "
         f"without attack: {word} PGD ({apart}){undertrained}."
     )

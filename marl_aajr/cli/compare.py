@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from marl_aajr.cli.options import guide, told
+from marl_aajr.core.decimals import written
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -128,23 +129,23 @@ def table(comparison: Comparison) -> Table:
     for epsilon in comparison.epsilons:
         result.add_column(f"worst at ε {epsilon:g}", justify="right")
     for row in comparison.rows:
-        worst = (_under_attack(row, epsilon) for epsilon in comparison.epsilons)
-        result.add_row(row.method.label, _words(row.clean), *worst)
+        worst = (_under_attack(row, epsilon, comparison.decimals) for epsilon in comparison.epsilons)
+        result.add_row(row.method.label, _words(row.clean, comparison.decimals), *worst)
     return result
 
 
-def _under_attack(row: MethodRow, epsilon: float) -> str:
+def _under_attack(row: MethodRow, epsilon: float, decimals: int) -> str:
     """What the worst attacks leave of a method, and of its median run where there are several."""
-    words = _words(row.worst_return[epsilon], row.worst_attack[epsilon].attack)
+    words = _words(row.worst_return[epsilon], decimals, row.worst_attack[epsilon].attack)
     if len(row.runs) < 2:
         return words
-    median = f"{row.median_run(epsilon).worst(epsilon).attack} {row.median_return(epsilon).mean:.1f}"
-    return f"{words}\nmedian run: {median}"
+    median = written(row.median_return(epsilon).mean, decimals)
+    return f"{words}\nmedian run: {row.median_run(epsilon).worst(epsilon).attack} {median}"
 
 
-def _words(estimate: Estimate, attack: str = "") -> str:
+def _words(estimate: Estimate, decimals: int, attack: str = "") -> str:
     """The mean, by which attack, and the interval on a line of its own."""
-    first = f"{attack} {estimate.mean:.1f}".strip()
+    first = f"{attack} {written(estimate.mean, decimals)}".strip()
     if estimate.low is None or estimate.high is None:
         return first
-    return f"{first}\n{estimate.low:.1f} to {estimate.high:.1f}"
+    return f"{first}\n{written(estimate.low, decimals)} to {written(estimate.high, decimals)}"

@@ -17,6 +17,8 @@ from rich.live import Live
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn
 from rich.table import Table
 
+from marl_aajr.core.decimals import written
+
 if TYPE_CHECKING:
     from marl_aajr.evaluation import Progress as Played
     from marl_aajr.study.progress import GridProgress, NodeProgress
@@ -62,8 +64,8 @@ def summary(metrics: Mapping[str, Any], *, total: int, earned: str = "return") -
     left = max(total - metrics["env_steps"], 0)
     sides = {name: value for name, value in (metrics.get("team_returns") or {}).items() if value is not None}
     # Of sides that play against each other the sum says nothing: in a zero-sum game it is 0.
-    returns = [f"{name} {value:.1f}" for name, value in sides.items()]
-    single = "–" if mean is None else f"{mean:.1f}"
+    returns = [f"{name} {written(value)}" for name, value in sides.items()]
+    single = "–" if mean is None else written(mean)
     shown = {
         earned: single if len(returns) < 2 else ", ".join(returns[:3]) + (", …" if returns[3:] else ""),
         "steps/s": f"{speed:,.0f}" if speed else "–",

@@ -14,6 +14,7 @@ import typer
 
 from marl_aajr.cli.display import PlayingProgress, say, waiting
 from marl_aajr.cli.options import assigned, guide, options, sample, takes, told, values
+from marl_aajr.core.decimals import decimals_for, written
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -210,7 +211,8 @@ def _table(result: ActionsResult, *, agents: tuple[str, ...], level: float) -> T
     shown.add_column("attack")
     for heading in ("ε", "return", f"{level:.0%} interval", "actions changed"):
         shown.add_column(heading, justify="right")
-    shown.add_row("none", "", *_numbers(result.clean), "")
+    decimals = _decimals(result)
+    shown.add_row("none", "", *_numbers(result.clean, decimals), "")
     marks = {worst.attack: "worst" if worst.sure else "worst?" for worst in result.worst}
     for row in result.attacks:
         name = row.attack.name
@@ -220,11 +222,12 @@ def _table(result: ActionsResult, *, agents: tuple[str, ...], level: float) -> T
         shown.add_row(
             f"{name} ({mark})" if mark else name,
             f"{row.epsilon:g}",
-            *_numbers(row),
+            *_numbers(row, decimals),
             f"{row.success_rate:.0%}",
         )
     for other in result.adversarial_agents:
-        shown.add_row(f"{other.label} (worst)" if other.worst else other.label, "", *_numbers(other), "")
+        label = f"{other.label} (worst)" if other.worst else other.label
+        shown.add_row(label, "", *_numbers(other, decimals), "")
     shown.caption = "; ".join(_notes(result, agents, marks)) or None
     return shown
 
@@ -258,18 +261,22 @@ def _weakest(result: ActionsResult) -> Iterator[str]:
     for subset in result.subsets:
         if len(subset.agents) == 1:
             alone.setdefault(subset.attack, []).append(subset)
-    worst = {row.attack for row in result.worst}
+    worst, decimals = {row.attack for row in result.worst}, _decimals(result)
     for attack, tried in alone.items():
         if attack not in worst or len(tried) < 2:
             continue
         tried.sort(key=lambda subset: subset.mean)
-        found = ", ".join(f"{subset.agents[0]} {subset.mean:.1f}" for subset in tried)
+        found = ", ".join(f"{subset.agents[0]} {written(subset.mean, decimals)}" for subset in tried)
         sure = paired_difference(tried[0].returns, tried[1].returns).negative
         said = f"{tried[0].agents[0]} is the weakest link" if sure else "no clear weakest link"
-        found += f", against {result.clean_selection_return:.1f} without attack"
+        found += f", against {written(result.clean_selection_return or 0.0, decimals)} without attack"
         yield f"Attacked alone, {attack.name} at ε = {attack.epsilon:g}: {found}; {said}"
 
 
-def _numbers(outcome: Outcome) -> tuple[str, str]:
-    interval = "" if outcome.low is None else f"{outcome.low:.1f} to {outcome.high:.1f}"
-    return f"{outcome.mean:.1f}", interval
+def _decimals(result: ActionsResult) -> int:
+    return decimals_for([result.clean, *result.attacks, *result.adversarial_agents])
+
+
+def _numbers(outcome: Outcome, decimals: int) -> tuple[str, str]:
+    ends = [written(end, decimals) for end in (outcome.low, outcome.high) if end is not None]
+    return written(outcome.mean, decimals), " to ".join(ends)

@@ -17,9 +17,8 @@ team that has learned little; the verdict says what follows from it.
   less than a weaker one that maximises something else, or it got lost, for which the objective's own checks
   fail; a learned adversary hurts less than the strongest attack that does not look ahead.
 
-Twice the steps: the same attack with them, or the strong variant on the same objective, which has more
-restarts as well. The suite `quick` has neither: there the objective's check stands alone. Source: Carlini
-2019 (arXiv 1902.06705), Croce 2020 (arXiv 2003.01690), Zimmermann 2022 (arXiv 2206.13991).
+Twice the steps: the same attack with them, or its strong variant; the suite `quick` has neither. Source:
+Carlini 2019 (arXiv 1902.06705), Croce 2020 (arXiv 2003.01690), Zimmermann 2022 (arXiv 2206.13991).
 """
 
 from __future__ import annotations
@@ -33,6 +32,7 @@ from torch import Tensor
 
 from marl_aajr.attacks import ATTACKS, FGSM, PGD, Attack, MarginPGD, StrongMarginPGD, StrongPGD
 from marl_aajr.attacks.base import AUTO, resolve_objective
+from marl_aajr.core.decimals import written
 from marl_aajr.core.distributions import ActionDistribution
 from marl_aajr.evaluation.outcomes import AttackOutcome, AttackSpec, Outcome, student_interval
 from marl_aajr.evaluation.result import ActionsResult, Check, Verdict
@@ -48,8 +48,7 @@ Gains = Mapping[str, Tensor]
 """By attack: g(δ) − g(0) of every probed decision, `[B]`."""
 
 _Distributions = Collection[ActionDistribution]
-_Pair = tuple[AttackOutcome, AttackOutcome]
-"""A row that must not hurt more than the other row, and the other."""
+_Pair = tuple[AttackOutcome, AttackOutcome]  # The first row must not hurt more than the second.
 
 
 def objective_checks(gains: Mapping[float, Gains]) -> list[Check]:
@@ -145,9 +144,9 @@ def return_checks(rows: ActionsResult, distributions: _Distributions) -> list[Ch
     elif odd := _odd([pair for found in sizes for pair in _rungs(found)], distributions):
         verdict, (weak, strong), more = odd
         text = (
-            f"At ε = {weak.epsilon:g} {weak.attack.name} lowers the return to {weak.mean:.3g}, "
-            f"{strong.attack.name} to {strong.mean:.3g} only{more}. What costs more steps should not hurt "
-            "less: believe the lowest row."
+            f"At ε = {weak.epsilon:g} {weak.attack.name} lowers the return to {written(weak.mean)}, "
+            f"{strong.attack.name} to {written(strong.mean)} only{more}. What costs more steps should not "
+            "hurt less: believe the lowest row."
         )
         checks.append(Check(f"{name}: noise ≤ one step ≤ many steps ≤ twice as many", verdict, text))
     checks += _monotone(name, rows.attacks, distributions)
@@ -180,9 +179,9 @@ def _beaten(
     for weak, strong in pairs:
         if weak is not None and strong is not None and lower(weak, strong):
             return (
-                f"At ε = {weak.epsilon:g} {weak.attack.name} lowers the return to {weak.mean:.3g}{how}, "
-                f"below {strong.mean:.3g} of {strong.attack.name}, the strongest {strongest}: either the "
-                "gradients are masked, or what the attacks maximise does not follow the return, as for a "
+                f"At ε = {weak.epsilon:g} {weak.attack.name} lowers the return to {written(weak.mean)}{how}, "
+                f"below {written(strong.mean)} of {strong.attack.name}, the strongest {strongest}: either "
+                "the gradients are masked, or what the attacks maximise does not follow the return, as for a "
                 "policy that has learned little."
             )
     return None
@@ -219,9 +218,9 @@ def _monotone(name: str, rows: Iterable[AttackOutcome], distributions: _Distribu
     if odd := _odd([pair for found in sizes for pair in pairwise(found)], distributions):
         verdict, (a, b), more = odd
         text = (
-            f"{b.attack.name} leaves a return of {b.mean:.3g} at ε = {b.epsilon:g}, above {a.mean:.3g} at "
-            f"{a.epsilon:g}{more}. An adversary with more room can do what it could with less: read the "
-            "smaller of the two."
+            f"{b.attack.name} leaves a return of {written(b.mean)} at ε = {b.epsilon:g}, above "
+            f"{written(a.mean)} at {a.epsilon:g}{more}. An adversary with more room can do what it could "
+            "with less: read the smaller of the two."
         )
         yield Check(f"{name}: larger ε, lower return", verdict, text)
 
@@ -259,9 +258,10 @@ def _undertrained(name: str, clean: Outcome, sizes: Iterable[Sequence[AttackOutc
     if weak:
         verdict, row, what, rival = min(weak, key=lambda odd: odd[0] != "fail")
         text = (
-            f"Undertrained: at ε = {row.epsilon:g} {row.attack.name} leaves a return of {row.mean:.3g}, "
-            f"above {rival.mean:.3g} of {what}{_more({odd[1].attack for odd in weak})}. That is no evidence "
-            "of robustness: train it for longer, or with a search (adversary train --env-steps, --search)."
+            f"Undertrained: at ε = {row.epsilon:g} {row.attack.name} leaves a return of {written(row.mean)}, "
+            f"above {written(rival.mean)} of {what}{_more({odd[1].attack for odd in weak})}. That is no "
+            "evidence of robustness: train it for longer, or with a search (adversary train --env-steps, "
+            "--search)."
         )
         yield Check(f"{name}: {'untrained' if verdict == 'fail' else 'myopic'} ≤ learned", verdict, text)
 
@@ -294,7 +294,7 @@ def agent_checks(rows: ActionsResult) -> Iterator[Check]:
         if weaker:
             what = min(weaker, key=lambda rival: weaker[rival].mean)
             text = (
-                f"Undertrained: it leaves the team a return of {row.mean:.3g}, {what} leaves "
-                f"{weaker[what].mean:.3g}. Train it longer before you take its row for robustness."
+                f"Undertrained: it leaves the team a return of {written(row.mean)}, {what} leaves "
+                f"{written(weaker[what].mean)}. Train it longer before you take its row for robustness."
             )
         yield Check(name, "fail" if weaker else "pass", text)

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 from importlib import resources
+from math import ceil
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -34,9 +35,6 @@ from marl_aajr.training.files import Key, load_yaml
 
 NUM_ENVS = 50
 """Copies played side by side. Part of the protocol: see `Protocol`."""
-
-SELECTION_EPISODES = 50
-"""Where something must be found on them, and nobody said how many."""
 
 _FILE = "suites.yaml"
 _REQUIRED = ("summary", "episodes", "selection_episodes", "actions", "units", "epsilons", "attacks")
@@ -161,9 +159,9 @@ class Protocol(Section):
             size. They are refused where a victim does not admit them, while those of a suite are left out.
         epsilons: sizes of the attacks; None: the suite's.
         episodes: episodes without attack, and for each attack and size; None: the suite's, or 100.
-        selection_episodes: other episodes, on which the worst attack of each size is chosen; None: the
-            suite's, or 0, where none is. Where agents or steps must be found on them, and nobody says how
-            many, they are 50.
+        selection_episodes: other episodes, on which the worst attack of each size is chosen; None: in the
+            suite's proportion to `episodes`, or 0, where none is. Where agents or steps must be found on
+            them, and nobody says how many, they are half as many as `episodes`.
         actions: how actions are taken; None: the suite's, or greedy.
         units: units of epsilon: the environment's, or those behind the observation filter; None: the suite's.
         norm: norm of epsilon: in `l2` it is the length of the whole perturbation, which for d features of the
@@ -232,24 +230,25 @@ class Protocol(Section):
         settled = base.model_copy(
             update={name: value for name, value in given.items() if value not in (None, ())}
         )
-        return settled.model_copy(update={"selection_episodes": self._selection(settled)})
+        return settled.model_copy(update={"selection_episodes": self._selection(base, settled)})
 
-    def _selection(self, suite: Suite) -> int:
-        """The number of selection episodes: enough where something must be found on them and nobody said."""
+    def _selection(self, base: Suite, settled: Suite) -> int:
+        """The number of selection episodes: in the suite's proportion, else half where they are needed."""
         needs = {
-            "the worst agents": suite.budget.worst is not None,
-            "when to attack": suite.budget.steps is not None,
-            "the weakest link": suite.weakest_link,
+            "the worst agents": settled.budget.worst is not None,
+            "when to attack": settled.budget.steps is not None,
+            "the weakest link": settled.weakest_link,
         }
         what = [name for name, needed in needs.items() if needed]
-        if self.selection_episodes is None and what:
-            return suite.selection_episodes or SELECTION_EPISODES
-        if what and not suite.selection_episodes:
+        if self.selection_episodes is None:
+            of_suite = ceil(base.selection_episodes * settled.episodes / base.episodes)
+            return of_suite or (ceil(settled.episodes / 2) if what else 0)
+        if what and not self.selection_episodes:
             raise ValueError(
-                f"expected selection_episodes ≥ 1 to find out {what[0]} on, got 0; leave it out for "
-                f"{SELECTION_EPISODES}"
+                f"expected selection_episodes ≥ 1 to find out {what[0]} on, got 0; leave it out for half as "
+                "many as the others"
             )
-        return suite.selection_episodes
+        return self.selection_episodes
 
 
 def load_suite(suite: str | Path | Suite) -> Suite:

@@ -12,11 +12,12 @@ from typing import Any
 
 import numpy as np
 
+from marl_aajr.core.decimals import decimals_for
 from marl_aajr.evaluation.outcomes import Outcome
 from marl_aajr.evaluation.result import Check
 from marl_aajr.report.common_protocol import CommonProtocol, Evidence, RunResults, gather
 from marl_aajr.report.conditions import Condition, Omission, Task, by_task, unlimited
-from marl_aajr.report.estimates import Estimate, decimals_for
+from marl_aajr.report.estimates import Estimate
 from marl_aajr.report.methods import EvaluatedRun, Method, by_method, load_run
 
 
@@ -112,7 +113,7 @@ class Comparison:
 
     @cached_property
     def decimals(self) -> int:
-        """Decimals of its returns: those that show two digits of a typical interval."""
+        """Decimals of its returns, by their scale."""
         return decimals_for(e for row in self.rows for e in (row.clean, *row.robust.values()))
 
     @property

@@ -12,18 +12,17 @@ for 10 (skewed runs: t 89 to 91 %, bootstrap 46 to 85 %).
 
 from __future__ import annotations
 
-import math
 import warnings
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, TypeVar
 
 import numpy as np
 from scipy import stats
 
+from marl_aajr.core.decimals import written
 from marl_aajr.evaluation.outcomes import student_interval
 
-_MAX_DECIMALS = 4
 FEW = 3
 """As many names as are listed in a sentence."""
 
@@ -93,23 +92,9 @@ class Estimate:
         return {"return": self.mean, "low": self.low, "high": self.high, "interval_over": self.unit}
 
 
-def decimals_for(estimates: Iterable[Estimate]) -> int:
-    """Decimals that show two digits of a typical interval, the same for the whole page."""
-    widths = [
-        estimate.high - estimate.low
-        for estimate in estimates
-        if estimate.low is not None and estimate.high is not None and estimate.high > estimate.low
-    ]
-    if not widths:
-        return 1
-    magnitude = math.floor(math.log10(np.median(widths)))
-    return min(max(1 - magnitude, 0), _MAX_DECIMALS)
-
-
 def number(value: float, *, decimals: int) -> str:
-    """Fixed decimals and a true minus sign, never −0."""
-    rounded = round(value, decimals) + 0.0
-    return f"{rounded:,.{decimals}f}".replace("-", "−").replace(",", "\u202f")
+    """Fixed decimals with a true minus sign, and digits in groups of three."""
+    return written(value, decimals).replace("-", "−").replace(",", "\u202f")
 
 
 def interval(estimate: Estimate, *, decimals: int) -> str:

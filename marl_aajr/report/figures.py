@@ -17,6 +17,7 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import ArrayLike
 
+from marl_aajr.core.decimals import decimals_of
 from marl_aajr.report.common_protocol import RunResults
 from marl_aajr.report.comparison import Comparison, MethodRow
 from marl_aajr.report.conditions import Condition, unlimited
@@ -264,17 +265,19 @@ def _pareto(rows: Sequence[MethodRow], looks: Sequence[Look], found: Tradeoff, *
     return svg(draw, key=key)
 
 
-def hypervolumes(found: Sequence[Tradeoff], *, decimals: int) -> Sheet | None:
+def hypervolumes(found: Sequence[Tradeoff]) -> Sheet | None:
     """The hypervolumes: a line per size, a column per method name; None where every area is zero."""
     if not any(one.whole for one in found):
         return None
     names = list(found[0].volumes)
+    areas = decimals_of(one.whole for one in found)
+    returns = decimals_of(value for one in found for value in one.reference)
     lines = tuple(
         (
             size(one.epsilon),
-            *(number(one.volumes[name], decimals=decimals) for name in names),
-            number(one.whole, decimals=decimals),
-            f"({', '.join(number(value, decimals=decimals) for value in one.reference)})",
+            *(number(one.volumes[name], decimals=areas) for name in names),
+            number(one.whole, decimals=areas),
+            f"({', '.join(number(value, decimals=returns) for value in one.reference)})",
         )
         for one in found
     )

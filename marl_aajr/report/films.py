@@ -18,6 +18,7 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from marl_aajr.attacks import ATTACKS, Attack, make_attack
+from marl_aajr.core.decimals import decimals_of, written
 from marl_aajr.core.seeds import Purpose, stream
 from marl_aajr.evaluation.episodes import AttackRun, play
 from marl_aajr.evaluation.outcomes import Units
@@ -103,7 +104,8 @@ def film(
             attacked = env.shoot(victim, members, seed=seed, sampled=sampled, replacement=policy)
             caption = substitute.label
     names = [f"{title}: {what}" if title else what for what in ("no attack", caption)]
-    return _gif([_panels(names, shots) for shots in _paired(clean, attacked)])
+    decimals = decimals_of(shot.earned for shot in (*clean, *attacked))
+    return _gif([_panels(names, shots, decimals) for shots in _paired(clean, attacked)])
 
 
 class _Filmed(BatchedEnvWrapper):
@@ -142,7 +144,7 @@ def _paired(clean: Sequence[Shot], attacked: Sequence[Shot]) -> list[tuple[Shot,
     return [(clean[min(t, len(clean) - 1)], attacked[min(t, len(attacked) - 1)]) for t in times]
 
 
-def _panels(names: Sequence[str], shots: Sequence[Shot]) -> Image.Image:
+def _panels(names: Sequence[str], shots: Sequence[Shot], decimals: int) -> Image.Image:
     width, height = shots[0].picture.size
     frame = Image.new("RGB", (len(shots) * (width + _GAP) - _GAP, height + 2 * _LINE), _PAPER)
     # matplotlib brings a font that has Greek letters, on every machine the same.
@@ -152,7 +154,7 @@ def _panels(names: Sequence[str], shots: Sequence[Shot]) -> Image.Image:
         left = i * (width + _GAP)
         frame.paste(shot.picture, (left, 2 * _LINE))
         pen.rectangle((left, 2 * _LINE, left + width - 1, 2 * _LINE + height - 1), outline=_EDGE)
-        for line, text in enumerate((name, f"step {shot.step}, return {shot.earned:.1f}")):
+        for line, text in enumerate((name, f"step {shot.step}, return {written(shot.earned, decimals)}")):
             pen.text((left + _GAP, line * _LINE), _fitting(text, font, width - 2 * _GAP), _INK, font)
     return frame
 

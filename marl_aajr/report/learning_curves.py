@@ -13,6 +13,7 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import EngFormatter, MaxNLocator
 from numpy.typing import NDArray
 
+from marl_aajr.core.decimals import written
 from marl_aajr.report.comparison import Comparison, MethodRow
 from marl_aajr.report.methods import EvaluatedRun, Method
 from marl_aajr.report.style import Look, Panel, draw_lines, svg
@@ -98,7 +99,7 @@ def _describe(title: str, rows: Sequence[MethodRow], curves: Sequence[Sequence[C
     for row, runs in zip(rows, curves, strict=True):
         _, y = mean_of(runs)
         if len(y):
-            ends.append(f"{row.method.label} goes from {y[0]:.3g} to {y[-1]:.3g}")
+            ends.append(f"{row.method.label} goes from {written(y[0])} to {written(y[-1])}")
     return f"{title} over environment steps: {'; '.join(ends) or 'no values'}."
 
 

@@ -213,7 +213,7 @@ def _figures(
         "worst_case": figures.worst_case(comparison, looks, key=f"{key}worst"),
         "robustness": figures.robustness(comparison, looks, key=f"{key}eps"),
         "pareto": pareto if len(comparison.rows) > 1 else (),
-        "volumes": figures.hypervolumes(found, decimals=comparison.decimals),
+        "volumes": figures.hypervolumes(found),
     }
 
 

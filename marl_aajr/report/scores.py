@@ -19,6 +19,7 @@ from matplotlib.ticker import MaxNLocator
 from numpy.typing import ArrayLike, NDArray
 from scipy import stats
 
+from marl_aajr.core.decimals import written
 from marl_aajr.evaluation.outcomes import LEVEL
 from marl_aajr.report.comparison import Comparison
 from marl_aajr.report.conditions import Task
@@ -212,8 +213,8 @@ def profiles(found: Summaries, looks: Sequence[Look], *, unit: str, key: str) ->
     panels = []
     for i, (epsilon, summaries) in enumerate(found.items()):
         described = "; ".join(
-            f"{s.label}: every run above {s.profile[0][s.profile[1] == 1.0][-1]:.3g}, none above "
-            f"{s.profile[0][s.profile[1] == 0.0][0]:.3g}"
+            f"{s.label}: every run above {written(s.profile[0][s.profile[1] == 1.0][-1])}, none above "
+            f"{written(s.profile[0][s.profile[1] == 0.0][0])}"
             for s in summaries
         )
         title = _where(epsilon)

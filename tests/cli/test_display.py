@@ -40,11 +40,11 @@ def test_summary_averages_the_penalty_over_modules_and_says_what_is_left() -> No
 def test_summary_has_the_return_of_each_side_where_there_are_several() -> None:
     """Of a zero-sum game the sum would be 0, whoever wins."""
     sides = {"team_returns": {"first": 0.25, "second": -0.25}, "return_mean": 0.0}
-    assert summary(METRICS | sides, total=102_000)["return"] == "first 0.2, second -0.2"
+    assert summary(METRICS | sides, total=102_000)["return"] == "first 0.250, second -0.250"
     alone = {"team_returns": {"team": -71.234}}
     assert summary(METRICS | alone, total=102_000)["return"] == "-71.2"
     many = {"team_returns": dict.fromkeys("abcd", 1.0)}
-    assert summary(METRICS | many, total=102_000)["return"] == "a 1.0, b 1.0, c 1.0, …"
+    assert summary(METRICS | many, total=102_000)["return"] == "a 1.00, b 1.00, c 1.00, …"
 
 
 def test_summary_calls_the_returns_what_they_are() -> None:

@@ -16,7 +16,7 @@ from marl_aajr.adversaries.robust_sarsa import RobustSarsa
 from marl_aajr.attacks import ATTACKS, make_attack
 from marl_aajr.core.seeds import Purpose, derived_seed
 from marl_aajr.core.threat import PerturbationSet
-from marl_aajr.evaluation import Suite, builtin_suites, evaluate, load_suite
+from marl_aajr.evaluation import Protocol, Suite, builtin_suites, evaluate, load_suite
 from marl_aajr.evaluation.rows import WorkerPool, _may_spread
 from marl_aajr.rollout.environments import resolve
 from marl_aajr.victims import ObservationFilter
@@ -63,6 +63,26 @@ class TestFile:
             assert accesses == (expected | {"learned"} if name == "full" else expected)
         assert {entry.attack for entry in suites["full"].attacks} == set(ATTACKS)
         assert len(suites["standard"].epsilons) == 3
+
+    @pytest.mark.parametrize(
+        ("asked", "expected"),
+        [
+            ({"suite": "quick"}, 25),
+            ({"suite": "quick", "episodes": 4}, 2),
+            ({"suite": "quick", "episodes": 5}, 3),
+            ({"suite": "quick", "episodes": 1000}, 500),
+            ({"suite": "quick", "episodes": 4, "selection_episodes": 25}, 25),
+            ({"suite": suite(episodes=3, selection_episodes=1), "episodes": 4}, 2),
+            ({"suite": suite(selection_episodes=0), "episodes": 4}, 0),
+            ({"budget": "agents=1", "episodes": 4}, 2),
+            ({"budget": "agents=1"}, 50),
+            ({"episodes": 4}, 0),
+        ],
+    )
+    def test_the_selection_keeps_its_proportion_to_the_episodes(
+        self, asked: dict[str, Any], expected: int
+    ) -> None:
+        assert Protocol(**asked).settled().selection_episodes == expected
 
     def test_a_file_of_your_own(self, tmp_path: Path) -> None:
         path = tmp_path / "mine.yaml"

@@ -85,9 +85,9 @@ class TestWorstAgents:
             assert all(set(subset) > {agents[0]} for subset in candidates(agents, k, (agents[0],)))
 
     def test_default_selection_episodes(self) -> None:
-        result = played(budget="agents=1", selection_episodes=None, episodes=2, steps=1)
-        assert result.selection_episodes == 50
-        assert len(result.results[0].subsets[0].returns) == 50
+        result = played(budget="agents=1", selection_episodes=None, episodes=5, steps=1)
+        assert result.selection_episodes == 3, "half as many, as in the suites"
+        assert len(result.results[0].subsets[0].returns) == 3
 
 
 class TestWeakestLink:

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from marl_aajr.report.estimates import Estimate, Unit, decimals_for, listing, number, some, with_interval
+from marl_aajr.report.estimates import Estimate, Unit, listing, number, some, with_interval
 
 
 def difference(unit: Unit, left: Sequence[float], right: Sequence[float], *, level: float) -> Estimate:
@@ -99,15 +99,6 @@ def estimate(mean: float, low: float | None, high: float | None) -> Estimate:
 )
 def test_numbers(value: float, decimals: int, text: str) -> None:
     assert number(value, decimals=decimals) == text
-
-
-@pytest.mark.parametrize(("width", "decimals"), [(250.0, 0), (25.0, 0), (2.5, 1), (0.25, 2), (1e-9, 4)])
-def test_decimals_show_two_digits_of_the_interval(width: float, decimals: int) -> None:
-    assert decimals_for([estimate(0.0, 0.0, width)]) == decimals
-
-
-def test_decimals_without_any_interval() -> None:
-    assert decimals_for([estimate(1.0, None, None), estimate(1.0, 1.0, 1.0)]) == 1
 
 
 def test_intervals_do_not_break_over_lines() -> None:

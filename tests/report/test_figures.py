@@ -36,6 +36,6 @@ class TestTradeoff:
         crossed = {"none": [evaluation(-40.0, attacks={("pgd", 0.1): -9.0})]}
         crossed["aajr"] = [evaluation(-42.0, attacks={("pgd", 0.1): -2.0})]
         comparison = compared(tmp_path, **crossed)
-        assert hypervolumes([tradeoff(comparison, 0.1, None)], decimals=0) is None
-        shown = hypervolumes([tradeoff(comparison, 0.1, Reference(-50.0, 0.0))], decimals=0)
+        assert hypervolumes([tradeoff(comparison, 0.1, None)]) is None
+        shown = hypervolumes([tradeoff(comparison, 0.1, Reference(-50.0, 0.0))])
         assert shown is not None

@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+from io import StringIO
 from pathlib import Path
 
+import pytest
+from rich.console import Console
+
+from marl_aajr.cli.compare import table
 from marl_aajr.report.tables import heat_map, lowest_and_highest, results, worst_of_each_run
+from marl_aajr.report.verdict import verdict
 from tests.report.factory import cells, compared, evaluation
 
 
@@ -39,3 +45,21 @@ class TestWorstOfSuite:
         blocks = results(compared(tmp_path, none=[evaluation()]))
         (area,) = cells(blocks, "Worst of the attacks tried, of each run its own", "mean over ε")
         assert (area.main, area.under) == ("−49.0", "[−51.0,\u00a0−47.0]")
+
+
+@pytest.mark.parametrize(
+    ("scale", "clean", "said"),
+    [(1e-4, "−0.0040", "−0.00400"), (1.0, "−40.0", "−40.0"), (1e5, "−4\u202f000\u202f000", "−4,000,000")],
+)
+def test_precision_follows_the_scale_of_the_return(
+    tmp_path: Path, scale: float, clean: str, said: str
+) -> None:
+    """The page, its verdict and the terminal."""
+    losses = {("pgd", 0.1): -8.0 * scale}
+    comparison = compared(tmp_path, none=[evaluation(-40.0 * scale, attacks=losses, spread=5.0 * scale)])
+    (cell,) = cells(results(comparison), "Without an attack", "clean return")
+    assert cell.main.startswith(clean)
+    assert f"Its return is {cell.main}\u00a0[" in verdict(comparison)
+    shown = Console(width=200, file=StringIO())
+    shown.print(table(comparison))
+    assert said.replace("−", "-") in shown.file.getvalue()  # type: ignore[attr-defined]
