@@ -17,6 +17,7 @@ from pettingzoo.utils.wrappers import BaseParallelWrapper, BaseWrapper
 
 from marl_aajr.attacks import Attack
 from marl_aajr.core.checks import one_of
+from marl_aajr.core.environment_values import agent_name, agent_names, named
 from marl_aajr.evaluation.observation_attacker import ObservationAttacker, StepGenerators
 from marl_aajr.victims import Victim
 from marl_aajr.victims.spaces import AgentSpaces, check_match
@@ -31,7 +32,7 @@ def attacked(
     victim: Victim,
     *,
     epsilon: float | None = None,
-    agents: Collection[str] | None = None,
+    agents: Collection[Any] | None = None,
     units: Literal["raw", "network"] | None = None,
     seed: int = 0,
 ) -> Env:
@@ -53,7 +54,8 @@ def attacked(
             last reset with, and from the episodes and steps since. How often an agent looks does not matter.
 
     Returns:
-        The environment; observation spaces of attacked agents with bounds are wider by ε.
+        The environment, with its own keys of agents; observation spaces of attacked agents with bounds are
+        wider by ε, and of float32 where they were of integers or float16, which would round δ away.
 
     Raises:
         ValueError: an unknown agent, a victim that does not fit the environment, or an attack that does not
@@ -63,7 +65,7 @@ def attacked(
         >>> env = attacked(env, "pgd", Victim.load("runs/ppo/victim"), epsilon=0.1, agents=["agent_0"])
     """
     everybody = _agents(env)
-    chosen = everybody if agents is None else list(agents)
+    chosen = list(everybody) if agents is None else list(agent_names(agents))
     for agent in chosen:
         one_of("agents", agent, everybody)
     check_match(victim, AgentSpaces.of(env, chosen))
@@ -72,7 +74,7 @@ def attacked(
     return cast(Env, kind(env, attacker))
 
 
-def with_agents(env: Env, players: Mapping[str, Victim], *, sampled: bool = False, seed: int = 0) -> Env:
+def with_agents(env: Env, players: Mapping[Any, Victim], *, sampled: bool = False, seed: int = 0) -> Env:
     """An environment in which frozen victims play some of the agents; the others are left.
 
     What the left ones earn while the victims move is theirs, as it is in the environment itself.
@@ -93,22 +95,24 @@ def with_agents(env: Env, players: Mapping[str, Victim], *, sampled: bool = Fals
         >>> env = with_agents(simple_tag_v3.parallel_env(), dict.fromkeys(hunters, victim))
     """
     everybody = _agents(env)
-    for agent, victim in players.items():
+    for agent, victim in named(players).items():
         one_of("players", agent, everybody)
         check_match(victim, AgentSpaces.of(env, [agent]), what=f"a victim for {agent!r}")
-    if set(players) >= set(everybody):
+    if len(players) == len(everybody):
         raise ValueError("expected agents that are left to play, got victims for all; use evaluate instead")
     kind = _PlayedParallel if isinstance(env, ParallelEnv) else _PlayedAEC
-    return cast(Env, kind(env, players, StepGenerators(seed) if sampled else None))
+    own = {everybody[agent]: victim for agent, victim in named(players).items()}
+    return cast(Env, kind(env, own, StepGenerators(seed) if sampled else None))
 
 
-def _agents(env: Any) -> list[str]:
+def _agents(env: Any) -> dict[str, Any]:
+    """The environment's own key of each agent, by name."""
     if not isinstance(env, ParallelEnv | AECEnv):
         raise ValueError(
             f"expected a PettingZoo environment, got {type(env).__name__}; those of Gymnasium and "
             "RLlib become one by marl_aajr.rollout.adapters.to_pettingzoo"
         )
-    return list(env.possible_agents)
+    return {agent_name(agent): agent for agent in env.possible_agents}
 
 
 class _Attacked:
@@ -119,30 +123,30 @@ class _Attacked:
         self.attacker = attacker
         self._spaces = {a: attacker.space(a, env.observation_space(a)) for a in env.possible_agents}
 
-    def observation_space(self, agent: str) -> Any:
+    def observation_space(self, agent: Any) -> Any:
         return self._spaces[agent]
 
 
-class _AttackedParallel(_Attacked, BaseParallelWrapper[str, Any, Any]):
+class _AttackedParallel(_Attacked, BaseParallelWrapper[Any, Any, Any]):
     def reset(self, seed: int | None = None, options: dict[str, Any] | None = None) -> Any:
         obs, infos = self.env.reset(seed=seed, options=options)
         self.attacker.begin(seed)
-        return self.attacker.show(obs), infos
+        return self.attacker.show(obs, infos), infos
 
-    def step(self, actions: dict[str, Any]) -> Any:
+    def step(self, actions: dict[Any, Any]) -> Any:
         self.attacker.decided(actions)
         obs, *rest = self.env.step(actions)
-        return self.attacker.show(obs), *rest
+        return self.attacker.show(obs, rest[-1]), *rest
 
 
-class _AttackedAEC(_Attacked, BaseWrapper[str, Any, Any]):
+class _AttackedAEC(_Attacked, BaseWrapper[Any, Any, Any]):
     def reset(self, seed: int | None = None, options: dict[str, Any] | None = None) -> None:
         self.env.reset(seed=seed, options=options)
         self.attacker.begin(seed)
 
-    def observe(self, agent: str) -> Any:
+    def observe(self, agent: Any) -> Any:
         seen = self.env.observe(agent)
-        return seen if seen is None else self.attacker.show({agent: seen})[agent]
+        return seen if seen is None else self.attacker.show({agent: seen}, self.env.infos)[agent]
 
     def step(self, action: Any) -> None:
         agent = self.env.agent_selection
@@ -157,7 +161,7 @@ class _Played:
 
     env: Any
 
-    def __init__(self, env: Any, players: Mapping[str, Victim], generators: StepGenerators | None) -> None:
+    def __init__(self, env: Any, players: Mapping[Any, Victim], generators: StepGenerators | None) -> None:
         super().__init__(env)  # type: ignore[call-arg]
         self.possible_agents = [agent for agent in env.possible_agents if agent not in players]
         self._players = dict(players)
@@ -165,47 +169,50 @@ class _Played:
         self._begin(None)
 
     @property
-    def agents(self) -> list[str]:
+    def agents(self) -> list[Any]:
         return [agent for agent in self.env.agents if agent not in self._players]
 
     def _begin(self, seed: int | None) -> None:
         """An episode begins."""
-        self._earned: dict[str, float] = {}
+        self._earned: dict[Any, float] = {}
         self._memories = {id(victim): victim.memory() for victim in self._players.values()}
         if self._generators is not None:
             self._generators.begin(seed)
 
-    def _act(self, agent: str, seen: Any) -> Any:
+    def _act(self, agent: Any, seen: Any, infos: Mapping[Any, Any]) -> Any:
         """The action of one of the victims."""
         victim, generator = self._players[agent], None
         if self._generators is not None:
             generator = self._generators.of(list(self._players).index(agent))
             self._generators.proceed()
-        return victim.act({agent: seen}, generator=generator, memory=self._memories[id(victim)])[agent]
+        memory = self._memories[id(victim)]
+        return victim.act({agent: seen}, infos=infos, generator=generator, memory=memory)[agent]
 
-    def _others(self, values: Mapping[str, Any]) -> dict[str, Any]:
+    def _others(self, values: Mapping[Any, Any]) -> dict[Any, Any]:
         """Without what belongs to the victims."""
         return {agent: value for agent, value in values.items() if agent not in self._players}
 
 
-class _PlayedParallel(_Played, BaseParallelWrapper[str, Any, Any]):
-    _obs: Mapping[str, Any]
+class _PlayedParallel(_Played, BaseParallelWrapper[Any, Any, Any]):
+    _obs: Mapping[Any, Any]
+    _infos: Mapping[Any, Any]
 
     def reset(self, seed: int | None = None, options: dict[str, Any] | None = None) -> Any:
-        self._obs, infos = self.env.reset(seed=seed, options=options)
+        self._obs, self._infos = self.env.reset(seed=seed, options=options)
         self._begin(seed)
-        return self._others(self._obs), self._others(infos)
+        return self._others(self._obs), self._others(self._infos)
 
-    def step(self, actions: dict[str, Any]) -> Any:
+    def step(self, actions: dict[Any, Any]) -> Any:
         here = [agent for agent in self.env.agents if agent in self._players]
-        played = {agent: self._act(agent, self._obs[agent]) for agent in here}
+        played = {agent: self._act(agent, self._obs[agent], self._infos) for agent in here}
         self._obs, *rest = self.env.step({**actions, **played})
+        self._infos = rest[-1]
         return tuple(self._others(part) for part in (self._obs, *rest))
 
 
-class _PlayedAEC(_Played, BaseWrapper[str, Any, Any]):
+class _PlayedAEC(_Played, BaseWrapper[Any, Any, Any]):
     @property
-    def rewards(self) -> dict[str, float]:
+    def rewards(self) -> dict[Any, float]:
         return {agent: self._earned.get(agent, 0.0) for agent in self.agents}
 
     def __getattr__(self, name: str) -> Any:
@@ -226,7 +233,8 @@ class _PlayedAEC(_Played, BaseWrapper[str, Any, Any]):
         """Let the victims play until it is somebody else's turn."""
         while self.agents and (agent := self.env.agent_selection) in self._players:
             out = self.env.terminations[agent] or self.env.truncations[agent]
-            self._take(None if out else self._act(agent, self.env.observe(agent)))
+            seen = None if out else self.env.observe(agent)
+            self._take(None if out else self._act(agent, seen, self.env.infos))
 
     def _take(self, action: Any) -> None:
         self.env.step(action)

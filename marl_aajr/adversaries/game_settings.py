@@ -13,6 +13,7 @@ import torch
 
 from marl_aajr.adversaries.victim_game import VictimGame
 from marl_aajr.core.checks import one_of
+from marl_aajr.core.environment_values import agent_names
 from marl_aajr.envs.single_copy import SingleCopy, declare
 from marl_aajr.rollout.batched_env import BatchedEnv
 from marl_aajr.rollout.environments import make_batch, resolve
@@ -45,6 +46,8 @@ class Threat(ABC):
 
     def __post_init__(self) -> None:
         one_of("actions", self.actions, ("greedy", "sampled"))
+        if self.agents is not None:
+            object.__setattr__(self, "agents", list(agent_names(self.agents)))
 
     @classmethod
     def against(cls, victims: Path, **settings: Any) -> Self:

@@ -37,7 +37,7 @@ from marl_aajr.core.threat import Norm
 from marl_aajr.rollout.environments import resolve
 from marl_aajr.rollout.teams import choose_agents
 from marl_aajr.training.config import EnvConfig, ModelConfig, PPOSettings, Resources, RunConfig
-from marl_aajr.training.fields import Count, Positive, Section, Whole, once
+from marl_aajr.training.fields import AgentNames, Count, Positive, Section, Whole, once
 from marl_aajr.training.run_directory import RunDirectory
 from marl_aajr.victims import Victim
 
@@ -114,7 +114,7 @@ class AdversaryRequest(Section):
 
     kind: Kind
     epsilon: Positive | None = None
-    agents: Annotated[tuple[str, ...], AfterValidator(once)] | None = None
+    agents: Annotated[AgentNames, AfterValidator(once)] | None = None
     joint: bool = False
     norm: Norm = "linf"
     units: Literal["raw", "network"] = "raw"

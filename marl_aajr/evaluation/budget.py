@@ -20,6 +20,7 @@ from typing import Annotated, Any, Literal, get_args
 from pydantic import BeforeValidator
 
 from marl_aajr.core.checks import one_of, whole
+from marl_aajr.core.environment_values import agent_names, named
 
 Timing = Literal["random", "strategic"]
 
@@ -55,9 +56,9 @@ class Budget:
 
     def __post_init__(self) -> None:
         if isinstance(self.agents, Sequence) and not isinstance(self.agents, str):
-            names = tuple(self.agents)
+            names = agent_names(self.agents)
             object.__setattr__(self, "agents", names)
-            if not names or not all(isinstance(agent, str) and agent for agent in names):
+            if not names or not all(names):
                 raise ValueError(f"expected names of agents in the budget, got {list(names)}")
             if len(set(names)) < len(names):
                 raise ValueError(f"expected each agent once in the budget, got {', '.join(names)}")
@@ -68,9 +69,9 @@ class Budget:
         one_of("timing", self.timing, get_args(Timing))
         if self.steps is None and self.timing != "random":
             raise ValueError(f"expected steps with timing={self.timing}, got none; say how many: steps=5")
-        scales = tuple(self.scales.items()) if isinstance(self.scales, Mapping) else tuple(self.scales)
-        object.__setattr__(self, "scales", scales)
-        for agent, scale in scales:
+        scales = named(dict(self.scales))
+        object.__setattr__(self, "scales", tuple(scales.items()))
+        for agent, scale in scales.items():
             if not (isinstance(scale, int | float) and isfinite(scale) and scale > 0):
                 raise ValueError(
                     f"expected a finite scale > 0 of epsilon for {agent!r}, got {scale!r}; to leave an agent "

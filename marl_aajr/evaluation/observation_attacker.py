@@ -12,11 +12,13 @@ import torch
 from torch import Tensor
 
 from marl_aajr.attacks import Attack, make_attack
+from marl_aajr.core.environment_values import agent_name, agent_names, as_array, named, own_key, split
 from marl_aajr.evaluation.admission import check_attack, settle_units
 from marl_aajr.evaluation.episodes import prepare
 from marl_aajr.evaluation.outcomes import Units
 from marl_aajr.victims import Victim
-from marl_aajr.victims.stepper import DecisionBatch, Stepper, one_copy
+from marl_aajr.victims.spaces import one_copy
+from marl_aajr.victims.stepper import DecisionBatch, Stepper
 
 
 @dataclass
@@ -78,22 +80,24 @@ class ObservationAttacker:
         self._stepper = Stepper(victim, victim.memory(), groups=groups)
         self._generators = StepGenerators(seed)
         self._shown: dict[str, Any] = {}
+        self._legal: dict[str, Any] = {}
 
     def begin(self, seed: int | None) -> None:
         """An episode begins."""
         self._stepper.memory.forget()
-        self._shown = {}
+        self._shown, self._legal = {}, {}
         self._generators.begin(seed)
 
-    def show(self, seen: Mapping[str, Any]) -> dict[str, Any]:
+    def show(self, seen: Mapping[Any, Any], infos: Mapping[Any, Any]) -> dict[Any, Any]:
         """The observations that agents are shown in this step; asking again changes nothing.
 
         Args:
-            seen: agent -> an array, or a dict with `observation` and `action_mask`.
+            seen: agent -> an array, or a dict of one and its `action_mask`.
+            infos: agent -> what may hold an `action_mask`, too.
         """
-        fresh = {a: seen[a] for a in self._prepared if a in seen and a not in self._shown}
-        obs, legal = one_copy(fresh)
-        batches = self._stepper.see(obs, action_mask=legal)
+        self._legal |= named(infos)
+        by_name = named(seen)
+        batches = self._see({a: by_name[a] for a in self._prepared if a in by_name and a not in self._shown})
         chosen: Mapping[str, Tensor] = {}
         if self.attack.acts_jointly and batches:  # an adversary that looks at all before each is attacked
             inputs = {agent: part for batch in batches for agent, _, part in batch.split(batch.inputs)}
@@ -101,25 +105,29 @@ class ObservationAttacker:
             chosen = self.attack.choose_actions(inputs, generator=generator)
         for batch in batches:
             for agent, _, delta in batch.split(self._delta(batch, chosen)):
-                self._shown[agent] = self._perturbed(agent, seen[agent], delta[0])
-        return {agent: self._shown.get(agent, given) for agent, given in seen.items()}
+                self._shown[agent] = self._perturbed(agent, by_name[agent], delta[0])
+        return {agent: self._shown.get(agent_name(agent), given) for agent, given in seen.items()}
 
-    def decided(self, agents: Collection[str]) -> None:
+    def decided(self, agents: Collection[Any]) -> None:
         """These agents decided on what they were shown; the step is over."""
         if self.victim.recurrent:
-            for agent in agents:
-                obs, legal = one_copy({a: shown for a, shown in self._shown.items() if a == agent})
-                self._stepper.decide(self._stepper.see(obs, action_mask=legal))
-        self._shown = {}
+            for agent in agent_names(agents):
+                self._stepper.decide(self._see({a: s for a, s in self._shown.items() if a == agent}))
+        self._shown, self._legal = {}, {}
         self._generators.proceed()
 
-    def space(self, agent: str, space: gym.Space[Any]) -> gym.Space[Any]:
-        """The space of what an agent is shown: that of what it sees, wider by ε."""
-        if agent not in self._prepared:
+    def space(self, agent: Any, space: gym.Space[Any]) -> gym.Space[Any]:
+        """The space of what an agent is shown: that of what it sees, wider by ε, and of floats."""
+        if (name := agent_name(agent)) not in self._prepared:
             return space
         if isinstance(space, gym.spaces.Dict):
-            return gym.spaces.Dict({**space.spaces, "observation": self._wider(agent, space["observation"])})
-        return self._wider(agent, space)
+            key = own_key(space)
+            return gym.spaces.Dict({**space.spaces, key: self._wider(name, space[key])})
+        return self._wider(name, space)
+
+    def _see(self, seen: Mapping[str, Any]) -> list[DecisionBatch]:
+        obs, legal = one_copy(self.victim, seen, self._legal)
+        return self._stepper.see(obs, action_mask=legal)
 
     def _delta(self, batch: DecisionBatch, chosen: Mapping[str, Tensor]) -> Tensor:
         """δ for the agents of a batch, `[B, d]`, in the units of their network."""
@@ -130,10 +138,15 @@ class ObservationAttacker:
         return attack(batch.policy, batch.inputs, generator=generator).delta
 
     def _perturbed(self, agent: str, seen: Any, delta: Tensor) -> Any:
-        obs = np.asarray(seen["observation"] if isinstance(seen, Mapping) else seen)
+        obs = as_array(split(seen)[0], self._box(agent).shape, np.float64)
         change = (delta.double() * self._unit(agent)).reshape(obs.shape).numpy()
-        shown = (obs + change).astype(obs.dtype)
-        return {**seen, "observation": shown} if isinstance(seen, Mapping) else shown
+        shown = (obs + change).astype(_float_type(self._box(agent)))
+        return {**seen, own_key(seen): shown} if isinstance(seen, Mapping) else shown
+
+    def _box(self, agent: str) -> gym.spaces.Box:
+        space = self.victim.observation_spaces[agent]
+        assert isinstance(space, gym.spaces.Box)
+        return space
 
     def _unit(self, agent: str) -> Tensor:
         """The size of one unit of the network's inputs in the environment's units, `[d]`, or one for all."""
@@ -146,10 +159,16 @@ class ObservationAttacker:
         reach = size.epsilon * torch.ones(int(np.prod(space.shape)), dtype=torch.float64) * self._unit(agent)
         if (factor := size.preconditioner(reach)) is not None:
             reach = reach * factor
+        kind = _float_type(space)
         # The last bit of a sum may point outwards.
-        room = np.nextafter(reach.reshape(space.shape).numpy().astype(space.dtype), np.inf)
+        room = np.nextafter(reach.reshape(space.shape).numpy().astype(kind), np.inf)
         low, high = np.nextafter(space.low - room, -np.inf), np.nextafter(space.high + room, np.inf)
-        return gym.spaces.Box(low.astype(space.dtype), high.astype(space.dtype), dtype=space.dtype.type)
+        return gym.spaces.Box(low.astype(kind), high.astype(kind), dtype=kind.type)
+
+
+def _float_type(space: gym.spaces.Box) -> np.dtype[Any]:
+    """The type of a perturbed observation: that of its space where it can hold δ, else a float that can."""
+    return np.result_type(space.dtype, np.float32)
 
 
 def _ready(attack: str | Attack, epsilon: float | None) -> Attack:

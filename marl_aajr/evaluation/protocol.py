@@ -30,7 +30,7 @@ from marl_aajr.core.threat import Norm
 from marl_aajr.evaluation.budget import Budget, ReadBudget, as_budget, trials
 from marl_aajr.evaluation.outcomes import Actions, Control, Units
 from marl_aajr.evaluation.replacements import Replacement
-from marl_aajr.training.fields import Count, Positive, Section, Whole, once, some, validated
+from marl_aajr.training.fields import AgentNames, Count, Positive, Section, Whole, once, some, validated
 from marl_aajr.training.files import Key, load_yaml
 
 NUM_ENVS = 50
@@ -196,7 +196,7 @@ class Protocol(Section):
     weakest_link: bool | None = None
     seed: Whole = 0
     team: str | None = None
-    agents: tuple[str, ...] | None = None
+    agents: AgentNames | None = None
     replace: tuple[str | InstanceOf[Replacement], ...] = ()
     num_envs: Count = NUM_ENVS
     workers: Count | None = None

@@ -20,6 +20,7 @@ from gymnasium import spaces
 from torch import Tensor
 
 from marl_aajr.core.checks import one_of
+from marl_aajr.core.environment_values import agent_names
 from marl_aajr.evaluation.outcomes import AdversaryTraining, Control, ReplacementOutcome
 from marl_aajr.evaluation.outcomes import ReplacementKind as Kind
 from marl_aajr.evaluation.result import Skipped
@@ -63,6 +64,9 @@ class Replacement:
     victim: Victim | None = field(default=None, repr=False)
     source: str = ""
     training: AdversaryTraining | None = None
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "agents", agent_names(self.agents))
 
     def policy(self, num_envs: int, *, sampled: bool, generator: torch.Generator) -> ReplacementPolicy:
         """The policy that acts for the agents.

@@ -1,6 +1,6 @@
 """Networks for observations that RLlib's default module does not take, and for centralised critics.
 
-Action masks (`{"observation": ..., "action_mask": ...}`, PettingZoo's form), several dimensions, integers:
+Action masks (a Dict of an array and its `action_mask`, as in PettingZoo), several dimensions, integers:
 classic games have all three (`FlatActorCritic`). One-dimensional float Box observations go to RLlib's own
 module. `MAPPOModule` has a critic that reads the joint observation or the state beside them.
 """
@@ -24,8 +24,8 @@ from torch import Tensor, nn
 
 from marl_aajr.core.checks import one_of
 from marl_aajr.core.distributions import DiagGaussian, from_space
+from marl_aajr.core.environment_values import ACTION_MASK, STATE, own_key, split
 from marl_aajr.core.mlp import hooked
-from marl_aajr.rollout.centralized_critic import STATE
 from marl_aajr.victims.layers import ClipLogStd, FreeLogStd
 
 ACTIVATIONS: dict[str, type[nn.Module]] = {
@@ -63,13 +63,6 @@ def network_settings(given: Mapping[str, Any]) -> dict[str, Any]:
     return defaults | dict(given)
 
 
-def split(obs: Any) -> tuple[Any, Any]:
-    """An observation (or its space) and its action mask, None where it has none."""
-    if isinstance(obs, dict | gym.spaces.Dict):
-        return obs["observation"], obs.get("action_mask")
-    return obs, None
-
-
 def floats(observation: Tensor) -> Tensor:
     """An observation as numbers that a layer takes."""
     return observation if observation.is_floating_point() else observation.float()
@@ -86,28 +79,31 @@ def observation_of(rows: Tensor, mask: Tensor | None, space: gym.Space[Any]) -> 
     """
     if not isinstance(space, gym.spaces.Dict):
         return rows
-    masks = {} if mask is None else {"action_mask": mask}
-    if STATE not in space.spaces:
-        return {"observation": rows, **masks}
-    box, central = space["observation"], space[STATE]
+    key = own_key(space)
+    masks = {} if mask is None else {ACTION_MASK: mask}
+    if key == STATE or STATE not in space.spaces:
+        return {key: rows, **masks}
+    box, central = space[key], space[STATE]
     own, state = rows.split([gym.spaces.flatdim(box), gym.spaces.flatdim(central)], -1)
-    return {"observation": own.unflatten(-1, box.shape), **masks, STATE: state.unflatten(-1, central.shape)}
+    return {key: own.unflatten(-1, box.shape), **masks, STATE: state.unflatten(-1, central.shape)}
 
 
 def needs_flat_module(space: gym.Space[Any]) -> bool:
     """Whether an observation space is none for RLlib's default module."""
-    box, mask = split(space)
-    return mask is not None or len(box.shape) != 1 or not np.issubdtype(box.dtype, np.floating)
+    if isinstance(space, gym.spaces.Dict):
+        return True
+    return len(space.shape or ()) != 1 or not np.issubdtype(space.dtype, np.floating)
 
 
 def check_observation_space(agent: str, space: gym.Space[Any]) -> None:
     """Raise `ValueError` for a space that no module here can read."""
-    inner = space
-    if isinstance(space, gym.spaces.Dict) and set(space.spaces) == {"observation", "action_mask"}:
+    try:
         inner, _ = split(space)
+    except ValueError:
+        inner = space
     if not isinstance(inner, gym.spaces.Box):
         raise ValueError(
-            "expected Box observations, or a Dict of observation (Box) and action_mask, got "
+            "expected Box observations, or a Dict of a Box and an action_mask, got "
             f"{space} for agent {agent!r}; wrap the environment"
         )
 
@@ -238,7 +234,7 @@ class MAPPOModule(FlatActorCritic):
 
     def setup(self) -> None:
         space = self.observation_space
-        if not isinstance(space, gym.spaces.Dict) or not {"observation", STATE} <= set(space.spaces):
+        if not isinstance(space, gym.spaces.Dict) or STATE not in space.spaces or len(space) < 2:
             raise ValueError(
                 f"expected observations with the keys observation and {STATE}, got {space}; build the "
                 "environment with critic='joint' or 'state'"

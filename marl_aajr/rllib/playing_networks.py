@@ -18,14 +18,13 @@ from ray.rllib.core.distribution.torch.torch_distribution import TorchSquashedGa
 from ray.rllib.core.rl_module.torch import TorchRLModule
 from torch import Tensor, nn
 
+from marl_aajr.core.environment_values import ACTION_MASK, own_key, split
 from marl_aajr.core.mlp import hooked
 from marl_aajr.rllib.internals.modules import forward_inference, inference_layers, plain_networks
-from marl_aajr.rllib.networks import FlatActorCritic, split
+from marl_aajr.rllib.networks import FlatActorCritic
 from marl_aajr.rllib.plugin.module_policy import judges_observations
 from marl_aajr.victims.layers import flatten
 from marl_aajr.victims.recurrent import Recurrent, State, initial_state, is_recurrent, map_state
-
-_MASK = "action_mask"
 
 
 def live_module(module: TorchRLModule) -> nn.Module:
@@ -70,12 +69,12 @@ class LiveModule(nn.Module):
 
     def _ask(self, obs: Tensor, action_mask: Tensor | None, columns: dict[str, Any]) -> dict[str, Any]:
         own = obs.reshape(-1, *self._shape).to(self._dtype)
-        seen: Any = own
+        seen: Any = {self._key: own} if self._key else own
         if self._mask_space is not None:
             if action_mask is None:
                 action_mask = torch.ones(len(own), *self._mask_space.shape, dtype=torch.bool)
             dtype = torch.from_numpy(np.zeros((), self._mask_space.dtype)).dtype
-            seen = {self._key: own, _MASK: action_mask.to(dtype)}
+            seen = {self._key: own, ACTION_MASK: action_mask.to(dtype)}
         batch = {Columns.OBS: seen}
         if columns:
             batch = map_state(lambda x: x.unsqueeze(1), batch)
@@ -105,25 +104,23 @@ class _Recurrent(LiveModule):
         return out[Columns.ACTION_DIST_INPUTS].squeeze(1), out[Columns.STATE_OUT]
 
 
-def observed_parts(space: gym.Space[Any]) -> tuple[str, gym.spaces.Box, gym.spaces.Box | None]:
+def observed_parts(space: gym.Space[Any]) -> tuple[str, gym.spaces.Box, gym.Space[Any] | None]:
     """The name and space of what a module reads beside the action mask, and the space of the mask.
 
     Raises:
         ValueError: there is more to it.
     """
-    if isinstance(space, gym.spaces.Box):
-        return "", space, None
-    if isinstance(space, gym.spaces.Dict) and _MASK in space.spaces:
-        others = {key: part for key, part in space.spaces.items() if key != _MASK}
-        mask = space[_MASK]
-        if len(others) == 1 and isinstance(mask, gym.spaces.Box):
-            [(key, box)] = others.items()
-            if isinstance(box, gym.spaces.Box):
-                return key, box, mask
-    raise ValueError(
-        f"expected a module for Box observations, or for a Dict of one Box and {_MASK}, got {space}; flatten "
-        "the observations"
-    )
+    own, mask = split(space) if _is_simple(space) else (None, None)
+    if not isinstance(own, gym.spaces.Box):
+        raise ValueError(
+            f"expected a module for Box observations, or for a Dict of one Box and {ACTION_MASK}, got {space}"
+            "; flatten the observations"
+        )
+    return own_key(space) if isinstance(space, gym.spaces.Dict) else "", own, mask
+
+
+def _is_simple(space: gym.Space[Any]) -> bool:
+    return not isinstance(space, gym.spaces.Dict) or len(space.spaces.keys() - {ACTION_MASK}) == 1
 
 
 _ROWS = 64
@@ -172,7 +169,7 @@ def _outputs(network: nn.Module, obs: Tensor) -> Tensor:
     return network(obs.flip(0), state)[0]
 
 
-def parts_of(module: TorchRLModule) -> tuple[gym.spaces.Box, gym.spaces.Box | None]:
+def parts_of(module: TorchRLModule) -> tuple[gym.spaces.Box, gym.Space[Any] | None]:
     """The space of what a module reads of its agent's observation, and of the action mask."""
     if isinstance(module, FlatActorCritic):
         box, mask = split(module.observation_space)

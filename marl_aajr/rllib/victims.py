@@ -31,13 +31,14 @@ from ray.rllib.core.rl_module.rl_module import RLModule
 from ray.rllib.core.rl_module.torch import TorchRLModule
 from ray.rllib.utils.filter import RunningStat
 
+from marl_aajr.core.environment_values import split, zero_based
 from marl_aajr.rllib.internals.algorithms import custom_connectors, foreign_env_to_module
-from marl_aajr.rllib.networks import split
 from marl_aajr.rllib.playing_networks import critic_network, flattened, greedy_only, parts_of, playing_network
 from marl_aajr.rllib.sampling.batch_env import module_of_agents
 from marl_aajr.rllib.sampling.module_policies import own_distribution
 from marl_aajr.rllib.sampling.observation_filter import ObservationNormalizer
 from marl_aajr.rollout.environments import EnvironmentSpec, resolve
+from marl_aajr.rollout.game import Game
 from marl_aajr.victims import ObservationFilter, Victim
 
 
@@ -81,8 +82,9 @@ def victim_from_modules(
             spaces, or that do not choose actions from a distribution that victims have.
     """
     spec = env if isinstance(env, EnvironmentSpec) else resolve(env, env_kwargs)
-    observation_spaces, action_spaces = spaces_of(spec)
-    module_of = module_of_agents(observation_spaces, policy_mapping_fn)
+    game = _closed(spec)
+    observation_spaces, action_spaces = game.observation_spaces, game.env_action_spaces
+    module_of = module_of_agents(game.agent_ids, policy_mapping_fn, ids=game.agent_ids)
     known = {name: _unwrapped(module) for name, module in modules.items()}
     for agent, name in module_of.items():
         if name not in known:
@@ -90,7 +92,7 @@ def victim_from_modules(
                 f"expected the module {name!r} for {agent!r}, got {', '.join(sorted(known))}; give it, or "
                 "another policy_mapping_fn"
             )
-        _check_spaces(agent, name, known[name], observation_spaces[agent], action_spaces[agent])
+        _check_spaces(agent, name, known[name], game)
     boxes = {name: split(observation_spaces[agent])[0] for agent, name in module_of.items()}
     used = {name: known[name] for name in dict.fromkeys(module_of.values())}
     return Victim(
@@ -108,14 +110,11 @@ def victim_from_modules(
     )
 
 
-def spaces_of(spec: EnvironmentSpec) -> tuple[dict[str, gym.Space[Any]], dict[str, gym.Space[Any]]]:
-    """The observation and action spaces of an environment's agents, in its order."""
+def _closed(spec: EnvironmentSpec) -> Game:
+    """An environment that is asked for its agents and spaces only."""
     game = spec.make()
-    try:
-        agents = game.possible_agents
-        return {a: game.observation_spaces[a] for a in agents}, {a: game.action_spaces[a] for a in agents}
-    finally:
-        game.close()
+    game.close()
+    return game
 
 
 def _unwrapped(module: Any) -> TorchRLModule:
@@ -128,10 +127,9 @@ def _unwrapped(module: Any) -> TorchRLModule:
     return inner
 
 
-def _check_spaces(
-    agent: str, name: str, module: TorchRLModule, observed: gym.Space[Any], acts: gym.Space[Any]
-) -> None:
-    if module.action_space != acts:
+def _check_spaces(agent: str, name: str, module: TorchRLModule, game: Game) -> None:
+    observed, acts = game.observation_spaces[agent], game.env_action_spaces[agent]
+    if zero_based(module.action_space) != zero_based(acts):
         raise ValueError(
             f"expected module {name!r} to have the actions {acts} of {agent!r}, got {module.action_space}; "
             "give the environment the arguments that it was trained with"
@@ -139,7 +137,9 @@ def _check_spaces(
     own, mask = parts_of(module)
     box, legal = split(observed)
     same = isinstance(box, gym.spaces.Box) and prod(own.shape) == prod(box.shape)
-    if not same or (mask is None) != (legal is None):
+    # RLlib's own environments ignore what infos say; the victim masks the outputs of such a module.
+    ignored = mask is None and game.infos_have_masks
+    if not same or ((mask is None) != (legal is None) and not ignored):
         raise ValueError(
             f"expected module {name!r} to read the observations {observed} of {agent!r}, got one for "
             f"{module.observation_space}; give the environment the arguments that it was trained with"
@@ -190,10 +190,11 @@ def victim_from_checkpoint(
     _check_kind(path)
     config = _config(path)
     spec = env if isinstance(env, EnvironmentSpec) else resolve(env, env_kwargs)
-    agents, _ = spaces_of(spec)
+    game = _closed(spec)
     # Without policies of its own a configuration has one module, and RLlib asks for no mapping.
-    mapping = config.policy_mapping_fn if config.is_multi_agent else dict.fromkeys(agents, DEFAULT_MODULE_ID)
-    module_of = module_of_agents(agents, mapping)
+    ids, one = game.agent_ids, dict.fromkeys(game.possible_agents, DEFAULT_MODULE_ID)
+    mapping = config.policy_mapping_fn if config.is_multi_agent else one
+    module_of = module_of_agents(ids, mapping, ids=ids)
     modules = MultiRLModule.from_checkpoint(
         path.resolve() / COMPONENT_LEARNER_GROUP / COMPONENT_LEARNER / COMPONENT_RL_MODULE
     )
@@ -201,7 +202,7 @@ def victim_from_checkpoint(
         modules,
         spec,
         policy_mapping_fn=module_of,
-        filters=_filters(path, agents, module_of),
+        filters=_filters(path, game, module_of),
         normalize_actions=config.normalize_actions,
         clip_actions=config.clip_actions,
     )
@@ -244,9 +245,7 @@ def _config(path: Path) -> AlgorithmConfig:
     return config
 
 
-def _filters(
-    path: Path, agents: Mapping[str, gym.Space[Any]], module_of: Mapping[str, str]
-) -> dict[str, ObservationFilter | None]:
+def _filters(path: Path, game: Game, module_of: Mapping[str, str]) -> dict[str, ObservationFilter | None]:
     folder = path.resolve() / COMPONENT_ENV_RUNNER / COMPONENT_ENV_TO_MODULE_CONNECTOR
     pipeline = EnvToModulePipeline.from_checkpoint(folder)
     if foreign := foreign_env_to_module(pipeline, MeanStdFilter, ObservationNormalizer, FlattenObservations):
@@ -256,9 +255,10 @@ def _filters(
             "and use victim_from_modules"
         )
     found: dict[str, ObservationFilter | None] = {}
+    agents = game.observation_spaces
     for piece in pipeline.connectors:
         if isinstance(piece, MeanStdFilter):
-            found |= {agent: _rllibs(piece, agent, space) for agent, space in agents.items()}
+            found |= {agent: _rllibs(piece, game.agent_ids[agent], space) for agent, space in agents.items()}
         elif isinstance(piece, ObservationNormalizer):
             found |= {
                 agent: piece.victims_filter(module_of[agent], split(space)[0].shape)
@@ -267,7 +267,7 @@ def _filters(
     return found
 
 
-def _rllibs(piece: MeanStdFilter, agent: str, space: gym.Space[Any]) -> ObservationFilter:
+def _rllibs(piece: MeanStdFilter, agent: Any, space: gym.Space[Any]) -> ObservationFilter:
     if not isinstance(space, gym.spaces.Box):
         raise ValueError(
             f"expected arrays for MeanStdFilter, got {space} for {agent!r}, whose mask it normalises, too"

@@ -17,7 +17,8 @@ import gymnasium
 from gymnasium import spaces
 from pettingzoo.utils.env import ParallelEnv
 
-from marl_aajr.rollout.game import Game, GameStep
+from marl_aajr.rollout.game import Game
+from marl_aajr.rollout.game_agents import GameStep
 
 _Answer = tuple[dict[str, Any], dict[str, Any], dict[str, bool], dict[str, bool], dict[str, Any]]
 
@@ -193,16 +194,16 @@ class RLlibGame(Game):
 
     def _reset(self, seed: int | None, options: dict[str, Any] | None) -> GameStep:
         obs, infos = self.env.reset(seed=seed, options=options)
-        self._earned = dict.fromkeys(self.possible_agents, 0.0)
-        self._ended: set[str] = set()
+        self._earned = dict.fromkeys(self._rank, 0.0)
+        self._ended: set[Any] = set()
         nothing = dict.fromkeys(obs, False)
         return self._turn(obs, nothing, nothing, infos)
 
-    def _step(self, actions: dict[str, Any]) -> GameStep:
+    def _step(self, actions: dict[Any, Any]) -> GameStep:
         obs, rewards, terminations, truncations, infos = self.env.step(actions)
         for agent, reward in rewards.items():
             if agent in self._earned:
-                self._earned[agent] += self._reward(agent, reward)
+                self._earned[agent] += self._agents.outcome(agent, reward)[0]
         turn = self._turn(obs, terminations, truncations, infos)
         if not (turn.over or self._acting):
             self._blame("asked nobody to act, and did not say that the episode is over")
@@ -211,9 +212,9 @@ class RLlibGame(Game):
     def _turn(self, obs: Any, terminations: Any, truncations: Any, infos: Any) -> GameStep:
         turn = GameStep({}, {}, {}, {}, {}, over=not self.env.agents)
         ended = {agent for agent, end in terminations.items() if end or truncations[agent]}
-        for agent in self.possible_agents:
+        for agent in self._rank:
             if agent in obs:
-                turn.obs[agent] = self._observation(agent, obs[agent])
+                turn.obs[agent] = self._agents.observation(agent, obs[agent])
             elif agent not in ended:
                 continue
             elif not terminations[agent]:
@@ -223,7 +224,7 @@ class RLlibGame(Game):
             turn.rewards[agent], self._earned[agent] = self._earned[agent], 0.0
             turn.terminations[agent], turn.truncations[agent] = terminations[agent], truncations[agent]
             turn.infos[agent] = infos[agent]
-        if strangers := set(obs) - set(self.possible_agents):
+        if strangers := set(obs) - set(self._rank):
             self._blame(f"has an agent {strangers.pop()!r} that is not in possible_agents")
         self._ended |= ended
         self._acting = turn.acting

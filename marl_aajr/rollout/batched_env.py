@@ -8,7 +8,7 @@ turn-based games most agents wait; the contract says what the tensors hold in ea
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -51,7 +51,9 @@ class BatchedEnv(ABC):
         num_envs: E, the number of copies.
         possible_agents: Every agent that may appear, in a fixed order.
         observation_spaces: Space of each agent's `obs` (without the action mask, see `action_mask`).
-        action_spaces: Space of each agent's actions.
+        action_spaces: Space of each agent's actions, which count from 0.
+        observation_keys: The key of an agent's array, where the environment gives it in a Dict.
+        agent_ids: The environment's own keys of the agents; where absent, their names.
         teams: Team of each agent.
         device: Device of the tensors.
         state_space: Space of the global states of one copy; None where there are none.
@@ -71,6 +73,8 @@ class BatchedEnv(ABC):
     teams: dict[str, str]
     device: torch.device
     state_space: spaces.Space[Any] | None = None
+    observation_keys: Mapping[str, str] = {}  # nobody writes into it
+    agent_ids: Mapping[str, Hashable] = {}
     turn_based: bool = False
     phases: int = 1
     keeps_final_states: bool = False
@@ -229,3 +233,6 @@ def check_action(agent: str, action: Tensor, space: spaces.Space[Any], num_envs:
             f"expected actions of {agent!r} as {'integers' if whole else 'numbers'} of shape {shape}, "
             f"got {action.dtype} of shape {tuple(action.shape)}"
         )
+
+
+# MERGED from faults.py: The fault of an environment.

@@ -22,15 +22,14 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from marl_aajr.core.checks import one_of
+from marl_aajr.core.environment_values import STATE, split
 from marl_aajr.rollout.batched_env import BatchedEnv, BatchedEnvWrapper, BatchedStep
-from marl_aajr.rollout.game import Game, GameStep
+from marl_aajr.rollout.game import Game
+from marl_aajr.rollout.game_agents import GameStep
 from marl_aajr.rollout.pettingzoo_games import TurnBasedGame
 
 Critic = Literal["own", "joint", "state"]
 CRITICS: tuple[Critic, ...] = get_args(Critic)
-
-STATE = "state"
-"""The key under which modules find them in their observations."""
 
 
 class CentralView:
@@ -143,8 +142,12 @@ def _flat(rows: Tensor) -> Tensor:
 
 def with_state(space: spaces.Space[Any], central: spaces.Space[Any]) -> spaces.Dict:
     """The space of observations with the central view, beside any action mask."""
-    own = dict(space.spaces) if isinstance(space, spaces.Dict) and "observation" in space.spaces else None
-    return spaces.Dict({**(own or {"observation": space}), STATE: central})
+    return spaces.Dict(beside(space, central))
+
+
+def beside(obs: Any, central: Any) -> dict[str, Any]:
+    """An observation (or its space) with the central view, beside any action mask."""
+    return {**(obs if isinstance(obs, Mapping) else {"observation": obs}), STATE: central}
 
 
 def own_boxes(by_agent: Mapping[str, spaces.Space[Any]]) -> dict[str, spaces.Box]:
@@ -155,7 +158,7 @@ def own_boxes(by_agent: Mapping[str, spaces.Space[Any]]) -> dict[str, spaces.Box
     """
     boxes = {}
     for agent, space in by_agent.items():
-        inner = space.spaces.get("observation", space) if isinstance(space, spaces.Dict) else space
+        inner = split(space)[0]
         if not isinstance(inner, spaces.Box):
             raise ValueError(
                 "expected Box observations (or a Dict of observation and action_mask) for a centralised "
@@ -192,7 +195,7 @@ def _part(seen: Any, box: spaces.Box) -> NDArray[np.float32]:
     """The numbers that an agent sees; zeros for an agent that sees nothing."""
     if seen is None:
         return np.zeros(flatdim(box), np.float32)
-    return np.asarray(seen["observation"] if isinstance(seen, dict) else seen, np.float32).ravel()
+    return np.asarray(split(seen)[0], np.float32).ravel()
 
 
 def _unbounded(size: int) -> spaces.Box:

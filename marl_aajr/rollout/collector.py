@@ -9,8 +9,8 @@ from typing import Any, NoReturn, Protocol
 import torch
 from torch import Tensor
 
+from marl_aajr.core.environment_values import EnvironmentFault
 from marl_aajr.rollout.batched_env import BatchedEnv, BatchedStep
-from marl_aajr.rollout.faults import EnvironmentFault
 from marl_aajr.rollout.fragments import EpisodeLog, Episodes, Fragment, ModuleFragment
 from marl_aajr.rollout.rollout_buffer import (
     Decision,

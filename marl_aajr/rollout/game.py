@@ -8,59 +8,36 @@ adapted, checked and blamed in one place. The two adapters are in `marl_aajr.rol
 
 from __future__ import annotations
 
-import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple, NoReturn, TypeVar
+from typing import Any, NoReturn, TypeVar
 
 from gymnasium import spaces
 
+from marl_aajr.core.environment_values import EnvironmentFault, observation_check
 from marl_aajr.rollout.environment_state import restore, save
-from marl_aajr.rollout.faults import EnvironmentFault, observation_check
-from marl_aajr.rollout.teams import teams_of
+from marl_aajr.rollout.game_agents import GameAgents, GameStep
 
 _Answer = TypeVar("_Answer")
 
 
-class GameStep(NamedTuple):
-    """The answer of a game to a reset or to actions.
-
-    An agent is in `obs` when it must act next, or when it has just ended (its last observation, which
-    bootstraps a truncated value). The other dicts have an entry for each agent that is told something.
-
-    Attributes:
-        obs: Observations by agent.
-        rewards: Reward of each agent since its last observation; 0 after a reset.
-        terminations: True for agents that reached a terminal state in this turn.
-        truncations: True for agents that were cut off in this turn, for example by a time limit.
-        infos: Whatever the environment adds.
-        over: True when nobody is left to act.
-    """
-
-    obs: dict[str, Any]
-    rewards: dict[str, float]
-    terminations: dict[str, bool]
-    truncations: dict[str, bool]
-    infos: dict[str, Any]
-    over: bool
-
-    @property
-    def acting(self) -> tuple[str, ...]:
-        """The agents whose action the next step needs."""
-        return tuple(agent for agent in self.obs if not (self.terminations[agent] or self.truncations[agent]))
-
-
 class Game(ABC):
     """Any PettingZoo environment, played turn by turn.
+
+    Everything in front of a game knows its agents as `marl_aajr.rollout.game_agents.GameAgents` has them. The
+    environment is reset once when the game is made, to see whether its infos hold legal actions.
 
     Args:
         env: A PettingZoo environment with `possible_agents`.
         name: Its name in faults and messages.
 
     Attributes:
-        possible_agents: Every agent that may appear, in the environment's order.
-        observation_spaces: Space of each possible agent.
-        action_spaces: Space of each possible agent.
+        agent_ids: The environment's own key of each possible agent, by name.
+        possible_agents: The name of every agent that may appear, in the environment's order.
+        observation_spaces: Space of each possible agent, with the action mask where there is one.
+        action_spaces: Space of each possible agent; actions count from 0.
+        env_action_spaces: The same as the environment declares it.
+        infos_have_masks: Whether the environment tells in `infos` which actions are legal.
         copy: Index of this copy among several, for faults; None where there is one.
         teams: The team of each possible agent; scores are per team.
         state_space: Space of the global states; None where the environment declares none.
@@ -70,28 +47,23 @@ class Game(ABC):
     """
 
     def __init__(self, env: Any, *, name: str) -> None:
-        agents = tuple(getattr(env, "possible_agents", None) or ())
-        if not agents or len(set(agents)) != len(agents):
-            raise ValueError(
-                f"expected {name} to list its agents in possible_agents, each once, got "
-                f"{list(agents)}; set it in the environment's constructor"
-            )
         self.env = env
         self.name = name
         self.copy: int | None = None
-        self.possible_agents: tuple[str, ...] = agents
-        self.observation_spaces: dict[str, spaces.Space[Any]] = {
-            agent: env.observation_space(agent) for agent in agents
-        }
-        self.action_spaces: dict[str, spaces.Space[Any]] = {
-            agent: env.action_space(agent) for agent in agents
-        }
-        self.teams: dict[str, str] = teams_of(env, agents)
+        self._agents = GameAgents(env, name=name, blame=self._blame)
+        self._rank = {agent: i for i, agent in enumerate(self._agents.names)}
+        self._steps = 0
+        self._agents.look_for_masks(lambda: self._reset(0, None))
+        self._acting = ()
+        self.agent_ids = self._agents.ids
+        self.possible_agents: tuple[str, ...] = tuple(self.agent_ids)
+        self.observation_spaces: dict[str, spaces.Space[Any]] = self._agents.observation_spaces
+        self.action_spaces: dict[str, spaces.Space[Any]] = self._agents.action_spaces
+        self.env_action_spaces: dict[str, spaces.Space[Any]] = self._agents.env_action_spaces
+        self.infos_have_masks = self._agents.infos_have_masks
+        self.teams: dict[str, str] = self._agents.teams
         self.state_space: spaces.Space[Any] | None = getattr(env, "state_space", None)
         self._check_state = None if self.state_space is None else observation_check(self.state_space)
-        self._checks = {a: observation_check(s) for a, s in self.observation_spaces.items()}
-        self._rank = {agent: i for i, agent in enumerate(agents)}
-        self._steps = 0
 
     @property
     def render_mode(self) -> str | None:
@@ -116,11 +88,11 @@ class Game(ABC):
             EnvironmentFault: If the environment breaks its contract.
         """
         self._steps = 0
-        self._check_spaces()
+        self._agents.check_spaces()
         turn = self._call(lambda: self._reset(seed, None if options is None else dict(options)), " in reset")
         if turn.over:
             self._blame("was over before anybody acted")
-        return turn
+        return self._agents.in_front(turn)
 
     def step(self, actions: Mapping[str, Any]) -> GameStep:
         """Plays one turn.
@@ -138,13 +110,15 @@ class Game(ABC):
         """
         if not self._acting:
             raise ValueError(f"expected {self.name} to be in an episode; call reset first")
-        if missing := [agent for agent in self._acting if agent not in actions]:
+        asked = [self._agents.names[agent] for agent in self._acting]
+        if missing := [agent for agent in asked if agent not in actions]:
             raise ValueError(
-                f"expected actions for {list(self._acting)} in {self.name}, got {list(actions)}; add "
-                + ", ".join(map(str, missing))
+                f"expected actions for {asked} in {self.name}, got {list(actions)}; add {', '.join(missing)}"
             )
         self._steps += 1
-        return self._call(lambda: self._step({agent: actions[agent] for agent in self._acting}))
+        given = zip(self._acting, asked, strict=True)
+        own = {agent: self._agents.action(agent, actions[name]) for agent, name in given}
+        return self._agents.in_front(self._call(lambda: self._step(own)))
 
     def state(self) -> Any:
         """The global state of the environment, for centralised critics (where it has one).
@@ -192,9 +166,9 @@ class Game(ABC):
     def _reset(self, seed: int | None, options: dict[str, Any] | None) -> GameStep: ...
 
     @abstractmethod
-    def _step(self, actions: dict[str, Any]) -> GameStep: ...
+    def _step(self, actions: dict[Any, Any]) -> GameStep: ...
 
-    _acting: tuple[str, ...] = ()  # before the first reset nobody may act
+    _acting: tuple[Any, ...] = ()  # before the first reset nobody may act
     _progress: tuple[str, ...] = ("_acting", "_steps")  # what a game knows of its episode
 
     def _call(
@@ -209,34 +183,6 @@ class Game(ABC):
             raise
         except Exception as error:
             self._blame(f"raised {type(error).__name__}{where}: {error}", error)
-
-    def _observation(self, agent: str, obs: Any) -> Any:
-        check = self._checks.get(agent)
-        if check is None:
-            self._blame(f"has an agent {agent!r} that is not in possible_agents")
-        try:
-            return check(obs)
-        except ValueError as reason:
-            self._blame(f"the observation of agent {agent!r} {reason}")
-
-    def _reward(self, agent: str, reward: Any) -> float:
-        try:
-            value = float(reward)
-        except (TypeError, ValueError):
-            self._blame(f"the reward of agent {agent!r} is {reward!r}, not a number")
-        if not math.isfinite(value):
-            self._blame(f"the reward of agent {agent!r} is {value}")
-        return value
-
-    def _check_spaces(self) -> None:
-        for agent in self.possible_agents:
-            for kind, known, ask in (
-                ("observation", self.observation_spaces, self.env.observation_space),
-                ("action", self.action_spaces, self.env.action_space),
-            ):
-                space = ask(agent)
-                if space is not known[agent] and space != known[agent]:
-                    self._blame(f"the {kind} space of agent {agent!r} changed from {known[agent]} to {space}")
 
     def _blame(self, what: str, cause: Exception | None = None) -> NoReturn:
         raise EnvironmentFault(f"{self.label}, step {self._steps}: {what}") from cause

@@ -11,13 +11,14 @@ import torch
 from gymnasium import spaces
 from torch import Tensor
 
+from marl_aajr.core.environment_values import ACTION_MASK, choices, own_key, split
 from marl_aajr.rollout.batched_env import BatchedEnv, BatchedStep, check_action
 from marl_aajr.rollout.environments import EnvironmentSpec
-from marl_aajr.rollout.game import Game, GameStep
+from marl_aajr.rollout.game import Game
+from marl_aajr.rollout.game_agents import GameStep
 from marl_aajr.rollout.pettingzoo_games import TurnBasedGame
 
 _Array = np.ndarray[Any, np.dtype[Any]]
-_MASKED = {"observation", "action_mask"}
 _INTEGER = (spaces.Discrete, spaces.MultiDiscrete, spaces.MultiBinary)
 
 
@@ -50,6 +51,7 @@ class PettingZooBatch(BatchedEnv):
         game = self._games[0]
         self.num_envs = num_envs
         self.possible_agents = game.possible_agents
+        self.agent_ids = game.agent_ids
         self.action_spaces = game.action_spaces
         self.teams = game.teams
         self.state_space = game.state_space
@@ -60,10 +62,14 @@ class PettingZooBatch(BatchedEnv):
             self._final_states = np.zeros((num_envs, *space.shape), space.dtype)
         self.device = torch.device(device)
         self._rank = {agent: i for i, agent in enumerate(self.possible_agents)}
-        self._mask_shapes = {a: _mask_shape(s) for a, s in game.observation_spaces.items()}
-        self.observation_spaces = {agent: _array_space(game, agent) for agent in self.possible_agents}
+        self.observation_spaces, self._mask_shapes = {}, {}
         for agent in self.possible_agents:
-            _check_action_space(game, agent)
+            self.observation_spaces[agent], self._mask_shapes[agent] = _array_spaces(game, agent)
+        self.observation_keys = {
+            agent: own_key(space)
+            for agent, space in game.observation_spaces.items()
+            if isinstance(space, spaces.Dict)
+        }
         self._clear()
         self._no_final = self._tensors(self._blank())
         self._episodes = [0] * num_envs
@@ -188,19 +194,16 @@ class PettingZooBatch(BatchedEnv):
     def _show(self, e: int, turn: GameStep, obs: dict[str, _Array]) -> None:
         self._acting[e] = turn.acting
         for agent in self._acting[e]:
-            seen = turn.obs[agent]
+            obs[agent][e], legal = split(turn.obs[agent])
             mask = self._masks[agent]
             if mask is not None:
-                mask[e] = seen["action_mask"]
-                seen = seen["observation"]
-            obs[agent][e] = seen
+                mask[e] = legal
             self._active[self._rank[agent], e] = True
 
     def _keep_final(self, e: int, turn: GameStep, final: dict[str, _Array]) -> None:
         for agent, seen in turn.obs.items():
             if turn.terminations[agent] or turn.truncations[agent]:
-                masked = self._mask_shapes[agent] is not None
-                final[agent][e] = seen["observation"] if masked else seen
+                final[agent][e], _ = split(seen)
 
     def _clear(self) -> None:
         copies = self.num_envs
@@ -224,14 +227,14 @@ class PettingZooBatch(BatchedEnv):
         return dict(zip(self.possible_agents, torch.from_numpy(array).to(self.device), strict=True))
 
     def _rows(self, agent: str, actions: Tensor) -> Any:
-        """One action for each copy, as the environment takes them: Python integers or arrays."""
+        """One action for each copy: Python integers or arrays."""
         space = self.action_spaces.get(agent)
         if space is None:
             raise ValueError(f"expected actions of {list(self.possible_agents)}, got some of {agent!r}")
         check_action(agent, actions, space, self.num_envs)
         if isinstance(space, spaces.Discrete):
             return actions.tolist()
-        return actions.detach().cpu().numpy().astype(space.dtype)
+        return actions.detach().cpu().numpy()
 
     def _row(self, rows: Mapping[str, Any], agent: str, e: int) -> Any:
         try:
@@ -240,29 +243,25 @@ class PettingZooBatch(BatchedEnv):
             raise ValueError(f"expected actions of {agent!r}, which is active; add them") from None
 
 
-def _mask_shape(space: spaces.Space[Any]) -> tuple[int, ...] | None:
-    if isinstance(space, spaces.Dict) and set(space.spaces) == _MASKED:
-        return tuple(space["action_mask"].shape or ())
-    return None
-
-
-def _array_space(game: Game, agent: str) -> spaces.Space[Any]:
-    space = game.observation_spaces[agent]
-    if _mask_shape(space) is not None:
-        assert isinstance(space, spaces.Dict)
-        space = space["observation"]
-    if not isinstance(space, (spaces.Box, *_INTEGER)):
+def _array_spaces(game: Game, agent: str) -> tuple[spaces.Space[Any], tuple[int, ...] | None]:
+    """The space of the array that an agent sees, and the shape of its mask; None where it has none."""
+    space, acts = game.observation_spaces[agent], game.action_spaces[agent]
+    own, mask = space, None
+    if isinstance(space, spaces.Dict) and len(space.spaces.keys() - {ACTION_MASK}) == 1:
+        own, mask = split(space)
+    if not isinstance(own, (spaces.Box, *_INTEGER)):
         raise ValueError(
-            f"expected {game.name} to give agent {agent!r} an array (or a Dict of observation and "
-            f"action_mask), got {game.observation_spaces[agent]}; flatten it with a wrapper"
+            f"expected {game.name} to give agent {agent!r} an array (or a Dict of one and its action_mask), "
+            f"got {space}; flatten it with a wrapper, beside the action_mask if there is one"
         )
-    return space
-
-
-def _check_action_space(game: Game, agent: str) -> None:
-    space = game.action_spaces[agent]
-    if not isinstance(space, (spaces.Box, *_INTEGER)):
+    if not isinstance(acts, (spaces.Box, *_INTEGER)):
         raise ValueError(
-            f"expected agent {agent!r} of {game.name} to act with an array or a number, got {space}; "
+            f"expected agent {agent!r} of {game.name} to act with an array or a number, got {acts}; "
             "flatten it with a wrapper"
         )
+    if mask is not None and mask.shape != (choices(acts),):
+        raise ValueError(
+            f"expected the action_mask of agent {agent!r} of {game.name} to have one entry for each of its "
+            f"{choices(acts)} actions, got {mask} for {acts}; repair the mask"
+        )
+    return own, None if mask is None else mask.shape

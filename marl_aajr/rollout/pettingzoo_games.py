@@ -10,7 +10,8 @@ from pettingzoo.utils.conversions import aec_to_parallel_wrapper
 from pettingzoo.utils.env import AECEnv, ParallelEnv
 
 from marl_aajr.rollout.adapters import RLlibGame, RLlibParallelEnv, to_pettingzoo
-from marl_aajr.rollout.game import Game, GameStep
+from marl_aajr.rollout.game import Game
+from marl_aajr.rollout.game_agents import GameStep
 
 
 class ParallelGame(Game):
@@ -20,7 +21,7 @@ class ParallelGame(Game):
 
     def _reset(self, seed: int | None, options: dict[str, Any] | None) -> GameStep:
         obs, infos = self.env.reset(seed=seed, options=options)
-        self._ended: set[str] = set()
+        self._ended: set[Any] = set()
         self._listed = list(self.env.agents)
         self._acting = self._ordered(self._listed)
         seen = {agent: self._given(agent, obs) for agent in self._acting}
@@ -34,22 +35,22 @@ class ParallelGame(Game):
             over=not self._acting,
         )
 
-    def _step(self, actions: dict[str, Any]) -> GameStep:
+    def _step(self, actions: dict[Any, Any]) -> GameStep:
         obs, rewards, terminations, truncations, infos = self._play(actions)
         turn = GameStep({}, {}, {}, {}, {}, False)
         ended_before = len(self._ended)
         for agent in self._acting:
             try:
-                reward = rewards[agent]
-                terminated, truncated = bool(terminations[agent]), bool(truncations[agent])
+                given = rewards[agent], terminations[agent], truncations[agent]
             except KeyError:
                 self._blame(f"gave agent {agent!r} no reward, termination or truncation")
+            reward, terminated, truncated = self._agents.outcome(agent, *given)
             if terminated or truncated:
                 self._ended.add(agent)
             # A terminal observation bootstraps nothing: environments may leave it out.
             if agent in obs or not terminated:
                 turn.obs[agent] = self._given(agent, obs)
-            turn.rewards[agent] = self._reward(agent, reward)
+            turn.rewards[agent] = reward
             turn.terminations[agent] = terminated
             turn.truncations[agent] = truncated
             turn.infos[agent] = infos.get(agent, {})
@@ -57,10 +58,10 @@ class ParallelGame(Game):
             self._change(turn, obs, infos)
         return turn if self._acting else turn._replace(over=True)
 
-    def _play(self, actions: dict[str, Any]) -> Any:
+    def _play(self, actions: dict[Any, Any]) -> Any:
         return self.env.step(actions)
 
-    def _change(self, turn: GameStep, obs: Mapping[str, Any], infos: Mapping[str, Any]) -> None:
+    def _change(self, turn: GameStep, obs: Mapping[Any, Any], infos: Mapping[Any, Any]) -> None:
         """Updates the acting agents when somebody has ended or appeared."""
         listed = set(self.env.agents)
         vanished = [a for a in self._acting if a not in listed and a not in self._ended]
@@ -75,12 +76,12 @@ class ParallelGame(Game):
         self._listed = list(self.env.agents)
         self._acting = self._ordered(listed.difference(self._ended))
 
-    def _given(self, agent: str, obs: Mapping[str, Any]) -> Any:
+    def _given(self, agent: Any, obs: Mapping[Any, Any]) -> Any:
         if agent not in obs:
             self._blame(f"gave no observation to agent {agent!r}")
-        return self._observation(agent, obs[agent])
+        return self._agents.observation(agent, obs[agent])
 
-    def _ordered(self, agents: Iterable[str]) -> tuple[str, ...]:
+    def _ordered(self, agents: Iterable[Any]) -> tuple[Any, ...]:
         try:
             return tuple(sorted(agents, key=self._rank.__getitem__))
         except KeyError as unknown:
@@ -95,7 +96,7 @@ class ConvertedGame(ParallelGame):
     pistonball half.
     """
 
-    def _play(self, actions: dict[str, Any]) -> Any:
+    def _play(self, actions: dict[Any, Any]) -> Any:
         turns = self.env.aec_env
         earned = dict.fromkeys(turns.agents, 0.0)
         for agent in list(turns.agents):
@@ -130,7 +131,7 @@ class TurnBasedGame(Game):
         self.env.reset(seed=seed, options=options)
         return self._collect()
 
-    def _step(self, actions: dict[str, Any]) -> GameStep:
+    def _step(self, actions: dict[Any, Any]) -> GameStep:
         (action,) = actions.values()
         self.env.step(action)
         return self._collect()
@@ -141,10 +142,11 @@ class TurnBasedGame(Game):
         while env.agents:
             agent = env.agent_selection
             obs, reward, terminated, truncated, info = env.last()
-            turn.obs[agent] = self._observation(agent, obs)
-            turn.rewards[agent] = self._reward(agent, reward)
-            turn.terminations[agent] = bool(terminated)
-            turn.truncations[agent] = bool(truncated)
+            turn.obs[agent] = self._agents.observation(agent, obs)
+            reward, terminated, truncated = self._agents.outcome(agent, reward, terminated, truncated)
+            turn.rewards[agent] = reward
+            turn.terminations[agent] = terminated
+            turn.truncations[agent] = truncated
             turn.infos[agent] = info
             if not (terminated or truncated):
                 self._acting = (agent,)

@@ -21,11 +21,12 @@ from ray.rllib.core.rl_module.multi_rl_module import MultiRLModuleSpec
 
 from marl_aajr.core.checks import Schedule
 from marl_aajr.core.distributions import from_space
+from marl_aajr.core.environment_values import split
 from marl_aajr.core.objectives import EVERYTHING, Need
 from marl_aajr.rllib import robustify
 from marl_aajr.rllib.internals.algorithms import RunAPPO, RunIMPALA, RunPPO
 from marl_aajr.rllib.internals.learners import resumable_learner_class
-from marl_aajr.rllib.networks import check_observation_space, split
+from marl_aajr.rllib.networks import check_observation_space
 from marl_aajr.rllib.plugin.observation_layout import check_leaves
 from marl_aajr.rllib.sampling.env import register
 from marl_aajr.rllib.sampling.env_runners import RunEnvRunner

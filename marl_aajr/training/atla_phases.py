@@ -16,10 +16,10 @@ from ray.rllib.algorithms.algorithm import Algorithm
 from torch import Tensor
 
 from marl_aajr.core.distributions import from_space
+from marl_aajr.core.environment_values import split
 from marl_aajr.core.policy import ModulePolicy, Policy
 from marl_aajr.core.threat import PerturbationSet
 from marl_aajr.rllib.internals.learners import OpenTorchLearner
-from marl_aajr.rllib.networks import split
 from marl_aajr.rllib.playing_networks import playing_network
 from marl_aajr.rllib.sampling.env_runners import FastEnvRunner
 from marl_aajr.rollout.batched_env import BatchedEnvWrapper

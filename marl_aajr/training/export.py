@@ -18,7 +18,7 @@ from ray.rllib.core.columns import Columns
 from ray.rllib.core.learner.torch.torch_learner import TorchLearner
 from torch import nn
 
-from marl_aajr.rllib.networks import split
+from marl_aajr.core.environment_values import split
 from marl_aajr.rllib.playing_networks import critic_network, live_module, playing_network
 from marl_aajr.training.config import RunConfig
 from marl_aajr.training.modules import PolicyMapping

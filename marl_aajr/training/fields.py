@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Annotated, Any, Self, TypeVar, get_args
 
 import yaml
@@ -17,6 +17,7 @@ from pydantic_core import ErrorDetails
 
 from marl_aajr.core.checks import Schedule as _Schedule
 from marl_aajr.core.checks import as_schedule
+from marl_aajr.core.environment_values import agent_names
 
 Model = TypeVar("Model", bound=BaseModel)
 
@@ -78,6 +79,13 @@ def once(values: tuple[Any, ...]) -> tuple[Any, ...]:
             raise ValueError(f"expected each once, got {value!r} twice; remove one")
     return values
 
+
+def _agents(value: Any) -> Any:
+    return agent_names(value) if isinstance(value, Sequence) else value
+
+
+AgentNames = Annotated[tuple[str, ...], BeforeValidator(_agents)]
+"""Names of agents; agents that are numbers, tuples or enums are given as they are, or by their names."""
 
 Count = Annotated[int, BeforeValidator(_integer), Field(ge=1)]
 """An integer ≥ 1."""

@@ -19,6 +19,7 @@ from marl_aajr.core.checks import (
     value_at,
     whole,
 )
+from marl_aajr.core.environment_values import agent_names
 from marl_aajr.core.threat import Norm, PerturbationSet
 from marl_aajr.regularizers import REGULARIZERS, Regularizer, make_regularizer, settings_of
 from marl_aajr.training.fields import Fraction
@@ -82,9 +83,11 @@ class ATLA:
     def __post_init__(self) -> None:
         for name in ("epsilon", "adversary_entropy_coeff"):
             object.__setattr__(self, name, as_schedule(getattr(self, name), name=name))
-        for name in ("mask", "scale", "low", "high", "agents"):
+        for name in ("mask", "scale", "low", "high"):
             if isinstance(value := getattr(self, name), list):
                 object.__setattr__(self, name, tuple(value))
+        if self.agents is not None:
+            object.__setattr__(self, "agents", agent_names(self.agents))
         one_of("adversary", self.adversary, KINDS)
         PAADActions(steps=self.steps, step_size=self.step_size)
         whole("team_iterations", self.team_iterations)

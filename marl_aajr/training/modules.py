@@ -18,6 +18,7 @@ from ray.rllib.core.rl_module.default_model_config import DefaultModelConfig
 from ray.rllib.core.rl_module.rl_module import RLModuleSpec
 from ray.rllib.core.rl_module.torch import TorchRLModule
 
+from marl_aajr.core.environment_values import agent_name
 from marl_aajr.rllib.networks import ORTHOGONAL_GAIN, FlatActorCritic, MAPPOModule, needs_flat_module
 from marl_aajr.rollout.centralized_critic import CentralView, with_state
 from marl_aajr.rollout.environments import resolve
@@ -30,7 +31,7 @@ class PolicyMapping:
 
     Attributes:
         observation_spaces: of each agent, in the environment's order.
-        action_spaces: likewise.
+        action_spaces: likewise, as the environment declares it.
         teams: likewise.
         module_of: likewise.
         central: space of what a centralised critic reads beside an agent's observation; None: there is none.
@@ -62,8 +63,8 @@ class ModuleOf:
 
     modules: Mapping[str, str]
 
-    def __call__(self, agent_id: str, episode: Any = None, **_: Any) -> str:
-        return self.modules[agent_id]
+    def __call__(self, agent_id: Any, episode: Any = None, **_: Any) -> str:
+        return self.modules[agent_name(agent_id)]
 
 
 def policy_mapping_of(config: RunConfig) -> PolicyMapping:
@@ -77,7 +78,7 @@ def policy_mapping_of(config: RunConfig) -> PolicyMapping:
     game = resolve(config.env.name, config.env.kwargs).make()
     try:
         agents = game.possible_agents
-        observation_spaces, action_spaces = dict(game.observation_spaces), dict(game.action_spaces)
+        observation_spaces, action_spaces = dict(game.observation_spaces), game.env_action_spaces
         teams = dict(game.teams)
         critic = config.model.critic
         central = None if critic == "own" else CentralView(game, critic).space

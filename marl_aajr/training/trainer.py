@@ -22,7 +22,7 @@ from typing import Any
 
 from ray.exceptions import RayError
 
-from marl_aajr.rollout.faults import EnvironmentFault
+from marl_aajr.core.environment_values import EnvironmentFault
 from marl_aajr.training.algorithm import build_config, check_machine
 from marl_aajr.training.checkpoint import RunProgress, check_checkpoint
 from marl_aajr.training.cluster import ray_for, wait_for_room

@@ -8,8 +8,18 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import gymnasium as gym
 import numpy as np
+import torch
+from torch import Tensor
 
 from marl_aajr.core.distributions import from_space
+from marl_aajr.core.environment_values import (
+    ACTION_MASK,
+    agent_name,
+    as_array,
+    legal_actions,
+    split,
+    zero_based,
+)
 
 if TYPE_CHECKING:
     from marl_aajr.victims.victim import Victim
@@ -30,7 +40,7 @@ class HasAgents(Protocol):
 
 @dataclass(frozen=True)
 class AgentSpaces:
-    """Some agents of a PettingZoo environment, and their spaces; of a Dict with a mask, its `observation`."""
+    """Some agents of a PettingZoo environment by name, and their spaces; of a Dict with a mask, its array."""
 
     possible_agents: tuple[str, ...]
     observation_spaces: Mapping[str, gym.Space[Any]]
@@ -44,12 +54,12 @@ class AgentSpaces:
                 f"expected a PettingZoo environment, got {type(env).__name__} of Gymnasium or RLlib; give "
                 "marl_aajr.rollout.adapters.to_pettingzoo(env)"
             )
-        wanted = env.possible_agents if agents is None else agents
-        observed = {agent: env.observation_space(agent) for agent in wanted}
+        own = {agent_name(agent): agent for agent in env.possible_agents}
+        wanted = tuple(own if agents is None else agents)
         return cls(
-            tuple(observed),
-            {a: getattr(space, "spaces", {}).get("observation", space) for a, space in observed.items()},
-            {agent: env.action_space(agent) for agent in observed},
+            wanted,
+            {agent: split(env.observation_space(own[agent]))[0] for agent in wanted},
+            {agent: env.action_space(own[agent]) for agent in wanted},
         )
 
 
@@ -92,7 +102,8 @@ def _fits(has: gym.Space[Any], needs: gym.Space[Any]) -> bool:
     if isinstance(has, gym.spaces.Box) and isinstance(needs, gym.spaces.Box):
         same_bounds = np.array_equal(has.low, needs.low) and np.array_equal(has.high, needs.high)
         return has.shape == needs.shape and has.dtype == needs.dtype and same_bounds
-    return has == needs
+    # A batch counts actions from 0, whatever its environment does.
+    return has == needs or zero_based(has) == needs
 
 
 def check_agents(victim: Victim) -> None:
@@ -112,7 +123,7 @@ def check_agents(victim: Victim) -> None:
             if agent not in spaces:
                 raise ValueError(f"expected the {kind} space of {agent!r}, got none; add it to {kind}_spaces")
             other = first.setdefault(module_id, agent)
-            if spaces[agent] != spaces[other]:
+            if zero_based(spaces[agent]) != zero_based(spaces[other]):
                 raise ValueError(
                     f"expected one {kind} space for the agents of module {module_id!r}, got "
                     f"{spaces[other]} for {other!r} and {spaces[agent]} for {agent!r}; give them two modules"
@@ -141,3 +152,34 @@ def _check_spaces(victim: Victim, agent: str) -> None:
         raise ValueError(
             f"expected a filter of shape {observed.shape} for {agent!r}, got {tuple(seen.mean.shape)}"
         )
+
+
+def one_copy(
+    victim: Victim, seen: Mapping[str, Any], infos: Mapping[str, Any]
+) -> tuple[dict[str, Tensor], dict[str, Tensor | None]]:
+    """PettingZoo's observations of one game as observations `[1, *shape]` and action masks `[1, m]` by agent.
+
+    Args:
+        victim: plays the agents.
+        seen: agent -> an array, or a dict of one and its `action_mask`.
+        infos: agent -> what may hold an `action_mask`, too; that of an observation comes first.
+
+    Raises:
+        ValueError: an observation or a mask of another form.
+    """
+    obs: dict[str, Tensor] = {}
+    legal: dict[str, Tensor | None] = {}
+    for agent, given in seen.items():
+        space = victim.observation_spaces[agent]
+        own, mask = split(given)
+        if mask is None and isinstance(info := infos.get(agent), Mapping):
+            mask = info.get(ACTION_MASK)
+        try:
+            # An attack may have moved integers off their places.
+            array = as_array(own, space.shape or (), np.result_type(space.dtype or np.float32, np.float32))
+            count = victim.distribution(agent).num_inputs
+            legal[agent] = None if mask is None else torch.from_numpy(legal_actions(mask, count)).bool()[None]
+        except ValueError as reason:
+            raise ValueError(f"the observation of agent {agent!r} {reason}") from None
+        obs[agent] = torch.from_numpy(array)[None]
+    return obs, legal

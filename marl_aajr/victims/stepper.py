@@ -27,7 +27,6 @@ from dataclasses import dataclass, replace
 from itertools import accumulate
 from typing import Any, Protocol
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -76,22 +75,6 @@ class DecisionBatch:
             agent: part.new_zeros(num_envs, *part.shape[1:]).index_copy(0, copies, part)
             for agent, copies, part in self.split(values)
         }
-
-
-def one_copy(seen: Mapping[str, Any]) -> tuple[dict[str, Tensor], dict[str, Tensor | None]]:
-    """PettingZoo's observations of one game as observations `[1, *shape]` and action masks `[1, m]` by agent.
-
-    Args:
-        seen: agent -> an array, or a dict with `observation` and `action_mask`.
-    """
-    obs, legal = {}, {}
-    for agent, given in seen.items():
-        own, mask = (
-            (given["observation"], given["action_mask"]) if isinstance(given, Mapping) else (given, None)
-        )
-        obs[agent] = torch.as_tensor(np.asarray(own))[None]
-        legal[agent] = None if mask is None else torch.as_tensor(np.asarray(mask)).bool()[None]
-    return obs, legal
 
 
 class ActionSampler(Protocol):

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from marl_aajr.core.distributions import ActionDistribution, from_space
+from marl_aajr.core.environment_values import agent_name, as_action, named
 from marl_aajr.victims.filters import ObservationFilter, same_filter
 from marl_aajr.victims.recurrent import Memory, State, is_recurrent
 from marl_aajr.victims.spaces import AgentSpaces, check_agents
@@ -29,12 +30,14 @@ from marl_aajr.victims.victim_policy import VictimPolicy, check_network
 class Victim:
     """A frozen team of policies. The modules are copied, in evaluation mode and without gradients.
 
+    Agents that are no strings are known by their names (`marl_aajr.core.environment_values.agent_name`).
+
     Attributes:
         module_of: agent -> module id; its order is the order of the agents.
         modules: module id -> network from one observation batch `[B, *shape]` to distribution inputs
             `[B, m]`; or a recurrent one (`is_recurrent`).
         observation_spaces: agent -> Box, as the environment gives them (before the filter).
-        action_spaces: agent -> Discrete, MultiDiscrete or one-dimensional Box.
+        action_spaces: agent -> Discrete, MultiDiscrete or one-dimensional Box, as the environment declares.
         filters: agent -> its frozen observation filter; None, or no entry: none.
         critics: module id -> network from the same observations to the return that is expected, `[B, 1]` or
             `[B]`; only the critic attack asks for it.
@@ -64,6 +67,8 @@ class Victim:
     env_kwargs: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        for name in ("module_of", "observation_spaces", "action_spaces", "filters"):
+            object.__setattr__(self, name, named(getattr(self, name)))
         check_agents(self)
         object.__setattr__(self, "modules", {name: _frozen(net) for name, net in self.modules.items()})
         object.__setattr__(self, "critics", {name: _frozen(net) for name, net in self.critics.items()})
@@ -144,11 +149,11 @@ class Victim:
         return obs.float().flatten(1)
 
     def greedy(self, agent: str, outputs: Tensor) -> Tensor:
-        """The most likely action for the environment, `[B, m] -> [B, ...]`."""
+        """The most likely action for a batch of environments, `[B, m] -> [B, ...]`."""
         return self.to_environment(agent, self.distribution(agent).mode(outputs))
 
     def to_environment(self, agent: str, action: Tensor) -> Tensor:
-        """An action of the agent's distribution as the environment takes it, `[B, ...]`."""
+        """An action of the agent's distribution as a batch of environments takes it, `[B, ...]`."""
         space = self.action_spaces[agent]
         if not isinstance(space, gym.spaces.Box):
             return action
@@ -164,49 +169,51 @@ class Victim:
 
     def act(
         self,
-        obs: Mapping[str, Any],
+        obs: Mapping[Any, Any],
         *,
+        infos: Mapping[Any, Any] | None = None,
         generator: torch.Generator | None = None,
         memory: Memory | None = None,
-    ) -> dict[str, Any]:
-        """Actions for one step of a PettingZoo environment.
+    ) -> dict[Any, Any]:
+        """Actions for one step of a PettingZoo environment, as it counts them.
 
         Args:
-            obs: observation of each agent that must act: an array, or a dict with `"observation"` and
-                `"action_mask"`.
+            obs: observation of each agent that must act: an array, or a dict of one and its `action_mask`.
+            infos: those of the environment, where they say which actions are legal (`action_mask`).
             generator: source of random actions; None: greedy.
             memory: what recurrent policies remember of this episode, moved on by this step; take a new one,
                 `victim.memory()`, when an episode begins.
 
         Raises:
-            ValueError: a recurrent victim without a memory.
+            ValueError: a recurrent victim without a memory, or an observation of another form.
 
         Example:
             >>> obs, rewards, *_ = env.step(victim.act(obs))
         """
-        from marl_aajr.victims.stepper import GeneratorSampler, Stepper, one_copy
+        from marl_aajr.victims.spaces import one_copy
+        from marl_aajr.victims.stepper import GeneratorSampler, Stepper
 
         if memory is None and self.recurrent:
             raise ValueError(
                 "expected a memory for a recurrent victim, got none; take memory = victim.memory() when an "
                 "episode begins, and act(obs, memory=memory)"
             )
+        own = {agent_name(agent): agent for agent in obs}
         # Each agent decides by itself, so that its action does not depend, to the last bit, on who else acts.
-        stepper = Stepper(self, memory or self.memory(), groups=[[agent] for agent in obs])
-        kinds = {agent: self.distribution(agent) for agent in obs}
+        stepper = Stepper(self, memory or self.memory(), groups=[[agent] for agent in own])
+        kinds = {agent: self.distribution(agent) for agent in own}
         sampler = None if generator is None else GeneratorSampler(kinds, 1, generator)
-        seen, legal = one_copy(obs)
+        seen, legal = one_copy(self, named(obs), named(infos or {}))
         actions = stepper.act(stepper.see(seen, action_mask=legal), sampler)
-        discrete = {agent for agent in obs if isinstance(self.action_spaces[agent], gym.spaces.Discrete)}
-        return {a: int(chosen[0]) if a in discrete else chosen[0].numpy() for a, chosen in actions.items()}
+        return {own[a]: as_action(chosen[0].numpy(), self.action_spaces[a]) for a, chosen in actions.items()}
 
     @staticmethod
     def from_policies(
-        policies: Mapping[str, nn.Module] | nn.Module,
+        policies: Mapping[Any, nn.Module] | nn.Module,
         env: Any,
         *,
-        critics: Mapping[str, nn.Module] | None = None,
-        filters: Mapping[str, ObservationFilter | None] | None = None,
+        critics: Mapping[Any, nn.Module] | None = None,
+        filters: Mapping[Any, ObservationFilter | None] | None = None,
         normalize_actions: bool = False,
         clip_actions: bool = True,
         env_name: str = "",
@@ -221,7 +228,7 @@ class Victim:
                 ones. A network with `initial_state(rows)` and `forward(obs, state)` has a memory
                 (`is_recurrent`).
             env: declares the agents and their spaces; of Dict observations with an `action_mask`, networks
-                read `observation`, and forbidden logits are masked for them.
+                read the other part, and forbidden logits are masked for them.
             critics: agent -> a network of the return that it expects, `[B, 1]` or `[B]`; for the critic
                 attack.
             filters: agent -> frozen observation filter in front of its network.
@@ -240,8 +247,7 @@ class Victim:
         """
         spaces = AgentSpaces.of(env)
         agents = spaces.possible_agents
-        if isinstance(policies, nn.Module):
-            policies = dict.fromkeys(agents, policies)
+        policies = dict.fromkeys(agents, policies) if isinstance(policies, nn.Module) else named(policies)
         if missing := [agent for agent in agents if agent not in policies]:
             raise ValueError(f"expected a policy for each agent, got none for {', '.join(missing)}")
         if strangers := [agent for agent in policies if agent not in agents]:
@@ -252,7 +258,7 @@ class Victim:
         return Victim(
             module_of=names,
             modules={names[agent]: policies[agent] for agent in agents},
-            critics={names[agent]: critic for agent, critic in (critics or {}).items()},
+            critics={names[agent]: critic for agent, critic in named(critics or {}).items()},
             observation_spaces=spaces.observation_spaces,
             action_spaces=spaces.action_spaces,
             filters=filters or {},

@@ -10,7 +10,7 @@ import typer
 
 from marl_aajr.cli.app import BUG, MISUSE, report
 from marl_aajr.core.checks import NonFiniteError
-from marl_aajr.rollout.faults import EnvironmentFault
+from marl_aajr.core.environment_values import EnvironmentFault
 
 
 class RayTaskError(ValueError):

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from marl_aajr.attacks import PGD, UniformNoise
+from marl_aajr.core.environment_values import EnvironmentFault
 from marl_aajr.core.policy import Policy
 from marl_aajr.core.threat import PerturbationSet
 from marl_aajr.evaluation import AttackSpec, Progress, evaluate
@@ -19,7 +20,6 @@ from marl_aajr.evaluation import episodes as episodes_module
 from marl_aajr.evaluation.outcomes import Units
 from marl_aajr.rollout.batched_env import BatchedEnv
 from marl_aajr.rollout.environments import EnvironmentSpec, resolve
-from marl_aajr.rollout.faults import EnvironmentFault
 from marl_aajr.rollout.pettingzoo_batch import PettingZooBatch
 from marl_aajr.victims import ObservationFilter, Victim
 from tests.evaluation.players import moves, network, returns_one_by_one, sign_reader, signs, team

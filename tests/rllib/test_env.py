@@ -19,9 +19,9 @@ from ray.rllib.env.wrappers.pettingzoo_env import ParallelPettingZooEnv
 from ray.rllib.env.wrappers.pettingzoo_env import PettingZooEnv as StockTurnBasedEnv
 from ray.tune.registry import register_env
 
+from marl_aajr.core.environment_values import EnvironmentFault
 from marl_aajr.rllib.sampling.env import PettingZooEnv, register
 from marl_aajr.rollout.environments import resolve
-from marl_aajr.rollout.faults import EnvironmentFault
 from tests.rllib.env_runs import config_for, runner
 from tests.rollout.toy_games import Endings, Scripted
 

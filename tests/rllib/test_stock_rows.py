@@ -21,7 +21,7 @@ from marl_aajr.rllib.sampling.env import _flags, _stock_flags
 from marl_aajr.rollout.batched_env import BatchedEnv, BatchedStep
 from marl_aajr.rollout.collector import Collector
 from marl_aajr.rollout.environments import EnvironmentSpec
-from marl_aajr.rollout.game import GameStep
+from marl_aajr.rollout.game_agents import GameStep
 from marl_aajr.rollout.pettingzoo_batch import PettingZooBatch
 from marl_aajr.rollout.rollout_buffer import Decision
 from tests.rllib.learners import build_learner, ppo_config

@@ -14,11 +14,12 @@ from ray.rllib.env.multi_agent_env import MultiAgentEnv
 from torch import nn
 
 from marl_aajr import Victim, evaluate
+from marl_aajr.core.environment_values import EnvironmentFault
 from marl_aajr.pettingzoo import attacked
 from marl_aajr.rollout.adapters import to_pettingzoo
 from marl_aajr.rollout.environments import make_batch, resolve
-from marl_aajr.rollout.faults import EnvironmentFault
-from marl_aajr.rollout.game import Game, GameStep
+from marl_aajr.rollout.game import Game
+from marl_aajr.rollout.game_agents import GameStep
 
 HERE = "tests.rollout.test_adapters"
 SEEN = spaces.Box(-1.0, 1.0, (3,), np.float32)

@@ -12,10 +12,10 @@ import torch
 from gymnasium import spaces
 from torch import Tensor
 
+from marl_aajr.core.environment_values import EnvironmentFault
 from marl_aajr.rollout.batched_env import BatchedEnv, BatchedEnvWrapper
 from marl_aajr.rollout.environments import EnvironmentSpec, resolve
-from marl_aajr.rollout.faults import EnvironmentFault
-from marl_aajr.rollout.game import GameStep
+from marl_aajr.rollout.game_agents import GameStep
 from marl_aajr.rollout.pettingzoo_batch import PettingZooBatch
 from tests.rollout.toy_games import Circle, Endings, Scripted
 

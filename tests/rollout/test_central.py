@@ -10,9 +10,9 @@ import pytest
 import torch
 from pettingzoo.classic import tictactoe_v3
 
+from marl_aajr.core.environment_values import EnvironmentFault
 from marl_aajr.rollout.centralized_critic import CentralBatch, CentralView, Critic
 from marl_aajr.rollout.environments import EnvironmentSpec, make_batch, resolve
-from marl_aajr.rollout.faults import EnvironmentFault
 from tests.rollout.toy_games import Scripted
 
 HERE = "tests.rollout.test_central"

@@ -15,7 +15,7 @@ from pettingzoo.butterfly import knights_archers_zombies_v11
 from pettingzoo.classic import leduc_holdem_v4, tictactoe_v3
 
 from marl_aajr.rollout.environments import resolve
-from marl_aajr.rollout.game import GameStep
+from marl_aajr.rollout.game_agents import GameStep
 from marl_aajr.rollout.pettingzoo_games import ConvertedGame, ParallelGame, game_of
 from tests.rollout.playing import play
 from tests.rollout.toy_games import Circle, Scripted

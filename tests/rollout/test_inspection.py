@@ -8,10 +8,10 @@ import pytest
 import torch
 from torch import Tensor
 
+from marl_aajr.core.environment_values import EnvironmentFault
 from marl_aajr.rollout.batched_env import BatchedStep
 from marl_aajr.rollout.collector import Collector
 from marl_aajr.rollout.environments import resolve
-from marl_aajr.rollout.faults import EnvironmentFault
 from marl_aajr.rollout.pettingzoo_batch import PettingZooBatch
 from marl_aajr.rollout.rollout_buffer import Decision
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from marl_aajr.rollout.faults import EnvironmentFault
+from marl_aajr.core.environment_values import EnvironmentFault
 from marl_aajr.training.config import RunConfig
 from marl_aajr.training.run_directory import RunDirectory
 from marl_aajr.training.trainer import train

@@ -12,7 +12,7 @@ import ray
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from marl_aajr.core.checks import NonFiniteError
-from marl_aajr.rollout.faults import EnvironmentFault
+from marl_aajr.core.environment_values import EnvironmentFault
 from marl_aajr.training.run_directory import RunDirectory
 from marl_aajr.training.trainer import train
 from marl_aajr.victims import Victim

@@ -30,9 +30,10 @@ from ray.rllib.evaluation.postprocessing import Postprocessing
 from ray.rllib.utils.torch_utils import explained_variance
 from torch import Tensor, nn
 
+from marl_aajr.core.environment_values import split
 from marl_aajr.rllib.internals.modules import plain_networks
 from marl_aajr.rllib.lean.ppo_loss import PPOCoefficients, PPORows, plain_gradient, ppo_loss, ppo_parts
-from marl_aajr.rllib.networks import FlatActorCritic, floats, split
+from marl_aajr.rllib.networks import FlatActorCritic, floats
 from marl_aajr.rllib.sampling.module_policies import own_distribution
 
 Index = NDArray[np.int64]

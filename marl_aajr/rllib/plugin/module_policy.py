@@ -111,7 +111,7 @@ def module_policy(
     """
     obs = _for_the_actor(module, batch[Columns.OBS])
     if layers is not None and leaves is None:
-        only = obs["observation"] if isinstance(obs, Mapping) and len(obs) == 1 else obs
+        only = next(iter(obs.values())) if isinstance(obs, Mapping) and len(obs) == 1 else obs
         if isinstance(only, Tensor) and only.ndim == 2 and only.is_floating_point():
             return ModulePolicy(layers, distribution), only
     layout = ObservationLayout.of(obs, lead_dims=_lead_dims(module), leaves=leaves)

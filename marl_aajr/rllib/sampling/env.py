@@ -23,11 +23,12 @@ import torch
 from gymnasium import spaces
 from ray.rllib.env.multi_agent_env import MultiAgentEnv
 
+from marl_aajr.core.environment_values import named
 from marl_aajr.rllib.internals.algorithms import register_creator
 from marl_aajr.rollout.batched_env import BatchedEnv
-from marl_aajr.rollout.centralized_critic import STATE, CentralBatch, CentralView, Critic, with_state
+from marl_aajr.rollout.centralized_critic import CentralBatch, CentralView, Critic, beside, with_state
 from marl_aajr.rollout.environments import EnvironmentSpec, make_batch, resolve
-from marl_aajr.rollout.game import GameStep
+from marl_aajr.rollout.game_agents import GameStep
 
 _Flags = tuple[dict[str, bool], dict[str, bool]]
 _BY_AGENT = ("obs", "rewards", "terminations", "truncations", "infos")
@@ -36,8 +37,9 @@ _BY_AGENT = ("obs", "rewards", "terminations", "truncations", "infos")
 class PettingZooEnv(MultiAgentEnv):
     """Any PettingZoo environment as an RLlib environment.
 
-    Agents keep the order of `possible_agents`, each with its own spaces. In a turn-based game only the
-    agent to move has an observation; its reward is everything since its last one.
+    Agents keep the order and the keys of `possible_agents`, each with its own spaces. Actions count from 0;
+    legal actions that the environment tells in `infos` stand in a Dict beside the observation. In a
+    turn-based game only the agent to move has an observation; its reward is everything since its last one.
 
     How agents end in RLlib's episodes: terminated ones are `is_terminated` (no bootstrap), truncated
     ones are `is_truncated` only (their value bootstraps). An agent that terminates in the very step in
@@ -72,14 +74,16 @@ class PettingZooEnv(MultiAgentEnv):
         self._time_limits_terminate = bool(settings.get("time_limits_terminate", False))
         critic = settings.get("critic", "own")
         self._central = None if critic == "own" else CentralView(self.game, critic)
-        self.possible_agents = list(self.game.possible_agents)
+        # RLlib, and with it somebody's policy_mapping_fn, has the environment's own keys of agents.
+        self._ids = self.game.agent_ids
+        self.possible_agents = list(self._ids.values())
         # RLlib checks keys against `agents`, also those of agents that have just left.
-        self.agents = list(self.game.possible_agents)
-        self.observation_spaces = dict(self.game.observation_spaces)
+        self.agents = list(self.possible_agents)
+        self.observation_spaces = self._keyed(self.game.observation_spaces)
         if self._central is not None:
             for agent, space in self.observation_spaces.items():
                 self.observation_spaces[agent] = with_state(space, self._central.space)
-        self.action_spaces = dict(self.game.action_spaces)
+        self.action_spaces = self._keyed(self.game.action_spaces)
         self.observation_space = spaces.Dict(self.observation_spaces)
         self.action_space = spaces.Dict(self.action_spaces)
         self.metadata = self.game.metadata
@@ -89,21 +93,24 @@ class PettingZooEnv(MultiAgentEnv):
 
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
-    ) -> tuple[dict[str, Any], dict[str, Any]]:
+    ) -> tuple[dict[Any, Any], dict[Any, Any]]:
         super().reset(seed=seed, options=options)
         if seed is None and not self._time_limits_terminate:
             seed = int(self.np_random.integers(2**31))
         turn = self._with_state(self.game.reset(seed=seed, options=options))
         self._seen = set(turn.obs)
         self._held = None
-        return turn.obs, turn.infos
+        return self._keyed(turn.obs), self._keyed(turn.infos)
 
     def step(
-        self, action_dict: Mapping[str, Any]
-    ) -> tuple[dict[str, Any], dict[str, float], dict[str, bool], dict[str, bool], dict[str, Any]]:
-        turn = self._hold_back(self._with_state(self.game.step(action_dict)))
-        terminateds, truncateds = _stock_flags(turn) if self._time_limits_terminate else _flags(turn)
-        return turn.obs, turn.rewards, terminateds, truncateds, turn.infos
+        self, action_dict: Mapping[Any, Any]
+    ) -> tuple[dict[Any, Any], dict[Any, float], dict[Any, bool], dict[Any, bool], dict[Any, Any]]:
+        turn = self._hold_back(self._with_state(self.game.step(named(action_dict))))
+        flags = _stock_flags(turn) if self._time_limits_terminate else _flags(turn)
+        obs, rewards, terminateds, truncateds, infos = map(
+            self._keyed, (turn.obs, turn.rewards, *flags, turn.infos)
+        )
+        return obs, rewards, terminateds, truncateds, infos
 
     def render(self) -> Any:
         return self.game.render()
@@ -111,14 +118,15 @@ class PettingZooEnv(MultiAgentEnv):
     def close(self) -> None:
         self.game.close()
 
+    def _keyed(self, by_name: Mapping[str, Any]) -> dict[Any, Any]:
+        """With the environment's own keys of agents."""
+        return {self._ids.get(agent, agent): value for agent, value in by_name.items()}
+
     def _with_state(self, turn: GameStep) -> GameStep:
         if self._central is None:
             return turn
-        state, obs = self._central(turn), {}
-        for agent, seen in turn.obs.items():
-            own = seen if isinstance(seen, dict) and "observation" in seen else {"observation": seen}
-            obs[agent] = {**own, STATE: state}
-        return turn._replace(obs=obs)
+        state = self._central(turn)
+        return turn._replace(obs={agent: beside(seen, state) for agent, seen in turn.obs.items()})
 
     def _hold_back(self, turn: GameStep) -> GameStep:
         """Keeps the last step of agents back while RLlib has seen nobody who stays (trap 2)."""

@@ -24,6 +24,7 @@ from typing import Any
 import torch
 from ray.rllib.env.env_context import EnvContext
 
+from marl_aajr.core.environment_values import EnvironmentFault
 from marl_aajr.rllib.internals.algorithms import registered_creator, stale_connector_settings
 from marl_aajr.rllib.internals.runners import OpenEnvRunner
 from marl_aajr.rllib.sampling.batch_env import BatchSpaces, module_of_agents
@@ -32,7 +33,6 @@ from marl_aajr.rllib.sampling.metrics import SamplingMetrics
 from marl_aajr.rllib.sampling.module_policies import ModulePolicies
 from marl_aajr.rllib.sampling.observation_filter import BatchFilter
 from marl_aajr.rollout.collector import Collector
-from marl_aajr.rollout.faults import EnvironmentFault
 from marl_aajr.rollout.fragments import Episodes, Fragment
 
 
@@ -241,7 +241,9 @@ class FastEnvRunner(RunEnvRunner):
         if self._collector is None:
             assert self.env is not None
             batch = self.env.batch
-            module_of = module_of_agents(batch.possible_agents, self.config.policy_mapping_fn)
+            module_of = module_of_agents(
+                batch.possible_agents, self.config.policy_mapping_fn, ids=batch.agent_ids
+            )
             normalizer = self.normalizer
             self._filter = None if normalizer is None else BatchFilter(normalizer, self.place)
             if normalizer is not None and self.config.in_evaluation:

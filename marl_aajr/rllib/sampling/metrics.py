@@ -33,6 +33,7 @@ from ray.rllib.utils.metrics import (
     NUM_MODULE_STEPS_SAMPLED_LIFETIME,
 )
 
+from marl_aajr.core.environment_values import agent_name
 from marl_aajr.rollout.fragments import Episodes, Fragment
 
 RETURNS_KEY = "marl_aajr"
@@ -61,7 +62,7 @@ class EpisodeReturns:
     ) -> None:
         returns = dict.fromkeys(self.teams.values(), 0.0)
         for agent, earned in env_runner.episode_returns[env_index].items():
-            returns[self.teams[agent]] += earned
+            returns[self.teams[agent_name(agent)]] += earned
         length = sum(map(len, [*prev_episode_chunks, episode]))
         sums = {"episodes": 1, "length": length, "returns": returns}
         metrics_logger.log_dict(sums, key=RETURNS_KEY, reduce="sum")

@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from ray.rllib.connectors.connector_v2 import ConnectorV2
 from torch import Tensor
 
-from marl_aajr.rollout.centralized_critic import STATE
+from marl_aajr.core.environment_values import STATE, agent_name, own_key, split
 from marl_aajr.victims.filters import ObservationFilter
 
 CLIP = 10.0
@@ -81,7 +81,7 @@ class ObservationNormalizer(ConnectorV2):
     """Replaces each observation x in its episode by clip((x − mean) / (std + 1e-6), −10, 10).
 
     The statistics of a module cover all its agents and include the observations at hand. In a Dict
-    observation only the leaf `observation` is normalised, and `state`, what a centralised critic reads.
+    observation only the array is normalised, and `state`, what a centralised critic reads.
     Everything downstream, the learner included, sees normalised observations: ε is in their units.
 
     Args:
@@ -111,7 +111,7 @@ class ObservationNormalizer(ConnectorV2):
     def __call__(self, *, batch: dict[str, Any], episodes: list[Any], **_: Any) -> dict[str, Any]:
         stepped: dict[str, list[Any]] = defaultdict(list)
         for episode in self.single_agent_episode_iterator(episodes):
-            stepped[self._module_of[episode.agent_id]].append(episode)
+            stepped[self._module_of[agent_name(episode.agent_id)]].append(episode)
         for module, members in stepped.items():
             observations = [episode.get_observations(-1) for episode in members]
             raw = np.stack([_filtered(obs) for obs in observations])
@@ -169,32 +169,30 @@ class ObservationNormalizer(ConnectorV2):
 
 def filtered_shape(space: gym.Space[Any]) -> tuple[int, ...]:
     """The shape of what is normalised of an observation: with a state, both side by side."""
-    if not isinstance(space, gym.spaces.Dict):
-        return tuple(space.shape or ())
-    own = tuple(space["observation"].shape or ())
-    return own if STATE not in space.spaces else (prod(own) + prod(space[STATE].shape or ()),)
+    own: tuple[int, ...] = split(space)[0].shape or ()
+    return (prod(own) + prod(space[STATE].shape),) if _has_state(space) else own
 
 
 def _filtered(obs: Any) -> NDArray[Any]:
     """The part of an observation that is normalised."""
-    if not isinstance(obs, dict):
-        return np.asarray(obs)
-    own = obs["observation"]
-    return np.concatenate([own.ravel(), obs[STATE].ravel()]) if STATE in obs else own
+    own = np.asarray(split(obs)[0])
+    return np.concatenate([own.ravel(), obs[STATE].ravel()]) if _has_state(obs) else own
 
 
 def _replaced(obs: Any, row: NDArray[Any]) -> Any:
     """An observation with that part of it replaced."""
-    if not isinstance(obs, dict):
+    if not isinstance(obs, Mapping):
         return row
-    if STATE not in obs:
-        return {**obs, "observation": row}
-    own, state = np.split(row, [obs["observation"].size])
-    return {
-        **obs,
-        "observation": own.reshape(obs["observation"].shape),
-        STATE: state.reshape(obs[STATE].shape),
-    }
+    key = own_key(obs)
+    if not _has_state(obs):
+        return {**obs, key: row}
+    own, state = np.split(row, [obs[key].size])
+    return {**obs, key: own.reshape(obs[key].shape), STATE: state.reshape(obs[STATE].shape)}
+
+
+def _has_state(obs: Any) -> bool:
+    """Whether a centralised critic's state stands beside an observation (or its space)."""
+    return isinstance(obs, Mapping) and STATE in obs.keys() - {own_key(obs)}
 
 
 class TensorMoments:

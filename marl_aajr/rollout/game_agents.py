@@ -1,0 +1,189 @@
+"""One step of a game, and its agents: as their environment has them, and as everybody else knows them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple, NoReturn
+
+from gymnasium import spaces
+
+from marl_aajr.core.environment_values import (
+    ACTION_MASK,
+    agent_name,
+    as_action,
+    choices,
+    joined,
+    joined_space,
+    legal_actions,
+    number,
+    observation_check,
+    zero_based,
+)
+from marl_aajr.rollout.teams import teams_of
+
+
+class GameStep(NamedTuple):
+    """The answer of a game to a reset or to actions.
+
+    An agent is in `obs` when it must act next, or when it has just ended (its last observation, which
+    bootstraps a truncated value). The other dicts have an entry for each agent that is told something.
+
+    Attributes:
+        obs: Observations by agent.
+        rewards: Reward of each agent since its last observation; 0 after a reset.
+        terminations: True for agents that reached a terminal state in this turn.
+        truncations: True for agents that were cut off in this turn, for example by a time limit.
+        infos: Whatever the environment adds.
+        over: True when nobody is left to act.
+    """
+
+    obs: dict[str, Any]
+    rewards: dict[str, float]
+    terminations: dict[str, bool]
+    truncations: dict[str, bool]
+    infos: dict[str, Any]
+    over: bool
+
+    @property
+    def acting(self) -> tuple[str, ...]:
+        """The agents whose action the next step needs."""
+        return tuple(agent for agent in self.obs if not (self.terminations[agent] or self.truncations[agent]))
+
+
+class GameAgents:
+    """The agents of an environment, and the border between its ways and ours.
+
+    Behind it, agents are any hashable, legal actions may stand in `infos`, actions count from the `start` of
+    their space, and observations, rewards and flags come in any type. In front of it agents have names, legal
+    actions are a part of the observation, actions count from 0, and types are those of the spaces.
+
+    Args:
+        env: A PettingZoo environment with `possible_agents`.
+        name: Its name in messages.
+        blame: Raises the fault of the environment, with its message.
+
+    Attributes:
+        names: The name of each agent, by the environment's own key of it.
+        ids: The other way round.
+        observation_spaces: Space of each agent by name, with the action mask where there is one.
+        action_spaces: Space of each agent by name; actions count from 0.
+        env_action_spaces: The same as the environment declares it.
+        teams: The team of each agent by name.
+        infos_have_masks: Whether infos say which actions are legal, which no space declares.
+
+    Raises:
+        ValueError: If the environment does not say who its agents are.
+    """
+
+    def __init__(self, env: Any, *, name: str, blame: Callable[[str], NoReturn]) -> None:
+        agents: tuple[Any, ...] = tuple(getattr(env, "possible_agents", None) or ())
+        self.names = {agent: agent_name(agent) for agent in agents}
+        self.ids = {own: agent for agent, own in self.names.items()}
+        if not agents or len(self.ids) != len(agents):
+            raise ValueError(
+                f"expected {name} to list its agents in possible_agents, each once and with a name of its "
+                f"own, got {list(agents)}; set it in the environment's constructor"
+            )
+        self._env, self._blame = env, blame
+        self._renamed = any(type(agent) is not str for agent in agents)
+        self._spaces = {agent: (env.observation_space(agent), env.action_space(agent)) for agent in agents}
+        self._checks = {agent: observation_check(seen) for agent, (seen, _) in self._spaces.items()}
+        self._choices = {
+            agent: count
+            for agent, (seen, acts) in self._spaces.items()
+            if (count := choices(acts)) and not (isinstance(seen, spaces.Dict) and ACTION_MASK in seen.spaces)
+        }
+        self.teams = self.named(teams_of(env, agents))
+        self.env_action_spaces = self.named({agent: acts for agent, (_, acts) in self._spaces.items()})
+        self.action_spaces = {agent: zero_based(acts) for agent, acts in self.env_action_spaces.items()}
+        self.observation_spaces = self.named({agent: seen for agent, (seen, _) in self._spaces.items()})
+        self.infos_have_masks = False
+
+    def named(self, by_agent: Mapping[Any, Any]) -> dict[str, Any]:
+        """A mapping from the environment's own keys, with names."""
+        return {self.names[agent]: value for agent, value in by_agent.items()}
+
+    def look_for_masks(self, first: Callable[[], GameStep]) -> None:
+        """Look whether infos hold legal actions, which no space declares.
+
+        Args:
+            first: Resets the environment; where that fails, the first reset that is asked for will say it.
+        """
+        if not self._choices:
+            return
+        try:
+            infos = first().infos
+        except Exception:
+            return
+        told = [agent for agent in self._choices if _mask_in(infos.get(agent)) is not None]
+        self.infos_have_masks = bool(told)
+        for agent, count in self._choices.items() if told else ():
+            self.observation_spaces[self.names[agent]] = joined_space(self._spaces[agent][0], count)
+
+    def in_front(self, turn: GameStep) -> GameStep:
+        """The environment's turn as those in front see it."""
+        for agent, count in self._choices.items():
+            mask = _mask_in(turn.infos.get(agent))
+            if self.infos_have_masks:
+                if agent in turn.obs:
+                    turn.obs[agent] = joined(turn.obs[agent], self._legal(agent, mask, count))
+            elif mask is not None:
+                self._blame(
+                    f"the infos of agent {agent!r} have an {ACTION_MASK}, but those of reset had none; give "
+                    "it from the first reset on, 1 for every action where all are legal"
+                )
+        if not self._renamed:
+            return turn
+        parts: dict[str, Any] = {
+            field: self.named(part) for field, part in turn._asdict().items() if isinstance(part, dict)
+        }
+        return turn._replace(**parts)
+
+    def action(self, agent: Any, given: Any) -> Any:
+        """An action from the front as the environment takes it."""
+        return as_action(given, self._spaces[agent][1])
+
+    def observation(self, agent: Any, given: Any) -> Any:
+        """An observation in the type of its space."""
+        check = self._checks.get(agent)
+        if check is None:
+            self._blame(f"has an agent {agent!r} that is not in possible_agents")
+        try:
+            return check(given)
+        except ValueError as reason:
+            self._blame(f"the observation of agent {agent!r} {reason}")
+
+    def outcome(
+        self, agent: Any, reward: Any, terminated: Any = False, truncated: Any = False
+    ) -> tuple[float, bool, bool]:
+        """An agent's reward and flags, of whatever type, as one number each."""
+        found = []
+        for what, given in (("reward", reward), ("termination", terminated), ("truncation", truncated)):
+            try:
+                value = number(given)
+            except (TypeError, ValueError):
+                self._blame(f"the {what} of agent {agent!r} is {given!r}, not a number")
+            if not math.isfinite(value):
+                self._blame(f"the {what} of agent {agent!r} is {value}")
+            found.append(value)
+        return float(found[0]), bool(found[1]), bool(found[2])
+
+    def check_spaces(self) -> None:
+        """Blame the environment if it has changed a space."""
+        for agent, known in self._spaces.items():
+            asks = (self._env.observation_space, self._env.action_space)
+            for kind, old, ask in zip(("observation", "action"), known, asks, strict=True):
+                space = ask(agent)
+                if space is not old and space != old:
+                    self._blame(f"the {kind} space of agent {agent!r} changed from {old} to {space}")
+
+    def _legal(self, agent: Any, mask: Any, count: int) -> Any:
+        try:
+            return legal_actions([1] * count if mask is None else mask, count)
+        except ValueError as reason:
+            self._blame(f"the {ACTION_MASK} of agent {agent!r} {reason}")
+
+
+def _mask_in(info: Any) -> Any:
+    return info.get(ACTION_MASK) if isinstance(info, Mapping) else None
