@@ -14,7 +14,7 @@ from torch import Tensor
 
 from marl_aajr.core.threat import PerturbationSet
 
-_SMALL = 1e-6
+SMALL = 1e-6
 """What RLlib adds to the standard deviation (`ray.rllib.utils.numpy.SMALL_NUMBER`)."""
 
 
@@ -55,7 +55,7 @@ class ObservationFilter:
     @property
     def scale(self) -> Tensor:
         """The size of one unit of the result in units of the observation, float64."""
-        return (self.std + _SMALL).double()
+        return (self.std + SMALL).double()
 
     def __call__(self, obs: Tensor) -> Tensor:
         """Normalised observations, the shape and dtype of `obs [..., *shape]`."""

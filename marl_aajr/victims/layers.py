@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -133,6 +134,8 @@ def _describe(layer: nn.Module) -> dict[str, Any]:
             "express the network with these, or add the layer to marl_aajr.victims.LAYERS"
         )
     description = {"layer": kind.__name__, **{name: getattr(layer, name) for name in LAYERS[kind]}}
+    # Widths may come from a space, as numbers of numpy, which JSON does not take.
+    description = {k: v.item() if isinstance(v, np.generic) else v for k, v in description.items()}
     if isinstance(layer, _WITH_BIAS):
         description["bias"] = layer.bias is not None
     return description

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import gymnasium as gym
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from marl_aajr.core.distributions import from_space
 from marl_aajr.core.environment_values import (
@@ -17,12 +17,37 @@ from marl_aajr.core.environment_values import (
     agent_name,
     as_array,
     legal_actions,
+    named,
     split,
     zero_based,
 )
+from marl_aajr.victims.victim_policy import ELSEWHERE
 
 if TYPE_CHECKING:
     from marl_aajr.victims.victim import Victim
+
+
+def by_network(policies: Any, agents: Sequence[str]) -> tuple[dict[str, str], dict[str, nn.Module]]:
+    """The module of each agent and the modules: agents of one network are asked, and attacked, as one batch.
+
+    Raises:
+        ValueError: an agent without a network, or a network of nobody.
+    """
+    if isinstance(policies, nn.Module):
+        policies = dict.fromkeys(agents, policies)
+    if not isinstance(policies, Mapping) or not all(isinstance(p, nn.Module) for p in policies.values()):
+        found = next(iter(policies.values())) if isinstance(policies, Mapping) else policies
+        raise ValueError(
+            f"expected a torch network, or one by agent, got a {type(found).__name__}; {ELSEWHERE}"
+        )
+    policies = named(policies)
+    if missing := [agent for agent in agents if agent not in policies]:
+        raise ValueError(f"expected a policy for each agent, got none for {', '.join(missing)}")
+    if strangers := [agent for agent in policies if agent not in agents]:
+        raise ValueError(f"expected policies of {', '.join(agents)}, got one of {', '.join(strangers)}")
+    first = {agent: next(a for a in agents if policies[a] is policies[agent]) for agent in agents}
+    names = {agent: "policy" if len(set(first.values())) == 1 else first[agent] for agent in agents}
+    return names, {names[agent]: policies[agent] for agent in agents}
 
 
 class HasAgents(Protocol):
@@ -70,7 +95,7 @@ def check_victim(victim: Any, *, what: str = "a victim") -> None:
     if not isinstance(victim, Victim):
         raise ValueError(
             f"expected {what}, got a {type(victim).__name__}; make one with Victim.from_policies(network, "
-            "env) or Victim.load(folder)"
+            "env), Victim.from_sb3(model, env) or Victim.load(folder)"
         )
 
 

@@ -8,7 +8,6 @@ action; the mapping of Box actions to their bounds.
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
-from copy import deepcopy
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -22,8 +21,8 @@ from marl_aajr.core.distributions import ActionDistribution, from_space
 from marl_aajr.core.environment_values import agent_name, as_action, named
 from marl_aajr.victims.filters import ObservationFilter, same_filter
 from marl_aajr.victims.recurrent import Memory, State, is_recurrent
-from marl_aajr.victims.spaces import AgentSpaces, check_agents
-from marl_aajr.victims.victim_policy import VictimPolicy, check_network
+from marl_aajr.victims.spaces import AgentSpaces, by_network, check_agents, one_copy
+from marl_aajr.victims.victim_policy import VictimPolicy, check_network, frozen
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -70,14 +69,14 @@ class Victim:
         for name in ("module_of", "observation_spaces", "action_spaces", "filters"):
             object.__setattr__(self, name, named(getattr(self, name)))
         check_agents(self)
-        object.__setattr__(self, "modules", {name: _frozen(net) for name, net in self.modules.items()})
-        object.__setattr__(self, "critics", {name: _frozen(net) for name, net in self.critics.items()})
+        object.__setattr__(self, "modules", {name: frozen(net, name) for name, net in self.modules.items()})
+        object.__setattr__(self, "critics", {name: frozen(net, name) for name, net in self.critics.items()})
         for name, module in self.modules.items():
             agent = self.agents_of(name)[0]
             check_network(
                 module,
                 name,
-                shape=_shape(self.observation_spaces[agent]),
+                shape=self.observation_spaces[agent].shape or (),
                 action_space=self.action_spaces[agent],
                 critic=self.critics.get(name),
             )
@@ -136,7 +135,7 @@ class Victim:
         return VictimPolicy(
             self.modules[module_id],
             self.distributions[module_id],
-            shape=_shape(self.observation_spaces[agent]),
+            shape=self.observation_spaces[agent].shape or (),
             action_mask=action_mask,
             critic=self.critics.get(module_id),
             state=state,
@@ -190,7 +189,6 @@ class Victim:
         Example:
             >>> obs, rewards, *_ = env.step(victim.act(obs))
         """
-        from marl_aajr.victims.spaces import one_copy
         from marl_aajr.victims.stepper import GeneratorSampler, Stepper
 
         if memory is None and self.recurrent:
@@ -216,6 +214,7 @@ class Victim:
         filters: Mapping[Any, ObservationFilter | None] | None = None,
         normalize_actions: bool = False,
         clip_actions: bool = True,
+        greedy_only: bool = False,
         env_name: str = "",
         env_kwargs: Mapping[str, Any] | None = None,
     ) -> Victim:
@@ -225,15 +224,14 @@ class Victim:
             policies: agent -> its network, or one network that plays all agents. It maps observations
                 `[B, *shape]` (float32) to the inputs of the action distribution `[B, m]`: logits for Discrete
                 and MultiDiscrete actions (those of all parts, one after the other), mean and log σ for Box
-                ones. A network with `initial_state(rows)` and `forward(obs, state)` has a memory
-                (`is_recurrent`).
+                ones. A network with `initial_state(rows)` and `forward(obs, state)` has a memory.
             env: declares the agents and their spaces; of Dict observations with an `action_mask`, networks
                 read the other part, and forbidden logits are masked for them.
-            critics: agent -> a network of the return that it expects, `[B, 1]` or `[B]`; for the critic
-                attack.
+            critics: agent -> a network of its expected return, `[B, 1]` or `[B]`; for the critic attack.
             filters: agent -> frozen observation filter in front of its network.
             normalize_actions: whether Box actions in [−1, 1] stand for their bounds.
             clip_actions: whether Box actions are clipped to their bounds where they are not normalised.
+            greedy_only: whether outputs say which action is best, but not how one is drawn (Q values).
             env_name: name of the environment that `evaluate` builds where none is given.
             env_kwargs: arguments of that environment, JSON values.
 
@@ -246,27 +244,39 @@ class Victim:
             >>> evaluate(victim, "mpe2.simple_spread_v3", suite="quick").worst
         """
         spaces = AgentSpaces.of(env)
-        agents = spaces.possible_agents
-        policies = dict.fromkeys(agents, policies) if isinstance(policies, nn.Module) else named(policies)
-        if missing := [agent for agent in agents if agent not in policies]:
-            raise ValueError(f"expected a policy for each agent, got none for {', '.join(missing)}")
-        if strangers := [agent for agent in policies if agent not in agents]:
-            raise ValueError(f"expected policies of {', '.join(agents)}, got one of {', '.join(strangers)}")
-        # Agents of one network are asked, and attacked, as one batch.
-        first = {agent: next(a for a in agents if policies[a] is policies[agent]) for agent in agents}
-        names = {agent: "policy" if len(set(first.values())) == 1 else first[agent] for agent in agents}
+        names, networks = by_network(policies, spaces.possible_agents)
         return Victim(
             module_of=names,
-            modules={names[agent]: policies[agent] for agent in agents},
+            modules=networks,
             critics={names[agent]: critic for agent, critic in named(critics or {}).items()},
             observation_spaces=spaces.observation_spaces,
             action_spaces=spaces.action_spaces,
             filters=filters or {},
             normalize_actions=normalize_actions,
             clip_actions=clip_actions,
+            greedy_only=greedy_only,
             env_name=env_name,
             env_kwargs=env_kwargs or {},
         )
+
+    @staticmethod
+    def from_sb3(models: Any, env: Any, **settings: Any) -> Victim:
+        """A victim from trained models of Stable-Baselines3: made of their layers, it needs no SB3.
+
+        Models with a distribution (PPO, A2C, TRPO, MaskablePPO, RecurrentPPO) may sample; DQN, SAC, TD3 and
+        DDPG play greedily only. Observations go through the `VecNormalize` that a model's environment has.
+
+        Args:
+            models: agent -> its model, or one model that plays all agents.
+            env: see `from_policies`; as it is before `VecNormalize`.
+            settings: `filters`, `env_name` and `env_kwargs` of `from_policies`.
+
+        Raises:
+            ValueError: an agent without a model, or one that does not fit or does not play by layers alone.
+        """
+        from marl_aajr.victims.sb3 import victim_from_sb3
+
+        return victim_from_sb3(models, env, **settings)
 
     def save(self, folder: Path | str) -> Path:
         """Write the portable artefact, whole or not at all; a folder that holds one already is replaced.
@@ -288,12 +298,3 @@ class Victim:
         from marl_aajr.victims.portable import load_victim
 
         return load_victim(folder)
-
-
-def _frozen(module: nn.Module) -> nn.Module:
-    return deepcopy(module).eval().requires_grad_(False)
-
-
-def _shape(space: gym.Space[Any]) -> tuple[int, ...]:
-    assert space.shape is not None
-    return space.shape

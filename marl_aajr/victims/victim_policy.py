@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from copy import deepcopy
 from typing import Any
 
 import gymnasium as gym
@@ -147,6 +148,28 @@ def _check_mask(mask: Tensor, distribution: ActionDistribution) -> None:
         )
 
 
+ELSEWHERE = (
+    "give a network from observations to logits (Box actions: mean and log σ); Victim.from_sb3 takes whole "
+    "models of Stable-Baselines3, and in TorchRL's actors it is the module of their TensorDictModule"
+)
+"""The advice to those who have the policy of another framework."""
+
+
+def frozen(module: nn.Module, module_id: str) -> nn.Module:
+    """A copy in evaluation mode without gradients.
+
+    Raises:
+        ValueError: it keeps tensors that were computed, which torch does not copy.
+    """
+    try:
+        return deepcopy(module).eval().requires_grad_(False)
+    except RuntimeError as error:
+        raise ValueError(
+            f"expected module {module_id!r} to be a network that can be copied, got a "
+            f"{type(module).__name__}, which keeps tensors of its last forward pass; {ELSEWHERE}"
+        ) from error
+
+
 @torch.no_grad()
 def check_network(
     module: nn.Module,
@@ -158,10 +181,12 @@ def check_network(
 ) -> None:
     """Raise `ValueError` unless a module maps observations of a shape to inputs of an action distribution."""
     distribution, obs = from_space(action_space), torch.zeros(2, *shape)
-    try:
-        outputs = _first_outputs(module, module_id, obs) if is_recurrent(module) else module(obs)
-    except RuntimeError as error:
-        raise ValueError(f"expected module {module_id!r} to take observations {shape}, got {error}") from None
+    outputs = _first_outputs(module, module_id, obs) if is_recurrent(module) else _ask(module, module_id, obs)
+    if not isinstance(outputs, Tensor):
+        raise ValueError(
+            f"expected module {module_id!r} to give one tensor of distribution inputs, got a "
+            f"{type(outputs).__name__} from {type(module).__name__}; {ELSEWHERE}"
+        )
     if outputs.shape != (2, distribution.num_inputs):
         hint = " (mean and log σ)" if isinstance(distribution, DiagGaussian) else ""
         raise ValueError(
@@ -174,10 +199,20 @@ def check_network(
         )
 
 
+def _ask(module: nn.Module, module_id: str, obs: Tensor, *state: State) -> Any:
+    try:
+        return module(obs, *state)
+    except Exception as error:
+        raise ValueError(
+            f"expected module {module_id!r} to take observations {tuple(obs.shape[1:])}, got "
+            f"{type(error).__name__} ({error}) from {type(module).__name__}; {ELSEWHERE}"
+        ) from error
+
+
 def _first_outputs(module: nn.Module, module_id: str, obs: Tensor) -> Tensor:
     """The outputs of a recurrent module at the beginning of an episode."""
     state = initial_state(module, len(obs))
-    result = module(obs, state)
+    result = _ask(module, module_id, obs, state)
     if not (isinstance(result, tuple) and len(result) == 2):
         raise ValueError(
             f"expected recurrent module {module_id!r} to return (outputs, state), got {type(result).__name__}"

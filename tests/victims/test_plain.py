@@ -91,3 +91,37 @@ def test_a_memory_is_two_methods() -> None:
 def test_refuses(policies: Any, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         Victim.from_policies(policies, simple_spread_v3.parallel_env())
+
+
+class ActorCritic(nn.Module):
+    """As Stable-Baselines3's policies: several outputs, and the last distribution is kept."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.pi, self.v = nn.Linear(18, 5), nn.Linear(18, 1)
+        self.last: torch.distributions.Distribution | None = None
+
+    def forward(self, obs: Tensor) -> tuple[Tensor, Tensor]:
+        self.last = torch.distributions.Categorical(logits=self.pi(obs))
+        return self.last.sample(), self.v(obs)
+
+
+class Awkward(nn.Module):
+    """As TorchRL's multi-agent networks: it wants another shape, and says so in its own way."""
+
+    def forward(self, obs: Tensor) -> Tensor:
+        raise KeyError("agents")
+
+
+def test_policies_of_other_frameworks_are_told_the_way() -> None:
+    env, used = simple_spread_v3.parallel_env(), ActorCritic()
+    used(torch.zeros(1, 18))
+    for policy, why in (
+        (ActorCritic(), "give one tensor of distribution inputs, got a tuple from ActorCritic"),
+        (used, "a network that can be copied, got a ActorCritic, which keeps tensors of its last forward"),
+        (Awkward(), r"take observations \(18,\), got KeyError \('agents'\) from Awkward"),
+    ):
+        with pytest.raises(ValueError, match=rf"^expected module 'policy' to (be )?{why}.*Victim\.from_sb3"):
+            Victim.from_policies(policy, env)
+    with pytest.raises(ValueError, match=r"^expected a torch network, or one by agent, got a dict"):
+        Victim.from_policies({"agent_0": {}}, env)  # type: ignore[dict-item]
