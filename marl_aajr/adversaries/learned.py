@@ -20,7 +20,7 @@ from torch import Tensor
 
 from marl_aajr.adversaries.observation_adversaries import ObservationAdversaries, features
 from marl_aajr.adversaries.observation_game import GAME, ObservationThreat
-from marl_aajr.adversaries.request import AdversaryRequest
+from marl_aajr.adversaries.request import DEFAULTS, STEPS_PER_SECOND, AdversaryRequest
 from marl_aajr.adversaries.store import KEPT, RECORD
 from marl_aajr.attacks import Access, Attack
 from marl_aajr.core.checks import one_of
@@ -41,6 +41,11 @@ class FittedAttack(Attack):
     @abstractmethod
     def ready(self) -> bool:
         """Whether it has been fitted."""
+
+    @property
+    def seconds(self) -> float:
+        """The seconds that `fit` may take on one core, for whoever waits."""
+        return 10.0
 
     @property
     def unfitted(self) -> ValueError:
@@ -126,6 +131,11 @@ class LearnedAttack(FittedAttack):
     @property
     def ready(self) -> bool:
         return self._policy is not None
+
+    @property
+    def seconds(self) -> float:
+        steps = DEFAULTS[self.name].env_steps if self.env_steps is None else self.env_steps  # type: ignore[index]
+        return steps / STEPS_PER_SECOND
 
     def fit(
         self,

@@ -30,6 +30,9 @@ _STATES = {"running": 0, "failed": 1, "impossible": 2, "waiting": 3, "interrupte
 """The order of a study's table."""
 
 _COLORS = {"running": "cyan", "failed": "red", "impossible": "red", "finished": "green"}
+_LONG = 60.0
+"""Seconds from which on the length of an evaluation is said beforehand."""
+
 _ROWS = 30
 """Length of a study's table: more do not fit on a screen."""
 
@@ -197,14 +200,19 @@ class PlayingProgress(_Bar):
 
     def __init__(self, console: Console) -> None:
         super().__init__(console, transient=True)
-        self._what = ""
+        self._what, self._foretold = "", False
 
     def __call__(self, played: Played) -> None:
         words = f"playing {played.what}"
+        left = "" if played.left is None else f", {clock(played.left)} left"
+        if played.left is not None and not self._foretold:
+            self._foretold = True
+            if played.left >= _LONG:
+                say(self.console, f"This will take about {clock(played.left)}.")
         if not self.console.is_interactive and played.what != self._what:
-            say(self.console, f"{words}, {played.done:,}/{played.total:,} episodes")
+            say(self.console, f"{words}, {played.done:,}/{played.total:,} episodes{left}")
         self._what = played.what
-        self._bar.update(self._task, completed=played.done, total=played.total, description=words)
+        self._bar.update(self._task, completed=played.done, total=played.total, description=words + left)
 
 
 class StudyProgress:

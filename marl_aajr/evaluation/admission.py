@@ -73,7 +73,7 @@ def check_actions(suite: Suite, victim: Victim) -> None:
     if victim.greedy_only and "sampled" in suite.actions:
         raise ValueError(
             "expected greedy actions for a victim without a distribution to sample from, got "
-            f"{', '.join(suite.actions)}; say --actions greedy"
+            f"{', '.join(suite.actions)}; say --actions greedy (in Python actions=['greedy'])"
         )
 
 
@@ -172,8 +172,8 @@ def check_attack(attack: Attack, victim: Victim, agents: Sequence[str]) -> None:
         space = victim.observation_spaces[agent]
         if not np.issubdtype(space.dtype, np.floating):
             raise ValueError(
-                f"expected float observations to attack, got {space} for {agent!r}; convert them in the "
-                "environment (for example obs.astype(np.float32)) and train again"
+                f"expected float observations to attack, got {space} for {agent!r}; leave the attack out, "
+                "or convert them in the environment and train on those: obs.astype(np.float32)"
             )
         attack.objective_for(victim.distribution(agent))
         nothing = torch.zeros(1, int(np.prod(space.shape or ())))
@@ -191,11 +191,6 @@ def check_attack(attack: Attack, victim: Victim, agents: Sequence[str]) -> None:
 
 def _check_trainable(attack: Attack, victim: Victim) -> None:
     """Raise `ValueError` where no adversary can be trained: that happens against a saved copy, in a run."""
-    if not victim.env_name:
-        raise ValueError(
-            f"expected a victim that names its environment for {attack.name!r}, which is trained in it, got "
-            "one that does not; set its env_name"
-        )
     try:
         check_portable(victim)
     except ValueError as error:
@@ -206,17 +201,24 @@ def _check_trainable(attack: Attack, victim: Victim) -> None:
 
 def fitted(evaluator: Evaluator, attacks: Sequence[Attack]) -> tuple[Attack, ...]:
     """The attacks, those that are not ready fitted: once for all sizes, unless one is for one size only."""
+
+    def key(attack: FittedAttack) -> Attack:
+        return attack if attack.per_size else attack.at(1.0)
+
+    fresh = {key(a): a.seconds for a in attacks if isinstance(a, FittedAttack) and not a.ready}
+    evaluator.time.expect(sum(fresh.values()))
     learned: dict[Attack, Attack] = {}
     found: list[Attack] = []
     for attack in attacks:
-        if attack.ready or not isinstance(attack, FittedAttack):
+        if not isinstance(attack, FittedAttack) or attack.ready:
             found.append(attack)
             continue
-        key = attack if attack.per_size else attack.at(1.0)
-        if key not in learned:
-            evaluator.tell(f"fitting {attack.name}")
-            learned[key] = _fit(evaluator, attack)
-        found.append(learned[key] if attack.per_size else learned[key].at(attack.perturbations.epsilon))
+        own = key(attack)
+        if own not in learned:
+            evaluator.tell(f"{attack.name}, which is fitted first")
+            learned[own] = _fit(evaluator, attack)
+            evaluator.time.finish(attack.seconds)
+        found.append(learned[own] if attack.per_size else learned[own].at(attack.perturbations.epsilon))
     return tuple(found)
 
 

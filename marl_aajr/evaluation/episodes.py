@@ -284,7 +284,7 @@ class _CountedEpisodes:
         if self._length.max() > LONGEST_EPISODE:
             raise ValueError(
                 f"expected episodes to end, got one of more than {LONGEST_EPISODE} steps; give the "
-                "environment a time limit"
+                "environment a time limit, such as its argument max_cycles"
             )
         numbers = self.episode.tolist()
         for copy in step.episode_over.nonzero().flatten().tolist():

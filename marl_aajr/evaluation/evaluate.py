@@ -14,7 +14,6 @@ from marl_aajr.evaluation.admission import (
     check_actions,
     check_budget,
     common_norm,
-    fitted,
     named_agents,
     requested,
     settle_units,
@@ -98,6 +97,11 @@ def evaluate(
     others = {name: _surrogate(other, spec) for name, other in _named(surrogates).items()}
     for name, run in _named(adversaries).items():
         protocol = with_adversary(protocol, Path(run), name=name, against=player, at=folder or "VICTIM")
+    if spec is None and not player.env_name:
+        raise ValueError(
+            "expected the environment of a victim that does not name it, got none; name it: env=NAME (on the "
+            "command line --env NAME)"
+        )
     evaluation = _played(
         player,
         spec or resolve(player.env_name, player.env_kwargs),
@@ -195,7 +199,7 @@ def _played(
                 evaluator.calibrate()
             return _result(
                 evaluator,
-                fitted(evaluator, chosen),
+                chosen,
                 replacements,
                 skipped=(*skipped, *left_out),
                 workers=protocol.workers,

@@ -25,6 +25,7 @@ from marl_aajr.evaluation.outcomes import (
 )
 from marl_aajr.evaluation.protocol import Suite
 from marl_aajr.evaluation.replacements import Replacement
+from marl_aajr.evaluation.time_left import TimeLeft
 from marl_aajr.rollout.batched_env import BatchedEnv
 from marl_aajr.rollout.environments import EnvironmentSpec, make_batch
 from marl_aajr.victims import Victim
@@ -37,11 +38,13 @@ class Progress(NamedTuple):
         done: episodes played, of all rows.
         total: episodes to play.
         what: the row that is being played: `"clean"`, `"pgd 0.1"`.
+        left: seconds until the end, about; None before the clean rows are over.
     """
 
     done: int
     total: int
     what: str
+    left: float | None = None
 
 
 @dataclass(frozen=True)
@@ -82,6 +85,8 @@ class Evaluator:
         done: episodes played.
         calibrations: by kind of actions, what unattacked selection episodes tell an attack schedule.
         unattacked: by kind of actions, the team's returns in them.
+        rows: attack and episodes of those after the clean ones, for each kind of actions.
+        time: what is left of it.
         cancelled: whether the team's rewards cancelled in every clean episode, though its agents had some.
     """
 
@@ -99,7 +104,12 @@ class Evaluator:
     calibrations: dict[Actions, ScheduleCalibration] = field(default_factory=dict)
     unattacked: dict[Actions, tuple[float, ...]] = field(default_factory=dict)
     cancelled: bool = False
+    rows: list[tuple[Attack | None, int]] = field(default_factory=list)
+    time: TimeLeft = field(init=False)
     _selection_env: BatchedEnv | None = None
+
+    def __post_init__(self) -> None:
+        self.time = TimeLeft(self.env.num_envs)
 
     @property
     def team(self) -> str:
@@ -109,13 +119,13 @@ class Evaluator:
     def expect(self, attacks: Sequence[Attack], *, replacements: int) -> None:
         """Count the episodes to play."""
         suite = self.suite
-        tried = len(attacks) * suite.trials(self.agents)
+        self.rows = [(attack, suite.episodes) for attack in (*attacks, *[None] * replacements)]
+        tried = [*attacks] * suite.trials(self.agents)
         if suite.alone(self.agents):
-            tried += len({attack.perturbations.epsilon for attack in attacks}) * len(self.agents)
-        if suite.calibrated(self.agents):
-            tried += 1
-        each = (len(attacks) + replacements + 1) * suite.episodes
-        self.total = len(suite.actions) * (each + (tried + replacements) * suite.selection_episodes)
+            tried += [*{a.perturbations.epsilon: a for a in attacks}.values()] * len(self.agents)
+        self.rows += [(attack, suite.selection_episodes) for attack in (*tried, *[None] * replacements)]
+        each = suite.episodes + suite.selection_episodes * suite.calibrated(self.agents)
+        self.total = len(suite.actions) * (each + sum(episodes for _, episodes in self.rows))
 
     def calibrate(self) -> None:
         """Watch unattacked selection episodes, where a budget or the search for agents rests on them.
@@ -126,10 +136,9 @@ class Evaluator:
         if not self.suite.calibrated(self.agents):
             return
         for actions in self.suite.actions:
-            strategic = self.suite.budget.timing == "strategic"
-            calibration = ScheduleCalibration(self.agents, strategic=strategic)
-            returns = self._play("clean (selection)", actions, on_step=calibration, selection=True)
-            self.calibrations[actions] = calibration
+            watch = ScheduleCalibration(self.agents, strategic=self.suite.budget.timing == "strategic")
+            returns = self._play("clean (selection)", actions, on_step=watch, selection=True)
+            self.calibrations[actions] = watch
             self.unattacked[actions] = tuple(self._own(returns).tolist())
             self._schedule(actions, self.agents)
 
@@ -184,10 +193,10 @@ class Evaluator:
         label = replacement.label
         returns = self._play(label, actions, replacement=replacement)
         loyal = self._members(but=replacement.agents)
-        tried = None
+        left = None
         if self.suite.selection_episodes:
             chosen_on = self._play(f"{label} (selection)", actions, replacement=replacement, selection=True)
-            tried = self._own(chosen_on).mean().item()
+            left = self._own(chosen_on).mean().item()
         return ReplacementOutcome(
             **self._outcome(returns),
             kind=replacement.kind,
@@ -195,7 +204,7 @@ class Evaluator:
             source=replacement.source,
             training=replacement.training,
             loyal_return=returns[:, loyal].sum(-1).mean().item(),
-            selection_return=tried,
+            selection_return=left,
         )
 
     def close(self) -> None:
@@ -203,10 +212,15 @@ class Evaluator:
         if self._selection_env is not None:
             self._selection_env.close()
 
-    def tell(self, what: str, finished: int = 0) -> None:
-        """Report progress: what is played, and how many of its episodes are finished."""
+    def tell(self, what: str, finished: int = 0, seconds: float = 0.0) -> None:
+        """Report progress: what is played, how many of its episodes are finished, and how long they take."""
         if self.on_progress is not None:
-            self.on_progress(Progress(self.done + finished, self.total, what))
+            self.on_progress(Progress(self.done + finished, self.total, what, self.time.seconds(seconds)))
+
+    def finished(self, attack: Attack | None, episodes: int) -> None:
+        """Count a row."""
+        self.done += episodes
+        self.time.finish(self.time.row(attack, episodes))
 
     def _schedule(self, actions: Actions, agents: Collection[str]) -> AttackSchedule | None:
         """The steps in which these agents are attacked; None: every one."""
@@ -235,6 +249,8 @@ class Evaluator:
             if self._selection_env is None:
                 self._selection_env = make_batch(self.spec, min(self.env.num_envs, episodes))
             env = self._selection_env
+        row = attack.attack if attack else None
+        seconds = self.time.row(row, episodes)
         sampled, policy = actions == "sampled", None
         if replacement is not None:
             generator = stream(self.seed, Purpose.REPLACED)
@@ -247,10 +263,10 @@ class Evaluator:
             sampled=sampled,
             attack=attack,
             replacement=policy,
-            on_episode=lambda finished: self.tell(what, finished),
+            on_episode=lambda finished: self.tell(what, finished, seconds * finished / episodes),
             on_step=on_step,
         )
-        self.done += episodes
+        self.finished(row, episodes)
         return returns
 
     def _own(self, returns: Tensor) -> Tensor:

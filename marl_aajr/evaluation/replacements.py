@@ -188,8 +188,8 @@ def _check_control(control: Replacement, env: BatchedEnv) -> None:
             _idle_action(agent, env)
         elif isinstance(space, spaces.Box) and not space.is_bounded():
             raise ValueError(
-                f"expected bounded actions to draw at random, got {space} for {agent!r}; bound them in the "
-                "environment"
+                f"expected bounded actions to draw at random, got {space} for {agent!r}; use idle, or bound "
+                "them in the environment"
             )
 
 
@@ -204,7 +204,7 @@ def _idle_action(agent: str, env: BatchedEnv) -> Tensor:
         )
     if not space.contains(nothing[()]):
         raise ValueError(
-            f"expected an action space with 0 in it for an idle agent, got {space} for {agent!r}"
+            f"expected an action space with 0 in it for an idle agent, got {space} for {agent!r}; use random"
         )
     return torch.from_numpy(nothing)
 

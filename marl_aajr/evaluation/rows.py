@@ -13,7 +13,6 @@ from __future__ import annotations
 import logging
 import math
 import os
-import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
@@ -21,15 +20,20 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from marl_aajr.attacks import Attack
+from marl_aajr.core.seeds import Purpose, stream
+from marl_aajr.evaluation.admission import fitted
 from marl_aajr.evaluation.budget import candidates, rounds
+from marl_aajr.evaluation.episodes import AttackRun
 from marl_aajr.evaluation.evaluator import AttackTask, Evaluator
 from marl_aajr.evaluation.outcomes import Actions, AttackOutcome, AttackSpec
 from marl_aajr.evaluation.preflight import ObservationSampler
 from marl_aajr.evaluation.replacements import Replacement, mark_worst
 from marl_aajr.evaluation.result import ActionsResult, SubsetOutcome, WorstAttack, worst_of_each_size
 from marl_aajr.rollout.environments import make_batch
+from marl_aajr.victims.stepper import DecisionBatch
 
 _WORTH = 20.0
 """Seconds of work from which on workers are worth their start, which takes about five."""
@@ -71,13 +75,21 @@ def play_rows(
     Args:
         evaluator: plays in this process: the clean rows always, whose decisions are sampled, and those of
             replaced agents, which are as cheap.
-        attacks: fitted where they must be.
+        attacks: those that must be fitted are, once it is known how long the rest takes.
         replacements: agents that do not play as the victim does.
         observed: samples the decisions of clean episodes.
         workers: number of Ray workers that share the attacked rows; 1: none; None: as many as are worth it.
     """
     suite = evaluator.suite
-    clean = {actions: evaluator.clean(actions, on_step=observed) for actions in suite.actions}
+
+    def watch(batches: Sequence[DecisionBatch], episode: Tensor) -> None:
+        evaluator.time(batches, episode)
+        observed(batches, episode)
+
+    clean = {actions: evaluator.clean(actions, on_step=watch) for actions in suite.actions}
+    _foresee(evaluator, attacks)
+    attacks = fitted(evaluator, attacks)
+    evaluator.time.begin()
     start = () if suite.budget.worst else tuple(evaluator.agents)
     cases = [_Case(actions, attack, start) for actions in suite.actions for attack in attacks]
     with WorkerPool(evaluator, workers=workers and min(workers, len(cases))) as pool:
@@ -100,6 +112,24 @@ def play_rows(
         )
         for actions in suite.actions
     )
+
+
+def _foresee(evaluator: Evaluator, attacks: Sequence[Attack]) -> None:
+    """Estimate how long all rows will take, once the clean ones have been played."""
+
+    def call(attack: Attack, decisions: Sequence[DecisionBatch]) -> None:
+        run = AttackRun(
+            attack=attack,
+            victim=evaluator.victim,
+            agents=evaluator.agents,
+            units=evaluator.units,
+            generator=stream(evaluator.seed, Purpose.PROBE),
+        )
+        run.perturb(decisions, torch.ones(evaluator.env.num_envs).bool())
+
+    kinds = len(evaluator.suite.actions)
+    ready = [attack for attack in attacks if attack.ready and not attack.acts_jointly]
+    evaluator.time.learn(ready, evaluator.rows * kinds, played=kinds * evaluator.suite.episodes, call=call)
 
 
 def _find_agents(pool: WorkerPool, evaluator: Evaluator, cases: Sequence[_Case]) -> None:
@@ -172,7 +202,6 @@ class WorkerPool(ExitStack):
         super().__init__()
         self._evaluator, self._workers = evaluator, workers
         self._actors: Any = None
-        self._started, self._done = time.monotonic(), evaluator.done
 
     def play(self, tasks: Sequence[AttackTask]) -> list[Any]:
         """The results of `Evaluator.play` in the order of the tasks, whichever finishes first."""
@@ -188,7 +217,8 @@ class WorkerPool(ExitStack):
         played = self._actors.map(lambda actor, task: actor.play.remote(task), tasks)
         suite = self._evaluator.suite
         for task, result in zip(tasks, played, strict=True):
-            self._evaluator.done += suite.selection_episodes if task.selection else suite.episodes
+            episodes = suite.selection_episodes if task.selection else suite.episodes
+            self._evaluator.finished(task.attack, episodes)
             self._evaluator.tell(task.attack.name)
             yield result
 
@@ -196,7 +226,8 @@ class WorkerPool(ExitStack):
         """Whether there are workers for so many tasks; they are started now if they are worth it."""
         if tasks < 2 or self._workers == 1:
             return False
-        if self._actors is None and (self._workers is not None or self._seconds_left() >= _WORTH):
+        left = self._evaluator.time.seconds() or 0.0
+        if self._actors is None and (self._workers is not None or left >= _WORTH):
             try:
                 self._actors = self.enter_context(_started(self._evaluator, self._workers, tasks=tasks))
             except Exception as error:
@@ -206,11 +237,6 @@ class WorkerPool(ExitStack):
             if self._actors is None:
                 self._workers = 1
         return self._actors is not None
-
-    def _seconds_left(self) -> float:
-        """Seconds at the speed until now, which is that of the cheaper attacks: they come first."""
-        done, left = self._evaluator.done - self._done, self._evaluator.total - self._evaluator.done
-        return left * (time.monotonic() - self._started) / done if done else 0.0
 
 
 @contextmanager
@@ -241,6 +267,7 @@ def _started(evaluator: Evaluator, workers: int | None, *, tasks: int) -> Iterat
         actors = [make(**shared, num_envs=evaluator.env.num_envs) for _ in range(count)]
         try:
             ray.get([actor.ready.remote() for actor in actors])
+            evaluator.time.begin(workers=count)
             yield ActorPool(actors)
         finally:
             for actor in actors:

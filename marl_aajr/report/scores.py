@@ -55,13 +55,7 @@ class Reference:
 
 @dataclass(frozen=True)
 class Scale:
-    """The map from returns to scores: (return − floor) / unit.
-
-    Attributes:
-        floor: the return that becomes 0.
-        unit: the difference that becomes 1.
-        target: the score that the optimality gap is measured from.
-    """
+    """The map from returns to scores: (return − floor) / unit; the optimality gap is that to the target."""
 
     floor: float
     unit: float

@@ -12,6 +12,7 @@ from datetime import UTC, datetime
 from statistics import fmean
 from typing import Any, Literal
 
+from marl_aajr.adversaries.request import STEPS_PER_SECOND
 from marl_aajr.study.config import StudyConfig
 from marl_aajr.study.folder import StudyFolder
 from marl_aajr.study.graph import Node
@@ -128,7 +129,6 @@ class GridProgress:
 
 PLAIN_SPEED = 15_000.0
 REGULARIZED_SPEED = 10_000.0
-ADVERSARY_SPEED = 8_000.0
 """Environment steps per second of simple_spread with the default networks on one core."""
 
 EPISODE_SECONDS = 0.007
@@ -159,7 +159,7 @@ class Forecast:
             return "measured on what this study has finished"
         assumption = (
             f"assuming {PLAIN_SPEED:,.0f} env steps/s for plain PPO, {REGULARIZED_SPEED:,.0f} with a "
-            f"regularizer, {ADVERSARY_SPEED:,.0f} for adversaries, "
+            f"regularizer, {STEPS_PER_SECOND:,.0f} for adversaries, "
             f"{1000 * EPISODE_SECONDS:g} ms per attacked episode"
         )
         return assumption if self.assumed == self.left else f"partly measured, partly {assumption}"
@@ -213,7 +213,7 @@ def _alike(node: Node) -> tuple[str, ...]:
 
 def _assumed(node: Node) -> float:
     if node.adversary is not None:
-        return node.env_steps / ADVERSARY_SPEED
+        return node.env_steps / STEPS_PER_SECOND
     if node.evaluation is not None and node.suite is not None:
         settled = node.evaluation.protocol(node.suite, team=None).settled()
         rows = len(settled.attacks) * len(settled.epsilons) * len(settled.actions)

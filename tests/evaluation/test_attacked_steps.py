@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 
@@ -81,9 +83,8 @@ class TestSteps:
     def test_waiting_for_a_turn_costs_nothing(self) -> None:
         """In Moves the attacked player is to move at every other step."""
         spec = moves()
-        result = evaluate(
-            team(spec), spec, attacks=[("pgd-margin", 5.0)], budget="steps=1", episodes=20, num_envs=6
-        )
+        protocol: dict[str, Any] = {"budget": "steps=1", "episodes": 20, "selection_episodes": 50}
+        result = evaluate(team(spec), spec, attacks=[("pgd-margin", 5.0)], num_envs=6, **protocol)
         steps = result.attacks[0].attacked_steps
         assert steps is not None
         assert 0.5 < steps.mean <= 1

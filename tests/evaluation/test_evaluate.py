@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -277,6 +277,12 @@ class TestRefusals:
         with pytest.raises(ValueError, match=message):
             evaluate(team(signs()), on_progress=lambda _: pytest.fail("it was played"), **settings)
 
+    def test_a_victim_that_names_no_environment_is_asked_for_one(self) -> None:
+        nameless = replace(team(signs()), env_name="", env_kwargs={})
+        assert evaluate(nameless, signs(), episodes=1).env.name == signs().name
+        with pytest.raises(ValueError, match=r"the environment of a victim .* name it: env=NAME"):
+            evaluate(nameless, episodes=1)
+
     def test_attacks_that_the_policy_does_not_admit(self) -> None:
         with pytest.raises(ValueError, match=r"expected a categorical policy .*; use 'kl'"):
             evaluate(team(CONTINUOUS), attacks=[("noise", 0.1), ("pgd-margin", 0.1)], episodes=1)
@@ -285,7 +291,7 @@ class TestRefusals:
         victim = team(signs(dtype="int64"), sign_reader())
         assert evaluate(victim, episodes=3).clean_return > 0
         with pytest.raises(
-            ValueError, match=r"float observations to attack, got .*int64.* for 'agent_0'; convert"
+            ValueError, match=r"float observations to attack, got .*int64.* for 'agent_0'; leave"
         ):
             evaluate(victim, attacks=[("noise", 0.1)], episodes=3)
 

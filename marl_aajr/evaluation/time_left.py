@@ -1,0 +1,102 @@
+"""The time that an evaluation takes: estimated before its attacks begin, then corrected by what they take.
+
+    seconds of a row = rounds · (c + t · s)
+
+A round is an episode of every copy. The clean rows tell c, its seconds without attack, and t, its steps; one
+call of each attack on decisions that they met tells s, its seconds in a step. Adversaries that are yet to be
+trained count too: see `FittedAttack.seconds`.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Sequence
+from math import ceil
+from statistics import fmean
+
+from torch import Tensor
+
+from marl_aajr.attacks import Attack
+from marl_aajr.victims.stepper import DecisionBatch
+
+_LONG = 1.0
+"""Seconds that all rows must take, even if attacks took none, for attacks to be called beforehand."""
+
+_MEASURED = 2.0
+"""Seconds after which the pace is measured."""
+
+
+class TimeLeft:
+    """The expected seconds of all that follows the clean rows; a `StepCallback`, which watches those.
+
+    Args:
+        num_envs: E.
+    """
+
+    def __init__(self, num_envs: int) -> None:
+        self._num_envs = num_envs
+        self._begun = time.monotonic()
+        self._steps = 0
+        self._first: Sequence[DecisionBatch] = ()
+        self._seconds: dict[Attack | None, float] = {}
+        self._left = self._worked = 0.0
+        self._pace = 1.0
+
+    def __call__(self, batches: Sequence[DecisionBatch], episode: Tensor) -> None:
+        if not self._steps:
+            self._begun, self._first = time.monotonic(), batches
+        self._steps += 1
+
+    def learn(
+        self,
+        attacks: Iterable[Attack],
+        rows: Sequence[tuple[Attack | None, int]],
+        *,
+        played: int,
+        call: Callable[[Attack, Sequence[DecisionBatch]], object],
+    ) -> None:
+        """Learn the seconds of a round, when the clean rows are over, and expect all others.
+
+        Args:
+            attacks: those that can be called.
+            rows: attack and episodes of each.
+            played: episodes of the clean rows.
+            call: attacks decisions of one step.
+        """
+        rounds = ceil(played / self._num_envs)
+        clean = (time.monotonic() - self._begun) / rounds
+        self._seconds = {None: clean}
+        if sum(self.row(None, episodes) for _, episodes in rows) >= _LONG:
+            for attack in {attack.at(1.0): attack for attack in attacks}.values():
+                begun = time.monotonic()
+                call(attack, self._first)
+                self._seconds[attack.at(1.0)] = clean + self._steps / rounds * (time.monotonic() - begun)
+        self.expect(sum(self.row(attack, episodes) for attack, episodes in rows))
+
+    def row(self, attack: Attack | None, episodes: int) -> float:
+        """Expected seconds of a row; an attack that could not be called counts as the mean of the others."""
+        if not self._seconds:
+            return 0.0
+        key = None if attack is None else attack.at(1.0)
+        seconds = self._seconds.get(key, fmean(self._seconds.values()))
+        return ceil(episodes / self._num_envs) * seconds
+
+    def expect(self, seconds: float) -> None:
+        """Count what is to be done."""
+        self._left += seconds
+
+    def begin(self, *, workers: int = 1) -> None:
+        """Measure the pace from here on, of so many workers."""
+        self._begun, self._worked, self._pace = time.monotonic(), 0.0, 1 / workers
+
+    def finish(self, seconds: float) -> None:
+        """Count what is done, and measure the pace."""
+        self._left -= seconds
+        self._worked += seconds
+        elapsed = time.monotonic() - self._begun
+        if self._worked > 0 and elapsed >= _MEASURED:
+            self._pace = elapsed / self._worked
+
+    def seconds(self, running: float = 0.0) -> float | None:
+        """Seconds that are left, when expected seconds of what is running are done; None: not known yet."""
+        return max(self._left - running, 0.0) * self._pace if self._seconds else None
