@@ -88,6 +88,7 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     Args:
         arguments: what follows the program's name; None: `sys.argv`.
     """
+    sys.path.append(os.getcwd())  # where a person's own modules are; Ray tells its workers
     given = list(sys.argv[1:] if arguments is None else arguments)
     debug = "--debug" in given
     try:

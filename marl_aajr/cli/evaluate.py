@@ -100,7 +100,8 @@ def evaluate(
         typer.Option(
             "--set",
             metavar="KEY=VALUE",
-            help="An argument of --env, such as env.kwargs.N=5; may be repeated.",
+            help="An argument of --env, such as env.kwargs.N=5, or who plays with whom: "
+            "env.teams='{red_*: red, blue_*: blue}'; may be repeated.",
         ),
     ] = None,
     surrogate: Annotated[
@@ -167,10 +168,11 @@ def env_arguments(assignments: Sequence[str]) -> dict[str, Any]:
     """
     found = {}
     for key, value in assigned(assignments).items():
-        name = key.removeprefix("env.kwargs.")
+        name = "teams" if key == "env.teams" else key.removeprefix("env.kwargs.")
         if name == key or "." in name:
             raise ValueError(
-                f"expected --set env.kwargs.NAME=VALUE in evaluate, got {key}; a run has the rest"
+                f"expected --set env.kwargs.NAME=VALUE or env.teams=… in evaluate, got {key}; a run has "
+                "the rest"
             )
         found[name] = value
     return found

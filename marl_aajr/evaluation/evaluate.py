@@ -27,7 +27,7 @@ from marl_aajr.evaluation.result import Check, Evaluation, PlayedEnvironment, Sk
 from marl_aajr.evaluation.rows import play_rows
 from marl_aajr.evaluation.sources import evaluations_of, file_name, find_victim, with_adversary
 from marl_aajr.rollout.environments import EnvironmentSpec, make_batch, resolve
-from marl_aajr.rollout.teams import choose_agents
+from marl_aajr.rollout.teams import announce, choose_agents
 from marl_aajr.training.files import write_json
 from marl_aajr.training.run_directory import RunDirectory
 from marl_aajr.victims import Victim
@@ -71,7 +71,7 @@ def evaluate(
         env: the environment, by a name or as `resolve` gives it; None: that of the victim's training, which
             a checkpoint does not know. A run has its own.
         protocol: what is played; None: what `settings` say.
-        env_kwargs: arguments of an environment that is named.
+        env_kwargs: arguments of an environment that is named; for any, `teams` says who plays with whom.
         surrogates: victims or folders of victims, to compute `transfer` perturbations on.
         adversaries: runs of trained adversaries: traitors and opponents are added to `replace`, observation
             adversaries to `attacks`, at the size they were trained for.
@@ -91,7 +91,8 @@ def evaluate(
         >>> evaluate(victim, "simple_spread_v3", attacks=[("pgd", 0.1)], episodes=10, budget="agents=1")
     """
     protocol = (protocol or Protocol()).changed(**settings)
-    spec = _environment(env, env_kwargs)
+    teams = dict(env_kwargs or {}) if env is None and set(env_kwargs or ()) == {"teams"} else {}
+    spec = _environment(env, None if teams else env_kwargs)
     folder = Path(victim) if isinstance(victim, Path | str) else None
     player = _victim(victim, spec)
     others = {name: _surrogate(other, spec) for name, other in _named(surrogates).items()}
@@ -104,7 +105,7 @@ def evaluate(
         )
     evaluation = _played(
         player,
-        spec or resolve(player.env_name, player.env_kwargs),
+        spec or resolve(player.env_name, {**player.env_kwargs, **teams}),
         protocol,
         surrogates=others,
         home=folder if folder is not None and RunDirectory(folder).is_run else None,
@@ -118,22 +119,18 @@ def evaluate(
     return evaluation
 
 
-def _environment(
-    env: EnvironmentSpec | str | None, kwargs: Mapping[str, Any] | None
-) -> EnvironmentSpec | None:
-    if isinstance(env, str):
-        return resolve(env, kwargs)
-    if env is not None and not isinstance(env, EnvironmentSpec):
-        raise ValueError(
-            f"expected the environment's name or import path, such as my_package.my_env:make, got a "
-            f"{type(env).__name__}: each row is played on fresh copies"
-        )
-    if kwargs:
+def _environment(env: Any, kwargs: Mapping[str, Any] | None) -> EnvironmentSpec | None:
+    if env is None and kwargs:
         raise ValueError(
             f"expected the name of an environment with its arguments {dict(kwargs)}, got none; name it: "
             "--env NAME (in Python env=)"
         )
-    return env
+    if env is None or isinstance(env, str | EnvironmentSpec) or callable(env):
+        return None if env is None else resolve(env, kwargs)
+    raise ValueError(
+        f"expected the environment's name, import path or factory, such as my_package.my_env:make, got a "
+        f"{type(env).__name__}: each row is played on fresh copies"
+    )
 
 
 def _victim(victim: Victim | Path | str, env: EnvironmentSpec | None) -> Victim:
@@ -177,6 +174,7 @@ def _played(
         check_match(victim, env)
         check_actions(suite, victim)
         members = choose_agents(env.teams, protocol.team, named_agents(protocol.agents, suite.budget))
+        announce(spec.name, env.teams, attacked=env.teams[members[0]])
         check_budget(suite.budget, victim, members)
         chosen, skipped = admitted(attacks, victim, members, asked=asked)
         controls, left_out = admitted_controls(suite.controls, env, members=members)
@@ -220,8 +218,8 @@ def _result(
     if evaluator.cancelled:
         text = (
             f"The rewards of team {evaluator.team!r} add up to 0 in every episode: its agents play against "
-            "each other. Give the environment an attribute teams, a dict from agent to side, for returns "
-            "that say something."
+            "each other. Say who plays with whom, by env.teams or an attribute teams of the environment, for "
+            "returns that say something."
         )
         checks.append(Check("teams", "warn", text))
     if attacks:

@@ -220,7 +220,7 @@ class RLlibGame(Game):
             elif not terminations[agent]:
                 self._blame(f"agent {agent!r} was truncated without a last observation; give it one")
             if agent in self._ended:
-                self._blame(f"agent {agent!r} came back after it had ended; give a new life a new name")
+                self._came_back(agent)
             turn.rewards[agent], self._earned[agent] = self._earned[agent], 0.0
             turn.terminations[agent], turn.truncations[agent] = terminations[agent], truncations[agent]
             turn.infos[agent] = infos[agent]

@@ -9,11 +9,13 @@ from __future__ import annotations
 import inspect
 import re
 import sys
+import traceback
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from difflib import get_close_matches
 from functools import cache
 from importlib.metadata import EntryPoint, entry_points
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import gymnasium
@@ -21,9 +23,10 @@ import pettingzoo
 from pettingzoo.utils.deprecated_module import DeprecatedEnv
 
 from marl_aajr.rollout.adapters import find_gymnasium
-from marl_aajr.rollout.factories import Factory, explain_import_error, load, version
+from marl_aajr.rollout.factories import Factory, explain_import_error, factory_of, load, version
 from marl_aajr.rollout.game import Game
 from marl_aajr.rollout.pettingzoo_games import game_of
+from marl_aajr.rollout.teams import read_teams
 
 if TYPE_CHECKING:
     import torch
@@ -44,13 +47,16 @@ class EnvironmentSpec:
 
     Attributes:
         name: Entry point, PettingZoo registry id or import path.
-        kwargs: Keyword arguments of the environment's factory.
+        kwargs: Keyword arguments of the environment's factory, and `teams`, which every environment takes:
+            who plays with whom, in any form of `marl_aajr.rollout.teams.read_teams`.
         summary: One line for lists.
+        made_by: The factory, where only this process can find it by the name; Ray sends it by value.
     """
 
     name: str
     kwargs: Mapping[str, Any] = field(default_factory=dict)
     summary: str = ""
+    made_by: Factory | None = None
 
     def make(self) -> Game:
         """Builds the environment.
@@ -59,38 +65,52 @@ class EnvironmentSpec:
             ValueError: If the name is unknown, a package is missing, the environment does not take
                 these arguments, or it is no PettingZoo environment.
         """
-        factory, arguments = self.factory()
-        _check_arguments(self.name, factory, self.kwargs)
+        factory, arguments, teams = self.factory()
         try:
             env = factory(**arguments)
         except DeprecatedEnv as error:
             raise ValueError(f"{self.name}: {error}") from error
-        except ImportError as error:
-            raise ValueError(f"{self.name}: {explain_import_error(factory.__module__, error)}") from error
         except Exception as error:
-            raise _refusal(self.name, self.kwargs, error, _innermost(factory)) from error
-        return game_of(env, name=self.name)
+            if isinstance(error, ModuleNotFoundError) and error.name:
+                raise ValueError(f"{self.name}: {explain_import_error(factory.__module__, error)}") from error
+            place = traceback.extract_tb(error.__traceback__)[-1]
+            raise ValueError(
+                f"expected {self.name} to be built with {arguments or 'no arguments'}, got "
+                f"{type(error).__name__} of its own ({Path(place.filename).name}, line {place.lineno}): "
+                f"{' '.join(str(error).split())}{_takes(_innermost(factory))}"
+            ) from error
+        return game_of(env, name=self.name, teams=teams)
 
-    def factory(self) -> tuple[Factory, dict[str, Any]]:
-        """The environment's factory, and all arguments that it is called with.
+    def factory(self) -> tuple[Factory, dict[str, Any], Any]:
+        """The environment's factory, all arguments that it is called with, and the teams that were given.
 
         Raises:
-            ValueError: If the name is unknown or a package is missing.
+            ValueError: If the name is unknown, a package is missing or the factory takes other arguments.
         """
-        factory, defaults, _ = _find(self.name)
-        return factory, {**defaults, **self.kwargs}
+        factory, defaults = (self.made_by, {}) if self.made_by else _find(self.name)[:2]
+        given = dict(self.kwargs)
+        teams = None if "teams" in _accepted(_innermost(factory)) else given.pop("teams", None)
+        try:
+            inspect.signature(factory).bind(**given)
+        except TypeError as error:
+            raise ValueError(
+                f"expected arguments that {self.name} takes, got {given}: {error}{_takes(factory)}"
+            ) from None
+        except ValueError:  # it has no signature
+            pass
+        return factory, {**defaults, **given}, teams
 
 
-def resolve(name: str, kwargs: Mapping[str, Any] | None = None) -> EnvironmentSpec:
-    """Finds an environment by name and checks its arguments, without building it.
+def resolve(env: str | Factory | EnvironmentSpec, kwargs: Mapping[str, Any] | None = None) -> EnvironmentSpec:
+    """Finds an environment and checks its arguments, without building it.
 
     Args:
-        name: An entry point (`simple_spread_v3`), an id of PettingZoo's registry
-            (`sisl/pursuit-v5`) or of Gymnasium's (`CartPole-v1`,
+        env: A specification, a factory, or a name: an entry point (`simple_spread_v3`), an id of
+            PettingZoo's registry (`sisl/pursuit-v5`) or of Gymnasium's (`CartPole-v1`,
             `rware:rware-tiny-2ag-v2`), or an import path (`mpe2.simple_spread_v3`,
             `my_package.my_env:make`). Where a module has both kinds of environment, the parallel one
             is taken.
-        kwargs: Keyword arguments of the environment's factory.
+        kwargs: Keyword arguments of the environment's factory, and `teams` (see `EnvironmentSpec`).
 
     Returns:
         The specification, whose `make()` builds a `Game`.
@@ -99,10 +119,19 @@ def resolve(name: str, kwargs: Mapping[str, Any] | None = None) -> EnvironmentSp
         ValueError: If the name is unknown (proposing those that are close), an import
             fails (saying what to install), or the factory does not take the arguments.
     """
-    factory, _, spec = _find(name)
-    given = dict(kwargs or {})
-    _check_arguments(spec.name, factory, given)
-    return EnvironmentSpec(spec.name, given, spec.summary)
+    if isinstance(env, EnvironmentSpec):
+        if kwargs:
+            raise ValueError(f"expected kwargs with a name or a factory, got {env}, which has its own")
+        return env
+    if isinstance(env, str):
+        factory, _, spec = _find(env)
+        made_by = factory if env.startswith("__main__:") else None
+    else:
+        name = f"{getattr(env, '__module__', '?')}:{getattr(env, '__qualname__', type(env).__name__)}"
+        made_by, spec = factory_of(env, name), EnvironmentSpec(name)
+    spec = replace(spec, kwargs=dict(kwargs or {}), made_by=made_by)
+    spec.factory()
+    return spec
 
 
 def known_environments() -> list[EnvironmentSpec]:
@@ -129,7 +158,7 @@ def make_batch(spec: EnvironmentSpec, num_envs: int, *, device: torch.device | s
     Raises:
         ValueError: If the environment cannot be built or has no array form.
     """
-    factory, kwargs = spec.factory()
+    factory, kwargs, teams = spec.factory()
     batched_env: Any = getattr(sys.modules.get(factory.__module__), BATCH_FACTORY, None)
     if not callable(batched_env):
         from marl_aajr.rollout.pettingzoo_batch import PettingZooBatch  # late: lists need no torch
@@ -137,6 +166,9 @@ def make_batch(spec: EnvironmentSpec, num_envs: int, *, device: torch.device | s
         return PettingZooBatch(spec, num_envs, device=device)
     kwargs.pop("render_mode", None)  # a batch draws one copy when it is asked to
     batch: BatchedEnv = batched_env(num_envs, device=device, **kwargs)
+    if teams is not None:
+        agents = dict(zip(batch.possible_agents, batch.possible_agents, strict=True))
+        batch.teams = read_teams(teams, agents, name=spec.name)
     return batch
 
 
@@ -207,29 +239,19 @@ def _unknown(name: str) -> str:
     )
 
 
-def _check_arguments(name: str, factory: Factory, kwargs: Mapping[str, Any]) -> None:
-    try:
-        signature = inspect.signature(factory)
-    except (TypeError, ValueError):
-        return
-    try:
-        signature.bind(**kwargs)
-    except TypeError as error:
-        raise _refusal(name, kwargs, error, factory) from None
-
-
 def _accepted(factory: Factory) -> list[str]:
     """Names of the keyword arguments that the factory declares."""
     kinds = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
-    parameters = inspect.signature(factory).parameters.values()
+    try:
+        parameters = inspect.signature(factory).parameters.values()
+    except (TypeError, ValueError):  # some that are written in C have no signature
+        return []
     return [parameter.name for parameter in parameters if parameter.kind in kinds]
 
 
-def _refusal(name: str, kwargs: Mapping[str, Any], error: Exception, factory: Factory) -> ValueError:
-    reason = " ".join(str(error).split()) or type(error).__name__
+def _takes(factory: Factory) -> str:
     accepted = _accepted(factory)
-    takes = f"; it takes {', '.join(accepted)}" if accepted else ""
-    return ValueError(f"expected arguments that {name} takes, got {dict(kwargs)}: {reason}{takes}")
+    return f"; it takes {', '.join(accepted)}" if accepted else ""
 
 
 def _innermost(factory: Factory) -> Factory:

@@ -22,7 +22,7 @@ def load(path: str) -> Factory:
 
     Args:
         path: `package.module` (its `parallel_env`, or else its `env`) or
-            `package.module:factory`.
+            `package.module:factory`, also where a package only passes the module or the factory on.
 
     Raises:
         ValueError: If the import fails (saying what to install, or which version exists), or there is
@@ -30,7 +30,7 @@ def load(path: str) -> Factory:
     """
     module_name, _, attribute = path.partition(":")
     try:
-        module = importlib.import_module(module_name)
+        module = _imported(module_name)
     except ImportError as error:
         raise ValueError(explain_import_error(module_name, error)) from error
     except Exception as error:
@@ -42,10 +42,27 @@ def load(path: str) -> Factory:
     try:
         return factory_of(getattr(module, attribute), path)
     except AttributeError:
+        advice = "name one of them after the colon"
+        if module_name == "__main__":
+            advice = "the factory was in another script or notebook: play there, or move it into a module"
         raise ValueError(
             f"expected {module_name} to define {attribute}, got a module with "
-            f"{_listing(_public_callables(module))}; name one of them after the colon"
+            f"{_listing(_public_callables(module))}; {advice}"
         ) from None
+
+
+def _imported(name: str) -> Any:
+    """A module, or what a package calls so: documentations name what they import from elsewhere."""
+    try:
+        return importlib.import_module(name)
+    except ModuleNotFoundError as error:
+        parent, _, leaf = name.rpartition(".")
+        if not parent or error.name != name:
+            raise
+        found = getattr(_imported(parent), leaf, None)
+        if not (isinstance(found, ModuleType) or callable(found)):
+            raise
+        return found
 
 
 def factory_of(found: Any, path: str) -> Factory:

@@ -19,6 +19,9 @@ from marl_aajr.rollout.environment_state import restore, save
 from marl_aajr.rollout.game_agents import GameAgents, GameStep
 
 _Answer = TypeVar("_Answer")
+_OUTCOME = ("rewards", "terminations", "truncations", "infos")
+_RETURNS = {"reset": ("observations", "infos"), "step": ("observations", *_OUTCOME)}
+_RETURNS["last"] = ("observation", "reward", "termination", "truncation", "info")
 
 
 class Game(ABC):
@@ -28,8 +31,9 @@ class Game(ABC):
     environment is reset once when the game is made, to see whether its infos hold legal actions.
 
     Args:
-        env: A PettingZoo environment with `possible_agents`.
+        env: A PettingZoo environment.
         name: Its name in faults and messages.
+        teams: What is said of its teams (`marl_aajr.rollout.teams.read_teams`); None: what it says itself.
 
     Attributes:
         agent_ids: The environment's own key of each possible agent, by name.
@@ -46,11 +50,11 @@ class Game(ABC):
         ValueError: If the environment does not say who its agents are.
     """
 
-    def __init__(self, env: Any, *, name: str) -> None:
+    def __init__(self, env: Any, *, name: str, teams: Any = None) -> None:
         self.env = env
         self.name = name
         self.copy: int | None = None
-        self._agents = GameAgents(env, name=name, blame=self._blame)
+        self._agents = GameAgents(env, name=name, blame=self._blame, teams=teams)
         self._rank = {agent: i for i, agent in enumerate(self._agents.names)}
         self._steps = 0
         self._agents.look_for_masks(lambda: self._reset(0, None))
@@ -183,6 +187,23 @@ class Game(ABC):
             raise
         except Exception as error:
             self._blame(f"raised {type(error).__name__}{where}: {error}", error)
+
+    def _parts(self, method: str, answer: Any) -> Any:
+        """What a method of the environment returned, if it has as many parts as PettingZoo says."""
+        parts = _RETURNS[method]
+        if not isinstance(answer, tuple | list) or len(answer) != len(parts):
+            got = f"{len(answer)} values" if isinstance(answer, tuple | list) else type(answer).__name__
+            self._blame(
+                f"returned {got} from {method}, expected ({', '.join(parts)}) as in PettingZoo since 1.23; "
+                "use a newer version of the environment, or wrap it"
+            )
+        return answer
+
+    def _came_back(self, agent: Any) -> NoReturn:
+        self._blame(
+            f"agent {agent!r} came back after it had ended; give a new life a new name, or do not end the "
+            "old one"
+        )
 
     def _blame(self, what: str, cause: Exception | None = None) -> NoReturn:
         raise EnvironmentFault(f"{self.label}, step {self._steps}: {what}") from cause

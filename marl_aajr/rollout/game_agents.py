@@ -59,9 +59,10 @@ class GameAgents:
     actions are a part of the observation, actions count from 0, and types are those of the spaces.
 
     Args:
-        env: A PettingZoo environment with `possible_agents`.
+        env: A PettingZoo environment.
         name: Its name in messages.
         blame: Raises the fault of the environment, with its message.
+        teams: What is said of its teams (`marl_aajr.rollout.teams.read_teams`); None: what it says itself.
 
     Attributes:
         names: The name of each agent, by the environment's own key of it.
@@ -73,11 +74,12 @@ class GameAgents:
         infos_have_masks: Whether infos say which actions are legal, which no space declares.
 
     Raises:
-        ValueError: If the environment does not say who its agents are.
+        ValueError: If the environment does not say who its agents are, what they see and do, or, where their
+            names suggest sides, who plays with whom.
     """
 
-    def __init__(self, env: Any, *, name: str, blame: Callable[[str], NoReturn]) -> None:
-        agents: tuple[Any, ...] = tuple(getattr(env, "possible_agents", None) or ())
+    def __init__(self, env: Any, *, name: str, blame: Callable[[str], NoReturn], teams: Any = None) -> None:
+        agents, self._spaces = _declared(env, name)
         self.names = {agent: agent_name(agent) for agent in agents}
         self.ids = {own: agent for agent, own in self.names.items()}
         if not agents or len(self.ids) != len(agents):
@@ -87,14 +89,13 @@ class GameAgents:
             )
         self._env, self._blame = env, blame
         self._renamed = any(type(agent) is not str for agent in agents)
-        self._spaces = {agent: (env.observation_space(agent), env.action_space(agent)) for agent in agents}
         self._checks = {agent: observation_check(seen) for agent, (seen, _) in self._spaces.items()}
         self._choices = {
             agent: count
             for agent, (seen, acts) in self._spaces.items()
             if (count := choices(acts)) and not (isinstance(seen, spaces.Dict) and ACTION_MASK in seen.spaces)
         }
-        self.teams = self.named(teams_of(env, agents))
+        self.teams = teams_of(env, self.ids, name=name, said=teams)
         self.env_action_spaces = self.named({agent: acts for agent, (_, acts) in self._spaces.items()})
         self.action_spaces = {agent: zero_based(acts) for agent, acts in self.env_action_spaces.items()}
         self.observation_spaces = self.named({agent: seen for agent, (seen, _) in self._spaces.items()})
@@ -183,6 +184,27 @@ class GameAgents:
             return legal_actions([1] * count if mask is None else mask, count)
         except ValueError as reason:
             self._blame(f"the {ACTION_MASK} of agent {agent!r} {reason}")
+
+
+def _declared(env: Any, name: str) -> tuple[tuple[Any, ...], dict[Any, tuple[Any, Any]]]:
+    """The agents and their two spaces; some environments know them only after a reset."""
+    for reset in (False, True):
+        try:
+            if reset:
+                env.reset(seed=0)
+            agents = tuple(getattr(env, "possible_agents", None) or (env.agents if reset else ()))
+            known = {agent: (env.observation_space(agent), env.action_space(agent)) for agent in agents}
+        except Exception as error:
+            if reset:
+                raise ValueError(
+                    f"expected {name} to say its possible_agents and their spaces, at the latest after a "
+                    f"reset, got {type(error).__name__}: {error}; define observation_space(agent) and "
+                    "action_space(agent)"
+                ) from error
+            continue
+        if reset or (known and all(isinstance(s, spaces.Space) for both in known.values() for s in both)):
+            break
+    return agents, known
 
 
 def _mask_in(info: Any) -> Any:

@@ -20,7 +20,7 @@ class ParallelGame(Game):
     _progress = (*Game._progress, "_ended", "_listed")
 
     def _reset(self, seed: int | None, options: dict[str, Any] | None) -> GameStep:
-        obs, infos = self.env.reset(seed=seed, options=options)
+        obs, infos = self._parts("reset", self.env.reset(seed=seed, options=options))
         self._ended: set[Any] = set()
         self._listed = list(self.env.agents)
         self._acting = self._ordered(self._listed)
@@ -54,12 +54,21 @@ class ParallelGame(Game):
             turn.terminations[agent] = terminated
             turn.truncations[agent] = truncated
             turn.infos[agent] = infos.get(agent, {})
+        if self._ended:
+            self._check_dead(terminations, truncations)
         if self.env.agents != self._listed or len(self._ended) > ended_before:
             self._change(turn, obs, infos)
         return turn if self._acting else turn._replace(over=True)
 
     def _play(self, actions: dict[Any, Any]) -> Any:
-        return self.env.step(actions)
+        return self._parts("step", self.env.step(actions))
+
+    def _check_dead(self, terminations: Mapping[Any, Any], truncations: Mapping[Any, Any]) -> None:
+        """Blames the environment if an agent lives again: nobody would ask it for its actions."""
+        for agent in self._ended.intersection(self.env.agents):
+            over = terminations.get(agent, True) or truncations.get(agent, True)
+            if not over or agent not in self._listed:
+                self._came_back(agent)
 
     def _change(self, turn: GameStep, obs: Mapping[Any, Any], infos: Mapping[Any, Any]) -> None:
         """Updates the acting agents when somebody has ended or appeared."""
@@ -127,8 +136,11 @@ class TurnBasedGame(Game):
     with their last observation and everything that they earned since their last action.
     """
 
+    _progress = (*Game._progress, "_ended")
+
     def _reset(self, seed: int | None, options: dict[str, Any] | None) -> GameStep:
         self.env.reset(seed=seed, options=options)
+        self._ended: set[Any] = set()
         return self._collect()
 
     def _step(self, actions: dict[Any, Any]) -> GameStep:
@@ -141,7 +153,7 @@ class TurnBasedGame(Game):
         self._acting = ()
         while env.agents:
             agent = env.agent_selection
-            obs, reward, terminated, truncated, info = env.last()
+            obs, reward, terminated, truncated, info = self._parts("last", env.last())
             turn.obs[agent] = self._agents.observation(agent, obs)
             reward, terminated, truncated = self._agents.outcome(agent, reward, terminated, truncated)
             turn.rewards[agent] = reward
@@ -149,18 +161,22 @@ class TurnBasedGame(Game):
             turn.truncations[agent] = truncated
             turn.infos[agent] = info
             if not (terminated or truncated):
+                if agent in self._ended:
+                    self._came_back(agent)
                 self._acting = (agent,)
                 return turn
+            self._ended.add(agent)
             env.step(None)
         return turn._replace(over=True)
 
 
-def game_of(env: Any, *, name: str) -> Game:
+def game_of(env: Any, *, name: str, teams: Any = None) -> Game:
     """The game over an environment.
 
     Args:
         env: An AECEnv or a ParallelEnv of PettingZoo, a Gymnasium environment or a `MultiAgentEnv` of RLlib.
         name: Its name in faults and messages.
+        teams: Who plays with whom (`marl_aajr.rollout.teams.read_teams`); None: what the environment says.
 
     Raises:
         ValueError: If it is neither.
@@ -168,13 +184,13 @@ def game_of(env: Any, *, name: str) -> Game:
     if isinstance(env, gymnasium.Env):
         env = to_pettingzoo(env)
     if isinstance(env, RLlibParallelEnv):
-        return RLlibGame(env, name=name)
+        return RLlibGame(env, name=name, teams=teams)
     if type(env) is aec_to_parallel_wrapper:
-        return ConvertedGame(env, name=name)
+        return ConvertedGame(env, name=name, teams=teams)
     if isinstance(env, ParallelEnv):
-        return ParallelGame(env, name=name)
+        return ParallelGame(env, name=name, teams=teams)
     if isinstance(env, AECEnv):
-        return TurnBasedGame(env, name=name)
+        return TurnBasedGame(env, name=name, teams=teams)
     raise ValueError(
         f"expected {name} to be a PettingZoo ParallelEnv or AECEnv, a Gymnasium environment or an RLlib "
         f"MultiAgentEnv, got {type(env).__name__}; derive it from one of them"

@@ -1,47 +1,122 @@
 """The team of each agent: scores are per team, and an adversary's gain is the loss of the others.
 
-An environment of your own says so with an attribute `teams`, a dict from agent to team.
+An environment says so with an attribute `teams`; whoever uses it, with the setting `env.teams`. Names of
+agents decide nothing: where they suggest sides, somebody must say which there are.
 """
 
 from __future__ import annotations
 
+import inspect
+import logging
+import re
 from collections import Counter
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Hashable, Mapping, Sequence
+from fnmatch import fnmatchcase
 from typing import Any
 
 from marl_aajr.core.checks import one_of
+from marl_aajr.core.environment_values import agent_name
 
 ONE_TEAM = "team"
 
 _Rule = Callable[[Any, Sequence[str]], dict[str, str]]
 
+_SIDE = re.compile(
+    r"(?:team|side|squad|army|faction)[_-]?(?:\d+|[a-z](?![a-z]))|(?<![a-z])(?:red|blue|green|yellow|ally|enemy|"
+    r"opponent|adversary|attacker|defender|predator|prey|pursuer|evader|hider|seeker|home|away)(?![a-z])"
+)
 
-def teams_of(env: Any, agents: Sequence[str]) -> dict[str, str]:
+
+def teams_of(env: Any, agents: Mapping[str, Hashable], *, name: str, said: Any = None) -> dict[str, str]:
     """The team of each agent.
 
-    In this order: the environment's own `teams`; the adversaries against the others in particle
-    environments (`mpe2`: tag, adversary, push, world_comm, crypto); every player for itself in
-    PettingZoo's classic and Atari games, where a sum over players is often 0, except in the cooperative ones
-    (Hanabi, Entombed); otherwise one team, `"team"`.
+    In this order: `said`; the `teams` of the outermost wrapper that has some; the adversaries against the
+    others in particle environments (`mpe2`: tag, adversary, push, world_comm, crypto); the sides of MAgent2's
+    battles; every player for itself in PettingZoo's classic and Atari games, where a sum over players is
+    often 0, except in the cooperative ones (Hanabi, Entombed); otherwise one team, `"team"`.
 
     Args:
         env: A PettingZoo environment.
-        agents: Its possible agents.
+        agents: The environment's own key of each possible agent, by name.
+        name: The environment's, in messages.
+        said: The teams that whoever uses the environment gives, in any form of `read_teams`.
 
     Returns:
         A team for each agent, in the order of `agents`.
 
     Raises:
-        ValueError: If the environment's own `teams` leaves an agent out.
+        ValueError: If `teams` cannot be read or leaves an agent out, or nothing but the names of the agents
+            says that there are sides.
     """
-    bare = env.unwrapped
-    declared = getattr(bare, "teams", None)
-    if declared is not None:
-        return _declared(declared, agents)
-    module = type(bare).__module__
+    said = _outermost(env) if said is None else said
+    if said is not None:
+        return read_teams(said, agents, name=name)
+    module = type(env.unwrapped).__module__
     matching = [prefix for prefix in _RULES if f"{module}.".startswith(f"{prefix}.")]
-    rule = _RULES[max(matching, key=len)] if matching else _one_team
-    return rule(bare, agents)
+    if matching:
+        return _RULES[max(matching, key=len)](env.unwrapped, list(agents))
+    if len(set(map(_side, agents))) > 1:
+        raise ValueError(
+            f"expected to know who plays with whom in {name}, got agents whose names suggest sides and no "
+            f"teams; say so: {_line(agents)}, or env.teams={ONE_TEAM} if all of them play together"
+        )
+    return dict.fromkeys(agents, ONE_TEAM)
+
+
+def read_teams(said: Any, agents: Mapping[str, Hashable], *, name: str) -> dict[str, str]:
+    """The team of each agent, as people write it.
+
+    Args:
+        said: Agent -> team, where a pattern such as `red_*` stands for many agents; team -> its agents; a
+            list of lists of agents; a list with the team of each agent; one name for all; or a function of an
+            agent, or of nothing that returns one of these.
+        agents: The environment's own key of each agent, by name.
+        name: The environment's, in messages.
+
+    Raises:
+        ValueError: Something else, or no team for an agent.
+    """
+    given = said
+    if callable(given):
+        of_agent = inspect.signature(given).parameters
+        given = {agent: given(key) for agent, key in agents.items()} if of_agent else given()
+    if isinstance(given, str):
+        given = {"*": given}
+    elif _is_group(given):
+        groups = list(given)
+        if all(map(_is_group, groups)):
+            given = {f"team_{i}": group for i, group in enumerate(groups)}
+        elif len(groups) == len(agents) and not {*map(agent_name, groups)} & set(agents):
+            given = dict(zip(agents, groups, strict=True))
+    teams: dict[str, str] = {}
+    if isinstance(given, Mapping):
+        members = [(member, team) for team, group in given.items() if _is_group(group) for member in group]
+        listed = {agent_name(agent): agent_name(team) for agent, team in members or given.items()}
+        for agent in agents:
+            patterns = [agent] if agent in listed else [key for key in listed if fnmatchcase(agent, key)]
+            if patterns:
+                teams[agent] = listed[patterns[0]]
+    if missing := [agent for agent in agents if agent not in teams]:
+        raise ValueError(
+            f"expected the teams of {name} to have each of its {len(agents)} agents, got {said!r}, without "
+            f"{_some(missing)}; write them as {_line(agents)}"
+        )
+    return teams
+
+
+def announce(name: str, teams: Mapping[str, str], *, attacked: str | None = None) -> None:
+    """Tells the logger `marl_aajr` (stderr, where nobody has configured logging) who plays with whom."""
+    logger = logging.getLogger("marl_aajr")
+    if not logger.hasHandlers():
+        logger.addHandler(logging.StreamHandler())
+        logger.setLevel(logging.INFO)
+    sides: dict[str, list[str]] = {}
+    for agent, team in teams.items():
+        sides.setdefault(team, []).append(agent)
+    shown = [f"{side} ({_some(members)})" for side, members in sides.items()]
+    words = "one team" if len(sides) == 1 else f"{len(sides)} teams"
+    suffix = "" if attacked is None or len(sides) == 1 else f"; {attacked} is attacked"
+    logger.info("%s: %s, %s%s", name, words, " against ".join(shown), suffix)
 
 
 def choose_agents(teams: Mapping[str, str], team: str | None, agents: Collection[str] | None) -> list[str]:
@@ -79,13 +154,41 @@ def choose_team(teams: Mapping[str, str], team: str | None) -> str:
     return team
 
 
-def _declared(declared: Any, agents: Sequence[str]) -> dict[str, str]:
-    if not isinstance(declared, Mapping) or any(agent not in declared for agent in agents):
-        raise ValueError(
-            f"expected the environment's teams to map each of {list(agents)} to a team, got "
-            f"{declared!r}; add the missing agents"
-        )
-    return {agent: str(declared[agent]) for agent in agents}
+def _outermost(env: Any) -> Any:
+    """The `teams` of the outermost wrapper that has some; None: none has."""
+    while env is not None:
+        if (teams := getattr(env, "teams", None)) is not None:
+            return teams
+        inner = [vars(env).get(name) for name in ("env", "aec_env", "par_env")]
+        unwrapped = getattr(env, "unwrapped", None)
+        env = next((other for other in inner if other is not None), None if unwrapped is env else unwrapped)
+    return None
+
+
+def _some(agents: Sequence[str]) -> str:
+    return ", ".join(agents[:4]) + (f", … {len(agents)} in all" if agents[4:] else "")
+
+
+def _is_group(value: Any) -> bool:
+    return isinstance(value, Collection) and not isinstance(value, str | Mapping)
+
+
+def _side(agent: str) -> str | None:
+    """The side that a name suggests."""
+    found = _SIDE.search(agent.lower())
+    return found[0] if found else None
+
+
+def _pattern(agent: str) -> str:
+    """The name with `*` for the number at its end."""
+    return re.sub(r"\d+$", "*", agent)
+
+
+def _line(agents: Collection[str]) -> str:
+    """A line that says the teams that the names of the agents suggest, to be copied."""
+    teams = {_pattern(agent): _side(agent) or re.sub(r"[_-]?\d*$", "", agent) or ONE_TEAM for agent in agents}
+    shown = ", ".join(f"{pattern}: {team}" for pattern, team in list(teams.items())[:20])
+    return f"--set env.teams='{{{shown}}}'"
 
 
 def _one_team(env: Any, agents: Sequence[str]) -> dict[str, str]:
@@ -93,7 +196,7 @@ def _one_team(env: Any, agents: Sequence[str]) -> dict[str, str]:
 
 
 def _each_player(env: Any, agents: Sequence[str]) -> dict[str, str]:
-    return {agent: str(agent) for agent in agents}
+    return {agent: agent for agent in agents}
 
 
 def _atari(env: Any, agents: Sequence[str]) -> dict[str, str]:
@@ -109,10 +212,18 @@ def _particles(env: Any, agents: Sequence[str]) -> dict[str, str]:
     return {agent: "adversary" if agent in adversaries else "good" for agent in agents}
 
 
+def _magent(env: Any, agents: Sequence[str]) -> dict[str, str]:
+    # Kinds of soldiers are parts of names: redmelee_0 and redranged_0 are on one side.
+    sides = ("red", "blue", "predator", "prey", "tiger", "deer")
+    return {agent: next(filter(agent.startswith, sides), ONE_TEAM) for agent in agents}
+
+
 _RULES: dict[str, _Rule] = {
+    "magent2": _magent,
     "mpe2": _particles,
     "pettingzoo.atari": _atari,
     "pettingzoo.classic": _each_player,
     "pettingzoo.classic.hanabi": _one_team,
+    "pettingzoo.sisl": _one_team,
 }
 """Longest matching module prefix wins."""

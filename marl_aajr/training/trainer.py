@@ -23,6 +23,8 @@ from typing import Any
 from ray.exceptions import RayError
 
 from marl_aajr.core.environment_values import EnvironmentFault
+from marl_aajr.rollout.perturbed import ADVERSARY
+from marl_aajr.rollout.teams import announce
 from marl_aajr.training.algorithm import build_config, check_machine
 from marl_aajr.training.checkpoint import RunProgress, check_checkpoint
 from marl_aajr.training.cluster import ray_for, wait_for_room
@@ -93,6 +95,8 @@ def train(
             else:
                 directory.create(config, overwrite=overwrite)
             training = Training(config, directory, on_iteration, should_stop)
+            if (teams := training.mapping.teams) and set(teams.values()) != {ADVERSARY}:
+                announce(config.env.name, teams)
             _survive(training, progress, max_failures=max_failures)
     finally:
         directory.unlock()

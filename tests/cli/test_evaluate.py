@@ -258,4 +258,7 @@ def test_only_arguments_of_the_environment_are_set(run: Path, capsys: pytest.Cap
     with pytest.raises(SystemExit) as stop:
         main(["evaluate", str(run), "--set", "ppo.lr=1"])
     assert stop.value.code == 2
-    assert "expected --set env.kwargs.NAME=VALUE in evaluate, got ppo.lr" in capsys.readouterr().err
+    assert (
+        "expected --set env.kwargs.NAME=VALUE or env.teams=… in evaluate, got ppo.lr"
+        in capsys.readouterr().err
+    )

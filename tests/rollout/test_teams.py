@@ -80,5 +80,5 @@ def test_an_environment_may_say_so_itself() -> None:
     ends = dict.fromkeys("abc", (1, "truncated"))
     assert game_of(Sided(ends), name="sided").teams == {"a": "red", "b": "blue", "c": "red"}
     Sided.teams = {"a": "red"}
-    with pytest.raises(ValueError, match="add the missing agents"):
+    with pytest.raises(ValueError, match=r"without b, c; write them as --set env\.teams="):
         game_of(Sided(ends), name="sided")

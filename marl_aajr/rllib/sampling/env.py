@@ -16,8 +16,8 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from typing import Any, TypeVar
+from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from gymnasium import spaces
@@ -28,6 +28,7 @@ from marl_aajr.rllib.internals.algorithms import register_creator
 from marl_aajr.rollout.batched_env import BatchedEnv
 from marl_aajr.rollout.centralized_critic import CentralBatch, CentralView, Critic, beside, with_state
 from marl_aajr.rollout.environments import EnvironmentSpec, make_batch, resolve
+from marl_aajr.rollout.factories import Factory
 from marl_aajr.rollout.game_agents import GameStep
 
 _Flags = tuple[dict[str, bool], dict[str, bool]]
@@ -49,7 +50,7 @@ class PettingZooEnv(MultiAgentEnv):
     seeded with it, so that environments which would draw fresh entropy at each reset repeat as well.
 
     Args:
-        config: `env` (a name for `marl_aajr.rollout.environments.resolve`), `kwargs` (arguments of
+        config: `env` (as `marl_aajr.rollout.environments.resolve` takes it), `kwargs` (arguments of
             the environment), `time_limits_terminate` (default False) and `critic` (default `"own"`). With
             `time_limits_terminate`, flags and seeds are those of RLlib's own `PettingZooEnv` and
             `ParallelPettingZooEnv`: time limits count as terminal and only the first episode is seeded. Its
@@ -146,6 +147,7 @@ class PettingZooEnv(MultiAgentEnv):
         return _part(turn, set(turn.terminations) - ending)
 
 
+BY_NAME = "give fast a PettingZoo environment by its name, or as resolve(factory)"
 BatchFactory = Callable[[int, torch.device], BatchedEnv]
 """`(num_envs, device)` to a batch: for environments that exist in this form only."""
 
@@ -174,7 +176,8 @@ class EnvCreator:
     def register(self) -> str:
         """Makes this known to Ray under a name of its own, for `config.environment(...)`."""
         spec = self.source if isinstance(self.source, EnvironmentSpec) else None
-        arguments = sorted(spec.kwargs.items()) if spec else id(self.source)
+        made_by = [id(spec.made_by)] if spec and spec.made_by else []
+        arguments = [*sorted(spec.kwargs.items()), *made_by] if spec else id(self.source)
         settings = (arguments, self.time_limits_terminate, self.critic, self.device)
         digest = hashlib.sha256(repr(settings).encode()).hexdigest()[:8]
         plain = settings == ([], False, "own", None)
@@ -188,18 +191,15 @@ class EnvCreator:
         Raises:
             ValueError: The environment exists as a batch only.
         """
-        if not isinstance(self.source, EnvironmentSpec):
+        spec = self._spec(config)
+        if spec is None:
             raise ValueError(
                 f"expected an env runner that takes batches, got one for single environments of {self.name}; "
                 "use FastEnvRunner"
             )
-        settings = {
-            "env": self.source.name,
-            "kwargs": dict(self.source.kwargs),
-            "time_limits_terminate": self.time_limits_terminate,
-            "critic": self.critic,
-        }
-        return PettingZooEnv({**settings, **config})
+        settings = {"time_limits_terminate": self.time_limits_terminate, "critic": self.critic, **config}
+        settings.pop("kwargs", None)
+        return PettingZooEnv({**settings, "env": spec})
 
     def batch(self, config: Mapping[str, Any], num_envs: int, device: torch.device) -> BatchedEnv:
         """E copies, with RLlib's `env_config` over our own settings.
@@ -207,18 +207,27 @@ class EnvCreator:
         Raises:
             ValueError: An environment without what its critic is to be given.
         """
-        if isinstance(self.source, EnvironmentSpec):
-            name = config.get("env", self.source.name)
-            spec = resolve(name, config.get("kwargs", self.source.kwargs))
-            batch = make_batch(spec, num_envs, device=device)
-        else:
-            batch = self.source(num_envs, device)
+        spec = self._spec(config)
+        batch = make_batch(spec, num_envs, device=device) if spec else self.source(num_envs, device)  # type: ignore[operator]
+        if not isinstance(batch, BatchedEnv):
+            raise ValueError(
+                f"expected {self.name} to build a BatchedEnv, got {type(batch).__name__}; {BY_NAME}"
+            )
         critic = config.get("critic", self.critic)
         return batch if critic == "own" else CentralBatch(batch, critic)
 
+    def _spec(self, config: Mapping[str, Any]) -> EnvironmentSpec | None:
+        """The specification, with RLlib's `env_config` over its own settings; None: there is none."""
+        if not isinstance(self.source, EnvironmentSpec):
+            return None
+        kwargs = config.get("kwargs", self.source.kwargs)
+        return (
+            resolve(config["env"], kwargs) if "env" in config else replace(self.source, kwargs=dict(kwargs))
+        )
+
 
 def register(
-    environment: str | EnvironmentSpec,
+    environment: str | Factory | EnvironmentSpec,
     *,
     kwargs: Mapping[str, Any] | None = None,
     time_limits_terminate: bool = False,
@@ -227,8 +236,8 @@ def register(
     """Makes an environment known to Ray under a name of its own.
 
     Args:
-        environment: A name of `marl-aajr list envs`, an import path, or a specification.
-        kwargs: Arguments of a named environment.
+        environment: A name of `marl-aajr list envs`, an import path, a factory, or a specification.
+        kwargs: Its arguments.
         time_limits_terminate: See `PettingZooEnv`.
         critic: See `PettingZooEnv`.
 
@@ -242,19 +251,7 @@ def register(
     Example:
         >>> config = PPOConfig().environment(register("simple_spread_v3", kwargs={"N": 5}))
     """
-    return EnvCreator(source_of(environment, kwargs), time_limits_terminate, critic).register()
-
-
-_Source = TypeVar("_Source")
-
-
-def source_of(environment: str | _Source, kwargs: Mapping[str, Any] | None) -> EnvironmentSpec | _Source:
-    """The specification of a named environment with its arguments; what is no name as it is."""
-    if isinstance(environment, str):
-        return resolve(environment, kwargs)
-    if kwargs is not None:
-        raise ValueError("expected kwargs with the name of an environment only; give them where you build it")
-    return environment
+    return EnvCreator(resolve(environment, kwargs), time_limits_terminate, critic).register()
 
 
 def _flags(turn: GameStep) -> _Flags:

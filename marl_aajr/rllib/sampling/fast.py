@@ -6,6 +6,7 @@ pipeline of learner connectors, the one connector of this file.
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
@@ -26,11 +27,12 @@ from marl_aajr.rllib.internals.learners import resumable_learner_class
 from marl_aajr.rllib.lean.learner import LeanPPOTorchLearner
 from marl_aajr.rllib.networks import observation_of
 from marl_aajr.rllib.plugin.robustify import robust_learner_class
-from marl_aajr.rllib.sampling.env import BatchFactory, EnvCreator, source_of
+from marl_aajr.rllib.sampling.env import BY_NAME, BatchFactory, EnvCreator
 from marl_aajr.rllib.sampling.env_runners import FastEnvRunner
 from marl_aajr.rllib.sampling.metrics import EpisodeReturns
+from marl_aajr.rollout.batched_env import BatchedEnv
 from marl_aajr.rollout.centralized_critic import Critic
-from marl_aajr.rollout.environments import EnvironmentSpec
+from marl_aajr.rollout.environments import EnvironmentSpec, resolve
 from marl_aajr.rollout.fragments import Fragment, Tree, map_tree
 from marl_aajr.rollout.postprocessing import TrainingRows, training_rows
 from marl_aajr.rollout.sequences import sequence_rows
@@ -78,7 +80,9 @@ def fast(
         >>> algo = fast(config.env_runners(num_envs_per_env_runner=128), "simple_spread_v3").build_algo()
     """
     _check(config)
-    creator = EnvCreator(source_of(environment, kwargs), time_limits_terminate, critic, device)
+    named = isinstance(environment, str | EnvironmentSpec)
+    source = resolve(environment, kwargs) if named else _batch_factory(environment, kwargs)
+    creator = EnvCreator(source, time_limits_terminate, critic, device)
     config.environment(creator.register(), disable_env_checking=True)
     config.env_runners(env_runner_cls=FastEnvRunner)
     config.callbacks_on_episode_end = None
@@ -100,6 +104,21 @@ def _lean(learner: type) -> type:
     classes = dict.fromkeys((PPOTorchLearner, resumable_learner_class(PPOTorchLearner)), LeanPPOTorchLearner)
     classes |= {robust_learner_class(base): robust_learner_class(lean) for base, lean in classes.items()}
     return classes.get(learner, learner)
+
+
+def _batch_factory(found: Any, kwargs: Mapping[str, Any] | None) -> BatchFactory:
+    if kwargs:
+        raise ValueError(f"expected kwargs with the name of an environment only, got {kwargs}")
+    try:
+        first, *_ = inspect.signature(found).bind(1, torch.device("cpu")).signature.parameters.values()
+        fits = first.default is inspect.Parameter.empty
+    except (TypeError, ValueError):
+        fits = False
+    if not fits or (inspect.isclass(found) and not issubclass(found, BatchedEnv)):
+        name = getattr(found, "__qualname__", type(found).__name__)
+        raise ValueError(f"expected a function (num_envs, device) -> BatchedEnv, got {name}; {BY_NAME}")
+    factory: BatchFactory = found
+    return factory
 
 
 def _check(config: AlgorithmConfig) -> None:
