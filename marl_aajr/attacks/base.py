@@ -21,6 +21,7 @@ from torch import Tensor
 
 from marl_aajr.core.checks import check_finite
 from marl_aajr.core.distributions import ActionDistribution, DiagGaussian
+from marl_aajr.core.fixed_network import fixed
 from marl_aajr.core.objectives import Clean, Objective, Surrogate, make_objective
 from marl_aajr.core.policy import Policy
 from marl_aajr.core.threat import PerturbationSet
@@ -173,10 +174,11 @@ class Attack(ABC):
             )
         obs = obs.detach()
         objective = self.objective_for(policy.distribution)
-        proposed = self.run(policy, obs.clone(), generator=generator).detach()
-        self._verify(proposed, obs)
-        delta = self.perturbations.project(proposed, obs)
-        return self._evaluate(policy, obs, delta, objective)
+        with fixed(policy.network):
+            proposed = self.run(policy, obs.clone(), generator=generator).detach()
+            self._verify(proposed, obs)
+            delta = self.perturbations.project(proposed, obs)
+            return self._evaluate(policy, obs, delta, objective)
 
     def at(self, epsilon: float) -> Self:
         """The same attack with another radius."""

@@ -4,12 +4,13 @@ It reads in this order:
 
 1. `distributions`: log-probability, KL and Fisher metric as functions of a policy's outputs;
 2. `policy`: a policy as a function, observations in and distribution inputs out;
-3. `threat`: the set of perturbations that the adversary may choose from;
-4. `objectives`: the functions that the adversary maximises;
-5. `ascent`: the inner maximisation, for training and for attacks alike;
-6. `jacobian`: Jacobian-vector products, four ways that agree, and the output whose sensitivity counts;
-7. `diagnostics`: exact measurements of gain, curvature and admissible steps;
-8. `adversary_actions`: the meaning of a learned adversary's actions.
+3. `fixed_network`: a network held as one function while an adversary looks;
+4. `threat`: the set of perturbations that the adversary may choose from;
+5. `objectives`: the functions that the adversary maximises;
+6. `ascent`: the inner maximisation, for training and for attacks alike;
+7. `jacobian`: Jacobian-vector products, four ways that agree, and the output whose sensitivity counts;
+8. `diagnostics`: exact measurements of gain, curvature and admissible steps;
+9. `adversary_actions`: the meaning of a learned adversary's actions.
 
 Helpers: `checks` (of settings and of numbers, and schedules), `settings` (their descriptions), `seeds` (the
 same numbers from one seed).

@@ -31,6 +31,7 @@ from torch import Tensor
 from marl_aajr.core.ascent import ascend, largest, steepest
 from marl_aajr.core.checks import one_of, positive, whole
 from marl_aajr.core.distributions import DiagGaussian
+from marl_aajr.core.fixed_network import fixed
 from marl_aajr.core.objectives import (
     BoundObjective,
     Clean,
@@ -175,17 +176,18 @@ class PAADActions(AdversaryActions):
         self, policy: Policy | None, obs: Tensor, actions: Tensor, perturbations: PerturbationSet
     ) -> Tensor:
         assert policy is not None
-        trajectory = ascend(
-            policy,
-            obs,
-            Towards(actions.reshape(len(actions), -1)),
-            perturbations,
-            steps=self.steps,
-            step_size=self.step_size * perturbations.epsilon,
-            step=steepest(perturbations.norm),
-            start="zero",
-            check=False,
-        )
+        with fixed(policy.network):
+            trajectory = ascend(
+                policy,
+                obs,
+                Towards(actions.reshape(len(actions), -1)),
+                perturbations,
+                steps=self.steps,
+                step_size=self.step_size * perturbations.epsilon,
+                step=steepest(perturbations.norm),
+                start="zero",
+                check=False,
+            )
         return largest(trajectory.deltas, trajectory.values)[0]
 
     def part(self, perturbations: PerturbationSet, agents: int) -> PerturbationSet:

@@ -22,6 +22,7 @@ from torch import Tensor
 
 from marl_aajr.core.ascent import Step, Trajectory, ascend
 from marl_aajr.core.distributions import ActionDistribution, DiagGaussian
+from marl_aajr.core.fixed_network import fixed
 from marl_aajr.core.jacobian import JVPBackend, OutputMap, check_output_map, cotangent, jvp, squared_gain
 from marl_aajr.core.objectives import KL, Clean, Margin, Objective, Surrogate
 from marl_aajr.core.policy import ModulePolicy, Policy
@@ -222,35 +223,36 @@ def diagnose(
     Arguments as for `ascend`; the objective is one that `output_smoothness` knows a bound for, the step-size
     condition is about `"raw"` steps, and `output` is φ of the gains and norms.
     """
-    if clean is None:
-        with torch.no_grad():
-            clean = Clean(policy(obs))
-    trajectory = ascend(
-        policy,
-        obs,
-        objective,
-        perturbations,
-        steps=steps,
-        step_size=step_size,
-        step=step,
-        generator=generator,
-        clean=clean,
-        final_gradient=True,
-    )
-    points = [obs.detach() + delta for delta in trajectory.deltas[:steps]]
-    pairs = list(zip(points, trajectory.directions, strict=True))
-    jacobians = [dense_jacobian(policy, point, output=output) for point in points]
-    return Diagnosis(
-        trajectory=trajectory,
-        gain=torch.stack([directional_gain(policy, x, u, output=output) for x, u in pairs]),
-        spectral=torch.stack([torch.linalg.matrix_norm(J, 2) for J in jacobians]),
-        frobenius=torch.stack([torch.linalg.matrix_norm(J) for J in jacobians]),
-        curvature=torch.stack([curvature(policy, x, objective, u, clean=clean) for x, u in pairs]),
-        smoothness=torch.stack(
-            [effective_smoothness(policy, x, objective, u, clean=clean) for x, u in pairs]
-        ),
-        secant=secant_curvature(trajectory, perturbations),
-    )
+    with fixed(policy.network):
+        if clean is None:
+            with torch.no_grad():
+                clean = Clean(policy(obs))
+        trajectory = ascend(
+            policy,
+            obs,
+            objective,
+            perturbations,
+            steps=steps,
+            step_size=step_size,
+            step=step,
+            generator=generator,
+            clean=clean,
+            final_gradient=True,
+        )
+        points = [obs.detach() + delta for delta in trajectory.deltas[:steps]]
+        pairs = list(zip(points, trajectory.directions, strict=True))
+        jacobians = [dense_jacobian(policy, point, output=output) for point in points]
+        return Diagnosis(
+            trajectory=trajectory,
+            gain=torch.stack([directional_gain(policy, x, u, output=output) for x, u in pairs]),
+            spectral=torch.stack([torch.linalg.matrix_norm(J, 2) for J in jacobians]),
+            frobenius=torch.stack([torch.linalg.matrix_norm(J) for J in jacobians]),
+            curvature=torch.stack([curvature(policy, x, objective, u, clean=clean) for x, u in pairs]),
+            smoothness=torch.stack(
+                [effective_smoothness(policy, x, objective, u, clean=clean) for x, u in pairs]
+            ),
+            secant=secant_curvature(trajectory, perturbations),
+        )
 
 
 def _of_outputs(

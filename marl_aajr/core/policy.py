@@ -26,9 +26,12 @@ class Policy(ABC):
     Attributes:
         distribution: what the outputs parametrise.
         critic: V at observations, `[B, ..., d] -> [B, ...]`; None where the policy comes without.
+        network: the module that is held while an adversary looks (`marl_aajr.core.fixed_network`); None:
+            one pass leaves no trace, and any other gives the same.
     """
 
     critic: Callable[[Tensor], Tensor] | None = None
+    network: nn.Module | None = None
 
     def __init__(self, distribution: ActionDistribution) -> None:
         self.distribution = distribution
@@ -86,6 +89,7 @@ class ModulePolicy(Policy):
         super().__init__(distribution)
         self.module = module
         self.mlp = PlainMLP.of(module)
+        self.network = module if isinstance(module, nn.Module) and self.mlp is None else None
 
     def __call__(self, obs: Tensor) -> Tensor:
         return self.module(obs)

@@ -16,18 +16,17 @@ The constraint is E‖J u‖² ≤ γ², and its dual variable λ starts at `coe
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
-from typing import ClassVar, Literal, Self, get_args
+from typing import ClassVar, Literal, get_args
 
 import torch
 from torch import Tensor
 
 from marl_aajr.core.checks import Schedule, maximum, one_of, positive, value_at
 from marl_aajr.core.distributions import ActionDistribution
-from marl_aajr.core.jacobian import BACKENDS, Backend, safe_sqrt, squared_distance
+from marl_aajr.core.jacobian import safe_sqrt, squared_distance
 from marl_aajr.core.objectives import EVERYTHING, Need
-from marl_aajr.core.policy import Policy
 from marl_aajr.regularizers.adversarial import require, trajectory_metrics
 from marl_aajr.regularizers.augmentation import check_adversarial_loss, perturbed_loss
 from marl_aajr.regularizers.jacobian_penalty import JacobianPenalty, gain_metrics
@@ -168,8 +167,9 @@ class AAJR(JacobianPenalty):
         if maximum(self.adversarial_weight) > 0:
             require({"policy_loss"}, offers, "adversarial_weight > 0")
 
-    def fitted(self, policy: Policy, obs: Tensor, *, backends: Sequence[Backend] = BACKENDS) -> Self:
-        return self if self.secant else super().fitted(policy, obs, backends=backends)
+    @property
+    def takes_products(self) -> bool:
+        return not self.secant
 
     def initial_state(self) -> dict[str, Tensor]:
         if self.form != "constraint":

@@ -11,16 +11,14 @@ cannot touch do not count: J is the Jacobian without their columns.
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Literal, Self, get_args
+from typing import ClassVar, Literal, get_args
 
 import torch
 from torch import Tensor
 
 from marl_aajr.core.checks import one_of, value_at, whole
-from marl_aajr.core.jacobian import BACKENDS, Backend, cotangent
-from marl_aajr.core.policy import Policy
+from marl_aajr.core.jacobian import cotangent
 from marl_aajr.regularizers.adversarial import trajectory_metrics
 from marl_aajr.regularizers.jacobian_penalty import JacobianPenalty, gain_metrics
 from marl_aajr.regularizers.regularizer import Context, LossTerm
@@ -118,8 +116,9 @@ class Frobenius(JacobianNorm):
                 f"{self.backend!r}; use projection='input'"
             )
 
-    def fitted(self, policy: Policy, obs: Tensor, *, backends: Sequence[Backend] = BACKENDS) -> Self:
-        return self if self.projection == "output" else super().fitted(policy, obs, backends=backends)
+    @property
+    def takes_products(self) -> bool:
+        return self.projection == "input"
 
     def squared_norms(self, sample: Sample, points: Tensor, generator: torch.Generator) -> Tensor:
         count = len(points)

@@ -12,6 +12,7 @@ from torch.autograd.function import once_differentiable
 
 from marl_aajr.core.checks import Schedule, one_of
 from marl_aajr.core.distributions import ActionDistribution
+from marl_aajr.core.fixed_network import fixed
 from marl_aajr.core.jacobian import (
     BACKENDS,
     JVP_BACKENDS,
@@ -76,7 +77,16 @@ class JacobianPenalty(Adversarial):
         check_output_map(self.output, distribution)
 
     def fitted(self, policy: Policy, obs: Tensor, *, backends: Sequence[Backend] = BACKENDS) -> Self:
-        return replace(self, backend=resolve_backend(policy, obs, self.backend, allowed=backends))
+        fitted = super().fitted(policy, obs, backends=backends)
+        if not self.takes_products:
+            return fitted
+        with fixed(policy.network):
+            return replace(fitted, backend=resolve_backend(policy, obs, self.backend, allowed=backends))
+
+    @property
+    def takes_products(self) -> bool:
+        """Whether Jacobian-vector products are what is penalised."""
+        return True
 
     def mean_squared_gain(
         self, sample: Sample, deltas: Tensor, directions: Tensor, form: Callable[[Tensor], Tensor]

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from marl_aajr.core.checks import check_finite
 from marl_aajr.core.distributions import ActionDistribution
+from marl_aajr.core.fixed_network import check_hooks, check_rows, fixed
 from marl_aajr.core.jacobian import BACKENDS, Backend
 from marl_aajr.core.objectives import EVERYTHING, Need
 from marl_aajr.core.policy import Policy
@@ -111,8 +112,9 @@ class Regularizer(ABC):
             backends: the Jacobian backends that may be used here, in order of preference.
 
         Raises:
-            ValueError: the policy cannot be differentiated as the settings demand.
+            ValueError: the policy cannot be differentiated as the settings demand, or not row by row.
         """
+        check_rows(policy, obs)
         return self
 
     def ramped(self, start: float, end: float) -> Self:
@@ -135,10 +137,15 @@ class Regularizer(ABC):
         """The loss term and metrics of one minibatch; arguments as in `Context`, None: the first state."""
         state = self.initial_state() if state is None else state
         context = Context(timestep=timestep, generator=generator, state=state, check=check)
-        sample = self.rows(sample, generator)
-        context.check_finite("the observations", sample.obs)
-        context.check_finite("the policy's outputs", sample.outputs)
-        term = self.loss_term(sample, context)
+        with fixed(sample.policy.network) as difference:
+            sample = self.rows(sample, generator)
+            if difference == "mode":
+                sample = replace(sample, outputs=sample.policy(sample.obs))
+            elif difference == "hooks":
+                check_hooks(sample.policy, sample.obs, sample.outputs)
+            context.check_finite("the observations", sample.obs)
+            context.check_finite("the policy's outputs", sample.outputs)
+            term = self.loss_term(sample, context)
         return LossTerm(term.loss, {"nonfinite": nonfinite(term.loss.detach()), **term.metrics})
 
     def rows(self, sample: Sample, generator: torch.Generator) -> Sample:

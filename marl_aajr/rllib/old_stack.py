@@ -7,8 +7,7 @@ asks for are held fixed and follow the rows.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -25,6 +24,7 @@ from ray.rllib.policy.sample_batch import SampleBatch
 from torch import Tensor
 
 from marl_aajr.core.distributions import ActionDistribution, from_space
+from marl_aajr.core.fixed_network import fixed
 from marl_aajr.core.jacobian import BACKENDS
 from marl_aajr.core.objectives import EVERYTHING
 from marl_aajr.core.policy import Policy
@@ -120,7 +120,7 @@ class RobustPolicyMixin(PPOTorchPolicy):
         if regularized is None or not regularized.regularizer.active(self._timestep):
             return loss
         self._minibatches += 1
-        with undisturbed(model):
+        with fixed(model):
             sample = self.sample(model, train_batch, regularized.distribution)
             key = f"{self.config['seed']}/{self._minibatches}"
             return loss + regularized.term(sample, loss, timestep=self._timestep, key=key)
@@ -243,7 +243,8 @@ class ModelPolicy(Policy):
         distribution: ActionDistribution,
     ) -> None:
         super().__init__(distribution)
-        self.model, self._places = model, places
+        self.network = self.model = model
+        self._places = places
         self._columns, self._state = columns, state
         self.lead_dims = 2 if state else 1
         self._whole = columns[SampleBatch.OBS].flatten(self.lead_dims)
@@ -285,16 +286,3 @@ class ModelCritic:
 
     def select(self, index: Tensor) -> ModelCritic:
         return ModelCritic(self.policy.select(index))
-
-
-@contextmanager
-def undisturbed(model: TorchModelV2) -> Iterator[None]:
-    """Give the model back what it remembers of its last forward pass, which `value_function` reads."""
-    before = [(module, dict(vars(module))) for module in model.modules()]
-    try:
-        yield
-    finally:
-        for module, attributes in before:
-            for name in set(vars(module)) - set(attributes):
-                del vars(module)[name]
-            vars(module).update(attributes)

@@ -11,7 +11,7 @@ import torch
 from ray.rllib.algorithms.ppo import PPOConfig
 from ray.rllib.core.columns import Columns
 from ray.rllib.core.learner.learner import Learner
-from ray.rllib.core.rl_module import MultiRLModuleSpec, RLModuleSpec
+from ray.rllib.core.rl_module import MultiRLModuleSpec, RLModule, RLModuleSpec
 from ray.rllib.core.rl_module.default_model_config import DefaultModelConfig
 from ray.rllib.env.multi_agent_env_runner import MultiAgentEnvRunner
 from ray.rllib.evaluation.postprocessing import Postprocessing
@@ -45,6 +45,7 @@ def build_learner(
     obs_space: gym.Space = OBS,
     action_space: gym.Space = ACTIONS,
     model: DefaultModelConfig | None = None,
+    module: type[RLModule] | None = None,
     seed: int = 0,
     index: int = 0,
 ) -> Learner:
@@ -53,7 +54,7 @@ def build_learner(
     spec = MultiRLModuleSpec(
         rl_module_specs={
             module_id: RLModuleSpec(
-                module_class=config.get_default_rl_module_spec().module_class,
+                module_class=module or config.get_default_rl_module_spec().module_class,
                 observation_space=obs_space,
                 action_space=action_space,
                 model_config=model,

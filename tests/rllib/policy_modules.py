@@ -65,6 +65,19 @@ class AttentionModule(Custom):
         return attended.squeeze(1).mean(1), {}
 
 
+class TrainingModeModule(Custom):
+    """Layers that are another function in training, and count what passes them."""
+
+    def build_features(self) -> None:
+        size = self.observation_space.shape[0]
+        self.layers = nn.Sequential(nn.BatchNorm1d(size), nn.Linear(size, 8), nn.Tanh(), nn.Dropout(0.2))
+        self.passes = 0
+
+    def features(self, batch: dict[str, Any]) -> tuple[Tensor, dict[str, Any]]:
+        self.passes += 1
+        return self.layers(batch[Columns.OBS]), {}
+
+
 class ConvolutionModule(Custom):
     """A convolution of one's own, on images with channels last."""
 

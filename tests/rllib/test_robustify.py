@@ -22,6 +22,7 @@ from marl_aajr.core.threat import PerturbationSet
 from marl_aajr.regularizers import REGULARIZERS, LossTerm, Regularizer, Sample, make_regularizer
 from marl_aajr.rllib.plugin.robustify import RobustLearnerMixin
 from tests.rllib.learners import build_learner, ppo_batch, ppo_config, update, weights
+from tests.rllib.policy_modules import TrainingModeModule
 
 ACTIVE = AAJR(coefficient=0.1, adversarial_weight=0.5, epsilon=0.2)
 METRICS = {
@@ -65,6 +66,24 @@ def test_lambda_and_kappa_zero_are_the_unmodified_learner_bit_for_bit() -> None:
     assert "aajr" not in results["a"]
     # The same comparison fails where the penalty is on.
     assert not same(weights(plain), weights(trained(ACTIVE)[0]))
+
+
+@pytest.mark.parametrize("objective", ["kl", "value"])
+def test_a_network_in_training_mode_is_the_learners_alone(objective: str) -> None:
+    """A term too small to be felt: statistics, dropout and counters must be those of the plain learner."""
+    whole = AAJR(coefficient=1e-30, epsilon=0.5, objective=objective, sample_fraction=1.0)
+    found = []
+    for regularizer in (None, whole):
+        config = ppo_config() if regularizer is None else robustify(ppo_config(), regularizer)
+        learner = build_learner(config, module=TrainingModeModule)
+        results = update(learner, ppo_batch(learner))
+        module = learner.module["a"].unwrapped()
+        found.append((module.state_dict(), module.passes, torch.get_rng_state()))
+    (plain, passes, random), (ours, our_passes, our_random) = found
+    assert plain.keys() == ours.keys()
+    assert [name for name in plain if not torch.equal(plain[name], ours[name])] == []
+    assert (passes, random.tolist()) == (our_passes, our_random.tolist())
+    assert results["a"]["aajr"]["penalty"].peek() > 0
 
 
 def test_only_the_named_module_is_regularised() -> None:

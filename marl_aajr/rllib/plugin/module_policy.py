@@ -31,6 +31,7 @@ from marl_aajr.core.distributions import (
     MultiCategorical,
     from_space,
 )
+from marl_aajr.core.fixed_network import fixed
 from marl_aajr.core.policy import ModulePolicy, Policy
 from marl_aajr.rllib.internals.modules import actor_forward, trained_actor
 from marl_aajr.rllib.networks import FlatActorCritic
@@ -50,19 +51,21 @@ _FixedColumns = tuple[list[Tensor], dict[str, Any]]
 class RLModulePolicy(Policy):
     """The actor of an RLModule on one train batch; see `module_policy`."""
 
+    network: nn.Module
+
     def __init__(
         self,
         forward: Callable[[dict[str, Any]], Tensor],
         layout: ObservationLayout,
         fixed: _FixedColumns,
         distribution: ActionDistribution,
-        parameters: list[Tensor],
+        network: nn.Module,
     ) -> None:
         super().__init__(distribution)
         self._forward = forward
         self._layout = layout
         self._fixed = fixed
-        self._parameters = parameters
+        self.network = network
 
     def __call__(self, obs: Tensor) -> Tensor:
         return self._forward(_columns_at(obs, self._layout, self._fixed))
@@ -74,13 +77,13 @@ class RLModulePolicy(Policy):
         return self if count == 1 else self._with(lambda column: torch.cat([column] * count))
 
     def parameters(self) -> list[Tensor]:
-        return self._parameters
+        return list(self.network.parameters())
 
     def _with(self, change: Callable[[Tensor], Tensor]) -> RLModulePolicy:
         if not any(self._fixed):
             return self
         fixed = tree.map_structure(change, self._fixed)
-        return RLModulePolicy(self._forward, self._layout, fixed, self.distribution, self._parameters)
+        return RLModulePolicy(self._forward, self._layout, fixed, self.distribution, self.network)
 
 
 def module_policy(
@@ -118,7 +121,7 @@ def module_policy(
     forward, reads_obs_only = actor_forward(module)
     others = {} if reads_obs_only else {name: batch[name] for name in batch if name != Columns.OBS}
     fixed = (layout.rest(obs), others)
-    policy = RLModulePolicy(forward, layout, fixed, distribution, list(module.parameters()))
+    policy = RLModulePolicy(forward, layout, fixed, distribution, module)
     return policy, layout.flatten(obs)
 
 
@@ -143,7 +146,8 @@ class RLModuleCritic:
         return layout, fixed
 
     def __call__(self, obs: Tensor) -> Tensor:
-        values: Tensor = self.module.compute_values(_columns_at(obs, *self._rows))
+        with fixed(self.module):
+            values: Tensor = self.module.compute_values(_columns_at(obs, *self._rows))
         return values
 
     def select(self, index: Tensor) -> RLModuleCritic:

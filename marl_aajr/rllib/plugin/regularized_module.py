@@ -17,6 +17,7 @@ from torch import Tensor
 
 from marl_aajr.core.checks import NonFiniteError
 from marl_aajr.core.distributions import ActionDistribution
+from marl_aajr.core.fixed_network import fixed
 from marl_aajr.core.jacobian import Backend
 from marl_aajr.core.objectives import Need
 from marl_aajr.regularizers.regularizer import LossTerm, Regularizer
@@ -223,6 +224,9 @@ class RegularizedModule(Regularized):
             self.module, columns, self.distribution, layers=self._layers, leaves=leaves
         )
         mask = columns.get(Columns.LOSS_MASK)
+        if outputs is None:
+            with fixed(policy.network):
+                outputs = policy(obs)
         shard = None
         if self._shard is not None:
             part, learners = self._shard
@@ -230,7 +234,7 @@ class RegularizedModule(Regularized):
         return Sample(
             policy=policy,
             obs=obs,
-            outputs=policy(obs) if outputs is None else outputs,
+            outputs=outputs,
             mask=None if mask is None else mask.bool(),
             actions=columns.get(Columns.ACTIONS),
             log_probs=columns.get(Columns.ACTION_LOGP),
