@@ -84,7 +84,7 @@ def victim_from_modules(
     spec = env if isinstance(env, EnvironmentSpec) else resolve(env, env_kwargs)
     game = _closed(spec)
     observation_spaces, action_spaces = game.observation_spaces, game.env_action_spaces
-    module_of = module_of_agents(game.agent_ids, policy_mapping_fn, ids=game.agent_ids)
+    module_of = module_of_agents(game.agent_ids, policy_mapping_fn)
     known = {name: _unwrapped(module) for name, module in modules.items()}
     for agent, name in module_of.items():
         if name not in known:
@@ -164,7 +164,11 @@ def is_checkpoint(path: Path | str) -> bool:
 
 
 def victim_from_checkpoint(
-    path: Path | str, *, env: str | EnvironmentSpec, env_kwargs: Mapping[str, Any] | None = None
+    path: Path | str,
+    *,
+    env: str | EnvironmentSpec,
+    env_kwargs: Mapping[str, Any] | None = None,
+    policy_mapping_fn: Mapping[str, str] | Callable[..., str] | None = None,
 ) -> Victim:
     """The policies of an RLlib checkpoint as a victim that plays as they did in training.
 
@@ -177,6 +181,8 @@ def victim_from_checkpoint(
         env: the environment, by a name that `marl_aajr.rollout.environments.resolve` knows: a checkpoint has
             only the name that it was registered under in the training script.
         env_kwargs: its arguments.
+        policy_mapping_fn: who plays whom, agent -> module id or a function, where training drew it for each
+            episode, as leagues do; None: the checkpoint's.
 
     Raises:
         ValueError: no checkpoint, one of RLlib's old API stack, connectors that victims do not have, or an
@@ -192,9 +198,10 @@ def victim_from_checkpoint(
     spec = env if isinstance(env, EnvironmentSpec) else resolve(env, env_kwargs)
     game = _closed(spec)
     # Without policies of its own a configuration has one module, and RLlib asks for no mapping.
-    ids, one = game.agent_ids, dict.fromkeys(game.possible_agents, DEFAULT_MODULE_ID)
+    one = dict.fromkeys(game.possible_agents, DEFAULT_MODULE_ID)
     mapping = config.policy_mapping_fn if config.is_multi_agent else one
-    module_of = module_of_agents(ids, mapping, ids=ids)
+    instead = "say who plays whom: in Python, victim_from_checkpoint(..., policy_mapping_fn={agent: module})"
+    module_of = module_of_agents(game.agent_ids, policy_mapping_fn or mapping, instead=instead)
     modules = MultiRLModule.from_checkpoint(
         path.resolve() / COMPONENT_LEARNER_GROUP / COMPONENT_LEARNER / COMPONENT_RL_MODULE
     )

@@ -7,7 +7,6 @@ nor the disk, and what its machine may lack in `check_machine`.
 from __future__ import annotations
 
 import math
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -32,7 +31,7 @@ from marl_aajr.rllib.sampling.env import register
 from marl_aajr.rllib.sampling.env_runners import RunEnvRunner
 from marl_aajr.rllib.sampling.fast import fast
 from marl_aajr.rllib.sampling.metrics import EpisodeReturns
-from marl_aajr.rllib.sampling.observation_filter import ObservationNormalizer, filtered_shape
+from marl_aajr.rllib.sampling.observation_filter import ObservationNormalizer
 from marl_aajr.rollout.environments import resolve
 from marl_aajr.rollout.perturbed import PerturbedGame
 from marl_aajr.training.atla_phases import ATLAPhases, PhaseOfRecreated, phases_of
@@ -80,10 +79,7 @@ def build_config(config: RunConfig) -> AlgorithmConfig:
     )
     _set_processes(result, config)
     if config.observation_filter != "none":
-        spaces = {module: mapping.module_space(agent) for module, agent in mapping.modules.items()}
-        shapes = {module: filtered_shape(space) for module, space in spaces.items()}
-        connect = partial(_normalizer, module_of=dict(mapping.module_of), shapes=shapes)
-        result.env_runners(env_to_module_connector=connect)
+        result.env_runners(env_to_module_connector=_normalizer)
     _set_method(result, config, team)
     if atla is not None:
         entropy = PPOConfig.overrides(entropy_coeff=rllib_schedule(atla.settings.adversary_entropy_coeff))
@@ -220,8 +216,8 @@ def _module_specs(config: RunConfig, mapping: PolicyMapping) -> MultiRLModuleSpe
     )
 
 
-def _normalizer(env: Any, spaces: Any, device: Any, **settings: Any) -> ObservationNormalizer:
-    return ObservationNormalizer(**settings)
+def _normalizer(env: Any, spaces: Any, device: Any) -> ObservationNormalizer:
+    return ObservationNormalizer()
 
 
 def start_config(config: RunConfig) -> AlgorithmConfig:

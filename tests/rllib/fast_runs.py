@@ -74,8 +74,5 @@ def logits(of: FastEnvRunner, module: str, obs: Any) -> Tensor:
 
 
 def normalizer(env: Any, spaces: Any, device: Any) -> ObservationNormalizer:
-    """RLlib's `env_to_module_connector`: our filter for the modules of `by_side`."""
-    known = env.observation_space if env is not None else spaces["__env__"][0]
-    module_of = {agent: by_side(agent) for agent in known.spaces}
-    shapes = {by_side(agent): space.shape for agent, space in known.spaces.items()}
-    return ObservationNormalizer(module_of=module_of, shapes=shapes)
+    """RLlib's `env_to_module_connector`: our filter."""
+    return ObservationNormalizer()

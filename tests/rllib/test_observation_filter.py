@@ -15,14 +15,12 @@ from marl_aajr.victims import ObservationFilter
 RNG = np.random.default_rng(0)
 
 
-def normalizer(**shapes: tuple[int, ...]) -> ObservationNormalizer:
-    """Agents are modules here."""
-    return ObservationNormalizer(module_of={name: name for name in shapes}, shapes=shapes)
-
-
 def pushed(connector: ObservationNormalizer, agent: str, rows: Any) -> list[Any]:
     """What episodes with these observations hold after the connector has seen them."""
-    episodes = [SingleAgentEpisode(agent_id=agent, observations=[row], len_lookback_buffer=0) for row in rows]
+    episodes = [
+        SingleAgentEpisode(agent_id=agent, module_id=agent, observations=[row], len_lookback_buffer=0)
+        for row in rows
+    ]
     connector(batch={}, episodes=episodes)
     return [episode.get_observations(-1) for episode in episodes]
 
@@ -41,7 +39,7 @@ def test_moments_are_those_of_all_samples() -> None:
 
 
 def test_several_runners_together_know_what_one_would() -> None:
-    main, runners = normalizer(a=(2,)), [normalizer(a=(2,)) for _ in range(3)]
+    main, runners = ObservationNormalizer(), [ObservationNormalizer() for _ in range(3)]
     everything = []
     for _ in range(4):
         for runner in runners:
@@ -77,7 +75,7 @@ def test_rllibs_own_filter_still_loses_the_mean() -> None:
 
 
 def test_observations_are_normalised_as_the_victim_does_it() -> None:
-    connector = normalizer(a=(3,))
+    connector = ObservationNormalizer()
     pushed(connector, "a", samples(500, 3))
     rows = samples(8, 3)
     rows[0] = 1e4
@@ -90,7 +88,7 @@ def test_observations_are_normalised_as_the_victim_does_it() -> None:
 
 
 def test_a_frozen_filter_does_not_learn() -> None:
-    connector = normalizer(a=(1,))
+    connector = ObservationNormalizer()
     pushed(connector, "a", samples(50, 1))
     before = connector.get_state()
     connector.frozen = True
@@ -99,10 +97,10 @@ def test_a_frozen_filter_does_not_learn() -> None:
 
 
 def test_modules_with_different_shapes_and_action_masks() -> None:
-    connector = normalizer(a=(1,), b=(2, 2))
+    connector = ObservationNormalizer()
     mask = np.array([1, 0], dtype=np.int8)
     (got,) = pushed(connector, "b", [{"observation": samples(1, 2, 2)[0], "action_mask": mask}])
     assert got["action_mask"] is mask
     assert np.array_equal(got["observation"], np.zeros((2, 2)))  # one sample: it is its own mean
-    state = normalizer(a=(1,), b=(2, 2)).merge_states([connector.get_state()])
-    assert (state["total"]["a"]["count"], state["total"]["b"]["count"]) == (0, 1)
+    state = ObservationNormalizer().merge_states([connector.get_state()])
+    assert {module: moments["count"] for module, moments in state["total"].items()} == {"b": 1}

@@ -112,6 +112,12 @@ def stale_connector_settings(config: AlgorithmConfig) -> str:
     )
 
 
+def surely_trains(config: AlgorithmConfig, module_id: str) -> bool:
+    """Whether a configuration trains a module, as far as it says so before there is a batch."""
+    trained = config.policies_to_train
+    return trained is None or (not callable(trained) and module_id in trained)
+
+
 _ANSWER_SECONDS = 10.0
 
 _LOGGER = logging.getLogger("marl_aajr")

@@ -110,7 +110,11 @@ _COEFFICIENTS = ("curr_kl_coeffs_per_module", "curr_log_alpha")
 def adapted(learner: TorchLearner) -> dict[str, dict[str, float]]:
     """The adapted values that a learner leaves out of its state, by name and module."""
     values = {
-        name: {module_id: float(tensor) for module_id, tensor in getattr(learner, name).items()}
+        name: {
+            module_id: float(x)
+            for module_id, x in getattr(learner, name).items()
+            if module_id in learner.module
+        }
         for name in _COEFFICIENTS
         if hasattr(learner, name)
     }
@@ -119,14 +123,15 @@ def adapted(learner: TorchLearner) -> dict[str, dict[str, float]]:
 
 
 def adapt(learner: TorchLearner, values: Mapping[str, Mapping[str, float]]) -> None:
-    """Put back what `adapted` found."""
+    """Put back what `adapted` found, of the modules that are here: RLlib restores no others."""
     for name in _COEFFICIENTS:
         for module_id, value in values.get(name, {}).items():
-            getattr(learner, name)[module_id].data.fill_(value)
-    schedules = _entropy_schedules(learner)
-    for module_id, value in values.get("entropy", {}).items():
-        if schedules[module_id].use_schedule:
-            schedules[module_id].get_current_value().data.fill_(value)
+            if module_id in learner.module:
+                getattr(learner, name)[module_id].data.fill_(value)
+    saved = values.get("entropy", {})
+    for module_id, schedule in _entropy_schedules(learner).items():
+        if module_id in saved and schedule.use_schedule:
+            schedule.get_current_value().data.fill_(saved[module_id])
 
 
 def _entropy_schedules(learner: TorchLearner) -> dict[str, Scheduler]:

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from ray.rllib.algorithms.dqn.dqn_learner import QF_PREDS
 from ray.rllib.algorithms.ppo.torch.default_ppo_torch_rl_module import DefaultPPOTorchRLModule
 from ray.rllib.algorithms.sac.torch.default_sac_torch_rl_module import DefaultSACTorchRLModule
 from ray.rllib.core.columns import Columns
@@ -20,6 +21,7 @@ from ray.rllib.core.models.torch.encoder import (
     TorchStatefulActorCriticEncoder,
 )
 from ray.rllib.core.models.torch.heads import TorchFreeLogStdMLPHead, TorchMLPHead
+from ray.rllib.core.rl_module.apis.q_net_api import QNetAPI
 from ray.rllib.core.rl_module.torch import TorchRLModule
 from ray.rllib.utils.numpy import MAX_LOG_NN_OUTPUT, MIN_LOG_NN_OUTPUT
 from torch import Tensor, nn
@@ -36,13 +38,30 @@ def actor_forward(module: TorchRLModule) -> tuple[Callable[[dict[str, Any]], Ten
     networks. The inner maximisation calls the policy several times per minibatch and needs the actor only,
     so it is called by its parts where nobody has overridden how they are put together. A module whose
     `forward_train` is short already may say `reads_obs_only = True`.
+
+    Q-values are the logits of the policy that is greedy in them, as in SA-DQN (Zhang 2020, arXiv 2003.08938).
+
+    Raises:
+        ValueError: by the function, where `forward_train` gives no distribution inputs.
     """
     if isinstance(module, DefaultSACTorchRLModule):
         return lambda batch: _clip_log_std(module, module.forward_inference(batch)), True
+    if isinstance(module, QNetAPI):
+        return lambda batch: module.compute_q_values(batch)[QF_PREDS], not module.is_stateful()
     if _keeps(module, "forward_train", "_forward_train") and not module.encoder.config.shared:
         return lambda batch: module.pi(module.encoder.actor_encoder(batch)[ENCODER_OUT]), True
     reads_obs_only = bool(getattr(module, "reads_obs_only", False))
-    return lambda batch: module.forward_train(batch)[Columns.ACTION_DIST_INPUTS], reads_obs_only
+    return lambda batch: _distribution_inputs(module, module.forward_train(batch)), reads_obs_only
+
+
+def _distribution_inputs(module: TorchRLModule, out: dict[str, Any]) -> Tensor:
+    if Columns.ACTION_DIST_INPUTS not in out:
+        raise ValueError(
+            f"expected {type(module).__name__}.forward_train to give {Columns.ACTION_DIST_INPUTS}, or a "
+            f"module with RLlib's QNetAPI, got {', '.join(out)}; give a regularizer to the other modules only"
+        )
+    inputs: Tensor = out[Columns.ACTION_DIST_INPUTS]
+    return inputs
 
 
 def _keeps(
@@ -82,7 +101,8 @@ def actor_network(module: TorchRLModule) -> nn.Module:
         return actor
     raise ValueError(
         f"expected a module with an actor of its own, got {type(module).__name__}; set "
-        "vf_share_layers=False, or keep the actor's network in an attribute 'actor'"
+        "vf_share_layers=False, keep the actor's network in an attribute 'actor', or choose a regularizer "
+        "that works through the loss"
     )
 
 

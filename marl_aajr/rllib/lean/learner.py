@@ -231,9 +231,11 @@ class LeanPPOTorchLearner(ResumableLearnerMixin, OpenPPOTorchLearner):
         return value
 
     def _loss_of(self, module_id: str) -> ModuleLoss:
-        if module_id not in self._losses:
-            self._losses[module_id] = ModuleLoss(self.module[module_id].unwrapped())
-        return self._losses[module_id]
+        module = self.module[module_id].unwrapped()
+        known = self._losses.get(module_id)
+        if known is None or known.module is not module:  # a league may have replaced it
+            known = self._losses[module_id] = ModuleLoss(module)
+        return known
 
     def _coefficients_of(self, module_id: str) -> PPOCoefficients:
         if module_id not in self._coefficients:

@@ -106,7 +106,7 @@ class ModuleLoss:
     """
 
     def __init__(self, module: TorchRLModule) -> None:
-        self._module = module
+        self.module = module
         self.distribution = own_distribution(module, module.action_space)
         self._networks = _networks(module)
         self._plain = plain_gradient(self._networks, self.distribution)
@@ -122,7 +122,7 @@ class ModuleLoss:
             with_graph: Whether the loss is to be differentiated, and not its gradient to be given.
         """
         if self._networks is None:
-            return self._module.forward_train(columns)
+            return self.module.forward_train(columns)
         obs, critic_obs = self._read(columns[Columns.OBS])
         if self._plain is not None and Columns.LOSS_MASK not in columns and not with_graph:
             constants = [columns[name] for name in _ROWS]
@@ -133,10 +133,10 @@ class ModuleLoss:
 
     def _read(self, obs: Any) -> tuple[Tensor, Tensor]:
         """The inputs of the actor and the critic from a batch of observations."""
-        if not isinstance(self._module, FlatActorCritic):
+        if not isinstance(self.module, FlatActorCritic):
             return obs, obs
         own, _ = split(obs)
-        return floats(own), self._module.critic_inputs(obs)
+        return floats(own), self.module.critic_inputs(obs)
 
     def __call__(
         self,
@@ -163,7 +163,7 @@ class ModuleLoss:
             return loss, self._report(fwd_out[ROWS], coefficients, none) if report else {}
         values = fwd_out.get(VALUES)
         if values is None:
-            values = self._module.compute_values(batch, embeddings=fwd_out.get(Columns.EMBEDDINGS))
+            values = self.module.compute_values(batch, embeddings=fwd_out.get(Columns.EMBEDDINGS))
         rows = PPORows(fwd_out[Columns.ACTION_DIST_INPUTS], values, *(batch[name] for name in _ROWS))
         old, mask = batch[Columns.ACTION_DIST_INPUTS], batch.get(Columns.LOSS_MASK)
         if mask is not None:

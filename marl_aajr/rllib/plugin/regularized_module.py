@@ -197,6 +197,7 @@ class RegularizedModule(Regularized):
     ) -> None:
         self.module = module
         self._layers = actor_of(module)
+        self._actor = actor_network(module) if regularizer.constrains else None
         self._policy_loss = policy_loss
         self._shard = shard
         self._has_critic = judges_observations(module)
@@ -246,11 +247,10 @@ class RegularizedModule(Regularized):
 
     def constrain_actor(self, *, exact: bool) -> None:
         """Bring the actor's weights back into the permitted set, where the regularizer has one."""
-        if not self.regularizer.constrains:
+        if self._actor is None:
             return
         started = time.perf_counter()
-        network = actor_network(self.module)
-        for name, value in self.regularizer.constrain(network, self.state, exact=exact).items():
+        for name, value in self.regularizer.constrain(self._actor, self.state, exact=exact).items():
             self._records[name].append(value)
         self._seconds += time.perf_counter() - started
 

@@ -7,7 +7,7 @@ each minibatch (`before_step`, then `compute_losses`), where a regularizer's ter
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from functools import cache
 from typing import Any
 
@@ -22,6 +22,7 @@ from torch import distributed as dist
 
 from marl_aajr.regularizers.regularizer import Regularizer
 from marl_aajr.regularizers.sample import PolicyLoss, ppo_policy_loss
+from marl_aajr.rllib.internals.algorithms import surely_trains
 from marl_aajr.rllib.internals.learners import (
     ResumableLearnerMixin,
     add_to_policy_loss,
@@ -47,11 +48,14 @@ def robustify(
     have rows of different modules, average terms of their own. Checkpoints hold the regularizer's state, and
     the KL coefficients, temperatures and entropy schedules that RLlib's leave out.
 
+    Modules may come and go (`Algorithm.add_module`, `remove_module`): each has a regularizer with a state of
+    its own from the first update that trains it. Modules that are not trained may be anything.
+
     Args:
         config: any configuration of the new API stack whose learner is a torch learner, with its modules
             already declared (`multi_agent`, `rl_module`). Call this last.
-        regularizer: one for every module, or `{module_id: regularizer}`; modules without one train as
-            before.
+        regularizer: one for every module, those that are added later included, or
+            `{module_id: regularizer}`; modules without one train as before.
 
     Returns:
         The same configuration, with the learner class extended.
@@ -78,26 +82,23 @@ def robustify(
             "set config.framework('torch') or another learner_class"
         )
     check_gradients_are_served(base)
-    regularizers = _per_module(config, regularizer)
+    if not isinstance(regularizer, Regularizer):
+        regularizer = _checked(regularizer, known=sorted(config.policies))
     config.learners(
         learner_class=robust_learner_class(base),
-        learner_config_dict={REGULARIZERS_KEY: regularizers},
+        learner_config_dict={REGULARIZERS_KEY: regularizer},
     )
     return config
 
 
-def _per_module(
-    config: AlgorithmConfig, regularizer: Regularizer | Mapping[str, Regularizer]
-) -> dict[str, Regularizer]:
-    known = sorted(config.policies)
-    mapping = dict.fromkeys(known, regularizer) if isinstance(regularizer, Regularizer) else (regularizer)
+def _checked(mapping: Mapping[str, Regularizer], *, known: list[str]) -> dict[str, Regularizer]:
     if not isinstance(mapping, Mapping) or not mapping:
-        raise ValueError(f"expected a regularizer or {{module_id: regularizer}}, got {regularizer!r}")
+        raise ValueError(f"expected a regularizer or {{module_id: regularizer}}, got {mapping!r}")
     for module_id, value in mapping.items():
         if module_id not in known:
             raise ValueError(
                 f"expected a module id out of {', '.join(known)}, got {module_id!r}; declare it with "
-                "config.multi_agent(policies=...) before robustify"
+                "config.multi_agent(policies=...) before robustify, or give one regularizer for all modules"
             )
         if not isinstance(value, Regularizer):
             raise ValueError(f"expected a regularizer for module {module_id!r}, got {value!r}")
@@ -105,7 +106,7 @@ def _per_module(
 
 
 REGULARIZERS_KEY = "marl_aajr_regularizers"
-"""The key of the regularizers in `config.learner_config_dict`."""
+"""The key of the regularizer, or of the modules' regularizers, in `config.learner_config_dict`."""
 
 STATE_KEY = "marl_aajr"
 
@@ -118,33 +119,47 @@ class RobustLearnerMixin(ResumableLearnerMixin):
         self._regularized: dict[str, RegularizedModule] = {}
         self._timestep = 0
         self._updates = 0
-        self._agreed = False
+        self._begun = False
         self._clean_batch: dict[str, dict[str, Any]] = {}
         super().build()
-        shard = (learner_index(self), self.config.num_learners) if in_step(self) else None
-        for module_id, regularizer in self.config.learner_config_dict[REGULARIZERS_KEY].items():
-            if module_id not in self.module:
-                known = ", ".join(sorted(self.module.keys()))
-                raise ValueError(f"expected a regularizer for a module out of {known}; got {module_id!r}")
-            self._regularized[module_id] = RegularizedModule(
-                module_id,
-                regularizer,
-                self.module[module_id].unwrapped(),
-                policy_loss=self._policy_loss(module_id),
-                backends=backends_for(self),
-                shard=shard,
-            )
+        self._match_modules([name for name, _ in self.module.items() if surely_trains(self.config, name)])
+
+    def _match_modules(self, trained: Collection[str] = ()) -> None:
+        """Regularizers of the modules of now, which leagues add, remove and replace under the same name.
+
+        Args:
+            trained: modules that need one, if they have none yet.
+        """
+        given = self.config.learner_config_dict[REGULARIZERS_KEY]
+        before, self._regularized = self._regularized, {}
+        for module_id, wrapped in self.module.items():
+            module = wrapped.unwrapped()
+            known = before.get(module_id)
+            regularizer = given if isinstance(given, Regularizer) else given.get(module_id)
+            if known is not None and known.module is module:
+                self._regularized[module_id] = known
+            elif module_id in trained and regularizer is not None:
+                self._regularized[module_id] = RegularizedModule(
+                    module_id,
+                    regularizer,
+                    module,
+                    policy_loss=self._policy_loss(module_id),
+                    backends=backends_for(self),
+                    shard=(learner_index(self), self.config.num_learners) if in_step(self) else None,
+                )
 
     def before_gradient_based_update(self, *, timesteps: dict[str, Any]) -> None:
         super().before_gradient_based_update(timesteps=timesteps)
         self._timestep = timesteps.get(NUM_ENV_STEPS_SAMPLED_LIFETIME, self._timestep)
-        self._agreed = not in_step(self)
+        self._begun = False
 
     def before_step(self, batch: dict[str, Any]) -> None:
         super().before_step(batch)
-        if not self._agreed:
-            check_all_have_rows(self, batch)
-            self._agreed = True
+        if not self._begun:
+            if in_step(self):
+                check_all_have_rows(self, batch)
+            self._match_modules(batch)
+            self._begun = True
         # RLlib's own action-masking module pops from its batch.
         if any(self._has_part(module_id) for module_id in self._regularized):
             self._clean_batch = {name: copied(dict(columns)) for name, columns in batch.items()}
@@ -199,6 +214,7 @@ class RobustLearnerMixin(ResumableLearnerMixin):
     def get_state(self, components: Any = None, *, not_components: Any = None, **kwargs: Any) -> Any:
         state = super().get_state(components, not_components=not_components, **kwargs)
         if self.saves(STATE_KEY, components, not_components):
+            self._match_modules()
             states = {
                 module_id: dict(regularized.state) for module_id, regularized in self._regularized.items()
             }
@@ -210,8 +226,12 @@ class RobustLearnerMixin(ResumableLearnerMixin):
         if STATE_KEY in state:
             self._updates = state[STATE_KEY]["updates"]
             self._timestep = state[STATE_KEY]["timestep"]
-            for module_id, values in state[STATE_KEY]["modules"].items():
-                self._regularized[module_id].state = dict(values)
+            saved = state[STATE_KEY]["modules"]
+            self._match_modules(saved)
+            # Of modules that are not here RLlib ignores the weights.
+            for module_id in saved.keys() & self._regularized.keys():
+                regularized = self._regularized[module_id]
+                regularized.state = regularized.regularizer.initial_state() | saved[module_id]
 
     def _reports(self) -> dict[str, Report]:
         """A report on each module that something was done to, in this update, by any learner."""
@@ -221,7 +241,7 @@ class RobustLearnerMixin(ResumableLearnerMixin):
             every *= dist.get_world_size()
             dist.all_gather_object(every, own)
         found = {
-            module_id: [report for reports in every if (report := reports[module_id]) is not None]
+            module_id: [report for reports in every if (report := reports.get(module_id)) is not None]
             for module_id in own
         }
         return {module_id: Report.of_all(reports) for module_id, reports in found.items() if reports}

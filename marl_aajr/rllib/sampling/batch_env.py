@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+import pickle
+import random
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import gymnasium as gym
+import numpy as np
+import torch
+from ray.rllib.env.multi_agent_episode import MultiAgentEpisode
 
 from marl_aajr.core.environment_values import joined_space, named
 from marl_aajr.rollout.batched_env import BatchedEnv
@@ -18,7 +23,7 @@ class BatchSpaces:
     def __init__(self, batch: BatchedEnv) -> None:
         self.batch = batch
         self.num_envs = batch.num_envs
-        ids = {agent: batch.agent_ids.get(agent, agent) for agent in batch.possible_agents}
+        self.ids = ids = {agent: batch.agent_ids.get(agent, agent) for agent in batch.possible_agents}
         self.possible_agents = list(ids.values())
         spaces = batch.own_spaces if isinstance(batch, CentralBatch) else batch.observation_spaces
         self._observation = {ids[agent]: _as_given(space, agent, batch) for agent, space in spaces.items()}
@@ -55,32 +60,54 @@ def _as_given(space: gym.Space[Any], agent: str, batch: BatchedEnv) -> gym.Space
     return space if key is None else gym.spaces.Dict({key: space})
 
 
+_EPISODES = 1000
+"""The episodes for which a mapping is asked, to find out whether agents keep their modules."""
+
+
 def module_of_agents(
-    agents: Iterable[str],
+    ids: Mapping[str, Any],
     mapping: Mapping[Any, str] | Callable[..., str],
     *,
-    ids: Mapping[str, Any] | None = None,
+    instead: str = "give agent -> module as policy_mapping_fn",
 ) -> dict[str, str]:
     """The module of each agent, for good.
 
     Args:
-        agents: the names of all of them.
-        mapping: RLlib's `policy_mapping_fn`, or agent -> module.
-        ids: the environment's own keys of the agents, which the function is asked with; None: their names.
+        ids: the environment's own keys of all agents, which a function is asked with, by their names.
+        mapping: RLlib's `policy_mapping_fn`, asked as RLlib asks it, for many episodes; or agent -> module.
+        instead: what to do where agents change modules, for the error.
 
     Raises:
-        ValueError: a function that needs to know the episode, or a mapping without an agent.
+        ValueError: a function that draws, or answers by the episode; or a mapping without an agent.
     """
     if isinstance(mapping, Mapping):
         by_name = named(mapping)
-        if missing := [agent for agent in agents if agent not in by_name]:
+        if missing := [agent for agent in ids if agent not in by_name]:
             raise ValueError(f"expected a module for each agent, got none for {', '.join(missing)}")
-        return {agent: by_name[agent] for agent in agents}
+        return {agent: by_name[agent] for agent in ids}
+    expected = "expected a policy_mapping_fn that maps each agent to one module whatever the episode"
+    before = _global_generators()
     try:
-        return {agent: str(mapping((ids or {}).get(agent, agent), None)) for agent in agents}
+        first, *others = [ask(ids, mapping) for _ in range(_EPISODES)]
     except Exception as error:
         raise ValueError(
-            "expected a policy_mapping_fn that maps each agent to one module whatever the episode, got one "
-            f"that raised {type(error).__name__} ({error}) when it was called without an episode; use "
-            "RLlib's env runner for agents that change modules"
+            f"{expected}, got one that raised {type(error).__name__} ({error}) when it was asked for an "
+            f"episode that has not begun; {instead}"
         ) from error
+    for agent, module in first.items():
+        if other := next((answer[agent] for answer in others if answer[agent] != module), None):
+            raise ValueError(f"{expected}, got one that gives {agent!r} now {module}, now {other}; {instead}")
+    if before != _global_generators():
+        raise ValueError(f"{expected}, got one that draws random numbers; {instead}")
+    return first
+
+
+def ask(ids: Mapping[str, Any], mapping: Callable[..., str]) -> dict[str, str]:
+    """The modules that RLlib's `policy_mapping_fn` gives the agents of one new episode, by their names."""
+    episode = MultiAgentEpisode(agent_to_module_mapping_fn=mapping)
+    return {agent: str(episode.module_for(key)) for agent, key in ids.items()}
+
+
+def _global_generators() -> bytes:
+    """The states of the random generators that functions draw from without being handed one."""
+    return pickle.dumps((random.getstate(), np.random.get_state(), torch.get_rng_state().numpy()))  # noqa: NPY002

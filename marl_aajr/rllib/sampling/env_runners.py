@@ -25,9 +25,13 @@ import torch
 from ray.rllib.env.env_context import EnvContext
 
 from marl_aajr.core.environment_values import EnvironmentFault
-from marl_aajr.rllib.internals.algorithms import registered_creator, stale_connector_settings
+from marl_aajr.rllib.internals.algorithms import (
+    registered_creator,
+    stale_connector_settings,
+    surely_trains,
+)
 from marl_aajr.rllib.internals.runners import OpenEnvRunner
-from marl_aajr.rllib.sampling.batch_env import BatchSpaces, module_of_agents
+from marl_aajr.rllib.sampling.batch_env import BatchSpaces, ask, module_of_agents
 from marl_aajr.rllib.sampling.env import EnvCreator
 from marl_aajr.rllib.sampling.metrics import SamplingMetrics
 from marl_aajr.rllib.sampling.module_policies import ModulePolicies
@@ -92,11 +96,9 @@ class EpisodeTally:
     agents_steps: int
 
     def env_steps(self) -> int:
-        """Steps of all episodes."""
         return self.steps
 
     def agent_steps(self) -> int:
-        """Steps of all agents in them."""
         return self.agents_steps
 
     def __len__(self) -> int:
@@ -108,6 +110,9 @@ class FastEnvRunner(RunEnvRunner):
 
     Callbacks of episodes are not called, because there are none; RLlib's metrics of them are there.
 
+    Where modules or the mapping of agents to them change (`Algorithm.add_module`, `remove_module`), the next
+    sample begins new episodes in all copies.
+
     Sampling is a function of the seed: of `config.seed` and the runner's index, or of the one that was
     given to `start_afresh`, and of the weights.
     """
@@ -116,6 +121,8 @@ class FastEnvRunner(RunEnvRunner):
 
     def __init__(self, config: Any, **kwargs: Any) -> None:
         self._collector: Collector | None = None
+        self._mapping: Any = None
+        self._module_of: dict[str, str] = {}
         self._generator = torch.Generator()
         super().__init__(config=config, **kwargs)
         if self.foreign_connectors:
@@ -131,6 +138,7 @@ class FastEnvRunner(RunEnvRunner):
                 "call it last"
             )
         self._generator.manual_seed(torch.seed() % 2**31 if self.first_seed is None else self.first_seed)
+        self._assembled()  # so that what cannot be sampled is refused before anything starts
 
     def make_env(self) -> None:
         """Build the copies; the next sample begins new episodes."""
@@ -176,12 +184,12 @@ class FastEnvRunner(RunEnvRunner):
         random_actions: bool = False,
         force_reset: bool = False,
     ) -> list[Any]:
-        collector, policies = self._assembled()
+        collector, policies, is_new = self._assembled()
         policies.module = self.module
         policies.explore, policies.random = explore, random_actions
         policies.timestep = self.num_env_steps_sampled_lifetime
         with self._at_work():
-            if force_reset or num_episodes is not None or self.must_reset:
+            if force_reset or num_episodes is not None or self.must_reset or is_new:
                 self._begin(collector)
             if num_episodes is not None:
                 self.must_reset = True
@@ -236,29 +244,48 @@ class FastEnvRunner(RunEnvRunner):
         self._measures.episodes(played, (time.perf_counter() - started) / steps)
         return [EpisodeTally(int(played.lengths.sum()), sum(agent_steps))]
 
-    def _assembled(self) -> tuple[Collector, ModulePolicies]:
-        """The collector, built when the environment and the modules are there."""
-        if self._collector is None:
-            assert self.env is not None
-            batch = self.env.batch
-            module_of = module_of_agents(
-                batch.possible_agents, self.config.policy_mapping_fn, ids=batch.agent_ids
-            )
-            normalizer = self.normalizer
-            self._filter = None if normalizer is None else BatchFilter(normalizer, self.place)
-            if normalizer is not None and self.config.in_evaluation:
-                normalizer.frozen = True
-            policies = ModulePolicies(
-                {module_of[agent]: batch.action_spaces[agent] for agent in batch.possible_agents},
-                normalize_actions=self.config.normalize_actions,
-                clip_actions=self.config.clip_actions,
-                observe=self._filter,
-                device=self.place,
-            )
-            self._players = policies
-            self._collector = Collector(batch, module_of, policies, name=self._creator.name)
-            self._measures = SamplingMetrics(self, self._collector.agents, module_of, batch.teams)
-        return self._collector, self._players
+    def _assembled(self) -> tuple[Collector, ModulePolicies, bool]:
+        """The collector and its policies for the mapping of now, and whether they are new."""
+        assert self.env is not None
+        batch, mapping = self.env.batch, self.config.policy_mapping_fn
+        if mapping is not self._mapping or ask(self.env.ids, mapping) != self._module_of:
+            instead = "train without fast(...): RLlib's env runner asks it for every episode"
+            module_of = module_of_agents(self.env.ids, mapping, instead=instead)
+            if module_of != self._module_of:
+                self._collector = None
+            self._mapping, self._module_of = mapping, module_of
+        module_of = self._module_of
+        self._check_modules()
+        if self._collector is not None:
+            return self._collector, self._players, False
+        normalizer = self.normalizer
+        self._filter = None if normalizer is None else BatchFilter(normalizer, self.place)
+        if normalizer is not None and self.config.in_evaluation:
+            normalizer.frozen = True
+        self._players: ModulePolicies = ModulePolicies(
+            {module_of[agent]: batch.action_spaces[agent] for agent in batch.possible_agents},
+            normalize_actions=self.config.normalize_actions,
+            clip_actions=self.config.clip_actions,
+            observe=self._filter,
+            device=self.place,
+        )
+        self._collector = Collector(batch, module_of, self._players, name=self._creator.name)
+        self._measures = SamplingMetrics(self, self._collector.agents, module_of, batch.teams)
+        return self._collector, self._players, True
+
+    def _check_modules(self) -> None:
+        for agent, name in self._module_of.items():
+            if name not in self.module:
+                known = ", ".join(sorted(self.module.keys()))
+                raise ValueError(
+                    f"expected a module out of {known} for {agent!r}, got {name!r}; add it first"
+                )
+            module = self.module[name]
+            if surely_trains(self.config, name) and not hasattr(module, "compute_values"):
+                raise ValueError(
+                    f"expected modules with compute_values to train, got {type(module).__name__} for "
+                    f"{name!r}; leave it out of config.multi_agent(policies_to_train=[...])"
+                )
 
     def _begin(self, collector: Collector) -> None:
         """New episodes: the first from the runner's seed, later ones from numbers drawn with it."""

@@ -191,6 +191,8 @@ class FragmentsToBatch(ConnectorV2):
             episodes = [fragment.time_limits_terminate() for fragment in episodes]
         for name in episodes[0].modules:
             module = rl_module[name].unwrapped()
+            if not hasattr(module, "compute_values"):
+                continue  # Not trained: the runner has seen to it.
             rows = self._rows(name, module, episodes)
             if len(rows):
                 batch[name] = _columns(rows, module)
@@ -211,18 +213,14 @@ class FragmentsToBatch(ConnectorV2):
 
 
 def critic_of(module: TorchRLModule) -> Callable[..., Tensor]:
-    """The values of a module, by observations, masks and, for recurrent ones, states.
-
-    Raises:
-        ValueError: The module has no value function.
-    """
-    compute: Callable[[dict[str, Any]], Tensor] | None = getattr(module, "compute_values", None)
-    if compute is None:
-        raise ValueError(f"expected a module with compute_values, got {type(module).__name__}")
+    """The values of a module, by observations, masks and, for recurrent ones, states."""
 
     def values(obs: Tensor, mask: Tensor | None, states: Tree | None = None) -> Tensor:
         batch = {Columns.OBS: observation_of(obs, mask, module.observation_space)}
-        return compute(batch if states is None else {**batch, Columns.STATE_IN: states})
+        found: Tensor = module.compute_values(
+            batch if states is None else {**batch, Columns.STATE_IN: states}
+        )
+        return found
 
     return values
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
-from functools import partial
+from functools import cached_property, partial
 from typing import Any
 
 import gymnasium as gym
@@ -115,7 +116,7 @@ class _ModuleActor:
         self._memory: Tree | None = None
         self.sequence_length = int(module.model_config["max_seq_len"]) if module.is_stateful() else None
         self._layers = plain_actor(module)
-        self._own = own_distribution(module, space)
+        self._space = space
 
     def forward(
         self, obs: Tensor, mask: Tensor | None, rows: Tensor | None, policies: ModulePolicies
@@ -139,18 +140,26 @@ class _ModuleActor:
             forget = partial(_where, episode_over.repeat(agents))
             self._memory = map_state(forget, self._initial(episode_over.device), self._memory)
 
+    @cached_property
+    def _own(self) -> ActionDistribution | None:
+        return own_distribution(self.module, self._space)
+
     def _initial(self, device: torch.device) -> Tree:
         """One agent's state at the beginning of an episode."""
         return map_state(partial(torch.as_tensor, device=device), self.module.get_initial_state())
 
     def decide(self, out: dict[str, Any], policies: ModulePolicies) -> tuple[Tensor, Tensor, Tensor]:
         """Actions, their log-probabilities and the distribution inputs."""
-        inputs = out[Columns.ACTION_DIST_INPUTS]
+        inputs, log_probs = out.get(Columns.ACTION_DIST_INPUTS), out.get(Columns.ACTION_LOGP)
         if Columns.ACTIONS in out:
-            actions, log_probs = out[Columns.ACTIONS], out.get(Columns.ACTION_LOGP)
+            actions = torch.as_tensor(out[Columns.ACTIONS], device=policies.generator.device)
+            if inputs is None:  # a heuristic's, which is not trained
+                inputs = torch.full((len(actions), from_space(self._space).num_inputs), math.nan)
+                inputs, log_probs = inputs.to(actions.device), inputs[:, 0].to(actions.device)
             if log_probs is None:
                 log_probs = self.module.get_exploration_action_dist_cls().from_logits(inputs).logp(actions)
             return actions, log_probs, inputs
+        assert inputs is not None
         if self._own is not None:
             sample = partial(self._own.sample, generator=policies.generator)
             actions = (sample if policies.explore else self._own.mode)(inputs)

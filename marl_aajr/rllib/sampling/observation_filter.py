@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from ray.rllib.connectors.connector_v2 import ConnectorV2
 from torch import Tensor
 
-from marl_aajr.core.environment_values import STATE, agent_name, own_key, split
+from marl_aajr.core.environment_values import STATE, own_key, split
 from marl_aajr.victims.filters import ObservationFilter
 
 CLIP = 10.0
@@ -84,13 +84,9 @@ class ObservationNormalizer(ConnectorV2):
     observation only the array is normalised, and `state`, what a centralised critic reads.
     Everything downstream, the learner included, sees normalised observations: ε is in their units.
 
-    Args:
-        module_of: the module of each agent.
-        shapes: of what is normalised of one observation of each module (`filtered_shape`).
-
     Attributes:
         frozen: whether the statistics stand still, as they must while a policy is judged.
-        total: the statistics of each module's observations that all runners have seen.
+        total: the statistics of the observations that all runners have seen, of each module that has some.
         recent: of those that this one has seen since the last merge.
     """
 
@@ -98,33 +94,29 @@ class ObservationNormalizer(ConnectorV2):
         self,
         input_observation_space: gym.Space[Any] | None = None,
         input_action_space: gym.Space[Any] | None = None,
-        *,
-        module_of: Mapping[str, str],
-        shapes: Mapping[str, tuple[int, ...]],
     ) -> None:
         super().__init__(input_observation_space, input_action_space)
         self.frozen = False
-        self._module_of = dict(module_of)
-        self.total = {module: Moments(shape) for module, shape in shapes.items()}
-        self.recent = {module: Moments(shape) for module, shape in shapes.items()}
+        self.total: dict[str, Moments] = {}
+        self.recent: dict[str, Moments] = {}
 
     def __call__(self, *, batch: dict[str, Any], episodes: list[Any], **_: Any) -> dict[str, Any]:
         stepped: dict[str, list[Any]] = defaultdict(list)
         for episode in self.single_agent_episode_iterator(episodes):
-            stepped[self._module_of[agent_name(episode.agent_id)]].append(episode)
+            stepped[episode.module_id].append(episode)
         for module, members in stepped.items():
             observations = [episode.get_observations(-1) for episode in members]
             raw = np.stack([_filtered(obs) for obs in observations])
             if not self.frozen:
-                self.total[module].push(raw)
-                self.recent[module].push(raw)
+                for moments in (self.total, self.recent):
+                    moments.setdefault(module, Moments(raw.shape[1:])).push(raw)
             for episode, obs, row in zip(members, observations, self.normalize(module, raw), strict=True):
                 episode.set_observations(at_indices=-1, new_data=_replaced(obs, row))
         return batch
 
     def normalize(self, module: str, raw: NDArray[Any]) -> NDArray[Any]:
         """Raw observations `[n, ...]` of a module as all downstream see them; they are not counted."""
-        moments = self.total[module]
+        moments = self.total.get(module) or Moments(raw.shape[1:])
         scaled = (raw - moments.mean) / (moments.std + _SMALL)
         return np.clip(scaled, -CLIP, CLIP).astype(raw.dtype)
 
@@ -142,17 +134,17 @@ class ObservationNormalizer(ConnectorV2):
 
     def set_state(self, state: Mapping[str, Any]) -> None:
         self.total = {module: Moments.from_state(saved) for module, saved in state["total"].items()}
-        self.recent = {module: Moments(moments.mean.shape) for module, moments in self.total.items()}
+        self.recent = {}
 
     def reset_state(self) -> None:
-        for moments in (self.total, self.recent):
-            moments.update({module: Moments(old.mean.shape) for module, old in moments.items()})
+        self.total, self.recent = {}, {}
 
     def merge_states(self, states: list[dict[str, Any]]) -> dict[str, Any]:
         """Add what the other runners have seen since the last merge."""
         for state in states:
-            for module, recent in state["recent"].items():
-                self.total[module].merge(Moments.from_state(recent))
+            for module, saved in state["recent"].items():
+                recent = Moments.from_state(saved)
+                self.total.setdefault(module, Moments(recent.mean.shape)).merge(recent)
         return self.get_state()
 
     def victims_filter(self, module: str, shape: tuple[int, ...]) -> ObservationFilter:
@@ -160,17 +152,11 @@ class ObservationNormalizer(ConnectorV2):
 
         Behind an agent's own numbers come those of a centralised critic, if there is one.
         """
-        moments = self.total[module]
+        moments = self.total.get(module) or Moments(shape)
         mean, std = (
             torch.tensor(part.ravel()[: prod(shape)].reshape(shape)) for part in (moments.mean, moments.std)
         )
         return ObservationFilter(mean=mean, std=std, clip=CLIP)
-
-
-def filtered_shape(space: gym.Space[Any]) -> tuple[int, ...]:
-    """The shape of what is normalised of an observation: with a state, both side by side."""
-    own: tuple[int, ...] = split(space)[0].shape or ()
-    return (prod(own) + prod(space[STATE].shape),) if _has_state(space) else own
 
 
 def _filtered(obs: Any) -> NDArray[Any]:
@@ -251,7 +237,9 @@ class BatchFilter:
         """Observations `[N, ...]` normalised; those in `rows [N]` bool (None: all) are counted."""
         if not self._normalizer.frozen:
             self._count(module, obs if rows is None else obs[rows])
-        moments = self._total[module]
+        moments = self._total.get(module)
+        if moments is None:
+            moments = TensorMoments(Moments(tuple(obs.shape[1:])), self._device)
         scaled = (obs - moments.mean) / (moments.std + _SMALL)
         return scaled.clamp_(-CLIP, CLIP).to(obs.dtype)
 
@@ -261,5 +249,7 @@ class BatchFilter:
         seen = seen.double()
         mean = seen.mean(0)
         squares = (seen - mean).square_().sum(0)
-        self._total[module].add(len(seen), mean, squares)
-        self._recent[module].add(len(seen), mean, squares)
+        for moments in (self._total, self._recent):
+            if module not in moments:
+                moments[module] = TensorMoments(Moments(tuple(mean.shape)), self._device)
+            moments[module].add(len(seen), mean, squares)
