@@ -60,6 +60,9 @@ def _as_given(space: gym.Space[Any], agent: str, batch: BatchedEnv) -> gym.Space
     return space if key is None else gym.spaces.Dict({key: space})
 
 
+WITHOUT_FAST = "train without fast(...): RLlib's env runner asks it for every episode"
+"""What to do where agents change modules in training."""
+
 _EPISODES = 1000
 """The episodes for which a mapping is asked, to find out whether agents keep their modules."""
 

@@ -31,7 +31,7 @@ from marl_aajr.rllib.internals.algorithms import (
     surely_trains,
 )
 from marl_aajr.rllib.internals.runners import OpenEnvRunner
-from marl_aajr.rllib.sampling.batch_env import BatchSpaces, ask, module_of_agents
+from marl_aajr.rllib.sampling.batch_env import WITHOUT_FAST, BatchSpaces, ask, module_of_agents
 from marl_aajr.rllib.sampling.env import EnvCreator
 from marl_aajr.rllib.sampling.metrics import SamplingMetrics
 from marl_aajr.rllib.sampling.module_policies import ModulePolicies
@@ -138,7 +138,8 @@ class FastEnvRunner(RunEnvRunner):
                 "call it last"
             )
         self._generator.manual_seed(torch.seed() % 2**31 if self.first_seed is None else self.first_seed)
-        self._assembled()  # so that what cannot be sampled is refused before anything starts
+        if self.env is not None:
+            self._assembled()  # so that what cannot be sampled is refused before anything starts
 
     def make_env(self) -> None:
         """Build the copies; the next sample begins new episodes."""
@@ -249,8 +250,7 @@ class FastEnvRunner(RunEnvRunner):
         assert self.env is not None
         batch, mapping = self.env.batch, self.config.policy_mapping_fn
         if mapping is not self._mapping or ask(self.env.ids, mapping) != self._module_of:
-            instead = "train without fast(...): RLlib's env runner asks it for every episode"
-            module_of = module_of_agents(self.env.ids, mapping, instead=instead)
+            module_of = module_of_agents(self.env.ids, mapping, instead=WITHOUT_FAST)
             if module_of != self._module_of:
                 self._collector = None
             self._mapping, self._module_of = mapping, module_of

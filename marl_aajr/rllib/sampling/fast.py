@@ -27,6 +27,7 @@ from marl_aajr.rllib.internals.learners import resumable_learner_class
 from marl_aajr.rllib.lean.learner import LeanPPOTorchLearner
 from marl_aajr.rllib.networks import observation_of
 from marl_aajr.rllib.plugin.robustify import robust_learner_class
+from marl_aajr.rllib.sampling.batch_env import WITHOUT_FAST, module_of_agents
 from marl_aajr.rllib.sampling.env import BY_NAME, BatchFactory, EnvCreator
 from marl_aajr.rllib.sampling.env_runners import FastEnvRunner
 from marl_aajr.rllib.sampling.metrics import EpisodeReturns
@@ -73,7 +74,7 @@ def fast(
 
     Raises:
         ValueError: A configuration that needs episodes: another algorithm, connectors or callbacks of its
-            own, complete episodes; or copies that the learners cannot share equally.
+            own, complete episodes, agents that change modules; copies that the learners cannot share equally.
 
     Example:
         >>> config = PPOConfig().multi_agent(policies={"shared"}, policy_mapping_fn=...).training(lr=5e-4)
@@ -84,6 +85,11 @@ def fast(
     source = resolve(environment, kwargs) if named else _batch_factory(environment, kwargs)
     creator = EnvCreator(source, time_limits_terminate, critic, device)
     config.environment(creator.register(), disable_env_checking=True)
+    if config.num_env_runners > 0 and isinstance(creator.source, EnvironmentSpec):
+        # What a remote runner refuses becomes an IndexError of RLlib's.
+        game = creator.source.make()
+        module_of_agents(game.agent_ids, config.policy_mapping_fn, instead=WITHOUT_FAST)
+        game.close()
     config.env_runners(env_runner_cls=FastEnvRunner)
     config.callbacks_on_episode_end = None
     if lean:
