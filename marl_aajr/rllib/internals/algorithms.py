@@ -17,6 +17,7 @@ from ray.rllib.algorithms.appo import APPO
 from ray.rllib.algorithms.impala import IMPALA
 from ray.rllib.algorithms.ppo import PPO
 from ray.rllib.callbacks.callbacks import RLlibCallback
+from ray.rllib.connectors.common.flatten_observations import FlattenObservations
 from ray.rllib.connectors.env_to_module import (
     AddObservationsFromEpisodesToBatch,
     AddStatesFromEpisodesToBatch,
@@ -25,7 +26,9 @@ from ray.rllib.connectors.env_to_module import (
     BatchIndividualItems,
     NumpyToTensor,
 )
+from ray.rllib.env.multi_agent_env_runner import MultiAgentEnvRunner
 from ray.rllib.utils import force_list
+from ray.rllib.utils.spaces.space_utils import get_base_struct_from_space
 from ray.tune.registry import ENV_CREATOR, _global_registry, register_env
 
 from marl_aajr.core.checks import NonFiniteError
@@ -80,6 +83,26 @@ def foreign_env_to_module(pipeline: Any, *known: type) -> list[str]:
     """Names of the pieces in an env-to-module pipeline that are neither RLlib's defaults nor `known`."""
     expected = (*_ENV_TO_MODULE_DEFAULTS, *known)
     return [type(piece).__name__ for piece in pipeline.connectors if not isinstance(piece, expected)]
+
+
+def structures_before_flattening(algorithm: Algorithm) -> list[Any]:
+    """The nested spaces of agents' observations, as they were before RLlib's connector flattened them."""
+    group = algorithm.env_runner_group
+    found = group.foreach_env_runner(_structures) if group is not None else []
+    return next((structures for structures in found if structures), [])
+
+
+def _structures(runner: Any) -> list[Any]:
+    pipeline = getattr(runner, "_env_to_module", None)
+    space = getattr(getattr(runner, "env", None), "single_observation_space", None)
+    if pipeline is None or space is None:
+        return []
+    several = isinstance(runner, MultiAgentEnvRunner)
+    structure: Any = get_base_struct_from_space(space)
+    for piece in pipeline.connectors:
+        if isinstance(piece, FlattenObservations):
+            structure = piece._input_obs_base_struct
+    return list(structure.values()) if several else [structure]
 
 
 _EPISODE_CALLBACKS = ("on_episode_created", "on_episode_start", "on_episode_step", "on_episode_end")

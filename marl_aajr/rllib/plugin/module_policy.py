@@ -35,7 +35,7 @@ from marl_aajr.core.fixed_network import fixed
 from marl_aajr.core.policy import ModulePolicy, Policy
 from marl_aajr.rllib.internals.modules import actor_forward, trained_actor
 from marl_aajr.rllib.networks import FlatActorCritic
-from marl_aajr.rllib.plugin.observation_layout import Leaves, ObservationLayout
+from marl_aajr.rllib.plugin.observation_layout import FlatLayout, Leaves, ObservationLayout
 
 RLLIB_CLASSES = {
     Categorical: TorchCategorical,
@@ -43,6 +43,8 @@ RLLIB_CLASSES = {
     DiagGaussian: TorchDiagGaussian,
 }
 """RLlib's distributions that ours compute the same numbers for."""
+
+_Layout = ObservationLayout | FlatLayout
 
 _FixedColumns = tuple[list[Tensor], dict[str, Any]]
 """Leaves of the observations that nobody perturbs, and other columns: what is fixed, row by row."""
@@ -56,7 +58,7 @@ class RLModulePolicy(Policy):
     def __init__(
         self,
         forward: Callable[[dict[str, Any]], Tensor],
-        layout: ObservationLayout,
+        layout: _Layout,
         fixed: _FixedColumns,
         distribution: ActionDistribution,
         network: nn.Module,
@@ -93,6 +95,7 @@ def module_policy(
     *,
     layers: nn.Sequential | None = None,
     leaves: Leaves | None = None,
+    flattened: FlatLayout | None = None,
 ) -> tuple[Policy, Tensor]:
     """The policy of one module on one train batch, and its clean observations.
 
@@ -105,6 +108,7 @@ def module_policy(
         leaves: names of the parts of a nested observation that may be perturbed
             (`marl_aajr.rllib.plugin.observation_layout`); None: all of floating-point numbers but
             action masks.
+        flattened: the layout of observations that a connector has flattened; None: they are as they were.
 
     Returns:
         The policy and the perturbable observations, `[B, d]` or `[B, T, d]` for recurrent modules.
@@ -113,11 +117,11 @@ def module_policy(
         ValueError: `leaves` that the observations do not have, or nothing to perturb.
     """
     obs = _for_the_actor(module, batch[Columns.OBS])
-    if layers is not None and leaves is None:
+    if layers is not None and leaves is None and flattened is None:
         only = next(iter(obs.values())) if isinstance(obs, Mapping) and len(obs) == 1 else obs
         if isinstance(only, Tensor) and only.ndim == 2 and only.is_floating_point():
             return ModulePolicy(layers, distribution), only
-    layout = ObservationLayout.of(obs, lead_dims=_lead_dims(module), leaves=leaves)
+    layout = flattened or ObservationLayout.of(obs, lead_dims=_lead_dims(module), leaves=leaves)
     forward, reads_obs_only = actor_forward(module)
     others = {} if reads_obs_only else {name: batch[name] for name in batch if name != Columns.OBS}
     fixed = (layout.rest(obs), others)
@@ -132,13 +136,16 @@ class RLModuleCritic:
     module: TorchRLModule
     batch: Mapping[str, Any]
     leaves: Leaves | None
+    flattened: FlatLayout | None = None
     index: Tensor | None = None
 
     @cached_property
-    def _rows(self) -> tuple[ObservationLayout, _FixedColumns]:
+    def _rows(self) -> tuple[_Layout, _FixedColumns]:
         """The layout of the observations, and what is fixed; made when asked for: few objectives do."""
         obs = self.batch[Columns.OBS]
-        layout = ObservationLayout.of(obs, lead_dims=_lead_dims(self.module), leaves=self.leaves)
+        layout = self.flattened or ObservationLayout.of(
+            obs, lead_dims=_lead_dims(self.module), leaves=self.leaves
+        )
         others = {name: column for name, column in self.batch.items() if name != Columns.OBS}
         fixed = (layout.rest(obs), others)
         if self.index is not None:
@@ -179,7 +186,7 @@ def _lead_dims(module: TorchRLModule) -> int:
     return 2 if module.is_stateful() else 1
 
 
-def _columns_at(flat: Tensor, layout: ObservationLayout, fixed: _FixedColumns) -> dict[str, Any]:
+def _columns_at(flat: Tensor, layout: _Layout, fixed: _FixedColumns) -> dict[str, Any]:
     """A batch with these perturbable observations, in fresh mappings: modules may pop from them."""
     rest, others = fixed
     return {**copied(others), Columns.OBS: layout.merge(flat, rest)}

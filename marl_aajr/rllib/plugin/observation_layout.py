@@ -1,7 +1,8 @@
 """The numbers of an observation that an adversary may move, gathered into one vector.
 
 A leaf of a nested (Dict, Tuple) observation is named by its path, `camera/depth` or `1/position`; a name
-also stands for everything below it, so `camera` means all leaves of that part.
+also stands for everything below it, so `camera` means all leaves of that part. Where a connector has
+flattened the observation (`FlatLayout`), its leaves keep their names.
 """
 
 from __future__ import annotations
@@ -11,13 +12,13 @@ from dataclasses import dataclass
 from typing import Any
 
 import gymnasium as gym
+import numpy as np
 import torch
 import tree
 from gymnasium.vector.utils import create_empty_array
 from torch import Tensor
 
-MASK_LEAF = "action_mask"
-"""PettingZoo's and RLlib's name of the part of an observation that nobody may perturb."""
+from marl_aajr.core.environment_values import ACTION_MASK, choices
 
 Leaves = Collection[str]
 
@@ -84,9 +85,108 @@ def _vector(leaf: Tensor, lead: int) -> Tensor:
     return leaf.flatten(lead) if leaf.ndim > lead else leaf.unsqueeze(-1)
 
 
+@dataclass(frozen=True)
+class FlatLayout:
+    """The places of the perturbed numbers in an observation that a connector has flattened to one vector.
+
+    Attributes:
+        places: `[d]`, in their order.
+    """
+
+    places: Tensor
+
+    def flatten(self, obs: Tensor) -> Tensor:
+        """The perturbed numbers of an observation batch `[B, ..., D]` as `[B, ..., d]`."""
+        return obs[..., self.places.to(obs.device)]
+
+    def rest(self, obs: Tensor) -> list[Tensor]:
+        """The whole observations, which hold the other numbers."""
+        return [obs]
+
+    def merge(self, flat: Tensor, rest: Sequence[Tensor]) -> Tensor:
+        """An observation batch with the perturbed numbers from `flat` and the others from `rest`."""
+        return rest[0].index_copy(-1, self.places.to(flat.device), flat)
+
+
+def flat_layout(
+    width: int, structures: Sequence[Any], *, leaves: Leaves | None, actions: gym.Space[Any]
+) -> FlatLayout | None:
+    """The layout of flattened observations; None where all their numbers may be perturbed.
+
+    Args:
+        width: D.
+        structures: the nested spaces that may have been flattened.
+        leaves: names of the parts that may be perturbed; None: all of floating-point numbers.
+        actions: the space of the actions that a mask may be about.
+
+    Raises:
+        ValueError: which of the numbers are masks, or stand for integers, cannot be said.
+    """
+    parts = [tree.flatten_with_path(structure) for structure in structures]
+    if not any(_is_fixed(path, space) for found in parts for path, space in found):
+        return None
+    layouts = {
+        tuple(_places(structure, leaves, actions))
+        for structure, found in zip(structures, parts, strict=True)
+        if sum(gym.spaces.flatdim(space) for _, space in found) == width
+    }
+    if len(layouts) != 1 or () in layouts:
+        raise ValueError(
+            f"expected to follow which of the {width} numbers of a network may be perturbed, which are "
+            "neither action masks nor stand for integers, got connectors of your own from "
+            f"{', '.join(map(str, structures))}; say it: mask=[True, False, ...]"
+        )
+    (places,) = layouts
+    return None if len(places) == width else FlatLayout(torch.tensor(places))
+
+
+def check_masks(space: gym.Space[Any], leaves: Leaves | None, actions: gym.Space[Any]) -> None:
+    """Raise `ValueError` where a part of a nested observation may be an action mask under another name."""
+    found = tree.flatten_with_path(_nested(space))
+    for path, part in found if leaves is None and len(found) > 1 else ():
+        if not _is_fixed(path, part) and part.shape == (choices(actions),) and _is_unit(part):
+            name = "/".join(map(str, path))
+            raise ValueError(
+                f"expected to know whether {name!r} says which actions are legal, got {part} for {actions}; "
+                f"call it {ACTION_MASK} if it does, or name what may be perturbed: leaves=[...]"
+            )
+
+
+def _places(structure: Any, leaves: Leaves | None, actions: gym.Space[Any]) -> list[int]:
+    """The places of the perturbed numbers; none where nothing may be perturbed."""
+    check_masks(structure, leaves, actions)
+    found = tree.flatten_with_path(structure)
+    if all(_is_fixed(path, space) for path, space in found):
+        return []
+    kinds = tree.map_structure_with_path(
+        lambda path, space: torch.zeros(1, 1, dtype=torch.int64 if _is_fixed(path, space) else torch.float32),
+        structure,
+    )
+    starts = np.cumsum([0, *(gym.spaces.flatdim(space) for _, space in found)])
+    chosen = ObservationLayout.of(kinds, lead_dims=1, leaves=leaves).chosen
+    return [place for i in chosen for place in range(starts[i], starts[i + 1])]
+
+
+def _is_fixed(path: Sequence[Any], space: gym.Space[Any]) -> bool:
+    """Whether nobody may perturb a part of an observation: a mask, or integers beside others."""
+    if not isinstance(space, gym.spaces.Box):
+        return True
+    return ACTION_MASK in path or (len(path) > 0 and not np.issubdtype(space.dtype, np.floating))
+
+
+def _is_unit(box: gym.spaces.Box) -> bool:
+    return bool((box.low == 0).all() and (box.high == 1).all())
+
+
+def _nested(space: Any) -> Any:
+    if isinstance(space, gym.spaces.Dict | dict):
+        return {key: _nested(part) for key, part in space.items()}
+    return tuple(map(_nested, space)) if isinstance(space, gym.spaces.Tuple | tuple) else space
+
+
 def _chosen(found: Sequence[tuple[tuple[Any, ...], Tensor]], leaves: Leaves | None) -> tuple[int, ...]:
     names = ["/".join(map(str, path)) for path, _ in found]
-    free = [i for i, (path, leaf) in enumerate(found) if MASK_LEAF not in path and leaf.is_floating_point()]
+    free = [i for i, (path, leaf) in enumerate(found) if ACTION_MASK not in path and leaf.is_floating_point()]
     known = ", ".join(names[i] for i in free)
     if not free:
         kinds = ", ".join(sorted({str(leaf.dtype) for _, leaf in found}))
@@ -115,7 +215,7 @@ def _stands_for(name: str, leaf: str) -> bool:
 def _why_not(name: str, leaves: Mapping[str, Tensor]) -> str:
     if name not in leaves:
         return ""
-    if MASK_LEAF in name.split("/"):
+    if ACTION_MASK in name.split("/"):
         return ", which is an action mask"
     return f", which holds {leaves[name].dtype}; convert it in the environment"
 

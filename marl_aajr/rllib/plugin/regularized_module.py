@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+import gymnasium as gym
 import torch
 from ray.rllib.core.columns import Columns
 from ray.rllib.core.rl_module.torch import TorchRLModule
@@ -31,6 +32,7 @@ from marl_aajr.rllib.plugin.module_policy import (
     module_distribution,
     module_policy,
 )
+from marl_aajr.rllib.plugin.observation_layout import FlatLayout, check_masks, flat_layout
 
 
 @dataclass(frozen=True)
@@ -200,6 +202,11 @@ class RegularizedModule(Regularized):
         self._actor = actor_network(module) if regularizer.constrains else None
         self._policy_loss = policy_loss
         self._shard = shard
+        self._flattened: FlatLayout | None = None
+        self._members = getattr(regularizer, "members", (regularizer,))
+        self._perturbs = any(hasattr(member, "leaves") for member in self._members)
+        if self._perturbs:
+            check_masks(module.observation_space, regularizer.perturbed_leaves, module.action_space)
         self._has_critic = judges_observations(module)
         offers: set[Need] = {"critic"} if self._has_critic else set()
         if policy_loss is not None:
@@ -213,6 +220,22 @@ class RegularizedModule(Regularized):
             defer=shard is not None,
         )
 
+    def follow(self, structures: Sequence[Any]) -> None:
+        """Find out what the module's observations were before connectors flattened them.
+
+        Args:
+            structures: the nested spaces of the agents' observations, as far as they are known.
+
+        Raises:
+            ValueError: see `flat_layout`.
+        """
+        space, leaves = self.module.observation_space, self.regularizer.perturbed_leaves
+        # Whoever names the features has the last word.
+        free = self._perturbs and not any(getattr(member, "mask", None) for member in self._members)
+        if free and isinstance(space, gym.spaces.Box) and len(space.shape) == 1:
+            width, actions = space.shape[0], self.module.action_space
+            self._flattened = flat_layout(width, structures, leaves=leaves, actions=actions)
+
     def sample(self, columns: Mapping[str, Any], outputs: Tensor | None) -> Sample:
         """A train batch of the module as the regularizer sees it.
 
@@ -221,8 +244,9 @@ class RegularizedModule(Regularized):
             outputs: the module's distribution inputs, with their graph; None: computed here.
         """
         leaves = self.regularizer.perturbed_leaves
+        flattened = self._flattened
         policy, obs = module_policy(
-            self.module, columns, self.distribution, layers=self._layers, leaves=leaves
+            self.module, columns, self.distribution, layers=self._layers, leaves=leaves, flattened=flattened
         )
         mask = columns.get(Columns.LOSS_MASK)
         if outputs is None:
@@ -241,7 +265,7 @@ class RegularizedModule(Regularized):
             log_probs=columns.get(Columns.ACTION_LOGP),
             advantages=columns.get(Postprocessing.ADVANTAGES),
             policy_loss=self._policy_loss,
-            values=RLModuleCritic(self.module, columns, leaves) if self._has_critic else None,
+            values=RLModuleCritic(self.module, columns, leaves, flattened) if self._has_critic else None,
             shard=shard,
         )
 

@@ -8,7 +8,7 @@ each minibatch (`before_step`, then `compute_losses`), where a regularizer's ter
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
-from functools import cache
+from functools import cache, partial
 from typing import Any
 
 import torch
@@ -16,13 +16,14 @@ from ray.rllib.algorithms.algorithm_config import AlgorithmConfig
 from ray.rllib.algorithms.ppo.torch.ppo_torch_learner import PPOTorchLearner
 from ray.rllib.core.columns import Columns
 from ray.rllib.core.learner.torch.torch_learner import TorchLearner
+from ray.rllib.utils import force_list
 from ray.rllib.utils.metrics import NUM_ENV_STEPS_SAMPLED_LIFETIME
 from torch import Tensor
 from torch import distributed as dist
 
 from marl_aajr.regularizers.regularizer import Regularizer
 from marl_aajr.regularizers.sample import PolicyLoss, ppo_policy_loss
-from marl_aajr.rllib.internals.algorithms import surely_trains
+from marl_aajr.rllib.internals.algorithms import structures_before_flattening, surely_trains
 from marl_aajr.rllib.internals.learners import (
     ResumableLearnerMixin,
     add_to_policy_loss,
@@ -88,7 +89,20 @@ def robustify(
         learner_class=robust_learner_class(base),
         learner_config_dict={REGULARIZERS_KEY: regularizer},
     )
+    callbacks = [c for c in force_list(config.callbacks_on_algorithm_init) if c is not _tell_structures]
+    config.callbacks(on_algorithm_init=[*callbacks, _tell_structures])
     return config
+
+
+def _tell_structures(*, algorithm: Any, **_: Any) -> None:
+    """Tell the learners what observations were before connectors flattened them."""
+    structures = structures_before_flattening(algorithm)
+    for result in algorithm.learner_group.foreach_learner(partial(_follow, structures=structures)):
+        result.get()
+
+
+def _follow(learner: Any, *, structures: list[Any], **_: Any) -> None:
+    learner.follow(structures)
 
 
 def _checked(mapping: Mapping[str, Regularizer], *, known: list[str]) -> dict[str, Regularizer]:
@@ -117,6 +131,7 @@ class RobustLearnerMixin(ResumableLearnerMixin):
     def build(self) -> None:
         # Learner.build calls hooks that read these.
         self._regularized: dict[str, RegularizedModule] = {}
+        self._structures: list[Any] = []
         self._timestep = 0
         self._updates = 0
         self._begun = False
@@ -147,6 +162,19 @@ class RobustLearnerMixin(ResumableLearnerMixin):
                     backends=backends_for(self),
                     shard=(learner_index(self), self.config.num_learners) if in_step(self) else None,
                 )
+                self._follow(module_id)
+
+    def follow(self, structures: list[Any]) -> None:
+        """See `RegularizedModule.follow`; also for modules that are yet to come."""
+        self._structures = structures
+        for module_id in self._regularized:
+            self._follow(module_id)
+
+    def _follow(self, module_id: str) -> None:
+        try:
+            self._regularized[module_id].follow(self._structures)
+        except ValueError as error:
+            raise ValueError(f"module {module_id!r}: {error}") from None
 
     def before_gradient_based_update(self, *, timesteps: dict[str, Any]) -> None:
         super().before_gradient_based_update(timesteps=timesteps)
