@@ -6,6 +6,7 @@ env runner asks it.
 
 from __future__ import annotations
 
+from math import prod
 from typing import Any
 
 import gymnasium as gym
@@ -177,12 +178,52 @@ def parts_of(module: TorchRLModule) -> tuple[gym.spaces.Box, gym.Space[Any] | No
     return observed_parts(module.observation_space)[1:]
 
 
-def flattened(network: nn.Module, module: TorchRLModule, observed: gym.spaces.Box) -> nn.Module:
-    """Layers on flat observations, for an environment whose observations RLlib flattened on the way."""
-    if isinstance(network, LiveModule) or parts_of(module)[0].shape == observed.shape:
+def flattened(network: nn.Module, module: TorchRLModule, observed: gym.Space[Any]) -> nn.Module:
+    """The network on an environment's observations, which RLlib flattened on the way to the module.
+
+    Raises:
+        ValueError: a recurrent network that sees the action mask as numbers.
+    """
+    box, mask = split(observed)
+    if sees_mask_as_numbers(module, observed):
+        if is_recurrent(network):
+            raise ValueError(
+                "expected a network without a memory where a connector flattened the action mask, got a "
+                "recurrent one; keep the mask out of its observations: keys_to_remove=['action_mask']"
+            )
+        return BesideMask(network, prod(mask.shape), first=own_key(observed) > ACTION_MASK)
+    if isinstance(network, LiveModule) or parts_of(module)[0].shape == box.shape:
         return network
     kind = Recurrent if is_recurrent(network) else nn.Sequential
     return kind(nn.Flatten(), *flatten(network))
+
+
+def sees_mask_as_numbers(module: TorchRLModule, observed: gym.Space[Any]) -> bool:
+    """Whether a module sees observation and action mask as one vector, as RLlib's connector flattens them."""
+    (box, legal), (own, mask) = split(observed), parts_of(module)
+    return mask is None and legal is not None and own.shape == (prod(box.shape) + prod(legal.shape),)
+
+
+class BesideMask(nn.Module):
+    """A network that sees the action mask as numbers beside the observation: no attack reaches them.
+
+    Args:
+        network: from both, side by side, `[B, d + n]`, to distribution inputs.
+        choices: n, the size of the mask.
+        first: whether the mask comes first.
+    """
+
+    reads_action_mask = True
+
+    def __init__(self, network: nn.Module, choices: int, *, first: bool) -> None:
+        super().__init__()
+        self.network, self._choices, self._first = network, choices, first
+
+    def forward(self, obs: Tensor, action_mask: Tensor | None = None) -> Tensor:
+        legal = obs.new_ones(len(obs), self._choices) if action_mask is None else action_mask.to(obs.dtype)
+        parts = [legal, obs.flatten(1)] if self._first else [obs.flatten(1), legal]
+        outputs: Tensor = self.network(torch.cat(parts, -1))
+        return outputs
 
 
 def greedy_only(module: TorchRLModule) -> bool:

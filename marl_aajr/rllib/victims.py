@@ -33,7 +33,14 @@ from ray.rllib.utils.filter import RunningStat
 
 from marl_aajr.core.environment_values import split, zero_based
 from marl_aajr.rllib.internals.algorithms import custom_connectors, foreign_env_to_module
-from marl_aajr.rllib.playing_networks import critic_network, flattened, greedy_only, parts_of, playing_network
+from marl_aajr.rllib.playing_networks import (
+    critic_network,
+    flattened,
+    greedy_only,
+    parts_of,
+    playing_network,
+    sees_mask_as_numbers,
+)
 from marl_aajr.rllib.sampling.batch_env import module_of_agents
 from marl_aajr.rllib.sampling.module_policies import own_distribution
 from marl_aajr.rllib.sampling.observation_filter import ObservationNormalizer
@@ -82,8 +89,9 @@ def victim_from_modules(
             spaces, or that do not choose actions from a distribution that victims have.
     """
     spec = env if isinstance(env, EnvironmentSpec) else resolve(env, env_kwargs)
-    game = _closed(spec)
-    observation_spaces, action_spaces = game.observation_spaces, game.env_action_spaces
+    game = spec.make()
+    game.close()
+    observation_spaces = game.observation_spaces
     module_of = module_of_agents(game.agent_ids, policy_mapping_fn)
     known = {name: _unwrapped(module) for name, module in modules.items()}
     for agent, name in module_of.items():
@@ -93,14 +101,15 @@ def victim_from_modules(
                 "another policy_mapping_fn"
             )
         _check_spaces(agent, name, known[name], game)
-    boxes = {name: split(observation_spaces[agent])[0] for agent, name in module_of.items()}
+    seen = {name: observation_spaces[agent] for agent, name in module_of.items()}
     used = {name: known[name] for name in dict.fromkeys(module_of.values())}
+    critics = {n: critic_network(m) for n, m in used.items() if not sees_mask_as_numbers(m, seen[n])}
     return Victim(
         module_of=module_of,
-        modules={name: flattened(playing_network(m), m, boxes[name]) for name, m in used.items()},
-        critics={n: critic for n, m in used.items() if (critic := critic_network(m)) is not None},
+        modules={name: flattened(playing_network(m), m, seen[name]) for name, m in used.items()},
+        critics={name: critic for name, critic in critics.items() if critic is not None},
         observation_spaces={agent: split(space)[0] for agent, space in observation_spaces.items()},
-        action_spaces=action_spaces,
+        action_spaces=game.env_action_spaces,
         filters=filters or {},
         normalize_actions=normalize_actions,
         clip_actions=clip_actions,
@@ -108,13 +117,6 @@ def victim_from_modules(
         env_name=spec.name,
         env_kwargs=spec.kwargs,
     )
-
-
-def _closed(spec: EnvironmentSpec) -> Game:
-    """An environment that is asked for its agents and spaces only."""
-    game = spec.make()
-    game.close()
-    return game
 
 
 def _unwrapped(module: Any) -> TorchRLModule:
@@ -139,7 +141,8 @@ def _check_spaces(agent: str, name: str, module: TorchRLModule, game: Game) -> N
     same = isinstance(box, gym.spaces.Box) and prod(own.shape) == prod(box.shape)
     # RLlib's own environments ignore what infos say; the victim masks the outputs of such a module.
     ignored = mask is None and game.infos_have_masks
-    if not same or ((mask is None) != (legal is None) and not ignored):
+    beside = isinstance(box, gym.spaces.Box) and sees_mask_as_numbers(module, observed)
+    if not beside and (not same or ((mask is None) != (legal is None) and not ignored)):
         raise ValueError(
             f"expected module {name!r} to read the observations {observed} of {agent!r}, got one for "
             f"{module.observation_space}; give the environment the arguments that it was trained with"
@@ -196,7 +199,8 @@ def victim_from_checkpoint(
     _check_kind(path)
     config = _config(path)
     spec = env if isinstance(env, EnvironmentSpec) else resolve(env, env_kwargs)
-    game = _closed(spec)
+    game = spec.make()
+    game.close()
     # Without policies of its own a configuration has one module, and RLlib asks for no mapping.
     one = dict.fromkeys(game.possible_agents, DEFAULT_MODULE_ID)
     mapping = config.policy_mapping_fn if config.is_multi_agent else one
