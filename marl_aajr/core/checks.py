@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 from bisect import bisect_right
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from difflib import get_close_matches
 from math import inf, isfinite
 from typing import TYPE_CHECKING
@@ -74,6 +74,28 @@ def check_finite(name: str, tensor: Tensor) -> None:
     bad = tensor.detach()[~finite]
     nans = int(bad.isnan().sum())
     raise NonFiniteError(f"{name}: {nans} NaN and {bad.numel() - nans} infinite of {tensor.numel()} numbers")
+
+
+def nonfinite(total: Tensor) -> Tensor:
+    """1 where a scalar is NaN or infinite, else 0: ∞ − ∞ and NaN − NaN are NaN."""
+    return (total - total != 0).long()
+
+
+def is_search_space(value: object) -> bool:
+    """Whether Ray Tune puts a value in the place of this one: `grid_search`, `choice`, `uniform`, ..."""
+    grid = isinstance(value, Mapping) and set(value) == {"grid_search"}
+    return grid or type(value).__module__.startswith("ray.tune.")
+
+
+def refuse_search_spaces(maker: str, settings: Mapping[str, object]) -> None:
+    """Raise `ValueError` where a setting of a regularizer is a search space, and say where that belongs."""
+    for name, value in settings.items():
+        if is_search_space(value):
+            raise ValueError(
+                f"expected a value for {name}, got the search space {value!r}, which Tune fills in around a "
+                "regularizer and not inside it; give robustify a space of regularizers: "
+                f"tune.grid_search([{maker}({name}=x) for x in ...])"
+            )
 
 
 Schedule = float | tuple[tuple[float, float], ...]

@@ -14,11 +14,21 @@ import torch
 from torch import Tensor
 
 from marl_aajr.core.ascent import AUTO, STARTS, STEPS, Start, Step, Trajectory, ascend, starting_point
-from marl_aajr.core.checks import Schedule, as_schedule, maximum, minimum, one_of, raised, value_at, whole
+from marl_aajr.core.checks import (
+    Schedule,
+    as_schedule,
+    maximum,
+    minimum,
+    nonfinite,
+    one_of,
+    raised,
+    value_at,
+    whole,
+)
 from marl_aajr.core.distributions import ActionDistribution
 from marl_aajr.core.objectives import EVERYTHING, Need, Objective
 from marl_aajr.core.threat import Norm, PerturbationSet
-from marl_aajr.regularizers.regularizer import Context, Regularizer, nonfinite
+from marl_aajr.regularizers.regularizer import Context, Regularizer
 from marl_aajr.regularizers.sample import Sample
 
 
@@ -55,6 +65,7 @@ class Perturbing(Regularizer):
     high: float | tuple[float, ...] | None = None
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         for name in (*self.weights, "epsilon"):
             object.__setattr__(self, name, as_schedule(getattr(self, name), name=name))
         for name in ("leaves", "mask", "scale", "low", "high"):

@@ -19,7 +19,7 @@ from typing import ClassVar, Self, TypeVar
 import torch
 from torch import Tensor, nn
 
-from marl_aajr.core.checks import check_finite
+from marl_aajr.core.checks import check_finite, nonfinite, refuse_search_spaces
 from marl_aajr.core.distributions import ActionDistribution
 from marl_aajr.core.fixed_network import check_hooks, check_rows, fixed
 from marl_aajr.core.jacobian import BACKENDS, Backend
@@ -84,6 +84,9 @@ class Regularizer(ABC):
     def __init_subclass__(cls) -> None:
         super().__init_subclass__()
         inherit_attributes(cls)
+
+    def __post_init__(self) -> None:
+        refuse_search_spaces(type(self).__name__, vars(self))
 
     @property
     def perturbed_leaves(self) -> tuple[str, ...] | None:
@@ -200,6 +203,7 @@ class Sum(Regularizer):
     members: tuple[Regularizer, ...]
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         flat: list[Regularizer] = []
         for member in self.members:
             if not isinstance(member, Regularizer):
@@ -279,11 +283,6 @@ class Sum(Regularizer):
                 answer = member.constrain(module, own, exact=exact)
             metrics |= {f"{label}/{key}": value for key, value in answer.items()}
         return metrics
-
-
-def nonfinite(total: Tensor) -> Tensor:
-    """1 where a scalar is NaN or infinite, else 0: ∞ − ∞ and NaN − NaN are NaN."""
-    return (total - total != 0).long()
 
 
 def _own(entries: Mapping[str, _T], label: str) -> dict[str, _T]:

@@ -173,8 +173,8 @@ class ERNIE(Smoothness):
     output: DistanceOutput = "logits"
 
     def __post_init__(self) -> None:
-        one_of("output", self.output, get_args(DistanceOutput))
         super().__post_init__()
+        one_of("output", self.output, get_args(DistanceOutput))
 
     @property
     def adversary(self) -> OutputDistance:

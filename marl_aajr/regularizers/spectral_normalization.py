@@ -50,6 +50,7 @@ class SpectralNormalization(Regularizer):
     layer_bound: float = 2.0
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         positive("layer_bound", self.layer_bound)
 
     def active(self, timestep: float) -> bool:

@@ -6,6 +6,7 @@ module from the spaces that it plays in and the settings under `model`.
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -18,7 +19,7 @@ from ray.rllib.core.rl_module.default_model_config import DefaultModelConfig
 from ray.rllib.core.rl_module.rl_module import RLModuleSpec
 from ray.rllib.core.rl_module.torch import TorchRLModule
 
-from marl_aajr.core.environment_values import agent_name
+from marl_aajr.core.environment_values import agent_name, split
 from marl_aajr.rllib.networks import ORTHOGONAL_GAIN, FlatActorCritic, MAPPOModule, needs_flat_module
 from marl_aajr.rollout.centralized_critic import CentralView, with_state
 from marl_aajr.rollout.environments import resolve
@@ -91,6 +92,20 @@ def policy_mapping_of(config: RunConfig) -> PolicyMapping:
         groups = [[b for b, other in zip(agents, alike, strict=True) if other == own] for own in alike]
         module_of = dict(zip(agents, _names(groups, teams), strict=True))
     return PolicyMapping(observation_spaces, action_spaces, teams, module_of, central)
+
+
+def warn_of_images(mapping: PolicyMapping) -> None:
+    """Tells the logger `marl_aajr` which modules read images, which their MLPs take as rows of numbers."""
+    for module, agent in mapping.modules.items():
+        box, _ = split(mapping.observation_spaces[agent])
+        if len(box.shape) == 3:
+            logging.getLogger("marl_aajr").warning(
+                "%s: an MLP reads images %s as %d numbers in a row; make them smaller, or train a "
+                "convolutional network of your own by robustify",
+                module,
+                " x ".join(map(str, box.shape)),
+                gym.spaces.flatdim(box),
+            )
 
 
 def _names(groups: list[list[str]], teams: Mapping[str, str]) -> list[str]:

@@ -31,6 +31,7 @@ from marl_aajr.training.cluster import ray_for, wait_for_room
 from marl_aajr.training.config import RunConfig, as_config
 from marl_aajr.training.fields import differences
 from marl_aajr.training.loop import OnIteration, ProcessesLostError, ShouldStop, Training
+from marl_aajr.training.modules import warn_of_images
 from marl_aajr.training.run_directory import Event, RunDirectory
 
 _LOGGER = logging.getLogger("marl_aajr")
@@ -97,6 +98,7 @@ def train(
             training = Training(config, directory, on_iteration, should_stop)
             if (teams := training.mapping.teams) and set(teams.values()) != {ADVERSARY}:
                 announce(config.env.name, teams)
+            warn_of_images(training.mapping)
             _survive(training, progress, max_failures=max_failures)
     finally:
         directory.unlock()

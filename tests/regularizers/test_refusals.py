@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from ray import tune
 
 from marl_aajr.core.distributions import Categorical, DiagGaussian
 from marl_aajr.core.policy import ModulePolicy
@@ -104,3 +105,21 @@ def test_the_backend_is_settled_for_the_policy() -> None:
     attention = ModulePolicy(Attention(), Categorical(6))
     with pytest.raises(ValueError, match="expected a policy that backend='forward' can differentiate"):
         AAJR(backend="forward").fitted(attention, torch.randn(2, 5, 6))
+
+
+@pytest.mark.parametrize("space", [tune.grid_search([1e-3, 1e-2]), tune.loguniform(1e-4, 1e-2)], ids=str)
+@pytest.mark.parametrize(
+    ("name", "setting"),
+    [
+        ("aajr", "coefficient"),
+        ("aajr", "steps"),
+        ("ernie", "output"),
+        ("spectral_normalization", "layer_bound"),
+    ],
+)
+def test_a_search_space_belongs_around_a_regularizer(space: Any, name: str, setting: str) -> None:
+    """Tune looks for spaces in dicts and lists, and would leave one inside a value as it is."""
+    with pytest.raises(
+        ValueError, match=rf"for {setting}, got the search space .*grid_search\(\[\w+\({setting}="
+    ):
+        make_regularizer(name, **{setting: space})

@@ -21,7 +21,7 @@ from ray.rllib.env.multi_agent_env_runner import MultiAgentEnvRunner
 from marl_aajr.regularizers import make_regularizer
 from marl_aajr.rllib import robustify
 from marl_aajr.rllib.lean.learner import LeanPPOTorchLearner
-from marl_aajr.rllib.plugin.robustify import RobustLearnerMixin
+from marl_aajr.rllib.plugin.robustify import REGULARIZERS_KEY, RobustLearnerMixin
 from marl_aajr.rllib.sampling.env_runners import FastEnvRunner
 from marl_aajr.rllib.sampling.fast import FragmentsToBatch, fast
 from marl_aajr.rllib.sampling.metrics import RETURNS_KEY, EpisodeReturns
@@ -236,7 +236,8 @@ def test_checkpoint_brings_weights_and_filter_back(ray_session: None, tmp_path: 
 def test_tune_runs_it_in_a_process_of_its_own(ray_session: None, tmp_path: Any) -> None:
     configured = config(copies=4, steps=20).env_runners(env_to_module_connector=normalizer)
     configured.training(lr=tune.grid_search([0.01]))
-    configured = fast(robustify(configured, make_regularizer("aajr")), OURS, kwargs=SHORT)
+    regularizers = [make_regularizer("aajr", coefficient=0.02, sample_fraction=1.0)]
+    configured = fast(robustify(configured, tune.grid_search(regularizers)), OURS, kwargs=SHORT)
     tuner = tune.Tuner(
         configured.algo_class,
         param_space=configured,
@@ -253,6 +254,7 @@ def test_tune_runs_it_in_a_process_of_its_own(ray_session: None, tmp_path: Any) 
     assert result.metrics["env_runners"]["num_env_steps_sampled_lifetime"] == 160
     assert result.metrics["env_runners"][RETURNS_KEY]["episodes"] == 8
     assert result.metrics["learners"]["agent"]["aajr"]["gain_mean"] > 0
+    assert result.metrics["config"]["learner_config_dict"][REGULARIZERS_KEY] == regularizers[0]
     restored = Algorithm.from_checkpoint(result.checkpoint.path)
     try:
         assert observations_counted(restored) == 2 * 3 * 4 * (20 + 2) + 3 * 4

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from ray import cloudpickle
+from ray import cloudpickle, tune
 from ray.rllib.core.columns import Columns
 from ray.rllib.core.learner.learner import Learner
 
@@ -93,6 +93,13 @@ def test_only_the_named_module_is_regularised() -> None:
     assert same(weights(plain), weights(one), "b/")
     assert "aajr" in results["a"]
     assert "aajr" not in results["b"]
+
+
+def test_a_search_space_needs_tune() -> None:
+    for spaces in (tune.grid_search([ACTIVE]), {"a": tune.choice([ACTIVE])}):
+        config = robustify(ppo_config("a"), spaces)
+        with pytest.raises(ValueError, match=r"for module 'a', got the search space .*by ray\.tune\.Tuner"):
+            build_learner(config)
 
 
 def test_modules_keep_settings_of_their_own() -> None:

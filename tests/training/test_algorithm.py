@@ -3,6 +3,8 @@ from __future__ import annotations
 import math
 from typing import Any
 
+import gymnasium as gym
+import numpy as np
 import pytest
 import torch
 from ray.rllib.algorithms.ppo.torch.ppo_torch_learner import PPOTorchLearner
@@ -12,7 +14,7 @@ from marl_aajr.rllib.internals.learners import ResumableLearnerMixin, resumable_
 from marl_aajr.rllib.plugin.robustify import REGULARIZERS_KEY
 from marl_aajr.training.algorithm import build_config, check_machine
 from marl_aajr.training.config import PPOSettings, make_config
-from marl_aajr.training.modules import policy_mapping_of
+from marl_aajr.training.modules import PolicyMapping, policy_mapping_of, warn_of_images
 from tests.training.runs import tiny
 
 CONNECT_FOUR = {"name": "pettingzoo.classic.connect_four_v3"}
@@ -149,3 +151,14 @@ def test_a_gpu_that_is_not_there_is_refused_for_the_main_process_only(name: str)
     with pytest.raises(ValueError, match=f"expected a GPU in this machine for resources.{name} > 0"):
         check_machine(config.resources)
     check_machine(tiny(resources={name: 0.5, "learners": 1, "env_runners": 1}).resources)
+
+
+def test_images_that_an_mlp_reads_deserve_a_line(caplog: pytest.LogCaptureFixture) -> None:
+    image, vector = gym.spaces.Box(0, 255, (9, 8, 3), np.uint8), gym.spaces.Box(-1, 1, (4,), np.float32)
+    masked = gym.spaces.Dict(observation=image, action_mask=gym.spaces.MultiBinary(2))
+    spaces = {"a": image, "b": vector, "c": masked}
+    actions, own = dict.fromkeys(spaces, gym.spaces.Discrete(2)), {agent: agent for agent in spaces}
+    warn_of_images(PolicyMapping(spaces, actions, own, own))
+    assert [message[:56] for message in caplog.messages] == [
+        f"{agent}: an MLP reads images 9 x 8 x 3 as 216 numbers in a row"[:56] for agent in "ac"
+    ]

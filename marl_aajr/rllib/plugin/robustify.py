@@ -21,6 +21,7 @@ from ray.rllib.utils.metrics import NUM_ENV_STEPS_SAMPLED_LIFETIME
 from torch import Tensor
 from torch import distributed as dist
 
+from marl_aajr.core.checks import is_search_space
 from marl_aajr.regularizers.regularizer import Regularizer
 from marl_aajr.regularizers.sample import PolicyLoss, ppo_policy_loss
 from marl_aajr.rllib.internals.algorithms import structures_before_flattening, surely_trains
@@ -56,7 +57,8 @@ def robustify(
         config: any configuration of the new API stack whose learner is a torch learner, with its modules
             already declared (`multi_agent`, `rl_module`). Call this last.
         regularizer: one for every module, those that are added later included, or
-            `{module_id: regularizer}`; modules without one train as before.
+            `{module_id: regularizer}`; modules without one train as before. For Ray Tune also a search space
+            of regularizers: `tune.grid_search([AAJR(coefficient=c) for c in (1e-3, 1e-2)])`.
 
     Returns:
         The same configuration, with the learner class extended.
@@ -83,7 +85,7 @@ def robustify(
             "set config.framework('torch') or another learner_class"
         )
     check_gradients_are_served(base)
-    if not isinstance(regularizer, Regularizer):
+    if not isinstance(regularizer, Regularizer) and not is_search_space(regularizer):
         regularizer = _checked(regularizer, known=sorted(config.policies))
     config.learners(
         learner_class=robust_learner_class(base),
@@ -114,7 +116,7 @@ def _checked(mapping: Mapping[str, Regularizer], *, known: list[str]) -> dict[st
                 f"expected a module id out of {', '.join(known)}, got {module_id!r}; declare it with "
                 "config.multi_agent(policies=...) before robustify, or give one regularizer for all modules"
             )
-        if not isinstance(value, Regularizer):
+        if not isinstance(value, Regularizer) and not is_search_space(value):
             raise ValueError(f"expected a regularizer for module {module_id!r}, got {value!r}")
     return dict(mapping)
 
@@ -150,7 +152,13 @@ class RobustLearnerMixin(ResumableLearnerMixin):
         for module_id, wrapped in self.module.items():
             module = wrapped.unwrapped()
             known = before.get(module_id)
-            regularizer = given if isinstance(given, Regularizer) else given.get(module_id)
+            every = isinstance(given, Regularizer) or is_search_space(given)
+            regularizer = given if every else given.get(module_id)
+            if is_search_space(regularizer):
+                raise ValueError(
+                    f"expected a regularizer for module {module_id!r}, got the search space {regularizer!r}; "
+                    "run the configuration by ray.tune.Tuner, which fills it in"
+                )
             if known is not None and known.module is module:
                 self._regularized[module_id] = known
             elif module_id in trained and regularizer is not None:
