@@ -12,7 +12,7 @@ import typer
 
 from marl_aajr.cli.display import Interrupt, TrainingProgress, say, waiting
 from marl_aajr.cli.options import guide, options, takes, told, values
-from marl_aajr.core.decimals import decimals_of, written
+from marl_aajr.core.checks import decimals_of, written
 
 if TYPE_CHECKING:
     from rich.console import Console

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from marl_aajr.cli.options import guide, told
-from marl_aajr.core.decimals import written
+from marl_aajr.core.checks import written
 
 if TYPE_CHECKING:
     from rich.table import Table

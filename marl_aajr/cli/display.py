@@ -17,7 +17,7 @@ from rich.live import Live
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn
 from rich.table import Table
 
-from marl_aajr.core.decimals import written
+from marl_aajr.core.checks import written
 
 if TYPE_CHECKING:
     from marl_aajr.evaluation import Progress as Played

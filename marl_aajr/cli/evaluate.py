@@ -14,7 +14,7 @@ import typer
 
 from marl_aajr.cli.display import PlayingProgress, say, waiting
 from marl_aajr.cli.options import assigned, guide, options, sample, takes, told, values
-from marl_aajr.core.decimals import decimals_for, written
+from marl_aajr.core.checks import decimals_for, written
 
 if TYPE_CHECKING:
     from rich.table import Table

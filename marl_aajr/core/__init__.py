@@ -12,7 +12,7 @@ It reads in this order:
 8. `diagnostics`: exact measurements of gain, curvature and admissible steps;
 9. `adversary_actions`: the meaning of a learned adversary's actions.
 
-Helpers: `checks` (of settings and of numbers, and schedules), `settings` (their descriptions), `seeds` (the
+Helpers: `checks` (of settings and numbers, schedules, decimals), `settings` (their descriptions), `seeds` (the
 same numbers from one seed).
 
 `mlp` stands apart: plain MLPs with their derivatives written out, for speed. Autograd computes the same

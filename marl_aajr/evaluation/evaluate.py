@@ -55,16 +55,11 @@ def evaluate(
     One team is attacked, all its agents at every step unless a budget says less; the others play the same
     policies on what is really there. "The return" is the attacked team's: the sum of its agents' undiscounted
     rewards. The worst attack of each ε, and the worst agents, are chosen on other episodes than those they
-    are reported on. With attacks come the checks that say whether their returns are evidence: see
-    `Evaluation.checks`.
+    are reported on. Whether the returns are evidence is said by `Evaluation.checks`.
 
-    The result of a folder is kept, written at the end and in one step: in `RUN/evaluations`, or for saved
-    victims and checkpoints in a folder beside theirs, `…-evaluations`. The same evaluation again replaces its
-    file. Adversaries that a run's evaluation trains are kept in the run.
-
-    Torch has one thread until the end; more cores are used by `workers`. If their number is not given, this
-    process plays alone within a task of Ray; elsewhere as many workers as there are cores take over as soon
-    as the rest would take it more than 20 seconds. Ray is started where it is not running.
+    The result of a folder is written at the end and in one step: to `RUN/evaluations`, or for saved victims
+    and checkpoints to a folder beside theirs, `…-evaluations`; the same evaluation again replaces its file.
+    Adversaries that a run's evaluation trains are kept in the run. Torch has one thread until the end.
 
     Args:
         victim: plays all agents; or the folder of a finished run, a saved victim or an RLlib checkpoint.
@@ -80,10 +75,8 @@ def evaluate(
         settings: fields of `Protocol` by name, such as `suite`, `attacks`, `episodes` and `budget`.
 
     Raises:
-        ValueError: nothing of the kind in a folder, an unfinished run, numbers out of range, unknown or
-            repeated attacks, attacks that the policies do not admit, a budget or an environment that the
-            victim does not fit; all before anything is played. More steps in the budget than an episode has,
-            once that has been seen.
+        ValueError: nothing of the kind in a folder, an unfinished run, or anything that the victim does not
+            admit; all before anything is played, but for more steps in the budget than an episode has.
         EnvironmentFault: the environment broke its contract.
 
     Example:
@@ -91,32 +84,34 @@ def evaluate(
         >>> evaluate(victim, "simple_spread_v3", attacks=[("pgd", 0.1)], episodes=10, budget="agents=1")
     """
     protocol = (protocol or Protocol()).changed(**settings)
-    teams = dict(env_kwargs or {}) if env is None and set(env_kwargs or ()) == {"teams"} else {}
-    spec = _environment(env, None if teams else env_kwargs)
     folder = Path(victim) if isinstance(victim, Path | str) else None
-    player = _victim(victim, spec)
-    others = {name: _surrogate(other, spec) for name, other in _named(surrogates).items()}
+    player, spec, given = _player(victim, env, env_kwargs)
+    others = {name: _surrogate(other, given) for name, other in _named(surrogates).items()}
     for name, run in _named(adversaries).items():
         protocol = with_adversary(protocol, Path(run), name=name, against=player, at=folder or "VICTIM")
-    if spec is None and not player.env_name:
+    home = folder if folder is not None and RunDirectory(folder).is_run else None
+    found = _played(player, spec, protocol, surrogates=others, home=home, on_progress=on_progress)
+    if out is None and folder is not None:
+        out = evaluations_of(folder) / file_name(found)
+    if out is not None:
+        Path(out).parent.mkdir(parents=True, exist_ok=True)
+        write_json(Path(out), found.model_dump(mode="json"))
+    return found
+
+
+def _player(
+    victim: Victim | Path | str, env: Any, kwargs: Mapping[str, Any] | None
+) -> tuple[Victim, EnvironmentSpec, EnvironmentSpec | None]:
+    """The victim, its environment, and that again where it was given."""
+    teams = dict(kwargs or {}) if env is None and set(kwargs or ()) == {"teams"} else {}
+    given = _environment(env, None if teams else kwargs)
+    player = _victim(victim, given)
+    if given is None and not player.env_name:
         raise ValueError(
             "expected the environment of a victim that does not name it, got none; name it: env=NAME (on the "
             "command line --env NAME)"
         )
-    evaluation = _played(
-        player,
-        spec or resolve(player.env_name, {**player.env_kwargs, **teams}),
-        protocol,
-        surrogates=others,
-        home=folder if folder is not None and RunDirectory(folder).is_run else None,
-        on_progress=on_progress,
-    )
-    if out is None and folder is not None:
-        out = evaluations_of(folder) / file_name(evaluation)
-    if out is not None:
-        Path(out).parent.mkdir(parents=True, exist_ok=True)
-        write_json(Path(out), evaluation.model_dump(mode="json"))
-    return evaluation
+    return player, given or resolve(player.env_name, {**player.env_kwargs, **teams}), given
 
 
 def _environment(env: Any, kwargs: Mapping[str, Any] | None) -> EnvironmentSpec | None:

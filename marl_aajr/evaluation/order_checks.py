@@ -32,7 +32,7 @@ from torch import Tensor
 
 from marl_aajr.attacks import ATTACKS, FGSM, PGD, Attack, MarginPGD, StrongMarginPGD, StrongPGD
 from marl_aajr.attacks.base import AUTO, resolve_objective
-from marl_aajr.core.decimals import written
+from marl_aajr.core.checks import written
 from marl_aajr.core.distributions import ActionDistribution
 from marl_aajr.evaluation.outcomes import AttackOutcome, AttackSpec, Outcome, student_interval
 from marl_aajr.evaluation.result import ActionsResult, Check, Verdict

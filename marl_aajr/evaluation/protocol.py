@@ -182,6 +182,8 @@ class Protocol(Section):
         num_envs: copies played side by side. Of E copies episode i is number i // E of copy i mod E, and is
             seeded as such, so compare evaluations of the same E only.
         workers: Ray workers that share the rows, to the same result; None: one a core where it takes long.
+            Then, within a task of Ray, the process plays alone; elsewhere Ray is started where it is not
+            running, as soon as the rest would take more than 20 seconds.
     """
 
     suite: str | InstanceOf[Suite] | None = None

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from marl_aajr.core.decimals import decimals_for
+from marl_aajr.core.checks import decimals_for
 from marl_aajr.evaluation.outcomes import Outcome
 from marl_aajr.evaluation.result import Check
 from marl_aajr.report.common_protocol import CommonProtocol, Evidence, RunResults, gather

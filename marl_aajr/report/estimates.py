@@ -20,7 +20,7 @@ from typing import Any, Literal, TypeVar
 import numpy as np
 from scipy import stats
 
-from marl_aajr.core.decimals import written
+from marl_aajr.core.checks import written
 from marl_aajr.evaluation.outcomes import student_interval
 
 FEW = 3

@@ -18,7 +18,7 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from marl_aajr.attacks import ATTACKS, Attack, make_attack
-from marl_aajr.core.decimals import decimals_of, written
+from marl_aajr.core.checks import decimals_of, written
 from marl_aajr.core.seeds import Purpose, stream
 from marl_aajr.evaluation.episodes import AttackRun, play
 from marl_aajr.evaluation.outcomes import Units

@@ -13,7 +13,7 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import EngFormatter, MaxNLocator
 from numpy.typing import NDArray
 
-from marl_aajr.core.decimals import written
+from marl_aajr.core.checks import written
 from marl_aajr.report.comparison import Comparison, MethodRow
 from marl_aajr.report.methods import EvaluatedRun, Method
 from marl_aajr.report.style import Look, Panel, draw_lines, svg

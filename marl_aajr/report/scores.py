@@ -19,7 +19,7 @@ from matplotlib.ticker import MaxNLocator
 from numpy.typing import ArrayLike, NDArray
 from scipy import stats
 
-from marl_aajr.core.decimals import written
+from marl_aajr.core.checks import written
 from marl_aajr.evaluation.outcomes import LEVEL
 from marl_aajr.report.comparison import Comparison
 from marl_aajr.report.conditions import Task

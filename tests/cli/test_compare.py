@@ -12,7 +12,8 @@ from marl_aajr.cli.app import main
 from marl_aajr.rollout.environments import resolve
 from marl_aajr.training.run_directory import RunDirectory
 from tests.evaluation.players import team
-from tests.report.factory import config, evaluation, write_method, write_run
+from tests.report.evaluations import evaluation
+from tests.report.factory import config, write_method, write_run
 
 TAG = {"name": "mpe2.simple_tag_v3", "kwargs": {}}
 

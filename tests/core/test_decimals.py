@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from marl_aajr.core.decimals import decimals_for, decimals_of, written
+from marl_aajr.core.checks import decimals_for, decimals_of, written
 from marl_aajr.report.estimates import Estimate
 
 
@@ -68,5 +68,5 @@ def test_there_is_no_negative_zero() -> None:
 
 
 def test_the_command_line_need_not_wait_for_torch() -> None:
-    code = "import sys, marl_aajr.core.decimals; sys.exit('torch' in sys.modules)"
+    code = "import sys, marl_aajr.core.checks; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from marl_aajr.attacks import Attack, make_attack
-from marl_aajr.evaluation import Evaluation, evaluate
+from marl_aajr.evaluation import Evaluation, Suite, evaluate
 from marl_aajr.rollout.environments import EnvironmentSpec, resolve
 from marl_aajr.victims import ObservationFilter, Victim
 
@@ -107,3 +107,25 @@ def played(
     attacks = protocol.pop("attacks", None) or [(flip(), 1.1)]
     settings = {"episodes": 10, "num_envs": 4, "selection_episodes": 6}
     return evaluate(team(spec, LoudReader()), spec, attacks=attacks, **(settings | protocol))
+
+
+FIELDS: dict[str, Any] = {
+    "summary": "for tests",
+    "episodes": 6,
+    "selection_episodes": 4,
+    "actions": ["greedy"],
+    "units": "raw",
+    "epsilons": [0.9, 1.1],
+    "attacks": ["noise", "pgd-margin"],
+}
+
+
+class Opaque(nn.Module):
+    """A sign reader whose outputs have no graph."""
+
+    def forward(self, obs: torch.Tensor) -> torch.Tensor:
+        return torch.from_numpy(np.stack([-obs.detach()[:, 0], obs.detach()[:, 0]], -1))
+
+
+def suite(**changes: Any) -> Suite:
+    return Suite.model_validate({"name": "mine", **FIELDS, **changes})

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import importlib
-from dataclasses import dataclass, replace
-from typing import Any
+from dataclasses import dataclass
 
 import numpy as np
 import pytest
@@ -12,11 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from marl_aajr.attacks import PGD, UniformNoise
-from marl_aajr.core.environment_values import EnvironmentFault
 from marl_aajr.core.policy import Policy
 from marl_aajr.core.threat import PerturbationSet
 from marl_aajr.evaluation import AttackSpec, Progress, evaluate
-from marl_aajr.evaluation import episodes as episodes_module
 from marl_aajr.evaluation.outcomes import Units
 from marl_aajr.rollout.batched_env import BatchedEnv
 from marl_aajr.rollout.environments import EnvironmentSpec, resolve
@@ -235,87 +232,6 @@ class TestResults:
         with pytest.raises(KeyboardInterrupt):
             evaluate(team(signs()), episodes=3, on_progress=stop)
         assert (taken, torch.get_num_threads()) == ([1, 1], 2)
-
-
-class TestRefusals:
-    def test_a_network_instead_of_a_victim(self) -> None:
-        with pytest.raises(ValueError, match=r"expected a victim, got a Linear.*; make one with Victim"):
-            evaluate(sign_reader())  # type: ignore[arg-type]
-
-    def test_an_environment_instead_of_its_name(self) -> None:
-        with pytest.raises(ValueError, match="expected the environment's name or import path"):
-            evaluate(team(SPREAD), SPREAD.make())  # type: ignore[arg-type]
-
-    @pytest.mark.parametrize(
-        ("settings", "message"),
-        [
-            ({"episodes": 0}, "episodes: expected a number greater than or equal to 1, got 0"),
-            ({"episodes": 2.5}, r"episodes: expected an integer, got 2\.5"),
-            ({"episodes": True}, "episodes: expected an integer, got True"),
-            ({"episode": 3}, "episode: unknown key; did you mean episodes?"),
-            ({"num_envs": -1}, "num_envs: expected a number greater than or equal to 1"),
-            ({"seed": -1}, "seed: expected a number greater than or equal to 0, got -1"),
-            ({"attacks": [("pdg", 0.1)]}, "expected an attack out of noise, .*; got 'pdg'"),
-            ({"attacks": [("pgd", 0.0)]}, r"attacks\.0\.epsilon: expected a number greater than 0, got 0\.0"),
-            (
-                {"attacks": [("pgd", float("nan"))]},
-                r"attacks\.0\.epsilon: expected a number greater than 0, got nan",
-            ),
-            ({"attacks": [("pgd", "much")]}, r"attacks\.0\.epsilon: expected a number, got 'much'"),
-            (
-                {"attacks": [("pgd", 0.1), ("fgsm", 0.1), ("pgd", 0.1)]},
-                r"attacks: expected each attack once, got pgd at 0\.1 twice",
-            ),
-            ({"team": "blue"}, "a team out of team; got 'blue'"),
-            (
-                {"attacks": [(PGD(perturbations=PerturbationSet(epsilon=1, mask=(True,) * 3)), 0.1)]},
-                "expected 2 features in mask, got 3",
-            ),
-        ],
-    )
-    def test_before_anything_is_played(self, settings: dict[str, Any], message: str) -> None:
-        with pytest.raises(ValueError, match=message):
-            evaluate(team(signs()), on_progress=lambda _: pytest.fail("it was played"), **settings)
-
-    def test_a_victim_that_names_no_environment_is_asked_for_one(self) -> None:
-        nameless = replace(team(signs()), env_name="", env_kwargs={})
-        assert evaluate(nameless, signs(), episodes=1).env.name == signs().name
-        with pytest.raises(ValueError, match=r"the environment of a victim .* name it: env=NAME"):
-            evaluate(nameless, episodes=1)
-
-    def test_attacks_that_the_policy_does_not_admit(self) -> None:
-        with pytest.raises(ValueError, match=r"expected a categorical policy .*; use 'kl'"):
-            evaluate(team(CONTINUOUS), attacks=[("noise", 0.1), ("pgd-margin", 0.1)], episodes=1)
-
-    def test_integer_observations_play_but_are_not_attacked(self) -> None:
-        victim = team(signs(dtype="int64"), sign_reader())
-        assert evaluate(victim, episodes=3).clean_return > 0
-        with pytest.raises(
-            ValueError, match=r"float observations to attack, got .*int64.* for 'agent_0'; leave"
-        ):
-            evaluate(victim, attacks=[("noise", 0.1)], episodes=3)
-
-    @pytest.mark.parametrize(
-        ("spec", "message"),
-        [
-            (moves(), "plays first, second, got one for agent_0, agent_1, agent_2"),
-            (signs(dtype="float64"), "for the observations .*float64.* of 'agent_0', got one for .*float32"),
-        ],
-    )
-    def test_an_environment_that_does_not_fit(self, spec: EnvironmentSpec, message: str) -> None:
-        with pytest.raises(ValueError, match=message):
-            evaluate(team(signs()), spec, episodes=1)
-
-    def test_an_environment_that_breaks_is_named(self) -> None:
-        with pytest.raises(
-            EnvironmentFault, match=r"tests\.evaluation\.toys:Signs, copy 0, step 1: .*'agent_0' is nan"
-        ):
-            evaluate(team(signs()), signs(broken_at=1), episodes=2)
-
-    def test_endless_episodes(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(episodes_module, "LONGEST_EPISODE", 40)
-        with pytest.raises(ValueError, match="more than 40 steps; give the environment a time limit"):
-            evaluate(team(signs(endless=True)), episodes=1)
 
 
 def test_gradients_are_off_and_the_victim_is_as_before() -> None:

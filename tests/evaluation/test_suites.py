@@ -2,49 +2,25 @@
 
 from __future__ import annotations
 
-import time
 from pathlib import Path
 from typing import Any
-from unittest.mock import MagicMock, patch
 
 import numpy as np
 import pytest
 import torch
 import yaml
 
-from marl_aajr.adversaries.robust_sarsa import RobustSarsa
 from marl_aajr.attacks import ATTACKS, make_attack
 from marl_aajr.core.seeds import Purpose, derived_seed
 from marl_aajr.core.threat import PerturbationSet
-from marl_aajr.evaluation import Protocol, Suite, builtin_suites, evaluate, load_suite
-from marl_aajr.evaluation.rows import WorkerPool, _may_spread
+from marl_aajr.evaluation import Protocol, builtin_suites, evaluate, load_suite
 from marl_aajr.rollout.environments import resolve
 from marl_aajr.victims import ObservationFilter
 from marl_aajr.victims.filters import through_filter
-from tests.evaluation.players import sign_reader, signs, team
+from tests.evaluation.players import FIELDS, sign_reader, signs, suite, team
 from tests.networks import generator, observations
 
-FIELDS: dict[str, Any] = {
-    "summary": "for tests",
-    "episodes": 6,
-    "selection_episodes": 4,
-    "actions": ["greedy"],
-    "units": "raw",
-    "epsilons": [0.9, 1.1],
-    "attacks": ["noise", "pgd-margin"],
-}
 SPREAD = resolve("marl_aajr.envs.simple_spread_v3", {"max_cycles": 5})
-
-
-class Opaque(torch.nn.Module):
-    """A sign reader whose outputs have no graph."""
-
-    def forward(self, obs: torch.Tensor) -> torch.Tensor:
-        return torch.from_numpy(np.stack([-obs.detach()[:, 0], obs.detach()[:, 0]], -1))
-
-
-def suite(**changes: Any) -> Suite:
-    return Suite.model_validate({"name": "mine", **FIELDS, **changes})
 
 
 class TestFile:
@@ -217,69 +193,6 @@ class TestWho:
             evaluate(victim, agents=[])
 
 
-class TestAdmission:
-    def test_a_suite_leaves_out_what_does_not_fit_and_says_so(self) -> None:
-        spec = resolve("simple_spread_v3", {"max_cycles": 3, "continuous_actions": True})
-        chosen = suite(attacks=["noise", "pgd-margin", "critic", "transfer", "pgd"], epsilons=[0.1])
-        result = evaluate(team(spec), suite=chosen, episodes=2, selection_episodes=0)
-        assert [row.attack.name for row in result.attacks] == ["noise", "pgd"]
-        reasons = {skipped.attack: skipped.reason for skipped in result.skipped}
-        assert "categorical" in reasons["pgd-margin"]
-        assert "robust-sarsa" in reasons["critic"]
-        assert "surrogate" in reasons["transfer"]
-
-    def test_what_was_asked_for_by_name_is_refused_before_anything_is_played(self) -> None:
-        for name, message in (("critic", "a victim with a critic"), ("transfer", "a surrogate")):
-            for beside in (None, suite(attacks=["noise", "robust-sarsa"])):
-                with pytest.raises(ValueError, match=f"expected {message}"):
-                    evaluate(team(signs(), sign_reader()), suite=beside, attacks=[(name, 0.1)])
-
-    def test_a_policy_that_torch_cannot_follow(self) -> None:
-        victim = team(signs(), Opaque())
-        with pytest.raises(ValueError, match="cannot differentiate by its inputs; use square"):
-            evaluate(victim, attacks=[("pgd", 1.1)])
-        result = evaluate(victim, attacks=[("square", 1.1)], episodes=4)
-        assert result.attacks[0].mean == -result.clean_return
-        (check,) = (check for check in result.checks if check.name == "gradients")
-        assert check.verdict == "warn"
-        assert "cannot be differentiated" in check.text
-
-    def test_a_surrogate_that_torch_cannot_follow_is_refused_before_anything_is_played(self) -> None:
-        victim = team(signs(), sign_reader())
-        surrogate = team(signs(), Opaque())
-        with pytest.raises(ValueError, match="a surrogate with gradients, got one for 'agent_0'"):
-            evaluate(victim, attacks=[("transfer", 1.1)], surrogates={"opaque": surrogate})
-        method = make_attack("square", epsilon=1.0)
-        blind = make_attack("transfer", epsilon=1.1, surrogate=surrogate, method=method)
-        result = evaluate(victim, attacks=[(blind, 1.1)], episodes=4)
-        assert result.attacks[0].mean == -result.clean_return
-
-    def test_a_surrogate_is_used_and_named(self) -> None:
-        victim = team(signs(), sign_reader())
-        result = evaluate(victim, attacks=[("transfer", 1.1)], episodes=4, surrogates={"twin": victim})
-        (row,) = result.attacks
-        assert row.mean == -result.clean_return
-        assert row.attack.source == "twin"
-
-    def test_a_learned_attack_is_fitted_once_for_all_sizes(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        fitted = []
-        fit = RobustSarsa.fit
-
-        def counted(self: RobustSarsa, *args: Any, **kwargs: Any) -> RobustSarsa:
-            fitted.append(self)
-            return fit(self, *args, **kwargs)
-
-        monkeypatch.setattr(RobustSarsa, "fit", counted)
-        attack = make_attack("robust-sarsa", epsilon=1.0, experience=400, updates=100)
-        result = evaluate(
-            team(signs(), sign_reader()), attacks=[(attack, 0.9), (attack, 1.1)], episodes=4, num_envs=4
-        )
-        below, above = result.attacks
-        assert below.returns == result.clean.returns
-        assert above.mean == -result.clean_return
-        assert len(fitted) == 1
-
-
 class TestUnits:
     def test_a_set_behind_a_filter_is_the_same_set(self) -> None:
         """Raw δ in the raw set ⇔ δ / scale in the filtered one; masks, scales and bounds move along."""
@@ -301,66 +214,3 @@ class TestUnits:
         inside = through_filter(PerturbationSet(epsilon=1.0), seen)
         obs = torch.full((50, 1), 1.5, dtype=torch.float64)
         assert (obs + inside.sample(obs, generator=generator())).max() <= 2.0
-
-
-@pytest.fixture
-def unhurried(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whatever is left is worth the start of workers."""
-    monkeypatch.setattr("marl_aajr.evaluation.rows._WORTH", 0.0)
-
-
-def test_short_work_stays_in_this_process(monkeypatch: pytest.MonkeyPatch) -> None:
-    hire = MagicMock()
-    monkeypatch.setattr("marl_aajr.evaluation.rows._started", hire)
-    victim = team(signs(), sign_reader())
-    evaluate(victim, suite=suite())
-    evaluate(victim, suite=suite(), workers=1)
-    hire.assert_not_called()
-
-
-@pytest.mark.usefixtures("unhurried")
-def test_where_workers_cannot_be_had_this_process_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(
-        "marl_aajr.evaluation.rows._started", MagicMock(side_effect=ValueError("no Ray here"))
-    )
-    victim = team(signs(), sign_reader())
-    assert evaluate(victim, suite=suite()) == evaluate(victim, suite=suite(), workers=1)
-    with pytest.raises(ValueError, match="no Ray here"):
-        evaluate(victim, suite=suite(), workers=2)
-
-
-@pytest.mark.usefixtures("ray_session")
-def test_within_a_task_of_ray_nobody_is_hired() -> None:
-    """A trial of Tune has its cores; workers would wait for others."""
-    import ray
-
-    assert _may_spread()
-    assert not ray.get(ray.remote(_may_spread).remote())
-
-
-@pytest.mark.usefixtures("ray_session", "unhurried")
-@pytest.mark.parametrize("workers", [2, None])
-def test_ray_workers_play_to_the_same_numbers(workers: int | None) -> None:
-    """Rows do not know of each other, so it does not matter who plays them, or who finds the worst agent."""
-    import ray
-
-    victim = team(SPREAD)
-    chosen = suite(
-        attacks=["noise", "pgd-margin"],
-        epsilons=[0.3, 0.5],
-        actions=["sampled", "greedy"],
-        budget="agents=1,steps=2,timing=strategic",
-    )
-    told: list[int] = []
-    here = evaluate(victim, SPREAD, suite=chosen, workers=1)
-    while ray.available_resources().get("CPU", 0) < 2:
-        time.sleep(0.1)  # somebody else's actors are on their way out
-    with patch(
-        "marl_aajr.evaluation.rows.WorkerPool._shared", autospec=True, side_effect=WorkerPool._shared
-    ) as shared:
-        there = evaluate(
-            victim, SPREAD, suite=chosen, workers=workers, on_progress=lambda p: told.append(p.done)
-        )
-    shared.assert_called()
-    assert there == here
-    assert told[-1] == 2 * (5 * 6 + (3 * 4 + 1) * 4), "four attacks on three agents each, and the calibration"

@@ -8,7 +8,8 @@ from typing import Any, ClassVar
 
 from marl_aajr.report import compare, load_run
 from marl_aajr.report.adversaries import learned, replaced, undertrained, weakest_links
-from tests.report.factory import cells, compared, evaluation, write_run
+from tests.report.evaluations import evaluation
+from tests.report.factory import cells, compared, write_run
 
 
 class TestLearnedAdversaries:

@@ -13,7 +13,8 @@ from selenium import webdriver
 from selenium.webdriver.chrome.service import Service
 
 from marl_aajr.report import Incident, Notes, Tuning, write_report
-from tests.report.factory import ENV, config, evaluation, metrics, write_method, write_run
+from tests.report.evaluations import ENV, evaluation
+from tests.report.factory import config, metrics, write_method, write_run
 
 CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
 DRIVER = shutil.which("chromedriver")

@@ -10,17 +10,9 @@ import pytest
 from marl_aajr.report import Incident, Notes, Tuning, compare, load_run, write_report
 from marl_aajr.report.cautions import cautions, cautions_of_study, verdict_on_checks
 from marl_aajr.report.tables import check_table, study_tables
-from tests.report.factory import (
-    HARD,
-    MILD,
-    THREE,
-    config,
-    evaluation,
-    metrics,
-    two,
-    write_method,
-    write_run,
-)
+from marl_aajr.report.verdict import verdict
+from tests.report.evaluations import evaluation
+from tests.report.factory import HARD, MILD, THREE, config, metrics, two, write_method, write_run
 
 NOTES = Notes(
     summary="First <paragraph>.\n\nSecond one.",
@@ -173,3 +165,28 @@ def test_other_versions_environments_and_broken_numbers_are_flagged(tmp_path: Pa
     assert "Trained on another environment than the one evaluated on" in found
     assert "odd (mpe2.simple_tag_v3)." in found
     assert "odd logged values that are not finite in 2 iterations" in found
+
+
+class TestChecks:
+    def test_a_failed_check_comes_first_and_loud(self, tmp_path: Path) -> None:
+        checks = [
+            {"name": "gradients", "verdict": "fail", "text": "Gradient masking: all zero."},
+            {"name": "saturation", "verdict": "warn", "text": "Saturated."},
+            {"name": "order", "verdict": "pass", "text": "Fine."},
+        ]
+        run = load_run(write_run(tmp_path / "run-0", evaluations={"e": evaluation(checks=checks)}))
+        first, second, *rest = cautions(compare([run]))
+        assert first.startswith("EVALUATION FAILED, gradients (")
+        assert first.endswith("run-0): Gradient masking: all zero.")
+        assert second.startswith("Evaluation, saturation")
+        assert not any("Fine." in line for line in rest)
+        said = verdict(compare([run]))
+        assert said.startswith("The evaluation of ")
+        assert "failed its own checks" in said
+
+    def test_only_the_evaluations_that_are_shown_count(self, tmp_path: Path) -> None:
+        checks = [{"name": "gradients", "verdict": "fail", "text": "Masked."}]
+        files = {"long": evaluation(episodes=50), "short": evaluation(episodes=20, checks=checks)}
+        run = load_run(write_run(tmp_path / "run", evaluations=files))
+        assert not any("FAILED" in line for line in cautions(compare([run])))
+        assert "failed its own checks" not in verdict(compare([run]))

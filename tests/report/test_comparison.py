@@ -10,8 +10,8 @@ from marl_aajr.report import Comparison, EvaluatedRun, compare, load_run
 from marl_aajr.report.cautions import cautions
 from marl_aajr.report.estimates import Estimate
 from marl_aajr.report.tables import results
-from marl_aajr.report.verdict import verdict
-from tests.report.factory import chosen, config, evaluation, write_method, write_run
+from tests.report.evaluations import chosen, evaluation
+from tests.report.factory import config, write_method, write_run
 
 
 def load(paths: list[Path]) -> list[EvaluatedRun]:
@@ -27,14 +27,11 @@ def pair(tmp_path: Path, plain: list[float], other: list[float], **changes: Any)
 
 def with_evaluations(tmp_path: Path, *evaluations: dict[str, Any]) -> list[EvaluatedRun]:
     """One run per evaluation, which differ in their seed."""
-    return [
-        load_run(
-            write_run(
-                tmp_path / f"run-{seed}", configuration=config(seed=seed), evaluations={"default": content}
-            )
-        )
+    paths = [
+        write_run(tmp_path / f"run-{seed}", configuration=config(seed=seed), evaluations={"default": content})
         for seed, content in enumerate(evaluations)
     ]
+    return load(paths)
 
 
 def test_several_runs_give_intervals_over_runs(tmp_path: Path) -> None:
@@ -281,31 +278,6 @@ class TestTheWorstAttack:
         whole = {**evaluation(team="team", agents=["a", "b"]), "teams": {"a": "team", "b": "team"}}
         with pytest.raises(ValueError, match=r"expected runs under the same attacks.*a only"):
             compare(with_evaluations(tmp_path, whole, {**whole, "agents": ["a"]}))
-
-
-class TestChecks:
-    def test_a_failed_check_comes_first_and_loud(self, tmp_path: Path) -> None:
-        checks = [
-            {"name": "gradients", "verdict": "fail", "text": "Gradient masking: all zero."},
-            {"name": "saturation", "verdict": "warn", "text": "Saturated."},
-            {"name": "order", "verdict": "pass", "text": "Fine."},
-        ]
-        (run,) = with_evaluations(tmp_path, evaluation(checks=checks))
-        first, second, *rest = cautions(compare([run]))
-        assert first.startswith("EVALUATION FAILED, gradients (")
-        assert first.endswith("run-0): Gradient masking: all zero.")
-        assert second.startswith("Evaluation, saturation")
-        assert not any("Fine." in line for line in rest)
-        said = verdict(compare([run]))
-        assert said.startswith("The evaluation of ")
-        assert "failed its own checks" in said
-
-    def test_only_the_evaluations_that_are_shown_count(self, tmp_path: Path) -> None:
-        checks = [{"name": "gradients", "verdict": "fail", "text": "Masked."}]
-        files = {"long": evaluation(episodes=50), "short": evaluation(episodes=20, checks=checks)}
-        run = load_run(write_run(tmp_path / "run", evaluations=files))
-        assert not any("FAILED" in line for line in cautions(compare([run])))
-        assert "failed its own checks" not in verdict(compare([run]))
 
 
 class TestOtherActions:

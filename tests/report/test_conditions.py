@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from marl_aajr.report import Comparison, compare, load_run
-from tests.report.factory import config, evaluation, write_run
+from tests.report.evaluations import evaluation
+from tests.report.factory import config, write_run
 
 TEAM = {"agent_0": "team", "agent_1": "team", "agent_2": "team"}
 PGD = {("pgd", 0.1): -8.0}

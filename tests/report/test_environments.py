@@ -8,7 +8,8 @@ import pytest
 
 from marl_aajr.report import Incident, compare, compare_each, load_run, write_report
 from marl_aajr.report.cautions import Notes, all_cautions
-from tests.report.factory import TAG, config, evaluation, grid, runs_of, write_run
+from tests.report.evaluations import evaluation
+from tests.report.factory import TAG, config, grid, runs_of, write_run
 from tests.report.test_page import Page
 
 pytestmark = pytest.mark.slow

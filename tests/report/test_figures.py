@@ -9,7 +9,8 @@ import pytest
 from marl_aajr.report import Comparison
 from marl_aajr.report.figures import hypervolumes, tradeoff
 from marl_aajr.report.scores import Reference
-from tests.report.factory import compared, evaluation
+from tests.report.evaluations import evaluation
+from tests.report.factory import compared
 
 
 class TestTradeoff:

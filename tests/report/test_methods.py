@@ -11,7 +11,8 @@ from marl_aajr.evaluation import Evaluation
 from marl_aajr.report import EvaluatedRun, load_run
 from marl_aajr.report.methods import by_method, differences, shared
 from marl_aajr.training.fields import flat
-from tests.report.factory import config, evaluation, evaluation_file, metrics, write_run
+from tests.report.evaluations import evaluation, evaluation_file
+from tests.report.factory import config, metrics, write_run
 
 
 def test_reads_a_finished_run(tmp_path: Path) -> None:

@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from marl_aajr.report import Notes, write_report
-from tests.report.factory import config, evaluation, evaluation_file, write_method, write_run
+from tests.report.evaluations import evaluation, evaluation_file
+from tests.report.factory import config, write_method, write_run
 
 pytestmark = pytest.mark.slow
 

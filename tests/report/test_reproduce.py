@@ -14,7 +14,8 @@ from marl_aajr.cli.app import app
 from marl_aajr.cli.options import number_or_text
 from marl_aajr.report import compare, compare_each, load_run
 from marl_aajr.report.reproduce import commands
-from tests.report.factory import ENV, config, evaluation, evaluation_file, write_run
+from tests.report.evaluations import ENV, evaluation, evaluation_file
+from tests.report.factory import config, write_run
 
 TEAM = {"agent_0": "team", "agent_1": "team"}
 TAG = {"adversary_0": "adversary", "agent_0": "good"}

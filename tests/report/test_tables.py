@@ -11,7 +11,8 @@ from rich.console import Console
 from marl_aajr.cli.compare import table
 from marl_aajr.report.tables import heat_map, lowest_and_highest, results, worst_of_each_run
 from marl_aajr.report.verdict import verdict
-from tests.report.factory import cells, compared, evaluation
+from tests.report.evaluations import evaluation
+from tests.report.factory import cells, compared
 
 
 class TestHeatMap:

@@ -10,7 +10,8 @@ import pytest
 from marl_aajr.report import compare, how_chosen, load_run
 from marl_aajr.report.cautions import cautions
 from marl_aajr.report.verdict import headline, how_compared, verdict
-from tests.report.factory import CROSSING, HARD, MILD, THREE, config, evaluation, two, write_method, write_run
+from tests.report.evaluations import evaluation
+from tests.report.factory import CROSSING, HARD, MILD, THREE, config, two, write_method, write_run
 
 
 def words(paths: list[Path]) -> str:

@@ -1,0 +1,78 @@
+"""Rows that Ray workers share, and when they do."""
+
+from __future__ import annotations
+
+import time
+from unittest.mock import MagicMock, patch
+
+import pytest
+
+from marl_aajr.evaluation import evaluate
+from marl_aajr.evaluation.rows import WorkerPool, _may_spread
+from marl_aajr.rollout.environments import resolve
+from tests.evaluation.players import sign_reader, signs, suite, team
+
+SPREAD = resolve("marl_aajr.envs.simple_spread_v3", {"max_cycles": 5})
+
+
+@pytest.fixture
+def unhurried(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever is left is worth the start of workers."""
+    monkeypatch.setattr("marl_aajr.evaluation.rows._WORTH", 0.0)
+
+
+def test_short_work_stays_in_this_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    hire = MagicMock()
+    monkeypatch.setattr("marl_aajr.evaluation.rows._started", hire)
+    victim = team(signs(), sign_reader())
+    evaluate(victim, suite=suite())
+    evaluate(victim, suite=suite(), workers=1)
+    hire.assert_not_called()
+
+
+@pytest.mark.usefixtures("unhurried")
+def test_where_workers_cannot_be_had_this_process_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(
+        "marl_aajr.evaluation.rows._started", MagicMock(side_effect=ValueError("no Ray here"))
+    )
+    victim = team(signs(), sign_reader())
+    assert evaluate(victim, suite=suite()) == evaluate(victim, suite=suite(), workers=1)
+    with pytest.raises(ValueError, match="no Ray here"):
+        evaluate(victim, suite=suite(), workers=2)
+
+
+@pytest.mark.usefixtures("ray_session")
+def test_within_a_task_of_ray_nobody_is_hired() -> None:
+    """A trial of Tune has its cores; workers would wait for others."""
+    import ray
+
+    assert _may_spread()
+    assert not ray.get(ray.remote(_may_spread).remote())
+
+
+@pytest.mark.usefixtures("ray_session", "unhurried")
+@pytest.mark.parametrize("workers", [2, None])
+def test_ray_workers_play_to_the_same_numbers(workers: int | None) -> None:
+    """Rows do not know of each other, so it does not matter who plays them, or who finds the worst agent."""
+    import ray
+
+    victim = team(SPREAD)
+    chosen = suite(
+        attacks=["noise", "pgd-margin"],
+        epsilons=[0.3, 0.5],
+        actions=["sampled", "greedy"],
+        budget="agents=1,steps=2,timing=strategic",
+    )
+    told: list[int] = []
+    here = evaluate(victim, SPREAD, suite=chosen, workers=1)
+    while ray.available_resources().get("CPU", 0) < 2:
+        time.sleep(0.1)  # somebody else's actors are on their way out
+    with patch(
+        "marl_aajr.evaluation.rows.WorkerPool._shared", autospec=True, side_effect=WorkerPool._shared
+    ) as shared:
+        there = evaluate(
+            victim, SPREAD, suite=chosen, workers=workers, on_progress=lambda p: told.append(p.done)
+        )
+    shared.assert_called()
+    assert there == here
+    assert told[-1] == 2 * (5 * 6 + (3 * 4 + 1) * 4), "four attacks on three agents each, and the calibration"
