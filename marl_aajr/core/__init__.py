@@ -12,8 +12,8 @@ It reads in this order:
 8. `diagnostics`: exact measurements of gain, curvature and admissible steps;
 9. `adversary_actions`: the meaning of a learned adversary's actions.
 
-Helpers: `checks` (of settings and numbers, schedules, decimals), `settings` (their descriptions), `seeds` (the
-same numbers from one seed).
+Helpers: `checks` (of settings and numbers, schedules, decimals), `settings` (their descriptions), `seeds`
+(the same numbers from one seed).
 
 `mlp` stands apart: plain MLPs with their derivatives written out, for speed. Autograd computes the same
 through any other network, so that whoever distrusts it sees in that one file what it replaces.
