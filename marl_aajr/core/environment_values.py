@@ -248,6 +248,15 @@ def zero_based(space: spaces.Space[Any]) -> spaces.Space[Any]:
     return space
 
 
+def single_precision(space: spaces.Space[Any]) -> spaces.Space[Any]:
+    """The space with float32 in place of float16, which the layers of a network do not take."""
+    if isinstance(space, spaces.Dict):
+        return spaces.Dict({key: single_precision(part) for key, part in space.spaces.items()})
+    if isinstance(space, spaces.Box) and space.dtype == np.float16:
+        return spaces.Box(space.low.astype(np.float32), space.high.astype(np.float32))
+    return space
+
+
 def as_action(action: Any, space: spaces.Space[Any]) -> Any:
     """An action that counts from 0 as the environment counts it, in the type of its space."""
     if isinstance(space, spaces.Discrete):

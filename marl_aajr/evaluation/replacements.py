@@ -233,13 +233,20 @@ class _Random(ReplacementPolicy):
         if isinstance(space, spaces.Box):
             low, high = (torch.from_numpy(bound) for bound in (space.low, space.high))
             return low + (high - low) * shares.to(low.dtype)
-        if isinstance(space, spaces.MultiDiscrete):
-            return (shares * torch.from_numpy(space.nvec)).long()
-        assert isinstance(space, spaces.Discrete)
+        assert isinstance(space, spaces.Discrete | spaces.MultiDiscrete)
+        counts = torch.from_numpy(np.asarray(space.n if isinstance(space, spaces.Discrete) else space.nvec))
         if mask is None:
-            return (shares * int(space.n)).long()
-        rank = (shares * mask.sum(1)).long()
-        return (mask.cumsum(1) > rank[:, None]).long().argmax(1)
+            return (shares * counts).long()
+        each = zip(
+            shares.view(env.num_envs, -1).unbind(1), mask.split(counts.view(-1).tolist(), 1), strict=True
+        )
+        return torch.stack([_nth_legal(share, legal) for share, legal in each], 1).view(shares.shape)
+
+
+def _nth_legal(share: Tensor, legal: Tensor) -> Tensor:
+    """The legal action at a share `[E]` in [0, 1) of the row of those of `[E, n]` bool."""
+    rank = (share * legal.sum(1)).long()
+    return (legal.cumsum(1) > rank[:, None]).long().argmax(1)
 
 
 class _Trained(ReplacementPolicy):

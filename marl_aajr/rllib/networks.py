@@ -17,13 +17,14 @@ import gymnasium as gym
 import numpy as np
 import torch
 from ray.rllib.core.columns import Columns
+from ray.rllib.core.distribution.torch.torch_distribution import TorchMultiCategorical
 from ray.rllib.core.rl_module.apis import InferenceOnlyAPI, ValueFunctionAPI
 from ray.rllib.core.rl_module.default_model_config import DefaultModelConfig
 from ray.rllib.core.rl_module.torch import TorchRLModule
 from torch import Tensor, nn
 
 from marl_aajr.core.checks import one_of
-from marl_aajr.core.distributions import DiagGaussian, from_space
+from marl_aajr.core.distributions import DiagGaussian, MultiCategorical, from_space
 from marl_aajr.core.environment_values import ACTION_MASK, STATE, own_key, split
 from marl_aajr.core.mlp import hooked
 from marl_aajr.victims.layers import ClipLogStd, FreeLogStd
@@ -149,6 +150,10 @@ class FlatActorCritic(TorchRLModule, ValueFunctionAPI, InferenceOnlyAPI):
         distribution = from_space(self.action_space)
         hidden, width = settings["fcnet_hiddens"], distribution.num_inputs
         head: list[nn.Module] = []
+        if isinstance(distribution, MultiCategorical):
+            # Where there is no catalog, RLlib knows no distribution for these.
+            kind = TorchMultiCategorical.get_partial_dist_cls(input_lens=distribution.nvec)
+            self.action_dist_cls = kind
         if isinstance(distribution, DiagGaussian):
             free, bound = settings["free_log_std"], settings["log_std_clip_param"]
             width = distribution.k if free else width

@@ -17,6 +17,7 @@ import torch
 from gymnasium import spaces
 from torch import Tensor
 
+from marl_aajr.core.environment_values import choices
 from marl_aajr.rollout.batched_env import BatchedEnv, BatchedStep
 from marl_aajr.rollout.fragments import map_tree
 
@@ -61,7 +62,9 @@ def random_actions(env: BatchedEnv, *, seed: int) -> Actions:
         space, rows = deepcopy(env.action_spaces[agent]), []
         for e in range(env.num_envs):
             space.seed(seed * 100_000 + i * 1000 + e)
-            legal = None if mask is None else mask[e].cpu().numpy().astype(np.int8)
+            legal: Any = None if mask is None else mask[e].cpu().numpy().astype(np.int8)
+            if legal is not None and isinstance(space, spaces.MultiDiscrete):
+                legal = tuple(np.split(legal, space.nvec.cumsum()[:-1]))
             rows.append(space.sample() if legal is None else space.sample(legal))
         actions[agent] = torch.from_numpy(np.stack(rows)).to(env.device)
     return actions
@@ -139,9 +142,9 @@ def _check_mask(env: BatchedEnv, agent: str, active: Tensor) -> None:
     mask, space = env.action_mask[agent], env.action_spaces[agent]
     if mask is None:
         return
-    _promise(isinstance(space, spaces.Discrete), f"a mask for discrete actions only, got one for {agent!r}")
+    _promise(choices(space) is not None, f"a mask for discrete actions only, got one for {agent!r}")
     _promise(mask.dtype == torch.bool, f"action_mask[{agent!r}] in bool")
-    _promise(mask.shape == (env.num_envs, getattr(space, "n", -1)), f"action_mask[{agent!r}] [E, n]")
+    _promise(mask.shape == (env.num_envs, choices(space)), f"action_mask[{agent!r}] [E, n]")
     _promise(mask[~active].all(), f"action_mask[{agent!r}] to be True where it is not active")
     _promise(mask[active].any(1).all(), f"a legal action for {agent!r}")
 

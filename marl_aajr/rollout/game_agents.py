@@ -18,6 +18,7 @@ from marl_aajr.core.environment_values import (
     legal_actions,
     number,
     observation_check,
+    single_precision,
     zero_based,
 )
 from marl_aajr.rollout.teams import teams_of
@@ -56,7 +57,8 @@ class GameAgents:
 
     Behind it, agents are any hashable, legal actions may stand in `infos`, actions count from the `start` of
     their space, and observations, rewards and flags come in any type. In front of it agents have names, legal
-    actions are a part of the observation, actions count from 0, and types are those of the spaces.
+    actions are a part of the observation, actions count from 0, and types are those of the spaces, with
+    float32 for float16.
 
     Args:
         env: A PettingZoo environment.
@@ -89,7 +91,8 @@ class GameAgents:
             )
         self._env, self._blame = env, blame
         self._renamed = any(type(agent) is not str for agent in agents)
-        self._checks = {agent: observation_check(seen) for agent, (seen, _) in self._spaces.items()}
+        self._seen = {agent: single_precision(seen) for agent, (seen, _) in self._spaces.items()}
+        self._checks = {agent: observation_check(seen) for agent, seen in self._seen.items()}
         self._choices = {
             agent: count
             for agent, (seen, acts) in self._spaces.items()
@@ -98,7 +101,7 @@ class GameAgents:
         self.teams = teams_of(env, self.ids, name=name, said=teams)
         self.env_action_spaces = self.named({agent: acts for agent, (_, acts) in self._spaces.items()})
         self.action_spaces = {agent: zero_based(acts) for agent, acts in self.env_action_spaces.items()}
-        self.observation_spaces = self.named({agent: seen for agent, (seen, _) in self._spaces.items()})
+        self.observation_spaces = self.named(self._seen)
         self.infos_have_masks = False
 
     def named(self, by_agent: Mapping[Any, Any]) -> dict[str, Any]:
@@ -120,7 +123,7 @@ class GameAgents:
         told = [agent for agent in self._choices if _mask_in(infos.get(agent)) is not None]
         self.infos_have_masks = bool(told)
         for agent, count in self._choices.items() if told else ():
-            self.observation_spaces[self.names[agent]] = joined_space(self._spaces[agent][0], count)
+            self.observation_spaces[self.names[agent]] = joined_space(self._seen[agent], count)
 
     def in_front(self, turn: GameStep) -> GameStep:
         """The environment's turn as those in front see it."""

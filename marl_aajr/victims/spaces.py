@@ -18,6 +18,7 @@ from marl_aajr.core.environment_values import (
     as_array,
     legal_actions,
     named,
+    single_precision,
     split,
     zero_based,
 )
@@ -126,7 +127,8 @@ def _fits(has: gym.Space[Any], needs: gym.Space[Any]) -> bool:
     # Bounds of observations may differ with the arguments; nothing depends on them.
     if isinstance(has, gym.spaces.Box) and isinstance(needs, gym.spaces.Box):
         same_bounds = np.array_equal(has.low, needs.low) and np.array_equal(has.high, needs.high)
-        return has.shape == needs.shape and has.dtype == needs.dtype and same_bounds
+        same_types = single_precision(has).dtype == single_precision(needs).dtype
+        return has.shape == needs.shape and same_types and same_bounds
     # A batch counts actions from 0, whatever its environment does.
     return has == needs or zero_based(has) == needs
 
