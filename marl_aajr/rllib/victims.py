@@ -93,16 +93,17 @@ def victim_from_modules(
     game.close()
     observation_spaces = game.observation_spaces
     module_of = module_of_agents(game.agent_ids, policy_mapping_fn)
-    known = {name: _unwrapped(module) for name, module in modules.items()}
+    used: dict[str, TorchRLModule] = {}
     for agent, name in module_of.items():
-        if name not in known:
+        if name not in modules:
+            known = ", ".join(sorted(modules.keys()))
             raise ValueError(
-                f"expected the module {name!r} for {agent!r}, got {', '.join(sorted(known))}; give it, or "
-                "another policy_mapping_fn"
+                f"expected the module {name!r} for {agent!r}, got {known}; give it, or another "
+                "policy_mapping_fn"
             )
-        _check_spaces(agent, name, known[name], game)
+        used[name] = _unwrapped(modules[name], name)
+        _check_spaces(agent, name, used[name], game)
     seen = {name: observation_spaces[agent] for agent, name in module_of.items()}
-    used = {name: known[name] for name in dict.fromkeys(module_of.values())}
     critics = {n: critic_network(m) for n, m in used.items() if not sees_mask_as_numbers(m, seen[n])}
     return Victim(
         module_of=module_of,
@@ -119,12 +120,13 @@ def victim_from_modules(
     )
 
 
-def _unwrapped(module: Any) -> TorchRLModule:
+def _unwrapped(module: Any, name: str) -> TorchRLModule:
     inner = module.unwrapped() if isinstance(module, RLModule) else module
     if not isinstance(inner, TorchRLModule):
         raise ValueError(
-            f"expected torch RLModules of RLlib's new API stack, got {type(inner).__name__}; for plain torch "
-            "policies there is Victim.from_policies"
+            f"expected torch RLModules of RLlib's new API stack for the agents, got {type(inner).__name__} "
+            f"for {name!r}; map its agents to another module (policy_mapping_fn), or give "
+            "Victim.from_policies a torch network for each agent"
         )
     return inner
 

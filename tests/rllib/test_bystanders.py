@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import gymnasium as gym
 import numpy as np
 import pytest
 import torch
@@ -19,9 +20,13 @@ from torch import Tensor
 from marl_aajr import AAJR, fast, register, robustify
 from marl_aajr.regularizers import make_regularizer
 from marl_aajr.rllib.internals.modules import actor_forward
+from marl_aajr.rllib.networks import FlatActorCritic
+from marl_aajr.rllib.victims import victim_from_modules
 from tests.rllib.fast_runs import TAG, config, fragment, runner
 from tests.rllib.learners import ACTIONS, OBS
+from tests.rllib.victim_toys import observed
 
+ANY_SPACES = "tests.rllib.victim_toys:AnySpaces"
 ACTIVE = AAJR(coefficient=0.1, epsilon=0.1)
 
 
@@ -67,6 +72,18 @@ def test_one_regularizer_for_all_leaves_out_whom_nobody_trains(is_fast: bool) ->
         algorithm.stop()
     assert learners["adversary"]["aajr"]["penalty"] > 0
     assert "aajr" not in learners.get("agent", {})
+
+
+def test_only_modules_that_play_in_a_victim_need_a_network() -> None:
+    spaces = {"observation_space": observed((6,)), "action_space": gym.spaces.Discrete(5)}
+    modules: dict[str, Any] = {
+        "module": FlatActorCritic(**spaces, model_config={"fcnet_hiddens": [4]}),
+        "random": RandomRLModule(**spaces),
+    }
+    idle = victim_from_modules(modules, ANY_SPACES, policy_mapping_fn=dict.fromkeys(("a_0", "a_1"), "module"))
+    assert set(idle.modules) == {"module"}
+    with pytest.raises(ValueError, match="got RandomRLModule for 'random'; map its agents to another"):
+        victim_from_modules(modules, ANY_SPACES, policy_mapping_fn={"a_0": "module", "a_1": "random"})
 
 
 def test_a_heuristic_that_is_to_be_trained_is_refused() -> None:

@@ -13,9 +13,10 @@ from ray.rllib.algorithms.algorithm import Algorithm
 from ray.rllib.core.learner.learner import Learner
 from ray.rllib.core.rl_module.rl_module import RLModuleSpec
 
-from marl_aajr import AAJR, fast, register, robustify
+from marl_aajr import AAJR, Victim, fast, register, robustify
 from marl_aajr.rllib.lean.learner import LeanPPOTorchLearner
 from marl_aajr.rllib.sampling.batch_env import module_of_agents
+from marl_aajr.rllib.victims import victim_from_checkpoint
 from tests.rllib.fast_runs import OURS, config, fragment, normalizer, runner
 from tests.rllib.learners import build_learner, ppo_batch, ppo_config, update
 
@@ -36,7 +37,8 @@ def copied(of: Any, name: str) -> RLModuleSpec:
 
 
 def parameters(of: Any, name: str) -> torch.Tensor:
-    return torch.cat([p.detach().flatten().clone() for p in of.module[name].unwrapped().parameters()])
+    module = of.modules[name] if isinstance(of, Victim) else of.module[name].unwrapped()
+    return torch.cat([p.detach().flatten().clone() for p in module.parameters()])
 
 
 @pytest.mark.parametrize("lean", [True, False], ids=["lean", "rllib"])
@@ -149,6 +151,16 @@ def test_self_play_adds_remaps_removes_and_restores(is_fast: bool, tmp_path: Pat
             assert not torch.equal(before, parameters(algorithm.learner_group._learner, name))
         algorithm.save_to_path(tmp_path / "league")
         known = parameters(algorithm.learner_group._learner, "main")
+        victim = victim_from_checkpoint(tmp_path / "league", env=OURS, env_kwargs=SHORT)
+        assert victim.module_of == {"agent_0": "main", "agent_1": "old", "agent_2": "old"}
+        for name in ("main", "old"):  # the first layer: their other networks are the critics'
+            first = slice(18 * 16)
+            trained = parameters(algorithm.learner_group._learner, name)
+            assert torch.equal(parameters(victim, name)[first], trained[first])
+        if not is_fast:
+            algorithm.add_module("third", spec, new_agent_to_module_mapping_fn=drawn)
+            algorithm.save_to_path(tmp_path / "drawn")
+            check_drawn(tmp_path / "drawn")
     finally:
         algorithm.stop()
     original = league(is_fast=is_fast)
@@ -158,6 +170,18 @@ def test_self_play_adds_remaps_removes_and_restores(is_fast: bool, tmp_path: Pat
         original.train()
     finally:
         original.stop()
+
+
+def drawn(agent: str, *_: Any, **__: Any) -> str:
+    return str(np.random.choice(["main", "old", "third"]))  # noqa: NPY002
+
+
+def check_drawn(path: Path) -> None:
+    with pytest.raises(ValueError, match="say who plays whom: in Python, victim_from_checkpoint"):
+        victim_from_checkpoint(path, env=OURS, env_kwargs=SHORT)
+    settled = {"agent_0": "third", "agent_1": "main", "agent_2": "main"}
+    found = victim_from_checkpoint(path, env=OURS, env_kwargs=SHORT, policy_mapping_fn=settled)
+    assert found.module_of == settled
 
 
 def test_a_runner_begins_new_episodes_with_a_new_mapping() -> None:
@@ -187,7 +211,7 @@ GENERATOR = np.random.default_rng(0)
 
 
 @pytest.mark.parametrize(
-    "drawn",
+    "mapped",
     [
         lambda agent, *_, **__: "main" if np.random.random() < 1 - 1e-12 else "old",  # noqa: NPY002
         lambda agent, *_, **__: "main" if GENERATOR.random() < 0.9 else "old",
@@ -195,13 +219,13 @@ GENERATOR = np.random.default_rng(0)
     ],
     ids=["global generator", "generator of its own", "by episode"],
 )
-def test_mappings_that_draw_are_refused_and_not_frozen(drawn: Any) -> None:
+def test_mappings_that_draw_are_refused_and_not_frozen(mapped: Any) -> None:
     with pytest.raises(ValueError, match=r"one module whatever the episode.*train without fast\(\.\.\.\)"):
-        runner(config("main", "old").multi_agent(policy_mapping_fn=drawn), OURS)
-    drawing = config("main", "old").multi_agent(policy_mapping_fn=drawn)
+        runner(config("main", "old").multi_agent(policy_mapping_fn=mapped), OURS)
+    drawing = config("main", "old").multi_agent(policy_mapping_fn=mapped)
     with pytest.raises(ValueError, match="train without fast"):
         fast(drawing.env_runners(num_env_runners=1), OURS)
     with pytest.raises(
         ValueError, match=r"whatever the episode.*; give agent -> module as policy_mapping_fn"
     ):
-        module_of_agents({"agent_0": "agent_0"}, drawn)
+        module_of_agents({"agent_0": "agent_0"}, mapped)
