@@ -79,7 +79,7 @@ def trained(learner: Learner, batch: MultiAgentBatch) -> tuple[list[Any], dict[s
         results = update(learner, batch)
         gradients.append(last_gradients(learner, "a"))
     state = {name: value.clone() for name, value in learner.get_state()["marl_aajr"]["modules"]["a"].items()}
-    (regularizer,) = learner.config.learner_config_dict["marl_aajr_regularizers"].values()
+    regularizer = learner.config.learner_config_dict["marl_aajr_regularizers"]
     metrics = {key: float(stats.peek()) for key, stats in results["a"][regularizer.name].items()}
     metrics.pop("seconds")
     metrics.pop("loss_share", None)  # the share of each learner's own loss
