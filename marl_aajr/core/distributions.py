@@ -21,6 +21,8 @@ import gymnasium as gym
 import torch
 from torch import Tensor
 
+from marl_aajr.core.environment_values import zero_based
+
 MASKED_LOGIT = -1e30
 """Logits at or below this value are masked actions."""
 
@@ -242,8 +244,9 @@ def from_space(space: gym.Space) -> ActionDistribution:
     """The distribution that RLlib's default modules use for an action space.
 
     Raises:
-        ValueError: for spaces other than Discrete, one-dimensional MultiDiscrete and Box.
+        ValueError: for spaces other than Discrete, one-dimensional MultiDiscrete, MultiBinary and Box.
     """
+    space = zero_based(space)
     if isinstance(space, gym.spaces.Discrete):
         return Categorical(int(space.n))
     if isinstance(space, gym.spaces.MultiDiscrete) and space.nvec.ndim == 1:
@@ -251,6 +254,6 @@ def from_space(space: gym.Space) -> ActionDistribution:
     if isinstance(space, gym.spaces.Box) and len(space.shape) == 1:
         return DiagGaussian(int(space.shape[0]))
     raise ValueError(
-        f"expected a Discrete, MultiDiscrete or one-dimensional Box action space, got {space}; "
-        "wrap the environment so that its actions have one of these spaces"
+        f"expected a Discrete, MultiDiscrete, MultiBinary or one-dimensional Box action space, got {space}; "
+        "change it: gymnasium.wrappers.TransformAction, or for PettingZoo supersuit.action_lambda_v1"
     )

@@ -23,6 +23,12 @@ ACTION_MASK = "action_mask"
 STATE = "state"
 """The key under which modules find what a centralised critic reads beside an agent's observation."""
 
+TO_VECTOR = (
+    "flatten it: gymnasium.wrappers.FlattenObservation, or for PettingZoo supersuit.observation_lambda_v0("
+    "env, lambda obs, space: flatten(space, obs), flatten_space), with the two functions of gymnasium.spaces"
+)
+TO_FLOAT = "gymnasium.wrappers.DtypeObservation(env, np.float32) or supersuit.dtype_v0(env, np.float32)"
+
 Check = Callable[[Any], Any]
 """Takes an observation, returns it in the type of its space, or raises `ValueError` with the reason."""
 
@@ -240,11 +246,16 @@ def legal_actions(mask: Any, count: int) -> NDArray[np.int8]:
 
 
 def zero_based(space: spaces.Space[Any]) -> spaces.Space[Any]:
-    """The space of the same actions counted from 0, as distributions and networks count them."""
+    """The space of the same actions counted from 0, as distributions and networks count them.
+
+    Actions of n bits are n choices between 0 and 1.
+    """
     if isinstance(space, spaces.Discrete) and space.start != 0:
         return spaces.Discrete(space.n)
     if isinstance(space, spaces.MultiDiscrete) and space.start.any():
         return spaces.MultiDiscrete(space.nvec, dtype=space.dtype)
+    if isinstance(space, spaces.MultiBinary) and len(space.shape) == 1:
+        return spaces.MultiDiscrete([2] * space.shape[0], dtype=np.int8)
     return space
 
 

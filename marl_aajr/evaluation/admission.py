@@ -11,6 +11,7 @@ import torch
 
 from marl_aajr.adversaries.learned import FittedAttack
 from marl_aajr.attacks import Attack, Transfer
+from marl_aajr.core.environment_values import TO_FLOAT
 from marl_aajr.core.policy import differentiable
 from marl_aajr.core.seeds import Purpose, derived_seed
 from marl_aajr.core.threat import Norm
@@ -173,7 +174,7 @@ def check_attack(attack: Attack, victim: Victim, agents: Sequence[str]) -> None:
         if not np.issubdtype(space.dtype, np.floating):
             raise ValueError(
                 f"expected float observations to attack, got {space} for {agent!r}; leave the attack out, "
-                "or convert them in the environment and train on those: obs.astype(np.float32)"
+                f"or train on {TO_FLOAT}"
             )
         attack.objective_for(victim.distribution(agent))
         nothing = torch.zeros(1, int(np.prod(space.shape or ())))

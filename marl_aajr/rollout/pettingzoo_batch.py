@@ -11,7 +11,7 @@ import torch
 from gymnasium import spaces
 from torch import Tensor
 
-from marl_aajr.core.environment_values import ACTION_MASK, choices, own_key, split
+from marl_aajr.core.environment_values import ACTION_MASK, TO_VECTOR, choices, own_key, split
 from marl_aajr.rollout.batched_env import BatchedEnv, BatchedStep, check_action
 from marl_aajr.rollout.environments import EnvironmentSpec
 from marl_aajr.rollout.game import Game
@@ -252,12 +252,12 @@ def _array_spaces(game: Game, agent: str) -> tuple[spaces.Space[Any], tuple[int,
     if not isinstance(own, (spaces.Box, *_INTEGER)):
         raise ValueError(
             f"expected {game.name} to give agent {agent!r} an array (or a Dict of one and its action_mask), "
-            f"got {space}; flatten it with a wrapper, beside the action_mask if there is one"
+            f"got {space}; {TO_VECTOR}"
         )
     if not isinstance(acts, (spaces.Box, *_INTEGER)):
         raise ValueError(
             f"expected agent {agent!r} of {game.name} to act with an array or a number, got {acts}; "
-            "flatten it with a wrapper"
+            "change it: gymnasium.wrappers.TransformAction, or for PettingZoo supersuit.action_lambda_v1"
         )
     if mask is not None and mask.shape != (choices(acts),):
         raise ValueError(

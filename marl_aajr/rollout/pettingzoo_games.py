@@ -170,6 +170,9 @@ class TurnBasedGame(Game):
         return turn._replace(over=True)
 
 
+_PARALLEL = ("possible_agents", "observation_space", "action_space", "reset", "step", "unwrapped")
+
+
 def game_of(env: Any, *, name: str, teams: Any = None) -> Game:
     """The game over an environment.
 
@@ -187,10 +190,11 @@ def game_of(env: Any, *, name: str, teams: Any = None) -> Game:
         return RLlibGame(env, name=name, teams=teams)
     if type(env) is aec_to_parallel_wrapper:
         return ConvertedGame(env, name=name, teams=teams)
-    if isinstance(env, ParallelEnv):
-        return ParallelGame(env, name=name, teams=teams)
     if isinstance(env, AECEnv):
         return TurnBasedGame(env, name=name, teams=teams)
+    # Some packages write the interface without deriving from it.
+    if isinstance(env, ParallelEnv) or all(hasattr(env, part) for part in _PARALLEL):
+        return ParallelGame(env, name=name, teams=teams)
     raise ValueError(
         f"expected {name} to be a PettingZoo ParallelEnv or AECEnv, a Gymnasium environment or an RLlib "
         f"MultiAgentEnv, got {type(env).__name__}; derive it from one of them"

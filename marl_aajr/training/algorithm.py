@@ -20,7 +20,7 @@ from ray.rllib.core.rl_module.multi_rl_module import MultiRLModuleSpec
 
 from marl_aajr.core.checks import Schedule
 from marl_aajr.core.distributions import from_space
-from marl_aajr.core.environment_values import split
+from marl_aajr.core.environment_values import TO_FLOAT, split
 from marl_aajr.core.objectives import EVERYTHING, Need
 from marl_aajr.rllib import robustify
 from marl_aajr.rllib.internals.algorithms import RunAPPO, RunIMPALA, RunPPO
@@ -152,7 +152,8 @@ def _check_playable(config: RunConfig, mapping: PolicyMapping) -> None:
         if needs_floats and not np.issubdtype(box.dtype, np.floating):
             raise ValueError(
                 f"expected floating-point observations for {needs_floats[0]}, got {box.dtype} for agent "
-                f"{agent!r} of {config.env.name}; convert them in the environment, or set it to none"
+                f"{agent!r} of {config.env.name}; make them floats ({TO_FLOAT}), or set "
+                "it to none"
             )
     if config.resources.runner == "stock" and _main_process(config.resources)["gpus_per_env_runner"]:
         raise ValueError(

@@ -121,6 +121,9 @@ def test_kl_of_masked_logits_has_a_finite_gradient() -> None:
 def test_spaces_map_to_their_distributions() -> None:
     assert from_space(gym.spaces.Discrete(4)) == Categorical(4)
     assert from_space(gym.spaces.MultiDiscrete([2, 3])) == MultiCategorical((2, 3))
+    assert from_space(gym.spaces.MultiBinary(3)) == MultiCategorical((2, 2, 2))
     assert from_space(gym.spaces.Box(-1, 1, (2,))) == DiagGaussian(2)
-    with pytest.raises(ValueError, match="expected a Discrete, MultiDiscrete or one-dimensional Box"):
+    with pytest.raises(
+        ValueError, match="expected a Discrete, MultiDiscrete, MultiBinary or one-dimensional"
+    ):
         from_space(gym.spaces.Box(-1, 1, (2, 2)))

@@ -20,6 +20,7 @@ from marl_aajr.rollout.adapters import to_pettingzoo
 from marl_aajr.rollout.environments import make_batch, resolve
 from marl_aajr.rollout.game import Game
 from marl_aajr.rollout.game_agents import GameStep
+from marl_aajr.rollout.pettingzoo_games import game_of
 
 HERE = "tests.rollout.test_adapters"
 SEEN = spaces.Box(-1.0, 1.0, (3,), np.float32)
@@ -47,6 +48,20 @@ class Forage(gymnasium.Env[Any, Any]):
 
 
 gymnasium.register("Forage-v0", f"{HERE}:Forage")
+
+
+class Bits(gymnasium.Env[Any, Any]):
+    """Actions are three bits, the reward their number; what is seen has the space that is asked for."""
+
+    def __init__(self, seen: spaces.Space[Any] = SEEN) -> None:
+        self.observation_space, self.action_space = seen, spaces.MultiBinary(3)
+
+    def reset(self, *, seed: int | None = None, options: Any = None) -> Any:
+        return self.observation_space.sample(), {}
+
+    def step(self, action: Any) -> Any:
+        assert self.action_space.contains(action), f"{action!r} is none of its actions"
+        return self.observation_space.sample(), float(action.sum()), True, False, {}
 
 
 class Rooms(MultiAgentEnv):
@@ -217,6 +232,36 @@ def _context() -> Any:
     from ray.rllib.env.env_context import EnvContext
 
     return EnvContext({}, worker_index=0)
+
+
+def test_actions_of_bits_are_choices_between_two() -> None:
+    network = nn.Linear(3, 6)
+    nn.init.zeros_(network.weight)
+    network.bias = nn.Parameter(torch.tensor([0.0, 1.0, 1.0, 0.0, 0.0, 1.0]))
+    victim = Victim.from_policies(network, to_pettingzoo(Bits()))
+    assert evaluate(victim, f"{HERE}:Bits", attacks=[("fgsm", 0.1)], episodes=2).clean_return == 2.0
+
+
+@pytest.mark.parametrize(
+    "seen", [spaces.Tuple([SEEN, spaces.Discrete(2)]), spaces.Dict({"a": SEEN, "b": SEEN}), spaces.Text(4)]
+)
+def test_observations_that_are_no_array_are_refused_with_the_wrapper(seen: spaces.Space[Any]) -> None:
+    with pytest.raises(ValueError, match=r"FlattenObservation.* supersuit\.observation_lambda_v0"):
+        make_batch(resolve(f"{HERE}:Bits", {"seen": seen}), 1)
+
+
+def test_an_interface_needs_no_base_class() -> None:
+    class Written:
+        """As POGEMA's environments are."""
+
+        def __init__(self) -> None:
+            self._env = to_pettingzoo(Forage())
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(self._env, name)
+
+    played = game_of(Written(), name="written")
+    assert played.reset(seed=0).acting == ("agent_0", "agent_1", "agent_2")
 
 
 def test_where_pettingzoo_is_needed_the_adapter_is_named() -> None:
