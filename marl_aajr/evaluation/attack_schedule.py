@@ -37,8 +37,8 @@ class AttackSchedule:
         steps: m.
         timing: random or strategic.
         length: T, the median length of the selection episodes in decision steps of the attacked agents.
-        shortest: of them.
-        longest: of them.
+        shortest: the shortest of these lengths.
+        longest: the longest of them.
         preferences: c of every decision step of the selection episodes, ascending, `[N]`.
     """
 
@@ -178,7 +178,7 @@ def preference(distribution: ActionDistribution, outputs: Tensor, legal: Tensor 
     Of several actions at once, the mean of their preferences.
 
     Args:
-        distribution: of discrete actions.
+        distribution: a distribution of discrete actions.
         outputs: logits, `[B, m]`.
         legal: legal actions, `[B, m]` bool; None: all.
     """

@@ -63,7 +63,7 @@ class AttackRun:
         attack: fitted where it must be.
         victim: the policies under attack.
         agents: those whose observations are perturbed.
-        units: of the attack's perturbation set.
+        units: the units of the attack's perturbation set.
         generator: the attack's random numbers.
         scales: agent -> its ε as a multiple of the attack's; absent: 1.
         schedule: the steps in which the attack acts; None: every step.

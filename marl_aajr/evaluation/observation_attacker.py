@@ -56,7 +56,7 @@ class ObservationAttacker:
         agents: those whose observations are perturbed.
         epsilon: the size; None: the attack's own.
         units: of ε; None: see `settle_units`.
-        seed: of the attack's random numbers.
+        seed: the seed of the attack's random numbers.
 
     Raises:
         ValueError: an unknown attack, no size, an attack that must learn first, or one that does not fit.

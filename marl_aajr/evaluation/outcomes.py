@@ -62,7 +62,7 @@ class AttackSpec(ResultModel):
         name: of the attack, as the command line takes it.
         access: what it asks of the policy.
         epsilon: radius of its perturbation set.
-        norm: of that set.
+        norm: the norm of that set.
         settings: all others of the attack and of its set, None left out.
         source: the run that its surrogate or trained adversary comes from; empty: it needs none.
     """
@@ -156,7 +156,7 @@ class AttackedSteps(ResultModel):
         limit: at most so many steps of an episode.
         timing: how they were chosen.
         shortest: length of the shortest selection episode, in steps where an attacked agent acts.
-        longest: of the longest.
+        longest: that of the longest.
         mean: attacked steps of a reported episode, counted by the evaluation itself.
     """
 

@@ -78,7 +78,7 @@ def play_rows(
         attacks: those that must be fitted are, once it is known how long the rest takes.
         replacements: agents that do not play as the victim does.
         observed: samples the decisions of clean episodes.
-        workers: number of Ray workers that share the attacked rows; 1: none; None: as many as are worth it.
+        workers: the number of Ray workers that share the attacked rows; see `WorkerPool`.
     """
     suite = evaluator.suite
 
@@ -194,8 +194,9 @@ class WorkerPool(ExitStack):
     """Plays attacked rows in this process or by Ray workers, which end with the context.
 
     Args:
-        evaluator: of this process.
-        workers: number of workers; 1: none; None: one a core, once what is left is worth their start.
+        evaluator: the one that plays in this process.
+        workers: the number of workers. With 1 there are none; with None there is one a core, as soon as the
+            rows that are left are worth their start.
     """
 
     def __init__(self, evaluator: Evaluator, *, workers: int | None) -> None:

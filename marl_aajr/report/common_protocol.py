@@ -77,7 +77,7 @@ class RunResults:
         attacked: under each attack and size.
         chosen: ε -> the worst attack, chosen on episodes that are not reported; without the sizes of which
             the evaluation chose none, or one that not all runs faced.
-        others: the same with other kinds of actions than the protocol's, by kind.
+        others: the results of the same run with actions taken in other ways than the protocol's, by kind.
         played: all that was read for it.
     """
 

@@ -34,7 +34,7 @@ class MethodRow:
             runs.
         area: mean over ε from 0 to the largest of the return under the worst attack, by trapezoids.
         runs: the evaluations that the row is made of, by seed.
-        others: the row for other kinds of actions, by kind; only kinds that every run of every method has.
+        others: the same method's row for other kinds of actions, of those that every run has, by kind.
         price: clean return of the plain method − clean return of this one; None for the plain
             method itself and where there is no plain one.
     """

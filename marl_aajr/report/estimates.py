@@ -35,7 +35,7 @@ class Estimate:
     """A mean, and the interval that it is known to.
 
     Attributes:
-        mean: in units of return.
+        mean: the mean, in units of return.
         low: lower end of the interval; None where none can be given.
         high: upper end; None together with `low`.
         values: one for each run or episode that the mean is over; empty for other statistics.

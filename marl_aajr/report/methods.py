@@ -120,7 +120,7 @@ class Method:
         name: `method.name` of its configuration.
         config: its configuration as dotted keys, without seed, resources and output, and without what is
             null: null and absent both mean not set.
-        runs: by seed.
+        runs: its runs, in the order of their seeds.
     """
 
     label: str
