@@ -121,7 +121,7 @@ def choose_sides(
     if not side:
         raise ValueError(
             f"expected an opponent in a game of several teams, got one in which all are of {team!r}; "
-            "train a traitor"
+            "train a traitor, or say who plays with whom (env.teams)"
         )
     if kind == "traitor" and not agents:
         raise ValueError(f"expected the agents that betray team {team!r}, got none; name some of {mine}")

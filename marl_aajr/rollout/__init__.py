@@ -2,10 +2,10 @@
 
 From a name to one game:
 
-- `environments`: names to specifications, games and batches; `factories` imports what they name.
-- `game`, `pettingzoo_games`: one PettingZoo environment behind one interface, its answers checked by
-  `faults`; `environment_state` saves it, `teams` says who plays with whom. `adapters` plays those of
-  Gymnasium and RLlib.
+- `environments`: names and factories to specifications, games and batches; `factories` imports by name.
+- `game`, `pettingzoo_games`: one PettingZoo environment behind one interface; `game_agents` is the border
+  between its agents and ours, `environment_state` saves it, `teams` says who plays with whom. `adapters`
+  plays those of Gymnasium and RLlib.
 
 Many copies as arrays:
 

@@ -127,7 +127,8 @@ def resolve(env: str | Factory | EnvironmentSpec, kwargs: Mapping[str, Any] | No
         factory, _, spec = _find(env)
         made_by = factory if env.startswith("__main__:") else None
     else:
-        name = f"{getattr(env, '__module__', '?')}:{getattr(env, '__qualname__', type(env).__name__)}"
+        named = getattr(env, "func", env)  # of a partial
+        name = f"{named.__module__}:{getattr(named, '__qualname__', type(named).__name__)}"
         made_by, spec = factory_of(env, name), EnvironmentSpec(name)
     spec = replace(spec, kwargs=dict(kwargs or {}), made_by=made_by)
     spec.factory()

@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple, NoReturn
 
+import numpy as np
 from gymnasium import spaces
 
 from marl_aajr.core.environment_values import (
@@ -167,7 +168,9 @@ class GameAgents:
             try:
                 value = number(given)
             except (TypeError, ValueError):
-                self._blame(f"the {what} of agent {agent!r} is {given!r}, not a number")
+                vector = what == "reward" and np.size(given) > 1
+                advice = "; weigh its parts in a wrapper (momaland: LinearizeReward)" if vector else ""
+                self._blame(f"the {what} of agent {agent!r} is {given!r}, not a number{advice}")
             if not math.isfinite(value):
                 self._blame(f"the {what} of agent {agent!r} is {value}")
             found.append(value)

@@ -262,3 +262,13 @@ def test_only_arguments_of_the_environment_are_set(run: Path, capsys: pytest.Cap
         "expected --set env.kwargs.NAME=VALUE or env.teams=… in evaluate, got ppo.lr"
         in capsys.readouterr().err
     )
+
+
+def test_a_run_may_be_told_its_sides(
+    capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture, run: Path, suite: Path
+) -> None:
+    with caplog.at_level("INFO", "marl_aajr"):
+        result = as_json(capsys, run, "--suite", suite, "--set", "env.teams={agent_0: us, '*': them}")
+    assert set(result["teams"].values()) == {"us", "them"}
+    assert f"{SPEC.name}: 2 teams, us (agent_0) against them (" in caplog.text
+    assert result["env"]["kwargs"]["teams"] == {"agent_0": "us", "*": "them"}

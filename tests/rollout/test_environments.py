@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import cloudpickle  # type: ignore[import-untyped]
 import pytest
 
 from marl_aajr.rollout.environments import EnvironmentSpec, known_environments, resolve
@@ -138,6 +139,82 @@ def test_a_signature_is_checked_before_anything_is_built() -> None:
         resolve(f"{HERE}:make", {"speed": 3})
     with pytest.raises(ValueError, match="missing a required argument: 'endings'"):
         resolve("tests.rollout.toy_games:Scripted")
+
+
+class Maps(Scripted):
+    def __init__(self, size: int = 3, *, fails: str = "KeyError") -> None:
+        raise {"KeyError": KeyError, "ImportError": ImportError}[fails](f"map_of_size_{size}")
+
+
+@pytest.mark.parametrize("fails", ["KeyError", "ImportError"])
+def test_an_error_of_a_constructor_is_its_own(fails: str) -> None:
+    says = (
+        rf"Maps to be built with .*got {fails} of its own \(test_environments.py, line \d+\): .*map_of_size_3"
+    )
+    with pytest.raises(ValueError, match=f"{says}.*; it takes size, fails$") as caught:
+        resolve(f"{HERE}:Maps", {"fails": fails}).make()
+    assert type(caught.value.__cause__).__name__ == fails
+
+
+def test_a_module_that_a_constructor_lacks_is_named() -> None:
+    with pytest.raises(ValueError, match="needs the module a_simulator: pip install a_simulator"):
+        resolve(f"{HERE}:simulated").make()
+
+
+def simulated() -> Any:
+    import a_simulator  # type: ignore[import-not-found]
+
+    return a_simulator
+
+
+def test_names_are_those_of_the_packages_documentation(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As in `gymnasium_robotics.mamujoco_v1`, which the package imports from a folder of its own."""
+    for folder, text in (
+        ("robots", "from robots.envs import arms_v1\nfrom robots.envs.arms_v1 import Arms\n"),
+        ("robots/envs", ""),
+    ):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "__init__.py").write_text(text)
+    arms = f"from {HERE} import make\nArms = parallel_env = make\n"
+    (tmp_path / "robots" / "envs" / "arms_v1.py").write_text(arms)
+    monkeypatch.syspath_prepend(tmp_path)
+    for name in ("robots.arms_v1", "robots.Arms", "robots.arms_v1:Arms", "robots.envs.arms_v1"):
+        assert resolve(name, {"agents": "pq"}).make().possible_agents == ("p", "q")
+    with pytest.raises(ValueError, match="expected a module of robots, got legs_v1; it has envs"):
+        resolve("robots.legs_v1")
+
+
+def test_a_factory_is_as_good_as_a_name_and_travels_by_value() -> None:
+    agents = "xy"
+    spec = resolve(lambda: make(agents=agents))
+    sent = cloudpickle.loads(cloudpickle.dumps(spec))
+    assert sent.make().possible_agents == ("x", "y")
+    assert resolve(sent) is sent
+    assert resolve(make, {"limit": 5}).kwargs == {"limit": 5}
+    with pytest.raises(ValueError, match="argument 'speed'; it takes agents, limit"):
+        resolve(make, {"speed": 3})
+    with pytest.raises(ValueError, match=r"got EnvironmentSpec.*, which has its own"):
+        resolve(spec, {"limit": 5})
+
+
+def test_what_a_script_defines_is_sent_by_value_and_found_by_name_there_only(tmp_path: Path) -> None:
+    script = f"""
+import cloudpickle
+from marl_aajr.rollout.environments import resolve
+from tests.rollout.toy_games import Scripted
+
+def make():
+    return Scripted({{"a": (1, "truncated")}}, agents="a")
+
+with open({str(tmp_path / "spec")!r}, "wb") as file:
+    cloudpickle.dump(resolve("__main__:make"), file)
+"""
+    subprocess.run([sys.executable, "-c", script], check=True)
+    assert pickle.loads((tmp_path / "spec").read_bytes()).make().possible_agents == ("a",)
+    with pytest.raises(ValueError, match="the factory was in another script or notebook"):
+        resolve("__main__:my_env")
 
 
 def test_a_deprecated_factory_names_its_successor() -> None:

@@ -144,3 +144,144 @@ def test_agents_that_do_not_move_in_a_cycle_are_not_simultaneous() -> None:
     env = aec_to_parallel(Claims({"a": (1, "terminated"), "b": (9, "truncated")}, agents="ab"))
     with pytest.raises(EnvironmentFault, match="agent 'a' is to move where 'b' should"):
         play(game_of(env, name="claims"), seed=0)
+
+
+class Respawning(Scripted):
+    """Agent a ends at step 2 and is there again at step 4, or is called alive in spite of its end."""
+
+    def __init__(self, how: str) -> None:
+        super().__init__({"a": (2, "terminated"), "b": (8, "truncated"), "c": (8, "truncated")})
+        self.how = how
+
+    def step(self, actions: dict[str, Any]) -> Any:
+        self.agents = list(actions)
+        obs, rewards, terminations, truncations, infos = super().step(actions)
+        if self.how == "in place" and self.t in (2, 3):
+            self.agents = ["a", *self.agents]
+            terminations["a"], truncations["a"] = self.t == 2, False
+        if self.how == "listed" and self.t >= 2:  # out, but never taken off the list: no new life
+            self.agents = ["a", *(other for other in self.agents if other != "a")]
+            terminations["a"], truncations["a"], obs["a"] = True, False, self._obs("a")
+        if self.how == "later" and self.t == 4:
+            self.agents = ["a", *self.agents]
+            obs["a"], terminations["a"], truncations["a"] = self._obs("a"), False, False
+        return obs, rewards, terminations, truncations, infos
+
+
+@pytest.mark.parametrize(("how", "step"), [("later", 4), ("in place", 3)])
+def test_an_agent_that_comes_back_is_a_fault_and_does_not_stand_still(how: str, step: int) -> None:
+    says = f"step {step}: agent 'a' came back after it had ended; give a new life a new name"
+    with pytest.raises(EnvironmentFault, match=says):
+        play(game_of(Respawning(how), name="lives"), seed=0)
+
+
+class RespawningCircle(Circle):
+    def __init__(self) -> None:
+        super().__init__({"a": (2, "terminated"), "b": (9, "truncated")}, agents="ab")
+
+    def step(self, action: Any) -> None:
+        super().step(action)
+        if self.t == 4 and "a" not in self.agents:
+            self.agents = ["a", *self.agents]
+            self.rewards["a"], self._cumulative_rewards["a"], self.infos["a"] = 0.0, 0.0, {}
+            self.terminations["a"] = self.truncations["a"] = False
+            self.agent_selection = "a"
+
+
+def test_an_agent_that_is_out_may_stay_on_the_list() -> None:
+    turns = play(game_of(Respawning("listed"), name="lives"), seed=0)
+    assert len(turns) == 9
+    assert "a" not in turns[3].rewards
+
+
+def test_nor_does_it_in_turns() -> None:
+    with pytest.raises(EnvironmentFault, match="agent 'a' came back after it had ended"):
+        play(game_of(RespawningCircle(), name="lives"), seed=0)
+
+
+class Old(Scripted):
+    """Returns what PettingZoo did before version 1.23."""
+
+    def __init__(self, method: str) -> None:
+        super().__init__(dict.fromkeys("ab", (9, "truncated")), agents="ab")
+        self.method = method
+
+    def reset(self, seed: int | None = None, options: Any = None) -> Any:
+        obs, infos = super().reset(seed, options)
+        return obs if self.method == "reset" else (obs, infos)
+
+    def step(self, actions: dict[str, Any]) -> Any:
+        obs, rewards, terminations, _, infos = super().step(actions)
+        return obs, rewards, terminations, infos
+
+
+class OldCircle(Circle):
+    def last(self, observe: bool = True) -> Any:
+        obs, reward, terminated, _, info = super().last(observe)
+        return obs, reward, terminated, info
+
+
+@pytest.mark.parametrize(
+    ("env", "says"),
+    [
+        (
+            Old("reset"),
+            r"returned dict from reset, expected \(observations, infos\) as in PettingZoo since 1.23",
+        ),
+        (Old("step"), r"returned 4 values from step, expected \(observations, rewards, terminations, trunc"),
+        (
+            OldCircle(dict.fromkeys("abc", (9, "truncated"))),
+            r"returned 4 values from last, expected \(observ",
+        ),
+    ],
+)
+def test_what_an_old_environment_returns_is_answered_with_what_is_expected(env: Any, says: str) -> None:
+    with pytest.raises(EnvironmentFault, match=says):
+        play(game_of(env, name="old"), seed=0)
+
+
+class Late(Scripted):
+    """Knows its agents and their spaces only after a reset."""
+
+    def __init__(self, *, lists: bool = False) -> None:
+        self.endings, self.arrivals, self.broken_at = dict.fromkeys("abc", (3, "truncated")), {}, None
+        self.known: dict[str, Any] = {}
+        self.lists = lists
+        if lists:
+            self.possible_agents = list("abc")
+
+    def observation_space(self, agent: str) -> Any:
+        return self.known[agent]
+
+    def reset(self, seed: int | None = None, options: Any = None) -> Any:
+        self.possible_agents = list("abc")
+        self.known = dict.fromkeys("abc", spaces.Box(-1.0, 99.0, (2,), np.float32))
+        return super().reset(seed, options)
+
+
+@pytest.mark.parametrize("lists", [False, True])
+def test_spaces_may_be_known_only_after_a_reset(lists: bool) -> None:
+    turns = play(game_of(Late(lists=lists), name="late"), seed=0)
+    assert len(turns) == 4
+    assert list(turns[0].obs) == ["a", "b", "c"]
+
+
+def test_an_environment_that_never_says_its_spaces_is_told_what_is_expected() -> None:
+    class Never(Late):
+        def reset(self, seed: int | None = None, options: Any = None) -> Any:
+            return Scripted.reset(self, seed, options)
+
+    with pytest.raises(ValueError, match=r"to say its possible_agents and their spaces.*KeyError"):
+        game_of(Never(lists=True), name="never")
+
+
+@pytest.mark.parametrize("reward", [np.array([1.0, 2.0]), [1.0, 2.0], np.zeros((1, 2))])
+def test_a_reward_of_several_parts_is_told_what_to_do(reward: Any) -> None:
+    class Several(Scripted):
+        def step(self, actions: dict[str, Any]) -> Any:
+            obs, rewards, *rest = super().step(actions)
+            return obs, dict.fromkeys(rewards, reward), *rest
+
+    env = Several(dict.fromkeys("abc", (3, "truncated")))
+    with pytest.raises(EnvironmentFault, match=r"agent 'a' is .* weigh its parts in a wrapper"):
+        play(game_of(env, name="goals"), seed=0)

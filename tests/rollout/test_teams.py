@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from enum import Enum
 from typing import Any
 
 import mpe2
+import numpy as np
 import pytest
 from mpe2 import (
     simple_adversary_v3,
@@ -16,8 +18,12 @@ from mpe2 import (
 )
 from pettingzoo.butterfly import knights_archers_zombies_v11
 from pettingzoo.classic import hanabi_v5, leduc_holdem_v4, rps_v2, tictactoe_v3
+from pettingzoo.utils.conversions import parallel_to_aec
+from pettingzoo.utils.wrappers import BaseParallelWrapper
 
+from marl_aajr.rollout.environments import make_batch, resolve
 from marl_aajr.rollout.pettingzoo_games import game_of
+from marl_aajr.rollout.teams import announce
 from tests.rollout.toy_games import Scripted
 
 assert mpe2  # the modules below are its
@@ -73,12 +79,139 @@ def test_in_atari_games_every_player_is_its_own_team_too(name: str, teams: dict[
     assert game_of(Console(dict.fromkeys("abc", (1, "truncated"))), name=name).teams == teams
 
 
-def test_an_environment_may_say_so_itself() -> None:
-    class Sided(Scripted):
-        teams = {"a": "red", "b": "blue", "c": "red"}  # noqa: RUF012
+ENDS = dict.fromkeys("abc", (1, "truncated"))
 
-    ends = dict.fromkeys("abc", (1, "truncated"))
-    assert game_of(Sided(ends), name="sided").teams == {"a": "red", "b": "blue", "c": "red"}
-    Sided.teams = {"a": "red"}
+
+class Sided(Scripted):
+    def __init__(self, teams: Any = None, *, agents: str = "abc") -> None:
+        super().__init__(dict.fromkeys(agents, (1, "truncated")), agents=agents)
+        if teams is not None:
+            self.teams = teams
+
+
+def test_an_environment_may_say_so_itself() -> None:
+    assert game_of(Sided({"a": "red", "b": "blue", "c": "red"}), name="sided").teams == ABA
     with pytest.raises(ValueError, match=r"without b, c; write them as --set env\.teams="):
-        game_of(Sided(ends), name="sided")
+        game_of(Sided({"a": "red"}), name="sided")
+
+
+ABA = {"a": "red", "b": "blue", "c": "red"}
+
+
+class Side(Enum):
+    RED = 1
+    BLUE = 2
+
+
+@pytest.mark.parametrize(
+    ("said", "teams"),
+    [
+        ({"red": ["a", "c"], "blue": ("b",)}, ABA),
+        ({"red": {"a", "c"}, "blue": {"b"}}, ABA),
+        (["red", "blue", "red"], ABA),
+        (("red", "blue", "red"), ABA),
+        (np.array([0, 1, 0]), {"a": "0", "b": "1", "c": "0"}),
+        ([["a", "c"], ["b"]], {"a": "team_0", "b": "team_1", "c": "team_0"}),
+        (lambda agent: "blue" if agent == "b" else "red", ABA),
+        (lambda: {"red": ["a", "c"], "blue": ["b"]}, ABA),
+        ({"b": "blue", "*": "red"}, ABA),
+        ({"[ac]": Side.RED, "b": Side.BLUE}, {"a": "RED", "b": "BLUE", "c": "RED"}),
+        ({"a": ["a"], "b": ["b"], "c": ["c"]}, {"a": "a", "b": "b", "c": "c"}),
+        ("us", dict.fromkeys("abc", "us")),
+    ],
+)
+def test_teams_are_read_as_people_write_them(said: Any, teams: dict[str, str]) -> None:
+    assert game_of(Sided(said), name="sided").teams == teams
+    assert game_of(Scripted(ENDS), name="told", teams=said).teams == teams
+
+
+@pytest.mark.parametrize(
+    "said", [2, ["red", "blue"], ["a", "b", "c"], [["a"], ["b"]], {"red": ["a"]}, object()]
+)
+def test_teams_that_cannot_be_read_are_answered_with_those_that_can(said: Any) -> None:
+    with pytest.raises(
+        ValueError, match=r"to have each of its 3 agents, got .*write them as --set env\.teams="
+    ):
+        game_of(Sided(said), name="sided")
+    assert game_of(Sided(said), name="sided", teams=ABA).teams == ABA
+
+
+class Around(BaseParallelWrapper[str, Any, Any]):
+    teams = ABA
+
+
+class Between(BaseParallelWrapper[str, Any, Any]):
+    pass
+
+
+def test_the_outermost_wrapper_counts() -> None:
+    inner = Sided("inside")
+    assert game_of(Around(inner), name="w").teams == ABA
+    assert game_of(Between(Around(inner)), name="w").teams == ABA
+    assert game_of(parallel_to_aec(Between(Around(inner))), name="w").teams == ABA
+    assert set(game_of(Between(inner), name="w").teams.values()) == {"inside"}
+
+
+def test_two_armies_are_never_one_team_unasked() -> None:
+    class Armies(Sided):
+        possible_agents: list[str]
+
+        def __init__(self, *agents: str) -> None:
+            super().__init__()
+            self.possible_agents = list(agents)
+
+    asked = r"suggest sides .*: --set env\.teams='\{red_\*: red, blue_\*: blue\}', or env\.teams=team if all"
+    with pytest.raises(ValueError, match=asked):
+        game_of(Armies("red_0", "red_1", "blue_0", "blue_1"), name="armies")
+    for one, other in (
+        ("predator_1", "prey_1"),
+        ("team_0_agent_0", "team_1_agent_0"),
+        ("agent_0", "adversary_0"),
+    ):
+        with pytest.raises(ValueError, match="who plays with whom"):
+            game_of(Armies(one, other), name="armies")
+    # What is said goes first; and these names say nothing of sides.
+    assert game_of(Armies("red_0", "blue_0"), name="a", teams="all").teams == {
+        "red_0": "all",
+        "blue_0": "all",
+    }
+    for names in (("archer_0", "knight_0"), ("redactor_0", "reducer_0"), ("pursuer_0", "pursuer_1")):
+        assert set(game_of(Armies(*names), name="a").teams.values()) == {"team"}
+
+
+def test_sides_of_magent_are_known() -> None:
+    class Battle(Sided):
+        __module__ = "magent2.environments.combined_arms.combined_arms"
+        possible_agents = ["redmelee_0", "redranged_0", "bluemele_0"]  # noqa: RUF012
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.possible_agents = type(self).possible_agents
+
+    assert list(game_of(Battle(), name="magent").teams.values()) == ["red", "red", "blue"]
+
+
+@pytest.mark.parametrize("name", ["mpe2.simple_spread_v3", "marl_aajr.envs.simple_spread_v3"])
+def test_whoever_uses_an_environment_may_say_it(name: str) -> None:
+    spec = resolve(name, {"N": 2, "teams": {"agent_0": "us", "agent_1": "them"}})
+    assert spec.make().teams == {"agent_0": "us", "agent_1": "them"}
+    assert make_batch(spec, 2).teams == {"agent_0": "us", "agent_1": "them"}
+
+
+def takes_teams(teams: int) -> Sided:
+    """An environment whose own argument has this name."""
+    return Sided(agents="abc"[:teams])
+
+
+def test_an_argument_of_the_environment_stays_its_own() -> None:
+    assert resolve(f"{__name__}:takes_teams", {"teams": 2}).make().possible_agents == ("a", "b")
+
+
+def test_a_line_says_which_sides_were_found(caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level("INFO", "marl_aajr"):
+        announce("game", ABA, attacked="red")
+        announce("game", dict.fromkeys((f"agent_{i}" for i in range(9)), "team"))
+    assert caplog.messages == [
+        "game: 2 teams, red (a, c) against blue (b); red is attacked",
+        "game: one team, team (agent_0, agent_1, agent_2, agent_3, … 9 in all)",
+    ]

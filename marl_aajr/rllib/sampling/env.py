@@ -21,6 +21,7 @@ from typing import Any
 
 import torch
 from gymnasium import spaces
+from ray import cloudpickle
 from ray.rllib.env.multi_agent_env import MultiAgentEnv
 
 from marl_aajr.core.environment_values import named
@@ -176,11 +177,12 @@ class EnvCreator:
     def register(self) -> str:
         """Makes this known to Ray under a name of its own, for `config.environment(...)`."""
         spec = self.source if isinstance(self.source, EnvironmentSpec) else None
-        made_by = [id(spec.made_by)] if spec and spec.made_by else []
-        arguments = [*sorted(spec.kwargs.items()), *made_by] if spec else id(self.source)
+        code = spec.made_by if spec else self.source
+        arguments = sorted(spec.kwargs.items()) if spec else []
         settings = (arguments, self.time_limits_terminate, self.critic, self.device)
-        digest = hashlib.sha256(repr(settings).encode()).hexdigest()[:8]
-        plain = settings == ([], False, "own", None)
+        sent = b"" if code is None else cloudpickle.dumps(code)
+        digest = hashlib.sha256(repr(settings).encode() + sent).hexdigest()[:8]
+        plain = code is None and settings == ([], False, "own", None)
         name = f"marl_aajr/{self.name}" if plain else f"marl_aajr/{self.name}@{digest}"
         register_creator(name, self)
         return name
