@@ -168,8 +168,8 @@ def env_arguments(assignments: Sequence[str]) -> dict[str, Any]:
     """
     found = {}
     for key, value in assigned(assignments).items():
-        name = "teams" if key == "env.teams" else key.removeprefix("env.kwargs.")
-        if name == key or "." in name:
+        name = key.removeprefix("env.kwargs.")
+        if key != "env.teams" and (name == key or "." in name):
             raise ValueError(
                 f"expected --set env.kwargs.NAME=VALUE or env.teams=… in evaluate, got {key}; a run has "
                 "the rest"

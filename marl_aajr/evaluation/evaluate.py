@@ -27,7 +27,7 @@ from marl_aajr.evaluation.result import Check, Evaluation, PlayedEnvironment, Sk
 from marl_aajr.evaluation.rows import play_rows
 from marl_aajr.evaluation.sources import evaluations_of, file_name, find_victim, with_adversary
 from marl_aajr.rollout.environments import EnvironmentSpec, make_batch, resolve
-from marl_aajr.rollout.teams import announce, choose_agents
+from marl_aajr.rollout.teams import TEAMS, announce, choose_agents
 from marl_aajr.training.files import write_json
 from marl_aajr.training.run_directory import RunDirectory
 from marl_aajr.victims import Victim
@@ -66,7 +66,7 @@ def evaluate(
         env: the environment, by a name or as `resolve` gives it; None: that of the victim's training, which
             a checkpoint does not know. A run has its own.
         protocol: what is played; None: what `settings` say.
-        env_kwargs: arguments of an environment that is named; for any, `teams` says who plays with whom.
+        env_kwargs: arguments of an environment that is named; for any, `env.teams` says who plays with whom.
         surrogates: victims or folders of victims, to compute `transfer` perturbations on.
         adversaries: runs of trained adversaries: traitors and opponents are added to `replace`, observation
             adversaries to `attacks`, at the size they were trained for.
@@ -103,7 +103,7 @@ def _player(
     victim: Victim | Path | str, env: Any, kwargs: Mapping[str, Any] | None
 ) -> tuple[Victim, EnvironmentSpec, EnvironmentSpec | None]:
     """The victim, its environment, and that again where it was given."""
-    teams = dict(kwargs or {}) if env is None and set(kwargs or ()) == {"teams"} else {}
+    teams = dict(kwargs or {}) if env is None and set(kwargs or ()) == {TEAMS} else {}
     given = _environment(env, None if teams else kwargs)
     player = _victim(victim, given)
     if given is None and not player.env_name:

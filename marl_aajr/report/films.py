@@ -9,6 +9,7 @@ from __future__ import annotations
 import io
 from collections.abc import Collection, Mapping, Sequence
 from contextlib import closing
+from dataclasses import replace
 from math import ceil
 from pathlib import Path
 from typing import Any, NamedTuple, cast
@@ -87,7 +88,7 @@ def film(
     """
     if (attack is None) == (replacement is None):
         raise ValueError("expected an attack or a replacement to film, got both or neither; name one")
-    drawn = EnvironmentSpec(environment.name, {**environment.kwargs, "render_mode": "rgb_array"})
+    drawn = replace(environment, kwargs={**environment.kwargs, "render_mode": "rgb_array"})
     with closing(_Filmed(make_batch(drawn, 1), size=size)) as env:
         check_match(victim, env)
         members = choose_agents(env.teams, team, agents)

@@ -18,6 +18,7 @@ from marl_aajr.evaluation.protocol import builtin_suites
 from marl_aajr.evaluation.result import Evaluation
 from marl_aajr.report.common_protocol import CommonProtocol, RunResults
 from marl_aajr.report.comparison import Comparison
+from marl_aajr.rollout.teams import TEAMS
 
 _AGAIN = PurePath("again")
 
@@ -122,7 +123,10 @@ def _evaluations(
                 continue
             elsewhere = []
             if not results.run.trained_here:
-                arguments_of = [f"env.kwargs.{k}={json.dumps(v)}" for k, v in evaluation.env.kwargs.items()]
+                arguments_of = [
+                    f"{name if name == TEAMS else f'env.kwargs.{name}'}={json.dumps(value)}"
+                    for name, value in evaluation.env.kwargs.items()
+                ]
                 elsewhere = ["--env", evaluation.env.name, *_each("--set", arguments_of)]
             for words in arguments(evaluation, {**targets, **kept}):
                 found[path][f'marl-aajr evaluate "$run" {shlex.join([*elsewhere, *words])}'] = None

@@ -26,7 +26,7 @@ from marl_aajr.rollout.adapters import find_gymnasium
 from marl_aajr.rollout.factories import Factory, explain_import_error, factory_of, load, version
 from marl_aajr.rollout.game import Game
 from marl_aajr.rollout.pettingzoo_games import game_of
-from marl_aajr.rollout.teams import read_teams
+from marl_aajr.rollout.teams import TEAMS, read_teams
 
 if TYPE_CHECKING:
     import torch
@@ -47,8 +47,8 @@ class EnvironmentSpec:
 
     Attributes:
         name: Entry point, PettingZoo registry id or import path.
-        kwargs: Keyword arguments of the environment's factory, and `teams`, which every environment takes:
-            who plays with whom, in any form of `marl_aajr.rollout.teams.read_teams`.
+        kwargs: Keyword arguments of the environment's factory, and under `env.teams`, a name that no factory
+            has, who plays with whom, in any form of `marl_aajr.rollout.teams.read_teams`.
         summary: One line for lists.
         made_by: The factory, where only this process can find it by the name; Ray sends it by value.
     """
@@ -89,7 +89,7 @@ class EnvironmentSpec:
         """
         factory, defaults = (self.made_by, {}) if self.made_by else _find(self.name)[:2]
         given = dict(self.kwargs)
-        teams = None if "teams" in _accepted(_innermost(factory)) else given.pop("teams", None)
+        teams = given.pop(TEAMS, None)
         try:
             inspect.signature(factory).bind(**given)
         except TypeError as error:
@@ -110,7 +110,7 @@ def resolve(env: str | Factory | EnvironmentSpec, kwargs: Mapping[str, Any] | No
             `rware:rware-tiny-2ag-v2`), or an import path (`mpe2.simple_spread_v3`,
             `my_package.my_env:make`). Where a module has both kinds of environment, the parallel one
             is taken.
-        kwargs: Keyword arguments of the environment's factory, and `teams` (see `EnvironmentSpec`).
+        kwargs: Keyword arguments of the environment's factory, and `env.teams` (see `EnvironmentSpec`).
 
     Returns:
         The specification, whose `make()` builds a `Game`.

@@ -18,6 +18,8 @@ from marl_aajr.core.checks import one_of
 from marl_aajr.core.environment_values import agent_name
 
 ONE_TEAM = "team"
+TEAMS = "env.teams"
+"""The setting; beside the arguments of an environment, the key that it stands under."""
 
 _Rule = Callable[[Any, Sequence[str]], dict[str, str]]
 
@@ -188,7 +190,7 @@ def _line(agents: Collection[str]) -> str:
     """A line that says the teams that the names of the agents suggest, to be copied."""
     teams = {_pattern(agent): _side(agent) or re.sub(r"[_-]?\d*$", "", agent) or ONE_TEAM for agent in agents}
     shown = ", ".join(f"{pattern}: {team}" for pattern, team in list(teams.items())[:20])
-    return f"--set env.teams='{{{shown}}}'"
+    return f"--set {TEAMS}='{{{shown}}}' (in Python kwargs={{'{TEAMS}': ...}})"
 
 
 def _one_team(env: Any, agents: Sequence[str]) -> dict[str, str]:

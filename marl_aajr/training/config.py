@@ -13,6 +13,7 @@ from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
+from marl_aajr.rollout.teams import TEAMS
 from marl_aajr.training.fields import (
     Count,
     Fraction,
@@ -36,9 +37,8 @@ class EnvConfig(Section):
     Attributes:
         name: environment: a name of `list envs` or an import path, `my_package.my_env:make`; those of
             `marl_aajr.envs` are mpe2's, batched in torch: the same games at several times the speed.
-        kwargs: arguments of its constructor. `teams`, which may also stand beside them, is taken by every
-            environment: who plays with whom, where it does not say so itself, such as
-            `{red_*: red, blue_*: blue}` (see `marl_aajr.rollout.teams.read_teams`).
+        kwargs: arguments of its constructor. Among them is kept `env.teams`: who plays with whom, where the
+            environment does not say it, such as `{red_*: red, blue_*: blue}`.
     """
 
     name: str = Field(min_length=1)
@@ -47,10 +47,10 @@ class EnvConfig(Section):
     @model_validator(mode="before")
     @classmethod
     def _by_name(cls, data: Any) -> Any:
-        """`env: simple_spread_v3` is `env: {name: simple_spread_v3}`; `teams` are an argument."""
+        """`env: simple_spread_v3` is `env: {name: simple_spread_v3}`; `teams` stand among the arguments."""
         if isinstance(data, Mapping) and "teams" in data:
             rest = {key: value for key, value in data.items() if key != "teams"}
-            return {**rest, "kwargs": {**(data.get("kwargs") or {}), "teams": data["teams"]}}
+            return {**rest, "kwargs": {**(data.get("kwargs") or {}), TEAMS: data["teams"]}}
         return {"name": data} if isinstance(data, str) else data
 
 

@@ -271,4 +271,4 @@ def test_a_run_may_be_told_its_sides(
         result = as_json(capsys, run, "--suite", suite, "--set", "env.teams={agent_0: us, '*': them}")
     assert set(result["teams"].values()) == {"us", "them"}
     assert f"{SPEC.name}: 2 teams, us (agent_0) against them (" in caplog.text
-    assert result["env"]["kwargs"]["teams"] == {"agent_0": "us", "*": "them"}
+    assert result["env"]["kwargs"]["env.teams"] == {"agent_0": "us", "*": "them"}

@@ -24,6 +24,7 @@ from pettingzoo.utils.wrappers import BaseParallelWrapper
 from marl_aajr.rollout.environments import make_batch, resolve
 from marl_aajr.rollout.pettingzoo_games import game_of
 from marl_aajr.rollout.teams import announce
+from marl_aajr.training.config import EnvConfig
 from tests.rollout.toy_games import Scripted
 
 assert mpe2  # the modules below are its
@@ -160,7 +161,7 @@ def test_two_armies_are_never_one_team_unasked() -> None:
             super().__init__()
             self.possible_agents = list(agents)
 
-    asked = r"suggest sides .*: --set env\.teams='\{red_\*: red, blue_\*: blue\}', or env\.teams=team if all"
+    asked = r"suggest sides .*: --set env\.teams='\{red_\*: red, blue_\*: blue\}' .*, or env\.teams=team if"
     with pytest.raises(ValueError, match=asked):
         game_of(Armies("red_0", "red_1", "blue_0", "blue_1"), name="armies")
     for one, other in (
@@ -193,7 +194,7 @@ def test_sides_of_magent_are_known() -> None:
 
 @pytest.mark.parametrize("name", ["mpe2.simple_spread_v3", "marl_aajr.envs.simple_spread_v3"])
 def test_whoever_uses_an_environment_may_say_it(name: str) -> None:
-    spec = resolve(name, {"N": 2, "teams": {"agent_0": "us", "agent_1": "them"}})
+    spec = resolve(name, {"N": 2, "env.teams": {"agent_0": "us", "agent_1": "them"}})
     assert spec.make().teams == {"agent_0": "us", "agent_1": "them"}
     assert make_batch(spec, 2).teams == {"agent_0": "us", "agent_1": "them"}
 
@@ -204,7 +205,10 @@ def takes_teams(teams: int) -> Sided:
 
 
 def test_an_argument_of_the_environment_stays_its_own() -> None:
-    assert resolve(f"{__name__}:takes_teams", {"teams": 2}).make().possible_agents == ("a", "b")
+    game = resolve(f"{__name__}:takes_teams", {"teams": 2, "env.teams": "us"}).make()
+    assert game.teams == {"a": "us", "b": "us"}
+    configured = EnvConfig.model_validate({"name": "game", "kwargs": {"teams": 2}, "teams": ["a", "b"]})
+    assert configured.kwargs == {"teams": 2, "env.teams": ["a", "b"]}
 
 
 def test_a_line_says_which_sides_were_found(caplog: pytest.LogCaptureFixture) -> None:
