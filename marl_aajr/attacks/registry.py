@@ -22,7 +22,7 @@ from marl_aajr.attacks.base import Attack
 from marl_aajr.attacks.gradient import FGSM, PGD, CriticPGD, MarginPGD, TargetedPGD
 from marl_aajr.attacks.gradient_free import GaussianNoise, SquareAttack, UniformNoise, WorstNoise
 from marl_aajr.attacks.transfer import Transfer
-from marl_aajr.core.checks import one_of
+from marl_aajr.core.checks import made, one_of
 from marl_aajr.core.threat import PerturbationSet
 
 ENTRY_POINTS = "marl_aajr.attacks"
@@ -135,8 +135,7 @@ def make_attack(name: str, *, epsilon: float, **settings: Any) -> Attack:
             f"expected settings of {name!r} out of {', '.join(sorted(own | budget))}; "
             f"got {', '.join(unknown)}"
         )
-    perturbations = PerturbationSet(
-        epsilon=epsilon, **{key: value for key, value in settings.items() if key in budget}
-    )
+    limits = {key: value for key, value in settings.items() if key in budget}
+    perturbations = made(PerturbationSet, {"epsilon": epsilon, **limits})
     chosen = {key: value for key, value in settings.items() if key in own}
-    return cls(perturbations=perturbations, **chosen)
+    return made(cls, {"perturbations": perturbations, **chosen})

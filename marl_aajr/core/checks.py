@@ -9,15 +9,20 @@ return. This file does not import torch: the command line reads it first.
 from __future__ import annotations
 
 import dataclasses
+import json
 from bisect import bisect_right
 from collections.abc import Collection, Iterable, Mapping, Sequence
+from contextlib import suppress
 from difflib import get_close_matches
+from functools import cache
 from math import floor, inf, isfinite, log10
 from statistics import median
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar, get_type_hints
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+_Made = TypeVar("_Made")
 
 
 def one_of(name: str, value: object, known: Iterable[str]) -> None:
@@ -57,6 +62,50 @@ def check_settings(name: str, cls: type, given: Collection[str]) -> None:
     required = [field.name for field in fields if field.default is dataclasses.MISSING]
     if missing := [setting for setting in required if setting not in given]:
         raise ValueError(f"expected the settings {', '.join(missing)} of {name!r}, got none; give them")
+
+
+def made(cls: type[_Made], settings: Mapping[str, Any]) -> _Made:
+    """A dataclass made of settings as files give them, which have the types that it declares.
+
+    Raises:
+        ValueError: a setting of another type, or what the class itself raises.
+    """
+    others = [key for key, value in settings.items() if not _fits(cls, key, value)]
+    try:
+        result = cls(**settings)
+    except (TypeError, OverflowError):
+        if not others:
+            raise
+    if others:
+        types = {field.name: str(field.type) for field in dataclasses.fields(cls)}  # type: ignore[arg-type]
+        words = types[others[0]].replace("tuple[", "list[").replace(", ...]", "]").replace(" | ", " or ")
+        raise ValueError(f"expected {others[0]} as {words}, got {settings[others[0]]!r}")
+    return result
+
+
+def _fits(cls: type, key: str, value: Any) -> bool:
+    """Whether a setting has its type, as far as JSON and pydantic know both."""
+    from pydantic import ValidationError
+
+    try:
+        if (adapter := _adapters(cls).get(key)) is not None:
+            adapter.validate_json(json.dumps(value), strict=True)
+    except ValidationError:
+        return False
+    except TypeError:  # no JSON: given in Python
+        return True
+    return True
+
+
+@cache
+def _adapters(cls: type) -> dict[str, Any]:
+    from pydantic import PydanticSchemaGenerationError, TypeAdapter  # late: help needs none
+
+    hints, found = get_type_hints(cls), {}
+    for field in dataclasses.fields(cls):
+        with suppress(PydanticSchemaGenerationError):
+            found[field.name] = TypeAdapter(hints[field.name])
+    return found
 
 
 class NonFiniteError(FloatingPointError):
@@ -115,22 +164,18 @@ def as_schedule(value: float | Sequence[Sequence[float]], *, name: str) -> Sched
     """
     if isinstance(value, bool) or not isinstance(value, int | float | Sequence | str):
         raise ValueError(f"expected a number or [[timestep, value], ...] for {name}, got {value!r}")
-    if isinstance(value, int | float):
-        schedule: Schedule = float(value)
-        values = [float(value)]
-    else:
-        try:
-            points = tuple((float(t), float(v)) for t, v in value)
-        except (TypeError, ValueError):
-            raise ValueError(
-                f"expected a number or [[timestep, value], ...] for {name}, got {value!r}"
-            ) from None
-        schedule, times, values = points, [t for t, _ in points], [v for _, v in points]
-        if not points or times[0] != 0 or sorted(set(times)) != times:
-            raise ValueError(f"expected increasing timesteps from 0 in the schedule of {name}, got {times}")
-    if not all(isfinite(v) and v >= 0 for v in values):
+    constant = isinstance(value, int | float)
+    pairs: Any = [(0.0, value)] if constant else value
+    try:
+        points = tuple((float(t), float(v)) for t, v in pairs)
+    except (TypeError, ValueError, OverflowError):
+        raise ValueError(f"expected a number or [[timestep, value], ...] for {name}, got {value!r}") from None
+    times = [time for time, _ in points]
+    if times[:1] != [0] or sorted(set(times)) != times:
+        raise ValueError(f"expected increasing timesteps from 0 in the schedule of {name}, got {times}")
+    if not all(isfinite(v) and v >= 0 for _, v in points):
         raise ValueError(f"expected finite values ≥ 0 for {name}, got {value!r}")
-    return schedule
+    return points[0][1] if constant else points
 
 
 def value_at(schedule: Schedule, timestep: float) -> float:

@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
-from marl_aajr.core.checks import check_settings, one_of
+from marl_aajr.core.checks import check_settings, made, one_of
 from marl_aajr.regularizers.aajr import AAJR
 from marl_aajr.regularizers.augmentation import AdversarialTraining, NoiseAugmentation
 from marl_aajr.regularizers.jacobian_norms import Frobenius, RandomDirection, Spectral
@@ -68,11 +68,14 @@ def make_regularizer(name: str, **settings: Any) -> Regularizer:
     cls = REGULARIZERS[name]
     check_settings(name, cls, settings)
     if cls is Sum:
-        if unnamed := [m for m in settings["members"] if isinstance(m, Mapping) and "name" not in m]:
+        given = (
+            settings["members"] if isinstance(settings["members"], list | tuple) else [settings["members"]]
+        )
+        if unnamed := [m for m in given if isinstance(m, Mapping) and "name" not in m]:
             raise ValueError(f"expected a name in every member of a sum, got {dict(unnamed[0])}")
-        members = (make_regularizer(**m) if isinstance(m, Mapping) else m for m in settings["members"])
+        members = (make_regularizer(**m) if isinstance(m, Mapping) else m for m in given)
         return Sum(members=tuple(members))
-    return cls(**settings)
+    return made(cls, settings)
 
 
 def settings_of(regularizer: Regularizer) -> dict[str, Any]:

@@ -122,16 +122,16 @@ def stranded(nodes: Mapping[str, Node], failed: Collection[str]) -> set[str]:
 
 def _surrogates(study: StudyConfig, runs: Sequence[StudyRun]) -> dict[str, StudyRun]:
     """For every run the first method's run of the next seed, in the same environment and grid point."""
+
+    def key(run: StudyRun, seed: int) -> tuple[str, str, int]:
+        return run.variant.environment.title, repr(run.point), seed
+
     first = study.methods[0]
-    plain = {
-        (run.variant.environment.title, run.point, run.config.seed): run
-        for run in reversed(runs)
-        if run.variant.method == first
-    }
+    plain = {key(run, run.config.seed): run for run in reversed(runs) if run.variant.method == first}
     following = dict(zip(study.seeds, [*study.seeds[1:], study.seeds[0]], strict=True))
     found = {}
     for run in runs:
-        other = plain.get((run.variant.environment.title, run.point, following[run.config.seed]))
+        other = plain.get(key(run, following[run.config.seed]))
         if other is not None and other is not run:
             found[run.name] = other
     return found

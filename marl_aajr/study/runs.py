@@ -87,10 +87,16 @@ def check_axes(study: StudyConfig, source: YamlSource) -> None:
         "alone, got it here too; remove it"
         for where, part in parts
         for key, axis in _AXES.items()
-        if _depth(part, key.split(".")) == len(key.split("."))
+        if _names(part, key)
     ]
     if problems:
         raise ValueError("\n".join(problems))
+
+
+def _names(part: Mapping[str, Any], key: str) -> bool:
+    """Whether settings have a key, or a name in place of the section that it stands in: `method: aajr`."""
+    section, *name = key.split(".")
+    return section in part and (not isinstance(part[section], Mapping) or set(name) <= set(part[section]))
 
 
 def variants(study: StudyConfig) -> Iterator[Variant]:

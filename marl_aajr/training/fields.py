@@ -9,6 +9,7 @@ from __future__ import annotations
 import difflib
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from itertools import takewhile
 from typing import Annotated, Any, Self, TypeVar, get_args
 
 import yaml
@@ -125,11 +126,13 @@ def validated(
     try:
         return model.model_validate(data)
     except ValidationError as error:
-        problems = error.errors()
-        lines = [_line(model, problem) for problem in problems]
-        if where is not None:
-            lines = [f"{where(each['loc'])}: {line}" for each, line in zip(problems, lines, strict=True)]
-        raise ValueError("\n".join(lines)) from None
+        lines: dict[tuple[str | int, ...], str] = {}
+        for problem in error.errors():
+            # Pydantic names the alternatives of a union behind the place; what the first one wants will do.
+            key = tuple(takewhile(lambda part: not _ALTERNATIVE.fullmatch(str(part)), problem["loc"]))
+            line = _line(model, problem, ".".join(map(str, key)))
+            lines.setdefault(key, line if where is None else f"{where(key)}: {line}")
+        raise ValueError("\n".join(lines.values())) from None
 
 
 def put(data: dict[str, Any], key: str, value: Any) -> None:
@@ -142,9 +145,18 @@ def put(data: dict[str, Any], key: str, value: Any) -> None:
     data[last] = value
 
 
-def _line(model: type[BaseModel], error: ErrorDetails) -> str:
-    where = tuple(str(part) for part in error["loc"])
-    field = ".".join(where) or "configuration"
+_ALTERNATIVE = re.compile(r"str|int|float|bool|.*\[.*\]")
+_EXPECTED = {
+    "model_type": "expected a mapping of keys to values",
+    "dict_type": "expected a mapping of keys to values",
+    "tuple_type": "expected a list",
+    "invalid_key": "expected a name as the key",
+}
+"""By type of error, where Pydantic's message is about Python."""
+
+
+def _line(model: type[BaseModel], error: ErrorDetails, field: str) -> str:
+    where, field = [str(part) for part in error["loc"]], field or "configuration"
     if error["type"] == "extra_forbidden":
         for name in where[:-1]:
             if name in model.model_fields:  # or else a place in a list of the model found last
@@ -153,9 +165,7 @@ def _line(model: type[BaseModel], error: ErrorDetails) -> str:
         return f"{field}: unknown key; {hint and hint + ' '}known: {', '.join(model.model_fields)}"
     if error["type"] == "missing":
         return f"{field}: missing; add it"
-    message = error["msg"].removeprefix("Value error, ")
-    if error["type"] == "model_type":
-        message = "expected a mapping of keys to values"
+    message = _EXPECTED.get(error["type"], error["msg"].removeprefix("Value error, "))
     if message.startswith("Input should be"):
         what = message.removeprefix("Input should be").strip()
         message = f"expected {'a number ' if what.startswith(('greater', 'less')) else ''}{what}"

@@ -13,6 +13,7 @@ from marl_aajr.core.checks import (
     Schedule,
     as_schedule,
     check_settings,
+    made,
     maximum,
     one_of,
     raised,
@@ -112,7 +113,7 @@ class ATLA:
             raise ValueError(
                 f"expected a regularizer such as {{name: smooth_policy}}, got {self.regularizer!r}"
             )
-        return make_regularizer(**self.regularizer)
+        return make_regularizer(**{str(key): value for key, value in self.regularizer.items()})
 
     def ramped(self, start: float, end: float) -> Self:
         """The same with ε, if it is a number, rising from 0 at environment step `start` to `end`."""
@@ -211,12 +212,8 @@ class MethodConfig(BaseModel):
 
 
 def _written_out(name: str, settings: dict[str, Any]) -> dict[str, Any]:
-    try:
-        if name == ATLA.name:
-            check_settings(name, ATLA, settings)
-            return asdict(ATLA(**settings))
-        regularizer = make_regularizer(name, **settings)
-    except TypeError as error:
-        # A value of the wrong type may fail in the method's own comparison.
-        raise ValueError(f"expected numbers for the numeric settings of {name}: {error}") from None
+    if name == ATLA.name:
+        check_settings(name, ATLA, settings)
+        return asdict(made(ATLA, settings))
+    regularizer = make_regularizer(name, **settings)
     return {key: value for key, value in settings_of(regularizer).items() if key != "name"}

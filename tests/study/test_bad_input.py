@@ -2,11 +2,22 @@
 
 from __future__ import annotations
 
+import contextlib
+import copy
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any, get_args
 
 import pytest
+from pydantic import BaseModel
 
+from marl_aajr.adversaries.request import AdversaryRequest
+from marl_aajr.evaluation.protocol import Protocol
+from marl_aajr.regularizers import AAJR, settings_of
+from marl_aajr.study.config import StudyConfig
 from marl_aajr.study.study import prepare
+from marl_aajr.training.config import RunConfig, make_config
+from marl_aajr.training.fields import validated
 
 STUDY = """\
 run:
@@ -94,6 +105,32 @@ BROKEN = {
         "- {name: none, search: {ppo.lr: {choices: [1]}}}",
         r":8: methods.0.search.ppo.lr: expected at least two choices, got 1; set it under run",
     ),
+    "a list for a method's name": (
+        "name: none",
+        "name: [none]",
+        r":8: methods.0.name: expected a valid string",
+    ),
+    "a list for a name among settings": (
+        "name: none",
+        "name: atla\n    regularizer: {name: [aajr]}",
+        r":8: method: expected regularizer out of .*got \['aajr'\]",
+    ),
+    "agents that are no names": (
+        "name: none",
+        "name: atla\n    agents: [[agent_0]]",
+        r":8: method: expected agents as list\[str\] or None, got",
+    ),
+    "a list for a suite": (
+        "quick",
+        "[quick]",
+        r":14: evaluation.suite: expected a valid string, got \['quick'\]$",
+    ),
+    "a method in short among the settings": (
+        "env_steps: 400",
+        "method: aajr",
+        r":2: run: expected method.name under methods",
+    ),
+    "a key that is no name": ("ppo: {", "ppo: {1: 2, ", r":3: ppo.1: expected a name as the key"),
     "an unequal search": ("seeds: [0, 1]", TUNE, r":8: methods.0: expected the same number"),
 }
 
@@ -107,6 +144,77 @@ def test_an_error_names_the_line(case: str, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=rf"study\.yaml{message}"):
         prepare(file, out=tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+def places(model: type[BaseModel]) -> Iterator[tuple[str, ...]]:
+    """Every field of a tree of configurations, by the keys that lead there."""
+    for name, info in model.model_fields.items():
+        yield (name,)
+        for part in (info.annotation, *get_args(info.annotation)):
+            if isinstance(part, type) and issubclass(part, BaseModel):
+                yield from ((name, *rest) for rest in places(part))
+
+
+RUN: dict[str, Any] = {"env": {"name": "simple_spread_v3"}, "method": {"name": "aajr"}}
+TREES: dict[type[BaseModel], dict[str, Any]] = {
+    RunConfig: RUN,
+    StudyConfig: {
+        "name": "a",
+        "environments": ["simple_spread_v3"],
+        "methods": ["none"],
+        "tune": {"trials": 1},
+    },
+    Protocol: {},
+    AdversaryRequest: {"kind": "pa-ad", "epsilon": 0.1},
+}
+OTHERS: list[Any] = [
+    ["a"],
+    [["a"]],
+    [{}],
+    {"a": 1},
+    {1: 2},
+    5,
+    -1.5,
+    True,
+    None,
+    "",
+    "x",
+    10**400,
+    [[0, "x"]],
+    {1},
+]
+
+
+@pytest.mark.parametrize("model", TREES)
+def test_a_value_of_whatever_type_is_taken_or_refused_in_our_words(model: type[BaseModel]) -> None:
+    for *sections, last in places(model):
+        for value in OTHERS:
+            data = copy.deepcopy(TREES[model])
+            inner = data
+            for name in sections:
+                inner = inner.setdefault(name, {})
+            inner[last] = value
+            with contextlib.suppress(ValueError):
+                validated(model, data)
+                continue
+            with pytest.raises(ValueError, match=r"^(?s:(?!.*(Input should|Unable to|instance\[)).+)$"):
+                validated(model, data)
+
+
+@pytest.mark.parametrize("setting", sorted(settings_of(AAJR()).keys() - {"name"}))
+@pytest.mark.parametrize("value", OTHERS[1:5], ids=str)
+def test_a_setting_of_a_method_of_another_type_is_refused(setting: str, value: object) -> None:
+    with pytest.raises(ValueError, match=r"^method: expected"):
+        make_config(RUN | {"method": {"name": "aajr", setting: value}})
+
+
+def test_mappings_may_be_points_of_a_grid(tmp_path: Path) -> None:
+    file = tmp_path / "study.yaml"
+    file.write_text(
+        STUDY + "grid:\n  ppo.lr: [[[0, 1e-3], [100, 0]], 1e-3]\n  env.kwargs: [{N: 2}, {N: 3}]\n"
+    )
+    plan = prepare(file, out=tmp_path / "out")
+    assert {run.config.env.kwargs["N"] for run in plan.runs} == {2, 3}
 
 
 def test_all_problems_are_named_at_once(tmp_path: Path) -> None:
@@ -131,7 +239,8 @@ def test_a_pattern_must_match_a_run(tmp_path: Path) -> None:
         prepare(file, out=tmp_path / "out", only="none")
 
 
-def test_a_missing_logger_is_named(tmp_path: Path) -> None:
+def test_a_missing_logger_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     file = tmp_path / "study.yaml"
     file.write_text(STUDY + "log:\n  - wandb\n")
     with pytest.raises(ValueError, match=r"study\.yaml:16: log\.0: expected the package wandb"):
