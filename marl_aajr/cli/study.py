@@ -110,9 +110,11 @@ def study(
     # Whatever a library prints must not get between the lines of JSON.
     with contextlib.redirect_stdout(sys.stderr):
         with waiting("Reading the study, loading torch and RLlib", console=console):
+            from marl_aajr.study.config import masked
             from marl_aajr.study.study import prepare
 
             plan = prepare(file, out=out, only=only, overrides=overrides)
+            command = masked(command, plan.study.storage)
         if resume and not plan.folder.study_file.is_file():
             raise ValueError(f"expected a study to resume in {plan.folder.path}, got none; drop --resume")
         if dry_run:

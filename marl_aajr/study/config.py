@@ -10,6 +10,7 @@ import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
+from urllib.parse import quote, unquote
 
 from pydantic import (
     AfterValidator,
@@ -18,6 +19,7 @@ from pydantic import (
     ConfigDict,
     Field,
     InstanceOf,
+    field_serializer,
     model_validator,
 )
 
@@ -33,6 +35,21 @@ def _label(text: str) -> str:
         raise ValueError("expected a name out of letters, digits and _ . = -, as it becomes a folder's")
     return text
 
+
+def masked(text: str, uri: str | None) -> str:
+    """A text with the credentials of a URI as `***`: `user:password@`, and options such as `secret_key`."""
+    option = r"[?&][^=&]*(?:key|secret|token|pass|sig|cred)[^=&]*=([^&#]*)"
+    pairs = re.findall(rf"//([^:@?/]*:[^?]*)@|{option}", uri or "", re.IGNORECASE)
+    found = {part for pair in pairs for part in pair}
+    found |= {word for words in found for word in words.split(":", 1) if len(word) >= _TELLTALE}
+    for secret in sorted(filter(None, found), key=len, reverse=True):
+        for spelled in (secret, unquote(secret), quote(secret, safe="")):
+            text = text.replace(spelled, "***")
+    return text
+
+
+_TELLTALE = 6
+"""Length of a word that stands in a text because it is a user's name or a password, and not by chance."""
 
 Label = Annotated[str, AfterValidator(_label)]
 """Part of a folder's name."""
@@ -238,9 +255,13 @@ class StudyConfig(Section):
     retries: Whole = 3
     max_concurrent: Count | None = None
     address: str | None = None
-    storage: str | None = None
+    storage: str | None = Field(default=None, repr=False)
     log: Annotated[tuple[Literal["mlflow", "wandb"], ...], AfterValidator(once)] = ()
     film: bool = True
+
+    @field_serializer("storage")
+    def _without_credentials(self, storage: str | None) -> str | None:
+        return storage and masked(storage, storage)
 
 
 def load_study(

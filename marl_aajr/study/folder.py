@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import json
 import time
+import traceback
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
@@ -25,11 +26,11 @@ from uuid import uuid4
 import fsspec
 from filelock import FileLock, Timeout
 from pyarrow import ArrowInvalid
-from pyarrow.fs import FileSelector, FileSystem, FileType, FSSpecHandler, PyFileSystem, copy_files
+from pyarrow.fs import FileSelector, FileSystem, FSSpecHandler, PyFileSystem, copy_files
 
 from marl_aajr.adversaries.request import AdversaryRequest
 from marl_aajr.adversaries.store import ADVERSARIES, RECORD, is_finished
-from marl_aajr.study.config import StudyConfig
+from marl_aajr.study.config import StudyConfig, masked
 from marl_aajr.study.graph import Node
 from marl_aajr.study.runs import Settings, StudyRun, Variant, variants
 from marl_aajr.training.files import append_line, read_lines, replaced, write_json, write_text
@@ -237,10 +238,21 @@ class Storage:
             self.filesystem, self.root = _resolve(self.uri)
             self.filesystem.create_dir(self.root, recursive=True)
         except (OSError, ValueError, ImportError, ArrowInvalid) as error:
+            why = " ".join(masked(str(error), uri).split())[:200]
             raise ValueError(
-                f"storage: expected a place that can be written to, got {uri!r}: "
-                f"{' '.join(str(error).split())[:200]}"
-            ) from error
+                f"storage: expected a place that can be written to, got {masked(uri, uri)!r}: {why}"
+            ) from None
+
+    @contextmanager
+    def _discreet(self) -> Iterator[None]:
+        """Within this block an error does not repeat the URI's credentials."""
+        try:
+            yield
+        except Exception as error:
+            told = "".join(traceback.format_exception(error))
+            if masked(told, self.uri) == told:
+                raise
+            raise OSError(masked(str(error), self.uri)) from None
 
     def push(self, folder: Path, name: str) -> None:
         """Copy a folder there, without what a finished run does not need; first what its state speaks of."""
@@ -253,21 +265,23 @@ class Storage:
         """Copy a file there in one step, whoever else does so."""
         target = f"{self.root}/{name}"
         part = f"{target}.{uuid4().hex}{_PART}"
-        self.filesystem.create_dir(target.rpartition("/")[0], recursive=True)
-        copy_files(str(file), part, destination_filesystem=self.filesystem)
-        self.filesystem.move(part, target)
+        with self._discreet():
+            self.filesystem.create_dir(target.rpartition("/")[0], recursive=True)
+            copy_files(str(file), part, destination_filesystem=self.filesystem)
+            self.filesystem.move(part, target)
 
     def pull(self, name: str, folder: Path) -> None:
         """Copy what is there under a name, and not here, into a folder; each file in one step."""
         start = f"{self.root}/{name}".rstrip("/")
         selector = FileSelector(start, recursive=True, allow_not_found=True)
-        found = [info.path for info in self.filesystem.get_file_info(selector) if info.type == FileType.File]
-        for path in sorted(found, key=_turn):
-            target = folder / Path(path).relative_to(start)
-            if not path.endswith(_PART) and not target.exists():
-                target.parent.mkdir(parents=True, exist_ok=True)
-                with replaced(target) as file:
-                    copy_files(path, str(file), source_filesystem=self.filesystem)
+        with self._discreet():
+            there = [info.path for info in self.filesystem.get_file_info(selector) if info.is_file]
+            for path in sorted(there, key=_turn):
+                target = folder / Path(path).relative_to(start)
+                if not path.endswith(_PART) and not target.exists():
+                    target.parent.mkdir(parents=True, exist_ok=True)
+                    with replaced(target) as file:
+                        copy_files(path, str(file), source_filesystem=self.filesystem)
 
 
 def _turn(path: str | Path) -> int:

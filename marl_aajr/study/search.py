@@ -25,9 +25,11 @@ from marl_aajr.study.execution import logged_error
 from marl_aajr.study.folder import StudyFolder, run_exists
 from marl_aajr.study.progress import GridProgress
 from marl_aajr.study.runs import Settings, Variant, merged, nested
+from marl_aajr.study.worker import StudyLocation
 from marl_aajr.training.config import RunConfig, make_config
 from marl_aajr.training.files import append_line, read_lines
 from marl_aajr.training.run_directory import RunDirectory
+from marl_aajr.training.run_record import software
 from marl_aajr.training.trainer import train
 from marl_aajr.victims import Victim
 
@@ -139,7 +141,7 @@ def search(
     What a search that was stopped has decided is restored from Tune's own record.
     """
     path, space = folder.tune / f"tuning-{variant.name}", variant.method.search
-    trainable = _trainable(trial, {key: each.example for key, each in space.items()})
+    trainable = _trainable(trial, {key: each.example for key, each in space.items()}, folder)
     if tune.Tuner.can_restore(str(path)):
         tuner = tune.Tuner.restore(str(path), trainable, resume_unfinished=True, restart_errored=True)
     else:
@@ -183,7 +185,7 @@ def repeat(
         for each in trials
     ]
     tune.Tuner(
-        _trainable(trial, trials[0]["settings"]),
+        _trainable(trial, trials[0]["settings"], folder),
         param_space={"point": tune.grid_search(points)},
         tune_config=tune.TuneConfig(reuse_actors=True, max_concurrent_trials=study.max_concurrent),
         run_config=_run_config(folder.tune / f"replay-{trial.folder.parent.name}", study, []),
@@ -191,8 +193,11 @@ def repeat(
     return [trial.scores(point["name"]) for point in points]
 
 
-def _try(task: Mapping[str, Any], *, trial: Trial) -> None:
+def try_once(
+    task: Mapping[str, Any], *, trial: Trial, location: StudyLocation, expected: Mapping[str, str]
+) -> None:
     """One trial, which Tune runs in a process of its own."""
+    location.check_machine(expected)
     torch.set_num_threads(1)
     name = tune.get_context().get_trial_id()
     point = task.get("point", {"settings": dict(task), "rungs": None, "name": name})
@@ -200,10 +205,12 @@ def _try(task: Mapping[str, Any], *, trial: Trial) -> None:
         tune.report(scores)
 
 
-def _trainable(trial: Trial, example: Mapping[str, Any]) -> Any:
+def _trainable(trial: Trial, example: Mapping[str, Any], folder: StudyFolder) -> Any:
     resources = trial.config(example, trial.entry.seeds[0]).resources
+    location = StudyLocation(str(folder.path), folder.identity)
     return tune.with_resources(
-        tune.with_parameters(_try, trial=trial), tune.PlacementGroupFactory(resources.bundles)
+        tune.with_parameters(try_once, trial=trial, location=location, expected=software()),
+        tune.PlacementGroupFactory(resources.bundles),
     )
 
 

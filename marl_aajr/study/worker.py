@@ -7,10 +7,12 @@ from its last checkpoint, to the same numbers.
 from __future__ import annotations
 
 import platform
+import shutil
 import tempfile
 import time
 import traceback
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -53,14 +55,34 @@ class StudyLocation:
 
     folder: str
     identity: str
-    storage: str | None = None
+    storage: str | None = field(default=None, repr=False)
 
-    def here(self) -> StudyFolder:
-        """The folder that this node works in."""
+    def here(self, node: Node) -> StudyFolder:
+        """The folder that a node's work is done in on this machine."""
         if self.storage is None:
             return StudyFolder(self.folder)
         name = f"marl-aajr-{Path(self.folder).name}-{self.identity}"
-        return StudyFolder(Path(tempfile.gettempdir()) / name)
+        return StudyFolder(Path(tempfile.gettempdir()) / name / node.name.replace("/", "--"))
+
+    def check_machine(self, expected: Mapping[str, str]) -> None:
+        """Refuse a machine that joined the cluster after the study had looked at all of them.
+
+        Raises:
+            RuntimeError: it has other versions than those expected, or does not see the study's folder.
+        """
+        if problems := other_versions(expected, software()):
+            raise RuntimeError(
+                f"expected {platform.node()} to have the versions of the study's own process, but it "
+                f"{', '.join(problems)}; install the same, or take it out of the cluster"
+            )
+        identity = StudyFolder(self.folder).identity_file
+        if self.storage is None and not (
+            identity.is_file() and identity.read_text(encoding="utf-8").strip() == self.identity
+        ):
+            raise RuntimeError(
+                f"expected {platform.node()} to see the study's folder {self.folder}, but it does not; use a "
+                "disk that all machines share, or give the study a storage"
+            )
 
 
 class Interrupted(Exception):  # noqa: N818 - nothing is wrong
@@ -100,7 +122,7 @@ def do_node(
     Raises:
         RuntimeError: this machine is of no use for the study.
     """
-    _check_machine(location, expected)
+    location.check_machine(expected)
     torch.set_num_threads(1)
     node, reporter = nodes[task["node"]], _Reporter(flag)
     started = time.perf_counter()
@@ -115,21 +137,6 @@ def do_node(
         summary = f"{type(error).__name__}: {error}"
         outcome = {"outcome": "failed", "error": summary, "traceback": traceback.format_exc()}
     tune.report({**reporter.numbers, **outcome, "seconds": time.perf_counter() - started})
-
-
-def _check_machine(location: StudyLocation, expected: Mapping[str, str]) -> None:
-    """A machine may have joined the cluster since the study looked at all of them."""
-    if problems := other_versions(expected, software()):
-        raise RuntimeError(
-            f"expected {platform.node()} to have the versions of the study's own process, but it "
-            f"{', '.join(problems)}; install the same, or take it out of the cluster"
-        )
-    here = location.here()
-    if location.storage is None and not (here.identity_file.is_file() and here.identity == location.identity):
-        raise RuntimeError(
-            f"expected {platform.node()} to see the study's folder {location.folder}, but it does not; use a "
-            "disk that all machines share, or give the study a storage"
-        )
 
 
 @dataclass
@@ -164,7 +171,7 @@ class _Reporter:
 
 
 def _perform(node: Node, location: StudyLocation, reporter: _Reporter) -> None:
-    folder = location.here()
+    folder = location.here(node)
     storage = None if location.storage is None else Storage(location.storage)
     if storage is not None:
         for run in (node.run, node.surrogate):
@@ -176,6 +183,10 @@ def _perform(node: Node, location: StudyLocation, reporter: _Reporter) -> None:
         if node.kind == "evaluate":
             file = folder.note_file(node.run)
             storage.push_file(file, f"evaluations/{file.name}")
+        # What was interrupted, or failed, goes on here from its checkpoint.
+        shutil.rmtree(folder.path)
+        with suppress(OSError):  # others work beside it
+            folder.path.parent.rmdir()
 
 
 def _train(node: Node, folder: StudyFolder, reporter: _Reporter) -> None:

@@ -208,9 +208,10 @@ def wait_for_room(resources: Resources) -> None:
     while time.monotonic() < deadline:
         with suppress(ValueError):
             check_room(resources)
-            return
+            break
         time.sleep(1.0)
     check_room(resources)
+    check_nodes_match(all_answer=False)
 
 
 def amounts_of_nodes() -> list[dict[str, float]]:
@@ -247,8 +248,11 @@ _matching: set[str] = set()
 """Nodes that have been asked by this process; asking starts a process on each."""
 
 
-def check_nodes_match() -> None:
+def check_nodes_match(*, all_answer: bool = True) -> None:
     """Ask every node of the cluster that has not been asked yet for its versions.
+
+    Args:
+        all_answer: whether each must; one that has just been lost may still be counted as alive.
 
     Raises:
         ValueError: a node has other versions than this process, has no marl_aajr, or does not answer.
@@ -263,17 +267,22 @@ def check_nodes_match() -> None:
         answer = ask.options(scheduling_strategy=there).remote()
         answers[answer] = f"node {node['NodeName']} ({node['NodeID'][:8]})"
     done, late = ray.wait(list(answers), num_returns=len(answers), timeout=_ANSWER_SECONDS)
-    problems = [f"{answers[one]} does not answer within {_ANSWER_SECONDS:.0f} s" for one in late]
+    silent = dict.fromkeys(late, f"does not answer within {_ANSWER_SECONDS:.0f} s")
+    problems = []
     for answer in done:
         try:
             differing = other_versions(software(), ray.get(answer))
         except RayError as error:
-            differing = [f"cannot run marl_aajr ({str(error).strip().splitlines()[-1]})"]
-        if differing:
-            problems.append(f"{answers[answer]} {', '.join(differing)}")
+            silent[answer] = f"cannot run marl_aajr ({str(error).strip().splitlines()[-1]})"
+        else:
+            problems += [f"{answers[answer]} {', '.join(differing)}"] if differing else []
+    if all_answer:
+        problems += [f"{answers[answer]} {why}" for answer, why in silent.items()]
     if problems:
         raise ValueError(
             "expected nodes with the versions of this process, got others; install the same on all of them, "
             "or leave these out:\n" + "\n".join(sorted(problems))
         )
-    _matching.update(node["NodeID"] for node in new)
+    _matching.update(
+        node["NodeID"] for node, answer in zip(new, answers, strict=True) if answer not in silent
+    )

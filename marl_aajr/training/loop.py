@@ -28,6 +28,7 @@ from marl_aajr.training.checkpoint import (
     seed_everything,
     start_afresh,
 )
+from marl_aajr.training.cluster import check_nodes_match
 from marl_aajr.training.config import RunConfig
 from marl_aajr.training.export import export_victim, start_from
 from marl_aajr.training.files import full_disk_named
@@ -197,6 +198,8 @@ class Training:
         for event, count in seen.items():
             if (more := count - self._seen.get(event, 0)) > 0:
                 self.directory.append_event(event, iteration=self.progress.iteration + 1, count=more)
+                if event == "env_runners_restarted":  # perhaps on a node that has joined
+                    check_nodes_match(all_answer=False)
         self._seen = seen
 
     def _checkpoint(self, algorithm: Algorithm) -> None:

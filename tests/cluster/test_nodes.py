@@ -80,15 +80,19 @@ def test_a_trial_whose_placement_group_is_too_small_is_refused(cluster: Cluster)
         in_a_group([{"CPU": 1}], Resources(env_runners=1))
 
 
-@pytest.fixture
-def odd_node(cluster: Cluster, tmp_path: Path) -> Iterator[None]:
+def add_odd_node(cluster: Cluster, folder: Path) -> Any:
     """One more node, where Python finds another torch installed."""
-    info = tmp_path / "torch-1.0.dist-info"
+    info = folder / "torch-1.0.dist-info"
     info.mkdir()
     (info / "METADATA").write_text("Metadata-Version: 2.1\nName: torch\nVersion: 1.0\n")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("PYTHONPATH", str(tmp_path))
-        node = cluster.add_node(num_cpus=1)
+        patch.setenv("PYTHONPATH", str(folder))
+        return cluster.add_node(num_cpus=1)
+
+
+@pytest.fixture
+def odd_node(cluster: Cluster, tmp_path: Path) -> Iterator[None]:
+    node = add_odd_node(cluster, tmp_path)
     yield
     cluster.remove_node(node)
 
@@ -198,6 +202,32 @@ def test_a_run_goes_on_without_a_runner_and_without_a_node_until_there_are_other
     assert 2 < first <= back <= taken[0] < second
     assert disturbed(run.events())
     assert numbers(run.path)[:2] == undisturbed
+
+
+def test_a_run_ends_where_a_node_with_another_torch_takes_the_place_of_a_lost_one(
+    cluster: Cluster, tmp_path: Path
+) -> None:
+    lost = next(iter(cluster.worker_nodes))
+    odd: list[Any] = []
+
+    def exchange(record: dict[str, Any]) -> None:
+        if not odd:
+            cluster.remove_node(lost, allow_graceful=False)
+            odd.append(add_odd_node(cluster, tmp_path))
+
+    config = tiny(env_steps=1_000_000, resources={"env_runners": 2, "envs_per_runner": 2})
+    deadline = time.monotonic() + PATIENCE
+    try:
+        with pytest.raises(ValueError, match=r"node [\w.-]+ \(\w{8}\) has torch 1\.0, not \d+\.\d+"):
+            train(
+                config,
+                tmp_path / "run",
+                on_iteration=exchange,
+                should_stop=lambda: time.monotonic() > deadline,
+            )
+    finally:
+        cluster.remove_node(odd[0])
+        cluster.add_node(num_cpus=1)
 
 
 @pytest.fixture

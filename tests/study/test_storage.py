@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import traceback
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 import pytest
 from pyarrow.fs import copy_files
 
+from marl_aajr.study.config import masked
 from marl_aajr.study.folder import Storage
 
 
@@ -124,3 +126,49 @@ def test_a_place_that_is_none_is_named() -> None:
 def test_a_bucket_that_is_not_there_is_named(s3: str) -> None:
     with pytest.raises(ValueError, match=r"storage: .*'absent'"):
         Storage(s3.replace("bucket", "absent", 1))
+
+
+PLACES = {
+    "s3://AKIAEXAMPLE:se%2Fcret+word@bucket/a?region=x": "s3://***@bucket/a?region=x",
+    "s3://AKIAEXAMPLE:se/cret@word@bucket/a": "s3://***@bucket/a",
+    "s3://bucket/a?access_key=AKIAEXAMPLE&secret_key=se/cret&scheme=http": (
+        "s3://bucket/a?access_key=***&secret_key=***&scheme=http"
+    ),
+    "az://box/a?sas_token=se%2Fcret": "az://box/a?sas_token=***",
+    "sftp://somebody:pw@host:22/a": "sftp://***@host:22/a",
+    "s3://bucket/a@b?endpoint_override=host:9000": "s3://bucket/a@b?endpoint_override=host:9000",
+    "/home/me/a:b": "/home/me/a:b",
+}
+
+
+@pytest.mark.parametrize("uri", PLACES)
+def test_credentials_of_a_place_are_not_repeated(uri: str) -> None:
+    assert masked(uri, uri) == PLACES[uri]
+    told = masked(f"cannot use {uri} with se/cret+word of AKIAEXAMPLE", uri)
+    if "AKIA" in uri:
+        assert "AKIA" not in told
+    if "%2Fcret+" in uri:
+        assert told.endswith("with *** of ***")
+
+
+def test_an_error_of_a_place_does_not_repeat_its_credentials(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    password = "hidden"
+    with pytest.raises(ValueError, match=r"got 'nowhere://\*\*\*@x'") as refused:
+        Storage(f"nowhere://somebody:{password}@x")
+    storage = Storage(str(tmp_path / "store"))
+    storage.uri = f"s3://somebody:{password}@x"
+
+    def fail(*_: object, **__: object) -> None:
+        try:
+            raise OSError(f"no answer from {storage.uri}")
+        except OSError as error:
+            raise KeyError("not found") from error
+
+    monkeypatch.setattr("marl_aajr.study.folder.copy_files", fail)
+    (tmp_path / "file").touch()
+    with pytest.raises(OSError, match="not found") as failed:
+        storage.push_file(tmp_path / "file", "file")
+    for error in (refused.value, failed.value):
+        assert password not in "".join(traceback.format_exception(error))

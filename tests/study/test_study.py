@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import signal
 import subprocess
+import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -167,6 +168,11 @@ def test_another_order_one_at_a_time_and_a_stop_on_the_way_give_the_same_numbers
     assert "started" not in [event["event"] for event in elsewhere.folder.events()]
     assert elsewhere.folder.report.is_file()
     assert elsewhere.folder.identity == other.plan.folder.identity
+    assert not list(Path(tempfile.gettempdir()).glob(f"*{elsewhere.folder.identity}*"))
+    assert s3.startswith("s3://key:secret@")
+    written = [path for path in (tmp_path / "out").rglob("*") if path.is_file()]
+    assert not [path for path in written if b":secret@" in path.read_bytes()]
+    assert "storage: s3://***@bucket" in elsewhere.folder.study_file.read_text()
 
     changed = {**yaml.safe_load(file.read_text()), "evaluation": {"suite": "suite.yaml", "seed": 1}}
     with pytest.raises(ValueError, match=r"tiny\.yaml:\d+: evaluation.seed: 0 → 1; .*another storage"):

@@ -6,7 +6,9 @@ from pathlib import Path
 
 import pytest
 
+from marl_aajr.study.config import TuningEntry
 from marl_aajr.study.folder import StudyFolder
+from marl_aajr.study.search import Trial, try_once
 from marl_aajr.study.worker import StudyLocation, do_node
 from marl_aajr.training.run_record import software
 
@@ -28,3 +30,11 @@ def test_a_machine_that_does_not_see_the_folder_does_nothing(there: bool, tmp_pa
     with pytest.raises(RuntimeError, match=rf"to see the study's folder {folder.path}, .*give .* a storage"):
         do_node({}, nodes={}, location=place, flag=None, expected=software())
     assert not folder.runs.exists()
+
+
+def test_a_machine_that_joined_with_other_versions_tries_no_settings(tmp_path: Path) -> None:
+    place, expected = StudyLocation(str(tmp_path), "this"), {**software(), "torch": "1.0"}
+    trial = Trial(TuningEntry(trials=1, env_steps=100), {}, tmp_path / "trials", None)
+    with pytest.raises(RuntimeError, match=r"has torch .*, not 1\.0;"):
+        try_once({}, trial=trial, location=place, expected=expected)
+    assert not trial.folder.exists()
