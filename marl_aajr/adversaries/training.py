@@ -193,7 +193,10 @@ class _Training:
 
             def tell(record: dict[str, Any]) -> None:
                 if on_iteration is not None:
-                    on_iteration({**record, "env_steps": record["env_steps"] + before})
+                    # By it, by what it is compared with, and by its warm start.
+                    played = EPISODES * (3 + (self.request.observes and self.request.warm_start))
+                    steps = record["env_steps"] + before
+                    on_iteration({**record, "env_steps": steps, "episodes_after": played})
 
             train(config, folder, resume=directory.is_run, on_iteration=tell, should_stop=self.should_stop)
         status = directory.status()

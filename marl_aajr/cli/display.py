@@ -64,7 +64,8 @@ def summary(metrics: Mapping[str, Any], *, total: int, earned: str = "return") -
     """What a person watches, in words, from a line of metrics.jsonl; what an iteration lacks is a dash."""
     speed = metrics.get("env_steps_per_second")
     mean = metrics.get("return_mean")
-    left = max(total - metrics["env_steps"], 0)
+    after = metrics.get("episodes_after", 0) * (metrics.get("episode_length") or 0)
+    left = max(total - metrics["env_steps"], 0) + after
     sides = {name: value for name, value in (metrics.get("team_returns") or {}).items() if value is not None}
     # Of sides that play against each other the sum says nothing: in a zero-sum game it is 0.
     returns = [f"{name} {written(value)}" for name, value in sides.items()]

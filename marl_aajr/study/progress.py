@@ -35,6 +35,8 @@ class NodeProgress:
         expected: seconds that it is expected to take in all.
         since: when it was started, by `time.monotonic`.
         share: the part of it that is done.
+        first: when it reported first, and the part that was done then: after warm starts, or a resume.
+        after: seconds that it takes once it is trained.
         speed: environment steps per second, where it trains.
         seconds: the time that it took.
         restarts: the number of times that it was started again.
@@ -47,6 +49,8 @@ class NodeProgress:
     expected: float = 0.0
     since: float = 0.0
     share: float = 0.0
+    first: tuple[float, float] | None = None
+    after: float = 0.0
     speed: float | None = None
     seconds: float | None = None
     restarts: int = 0
@@ -60,8 +64,9 @@ class NodeProgress:
             return self.expected
         if self.state != "running":
             return 0.0
-        if self.share > 0.02:
-            return (time.monotonic() - self.since) * (1 - self.share) / self.share
+        since, before = self.first if self.first and self.first[1] < self.share else (self.since, 0.0)
+        if (done := self.share - before) > 0.02:
+            return (time.monotonic() - since) * (1 - self.share) / done + self.after
         return self.expected
 
 
@@ -91,7 +96,7 @@ class GridProgress:
 
     def started(self, name: str) -> None:
         one = self.nodes[name]
-        one.state, one.since, one.share = "running", time.monotonic(), 0.0
+        one.state, one.since, one.share, one.first = "running", time.monotonic(), 0.0, None
         self.emit("started", name)
 
     def advanced(self, name: str, numbers: Mapping[str, Any]) -> None:
@@ -102,6 +107,9 @@ class GridProgress:
             one.share = numbers["played"] / numbers["to_play"]
         elif "env_steps" in numbers:
             one.share = min(numbers["env_steps"] / one.node.env_steps, 1.0)
+            steps = numbers.get("episodes_after", 0) * numbers.get("episode_length", 0)
+            one.after = steps / one.speed if one.speed else 0.0
+        one.first = one.first or (time.monotonic(), one.share)
 
     def ended(
         self, name: str, state: State, *, seconds: float | None = None, error: str = "", log: str = ""
@@ -133,6 +141,9 @@ REGULARIZED_SPEED = 10_000.0
 
 EPISODE_SECONDS = 0.007
 """One attacked episode of simple_spread, the mean over the attacks of the standard suite, on one core."""
+
+ADVERSARY_EPISODES = 1000
+"""What an adversary's warm start and its evaluation take, as such episodes."""
 
 START_SECONDS = 15.0
 """Until the first event: Ray, and processes that load torch and RLlib."""
@@ -213,7 +224,7 @@ def _alike(node: Node) -> tuple[str, ...]:
 
 def _assumed(node: Node) -> float:
     if node.adversary is not None:
-        return node.env_steps / STEPS_PER_SECOND
+        return node.env_steps / STEPS_PER_SECOND + ADVERSARY_EPISODES * EPISODE_SECONDS
     if node.evaluation is not None and node.suite is not None:
         settled = node.evaluation.protocol(node.suite, team=None).settled()
         rows = len(settled.attacks) * len(settled.epsilons) * len(settled.actions)

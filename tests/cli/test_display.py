@@ -62,6 +62,11 @@ def test_summary_of_an_iteration_without_episodes_or_penalty() -> None:
     assert summary(bare, total=1000) == {"return": "–", "steps/s": "–", "left": "–"}
 
 
+def test_summary_counts_the_episodes_that_are_played_after_training() -> None:
+    metrics = {**METRICS, "episodes_after": 300, "episode_length": 25.0}
+    assert summary(metrics, total=12_000)["left"] == "0:05"
+
+
 def test_elsewhere_each_iteration_is_one_plain_line() -> None:
     out = io.StringIO()
     console = Console(file=out, width=40)

@@ -55,6 +55,17 @@ def test_time_left_is_measured_where_it_can_be_and_divided_among_slots(grid: Gri
     assert round(grid.left) == (20 + 100 + 100) / 2
 
 
+def test_time_left_leaves_out_the_warm_start_and_counts_the_evaluation(grid: GridProgress) -> None:
+    now, one = time.monotonic(), grid.nodes[D]
+    numbers = {"env_steps_per_second": 10.0, "episodes_after": 40, "episode_length": 25}
+    grid.advanced(D, {**numbers, "env_steps": 100})  # after a minute
+    one.first = (now - 10, 0.25)
+    grid.advanced(D, {**numbers, "env_steps": 300})
+    assert round(one.left) == 5 + 100
+    grid.advanced(D, {**numbers, "env_steps": 400})
+    assert round(one.left) == 100
+
+
 def test_what_runs_comes_first_with_its_speed_and_the_time_it_will_take(grid: GridProgress) -> None:
     assert list(rows(shown(grid_table(grid))).items()) == [
         (C, ["running, 1 restart(s)", "75%", "12,346", "0:20"]),
