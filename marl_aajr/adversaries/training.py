@@ -194,7 +194,7 @@ class _Training:
             def tell(record: dict[str, Any]) -> None:
                 if on_iteration is not None:
                     # By it, by what it is compared with, and by its warm start.
-                    played = EPISODES * (3 + (self.request.observes and self.request.warm_start))
+                    played = store.EPISODES * (3 + (self.request.observes and self.request.warm_start))
                     steps = record["env_steps"] + before
                     on_iteration({**record, "env_steps": steps, "episodes_after": played})
 

@@ -68,13 +68,12 @@ def make_regularizer(name: str, **settings: Any) -> Regularizer:
     cls = REGULARIZERS[name]
     check_settings(name, cls, settings)
     if cls is Sum:
-        given = (
-            settings["members"] if isinstance(settings["members"], list | tuple) else [settings["members"]]
-        )
+        members = settings["members"]
+        given = members if isinstance(members, list | tuple) else [members]
         if unnamed := [m for m in given if isinstance(m, Mapping) and "name" not in m]:
             raise ValueError(f"expected a name in every member of a sum, got {dict(unnamed[0])}")
-        members = (make_regularizer(**m) if isinstance(m, Mapping) else m for m in given)
-        return Sum(members=tuple(members))
+        made_of = (make_regularizer(**m) if isinstance(m, Mapping) else m for m in given)
+        return Sum(members=tuple(made_of))
     return made(cls, settings)
 
 
