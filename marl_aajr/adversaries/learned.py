@@ -93,6 +93,7 @@ class LearnedAttack(FittedAttack):
         env_steps: of the training, the search included; None: the kind's default.
         search: how many settings of PPO are tried first; None: the kind's default.
         warm_start: begin with what PGD does.
+        actions: how the victims take their actions while it learns; whatever is evaluated later.
 
     Raises:
         ValueError: a folder without a finished adversary of this kind, or settings out of range.
@@ -109,6 +110,7 @@ class LearnedAttack(FittedAttack):
     env_steps: int | None = None
     search: int | None = None
     warm_start: bool = True
+    actions: Literal["greedy", "sampled"] = "greedy"
     _policy: Victim | None = field(default=None, repr=False, compare=False)
     _adversaries: ObservationAdversaries | None = field(default=None, repr=False, compare=False)
     _digest: str = field(default="", repr=False, compare=False)
@@ -117,6 +119,7 @@ class LearnedAttack(FittedAttack):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        one_of("actions", self.actions, ("greedy", "sampled"))
         if not self.adversary or self._policy is not None:
             return
         found = loaded(self.adversary, kind=self.name)
@@ -125,7 +128,7 @@ class LearnedAttack(FittedAttack):
                 f"expected the size that {self.adversary} was trained for, {found.perturbations}, got "
                 f"{self.perturbations}; train another"
             )
-        for name in ("joint", "_policy", "_adversaries", "_digest"):
+        for name in ("joint", "actions", "_policy", "_adversaries", "_digest"):
             object.__setattr__(self, name, getattr(found, name))
 
     @property
@@ -157,6 +160,7 @@ class LearnedAttack(FittedAttack):
             joint=self.joint,
             norm=self.perturbations.norm,
             units=units,
+            actions=self.actions,
             env_steps=self.env_steps,
             search=self.search,
             warm_start=self.warm_start,
@@ -270,6 +274,7 @@ def loaded(run: Path | str, *, kind: str | None = None, name: str | None = None)
         perturbations=threat.perturbations,
         adversary=str(run) if name is None else name,
         joint=threat.joint,
+        actions=threat.actions,
         env_steps=kept["env_steps"],
         search=kept["search"],
         warm_start=kept["warm_start"],

@@ -232,12 +232,27 @@ class AdversaryRequest(Section):
             model=ModelConfig(**self.defaults.model),
         )
         run = RunDirectory(victims)
-        if self.observes or not run.is_run:
+        if not self.observes and run.is_run:
+            config = _as_they_learned(config, run.config())
+            if self.kind == "opponent" and _can_begin(config, threat.frozen):
+                config = config.model_copy(update={"initial_policy": threat.victim})
+        return self._kept_short(config)
+
+    def _kept_short(self, config: RunConfig) -> RunConfig:
+        """The run with iterations that are no longer than all of it."""
+        batch, tries = config.ppo.train_batch_size, self.tries
+        if tries > 1 and self.steps < (least := (tries + 1) * batch):
+            raise ValueError(
+                f"expected env_steps ≥ {least:,} for a search of {tries} settings and the training, each an "
+                f"iteration of {batch:,} or more, got {self.steps:,}; give more, or search = 1"
+            )
+        if (steps := self.steps) >= batch:
             return config
-        config = _as_they_learned(config, run.config())
-        if self.kind == "opponent" and _can_begin(config, threat.frozen):
-            config = config.model_copy(update={"initial_policy": threat.victim})
-        return config
+        ppo = {"train_batch_size": steps, "minibatch_size": min(steps, config.ppo.minibatch_size)}
+        copies = min(config.resources.copies, steps)
+        return config.changed(
+            ppo=config.ppo.changed(**ppo), resources=config.resources.changed(envs_per_runner=copies)
+        )
 
     def _attacked(self, victim: Victim) -> list[str]:
         if not victim.env_name:

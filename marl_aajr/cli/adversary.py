@@ -45,6 +45,7 @@ SETTINGS = options(
     "units",
     "agents",
     "joint",
+    "actions",
     "search",
     "warm_start",
     "env_steps",

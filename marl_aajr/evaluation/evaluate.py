@@ -25,7 +25,13 @@ from marl_aajr.evaluation.protocol import Protocol
 from marl_aajr.evaluation.replacements import Replacement, admitted_controls, resolve_replacements
 from marl_aajr.evaluation.result import Check, Evaluation, PlayedEnvironment, Skipped
 from marl_aajr.evaluation.rows import play_rows
-from marl_aajr.evaluation.sources import evaluations_of, file_name, find_victim, with_adversary
+from marl_aajr.evaluation.sources import (
+    adversary_notes,
+    evaluations_of,
+    file_name,
+    find_victim,
+    with_adversary,
+)
 from marl_aajr.rollout.environments import EnvironmentSpec, make_batch, resolve
 from marl_aajr.rollout.teams import TEAMS, announce, choose_agents
 from marl_aajr.training.files import write_json
@@ -87,10 +93,13 @@ def evaluate(
     folder = Path(victim) if isinstance(victim, Path | str) else None
     player, spec, given = _player(victim, env, env_kwargs)
     others = {name: _surrogate(other, given) for name, other in _named(surrogates).items()}
+    notes: list[Check] = []
     for name, run in _named(adversaries).items():
         protocol = with_adversary(protocol, Path(run), name=name, against=player, at=folder or "VICTIM")
+        notes += adversary_notes(Path(run), name=name, against=player, spec=spec)
     home = folder if folder is not None and RunDirectory(folder).is_run else None
     found = _played(player, spec, protocol, surrogates=others, home=home, on_progress=on_progress)
+    found = found.model_copy(update={"checks": (*notes, *found.checks)})
     if out is None and folder is not None:
         out = evaluations_of(folder) / file_name(found)
     if out is not None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import shlex
+from collections.abc import Iterator
 from pathlib import Path
 
 from marl_aajr.adversaries import agent_game, observation_game
@@ -14,7 +15,7 @@ from marl_aajr.adversaries.store import how_to_resume, is_begun
 from marl_aajr.evaluation.outcomes import AdversaryTraining
 from marl_aajr.evaluation.protocol import AttackEntry, Protocol
 from marl_aajr.evaluation.replacements import Replacement
-from marl_aajr.evaluation.result import Evaluation
+from marl_aajr.evaluation.result import Check, Evaluation
 from marl_aajr.rollout.environments import EnvironmentSpec
 from marl_aajr.training.run_directory import RunDirectory
 from marl_aajr.training.run_record import evaluations_beside
@@ -111,6 +112,22 @@ def with_adversary(protocol: Protocol, path: Path, *, name: str, against: Victim
     learned = loaded(run.path, name=name)
     entry = AttackEntry(attack=learned, epsilon=learned.perturbations.epsilon)
     return protocol.changed(attacks=[*protocol.attacks, entry])
+
+
+def adversary_notes(path: Path, *, name: str, against: Victim, spec: EnvironmentSpec) -> Iterator[Check]:
+    """A warning about an adversary that was trained in another environment, or against other victims."""
+    threat = RunDirectory(path).config().env.kwargs
+    settings = [dict(kwargs) for kwargs in (threat.get("env_kwargs", {}), spec.kwargs)]
+    for kwargs in settings:
+        kwargs.pop("teams", None)  # says who plays with whom, and changes nothing
+    elsewhere = []
+    if threat["env"] != spec.name or settings[0] != settings[1]:
+        elsewhere.append(f"in {threat['env']} with {settings[0]}, not in {spec.name} with {settings[1]}")
+    if threat["digest"] != fingerprint(against):
+        elsewhere.append("against other victims than these")
+    if elsewhere:
+        text = f"It was trained {' and '.join(elsewhere)}: one that is trained here may do more harm."
+        yield Check(f"adversary {name}", "warn", text)
 
 
 def _replacement(run: RunDirectory, *, source: str, against: Victim) -> Replacement:

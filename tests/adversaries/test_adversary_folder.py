@@ -85,6 +85,7 @@ def test_other_threats_have_other_folders() -> None:
         ({"kind": "traitor", "epsilon": 0.1}, "expected no epsilon and no joint adversary for 'traitor'"),
         ({"kind": "pa-ad", "epsilon": 0.1, "search": 9}, "expected a search of at most 4"),
         ({"kind": "pa-ad", "epsilon": 0.1, "agents": ["x"]}, "got 'x'"),
+        ({"kind": "sa-rl", "epsilon": 0.1, "env_steps": 200}, "expected env_steps ≥ 16,000 .* got 200; give"),
     ],
 )
 def test_adversaries_that_cannot_be_asked_for(settings: dict[str, Any], message: str, tmp_path: Path) -> None:
@@ -92,3 +93,13 @@ def test_adversaries_that_cannot_be_asked_for(settings: dict[str, Any], message:
     with pytest.raises(ValueError, match=message):
         train_adversary(tmp_path / "victim", **settings)
     assert not (tmp_path / "adversaries").exists()
+
+
+@pytest.mark.parametrize(
+    "asked", [{"kind": "pa-ad", "epsilon": 0.1}, {"kind": "traitor", "agents": ["agent_0"]}]
+)
+def test_few_environment_steps_are_kept(asked: dict[str, Any], tmp_path: Path) -> None:
+    team(SPREAD).save(tmp_path / "victim")
+    config = AdversaryRequest(**asked, env_steps=200, search=1).config(tmp_path / "victim")
+    assert (config.env_steps, config.ppo.train_batch_size, config.ppo.minibatch_size) == (200, 200, 200)
+    assert config.resources.copies <= 200

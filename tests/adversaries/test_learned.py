@@ -28,9 +28,10 @@ from marl_aajr.adversaries.store import (
 from marl_aajr.adversaries.training import find_or_train, train_adversary
 from marl_aajr.attacks import make_attack
 from marl_aajr.evaluation import evaluate
+from marl_aajr.evaluation.outcomes import AttackSpec
 from marl_aajr.report.comparison import compare
 from marl_aajr.report.methods import load_run
-from marl_aajr.rollout.environments import resolve
+from marl_aajr.rollout.environments import make_batch, resolve
 from marl_aajr.training.config import make_config
 from marl_aajr.training.run_directory import RunDirectory
 from marl_aajr.training.trainer import train
@@ -257,8 +258,9 @@ class TestTraining:
 
         monkeypatch.setattr(SelectionEpisodes, "score", counted)
         asked: dict[str, Any] = {"kind": "sa-rl", "epsilon": 0.2, "env_steps": 1, "warm_start": False}
-        train_adversary(victims, **asked, search=1, out=tmp_path / "one-thread")
+        run = train_adversary(victims, **asked, search=1, out=tmp_path / "one-thread")
         assert (taken, torch.get_num_threads()) == ([1], 2)
+        assert json.loads((run / RECORD).read_text())["env_steps"] == 1
 
     def test_other_victims_get_an_adversary_of_their_own(self, tmp_path: Path) -> None:
         other = team(SPREAD, network(5, 12, seed=6))
@@ -266,6 +268,15 @@ class TestTraining:
         found = find_or_train(other, request, home=tmp_path)
         assert found.is_relative_to(tmp_path)
         assert loaded(found)._digest == fingerprint(other)
+
+    def test_it_learns_against_sampled_actions_where_it_is_asked_to(self, tmp_path: Path) -> None:
+        settings: dict[str, Any] = {"env_steps": 100, "search": 1, "warm_start": False}
+        attack = make_attack("sa-rl", epsilon=0.2, actions="sampled", **settings)
+        assert isinstance(attack, LearnedAttack)
+        env = make_batch(SPREAD, 1)
+        fitted = attack.fit(team(SPREAD), env, agents=env.possible_agents, seed=0, home=tmp_path)
+        assert AttackSpec.of(fitted).settings["actions"] == "sampled"
+        assert loaded(next(tmp_path.glob(f"adversaries/*/{RECORD}")).parent).actions == "sampled"
 
 
 def test_sampled_victims_are_compared_with_sampled_ones(tmp_path: Path) -> None:

@@ -12,9 +12,11 @@ from marl_aajr.adversaries.robust_sarsa import ActionValue, RobustSarsa, Transit
 from marl_aajr.attacks import make_attack
 from marl_aajr.core.distributions import Categorical, DiagGaussian, MultiCategorical
 from marl_aajr.core.threat import PerturbationSet
-from marl_aajr.rollout.environments import make_batch
-from tests.evaluation.players import moves, sign_reader, signs, team
+from marl_aajr.rollout.environments import make_batch, resolve
+from marl_aajr.victims import Victim
+from tests.evaluation.players import moves, network, sign_reader, signs, team
 from tests.networks import generator, observations
+from tests.rollout.toy_games import Scripted
 
 pytestmark = pytest.mark.slow
 
@@ -56,6 +58,17 @@ class TestWatching:
             if not seen.over[i]:
                 assert torch.equal(seen.next_obs[i], seen.obs[i + 1])
                 assert torch.equal(seen.next_actions[i], seen.actions[i + 1])
+
+    def test_who_is_out_before_the_others_is_paid_to_the_end(self) -> None:
+        """Agent a acts once; its team earns 6 in that step, and 5 in each of the three that follow."""
+        endings = {"a": (1, "terminated"), "b": (4, "terminated"), "c": (4, "truncated")}
+        spec = resolve("tests.rollout.toy_games:Scripted", {"endings": endings})
+        env = make_batch(spec, 2)
+        victim = Victim.from_policies(network(3, 2), Scripted(**spec.kwargs))
+        seen = watch(victim, env, agents=["a"], decisions=24, seed=0, generator=generator())["policy"]
+        env.close()
+        assert seen.over.all()
+        assert seen.rewards.tolist() == [21.0] * 6
 
     def test_turn_by_turn_a_decision_earns_until_the_next_one(self) -> None:
         """In Moves the other takes back what it earns: both rewards belong to the decision."""

@@ -80,6 +80,20 @@ def test_one_that_was_trained_against_others_says_so(
     other = finished_run(tmp_path / "other", layer)
     result = as_json(capsys, other, *FEW, "--adversary", traitor)
     assert result["results"][0]["adversarial_agents"][0]["training"]["foreign"]
+    notes = {check["name"]: check for check in result["checks"] if check["verdict"] == "warn"}
+    assert notes["adversary liar"]["text"].startswith("It was trained against other victims than these: ")
+
+
+def test_one_that_was_trained_in_another_environment_says_so(
+    capsys: pytest.CaptureFixture[str], run: Path, traitor: Path
+) -> None:
+    elsewhere = ("--set", "env.kwargs.longest=3", "--env", SPEC.name)
+    result = as_json(capsys, run / "victim", *FEW, *elsewhere, "--adversary", traitor)
+    notes = {check["name"]: check["text"] for check in result["checks"] if check["verdict"] == "warn"}
+    assert notes["adversary liar"] == (
+        f"It was trained in {SPEC.name} with {dict(SPEC.kwargs)}, not in {SPEC.name} with {{'longest': 3}}: "
+        "one that is trained here may do more harm."
+    )
 
 
 def test_controls_are_in_the_table(capsys: pytest.CaptureFixture[str], run: Path) -> None:
