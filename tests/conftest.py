@@ -67,6 +67,7 @@ def start_ray() -> None:
     """What the fixture starts; again after a test that had to stop it."""
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
     os.environ["RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO"] = "0"
+    os.environ["WANDB_MODE"] = "offline"
     import ray
 
     ray.init(

@@ -10,12 +10,14 @@ import logging
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import ray
 from ray import tune
+from ray.exceptions import RayError
 from ray.tune.search import Searcher
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
@@ -221,14 +223,41 @@ def loggers(study: StudyConfig) -> list[tune.Callback]:
         from ray.air.integrations.mlflow import MLflowLoggerCallback
 
         class MLflow(MLflowLoggerCallback):
-            """Ray's callback, to which a node that reports its own failure would be one that has finished."""
+            """Ray's callback, to which a node that reports that it is not finished would be finished."""
 
             def log_trial_end(self, trial: Any, failed: bool = False) -> None:
-                super().log_trial_end(trial, failed or trial.last_result.get("outcome") == "failed")
+                super().log_trial_end(trial, failed or trial.last_result.get("outcome") != "finished")
 
         found.append(MLflow(experiment_name=study.name))
     if "wandb" in study.log:
-        from ray.air.integrations.wandb import WandbLoggerCallback
+        from ray.air.integrations.wandb import WandbLoggerCallback, _WandbLoggingActor
 
-        found.append(WandbLoggerCallback(project=study.name))
+        class Run(_WandbLoggingActor):
+            """Ray's process of one run, which would end it as a success, and may die before it is written."""
+
+            def run(self) -> None:
+                super().run()
+                self._wandb.teardown()
+
+            def _handle_result(self, result: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+                if result.get("outcome", "finished") != "finished":
+                    self._wandb.finish = partial(self._wandb.finish, exit_code=1)
+                return super()._handle_result(result)
+
+        class WeightsAndBiases(WandbLoggerCallback):
+            """Ray's callback, which says nothing of failures."""
+
+            _logger_actor_cls = Run
+
+            def log_trial_end(self, trial: Any, failed: bool = False) -> None:
+                if failed:
+                    self.log_trial_result(0, trial, {"outcome": "failed"})
+                super().log_trial_end(trial, failed)
+
+            def _cleanup_logging_actor(self, trial: Any) -> None:
+                with suppress(RayError):  # killed at once, it would not write what it has
+                    ray.get(self._trial_logging_actors[trial].__ray_terminate__.remote(), timeout=60)
+                super()._cleanup_logging_actor(trial)
+
+        found.append(WeightsAndBiases(project=study.name))
     return found
