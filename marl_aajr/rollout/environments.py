@@ -74,14 +74,15 @@ class EnvironmentSpec:
             if isinstance(error, ModuleNotFoundError) and error.name:
                 raise ValueError(f"{self.name}: {explain_import_error(factory.__module__, error)}") from error
             reason = f"{' '.join(str(error).split())}{_takes(_innermost(factory))}"
-            if isinstance(error, TypeError) and "argument" in reason:  # of a factory with `**kwargs`
+            if isinstance(error, TypeError) and "argument" in str(error):  # of a factory with `**kwargs`
                 raise ValueError(
                     f"expected arguments that {self.name} takes, got {arguments}: {reason}"
                 ) from error
             place = traceback.extract_tb(error.__traceback__)[-1]
+            where = f"{Path(place.filename).name}, line {place.lineno}"
             raise ValueError(
                 f"expected {self.name} to be built with {arguments or 'no arguments'}, got "
-                f"{type(error).__name__} of its own ({Path(place.filename).name}, line {place.lineno}): {reason}"
+                f"{type(error).__name__} of its own ({where}): {reason}"
             ) from error
         return game_of(env, name=self.name, teams=teams)
 
