@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterable, Sequence
 from math import ceil
 from statistics import fmean
 
+import torch
 from torch import Tensor
 
 from marl_aajr.attacks import Attack
@@ -69,7 +70,8 @@ class TimeLeft:
         if sum(self.row(None, episodes) for _, episodes in rows) >= _LONG:
             for attack in {attack.at(1.0): attack for attack in attacks}.values():
                 begun = time.monotonic()
-                call(attack, self._first)
+                with torch.random.fork_rng(devices=[]):  # a policy may draw, however long this takes
+                    call(attack, self._first)
                 self._seconds[attack.at(1.0)] = clean + self._steps / rounds * (time.monotonic() - begun)
         self.expect(sum(self.row(attack, episodes) for attack, episodes in rows))
 
