@@ -44,6 +44,7 @@ from marl_aajr.rllib.playing_networks import (
 from marl_aajr.rllib.sampling.batch_env import module_of_agents
 from marl_aajr.rllib.sampling.module_policies import own_distribution
 from marl_aajr.rllib.sampling.observation_filter import ObservationNormalizer
+from marl_aajr.rollout.adapters import FLATTENED
 from marl_aajr.rollout.environments import EnvironmentSpec, resolve
 from marl_aajr.rollout.game import Game
 from marl_aajr.victims import ObservationFilter, Victim
@@ -147,7 +148,7 @@ def _check_spaces(agent: str, name: str, module: TorchRLModule, game: Game) -> N
     if not beside and (not same or ((mask is None) != (legal is None) and not ignored)):
         raise ValueError(
             f"expected module {name!r} to read the observations {observed} of {agent!r}, got one for "
-            f"{module.observation_space}; give the environment the arguments that it was trained with"
+            f"{module.observation_space}; give the arguments that it was trained with, or {FLATTENED}"
         )
     if own_distribution(module, acts) is None and not greedy_only(module):
         other = module.get_inference_action_dist_cls().__name__
