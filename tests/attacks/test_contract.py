@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from marl_aajr import attacks
 from marl_aajr.attacks import (
     ATTACKS,
     FGSM,
@@ -19,7 +20,6 @@ from marl_aajr.attacks import (
     BudgetError,
     greedy_action_changed,
     make_attack,
-    registry,
 )
 from marl_aajr.core import policy as policy_module
 from marl_aajr.core.checks import NonFiniteError
@@ -247,10 +247,10 @@ class TestRefusals:
 class TestRegistry:
     """Attacks by name: ours, and those of other packages' entry points."""
 
-    def with_entry_points(self, monkeypatch: pytest.MonkeyPatch, **points: str) -> registry.Registry:
-        found = [EntryPoint(name, path, registry.ENTRY_POINTS) for name, path in points.items()]
-        monkeypatch.setattr(registry, "entry_points", lambda group: found)
-        return registry.Registry()
+    def with_entry_points(self, monkeypatch: pytest.MonkeyPatch, **points: str) -> attacks.Registry:
+        found = [EntryPoint(name, path, attacks.ENTRY_POINTS) for name, path in points.items()]
+        monkeypatch.setattr(attacks, "entry_points", lambda group: found)
+        return attacks.Registry()
 
     def test_it_is_keyed_by_name(self) -> None:
         assert {name: cls.name for name, cls in ATTACKS.items()} == {name: name for name in ATTACKS}
