@@ -109,9 +109,10 @@ def read_teams(said: Any, agents: Mapping[str, Hashable], *, name: str) -> dict[
 def announce(name: str, teams: Mapping[str, str], *, attacked: str | None = None) -> None:
     """Tells the logger `marl_aajr` (stderr, where nobody has configured logging) who plays with whom."""
     logger = logging.getLogger("marl_aajr")
+    if logger.level == logging.NOTSET:
+        logger.setLevel(logging.INFO)
     if not logger.hasHandlers():
         logger.addHandler(logging.StreamHandler())
-        logger.setLevel(logging.INFO)
     sides: dict[str, list[str]] = {}
     for agent, team in teams.items():
         sides.setdefault(team, []).append(agent)
