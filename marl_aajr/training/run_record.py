@@ -19,8 +19,6 @@ import yaml
 from pydantic import TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
 
-from marl_aajr import __version__
-
 CONFIG, STATUS, VERSIONS = "config.yaml", "status.json", "versions.json"
 METRICS, EVENTS, EVALUATIONS = "metrics.jsonl", "events.jsonl", "evaluations"
 
@@ -86,6 +84,8 @@ class Versions:
 
 def software() -> dict[str, str]:
     """The versions of this process; of Python what matters to pickled code, of torch not for which device."""
+    from marl_aajr import __version__  # late: what the package offers reads runs
+
     here = Versions.here()
     packages = {name: version.partition("+")[0] for name, version in here.packages.items()}
     # Shipped code has no installed version.
