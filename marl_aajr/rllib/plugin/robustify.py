@@ -134,8 +134,7 @@ class RobustLearnerMixin(ResumableLearnerMixin):
         # Learner.build calls hooks that read these.
         self._regularized: dict[str, RegularizedModule] = {}
         self._structures: list[Any] = []
-        self._timestep = 0
-        self._updates = 0
+        self._timestep = self._updates = 0
         self._begun = False
         self._clean_batch: dict[str, dict[str, Any]] = {}
         super().build()
@@ -217,7 +216,7 @@ class RobustLearnerMixin(ResumableLearnerMixin):
         if sample.shard is not None and isinstance(self, PPOTorchLearner):
             # PPO's own is a mean over this learner's rows.
             loss = loss * sample.weight
-        if self._is_active(module_id):
+        if regularized.regularizer.active(self._timestep):
             key = f"{self.config.seed}/{self._updates}"
             term = regularized.term(sample, own, timestep=self._timestep, key=key)
             add_to_policy_loss(self, module_id, term)
@@ -251,9 +250,7 @@ class RobustLearnerMixin(ResumableLearnerMixin):
         state = super().get_state(components, not_components=not_components, **kwargs)
         if self.saves(STATE_KEY, components, not_components):
             self._match_modules()
-            states = {
-                module_id: dict(regularized.state) for module_id, regularized in self._regularized.items()
-            }
+            states = {name: dict(regularized.state) for name, regularized in self._regularized.items()}
             state[STATE_KEY] = {"updates": self._updates, "timestep": self._timestep, "modules": states}
         return state
 
@@ -282,16 +279,12 @@ class RobustLearnerMixin(ResumableLearnerMixin):
         }
         return {module_id: Report.of_all(reports) for module_id, reports in found.items() if reports}
 
-    def _is_active(self, module_id: str) -> bool:
-        regularized = self._regularized.get(module_id)
-        return regularized is not None and regularized.regularizer.active(self._timestep)
-
     def _has_part(self, module_id: str) -> bool:
         """Whether the loss of a module is touched."""
-        if self._is_active(module_id):
-            return True
-        regularized = self._regularized.get(module_id)
-        return in_step(self) and regularized is not None and regularized.regularizer.constrains
+        if module_id not in self._regularized:
+            return False
+        regularizer = self._regularized[module_id].regularizer
+        return regularizer.active(self._timestep) or (in_step(self) and regularizer.constrains)
 
     def _policy_loss(self, module_id: str) -> PolicyLoss | None:
         if not isinstance(self, PPOTorchLearner):
