@@ -63,7 +63,7 @@ class LiveModule(nn.Module):
         if isinstance(self.module, DefaultDQNTorchRLModule):
             out = self.module.compute_q_values(batch)
             return {**out, Columns.ACTION_DIST_INPUTS: out[QF_PREDS]}
-        return forward_inference(self.module)(batch)
+        return forward_inference(self.module, batch)
 
     def forward(self, obs: Tensor, action_mask: Tensor | None = None) -> Tensor:
         return self._ask(obs, action_mask, {})[Columns.ACTION_DIST_INPUTS]

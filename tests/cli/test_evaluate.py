@@ -15,8 +15,10 @@ from marl_aajr.cli.evaluate import JSON
 from marl_aajr.training.config import EnvConfig, RunConfig
 from marl_aajr.training.run_directory import RunDirectory
 from marl_aajr.training.run_record import Status
+from marl_aajr.victims import Victim
 from tests.evaluation.broken import Quantized
 from tests.evaluation.players import sign_reader, signs, stakes, team
+from tests.own_ways import NAME, OwnWays
 
 SPEC = signs(longest=2)
 SUITE = {
@@ -272,3 +274,26 @@ def test_a_run_may_be_told_its_sides(
     assert set(result["teams"].values()) == {"us", "them"}
     assert f"{SPEC.name}: 2 teams, us (agent_0) against them (" in caplog.text
     assert result["env"]["kwargs"]["env.teams"] == {"agent_0": "us", "*": "them"}
+
+
+@pytest.mark.parametrize(
+    ("options", "agents", "replaced"),
+    [
+        (("--agents", "1"), ["1"], []),
+        (("--budget", "agents=0+1"), ["0", "1"], []),
+        (("--replace", "random:1"), ["0", "1"], [["1"]]),
+        (("--replace", "idle"), ["0", "1"], [["0"], ["1"]]),
+    ],
+)
+def test_agents_that_are_integers_are_named_in_every_option(
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    options: tuple[str, str],
+    agents: list[str],
+    replaced: list[list[str]],
+) -> None:
+    victim = Victim.from_policies(nn.Linear(4, 3), OwnWays()).save(tmp_path / "victim")
+    asked = (victim, "--env", NAME, "--attack", "fgsm", "--epsilon", 0.1, "--episodes", 2, *options, "--json")
+    found = json.loads(said(capsys, *asked))
+    assert found["agents"] == agents
+    assert [row["agents"] for row in found["results"][0]["adversarial_agents"]] == replaced

@@ -162,14 +162,22 @@ def _body(encoder: Any) -> nn.Sequential | None:
     return encoder.net.mlp if type(encoder) is TorchMLPEncoder else None
 
 
-def forward_inference(module: TorchRLModule) -> Callable[[dict[str, Any]], dict[str, Any]]:
+def forward_inference(module: TorchRLModule, batch: dict[str, Any]) -> dict[str, Any]:
     """`module.forward_inference`, with gradients where the module does not forbid them itself.
 
-    RLlib's own `_forward_inference` is `_forward` without gradients, which an attack needs.
+    RLlib's own `_forward_inference` is `_forward` without gradients, which an attack needs; those of
+    subclasses call it by `super()`.
     """
-    if type(module)._forward_inference is TorchRLModule._forward_inference:
-        return module._forward
-    return module.forward_inference
+    own = TorchRLModule._forward_inference
+    TorchRLModule._forward_inference = _with_gradients
+    try:
+        return module.forward_inference(batch)
+    finally:
+        TorchRLModule._forward_inference = own
+
+
+def _with_gradients(module: TorchRLModule, batch: dict[str, Any], **settings: Any) -> dict[str, Any]:
+    return module._forward(batch, **settings)
 
 
 def inference_layers(module: TorchRLModule) -> nn.Sequential | None:

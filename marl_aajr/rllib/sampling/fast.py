@@ -25,7 +25,7 @@ from torch import Tensor
 from marl_aajr.rllib.internals.algorithms import custom_connectors, episode_callbacks
 from marl_aajr.rllib.internals.learners import resumable_learner_class
 from marl_aajr.rllib.lean.learner import LeanPPOTorchLearner
-from marl_aajr.rllib.networks import observation_of
+from marl_aajr.rllib.networks import FlatActorCritic, observation_of
 from marl_aajr.rllib.plugin.robustify import robust_learner_class
 from marl_aajr.rllib.sampling.batch_env import WITHOUT_FAST, module_of_agents
 from marl_aajr.rllib.sampling.env import BY_NAME, BatchFactory, EnvCreator
@@ -202,6 +202,12 @@ class FragmentsToBatch(ConnectorV2):
             rows = self._rows(name, module, episodes)
             if len(rows):
                 batch[name] = _columns(rows, module)
+                own = isinstance(module, FlatActorCritic)
+                if isinstance(module.observation_space, gym.spaces.Dict) and not own:
+                    # RLlib's own module with action masks unpacks its batch when it is asked for values, as
+                    # RLlib's GAE does.
+                    with torch.no_grad():
+                        module.compute_values(batch[name])
             if rows.states is not None and shared_data is not None:
                 shared_data[f"_zero_padded_for_mid={name}"] = True
         return batch
