@@ -16,7 +16,7 @@ from ray.rllib.core.rl_module.torch import TorchRLModule
 from ray.rllib.evaluation.postprocessing import Postprocessing
 from torch import Tensor
 
-from marl_aajr.core.checks import NonFiniteError
+from marl_aajr.core.checks import NonFiniteError, is_search_space
 from marl_aajr.core.distributions import ActionDistribution
 from marl_aajr.core.fixed_network import fixed
 from marl_aajr.core.jacobian import Backend
@@ -197,6 +197,11 @@ class RegularizedModule(Regularized):
         backends: Sequence[Backend],
         shard: tuple[int, int] | None,
     ) -> None:
+        if is_search_space(regularizer):
+            raise ValueError(
+                f"expected a regularizer for module {module_id!r}, got the search space {regularizer!r}; "
+                "run the configuration by ray.tune.Tuner, which fills it in"
+            )
         self.module = module
         self._layers = actor_of(module)
         self._actor = actor_network(module) if regularizer.constrains else None

@@ -87,10 +87,8 @@ def robustify(
     check_gradients_are_served(base)
     if not isinstance(regularizer, Regularizer) and not is_search_space(regularizer):
         regularizer = _checked(regularizer, known=sorted(config.policies))
-    config.learners(
-        learner_class=robust_learner_class(base),
-        learner_config_dict={REGULARIZERS_KEY: regularizer},
-    )
+    given = {REGULARIZERS_KEY: regularizer}
+    config.learners(learner_class=robust_learner_class(base), learner_config_dict=given)
     callbacks = [c for c in force_list(config.callbacks_on_algorithm_init) if c is not _tell_structures]
     config.callbacks(on_algorithm_init=[*callbacks, _tell_structures])
     return config
@@ -153,11 +151,6 @@ class RobustLearnerMixin(ResumableLearnerMixin):
             known = before.get(module_id)
             every = isinstance(given, Regularizer) or is_search_space(given)
             regularizer = given if every else given.get(module_id)
-            if is_search_space(regularizer):
-                raise ValueError(
-                    f"expected a regularizer for module {module_id!r}, got the search space {regularizer!r}; "
-                    "run the configuration by ray.tune.Tuner, which fills it in"
-                )
             if known is not None and known.module is module:
                 self._regularized[module_id] = known
             elif module_id in trained and regularizer is not None:
