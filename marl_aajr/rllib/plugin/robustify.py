@@ -55,7 +55,7 @@ def robustify(
 
     Args:
         config: any configuration of the new API stack whose learner is a torch learner, with its modules
-            already declared (`multi_agent`, `rl_module`). Call this last.
+            already declared (`multi_agent`, `rl_module`). Call this last. DQN's Q-values are taken as logits.
         regularizer: one for every module, those that are added later included, or
             `{module_id: regularizer}`; modules without one train as before. For Ray Tune also a search space
             of regularizers: `tune.grid_search([AAJR(coefficient=c) for c in (1e-3, 1e-2)])`.
