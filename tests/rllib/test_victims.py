@@ -268,7 +268,7 @@ class TestRefused:
             ({"policy_mapping_fn": {"a_0": "module"}}, "a module for each agent, got none for a_1"),
             ({"policy_mapping_fn": lambda agent, *_: agent}, "the module 'a_0' for 'a_0', got module"),
             ({"policy_mapping_fn": lambda agent, episode: episode.id_}, "whatever the episode"),
-            ({"modules": {"module": nn.Linear(6, 5)}}, "RLModules of RLlib's new API stack, got Linear"),
+            ({"modules": {"module": nn.Linear(6, 5)}}, "new API stack for the agents, got Linear"),
         ],
     )
     def test_what_does_not_fit(self, settings: dict[str, Any], message: str) -> None:
