@@ -104,7 +104,7 @@ def test_which_observations_rllibs_module_takes(space: gym.Space[Any], flat: boo
     "space", [Discrete(3), gym.spaces.Dict({"x": Box(-1, 1, (4,)), "y": Box(-1, 1, (4,))})]
 )
 def test_other_observations_are_refused_by_agent(space: gym.Space[Any]) -> None:
-    with pytest.raises(ValueError, match=r"expected Box observations, .* for agent 'ann'; wrap"):
+    with pytest.raises(ValueError, match=r"expected Box observations, .* for agent 'ann'; flatten it"):
         check_observation_space("ann", space)
 
 

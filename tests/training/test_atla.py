@@ -215,7 +215,7 @@ def test_a_director_moves_the_policy_as_it_is_now_behind_its_filter(ray_session:
             {"method": {"adversary": "pa-ad"}, "model": {"lstm": 4}},
             "expected no model.lstm for method atla with adversary pa-ad, .*, got 4; use sa-rl",
         ),
-        ({"method": {"agents": ["agent_7"]}}, "expected agents out of agent_0, agent_1, got agent_7"),
+        ({"method": {"agents": ["agent_7"]}}, "expected agents out of agent_0, agent_1; got 'agent_7'"),
         ({"env": {"name": "classic/connect_four-v3"}}, "expected floating-point observations"),
     ],
 )
