@@ -49,7 +49,7 @@ ENVIRONMENTS = {
     "mamujoco": Environment(
         ("gymnasium-robotics", "mujoco<=3.5"),
         "gymnasium_robotics.mamujoco_v1",
-        {"scenario": "Ant", "agent_conf": "2x4"},
+        {"scenario": "Ant", "agent_conf": "2x4", "max_episode_steps": 100},
         "`mujoco<=3.5`",
     ),
     "magent2": Environment(("magent2",), "magent2.environments.battle_v4", {"map_size": 12}),
@@ -79,9 +79,13 @@ ENVIRONMENTS = {
         needed="nothing; SuperSuit's black_death here",
     ),
     "openspiel": Environment(
-        ("open-spiel", "shimmy"), "wrapped_environments:openspiel", needed="Shimmy's OpenSpielCompatibilityV0"
+        ("open-spiel", "shimmy"),
+        "wrapped_environments:openspiel",
+        needed="Shimmy, and a repair: it pays the last rewards twice",
     ),
-    "cogrid": Environment(("cogrid",), "wrapped_environments:overcooked"),
+    "cogrid": Environment(
+        ("cogrid",), "wrapped_environments:overcooked", needed="observation spaces, which it does not declare"
+    ),
     "rware": Environment(("rware",), "rware:rware-tiny-2ag-v2"),
     "sumo": Environment(
         ("sumo-rl", "eclipse-sumo"),
@@ -168,7 +172,7 @@ def check(name: str, environment: Environment, python: Path, options: argparse.N
             "--selection-episodes",
             str(max(1, options.episodes // 2)),
         ]
-        evaluate = [*command, "evaluate", "--suite", options.suite, *episodes]
+        evaluate = [*command, "evaluate", "--suite", options.suite, "--workers", "1", *episodes]
         together(out, {m: [*evaluate, str(run)] for m, run in runs.items()})
         page = ["--out", str(out / "report.html")]
         together(out, {"compare": [*command, "compare", *map(str, runs.values()), *page]})

@@ -58,17 +58,30 @@ def knights_archers_zombies() -> Any:
 
 
 def openspiel(game_name: str = "leduc_poker") -> Any:
-    """A game of OpenSpiel through Shimmy, which tells the legal actions in the infos."""
+    """A game of OpenSpiel through Shimmy, which pays the last rewards again when players leave."""
     from shimmy import OpenSpielCompatibilityV0
 
-    return OpenSpielCompatibilityV0(game_name=game_name)
+    class PaidOnce(OpenSpielCompatibilityV0):
+        def step(self, action: Any) -> None:
+            if self.terminations[self.agent_selection]:
+                self.rewards = dict.fromkeys(self.rewards, 0.0)
+            super().step(action)
+
+    env = PaidOnce(game_name=game_name)
+    env.teams = {player: player for player in env.possible_agents}  # each for itself: one team's sum is 0
+    return env
 
 
 def overcooked() -> Any:
-    """CoGrid makes an environment by the name in its registry."""
+    """CoGrid declares no observation spaces: they are those of the first observations."""
     from cogrid.envs import registry
+    from gymnasium.spaces import Box
 
-    return registry.make("Overcooked-CrampedRoom-V0")
+    env = registry.make("Overcooked-CrampedRoom-V0")
+    env.max_steps = 100
+    obs, _ = env.reset(seed=0)
+    env.observation_spaces = {a: Box(-np.inf, np.inf, seen.shape, seen.dtype) for a, seen in obs.items()}
+    return env
 
 
 def sumo() -> Any:
@@ -79,7 +92,7 @@ def sumo() -> Any:
     sumo_rl.agent_selector = AgentSelector
     nets = Path(sumo_rl.__file__).parents[1] / "nets" / "2x2grid"
     files = {"net_file": f"{nets}/2x2.net.xml", "route_file": f"{nets}/2x2.rou.xml"}
-    return sumo_rl.parallel_env(**files, num_seconds=250, sumo_warnings=False)
+    return sumo_rl.parallel_env(**files, num_seconds=500, sumo_warnings=False)
 
 
 def pogema() -> Any:

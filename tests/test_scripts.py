@@ -213,3 +213,13 @@ def test_ci_uses_a_fresh_environment_and_passes_the_verdict_on(project: Path) ->
     place = Path(made.split(" in ")[1].split(" with ")[0])
     assert not place.exists()
     assert not (project / ".venv").exists()
+
+
+def test_the_check_of_other_packages_says_what_it_installs_and_knows_its_names() -> None:
+    script = ROOT / "scripts" / "check_environments"
+    shown = run(script, "--help")
+    assert shown.returncode == 0, shown.stderr
+    assert "gymnasium-robotics mujoco<=3.5" in shown.stdout
+    refused = run(script, "nowhere")
+    assert refused.returncode == 2
+    assert "expected names out of mamujoco, " in refused.stderr

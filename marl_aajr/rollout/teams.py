@@ -228,5 +228,6 @@ _RULES: dict[str, _Rule] = {
     "pettingzoo.classic": _each_player,
     "pettingzoo.classic.hanabi": _one_team,
     "pettingzoo.sisl": _one_team,
+    "shimmy.openspiel_compatibility": _each_player,
 }
 """Longest matching module prefix wins."""

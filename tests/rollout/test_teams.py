@@ -219,3 +219,10 @@ def test_a_line_says_which_sides_were_found(caplog: pytest.LogCaptureFixture) ->
         "game: 2 teams, red (a, c) against blue (b); red is attacked",
         "game: one team, team (agent_0, agent_1, agent_2, agent_3, … 9 in all)",
     ]
+
+
+def test_players_of_openspiel_play_for_themselves() -> None:
+    pytest.importorskip("shimmy")
+    pytest.importorskip("pyspiel")
+    game = resolve("shimmy:OpenSpielCompatibilityV0", {"game_name": "leduc_poker"}).make()
+    assert game.teams == {"player_0": "player_0", "player_1": "player_1"}
