@@ -91,9 +91,7 @@ class AgentSpaces:
 
 def check_victim(victim: Any, *, what: str = "a victim") -> None:
     """Raise `ValueError` unless it is a `Victim`: a network alone does not say who plays what with it."""
-    from marl_aajr.victims.victim import Victim
-
-    if not isinstance(victim, Victim):
+    if not hasattr(victim, "module_of"):
         raise ValueError(
             f"expected {what}, got a {type(victim).__name__}; make one with Victim.from_policies(network, "
             "env), Victim.from_sb3(model, env) or Victim.load(folder)"

@@ -107,7 +107,9 @@ def test_the_backend_is_settled_for_the_policy() -> None:
         AAJR(backend="forward").fitted(attention, torch.randn(2, 5, 6))
 
 
-@pytest.mark.parametrize("space", [tune.grid_search([1e-3, 1e-2]), tune.loguniform(1e-4, 1e-2)], ids=str)
+@pytest.mark.parametrize(
+    "space", [tune.grid_search([1e-3, 1e-2]), tune.loguniform(1e-4, 1e-2)], ids=["grid", "distribution"]
+)
 @pytest.mark.parametrize(
     ("name", "setting"),
     [
