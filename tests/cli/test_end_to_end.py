@@ -113,7 +113,9 @@ def evaluated(runs: Runs) -> dict[str, Any]:
 
 def test_progress_goes_to_stderr_a_line_for_each_iteration(runs: Runs, stopped: str) -> None:
     lines = [line for line in stopped.splitlines() if line.startswith("iteration ")]
-    assert stopped.startswith("simple_spread_v3, method aajr, seed 0, 2,000 env steps, into runs/stopped\n")
+    sides, run, *_ = stopped.splitlines()
+    assert sides == "simple_spread_v3: one team, team (agent_0, agent_1, agent_2)"
+    assert run == "simple_spread_v3, method aajr, seed 0, 2,000 env steps, into runs/stopped"
     assert [line.split()[1] for line in lines] == [str(1 + i) for i in range(len(lines))]
     assert 2 <= len(lines) < 10
     for word in ("200/2,000 env steps (10%)", "return -", "steps/s ", "penalty ", "left "):
@@ -163,7 +165,7 @@ def test_json_is_one_object_with_intervals(evaluated: dict[str, Any]) -> None:
 def test_comparison_is_printed_and_written_on_one_page(runs: Runs, evaluated: dict[str, Any]) -> None:
     compared = runs.cli("compare", runs.plain, runs.robust, "--out", "pages/report.html")
     assert compared.returncode == 0, compared.stderr
-    assert f"{evaluated['results'][0]['clean']['mean']:.1f}" in compared.stdout
+    assert f"{evaluated['results'][0]['clean']['mean']:.0f}" in compared.stdout
     assert "worst at ε 0.3" in compared.stdout
     page = runs.folder / "pages" / "report.html"
     assert str(page) in compared.stdout

@@ -6,6 +6,7 @@ import importlib.util
 import os
 import subprocess
 import sys
+import time
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -71,11 +72,12 @@ def test_a_submitted_job_trains_on_two_nodes(cluster: Cluster, tmp_path: Path) -
     run = RunDirectory(tmp_path / "run")
     settings = ("env_steps=200", "ppo.train_batch_size=100", "ppo.minibatch_size=50", "model.hidden=[8]")
     changes = [word for setting in settings for word in ("--set", setting)]
-    done = submit(
-        f"http://{cluster.webui_url}",
-        *("train", "--env", "simple_spread_v3", "--env-runners", "2", "--out", str(run.path)),
-        *("--set", "resources.envs_per_runner=2", *changes),
-    )
+    words = ("train", "--env", "simple_spread_v3", "--env-runners", "2", "--out", str(run.path))
+    for _ in range(10):  # a node's agent starts after the node
+        done = submit(f"http://{cluster.webui_url}", *words, "--set", "resources.envs_per_runner=2", *changes)
+        if "No available agent" not in done.stderr:
+            break
+        time.sleep(3.0)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "succeeded" in done.stdout
     assert (run.status().state, run.status().env_steps) == ("finished", 200)
