@@ -38,7 +38,9 @@ def nodes_with_one_processor(count: int, **head: Any) -> Iterator[Cluster]:
     folder = tempfile.mkdtemp(prefix="ray", dir="/tmp")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("RAY_TMPDIR", folder)
-        nodes = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "_system_config": SOON, **head})
+        # A port of its own for the head's agent, which takes jobs: the package's cluster may be up as well.
+        head |= {"num_cpus": 0, "_system_config": SOON, "dashboard_agent_listen_port": None}
+        nodes = Cluster(initialize_head=True, head_node_args=head)
         try:
             for i in range(count):
                 # A folder each, as on machines of their own, for what jobs bring.

@@ -68,10 +68,6 @@ def cluster(tmp_path: Path) -> Iterator[Cluster]:
     importlib.util.find_spec("aiohttp") is None or importlib.util.find_spec("opencensus") is None,
     reason="job submission needs ray[default]",
 )
-@pytest.mark.skipif(
-    "PYTEST_XDIST_WORKER" in os.environ,
-    reason="after other clusters in a process, nodes have no agent; run this file by itself",
-)
 def test_a_submitted_job_trains_on_two_nodes(cluster: Cluster, tmp_path: Path) -> None:
     run = RunDirectory(tmp_path / "run")
     settings = ("env_steps=200", "ppo.train_batch_size=100", "ppo.minibatch_size=50", "model.hidden=[8]")
