@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from marl_aajr.attacks import Attack as Attack
     from marl_aajr.attacks import make_attack as make_attack
-    from marl_aajr.evaluation.evaluate import evaluate as evaluate
+    from marl_aajr.evaluation.api import evaluate as evaluate
     from marl_aajr.pettingzoo import attacked as attacked
     from marl_aajr.pettingzoo import with_agents as with_agents
     from marl_aajr.regularizers import AAJR as AAJR

@@ -23,7 +23,7 @@ import marl_aajr
 from marl_aajr.adversaries.request import AdversaryRequest
 from marl_aajr.attacks import ATTACKS
 from marl_aajr.core.settings import every_setting
-from marl_aajr.study.config import StudyConfig
+from marl_aajr.study.study_config import StudyConfig
 from marl_aajr.training.config import RunConfig
 from marl_aajr.training.method import METHODS
 

@@ -283,7 +283,9 @@ def _as_they_learned(config: RunConfig, trained: RunConfig) -> RunConfig:
 
 def _can_begin(config: RunConfig, victim: Victim) -> bool:
     """Whether the run has modules of the victims' own, and can take them over."""
-    from marl_aajr.training.modules import policy_mapping_of  # which imports Ray: evaluations need none
+    from marl_aajr.training.policy_mapping import (
+        policy_mapping_of,  # which imports Ray: evaluations need none
+    )
 
     mapping = policy_mapping_of(config)
     same = all(victim.module_of[agent] == module for agent, module in mapping.module_of.items())

@@ -26,7 +26,7 @@ from marl_aajr.core.objectives import KL, Clean
 from marl_aajr.core.seeds import Purpose, derived_seed
 from marl_aajr.rllib.playing_networks import playing_network
 from marl_aajr.training.config import RunConfig
-from marl_aajr.training.modules import module_spec, policy_mapping_of
+from marl_aajr.training.policy_mapping import module_spec, policy_mapping_of
 from marl_aajr.victims import FreeLogStd, Victim
 
 _COPIES = 100

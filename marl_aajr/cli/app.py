@@ -30,7 +30,7 @@ BUG = 1
 _EXPECTED = ("EnvironmentFault", "NonFiniteError", "ProcessesLostError")
 """By name: importing these classes would import torch and the environments to report a misspelt option."""
 
-_FILES = {"run": "marl_aajr.training.config.RunConfig", "study": "marl_aajr.study.config.StudyConfig"}
+_FILES = {"run": "marl_aajr.training.config.RunConfig", "study": "marl_aajr.study.study_config.StudyConfig"}
 """What describes the keys of a file, by the kind of file."""
 
 LIST = guide(

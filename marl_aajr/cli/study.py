@@ -18,8 +18,8 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
 
+    from marl_aajr.study.driver import StudyPlan
     from marl_aajr.study.progress import GridProgress
-    from marl_aajr.study.study import StudyPlan
 
 FAILED = 1
 """Exit code of a study of which something failed."""
@@ -51,7 +51,7 @@ HELP = guide(
 ) + sample("A file:", EXAMPLE)
 
 SETTINGS = options(
-    "marl_aajr.study.config.StudyConfig",
+    "marl_aajr.study.study_config.StudyConfig",
     "max_concurrent",
     "address",
     metavars={"address": "HOST:PORT"},
@@ -110,8 +110,8 @@ def study(
     # Whatever a library prints must not get between the lines of JSON.
     with contextlib.redirect_stdout(sys.stderr):
         with waiting("Reading the study, loading torch and RLlib", console=console):
-            from marl_aajr.study.config import masked
-            from marl_aajr.study.study import prepare
+            from marl_aajr.study.driver import prepare
+            from marl_aajr.study.study_config import masked
 
             plan = prepare(file, out=out, only=only, overrides=overrides)
             command = masked(command, plan.study.storage)
@@ -131,7 +131,7 @@ def _run(
     plan: StudyPlan, console: Console, *, as_json: bool, replay: bool
 ) -> tuple[GridProgress, int | None]:
     """Do the study until its end or a request to stop; the exit code if it was stopped."""
-    from marl_aajr.study.study import on_cluster, progress_of, run_study
+    from marl_aajr.study.driver import on_cluster, progress_of, run_study
 
     progress = StudyProgress(console, as_json=as_json)
     with (
@@ -163,7 +163,7 @@ def _conclude(
 
 def _foresee(plan: StudyPlan) -> list[Table | str]:
     """What a dry run prints."""
-    from marl_aajr.study.study import expected, on_cluster
+    from marl_aajr.study.driver import expected, on_cluster
 
     with on_cluster(plan) as nodes:
         estimated, seconds = expected(plan, nodes)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from marl_aajr.evaluation.api import evaluate
 from marl_aajr.evaluation.budget import Budget, parse_budget
-from marl_aajr.evaluation.evaluate import evaluate
 from marl_aajr.evaluation.evaluator import Progress
 from marl_aajr.evaluation.outcomes import AttackOutcome, AttackSpec, Outcome, ReplacementOutcome
 from marl_aajr.evaluation.protocol import AttackEntry, Protocol, Suite, builtin_suites, load_suite

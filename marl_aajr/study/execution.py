@@ -21,10 +21,10 @@ from ray.exceptions import RayError
 from ray.tune.search import Searcher
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from marl_aajr.study.config import StudyConfig
 from marl_aajr.study.folder import Storage, StudyFolder
 from marl_aajr.study.graph import Node, stranded
 from marl_aajr.study.progress import GridProgress
+from marl_aajr.study.study_config import StudyConfig
 from marl_aajr.study.worker import StopFlag, StudyLocation, do_node
 from marl_aajr.training.run_record import software
 

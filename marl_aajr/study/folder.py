@@ -30,9 +30,9 @@ from pyarrow.fs import FileSelector, FileSystem, FSSpecHandler, PyFileSystem, co
 
 from marl_aajr.adversaries.request import AdversaryRequest
 from marl_aajr.adversaries.store import ADVERSARIES, RECORD, is_finished
-from marl_aajr.study.config import StudyConfig, masked
 from marl_aajr.study.graph import Node
 from marl_aajr.study.runs import Settings, StudyRun, Variant, variants
+from marl_aajr.study.study_config import StudyConfig, masked
 from marl_aajr.training.files import append_line, read_lines, replaced, write_json, write_text
 from marl_aajr.training.run_directory import RunDirectory
 from marl_aajr.training.run_record import LOCK, STATUS

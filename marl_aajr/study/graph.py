@@ -12,8 +12,8 @@ from typing import Literal
 
 from marl_aajr.adversaries.request import AdversaryRequest
 from marl_aajr.evaluation.protocol import Suite
-from marl_aajr.study.config import EvaluationEntry, StudyConfig
 from marl_aajr.study.runs import StudyRun
+from marl_aajr.study.study_config import EvaluationEntry, StudyConfig
 
 Kind = Literal["train", "adversary", "evaluate"]
 

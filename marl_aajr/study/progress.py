@@ -13,10 +13,10 @@ from statistics import fmean
 from typing import Any, Literal
 
 from marl_aajr.adversaries.request import STEPS_PER_SECOND
-from marl_aajr.study.config import StudyConfig
 from marl_aajr.study.folder import StudyFolder
 from marl_aajr.study.graph import Node
 from marl_aajr.study.runs import variants
+from marl_aajr.study.study_config import StudyConfig
 from marl_aajr.training.method import NO_METHOD
 
 State = Literal["waiting", "running", "finished", "failed", "interrupted", "impossible"]

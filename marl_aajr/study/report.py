@@ -17,10 +17,10 @@ import pyarrow.parquet
 from marl_aajr.evaluation.outcomes import Outcome
 from marl_aajr.evaluation.result import ActionsResult, Evaluation
 from marl_aajr.report import Incident, Notes, Reference, Tuning, write_report
-from marl_aajr.study.config import StudyConfig
 from marl_aajr.study.folder import StudyFolder
 from marl_aajr.study.graph import Node
 from marl_aajr.study.runs import StudyRun
+from marl_aajr.study.study_config import StudyConfig
 from marl_aajr.training.files import replaced
 from marl_aajr.training.run_directory import disturbed
 
@@ -114,7 +114,7 @@ def _restarts(nodes: Mapping[str, Node], folder: StudyFolder) -> Iterator[Incide
 
 
 def _in_words(event: Mapping[str, Any]) -> str:
-    """A line of `events.jsonl` in words; see `marl_aajr.training.metrics`."""
+    """A line of `events.jsonl` in words; see `marl_aajr.training.run_directory`."""
     if event["event"] == "env_runners_lost":
         return "went on without env runners that were lost"
     if event["event"] == "env_runners_restarted":

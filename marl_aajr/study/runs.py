@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from marl_aajr.study.config import EnvironmentEntry, Grid, MethodEntry, StudyConfig
+from marl_aajr.study.study_config import EnvironmentEntry, Grid, MethodEntry, StudyConfig
 from marl_aajr.training.config import RunConfig, make_config
 from marl_aajr.training.fields import put
 from marl_aajr.training.files import Key, YamlSource

@@ -20,11 +20,11 @@ from ray.tune.schedulers import ASHAScheduler
 from ray.tune.search.optuna import OptunaSearch
 
 from marl_aajr.evaluation import evaluate
-from marl_aajr.study.config import Space, StudyConfig, TuningEntry
 from marl_aajr.study.execution import logged_error
 from marl_aajr.study.folder import StudyFolder, run_exists
 from marl_aajr.study.progress import GridProgress
 from marl_aajr.study.runs import Settings, Variant, merged, nested
+from marl_aajr.study.study_config import Space, StudyConfig, TuningEntry
 from marl_aajr.study.worker import StudyLocation
 from marl_aajr.training.config import RunConfig, make_config
 from marl_aajr.training.files import append_line, read_lines

@@ -17,11 +17,11 @@ from typing import Any
 
 from marl_aajr.attacks import attack_class
 from marl_aajr.report import Tuning
-from marl_aajr.study.config import StudyConfig, TuningEntry
 from marl_aajr.study.folder import DECISIONS, StudyFolder
 from marl_aajr.study.progress import GridProgress
 from marl_aajr.study.runs import Variant, merged, nested, variants
 from marl_aajr.study.search import Trial, repeat, search
+from marl_aajr.study.study_config import StudyConfig, TuningEntry
 from marl_aajr.training.files import YamlSource, write_json
 
 ASKED = "asked.json"

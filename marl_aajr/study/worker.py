@@ -28,9 +28,9 @@ from marl_aajr.core.checks import NonFiniteError
 from marl_aajr.evaluation import evaluate
 from marl_aajr.evaluation.sources import file_name
 from marl_aajr.rollout.environments import resolve
-from marl_aajr.study.config import EnvironmentEntry
 from marl_aajr.study.folder import Storage, StudyFolder, run_exists
 from marl_aajr.study.graph import Node
+from marl_aajr.study.study_config import EnvironmentEntry
 from marl_aajr.training.fields import differences
 from marl_aajr.training.metrics import numbers
 from marl_aajr.training.run_record import other_versions, software

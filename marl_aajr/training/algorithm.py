@@ -29,15 +29,15 @@ from marl_aajr.rllib.networks import check_observation_space
 from marl_aajr.rllib.plugin.observation_layout import check_leaves
 from marl_aajr.rllib.sampling.env import register
 from marl_aajr.rllib.sampling.env_runners import RunEnvRunner
+from marl_aajr.rllib.sampling.episode_metrics import EpisodeReturns
 from marl_aajr.rllib.sampling.fast import fast
-from marl_aajr.rllib.sampling.metrics import EpisodeReturns
 from marl_aajr.rllib.sampling.observation_filter import ObservationNormalizer
 from marl_aajr.rollout.environments import resolve
 from marl_aajr.rollout.perturbed import PerturbedGame
 from marl_aajr.training.atla_phases import ATLAPhases, PhaseOfRecreated, phases_of
 from marl_aajr.training.checkpoint import StartRecreated
 from marl_aajr.training.config import Resources, RunConfig
-from marl_aajr.training.modules import ModuleOf, PolicyMapping, module_spec, policy_mapping_of
+from marl_aajr.training.policy_mapping import ModuleOf, PolicyMapping, module_spec, policy_mapping_of
 
 _REQUESTS_IN_FLIGHT = 64
 """RLlib drops a broadcast of weights or filters to a runner that has more than this many to work off; with

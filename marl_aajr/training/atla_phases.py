@@ -26,7 +26,7 @@ from marl_aajr.rollout.batched_env import BatchedEnvWrapper
 from marl_aajr.rollout.perturbed import Perturb, PerturbedBatch, adversary_of, attacked_agents
 from marl_aajr.training.config import RunConfig
 from marl_aajr.training.method import ATLA
-from marl_aajr.training.modules import PolicyMapping
+from marl_aajr.training.policy_mapping import PolicyMapping
 
 
 def _adversaries_of(team: PolicyMapping, atla: ATLA) -> PolicyMapping:

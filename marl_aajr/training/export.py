@@ -21,7 +21,7 @@ from torch import nn
 from marl_aajr.core.environment_values import split
 from marl_aajr.rllib.playing_networks import critic_network, live_module, playing_network
 from marl_aajr.training.config import RunConfig
-from marl_aajr.training.modules import PolicyMapping
+from marl_aajr.training.policy_mapping import PolicyMapping
 from marl_aajr.victims import ObservationFilter, Victim
 from marl_aajr.victims.recurrent import initial_state
 

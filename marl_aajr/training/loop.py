@@ -33,7 +33,7 @@ from marl_aajr.training.config import RunConfig
 from marl_aajr.training.export import export_victim, start_from
 from marl_aajr.training.files import full_disk_named
 from marl_aajr.training.metrics import Curves, to_record
-from marl_aajr.training.modules import PolicyMapping, policy_mapping_of
+from marl_aajr.training.policy_mapping import PolicyMapping, policy_mapping_of
 from marl_aajr.training.run_directory import Event, RunDirectory
 from marl_aajr.training.run_record import State, Status
 from marl_aajr.victims import Victim

@@ -10,7 +10,7 @@ from typing import Any
 from torch.utils.tensorboard import SummaryWriter
 
 from marl_aajr.core.checks import NonFiniteError
-from marl_aajr.rllib.sampling.metrics import RETURNS_KEY
+from marl_aajr.rllib.sampling.episode_metrics import RETURNS_KEY
 from marl_aajr.training.checkpoint import RunProgress
 from marl_aajr.training.fields import flat
 

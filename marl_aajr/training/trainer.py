@@ -31,7 +31,7 @@ from marl_aajr.training.cluster import ray_for, wait_for_room
 from marl_aajr.training.config import RunConfig, as_config
 from marl_aajr.training.fields import differences
 from marl_aajr.training.loop import OnIteration, ProcessesLostError, ShouldStop, Training
-from marl_aajr.training.modules import warn_of_images
+from marl_aajr.training.policy_mapping import warn_of_images
 from marl_aajr.training.run_directory import Event, RunDirectory
 
 _LOGGER = logging.getLogger("marl_aajr")

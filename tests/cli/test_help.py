@@ -13,7 +13,7 @@ import pytest
 from marl_aajr import __version__
 from marl_aajr.cli import app, compare, evaluate, study, train
 from marl_aajr.cli.app import main
-from marl_aajr.study.config import EnvironmentEntry, load_study
+from marl_aajr.study.study_config import EnvironmentEntry, load_study
 from tests.cli.conftest import Run
 
 HELP = {"train": train.HELP, "evaluate": evaluate.HELP, "compare": compare.HELP, "list": app.LIST}

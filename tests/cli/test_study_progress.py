@@ -11,8 +11,8 @@ import pytest
 from rich.console import Console
 
 from marl_aajr.cli.display import FINISHING_STUDY, StudyProgress, grid_table
+from marl_aajr.study.driver import prepare
 from marl_aajr.study.progress import GridProgress, NodeProgress
-from marl_aajr.study.study import prepare
 from tests.study.files import write_study
 
 A, B, C, D, E = (f"simple_spread_v3-none-s{seed}" for seed in range(5))

@@ -24,8 +24,8 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from marl_aajr import register
 from marl_aajr.rllib.internals.algorithms import registered_creator
+from marl_aajr.study.driver import StudyPlan, prepare
 from marl_aajr.study.progress import GridProgress
-from marl_aajr.study.study import StudyPlan, prepare
 from marl_aajr.training.cluster import check_room, ray_for
 from marl_aajr.training.config import Resources
 from marl_aajr.training.run_directory import RunDirectory, disturbed

@@ -14,7 +14,13 @@ from marl_aajr.attacks import ATTACKS
 from marl_aajr.core.settings import REQUIRED, attributes, declared, find_setting
 from marl_aajr.evaluation.protocol import Protocol, Suite
 from marl_aajr.regularizers import REGULARIZERS
-from marl_aajr.study.config import EnvironmentEntry, EvaluationEntry, MethodEntry, StudyConfig, TuningEntry
+from marl_aajr.study.study_config import (
+    EnvironmentEntry,
+    EvaluationEntry,
+    MethodEntry,
+    StudyConfig,
+    TuningEntry,
+)
 from marl_aajr.training.config import EnvConfig, ModelConfig, PPOSettings, Resources, RunConfig
 from marl_aajr.training.method import ATLA, MethodConfig
 

@@ -21,7 +21,7 @@ from marl_aajr.rollout.pettingzoo_batch import PettingZooBatch
 from marl_aajr.victims import ObservationFilter, Victim
 from tests.evaluation.players import moves, network, returns_one_by_one, sign_reader, signs, team
 
-evaluate_module = importlib.import_module("marl_aajr.evaluation.evaluate")
+evaluate_module = importlib.import_module("marl_aajr.evaluation.api")
 """The package has a function of this name."""
 
 SPREAD = resolve("simple_spread_v3", {"max_cycles": 6})

@@ -23,8 +23,8 @@ from marl_aajr.rllib import robustify
 from marl_aajr.rllib.lean.learner import LeanPPOTorchLearner
 from marl_aajr.rllib.plugin.robustify import REGULARIZERS_KEY, RobustLearnerMixin
 from marl_aajr.rllib.sampling.env_runners import FastEnvRunner
+from marl_aajr.rllib.sampling.episode_metrics import RETURNS_KEY, EpisodeReturns
 from marl_aajr.rllib.sampling.fast import FragmentsToBatch, fast
-from marl_aajr.rllib.sampling.metrics import RETURNS_KEY, EpisodeReturns
 from marl_aajr.rollout.environments import resolve
 from marl_aajr.rollout.pettingzoo_batch import PettingZooBatch
 from tests.rllib.fast_runs import CIRCLE, OURS, SPREAD, TAG, TICTACTOE, config, masked, normalizer

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from marl_aajr.rllib.sampling.metrics import RETURNS_KEY
+from marl_aajr.rllib.sampling.episode_metrics import RETURNS_KEY
 from marl_aajr.rollout.environments import resolve
 from marl_aajr.rollout.pettingzoo_batch import PettingZooBatch
 from tests.rllib.fast_runs import (

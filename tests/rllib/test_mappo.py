@@ -25,7 +25,7 @@ from marl_aajr.rollout.centralized_critic import Critic
 from marl_aajr.rollout.environments import resolve
 from marl_aajr.training.algorithm import build_algorithm, build_config
 from marl_aajr.training.export import export_victim
-from marl_aajr.training.modules import policy_mapping_of
+from marl_aajr.training.policy_mapping import policy_mapping_of
 from tests.rllib import fast_runs
 from tests.rllib.learners import ppo_config, sample_and_update, update, weights
 from tests.rllib.policy_cases import CASES, built, columns_of, regularized

@@ -9,7 +9,7 @@ from ray.rllib.env.multi_agent_episode import MultiAgentEpisode
 from ray.rllib.utils.metrics.metrics_logger import MetricsLogger
 
 from marl_aajr.rllib.internals.runners import OrderedEpisode
-from marl_aajr.rllib.sampling.metrics import RETURNS_KEY, EpisodeReturns
+from marl_aajr.rllib.sampling.episode_metrics import RETURNS_KEY, EpisodeReturns
 
 AGENTS = [f"agent_{i}" for i in range(20)]
 

@@ -14,8 +14,8 @@ from pydantic import BaseModel
 from marl_aajr.adversaries.request import AdversaryRequest
 from marl_aajr.evaluation.protocol import Protocol
 from marl_aajr.regularizers import AAJR, settings_of
-from marl_aajr.study.config import StudyConfig
-from marl_aajr.study.study import prepare
+from marl_aajr.study.driver import prepare
+from marl_aajr.study.study_config import StudyConfig
 from marl_aajr.training.config import RunConfig, make_config
 from marl_aajr.training.fields import validated
 

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from marl_aajr.cli.app import main
+from marl_aajr.study.driver import prepare
 from marl_aajr.study.progress import forecast
-from marl_aajr.study.study import prepare
 from tests.study.files import write_study
 
 METHODS = [{"name": "none"}, {"name": "aajr"}]

@@ -12,7 +12,7 @@ from marl_aajr.adversaries.store import is_finished, search_folder
 from marl_aajr.report import Notes
 from marl_aajr.rollout.environments import resolve
 from marl_aajr.study import report
-from marl_aajr.study.study import prepare
+from marl_aajr.study.driver import prepare
 from marl_aajr.study.worker import StopFlag, StudyLocation, do_node
 from marl_aajr.training.run_record import Status, software
 from tests.adversaries.test_agent_game import each_its_own

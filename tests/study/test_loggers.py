@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from marl_aajr.study.study import prepare
+from marl_aajr.study.driver import prepare
 from tests.study.files import do, write_study
 
 mlflow = pytest.importorskip("mlflow")

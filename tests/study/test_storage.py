@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 from pyarrow.fs import copy_files
 
-from marl_aajr.study.config import masked
 from marl_aajr.study.folder import Storage
+from marl_aajr.study.study_config import masked
 
 
 @pytest.fixture

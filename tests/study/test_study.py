@@ -17,10 +17,10 @@ import pytest
 import yaml
 
 from marl_aajr.evaluation import Evaluation
+from marl_aajr.study.driver import StudyPlan, on_cluster, prepare
 from marl_aajr.study.folder import run_exists
 from marl_aajr.study.progress import GridProgress
 from marl_aajr.study.report import write_page
-from marl_aajr.study.study import StudyPlan, on_cluster, prepare
 from marl_aajr.training.run_directory import RunDirectory
 from marl_aajr.training.run_record import Status
 from tests.cli.conftest import CLI, quiet_environment

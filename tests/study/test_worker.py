@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from marl_aajr.study.config import TuningEntry
 from marl_aajr.study.folder import StudyFolder
 from marl_aajr.study.search import Trial, try_once
+from marl_aajr.study.study_config import TuningEntry
 from marl_aajr.study.worker import StudyLocation, do_node
 from marl_aajr.training.run_record import software
 

@@ -14,7 +14,7 @@ from marl_aajr.rllib.internals.learners import ResumableLearnerMixin, resumable_
 from marl_aajr.rllib.plugin.robustify import REGULARIZERS_KEY
 from marl_aajr.training.algorithm import build_config, check_machine
 from marl_aajr.training.config import PPOSettings, make_config
-from marl_aajr.training.modules import PolicyMapping, policy_mapping_of, warn_of_images
+from marl_aajr.training.policy_mapping import PolicyMapping, policy_mapping_of, warn_of_images
 from tests.training.runs import tiny
 
 CONNECT_FOUR = {"name": "pettingzoo.classic.connect_four_v3"}

@@ -17,7 +17,7 @@ from marl_aajr.training.algorithm import build_algorithm, build_config
 from marl_aajr.training.atla_phases import begin_phase, phases_of
 from marl_aajr.training.config import RunConfig
 from marl_aajr.training.method import ATLA
-from marl_aajr.training.modules import policy_mapping_of
+from marl_aajr.training.policy_mapping import policy_mapping_of
 from marl_aajr.training.run_directory import RunDirectory
 from marl_aajr.training.trainer import train
 from marl_aajr.victims import Victim

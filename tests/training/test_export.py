@@ -16,7 +16,7 @@ from torch import nn
 from marl_aajr.rllib.victims import victim_from_checkpoint
 from marl_aajr.training.algorithm import build_algorithm
 from marl_aajr.training.export import export_victim
-from marl_aajr.training.modules import policy_mapping_of
+from marl_aajr.training.policy_mapping import policy_mapping_of
 from marl_aajr.victims import Victim
 from tests.training.runs import tiny
 

@@ -15,5 +15,5 @@ Many copies as arrays, for the fast env runner:
 For both:
 
 - `observation_filter`: running normalisation of observations, as a connector and on arrays.
-- `metrics`: exact returns per team, and RLlib's metrics of episodes.
+- `episode_metrics`: exact returns per team, and RLlib's metrics of episodes.
 """

@@ -33,7 +33,7 @@ from marl_aajr.rllib.internals.algorithms import (
 from marl_aajr.rllib.internals.runners import OpenEnvRunner
 from marl_aajr.rllib.sampling.batch_env import WITHOUT_FAST, BatchSpaces, ask, module_of_agents
 from marl_aajr.rllib.sampling.env import EnvCreator
-from marl_aajr.rllib.sampling.metrics import SamplingMetrics
+from marl_aajr.rllib.sampling.episode_metrics import SamplingMetrics
 from marl_aajr.rllib.sampling.module_policies import ModulePolicies
 from marl_aajr.rllib.sampling.observation_filter import BatchFilter
 from marl_aajr.rollout.collector import Collector

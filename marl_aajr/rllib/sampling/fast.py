@@ -30,7 +30,7 @@ from marl_aajr.rllib.plugin.robustify import robust_learner_class
 from marl_aajr.rllib.sampling.batch_env import WITHOUT_FAST, module_of_agents
 from marl_aajr.rllib.sampling.env import BY_NAME, BatchFactory, EnvCreator
 from marl_aajr.rllib.sampling.env_runners import FastEnvRunner
-from marl_aajr.rllib.sampling.metrics import EpisodeReturns
+from marl_aajr.rllib.sampling.episode_metrics import EpisodeReturns
 from marl_aajr.rollout.batched_env import BatchedEnv
 from marl_aajr.rollout.centralized_critic import Critic
 from marl_aajr.rollout.environments import EnvironmentSpec, resolve

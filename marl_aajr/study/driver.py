@@ -12,8 +12,7 @@ from typing import Any
 import ray
 
 from marl_aajr.evaluation.protocol import Suite, load_suite
-from marl_aajr.study import checks
-from marl_aajr.study.config import StudyConfig, load_study
+from marl_aajr.study import validation
 from marl_aajr.study.execution import execute, tune_environment
 from marl_aajr.study.folder import Storage, StudyFolder
 from marl_aajr.study.graph import Node, chosen, graph
@@ -29,6 +28,7 @@ from marl_aajr.study.progress import (
 )
 from marl_aajr.study.report import write_page, write_results
 from marl_aajr.study.runs import StudyRun, check_axes, runs
+from marl_aajr.study.study_config import StudyConfig, load_study
 from marl_aajr.study.tuning import budgets, check_tuning, replay, tune_study
 from marl_aajr.training.cluster import amounts_of_nodes, ray_for
 from marl_aajr.training.config import Resources
@@ -79,19 +79,19 @@ def prepare(
     folder = StudyFolder(out or Path("studies") / study.name)
     check_axes(study, source)
     check_tuning(study, source)
-    checks.check_loggers(study, source)
-    checks.check_same(folder, study, source)
+    validation.check_loggers(study, source)
+    validation.check_same(folder, study, source)
     if (storage := _storage(study, source)) is not None:
         storage.pull("", folder.path)
-        checks.check_same(folder, study, source)
-    checks.check_searches(folder, study, source)
+        validation.check_same(folder, study, source)
+    validation.check_searches(folder, study, source)
     found = runs(study, source, folder.tuned(study))
-    checks.check_runs(folder, found, source)
+    validation.check_runs(folder, found, source)
     nodes = graph(study, found, suite)
-    checks.check_evaluations(folder, nodes.values(), source)
-    checks.check_playable(found, source)
-    checks.check_agents(study, source)
-    checks.check_policies(found, source)
+    validation.check_evaluations(folder, nodes.values(), source)
+    validation.check_playable(found, source)
+    validation.check_agents(study, source)
+    validation.check_policies(found, source)
     return StudyPlan(study, source, folder, found, chosen(nodes, only))
 
 
@@ -130,7 +130,7 @@ def on_cluster(plan: StudyPlan) -> Iterator[list[dict[str, float]]]:
         trained = [node for node in plan.nodes.values() if node.kind == "train"]
         left = [node.run for node in trained if not plan.folder.done(node)]
         nodes = amounts_of_nodes()
-        checks.check_fits(left, nodes, plan.source)
+        validation.check_fits(left, nodes, plan.source)
         yield nodes
 
 

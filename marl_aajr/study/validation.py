@@ -20,10 +20,10 @@ from pydantic import ValidationError
 from marl_aajr.adversaries.store import ADVERSARIES
 from marl_aajr.rollout.environments import resolve
 from marl_aajr.rollout.teams import choose_agents
-from marl_aajr.study.config import StudyConfig
 from marl_aajr.study.folder import StudyFolder, evaluated_by
 from marl_aajr.study.graph import Node
 from marl_aajr.study.runs import StudyRun, variants
+from marl_aajr.study.study_config import StudyConfig
 from marl_aajr.study.tuning import ASKED, searched_by
 from marl_aajr.training.algorithm import build_config
 from marl_aajr.training.cluster import KINDS, have_room
