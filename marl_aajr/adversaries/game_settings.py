@@ -94,7 +94,7 @@ class Threat(ABC):
 
     def copies(self, num_envs: int, *, device: torch.device | str) -> BatchedEnv:
         """E copies of the victims' environment."""
-        return make_batch(resolve(self.env, self.env_kwargs), num_envs, device=device)
+        return make_batch(resolve(self.env, self.env_kwargs), num_envs, device=device, flat=True)
 
 
 def factories(threat: type[Threat]) -> tuple[Callable[..., VictimGame], Callable[..., SingleCopy]]:

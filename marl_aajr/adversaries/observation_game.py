@@ -24,7 +24,7 @@ from marl_aajr.core.threat import Norm, PerturbationSet
 from marl_aajr.rollout.batched_env import BatchedEnv
 from marl_aajr.rollout.teams import choose_agents
 from marl_aajr.victims import Victim
-from marl_aajr.victims.filters import through_filter
+from marl_aajr.victims.filters import at_network
 from marl_aajr.victims.stepper import DecisionBatch
 
 GAME = f"{__name__}:parallel_env"
@@ -88,7 +88,7 @@ class ObservationThreat(Threat):
     def _set_of(self, agent: str, victim: Victim) -> PerturbationSet:
         """Δ of one agent, in the units of its network."""
         own = replace(self.perturbations, epsilon=self.epsilon * self.scales.get(agent, 1.0))
-        return own if self.units == "network" else through_filter(own, victim.filters.get(agent))
+        return at_network(own, victim, agent, units=self.units)
 
 
 class ObservationGame(VictimGame):

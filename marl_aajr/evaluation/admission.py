@@ -11,7 +11,8 @@ import torch
 
 from marl_aajr.adversaries.learned import FittedAttack
 from marl_aajr.attacks import Attack, Transfer
-from marl_aajr.core.environment_values import TO_FLOAT
+from marl_aajr.core.environment_values import ACTION_MASK, TO_FLOAT
+from marl_aajr.core.flat_observations import FlatBox, possible_mask
 from marl_aajr.core.policy import differentiable
 from marl_aajr.core.seeds import Purpose, derived_seed
 from marl_aajr.core.threat import Norm
@@ -171,10 +172,18 @@ def check_attack(attack: Attack, victim: Victim, agents: Sequence[str]) -> None:
         _check_trainable(attack, victim)
     for agent in agents:
         space = victim.observation_spaces[agent]
-        if not np.issubdtype(space.dtype, np.floating):
+        flat = space if isinstance(space, FlatBox) else None
+        if not np.issubdtype(space.dtype, np.floating) or (flat and not any(flat.free)):
             raise ValueError(
                 f"expected float observations to attack, got {space} for {agent!r}; leave the attack out, "
                 f"or train on {TO_FLOAT}"
+            )
+        acts = victim.action_spaces[agent]
+        if flat and not attack.perturbations.mask and (name := possible_mask(flat.structure, acts)):
+            raise ValueError(
+                f"expected to know whether {name!r} says which actions are legal, got {flat.structure} for "
+                f"{acts} of {agent!r}; call it {ACTION_MASK} if it does, or say by the mask of the attack's "
+                "perturbations which features it may touch"
             )
         attack.objective_for(victim.distribution(agent))
         nothing = torch.zeros(1, int(np.prod(space.shape or ())))

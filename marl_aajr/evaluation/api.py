@@ -173,7 +173,7 @@ def _played(
     suite = protocol.settled()
     attacks, asked = requested(protocol, suite, surrogates=surrogates)
     suite = suite.changed(norm=common_norm(attacks) or suite.norm)
-    env = make_batch(spec, min(protocol.num_envs, suite.episodes))
+    env = make_batch(spec, min(protocol.num_envs, suite.episodes), flat=True)
     with closing(env):
         check_match(victim, env)
         check_actions(suite, victim)

@@ -27,7 +27,7 @@ from marl_aajr.evaluation.outcomes import Units
 from marl_aajr.evaluation.replacements import ReplacementPolicy
 from marl_aajr.rollout.batched_env import BatchedEnv, BatchedStep
 from marl_aajr.victims import Victim
-from marl_aajr.victims.filters import through_filter
+from marl_aajr.victims.filters import at_network
 from marl_aajr.victims.stepper import DecisionBatch, GeneratorSampler, Stepper
 
 
@@ -171,10 +171,8 @@ def prepare(attack: Attack, victim: Victim, agent: str, *, units: Units) -> Atta
     Raises:
         ValueError: the victim lacks what the attack needs.
     """
-    if units == "raw":
-        inside = through_filter(attack.perturbations, victim.filters.get(agent))
-        attack = replace(attack, perturbations=inside)
-    return attack.against(victim, agent)
+    inside = at_network(attack.perturbations, victim, agent, units=units)
+    return replace(attack, perturbations=inside).against(victim, agent)
 
 
 LONGEST_EPISODE = 100_000

@@ -247,7 +247,7 @@ class Evaluator:
         if selection:
             episodes, seed = self.suite.selection_episodes, derived_seed(self.seed, Purpose.SELECTION)
             if self._selection_env is None:
-                self._selection_env = make_batch(self.spec, min(self.env.num_envs, episodes))
+                self._selection_env = make_batch(self.spec, min(self.env.num_envs, episodes), flat=True)
             env = self._selection_env
         row = attack.attack if attack else None
         seconds = self.time.row(row, episodes)

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from marl_aajr.attacks import Attack, make_attack
 from marl_aajr.core.environment_values import agent_name, agent_names, as_array, named, own_key, split
+from marl_aajr.core.flat_observations import FlatBox
 from marl_aajr.evaluation.admission import check_attack, settle_units
 from marl_aajr.evaluation.episodes import prepare
 from marl_aajr.evaluation.outcomes import Units
@@ -73,6 +74,11 @@ class ObservationAttacker:
         seed: int,
     ) -> None:
         self.attack, self.victim = _ready(attack, epsilon), victim
+        if flat := [agent for agent in agents if isinstance(victim.observation_spaces[agent], FlatBox)]:
+            raise ValueError(
+                f"expected a policy that reads an array to attack in somebody's loop, got one that reads "
+                f"{victim.observation_spaces[flat[0]].structure} of {flat[0]!r}, flattened; evaluate it"
+            )
         units = settle_units(units, victim, agents)
         check_attack(self.attack, victim, list(agents))
         self._prepared = {agent: prepare(self.attack, victim, agent, units=units) for agent in agents}

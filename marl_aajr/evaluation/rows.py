@@ -289,7 +289,7 @@ class _Worker:
 
     def __init__(self, *, num_envs: int, **shared: Any) -> None:
         torch.set_num_threads(1)
-        self._evaluator = Evaluator(**shared, env=make_batch(shared["spec"], num_envs))
+        self._evaluator = Evaluator(**shared, env=make_batch(shared["spec"], num_envs, flat=True))
 
     def ready(self) -> None:
         """Answer once the environment is there."""

@@ -89,7 +89,7 @@ def film(
     if (attack is None) == (replacement is None):
         raise ValueError("expected an attack or a replacement to film, got both or neither; name one")
     drawn = replace(environment, kwargs={**environment.kwargs, "render_mode": "rgb_array"})
-    with closing(_Filmed(make_batch(drawn, 1), size=size)) as env:
+    with closing(_Filmed(make_batch(drawn, 1, flat=True), size=size)) as env:
         check_match(victim, env)
         members = choose_agents(env.teams, team, agents)
         clean = env.shoot(victim, members, seed=seed, sampled=sampled)

@@ -20,6 +20,7 @@ from ray.rllib.core.rl_module.torch import TorchRLModule
 from torch import Tensor, nn
 
 from marl_aajr.core.environment_values import ACTION_MASK, own_key, split
+from marl_aajr.core.flat_observations import vector_space
 from marl_aajr.core.mlp import hooked
 from marl_aajr.rllib.internals.modules import forward_inference, inference_layers, plain_networks
 from marl_aajr.rllib.networks import FlatActorCritic
@@ -184,14 +185,15 @@ def flattened(network: nn.Module, module: TorchRLModule, observed: gym.Space[Any
     Raises:
         ValueError: a recurrent network that sees the action mask as numbers.
     """
-    box, mask = split(observed)
-    if sees_mask_as_numbers(module, observed):
+    box, mask = vector_space(observed)
+    if mask is not None and sees_mask_as_numbers(module, observed):
         if is_recurrent(network):
             raise ValueError(
                 "expected a network without a memory where a connector flattened the action mask, got a "
                 "recurrent one; keep the mask out of its observations: keys_to_remove=['action_mask']"
             )
-        return BesideMask(network, prod(mask.shape), first=own_key(observed) > ACTION_MASK)
+        before = [part for key, part in observed.items() if key < ACTION_MASK]
+        return BesideMask(network, prod(mask.shape), place=sum(map(gym.spaces.flatdim, before)))
     if isinstance(network, LiveModule) or parts_of(module)[0].shape == box.shape:
         return network
     kind = Recurrent if is_recurrent(network) else nn.Sequential
@@ -200,7 +202,7 @@ def flattened(network: nn.Module, module: TorchRLModule, observed: gym.Space[Any
 
 def sees_mask_as_numbers(module: TorchRLModule, observed: gym.Space[Any]) -> bool:
     """Whether a module sees observation and action mask as one vector, as RLlib's connector flattens them."""
-    (box, legal), (own, mask) = split(observed), parts_of(module)
+    (box, legal), (own, mask) = vector_space(observed), parts_of(module)
     return mask is None and legal is not None and own.shape == (prod(box.shape) + prod(legal.shape),)
 
 
@@ -208,21 +210,21 @@ class BesideMask(nn.Module):
     """A network that sees the action mask as numbers beside the observation: no attack reaches them.
 
     Args:
-        network: from both, side by side, `[B, d + n]`, to distribution inputs.
+        network: from both, the mask within the observation, `[B, d + n]`, to distribution inputs.
         choices: n, the size of the mask.
-        first: whether the mask comes first.
+        place: the place of its first number.
     """
 
     reads_action_mask = True
 
-    def __init__(self, network: nn.Module, choices: int, *, first: bool) -> None:
+    def __init__(self, network: nn.Module, choices: int, *, place: int) -> None:
         super().__init__()
-        self.network, self._choices, self._first = network, choices, first
+        self.network, self._choices, self._place = network, choices, place
 
     def forward(self, obs: Tensor, action_mask: Tensor | None = None) -> Tensor:
         legal = obs.new_ones(len(obs), self._choices) if action_mask is None else action_mask.to(obs.dtype)
-        parts = [legal, obs.flatten(1)] if self._first else [obs.flatten(1), legal]
-        outputs: Tensor = self.network(torch.cat(parts, -1))
+        before, after = obs.flatten(1).tensor_split([self._place], -1)
+        outputs: Tensor = self.network(torch.cat([before, legal, after], -1))
         return outputs
 
 

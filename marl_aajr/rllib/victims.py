@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import gymnasium as gym
+import numpy as np
 import torch
 from ray.rllib.algorithms.algorithm_config import AlgorithmConfig
 from ray.rllib.connectors.common.flatten_observations import FlattenObservations
@@ -31,7 +32,8 @@ from ray.rllib.core.rl_module.rl_module import RLModule
 from ray.rllib.core.rl_module.torch import TorchRLModule
 from ray.rllib.utils.filter import RunningStat
 
-from marl_aajr.core.environment_values import split, zero_based
+from marl_aajr.core.environment_values import zero_based
+from marl_aajr.core.flat_observations import vector_space
 from marl_aajr.rllib.internals.algorithms import custom_connectors, foreign_env_to_module
 from marl_aajr.rllib.playing_networks import (
     critic_network,
@@ -44,7 +46,6 @@ from marl_aajr.rllib.playing_networks import (
 from marl_aajr.rllib.sampling.batch_env import module_of_agents
 from marl_aajr.rllib.sampling.module_policies import own_distribution
 from marl_aajr.rllib.sampling.observation_filter import ObservationNormalizer
-from marl_aajr.rollout.adapters import FLATTENED
 from marl_aajr.rollout.environments import EnvironmentSpec, resolve
 from marl_aajr.rollout.game import Game
 from marl_aajr.victims import ObservationFilter, Victim
@@ -110,7 +111,7 @@ def victim_from_modules(
         module_of=module_of,
         modules={name: flattened(playing_network(m), m, seen[name]) for name, m in used.items()},
         critics={name: critic for name, critic in critics.items() if critic is not None},
-        observation_spaces={agent: split(space)[0] for agent, space in observation_spaces.items()},
+        observation_spaces={agent: vector_space(space)[0] for agent, space in observation_spaces.items()},
         action_spaces=game.env_action_spaces,
         filters=filters or {},
         normalize_actions=normalize_actions,
@@ -140,15 +141,16 @@ def _check_spaces(agent: str, name: str, module: TorchRLModule, game: Game) -> N
             "give the environment the arguments that it was trained with"
         )
     own, mask = parts_of(module)
-    box, legal = split(observed)
-    same = isinstance(box, gym.spaces.Box) and prod(own.shape) == prod(box.shape)
+    box, legal = vector_space(observed)
+    same = prod(own.shape) == prod(box.shape)
     # RLlib's own environments ignore what infos say; the victim masks the outputs of such a module.
     ignored = mask is None and game.infos_have_masks
-    beside = isinstance(box, gym.spaces.Box) and sees_mask_as_numbers(module, observed)
+    beside = sees_mask_as_numbers(module, observed)
     if not beside and (not same or ((mask is None) != (legal is None) and not ignored)):
         raise ValueError(
             f"expected module {name!r} to read the observations {observed} of {agent!r}, got one for "
-            f"{module.observation_space}; give the arguments that it was trained with, or {FLATTENED}"
+            f"{module.observation_space}; give the arguments that it was trained with, and do in the "
+            "environment what connectors of your own do"
         )
     if own_distribution(module, acts) is None and not greedy_only(module):
         other = module.get_inference_action_dist_cls().__name__
@@ -269,22 +271,25 @@ def _filters(path: Path, game: Game, module_of: Mapping[str, str]) -> dict[str, 
             "and use victim_from_modules"
         )
     found: dict[str, ObservationFilter | None] = {}
-    agents = game.observation_spaces
+    agents = {agent: vector_space(space) for agent, space in game.observation_spaces.items()}
     for piece in pipeline.connectors:
         if isinstance(piece, MeanStdFilter):
-            found |= {agent: _rllibs(piece, game.agent_ids[agent], space) for agent, space in agents.items()}
+            found |= {
+                agent: _rllibs(piece, game.agent_ids[agent], *spaces) for agent, spaces in agents.items()
+            }
         elif isinstance(piece, ObservationNormalizer):
             found |= {
-                agent: piece.victims_filter(module_of[agent], split(space)[0].shape)
-                for agent, space in agents.items()
+                agent: piece.victims_filter(module_of[agent], box.shape) for agent, (box, _) in agents.items()
             }
     return found
 
 
-def _rllibs(piece: MeanStdFilter, agent: Any, space: gym.Space[Any]) -> ObservationFilter:
-    if not isinstance(space, gym.spaces.Box):
+def _rllibs(
+    piece: MeanStdFilter, agent: Any, box: gym.spaces.Box, mask: gym.Space[Any] | None
+) -> ObservationFilter:
+    if mask is not None:
         raise ValueError(
-            f"expected arrays for MeanStdFilter, got {space} for {agent!r}, whose mask it normalises, too"
+            f"expected no action masks for MeanStdFilter, got {mask} for {agent!r}, which it normalises, too"
         )
     if not (piece.de_mean_to_zero and piece.de_std_to_one):
         raise ValueError("expected a MeanStdFilter of mean and deviation, got one of only one of them")
@@ -294,7 +299,10 @@ def _rllibs(piece: MeanStdFilter, agent: Any, space: gym.Space[Any]) -> Observat
             f"expected an environment of {', '.join(map(str, states))}, whom the MeanStdFilter knows, got "
             f"{agent!r}; give it the arguments that it was trained with"
         )
-    (saved,) = states[agent]["running_stats"]
-    stats = RunningStat.from_state(saved)
-    mean, std = torch.as_tensor(stats.mean), torch.as_tensor(stats.std)
+    # One for each part of an observation that is flattened behind it.
+    stats = [RunningStat.from_state(saved) for saved in states[agent]["running_stats"]]
+    mean, std = (
+        torch.from_numpy(np.concatenate([np.ravel(getattr(part, name)) for part in stats]).reshape(box.shape))
+        for name in ("mean", "std")
+    )
     return ObservationFilter(mean=mean, std=std, clip=piece.clip_by_value)

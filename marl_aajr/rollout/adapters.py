@@ -14,10 +14,8 @@ from functools import partial
 from typing import Any
 
 import gymnasium
-import numpy as np
 from gymnasium import spaces
 from pettingzoo.utils.env import ParallelEnv
-from pettingzoo.utils.wrappers import BaseParallelWrapper
 
 from marl_aajr.rollout.game import Game
 from marl_aajr.rollout.game_agents import GameStep
@@ -79,38 +77,6 @@ def find_gymnasium(name: str) -> Callable[..., Any] | None:
                 f"expected an environment that {module} registers, got {name}: {error}"
             ) from None
     return partial(gymnasium.make, registered) if registered in gymnasium.registry else None
-
-
-FLATTENED = (
-    "where RLlib flattens them on the way (FlattenObservations), name a function that returns "
-    "marl_aajr.rollout.adapters.FlatObservations(env)"
-)
-"""The advice to those whose module reads the observations of an environment as one vector."""
-
-
-class FlatObservations(BaseParallelWrapper[str, Any, Any]):
-    """Observations of any space as one vector, in the order and form of RLlib's `FlattenObservations`.
-
-    Dicts come by their sorted keys, and integers (Discrete, MultiDiscrete) one-hot. A perturbation is one of
-    these numbers: leave those of integers out of it by the `mask` of its set.
-    """
-
-    def observation_space(self, agent: str) -> spaces.Box:
-        flat = spaces.flatten_space(self.env.observation_space(agent))
-        assert isinstance(flat, spaces.Box)
-        return spaces.Box(flat.low.astype(np.float32), flat.high.astype(np.float32), dtype=np.float32)
-
-    def reset(self, seed: int | None = None, options: dict[str, Any] | None = None) -> Any:
-        obs, infos = self.env.reset(seed=seed, options=options)
-        return self._flat(obs), infos
-
-    def step(self, actions: dict[str, Any]) -> Any:
-        obs, *rest = self.env.step(actions)
-        return self._flat(obs), *rest
-
-    def _flat(self, obs: dict[str, Any]) -> dict[str, Any]:
-        seen = {a: spaces.flatten(self.env.observation_space(a), own) for a, own in obs.items()}
-        return {agent: np.asarray(own, np.float32) for agent, own in seen.items()}
 
 
 class _Adapter(ParallelEnv[str, Any, Any]):

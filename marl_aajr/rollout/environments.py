@@ -150,7 +150,9 @@ def known_environments() -> list[EnvironmentSpec]:
     return points + [_summarize_registered(name) for name in ids]
 
 
-def make_batch(spec: EnvironmentSpec, num_envs: int, *, device: torch.device | str = "cpu") -> BatchedEnv:
+def make_batch(
+    spec: EnvironmentSpec, num_envs: int, *, device: torch.device | str = "cpu", flat: bool = False
+) -> BatchedEnv:
     """E copies of an environment.
 
     Where the module of the environment's factory defines `batched_env`, that builds them, as arrays;
@@ -160,6 +162,7 @@ def make_batch(spec: EnvironmentSpec, num_envs: int, *, device: torch.device | s
         spec: The environment.
         num_envs: E.
         device: Device of the tensors.
+        flat: Make one vector of observations that are no Box, as victims see them (`FlatBox`).
 
     Raises:
         ValueError: If the environment cannot be built or has no array form.
@@ -169,7 +172,7 @@ def make_batch(spec: EnvironmentSpec, num_envs: int, *, device: torch.device | s
     if not callable(batched_env):
         from marl_aajr.rollout.pettingzoo_batch import PettingZooBatch  # late: lists need no torch
 
-        return PettingZooBatch(spec, num_envs, device=device)
+        return PettingZooBatch(spec, num_envs, device=device, flat=flat)
     kwargs.pop("render_mode", None)  # a batch draws one copy when it is asked to
     batch: BatchedEnv = batched_env(num_envs, device=device, **kwargs)
     if teams is not None:

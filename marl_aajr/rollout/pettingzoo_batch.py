@@ -11,7 +11,8 @@ import torch
 from gymnasium import spaces
 from torch import Tensor
 
-from marl_aajr.core.environment_values import ACTION_MASK, TO_VECTOR, choices, own_key, split
+from marl_aajr.core.environment_values import TO_VECTOR, choices, own_key
+from marl_aajr.core.flat_observations import FlatBox, own_part
 from marl_aajr.rollout.batched_env import BatchedEnv, BatchedStep, check_action
 from marl_aajr.rollout.environments import EnvironmentSpec
 from marl_aajr.rollout.game import Game
@@ -32,6 +33,7 @@ class PettingZooBatch(BatchedEnv):
         spec: The environment.
         num_envs: E, at least 1.
         device: Device of the tensors.
+        flat: Make one vector of observations that are no Box (`FlatBox`).
 
     Raises:
         ValueError: If the environment cannot be built, or an agent's observations or actions are no
@@ -42,7 +44,14 @@ class PettingZooBatch(BatchedEnv):
     _active: _Array
     _masks: dict[str, _Array | None]
 
-    def __init__(self, spec: EnvironmentSpec, num_envs: int, *, device: torch.device | str = "cpu") -> None:
+    def __init__(
+        self,
+        spec: EnvironmentSpec,
+        num_envs: int,
+        *,
+        device: torch.device | str = "cpu",
+        flat: bool = False,
+    ) -> None:
         if num_envs < 1:
             raise ValueError(f"expected at least 1 environment, got {num_envs}")
         self._games = [spec.make() for _ in range(num_envs)]
@@ -64,11 +73,11 @@ class PettingZooBatch(BatchedEnv):
         self._rank = {agent: i for i, agent in enumerate(self.possible_agents)}
         self.observation_spaces, self._mask_shapes = {}, {}
         for agent in self.possible_agents:
-            self.observation_spaces[agent], self._mask_shapes[agent] = _array_spaces(game, agent)
+            self.observation_spaces[agent], self._mask_shapes[agent] = _array_spaces(game, agent, flat)
         self.observation_keys = {
             agent: own_key(space)
             for agent, space in game.observation_spaces.items()
-            if isinstance(space, spaces.Dict)
+            if isinstance(space, spaces.Dict) and not isinstance(self.observation_spaces[agent], FlatBox)
         }
         self._clear()
         self._no_final = self._tensors(self._blank())
@@ -194,7 +203,7 @@ class PettingZooBatch(BatchedEnv):
     def _show(self, e: int, turn: GameStep, obs: dict[str, _Array]) -> None:
         self._acting[e] = turn.acting
         for agent in self._acting[e]:
-            obs[agent][e], legal = split(turn.obs[agent])
+            obs[agent][e], legal = self._split(agent, turn.obs[agent])
             mask = self._masks[agent]
             if mask is not None:
                 mask[e] = legal
@@ -203,7 +212,12 @@ class PettingZooBatch(BatchedEnv):
     def _keep_final(self, e: int, turn: GameStep, final: dict[str, _Array]) -> None:
         for agent, seen in turn.obs.items():
             if turn.terminations[agent] or turn.truncations[agent]:
-                final[agent][e], _ = split(seen)
+                final[agent][e], _ = self._split(agent, seen)
+
+    def _split(self, agent: str, seen: Any) -> tuple[Any, Any]:
+        """An observation as an array, and its mask."""
+        (own, mask), space = own_part(seen), self.observation_spaces[agent]
+        return space.vector(own) if isinstance(space, FlatBox) else own, mask
 
     def _clear(self) -> None:
         copies = self.num_envs
@@ -243,12 +257,12 @@ class PettingZooBatch(BatchedEnv):
             raise ValueError(f"expected actions of {agent!r}, which is active; add them") from None
 
 
-def _array_spaces(game: Game, agent: str) -> tuple[spaces.Space[Any], tuple[int, ...] | None]:
+def _array_spaces(game: Game, agent: str, flat: bool) -> tuple[spaces.Space[Any], tuple[int, ...] | None]:
     """The space of the array that an agent sees, and the shape of its mask; None where it has none."""
     space, acts = game.observation_spaces[agent], game.action_spaces[agent]
-    own, mask = space, None
-    if isinstance(space, spaces.Dict) and len(space.spaces.keys() - {ACTION_MASK}) == 1:
-        own, mask = split(space)
+    own, mask = own_part(space)
+    if flat and not isinstance(own, spaces.Box):
+        own = FlatBox(own)
     if not isinstance(own, (spaces.Box, *_INTEGER)):
         raise ValueError(
             f"expected {game.name} to give agent {agent!r} an array (or a Dict of one and its action_mask), "

@@ -22,6 +22,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor, nn
 
+from marl_aajr.core.flat_observations import FlatBox
 from marl_aajr.victims.filters import ObservationFilter
 from marl_aajr.victims.layers import build, describe, flatten
 from marl_aajr.victims.victim import Victim
@@ -206,6 +207,8 @@ def _network(layers: list[dict[str, Any]], weights: dict[str, Tensor]) -> nn.Seq
 
 def _space_to_json(space: gym.Space[Any]) -> dict[str, Any]:
     """A space as a JSON value, exactly."""
+    if isinstance(space, FlatBox):
+        return {"space": "FlatBox", "structure": _structure_to_json(space.structure)}
     if isinstance(space, gym.spaces.Box):
         bounds = {"low": _bound(space.low), "high": _bound(space.high)}
         return {"space": "Box", "shape": list(space.shape), "dtype": np.dtype(space.dtype).name, **bounds}
@@ -213,13 +216,28 @@ def _space_to_json(space: gym.Space[Any]) -> dict[str, Any]:
         return {"space": "Discrete", "n": int(space.n), "start": int(space.start)}
     if isinstance(space, gym.spaces.MultiDiscrete):
         return {"space": "MultiDiscrete", "nvec": space.nvec.tolist(), "start": space.start.tolist()}
-    raise ValueError(f"expected a Box, Discrete or MultiDiscrete space, got {space}")
+    if isinstance(space, gym.spaces.MultiBinary):
+        return {"space": "MultiBinary", "shape": list(space.shape)}
+    raise ValueError(f"expected a Box, Discrete, MultiDiscrete or MultiBinary space, got {space}")
+
+
+def _structure_to_json(structure: Any) -> Any:
+    """The structure of a `FlatBox` as a JSON value."""
+    if isinstance(structure, dict):
+        return {"keys": list(structure), "parts": [*map(_structure_to_json, structure.values())]}
+    return (
+        [*map(_structure_to_json, structure)] if isinstance(structure, tuple) else _space_to_json(structure)
+    )
 
 
 def _space_from_json(value: dict[str, Any]) -> gym.Space[Any]:
     """The space of a JSON value that `_space_to_json` wrote."""
     kind = value.get("space")
     try:
+        if kind == "FlatBox":
+            return FlatBox(_structure_from_json(value["structure"]))
+        if kind == "MultiBinary":
+            return gym.spaces.MultiBinary(value["shape"])
         if kind == "Box":
             dtype, shape = np.dtype(value["dtype"]), tuple(value["shape"])
             low, high = (np.array(value[key], dtype) for key in ("low", "high"))
@@ -231,7 +249,13 @@ def _space_from_json(value: dict[str, Any]) -> gym.Space[Any]:
             return gym.spaces.MultiDiscrete(np.array(value["nvec"]), start=np.array(value["start"]))
     except (KeyError, TypeError, AssertionError) as error:
         raise ValueError(f"expected a {kind} space, got {value} ({error})") from None
-    raise ValueError(f"expected a Box, Discrete or MultiDiscrete space, got {value}")
+    raise ValueError(f"expected a Box, Discrete, MultiDiscrete or MultiBinary space, got {value}")
+
+
+def _structure_from_json(value: Any) -> Any:
+    if "keys" in value:
+        return dict(zip(value["keys"], map(_structure_from_json, value["parts"]), strict=True))
+    return tuple(map(_structure_from_json, value)) if isinstance(value, list) else _space_from_json(value)
 
 
 def _bound(bound: NDArray[Any]) -> Any:

@@ -19,9 +19,9 @@ from marl_aajr.core.environment_values import (
     legal_actions,
     named,
     single_precision,
-    split,
     zero_based,
 )
+from marl_aajr.core.flat_observations import FlatBox, own_part, vector_space
 from marl_aajr.victims.victim_policy import ELSEWHERE
 
 if TYPE_CHECKING:
@@ -84,7 +84,7 @@ class AgentSpaces:
         wanted = tuple(own if agents is None else agents)
         return cls(
             wanted,
-            {agent: split(env.observation_space(own[agent]))[0] for agent in wanted},
+            {agent: vector_space(env.observation_space(own[agent]))[0] for agent in wanted},
             {agent: env.action_space(own[agent]) for agent in wanted},
         )
 
@@ -123,6 +123,8 @@ def check_match(
 
 def _fits(has: gym.Space[Any], needs: gym.Space[Any]) -> bool:
     # Bounds of observations may differ with the arguments; nothing depends on them.
+    if isinstance(has, FlatBox) or isinstance(needs, FlatBox):
+        return bool(has == needs)
     if isinstance(has, gym.spaces.Box) and isinstance(needs, gym.spaces.Box):
         same_bounds = np.array_equal(has.low, needs.low) and np.array_equal(has.high, needs.high)
         same_types = single_precision(has).dtype == single_precision(needs).dtype
@@ -196,11 +198,12 @@ def one_copy(
     legal: dict[str, Tensor | None] = {}
     for agent, given in seen.items():
         space = victim.observation_spaces[agent]
-        own, mask = split(given)
+        own, mask = own_part(given)
         if mask is None and isinstance(info := infos.get(agent), Mapping):
             mask = info.get(ACTION_MASK)
         try:
             # An attack may have moved integers off their places.
+            own = space.vector(own) if isinstance(space, FlatBox) else own
             array = as_array(own, space.shape or (), np.result_type(space.dtype or np.float32, np.float32))
             count = victim.distribution(agent).num_inputs
             legal[agent] = None if mask is None else torch.from_numpy(legal_actions(mask, count)).bool()[None]

@@ -18,7 +18,8 @@ import tree
 from gymnasium.vector.utils import create_empty_array
 from torch import Tensor
 
-from marl_aajr.core.environment_values import ACTION_MASK, choices
+from marl_aajr.core.environment_values import ACTION_MASK
+from marl_aajr.core.flat_observations import is_fixed, parts, possible_mask
 
 Leaves = Collection[str]
 
@@ -113,6 +114,8 @@ def flat_layout(
 ) -> FlatLayout | None:
     """The layout of flattened observations; None where all their numbers may be perturbed.
 
+    It has no places where none may be, because all stand for integers or are masks.
+
     Args:
         width: D.
         structures: the nested spaces that may have been flattened.
@@ -122,66 +125,42 @@ def flat_layout(
     Raises:
         ValueError: which of the numbers are masks, or stand for integers, cannot be said.
     """
-    parts = [tree.flatten_with_path(structure) for structure in structures]
-    if not any(_is_fixed(path, space) for found in parts for path, space in found):
+    if not any(is_fixed(*part) for structure in structures for part in parts(structure)):
         return None
     layouts = {
         tuple(_places(structure, leaves, actions))
-        for structure, found in zip(structures, parts, strict=True)
-        if sum(gym.spaces.flatdim(space) for _, space in found) == width
+        for structure in structures
+        if sum(gym.spaces.flatdim(space) for _, space in parts(structure)) == width
     }
-    if len(layouts) != 1 or () in layouts:
+    if len(layouts) != 1:
         raise ValueError(
             f"expected to follow which of the {width} numbers of a network may be perturbed, which are "
             "neither action masks nor stand for integers, got connectors of your own from "
             f"{', '.join(map(str, structures))}; say it: mask=[True, False, ...]"
         )
     (places,) = layouts
-    return None if len(places) == width else FlatLayout(torch.tensor(places))
+    return None if len(places) == width else FlatLayout(torch.tensor(places, dtype=torch.int64))
 
 
 def check_masks(space: gym.Space[Any], leaves: Leaves | None, actions: gym.Space[Any]) -> None:
     """Raise `ValueError` where a part of a nested observation may be an action mask under another name."""
-    found = tree.flatten_with_path(_nested(space))
-    for path, part in found if leaves is None and len(found) > 1 else ():
-        if not _is_fixed(path, part) and part.shape == (choices(actions),) and _is_unit(part):
-            name = "/".join(map(str, path))
-            raise ValueError(
-                f"expected to know whether {name!r} says which actions are legal, got {part} for {actions}; "
-                f"call it {ACTION_MASK} if it does, or name what may be perturbed: leaves=[...]"
-            )
+    if leaves is None and (name := possible_mask(space, actions)) is not None:
+        raise ValueError(
+            f"expected to know whether {name!r} says which actions are legal, got {space} for {actions}; "
+            f"call it {ACTION_MASK} if it does, or name what may be perturbed: leaves=[...]"
+        )
 
 
 def _places(structure: Any, leaves: Leaves | None, actions: gym.Space[Any]) -> list[int]:
     """The places of the perturbed numbers; none where nothing may be perturbed."""
     check_masks(structure, leaves, actions)
-    found = tree.flatten_with_path(structure)
-    if all(_is_fixed(path, space) for path, space in found):
+    found = list(parts(structure))
+    kinds = [(path, torch.int64 if is_fixed(path, space) else torch.float32) for path, space in found]
+    if all(kind == torch.int64 for _, kind in kinds):
         return []
-    kinds = tree.map_structure_with_path(
-        lambda path, space: torch.zeros(1, 1, dtype=torch.int64 if _is_fixed(path, space) else torch.float32),
-        structure,
-    )
     starts = np.cumsum([0, *(gym.spaces.flatdim(space) for _, space in found)])
-    chosen = ObservationLayout.of(kinds, lead_dims=1, leaves=leaves).chosen
+    chosen = _chosen([(path, torch.zeros(1, dtype=kind)) for path, kind in kinds], leaves)
     return [place for i in chosen for place in range(starts[i], starts[i + 1])]
-
-
-def _is_fixed(path: Sequence[Any], space: gym.Space[Any]) -> bool:
-    """Whether nobody may perturb a part of an observation: a mask, or integers beside others."""
-    if not isinstance(space, gym.spaces.Box):
-        return True
-    return ACTION_MASK in path or (len(path) > 0 and not np.issubdtype(space.dtype, np.floating))
-
-
-def _is_unit(box: gym.spaces.Box) -> bool:
-    return bool((box.low == 0).all() and (box.high == 1).all())
-
-
-def _nested(space: Any) -> Any:
-    if isinstance(space, gym.spaces.Dict | dict):
-        return {key: _nested(part) for key, part in space.items()}
-    return tuple(map(_nested, space)) if isinstance(space, gym.spaces.Tuple | tuple) else space
 
 
 def _chosen(found: Sequence[tuple[tuple[Any, ...], Tensor]], leaves: Leaves | None) -> tuple[int, ...]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 import zlib
 from collections import defaultdict
@@ -108,6 +109,10 @@ class Regularized:
             NonFiniteError: naming the first number that is not finite (on the CPU; on an accelerator
                 `finish` raises, so that nothing waits for it here).
         """
+        if not sample.obs.shape[-1]:
+            nothing = loss.new_zeros(())
+            self._records["penalty"].append(nothing)
+            return nothing
         started = time.perf_counter()
         if not self._fitted:
             self.regularizer = self.regularizer.fitted(sample.policy, sample.obs, backends=self._backends)
@@ -152,7 +157,7 @@ class Regularized:
                 or f"regularizer {self.regularizer.name!r} of module {self.name!r}: a number was not "
                 "finite; run on the CPU to learn which"
             )
-        if self.state:
+        if self.state and self._fitted:
             self.regularizer.after_update(self.state, report.metrics)
 
     def _evaluate(self, sample: Sample, *, timestep: float, key: str, check: bool = False) -> LossTerm:
@@ -240,6 +245,13 @@ class RegularizedModule(Regularized):
         if free and isinstance(space, gym.spaces.Box) and len(space.shape) == 1:
             width, actions = space.shape[0], self.module.action_space
             self._flattened = flat_layout(width, structures, leaves=leaves, actions=actions)
+            if self._flattened is not None and not len(self._flattened.places):
+                logging.getLogger("marl_aajr").warning(
+                    "module %s: its observations are integers, one-hot, which nobody perturbs: regularizer "
+                    "%s adds nothing to its loss",
+                    self.name,
+                    self.regularizer.name,
+                )
 
     def sample(self, columns: Mapping[str, Any], outputs: Tensor | None) -> Sample:
         """A train batch of the module as the regularizer sees it.
