@@ -162,10 +162,14 @@ class TestLayouts:
     def test_what_can_be_perturbed_is_as_it_was(self) -> None:
         assert flat_layout(4, [(self.SEEN, self.SEEN)], leaves=None, actions=self.ACTIONS) is None
 
-    @pytest.mark.parametrize("structure", [spaces.MultiDiscrete([3, 4]), {"a": SEEN, "action_mask": SEEN}])
-    def test_what_cannot_be_followed_is_asked_for(self, structure: Any) -> None:
+    def test_of_one_hots_alone_nothing_may_be_perturbed(self) -> None:
+        layout = flat_layout(7, [spaces.MultiDiscrete([3, 4])], leaves=None, actions=self.ACTIONS)
+        assert layout is not None
+        assert layout.places.tolist() == []
+
+    def test_what_cannot_be_followed_is_asked_for(self) -> None:
         with pytest.raises(ValueError, match=r"say it: mask=\[True, False, ...\]"):
-            flat_layout(7, [structure], leaves=None, actions=self.ACTIONS)
+            flat_layout(7, [{"a": self.SEEN, "action_mask": self.SEEN}], leaves=None, actions=self.ACTIONS)
 
     def test_what_may_be_a_mask_is_asked_for(self) -> None:
         legal = spaces.Box(0, 1, (3,), np.float32)
