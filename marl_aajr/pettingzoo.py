@@ -10,6 +10,7 @@ parallel and AEC environments and return the same kind.
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
+from dataclasses import replace
 from typing import Any, Literal, TypeVar, cast
 
 from pettingzoo.utils.env import AECEnv, ParallelEnv
@@ -95,13 +96,18 @@ def with_agents(env: Env, players: Mapping[Any, Victim], *, sampled: bool = Fals
         >>> env = with_agents(simple_tag_v3.parallel_env(), dict.fromkeys(hunters, victim))
     """
     everybody = _agents(env)
+    spaces: dict[int, dict[str, Any]] = {}
     for agent, victim in named(players).items():
         one_of("players", agent, everybody)
-        check_match(victim, AgentSpaces.of(env, [agent]), what=f"a victim for {agent!r}")
+        own = AgentSpaces.of(env, [agent])
+        check_match(victim, own, what=f"a victim for {agent!r}")
+        spaces.setdefault(id(victim), dict(victim.action_spaces)).update(own.action_spaces)
     if len(players) == len(everybody):
         raise ValueError("expected agents that are left to play, got victims for all; use evaluate instead")
     kind = _PlayedParallel if isinstance(env, ParallelEnv) else _PlayedAEC
-    own = {everybody[agent]: victim for agent, victim in named(players).items()}
+    # Its actions count as here, also those of a traitor, which was trained where they count from 0.
+    here = {id(v): replace(v, action_spaces=spaces[id(v)]) for v in players.values()}
+    own = {everybody[agent]: here[id(victim)] for agent, victim in named(players).items()}
     return cast(Env, kind(env, own, StepGenerators(seed) if sampled else None))
 
 

@@ -27,6 +27,7 @@ from marl_aajr.pettingzoo import attacked, with_agents
 from marl_aajr.rollout.environments import resolve
 from marl_aajr.victims import ObservationFilter, Recurrent, Victim
 from tests.evaluation.toys import Moves
+from tests.own_ways import PLAYED, OwnWays
 from tests.victims.teams import network
 
 FLOATS = gym.spaces.Dict(
@@ -129,6 +130,18 @@ class TestIsAnEnvironment:
         assert env.possible_agents == ["agent_0"]
         parallel_api_test(env, num_cycles=8)
         parallel_seed_test(build, num_cycles=8)
+
+    @pytest.mark.parametrize("acts", ["discrete", "multi"])
+    def test_with_agents_of_a_traitor_whose_actions_counted_from_0(self, acts: str) -> None:
+        env, trained = OwnWays(acts=acts, start=3), OwnWays(acts=acts)
+        inputs = {"discrete": 3, "multi": 5}[acts]
+        victim = Victim.from_policies(nn.Linear(4, inputs), trained)
+        played = with_agents(env, {0: victim})
+        played.reset(seed=0)
+        PLAYED.clear()
+        played.step({1: env.action_space(1).sample()})
+        obs = torch.tensor([[0.0, 1.0, 2.0, 3.0]])
+        assert PLAYED[-1] == tuple(victim.greedy("0", victim.policy("0")(obs)).flatten().tolist())
 
     @pytest.mark.parametrize("make", [connect_four_v3.env, simple_spread_v3.env], ids=["four", "spread"])
     def test_with_agents_turn_based(self, make: Callable[[], Any]) -> None:

@@ -88,7 +88,8 @@ class ObservationThreat(Threat):
     def _set_of(self, agent: str, victim: Victim) -> PerturbationSet:
         """Δ of one agent, in the units of its network."""
         own = replace(self.perturbations, epsilon=self.epsilon * self.scales.get(agent, 1.0))
-        return at_network(own, victim, agent, units=self.units)
+        space, observed = victim.observation_spaces[agent], victim.filters.get(agent)
+        return at_network(own, space, observed, units=self.units)
 
 
 class ObservationGame(VictimGame):

@@ -171,7 +171,8 @@ def prepare(attack: Attack, victim: Victim, agent: str, *, units: Units) -> Atta
     Raises:
         ValueError: the victim lacks what the attack needs.
     """
-    inside = at_network(attack.perturbations, victim, agent, units=units)
+    space, observed = victim.observation_spaces[agent], victim.filters.get(agent)
+    inside = at_network(attack.perturbations, space, observed, units=units)
     return replace(attack, perturbations=inside).against(victim, agent)
 
 
@@ -225,6 +226,9 @@ def play(
     kinds = {agent: victim.distribution(agent) for agent in agents}
     sampler = GeneratorSampler(kinds, env.num_envs, stream(seed, Purpose.ACTIONS)) if sampled else None
     counted = _CountedEpisodes(env, episodes)
+    for number, module in enumerate(victim.modules.values()):
+        if callable(reseed := getattr(module, "reseed", None)):  # it draws by itself
+            reseed(seed + number)
     obs = env.reset(seed=seed)
     while (live := counted.live).any():
         batches = stepper.see(obs, active=env.active, action_mask=env.action_mask)

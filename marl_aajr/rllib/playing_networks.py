@@ -16,6 +16,7 @@ from ray.rllib.algorithms.dqn.dqn_learner import QF_PREDS
 from ray.rllib.algorithms.dqn.torch.default_dqn_torch_rl_module import DefaultDQNTorchRLModule
 from ray.rllib.core.columns import Columns
 from ray.rllib.core.distribution.torch.torch_distribution import TorchSquashedGaussian
+from ray.rllib.core.rl_module.rl_module import RLModule
 from ray.rllib.core.rl_module.torch import TorchRLModule
 from torch import Tensor, nn
 
@@ -28,8 +29,11 @@ from marl_aajr.rllib.plugin.module_policy import judges_observations
 from marl_aajr.victims.layers import flatten
 from marl_aajr.victims.recurrent import Recurrent, State, initial_state, is_recurrent, map_state
 
+_NO_NOISE = -30.0
+"""A log σ whose noise no float32 near 1 shows."""
 
-def live_module(module: TorchRLModule) -> nn.Module:
+
+def live_module(module: RLModule) -> nn.Module:
     """A module that cannot be taken apart into layers, as a victim plays it.
 
     It needs Ray and the module's class wherever it is unpickled, and cannot be saved as a portable artefact.
@@ -43,14 +47,15 @@ def live_module(module: TorchRLModule) -> nn.Module:
 class LiveModule(nn.Module):
     """`forward_inference` from observations `[B, *shape]` to distribution inputs `[B, m]`.
 
-    DQN's module gives its Q values, whose largest it plays.
+    DQN's module gives its Q values, whose largest it plays; a module that gives actions, as heuristics do,
+    plays them.
 
     Attributes:
         reads_action_mask: that it is called with `action_mask=`, `[B, n]` bool or None: modules may do
             with the mask what they like.
     """
 
-    def __init__(self, module: TorchRLModule) -> None:
+    def __init__(self, module: RLModule) -> None:
         super().__init__()
         self._key, box, self._mask_space = observed_parts(module.observation_space)
         self._shape = box.shape
@@ -59,6 +64,10 @@ class LiveModule(nn.Module):
         self._dtype = torch.from_numpy(np.zeros((), box.dtype)).dtype if whole else torch.float32
         self.reads_action_mask = self._mask_space is not None
         self.module = module
+
+    def reseed(self, seed: int) -> None:
+        """Begin the random numbers of a module anew that draws its actions from its space."""
+        self.module.action_space.seed(seed)
 
     def _forward(self, batch: dict[str, Any]) -> dict[str, Any]:
         if isinstance(self.module, DefaultDQNTorchRLModule):
@@ -82,13 +91,24 @@ class LiveModule(nn.Module):
             batch = map_state(lambda x: x.unsqueeze(1), batch)
         # In a fresh dict: modules take out of it what they like.
         out = self._forward({**batch, **columns})
-        if Columns.ACTION_DIST_INPUTS not in out or Columns.ACTIONS in out:
+        if Columns.ACTIONS in out:
+            return {**out, Columns.ACTION_DIST_INPUTS: self._certain(out[Columns.ACTIONS])}
+        if Columns.ACTION_DIST_INPUTS not in out:
             raise ValueError(
                 f"expected {type(self.module).__name__}.forward_inference to give "
-                f"{Columns.ACTION_DIST_INPUTS} and no actions, got {', '.join(out)}; victims choose theirs "
-                "from a distribution"
+                f"{Columns.ACTION_DIST_INPUTS} or {Columns.ACTIONS}, got {', '.join(out)}"
             )
         return out
+
+    def _certain(self, actions: Any) -> Tensor:
+        """Inputs of the distribution that gives nothing but these actions, `[B, ...] -> [B, m]`."""
+        space = self.module.action_space
+        chosen = np.asarray(actions).reshape(-1, *space.shape)
+        if isinstance(space, gym.spaces.Box):
+            mean = torch.from_numpy(chosen).float()
+            return torch.cat([mean, torch.full_like(mean, _NO_NOISE)], -1)
+        one_hot = [gym.spaces.flatten(space, action) for action in chosen]
+        return torch.from_numpy(np.stack(one_hot)).float().sub(1).mul(torch.finfo(torch.float32).max)
 
 
 class _Recurrent(LiveModule):
@@ -129,7 +149,7 @@ _ROWS = 64
 """Random observations on which layers and module are compared."""
 
 
-def playing_network(module: TorchRLModule) -> nn.Module:
+def playing_network(module: RLModule) -> nn.Module:
     """The network that plays for a module: its layers if they agree to the last bit, else itself."""
     layers = _layers(module)
     if layers is None:
@@ -139,7 +159,7 @@ def playing_network(module: TorchRLModule) -> nn.Module:
     return live_module(module)
 
 
-def critic_network(module: TorchRLModule) -> nn.Module | None:
+def critic_network(module: RLModule) -> nn.Module | None:
     """A module's critic of the agent's own observation, where it is plain layers."""
     if not judges_observations(module):
         return None
@@ -228,7 +248,9 @@ class BesideMask(nn.Module):
         return outputs
 
 
-def greedy_only(module: TorchRLModule) -> bool:
+def greedy_only(module: RLModule) -> bool:
     """Whether RLlib plays the mode of a module's outputs, and samples in a way that victims do not know."""
+    if not isinstance(module, TorchRLModule):
+        return False
     squashed = issubclass(module.get_inference_action_dist_cls(), TorchSquashedGaussian)
     return squashed or isinstance(module, DefaultDQNTorchRLModule)

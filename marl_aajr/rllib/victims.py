@@ -75,7 +75,8 @@ def victim_from_modules(
 
     Modules of PPO's default catalog become plain layers, which can be saved. Any other is kept as it is: it
     can be evaluated, but not saved. Those of DQN, and of SAC with Box actions, play greedily only; RLlib's
-    greedy action of a squashed Gaussian is its mean before squashing.
+    greedy action of a squashed Gaussian is its mean before squashing. Modules that give actions, as RLlib's
+    random one and heuristics do, play these.
 
     Args:
         modules: module id -> module.
@@ -95,15 +96,20 @@ def victim_from_modules(
     game.close()
     observation_spaces = game.observation_spaces
     module_of = module_of_agents(game.agent_ids, policy_mapping_fn)
-    used: dict[str, TorchRLModule] = {}
+    used: dict[str, RLModule] = {}
     for agent, name in module_of.items():
         if name not in modules:
             known = ", ".join(sorted(modules.keys()))
             raise ValueError(
-                f"expected the module {name!r} for {agent!r}, got {known}; give it, or another "
-                "policy_mapping_fn"
+                f"expected the module {name!r} for {agent!r}, got {known}; give it, or map to another"
             )
-        used[name] = _unwrapped(modules[name], name)
+        if not isinstance(modules[name], RLModule):
+            raise ValueError(
+                f"expected RLModules of RLlib's new API stack for the agents, got "
+                f"{type(modules[name]).__name__} for {name!r}; map its agents to another module "
+                "(policy_mapping_fn), or give Victim.from_policies a torch network for each agent"
+            )
+        used[name] = modules[name].unwrapped()
         _check_spaces(agent, name, used[name], game)
     seen = {name: observation_spaces[agent] for agent, name in module_of.items()}
     critics = {n: critic_network(m) for n, m in used.items() if not sees_mask_as_numbers(m, seen[n])}
@@ -122,18 +128,7 @@ def victim_from_modules(
     )
 
 
-def _unwrapped(module: Any, name: str) -> TorchRLModule:
-    inner = module.unwrapped() if isinstance(module, RLModule) else module
-    if not isinstance(inner, TorchRLModule):
-        raise ValueError(
-            f"expected torch RLModules of RLlib's new API stack for the agents, got {type(inner).__name__} "
-            f"for {name!r}; map its agents to another module (policy_mapping_fn), or give "
-            "Victim.from_policies a torch network for each agent"
-        )
-    return inner
-
-
-def _check_spaces(agent: str, name: str, module: TorchRLModule, game: Game) -> None:
+def _check_spaces(agent: str, name: str, module: RLModule, game: Game) -> None:
     observed, acts = game.observation_spaces[agent], game.env_action_spaces[agent]
     if zero_based(module.action_space) != zero_based(acts):
         raise ValueError(
@@ -142,17 +137,18 @@ def _check_spaces(agent: str, name: str, module: TorchRLModule, game: Game) -> N
         )
     own, mask = parts_of(module)
     box, legal = vector_space(observed)
-    same = prod(own.shape) == prod(box.shape)
     # RLlib's own environments ignore what infos say; the victim masks the outputs of such a module.
     ignored = mask is None and game.infos_have_masks
-    beside = sees_mask_as_numbers(module, observed)
-    if not beside and (not same or ((mask is None) != (legal is None) and not ignored)):
+    same = prod(own.shape) == prod(box.shape) and ((mask is None) == (legal is None) or ignored)
+    if not (same or sees_mask_as_numbers(module, observed)):
         raise ValueError(
             f"expected module {name!r} to read the observations {observed} of {agent!r}, got one for "
             f"{module.observation_space}; give the arguments that it was trained with, and do in the "
             "environment what connectors of your own do"
         )
-    if own_distribution(module, acts) is None and not greedy_only(module):
+    if not isinstance(module, TorchRLModule) or greedy_only(module):
+        return
+    if own_distribution(module, acts) is None:
         other = module.get_inference_action_dist_cls().__name__
         raise ValueError(
             f"expected module {name!r} to choose actions from RLlib's TorchCategorical, "
@@ -274,9 +270,7 @@ def _filters(path: Path, game: Game, module_of: Mapping[str, str]) -> dict[str, 
     agents = {agent: vector_space(space) for agent, space in game.observation_spaces.items()}
     for piece in pipeline.connectors:
         if isinstance(piece, MeanStdFilter):
-            found |= {
-                agent: _rllibs(piece, game.agent_ids[agent], *spaces) for agent, spaces in agents.items()
-            }
+            found |= {a: _rllibs(piece, game.agent_ids[a], *spaces) for a, spaces in agents.items()}
         elif isinstance(piece, ObservationNormalizer):
             found |= {
                 agent: piece.victims_filter(module_of[agent], box.shape) for agent, (box, _) in agents.items()
@@ -301,8 +295,6 @@ def _rllibs(
         )
     # One for each part of an observation that is flattened behind it.
     stats = [RunningStat.from_state(saved) for saved in states[agent]["running_stats"]]
-    mean, std = (
-        torch.from_numpy(np.concatenate([np.ravel(getattr(part, name)) for part in stats]).reshape(box.shape))
-        for name in ("mean", "std")
-    )
+    both = (np.concatenate([np.ravel(getattr(part, name)) for part in stats]) for name in ("mean", "std"))
+    mean, std = (torch.from_numpy(numbers.reshape(box.shape)) for numbers in both)
     return ObservationFilter(mean=mean, std=std, clip=piece.clip_by_value)

@@ -155,6 +155,12 @@ def _check_playable(config: RunConfig, mapping: PolicyMapping) -> None:
                 f"{agent!r} of {config.env.name}; make them floats ({TO_FLOAT}), or set "
                 "it to none"
             )
+    played = str(config.env.kwargs.get("env"))  # of an adversary: its victims' environment
+    if config.resources.env_runners and played.startswith("__main__:"):
+        raise ValueError(
+            f"expected env_runners = 0 for an adversary in {played}, which other processes cannot find, got "
+            f"{config.resources.env_runners}; set 0, or move the environment into a module"
+        )
     if config.resources.runner == "stock" and _main_process(config.resources)["gpus_per_env_runner"]:
         raise ValueError(
             "expected env_runners > 0 for resources.gpus_per_env_runner > 0 with RLlib's own runner, got 0; "

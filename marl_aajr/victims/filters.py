@@ -8,16 +8,14 @@ that is skipped, or that keeps learning while the victim is evaluated, silently 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Literal
+from typing import Any, Literal
 
+import gymnasium as gym
 import torch
 from torch import Tensor
 
 from marl_aajr.core.flat_observations import FlatBox
 from marl_aajr.core.threat import PerturbationSet
-
-if TYPE_CHECKING:
-    from marl_aajr.victims.victim import Victim
 
 SMALL = 1e-6
 """What RLlib adds to the standard deviation (`ray.rllib.utils.numpy.SMALL_NUMBER`)."""
@@ -106,7 +104,11 @@ def through_filter(perturbations: PerturbationSet, observed: ObservationFilter |
 
 
 def at_network(
-    perturbations: PerturbationSet, victim: Victim, agent: str, *, units: Literal["raw", "network"]
+    perturbations: PerturbationSet,
+    space: gym.Space[Any],
+    observed: ObservationFilter | None,
+    *,
+    units: Literal["raw", "network"],
 ) -> PerturbationSet:
     """A set of perturbations of an agent's observations, in the units of its network.
 
@@ -114,13 +116,12 @@ def at_network(
 
     Args:
         perturbations: in `units`.
-        victim: plays the agent.
-        agent: one of its agents.
-        units: `"raw"` (of the environment's observations) or `"network"` (behind the observation filter).
+        space: the victim's space of the observations.
+        observed: the frozen filter; None: none.
+        units: `"raw"` (of the environment's observations) or `"network"` (behind the filter).
     """
-    space = victim.observation_spaces[agent]
     if isinstance(space, FlatBox):
         asked = perturbations.mask or space.free
         mask = tuple(wanted and free for wanted, free in zip(asked, space.free, strict=False))
         perturbations = replace(perturbations, mask=mask)
-    return perturbations if units == "network" else through_filter(perturbations, victim.filters.get(agent))
+    return perturbations if units == "network" else through_filter(perturbations, observed)

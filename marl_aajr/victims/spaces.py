@@ -129,8 +129,8 @@ def _fits(has: gym.Space[Any], needs: gym.Space[Any]) -> bool:
         same_bounds = np.array_equal(has.low, needs.low) and np.array_equal(has.high, needs.high)
         same_types = single_precision(has).dtype == single_precision(needs).dtype
         return has.shape == needs.shape and same_types and same_bounds
-    # A batch counts actions from 0, whatever its environment does.
-    return has == needs or zero_based(has) == needs
+    # A batch counts actions from 0, whatever its environment does, and so does who was trained in one.
+    return zero_based(has) == zero_based(needs)
 
 
 def check_agents(victim: Victim) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,6 +15,8 @@ from marl_aajr.adversaries.request import AdversaryRequest
 from marl_aajr.adversaries.store import RECORD
 from marl_aajr.adversaries.training import train_adversary
 from marl_aajr.evaluation import evaluate
+from marl_aajr.rollout.environments import resolve
+from marl_aajr.training.algorithm import build_config
 from marl_aajr.training.config import PPOSettings, RunConfig
 from marl_aajr.training.run_directory import RunDirectory
 from marl_aajr.training.run_record import Status
@@ -49,6 +52,20 @@ def test_training_finds_the_best_traitor(victims: RunDirectory, ray_session: Non
     assert returns["traitor"] == -10.0
     assert returns["traitor"] < returns["random"] < result.clean_return
     assert not result.failures
+
+
+def test_an_environment_of_this_process_alone_needs_all_in_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(
+        sys.modules["__main__"], "make_relay", resolve(RELAY.name).factory()[0], raising=False
+    )
+    replace(team(RELAY, reader()), env_name="__main__:make_relay").save(tmp_path)
+    config = SPEAKER.config(tmp_path)
+    build_config(config)
+    remote = config.changed(resources=config.resources.changed(env_runners=1))
+    with pytest.raises(ValueError, match="expected env_runners = 0 for an adversary in __main__:make_relay"):
+        build_config(remote)
 
 
 def test_the_victims_settings_are_taken_over(victims: RunDirectory) -> None:

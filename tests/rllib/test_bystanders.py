@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import gymnasium as gym
@@ -17,11 +18,13 @@ from ray.rllib.policy.sample_batch import MultiAgentBatch, SampleBatch
 from ray.rllib.utils.metrics import NUM_ENV_STEPS_SAMPLED_LIFETIME
 from torch import Tensor
 
-from marl_aajr import AAJR, fast, register, robustify
+from marl_aajr import AAJR, evaluate, fast, register, robustify
+from marl_aajr.core.distributions import from_space
 from marl_aajr.regularizers import make_regularizer
 from marl_aajr.rllib.internals.modules import actor_forward
 from marl_aajr.rllib.networks import FlatActorCritic
-from marl_aajr.rllib.victims import victim_from_modules
+from marl_aajr.rllib.playing_networks import LiveModule
+from marl_aajr.rllib.victims import victim_from_checkpoint, victim_from_modules
 from tests.rllib.fast_runs import TAG, config, fragment, runner
 from tests.rllib.learners import ACTIONS, OBS
 from tests.rllib.victim_toys import observed
@@ -74,16 +77,59 @@ def test_one_regularizer_for_all_leaves_out_whom_nobody_trains(is_fast: bool) ->
     assert "aajr" not in learners.get("agent", {})
 
 
-def test_only_modules_that_play_in_a_victim_need_a_network() -> None:
+def test_modules_of_a_victim_may_play_by_their_actions() -> None:
     spaces = {"observation_space": observed((6,)), "action_space": gym.spaces.Discrete(5)}
     modules: dict[str, Any] = {
         "module": FlatActorCritic(**spaces, model_config={"fcnet_hiddens": [4]}),
-        "random": RandomRLModule(**spaces),
+        "heuristic": Heuristic(**spaces),
     }
     idle = victim_from_modules(modules, ANY_SPACES, policy_mapping_fn=dict.fromkeys(("a_0", "a_1"), "module"))
     assert set(idle.modules) == {"module"}
-    with pytest.raises(ValueError, match="got RandomRLModule for 'random'; map its agents to another"):
-        victim_from_modules(modules, ANY_SPACES, policy_mapping_fn={"a_0": "module", "a_1": "random"})
+    mapping = {"a_0": "module", "a_1": "heuristic"}
+    victim = victim_from_modules(modules, ANY_SPACES, policy_mapping_fn=mapping)
+    obs = torch.randn(4, 6)
+    assert victim.greedy("a_1", victim.policy("a_1")(obs)).tolist() == [3] * 4
+    drawn = victim.distribution("a_1").sample(victim.policy("a_1")(obs), generator=torch.Generator())
+    assert drawn.tolist() == [3] * 4
+    modules["heuristic"] = "none"
+    with pytest.raises(ValueError, match="got str for 'heuristic'; map its agents to another"):
+        victim_from_modules(modules, ANY_SPACES, policy_mapping_fn=mapping)
+
+
+@pytest.mark.parametrize(
+    ("space", "given", "wanted"),
+    [
+        (gym.spaces.Discrete(3, start=2), [2, 4], [0, 2]),
+        (gym.spaces.MultiDiscrete([2, 3]), [[1, 0], [0, 2]], [[1, 0], [0, 2]]),
+        (gym.spaces.Box(-1, 1, (2,)), [[0.5, 1.0], [-1.0, 0.25]], [[0.5, 1.0], [-1.0, 0.25]]),
+    ],
+    ids=["discrete", "multi", "box"],
+)
+def test_actions_are_certain(space: gym.Space[Any], given: Any, wanted: Any) -> None:
+    class Fixed(RLModule):
+        def _forward(self, batch: Any, **_: Any) -> dict[str, Any]:
+            return {Columns.ACTIONS: np.array(given)}
+
+    outputs = LiveModule(Fixed(observation_space=observed((6,)), action_space=space))(torch.zeros(2, 6))
+    kind = from_space(space)
+    assert kind.mode(outputs).tolist() == wanted
+    drawn = kind.sample(outputs, generator=torch.Generator())
+    assert torch.allclose(drawn.float(), torch.tensor(wanted).float())
+
+
+@pytest.mark.usefixtures("ray_session")
+def test_a_random_opponent_of_a_checkpoint_plays_and_repeats(tmp_path: Path) -> None:
+    configured = with_opponent(RandomRLModule).environment(register(TAG, kwargs={"max_cycles": 10}))
+    algorithm = configured.build_algo()
+    algorithm.save_to_path(str(tmp_path))
+    algorithm.stop()
+    settings: dict[str, Any] = {"team": "adversary", "attacks": [("pgd", 0.1)], "episodes": 4}
+    found = [
+        evaluate(victim_from_checkpoint(tmp_path, env=TAG, env_kwargs={"max_cycles": 10}), **settings)
+        for _ in range(2)
+    ]
+    assert found[0].clean.returns == found[1].clean.returns
+    assert len(set(found[0].clean.returns)) == 4
 
 
 def test_a_heuristic_that_is_to_be_trained_is_refused() -> None:

@@ -182,7 +182,7 @@ def test_where_all_are_integers_a_regularizer_adds_nothing(
     with caplog.at_level(logging.WARNING, "marl_aajr"):
         _, result = trained(robustify(config("multi"), AAJR(coefficient=1.0, epsilon=0.1)), tmp_path)
     assert result["learners"]["p"]["aajr"]["penalty"] == 0
-    assert "module p: its observations are integers, one-hot, which nobody perturbs" in caplog.text
+    assert "module p sees integers only, which nobody perturbs: aajr adds nothing" in caplog.text
     victim = victim_from_checkpoint(tmp_path, env=HERE, env_kwargs={"seen": "multi"})
     with pytest.raises(ValueError, match="expected float observations to attack, got"):
         evaluate(victim, attacks=[("pgd", 0.1)], episodes=1)

@@ -32,7 +32,7 @@ from marl_aajr.rllib.victims import victim_from_module, victim_from_modules
 from marl_aajr.victims import Victim
 from marl_aajr.victims.recurrent import leaves
 from tests.networks import generator
-from tests.rllib.victim_toys import AnySpaces, Decided, Leaky, MaskReader, observed
+from tests.rllib.victim_toys import AnySpaces, Leaky, MaskReader, observed
 
 ENV = "tests.rllib.victim_toys:AnySpaces"
 SMALL: dict[str, Any] = {"fcnet_hiddens": [8], "head_fcnet_hiddens": [7]}
@@ -281,8 +281,12 @@ class TestRefused:
             victim_from_modules(**(given | settings))
 
     def test_modules_that_give_no_distribution(self) -> None:
-        with pytest.raises(ValueError, match="to give action_dist_inputs and no actions, got actions"):
-            victim_from_module(module(Decided), ENV)
+        class Silent(DefaultPPOTorchRLModule):
+            def _forward(self, batch: dict[str, Any], **_: Any) -> dict[str, Any]:
+                return {}
+
+        with pytest.raises(ValueError, match="to give action_dist_inputs or actions, got"):
+            victim_from_module(module(Silent), ENV)
 
     def test_distributions_that_victims_do_not_have(self) -> None:
         class Odd(DefaultPPOTorchRLModule):

@@ -97,16 +97,6 @@ class Leaky(TorchRLModule):
         return {Columns.ACTION_DIST_INPUTS: outputs, Columns.STATE_OUT: {"trace": trace}}
 
 
-class Decided(TorchRLModule):
-    """Says which action it takes, and no more."""
-
-    def setup(self) -> None:
-        self.net = nn.Linear(6, 5)
-
-    def _forward(self, batch: dict[str, Any], **_: Any) -> dict[str, Any]:
-        return {Columns.ACTIONS: self.net(batch[Columns.OBS]).argmax(-1)}
-
-
 class Shift(ConnectorV2):
     """Something that happens to observations between environment and modules."""
 

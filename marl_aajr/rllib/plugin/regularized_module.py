@@ -110,9 +110,8 @@ class Regularized:
                 `finish` raises, so that nothing waits for it here).
         """
         if not sample.obs.shape[-1]:
-            nothing = loss.new_zeros(())
-            self._records["penalty"].append(nothing)
-            return nothing
+            self._records["penalty"].append(loss.new_zeros(()))
+            return loss.new_zeros(())
         started = time.perf_counter()
         if not self._fitted:
             self.regularizer = self.regularizer.fitted(sample.policy, sample.obs, backends=self._backends)
@@ -246,12 +245,8 @@ class RegularizedModule(Regularized):
             width, actions = space.shape[0], self.module.action_space
             self._flattened = flat_layout(width, structures, leaves=leaves, actions=actions)
             if self._flattened is not None and not len(self._flattened.places):
-                logging.getLogger("marl_aajr").warning(
-                    "module %s: its observations are integers, one-hot, which nobody perturbs: regularizer "
-                    "%s adds nothing to its loss",
-                    self.name,
-                    self.regularizer.name,
-                )
+                warning = "module %s sees integers only, which nobody perturbs: %s adds nothing to its loss"
+                logging.getLogger("marl_aajr").warning(warning, self.name, self.regularizer.name)
 
     def sample(self, columns: Mapping[str, Any], outputs: Tensor | None) -> Sample:
         """A train batch of the module as the regularizer sees it.
