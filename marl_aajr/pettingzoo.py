@@ -99,15 +99,15 @@ def with_agents(env: Env, players: Mapping[Any, Victim], *, sampled: bool = Fals
     spaces: dict[int, dict[str, Any]] = {}
     for agent, victim in named(players).items():
         one_of("players", agent, everybody)
-        own = AgentSpaces.of(env, [agent])
-        check_match(victim, own, what=f"a victim for {agent!r}")
-        spaces.setdefault(id(victim), dict(victim.action_spaces)).update(own.action_spaces)
+        here = AgentSpaces.of(env, [agent])
+        check_match(victim, here, what=f"a victim for {agent!r}")
+        spaces.setdefault(id(victim), dict(victim.action_spaces)).update(here.action_spaces)
     if len(players) == len(everybody):
         raise ValueError("expected agents that are left to play, got victims for all; use evaluate instead")
     kind = _PlayedParallel if isinstance(env, ParallelEnv) else _PlayedAEC
     # Its actions count as here, also those of a traitor, which was trained where they count from 0.
-    here = {id(v): replace(v, action_spaces=spaces[id(v)]) for v in players.values()}
-    own = {everybody[agent]: here[id(victim)] for agent, victim in named(players).items()}
+    counting = {id(v): replace(v, action_spaces=spaces[id(v)]) for v in players.values()}
+    own = {everybody[agent]: counting[id(victim)] for agent, victim in named(players).items()}
     return cast(Env, kind(env, own, StepGenerators(seed) if sampled else None))
 
 
