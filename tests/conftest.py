@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import shlex
 import sys
@@ -14,19 +15,57 @@ import torch
 STARTS_RAY = ("cli", "cluster", "rllib", "study", "training")
 """Folders whose tests start Ray, here or in processes of their own."""
 
+LONG = (
+    "cluster/test_nodes.py",
+    "cluster/test_losses.py",
+    "study/test_study.py",
+    "training/test_trainer.py",
+    "cli/test_end_to_end.py",
+    "test_readme.py",
+    "test_examples.py",
+    "training/test_resume.py",
+    "study/test_tuning.py",
+    "training/test_asynchronous.py",
+    "cluster/test_slurm.py",
+    "rllib/test_algorithms.py",
+    "training/test_faults.py",
+)
+"""The files that take longest; begun last, the last of them would run alone."""
+
 QUOTED_PYTHON = (
     None if shlex.quote(sys.executable) == sys.executable else {"py_executable": shlex.quote(sys.executable)}
 )
 """The runtime environment that Ray needs where the path of this Python has a space."""
 
 
+gc.disable()  # Until everything is imported, there is nothing to collect.
+
+
+def pytest_collection_finish() -> None:
+    """Collect from here on, and never look again at what is imported."""
+    gc.enable()
+    gc.freeze()
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark as `ray` what starts it."""
+    """Mark as `ray` what starts it, and put the longest files first."""
     for item in items:
         fixtures = getattr(item, "fixturenames", ())
-        folder = item.path.relative_to(Path(__file__).parent).parts[0]
-        if folder in STARTS_RAY or "ray_session" in fixtures:
+        if in_tests(item.path).parts[0] in STARTS_RAY or "ray_session" in fixtures:
             item.add_marker(pytest.mark.ray)
+    rank = {name: place for place, name in enumerate(LONG)}
+    items.sort(key=lambda item: rank.get(in_tests(item.path).as_posix(), len(LONG)))
+
+
+def in_tests(path: Path) -> Path:
+    """The path from this folder."""
+    return path.relative_to(Path(__file__).parent)
+
+
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """Read no folder of which everything starts Ray where what does is left out."""
+    left_out = "not ray" in config.getoption("markexpr") and collection_path.parent == Path(__file__).parent
+    return True if left_out and collection_path.name in STARTS_RAY else None
 
 
 @pytest.hookimpl(wrapper=True)

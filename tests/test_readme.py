@@ -1,18 +1,17 @@
-"""Every command and every snippet of the README, of the guides and of the examples runs."""
+"""Every command and every snippet of the README and of the guides runs."""
 
 from __future__ import annotations
 
 import os
 import re
 import shlex
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
+from tests.forked import Forked
+
 ROOT = Path(__file__).parent.parent
-EXAMPLES = sorted((ROOT / "scripts" / "examples").glob("*.py"))
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "scripts" / "reference").glob("*.md"))]
 BLOCKS = [
     (page, language, block)
@@ -40,9 +39,9 @@ SMALL = {
 """Appended to the command of that name: the last of two options counts."""
 
 
-def run(words: list[str], folder: Path) -> str:
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0"}
-    done = subprocess.run(words, cwd=folder, env=environment, capture_output=True, text=True, check=False)
+def run(*words: str, cwd: Path) -> str:
+    """What a Python program prints, where it ends well."""
+    done = Forked(words, cwd=cwd, RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO="0").finish()
     assert done.returncode == 0, done.stderr[-2000:]
     return done.stdout
 
@@ -60,7 +59,7 @@ def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
         program, *words = shlex.split(command)
         if program == "marl-aajr":
             words += shlex.split(SMALL.get(words[0], ""))
-            run([sys.executable, "-m", "marl_aajr", *words], folder)
+            run("-m", "marl_aajr", *words, cwd=folder)
     return folder
 
 
@@ -77,12 +76,7 @@ def test_the_scripts_are_there_and_run() -> None:
 
 @pytest.mark.parametrize("snippet", SNIPPETS)
 def test_each_snippet_prints_what_it_promises(snippet: str, workplace: Path) -> None:
-    assert run([sys.executable, "-W", "ignore", "-c", snippet], workplace).strip()
-
-
-@pytest.mark.parametrize("program", EXAMPLES, ids=lambda path: path.stem)
-def test_each_example_runs(program: Path, tmp_path: Path) -> None:
-    assert run([sys.executable, "-W", "ignore", str(program)], tmp_path).strip()
+    assert run("-c", snippet, cwd=workplace).strip()
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda path: path.stem)
@@ -94,7 +88,7 @@ def test_the_links_and_pictures_exist(page: Path) -> None:
 def test_the_reference_is_built_from_pages_and_docstrings(tmp_path: Path) -> None:
     """Of one module, for the sake of time; `scripts/docs` builds them all."""
     docs = ROOT / "scripts" / "docs.py"
-    run([sys.executable, str(docs), "--out", str(tmp_path), "marl_aajr.regularizers.aajr"], ROOT)
+    run(str(docs), "--out", str(tmp_path), "marl_aajr.regularizers.aajr", cwd=ROOT)
     page = (tmp_path / "marl_aajr" / "regularizers" / "aajr.html").read_text(encoding="utf-8")
     assert "share of each minibatch" in page
     index = (tmp_path / "guide.html").read_text(encoding="utf-8")

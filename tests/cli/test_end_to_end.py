@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from tests.cli.conftest import CLI, quiet_environment
+from tests.forked import Forked
 
 TINY = (
     *("--env", "simple_spread_v3", "--env-steps", "2000", "--checkpoint-every", "2", "--hidden", "16"),
@@ -29,20 +30,11 @@ class Runs:
         self.plain = "with space/plain"
         self.stopped = "runs/stopped"
 
-    def start(self, *arguments: str) -> subprocess.Popen[str]:
-        pipe = subprocess.PIPE
-        words = [*CLI, *arguments]
-        return subprocess.Popen(
-            words, cwd=self.folder, env=quiet_environment(), stdout=pipe, stderr=pipe, text=True
-        )
-
-    def finish(self, process: subprocess.Popen[str]) -> subprocess.CompletedProcess[str]:
-        out, err = process.communicate(timeout=200)
-        assert "Traceback" not in err
-        return subprocess.CompletedProcess(process.args, process.returncode, out, err)
+    def start(self, *arguments: str) -> Forked:
+        return Forked(["-m", "marl_aajr", *arguments], cwd=self.folder, COLUMNS="100", NO_COLOR="1")
 
     def cli(self, *arguments: str) -> subprocess.CompletedProcess[str]:
-        return self.finish(self.start(*arguments))
+        return finished(self.start(*arguments))
 
     def metrics(self, run: str) -> list[dict[str, Any]]:
         """What does not depend on the clock."""
@@ -59,12 +51,18 @@ class Runs:
         return dict(json.loads((self.folder / run / "status.json").read_text()))
 
 
+def finished(process: Forked) -> subprocess.CompletedProcess[str]:
+    done = process.finish()
+    assert "Traceback" not in done.stderr
+    return done
+
+
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory: pytest.TempPathFactory) -> Runs:
     """A plain and a robust run, trained side by side."""
     made = Runs(tmp_path_factory.mktemp("end to end"))
     both = made.start("train", *TINY, "--out", made.plain), made.start("train", *AAJR)
-    plain, robust = (made.finish(process) for process in both)
+    plain, robust = (finished(process) for process in both)
     assert plain.returncode == 0, plain.stderr
     assert plain.stderr.splitlines()[-1] == f"  marl-aajr evaluate '{made.plain}'"
     assert robust.returncode == 0, robust.stderr
@@ -74,7 +72,10 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Runs:
 @pytest.fixture(scope="module")
 def stopped(runs: Runs) -> str:
     """What the command said whose run Ctrl-C stopped after its first checkpoint."""
-    process = runs.start("train", *AAJR, "--out", runs.stopped)
+    words = [*CLI, "train", *AAJR, "--out", runs.stopped]
+    process = subprocess.Popen(
+        words, cwd=runs.folder, env=quiet_environment(), stderr=subprocess.PIPE, text=True
+    )
     assert process.stderr is not None
     said = []
     for line in process.stderr:
@@ -104,7 +105,7 @@ def evaluated(runs: Runs) -> dict[str, Any]:
         runs.start("evaluate", runs.plain, *arguments),
         runs.start("evaluate", runs.robust, *arguments, "--json"),
     )
-    plain, robust = (runs.finish(process) for process in both)
+    plain, robust = (finished(process) for process in both)
     assert plain.returncode == 0, plain.stderr
     assert [row for row in plain.stdout.splitlines() if "pgd" in row]
     assert robust.returncode == 0, robust.stderr

@@ -6,6 +6,7 @@ import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -57,3 +58,13 @@ def nodes_with_one_processor(count: int, **head: Any) -> Iterator[Cluster]:
 def connect(cluster: Cluster) -> None:
     """Make this process the cluster's driver."""
     ray.init(address=cluster.address, log_to_driver=False, logging_level="ERROR", runtime_env=QUOTED_PYTHON)
+
+
+def add_odd_node(cluster: Cluster, folder: Path) -> Any:
+    """One more node, where Python finds another torch installed."""
+    info = folder / "torch-1.0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: torch\nVersion: 1.0\n")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONPATH", str(folder))
+        return cluster.add_node(num_cpus=1)

@@ -52,7 +52,9 @@ def sac() -> AlgorithmConfig:
 
 
 def asynchronous(config: AlgorithmConfig) -> AlgorithmConfig:
-    config.training(train_batch_size_per_learner=50).reporting(min_time_s_per_iteration=1)
+    # RLlib would ask for samples without a pause while the runner starts.
+    config.training(train_batch_size_per_learner=50, timeout_s_sampler_manager=0.05)
+    config.reporting(min_time_s_per_iteration=0.2)
     return on_spread(config.env_runners(num_env_runners=1, rollout_fragment_length=10))
 
 
@@ -89,7 +91,7 @@ def train(algorithm: Algorithm, *, times: int) -> None:
 def test_the_penalty_is_active_in_every_algorithm(configure: Any, adapted: str) -> None:
     algorithm = robustify(configure(), ACTIVE).build_algo()
     try:
-        for _ in range(60):
+        for _ in range(300):
             result = algorithm.train()
             if read(result, PENALTY):
                 break
@@ -100,7 +102,7 @@ def test_the_penalty_is_active_in_every_algorithm(configure: Any, adapted: str) 
             # Errors in the learner's thread are raised where they can be seen.
             algorithm.learner_group.foreach_learner(spoil)
             with pytest.raises(NonFiniteError, match="'aajr' of module 'team'"):
-                train(algorithm, times=30)
+                train(algorithm, times=150)
     finally:
         algorithm.stop()
 

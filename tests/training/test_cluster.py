@@ -66,12 +66,6 @@ for address in (None, sys.argv[1]):
         own = ray.remote(runtime_env={"env_vars": {"OWN": "1"}})
         assert ray.get(own(lambda: 7).remote(), timeout=60) == 7
     assert not ray.is_initialized()
-"""
-
-USES_ANOTHER_RAY = """\
-import ray
-from marl_aajr.training.cluster import ray_for
-from marl_aajr.training.config import Resources
 ray.init(address="local", num_cpus=1, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
 with ray_for(Resources()):
     pass
@@ -84,25 +78,18 @@ except ValueError as error:
 
 
 @pytest.mark.usefixtures("ray_session")
-def test_ray_is_started_or_joined_quietly_also_where_a_path_has_spaces(tmp_path: Path) -> None:
-    done = run_in_a_path_with_spaces(tmp_path, STARTS_WORKERS, ray.get_runtime_context().gcs_address)
-    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
-
-
-def test_a_ray_that_cannot_start_workers_where_a_path_has_spaces_is_refused(tmp_path: Path) -> None:
-    done = run_in_a_path_with_spaces(tmp_path, USES_ANOTHER_RAY)
-    assert "start it by ray.init(runtime_env={'py_executable': \"'" in done.stdout, done.stderr
-
-
-def run_in_a_path_with_spaces(folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
-    """Run a program by a Python whose path has a space."""
-    prefix = folder / "my venv"
+def test_where_a_path_has_spaces_ray_is_started_or_joined_quietly_and_one_that_starts_no_workers_refused(
+    tmp_path: Path,
+) -> None:
+    prefix = tmp_path / "my venv"
     prefix.symlink_to(sys.prefix)
     python = prefix / Path(sys.executable).relative_to(sys.prefix)
     environment = {key: value for key, value in os.environ.items() if key != "RAY_ADDRESS"}
-    return subprocess.run(
-        [python, "-c", *words], env=environment, capture_output=True, text=True, check=False, timeout=200
-    )
+    words = [python, "-c", STARTS_WORKERS, ray.get_runtime_context().gcs_address]
+    done = subprocess.run(words, env=environment, capture_output=True, text=True, check=False, timeout=200)
+    assert (done.returncode, done.stderr) == (0, "")
+    (refused,) = done.stdout.splitlines()
+    assert "start it by ray.init(runtime_env={'py_executable': \"'" in refused
 
 
 def test_only_the_needless_warning_is_hidden(capfd: pytest.CaptureFixture[str]) -> None:

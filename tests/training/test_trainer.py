@@ -160,9 +160,10 @@ def test_a_broken_environment_stops_the_run_by_its_name_and_keeps_what_was_done(
     assert (run.status().state, run.iterations(), len(run.metrics())) == ("failed", [2], 2)
     assert says in str(run.status().error)
 
-    when.unlink()
-    train(config, run.path, resume=True)
-    assert (run.status().state, run.status().env_steps) == ("finished", 300)
+    if how != "nan":  # which would only start another process
+        when.unlink()
+        train(config, run.path, resume=True)
+        assert (run.status().state, run.status().env_steps) == ("finished", 300)
 
 
 def test_episodes_may_last_longer_than_iterations(tmp_path: Path) -> None:
