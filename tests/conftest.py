@@ -39,6 +39,10 @@ QUOTED_PYTHON = (
 
 
 gc.disable()  # Until everything is imported, there is nothing to collect.
+# Ray's workers, and other processes, import as much: see the module there.
+os.environ["PYTHONPATH"] = os.pathsep.join(
+    filter(None, [str(Path(__file__).parent / "startup"), os.environ.get("PYTHONPATH")])
+)
 
 
 def pytest_collection_finish() -> None:

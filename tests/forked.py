@@ -19,12 +19,20 @@ from subprocess import CompletedProcess
 from tempfile import TemporaryDirectory
 from types import ModuleType
 
+import ray
+
 ROOT = Path(__file__).parents[1]
 
 _FORKING = multiprocessing.get_context("forkserver")
 _FORKING.set_forkserver_preload(
     ["marl_aajr.cli.app", "marl_aajr.study.driver", "marl_aajr.training.trainer", "ray.rllib.algorithms.ppo"]
 )
+
+
+def joining() -> dict[str, str]:
+    """The environment variables by which a program joins the Ray of this process, as it would a cluster."""
+    address = ray.get_runtime_context().gcs_address
+    return {"RAY_ADDRESS": address, "RAY_AUTH_MODE": os.environ.get("RAY_AUTH_MODE", "disabled")}
 
 
 class Forked:

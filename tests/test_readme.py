@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.forked import Forked
+from tests.forked import Forked, joining
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "scripts" / "reference").glob("*.md"))]
@@ -41,7 +41,7 @@ SMALL = {
 
 def run(*words: str, cwd: Path) -> str:
     """What a Python program prints, where it ends well."""
-    done = Forked(words, cwd=cwd, RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO="0").finish()
+    done = Forked(words, cwd=cwd, **joining()).finish()
     assert done.returncode == 0, done.stderr[-2000:]
     return done.stdout
 
@@ -50,7 +50,7 @@ pytestmark = [pytest.mark.timeout(900), pytest.mark.slow]  # the first test wait
 
 
 @pytest.fixture(scope="module")
-def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def workplace(ray_session: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder in which the commands of all pages have been run, in their order."""
     folder = tmp_path_factory.mktemp("readme")
     (folder / "experiments").symlink_to(ROOT / "experiments")
@@ -85,7 +85,7 @@ def test_the_links_and_pictures_exist(page: Path) -> None:
         assert (page.parent / target).exists(), target
 
 
-def test_the_reference_is_built_from_pages_and_docstrings(tmp_path: Path) -> None:
+def test_the_reference_is_built_from_pages_and_docstrings(ray_session: None, tmp_path: Path) -> None:
     """Of one module, for the sake of time; `scripts/docs` builds them all."""
     docs = ROOT / "scripts" / "docs.py"
     run(str(docs), "--out", str(tmp_path), "marl_aajr.regularizers.aajr", cwd=ROOT)

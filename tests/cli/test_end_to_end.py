@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from tests.cli.conftest import CLI, quiet_environment
-from tests.forked import Forked
+from tests.forked import Forked, joining
 
 TINY = (
     *("--env", "simple_spread_v3", "--env-steps", "2000", "--checkpoint-every", "2", "--hidden", "16"),
@@ -30,11 +30,12 @@ class Runs:
         self.plain = "with space/plain"
         self.stopped = "runs/stopped"
 
-    def start(self, *arguments: str) -> Forked:
-        return Forked(["-m", "marl_aajr", *arguments], cwd=self.folder, COLUMNS="100", NO_COLOR="1")
+    def start(self, *arguments: str, **extra: str) -> Forked:
+        words = ["-m", "marl_aajr", *arguments]
+        return Forked(words, cwd=self.folder, COLUMNS="100", NO_COLOR="1", **extra)
 
-    def cli(self, *arguments: str) -> subprocess.CompletedProcess[str]:
-        return finished(self.start(*arguments))
+    def cli(self, *arguments: str, **extra: str) -> subprocess.CompletedProcess[str]:
+        return finished(self.start(*arguments, **extra))
 
     def metrics(self, run: str) -> list[dict[str, Any]]:
         """What does not depend on the clock."""
@@ -58,10 +59,10 @@ def finished(process: Forked) -> subprocess.CompletedProcess[str]:
 
 
 @pytest.fixture(scope="module")
-def runs(tmp_path_factory: pytest.TempPathFactory) -> Runs:
-    """A plain and a robust run, trained side by side."""
+def runs(ray_session: None, tmp_path_factory: pytest.TempPathFactory) -> Runs:
+    """A plain and a robust run, trained side by side; the second on a Ray that is up."""
     made = Runs(tmp_path_factory.mktemp("end to end"))
-    both = made.start("train", *TINY, "--out", made.plain), made.start("train", *AAJR)
+    both = made.start("train", *TINY, "--out", made.plain), made.start("train", *AAJR, **joining())
     plain, robust = (finished(process) for process in both)
     assert plain.returncode == 0, plain.stderr
     assert plain.stderr.splitlines()[-1] == f"  marl-aajr evaluate '{made.plain}'"
@@ -74,7 +75,7 @@ def stopped(runs: Runs) -> str:
     """What the command said whose run Ctrl-C stopped after its first checkpoint."""
     words = [*CLI, "train", *AAJR, "--out", runs.stopped]
     process = subprocess.Popen(
-        words, cwd=runs.folder, env=quiet_environment(), stderr=subprocess.PIPE, text=True
+        words, cwd=runs.folder, env=quiet_environment() | joining(), stderr=subprocess.PIPE, text=True
     )
     assert process.stderr is not None
     said = []
@@ -145,7 +146,7 @@ def test_an_interrupted_run_goes_on_to_the_numbers_of_one_that_never_stopped(
 ) -> None:
     assert runs.status(runs.stopped)["state"] == "interrupted"
     command = stopped.splitlines()[-1].split()[1:]
-    resumed = runs.cli(*command)
+    resumed = runs.cli(*command, **joining())
     assert resumed.returncode == 0, resumed.stderr
     assert runs.status(runs.stopped)["state"] == "finished"
     assert runs.metrics(runs.stopped) == runs.metrics(runs.robust)

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from ray.rllib.algorithms.impala import IMPALAConfig
 
 from marl_aajr.core.checks import NonFiniteError
 from marl_aajr.training.algorithm import build_config
@@ -19,7 +20,19 @@ from tests.training.runs import TINY, kill_a, tiny
 STOCK = {"runner": "stock", "env_runners": 1, "envs_per_runner": 2}
 
 
-@pytest.mark.usefixtures("ray_session")
+@pytest.fixture
+def unhurried(ray_session: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """RLlib would ask for samples without a pause, also while the env runner starts."""
+    original = IMPALAConfig.__init__
+
+    def with_a_pause(self: IMPALAConfig, *arguments: Any) -> None:
+        original(self, *arguments)
+        self.timeout_s_sampler_manager = 0.05
+
+    monkeypatch.setattr(IMPALAConfig, "__init__", with_a_pause)
+
+
+@pytest.mark.usefixtures("unhurried")
 def test_an_appo_run_goes_on_without_its_only_env_runner_and_is_resumed_and_exported(tmp_path: Path) -> None:
     """Its numbers are not repeatable; what it leaves is as complete."""
     config = tiny(
@@ -54,7 +67,7 @@ def test_an_appo_run_goes_on_without_its_only_env_runner_and_is_resumed_and_expo
     assert Victim.load(run.victim).agents == ("agent_0", "agent_1")
 
 
-@pytest.mark.usefixtures("ray_session")
+@pytest.mark.usefixtures("unhurried")
 def test_a_loss_of_impala_that_is_nan_stops_the_run_although_a_thread_computes_it(tmp_path: Path) -> None:
     config = tiny(algorithm="impala", env_steps=3000, ppo={"lr": 1e30}, resources=STOCK)
     with pytest.raises(NonFiniteError, match="iteration"):
