@@ -16,21 +16,29 @@ STARTS_RAY = ("cli", "cluster", "rllib", "study", "training")
 """Folders whose tests start Ray, here or in processes of their own."""
 
 LONG = (
-    "cluster/test_nodes.py",
     "cluster/test_losses.py",
-    "study/test_study.py",
-    "training/test_trainer.py",
-    "cli/test_end_to_end.py",
-    "test_readme.py",
-    "test_examples.py",
-    "training/test_resume.py",
-    "study/test_tuning.py",
-    "training/test_asynchronous.py",
+    "cluster/test_nodes.py",
+    "cluster/test_submit.py",
     "cluster/test_slurm.py",
+    "test_readme.py",
+    "cli/test_end_to_end.py",
+    "study/test_study.py",
+    "test_examples.py",
+    "training/test_trainer.py",
+    "training/test_resume.py",
+    "training/test_asynchronous.py",
+    "test_scripts.py",
+    "study/test_tuning.py",
+    "study/test_loggers.py",
     "rllib/test_algorithms.py",
+    "training/test_cluster.py",
     "training/test_faults.py",
+    "evaluation/test_workers.py",
 )
-"""The files that take longest; begun last, the last of them would run alone."""
+"""The files that take longest: begun late, one of them would run alone in the end.
+
+Those with clusters of their own come first, where there is no other Ray that they would stop and start again.
+"""
 
 QUOTED_PYTHON = (
     None if shlex.quote(sys.executable) == sys.executable else {"py_executable": shlex.quote(sys.executable)}

@@ -19,6 +19,9 @@ from tests.conftest import QUOTED_PYTHON, start_ray
 SOON = {"health_check_initial_delay_ms": 0, "health_check_period_ms": 500}
 """A node that does not answer is given up after seconds; Ray waits longer."""
 
+NO_LOGS = {"include_log_monitor": False}
+"""A process less for each node; nobody reads what it would pass on."""
+
 
 @pytest.fixture(scope="package")
 def cluster() -> Iterator[Cluster]:
