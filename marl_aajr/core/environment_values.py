@@ -23,10 +23,6 @@ ACTION_MASK = "action_mask"
 STATE = "state"
 """The key under which modules find what a centralised critic reads beside an agent's observation."""
 
-TO_VECTOR = (
-    "flatten it: gymnasium.wrappers.FlattenObservation, or for PettingZoo supersuit.observation_lambda_v0("
-    "env, lambda obs, space: flatten(space, obs), flatten_space), with the two functions of gymnasium.spaces"
-)
 TO_FLOAT = "gymnasium.wrappers.DtypeObservation(env, np.float32) or supersuit.dtype_v0(env, np.float32)"
 
 Check = Callable[[Any], Any]
@@ -182,6 +178,19 @@ def _member_check(space: spaces.Space[Any]) -> Check:
         return obs
 
     return check
+
+
+def to_vector(space: spaces.Space[Any]) -> str:
+    """The advice to those whose observations are no array."""
+    if not space.is_np_flattenable:
+        return (
+            "make an array of one shape of it: gymnasium.wrappers.TransformObservation, or for PettingZoo "
+            "supersuit.observation_lambda_v0"
+        )
+    return (
+        "flatten it: gymnasium.wrappers.FlattenObservation, or for PettingZoo supersuit.observation_lambda_v0"
+        "(env, lambda obs, space: flatten(space, obs), flatten_space), with the functions of gymnasium.spaces"
+    )
 
 
 def own_key(parts: Collection[Any]) -> Any:

@@ -14,7 +14,7 @@ import numpy as np
 from gymnasium import spaces
 from numpy.typing import NDArray
 
-from marl_aajr.core.environment_values import ACTION_MASK, TO_VECTOR, choices
+from marl_aajr.core.environment_values import ACTION_MASK, choices, to_vector
 
 _FLAT = (spaces.Box, spaces.Discrete, spaces.MultiDiscrete, spaces.MultiBinary)
 
@@ -83,7 +83,7 @@ class FlatBox(spaces.Box):
         self.structure = nested(structure)
         self._parts = tuple(parts(structure))
         if strange := [part for _, part in self._parts if not isinstance(part, _FLAT)]:
-            raise ValueError(f"expected observations of numbers, got {strange[0]}; {TO_VECTOR}")
+            raise ValueError(f"expected observations of numbers, got {strange[0]}; {to_vector(strange[0])}")
         flat: list[Any] = [spaces.flatten_space(part) for _, part in self._parts]
         low, high = (
             np.concatenate([getattr(b, end) for b in flat], dtype=np.float32) for end in ("low", "high")

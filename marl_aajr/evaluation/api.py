@@ -129,12 +129,7 @@ def _environment(env: Any, kwargs: Mapping[str, Any] | None) -> EnvironmentSpec 
             f"expected the name of an environment with its arguments {dict(kwargs)}, got none; name it: "
             "--env NAME (in Python env=)"
         )
-    if env is None or isinstance(env, str | EnvironmentSpec) or callable(env):
-        return None if env is None else resolve(env, kwargs)
-    raise ValueError(
-        f"expected the environment's name, import path or factory, such as my_package.my_env:make, got a "
-        f"{type(env).__name__}: each row is played on fresh copies"
-    )
+    return None if env is None else resolve(env, kwargs)
 
 
 def _victim(victim: Victim | Path | str, env: EnvironmentSpec | None) -> Victim:

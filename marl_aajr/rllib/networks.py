@@ -25,7 +25,7 @@ from torch import Tensor, nn
 
 from marl_aajr.core.checks import one_of
 from marl_aajr.core.distributions import DiagGaussian, MultiCategorical, from_space
-from marl_aajr.core.environment_values import ACTION_MASK, STATE, TO_VECTOR, own_key, split
+from marl_aajr.core.environment_values import ACTION_MASK, STATE, own_key, split, to_vector
 from marl_aajr.core.mlp import hooked
 from marl_aajr.victims.layers import ClipLogStd, FreeLogStd
 
@@ -105,7 +105,7 @@ def check_observation_space(agent: str, space: gym.Space[Any]) -> None:
     if not isinstance(inner, gym.spaces.Box):
         raise ValueError(
             "expected Box observations, or a Dict of a Box and an action_mask, got "
-            f"{space} for agent {agent!r}; {TO_VECTOR}"
+            f"{space} for agent {agent!r}; {to_vector(space)}"
         )
 
 

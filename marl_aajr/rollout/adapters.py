@@ -17,6 +17,7 @@ import gymnasium
 from gymnasium import spaces
 from pettingzoo.utils.env import ParallelEnv
 
+from marl_aajr.core.environment_values import ACTION_MASK
 from marl_aajr.rollout.game import Game
 from marl_aajr.rollout.game_agents import GameStep
 
@@ -128,7 +129,7 @@ class GymnasiumParallelEnv(_Adapter):
     def reset(self, seed: int | None = None, options: dict[str, Any] | None = None) -> Any:
         obs, info = self.env.reset(seed=seed, options=options)
         self.agents = list(self.possible_agents)
-        return self._by_agent(obs), dict.fromkeys(self.agents, info)
+        return self._by_agent(obs), self._infos(info)
 
     def step(self, actions: dict[str, Any]) -> _Answer:
         given = tuple(actions[agent] for agent in self.possible_agents)
@@ -137,10 +138,16 @@ class GymnasiumParallelEnv(_Adapter):
             self._by_agent(end) if isinstance(end, list | tuple) else dict.fromkeys(self.agents, bool(end))
             for end in ends
         )
-        rewards, infos = self._by_agent(reward), dict.fromkeys(self.agents, info)
+        rewards, infos = self._by_agent(reward), self._infos(info)
         if all(terminations[agent] or truncations[agent] for agent in self.agents):
             self.agents = []
         return self._by_agent(obs), rewards, terminations, truncations, infos
+
+    def _infos(self, info: dict[str, Any]) -> dict[str, Any]:
+        # Where MaskablePPO asks which actions are legal.
+        if not self._several and self.env.has_wrapper_attr("action_masks"):
+            info = {ACTION_MASK: self.env.get_wrapper_attr("action_masks")(), **info}
+        return dict.fromkeys(self.agents, info)
 
     def _by_agent(self, parts: Any) -> dict[str, Any]:
         return dict(zip(self.possible_agents, parts if self._several else [parts], strict=True))

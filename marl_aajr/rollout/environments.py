@@ -16,6 +16,7 @@ from difflib import get_close_matches
 from functools import cache
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 import gymnasium
@@ -106,11 +107,13 @@ class EnvironmentSpec:
         return factory, {**defaults, **given}, teams
 
 
-def resolve(env: str | Factory | EnvironmentSpec, kwargs: Mapping[str, Any] | None = None) -> EnvironmentSpec:
+def resolve(
+    env: str | ModuleType | Factory | EnvironmentSpec, kwargs: Mapping[str, Any] | None = None
+) -> EnvironmentSpec:
     """Finds an environment and checks its arguments, without building it.
 
     Args:
-        env: A specification, a factory, or a name: an entry point (`simple_spread_v3`), an id of
+        env: A specification, a factory, its module, or a name: an entry point (`simple_spread_v3`), an id of
             PettingZoo's registry (`sisl/pursuit-v5`) or of Gymnasium's (`CartPole-v1`,
             `rware:rware-tiny-2ag-v2`), or an import path (`mpe2.simple_spread_v3`,
             `my_package.my_env:make`). Where a module has both kinds of environment, the parallel one
@@ -128,9 +131,16 @@ def resolve(env: str | Factory | EnvironmentSpec, kwargs: Mapping[str, Any] | No
         if kwargs:
             raise ValueError(f"expected kwargs with a name or a factory, got {env}, which has its own")
         return env
+    if isinstance(env, ModuleType):
+        env = env.__name__
     if isinstance(env, str):
         factory, _, spec = _find(env)
         made_by = factory if env.startswith("__main__:") else None
+    elif not callable(env):
+        raise ValueError(
+            f"expected the environment's name, import path or factory, such as my_package.my_env:make, got a "
+            f"{type(env).__name__}: each run and each row is played on fresh copies"
+        )
     else:
         named = getattr(env, "func", env)  # of a partial
         name = f"{named.__module__}:{getattr(named, '__qualname__', type(named).__name__)}"

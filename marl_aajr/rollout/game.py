@@ -17,6 +17,7 @@ from gymnasium import spaces
 from marl_aajr.core.environment_values import EnvironmentFault, observation_check
 from marl_aajr.rollout.environment_state import restore, save
 from marl_aajr.rollout.game_agents import GameAgents, GameStep
+from marl_aajr.rollout.teams import teams_of
 
 _Answer = TypeVar("_Answer")
 _OUTCOME = ("rewards", "terminations", "truncations", "infos")
@@ -47,14 +48,15 @@ class Game(ABC):
         state_space: Space of the global states; None where the environment declares none.
 
     Raises:
-        ValueError: If the environment does not say who its agents are.
+        ValueError: If the environment does not say who its agents are, what they see and do, or, where their
+            names suggest sides, who plays with whom.
     """
 
     def __init__(self, env: Any, *, name: str, teams: Any = None) -> None:
         self.env = env
         self.name = name
         self.copy: int | None = None
-        self._agents = GameAgents(env, name=name, blame=self._blame, teams=teams)
+        self._agents = GameAgents(env, name=name, blame=self._blame)
         self._rank = {agent: i for i, agent in enumerate(self._agents.names)}
         self._steps = 0
         self._agents.look_for_masks(lambda: self._reset(0, None))
@@ -65,7 +67,8 @@ class Game(ABC):
         self.action_spaces: dict[str, spaces.Space[Any]] = self._agents.action_spaces
         self.env_action_spaces: dict[str, spaces.Space[Any]] = self._agents.env_action_spaces
         self.infos_have_masks = self._agents.infos_have_masks
-        self.teams: dict[str, str] = self._agents.teams
+        # Some environments know their teams only after a reset, such as the one above.
+        self.teams: dict[str, str] = teams_of(env, self.agent_ids, name=name, said=teams)
         self.state_space: spaces.Space[Any] | None = getattr(env, "state_space", None)
         self._check_state = None if self.state_space is None else observation_check(self.state_space)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple, NoReturn
 
@@ -22,7 +21,9 @@ from marl_aajr.core.environment_values import (
     single_precision,
     zero_based,
 )
-from marl_aajr.rollout.teams import teams_of
+
+_LARGEST = float(np.finfo(np.float32).max)
+"""Rewards are kept as float32."""
 
 
 class GameStep(NamedTuple):
@@ -65,7 +66,6 @@ class GameAgents:
         env: A PettingZoo environment.
         name: Its name in messages.
         blame: Raises the fault of the environment, with its message.
-        teams: What is said of its teams (`marl_aajr.rollout.teams.read_teams`); None: what it says itself.
 
     Attributes:
         names: The name of each agent, by the environment's own key of it.
@@ -73,15 +73,13 @@ class GameAgents:
         observation_spaces: Space of each agent by name, with the action mask where there is one.
         action_spaces: Space of each agent by name; actions count from 0.
         env_action_spaces: The same as the environment declares it.
-        teams: The team of each agent by name.
         infos_have_masks: Whether infos say which actions are legal, which no space declares.
 
     Raises:
-        ValueError: If the environment does not say who its agents are, what they see and do, or, where their
-            names suggest sides, who plays with whom.
+        ValueError: If the environment does not say who its agents are, or what they see and do.
     """
 
-    def __init__(self, env: Any, *, name: str, blame: Callable[[str], NoReturn], teams: Any = None) -> None:
+    def __init__(self, env: Any, *, name: str, blame: Callable[[str], NoReturn]) -> None:
         agents, self._spaces = _declared(env, name)
         self.names = {agent: agent_name(agent) for agent in agents}
         self.ids = {own: agent for agent, own in self.names.items()}
@@ -99,7 +97,6 @@ class GameAgents:
             for agent, (seen, acts) in self._spaces.items()
             if (count := choices(acts)) and not (isinstance(seen, spaces.Dict) and ACTION_MASK in seen.spaces)
         }
-        self.teams = teams_of(env, self.ids, name=name, said=teams)
         self.env_action_spaces = self.named({agent: acts for agent, (_, acts) in self._spaces.items()})
         self.action_spaces = {agent: zero_based(acts) for agent, acts in self.env_action_spaces.items()}
         self.observation_spaces = self.named(self._seen)
@@ -118,7 +115,9 @@ class GameAgents:
         if not self._choices:
             return
         try:
-            infos = first().infos
+            # In turns, the first answer is about one agent; the environment tells something to all of them.
+            turn = first()
+            infos = {**(getattr(self._env, "infos", None) or {}), **turn.infos}
         except Exception:
             return
         told = [agent for agent in self._choices if _mask_in(infos.get(agent)) is not None]
@@ -171,8 +170,8 @@ class GameAgents:
                 vector = what == "reward" and np.size(given) > 1
                 advice = "; weigh its parts in a wrapper (momaland: LinearizeReward)" if vector else ""
                 self._blame(f"the {what} of agent {agent!r} is {given!r}, not a number{advice}")
-            if not math.isfinite(value):
-                self._blame(f"the {what} of agent {agent!r} is {value}")
+            if not abs(value) < _LARGEST:
+                self._blame(f"the {what} of agent {agent!r} is {value}, which is no number of float32")
             found.append(value)
         return float(found[0]), bool(found[1]), bool(found[2])
 

@@ -11,7 +11,7 @@ import torch
 from gymnasium import spaces
 from torch import Tensor
 
-from marl_aajr.core.environment_values import TO_VECTOR, choices, own_key
+from marl_aajr.core.environment_values import choices, own_key, to_vector
 from marl_aajr.core.flat_observations import FlatBox, own_part
 from marl_aajr.rollout.batched_env import BatchedEnv, BatchedStep, check_action
 from marl_aajr.rollout.environments import EnvironmentSpec
@@ -266,7 +266,7 @@ def _array_spaces(game: Game, agent: str, flat: bool) -> tuple[spaces.Space[Any]
     if not isinstance(own, (spaces.Box, *_INTEGER)):
         raise ValueError(
             f"expected {game.name} to give agent {agent!r} an array (or a Dict of one and its action_mask), "
-            f"got {space}; {TO_VECTOR}"
+            f"got {space}; {to_vector(space)}"
         )
     if not isinstance(acts, (spaces.Box, *_INTEGER)):
         raise ValueError(

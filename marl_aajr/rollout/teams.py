@@ -82,7 +82,7 @@ def read_teams(said: Any, agents: Mapping[str, Hashable], *, name: str) -> dict[
     if callable(given):
         of_agent = inspect.signature(given).parameters
         given = {agent: given(key) for agent, key in agents.items()} if of_agent else given()
-    if isinstance(given, str):
+    if isinstance(given, str) and not re.search(r"[][{}*?:,]", given):
         given = {"*": given}
     elif _is_group(given):
         groups = list(given)

@@ -12,6 +12,7 @@ import torch
 from gymnasium import spaces
 from torch import nn
 
+from marl_aajr.core.checks import one_of
 from marl_aajr.core.environment_values import named
 from marl_aajr.victims.filters import SMALL, ObservationFilter
 from marl_aajr.victims.layers import ChannelsFirst, FreeLogStd, flatten
@@ -41,6 +42,8 @@ def victim_from_sb3(
     declared = AgentSpaces.of(env)
     agents = declared.possible_agents
     by_agent = named(models) if isinstance(models, Mapping) else dict.fromkeys(agents, models)
+    for agent in by_agent:
+        one_of("models of agents", agent, agents)
     known = {id(model): _parts(model, declared.observation_spaces[a]) for a, model in by_agent.items()}
     parts = {agent: known[id(model)] for agent, model in by_agent.items()}
     if len({own.squashed for own in parts.values()}) > 1:
@@ -69,6 +72,11 @@ def _refusal(model: Any, why: str) -> ValueError:
 
 def _parts(model: Any, observed: spaces.Space[Any]) -> _Parts:
     policy: Any = getattr(model, "policy", None)
+    if policy is None:
+        raise ValueError(
+            f"expected a model of Stable-Baselines3 as PPO.load(path) gives it, got {type(model).__name__}; "
+            "torch networks go to Victim.from_policies"
+        )
     box = isinstance(getattr(model, "action_space", None), spaces.Box)
     squashed, values = False, None
     if getattr(policy, "use_sde", False):

@@ -75,10 +75,10 @@ class AgentSpaces:
     @classmethod
     def of(cls, env: Any, agents: Iterable[str] | None = None) -> AgentSpaces:
         """The agents' spaces, as the environment declares them; None: of all agents."""
-        if isinstance(env, gym.Env):
+        if isinstance(env, gym.Env) or not hasattr(env, "possible_agents"):
             raise ValueError(
-                f"expected a PettingZoo environment, got {type(env).__name__} of Gymnasium or RLlib; give "
-                "marl_aajr.rollout.adapters.to_pettingzoo(env)"
+                f"expected a PettingZoo environment with possible_agents, got {type(env).__name__}; "
+                "those of Gymnasium and RLlib become one by marl_aajr.rollout.adapters.to_pettingzoo(env)"
             )
         own = {agent_name(agent): agent for agent in env.possible_agents}
         wanted = tuple(own if agents is None else agents)

@@ -250,6 +250,38 @@ def test_observations_that_are_no_array_are_refused_with_the_wrapper(seen: space
         make_batch(resolve(f"{HERE}:Bits", {"seen": seen}), 1)
 
 
+def test_what_cannot_be_flattened_is_told_another_way() -> None:
+    with pytest.raises(ValueError, match=r"Sequence.*; make an array of one shape of it"):
+        make_batch(resolve(f"{HERE}:Bits", {"seen": spaces.Sequence(SEEN)}), 1)
+
+
+def test_legal_actions_come_from_where_maskable_ppo_asks() -> None:
+    class Masked(Forage):
+        n_agents = None  # type: ignore[assignment]
+
+        def __init__(self) -> None:
+            self.observation_space, self.action_space = spaces.Box(0.0, 9.0, (2,)), spaces.Discrete(4)
+
+        def _obs(self) -> Any:
+            return np.full(2, self.t, np.float32)
+
+        def step(self, action: Any) -> Any:
+            obs, _, *rest = super().step([])
+            return obs, float(action), *rest
+
+        def action_masks(self) -> Any:
+            return np.arange(4) == self.t
+
+    network = nn.Linear(2, 4)
+    found = evaluate(
+        Victim.from_policies(network, to_pettingzoo(Masked())),
+        lambda: gymnasium.wrappers.TimeLimit(Masked(), 9),
+        attacks=[("fgsm", 0.1)],
+        episodes=1,
+    )
+    assert found.clean_return == 0 + 1 + 2
+
+
 def test_an_interface_needs_no_base_class() -> None:
     class Written:
         """As POGEMA's environments are."""
@@ -265,7 +297,7 @@ def test_an_interface_needs_no_base_class() -> None:
 
 
 def test_where_pettingzoo_is_needed_the_adapter_is_named() -> None:
-    for env in (gymnasium.make("CartPole-v1"), Rooms()):
+    for env in (gymnasium.make("CartPole-v1"), Rooms(), "CartPole-v1"):
         with pytest.raises(ValueError, match=r"adapters\.to_pettingzoo"):
             Victim.from_policies(nn.Linear(4, 2), env)
         with pytest.raises(ValueError, match=r"adapters\.to_pettingzoo"):

@@ -10,6 +10,7 @@ from typing import Any
 
 import cloudpickle  # type: ignore[import-untyped]
 import pytest
+from mpe2 import simple_spread_v3
 
 from marl_aajr.rollout.environments import EnvironmentSpec, known_environments, resolve
 from marl_aajr.rollout.pettingzoo_games import ParallelGame, TurnBasedGame
@@ -215,6 +216,13 @@ with open({str(tmp_path / "spec")!r}, "wb") as file:
     assert pickle.loads((tmp_path / "spec").read_bytes()).make().possible_agents == ("a",)
     with pytest.raises(ValueError, match="the factory was in another script or notebook"):
         resolve("__main__:my_env")
+
+
+def test_a_module_is_a_name_and_an_environment_is_none() -> None:
+    assert resolve(simple_spread_v3) == resolve("mpe2.simple_spread_v3")
+    for given, kind in ((simple_spread_v3.parallel_env(), "aec_to_parallel_wrapper"), (None, "NoneType")):
+        with pytest.raises(ValueError, match=rf"import path or factory.*got a {kind}: each run"):
+            resolve(given)  # type: ignore[arg-type]
 
 
 def test_a_deprecated_factory_names_its_successor() -> None:

@@ -22,7 +22,7 @@ from marl_aajr.core.environment_values import (
 )
 from marl_aajr.rollout.environments import make_batch, resolve
 from marl_aajr.rollout.pettingzoo_games import game_of
-from tests.own_ways import AGENTS, NAME, PLAYED, OwnWays, Side
+from tests.own_ways import AGENTS, NAME, PLAYED, OwnWays, Side, Turns
 
 
 class TestNames:
@@ -144,6 +144,16 @@ class TestLegalActions:
         game.reset(seed=0)
         with pytest.raises(EnvironmentFault, match="give it from the first reset on"):
             game.step({"0": 1, "1": 1})
+
+    def test_those_of_players_who_wait_are_seen_in_turns(self) -> None:
+        class SecondOnly(Turns):
+            def _tell(self) -> None:
+                super()._tell()
+                self.infos["a"] = {}
+
+        game = game_of(SecondOnly(), name="second")
+        assert game.reset(seed=0).obs["a"]["action_mask"].tolist() == [1, 1, 1]
+        assert game.step({"a": 0}).obs["b"]["action_mask"].tolist() == [1, 0, 1]
 
     def test_those_of_another_length_are_a_fault(self) -> None:
         class Short(OwnWays):

@@ -275,6 +275,16 @@ def test_an_environment_that_never_says_its_spaces_is_told_what_is_expected() ->
         game_of(Never(lists=True), name="never")
 
 
+def test_a_reward_that_float32_does_not_hold_is_a_fault() -> None:
+    class Huge(Scripted):
+        def step(self, actions: dict[str, Any]) -> Any:
+            obs, rewards, *rest = super().step(actions)
+            return obs, dict.fromkeys(rewards, 1e39), *rest
+
+    with pytest.raises(EnvironmentFault, match=r"reward of agent 'a' is 1e\+39, .* no number of float32"):
+        play(game_of(Huge(dict.fromkeys("abc", (3, "truncated"))), name="huge"), seed=0)
+
+
 @pytest.mark.parametrize("reward", [np.array([1.0, 2.0]), [1.0, 2.0], np.zeros((1, 2))])
 def test_a_reward_of_several_parts_is_told_what_to_do(reward: Any) -> None:
     class Several(Scripted):

@@ -127,7 +127,17 @@ def test_teams_are_read_as_people_write_them(said: Any, teams: dict[str, str]) -
 
 
 @pytest.mark.parametrize(
-    "said", [2, ["red", "blue"], ["a", "b", "c"], [["a"], ["b"]], {"red": ["a"]}, object()]
+    "said",
+    [
+        2,
+        ["red", "blue"],
+        ["a", "b", "c"],
+        [["a"], ["b"]],
+        {"red": ["a"]},
+        object(),
+        "{a: red, '*': b}",
+        "*",
+    ],
 )
 def test_teams_that_cannot_be_read_are_answered_with_those_that_can(said: Any) -> None:
     with pytest.raises(
@@ -135,6 +145,17 @@ def test_teams_that_cannot_be_read_are_answered_with_those_that_can(said: Any) -
     ):
         game_of(Sided(said), name="sided")
     assert game_of(Sided(said), name="sided", teams=ABA).teams == ABA
+
+
+def test_teams_may_be_known_only_after_a_reset() -> None:
+    class Late(Sided):
+        teams: Any = None
+
+        def reset(self, seed: int | None = None, options: Any = None) -> Any:
+            self.teams = ABA
+            return super().reset(seed, options)
+
+    assert game_of(Late(), name="late").teams == ABA
 
 
 class Around(BaseParallelWrapper[str, Any, Any]):

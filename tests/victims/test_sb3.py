@@ -148,12 +148,18 @@ def test_one_model_plays_all_agents_and_is_attacked() -> None:
             id="extractor",
         ),
         pytest.param(lambda: nn.Linear(4, 2), "got Linear", id="network"),
+        pytest.param(lambda: "model.zip", r"PPO\.load\(path\) gives it, got str", id="file"),
     ],
 )
 def test_what_does_not_play_by_layers_is_refused(model: Any, why: str) -> None:
     env = to_pettingzoo(gym.make(PENDULUM if why.endswith("gSDE") else CART))
     with pytest.raises(ValueError, match=rf"^expected a model of Stable-Baselines3 .*{why}.*from_policies$"):
         Victim.from_sb3(model(), env)
+
+
+def test_a_model_of_nobody_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"^expected models of agents out of agent; got 'x'$"):
+        Victim.from_sb3({"x": PPO("MlpPolicy", CART, device="cpu")}, to_pettingzoo(gym.make(CART)))
 
 
 def test_a_model_handed_over_as_a_network_is_told_the_way() -> None:
