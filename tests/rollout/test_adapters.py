@@ -275,7 +275,7 @@ def test_legal_actions_come_from_where_maskable_ppo_asks() -> None:
     network = nn.Linear(2, 4)
     found = evaluate(
         Victim.from_policies(network, to_pettingzoo(Masked())),
-        lambda: gymnasium.wrappers.TimeLimit(Masked(), 9),
+        resolve(lambda: gymnasium.wrappers.TimeLimit(Masked(), 9)),
         attacks=[("fgsm", 0.1)],
         episodes=1,
     )
