@@ -57,7 +57,9 @@ class LiveModule(nn.Module):
 
     def __init__(self, module: RLModule) -> None:
         super().__init__()
-        self._key, box, self._mask_space = observed_parts(module.observation_space)
+        box, self._mask_space = parts_of(module)
+        space = module.observation_space
+        self._key = own_key(space) if isinstance(space, gym.spaces.Dict) else ""
         self._shape = box.shape
         # An integer observation may be an index: it comes as what RLlib would make of it.
         whole = not np.issubdtype(box.dtype, np.floating)
@@ -68,12 +70,6 @@ class LiveModule(nn.Module):
     def reseed(self, seed: int) -> None:
         """Begin the random numbers of a module anew that draws its actions from its space."""
         self.module.action_space.seed(seed)
-
-    def _forward(self, batch: dict[str, Any]) -> dict[str, Any]:
-        if isinstance(self.module, DefaultDQNTorchRLModule):
-            out = self.module.compute_q_values(batch)
-            return {**out, Columns.ACTION_DIST_INPUTS: out[QF_PREDS]}
-        return forward_inference(self.module, batch)
 
     def forward(self, obs: Tensor, action_mask: Tensor | None = None) -> Tensor:
         return self._ask(obs, action_mask, {})[Columns.ACTION_DIST_INPUTS]
@@ -89,8 +85,12 @@ class LiveModule(nn.Module):
         batch = {Columns.OBS: seen}
         if columns:
             batch = map_state(lambda x: x.unsqueeze(1), batch)
-        # In a fresh dict: modules take out of it what they like.
-        out = self._forward({**batch, **columns})
+        batch |= columns
+        if isinstance(self.module, DefaultDQNTorchRLModule):
+            out = self.module.compute_q_values(batch)
+            out[Columns.ACTION_DIST_INPUTS] = out[QF_PREDS]
+        else:
+            out = forward_inference(self.module, batch)
         if Columns.ACTIONS in out:
             return {**out, Columns.ACTION_DIST_INPUTS: self._certain(out[Columns.ACTIONS])}
         if Columns.ACTION_DIST_INPUTS not in out:
@@ -126,23 +126,21 @@ class _Recurrent(LiveModule):
         return out[Columns.ACTION_DIST_INPUTS].squeeze(1), out[Columns.STATE_OUT]
 
 
-def observed_parts(space: gym.Space[Any]) -> tuple[str, gym.spaces.Box, gym.Space[Any] | None]:
-    """The name and space of what a module reads beside the action mask, and the space of the mask.
+def parts_of(module: RLModule) -> tuple[gym.spaces.Box, gym.Space[Any] | None]:
+    """The space of what a module reads of its agent's observation, and of the action mask.
 
     Raises:
         ValueError: there is more to it.
     """
-    own, mask = split(space) if _is_simple(space) else (None, None)
+    space = module.observation_space
+    several = isinstance(space, gym.spaces.Dict) and len(space.spaces.keys() - {ACTION_MASK}) != 1
+    own, mask = (None, None) if several and not isinstance(module, FlatActorCritic) else split(space)
     if not isinstance(own, gym.spaces.Box):
         raise ValueError(
             f"expected a module for Box observations, or for a Dict of one Box and {ACTION_MASK}, got {space}"
             "; flatten the observations"
         )
-    return own_key(space) if isinstance(space, gym.spaces.Dict) else "", own, mask
-
-
-def _is_simple(space: gym.Space[Any]) -> bool:
-    return not isinstance(space, gym.spaces.Dict) or len(space.spaces.keys() - {ACTION_MASK}) == 1
+    return own, mask
 
 
 _ROWS = 64
@@ -189,14 +187,6 @@ def _outputs(network: nn.Module, obs: Tensor) -> Tensor:
         return outputs
     _, state = network(obs, initial_state(network, len(obs)))
     return network(obs.flip(0), state)[0]
-
-
-def parts_of(module: TorchRLModule) -> tuple[gym.spaces.Box, gym.Space[Any] | None]:
-    """The space of what a module reads of its agent's observation, and of the action mask."""
-    if isinstance(module, FlatActorCritic):
-        box, mask = split(module.observation_space)
-        return box, mask
-    return observed_parts(module.observation_space)[1:]
 
 
 def flattened(network: nn.Module, module: TorchRLModule, observed: gym.Space[Any]) -> nn.Module:

@@ -91,7 +91,7 @@ def victim_from_modules(
         ValueError: a mapping to a module that is not there, modules that do not fit the environment's
             spaces, or that do not choose actions from a distribution that victims have.
     """
-    spec = env if isinstance(env, EnvironmentSpec) else resolve(env, env_kwargs)
+    spec = resolve(env, env_kwargs)
     game = spec.make()
     game.close()
     observation_spaces = game.observation_spaces
@@ -197,9 +197,8 @@ def victim_from_checkpoint(
         >>> evaluate(victim, suite="standard", units="raw").worst
     """
     path = Path(path)
-    _check_kind(path)
     config = _config(path)
-    spec = env if isinstance(env, EnvironmentSpec) else resolve(env, env_kwargs)
+    spec = resolve(env, env_kwargs)
     game = spec.make()
     game.close()
     # Without policies of its own a configuration has one module, and RLlib asks for no mapping.
@@ -239,6 +238,7 @@ def _check_kind(path: Path) -> None:
 
 
 def _config(path: Path) -> AlgorithmConfig:
+    _check_kind(path)
     try:
         with (path / _CONSTRUCTION).open("rb") as file:
             (state, *_), _ = pickle.load(file)["ctor_args_and_kwargs"]

@@ -37,15 +37,7 @@ from marl_aajr.training.files import YamlSource
 
 @dataclass(frozen=True)
 class StudyPlan:
-    """A study that has been checked.
-
-    Attributes:
-        study: as it was asked for.
-        source: the file.
-        folder: of the study.
-        runs: all of them.
-        nodes: the work, needs first; only the part that `only` asked for.
-    """
+    """A study that has been checked; its `nodes`, needs first, are the part that `only` asked for."""
 
     study: StudyConfig
     source: YamlSource
@@ -107,8 +99,7 @@ def _suite(study: StudyConfig, source: YamlSource) -> Suite | None:
     if not isinstance(name, str):
         return name
     try:
-        is_file = name.endswith((".yaml", ".yml"))
-        return load_suite(source.path.parent / name if is_file else name)
+        return load_suite(source.path.parent / name if name.endswith((".yaml", ".yml")) else name)
     except ValueError as error:
         raise source.problem(("evaluation", "suite"), str(error)) from None
 
@@ -152,11 +143,7 @@ def progress_of(plan: StudyPlan, nodes: Sequence[Mapping[str, float]], on_event:
         on_event(event)
 
     each = {
-        name: NodeProgress(
-            node,
-            state="finished" if plan.folder.done(node) else "waiting",
-            expected=foreseen.seconds[name],
-        )
+        name: NodeProgress(node, "finished" if plan.folder.done(node) else "waiting", foreseen.seconds[name])
         for name, node in plan.nodes.items()
     }
     room = max(int(sum(node["CPU"] for node in nodes)), 1)
@@ -170,11 +157,8 @@ def run_study(
 ) -> None:
     """Do what is left of a study, and write its table and report; within `on_cluster`.
 
-    Args:
-        plan: the study.
-        progress: kept up to date.
-        should_stop: once it says yes, what runs ends at its next iteration and nothing else is started.
-        again: first repeat the tuning's trials as they were decided, and compare their scores.
+    Once `should_stop` says yes, what runs ends at its next iteration and nothing else is started. With
+    `again` the tuning's trials are first repeated as they were decided, and their scores compared.
     """
     with plan.folder.begun(plan.study):
         started = time.perf_counter()
@@ -218,8 +202,8 @@ def _execute(plan: StudyPlan, progress: GridProgress, *, should_stop: Callable[[
 def _write(plan: StudyPlan, progress: GridProgress) -> None:
     """The table and the page of what has been evaluated so far."""
     study, folder = plan.study, plan.folder
-    if any(map(folder.evaluation_files, plan.runs)):
-        table = write_results(study.name, plan.runs, folder)
+    if evaluated := [run for run in plan.runs if folder.evaluation_files(run)]:
+        table = write_results(study.name, evaluated, folder)
         tuned = budgets(study, folder)
         page = write_page(study, plan.runs, plan.nodes, folder, file=plan.source.path, tuning=tuned)
         progress.emit("written", table=str(table), report=str(page))

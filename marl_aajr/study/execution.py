@@ -52,14 +52,8 @@ def execute(
 ) -> None:
     """Do all nodes that are not done, each after what it needs, as many at a time as there is room for.
 
-    Args:
-        nodes: all nodes, with those that they need.
-        folder: of the study.
-        progress: is kept up to date; nodes that are `finished` there are not done again.
-        storage: the place that finished work is copied to.
-        study: says how often a node is started again, how many run at a time, and what else to log to.
-        should_stop: asked often; once it says yes nothing is started, and what runs ends at its next
-            iteration.
+    Nodes that are `finished` in `progress`, which is kept up to date, are not done again. Once `should_stop`,
+    which is asked often, says yes, nothing is started, and what runs ends at its next iteration.
     """
     logging.getLogger("ray.tune").setLevel(logging.CRITICAL)
     # With fewer than this, short nodes keep taking over the first process before a second one is up.
@@ -102,13 +96,7 @@ class _Unsaved:
 
 
 class GraphSearch(_Unsaved, Searcher):
-    """Proposes, as Tune's next trial, the first node whose needs are met.
-
-    Args:
-        nodes: all of them, needs first.
-        progress: of the nodes; `finished` ones need nothing more.
-        should_stop: once true, nothing more is proposed.
-    """
+    """Proposes, as Tune's next trial, the first node whose needs are met; none once the study is to stop."""
 
     def __init__(
         self, nodes: Mapping[str, Node], progress: GridProgress, should_stop: Callable[[], bool]

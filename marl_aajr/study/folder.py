@@ -17,7 +17,7 @@ from __future__ import annotations
 import json
 import time
 import traceback
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -118,7 +118,7 @@ class StudyFolder:
         """The small file that says how a run has been evaluated; what was found lies with the run."""
         return self.evaluations / f"{run.name}.json"
 
-    def note_evaluation(self, node: Node, evaluation: str, what: Mapping[str, Any]) -> None:
+    def note_evaluation(self, node: Node, evaluation: str, **what: Any) -> None:
         """Write down that a run has been evaluated, by the file of this name in its evaluations, and more."""
         self.evaluations.mkdir(parents=True, exist_ok=True)
         note = {"asked": evaluated_by(node), "evaluation": evaluation, **what}
@@ -127,8 +127,8 @@ class StudyFolder:
     def evaluation_files(self, run: StudyRun) -> list[Path]:
         """The file with what a run's evaluation found, in a list; none where it has not been evaluated."""
         note = _json_object(self.note_file(run))
-        file = None if note is None else self.run(run.name).evaluations / note["evaluation"]
-        return [] if file is None or not file.is_file() else [file]
+        file = self.run(run.name).evaluations / (note or {"evaluation": ""})["evaluation"]
+        return [file] if file.is_file() else []
 
     def was_evaluated_by(self, run: StudyRun) -> dict[str, Any] | None:
         """The answer of `evaluated_by` when the run was evaluated; None: it has not been."""

@@ -24,11 +24,9 @@ class Node:
 
     Attributes:
         name: the run's, followed by what is done with it where that is not its training.
-        run: the run that it belongs to.
         needs: names of the nodes that must have succeeded.
         adversary: the adversary that is trained against the run; None: it trains none.
         evaluation: the settings of the evaluation; None: it evaluates nothing.
-        suite: the attacks of the evaluation.
         surrogate: another run that perturbations are computed on, for its evaluation.
         faced: the trained adversaries that its evaluation has it face.
     """
@@ -44,7 +42,6 @@ class Node:
 
     @property
     def kind(self) -> Kind:
-        """The kind of work."""
         if self.adversary is not None:
             return "adversary"
         return "train" if self.evaluation is None else "evaluate"

@@ -30,8 +30,6 @@ class NodeProgress:
     """The progress of one node.
 
     Attributes:
-        node: the node.
-        state: its own.
         expected: seconds that it is expected to take in all.
         since: when it was started, by `time.monotonic`.
         share: the part of it that is done.
@@ -39,8 +37,6 @@ class NodeProgress:
         after: seconds that it takes once it is trained.
         speed: environment steps per second, where it trains.
         seconds: the time that it took.
-        restarts: the number of times that it was started again.
-        error: why it failed.
         log: the file that has all of the error.
     """
 
@@ -72,10 +68,9 @@ class NodeProgress:
 
 @dataclass
 class GridProgress:
-    """The progress of all nodes of a study.
+    """The progress of all nodes of a study, by name.
 
     Attributes:
-        nodes: by name.
         on_event: called with a flat record of everything that changes a state.
         slots: the number of nodes that may run at a time.
         dashboard: Ray's, where it is on.
@@ -151,13 +146,7 @@ START_SECONDS = 15.0
 
 @dataclass(frozen=True)
 class Forecast:
-    """Expected seconds of each node, and whether they were measured.
-
-    Attributes:
-        seconds: of each node by name; 0 where it is done.
-        assumed: the number of nodes left whose time rests on an assumption.
-        left: the number of nodes that are left.
-    """
+    """Expected seconds of each node, 0 where it is done; of how many left they are assumed, not measured."""
 
     seconds: Mapping[str, float]
     assumed: int

@@ -52,16 +52,7 @@ def write_page(
     file: Path,
     tuning: Sequence[Tuning] = (),
 ) -> Path:
-    """Write `report.html` about all runs that have been evaluated.
-
-    Args:
-        study: the study.
-        runs: all of its runs.
-        nodes: all of its work, for what became of it.
-        folder: the study's.
-        file: the file that the study was read from.
-        tuning: the budget of each method.
-    """
+    """Write `report.html` about the evaluated runs of a study, and what became of its nodes."""
     evaluated = [run for run in runs if folder.evaluation_files(run)]
     missing = [run.name for run in runs if run not in evaluated]
     cut = f"{len(missing)} of {len(runs)} runs are not finished or not evaluated: {', '.join(missing)}."
@@ -99,8 +90,7 @@ def _from_here(path: Path) -> Path:
 def _restarts(nodes: Mapping[str, Node], folder: StudyFolder) -> Iterator[Incident]:
     """The restarts after faults, as directories of runs record them, else as Tune saw them.
 
-    Evaluations have no directory, and training has another one on another node without a shared disk. A
-    stop that was asked for is no fault.
+    Evaluations have no directory, and training has another one on another node without a shared disk.
     """
     restarts = [event for event in folder.events() if event["event"] == "restarted"]
     for name, node in nodes.items():
@@ -155,9 +145,8 @@ def _caveats(study: StudyConfig, runs: Sequence[StudyRun], folder: StudyFolder) 
 
 
 def write_results(name: str, runs: Iterable[StudyRun], folder: StudyFolder) -> Path:
-    """Write the table of the evaluated runs of the study of this name to `results.parquet`."""
-    evaluated = [run for run in runs if folder.evaluation_files(run)]
-    rows = [{"study": name, **row} for run in evaluated for row in _rows(run, folder)]
+    """Write the table of evaluated runs of the study of this name to `results.parquet`."""
+    rows = [{"study": name, **row} for run in runs for row in _rows(run, folder)]
     table = pyarrow.Table.from_pylist(rows, schema=SCHEMA)
     with replaced(folder.results) as file:
         pyarrow.parquet.write_table(table, file)

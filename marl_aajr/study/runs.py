@@ -28,11 +28,8 @@ class Variant:
     """One method on one environment: what is tuned, and what differs only in the study's grid and the seed.
 
     Attributes:
-        environment: the entry that it comes from.
-        method: the entry that it comes from.
-        key: of that entry in the study's file.
+        key: of the method's entry in the study's file.
         name: `simple_spread_v3-aajr-coefficient=0.001`.
-        parts: its settings.
     """
 
     environment: EnvironmentEntry
@@ -44,15 +41,7 @@ class Variant:
 
 @dataclass(frozen=True)
 class StudyRun:
-    """One run of a study.
-
-    Attributes:
-        name: of its folder.
-        config: of the training.
-        variant: its method and environment.
-        point: the values of the study's grid, which all methods share.
-        parts: its settings.
-    """
+    """One run of a study; `point` has the values of the study's grid, which all methods share."""
 
     name: str
     config: RunConfig
@@ -216,11 +205,9 @@ def _blame(line: str, parts: Parts, source: YamlSource) -> str:
             best, place = depth, where
     for skipped in range(len(key)):
         # In the file an environment's and a method's settings stand without "env." and "method.".
-        found = source.where((*place, *key[skipped:]))
-        dotted = source.where((*place, ".".join(key[skipped:])))
-        for candidate in (found, dotted):
-            if candidate != source.where(place):
-                return candidate
+        for tail in (key[skipped:], [".".join(key[skipped:])]):
+            if (found := source.where((*place, *tail))) != source.where(place):
+                return found
     return source.where(place)
 
 

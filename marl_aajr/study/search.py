@@ -38,14 +38,7 @@ _SCORES = "scores.jsonl"
 
 @dataclass(frozen=True)
 class Trial:
-    """The common part of all trials of a variant.
-
-    Attributes:
-        entry: the effort.
-        data: settings of their runs, without those that are searched.
-        folder: of their run directories.
-        team: the agents that are attacked and evaluated.
-    """
+    """The common part of all trials of a variant; `data` lacks the settings that are searched."""
 
     entry: TuningEntry
     data: Mapping[str, Any]
@@ -62,20 +55,14 @@ class Trial:
         return make_config(merged(config.model_dump(mode="json"), steps))
 
     def scores(self, name: str) -> list[dict[str, Any]]:
-        """Of one trial, rung by rung."""
+        """Those of one trial, rung by rung."""
         return read_lines(self.folder / name / _SCORES)
 
 
 def try_settings(
     trial: Trial, *, settings: Settings, name: str, rungs: int | None = None
 ) -> Iterator[dict[str, Any]]:
-    """Scores of a trial, rung by rung; what has been scored before is not trained again.
-
-    Args:
-        trial: the part that it shares with the others.
-        settings: the searched ones.
-        name: of its folder.
-        rungs: the number of them; None: all.
+    """Scores of a trial, rung by rung, None: all; what has been scored before is not trained again.
 
     Yields:
         `budget` (1, η, η², …), `env_steps`, `clean`, `robust` and `score`, means over the seeds.
@@ -216,17 +203,15 @@ def _trainable(trial: Trial, example: Mapping[str, Any], folder: StudyFolder) ->
 
 def _optuna(space: Mapping[str, Space], entry: TuningEntry) -> OptunaSearch:
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    distributions = {key: _distribution(each) for key, each in space.items()}
+    of = optuna.distributions
+    distributions = {
+        key: of.FloatDistribution(each.low, each.high, log=each.log)
+        if each.choices is None
+        else of.CategoricalDistribution(each.choices)
+        for key, each in space.items()
+    }
     sampler = optuna.samplers.TPESampler(seed=entry.seed)
     return OptunaSearch(distributions, metric="score", mode="max", sampler=sampler)
-
-
-def _distribution(space: Space) -> optuna.distributions.BaseDistribution:
-    if space.choices is not None:
-        return optuna.distributions.CategoricalDistribution(space.choices)
-    assert space.low is not None
-    assert space.high is not None
-    return optuna.distributions.FloatDistribution(space.low, space.high, log=space.log)
 
 
 def _run_config(path: Path, study: StudyConfig, callbacks: list[tune.Callback]) -> tune.RunConfig:

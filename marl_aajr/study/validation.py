@@ -26,7 +26,7 @@ from marl_aajr.study.runs import StudyRun, variants
 from marl_aajr.study.study_config import StudyConfig
 from marl_aajr.study.tuning import ASKED, searched_by
 from marl_aajr.training.algorithm import build_config
-from marl_aajr.training.cluster import KINDS, have_room
+from marl_aajr.training.cluster import KINDS, have_room, show
 from marl_aajr.training.config import Resources
 from marl_aajr.training.fields import differences
 from marl_aajr.training.files import Key, YamlSource
@@ -47,13 +47,9 @@ def check_loggers(study: StudyConfig, source: YamlSource) -> None:
 
 def check_playable(runs: tuple[StudyRun, ...], source: YamlSource) -> None:
     """Check that each run can be trained, once for runs that differ in the seed alone."""
-    seen: set[tuple[str, str]] = set()
+    first = {(run.variant.name, repr(run.point)): run for run in reversed(runs)}
     problems: dict[str, None] = {}
-    for run in runs:
-        key = (run.variant.name, repr(run.point))
-        if key in seen:
-            continue
-        seen.add(key)
+    for run in reversed(first.values()):
         try:
             build_config(run.config)
         except ValueError as error:
@@ -113,8 +109,9 @@ def check_fits(runs: Iterable[StudyRun], nodes: list[dict[str, float]], source: 
         if resources not in problems and not _fits(resources, nodes):
             problems[resources] = (
                 f"{run.where('resources', source)}: resources: expected runs that fit the cluster, which has "
-                f"{_show(nodes)}, got {run.name}, which needs {_show(resources.bundles)}; lower "
-                "env_runners, learners or what each of them takes"
+                f"{show(*nodes)} in {len(nodes)} part(s), got {run.name}, which needs "
+                f"{show(*resources.bundles)} in {len(resources.bundles)} part(s); lower env_runners, "
+                "learners or what each of them takes"
             )
     if problems:
         raise ValueError("\n".join(problems.values()))
@@ -129,11 +126,6 @@ def _fits(resources: Resources, nodes: list[dict[str, float]]) -> bool:
         if min(rest.values()) >= 0 and have_room(*resources.groups, others):
             return True
     return False
-
-
-def _show(parts: list[dict[str, float]]) -> str:
-    total = {kind: sum(part.get(kind, 0.0) for part in parts) for kind in KINDS}
-    return " and ".join(f"{amount:g} {kind}" for kind, amount in total.items()) + f" in {len(parts)} part(s)"
 
 
 def check_same(folder: StudyFolder, study: StudyConfig, source: YamlSource) -> None:

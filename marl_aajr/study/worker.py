@@ -49,7 +49,6 @@ class StudyLocation:
 
     Attributes:
         folder: of the study; seen by all nodes where there is no storage.
-        identity: of the study.
         storage: URI to keep finished work at; None: in the folder.
     """
 
@@ -118,9 +117,6 @@ def do_node(
 
     What would go wrong again is reported; everything else is raised, for Tune to start the node again. The
     `expected` versions are those of the study's own process, by `software`.
-
-    Raises:
-        RuntimeError: this machine is of no use for the study.
     """
     location.check_machine(expected)
     torch.set_num_threads(1)
@@ -163,10 +159,8 @@ class _Reporter:
                 raise Interrupted
 
     def _due(self) -> bool:
-        now = time.monotonic()
-        due = now - self._last >= _REPORT_SECONDS
-        if due:
-            self._last = now
+        due = time.monotonic() - self._last >= _REPORT_SECONDS
+        self._last = time.monotonic() if due else self._last
         return due
 
 
@@ -235,8 +229,7 @@ def _evaluate(node: Node, folder: StudyFolder, reporter: _Reporter) -> None:
     entry = node.evaluation
     assert entry is not None
     assert node.suite is not None
-    started = time.perf_counter()
-    surrogate = node.surrogate
+    started, surrogate = time.perf_counter(), node.surrogate
     evaluation = evaluate(
         folder.run(node.run.name).path,
         protocol=entry.protocol(node.suite, team=node.run.variant.environment.team),
@@ -250,9 +243,7 @@ def _evaluate(node: Node, folder: StudyFolder, reporter: _Reporter) -> None:
     folder.note_evaluation(
         node,
         file_name(evaluation),
-        {
-            "clean_return": evaluation.clean_return,
-            "failed_checks": [check.name for check in evaluation.failures],
-            "seconds": time.perf_counter() - started,
-        },
+        clean_return=evaluation.clean_return,
+        failed_checks=[check.name for check in evaluation.failures],
+        seconds=time.perf_counter() - started,
     )

@@ -7,7 +7,6 @@ nor the disk, and what its machine may lack in `check_machine`.
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import numpy as np
 import torch
@@ -79,7 +78,7 @@ def build_config(config: RunConfig) -> AlgorithmConfig:
     )
     _set_processes(result, config)
     if config.observation_filter != "none":
-        result.env_runners(env_to_module_connector=_normalizer)
+        result.env_runners(env_to_module_connector=lambda *_: ObservationNormalizer())
     _set_method(result, config, team)
     if atla is not None:
         entropy = PPOConfig.overrides(entropy_coeff=rllib_schedule(atla.settings.adversary_entropy_coeff))
@@ -223,10 +222,6 @@ def _module_specs(config: RunConfig, mapping: PolicyMapping) -> MultiRLModuleSpe
     )
 
 
-def _normalizer(env: Any, spaces: Any, device: Any) -> ObservationNormalizer:
-    return ObservationNormalizer()
-
-
 def start_config(config: RunConfig) -> AlgorithmConfig:
     """RLlib's configuration with the algorithm and its numbers, and nothing else yet."""
     ppo, learners = config.ppo, max(config.resources.learners, 1)
@@ -260,6 +255,4 @@ def start_config(config: RunConfig) -> AlgorithmConfig:
 
 def rllib_schedule(schedule: Schedule) -> float | list[list[float]]:
     """A schedule as RLlib takes it."""
-    if isinstance(schedule, float):
-        return schedule
-    return [[int(step), value] for step, value in schedule]
+    return schedule if isinstance(schedule, float) else [[int(step), value] for step, value in schedule]

@@ -53,13 +53,7 @@ def _adversaries_of(team: PolicyMapping, atla: ATLA) -> PolicyMapping:
 
 @dataclass(frozen=True)
 class ATLAPhases:
-    """The two sides of an ATLA run, and which of them each iteration trains.
-
-    Attributes:
-        settings: of the method.
-        team: the agents.
-        adversaries: the agents' adversaries.
-    """
+    """The two sides of an ATLA run, agents and their adversaries, and which of them each iteration trains."""
 
     settings: ATLA
     team: PolicyMapping
@@ -79,13 +73,7 @@ class ATLAPhases:
 
 @dataclass(frozen=True)
 class ATLAPhase:
-    """The modules that one iteration trains, and the perturbations that it trains them under.
-
-    Attributes:
-        run: the two sides.
-        trains_adversaries: whether it trains the adversaries, or else the team.
-        perturbations: Δ in it; None: agents see the truth.
-    """
+    """The side that one iteration trains, and the perturbations Δ that it trains it under, if any."""
 
     run: ATLAPhases
     trains_adversaries: bool
@@ -109,11 +97,7 @@ def phases_of(config: RunConfig, team: PolicyMapping) -> ATLAPhases | None:
 
 
 class PhaseOfRecreated:
-    """RLlib's `on_env_runners_recreated`: the phase of the iteration, for runners that Ray has restarted.
-
-    Attributes:
-        phase: what the iteration does; None: not told yet.
-    """
+    """RLlib's `on_env_runners_recreated`: the phase of the iteration, for runners that Ray has restarted."""
 
     phase: ATLAPhase | None = None
 

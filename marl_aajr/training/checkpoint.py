@@ -118,15 +118,15 @@ def start_afresh(algorithm: Algorithm, *, seed: int, iteration: int) -> None:
     )
 
 
+@dataclass(frozen=True)
 class StartRecreated:
     """RLlib's `on_env_runners_recreated`: seeds for runners that Ray has restarted.
 
     RLlib gives them the seeds of their first start, and so the same episodes after every restart.
     """
 
-    def __init__(self, *, seed: int, threads: int) -> None:
-        self.seed = seed
-        self.threads = threads
+    seed: int
+    threads: int
 
     def __call__(self, *, algorithm: Algorithm, env_runner_indices: list[int], **_: Any) -> None:
         point = {"seed": self.seed, "iteration": algorithm.training_iteration}

@@ -183,9 +183,9 @@ def check_room(resources: Resources) -> None:
         _check_bundles(resources.bundles, group.bundle_specs)
         return
     runners, learners = resources.groups
-    total = {kind: sum(part.count * part.each[kind] for part in (runners, learners)) for kind in KINDS}
-    each = [f"{g.count} {g.name}(s) with {_show(g.each)} each" for g in (runners, learners) if g.count]
-    needs = f"needs {_show(total)} ({', '.join(each)})"
+    each = [f"{g.count} {g.name}(s) with {show(g.each)} each" for g in (runners, learners) if g.count]
+    total = show(*[runners.each] * runners.count, *[learners.each] * learners.count)
+    needs = f"needs {total} ({', '.join(each)})"
     nodes = amounts_of_nodes()
     if not have_room(runners, learners, nodes):
         raise ValueError(
@@ -235,13 +235,13 @@ def _check_bundles(needed: list[dict[str, float]], given: Sequence[Amounts]) -> 
 
 def _show_nodes(nodes: Sequence[Amounts]) -> str:
     """The sum, and where that does not say it all the nodes, alike ones counted."""
-    total = _show({kind: sum(node.get(kind, 0.0) for node in nodes) for kind in KINDS})
-    each = [f"{count} with {amounts}" for amounts, count in sorted(Counter(map(_show, nodes)).items())]
-    return f"{total} on {len(nodes)} node(s)" + f" ({'; '.join(each)})" * (len(nodes) > 1)
+    each = [f"{count} with {amounts}" for amounts, count in sorted(Counter(map(show, nodes)).items())]
+    return f"{show(*nodes)} on {len(nodes)} node(s)" + f" ({'; '.join(each)})" * (len(nodes) > 1)
 
 
-def _show(amounts: Amounts) -> str:
-    return " and ".join(f"{amounts.get(kind, 0.0):g} {kind}" for kind in KINDS)
+def show(*parts: Amounts) -> str:
+    """The sum of the parts in words."""
+    return " and ".join(f"{sum(part.get(kind, 0.0) for part in parts):g} {kind}" for kind in KINDS)
 
 
 _matching: set[str] = set()

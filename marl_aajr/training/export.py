@@ -11,10 +11,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import gymnasium as gym
 import torch
 from ray.rllib.algorithms.algorithm import Algorithm
-from ray.rllib.core.columns import Columns
 from ray.rllib.core.learner.torch.torch_learner import TorchLearner
 from torch import nn
 
@@ -88,20 +86,19 @@ def _compare(name: str, module: Any, victim: Victim, mapping: PolicyMapping) -> 
     generator = torch.Generator().manual_seed(0)
     box, mask_space = split(mapping.observation_spaces[agent])
     observations = torch.randn(_ROWS, *box.shape, generator=generator)
+    if box.dtype.kind != "f":
+        observations = observations.abs().floor()
     mask = None
-    if mask_space is not None and mask_space.shape is not None:
-        mask = (torch.rand(_ROWS, *mask_space.shape, generator=generator) < 0.5).to(torch.int8)
-        mask[:, 0] = 1
-    seen: Any = observations
-    if isinstance(module.observation_space, gym.spaces.Dict):  # without the state of a centralised critic
-        seen = {"observation": observations} | ({} if mask is None else {"action_mask": mask})
+    if mask_space is not None:
+        mask = torch.rand(_ROWS, *mask_space.shape, generator=generator) < 0.5
+        mask[:, 0] = True
+    live = live_module(module)
     state = victim.memory(_ROWS).recall({agent: torch.arange(_ROWS)})
     if state is None:
-        expected = module.forward_inference({Columns.OBS: seen})[Columns.ACTION_DIST_INPUTS]
+        expected = live(observations, mask)
     else:
-        live = live_module(module)
         expected, _ = live(observations, initial_state(live, _ROWS))
-    policy = victim.policy(agent, action_mask=None if mask is None else mask.bool(), state=state)
+    policy = victim.policy(agent, action_mask=mask, state=state)
     got = policy(observations.flatten(1))
     if not torch.equal(expected, got):
         worst = float((expected - got).abs().max())

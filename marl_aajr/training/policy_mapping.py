@@ -31,10 +31,8 @@ class PolicyMapping:
     """The agents of an environment, and the module that plays for each of them.
 
     Attributes:
-        observation_spaces: of each agent, in the environment's order.
-        action_spaces: likewise, as the environment declares it.
-        teams: likewise.
-        module_of: likewise.
+        observation_spaces: of each agent, in the environment's order, like all that follow.
+        action_spaces: as the environment declares them.
         central: space of what a centralised critic reads beside an agent's observation; None: there is none.
     """
 

@@ -13,10 +13,10 @@ from contextlib import suppress
 from dataclasses import field
 from importlib import metadata
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, TypedDict, TypeVar
 
 import yaml
-from pydantic import TypeAdapter, ValidationError
+from pydantic import StrictInt, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
 
 CONFIG, STATUS, VERSIONS = "config.yaml", "status.json", "versions.json"
@@ -113,6 +113,17 @@ class Iteration:
     modules: dict[str, dict[str, float | None]] = field(default_factory=dict)
 
 
+class _Named(TypedDict):
+    name: str
+
+
+class _Settings(TypedDict):
+    env: _Named
+    method: _Named
+    seed: StrictInt
+    env_steps: StrictInt
+
+
 def load_settings(folder: Path) -> Mapping[str, Any]:
     """The configuration of the run in a folder as nested mappings; its environment need not be installed.
 
@@ -124,16 +135,7 @@ def load_settings(folder: Path) -> Mapping[str, Any]:
         config = yaml.safe_load(_text(path))
     except yaml.YAMLError as error:
         raise _corrupt(path, " ".join(str(error).split())) from error
-    if not isinstance(config, dict):
-        raise _corrupt(path, "it is not a mapping")
-    for key in ("env", "method", "seed", "env_steps"):
-        if key not in config:
-            raise _corrupt(path, f"it lacks {key}")
-        if key in ("seed", "env_steps") and not isinstance(config[key], int):
-            raise _corrupt(path, f"{key} should be an integer, not {config[key]!r}")
-        named = isinstance(config[key], dict) and isinstance(config[key].get("name"), str)
-        if key in ("env", "method") and not named:
-            raise _corrupt(path, f"{key} should be a mapping with a name")
+    _validate(_Settings, config, path)
     return config
 
 
@@ -148,7 +150,7 @@ def load_iterations(folder: Path) -> tuple[Iteration, ...]:
     if not lines:
         raise _corrupt(path, "it has no line")
     for number, line in enumerate(lines, start=1):
-        row = _validate(Iteration, line, path, where=f"line {number}: ")
+        row = _parse(Iteration, line, path, where=f"line {number}: ")
         if rows and row.env_steps <= rows[-1].env_steps:
             raise _corrupt(path, f"line {number}: env_steps {row.env_steps} after {rows[-1].env_steps}")
         rows.append(row)
@@ -177,18 +179,24 @@ def parse(kind: type[_Value], path: Path) -> _Value:
     Raises:
         ValueError: no such file, or a corrupt one; names the field, and what to do.
     """
-    return _validate(kind, _text(path), path)
+    return _parse(kind, _text(path), path)
 
 
-def _validate(kind: type[_Value], text: str, path: Path, *, where: str = "") -> _Value:
+def _parse(kind: type[_Value], text: str, path: Path, *, where: str = "") -> _Value:
     try:
-        return TypeAdapter(kind).validate_python(json.loads(text))
+        return _validate(kind, json.loads(text), path, where=where)
     except json.JSONDecodeError as error:
         raise _corrupt(path, f"{where}not JSON ({error})") from error
+
+
+def _validate(kind: type[_Value], value: Any, path: Path, *, where: str = "") -> _Value:
+    try:
+        return TypeAdapter(kind).validate_python(value)
     except ValidationError as error:
         first = error.errors()[0]
-        key = ".".join(str(part) for part in first["loc"])
-        raise _corrupt(path, f"{where}{key or 'contents'}: {first['msg']}") from error
+        key = ".".join(map(str, first["loc"])) or "contents"
+        got = "" if first["type"] == "missing" else f", got {str(first['input'])[:60]}"
+        raise _corrupt(path, f"{where}{key}: {first['msg']}{got}") from error
 
 
 def _text(path: Path) -> str:

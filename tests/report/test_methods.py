@@ -77,13 +77,17 @@ def test_refuses_an_unfinished_run(tmp_path: Path, status: dict[str, Any], messa
     ("name", "content", "message"),
     [
         ("config.yaml", "env: [", "corrupt .*config.yaml"),
-        ("config.yaml", "- a list", "it is not a mapping"),
-        ("config.yaml", "env: {name: x}\nseed: 0\nenv_steps: 1", "it lacks method"),
-        ("config.yaml", "env: {name: x}\nmethod: ppo\nseed: 0\nenv_steps: 1", "method should be a mapping"),
+        ("config.yaml", "- a list", "contents: Input should be a valid dictionary"),
+        ("config.yaml", "env: {name: x}\nseed: 0\nenv_steps: 1", "method: Field required"),
+        (
+            "config.yaml",
+            "env: {name: x}\nmethod: ppo\nseed: 0\nenv_steps: 1",
+            "method: Input should be a valid dictionary",
+        ),
         (
             "config.yaml",
             "env: {name: x}\nmethod: {name: y}\nseed: a\nenv_steps: 1",
-            "seed should be an integer",
+            "seed: Input should be a valid integer",
         ),
         ("status.json", "{", "corrupt .*status.json: not JSON"),
         ("status.json", '{"state": "gone", "iteration": 1, "env_steps": 1}', "state: Input should be"),

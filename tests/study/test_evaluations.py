@@ -30,7 +30,7 @@ def evaluated(folder: Path, **study: Any) -> StudyPlan:
             if node.kind == "evaluate":
                 run.evaluations.mkdir()
                 write_json(run.evaluations / "found.json", {})
-                plan.folder.note_evaluation(node, "found.json", {})
+                plan.folder.note_evaluation(node, "found.json")
     return plan
 
 

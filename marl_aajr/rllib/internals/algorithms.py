@@ -69,19 +69,17 @@ def registered_creator(name: str) -> Any:
     return _global_registry.get(ENV_CREATOR, name) if known else None
 
 
-_ENV_TO_MODULE_DEFAULTS = (
-    AddObservationsFromEpisodesToBatch,
-    AddTimeDimToBatchAndZeroPad,
-    AddStatesFromEpisodesToBatch,
-    AgentToModuleMapping,
-    BatchIndividualItems,
-    NumpyToTensor,
-)
-
-
 def foreign_env_to_module(pipeline: Any, *known: type) -> list[str]:
     """Names of the pieces in an env-to-module pipeline that are neither RLlib's defaults nor `known`."""
-    expected = (*_ENV_TO_MODULE_DEFAULTS, *known)
+    defaults = (
+        AddObservationsFromEpisodesToBatch,
+        AddTimeDimToBatchAndZeroPad,
+        AddStatesFromEpisodesToBatch,
+        AgentToModuleMapping,
+        BatchIndividualItems,
+        NumpyToTensor,
+    )
+    expected = (*defaults, *known)
     return [type(piece).__name__ for piece in pipeline.connectors if not isinstance(piece, expected)]
 
 
@@ -146,26 +144,24 @@ _ANSWER_SECONDS = 10.0
 _LOGGER = logging.getLogger("marl_aajr")
 
 
-class _NonFiniteGradient(logging.Filter):
-    def filter(self, record: logging.LogRecord) -> bool:
-        if record.getMessage().startswith("Gradients "):
-            raise NonFiniteError("a gradient of the loss is NaN or infinite")
-        return True
+def _refuse_gradient(record: logging.LogRecord) -> bool:
+    if record.getMessage().startswith("Gradients "):
+        raise NonFiniteError("a gradient of the loss is NaN or infinite")
+    return True
 
 
-class _ActorError(logging.Filter):
-    def filter(self, record: logging.LogRecord) -> bool:
-        error = sys.exc_info()[1]
-        if isinstance(error, RayTaskError):
-            raise error.cause from None
-        if isinstance(error, RayError):
-            _LOGGER.warning("lost a process of the run: %s", str(error).splitlines()[0])
-        return False
+def _raise_actor_error(record: logging.LogRecord) -> bool:
+    error = sys.exc_info()[1]
+    if isinstance(error, RayTaskError):
+        raise error.cause from None
+    if isinstance(error, RayError):
+        _LOGGER.warning("lost a process of the run: %s", str(error).splitlines()[0])
+    return False
 
 
-_ALARMS: dict[str, logging.Filter] = {
-    "ray.rllib.core.learner.torch.torch_learner": _NonFiniteGradient(),
-    "ray.rllib.utils.actor_manager": _ActorError(),
+_ALARMS = {
+    "ray.rllib.core.learner.torch.torch_learner": _refuse_gradient,
+    "ray.rllib.utils.actor_manager": _raise_actor_error,
 }
 
 

@@ -200,7 +200,6 @@ class OpenTorchLearner(TorchLearner):
     trained: Collection[str] | None = None
 
     def should_module_be_updated(self, module_id: str, multi_agent_batch: Any = None) -> bool:
-        """Whether updates train a module."""
         its_turn = self.trained is None or module_id in self.trained
         return its_turn and bool(super().should_module_be_updated(module_id, multi_agent_batch))
 

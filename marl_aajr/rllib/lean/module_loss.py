@@ -52,7 +52,7 @@ def minibatches(
         rows: Number of rows of each module, at least 1.
         size: Rows of each module in a minibatch.
         total: Number of minibatches.
-        shuffle: Whether to.
+        shuffle: Whether to shuffle.
     """
     cycles = {module: _cycle(count, size, shuffle=shuffle) for module, count in rows.items()}
     for _ in range(total):
@@ -77,17 +77,9 @@ def _cycle(rows: int, size: int, *, shuffle: bool) -> Iterator[Index]:
         yield pieces[0] if len(pieces) == 1 else np.concatenate(pieces)
 
 
-VALUES = "marl_aajr_values"
-"""Key of a forward pass's output: the critic's values, `[N]`."""
-
-LOSS = "marl_aajr_loss"
-"""Key of a forward pass's output: PPO's loss, where its gradient is there as well; it has no graph."""
-
-ROWS = "marl_aajr_rows"
-"""Key of a forward pass's output: the `PPORows` that this loss is of."""
-
-GRADIENT = "marl_aajr_gradient"
-"""Key of a forward pass's output: the gradient of this loss, by parameter."""
+VALUES, LOSS, ROWS, GRADIENT = (f"marl_aajr_{name}" for name in ("values", "loss", "rows", "gradient"))
+"""Keys of a forward pass's output: the critic's values `[N]`; or PPO's loss, which then has no graph, the
+`PPORows` that it is of, and its gradient by parameter."""
 
 _ROWS = (Columns.ACTIONS, Columns.ACTION_LOGP, Postprocessing.ADVANTAGES, Postprocessing.VALUE_TARGETS)
 
@@ -114,13 +106,7 @@ class ModuleLoss:
     def forward(
         self, columns: dict[str, Any], coefficients: PPOCoefficients, *, with_graph: bool
     ) -> dict[str, Any]:
-        """The module's `forward_train`; for small networks, the loss and its gradient at once.
-
-        Args:
-            columns: The minibatch.
-            coefficients: Of the loss.
-            with_graph: Whether the loss is to be differentiated, and not its gradient to be given.
-        """
+        """The module's `forward_train`; for small networks, loss and gradient at once unless `with_graph`."""
         if self._networks is None:
             return self.module.forward_train(columns)
         obs, critic_obs = self._read(columns[Columns.OBS])
@@ -147,15 +133,7 @@ class ModuleLoss:
         kl_coefficient: Tensor | None,
         report: bool,
     ) -> tuple[Tensor, Metrics]:
-        """The loss, and RLlib's metrics of it if a report is asked for.
-
-        Args:
-            batch: The minibatch.
-            fwd_out: Output of the forward pass on the minibatch.
-            coefficients: Of the loss.
-            kl_coefficient: Weight of `KL(π_old ‖ π)`; None: no such term.
-            report: Whether to measure.
-        """
+        """The loss, with `kl_coefficient · KL(π_old ‖ π)` if there is one; RLlib's metrics, if `report`."""
         assert self.distribution is not None
         if LOSS in fwd_out:
             loss = fwd_out[LOSS]

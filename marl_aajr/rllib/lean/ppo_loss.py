@@ -228,7 +228,7 @@ class PlainGradient:
             obs: `[N, d]`, what the actor reads.
             critic_obs: `[N, d']`, what the critic reads.
             constants: The columns of `PPORows` that are no outputs.
-            coefficients: Of the loss.
+            coefficients: Those of the loss.
         """
         outputs, actor_seen = self._actor.forward(obs)
         values, critic_seen = self._critic.forward(critic_obs)

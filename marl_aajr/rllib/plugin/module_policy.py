@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from functools import cached_property
 from typing import Any
 
 import torch
@@ -44,10 +43,29 @@ RLLIB_CLASSES = {
 }
 """RLlib's distributions that ours compute the same numbers for."""
 
-_Layout = ObservationLayout | FlatLayout
 
-_FixedColumns = tuple[list[Tensor], dict[str, Any]]
-"""Leaves of the observations that nobody perturbs, and other columns: what is fixed, row by row."""
+@dataclass(frozen=True)
+class _Columns:
+    """A train batch whose perturbable observations are a variable; the rest is fixed, row by row.
+
+    Attributes:
+        layout: Of the observations.
+        rest: Leaves of the observations that nobody perturbs.
+        others: The other columns.
+    """
+
+    layout: ObservationLayout | FlatLayout
+    rest: list[Tensor]
+    others: dict[str, Any]
+
+    def at(self, obs: Tensor) -> dict[str, Any]:
+        """The batch with these observations, in fresh mappings: modules may pop from them."""
+        return {**copied(self.others), Columns.OBS: self.layout.merge(obs, self.rest)}
+
+    def each(self, change: Callable[[Tensor], Tensor]) -> _Columns:
+        """With all that is fixed changed, column by column."""
+        rest, others = tree.map_structure(change, (self.rest, self.others))
+        return replace(self, rest=rest, others=others)
 
 
 class RLModulePolicy(Policy):
@@ -58,19 +76,15 @@ class RLModulePolicy(Policy):
     def __init__(
         self,
         forward: Callable[[dict[str, Any]], Tensor],
-        layout: _Layout,
-        fixed: _FixedColumns,
+        columns: _Columns,
         distribution: ActionDistribution,
         network: nn.Module,
     ) -> None:
         super().__init__(distribution)
-        self._forward = forward
-        self._layout = layout
-        self._fixed = fixed
-        self.network = network
+        self._forward, self._columns, self.network = forward, columns, network
 
     def __call__(self, obs: Tensor) -> Tensor:
-        return self._forward(_columns_at(obs, self._layout, self._fixed))
+        return self._forward(self._columns.at(obs))
 
     def select(self, index: Tensor) -> RLModulePolicy:
         return self._with(lambda column: column[index])
@@ -82,10 +96,7 @@ class RLModulePolicy(Policy):
         return list(self.network.parameters())
 
     def _with(self, change: Callable[[Tensor], Tensor]) -> RLModulePolicy:
-        if not any(self._fixed):
-            return self
-        fixed = tree.map_structure(change, self._fixed)
-        return RLModulePolicy(self._forward, self._layout, fixed, self.distribution, self.network)
+        return RLModulePolicy(self._forward, self._columns.each(change), self.distribution, self.network)
 
 
 def module_policy(
@@ -101,7 +112,7 @@ def module_policy(
 
     Args:
         module: the unwrapped module (never a DDP wrapper: a second forward would break its reducer).
-        batch: the train batch of this module; not modified.
+        batch: its train batch; not modified.
         distribution: what the module's distribution inputs parametrise.
         layers: the module's actor, where that is a stack of layers (`actor_of`): the same policy by a
             shorter way, for flat observations.
@@ -116,17 +127,17 @@ def module_policy(
     Raises:
         ValueError: `leaves` that the observations do not have, or nothing to perturb.
     """
-    obs = _for_the_actor(module, batch[Columns.OBS])
+    obs = batch[Columns.OBS]
+    if hidden := _critic_only(module):
+        # Perturbing what only the critic reads would be no attack on the actor.
+        obs = {key: part for key, part in obs.items() if key not in hidden}
     if layers is not None and leaves is None and flattened is None:
         only = next(iter(obs.values())) if isinstance(obs, Mapping) and len(obs) == 1 else obs
         if isinstance(only, Tensor) and only.ndim == 2 and only.is_floating_point():
             return ModulePolicy(layers, distribution), only
-    layout = flattened or ObservationLayout.of(obs, lead_dims=_lead_dims(module), leaves=leaves)
     forward, reads_obs_only = actor_forward(module)
-    others = {} if reads_obs_only else {name: batch[name] for name in batch if name != Columns.OBS}
-    fixed = (layout.rest(obs), others)
-    policy = RLModulePolicy(forward, layout, fixed, distribution, module)
-    return policy, layout.flatten(obs)
+    columns = _columns(module, obs, {} if reads_obs_only else batch, leaves, flattened)
+    return RLModulePolicy(forward, columns, distribution, module), columns.layout.flatten(obs)
 
 
 @dataclass(frozen=True)
@@ -139,22 +150,13 @@ class RLModuleCritic:
     flattened: FlatLayout | None = None
     index: Tensor | None = None
 
-    @cached_property
-    def _rows(self) -> tuple[_Layout, _FixedColumns]:
-        """The layout of the observations, and what is fixed; made when asked for: few objectives do."""
-        obs = self.batch[Columns.OBS]
-        layout = self.flattened or ObservationLayout.of(
-            obs, lead_dims=_lead_dims(self.module), leaves=self.leaves
-        )
-        others = {name: column for name, column in self.batch.items() if name != Columns.OBS}
-        fixed = (layout.rest(obs), others)
-        if self.index is not None:
-            fixed = tree.map_structure(lambda column: column[self.index], fixed)
-        return layout, fixed
-
     def __call__(self, obs: Tensor) -> Tensor:
+        seen = self.batch[Columns.OBS]
+        columns = _columns(self.module, seen, self.batch, self.leaves, self.flattened)
+        if self.index is not None:
+            columns = columns.each(lambda column: column[self.index])
         with fixed(self.module):
-            values: Tensor = self.module.compute_values(_columns_at(obs, *self._rows))
+            values: Tensor = self.module.compute_values(columns.at(obs))
         return values
 
     def select(self, index: Tensor) -> RLModuleCritic:
@@ -176,20 +178,16 @@ def _critic_only(module: TorchRLModule) -> tuple[str, ...]:
     return tuple(getattr(module, "critic_only", ()))
 
 
-def _for_the_actor(module: TorchRLModule, obs: Any) -> Any:
-    """Observations without what only the critic reads: perturbing that would be no attack on the actor."""
-    hidden = _critic_only(module)
-    return {key: part for key, part in obs.items() if key not in hidden} if hidden else obs
-
-
-def _lead_dims(module: TorchRLModule) -> int:
-    return 2 if module.is_stateful() else 1
-
-
-def _columns_at(flat: Tensor, layout: _Layout, fixed: _FixedColumns) -> dict[str, Any]:
-    """A batch with these perturbable observations, in fresh mappings: modules may pop from them."""
-    rest, others = fixed
-    return {**copied(others), Columns.OBS: layout.merge(flat, rest)}
+def _columns(
+    module: TorchRLModule,
+    obs: Any,
+    batch: Mapping[str, Any],
+    leaves: Leaves | None,
+    flattened: FlatLayout | None,
+) -> _Columns:
+    lead_dims = 2 if module.is_stateful() else 1
+    layout = flattened or ObservationLayout.of(obs, lead_dims=lead_dims, leaves=leaves)
+    return _Columns(layout, layout.rest(obs), {name: batch[name] for name in batch if name != Columns.OBS})
 
 
 def module_distribution(module: TorchRLModule) -> ActionDistribution:

@@ -65,7 +65,10 @@ class ObservationLayout:
     def flatten(self, obs: Any) -> Tensor:
         """The perturbed leaves of an observation batch as `[B, ..., d]`."""
         leaves = tree.flatten(obs)
-        parts = [_vector(leaves[i], self.lead) for i in self.chosen]
+        parts = [
+            leaves[i].reshape(*leaves[i].shape[: self.lead], shape.numel())
+            for i, shape in zip(self.chosen, self.shapes, strict=True)
+        ]
         return parts[0] if len(parts) == 1 else torch.cat(parts, -1)
 
     def rest(self, obs: Any) -> list[Tensor]:
@@ -80,10 +83,6 @@ class ObservationLayout:
         for i, part, shape in zip(self.chosen, parts, self.shapes, strict=True):
             leaves.insert(i, part.reshape(*rows, *shape))
         return tree.unflatten_as(self.structure, leaves)
-
-
-def _vector(leaf: Tensor, lead: int) -> Tensor:
-    return leaf.flatten(lead) if leaf.ndim > lead else leaf.unsqueeze(-1)
 
 
 @dataclass(frozen=True)

@@ -38,12 +38,7 @@ from marl_aajr.rllib.plugin.observation_layout import FlatLayout, check_masks, f
 
 @dataclass(frozen=True)
 class Report:
-    """The report of one update.
-
-    Attributes:
-        metrics: numbers by name; names that end in `_max` or `_min` are extremes, `nonfinite` counts.
-        origin: where the first number that was not finite arose, if that is known.
-    """
+    """The metrics of one update by name, as `reduced`; the origin of the first number that was not finite."""
 
     metrics: Mapping[str, float]
     origin: str | None = None
@@ -230,14 +225,7 @@ class RegularizedModule(Regularized):
         )
 
     def follow(self, structures: Sequence[Any]) -> None:
-        """Find out what the module's observations were before connectors flattened them.
-
-        Args:
-            structures: the nested spaces of the agents' observations, as far as they are known.
-
-        Raises:
-            ValueError: see `flat_layout`.
-        """
+        """Find out, by the agents' nested spaces, what observations were before connectors flattened them."""
         space, leaves = self.module.observation_space, self.regularizer.perturbed_leaves
         # Whoever names the features has the last word.
         free = self._perturbs and not any(getattr(member, "mask", None) for member in self._members)
@@ -249,14 +237,8 @@ class RegularizedModule(Regularized):
                 logging.getLogger("marl_aajr").warning(warning, self.name, self.regularizer.name)
 
     def sample(self, columns: Mapping[str, Any], outputs: Tensor | None) -> Sample:
-        """A train batch of the module as the regularizer sees it.
-
-        Args:
-            columns: the minibatch; not modified.
-            outputs: the module's distribution inputs, with their graph; None: computed here.
-        """
-        leaves = self.regularizer.perturbed_leaves
-        flattened = self._flattened
+        """A train batch as the regularizer sees it; `outputs`, with their graph, are computed where None."""
+        leaves, flattened = self.regularizer.perturbed_leaves, self._flattened
         policy, obs = module_policy(
             self.module, columns, self.distribution, layers=self._layers, leaves=leaves, flattened=flattened
         )
@@ -264,10 +246,8 @@ class RegularizedModule(Regularized):
         if outputs is None:
             with fixed(policy.network):
                 outputs = policy(obs)
-        shard = None
-        if self._shard is not None:
-            part, learners = self._shard
-            shard = Shard.part(part, len(obs), learners=learners, total=all_sum)
+        part, learners = self._shard or (0, 0)
+        shard = Shard.part(part, len(obs), learners=learners, total=all_sum) if learners else None
         return Sample(
             policy=policy,
             obs=obs,

@@ -8,7 +8,7 @@ each minibatch (`before_step`, then `compute_losses`), where a regularizer's ter
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
-from functools import cache, partial
+from functools import cache
 from typing import Any
 
 import torch
@@ -97,12 +97,8 @@ def robustify(
 def _tell_structures(*, algorithm: Any, **_: Any) -> None:
     """Tell the learners what observations were before connectors flattened them."""
     structures = structures_before_flattening(algorithm)
-    for result in algorithm.learner_group.foreach_learner(partial(_follow, structures=structures)):
+    for result in algorithm.learner_group.foreach_learner(lambda learner, **_: learner.follow(structures)):
         result.get()
-
-
-def _follow(learner: Any, *, structures: list[Any], **_: Any) -> None:
-    learner.follow(structures)
 
 
 def _checked(mapping: Mapping[str, Regularizer], *, known: list[str]) -> dict[str, Regularizer]:
@@ -141,8 +137,7 @@ class RobustLearnerMixin(ResumableLearnerMixin):
     def _match_modules(self, trained: Collection[str] = ()) -> None:
         """Regularizers of the modules of now, which leagues add, remove and replace under the same name.
 
-        Args:
-            trained: modules that need one, if they have none yet.
+        Those of the modules in `trained` are made, if they have none yet.
         """
         given = self.config.learner_config_dict[REGULARIZERS_KEY]
         before, self._regularized = self._regularized, {}

@@ -35,7 +35,6 @@ from marl_aajr.rllib.sampling.batch_env import WITHOUT_FAST, BatchSpaces, ask, m
 from marl_aajr.rllib.sampling.env import EnvCreator
 from marl_aajr.rllib.sampling.episode_metrics import SamplingMetrics
 from marl_aajr.rllib.sampling.module_policies import ModulePolicies
-from marl_aajr.rllib.sampling.observation_filter import BatchFilter
 from marl_aajr.rollout.collector import Collector
 from marl_aajr.rollout.fragments import Episodes, Fragment
 
@@ -200,8 +199,8 @@ class FastEnvRunner(RunEnvRunner):
     @contextmanager
     def _at_work(self) -> Iterator[None]:
         """Within this block the filter's statistics are on the device, and faults say whose they are."""
-        if self._filter is not None:
-            self._filter.load()
+        if self.normalizer is not None:
+            self.normalizer.to(self.place)
         try:
             yield
         except EnvironmentFault as fault:
@@ -209,8 +208,8 @@ class FastEnvRunner(RunEnvRunner):
                 raise
             raise EnvironmentFault(f"{fault} (in env runner {self.worker_index})") from fault
         finally:
-            if self._filter is not None:
-                self._filter.store()
+            if self.normalizer is not None:
+                self.normalizer.to("cpu")
 
     def _steps(self, collector: Collector, num_timesteps: int) -> list[Fragment]:
         per_step = self.num_envs
@@ -259,14 +258,13 @@ class FastEnvRunner(RunEnvRunner):
         if self._collector is not None:
             return self._collector, self._players, False
         normalizer = self.normalizer
-        self._filter = None if normalizer is None else BatchFilter(normalizer, self.place)
         if normalizer is not None and self.config.in_evaluation:
             normalizer.frozen = True
         self._players: ModulePolicies = ModulePolicies(
             {module_of[agent]: batch.action_spaces[agent] for agent in batch.possible_agents},
             normalize_actions=self.config.normalize_actions,
             clip_actions=self.config.clip_actions,
-            observe=self._filter,
+            normalizer=normalizer,
             device=self.place,
         )
         self._collector = Collector(batch, module_of, self._players, name=self._creator.name)

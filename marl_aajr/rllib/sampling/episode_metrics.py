@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -40,15 +41,11 @@ RETURNS_KEY = "marl_aajr"
 """Under `result["env_runners"]`."""
 
 
+@dataclass(frozen=True)
 class EpisodeReturns:
-    """RLlib's `on_episode_end`: logs `episodes`, `length` and `returns/<team>` as sums.
+    """RLlib's `on_episode_end`: logs `episodes`, `length` and `returns/<team>` as sums."""
 
-    Args:
-        teams: the team of each agent.
-    """
-
-    def __init__(self, teams: Mapping[str, str]) -> None:
-        self.teams = dict(teams)
+    teams: Mapping[str, str]
 
     def __call__(
         self,
@@ -69,14 +66,7 @@ class EpisodeReturns:
 
 
 class SamplingMetrics:
-    """Logs to a runner's `metrics`.
-
-    Args:
-        runner: The env runner.
-        agents: In the order of the returns.
-        module_of: The module of each agent.
-        teams: The team of each agent.
-    """
+    """Logs to a runner's `metrics`; agents stand in the order of the returns."""
 
     def __init__(
         self, runner: Any, agents: tuple[str, ...], module_of: Mapping[str, str], teams: Mapping[str, str]

@@ -172,16 +172,13 @@ class FragmentsToBatch(ConnectorV2):
 
     def __init__(
         self,
-        input_observation_space: gym.Space[Any] | None = None,
-        input_action_space: gym.Space[Any] | None = None,
-        *,
+        *spaces: gym.Space[Any] | None,
         gamma: float,
         lambda_: float,
         time_limits_terminate: bool = False,
     ) -> None:
-        super().__init__(input_observation_space, input_action_space)
-        self.gamma = gamma
-        self.lambda_ = lambda_
+        super().__init__(*spaces)
+        self.gamma, self.lambda_ = gamma, lambda_
         self.time_limits_terminate = time_limits_terminate
 
     def __call__(

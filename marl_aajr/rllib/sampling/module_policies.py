@@ -18,7 +18,7 @@ from marl_aajr.core.distributions import ActionDistribution, from_space
 from marl_aajr.rllib.internals.modules import plain_actor
 from marl_aajr.rllib.networks import observation_of
 from marl_aajr.rllib.plugin.module_policy import RLLIB_CLASSES
-from marl_aajr.rllib.sampling.observation_filter import BatchFilter
+from marl_aajr.rllib.sampling.observation_filter import ObservationNormalizer
 from marl_aajr.rollout.fragments import Tree
 from marl_aajr.rollout.rollout_buffer import Decision
 from marl_aajr.victims.recurrent import leaves, map_state
@@ -34,7 +34,7 @@ class ModulePolicies:
         action_spaces: By module.
         normalize_actions: RLlib's setting: bounded Box actions are mapped from [−1, 1] to their bounds.
         clip_actions: RLlib's setting: otherwise, Box actions are clipped to their bounds.
-        observe: The observation filter, if there is one.
+        normalizer: The observation filter, if there is one.
         device: Device of the observations, on which actions are computed.
 
     Attributes:
@@ -51,7 +51,7 @@ class ModulePolicies:
         *,
         normalize_actions: bool,
         clip_actions: bool,
-        observe: BatchFilter | None,
+        normalizer: ObservationNormalizer | None,
         device: torch.device,
     ) -> None:
         self._spaces = dict(action_spaces)
@@ -59,7 +59,7 @@ class ModulePolicies:
             name: env_action_map(space, normalize=normalize_actions, clip=clip_actions, device=device)
             for name, space in self._spaces.items()
         }
-        self._observe = observe
+        self._normalizer = normalizer
         self._actors: dict[str, _ModuleActor] = {}
         self.module: MultiRLModule | None = None
         self.generator = torch.Generator(device)
@@ -68,7 +68,7 @@ class ModulePolicies:
         self.timestep = 0
 
     def filter_obs(self, module: str, obs: Tensor, rows: Tensor | None) -> Tensor:
-        return obs if self._observe is None else self._observe(module, obs, rows)
+        return obs if self._normalizer is None else self._normalizer.observe(module, obs, rows)
 
     @torch.no_grad()
     def act(self, module: str, obs: Tensor, mask: Tensor | None, rows: Tensor | None) -> Decision:
@@ -202,20 +202,12 @@ def env_action_map(
     space: gym.Space[Any], *, normalize: bool, clip: bool, device: torch.device
 ) -> Callable[[Tensor], Tensor]:
     """RLlib's `unsquash_action` or `clip_action`, for rows of actions of one space."""
-    if not isinstance(space, gym.spaces.Box):
-        return _same
+    if not isinstance(space, gym.spaces.Box) or not (space.is_bounded() if normalize else clip):
+        return lambda actions: actions
     low, high = (torch.as_tensor(bound, device=device) for bound in (space.low, space.high))
     if normalize:
-        return partial(_unsquash, low=low, high=high) if space.is_bounded() else _same
-    return partial(torch.clamp, min=low, max=high) if clip else _same
-
-
-def _same(actions: Tensor) -> Tensor:
-    return actions
-
-
-def _unsquash(actions: Tensor, *, low: Tensor, high: Tensor) -> Tensor:
-    return (low + (actions + 1.0) * (high - low) / 2.0).clamp(low, high)
+        return lambda actions: (low + (actions + 1.0) * (high - low) / 2.0).clamp(low, high)
+    return partial(torch.clamp, min=low, max=high)
 
 
 def _bounded(bound: Any, device: torch.device) -> Tensor:
