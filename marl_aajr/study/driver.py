@@ -106,11 +106,7 @@ def _suite(study: StudyConfig, source: YamlSource) -> Suite | None:
 
 @contextmanager
 def on_cluster(plan: StudyPlan) -> Iterator[list[dict[str, float]]]:
-    """Ray within this block, on which what is left has been seen to fit; the CPUs and GPUs of each node.
-
-    Raises:
-        ValueError: no Ray at the address, or one that is too small.
-    """
+    """Ray within this block, on which what is left has been seen to fit; the CPUs and GPUs of each node."""
     with ExitStack() as stack:
         stack.enter_context(tune_environment())
         try:

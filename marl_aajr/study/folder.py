@@ -161,11 +161,7 @@ class StudyFolder:
 
     @contextmanager
     def begun(self, study: StudyConfig) -> Iterator[None]:
-        """Make the folder, write the study down, and be the only process that works on it in this block.
-
-        Raises:
-            ValueError: another process is.
-        """
+        """Make the folder, write the study down, and be the only process that works on it in this block."""
         for folder in (self.path, self.runs, self.evaluations, self.logs):
             folder.mkdir(parents=True, exist_ok=True)
         try:
@@ -190,11 +186,7 @@ def _json_object(file: Path) -> dict[str, Any] | None:
 
 
 def run_exists(directory: RunDirectory) -> bool:
-    """Whether there is a run already; waits until a process that still writes it is gone.
-
-    Raises:
-        ValueError: it stays.
-    """
+    """Whether there is a run already; waits for a process that still writes it; `ValueError` if it stays."""
     if not directory.is_run:
         return False
     deadline = time.monotonic() + _LOCK_SECONDS

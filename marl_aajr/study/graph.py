@@ -88,11 +88,7 @@ def graph(study: StudyConfig, runs: Sequence[StudyRun], suite: Suite | None) -> 
 
 
 def chosen(nodes: Mapping[str, Node], pattern: str | None) -> dict[str, Node]:
-    """The work on the runs whose names match, and all that it needs.
-
-    Raises:
-        ValueError: none matches.
-    """
+    """The work on the runs whose names match, and all that it needs; `ValueError` where none matches."""
     if pattern is None:
         return dict(nodes)
     wanted = [node.name for node in nodes.values() if fnmatchcase(node.run.name, pattern)]

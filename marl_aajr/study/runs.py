@@ -59,11 +59,7 @@ _AXES = {"seed": "seeds", "env.name": "environments", "method.name": "methods"}
 
 
 def check_axes(study: StudyConfig, source: YamlSource) -> None:
-    """Whether seeds, environments and methods are named in their own lists alone.
-
-    Raises:
-        ValueError: one line for each that stands among the settings of runs.
-    """
+    """Raise `ValueError`, a line for each, where a seed, environment or method stands among settings."""
     parts: Parts = (
         (("run",), study.run),
         (("grid",), nested(study.grid)),

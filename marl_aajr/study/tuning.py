@@ -29,11 +29,7 @@ ASKED = "asked.json"
 
 
 def check_tuning(study: StudyConfig, source: YamlSource) -> None:
-    """Whether the search is the same for every method, and apart from the evaluation.
-
-    Raises:
-        ValueError: it is not; names the line.
-    """
+    """Raise `ValueError` where the search differs between methods, or shares the evaluation's episodes."""
     entry = study.tune
     most = max(len(method.search) for method in study.methods)
     for m, method in enumerate(study.methods):
@@ -98,11 +94,7 @@ def tune_study(
 
 
 def replay(study: StudyConfig, folder: StudyFolder, progress: GridProgress) -> None:
-    """Train the recorded trials again, as far as they came, and compare their scores.
-
-    Raises:
-        ValueError: nothing is recorded, or a score is another one.
-    """
+    """Train the recorded trials again, as far as they came; `ValueError` where a score is another one."""
     for variant in variants(study):
         decisions = folder.read_tuning(variant)
         if decisions is None:
@@ -123,22 +115,19 @@ def budgets(study: StudyConfig, folder: StudyFolder) -> list[Tuning]:
     """The effort that was spent on every method, for the report."""
     if study.tune is None:
         return []
-    found = []
-    for variant in variants(study):
-        decisions = folder.read_tuning(variant)
-        if decisions is not None:
-            found.append(
-                Tuning(
-                    method=variant.name.removeprefix(f"{variant.environment.title}-"),
-                    environment=variant.environment.title,
-                    trials=len(decisions["trials"]),
-                    env_steps=decisions["env_steps"],
-                    space={key: str(space) for key, space in variant.method.search.items()},
-                    chosen=decisions["chosen"],
-                    how=_how(study.tune, decisions["trials"]),
-                )
-            )
-    return found
+    return [
+        Tuning(
+            method=variant.name.removeprefix(f"{variant.environment.title}-"),
+            environment=variant.environment.title,
+            trials=len(decisions["trials"]),
+            env_steps=decisions["env_steps"],
+            space={key: str(space) for key, space in variant.method.search.items()},
+            chosen=decisions["chosen"],
+            how=_how(study.tune, decisions["trials"]),
+        )
+        for variant in variants(study)
+        if (decisions := folder.read_tuning(variant)) is not None
+    ]
 
 
 def _how(entry: TuningEntry, trials: Sequence[Mapping[str, Any]]) -> str:

@@ -88,7 +88,7 @@ def check_agents(study: StudyConfig, source: YamlSource) -> None:
 
 
 def check_policies(runs: tuple[StudyRun, ...], source: YamlSource) -> None:
-    """Whether the policies are there that runs begin with."""
+    """Raise `ValueError` where a policy is missing that runs begin with."""
     first = {run.config.initial_policy: run for run in reversed(runs)}
     for policy, run in first.items():
         try:
@@ -98,11 +98,7 @@ def check_policies(runs: tuple[StudyRun, ...], source: YamlSource) -> None:
 
 
 def check_fits(runs: Iterable[StudyRun], nodes: list[dict[str, float]], source: YamlSource) -> None:
-    """Whether each run can be placed on the cluster when it is alone.
-
-    Raises:
-        ValueError: one line for each kind of request that the cluster can never serve.
-    """
+    """Raise `ValueError`, a line for each kind of run, where a run does not fit the cluster even alone."""
     problems: dict[Resources, str] = {}
     for run in runs:
         resources = run.config.resources
@@ -129,11 +125,7 @@ def _fits(resources: Resources, nodes: list[dict[str, float]]) -> bool:
 
 
 def check_same(folder: StudyFolder, study: StudyConfig, source: YamlSource) -> None:
-    """Whether what is in the folder was made by this study; new runs may have been added to it.
-
-    Raises:
-        ValueError: what has been written does not belong to it; names the line that has changed.
-    """
+    """Raise `ValueError` where the folder was made by another study; new runs may have been added to it."""
     there = {path.name for path in folder.path.iterdir()} if folder.path.is_dir() else set()
     if not folder.study_file.is_file():
         # A crash, or a storage that is just being fetched, leaves some of ours without it.
@@ -169,11 +161,7 @@ def check_same(folder: StudyFolder, study: StudyConfig, source: YamlSource) -> N
 
 
 def check_runs(folder: StudyFolder, runs: Sequence[StudyRun], source: YamlSource) -> None:
-    """Whether the runs in the folder are those of the study.
-
-    Raises:
-        ValueError: a run has other settings, or the study has it no longer.
-    """
+    """Raise `ValueError` where a run in the folder has other settings, or the study has it no longer."""
     names = {run.name for run in runs}
     for path in sorted(folder.runs.iterdir()) if folder.runs.is_dir() else ():
         if RunDirectory(path).is_run and path.name not in names:
@@ -186,11 +174,7 @@ def check_runs(folder: StudyFolder, runs: Sequence[StudyRun], source: YamlSource
 
 
 def check_evaluations(folder: StudyFolder, nodes: Iterable[Node], source: YamlSource) -> None:
-    """Whether the evaluations in the folder are those of the study, but for their surrogates.
-
-    Raises:
-        ValueError: by another suite, for another team, or otherwise; names the line.
-    """
+    """Raise `ValueError` where a found evaluation is not the study's, but for its surrogate."""
     for node in nodes:
         then = folder.was_evaluated_by(node.run) if node.kind == "evaluate" else None
         if then is not None:
@@ -203,11 +187,7 @@ def check_evaluations(folder: StudyFolder, nodes: Iterable[Node], source: YamlSo
 
 
 def check_searches(folder: StudyFolder, study: StudyConfig, source: YamlSource) -> None:
-    """Whether what has been searched, or is being searched, is what the study says now.
-
-    Raises:
-        ValueError: another space or effort, or trials of other runs; names the line.
-    """
+    """Raise `ValueError` where a search had another space or effort, or trials of other runs, than now."""
     for variant in variants(study) if study.tune is not None else ():
         now = searched_by(study, folder, variant)
         then = folder.read_tuning(variant, ASKED) or now

@@ -187,11 +187,7 @@ def _check_atla(config: RunConfig, atla: ATLAPhases) -> None:
 
 
 def check_machine(resources: Resources) -> None:
-    """Whether this machine has what the main process of a run needs.
-
-    Raises:
-        ValueError: it has no GPU.
-    """
+    """Raise `ValueError` where this machine has no GPU, and the main process of a run needs one."""
     asked = [name for name, gpus in _main_process(resources).items() if gpus]
     if asked and not torch.cuda.is_available():
         raise ValueError(

@@ -57,11 +57,7 @@ def save_checkpoint(algorithm: Algorithm, progress: RunProgress, folder: Path) -
 
 
 def check_checkpoint(folder: Path) -> RunProgress:
-    """The progress that a checkpoint holds, if every file in it is as it was written.
-
-    Raises:
-        ValueError: a file is missing or has changed.
-    """
+    """The progress that a checkpoint holds; `ValueError` where a file in it is missing or has changed."""
     try:
         expected = json.loads((folder / _MANIFEST).read_text(encoding="utf-8"))
         damaged = sorted(expected.items() ^ _checksums(folder).items())

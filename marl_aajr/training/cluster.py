@@ -174,10 +174,9 @@ def _times(each: Amounts, node: Amounts, limit: int) -> int:
 
 
 def check_room(resources: Resources) -> None:
-    """Find out at once whether a run would wait for ever for processes that cannot be placed.
+    """Raise `ValueError` at once where a run would wait for ever for processes that cannot be placed.
 
-    Raises:
-        ValueError: it would; says what the cluster, or the placement group that this process is in, has.
+    It says what the cluster, or the placement group that this process is in, has.
     """
     if (group := get_current_placement_group()) is not None:
         _check_bundles(resources.bundles, group.bundle_specs)

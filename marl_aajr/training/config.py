@@ -280,11 +280,7 @@ def make_config(data: Mapping[str, Any]) -> RunConfig:
 
 
 def as_config(config: RunConfig | Mapping[str, Any] | str | Path) -> RunConfig:
-    """A configuration as it is, from nested mappings, or from a YAML file.
-
-    Raises:
-        ValueError: see `make_config` and `load_config`.
-    """
+    """A configuration as it is, from nested mappings (`make_config`), or from a YAML file (`load_config`)."""
     if isinstance(config, RunConfig):
         return config
     return make_config(config) if isinstance(config, Mapping) else load_config(config)

@@ -87,11 +87,7 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
 
 @contextmanager
 def full_disk_named(folder: Path) -> Iterator[None]:
-    """Within this block, an error for want of room names the folder and the cure.
-
-    Raises:
-        OSError: with the folder as its file name.
-    """
+    """Within this block, an `OSError` for want of room names the folder, as its file name, and the cure."""
     try:
         yield
     except OSError as error:

@@ -82,11 +82,7 @@ class RunDirectory:
         return self.is_run and self.status().state == "finished"
 
     def check_free(self, *, overwrite: bool) -> None:
-        """Whether a new run may be made here; nothing is changed.
-
-        Raises:
-            ValueError: something is here, and it is not a run or `overwrite` is off.
-        """
+        """Raise `ValueError` where something is here that is not a run, or a run and `overwrite` is off."""
         if not self.path.exists() or (self.path.is_dir() and not any(self.path.iterdir())):
             return
         if not self.is_run:
@@ -103,8 +99,7 @@ class RunDirectory:
     def create(self, config: RunConfig, *, overwrite: bool = False) -> None:
         """Make the folder, with its configuration, versions and status, in one step, and lock it.
 
-        Raises:
-            ValueError: see `check_free` and `lock`; or no initial policies where the configuration says.
+        `ValueError` as by `check_free` and `lock`, and for initial policies that are not there.
         """
         self.check_free(overwrite=overwrite)
         if self.is_run:
@@ -120,11 +115,7 @@ class RunDirectory:
         self.lock()
 
     def lock(self) -> None:
-        """Be the only process that writes here; a process that dies, even by `kill -9`, lets others.
-
-        Raises:
-            ValueError: another process is.
-        """
+        """Be the only process that writes here, or raise `ValueError`; one that dies lets others."""
         try:
             self._lock.acquire()
         except Timeout:
@@ -134,7 +125,6 @@ class RunDirectory:
             ) from None
 
     def unlock(self) -> None:
-        """Let others write here."""
         self._lock.release()
 
     def require(self) -> None:

@@ -1,7 +1,8 @@
 """The files of a run as they are read: by training, studies and reports, with the same checks and messages.
 
-`RunDirectory` writes these files. `parse` and each `load_*` here read one of them, and name the file and the
-cure where it is missing or corrupt. Their names are defined here, once. Nothing in this module needs Ray.
+`RunDirectory` writes these files. `parse` and each `load_*` here read one of them, and raise `ValueError`,
+with the file and the cure, where it is missing or corrupt. Their names are defined here, once. Nothing in
+this module needs Ray.
 """
 
 from __future__ import annotations
@@ -125,11 +126,7 @@ class _Settings(TypedDict):
 
 
 def load_settings(folder: Path) -> Mapping[str, Any]:
-    """The configuration of the run in a folder as nested mappings; its environment need not be installed.
-
-    Raises:
-        ValueError: no configuration, or a corrupt one.
-    """
+    """The configuration of the run in a folder as nested mappings; its environment need not be installed."""
     path = folder / CONFIG
     try:
         config = yaml.safe_load(_text(path))
@@ -140,11 +137,7 @@ def load_settings(folder: Path) -> Mapping[str, Any]:
 
 
 def load_iterations(folder: Path) -> tuple[Iteration, ...]:
-    """The iterations of a finished run, oldest first; of one that is trained read `RunDirectory.metrics`.
-
-    Raises:
-        ValueError: no metrics, a corrupt line, or lines out of order.
-    """
+    """The iterations of a finished run, oldest first; of one that is trained read `RunDirectory.metrics`."""
     path, rows = folder / METRICS, list[Iteration]()
     lines = [line for line in _text(path).splitlines() if line.strip()]
     if not lines:
@@ -174,11 +167,7 @@ _Value = TypeVar("_Value")
 
 
 def parse(kind: type[_Value], path: Path) -> _Value:
-    """The content of a JSON file of a run as a model.
-
-    Raises:
-        ValueError: no such file, or a corrupt one; names the field, and what to do.
-    """
+    """The content of a JSON file of a run as a model."""
     return _parse(kind, _text(path), path)
 
 

@@ -129,11 +129,7 @@ def _record(directory: RunDirectory, event: Event, progress: RunProgress, **deta
 
 
 def _resumable(directory: RunDirectory, config: RunConfig) -> RunProgress:
-    """The progress from which a run goes on: that of its last complete checkpoint.
-
-    Raises:
-        ValueError: no run, a finished one, another configuration, or a damaged checkpoint.
-    """
+    """The progress from which a run goes on: that of its last complete checkpoint, or `ValueError`."""
     status = directory.status()
     differing = differences(directory.config(), config)
     # No number depends on the address.

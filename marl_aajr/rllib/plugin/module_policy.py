@@ -191,11 +191,7 @@ def _columns(
 
 
 def module_distribution(module: TorchRLModule) -> ActionDistribution:
-    """The action distribution that a module trains with.
-
-    Raises:
-        ValueError: a distribution other than RLlib's categorical, multi-categorical, diagonal Gaussian.
-    """
+    """The action distribution that a module trains with; `ValueError` for one that is not ours."""
     distribution = from_space(module.action_space)
     rllib_class = module.get_train_action_dist_cls()
     # Squashed Gaussians are compared before squashing.

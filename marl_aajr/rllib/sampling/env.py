@@ -188,11 +188,7 @@ class EnvCreator:
         return name
 
     def __call__(self, config: Mapping[str, Any]) -> PettingZooEnv:
-        """One environment, for RLlib's own env runners.
-
-        Raises:
-            ValueError: The environment exists as a batch only.
-        """
+        """One environment, for RLlib's own env runners; `ValueError` where it exists as a batch only."""
         spec = self._spec(config)
         if spec is None:
             raise ValueError(
@@ -204,11 +200,7 @@ class EnvCreator:
         return PettingZooEnv({**settings, "env": spec})
 
     def batch(self, config: Mapping[str, Any], num_envs: int, device: torch.device) -> BatchedEnv:
-        """E copies, with RLlib's `env_config` over our own settings.
-
-        Raises:
-            ValueError: An environment without what its critic is to be given.
-        """
+        """E copies, with RLlib's `env_config` over our own settings."""
         spec = self._spec(config)
         batch = make_batch(spec, num_envs, device=device) if spec else self.source(num_envs, device)  # type: ignore[operator]
         if not isinstance(batch, BatchedEnv):
