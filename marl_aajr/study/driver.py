@@ -32,7 +32,7 @@ from marl_aajr.study.study_config import StudyConfig, load_study
 from marl_aajr.study.tuning import budgets, check_tuning, replay, tune_study
 from marl_aajr.training.cluster import amounts_of_nodes, ray_for
 from marl_aajr.training.config import Resources
-from marl_aajr.training.files import YamlSource
+from marl_aajr.training.files import YamlSource, append_line
 
 
 @dataclass(frozen=True)
@@ -135,7 +135,7 @@ def progress_of(plan: StudyPlan, nodes: Sequence[Mapping[str, float]], on_event:
     foreseen = forecast(plan.nodes, plan.folder)
 
     def hand_on(event: dict[str, Any]) -> None:
-        plan.folder.add_event(event)
+        append_line(plan.folder.events_file, event)
         on_event(event)
 
     each = {

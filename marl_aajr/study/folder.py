@@ -33,7 +33,7 @@ from marl_aajr.adversaries.store import ADVERSARIES, RECORD, is_finished
 from marl_aajr.study.graph import Node
 from marl_aajr.study.runs import Settings, StudyRun, Variant, variants
 from marl_aajr.study.study_config import StudyConfig, masked
-from marl_aajr.training.files import append_line, read_lines, replaced, write_json, write_text
+from marl_aajr.training.files import read_lines, replaced, write_json, write_text
 from marl_aajr.training.run_directory import RunDirectory
 from marl_aajr.training.run_record import LOCK, STATUS
 
@@ -74,7 +74,6 @@ class StudyFolder:
         self._lock = FileLock(self.path / LOCK, blocking=False, thread_local=False)
 
     def run(self, name: str) -> RunDirectory:
-        """The directory of a run."""
         return RunDirectory(self.runs / name)
 
     def trained(self, node: Node) -> RunDirectory:
@@ -150,10 +149,6 @@ class StudyFolder:
         """By variant: the settings that won, of every search that is finished."""
         found = {each.name: self.read_tuning(each) for each in variants(study)} if study.tune else {}
         return {name: decisions["chosen"] for name, decisions in found.items() if decisions is not None}
-
-    def add_event(self, event: dict[str, Any]) -> None:
-        """Add a line to the events."""
-        append_line(self.events_file, event)
 
     def events(self) -> list[dict[str, Any]]:
         """The events of the study, oldest first."""

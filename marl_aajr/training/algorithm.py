@@ -10,7 +10,6 @@ import math
 
 import numpy as np
 import torch
-from ray.rllib.algorithms.algorithm import Algorithm
 from ray.rllib.algorithms.algorithm_config import AlgorithmConfig
 from ray.rllib.algorithms.appo import APPOConfig
 from ray.rllib.algorithms.impala import IMPALAConfig
@@ -134,11 +133,6 @@ def _set_method(result: AlgorithmConfig, config: RunConfig, mapping: PolicyMappi
         except ValueError as error:
             raise ValueError(f"method {config.method.name}, module {module!r}: {error}") from None
     robustify(result, dict.fromkeys(sorted(mapping.modules), regularizer))
-
-
-def build_algorithm(config: RunConfig) -> Algorithm:
-    """The algorithm of a run; Ray must be running."""
-    return build_config(config).build_algo()
 
 
 def _check_playable(config: RunConfig, mapping: PolicyMapping) -> None:

@@ -14,7 +14,6 @@ import hashlib
 import json
 import random
 from dataclasses import asdict, dataclass
-from enum import IntEnum
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -83,15 +82,11 @@ def _checksums(folder: Path) -> dict[str, str]:
     }
 
 
-class _Stream(IntEnum):
-    """The use of a seed."""
-
-    RUNNER = 0
-    LEARNER = 1
-    ENVIRONMENT = 2
+_RUNNER, _LEARNER, _ENVIRONMENT = range(3)
+"""The uses of a seed."""
 
 
-def _derive(seed: int, iteration: int, stream: _Stream, index: int) -> int:
+def _derive(seed: int, iteration: int, stream: int, index: int) -> int:
     """A seed in [0, 2³¹), independent for every combination."""
     words = np.random.SeedSequence([seed, iteration, stream, index]).generate_state(1)
     return int(words[0]) & 0x7FFFFFFF
@@ -137,9 +132,9 @@ class StartRecreated:
 
 def _seed_process(part: EnvRunner | Learner, *, seed: int, iteration: int, threads: int) -> None:
     if isinstance(part, Learner):
-        derived = _derive(seed, iteration, _Stream.LEARNER, learner_index(part))
+        derived = _derive(seed, iteration, _LEARNER, learner_index(part))
     else:
-        derived = _derive(seed, iteration, _Stream.RUNNER, part.worker_index)
+        derived = _derive(seed, iteration, _RUNNER, part.worker_index)
     random.seed(derived)
     np.random.seed(derived)  # noqa: NPY002 - environments and RLlib draw from the global generators
     torch.manual_seed(derived)
@@ -148,4 +143,4 @@ def _seed_process(part: EnvRunner | Learner, *, seed: int, iteration: int, threa
 
 
 def _start_runner(runner: Any, *, seed: int, iteration: int) -> None:
-    runner.start_afresh(seed=_derive(seed, iteration, _Stream.ENVIRONMENT, runner.worker_index))
+    runner.start_afresh(seed=_derive(seed, iteration, _ENVIRONMENT, runner.worker_index))

@@ -89,20 +89,10 @@ AgentNames = Annotated[tuple[str, ...], BeforeValidator(_agents)]
 """Names of agents; agents that are numbers, tuples or enums are given as they are, or by their names."""
 
 Count = Annotated[int, BeforeValidator(_integer), Field(ge=1)]
-"""An integer ≥ 1."""
-
 Whole = Annotated[int, BeforeValidator(_integer), Field(ge=0)]
-"""An integer ≥ 0."""
-
 Positive = Annotated[float, BeforeValidator(_number), Field(gt=0, allow_inf_nan=False)]
-"""A finite number > 0."""
-
 NonNegative = Annotated[float, BeforeValidator(_number), Field(ge=0, allow_inf_nan=False)]
-"""A finite number ≥ 0."""
-
 Fraction = Annotated[float, BeforeValidator(_number), Field(ge=0, le=1)]
-"""A number in [0, 1]."""
-
 Schedule = Annotated[_Schedule, BeforeValidator(_schedule)]
 """A number ≥ 0, or breakpoints `[[env_step, value], ...]`."""
 

@@ -19,7 +19,7 @@ from ray.rllib.utils.metrics import FAULT_TOLERANCE_STATS, NUM_ENV_STEPS_SAMPLED
 
 from marl_aajr.core.checks import NonFiniteError
 from marl_aajr.rllib.internals.algorithms import dead_learners, errors_raise, remote_errors_raise
-from marl_aajr.training.algorithm import build_algorithm
+from marl_aajr.training.algorithm import build_config
 from marl_aajr.training.atla_phases import ATLAPhase, ATLAPhases, begin_phase, phases_of
 from marl_aajr.training.checkpoint import (
     RunProgress,
@@ -31,7 +31,7 @@ from marl_aajr.training.checkpoint import (
 from marl_aajr.training.cluster import check_nodes_match
 from marl_aajr.training.config import RunConfig
 from marl_aajr.training.export import export_victim, start_from
-from marl_aajr.training.files import full_disk_named
+from marl_aajr.training.files import append_line, full_disk_named
 from marl_aajr.training.metrics import Curves, to_record
 from marl_aajr.training.policy_mapping import PolicyMapping, policy_mapping_of
 from marl_aajr.training.run_directory import Event, RunDirectory
@@ -95,7 +95,7 @@ class Training:
             with errors_raise(), full_disk_named(self.directory.path):
                 self._clock = time.perf_counter() - progress.seconds
                 with native_warning_hidden():
-                    algorithm = build_algorithm(self.config)
+                    algorithm = build_config(self.config).build_algo()
                 remote_errors_raise(algorithm)
                 if progress.iteration > 0:
                     folder = self.directory.checkpoint(progress.iteration)
@@ -131,7 +131,7 @@ class Training:
         start_afresh(algorithm, seed=self.config.seed, iteration=self.progress.iteration)
         while self.progress.env_steps < self.config.env_steps:
             record = self._iterate(algorithm)
-            self.directory.append_metrics(record)
+            append_line(self.directory.metrics_file, record)
             curves.add(record)
             self._write_status("running")
             done = self.progress.env_steps >= self.config.env_steps

@@ -145,24 +145,14 @@ class RunDirectory:
         self.require()
         return run_record.parse(Status, self.status_file)
 
-    def changed_versions(self) -> dict[str, str]:
-        """The packages that this process has in other versions than the one that began the run."""
-        return run_record.parse(Versions, self.versions_file).changed()
-
     def write_status(self, status: Status) -> None:
-        """Replace the status."""
         write_json(self.status_file, asdict(status))
-
-    def append_metrics(self, line: Mapping[str, Any]) -> None:
-        """Add one iteration; a crash loses at most this line."""
-        append_line(self.metrics_file, line)
 
     def metrics(self) -> list[dict[str, Any]]:
         """All iterations, oldest first, as `read_lines` reads them."""
         return read_lines(self.metrics_file)
 
     def append_event(self, event: Event, *, iteration: int, **details: Any) -> None:
-        """Add an event of the run."""
         now = datetime.now(UTC).isoformat(timespec="seconds")
         append_line(self.events_file, {"time": now, "event": event, "iteration": iteration, **details})
 

@@ -33,6 +33,7 @@ from marl_aajr.training.fields import differences
 from marl_aajr.training.loop import OnIteration, ProcessesLostError, ShouldStop, Training
 from marl_aajr.training.policy_mapping import warn_of_images
 from marl_aajr.training.run_directory import Event, RunDirectory
+from marl_aajr.training.run_record import Versions, parse
 
 _LOGGER = logging.getLogger("marl_aajr")
 
@@ -90,8 +91,8 @@ def train(
             directory.check_free(overwrite=overwrite)
         with ray_for(config.resources):
             if resume:
-                before, versions = directory.status(), directory.changed_versions() or None
-                what = {"after": before.state, "error": before.error, "versions": versions}
+                before, versions = directory.status(), parse(Versions, directory.versions_file).changed()
+                what = {"after": before.state, "error": before.error, "versions": versions or None}
                 _record(directory, "resumed", progress, **what)
             else:
                 directory.create(config, overwrite=overwrite)

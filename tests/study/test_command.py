@@ -9,6 +9,7 @@ import pytest
 from marl_aajr.cli.app import main
 from marl_aajr.study.driver import prepare
 from marl_aajr.study.progress import forecast
+from marl_aajr.training.files import append_line
 from tests.study.files import write_study
 
 METHODS = [{"name": "none"}, {"name": "aajr"}]
@@ -69,7 +70,7 @@ def test_what_has_been_measured_is_what_is_expected_of_the_rest(tmp_path: Path) 
             ("simple_spread_v3-none-s0", 40.0),
             ("simple_spread_v3-none-s1/evaluation", 7.0),
         ):
-            plan.folder.add_event({"event": "finished", "node": node, "seconds": seconds})
+            append_line(plan.folder.events_file, {"event": "finished", "node": node, "seconds": seconds})
     measured = forecast(plan.nodes, plan.folder)
     assert measured.assumed == 4
     assert measured.seconds["simple_spread_v3-none-s1"] == 40.0

@@ -14,6 +14,7 @@ from marl_aajr.rollout.environments import resolve
 from marl_aajr.study import report
 from marl_aajr.study.driver import prepare
 from marl_aajr.study.worker import StopFlag, StudyLocation, do_node
+from marl_aajr.training.files import append_line
 from marl_aajr.training.run_record import Status, software
 from tests.adversaries.test_agent_game import each_its_own
 from tests.study.files import TINY, write_study
@@ -53,7 +54,9 @@ def test_a_fault_of_training_is_told_even_where_the_directory_that_tells_of_it_w
     (run,) = plan.runs
     directory = plan.folder.run(run.name)
     with plan.folder.begun(plan.study):
-        plan.folder.add_event({"event": "restarted", "node": run.name, "error": "the node has died"})
+        append_line(
+            plan.folder.events_file, {"event": "restarted", "node": run.name, "error": "the node has died"}
+        )
     if there:
         directory.create(run.config)
         directory.unlock()

@@ -13,7 +13,7 @@ from marl_aajr.core.threat import PerturbationSet
 from marl_aajr.evaluation import evaluate
 from marl_aajr.regularizers import AAJR
 from marl_aajr.rollout.perturbed import Perturb, adversary_of
-from marl_aajr.training.algorithm import build_algorithm, build_config
+from marl_aajr.training.algorithm import build_config
 from marl_aajr.training.atla_phases import begin_phase, phases_of
 from marl_aajr.training.config import RunConfig
 from marl_aajr.training.method import ATLA
@@ -66,7 +66,7 @@ def test_every_iteration_trains_exactly_one_side(ray_session: None) -> None:
     settings = config(ppo={"kl_coeff": 0.2})
     atla = phases_of(settings, policy_mapping_of(settings))
     assert atla is not None
-    algorithm = build_algorithm(settings)
+    algorithm = build_config(settings).build_algo()
     try:
         (learner,) = (result.get() for result in algorithm.learner_group.foreach_learner(lambda x: x))
         state = state_of(learner)
@@ -90,7 +90,7 @@ def test_an_env_runner_that_is_replaced_plays_the_iteration_as_the_others_do(ray
     settings = config(resources={"env_runners": 1})
     atla = phases_of(settings, policy_mapping_of(settings))
     assert atla is not None
-    algorithm = build_algorithm(settings)
+    algorithm = build_config(settings).build_algo()
 
     def perturbed() -> list[bool]:
         return algorithm.env_runner_group.foreach_env_runner(
@@ -171,7 +171,7 @@ def test_the_same_seed_gives_the_same_run_and_so_does_a_stop(run: RunDirectory, 
 
 @pytest.mark.parametrize("model", [{"critic": "state"}, {"lstm": 4}], ids=["state", "lstm"])
 def test_both_sides_may_have_a_central_critic_or_a_memory(model: dict[str, Any], ray_session: None) -> None:
-    algorithm = build_algorithm(config(model=model, env_steps=100))
+    algorithm = build_config(config(model=model, env_steps=100)).build_algo()
     try:
         result = algorithm.train()
     finally:
@@ -183,7 +183,7 @@ def test_a_director_moves_the_policy_as_it_is_now_behind_its_filter(ray_session:
     settings = config({"adversary": "pa-ad"}, observation_filter="mean_std")
     atla = phases_of(settings, policy_mapping_of(settings))
     assert atla is not None
-    algorithm = build_algorithm(settings)
+    algorithm = build_config(settings).build_algo()
     try:
         for iteration in range(2):
             begin_phase(algorithm, atla.phase(iteration=iteration, env_steps=0))

@@ -14,7 +14,7 @@ from ray.rllib.core.columns import Columns
 from torch import nn
 
 from marl_aajr.rllib.victims import victim_from_checkpoint
-from marl_aajr.training.algorithm import build_algorithm
+from marl_aajr.training.algorithm import build_config
 from marl_aajr.training.export import export_victim
 from marl_aajr.training.policy_mapping import policy_mapping_of
 from marl_aajr.victims import Victim
@@ -74,7 +74,7 @@ CONTINUOUS = {"name": "simple_spread_v3", "kwargs": {"N": 2, "continuous_actions
 )
 def test_the_victim_repeats_what_the_env_runner_recorded(changes: dict[str, Any], tmp_path: Path) -> None:
     config = tiny(**changes, resources={"runner": "stock"})
-    algorithm = build_algorithm(config)
+    algorithm = build_config(config).build_algo()
     try:
         algorithm.train()
         mapping = policy_mapping_of(config)
@@ -129,7 +129,7 @@ def compare(victim: Victim, episodes: list[Any], raw: Recorder, sent: Recorder) 
 
 def test_a_module_that_differs_is_refused(tmp_path: Path) -> None:
     config = tiny()
-    algorithm = build_algorithm(config)
+    algorithm = build_config(config).build_algo()
     try:
         module = algorithm.env_runner.module["agent"].unwrapped()
         module.pi.net.mlp.append(nn.Dropout(0.5))
@@ -143,7 +143,7 @@ def test_a_module_that_differs_is_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize("env", ["simple_spread_v3", "pettingzoo.classic.connect_four_v3"])
 def test_the_critic_of_ones_own_observation_goes_along(env: str, tmp_path: Path) -> None:
     config = tiny(env={"name": env})
-    algorithm = build_algorithm(config)
+    algorithm = build_config(config).build_algo()
     try:
         mapping = policy_mapping_of(config)
         victim = export_victim(algorithm, config, mapping, tmp_path / "victim")
@@ -161,7 +161,7 @@ def test_the_critic_of_ones_own_observation_goes_along(env: str, tmp_path: Path)
 
 def test_a_centralised_critic_stays_behind(tmp_path: Path) -> None:
     config = tiny(env=SPREAD, model={"critic": "joint"})
-    algorithm = build_algorithm(config)
+    algorithm = build_config(config).build_algo()
     try:
         victim = export_victim(algorithm, config, policy_mapping_of(config), tmp_path / "victim")
     finally:

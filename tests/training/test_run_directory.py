@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from marl_aajr.training.files import new_folder, write_json
+from marl_aajr.training.files import append_line, new_folder, write_json
 from marl_aajr.training.run_directory import RunDirectory
-from marl_aajr.training.run_record import Status
+from marl_aajr.training.run_record import Status, Versions, parse
 from tests.training.runs import tiny
 
 
@@ -33,12 +33,12 @@ def test_a_new_run_has_its_configuration_versions_and_status(run: RunDirectory) 
 
 
 def test_packages_that_are_not_those_of_the_beginning_are_named(run: RunDirectory) -> None:
-    assert run.changed_versions() == {}
+    assert parse(Versions, run.versions_file).changed() == {}
     versions = json.loads(run.versions_file.read_text())
     now = versions["packages"]["torch"]
     versions["packages"]["torch"] = "1.0"
     write_json(run.versions_file, versions)
-    assert run.changed_versions() == {"torch": now}
+    assert parse(Versions, run.versions_file).changed() == {"torch": now}
 
 
 def test_an_empty_folder_may_become_a_run(tmp_path: Path) -> None:
@@ -50,7 +50,7 @@ def test_an_empty_folder_may_become_a_run(tmp_path: Path) -> None:
 def test_a_run_is_not_overwritten_unless_asked(run: RunDirectory) -> None:
     with pytest.raises(ValueError, match=r"which holds a run \(running\); resume it, overwrite it"):
         run.create(tiny())
-    run.append_metrics({"iteration": 1})
+    append_line(run.metrics_file, {"iteration": 1})
     run.create(tiny(seed=4), overwrite=True)
     assert run.config().seed == 4
     assert run.metrics() == []
@@ -97,7 +97,7 @@ def test_a_process_that_is_killed_gives_its_run_back(run: RunDirectory) -> None:
 
 def test_a_line_cut_short_by_a_crash_is_left_out(run: RunDirectory) -> None:
     for i in (1, 2, 3):
-        run.append_metrics({"iteration": i})
+        append_line(run.metrics_file, {"iteration": i})
     with run.metrics_file.open("a") as file:
         file.write('{"iterat')
     assert [line["iteration"] for line in run.metrics()] == [1, 2, 3]
@@ -123,7 +123,7 @@ def test_a_broken_line_elsewhere_is_told(run: RunDirectory) -> None:
 
 def test_metrics_hold_no_nan(run: RunDirectory) -> None:
     with pytest.raises(ValueError, match="JSON compliant"):
-        run.append_metrics({"iteration": float("nan")})
+        append_line(run.metrics_file, {"iteration": float("nan")})
     assert not run.metrics()
 
 

@@ -78,7 +78,6 @@ class LeanAdam(torch.optim.Adam):
         )
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Goes on from a state; of RLlib's learner, too."""
         super().load_state_dict(state_dict)
         for group in self.param_groups:
             group["fused"] = True
@@ -181,7 +180,6 @@ class LeanPPOTorchLearner(ResumableLearnerMixin, OpenPPOTorchLearner):
             self.metrics.log_value((name, self.TOTAL_LOSS_KEY), loss, window=1)
 
     def minibatch_step(self, batch: dict[str, Any]) -> tuple[Any, dict[str, Tensor]]:
-        """Forward pass, losses, gradients and a step of the optimizers."""
         fwd_out = self._forward(batch)
         losses = self.compute_losses(fwd_out=fwd_out, batch=batch)
         differentiable = any(loss.requires_grad for loss in losses.values())
@@ -213,7 +211,6 @@ class LeanPPOTorchLearner(ResumableLearnerMixin, OpenPPOTorchLearner):
     def compute_loss_for_module(
         self, *, module_id: str, config: PPOConfig, batch: dict[str, Any], fwd_out: dict[str, Any]
     ) -> Tensor:
-        """RLlib's loss of one module, by a shorter way."""
         loss = self._loss_of(module_id)
         if loss.distribution is None or not config.use_critic:
             return super().compute_loss_for_module(
@@ -275,7 +272,6 @@ class LeanPPOTorchLearner(ResumableLearnerMixin, OpenPPOTorchLearner):
         return module_gradients_dict
 
     def apply_gradients(self, gradients_dict: dict[Any, Any]) -> None:
-        """Steps every optimizer; gradients have been checked."""
         if not plain_optimization(self.config):
             super().apply_gradients(gradients_dict)
             return

@@ -87,24 +87,17 @@ class ObservationLayout:
 
 @dataclass(frozen=True)
 class FlatLayout:
-    """The places of the perturbed numbers in an observation that a connector has flattened to one vector.
-
-    Attributes:
-        places: `[d]`, in their order.
-    """
+    """`ObservationLayout` of an observation that a connector has flattened to one vector, by `places [d]`."""
 
     places: Tensor
 
     def flatten(self, obs: Tensor) -> Tensor:
-        """The perturbed numbers of an observation batch `[B, ..., D]` as `[B, ..., d]`."""
         return obs[..., self.places.to(obs.device)]
 
     def rest(self, obs: Tensor) -> list[Tensor]:
-        """The whole observations, which hold the other numbers."""
         return [obs]
 
     def merge(self, flat: Tensor, rest: Sequence[Tensor]) -> Tensor:
-        """An observation batch with the perturbed numbers from `flat` and the others from `rest`."""
         return rest[0].index_copy(-1, self.places.to(flat.device), flat)
 
 

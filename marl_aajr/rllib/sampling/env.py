@@ -159,8 +159,6 @@ class EnvCreator:
 
     Attributes:
         source: A specification, or a function that builds batches.
-        time_limits_terminate: See `PettingZooEnv`.
-        critic: See `PettingZooEnv`.
         device: Device of the copies and of the modules that act; None: RLlib's choice for the env runner.
     """
 

@@ -141,7 +141,6 @@ class FastEnvRunner(RunEnvRunner):
             self._assembled()  # so that what cannot be sampled is refused before anything starts
 
     def make_env(self) -> None:
-        """Build the copies; the next sample begins new episodes."""
         if self.env is not None:
             self.env.close()
         context = self.config.env_config
@@ -172,7 +171,6 @@ class FastEnvRunner(RunEnvRunner):
         self._generator.manual_seed(seed)
 
     def get_metrics(self) -> Any:
-        """RLlib's metrics of what was sampled since they were last asked for."""
         return self.metrics.reduce()
 
     def collect(

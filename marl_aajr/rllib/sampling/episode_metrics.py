@@ -65,16 +65,14 @@ class EpisodeReturns:
         metrics_logger.log_dict(sums, key=RETURNS_KEY, reduce="sum")
 
 
+@dataclass(frozen=True)
 class SamplingMetrics:
     """Logs to a runner's `metrics`; agents stand in the order of the returns."""
 
-    def __init__(
-        self, runner: Any, agents: tuple[str, ...], module_of: Mapping[str, str], teams: Mapping[str, str]
-    ) -> None:
-        self._runner = runner
-        self._agents = agents
-        self._module_of = module_of
-        self._teams = teams
+    runner: Any
+    agents: tuple[str, ...]
+    module_of: Mapping[str, str]
+    teams: Mapping[str, str]
 
     def steps(self, fragment: Fragment) -> None:
         """Count the steps of a fragment."""
@@ -89,10 +87,10 @@ class SamplingMetrics:
 
     def count(self, env_steps: int, agent_steps: Mapping[str, int]) -> None:
         """Count steps of the environment, and of each agent."""
-        module_steps = dict.fromkeys(self._module_of.values(), 0)
+        module_steps = dict.fromkeys(self.module_of.values(), 0)
         for agent, count in agent_steps.items():
-            module_steps[self._module_of[agent]] += count
-        log = self._runner.metrics.log_value
+            module_steps[self.module_of[agent]] += count
+        log = self.runner.metrics.log_value
         log(NUM_ENV_STEPS_SAMPLED, env_steps, reduce="sum")
         log(NUM_ENV_STEPS_SAMPLED_LIFETIME, env_steps, reduce="lifetime_sum", with_throughput=True)
         for key, lifetime, counts in (
@@ -105,26 +103,26 @@ class SamplingMetrics:
 
     def episodes(self, episodes: Episodes, seconds_per_step: float) -> None:
         """Log the episodes that ended."""
-        metrics = self._runner.metrics
+        metrics = self.runner.metrics
         returns, lengths = episodes.returns, episodes.lengths
         metrics.log_value(NUM_EPISODES, len(lengths), reduce="sum")
         metrics.log_value(NUM_EPISODES_LIFETIME, len(lengths), reduce="lifetime_sum")
         if not len(lengths):
             return
-        teams = dict.fromkeys((self._teams[agent] for agent in self._agents), 0.0)
-        for agent, earned in zip(self._agents, returns.sum(0).tolist(), strict=True):
-            teams[self._teams[agent]] += earned
+        teams = dict.fromkeys((self.teams[agent] for agent in self.agents), 0.0)
+        for agent, earned in zip(self.agents, returns.sum(0).tolist(), strict=True):
+            teams[self.teams[agent]] += earned
         sums = {"episodes": len(lengths), "length": int(lengths.sum()), "returns": teams}  # as EpisodeReturns
         metrics.log_dict(sums, key=RETURNS_KEY, reduce="sum")
-        config = self._runner.config
+        config = self.runner.config
         window = max(1, math.ceil(config.metrics_num_episodes_for_smoothing / (config.num_env_runners or 1)))
         # RLlib means over a window of the last episodes, which it empties whenever it is read.
         returns, lengths = returns[-window:], lengths[-window:]
         total, length = returns.sum(1), lengths.double().mean().item()
-        by_agent = dict(zip(map(str, self._agents), returns.mean(0).tolist(), strict=True))
+        by_agent = dict(zip(map(str, self.agents), returns.mean(0).tolist(), strict=True))
         agent_steps = episodes.agent_steps[-window:].double().mean(0).tolist()
-        by_module = dict.fromkeys(self._module_of.values(), 0.0)
-        for agent, module in self._module_of.items():
+        by_module = dict.fromkeys(self.module_of.values(), 0.0)
+        for agent, module in self.module_of.items():
             by_module[module] += by_agent[str(agent)]
         metrics.log_dict(
             {
