@@ -192,12 +192,8 @@ class RobustPolicyMixin(PPOTorchPolicy):
 def open_features(space: gym.Space[Any], leaves: Leaves | None) -> Tensor:
     """The places in a preprocessed observation of the numbers that may be perturbed, `[d]`.
 
-    Args:
-        space: the policy's; RLlib's preprocessors leave the environment's in `original_space`.
-        leaves: names of the parts of a nested observation that may be perturbed; None: all that can be.
-
-    Raises:
-        ValueError: observations that are not an array, or have nothing to perturb.
+    RLlib's preprocessors leave the environment's own space in `original_space`. `leaves` names the parts of a
+    nested observation that may be perturbed; None: all that can be. `ValueError` where there are none.
     """
     if not isinstance(space, gym.spaces.Box):
         raise ValueError(

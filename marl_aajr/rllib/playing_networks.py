@@ -37,9 +37,6 @@ def live_module(module: RLModule) -> nn.Module:
     """A module that cannot be taken apart into layers, as a victim plays it.
 
     It needs Ray and the module's class wherever it is unpickled, and cannot be saved as a portable artefact.
-
-    Raises:
-        ValueError: observations that are neither one array nor one beside an action mask.
     """
     return _Recurrent(module) if module.is_stateful() else LiveModule(module)
 
@@ -127,11 +124,7 @@ class _Recurrent(LiveModule):
 
 
 def parts_of(module: RLModule) -> tuple[gym.spaces.Box, gym.Space[Any] | None]:
-    """The space of what a module reads of its agent's observation, and of the action mask.
-
-    Raises:
-        ValueError: there is more to it.
-    """
+    """The spaces of what a module reads, its agent's observation and action mask; `ValueError` for more."""
     space = module.observation_space
     several = isinstance(space, gym.spaces.Dict) and len(space.spaces.keys() - {ACTION_MASK}) != 1
     own, mask = (None, None) if several and not isinstance(module, FlatActorCritic) else split(space)
@@ -219,10 +212,7 @@ def sees_mask_as_numbers(module: TorchRLModule, observed: gym.Space[Any]) -> boo
 class BesideMask(nn.Module):
     """A network that sees the action mask as numbers beside the observation: no attack reaches them.
 
-    Args:
-        network: from both, the mask within the observation, `[B, d + n]`, to distribution inputs.
-        choices: n, the size of the mask.
-        place: the place of its first number.
+    It reads both, `[B, d + n]`; the mask's n numbers (`choices`) stand within the observation, from `place` on.
     """
 
     reads_action_mask = True

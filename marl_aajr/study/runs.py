@@ -106,12 +106,7 @@ def variants(study: StudyConfig) -> Iterator[Variant]:
 def runs(
     study: StudyConfig, source: YamlSource, tuned: Mapping[str, Settings] | None = None
 ) -> tuple[StudyRun, ...]:
-    """All runs of a study, in the order of its file.
-
-    Args:
-        study: the study.
-        source: the file, for the places of its parts.
-        tuned: variant's name → the settings that tuning found; None: examples of what it may find.
+    """All runs of a study, in the order of its file; `tuned`: what was found by variant, None: examples.
 
     Raises:
         ValueError: one line per problem: settings that no run can have, and names or configurations that two

@@ -45,12 +45,7 @@ SURROGATE = "another seed of the first method"
 
 @dataclass(frozen=True)
 class StudyLocation:
-    """The folder and the storage that all processes of a study use.
-
-    Attributes:
-        folder: of the study; seen by all nodes where there is no storage.
-        storage: URI to keep finished work at; None: in the folder.
-    """
+    """What all processes of a study use: the URI of a storage, or else the folder, which all nodes see."""
 
     folder: str
     identity: str

@@ -32,13 +32,9 @@ _ALGORITHM, _TRAINER, _MANIFEST = "algorithm", "trainer.json", "manifest.json"
 
 @dataclass(frozen=True)
 class RunProgress:
-    """The progress of a run.
+    """The progress of a run, with the wall time that it took over all resumes.
 
-    Attributes:
-        iteration: iterations done.
-        env_steps: environment steps done.
-        seconds: wall time spent on them, over all resumes.
-        adversary_env_steps: of the environment steps, those that trained adversaries (ATLA).
+    `adversary_env_steps` are those of the environment steps that trained adversaries (ATLA).
     """
 
     iteration: int = 0

@@ -250,8 +250,7 @@ _matching: set[str] = set()
 def check_nodes_match(*, all_answer: bool = True) -> None:
     """Ask every node of the cluster that has not been asked yet for its versions.
 
-    Args:
-        all_answer: whether each must; one that has just been lost may still be counted as alive.
+    Not all need answer: one that has just been lost may still be counted as alive.
 
     Raises:
         ValueError: a node has other versions than this process, has no marl_aajr, or does not answer.

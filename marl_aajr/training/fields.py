@@ -29,11 +29,7 @@ class Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, ser_json_inf_nan="constants")
 
     def changed(self, **values: Any) -> Self:
-        """The same with other values, checked.
-
-        Raises:
-            ValueError: one line per problem.
-        """
+        """The same with other values, checked: `ValueError` with one line per problem."""
         return validated(type(self), {**dict(self), **values})
 
     def to_yaml(self) -> str:
@@ -103,15 +99,10 @@ def validated(
     *,
     where: Callable[[tuple[str | int, ...]], str] | None = None,
 ) -> Model:
-    """A configuration from nested mappings.
-
-    Args:
-        model: its class.
-        data: as a YAML file or a command line gives them.
-        where: file and line of a key, which begin the error's line.
+    """A configuration from nested mappings, as a YAML file or a command line gives them.
 
     Raises:
-        ValueError: one line per problem: the field, what would be right, what was given.
+        ValueError: one line per problem: `where` its key stands, the field, what would be right, what came.
     """
     try:
         return model.model_validate(data)

@@ -66,11 +66,7 @@ def _drop_half_line(file: BinaryIO) -> None:
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
-    """All values of a file of JSON lines, none where there is no file; a last line cut short is left out.
-
-    Raises:
-        ValueError: a broken line before the last.
-    """
+    """All values of a file of JSON lines, none without a file; only the last line may be cut short."""
     if not path.is_file():
         return []
     lines = path.read_bytes().splitlines()
@@ -134,7 +130,6 @@ class YamlSource:
     """The text that a configuration comes from.
 
     Attributes:
-        path: the file.
         lines: the line of every key and list entry.
         overridden: dotted keys that the command line has replaced, and the options that did it.
     """
@@ -158,11 +153,7 @@ class YamlSource:
 
 
 def load_yaml(path: Path) -> tuple[dict[str, Any], YamlSource]:
-    """A YAML mapping and where its parts are.
-
-    Raises:
-        ValueError: no such file, no YAML, no mapping, or a key that is there twice.
-    """
+    """A YAML mapping and where its parts are; `ValueError` for anything else, or for a key given twice."""
     try:
         loader = NumberLoader(path.read_text(encoding="utf-8"))
         node = loader.get_single_node()

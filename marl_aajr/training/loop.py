@@ -219,11 +219,7 @@ class Training:
 
 
 def train_once(algorithm: Algorithm, phase: ATLAPhase | None) -> dict[str, Any]:
-    """One iteration; where all env runners were lost in it, it is repeated when they are back.
-
-    Raises:
-        ProcessesLostError: they do not come back.
-    """
+    """One iteration, repeated where all env runners were lost, until they are back."""
     deadline = math.inf
     while time.monotonic() < deadline:
         if phase is not None:

@@ -42,17 +42,11 @@ Index = NDArray[np.int64]
 def minibatches(
     rows: Mapping[str, int], *, size: int, total: int, shuffle: bool
 ) -> Iterator[dict[str, Index]]:
-    """Indices of the rows of each module, minibatch by minibatch.
+    """Indices of the rows of each module, of which there are so many, in each of `total` minibatches.
 
     Every module contributes `size` rows to every minibatch, going round through its rows. The first time,
     rows are in the order given; if `shuffle`, they are shuffled before each of the others. As in RLlib,
     NumPy's global generator does it, so that the same seed gives the same minibatches as RLlib's learner.
-
-    Args:
-        rows: Number of rows of each module, at least 1.
-        size: Rows of each module in a minibatch.
-        total: Number of minibatches.
-        shuffle: Whether to shuffle.
     """
     cycles = {module: _cycle(count, size, shuffle=shuffle) for module, count in rows.items()}
     for _ in range(total):
@@ -87,10 +81,7 @@ Metrics = dict[str, Tensor]
 
 
 class ModuleLoss:
-    """PPO's loss of one module.
-
-    Args:
-        module: The unwrapped module.
+    """PPO's loss of one unwrapped module.
 
     Attributes:
         distribution: The distribution of the module's outputs; None: not one of ours, and only RLlib's own

@@ -46,12 +46,9 @@ RLLIB_CLASSES = {
 
 @dataclass(frozen=True)
 class _Columns:
-    """A train batch whose perturbable observations are a variable; the rest is fixed, row by row.
+    """A train batch whose perturbable observations are a variable.
 
-    Attributes:
-        layout: Of the observations.
-        rest: Leaves of the observations that nobody perturbs.
-        others: The other columns.
+    Fixed, row by row, are the `rest` of the observations and the `others` among its columns.
     """
 
     layout: ObservationLayout | FlatLayout
@@ -116,9 +113,7 @@ def module_policy(
         distribution: what the module's distribution inputs parametrise.
         layers: the module's actor, where that is a stack of layers (`actor_of`): the same policy by a
             shorter way, for flat observations.
-        leaves: names of the parts of a nested observation that may be perturbed
-            (`marl_aajr.rllib.plugin.observation_layout`); None: all of floating-point numbers but
-            action masks.
+        leaves: names of the parts of a nested observation that may be perturbed; None: all that can be.
         flattened: the layout of observations that a connector has flattened; None: they are as they were.
 
     Returns:

@@ -46,13 +46,9 @@ class ObservationLayout:
 
     @classmethod
     def of(cls, obs: Any, *, lead_dims: int, leaves: Leaves | None = None) -> ObservationLayout:
-        """The layout of an observation batch.
+        """The layout of an observation batch: nested tensors `[B, ...]`, or `[B, T, ...]`.
 
-        Args:
-            obs: Nested tensors `[B, ...]`, or `[B, T, ...]`.
-            lead_dims: Number of leading dimensions that are rows.
-            leaves: Names of the leaves to perturb; None: all of floating-point numbers that are no action
-                masks.
+        Perturbed are the leaves of these names; None: all of floating-point numbers but action masks.
 
         Raises:
             ValueError: A name that is none of a leaf that can be perturbed, or nothing to perturb.
@@ -111,7 +107,7 @@ def flat_layout(
     Args:
         width: D.
         structures: the nested spaces that may have been flattened.
-        leaves: names of the parts that may be perturbed; None: all of floating-point numbers.
+        leaves: see `ObservationLayout.of`.
         actions: the space of the actions that a mask may be about.
 
     Raises:

@@ -92,13 +92,9 @@ class Regularized:
         self._origin: str | None = None
 
     def term(self, sample: Sample, loss: Tensor, *, timestep: float, key: str) -> Tensor:
-        """The term that is added to the loss of one minibatch.
+        """The term that is added to the learner's own loss of one minibatch, after so many environment steps.
 
-        Args:
-            sample: the minibatch.
-            loss: the learner's own loss, for the share.
-            timestep: environment steps so far.
-            key: of the random generator; the same key draws the same numbers.
+        The same key of the random generator draws the same numbers.
 
         Raises:
             NonFiniteError: naming the first number that is not finite (on the CPU; on an accelerator

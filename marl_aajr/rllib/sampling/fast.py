@@ -162,12 +162,8 @@ def _check(config: AlgorithmConfig) -> None:
 class FragmentsToBatch(ConnectorV2):
     """Computes values, advantages and value targets, and lays the rows out by module.
 
-    A module that has no sample in the fragments has no batch.
-
-    Args:
-        gamma: Discount.
-        lambda_: λ of GAE.
-        time_limits_terminate: See `marl_aajr.rllib.sampling.env.PettingZooEnv`.
+    A module that has no sample in the fragments has no batch. The settings are those of GAE, and
+    `marl_aajr.rllib.sampling.env.PettingZooEnv`'s of time limits.
     """
 
     def __init__(

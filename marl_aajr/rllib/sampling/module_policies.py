@@ -30,12 +30,8 @@ class ModulePolicies:
     Random numbers come from a generator of our own. Only distributions other than RLlib's categorical,
     multi-categorical and diagonal Gaussian draw from torch's global one, because RLlib's classes do.
 
-    Args:
-        action_spaces: By module.
-        normalize_actions: RLlib's setting: bounded Box actions are mapped from [−1, 1] to their bounds.
-        clip_actions: RLlib's setting: otherwise, Box actions are clipped to their bounds.
-        normalizer: The observation filter, if there is one.
-        device: Device of the observations, on which actions are computed.
+    By RLlib's settings, bounded Box actions are mapped from [−1, 1] to their bounds (`normalize_actions`), or
+    clipped to them (`clip_actions`).
 
     Attributes:
         module: RLlib's modules; to be set before the first step.
