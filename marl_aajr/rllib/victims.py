@@ -16,17 +16,10 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 import torch
+from ray.rllib import core
 from ray.rllib.algorithms.algorithm_config import AlgorithmConfig
 from ray.rllib.connectors.common.flatten_observations import FlattenObservations
 from ray.rllib.connectors.env_to_module import EnvToModulePipeline, MeanStdFilter
-from ray.rllib.core import (
-    COMPONENT_ENV_RUNNER,
-    COMPONENT_ENV_TO_MODULE_CONNECTOR,
-    COMPONENT_LEARNER,
-    COMPONENT_LEARNER_GROUP,
-    COMPONENT_RL_MODULE,
-    DEFAULT_MODULE_ID,
-)
 from ray.rllib.core.rl_module.multi_rl_module import MultiRLModule
 from ray.rllib.core.rl_module.rl_module import RLModule
 from ray.rllib.core.rl_module.torch import TorchRLModule
@@ -202,12 +195,12 @@ def victim_from_checkpoint(
     game = spec.make()
     game.close()
     # Without policies of its own a configuration has one module, and RLlib asks for no mapping.
-    one = dict.fromkeys(game.possible_agents, DEFAULT_MODULE_ID)
+    one = dict.fromkeys(game.possible_agents, core.DEFAULT_MODULE_ID)
     mapping = config.policy_mapping_fn if config.is_multi_agent else one
     instead = "say who plays whom: in Python, victim_from_checkpoint(..., policy_mapping_fn={agent: module})"
     module_of = module_of_agents(game.agent_ids, policy_mapping_fn or mapping, instead=instead)
     modules = MultiRLModule.from_checkpoint(
-        path.resolve() / COMPONENT_LEARNER_GROUP / COMPONENT_LEARNER / COMPONENT_RL_MODULE
+        path.resolve() / core.COMPONENT_LEARNER_GROUP / core.COMPONENT_LEARNER / core.COMPONENT_RL_MODULE
     )
     return victim_from_modules(
         modules,
@@ -224,10 +217,11 @@ def _check_kind(path: Path) -> None:
         nested = sorted(folder.parent.name for folder in path.glob(f"*/{MARK}"))
         hint = f"; there is {path / nested[-1]}" if nested else "; name what Algorithm.save_to_path wrote"
         raise ValueError(f"expected a checkpoint of an RLlib algorithm, got {path} without {MARK}{hint}")
-    if not (path / COMPONENT_LEARNER_GROUP).is_dir():
+    if not (path / core.COMPONENT_LEARNER_GROUP).is_dir():
         raise ValueError(
-            f"expected a checkpoint of RLlib's new API stack, got {path} without {COMPONENT_LEARNER_GROUP}; "
-            "restore it with RLlib and give the policies' networks to Victim.from_policies"
+            f"expected a checkpoint of RLlib's new API stack, got {path} without "
+            f"{core.COMPONENT_LEARNER_GROUP}; restore it with RLlib and give the policies' networks to "
+            "Victim.from_policies"
         )
     if not (path / _CONSTRUCTION).is_file():
         written = json.loads((path / MARK).read_text()).get("class_and_ctor_args_file")
@@ -258,7 +252,7 @@ def _config(path: Path) -> AlgorithmConfig:
 
 
 def _filters(path: Path, game: Game, module_of: Mapping[str, str]) -> dict[str, ObservationFilter | None]:
-    folder = path.resolve() / COMPONENT_ENV_RUNNER / COMPONENT_ENV_TO_MODULE_CONNECTOR
+    folder = path.resolve() / core.COMPONENT_ENV_RUNNER / core.COMPONENT_ENV_TO_MODULE_CONNECTOR
     pipeline = EnvToModulePipeline.from_checkpoint(folder)
     if foreign := foreign_env_to_module(pipeline, MeanStdFilter, ObservationNormalizer, FlattenObservations):
         raise ValueError(

@@ -214,7 +214,7 @@ def wait_for_room(resources: Resources) -> None:
 
 
 def amounts_of_nodes() -> list[dict[str, float]]:
-    """What each node of the cluster has."""
+    """The CPUs and GPUs of each node of the cluster."""
     return [{kind: float(node["Resources"].get(kind, 0.0)) for kind in KINDS} for node in _alive()]
 
 

@@ -17,15 +17,8 @@ from ray.rllib.algorithms.appo import APPO
 from ray.rllib.algorithms.impala import IMPALA
 from ray.rllib.algorithms.ppo import PPO
 from ray.rllib.callbacks.callbacks import RLlibCallback
+from ray.rllib.connectors import env_to_module
 from ray.rllib.connectors.common.flatten_observations import FlattenObservations
-from ray.rllib.connectors.env_to_module import (
-    AddObservationsFromEpisodesToBatch,
-    AddStatesFromEpisodesToBatch,
-    AddTimeDimToBatchAndZeroPad,
-    AgentToModuleMapping,
-    BatchIndividualItems,
-    NumpyToTensor,
-)
 from ray.rllib.env.multi_agent_env_runner import MultiAgentEnvRunner
 from ray.rllib.utils import force_list
 from ray.rllib.utils.spaces.space_utils import get_base_struct_from_space
@@ -72,12 +65,12 @@ def registered_creator(name: str) -> Any:
 def foreign_env_to_module(pipeline: Any, *known: type) -> list[str]:
     """Names of the pieces in an env-to-module pipeline that are neither RLlib's defaults nor `known`."""
     defaults = (
-        AddObservationsFromEpisodesToBatch,
-        AddTimeDimToBatchAndZeroPad,
-        AddStatesFromEpisodesToBatch,
-        AgentToModuleMapping,
-        BatchIndividualItems,
-        NumpyToTensor,
+        env_to_module.AddObservationsFromEpisodesToBatch,
+        env_to_module.AddTimeDimToBatchAndZeroPad,
+        env_to_module.AddStatesFromEpisodesToBatch,
+        env_to_module.AgentToModuleMapping,
+        env_to_module.BatchIndividualItems,
+        env_to_module.NumpyToTensor,
     )
     expected = (*defaults, *known)
     return [type(piece).__name__ for piece in pipeline.connectors if not isinstance(piece, expected)]

@@ -15,15 +15,7 @@ from ray.rllib.core.learner.learner import POLICY_LOSS_KEY, Learner
 from ray.rllib.core.learner.torch.torch_learner import TorchLearner
 from ray.rllib.core.learner.training_data import TrainingData
 from ray.rllib.policy.sample_batch import MultiAgentBatch
-from ray.rllib.utils.metrics import (
-    ALL_MODULES,
-    MODULE_TRAIN_BATCH_SIZE_MEAN,
-    NUM_ENV_STEPS_TRAINED,
-    NUM_ENV_STEPS_TRAINED_LIFETIME,
-    NUM_MODULE_STEPS_TRAINED,
-    NUM_MODULE_STEPS_TRAINED_LIFETIME,
-    WEIGHTS_SEQ_NO,
-)
+from ray.rllib.utils import metrics as keys
 from ray.rllib.utils.schedules.scheduler import Scheduler
 from torch import Tensor
 from torch import distributed as dist
@@ -175,19 +167,19 @@ def log_trained(learner: Learner, batch: MultiAgentBatch, *, size: int, minibatc
     learner._log_metrics(batch=batch)
     log = learner.metrics.log_value
     for module_id in batch.policy_batches:
-        log((module_id, WEIGHTS_SEQ_NO), learner._weights_seq_no, window=1)
-        log((module_id, MODULE_TRAIN_BATCH_SIZE_MEAN), size, reduce="mean")
-        log((module_id, NUM_MODULE_STEPS_TRAINED), size * minibatches, reduce="sum")
-        lifetime = (module_id, NUM_MODULE_STEPS_TRAINED_LIFETIME)
+        log((module_id, keys.WEIGHTS_SEQ_NO), learner._weights_seq_no, window=1)
+        log((module_id, keys.MODULE_TRAIN_BATCH_SIZE_MEAN), size, reduce="mean")
+        log((module_id, keys.NUM_MODULE_STEPS_TRAINED), size * minibatches, reduce="sum")
+        lifetime = (module_id, keys.NUM_MODULE_STEPS_TRAINED_LIFETIME)
         log(lifetime, size * minibatches, reduce="lifetime_sum", with_throughput=True)
     rows, steps = size * minibatches * len(batch.policy_batches), batch.env_steps() * minibatches
     for key, count, reduce in (
-        (NUM_MODULE_STEPS_TRAINED, rows, "sum"),
-        (NUM_ENV_STEPS_TRAINED, steps, "sum"),
-        (NUM_MODULE_STEPS_TRAINED_LIFETIME, rows, "lifetime_sum"),
-        (NUM_ENV_STEPS_TRAINED_LIFETIME, steps, "lifetime_sum"),
+        (keys.NUM_MODULE_STEPS_TRAINED, rows, "sum"),
+        (keys.NUM_ENV_STEPS_TRAINED, steps, "sum"),
+        (keys.NUM_MODULE_STEPS_TRAINED_LIFETIME, rows, "lifetime_sum"),
+        (keys.NUM_ENV_STEPS_TRAINED_LIFETIME, steps, "lifetime_sum"),
     ):
-        log((ALL_MODULES, key), count, reduce=reduce, with_throughput=True)
+        log((keys.ALL_MODULES, key), count, reduce=reduce, with_throughput=True)
 
 
 class OpenTorchLearner(TorchLearner):

@@ -13,26 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from ray.rllib.utils.metrics import (
-    EPISODE_AGENT_RETURN_MEAN,
-    EPISODE_AGENT_STEPS,
-    EPISODE_DURATION_SEC_MEAN,
-    EPISODE_LEN_MAX,
-    EPISODE_LEN_MEAN,
-    EPISODE_LEN_MIN,
-    EPISODE_MODULE_RETURN_MEAN,
-    EPISODE_RETURN_MAX,
-    EPISODE_RETURN_MEAN,
-    EPISODE_RETURN_MIN,
-    NUM_AGENT_STEPS_SAMPLED,
-    NUM_AGENT_STEPS_SAMPLED_LIFETIME,
-    NUM_ENV_STEPS_SAMPLED,
-    NUM_ENV_STEPS_SAMPLED_LIFETIME,
-    NUM_EPISODES,
-    NUM_EPISODES_LIFETIME,
-    NUM_MODULE_STEPS_SAMPLED,
-    NUM_MODULE_STEPS_SAMPLED_LIFETIME,
-)
+from ray.rllib.utils import metrics as keys
 
 from marl_aajr.core.environment_values import agent_name
 from marl_aajr.rollout.fragments import Episodes, Fragment
@@ -91,11 +72,11 @@ class SamplingMetrics:
         for agent, count in agent_steps.items():
             module_steps[self.module_of[agent]] += count
         log = self.runner.metrics.log_value
-        log(NUM_ENV_STEPS_SAMPLED, env_steps, reduce="sum")
-        log(NUM_ENV_STEPS_SAMPLED_LIFETIME, env_steps, reduce="lifetime_sum", with_throughput=True)
+        log(keys.NUM_ENV_STEPS_SAMPLED, env_steps, reduce="sum")
+        log(keys.NUM_ENV_STEPS_SAMPLED_LIFETIME, env_steps, reduce="lifetime_sum", with_throughput=True)
         for key, lifetime, counts in (
-            (NUM_AGENT_STEPS_SAMPLED, NUM_AGENT_STEPS_SAMPLED_LIFETIME, agent_steps),
-            (NUM_MODULE_STEPS_SAMPLED, NUM_MODULE_STEPS_SAMPLED_LIFETIME, module_steps),
+            (keys.NUM_AGENT_STEPS_SAMPLED, keys.NUM_AGENT_STEPS_SAMPLED_LIFETIME, agent_steps),
+            (keys.NUM_MODULE_STEPS_SAMPLED, keys.NUM_MODULE_STEPS_SAMPLED_LIFETIME, module_steps),
         ):
             for name, count in counts.items():
                 log((key, str(name)), count, reduce="sum")
@@ -105,8 +86,8 @@ class SamplingMetrics:
         """Log the episodes that ended."""
         metrics = self.runner.metrics
         returns, lengths = episodes.returns, episodes.lengths
-        metrics.log_value(NUM_EPISODES, len(lengths), reduce="sum")
-        metrics.log_value(NUM_EPISODES_LIFETIME, len(lengths), reduce="lifetime_sum")
+        metrics.log_value(keys.NUM_EPISODES, len(lengths), reduce="sum")
+        metrics.log_value(keys.NUM_EPISODES_LIFETIME, len(lengths), reduce="lifetime_sum")
         if not len(lengths):
             return
         teams = dict.fromkeys((self.teams[agent] for agent in self.agents), 0.0)
@@ -126,18 +107,18 @@ class SamplingMetrics:
             by_module[module] += by_agent[str(agent)]
         metrics.log_dict(
             {
-                EPISODE_LEN_MEAN: length,
-                EPISODE_RETURN_MEAN: total.mean().item(),
-                EPISODE_DURATION_SEC_MEAN: seconds_per_step * length,
-                EPISODE_AGENT_RETURN_MEAN: by_agent,
-                EPISODE_AGENT_STEPS: dict(zip(by_agent, agent_steps, strict=True)),
-                EPISODE_MODULE_RETURN_MEAN: by_module,
+                keys.EPISODE_LEN_MEAN: length,
+                keys.EPISODE_RETURN_MEAN: total.mean().item(),
+                keys.EPISODE_DURATION_SEC_MEAN: seconds_per_step * length,
+                keys.EPISODE_AGENT_RETURN_MEAN: by_agent,
+                keys.EPISODE_AGENT_STEPS: dict(zip(by_agent, agent_steps, strict=True)),
+                keys.EPISODE_MODULE_RETURN_MEAN: by_module,
             },
             window=window,
         )
         for reduce, names, of in (
-            ("min", (EPISODE_LEN_MIN, EPISODE_RETURN_MIN), torch.amin),
-            ("max", (EPISODE_LEN_MAX, EPISODE_RETURN_MAX), torch.amax),
+            ("min", (keys.EPISODE_LEN_MIN, keys.EPISODE_RETURN_MIN), torch.amin),
+            ("max", (keys.EPISODE_LEN_MAX, keys.EPISODE_RETURN_MAX), torch.amax),
         ):
             values = (of(lengths).item(), of(total).item())
             metrics.log_dict(dict(zip(names, values, strict=True)), reduce=reduce, window=window)
