@@ -38,7 +38,7 @@ from marl_aajr.rllib.plugin.observation_layout import FlatLayout, check_masks, f
 
 @dataclass(frozen=True)
 class Report:
-    """The metrics of one update by name, as `reduced`; the origin of the first number that was not finite."""
+    """The metrics of one update by name (see `reduced`), and the origin of the first that was not finite."""
 
     metrics: Mapping[str, float]
     origin: str | None = None

@@ -24,13 +24,10 @@ from ray.rllib.connectors.connector_v2 import ConnectorV2
 from torch import Tensor
 
 from marl_aajr.core.environment_values import STATE, own_key, split
-from marl_aajr.victims.filters import ObservationFilter
+from marl_aajr.victims.filters import SMALL, ObservationFilter
 
 CLIP = 10.0
 """Normalised observations stay within ± this, as in RLlib's filter."""
-
-_SMALL = 1e-6
-"""RLlib's `SMALL_NUMBER`, added to the standard deviation."""
 
 _ZERO = torch.zeros((), dtype=torch.float64)
 
@@ -68,7 +65,7 @@ class Moments:
 
     def normalize(self, obs: Tensor) -> Tensor:
         """Observations `[n, *shape]` as all downstream see them, in their own type."""
-        scaled = (obs.double() - self.mean) / (self.std + _SMALL)
+        scaled = (obs.double() - self.mean) / (self.std + SMALL)
         return scaled.clamp_(-CLIP, CLIP).to(obs.dtype)
 
 
