@@ -214,7 +214,7 @@ def test_train_exports_the_actor_alone(tmp_path: Path) -> None:
     assert moments.mean.shape == (OWN + WHOLE,)
     kept = victim.filters["agent_0"]
     assert kept is not None
-    assert torch.equal(kept.mean.double(), moments.mean[:OWN])
+    assert torch.equal(kept.mean.double(), torch.from_numpy(moments.mean[:OWN]))
 
 
 @pytest.mark.parametrize(

@@ -207,7 +207,7 @@ class FastEnvRunner(RunEnvRunner):
             raise EnvironmentFault(f"{fault} (in env runner {self.worker_index})") from fault
         finally:
             if self.normalizer is not None:
-                self.normalizer.to("cpu")
+                self.normalizer.to(None)
 
     def _steps(self, collector: Collector, num_timesteps: int) -> list[Fragment]:
         per_step = self.num_envs

@@ -64,7 +64,7 @@ class ModulePolicies:
         self.timestep = 0
 
     def filter_obs(self, module: str, obs: Tensor, rows: Tensor | None) -> Tensor:
-        return obs if self._normalizer is None else self._normalizer.observe(module, obs, rows)
+        return obs if self._normalizer is None else self._normalizer.observe(module, obs, rows).to(obs.dtype)
 
     @torch.no_grad()
     def act(self, module: str, obs: Tensor, mask: Tensor | None, rows: Tensor | None) -> Decision:

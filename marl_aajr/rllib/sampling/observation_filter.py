@@ -29,44 +29,52 @@ from marl_aajr.victims.filters import SMALL, ObservationFilter
 CLIP = 10.0
 """Normalised observations stay within ± this, as in RLlib's filter."""
 
-_ZERO = torch.zeros((), dtype=torch.float64)
-
 
 @dataclass(frozen=True, eq=False)
 class Moments:
-    """Count, mean and sum of squared deviations of a stream of rows, in float64 (Chan et al. 1983)."""
+    """Count, mean and sum of squared deviations of a stream of rows, in float64 (Chan et al. 1983).
+
+    They are NumPy arrays where RLlib keeps them, and tensors on a device while arrays are sampled.
+    """
 
     count: int = 0
-    mean: Tensor = _ZERO
-    squares: Tensor = _ZERO
+    mean: Any = 0.0
+    squares: Any = 0.0
 
     @classmethod
-    def of(cls, samples: Tensor) -> Moments:
+    def of(cls, samples: Any) -> Moments:
         """Those of `samples [n, *shape]`."""
-        rows = samples.double()
+        rows = samples.double() if isinstance(samples, Tensor) else samples.astype(np.float64)
         mean = rows.mean(0)
-        return cls(len(rows), mean, (rows - mean).square_().sum(0))
+        return cls(len(rows), mean, ((rows - mean) ** 2).sum(0))
 
     @property
-    def std(self) -> Tensor:
+    def std(self) -> Any:
         """The sample standard deviation, float32; 0 before the second sample."""
-        return (self.squares / max(self.count - 1, 1)).float().sqrt()
+        variance = self.squares / max(self.count - 1, 1)
+        return variance.float().sqrt() if isinstance(variance, Tensor) else np.sqrt(np.float32(variance))
 
     def __add__(self, other: Moments) -> Moments:
         """Of both streams together; the other has a sample at least."""
         total = self.count + other.count
-        delta = other.mean - self.mean
-        mean = torch.add(self.mean, delta, alpha=other.count / total)
-        correction = delta.square_().mul_(self.count * other.count / total)
+        delta, share = other.mean - self.mean, other.count / total
+        if isinstance(delta, Tensor):
+            mean: Any = torch.add(torch.as_tensor(self.mean), delta, alpha=share)
+        else:
+            mean = self.mean + delta * share
+        correction = delta**2 * (self.count * other.count / total)
         return Moments(total, mean, self.squares + other.squares + correction)
 
-    def to(self, device: torch.device | str) -> Moments:
-        return Moments(self.count, self.mean.to(device), self.squares.to(device))
+    def to(self, device: torch.device | None) -> Moments:
+        """As tensors on a device; None: as arrays."""
+        if device is None:
+            return Moments(self.count, self.mean.numpy(force=True), self.squares.numpy(force=True))
+        parts = (torch.as_tensor(part, device=device) for part in (self.mean, self.squares))
+        return Moments(self.count, *parts)
 
-    def normalize(self, obs: Tensor) -> Tensor:
-        """Observations `[n, *shape]` as all downstream see them, in their own type."""
-        scaled = (obs.double() - self.mean) / (self.std + SMALL)
-        return scaled.clamp_(-CLIP, CLIP).to(obs.dtype)
+    def normalize(self, obs: Any) -> Any:
+        """Observations `[n, *shape]` as all downstream see them, but for their type."""
+        return ((obs - self.mean) / (self.std + SMALL)).clip(-CLIP, CLIP)
 
 
 class ObservationNormalizer(ConnectorV2):
@@ -94,14 +102,14 @@ class ObservationNormalizer(ConnectorV2):
             stepped[episode.module_id].append(episode)
         for module, members in stepped.items():
             observations = [episode.get_observations(-1) for episode in members]
-            raw = torch.from_numpy(np.stack([_filtered(obs) for obs in observations]))
-            normalized = self.observe(module, raw).numpy()
+            raw = np.stack([_filtered(obs) for obs in observations])
+            normalized = self.observe(module, raw).astype(raw.dtype)
             for episode, obs, row in zip(members, observations, normalized, strict=True):
                 episode.set_observations(at_indices=-1, new_data=_replaced(obs, row))
         return batch
 
-    def observe(self, module: str, obs: Tensor, rows: Tensor | None = None) -> Tensor:
-        """Observations `[N, ...]` normalised; those in `rows [N]` bool (None: all) are counted."""
+    def observe(self, module: str, obs: Any, rows: Tensor | None = None) -> Any:
+        """Observations `[N, ...]` normalised, float64; those in `rows [N]` bool (None: all) are counted."""
         seen = obs if rows is None else obs[rows]
         if len(seen) and not self.frozen:
             moments = Moments.of(seen)
@@ -109,8 +117,8 @@ class ObservationNormalizer(ConnectorV2):
                 part[module] = part.get(module, Moments()) + moments
         return self.total.get(module, Moments()).normalize(obs)
 
-    def to(self, device: torch.device | str) -> None:
-        """Move the statistics to the device of the observations; others find them on the CPU."""
+    def to(self, device: torch.device | None) -> None:
+        """Move the statistics to the device of the observations, or back: RLlib finds arrays."""
         for part in (self.total, self.recent):
             part |= {module: moments.to(device) for module, moments in part.items()}
 
@@ -139,10 +147,10 @@ class ObservationNormalizer(ConnectorV2):
 
         Behind an agent's own numbers come those of a centralised critic, if there is one.
         """
-        nothing = torch.zeros(shape)
-        moments = self.total.get(module, Moments(0, nothing, nothing))
-        parts = (part.flatten()[: prod(shape)].reshape(shape) for part in (moments.mean, moments.std))
-        mean, std = map(torch.clone, parts)
+        moments = self.total.get(module, Moments(0, np.zeros(shape), np.zeros(shape)))
+        mean, std = (
+            torch.tensor(part.ravel()[: prod(shape)].reshape(shape)) for part in (moments.mean, moments.std)
+        )
         return ObservationFilter(mean=mean, std=std, clip=CLIP)
 
 
