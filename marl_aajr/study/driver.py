@@ -55,13 +55,8 @@ def prepare(
 ) -> StudyPlan:
     """Read a study and find everything that is wrong with it, without Ray.
 
-    Nothing is written, but for what is fetched from the study's storage into its folder.
-
-    Args:
-        file: the study.
-        out: its folder; None: `studies/NAME`.
-        only: pattern of run names.
-        overrides: as for `load_study`.
+    Nothing is written, but for what is fetched from the study's storage into its folder, by default
+    `studies/NAME`. The work may be that on `only` the runs with names of a pattern.
 
     Raises:
         ValueError: one line per problem, with the line of the file.

@@ -27,9 +27,7 @@ Parts = tuple[tuple[Key, Mapping[str, Any]], ...]
 class Variant:
     """One method on one environment: what is tuned, and what differs only in the study's grid and the seed.
 
-    Attributes:
-        key: of the method's entry in the study's file.
-        name: `simple_spread_v3-aajr-coefficient=0.001`.
+    Its name is such as `simple_spread_v3-aajr-coefficient=0.001`, its `key` that of the method in the file.
     """
 
     environment: EnvironmentEntry

@@ -267,11 +267,7 @@ class StudyConfig(Section):
 def load_study(
     path: str | Path, *, overrides: Mapping[str, tuple[Any, str]] | None = None
 ) -> tuple[StudyConfig, YamlSource]:
-    """The study in a YAML file.
-
-    Args:
-        path: the file.
-        overrides: dotted key → a value that replaces what the file says, and where it is from, for errors.
+    """The study in a YAML file, with overrides: dotted key → a value in its place, and its origin for errors.
 
     Raises:
         ValueError: one line per problem, naming the line of the file.
