@@ -212,7 +212,7 @@ def sees_mask_as_numbers(module: TorchRLModule, observed: gym.Space[Any]) -> boo
 class BesideMask(nn.Module):
     """A network that sees the action mask as numbers beside the observation: no attack reaches them.
 
-    It reads both, `[B, d + n]`; the mask's n numbers (`choices`) stand within the observation, from `place` on.
+    It reads both, `[B, d + n]`: the mask's n numbers (`choices`) stand in the observation from `place` on.
     """
 
     reads_action_mask = True
