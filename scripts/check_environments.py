@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import re
 import shlex
 import subprocess
 import sys
@@ -22,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
+REFERENCE = ROOT / "scripts" / "reference" / "environments.md"
 METHODS = ("none", "aajr")
 HEADINGS = ("environment", "version", "needed", "steps/s", "return", "under the worst attack")
 
@@ -31,13 +33,15 @@ class Environment:
     """One environment.
 
     Attributes:
-        packages: What pip installs; the first one's version is reported.
+        title: What it is called in the reference.
+        packages: What pip installs; versions are reported, but for SuperSuit's.
         env: The name that `--env` takes.
         kwargs: Arguments of the environment.
         needed: What it takes beside the package, for the table.
         pins: Whether the package's own requirements are installed; False where they exclude ours.
     """
 
+    title: str
     packages: tuple[str, ...]
     env: str
     kwargs: dict[str, Any] = field(default_factory=dict)
@@ -47,47 +51,60 @@ class Environment:
 
 ENVIRONMENTS = {
     "mamujoco": Environment(
+        "MaMuJoCo",
         ("gymnasium-robotics", "mujoco<=3.5"),
         "gymnasium_robotics.mamujoco_v1",
         {"scenario": "Ant", "agent_conf": "2x4", "max_episode_steps": 100},
         "`mujoco<=3.5`",
     ),
-    "magent2": Environment(("magent2",), "magent2.environments.battle_v4", {"map_size": 12}),
+    "magent2": Environment("MAgent2", ("magent2",), "magent2.environments.battle_v4", {"map_size": 12}),
     "momaland": Environment(
+        "MOMAland",
         ("momaland", "supersuit"),
         "wrapped_environments:item_gathering",
         needed="its LinearizeReward; SuperSuit flattens the tuples",
     ),
     "dsse": Environment(
-        ("DSSE", "supersuit"), "wrapped_environments:drone_swarm", needed="SuperSuit flattens the tuples"
+        "DSSE",
+        ("DSSE", "supersuit"),
+        "wrapped_environments:drone_swarm",
+        needed="SuperSuit flattens the tuples",
     ),
-    "lbforaging": Environment(("lbforaging",), "lbforaging:Foraging-8x8-2p-1f-v3"),
+    "lbforaging": Environment("lbforaging", ("lbforaging",), "lbforaging:Foraging-8x8-2p-1f-v3"),
     "pogema": Environment(
+        "POGEMA",
         ("pogema==1.4.0",),
         "wrapped_environments:pogema",
         needed="its requirements left out, and two repairs",
         pins=False,
     ),
     "pistonball": Environment(
+        "Pistonball",
         ("pettingzoo[butterfly]", "supersuit"),
         "wrapped_environments:pistonball",
         needed="SuperSuit makes the pictures small",
     ),
     "kaz": Environment(
+        "KAZ",
         ("pettingzoo[butterfly]", "supersuit"),
         "wrapped_environments:knights_archers_zombies",
         needed="nothing; SuperSuit's black_death here",
     ),
     "openspiel": Environment(
+        "OpenSpiel (Leduc poker)",
         ("open-spiel", "shimmy"),
         "wrapped_environments:openspiel",
         needed="Shimmy, and a repair: it pays the last rewards twice",
     ),
     "cogrid": Environment(
-        ("cogrid",), "wrapped_environments:overcooked", needed="observation spaces, which it does not declare"
+        "CoGrid (Overcooked)",
+        ("cogrid",),
+        "wrapped_environments:overcooked",
+        needed="observation spaces, which it does not declare",
     ),
-    "rware": Environment(("rware",), "rware:rware-tiny-2ag-v2"),
+    "rware": Environment("RWARE", ("rware",), "rware:rware-tiny-2ag-v2"),
     "sumo": Environment(
+        "SUMO-RL",
         ("sumo-rl", "eclipse-sumo"),
         "wrapped_environments:sumo",
         needed="`SUMO_HOME`, and a repair of one line",
@@ -114,6 +131,8 @@ def main() -> int:
     print(table)
     options.out.mkdir(parents=True, exist_ok=True)
     (options.out / "table.md").write_text(f"{table}\n")
+    if options.write:
+        write(rows)
     failed = [row["name"] for row in rows if row["error"]]
     say(f"{len(rows) - len(failed)} of {len(rows)} are served; table and logs are in {options.out}")
     return 1 if failed else 0
@@ -134,6 +153,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--episodes", type=int, default=4, help="episodes of each attack (default 4)")
     parser.add_argument("--venv", type=Path, default=ROOT / "build" / "check_environments", metavar="FOLDER")
     parser.add_argument("--out", type=Path, default=ROOT / "runs" / "check_environments", metavar="FOLDER")
+    parser.add_argument("--write", action="store_true", help=f"put what came out into {REFERENCE.name}, too")
     options = parser.parse_args()
     if unknown := [name for name in options.names if name not in ENVIRONMENTS]:
         parser.error(f"expected names out of {', '.join(ENVIRONMENTS)}, got {', '.join(unknown)}")
@@ -155,7 +175,13 @@ def set_up(venv: Path) -> Path:
 
 def check(name: str, environment: Environment, python: Path, options: argparse.Namespace) -> dict[str, Any]:
     """What came out for one environment, a row of the table."""
-    row: dict[str, Any] = {"name": name, "version": "", "needed": environment.needed, "error": ""}
+    row: dict[str, Any] = {
+        "name": name,
+        "title": environment.title,
+        "version": "",
+        "needed": environment.needed,
+        "error": "",
+    }
     out = (options.out / name).absolute()
     out.mkdir(parents=True, exist_ok=True)
     for log in out.glob("*.log"):
@@ -196,9 +222,11 @@ def install(environment: Environment, python: Path, out: Path) -> None:
 
 
 def installed(environment: Environment, python: Path) -> str:
-    package = environment.packages[0].partition("=")[0].partition("[")[0]
-    program = f"from importlib.metadata import version; print(version({package!r}))"
-    return f"{package} {subprocess.check_output([python, '-c', program], text=True).strip()}"
+    packages = [re.split(r"[\[<=>]", package)[0] for package in environment.packages]
+    named = [package for package in packages if package != "supersuit"]
+    program = f"from importlib.metadata import version; print(*map(version, {named!r}))"
+    versions = subprocess.check_output([python, "-c", program], text=True).split()
+    return ", ".join(map(" ".join, zip(named, versions, strict=True)))
 
 
 def train(environment: Environment, method: str, run: Path, options: argparse.Namespace) -> list[str]:
@@ -264,9 +292,18 @@ def markdown(rows: Sequence[dict[str, Any]]) -> Iterable[str]:
     yield f"| {' | '.join(HEADINGS)} |"
     yield "|" + "---|" * len(HEADINGS)
     for row in rows:
-        cells = [row["name"], row["version"], row["needed"]]
+        cells = [row["title"], row["version"], row["needed"]]
         cells += [row["error"], "", ""] if row["error"] else [row[heading] for heading in HEADINGS[3:]]
         yield f"| {' | '.join(cells)} |"
+
+
+def write(rows: Sequence[dict[str, Any]], reference: Path = REFERENCE) -> None:
+    """Put rows in the place of those of the same title in the table of the reference."""
+    _, _, *lines = markdown(rows)
+    text = reference.read_text(encoding="utf-8").splitlines()
+    for row, line in zip(rows, lines, strict=True):
+        text[next(i for i, old in enumerate(text) if old.startswith(f"| {row['title']} |"))] = line
+    reference.write_text("\n".join([*text, ""]), encoding="utf-8")
 
 
 def say(text: str) -> None:

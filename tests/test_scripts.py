@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import shutil
 import signal
@@ -224,3 +225,21 @@ def test_the_check_of_other_packages_says_what_it_installs_and_knows_its_names()
     refused = run(script, "nowhere")
     assert refused.returncode == 2
     assert "expected names out of mamujoco, " in refused.stderr
+
+
+def test_the_check_of_other_packages_writes_the_table_of_the_reference(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(str(ROOT / "scripts"))
+    check = importlib.import_module("check_environments")
+    before = check.REFERENCE.read_text(encoding="utf-8")
+    (copy := tmp_path / "environments.md").write_text(before, encoding="utf-8")
+    rows = [
+        {"title": one.title, "version": "9.9", "needed": "time", "error": "no"}
+        for one in check.ENVIRONMENTS.values()
+    ]
+    check.write(rows, copy)
+    after = copy.read_text(encoding="utf-8")
+    assert after.count("| 9.9 | time | no | | |") == len(rows) == 12
+    kept = [line for line in before.splitlines() if " | " not in line or "| needed |" in line]
+    assert [line for line in after.splitlines() if line in kept] == kept

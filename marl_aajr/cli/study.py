@@ -103,7 +103,6 @@ def study(
     from rich.console import Console
 
     console = Console(stderr=True)
-    command = _command(file, out=out, only=only, set=assignments or [], **typed)
     overrides = {key: (value, f"--set {key}") for key, value in assigned(assignments or []).items()}
     given = values(SETTINGS, typed)
     overrides |= {option.key: (given[option.key], option.flag) for option in SETTINGS if option.key in given}
@@ -111,10 +110,9 @@ def study(
     with contextlib.redirect_stdout(sys.stderr):
         with waiting("Reading the study, loading torch and RLlib", console=console):
             from marl_aajr.study.driver import prepare
-            from marl_aajr.study.study_config import masked
 
             plan = prepare(file, out=out, only=only, overrides=overrides)
-            command = masked(command, plan.study.storage)
+            command = _command(file, out=out, only=only, set=assignments or [], **typed)
         if resume and not plan.folder.study_file.is_file():
             raise ValueError(f"expected a study to resume in {plan.folder.path}, got none; drop --resume")
         if dry_run:
@@ -153,6 +151,8 @@ def _conclude(
     for what, path in (("Report", plan.folder.report), ("Table", plan.folder.results)):
         if path.is_file():
             say(console, f"{what}: {path}")
+    if _STORAGE in command:
+        command += "\nwith the storage's URI in STORAGE: it has credentials, which are not shown."
     if code is not None:
         say(console, f"Stopped: {grid.count('finished')} of {len(grid.nodes)} done. To go on:\n  {command}")
         raise typer.Exit(code)
@@ -199,10 +199,19 @@ def plan_table(plan: StudyPlan, seconds: Mapping[str, float]) -> Table:
     return table
 
 
+_STORAGE = '"storage=$STORAGE"'
+"""For the storage in a command where its URI has credentials."""
+
+
 def _command(file: Path, **options: Any) -> str:
     """The line to type to go on; `options` by name, those that were not given left out."""
+    from marl_aajr.study.study_config import masked
+
     words = ["marl-aajr", "study", str(file)]
     for name, value in options.items():
         for each in value if isinstance(value, list) else [value]:
             words += [] if each is None else [f"--{name.replace('_', '-')}", str(each)]
-    return shlex.join(words)
+    secret = [word.startswith("storage=") and masked(word, word) != word for word in words]
+    return " ".join(
+        _STORAGE if hidden else shlex.quote(word) for word, hidden in zip(words, secret, strict=True)
+    )

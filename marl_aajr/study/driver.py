@@ -140,7 +140,8 @@ def progress_of(plan: StudyPlan, nodes: Sequence[Mapping[str, float]], on_event:
     room = max(int(sum(node["CPU"] for node in nodes)), 1)
     slots = min(room, plan.study.max_concurrent or room)
     url = ray.init(ignore_reinit_error=True, logging_level="ERROR", log_to_driver=False).dashboard_url
-    return GridProgress(each, hand_on, slots=slots, dashboard=f"http://{url}" if url else "")
+    tuning = tuning_seconds(plan.study, plan.folder)
+    return GridProgress(each, hand_on, slots=slots, dashboard=f"http://{url}" if url else "", tuning=tuning)
 
 
 def run_study(

@@ -16,7 +16,7 @@ from marl_aajr.adversaries.request import STEPS_PER_SECOND
 from marl_aajr.study.folder import StudyFolder
 from marl_aajr.study.graph import Node
 from marl_aajr.study.runs import variants
-from marl_aajr.study.study_config import StudyConfig
+from marl_aajr.study.study_config import StudyConfig, TuningEntry
 from marl_aajr.training.method import NO_METHOD
 
 State = Literal["waiting", "running", "finished", "failed", "interrupted", "impossible"]
@@ -75,6 +75,7 @@ class GridProgress:
         slots: the number of nodes that may run at a time.
         dashboard: Ray's, where it is on.
         doing: what the study does before its nodes.
+        tuning: seconds that it will take on one core.
     """
 
     nodes: dict[str, NodeProgress]
@@ -82,6 +83,7 @@ class GridProgress:
     slots: int = 1
     dashboard: str = ""
     doing: str = ""
+    tuning: float = 0.0
 
     def emit(self, event: str, node: str | None = None, **details: Any) -> None:
         """Hand an event on."""
@@ -126,8 +128,8 @@ class GridProgress:
     @property
     def left(self) -> float:
         """Seconds until all is done."""
-        remaining = [progress.left for progress in self.nodes.values()]
-        return max(sum(remaining) / max(self.slots, 1), max(remaining, default=0.0))
+        remaining, slots = [progress.left for progress in self.nodes.values()], max(self.slots, 1)
+        return max(self.tuning, 0.0) / slots + max(sum(remaining) / slots, max(remaining, default=0.0))
 
 
 PLAIN_SPEED = 15_000.0
@@ -188,10 +190,15 @@ def tuning_seconds(study: StudyConfig, folder: StudyFolder) -> float:
     """The time of the searches that are not finished, on one core, if no trial is stopped early."""
     if study.tune is None:
         return 0.0
-    entry, tuned = study.tune, folder.tuned(study)
+    tuned = folder.tuned(study)
     left = sum(variant.name not in tuned for variant in variants(study))
+    return left * study.tune.trials * trial_seconds(study.tune)
+
+
+def trial_seconds(entry: TuningEntry) -> float:
+    """The time of one trial of a search, on one core, if it is not stopped early."""
     played = entry.rungs * 2 * entry.episodes * EPISODE_SECONDS
-    return left * entry.trials * len(entry.seeds) * (entry.env_steps / REGULARIZED_SPEED + played)
+    return len(entry.seeds) * (entry.env_steps / REGULARIZED_SPEED + played)
 
 
 def duration(nodes: Mapping[str, Node], foreseen: Forecast, *, cpus: float, slots: int | None) -> float:

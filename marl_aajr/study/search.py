@@ -22,7 +22,7 @@ from ray.tune.search.optuna import OptunaSearch
 from marl_aajr.evaluation import evaluate
 from marl_aajr.study.execution import logged_error
 from marl_aajr.study.folder import StudyFolder, run_exists
-from marl_aajr.study.progress import GridProgress
+from marl_aajr.study.progress import GridProgress, trial_seconds
 from marl_aajr.study.runs import Settings, Variant, merged, nested
 from marl_aajr.study.study_config import Space, StudyConfig, TuningEntry
 from marl_aajr.study.worker import StudyLocation
@@ -151,6 +151,7 @@ def search(
             run_config=_run_config(path, study, [_SearchCallback()]),
         )
     _SearchCallback.name, _SearchCallback.folder = variant.name, folder
+    _SearchCallback.seconds = trial_seconds(trial.entry)
     _SearchCallback.progress, _SearchCallback.should_stop = progress, should_stop
     try:
         results = tuner.fit()
@@ -237,6 +238,7 @@ class _SearchCallback(tune.Callback):
     name: ClassVar[str]
     folder: ClassVar[StudyFolder]
     progress: ClassVar[GridProgress]
+    seconds: ClassVar[float]
     should_stop: ClassVar[Callable[[], bool]]
 
     def on_step_begin(self, iteration: int, trials: list[Any], **info: Any) -> None:
@@ -249,6 +251,10 @@ class _SearchCallback(tune.Callback):
         scores = {key: result[key] for key in ("budget", "clean", "robust", "score") if key in result}
         self.progress.emit("trial", self.name, trial=trial.trial_id, **scores)
 
+    def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        self.progress.tuning -= self.seconds
+
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        self.progress.tuning -= self.seconds
         why = logged_error(trial, self.folder, self.name)
         self.progress.emit("trial_failed", self.name, trial=trial.trial_id, **why)

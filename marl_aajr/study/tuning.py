@@ -18,7 +18,7 @@ from typing import Any
 from marl_aajr.attacks import attack_class
 from marl_aajr.report import Tuning
 from marl_aajr.study.folder import DECISIONS, StudyFolder
-from marl_aajr.study.progress import GridProgress
+from marl_aajr.study.progress import GridProgress, tuning_seconds
 from marl_aajr.study.runs import Variant, merged, nested, variants
 from marl_aajr.study.search import Trial, repeat, search
 from marl_aajr.study.study_config import StudyConfig, TuningEntry
@@ -89,6 +89,7 @@ def tune_study(
             if trials is None:
                 return
             _decide(trials, variant, folder)
+            progress.tuning = tuning_seconds(study, folder)
             progress.emit("tuned", variant.name, chosen=folder.tuned(study)[variant.name])
     progress.doing = ""
 

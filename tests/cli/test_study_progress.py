@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import subprocess
 import time
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ import pytest
 from rich.console import Console
 
 from marl_aajr.cli.display import FINISHING_STUDY, StudyProgress, grid_table
+from marl_aajr.cli.study import _command
 from marl_aajr.study.driver import prepare
 from marl_aajr.study.progress import GridProgress, NodeProgress
 from tests.study.files import write_study
@@ -53,6 +55,25 @@ def test_time_left_is_measured_where_it_can_be_and_divided_among_slots(grid: Gri
     left = {name: round(progress.left) for name, progress in grid.nodes.items()}
     assert left == {A: 0, B: 0, C: 20, D: 100, E: 100}  # three quarters in a minute; nothing yet; not begun
     assert round(grid.left) == (20 + 100 + 100) / 2
+
+
+def test_time_left_counts_the_tuning_before_the_runs(grid: GridProgress) -> None:
+    grid.tuning = 600.0
+    assert round(grid.left) == (600 + 20 + 100 + 100) / 2
+
+
+def test_the_command_to_go_on_works_and_hides_credentials(monkeypatch: pytest.MonkeyPatch) -> None:
+    uri = "s3://key:secret@bucket/a?scheme=http"
+    command = _command(Path("my study.yaml"), out=None, only="*-s0", set=["seeds=[0]", f"storage={uri}"])
+    assert (
+        command
+        == "marl-aajr study 'my study.yaml' --only '*-s0' --set 'seeds=[0]' --set \"storage=$STORAGE\""
+    )
+    monkeypatch.setenv("STORAGE", uri)
+    words = subprocess.check_output(["bash", "-c", f"printf '%s\\n' {command}"], text=True).splitlines()
+    assert words[-1] == f"storage={uri}"
+    plain = "storage=s3://bucket/a"
+    assert _command(Path("a.yaml"), set=[plain]) == f"marl-aajr study a.yaml --set {plain}"
 
 
 def test_time_left_leaves_out_the_warm_start_and_counts_the_evaluation(grid: GridProgress) -> None:
