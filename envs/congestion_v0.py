@@ -47,7 +47,7 @@ from gymnasium import spaces
 from numpy.typing import NDArray
 from torch import Tensor
 
-from marl_aajr.core.checks import proportion, whole
+from marl_aajr.core.checks import positive, proportion, whole
 from marl_aajr.core.seeds import Streams
 from marl_aajr.rollout.teams import ONE_TEAM
 
@@ -93,11 +93,9 @@ class Congestion:
         whole("num_resources", self.num_resources, least=2)
         whole("max_cycles", self.max_cycles)
         proportion("local_ratio", self.local_ratio)
-        if not self.power > 0:
-            raise ValueError(f"expected power above 0, got {self.power!r}")
-        for name in ("background", "noise"):
-            if not getattr(self, name) >= 0:
-                raise ValueError(f"expected {name} of at least 0, got {getattr(self, name)!r}")
+        positive("power", self.power)
+        positive("background", self.background, zero=True)
+        positive("noise", self.noise, zero=True)
 
     @property
     def teams(self) -> dict[str, str]:
@@ -140,11 +138,11 @@ def _split(like: Tensor, marginal: Callable[[Tensor], Tensor]) -> Tensor:
 
     Bisection for the common level, and within it for the share of each resource at that level.
     """
+    none, all_agents = torch.zeros_like(like), torch.ones_like(like)
 
     def shares(level: Tensor) -> Tensor:
-        return _bisect(torch.zeros_like(like), torch.ones_like(like), lambda x: marginal(x) >= level)
+        return _bisect(none, all_agents, lambda x: marginal(x) >= level)
 
-    none, all_agents = torch.zeros_like(like), torch.ones_like(like)
     low, high = marginal(none).amin(0), marginal(all_agents).amax(0)
     found = shares(_bisect(low, high, lambda level: shares(level).sum(0) >= 1))
     return found / found.sum(0)
@@ -164,9 +162,7 @@ class CongestionBatch(TensorBatch):
 
     Args:
         game: The options.
-        num_envs: E, at least 1.
-        device: Where the tensors live.
-        dtype: float32 or float64.
+        num_envs: E; see `TensorBatch`, as for `device` and `dtype`.
 
     Attributes:
         background: a, `[M, E]`.
@@ -203,20 +199,10 @@ class CongestionBatch(TensorBatch):
             self._resources = torch.arange(resources, device=self.device)[:, None]
         self._begins = resources + agents
 
-    def social_cost(self) -> Tensor:
-        """The cost that agents paid on average in the last round `[E]`."""
-        return social_cost(self.share, background=self.background, power=self.game.power)
-
-    def equilibrium(self) -> Tensor:
-        """Shares `[M, E]` of the selfish equilibrium of the current games; float64."""
-        return equilibrium(background=self.background)
-
-    def optimum(self) -> Tensor:
-        """Shares `[M, E]` of least social cost in the current games; float64."""
-        return optimum(background=self.background, power=self.game.power)
-
     def draw(self, copy: int = 0) -> NDArray[np.uint8]:
-        splits = {"now": self.share, "equilibrium": self.equilibrium(), "optimum": self.optimum()}
+        selfish = equilibrium(background=self.background)
+        best = optimum(background=self.background, power=self.game.power)
+        splits = {"now": self.share, "equilibrium": selfish, "optimum": best}
         figure, axes = blank_page((0.1, 0.1, 0.85, 0.85))
         width = 0.8 / len(splits)
         for i, (name, shares) in enumerate(splits.items()):

@@ -43,12 +43,11 @@ class DiscreteControls:
         self._speakers = torch.tensor(layout.speakers, device=device, dtype=torch.int64)
         columns = [_columns(agent, layout.message_size) for agent in layout.agents]
         self._offsets: Tensor | None = None
-        if any(not torch.equal(column, columns[0]) for column in columns):
+        table = columns[0]
+        if not all(torch.equal(column, table) for column in columns):
             starts = [sum(c.shape[1] for c in columns[:i]) for i in range(len(columns))]
             self._offsets = torch.tensor(starts, device=device)[:, None]
             table = torch.cat(columns, 1)
-        else:
-            table = columns[0]
         self._rows = 2 + layout.message_size if layout.speakers else 2
         self._table = table[: self._rows].to(device, dtype).contiguous()
 
@@ -112,9 +111,7 @@ class ParticleBatch(TensorBatch):
 
     Args:
         scenario: The environment and its options.
-        num_envs: E, at least 1.
-        device: Where the tensors live.
-        dtype: float32, or float64 for proofs.
+        num_envs: E; see `TensorBatch`, as for `device` and `dtype`.
 
     Attributes:
         world: The state of all copies.
@@ -196,13 +193,8 @@ class ParticleBatch(TensorBatch):
         fresh.position[:, :agents] = places[:, :agents]
         fresh.position[:, agents:bodies] = places[:, agents:] * layout.spread
         fresh.curriculum_stage = self.world.curriculum_stage
-        self.scenario.begin(
-            fresh,
-            [
-                (number * options).long()
-                for number, options in zip(numbers[2 * bodies :], self.scenario.draws, strict=True)
-            ],
-        )
+        draws = zip(numbers[2 * bodies :], self.scenario.draws, strict=True)
+        self.scenario.begin(fresh, [(number * options).long() for number, options in draws])
         return {"rows": fresh.rows}
 
     def _advance(self, actions: Sequence[Tensor]) -> Tensor:

@@ -232,18 +232,14 @@ class World(WorldState):
         self._limited = any(math.isfinite(agent.max_speed) for agent in layout.agents)
         # Scales the acceleration and the speed limit of each agent, in worlds that have it.
         self._agility = self.extra.get("agility")
-        self._set_up_contact(layout.colliders)
-
-    def _set_up_contact(self, colliders: int) -> None:
-        layout = self.layout
+        self._colliders = colliders = layout.colliders
         assert all(body.collides == (i < colliders) for i, body in enumerate(layout.bodies))
         assert not 0 < colliders < len(layout.agents)
-        self._colliders = colliders
         self._near = self.distance[:, :colliders]
         self._toward = self.relative[:, :, :colliders]
         self._reach = self._contact[:, :colliders]
         # Below this gap the force is less than rounding, and exp would make denormals, which are slow.
-        self._gap_floor = 1.5 * CONTACT_MARGIN * math.log(torch.finfo(self.rows.dtype).eps)
+        self._gap_floor = 1.5 * CONTACT_MARGIN * math.log(torch.finfo(dtype).eps)
 
     def advance(self, impulse: Tensor) -> None:
         """Moves the agents by one time step; call `relate` afterwards.
@@ -259,7 +255,10 @@ class World(WorldState):
         if push is not None:
             self.velocity.sub_(push, alpha=CONTACT_FORCE * TIME_STEP)
         if self._limited:
-            self._limit_speed()
+            x, y = self.velocity
+            speed = (x * x).addcmul_(y, y).sqrt_()
+            limit = self._limit if self._agility is None else self._limit * self._agility
+            self.velocity.mul_(torch.div(limit, speed).clamp_max_(1.0))
 
     def relate(self) -> None:
         """Computes `relative` and `distance` from the positions."""
@@ -281,9 +280,3 @@ class World(WorldState):
         gap = torch.sub(self._reach, self._near).clamp_min_(self._gap_floor)
         depth = functional.softplus(gap, beta=1 / CONTACT_MARGIN, threshold=_SOFTPLUS_THRESHOLD)
         return (depth.div_(self._near) * self._toward).sum(2)
-
-    def _limit_speed(self) -> None:
-        x, y = self.velocity
-        speed = (x * x).addcmul_(y, y).sqrt_()
-        limit = self._limit if self._agility is None else self._limit * self._agility
-        self.velocity.mul_(torch.div(limit, speed).clamp_max_(1.0))

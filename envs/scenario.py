@@ -10,6 +10,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import chain, repeat
 from typing import ClassVar
 
 import numpy as np
@@ -152,21 +153,18 @@ class PartlyObserved(Scenario):
 
     def seen_landmarks(self, rows: RowIndex, agent: int, landmarks: list[int]) -> Index:
         """Rows of the relative positions of the landmarks that an agent sees `[2, n]`."""
-        if self.num_landmark_neighbors is None:
-            return rows.relative[:, agent, landmarks]
-        return _padded(rows, rows.extra["near_landmarks"][:, agent], self.num_landmark_neighbors)
+        every, slots = rows.relative[:, agent, landmarks], self.num_landmark_neighbors
+        return every if slots is None else _padded(rows, "near_landmarks", agent, slots)
 
     def seen_agents(self, rows: RowIndex, agent: int, others: list[int]) -> Index:
         """Rows of the relative positions of the agents that an agent sees `[2, n]`."""
-        if self.num_agent_neighbors is None:
-            return rows.relative[:, agent, others]
-        return _padded(rows, rows.extra["near_agents"][:, agent], self.num_agent_neighbors)
+        every, slots = rows.relative[:, agent, others], self.num_agent_neighbors
+        return every if slots is None else _padded(rows, "near_agents", agent, slots)
 
     def seen_velocities(self, rows: RowIndex, agent: int, others: list[int]) -> Index:
         """Rows of velocities `[2, n]`: of the given others, or in the slots of `seen_agents`."""
-        if self.num_agent_neighbors is None:
-            return rows.velocity[:, others]
-        return _padded(rows, rows.extra["near_velocities"][:, agent], self.num_agent_neighbors)
+        every, slots = rows.velocity[:, others], self.num_agent_neighbors
+        return every if slots is None else _padded(rows, "near_velocities", agent, slots)
 
     def update(self, world: World) -> None:
         """Finds the nearest; velocities are those of agents that are no adversaries, 0 of others."""
@@ -195,7 +193,8 @@ def _nearest(distance: Tensor, number: int) -> Tensor:
     return distance.topk(number, dim=1, largest=False, sorted=True).indices[None]
 
 
-def _padded(rows: RowIndex, found: Index, slots: int) -> Index:
+def _padded(rows: RowIndex, name: str, agent: int, slots: int) -> Index:
+    found = rows.extra[name][:, agent]
     return np.concatenate([found, rows.zeros(2 * (slots - found.shape[1])).reshape(2, -1)], 1)
 
 
@@ -213,12 +212,9 @@ def catches(world: World) -> Tensor:
 
 def touches(world: World) -> dict[str, tuple[Tensor, ...]]:
     """The number of prey that each pursuer touches `[E]`; 0 for prey."""
-    pursuers, prey = sides(world)
-    counts = world.touching(pursuers, prey).sum(1)
-    none = torch.zeros_like(counts[0])
-    names = [agent.name for agent in world.layout.agents]
-    told = [*counts, *[none] * (prey.stop - prey.start)]
-    return {name: (value,) for name, value in zip(names, told, strict=True)}
+    counts = world.touching(*sides(world)).sum(1)
+    told = chain(counts, repeat(torch.zeros_like(counts[0])))
+    return {agent.name: (count,) for agent, count in zip(world.layout.agents, told, strict=False)}
 
 
 def straying(position: Tensor) -> Tensor:

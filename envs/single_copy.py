@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from pettingzoo.utils.env import ParallelEnv
 from torch import Tensor
 
+from marl_aajr.core.environment_values import joined, joined_space
 from marl_aajr.rollout.batched_env import BatchedEnv
 
 from .particles import World
@@ -64,7 +65,8 @@ class SingleCopy(ParallelEnv[str, Any, Any]):
         self.possible_agents = list(batch.possible_agents)
         self.agents: list[str] = []
         self.observation_spaces: dict[str, spaces.Space[Any]] = {
-            agent: self._with_mask(agent, space) for agent, space in batch.observation_spaces.items()
+            agent: space if (mask := batch.action_mask[agent]) is None else joined_space(space, mask.shape[1])
+            for agent, space in batch.observation_spaces.items()
         }
         self.action_spaces: dict[str, spaces.Space[Any]] = batch.action_spaces
         if batch.state_space is not None:
@@ -126,19 +128,12 @@ class SingleCopy(ParallelEnv[str, Any, Any]):
     def close(self) -> None:
         self.batch.close()
 
-    def _with_mask(self, agent: str, space: spaces.Space[Any]) -> spaces.Space[Any]:
-        mask = self.batch.action_mask[agent]
-        if mask is None:
-            return space
-        return spaces.Dict({"observation": space, "action_mask": spaces.Box(0, 1, mask.shape[1:], np.int8)})
-
     def _seen(self, obs: Mapping[str, Tensor]) -> dict[str, Any]:
         masks = self.batch.action_mask
         seen: dict[str, Any] = {agent: rows[0].cpu().numpy() for agent, rows in obs.items()}
         for agent, own in seen.items():
             if (mask := masks[agent]) is not None:
-                legal = mask[0].cpu().numpy().astype(np.int8)
-                seen[agent] = {"observation": own, "action_mask": legal}
+                seen[agent] = joined(own, mask[0].cpu().numpy().astype(np.int8))
         return seen
 
     def _action(self, agent: str, actions: Mapping[str, Any]) -> Tensor:
@@ -210,10 +205,8 @@ def draw_particles(world: World, scenario: Scenario, copy: int) -> NDArray[np.ui
         axes.add_patch(
             Circle((place[0], place[1]), body.size * scale, facecolor=body.color, edgecolor="black")
         )
-    for line, (i, message) in enumerate(
-        zip(layout.speakers, world.message[..., copy].T.tolist(), strict=True)
-    ):
-        said = f"{bodies[i].name} says {_spelled(message, continuous=scenario.continuous_actions)}"
+    for line, (i, message) in enumerate(zip(layout.speakers, world.message[..., copy].T, strict=True)):
+        said = f"{bodies[i].name} says {_spelled(message.tolist(), continuous=scenario.continuous_actions)}"
         axes.text(0.02, 0.02 + 0.05 * line, said, transform=axes.transAxes)
     return pixels(figure)
 

@@ -67,11 +67,8 @@ class TensorBatch(BatchedEnv):
         whole("max_cycles", max_cycles)
         if dtype not in (torch.float32, torch.float64):
             raise ValueError(f"expected dtype torch.float32 or torch.float64, got {dtype}")
-        self.options = options
-        self.num_envs = num_envs
-        self.device = torch.device(device)
-        self.dtype = dtype
-        self.max_cycles = max_cycles
+        self.options, self.num_envs, self.max_cycles = options, num_envs, max_cycles
+        self.device, self.dtype = torch.device(device), dtype
         self.possible_agents = tuple(observation_sizes)
         self.observation_spaces = {agent: unbounded(size, dtype) for agent, size in observation_sizes.items()}
         self.action_spaces = dict(action_spaces)
@@ -174,11 +171,10 @@ class TensorBatch(BatchedEnv):
     def get_state(self) -> dict[str, Tensor]:
         if self._streams is None:
             raise ValueError("expected reset before get_state; call reset(seed=...)")
-        streams = {f"streams/{name}": value for name, value in self._streams.get_state().items()}
         return {
             **{name: value.clone() for name, value in self._variables.items()},
             "clocks": self._clocks.clone() if self._ends_early else self._clocks + self._clock,
-            **streams,
+            **{f"streams/{name}": value for name, value in self._streams.get_state().items()},
         }
 
     def set_state(self, state: Mapping[str, Tensor]) -> None:
@@ -227,10 +223,7 @@ class TensorBatch(BatchedEnv):
         for name, variable in self._variables.items():
             variable.copy_(fresh[name] if where is None else torch.where(where, fresh[name], variable))
         self._clock = 0
-        if where is None:
-            self._clocks.zero_()
-        else:
-            self._clocks.masked_fill_(where, 0)
+        self._clocks.masked_fill_(self._yes if where is None else where, 0)
         self._derive()
 
 

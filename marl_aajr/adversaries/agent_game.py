@@ -46,10 +46,6 @@ class AgentGame(VictimGame):
         agents: the agents that the learners play.
         pays: `"loss"`: minus what the team earns, in equal parts; `"own"`: each what it earns itself.
         loyal: let the victims play all agents, whatever the learners do: for reference.
-
-    Raises:
-        ValueError: a victim that does not fit the environment, an unknown team or agent, or a team
-            without a loyal agent.
     """
 
     def __init__(

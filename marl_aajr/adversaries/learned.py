@@ -120,7 +120,7 @@ class LearnedAttack(FittedAttack):
     def __post_init__(self) -> None:
         super().__post_init__()
         one_of("actions", self.actions, ("greedy", "sampled"))
-        if not self.adversary or self._policy is not None:
+        if not self.adversary or self.ready:
             return
         found = loaded(self.adversary, kind=self.name)
         if found.perturbations != self.perturbations:
@@ -137,8 +137,7 @@ class LearnedAttack(FittedAttack):
 
     @property
     def seconds(self) -> float:
-        steps = DEFAULTS[self.name].env_steps if self.env_steps is None else self.env_steps  # type: ignore[index]
-        return steps / STEPS_PER_SECOND
+        return (self.env_steps or DEFAULTS[self.name].env_steps) / STEPS_PER_SECOND  # type: ignore[index]
 
     def fit(
         self,
@@ -152,20 +151,19 @@ class LearnedAttack(FittedAttack):
     ) -> Self:
         from marl_aajr.adversaries.training import find_or_train  # which imports Ray: playing needs none
 
-        budget = {name: getattr(self.perturbations, name) for name in ("mask", "scale", "low", "high")}
+        budget = vars(self.perturbations)
+        asked = ("joint", "actions", "env_steps", "search", "warm_start")
         request = AdversaryRequest(
             kind=self.name,  # type: ignore[arg-type]
-            epsilon=self.perturbations.epsilon,
+            epsilon=budget["epsilon"],
+            norm=budget["norm"],
             agents=tuple(agent for agent in env.possible_agents if agent in agents),
-            joint=self.joint,
-            norm=self.perturbations.norm,
             units=units,
-            actions=self.actions,
-            env_steps=self.env_steps,
-            search=self.search,
-            warm_start=self.warm_start,
             seed=seed,
-            threat={name: value for name, value in budget.items() if value is not None},
+            threat={
+                name: budget[name] for name in ("mask", "scale", "low", "high") if budget[name] is not None
+            },
+            **{name: getattr(self, name) for name in asked},
         )
         with tempfile.TemporaryDirectory(prefix="marl-aajr-") as scratch:
             found = loaded(find_or_train(victim, request, home=home or Path(scratch)), kind=self.name)
@@ -173,20 +171,14 @@ class LearnedAttack(FittedAttack):
         return replace(self, **{name: getattr(found, name) for name in names})
 
     def against(self, victim: Victim, agent: str) -> Attack:
-        adversaries, _ = self._required()
-        self.check_victims(victim)
-        one_of(
-            f"an agent that {self.adversary or self.name} was trained to attack", agent, adversaries.agents
-        )
-        return replace(self, _agent=agent)
-
-    def check_victims(self, victim: Victim) -> None:
-        """Raise `ValueError` unless these are the victims that the adversary was trained against."""
+        (adversaries, _), name = self._required(), self.adversary or self.name
         if fingerprint(victim) != self._digest:
             raise ValueError(
-                f"expected the victims that {self.adversary or self.name} was trained against, got "
-                "others; train an adversary against these"
+                f"expected the victims that {name} was trained against, got others; train an adversary "
+                "against these"
             )
+        one_of(f"an agent that {name} was trained to attack", agent, adversaries.agents)
+        return replace(self, _agent=agent)
 
     @torch.no_grad()
     def choose_actions(

@@ -66,12 +66,9 @@ class ObservationAdversaries:
     @property
     def observation_spaces(self) -> dict[str, spaces.Box]:
         """The observation space of each adversary."""
-        found = {}
-        for name, agents in self.agents_of.items():
-            width = sum(features(self.victim, agent) for agent in agents)
-            width += len(self.agents) if self._tells_agent else 0
-            found[name] = spaces.Box(-np.inf, np.inf, (width,), np.float32)
-        return found
+        told = len(self.agents) if self._tells_agent else 0
+        widths = {p: sum(features(self.victim, a) for a in agents) for p, agents in self.agents_of.items()}
+        return {p: spaces.Box(-np.inf, np.inf, (own + told,), np.float32) for p, own in widths.items()}
 
     @property
     def action_spaces(self) -> dict[str, Space[Any]]:
@@ -86,8 +83,12 @@ class ObservationAdversaries:
         """
         if self.joint:
             return {ADVERSARY: torch.cat([inputs[agent] for agent in self.agents], -1)}
-        present = [agent for agent in self.agents if agent in inputs]
-        return {adversary_of(agent): self._with_agent(agent, inputs[agent]) for agent in present}
+        seen = {}
+        for agent, which in zip(self.agents, torch.eye(len(self.agents)), strict=True):
+            if (own := inputs.get(agent)) is not None:
+                told = [which.to(own).expand(len(own), -1)] if self._tells_agent else []
+                seen[adversary_of(agent)] = torch.cat([own, *told], -1)
+        return seen
 
     def split(self, actions: Mapping[str, Tensor], perturbations: PerturbationSet) -> dict[str, Tensor]:
         """The actions for each agent, `[E, c]`, held to one budget where the adversary is joint.
@@ -96,14 +97,10 @@ class ObservationAdversaries:
             actions: of the adversaries, as their spaces define them; some may be missing.
             perturbations: the set, for its norm and mask.
         """
+        rows = {name: given.reshape(len(given), -1) for name, given in actions.items()}
         if not self.joint:
-            return {
-                agent: actions[name].reshape(len(actions[name]), -1)
-                for name, (agent,) in self.agents_of.items()
-                if name in actions
-            }
-        action = actions[ADVERSARY].reshape(len(actions[ADVERSARY]), -1)
-        action = self.actions.share(action, perturbations, len(self.agents))
+            return {agent: rows[name] for name, (agent,) in self.agents_of.items() if name in rows}
+        action = self.actions.share(rows[ADVERSARY], perturbations, len(self.agents))
         return dict(zip(self.agents, action.split(list(self._widths.values()), -1), strict=True))
 
     def join(self, by_agent: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -131,14 +128,6 @@ class ObservationAdversaries:
 
     def _space(self, agent: str) -> Space[Any]:
         return self.actions.space(self.victim.observation_spaces[agent], self.victim.action_spaces[agent])
-
-    def _with_agent(self, agent: str, inputs: Tensor) -> Tensor:
-        """The inputs, and which agent it is, one-hot."""
-        if not self._tells_agent:
-            return inputs
-        which = inputs.new_zeros(len(inputs), len(self.agents))
-        which[:, self.agents.index(agent)] = 1.0
-        return torch.cat([inputs, which], -1)
 
 
 def features(victim: Victim, agent: str) -> int:

@@ -20,8 +20,8 @@ from torch import Tensor, nn
 
 from marl_aajr.adversaries.learned import FittedAttack
 from marl_aajr.attacks import PGD, Attack
-from marl_aajr.core.checks import proportion, whole
-from marl_aajr.core.distributions import ActionDistribution, Categorical, MultiCategorical
+from marl_aajr.core.checks import positive, proportion, whole
+from marl_aajr.core.distributions import ActionDistribution, DiagGaussian, single_actions
 from marl_aajr.core.objectives import Clean, Objective
 from marl_aajr.core.policy import Policy
 from marl_aajr.rollout.batched_env import BatchedEnv
@@ -73,9 +73,8 @@ class RobustSarsa(PGD, FittedAttack):
         super().__post_init__()
         whole("experience", self.experience)
         whole("updates", self.updates)
-        for name in ("robustness", "radius"):
-            if not getattr(self, name) >= 0:
-                raise ValueError(f"expected {name} ≥ 0, got {getattr(self, name)!r}")
+        positive("robustness", self.robustness, zero=True)
+        positive("radius", self.radius, zero=True)
         proportion("a discount", self.discount)
 
     @property
@@ -182,19 +181,14 @@ def encode(distribution: ActionDistribution, outputs: Tensor, actions: Tensor | 
 
     Without `actions` the expected ones at these outputs, differentiable: probabilities, or the mean.
     """
-    if isinstance(distribution, MultiCategorical):
-        parts = distribution.split(outputs)
-        each = [None] * len(parts) if actions is None else list(actions.unbind(-1))
-        return torch.cat([_one_hot(y, a) for y, a in zip(parts, each, strict=True)], -1)
-    if isinstance(distribution, Categorical):
-        return _one_hot(outputs, actions)
-    return distribution.mode(outputs) if actions is None else actions
-
-
-def _one_hot(logits: Tensor, actions: Tensor | None) -> Tensor:
+    if isinstance(distribution, DiagGaussian):
+        return distribution.mode(outputs) if actions is None else actions
+    logits = single_actions(distribution, outputs)
     if actions is None:
-        return torch.softmax(logits, -1)
-    return nn.functional.one_hot(actions, logits.shape[-1]).to(logits.dtype)
+        return torch.cat([torch.softmax(y, -1) for y in logits], -1)
+    each = actions.reshape(*outputs.shape[:-1], len(logits)).unbind(-1)
+    pairs = zip(logits, each, strict=True)
+    return torch.cat([nn.functional.one_hot(a, y.shape[-1]).to(y.dtype) for y, a in pairs], -1)
 
 
 class Transitions(NamedTuple):

@@ -16,6 +16,7 @@ import json
 import shlex
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from itertools import chain, count
 from pathlib import Path
 from typing import Any
 
@@ -57,20 +58,16 @@ def find_finished(home: Path, request: AdversaryRequest, *, digest: str) -> Path
         request: what is asked for, its agents named.
         digest: see `home`.
     """
+    asked = request.model_dump(mode="json", exclude={"env_steps", "search", "seed"})
     earned: dict[Path, float] = {}
     for record in sorted((home / ADVERSARIES).glob(f"*/{RECORD}")):
         config = RunDirectory(record.parent).config()
         known = json.loads(record.read_text(encoding="utf-8"))
-        if config.env.kwargs.get("digest") == digest and _is_what_was_asked(known, request):
+        enough = known["env_steps"] >= request.steps and known["search"] >= request.tries
+        same = all(known.get(name) == value for name, value in asked.items())
+        if enough and same and config.env.kwargs.get("digest") == digest:
             earned[record.parent] = known["selection"][known["kept"]]
     return max(earned, key=earned.__getitem__, default=None)
-
-
-def _is_what_was_asked(known: Mapping[str, Any], request: AdversaryRequest) -> bool:
-    asked = request.model_dump(mode="json")
-    names = ("kind", "epsilon", "agents", "joint", "norm", "units", "actions", "warm_start", "threat")
-    enough = known["env_steps"] >= request.steps and known["search"] >= request.tries
-    return enough and all(known.get(name) == asked[name] for name in names)
 
 
 def request_of(out: Path) -> tuple[AdversaryRequest, Path]:
@@ -102,10 +99,8 @@ def default_folder(victims: Path, request: AdversaryRequest) -> Path:
 
 def unfinished_folder(folder: Path) -> Path:
     """The folder, or the first of `…-2`, `…-3` and so on that holds no finished adversary."""
-    number = 1
-    while is_finished(found := folder if number == 1 else folder.with_name(f"{folder.name}-{number}")):
-        number += 1
-    return found
+    later = (folder.with_name(f"{folder.name}-{number}") for number in count(2))
+    return next(found for found in chain([folder], later) if not is_finished(found))
 
 
 def is_finished(folder: Path) -> bool:
@@ -164,12 +159,8 @@ class SelectionEpisodes:
         kept = "warm_start" if means.get("warm_start", means["trained"]) > means["trained"] else "trained"
         pair = (scores[kept], scores["pgd"]) if observes else (scores["lost"], scores["clean"])
         ahead = lead(*pair)
-        return {
-            "selection": means,
-            "kept": kept,
-            "lead": ahead,
-            "undertrained": observes and ahead["high"] < 0,
-        }
+        undertrained = observes and ahead["high"] < 0
+        return {"selection": means, "kept": kept, "lead": ahead, "undertrained": undertrained}
 
     def references(self) -> dict[str, Tensor]:
         """The victims' losses without attack, and to PGD at the same size."""

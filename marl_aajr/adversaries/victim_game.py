@@ -13,6 +13,7 @@ adversary is the optimal policy of this game.
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
+from copy import deepcopy
 from typing import Any
 
 import torch
@@ -20,11 +21,14 @@ from gymnasium import spaces
 from torch import Tensor
 
 from marl_aajr.core.checks import one_of
-from marl_aajr.rollout.batched_env import BatchedEnv, BatchedEnvWrapper, BatchedStep, check_action, no_action
+from marl_aajr.rollout.batched_env import BatchedEnv, BatchedEnvWrapper, BatchedStep, check_action
 from marl_aajr.rollout.perturbed import ADVERSARY, loss
 from marl_aajr.victims import Victim
+from marl_aajr.victims.recurrent import where_rows
 from marl_aajr.victims.spaces import check_match
 from marl_aajr.victims.stepper import CounterSampler, DecisionBatch, Stepper
+
+_KEPT = ("obs", "last", "met", "owed")
 
 
 class VictimGame(BatchedEnvWrapper):
@@ -136,15 +140,12 @@ class VictimGame(BatchedEnvWrapper):
         ends = {a: step.terminations[a] | step.truncations[a] for a in self.env.possible_agents}
         self._active = self.active
         self._owed = self._owed + self.pay(step)
-        told = {player: over | must for player, must in self._active.items()}
-        rewards = {p: torch.where(told[p], self._owed[i], 0.0) for i, p in enumerate(self.agents_of)}
-        self._owed = self._owed.masked_fill(torch.stack(list(told.values())), 0.0)
+        told = over | torch.stack(list(self._active.values()))
+        rewards = dict(zip(self.agents_of, torch.where(told, self._owed, 0.0).unbind(0), strict=True))
+        self._owed = self._owed.masked_fill(told, 0.0)
         seen = self._seen(self._obs)
         ended = {player: over & met for player, met in self._met.items()}
-        cut = {
-            player: torch.stack([step.truncations[agent] for agent in agents]).any(0)
-            for player, agents in self.agents_of.items()
-        }
+        cut = self._of_players(step.truncations)
         final = self._final_obs(step, ends) if any(bool(end.any()) for end in ends.values()) else seen
         self._stepper.memory.forget(over)
         if self._sampler is not None:
@@ -162,27 +163,25 @@ class VictimGame(BatchedEnvWrapper):
 
     @property
     def active(self) -> dict[str, Tensor]:
-        inner = self.env.active
-        if all(len(agents) == 1 for agents in self.agents_of.values()):
-            return {player: inner[agents[0]] for player, agents in self.agents_of.items()}
-        return {p: torch.stack([inner[a] for a in agents]).any(0) for p, agents in self.agents_of.items()}
+        return self._of_players(self.env.active)
 
     @property
     def action_mask(self) -> dict[str, Tensor | None]:
         return dict.fromkeys(self.possible_agents)
 
     def nothing(self) -> dict[str, Tensor]:
-        """Zeros as the actions of all players."""
-        spaces_of = self.action_spaces.items()
-        return {p: no_action(space, self.num_envs, device=self.device) for p, space in spaces_of}
+        """Zeros as the actions of all players, `[E, ...]`."""
+        zeros = {}
+        for player, space in self.action_spaces.items():
+            kind = torch.float32 if isinstance(space, spaces.Box) else torch.int64
+            shape = (self.num_envs, *(space.shape or ()))
+            zeros[player] = torch.zeros(shape, dtype=kind, device=self.device)
+        return zeros
 
     def get_state(self) -> Mapping[str, Any]:
         return {
             "env": self.env.get_state(),
-            "obs": {agent: obs.clone() for agent, obs in self._obs.items()},
-            "last": {agent: obs.clone() for agent, obs in self._last.items()},
-            "met": {player: met.clone() for player, met in self._met.items()},
-            "owed": self._owed.clone(),
+            **{name: deepcopy(getattr(self, f"_{name}")) for name in _KEPT},
             "memory": self._stepper.memory.get_state(),
             "sampler": None if self._sampler is None else self._sampler.get_state(),
         }
@@ -194,9 +193,8 @@ class VictimGame(BatchedEnvWrapper):
                 f"{state['owed'].shape[1]} with {list(state['met'])}; build the same game"
             )
         self.env.set_state(state["env"])
-        for name in ("obs", "last", "met"):
-            setattr(self, f"_{name}", {key: value.clone() for key, value in state[name].items()})
-        self._owed = state["owed"].clone()
+        for name in _KEPT:
+            setattr(self, f"_{name}", deepcopy(state[name]))
         self._stepper.memory.set_state(state["memory"])
         if self._sampler is not None:
             self._sampler.set_state(state["sampler"])
@@ -207,21 +205,25 @@ class VictimGame(BatchedEnvWrapper):
         self._met, self._obs, self._last = {}, {}, {}
         self._stepper.memory.forget()
 
+    def _of_players(self, flags: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Whether a flag `[E]` is set for one of the agents that a player stands behind."""
+        found = {}
+        for player, agents in self.agents_of.items():
+            own = [flags[agent] for agent in agents]
+            found[player] = own[0] if len(own) == 1 else torch.stack(own).any(0)
+        return found
+
     def _seen(self, obs: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """The players' observations now; zero where they need not act."""
         seen = self.observe(obs, self.env.active)
-        return {
-            player: seen[player] if bool(must.all()) else _only(seen[player], must)
-            for player, must in self._active.items()
-        }
+        return {p: seen[p] if bool(must.all()) else _only(seen[p], must) for p, must in self._active.items()}
 
     def _final_obs(self, step: BatchedStep, ends: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """The players' last observations, from the last ones of their agents, whenever those left."""
         known: dict[str, Tensor] = {}
         for agent, end in ends.items():
-            before = self._last.get(agent)
-            before = torch.zeros_like(step.final_obs[agent]) if before is None else before
-            known[agent] = torch.where(_column(end, before), step.final_obs[agent], before)
+            final = step.final_obs[agent]
+            known[agent] = where_rows(end, final, self._last.get(agent, torch.zeros_like(final)))
         self._last = {a: _only(obs, ~step.episode_over) for a, obs in known.items()}
         everybody = torch.ones_like(step.episode_over)
         return self.observe(known, dict.fromkeys(known, everybody))
@@ -248,10 +250,6 @@ class VictimGame(BatchedEnvWrapper):
         return nothing
 
 
-def _column(flag: Tensor, like: Tensor) -> Tensor:
-    return flag.view(-1, *[1] * (like.ndim - 1))
-
-
 def _only(rows: Tensor, where: Tensor) -> Tensor:
     """Zero elsewhere."""
-    return rows.masked_fill(~_column(where, rows), 0)
+    return where_rows(where, rows, torch.zeros_like(rows))

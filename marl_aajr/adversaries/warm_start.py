@@ -91,11 +91,9 @@ def warm_start(
         env_name=config.env.name,
         env_kwargs=config.env.kwargs,
     )
-    for actor in adversary.modules.values():
-        actor.requires_grad_(True)
     order = torch.randint(len(demonstrated), (updates,), generator=torch.Generator().manual_seed(seed))
-    parameters = [p for actor in adversary.modules.values() for p in actor.parameters()]
-    optimizer = torch.optim.Adam(parameters, lr=_LEARNING_RATE)
+    trained = nn.ModuleList(adversary.modules.values()).requires_grad_(True)
+    optimizer = torch.optim.Adam(trained.parameters(), lr=_LEARNING_RATE)
     loss_of = _ascent_loss if isinstance(adversaries.actions, SARLActions) else _imitation_loss
     for index in order.tolist():
         loss = loss_of(adversary, adversaries, demonstrated[index])

@@ -157,11 +157,7 @@ def make_attack(name: str, *, epsilon: float, **settings: Any) -> Attack:
     own = {f.name for f in dataclasses.fields(cls) if not f.name.startswith("_")} - {"perturbations"}
     budget = {f.name for f in dataclasses.fields(PerturbationSet)} - {"epsilon"}
     if unknown := sorted(set(settings) - own - budget):
-        raise ValueError(
-            f"expected settings of {name!r} out of {', '.join(sorted(own | budget))}; "
-            f"got {', '.join(unknown)}"
-        )
-    limits = {key: value for key, value in settings.items() if key in budget}
-    perturbations = made(PerturbationSet, {"epsilon": epsilon, **limits})
-    chosen = {key: value for key, value in settings.items() if key in own}
-    return made(cls, {"perturbations": perturbations, **chosen})
+        known = ", ".join(sorted(own | budget))
+        raise ValueError(f"expected settings of {name!r} out of {known}; got {', '.join(unknown)}")
+    limits, chosen = ({key: v for key, v in settings.items() if key in keys} for keys in (budget, own))
+    return made(cls, {"perturbations": made(PerturbationSet, {"epsilon": epsilon, **limits}), **chosen})

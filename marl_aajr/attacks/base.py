@@ -22,7 +22,7 @@ from torch import Tensor
 from marl_aajr.core.checks import check_finite
 from marl_aajr.core.distributions import ActionDistribution, DiagGaussian
 from marl_aajr.core.fixed_network import fixed
-from marl_aajr.core.objectives import Clean, Objective, Surrogate, make_objective
+from marl_aajr.core.objectives import BoundObjective, Clean, Objective, Surrogate, make_objective
 from marl_aajr.core.policy import Policy
 from marl_aajr.core.threat import PerturbationSet
 from marl_aajr.victims import Victim
@@ -193,6 +193,11 @@ class Attack(ABC):
         objective = make_objective(resolve_objective(self.objective, distribution))
         objective.check(distribution)
         return objective
+
+    def bound(self, policy: Policy, obs: Tensor) -> BoundObjective:
+        """g of a batch at its clean observations `[B, d]`."""
+        objective = self.objective_for(policy.distribution)
+        return objective.bind(policy, self.clean(policy, obs, policy(obs)))
 
     def _verify(self, delta: Tensor, obs: Tensor) -> None:
         if delta.shape != obs.shape:

@@ -80,16 +80,13 @@ class WorstNoise(Attack):
 
     @torch.no_grad()
     def run(self, policy: Policy, obs: Tensor, *, generator: torch.Generator) -> Tensor:
-        objective = self.objective_for(policy.distribution)
-        g = objective.bind(policy, self.clean(policy, obs, policy(obs)))
-        worst = torch.zeros_like(obs)
-        value = g(obs)
+        g = self.bound(policy, obs)
+        worst, value = torch.zeros_like(obs), g(obs)
         for _ in range(self.samples):
             delta = self.perturbations.sample(obs, generator=generator)
             tried = g(obs + delta)
             worse = tried > value
-            worst = torch.where(worse.unsqueeze(-1), delta, worst)
-            value = torch.where(worse, tried, value)
+            worst, value = torch.where(worse.unsqueeze(-1), delta, worst), torch.where(worse, tried, value)
         return worst
 
 
@@ -135,17 +132,17 @@ class SquareAttack(Attack):
 
     @torch.no_grad()
     def run(self, policy: Policy, obs: Tensor, *, generator: torch.Generator) -> Tensor:
-        objective = self.objective_for(policy.distribution)
-        g = objective.bind(policy, self.clean(policy, obs, policy(obs)))
+        g = self.bound(policy, obs)
         worst, value = torch.zeros_like(obs), g(obs)
-        free = self._free(obs)
+        free = torch.arange(obs.shape[-1], device=obs.device)
+        if self.perturbations.mask is not None:
+            free = free[torch.tensor(self.perturbations.mask, device=obs.device)]
         delta = self._redraw(torch.zeros_like(obs), obs, free, obs.shape[-1], generator)
         for query in range(self.queries):
             tried = g(obs + delta)
             # Ties are taken while nothing has been found: on a plateau the search must keep moving.
             worse = tried >= value
-            worst = torch.where(worse.unsqueeze(-1), delta, worst)
-            value = torch.where(worse, tried, value)
+            worst, value = torch.where(worse.unsqueeze(-1), delta, worst), torch.where(worse, tried, value)
             features = min(self._features(query + 1, obs.shape[-1]), len(free))
             order = torch.rand(len(obs), len(free), generator=generator, device=obs.device)
             delta = self._redraw(worst, obs, free[order.topk(features).indices], 1, generator)
@@ -153,17 +150,8 @@ class SquareAttack(Attack):
 
     def _features(self, query: int, features: int) -> int:
         """h: how many features the next query changes."""
-        share = self.share
-        for after in _HALVINGS:
-            if query * 10_000 > after * self.queries:
-                share /= 2
-        return max(1, round(share * features))
-
-    def _free(self, obs: Tensor) -> Tensor:
-        """Indices of the features that may be touched."""
-        mask = self.perturbations.mask
-        every = torch.arange(obs.shape[-1], device=obs.device)
-        return every if mask is None else every[torch.tensor(mask, device=obs.device)]
+        halvings = sum(query * 10_000 > after * self.queries for after in _HALVINGS)
+        return max(1, round(self.share / 2**halvings * features))
 
     def _redraw(
         self, delta: Tensor, obs: Tensor, index: Tensor, signs: int, generator: torch.Generator

@@ -65,14 +65,11 @@ class Towards(Objective):
         return Towards(self.direction[index])
 
     def bind(self, policy: Policy, clean: Clean) -> BoundObjective:
-        if isinstance(policy.distribution, DiagGaussian):
-            return self._along(policy, policy.distribution, clean.outputs.detach())
-        targets = [target.unsqueeze(-1) for target in self.direction.unbind(-1)]
-        return logit_difference(policy, lambda i, logits: (targets[i], runner_up(logits, targets[i])))
-
-    def _along(self, policy: Policy, distribution: DiagGaussian, outputs: Tensor) -> OutputObjective:
+        if not isinstance(policy.distribution, DiagGaussian):
+            targets = [target.unsqueeze(-1) for target in self.direction.unbind(-1)]
+            return logit_difference(policy, lambda i, logits: (targets[i], runner_up(logits, targets[i])))
         length = torch.linalg.vector_norm(self.direction, dim=-1, keepdim=True).clamp_min(_FLOOR)
-        _, log_std = distribution.split(outputs)
+        _, log_std = policy.distribution.split(clean.outputs.detach())
         by_mean = self.direction / length * (-log_std).exp()
         gradient = torch.cat([by_mean, torch.zeros_like(by_mean)], -1)
 
@@ -226,9 +223,8 @@ def side_by_side(parts: Sequence[spaces.Space[Any]]) -> spaces.Space[Any]:
     """The space of actions for several agents at once, all Boxes of [−1, 1] or all discrete."""
     if isinstance(parts[0], spaces.Box):
         return _cube(sum(width(part) for part in parts))
-    nvec: list[int] = []
-    for part in parts:
-        nvec += [int(n) for n in np.ravel(part.nvec if isinstance(part, spaces.MultiDiscrete) else part.n)]
+    counts = [np.ravel(part.nvec if isinstance(part, spaces.MultiDiscrete) else part.n) for part in parts]
+    nvec = np.concatenate(counts).tolist()
     return spaces.Discrete(nvec[0]) if len(nvec) == 1 else spaces.MultiDiscrete(nvec)
 
 

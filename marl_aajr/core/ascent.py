@@ -132,8 +132,11 @@ def ascend(
         block = _Block(*part, obs[rows], perturbations, step=step, step_size=step_size, check=check)
         block.run(path[:, rows], gradients[:, rows], noise=gradient_noise)
         values.append(torch.stack(block.values))
-    directions, v_last = gradients[:steps], gradients[-1] if final_gradient else None
-    norms, has_direction = _normalize(directions)
+    v_last = gradients[-1] if final_gradient else None
+    directions = gradients[:steps]
+    norms = torch.linalg.vector_norm(directions, dim=-1)
+    has_direction = norms > torch.finfo(directions.dtype).tiny
+    directions /= norms.where(has_direction, torch.inf).unsqueeze(-1)
     return Trajectory(path, directions, norms, torch.cat(values, 1), has_direction, v_last)
 
 
@@ -268,14 +271,6 @@ def _rounding(obs: Tensor) -> Tensor:
     depends on the processor and on how many rows it is given at a time.
     """
     return _ROUNDING_UNITS * torch.finfo(obs.dtype).eps * torch.linalg.vector_norm(obs, dim=-1)
-
-
-def _normalize(v: Tensor) -> tuple[Tensor, Tensor]:
-    """Scales gradients to unit length, in place; their norms, and where a direction exists."""
-    norms = torch.linalg.vector_norm(v, dim=-1)
-    has_direction = norms > torch.finfo(v.dtype).tiny
-    v /= norms.where(has_direction, torch.inf).unsqueeze(-1)
-    return norms, has_direction
 
 
 def _decreased(before: Tensor, after: Tensor) -> Tensor:

@@ -119,12 +119,9 @@ def check_finite(name: str, tensor: Tensor) -> None:
         name: what the tensor is, as the message should call it.
         tensor: any shape; reading the answer waits for the accelerator.
     """
-    finite = tensor.isfinite()
-    if bool(finite.all()):
-        return
-    bad = tensor.detach()[~finite]
-    nans = int(bad.isnan().sum())
-    raise NonFiniteError(f"{name}: {nans} NaN and {bad.numel() - nans} infinite of {tensor.numel()} numbers")
+    if not bool(tensor.isfinite().all()):
+        nans, infinite = int(tensor.isnan().sum()), int(tensor.isinf().sum())
+        raise NonFiniteError(f"{name}: {nans} NaN and {infinite} infinite of {tensor.numel()} numbers")
 
 
 def nonfinite(total: Tensor) -> Tensor:
@@ -162,11 +159,11 @@ def as_schedule(value: float | Sequence[Sequence[float]], *, name: str) -> Sched
     Raises:
         ValueError: not a number or such a list, or a negative or non-finite value.
     """
-    if isinstance(value, bool) or not isinstance(value, int | float | Sequence | str):
-        raise ValueError(f"expected a number or [[timestep, value], ...] for {name}, got {value!r}")
     constant = isinstance(value, int | float)
     pairs: Any = [(0.0, value)] if constant else value
     try:
+        if isinstance(value, bool) or not isinstance(value, int | float | Sequence):
+            raise TypeError
         points = tuple((float(t), float(v)) for t, v in pairs)
     except (TypeError, ValueError, OverflowError):
         raise ValueError(f"expected a number or [[timestep, value], ...] for {name}, got {value!r}") from None

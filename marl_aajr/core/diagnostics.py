@@ -54,13 +54,9 @@ def dense_jacobian(policy: Policy, obs: Tensor, *, output: OutputMap = "logits")
     with torch.enable_grad():
         point = obs.detach().requires_grad_(True)
         outputs = policy(point)
-    rows = []
-    for i in range(outputs.shape[-1]):
-        unit = torch.zeros_like(outputs)
-        unit[:, i] = 1
-        w = cotangent(output, policy.distribution, outputs, unit).detach()
-        rows.append(_gradient(outputs, point, w))
-    return torch.stack(rows, 1).detach()
+    units = torch.eye(outputs.shape[-1]).to(outputs).unsqueeze(1).expand(-1, *outputs.shape)
+    weights = [cotangent(output, policy.distribution, outputs, unit).detach() for unit in units]
+    return torch.stack([_gradient(outputs, point, w) for w in weights], 1).detach()
 
 
 def spectral_norm(policy: Policy, obs: Tensor, *, output: OutputMap = "logits") -> Tensor:
@@ -100,7 +96,9 @@ def curvature_terms(
     Raises:
         ValueError: an objective that is no function of the policy's outputs.
     """
-    ell = _of_outputs(objective, policy.distribution, clean)
+    if "critic" in objective.needs:
+        raise ValueError(f"expected an objective of the policy's outputs, got {objective}; use curvature()")
+    ell = objective.bind(ModulePolicy(lambda outputs: outputs, policy.distribution), clean)
     outputs, tangent = (tensor.detach() for tensor in jvp(policy, obs.detach(), direction))
     with torch.enable_grad():
         variable = outputs.clone().requires_grad_(True)
@@ -136,10 +134,9 @@ def output_smoothness(objective: Objective, distribution: ActionDistribution, cl
         return torch.zeros_like(outputs[..., 0])
     if not isinstance(objective, KL | Surrogate):
         raise ValueError(f"expected the objective kl, surrogate or margin for a bound, got {objective}")
+    bound = torch.full_like(outputs[..., 0], 0.5)
     if isinstance(distribution, DiagGaussian):
         bound = (-2 * distribution.split(outputs)[1]).exp().amax(-1)
-    else:
-        bound = torch.full_like(outputs[..., 0], 0.5)
     if isinstance(objective, Surrogate):
         assert clean.advantages is not None
         bound = bound * clean.advantages.abs()
@@ -239,29 +236,19 @@ def diagnose(
             clean=clean,
             final_gradient=True,
         )
-        points = [obs.detach() + delta for delta in trajectory.deltas[:steps]]
+        points = obs.detach() + trajectory.deltas[:steps]
         pairs = list(zip(points, trajectory.directions, strict=True))
-        jacobians = [dense_jacobian(policy, point, output=output) for point in points]
+        along = [(policy, x, objective, u) for x, u in pairs]
+        jacobians = torch.stack([dense_jacobian(policy, x, output=output) for x in points])
         return Diagnosis(
             trajectory=trajectory,
             gain=torch.stack([directional_gain(policy, x, u, output=output) for x, u in pairs]),
-            spectral=torch.stack([torch.linalg.matrix_norm(J, 2) for J in jacobians]),
-            frobenius=torch.stack([torch.linalg.matrix_norm(J) for J in jacobians]),
-            curvature=torch.stack([curvature(policy, x, objective, u, clean=clean) for x, u in pairs]),
-            smoothness=torch.stack(
-                [effective_smoothness(policy, x, objective, u, clean=clean) for x, u in pairs]
-            ),
+            spectral=torch.linalg.matrix_norm(jacobians, 2),
+            frobenius=torch.linalg.matrix_norm(jacobians),
+            curvature=torch.stack([curvature(*at, clean=clean) for at in along]),
+            smoothness=torch.stack([effective_smoothness(*at, clean=clean) for at in along]),
             secant=secant_curvature(trajectory, perturbations),
         )
-
-
-def _of_outputs(
-    objective: Objective, distribution: ActionDistribution, clean: Clean
-) -> Callable[[Tensor], Tensor]:
-    """ℓ: the objective as a function of the distribution inputs."""
-    if "critic" in objective.needs:
-        raise ValueError(f"expected an objective of the policy's outputs, got {objective}; use curvature()")
-    return objective.bind(ModulePolicy(lambda outputs: outputs, distribution), clean)
 
 
 def _second_derivative(function: Callable[[Tensor], Tensor], point: Tensor, direction: Tensor) -> Tensor:

@@ -15,7 +15,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import gymnasium as gym
 import torch
@@ -144,18 +144,17 @@ class MultiCategorical(ActionDistribution):
         return inputs.split(self.nvec, -1)
 
     @cached_property
-    def _each(self) -> tuple[Categorical, ...]:
-        return tuple(Categorical(n) for n in self.nvec)
+    def _singles(self) -> tuple[Categorical, ...]:
+        return tuple(map(Categorical, self.nvec))
 
-    def _pairs(self, inputs: Tensor) -> Iterator[tuple[Categorical, Tensor]]:
-        return zip(self._each, self.split(inputs), strict=True)
+    def _each(self, inputs: Tensor, *others: Sequence[Tensor]) -> Iterator[Any]:
+        return zip(self._singles, self.split(inputs), *others, strict=True)
 
     def log_prob(self, inputs: Tensor, actions: Tensor) -> Tensor:
-        pairs = zip(self._pairs(inputs), actions.unbind(-1), strict=True)
-        return _total([one.log_prob(y, a) for (one, y), a in pairs])
+        return _total([one.log_prob(y, a) for one, y, a in self._each(inputs, actions.unbind(-1))])
 
     def kl_from(self, inputs: Tensor) -> Divergence:
-        divergences = [one.kl_from(y) for one, y in self._pairs(inputs)]
+        divergences = [one.kl_from(y) for one, y in self._each(inputs)]
 
         def value(other: Tensor) -> Tensor:
             return _total([each.value(z) for each, z in zip(divergences, self.split(other), strict=True)])
@@ -168,17 +167,16 @@ class MultiCategorical(ActionDistribution):
         return Divergence(value, value_and_gradient)
 
     def entropy(self, inputs: Tensor) -> Tensor:
-        return _total([one.entropy(y) for one, y in self._pairs(inputs)])
+        return _total([one.entropy(y) for one, y in self._each(inputs)])
 
     def mode(self, inputs: Tensor) -> Tensor:
-        return torch.stack([one.mode(y) for one, y in self._pairs(inputs)], -1)
+        return torch.stack([one.mode(y) for one, y in self._each(inputs)], -1)
 
     def sample(self, inputs: Tensor, *, generator: torch.Generator) -> Tensor:
-        return torch.stack([one.sample(y, generator=generator) for one, y in self._pairs(inputs)], -1)
+        return torch.stack([one.sample(y, generator=generator) for one, y in self._each(inputs)], -1)
 
     def fisher(self, inputs: Tensor, tangent: Tensor) -> Tensor:
-        pairs = zip(self._pairs(inputs), self.split(tangent), strict=True)
-        return _total([one.fisher(y, t) for (one, y), t in pairs])
+        return _total([one.fisher(y, t) for one, y, t in self._each(inputs, self.split(tangent))])
 
 
 @dataclass(frozen=True)

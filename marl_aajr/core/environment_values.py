@@ -88,10 +88,8 @@ def as_array(value: Any, shape: tuple[int, ...], dtype: DTypeLike) -> NDArray[An
         given = np.asarray(value)
     except ValueError as error:
         raise ValueError(f"is no array ({error})") from None
-    if given.dtype.kind not in "biuf":
-        raise ValueError(f"has dtype {given.dtype}, its space says {np.dtype(dtype)}")
-    array = given.astype(dtype, copy=False)
-    if array.dtype.kind != "f" and not np.array_equal(array, given):
+    array = given.astype(dtype, copy=False) if given.dtype.kind in "biuf" else None
+    if array is None or (array.dtype.kind != "f" and not np.array_equal(array, given)):
         raise ValueError(f"has dtype {given.dtype}, its space says {np.dtype(dtype)}")
     if array.shape != shape:
         if not array.size == prod(shape) == 1:
@@ -115,15 +113,16 @@ def observation_check(space: spaces.Space[Any]) -> Check:
         A function from an observation to the same observation, which raises `ValueError` otherwise.
     """
     if isinstance(space, spaces.Dict):
-        return _dict_check({key: observation_check(part) for key, part in space.spaces.items()})
+        checks = {key: observation_check(part) for key, part in space.spaces.items()}
+        return lambda obs: {key: _checked_part(obs, key, check) for key, check in checks.items()}
     if isinstance(space, spaces.Tuple):
-        return _tuple_check(tuple(observation_check(part) for part in space.spaces))
+        return _tuple_check(tuple(map(observation_check, space.spaces)))
     return _box_check(space) if isinstance(space, spaces.Box) else _member_check(space)
 
 
 def _box_check(space: spaces.Box) -> Check:
     shape, dtype = space.shape, np.dtype(space.dtype)
-    floating = bool(np.issubdtype(dtype, np.floating))
+    floating = dtype.kind == "f"
 
     def check(obs: Any) -> Any:
         if type(obs) is not np.ndarray or obs.dtype != dtype or obs.shape != shape:
@@ -137,26 +136,19 @@ def _box_check(space: spaces.Box) -> Check:
 
 def _where(bad: NDArray[np.bool_]) -> str:
     """The first few bad entries, as indices that a person can look up."""
-    found = [int(i[0]) if len(i) == 1 else tuple(map(int, i)) for i in np.argwhere(bad)[:4]]
-    more = int(bad.sum()) - len(found)
-    return f"{found}" + (f" and {more} more" if more > 0 else "")
+    found = [int(i[0]) if len(i) == 1 else tuple(map(int, i)) for i in np.argwhere(bad)]
+    return f"{found[:4]}" + (f" and {len(found) - 4} more" if found[4:] else "")
 
 
-def _dict_check(parts: dict[str, Check]) -> Check:
-    def check(obs: Any) -> Any:
-        checked = {}
-        for key, part in parts.items():
-            try:
-                value = obs[key]
-            except (KeyError, TypeError, IndexError):
-                raise ValueError(f"lacks the key {key!r}") from None
-            try:
-                checked[key] = part(value)
-            except ValueError as reason:
-                raise ValueError(f"[{key!r}] {reason}") from None
-        return checked
-
-    return check
+def _checked_part(obs: Any, key: str, check: Check) -> Any:
+    try:
+        value = obs[key]
+    except (KeyError, TypeError, IndexError):
+        raise ValueError(f"lacks the key {key!r}") from None
+    try:
+        return check(value)
+    except ValueError as reason:
+        raise ValueError(f"[{key!r}] {reason}") from None
 
 
 def _tuple_check(parts: tuple[Check, ...]) -> Check:

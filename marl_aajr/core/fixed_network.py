@@ -58,9 +58,8 @@ def fixed(network: nn.Module | None) -> Iterator[Difference]:
                 f"{type(module).__name__} at {name!r}, which normalises by the batch; give it running "
                 "statistics (track_running_stats=True), or use LayerNorm"
             )
-    difference: Difference = "mode" if any(map(_depends_on_mode, modules)) else "none"
-    if difference == "none" and not all(map(_of_torch, _hooks(modules))):
-        difference = "hooks"
+    watched: Difference = "none" if all(map(_of_torch, _hooks(modules))) else "hooks"
+    difference: Difference = "mode" if any(map(_depends_on_mode, modules)) else watched
     before = [(module, dict(vars(module)), dict(module._buffers)) for module in modules]
     random = _random_states(network)
     try:
@@ -76,8 +75,8 @@ def fixed(network: nn.Module | None) -> Iterator[Difference]:
         changed = not all(map(torch.equal, random, _random_states(network)))
         if changed:
             torch.set_rng_state(random[0])
-            if len(random) > 1:
-                torch.cuda.set_rng_state(random[1], _device(network))
+            for state in random[1:]:
+                torch.cuda.set_rng_state(state, _device(network))
     if changed:
         raise ValueError(
             f"expected a network that is one function in evaluation mode, got {type(network).__name__}, "
@@ -158,9 +157,8 @@ def check_rows(policy: Policy, obs: Tensor) -> None:
     """Raise `ValueError` where a row's outputs change with the rows beside it: it has no Jacobian."""
     if policy.network is not None and _unmade(policy.network):
         return
-    count = min(8, len(obs))
-    some = torch.arange(max(1, count // 2), device=obs.device)
-    both = torch.arange(count, device=obs.device)
+    both = torch.arange(min(8, len(obs)), device=obs.device)
+    some = both[: max(1, len(both) // 2)]
     with fixed(policy.network), torch.no_grad():
         alone, beside = (policy.select(rows)(obs[rows])[: len(some)] for rows in (some, both))
     if not _close(alone, beside):

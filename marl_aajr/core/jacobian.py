@@ -263,7 +263,7 @@ def squared_distance(
     """
     if output == "probs":
         pairs = zip(single_actions(distribution, outputs), single_actions(distribution, other), strict=True)
-        differences = [torch.softmax(z, -1) - torch.softmax(y, -1) for y, z in pairs]
+        differences = (torch.softmax(z, -1) - torch.softmax(y, -1) for y, z in pairs)
         return torch.stack([difference.square().sum(-1) for difference in differences]).sum(0)
     return squared_gain(output, distribution, outputs, other - outputs, metric=metric)
 

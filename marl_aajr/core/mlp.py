@@ -40,23 +40,13 @@ class Activation:
     pull_tangent: Callable[[Tensor, Tensor, Tensor, Tensor], Tensor] | None = None
 
 
-def _tanh_pull(gradient: Tensor, output: Tensor) -> Tensor:
-    """`g (1 − h²)`, in place of `g`."""
-    return torch.ops.aten.tanh_backward.grad_input(gradient, output, grad_input=gradient)
-
-
-def _tanh_pull_tangent(total: Tensor, gradient: Tensor, tangent: Tensor, output: Tensor) -> Tensor:
-    """Adds `−2 h t g`: tanh'' = −2 h tanh', and t holds tanh' already."""
-    return total.addcmul_(gradient * tangent, output, value=-2)
-
-
-def _relu_pull(gradient: Tensor, output: Tensor) -> Tensor:
-    return gradient.masked_fill_(output <= 0, 0.0)
-
-
 _ACTIVATIONS: dict[type[nn.Module], Activation] = {
-    nn.Tanh: Activation(torch.tanh_, _tanh_pull, _tanh_pull_tangent),
-    nn.ReLU: Activation(torch.relu_, _relu_pull),
+    nn.Tanh: Activation(
+        torch.tanh_,
+        lambda c, h: torch.ops.aten.tanh_backward.grad_input(c, h, grad_input=c),  # c (1 − h²)
+        lambda c, g, t, h: c.addcmul_(g * t, h, value=-2),  # tanh'' = −2 h tanh', and t holds tanh' already
+    ),
+    nn.ReLU: Activation(torch.relu_, lambda c, h: c.masked_fill_(h <= 0, 0.0)),
 }
 
 
@@ -91,7 +81,7 @@ class PlainMLP:
         if not isinstance(module, nn.Sequential | nn.Linear) or hooked(module):
             return None
         try:
-            return cls(list(_opened(module)))
+            return cls(list(opened(module)))
         except ValueError:
             return None
 
@@ -214,11 +204,10 @@ class _JVP(torch.autograd.Function):
         return None, by_x, by_direction, *by_parameters
 
 
-def _opened(module: object) -> Iterator[nn.Module]:
-    """The layers of nested Sequentials in order."""
-    if type(module) is nn.Sequential:
+def opened(module: nn.Module, *kinds: type[nn.Sequential]) -> Iterator[nn.Module]:
+    """The layers of nested Sequentials, and of other such kinds, in order."""
+    if isinstance(module, nn.Sequential) and type(module) in (nn.Sequential, *kinds):
         for part in module:
-            yield from _opened(part)
+            yield from opened(part, *kinds)
     else:
-        assert isinstance(module, nn.Module)
         yield module

@@ -164,23 +164,17 @@ def declared(cls: str) -> dict[str, Setting]:
         parent, found = _definition(home, base.id) if isinstance(base, ast.Name) else ("", None)
         if isinstance(found, ast.ClassDef):
             settings |= declared(f"{parent}.{found.name}")
-    for field in _fields(home, node):
-        known = settings.get(field.name, field)
-        settings[field.name] = replace(field, text=known.text)
+    for statement in node.body:
+        match statement:
+            case ast.AnnAssign(ast.Name(name), annotation, value) if not name.startswith("_"):
+                if "ClassVar" not in ast.unparse(annotation):
+                    default = REQUIRED if value is None else _value(home, value)
+                    text = settings.get(name, Setting()).text
+                    settings[name] = replace(_type(home, annotation), name=name, default=default, text=text)
     for name, text in attributes(ast.get_docstring(node) or "").items():
         if name in settings:
             settings[name] = replace(settings[name], text=text)
     return settings
-
-
-def _fields(module: str, cls: ast.ClassDef) -> Iterator[Setting]:
-    """The fields that a class adds or declares again, without their sentences."""
-    for statement in cls.body:
-        match statement:
-            case ast.AnnAssign(ast.Name(name), annotation, value) if not name.startswith("_"):
-                if "ClassVar" not in ast.unparse(annotation):
-                    default = REQUIRED if value is None else _value(module, value)
-                    yield replace(_type(module, annotation), name=name, default=default)
 
 
 def _type(module: str, node: ast.expr) -> Setting:

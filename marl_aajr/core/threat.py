@@ -80,11 +80,9 @@ class PerturbationSet:
         if self.mask is not None:
             fixed = 1 - _features(self.mask, "mask", delta)
             inside &= (delta * fixed == 0).all(-1)
-        low, high = self._interval(obs)
-        slack = _TOLERANCE * self.epsilon
-        for bound, sign in ((low, -1), (high, 1)):
+        for bound, sign in zip(self._interval(obs), (-1, 1), strict=True):
             if bound is not None:
-                inside &= (sign * (delta - bound) <= slack).all(-1)
+                inside &= (sign * (delta - bound) <= _TOLERANCE * self.epsilon).all(-1)
         return inside
 
     def project(self, delta: Tensor, obs: Tensor) -> Tensor:
@@ -99,9 +97,8 @@ class PerturbationSet:
             preconditioner = self.preconditioner(delta)
             if preconditioner is None and low is None and high is None:
                 return delta.clamp(-self.epsilon, self.epsilon)
-            radius = self.epsilon * (
-                torch.ones_like(delta[..., :1]) if preconditioner is None else preconditioner
-            )
+            one = torch.ones_like(delta[..., :1])
+            radius = self.epsilon * (one if preconditioner is None else preconditioner)
             lower = -radius if low is None else torch.maximum(low, -radius)
             upper = radius if high is None else torch.minimum(high, radius)
             return delta.clamp(lower, upper)
@@ -143,17 +140,12 @@ class PerturbationSet:
 
     def _interval(self, obs: Tensor) -> tuple[Tensor | None, Tensor | None]:
         """Bounds of δ, widened to contain 0."""
-        low = high = None
-        if self.low is not None:
-            low = (_features(self.low, "low", obs) - obs).clamp_max(0)
-        if self.high is not None:
-            high = (_features(self.high, "high", obs) - obs).clamp_min(0)
+        low = None if self.low is None else (_features(self.low, "low", obs) - obs).clamp_max(0)
+        high = None if self.high is None else (_features(self.high, "high", obs) - obs).clamp_min(0)
         return low, high
 
     def _project_ellipsoid(self, x: Tensor, low: Tensor | None, high: Tensor | None) -> Tensor:
-        scale = torch.ones_like(x[..., :1])
-        if self.scale is not None:
-            scale = _features(self.scale, "scale", x)
+        scale = _features(1.0 if self.scale is None else self.scale, "scale", x)
 
         def at(multiplier: Tensor) -> Tensor:
             point = x / (1 + multiplier / scale.square())

@@ -18,8 +18,7 @@ from marl_aajr.evaluation.admission import check_attack, settle_units
 from marl_aajr.evaluation.episodes import prepare
 from marl_aajr.evaluation.outcomes import Units
 from marl_aajr.victims import Victim
-from marl_aajr.victims.spaces import one_copy
-from marl_aajr.victims.stepper import DecisionBatch, Stepper
+from marl_aajr.victims.stepper import DecisionBatch, Stepper, one_copy
 
 
 @dataclass

@@ -188,7 +188,9 @@ class AAJR(JacobianPenalty):
         state[DUAL] = torch.full_like(state[DUAL], min(max(moved, low), high))
 
     def loss_term(self, sample: Sample, context: Context) -> LossTerm:
-        weight = self._weight(context)
+        weight = value_at(self.coefficient, context.timestep)
+        if self.form == "constraint":
+            weight = float(context.state[DUAL])  # kept on the CPU: reading it waits for nothing
         kappa = value_at(self.adversarial_weight, context.timestep)
         trajectory = self.attack(sample, context)
         with torch.set_grad_enabled(weight > 0 or self.form == "constraint"):
@@ -196,10 +198,8 @@ class AAJR(JacobianPenalty):
                 squared = self._squared_secants(sample, trajectory.deltas)
                 penalty, squared = sample.mean(self.penalties(squared)), squared.detach()
             else:
-                points = trajectory.deltas[: self.steps]
-                penalty, squared = self.mean_squared_gain(
-                    sample, points, trajectory.directions, self.penalties
-                )
+                path = trajectory.deltas[: self.steps], trajectory.directions
+                penalty, squared = self.mean_squared_gain(sample, *path, self.penalties)
         loss = weight * penalty
         metrics = {"penalty": penalty.detach(), **gain_metrics(sample, squared)}
         if self.form == "constraint":
@@ -211,12 +211,6 @@ class AAJR(JacobianPenalty):
         context.check_finite("the directional gain ‖J u‖", squared)
         context.check_finite("the adversarial policy loss", loss)
         return LossTerm(loss, metrics | trajectory_metrics(sample, trajectory, loss))
-
-    def _weight(self, context: Context) -> float:
-        """λ: the coefficient, or the dual variable (kept on the CPU: reading it waits for nothing)."""
-        if self.form == "constraint":
-            return float(context.state[DUAL])
-        return value_at(self.coefficient, context.timestep)
 
     def penalties(self, squared: Tensor) -> Tensor:
         """The penalty of each row and step from ‖J u‖², which is 0 where a row has no direction u."""

@@ -83,20 +83,11 @@ class Perturbing(Regularizer):
 
     def perturbations(self, timestep: float) -> PerturbationSet:
         """Δ at an environment step."""
-        return PerturbationSet(
-            epsilon=value_at(self.epsilon, timestep),
-            norm=self.norm,
-            mask=self.mask,
-            scale=self.scale,
-            low=self.low,
-            high=self.high,
-        )
+        limits = {name: getattr(self, name) for name in ("norm", "mask", "scale", "low", "high")}
+        return PerturbationSet(epsilon=value_at(self.epsilon, timestep), **limits)
 
     def active(self, timestep: float) -> bool:
         return any(value_at(getattr(self, name), timestep) > 0 for name in self.weights)
-
-    def check(self, distribution: ActionDistribution, *, offers: Collection[Need] = EVERYTHING) -> None:
-        return
 
     @property
     def rising(self) -> tuple[str, ...]:
@@ -206,9 +197,9 @@ class Adversarial(Perturbing):
 
 def require(needs: Collection[Need], offers: Collection[Need], what: str) -> None:
     """Raise `ValueError` where a learner does not offer what a setting needs."""
-    if missing := sorted(set(needs) - set(offers)):
-        names = ", ".join(name.replace("_", " ") for name in missing)
-        have = ", ".join(sorted(name.replace("_", " ") for name in offers)) or "none of these"
+    if missing := set(needs) - set(offers):
+        names, have = (", ".join(sorted(n.replace("_", " ") for n in some)) for some in (missing, offers))
+        have = have or "none of these"
         raise ValueError(f"expected a module and learner with {names} for {what}, got {have}; choose another")
 
 
@@ -221,10 +212,9 @@ def check_share(name: str, schedule: Schedule) -> None:
 def trajectory_metrics(sample: Sample, trajectory: Trajectory, loss: Tensor) -> dict[str, Tensor]:
     """Metrics of the ascent over the rows that count; `nonfinite` covers the loss and the ascent."""
     values = trajectory.values
-    total = loss.detach() + values.sum()
     return {
         "objective_gain": sample.mean(values[-1] - values[0]),
         "monotone_fraction": sample.mean(trajectory.monotone.float()),
         "no_direction_fraction": sample.mean((~trajectory.has_direction).float()),
-        "nonfinite": nonfinite(total),
+        "nonfinite": nonfinite(loss.detach() + values.sum()),
     }

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Collection
 from dataclasses import dataclass
+from functools import partial
 from math import isfinite
 from typing import ClassVar
 
@@ -149,11 +150,7 @@ class NoiseAugmentation(Perturbing):
         require({"policy_loss"}, offers, self.name)
 
     def loss_term(self, sample: Sample, context: Context) -> LossTerm:
-        perturbations = self.perturbations(context.timestep)
-
-        def draw(obs: Tensor) -> Tensor:
-            return perturbations.sample(obs, generator=context.generator)
-
+        draw = partial(self.perturbations(context.timestep).sample, generator=context.generator)
         return _weighted(perturbed_loss(sample, sample.draw(draw)), self.noise_weight, context)
 
 

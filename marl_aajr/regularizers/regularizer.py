@@ -97,7 +97,6 @@ class Regularizer(ABC):
     def active(self, timestep: float) -> bool:
         """Whether it does anything at this environment step; if not, the learner skips it entirely."""
 
-    @abstractmethod
     def check(self, distribution: ActionDistribution, *, offers: Collection[Need] = EVERYTHING) -> None:
         """Raise `ValueError` where the settings do not fit a policy of this kind, or the learner.
 
@@ -105,6 +104,7 @@ class Regularizer(ABC):
             distribution: what the policy's outputs parametrise.
             offers: what the learner can give beside observations and outputs.
         """
+        return
 
     def fitted(self, policy: Policy, obs: Tensor, *, backends: Sequence[Backend] = BACKENDS) -> Self:
         """The same regularizer with what it left open (`backend="auto"`) settled for this policy.
@@ -246,22 +246,19 @@ class Sum(Regularizer):
         return replace(self, members=tuple(member.ramped(start, end) for member in self.members))
 
     def initial_state(self) -> dict[str, Tensor]:
-        return {
-            f"{label}/{key}": value
-            for label, member in self.labelled
-            for key, value in member.initial_state().items()
-        }
+        found: dict[str, Tensor] = {}
+        for label, member in self.labelled:
+            found |= _labelled(member.initial_state(), label)
+        return found
 
     def loss_term(self, sample: Sample, context: Context) -> LossTerm:
         terms: list[LossTerm] = []
         metrics: dict[str, Tensor] = {}
         for label, member in self.labelled:
-            if not member.active(context.timestep):
-                continue
-            with _own_state(context.state, label) as own:
-                answer = member.evaluate(sample, **(vars(context) | {"state": own}))
-            metrics |= {f"{label}/{key}": value for key, value in answer.metrics.items()}
-            terms.append(answer)
+            if member.active(context.timestep):
+                with _own_state(context.state, label) as own:
+                    terms.append(member.evaluate(sample, **(vars(context) | {"state": own})))
+                metrics |= _labelled(terms[-1].metrics, label)
         count = reduce(add, (term.metrics["nonfinite"] for term in terms))
         return LossTerm(reduce(add, (term.loss for term in terms)), metrics | {"nonfinite": count})
 
@@ -280,8 +277,7 @@ class Sum(Regularizer):
         metrics: dict[str, Tensor] = {}
         for label, member in self.labelled:
             with _own_state(state, label) as own:
-                answer = member.constrain(module, own, exact=exact)
-            metrics |= {f"{label}/{key}": value for key, value in answer.items()}
+                metrics |= _labelled(member.constrain(module, own, exact=exact), label)
         return metrics
 
 
@@ -291,9 +287,13 @@ def _own(entries: Mapping[str, _T], label: str) -> dict[str, _T]:
     return {key.removeprefix(prefix): value for key, value in entries.items() if key.startswith(prefix)}
 
 
+def _labelled(entries: Mapping[str, _T], label: str) -> dict[str, _T]:
+    return {f"{label}/{key}": value for key, value in entries.items()}
+
+
 @contextmanager
 def _own_state(state: State, label: str) -> Iterator[State]:
     """A member's part of the state; what it changes there is kept."""
     own = _own(state, label)
     yield own
-    state.update({f"{label}/{key}": value for key, value in own.items()})
+    state.update(_labelled(own, label))

@@ -136,7 +136,7 @@ class Sample:
         # None of its rows: one stays, to take part in what all learners do, and does not count.
         first = torch.zeros(1, dtype=torch.long)
         sample = self.select(first)
-        nobody = torch.zeros(sample.obs.shape[:-1], dtype=torch.bool, device=sample.obs.device)
+        nobody = torch.zeros_like(sample.obs[..., 0], dtype=torch.bool)
         return replace(sample, mask=nobody, shard=replace(shard, index=first))
 
     def select(self, index: Tensor) -> Sample:

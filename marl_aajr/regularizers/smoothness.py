@@ -29,6 +29,10 @@ from marl_aajr.regularizers.sample import Sample
 
 DistanceOutput = Literal["logits", "probs", "mean"]
 
+_LANGEVIN_BETA = 1e-5
+_LANGEVIN_BATCH = 64
+"""The source's inverse temperature, and the rows of the batch whose mean it differentiates."""
+
 
 @dataclass(frozen=True)
 class ActionDifference(Objective):
@@ -146,11 +150,6 @@ class SmoothPolicy(Smoothness):
 
 def _normal(sample: Sample, context: Context) -> Tensor:
     return sample.draw(lambda obs: torch.empty_like(obs).normal_(generator=context.generator))
-
-
-_LANGEVIN_BETA = 1e-5
-_LANGEVIN_BATCH = 64
-"""The source's inverse temperature, and the rows of the batch whose mean it differentiates."""
 
 
 @dataclass(frozen=True, kw_only=True)

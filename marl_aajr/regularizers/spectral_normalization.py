@@ -8,7 +8,7 @@ policy is in F_γ with γ = c^L, at every observation and not only at the sample
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from math import prod, sqrt
 from typing import ClassVar
@@ -17,8 +17,6 @@ import torch
 from torch import Tensor, nn
 
 from marl_aajr.core.checks import positive
-from marl_aajr.core.distributions import ActionDistribution
-from marl_aajr.core.objectives import EVERYTHING, Need
 from marl_aajr.regularizers.regularizer import Context, LossTerm, Regularizer, State
 from marl_aajr.regularizers.sample import Sample
 
@@ -56,15 +54,12 @@ class SpectralNormalization(Regularizer):
     def active(self, timestep: float) -> bool:
         return False
 
-    def check(self, distribution: ActionDistribution, *, offers: Collection[Need] = EVERYTHING) -> None:
-        return
-
     def loss_term(self, sample: Sample, context: Context) -> LossTerm:
         return LossTerm(sample.outputs.new_zeros(()), {})
 
     @torch.no_grad()
     def constrain(self, module: nn.Module, state: State, *, exact: bool = False) -> Mapping[str, Tensor]:
-        norms = []
+        norms: list[Tensor] = []
         for name, weight, factor in _layers(module):
             key = f"vector/{name}"
             matrix = weight.flatten(1)
@@ -76,6 +71,8 @@ class SpectralNormalization(Regularizer):
             shrink = (self.layer_bound / (factor * norm)).clamp_max(1)
             weight.mul_(shrink)
             norms.append(factor * norm * shrink)
+        if not norms:
+            raise ValueError("expected a network with linear layers for spectral_normalization, got none")
         if not exact:
             return {}
         stacked = torch.stack(norms)
@@ -94,13 +91,10 @@ def _power_iteration(matrix: Tensor, left: Tensor) -> tuple[Tensor, Tensor]:
 
 def _layers(module: nn.Module) -> Iterator[tuple[str, Tensor, float]]:
     """Name, weight and norm factor of every layer; biases and a free log σ do not see the observation."""
-    found = False
     for name, layer in module.named_modules():
         if isinstance(layer, nn.Linear):
-            found = True
             yield name, layer.weight, 1.0
         elif isinstance(layer, _Convolution):
-            found = True
             pairs = zip(layer.kernel_size, layer.stride, strict=True)
             yield name, layer.weight, sqrt(prod(-(-kernel // stride) for kernel, stride in pairs))
         elif _unbounded(layer):
@@ -108,8 +102,6 @@ def _layers(module: nn.Module) -> Iterator[tuple[str, Tensor, float]]:
                 "expected linear and convolutional layers for spectral_normalization, got "
                 f"{type(layer).__name__} at {name!r}, whose gain its weights do not bound; use spectral"
             )
-    if not found:
-        raise ValueError("expected a network with linear layers for spectral_normalization, got none")
 
 
 def _unbounded(layer: nn.Module) -> bool:

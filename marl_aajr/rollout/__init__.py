@@ -3,9 +3,9 @@
 From a name to one game:
 
 - `environments`: names and factories to specifications, games and batches; `factories` imports by name.
-- `game`, `pettingzoo_games`: one PettingZoo environment behind one interface; `game_agents` is the border
-  between its agents and ours, `environment_state` saves it, `teams` says who plays with whom. `adapters`
-  plays those of Gymnasium and RLlib.
+- `game`, `pettingzoo_games`: one PettingZoo environment behind one interface, which saves it, too;
+  `game_agents` is the border between its agents and ours, `teams` says who plays with whom. `adapters` plays
+  those of Gymnasium and RLlib.
 
 Many copies as arrays:
 

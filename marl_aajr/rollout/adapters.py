@@ -16,6 +16,7 @@ from typing import Any
 import gymnasium
 from gymnasium import spaces
 from pettingzoo.utils.env import ParallelEnv
+from pettingzoo.utils.wrappers import BaseParallelWrapper
 
 from marl_aajr.core.environment_values import ACTION_MASK
 from marl_aajr.rollout.game import Game
@@ -80,27 +81,12 @@ def find_gymnasium(name: str) -> Callable[..., Any] | None:
     return partial(gymnasium.make, registered) if registered in gymnasium.registry else None
 
 
-class _Adapter(ParallelEnv[str, Any, Any]):
+class _Adapter(BaseParallelWrapper[str, Any, Any]):
+    state = ParallelEnv.state  # Gymnasium's environments have variables of this name
+
     def __init__(self, env: Any) -> None:
-        self.env = env
-        self.metadata = dict(env.metadata)
+        super().__init__(env)
         self.agents: list[str] = []
-
-    @property
-    def render_mode(self) -> str | None:
-        """The environment's mode of drawing itself."""
-        return getattr(self.env, "render_mode", None)
-
-    @property
-    def unwrapped(self) -> Any:
-        """The environment below all wrappers."""
-        return self.env.unwrapped
-
-    def render(self) -> Any:
-        return self.env.render()
-
-    def close(self) -> None:
-        self.env.close()
 
 
 class GymnasiumParallelEnv(_Adapter):
@@ -164,11 +150,11 @@ class RLlibParallelEnv(_Adapter):
         super().__init__(env)
         self.possible_agents = list(env.possible_agents or env.agents or env.observation_spaces or ())
         for agent in self.possible_agents:
-            for kind, space in (("observation", self.observation_space), ("action", self.action_space)):
-                if not isinstance(space(agent), spaces.Space):
+            for kind, ask in (("observation", self.observation_space), ("action", self.action_space)):
+                if not isinstance(space := ask(agent), spaces.Space):
                     raise ValueError(
                         f"expected {type(env).__name__} to say the {kind} space of agent {agent!r}, got "
-                        f"{space(agent)}; set {kind}_spaces, a dict from agent to space, in its constructor"
+                        f"{space}; set {kind}_spaces, a dict from agent to space, in its constructor"
                     )
 
     def observation_space(self, agent: str) -> Any:
@@ -197,12 +183,12 @@ class RLlibParallelEnv(_Adapter):
 class RLlibGame(Game):
     """A `Game` over an `RLlibParallelEnv`: agents with an observation act, and earn between their turns."""
 
-    _progress = (*Game._progress, "_earned", "_ended")
+    _progress = (*Game._progress, "_earned")
 
     def _reset(self, seed: int | None, options: dict[str, Any] | None) -> GameStep:
         obs, infos = self.env.reset(seed=seed, options=options)
         self._earned = dict.fromkeys(self._rank, 0.0)
-        self._ended: set[Any] = set()
+        self._ended = set()
         nothing = dict.fromkeys(obs, False)
         return self._turn(obs, nothing, nothing, infos)
 

@@ -204,12 +204,6 @@ class BatchedEnvWrapper(BatchedEnv):
         self.env.close()
 
 
-def no_action(space: spaces.Space[Any], num_envs: int, *, device: torch.device) -> Tensor:
-    """Zeros as actions, `[E, ...]`."""
-    kind = torch.float32 if isinstance(space, spaces.Box) else torch.int64
-    return torch.zeros((num_envs, *(space.shape or ())), dtype=kind, device=device)
-
-
 def gather_actions(
     actions: Mapping[str, Tensor], action_spaces: Mapping[str, spaces.Space[Any]], num_envs: int
 ) -> list[Tensor]:
@@ -233,6 +227,3 @@ def check_action(agent: str, action: Tensor, space: spaces.Space[Any], num_envs:
             f"expected actions of {agent!r} as {'integers' if whole else 'numbers'} of shape {shape}, "
             f"got {action.dtype} of shape {tuple(action.shape)}"
         )
-
-
-# MERGED from faults.py: The fault of an environment.

@@ -95,21 +95,23 @@ class CentralBatch(BatchedEnvWrapper):
 
     def reset(self, *, seed: int) -> dict[str, Tensor]:
         obs = self.env.reset(seed=seed)
-        return _beside(obs, _side_by_side(obs) if self._joint else _flat(self.env.state()))
+        return _beside(obs, self._view(obs))
 
     def step(self, actions: Mapping[str, Tensor]) -> BatchedStep:
         step = self.env.step(actions)
         ended = {agent: step.terminations[agent] | step.truncations[agent] for agent in step.obs}
         if self.device.type == "cpu" and not any(bool(end.any()) for end in ended.values()):
-            # Nobody's last observation is asked for.
-            obs = _beside(step.obs, _side_by_side(step.obs) if self._joint else _flat(self.env.state()))
-            return step._replace(obs=obs, final_obs=obs)
-        now, last = _joint_after(step, ended) if self._joint else self._state_after(step)
+            obs = _beside(step.obs, self._view(step.obs))
+            return step._replace(obs=obs, final_obs=obs)  # nobody's last observation is asked for
+        if self._joint:
+            now, last = _joint_after(step, ended)
+        else:
+            now = self._view(step.obs)
+            last = torch.where(step.episode_over.unsqueeze(1), _flat(self.env.final_state()), now)
         return step._replace(obs=_beside(step.obs, now), final_obs=_beside(step.final_obs, last))
 
-    def _state_after(self, step: BatchedStep) -> tuple[Tensor, Tensor]:
-        now = _flat(self.env.state())
-        return now, torch.where(step.episode_over.unsqueeze(1), _flat(self.env.final_state()), now)
+    def _view(self, obs: Mapping[str, Tensor]) -> Tensor:
+        return torch.cat([*map(_flat, obs.values())], 1) if self._joint else _flat(self.env.state())
 
 
 def _joint_after(step: BatchedStep, ended: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
@@ -126,10 +128,6 @@ def _joint_after(step: BatchedStep, ended: Mapping[str, Tensor]) -> tuple[Tensor
         now.append(torch.where(over, new, seen))
         last.append(seen.masked_fill(over & ~end, 0.0))
     return torch.cat(now, 1), torch.cat(last, 1)
-
-
-def _side_by_side(obs: Mapping[str, Tensor]) -> Tensor:
-    return torch.cat([_flat(part) for part in obs.values()], 1)
 
 
 def _beside(obs: Mapping[str, Tensor], central: Tensor) -> dict[str, Tensor]:

@@ -30,19 +30,15 @@ class RolloutPolicies(Protocol):
 
     def filter_obs(self, module: str, obs: Tensor, rows: Tensor | None) -> Tensor:
         """Observations `[N, ...]` as the module sees them; only `rows [N]` (None: all) are real."""
-        ...
 
     def sequence_length(self, module: str) -> int | None:
         """L of a recurrent module, whose decisions then come with their states; None for others."""
-        ...
 
     def act(self, module: str, obs: Tensor, mask: Tensor | None, rows: Tensor | None) -> Decision:
         """The decision of a module on observations `[N, ...]` with legal actions `[N, n]`."""
-        ...
 
     def begin_episodes(self, episode_over: Tensor) -> None:
         """New episodes begin in these copies `[E]`."""
-        ...
 
 
 def agent_groups(env: BatchedEnv, module_of: Mapping[str, str]) -> dict[str, tuple[str, ...]]:
@@ -54,15 +50,14 @@ def agent_groups(env: BatchedEnv, module_of: Mapping[str, str]) -> dict[str, tup
     members: dict[str, list[str]] = {}
     for agent in env.possible_agents:
         members.setdefault(module_of[agent], []).append(agent)
-    for module, (first, *others) in members.items():
-        for kind, spaces in (("observation", env.observation_spaces), ("action", env.action_spaces)):
-            for agent in others:
-                if spaces[agent] != spaces[first]:
-                    raise ValueError(
-                        f"expected agents of module {module!r} to have the same {kind} space, got "
-                        f"{spaces[first]} for {first!r} and {spaces[agent]} for {agent!r}; "
-                        "give them modules of their own"
-                    )
+    for kind, spaces in (("observation", env.observation_spaces), ("action", env.action_spaces)):
+        for module, (first, *others) in members.items():
+            for agent in (other for other in others if spaces[other] != spaces[first]):
+                raise ValueError(
+                    f"expected agents of module {module!r} to have the same {kind} space, got "
+                    f"{spaces[first]} for {first!r} and {spaces[agent]} for {agent!r}; "
+                    "give them modules of their own"
+                )
     return {module: tuple(agents) for module, agents in members.items()}
 
 
@@ -125,8 +120,8 @@ class CheckedBatch:
         # An observation is what came of the step before.
         t -= lead + (name == "obs")
         what = {"rewards": "reward", "obs": "observation", "final_obs": "last observation"}[name]
-        step = 0 if t < 0 else position(t, e)
-        self._fail(f"copy {e}, step {step}", f"the {what} of agent {part.agents[g]!r} is not finite")
+        where = f"copy {e}, step {0 if t < 0 else position(t, e)}"
+        self._fail(f"the {what} of agent {part.agents[g]!r} is not finite", where=where)
 
     def _call(self, play: Callable[[], Any]) -> Any:
         try:
@@ -134,25 +129,21 @@ class CheckedBatch:
         except EnvironmentFault:
             raise
         except Exception as error:
-            self._fail(self._now, f"raised {type(error).__name__}: {error}", error)
+            self._fail(f"raised {type(error).__name__}: {error}", error)
 
     def _check(self, what: str, given: Mapping[str, Tensor], shapes: Mapping[str, torch.Size]) -> None:
         for agent, shape in shapes.items():
             tensor = given.get(agent)
             if tensor is None:
-                self._fail(self._now, f"gave agent {agent!r} no {what}")
+                self._fail(f"gave agent {agent!r} no {what}")
             if tensor.shape != shape:
                 self._fail(
-                    self._now,
                     f"the {what} of agent {agent!r} has shape {tuple(tensor.shape)} for "
-                    f"{self._env.num_envs} copies, expected {tuple(shape)}",
+                    f"{self._env.num_envs} copies, expected {tuple(shape)}"
                 )
 
-    @property
-    def _now(self) -> str:
-        return f"{self._env.num_envs} copies, step {self._steps} since the reset"
-
-    def _fail(self, where: str, what: str, cause: Exception | None = None) -> NoReturn:
+    def _fail(self, what: str, cause: Exception | None = None, *, where: str = "") -> NoReturn:
+        where = where or f"{self._env.num_envs} copies, step {self._steps} since the reset"
         raise EnvironmentFault(f"environment {self._name}, {where}: {what}") from cause
 
 
@@ -170,12 +161,7 @@ class Collector:
     """
 
     def __init__(
-        self,
-        env: BatchedEnv,
-        module_of: Mapping[str, str],
-        policies: RolloutPolicies,
-        *,
-        name: str | None = None,
+        self, env: BatchedEnv, module_of: Mapping[str, str], policies: RolloutPolicies, *, name: str = ""
     ) -> None:
         self.env = env
         self._checked = CheckedBatch(env, name or type(env).__name__)
@@ -192,11 +178,7 @@ class Collector:
         return tuple(agent for agents in self.groups.values() for agent in agents)
 
     def reset(self, *, seed: int) -> None:
-        """Begin new episodes in all copies.
-
-        Raises:
-            EnvironmentFault: The environment breaks its contract.
-        """
+        """Begin new episodes in all copies; raises `EnvironmentFault`, as `collect` does."""
         self.policies.begin_episodes(torch.ones(self.env.num_envs, dtype=torch.bool, device=self.env.device))
         self._log = EpisodeLog(len(self.agents), self.env.num_envs, phases=self.env.phases)
         self._open = {}
@@ -215,10 +197,7 @@ class Collector:
         lead = int(bool(self._open))
         columns = {
             module: RolloutBuffer(
-                agents,
-                steps + lead,
-                self._open.get(module),
-                sequence=self.policies.sequence_length(module),
+                agents, steps + lead, self._open.get(module), sequence=self.policies.sequence_length(module)
             )
             for module, agents in self.groups.items()
         }

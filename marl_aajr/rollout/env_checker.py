@@ -125,16 +125,14 @@ def _check_obs(env: BatchedEnv, obs: Mapping[str, Tensor]) -> None:
     for given in (obs, env.active, env.action_mask):
         _promise(tuple(given) == env.possible_agents, f"every agent, in order, got {list(given)}")
     for agent, seen in obs.items():
-        space, active = env.observation_spaces[agent], env.active[agent]
+        space, active, what = env.observation_spaces[agent], env.active[agent], f"obs[{agent!r}]"
         _check_flag(active, env, f"active[{agent!r}]")
         shape = (env.num_envs, *(space.shape or ()))
-        _promise(seen.shape == shape, f"obs[{agent!r}] [E, *space], got {seen.shape}")
-        _promise(seen.device.type == env.device.type, f"obs[{agent!r}] on {env.device}, got {seen.device}")
-        _promise(
-            str(seen.dtype) == f"torch.{space.dtype}", f"obs[{agent!r}] in {space.dtype}, got {seen.dtype}"
-        )
-        _promise(not seen[~active].any(), f"obs[{agent!r}] to be 0 where it is not active")
-        _promise(_contains(space, seen[active]), f"obs[{agent!r}] in its space")
+        _promise(seen.shape == shape, f"{what} [E, *space], got {seen.shape}")
+        _promise(seen.device.type == env.device.type, f"{what} on {env.device}, got {seen.device}")
+        _promise(str(seen.dtype) == f"torch.{space.dtype}", f"{what} in {space.dtype}, got {seen.dtype}")
+        _promise(not seen[~active].any(), f"{what} to be 0 where it is not active")
+        _promise(_contains(space, seen[active]), f"{what} in its space")
         _check_mask(env, agent, active)
 
 
@@ -203,8 +201,8 @@ def _check_resets(env: BatchedEnv, steps: int, *, seed: int) -> None:
     with suppress(NotImplementedError):  # not every environment has one
         _promise(len(env.state()) == env.num_envs, "state() [E, ...]")
     if env.state_space is not None:
-        shape = (env.num_envs, *(env.state_space.shape or ()))
-        _promise(env.state().shape == shape, f"state() of shape {shape}, got {tuple(env.state().shape)}")
+        shape, given = (env.num_envs, *(env.state_space.shape or ())), env.state().shape
+        _promise(given == shape, f"state() of shape {shape}, got {tuple(given)}")
     for t in range(steps // 2):
         env.step(random_actions(env, seed=t))
     again = env.reset(seed=seed)
@@ -246,12 +244,10 @@ def _check_restore(make: Make, steps: int, *, seed: int, saves: bool) -> None:
     state = saved.get_state()
     written = pickle.dumps(state)
     _check_refused(lambda: make(2).set_state(state), "a state of 3 copies in a batch of 2")
-    active = saved.active
-    choices = []
-    played = _Transcript()
+    active, chosen, played = saved.active, [], _Transcript()
     for t in range(steps):
-        choices.append(random_actions(saved, seed=seed + t))
-        played.steps.append(saved.step(choices[-1]))
+        chosen.append(random_actions(saved, seed=seed + t))
+        played.steps.append(saved.step(chosen[-1]))
     busy = make(3)
     busy.reset(seed=seed + 1)
     busy.step(random_actions(busy, seed=seed))
@@ -260,7 +256,7 @@ def _check_restore(make: Make, steps: int, *, seed: int, saves: bool) -> None:
         other.set_state(given)
         now = other.active
         _promise(all(torch.equal(now[a], active[a]) for a in active), "the same agents to act when restored")
-        again = _Transcript(steps=[other.step(actions) for actions in choices])
+        again = _Transcript(steps=[other.step(actions) for actions in chosen])
         _check_same(played, again, "a restored state")
 
 

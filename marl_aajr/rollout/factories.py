@@ -31,12 +31,11 @@ def load(path: str) -> Factory:
     module_name, _, attribute = path.partition(":")
     try:
         module = _imported(module_name)
-    except ImportError as error:
-        raise ValueError(explain_import_error(module_name, error)) from error
     except Exception as error:
-        raise ValueError(
-            f"importing {module_name} raised {type(error).__name__}: {error}; repair the module"
-        ) from error
+        reason = f"importing {module_name} raised {type(error).__name__}: {error}; repair the module"
+        if isinstance(error, ImportError):
+            reason = explain_import_error(module_name, error)
+        raise ValueError(reason) from error
     if not attribute:
         return factory_of(module, path)
     try:
@@ -46,8 +45,7 @@ def load(path: str) -> Factory:
         if module_name == "__main__":
             advice = "the factory was in another script or notebook: play there, or move it into a module"
         raise ValueError(
-            f"expected {module_name} to define {attribute}, got a module with "
-            f"{_listing(_public_callables(module))}; {advice}"
+            f"expected {module_name} to define {attribute}, got a module with {_callables(module)}; {advice}"
         ) from None
 
 
@@ -79,12 +77,11 @@ def factory_of(found: Any, path: str) -> Factory:
             "function or a class that returns a PettingZoo environment"
         )
     for name in ("parallel_env", "env"):
-        factory = getattr(found, name, None)
-        if callable(factory):
+        if callable(factory := getattr(found, name, None)):
             return factory
     raise ValueError(
-        f"expected the module {path} to define parallel_env or env, got a module with "
-        f"{_listing(_public_callables(found))}; name the factory: {path}:FACTORY"
+        f"expected the module {path} to define parallel_env or env, got a module with {_callables(found)}; "
+        f"name the factory: {path}:FACTORY"
     )
 
 
@@ -133,8 +130,8 @@ def version(name: str) -> int:
     return int(re.split(r"[-_]v", name)[-1])
 
 
-def _public_callables(module: ModuleType) -> list[str]:
-    return [name for name, value in vars(module).items() if callable(value) and not name.startswith("_")]
+def _callables(module: ModuleType) -> str:
+    return _listing(name for name, v in vars(module).items() if callable(v) and not name.startswith("_"))
 
 
 def _listing(names: Iterable[str], most: int = 12) -> str:

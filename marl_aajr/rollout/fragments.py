@@ -101,12 +101,9 @@ class ModuleFragment(_Packed):
         copies = self.final_at[:, 2]
         inside = (copies >= start) & (copies < stop)
         shift = torch.tensor([0, 0, start], device=copies.device)
-        final: dict[str, Any] = {
-            "final_at": self.final_at[inside] - shift,
-            "final_obs": self.final_obs[inside],
-        }
-        cut = self._map(lambda column: column[:, :, start:stop], skip=tuple(final))
-        return replace(cut, **final)
+        final_at, final_obs = self.final_at[inside] - shift, self.final_obs[inside]
+        cut = self._map(lambda column: column[:, :, start:stop], skip=("final_at", "final_obs"))
+        return replace(cut, final_at=final_at, final_obs=final_obs)
 
     def _map(self, function: Callable[[Tensor], Tensor], skip: tuple[str, ...] = ()) -> ModuleFragment:
         changed: dict[str, Any] = {

@@ -4,18 +4,29 @@ PettingZoo has two interfaces, and most turn-based environments refuse its own c
 A `Game` hides the difference: every turn says who must act next, what they see and what they earned.
 The RLlib wrapper, the batched environments and the evaluation all play through it, so an environment is
 adapted, checked and blamed in one place. The two adapters are in `marl_aajr.rollout.pettingzoo_games`.
+
+A game saves its environment as bytes, although that was not written to be saved. Pickle alone is a trap: most
+PettingZoo environments are `EzPickle`, which pickles the arguments of the constructor and nothing else, so
+that a new environment comes back, without a word. Here their attributes are pickled, their own random
+generators included. Left out, because they cannot be read, are windows, surfaces and fonts of pygame (those
+of the environment that the state is put into take their place) and everything outside of Python objects: an
+environment whose simulator is such a thing (Box2D's worlds) is refused. What an environment draws from the
+global generators of `random` and NumPy is no part of its state.
 """
 
 from __future__ import annotations
 
+import io
+import pickle
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
+from functools import cached_property, partial
 from typing import Any, NoReturn, TypeVar
 
 from gymnasium import spaces
+from gymnasium.utils import EzPickle
 
 from marl_aajr.core.environment_values import EnvironmentFault, observation_check
-from marl_aajr.rollout.environment_state import restore, save
 from marl_aajr.rollout.game_agents import GameAgents, GameStep
 from marl_aajr.rollout.teams import teams_of
 
@@ -28,8 +39,7 @@ _RETURNS["last"] = ("observation", "reward", "termination", "truncation", "info"
 class Game(ABC):
     """Any PettingZoo environment, played turn by turn.
 
-    Everything in front of a game knows its agents as `marl_aajr.rollout.game_agents.GameAgents` has them. The
-    environment is reset once when the game is made, to see whether its infos hold legal actions.
+    Everything in front of a game knows its agents as `marl_aajr.rollout.game_agents.GameAgents` has them.
 
     Args:
         env: A PettingZoo environment.
@@ -39,12 +49,9 @@ class Game(ABC):
     Attributes:
         agent_ids: The environment's own key of each possible agent, by name.
         possible_agents: The name of every agent that may appear, in the environment's order.
-        observation_spaces: Space of each possible agent, with the action mask where there is one.
         action_spaces: Space of each possible agent; actions count from 0.
         env_action_spaces: The same as the environment declares it.
-        infos_have_masks: Whether the environment tells in `infos` which actions are legal.
         copy: Index of this copy among several, for faults; None where there is one.
-        teams: The team of each possible agent; scores are per team.
         state_space: Space of the global states; None where the environment declares none.
 
     Raises:
@@ -56,21 +63,40 @@ class Game(ABC):
         self.env = env
         self.name = name
         self.copy: int | None = None
-        self._agents = GameAgents(env, name=name, blame=self._blame)
-        self._rank = {agent: i for i, agent in enumerate(self._agents.names)}
+        self._agents = agents = GameAgents(env, name=name, blame=self._blame)
+        self._rank = {agent: i for i, agent in enumerate(agents.names)}
         self._steps = 0
-        self._agents.look_for_masks(lambda: self._reset(0, None))
-        self._acting = ()
-        self.agent_ids = self._agents.ids
-        self.possible_agents: tuple[str, ...] = tuple(self.agent_ids)
-        self.observation_spaces: dict[str, spaces.Space[Any]] = self._agents.observation_spaces
-        self.action_spaces: dict[str, spaces.Space[Any]] = self._agents.action_spaces
-        self.env_action_spaces: dict[str, spaces.Space[Any]] = self._agents.env_action_spaces
-        self.infos_have_masks = self._agents.infos_have_masks
-        # Some environments know their teams only after a reset, such as the one above.
-        self.teams: dict[str, str] = teams_of(env, self.agent_ids, name=name, said=teams)
+        self.agent_ids, self.possible_agents = agents.ids, tuple(agents.ids)
+        self.action_spaces, self.env_action_spaces = agents.action_spaces, agents.env_action_spaces
+        self._teams = partial(teams_of, env, self.agent_ids, name=name, said=teams)
+        try:
+            self._teams()
+        except ValueError:  # some environments know their teams only after a reset
+            self._look_for_masks()
+            self._teams()
         self.state_space: spaces.Space[Any] | None = getattr(env, "state_space", None)
         self._check_state = None if self.state_space is None else observation_check(self.state_space)
+
+    @cached_property
+    def teams(self) -> dict[str, str]:
+        """The team of each possible agent; scores are per team."""
+        self._look_for_masks()
+        return self._teams()
+
+    @property
+    def observation_spaces(self) -> dict[str, spaces.Space[Any]]:
+        """Space of each possible agent, with the action mask where there is one; see `infos_have_masks`."""
+        self._look_for_masks()
+        return self._agents.observation_spaces
+
+    @property
+    def infos_have_masks(self) -> bool:
+        """Whether the environment tells in `infos` which actions are legal.
+
+        No space declares it: it is known from the first reset. Who asks before it resets the environment.
+        """
+        self._look_for_masks()
+        return bool(self._agents.infos_have_masks)
 
     @property
     def render_mode(self) -> str | None:
@@ -99,6 +125,7 @@ class Game(ABC):
         turn = self._call(lambda: self._reset(seed, None if options is None else dict(options)), " in reset")
         if turn.over:
             self._blame("was over before anybody acted")
+        self._agents.look_for_masks(turn.infos)
         return self._agents.in_front(turn)
 
     def step(self, actions: Mapping[str, Any]) -> GameStep:
@@ -142,21 +169,31 @@ class Game(ABC):
             self._blame(f"the state {reason}")
 
     def get_state(self) -> bytes:
-        """The environment, and how far its episode has come; see `marl_aajr.rollout.environment_state`.
+        """The environment, and how far its episode has come; the module says what that can hold.
 
         Raises:
-            ValueError: The environment cannot be saved.
+            ValueError: Something in the environment cannot be pickled.
         """
+        buffer = io.BytesIO()
         try:
-            return save({"env": self.env, **{name: getattr(self, name, None) for name in self._progress}})
-        except ValueError as reason:
+            _Writer(buffer).dump({name: getattr(self, name, None) for name in ("env", *self._progress)})
+        except Exception as error:  # what refuses to be pickled does so in its own way
             raise ValueError(
-                f"expected an environment that can be saved, got {self.label} ({reason}); play it without "
-                "saving, or save it by replaying its actions from the seed"
-            ) from None
+                f"expected an environment that can be saved, got {self.label} ({type(error).__name__}: "
+                f"{error}); play it without saving, or save it by replaying its actions from the seed"
+            ) from error
+        return buffer.getvalue()
 
     def set_state(self, state: bytes) -> None:
-        vars(self).update(restore(state, {"env": self.env}))
+        """Go on from where `get_state` was asked.
+
+        Args:
+            state: A pickle: from a source that you would run code from.
+        """
+        self._look_for_masks()
+        writer = _Writer(io.BytesIO())
+        writer.dump(self.env)
+        vars(self).update(_Reader(io.BytesIO(state), writer.left_out).load())
 
     @property
     def label(self) -> str:
@@ -176,13 +213,16 @@ class Game(ABC):
     def _step(self, actions: dict[Any, Any]) -> GameStep: ...
 
     _acting: tuple[Any, ...] = ()  # before the first reset nobody may act
-    _progress: tuple[str, ...] = ("_acting", "_steps")  # what a game knows of its episode
+    _ended: set[Any]
+    _progress: tuple[str, ...] = ("_acting", "_ended", "_steps")  # what a game knows of its episode
+
+    def _look_for_masks(self) -> None:
+        if self._agents.infos_have_masks is None:
+            self._agents.look_for_masks(self._call(lambda: self._reset(0, None), " in reset").infos)
+            self._acting = ()
 
     def _call(
-        self,
-        play: Callable[[], _Answer],
-        where: str = "",
-        allowed: type[Exception] = EnvironmentFault,
+        self, play: Callable[[], _Answer], where: str = "", allowed: type[Exception] = EnvironmentFault
     ) -> _Answer:
         try:
             return play()
@@ -210,3 +250,47 @@ class Game(ABC):
 
     def _blame(self, what: str, cause: Exception | None = None) -> NoReturn:
         raise EnvironmentFault(f"{self.label}, step {self._steps}: {what}") from cause
+
+
+class _Writer(pickle.Pickler):
+    def __init__(self, buffer: io.BytesIO) -> None:
+        super().__init__(buffer)
+        self.left_out: dict[str, list[Any]] = {}
+
+    def persistent_id(self, obj: Any) -> tuple[str, int] | None:
+        """Kind and number among those of the kind."""
+        if type(obj).__module__.partition(".")[0] != "pygame" or _picklable(obj):
+            return None
+        alike = self.left_out.setdefault(type(obj).__qualname__, [])
+        known = [i for i, other in enumerate(alike) if other is obj]
+        if not known:
+            alike.append(obj)
+        return type(obj).__qualname__, known[0] if known else len(alike) - 1
+
+    def reducer_override(self, obj: Any) -> Any:
+        if not isinstance(obj, EzPickle):
+            return NotImplemented
+        return object.__new__, (type(obj),), vars(obj), None, None, _fill
+
+
+class _Reader(pickle.Unpickler):
+    def __init__(self, buffer: io.BytesIO, lent: dict[str, list[Any]]) -> None:
+        super().__init__(buffer)
+        self._lent = lent
+
+    def persistent_load(self, pid: tuple[str, int]) -> Any:
+        kind, number = pid
+        alike = self._lent.get(kind, [])
+        return alike[number] if number < len(alike) else None
+
+
+def _fill(obj: Any, attributes: dict[str, Any]) -> None:
+    vars(obj).update(attributes)
+
+
+def _picklable(obj: Any) -> bool:
+    try:
+        pickle.dumps(obj)
+    except Exception:
+        return False
+    return True

@@ -63,17 +63,16 @@ class GameAgents:
     float32 for float16.
 
     Args:
-        env: A PettingZoo environment.
-        name: Its name in messages.
+        env: See `marl_aajr.rollout.game.Game`, as for `name`.
         blame: Raises the fault of the environment, with its message.
 
     Attributes:
         names: The name of each agent, by the environment's own key of it.
-        ids: The other way round.
-        observation_spaces: Space of each agent by name, with the action mask where there is one.
-        action_spaces: Space of each agent by name; actions count from 0.
+        ids: The other way round; what follows is by name, as in `marl_aajr.rollout.game.Game`.
+        observation_spaces: With the action mask where there is one.
+        action_spaces: Actions count from 0.
         env_action_spaces: The same as the environment declares it.
-        infos_have_masks: Whether infos say which actions are legal, which no space declares.
+        infos_have_masks: Whether infos say which actions are legal; None until `look_for_masks`.
 
     Raises:
         ValueError: If the environment does not say who its agents are, or what they see and do.
@@ -91,6 +90,7 @@ class GameAgents:
         self._env, self._blame = env, blame
         self._renamed = any(type(agent) is not str for agent in agents)
         self._seen = {agent: single_precision(seen) for agent, (seen, _) in self._spaces.items()}
+        self.observation_spaces = self.named(self._seen)
         self._checks = {agent: observation_check(seen) for agent, seen in self._seen.items()}
         self._choices = {
             agent: count
@@ -99,30 +99,20 @@ class GameAgents:
         }
         self.env_action_spaces = self.named({agent: acts for agent, (_, acts) in self._spaces.items()})
         self.action_spaces = {agent: zero_based(acts) for agent, acts in self.env_action_spaces.items()}
-        self.observation_spaces = self.named(self._seen)
-        self.infos_have_masks = False
+        self.infos_have_masks = None if self._choices else False
 
     def named(self, by_agent: Mapping[Any, Any]) -> dict[str, Any]:
         """A mapping from the environment's own keys, with names."""
         return {self.names[agent]: value for agent, value in by_agent.items()}
 
-    def look_for_masks(self, first: Callable[[], GameStep]) -> None:
-        """Look whether infos hold legal actions, which no space declares.
-
-        Args:
-            first: Resets the environment; where that fails, the first reset that is asked for will say it.
-        """
-        if not self._choices:
+    def look_for_masks(self, infos: Mapping[Any, Any]) -> None:
+        """Look whether the infos of the first reset hold legal actions, which no space declares."""
+        if self.infos_have_masks is not None:
             return
-        try:
-            # In turns, the first answer is about one agent; the environment tells something to all of them.
-            turn = first()
-            infos = {**(getattr(self._env, "infos", None) or {}), **turn.infos}
-        except Exception:
-            return
-        told = [agent for agent in self._choices if _mask_in(infos.get(agent)) is not None]
-        self.infos_have_masks = bool(told)
-        for agent, count in self._choices.items() if told else ():
+        # In turns, the first answer is about one agent; the environment tells something to all of them.
+        infos = {**(getattr(self._env, "infos", None) or {}), **infos}
+        self.infos_have_masks = any(_mask_in(infos.get(agent)) is not None for agent in self._choices)
+        for agent, count in self._choices.items() if self.infos_have_masks else ():
             self.observation_spaces[self.names[agent]] = joined_space(self._seen[agent], count)
 
     def in_front(self, turn: GameStep) -> GameStep:

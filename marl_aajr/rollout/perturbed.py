@@ -27,6 +27,7 @@ from marl_aajr.core.policy import Policy
 from marl_aajr.core.threat import PerturbationSet
 from marl_aajr.rollout.batched_env import BatchedEnv, BatchedEnvWrapper, BatchedStep, check_action
 from marl_aajr.rollout.environments import EnvironmentSpec, make_batch
+from marl_aajr.victims.recurrent import where_rows
 
 ADVERSARY = "adversary"
 """The name of the adversary of several agents, and of the team that plays against frozen victims."""
@@ -96,8 +97,8 @@ class PerturbedBatch(BatchedEnvWrapper):
         }
         self.teams = env.teams | {adversary_of(a): adversary_of(env.teams[a]) for a in attacked}
         self._true: dict[str, Tensor] = {}
-        self._seen: dict[str, Tensor] | None = None
         self._last: dict[str, Tensor] = {}
+        self._seen: dict[str, Tensor] | None = None
 
     def reset(self, *, seed: int) -> dict[str, Tensor]:
         obs = self.env.reset(seed=seed)
@@ -109,11 +110,10 @@ class PerturbedBatch(BatchedEnvWrapper):
 
     @property
     def active(self) -> dict[str, Tensor]:
-        active, chosen = self.env.active, self._seen is not None
-        agents = {a: who if chosen else torch.zeros_like(who) for a, who in active.items()}
-        return agents | {
-            adversary_of(a): torch.zeros_like(active[a]) if chosen else active[a] for a in self.attacked
-        }
+        active = self.env.active
+        nobody = {agent: torch.zeros_like(who) for agent, who in active.items()}
+        agents, adversaries = (nobody, active) if self._seen is None else (active, nobody)
+        return agents | {adversary_of(agent): adversaries[agent] for agent in self.attacked}
 
     @property
     def action_mask(self) -> dict[str, Tensor | None]:
@@ -132,10 +132,7 @@ class PerturbedBatch(BatchedEnvWrapper):
 
     def _perturb(self, actions: Mapping[str, Tensor]) -> BatchedStep:
         active = self.env.active
-        self._seen = self._true | {
-            agent: self._perturbed(agent, self._action(agent, actions, active[agent]), active[agent])
-            for agent in self.attacked
-        }
+        self._seen = self._true | {a: self._perturbed(a, actions, active[a]) for a in self.attacked}
         nobody = torch.zeros(self.num_envs, dtype=torch.bool, device=self.device)
         obs = self._seen | {adversary_of(a): torch.zeros_like(self._true[a]) for a in self.attacked}
         return BatchedStep(
@@ -163,9 +160,8 @@ class PerturbedBatch(BatchedEnvWrapper):
 
     def _last_of(self, agent: str, step: BatchedStep) -> Tensor:
         """The last observation of an agent that is out; whatever it was elsewhere."""
-        final, last = step.final_obs[agent], self._last[agent]
         out = step.terminations[agent] | step.truncations[agent]
-        return torch.where(out.view(-1, *[1] * (final.ndim - 1)), final, last)
+        return where_rows(out, step.final_obs[agent], self._last[agent])
 
     def _to_adversaries(self, obs: dict[str, Tensor]) -> dict[str, Tensor]:
         """True observations, on which the adversaries must act now."""
@@ -173,21 +169,17 @@ class PerturbedBatch(BatchedEnvWrapper):
         agents = {agent: torch.zeros_like(seen) for agent, seen in obs.items()}
         return agents | {adversary_of(agent): obs[agent] for agent in self.attacked}
 
-    def _perturbed(self, agent: str, action: Tensor | None, active: Tensor) -> Tensor:
-        true = self._true[agent]
+    def _perturbed(self, agent: str, actions: Mapping[str, Tensor], active: Tensor) -> Tensor:
+        true, name = self._true[agent], adversary_of(agent)
+        action = actions.get(name)
+        if action is not None:
+            check_action(name, action, self.action_spaces[name], self.num_envs)
+        elif bool(active.any()):
+            raise ValueError(f"expected actions of {name!r}, which is active; add them")
         if self.perturb is None or action is None:
             return true
         delta = self.perturb(agent, true.flatten(1), action)
         return (true.flatten(1) + delta * active.unsqueeze(1)).view_as(true)
-
-    def _action(self, agent: str, actions: Mapping[str, Tensor], active: Tensor) -> Tensor | None:
-        name = adversary_of(agent)
-        given = actions.get(name)
-        if given is not None:
-            check_action(name, given, self.action_spaces[name], self.num_envs)
-        elif bool(active.any()):
-            raise ValueError(f"expected actions of {name!r}, which is active; add them")
-        return given
 
     def _paid(self, agent: str, step: BatchedStep) -> Tensor:
         """The reward of an agent's adversary."""

@@ -20,6 +20,7 @@ from marl_aajr.rollout.game_agents import GameStep
 from marl_aajr.rollout.pettingzoo_games import TurnBasedGame
 
 _Array = np.ndarray[Any, np.dtype[Any]]
+_KEPT = ("seed", "episodes", "acting", "active", "masks")
 _INTEGER = (spaces.Discrete, spaces.MultiDiscrete, spaces.MultiBinary)
 
 
@@ -59,16 +60,12 @@ class PettingZooBatch(BatchedEnv):
             game.copy = e
         game = self._games[0]
         self.num_envs = num_envs
-        self.possible_agents = game.possible_agents
-        self.agent_ids = game.agent_ids
-        self.action_spaces = game.action_spaces
-        self.teams = game.teams
-        self.state_space = game.state_space
+        self.possible_agents, self.agent_ids, self.teams = game.possible_agents, game.agent_ids, game.teams
+        self.action_spaces, self.state_space = game.action_spaces, game.state_space
         self.turn_based = isinstance(game, TurnBasedGame)
-        space = game.state_space
         self._final_states: _Array | None = None
-        if isinstance(space, spaces.Box):
-            self._final_states = np.zeros((num_envs, *space.shape), space.dtype)
+        if isinstance(game.state_space, spaces.Box):
+            self._final_states = np.zeros((num_envs, *game.state_space.shape), game.state_space.dtype)
         self.device = torch.device(device)
         self._rank = {agent: i for i, agent in enumerate(self.possible_agents)}
         self.observation_spaces, self._mask_shapes = {}, {}
@@ -111,7 +108,9 @@ class PettingZooBatch(BatchedEnv):
                 ends[1, rank, e] = turn.truncations[agent]
             if ends[:, :, e].any():
                 final = final or self._blank()
-                self._keep_final(e, turn, final)
+                for agent, seen in turn.obs.items():
+                    if turn.terminations[agent] or turn.truncations[agent]:
+                        final[agent][e], _ = self._split(agent, seen)
             infos.append(turn.infos)
             if turn.over:
                 over[e] = True
@@ -165,17 +164,11 @@ class PettingZooBatch(BatchedEnv):
         return picture[..., :3]
 
     def get_state(self) -> dict[str, Any]:
-        """The state of all games; `marl_aajr.rollout.environment_state` says what it can hold."""
+        """The state of all games; `marl_aajr.rollout.game` says what it can hold."""
         if not any(self._episodes):
             raise ValueError("expected reset before get_state; call reset(seed=...)")
-        return {
-            "games": [game.get_state() for game in self._games],
-            "seed": self._seed,
-            "episodes": list(self._episodes),
-            "acting": list(self._acting),
-            "active": self._active.copy(),
-            "masks": deepcopy(self._masks),
-        }
+        own = {name: deepcopy(getattr(self, f"_{name}")) for name in _KEPT}
+        return {"games": [game.get_state() for game in self._games], **own}
 
     def set_state(self, state: Mapping[str, Any]) -> None:
         active, games = state["active"], state["games"]
@@ -186,9 +179,8 @@ class PettingZooBatch(BatchedEnv):
             )
         for game, saved in zip(self._games, games, strict=True):
             game.set_state(saved)
-        self._seed, self._episodes, self._acting = state["seed"], [*state["episodes"]], [*state["acting"]]
-        self._active = active.copy()
-        self._masks = deepcopy(state["masks"])
+        for name in _KEPT:
+            setattr(self, f"_{name}", deepcopy(state[name]))
 
     def close(self) -> None:
         for game in self._games:
@@ -208,11 +200,6 @@ class PettingZooBatch(BatchedEnv):
             if mask is not None:
                 mask[e] = legal
             self._active[self._rank[agent], e] = True
-
-    def _keep_final(self, e: int, turn: GameStep, final: dict[str, _Array]) -> None:
-        for agent, seen in turn.obs.items():
-            if turn.terminations[agent] or turn.truncations[agent]:
-                final[agent][e], _ = self._split(agent, seen)
 
     def _split(self, agent: str, seen: Any) -> tuple[Any, Any]:
         """An observation as an array, and its mask."""
@@ -246,9 +233,7 @@ class PettingZooBatch(BatchedEnv):
         if space is None:
             raise ValueError(f"expected actions of {list(self.possible_agents)}, got some of {agent!r}")
         check_action(agent, actions, space, self.num_envs)
-        if isinstance(space, spaces.Discrete):
-            return actions.tolist()
-        return actions.detach().cpu().numpy()
+        return actions.tolist() if isinstance(space, spaces.Discrete) else actions.detach().cpu().numpy()
 
     def _row(self, rows: Mapping[str, Any], agent: str, e: int) -> Any:
         try:

@@ -17,23 +17,16 @@ from marl_aajr.rollout.game_agents import GameStep
 class ParallelGame(Game):
     """A `Game` over a ParallelEnv: everybody who lives acts at every step."""
 
-    _progress = (*Game._progress, "_ended", "_listed")
+    _progress = (*Game._progress, "_listed")
 
     def _reset(self, seed: int | None, options: dict[str, Any] | None) -> GameStep:
         obs, infos = self._parts("reset", self.env.reset(seed=seed, options=options))
-        self._ended: set[Any] = set()
+        self._ended = set()
         self._listed = list(self.env.agents)
         self._acting = self._ordered(self._listed)
-        seen = {agent: self._given(agent, obs) for agent in self._acting}
-        nothing = dict.fromkeys(self._acting, False)
-        return GameStep(
-            obs=seen,
-            rewards=dict.fromkeys(self._acting, 0.0),
-            terminations=nothing,
-            truncations=dict(nothing),
-            infos={agent: infos.get(agent, {}) for agent in self._acting} if infos else {},
-            over=not self._acting,
-        )
+        turn = GameStep({}, {}, {}, {}, {}, over=not self._acting)
+        self._welcome(self._acting, turn, obs, infos or {})
+        return turn
 
     def _step(self, actions: dict[Any, Any]) -> GameStep:
         obs, rewards, terminations, truncations, infos = self._play(actions)
@@ -76,14 +69,19 @@ class ParallelGame(Game):
         vanished = [a for a in self._acting if a not in listed and a not in self._ended]
         if vanished:
             self._blame(f"agent {vanished[0]!r} left without being terminated or truncated")
-        appeared = self._ordered(listed.difference(self._acting, self._ended))
-        for agent in appeared:
+        self._welcome(self._ordered(listed.difference(self._acting, self._ended)), turn, obs, infos)
+        self._listed = list(self.env.agents)
+        self._acting = self._ordered(listed.difference(self._ended))
+
+    def _welcome(
+        self, agents: Iterable[Any], turn: GameStep, obs: Mapping[Any, Any], infos: Mapping[Any, Any]
+    ) -> None:
+        """Agents that begin now: they have earned nothing, and nobody has ended them."""
+        for agent in agents:
             turn.obs[agent] = self._given(agent, obs)
             turn.rewards[agent] = 0.0
             turn.terminations[agent] = turn.truncations[agent] = False
             turn.infos[agent] = infos.get(agent, {})
-        self._listed = list(self.env.agents)
-        self._acting = self._ordered(listed.difference(self._ended))
 
     def _given(self, agent: Any, obs: Mapping[Any, Any]) -> Any:
         if agent not in obs:
@@ -136,11 +134,9 @@ class TurnBasedGame(Game):
     with their last observation and everything that they earned since their last action.
     """
 
-    _progress = (*Game._progress, "_ended")
-
     def _reset(self, seed: int | None, options: dict[str, Any] | None) -> GameStep:
         self.env.reset(seed=seed, options=options)
-        self._ended: set[Any] = set()
+        self._ended = set()
         return self._collect()
 
     def _step(self, actions: dict[Any, Any]) -> GameStep:

@@ -78,7 +78,7 @@ def gae_of_turns(
         rewards: `[T, ...]`, what the agent was told in each step.
         values: `[T + 1, ...]`, read where `acts`.
         acts: `[T + 1, ...]` bool: there is an observation that the agent must act on.
-        terminated: This and all that follow: see `gae`.
+        terminated: See `gae`, as for all that follow.
         truncated: `[T, ...]` bool.
         final_values: `[T, ...]`.
         gamma: Discount.
@@ -206,7 +206,7 @@ def training_rows(
     Returns:
         The rows, fragment by fragment; within one, by time, agent and copy.
     """
-    rows = join([_rows(part, value_fragment(part, critic, gamma=gamma, lambda_=lambda_)) for part in parts])
+    rows = join([_rows(part, critic, gamma=gamma, lambda_=lambda_) for part in parts])
     return replace(rows, advantages=standardize(rows.advantages))
 
 
@@ -218,7 +218,9 @@ def join(pieces: Sequence[TrainingRows]) -> TrainingRows:
     return TrainingRows(**columns)
 
 
-def _rows(part: ModuleFragment, valued: ValuedFragment) -> TrainingRows:
+def _rows(part: ModuleFragment, critic: ValueFunction, **discounts: float) -> TrainingRows:
+    valued = value_fragment(part, critic, **discounts)
+
     def rows(column: Tensor) -> Tensor:
         column = column[: part.steps]
         return column.flatten(0, 2) if valued.samples is None else column[valued.samples]
@@ -230,22 +232,16 @@ def value_fragment(
     part: ModuleFragment, critic: ValueFunction, *, gamma: float, lambda_: float
 ) -> ValuedFragment:
     """Values of all observations of a fragment, and what follows from them."""
-    values, final_values = _evaluate(part, critic)
-    advantages, samples = advantages_of(part, values, final_values, gamma=gamma, lambda_=lambda_)
-    return ValuedFragment(values, final_values, advantages, samples)
+    values = _evaluate(part, critic)
+    return ValuedFragment(*values, *advantages_of(part, *values, gamma=gamma, lambda_=lambda_))
 
 
 def advantages_of(
     part: ModuleFragment, values: Tensor, final_values: Tensor, *, gamma: float, lambda_: float
 ) -> tuple[Tensor, Tensor | None]:
     """Advantages `[T, G, E]` of a fragment's decisions, and which of them are samples (None: all)."""
-    ends: dict[str, Any] = {
-        "terminated": part.terminated,
-        "truncated": part.truncated,
-        "final_values": final_values,
-        "gamma": gamma,
-        "lambda_": lambda_,
-    }
+    ends: dict[str, Any] = {name: getattr(part, name) for name in ("terminated", "truncated")}
+    ends |= {"final_values": final_values, "gamma": gamma, "lambda_": lambda_}
     if part.acts is None:
         return gae(part.rewards, values, **ends), None
     return gae_of_turns(part.rewards, values, acts=part.acts, **ends)

@@ -12,6 +12,7 @@ from marl_aajr.rollout.batched_env import BatchedStep
 from marl_aajr.rollout.fragments import ModuleFragment, Tree, map_tree
 
 _PER_STEP = ("actions", "log_probs", "inputs")
+_OUTCOME = {"rewards": torch.float32, "terminated": torch.bool, "truncated": torch.bool}
 
 
 def stacked(by_agent: Mapping[str, Tensor | None], agents: tuple[str, ...]) -> Tensor:
@@ -115,11 +116,7 @@ class RolloutBuffer:
     """
 
     def __init__(
-        self,
-        agents: tuple[str, ...],
-        steps: int,
-        opened: Row | None,
-        sequence: int | None = None,
+        self, agents: tuple[str, ...], steps: int, opened: Row | None, sequence: int | None = None
     ) -> None:
         self._agents = agents
         self._steps = steps
@@ -145,10 +142,9 @@ class RolloutBuffer:
 
     def outcome(self, t: int, step: BatchedStep) -> None:
         """Writes the outcome of step `t`."""
-        columns, agents = self._columns, self._agents
-        columns["rewards"][t] = stacked(step.rewards, agents)
-        columns["terminated"][t] = stacked(step.terminations, agents)
-        columns["truncated"][t] = stacked(step.truncations, agents)
+        parts = (step.rewards, step.terminations, step.truncations)
+        for name, part in zip(_OUTCOME, parts, strict=True):
+            self._columns[name][t] = stacked(part, self._agents)
         # Asking now whether somebody has ended would make a device wait at every step.
         self._finals[t] = step.final_obs
 
@@ -173,7 +169,7 @@ class RolloutBuffer:
             final_at=final_at,
             final_obs=torch.cat(last),
             states=map_tree(lambda *leaves: torch.stack(leaves), *self._states) if self._states else None,
-            **{name: columns[name] for name in ("obs", "rewards", "terminated", "truncated", *_PER_STEP)},
+            **{name: columns[name] for name in ("obs", *_OUTCOME, *_PER_STEP)},
         )
 
     def _see(self, t: int, head: StepInputs) -> None:
@@ -194,17 +190,14 @@ class RolloutBuffer:
         self.before = state if head.all_act else _choose(head.acts, state, self.before)
 
     def _allocate(self, lead: int, head: StepInputs, decision: Decision) -> None:
-        steps, shape = self._steps, head.acts.shape
-        flags = {"terminated": torch.bool, "truncated": torch.bool, "rewards": torch.float32}
-        new = self._columns
-        new["obs"] = head.obs.new_empty((steps + 1, *head.obs.shape))
-        new["acts"] = head.acts.new_empty((steps + 1, *shape))
-        if head.mask is not None:
-            new["mask"] = head.mask.new_empty((steps + 1, *head.mask.shape))
+        steps, shape, new = self._steps, head.acts.shape, self._columns
+        for name, value in (("obs", head.obs), ("acts", head.acts), ("mask", head.mask)):
+            if value is not None:
+                new[name] = value.new_empty((steps + 1, *value.shape))
         for name in _PER_STEP:
             value = getattr(decision, name)
             new[name] = value.new_empty((steps, *shape, *value.shape[1:]))
-        for name, dtype in flags.items():
+        for name, dtype in _OUTCOME.items():
             new[name] = head.obs.new_empty((steps, *shape), dtype=dtype)
         if lead:
             self._all_act = False

@@ -40,14 +40,10 @@ def sequence_rows(
         gamma: Discount.
         lambda_: λ of GAE.
     """
-    pieces = []
-    for fragment in fragments:
-        part = fragment.modules[module]
-        plan = _plan(part, fragment.episode_over, length)
-        pieces.append(
-            _sequences(part, plan, critic, initial_state, length=length, gamma=gamma, lambda_=lambda_)
-        )
-    rows = join(pieces)
+    parts = ((fragment.modules[module], fragment.episode_over) for fragment in fragments)
+    rows = join(
+        [_sequences(*part, critic, initial_state, length, gamma=gamma, lambda_=lambda_) for part in parts]
+    )
     advantages = torch.zeros_like(rows.advantages)
     advantages[rows.loss_mask] = standardize(rows.advantages[rows.loss_mask])
     return replace(rows, advantages=advantages)
@@ -55,16 +51,14 @@ def sequence_rows(
 
 def _sequences(
     part: ModuleFragment,
-    plan: list[_Sequence],
+    episode_over: Tensor,
     critic: RecurrentValueFunction,
     initial_state: Tree,
-    *,
     length: int,
-    gamma: float,
-    lambda_: float,
+    **discounts: float,
 ) -> TrainingRows:
     assert part.states is not None
-    device = part.obs.device
+    device, plan = part.obs.device, _plan(part, episode_over, length)
     steps = _padded([one.steps for one in plan], length, device)
     looks = _padded([one.looks for one in plan], length + 1, device)
     places = torch.tensor([one.state for one in plan], dtype=torch.int64, device=device).view(-1, 3)
@@ -89,7 +83,7 @@ def _sequences(
     final_values = torch.zeros_like(part.rewards)
     final_values[part.final_at.unbind(1)] = worth[split:]
     values = worth[:split].view(part.obs.shape[:3])
-    advantages, _ = advantages_of(part, values, final_values, gamma=gamma, lambda_=lambda_)
+    advantages, _ = advantages_of(part, values, final_values, **discounts)
 
     def rows(column: Tensor) -> Tensor:
         return _take(column[: part.steps].flatten(0, 2), steps)

@@ -21,8 +21,6 @@ ONE_TEAM = "team"
 TEAMS = "env.teams"
 """The setting; beside the arguments of an environment, the key that it stands under."""
 
-_Rule = Callable[[Any, Sequence[str]], dict[str, str]]
-
 _SIDE = re.compile(
     r"(?:team|side|squad|army|faction)[_-]?(?:\d+|[a-z](?![a-z]))|(?<![a-z])(?:red|blue|green|yellow|ally|enemy|"
     r"opponent|adversary|attacker|defender|predator|prey|pursuer|evader|hider|seeker|home|away)(?![a-z])"
@@ -56,7 +54,8 @@ def teams_of(env: Any, agents: Mapping[str, Hashable], *, name: str, said: Any =
     module = type(env.unwrapped).__module__
     matching = [prefix for prefix in _RULES if f"{module}.".startswith(f"{prefix}.")]
     if matching:
-        return _RULES[max(matching, key=len)](env.unwrapped, list(agents))
+        team_of = _RULES[max(matching, key=len)]
+        return {agent: team_of(env.unwrapped, agent) for agent in agents}
     if len(set(map(_side, agents))) > 1:
         raise ValueError(
             f"expected to know who plays with whom in {name}, got agents whose names suggest sides and no "
@@ -123,13 +122,16 @@ def announce(name: str, teams: Mapping[str, str], *, attacked: str | None = None
 
 
 def choose_agents(teams: Mapping[str, str], team: str | None, agents: Collection[str] | None) -> list[str]:
-    """The agents under attack: the named ones, or everybody on the team.
+    """The agents under attack: the named ones, or the whole team (None: the largest, of equals the first).
 
     Raises:
-        ValueError: an agent that is not there, or agents of several teams.
+        ValueError: a team or an agent that is not there, or agents of several teams.
     """
     if agents is None:
-        chosen = choose_team(teams, team)
+        sizes = Counter(teams.values())
+        if team is not None:
+            one_of("a team", team, sizes)
+        chosen = max(sizes, key=sizes.__getitem__) if team is None else team
         return [agent for agent in teams if teams[agent] == chosen]
     if not agents:
         raise ValueError("expected at least one agent to attack, got none; leave agents out for all of them")
@@ -142,19 +144,6 @@ def choose_agents(teams: Mapping[str, str], team: str | None, agents: Collection
             + (f" for team {team!r}" if team is not None else "")
         )
     return [agent for agent in teams if agent in agents]
-
-
-def choose_team(teams: Mapping[str, str], team: str | None) -> str:
-    """The team under attack: the named one, or the largest (of equals, the first).
-
-    Raises:
-        ValueError: no such team.
-    """
-    sizes = Counter(teams.values())
-    if team is None:
-        return max(sizes, key=lambda name: sizes[name])
-    one_of("a team", team, sizes)
-    return team
 
 
 def _outermost(env: Any) -> Any:
@@ -182,52 +171,47 @@ def _side(agent: str) -> str | None:
     return found[0] if found else None
 
 
-def _pattern(agent: str) -> str:
-    """The name with `*` for the number at its end."""
-    return re.sub(r"\d+$", "*", agent)
-
-
 def _line(agents: Collection[str]) -> str:
-    """A line that says the teams that the names of the agents suggest, to be copied."""
-    teams = {_pattern(agent): _side(agent) or re.sub(r"[_-]?\d*$", "", agent) or ONE_TEAM for agent in agents}
+    """A line that says the teams that the names of the agents suggest, to be copied; `*` is for numbers."""
+    teams = {
+        re.sub(r"\d+$", "*", agent): _side(agent) or re.sub(r"[_-]?\d*$", "", agent) or ONE_TEAM
+        for agent in agents
+    }
     shown = ", ".join(f"{pattern}: {team}" for pattern, team in list(teams.items())[:20])
     return f"--set {TEAMS}='{{{shown}}}' (in Python kwargs={{'{TEAMS}': ...}})"
 
 
-def _one_team(env: Any, agents: Sequence[str]) -> dict[str, str]:
-    return dict.fromkeys(agents, ONE_TEAM)
+def _one_team(env: Any, agent: str) -> str:
+    return ONE_TEAM
 
 
-def _each_player(env: Any, agents: Sequence[str]) -> dict[str, str]:
-    return {agent: agent for agent in agents}
+def _itself(env: Any, agent: str) -> str:
+    return agent
 
 
-def _atari(env: Any, agents: Sequence[str]) -> dict[str, str]:
+def _atari(env: Any, agent: str) -> str:
     # All games are of one class, and say which one they are in their metadata.
-    together = "cooperative" in env.metadata["name"]
-    return (_one_team if together else _each_player)(env, agents)
+    return ONE_TEAM if "cooperative" in env.metadata["name"] else agent
 
 
-def _particles(env: Any, agents: Sequence[str]) -> dict[str, str]:
+def _particles(env: Any, agent: str) -> str:
     adversaries = {a.name for a in env.world.agents if getattr(a, "adversary", False)}
-    if not adversaries:
-        return _one_team(env, agents)
-    return {agent: "adversary" if agent in adversaries else "good" for agent in agents}
+    good = "good" if adversaries else ONE_TEAM
+    return "adversary" if agent in adversaries else good
 
 
-def _magent(env: Any, agents: Sequence[str]) -> dict[str, str]:
+def _magent(env: Any, agent: str) -> str:
     # Kinds of soldiers are parts of names: redmelee_0 and redranged_0 are on one side.
-    sides = ("red", "blue", "predator", "prey", "tiger", "deer")
-    return {agent: next(filter(agent.startswith, sides), ONE_TEAM) for agent in agents}
+    return next(filter(agent.startswith, ("red", "blue", "predator", "prey", "tiger", "deer")), ONE_TEAM)
 
 
-_RULES: dict[str, _Rule] = {
+_RULES: dict[str, Callable[[Any, str], str]] = {
     "magent2": _magent,
     "mpe2": _particles,
     "pettingzoo.atari": _atari,
-    "pettingzoo.classic": _each_player,
+    "pettingzoo.classic": _itself,
     "pettingzoo.classic.hanabi": _one_team,
     "pettingzoo.sisl": _one_team,
-    "shimmy.openspiel_compatibility": _each_player,
+    "shimmy.openspiel_compatibility": _itself,
 }
-"""Longest matching module prefix wins."""
+"""The team of an agent in the environments of a package; the longest matching module prefix wins."""

@@ -6,13 +6,14 @@ not in `LAYERS` is refused by name rather than guessed.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+from marl_aajr.core.mlp import opened
 from marl_aajr.victims.recurrent import CORES, Recurrent
 
 
@@ -95,7 +96,7 @@ _BY_NAME = {layer.__name__: layer for layer in LAYERS}
 
 def flatten(module: nn.Module) -> nn.Sequential:
     """One flat `Sequential` of the same layers; nested Sequentials are opened."""
-    return nn.Sequential(*_opened(module))
+    return nn.Sequential(*opened(module, Recurrent))
 
 
 def describe(module: nn.Sequential) -> list[dict[str, Any]]:
@@ -118,14 +119,6 @@ def build(description: Sequence[dict[str, Any]]) -> nn.Sequential:
     return kind(*layers)
 
 
-def _opened(module: nn.Module) -> Iterator[nn.Module]:
-    if isinstance(module, nn.Sequential) and type(module) in (nn.Sequential, Recurrent):
-        for layer in module:
-            yield from _opened(layer)
-    else:
-        yield module
-
-
 def _describe(layer: nn.Module) -> dict[str, Any]:
     kind = type(layer)
     if kind not in LAYERS:
@@ -142,15 +135,11 @@ def _describe(layer: nn.Module) -> dict[str, Any]:
 
 
 def _build(description: dict[str, Any]) -> nn.Module:
-    arguments = dict(description)
+    arguments = {key: tuple(v) if isinstance(v, list) else v for key, v in description.items()}
     name = arguments.pop("layer", None)
     if name not in _BY_NAME:
-        raise ValueError(
-            f"expected layers out of {', '.join(_BY_NAME)}, got {name!r}; a newer version may know it"
-        )
-    for key, value in arguments.items():
-        if isinstance(value, list):
-            arguments[key] = tuple(value)
+        known = ", ".join(_BY_NAME)
+        raise ValueError(f"expected layers out of {known}, got {name!r}; a newer version may know it")
     try:
         return _BY_NAME[name](**arguments)
     except (TypeError, ValueError, RuntimeError) as error:

@@ -89,10 +89,7 @@ def fingerprint(victim: Victim) -> str:
 
 def _contents(victim: Victim) -> tuple[str, bytes]:
     """The contents of the two files; the description has a checksum of the numbers."""
-    networks = {
-        kind: {name: flatten(network) for name, network in getattr(victim, kind).items()}
-        for kind in _NETWORKS
-    }
+    networks = {kind: {n: flatten(net) for n, net in getattr(victim, kind).items()} for kind in _NETWORKS}
     numbers = save(_numbers(victim, networks))
     description = {
         "format": FORMAT,
@@ -170,24 +167,17 @@ def _read_numbers(path: Path, description: dict[str, Any]) -> dict[str, Tensor]:
 
 def _assemble(description: Mapping[str, Any], numbers: Mapping[str, Tensor]) -> Victim:
     agents = {entry["agent"]: entry for entry in description["agents"]}
-    networks: dict[str, Any] = {
-        kind: {
-            name: _network(layers, _under(numbers, f"{kind}/{name}/"))
-            for name, layers in description[kind].items()
-        }
-        for kind in _NETWORKS
-    }
+    settings: dict[str, Any] = {"module_of": {agent: entry["module"] for agent, entry in agents.items()}}
+    settings |= {name: description[name] for name in _FLAGS}
+    for kind in _NETWORKS:
+        own = description[kind].items()
+        settings[kind] = {n: _network(layers, _under(numbers, f"{kind}/{n}/")) for n, layers in own}
+    for kind in ("observation_space", "action_space"):
+        settings[f"{kind}s"] = {agent: _space_from_json(entry[kind]) for agent, entry in agents.items()}
+    clips = {agent: entry["filter"]["clip"] for agent, entry in agents.items() if entry["filter"] is not None}
     return Victim(
-        **networks,
-        module_of={agent: entry["module"] for agent, entry in agents.items()},
-        observation_spaces={a: _space_from_json(entry["observation_space"]) for a, entry in agents.items()},
-        action_spaces={a: _space_from_json(entry["action_space"]) for a, entry in agents.items()},
-        filters={
-            agent: ObservationFilter(**_under(numbers, f"filters/{agent}/"), clip=entry["filter"]["clip"])
-            for agent, entry in agents.items()
-            if entry["filter"] is not None
-        },
-        **{name: description[name] for name in _FLAGS},
+        **settings,
+        filters={a: ObservationFilter(**_under(numbers, f"filters/{a}/"), clip=c) for a, c in clips.items()},
         env_name=description["env"]["name"],
         env_kwargs=description["env"]["kwargs"],
     )
@@ -240,9 +230,9 @@ def _space_from_json(value: dict[str, Any]) -> gym.Space[Any]:
             return gym.spaces.MultiBinary(value["shape"])
         if kind == "Box":
             dtype, shape = np.dtype(value["dtype"]), tuple(value["shape"])
-            low, high = (np.array(value[key], dtype) for key in ("low", "high"))
-            bounds = (bound.reshape(shape) if bound.ndim else np.full(shape, bound) for bound in (low, high))
-            return gym.spaces.Box(*bounds, dtype=dtype.type)
+            bounds = (np.array(value[key], dtype) for key in ("low", "high"))
+            full = [bound.reshape(shape) if bound.ndim else np.full(shape, bound) for bound in bounds]
+            return gym.spaces.Box(*full, dtype=dtype.type)
         if kind == "Discrete":
             return gym.spaces.Discrete(value["n"], start=value["start"])
         if kind == "MultiDiscrete":

@@ -64,8 +64,7 @@ class Recurrent(nn.Sequential):
     def forward(self, obs: Tensor, state: State) -> tuple[Tensor, State]:  # type: ignore[override]
         """One step: `[B, *shape]` and the state before it give `[B, m]` and the state after it."""
         before: Iterator[tuple[Tensor, ...]] = iter(state)
-        after = []
-        x = obs
+        x, after = obs, []
         for layer in self:
             if isinstance(layer, CORES):
                 x, state_out = _step(layer, x, next(before))
@@ -142,15 +141,13 @@ class Memory:
         """Move on by one decision of the agents in `rows`, to the states after it; None: they have none."""
         if after is None:
             return
-        start = 0
-        for agent, index in rows.items():
-            end = start + len(index)
+        sizes = [len(index) for index in rows.values()]
+        for number, (agent, index) in enumerate(rows.items()):
 
-            def put(old: Tensor, new: Tensor, at: Tensor = index, own: slice = slice(start, end)) -> Tensor:
-                return old.index_put((at,), new[own])
+            def put(old: Tensor, new: Tensor, at: Tensor = index, part: int = number) -> Tensor:
+                return old.index_put((at,), new.split(sizes)[part])
 
             self._states[agent] = map_state(put, self._states[agent], after)
-            start = end
 
     def forget(self, over: Tensor | None = None) -> None:
         """Back to the initial state in the copies whose episode is over, `[E]` bool; None: in all."""
@@ -159,7 +156,7 @@ class Memory:
             return
         for agent, state in self._states.items():
             initial = self._initial[agent]
-            self._states[agent] = map_state(lambda old, new: _where(over, new, old), state, initial)
+            self._states[agent] = map_state(lambda old, new: where_rows(over, new, old), state, initial)
 
     def get_state(self) -> dict[str, State]:
         """The states of now, for `set_state`; later steps do not change them."""
@@ -170,5 +167,6 @@ class Memory:
         self._states = dict(states)
 
 
-def _where(rows: Tensor, then: Tensor, otherwise: Tensor) -> Tensor:
+def where_rows(rows: Tensor, then: Tensor, otherwise: Tensor) -> Tensor:
+    """The rows `[B, ...]` of `then` where a flag `[B]` is set, else those of `otherwise`."""
     return torch.where(rows.view(-1, *[1] * (then.ndim - 1)), then, otherwise)

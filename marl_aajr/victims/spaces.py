@@ -2,30 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 
 import gymnasium as gym
 import numpy as np
-import torch
-from torch import Tensor, nn
+from torch import nn
 
 from marl_aajr.core.distributions import from_space
-from marl_aajr.core.environment_values import (
-    ACTION_MASK,
-    agent_name,
-    as_array,
-    legal_actions,
-    named,
-    single_precision,
-    zero_based,
-)
-from marl_aajr.core.flat_observations import FlatBox, own_part, vector_space
+from marl_aajr.core.environment_values import agent_name, named, single_precision, zero_based
+from marl_aajr.core.flat_observations import FlatBox, vector_space
+from marl_aajr.victims.filters import ObservationFilter
 from marl_aajr.victims.victim_policy import ELSEWHERE
-
-if TYPE_CHECKING:
-    from marl_aajr.victims.victim import Victim
 
 
 def by_network(policies: Any, agents: Sequence[str]) -> tuple[dict[str, str], dict[str, nn.Module]]:
@@ -99,9 +88,9 @@ def check_victim(victim: Any, *, what: str = "a victim") -> None:
 
 
 def check_match(
-    victim: Victim, env: HasAgents, *, agents: Sequence[str] | None = None, what: str = "a victim"
+    victim: Any, env: HasAgents, *, agents: Sequence[str] | None = None, what: str = "a victim"
 ) -> None:
-    """Raise `ValueError` unless the victim can play these agents of the environment; None: all."""
+    """Raise `ValueError` unless it is a `Victim` that can play these agents of the environment; None: all."""
     check_victim(victim, what=what)
     agents = env.possible_agents if agents is None else agents
     for agent in agents:
@@ -133,20 +122,25 @@ def _fits(has: gym.Space[Any], needs: gym.Space[Any]) -> bool:
     return zero_based(has) == zero_based(needs)
 
 
-def check_agents(victim: Victim) -> None:
+def check_agents(
+    module_of: Mapping[str, str],
+    observation_spaces: Mapping[str, gym.Space[Any]],
+    action_spaces: Mapping[str, gym.Space[Any]],
+    *,
+    modules: Collection[str],
+    critics: Collection[str],
+    filters: Mapping[str, ObservationFilter | None],
+) -> None:
     """Every agent has a module and spaces that fit; every module, critic and filter has an agent."""
-    if not victim.module_of:
+    if not module_of:
         raise ValueError("expected at least one agent in module_of, got none")
     first: dict[str, str] = {}
-    for agent, module_id in victim.module_of.items():
-        if module_id not in victim.modules:
+    for agent, module_id in module_of.items():
+        if module_id not in modules:
             raise ValueError(
-                f"expected a module for {agent!r} out of {', '.join(victim.modules)}, got {module_id!r}"
+                f"expected a module for {agent!r} out of {', '.join(modules)}, got {module_id!r}"
             )
-        for kind, spaces in (
-            ("observation", victim.observation_spaces),
-            ("action", victim.action_spaces),
-        ):
+        for kind, spaces in (("observation", observation_spaces), ("action", action_spaces)):
             if agent not in spaces:
                 raise ValueError(f"expected the {kind} space of {agent!r}, got none; add it to {kind}_spaces")
             other = first.setdefault(module_id, agent)
@@ -155,59 +149,23 @@ def check_agents(victim: Victim) -> None:
                     f"expected one {kind} space for the agents of module {module_id!r}, got "
                     f"{spaces[other]} for {other!r} and {spaces[agent]} for {agent!r}; give them two modules"
                 )
-        _check_spaces(victim, agent)
-    if idle := sorted(set(victim.modules) - set(victim.module_of.values())):
-        raise ValueError(f"expected an agent for each module, got none for {', '.join(idle)}")
-    if unknown := sorted(set(victim.critics) - set(victim.modules)):
-        raise ValueError(f"expected critics of known modules, got one for {', '.join(unknown)}")
-    if strangers := sorted(set(victim.filters) - set(victim.module_of)):
-        raise ValueError(f"expected filters of known agents, got one for {', '.join(strangers)}")
-
-
-def _check_spaces(victim: Victim, agent: str) -> None:
-    observed, acts = victim.observation_spaces[agent], victim.action_spaces[agent]
-    if not isinstance(observed, gym.spaces.Box):
-        raise ValueError(
-            f"expected a Box observation space for {agent!r}, got {observed}; flatten it, and split action "
-            "masks off"
-        )
-    if isinstance(acts, gym.spaces.Box) and not np.issubdtype(acts.dtype, np.floating):
-        raise ValueError(f"expected float Box actions for {agent!r}, got {acts}; use MultiDiscrete")
-    from_space(acts)
-    seen = victim.filters.get(agent)
-    if seen is not None and seen.mean.shape != observed.shape:
-        raise ValueError(
-            f"expected a filter of shape {observed.shape} for {agent!r}, got {tuple(seen.mean.shape)}"
-        )
-
-
-def one_copy(
-    victim: Victim, seen: Mapping[str, Any], infos: Mapping[str, Any]
-) -> tuple[dict[str, Tensor], dict[str, Tensor | None]]:
-    """PettingZoo's observations of one game as observations `[1, *shape]` and action masks `[1, m]` by agent.
-
-    Args:
-        victim: plays the agents.
-        seen: agent -> an array, or a dict of one and its `action_mask`.
-        infos: agent -> what may hold an `action_mask`, too; that of an observation comes first.
-
-    Raises:
-        ValueError: an observation or a mask of another form.
-    """
-    obs: dict[str, Tensor] = {}
-    legal: dict[str, Tensor | None] = {}
-    for agent, given in seen.items():
-        space = victim.observation_spaces[agent]
-        own, mask = own_part(given)
-        if mask is None and isinstance(info := infos.get(agent), Mapping):
-            mask = info.get(ACTION_MASK)
-        try:
-            # An attack may have moved integers off their places.
-            own = space.vector(own) if isinstance(space, FlatBox) else own
-            array = as_array(own, space.shape or (), np.result_type(space.dtype or np.float32, np.float32))
-            count = victim.distribution(agent).num_inputs
-            legal[agent] = None if mask is None else torch.from_numpy(legal_actions(mask, count)).bool()[None]
-        except ValueError as reason:
-            raise ValueError(f"the observation of agent {agent!r} {reason}") from None
-        obs[agent] = torch.from_numpy(array)[None]
-    return obs, legal
+        observed, acts = observation_spaces[agent], action_spaces[agent]
+        if not isinstance(observed, gym.spaces.Box):
+            raise ValueError(
+                f"expected a Box observation space for {agent!r}, got {observed}; flatten it, and split "
+                "action masks off"
+            )
+        if isinstance(acts, gym.spaces.Box) and not np.issubdtype(acts.dtype, np.floating):
+            raise ValueError(f"expected float Box actions for {agent!r}, got {acts}; use MultiDiscrete")
+        from_space(acts)
+        if (seen := filters.get(agent)) is not None and seen.mean.shape != observed.shape:
+            raise ValueError(
+                f"expected a filter of shape {observed.shape} for {agent!r}, got {tuple(seen.mean.shape)}"
+            )
+    for what, given, present in (
+        ("an agent for each module, got none for", modules, module_of.values()),
+        ("critics of known modules, got one for", critics, modules),
+        ("filters of known agents, got one for", filters, module_of),
+    ):
+        if strangers := sorted(set(given) - set(present)):
+            raise ValueError(f"expected {what} {', '.join(strangers)}")

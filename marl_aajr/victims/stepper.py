@@ -27,10 +27,13 @@ from dataclasses import dataclass, replace
 from itertools import accumulate
 from typing import Any, Protocol
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from marl_aajr.core.distributions import ActionDistribution, DiagGaussian, MultiCategorical
+from marl_aajr.core.environment_values import ACTION_MASK, as_array, legal_actions
+from marl_aajr.core.flat_observations import FlatBox, own_part
 from marl_aajr.core.seeds import Streams
 from marl_aajr.victims.recurrent import Memory, State
 from marl_aajr.victims.victim import Victim
@@ -135,10 +138,10 @@ class Stepper:
         """
         answers: dict[str, Tensor] = {}
         for batch in batches:
-            if batch.outputs is None:
+            if (outputs := batch.outputs) is None:
                 outputs, state = batch.policy.step(batch.inputs)
             else:
-                outputs, state = batch.outputs, batch.policy.next_state(batch.inputs)
+                state = batch.policy.next_state(batch.inputs)
             self.memory.advance(batch.rows, state)
             answers |= batch.everywhere(outputs, self.memory.num_envs)
         return answers
@@ -159,10 +162,8 @@ class Stepper:
             raise ValueError("expected greedy actions of a victim that is greedy only, got sampled ones")
         answers = self.decide(batches)
         if sampler is None:
-            chosen = {agent: self.victim.distribution(agent).mode(y) for agent, y in answers.items()}
-        else:
-            chosen = sampler(answers)
-        return {agent: self.victim.to_environment(agent, action) for agent, action in chosen.items()}
+            return {agent: self.victim.greedy(agent, outputs) for agent, outputs in answers.items()}
+        return {agent: self.victim.to_environment(agent, a) for agent, a in sampler(answers).items()}
 
     def _policy(self, agent: str, legal: Tensor | None, state: State | None) -> VictimPolicy:
         """The policy of this step's rows, which is made once where they have nothing of their own."""
@@ -171,6 +172,38 @@ class Stepper:
         if agent not in self._policies:
             self._policies[agent] = self.victim.policy(agent)
         return self._policies[agent]
+
+
+def one_copy(
+    victim: Victim, seen: Mapping[str, Any], infos: Mapping[str, Any]
+) -> tuple[dict[str, Tensor], dict[str, Tensor | None]]:
+    """PettingZoo's observations of one game as observations `[1, *shape]` and action masks `[1, m]` by agent.
+
+    Args:
+        victim: plays the agents.
+        seen: agent -> an array, or a dict of one and its `action_mask`.
+        infos: agent -> what may hold an `action_mask`, too; that of an observation comes first.
+
+    Raises:
+        ValueError: an observation or a mask of another form.
+    """
+    obs: dict[str, Tensor] = {}
+    legal: dict[str, Tensor | None] = {}
+    for agent, given in seen.items():
+        space = victim.observation_spaces[agent]
+        own, mask = own_part(given)
+        if mask is None and isinstance(info := infos.get(agent), Mapping):
+            mask = info.get(ACTION_MASK)
+        try:
+            # An attack may have moved integers off their places.
+            own = space.vector(own) if isinstance(space, FlatBox) else own
+            array = as_array(own, space.shape or (), np.result_type(space.dtype or np.float32, np.float32))
+            count = victim.distribution(agent).num_inputs
+            legal[agent] = None if mask is None else torch.from_numpy(legal_actions(mask, count)).bool()[None]
+        except ValueError as reason:
+            raise ValueError(f"the observation of agent {agent!r} {reason}") from None
+        obs[agent] = torch.from_numpy(array)[None]
+    return obs, legal
 
 
 def _copies(obs: Tensor, active: Tensor | None) -> Tensor:
@@ -254,8 +287,7 @@ class CounterSampler:
         self._streams.set_state(state["streams"])
 
     def _draw(self, agent: str, outputs: Tensor) -> Tensor:
-        kind = self._distributions[agent]
-        place = self._step * self._count + self._starts[agent]
+        kind, place = self._distributions[agent], self._step * self._count + self._starts[agent]
         uniform = self._streams.uniform(kind.num_inputs, start=place).T.float().clamp(1e-7, 1 - 1e-7)
         if isinstance(kind, DiagGaussian):
             mean, log_std = kind.split(outputs)

@@ -21,7 +21,7 @@ from marl_aajr.core.distributions import ActionDistribution, from_space
 from marl_aajr.core.environment_values import agent_name, as_action, named
 from marl_aajr.victims.filters import ObservationFilter, same_filter
 from marl_aajr.victims.recurrent import Memory, State, is_recurrent
-from marl_aajr.victims.spaces import AgentSpaces, by_network, check_agents, one_copy
+from marl_aajr.victims.spaces import AgentSpaces, by_network, check_agents
 from marl_aajr.victims.victim_policy import VictimPolicy, check_network, frozen
 
 
@@ -68,18 +68,17 @@ class Victim:
     def __post_init__(self) -> None:
         for name in ("module_of", "observation_spaces", "action_spaces", "filters"):
             object.__setattr__(self, name, named(getattr(self, name)))
-        check_agents(self)
-        object.__setattr__(self, "modules", {name: frozen(net, name) for name, net in self.modules.items()})
-        object.__setattr__(self, "critics", {name: frozen(net, name) for name, net in self.critics.items()})
+        spaces = self.observation_spaces, self.action_spaces
+        check_agents(
+            self.module_of, *spaces, modules=self.modules, critics=self.critics, filters=self.filters
+        )
+        for kind in ("modules", "critics"):
+            networks = {name: frozen(network, name) for name, network in getattr(self, kind).items()}
+            object.__setattr__(self, kind, networks)
         for name, module in self.modules.items():
-            agent = self.agents_of(name)[0]
-            check_network(
-                module,
-                name,
-                shape=self.observation_spaces[agent].shape or (),
-                action_space=self.action_spaces[agent],
-                critic=self.critics.get(name),
-            )
+            seen, acts = (space[self.agents_of(name)[0]] for space in spaces)
+            shape = seen.shape or ()
+            check_network(module, name, shape=shape, action_space=acts, critic=self.critics.get(name))
 
     @property
     def agents(self) -> tuple[str, ...]:
@@ -189,7 +188,7 @@ class Victim:
         Example:
             >>> obs, rewards, *_ = env.step(victim.act(obs))
         """
-        from marl_aajr.victims.stepper import GeneratorSampler, Stepper
+        from marl_aajr.victims.stepper import GeneratorSampler, Stepper, one_copy
 
         if memory is None and self.recurrent:
             raise ValueError(

@@ -10,13 +10,7 @@ import gymnasium as gym
 import torch
 from torch import Tensor, nn
 
-from marl_aajr.core.distributions import (
-    ActionDistribution,
-    Categorical,
-    DiagGaussian,
-    MultiCategorical,
-    from_space,
-)
+from marl_aajr.core.distributions import ActionDistribution, DiagGaussian, from_space
 from marl_aajr.core.mlp import PlainMLP
 from marl_aajr.core.policy import Policy
 from marl_aajr.victims.recurrent import State, initial_state, is_recurrent, leaves, map_state
@@ -51,12 +45,9 @@ class VictimPolicy(Policy):
         super().__init__(distribution)
         if action_mask is not None:
             _check_mask(action_mask, distribution)
-        self._module = module
-        self._shape = shape
         self.action_mask = action_mask
+        self._module, self._shape, self._critic, self._state = module, shape, critic, state
         self._mlp = PlainMLP.of(module) if len(shape) == 1 else None
-        self._critic = critic
-        self._state = state
         self._recurrent = is_recurrent(module)
         # Some modules do more with the mask than to forbid actions; they ask for it.
         self._legal = {"action_mask": action_mask} if getattr(module, "reads_action_mask", False) else {}
@@ -78,9 +69,12 @@ class VictimPolicy(Policy):
             outputs, state = self._module(obs.reshape(-1, *self._shape), self._state, **self._legal)
         else:
             outputs = self._apply(self._module, obs, **self._legal)
-        if self.action_mask is not None:
-            outputs = outputs.masked_fill(~self.action_mask, torch.finfo(outputs.dtype).min)
-        return outputs, state
+        return self._masked(outputs), state
+
+    def _masked(self, outputs: Tensor) -> Tensor:
+        if self.action_mask is None:
+            return outputs
+        return outputs.masked_fill(~self.action_mask, torch.finfo(outputs.dtype).min)
 
     def next_state(self, obs: Tensor) -> State | None:
         """The state after a decision on inputs `[B, d]`; None of a policy that has none."""
@@ -90,11 +84,9 @@ class VictimPolicy(Policy):
         if self._mlp is None:
             return super().vjp(obs)
         outputs, pull = self._mlp.vjp(obs)
-        if self.action_mask is None:
+        if (legal := self.action_mask) is None:
             return outputs, pull
-        forbidden = ~self.action_mask
-        masked = outputs.masked_fill(forbidden, torch.finfo(outputs.dtype).min)
-        return masked, lambda cotangent: pull(cotangent.masked_fill(forbidden, 0.0))
+        return self._masked(outputs), lambda cotangent: pull(cotangent.masked_fill(~legal, 0.0))
 
     def select(self, index: Tensor) -> VictimPolicy:
         return self._rows(lambda column: column[index])
@@ -105,9 +97,8 @@ class VictimPolicy(Policy):
     @staticmethod
     def joined(policies: Sequence[VictimPolicy]) -> VictimPolicy:
         """One policy for the rows of several, in their order; all of one module."""
-        return policies[0]._rows(
-            lambda *columns: torch.cat(columns), *(policy._fixed for policy in policies[1:])
-        )
+        first, *others = policies
+        return first._rows(lambda *columns: torch.cat(columns), *(policy._fixed for policy in others))
 
     @property
     def _fixed(self) -> dict[str, Any]:
@@ -118,13 +109,8 @@ class VictimPolicy(Policy):
     def _rows(self, change: Callable[..., Tensor], *others: dict[str, Any]) -> VictimPolicy:
         if not self._fixed:
             return self
-        return VictimPolicy(
-            self._module,
-            self.distribution,
-            shape=self._shape,
-            critic=self._critic,
-            **map_state(change, self._fixed, *others),
-        )
+        own = map_state(change, self._fixed, *others)
+        return VictimPolicy(self._module, self.distribution, shape=self._shape, critic=self._critic, **own)
 
     def _value(self, obs: Tensor) -> Tensor:
         assert self._critic is not None
@@ -139,7 +125,7 @@ class VictimPolicy(Policy):
 
 
 def _check_mask(mask: Tensor, distribution: ActionDistribution) -> None:
-    if not isinstance(distribution, Categorical | MultiCategorical):
+    if isinstance(distribution, DiagGaussian):
         raise ValueError("expected no action mask for Box actions, got one; bounds are the space's business")
     if mask.dtype != torch.bool or mask.shape[-1] != distribution.num_inputs:
         raise ValueError(
@@ -209,7 +195,7 @@ def _ask(module: nn.Module, module_id: str, obs: Tensor, *state: State) -> Any:
         ) from error
 
 
-def _first_outputs(module: nn.Module, module_id: str, obs: Tensor) -> Tensor:
+def _first_outputs(module: nn.Module, module_id: str, obs: Tensor) -> Any:
     """The outputs of a recurrent module at the beginning of an episode."""
     state = initial_state(module, len(obs))
     result = _ask(module, module_id, obs, state)
@@ -217,11 +203,10 @@ def _first_outputs(module: nn.Module, module_id: str, obs: Tensor) -> Tensor:
         raise ValueError(
             f"expected recurrent module {module_id!r} to return (outputs, state), got {type(result).__name__}"
         )
-    outputs: Tensor = result[0]
     before, after = ([tuple(x.shape) for x in leaves(part)] for part in (state, result[1]))
     if before != after or any(shape[:1] != (len(obs),) for shape in before):
         raise ValueError(
             f"expected states [B, ...] of fixed shapes from recurrent module {module_id!r}, got {before} at "
             f"the beginning and {after} after a step, for B = {len(obs)}; put the batch first"
         )
-    return outputs
+    return result[0]

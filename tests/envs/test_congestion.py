@@ -9,7 +9,15 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from marl_aajr.envs.congestion_v0 import CongestionBatch, batched_env, costs, parallel_env, social_cost
+from marl_aajr.envs.congestion_v0 import (
+    CongestionBatch,
+    batched_env,
+    costs,
+    equilibrium,
+    optimum,
+    parallel_env,
+    social_cost,
+)
 from torch import Tensor
 
 from marl_aajr.rollout.batched_env import BatchedStep
@@ -35,7 +43,9 @@ def test_a_round_by_hand() -> None:
     mean = 0.75 * crowded + 0.25 * quiet
     assert float(step.rewards["agent_0"]) == pytest.approx(-0.25 * crowded - 0.75 * mean)
     assert float(step.rewards["agent_3"]) == pytest.approx(-0.25 * quiet - 0.75 * mean)
-    assert float(env.social_cost()) == pytest.approx(mean)
+    assert float(social_cost(env.share, background=env.background, power=env.game.power)) == pytest.approx(
+        mean
+    )
     assert step.obs["agent_3"][0].tolist() == pytest.approx([a0 + 0.75, a1 + 0.25, 0.0, 1.0])
 
 
@@ -85,9 +95,9 @@ def test_episodes_begin_with_random_loads_and_places() -> None:
         ({"num_resources": 1}, "an integer num_resources ≥ 2, got 1"),
         ({"num_agents": 0}, "num_agents"),
         ({"num_adversaries": -1}, "num_adversaries"),
-        ({"power": 0.0}, "power above 0"),
-        ({"noise": -0.1}, "noise of at least 0"),
-        ({"background": -1}, "background of at least 0"),
+        ({"power": 0.0}, "power > 0"),
+        ({"noise": -0.1}, "noise ≥ 0"),
+        ({"background": -1}, "background ≥ 0"),
         ({"local_ratio": 2}, "local_ratio"),
     ],
 )
@@ -147,7 +157,7 @@ def answer(
         obs = act(env, torch.where(stays < patience, env.choice, choice)).obs
         shares.append(env.share.clone())
         choices.append(env.choice.clone())
-        paid.append(env.social_cost())
+        paid.append(social_cost(env.share, background=env.background, power=env.game.power))
     return Outcome(torch.stack(shares), torch.stack(choices), float(torch.stack(paid).mean()))
 
 
@@ -172,8 +182,14 @@ def test_reports_are_worth_hearing() -> None:
     env = make(20, 200)
     deaf = answer(env, sharpness=0.0, lie=honest, told=0, rounds=60).cost
     heard = answer(env, sharpness=20.0, patience=0.8, lie=honest, told=0, rounds=60).cost
-    least = float(social_cost(env.optimum(), background=env.background, power=1.0).mean())
-    selfish = float(social_cost(env.equilibrium(), background=env.background, power=1.0).mean())
+    least = float(
+        social_cost(
+            optimum(background=env.background, power=1.0), background=env.background, power=1.0
+        ).mean()
+    )
+    selfish = float(
+        social_cost(equilibrium(background=env.background), background=env.background, power=1.0).mean()
+    )
     print(f"optimum {least:.3f}, equilibrium {selfish:.3f}, heard {heard:.3f}, deaf {deaf:.3f}")
     assert least < heard < deaf
     assert heard - least < (deaf - least) / 2

@@ -220,8 +220,8 @@ class Structured(Scripted):
         return odd.get(self.kind, box)
 
     def action_space(self, agent: str) -> spaces.Space[Any]:
-        two = spaces.Discrete(2)
-        return spaces.Tuple((two, two)) if self.kind == "action" else two
+        box = spaces.Box(-1.0, 1.0, (2,), np.float32)
+        return spaces.Tuple((box, box)) if self.kind == "action" else box
 
 
 def test_structures_are_refused_by_name() -> None:

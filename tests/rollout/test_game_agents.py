@@ -162,3 +162,55 @@ class TestLegalActions:
 
         with pytest.raises(EnvironmentFault, match="action_mask of agent 0 has 2 entries for 3 actions"):
             game_of(Short(), name="short").reset(seed=0)
+
+
+class Counted(OwnWays):
+    """Counts the resets of all of its copies, and fails in them if it is told to."""
+
+    resets = 0
+
+    def __init__(self, *, fails: bool = False, **settings: Any) -> None:
+        super().__init__(**settings)
+        self.fails, self.form = fails, float  # which pickle takes
+
+    def reset(self, seed: int | None = None, options: Any = None) -> Any:
+        Counted.resets += 1
+        if self.fails:
+            raise KeyError("map")
+        return super().reset(seed, options)
+
+
+class TestTheFirstReset:
+    @pytest.mark.parametrize("masks", [False, True])
+    def test_only_one_copy_is_reset_to_know_the_spaces(self, masks: bool) -> None:
+        Counted.resets = 0
+        batch = make_batch(resolve(Counted, {"masks": masks}), 5)
+        batch.reset(seed=0)
+        assert Counted.resets == 1 + 5
+        assert (batch.action_mask["0"] is not None) == masks
+
+    def test_a_game_whose_spaces_nobody_asks_for_is_not_reset_before_it_is_played(self) -> None:
+        Counted.resets = 0
+        game = game_of(Counted(masks=True), name="counted")
+        assert "action_mask" in game.reset(seed=0).obs["0"]
+        assert (Counted.resets, game.infos_have_masks) == (1, True)
+        assert "action_mask" in game.observation_spaces["0"].spaces
+        assert Counted.resets == 1
+
+    def test_a_state_goes_on_in_copies_that_were_never_reset(self) -> None:
+        played, other = (make_batch(resolve(Counted, {"masks": True}), 2) for _ in range(2))
+        played.reset(seed=0)
+        other.set_state(played.get_state())
+        for batch in (played, other):
+            batch.step(dict.fromkeys(("0", "1"), torch.ones(2, dtype=torch.int64)))
+        mask = other.action_mask["0"]
+        assert mask is not None
+        assert mask.tolist() == [[False, True, True]] * 2
+
+    def test_its_own_error_comes_through(self) -> None:
+        game = game_of(Counted(fails=True), name="counted")
+        with pytest.raises(
+            EnvironmentFault, match="environment counted, step 0: raised KeyError in reset: 'map'"
+        ) as caught:
+            _ = game.observation_spaces
+        assert isinstance(caught.value.__cause__, KeyError)

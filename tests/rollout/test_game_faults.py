@@ -75,6 +75,7 @@ def test_a_fault_names_the_environment_the_agent_and_the_step(fault: str, says: 
 
 def test_a_space_that_changes_is_a_fault() -> None:
     game = game_of(Faulty("space"), name="my_env")
+    game.reset(seed=0)
     with pytest.raises(EnvironmentFault, match="observation space of agent 'b' changed"):
         game.reset(seed=1)
 
