@@ -14,11 +14,12 @@ from contextlib import suppress
 from dataclasses import field
 from importlib import metadata
 from pathlib import Path
-from typing import Any, Literal, TypedDict, TypeVar
+from typing import Any, Literal, TypeVar
 
 import yaml
 from pydantic import StrictInt, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
+from typing_extensions import TypedDict  # pydantic takes no other before Python 3.12
 
 CONFIG, STATUS, VERSIONS = "config.yaml", "status.json", "versions.json"
 METRICS, EVENTS, EVALUATIONS = "metrics.jsonl", "events.jsonl", "evaluations"
