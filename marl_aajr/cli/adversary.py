@@ -6,12 +6,12 @@ import json
 import shlex
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Any
 
 import typer
 
 from marl_aajr.cli.display import Interrupt, TrainingProgress, say, waiting
-from marl_aajr.cli.options import guide, options, takes, told, values
+from marl_aajr.cli.options import guide, options, takes, values
 from marl_aajr.core.checks import decimals_of, written
 
 if TYPE_CHECKING:
@@ -39,17 +39,7 @@ HELP = guide(
 
 SETTINGS = options(
     "marl_aajr.adversaries.request.AdversaryRequest",
-    "kind",
-    "epsilon",
-    "norm",
-    "units",
-    "agents",
-    "joint",
-    "actions",
-    "search",
-    "warm_start",
-    "env_steps",
-    "seed",
+    "kind epsilon norm units agents joint actions search warm_start env_steps seed",
     repeated=["agents"],
 )
 
@@ -57,26 +47,22 @@ SETTINGS = options(
 @app.command("train", help=HELP)
 @takes(*SETTINGS)
 def train(
-    victim_run: Annotated[
-        Path | None,
-        typer.Argument(metavar="[VICTIM_RUN]", help="A finished run's folder; not with --resume."),
-    ] = None,
+    victim_run: Path | None = None,
     *,
-    out: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="FOLDER", help=told("Its folder.", "VICTIM_RUN/adversaries/<kind>-eps<epsilon>…")
-        ),
-    ] = None,
-    resume: Annotated[
-        bool, typer.Option("--resume", help="Go on with the adversary in --out, as it was asked for.")
-    ] = False,
-    overwrite: Annotated[
-        bool, typer.Option("--overwrite", help="Replace the adversary in --out, if there is one.")
-    ] = False,
+    out: Path | None = None,
+    resume: bool = False,
+    overwrite: bool = False,
     **typed: Any,
 ) -> None:
-    """Train one adversary and say how strong it is."""
+    """Train one adversary and say how strong it is.
+
+    Args:
+        victim_run ([VICTIM_RUN]): A finished run's folder; not with --resume.
+        out (FOLDER): Its folder. Default: VICTIM_RUN/adversaries/<kind>-eps<epsilon>….
+        resume: Go on with the adversary in --out, as it was asked for.
+        overwrite: Replace the adversary in --out, if there is one.
+        typed: What was given of `SETTINGS`.
+    """
     from rich.console import Console
 
     console, asked = Console(stderr=True), values(SETTINGS, typed)

@@ -18,7 +18,7 @@ import typer
 
 from marl_aajr import __version__
 from marl_aajr.cli import adversary, compare, evaluate, study, train
-from marl_aajr.cli.options import guide, plain
+from marl_aajr.cli.options import guide, plain, takes
 from marl_aajr.core.settings import every_setting
 
 MISUSE = 2
@@ -135,15 +135,16 @@ def _expected(error: Exception) -> list[str] | None:
 
 
 @app.command("list", help=LIST)
-def list_names(
-    kind: Annotated[str, typer.Argument(metavar="envs|methods|attacks|run|study|NAME", help="What to list.")],
-    as_json: Annotated[
-        bool, typer.Option("--json", help="A list of objects with name and summary, on stdout.")
-    ] = False,
-) -> None:
-    """List one kind of thing."""
+@takes()
+def list_names(kind: str, *, json_: bool = False) -> None:
+    """List one kind of thing.
+
+    Args:
+        kind (envs|methods|attacks|run|study|NAME): What to list.
+        json_: A list of objects with name and summary, on stdout.
+    """
     entries = _entries(kind)
-    if as_json:
+    if json_:
         found = [{"name": name, "summary": text} for name, text in entries]
         print(json.dumps(found, ensure_ascii=False, indent=1))
         return

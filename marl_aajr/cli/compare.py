@@ -5,11 +5,9 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING
 
-import typer
-
-from marl_aajr.cli.options import guide, told
+from marl_aajr.cli.options import guide, takes
 from marl_aajr.core.checks import written
 
 if TYPE_CHECKING:
@@ -27,39 +25,29 @@ HELP = guide(
 )
 
 
+@takes()
 def compare(
+    runs: list[Path],
     *,
-    runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Folders of evaluated runs.")],
-    out: Annotated[Path, typer.Option(metavar="FILE.html", help="The page; replaced if it exists.")] = Path(
-        "report.html"
-    ),
-    title: Annotated[
-        str | None,
-        typer.Option(metavar="TEXT", help=told("Heading of the page.", "names the environment")),
-    ] = None,
-    reference: Annotated[
-        list[str] | None,
-        typer.Option(
-            metavar="ENV=FLOOR,TARGET",
-            help="Two returns of an environment, fixed before the runs: scores go from 0 to 1 between them. "
-            "May be repeated.",
-        ),
-    ] = None,
-    film: Annotated[
-        bool,
-        typer.Option("--film", help="Show in each environment an episode without and with an attack."),
-    ] = False,
-    as_json: Annotated[
-        bool,
-        typer.Option(
-            "--json",
-            help="Print a list instead, an object for each environment: methods (clean; worst, by epsilon, "
-            "over all runs; median_run_under_its_strongest_attack; others, with other actions) and "
-            "differences (of each pair of methods, with the interval that tells them apart).",
-        ),
-    ] = False,
+    out: Path = Path("report.html"),
+    title: str | None = None,
+    reference: list[str] | None = None,
+    film: bool = False,
+    json_: bool = False,
 ) -> None:
-    """Build the report, and print its headline or its numbers."""
+    """Build the report, and print its headline or its numbers.
+
+    Args:
+        runs (RUN...): Folders of evaluated runs.
+        out (FILE.html): The page; replaced if it exists.
+        title (TEXT): Heading of the page. Default: names the environment.
+        reference (ENV=FLOOR,TARGET): Two returns of an environment, fixed before the runs: scores go from 0
+            to 1 between them. May be repeated.
+        film: Show in each environment an episode without and with an attack.
+        json_: Print a list instead, an object for each environment: methods (clean; worst, by epsilon, over
+            all runs; median_run_under_its_strongest_attack; others, with other actions) and differences (of
+            each pair of methods, with the interval that tells them apart).
+    """
     from rich.console import Console
 
     from marl_aajr.report import compare_each, write_report
@@ -69,18 +57,13 @@ def compare(
     comparisons = compare_each(runs)
     check_references(references, [comparison.task for comparison in comparisons])
     page = write_report(comparisons, out, title=title, references=references, film=film)
-    if as_json:
+    if json_:
         print(json.dumps([comparison.to_json() for comparison in comparisons], ensure_ascii=False))
         return
     console = Console()
-
-    def say(text: str) -> None:
-        console.print(text, highlight=False, markup=False)
-
     for comparison in comparisons:
-        say(f"Mean return: {comparison.protocol}")
-        console.print(table(comparison))
-        say(closing(comparison))
+        shown = (f"Mean return: {comparison.protocol}", table(comparison), closing(comparison))
+        console.print(*shown, sep="\n", highlight=False, markup=False)
     console.print(f"Report: {page.resolve()}", soft_wrap=True, highlight=False)
 
 

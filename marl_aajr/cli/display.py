@@ -6,13 +6,12 @@ import json
 import os
 import signal
 import sys
-import threading
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext, suppress
 from types import FrameType
 from typing import TYPE_CHECKING, Any, Self
 
-from rich.console import Console, ConsoleOptions, Group, RenderResult
+from rich.console import Console, Group
 from rich.live import Live
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn
 from rich.table import Table
@@ -91,11 +90,7 @@ class Interrupt:
 
     Requests to stop are Ctrl-C, and the SIGTERM of schedulers such as SLURM. A second Ctrl-C ends the process
     at once. A second SIGTERM changes nothing: schedulers may send several, and SIGKILL when they have waited
-    long enough.
-
-    Args:
-        progress: tells the person that the first request was heard, and leaves the terminal usable before the
-            process dies at once.
+    long enough. The progress tells the person that the first request was heard.
     """
 
     def __init__(self, progress: TrainingProgress | StudyProgress) -> None:
@@ -152,13 +147,8 @@ class _Bar:
 class TrainingProgress(_Bar):
     """The display of a run that trains: one line for each iteration, or a bar that stays in place.
 
-    It is called with one line of metrics.jsonl after each iteration.
-
-    Args:
-        total: environment steps of the whole run.
-        console: where to show it.
-        heading: what is trained; said once it is, so that what is refused is answered by the reason alone.
-        earned: what the returns are called.
+    It is called with one line of metrics.jsonl after each iteration. The heading, what is trained, is said
+    once it is, so that what is refused is answered by the reason alone. `earned` is what returns are called.
     """
 
     def __init__(self, total: int, *, console: Console, heading: str, earned: str = "return") -> None:
@@ -174,9 +164,8 @@ class TrainingProgress(_Bar):
             self._bar.update(self._task, completed=min(done, self._total), description=text)
             return
         share = min(done / self._total, 1)
-        text = "  ".join(f"{name} {value}" for name, value in words.items())
         where = f"iteration {metrics['iteration']}  {done:,}/{self._total:,} env steps ({share:.0%})"
-        say(self.console, f"{where}  {text}")
+        say(self.console, "  ".join([where, *(f"{name} {value}" for name, value in words.items())]))
 
     def phase(self, text: str) -> None:
         """Say what begins."""
@@ -217,11 +206,9 @@ class PlayingProgress(_Bar):
 
 
 class StudyProgress:
-    """The display of a study: a table of its grid, a line for each event, or an event a line as JSON.
+    """The display of a study: a table of its grid or a line for each event, on a console.
 
-    Args:
-        console: where the table and the lines go.
-        as_json: print every event to stdout as one line of JSON; nothing else is shown then.
+    With `as_json` every event is a line of JSON on stdout instead.
     """
 
     def __init__(self, console: Console, *, as_json: bool) -> None:
@@ -233,35 +220,25 @@ class StudyProgress:
         if self._as_json:
             print(json.dumps(event, ensure_ascii=False), file=sys.__stdout__, flush=True)
         elif not self.console.is_interactive:
-            words = [f"{key} {value}" for key, value in event.items() if key not in ("time", "event", "node")]
-            say(
-                self.console,
-                " ".join([event["time"][11:19], event["event"], event.get("node", ""), *words]),
-            )
+            first = [event["time"][11:19], event["event"], event.get("node", "")]
+            rest = [f"{key} {value}" for key, value in event.items() if key not in ("time", "event", "node")]
+            say(self.console, " ".join([*first, *rest]))
 
     def show(self, grid: GridProgress) -> AbstractContextManager[object]:
         """Keep a table of the grid on the screen within a block; nothing where nobody watches."""
         if self._as_json or not self.console.is_interactive:
             return nullcontext()
-        return Live(_LiveTable(grid, self), console=self.console, refresh_per_second=2)
+        return Live(
+            get_renderable=lambda: Group(grid_table(grid), self.note),
+            console=self.console,
+            refresh_per_second=2,
+        )
 
     def finishing(self) -> None:
         """Say that Ctrl-C was heard; called by a signal handler, possibly in the middle of a line."""
         self.note = FINISHING_STUDY
         if not self.console.is_interactive:
             say_at_once(self.console, FINISHING_STUDY)
-
-
-class _LiveTable:
-    """A grid's table with a note below, made anew each time it is drawn."""
-
-    def __init__(self, grid: GridProgress, progress: StudyProgress) -> None:
-        self._grid, self._progress = grid, progress
-        self._lock = threading.Lock()
-
-    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
-        with self._lock:
-            yield Group(grid_table(self._grid), self._progress.note)
 
 
 def grid_table(grid: GridProgress) -> Table:

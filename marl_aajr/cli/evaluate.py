@@ -5,15 +5,14 @@ from __future__ import annotations
 import contextlib
 import shlex
 import sys
+from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
-
-import typer
+from typing import TYPE_CHECKING, Any
 
 from marl_aajr.cli.display import PlayingProgress, say, waiting
-from marl_aajr.cli.options import assigned, guide, options, sample, takes, told, values
+from marl_aajr.cli.options import assigned, guide, options, sample, takes, values
 from marl_aajr.core.checks import decimals_for, written
 
 if TYPE_CHECKING:
@@ -53,21 +52,8 @@ HELP = guide(
 
 SETTINGS = options(
     "marl_aajr.evaluation.protocol.Protocol",
-    "suite",
-    "attacks",
-    "epsilons",
-    "units",
-    "norm",
-    "budget",
-    "weakest_link",
-    "episodes",
-    "selection_episodes",
-    "actions",
-    "seed",
-    "team",
-    "agents",
-    "replace",
-    "workers",
+    "suite attacks epsilons units norm budget weakest_link episodes selection_episodes actions seed "
+    "team agents replace workers",
     flags={"attacks": "--attack", "epsilons": "--epsilon"},
     metavars={"suite": "NAME|FILE.yaml", "budget": "KEY=VALUE,…", "replace": "KIND[:AGENT,…]"},
     defaults={
@@ -80,61 +66,35 @@ SETTINGS = options(
 
 @takes(*SETTINGS)
 def evaluate(
+    run: Path,
     *,
-    run: Annotated[
-        Path,
-        typer.Argument(
-            metavar="RUN", help="A finished run's folder, a saved victim's, or an RLlib checkpoint."
-        ),
-    ],
-    env: Annotated[
-        str | None,
-        typer.Option(
-            metavar="NAME",
-            help="Environment of an RLlib checkpoint, which does not know it: a name of [b]list envs[/b] or "
-            "an import path. Its arguments: --set env.kwargs.N=5.",
-        ),
-    ] = None,
-    assignments: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--set",
-            metavar="KEY=VALUE",
-            help="An argument of --env, such as env.kwargs.N=5, or who plays with whom: "
-            "env.teams='{red_*: red, blue_*: blue}'; may be repeated.",
-        ),
-    ] = None,
-    surrogate: Annotated[
-        list[Path] | None,
-        typer.Option(
-            metavar="RUN",
-            help="Another run, to compute the perturbations of [b]transfer[/b] on; may be repeated.",
-        ),
-    ] = None,
-    adversary: Annotated[
-        list[Path] | None,
-        typer.Option(
-            metavar="RUN",
-            help="A run of [b]adversary train[/b]: let it play against this team; may be repeated.",
-        ),
-    ] = None,
-    out: Annotated[
-        Path | None, typer.Option(metavar="FILE.json", help=told("Where the result is kept.", "see above"))
-    ] = None,
-    as_json: Annotated[
-        bool,
-        typer.Option("--json", help="Print one object, as kept in RUN/evaluations; see above."),
-    ] = False,
+    env: str | None = None,
+    set_: list[str] | None = None,
+    surrogate: list[Path] | None = None,
+    adversary: list[Path] | None = None,
+    out: Path | None = None,
+    json_: bool = False,
     **typed: Any,
 ) -> None:
-    """Evaluate one run and print what came out."""
+    """Evaluate one run and print what came out.
+
+    Args:
+        run (RUN): A finished run's folder, a saved victim's, or an RLlib checkpoint.
+        env (NAME): Environment of an RLlib checkpoint, which does not know it: a name of `list envs` or an
+            import path. Its arguments: --set env.kwargs.N=5.
+        set_ (KEY=VALUE): An argument of --env, such as env.kwargs.N=5, or who plays with whom:
+            env.teams='{red_*: red, blue_*: blue}'; may be repeated.
+        surrogate (RUN): Another run, to compute the perturbations of `transfer` on; may be repeated.
+        adversary (RUN): A run of `adversary train`: let it play against this team; may be repeated.
+        out (FILE.json): Where the result is kept. Default: see above.
+        json_: Print one object, as kept in RUN/evaluations; see above.
+        typed: What was given of `SETTINGS`.
+    """
     from rich.console import Console
 
     protocol = values(SETTINGS, typed)
-    if "suite" not in protocol and "attacks" not in protocol:
-        protocol["suite"] = SUITE
     if "suite" not in protocol:
-        protocol.setdefault("epsilons", EPSILONS)
+        protocol |= {"epsilons": EPSILONS, **protocol} if "attacks" in protocol else {"suite": SUITE}
     console = Console(stderr=True)
     # Whatever a library prints must not get between the braces.
     with contextlib.redirect_stdout(sys.stderr):
@@ -144,14 +104,14 @@ def evaluate(
             result = play(
                 run,
                 env=env,
-                env_kwargs=env_arguments(assignments or ()),
+                env_kwargs=env_arguments(set_ or ()),
                 surrogates=surrogate or (),
                 adversaries=adversary or (),
                 out=out,
                 on_progress=progress,
                 **protocol,
             )
-    if as_json:
+    if json_:
         print(result.model_dump_json())
         return
     from marl_aajr.evaluation.sources import evaluations_of
@@ -161,11 +121,7 @@ def evaluate(
 
 
 def env_arguments(assignments: Sequence[str]) -> dict[str, Any]:
-    """The arguments of the environment in `--set env.kwargs.N=5`.
-
-    Raises:
-        ValueError: another key, or no assignment.
-    """
+    """The arguments of the environment in `--set env.kwargs.N=5`."""
     found = {}
     for key, value in assigned(assignments).items():
         name = key.removeprefix("env.kwargs.")
@@ -189,13 +145,9 @@ def show(evaluation: Evaluation, run: Path, *, kept: Path | None = None) -> None
             write(f"{'FAILED' if check.verdict == 'fail' else 'Note'}: {check.text}")
     attacked = f" ({', '.join(evaluation.agents)} attacked)" * (evaluation.agents != evaluation.members)
     for result in evaluation.results:
-        team = f"Team {evaluation.team}{attacked}"
-        write(f"{team}, {evaluation.episodes} episodes, {result.actions} actions")
-        for line in _limits(evaluation, result):
-            write(line)
-        write(_table(result, agents=evaluation.agents, level=evaluation.level))
-        for line in _weakest(result):
-            write(line)
+        write(f"Team {evaluation.team}{attacked}, {evaluation.episodes} episodes, {result.actions} actions")
+        table = _table(result, agents=evaluation.agents, level=evaluation.level)
+        write(*_limits(evaluation, result), table, *_weakest(result), sep="\n")
     for skipped in evaluation.skipped:
         write(f"Left out: {skipped.attack}: {skipped.reason}")
     others = sorted(set(evaluation.teams.values()) - {evaluation.team})
@@ -217,16 +169,9 @@ def _table(result: ActionsResult, *, agents: tuple[str, ...], level: float) -> T
     shown.add_row("none", "", *_numbers(result.clean, decimals), "")
     marks = {worst.attack: "worst" if worst.sure else "worst?" for worst in result.worst}
     for row in result.attacks:
-        name = row.attack.name
-        if row.agents != agents:
-            name += f" on {', '.join(row.agents)}"
-        mark = marks.get(row.attack)
-        shown.add_row(
-            f"{name} ({mark})" if mark else name,
-            f"{row.epsilon:g}",
-            *_numbers(row, decimals),
-            f"{row.success_rate:.0%}",
-        )
+        name = row.attack.name + (f" on {', '.join(row.agents)}" if row.agents != agents else "")
+        name += f" ({marks[row.attack]})" if row.attack in marks else ""
+        shown.add_row(name, f"{row.epsilon:g}", *_numbers(row, decimals), f"{row.success_rate:.0%}")
     for other in result.adversarial_agents:
         label = f"{other.label} (worst)" if other.worst else other.label
         shown.add_row(label, "", *_numbers(other, decimals), "")
@@ -259,10 +204,10 @@ def _weakest(result: ActionsResult) -> Iterator[str]:
     """One line for each of the worst attacks that was tried on each agent alone, the lowest return first."""
     from marl_aajr.evaluation.result import paired_difference
 
-    alone: dict[AttackSpec, list[SubsetOutcome]] = {}
+    alone: dict[AttackSpec, list[SubsetOutcome]] = defaultdict(list)
     for subset in result.subsets:
         if len(subset.agents) == 1:
-            alone.setdefault(subset.attack, []).append(subset)
+            alone[subset.attack].append(subset)
     worst, decimals = {row.attack for row in result.worst}, _decimals(result)
     for attack, tried in alone.items():
         if attack not in worst or len(tried) < 2:

@@ -20,13 +20,10 @@ from marl_aajr.core.settings import Setting, find_setting
 
 @dataclass(frozen=True, kw_only=True)
 class Option:
-    """One option that stands for a setting.
+    """One option that stands for a setting: its flag as typed, `--env-steps`, and what the help shows for it.
 
     Attributes:
-        setting: the field.
-        flag: as typed, `--env-steps`.
         key: where its value goes in the configuration, `env_steps`.
-        metavar: what the help shows for the value.
         panel: heading of the help; None: typer's own.
         default: as the help shows it; None: the field's.
         repeated: whether each value of a sequence is an option of its own.
@@ -48,7 +45,7 @@ class Option:
     @property
     def help(self) -> str:
         """The first sentence about the setting, with default and range."""
-        text = plain(escape(self.setting.summary), by=r"[b]\1[/b]")
+        text = _bold(self.setting.summary)
         if self.repeated:
             text = text.removesuffix(".") + "; may be repeated."
         default = self.setting.shown_default if self.default is None else self.default
@@ -89,7 +86,8 @@ class Option:
 
 def options(
     cls: str,
-    *paths: str,
+    paths: str,
+    *,
     under: str = "",
     panel: str | None = None,
     flags: Mapping[str, str] | None = None,
@@ -97,23 +95,20 @@ def options(
     defaults: Mapping[str, str] | None = None,
     repeated: Sequence[str] = (),
 ) -> tuple[Option, ...]:
-    """The options for settings of a class.
+    """The options for settings of a class; `KeyError`: no such setting.
 
     Args:
         cls: dotted name of the class.
-        paths: the settings, dotted through its sections.
+        paths: the settings, dotted through its sections, with spaces between them.
         under: key of the configuration that holds what the class describes; empty: it is the whole.
         panel: heading of the help.
         flags: by path, where the option is not named after the field.
         metavars: by path, where the field's type says too little.
         defaults: by path, in words, where the command does something else than the field's default.
         repeated: settings of several values that are given one by one.
-
-    Raises:
-        KeyError: no such setting.
     """
     found = []
-    for path in paths:
+    for path in paths.split():
         setting = find_setting(cls, path)
         number = {"int": "INT", "float": "FLOAT"}.get(setting.kind, "")
         word = "|".join(filter(None, [number, *setting.choices])) or "NAME"
@@ -132,18 +127,42 @@ def options(
 
 
 def takes(*chosen: Option) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """A decorator that gives these options to a command that ends in `**typed`."""
+    """A decorator that makes a command of a function: it has these options in the place of `**typed`.
+
+    Its own parameters are arguments before the `*` and options behind it, integers ≥ 0. Their help stands
+    under `Args:` of its docstring as `name (METAVAR): text. Default: words.`, without what does not apply.
+    """
 
     def extended(command: Callable[..., None]) -> Callable[..., None]:
         signature = inspect.signature(command, eval_str=True)
-        own = [p for p in signature.parameters.values() if p.kind is not inspect.Parameter.VAR_KEYWORD]
-        own = [p.replace(kind=inspect.Parameter.KEYWORD_ONLY) for p in own]
+        texts = {name: words for name, *words in _ENTRY.findall(inspect.cleandoc(command.__doc__ or ""))}
+        own = [
+            _own(parameter, *texts[parameter.name])
+            for parameter in signature.parameters.values()
+            if parameter.kind is not inspect.Parameter.VAR_KEYWORD
+        ]
         parameters = [*(option.parameter() for option in chosen), *own]
         command.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
         command.__annotations__ = {p.name: p.annotation for p in parameters}
         return command
 
     return extended
+
+
+_ENTRY = re.compile(r"^ {4}(\w+)(?: \((.+)\))?: (.*(?:\n {8}.*)*)", re.MULTILINE)
+
+
+def _own(parameter: inspect.Parameter, metavar: str, words: str) -> inspect.Parameter:
+    """A parameter of a command as typer wants it."""
+    text, _, default = " ".join(words.split()).removesuffix(".").partition(". Default: ")
+    shown: dict[str, Any] = {"metavar": metavar or None, "help": told(_bold(f"{text}."), default)}
+    if parameter.kind is inspect.Parameter.KEYWORD_ONLY:
+        flag = f"--{parameter.name.strip('_').replace('_', '-')}"
+        made: Any = typer.Option(flag, min=0 if parameter.annotation is int else None, **shown)
+    else:
+        made = typer.Argument(**shown)
+    kind = inspect.Parameter.KEYWORD_ONLY
+    return parameter.replace(kind=kind, annotation=Annotated[parameter.annotation, made])
 
 
 def values(chosen: Iterable[Option], typed: Mapping[str, Any]) -> dict[str, Any]:
@@ -159,11 +178,7 @@ def values(chosen: Iterable[Option], typed: Mapping[str, Any]) -> dict[str, Any]
 
 
 def assigned(assignments: Iterable[str]) -> dict[str, Any]:
-    """`KEY=VALUE` as given to `--set`, by key.
-
-    Raises:
-        ValueError: an assignment without `=`.
-    """
+    """`KEY=VALUE` as given to `--set`, by key."""
     given = {}
     for assignment in assignments:
         key, equals, text = assignment.partition("=")
@@ -203,6 +218,10 @@ def _kept(heading: str, lines: Iterable[str]) -> str:
 def plain(text: str, *, by: str = r"\1") -> str:
     """A docstring's text with names marked by a terminal's means: without backticks, and as `by` says."""
     return re.sub(r'`"?([^`]*?)"?`', by, text)
+
+
+def _bold(text: str) -> str:
+    return plain(escape(text), by=r"[b]\1[/b]")
 
 
 def told(text: str, default: str, bounds: str = "") -> str:

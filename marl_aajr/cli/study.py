@@ -7,12 +7,12 @@ import shlex
 import sys
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Any
 
 import typer
 
 from marl_aajr.cli.display import Interrupt, StudyProgress, clock, say, waiting
-from marl_aajr.cli.options import assigned, guide, options, sample, takes, told, values
+from marl_aajr.cli.options import assigned, guide, options, sample, takes, values
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -51,59 +51,40 @@ HELP = guide(
 ) + sample("A file:", EXAMPLE)
 
 SETTINGS = options(
-    "marl_aajr.study.study_config.StudyConfig",
-    "max_concurrent",
-    "address",
-    metavars={"address": "HOST:PORT"},
+    "marl_aajr.study.study_config.StudyConfig", "max_concurrent address", metavars={"address": "HOST:PORT"}
 )
 
 
 @takes(*SETTINGS)
 def study(
+    file: Path,
     *,
-    file: Annotated[Path, typer.Argument(metavar="FILE.yaml", help="The study.")],
-    out: Annotated[
-        Path | None,
-        typer.Option(metavar="FOLDER", help=told("The study's folder.", "studies/<name>")),
-    ] = None,
-    dry_run: Annotated[
-        bool,
-        typer.Option("--dry-run", help="Check it, print its runs, what they take and how long; start none."),
-    ] = False,
-    only: Annotated[
-        str | None,
-        typer.Option(
-            metavar="PATTERN", help="Do only runs whose names match, such as '*-s0', and their needs."
-        ),
-    ] = None,
-    resume: Annotated[
-        bool,
-        typer.Option("--resume", help="Refuse to begin: only go on with a study that is there already."),
-    ] = False,
-    replay: Annotated[
-        bool,
-        typer.Option(
-            "--replay", help="First repeat the tuning's trials as decided, and compare their scores."
-        ),
-    ] = False,
-    assignments: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--set",
-            metavar="KEY=VALUE",
-            help="Replace a key of the file, such as run.env_steps=1e5; may be repeated.",
-        ),
-    ] = None,
-    log_json: Annotated[
-        bool, typer.Option("--log-json", help="Print one JSON object per event on stdout, and no table.")
-    ] = False,
+    out: Path | None = None,
+    dry_run: bool = False,
+    only: str | None = None,
+    resume: bool = False,
+    replay: bool = False,
+    set_: list[str] | None = None,
+    log_json: bool = False,
     **typed: Any,
 ) -> None:
-    """Run a study, or say what it would do."""
+    """Run a study, or say what it would do.
+
+    Args:
+        file (FILE.yaml): The study.
+        out (FOLDER): The study's folder. Default: studies/<name>.
+        dry_run: Check it, print its runs, what they take and how long; start none.
+        only (PATTERN): Do only runs whose names match, such as '*-s0', and their needs.
+        resume: Refuse to begin: only go on with a study that is there already.
+        replay: First repeat the tuning's trials as decided, and compare their scores.
+        set_ (KEY=VALUE): Replace a key of the file, such as run.env_steps=1e5; may be repeated.
+        log_json: Print one JSON object per event on stdout, and no table.
+        typed: What was given of `SETTINGS`.
+    """
     from rich.console import Console
 
     console = Console(stderr=True)
-    overrides = {key: (value, f"--set {key}") for key, value in assigned(assignments or []).items()}
+    overrides = {key: (value, f"--set {key}") for key, value in assigned(set_ or []).items()}
     given = values(SETTINGS, typed)
     overrides |= {option.key: (given[option.key], option.flag) for option in SETTINGS if option.key in given}
     # Whatever a library prints must not get between the lines of JSON.
@@ -112,7 +93,7 @@ def study(
             from marl_aajr.study.driver import prepare
 
             plan = prepare(file, out=out, only=only, overrides=overrides)
-            command = _command(file, out=out, only=only, set=assignments or [], **typed)
+            command = _command(file, out=out, only=only, set=set_ or [], **typed)
         if resume and not plan.folder.study_file.is_file():
             raise ValueError(f"expected a study to resume in {plan.folder.path}, got none; drop --resume")
         if dry_run:
@@ -132,10 +113,7 @@ def _run(
     from marl_aajr.study.driver import on_cluster, progress_of, run_study
 
     progress = StudyProgress(console, as_json=as_json)
-    with (
-        Interrupt(progress) as interrupt,
-        on_cluster(plan) as nodes,
-    ):
+    with Interrupt(progress) as interrupt, on_cluster(plan) as nodes:
         grid = progress_of(plan, nodes, progress.event)
         with progress.show(grid):
             run_study(plan, grid, should_stop=interrupt, again=replay)
@@ -191,11 +169,9 @@ def plan_table(plan: StudyPlan, seconds: Mapping[str, float]) -> Table:
         table.add_column(heading, justify="right")
     for name, node in plan.nodes.items():
         cpus, gpus = (sum(each.get(kind, 0.0) for each in node.bundles) for kind in ("CPU", "GPU"))
-        done = plan.folder.done(node)
-        steps = f"{node.env_steps:,}" if node.env_steps else ""
-        table.add_row(
-            name, steps, f"{cpus:g}", f"{gpus:g}" if gpus else "", "done" if done else clock(seconds[name])
-        )
+        steps, gpu = f"{node.env_steps:,}" if node.env_steps else "", f"{gpus:g}" if gpus else ""
+        about = "done" if plan.folder.done(node) else clock(seconds[name])
+        table.add_row(name, steps, f"{cpus:g}", gpu, about)
     return table
 
 

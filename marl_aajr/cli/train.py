@@ -6,18 +6,15 @@ import re
 import shlex
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Any
 
 import typer
 
 from marl_aajr.cli.display import Interrupt, TrainingProgress, say, waiting
-from marl_aajr.cli.options import assigned, guide, options, takes, told, values
+from marl_aajr.cli.options import assigned, guide, options, takes, values
 
 if TYPE_CHECKING:
-    from rich.console import Console
-
     from marl_aajr.training.config import RunConfig
-    from marl_aajr.training.run_directory import RunDirectory
 
 HELP = guide(
     "Train a team and keep everything that is needed to repeat, resume and evaluate the run in one folder. "
@@ -40,50 +37,23 @@ METHOD = "marl_aajr.training.method.MethodConfig"
 SETTINGS = (
     *options(
         CONFIG,
-        "env.name",
-        "method.name",
-        "algorithm",
-        "seed",
-        "env_steps",
-        "checkpoint_every",
+        "env.name method.name algorithm seed env_steps checkpoint_every",
         flags={"env.name": "--env", "method.name": "--method"},
     ),
     *options(
         AAJR,
-        "coefficient",
-        "epsilon",
-        "steps",
-        "step_size",
-        "adversarial_weight",
-        "output",
-        "form",
-        "gain_bound",
-        "objective",
-        "norm",
+        "coefficient epsilon steps step_size adversarial_weight output form gain_bound objective norm "
         "sample_fraction",
         under="method",
         panel=ROBUST,
         flags={"steps": "--inner-steps", "output": "--output-map"},
     ),
     *options(METHOD, "ramp", under="method", panel=ROBUST, metavars={"ramp": "A,B"}),
+    *options(CONFIG, "policies model.hidden model.activation model.critic observation_filter", panel=NETWORK),
     *options(
         CONFIG,
-        "policies",
-        "model.hidden",
-        "model.activation",
-        "model.critic",
-        "observation_filter",
-        panel=NETWORK,
-    ),
-    *options(
-        CONFIG,
-        "resources.env_runners",
-        "resources.envs_per_runner",
-        "resources.runner",
-        "resources.learners",
-        "resources.gpus_per_env_runner",
-        "resources.gpus_per_learner",
-        "resources.address",
+        "resources.env_runners resources.envs_per_runner resources.runner resources.learners "
+        "resources.gpus_per_env_runner resources.gpus_per_learner resources.address",
         panel=RAY,
         metavars={"resources.address": "HOST:PORT"},
     ),
@@ -94,59 +64,45 @@ SETTINGS = (
 @takes(*SETTINGS)
 def train(
     *,
-    config: Annotated[
-        Path | None,
-        typer.Option(metavar="FILE.yaml", help="A configuration; the config.yaml of a run is one."),
-    ] = None,
-    assignments: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--set",
-            metavar="KEY=VALUE",
-            help="Any other key of the configuration, such as ppo.lr=3e-4 or env.kwargs.N=5; may be "
-            "repeated.",
-        ),
-    ] = None,
-    out: Annotated[
-        Path | None,
-        typer.Option(metavar="FOLDER", help=told("The run's folder.", "runs/<env>-<method>-s<seed>")),
-    ] = None,
-    resume: Annotated[
-        bool,
-        typer.Option(
-            "--resume",
-            help="Continue the run in --out from its last checkpoint, to the numbers of a run that was "
-            "never stopped.",
-        ),
-    ] = False,
-    overwrite: Annotated[
-        bool, typer.Option("--overwrite", help="Replace the run in --out, if there is one.")
-    ] = False,
-    max_failures: Annotated[
-        int,
-        typer.Option(
-            "--max-failures",
-            metavar="N",
-            min=0,
-            help="How often to go on from the last checkpoint after the loss of a learner or of all env "
-            "runners, or an error in the environment.",
-        ),
-    ] = 0,
+    config: Path | None = None,
+    set_: list[str] | None = None,
+    out: Path | None = None,
+    resume: bool = False,
+    overwrite: bool = False,
+    max_failures: int = 0,
     **typed: Any,
 ) -> None:
-    """Train one run."""
+    """Train one run.
+
+    Args:
+        config (FILE.yaml): A configuration; the config.yaml of a run is one.
+        set_ (KEY=VALUE): Any other key of the configuration, such as ppo.lr=3e-4 or env.kwargs.N=5; may be
+            repeated.
+        out (FOLDER): The run's folder. Default: runs/<env>-<method>-s<seed>.
+        resume: Continue the run in --out from its last checkpoint, to the numbers of a run that was never
+            stopped.
+        overwrite: Replace the run in --out, if there is one.
+        max_failures (N): How often to go on from the last checkpoint after the loss of a learner or of all
+            env runners, or an error in the environment.
+        typed: What was given of `SETTINGS`.
+    """
     from rich.console import Console
 
     if resume and overwrite:
         raise ValueError("expected --resume or --overwrite, got both; choose one")
     console = Console(stderr=True)
     with waiting("Loading torch and Ray", console=console):
-        given = values(SETTINGS, typed) | assigned(assignments or ())
+        given = values(SETTINGS, typed) | assigned(set_ or ())
         resolved, folder = _resolve(config, out, given, resume=resume)
-        import marl_aajr.training.trainer  # noqa: F401 - the slow part, where the person is told of it
-    directory, stopped = _train(
-        resolved, folder, console, resume=resume, overwrite=overwrite, max_failures=max_failures
-    )
+        from marl_aajr.training.run_directory import RunDirectory
+        from marl_aajr.training.trainer import train as run  # the slow part
+    how_long = f"seed {resolved.seed}, {resolved.env_steps:,} env steps"
+    heading = f"{resolved.env.name}, method {resolved.method.name}, {how_long}, into {folder}"
+    progress = TrainingProgress(resolved.env_steps, console=console, heading=heading)
+    how: Any = {"resume": resume, "overwrite": overwrite, "max_failures": max_failures}
+    with Interrupt(progress) as interrupt, progress:
+        run(resolved, folder, on_iteration=progress, should_stop=interrupt, **how)
+    directory = RunDirectory(folder)
     status, name = directory.status(), shlex.quote(str(folder))
     if status.state == "finished":
         say(console, f"Finished. How it does under attack:\n  marl-aajr evaluate {name}")
@@ -157,7 +113,7 @@ def train(
         f"Stopped after iteration {status.iteration}. To go on from the last checkpoint, iteration {saved}:\n"
         f"  marl-aajr train --resume --out {name}",
     )
-    raise typer.Exit(stopped)
+    raise typer.Exit(interrupt.exit_code)
 
 
 def default_folder(data: Mapping[str, Any]) -> Path:
@@ -167,11 +123,9 @@ def default_folder(data: Mapping[str, Any]) -> Path:
 
 
 def override(base: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
-    """A configuration as nested mappings, with values put over a base.
+    """A configuration as nested mappings, with values by dotted key put over a base, which a file gives.
 
-    Args:
-        base: from a file; empty where there is none.
-        given: values by dotted key. With another method the base's settings of its method are dropped.
+    With another method the base's settings of its method are dropped.
     """
     from marl_aajr.training.fields import put
 
@@ -212,16 +166,3 @@ def _resolve(
     if resume and file is None:
         resolved = resolve(RunDirectory(folder).config())
     return resolved, folder
-
-
-def _train(config: RunConfig, folder: Path, console: Console, **how: Any) -> tuple[RunDirectory, int]:
-    """Train with progress, until the run's end or a request to stop; the exit code if it was stopped."""
-    from marl_aajr.training.run_directory import RunDirectory
-    from marl_aajr.training.trainer import train as run
-
-    how_long = f"seed {config.seed}, {config.env_steps:,} env steps"
-    heading = f"{config.env.name}, method {config.method.name}, {how_long}, into {folder}"
-    progress = TrainingProgress(config.env_steps, console=console, heading=heading)
-    with Interrupt(progress) as interrupt, progress:
-        run(config, folder, on_iteration=progress, should_stop=interrupt, **how)
-    return RunDirectory(folder), interrupt.exit_code
