@@ -28,11 +28,7 @@ from marl_aajr.victims.portable import check_portable
 
 
 def named_agents(agents: Collection[str] | None, budget: Budget) -> Collection[str] | None:
-    """The agents under attack where somebody named them, in the budget or beside it.
-
-    Raises:
-        ValueError: both did.
-    """
+    """The agents under attack, if they were named in the budget or beside it; `ValueError`: in both."""
     if agents is not None and budget.named is not None:
         raise ValueError(
             f"expected agents named once, got {', '.join(agents)} and agents={'+'.join(budget.named)} in the "
@@ -54,11 +50,7 @@ def check_budget(budget: Budget, victim: Victim, agents: Sequence[str]) -> None:
 
 
 def settle_units(units: Units | None, victim: Victim, agents: Collection[str]) -> Units:
-    """The units of ε.
-
-    Raises:
-        ValueError: they were not said, and an observation filter makes a difference.
-    """
+    """The units of ε; `ValueError`: they were not said, and an observation filter makes a difference."""
     if units is not None:
         return units
     filtered = [agent for agent in agents if victim.filters.get(agent) is not None]
@@ -82,12 +74,9 @@ def check_actions(suite: Suite, victim: Victim) -> None:
 def requested(
     protocol: Protocol, suite: Suite, *, surrogates: Mapping[str, Victim]
 ) -> tuple[tuple[Attack, ...], tuple[Attack, ...]]:
-    """The attacks of the suite at all of its sizes and those beside it; and the latter alone.
+    """The attacks of the suite, settled, at all of its sizes and those beside it; and the latter alone.
 
-    Args:
-        protocol: what is asked for.
-        suite: the same, settled.
-        surrogates: victims, by name. A transfer without a surrogate of its own becomes one for each of them.
+    A transfer without a surrogate of its own becomes one for each victim in `surrogates`, by name.
 
     Raises:
         ValueError: the same attack twice, or attacks of several norms.
@@ -106,11 +95,7 @@ def requested(
 
 
 def common_norm(attacks: Sequence[Attack]) -> Norm | None:
-    """The norm of all attacks; None without any.
-
-    Raises:
-        ValueError: they have several.
-    """
+    """The norm of all attacks, None without any; `ValueError`: they have several."""
     norms = {attack.perturbations.norm: attack for attack in attacks}
     if len(norms) > 1:
         each = " and ".join(f"{attack.name} in {norm}" for norm, attack in norms.items())
@@ -169,7 +154,13 @@ def admitted(
 def check_attack(attack: Attack, victim: Victim, agents: Sequence[str]) -> None:
     """Raise `ValueError` where the attack is not defined for the policies of these agents."""
     if attack.access == "learned" and not attack.ready:
-        _check_trainable(attack, victim)
+        try:
+            check_portable(victim)
+        except ValueError as error:
+            raise ValueError(
+                f"expected a victim that can be saved for {attack.name!r}, which trains against a copy: "
+                f"{error}"
+            ) from None
     for agent in agents:
         space = victim.observation_spaces[agent]
         flat = space if isinstance(space, FlatBox) else None
@@ -197,16 +188,6 @@ def check_attack(attack: Attack, victim: Victim, agents: Sequence[str]) -> None:
                 f"expected a policy with gradients for the attack {attack.name!r}, got one for {agent!r} "
                 "that torch cannot differentiate by its inputs; use square, noise-worst or transfer"
             )
-
-
-def _check_trainable(attack: Attack, victim: Victim) -> None:
-    """Raise `ValueError` where no adversary can be trained: that happens against a saved copy, in a run."""
-    try:
-        check_portable(victim)
-    except ValueError as error:
-        raise ValueError(
-            f"expected a victim that can be saved for {attack.name!r}, which trains against a copy: {error}"
-        ) from None
 
 
 def fitted(evaluator: Evaluator, attacks: Sequence[Attack]) -> tuple[Attack, ...]:

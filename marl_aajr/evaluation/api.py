@@ -2,36 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 from marl_aajr.attacks import Attack
 from marl_aajr.core.seeds import Purpose, one_torch_thread, stream
-from marl_aajr.evaluation.admission import (
-    admitted,
-    check_actions,
-    check_budget,
-    common_norm,
-    named_agents,
-    requested,
-    settle_units,
-)
+from marl_aajr.evaluation import admission, sources
 from marl_aajr.evaluation.evaluator import Evaluator, Progress
 from marl_aajr.evaluation.order_checks import agent_checks, return_checks
 from marl_aajr.evaluation.preflight import ObservationSampler, attack_checks
 from marl_aajr.evaluation.protocol import Protocol
-from marl_aajr.evaluation.replacements import Replacement, admitted_controls, resolve_replacements
-from marl_aajr.evaluation.result import Check, Evaluation, PlayedEnvironment, Skipped
+from marl_aajr.evaluation.replacements import admitted_controls, resolve_replacements
+from marl_aajr.evaluation.result import ActionsResult, Check, Evaluation, PlayedEnvironment
 from marl_aajr.evaluation.rows import play_rows
-from marl_aajr.evaluation.sources import (
-    adversary_notes,
-    evaluations_of,
-    file_name,
-    find_victim,
-    with_adversary,
-)
 from marl_aajr.rollout.environments import EnvironmentSpec, make_batch, resolve
 from marl_aajr.rollout.teams import TEAMS, announce, choose_agents
 from marl_aajr.training.files import write_json
@@ -95,13 +80,15 @@ def evaluate(
     others = {name: _surrogate(other, given) for name, other in _named(surrogates).items()}
     notes: list[Check] = []
     for name, run in _named(adversaries).items():
-        protocol = with_adversary(protocol, Path(run), name=name, against=player, at=folder or "VICTIM")
-        notes += adversary_notes(Path(run), name=name, against=player, spec=spec)
+        protocol = sources.with_adversary(
+            protocol, Path(run), name=name, against=player, at=folder or "VICTIM"
+        )
+        notes += sources.adversary_notes(Path(run), name=name, against=player, spec=spec)
     home = folder if folder is not None and RunDirectory(folder).is_run else None
     found = _played(player, spec, protocol, surrogates=others, home=home, on_progress=on_progress)
     found = found.model_copy(update={"checks": (*notes, *found.checks)})
     if out is None and folder is not None:
-        out = evaluations_of(folder) / file_name(found)
+        out = sources.evaluations_of(folder) / sources.file_name(found)
     if out is not None:
         Path(out).parent.mkdir(parents=True, exist_ok=True)
         write_json(Path(out), found.model_dump(mode="json"))
@@ -112,29 +99,24 @@ def _player(
     victim: Victim | Path | str, env: Any, kwargs: Mapping[str, Any] | None
 ) -> tuple[Victim, EnvironmentSpec, EnvironmentSpec | None]:
     """The victim, its environment, and that again where it was given."""
-    teams = dict(kwargs or {}) if env is None and set(kwargs or ()) == {TEAMS} else {}
-    given = _environment(env, None if teams else kwargs)
+    if env is None and set(kwargs or ()) - {TEAMS}:
+        raise ValueError(
+            f"expected the name of an environment with its arguments {dict(kwargs or {})}, got none; name "
+            "it: --env NAME (in Python env=)"
+        )
+    given = None if env is None else resolve(env, kwargs)
     player = _victim(victim, given)
     if given is None and not player.env_name:
         raise ValueError(
             "expected the environment of a victim that does not name it, got none; name it: env=NAME (on the "
             "command line --env NAME)"
         )
-    return player, given or resolve(player.env_name, {**player.env_kwargs, **teams}), given
-
-
-def _environment(env: Any, kwargs: Mapping[str, Any] | None) -> EnvironmentSpec | None:
-    if env is None and kwargs:
-        raise ValueError(
-            f"expected the name of an environment with its arguments {dict(kwargs)}, got none; name it: "
-            "--env NAME (in Python env=)"
-        )
-    return None if env is None else resolve(env, kwargs)
+    return player, given or resolve(player.env_name, {**player.env_kwargs, **(kwargs or {})}), given
 
 
 def _victim(victim: Victim | Path | str, env: EnvironmentSpec | None) -> Victim:
     if isinstance(victim, Path | str):
-        return find_victim(Path(victim), env)
+        return sources.find_victim(Path(victim), env)
     check_victim(victim)
     return victim
 
@@ -166,16 +148,17 @@ def _played(
     on_progress: Callable[[Progress], None] | None,
 ) -> Evaluation:
     suite = protocol.settled()
-    attacks, asked = requested(protocol, suite, surrogates=surrogates)
-    suite = suite.changed(norm=common_norm(attacks) or suite.norm)
+    attacks, asked = admission.requested(protocol, suite, surrogates=surrogates)
+    suite = suite.changed(norm=admission.common_norm(attacks) or suite.norm)
     env = make_batch(spec, min(protocol.num_envs, suite.episodes), flat=True)
     with closing(env):
         check_match(victim, env)
-        check_actions(suite, victim)
-        members = choose_agents(env.teams, protocol.team, named_agents(protocol.agents, suite.budget))
+        admission.check_actions(suite, victim)
+        named = admission.named_agents(protocol.agents, suite.budget)
+        members = choose_agents(env.teams, protocol.team, named)
         announce(spec.name, env.teams, attacked=env.teams[members[0]])
-        check_budget(suite.budget, victim, members)
-        chosen, skipped = admitted(attacks, victim, members, asked=asked)
+        admission.check_budget(suite.budget, victim, members)
+        chosen, skipped = admission.admitted(attacks, victim, members, asked=asked)
         controls, left_out = admitted_controls(suite.controls, env, members=members)
         replaced = resolve_replacements(protocol.replace, env, members=members)
         replacements = tuple(dict.fromkeys((*controls, *replaced)))
@@ -184,7 +167,7 @@ def _played(
             spec=spec,
             env=env,
             agents=members,
-            units=settle_units(suite.units, victim, members if chosen else ()),
+            units=admission.settle_units(suite.units, victim, members if chosen else ()),
             suite=suite,
             seed=protocol.seed,
             on_progress=on_progress,
@@ -194,53 +177,47 @@ def _played(
             evaluator.expect(chosen, replacements=len(replacements))
             if chosen:
                 evaluator.calibrate()
-            return _result(
-                evaluator,
-                chosen,
-                replacements,
-                skipped=(*skipped, *left_out),
-                workers=protocol.workers,
+            observed = ObservationSampler(stream(protocol.seed, Purpose.PROBE))
+            rows = play_rows(
+                evaluator, chosen, replacements=replacements, observed=observed, workers=protocol.workers
             )
+            checks = tuple(_checks(evaluator, rows, chosen, observed))
+        return Evaluation(
+            env=PlayedEnvironment(name=spec.name, kwargs=dict(spec.kwargs)),
+            teams=dict(env.teams),
+            team=evaluator.team,
+            agents=tuple(members),
+            suite=suite.name,
+            units=evaluator.units,
+            seed=protocol.seed,
+            num_envs=env.num_envs,
+            results=rows,
+            skipped=(*skipped, *left_out),
+            checks=checks,
+            **{name: getattr(suite, name) for name in _OF_SUITE},
+        )
 
 
-def _result(
+_OF_SUITE = ("budget", "norm", "episodes", "selection_episodes", "weakest_link")
+
+
+def _checks(
     evaluator: Evaluator,
+    rows: Sequence[ActionsResult],
     attacks: Sequence[Attack],
-    replacements: Sequence[Replacement],
-    *,
-    skipped: tuple[Skipped, ...],
-    workers: int | None,
-) -> Evaluation:
-    observed = ObservationSampler(stream(evaluator.seed, Purpose.PROBE))
-    rows = play_rows(evaluator, attacks, replacements=replacements, observed=observed, workers=workers)
-    suite, checks = evaluator.suite, []
+    observed: ObservationSampler,
+) -> Iterator[Check]:
     if evaluator.cancelled:
         text = (
             f"The rewards of team {evaluator.team!r} add up to 0 in every episode: its agents play against "
             "each other. Say who plays with whom, by env.teams or an attribute teams of the environment, for "
             "returns that say something."
         )
-        checks.append(Check("teams", "warn", text))
+        yield Check("teams", "warn", text)
     if attacks:
         distributions = [evaluator.victim.distribution(agent) for agent in evaluator.agents]
-        checks += attack_checks(evaluator, attacks, observed)
-        checks += [check for row in rows for check in return_checks(row, distributions)]
-    checks += [check for row in rows for check in agent_checks(row)]
-    return Evaluation(
-        env=PlayedEnvironment(name=evaluator.spec.name, kwargs=dict(evaluator.spec.kwargs)),
-        teams=dict(evaluator.env.teams),
-        team=evaluator.team,
-        agents=tuple(evaluator.agents),
-        budget=suite.budget,
-        suite=suite.name,
-        units=evaluator.units,
-        norm=suite.norm,
-        seed=evaluator.seed,
-        episodes=suite.episodes,
-        selection_episodes=suite.selection_episodes,
-        weakest_link=suite.weakest_link,
-        num_envs=evaluator.env.num_envs,
-        results=rows,
-        skipped=skipped,
-        checks=tuple(checks),
-    )
+        yield from attack_checks(evaluator, attacks, observed)
+        for row in rows:
+            yield from return_checks(row, distributions)
+    for row in rows:
+        yield from agent_checks(row)

@@ -31,14 +31,11 @@ from marl_aajr.victims.stepper import DecisionBatch
 
 @dataclass(frozen=True, eq=False)
 class AttackSchedule:
-    """The number of attacked steps in each episode of one row, and what their choice rests on.
+    """The number m of attacked steps in each episode of one row, and what their choice rests on.
 
     Attributes:
-        steps: m.
-        timing: random or strategic.
-        length: T, the median length of the selection episodes in decision steps of the attacked agents.
-        shortest: the shortest of these lengths.
-        longest: the longest of them.
+        length: T, the median length of the selection episodes in decision steps of the attacked agents; there
+            are a shortest and a longest.
         preferences: c of every decision step of the selection episodes, ascending, `[N]`.
     """
 
@@ -64,11 +61,7 @@ class AttackSchedule:
 class StepSelector:
     """Selects the copies to attack, step by step; see the module.
 
-    Args:
-        schedule: how many steps, and by what.
-        num_envs: E.
-        generator: as many numbers are drawn at each step whatever happens, so that all attacks act at the
-            same random times.
+    As many random numbers are drawn at each step whatever happens, so that all attacks act at the same times.
     """
 
     def __init__(self, schedule: AttackSchedule, *, num_envs: int, generator: torch.Generator) -> None:
@@ -79,9 +72,7 @@ class StepSelector:
     def select(self, acting: Tensor, preference: Tensor) -> Tensor:
         """Copies to attack in this step, `[E]` bool.
 
-        Args:
-            acting: copies where an attacked agent must act, `[E]` bool.
-            preference: c there, `[E]`.
+        `acting` are those where an attacked agent must act, `[E]` bool, `preference` is c there, `[E]`.
         """
         chance = torch.rand(len(acting), dtype=torch.float64, generator=self._generator)
         left = self._schedule.steps - self._attacked
@@ -115,10 +106,7 @@ class BudgetCounter:
         self.total = 0
 
     def add(self, attacked: Tensor) -> None:
-        """Count one step, before it is played.
-
-        Args:
-            attacked: copies in which some observation is perturbed, `[E]` bool.
+        """Count one step, before it is played: the copies in which some observation is perturbed, `[E]` bool.
 
         Raises:
             BudgetError: an episode with more attacked steps than the budget allows.
@@ -134,14 +122,7 @@ class BudgetCounter:
 
 
 class AttackedCopies:
-    """The copies that are attacked in each step: selected by a schedule, and counted apart from it.
-
-    Args:
-        schedule: how many steps, and by what they are chosen.
-        agents: the attacked agents.
-        num_envs: E.
-        generator: see `StepSelector`.
-    """
+    """The copies that are attacked in each step: selected by a schedule, and counted apart from it."""
 
     def __init__(
         self, schedule: AttackSchedule, agents: Sequence[str], *, num_envs: int, generator: torch.Generator
@@ -175,12 +156,7 @@ def has_preferences(distribution: ActionDistribution) -> bool:
 def preference(distribution: ActionDistribution, outputs: Tensor, legal: Tensor | None) -> Tensor:
     """c = max_a π(a) − min_a π(a) over the legal actions, `[B, m] -> [B]` float64.
 
-    Of several actions at once, the mean of their preferences.
-
-    Args:
-        distribution: a distribution of discrete actions.
-        outputs: logits, `[B, m]`.
-        legal: legal actions, `[B, m]` bool; None: all.
+    Of logits, and `legal` actions, `[B, m]` bool (None: all); of several actions at once, the mean.
     """
     parts = distribution.split(outputs) if isinstance(distribution, MultiCategorical) else (outputs,)
     allowed = torch.ones_like(outputs, dtype=torch.bool) if legal is None else legal
@@ -219,11 +195,9 @@ def acting_and_preferences(
 
 @dataclass
 class ScheduleCalibration:
-    """The lengths and preferences of unattacked episodes, which a schedule rests on; a `StepCallback`.
+    """Lengths and preferences of unattacked episodes, which a schedule rests on; a `StepCallback`.
 
-    Attributes:
-        agents: n agents that may be attacked.
-        strategic: whether their preferences matter.
+    The preferences of the agents that may be attacked are known if it is `strategic`.
     """
 
     agents: Sequence[str]
@@ -238,8 +212,7 @@ class ScheduleCalibration:
     def schedule(self, agents: Collection[str], *, steps: int) -> AttackSchedule:
         """The schedule of an attack on some of the agents, in m = `steps` steps of each episode.
 
-        Raises:
-            ValueError: more steps than the longest episode has.
+        `ValueError`: more steps than the longest episode has.
         """
         columns = [i for i, agent in enumerate(self.agents) if agent in agents]
         episodes, acting, preferences = (torch.cat(part) for part in zip(*self._seen, strict=True))

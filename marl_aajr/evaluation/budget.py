@@ -161,16 +161,11 @@ def rounds(agents: Sequence[str], k: int) -> int:
 
 
 def candidates(agents: Sequence[str], k: int, chosen: tuple[str, ...]) -> list[tuple[str, ...]]:
-    """The subsets to try next in the search for the worst k agents.
+    """The subsets to try next in the search for the worst k of n agents.
 
-    Up to `FEW_SUBSETS` subsets all are tried at once. Beyond, the search is greedy: the agents chosen
-    so far and each of the others, k times. Greedy finds no pair that does harm only together, so what it
-    finds is at most as bad as the worst.
-
-    Args:
-        agents: n of them, in their order.
-        k: how many to choose.
-        chosen: the best of the round before; empty in the first.
+    Up to `FEW_SUBSETS` subsets all are tried at once. Beyond, the search is greedy: the agents `chosen` so
+    far, none in the first round, and each of the others, k times. Greedy finds no pair that does harm only
+    together, so what it finds is at most as bad as the worst.
     """
     if rounds(agents, k) == 1:
         return list(combinations(agents, k))

@@ -35,11 +35,7 @@ from marl_aajr.victims.stepper import DecisionBatch, GeneratorSampler, Stepper
 class AttackStatistics:
     """The effects of an attack on single decisions, summed over all attacked decisions of all episodes.
 
-    Attributes:
-        decisions: number of attacked decisions.
-        changed: number of greedy actions that changed.
-        gain: sum of g(δ) − g(0), g the attack's objective.
-        kl: sum of KL(π(·|s) ‖ π(·|s + δ)), in nats.
+    Greedy actions that changed; gain g(δ) − g(0) of the attack's objective; KL(π(·|s) ‖ π(·|s + δ)) in nats.
     """
 
     decisions: int = 0
@@ -60,11 +56,9 @@ class AttackRun:
     """One attack over the episodes of one row: `begin` once, then `perturb` and `restart` in every step.
 
     Attributes:
-        attack: fitted where it must be.
-        victim: the policies under attack.
+        attack: fitted where it must be, with random numbers from the generator.
         agents: those whose observations are perturbed.
         units: the units of the attack's perturbation set.
-        generator: the attack's random numbers.
         scales: agent -> its ε as a multiple of the attack's; absent: 1.
         schedule: the steps in which the attack acts; None: every step.
         statistics: what the attack did to single decisions so far.
@@ -114,9 +108,7 @@ class AttackRun:
     def perturb(self, batches: Sequence[DecisionBatch], live: Tensor) -> list[DecisionBatch]:
         """The decisions of one step, on what the attack shows the policies.
 
-        Args:
-            batches: the decisions, on what is really there.
-            live: copies whose episode counts, `[E]` bool; nobody is attacked in the others.
+        Nobody is attacked but in copies whose episode counts, `live [E]` bool.
 
         Raises:
             BudgetError: an attack that takes more than it may.
@@ -126,7 +118,7 @@ class AttackRun:
         return [self._perturbed(batch, where, chosen) for batch in batches]
 
     def restart(self, over: Tensor) -> None:
-        """Begin new episodes where the old ones are over, `[E]` bool."""
+        """Begin new episodes where the old ones are `over`, `[E]` bool."""
         if self._steps is not None:
             self._steps.restart(over)
 
@@ -166,11 +158,7 @@ class AttackRun:
 
 
 def prepare(attack: Attack, victim: Victim, agent: str, *, units: Units) -> Attack:
-    """The attack on one agent's policy, in the units of its network.
-
-    Raises:
-        ValueError: the victim lacks what the attack needs.
-    """
+    """The attack on one agent's policy, in its network's units; `ValueError`: the victim lacks something."""
     space, observed = victim.observation_spaces[agent], victim.filters.get(agent)
     inside = at_network(attack.perturbations, space, observed, units=units)
     return replace(attack, perturbations=inside).against(victim, agent)
@@ -196,18 +184,11 @@ def play(
     on_episode: Callable[[int], None] | None = None,
     on_step: StepCallback | None = None,
 ) -> Tensor:
-    """Play exactly `episodes` episodes.
+    """Play exactly `episodes` episodes in E copies, E ≤ `episodes`.
 
-    Args:
-        victim: plays all agents.
-        env: E copies; E ≤ `episodes`.
-        episodes: how many.
-        seed: of the episodes, of sampled actions and of the attacked steps.
-        sampled: sample actions rather than take the most likely ones.
-        attack: perturbs observations; None: all policies are shown what is there.
-        replacement: acts for some agents instead of the victim, whose own random numbers stay as they are.
-        on_episode: called after each episode with the number of those that are done.
-        on_step: called in every step, before anybody is attacked.
+    Without an attack all policies are shown what is there. A replacement acts for some agents instead of the
+    victim, whose own random numbers stay as they are. `on_step` is called before anybody is attacked, and
+    `on_episode` with the number of episodes that are done.
 
     Returns:
         Returns `[episodes, agents]` float64: undiscounted sums of rewards, in the order of
@@ -253,8 +234,7 @@ def play(
 class _CountedEpisodes:
     """The episodes that count: each copy's share of them, and what the agents earn in each.
 
-    Attributes:
-        returns: `[episodes, agents]` float64, complete once no copy is `live`.
+    The returns `[episodes, agents]`, float64, are complete once no copy is `live`.
     """
 
     def __init__(self, env: BatchedEnv, episodes: int) -> None:
@@ -276,11 +256,7 @@ class _CountedEpisodes:
         return torch.where(self.live, numbers, -1)
 
     def add(self, step: BatchedStep, on_episode: Callable[[int], None] | None) -> None:
-        """Count one step.
-
-        Raises:
-            ValueError: an episode of more than `LONGEST_EPISODE` steps.
-        """
+        """Count one step; `ValueError`: an episode of more than `LONGEST_EPISODE` steps."""
         self._running += torch.stack([step.rewards[agent] for agent in self._agents], -1)
         self._length += 1
         if self._length.max() > LONGEST_EPISODE:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -12,6 +12,7 @@ from torch import Tensor
 from marl_aajr.attacks import Attack
 from marl_aajr.core.seeds import Purpose, derived_seed, stream
 from marl_aajr.evaluation.attack_schedule import AttackSchedule, ScheduleCalibration
+from marl_aajr.evaluation.budget import trials
 from marl_aajr.evaluation.episodes import AttackRun, StepCallback, play
 from marl_aajr.evaluation.outcomes import (
     Actions,
@@ -32,11 +33,9 @@ from marl_aajr.victims import Victim
 
 
 class Progress(NamedTuple):
-    """The progress of an evaluation.
+    """The progress of an evaluation: episodes played, of all rows, and to play.
 
     Attributes:
-        done: episodes played, of all rows.
-        total: episodes to play.
         what: the row that is being played: `"clean"`, `"pgd 0.1"`.
         left: seconds until the end, about; None before the clean rows are over.
     """
@@ -69,24 +68,16 @@ class AttackTask:
 
 @dataclass(kw_only=True)
 class Evaluator:
-    """Plays the rows of one evaluation, one after the other.
+    """Plays the rows of one evaluation, one after the other; everything random follows from the seed.
 
     Attributes:
-        victim: plays all agents.
-        spec: the environment.
-        env: its copies, for the reported episodes.
-        suite: the complete protocol.
+        env: copies of the environment, for the reported episodes.
         agents: agents whose observations may be changed; all of one team.
-        units: of ε.
-        seed: everything random follows from it.
-        on_progress: told after every episode.
         home: folder of the victim's run, which keeps the adversaries that are trained; None: nothing does.
         total: episodes to play.
-        done: episodes played.
         calibrations: by kind of actions, what unattacked selection episodes tell an attack schedule.
         unattacked: by kind of actions, the team's returns in them.
         rows: attack and episodes of those after the clean ones, for each kind of actions.
-        time: what is left of it.
         cancelled: whether the team's rewards cancelled in every clean episode, though its agents had some.
     """
 
@@ -118,9 +109,9 @@ class Evaluator:
 
     def expect(self, attacks: Sequence[Attack], *, replacements: int) -> None:
         """Count the episodes to play."""
-        suite = self.suite
+        suite, k = self.suite, self.suite.budget.worst
         self.rows = [(attack, suite.episodes) for attack in (*attacks, *[None] * replacements)]
-        tried = [*attacks] * suite.trials(self.agents)
+        tried = [*attacks] * (1 if k is None else trials(self.agents, k))
         if suite.alone(self.agents):
             tried += [*{a.perturbations.epsilon: a for a in attacks}.values()] * len(self.agents)
         self.rows += [(attack, suite.selection_episodes) for attack in (*tried, *[None] * replacements)]
@@ -130,8 +121,7 @@ class Evaluator:
     def calibrate(self) -> None:
         """Watch unattacked selection episodes, where a budget or the search for agents rests on them.
 
-        Raises:
-            ValueError: more steps than an episode has.
+        `ValueError`: more steps in the budget than an episode has.
         """
         if not self.suite.calibrated(self.agents):
             return
@@ -139,13 +129,15 @@ class Evaluator:
             watch = ScheduleCalibration(self.agents, strategic=self.suite.budget.timing == "strategic")
             returns = self._play("clean (selection)", actions, on_step=watch, selection=True)
             self.calibrations[actions] = watch
-            self.unattacked[actions] = tuple(self._own(returns).tolist())
+            self.unattacked[actions] = self._own(returns)
             self._schedule(actions, self.agents)
 
     def clean(self, actions: Actions, *, on_step: StepCallback | None = None) -> Outcome:
         """The row without attack."""
         returns = self._play("clean", actions, on_step=on_step)
-        self.cancelled = cancel(returns[:, self._members()])
+        own = self._returns_of(self.team, returns)
+        size = own.abs().sum(-1)
+        self.cancelled = bool((size > 0).any() and (own.sum(-1).abs() <= 1e-6 * size).all())
         return Outcome(**self._outcome(returns))
 
     def task(
@@ -156,18 +148,10 @@ class Evaluator:
 
     def play(self, task: AttackTask) -> AttackOutcome | tuple[float, ...]:
         """The row of an attack; on the selection episodes the returns alone, which choices rest on."""
-        run = AttackRun(
-            attack=task.attack,
-            victim=self.victim,
-            agents=task.agents,
-            units=self.units,
-            generator=stream(self.seed, Purpose.ATTACK),
-            scales=self.suite.budget.scale_of,
-            schedule=task.schedule,
-        )
+        run = self.attack_run(task.attack, task.agents, schedule=task.schedule)
         returns = self._play(task.label, task.actions, attack=run, selection=task.selection)
         if task.selection:
-            return tuple(self._own(returns).tolist())
+            return self._own(returns)
         statistics, size, steps = run.statistics, task.attack.perturbations.epsilon, task.schedule
         decisions = max(statistics.decisions, 1)
         return AttackOutcome(
@@ -188,22 +172,41 @@ class Evaluator:
             ),
         )
 
+    def attack_run(
+        self,
+        attack: Attack,
+        agents: Collection[str],
+        *,
+        schedule: AttackSchedule | None = None,
+        purpose: Purpose = Purpose.ATTACK,
+    ) -> AttackRun:
+        """An attack on some agents, with random numbers for a purpose."""
+        return AttackRun(
+            attack=attack,
+            victim=self.victim,
+            agents=agents,
+            units=self.units,
+            generator=stream(self.seed, purpose),
+            scales=self.suite.budget.scale_of,
+            schedule=schedule,
+        )
+
     def replaced(self, replacement: Replacement, actions: Actions) -> ReplacementOutcome:
         """The row of one replacement, and what the choice of the worst one rests on."""
         label = replacement.label
         returns = self._play(label, actions, replacement=replacement)
-        loyal = self._members(but=replacement.agents)
+        loyal = self._returns_of(self.team, returns, but=replacement.agents)
         left = None
         if self.suite.selection_episodes:
             chosen_on = self._play(f"{label} (selection)", actions, replacement=replacement, selection=True)
-            left = self._own(chosen_on).mean().item()
+            left = self._returns_of(self.team, chosen_on).sum(-1).mean().item()
         return ReplacementOutcome(
             **self._outcome(returns),
             kind=replacement.kind,
             agents=replacement.agents,
             source=replacement.source,
             training=replacement.training,
-            loyal_return=returns[:, loyal].sum(-1).mean().item(),
+            loyal_return=loyal.sum(-1).mean().item(),
             selection_return=left,
         )
 
@@ -226,11 +229,6 @@ class Evaluator:
         """The steps in which these agents are attacked; None: every one."""
         steps = self.suite.budget.steps
         return None if steps is None else self.calibrations[actions].schedule(agents, steps=steps)
-
-    def _members(self, *, but: Collection[str] = ()) -> list[int]:
-        """Places of the team's agents among all."""
-        everybody = enumerate(self.env.possible_agents)
-        return [i for i, agent in everybody if self.env.teams[agent] == self.team and agent not in but]
 
     def _play(
         self,
@@ -269,32 +267,24 @@ class Evaluator:
         self.finished(row, episodes)
         return returns
 
-    def _own(self, returns: Tensor) -> Tensor:
-        return by_team(returns, self.env.possible_agents, self.env.teams)[self.team]
+    def _returns_of(self, team: str, returns: Tensor, *, but: Collection[str] = ()) -> Tensor:
+        """The columns of a team's agents in returns `[episodes, agents]`."""
+        agents = enumerate(self.env.possible_agents)
+        return returns[:, [i for i, agent in agents if self.env.teams[agent] == team and agent not in but]]
+
+    def _own(self, returns: Tensor) -> tuple[float, ...]:
+        """The return of each episode."""
+        return tuple(self._returns_of(self.team, returns).sum(-1).tolist())
 
     def _outcome(self, returns: Tensor) -> dict[str, Any]:
         """The fields of an `Outcome`."""
-        teams = by_team(returns, self.env.possible_agents, self.env.teams)
-        own = tuple(teams[self.team].tolist())
+        own = self._own(returns)
         low, high = bootstrap_interval(own, seed=self.seed)
+        teams = dict.fromkeys(self.env.teams[agent] for agent in self.env.possible_agents)
         return {
             "returns": own,
             "mean": sum(own) / len(own),
             "low": low,
             "high": high,
-            "team_returns": {name: total.mean().item() for name, total in teams.items()},
+            "team_returns": {t: self._returns_of(t, returns).sum(-1).mean().item() for t in teams},
         }
-
-
-def cancel(returns: Tensor) -> bool:
-    """Whether returns `[episodes, agents]` add up to nothing in every episode, and are not nothing."""
-    size = returns.abs().sum(-1)
-    return bool((size > 0).any() and (returns.sum(-1).abs() <= 1e-6 * size).all())
-
-
-def by_team(returns: Tensor, agents: Sequence[str], teams: Mapping[str, str]) -> dict[str, Tensor]:
-    """Returns `[episodes, agents]` summed over the agents of each team, `[episodes]`."""
-    members: dict[str, list[int]] = {}
-    for i, agent in enumerate(agents):
-        members.setdefault(teams[agent], []).append(i)
-    return {team: returns[:, index].sum(-1) for team, index in members.items()}

@@ -50,13 +50,8 @@ class StepGenerators:
 class ObservationAttacker:
     """Shows agents what an attack on a victim's policies makes of their observations.
 
-    Args:
-        attack: a name, or an attack that is ready.
-        victim: the policies under attack.
-        agents: those whose observations are perturbed.
-        epsilon: the size; None: the attack's own.
-        units: of ε; None: see `settle_units`.
-        seed: the seed of the attack's random numbers.
+    The attack is a name, or one that is ready; ε and its units are its own and those of `settle_units`, if
+    they are None. The seed is that of the attack's random numbers.
 
     Raises:
         ValueError: an unknown attack, no size, an attack that must learn first, or one that does not fit.
@@ -96,9 +91,7 @@ class ObservationAttacker:
     def show(self, seen: Mapping[Any, Any], infos: Mapping[Any, Any]) -> dict[Any, Any]:
         """The observations that agents are shown in this step; asking again changes nothing.
 
-        Args:
-            seen: agent -> an array, or a dict of one and its `action_mask`.
-            infos: agent -> what may hold an `action_mask`, too.
+        What they see is an array, or a dict of one and its `action_mask`, which their infos may hold, too.
         """
         self._legal |= named(infos)
         by_name = named(seen)
@@ -109,7 +102,12 @@ class ObservationAttacker:
             generator = self._generators.of(len(self._prepared))
             chosen = self.attack.choose_actions(inputs, generator=generator)
         for batch in batches:
-            for agent, _, delta in batch.split(self._delta(batch, chosen)):
+            attack = self._prepared[batch.agent]
+            if chosen:
+                attack = attack.with_actions(torch.cat([chosen[agent] for agent in batch.rows]))
+            generator = self._generators.of(list(self._prepared).index(batch.agent))
+            deltas = attack(batch.policy, batch.inputs, generator=generator).delta
+            for agent, _, delta in batch.split(deltas):
                 self._shown[agent] = self._perturbed(agent, by_name[agent], delta[0])
         return {agent: self._shown.get(agent_name(agent), given) for agent, given in seen.items()}
 
@@ -133,14 +131,6 @@ class ObservationAttacker:
     def _see(self, seen: Mapping[str, Any]) -> list[DecisionBatch]:
         obs, legal = one_copy(self.victim, seen, self._legal)
         return self._stepper.see(obs, action_mask=legal)
-
-    def _delta(self, batch: DecisionBatch, chosen: Mapping[str, Tensor]) -> Tensor:
-        """δ for the agents of a batch, `[B, d]`, in the units of their network."""
-        attack = self._prepared[batch.agent]
-        if chosen:
-            attack = attack.with_actions(torch.cat([chosen[agent] for agent in batch.rows]))
-        generator = self._generators.of(list(self._prepared).index(batch.agent))
-        return attack(batch.policy, batch.inputs, generator=generator).delta
 
     def _perturbed(self, agent: str, seen: Any, delta: Tensor) -> Any:
         obs = as_array(split(seen)[0], self._box(agent).shape, np.float64)

@@ -23,6 +23,7 @@ Carlini 2019 (arXiv 1902.06705), Croce 2020 (arXiv 2003.01690), Zimmermann 2022 
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from itertools import pairwise, product
 
@@ -53,68 +54,65 @@ _Pair = tuple[AttackOutcome, AttackOutcome]  # The first row must not hurt more 
 
 def objective_checks(gains: Mapping[float, Gains]) -> list[Check]:
     """Order of the inner objective, row by row, by ε."""
+    same = "On the same decisions {} is at least as strong as {}."
+    few = "Twice the steps change the objective by less than 10 %."
+    black = "No attack without gradients beats those with them on the same decisions."
+    rungs = [("noise", "one step"), ("one step", "ten steps")]
     return [
-        _rung(gains, "noise", "one step"),
-        _rung(gains, "one step", "ten steps"),
-        _converged(gains),
-        _larger(gains),
-        _without_gradients(gains),
+        *(_check(f"{a} ≤ {b}", "fail", _rung(gains, a, b), same.format(b, a)) for a, b in rungs),
+        _check("ten steps ≈ twenty steps", "warn", _converged(gains), few),
+        _check("larger ε, larger objective", "fail", _larger(gains), "The objective rises with ε."),
+        _check("no gradients ≤ gradients", "fail", _without_gradients(gains), black),
     ]
 
 
-def _rung(gains: Mapping[float, Gains], weak: str, strong: str) -> Check:
-    name = f"{weak} ≤ {strong}"
+def _check(name: str, verdict: Verdict, found: Iterator[str], otherwise: str) -> Check:
+    """The first of the findings, or that there is none."""
+    text = next(found, None)
+    return Check(name, "pass", otherwise) if text is None else Check(name, verdict, text)
+
+
+def _rung(gains: Mapping[float, Gains], weak: str, strong: str) -> Iterator[str]:
     for epsilon, gain in gains.items():
         if _ahead(gain[weak], gain[strong]):
             share = (gain[weak] > gain[strong]).double().mean().item()
-            text = (
+            yield (
                 f"At ε = {epsilon:g} {weak} raises the objective by {gain[weak].mean():.3g}, {strong} by "
                 f"{gain[strong].mean():.3g} only ({share:.0%} of the decisions are the wrong way round)."
             )
-            return Check(name, "fail", text)
-    return Check(name, "pass", f"On the same decisions {strong} is at least as strong as {weak}.")
 
 
-def _converged(gains: Mapping[float, Gains]) -> Check:
-    name = "ten steps ≈ twenty steps"
+def _converged(gains: Mapping[float, Gains]) -> Iterator[str]:
     for epsilon, gain in gains.items():
         ten, twenty = gain["ten steps"].mean().item(), gain["twenty steps"].mean().item()
         if twenty - ten > _CONVERGED * abs(twenty):
-            text = (
+            yield (
                 f"At ε = {epsilon:g} twice the steps raise the objective from {ten:.3g} to {twenty:.3g}: ten "
                 "steps are too few for this policy; believe the longer attacks."
             )
-            return Check(name, "warn", text)
-    return Check(name, "pass", "Twice the steps change the objective by less than 10 %.")
 
 
-def _larger(gains: Mapping[float, Gains]) -> Check:
-    name = "larger ε, larger objective"
+def _larger(gains: Mapping[float, Gains]) -> Iterator[str]:
     for small, large in pairwise(sorted(gains)):
         less, more = gains[small]["twenty steps"], gains[large]["twenty steps"]
         if _ahead(less, more):
-            text = (
+            yield (
                 f"At ε = {large:g} the same attack gains less than at {small:g} ({more.mean():.3g} against "
                 f"{less.mean():.3g}): it gets lost on this policy."
             )
-            return Check(name, "fail", text)
-    return Check(name, "pass", "The objective rises with ε.")
 
 
-def _without_gradients(gains: Mapping[float, Gains]) -> Check:
-    name = "no gradients ≤ gradients"
+def _without_gradients(gains: Mapping[float, Gains]) -> Iterator[str]:
     for epsilon, gain in gains.items():
         best = torch.stack([gain[rung] for rung in _WHITE]).amax(0)
         for rung in gain.keys() - {*_WHITE, "noise"}:
             if _ahead(gain[rung], best):
                 share = (gain[rung] > best).double().mean().item()
-                text = (
+                yield (
                     f"Gradient masking: at ε = {epsilon:g} {rung} raises the objective by "
                     f"{gain[rung].mean():.3g} without the policy's gradients, every attack with them by "
                     f"{best.mean():.3g} at most (more in {share:.0%} of the decisions)."
                 )
-                return Check(name, "fail", text)
-    return Check(name, "pass", "No attack without gradients beats those with them on the same decisions.")
 
 
 def _ahead(weak: Tensor, strong: Tensor) -> bool:
@@ -132,9 +130,9 @@ def _above_zero(differences: np.ndarray, *, among: int = 1) -> bool:
 
 def return_checks(rows: ActionsResult, distributions: _Distributions) -> list[Check]:
     """Order of the returns; by the attacked agents' distributions attacks know what to maximise."""
-    by_size: dict[float, list[AttackOutcome]] = {}
+    by_size: dict[float, list[AttackOutcome]] = defaultdict(list)
     for row in rows.attacks:
-        by_size.setdefault(row.epsilon, []).append(row)
+        by_size[row.epsilon].append(row)
     sizes = list(by_size.values())
     name = f"returns ({rows.actions})"
     checks = []
@@ -210,10 +208,10 @@ def _twice(weak: AttackSpec, strong: AttackSpec) -> bool:
 
 def _monotone(name: str, rows: Iterable[AttackOutcome], distributions: _Distributions) -> Iterator[Check]:
     """The same attack with more room must not leave more."""
-    series: dict[AttackSpec, list[AttackOutcome]] = {}
+    series: dict[AttackSpec, list[AttackOutcome]] = defaultdict(list)
     for row in rows:
         if row.attack.access == "gradients":
-            series.setdefault(row.attack.at(1.0), []).append(row)
+            series[row.attack.at(1.0)].append(row)
     sizes = [sorted(found, key=lambda row: row.epsilon) for found in series.values()]
     if odd := _odd([pair for found in sizes for pair in pairwise(found)], distributions):
         verdict, (a, b), more = odd
@@ -288,13 +286,12 @@ def agent_checks(rows: ActionsResult) -> Iterator[Check]:
             for control in rows.adversarial_agents
             if not control.trained and control.agents == row.agents
         }
-        name = f"returns ({rows.actions}): {row.label}"
         weaker = {what: rival for what, rival in rivals.items() if lower(rival, row)}
         text = "It hurts as much as random and idle agents in its place."
         if weaker:
-            what = min(weaker, key=lambda rival: weaker[rival].mean)
+            what, rival = min(weaker.items(), key=lambda item: item[1].mean)
             text = (
                 f"Undertrained: it leaves the team a return of {written(row.mean)}, {what} leaves "
-                f"{written(weaker[what].mean)}. Train it longer before you take its row for robustness."
+                f"{written(rival.mean)}. Train it longer before you take its row for robustness."
             )
-        yield Check(name, "fail" if weaker else "pass", text)
+        yield Check(f"returns ({rows.actions}): {row.label}", "fail" if weaker else "pass", text)

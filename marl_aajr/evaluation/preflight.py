@@ -47,7 +47,7 @@ _PROBED = 256
 
 
 class DecisionSample(NamedTuple):
-    """Decisions of agents that share a policy: one of the agents, the policy, network inputs `[B, d]`.
+    """Decisions of agents that share a policy, as network inputs `[B, d]`; one of the agents is named.
 
     The policy has each row's legal actions and state.
     """
@@ -59,11 +59,7 @@ class DecisionSample(NamedTuple):
 
 @dataclass
 class ObservationSampler:
-    """Keeps a random part of the decisions that policies meet; a `StepCallback`.
-
-    Attributes:
-        generator: chooses the rows.
-    """
+    """Keeps a random part of the decisions that policies meet; a `StepCallback`."""
 
     generator: torch.Generator
     _kept: dict[str, list[tuple[VictimPolicy, Tensor]]] = field(default_factory=dict)
@@ -145,11 +141,9 @@ def climb(
 
 @dataclass(frozen=True)
 class Health:
-    """The findings about one policy.
+    """The findings about the policy of an agent, at a number of `rows` of decisions.
 
     Attributes:
-        agent: one of the agents that it plays for.
-        rows: decisions looked at.
         differentiable: whether torch can follow the policy to its inputs.
         spread: largest difference between the outputs of five calls at the same observations.
         zero_gradient: share of decisions where the attack's objective has no gradient.
@@ -284,14 +278,14 @@ def _saturation(health: Sequence[Health]) -> Check:
 
 
 def _inflation(health: Sequence[Health]) -> Iterator[Check]:
-    sigmas = {h.agent: h.sigma for h in health if h.sigma is not None}
-    if not sigmas:
+    noisy = [(h.sigma, h.agent) for h in health if h.sigma is not None]
+    if not noisy:
         return
-    agent = max(sigmas, key=sigmas.__getitem__)
-    text = f"Mean σ is at most {sigmas[agent]:.2g} of half the range."
-    if sigmas[agent] > 1:
+    sigma, agent = max(noisy, key=lambda found: found[0])
+    text = f"Mean σ is at most {sigma:.2g} of half the range."
+    if sigma > 1:
         text = (
-            f"The mean σ of {agent} is {sigmas[agent]:.2g}, more than half the range of its actions: its KL "
+            f"The mean σ of {agent} is {sigma:.2g}, more than half the range of its actions: its KL "
             "divergences look small because it is noisy, and sampled actions hide what an attack does."
         )
-    yield Check("σ inflation", "warn" if sigmas[agent] > 1 else "pass", text)
+    yield Check("σ inflation", "warn" if sigma > 1 else "pass", text)

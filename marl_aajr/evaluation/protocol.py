@@ -27,14 +27,11 @@ from pydantic import (
 from marl_aajr.attacks import Attack, attack_class, make_attack
 from marl_aajr.core.checks import one_of
 from marl_aajr.core.threat import Norm
-from marl_aajr.evaluation.budget import Budget, ReadBudget, as_budget, trials
+from marl_aajr.evaluation.budget import Budget, ReadBudget, as_budget
 from marl_aajr.evaluation.outcomes import Actions, Control, Units
 from marl_aajr.evaluation.replacements import Replacement
 from marl_aajr.training.fields import AgentNames, Count, Positive, Section, Whole, once, some, validated
 from marl_aajr.training.files import Key, load_yaml
-
-NUM_ENVS = 50
-"""Copies played side by side. Part of the protocol: see `Protocol`."""
 
 _FILE = "suites.yaml"
 _REQUIRED = ("summary", "episodes", "selection_episodes", "actions", "units", "epsilons", "attacks")
@@ -70,6 +67,11 @@ class AttackEntry(BaseModel):
             self.at(1.0)
         return self
 
+    @property
+    def name(self) -> str:
+        """The name of the attack."""
+        return self.attack if isinstance(self.attack, str) else self.attack.name
+
     def at(self, epsilon: float, *, norm: Norm = "linf") -> Attack:
         """The attack with a size; that of a name with a norm unless its settings have one."""
         if isinstance(self.attack, Attack):
@@ -93,9 +95,10 @@ def _attack_fields(value: Any) -> Any:
 def _different(entries: tuple[AttackEntry, ...]) -> tuple[AttackEntry, ...]:
     for place, entry in enumerate(entries):
         if entry in entries[:place]:
-            name = entry.attack if isinstance(entry.attack, str) else entry.attack.name
             size = "" if entry.epsilon is None else f" at {entry.epsilon:g}"
-            raise ValueError(f"expected each attack once, got {name}{size} twice; give it other settings")
+            raise ValueError(
+                f"expected each attack once, got {entry.name}{size} twice; give it other settings"
+            )
     return entries
 
 
@@ -105,21 +108,12 @@ ActionKinds = Annotated[tuple[Actions, ...], AfterValidator(some), AfterValidato
 
 
 class Suite(Section):
-    """A complete protocol; `suites.yaml` says what the fields of a file mean.
+    """A complete protocol; `suites.yaml` says what the fields mean, and `Protocol` what they can be.
 
     Attributes:
         name: its name; empty: it has none.
-        summary: one line about it.
-        episodes: reported episodes, for each row.
-        selection_episodes: others, on which the worst attack is chosen; 0: none is.
-        actions: greedy, sampled or both.
         units: units of ε; None: not said, which is no matter without an observation filter.
-        norm: norm of ε.
-        budget: budget of the adversary.
-        weakest_link: whether the worst attack of each size is tried on each agent alone.
         controls: other players in the place of each attacked agent, `random` or `idle`.
-        epsilons: sizes of all attacks.
-        attacks: the attacks.
     """
 
     name: str = ""
@@ -134,10 +128,6 @@ class Suite(Section):
     controls: Annotated[tuple[Control, ...], AfterValidator(once)] = ()
     epsilons: Sizes = ()
     attacks: Attacks = ()
-
-    def trials(self, agents: Sequence[str]) -> int:
-        """The number of subsets of these agents that each attack is tried on."""
-        return 1 if self.budget.worst is None else trials(agents, self.budget.worst)
 
     def calibrated(self, agents: Sequence[str]) -> bool:
         """Whether something rests on how the selection episodes go without an attack."""
@@ -200,7 +190,7 @@ class Protocol(Section):
     team: str | None = None
     agents: AgentNames | None = None
     replace: tuple[str | InstanceOf[Replacement], ...] = ()
-    num_envs: Count = NUM_ENVS
+    num_envs: Count = 50
     workers: Count | None = None
 
     @field_validator("suite", mode="before")
@@ -212,10 +202,9 @@ class Protocol(Section):
     def _epsilons_are_used(self) -> Protocol:
         unsized = [entry for entry in self.attacks if entry.epsilon is None]
         if self.suite is None and bool(unsized) != bool(self.epsilons):
-            got = [str(getattr(entry.attack, "name", entry.attack)) for entry in unsized]
             raise ValueError(
-                f"expected attacks and epsilons, or neither, got attacks {got} and epsilons "
-                f"{list(self.epsilons or ())}; name both"
+                f"expected attacks and epsilons, or neither, got attacks {[entry.name for entry in unsized]} "
+                f"and epsilons {list(self.epsilons or ())}; name both"
             )
         return self
 
@@ -236,12 +225,11 @@ class Protocol(Section):
 
     def _selection(self, base: Suite, settled: Suite) -> int:
         """The number of selection episodes: in the suite's proportion, else half where they are needed."""
-        needs = {
-            "the worst agents": settled.budget.worst is not None,
-            "when to attack": settled.budget.steps is not None,
-            "the weakest link": settled.weakest_link,
-        }
-        what = [name for name, needed in needs.items() if needed]
+        what = [
+            *(["the worst agents"] if settled.budget.worst is not None else []),
+            *(["when to attack"] if settled.budget.steps is not None else []),
+            *(["the weakest link"] if settled.weakest_link else []),
+        ]
         if self.selection_episodes is None:
             of_suite = ceil(base.selection_episodes * settled.episodes / base.episodes)
             return of_suite or (ceil(settled.episodes / 2) if what else 0)

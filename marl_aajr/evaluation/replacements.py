@@ -45,15 +45,13 @@ class ReplacementPolicy(ABC):
 
 @dataclass(frozen=True, kw_only=True)
 class Replacement:
-    """The agents that are replaced, and what plays them.
+    """The agents that are replaced, in the environment's order, and what plays them.
 
     `random`: uniform over the legal actions (of a Box: over its bounds), independent of everything.
     `idle`: action 0, or zeros, at every step. In the particle environments that is to do nothing; where 0
     is a choice like any other, it is an agent that is stuck on it.
 
     Attributes:
-        kind: what plays them.
-        agents: agents that it replaces, in the environment's order.
         victim: the trained policies of a traitor or an opponent; None for the controls.
         source: the run that they come from; empty for the controls.
         training: of that run; None for the controls.
@@ -69,12 +67,9 @@ class Replacement:
         object.__setattr__(self, "agents", agent_names(self.agents))
 
     def policy(self, num_envs: int, *, sampled: bool, generator: torch.Generator) -> ReplacementPolicy:
-        """The policy that acts for the agents.
+        """The policy that acts for the agents, in E copies; a trained one samples if the victim does.
 
-        Args:
-            num_envs: E.
-            sampled: whether trained policies sample their actions, as the victim's do in the same row.
-            generator: the random numbers; as many are drawn at each step whatever is seen.
+        As many random numbers are drawn at each step whatever is seen.
         """
         if self.victim is not None:
             return _Trained(self.agents, self.victim, num_envs, generator if sampled else None)
@@ -89,13 +84,10 @@ class Replacement:
 def resolve_replacements(
     requests: Sequence[str | Replacement], env: BatchedEnv, *, members: Sequence[str]
 ) -> tuple[Replacement, ...]:
-    """The replacements that were asked for.
+    """The replacements that were asked for, and controls for the agents of every trained one.
 
-    Args:
-        requests: `"random"`, `"idle"`: each of `members` in turn; `"random:agent_0,agent_1"`: these
-            together; or values. Controls for the agents of every trained one are added.
-        env: where they will play.
-        members: the agents under attack, all of one team.
+    A request is `"random"` or `"idle"`, for each of `members` in turn; `"random:agent_0,agent_1"`, for these
+    together; or a value. The members are the agents under attack, all of one team.
 
     Raises:
         ValueError: an unknown kind or agent, a replacement of the whole team, one given twice, or an action
@@ -104,14 +96,12 @@ def resolve_replacements(
     found: list[Replacement] = []
     for request in requests:
         found += [request] if isinstance(request, Replacement) else _parse(request, env, members)
-    asked = {(r.kind, r.agents) for r in found}
-    for trained in [r for r in found if r.victim is not None]:
-        for control in [Replacement(kind=kind, agents=trained.agents) for kind in CONTROLS]:
-            if (control.kind, control.agents) not in asked:
-                asked.add((control.kind, control.agents))
-                with suppress(ValueError):  # nobody asked for it
-                    _check_control(control, env)
-                    found.append(control)
+    trained = [r.agents for r in found if r.victim is not None]
+    for control in [Replacement(kind=kind, agents=agents) for agents in trained for kind in CONTROLS]:
+        if control not in found:
+            with suppress(ValueError):  # nobody asked for it
+                _check_control(control, env)
+                found.append(control)
     for replacement in found:
         _check(replacement, env, members)
     if len(set(found)) < len(found):
@@ -148,9 +138,10 @@ def mark_worst(
     for row in rows:
         if row.selection_return is not None:
             left[alike(row)].append(row.selection_return)
-    rivals = [left[alike(row)] for row in rows]
-    worst = [len(own) > 1 and row.selection_return == min(own) for row, own in zip(rows, rivals, strict=True)]
-    return tuple(row.model_copy(update={"worst": w}) for row, w in zip(rows, worst, strict=True))
+    return tuple(
+        row.model_copy(update={"worst": len(rivals) > 1 and row.selection_return == min(rivals)})
+        for row, rivals in ((row, left[alike(row)]) for row in rows)
+    )
 
 
 def _parse(request: str, env: BatchedEnv, members: Sequence[str]) -> list[Replacement]:
@@ -240,20 +231,16 @@ class _Random(ReplacementPolicy):
         each = zip(
             shares.view(env.num_envs, -1).unbind(1), mask.split(counts.view(-1).tolist(), 1), strict=True
         )
-        return torch.stack([_nth_legal(share, legal) for share, legal in each], 1).view(shares.shape)
-
-
-def _nth_legal(share: Tensor, legal: Tensor) -> Tensor:
-    """The legal action at a share `[E]` in [0, 1) of the row of those of `[E, n]` bool."""
-    rank = (share * legal.sum(1)).long()
-    return (legal.cumsum(1) > rank[:, None]).long().argmax(1)
+        # The legal action at a share of the row of those of `[E, n]` bool.
+        ranks = (((share * legal.sum(1)).long(), legal.cumsum(1)) for share, legal in each)
+        chosen = [(upto > rank[:, None]).long().argmax(1) for rank, upto in ranks]
+        return torch.stack(chosen, 1).view(shares.shape)
 
 
 class _Trained(ReplacementPolicy):
     """Trained policies: as many random numbers are drawn at each step whatever is seen.
 
-    Each agent decides in a batch of its own, so that its actions do not depend, to the last bit, on who else
-    is replaced.
+    Agents decide one by one: the last bit of an action must not depend on who else is replaced.
     """
 
     def __init__(

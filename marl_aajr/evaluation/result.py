@@ -13,6 +13,7 @@ A file in RUN/evaluations is `Evaluation.model_dump_json()`; `Evaluation.model_v
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from typing import Literal, Self, TypeVar
 
@@ -128,8 +129,8 @@ class WorstAttack(ResultModel):
             low=first.low,
             high=first.high,
             selection_return=left,
-            runner_up=second.attack if second else None,
-            lead=paired_difference(first.returns, second.returns) if second else None,
+            runner_up=None if second is None else second.attack,
+            lead=None if second is None else paired_difference(first.returns, second.returns),
         )
 
 
@@ -140,9 +141,9 @@ def worst_of_each_size(
     attacks: Iterable[_AttackT], *, size: Callable[[_AttackT], float], left: Callable[[_AttackT], float]
 ) -> dict[float, list[_AttackT]]:
     """The attacks by size; of each size the worst first, which leaves the least on the selection episodes."""
-    found: dict[float, list[_AttackT]] = {}
+    found: dict[float, list[_AttackT]] = defaultdict(list)
     for attack in sorted(attacks, key=left):
-        found.setdefault(size(attack), []).append(attack)
+        found[size(attack)].append(attack)
     return dict(sorted(found.items()))
 
 

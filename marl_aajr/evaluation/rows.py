@@ -23,10 +23,9 @@ import torch
 from torch import Tensor
 
 from marl_aajr.attacks import Attack
-from marl_aajr.core.seeds import Purpose, stream
+from marl_aajr.core.seeds import Purpose
 from marl_aajr.evaluation.admission import fitted
 from marl_aajr.evaluation.budget import candidates, rounds
-from marl_aajr.evaluation.episodes import AttackRun
 from marl_aajr.evaluation.evaluator import AttackTask, Evaluator
 from marl_aajr.evaluation.outcomes import Actions, AttackOutcome, AttackSpec
 from marl_aajr.evaluation.preflight import ObservationSampler
@@ -46,12 +45,9 @@ _LOGGER = logging.getLogger(__name__)
 
 @dataclass
 class _Case:
-    """One attack with one kind of actions, on its way to a row.
+    """One attack with one kind of actions, on its way to a row on the agents found so far.
 
-    Attributes:
-        agents: the attacked agents, as far as they have been found.
-        tried: the subsets of agents that were tried for it.
-        chosen_on: its returns on the selection episodes; empty where there are none.
+    `tried` are the subsets that were tried for it, `chosen_on` its returns on the selection episodes.
     """
 
     actions: Actions
@@ -72,13 +68,9 @@ def play_rows(
 ) -> tuple[ActionsResult, ...]:
     """Every row of every kind of actions, the worst attack of each size, and the subsets that were tried.
 
-    Args:
-        evaluator: plays in this process: the clean rows always, whose decisions are sampled, and those of
-            replaced agents, which are as cheap.
-        attacks: those that must be fitted are, once it is known how long the rest takes.
-        replacements: agents that do not play as the victim does.
-        observed: samples the decisions of clean episodes.
-        workers: the number of Ray workers that share the attacked rows; see `WorkerPool`.
+    The evaluator plays the clean rows in this process, whose decisions are sampled, and those of replaced
+    agents, which are as cheap; `workers` share the attacked ones. Attacks that must be fitted are, once it is
+    known how long the rest takes.
     """
     suite = evaluator.suite
 
@@ -87,7 +79,7 @@ def play_rows(
         observed(batches, episode)
 
     clean = {actions: evaluator.clean(actions, on_step=watch) for actions in suite.actions}
-    _foresee(evaluator, attacks)
+    _foresee(evaluator)
     attacks = fitted(evaluator, attacks)
     evaluator.time.begin()
     start = () if suite.budget.worst else tuple(evaluator.agents)
@@ -114,22 +106,17 @@ def play_rows(
     )
 
 
-def _foresee(evaluator: Evaluator, attacks: Sequence[Attack]) -> None:
+def _foresee(evaluator: Evaluator) -> None:
     """Estimate how long all rows will take, once the clean ones have been played."""
-
-    def call(attack: Attack, decisions: Sequence[DecisionBatch]) -> None:
-        run = AttackRun(
-            attack=attack,
-            victim=evaluator.victim,
-            agents=evaluator.agents,
-            units=evaluator.units,
-            generator=stream(evaluator.seed, Purpose.PROBE),
-        )
-        run.perturb(decisions, torch.ones(evaluator.env.num_envs).bool())
-
+    everywhere = torch.ones(evaluator.env.num_envs).bool()
     kinds = len(evaluator.suite.actions)
-    ready = [attack for attack in attacks if attack.ready and not attack.acts_jointly]
-    evaluator.time.learn(ready, evaluator.rows * kinds, played=kinds * evaluator.suite.episodes, call=call)
+    evaluator.time.learn(
+        evaluator.rows * kinds,
+        played=kinds * evaluator.suite.episodes,
+        call=lambda attack, decisions: evaluator.attack_run(
+            attack, evaluator.agents, purpose=Purpose.PROBE
+        ).perturb(decisions, everywhere),
+    )
 
 
 def _find_agents(pool: WorkerPool, evaluator: Evaluator, cases: Sequence[_Case]) -> None:
@@ -193,10 +180,8 @@ def _worst(cases: Sequence[_Case]) -> list[tuple[WorstAttack, Attack]]:
 class WorkerPool(ExitStack):
     """Plays attacked rows in this process or by Ray workers, which end with the context.
 
-    Args:
-        evaluator: the one that plays in this process.
-        workers: the number of workers. With 1 there are none; with None there is one a core, as soon as the
-            rows that are left are worth their start.
+    With 1 worker there are none; with None there is one a core, as soon as the rows that are left are worth
+    their start.
     """
 
     def __init__(self, evaluator: Evaluator, *, workers: int | None) -> None:

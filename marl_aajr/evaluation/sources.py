@@ -17,6 +17,7 @@ from marl_aajr.evaluation.protocol import AttackEntry, Protocol
 from marl_aajr.evaluation.replacements import Replacement
 from marl_aajr.evaluation.result import Check, Evaluation
 from marl_aajr.rollout.environments import EnvironmentSpec
+from marl_aajr.rollout.teams import sideless
 from marl_aajr.training.run_directory import RunDirectory
 from marl_aajr.training.run_record import evaluations_beside
 from marl_aajr.victims import Victim, fingerprint
@@ -29,9 +30,7 @@ _CHECKPOINT = "rllib_checkpoint.json"
 def find_victim(path: Path, env: EnvironmentSpec | None = None) -> Victim:
     """The victim of a finished run, of a folder that `Victim.save` wrote, or of an RLlib checkpoint.
 
-    Args:
-        path: a folder.
-        env: the environment; a checkpoint must be told, a saved victim may be, a run knows its own.
+    A checkpoint must be told its environment, a saved victim may be, a run knows its own.
 
     Raises:
         ValueError: something else there, an adversary, a run that is not finished, an environment too many or
@@ -58,7 +57,14 @@ def find_victim(path: Path, env: EnvironmentSpec | None = None) -> Victim:
     if env is not None:
         raise ValueError(f"expected no environment for the run {path}, which has its own, got {env.name}")
     _check_finished(run)
-    _check_team(run)
+    own = run.config().env
+    if own.name in (observation_game.GAME, agent_game.GAME):  # whose arguments name the victims
+        saved = Path(own.kwargs["victim"])
+        victims = saved.parent if RunDirectory(saved.parent).is_run else saved
+        raise ValueError(
+            f"expected a team, got {run.path}, an adversary of the team in {victims}; evaluate that team by "
+            f"it: marl-aajr evaluate {shlex.quote(str(victims))} --adversary {shlex.quote(str(run.path))}"
+        )
     return Victim.load(run.victim)
 
 
@@ -74,25 +80,18 @@ def file_name(evaluation: Evaluation) -> str:
     asked = evaluation.model_dump(mode="json", include=names)
     asked["actions"] = [result.actions for result in evaluation.results]
     asked["attacks"] = [row.attack.model_dump(mode="json") for row in evaluation.attacks]
-    asked["replaced"] = [
-        row.model_dump(mode="json", include={"kind", "agents", "source"})
-        for row in evaluation.adversarial_agents
-    ]
+    by = {"kind", "agents", "source"}
+    asked["replaced"] = [row.model_dump(mode="json", include=by) for row in evaluation.adversarial_agents]
     digest = hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()[:8]
     suite = f"{evaluation.suite}-" if evaluation.suite else ""
     return f"{suite}seed{evaluation.seed}-episodes{evaluation.episodes}-{digest}.json"
 
 
 def with_adversary(protocol: Protocol, path: Path, *, name: str, against: Victim, at: Path | str) -> Protocol:
-    """A protocol with a trained adversary added to its attacks or replacements.
+    """A protocol with a trained adversary added to its attacks or replacements, by a name.
 
-    Args:
-        protocol: what is played beside it.
-        path: the run of the adversary. An observation adversary attacks with the ε of its training.
-        name: what the run is called.
-        against: the team to evaluate. An observation adversary must have been trained against it; of traitors
-            and opponents that were not, the result says so.
-        at: where that team is.
+    An observation adversary attacks with the ε of its training, and must have been trained against the team
+    to evaluate, which is in `at`; of traitors and opponents that were not, the result says so.
 
     Raises:
         ValueError: not a finished run of an adversary, or one of another team.
@@ -117,12 +116,10 @@ def with_adversary(protocol: Protocol, path: Path, *, name: str, against: Victim
 def adversary_notes(path: Path, *, name: str, against: Victim, spec: EnvironmentSpec) -> Iterator[Check]:
     """A warning about an adversary that was trained in another environment, or against other victims."""
     threat = RunDirectory(path).config().env.kwargs
-    settings = [dict(kwargs) for kwargs in (threat.get("env_kwargs", {}), spec.kwargs)]
-    for kwargs in settings:
-        kwargs.pop("teams", None)  # says who plays with whom, and changes nothing
+    there, here = (sideless(kwargs) for kwargs in (threat.get("env_kwargs", {}), spec.kwargs))
     elsewhere = []
-    if threat["env"] != spec.name or settings[0] != settings[1]:
-        elsewhere.append(f"in {threat['env']} with {settings[0]}, not in {spec.name} with {settings[1]}")
+    if threat["env"] != spec.name or there != here:
+        elsewhere.append(f"in {threat['env']} with {there}, not in {spec.name} with {here}")
     if threat["digest"] != fingerprint(against):
         elsewhere.append("against other victims than these")
     if elsewhere:
@@ -149,19 +146,6 @@ def _replacement(run: RunDirectory, *, source: str, against: Victim) -> Replacem
             env_steps=config.env_steps,
             foreign=threat.digest != fingerprint(against),
         ),
-    )
-
-
-def _check_team(run: RunDirectory) -> None:
-    """Raise `ValueError` for the run of an adversary, where the victims are an argument of the game."""
-    env = run.config().env
-    if env.name not in (observation_game.GAME, agent_game.GAME):
-        return
-    saved = Path(env.kwargs["victim"])
-    victims = saved.parent if RunDirectory(saved.parent).is_run else saved
-    raise ValueError(
-        f"expected a team, got {run.path}, an adversary of the team in {victims}; evaluate that team by it: "
-        f"marl-aajr evaluate {shlex.quote(str(victims))} --adversary {shlex.quote(str(run.path))}"
     )
 
 

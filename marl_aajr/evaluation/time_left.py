@@ -2,7 +2,7 @@
 
     seconds of a row = rounds · (c + t · s)
 
-A round is an episode of every copy. The clean rows tell c, its seconds without attack, and t, its steps; one
+A round is an episode of every copy. The clean rows tell c, its seconds without attack, and t, its steps; a
 call of each attack on decisions that they met tells s, its seconds in a step. Adversaries that are yet to be
 trained count too: see `FittedAttack.seconds`.
 """
@@ -10,7 +10,7 @@ trained count too: see `FittedAttack.seconds`.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from math import ceil
 from statistics import fmean
 
@@ -23,25 +23,16 @@ from marl_aajr.victims.stepper import DecisionBatch
 _LONG = 1.0
 """Seconds that all rows must take, even if attacks took none, for attacks to be called beforehand."""
 
-_MEASURED = 2.0
-"""Seconds after which the pace is measured."""
-
 
 class TimeLeft:
-    """The expected seconds of all that follows the clean rows; a `StepCallback`, which watches those.
-
-    Args:
-        num_envs: E.
-    """
+    """The expected seconds of all that follows the clean rows; a `StepCallback`, which watches those."""
 
     def __init__(self, num_envs: int) -> None:
-        self._num_envs = num_envs
-        self._begun = time.monotonic()
-        self._steps = 0
+        self._num_envs, self._steps = num_envs, 0
         self._first: Sequence[DecisionBatch] = ()
         self._seconds: dict[Attack | None, float] = {}
-        self._left = self._worked = 0.0
-        self._pace = 1.0
+        self._left = 0.0
+        self.begin()
 
     def __call__(self, batches: Sequence[DecisionBatch], episode: Tensor) -> None:
         if not self._steps:
@@ -50,30 +41,28 @@ class TimeLeft:
 
     def learn(
         self,
-        attacks: Iterable[Attack],
         rows: Sequence[tuple[Attack | None, int]],
         *,
         played: int,
         call: Callable[[Attack, Sequence[DecisionBatch]], object],
     ) -> None:
-        """Learn the seconds of a round, when the clean rows are over, and expect all others.
+        """Learn the seconds of a round, when the clean rows, so many episodes, are over; expect all others.
 
-        Args:
-            attacks: those that can be called.
-            rows: attack and episodes of each.
-            played: episodes of the clean rows.
-            call: attacks decisions of one step.
+        A row is an attack and its episodes; `call` attacks the decisions of one step.
         """
         rounds = ceil(played / self._num_envs)
         clean = (time.monotonic() - self._begun) / rounds
         self._seconds = {None: clean}
         if sum(self.row(None, episodes) for _, episodes in rows) >= _LONG:
-            for attack in {attack.at(1.0): attack for attack in attacks}.values():
-                begun = time.monotonic()
-                with torch.random.fork_rng(devices=[]):  # a policy may draw, however long this takes
-                    call(attack, self._first)
-                self._seconds[attack.at(1.0)] = clean + self._steps / rounds * (time.monotonic() - begun)
-        self.expect(sum(self.row(attack, episodes) for attack, episodes in rows))
+            attacks = {attack.at(1.0): attack for attack, _ in rows if attack is not None}
+            for key, attack in attacks.items():
+                if attack.ready and not attack.acts_jointly:
+                    with torch.random.fork_rng(devices=[]):  # a policy may draw, however long this takes
+                        call(attack, self._first)  # the first call takes longer than all others
+                        begun = time.monotonic()
+                        call(attack, self._first)
+                    self._seconds[key] = clean + self._steps / rounds * (time.monotonic() - begun)
+        self._left = sum(self.row(attack, episodes) for attack, episodes in rows)
 
     def row(self, attack: Attack | None, episodes: int) -> float:
         """Expected seconds of a row; an attack that could not be called counts as the mean of the others."""
@@ -95,9 +84,8 @@ class TimeLeft:
         """Count what is done, and measure the pace."""
         self._left -= seconds
         self._worked += seconds
-        elapsed = time.monotonic() - self._begun
-        if self._worked > 0 and elapsed >= _MEASURED:
-            self._pace = elapsed / self._worked
+        if self._worked > 0:
+            self._pace = (time.monotonic() - self._begun) / self._worked
 
     def seconds(self, running: float = 0.0) -> float | None:
         """Seconds that are left, when expected seconds of what is running are done; None: not known yet."""

@@ -29,9 +29,6 @@ from marl_aajr.report.estimates import (
     size,
 )
 
-LEARNED = "learned"
-"""The access of an attack that was trained against the policy, as evaluations name it."""
-
 _Agents = tuple[str, ...]
 _Replaced = tuple[str, _Agents]
 """Kind of replacement, and who was replaced."""
@@ -48,28 +45,25 @@ def learned(comparison: Comparison) -> tuple[Block, ...]:
     )
 
 
-def undertrained(comparison: Comparison) -> tuple[str, ...]:
+def undertrained(comparison: Comparison) -> Iterator[str]:
     """The learned adversaries that are weaker than a myopic attack, and for how many runs, in words."""
-    runs = [run for row in comparison.rows for run in row.runs]
-    lines = []
+    runs = comparison.runs
     for condition, others in _against_myopic(comparison):
         if weak := sum(_behind(run, condition, others) for run in runs):
-            lines.append(
+            yield (
                 f"{condition.attack} at {size(condition.epsilon)} leaves more return than a myopic attack in "
                 f"{weak} of {len(runs)} runs: it is undertrained there, and no evidence of robustness"
             )
-    return tuple(lines)
 
 
 def _against_myopic(comparison: Comparison) -> Iterator[tuple[Condition, list[Condition]]]:
     """Each learned adversary, and the attacks of its size and limits that are not learned."""
-    attacked = comparison.rows[0].runs[0].attacked
-    found = {condition for condition in attacked if attacked[condition].attack.access == LEARNED}
-    for condition in comparison.conditions:
-        if condition in found:
-            same = (condition.epsilon, condition.limits)
-            rivals = [c for c in comparison.conditions if c not in found and (c.epsilon, c.limits) == same]
-            yield condition, rivals
+    attacked = comparison.runs[0].attacked
+    found = {condition for condition in attacked if attacked[condition].attack.access == "learned"}
+    myopic = [condition for condition in comparison.conditions if condition not in found]
+    for one in comparison.conditions:
+        if one in found:
+            yield one, [c for c in myopic if (c.epsilon, c.limits) == (one.epsilon, one.limits)]
 
 
 def _beside(comparison: Comparison, condition: Condition, others: Sequence[Condition]) -> Iterator[Line]:
@@ -94,9 +88,8 @@ def _strongest(run: RunResults, conditions: Sequence[Condition]) -> AttackOutcom
 
 def _behind(run: RunResults, condition: Condition, others: Sequence[Condition]) -> bool:
     """Whether the adversary leaves more than the strongest other, beyond doubt on the same episodes."""
-    if not others:
-        return False
-    return paired_difference(_strongest(run, others).returns, run.attacked[condition].returns).negative
+    attacked = run.attacked[condition].returns
+    return bool(others) and paired_difference(_strongest(run, others).returns, attacked).negative
 
 
 def replaced(comparison: Comparison) -> tuple[Block, ...]:
@@ -128,22 +121,18 @@ def replaced(comparison: Comparison) -> tuple[Block, ...]:
 
 
 def _worst_replacements(run: RunResults) -> dict[_Replaced, ReplacementOutcome]:
+    def left(outcome: ReplacementOutcome) -> float:
+        return outcome.mean if outcome.selection_return is None else outcome.selection_return
+
     found: dict[_Replaced, list[ReplacementOutcome]] = defaultdict(list)
     for rows, _ in run.played:
         for outcome in rows.adversarial_agents:
             found[outcome.kind, outcome.agents].append(outcome)
-    return {key: min(outcomes, key=_left) for key, outcomes in found.items()}
-
-
-def _left(outcome: ReplacementOutcome) -> float:
-    return outcome.mean if outcome.selection_return is None else outcome.selection_return
+    return {key: min(outcomes, key=left) for key, outcomes in found.items()}
 
 
 class _Place(NamedTuple):
-    """The searches that may be compared: equal in size of attack, number of agents, budget and episodes.
-
-    `limits` says among whom, and the budget; it is empty for a search among all at every step.
-    """
+    """The searches that may be compared; `limits` say among whom, if not among all, and the budget."""
 
     epsilon: float
     agents: int
@@ -159,7 +148,7 @@ class _Place(NamedTuple):
 class _Search:
     """One attack on subset after subset, at least two, in one evaluation.
 
-    `clean` is the return of the same episodes without an attack, None where they were not played.
+    `clean` is the return of the same episodes without an attack, if they were played.
     """
 
     attack: str
@@ -185,15 +174,11 @@ def weakest_links(comparison: Comparison) -> tuple[Block, ...]:
     The returns are those of the selection episodes, of each run under the attack that hurts it most there, of
     those that all runs faced; a method's is the mean over its runs. Empty where no subsets were tried.
     """
-    everybody = [run for row in comparison.rows for run in row.runs]
-    shared = set.intersection(*(set(keys_of(run.played).values()) for run in everybody))
+    shared = set.intersection(*(set(keys_of(run.played).values()) for run in comparison.runs))
     per_row = [[_worst_searches(run, shared) for run in row.runs] for row in comparison.rows]
     places = sorted({place for row in per_row for found in row for place in found})
-    blocks = []
-    for place in places:
-        searched = [[found[place] for found in runs if place in found] for runs in per_row]
-        blocks.append(Block(str(place), tuple(_lines(searched, comparison.decimals))))
-    return tuple(blocks)
+    searched = {p: [[found[p] for found in runs if p in found] for runs in per_row] for p in places}
+    return tuple(Block(str(p), tuple(_lines(of, comparison.decimals))) for p, of in searched.items())
 
 
 def _worst_searches(run: RunResults, shared: Collection[Key]) -> dict[_Place, _Search]:

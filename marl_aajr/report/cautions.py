@@ -12,6 +12,7 @@ from marl_aajr.report.adversaries import undertrained
 from marl_aajr.report.comparison import Comparison
 from marl_aajr.report.estimates import FEW, count, listing, number, some
 from marl_aajr.report.methods import EvaluatedRun, Method, differences
+from marl_aajr.rollout.teams import sideless
 
 FAILED = "EVALUATION FAILED"
 """The first words about a check that failed."""
@@ -22,15 +23,13 @@ VERDICTS: dict[Verdict, str] = {"fail": "failed", "warn": "to note", "pass": "pa
 
 @dataclass(frozen=True, kw_only=True)
 class Tuning:
-    """The search behind the settings of one method.
+    """The search behind the settings of one method; env steps are those of all trials together.
 
     Attributes:
         method: its label on the page, or `method.name`.
         environment: where it was tuned; empty: for all environments together.
         trials: how many settings were tried, those stopped early included.
-        env_steps: environment steps of all trials together.
         space: searched setting -> what it was drawn from, in words (`"log-uniform in [1e-4, 1e-1]"`).
-        chosen: searched setting -> the value that won.
         how: search, scheduler and score in a phrase (`"Optuna and ASHA, on clean and worst return"`).
     """
 
@@ -45,14 +44,7 @@ class Tuning:
 
 @dataclass(frozen=True, kw_only=True)
 class Incident:
-    """A restart or a failure of one run.
-
-    Attributes:
-        run: its name or folder.
-        what: in one sentence, such as the first line of the error.
-        times: how often.
-        log: where to read more; may be empty.
-    """
+    """A restart or a failure of one run: what happened in one sentence, how often, and where to read more."""
 
     run: str
     what: str
@@ -67,9 +59,7 @@ class Notes:
     Attributes:
         summary: what was asked, in a person's words; paragraphs are separated by empty lines.
         command: the shell command that repeats all of it; shown instead of one command per run.
-        tuning: the budget of each method.
         restarts: runs that went on after a fault; their numbers may differ from undisturbed ones.
-        failures: runs that are missing from the page because they failed.
         cut: what was planned and not done, one sentence each.
         caveats: why the same study would not give the same numbers (such as ASHA), one sentence each.
         seconds: wall time of the whole.
@@ -109,21 +99,19 @@ def _together(
     return [s if len(where) == every else f"{places[s]}: {s}" for s, where in said.items()]
 
 
-def cautions_of_study(notes: Notes) -> list[str]:
+def cautions_of_study(notes: Notes) -> Iterator[str]:
     """One sentence for each weakness that a study notes."""
-    found = []
     if notes.failures:
-        found.append(f"{_runs(notes.failures)} failed: missing here (see The study).")
+        yield f"{_runs(notes.failures)} failed: missing here (see The study)."
     if len({tuning.trials for tuning in notes.tuning}) > 1:
-        found.append("The methods were tuned with different numbers of trials (see The study).")
+        yield "The methods were tuned with different numbers of trials (see The study)."
     if notes.restarts:
-        found.append(f"{_runs(notes.restarts)} went on after a fault (see The study).")
-    return found
+        yield f"{_runs(notes.restarts)} went on after a fault (see The study)."
 
 
 def _runs(incidents: Sequence[Incident]) -> str:
     names = list(dict.fromkeys(incident.run for incident in incidents))
-    return listing(names) if len(names) <= FEW else f"{len(names)} runs"
+    return listing(names) if len(names) <= FEW else count(len(names), "run")
 
 
 def verdict_on_checks(comparisons: Sequence[Comparison]) -> str:
@@ -132,7 +120,7 @@ def verdict_on_checks(comparisons: Sequence[Comparison]) -> str:
     found = Counter(check.verdict for check in checks)
     if not found:
         return "These evaluations hold no checks of themselves: evaluate again to have them."
-    if not found["fail"] and not found["warn"]:
+    if set(found) == {"pass"}:
         return f"The evaluations passed all {count(found.total(), 'check')} of themselves."
     parts = [f"{found[verdict]} {word}" for verdict, word in VERDICTS.items() if found[verdict]]
     return f"Of {count(found.total(), 'check')} of the evaluations against themselves: {', '.join(parts)}."
@@ -181,10 +169,8 @@ def _budgets(methods: Sequence[Method]) -> Iterator[str]:
         if "env_steps" in method.config:
             budgets[int(method.config["env_steps"])].append(method.label)
     if len(budgets) > 1:
-        each = "; ".join(
-            f"{number(steps, decimals=0)}: {some(labels, of=len(methods), noun='methods')}"
-            for steps, labels in sorted(budgets.items())
-        )
+        whose = {steps: some(budgets[steps], of=len(methods), noun="methods") for steps in sorted(budgets)}
+        each = "; ".join(f"{number(steps, decimals=0)}: {labels}" for steps, labels in whose.items())
         yield (
             f"The methods were trained for different numbers of environment steps ({each}): "
             "the comparison is not like for like."
@@ -192,7 +178,7 @@ def _budgets(methods: Sequence[Method]) -> Iterator[str]:
 
 
 def _other_differences(methods: Sequence[Method]) -> Iterator[str]:
-    ours = [method for method in methods if method.runs[0].trained_here]
+    ours = [method.config for method in methods if method.runs[0].trained_here]
     keys = [key for key in differences(ours) if not key.startswith("method.") and key != "env_steps"]
     if keys:
         yield (
@@ -241,13 +227,13 @@ def _baseline(methods: Sequence[Method]) -> Iterator[str]:
 def _environment(comparison: Comparison, runs: Sequence[EvaluatedRun]) -> Iterator[str]:
     odd = []
     for run in runs:
-        trained = run.config["env"]["name"], run.config["env"].get("kwargs") or {}
-        if all((e.env.name, e.env.kwargs) != trained for e in run.evaluations.values()):
+        trained = run.config["env"]["name"], sideless(run.config["env"].get("kwargs") or {})
+        if all((e.env.name, sideless(e.env.kwargs)) != trained for e in run.evaluations.values()):
             odd.append(f"{run.path} ({trained[0]})")
     if odd:
         yield (
             "Trained on another environment than the one evaluated on "
-            f"({comparison.protocol.environment}): {listing(odd)}."
+            f"({comparison.task.environment}): {listing(odd)}."
         )
 
 

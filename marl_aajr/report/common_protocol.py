@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from marl_aajr.evaluation.outcomes import AttackOutcome, Outcome
 from marl_aajr.evaluation.result import Evaluation, worst_of_each_size
@@ -29,56 +29,41 @@ from marl_aajr.report.methods import EvaluatedRun
 class CommonProtocol:
     """The settings that two evaluations must share before their returns may be compared."""
 
-    environment: str
+    task: Task
     episodes: int
     seed: int
     actions: str
     level: float
-    units: str = ""
-    num_envs: int = 0
-    team: str = ""
-    norm: str = ""
+    units: str
+    num_envs: int
+    norm: str
 
     @classmethod
     def of(cls, evaluation: Evaluation) -> CommonProtocol:
         """The protocol that an evaluation followed."""
-        task = Task.of(evaluation)
-        return cls(
-            environment=task.environment,
-            episodes=evaluation.episodes,
-            seed=evaluation.seed,
-            actions=evaluation.actions,
-            level=evaluation.level,
-            units=evaluation.units,
-            num_envs=evaluation.num_envs,
-            team=task.team,
-            norm="" if evaluation.norm == "linf" else evaluation.norm,
-        )
+        same = ("episodes", "seed", "actions", "level", "units", "num_envs", "norm")
+        return cls(Task.of(evaluation), **{name: getattr(evaluation, name) for name in same})
 
     def __str__(self) -> str:
         parts = (
-            self.environment,
-            self.team and f"return of {self.team}",
+            self.task.environment,
+            self.task.team and f"return of {self.task.team}",
             f"{self.episodes} episodes, seed {self.seed}, {self.actions} actions",
             f"{100 * self.level:g} % intervals",
-            self.units and f"ε in {self.units} units",
-            self.norm and f"ε in the {self.norm.upper()} norm",
+            f"ε in {self.units} units",
+            f"ε in the {self.norm.upper()} norm" if self.norm != "linf" else "",
         )
         return ", ".join(filter(None, parts))
 
 
 @dataclass(frozen=True)
 class RunResults:
-    """The evaluations of one run under the common protocol.
+    """The evaluations of one run under the common protocol: `played` is all that was read for it.
 
     Attributes:
-        run: the run.
-        clean: without an attack.
-        attacked: under each attack and size.
         chosen: ε -> the worst attack, chosen on episodes that are not reported; without the sizes of which
             the evaluation chose none, or one that not all runs faced.
         others: the results of the same run with actions taken in other ways than the protocol's, by kind.
-        played: all that was read for it.
     """
 
     run: EvaluatedRun
@@ -102,13 +87,9 @@ class RunResults:
 
 @dataclass(frozen=True)
 class Evidence:
-    """Everything that all runs share.
+    """Everything that all runs share: protocol and conditions, by attack, then size; a result of each run.
 
-    Attributes:
-        protocol: followed by all results.
-        conditions: attacks and sizes that every run faced; by attack, then size.
-        results: one per run, in the order of the records.
-        left_out: what some runs have and others lack, and other protocols.
+    `left_out` is what some runs have and others lack, and other protocols.
     """
 
     protocol: CommonProtocol
@@ -118,10 +99,10 @@ class Evidence:
 
 
 def gather(records: Sequence[EvaluatedRun]) -> Evidence:
-    """Line up the evaluations of all runs.
+    """Line up the evaluations of all runs, the files of one run read together.
 
-    Several evaluation files of one run are read together. Where the runs share several
-    protocols, the one with the most episodes is taken, of those with attacks if there are any.
+    Where the runs share several protocols, the one with the most episodes is taken, of those with attacks if
+    there are any.
 
     Raises:
         ValueError: no protocol or no attack is common to all runs, or two files of one run
@@ -130,9 +111,9 @@ def gather(records: Sequence[EvaluatedRun]) -> Evidence:
     per_run = [_by_protocol(record) for record in records]
     protocol = _common_protocol(records, per_run)
     played = [[(e.results[0], e) for e in found[protocol]] for found in per_run]
-    merged = [_merge(record, rows) for record, rows in zip(records, played, strict=True)]
-    faced = {str(record.path): own for record, (_, own) in zip(records, merged, strict=True)}
-    common = [key for key in merged[0][1] if all(key in attacked for attacked in faced.values())]
+    faced = {str(record.path): _merge(record, rows)[1] for record, rows in zip(records, played, strict=True)}
+    first, *rest = faced.values()
+    common = [key for key in first if all(key in attacked for attacked in rest)]
     if not common:
         each = (f"{run}: {', '.join(map(str, attacked)) or 'no attack'}" for run, attacked in faced.items())
         raise ValueError(
@@ -141,15 +122,8 @@ def gather(records: Sequence[EvaluatedRun]) -> Evidence:
         )
     conditions = label_all(common)
     results = tuple(
-        RunResults(
-            record,
-            clean,
-            {conditions[key]: attacked[key] for key in common},
-            _chosen(rows, conditions),
-            _others(record, [evaluation for _, evaluation in rows], conditions),
-            tuple(rows),
-        )
-        for record, rows, (clean, attacked) in zip(records, played, merged, strict=True)
+        replace(_results(record, rows, conditions), others=_others(record, rows, conditions))
+        for record, rows in zip(records, played, strict=True)
     )
     left_out = (*_elsewhere(records, per_run, protocol), *missing_somewhere(faced))
     return Evidence(protocol, _ordered(conditions.values()), results, left_out)
@@ -176,9 +150,9 @@ def _ordered(conditions: Iterable[Condition]) -> tuple[Condition, ...]:
 
 
 def _by_protocol(record: EvaluatedRun) -> dict[CommonProtocol, list[Evaluation]]:
-    found: dict[CommonProtocol, list[Evaluation]] = {}
+    found = defaultdict(list)
     for evaluation in record.evaluations.values():
-        found.setdefault(CommonProtocol.of(evaluation), []).append(evaluation)
+        found[CommonProtocol.of(evaluation)].append(evaluation)
     return found
 
 
@@ -187,7 +161,16 @@ def _common_protocol(
 ) -> CommonProtocol:
     common = [key for key in per_run[0] if all(key in found for found in per_run)]
     if not common:
-        raise ValueError(_nothing_common(records, per_run))
+        whose: dict[str, list[str]] = defaultdict(list)
+        for record, found in zip(records, per_run, strict=True):
+            whose[" / ".join(map(str, sorted(found)))].append(str(record.path))
+        each = "; ".join(f"{some(runs, of=len(records), noun='runs')}: {how}" for how, runs in whose.items())
+        cure = "run `marl-aajr evaluate` on each with the same --episodes and --seed"
+        if len({protocol.task for found in per_run for protocol in found}) > 1:
+            cure = "compare each environment and side by itself (compare_each does)"
+        raise ValueError(
+            f"expected runs evaluated on the same environment, episodes and seed, got {each}; {cure}"
+        )
 
     def worth(protocol: CommonProtocol) -> tuple[bool, int, CommonProtocol]:
         return share_attacks([found[protocol] for found in per_run]), protocol.episodes, protocol
@@ -195,33 +178,27 @@ def _common_protocol(
     return max(common, key=worth)
 
 
-def _nothing_common(records: Sequence[EvaluatedRun], per_run: Sequence[Iterable[CommonProtocol]]) -> str:
-    whose: dict[str, list[str]] = defaultdict(list)
-    for record, found in zip(records, per_run, strict=True):
-        whose[" / ".join(map(str, sorted(found)))].append(str(record.path))
-    places = {Task(protocol.environment, protocol.team) for found in per_run for protocol in found}
-    cure = "run `marl-aajr evaluate` on each with the same --episodes and --seed"
-    if len(places) > 1:
-        cure = "compare each environment and side by itself (compare_each does)"
-    each = "; ".join(f"{some(paths, of=len(records), noun='runs')}: {how}" for how, paths in whose.items())
-    return f"expected runs evaluated on the same environment, episodes and seed, got {each}; {cure}"
-
-
 def _others(
-    record: EvaluatedRun, evaluations: Sequence[Evaluation], conditions: Mapping[Key, Condition]
+    record: EvaluatedRun, shown: Sequence[Played], conditions: Mapping[Key, Condition]
 ) -> dict[str, RunResults]:
     """The kinds of actions that were played under every condition of the comparison."""
     kinds: dict[str, list[Played]] = defaultdict(list)
-    for rows, evaluation in ((rows, e) for e in evaluations for rows in e.results[1:]):
-        kinds[rows.actions].append((rows, evaluation))
-    found = {}
-    for kind, played in kinds.items():
-        clean, attacked = _merge(record, played)
-        if attacked.keys() >= conditions.keys():
-            shared = {condition: attacked[key] for key, condition in conditions.items()}
-            choice = _chosen(played, conditions)
-            found[kind] = RunResults(record, clean, shared, choice, played=tuple(played))
-    return found
+    for _, evaluation in shown:
+        for rows in evaluation.results[1:]:
+            kinds[rows.actions].append((rows, evaluation))
+    return {
+        kind: _results(record, played, conditions)
+        for kind, played in kinds.items()
+        if _merge(record, played)[1].keys() >= conditions.keys()
+    }
+
+
+def _results(
+    record: EvaluatedRun, played: Sequence[Played], conditions: Mapping[Key, Condition]
+) -> RunResults:
+    clean, attacked = _merge(record, played)
+    shared = {condition: attacked[key] for key, condition in conditions.items()}
+    return RunResults(record, clean, shared, _chosen(played, conditions), played=tuple(played))
 
 
 def _merge(record: EvaluatedRun, played: Sequence[Played]) -> tuple[Outcome, dict[Key, AttackOutcome]]:

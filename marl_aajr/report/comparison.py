@@ -26,14 +26,11 @@ class MethodRow:
     """One method of a comparison.
 
     Attributes:
-        method: the method and its runs.
         clean: return without an attack.
-        robust: return under each attack and size.
         worst_attack: ε -> the attack of that size that is the worst for most of its runs.
         worst_return: ε -> return under the worst attack of that size: of each run under its own, then over
             runs.
         area: mean over ε from 0 to the largest of the return under the worst attack, by trapezoids.
-        runs: the evaluations that the row is made of, by seed.
         others: the same method's row for other kinds of actions, of those that every run has, by kind.
         price: clean return of the plain method − clean return of this one; None for the plain
             method itself and where there is no plain one.
@@ -92,14 +89,7 @@ class MethodRow:
 
 @dataclass(frozen=True)
 class Comparison:
-    """Methods that were evaluated in the same way.
-
-    Attributes:
-        rows: the plain method first.
-        protocol: environment, episodes, seed, actions and level of all evaluations.
-        conditions: attacks and sizes that all runs faced.
-        left_out: what only some runs were evaluated on.
-    """
+    """Methods that were evaluated in the same way, the plain one first; for the rest see `Evidence`."""
 
     rows: tuple[MethodRow, ...]
     protocol: CommonProtocol
@@ -109,7 +99,12 @@ class Comparison:
     @property
     def task(self) -> Task:
         """The environment, and the side whose return is compared."""
-        return Task(self.protocol.environment, self.protocol.team)
+        return self.protocol.task
+
+    @property
+    def runs(self) -> list[RunResults]:
+        """The results of all runs."""
+        return [run for row in self.rows for run in row.runs]
 
     @cached_property
     def decimals(self) -> int:
@@ -130,25 +125,19 @@ class Comparison:
     def checks(self) -> dict[str, tuple[Check, ...]]:
         """Path of each run -> the checks of its shown evaluations."""
         return {
-            str(run.run.path): tuple(
-                check
-                for evaluation in run.run.evaluations.values()
-                if CommonProtocol.of(evaluation) == self.protocol
-                for check in evaluation.checks
-            )
-            for row in self.rows
-            for run in row.runs
+            str(run.run.path): tuple(check for _, evaluation in run.played for check in evaluation.checks)
+            for run in self.runs
         }
 
     @property
     def chosen_elsewhere(self) -> bool:
         """Whether every worst attack was chosen on other episodes than it is reported on."""
-        return all(set(self.epsilons) <= set(run.chosen) for row in self.rows for run in row.runs)
+        return all(set(self.epsilons) <= set(run.chosen) for run in self.runs)
 
     @property
     def chosen_here(self) -> bool:
         """Whether no worst attack was chosen on other episodes."""
-        return not any(run.chosen for row in self.rows for run in row.runs)
+        return not any(run.chosen for run in self.runs)
 
     @property
     def plain(self) -> MethodRow | None:
@@ -157,13 +146,12 @@ class Comparison:
         return plain[0] if len(plain) == 1 else None
 
     def to_json(self) -> dict[str, Any]:
-        """Plain values: the protocol, the methods, and the difference of each pair of them.
-
-        Of each pair the intervals that tell them apart.
-        """
-        kept = ("environment", "team", "episodes", "seed", "units", "level")
+        """Plain values: the protocol, the methods, and the intervals that tell each pair of them apart."""
+        kept = ("episodes", "seed", "units", "level")
         checks = [check for found in self.checks.values() for check in found]
         return {
+            "environment": self.task.environment,
+            "team": self.task.team,
             **{name: getattr(self.protocol, name) for name in kept},
             "failed_checks": sum(check.verdict == "fail" for check in checks),
             "methods": [
@@ -188,14 +176,11 @@ class Comparison:
 
 
 def compare(runs: Sequence[EvaluatedRun | Path | str]) -> Comparison:
-    """Compare the methods that the runs belong to.
+    """Compare the methods that the runs, finished and evaluated, belong to.
 
     With at least two runs of a method its intervals are over runs (training seeds), by
     Student's t. With one run they are over episodes, as its evaluation recorded them, and say
     nothing about another seed.
-
-    Args:
-        runs: finished, evaluated runs or their folders, in any order.
 
     Raises:
         ValueError: no runs, one seed of a method given twice, or runs evaluated on different
@@ -209,7 +194,7 @@ def compare(runs: Sequence[EvaluatedRun | Path | str]) -> Comparison:
     remaining = iter(evidence.results)
     rows = []
     for method in methods:
-        results = tuple(next(remaining) for _ in method.runs)
+        results = [next(remaining) for _ in method.runs]
         others = {kind: _row(method, [run.others[kind] for run in results], evidence) for kind in kinds}
         rows.append(replace(_row(method, results, evidence), others=others))
     comparison = Comparison(tuple(rows), evidence.protocol, evidence.conditions, evidence.left_out)
@@ -267,8 +252,7 @@ def _area(runs: Sequence[RunResults], epsilons: Sequence[float], *, level: float
         areas = [area_under_curve(sizes, [outcome.mean for outcome in curve]) for curve in curves]
         return Estimate.over("runs", areas, level=level)
     episodes = zip(*(outcome.returns for outcome in curves[0]), strict=True)
-    areas = [area_under_curve(sizes, returns) for returns in episodes]
-    return Estimate.over("episodes", areas, level=level)
+    return Estimate.over("episodes", [area_under_curve(sizes, of) for of in episodes], level=level)
 
 
 def area_under_curve(epsilons: Sequence[float], returns: Sequence[float]) -> float:

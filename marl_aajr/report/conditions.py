@@ -21,11 +21,9 @@ from marl_aajr.report.methods import EvaluatedRun
 
 @dataclass(frozen=True, order=True)
 class Task:
-    """An environment, and the side whose return is compared: there, returns have a meaning in common.
+    """An environment with its arguments as JSON, and the side whose return is compared, if there are several.
 
-    Attributes:
-        environment: its name, and its arguments as JSON where there are any.
-        team: the side; empty where there is only one.
+    Within a task returns have a meaning in common.
     """
 
     environment: str
@@ -100,22 +98,15 @@ class Key(NamedTuple):
 
 @dataclass(frozen=True)
 class Condition:
-    """One attack at one size.
+    """One attack at one size, its spec without its source.
 
-    Attributes:
-        attack: label of the attack on the page; attacks of one name are told apart by settings.
-        spec: the attack, size included, without its source.
-        limits: the limits of the attacker, in words (`"agent_0 only"`); empty: there are none.
+    `attack` is its label on the page, by which attacks of one name are told apart; `limits` are those of the
+    attacker in words (`"agent_0 only"`), empty where there are none.
     """
 
     attack: str
     spec: AttackSpec
     limits: str = ""
-
-    @property
-    def name(self) -> str:
-        """The attack's name, as the command line takes it."""
-        return self.spec.name
 
     @property
     def epsilon(self) -> float:
@@ -224,7 +215,7 @@ def missing_somewhere(faced: Mapping[str, Collection[Key]]) -> tuple[Omission, .
 
 
 def _named(key: Key, keys: Iterable[Key]) -> str:
-    """The attack's name; its settings are too long to read, so that they differ must do."""
+    """The attack's name; that its settings differ must do, they are too long to read."""
     variants = {other.attack.at(1.0) for other in keys if other.attack.name == key.attack.name}
     name = key.attack.name if key.turn == 1 else f"{key.attack.name} ({key.turn})"
     return f"{name} with settings of its own" if len(variants) > 1 else name

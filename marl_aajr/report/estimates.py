@@ -32,12 +32,9 @@ _RowT = TypeVar("_RowT")
 
 @dataclass(frozen=True)
 class Estimate:
-    """A mean, and the interval that it is known to.
+    """A mean in units of return, and the interval that it is known to, where one can be given.
 
     Attributes:
-        mean: the mean, in units of return.
-        low: lower end of the interval; None where none can be given.
-        high: upper end; None together with `low`.
         values: one for each run or episode that the mean is over; empty for other statistics.
         unit: what the interval generalises to.
         level: coverage of the interval.
@@ -140,14 +137,10 @@ def size(epsilon: float) -> str:
 
 @dataclass(frozen=True)
 class Cell:
-    """One value of a table, as text.
+    """One value of a table, as text: the number, a smaller line `under` it and a `note` below.
 
-    Attributes:
-        main: the number.
-        under: a smaller second line.
-        note: a smaller third line.
-        mark: `best`, `tied` (not distinguishable from the best), `worst` or nothing.
-        shade: 0 (lowest return) to `SHADES` − 1 (highest) in a heat map; None: not shaded.
+    The mark is `best`, `tied` (not distinguishable from the best), `worst` or empty; the shade in a heat map
+    goes from 0 (lowest return) to `SHADES` − 1.
     """
 
     main: str

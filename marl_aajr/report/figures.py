@@ -6,9 +6,9 @@ a wide figure would shrink until nobody could read it. Each has a description fo
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import NamedTuple
 
 import numpy as np
@@ -18,7 +18,6 @@ from matplotlib.ticker import MaxNLocator
 from numpy.typing import ArrayLike
 
 from marl_aajr.core.checks import decimals_of
-from marl_aajr.report.common_protocol import RunResults
 from marl_aajr.report.comparison import Comparison, MethodRow
 from marl_aajr.report.conditions import Condition, unlimited
 from marl_aajr.report.estimates import Estimate, Sheet, listing, number, size
@@ -36,7 +35,7 @@ class _Series(NamedTuple):
 
 def worst_case(comparison: Comparison, looks: Sequence[Look], *, key: str) -> Panel:
     """The picture of the whole comparison: return under the worst attack of each size."""
-    series = [_series(row, row.worst_return, RunResults.worst) for row in comparison.rows]
+    series = [_series(row) for row in comparison.rows]
     drawing = _against_epsilon(series, looks, limits=_return_limits(comparison.rows), key=key)
     alt = f"Return under the worst attack against ε. {_spelled(comparison, series)}."
     return Panel("Return under the worst attack", drawing, alt)
@@ -45,35 +44,28 @@ def worst_case(comparison: Comparison, looks: Sequence[Look], *, key: str) -> Pa
 def robustness(comparison: Comparison, looks: Sequence[Look], *, key: str) -> tuple[Panel, ...]:
     """One panel per attack on everybody at every step: return against ε, all on the same return axis."""
     limits = _return_limits(comparison.rows)
-    by_attack: dict[str, dict[float, Condition]] = {}
+    by_attack: dict[str, dict[float, Condition]] = defaultdict(dict)
     for condition in unlimited(comparison.conditions):
-        by_attack.setdefault(condition.attack, {})[condition.epsilon] = condition
+        by_attack[condition.attack][condition.epsilon] = condition
     panels = []
     for i, (attack, at) in enumerate(by_attack.items()):
-        series = [
-            _series(row, {e: row.robust[c] for e, c in at.items()}, partial(_fixed, at))
-            for row in comparison.rows
-        ]
+        series = [_series(row, at) for row in comparison.rows]
         drawing = _against_epsilon(series, looks, limits=limits, key=f"{key}{i}")
         alt = f"Return against ε under {attack}. {_spelled(comparison, series)}."
         panels.append(Panel(attack, drawing, alt))
     return tuple(panels)
 
 
-def _fixed(at: Mapping[float, Condition], _: RunResults, epsilon: float) -> Condition:
-    """The same attack for every run."""
-    return at[epsilon]
-
-
-def _series(
-    row: MethodRow, estimates: Mapping[float, Estimate], condition: Callable[[RunResults, float], Condition]
-) -> _Series:
+def _series(row: MethodRow, at: Mapping[float, Condition] | None = None) -> _Series:
+    """Under the same attack of each size for all runs; None: for each run under its worst."""
+    estimates = row.worst_return if at is None else {e: row.robust[c] for e, c in at.items()}
+    runs = (
+        (run.clean, *(run.attacked[at[e]] if at else run.strongest(e) for e in estimates)) for run in row.runs
+    )
     return _Series(
         (0.0, *estimates),
         (row.clean, *estimates.values()),
-        tuple(
-            (run.clean.mean, *(run.attacked[condition(run, e)].mean for e in estimates)) for run in row.runs
-        ),
+        tuple(tuple(outcome.mean for outcome in outcomes) for outcomes in runs),
     )
 
 
@@ -133,14 +125,10 @@ def _spelled(comparison: Comparison, series: Sequence[_Series]) -> str:
 
 @dataclass(frozen=True)
 class Tradeoff:
-    """Clean against robust return of the methods, at one size of attack.
+    """Clean against robust return at one ε: the `front` of the methods that no other beats in both.
 
-    Attributes:
-        epsilon: the size.
-        front: labels of the methods that no other beats in both, by clean return.
-        reference: (clean, robust) from which the hypervolumes are measured.
-        volumes: per method name, over its settings, the area that its points dominate, in return².
-        whole: that of all methods together.
+    The volumes are areas in return² above a `reference` point (clean, robust): that which the settings of
+    each method name dominate, and that of the `whole` of all methods.
     """
 
     epsilon: float
@@ -151,10 +139,9 @@ class Tradeoff:
 
 
 def tradeoff(comparison: Comparison, epsilon: float, reference: Reference | None) -> Tradeoff:
-    """Pareto front and hypervolumes at one ε.
+    """Pareto front and hypervolumes at one ε; without a reference to compare on this page only.
 
-    Without a reference the volumes are measured from the lowest return of any run, clean and robust: fit to
-    compare on this page only.
+    Then the volumes are measured from the lowest return of any run, clean and robust.
     """
     rows = comparison.rows
     points = [_point(row, epsilon) for row in rows]
@@ -163,9 +150,9 @@ def tradeoff(comparison: Comparison, epsilon: float, reference: Reference | None
     else:
         clean = robust = reference.floor
     corner = clean, robust
-    by_name: dict[str, list[tuple[float, float]]] = {}
+    by_name = defaultdict(list)
     for row, point in zip(rows, points, strict=True):
-        by_name.setdefault(row.method.name, []).append(point)
+        by_name[row.method.name].append(point)
     return Tradeoff(
         epsilon,
         tuple(rows[i].method.label for i in pareto_front(points)),
@@ -182,10 +169,8 @@ def _point(row: MethodRow, epsilon: float) -> tuple[float, float]:
 def pareto_front(points: ArrayLike) -> list[int]:
     """Indices of the points that no other beats, by their first coordinate; both are to be large.
 
-    A point is beaten where another is at least as good in both and better in one. Equal points stay.
-
-    Args:
-        points: (clean return, robust return) of each method, `[n, 2]`.
+    A point (clean return, robust return) of `[n, 2]` is beaten where another is at least as good in both and
+    better in one. Equal points stay.
     """
     p = np.asarray(points, np.float64).reshape(-1, 2)
     no_worse = (p[:, None, :] >= p[None, :, :]).all(-1)
@@ -195,12 +180,10 @@ def pareto_front(points: ArrayLike) -> list[int]:
 
 
 def hypervolume(points: ArrayLike, *, reference: tuple[float, float]) -> float:
-    """Area that the points dominate above a reference point fixed beforehand, in return².
+    """Area that the points `[n, 2]` dominate above a reference point fixed beforehand, in return².
 
-    Args:
-        points: (clean return, robust return) of each method, `[n, 2]`.
-        reference: (clean, robust) that every method should reach, such as a random policy's; points below it
-            in either coordinate count for nothing.
+    The reference (clean, robust) is what every method should reach, such as a random policy's returns; points
+    below it in either coordinate count for nothing.
     """
     p = np.asarray(points, np.float64).reshape(-1, 2) - np.asarray(reference, np.float64)
     p = p[(p > 0).all(-1)]
@@ -218,14 +201,12 @@ def clean_against_robust(
     """One panel per size: clean return across, return under the worst attack up."""
     panels = []
     for i, one in enumerate(found):
-        shown = [
-            [number(x, decimals=comparison.decimals) for x in _point(row, one.epsilon)]
-            for row in comparison.rows
-        ]
-        where = "; ".join(
-            f"{row.method.label} {clean} clean, {robust} under attack"
-            for row, (clean, robust) in zip(comparison.rows, shown, strict=True)
+        points = ((row, _point(row, one.epsilon)) for row in comparison.rows)
+        shown = (
+            (row.method.label, *(number(x, decimals=comparison.decimals) for x in point))
+            for row, point in points
         )
+        where = "; ".join(f"{label} {clean} clean, {robust} under attack" for label, clean, robust in shown)
         at, front = size(one.epsilon), listing(one.front)
         alt = f"Clean against robust return at {at}. {where}. Not beaten: {front}."
         drawing = _pareto(comparison.rows, looks, one, key=f"{key}{i}")

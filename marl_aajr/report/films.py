@@ -1,4 +1,4 @@
-"""Films: one episode without and one with an adversary, side by side, as an animated GIF.
+"""Films: one episode without and one under attack, side by side, as an animated GIF.
 
 Both panels start from the same state: episode 0 of the evaluation with the same seed. A picture shows the
 state that the agents decide in, the lines above it what they have earned until then.
@@ -7,7 +7,7 @@ state that the agents decide in, the lines above it what they have earned until 
 from __future__ import annotations
 
 import io
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import closing
 from dataclasses import replace
 from math import ceil
@@ -23,10 +23,9 @@ from marl_aajr.core.checks import decimals_of, written
 from marl_aajr.core.seeds import Purpose, stream
 from marl_aajr.evaluation.episodes import AttackRun, play
 from marl_aajr.evaluation.outcomes import Units
-from marl_aajr.evaluation.replacements import Replacement, resolve_replacements
 from marl_aajr.report.comparison import Comparison, MethodRow
 from marl_aajr.report.conditions import Task
-from marl_aajr.rollout.batched_env import BatchedEnv, BatchedEnvWrapper, BatchedStep
+from marl_aajr.rollout.batched_env import BatchedEnvWrapper, BatchedStep
 from marl_aajr.rollout.environments import EnvironmentSpec, make_batch, resolve
 from marl_aajr.rollout.teams import choose_agents
 from marl_aajr.training.run_directory import RunDirectory
@@ -35,6 +34,9 @@ from marl_aajr.victims.spaces import check_match
 
 MOST_FRAMES = 60
 """Longer episodes are shown in larger strides, so that no film becomes heavy."""
+
+HEIGHT = 240
+"""Of each picture, in pixels."""
 
 _COLORS = 64
 _FRAME_MS, _LAST_MS = 120, 1500
@@ -54,57 +56,41 @@ def film(
     victim: Victim,
     environment: EnvironmentSpec,
     *,
-    attack: Attack | None = None,
-    replacement: Replacement | str | None = None,
+    attack: Attack,
     team: str | None = None,
-    agents: Collection[str] | None = None,
     units: Units = "raw",
     sampled: bool = False,
     seed: int = 0,
     title: str = "",
-    size: int = 240,
 ) -> bytes:
-    """Film one clean episode beside one with an adversary.
+    """Film one clean episode beside one under attack; the same arguments give the same GIF.
 
     Args:
         victim: plays all agents.
         environment: one that can draw itself: ours, or any with `render_mode="rgb_array"`.
-        attack: lies to `agents` at every step, fitted where it must be.
-        replacement: agents that do not play as the victim does: a value, or `"random:agent_0"`.
+        attack: lies to all agents of the team at every step, fitted where it must be.
         team: whose return is shown; None: the only one, or the largest.
-        agents: who is attacked; None: the whole team.
         units: of the attack's ε.
         sampled: sample actions rather than take the most likely ones.
         seed: of both episodes and of the attack.
         title: what the victim is called, for example its method.
-        size: height of each picture in pixels.
-
-    Returns:
-        A GIF; the same arguments give the same bytes.
 
     Raises:
-        ValueError: neither or both of attack and replacement, a victim that does not fit, or an environment
-            that cannot draw itself.
+        ValueError: a victim that does not fit, or an environment that cannot draw itself.
     """
-    if (attack is None) == (replacement is None):
-        raise ValueError("expected an attack or a replacement to film, got both or neither; name one")
     drawn = replace(environment, kwargs={**environment.kwargs, "render_mode": "rgb_array"})
-    with closing(_Filmed(make_batch(drawn, 1, flat=True), size=size)) as env:
+    with closing(_Filmed(make_batch(drawn, 1, flat=True))) as env:
         check_match(victim, env)
-        members = choose_agents(env.teams, team, agents)
-        clean = env.shoot(victim, members, seed=seed, sampled=sampled)
-        if attack is not None:
-            generator = stream(seed, Purpose.ATTACK)
-            run = AttackRun(attack=attack, victim=victim, agents=members, units=units, generator=generator)
-            attacked = env.shoot(victim, members, seed=seed, sampled=sampled, attack=run)
-            caption = f"{attack.name}, ε = {attack.perturbations.epsilon:g}"
-        else:
-            assert replacement is not None
-            (substitute,) = resolve_replacements([replacement], env, members=members)[:1]
-            policy = substitute.policy(1, sampled=sampled, generator=stream(seed, Purpose.REPLACED))
-            attacked = env.shoot(victim, members, seed=seed, sampled=sampled, replacement=policy)
-            caption = substitute.label
-    names = [f"{title}: {what}" if title else what for what in ("no attack", caption)]
+        members = choose_agents(env.teams, team, None)
+        generator = stream(seed, Purpose.ATTACK)
+        run = AttackRun(attack=attack, victim=victim, agents=members, units=units, generator=generator)
+        clean, attacked = (
+            env.shoot(victim, members, seed=seed, sampled=sampled, attack=lies) for lies in (None, run)
+        )
+    names = [
+        f"{title}: {what}" if title else what
+        for what in ("no attack", f"{attack.name}, ε = {attack.perturbations.epsilon:g}")
+    ]
     decimals = decimals_of(shot.earned for shot in (*clean, *attacked))
     return _gif([_panels(names, shots, decimals) for shots in _paired(clean, attacked)])
 
@@ -112,15 +98,10 @@ def film(
 class _Filmed(BatchedEnvWrapper):
     """One copy that is photographed before every step."""
 
-    def __init__(self, env: BatchedEnv, *, size: int) -> None:
-        super().__init__(env)
-        self.size = size
-        self._pictures: list[Image.Image] = []
-        self._rewards: list[dict[str, Tensor]] = []
-
     def shoot(self, victim: Victim, members: Sequence[str], *, seed: int, **how: Any) -> list[Shot]:
         """One episode."""
-        self._pictures, self._rewards = [], []
+        self._pictures: list[Image.Image] = []
+        self._rewards: list[dict[str, Tensor]] = []
         play(victim, self, episodes=1, seed=seed, **how)
         team = [agent for agent in self.possible_agents if self.teams[agent] == self.teams[members[0]]]
         earned = [0.0]
@@ -131,8 +112,8 @@ class _Filmed(BatchedEnvWrapper):
 
     def step(self, actions: Mapping[str, Tensor]) -> BatchedStep:
         picture = Image.fromarray(self.env.draw(0))
-        width = round(picture.width * self.size / picture.height)
-        self._pictures.append(picture.resize((width, self.size), Image.Resampling.LANCZOS))
+        width = round(picture.width * HEIGHT / picture.height)
+        self._pictures.append(picture.resize((width, HEIGHT), Image.Resampling.LANCZOS))
         step = self.env.step(actions)
         self._rewards.append(step.rewards)
         return step
@@ -161,11 +142,8 @@ def _panels(names: Sequence[str], shots: Sequence[Shot], decimals: int) -> Image
 
 
 def _fitting(text: str, font: ImageFont.FreeTypeFont, width: int) -> str:
-    shown = text
-    while text and font.getlength(shown) > width:
-        text = text[:-1]
-        shown = f"{text}…"
-    return shown
+    cuts = (f"{text[:n]}…" for n in range(len(text) - 1, 0, -1))
+    return next((shown for shown in (text, *cuts) if font.getlength(shown) <= width), "…")
 
 
 def _gif(frames: Sequence[Image.Image]) -> bytes:
@@ -186,8 +164,7 @@ def films_of(comparisons: Sequence[Comparison]) -> dict[Task, bytes | str]:
     """One animated GIF for each task, of the plain method's first run (or the first method's).
 
     The attack is the worst of the largest size where it can be made from its description alone, and PGD
-    otherwise. Where an environment cannot draw itself, or a run has no victim to play it, the reason stands
-    instead: hours of evaluations are not lost for want of a picture.
+    otherwise. The reason stands instead where an environment cannot draw itself, or a run has no victim.
     """
     found: dict[Task, bytes | str] = {}
     for comparison in comparisons:
@@ -205,8 +182,8 @@ def _film(comparison: Comparison) -> bytes:
         victim,
         resolve(victim.env_name, victim.env_kwargs),
         attack=_attack_to_show(row, comparison.epsilons[-1]),
-        team=protocol.team or None,
-        units=cast(Units, protocol.units or "raw"),
+        team=comparison.task.team or None,
+        units=cast(Units, protocol.units),
         sampled=protocol.actions == "sampled",
         seed=protocol.seed,
         title=row.method.label,
@@ -216,7 +193,7 @@ def _film(comparison: Comparison) -> bytes:
 def _attack_to_show(row: MethodRow, epsilon: float) -> Attack:
     """The worst attack of a size where its description says all about it; else PGD."""
     worst = row.worst_attack[epsilon]
-    if worst.name in ATTACKS and not worst.limits and worst.spec.access != "surrogate":
+    if worst.spec.name in ATTACKS and not worst.limits and worst.spec.access != "surrogate":
         made = worst.spec.make()
         if made.ready:
             return made

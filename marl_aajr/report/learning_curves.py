@@ -114,11 +114,11 @@ def return_curve(run: EvaluatedRun, *, team: str | None = None) -> Curve:
 
 def metric_curve(run: EvaluatedRun, *, module: str, key: str) -> Curve:
     """A metric of one module; seconds as a share of the iteration's wall time."""
-    took = {}
-    before = 0.0
-    for row in run.metrics:  # their `seconds` are cumulative
-        took[row.iteration] = row.seconds - before if row.seconds > before else math.nan
-        before = row.seconds
+    ends = [row.seconds for row in run.metrics]  # cumulative
+    took = {
+        row.iteration: end - before if end > before else math.nan
+        for row, before, end in zip(run.metrics, [0.0, *ends], ends, strict=False)
+    }
 
     def value(row: Iteration) -> float | None:
         found = row.modules.get(module, {}).get(key)
@@ -143,9 +143,7 @@ def teams(methods: Sequence[Method]) -> tuple[str, ...]:
 def modules(methods: Sequence[Method]) -> tuple[str, ...]:
     """Modules that any run logs a plotted metric for, in order of appearance."""
     rows = (row for method in methods for run in method.runs for row in run.metrics)
-    names = (
-        name for row in rows for name, found in row.modules.items() if not METRICS.keys().isdisjoint(found)
-    )
+    names = (name for row in rows for name, found in row.modules.items() if METRICS.keys() & found.keys())
     return tuple(dict.fromkeys(names))
 
 

@@ -22,10 +22,8 @@ from marl_aajr.adversaries.store import how_to_resume
 from marl_aajr.evaluation.result import Evaluation
 from marl_aajr.training import run_record
 from marl_aajr.training.fields import flat
+from marl_aajr.training.method import NO_METHOD
 from marl_aajr.training.run_record import Iteration, Status, Versions
-
-PLAIN = "none"
-"""Name of the method without a regulariser; the price of robustness is measured from it."""
 
 _NOT_THE_METHOD = ("seed", "resources", "out")
 """Configuration that may differ between the runs of one method."""
@@ -33,15 +31,9 @@ _NOT_THE_METHOD = ("seed", "resources", "out")
 
 @dataclass(frozen=True)
 class EvaluatedRun:
-    """A finished run as the report sees it; or somebody else's policy, known by its evaluations only.
+    """A finished run as the report sees it: its files and, by the stems of theirs, at least one evaluation.
 
-    Attributes:
-        path: the run directory, as it was given.
-        config: config.yaml, the resolved configuration; of somebody else's policy its name and environment.
-        status: status.json; its state is always `finished`. None for somebody else's policy.
-        versions: versions.json; None for somebody else's policy.
-        metrics: metrics.jsonl, one entry per iteration, in order; empty for somebody else's policy.
-        evaluations: file stem -> RUN/evaluations/<stem>.json; never empty.
+    Of somebody else's policy only these are known; its configuration is then a name and the environment.
     """
 
     path: Path
@@ -113,14 +105,12 @@ def _evaluations(folder: Path) -> Mapping[str, Evaluation]:
 
 @dataclass(frozen=True)
 class Method:
-    """Runs of one configuration.
+    """Runs of one configuration, by seed; `name` is its `method.name`.
 
     Attributes:
         label: unique among the methods of a page; says what sets it apart.
-        name: `method.name` of its configuration.
         config: its configuration as dotted keys, without seed, resources and output, and without what is
             null: null and absent both mean not set.
-        runs: its runs, in the order of their seeds.
     """
 
     label: str
@@ -131,14 +121,13 @@ class Method:
     @property
     def plain(self) -> bool:
         """Whether it is the method without a regulariser."""
-        return self.name == PLAIN
+        return self.name == NO_METHOD
 
 
 def by_method(records: Iterable[EvaluatedRun]) -> tuple[Method, ...]:
     """Sort runs into methods, the plain one first, then by label.
 
-    The order depends on the configurations alone, so that a method keeps its place and colour
-    whatever the order of the command line.
+    The order depends on the configurations alone, so that a method keeps its place and colour.
 
     Raises:
         ValueError: two runs with the same configuration and seed; they are one experiment, and
@@ -163,15 +152,17 @@ def by_method(records: Iterable[EvaluatedRun]) -> tuple[Method, ...]:
     return tuple(sorted(methods, key=lambda method: (not method.plain, _natural(method.label))))
 
 
-def differences(methods: Sequence[Method]) -> dict[str, tuple[str, ...]]:
-    """Dotted key -> one value per method, for the keys on which they do not all agree."""
-    return _differences([method.config for method in methods])
+def differences(configs: Sequence[Mapping[str, Any]]) -> dict[str, tuple[str, ...]]:
+    """Dotted key -> one value per configuration, for the keys on which they do not all agree."""
+    keys = dict.fromkeys(key for config in configs for key in config)
+    rows = {key: tuple(show(config[key]) if key in config else "—" for config in configs) for key in keys}
+    return {key: values for key, values in rows.items() if len(set(values)) > 1}
 
 
-def shared(methods: Sequence[Method]) -> dict[str, str]:
-    """Dotted key -> value, for the keys on which all methods agree."""
-    different = differences(methods)
-    return {key: show(value) for key, value in methods[0].config.items() if key not in different}
+def shared(configs: Sequence[Mapping[str, Any]]) -> dict[str, str]:
+    """Dotted key -> value, for the keys on which all configurations agree."""
+    different = differences(configs)
+    return {key: show(value) for key, value in configs[0].items() if key not in different}
 
 
 def show(value: Any) -> str:
@@ -188,21 +179,15 @@ def _method_config(record: EvaluatedRun) -> dict[str, Any]:
     return {key: value for key, value in flat(kept, ".").items() if value is not None}
 
 
-def _differences(configs: Sequence[Mapping[str, Any]]) -> dict[str, tuple[str, ...]]:
-    keys = dict.fromkeys(key for config in configs for key in config)
-    rows = {key: tuple(show(config[key]) if key in config else "—" for config in configs) for key in keys}
-    return {key: values for key, values in rows.items() if len(set(values)) > 1}
-
-
 def _labels(configs: Sequence[Mapping[str, Any]]) -> list[str]:
     """The method's name, and where several share it what tells them apart."""
     labels = []
     for config in configs:
         name = config["method.name"]
         namesakes = [other for other in configs if other["method.name"] == name]
-        keys = [key for key in _differences(namesakes) if key in config]
+        keys = [key for key in differences(namesakes) if key in config]
         own = [f"{key.removeprefix('method.')}={show(config[key])}" for key in keys]
-        title = f"{name} (plain PPO)" if name == PLAIN else name
+        title = f"{name} (plain PPO)" if name == NO_METHOD else name
         labels.append(f"{title}, {', '.join(own)}" if own else title)
     return labels
 

@@ -130,49 +130,44 @@ def _sections(
     references: Mapping[str, Reference],
     films: Mapping[Task, bytes | str],
 ) -> list[dict[str, Any]]:
-    """One per comparison; sections of the same runs show their training once."""
+    """One per comparison, with ids of its own; sections of the same runs show their training once."""
     found, seen = [], set()
     for i, comparison in enumerate(comparisons):
-        own = frozenset(str(run.run.path) for row in comparison.rows for run in row.runs)
-        film = films.get(comparison.task, "")
+        own = frozenset(str(run.run.path) for run in comparison.runs)
         reference = reference_of(references, comparison.task)
-        section = _section(comparison, legend, key=f"e{i}", reference=reference, film=film)
-        found.append(section | _training(comparison, None if own in seen else legend, key=f"e{i}"))
+        drawn = _figures(comparison, legend, key=f"e{i}", reference=reference, training=own not in seen)
+        film = films.get(comparison.task, "")  # or the reason why there is none
+        shown = {
+            "key": f"e{i}",
+            "film": f"data:image/gif;base64,{b64encode(film).decode()}" if isinstance(film, bytes) else "",
+            "no_film": film if isinstance(film, str) else "",
+            "legend": legend.entries(comparison.rows),
+        }
+        found.append(shown | _words(comparison) | _tables(comparison) | drawn)
         seen.add(own)
     return found
 
 
-def _section(
-    comparison: Comparison, legend: Legend, *, key: str, reference: Reference | None, film: bytes | str
-) -> dict[str, Any]:
-    """One environment as the template shows it; ids begin with `key`, and a film may be a reason for none."""
-    rows = comparison.rows
+def _words(comparison: Comparison) -> dict[str, Any]:
     return {
-        "key": key,
         "title": comparison.task.short,
         "protocol": str(comparison.protocol),
         "level": f"{100 * comparison.protocol.level:g} %",
-        "legend": legend.entries(rows),
         "headline": headline(comparison),
         "verdict": verdict(comparison),
         "how_chosen": how_chosen(comparison),
-        "how_compared": how_compared(comparison) if len(rows) > 1 else "",
-        "film": f"data:image/gif;base64,{b64encode(film).decode()}" if isinstance(film, bytes) else "",
-        "no_film": film if isinstance(film, str) else "",
-        "several_runs": any(len(row.runs) > 1 for row in rows),
-        **_tables(comparison),
-        **_over_runs(comparison, legend, key=key, reference=reference),
-        **_figures(comparison, legend, key=key, reference=reference),
+        "how_compared": how_compared(comparison) if len(comparison.rows) > 1 else "",
+        "several_runs": any(len(row.runs) > 1 for row in comparison.rows),
     }
 
 
 def _tables(comparison: Comparison) -> dict[str, Any]:
-    methods = [row.method for row in comparison.rows]
+    configs = [row.method.config for row in comparison.rows]
     results = tables.results(comparison)
     heat = tables.heat_map(comparison)
     return {
-        "differences": differences(methods),
-        "shared": shared(methods),
+        "differences": differences(configs),
+        "shared": shared(configs),
         "results": results,
         "summary": (results[0].lines[0], *results[1].lines[:-1]),
         "heat": heat,
@@ -188,44 +183,30 @@ def _tables(comparison: Comparison) -> dict[str, Any]:
     }
 
 
-def _over_runs(
-    comparison: Comparison, legend: Legend, *, key: str, reference: Reference | None
+def _figures(
+    comparison: Comparison, legend: Legend, *, key: str, reference: Reference | None, training: bool
 ) -> dict[str, Any]:
-    fixed = reference is not None
+    """The figures, and the tables beside them; curves of training only if they are asked for."""
+    looks, fixed = legend.of_rows(comparison.rows), reference is not None
     found = scores.summarise([comparison], {comparison.task.environment: reference} if reference else {})
-    looks = legend.of_rows(comparison.rows)
     target = scores.scale(comparison, reference, normalised=False).target
+    tradeoffs = [figures.tradeoff(comparison, e, reference) for e in comparison.epsilons]
+    pareto = figures.clean_against_robust(comparison, looks, tradeoffs, key=f"{key}pareto")
+    learning = learning_curves.training_returns(comparison, looks, key=f"{key}learn") if training else ()
+    metrics = learning_curves.regulariser_metrics(comparison, looks, key=f"{key}m") if training else ()
+    logging = learning_curves.logging_rows(comparison) if training else ()
     return {
         "over_runs": scores.score_table(found, decimals=2 if fixed else comparison.decimals),
         "profiles": scores.profiles(found, looks, unit="score" if fixed else "return", key=f"{key}prof"),
         "target": number(target, decimals=comparison.decimals),
         "fixed": fixed,
-    }
-
-
-def _figures(
-    comparison: Comparison, legend: Legend, *, key: str, reference: Reference | None
-) -> dict[str, Any]:
-    looks = legend.of_rows(comparison.rows)
-    found = [figures.tradeoff(comparison, e, reference) for e in comparison.epsilons]
-    pareto = figures.clean_against_robust(comparison, looks, found, key=f"{key}pareto")
-    return {
         "worst_case": figures.worst_case(comparison, looks, key=f"{key}worst"),
         "robustness": figures.robustness(comparison, looks, key=f"{key}eps"),
         "pareto": pareto if len(comparison.rows) > 1 else (),
-        "volumes": figures.hypervolumes(found),
-    }
-
-
-def _training(comparison: Comparison, legend: Legend | None, *, key: str) -> dict[str, Any]:
-    """Curves of training; nothing without a legend."""
-    if legend is None:
-        return {"learning": (), "training_metrics": (), "metrics_legend": []}
-    looks = legend.of_rows(comparison.rows)
-    return {
-        "learning": learning_curves.training_returns(comparison, looks, key=f"{key}learn"),
-        "training_metrics": learning_curves.regulariser_metrics(comparison, looks, key=f"{key}m"),
-        "metrics_legend": legend.entries(learning_curves.logging_rows(comparison)),
+        "volumes": figures.hypervolumes(tradeoffs),
+        "learning": learning,
+        "training_metrics": metrics,
+        "metrics_legend": legend.entries(logging),
     }
 
 

@@ -16,23 +16,23 @@ from marl_aajr.evaluation.budget import Budget
 from marl_aajr.evaluation.outcomes import AttackOutcome
 from marl_aajr.evaluation.protocol import builtin_suites
 from marl_aajr.evaluation.result import Evaluation
-from marl_aajr.report.common_protocol import CommonProtocol, RunResults
+from marl_aajr.report.common_protocol import RunResults
 from marl_aajr.report.comparison import Comparison
+from marl_aajr.report.methods import EvaluatedRun
 from marl_aajr.rollout.teams import TEAMS
-
-_AGAIN = PurePath("again")
 
 
 def commands(comparisons: Sequence[Comparison]) -> str:
     """Shell commands: train every run and its adversaries anew into `again/`, evaluate, write the page."""
-    shown = [(c.protocol, run) for c in comparisons for row in c.rows for run in row.runs]
-    targets = _targets(shown)
+    shown = [run for comparison in comparisons for run in comparison.runs]
+    runs = {str(results.run.path): results.run for results in shown}
+    targets = _targets(runs)
     evaluations, adversaries = _evaluations(shown, targets)
     lines = ["# train: each run directory holds its resolved configuration, seed included"]
-    for run in {str(results.run.path): results.run for _, results in shown}.values():
+    for path, run in runs.items():
         if run.trained_here:
-            config, target = str(run.path / "config.yaml"), targets[str(run.path)]
-            lines.append(shlex.join(["marl-aajr", "train", "--config", config, "--out", target]))
+            config = str(run.path / "config.yaml")
+            lines.append(shlex.join(["marl-aajr", "train", "--config", config, "--out", targets[path]]))
     if adversaries:
         lines += ["", "# adversaries: each against its run", *adversaries]
     lines += ["", "# evaluate: the same episodes and attacks for every run"]
@@ -59,17 +59,15 @@ def configurations(comparisons: Sequence[Comparison]) -> list[tuple[str, str]]:
 
 def attacks(comparisons: Sequence[Comparison]) -> list[tuple[str, str]]:
     """Name and settings of each attack, exactly."""
-    return list(dict.fromkeys((c.name, c.spec.described) for one in comparisons for c in one.conditions))
+    specs = (condition.spec for comparison in comparisons for condition in comparison.conditions)
+    return list(dict.fromkeys((spec.name, spec.described) for spec in specs))
 
 
 def arguments(evaluation: Evaluation, renamed: Mapping[str, str]) -> list[list[str]]:
-    """The options of `marl-aajr evaluate RUN` that repeat this evaluation.
+    """The options of `marl-aajr evaluate RUN` that repeat this evaluation, a list for each command it takes.
 
-    One list for each command that it takes: one, but for attacks named by hand at different sizes.
-
-    Args:
-        evaluation: one file of RUN/evaluations.
-        renamed: path of a run -> where it is trained again, for surrogates and adversaries.
+    It takes one, but for attacks named by hand at different sizes. `renamed` says where the runs of
+    surrogates and adversaries are trained again.
     """
     common = ["--episodes", str(evaluation.episodes)]
     common += ["--selection-episodes", str(evaluation.selection_episodes), "--seed", str(evaluation.seed)]
@@ -95,45 +93,47 @@ def _known(name: str, renamed: Mapping[str, str]) -> str:
     return next((to for path, to in renamed.items() if name in (path, PurePath(path).name)), name)
 
 
-def _targets(shown: Sequence[tuple[CommonProtocol, RunResults]]) -> dict[str, str]:
+def _targets(runs: Mapping[str, EvaluatedRun]) -> dict[str, str]:
     """Path of each run -> where it is trained again; runs of one name are told apart by a number.
 
     A policy from elsewhere stays where it is.
     """
-    runs = {str(results.run.path): results.run for _, results in shown}
     names = [run.path.resolve().name for run in runs.values()]
     targets = {}
     for i, (name, (path, run)) in enumerate(zip(names, runs.items(), strict=True)):
-        again = str(_AGAIN / (f"{i}-{name}" if names.count(name) > 1 else name))
+        again = str(PurePath("again", f"{i}-{name}" if names.count(name) > 1 else name))
         targets[path] = again if run.trained_here else path
     return targets
 
 
 def _evaluations(
-    shown: Sequence[tuple[CommonProtocol, RunResults]], targets: Mapping[str, str]
+    shown: Sequence[RunResults], targets: Mapping[str, str]
 ) -> tuple[dict[str, list[str]], list[str]]:
     """Path of each run -> the commands of its evaluations; and those that train the adversaries in them."""
     found: dict[str, dict[str, None]] = defaultdict(dict)
     trained: dict[str, None] = {}
-    for protocol, results in shown:
+    for results in shown:
         path = str(results.run.path)
         kept = _kept_with(results.run.path, targets[path])
-        for evaluation in results.run.evaluations.values():
-            if CommonProtocol.of(evaluation) != protocol:
-                continue
-            elsewhere = []
-            if not results.run.trained_here:
-                arguments_of = [
-                    f"{name if name == TEAMS else f'env.kwargs.{name}'}={json.dumps(value)}"
-                    for name, value in evaluation.env.kwargs.items()
-                ]
-                elsewhere = ["--env", evaluation.env.name, *_each("--set", arguments_of)]
+        for _, evaluation in results.played:
+            elsewhere = _environment(evaluation, results.run)
             for words in arguments(evaluation, {**targets, **kept}):
                 found[path][f'marl-aajr evaluate "$run" {shlex.join([*elsewhere, *words])}'] = None
             for folder, target in kept.items():
                 if {folder, PurePath(folder).name} & set(_adversaries_of(evaluation)):
                     trained[_train_adversary(Path(folder), targets[path], target)] = None
     return {path: list(commands) for path, commands in found.items()}, list(trained)
+
+
+def _environment(evaluation: Evaluation, run: EvaluatedRun) -> list[str]:
+    """The options for what was played, as far as it is not the run's own; of a policy from elsewhere, all."""
+    said = evaluation.env.kwargs
+    if run.trained_here:
+        own = run.config["env"].get("kwargs") or {}
+        said = {TEAMS: said[TEAMS]} if TEAMS in said and said[TEAMS] != own.get(TEAMS) else {}
+    keys = {name: name if name == TEAMS else f"env.kwargs.{name}" for name in said}
+    given = _each("--set", [f"{keys[name]}={json.dumps(value)}" for name, value in said.items()])
+    return given if run.trained_here else ["--env", evaluation.env.name, *given]
 
 
 def _attacks(evaluation: Evaluation) -> list[list[str]]:

@@ -68,12 +68,9 @@ class Scale:
 
 @dataclass(frozen=True)
 class Summary:
-    """One method over its runs, and over environments.
+    """One method over its runs, and over environments: interquartile mean and optimality gap of its scores.
 
     Attributes:
-        label: of the method.
-        iqm: interquartile mean of the scores.
-        gap: mean of what the scores fall short of the target.
         behind: interquartile mean of the best method − this one's; None for the best itself.
         improvement: probability that a run scores above one of the plain method; None for that itself.
         profile: thresholds, and the share of runs above each.
@@ -117,9 +114,9 @@ def check_references(references: Mapping[str, Reference], tasks: Sequence[Task])
     known = {key for task in tasks for key in _keys(task)}
     for name in references:
         if name not in known:
+            there = ", ".join(dict.fromkeys(task.environment for task in tasks))
             raise ValueError(
-                f"expected a reference for an environment of the runs "
-                f"({', '.join(dict.fromkeys(task.environment for task in tasks))}), got one for {name!r}"
+                f"expected a reference for an environment of the runs ({there}), got one for {name!r}"
             )
 
 
@@ -131,11 +128,8 @@ def _keys(task: Task) -> tuple[str, ...]:
 def summarise(comparisons: Sequence[Comparison], references: Mapping[str, Reference]) -> Summaries:
     """For no attack (0) and each ε that all environments share: one summary per shared method.
 
-    Empty where a method has fewer than three runs somewhere: what a bootstrap says of two is misleading.
-
-    Args:
-        comparisons: one per environment; a single one keeps its units, unless it has a reference.
-        references: by environment, as `reference_of` finds them.
+    Empty where a method has fewer than three runs somewhere: what a bootstrap says of two is misleading. A
+    single environment keeps its units, unless it has a reference; `reference_of` finds those.
     """
     rows = [{row.method.label: row for row in comparison.rows} for comparison in comparisons]
     labels = [label for label in rows[0] if all(label in found for found in rows)]

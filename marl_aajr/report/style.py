@@ -15,10 +15,11 @@ import io
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, NamedTuple
 
-import matplotlib as mpl
 from markupsafe import Markup
+from matplotlib import style
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from numpy.typing import ArrayLike
@@ -50,30 +51,7 @@ _DASHES: tuple[str | tuple[float, tuple[float, ...]], ...] = (
 _Curve = tuple[ArrayLike, ArrayLike]
 _SIZE = (3.6, 2.5)
 _SWATCH = (0.6, 0.2)
-_STYLE = {
-    "svg.fonttype": "none",
-    "font.family": "sans-serif",
-    "font.size": 9,
-    "text.color": INK,
-    "axes.edgecolor": MUTED,
-    "axes.labelcolor": INK,
-    "axes.linewidth": 0.7,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.grid": True,
-    "axes.axisbelow": True,
-    "grid.color": GRID,
-    "grid.linewidth": 0.7,
-    "xtick.color": MUTED,
-    "ytick.color": MUTED,
-    "xtick.labelcolor": INK,
-    "ytick.labelcolor": INK,
-    "xtick.major.width": 0.7,
-    "ytick.major.width": 0.7,
-    "xtick.major.size": 3,
-    "ytick.major.size": 3,
-    "lines.solid_capstyle": "round",
-}
+_STYLE = Path(__file__).with_name("report.mplstyle")
 
 
 class Look(NamedTuple):
@@ -88,15 +66,14 @@ class Look(NamedTuple):
 def looks(methods: Sequence[Method]) -> tuple[Look, ...]:
     """One look per method, in their order; different from one another for up to 24 methods."""
     found: list[Look] = []
-    coloured = 0
     for method in methods:
-        if method.plain and not any(look.colour == _PLAIN[0] for look in found):
+        plain = [look for look in found if look.colour == _PLAIN[0]]
+        if method.plain and not plain:
             found.append(Look(*_PLAIN, marker="X", dashes="-"))
             continue
-        turn, place = divmod(coloured, len(_COLOURS))
+        turn, place = divmod(len(found) - len(plain), len(_COLOURS))
         marker = _MARKERS[(place + turn) % len(_MARKERS)]
         found.append(Look(*_COLOURS[place], marker=marker, dashes=_DASHES[turn % len(_DASHES)]))
-        coloured += 1
     return tuple(found)
 
 
@@ -115,12 +92,9 @@ class LegendEntry(NamedTuple):
 
 @dataclass(frozen=True)
 class Legend:
-    """One look per label, the same on the whole page.
+    """By label, the look of every method of a page, and its line as a drawing that may stand anywhere on it.
 
-    Attributes:
-        looks: label -> look.
-        lines: label -> its line, as a drawing that may stand anywhere on the page.
-        definitions: of those drawings; the page holds each once.
+    The page holds each of `definitions`, those of the drawings, once.
     """
 
     looks: Mapping[str, Look]
@@ -142,20 +116,13 @@ class Legend:
 
     def entries(self, rows: Sequence[MethodRow]) -> list[LegendEntry]:
         """The methods of some rows."""
-        labels = ((row.method.label, count(len(row.runs), "run")) for row in rows)
-        return [LegendEntry(label, self.lines[label], runs) for label, runs in labels]
+        labels = ((row.method.label, len(row.runs)) for row in rows)
+        return [LegendEntry(label, self.lines[label], count(runs, "run")) for label, runs in labels]
 
 
 @dataclass(frozen=True)
 class Panel:
-    """One figure.
-
-    Attributes:
-        title: what is shown.
-        svg: the drawing.
-        alt: what the drawing shows, in words and numbers.
-        caption: what a reader needs besides the title; may be empty.
-    """
+    """One figure: a title, a drawing, what that shows in words (`alt`), and a caption, if it needs one."""
 
     title: str
     svg: Markup
@@ -164,11 +131,8 @@ class Panel:
 
 
 def svg(draw: Callable[[Axes], None], *, key: str, size: tuple[float, float] = _SIZE) -> Markup:
-    """Run matplotlib without its global state, and make the SVG fit to stand in a page.
-
-    `draw` draws on the axes that it is given; the key is unique in the page, and the size in inches.
-    """
-    with mpl.rc_context({**_STYLE, "svg.hashsalt": key}):
+    """Run matplotlib without its global state, for an SVG that fits into a page, where its key is unique."""
+    with style.context([_STYLE, {"svg.hashsalt": key}]):
         figure = Figure(figsize=size, layout="constrained")
         figure.patch.set_alpha(0)
         axes = figure.add_subplot()
@@ -205,11 +169,7 @@ def _for_page(drawn: str, *, key: str) -> str:
 
 
 def swatch(look: Look, *, key: str) -> tuple[Markup, Markup]:
-    """The line of a method, for legends.
-
-    Returns:
-        Its definition, which the page holds once, and a drawing of it, to be used anywhere.
-    """
+    """The line of a method, for legends: its definition, which the page holds once, and its use anywhere."""
 
     def draw(axes: Axes) -> None:
         axes.set_axis_off()

@@ -6,8 +6,8 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
-from marl_aajr.evaluation.outcomes import Outcome
 from marl_aajr.report.cautions import VERDICTS, Incident, Notes, Tuning, checks_by_verdict
+from marl_aajr.report.common_protocol import RunResults
 from marl_aajr.report.comparison import Comparison, MethodRow
 from marl_aajr.report.conditions import Condition
 from marl_aajr.report.estimates import (
@@ -32,31 +32,35 @@ def results(comparison: Comparison) -> tuple[Block, ...]:
     prices = (row.price and estimated(row.price, decimals=decimals) for row in rows)
     price = Line("price of robustness", tuple(cell or Cell("reference") for cell in prices))
     area = marked("mean over ε", rows, lambda row: row.area, decimals=decimals)
+
+    def in_other_ways(kind: str) -> Block:
+        own = [row.others[kind] for row in rows]
+        unattacked = marked("clean return", own, lambda row: row.clean, decimals=decimals)
+        title = f"With {kind} actions: clean, and worst attack"
+        return Block(title, (unattacked, *_strongest(comparison, own)))
+
     several = len(comparison.attacks) > 1
     title = "Worst of the attacks tried, of each run its own" if several else "Under attack"
     return (
         Block("Without an attack", (clean, price) if comparison.plain else (clean,)),
         Block(title, (*_strongest(comparison, rows), area)),
-        *(_other_actions(kind, comparison) for kind in rows[0].others),
+        *(in_other_ways(kind) for kind in rows[0].others),
     )
 
 
 def worst_of_each_run(comparison: Comparison) -> Sheet:
     """Every run with its clean return, and at each ε its own worst attack."""
-    decimals = comparison.decimals
-    lines = [
-        (
-            str(run.run.path),
-            row.method.label,
-            number(run.clean.mean, decimals=decimals),
-            *(
-                f"{number(run.attacked[worst].mean, decimals=decimals)} ({worst.attack})"
-                for worst in map(run.worst, comparison.epsilons)
-            ),
+
+    def line(method: str, run: RunResults) -> tuple[str, ...]:
+        worst = [run.worst(epsilon) for epsilon in comparison.epsilons]
+        clean, *left = (
+            number(outcome.mean, decimals=comparison.decimals)
+            for outcome in (run.clean, *(run.attacked[condition] for condition in worst))
         )
-        for row in comparison.rows
-        for run in row.runs
-    ]
+        named = (f"{mean} ({condition.attack})" for mean, condition in zip(left, worst, strict=True))
+        return (str(run.run.path), method, clean, *named)
+
+    lines = (line(row.method.label, run) for row in comparison.rows for run in row.runs)
     columns = ("run", "method", "clean", *(f"worst at {size(e)}" for e in comparison.epsilons))
     return Sheet("Every run under its own worst attack.", columns, tuple(lines))
 
@@ -76,27 +80,21 @@ def changed_actions(comparison: Comparison) -> tuple[Block, ...]:
 
 def team_returns(comparison: Comparison) -> tuple[Block, ...]:
     """Mean return of each side, without and under attack; empty where there is one side."""
-    clean = [run.clean for row in comparison.rows for run in row.runs]
-    teams = tuple(dict.fromkeys(team for outcome in clean for team in outcome.team_returns))
+    teams = dict.fromkeys(team for run in comparison.runs for team in run.clean.team_returns)
     if len(teams) < 2:
         return ()
 
-    rows = {"no attack": [[run.clean for run in row.runs] for row in comparison.rows]}
-    for c in comparison.conditions:
-        outcomes: list[list[Outcome]] = [[run.attacked[c] for run in row.runs] for row in comparison.rows]
-        rows[f"{c.attack}, {size(c.epsilon)}"] = outcomes
+    def line(team: str, condition: Condition | None) -> Line:
+        def cell(row: MethodRow) -> Cell:
+            outcomes = [run.attacked[condition] if condition else run.clean for run in row.runs]
+            known = [o.team_returns[team] for o in outcomes if team in o.team_returns]
+            return Cell(number(sum(known) / len(known), decimals=comparison.decimals)) if known else NOTHING
 
-    def cell(team: str, outcomes: Sequence[Outcome]) -> Cell:
-        known = [o.team_returns[team] for o in outcomes if team in o.team_returns]
-        return Cell(number(sum(known) / len(known), decimals=comparison.decimals)) if known else NOTHING
+        header = f"{condition.attack}, {size(condition.epsilon)}" if condition else "no attack"
+        return Line(header, tuple(map(cell, comparison.rows)))
 
-    return tuple(
-        Block(
-            f"Side: {team}",
-            tuple(Line(name, tuple(cell(team, of) for of in outcomes)) for name, outcomes in rows.items()),
-        )
-        for team in teams
-    )
+    shown = (None, *comparison.conditions)
+    return tuple(Block(f"Side: {team}", tuple(line(team, c) for c in shown)) for team in teams)
 
 
 def _strongest(comparison: Comparison, rows: Sequence[MethodRow]) -> tuple[Line, ...]:
@@ -123,13 +121,6 @@ def _strongest(comparison: Comparison, rows: Sequence[MethodRow]) -> tuple[Line,
 
     several = any(len(row.runs) > 1 for row in rows)
     return *map(line, comparison.epsilons), *(map(median, comparison.epsilons) if several else ())
-
-
-def _other_actions(kind: str, comparison: Comparison) -> Block:
-    """Clean return and worst attack, with actions taken in another way."""
-    rows = [row.others[kind] for row in comparison.rows]
-    clean = marked("clean return", rows, lambda row: row.clean, decimals=comparison.decimals)
-    return Block(f"With {kind} actions: clean, and worst attack", (clean, *_strongest(comparison, rows)))
 
 
 def heat_map(comparison: Comparison) -> tuple[Block, ...]:
@@ -174,24 +165,17 @@ def lowest_and_highest(blocks: Sequence[Block]) -> tuple[str, str]:
 
 def versions(comparison: Comparison) -> Sheet:
     """One line per run: how long it trained, and where."""
+
+    def line(method: str, run: EvaluatedRun) -> tuple[str, ...]:
+        trained = ("trained elsewhere", "—", "—", "—")
+        if run.status is not None and run.versions is not None:
+            steps, iterations = (number(n, decimals=0) for n in (run.status.env_steps, run.status.iteration))
+            trained = (steps, iterations, duration(run.metrics[-1].seconds), run.versions.platform)
+        return (str(run.path), method, str(run.seed), *trained)
+
     columns = ("run", "method", "seed", "environment steps", "iterations", "training time", "machine")
-    lines = tuple(
-        (str(run.path), row.method.label, str(run.seed), *_training(run))
-        for row in comparison.rows
-        for run in row.method.runs
-    )
-    return Sheet("The runs.", columns, lines)
-
-
-def _training(run: EvaluatedRun) -> tuple[str, ...]:
-    if run.status is None or run.versions is None:
-        return ("trained elsewhere", "—", "—", "—")
-    return (
-        number(run.status.env_steps, decimals=0),
-        number(run.status.iteration, decimals=0),
-        duration(run.metrics[-1].seconds),
-        run.versions.platform,
-    )
+    lines = (line(row.method.label, run) for row in comparison.rows for run in row.method.runs)
+    return Sheet("The runs.", columns, tuple(lines))
 
 
 def packages(runs: Sequence[EvaluatedRun]) -> dict[str, str]:
@@ -222,13 +206,11 @@ def check_table(comparison: Comparison) -> Sheet:
 
 def study_tables(notes: Notes) -> list[Sheet]:
     """Tuning budgets, failures and restarts; without those that are empty."""
+    tuned = "What the tuning of each method took. A method that was searched longer has an advantage."
+    what = ("method", "environment", "trials", "environment steps", "searched", "chosen", "how")
     incident = ("run", "what happened", "times", "log")
     found = [
-        Sheet(
-            "What the tuning of each method took. A method that was searched longer has an advantage.",
-            ("method", "environment", "trials", "environment steps", "searched", "chosen", "how"),
-            tuple(map(_tuning, notes.tuning)),
-        ),
+        Sheet(tuned, what, tuple(map(_tuning, notes.tuning))),
         Sheet("Runs that failed and are missing here.", incident, tuple(map(_incident, notes.failures))),
         Sheet("Runs that went on after a fault.", incident, tuple(map(_incident, notes.restarts))),
     ]

@@ -64,18 +64,16 @@ _Outcome = tuple[MethodRow, list[MethodRow], list[float], dict[float, list[Metho
 def _outcomes(comparison: Comparison) -> list[_Outcome]:
     """The outcome at each size, clear wins first; sizes with the same outcome stand together."""
     outcomes: dict[tuple[str, ...], list[float]] = defaultdict(list)
-    ranked = {e: _ranked(comparison, e) for e in comparison.epsilons}
-    for epsilon, (best, *rest) in ranked.items():
+    ranked = {}
+    for epsilon in comparison.epsilons:
+        best, *rest = sorted(comparison.rows, key=lambda row: -row.worst_return[epsilon].mean)
+        ranked[epsilon] = [best, *rest]
         tied = _tied(best, rest, epsilon)
         everybody = len(tied) == len(rest)
         names = sorted(row.method.label for row in tied)
         outcomes[() if everybody else (best.method.label, *names)].append(epsilon)
     ordered = sorted(outcomes.items(), key=lambda item: len(item[0]) or len(comparison.rows))
     return [(ranked[at[0]][0], ranked[at[0]][1:], at, ranked) for _, at in ordered]
-
-
-def _ranked(comparison: Comparison, epsilon: float) -> list[MethodRow]:
-    return sorted(comparison.rows, key=lambda row: -row.worst_return[epsilon].mean)
 
 
 def _tied(best: MethodRow, rest: Sequence[MethodRow], epsilon: float) -> list[MethodRow]:
@@ -91,9 +89,7 @@ def how_chosen(comparison: Comparison) -> str:
     """One sentence: the rule by which these evaluations call an attack the worst of its size."""
     if len(comparison.attacks) == 1:
         return f"Worst: the only attack tried, {comparison.attacks[0]}."
-    numbers = sorted(
-        {e.selection_episodes for row in comparison.rows for run in row.runs for _, e in run.played}
-    )
+    numbers = sorted({e.selection_episodes for run in comparison.runs for _, e in run.played})
     others = f"{numbers[0]} other" if len(numbers) == 1 else "other"
     elsewhere = f"chosen by its return on {others} episodes than those it is reported on"
     here = "the one with the lowest return on the very episodes that it is reported on"
@@ -126,10 +122,8 @@ def verdict(comparison: Comparison) -> str:
     sentences = []
     if failed := _failed(comparison):
         whose = some(failed, of=len(comparison.checks), noun="runs")
-        sentences = [
-            f"The evaluation of {whose} failed its own checks: what follows about attacks may only show that "
-            "these attacks are weak."
-        ]
+        doubt = "what follows about attacks may only show that these attacks are weak"
+        sentences = [f"The evaluation of {whose} failed its own checks: {doubt}."]
     sentences += _alone(comparison) if len(comparison.rows) == 1 else _leaders(comparison)
     plain = comparison.plain
     others = [row for row in comparison.rows if row is not plain]
@@ -143,12 +137,10 @@ def verdict(comparison: Comparison) -> str:
 
 
 def _alone(comparison: Comparison) -> list[str]:
-    (row,) = comparison.rows
-    clean = with_interval(row.clean, decimals=comparison.decimals)
-    robust = [
-        f"{with_interval(row.worst_return[e], decimals=comparison.decimals)} at {epsilons([e])}"
-        for e in comparison.epsilons
-    ]
+    (row,), decimals = comparison.rows, comparison.decimals
+    clean = with_interval(row.clean, decimals=decimals)
+    worst = row.worst_return.items()
+    robust = [f"{with_interval(left, decimals=decimals)} at {epsilons([e])}" for e, left in worst]
     return [
         f"Only {row.method.label} was evaluated, so nothing is compared here.",
         f"Its return is {clean} without an attack, and under the worst of the attacks tried "

@@ -105,6 +105,11 @@ def read_teams(said: Any, agents: Mapping[str, Hashable], *, name: str) -> dict[
     return teams
 
 
+def sideless(kwargs: Mapping[str, Any]) -> dict[str, Any]:
+    """The arguments of an environment but for `env.teams`, which changes nothing that is played."""
+    return {name: value for name, value in kwargs.items() if name != TEAMS}
+
+
 def announce(name: str, teams: Mapping[str, str], *, attacked: str | None = None) -> None:
     """Tells the logger `marl_aajr` (stderr, where nobody has configured logging) who plays with whom."""
     logger = logging.getLogger("marl_aajr")

@@ -39,16 +39,25 @@ class Slow(UniformNoise):
         return super().__call__(*args, **kwargs)
 
 
-class Hasty(Slow):
-    """Called beforehand it takes ten times what it takes later."""
+class Warming(Slow):
+    """Its first calls take ten times what it takes later."""
 
-    name = "hasty"
+    name = "warming"
+    first = 1
     calls = 0
 
     def __call__(self, *args: Any, **kwargs: Any) -> Attacked:
         type(self).calls += 1
-        CLOCK.now += 9 * CALL * (self.calls == 1)
+        CLOCK.now += 9 * CALL * (self.calls <= self.first)
         return super().__call__(*args, **kwargs)
+
+
+class Hasty(Warming):
+    """Beforehand it is called twice: all that is known of it is too long."""
+
+    name = "hasty"
+    first = 2
+    calls = 0
 
 
 @pytest.fixture(autouse=True)
@@ -95,6 +104,11 @@ def test_replacements_count() -> None:
     found = told(UniformNoise, replace=["random"])
     assert found[EPISODES][1].left == pytest.approx((2 + 2) * 2 * STEPS * STEP * (1 - 1 / 4 / EPISODES))
     assert found[-1][1].left == pytest.approx(0.0, abs=1e-9)
+
+
+def test_the_first_call_of_an_attack_does_not_count() -> None:
+    found = told(Warming)
+    assert found[EPISODES][1].left == pytest.approx(2 * 2 * STEPS * (STEP + CALL) * (1 - 1 / 2 / EPISODES))
 
 
 def test_the_pace_of_finished_rows_corrects_the_estimate() -> None:

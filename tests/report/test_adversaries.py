@@ -25,7 +25,7 @@ class TestLearnedAdversaries:
             cells(blocks, "ε = 0.1", header) for header in ("sa-rl", "strongest that is not learned")
         )
         assert (own.main, own.note, other.main) == ("−60.0", "", "−48.0")
-        assert undertrained(comparison) == ()
+        assert list(undertrained(comparison)) == []
 
     def test_one_that_takes_less_is_called_undertrained(self, tmp_path: Path) -> None:
         comparison = compared(tmp_path, none=[self.with_learned(-2.0), self.with_learned(-9.0)])
@@ -39,7 +39,7 @@ class TestLearnedAdversaries:
         row = content["attacks"][1]
         shuffled = row["returns"][::-1]
         content["attacks"][1] = row | {"returns": shuffled}
-        assert undertrained(compared(tmp_path, none=[content])) == ()
+        assert list(undertrained(compared(tmp_path, none=[content]))) == []
 
     def test_without_any_there_is_no_table(self, tmp_path: Path) -> None:
         assert learned(compared(tmp_path, none=[evaluation()])) == ()

@@ -53,12 +53,12 @@ def test_budgets_restarts_and_failures_are_tables() -> None:
 
 
 def test_unequal_tuning_missing_and_disturbed_runs_are_warned_of() -> None:
-    assert cautions_of_study(NOTES) == [
+    assert list(cautions_of_study(NOTES)) == [
         "4 runs failed: missing here (see The study).",
         "The methods were tuned with different numbers of trials (see The study).",
         "a went on after a fault (see The study).",
     ]
-    assert cautions_of_study(Notes()) == []
+    assert list(cautions_of_study(Notes())) == []
 
 
 def test_all_of_it_is_on_the_page(tmp_path: Path) -> None:

@@ -34,7 +34,7 @@ def halves(frame: np.ndarray[Any, Any]) -> tuple[np.ndarray[Any, Any], np.ndarra
 
 @pytest.mark.parametrize("spec", [ARRAYS, MPE2], ids=["as arrays", "by pygame"])
 def test_both_halves_start_alike_and_part_under_attack(spec: EnvironmentSpec) -> None:
-    gif = film(team(spec), spec, attack=make_attack("pgd", epsilon=5.0), title="PPO", size=120)
+    gif = film(team(spec), spec, attack=make_attack("pgd", epsilon=5.0), title="PPO")
     shown = frames(gif)
     assert gif[:6] == b"GIF89a"
     assert len(shown) == 6 + 1, "a state for every decision, and the end"
@@ -61,29 +61,18 @@ def test_the_same_arguments_give_the_same_bytes() -> None:
 
 def test_a_whole_episode_of_simple_spread_is_small() -> None:
     spec = resolve("marl_aajr.envs.simple_spread_v3")
-    gif = film(team(spec), spec, replacement="random:agent_0")
+    gif = film(team(spec), spec, attack=make_attack("noise", epsilon=0.5))
     assert len(frames(gif)) == 26
     assert len(gif) < 300_000
 
 
 def test_long_episodes_are_shown_in_strides_with_their_end(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(films, "MOST_FRAMES", 4)
-    gif = film(team(ARRAYS), ARRAYS, replacement="idle:agent_0", size=40)
+    monkeypatch.setattr(films, "HEIGHT", 40)
+    gif = film(team(ARRAYS), ARRAYS, attack=make_attack("noise", epsilon=0.5))
     assert len(frames(gif)) == len((0, 2, 4, 6))
-
-
-@pytest.mark.parametrize(
-    ("how", "message"),
-    [
-        ({}, "an attack or a replacement to film, got both or neither"),
-        ({"replacement": "random:nobody"}, "an agent to replace out of agent_0"),
-    ],
-)
-def test_refusals(how: dict[str, Any], message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        film(team(ARRAYS), ARRAYS, **how)
 
 
 def test_an_environment_that_cannot_draw_itself_is_named() -> None:
     with pytest.raises(ValueError, match=r"tests\.evaluation\.toys:Signs.*render_mode"):
-        film(team(signs()), signs(), replacement="idle:agent_0")
+        film(team(signs()), signs(), attack=make_attack("noise", epsilon=0.5))

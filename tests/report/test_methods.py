@@ -225,11 +225,11 @@ def test_differences_and_shared_split_the_configuration(record: Any) -> None:
         [record("a"), record("b", method="aajr", settings={"coefficient": 1e-3, "mask": None})]
     )
 
-    assert differences(methods) == {
+    assert differences([method.config for method in methods]) == {
         "method.name": ("none", "aajr"),
         "method.coefficient": ("—", "0.001"),
     }
-    same = shared(methods)
+    same = shared([method.config for method in methods])
     assert same["ppo.gamma"] == "0.95"
     assert same["model.hidden"] == "[64, 64]"
     assert not {"seed", "method.name", "resources.learners"} & set(same)

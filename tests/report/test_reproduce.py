@@ -13,6 +13,7 @@ from typer.main import get_command
 from marl_aajr.cli.app import app
 from marl_aajr.cli.options import number_or_text
 from marl_aajr.report import compare, compare_each, load_run
+from marl_aajr.report.cautions import cautions
 from marl_aajr.report.reproduce import commands
 from tests.report.evaluations import ENV, evaluation, evaluation_file
 from tests.report.factory import config, write_run
@@ -213,4 +214,15 @@ def test_a_policy_from_elsewhere_is_evaluated_where_it_is(tmp_path: Path) -> Non
     found = dict(parsed(text))
     assert set(found) == {"evaluate", "compare"}
     assert found["evaluate"]["env"] == "mpe2.simple_spread_v3"
-    assert found["evaluate"]["assignments"] == ["env.kwargs.N=5"]
+    assert found["evaluate"]["set_"] == ["env.kwargs.N=5"]
+
+
+def test_teams_that_were_said_at_the_evaluation_only_are_said_again(tmp_path: Path) -> None:
+    env = {**ENV, "kwargs": {"env.teams": {"agent_*": "us"}}}
+    said = _given(['env.teams={"agent_*": "us"}'])
+    for name, configuration, given in (("new", config(), said), ("known", config(env=env), None)):
+        files = {"e": evaluation(attacks=PGD, env=env)}
+        run = write_run(tmp_path / name, configuration=configuration, evaluations=files)
+        comparison = compare([load_run(run)])
+        assert dict(parsed(commands([comparison])))["evaluate"]["set_"] == given
+        assert not any("another environment" in caution for caution in cautions(comparison))
