@@ -56,7 +56,7 @@ def test_the_median_run_is_the_one_whose_worst_return_is_in_the_middle(tmp_path:
     found.append(evaluation(-38.0, attacks=first))
     (row,) = compare(with_evaluations(tmp_path, *found)).rows
     run = row.median_run(0.1)
-    assert (run.run.config["seed"], run.worst(0.1).name) == (2, "pgd")
+    assert (run.run.config["seed"], run.worst(0.1).spec.name) == (2, "pgd")
     assert (row.median_return(0.1).mean, row.median_return(0.1).unit) == (-58.0, "episodes")
 
     (pair,) = compare(with_evaluations(tmp_path / "pair", *found[:2])).rows
