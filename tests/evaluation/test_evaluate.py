@@ -114,8 +114,8 @@ class TestEpisodes:
         built: list[type] = []
         original = evaluate_module.make_batch
 
-        def spy(spec: EnvironmentSpec, num_envs: int) -> BatchedEnv:
-            env = original(spec, num_envs)
+        def spy(spec: EnvironmentSpec, num_envs: int, *, flat: bool) -> BatchedEnv:
+            env = original(spec, num_envs, flat=flat)
             built.append(type(env))
             return env
 
