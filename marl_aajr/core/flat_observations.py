@@ -43,11 +43,21 @@ def is_fixed(path: Sequence[Any], part: spaces.Space[Any]) -> bool:
     return ACTION_MASK in path or (len(path) > 0 and not np.issubdtype(part.dtype, np.floating))
 
 
-def possible_mask(space: Any, actions: spaces.Space[Any]) -> str | None:
-    """The name of a part of an observation that may be a mask of these actions under another name."""
+def possible_mask(space: Any, actions: spaces.Space[Any], *, integers: bool = False) -> str | None:
+    """The name of a part of an observation that may be a mask of these actions under another name.
+
+    Args:
+        space: Of the observation.
+        actions: Of the actions.
+        integers: Whether it may be a part of integers, which nobody perturbs.
+    """
     for path, part in parts(space):
         unit = isinstance(part, spaces.Box) and bool((part.low == 0).all() and (part.high == 1).all())
-        if path and unit and not is_fixed(path, part) and part.shape == (choices(actions),):
+        if integers and ACTION_MASK not in path:
+            sought = unit or isinstance(part, spaces.MultiBinary)
+        else:
+            sought = unit and not is_fixed(path, part)
+        if path and sought and part.shape == (choices(actions),):
             return "/".join(map(str, path))
     return None
 

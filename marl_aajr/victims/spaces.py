@@ -11,8 +11,8 @@ import numpy as np
 from torch import nn
 
 from marl_aajr.core.distributions import from_space
-from marl_aajr.core.environment_values import agent_name, named, single_precision, zero_based
-from marl_aajr.core.flat_observations import FlatBox, vector_space
+from marl_aajr.core.environment_values import ACTION_MASK, agent_name, named, single_precision, zero_based
+from marl_aajr.core.flat_observations import FlatBox, possible_mask, vector_space
 from marl_aajr.victims.filters import ObservationFilter
 from marl_aajr.victims.victim_policy import ELSEWHERE
 
@@ -76,6 +76,18 @@ class AgentSpaces:
             {agent: vector_space(env.observation_space(own[agent]))[0] for agent in wanted},
             {agent: env.action_space(own[agent]) for agent in wanted},
         )
+
+
+def check_masks_are_named(spaces: AgentSpaces) -> None:
+    """Raise `ValueError` where the legal actions may have another name: nobody would keep to them."""
+    for agent, seen in spaces.observation_spaces.items():
+        acts = spaces.action_spaces[agent]
+        if isinstance(seen, FlatBox) and (name := possible_mask(seen.structure, acts, integers=True)):
+            raise ValueError(
+                f"expected to know whether {name!r} says which actions of agent {agent!r} are legal, got "
+                f"{seen.structure} for {acts}; call it {ACTION_MASK} if it does, or flatten the observation "
+                "in the environment"
+            )
 
 
 def check_victim(victim: Any, *, what: str = "a victim") -> None:

@@ -17,11 +17,12 @@ import gymnasium as gym
 import torch
 from torch import Tensor, nn
 
+from marl_aajr.core.checks import one_of
 from marl_aajr.core.distributions import ActionDistribution, from_space
 from marl_aajr.core.environment_values import agent_name, as_action, named
 from marl_aajr.victims.filters import ObservationFilter, same_filter
 from marl_aajr.victims.recurrent import Memory, State, is_recurrent
-from marl_aajr.victims.spaces import AgentSpaces, by_network, check_agents
+from marl_aajr.victims.spaces import AgentSpaces, by_network, check_agents, check_masks_are_named
 from marl_aajr.victims.victim_policy import VictimPolicy, check_network, frozen
 
 
@@ -183,7 +184,8 @@ class Victim:
                 `victim.memory()`, when an episode begins.
 
         Raises:
-            ValueError: a recurrent victim without a memory, or an observation of another form.
+            ValueError: a recurrent victim without a memory, an agent that it does not play, or an observation
+                of another form.
 
         Example:
             >>> obs, rewards, *_ = env.step(victim.act(obs))
@@ -196,6 +198,8 @@ class Victim:
                 "episode begins, and act(obs, memory=memory)"
             )
         own = {agent_name(agent): agent for agent in obs}
+        for agent in own:
+            one_of("agents of the victim", agent, self.agents)
         # Each agent decides by itself, so that its action does not depend, to the last bit, on who else acts.
         stepper = Stepper(self, memory or self.memory(), groups=[[agent] for agent in own])
         kinds = {agent: self.distribution(agent) for agent in own}
@@ -243,6 +247,7 @@ class Victim:
             >>> evaluate(victim, "mpe2.simple_spread_v3", suite="quick").worst
         """
         spaces = AgentSpaces.of(env)
+        check_masks_are_named(spaces)
         names, networks = by_network(policies, spaces.possible_agents)
         return Victim(
             module_of=names,

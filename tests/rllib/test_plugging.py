@@ -119,6 +119,7 @@ class NotTorch(Learner):
         (lambda c: c, "aajr", "expected a regularizer or"),
         (lambda c: c, {"a": "aajr"}, "expected a regularizer for module 'a', got 'aajr'"),
         (lambda c: c.learners(learner_class=NotTorch), ACTIVE, "derived from TorchLearner, got .*NotTorch"),
+        (type, ACTIVE, "expected a configuration of RLlib, such as PPOConfig"),
         (
             lambda c: c.api_stack(
                 enable_rl_module_and_learner=False, enable_env_runner_and_connector_v2=False

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from gymnasium import spaces
 from mpe2 import simple_spread_v3, simple_tag_v3
 from pettingzoo.classic import connect_four_v3
+from pettingzoo.utils.wrappers import BaseParallelWrapper
 from torch import Tensor, nn
 
 from marl_aajr.evaluation import evaluate
@@ -50,6 +53,18 @@ def test_masks_are_taken_care_of() -> None:
     obs["action_mask"] = 0 * obs["action_mask"]
     obs["action_mask"][4] = 1
     assert victim.act({"player_0": obs}) == {"player_0": 4}
+    with pytest.raises(ValueError, match=r"expected agents of the victim out of player_0, player_1; got 'me'"):
+        victim.act({"me": obs})
+
+
+@pytest.mark.parametrize("legal", [spaces.Box(0, 1, (5,), np.int8), spaces.MultiBinary(5)])
+def test_masks_of_another_name_are_asked_for(legal: spaces.Space[Any]) -> None:
+    class Renamed(BaseParallelWrapper[str, Any, Any]):
+        def observation_space(self, agent: str) -> spaces.Space[Any]:
+            return spaces.Dict(obs=self.env.observation_space(agent), mask=legal)
+
+    with pytest.raises(ValueError, match=r"^expected to know whether 'mask' says .* call it action_mask"):
+        Victim.from_policies(nn.Linear(23, 5), Renamed(simple_spread_v3.parallel_env()))
 
 
 def test_a_memory_is_two_methods() -> None:

@@ -72,6 +72,8 @@ def robustify(
         >>> config = robustify(config, AAJR(coefficient=3e-3, epsilon=0.1))
         >>> algo = config.build_algo()
     """
+    if not isinstance(config, AlgorithmConfig):
+        raise ValueError(f"expected a configuration of RLlib, such as PPOConfig(), got {config!r}")
     if not config.enable_rl_module_and_learner:
         raise ValueError(
             "expected RLlib's new API stack, got a configuration of the old one; call "
