@@ -17,7 +17,6 @@ import gymnasium as gym
 import torch
 from torch import Tensor, nn
 
-from marl_aajr.core.checks import one_of
 from marl_aajr.core.distributions import ActionDistribution, from_space
 from marl_aajr.core.environment_values import agent_name, as_action, named
 from marl_aajr.victims.filters import ObservationFilter, same_filter
@@ -184,8 +183,7 @@ class Victim:
                 `victim.memory()`, when an episode begins.
 
         Raises:
-            ValueError: a recurrent victim without a memory, an agent that it does not play, or an observation
-                of another form.
+            ValueError: a recurrent victim without a memory, or an observation of another form.
 
         Example:
             >>> obs, rewards, *_ = env.step(victim.act(obs))
@@ -198,8 +196,6 @@ class Victim:
                 "episode begins, and act(obs, memory=memory)"
             )
         own = {agent_name(agent): agent for agent in obs}
-        for agent in own:
-            one_of("agents of the victim", agent, self.agents)
         # Each agent decides by itself, so that its action does not depend, to the last bit, on who else acts.
         stepper = Stepper(self, memory or self.memory(), groups=[[agent] for agent in own])
         kinds = {agent: self.distribution(agent) for agent in own}

@@ -53,8 +53,6 @@ def test_masks_are_taken_care_of() -> None:
     obs["action_mask"] = 0 * obs["action_mask"]
     obs["action_mask"][4] = 1
     assert victim.act({"player_0": obs}) == {"player_0": 4}
-    with pytest.raises(ValueError, match=r"expected agents of the victim out of player_0, player_1; got 'me'"):
-        victim.act({"me": obs})
 
 
 @pytest.mark.parametrize("legal", [spaces.Box(0, 1, (5,), np.int8), spaces.MultiBinary(5)])
