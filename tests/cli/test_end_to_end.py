@@ -186,11 +186,11 @@ def test_a_run_without_evaluation_names_the_command_to_run(runs: Runs) -> None:
     assert not (runs.folder / "none.html").exists()
 
 
-def test_the_demo_goes_from_nothing_to_a_report(tmp_path: Path) -> None:
+def test_the_demo_goes_from_nothing_to_a_report(ray_session: None, tmp_path: Path) -> None:
     """The script of scripts/demo, with this environment instead of one of its own."""
     script = Path(__file__).parents[2] / "scripts" / "demo.py"
     command = [sys.executable, str(script), str(tmp_path / "demo"), "--env-steps", "1", "--episodes", "2"]
-    env = quiet_environment() | {"MARL_AAJR_PYTHON": sys.executable}
+    env = quiet_environment() | {"MARL_AAJR_PYTHON": sys.executable} | joining()
 
     def demo(*more: str) -> str:
         done = subprocess.run(

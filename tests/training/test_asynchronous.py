@@ -25,8 +25,8 @@ def unhurried(ray_session: None, monkeypatch: pytest.MonkeyPatch) -> None:
     """RLlib would ask for samples without a pause, also while the env runner starts."""
     original = IMPALAConfig.__init__
 
-    def with_a_pause(self: IMPALAConfig, *arguments: Any) -> None:
-        original(self, *arguments)
+    def with_a_pause(self: IMPALAConfig, algo_class: Any = None) -> None:
+        original(self, algo_class=algo_class)
         self.timeout_s_sampler_manager = 0.05
 
     monkeypatch.setattr(IMPALAConfig, "__init__", with_a_pause)
