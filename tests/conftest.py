@@ -51,6 +51,12 @@ gc.disable()  # Until everything is imported, there is nothing to collect.
 os.environ["PYTHONPATH"] = os.pathsep.join(
     filter(None, [str(Path(__file__).parent / "startup"), os.environ.get("PYTHONPATH")])
 )
+# Ray's daemons watch their machine for people who are not here.
+os.environ |= {
+    "AUTOSCALER_UPDATE_INTERVAL_S": "60",
+    "LOG_NAME_UPDATE_INTERVAL_S": "10",
+    "REPORTER_UPDATE_INTERVAL_MS": "60000",
+}
 
 
 def pytest_collection_finish() -> None:

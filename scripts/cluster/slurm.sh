@@ -16,6 +16,10 @@
 set -euo pipefail
 
 bin="${MARL_AAJR_VENV:-$SLURM_SUBMIT_DIR/.venv}/bin"
+if [[ "$bin" == *[[:space:]]* ]]; then
+    echo "error: Ray starts no nodes from $bin, a path with a space; set MARL_AAJR_VENV to a link without one" >&2
+    exit 2
+fi
 export OMP_NUM_THREADS=1 RAY_USAGE_STATS_ENABLED=0
 # Only this job may use its Ray, whoever else is on these machines.
 RAY_AUTH_TOKEN="$(od -An -N32 -tx1 /dev/urandom | tr -d " \n")"
@@ -39,11 +43,11 @@ stop_ray() {
 trap stop_ray EXIT
 
 # The first node keeps a processor for the command itself.
-on "$head" "$bin/ray" start --head --port="$port" --num-cpus="$((cpus > 1 ? cpus - 1 : cpus))" --block \
+on "$head" "$bin/python" -m ray.scripts.scripts start --head --port="$port" --num-cpus="$((cpus > 1 ? cpus - 1 : cpus))" --block \
     --include-dashboard=false &
 ray_processes+=($!)
 for node in "${nodes[@]:1}"; do
-    on "$node" "$bin/ray" start --address="$RAY_ADDRESS" --num-cpus="$cpus" --block &
+    on "$node" "$bin/python" -m ray.scripts.scripts start --address="$RAY_ADDRESS" --num-cpus="$cpus" --block &
     ray_processes+=($!)
 done
 "$bin/python" - "${#nodes[@]}" <<'PYTHON' &

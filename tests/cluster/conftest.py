@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -29,6 +30,14 @@ def cluster() -> Iterator[Cluster]:
     with nodes_with_one_processor(2, include_dashboard=False) as nodes:
         connect(nodes)
         yield nodes
+
+
+@pytest.fixture
+def environment(tmp_path: Path) -> Path:
+    """This virtual environment by a path without spaces: from others Ray starts neither jobs nor a head."""
+    link = tmp_path / "environment"
+    link.symlink_to(sys.prefix)
+    return link
 
 
 @contextmanager

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import socket
 import subprocess
-import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -30,14 +29,14 @@ SCONTROL = """\
 
 
 @pytest.fixture
-def job(tmp_path: Path) -> Iterator[dict[str, str]]:
+def job(environment: Path, tmp_path: Path) -> Iterator[dict[str, str]]:
     """The environment of a job on two nodes with one processor each."""
     write_program(tmp_path / "srun", SRUN)
     write_program(tmp_path / "scontrol", SCONTROL)
     with tempfile.TemporaryDirectory(prefix="ray", dir="/tmp") as ray:  # short, for the names of its sockets
         yield os.environ | {
             "PATH": f"{tmp_path}{os.pathsep}{os.environ['PATH']}",
-            "MARL_AAJR_VENV": sys.prefix,
+            "MARL_AAJR_VENV": str(environment),
             "RAY_TMPDIR": ray,
             "SLURM_SUBMIT_DIR": str(tmp_path),
             "SLURM_JOB_NODELIST": "two",
@@ -84,8 +83,8 @@ def test_a_job_trains_on_all_of_its_nodes(job: dict[str, str], tmp_path: Path) -
 def test_a_job_that_is_submitted_again_resumes(job: dict[str, str], tmp_path: Path) -> None:
     programs = tmp_path / "venv" / "bin"
     programs.mkdir(parents=True)
-    write_program(programs / "ray", "#!/bin/sh\nexec sleep 60\n")
-    write_program(programs / "python", '#!/bin/sh\n[ "$1" = - ] || echo "$@"\n')
+    starts_ray = '[ "$2" = ray.scripts.scripts ] && exec sleep 60'
+    write_program(programs / "python", f'#!/bin/sh\n{starts_ray}\n[ "$1" = - ] || echo "$@"\n')
     job["MARL_AAJR_VENV"] = str(programs.parent)
     run = tmp_path / "run"
     words = ("train", "--env", "simple_spread_v3", "--out", run)
@@ -98,8 +97,14 @@ def test_a_job_that_is_submitted_again_resumes(job: dict[str, str], tmp_path: Pa
 def test_a_job_ends_where_ray_cannot_start(job: dict[str, str], tmp_path: Path) -> None:
     programs = tmp_path / "venv" / "bin"
     programs.mkdir(parents=True)
-    write_program(programs / "ray", "#!/bin/sh\nexit 3\n")
-    write_program(programs / "python", "#!/bin/sh\nexec sleep 60\n")
+    starts_ray = '[ "$2" = ray.scripts.scripts ] && exit 3'
+    write_program(programs / "python", f"#!/bin/sh\n{starts_ray}\nexec sleep 60\n")
     done = submit(job | {"MARL_AAJR_VENV": str(programs.parent)}, "train")
     assert done.returncode == 1
     assert "error: Ray has ended on a node" in done.stderr
+
+
+def test_an_environment_from_which_ray_starts_no_nodes_is_refused(job: dict[str, str]) -> None:
+    done = submit(job | {"MARL_AAJR_VENV": "/home/me/my work/.venv"}, "train")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "error: Ray starts no nodes from /home/me/my work/.venv/bin" in done.stderr

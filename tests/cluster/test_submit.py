@@ -55,10 +55,12 @@ def test_an_address_that_is_none_is_refused() -> None:
 
 
 @pytest.fixture
-def cluster(tmp_path: Path) -> Iterator[Cluster]:
+def cluster(environment: Path, tmp_path: Path) -> Iterator[Cluster]:
     """Two nodes, started where our working copy is not at hand."""
+    python = environment / Path(sys.executable).relative_to(sys.prefix)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("PATH", str(Path(sys.executable).parent), prepend=os.pathsep)
+        patch.setattr(sys, "executable", str(python))
+        patch.setenv("PATH", str(python.parent), prepend=os.pathsep)
         patch.chdir(tmp_path)
         with nodes_with_one_processor(2, include_dashboard=True, dashboard_port=0) as nodes:
             yield nodes
