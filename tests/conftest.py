@@ -51,12 +51,8 @@ gc.disable()  # Until everything is imported, there is nothing to collect.
 os.environ["PYTHONPATH"] = os.pathsep.join(
     filter(None, [str(Path(__file__).parent / "startup"), os.environ.get("PYTHONPATH")])
 )
-# Ray's daemons watch their machine for people who are not here.
-os.environ |= {
-    "AUTOSCALER_UPDATE_INTERVAL_S": "60",
-    "LOG_NAME_UPDATE_INTERVAL_S": "10",
-    "REPORTER_UPDATE_INTERVAL_MS": "60000",
-}
+# Most of the Rays that are started here, and their nodes, would start workers that nobody asks for.
+os.environ |= {"RAY_enable_worker_prestart": "0", "RAY_prestart_worker_first_driver": "0"}
 
 
 def pytest_collection_finish() -> None:

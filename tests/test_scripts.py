@@ -194,7 +194,7 @@ def test_checks_all_run_and_the_exit_code_tells(project: Path) -> None:
     assert good.returncode == 0, good.stderr
     lines = [line for line in good.stdout.splitlines() if not line.startswith("==")]
     in_parallel = "--dist loadfile --no-loadscope-reorder"
-    pytest_ran = f"pytest --numprocesses 4 {in_parallel} -k some name"
+    pytest_ran = f"pytest --numprocesses 3 {in_parallel} -k some name"
     assert lines == [pytest_ran, "ruff check", "ruff format --check", "mypy"]
     fast = run(test, "--fast", "tests/core").stdout.splitlines()[1]
     assert fast == f"pytest --numprocesses 2 {in_parallel} -m not ray and not slow tests/core"
