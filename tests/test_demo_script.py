@@ -19,7 +19,8 @@ pytestmark = pytest.mark.slow
 
 DEMO = Path(__file__).parents[1] / "scripts" / "demo.py"
 
-STAND_IN = """#!{python}
+STAND_IN = """#!/bin/sh
+"exec" "{python}" "$0" "$@"
 import json, os, pathlib, signal, sys, time
 command, words = sys.argv[3], sys.argv[4:]
 with open(os.environ["CALLS"], "a") as calls:

@@ -70,9 +70,6 @@ class MaskedModel(TorchModelV2, nn.Module):
         return self.body.value_function()
 
 
-ModelCatalog.register_custom_model("masked", MaskedModel)
-
-
 def policy_of(
     regularizer: Regularizer | None,
     *,
@@ -82,6 +79,7 @@ def policy_of(
     seed: int = 0,
     **config: Any,
 ) -> PPOTorchPolicy:
+    ModelCatalog.register_custom_model("masked", MaskedModel)  # each time: perhaps another Ray is up now
     torch.manual_seed(seed)
     cls = PPOTorchPolicy if regularizer is None else robustify_policy(PPOTorchPolicy, regularizer)
     settings = {"lr": 1e-2, "seed": 0, "__policy_id": "a", "vf_clip_param": 1e9, **config}
