@@ -111,7 +111,8 @@ class SmoothPolicy(Smoothness):
             AAJR. SGLD starts in a random corner one step away (unless `start` says otherwise) and adds
             decaying Gaussian noise to the gradient before its sign.
 
-    The gradient flows through s + δ only, as in the source's code; its K is 10, with steps of ε/10.
+    The gradient flows through s + δ only, as in the source's code; its K is 10, with steps of ε/10. For
+    DQN it is the KL of softmax(Q), not SA-DQN's hinge.
 
     Source: Zhang 2020 (arXiv 2003.08938), https://github.com/huanzhang12/SA_PPO.
     """
