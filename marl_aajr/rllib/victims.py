@@ -290,5 +290,7 @@ def _rllibs(
     # One for each part of an observation that is flattened behind it.
     stats = [RunningStat.from_state(saved) for saved in states[agent]["running_stats"]]
     both = (np.concatenate([np.ravel(getattr(part, name)) for part in stats]) for name in ("mean", "std"))
-    mean, std = (torch.from_numpy(numbers.reshape(box.shape)) for numbers in both)
+    # Of another size, they are refused with the module that reads them.
+    shaped = (numbers.reshape(box.shape) if numbers.size == prod(box.shape) else numbers for numbers in both)
+    mean, std = map(torch.from_numpy, shaped)
     return ObservationFilter(mean=mean, std=std, clip=piece.clip_by_value)
