@@ -137,7 +137,7 @@ CRASH = "raised ZeroDivisionError: the simulator has crashed"
     [
         ("raises", CRASH, {"runner": "stock", "env_runners": 1}),
         ("raises", f"copy 0, step 1: {CRASH}", {}),
-        ("nan", "copy 0, step 1: the reward of agent 'agent_1' is nan, which is", {"env_runners": 1}),
+        ("nan", "'agent_1' is nan, which is no number of float32 (in env runner 1)", {"env_runners": 1}),
         ("shape", "copy 0, step 1: the observation of agent 'agent_1' has shape", {}),
         ("spaces", "copy 0, step 0: the observation space of agent 'agent_1' changed", {}),
     ],
