@@ -269,10 +269,7 @@ class AdversaryRequest(Section):
 
 def _as_they_learned(config: RunConfig, trained: RunConfig) -> RunConfig:
     asked = trained.resources
-    return RunConfig(
-        env=config.env,
-        seed=config.seed,
-        env_steps=config.env_steps,
+    return config.changed(
         policies=trained.policies,
         model=trained.model.model_copy(update={"critic": "own", "lstm": None}),
         ppo=trained.ppo,

@@ -26,7 +26,6 @@ from torch import Tensor
 from marl_aajr.adversaries.agent_game import AgentGame, AgentThreat
 from marl_aajr.adversaries.observation_game import GAME, ObservationGame, ObservationThreat, PGDGame
 from marl_aajr.adversaries.request import AdversaryRequest
-from marl_aajr.adversaries.victim_game import VictimGame
 from marl_aajr.core.seeds import Purpose, derived_seed
 from marl_aajr.rollout.batched_env import BatchedEnv
 from marl_aajr.rollout.environments import make_batch, resolve
@@ -166,9 +165,9 @@ class SelectionEpisodes:
         """The victims' losses without attack, and to PGD at the same size."""
         game = ObservationThreat(**self._config.env.kwargs).build(EPISODES)
         untouched = ObservationGame(game.env, game.adversaries, {}, sampled=game.sampled)
-        clean = self._play(untouched, _nothing(untouched))
+        clean = self._play(untouched, lambda _: untouched.nothing())
         attacked = PGDGame(game, generator=torch.Generator().manual_seed(self._seed))
-        return {"clean": clean, "pgd": self._play(attacked, _nothing(attacked))}
+        return {"clean": clean, "pgd": self._play(attacked, lambda _: attacked.nothing())}
 
     def losses(self, adversary: Victim) -> dict[str, Tensor]:
         """The victims' losses without an adversarial agent and with it, whatever its own reward."""
@@ -182,7 +181,7 @@ class SelectionEpisodes:
             sampled=threat.sampled,
             loyal=True,
         )
-        clean = self._play(among_themselves, _nothing(among_themselves))
+        clean = self._play(among_themselves, lambda _: among_themselves.nothing())
         return {"clean": clean, "lost": self._play(game, _greedy(adversary, game))}
 
     @torch.no_grad()
@@ -209,9 +208,3 @@ def _greedy(adversary: Victim, game: BatchedEnv) -> Act:
     groups = [[player] for player in game.possible_agents]
     stepper = Stepper(adversary, adversary.memory(game.num_envs), groups=groups)
     return lambda obs: stepper.act(stepper.see(obs, action_mask=game.action_mask))
-
-
-def _nothing(game: VictimGame) -> Act:
-    """Actions where they do not count."""
-    actions = game.nothing()
-    return lambda obs: actions

@@ -127,21 +127,13 @@ class Interrupt:
             os.kill(os.getpid(), signal.SIGINT)
 
 
-class _Bar:
+class _Bar(Progress):
     """A bar with words that stays in place within a block; nothing where nobody watches."""
 
     def __init__(self, console: Console, words: str = "", *, total: int | None = None, **how: Any) -> None:
         columns = (BarColumn(24), TaskProgressColumn(), TextColumn("{task.description}"))
-        self.console = console
-        self._bar = Progress(*columns, console=console, disable=not console.is_interactive, **how)
-        self._task = self._bar.add_task(words, total=total)
-
-    def __enter__(self) -> Self:
-        self._bar.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._bar.stop()
+        super().__init__(*columns, console=console, disable=not console.is_interactive, **how)
+        self._task = self.add_task(words, total=total)
 
 
 class TrainingProgress(_Bar):
@@ -161,7 +153,7 @@ class TrainingProgress(_Bar):
         words = summary(metrics, total=self._total, earned=self._earned)
         if self.console.is_interactive:
             text = "  ".join(f"[dim]{name}[/dim] {value}" for name, value in words.items())
-            self._bar.update(self._task, completed=min(done, self._total), description=text)
+            self.update(self._task, completed=min(done, self._total), description=text)
             return
         share = min(done / self._total, 1)
         where = f"iteration {metrics['iteration']}  {done:,}/{self._total:,} env steps ({share:.0%})"
@@ -175,7 +167,7 @@ class TrainingProgress(_Bar):
     def finishing(self) -> None:
         """Say that Ctrl-C was heard; called by a signal handler, possibly in the middle of a line."""
         if self.console.is_interactive:
-            self._bar.update(self._task, description=FINISHING)
+            self.update(self._task, description=FINISHING)
         else:
             say_at_once(self.console, FINISHING)
 
@@ -202,7 +194,7 @@ class PlayingProgress(_Bar):
         if not self.console.is_interactive and played.what != self._what:
             say(self.console, f"{words}, {played.done:,}/{played.total:,} episodes{left}")
         self._what = played.what
-        self._bar.update(self._task, completed=played.done, total=played.total, description=words + left)
+        self.update(self._task, completed=played.done, total=played.total, description=words + left)
 
 
 class StudyProgress:

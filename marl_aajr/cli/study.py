@@ -18,8 +18,7 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
 
-    from marl_aajr.study.driver import StudyPlan
-    from marl_aajr.study.progress import GridProgress
+    from marl_aajr.study.progress import GridProgress, StudyPlan
 
 FAILED = 1
 """Exit code of a study of which something failed."""

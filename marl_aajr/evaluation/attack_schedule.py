@@ -121,33 +121,6 @@ class BudgetCounter:
         self._attacked[over] = 0
 
 
-class AttackedCopies:
-    """The copies that are attacked in each step: selected by a schedule, and counted apart from it."""
-
-    def __init__(
-        self, schedule: AttackSchedule, agents: Sequence[str], *, num_envs: int, generator: torch.Generator
-    ) -> None:
-        self._strategic, self._agents = schedule.timing == "strategic", agents
-        self._selector = StepSelector(schedule, num_envs=num_envs, generator=generator)
-        self.counter = BudgetCounter(schedule.steps, num_envs=num_envs)
-
-    def select(self, batches: Sequence[DecisionBatch], live: Tensor) -> Tensor:
-        """Copies to attack in this step, `[E]` bool, out of those whose episode counts, `live [E]`."""
-        acting, preferences = acting_and_preferences(
-            batches, self._agents, len(live), strategic=self._strategic
-        )
-        acting &= live.unsqueeze(-1)
-        anybody = acting.any(1)
-        where = self._selector.select(anybody, mean_where(preferences, acting)) & live
-        self.counter.add(where & anybody)
-        return where
-
-    def restart(self, over: Tensor) -> None:
-        """Begin new episodes where the old ones are over, `[E]` bool."""
-        self._selector.restart(over)
-        self.counter.restart(over)
-
-
 def has_preferences(distribution: ActionDistribution) -> bool:
     """Whether c is defined: the actions are discrete."""
     return isinstance(distribution, Categorical | MultiCategorical)

@@ -22,7 +22,13 @@ from torch import Tensor
 from marl_aajr.attacks import Attack, Attacked
 from marl_aajr.core.distributions import ActionDistribution
 from marl_aajr.core.seeds import Purpose, stream
-from marl_aajr.evaluation.attack_schedule import AttackedCopies, AttackSchedule
+from marl_aajr.evaluation.attack_schedule import (
+    AttackSchedule,
+    BudgetCounter,
+    StepSelector,
+    acting_and_preferences,
+    mean_where,
+)
 from marl_aajr.evaluation.outcomes import Units
 from marl_aajr.evaluation.replacements import ReplacementPolicy
 from marl_aajr.rollout.batched_env import BatchedEnv, BatchedStep
@@ -72,7 +78,7 @@ class AttackRun:
     scales: Mapping[str, float] = field(default_factory=dict)
     schedule: AttackSchedule | None = None
     statistics: AttackStatistics = field(default_factory=AttackStatistics)
-    _steps: AttackedCopies | None = field(init=False, default=None)
+    _steps: tuple[StepSelector, BudgetCounter] | None = field(init=False, default=None)
 
     @cached_property
     def prepared(self) -> dict[str, Attack]:
@@ -96,14 +102,13 @@ class AttackRun:
     def begin(self, num_envs: int, *, generator: torch.Generator) -> None:
         """Begin episodes in `num_envs` copies; the generator chooses the attacked steps, if not all are."""
         if self.schedule is not None:
-            self._steps = AttackedCopies(
-                self.schedule, list(self.agents), num_envs=num_envs, generator=generator
-            )
+            selector = StepSelector(self.schedule, num_envs=num_envs, generator=generator)
+            self._steps = selector, BudgetCounter(self.schedule.steps, num_envs=num_envs)
 
     @property
     def attacked_steps(self) -> int:
         """Attacked steps of all episodes so far; 0 without a schedule, which has none counted."""
-        return 0 if self._steps is None else self._steps.counter.total
+        return 0 if self._steps is None else self._steps[1].total
 
     def perturb(self, batches: Sequence[DecisionBatch], live: Tensor) -> list[DecisionBatch]:
         """The decisions of one step, on what the attack shows the policies.
@@ -113,14 +118,29 @@ class AttackRun:
         Raises:
             BudgetError: an attack that takes more than it may.
         """
-        where = live if self._steps is None else self._steps.select(batches, live)
+        where = self._attacked_copies(batches, live)
         chosen = self._adversary_actions(batches, where)
         return [self._perturbed(batch, where, chosen) for batch in batches]
 
     def restart(self, over: Tensor) -> None:
         """Begin new episodes where the old ones are `over`, `[E]` bool."""
-        if self._steps is not None:
-            self._steps.restart(over)
+        for each in self._steps or ():
+            each.restart(over)
+
+    def _attacked_copies(self, batches: Sequence[DecisionBatch], live: Tensor) -> Tensor:
+        """Copies to attack in this step, `[E]` bool: selected by the schedule, and counted apart from it."""
+        if self.schedule is None or self._steps is None:
+            return live
+        selector, counter = self._steps
+        strategic = self.schedule.timing == "strategic"
+        acting, preferences = acting_and_preferences(
+            batches, list(self.agents), len(live), strategic=strategic
+        )
+        acting &= live.unsqueeze(-1)
+        anybody = acting.any(1)
+        where = selector.select(anybody, mean_where(preferences, acting)) & live
+        counter.add(where & anybody)
+        return where
 
     def _adversary_actions(self, batches: Sequence[DecisionBatch], where: Tensor) -> Mapping[str, Tensor]:
         """Agent -> the actions of an adversary that looks at all attacked agents before each is attacked."""

@@ -14,15 +14,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import yaml
-from pydantic import (
-    AfterValidator,
-    BaseModel,
-    ConfigDict,
-    Field,
-    InstanceOf,
-    field_validator,
-    model_validator,
-)
+from pydantic import AfterValidator, Field, InstanceOf, field_validator, model_validator
 
 from marl_aajr.attacks import Attack, attack_class, make_attack
 from marl_aajr.core.checks import one_of
@@ -37,7 +29,7 @@ _FILE = "suites.yaml"
 _REQUIRED = ("summary", "episodes", "selection_episodes", "actions", "units", "epsilons", "attacks")
 
 
-class AttackEntry(BaseModel):
+class AttackEntry(Section):
     """One attack of a protocol: a name with settings, or a value.
 
     It is read from a name, from `{attack: NAME, setting: value}`, from an `Attack`, or from a pair of one of
@@ -48,8 +40,6 @@ class AttackEntry(BaseModel):
         settings: settings of the attack of a name.
         epsilon: its size; None: every size of the protocol.
     """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     attack: str | InstanceOf[Attack]
     settings: dict[str, Any] = Field(default_factory=dict)

@@ -11,7 +11,7 @@ from marl_aajr.evaluation.result import Verdict
 from marl_aajr.report.adversaries import undertrained
 from marl_aajr.report.comparison import Comparison
 from marl_aajr.report.estimates import FEW, count, listing, number, some
-from marl_aajr.report.methods import EvaluatedRun, Method, differences
+from marl_aajr.report.methods import EvaluatedRun, Method, differences, software_of
 from marl_aajr.rollout.teams import sideless
 
 FAILED = "EVALUATION FAILED"
@@ -238,12 +238,7 @@ def _environment(comparison: Comparison, runs: Sequence[EvaluatedRun]) -> Iterat
 
 
 def _versions(runs: Sequence[EvaluatedRun]) -> Iterator[str]:
-    known = [run.versions for run in runs if run.versions is not None]
-    packages = dict.fromkeys(name for versions in known for name in versions.packages)
-    differ = [name for name in packages if len({versions.packages.get(name) for versions in known}) > 1]
-    if len({versions.python for versions in known}) > 1:
-        differ.insert(0, "python")
-    if differ:
+    if differ := [name for name, versions in software_of(runs).items() if len(versions) > 1]:
         yield f"The runs were made with different versions of {listing(differ)} (see Versions)."
 
 

@@ -54,6 +54,15 @@ class EvaluatedRun:
         return int(self.config["seed"])
 
 
+def software_of(runs: Iterable[EvaluatedRun]) -> dict[str, list[str]]:
+    """Python and each package -> the versions that the runs were made with, each once."""
+    known = [run.versions for run in runs if run.versions is not None]
+    found = {"python": dict.fromkeys(versions.python for versions in known)}
+    for name in sorted({name for versions in known for name in versions.packages}):
+        found[name] = dict.fromkeys(versions.packages.get(name, "absent") for versions in known)
+    return {name: list(versions) for name, versions in found.items()}
+
+
 def load_run(path: Path | str) -> EvaluatedRun:
     """Read a run directory, or what `marl-aajr evaluate` left beside a policy from elsewhere.
 

@@ -19,7 +19,7 @@ from marl_aajr.report.cautions import FAILED, Notes, all_cautions, left_out_of_a
 from marl_aajr.report.comparison import Comparison, compare_each
 from marl_aajr.report.conditions import Task
 from marl_aajr.report.estimates import count, number
-from marl_aajr.report.methods import differences, shared
+from marl_aajr.report.methods import differences, shared, software_of
 from marl_aajr.report.scores import Reference, reference_of
 from marl_aajr.report.style import Legend, dark_colours
 from marl_aajr.report.verdict import headline, headline_of_scores, how_chosen, how_compared, verdict
@@ -115,7 +115,7 @@ def _render(
         took=tables.duration(notes.seconds) if notes.seconds else "",
         sections=_sections(comparisons, legend, references, films),
         across=_across(comparisons, legend, references),
-        packages=tables.packages(runs),
+        packages=software_of(runs),
         commands=notes.command or reproduce.commands(comparisons),
         configurations=reproduce.configurations(comparisons),
         attacks=reproduce.attacks(comparisons),

@@ -178,15 +178,6 @@ def versions(comparison: Comparison) -> Sheet:
     return Sheet("The runs.", columns, tuple(lines))
 
 
-def packages(runs: Sequence[EvaluatedRun]) -> dict[str, str]:
-    """Package -> version, or the versions that differ between runs; Python first."""
-    known = [run.versions for run in runs if run.versions is not None]
-    found = {"python": dict.fromkeys(versions.python for versions in known)}
-    for name in sorted({name for versions in known for name in versions.packages}):
-        found[name] = dict.fromkeys(versions.packages.get(name, "absent") for versions in known)
-    return {name: " / ".join(versions) for name, versions in found.items()}
-
-
 def duration(seconds: float) -> str:
     """`42 s`, `5 min` or `3 h 07 min`."""
     if seconds < 60:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,35 +15,25 @@ from marl_aajr.evaluation.protocol import Suite, load_suite
 from marl_aajr.study import validation
 from marl_aajr.study.execution import execute, tune_environment
 from marl_aajr.study.folder import Storage, StudyFolder
-from marl_aajr.study.graph import Node, chosen, graph
+from marl_aajr.study.graph import chosen, graph
 from marl_aajr.study.progress import (
     Forecast,
     GridProgress,
     NodeProgress,
     OnEvent,
     State,
+    StudyPlan,
     duration,
     forecast,
     tuning_seconds,
 )
 from marl_aajr.study.report import write_page, write_results
-from marl_aajr.study.runs import StudyRun, check_axes, runs
+from marl_aajr.study.runs import check_axes, runs
 from marl_aajr.study.study_config import StudyConfig, load_study
-from marl_aajr.study.tuning import budgets, check_tuning, replay, tune_study
+from marl_aajr.study.tuning import check_tuning, replay, tune_study
 from marl_aajr.training.cluster import amounts_of_nodes, ray_for
 from marl_aajr.training.config import Resources
 from marl_aajr.training.files import YamlSource, append_line
-
-
-@dataclass(frozen=True)
-class StudyPlan:
-    """A study that has been checked; its `nodes`, needs first, are the part that `only` asked for."""
-
-    study: StudyConfig
-    source: YamlSource
-    folder: StudyFolder
-    runs: tuple[StudyRun, ...]
-    nodes: Mapping[str, Node]
 
 
 def prepare(
@@ -193,9 +183,7 @@ def _execute(plan: StudyPlan, progress: GridProgress, *, should_stop: Callable[[
 
 def _write(plan: StudyPlan, progress: GridProgress) -> None:
     """The table and the page of what has been evaluated so far."""
-    study, folder = plan.study, plan.folder
-    if evaluated := [run for run in plan.runs if folder.evaluation_files(run)]:
-        table = write_results(study.name, evaluated, folder)
-        tuned = budgets(study, folder)
-        page = write_page(study, plan.runs, plan.nodes, folder, file=plan.source.path, tuning=tuned)
+    if evaluated := [run for run in plan.runs if plan.folder.evaluation_files(run)]:
+        table = write_results(plan.study.name, evaluated, plan.folder)
+        page = write_page(plan)
         progress.emit("written", table=str(table), report=str(page))

@@ -15,14 +15,26 @@ from typing import Any, Literal
 from marl_aajr.adversaries.request import STEPS_PER_SECOND
 from marl_aajr.study.folder import StudyFolder
 from marl_aajr.study.graph import Node
-from marl_aajr.study.runs import variants
+from marl_aajr.study.runs import StudyRun, variants
 from marl_aajr.study.study_config import StudyConfig, TuningEntry
+from marl_aajr.training.files import YamlSource
 from marl_aajr.training.method import NO_METHOD
 
 State = Literal["waiting", "running", "finished", "failed", "interrupted", "impossible"]
 """`impossible`: something that it needs has failed."""
 
 OnEvent = Callable[[dict[str, Any]], None]
+
+
+@dataclass(frozen=True)
+class StudyPlan:
+    """A study that has been checked; its `nodes`, needs first, are the part that `only` asked for."""
+
+    study: StudyConfig
+    source: YamlSource
+    folder: StudyFolder
+    runs: tuple[StudyRun, ...]
+    nodes: Mapping[str, Node]
 
 
 @dataclass

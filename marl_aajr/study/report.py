@@ -16,11 +16,13 @@ import pyarrow.parquet
 
 from marl_aajr.evaluation.outcomes import Outcome
 from marl_aajr.evaluation.result import ActionsResult, Evaluation
-from marl_aajr.report import Incident, Notes, Reference, Tuning, write_report
+from marl_aajr.report import Incident, Notes, Reference, write_report
 from marl_aajr.study.folder import StudyFolder
 from marl_aajr.study.graph import Node
+from marl_aajr.study.progress import StudyPlan
 from marl_aajr.study.runs import StudyRun
 from marl_aajr.study.study_config import StudyConfig
+from marl_aajr.study.tuning import budgets
 from marl_aajr.training.files import replaced
 from marl_aajr.training.run_directory import disturbed
 
@@ -43,26 +45,19 @@ with adversarial agents (`traitor`, `opponent`, `random`, `idle`) no epsilon. `c
 `worst` marks what was chosen on other episodes, `returns` has one number per episode."""
 
 
-def write_page(
-    study: StudyConfig,
-    runs: Sequence[StudyRun],
-    nodes: Mapping[str, Node],
-    folder: StudyFolder,
-    *,
-    file: Path,
-    tuning: Sequence[Tuning] = (),
-) -> Path:
+def write_page(plan: StudyPlan) -> Path:
     """Write `report.html` about the evaluated runs of a study, and what became of its nodes."""
-    evaluated = [run for run in runs if folder.evaluation_files(run)]
-    missing = [run.name for run in runs if run not in evaluated]
-    cut = f"{len(missing)} of {len(runs)} runs are not finished or not evaluated: {', '.join(missing)}."
+    study, folder = plan.study, plan.folder
+    evaluated = [run for run in plan.runs if folder.evaluation_files(run)]
+    missing = [run.name for run in plan.runs if run not in evaluated]
+    cut = f"{len(missing)} of {len(plan.runs)} runs are not finished or not evaluated: {', '.join(missing)}."
     events = folder.events()
     notes = Notes(
         summary=study.summary,
-        command=shlex.join(["marl-aajr", "study", str(_from_here(file))]),
-        tuning=tuning,
-        restarts=list(_restarts(nodes, folder)),
-        failures=list(_failures(nodes, folder)),
+        command=shlex.join(["marl-aajr", "study", str(_from_here(plan.source.path))]),
+        tuning=budgets(study, folder),
+        restarts=list(_restarts(plan.nodes, folder)),
+        failures=list(_failures(plan.nodes, folder)),
         cut=[cut] if missing else [],
         caveats=list(_caveats(study, evaluated, folder)),
         seconds=sum(event.get("seconds", 0.0) for event in events if event["event"] == "session"),

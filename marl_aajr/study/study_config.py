@@ -12,16 +12,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 from urllib.parse import quote, unquote
 
-from pydantic import (
-    AfterValidator,
-    BaseModel,
-    BeforeValidator,
-    ConfigDict,
-    Field,
-    InstanceOf,
-    field_serializer,
-    model_validator,
-)
+from pydantic import AfterValidator, BeforeValidator, Field, InstanceOf, field_serializer, model_validator
 
 from marl_aajr.adversaries.request import AdversaryRequest
 from marl_aajr.evaluation.protocol import Protocol, Suite
@@ -134,7 +125,7 @@ class EnvironmentEntry(Section):
         return self.label or re.sub(r"[^\w.=-]+", "-", re.split(r"[.:/]", self.name)[-1])
 
 
-class MethodEntry(BaseModel):
+class MethodEntry(Section, extra="allow"):
     """One method, or several that differ in a grid of its settings; its settings stand beside these.
 
     Attributes:
@@ -145,8 +136,6 @@ class MethodEntry(BaseModel):
             beforehand; not beside `grid`.
         run: settings of its runs, over those of the study and of the environment.
     """
-
-    model_config = ConfigDict(extra="allow", frozen=True, ser_json_inf_nan="constants")
 
     name: str = NO_METHOD
     label: Label | None = None

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import Any, ClassVar, Self, TypeVar
 
-from pydantic import BaseModel, ConfigDict, model_validator
+from pydantic import model_validator
 
 from marl_aajr.core.adversary_actions import KINDS, AdversaryActions, Kind, PAADActions, adversary_actions
 from marl_aajr.core.checks import (
@@ -23,7 +23,7 @@ from marl_aajr.core.checks import (
 from marl_aajr.core.environment_values import agent_names
 from marl_aajr.core.threat import Norm, PerturbationSet
 from marl_aajr.regularizers import REGULARIZERS, Regularizer, make_regularizer, settings_of
-from marl_aajr.training.fields import Fraction
+from marl_aajr.training.fields import Fraction, Section
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -146,7 +146,7 @@ METHODS: dict[str, type[Regularizer] | type[ATLA]] = {**REGULARIZERS, ATLA.name:
 _Method = TypeVar("_Method", ATLA, Regularizer | None)
 
 
-class MethodConfig(BaseModel):
+class MethodConfig(Section, extra="allow"):
     """The method that makes the policy robust; the method's own settings stand beside these two.
 
     Attributes:
@@ -155,8 +155,6 @@ class MethodConfig(BaseModel):
             from the start. Schedules stay as they are. A penalty at full weight on an untrained policy stops
             it from learning.
     """
-
-    model_config = ConfigDict(extra="allow", frozen=True, ser_json_inf_nan="constants")
 
     name: str = NO_METHOD
     ramp: tuple[Fraction, Fraction] | None = (0.1, 0.4)

@@ -65,7 +65,9 @@ def to_record(
         "env_steps_per_second": steps_per_second,
         "modules": {name: _module(result["learners"][name], with_kl=with_kl) for name in modules},
     }
-    _check(record, f"iteration {progress.iteration}")
+    for name, value in flat(record, ", ").items():
+        if isinstance(value, float) and not math.isfinite(value):
+            raise NonFiniteError(f"iteration {progress.iteration}: {name} is {value}")
     return record
 
 
@@ -96,14 +98,6 @@ def _module(learned: Mapping[str, Any], *, with_kl: bool) -> dict[str, float | N
     if not math.isfinite(found.get(undefined) or 0.0):
         found[undefined] = None
     return found
-
-
-def _check(value: Any, name: str) -> None:
-    if isinstance(value, Mapping):
-        for key, part in value.items():
-            _check(part, f"{name}: {key}" if ":" not in name else f"{name}, {key}")
-    elif isinstance(value, float) and not math.isfinite(value):
-        raise NonFiniteError(f"{name} is {value}")
 
 
 class Curves:

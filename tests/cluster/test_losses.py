@@ -11,8 +11,8 @@ import pytest
 import ray
 from ray.cluster_utils import Cluster
 
-from marl_aajr.study.driver import StudyPlan, prepare
-from marl_aajr.study.progress import GridProgress
+from marl_aajr.study.driver import prepare
+from marl_aajr.study.progress import GridProgress, StudyPlan
 from marl_aajr.training.run_directory import RunDirectory, disturbed
 from marl_aajr.training.trainer import train
 from tests.cluster.conftest import add_odd_node

@@ -8,8 +8,8 @@ from typing import Any
 
 import yaml
 
-from marl_aajr.study.driver import StudyPlan, on_cluster, progress_of, run_study
-from marl_aajr.study.progress import GridProgress
+from marl_aajr.study.driver import on_cluster, progress_of, run_study
+from marl_aajr.study.progress import GridProgress, StudyPlan
 
 SUITE = {
     "summary": "two attacks",

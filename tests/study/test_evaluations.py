@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 import yaml
 
-from marl_aajr.study.driver import StudyPlan, prepare
+from marl_aajr.study.driver import prepare
+from marl_aajr.study.progress import StudyPlan
 from marl_aajr.training.files import write_json
 from marl_aajr.training.run_record import Status
 from tests.study.files import SUITE, write_study

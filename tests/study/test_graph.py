@@ -8,11 +8,11 @@ from typing import Any
 
 import pytest
 
-from marl_aajr.study.driver import StudyPlan, prepare
+from marl_aajr.study.driver import prepare
 from marl_aajr.study.execution import GraphSearch, ProgressCallback
 from marl_aajr.study.folder import StudyFolder
 from marl_aajr.study.graph import Node, stranded
-from marl_aajr.study.progress import GridProgress, NodeProgress
+from marl_aajr.study.progress import GridProgress, NodeProgress, StudyPlan
 from tests.study.files import write_study
 
 METHODS = [

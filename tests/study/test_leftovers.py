@@ -63,7 +63,7 @@ def test_a_fault_of_training_is_told_even_where_the_directory_that_tells_of_it_w
         directory.append_event("resumed", iteration=2, after="failed", error="the node has died")
     pages: list[Notes] = []
     monkeypatch.setattr(report, "write_report", lambda runs, out, *, notes, **rest: pages.append(notes))
-    report.write_page(plan.study, plan.runs, plan.nodes, plan.folder, file=plan.source.path)
+    report.write_page(plan)
     (incident,) = pages[0].restarts
     assert (incident.run, incident.times) == (run.name, 1)
     how = "went on from its last checkpoint" if there else "was begun again"

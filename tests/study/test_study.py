@@ -17,9 +17,9 @@ import pytest
 import yaml
 
 from marl_aajr.evaluation import Evaluation
-from marl_aajr.study.driver import StudyPlan, on_cluster, prepare
+from marl_aajr.study.driver import on_cluster, prepare
 from marl_aajr.study.folder import run_exists
-from marl_aajr.study.progress import GridProgress
+from marl_aajr.study.progress import GridProgress, StudyPlan
 from marl_aajr.study.report import write_page
 from marl_aajr.training.run_directory import RunDirectory
 from marl_aajr.training.run_record import Status
@@ -118,7 +118,7 @@ def test_the_report_names_no_folder_above_the_working_directory(
 ) -> None:
     plan = done.plan
     monkeypatch.chdir(plan.folder.path.parent)
-    page = write_page(plan.study, plan.runs, plan.nodes, plan.folder, file=plan.source.path).read_text()
+    page = write_page(plan).read_text()
     assert "done/runs/sound-none-s0" in page
     assert "done/logs/" in page
     assert str(plan.folder.path) not in page

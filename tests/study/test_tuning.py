@@ -9,8 +9,9 @@ from typing import Any
 
 import pytest
 
-from marl_aajr.study.driver import StudyPlan, prepare
+from marl_aajr.study.driver import prepare
 from marl_aajr.study.folder import StudyFolder
+from marl_aajr.study.progress import StudyPlan
 from marl_aajr.study.tuning import budgets
 from marl_aajr.training.files import write_json
 from tests.study.files import TINY, do, write_study
