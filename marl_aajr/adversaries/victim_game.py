@@ -21,10 +21,10 @@ from gymnasium import spaces
 from torch import Tensor
 
 from marl_aajr.core.checks import one_of
+from marl_aajr.core.policy import where_rows
 from marl_aajr.rollout.batched_env import BatchedEnv, BatchedEnvWrapper, BatchedStep, check_action
 from marl_aajr.rollout.perturbed import ADVERSARY, loss
 from marl_aajr.victims import Victim
-from marl_aajr.victims.recurrent import where_rows
 from marl_aajr.victims.spaces import check_match
 from marl_aajr.victims.stepper import CounterSampler, DecisionBatch, Stepper
 

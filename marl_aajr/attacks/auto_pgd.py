@@ -23,7 +23,7 @@ from marl_aajr.attacks.gradient import PGD
 from marl_aajr.core.ascent import steepest, step_direction
 from marl_aajr.core.checks import check_finite
 from marl_aajr.core.objectives import BoundObjective, Clean, Objective, value_and_gradient
-from marl_aajr.core.policy import Policy
+from marl_aajr.core.policy import Policy, where_rows
 from marl_aajr.core.threat import PerturbationSet
 
 _MOMENTUM = 0.75
@@ -124,14 +124,14 @@ def auto_ascend(
         value, gradient = _evaluate(g, obs, delta, step=k + 1)
         rises, since = rises + (value > value_before), since + 1
         better = value > best_value
-        best, best_gradient = _where(better, delta, best), _where(better, gradient, best_gradient)
+        best, best_gradient = where_rows(better, delta, best), where_rows(better, gradient, best_gradient)
         best_value = torch.where(better, value, best_value)
         if k + 1 in ahead:
             stuck = (step_size == step_size_then).squeeze(-1) & (best_value == best_value_then)
             halve = (rises < _RHO * since) | stuck
             step_size_then, best_value_then = step_size, best_value
-            step_size = _where(halve, step_size / 2, step_size)
-            delta, gradient = _where(halve, best, delta), _where(halve, best_gradient, gradient)
+            step_size = where_rows(halve, step_size / 2, step_size)
+            delta, gradient = where_rows(halve, best, delta), where_rows(halve, best_gradient, gradient)
             value = torch.where(halve, best_value, value)
             rises, since = torch.zeros_like(value), 0
     return best, best_value
@@ -142,7 +142,3 @@ def _evaluate(g: BoundObjective, obs: Tensor, delta: Tensor, *, step: int) -> tu
     check_finite(f"the objective of the attack at step {step}", value)
     check_finite(f"the gradient of the attack's objective at step {step}", gradient)
     return value, gradient
-
-
-def _where(rows: Tensor, a: Tensor, b: Tensor) -> Tensor:
-    return torch.where(rows.unsqueeze(-1), a, b)

@@ -7,9 +7,9 @@ it does, the gradients mislead (gradient masking).
 from __future__ import annotations
 
 import math
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, field, replace
-from typing import ClassVar
+from typing import ClassVar, Self
 
 import torch
 from torch import Tensor
@@ -129,8 +129,5 @@ class _Through(Policy):
             raw = self._own(raw.unflatten(-1, self._own.mean.shape)).flatten(-self._own.mean.ndim)
         return self._policy(raw.to(obs.dtype))
 
-    def select(self, index: Tensor) -> _Through:
-        return _Through(self._policy.select(index), self._given, self._own)
-
-    def repeat(self, count: int) -> _Through:
-        return _Through(self._policy.repeat(count), self._given, self._own)
+    def changed(self, change: Callable[[Tensor], Tensor]) -> Self:
+        return type(self)(self._policy.changed(change), self._given, self._own)

@@ -7,7 +7,8 @@ an RLlib module, an exported victim or a plain `nn.Module` is an adapter's busin
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
@@ -21,7 +22,7 @@ class Policy(ABC):
 
     Each row of the batch has its own copy of whatever else the network reads (recurrent state, action mask,
     parts of the observation that nobody perturbs); these are held fixed and follow the rows through
-    `select` and `repeat`. A policy without such columns returns itself from both.
+    `select` and `repeat`. A policy with such columns says in `changed` what they are.
 
     Attributes:
         distribution: what the outputs parametrise.
@@ -59,12 +60,16 @@ class Policy(ABC):
         """The trained parameters of f; empty where they are not known."""
         return []
 
-    def select(self, index: Tensor) -> Policy:
+    def select(self, index: Tensor) -> Self:
         """The same policy for the rows `index [B']` only."""
-        return self
+        return self.changed(lambda column: column[index])
 
-    def repeat(self, count: int) -> Policy:
+    def repeat(self, count: int) -> Self:
         """The same policy for `count` copies of the batch, one after the other: `[count · B, ...]`."""
+        return self if count == 1 else self.changed(lambda column: torch.cat([column] * count))
+
+    def changed(self, change: Callable[[Tensor], Tensor]) -> Self:
+        """The same policy with all that a row has of its own changed, column `[B, ...]` by column."""
         return self
 
 
@@ -99,6 +104,31 @@ class ModulePolicy(Policy):
 
     def parameters(self) -> list[Tensor]:
         return list(self.module.parameters()) if isinstance(self.module, nn.Module) else []
+
+
+Tree = Any
+"""A tensor, alone or nested in dicts, tuples and lists (recurrent states)."""
+
+
+def map_tree(function: Callable[..., Any], tree: Tree, *others: Tree) -> Tree:
+    """`function` of every leaf and its counterparts in other trees; lists become tuples."""
+    if isinstance(tree, Mapping):
+        return {key: map_tree(function, tree[key], *(other[key] for other in others)) for key in tree}
+    if isinstance(tree, tuple | list):
+        return tuple(map_tree(function, *parts) for parts in zip(tree, *others, strict=True))
+    return function(tree, *others)
+
+
+def leaves(tree: Tree) -> list[Tensor]:
+    """The tensors of a tree."""
+    found: list[Tensor] = []
+    map_tree(found.append, tree)
+    return found
+
+
+def where_rows(rows: Tensor, then: Tensor, otherwise: Tensor) -> Tensor:
+    """The rows `[B, ...]` of `then` where a flag `[B]` is set, else those of `otherwise`; also `[G, E]`."""
+    return torch.where(rows.view(*rows.shape, *[1] * (then.ndim - rows.ndim)), then, otherwise)
 
 
 BLOCK = 1024

@@ -7,9 +7,9 @@ asks for are held fixed and follow the rows.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 import gymnasium as gym
 import numpy as np
@@ -258,16 +258,10 @@ class ModelPolicy(Policy):
         outputs, _ = self.model(batch, state, self._state.get(SampleBatch.SEQ_LENS))
         return outputs.reshape(*rows, outputs.shape[-1])
 
-    def select(self, index: Tensor) -> ModelPolicy:
-        return self._with(lambda column: column[index])
-
-    def repeat(self, count: int) -> ModelPolicy:
-        return self._with(lambda column: torch.cat([column] * count))
-
-    def _with(self, change: Any) -> ModelPolicy:
+    def changed(self, change: Callable[[Tensor], Tensor]) -> Self:
         columns = {name: change(column) for name, column in self._columns.items()}
         state = {name: change(value) for name, value in self._state.items()}
-        return ModelPolicy(self.model, self._places, columns, state, self.distribution)
+        return type(self)(self.model, self._places, columns, state, self.distribution)
 
 
 @dataclass(frozen=True)

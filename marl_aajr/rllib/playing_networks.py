@@ -23,11 +23,12 @@ from torch import Tensor, nn
 from marl_aajr.core.environment_values import ACTION_MASK, own_key, split
 from marl_aajr.core.flat_observations import vector_space
 from marl_aajr.core.mlp import hooked
+from marl_aajr.core.policy import map_tree
 from marl_aajr.rllib.internals.modules import forward_inference, inference_layers, plain_networks
 from marl_aajr.rllib.networks import FlatActorCritic
 from marl_aajr.rllib.plugin.module_policy import judges_observations
 from marl_aajr.victims.layers import flatten
-from marl_aajr.victims.recurrent import Recurrent, State, initial_state, is_recurrent, map_state
+from marl_aajr.victims.recurrent import Recurrent, State, initial_state, is_recurrent
 
 _NO_NOISE = -30.0
 """A log σ whose noise no float32 near 1 shows."""
@@ -81,7 +82,7 @@ class LiveModule(nn.Module):
             seen = {self._key: own, ACTION_MASK: action_mask.to(dtype)}
         batch = {Columns.OBS: seen}
         if columns:
-            batch = map_state(lambda x: x.unsqueeze(1), batch)
+            batch = map_tree(lambda x: x.unsqueeze(1), batch)
         batch |= columns
         if isinstance(self.module, DefaultDQNTorchRLModule):
             out = self.module.compute_q_values(batch)
@@ -112,7 +113,7 @@ class _Recurrent(LiveModule):
     """The same for stateful modules: with a state, `[B, ...]`, and one step of time."""
 
     def initial_state(self, rows: int) -> State:
-        return map_state(
+        return map_tree(
             lambda x: torch.as_tensor(x).expand(rows, *x.shape).clone(), self.module.get_initial_state()
         )
 

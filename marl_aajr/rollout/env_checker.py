@@ -19,7 +19,6 @@ from torch import Tensor
 
 from marl_aajr.core.environment_values import choices
 from marl_aajr.rollout.batched_env import BatchedEnv, BatchedStep
-from marl_aajr.rollout.fragments import map_tree
 
 Make = Callable[[int], BatchedEnv]
 Actions = dict[str, Tensor]
@@ -86,7 +85,7 @@ class _Transcript:
         """The same of the first copies only."""
 
         def cut(part: Any) -> Any:
-            return map_tree(lambda rows: rows[:number], part)
+            return {a: rows[:number] for a, rows in part.items()} if isinstance(part, dict) else part[:number]
 
         return _Transcript(cut(self.first), [BatchedStep(*map(cut, step)) for step in self.steps])
 

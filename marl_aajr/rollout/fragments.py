@@ -7,7 +7,7 @@ travels to another process as a handful of arrays, and advantages are a loop ove
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
 from typing import Any, NamedTuple
 
@@ -15,15 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-Tree = Any
-"""A tensor, or nested dicts of tensors (recurrent states)."""
-
-
-def map_tree(function: Callable[..., Any], tree: Tree, *others: Tree) -> Tree:
-    """`function` of every leaf and its counterparts in other trees; whatever is no mapping is a leaf."""
-    if isinstance(tree, Mapping):
-        return {key: map_tree(function, tree[key], *(other[key] for other in others)) for key in tree}
-    return function(tree, *others)
+from marl_aajr.core.policy import Tree, map_tree
 
 
 class _Packed:

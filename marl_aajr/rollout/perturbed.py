@@ -23,11 +23,10 @@ from torch import Tensor
 
 from marl_aajr.core.adversary_actions import AdversaryActions, Kind, adversary_actions
 from marl_aajr.core.checks import one_of
-from marl_aajr.core.policy import Policy
+from marl_aajr.core.policy import Policy, where_rows
 from marl_aajr.core.threat import PerturbationSet
 from marl_aajr.rollout.batched_env import BatchedEnv, BatchedEnvWrapper, BatchedStep, check_action
 from marl_aajr.rollout.environments import EnvironmentSpec, make_batch
-from marl_aajr.victims.recurrent import where_rows
 
 ADVERSARY = "adversary"
 """The name of the adversary of several agents, and of the team that plays against frozen victims."""
@@ -149,7 +148,8 @@ class PerturbedBatch(BatchedEnvWrapper):
         step = self.env.step({a: actions[a] for a in self.env.possible_agents if a in actions})
         pairs, over = {agent: adversary_of(agent) for agent in self.attacked}, step.episode_over
         cut = {agent: over & step.truncations[agent] & ~step.terminations[agent] for agent in pairs}
-        self._last = {agent: self._last_of(agent, step) for agent in pairs}
+        out = {agent: step.terminations[agent] | step.truncations[agent] for agent in pairs}
+        self._last = {a: where_rows(out[a], step.final_obs[a], self._last[a]) for a in pairs}
         return step._replace(
             obs=self._to_adversaries(step.obs),
             rewards=step.rewards | {name: self._paid(agent, step) for agent, name in pairs.items()},
@@ -157,11 +157,6 @@ class PerturbedBatch(BatchedEnvWrapper):
             truncations=step.truncations | {name: cut[agent] for agent, name in pairs.items()},
             final_obs=step.final_obs | {name: self._last[agent] for agent, name in pairs.items()},
         )
-
-    def _last_of(self, agent: str, step: BatchedStep) -> Tensor:
-        """The last observation of an agent that is out; whatever it was elsewhere."""
-        out = step.terminations[agent] | step.truncations[agent]
-        return where_rows(out, step.final_obs[agent], self._last[agent])
 
     def _to_adversaries(self, obs: dict[str, Tensor]) -> dict[str, Tensor]:
         """True observations, on which the adversaries must act now."""

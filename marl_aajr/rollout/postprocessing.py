@@ -14,7 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from marl_aajr.rollout.fragments import ModuleFragment, Tree, map_tree
+from marl_aajr.core.policy import Tree, map_tree
+from marl_aajr.rollout.fragments import ModuleFragment
 
 MIN_STD = 1e-4
 """RLlib's lower bound of the standard deviation that advantages are divided by."""
@@ -172,23 +173,6 @@ class TrainingRows:
         return len(self.advantages)
 
 
-@dataclass(frozen=True)
-class ValuedFragment:
-    """A fragment's decisions with the critic's values of them.
-
-    Attributes:
-        values: `[T + 1, G, E]` of the observations; 0 where there is none.
-        final_values: `[T, G, E]` of the last observations of episodes; 0 where there is none.
-        advantages: `[T, G, E]`.
-        samples: `[T, G, E]` bool: which decisions are samples; None: all.
-    """
-
-    values: Tensor
-    final_values: Tensor
-    advantages: Tensor
-    samples: Tensor | None
-
-
 def training_rows(
     parts: Sequence[ModuleFragment], critic: ValueFunction, *, gamma: float, lambda_: float
 ) -> TrainingRows:
@@ -219,21 +203,14 @@ def join(pieces: Sequence[TrainingRows]) -> TrainingRows:
 
 
 def _rows(part: ModuleFragment, critic: ValueFunction, **discounts: float) -> TrainingRows:
-    valued = value_fragment(part, critic, **discounts)
+    values, final_values = values_of(part, critic)
+    advantages, samples = advantages_of(part, values, final_values, **discounts)
 
     def rows(column: Tensor) -> Tensor:
         column = column[: part.steps]
-        return column.flatten(0, 2) if valued.samples is None else column[valued.samples]
+        return column.flatten(0, 2) if samples is None else column[samples]
 
-    return TrainingRows.of(part, rows, valued.values, valued.advantages)
-
-
-def value_fragment(
-    part: ModuleFragment, critic: ValueFunction, *, gamma: float, lambda_: float
-) -> ValuedFragment:
-    """Values of all observations of a fragment, and what follows from them."""
-    values = _evaluate(part, critic)
-    return ValuedFragment(*values, *advantages_of(part, *values, gamma=gamma, lambda_=lambda_))
+    return TrainingRows.of(part, rows, values, advantages)
 
 
 def advantages_of(
@@ -248,7 +225,11 @@ def advantages_of(
 
 
 @torch.no_grad()
-def _evaluate(part: ModuleFragment, critic: ValueFunction) -> tuple[Tensor, Tensor]:
+def values_of(part: ModuleFragment, critic: ValueFunction) -> tuple[Tensor, Tensor]:
+    """Values of a fragment's observations `[T + 1, G, E]`, and of the last ones of episodes `[T, G, E]`.
+
+    They are 0 where there is none.
+    """
     shape = part.obs.shape[:3]
     if part.acts is None:
         mask = None if part.mask is None else part.mask.flatten(0, 2)

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
+from marl_aajr.core.policy import Tree, map_tree, where_rows
 from marl_aajr.rollout.batched_env import BatchedStep
-from marl_aajr.rollout.fragments import ModuleFragment, Tree, map_tree
+from marl_aajr.rollout.fragments import ModuleFragment
 
 _PER_STEP = ("actions", "log_probs", "inputs")
 _OUTCOME = {"rewards": torch.float32, "terminated": torch.bool, "truncated": torch.bool}
@@ -183,11 +185,15 @@ class RolloutBuffer:
         assert self._sequence is not None
         if not self._states:
             # Row 0 may be decisions that were open: then it is the state before them.
-            opened = self._opened
-            self._states.append(_choose(opened["acts"], opened["state"], state) if opened else state)
+            first = state
+            if opened := self._opened:
+                first = map_tree(partial(where_rows, opened["acts"]), opened["state"], state)
+            self._states.append(first)
         if t and t % self._sequence == 0:
             self._states.append(state)
-        self.before = state if head.all_act else _choose(head.acts, state, self.before)
+        if not (head.all_act or self.before is None):
+            state = map_tree(partial(where_rows, head.acts), state, self.before)
+        self.before = state
 
     def _allocate(self, lead: int, head: StepInputs, decision: Decision) -> None:
         steps, shape, new = self._steps, head.acts.shape, self._columns
@@ -204,14 +210,3 @@ class RolloutBuffer:
             for name, column in new.items():
                 value = self._opened.get(name)
                 column[0] = 0 if value is None else value
-
-
-def _choose(acts: Tensor, then: Tree, otherwise: Tree | None) -> Tree:
-    """`then` for agents `[G, E]` that act; `otherwise` for others, where there is such."""
-    if otherwise is None:
-        return then
-
-    def choose(a: Tensor, b: Tensor) -> Tensor:
-        return torch.where(acts.view(*acts.shape, *[1] * (a.ndim - 2)), a, b)
-
-    return map_tree(choose, then, otherwise)

@@ -12,7 +12,8 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from marl_aajr.rollout.fragments import Fragment, ModuleFragment, Tree, map_tree
+from marl_aajr.core.policy import Tree, map_tree
+from marl_aajr.rollout.fragments import Fragment, ModuleFragment
 from marl_aajr.rollout.postprocessing import TrainingRows, advantages_of, join, standardize
 
 RecurrentValueFunction = Callable[[Tensor, Tensor | None, Tree], Tensor]

@@ -186,14 +186,6 @@ def _line(agents: Collection[str]) -> str:
     return f"--set {TEAMS}='{{{shown}}}' (in Python kwargs={{'{TEAMS}': ...}})"
 
 
-def _one_team(env: Any, agent: str) -> str:
-    return ONE_TEAM
-
-
-def _itself(env: Any, agent: str) -> str:
-    return agent
-
-
 def _atari(env: Any, agent: str) -> str:
     # All games are of one class, and say which one they are in their metadata.
     return ONE_TEAM if "cooperative" in env.metadata["name"] else agent
@@ -214,9 +206,9 @@ _RULES: dict[str, Callable[[Any, str], str]] = {
     "magent2": _magent,
     "mpe2": _particles,
     "pettingzoo.atari": _atari,
-    "pettingzoo.classic": _itself,
-    "pettingzoo.classic.hanabi": _one_team,
-    "pettingzoo.sisl": _one_team,
-    "shimmy.openspiel_compatibility": _itself,
+    "pettingzoo.classic": lambda _, agent: agent,
+    "pettingzoo.classic.hanabi": lambda *_: ONE_TEAM,
+    "pettingzoo.sisl": lambda *_: ONE_TEAM,
+    "shimmy.openspiel_compatibility": lambda _, agent: agent,
 }
 """The team of an agent in the environments of a package; the longest matching module prefix wins."""

@@ -7,11 +7,13 @@ policy as often as it likes: the policy that it is given holds the state fixed (
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
+
+from marl_aajr.core.policy import map_tree, where_rows
 
 State = Any
 """Tensors `[B, ...]`, alone or nested in dicts and tuples."""
@@ -85,23 +87,6 @@ def _step(core: nn.LSTM | nn.GRU, x: Tensor, before: tuple[Tensor, ...]) -> tupl
     return y.squeeze(time), tuple(part.transpose(0, 1) for part in after)
 
 
-def map_state(function: Callable[..., Any], *states: State) -> State:
-    """`function` of the tensors at the same place in states of one structure."""
-    first = states[0]
-    if isinstance(first, Mapping):
-        return {key: map_state(function, *(state[key] for state in states)) for key in first}
-    if isinstance(first, tuple | list):
-        return tuple(map_state(function, *parts) for parts in zip(*states, strict=True))
-    return function(*states)
-
-
-def leaves(state: State) -> list[Tensor]:
-    """The tensors of a state."""
-    found: list[Tensor] = []
-    map_state(found.append, state)
-    return found
-
-
 class Memory:
     """The states of agents' recurrent policies in E copies of a game; nothing for other policies.
 
@@ -134,8 +119,8 @@ class Memory:
         """
         if next(iter(rows)) not in self._states:
             return None
-        own = [map_state(lambda x, i=index: x[i], self._states[agent]) for agent, index in rows.items()]
-        return map_state(lambda *parts: torch.cat(parts), *own)
+        own = [map_tree(lambda x, i=index: x[i], self._states[agent]) for agent, index in rows.items()]
+        return map_tree(lambda *parts: torch.cat(parts), *own)
 
     def advance(self, rows: Mapping[str, Tensor], after: State | None) -> None:
         """Move on by one decision of the agents in `rows`, to the states after it; None: they have none."""
@@ -147,7 +132,7 @@ class Memory:
             def put(old: Tensor, new: Tensor, at: Tensor = index, part: int = number) -> Tensor:
                 return old.index_put((at,), new.split(sizes)[part])
 
-            self._states[agent] = map_state(put, self._states[agent], after)
+            self._states[agent] = map_tree(put, self._states[agent], after)
 
     def forget(self, over: Tensor | None = None) -> None:
         """Back to the initial state in the copies whose episode is over, `[E]` bool; None: in all."""
@@ -156,7 +141,7 @@ class Memory:
             return
         for agent, state in self._states.items():
             initial = self._initial[agent]
-            self._states[agent] = map_state(lambda old, new: where_rows(over, new, old), state, initial)
+            self._states[agent] = map_tree(lambda old, new: where_rows(over, new, old), state, initial)
 
     def get_state(self) -> dict[str, State]:
         """The states of now, for `set_state`; later steps do not change them."""
@@ -165,8 +150,3 @@ class Memory:
     def set_state(self, states: Mapping[str, State]) -> None:
         """Go on from where `get_state` was asked."""
         self._states = dict(states)
-
-
-def where_rows(rows: Tensor, then: Tensor, otherwise: Tensor) -> Tensor:
-    """The rows `[B, ...]` of `then` where a flag `[B]` is set, else those of `otherwise`."""
-    return torch.where(rows.view(-1, *[1] * (then.ndim - 1)), then, otherwise)

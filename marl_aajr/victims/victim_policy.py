@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from copy import deepcopy
-from typing import Any
+from typing import Any, Self
 
 import gymnasium as gym
 import torch
@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 from marl_aajr.core.distributions import ActionDistribution, DiagGaussian, from_space
 from marl_aajr.core.mlp import PlainMLP
-from marl_aajr.core.policy import Policy
-from marl_aajr.victims.recurrent import State, initial_state, is_recurrent, leaves, map_state
+from marl_aajr.core.policy import Policy, leaves, map_tree
+from marl_aajr.victims.recurrent import State, initial_state, is_recurrent
 
 
 class VictimPolicy(Policy):
@@ -88,29 +88,23 @@ class VictimPolicy(Policy):
             return outputs, pull
         return self._masked(outputs), lambda cotangent: pull(cotangent.masked_fill(~legal, 0.0))
 
-    def select(self, index: Tensor) -> VictimPolicy:
-        return self._rows(lambda column: column[index])
-
-    def repeat(self, count: int) -> VictimPolicy:
-        return self._rows(lambda column: torch.cat([column] * count))
+    def changed(self, change: Callable[..., Tensor], *others: dict[str, Any]) -> Self:
+        if not self._fixed:
+            return self
+        own = map_tree(change, self._fixed, *others)
+        return type(self)(self._module, self.distribution, shape=self._shape, critic=self._critic, **own)
 
     @staticmethod
     def joined(policies: Sequence[VictimPolicy]) -> VictimPolicy:
         """One policy for the rows of several, in their order; all of one module."""
         first, *others = policies
-        return first._rows(lambda *columns: torch.cat(columns), *(policy._fixed for policy in others))
+        return first.changed(lambda *columns: torch.cat(columns), *(policy._fixed for policy in others))
 
     @property
     def _fixed(self) -> dict[str, Any]:
         """The tensors that each row has of its own."""
         columns = {"action_mask": self.action_mask, "state": self._state}
         return {name: column for name, column in columns.items() if column is not None}
-
-    def _rows(self, change: Callable[..., Tensor], *others: dict[str, Any]) -> VictimPolicy:
-        if not self._fixed:
-            return self
-        own = map_state(change, self._fixed, *others)
-        return VictimPolicy(self._module, self.distribution, shape=self._shape, critic=self._critic, **own)
 
     def _value(self, obs: Tensor) -> Tensor:
         assert self._critic is not None

@@ -17,11 +17,11 @@ from torch import Tensor
 from marl_aajr.rollout.fragments import Fragment, ModuleFragment
 from marl_aajr.rollout.postprocessing import (
     TrainingRows,
-    ValuedFragment,
     ValueFunction,
+    advantages_of,
     join,
     standardize,
-    value_fragment,
+    values_of,
 )
 
 
@@ -41,7 +41,7 @@ def stock_rows(
         lambda_: λ of GAE.
     """
     pieces = [
-        _piece(fragment, part, value_fragment(part, critic, gamma=gamma, lambda_=lambda_))
+        _piece(fragment, part, critic, gamma=gamma, lambda_=lambda_)
         for fragment in fragments
         for part in [fragment.modules[module]]
     ]
@@ -57,11 +57,15 @@ def _shifted(column: Tensor) -> Tensor:
     return torch.cat([column[1:], column.new_zeros(1)])[: len(column)]
 
 
-def _piece(fragment: Fragment, part: ModuleFragment, valued: ValuedFragment) -> tuple[TrainingRows, Tensor]:
+def _piece(
+    fragment: Fragment, part: ModuleFragment, critic: ValueFunction, **discounts: float
+) -> tuple[TrainingRows, Tensor]:
     """TrainingRows with the advantages of phantom rows still to come, and values."""
-    samples = torch.ones_like(part.terminated) if valued.samples is None else valued.samples
+    values, final_values = values_of(part, critic)
+    advantages, sampled = advantages_of(part, values, final_values, **discounts)
+    samples = torch.ones_like(part.terminated) if sampled is None else sampled
     seen = torch.cat([part.obs.flatten(0, 2), part.final_obs])
-    worth = torch.cat([valued.values.flatten(), valued.final_values[part.final_at.unbind(1)]])
+    worth = torch.cat([values.flatten(), final_values[part.final_at.unbind(1)]])
     layout = torch.tensor(list(_layout(fragment, part, samples)), dtype=torch.int64).reshape(-1, 3)
     looks, steps, real = layout.to(seen.device).unbind(1)
 
@@ -74,8 +78,8 @@ def _piece(fragment: Fragment, part: ModuleFragment, valued: ValuedFragment) -> 
         actions=rows(part.actions),
         log_probs=rows(part.log_probs),
         inputs=rows(part.inputs),
-        advantages=rows(valued.advantages),
-        value_targets=rows(valued.advantages),
+        advantages=rows(advantages),
+        value_targets=rows(advantages),
         loss_mask=real.bool(),
     )
     return pieces, worth[looks]

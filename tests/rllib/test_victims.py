@@ -24,13 +24,13 @@ from ray.rllib.utils.spaces.space_utils import unsquash_action
 from torch import Tensor, nn
 
 from marl_aajr.attacks import FGSM, PGD
+from marl_aajr.core.policy import leaves
 from marl_aajr.core.threat import PerturbationSet
 from marl_aajr.evaluation import evaluate
 from marl_aajr.rllib.networks import FlatActorCritic
 from marl_aajr.rllib.playing_networks import LiveModule
 from marl_aajr.rllib.victims import victim_from_module, victim_from_modules
 from marl_aajr.victims import Victim
-from marl_aajr.victims.recurrent import leaves
 from tests.networks import generator
 from tests.rllib.victim_toys import AnySpaces, Leaky, MaskReader, observed
 

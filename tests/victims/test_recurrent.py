@@ -10,9 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from marl_aajr.attacks import PGD
+from marl_aajr.core.policy import leaves, map_tree
 from marl_aajr.core.threat import PerturbationSet
 from marl_aajr.victims import Recurrent, Victim
-from marl_aajr.victims.recurrent import leaves, map_state
 from tests.networks import generator
 from tests.victims.teams import network, victim
 
@@ -92,7 +92,7 @@ class TestMemory:
 class TestPolicy:
     def test_the_state_follows_the_rows(self) -> None:
         team = victim(modules={"shared": stack()})
-        state = map_state(lambda x: torch.randn(x.shape, generator=generator()), stack().initial_state(4))
+        state = map_tree(lambda x: torch.randn(x.shape, generator=generator()), stack().initial_state(4))
         policy = team.policy("a_0", state=state)
         obs = torch.randn(4, 6, generator=generator())
         index = torch.tensor([2, 0])

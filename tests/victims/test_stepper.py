@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 from marl_aajr.attacks import make_attack
 from marl_aajr.core.distributions import ActionDistribution
+from marl_aajr.core.policy import leaves
 from marl_aajr.victims import ObservationFilter, Recurrent, Victim
-from marl_aajr.victims.recurrent import leaves
 from marl_aajr.victims.stepper import ActionSampler, CounterSampler, GeneratorSampler, Stepper
 from tests.victims.teams import FixedLogits, network, victim
 

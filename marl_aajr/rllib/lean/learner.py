@@ -21,6 +21,7 @@ from torch import Tensor
 from torch import distributed as dist
 
 from marl_aajr.core.checks import NonFiniteError
+from marl_aajr.core.policy import map_tree
 from marl_aajr.rllib.internals.learners import (
     OpenPPOTorchLearner,
     ResumableLearnerMixin,
@@ -32,7 +33,6 @@ from marl_aajr.rllib.internals.learners import (
 )
 from marl_aajr.rllib.lean.module_loss import GRADIENT, ModuleLoss, minibatches
 from marl_aajr.rllib.lean.ppo_loss import PPOCoefficients
-from marl_aajr.rollout.fragments import map_tree
 
 
 class LeanAdam(torch.optim.Adam):

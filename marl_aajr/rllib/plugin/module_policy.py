@@ -8,9 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Self
 
-import torch
 import tree
 from ray.rllib.core.columns import Columns
 from ray.rllib.core.distribution.torch.torch_distribution import (
@@ -83,17 +82,11 @@ class RLModulePolicy(Policy):
     def __call__(self, obs: Tensor) -> Tensor:
         return self._forward(self._columns.at(obs))
 
-    def select(self, index: Tensor) -> RLModulePolicy:
-        return self._with(lambda column: column[index])
-
-    def repeat(self, count: int) -> RLModulePolicy:
-        return self if count == 1 else self._with(lambda column: torch.cat([column] * count))
-
     def parameters(self) -> list[Tensor]:
         return list(self.network.parameters())
 
-    def _with(self, change: Callable[[Tensor], Tensor]) -> RLModulePolicy:
-        return RLModulePolicy(self._forward, self._columns.each(change), self.distribution, self.network)
+    def changed(self, change: Callable[[Tensor], Tensor]) -> Self:
+        return type(self)(self._forward, self._columns.each(change), self.distribution, self.network)
 
 
 def module_policy(

@@ -22,6 +22,7 @@ from ray.rllib.core.rl_module.torch import TorchRLModule
 from ray.rllib.evaluation.postprocessing import Postprocessing
 from torch import Tensor
 
+from marl_aajr.core.policy import Tree, map_tree
 from marl_aajr.rllib.internals.algorithms import custom_connectors, episode_callbacks
 from marl_aajr.rllib.internals.learners import resumable_learner_class
 from marl_aajr.rllib.lean.learner import LeanPPOTorchLearner
@@ -34,7 +35,7 @@ from marl_aajr.rllib.sampling.episode_metrics import EpisodeReturns
 from marl_aajr.rollout.batched_env import BatchedEnv
 from marl_aajr.rollout.centralized_critic import Critic
 from marl_aajr.rollout.environments import EnvironmentSpec, resolve
-from marl_aajr.rollout.fragments import Fragment, Tree, map_tree
+from marl_aajr.rollout.fragments import Fragment
 from marl_aajr.rollout.postprocessing import TrainingRows, training_rows
 from marl_aajr.rollout.sequences import sequence_rows
 

@@ -15,13 +15,12 @@ from ray.rllib.core.rl_module.torch import TorchRLModule
 from torch import Tensor
 
 from marl_aajr.core.distributions import ActionDistribution, from_space
+from marl_aajr.core.policy import Tree, leaves, map_tree, where_rows
 from marl_aajr.rllib.internals.modules import plain_actor
 from marl_aajr.rllib.networks import observation_of
 from marl_aajr.rllib.plugin.module_policy import RLLIB_CLASSES
 from marl_aajr.rllib.sampling.observation_filter import ObservationNormalizer
-from marl_aajr.rollout.fragments import Tree
 from marl_aajr.rollout.rollout_buffer import Decision
-from marl_aajr.victims.recurrent import leaves, map_state
 
 
 class ModulePolicies:
@@ -122,19 +121,19 @@ class _ModuleActor:
             return self._forward(self._batch(obs, mask), policies), None
         before = self._memory
         if before is None:
-            before = map_state(lambda x: x.expand(len(obs), *x.shape).clone(), self._initial(obs.device))
-        batch = map_state(lambda x: x.unsqueeze(1), self._batch(obs, mask))
+            before = map_tree(lambda x: x.expand(len(obs), *x.shape).clone(), self._initial(obs.device))
+        batch = map_tree(lambda x: x.unsqueeze(1), self._batch(obs, mask))
         out = self._forward({**batch, Columns.STATE_IN: before}, policies)
         after = out.pop(Columns.STATE_OUT)
-        self._memory = after if rows is None else map_state(partial(_where, rows), after, before)
-        return map_state(lambda x: x.squeeze(1), out), before
+        self._memory = after if rows is None else map_tree(partial(where_rows, rows), after, before)
+        return map_tree(lambda x: x.squeeze(1), out), before
 
     def begin_episodes(self, episode_over: Tensor) -> None:
         """Initial states for all agents in the copies `[E]` that are over; states are `[G · E, ...]`."""
         if self._memory is not None:
             agents = len(leaves(self._memory)[0]) // len(episode_over)
-            forget = partial(_where, episode_over.repeat(agents))
-            self._memory = map_state(forget, self._initial(episode_over.device), self._memory)
+            forget = partial(where_rows, episode_over.repeat(agents))
+            self._memory = map_tree(forget, self._initial(episode_over.device), self._memory)
 
     @cached_property
     def _own(self) -> ActionDistribution | None:
@@ -142,7 +141,7 @@ class _ModuleActor:
 
     def _initial(self, device: torch.device) -> Tree:
         """One agent's state at the beginning of an episode."""
-        return map_state(partial(torch.as_tensor, device=device), self.module.get_initial_state())
+        return map_tree(partial(torch.as_tensor, device=device), self.module.get_initial_state())
 
     def decide(self, out: dict[str, Any], policies: ModulePolicies) -> tuple[Tensor, Tensor, Tensor]:
         """Actions, their log-probabilities and the distribution inputs."""
@@ -176,11 +175,6 @@ class _ModuleActor:
         if policies.explore:
             return self.module.forward_exploration(batch, t=policies.timestep)
         return self.module.forward_inference(batch)
-
-
-def _where(rows: Tensor, then: Tensor, otherwise: Tensor) -> Tensor:
-    """`then` in some of the rows `[N]`."""
-    return torch.where(rows.view(-1, *[1] * (otherwise.ndim - 1)), then, otherwise)
 
 
 def own_distribution(module: TorchRLModule, space: gym.Space[Any]) -> ActionDistribution | None:
