@@ -127,8 +127,11 @@ def leaves(tree: Tree) -> list[Tensor]:
 
 
 def where_rows(rows: Tensor, then: Tensor, otherwise: Tensor) -> Tensor:
-    """The rows `[B, ...]` of `then` where a flag `[B]` is set, else those of `otherwise`; also `[G, E]`."""
-    return torch.where(rows.view(*rows.shape, *[1] * (then.ndim - rows.ndim)), then, otherwise)
+    """The rows `[B, ...]` of `then` where a flag `[B]` is set, else those of `otherwise`; also `[G, E, ...]`.
+
+    Where `then` has no rows, it is that of all.
+    """
+    return torch.where(rows.view(*rows.shape, *[1] * (otherwise.ndim - rows.ndim)), then, otherwise)
 
 
 BLOCK = 1024

@@ -7,9 +7,9 @@ asks for are held fixed and follow the rows.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar
 
 import gymnasium as gym
 import numpy as np
@@ -27,10 +27,10 @@ from marl_aajr.core.distributions import ActionDistribution, from_space
 from marl_aajr.core.fixed_network import fixed
 from marl_aajr.core.jacobian import BACKENDS
 from marl_aajr.core.objectives import EVERYTHING
-from marl_aajr.core.policy import Policy
 from marl_aajr.regularizers.regularizer import Regularizer
 from marl_aajr.regularizers.sample import Sample, ppo_policy_loss
-from marl_aajr.rllib.plugin.observation_layout import Leaves, ObservationLayout
+from marl_aajr.rllib.plugin.module_policy import FixedColumns, RLModulePolicy
+from marl_aajr.rllib.plugin.observation_layout import FlatLayout, Leaves, chosen_parts
 from marl_aajr.rllib.plugin.regularized_module import Regularized
 
 STATE_KEY = "marl_aajr"
@@ -140,12 +140,16 @@ class RobustPolicyMixin(PPOTorchPolicy):
             columns = {name: column.unflatten(0, shape) for name, column in columns.items()}
             known = [column.unflatten(0, shape) for column in known]
             mask = torch.arange(shape[1], device=lengths.device) < lengths.unsqueeze(-1)
-        policy = ModelPolicy(model, self._places, columns, state, distribution)
+        seen = columns.pop(SampleBatch.OBS)
+        whole, layout = seen.flatten(2 if state else 1), FlatLayout(self._places)
+        own = FixedColumns(layout, [whole], {"columns": columns, "state": state})
+        policy = ModelPolicy(forward_of(model, seen.shape[2 if state else 1 :]), own, distribution, model)
+        obs = layout.flatten(whole)
         actions, log_probs, advantages = known
         return Sample(
             policy=policy,
-            obs=policy.obs,
-            outputs=policy(policy.obs),
+            obs=obs,
+            outputs=policy(obs),
             mask=mask,
             actions=actions,
             log_probs=log_probs,
@@ -204,64 +208,36 @@ def open_features(space: gym.Space[Any], leaves: Leaves | None) -> Tensor:
     places: Any = torch.arange(int(np.prod(space.shape))).unsqueeze(0)
     if isinstance(original, gym.spaces.Dict | gym.spaces.Tuple):
         places = restore_original_dimensions(places, space, "torch")
-    chosen = ObservationLayout.of(_kinds(original), lead_dims=1, leaves=leaves).chosen
     parts = tree.flatten(places)
-    return torch.cat([parts[i].flatten() for i in chosen])
+    return torch.cat([parts[i].flatten() for i in chosen_parts(original, leaves)])
 
 
-def _kinds(space: gym.Space[Any]) -> Any:
-    """One number of the kind that each part of a space holds."""
-    if isinstance(space, gym.spaces.Dict):
-        return {name: _kinds(part) for name, part in space.items()}
-    if isinstance(space, gym.spaces.Tuple):
-        return tuple(map(_kinds, space))
-    numeric = isinstance(space, gym.spaces.Box) and np.issubdtype(space.dtype, np.floating)
-    return torch.zeros(1, 1, dtype=torch.float32 if numeric else torch.int64)
+def forward_of(model: TorchModelV2, shape: tuple[int, ...]) -> Callable[[dict[str, Any]], Tensor]:
+    """A function from one train batch to the distribution inputs of a model.
 
-
-class ModelPolicy(Policy):
-    """The policy of a model on one train batch.
-
-    Args:
-        model: the model.
-        places: the numbers of an observation that are the variable, `[d]`.
-        columns: what the model reads of each row, `[B, ...]`, or `[B, T, ...]` of each sequence's steps.
-        state: what it reads of each sequence, `[B, ...]`; empty for models without a memory.
-        distribution: what the model's outputs parametrise.
+    The batch holds observations as vectors `[B, D]`, which are of this shape to the model; under `columns`
+    what the model reads beside them of each row, `[B, ...]`; under `state` what it reads of each sequence.
+    That is empty for models without a memory; with one, rows are the steps of sequences, `[B, T, ...]`.
     """
 
-    def __init__(
-        self,
-        model: TorchModelV2,
-        places: Tensor,
-        columns: Mapping[str, Tensor],
-        state: Mapping[str, Tensor],
-        distribution: ActionDistribution,
-    ) -> None:
-        super().__init__(distribution)
-        self.network = self.model = model
-        self._places = places
-        self._columns, self._state = columns, state
-        self.lead_dims = 2 if state else 1
-        self._whole = columns[SampleBatch.OBS].flatten(self.lead_dims)
-        self.obs = self._whole[..., places]
-
-    def __call__(self, obs: Tensor) -> Tensor:
-        rows = obs.shape[: self.lead_dims]
-        whole = self._whole.index_copy(-1, self._places, obs)
-        columns = {**self._columns, SampleBatch.OBS: whole.reshape(self._columns[SampleBatch.OBS].shape)}
-        if self._state:
+    def forward(batch: dict[str, Any]) -> Tensor:
+        obs, columns, state = batch[SampleBatch.OBS], batch["columns"], batch["state"]
+        if state:
             columns = {name: column.flatten(0, 1) for name, column in columns.items()}
-        batch = SampleBatch(columns)
-        batch.set_training(True)
-        state = [value for name, value in self._state.items() if name != SampleBatch.SEQ_LENS]
-        outputs, _ = self.model(batch, state, self._state.get(SampleBatch.SEQ_LENS))
-        return outputs.reshape(*rows, outputs.shape[-1])
+        rows = SampleBatch({**columns, SampleBatch.OBS: obs.reshape(-1, *shape)})
+        rows.set_training(True)
+        memory = [value for name, value in state.items() if name != SampleBatch.SEQ_LENS]
+        outputs, _ = model(rows, memory, state.get(SampleBatch.SEQ_LENS))
+        return outputs.reshape(*obs.shape[:-1], outputs.shape[-1])
 
-    def changed(self, change: Callable[[Tensor], Tensor]) -> Self:
-        columns = {name: change(column) for name, column in self._columns.items()}
-        state = {name: change(value) for name, value in self._state.items()}
-        return type(self)(self.model, self._places, columns, state, self.distribution)
+    return forward
+
+
+class ModelPolicy(RLModulePolicy):
+    """The policy of a model on one train batch."""
+
+    def parameters(self) -> list[Tensor]:
+        return []  # a ModelV2 does not say which are the actor's
 
 
 @dataclass(frozen=True)
@@ -272,7 +248,8 @@ class ModelCritic:
 
     def __call__(self, obs: Tensor) -> Tensor:
         self.policy(obs)
-        return self.policy.model.value_function().reshape(obs.shape[: self.policy.lead_dims])
+        model: Any = self.policy.network
+        return model.value_function().reshape(obs.shape[:-1])
 
     def select(self, index: Tensor) -> ModelCritic:
         return ModelCritic(self.policy.select(index))

@@ -89,25 +89,31 @@ def gae_of_turns(
         Advantages `[T, ...]`, 0 where there is no sample, and where there is one, `[T, ...]` bool.
     """
     advantages = torch.zeros_like(rewards)
-    known = acts[-1].clone()
-    following = values[-1].masked_fill(~known, 0.0)
+    samples = samples_of(acts, terminated | truncated)
+    following = values[-1].masked_fill(~acts[-1], 0.0)
     carry, earned = torch.zeros_like(following), torch.zeros_like(following)
-    samples = torch.zeros_like(acts[:-1])
     for t in range(len(rewards) - 1, -1, -1):
         ended, decides = terminated[t] | truncated[t], acts[t]
         final = final_values[t].masked_fill(terminated[t], 0.0)
         following = torch.where(ended, final, following)
         carry = carry.masked_fill(ended, 0.0)
         earned = earned.masked_fill(ended, 0.0) + rewards[t]
-        known = known | ended
-        samples[t] = decides & known
         advantage = earned + gamma * following - values[t] + gamma * lambda_ * carry
         advantages[t] = advantage.masked_fill(~samples[t], 0.0)
         carry = torch.where(decides, advantages[t], carry)
         following = torch.where(decides, values[t], following)
         earned = earned.masked_fill(decides, 0.0)
-        known = known | decides
     return advantages, samples
+
+
+def samples_of(acts: Tensor, ended: Tensor) -> Tensor:
+    """`[T, ...]` bool: decisions of which something has come, an end or a next observation.
+
+    Args:
+        acts: See `gae_of_turns`.
+        ended: `[T, ...]` bool: the agent ended in this step.
+    """
+    return acts[:-1] & (ended | acts[1:]).flip(0).cummax(0).values.flip(0)
 
 
 def standardize(advantages: Tensor) -> Tensor:

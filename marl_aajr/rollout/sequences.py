@@ -14,7 +14,7 @@ from torch import Tensor
 
 from marl_aajr.core.policy import Tree, map_tree
 from marl_aajr.rollout.fragments import Fragment, ModuleFragment
-from marl_aajr.rollout.postprocessing import TrainingRows, advantages_of, join, standardize
+from marl_aajr.rollout.postprocessing import TrainingRows, advantages_of, join, samples_of, standardize
 
 RecurrentValueFunction = Callable[[Tensor, Tensor | None, Tree], Tensor]
 """Observations `[B, L, ...]`, legal actions or None, and states `[B, ...]` to values `[B, L]`."""
@@ -104,8 +104,9 @@ class _Sequence:
 
 def _plan(part: ModuleFragment, episode_over: Tensor, length: int) -> list[_Sequence]:
     over = episode_over.tolist()
-    samples = samples_of(part).tolist()
-    ended = (part.terminated | part.truncated).tolist()
+    ends = part.terminated | part.truncated
+    samples = (torch.ones_like(ends) if part.acts is None else samples_of(part.acts, ends)).tolist()
+    ended = ends.tolist()
     first_final = part.obs.shape[:3].numel()
     finals = {tuple(at): first_final + k for k, at in enumerate(part.final_at.tolist())}
     agents, copies = part.obs.shape[1:3]
@@ -142,15 +143,6 @@ def _plan(part: ModuleFragment, episode_over: Tensor, length: int) -> list[_Sequ
 
 def _sees(part: ModuleFragment, t: int, g: int, e: int) -> bool:
     return part.acts is None or bool(part.acts[t, g, e])
-
-
-def samples_of(part: ModuleFragment) -> Tensor:
-    """`[T, G, E]` bool: decisions of which something has come, an end or a next observation."""
-    if part.acts is None:
-        return torch.ones_like(part.terminated)
-    ended = part.terminated | part.truncated
-    later = (ended | part.acts[1:]).flip(0).cummax(0).values.flip(0)
-    return part.acts[:-1] & later
 
 
 def _padded(rows: list[list[int]], width: int, device: torch.device) -> Tensor:

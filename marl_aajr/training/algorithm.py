@@ -24,7 +24,7 @@ from marl_aajr.rllib import robustify
 from marl_aajr.rllib.internals.algorithms import RunAPPO, RunIMPALA, RunPPO
 from marl_aajr.rllib.internals.learners import resumable_learner_class
 from marl_aajr.rllib.networks import check_observation_space
-from marl_aajr.rllib.plugin.observation_layout import check_leaves
+from marl_aajr.rllib.plugin.observation_layout import chosen_parts
 from marl_aajr.rllib.sampling.env import register
 from marl_aajr.rllib.sampling.env_runners import RunEnvRunner
 from marl_aajr.rllib.sampling.episode_metrics import EpisodeReturns
@@ -129,7 +129,8 @@ def _set_method(result: AlgorithmConfig, config: RunConfig, mapping: PolicyMappi
     for module, agent in mapping.modules.items():
         try:
             regularizer.check(from_space(mapping.action_spaces[agent]), offers=offers)
-            check_leaves(mapping.observation_spaces[agent], regularizer.perturbed_leaves)
+            if (leaves := regularizer.perturbed_leaves) is not None:
+                chosen_parts(mapping.observation_spaces[agent], leaves)
         except ValueError as error:
             raise ValueError(f"method {config.method.name}, module {module!r}: {error}") from None
     robustify(result, dict.fromkeys(sorted(mapping.modules), regularizer))

@@ -13,7 +13,7 @@ from ray.rllib.core.columns import Columns
 from marl_aajr import AAJR, make_regularizer
 from marl_aajr.cli.options import assigned
 from marl_aajr.cli.train import override
-from marl_aajr.rllib.plugin.observation_layout import check_leaves
+from marl_aajr.rllib.plugin.observation_layout import chosen_parts
 from marl_aajr.rllib.plugin.robustify import REGULARIZERS_KEY
 from marl_aajr.training.algorithm import build_config
 from marl_aajr.training.config import make_config
@@ -35,7 +35,7 @@ def test_leaves_that_cannot_be_perturbed_are_refused_by_name(leaves: tuple[str, 
     with pytest.raises(ValueError, match=message):
         of.sample(columns_of(case, module), None)
     with pytest.raises(ValueError, match=message):
-        check_leaves(NESTED, leaves)
+        chosen_parts(NESTED, leaves)
 
 
 @pytest.mark.parametrize(

@@ -44,7 +44,7 @@ RLLIB_CLASSES = {
 
 
 @dataclass(frozen=True)
-class _Columns:
+class FixedColumns:
     """A train batch whose perturbable observations are a variable.
 
     Fixed, row by row, are the `rest` of the observations and the `others` among its columns.
@@ -58,7 +58,7 @@ class _Columns:
         """The batch with these observations, in fresh mappings: modules may pop from them."""
         return {**copied(self.others), Columns.OBS: self.layout.merge(obs, self.rest)}
 
-    def each(self, change: Callable[[Tensor], Tensor]) -> _Columns:
+    def each(self, change: Callable[[Tensor], Tensor]) -> FixedColumns:
         """With all that is fixed changed, column by column."""
         rest, others = tree.map_structure(change, (self.rest, self.others))
         return replace(self, rest=rest, others=others)
@@ -72,7 +72,7 @@ class RLModulePolicy(Policy):
     def __init__(
         self,
         forward: Callable[[dict[str, Any]], Tensor],
-        columns: _Columns,
+        columns: FixedColumns,
         distribution: ActionDistribution,
         network: nn.Module,
     ) -> None:
@@ -172,10 +172,11 @@ def _columns(
     batch: Mapping[str, Any],
     leaves: Leaves | None,
     flattened: FlatLayout | None,
-) -> _Columns:
+) -> FixedColumns:
     lead_dims = 2 if module.is_stateful() else 1
     layout = flattened or ObservationLayout.of(obs, lead_dims=lead_dims, leaves=leaves)
-    return _Columns(layout, layout.rest(obs), {name: batch[name] for name in batch if name != Columns.OBS})
+    others = {name: batch[name] for name in batch if name != Columns.OBS}
+    return FixedColumns(layout, layout.rest(obs), others)
 
 
 def module_distribution(module: TorchRLModule) -> ActionDistribution:

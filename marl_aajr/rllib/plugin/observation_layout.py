@@ -15,7 +15,6 @@ import gymnasium as gym
 import numpy as np
 import torch
 import tree
-from gymnasium.vector.utils import create_empty_array
 from torch import Tensor
 
 from marl_aajr.core.environment_values import ACTION_MASK
@@ -187,8 +186,13 @@ def _why_not(name: str, leaves: Mapping[str, Tensor]) -> str:
     return f", which holds {leaves[name].dtype}; convert it in the environment"
 
 
-def check_leaves(space: gym.Space[Any], leaves: Leaves | None) -> None:
-    """Raise `ValueError` for names that are none of a perturbable leaf of a space."""
-    if leaves is not None:
-        batch = tree.map_structure(torch.from_numpy, create_empty_array(space, n=1))
-        ObservationLayout.of(batch, lead_dims=1, leaves=leaves)
+def chosen_parts(space: gym.Space[Any], leaves: Leaves | None) -> tuple[int, ...]:
+    """The number of each part of a nested space that is perturbed, of all its parts.
+
+    Raises:
+        ValueError: names that are none of a perturbable part, or nothing to perturb.
+    """
+    kinds = [
+        (path, part.dtype if isinstance(part, gym.spaces.Box) else np.int64) for path, part in parts(space)
+    ]
+    return _chosen([(path, torch.from_numpy(np.zeros(1, kind))) for path, kind in kinds], leaves)
