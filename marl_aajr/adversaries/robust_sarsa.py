@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from marl_aajr.adversaries.learned import FittedAttack
 from marl_aajr.attacks import PGD, Attack
-from marl_aajr.core.checks import positive, proportion, whole
+from marl_aajr.core.checks import grouped, positive, proportion, whole
 from marl_aajr.core.distributions import ActionDistribution, DiagGaussian, single_actions
 from marl_aajr.core.objectives import Clean, Objective
 from marl_aajr.core.policy import Policy
@@ -254,9 +254,7 @@ def watch(
         for buffer in buffers.values():
             buffer.earn(earned, step.episode_over)
         obs = step.obs
-    found: dict[str, list[Transitions]] = {}
-    for agent, buffer in buffers.items():
-        found.setdefault(victim.module_of[agent], []).extend(buffer.transitions)
+    found = grouped((victim.module_of[a], seen) for a, kept in buffers.items() for seen in kept.transitions)
     return {name: Transitions(*map(torch.cat, zip(*parts, strict=True))) for name, parts in found.items()}
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import shlex
 import sys
-from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
@@ -13,12 +12,12 @@ from typing import TYPE_CHECKING, Any
 
 from marl_aajr.cli.display import PlayingProgress, say, waiting
 from marl_aajr.cli.options import assigned, guide, options, sample, takes, values
-from marl_aajr.core.checks import decimals_for, written
+from marl_aajr.core.checks import decimals_for, grouped, written
 
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from marl_aajr.evaluation import ActionsResult, AttackSpec, Evaluation, Outcome, SubsetOutcome
+    from marl_aajr.evaluation import ActionsResult, AttackSpec, Evaluation, Outcome
 
 SUITE = "quick"
 """The suite where neither a suite nor an attack is named."""
@@ -204,10 +203,7 @@ def _weakest(result: ActionsResult) -> Iterator[str]:
     """One line for each of the worst attacks that was tried on each agent alone, the lowest return first."""
     from marl_aajr.evaluation.result import paired_difference
 
-    alone: dict[AttackSpec, list[SubsetOutcome]] = defaultdict(list)
-    for subset in result.subsets:
-        if len(subset.agents) == 1:
-            alone[subset.attack].append(subset)
+    alone = grouped((subset.attack, subset) for subset in result.subsets if len(subset.agents) == 1)
     worst, decimals = {row.attack for row in result.worst}, _decimals(result)
     for attack, tried in alone.items():
         if attack not in worst or len(tried) < 2:

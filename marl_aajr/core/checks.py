@@ -1,4 +1,4 @@
-"""Checks that word their messages alike, settings that change over training (schedules), and decimals.
+"""Checks that word their messages alike, settings that change over training (schedules), decimals, groups.
 
 A schedule is written as in RLlib: a number, or breakpoints `[[timestep, value], ...]` with straight lines
 between them and the last value held. Non-finite numbers stop with the name of their origin; nothing is
@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 _Made = TypeVar("_Made")
+_Key = TypeVar("_Key")
+_Value = TypeVar("_Value")
 
 
 def one_of(name: str, value: object, known: Iterable[str]) -> None:
@@ -202,6 +204,14 @@ def maximum(schedule: Schedule) -> float:
 def minimum(schedule: Schedule) -> float:
     """The schedule's smallest value."""
     return schedule if isinstance(schedule, float) else min(v for _, v in schedule)
+
+
+def grouped(pairs: Iterable[tuple[_Key, _Value]]) -> dict[_Key, list[_Value]]:
+    """The values of each key, keys and values in the order of the pairs."""
+    found: dict[_Key, list[_Value]] = {}
+    for key, value in pairs:
+        found.setdefault(key, []).append(value)
+    return found
 
 
 _MOST_DIGITS = 6

@@ -23,7 +23,6 @@ Carlini 2019 (arXiv 1902.06705), Croce 2020 (arXiv 2003.01690), Zimmermann 2022 
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from itertools import pairwise, product
 
@@ -33,7 +32,7 @@ from torch import Tensor
 
 from marl_aajr.attacks import ATTACKS, FGSM, PGD, Attack, MarginPGD, StrongMarginPGD, StrongPGD
 from marl_aajr.attacks.base import AUTO, resolve_objective
-from marl_aajr.core.checks import written
+from marl_aajr.core.checks import grouped, written
 from marl_aajr.core.distributions import ActionDistribution
 from marl_aajr.evaluation.outcomes import AttackOutcome, AttackSpec, Outcome, student_interval
 from marl_aajr.evaluation.result import ActionsResult, Check, Verdict
@@ -130,10 +129,7 @@ def _above_zero(differences: np.ndarray, *, among: int = 1) -> bool:
 
 def return_checks(rows: ActionsResult, distributions: _Distributions) -> list[Check]:
     """Order of the returns; by the attacked agents' distributions attacks know what to maximise."""
-    by_size: dict[float, list[AttackOutcome]] = defaultdict(list)
-    for row in rows.attacks:
-        by_size[row.epsilon].append(row)
-    sizes = list(by_size.values())
+    sizes = list(grouped((row.epsilon, row) for row in rows.attacks).values())
     name = f"returns ({rows.actions})"
     checks = []
     controls = (pair for found in sizes for pair in _controls(found))
@@ -208,10 +204,7 @@ def _twice(weak: AttackSpec, strong: AttackSpec) -> bool:
 
 def _monotone(name: str, rows: Iterable[AttackOutcome], distributions: _Distributions) -> Iterator[Check]:
     """The same attack with more room must not leave more."""
-    series: dict[AttackSpec, list[AttackOutcome]] = defaultdict(list)
-    for row in rows:
-        if row.attack.access == "gradients":
-            series[row.attack.at(1.0)].append(row)
+    series = grouped((row.attack.at(1.0), row) for row in rows if row.attack.access == "gradients")
     sizes = [sorted(found, key=lambda row: row.epsilon) for found in series.values()]
     if odd := _odd([pair for found in sizes for pair in pairwise(found)], distributions):
         verdict, (a, b), more = odd

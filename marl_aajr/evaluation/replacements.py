@@ -8,7 +8,6 @@ the victim's, frozen, over the same episodes and with the same random numbers as
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -19,7 +18,7 @@ import torch
 from gymnasium import spaces
 from torch import Tensor
 
-from marl_aajr.core.checks import one_of
+from marl_aajr.core.checks import grouped, one_of
 from marl_aajr.core.environment_values import agent_names
 from marl_aajr.evaluation.outcomes import AdversaryTraining, Control, ReplacementOutcome
 from marl_aajr.evaluation.outcomes import ReplacementKind as Kind
@@ -134,13 +133,10 @@ def mark_worst(
     def alike(row: ReplacementOutcome) -> tuple[str, ...]:
         return row.kind, *sorted(teams[agent] for agent in row.agents)
 
-    left: dict[tuple[str, ...], list[float]] = defaultdict(list)
-    for row in rows:
-        if row.selection_return is not None:
-            left[alike(row)].append(row.selection_return)
+    left = grouped((alike(row), row.selection_return) for row in rows if row.selection_return is not None)
     return tuple(
         row.model_copy(update={"worst": len(rivals) > 1 and row.selection_return == min(rivals)})
-        for row, rivals in ((row, left[alike(row)]) for row in rows)
+        for row, rivals in ((row, left.get(alike(row), ())) for row in rows)
     )
 
 

@@ -13,7 +13,6 @@ A file in RUN/evaluations is `Evaluation.model_dump_json()`; `Evaluation.model_v
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from typing import Literal, Self, TypeVar
 
@@ -21,6 +20,7 @@ import numpy as np
 from pydantic import ConfigDict, Field, FiniteFloat, model_validator
 from pydantic.dataclasses import dataclass
 
+from marl_aajr.core.checks import grouped
 from marl_aajr.core.threat import Norm
 from marl_aajr.evaluation.budget import Budget, ReadBudget
 from marl_aajr.evaluation.outcomes import (
@@ -141,9 +141,7 @@ def worst_of_each_size(
     attacks: Iterable[_AttackT], *, size: Callable[[_AttackT], float], left: Callable[[_AttackT], float]
 ) -> dict[float, list[_AttackT]]:
     """The attacks by size; of each size the worst first, which leaves the least on the selection episodes."""
-    found: dict[float, list[_AttackT]] = defaultdict(list)
-    for attack in sorted(attacks, key=left):
-        found[size(attack)].append(attack)
+    found = grouped((size(attack), attack) for attack in sorted(attacks, key=left))
     return dict(sorted(found.items()))
 
 

@@ -11,6 +11,7 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
+from marl_aajr.core.checks import grouped
 from marl_aajr.evaluation.outcomes import AttackOutcome, AttackSpec, ReplacementOutcome
 from marl_aajr.evaluation.result import SubsetOutcome, paired_difference
 from marl_aajr.report.common_protocol import RunResults
@@ -124,10 +125,7 @@ def _worst_replacements(run: RunResults) -> dict[_Replaced, ReplacementOutcome]:
     def left(outcome: ReplacementOutcome) -> float:
         return outcome.mean if outcome.selection_return is None else outcome.selection_return
 
-    found: dict[_Replaced, list[ReplacementOutcome]] = defaultdict(list)
-    for rows, _ in run.played:
-        for outcome in rows.adversarial_agents:
-            found[outcome.kind, outcome.agents].append(outcome)
+    found = grouped(((o.kind, o.agents), o) for rows, _ in run.played for o in rows.adversarial_agents)
     return {key: min(outcomes, key=left) for key, outcomes in found.items()}
 
 
@@ -183,9 +181,7 @@ def weakest_links(comparison: Comparison) -> tuple[Block, ...]:
 
 def _worst_searches(run: RunResults, shared: Collection[Key]) -> dict[_Place, _Search]:
     """The search of each place that found the lowest return; of equals, one that knows the clean return."""
-    found: dict[_Place, list[_Search]] = defaultdict(list)
-    for place, search in _searches(run, shared):
-        found[place].append(search)
+    found = grouped(_searches(run, shared))
     return {
         place: min(searches, key=lambda search: (search.ordered[0].mean, search.clean is None))
         for place, searches in found.items()

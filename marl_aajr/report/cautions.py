@@ -7,6 +7,7 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
+from marl_aajr.core.checks import grouped
 from marl_aajr.evaluation.result import Verdict
 from marl_aajr.report.adversaries import undertrained
 from marl_aajr.report.comparison import Comparison
@@ -90,10 +91,7 @@ def _together(
     comparisons: Sequence[Comparison], sentences: Callable[[Comparison], Sequence[str]]
 ) -> list[str]:
     """The sentences of several comparisons; a sentence that only some of them say names those."""
-    said: dict[str, list[str]] = defaultdict(list)
-    for comparison in comparisons:
-        for sentence in sentences(comparison):
-            said[sentence].append(comparison.task.short)
+    said = grouped((sentence, each.task.short) for each in comparisons for sentence in sentences(each))
     every = len(comparisons)
     places = {sentence: some(where, of=every, noun="environments") for sentence, where in said.items()}
     return [s if len(where) == every else f"{places[s]}: {s}" for s, where in said.items()]
@@ -164,10 +162,7 @@ def _checks(comparison: Comparison) -> Iterator[str]:
 
 
 def _budgets(methods: Sequence[Method]) -> Iterator[str]:
-    budgets: dict[int, list[str]] = defaultdict(list)
-    for method in methods:
-        if "env_steps" in method.config:
-            budgets[int(method.config["env_steps"])].append(method.label)
+    budgets = grouped((int(m.config["env_steps"]), m.label) for m in methods if "env_steps" in m.config)
     if len(budgets) > 1:
         whose = {steps: some(budgets[steps], of=len(methods), noun="methods") for steps in sorted(budgets)}
         each = "; ".join(f"{number(steps, decimals=0)}: {labels}" for steps, labels in whose.items())

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
+from marl_aajr.core.checks import grouped
 from marl_aajr.evaluation.outcomes import AttackOutcome, Outcome
 from marl_aajr.evaluation.result import Evaluation, worst_of_each_size
 from marl_aajr.report.conditions import (
@@ -94,7 +94,7 @@ class Evidence:
 
     protocol: CommonProtocol
     conditions: tuple[Condition, ...]
-    results: tuple[RunResults, ...]
+    runs: tuple[RunResults, ...]
     left_out: tuple[Omission, ...]
 
 
@@ -108,7 +108,7 @@ def gather(records: Sequence[EvaluatedRun]) -> Evidence:
         ValueError: no protocol or no attack is common to all runs, or two files of one run
             contradict each other.
     """
-    per_run = [_by_protocol(record) for record in records]
+    per_run = [grouped((CommonProtocol.of(e), e) for e in record.evaluations.values()) for record in records]
     protocol = _common_protocol(records, per_run)
     played = [[(e.results[0], e) for e in found[protocol]] for found in per_run]
     faced = {str(record.path): _merge(record, rows)[1] for record, rows in zip(records, played, strict=True)}
@@ -133,10 +133,8 @@ def _elsewhere(
     records: Sequence[EvaluatedRun], per_run: Sequence[Iterable[CommonProtocol]], shown: CommonProtocol
 ) -> Iterator[Omission]:
     """Evaluations under other protocols than the one shown."""
-    whose: dict[CommonProtocol, list[str]] = defaultdict(list)
-    for record, found in zip(records, per_run, strict=True):
-        for other in found:
-            whose[other].append(str(record.path))
+    everybody = (str(record.path) for record in records)
+    whose = grouped((other, path) for path, found in zip(everybody, per_run, strict=True) for other in found)
     for other, paths in sorted(whose.items()):
         if other != shown:
             yield Omission(1, f"evaluations on {other} (of {some(paths, of=len(records), noun='runs')})")
@@ -149,21 +147,13 @@ def _ordered(conditions: Iterable[Condition]) -> tuple[Condition, ...]:
     return tuple(sorted(given, key=lambda c: (c.limits != "", order.index(c.attack), c.epsilon)))
 
 
-def _by_protocol(record: EvaluatedRun) -> dict[CommonProtocol, list[Evaluation]]:
-    found = defaultdict(list)
-    for evaluation in record.evaluations.values():
-        found[CommonProtocol.of(evaluation)].append(evaluation)
-    return found
-
-
 def _common_protocol(
     records: Sequence[EvaluatedRun], per_run: Sequence[Mapping[CommonProtocol, list[Evaluation]]]
 ) -> CommonProtocol:
     common = [key for key in per_run[0] if all(key in found for found in per_run)]
     if not common:
-        whose: dict[str, list[str]] = defaultdict(list)
-        for record, found in zip(records, per_run, strict=True):
-            whose[" / ".join(map(str, sorted(found)))].append(str(record.path))
+        named = (" / ".join(map(str, sorted(found))) for found in per_run)
+        whose = grouped(zip(named, (str(record.path) for record in records), strict=True))
         each = "; ".join(f"{some(runs, of=len(records), noun='runs')}: {how}" for how, runs in whose.items())
         cure = "run `marl-aajr evaluate` on each with the same --episodes and --seed"
         if len({protocol.task for found in per_run for protocol in found}) > 1:
@@ -182,10 +172,7 @@ def _others(
     record: EvaluatedRun, shown: Sequence[Played], conditions: Mapping[Key, Condition]
 ) -> dict[str, RunResults]:
     """The kinds of actions that were played under every condition of the comparison."""
-    kinds: dict[str, list[Played]] = defaultdict(list)
-    for _, evaluation in shown:
-        for rows in evaluation.results[1:]:
-            kinds[rows.actions].append((rows, evaluation))
+    kinds = grouped((rows.actions, (rows, found)) for _, found in shown for rows in found.results[1:])
     return {
         kind: _results(record, played, conditions)
         for kind, played in kinds.items()

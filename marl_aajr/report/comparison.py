@@ -15,7 +15,7 @@ import numpy as np
 from marl_aajr.core.checks import decimals_for
 from marl_aajr.evaluation.outcomes import Outcome
 from marl_aajr.evaluation.result import Check
-from marl_aajr.report.common_protocol import CommonProtocol, Evidence, RunResults, gather
+from marl_aajr.report.common_protocol import Evidence, RunResults, gather
 from marl_aajr.report.conditions import Condition, Omission, Task, by_task, unlimited
 from marl_aajr.report.estimates import Estimate
 from marl_aajr.report.methods import EvaluatedRun, Method, by_method, load_run
@@ -88,23 +88,15 @@ class MethodRow:
 
 
 @dataclass(frozen=True)
-class Comparison:
-    """Methods that were evaluated in the same way, the plain one first; for the rest see `Evidence`."""
+class Comparison(Evidence):
+    """Methods that were evaluated in the same way, the plain one first."""
 
     rows: tuple[MethodRow, ...]
-    protocol: CommonProtocol
-    conditions: tuple[Condition, ...]
-    left_out: tuple[Omission, ...]
 
     @property
     def task(self) -> Task:
         """The environment, and the side whose return is compared."""
         return self.protocol.task
-
-    @property
-    def runs(self) -> list[RunResults]:
-        """The results of all runs."""
-        return [run for row in self.rows for run in row.runs]
 
     @cached_property
     def decimals(self) -> int:
@@ -190,14 +182,14 @@ def compare(runs: Sequence[EvaluatedRun | Path | str]) -> Comparison:
         raise ValueError("expected at least one run, got none; name the run directories")
     methods = by_method(_loaded(runs))
     evidence = gather([run for method in methods for run in method.runs])
-    kinds = [k for k in evidence.results[0].others if all(k in run.others for run in evidence.results)]
-    remaining = iter(evidence.results)
+    kinds = [k for k in evidence.runs[0].others if all(k in run.others for run in evidence.runs)]
+    remaining = iter(evidence.runs)
     rows = []
     for method in methods:
         results = [next(remaining) for _ in method.runs]
         others = {kind: _row(method, [run.others[kind] for run in results], evidence) for kind in kinds}
         rows.append(replace(_row(method, results, evidence), others=others))
-    comparison = Comparison(tuple(rows), evidence.protocol, evidence.conditions, evidence.left_out)
+    comparison = Comparison(**vars(evidence), rows=tuple(rows))
     if (plain := comparison.plain) is None:
         return comparison
     priced = (row if row is plain else replace(row, price=plain.clean.minus(row.clean)) for row in rows)

@@ -12,6 +12,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
+from marl_aajr.core.checks import grouped
 from marl_aajr.evaluation.budget import Budget
 from marl_aajr.evaluation.outcomes import AttackOutcome, AttackSpec
 from marl_aajr.evaluation.result import ActionsResult, Evaluation, WorstAttack
@@ -147,12 +148,10 @@ def keys_of(played: Sequence[Played]) -> dict[Exact, Key]:
 def label_all(keys: Iterable[Key]) -> dict[Key, Condition]:
     """The conditions of the keys, labelled so that no two attacks share a label."""
     unique = list(dict.fromkeys(keys))
-    alike: dict[str, set[AttackSpec]] = {}
-    for key in unique:
-        alike.setdefault(key.attack.name, set()).add(key.attack.at(1.0))
+    alike = grouped((key.attack.name, key.attack.at(1.0)) for key in unique)
     found = {}
     for key in unique:
-        alone = len(alike[key.attack.name]) == 1
+        alone = len(set(alike[key.attack.name])) == 1
         label = key.attack.name if alone else f"{key.attack.name}: {key.attack.described}"
         label += f" ({key.turn})" if key.turn > 1 else ""
         label += f", {key.limits}" if key.limits else ""
@@ -201,9 +200,9 @@ def missing_somewhere(faced: Mapping[str, Collection[Key]]) -> tuple[Omission, .
     for key in keys:
         if lacking := tuple(run for run, own in faced.items() if key not in own):
             sizes[lacking, key.limits, _named(key, keys)].append(key.attack.epsilon)
-    attacks: dict[tuple[tuple[str, ...], str, tuple[float, ...]], list[str]] = defaultdict(list)
-    for (lacking, limits, name), found in sizes.items():
-        attacks[lacking, limits, tuple(sorted(found))].append(name)
+    attacks = grouped(
+        ((lacking, limits, tuple(sorted(found))), name) for (lacking, limits, name), found in sizes.items()
+    )
     return tuple(
         Omission(
             len(names) * len(found),

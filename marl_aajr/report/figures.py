@@ -17,7 +17,7 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import ArrayLike
 
-from marl_aajr.core.checks import decimals_of
+from marl_aajr.core.checks import decimals_of, grouped
 from marl_aajr.report.comparison import Comparison, MethodRow
 from marl_aajr.report.conditions import Condition, unlimited
 from marl_aajr.report.estimates import Estimate, Sheet, listing, number, size
@@ -150,9 +150,7 @@ def tradeoff(comparison: Comparison, epsilon: float, reference: Reference | None
     else:
         clean = robust = reference.floor
     corner = clean, robust
-    by_name = defaultdict(list)
-    for row, point in zip(rows, points, strict=True):
-        by_name[row.method.name].append(point)
+    by_name = grouped((row.method.name, point) for row, point in zip(rows, points, strict=True))
     return Tradeoff(
         epsilon,
         tuple(rows[i].method.label for i in pareto_front(points)),

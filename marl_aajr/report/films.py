@@ -92,7 +92,11 @@ def film(
         for what in ("no attack", f"{attack.name}, ε = {attack.perturbations.epsilon:g}")
     ]
     decimals = decimals_of(shot.earned for shot in (*clean, *attacked))
-    return _gif([_panels(names, shots, decimals) for shots in _paired(clean, attacked)])
+    last = max(len(clean), len(attacked)) - 1
+    times = [*range(0, last, ceil((last + 1) / MOST_FRAMES)), last]
+    # Both episodes in step: the shorter one stays at its end.
+    shown = [[shots[min(t, len(shots) - 1)] for shots in (clean, attacked)] for t in times]
+    return _gif([_panels(names, shots, decimals) for shots in shown])
 
 
 class _Filmed(BatchedEnvWrapper):
@@ -117,13 +121,6 @@ class _Filmed(BatchedEnvWrapper):
         step = self.env.step(actions)
         self._rewards.append(step.rewards)
         return step
-
-
-def _paired(clean: Sequence[Shot], attacked: Sequence[Shot]) -> list[tuple[Shot, Shot]]:
-    """Both episodes in step; the shorter one stays at its end. Its end is always shown."""
-    longest = max(len(clean), len(attacked))
-    times = [*range(0, longest - 1, ceil(longest / MOST_FRAMES)), longest - 1]
-    return [(clean[min(t, len(clean) - 1)], attacked[min(t, len(attacked) - 1)]) for t in times]
 
 
 def _panels(names: Sequence[str], shots: Sequence[Shot], decimals: int) -> Image.Image:

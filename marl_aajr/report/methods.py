@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import json
 import re
-from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -19,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from marl_aajr.adversaries.store import how_to_resume
+from marl_aajr.core.checks import grouped
 from marl_aajr.evaluation.result import Evaluation
 from marl_aajr.training import run_record
 from marl_aajr.training.fields import flat
@@ -142,9 +142,7 @@ def by_method(records: Iterable[EvaluatedRun]) -> tuple[Method, ...]:
         ValueError: two runs with the same configuration and seed; they are one experiment, and
             counting it twice would narrow the interval.
     """
-    groups: dict[str, list[EvaluatedRun]] = defaultdict(list)
-    for record in records:
-        groups[json.dumps(_method_config(record), sort_keys=True, default=str)].append(record)
+    groups = grouped((json.dumps(_method_config(r), sort_keys=True, default=str), r) for r in records)
     for runs in groups.values():
         runs.sort(key=lambda record: record.seed)
         for one, other in pairwise(runs):

@@ -12,6 +12,7 @@ from typing import Any
 import yaml
 
 from marl_aajr.adversaries.store import ADVERSARIES, RECORD
+from marl_aajr.core.checks import grouped
 from marl_aajr.evaluation.budget import Budget
 from marl_aajr.evaluation.outcomes import AttackOutcome
 from marl_aajr.evaluation.protocol import builtin_suites
@@ -36,9 +37,7 @@ def commands(comparisons: Sequence[Comparison]) -> str:
     if adversaries:
         lines += ["", "# adversaries: each against its run", *adversaries]
     lines += ["", "# evaluate: the same episodes and attacks for every run"]
-    together: dict[tuple[str, ...], list[str]] = defaultdict(list)
-    for path, each in evaluations.items():
-        together[tuple(each)].append(targets[path])
+    together = grouped((tuple(each), targets[path]) for path, each in evaluations.items())
     for how, whose in together.items():
         lines += [f"for run in {shlex.join(whose)}; do", *(f"  {command}" for command in how), "done"]
     lines += ["", "# this page", shlex.join(["marl-aajr", "compare", *targets.values()])]
@@ -151,9 +150,7 @@ def _attacks(evaluation: Evaluation) -> list[list[str]]:
         every = dict.fromkeys(epsilon for of in sizes.values() for epsilon in of)
         beside = [name for name in sizes if known is not None and name not in of_suite]
         return [["--suite", evaluation.suite, *_each("--attack", beside), *_sizes(every)]]
-    together = defaultdict(list)
-    for name, epsilons in sizes.items():
-        together[tuple(epsilons)].append(name)
+    together = grouped((tuple(epsilons), name) for name, epsilons in sizes.items())
     return [[*_each("--attack", names), *_sizes(epsilons)] for epsilons, names in together.items()]
 
 

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
+from marl_aajr.core.checks import grouped
 from marl_aajr.report.cautions import VERDICTS, Incident, Notes, Tuning, checks_by_verdict
 from marl_aajr.report.common_protocol import RunResults
 from marl_aajr.report.comparison import Comparison, MethodRow
@@ -142,9 +142,7 @@ def heat_map(comparison: Comparison) -> tuple[Block, ...]:
     def line(header: str, condition: Condition | None) -> Line:
         return Line(header, tuple(cell(row, condition) for row in rows))
 
-    by_block: dict[tuple[str, float], list[Condition]] = defaultdict(list)
-    for condition in comparison.conditions:
-        by_block[condition.limits, condition.epsilon].append(condition)
+    by_block = grouped(((c.limits, c.epsilon), c) for c in comparison.conditions)
     blocks = [Block("No attack", (line("none", None),))]
     for (limits, epsilon), conditions in sorted(by_block.items()):
         ending = f", {limits}" if limits else ""

@@ -13,6 +13,7 @@ from statistics import fmean
 from typing import Any, Literal
 
 from marl_aajr.adversaries.request import STEPS_PER_SECOND
+from marl_aajr.core.checks import grouped
 from marl_aajr.study.folder import StudyFolder
 from marl_aajr.study.graph import Node
 from marl_aajr.study.runs import StudyRun, variants
@@ -185,10 +186,8 @@ def forecast(nodes: Mapping[str, Node], folder: StudyFolder) -> Forecast:
     A node takes as long as the finished ones of its kind, environment and method did on average.
     """
     took = {event["node"]: event["seconds"] for event in folder.events() if event["event"] == "finished"}
-    measured: dict[tuple[str, ...], list[float]] = {}
-    for name in took.keys() & nodes.keys():
-        rate = took[name] / max(nodes[name].env_steps, 1)
-        measured.setdefault(_alike(nodes[name]), []).append(rate)
+    done = [nodes[name] for name in took.keys() & nodes.keys()]
+    measured = grouped((_alike(node), took[node.name] / max(node.env_steps, 1)) for node in done)
     left = {name: node for name, node in nodes.items() if not folder.done(node)}
     rates = {name: fmean(measured[_alike(node)]) for name, node in left.items() if _alike(node) in measured}
     seconds = {

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from marl_aajr.core.checks import as_schedule, maximum, minimum, value_at
+from marl_aajr.core.checks import as_schedule, grouped, maximum, minimum, value_at
 
 
 def test_a_number_is_constant() -> None:
@@ -26,3 +26,8 @@ def test_breakpoints_are_joined_by_lines_and_the_last_value_holds() -> None:
 def test_anything_else_is_refused_by_name(value: Any) -> None:
     with pytest.raises(ValueError, match="coefficient"):
         as_schedule(value, name="coefficient")
+
+
+def test_groups_keep_the_order_of_keys_and_values() -> None:
+    found = grouped([("b", 2), ("a", 1), ("b", 1), ("a", 1)])
+    assert list(found.items()) == [("b", [2, 1]), ("a", [1, 1])]
