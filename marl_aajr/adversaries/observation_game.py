@@ -23,7 +23,6 @@ from marl_aajr.core.checks import one_of
 from marl_aajr.core.threat import Norm, PerturbationSet
 from marl_aajr.rollout.batched_env import BatchedEnv
 from marl_aajr.rollout.teams import choose_agents
-from marl_aajr.victims import Victim
 from marl_aajr.victims.filters import at_network
 from marl_aajr.victims.stepper import DecisionBatch
 
@@ -82,14 +81,12 @@ class ObservationThreat(Threat):
         adversaries = ObservationAdversaries(
             actions=self.adversary_actions, victim=victim, agents=agents, joint=self.joint
         )
-        sets = {agent: self._set_of(agent, victim) for agent in agents}
+        sets = {}
+        for agent in agents:
+            own = replace(self.perturbations, epsilon=self.epsilon * self.scales.get(agent, 1.0))
+            space, observed = victim.observation_spaces[agent], victim.filters.get(agent)
+            sets[agent] = at_network(own, space, observed, units=self.units)
         return ObservationGame(env, adversaries, sets, sampled=self.sampled)
-
-    def _set_of(self, agent: str, victim: Victim) -> PerturbationSet:
-        """Δ of one agent, in the units of its network."""
-        own = replace(self.perturbations, epsilon=self.epsilon * self.scales.get(agent, 1.0))
-        space, observed = victim.observation_spaces[agent], victim.filters.get(agent)
-        return at_network(own, space, observed, units=self.units)
 
 
 class ObservationGame(VictimGame):

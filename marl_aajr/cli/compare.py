@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from marl_aajr.cli.display import table_of
 from marl_aajr.cli.options import guide, takes
 from marl_aajr.core.checks import written
 
@@ -104,13 +105,8 @@ def _references(given: Sequence[str]) -> dict[str, Reference]:
 
 def table(comparison: Comparison) -> Table:
     """Clean return, and what the worst attack of each size leaves of all runs and of the median one."""
-    from rich.table import Table
-
-    result = Table(show_lines=True)
-    result.add_column("method")
-    result.add_column("clean", justify="right")
-    for epsilon in comparison.epsilons:
-        result.add_column(f"worst at ε {epsilon:g}", justify="right")
+    numbers = ("clean", *(f"worst at ε {epsilon:g}" for epsilon in comparison.epsilons))
+    result = table_of("method", numbers=numbers, show_lines=True)
     for row in comparison.rows:
         worst = (_under_attack(row, epsilon, comparison.decimals) for epsilon in comparison.epsilons)
         result.add_row(row.method.label, _words(row.clean, comparison.decimals), *worst)

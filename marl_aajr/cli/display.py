@@ -6,7 +6,7 @@ import json
 import os
 import signal
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import AbstractContextManager, nullcontext, suppress
 from types import FrameType
 from typing import TYPE_CHECKING, Any, Self
@@ -233,17 +233,24 @@ class StudyProgress:
             say_at_once(self.console, FINISHING_STUDY)
 
 
+def table_of(*texts: str, numbers: Iterable[str], **how: Any) -> Table:
+    """An empty table: columns of texts, folded where they are too long, then of numbers, to the right."""
+    table = Table(**how)
+    for heading in texts:
+        table.add_column(heading, overflow="fold")
+    for heading in numbers:
+        table.add_column(heading, justify="right")
+    return table
+
+
 def grid_table(grid: GridProgress) -> Table:
     """A grid as a table: first what is running, then what failed, then the rest; a line sums it up."""
     counts = {state: grid.count(state) for state in ("running", "finished", "failed", "waiting")}
     words = [f"{number} {state}" for state, number in counts.items() if number]
     words += [f"{clock(grid.left)} left"] if grid.left else []
     words += [word for word in (grid.doing, grid.dashboard) if word]
-    table = Table(caption=", ".join(words), caption_justify="left")
-    table.add_column("run", overflow="fold")
-    table.add_column("state")
-    for heading in ("done", "env steps/s", "left"):
-        table.add_column(heading, justify="right")
+    numbers = ("done", "env steps/s", "left")
+    table = table_of("run", "state", numbers=numbers, caption=", ".join(words), caption_justify="left")
     rows = sorted(grid.nodes.values(), key=lambda progress: _STATES[progress.state])
     for progress in rows[:_ROWS]:
         table.add_row(*_row(progress))

@@ -10,7 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from marl_aajr.cli.display import PlayingProgress, say, waiting
+from marl_aajr.cli.display import PlayingProgress, say, table_of, waiting
 from marl_aajr.cli.options import assigned, guide, options, sample, takes, values
 from marl_aajr.core.checks import decimals_for, grouped, written
 
@@ -158,12 +158,7 @@ def show(evaluation: Evaluation, run: Path, *, kept: Path | None = None) -> None
 
 def _table(result: ActionsResult, *, agents: tuple[str, ...], level: float) -> Table:
     """The returns with one kind of actions; a row of fewer than all attacked agents names them."""
-    from rich.table import Table
-
-    shown = Table()
-    shown.add_column("attack")
-    for heading in ("ε", "return", f"{level:.0%} interval", "actions changed"):
-        shown.add_column(heading, justify="right")
+    shown = table_of("attack", numbers=("ε", "return", f"{level:.0%} interval", "actions changed"))
     decimals = _decimals(result)
     shown.add_row("none", "", *_numbers(result.clean, decimals), "")
     marks = {worst.attack: "worst" if worst.sure else "worst?" for worst in result.worst}

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from marl_aajr.cli.display import Interrupt, StudyProgress, clock, say, waiting
+from marl_aajr.cli.display import Interrupt, StudyProgress, clock, say, table_of, waiting
 from marl_aajr.cli.options import assigned, guide, options, sample, takes, values
 
 if TYPE_CHECKING:
@@ -160,12 +160,7 @@ def _foresee(plan: StudyPlan) -> list[Table | str]:
 
 def plan_table(plan: StudyPlan, seconds: Mapping[str, float]) -> Table:
     """What would be done, with resources and expected time."""
-    from rich.table import Table
-
-    table = Table()
-    table.add_column("work", overflow="fold")
-    for heading in ("env steps", "CPUs", "GPUs", "about"):
-        table.add_column(heading, justify="right")
+    table = table_of("work", numbers=("env steps", "CPUs", "GPUs", "about"))
     for name, node in plan.nodes.items():
         cpus, gpus = (sum(each.get(kind, 0.0) for each in node.bundles) for kind in ("CPU", "GPU"))
         steps, gpu = f"{node.env_steps:,}" if node.env_steps else "", f"{gpus:g}" if gpus else ""

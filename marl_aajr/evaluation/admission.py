@@ -11,6 +11,7 @@ import torch
 
 from marl_aajr.adversaries.learned import FittedAttack
 from marl_aajr.attacks import Attack, Transfer
+from marl_aajr.core.checks import grouped
 from marl_aajr.core.environment_values import ACTION_MASK, TO_FLOAT
 from marl_aajr.core.flat_observations import FlatBox, possible_mask
 from marl_aajr.core.policy import differentiable
@@ -196,21 +197,17 @@ def fitted(evaluator: Evaluator, attacks: Sequence[Attack]) -> tuple[Attack, ...
     def key(attack: FittedAttack) -> Attack:
         return attack if attack.per_size else attack.at(1.0)
 
-    fresh = {key(a): a.seconds for a in attacks if isinstance(a, FittedAttack) and not a.ready}
-    evaluator.time.expect(sum(fresh.values()))
+    fresh = grouped((key(a), a) for a in attacks if isinstance(a, FittedAttack) and not a.ready)
+    evaluator.time.expect(sum(alike[0].seconds for alike in fresh.values()))
     learned: dict[Attack, Attack] = {}
-    found: list[Attack] = []
-    for attack in attacks:
-        if not isinstance(attack, FittedAttack) or attack.ready:
-            found.append(attack)
-            continue
-        own = key(attack)
-        if own not in learned:
-            evaluator.tell(f"{attack.name}, which is fitted first")
-            learned[own] = _fit(evaluator, attack)
-            evaluator.time.finish(attack.seconds)
-        found.append(learned[own] if attack.per_size else learned[own].at(attack.perturbations.epsilon))
-    return tuple(found)
+    for alike in fresh.values():
+        first = alike[0]
+        evaluator.tell(f"{first.name}, which is fitted first")
+        made = _fit(evaluator, first)
+        evaluator.time.finish(first.seconds)
+        for attack in alike:
+            learned[attack] = made if attack.per_size else made.at(attack.perturbations.epsilon)
+    return tuple(learned.get(attack, attack) for attack in attacks)
 
 
 def _fit(evaluator: Evaluator, attack: FittedAttack) -> Attack:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields
 from typing import Annotated, Any, Literal, Self
 
@@ -267,11 +267,18 @@ def bootstrap_interval(returns: Sequence[float], *, seed: int) -> tuple[float | 
     """
     if len(returns) < 2:
         return None, None
+    return percentile_interval([returns], np.mean, resamples=_RESAMPLES, seed=seed)
+
+
+def percentile_interval(
+    samples: Sequence[ArrayLike], statistic: Callable[..., float], *, resamples: int, seed: int
+) -> tuple[float, float]:
+    """The 95 % percentile bootstrap interval of a statistic of some samples, each resampled by itself."""
     interval = stats.bootstrap(
-        (np.array(returns),),
-        np.mean,
+        [np.asarray(sample) for sample in samples],
+        statistic,
         confidence_level=LEVEL,
-        n_resamples=_RESAMPLES,
+        n_resamples=resamples,
         method="percentile",
         rng=np.random.default_rng(seed),
     ).confidence_interval

@@ -23,6 +23,7 @@ import torch
 from torch import Tensor
 
 from marl_aajr.attacks import Attack
+from marl_aajr.core.checks import grouped
 from marl_aajr.core.seeds import Purpose
 from marl_aajr.evaluation.admission import fitted
 from marl_aajr.evaluation.budget import candidates, rounds
@@ -99,7 +100,10 @@ def play_rows(
                 [evaluator.replaced(replacement, actions) for replacement in replacements],
                 evaluator.env.teams,
             ),
-            subsets=(*(each for c in cases if c.actions == actions for each in c.tried), *alone[actions]),
+            subsets=(
+                *(each for c in cases if c.actions == actions for each in c.tried),
+                *alone.get(actions, ()),
+            ),
             clean_selection=evaluator.unattacked.get(actions, ()),
         )
         for actions in suite.actions
@@ -155,13 +159,11 @@ def _each_alone(
 ) -> dict[Actions, list[SubsetOutcome]]:
     """The worst attack of each size on one agent alone, where that was asked for and is not known."""
     if not evaluator.suite.alone(evaluator.agents):
-        return {actions: [] for actions in worst}
+        return {}
     singles = [(kind, attack, (a,)) for kind in worst for _, attack in worst[kind] for a in evaluator.agents]
     returns = pool.play([evaluator.task(*single, selection=True) for single in singles])
-    return {
-        kind: [_subset(a, attack, r) for (k, attack, a), r in zip(singles, returns, strict=True) if k == kind]
-        for kind in worst
-    }
+    tried = zip(singles, returns, strict=True)
+    return grouped((kind, _subset(agents, attack, left)) for (kind, attack, agents), left in tried)
 
 
 def _subset(agents: tuple[str, ...], attack: Attack, returns: tuple[float, ...]) -> SubsetOutcome:
@@ -212,8 +214,8 @@ class WorkerPool(ExitStack):
         """Whether there are workers for so many tasks; they are started now if they are worth it."""
         if tasks < 2 or self._workers == 1:
             return False
-        left = self._evaluator.time.seconds() or 0.0
-        if self._actors is None and (self._workers is not None or left >= _WORTH):
+        long = (self._evaluator.time.seconds() or 0.0) >= _WORTH
+        if self._actors is None and (self._workers is not None or (long and _may_spread())):
             try:
                 self._actors = self.enter_context(_started(self._evaluator, self._workers, tasks=tasks))
             except Exception as error:
@@ -237,9 +239,6 @@ def _started(evaluator: Evaluator, workers: int | None, *, tasks: int) -> Iterat
     from marl_aajr.training.cluster import ray_for
     from marl_aajr.training.config import Resources
 
-    if workers is None and not _may_spread():
-        yield None
-        return
     with ray_for(Resources()):
         free = ray.available_resources()
         room = min(tasks, free.get("CPU", 0), free.get("memory", math.inf) // _BYTES)

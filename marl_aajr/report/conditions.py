@@ -7,7 +7,6 @@ agents, at some steps. Evaluations that only some runs have are left out, and li
 from __future__ import annotations
 
 import json
-from collections import defaultdict
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple
@@ -53,13 +52,11 @@ def by_task(records: Sequence[EvaluatedRun]) -> dict[Task, list[EvaluatedRun]]:
     Left out are a task of a single run that is compared in another task, where nothing would be compared;
     and, beside one with attacks, a task in which the runs share none.
     """
-    found: dict[Task, list[EvaluatedRun]] = defaultdict(list)
-    for record in records:
-        own: dict[Task, dict[str, Evaluation]] = defaultdict(dict)
-        for name, evaluation in record.evaluations.items():
-            own[Task.of(evaluation)][name] = evaluation
-        for task, evaluations in own.items():
-            found[task].append(replace(record, evaluations=evaluations))
+    found = grouped(
+        (task, replace(record, evaluations=dict(own)))
+        for record in records
+        for task, own in grouped((Task.of(e), (name, e)) for name, e in record.evaluations.items()).items()
+    )
     paths = {task: {run.path for run in found[task]} for task in sorted(found)}
     shown = [task for task, own in paths.items() if len(own) > 1 or not any(own < o for o in paths.values())]
     attacked = [task for task in shown if share_attacks([run.evaluations.values() for run in found[task]])]
@@ -196,10 +193,11 @@ class Omission:
 def missing_somewhere(faced: Mapping[str, Collection[Key]]) -> tuple[Omission, ...]:
     """Attacks that only some runs faced, those that the same runs lack together; `faced` is by run."""
     keys = list(dict.fromkeys(key for own in faced.values() for key in own))
-    sizes: dict[tuple[tuple[str, ...], str, str], list[float]] = defaultdict(list)
-    for key in keys:
-        if lacking := tuple(run for run, own in faced.items() if key not in own):
-            sizes[lacking, key.limits, _named(key, keys)].append(key.attack.epsilon)
+    sizes = grouped(
+        ((lacking, key.limits, _named(key, keys)), key.attack.epsilon)
+        for key in keys
+        if (lacking := tuple(run for run, own in faced.items() if key not in own))
+    )
     attacks = grouped(
         ((lacking, limits, tuple(sorted(found))), name) for (lacking, limits, name), found in sizes.items()
     )

@@ -6,7 +6,6 @@ a wide figure would shrink until nobody could read it. Each has a description fo
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -44,12 +43,10 @@ def worst_case(comparison: Comparison, looks: Sequence[Look], *, key: str) -> Pa
 def robustness(comparison: Comparison, looks: Sequence[Look], *, key: str) -> tuple[Panel, ...]:
     """One panel per attack on everybody at every step: return against ε, all on the same return axis."""
     limits = _return_limits(comparison.rows)
-    by_attack: dict[str, dict[float, Condition]] = defaultdict(dict)
-    for condition in unlimited(comparison.conditions):
-        by_attack[condition.attack][condition.epsilon] = condition
+    by_attack = grouped((c.attack, (c.epsilon, c)) for c in unlimited(comparison.conditions))
     panels = []
     for i, (attack, at) in enumerate(by_attack.items()):
-        series = [_series(row, at) for row in comparison.rows]
+        series = [_series(row, dict(at)) for row in comparison.rows]
         drawing = _against_epsilon(series, looks, limits=limits, key=f"{key}{i}")
         alt = f"Return against ε under {attack}. {_spelled(comparison, series)}."
         panels.append(Panel(attack, drawing, alt))

@@ -5,9 +5,8 @@ from __future__ import annotations
 import json
 import shlex
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path, PurePath
-from typing import Any
 
 import yaml
 
@@ -113,7 +112,9 @@ def _evaluations(
     trained: dict[str, None] = {}
     for results in shown:
         path = str(results.run.path)
-        kept = _kept_with(results.run.path, targets[path])
+        records = sorted((results.run.path / ADVERSARIES).glob(f"*/{RECORD}"))
+        # Each is trained again beside the run's new folder.
+        kept = {str(r.parent): str(PurePath(targets[path]) / ADVERSARIES / r.parent.name) for r in records}
         for _, evaluation in results.played:
             elsewhere = _environment(evaluation, results.run)
             for words in arguments(evaluation, {**targets, **kept}):
@@ -142,10 +143,8 @@ def _attacks(evaluation: Evaluation) -> list[list[str]]:
     """
     known = builtin_suites().get(evaluation.suite)
     of_suite = () if known is None else tuple(entry.attack for entry in known.attacks)
-    sizes: dict[str, dict[float, None]] = defaultdict(dict)
-    for row in evaluation.attacks:
-        if not _was_trained_before(row):
-            sizes[row.attack.name][row.epsilon] = None
+    named = grouped((r.attack.name, r.epsilon) for r in evaluation.attacks if not _was_trained_before(r))
+    sizes = {name: dict.fromkeys(epsilons) for name, epsilons in named.items()}
     if evaluation.suite:
         every = dict.fromkeys(epsilon for of in sizes.values() for epsilon in of)
         beside = [name for name in sizes if known is not None and name not in of_suite]
@@ -174,29 +173,16 @@ def _was_trained_before(row: AttackOutcome) -> bool:
     return row.attack.access == "learned" and row.attack.source != ""
 
 
-def _kept_with(run: Path, target: str) -> dict[str, str]:
-    """Folder of each adversary that a run keeps -> where it is trained again, beside the run's new folder."""
-    folders = sorted(record.parent for record in (run / ADVERSARIES).glob(f"*/{RECORD}"))
-    return {str(folder): str(PurePath(target) / ADVERSARIES / folder.name) for folder in folders}
-
-
 def _train_adversary(folder: Path, victims: str, target: str) -> str:
     """The command that trains the adversary of a folder again, against these victims, into a target."""
     asked = json.loads((folder / RECORD).read_text("utf-8"))
-    return shlex.join(
-        ["marl-aajr", "adversary", "train", victims, *_training_options(asked), "--out", target]
-    )
-
-
-def _training_options(asked: Mapping[str, Any]) -> Iterator[str]:
-    yield from ("--kind", str(asked["kind"]))
+    words = ["marl-aajr", "adversary", "train", victims, "--kind", str(asked["kind"])]
     for name in ("epsilon", "env_steps", "search", "seed"):
         if asked.get(name) is not None:
-            yield from (f"--{name.replace('_', '-')}", f"{asked[name]:.12g}")
+            words += [f"--{name.replace('_', '-')}", f"{asked[name]:.12g}"]
     if asked.get("epsilon") is not None:
-        yield from ("--norm", asked["norm"], "--units", asked["units"])
-        yield "--warm-start" if asked["warm_start"] else "--no-warm-start"
-    for agent in asked.get("agents") or ():
-        yield from ("--agents", agent)
-    if asked.get("joint"):
-        yield "--joint"
+        words += ["--norm", asked["norm"], "--units", asked["units"]]
+        words += ["--warm-start" if asked["warm_start"] else "--no-warm-start"]
+    words += _each("--agents", asked.get("agents") or ())
+    words += ["--joint"] if asked.get("joint") else []
+    return shlex.join([*words, "--out", target])

@@ -20,7 +20,7 @@ from numpy.typing import ArrayLike, NDArray
 from scipy import stats
 
 from marl_aajr.core.checks import written
-from marl_aajr.evaluation.outcomes import LEVEL
+from marl_aajr.evaluation.outcomes import LEVEL, percentile_interval
 from marl_aajr.report.comparison import Comparison
 from marl_aajr.report.conditions import Task
 from marl_aajr.report.estimates import NOTHING, Block, Cell, Estimate, Line, estimated, size
@@ -268,17 +268,8 @@ def stratified_bootstrap(
         bounds = [0, *ends, len(resampled)]
         return statistic(*(resampled[a:b] for a, b in pairwise(bounds)))
 
-    interval = stats.bootstrap(
-        samples,
-        of,
-        n_resamples=resamples,
-        vectorized=False,
-        paired=False,
-        confidence_level=LEVEL,
-        method="percentile",
-        rng=np.random.default_rng(_SEED),
-    ).confidence_interval
-    return Estimate(of(*samples), float(interval.low), float(interval.high), (), "runs", LEVEL)
+    low, high = percentile_interval(samples, of, resamples=resamples, seed=_SEED)
+    return Estimate(of(*samples), low, high, (), "runs", LEVEL)
 
 
 def _tasks(tasks: Tasks) -> list[Array]:

@@ -9,6 +9,7 @@ from typing import Any, NoReturn, Protocol
 import torch
 from torch import Tensor
 
+from marl_aajr.core.checks import grouped
 from marl_aajr.core.environment_values import EnvironmentFault
 from marl_aajr.rollout.batched_env import BatchedEnv, BatchedStep
 from marl_aajr.rollout.fragments import EpisodeLog, Episodes, Fragment, ModuleFragment
@@ -47,9 +48,7 @@ def agent_groups(env: BatchedEnv, module_of: Mapping[str, str]) -> dict[str, tup
     Raises:
         ValueError: Agents of one module whose spaces differ.
     """
-    members: dict[str, list[str]] = {}
-    for agent in env.possible_agents:
-        members.setdefault(module_of[agent], []).append(agent)
+    members = grouped((module_of[agent], agent) for agent in env.possible_agents)
     for kind, spaces in (("observation", env.observation_spaces), ("action", env.action_spaces)):
         for module, (first, *others) in members.items():
             for agent in (other for other in others if spaces[other] != spaces[first]):

@@ -14,7 +14,7 @@ from collections.abc import Callable, Collection, Hashable, Mapping, Sequence
 from fnmatch import fnmatchcase
 from typing import Any
 
-from marl_aajr.core.checks import one_of
+from marl_aajr.core.checks import grouped, one_of
 from marl_aajr.core.environment_values import agent_name
 
 ONE_TEAM = "team"
@@ -117,9 +117,7 @@ def announce(name: str, teams: Mapping[str, str], *, attacked: str | None = None
         logger.setLevel(logging.INFO)
     if not logger.hasHandlers():
         logger.addHandler(logging.StreamHandler())
-    sides: dict[str, list[str]] = {}
-    for agent, team in teams.items():
-        sides.setdefault(team, []).append(agent)
+    sides = grouped((team, agent) for agent, team in teams.items())
     shown = [f"{side} ({_some(members)})" for side, members in sides.items()]
     words = "one team" if len(sides) == 1 else f"{len(sides)} teams"
     suffix = "" if attacked is None or len(sides) == 1 else f"; {attacked} is attacked"

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -108,14 +108,12 @@ def warn_of_images(mapping: PolicyMapping) -> None:
 
 def _names(groups: list[list[str]], teams: Mapping[str, str]) -> list[str]:
     """A name for the group of each agent; agents of one group get the same."""
-    wanted = {tuple(group): _common_name(group) or teams[group[0]] for group in groups}
+    # What their names have in common, without a number at its end; these are no paths.
+    common = [os.path.commonprefix(group).rstrip("0123456789").rstrip("_-") for group in groups]  # noqa: RUF071
+    wanted = {tuple(group): name or teams[group[0]] for group, name in zip(groups, common, strict=True)}
     taken = list(wanted.values())
     names = {group: name if taken.count(name) == 1 else group[0] for group, name in wanted.items()}
     return [names[tuple(group)] for group in groups]
-
-
-def _common_name(agents: Sequence[str]) -> str:
-    return os.path.commonprefix(agents).rstrip("0123456789").rstrip("_-")  # noqa: RUF071 - no paths
 
 
 def module_spec(
