@@ -14,7 +14,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any, NamedTuple
 
 import gymnasium as gym
@@ -255,3 +255,16 @@ def from_space(space: gym.Space) -> ActionDistribution:
         f"expected a Discrete, MultiDiscrete, MultiBinary or one-dimensional Box action space, got {space}; "
         "change it: gymnasium.wrappers.TransformAction, or for PettingZoo supersuit.action_lambda_v1"
     )
+
+
+def env_action_map(
+    space: gym.Space[Any], *, normalize: bool, clip: bool, device: torch.device
+) -> Callable[[Tensor], Tensor]:
+    """RLlib's `unsquash_action` or `clip_action`, for actions `[B, ...]` of one space's distribution."""
+    if not isinstance(space, gym.spaces.Box) or not (space.is_bounded() if normalize else clip):
+        return lambda actions: actions
+    low, high = (torch.as_tensor(bound, device=device) for bound in (space.low, space.high))
+    if normalize:
+        # RLlib's expression, in its order of operations: the last bit depends on it.
+        return lambda actions: (low + (actions + 1.0) * (high - low) / 2.0).clamp(low, high)
+    return partial(torch.clamp, min=low, max=high)

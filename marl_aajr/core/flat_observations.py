@@ -43,12 +43,16 @@ def is_fixed(path: Sequence[Any], part: spaces.Space[Any]) -> bool:
     return ACTION_MASK in path or (len(path) > 0 and not np.issubdtype(part.dtype, np.floating))
 
 
-def possible_mask(space: Any, actions: spaces.Space[Any], *, integers: bool = False) -> str | None:
-    """The name of a part of an observation that may be a mask of these actions under another name.
+def check_mask_is_named(
+    space: Any, actions: spaces.Space[Any], *, instead: str, agent: str = "", integers: bool = False
+) -> None:
+    """Raise `ValueError` where a part of an observation may be a mask of these actions under another name.
 
     Args:
         space: Of the observation.
         actions: Of the actions.
+        instead: What to do where it is none.
+        agent: Whose they are, for the message.
         integers: Whether it may be a part of integers, which nobody perturbs.
     """
     for path, part in parts(space):
@@ -58,8 +62,11 @@ def possible_mask(space: Any, actions: spaces.Space[Any], *, integers: bool = Fa
         else:
             sought = unit and not is_fixed(path, part)
         if path and sought and part.shape == (choices(actions),):
-            return "/".join(map(str, path))
-    return None
+            name, actors = "/".join(map(str, path)), f" of agent {agent!r}" if agent else ""
+            raise ValueError(
+                f"expected to know whether {name!r} says which actions{actors} are legal, got "
+                f"{space} for {actions}; call it {ACTION_MASK} if it does, or {instead}"
+            )
 
 
 def own_part(obs: Any) -> tuple[Any, Any]:

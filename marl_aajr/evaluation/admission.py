@@ -12,8 +12,8 @@ import torch
 from marl_aajr.adversaries.learned import FittedAttack
 from marl_aajr.attacks import Attack, Transfer
 from marl_aajr.core.checks import grouped
-from marl_aajr.core.environment_values import ACTION_MASK, TO_FLOAT
-from marl_aajr.core.flat_observations import FlatBox, possible_mask
+from marl_aajr.core.environment_values import TO_FLOAT
+from marl_aajr.core.flat_observations import FlatBox, check_mask_is_named
 from marl_aajr.core.policy import differentiable
 from marl_aajr.core.seeds import Purpose, derived_seed
 from marl_aajr.core.threat import Norm
@@ -171,12 +171,9 @@ def check_attack(attack: Attack, victim: Victim, agents: Sequence[str]) -> None:
                 f"or train on {TO_FLOAT}"
             )
         acts = victim.action_spaces[agent]
-        if flat and not attack.perturbations.mask and (name := possible_mask(flat.structure, acts)):
-            raise ValueError(
-                f"expected to know whether {name!r} says which actions are legal, got {flat.structure} for "
-                f"{acts} of {agent!r}; call it {ACTION_MASK} if it does, or say by the mask of the attack's "
-                "perturbations which features it may touch"
-            )
+        if flat and not attack.perturbations.mask:
+            instead = "say by the mask of the attack's perturbations which features it may touch"
+            check_mask_is_named(flat.structure, acts, instead=instead, agent=agent)
         attack.objective_for(victim.distribution(agent))
         nothing = torch.zeros(1, int(np.prod(space.shape or ())))
         attack.perturbations.project(nothing, nothing)

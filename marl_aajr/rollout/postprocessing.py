@@ -164,16 +164,9 @@ class TrainingRows:
         **more: Any,
     ) -> TrainingRows:
         """The rows that `rows` takes out of the columns `[T, G, E, ...]` of a fragment."""
-        return cls(
-            obs=rows(part.obs),
-            mask=None if part.mask is None else rows(part.mask),
-            actions=rows(part.actions),
-            log_probs=rows(part.log_probs),
-            inputs=rows(part.inputs),
-            advantages=rows(advantages),
-            value_targets=rows(advantages + values[:-1]),
-            **more,
-        )
+        kept = {name: getattr(part, name) for name in ("obs", "mask", "actions", "log_probs", "inputs")}
+        columns = {**kept, "advantages": advantages, "value_targets": advantages + values[:-1]}
+        return cls(**{name: None if x is None else rows(x) for name, x in columns.items()}, **more)
 
     def __len__(self) -> int:
         return len(self.advantages)

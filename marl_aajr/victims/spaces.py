@@ -11,8 +11,8 @@ import numpy as np
 from torch import nn
 
 from marl_aajr.core.distributions import from_space
-from marl_aajr.core.environment_values import ACTION_MASK, agent_name, named, single_precision, zero_based
-from marl_aajr.core.flat_observations import FlatBox, possible_mask, vector_space
+from marl_aajr.core.environment_values import agent_name, named, single_precision, zero_based
+from marl_aajr.core.flat_observations import FlatBox, check_mask_is_named, vector_space
 from marl_aajr.victims.filters import ObservationFilter
 from marl_aajr.victims.victim_policy import ELSEWHERE
 
@@ -81,13 +81,9 @@ class AgentSpaces:
 def check_masks_are_named(spaces: AgentSpaces) -> None:
     """Raise `ValueError` where the legal actions may have another name: nobody would keep to them."""
     for agent, seen in spaces.observation_spaces.items():
-        acts = spaces.action_spaces[agent]
-        if isinstance(seen, FlatBox) and (name := possible_mask(seen.structure, acts, integers=True)):
-            raise ValueError(
-                f"expected to know whether {name!r} says which actions of agent {agent!r} are legal, got "
-                f"{seen.structure} for {acts}; call it {ACTION_MASK} if it does, or flatten the observation "
-                "in the environment"
-            )
+        if isinstance(seen, FlatBox):
+            acts, instead = spaces.action_spaces[agent], "flatten the observation in the environment"
+            check_mask_is_named(seen.structure, acts, instead=instead, agent=agent, integers=True)
 
 
 def check_victim(victim: Any, *, what: str = "a victim") -> None:

@@ -17,7 +17,7 @@ import gymnasium as gym
 import torch
 from torch import Tensor, nn
 
-from marl_aajr.core.distributions import ActionDistribution, from_space
+from marl_aajr.core.distributions import ActionDistribution, env_action_map, from_space
 from marl_aajr.core.environment_values import agent_name, as_action, named
 from marl_aajr.victims.filters import ObservationFilter, same_filter
 from marl_aajr.victims.recurrent import Memory, State, is_recurrent
@@ -152,18 +152,13 @@ class Victim:
 
     def to_environment(self, agent: str, action: Tensor) -> Tensor:
         """An action of the agent's distribution as a batch of environments takes it, `[B, ...]`."""
-        space = self.action_spaces[agent]
-        if not isinstance(space, gym.spaces.Box):
-            return action
-        low, high = (torch.from_numpy(bound).to(action.device) for bound in (space.low, space.high))
-        if self.normalize_actions:
-            if not space.is_bounded():
-                return action
-            # RLlib's expression, in its order of operations: the last bit depends on it.
-            action = low + (action + 1.0) * (high - low) / 2.0
-        elif not self.clip_actions:
-            return action
-        return action.clamp(low, high)
+        to_env = env_action_map(
+            self.action_spaces[agent],
+            normalize=self.normalize_actions,
+            clip=self.clip_actions,
+            device=action.device,
+        )
+        return to_env(action)
 
     def act(
         self,

@@ -10,7 +10,7 @@ import pytest
 import torch
 from ray.rllib.utils.spaces.space_utils import clip_action, unsquash_action
 
-from marl_aajr.rllib.sampling.module_policies import env_action_map
+from marl_aajr.core.distributions import env_action_map
 from tests.rllib.fast_runs import (
     CIRCLE,
     SPREAD,

@@ -18,7 +18,7 @@ import tree
 from torch import Tensor
 
 from marl_aajr.core.environment_values import ACTION_MASK
-from marl_aajr.core.flat_observations import is_fixed, parts, possible_mask
+from marl_aajr.core.flat_observations import check_mask_is_named, is_fixed, parts
 
 Leaves = Collection[str]
 
@@ -131,11 +131,8 @@ def flat_layout(
 
 def check_masks(space: gym.Space[Any], leaves: Leaves | None, actions: gym.Space[Any]) -> None:
     """Raise `ValueError` where a part of a nested observation may be an action mask under another name."""
-    if leaves is None and (name := possible_mask(space, actions)) is not None:
-        raise ValueError(
-            f"expected to know whether {name!r} says which actions are legal, got {space} for {actions}; "
-            f"call it {ACTION_MASK} if it does, or name what may be perturbed: leaves=[...]"
-        )
+    if leaves is None:
+        check_mask_is_named(space, actions, instead="name what may be perturbed: leaves=[...]")
 
 
 def _places(structure: Any, leaves: Leaves | None, actions: gym.Space[Any]) -> list[int]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from functools import cached_property, partial
 from typing import Any
 
@@ -14,7 +14,7 @@ from ray.rllib.core.rl_module.multi_rl_module import MultiRLModule
 from ray.rllib.core.rl_module.torch import TorchRLModule
 from torch import Tensor
 
-from marl_aajr.core.distributions import ActionDistribution, from_space
+from marl_aajr.core.distributions import ActionDistribution, env_action_map, from_space
 from marl_aajr.core.policy import Tree, leaves, map_tree, where_rows
 from marl_aajr.rllib.internals.modules import plain_actor
 from marl_aajr.rllib.networks import observation_of
@@ -186,18 +186,6 @@ def own_distribution(module: TorchRLModule, space: gym.Space[Any]) -> ActionDist
         module.get_train_action_dist_cls(),
     )
     return kind if all(issubclass(cls, RLLIB_CLASSES[type(kind)]) for cls in used) else None
-
-
-def env_action_map(
-    space: gym.Space[Any], *, normalize: bool, clip: bool, device: torch.device
-) -> Callable[[Tensor], Tensor]:
-    """RLlib's `unsquash_action` or `clip_action`, for rows of actions of one space."""
-    if not isinstance(space, gym.spaces.Box) or not (space.is_bounded() if normalize else clip):
-        return lambda actions: actions
-    low, high = (torch.as_tensor(bound, device=device) for bound in (space.low, space.high))
-    if normalize:
-        return lambda actions: (low + (actions + 1.0) * (high - low) / 2.0).clamp(low, high)
-    return partial(torch.clamp, min=low, max=high)
 
 
 def _bounded(bound: Any, device: torch.device) -> Tensor:
