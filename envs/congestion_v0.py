@@ -242,16 +242,13 @@ class CongestionBatch(TensorBatch):
         agents = len(self.choice)
         reports = (self.background + self.share).expand(agents, -1, -1)
         if self.game.noise:
-            reports = reports + self._errors(agents * self.game.num_resources).view(reports.shape)
+            assert self._streams is not None
+            count = agents * self.game.num_resources
+            errors = self._streams.uniform(count, start=self._begins + self._clock * count).to(self.dtype)
+            reports = reports + errors.mul_(2 * self.game.noise).sub_(self.game.noise).view(reports.shape)
         place = (self.choice[:, None] == self._resources).to(self.dtype)
         seen = torch.cat([reports, place], 1).transpose(1, 2).contiguous()
         return dict(zip(self.possible_agents, seen.unbind(0), strict=True))
-
-    def _errors(self, count: int) -> Tensor:
-        """Errors of the current round's reports `[count, E]`."""
-        assert self._streams is not None
-        numbers = self._streams.uniform(count, start=self._begins + self._clock * count)
-        return numbers.to(self.dtype).mul_(2 * self.game.noise).sub_(self.game.noise)
 
 
 batched_env, parallel_env = factories(Congestion, CongestionBatch)

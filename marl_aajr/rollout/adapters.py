@@ -214,9 +214,8 @@ class RLlibGame(Game):
                 self._blame(f"agent {agent!r} was truncated without a last observation; give it one")
             if agent in self._ended:
                 self._came_back(agent)
-            turn.rewards[agent], self._earned[agent] = self._earned[agent], 0.0
-            turn.terminations[agent], turn.truncations[agent] = terminations[agent], truncations[agent]
-            turn.infos[agent] = infos[agent]
+            turn.tell(agent, self._earned[agent], terminations[agent], truncations[agent], infos[agent])
+            self._earned[agent] = 0.0
         if strangers := set(obs) - set(self._rank):
             self._blame(f"has an agent {strangers.pop()!r} that is not in possible_agents")
         self._ended |= ended

@@ -53,6 +53,16 @@ class GameStep(NamedTuple):
         """The agents whose action the next step needs."""
         return tuple(agent for agent in self.obs if not (self.terminations[agent] or self.truncations[agent]))
 
+    def each(self, change: Callable[[dict[str, Any]], dict[str, Any]]) -> GameStep:
+        """The same with each mapping by agent changed."""
+        *parts, over = self
+        return GameStep._make([*map(change, parts), over])
+
+    def tell(self, agent: Any, reward: float, terminated: bool, truncated: bool, info: Any) -> None:
+        """Write down what an agent is told beside its observation."""
+        self.rewards[agent], self.infos[agent] = reward, info
+        self.terminations[agent], self.truncations[agent] = terminated, truncated
+
 
 class GameAgents:
     """The agents of an environment, and the border between its ways and ours.
@@ -127,12 +137,7 @@ class GameAgents:
                     f"the infos of agent {agent!r} have an {ACTION_MASK}, but those of reset had none; give "
                     "it from the first reset on, 1 for every action where all are legal"
                 )
-        if not self._renamed:
-            return turn
-        parts: dict[str, Any] = {
-            field: self.named(part) for field, part in turn._asdict().items() if isinstance(part, dict)
-        }
-        return turn._replace(**parts)
+        return turn.each(self.named) if self._renamed else turn
 
     def action(self, agent: Any, given: Any) -> Any:
         """An action from the front as the environment takes it."""

@@ -43,10 +43,7 @@ class ParallelGame(Game):
             # A terminal observation bootstraps nothing: environments may leave it out.
             if agent in obs or not terminated:
                 turn.obs[agent] = self._given(agent, obs)
-            turn.rewards[agent] = reward
-            turn.terminations[agent] = terminated
-            turn.truncations[agent] = truncated
-            turn.infos[agent] = infos.get(agent, {})
+            turn.tell(agent, reward, terminated, truncated, infos.get(agent, {}))
         if self._ended:
             self._check_dead(terminations, truncations)
         if self.env.agents != self._listed or len(self._ended) > ended_before:
@@ -79,9 +76,7 @@ class ParallelGame(Game):
         """Agents that begin now: they have earned nothing, and nobody has ended them."""
         for agent in agents:
             turn.obs[agent] = self._given(agent, obs)
-            turn.rewards[agent] = 0.0
-            turn.terminations[agent] = turn.truncations[agent] = False
-            turn.infos[agent] = infos.get(agent, {})
+            turn.tell(agent, 0.0, False, False, infos.get(agent, {}))
 
     def _given(self, agent: Any, obs: Mapping[Any, Any]) -> Any:
         if agent not in obs:
@@ -152,10 +147,7 @@ class TurnBasedGame(Game):
             obs, reward, terminated, truncated, info = self._parts("last", env.last())
             turn.obs[agent] = self._agents.observation(agent, obs)
             reward, terminated, truncated = self._agents.outcome(agent, reward, terminated, truncated)
-            turn.rewards[agent] = reward
-            turn.terminations[agent] = terminated
-            turn.truncations[agent] = truncated
-            turn.infos[agent] = info
+            turn.tell(agent, reward, terminated, truncated, info)
             if not (terminated or truncated):
                 if agent in self._ended:
                     self._came_back(agent)

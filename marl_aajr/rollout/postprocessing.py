@@ -166,7 +166,8 @@ class TrainingRows:
         """The rows that `rows` takes out of the columns `[T, G, E, ...]` of a fragment."""
         kept = {name: getattr(part, name) for name in ("obs", "mask", "actions", "log_probs", "inputs")}
         columns = {**kept, "advantages": advantages, "value_targets": advantages + values[:-1]}
-        return cls(**{name: None if x is None else rows(x) for name, x in columns.items()}, **more)
+        taken: dict[str, Any] = {name: None if x is None else rows(x) for name, x in columns.items()}
+        return cls(**taken, **more)
 
     def __len__(self) -> int:
         return len(self.advantages)

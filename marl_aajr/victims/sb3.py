@@ -39,12 +39,11 @@ def victim_from_sb3(
     models: Any, env: Any, *, filters: Mapping[str, ObservationFilter | None] | None = None, **settings: Any
 ) -> Victim:
     """See `Victim.from_sb3`."""
-    declared = AgentSpaces.of(env)
-    agents = declared.possible_agents
+    agents = AgentSpaces.of(env).observation_spaces
     by_agent = named(models) if isinstance(models, Mapping) else dict.fromkeys(agents, models)
     for agent in by_agent:
         one_of("models of agents", agent, agents)
-    known = {id(model): _parts(model, declared.observation_spaces[a]) for a, model in by_agent.items()}
+    known = {id(model): _parts(model, agents[a]) for a, model in by_agent.items()}
     parts = {agent: known[id(model)] for agent, model in by_agent.items()}
     if len({own.squashed for own in parts.values()}) > 1:
         raise ValueError("expected models that squash their actions, or none that does, got some of each")

@@ -41,10 +41,7 @@ def by_network(policies: Any, agents: Sequence[str]) -> tuple[dict[str, str], di
 
 
 class HasAgents(Protocol):
-    """Agents and their spaces, as a `BatchedEnv` has them."""
-
-    @property
-    def possible_agents(self) -> Sequence[str]: ...
+    """The spaces of agents by name, as a `BatchedEnv` has them."""
 
     @property
     def observation_spaces(self) -> Mapping[str, gym.Space[Any]]: ...
@@ -57,7 +54,6 @@ class HasAgents(Protocol):
 class AgentSpaces:
     """Some agents of a PettingZoo environment by name, and their spaces; of a Dict with a mask, its array."""
 
-    possible_agents: tuple[str, ...]
     observation_spaces: Mapping[str, gym.Space[Any]]
     action_spaces: Mapping[str, gym.Space[Any]]
 
@@ -70,12 +66,10 @@ class AgentSpaces:
                 "those of Gymnasium and RLlib become one by marl_aajr.rollout.adapters.to_pettingzoo(env)"
             )
         own = {agent_name(agent): agent for agent in env.possible_agents}
-        wanted = tuple(own if agents is None else agents)
-        return cls(
-            wanted,
-            {agent: vector_space(env.observation_space(own[agent]))[0] for agent in wanted},
-            {agent: env.action_space(own[agent]) for agent in wanted},
-        )
+        if agents is not None:
+            own = {agent: own[agent] for agent in agents}
+        seen = {agent: vector_space(env.observation_space(key))[0] for agent, key in own.items()}
+        return cls(seen, {agent: env.action_space(key) for agent, key in own.items()})
 
 
 def check_masks_are_named(spaces: AgentSpaces) -> None:
@@ -100,7 +94,7 @@ def check_match(
 ) -> None:
     """Raise `ValueError` unless it is a `Victim` that can play these agents of the environment; None: all."""
     check_victim(victim, what=what)
-    agents = env.possible_agents if agents is None else agents
+    agents = list(env.observation_spaces) if agents is None else agents
     for agent in agents:
         if agent not in victim.module_of:
             raise ValueError(
@@ -119,7 +113,6 @@ def check_match(
 
 
 def _fits(has: gym.Space[Any], needs: gym.Space[Any]) -> bool:
-    # Bounds of observations may differ with the arguments; nothing depends on them.
     if isinstance(has, FlatBox) or isinstance(needs, FlatBox):
         return bool(has == needs)
     if isinstance(has, gym.spaces.Box) and isinstance(needs, gym.spaces.Box):

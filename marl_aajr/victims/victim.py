@@ -239,7 +239,7 @@ class Victim:
         """
         spaces = AgentSpaces.of(env)
         check_masks_are_named(spaces)
-        names, networks = by_network(policies, spaces.possible_agents)
+        names, networks = by_network(policies, list(spaces.observation_spaces))
         return Victim(
             module_of=names,
             modules=networks,

@@ -268,8 +268,4 @@ def _merge(first: GameStep, then: GameStep) -> GameStep:
 
 
 def _part(turn: GameStep, agents: set[str]) -> GameStep:
-    kept: dict[str, Any] = {
-        name: {agent: value for agent, value in getattr(turn, name).items() if agent in agents}
-        for name in _BY_AGENT
-    }
-    return turn._replace(**kept)
+    return turn.each(lambda part: {agent: value for agent, value in part.items() if agent in agents})

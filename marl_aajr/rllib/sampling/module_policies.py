@@ -117,12 +117,13 @@ class _ModuleActor:
         self, obs: Tensor, mask: Tensor | None, rows: Tensor | None, policies: ModulePolicies
     ) -> tuple[dict[str, Any], Tree | None]:
         """The output of the module's forward pass, and the recurrent state before it."""
+        batch = {Columns.OBS: observation_of(obs, mask, self.module.observation_space)}
         if self.sequence_length is None:
-            return self._forward(self._batch(obs, mask), policies), None
+            return self._forward(batch, policies), None
         before = self._memory
         if before is None:
             before = map_tree(lambda x: x.expand(len(obs), *x.shape).clone(), self._initial(obs.device))
-        batch = map_tree(lambda x: x.unsqueeze(1), self._batch(obs, mask))
+        batch = map_tree(lambda x: x.unsqueeze(1), batch)
         out = self._forward({**batch, Columns.STATE_IN: before}, policies)
         after = out.pop(Columns.STATE_OUT)
         self._memory = after if rows is None else map_tree(partial(where_rows, rows), after, before)
@@ -165,9 +166,6 @@ class _ModuleActor:
         distribution = self.module.get_exploration_action_dist_cls().from_logits(inputs)
         actions = distribution.sample()
         return actions, distribution.logp(actions), inputs
-
-    def _batch(self, obs: Tensor, mask: Tensor | None) -> dict[str, Any]:
-        return {Columns.OBS: observation_of(obs, mask, self.module.observation_space)}
 
     def _forward(self, batch: dict[str, Any], policies: ModulePolicies) -> dict[str, Any]:
         if self._layers is not None:
