@@ -261,10 +261,8 @@ class AdversaryRequest(Section):
                 "import path"
             )
         game = resolve(victim.env_name, victim.env_kwargs).make()
-        try:
-            return choose_agents(game.teams, None, self.agents)
-        finally:
-            game.close()
+        game.close()
+        return choose_agents(game.teams, None, self.agents)
 
 
 def _as_they_learned(config: RunConfig, trained: RunConfig) -> RunConfig:

@@ -88,22 +88,20 @@ def play_rows(
     with WorkerPool(evaluator, workers=workers and min(workers, len(cases))) as pool:
         _find_agents(pool, evaluator, cases)
         _play(pool, evaluator, cases)
-        worst = {actions: _worst([case for case in cases if case.actions == actions]) for actions in clean}
+        by_kind = {actions: [case for case in cases if case.actions == actions] for actions in clean}
+        worst = {actions: _worst(own) for actions, own in by_kind.items()}
         alone = _each_alone(pool, evaluator, worst)
     return tuple(
         ActionsResult(
             actions=actions,
             clean=clean[actions],
-            attacks=tuple(c.outcome for c in cases if c.actions == actions and c.outcome is not None),
+            attacks=tuple(case.outcome for case in by_kind[actions] if case.outcome is not None),
             worst=tuple(row for row, _ in worst[actions]),
             adversarial_agents=mark_worst(
                 [evaluator.replaced(replacement, actions) for replacement in replacements],
                 evaluator.env.teams,
             ),
-            subsets=(
-                *(each for c in cases if c.actions == actions for each in c.tried),
-                *alone.get(actions, ()),
-            ),
+            subsets=(*(each for case in by_kind[actions] for each in case.tried), *alone.get(actions, ())),
             clean_selection=evaluator.unattacked.get(actions, ()),
         )
         for actions in suite.actions

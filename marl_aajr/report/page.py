@@ -164,14 +164,14 @@ def _words(comparison: Comparison) -> dict[str, Any]:
 def _tables(comparison: Comparison) -> dict[str, Any]:
     configs = [row.method.config for row in comparison.rows]
     results = tables.results(comparison)
-    heat = tables.heat_map(comparison)
+    ends = tables.lowest_and_highest(comparison)
     return {
         "differences": differences(configs),
         "shared": shared(configs),
         "results": results,
         "summary": (results[0].lines[0], *results[1].lines[:-1]),
-        "heat": heat,
-        "heat_ends": tables.lowest_and_highest(heat),
+        "heat": tables.heat_map(comparison),
+        "heat_ends": [number(end, decimals=comparison.decimals) for end in ends],
         "changed_actions": tables.changed_actions(comparison),
         "team_returns": tables.team_returns(comparison),
         "weakest": adversaries.weakest_links(comparison),

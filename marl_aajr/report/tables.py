@@ -129,8 +129,7 @@ def heat_map(comparison: Comparison) -> tuple[Block, ...]:
     Attacks that are limited to some agents or steps stand in blocks of their own.
     """
     rows = comparison.rows
-    means = [e.mean for row in rows for e in (row.clean, *row.robust.values())]
-    low, high = min(means), max(means)
+    low, high = lowest_and_highest(comparison)
 
     def cell(row: MethodRow, condition: Condition | None) -> Cell:
         estimate = row.clean if condition is None else row.robust[condition]
@@ -151,14 +150,10 @@ def heat_map(comparison: Comparison) -> tuple[Block, ...]:
     return tuple(blocks)
 
 
-def lowest_and_highest(blocks: Sequence[Block]) -> tuple[str, str]:
-    """The returns at the two ends of the shading, as shown."""
-
-    def order(cell: Cell) -> tuple[int, float]:
-        return cell.shade or 0, float(cell.main.replace("−", "-").replace("\u202f", ""))
-
-    ordered = sorted((cell for block in blocks for line in block.lines for cell in line.cells), key=order)
-    return ordered[0].main, ordered[-1].main
+def lowest_and_highest(comparison: Comparison) -> tuple[float, float]:
+    """The returns at the two ends of the shading."""
+    means = [e.mean for row in comparison.rows for e in (row.clean, *row.robust.values())]
+    return min(means), max(means)
 
 
 def versions(comparison: Comparison) -> Sheet:

@@ -279,13 +279,6 @@ def make_config(data: Mapping[str, Any]) -> RunConfig:
     return validated(RunConfig, dict(data))
 
 
-def as_config(config: RunConfig | Mapping[str, Any] | str | Path) -> RunConfig:
-    """A configuration as it is, from nested mappings (`make_config`), or from a YAML file (`load_config`)."""
-    if isinstance(config, RunConfig):
-        return config
-    return make_config(config) if isinstance(config, Mapping) else load_config(config)
-
-
 def load_config(path: str | Path) -> RunConfig:
     """The configuration in a YAML file.
 

@@ -28,7 +28,7 @@ from marl_aajr.rollout.teams import announce
 from marl_aajr.training.algorithm import build_config, check_machine
 from marl_aajr.training.checkpoint import RunProgress, check_checkpoint
 from marl_aajr.training.cluster import ray_for, wait_for_room
-from marl_aajr.training.config import RunConfig, as_config
+from marl_aajr.training.config import RunConfig, load_config, make_config
 from marl_aajr.training.fields import differences
 from marl_aajr.training.loop import OnIteration, ProcessesLostError, ShouldStop, Training
 from marl_aajr.training.policy_mapping import warn_of_images
@@ -78,7 +78,9 @@ def train(
     Example:
         >>> train({"env": "simple_spread_v3", "method": {"name": "aajr", "epsilon": 0.2}}, "runs/aajr")
     """
-    config, directory = as_config(config), RunDirectory(out)
+    directory = RunDirectory(out)
+    if not isinstance(config, RunConfig):
+        config = make_config(config) if isinstance(config, Mapping) else load_config(config)
     build_config(config)
     check_machine(config.resources)
     progress = RunProgress()

@@ -17,14 +17,15 @@ from tests.report.factory import cells, compared
 
 class TestHeatMap:
     def test_attacks_stand_in_the_block_of_their_size_and_the_worst_is_marked(self, tmp_path: Path) -> None:
-        blocks = heat_map(compared(tmp_path, none=[evaluation()]))
+        comparison = compared(tmp_path, none=[evaluation()])
+        blocks = heat_map(comparison)
         assert [block.title for block in blocks] == ["No attack", "ε = 0.1", "ε = 0.2"]
         (pgd,), (noise,) = cells(blocks, "ε = 0.2", "pgd"), cells(blocks, "ε = 0.2", "noise")
         assert (pgd.main, pgd.mark, pgd.shade) == ("−60.0", "worst", 0)
         assert (noise.main, noise.mark, noise.shade) == ("−43.0", "", 7)
         (clean,) = cells(blocks, "No attack", "none")
         assert (clean.main, clean.mark, clean.shade) == ("−40.0", "", 8)
-        assert lowest_and_highest(blocks) == ("−60.0", "−40.0")
+        assert lowest_and_highest(comparison) == (-60.0, -40.0)
 
     def test_an_attack_that_takes_nothing_has_the_shade_of_no_attack(self, tmp_path: Path) -> None:
         blocks = heat_map(compared(tmp_path, none=[evaluation(attacks={("pgd", 0.1): 0.0})]))
