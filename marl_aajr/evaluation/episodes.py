@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from marl_aajr.attacks import Attack, Attacked
+from marl_aajr.core.checks import grouped
 from marl_aajr.core.distributions import ActionDistribution
 from marl_aajr.core.seeds import Purpose, stream
 from marl_aajr.evaluation.attack_schedule import (
@@ -92,12 +93,8 @@ class AttackRun:
 
     def together(self, agents: Sequence[str]) -> list[list[str]]:
         """Agents of one module and one filter in groups that can be attacked as one batch."""
-        sizes = [self.scales.get(agent, 1.0) for agent in agents]
-        return [
-            part
-            for size in dict.fromkeys(sizes)
-            for part in self.attack.together([a for a, own in zip(agents, sizes, strict=True) if own == size])
-        ]
+        by_size = grouped((self.scales.get(agent, 1.0), agent) for agent in agents)
+        return [part for alike in by_size.values() for part in self.attack.together(alike)]
 
     def begin(self, num_envs: int, *, generator: torch.Generator) -> None:
         """Begin episodes in `num_envs` copies; the generator chooses the attacked steps, if not all are."""

@@ -115,10 +115,8 @@ def replaced(comparison: Comparison) -> tuple[Block, ...]:
     def line(key: _Replaced) -> Line:
         return Line(", ".join(key[1]), tuple(cell([found.get(key) for found in runs]) for runs in per_row))
 
-    return tuple(
-        Block(kind.capitalize(), tuple(line(key) for key in who if key[0] == kind))
-        for kind in dict.fromkeys(kind for kind, _ in who)
-    )
+    lines = grouped((key[0], line(key)) for key in who)
+    return tuple(Block(kind.capitalize(), tuple(own)) for kind, own in lines.items())
 
 
 def _worst_replacements(run: RunResults) -> dict[_Replaced, ReplacementOutcome]:

@@ -72,10 +72,8 @@ def changed_actions(comparison: Comparison) -> tuple[Block, ...]:
         rates = [[run.attacked[condition].success_rate for run in row.runs] for row in comparison.rows]
         return Line(size(condition.epsilon), tuple(Cell(f"{100 * sum(r) / len(r):.0f} %") for r in rates))
 
-    return tuple(
-        Block(f"Attack: {attack}", tuple(line(c) for c in comparison.conditions if c.attack == attack))
-        for attack in comparison.attacks
-    )
+    lines = grouped((condition.attack, line(condition)) for condition in comparison.conditions)
+    return tuple(Block(f"Attack: {attack}", tuple(own)) for attack, own in lines.items())
 
 
 def team_returns(comparison: Comparison) -> tuple[Block, ...]:

@@ -126,7 +126,7 @@ def _fits(resources: Resources, nodes: list[dict[str, float]]) -> bool:
 
 def check_same(folder: StudyFolder, study: StudyConfig, source: YamlSource) -> None:
     """Raise `ValueError` where the folder was made by another study; new runs may have been added to it."""
-    there = {path.name for path in folder.path.iterdir()} if folder.path.is_dir() else set()
+    there = {path.name for path in folder.path.glob("*")}
     if not folder.study_file.is_file():
         # A crash, or a storage that is just being fetched, leaves some of ours without it.
         if not folder.path.exists() or (folder.path.is_dir() and there <= set(_OURS)):
@@ -136,7 +136,7 @@ def check_same(folder: StudyFolder, study: StudyConfig, source: YamlSource) -> N
         old = StudyConfig.model_validate(yaml.safe_load(folder.study_file.read_text(encoding="utf-8")))
     except (yaml.YAMLError, ValidationError) as error:
         raise ValueError(f"expected a study in {folder.study_file}: {error}") from None
-    evaluated = _any(folder.evaluations)
+    evaluated = any(folder.evaluations.glob("*"))
     entries = {entry.name: entry for entry in study.adversaries}
     trained_otherwise = any(
         entries.get(entry.name, entry) != entry and any(folder.runs.glob(f"*/{ADVERSARIES}/{entry.name}"))
@@ -146,7 +146,7 @@ def check_same(folder: StudyFolder, study: StudyConfig, source: YamlSource) -> N
     for section, written in (
         ("evaluation", evaluated),
         ("adversaries", evaluated or trained_otherwise),
-        ("tune", _any(folder.tuning)),
+        ("tune", any(folder.tuning.glob("*"))),
     ):
         before, after = (each.model_dump(mode="json")[section] for each in (old, study))
         if written and before != after:
@@ -163,7 +163,7 @@ def check_same(folder: StudyFolder, study: StudyConfig, source: YamlSource) -> N
 def check_runs(folder: StudyFolder, runs: Sequence[StudyRun], source: YamlSource) -> None:
     """Raise `ValueError` where a run in the folder has other settings, or the study has it no longer."""
     names = {run.name for run in runs}
-    for path in sorted(folder.runs.iterdir()) if folder.runs.is_dir() else ():
+    for path in sorted(folder.runs.glob("*")):
         if RunDirectory(path).is_run and path.name not in names:
             raise changed(f"{source.path}: the run {path.name} is no longer part of it", folder.path)
     for run in runs:
@@ -213,7 +213,3 @@ def first_change(name: str, before: Any, after: Any, key: Key = ()) -> tuple[Key
             if before.get(part) != after.get(part):
                 return first_change(part, before.get(part), after.get(part), key)
     return key, f"{json.dumps(before)} → {json.dumps(after)}"
-
-
-def _any(folder: Path) -> bool:
-    return folder.is_dir() and any(folder.iterdir())

@@ -134,11 +134,10 @@ def _perturb(runner: FastEnvRunner, *, phase: ATLAPhase) -> None:
         assert isinstance(batch, BatchedEnvWrapper)
         batch = batch.env
     actions, team = phase.run.settings.actions, phase.run.team
-    policies = {}
-    if actions.reads_policy and phase.perturbations is not None:
-        policies = {agent: _policy(runner, agent, team, batch) for agent in batch.attacked}
     batch.perturb = None
     if phase.perturbations is not None:
+        read = batch.attacked if actions.reads_policy else ()
+        policies = {agent: _policy(runner, agent, team, batch) for agent in read}
         batch.perturb = Perturb(actions, phase.perturbations, policies)
 
 

@@ -171,9 +171,7 @@ class RunDirectory:
 
     def iterations(self) -> list[int]:
         """Iterations with a complete checkpoint, oldest first."""
-        if not self.checkpoints.is_dir():
-            return []
-        return sorted(int(folder.name) for folder in self.checkpoints.iterdir() if folder.name.isdigit())
+        return sorted(int(folder.name) for folder in self.checkpoints.glob("*") if folder.name.isdigit())
 
     def prune_checkpoints(self) -> None:
         """Delete all but the newest checkpoints, and what a crash left half written."""
