@@ -102,8 +102,17 @@ class Suite(Section):
 
     Attributes:
         name: its name; empty: it has none.
+        summary: one line about it.
+        episodes: reported episodes, for each row.
+        selection_episodes: others, on which the worst attack is chosen; 0: none is.
+        actions: greedy, sampled or both.
         units: units of ε; None: not said, which is no matter without an observation filter.
+        norm: norm of ε.
+        budget: budget of the adversary.
+        weakest_link: whether the worst attack of each size is tried on each agent alone.
         controls: other players in the place of each attacked agent, `random` or `idle`.
+        epsilons: sizes of all attacks.
+        attacks: the attacks.
     """
 
     name: str = ""
