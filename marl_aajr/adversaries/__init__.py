@@ -7,8 +7,7 @@
 
     victim_game      the game of frozen victims and learning adversaries, a `BatchedEnv`
     game_settings    its settings as plain values, and the game as an environment by name
-    observation_game     adversaries that change what the victims observe (SA-RL, PA-AD)
-    observation_adversaries  their observations, and which action is for which agent
+    observation_game adversaries that change what the victims observe (SA-RL, PA-AD)
     agent_game       adversaries that act: a traitor in the team, or the other side
 
     learned          attacks that must be fitted first, and those that PPO has trained

@@ -18,8 +18,7 @@ from typing import ClassVar, Literal, Self
 import torch
 from torch import Tensor
 
-from marl_aajr.adversaries.observation_adversaries import ObservationAdversaries, features
-from marl_aajr.adversaries.observation_game import GAME, ObservationThreat
+from marl_aajr.adversaries.observation_game import GAME, ObservationAdversaries, ObservationThreat, features
 from marl_aajr.adversaries.request import DEFAULTS, STEPS_PER_SECOND, AdversaryRequest
 from marl_aajr.adversaries.store import KEPT, RECORD
 from marl_aajr.attacks import Access, Attack

@@ -18,8 +18,12 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from marl_aajr.adversaries.observation_adversaries import ObservationAdversaries
-from marl_aajr.adversaries.observation_game import AttackedBatch, ObservationThreat, PGDGame
+from marl_aajr.adversaries.observation_game import (
+    AttackedBatch,
+    ObservationAdversaries,
+    ObservationThreat,
+    PGDGame,
+)
 from marl_aajr.core.adversary_actions import SARLActions
 from marl_aajr.core.distributions import DiagGaussian
 from marl_aajr.core.objectives import KL, Clean

@@ -196,7 +196,7 @@ def _limits(evaluation: Evaluation, result: ActionsResult) -> Iterator[str]:
 
 def _weakest(result: ActionsResult) -> Iterator[str]:
     """One line for each of the worst attacks that was tried on each agent alone, the lowest return first."""
-    from marl_aajr.evaluation.result import paired_difference
+    from marl_aajr.evaluation.worst_attack import paired_difference
 
     alone = grouped((subset.attack, subset) for subset in result.subsets if len(subset.agents) == 1)
     worst, decimals = {row.attack for row in result.worst}, _decimals(result)

@@ -8,7 +8,8 @@ from marl_aajr.evaluation.evaluator import Progress
 from marl_aajr.evaluation.outcomes import AttackOutcome, AttackSpec, Outcome, ReplacementOutcome
 from marl_aajr.evaluation.protocol import AttackEntry, Protocol, Suite, builtin_suites, load_suite
 from marl_aajr.evaluation.replacements import Replacement
-from marl_aajr.evaluation.result import ActionsResult, Check, Evaluation, SubsetOutcome, WorstAttack
+from marl_aajr.evaluation.result import ActionsResult, Check, Evaluation, SubsetOutcome
+from marl_aajr.evaluation.worst_attack import WorstAttack
 
 __all__ = [
     "ActionsResult",

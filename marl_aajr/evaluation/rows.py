@@ -31,7 +31,8 @@ from marl_aajr.evaluation.evaluator import AttackTask, Evaluator
 from marl_aajr.evaluation.outcomes import Actions, AttackOutcome, AttackSpec
 from marl_aajr.evaluation.preflight import ObservationSampler
 from marl_aajr.evaluation.replacements import Replacement, mark_worst
-from marl_aajr.evaluation.result import ActionsResult, SubsetOutcome, WorstAttack, worst_of_each_size
+from marl_aajr.evaluation.result import ActionsResult, SubsetOutcome
+from marl_aajr.evaluation.worst_attack import WorstAttack, worst_of_each_size
 from marl_aajr.rollout.environments import make_batch
 from marl_aajr.victims.stepper import DecisionBatch
 

@@ -13,7 +13,8 @@ from typing import NamedTuple
 
 from marl_aajr.core.checks import grouped
 from marl_aajr.evaluation.outcomes import AttackOutcome, AttackSpec, ReplacementOutcome
-from marl_aajr.evaluation.result import SubsetOutcome, paired_difference
+from marl_aajr.evaluation.result import SubsetOutcome
+from marl_aajr.evaluation.worst_attack import paired_difference
 from marl_aajr.report.common_protocol import RunResults
 from marl_aajr.report.comparison import Comparison, MethodRow, estimate_of
 from marl_aajr.report.conditions import Condition, Key, exact, keys_of

@@ -7,7 +7,8 @@ from dataclasses import dataclass, field, replace
 
 from marl_aajr.core.checks import grouped
 from marl_aajr.evaluation.outcomes import AttackOutcome, Outcome
-from marl_aajr.evaluation.result import Evaluation, worst_of_each_size
+from marl_aajr.evaluation.result import Evaluation
+from marl_aajr.evaluation.worst_attack import worst_of_each_size
 from marl_aajr.report.conditions import (
     Condition,
     Key,

@@ -14,7 +14,8 @@ from typing import NamedTuple
 from marl_aajr.core.checks import grouped
 from marl_aajr.evaluation.budget import Budget
 from marl_aajr.evaluation.outcomes import AttackOutcome, AttackSpec
-from marl_aajr.evaluation.result import ActionsResult, Evaluation, WorstAttack
+from marl_aajr.evaluation.result import ActionsResult, Evaluation
+from marl_aajr.evaluation.worst_attack import WorstAttack
 from marl_aajr.report.estimates import epsilons, listing, size, some
 from marl_aajr.report.methods import EvaluatedRun
 

@@ -1,11 +1,15 @@
-"""Checkpoints and seeds: why a run that is resumed has the numbers of one that was never stopped.
+"""Checkpoints and resuming: why a run that is resumed has the numbers of one that was never stopped.
 
-A checkpoint is complete or absent, and checked before it is trusted. RLlib's part of it leaves out what a
-run needs to go on as if nothing had happened; `trainer.json` has that: how many iterations and environment
-steps are done. RLlib's part holds no random generators and no environments either. Instead of saving them,
-every iteration seeds all generators anew (`seed_everything`), by the run's seed, the iteration and the
-process alone; and at every checkpoint all environments are built anew (`start_afresh`), in the run that goes
-on as in the run that is resumed.
+1. `resumable`, for `train(..., resume=True)`, finds the last complete checkpoint and refuses another
+   configuration.
+2. `loop.Training.run` drops the metrics that were written after it, and restores the algorithm from it.
+3. RLlib's part of a checkpoint holds no random generators and no environments. Instead of saving them, every
+   iteration seeds all generators anew (`seed_everything`), by the run's seed, the iteration and the process
+   alone; and at every checkpoint all environments are built anew (`start_afresh`), in the run that goes on as
+   in the run that is resumed.
+
+A checkpoint is complete or absent, and checked before it is trusted. RLlib's part leaves out what a run needs
+to go on as if nothing had happened; `trainer.json` has that: how many iterations and steps are done.
 """
 
 from __future__ import annotations
@@ -25,7 +29,10 @@ from ray.rllib.core.learner.learner import Learner
 from ray.rllib.env.env_runner import EnvRunner
 
 from marl_aajr.rllib.internals.learners import learner_index
+from marl_aajr.training.config import RunConfig
+from marl_aajr.training.fields import differences
 from marl_aajr.training.files import new_folder, write_json
+from marl_aajr.training.run_directory import Event, RunDirectory
 
 _ALGORITHM, _TRAINER, _MANIFEST = "algorithm", "trainer.json", "manifest.json"
 
@@ -41,6 +48,32 @@ class RunProgress:
     env_steps: int = 0
     seconds: float = 0.0
     adversary_env_steps: int = 0
+
+
+def resumable(directory: RunDirectory, config: RunConfig) -> RunProgress:
+    """The progress from which a run goes on: that of its last complete checkpoint, or `ValueError`."""
+    status = directory.status()
+    differing = differences(directory.config(), config)
+    # No number depends on the address.
+    if changed := [line for line in differing if not line.startswith("resources.address:")]:
+        raise ValueError(
+            f"expected the configuration that {directory.path} was started with, got other settings "
+            f"({'; '.join(changed)}); change them back, or start a new run"
+        )
+    if status.state == "finished":
+        raise ValueError(
+            f"expected a run that is not finished, got {directory.path}, which finished after "
+            f"{status.env_steps} environment steps; evaluate it, or start a new run"
+        )
+    iterations = directory.iterations()
+    return check_checkpoint(directory.checkpoint(iterations[-1])) if iterations else RunProgress()
+
+
+def record_event(directory: RunDirectory, event: Event, progress: RunProgress, **details: Any) -> None:
+    """Write down that a run goes on from a checkpoint."""
+    repeated = directory.status().iteration - progress.iteration
+    known = {key: value for key, value in details.items() if value is not None}
+    directory.append_event(event, iteration=progress.iteration, repeated=repeated, **known)
 
 
 def save_checkpoint(algorithm: Algorithm, progress: RunProgress, folder: Path) -> None:

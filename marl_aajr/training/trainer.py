@@ -1,14 +1,7 @@
 """One run: train until the environment steps are used up, and leave a run directory.
 
 A run can be stopped at any moment, by Ctrl-C or by `kill -9`, and resumed; the numbers that follow are those
-of a run that was never stopped. How a run resumes:
-
-1. `_resumable` finds the last complete checkpoint and refuses another configuration (`train(...,
-   resume=True)`).
-2. `loop.Training.run` drops the metrics that were written after it, and restores the algorithm from it.
-3. Seeds that depend on the iteration alone, and environments that are built anew at every checkpoint, make
-   the rest of the run equal to one that went on (`checkpoint.seed_everything`, `checkpoint.start_afresh`).
-
+of a run that was never stopped. `marl_aajr.training.checkpoint` says how.
 After a failure that need not happen again a run takes the same way by itself (`_survive`).
 """
 
@@ -26,13 +19,12 @@ from marl_aajr.core.environment_values import EnvironmentFault
 from marl_aajr.rollout.perturbed import ADVERSARY
 from marl_aajr.rollout.teams import announce
 from marl_aajr.training.algorithm import build_config, check_machine
-from marl_aajr.training.checkpoint import RunProgress, check_checkpoint
+from marl_aajr.training.checkpoint import RunProgress, record_event, resumable
 from marl_aajr.training.cluster import ray_for, wait_for_room
 from marl_aajr.training.config import RunConfig, load_config, make_config
-from marl_aajr.training.fields import differences
 from marl_aajr.training.loop import OnIteration, ProcessesLostError, ShouldStop, Training
 from marl_aajr.training.policy_mapping import warn_of_images
-from marl_aajr.training.run_directory import Event, RunDirectory
+from marl_aajr.training.run_directory import RunDirectory
 from marl_aajr.training.run_record import Versions, parse
 
 _LOGGER = logging.getLogger("marl_aajr")
@@ -88,14 +80,14 @@ def train(
         if resume:
             directory.require()
             directory.lock()
-            progress = _resumable(directory, config)
+            progress = resumable(directory, config)
         else:
             directory.check_free(overwrite=overwrite)
         with ray_for(config.resources):
             if resume:
                 before, versions = directory.status(), parse(Versions, directory.versions_file).changed()
                 what = {"after": before.state, "error": before.error, "versions": versions or None}
-                _record(directory, "resumed", progress, **what)
+                record_event(directory, "resumed", progress, **what)
             else:
                 directory.create(config, overwrite=overwrite)
             training = Training(config, directory, on_iteration, should_stop)
@@ -118,33 +110,7 @@ def _survive(training: Training, progress: RunProgress, *, max_failures: int) ->
         except (RayError, EnvironmentFault, ProcessesLostError) as error:
             if failures > max_failures:
                 raise
-            progress = _resumable(directory, training.config)
-            _record(directory, "restarted", progress, error=directory.status().error)
+            progress = resumable(directory, training.config)
+            record_event(directory, "restarted", progress, error=directory.status().error)
             _LOGGER.warning("going on from iteration %d after %s", progress.iteration, error)
             wait_for_room(training.config.resources)
-
-
-def _record(directory: RunDirectory, event: Event, progress: RunProgress, **details: Any) -> None:
-    """Write down that a run goes on from a checkpoint."""
-    repeated = directory.status().iteration - progress.iteration
-    known = {key: value for key, value in details.items() if value is not None}
-    directory.append_event(event, iteration=progress.iteration, repeated=repeated, **known)
-
-
-def _resumable(directory: RunDirectory, config: RunConfig) -> RunProgress:
-    """The progress from which a run goes on: that of its last complete checkpoint, or `ValueError`."""
-    status = directory.status()
-    differing = differences(directory.config(), config)
-    # No number depends on the address.
-    if changed := [line for line in differing if not line.startswith("resources.address:")]:
-        raise ValueError(
-            f"expected the configuration that {directory.path} was started with, got other settings "
-            f"({'; '.join(changed)}); change them back, or start a new run"
-        )
-    if status.state == "finished":
-        raise ValueError(
-            f"expected a run that is not finished, got {directory.path}, which finished after "
-            f"{status.env_steps} environment steps; evaluate it, or start a new run"
-        )
-    iterations = directory.iterations()
-    return check_checkpoint(directory.checkpoint(iterations[-1])) if iterations else RunProgress()

@@ -12,8 +12,12 @@ import pytest
 import torch
 from torch import nn
 
-from marl_aajr.adversaries.observation_adversaries import ObservationAdversaries
-from marl_aajr.adversaries.observation_game import GAME, ObservationGame, ObservationThreat
+from marl_aajr.adversaries.observation_game import (
+    GAME,
+    ObservationAdversaries,
+    ObservationGame,
+    ObservationThreat,
+)
 from marl_aajr.adversaries.warm_start import demonstrate, warm_start
 from marl_aajr.core.adversary_actions import adversary_actions
 from marl_aajr.core.threat import PerturbationSet

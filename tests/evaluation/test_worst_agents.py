@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from marl_aajr.core.seeds import Purpose, derived_seed
 from marl_aajr.evaluation import Budget, Progress, evaluate
 from marl_aajr.evaluation.budget import FEW_SUBSETS, candidates, rounds, trials
-from marl_aajr.evaluation.result import Difference, paired_difference
+from marl_aajr.evaluation.worst_attack import Difference, paired_difference
 from marl_aajr.rollout.environments import resolve
 from tests.evaluation.players import flip, moves, played, team
 
