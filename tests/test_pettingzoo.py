@@ -233,6 +233,7 @@ class TestRefused:
             ({"attack": "fgsm", "epsilon": None}, "expected epsilon for the attack 'fgsm'"),
             ({"attack": "critic"}, "expected a victim with a critic"),
             ({"attack": "robust-sarsa"}, "expected an attack that is ready"),
+            ({"attack": ["pgd"]}, r"expected the name of an attack, or an Attack, got \['pgd'\]"),
             (
                 {"victim": players(simple_tag_v3.parallel_env())},
                 r"expected a victim for the observations Box.*\(18,\).*, got one for Box.*\(14,\)",

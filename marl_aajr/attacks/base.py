@@ -21,7 +21,6 @@ from torch import Tensor
 
 from marl_aajr.core.checks import check_finite
 from marl_aajr.core.distributions import ActionDistribution, DiagGaussian
-from marl_aajr.core.fixed_network import fixed
 from marl_aajr.core.objectives import BoundObjective, Clean, Objective, Surrogate, make_objective
 from marl_aajr.core.policy import Policy
 from marl_aajr.core.threat import PerturbationSet
@@ -174,7 +173,7 @@ class Attack(ABC):
             )
         obs = obs.detach()
         objective = self.objective_for(policy.distribution)
-        with fixed(policy.network):
+        with policy.fixed():
             proposed = self.run(policy, obs.clone(), generator=generator).detach()
             self._verify(proposed, obs)
             delta = self.perturbations.project(proposed, obs)

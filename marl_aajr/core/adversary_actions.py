@@ -31,7 +31,6 @@ from torch import Tensor
 from marl_aajr.core.ascent import ascend, largest, steepest
 from marl_aajr.core.checks import one_of, positive, whole
 from marl_aajr.core.distributions import DiagGaussian
-from marl_aajr.core.fixed_network import fixed
 from marl_aajr.core.objectives import (
     BoundObjective,
     Clean,
@@ -173,7 +172,7 @@ class PAADActions(AdversaryActions):
         self, policy: Policy | None, obs: Tensor, actions: Tensor, perturbations: PerturbationSet
     ) -> Tensor:
         assert policy is not None
-        with fixed(policy.network):
+        with policy.fixed():
             trajectory = ascend(
                 policy,
                 obs,

@@ -22,7 +22,6 @@ from torch import Tensor
 
 from marl_aajr.core.ascent import Step, Trajectory, ascend
 from marl_aajr.core.distributions import ActionDistribution, DiagGaussian
-from marl_aajr.core.fixed_network import fixed
 from marl_aajr.core.jacobian import JVPBackend, OutputMap, check_output_map, cotangent, jvp, squared_gain
 from marl_aajr.core.objectives import KL, Clean, Margin, Objective, Surrogate
 from marl_aajr.core.policy import ModulePolicy, Policy
@@ -220,7 +219,7 @@ def diagnose(
     Arguments as for `ascend`; the objective is one that `output_smoothness` knows a bound for, the step-size
     condition is about `"raw"` steps, and `output` is φ of the gains and norms.
     """
-    with fixed(policy.network):
+    with policy.fixed():
         if clean is None:
             with torch.no_grad():
                 clean = Clean(policy(obs))

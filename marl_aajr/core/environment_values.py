@@ -246,20 +246,6 @@ def legal_actions(mask: Any, count: int) -> NDArray[np.int8]:
     return (flat != 0).astype(np.int8)
 
 
-def zero_based(space: spaces.Space[Any]) -> spaces.Space[Any]:
-    """The space of the same actions counted from 0, as distributions and networks count them.
-
-    Actions of n bits are n choices between 0 and 1.
-    """
-    if isinstance(space, spaces.Discrete) and space.start != 0:
-        return spaces.Discrete(space.n)
-    if isinstance(space, spaces.MultiDiscrete) and space.start.any():
-        return spaces.MultiDiscrete(space.nvec, dtype=space.dtype)
-    if isinstance(space, spaces.MultiBinary) and len(space.shape) == 1:
-        return spaces.MultiDiscrete([2] * space.shape[0], dtype=np.int8)
-    return space
-
-
 def single_precision(space: spaces.Space[Any]) -> spaces.Space[Any]:
     """The space with float32 in place of float16, which the layers of a network do not take."""
     if isinstance(space, spaces.Dict):

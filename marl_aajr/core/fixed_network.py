@@ -20,8 +20,6 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.parameter import is_lazy
 
-from marl_aajr.core.policy import Policy
-
 Difference = Literal["none", "hooks", "mode"]
 """Why the outputs of a fixed network may differ from those of the learner's own pass."""
 
@@ -36,7 +34,7 @@ and attention takes kernels that have no Jacobian-vector product."""
 
 
 @contextmanager
-def fixed(network: nn.Module | None) -> Iterator[Difference]:
+def fixed(network: nn.Module) -> Iterator[Difference]:
     """Hold a network as one fixed function, row by row, while more observations pass it than its learner's.
 
     Within the block it is in evaluation mode, as it plays: no dropout, the running statistics of batch
@@ -46,9 +44,9 @@ def fixed(network: nn.Module | None) -> Iterator[Difference]:
     Raises:
         ValueError: batch normalisation without running statistics, or random numbers whatever the mode.
     """
-    every = [] if network is None or _unmade(network) else network.modules()
+    every = [] if unmade(network) else network.modules()
     modules = [module for module in every if not isinstance(module, torch.jit.ScriptModule)]
-    if network is None or all(map(_inert, modules)):
+    if all(map(_inert, modules)):
         yield "none"
         return
     for name, module in network.named_modules():
@@ -138,7 +136,7 @@ def _asks_for_mode(cls: type) -> bool:
     return False
 
 
-def _unmade(network: nn.Module) -> bool:
+def unmade(network: nn.Module) -> bool:
     """Whether lazy layers get their weights from the pass that comes."""
     return any(map(is_lazy, network.parameters()))
 
@@ -151,32 +149,3 @@ def _random_states(network: nn.Module) -> list[Tensor]:
     device = _device(network)
     on_device = [torch.cuda.get_rng_state(device)] if device.type == "cuda" else []
     return [torch.get_rng_state(), *on_device]
-
-
-def check_rows(policy: Policy, obs: Tensor) -> None:
-    """Raise `ValueError` where a row's outputs change with the rows beside it: it has no Jacobian."""
-    if policy.network is not None and _unmade(policy.network):
-        return
-    both = torch.arange(min(8, len(obs)), device=obs.device)
-    some = both[: max(1, len(both) // 2)]
-    with fixed(policy.network), torch.no_grad():
-        alone, beside = (policy.select(rows)(obs[rows])[: len(some)] for rows in (some, both))
-    if not _close(alone, beside):
-        raise ValueError(
-            "expected a policy whose rows do not depend on one another, got outputs of a row that change by "
-            f"up to {(alone - beside).abs().max():.3g} with the rows beside it; normalise each row by itself"
-        )
-
-
-def check_hooks(policy: Policy, obs: Tensor, outputs: Tensor) -> None:
-    """Raise `ValueError` where outputs `[B, ..., m]` of a pass with hooks differ from those without."""
-    with torch.no_grad():
-        if not _close(policy(obs), outputs):
-            raise ValueError(
-                "expected forward hooks that only watch the network, got some that change its outputs; put "
-                "what they do into the forward pass"
-            )
-
-
-def _close(outputs: Tensor, other: Tensor) -> bool:
-    return torch.allclose(outputs, other, rtol=1e-2, atol=1e-3, equal_nan=True)

@@ -8,12 +8,14 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
 
 from marl_aajr.core.distributions import ActionDistribution
+from marl_aajr.core.fixed_network import Difference, fixed, unmade
 from marl_aajr.core.mlp import PlainMLP
 
 
@@ -40,6 +42,10 @@ class Policy(ABC):
     @abstractmethod
     def __call__(self, obs: Tensor) -> Tensor:
         """Distribution inputs `[B, ..., m]` at `obs [B, ..., d]`."""
+
+    def fixed(self) -> AbstractContextManager[Difference]:
+        """Holds the network as one fixed function (`marl_aajr.core.fixed_network`), if there is a need to."""
+        return nullcontext("none") if self.network is None else fixed(self.network)
 
     def vjp(self, obs: Tensor) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
         """f(s) `[B, ..., m]` and c ↦ J(s)ᵀ c, `[B, ..., m] -> [B, ..., d]`, once; nothing has a graph.
@@ -77,6 +83,35 @@ def differentiable(policy: Policy, obs: Tensor) -> bool:
     """Whether torch can follow the outputs to the inputs; the gradient may be zero all the same."""
     with torch.enable_grad():
         return policy(obs.detach().clone().requires_grad_(True)).requires_grad
+
+
+def check_rows(policy: Policy, obs: Tensor) -> None:
+    """Raise `ValueError` where a row's outputs change with the rows beside it: it has no Jacobian."""
+    if policy.network is not None and unmade(policy.network):
+        return
+    both = torch.arange(min(8, len(obs)), device=obs.device)
+    some = both[: max(1, len(both) // 2)]
+    with policy.fixed(), torch.no_grad():
+        alone, beside = (policy.select(rows)(obs[rows])[: len(some)] for rows in (some, both))
+    if not _close(alone, beside):
+        raise ValueError(
+            "expected a policy whose rows do not depend on one another, got outputs of a row that change by "
+            f"up to {(alone - beside).abs().max():.3g} with the rows beside it; normalise each row by itself"
+        )
+
+
+def check_hooks(policy: Policy, obs: Tensor, outputs: Tensor) -> None:
+    """Raise `ValueError` where outputs `[B, ..., m]` of a pass with hooks differ from those without."""
+    with torch.no_grad():
+        if not _close(policy(obs), outputs):
+            raise ValueError(
+                "expected forward hooks that only watch the network, got some that change its outputs; put "
+                "what they do into the forward pass"
+            )
+
+
+def _close(outputs: Tensor, other: Tensor) -> bool:
+    return torch.allclose(outputs, other, rtol=1e-2, atol=1e-3, equal_nan=True)
 
 
 class ModulePolicy(Policy):

@@ -171,6 +171,8 @@ def _ready(attack: str | Attack, epsilon: float | None) -> Attack:
         if epsilon is None:
             raise ValueError(f"expected epsilon for the attack {attack!r}, got none; give its size")
         attack = make_attack(attack, epsilon=epsilon)
+    if not isinstance(attack, Attack):
+        raise ValueError(f"expected the name of an attack, or an Attack, got {attack!r}")
     if not attack.ready:
         raise ValueError(
             f"expected an attack that is ready, got {attack.name!r}, which has yet to learn; give it "

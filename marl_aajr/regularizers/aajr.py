@@ -27,8 +27,8 @@ from marl_aajr.core.checks import Schedule, maximum, one_of, positive, value_at
 from marl_aajr.core.distributions import ActionDistribution
 from marl_aajr.core.jacobian import safe_sqrt, squared_distance
 from marl_aajr.core.objectives import EVERYTHING, Need
-from marl_aajr.regularizers.adversarial import require, trajectory_metrics
-from marl_aajr.regularizers.augmentation import check_adversarial_loss, perturbed_loss
+from marl_aajr.regularizers.adversarial import check_adversarial_loss, require, trajectory_metrics
+from marl_aajr.regularizers.augmentation import perturbed_loss
 from marl_aajr.regularizers.jacobian_penalty import JacobianPenalty, gain_metrics
 from marl_aajr.regularizers.regularizer import Context, LossTerm, State
 from marl_aajr.regularizers.sample import Sample

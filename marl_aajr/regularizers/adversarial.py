@@ -8,6 +8,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, replace
+from math import isfinite
 from typing import Any, ClassVar, Literal, Self
 
 import torch
@@ -207,6 +208,19 @@ def check_share(name: str, schedule: Schedule) -> None:
     """Raise `ValueError` unless a weight stays in [0, 1]."""
     if maximum(schedule) > 1:
         raise ValueError(f"expected {name} in [0, 1], got {schedule}")
+
+
+def check_adversarial_loss(weight: Schedule, dual_clip: float | None) -> None:
+    """Raise `ValueError` for a weight beyond 1, a bound ≤ 1, or one of a loss that is not there."""
+    check_share("adversarial_weight", weight)
+    if dual_clip is None:
+        return
+    if isinstance(dual_clip, bool) or not (isfinite(dual_clip) and dual_clip > 1):
+        raise ValueError(f"expected a dual_clip > 1, got {dual_clip!r}")
+    if maximum(weight) == 0:
+        raise ValueError(
+            f"expected no dual_clip with adversarial_weight=0, which has no loss to bound, got {dual_clip!r}"
+        )
 
 
 def trajectory_metrics(sample: Sample, trajectory: Trajectory, loss: Tensor) -> dict[str, Tensor]:

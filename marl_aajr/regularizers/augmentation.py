@@ -12,18 +12,18 @@ from __future__ import annotations
 from collections.abc import Collection
 from dataclasses import dataclass
 from functools import partial
-from math import isfinite
 from typing import ClassVar
 
 import torch
 from torch import Tensor
 
-from marl_aajr.core.checks import Schedule, maximum, value_at
+from marl_aajr.core.checks import Schedule, value_at
 from marl_aajr.core.distributions import ActionDistribution
 from marl_aajr.core.objectives import EVERYTHING, Need, Objective, ObjectiveLike, make_objective
 from marl_aajr.regularizers.adversarial import (
     Adversarial,
     Perturbing,
+    check_adversarial_loss,
     check_share,
     require,
     trajectory_metrics,
@@ -70,19 +70,6 @@ def _ratio_metrics(sample: Sample, outputs: Tensor) -> dict[str, Tensor]:
     if sample.mask is not None:  # 1 is the ratio of a policy that has not moved
         ratio = torch.where(sample.mask, ratio, 1.0)
     return {"ratio_min": ratio.amin(), "ratio_max": ratio.amax()}
-
-
-def check_adversarial_loss(weight: Schedule, dual_clip: float | None) -> None:
-    """Raise `ValueError` for a weight beyond 1, a bound ≤ 1, or one of a loss that is not there."""
-    check_share("adversarial_weight", weight)
-    if dual_clip is None:
-        return
-    if isinstance(dual_clip, bool) or not (isfinite(dual_clip) and dual_clip > 1):
-        raise ValueError(f"expected a dual_clip > 1, got {dual_clip!r}")
-    if maximum(weight) == 0:
-        raise ValueError(
-            f"expected no dual_clip with adversarial_weight=0, which has no loss to bound, got {dual_clip!r}"
-        )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -12,7 +12,6 @@ from torch.autograd.function import once_differentiable
 
 from marl_aajr.core.checks import Schedule, one_of
 from marl_aajr.core.distributions import ActionDistribution
-from marl_aajr.core.fixed_network import fixed
 from marl_aajr.core.jacobian import (
     BACKENDS,
     JVP_BACKENDS,
@@ -80,7 +79,7 @@ class JacobianPenalty(Adversarial):
         fitted = super().fitted(policy, obs, backends=backends)
         if not self.takes_products:
             return fitted
-        with fixed(policy.network):
+        with policy.fixed():
             return replace(fitted, backend=resolve_backend(policy, obs, self.backend, allowed=backends))
 
     @property

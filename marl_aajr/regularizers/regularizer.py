@@ -21,10 +21,9 @@ from torch import Tensor, nn
 
 from marl_aajr.core.checks import check_finite, nonfinite, refuse_search_spaces
 from marl_aajr.core.distributions import ActionDistribution
-from marl_aajr.core.fixed_network import check_hooks, check_rows, fixed
 from marl_aajr.core.jacobian import BACKENDS, Backend
 from marl_aajr.core.objectives import EVERYTHING, Need
-from marl_aajr.core.policy import Policy
+from marl_aajr.core.policy import Policy, check_hooks, check_rows
 from marl_aajr.core.settings import inherit_attributes
 from marl_aajr.regularizers.sample import Sample
 
@@ -140,7 +139,7 @@ class Regularizer(ABC):
         """The loss term and metrics of one minibatch; arguments as in `Context`, None: the first state."""
         state = self.initial_state() if state is None else state
         context = Context(timestep=timestep, generator=generator, state=state, check=check)
-        with fixed(sample.policy.network) as difference:
+        with sample.policy.fixed() as difference:
             sample = self.rows(sample, generator)
             if difference == "mode":
                 sample = replace(sample, outputs=sample.policy(sample.obs))

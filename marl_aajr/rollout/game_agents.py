@@ -8,6 +8,7 @@ from typing import Any, NamedTuple, NoReturn
 import numpy as np
 from gymnasium import spaces
 
+from marl_aajr.core.distributions import zero_based
 from marl_aajr.core.environment_values import (
     ACTION_MASK,
     agent_name,
@@ -19,7 +20,6 @@ from marl_aajr.core.environment_values import (
     number,
     observation_check,
     single_precision,
-    zero_based,
 )
 
 _LARGEST = float(np.finfo(np.float32).max)

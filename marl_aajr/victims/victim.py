@@ -17,6 +17,7 @@ import gymnasium as gym
 import torch
 from torch import Tensor, nn
 
+from marl_aajr.core.checks import one_of
 from marl_aajr.core.distributions import ActionDistribution, env_action_map, from_space
 from marl_aajr.core.environment_values import agent_name, as_action, named
 from marl_aajr.victims.filters import ObservationFilter, same_filter
@@ -191,6 +192,8 @@ class Victim:
                 "episode begins, and act(obs, memory=memory)"
             )
         own = {agent_name(agent): agent for agent in obs}
+        for name in own:
+            one_of("agents in obs", name, self.action_spaces)
         # Each agent decides by itself, so that its action does not depend, to the last bit, on who else acts.
         stepper = Stepper(self, memory or self.memory(), groups=[[agent] for agent in own])
         kinds = {agent: self.distribution(agent) for agent in own}

@@ -13,7 +13,6 @@ from torch.nn.utils import parametrizations
 
 from marl_aajr.attacks import make_attack
 from marl_aajr.core.distributions import Categorical
-from marl_aajr.core.fixed_network import fixed
 from marl_aajr.core.policy import ModulePolicy
 from marl_aajr.regularizers import AAJR, ERNIE, AdversarialTraining, Regularizer
 from tests.networks import generator
@@ -139,7 +138,7 @@ def test_dropout_inside_a_recurrent_layer_is_off_as_well() -> None:
 
     policy = ModulePolicy(Recurrent(), Categorical(5))
     obs = torch.randn(4, 6)
-    with fixed(policy.network) as difference:
+    with policy.fixed() as difference:
         assert difference == "mode"
         assert torch.equal(policy(obs), policy(obs))
     assert not torch.equal(policy(obs), policy(obs))

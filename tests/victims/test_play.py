@@ -109,6 +109,11 @@ class TestActions:
 
 
 class TestConstruction:
+    def test_an_agent_that_it_does_not_play_is_named(self) -> None:
+        team = victim()
+        with pytest.raises(ValueError, match=r"expected agents in obs out of .*; got 'nobody'"):
+            team.act({"nobody": np.zeros(6, np.float32)})
+
     def test_freezes_a_copy(self) -> None:
         module = network(5)
         module.append(nn.Dropout())

@@ -126,12 +126,6 @@ def stale_connector_settings(config: AlgorithmConfig) -> str:
     )
 
 
-def surely_trains(config: AlgorithmConfig, module_id: str) -> bool:
-    """Whether a configuration trains a module, as far as it says so before there is a batch."""
-    trained = config.policies_to_train
-    return trained is None or (not callable(trained) and module_id in trained)
-
-
 _ANSWER_SECONDS = 10.0
 
 _LOGGER = logging.getLogger("marl_aajr")
@@ -190,25 +184,23 @@ def _sound_alarms() -> None:
         logging.getLogger(name).addFilter(alarm)
 
 
-def keep_thread_errors(learner: Any) -> list[Exception]:
-    """The place in which a learner's own thread leaves its errors.
+def keep_thread_errors(thread: Any) -> list[Exception]:
+    """The place in which the thread of a learner leaves its errors.
 
     IMPALA and APPO update in a thread. An error there ends it, and `update` waits for its results for ever.
     With this the thread goes on, and does nothing any more.
     """
     errors: list[Exception] = []
-    thread = getattr(learner, "_learner_thread", None)
-    if thread is not None:
-        update = thread._update_method
+    update = thread._update_method
 
-        def guarded(**kwargs: Any) -> None:
-            if not errors:
-                try:
-                    update(**kwargs)
-                except Exception as error:
-                    errors.append(error)
+    def guarded(**kwargs: Any) -> None:
+        if not errors:
+            try:
+                update(**kwargs)
+            except Exception as error:
+                errors.append(error)
 
-        thread._update_method = guarded
+    thread._update_method = guarded
     return errors
 
 

@@ -19,7 +19,6 @@ from torch import Tensor
 
 from marl_aajr.core.checks import NonFiniteError, is_search_space
 from marl_aajr.core.distributions import ActionDistribution
-from marl_aajr.core.fixed_network import fixed
 from marl_aajr.core.jacobian import Backend
 from marl_aajr.core.objectives import Need
 from marl_aajr.regularizers.regularizer import LossTerm, Regularizer
@@ -205,7 +204,7 @@ class RegularizedModule(Regularized):
         self._flattened: FlatLayout | None = None
         self._members = getattr(regularizer, "members", (regularizer,))
         self._perturbs = any(hasattr(member, "leaves") for member in self._members)
-        if self._perturbs:
+        if self._perturbs and not isinstance(module.observation_space, gym.spaces.Box):
             check_masks(module.observation_space, regularizer.perturbed_leaves, module.action_space)
         self._has_critic = judges_observations(module)
         offers: set[Need] = {"critic"} if self._has_critic else set()
@@ -225,7 +224,7 @@ class RegularizedModule(Regularized):
         space, leaves = self.module.observation_space, self.regularizer.perturbed_leaves
         # Whoever names the features has the last word.
         free = self._perturbs and not any(getattr(member, "mask", None) for member in self._members)
-        if free and isinstance(space, gym.spaces.Box) and len(space.shape) == 1:
+        if free and structures and isinstance(space, gym.spaces.Box) and len(space.shape) == 1:
             width, actions = space.shape[0], self.module.action_space
             self._flattened = flat_layout(width, structures, leaves=leaves, actions=actions)
             if self._flattened is not None and not len(self._flattened.places):
@@ -240,7 +239,7 @@ class RegularizedModule(Regularized):
         )
         mask = columns.get(Columns.LOSS_MASK)
         if outputs is None:
-            with fixed(policy.network):
+            with policy.fixed():
                 outputs = policy(obs)
         part, learners = self._shard or (0, 0)
         shard = Shard.part(part, len(obs), learners=learners, total=all_sum) if learners else None

@@ -24,7 +24,7 @@ from torch import distributed as dist
 from marl_aajr.core.checks import is_search_space
 from marl_aajr.regularizers.regularizer import Regularizer
 from marl_aajr.regularizers.sample import PolicyLoss, ppo_policy_loss
-from marl_aajr.rllib.internals.algorithms import structures_before_flattening, surely_trains
+from marl_aajr.rllib.internals.algorithms import structures_before_flattening
 from marl_aajr.rllib.internals.learners import (
     ResumableLearnerMixin,
     add_to_policy_loss,
@@ -34,6 +34,7 @@ from marl_aajr.rllib.internals.learners import (
     check_gradients_are_served,
     in_step,
     learner_index,
+    surely_trains,
 )
 from marl_aajr.rllib.plugin.module_policy import copied
 from marl_aajr.rllib.plugin.regularized_module import RegularizedModule, Report

@@ -28,8 +28,8 @@ from marl_aajr.core.environment_values import EnvironmentFault
 from marl_aajr.rllib.internals.algorithms import (
     registered_creator,
     stale_connector_settings,
-    surely_trains,
 )
+from marl_aajr.rllib.internals.learners import surely_trains
 from marl_aajr.rllib.internals.runners import OpenEnvRunner
 from marl_aajr.rllib.sampling.batch_env import WITHOUT_FAST, BatchSpaces, ask, module_of_agents
 from marl_aajr.rllib.sampling.env import EnvCreator
