@@ -8,7 +8,6 @@ from typing import Any, NamedTuple, NoReturn
 import numpy as np
 from gymnasium import spaces
 
-from marl_aajr.core.distributions import zero_based
 from marl_aajr.core.environment_values import (
     ACTION_MASK,
     agent_name,
@@ -89,6 +88,8 @@ class GameAgents:
     """
 
     def __init__(self, env: Any, *, name: str, blame: Callable[[str], NoReturn]) -> None:
+        from marl_aajr.core.distributions import zero_based  # which needs torch, and listing names does not
+
         agents, self._spaces = _declared(env, name)
         self.names = {agent: agent_name(agent) for agent in agents}
         self.ids = {own: agent for agent, own in self.names.items()}
