@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
+import gymnasium as gym
 import pytest
 import torch
 import yaml
@@ -66,6 +67,17 @@ def test_features_are_in_the_order_of_the_observation_whatever_the_order_of_the_
         flat = of.sample(columns, None).obs
         expected = torch.cat([obs["body"][0], obs["camera"]["depth"].flatten(1), obs["goal"]], -1)
         assert torch.equal(flat, expected)
+
+
+def test_a_part_that_may_be_a_mask_under_another_name_is_asked_about() -> None:
+    case = CASES["nested"]
+    module = case.spec.build()
+    actions = gym.spaces.flatdim(module.action_space)
+    allowed = gym.spaces.Box(0, 1, (actions,))
+    module.observation_space = gym.spaces.Dict({**module.observation_space.spaces, "allowed": allowed})
+    with pytest.raises(ValueError, match=r"'allowed' says which actions are legal.*leaves=\[\.\.\.\]"):
+        regularized(case, PENALTY, module)
+    regularized(replace(case, leaves=("goal",)), PENALTY, module)
 
 
 def test_a_mask_and_a_choice_of_leaves_mean_the_same() -> None:

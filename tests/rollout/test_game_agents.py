@@ -99,6 +99,8 @@ class TestActions:
     def test_spaces_count_from_0_and_environments_from_their_start(self) -> None:
         space = spaces.MultiDiscrete([3, 2], start=[5, -1])
         assert zero_based(space) == spaces.MultiDiscrete([3, 2])
+        assert zero_based(spaces.Discrete(3, start=4)) == spaces.Discrete(3)
+        assert zero_based(spaces.MultiBinary(2)) == spaces.MultiDiscrete([2, 2], dtype=np.int8)
         assert as_action(torch.tensor([2, 1]), space).tolist() == [7, 0]
         assert as_action(np.int64(2), spaces.Discrete(3, start=4)) == 6
         assert as_action([0.5], spaces.Box(-1, 1, (1,), np.float64)).dtype == np.float64
