@@ -6,6 +6,8 @@ the process's own: on one thread of a quiet machine that of the clock, on a busy
 GFLOP counts the operations of matrix products, which no implementation of the same thing can be without (of
 fused LSTMs it knows nothing);
 peak memory is what the learner holds (weights, optimizer, minibatch) and the most that an update adds to it.
+The part "iteration" measures whole training iterations of fast runs, sampling included, with a method at its
+defaults beside the plain one.
 """
 
 from __future__ import annotations
@@ -14,6 +16,7 @@ import argparse
 import logging
 import os
 import sys
+import time
 import warnings
 from statistics import median
 from typing import Any
@@ -37,7 +40,11 @@ BARS: Bars = {
     "large.aajr_default.memory_ratio": ("at most", 2.5),
     "lstm.aajr_k3_full.memory_ratio": ("at most", 2.5),
     "lstm.aajr_default.memory_ratio": ("at most", 2.5),
+    "iteration.aajr_default.ratio": ("at most", 1.3),
+    "iteration.smooth_policy_default.ratio": ("at most", 1.3),
 }
+ITERATION = "iteration"
+PARTS = (*SIZES, ITERATION)
 
 
 def main() -> int:
@@ -51,6 +58,9 @@ def main() -> int:
     say(f"{machine(options.threads)}; load {load()}")
     figures: dict[str, Any] = {}
     for name in options.only:
+        if name == ITERATION:
+            figures |= iterations(options)
+            continue
         for method, found in measure(name, SIZES[name], options).items():
             figures |= {f"{name}.{method}.{key}": value for key, value in found.items()}
     say("")
@@ -66,7 +76,7 @@ def parse() -> argparse.Namespace:
     )
     parser.add_argument("--rounds", type=int, default=15, help="measurements of each (default 15)")
     parser.add_argument("--threads", type=int, default=1, help="torch threads (default 1)")
-    parser.add_argument("--only", nargs="+", choices=list(SIZES), default=list(SIZES), help="what to measure")
+    parser.add_argument("--only", nargs="+", choices=PARTS, default=list(PARTS), help="what to measure")
     parser.add_argument("--methods", nargs="+", metavar="NAME", help="only these, beside plain and lean")
     parser.add_argument("--json", metavar="FILE", help="write the figures there (- for standard output)")
     return parser.parse_args()
@@ -111,19 +121,57 @@ def measure(name: str, size: Size, options: argparse.Namespace) -> dict[str, dic
     return found
 
 
+def iterations(options: argparse.Namespace) -> dict[str, float]:
+    """Seconds of a whole iteration, and its ratio to a plain one, in turns."""
+    import ray
+    from bench_setting import COPIES, OURS, fast_config
+
+    from marl_aajr import robustify
+    from marl_aajr.regularizers import make_regularizer
+
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
+    algorithms = {"plain": fast_config(OURS, COPIES).build_algo()}
+    for name in ("aajr", "smooth_policy"):
+        config = robustify(fast_config(OURS, COPIES), make_regularizer(name))
+        algorithms[f"{name}_default"] = config.build_algo()
+    seconds: dict[str, list[float]] = {name: [] for name in algorithms}
+    for i in range(options.rounds + 2):
+        for name, algorithm in algorithms.items():
+            progress(f"{name:<40} round {i + 1} of {options.rounds + 2}")
+            started = time.process_time()
+            algorithm.train()
+            if i > 1:  # the first ones warm up
+                seconds[name].append(time.process_time() - started)
+    progress("")
+    ray.shutdown()
+    plain = median(seconds["plain"])
+    say(f"\n{ITERATION + ', sampling included':<34} {'ms':>8} {'x plain':>8}")
+    found = {}
+    for name, values in seconds.items():
+        say(f"{name:<34} {1e3 * median(values):>8.2f} {median(values) / plain:>8.2f}")
+        found |= {
+            f"{ITERATION}.{name}.seconds": median(values),
+            f"{ITERATION}.{name}.ratio": median(values) / plain,
+        }
+    return found
+
+
 def methods(size: Size) -> dict[str, Any]:
     """By the name of the figure: every regularizer as it comes, and AAJR's variants on whole minibatches."""
     from marl_aajr.core.jacobian import BACKENDS
     from marl_aajr.regularizers import AAJR, REGULARIZERS, make_regularizer
 
-    found: dict[str, Any] = {"aajr_k3_full": AAJR(steps=3, sample_fraction=1.0)}
+    found: dict[str, Any] = {"aajr_k3_full": AAJR(steps=3, sample_fraction=1.0, points="all")}
     if size.jacrev:
         found[JACREV] = exact()
     for backend in BACKENDS:
         if size.steps == 1 or backend in ("double", "central"):
-            found[f"aajr_k3_full_{backend}"] = AAJR(steps=3, sample_fraction=1.0, backend=backend)
+            found[f"aajr_k3_full_{backend}"] = AAJR(
+                steps=3, sample_fraction=1.0, points="all", backend=backend
+            )
     found["aajr_k3_full_secant"] = AAJR(steps=3, sample_fraction=1.0, secant=True)
-    found["aajr_k3_full_kappa"] = AAJR(steps=3, sample_fraction=1.0, adversarial_weight=0.5)
+    found["aajr_k3_full_kappa"] = AAJR(steps=3, sample_fraction=1.0, points="all", adversarial_weight=0.5)
     for name in REGULARIZERS:
         if name != "sum" and not (size.steps > 1 and name == "spectral_normalization"):
             found[f"{name}_default"] = make_regularizer(name)
@@ -152,7 +200,7 @@ def exact() -> Any:
             squared = squared_gain(self.output, policy.distribution, outputs, tangent)
             return squared.unflatten(0, (len(points), -1))
 
-    return ExactAAJR(steps=3, sample_fraction=1.0, backend="forward")
+    return ExactAAJR(steps=3, sample_fraction=1.0, points="all", backend="forward")
 
 
 def table(found: dict[str, dict[str, float]]) -> None:

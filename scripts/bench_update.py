@@ -6,7 +6,9 @@ import time
 from dataclasses import dataclass
 from typing import Any
 
-EPOCHS = 4
+AT_LEAST = 4
+"""Minibatches of a measurement."""
+
 HIDDEN = 64
 MODULE = "shared"
 
@@ -29,17 +31,23 @@ class Size:
 
 
 class Update:
-    """One learner and one minibatch; a call makes a few updates and says how long one took."""
+    """One learner and one minibatch; a call makes a few updates and says how long one took.
+
+    A regularizer of every m-th minibatch is measured over m of them.
+    """
 
     def __init__(self, size: Size, regularizer: Any = None, *, lean: bool = False) -> None:
         self.size = size
+        self.every = 1 if regularizer is None else regularizer.every
+        self.epochs = -(-AT_LEAST // self.every) * self.every
         self.learner = build_learner(size, regularizer, lean=lean)
         self.batch = minibatch(self.learner, size)
         self(), self()
 
-    def __call__(self, epochs: int = EPOCHS) -> float:
+    def __call__(self, epochs: int | None = None) -> float:
         from ray.rllib.utils.metrics import NUM_ENV_STEPS_SAMPLED_LIFETIME
 
+        epochs = epochs or self.epochs
         started = time.process_time()
         self.learner.update(
             batch=self.batch,
@@ -55,7 +63,7 @@ class Update:
         from torch.profiler import ProfilerActivity, profile
 
         with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
-            self(epochs=1)
+            self(epochs=self.every)
         events = [e for e in profiler.profiler.kineto_results.events() if e.name() == "[memory]"]
         now = peak = 0
         for event in sorted(events, key=lambda event: event.start_ns()):
@@ -79,8 +87,8 @@ class Update:
                 return out
 
         with Counter():
-            self(epochs=1)
-        return total / 1e9
+            self(epochs=self.every)
+        return total / 1e9 / self.every
 
     def _resident(self) -> int:
         import torch

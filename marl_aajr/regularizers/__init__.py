@@ -10,8 +10,8 @@ from marl_aajr.core.checks import check_settings, made, one_of
 from marl_aajr.regularizers.aajr import AAJR
 from marl_aajr.regularizers.augmentation import AdversarialTraining, NoiseAugmentation
 from marl_aajr.regularizers.jacobian_norms import Frobenius, RandomDirection, Spectral
-from marl_aajr.regularizers.regularizer import Context, LossTerm, Regularizer, State, Sum
-from marl_aajr.regularizers.sample import Sample, ppo_policy_loss
+from marl_aajr.regularizers.regularizer import Regularizer, Sum
+from marl_aajr.regularizers.sample import Context, LossTerm, Sample, State, ppo_policy_loss
 from marl_aajr.regularizers.smoothness import ERNIE, SmoothPolicy
 from marl_aajr.regularizers.spectral_normalization import SpectralNormalization
 

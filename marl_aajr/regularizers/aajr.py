@@ -30,8 +30,7 @@ from marl_aajr.core.objectives import EVERYTHING, Need
 from marl_aajr.regularizers.adversarial import check_adversarial_loss, require, trajectory_metrics
 from marl_aajr.regularizers.augmentation import perturbed_loss
 from marl_aajr.regularizers.jacobian_penalty import JacobianPenalty, gain_metrics
-from marl_aajr.regularizers.regularizer import Context, LossTerm, State
-from marl_aajr.regularizers.sample import Sample
+from marl_aajr.regularizers.sample import Context, LossTerm, Sample, State
 
 Form = Literal["squared", "hinge", "constraint"]
 FORMS: tuple[Form, ...] = get_args(Form)
@@ -61,6 +60,8 @@ class AAJR(JacobianPenalty):
         metric: whether gradients flow through p or σ of the output map: `"full"`, or not: `"detached"`.
         backend: how Jacobian-vector products are computed: `"auto"`, `"mlp"`, `"forward"`, `"double"` or
             `"central"` (`marl_aajr.core.jacobian`).
+        points: points δ_t of a row's path at which it is penalised: `"one"`, drawn uniformly, or `"all"` K.
+            Both have the mean over all K as their expectation; one costs a K-th.
         adversarial_weight: κ in [0, 1], share of the policy loss taken at the perturbed observation s + δ_K;
             a number or a schedule.
         dual_clip: c > 1, bound on the adversarial loss of rows with Â < 0 (Ye 2020); None: no bound.
@@ -76,9 +77,12 @@ class AAJR(JacobianPenalty):
         epsilon: ε > 0, radius of the perturbation set, in the units that the network sees (of atla: of the
             environment); a number or a schedule.
         norm: norm of the radius: `"linf"` or `"l2"`.
-        sample_fraction: share of each minibatch that is regularised, drawn at random, in (0, 1]. A tenth of a
-            thousand rows does what all of them do (experiments/sample_share), at a fourth of the cost; small
-            minibatches want more.
+        sample_fraction: share of the rows that is regularised, in (0, 1]. A tenth does what all of them do
+            (experiments/sample_share).
+        interval: m ≥ 1: every m-th minibatch is regularised, on m times the share of its rows (at most all)
+            and with m times the weight: in expectation the same, while small networks pay an evaluation's
+            overhead once instead of m times (lazy regularization, Karras 2020, arXiv 1912.04958). None: 1 by
+            the share, rounded down; 1 where the policy loss itself is perturbed.
         leaves: names of the parts of a nested observation that can be perturbed, such as `position` or
             `camera/depth`; None: all of floating-point numbers but action masks. Their features are those of
             mask, scale, low and high: in the order of the observation's sorted keys, row by row.
@@ -158,6 +162,10 @@ class AAJR(JacobianPenalty):
         return self.form == "constraint" or super().active(timestep)
 
     @property
+    def perturbs_loss(self) -> bool:
+        return maximum(self.adversarial_weight) > 0
+
+    @property
     def rising(self) -> tuple[str, ...]:
         # The weight of a constraint moves by itself.
         return ("adversarial_weight",) if self.form == "constraint" else self.weights
@@ -198,8 +206,8 @@ class AAJR(JacobianPenalty):
                 squared = self._squared_secants(sample, trajectory.deltas)
                 penalty, squared = sample.mean(self.penalties(squared)), squared.detach()
             else:
-                path = trajectory.deltas[: self.steps], trajectory.directions
-                penalty, squared = self.mean_squared_gain(sample, *path, self.penalties)
+                points, directions = self.on_path(sample, context, trajectory.deltas, trajectory.directions)
+                penalty, squared = self.mean_squared_gain(sample, points, directions, self.penalties)
         loss = weight * penalty
         metrics = {"penalty": penalty.detach(), **gain_metrics(sample, squared)}
         if self.form == "constraint":

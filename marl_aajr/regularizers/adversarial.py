@@ -11,7 +11,6 @@ from dataclasses import dataclass, replace
 from math import isfinite
 from typing import Any, ClassVar, Literal, Self
 
-import torch
 from torch import Tensor
 
 from marl_aajr.core.ascent import AUTO, STARTS, STEPS, Start, Step, Trajectory, ascend, starting_point
@@ -29,8 +28,8 @@ from marl_aajr.core.checks import (
 from marl_aajr.core.distributions import ActionDistribution
 from marl_aajr.core.objectives import EVERYTHING, Need, Objective
 from marl_aajr.core.threat import Norm, PerturbationSet
-from marl_aajr.regularizers.regularizer import Context, Regularizer
-from marl_aajr.regularizers.sample import Sample
+from marl_aajr.regularizers.regularizer import Regularizer
+from marl_aajr.regularizers.sample import Context, Sample
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,9 +40,12 @@ class Perturbing(Regularizer):
         epsilon: ε > 0, radius of the perturbation set, in the units that the network sees (of atla: of the
             environment); a number or a schedule.
         norm: norm of the radius: `"linf"` or `"l2"`.
-        sample_fraction: share of each minibatch that is regularised, drawn at random, in (0, 1]. A tenth of a
-            thousand rows does what all of them do (experiments/sample_share), at a fourth of the cost; small
-            minibatches want more.
+        sample_fraction: share of the rows that is regularised, in (0, 1]. A tenth does what all of them do
+            (experiments/sample_share).
+        interval: m ≥ 1: every m-th minibatch is regularised, on m times the share of its rows (at most all)
+            and with m times the weight: in expectation the same, while small networks pay an evaluation's
+            overhead once instead of m times (lazy regularization, Karras 2020, arXiv 1912.04958). None: 1 by
+            the share, rounded down; 1 where the policy loss itself is perturbed.
         leaves: names of the parts of a nested observation that can be perturbed, such as `position` or
             `camera/depth`; None: all of floating-point numbers but action masks. Their features are those of
             mask, scale, low and high: in the order of the observation's sorted keys, row by row.
@@ -59,6 +61,7 @@ class Perturbing(Regularizer):
     epsilon: Schedule = 0.1
     norm: Norm = "linf"
     sample_fraction: float = 0.1
+    interval: int | None = None
     leaves: tuple[str, ...] | None = None
     mask: tuple[bool, ...] | None = None
     scale: tuple[float, ...] | None = None
@@ -80,6 +83,8 @@ class Perturbing(Regularizer):
             )
         if not 0 < self.sample_fraction <= 1:
             raise ValueError(f"expected a sample_fraction in (0, 1], got {self.sample_fraction!r}")
+        if self.interval is not None:
+            whole("interval", self.interval)
         replace(self.perturbations(0), epsilon=minimum(self.epsilon))
 
     def perturbations(self, timestep: float) -> PerturbationSet:
@@ -91,6 +96,17 @@ class Perturbing(Regularizer):
         return any(value_at(getattr(self, name), timestep) > 0 for name in self.weights)
 
     @property
+    def every(self) -> int:
+        if self.interval is not None:
+            return self.interval
+        return 1 if self.perturbs_loss else int(1 / self.sample_fraction + 1e-9)
+
+    @property
+    def perturbs_loss(self) -> bool:
+        """Whether its term is a policy loss, which a step with m times its weight would let run away."""
+        return False
+
+    @property
     def rising(self) -> tuple[str, ...]:
         """The weights that a ramp raises."""
         return self.weights
@@ -99,8 +115,9 @@ class Perturbing(Regularizer):
         schedules: dict[str, Any] = {name: raised(getattr(self, name), start, end) for name in self.rising}
         return replace(self, **schedules)
 
-    def rows(self, sample: Sample, generator: torch.Generator) -> Sample:
-        return sample.subset(self.sample_fraction, generator=generator)
+    def rows(self, sample: Sample, context: Context) -> Sample:
+        times = 1 if context.minibatch is None else self.every
+        return sample.subset(min(1.0, times * self.sample_fraction), generator=context.generator)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -28,8 +28,7 @@ from marl_aajr.regularizers.adversarial import (
     require,
     trajectory_metrics,
 )
-from marl_aajr.regularizers.regularizer import Context, LossTerm
-from marl_aajr.regularizers.sample import Sample
+from marl_aajr.regularizers.sample import Context, LossTerm, Sample
 
 
 def perturbed_loss(sample: Sample, delta: Tensor, *, dual_clip: float | None = None) -> LossTerm:
@@ -98,6 +97,10 @@ class AdversarialTraining(Adversarial):
         super().__post_init__()
         check_adversarial_loss(self.adversarial_weight, self.dual_clip)
 
+    @property
+    def perturbs_loss(self) -> bool:
+        return True
+
     def check(self, distribution: ActionDistribution, *, offers: Collection[Need] = EVERYTHING) -> None:
         super().check(distribution, offers=offers)
         require({"policy_loss"}, offers, self.name)
@@ -131,6 +134,10 @@ class NoiseAugmentation(Perturbing):
     def __post_init__(self) -> None:
         super().__post_init__()
         check_share("noise_weight", self.noise_weight)
+
+    @property
+    def perturbs_loss(self) -> bool:
+        return True
 
     def check(self, distribution: ActionDistribution, *, offers: Collection[Need] = EVERYTHING) -> None:
         super().check(distribution, offers=offers)

@@ -21,8 +21,7 @@ from marl_aajr.core.checks import one_of, value_at, whole
 from marl_aajr.core.jacobian import cotangent
 from marl_aajr.regularizers.adversarial import trajectory_metrics
 from marl_aajr.regularizers.jacobian_penalty import JacobianPenalty, gain_metrics
-from marl_aajr.regularizers.regularizer import Context, LossTerm
-from marl_aajr.regularizers.sample import Sample
+from marl_aajr.regularizers.sample import Context, LossTerm, Sample
 
 At = Literal["clean", "trajectory"]
 Projection = Literal["input", "output"]
@@ -47,7 +46,7 @@ class JacobianNorm(JacobianPenalty):
         points, trajectory = sample.obs.unsqueeze(0), None
         if self.at == "trajectory":
             trajectory = self.attack(sample, context)
-            points = sample.obs + trajectory.deltas[: self.steps]
+            points = sample.obs + self.on_path(sample, context, trajectory.deltas)[0]
         squared = self.squared_norms(sample, points, context.generator)
         context.check_finite("the squared norm of the Jacobian", squared)
         penalty = sample.mean(squared)

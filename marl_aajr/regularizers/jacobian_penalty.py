@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, Literal, Self, get_args
 
 import torch
 from torch import Tensor
@@ -29,8 +29,9 @@ from marl_aajr.core.jacobian import (
 from marl_aajr.core.objectives import EVERYTHING, Need, Objective, ObjectiveLike, make_objective
 from marl_aajr.core.policy import ALL_ROWS, Policy, point_blocks
 from marl_aajr.regularizers.adversarial import Adversarial
-from marl_aajr.regularizers.sample import Sample
+from marl_aajr.regularizers.sample import Context, Sample
 
+Points = Literal["one", "all"]
 _OUTPUTS_WITH_METRIC = ("probs", "fisher")
 
 
@@ -46,6 +47,8 @@ class JacobianPenalty(Adversarial):
         metric: whether gradients flow through p or σ of the output map: `"full"`, or not: `"detached"`.
         backend: how Jacobian-vector products are computed: `"auto"`, `"mlp"`, `"forward"`, `"double"` or
             `"central"` (`marl_aajr.core.jacobian`).
+        points: points δ_t of a row's path at which it is penalised: `"one"`, drawn uniformly, or `"all"` K.
+            Both have the mean over all K as their expectation; one costs a K-th.
     """
 
     weights: ClassVar[tuple[str, ...]] = ("coefficient",)
@@ -55,12 +58,14 @@ class JacobianPenalty(Adversarial):
     output: OutputMap = "logits"
     metric: Metric = "detached"
     backend: JVPBackend = "auto"
+    points: Points = "one"
 
     def __post_init__(self) -> None:
         super().__post_init__()
         one_of("output", self.output, OUTPUT_MAPS)
         one_of("metric", self.metric, METRICS)
         one_of("backend", self.backend, JVP_BACKENDS)
+        one_of("points", self.points, get_args(Points))
         if self.metric == "full" and self.output not in _OUTPUTS_WITH_METRIC:
             raise ValueError(
                 f"expected metric='detached' with output={self.output!r}, which has no metric, got 'full'; "
@@ -86,6 +91,19 @@ class JacobianPenalty(Adversarial):
     def takes_products(self) -> bool:
         """Whether Jacobian-vector products are what is penalised."""
         return True
+
+    def on_path(self, sample: Sample, context: Context, *paths: Tensor) -> list[Tensor]:
+        """The entries of paths `[≥ K, B, ..., d]` at each row's `points`, the same in all."""
+        paths = tuple(path[: self.steps] for path in paths)
+        if self.points == "all":
+            return list(paths)
+
+        def draw(obs: Tensor) -> Tensor:
+            shape = obs.shape[:-1]
+            return torch.randint(self.steps, shape, generator=context.generator, device=obs.device)
+
+        step = sample.draw(draw).unsqueeze(-1).expand_as(paths[0][:1])
+        return [path.gather(0, step) for path in paths]
 
     def mean_squared_gain(
         self, sample: Sample, deltas: Tensor, directions: Tensor, form: Callable[[Tensor], Tensor]

@@ -9,7 +9,7 @@ PyTorch loop and in a test. `a + b` is the `Sum` of two.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Collection, Iterator, Mapping, MutableMapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import reduce
@@ -19,55 +19,15 @@ from typing import ClassVar, Self, TypeVar
 import torch
 from torch import Tensor, nn
 
-from marl_aajr.core.checks import check_finite, nonfinite, refuse_search_spaces
+from marl_aajr.core.checks import nonfinite, refuse_search_spaces
 from marl_aajr.core.distributions import ActionDistribution
 from marl_aajr.core.jacobian import BACKENDS, Backend
 from marl_aajr.core.objectives import EVERYTHING, Need
 from marl_aajr.core.policy import Policy, check_hooks, check_rows
 from marl_aajr.core.settings import inherit_attributes
-from marl_aajr.regularizers.sample import Sample
-
-State = MutableMapping[str, Tensor]
-"""The memory of a regularizer from one minibatch to the next."""
+from marl_aajr.regularizers.sample import Context, LossTerm, Sample, State
 
 _T = TypeVar("_T")
-
-
-@dataclass(frozen=True)
-class LossTerm:
-    """A regularizer's answer for one minibatch.
-
-    Attributes:
-        loss: the term to add to the learner's loss, a scalar with its graph.
-        metrics: detached scalars; averaged over the minibatches of an update, names that end in `_max` or
-            `_min` maximised or minimised, and `nonfinite` summed.
-    """
-
-    loss: Tensor
-    metrics: Mapping[str, Tensor]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Context:
-    """The circumstances of an evaluation: everything that a regularizer is given beside the minibatch.
-
-    Attributes:
-        timestep: environment steps so far, for schedules.
-        generator: the only source of randomness.
-        state: as `initial_state` began it.
-        check: raise at the first non-finite number instead of counting it. The learner uses it to
-            name the origin after a count above zero. Without it nothing waits for an accelerator.
-    """
-
-    timestep: float
-    generator: torch.Generator
-    state: State
-    check: bool = False
-
-    def check_finite(self, name: str, tensor: Tensor) -> None:
-        """Raise `NonFiniteError` where a tensor holds a NaN or an infinity, if that is to be checked."""
-        if self.check:
-            check_finite(name, tensor)
 
 
 class Regularizer(ABC):
@@ -95,6 +55,15 @@ class Regularizer(ABC):
     @abstractmethod
     def active(self, timestep: float) -> bool:
         """Whether it does anything at this environment step; if not, the learner skips it entirely."""
+
+    @property
+    def every(self) -> int:
+        """m: one minibatch of m is regularised, with m times the weight (lazy regularization)."""
+        return 1
+
+    def due(self, timestep: float, minibatch: int | None) -> bool:
+        """Whether this minibatch is regularised, at this environment step; arguments as in `Context`."""
+        return self.active(timestep) and (minibatch is None or minibatch % self.every == 0)
 
     def check(self, distribution: ActionDistribution, *, offers: Collection[Need] = EVERYTHING) -> None:
         """Raise `ValueError` where the settings do not fit a policy of this kind, or the learner.
@@ -134,13 +103,20 @@ class Regularizer(ABC):
         timestep: float,
         generator: torch.Generator,
         state: State | None = None,
+        minibatch: int | None = None,
         check: bool = False,
     ) -> LossTerm:
-        """The loss term and metrics of one minibatch; arguments as in `Context`, None: the first state."""
+        """The loss term and metrics of one minibatch; arguments as in `Context`, None: the first state.
+
+        A loop that evaluates each minibatch leaves `minibatch` out. One that counts them asks `due` first and
+        gets a term of m times the weight.
+        """
         state = self.initial_state() if state is None else state
-        context = Context(timestep=timestep, generator=generator, state=state, check=check)
+        context = Context(
+            timestep=timestep, generator=generator, state=state, minibatch=minibatch, check=check
+        )
         with sample.policy.fixed() as difference:
-            sample = self.rows(sample, generator)
+            sample = self.rows(sample, context)
             if difference == "mode":
                 sample = replace(sample, outputs=sample.policy(sample.obs))
             elif difference == "hooks":
@@ -148,9 +124,10 @@ class Regularizer(ABC):
             context.check_finite("the observations", sample.obs)
             context.check_finite("the policy's outputs", sample.outputs)
             term = self.loss_term(sample, context)
-        return LossTerm(term.loss, {"nonfinite": nonfinite(term.loss.detach()), **term.metrics})
+        loss = term.loss if context.minibatch is None else self.every * term.loss
+        return LossTerm(loss, {"nonfinite": nonfinite(loss.detach()), **term.metrics})
 
-    def rows(self, sample: Sample, generator: torch.Generator) -> Sample:
+    def rows(self, sample: Sample, context: Context) -> Sample:
         """The rows of a minibatch that are regularised."""
         return sample
 
@@ -233,6 +210,9 @@ class Sum(Regularizer):
     def active(self, timestep: float) -> bool:
         return any(member.active(timestep) for member in self.members)
 
+    def due(self, timestep: float, minibatch: int | None) -> bool:
+        return any(member.due(timestep, minibatch) for member in self.members)
+
     def check(self, distribution: ActionDistribution, *, offers: Collection[Need] = EVERYTHING) -> None:
         for member in self.members:
             member.check(distribution, offers=offers)
@@ -254,7 +234,7 @@ class Sum(Regularizer):
         terms: list[LossTerm] = []
         metrics: dict[str, Tensor] = {}
         for label, member in self.labelled:
-            if member.active(context.timestep):
+            if member.due(context.timestep, context.minibatch):
                 with _own_state(context.state, label) as own:
                     terms.append(member.evaluate(sample, **(vars(context) | {"state": own})))
                 metrics |= _labelled(terms[-1].metrics, label)

@@ -1,4 +1,4 @@
-"""One minibatch as a regularizer sees it, and the part of it that one of several learners has.
+"""One minibatch as a regularizer sees it, its answer, and the part of it that one of several learners has.
 
 With n learners, each with its part of the rows, the mean of their losses and gradients is to be that of one
 learner with all rows, to rounding. Two things are needed for it. Random numbers belong to rows: each learner
@@ -9,18 +9,23 @@ anywhere, which takes one number from every learner.
 from __future__ import annotations
 
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, MutableMapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 
 import torch
 from torch import Tensor
 
+from marl_aajr.core.checks import check_finite
 from marl_aajr.core.objectives import Clean, Critic, critic_of, selected
 from marl_aajr.core.policy import Policy
 
 PolicyLoss = Callable[[Tensor, "Sample"], Tensor]
 """Distribution inputs `[B, ..., m]` and their sample to the policy loss of each row, `[B, ...]`."""
+
+
+State = MutableMapping[str, Tensor]
+"""The memory of a regularizer from one minibatch to the next."""
 
 
 @dataclass(frozen=True)
@@ -178,6 +183,46 @@ class Sample:
     def _average_count(self) -> Tensor:
         """At least that of one row in all."""
         return self._count.clamp_min(1) if self.shard is None else self.shard.average(self._count)
+
+
+@dataclass(frozen=True)
+class LossTerm:
+    """A regularizer's answer for one minibatch.
+
+    Attributes:
+        loss: the term to add to the learner's loss, a scalar with its graph.
+        metrics: detached scalars; averaged over the minibatches of an update, names that end in `_max` or
+            `_min` maximised or minimised, and `nonfinite` summed.
+    """
+
+    loss: Tensor
+    metrics: Mapping[str, Tensor]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Context:
+    """The circumstances of an evaluation: everything that a regularizer is given beside the minibatch.
+
+    Attributes:
+        timestep: environment steps so far, for schedules.
+        generator: the only source of randomness.
+        state: as `initial_state` began it.
+        minibatch: how many minibatches there were before this one, of which only those that are `due` are
+            evaluated; None: all are.
+        check: raise at the first non-finite number instead of counting it. The learner uses it to
+            name the origin after a count above zero. Without it nothing waits for an accelerator.
+    """
+
+    timestep: float
+    generator: torch.Generator
+    state: State
+    minibatch: int | None = None
+    check: bool = False
+
+    def check_finite(self, name: str, tensor: Tensor) -> None:
+        """Raise `NonFiniteError` where a tensor holds a NaN or an infinity, if that is to be checked."""
+        if self.check:
+            check_finite(name, tensor)
 
 
 def ppo_policy_loss(clip: float) -> PolicyLoss:

@@ -24,8 +24,7 @@ from marl_aajr.core.jacobian import check_output_map, safe_sqrt, squared_distanc
 from marl_aajr.core.objectives import BoundObjective, Clean, Objective, OutputObjective
 from marl_aajr.core.policy import Policy
 from marl_aajr.regularizers.adversarial import Adversarial, trajectory_metrics
-from marl_aajr.regularizers.regularizer import Context, LossTerm
-from marl_aajr.regularizers.sample import Sample
+from marl_aajr.regularizers.sample import Context, LossTerm, Sample
 
 DistanceOutput = Literal["logits", "probs", "mean"]
 

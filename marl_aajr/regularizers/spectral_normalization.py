@@ -17,8 +17,8 @@ import torch
 from torch import Tensor, nn
 
 from marl_aajr.core.checks import positive
-from marl_aajr.regularizers.regularizer import Context, LossTerm, Regularizer, State
-from marl_aajr.regularizers.sample import Sample
+from marl_aajr.regularizers.regularizer import Regularizer
+from marl_aajr.regularizers.sample import Context, LossTerm, Sample, State
 
 _Convolution = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 

@@ -117,13 +117,17 @@ class RobustPolicyMixin(PPOTorchPolicy):
     def loss(self, model: Any, dist_class: Any, train_batch: SampleBatch) -> Any:
         loss = super().loss(model, dist_class, train_batch)
         regularized = self._regularized
-        if regularized is None or not regularized.regularizer.active(self._timestep):
+        if regularized is None:
             return loss
         self._minibatches += 1
+        if not regularized.regularizer.due(self._timestep, self._minibatches - 1):
+            return loss
         with fixed(model):
             sample = self.sample(model, train_batch, regularized.distribution)
             key = f"{self.config['seed']}/{self._minibatches}"
-            return loss + regularized.term(sample, loss, timestep=self._timestep, key=key)
+            return loss + regularized.term(
+                sample, loss, timestep=self._timestep, minibatch=self._minibatches - 1, key=key
+            )
 
     def sample(self, model: TorchModelV2, batch: SampleBatch, distribution: ActionDistribution) -> Sample:
         """A train batch as a regularizer sees it; rows of recurrent models are padded sequences."""

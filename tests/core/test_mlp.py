@@ -21,7 +21,7 @@ from marl_aajr.regularizers import AAJR
 from tests.networks import generator, observations, tanh_policy
 from tests.regularizers.samples import evaluate, gradients, sample_of
 
-WHOLE = AAJR(coefficient=1.0, sample_fraction=1.0, epsilon=0.3)
+WHOLE = AAJR(coefficient=1.0, sample_fraction=1.0, points="all", epsilon=0.3)
 
 
 def network() -> nn.Sequential:

@@ -26,7 +26,7 @@ from tests.networks import (
 )
 from tests.regularizers.samples import evaluate, gradients, sample_of
 
-WHOLE = AAJR(coefficient=1.0, sample_fraction=1.0, epsilon=0.3)
+WHOLE = AAJR(coefficient=1.0, sample_fraction=1.0, points="all", epsilon=0.3)
 
 
 def test_penalty_of_a_linear_policy_is_its_gain_along_the_only_direction() -> None:

@@ -16,9 +16,9 @@ from tests.networks import parameters, tanh_policy
 from tests.regularizers.samples import evaluate, gradients, sample_of
 
 FORMS = [
-    AAJR(coefficient=0.5, sample_fraction=1.0),
-    AAJR(coefficient=0.5, sample_fraction=1.0, form="hinge", gain_bound=0.1),
-    AAJR(coefficient=0.5, sample_fraction=1.0, output="fisher", metric="full"),
+    AAJR(coefficient=0.5, sample_fraction=1.0, points="all"),
+    AAJR(coefficient=0.5, sample_fraction=1.0, points="all", form="hinge", gain_bound=0.1),
+    AAJR(coefficient=0.5, sample_fraction=1.0, points="all", output="fisher", metric="full"),
 ]
 
 

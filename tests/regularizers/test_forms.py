@@ -12,7 +12,7 @@ from marl_aajr.regularizers import AAJR, State
 from tests.networks import linear_policy, parameters, tanh_policy
 from tests.regularizers.samples import evaluate, gradients, sample_of
 
-WHOLE = AAJR(coefficient=1.0, sample_fraction=1.0, epsilon=0.3)
+WHOLE = AAJR(coefficient=1.0, sample_fraction=1.0, points="all", epsilon=0.3)
 CONSTRAINT = replace(
     WHOLE, form="constraint", gain_bound=2.0, coefficient=0.5, dual_step_size=0.1, dual_bounds=(0.0, 0.9)
 )

@@ -153,7 +153,7 @@ def test_on_the_trajectory_they_see_the_points_of_aajr(rival: JacobianNorm) -> N
 
         inner = tanh_policy(Categorical(5))
         sample = replace(sample_of(inner), policy=Recording(inner.module, inner.distribution))
-        evaluate(replace(regularizer, sample_fraction=1.0, backend=backend), sample)
+        evaluate(replace(regularizer, sample_fraction=1.0, points="all", backend=backend), sample)
         return max(seen, key=len)
 
     backend = "auto" if isinstance(rival, Frobenius) else "double"

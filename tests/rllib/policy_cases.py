@@ -187,7 +187,13 @@ def copied(batch: Any) -> Any:
 
 
 PENALTY = AAJR(
-    coefficient=1.0, epsilon=0.1, steps=2, objective="surrogate", start="zero", sample_fraction=1.0
+    coefficient=1.0,
+    epsilon=0.1,
+    steps=2,
+    objective="surrogate",
+    start="zero",
+    sample_fraction=1.0,
+    points="all",
 )
 
 

@@ -23,7 +23,7 @@ from marl_aajr import AAJR, robustify
 from marl_aajr.core.checks import NonFiniteError
 from marl_aajr.rllib.sampling.env import register
 
-ACTIVE = AAJR(coefficient=0.1, epsilon=0.2)
+ACTIVE = AAJR(coefficient=0.1, epsilon=0.2, interval=1)
 PENALTY = ("learners", "team", "aajr", "penalty")
 
 
@@ -110,7 +110,7 @@ def test_the_penalty_is_active_in_every_algorithm(configure: Any, adapted: str) 
 @pytest.mark.usefixtures("ray_session")
 def test_an_algorithm_from_a_checkpoint_goes_on_as_if_it_had_not_stopped(tmp_path: Path) -> None:
     """Of RLlib alone: `save_to_path`, `from_checkpoint`."""
-    dual = AAJR(coefficient=0.1, epsilon=0.2, form="constraint", gain_bound=1e-3)
+    dual = AAJR(coefficient=0.1, interval=1, epsilon=0.2, form="constraint", gain_bound=1e-3)
     config = ppo().training(
         lr=[[0, 1e-2], [400, 1e-4]], entropy_coeff=[[0, 0.1], [400, 0.0]], kl_coeff=0.2, kl_target=1e-9
     )

@@ -181,7 +181,7 @@ def trained(subject: Any) -> tuple[Tensor, Any]:
 def test_q_values_are_the_logits_of_the_greedy_policy(training: dict[str, Any]) -> None:
     (plain, _), (zero, _) = trained(dqn(**training)), trained(dqn(AAJR(coefficient=0.0), **training))
     assert torch.equal(plain, zero)
-    subject = dqn(AAJR(coefficient=10.0, epsilon=0.1, objective="margin"), **training)
+    subject = dqn(AAJR(coefficient=10.0, epsilon=0.1, objective="margin", interval=1), **training)
     module = subject.module["p"].unwrapped()
     forward, _ = actor_forward(module)
     obs = {Columns.OBS: transitions()["p"][Columns.OBS]}

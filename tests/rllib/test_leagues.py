@@ -20,8 +20,8 @@ from marl_aajr.rllib.victims import victim_from_checkpoint
 from tests.rllib.fast_runs import OURS, config, fragment, normalizer, runner
 from tests.rllib.learners import build_learner, ppo_batch, ppo_config, update
 
-STRONG = AAJR(coefficient=10.0, epsilon=0.1)
-DUAL = AAJR(coefficient=0.1, epsilon=0.1, form="constraint", gain_bound=1e-3)
+STRONG = AAJR(coefficient=10.0, epsilon=0.1, interval=1)
+DUAL = AAJR(coefficient=0.1, interval=1, epsilon=0.1, form="constraint", gain_bound=1e-3)
 SHORT = {"max_cycles": 10}
 
 
@@ -45,7 +45,7 @@ def parameters(of: Any, name: str) -> torch.Tensor:
 def test_a_module_that_replaces_another_has_a_regularizer_of_its_own(lean: bool) -> None:
     found = []
     for coefficient in (0.0, 10.0):
-        subject = learner(AAJR(coefficient=coefficient, epsilon=0.1), "p", "q", lean=lean)
+        subject = learner(AAJR(coefficient=coefficient, epsilon=0.1, interval=1), "p", "q", lean=lean)
         update(subject, ppo_batch(subject))
         subject.remove_module("q")
         subject.add_module(module_id="q", module_spec=copied(subject, "p"))

@@ -30,7 +30,12 @@ from tests.rllib.test_algorithms import on_spread
 SETTINGS: dict[str, dict[str, Any]] = {
     "aajr": {"coefficient": 0.1, "form": "constraint", "gain_bound": 0.01, "adversarial_weight": 0.5},
     "spectral_normalization": {"layer_bound": 0.5},
-    "sum": {"members": [{"name": "aajr", "coefficient": 0.1}, {"name": "smooth_policy", "coefficient": 0.1}]},
+    "sum": {
+        "members": [
+            {"name": "aajr", "coefficient": 0.1, "interval": 1},
+            {"name": "smooth_policy", "coefficient": 0.1, "interval": 1},
+        ]
+    },
 }
 ACTIVE = AAJR(coefficient=0.1, epsilon=0.2, sample_fraction=1.0)
 UNEVEN = np.arange(64) % 5 != 0
@@ -40,7 +45,8 @@ UNEVEN[40:60] = False
 
 def example(name: str) -> Regularizer:
     """With a share of the rows and noise, wherever the regularizer knows either."""
-    return make_regularizer(name, **SETTINGS.get(name, {}))
+    once = {} if name in {"spectral_normalization", "sum"} else {"interval": 1}
+    return make_regularizer(name, **SETTINGS.get(name, {}), **once)
 
 
 def learner_of(
@@ -138,7 +144,7 @@ def test_two_learners_have_the_gradients_and_the_state_of_one(
     parts = halves(batch)
     found = both(pair, lambda i: trained(learner_of(regularizer, learners=2, index=i), parts[i]))
     for learner in found:
-        torch.testing.assert_close(learner, expected, rtol=0, atol=1e-6)
+        torch.testing.assert_close(learner, expected, rtol=0, atol=1e-5)
 
 
 def test_the_lean_learner_of_fast_runs_too(pair: Algorithm) -> None:
@@ -150,7 +156,7 @@ def test_the_lean_learner_of_fast_runs_too(pair: Algorithm) -> None:
         pair, lambda i: trained(learner_of(example("aajr"), learners=2, index=i, lean=True), parts[i])
     )
     for learner in found:
-        torch.testing.assert_close(learner, expected, rtol=0, atol=1e-6)
+        torch.testing.assert_close(learner, expected, rtol=0, atol=1e-5)
 
 
 def test_recurrent_modules_too(pair: Algorithm) -> None:
@@ -163,7 +169,7 @@ def test_recurrent_modules_too(pair: Algorithm) -> None:
         pair, lambda i: trained(learner_of(example("aajr"), learners=2, index=i, lstm=True), parts[i])
     )
     for learner in found:
-        torch.testing.assert_close(learner, expected, rtol=0, atol=1e-6)
+        torch.testing.assert_close(learner, expected, rtol=0, atol=1e-5)
 
 
 @pytest.mark.parametrize("kind", ["robust", "lean"])
@@ -266,6 +272,6 @@ def test_end_to_end_they_differ_by_the_standardisation_of_advantages_alone(pair:
     results = pair.learner_group.foreach_learner(lambda learner: last_gradients(learner, "team"))
     expected, otherwise = one(per_shard=True), one(per_shard=False)
     for two in (result.get() for result in results):
-        torch.testing.assert_close(two, expected, rtol=0, atol=1e-6)
+        torch.testing.assert_close(two, expected, rtol=0, atol=1e-5)
         with pytest.raises(AssertionError):
             torch.testing.assert_close(two, otherwise, rtol=0, atol=1e-4)

@@ -128,8 +128,8 @@ def test_the_model_is_left_as_the_loss_of_rllib_left_it() -> None:
 
 @pytest.mark.parametrize("name", [name for name in REGULARIZERS if name != "spectral_normalization"])
 def test_every_regularizer_trains(name: str) -> None:
-    members = {"members": [{"name": "aajr"}, {"name": "smooth_policy", "coefficient": 0.1}]}
-    regularizer = make_regularizer(name, **(members if name == "sum" else {}))
+    members = [{"name": "aajr", "interval": 1}, {"name": "smooth_policy", "interval": 1}]
+    regularizer = make_regularizer(name, **({"members": members} if name == "sum" else {"interval": 1}))
     policy, plain = policy_of(regularizer), policy_of(None)
     stats = learn(policy, batch_of(policy))
     learn(plain, batch_of(plain))
@@ -138,7 +138,7 @@ def test_every_regularizer_trains(name: str) -> None:
 
 
 def test_a_restored_policy_goes_on_as_if_it_had_not_stopped() -> None:
-    regularizer = AAJR(coefficient=0.1, form="constraint", gain_bound=1e-3)
+    regularizer = AAJR(coefficient=0.1, form="constraint", gain_bound=1e-3, interval=1)
     schedules: dict[str, Any] = {
         "lr_schedule": [[0, 1e-2], [400, 1e-3]],
         "entropy_coeff_schedule": [[0, 0.1], [400, 0.0]],
@@ -166,7 +166,7 @@ def test_a_restored_policy_goes_on_as_if_it_had_not_stopped() -> None:
 
 
 def test_schedules_follow_the_steps_that_rllib_reports() -> None:
-    policy = policy_of(AAJR(coefficient=((0, 0.0), (100, 0.0), (200, 0.1))))
+    policy = policy_of(AAJR(coefficient=((0, 0.0), (100, 0.0), (200, 0.1)), interval=1))
     batch = batch_of(policy)
     seen = ["aajr/penalty" in learn(policy, batch, times=1) for _ in range(3)]
     assert seen == [False, False, True]

@@ -3,14 +3,15 @@
 The same updates as `PPOTorchLearner`'s, to rounding: its losses, minibatches and schedules. What that one
 does once per minibatch and only the last of which is seen (metrics, explained variance), this one does once
 per update; what it computes and does not use (KL), not at all; the loss is one node of the graph
-(`marl_aajr.rllib.lean.ppo_loss`); Adam is one kernel (`LeanAdam`).
+(`marl_aajr.rllib.lean.ppo_loss`); a module's weights are one tensor, and Adam one kernel (`FlatAdam`). Where
+the gradient of PPO's loss is written out, it is computed where Adam reads it: no dictionary of gradients is
+made, unless a class in front of this one wants to see it.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
-from operator import methodcaller
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -21,7 +22,6 @@ from torch import Tensor
 from torch import distributed as dist
 
 from marl_aajr.core.checks import NonFiniteError
-from marl_aajr.core.policy import map_tree
 from marl_aajr.rllib.internals.learners import (
     OpenPPOTorchLearner,
     ResumableLearnerMixin,
@@ -31,66 +31,10 @@ from marl_aajr.rllib.internals.learners import (
     plain_optimization,
     train_batch,
 )
-from marl_aajr.rllib.lean.module_loss import GRADIENT, ModuleLoss, minibatches
+from marl_aajr.rllib.lean.adam import FlatAdam
+from marl_aajr.rllib.lean.minibatches import minibatches, rows_of
+from marl_aajr.rllib.lean.module_loss import LOSS, ModuleLoss, Plan
 from marl_aajr.rllib.lean.ppo_loss import PPOCoefficients
-
-
-class LeanAdam(torch.optim.Adam):
-    """`Adam(fused=True)` with a `descend` beside `step`: the same numbers and state, fewer lines.
-
-    Torch adds one to the counter of every parameter, groups parameters by device and type at every step, and
-    announces each step to hooks and to its profiler. `descend` does none of this: the counters are views of
-    one tensor.
-
-    Args:
-        params: The parameters, all floating-point and on one device.
-    """
-
-    def __init__(self, params: Iterable[Tensor]) -> None:
-        self._columns: list[list[Tensor]] = []
-        super().__init__(list(params), fused=True)
-
-    @torch.no_grad()
-    def descend(self) -> None:
-        """One step down the gradients, without hooks; torch's `step` where a parameter has no gradient."""
-        (group, *others) = self.param_groups
-        gradients = [parameter.grad for parameter in group["params"]]
-        if others or not self._columns or any(gradient is None for gradient in gradients):
-            self.step()
-            self._share_counters(group["params"])
-            return
-        self._counts.add_(1)
-        averages, squares, counters = self._columns
-        torch._fused_adam_(
-            group["params"],
-            gradients,
-            averages,
-            squares,
-            [],
-            counters,
-            lr=group["lr"],
-            beta1=group["betas"][0],
-            beta2=group["betas"][1],
-            weight_decay=group["weight_decay"],
-            eps=group["eps"],
-            amsgrad=False,
-            maximize=False,
-        )
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        super().load_state_dict(state_dict)
-        for group in self.param_groups:
-            group["fused"] = True
-        self._columns = []
-
-    def _share_counters(self, parameters: list[Tensor]) -> None:
-        states = [self.state[parameter] for parameter in parameters]
-        if self._columns or not all(states):
-            return
-        self._counts = torch.stack([state["step"] for state in states])
-        for state, counter in zip(states, self._counts, strict=True):
-            state["step"] = counter
-        self._columns = [[state[name] for state in states] for name in ("exp_avg", "exp_avg_sq", "step")]
 
 
 class LeanPPOTorchLearner(ResumableLearnerMixin, OpenPPOTorchLearner):
@@ -105,15 +49,18 @@ class LeanPPOTorchLearner(ResumableLearnerMixin, OpenPPOTorchLearner):
     def build(self) -> None:
         self._reporting = True
         self._losses: dict[str, ModuleLoss] = {}
-        self._coefficients: dict[str, PPOCoefficients] = {}
+        self._plans: dict[str, Plan] = {}
         self._finite: dict[str, Tensor] = {}
+        self._ready: list[FlatAdam] = []
+        self._closed = not any(_added_by_users(type(self), name) for name in _STEPS)
         super().build()
 
     def configure_optimizers_for_module(self, module_id: str, config: Any = None) -> None:
         params = self.get_parameters(self.module[module_id])
+        one_kind = len({(p.dtype, p.device) for p in params}) == 1
         self.register_optimizer(
             module_id=module_id,
-            optimizer=LeanAdam(params),
+            optimizer=FlatAdam(params) if one_kind else torch.optim.Adam(params, fused=True),
             params=params,
             lr_or_lr_schedule=config.lr,
         )
@@ -133,7 +80,7 @@ class LeanPPOTorchLearner(ResumableLearnerMixin, OpenPPOTorchLearner):
         """One update, as `Learner.update` makes it; several learners agree on the number of minibatches."""
         sources = {name: kwargs.pop(name) for name in TrainingData.__dataclass_fields__ if name in kwargs}
         data = training_data or TrainingData(batch=batch, **sources)
-        self._coefficients.clear()
+        self._plans.clear()
         if data.data_iterators or any(module.is_stateful() for module in self.module.values()):
             self._reporting = True
             return super().update(
@@ -157,7 +104,6 @@ class LeanPPOTorchLearner(ResumableLearnerMixin, OpenPPOTorchLearner):
         return None if _no_metrics_reduce else self.metrics.reduce()
 
     def _train(self, rows: Any, *, size: int, epochs: int, shuffle: bool) -> None:
-        columns = {name: _tensors(dict(part)) for name, part in rows.policy_batches.items()}
         counts = {name: len(part) for name, part in rows.policy_batches.items()}
         total = -(-epochs * max(counts.values()) // size)  # as many as the longest needs
         if self.distributed:
@@ -166,13 +112,14 @@ class LeanPPOTorchLearner(ResumableLearnerMixin, OpenPPOTorchLearner):
             dist.all_reduce(most, op=dist.ReduceOp.MAX)
             total = int(most)
         self._finite.clear()
+        for name in counts:
+            if (optimizer := self._flat_adam(name)) is not None:
+                optimizer.adopt()
         losses: Mapping[str, Tensor] = {}
         order = minibatches(counts, size=size, total=total, shuffle=shuffle)
-        for done, chosen in enumerate(order, 1):
-            index = {name: torch.from_numpy(rows).to(self.device) for name, rows in chosen.items()}
-            take = {name: methodcaller("index_select", 0, rows) for name, rows in index.items()}
+        for done, batch in enumerate(rows_of(rows.policy_batches, order, size=size, device=self.device), 1):
             self._reporting = done == total
-            _, losses = self.train_minibatch({n: map_tree(take[n], columns[n]) for n in chosen})
+            _, losses = self.train_minibatch(batch)
         for name, finite in self._finite.items():
             _raise_unless(bool(finite), name)
         log_trained(self, rows, size=size, minibatches=total)
@@ -184,13 +131,20 @@ class LeanPPOTorchLearner(ResumableLearnerMixin, OpenPPOTorchLearner):
         losses = self.compute_losses(fwd_out=fwd_out, batch=batch)
         differentiable = any(loss.requires_grad for loss in losses.values())
         gradients = self.compute_gradients(losses) if differentiable else {}
-        for out in fwd_out.values():
-            # PPO's own loss may bring its gradient along (`ModuleLoss.forward`) and then has no graph. Only
-            # what was added to it, such as a regularizer's term, was differentiated above: the two make the
-            # whole.
-            for parameter, gradient in out.get(GRADIENT, {}).items():
-                added = gradients.get(parameter)
-                gradients[parameter] = gradient if added is None else gradient.add_(added)
+        # PPO's own loss may have its gradient in the buffers already, and then has no graph. Only the terms
+        # added to it, such as a regularizer's, were differentiated above: the two make the whole.
+        at_once = [name for name, out in fwd_out.items() if LOSS in out]
+        for name in at_once:
+            own = self._losses[name].gradients
+            both = [(mine, added) for p, mine in own.items() if (added := gradients.get(p)) is not None]
+            if both:
+                torch._foreach_add_(*zip(*both, strict=True))
+        if len(at_once) == len(fwd_out) and all(self._plan_of(name).in_place for name in at_once):
+            self._ready = [self._checked(name) for name in at_once]
+            self.apply_gradients({})
+            return fwd_out, losses
+        for name in at_once:
+            gradients |= self._losses[name].gradients
         self.apply_gradients(self.postprocess_gradients(gradients))
         return fwd_out, losses
 
@@ -200,13 +154,14 @@ class LeanPPOTorchLearner(ResumableLearnerMixin, OpenPPOTorchLearner):
             return self.module.forward_train(batch)
         result = {}
         for name, columns in batch.items():
-            config = self.config.get_config_for_module(name)
-            result[name] = self._loss_of(name).forward(
-                columns,
-                self._coefficients_of(name),
-                with_graph=config.use_kl_loss or not config.use_critic,
-            )
+            plan = self._plan_of(name)
+            result[name] = self._loss_of(name).forward(columns, plan.coefficients, with_graph=plan.with_graph)
         return result
+
+    def compute_losses(self, *, fwd_out: dict[str, Any], batch: dict[str, Any]) -> dict[str, Any]:
+        if self._closed and not self._reporting and all(LOSS in out for out in fwd_out.values()):
+            return {name: out[LOSS] for name, out in fwd_out.items()}
+        return super().compute_losses(fwd_out=fwd_out, batch=batch)
 
     def compute_loss_for_module(
         self, *, module_id: str, config: PPOConfig, batch: dict[str, Any], fwd_out: dict[str, Any]
@@ -219,7 +174,7 @@ class LeanPPOTorchLearner(ResumableLearnerMixin, OpenPPOTorchLearner):
         value, metrics = loss(
             batch,
             fwd_out,
-            self._coefficients_of(module_id),
+            self._plan_of(module_id).coefficients,
             kl_coefficient=self.curr_kl_coeffs_per_module[module_id] if config.use_kl_loss else None,
             report=self._reporting,
         )
@@ -231,19 +186,61 @@ class LeanPPOTorchLearner(ResumableLearnerMixin, OpenPPOTorchLearner):
         module = self.module[module_id].unwrapped()
         known = self._losses.get(module_id)
         if known is None or known.module is not module:  # a league may have replaced it
-            known = self._losses[module_id] = ModuleLoss(module)
+            optimizer = self._flat_adam(module_id)
+            buffers = {} if optimizer is None else optimizer.buffers
+            known = self._losses[module_id] = ModuleLoss(module, buffers)
         return known
 
-    def _coefficients_of(self, module_id: str) -> PPOCoefficients:
-        if module_id not in self._coefficients:
+    def _flat_adam(self, module_id: str) -> FlatAdam | None:
+        """The only optimizer of a module, if it is ours."""
+        optimizers = self.get_optimizers_for_module(module_id)
+        (_, optimizer), *others = optimizers or [("", None)]
+        return optimizer if isinstance(optimizer, FlatAdam) and not others else None
+
+    def _plan_of(self, module_id: str) -> Plan:
+        """The numbers of this update that concern a module."""
+        if module_id not in self._plans:
             config = self.config.get_config_for_module(module_id)
-            self._coefficients[module_id] = PPOCoefficients(
-                clip=config.clip_param,
-                vf_clip=math.inf if config.vf_clip_param is None else config.vf_clip_param,
-                vf_loss=config.vf_loss_coeff,
-                entropy=float(self.entropy_coeff_schedulers_per_module[module_id].get_current_value()),
+            by_norm = not config.grad_clip or config.grad_clip_by == "global_norm"
+            optimizer, written = self._flat_adam(module_id), self._loss_of(module_id).gradients
+            whole = optimizer is not None and written.keys() == optimizer.buffers.keys()
+            self._plans[module_id] = Plan(
+                coefficients=PPOCoefficients(
+                    clip=config.clip_param,
+                    vf_clip=math.inf if config.vf_clip_param is None else config.vf_clip_param,
+                    vf_loss=config.vf_loss_coeff,
+                    entropy=float(self.entropy_coeff_schedulers_per_module[module_id].get_current_value()),
+                ),
+                with_graph=config.use_kl_loss or not config.use_critic,
+                in_place=self._closed and by_norm and whole and plain_optimization(self.config),
+                grad_clip=config.grad_clip or None,
             )
-        return self._coefficients[module_id]
+        return self._plans[module_id]
+
+    def _checked(self, module_id: str) -> FlatAdam:
+        """The optimizer of a module, its gradient found finite and clipped."""
+        optimizer = self._flat_adam(module_id)
+        assert optimizer is not None
+        self._check_and_clip(module_id, [optimizer.gradient], self._plan_of(module_id).grad_clip)
+        if self._reporting:  # where others look for the last minibatch's
+            for parameter, gradient in optimizer.buffers.items():
+                parameter.grad = gradient
+        return optimizer
+
+    def _check_and_clip(self, module_id: str, gradients: list[Tensor], grad_clip: float | None) -> None:
+        whole = gradients[0] if len(gradients) == 1 else torch.cat([part.flatten() for part in gradients])
+        norm = whole.norm()
+        if norm.device.type == "cpu":
+            _raise_unless(math.isfinite(norm), module_id)
+        else:  # to be read at the end of the update, so that nothing waits for it here
+            self._finite[module_id] = norm.isfinite() & self._finite.get(module_id, True)
+        if grad_clip is not None:
+            scale = grad_clip / (norm + 1e-6).clamp(min=grad_clip)
+            for gradient in gradients:
+                gradient.mul_(scale)
+            if self._reporting:
+                key = (module_id, f"gradients_{DEFAULT_OPTIMIZER}_global_norm")
+                self.metrics.log_value(key, norm, window=1)
 
     def postprocess_gradients_for_module(
         self, *, module_id: str, config: Any = None, module_gradients_dict: dict[Any, Any]
@@ -252,45 +249,53 @@ class LeanPPOTorchLearner(ResumableLearnerMixin, OpenPPOTorchLearner):
         gradients = list(module_gradients_dict.values())
         if not gradients:
             return module_gradients_dict
-        norm = torch.cat([gradient.flatten() for gradient in gradients]).norm()
-        if norm.device.type == "cpu":
-            _raise_unless(math.isfinite(norm), module_id)
-        else:  # to be read at the end of the update, so that nothing waits for it here
-            self._finite[module_id] = norm.isfinite() & self._finite.get(module_id, True)
         one_optimizer = len(self.get_optimizers_for_module(module_id)) == 1
-        if config.grad_clip and config.grad_clip_by == "global_norm" and one_optimizer:
-            scale = config.grad_clip / (norm + 1e-6).clamp(min=config.grad_clip)
-            for gradient in gradients:
-                gradient.mul_(scale)
-            if self._reporting:
-                key = (module_id, f"gradients_{DEFAULT_OPTIMIZER}_global_norm")
-                self.metrics.log_value(key, norm, window=1)
-        elif config.grad_clip or (config.log_gradients and self._reporting):
+        ours = config.grad_clip_by == "global_norm" and one_optimizer
+        self._check_and_clip(module_id, gradients, config.grad_clip if ours and config.grad_clip else None)
+        if (config.grad_clip and not ours) or (config.log_gradients and self._reporting):
             return super().postprocess_gradients_for_module(
                 module_id=module_id, config=config, module_gradients_dict=module_gradients_dict
             )
         return module_gradients_dict
 
     def apply_gradients(self, gradients_dict: dict[Any, Any]) -> None:
+        while self._ready:
+            self._ready.pop().descend()
+        if not gradients_dict:
+            return
         if not plain_optimization(self.config):
             super().apply_gradients(gradients_dict)
             return
         for optimizer, parameters in optimizers(self):
-            for parameter in parameters:
+            gradients = [gradients_dict.get(parameter) for parameter in parameters]
+            if isinstance(optimizer, FlatAdam) and optimizer.take(gradients):
+                optimizer.descend()
+                continue
+            for parameter, gradient in zip(parameters, gradients, strict=True):
                 # Not only where there is one: a gradient of the last minibatch is none of this one's.
-                parameter.grad = gradients_dict.get(parameter)
-            if any(parameter.grad is not None for parameter in parameters):
-                optimizer.descend() if isinstance(optimizer, LeanAdam) else optimizer.step()
+                parameter.grad = gradient
+            if any(gradient is not None for gradient in gradients):
+                optimizer.step()
+
+
+_STEPS = (
+    "compute_losses",
+    "compute_loss_for_module",
+    "compute_gradients",
+    "postprocess_gradients",
+    "postprocess_gradients_for_module",
+    "apply_gradients",
+)
+
+
+def _added_by_users(learner: type, method: str) -> bool:
+    """Whether a class that is neither RLlib's nor ours has a method of its own."""
+    return any(
+        method in vars(cls) and cls.__module__.partition(".")[0] not in {"ray", "marl_aajr"}
+        for cls in learner.__mro__
+    )
 
 
 def _raise_unless(finite: bool, module_id: str) -> None:
     if not finite:
         raise NonFiniteError(f"a gradient of the loss of module {module_id!r} is NaN or infinite")
-
-
-def _tensors(columns: Any) -> Any:
-    """The columns that are tensors; RLlib's connectors also make lists of infos."""
-    if isinstance(columns, Mapping):
-        parts = {key: _tensors(part) for key, part in columns.items()}
-        return {key: part for key, part in parts.items() if part is not None}
-    return columns if isinstance(columns, Tensor) else None

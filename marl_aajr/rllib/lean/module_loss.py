@@ -1,23 +1,18 @@
-"""PPO's loss of one module, and which of its rows go into which minibatch.
-
-`minibatches` follows RLlib's order without its batches: `MiniBatchCyclicIterator` slices, concatenates and
-shuffles whole batches of columns, which takes longer than the forward pass of a small network. Here a
-minibatch is an index.
+"""PPO's loss of one module.
 
 `ModuleLoss.forward` stands for the module's `forward_train`. Where both networks are plain MLPs, it computes
-the loss and its gradient by the weights at once, and hands them on in its output, under `LOSS` and
-`GRADIENT`: RLlib's way from forward pass to optimizer has no other place for a gradient that is there before
-the loss is differentiated. `LeanPPOTorchLearner.minibatch_step` takes it out again.
+the loss and its gradient by the weights at once. The loss is in its output, under `LOSS`, and the gradient in
+`ModuleLoss.gradients`: RLlib's way from forward pass to optimizer has no other place for a gradient that is
+there before the loss is differentiated.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from ray.rllib.algorithms.ppo.ppo import (
     LEARNER_RESULTS_KL_KEY,
     LEARNER_RESULTS_VF_EXPLAINED_VAR_KEY,
@@ -36,63 +31,48 @@ from marl_aajr.rllib.lean.ppo_loss import PPOCoefficients, PPORows, plain_gradie
 from marl_aajr.rllib.networks import FlatActorCritic, floats
 from marl_aajr.rllib.sampling.module_policies import own_distribution
 
-Index = NDArray[np.int64]
-
-
-def minibatches(
-    rows: Mapping[str, int], *, size: int, total: int, shuffle: bool
-) -> Iterator[dict[str, Index]]:
-    """Indices of the rows of each module, of which there are so many, in each of `total` minibatches.
-
-    Every module contributes `size` rows to every minibatch, going round through its rows. The first time,
-    rows are in the order given; if `shuffle`, they are shuffled before each of the others. As in RLlib,
-    NumPy's global generator does it, so that the same seed gives the same minibatches as RLlib's learner.
-    """
-    cycles = {module: _cycle(count, size, shuffle=shuffle) for module, count in rows.items()}
-    for _ in range(total):
-        yield {module: next(cycle) for module, cycle in cycles.items()}
-
-
-def _cycle(rows: int, size: int, *, shuffle: bool) -> Iterator[Index]:
-    """`size` rows of one module at a time, round and round."""
-    order: Index = np.arange(rows)
-    start = 0
-    while True:
-        pieces, missing = [], size
-        while start + missing >= rows:
-            pieces.append(order[start:])
-            missing -= rows - start
-            start = 0
-            if shuffle:
-                order = order[np.random.permutation(rows)]  # noqa: NPY002
-        if missing:
-            pieces.append(order[start : start + missing])
-            start += missing
-        yield pieces[0] if len(pieces) == 1 else np.concatenate(pieces)
-
-
-VALUES, LOSS, ROWS, GRADIENT = (f"marl_aajr_{name}" for name in ("values", "loss", "rows", "gradient"))
-"""Keys of a forward pass's output: the critic's values `[N]`; or PPO's loss, which then has no graph, the
-`PPORows` that it is of, and its gradient by parameter."""
+VALUES, LOSS, ROWS = (f"marl_aajr_{name}" for name in ("values", "loss", "rows"))
+"""Keys of a forward pass's output: the critic's values `[N]`; or PPO's loss, which then has no graph, and the
+`PPORows` that it is of."""
 
 _ROWS = (Columns.ACTIONS, Columns.ACTION_LOGP, Postprocessing.ADVANTAGES, Postprocessing.VALUE_TARGETS)
 
 Metrics = dict[str, Tensor]
 
 
-class ModuleLoss:
-    """PPO's loss of one unwrapped module.
+@dataclass(frozen=True)
+class Plan:
+    """What an update does with a module.
 
     Attributes:
+        coefficients: Of the loss.
+        with_graph: Whether RLlib's loss has more terms than ours, and is differentiated as a whole.
+        in_place: Whether the gradient stays where it was computed, in the optimizer's buffer.
+        grad_clip: The largest norm of a gradient; None: any.
+    """
+
+    coefficients: PPOCoefficients
+    with_graph: bool
+    in_place: bool
+    grad_clip: float | None
+
+
+class ModuleLoss:
+    """PPO's loss of one unwrapped module, with a buffer for the gradient by each parameter.
+
+    Attributes:
+        gradients: Those buffers that are filled then, by parameter.
         distribution: The distribution of the module's outputs; None: not one of ours, and only RLlib's own
             loss can serve.
     """
 
-    def __init__(self, module: TorchRLModule) -> None:
+    def __init__(self, module: TorchRLModule, buffers: Mapping[Tensor, Tensor]) -> None:
         self.module = module
         self.distribution = own_distribution(module, module.action_space)
-        self._networks = _networks(module)
-        self._plain = plain_gradient(self._networks, self.distribution)
+        self._networks = networks(module)
+        self._plain = plain_gradient(self._networks, self.distribution, buffers)
+        written = () if self._plain is None else self._plain.parameters
+        self.gradients = {parameter: buffers[parameter] for parameter in written}
 
     def forward(
         self, columns: dict[str, Any], coefficients: PPOCoefficients, *, with_graph: bool
@@ -100,20 +80,13 @@ class ModuleLoss:
         """The module's `forward_train`; for small networks, loss and gradient at once unless `with_graph`."""
         if self._networks is None:
             return self.module.forward_train(columns)
-        obs, critic_obs = self._read(columns[Columns.OBS])
+        obs, critic_obs = network_inputs(self.module, columns[Columns.OBS])
         if self._plain is not None and Columns.LOSS_MASK not in columns and not with_graph:
             constants = [columns[name] for name in _ROWS]
-            loss, gradient, rows = self._plain(obs, critic_obs, constants, coefficients)
-            return {LOSS: loss, GRADIENT: gradient, ROWS: rows}
+            loss, rows = self._plain(obs, critic_obs, constants, coefficients)
+            return {LOSS: loss, ROWS: rows}
         actor, critic = self._networks
         return {Columns.ACTION_DIST_INPUTS: actor(obs), VALUES: critic(critic_obs).squeeze(-1)}
-
-    def _read(self, obs: Any) -> tuple[Tensor, Tensor]:
-        """The inputs of the actor and the critic from a batch of observations."""
-        if not isinstance(self.module, FlatActorCritic):
-            return obs, obs
-        own, _ = split(obs)
-        return floats(own), self.module.critic_inputs(obs)
 
     def __call__(
         self,
@@ -159,8 +132,16 @@ class ModuleLoss:
         }
 
 
-def _networks(module: TorchRLModule) -> tuple[nn.Sequential, nn.Sequential] | None:
-    """Actor and critic as layers; None where they are more than that."""
+def network_inputs(module: TorchRLModule, obs: Any) -> tuple[Tensor, Tensor]:
+    """The inputs of a module's actor and critic from a batch of observations."""
+    if not isinstance(module, FlatActorCritic):
+        return obs, obs
+    own, _ = split(obs)
+    return floats(own), module.critic_inputs(obs)
+
+
+def networks(module: TorchRLModule) -> tuple[nn.Sequential, nn.Sequential] | None:
+    """A module's actor and critic as layers on `network_inputs`; None where they are more than that."""
     if not isinstance(module, FlatActorCritic):
         return plain_networks(module)
     actor, critic = module.flat_actor, module.flat_critic

@@ -9,7 +9,7 @@ autograd's). Where both networks are plain MLPs, `PlainGradient` needs no graph 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
@@ -17,7 +17,8 @@ import torch
 from torch import Tensor, nn
 
 from marl_aajr.core.distributions import ActionDistribution, Categorical, DiagGaussian, MultiCategorical
-from marl_aajr.core.mlp import Gradient, PlainMLP
+from marl_aajr.core.mlp import PlainMLP
+from marl_aajr.rllib.lean.mlp_gradient import MLPGradient
 
 
 @dataclass(frozen=True)
@@ -207,22 +208,37 @@ class PlainGradient:
     """The gradient of PPO's loss by the weights of an actor and a critic that are plain MLPs.
 
     Args:
-        actor: Observations to distribution inputs; layers behind the last linear one (a Gaussian's log σ) are
-            left to autograd.
+        actor: Observations to distribution inputs.
+        tail: Layers behind the actor's (a Gaussian's log σ), which are left to autograd.
         critic: Observations to values `[N, 1]`.
         distribution: The distribution whose parameters the inputs are.
+        gradients: A buffer for each parameter of both.
+
+    Attributes:
+        parameters: Of both.
     """
 
-    def __init__(self, actor: nn.Sequential, critic: nn.Sequential, distribution: ActionDistribution) -> None:
-        body, self._tail = _parted(actor)
-        self._actor, self._critic = PlainMLP(list(body)), PlainMLP(list(critic))
+    def __init__(
+        self,
+        actor: PlainMLP,
+        tail: nn.Sequential,
+        critic: PlainMLP,
+        distribution: ActionDistribution,
+        gradients: Mapping[Tensor, Tensor],
+    ) -> None:
+        parts = (*actor.layers, *tail, *critic.layers)
+        self.parameters = {parameter for part in parts for parameter in part.parameters()}
+        self._actor = MLPGradient(actor.layers, gradients)
+        self._critic = MLPGradient(critic.layers, gradients)
+        self._tail, self._tail_parameters = tail, list(tail.parameters())
         self._distribution = distribution
+        self._tail_gradients = [gradients[parameter] for parameter in self._tail_parameters]
 
     @torch.no_grad()
     def __call__(
         self, obs: Tensor, critic_obs: Tensor, constants: Sequence[Tensor], coefficients: PPOCoefficients
-    ) -> tuple[Tensor, Gradient, PPORows]:
-        """Loss, gradient, and the rows that they are of.
+    ) -> tuple[Tensor, PPORows]:
+        """Loss, and the rows that it is of; its gradient is in the buffers then.
 
         Args:
             obs: `[N, d]`, what the actor reads.
@@ -235,13 +251,13 @@ class PlainGradient:
         inputs, graph = self._through_tail(outputs)
         rows = PPORows(inputs, values.squeeze(-1), *constants)
         loss, to_inputs, to_values = loss_and_gradient(self._distribution, rows, coefficients)
-        gradient = self._critic.backward(to_values.unsqueeze(-1), critic_seen)
+        self._critic.backward(to_values.unsqueeze(-1), critic_seen)
         if graph is not None:
-            parameters = list(self._tail.parameters())
-            to_inputs, *rest = torch.autograd.grad(graph, [outputs, *parameters], to_inputs)
-            gradient |= dict(zip(parameters, rest, strict=True))
-        gradient |= self._actor.backward(to_inputs, actor_seen)
-        return loss, {p: g for p, g in gradient.items() if p.requires_grad}, rows
+            to_inputs, *rest = torch.autograd.grad(graph, [outputs, *self._tail_parameters], to_inputs)
+            for buffer, gradient in zip(self._tail_gradients, rest, strict=True):
+                buffer.copy_(gradient)
+        self._actor.backward(to_inputs, actor_seen)
+        return loss, rows
 
     def _through_tail(self, outputs: Tensor) -> tuple[Tensor, Tensor | None]:
         """Distribution inputs, and the same with the graph of the layers that autograd goes through."""
@@ -260,13 +276,18 @@ def _parted(layers: nn.Sequential) -> tuple[nn.Sequential, nn.Sequential]:
 
 
 def plain_gradient(
-    networks: tuple[nn.Sequential, nn.Sequential] | None, distribution: ActionDistribution | None
+    networks: tuple[nn.Sequential, nn.Sequential] | None,
+    distribution: ActionDistribution | None,
+    gradients: Mapping[Tensor, Tensor],
 ) -> PlainGradient | None:
     """The written-out gradient, where it serves: all weights trained, both networks plain MLPs."""
     if networks is None or distribution is None:
         return None
-    trained = all(parameter.requires_grad for part in networks for parameter in part.parameters())
-    actor, critic = networks
-    served = all(PlainMLP.of(part) is not None for part in (_parted(actor)[0], critic))
-    apart = {id(p) for p in actor.parameters()}.isdisjoint(id(p) for p in critic.parameters())
-    return PlainGradient(*networks, distribution) if trained and served and apart else None
+    parameters = [p for part in networks for p in part.parameters()]
+    body, tail = _parted(networks[0])
+    actor, critic = PlainMLP.of(body), PlainMLP.of(networks[1])
+    apart = len({id(p) for p in parameters}) == len(parameters)
+    trained = all(p.requires_grad and p in gradients for p in parameters)
+    if actor is None or critic is None or not trained or not apart:
+        return None
+    return PlainGradient(actor, tail, critic, distribution, gradients)

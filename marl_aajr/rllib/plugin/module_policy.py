@@ -30,7 +30,7 @@ from marl_aajr.core.distributions import (
     from_space,
 )
 from marl_aajr.core.fixed_network import fixed
-from marl_aajr.core.policy import ModulePolicy, Policy
+from marl_aajr.core.policy import ModulePolicy, Policy, map_tree
 from marl_aajr.rllib.internals.modules import actor_forward, trained_actor
 from marl_aajr.rllib.networks import FlatActorCritic
 from marl_aajr.rllib.plugin.observation_layout import FlatLayout, Leaves, ObservationLayout
@@ -193,5 +193,5 @@ def module_distribution(module: TorchRLModule) -> ActionDistribution:
 
 
 def copied(batch: Any) -> Any:
-    """The same tensors in new dicts and lists, which a module may empty."""
-    return tree.map_structure(lambda leaf: leaf, batch)
+    """The same tensors in new dicts, which a module may empty."""
+    return map_tree(lambda leaf: leaf, batch)

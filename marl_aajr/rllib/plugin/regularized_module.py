@@ -21,8 +21,8 @@ from marl_aajr.core.checks import NonFiniteError, is_search_space
 from marl_aajr.core.distributions import ActionDistribution
 from marl_aajr.core.jacobian import Backend
 from marl_aajr.core.objectives import Need
-from marl_aajr.regularizers.regularizer import LossTerm, Regularizer
-from marl_aajr.regularizers.sample import PolicyLoss, Sample, Shard
+from marl_aajr.regularizers.regularizer import Regularizer
+from marl_aajr.regularizers.sample import LossTerm, PolicyLoss, Sample, Shard
 from marl_aajr.rllib.internals.learners import all_sum
 from marl_aajr.rllib.internals.modules import actor_network
 from marl_aajr.rllib.plugin.module_policy import (
@@ -90,8 +90,8 @@ class Regularized:
         self._seconds = 0.0
         self._origin: str | None = None
 
-    def term(self, sample: Sample, loss: Tensor, *, timestep: float, key: str) -> Tensor:
-        """The term that is added to the learner's own loss of one minibatch, after so many environment steps.
+    def term(self, sample: Sample, loss: Tensor, *, timestep: float, minibatch: int, key: str) -> Tensor:
+        """The term that is added to the learner's own loss, after so many environment steps and minibatches.
 
         The same key of the random generator draws the same numbers.
 
@@ -106,12 +106,12 @@ class Regularized:
         if not self._fitted:
             self.regularizer = self.regularizer.fitted(sample.policy, sample.obs, backends=self._backends)
             self._fitted = True
-        evaluation = self._evaluate(sample, timestep=timestep, key=key)
+        evaluation = self._evaluate(sample, timestep=timestep, minibatch=minibatch, key=key)
         if sample.obs.device.type == "cpu" and evaluation.metrics["nonfinite"] > 0 and self._origin is None:
-            self._name_the_origin(sample, timestep=timestep, key=key)
+            self._name_the_origin(sample, timestep=timestep, minibatch=minibatch, key=key)
         for name, value in evaluation.metrics.items():
             self._records[name].append(value)
-        added, base = evaluation.loss.detach().abs(), loss.detach().abs()
+        added, base = evaluation.loss.detach().abs() / self.regularizer.every, loss.detach().abs()
         self._records["loss_share"].append(added / (added + base))
         self._seconds += time.perf_counter() - started
         return evaluation.loss
@@ -149,19 +149,26 @@ class Regularized:
         if self.state and self._fitted:
             self.regularizer.after_update(self.state, report.metrics)
 
-    def _evaluate(self, sample: Sample, *, timestep: float, key: str, check: bool = False) -> LossTerm:
+    def _evaluate(
+        self, sample: Sample, *, timestep: float, minibatch: int, key: str, check: bool = False
+    ) -> LossTerm:
         seed = zlib.crc32(f"{key}/{self.name}".encode())
         generator = torch.Generator(device=sample.obs.device).manual_seed(seed)
         return self.regularizer.evaluate(
-            sample, timestep=timestep, generator=generator, state=self.state, check=check
+            sample,
+            timestep=timestep,
+            generator=generator,
+            state=self.state,
+            minibatch=minibatch,
+            check=check,
         )
 
-    def _name_the_origin(self, sample: Sample, *, timestep: float, key: str) -> None:
+    def _name_the_origin(self, sample: Sample, *, timestep: float, minibatch: int, key: str) -> None:
         """Compute the same numbers once more, slowly, up to the first one that is not finite."""
         if sample.shard is not None:  # the others are not there to add anything up with
             sample = replace(sample, shard=sample.shard.alone())
         try:
-            self._evaluate(sample, timestep=timestep, key=key, check=True)
+            self._evaluate(sample, timestep=timestep, minibatch=minibatch, key=key, check=True)
         except NonFiniteError as error:
             where = f"regularizer {self.regularizer.name!r} of module {self.name!r}"
             self._origin = f"{where}, environment step {timestep}: {error}"

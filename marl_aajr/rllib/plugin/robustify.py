@@ -181,6 +181,7 @@ class RobustLearnerMixin(ResumableLearnerMixin):
 
     def before_step(self, batch: dict[str, Any]) -> None:
         super().before_step(batch)
+        self._updates += 1
         if not self._begun:
             if in_step(self):
                 check_all_have_rows(self, batch)
@@ -192,7 +193,6 @@ class RobustLearnerMixin(ResumableLearnerMixin):
 
     def compute_losses(self, *, fwd_out: dict[str, Any], batch: dict[str, Any]) -> dict[str, Any]:
         losses = super().compute_losses(fwd_out=fwd_out, batch=batch)
-        self._updates += 1
         for module_id, loss in losses.items():
             if self._has_part(module_id):
                 outputs = fwd_out[module_id].get(Columns.ACTION_DIST_INPUTS)
@@ -207,9 +207,11 @@ class RobustLearnerMixin(ResumableLearnerMixin):
         if sample.shard is not None and isinstance(self, PPOTorchLearner):
             # PPO's own is a mean over this learner's rows.
             loss = loss * sample.weight
-        if regularized.regularizer.active(self._timestep):
+        if regularized.regularizer.due(self._timestep, self._updates - 1):
             key = f"{self.config.seed}/{self._updates}"
-            term = regularized.term(sample, own, timestep=self._timestep, key=key)
+            term = regularized.term(
+                sample, own, timestep=self._timestep, minibatch=self._updates - 1, key=key
+            )
             add_to_policy_loss(self, module_id, term)
             loss = loss + term
         return loss
@@ -275,7 +277,8 @@ class RobustLearnerMixin(ResumableLearnerMixin):
         if module_id not in self._regularized:
             return False
         regularizer = self._regularized[module_id].regularizer
-        return regularizer.active(self._timestep) or (in_step(self) and regularizer.constrains)
+        waits = in_step(self) and regularizer.constrains
+        return waits or regularizer.due(self._timestep, self._updates - 1)
 
     def _policy_loss(self, module_id: str) -> PolicyLoss | None:
         if not isinstance(self, PPOTorchLearner):

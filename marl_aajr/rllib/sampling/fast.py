@@ -22,10 +22,12 @@ from ray.rllib.core.rl_module.torch import TorchRLModule
 from ray.rllib.evaluation.postprocessing import Postprocessing
 from torch import Tensor
 
+from marl_aajr.core.mlp import evaluated
 from marl_aajr.core.policy import Tree, map_tree
 from marl_aajr.rllib.internals.algorithms import custom_connectors, episode_callbacks
 from marl_aajr.rllib.internals.learners import resumable_learner_class
 from marl_aajr.rllib.lean.learner import LeanPPOTorchLearner
+from marl_aajr.rllib.lean.module_loss import network_inputs, networks
 from marl_aajr.rllib.networks import FlatActorCritic, observation_of
 from marl_aajr.rllib.plugin.robustify import robust_learner_class
 from marl_aajr.rllib.sampling.batch_env import WITHOUT_FAST, module_of_agents
@@ -220,9 +222,12 @@ class FragmentsToBatch(ConnectorV2):
 
 def critic_of(module: TorchRLModule) -> Callable[..., Tensor]:
     """The values of a module, by observations, masks and, for recurrent ones, states."""
+    plain = networks(module)
 
     def values(obs: Tensor, mask: Tensor | None, states: Tree | None = None) -> Tensor:
         batch = {Columns.OBS: observation_of(obs, mask, module.observation_space)}
+        if plain is not None:
+            return evaluated(plain[1], network_inputs(module, batch[Columns.OBS])[1]).squeeze(-1)
         found: Tensor = module.compute_values(
             batch if states is None else {**batch, Columns.STATE_IN: states}
         )

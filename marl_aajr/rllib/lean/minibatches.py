@@ -1,0 +1,95 @@
+"""Which rows go into which minibatch, in RLlib's order without its batches.
+
+`MiniBatchCyclicIterator` slices, concatenates and shuffles whole batches of columns for every minibatch,
+which takes longer than the forward pass of a small network. Here an order is an index, and rows are gathered
+once for several minibatches, which are slices of them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from functools import partial
+from itertools import islice
+from operator import itemgetter
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from marl_aajr.core.policy import map_tree
+
+Index = NDArray[np.int64]
+
+GATHERED = 2**14
+"""Rows that are gathered at a time: enough for one call to cost nothing, few enough to stay in the cache."""
+
+
+def minibatches(
+    rows: Mapping[str, int], *, size: int, total: int, shuffle: bool
+) -> Iterator[dict[str, Index]]:
+    """Indices of the rows of each module, minibatch by minibatch.
+
+    Every module contributes `size` rows to every minibatch, going round through its rows. The first time,
+    rows are in the order given; if `shuffle`, they are shuffled before each of the others. As in RLlib,
+    NumPy's global generator does it, so that the same seed gives the same minibatches as RLlib's learner.
+
+    Args:
+        rows: Number of rows of each module, at least 1.
+        size: Rows of each module in a minibatch.
+        total: Number of minibatches.
+        shuffle: Whether to.
+    """
+    cycles = {module: _cycle(count, size, shuffle=shuffle) for module, count in rows.items()}
+    for _ in range(total):
+        yield {module: next(cycle) for module, cycle in cycles.items()}
+
+
+def _cycle(rows: int, size: int, *, shuffle: bool) -> Iterator[Index]:
+    """`size` rows of one module at a time, round and round."""
+    order: Index = np.arange(rows)
+    start = 0
+    while True:
+        pieces, missing = [], size
+        while start + missing >= rows:
+            pieces.append(order[start:])
+            missing -= rows - start
+            start = 0
+            if shuffle:
+                order = order[np.random.permutation(rows)]  # noqa: NPY002
+        if missing:
+            pieces.append(order[start : start + missing])
+            start += missing
+        yield pieces[0] if len(pieces) == 1 else np.concatenate(pieces)
+
+
+def rows_of(
+    columns: Mapping[str, Any], order: Iterator[dict[str, Index]], *, size: int, device: torch.device
+) -> Iterator[dict[str, Any]]:
+    """The minibatches of an order: rows are gathered once for a round through them, and then sliced.
+
+    Args:
+        columns: Of each module, a tree whose tensors have one length.
+        order: Of `minibatches`, each with `size` rows of each module.
+        size: The same.
+        device: Of the columns.
+    """
+    kept = {name: _tensors(dict(rows)) for name, rows in columns.items()}
+    several = max(1, GATHERED // size)
+    while chosen := list(islice(order, several)):
+        taken = {}
+        for name in chosen[0]:
+            index = torch.from_numpy(np.concatenate([rows[name] for rows in chosen])).to(device)
+            taken[name] = map_tree(partial(torch.index_select, dim=0, index=index), kept[name])
+        for i in range(len(chosen)):
+            part = slice(i * size, (i + 1) * size)
+            yield {name: map_tree(itemgetter(part), rows) for name, rows in taken.items()}
+
+
+def _tensors(columns: Any) -> Any:
+    """The columns that are tensors; RLlib's connectors also make lists of infos."""
+    if isinstance(columns, Mapping):
+        parts = {key: _tensors(part) for key, part in columns.items()}
+        return {key: part for key, part in parts.items() if part is not None}
+    return columns if isinstance(columns, Tensor) else None

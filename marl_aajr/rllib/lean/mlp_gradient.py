@@ -1,0 +1,88 @@
+"""The gradient of a plain MLP by its weights, written out, with σ in the place of tanh.
+
+`tanh y = 2 σ(2 y) − 1`, and σ takes a sixth of the time of torch's tanh. The constants go into the layers
+beside it: with hidden values `h = α s + β`, `s = φ(γ y)`, a layer and its gradient by the weights, from the
+gradient δ by y, are
+
+    γ y = γ α W s + γ (b + β W 1)        ∂W = α δ sᵀ + β (Σ δ) 1ᵀ        δ' = a φ'(s) ⊙ Wᵀ δ
+
+with α = γ = 2, β = −1, a = 4 and `φ'(s) = s (1 − s)` for tanh; for ReLU they are 1, 0 and as usual. Each line
+is one product with factors (`addmm`), so that between two products only φ or φ' remains.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+
+class _Unit(NamedTuple):
+    """An activation `h = α φ(γ y) + β` with `dh/dy = a φ'(s)`; both functions work in place."""
+
+    apply: Callable[[Tensor], Tensor]
+    pull: Callable[[Tensor, Tensor], Tensor]
+    gain: float  # γ
+    slope: float  # α
+    offset: float  # β
+    rate: float  # a
+
+
+def _sigmoid_pull(gradient: Tensor, output: Tensor) -> Tensor:
+    return torch.ops.aten.sigmoid_backward.grad_input(gradient, output, grad_input=gradient)
+
+
+def _relu_pull(gradient: Tensor, output: Tensor) -> Tensor:
+    return torch.ops.aten.threshold_backward.grad_input(gradient, output, 0, grad_input=gradient)
+
+
+_UNITS: dict[type[nn.Module], _Unit] = {
+    nn.Tanh: _Unit(torch.sigmoid_, _sigmoid_pull, gain=2.0, slope=2.0, offset=-1.0, rate=4.0),
+    nn.ReLU: _Unit(torch.relu_, _relu_pull, gain=1.0, slope=1.0, offset=0.0, rate=1.0),
+}
+_IDENTITY = _Unit(lambda y: y, lambda g, _: g, gain=1.0, slope=1.0, offset=0.0, rate=1.0)
+
+
+class MLPGradient:
+    """Forward and backward pass of a plain MLP; the gradient by its weights goes into given buffers.
+
+    Args:
+        layers: Of a `PlainMLP`.
+        gradients: A buffer for each of its parameters.
+    """
+
+    def __init__(self, layers: Sequence[nn.Module], gradients: Mapping[Tensor, Tensor]) -> None:
+        self._layers = [
+            (layer.weight, layer.bias, gradients[layer.weight], gradients.get(layer.bias))
+            for layer in layers[::2]
+            if isinstance(layer, nn.Linear)
+        ]
+        # What each layer reads is of the unit before it; the last one's outputs are of none.
+        self._units = [_IDENTITY, *(_UNITS[type(layer)] for layer in layers[1::2]), _IDENTITY]
+
+    def forward(self, x: Tensor) -> tuple[Tensor, list[Tensor]]:
+        """Outputs `[N, m]` of inputs `[N, d]`, and for `backward` what every layer read."""
+        seen = []
+        for i, (weight, bias, *_) in enumerate(self._layers):
+            seen.append(x)
+            before, unit = self._units[i : i + 2]
+            shift: Tensor = weight.new_zeros(len(weight)) if bias is None else bias
+            if before.offset:
+                shift = torch.add(shift, weight.sum(1), alpha=before.offset)
+            x = torch.addmm(shift, x, weight.t(), beta=unit.gain, alpha=unit.gain * before.slope)
+            unit.apply(x)
+        return x, seen
+
+    def backward(self, delta: Tensor, seen: Sequence[Tensor]) -> None:
+        """Fills the buffers, from the gradient by the outputs `[N, m]`."""
+        for i in range(len(self._layers) - 1, -1, -1):
+            (weight, _, by_weight, by_bias), before = self._layers[i], self._units[i]
+            total = torch.sum(delta, 0) if by_bias is None else torch.sum(delta, 0, out=by_bias)
+            torch.addmm(
+                total.unsqueeze(1), delta.t(), seen[i], beta=before.offset, alpha=before.slope, out=by_weight
+            )
+            if i > 0:
+                delta = torch.addmm(total[:1], delta, weight, beta=0, alpha=before.rate)
+                before.pull(delta, seen[i])
