@@ -139,7 +139,8 @@ class LeanPPOTorchLearner(ResumableLearnerMixin, OpenPPOTorchLearner):
             both = [(mine, added) for p, mine in own.items() if (added := gradients.get(p)) is not None]
             if both:
                 torch._foreach_add_(*zip(*both, strict=True))
-        if len(at_once) == len(fwd_out) and all(self._plan_of(name).in_place for name in at_once):
+        in_place = not self._reporting and len(at_once) == len(fwd_out)
+        if in_place and all(self._plan_of(name).in_place for name in at_once):
             self._ready = [self._checked(name) for name in at_once]
             self.apply_gradients({})
             return fwd_out, losses
@@ -222,9 +223,6 @@ class LeanPPOTorchLearner(ResumableLearnerMixin, OpenPPOTorchLearner):
         optimizer = self._flat_adam(module_id)
         assert optimizer is not None
         self._check_and_clip(module_id, [optimizer.gradient], self._plan_of(module_id).grad_clip)
-        if self._reporting:  # where others look for the last minibatch's
-            for parameter, gradient in optimizer.buffers.items():
-                parameter.grad = gradient
         return optimizer
 
     def _check_and_clip(self, module_id: str, gradients: list[Tensor], grad_clip: float | None) -> None:
@@ -268,13 +266,12 @@ class LeanPPOTorchLearner(ResumableLearnerMixin, OpenPPOTorchLearner):
             return
         for optimizer, parameters in optimizers(self):
             gradients = [gradients_dict.get(parameter) for parameter in parameters]
-            if isinstance(optimizer, FlatAdam) and optimizer.take(gradients):
-                optimizer.descend()
-                continue
             for parameter, gradient in zip(parameters, gradients, strict=True):
                 # Not only where there is one: a gradient of the last minibatch is none of this one's.
                 parameter.grad = gradient
-            if any(gradient is not None for gradient in gradients):
+            if isinstance(optimizer, FlatAdam) and optimizer.take(gradients):
+                optimizer.descend()
+            elif any(gradient is not None for gradient in gradients):
                 optimizer.step()
 
 
