@@ -18,9 +18,10 @@ from functools import cached_property, partial
 from typing import Any, NamedTuple
 
 import gymnasium as gym
-import numpy as np
 import torch
 from torch import Tensor
+
+from marl_aajr.core.environment_values import zero_based
 
 MASKED_LOGIT = -1e30
 """Logits at or below this value are masked actions."""
@@ -267,17 +268,3 @@ def env_action_map(
         # RLlib's expression, in its order of operations: the last bit depends on it.
         return lambda actions: (low + (actions + 1.0) * (high - low) / 2.0).clamp(low, high)
     return partial(torch.clamp, min=low, max=high)
-
-
-def zero_based(space: gym.spaces.Space[Any]) -> gym.spaces.Space[Any]:
-    """The space of the same actions counted from 0, as distributions and networks count them.
-
-    Actions of n bits are n choices between 0 and 1.
-    """
-    if isinstance(space, gym.spaces.Discrete) and space.start != 0:
-        return gym.spaces.Discrete(space.n)
-    if isinstance(space, gym.spaces.MultiDiscrete) and space.start.any():
-        return gym.spaces.MultiDiscrete(space.nvec, dtype=space.dtype)
-    if isinstance(space, gym.spaces.MultiBinary) and len(space.shape) == 1:
-        return gym.spaces.MultiDiscrete([2] * space.shape[0], dtype=np.int8)
-    return space

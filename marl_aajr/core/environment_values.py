@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Collection, Hashable, Iterable, Mapping
 from enum import Enum
+from functools import cache
 from math import prod
 from typing import Any
 
@@ -122,16 +123,23 @@ def observation_check(space: spaces.Space[Any]) -> Check:
 
 def _box_check(space: spaces.Box) -> Check:
     shape, dtype = space.shape, np.dtype(space.dtype)
-    floating = dtype.kind == "f"
+    zeros = _zeros(shape, dtype) if dtype.kind == "f" else None
 
     def check(obs: Any) -> Any:
         if type(obs) is not np.ndarray or obs.dtype != dtype or obs.shape != shape:
             obs = as_array(obs, shape, dtype)
-        if floating and not np.isfinite(obs).all():
+        # 0 · NaN and 0 · ∞ are NaN: one product finds what is not finite in a fifth of the time.
+        if zeros is not None and np.vdot(obs, zeros) != 0:
             raise ValueError(f"is not finite at {_where(~np.isfinite(obs))}")
         return obs
 
     return check
+
+
+@cache
+def _zeros(shape: tuple[int, ...], dtype: np.dtype[Any]) -> NDArray[Any]:
+    """Shared by the checks of all agents and copies."""
+    return np.zeros(shape, dtype)
 
 
 def _where(bad: NDArray[np.bool_]) -> str:
@@ -252,6 +260,20 @@ def single_precision(space: spaces.Space[Any]) -> spaces.Space[Any]:
         return spaces.Dict({key: single_precision(part) for key, part in space.spaces.items()})
     if isinstance(space, spaces.Box) and space.dtype == np.float16:
         return spaces.Box(space.low.astype(np.float32), space.high.astype(np.float32))
+    return space
+
+
+def zero_based(space: spaces.Space[Any]) -> spaces.Space[Any]:
+    """The space of the same actions counted from 0, as distributions and networks count them.
+
+    Actions of n bits are n choices between 0 and 1.
+    """
+    if isinstance(space, spaces.Discrete) and space.start != 0:
+        return spaces.Discrete(space.n)
+    if isinstance(space, spaces.MultiDiscrete) and space.start.any():
+        return spaces.MultiDiscrete(space.nvec, dtype=space.dtype)
+    if isinstance(space, spaces.MultiBinary) and len(space.shape) == 1:
+        return spaces.MultiDiscrete([2] * space.shape[0], dtype=np.int8)
     return space
 
 

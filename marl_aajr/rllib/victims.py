@@ -25,7 +25,7 @@ from ray.rllib.core.rl_module.rl_module import RLModule
 from ray.rllib.core.rl_module.torch import TorchRLModule
 from ray.rllib.utils.filter import RunningStat
 
-from marl_aajr.core.distributions import zero_based
+from marl_aajr.core.environment_values import zero_based
 from marl_aajr.core.flat_observations import vector_space
 from marl_aajr.rllib.internals.algorithms import custom_connectors, foreign_env_to_module
 from marl_aajr.rllib.playing_networks import (

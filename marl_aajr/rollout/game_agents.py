@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any, NamedTuple, NoReturn
 
 import numpy as np
@@ -19,6 +20,7 @@ from marl_aajr.core.environment_values import (
     number,
     observation_check,
     single_precision,
+    zero_based,
 )
 
 _LARGEST = float(np.finfo(np.float32).max)
@@ -88,8 +90,6 @@ class GameAgents:
     """
 
     def __init__(self, env: Any, *, name: str, blame: Callable[[str], NoReturn]) -> None:
-        from marl_aajr.core.distributions import zero_based  # which needs torch, and listing names does not
-
         agents, self._spaces = _declared(env, name)
         self.names = {agent: agent_name(agent) for agent in agents}
         self.ids = {own: agent for agent, own in self.names.items()}
@@ -110,6 +110,7 @@ class GameAgents:
         }
         self.env_action_spaces = self.named({agent: acts for agent, (_, acts) in self._spaces.items()})
         self.action_spaces = {agent: zero_based(acts) for agent, acts in self.env_action_spaces.items()}
+        self._takes = {agent: _taken(acts) for agent, (_, acts) in self._spaces.items()}
         self.infos_have_masks = None if self._choices else False
 
     def named(self, by_agent: Mapping[Any, Any]) -> dict[str, Any]:
@@ -142,7 +143,7 @@ class GameAgents:
 
     def action(self, agent: Any, given: Any) -> Any:
         """An action from the front as the environment takes it."""
-        return as_action(given, self._spaces[agent][1])
+        return self._takes[agent](given)
 
     def observation(self, agent: Any, given: Any) -> Any:
         """An observation in the type of its space."""
@@ -158,6 +159,8 @@ class GameAgents:
         self, agent: Any, reward: Any, terminated: Any = False, truncated: Any = False
     ) -> tuple[float, bool, bool]:
         """An agent's reward and flags, of whatever type, as one number each."""
+        if type(reward) is float and abs(reward) < _LARGEST and type(terminated) is type(truncated) is bool:
+            return reward, terminated, truncated
         found = []
         for what, given in (("reward", reward), ("termination", terminated), ("truncation", truncated)):
             try:
@@ -210,3 +213,9 @@ def _declared(env: Any, name: str) -> tuple[tuple[Any, ...], dict[Any, tuple[Any
 
 def _mask_in(info: Any) -> Any:
     return info.get(ACTION_MASK) if isinstance(info, Mapping) else None
+
+
+def _taken(space: spaces.Space[Any]) -> Callable[[Any], Any]:
+    """Makes the environment's actions in this space of those that count from 0."""
+    plain = isinstance(space, spaces.Discrete) and space.start == 0
+    return int if plain else partial(as_action, space=space)

@@ -10,8 +10,8 @@ import gymnasium as gym
 import numpy as np
 from torch import nn
 
-from marl_aajr.core.distributions import from_space, zero_based
-from marl_aajr.core.environment_values import agent_name, named, single_precision
+from marl_aajr.core.distributions import from_space
+from marl_aajr.core.environment_values import agent_name, named, single_precision, zero_based
 from marl_aajr.core.flat_observations import FlatBox, check_mask_is_named, vector_space
 from marl_aajr.victims.filters import ObservationFilter
 from marl_aajr.victims.victim_policy import ELSEWHERE

@@ -9,7 +9,6 @@ import pytest
 import torch
 from gymnasium import spaces
 
-from marl_aajr.core.distributions import zero_based
 from marl_aajr.core.environment_values import (
     EnvironmentFault,
     agent_name,
@@ -19,6 +18,7 @@ from marl_aajr.core.environment_values import (
     number,
     observation_check,
     split,
+    zero_based,
 )
 from marl_aajr.rollout.environments import make_batch, resolve
 from marl_aajr.rollout.pettingzoo_games import game_of
