@@ -10,7 +10,8 @@ From a name to one game:
 Many copies as arrays:
 
 - `batched_env`: the contract; `env_checker` checks it on any batch.
-- `pettingzoo_batch`: copies of any PettingZoo environment; `perturbed`, `centralized_critic`: wrappers of a
+- `pettingzoo_batch`: copies of any PettingZoo environment, in `game_shares` of several processes
+  (`game_process`), each of which plays its `game_copies`; `perturbed`, `centralized_critic`: wrappers of a
   batch.
 
 The sampling loop:

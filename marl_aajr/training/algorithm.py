@@ -93,6 +93,7 @@ def build_config(config: RunConfig) -> AlgorithmConfig:
             time_limits_terminate=config.time_limits_terminate,
             critic=config.model.critic,
             device=device,
+            env_processes=config.resources.env_processes,
         )
     return result
 

@@ -15,6 +15,7 @@ from pydantic import Field, model_validator
 
 from marl_aajr.rollout.teams import TEAMS
 from marl_aajr.training.fields import (
+    AutoCount,
     Count,
     Fraction,
     NonNegative,
@@ -134,6 +135,11 @@ class Resources(Section):
         runner: `fast`: batches of environment copies and a lean learner; `stock`: RLlib's own env runner
             and learner.
         envs_per_runner: environment copies in each process that samples; None: 160 in all.
+        env_processes: processes that step the copies in each process that samples, itself among them; for
+            environments without a batched version (PettingZoo's) and the fast runner. Numbers do not depend
+            on it. `auto`: one for each of its cores, while each has 8 copies or more, and itself alone where
+            others cannot build the environment. Its cores: cpus_per_env_runner; of the main process all of
+            the machine, or what Tune gives it.
         learners: processes that learn; 0: the main process learns. Batch sizes are divided among them.
         cpus_per_env_runner: CPUs of each sampling process.
         gpus_per_env_runner: GPUs of each sampling process; with env_runners = 0, of the main process
@@ -147,6 +153,7 @@ class Resources(Section):
     env_runners: Whole = 0
     runner: Literal["fast", "stock"] = "fast"
     envs_per_runner: Count | None = None
+    env_processes: AutoCount = "auto"
     learners: Whole = 0
     cpus_per_env_runner: NonNegative = 1.0
     gpus_per_env_runner: NonNegative = 0.0

@@ -10,7 +10,7 @@ import difflib
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import takewhile
-from typing import Annotated, Any, Self, TypeVar, get_args
+from typing import Annotated, Any, Literal, Self, TypeVar, get_args
 
 import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
@@ -53,6 +53,18 @@ def _integer(value: Any) -> Any:
     return value
 
 
+def _automatic(value: Any) -> Any:
+    if value == "auto":
+        return value
+    try:
+        value = _integer(value)
+    except ValueError:
+        value = None
+    if not isinstance(value, int | float) or value < 1:
+        raise ValueError("expected auto or an integer ≥ 1")
+    return int(value)
+
+
 def _schedule(value: Any) -> Any:
     """A number or breakpoints, without the name: the error line has it already."""
     try:
@@ -85,6 +97,7 @@ AgentNames = Annotated[tuple[str, ...], BeforeValidator(_agents)]
 """Names of agents; agents that are numbers, tuples or enums are given as they are, or by their names."""
 
 Count = Annotated[int, BeforeValidator(_integer), Field(ge=1)]
+AutoCount = Annotated[int | Literal["auto"], BeforeValidator(_automatic)]
 Whole = Annotated[int, BeforeValidator(_integer), Field(ge=0)]
 Positive = Annotated[float, BeforeValidator(_number), Field(gt=0, allow_inf_nan=False)]
 NonNegative = Annotated[float, BeforeValidator(_number), Field(ge=0, allow_inf_nan=False)]

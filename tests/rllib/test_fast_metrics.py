@@ -75,7 +75,7 @@ class Lengths(PettingZooBatch):
     def __init__(self, num_envs: int) -> None:
         spec = resolve("tests.rllib.test_fast_metrics:of_length")
         super().__init__(spec, num_envs)
-        for game, length in zip(self._games, (3, 40), strict=True):
+        for game, length in zip(self._shares.own.games, (3, 40), strict=True):
             game.env.endings = {"a": (length, "truncated"), "b": (length, "truncated")}
 
 

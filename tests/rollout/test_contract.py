@@ -109,7 +109,7 @@ def test_a_restored_environment_keeps_the_screen_that_it_has() -> None:
     one, other = PettingZooBatch(spec, 1), PettingZooBatch(spec, 1)
     one.reset(seed=0)
     other.reset(seed=1)
-    first, second = (batch._games[0] for batch in (one, other))
+    first, second = (batch._shares.own.games[0] for batch in (one, other))
     assert not np.array_equal(first.render(), second.render())
     other.set_state(one.get_state())
     np.testing.assert_array_equal(first.render(), second.render())

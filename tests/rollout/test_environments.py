@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import cloudpickle  # type: ignore[import-untyped]
+import cloudpickle
 import pytest
 from mpe2 import simple_spread_v3
 

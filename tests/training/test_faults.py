@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import resource
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -89,6 +91,25 @@ def test_no_room_for_a_checkpoint_names_the_folder_and_loses_nothing_before_it(
     assert [path.name for path in run.checkpoints.iterdir()] == ["000002"]
     train(config, run.path, resume=True)
     assert_same_run(straight, run.path)
+
+
+def test_killed_processes_of_environments_cost_a_restart(
+    config: RunConfig, straight: Path, tmp_path: Path
+) -> None:
+    def kill_once(record: dict[str, Any]) -> None:
+        if record["iteration"] == 3 and not run.events():
+            children = Path(f"/proc/self/task/{os.getpid()}/children").read_text().split()
+            for child in children:
+                if b"game_process" in Path(f"/proc/{child}/cmdline").read_bytes():
+                    os.kill(int(child), signal.SIGKILL)
+
+    run = RunDirectory(tmp_path / "run")
+    divided = config.changed(resources=config.resources.changed(env_processes=2))
+    train(divided, run.path, on_iteration=kill_once, max_failures=1)
+    assert_same_run(straight, run.path)
+    (event,) = run.events()
+    assert (event["event"], event["iteration"]) == ("restarted", 2)
+    assert "which plays them, was killed by SIGKILL" in event["error"]
 
 
 def test_a_killed_learner_costs_a_restart(tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from gymnasium import spaces
@@ -26,11 +26,13 @@ from ray.rllib.env.multi_agent_env import MultiAgentEnv
 
 from marl_aajr.core.environment_values import named
 from marl_aajr.rllib.internals.algorithms import register_creator
+from marl_aajr.rllib.internals.cores import own_cores
 from marl_aajr.rollout.batched_env import BatchedEnv
 from marl_aajr.rollout.centralized_critic import CentralBatch, CentralView, Critic, beside, with_state
 from marl_aajr.rollout.environments import EnvironmentSpec, make_batch, resolve
 from marl_aajr.rollout.factories import Factory
 from marl_aajr.rollout.game_agents import GameStep
+from marl_aajr.rollout.game_shares import Processes, in_processes
 
 _Flags = tuple[dict[str, bool], dict[str, bool]]
 _BY_AGENT = ("obs", "rewards", "terminations", "truncations", "infos")
@@ -148,6 +150,7 @@ class PettingZooEnv(MultiAgentEnv):
         return _part(turn, set(turn.terminations) - ending)
 
 
+EnvProcesses = int | Literal["auto"]
 BY_NAME = "give fast a PettingZoo environment by its name, or as resolve(factory)"
 BatchFactory = Callable[[int, torch.device], BatchedEnv]
 """`(num_envs, device)` to a batch: for environments that exist in this form only."""
@@ -160,12 +163,14 @@ class EnvCreator:
     Attributes:
         source: A specification, or a function that builds batches.
         device: Device of the copies and of the modules that act; None: RLlib's choice for the env runner.
+        env_processes: See `marl_aajr.rllib.sampling.fast.fast`.
     """
 
     source: EnvironmentSpec | BatchFactory
     time_limits_terminate: bool = False
     critic: Critic = "own"
     device: str | None = None
+    env_processes: EnvProcesses = "auto"
 
     @property
     def name(self) -> str:
@@ -177,10 +182,10 @@ class EnvCreator:
         spec = self.source if isinstance(self.source, EnvironmentSpec) else None
         code = spec.made_by if spec else self.source
         arguments = sorted(spec.kwargs.items()) if spec else []
-        settings = (arguments, self.time_limits_terminate, self.critic, self.device)
+        settings = (arguments, self.time_limits_terminate, self.critic, self.device, self.env_processes)
         sent = b"" if code is None else cloudpickle.dumps(code)
         digest = hashlib.sha256(repr(settings).encode() + sent).hexdigest()[:8]
-        plain = code is None and settings == ([], False, "own", None)
+        plain = code is None and settings == ([], False, "own", None, "auto")
         name = f"marl_aajr/{self.name}" if plain else f"marl_aajr/{self.name}@{digest}"
         register_creator(name, self)
         return name
@@ -199,8 +204,10 @@ class EnvCreator:
 
     def batch(self, config: Mapping[str, Any], num_envs: int, device: torch.device) -> BatchedEnv:
         """E copies, with RLlib's `env_config` over our own settings."""
-        spec = self._spec(config)
-        batch = make_batch(spec, num_envs, device=device) if spec else self.source(num_envs, device)  # type: ignore[operator]
+        spec, automatic = self._spec(config), self.env_processes == "auto"
+        processes = Processes(own_cores() if automatic else int(self.env_processes), optional=automatic)
+        with in_processes(processes):
+            batch = make_batch(spec, num_envs, device=device) if spec else self.source(num_envs, device)  # type: ignore[operator]
         if not isinstance(batch, BatchedEnv):
             raise ValueError(
                 f"expected {self.name} to build a BatchedEnv, got {type(batch).__name__}; {BY_NAME}"

@@ -202,6 +202,8 @@ class FastEnvRunner(RunEnvRunner):
         try:
             yield
         except EnvironmentFault as fault:
+            # Some copies are a step ahead of others; what follows, if anything does, begins anew.
+            self.must_reset, self.first_seed = True, self._draw()
             if not self.worker_index:
                 raise
             raise EnvironmentFault(f"{fault} (in env runner {self.worker_index})") from fault

@@ -31,7 +31,7 @@ from marl_aajr.rllib.lean.module_loss import network_inputs, networks
 from marl_aajr.rllib.networks import FlatActorCritic, observation_of
 from marl_aajr.rllib.plugin.robustify import robust_learner_class
 from marl_aajr.rllib.sampling.batch_env import WITHOUT_FAST, module_of_agents
-from marl_aajr.rllib.sampling.env import BY_NAME, BatchFactory, EnvCreator
+from marl_aajr.rllib.sampling.env import BY_NAME, BatchFactory, EnvCreator, EnvProcesses
 from marl_aajr.rllib.sampling.env_runners import FastEnvRunner
 from marl_aajr.rllib.sampling.episode_metrics import EpisodeReturns
 from marl_aajr.rollout.batched_env import BatchedEnv
@@ -51,6 +51,7 @@ def fast(
     lean: bool = True,
     device: str | None = None,
     critic: Critic = "own",
+    env_processes: EnvProcesses = "auto",
 ) -> AlgorithmConfig:
     """Sample columns from batches of environments instead of episodes; see `FastEnvRunner`.
 
@@ -71,6 +72,11 @@ def fast(
         device: Device of the copies and of the modules that act; None: RLlib's choice for the env runner.
         critic: The part of observations beside the agent's own, for centralised critics
             (`marl_aajr.rllib.networks`): nothing (`"own"`), the `"joint"` observation, the `"state"`.
+        env_processes: Processes that step an environment without a batched version in each env runner, the
+            runner's own among them; what is played does not depend on it. `"auto"`: one a core of the runner
+            (in the main process of the machine), as far as each has 8 copies or more, and one alone where
+            the environment cannot be built in another process. They take some memory each (simple_spread
+            100 MB), and are started once.
 
     Returns:
         The same configuration.
@@ -86,7 +92,9 @@ def fast(
     _check(config)
     named = isinstance(environment, str | EnvironmentSpec)
     source = resolve(environment, kwargs) if named else _batch_factory(environment, kwargs)
-    creator = EnvCreator(source, time_limits_terminate, critic, device)
+    if env_processes != "auto" and (not isinstance(env_processes, int) or env_processes < 1):
+        raise ValueError(f"expected env_processes auto or an integer ≥ 1, got {env_processes!r}")
+    creator = EnvCreator(source, time_limits_terminate, critic, device, env_processes)
     config.environment(creator.register(), disable_env_checking=True)
     if config.num_env_runners > 0 and isinstance(creator.source, EnvironmentSpec):
         # What a remote runner refuses becomes an IndexError of RLlib's.

@@ -1,0 +1,305 @@
+"""Copies in several processes play what they play in one, and their ends are known and clean."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import gymnasium
+import numpy as np
+import pytest
+import torch
+from gymnasium import spaces
+
+from marl_aajr.core.environment_values import EnvironmentFault
+from marl_aajr.rollout.batched_env import BatchedEnv
+from marl_aajr.rollout.centralized_critic import CentralBatch
+from marl_aajr.rollout.env_checker import check_batched_env, random_actions
+from marl_aajr.rollout.environments import EnvironmentSpec, resolve
+from marl_aajr.rollout.game_process import GameProcess
+from marl_aajr.rollout.game_shares import Processes, in_processes
+from marl_aajr.rollout.pettingzoo_batch import PettingZooBatch
+from tests.rollout.toy_games import Endings, Scripted
+
+ROOT = Path(__file__).parents[2]
+HERE = "tests.rollout.test_processes"
+ENDINGS: Endings = {"a": (2, "terminated"), "b": (5, "truncated"), "c": (7, "terminated")}
+
+
+class Dicts(Scripted):
+    def __init__(self) -> None:
+        super().__init__(dict.fromkeys("ab", (4, "truncated")), agents="ab")
+
+    def observation_space(self, agent: str) -> spaces.Space[Any]:
+        return spaces.Dict({"at": super().observation_space(agent), "even": spaces.Discrete(2)})
+
+    def _obs(self, agent: str) -> Any:
+        return {"at": super()._obs(agent), "even": self.t % 2}
+
+
+class Unseeded(Scripted):
+    """Draws from NumPy's global generator, as environments should not."""
+
+    def __init__(self) -> None:
+        super().__init__(dict.fromkeys("ab", (4, "truncated")), agents="ab")
+
+    def _obs(self, agent: str) -> Any:
+        return np.random.rand(2).astype(np.float32)  # noqa: NPY002
+
+
+PLAYED = {
+    "particles": resolve("mpe2.simple_spread_v3", {"max_cycles": 4}),
+    "box actions": resolve("mpe2.simple_speaker_listener_v4", {"continuous_actions": True, "max_cycles": 3}),
+    "masks in turns": resolve("pettingzoo.classic.tictactoe_v3"),
+    "masks in infos": resolve("tests.own_ways:OwnWays", {"masks": True}),
+    "vectors": resolve("tests.rollout.test_contract:many_actions"),
+    "who come and go": resolve(
+        "tests.rollout.toy_games:Scripted", {"endings": ENDINGS, "arrivals": {"c": 3}, "agents": "abc"}
+    ),
+    "of Gymnasium": resolve("Pendulum-v1", {"max_episode_steps": 5}),
+    "flat dicts": resolve(f"{HERE}:Dicts"),
+    "global generator": resolve(f"{HERE}:Unseeded"),
+}
+
+
+def flat(spec: EnvironmentSpec) -> bool:
+    return spec.name.endswith("Dicts")
+
+
+def played(batch: BatchedEnv, *, steps: int, first: int = 0) -> Iterator[torch.Tensor]:
+    """Everything that is told in some steps with random actions, in a fixed order."""
+    for t in range(first, first + steps):
+        step = batch.step(random_actions(batch, seed=t))
+        ended = {a: step.terminations[a] | step.truncations[a] for a in batch.possible_agents}
+        yield step.episode_over
+        for agent in batch.possible_agents:
+            yield from (
+                step.obs[agent],
+                step.rewards[agent],
+                step.terminations[agent],
+                step.truncations[agent],
+            )
+            yield from (step.final_obs[agent][ended[agent]], batch.active[agent])
+            if (mask := batch.action_mask[agent]) is not None:
+                yield mask
+
+
+def same(first: Iterator[torch.Tensor], second: Iterator[torch.Tensor]) -> bool:
+    return all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
+
+
+def beginning(batch: BatchedEnv, *, steps: int = 0) -> Iterator[torch.Tensor]:
+    yield from batch.reset(seed=3).values()
+    yield from played(batch, steps=steps)
+
+
+def others(batch: PettingZooBatch) -> list[GameProcess]:
+    return batch._shares._others
+
+
+@pytest.mark.parametrize("name", set(PLAYED) - {"global generator"})
+@pytest.mark.parametrize("processes", [2, 3])
+def test_the_number_of_processes_changes_nothing(name: str, processes: int) -> None:
+    spec = PLAYED[name]
+    alone = PettingZooBatch(spec, 5, flat=flat(spec))
+    with closing(PettingZooBatch(spec, 5, flat=flat(spec), processes=processes)) as together:
+        assert len(others(together)) == processes - 1
+        assert same(beginning(alone, steps=20), beginning(together, steps=20))
+
+
+@pytest.mark.parametrize("name", ["particles", "masks in turns", "who come and go"])
+def test_the_contract_holds_and_states_are_one_processs_as_well(name: str) -> None:
+    spec = PLAYED[name]
+    check_batched_env(lambda num_envs: PettingZooBatch(spec, num_envs, processes=2), steps=16)
+    alone = PettingZooBatch(spec, 4)
+    with closing(PettingZooBatch(spec, 4, processes=2)) as together:
+        list(beginning(together, steps=6))
+        alone.set_state(together.get_state())
+        assert same(played(alone, steps=9, first=6), played(together, steps=9, first=6))
+        together.set_state(alone.get_state())
+        assert same(played(alone, steps=9, first=15), played(together, steps=9, first=15))
+
+
+def test_the_global_generators_of_other_processes_follow_from_the_seed() -> None:
+    with closing(PettingZooBatch(PLAYED["global generator"], 4, processes=2)) as batch:
+        first, second = ([seen[2:] for seen in beginning(batch, steps=6)] for _ in range(2))
+        assert same(iter(first), iter(second))
+        assert not torch.equal(first[0][0], first[0][1])
+
+
+def test_critics_and_cameras_reach_all_copies() -> None:
+    spec = resolve("mpe2.simple_tag_v3", {"max_cycles": 3, "render_mode": "rgb_array"})
+    alone, together = PettingZooBatch(spec, 3), PettingZooBatch(spec, 3, processes=3)
+    for batch in (alone, together):
+        list(beginning(batch, steps=2))
+    with closing(together):
+        assert torch.equal(alone.state(), together.state())
+        assert all(np.array_equal(alone.draw(e), together.draw(e)) for e in range(3))
+        central = [CentralBatch(batch, "state") for batch in (alone, together)]
+        assert same(*(beginning(batch, steps=4) for batch in central))
+        assert torch.equal(*(batch.final_state() for batch in central))
+
+
+def test_other_processes_load_no_torch_and_have_one_thread() -> None:
+    with closing(PettingZooBatch(PLAYED["particles"], 2, processes=2)) as batch:
+        (process,) = others(batch)
+        assert b"libtorch" not in Path(f"/proc/{process.pid}/maps").read_bytes()
+        assert len(os.listdir(f"/proc/{process.pid}/task")) == 1
+
+
+class Breaks(Scripted):
+    """Raises, or ends its process, in the fourth step of the processes that are not its parent's."""
+
+    def __init__(self, parent: int, how: str) -> None:
+        super().__init__(dict.fromkeys("ab", (6, "truncated")), agents="ab")
+        self.parent, self.how = parent, how
+
+    def step(self, actions: dict[str, Any]) -> Any:
+        if os.getpid() != self.parent and self.t == 3:
+            if self.how == "exits":
+                os._exit(7)
+            raise OddError("the simulator", "has crashed")
+        return super().step(actions)
+
+
+class OddError(Exception):
+    """Pickles, but cannot be made again."""
+
+    def __init__(self, first: str, second: str) -> None:
+        super().__init__(f"{first} {second}")
+
+
+def test_an_error_in_another_process_is_raised_here_with_its_traceback() -> None:
+    spec = resolve(f"{HERE}:Breaks", {"parent": os.getpid(), "how": "raises"})
+    with closing(PettingZooBatch(spec, 4, processes=2)) as batch:
+        for _ in range(2):  # the processes live, and begin again
+            with pytest.raises(EnvironmentFault) as raised:
+                list(beginning(batch, steps=4))
+            assert "Breaks, copy 2, step 4: raised OddError: the simulator has crashed" in str(raised.value)
+            (note,) = raised.value.__notes__
+            assert f"In process {others(batch)[0].pid}" in note
+            assert 'raise OddError("the simulator", "has crashed")' in note
+
+
+LOST = {
+    "exits": (resolve(f"{HERE}:Breaks", {"parent": os.getpid(), "how": "exits"}), "ended with exit code 7"),
+    "killed": (PLAYED["who come and go"], r"was killed by SIGKILL: is there too little memory\?"),
+}
+
+
+@pytest.mark.parametrize("how", LOST)
+def test_a_lost_process_is_an_error_and_reset_begins_with_another(how: str) -> None:
+    spec, says = LOST[how]
+    with closing(PettingZooBatch(spec, 4, processes=2)) as batch:
+        list(beginning(batch, steps=2))
+        (process,) = others(batch)
+        if how == "killed":
+            os.kill(process.pid, signal.SIGKILL)
+        for _ in range(2):
+            with pytest.raises(EnvironmentFault, match=rf"copies 2 to 3: process {process.pid}, .* {says}"):
+                list(played(batch, steps=3, first=2))
+        alone = PettingZooBatch(spec, 4)
+        assert same(beginning(alone, steps=2), beginning(batch, steps=2))
+
+
+def test_environments_that_cannot_be_sent_or_built_elsewhere_are_refused_in_words() -> None:
+    lock = threading.Lock()
+
+    def locked() -> Scripted:
+        assert lock is not None
+        return Scripted(ENDINGS)
+
+    gymnasium.register("OnlyHere-v0", entry_point=gymnasium.make("Pendulum-v1").unwrapped.__class__)
+    for spec, says in (
+        (resolve(locked), r"sent to other processes, got .*locked \(TypeError: .*lock.*plain arguments"),
+        (
+            resolve("OnlyHere-v0"),
+            r"other processes can build, got OnlyHere-v0 .*the module that registers it",
+        ),
+    ):
+        with pytest.raises(ValueError, match=says):
+            PettingZooBatch(spec, 16, processes=2)
+        with in_processes(Processes(2, optional=True)), closing(PettingZooBatch(spec, 16)) as alone:
+            assert others(alone) == []
+            alone.reset(seed=0)
+    with pytest.raises(ValueError, match="at least 1 process, got 0"):
+        PettingZooBatch(PLAYED["particles"], 2, processes=0)
+
+
+def test_optional_processes_have_8_copies_each() -> None:
+    assert [len(Processes(4, optional=True).bounds(n)) - 1 for n in (1, 15, 16, 31, 160)] == [1, 1, 2, 3, 4]
+    assert Processes(4).bounds(3) == [0, 1, 2, 3]
+    assert Processes(2).bounds(5) == [0, 2, 5]
+
+
+def test_processes_are_used_again_and_nothing_is_left_open() -> None:
+    def build() -> int:
+        with closing(PettingZooBatch(PLAYED["who come and go"], 2, processes=2)) as batch:
+            batch.reset(seed=0)
+            return others(batch)[0].pid
+
+    first, files = build(), len(os.listdir("/proc/self/fd"))
+    assert [build() for _ in range(3)] == [first] * 3
+    batch = PettingZooBatch(PLAYED["who come and go"], 2, processes=2)
+    del batch
+    assert len(os.listdir("/proc/self/fd")) == files
+    assert build() == first
+
+
+SCRIPT = """
+import os, sys, time
+from marl_aajr.rollout.environments import resolve
+from marl_aajr.rollout.pettingzoo_batch import PettingZooBatch
+from tests.rollout.toy_games import Scripted
+
+class Slow(Scripted):
+    def step(self, actions):
+        time.sleep(60 if self.t else 0)
+        return super().step(actions)
+
+def make():
+    return Slow(dict.fromkeys("ab", (9, "truncated")), agents="ab")
+
+batch = PettingZooBatch(resolve(make), 2, processes=2)
+batch.reset(seed=0)
+print(*(process.pid for process in batch._shares._others), flush=True)
+import torch
+for _ in range(2):
+    batch.step({agent: torch.zeros(2, dtype=torch.long) for agent in "ab"})
+"""
+
+
+@pytest.mark.parametrize("end", [signal.SIGINT, signal.SIGKILL])
+def test_no_process_outlives_a_script_that_is_stopped(end: signal.Signals, tmp_path: Path) -> None:
+    """Its factory is its own, and nothing guards its top level."""
+    (tmp_path / "script.py").write_text(SCRIPT)
+    with subprocess.Popen(
+        [sys.executable, "script.py"],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    ) as script:
+        assert script.stdout is not None
+        child = int(script.stdout.readline())
+        time.sleep(0.2)
+        if end == signal.SIGINT:
+            os.killpg(script.pid, end)
+        else:
+            script.kill()
+        _, said = script.communicate(timeout=30)
+    assert said.count("Traceback") == (end == signal.SIGINT), said
+    deadline = time.monotonic() + 10
+    while Path(f"/proc/{child}").exists() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert not Path(f"/proc/{child}").exists()
