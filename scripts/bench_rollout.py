@@ -96,6 +96,10 @@ def compare(options: argparse.Namespace) -> dict[str, Any]:
     if "sampling" in options.only:
         measures["fast sampling"] = sampling(fast_runner(OURS, COPIES))
     if "adapter" in options.only:
+        measures["mpe2 alone, one core"] = playing_alone()
+        measures["adapter sampling, one process"] = sampling(
+            fast_runner(THEIRS, STOCK_COPIES, env_processes=1)
+        )
         measures["adapter sampling"] = sampling(fast_runner(THEIRS, STOCK_COPIES))
     if "iteration" in options.only:
         stock, fast = training(stock_config()), training(fast_config(OURS, COPIES))
@@ -108,6 +112,7 @@ def compare(options: argparse.Namespace) -> dict[str, Any]:
     for name, ours, theirs in (
         ("sampling_ratio", "fast sampling", "stock sampling"),
         ("adapter_ratio", "adapter sampling", "stock sampling"),
+        ("adapter_one_process_ratio", "adapter sampling, one process", "stock sampling"),
         ("single_thread_iteration_ratio", f"fast iteration, {one}", f"stock iteration, {one}"),
         ("iteration_ratio", f"fast iteration, {all_cores}", f"stock iteration, {all_cores}"),
     ):
@@ -151,6 +156,26 @@ def sampling(runner: Any) -> Measure:
         steps = sum(part.env_steps() for part in runner.sample(num_timesteps=STEPS))
         runner.get_metrics()
         return steps / (time.perf_counter() - started)
+
+    return measure
+
+
+def playing_alone() -> Measure:
+    """The environment's own steps and nothing else, behind none of its wrappers: the floor of one core."""
+    from mpe2 import simple_spread_v3
+
+    env = simple_spread_v3.raw_env()
+
+    def measure() -> float:
+        started = time.perf_counter()
+        for t in range(STEPS // 4):
+            if t % 25 == 0:
+                env.reset(seed=t)
+            for _ in env.agents:
+                env.step(t % 5)
+            for agent in env.agents:
+                env.observe(agent)
+        return (t + 1) / (time.perf_counter() - started)
 
     return measure
 

@@ -19,6 +19,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import time
 import traceback
 import warnings
 from collections.abc import Iterable, Sequence
@@ -36,7 +37,7 @@ from marl_aajr.rollout.game_copies import CopySpaces, GameCopies
 
 _CODE = (
     "import signal; signal.signal(signal.SIGINT, signal.SIG_IGN); import sys; sys.path[:] = {path}; "
-    "from marl_aajr.rollout.game_process import serve; serve({link}, {life})"
+    "from marl_aajr.rollout.game_process import serve; serve({link}, {life}, idle={idle})"
 )
 """Ctrl-C reaches all processes of a terminal; the parent decides what it means."""
 
@@ -44,7 +45,7 @@ _ALONE = {
     **dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1"),
     "PYGAME_HIDE_SUPPORT_PROMPT": "1",
 }
-_PATIENCE_SECONDS = 5.0
+_PATIENCE_SECONDS, _IDLE_SECONDS = 5.0, 60.0
 
 
 class SharedRecords:
@@ -73,10 +74,11 @@ class GameProcess:
         ours, theirs = socketpair()
         life, self._life = os.pipe()
         with theirs, open(life, closefd=True):
-            code = _CODE.format(path=sys.path, link=theirs.fileno(), life=life)
+            path, link = [*map(str, sys.path)], theirs.fileno()
+            code = _CODE.format(path=path, link=link, life=life, idle=_IDLE_SECONDS)
             self._child = subprocess.Popen(
                 [sys.executable, "-c", code],
-                pass_fds=[theirs.fileno(), life],
+                pass_fds=[link, life],
                 env=os.environ | _ALONE,
                 stdin=subprocess.DEVNULL,
             )
@@ -97,7 +99,7 @@ class GameProcess:
     def build(self, code: bytes, records: SharedRecords, copies: range, name: str) -> None:
         """Ask for copies of an environment: `code` is its pickled specification and spaces."""
         self._label = f"environment {name}, copies {copies[0]} to {copies[-1]}"
-        here = (sys.path, {**os.environ, **_ALONE}, os.getcwd())
+        here = ([*sys.path], {**os.environ, **_ALONE}, os.getcwd())
         self.ask("build", code, here, len(records.array), copies)
         send_handle(self._link, records.handle, self._child.pid)
 
@@ -147,15 +149,20 @@ class GameProcess:
         raise EnvironmentFault(f"{self._label}: process {self.pid}, which plays them, {how}{more}")
 
 
-_idle: list[GameProcess] = []
-"""A start takes a second, and runs build their environments anew at every checkpoint."""
+_idle: dict[GameProcess, float] = {}
+"""Processes that wait for something to play, and since when.
+
+A start takes up to a second, and runs build their environments anew at every checkpoint.
+"""
 
 
 def borrowed(count: int) -> list[GameProcess]:
     """Processes that play nothing."""
-    ready = [process for process in _idle if process.usable]
-    _end(process for process in _idle if process not in ready)
-    _idle[:] = ready[count:]
+    soon = time.monotonic() - _IDLE_SECONDS / 2  # not one that ends itself now
+    ready = [process for process, since in _idle.items() if process.usable and since > soon]
+    _end(process for process in [*_idle] if process not in ready)
+    for process in ready[:count]:
+        del _idle[process]
     return [*ready[:count], *(GameProcess() for _ in range(count - len(ready)))]
 
 
@@ -168,19 +175,19 @@ def give_back(processes: Sequence[GameProcess]) -> None:
                 process.answer()
     kept = [process for process in processes if process.usable]
     room = max(0, (os.cpu_count() or 1) - len(_idle))
-    _idle.extend(kept[:room])
+    _idle.update(dict.fromkeys(kept[:room], time.monotonic()))
     _end(process for process in processes if process not in kept[:room])
 
 
 def _end(processes: Iterable[GameProcess]) -> None:
     for process in processes:
+        _idle.pop(process, None)
         process.end()
 
 
 @atexit.register
 def _end_idle() -> None:
-    _end(_idle)
-    _idle.clear()
+    _end([*_idle])
 
 
 class _OthersCopies(GameCopies):
@@ -200,23 +207,25 @@ class _OthersCopies(GameCopies):
         return []
 
 
-def serve(handle: int, life: int) -> None:
-    """Answer the parent until it is gone: the whole life of a child."""
+def serve(handle: int, life: int, *, idle: float) -> None:
+    """Answer the parent until it is gone, or has had nothing to play for `idle` seconds: a child's life."""
     from fcntl import F_GETFL, F_SETFL, F_SETOWN, fcntl  # which Windows lacks
 
     # The signal that this pipe closes ends even a process in the middle of a step.
     fcntl(life, F_SETOWN, os.getpid())
     fcntl(life, F_SETFL, fcntl(life, F_GETFL) | os.O_ASYNC)
     warnings.simplefilter("ignore")  # the parent, which builds the same environment, has been warned
-    link, copies = Connection(handle), None
+    link = Connection(handle)
+    copies: GameCopies | None = None
     with suppress(EOFError, OSError):
-        while True:
+        while copies is not None or link.poll(idle):
             what, args = link.recv()
             try:
                 if what == "build":
                     copies, answer = _built(recv_handle(link), *args), None
                 else:
                     answer = getattr(copies, what)(*args)
+                copies = None if what == "close" else copies
             except Exception as error:
                 link.send((False, _sendable(error)))
             else:

@@ -254,6 +254,31 @@ def test_processes_are_used_again_and_nothing_is_left_open() -> None:
     assert build() == first
 
 
+def test_a_process_that_nobody_needs_ends_by_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("marl_aajr.rollout.game_process._idle", {})
+    monkeypatch.setattr("marl_aajr.rollout.game_process._IDLE_SECONDS", 0.1)
+    with closing(PettingZooBatch(PLAYED["who come and go"], 2, processes=2)) as batch:
+        (process,) = others(batch)
+        time.sleep(0.2)
+        batch.reset(seed=0)
+    assert ended(process.pid)
+    with closing(PettingZooBatch(PLAYED["who come and go"], 2, processes=2)) as batch:
+        assert others(batch) != [process]
+
+
+def ended(pid: int) -> bool:
+    """Whether a process ends within some seconds: it has no memory then."""
+    deadline = time.monotonic() + 10
+    while time.monotonic() < deadline:
+        try:
+            if not Path(f"/proc/{pid}/maps").read_bytes():
+                return True
+        except OSError:
+            return True
+        time.sleep(0.02)
+    return False
+
+
 SCRIPT = """
 import os, sys, time
 from marl_aajr.rollout.environments import resolve
@@ -299,7 +324,4 @@ def test_no_process_outlives_a_script_that_is_stopped(end: signal.Signals, tmp_p
             script.kill()
         _, said = script.communicate(timeout=30)
     assert said.count("Traceback") == (end == signal.SIGINT), said
-    deadline = time.monotonic() + 10
-    while Path(f"/proc/{child}").exists() and time.monotonic() < deadline:
-        time.sleep(0.05)
-    assert not Path(f"/proc/{child}").exists()
+    assert ended(child)
