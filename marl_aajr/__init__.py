@@ -27,9 +27,9 @@ if TYPE_CHECKING:
     from marl_aajr.pettingzoo import with_agents as with_agents
     from marl_aajr.regularizers import AAJR as AAJR
     from marl_aajr.regularizers import ERNIE as ERNIE
-    from marl_aajr.regularizers import AdversarialTraining as AdversarialTraining
     from marl_aajr.regularizers import Frobenius as Frobenius
     from marl_aajr.regularizers import NoiseAugmentation as NoiseAugmentation
+    from marl_aajr.regularizers import OffPolicyAdversarialTraining as OffPolicyAdversarialTraining
     from marl_aajr.regularizers import RandomDirection as RandomDirection
     from marl_aajr.regularizers import Regularizer as Regularizer
     from marl_aajr.regularizers import SmoothPolicy as SmoothPolicy
@@ -41,6 +41,7 @@ if TYPE_CHECKING:
     from marl_aajr.rllib import register as register
     from marl_aajr.rllib import robustify as robustify
     from marl_aajr.rllib import robustify_policy as robustify_policy
+    from marl_aajr.rollout.rollout_attack import RolloutAttack as RolloutAttack
     from marl_aajr.training.trainer import train as train
     from marl_aajr.victims import Victim as Victim
 
@@ -50,9 +51,10 @@ _HOMES = {
     "attacks": "Attack make_attack",
     "evaluation": "evaluate",
     "pettingzoo": "attacked with_agents",
-    "regularizers": "AAJR ERNIE AdversarialTraining Frobenius NoiseAugmentation RandomDirection Regularizer "
-    "SmoothPolicy Spectral SpectralNormalization make_regularizer",
+    "regularizers": "AAJR ERNIE Frobenius NoiseAugmentation OffPolicyAdversarialTraining RandomDirection "
+    "Regularizer SmoothPolicy Spectral SpectralNormalization make_regularizer",
     "report": "compare",
+    "rollout.rollout_attack": "RolloutAttack",
     "rllib": "fast register robustify robustify_policy",
     "training.trainer": "train",
     "victims": "Victim",

@@ -15,6 +15,7 @@ import sys
 import time
 import warnings
 from collections.abc import Callable, Iterable
+from itertools import pairwise
 from statistics import median
 from typing import Any
 
@@ -32,13 +33,14 @@ from bench_setting import (
     stock_runner,
 )
 
-PARTS = ("sampling", "iteration", "adapter", "copies", "runners")
+PARTS = ("sampling", "iteration", "attacked", "adapter", "copies", "runners")
 CPU_COPIES, CUDA_COPIES = (64, 256, 1024, 4096), (1024, 4096, 16384, 65536)
 FRAGMENTS = (25, 100, 400)
 BARS: Bars = {
     "sampling_ratio": ("at least", 120.0),
     "single_thread_iteration_ratio": ("at least", 20.0),
     "iteration_ratio": ("at least", 27.0),
+    "attacked_iteration_ratio": ("at most", 1.3),
     "adapter_ratio": ("at least", 4.0),
     "two_runner_ratio": ("at least", 1.6),
 }
@@ -106,10 +108,17 @@ def compare(options: argparse.Namespace) -> dict[str, Any]:
         for threads in sorted({1, os.cpu_count() or 1}):
             measures[f"stock iteration, {threads} thread(s)"] = with_threads(threads, stock)
             measures[f"fast iteration, {threads} thread(s)"] = with_threads(threads, fast)
+    if "attacked" in options.only:
+        from marl_aajr import RolloutAttack as Attack
+
+        measures["plain iteration"] = training(fast_config(OURS, COPIES))
+        measures["attacked iteration"] = training(fast_config(OURS, COPIES, rollouts=Attack()))
+        measures["gradients of the attack"] = gradients(Attack.steps)
     rates = interleaved(measures, options.rounds)
     found: dict[str, Any] = {f"{name} (env steps/s)": rate for name, rate in rates.items()}
     one, all_cores = "1 thread(s)", f"{os.cpu_count()} thread(s)"
     for name, ours, theirs in (
+        ("attacked_iteration_ratio", "plain iteration", "attacked iteration"),
         ("sampling_ratio", "fast sampling", "stock sampling"),
         ("adapter_ratio", "adapter sampling", "stock sampling"),
         ("adapter_one_process_ratio", "adapter sampling, one process", "stock sampling"),
@@ -118,6 +127,8 @@ def compare(options: argparse.Namespace) -> dict[str, Any]:
     ):
         if ours in rates and theirs in rates:
             found[name] = rates[ours] / rates[theirs]
+    if "attacked" in options.only:
+        found["attacked_iteration_floor"] = 1 + rates["plain iteration"] / rates["gradients of the attack"]
     return found
 
 
@@ -187,6 +198,27 @@ def training(config: Any) -> Measure:
         started = time.perf_counter()
         result = algorithm.train()
         return float(result["env_runners"]["num_env_steps_sampled"]) / (time.perf_counter() - started)
+
+    return measure
+
+
+def gradients(steps: int) -> Measure:
+    """K forward and backward passes by the observations of an iteration, as many at a time as it steps."""
+    import torch
+
+    from marl_aajr.core.mlp import PlainMLP
+
+    sizes = (18, 64, 64, 5)
+    layers = [torch.nn.Linear(*pair) for pair in pairwise(sizes)]
+    mlp = PlainMLP([part for layer in layers for part in (layer, torch.nn.Tanh())][:-1])
+    rows, upstream = torch.randn(3 * COPIES, sizes[0]), torch.randn(3 * COPIES, sizes[-1])
+
+    def measure() -> float:
+        started = time.perf_counter()
+        for _ in range(steps * STEPS // COPIES):
+            _, pull = mlp.vjp(rows)
+            pull(upstream)
+        return STEPS / (time.perf_counter() - started)
 
     return measure
 
@@ -281,6 +313,8 @@ def report(ratios: dict[str, float], figures: dict[str, Any]) -> None:
             say(f"{name.removesuffix(' (env steps/s)'):<30} {value:>10,.0f} env steps/s")
     say("")
     judge(ratios, BARS)
+    if "attacked_iteration_floor" in figures:
+        say(f"the attack's gradients alone would make it {figures['attacked_iteration_floor']:.2f}")
     rate = figures.get("fast iteration, 1 thread(s) (env steps/s)")
     if rate is not None:
         say(f"{rate / JAXMARL:.2f} of the {JAXMARL:,} env steps/s of JaxMARL's ippo_ff_mpe on one core")

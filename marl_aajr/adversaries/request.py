@@ -36,8 +36,9 @@ from marl_aajr.adversaries.observation_game import ObservationThreat
 from marl_aajr.core.threat import Norm
 from marl_aajr.rollout.environments import resolve
 from marl_aajr.rollout.teams import choose_agents
-from marl_aajr.training.config import EnvConfig, ModelConfig, PPOSettings, Resources, RunConfig
+from marl_aajr.training.config import EnvConfig, ModelConfig, PPOSettings, RunConfig
 from marl_aajr.training.fields import AgentNames, Count, Positive, Section, Whole, once
+from marl_aajr.training.resources import Resources
 from marl_aajr.training.run_directory import RunDirectory
 from marl_aajr.victims import Victim
 

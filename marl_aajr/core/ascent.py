@@ -73,7 +73,7 @@ def ascend(
     perturbations: PerturbationSet,
     *,
     steps: int,
-    step_size: float | Literal["auto"],
+    step_size: float | Tensor | Literal["auto"],
     step: Step = "sign",
     start: Start | Tensor | None = None,
     generator: torch.Generator | None = None,
@@ -90,10 +90,10 @@ def ascend(
         objective: g, what the adversary maximises.
         perturbations: the admissible set Δ.
         steps: K ≥ 1.
-        step_size: η, in the units of the observations; or `"auto"`, which costs five more forward passes
-            a step: the maximiser of the quadratic model of g along the step (1/|curvature| for raw steps),
-            with the curvature of the step before (secant) and at most the radius of the set; shortened where
-            g falls, and no step at all where it keeps falling.
+        step_size: η, in the units of the observations (`[B, 1]`: each row's own); or `"auto"`, which costs
+            five more forward passes a step: the maximiser of the quadratic model of g along the step
+            (1/|curvature| for raw steps), with the curvature of the step before (secant) and at most the
+            radius of the set; shortened where g falls, and no step at all where it keeps falling.
         step: `"sign"` (steepest ascent in L∞), `"normalized"` (in L2) or `"raw"` (the gradient
             itself, the paper's). The first two move in units of the set's `scale`.
         start: δ_0: zero, uniform in Δ, or a point of Δ, `[B, ..., d]`; None: random for objectives that
@@ -129,7 +129,7 @@ def ascend(
         if rows != ALL_ROWS:
             index = torch.arange(len(obs), device=obs.device)[rows]
             part = (policy.select(index), objective.select(index), clean.select(index))
-        block = _Block(*part, obs[rows], perturbations, step=step, step_size=step_size, check=check)
+        block = Climb(*part, obs[rows], perturbations, step=step, step_size=step_size, check=check)
         block.run(path[:, rows], gradients[:, rows], noise=gradient_noise)
         values.append(torch.stack(block.values))
     v_last = gradients[-1] if final_gradient else None
@@ -165,8 +165,8 @@ def starting_point(
     return perturbations.sample(obs, generator=generator)
 
 
-class _Block:
-    """The ascent of some rows of a batch."""
+class Climb:
+    """The ascent of some rows of a batch, step by step; arguments as for `ascend`."""
 
     def __init__(
         self,
@@ -177,7 +177,7 @@ class _Block:
         perturbations: PerturbationSet,
         *,
         step: Step,
-        step_size: float | Literal["auto"],
+        step_size: float | Tensor | Literal["auto"],
         check: bool,
     ) -> None:
         self.g, self.mask = objective.bind(policy, clean), clean.mask
@@ -186,7 +186,7 @@ class _Block:
         self.preconditioner = perturbations.preconditioner(obs)
         self.rounding = _rounding(obs) if objective.flat_at_zero else None
         self.values: list[Tensor] = []
-        self.recent: deque[tuple[Tensor, Tensor]] = deque(maxlen=2 if step_size == AUTO else 0)
+        self.recent: deque[tuple[Tensor, Tensor]] = deque(maxlen=2 if isinstance(step_size, str) else 0)
         """δ and ∇g of the last two points, for the automatic step."""
 
     def run(self, path: Tensor, gradients: Tensor, *, noise: Callable[[int], Tensor] | None) -> None:
@@ -204,7 +204,10 @@ class _Block:
 
     def gradient(self, delta: Tensor) -> Tensor:
         """The gradient v_t = M ∇g(δ_t); g(δ_t) is recorded."""
-        value, gradient = value_and_gradient(self.g, self.obs, delta, mask=self.mask)
+        return self.taken(delta, *value_and_gradient(self.g, self.obs, delta, mask=self.mask))
+
+    def taken(self, delta: Tensor, value: Tensor, gradient: Tensor) -> Tensor:
+        """v_t, given g(δ_t) and ∇g(δ_t)."""
         if self.check:
             t = len(self.values)
             check_finite(f"the inner objective at step {t}", value)
@@ -221,6 +224,8 @@ class _Block:
         direction = step_direction(self.step, v, self.preconditioner)
         if isinstance(self.step_size, str):
             return self._line_search(delta, direction)
+        if isinstance(self.step_size, Tensor):  # a size for each row
+            return self.perturbations.project(torch.addcmul(delta, direction, self.step_size), self.obs)
         return self.perturbations.project(torch.add(delta, direction, alpha=self.step_size), self.obs)
 
     @torch.no_grad()

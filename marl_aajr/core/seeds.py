@@ -31,6 +31,7 @@ class Purpose(IntEnum):
     TIMING = ATTACK + 6
     DEMONSTRATION = ATTACK + 7
     ADVERSARY_SELECTION = ATTACK + 8
+    ROLLOUT_ATTACK = ATTACK + 9
 
 
 def stream(seed: int, purpose: Purpose) -> torch.Generator:
@@ -38,13 +39,13 @@ def stream(seed: int, purpose: Purpose) -> torch.Generator:
     return torch.Generator().manual_seed(_state(seed, purpose))
 
 
-def derived_seed(seed: int, purpose: Purpose) -> int:
-    """A seed in [0, 2³¹) of the episodes for one purpose."""
-    return _state(seed, purpose) >> 33
+def derived_seed(seed: int, purpose: Purpose, *place: int) -> int:
+    """A seed in [0, 2³¹) for one purpose, and for a place within it."""
+    return _state(seed, purpose, *place) >> 33
 
 
-def _state(seed: int, purpose: Purpose) -> int:
-    return int(np.random.SeedSequence(seed, spawn_key=(int(purpose),)).generate_state(1, np.uint64)[0])
+def _state(seed: int, *key: int) -> int:
+    return int(np.random.SeedSequence(seed, spawn_key=tuple(map(int, key))).generate_state(1, np.uint64)[0])
 
 
 @contextmanager

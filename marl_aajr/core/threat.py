@@ -165,6 +165,25 @@ class PerturbationSet:
         return at(upper)
 
 
+@dataclass(frozen=True, kw_only=True, eq=False)
+class PerturbationSets(PerturbationSet):
+    """A set for each row of a batch, which differ in their radius.
+
+    Attributes:
+        epsilon: ε of each row, `[B, 1]`, > 0; not checked.
+    """
+
+    epsilon: Tensor  # type: ignore[assignment]
+
+    def __post_init__(self) -> None:
+        return
+
+    @classmethod
+    def of(cls, perturbations: PerturbationSet, epsilon: Tensor) -> PerturbationSets:
+        """The set with other radii."""
+        return cls(**{**vars(perturbations), "epsilon": epsilon})
+
+
 def _features(values: float | Sequence[float], name: str, like: Tensor) -> Tensor:
     tensor = _constant(values if isinstance(values, float | int) else tuple(values), like.dtype, like.device)
     if tensor.ndim and tensor.shape[-1] != like.shape[-1]:

@@ -236,7 +236,7 @@ def _started(evaluator: Evaluator, workers: int | None, *, tasks: int) -> Iterat
     from ray.util import ActorPool
 
     from marl_aajr.training.cluster import ray_for
-    from marl_aajr.training.config import Resources
+    from marl_aajr.training.resources import Resources
 
     with ray_for(Resources()):
         free = ray.available_resources()

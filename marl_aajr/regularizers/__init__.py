@@ -8,7 +8,7 @@ from typing import Any
 
 from marl_aajr.core.checks import check_settings, made, one_of
 from marl_aajr.regularizers.aajr import AAJR
-from marl_aajr.regularizers.augmentation import AdversarialTraining, NoiseAugmentation
+from marl_aajr.regularizers.augmentation import NoiseAugmentation, OffPolicyAdversarialTraining
 from marl_aajr.regularizers.jacobian_norms import Frobenius, RandomDirection, Spectral
 from marl_aajr.regularizers.regularizer import Regularizer, Sum
 from marl_aajr.regularizers.sample import Context, LossTerm, Sample, State, ppo_policy_loss
@@ -19,11 +19,11 @@ __all__ = [
     "AAJR",
     "ERNIE",
     "REGULARIZERS",
-    "AdversarialTraining",
     "Context",
     "Frobenius",
     "LossTerm",
     "NoiseAugmentation",
+    "OffPolicyAdversarialTraining",
     "RandomDirection",
     "Regularizer",
     "Sample",
@@ -47,7 +47,7 @@ REGULARIZERS: dict[str, type[Regularizer]] = {
         SpectralNormalization,
         SmoothPolicy,
         ERNIE,
-        AdversarialTraining,
+        OffPolicyAdversarialTraining,
         NoiseAugmentation,
         Sum,
     )

@@ -1,10 +1,14 @@
-"""The policy loss at perturbed observations: AAJR's κ, adversarial training, and noise as their control.
+"""The policy loss at perturbed observations, off-policy: AAJR's κ, and noise as its control.
 
     (1 − κ) · ℓ(s) + κ · ℓ(s + sg[δ])        δ the adversary's, or noise
 
 For Â < 0 PPO's clipped loss is unbounded in the ratio r = π(a|s + δ)/π_old(a|s), which an adversary can drive
 far from 1; the dual clip of Ye 2020 (arXiv 1912.09729) bounds it: ℓ ≤ −c · Â. For Â > 0 the
 gradient dies as r goes to 0. So the ratio's range is reported.
+
+An action that was drawn at s says little of the policy at s + δ, and policies unlearn by this loss: the fault
+that Raileanu et al. 2021 (DrAC, arXiv 2006.12862) found with augmented observations in PPO. Playing under
+attack has it not (`marl_aajr.rollout.rollout_attack`). This stays for comparison, and is nobody's default.
 """
 
 from __future__ import annotations
@@ -72,8 +76,10 @@ def _ratio_metrics(sample: Sample, outputs: Tensor) -> dict[str, Tensor]:
 
 
 @dataclass(frozen=True, kw_only=True)
-class AdversarialTraining(Adversarial):
-    """Train on what the adversary makes of the observation: AAJR with κ alone.
+class OffPolicyAdversarialTraining(Adversarial):
+    """Take the policy loss at what an adversary makes of the observation: AAJR with κ alone.
+
+    Policies unlearn by it; see the module's documentation, and `adversarial_training` for what works.
 
     Attributes:
         adversarial_weight: κ in [0, 1], share of the policy loss taken at the perturbed observation s + δ_K;
@@ -85,8 +91,8 @@ class AdversarialTraining(Adversarial):
     Source: Madry 2018 (arXiv 1706.06083) with the policy loss for the loss, hence `"surrogate"`.
     """
 
-    name: ClassVar[str] = "adversarial_training"
-    summary: ClassVar[str] = "policy loss at adversarially perturbed observations (Madry 2018)"
+    name: ClassVar[str] = "off_policy_adversarial_training"
+    summary: ClassVar[str] = "policy loss at perturbed observations nobody acted on; unlearns (see DrAC 2021)"
     weights: ClassVar[tuple[str, ...]] = ("adversarial_weight",)
 
     adversarial_weight: Schedule = 0.5

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Collection, Mapping
 from functools import partial
-from typing import Any, NoReturn, Protocol
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from marl_aajr.core.checks import grouped
-from marl_aajr.core.environment_values import EnvironmentFault
+from marl_aajr.rollout.attacked_play import AttackedPlay
 from marl_aajr.rollout.batched_env import BatchedEnv, BatchedStep
+from marl_aajr.rollout.checked_batch import CheckedBatch
 from marl_aajr.rollout.fragments import EpisodeLog, Episodes, Fragment, ModuleFragment
 from marl_aajr.rollout.rollout_buffer import (
     Decision,
@@ -60,92 +61,6 @@ def agent_groups(env: BatchedEnv, module_of: Mapping[str, str]) -> dict[str, tup
     return {module: tuple(agents) for module, agents in members.items()}
 
 
-class CheckedBatch:
-    """A batch whose faults are raised as `EnvironmentFault`, with batch, agent, copy and step.
-
-    Batches that are made of arrays have no `Game` that checks them. Shapes are checked at every step, values
-    once per fragment: reading one makes a device wait.
-    """
-
-    def __init__(self, env: BatchedEnv, name: str) -> None:
-        self._env = env
-        self._name = name
-        self._steps = 0
-        self._obs = {
-            agent: torch.Size((env.num_envs, *(space.shape or ())))
-            for agent, space in env.observation_spaces.items()
-        }
-        self._each = dict.fromkeys(self._obs, torch.Size((env.num_envs,)))
-
-    def reset(self, *, seed: int) -> dict[str, Tensor]:
-        self._steps = 0
-        obs = self._call(lambda: self._env.reset(seed=seed))
-        self._check("observation", obs, self._obs)
-        return obs
-
-    def step(self, actions: Mapping[str, Tensor]) -> BatchedStep:
-        self._steps += 1
-        step = self._call(lambda: self._env.step(actions))
-        self._check("observation", step.obs, self._obs)
-        self._check("last observation", step.final_obs, self._obs)
-        self._check("reward", step.rewards, self._each)
-        self._check("termination", step.terminations, self._each)
-        self._check("truncation", step.truncations, self._each)
-        return step
-
-    def check_finite(
-        self, parts: Collection[ModuleFragment], *, lead: int, position: Callable[[int, int], int]
-    ) -> None:
-        """Raises `EnvironmentFault` where a number is not finite.
-
-        Args:
-            parts: The collected columns.
-            lead: Rows before the first step.
-            position: From step `t` of copy `e` to its number in its episode, from 1.
-        """
-        columns = [(part, name) for part in parts for name in ("rewards", "obs", "final_obs")]
-        floats = [(part, name) for part, name in columns if getattr(part, name).is_floating_point()]
-        # A sum shows what is not finite in a fraction of the time that a look at each number takes.
-        sums = [getattr(part, name).sum(dtype=torch.float32) for part, name in floats]
-        if bool(torch.stack(sums).isfinite().all()):
-            return
-        bad = ((part, name, ~getattr(part, name).isfinite()) for part, name in floats)
-        found = next((case for case in bad if bool(case[2].any())), None)
-        if found is None:  # the sum was too large
-            return
-        part, name, which = found
-        at = which.nonzero()[0].tolist()
-        t, g, e = part.final_at[at[0]].tolist() if name == "final_obs" else at[:3]
-        # An observation is what came of the step before.
-        t -= lead + (name == "obs")
-        what = {"rewards": "reward", "obs": "observation", "final_obs": "last observation"}[name]
-        where = f"copy {e}, step {0 if t < 0 else position(t, e)}"
-        self._fail(f"the {what} of agent {part.agents[g]!r} is not finite", where=where)
-
-    def _call(self, play: Callable[[], Any]) -> Any:
-        try:
-            return play()
-        except EnvironmentFault:
-            raise
-        except Exception as error:
-            self._fail(f"raised {type(error).__name__}: {error}", error)
-
-    def _check(self, what: str, given: Mapping[str, Tensor], shapes: Mapping[str, torch.Size]) -> None:
-        for agent, shape in shapes.items():
-            tensor = given.get(agent)
-            if tensor is None:
-                self._fail(f"gave agent {agent!r} no {what}")
-            if tensor.shape != shape:
-                self._fail(
-                    f"the {what} of agent {agent!r} has shape {tuple(tensor.shape)} for "
-                    f"{self._env.num_envs} copies, expected {tuple(shape)}"
-                )
-
-    def _fail(self, what: str, cause: Exception | None = None, *, where: str = "") -> NoReturn:
-        where = where or f"{self._env.num_envs} copies, step {self._steps} since the reset"
-        raise EnvironmentFault(f"environment {self._name}, {where}: {what}") from cause
-
-
 class Collector:
     """Plays E copies of an environment and keeps what happened as a `Fragment`.
 
@@ -157,16 +72,30 @@ class Collector:
         module_of: Module of each agent.
         policies: The policies of all modules.
         name: Name of the environment in faults.
+        attack: The attack that a share of the copies is played under; None: there is none.
+
+    Attributes:
+        attack: The same.
+        attack_metrics: Its measures in the last fragment.
     """
 
     def __init__(
-        self, env: BatchedEnv, module_of: Mapping[str, str], policies: RolloutPolicies, *, name: str = ""
+        self,
+        env: BatchedEnv,
+        module_of: Mapping[str, str],
+        policies: RolloutPolicies,
+        *,
+        name: str = "",
+        attack: AttackedPlay | None = None,
     ) -> None:
         self.env = env
         self._checked = CheckedBatch(env, name or type(env).__name__)
         self.groups = agent_groups(env, module_of)
         self.policies = policies
+        self.attack = attack
+        self.attack_metrics: Mapping[str, float] = {}
         self._heads: dict[str, StepInputs] = {}
+        self._given: dict[str, StepInputs] = {}
         self._open: dict[str, Row] = {}
         self._known: dict[str, tuple[list[Tensor], bool, bool]] = {}
         self._latest: dict[str, Decision] = {}
@@ -178,7 +107,7 @@ class Collector:
 
     def reset(self, *, seed: int) -> None:
         """Begin new episodes in all copies; raises `EnvironmentFault`, as `collect` does."""
-        self.policies.begin_episodes(torch.ones(self.env.num_envs, dtype=torch.bool, device=self.env.device))
+        self._begin_episodes(torch.ones(self.env.num_envs, dtype=torch.bool, device=self.env.device))
         self._log = EpisodeLog(len(self.agents), self.env.num_envs, phases=self.env.phases)
         self._open = {}
         self._look(self._checked.reset(seed=seed))
@@ -204,12 +133,13 @@ class Collector:
         for t in range(lead, lead + steps):
             step = self._step(columns, t)
             over[t] = step.episode_over
-            self.policies.begin_episodes(step.episode_over)
+            self._begin_episodes(step.episode_over)
             self._look(step.obs)
         parts = {
-            module: column.finish(self._heads[module], partial(self.policies.filter_obs, module, rows=None))
+            module: column.finish(self._seen(module), partial(self._last_seen, module, lead=lead))
             for module, column in columns.items()
         }
+        self.attack_metrics = {} if self.attack is None else self.attack.metrics(parts)
         rewards = torch.cat([part.rewards[lead:] for part in parts.values()], 1)
         played = over[lead:]
         self._checked.check_finite(parts.values(), lead=lead, position=partial(self._log.position, played))
@@ -221,7 +151,7 @@ class Collector:
     def _step(self, columns: Mapping[str, RolloutBuffer], t: int) -> BatchedStep:
         actions: dict[str, Tensor] = {}
         for module, agents in self.groups.items():
-            head = self._heads[module]
+            head = self._seen(module, t)
             decision = self._decide(module, head)
             columns[module].write(t, head, decision)
             shape = (*head.acts.shape, *decision.env_actions.shape[1:])
@@ -239,6 +169,25 @@ class Collector:
             latest = self._latest[module] = self.policies.act(module, *head.rows())
         return latest
 
+    def _begin_episodes(self, over: Tensor) -> None:
+        if self.attack is not None:
+            self.attack.begin_episodes(over)
+        self.policies.begin_episodes(over)
+
+    def _seen(self, module: str, row: int | None = None) -> StepInputs:
+        """What the agents of a module see now, kept in this row; None: it is what follows the last one."""
+        head = self._heads[module]
+        if self.attack is None or not self.attack.attacks(module):
+            return head
+        seen = self.attack.seen(module, self._given[module], head.obs, row=row)
+        return head._replace(obs=seen, clean=head.obs)
+
+    def _last_seen(self, module: str, given: Tensor, at: Tensor, *, lead: int) -> Tensor:
+        clean = self.policies.filter_obs(module, given, None)
+        if self.attack is None:
+            return clean
+        return self.attack.last_seen(module, given, clean, at, lead)
+
     def _look(self, obs: Mapping[str, Tensor]) -> None:
         """Keeps the observations of all agents, filtered, and who must act on them."""
         active, masks = self.env.active, self.env.action_mask
@@ -250,6 +199,7 @@ class Collector:
             flat, _, rows = head.rows()
             seen = self.policies.filter_obs(module, flat, rows)
             self._heads[module] = head._replace(obs=seen.view(head.obs.shape))
+            self._given[module] = head
 
     def _who_acts(self, module: str, flags: list[Tensor], acts: Tensor) -> tuple[bool, bool]:
         """Whether all agents of a module must act, and whether none; asked once where nothing changes."""

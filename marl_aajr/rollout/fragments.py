@@ -7,7 +7,7 @@ travels to another process as a handful of arrays, and advantages are a loop ove
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any, NamedTuple
 
@@ -63,6 +63,8 @@ class ModuleFragment(_Packed):
         final_obs: `[K, ...]`, the last observation of each of them.
         states: Recurrent states `[S, G, E, ...]` before the steps 0, L, 2 L, ... of a module with sequence
             length L; None for others.
+        clean_obs: As `obs`, which then holds what the agents saw, without what an adversary changed; None:
+            nobody was attacked.
     """
 
     agents: tuple[str, ...]
@@ -78,6 +80,7 @@ class ModuleFragment(_Packed):
     final_at: Tensor
     final_obs: Tensor
     states: Tree | None = None
+    clean_obs: Tensor | None = None
 
     @property
     def steps(self) -> int:
@@ -178,6 +181,19 @@ class Fragment(_Packed):
             )
             for start in range(0, self.num_envs, share)
         ]
+
+
+def alike(fragments: Sequence[Fragment], module: str) -> list[Fragment]:
+    """The fragments with `clean_obs` of a module in all of them, if it is in any."""
+    if all(fragment.modules[module].clean_obs is None for fragment in fragments):
+        return list(fragments)
+
+    def filled(fragment: Fragment) -> Fragment:
+        part = fragment.modules[module]
+        part = part if part.clean_obs is not None else replace(part, clean_obs=part.obs)
+        return replace(fragment, modules={**fragment.modules, module: part})
+
+    return [filled(fragment) for fragment in fragments]
 
 
 class Episodes(NamedTuple):

@@ -140,6 +140,7 @@ class TrainingRows:
         inputs: `[N, m]`.
         advantages: `[N]`, standardised over the samples.
         value_targets: `[N]`.
+        clean_obs: `[N, ...]`, observations without what an adversary changed; None: nobody was attacked.
         loss_mask: `[N]` bool, False for padding and rows that only look like samples; None: all are samples.
         states: Recurrent states `[B, ...]` before the first sample of each sequence.
     """
@@ -151,6 +152,7 @@ class TrainingRows:
     inputs: Tensor
     advantages: Tensor
     value_targets: Tensor
+    clean_obs: Tensor | None = None
     loss_mask: Tensor | None = None
     states: Tree | None = None
 
@@ -164,7 +166,8 @@ class TrainingRows:
         **more: Any,
     ) -> TrainingRows:
         """The rows that `rows` takes out of the columns `[T, G, E, ...]` of a fragment."""
-        kept = {name: getattr(part, name) for name in ("obs", "mask", "actions", "log_probs", "inputs")}
+        names = ("obs", "clean_obs", "mask", "actions", "log_probs", "inputs")
+        kept = {name: getattr(part, name) for name in names}
         columns = {**kept, "advantages": advantages, "value_targets": advantages + values[:-1]}
         taken: dict[str, Any] = {name: None if x is None else rows(x) for name, x in columns.items()}
         return cls(**taken, **more)
@@ -174,7 +177,12 @@ class TrainingRows:
 
 
 def training_rows(
-    parts: Sequence[ModuleFragment], critic: ValueFunction, *, gamma: float, lambda_: float
+    parts: Sequence[ModuleFragment],
+    critic: ValueFunction,
+    *,
+    gamma: float,
+    lambda_: float,
+    clean_critic: bool = False,
 ) -> TrainingRows:
     """The samples of one module in some fragments.
 
@@ -186,11 +194,12 @@ def training_rows(
         critic: The values of the module that is trained.
         gamma: Discount.
         lambda_: λ of GAE.
+        clean_critic: Whether the critic reads observations without what an adversary changed.
 
     Returns:
         The rows, fragment by fragment; within one, by time, agent and copy.
     """
-    rows = join([_rows(part, critic, gamma=gamma, lambda_=lambda_) for part in parts])
+    rows = join([_rows(part, critic, clean_critic, gamma=gamma, lambda_=lambda_) for part in parts])
     return replace(rows, advantages=standardize(rows.advantages))
 
 
@@ -202,8 +211,11 @@ def join(pieces: Sequence[TrainingRows]) -> TrainingRows:
     return TrainingRows(**columns)
 
 
-def _rows(part: ModuleFragment, critic: ValueFunction, **discounts: float) -> TrainingRows:
-    values, final_values = values_of(part, critic)
+def _rows(
+    part: ModuleFragment, critic: ValueFunction, clean_critic: bool, **discounts: float
+) -> TrainingRows:
+    read = part.clean_obs if clean_critic else None
+    values, final_values = values_of(part if read is None else replace(part, obs=read), critic)
     advantages, samples = advantages_of(part, values, final_values, **discounts)
 
     def rows(column: Tensor) -> Tensor:

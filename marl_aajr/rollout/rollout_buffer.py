@@ -55,6 +55,7 @@ class StepInputs(NamedTuple):
         mask: Legal actions, or None.
         all_act: Whether everybody must act.
         none_acts: Whether nobody must.
+        clean: Where an adversary may have changed them, observations as they would be without it.
     """
 
     obs: Tensor
@@ -62,6 +63,7 @@ class StepInputs(NamedTuple):
     mask: Tensor | None
     all_act: bool
     none_acts: bool = False
+    clean: Tensor | None = None
 
     def rows(self) -> tuple[Tensor, Tensor | None, Tensor | None]:
         """Observations, legal actions and who acts as `[G · E, ...]`; None for all."""
@@ -100,6 +102,7 @@ def pending_decisions(part: ModuleFragment, state: Tree | None) -> Row | None:
 
     rewards = part.rewards.masked_fill(count <= at, 0.0).sum(0)
     columns = {name: row(getattr(part, name)) for name in ("obs", "mask", *_PER_STEP)}
+    columns["clean_obs"] = columns["obs"] if part.clean_obs is None else row(part.clean_obs)
     return {**columns, "acts": acts, "rewards": rewards, "state": state}
 
 
@@ -150,23 +153,25 @@ class RolloutBuffer:
         # Asking now whether somebody has ended would make a device wait at every step.
         self._finals[t] = step.final_obs
 
-    def finish(self, head: StepInputs, filter_obs: Callable[[Tensor], Tensor]) -> ModuleFragment:
+    def finish(self, head: StepInputs, seen: Callable[[Tensor, Tensor], Tensor]) -> ModuleFragment:
         """The fragment.
 
         Args:
             head: The observations after its last step.
-            filter_obs: Observations `[K, ...]` as the module sees them.
+            seen: Last observations `[K, ...]` of episodes that ended in one step, at `(t, g, e)` `[K, 3]`, as
+                the module sees them.
         """
         self._see(self._steps, head)
         columns = self._columns
         final_at = (columns["terminated"] | columns["truncated"]).nonzero()
         last = [columns["obs"].new_empty((0, *columns["obs"].shape[3:]))]
         for t in final_at[:, 0].unique().tolist():
-            _, g, e = final_at[final_at[:, 0] == t].unbind(1)
-            last.append(filter_obs(stacked(self._finals[t], self._agents)[g, e]))
+            at = final_at[final_at[:, 0] == t]
+            last.append(seen(stacked(self._finals[t], self._agents)[at[:, 1], at[:, 2]], at))
         return ModuleFragment(
             agents=self._agents,
             mask=columns.get("mask"),
+            clean_obs=columns.get("clean_obs"),
             acts=None if self._all_act else columns["acts"],
             final_at=final_at,
             final_obs=torch.cat(last),
@@ -180,6 +185,8 @@ class RolloutBuffer:
         self._all_act &= head.all_act
         if head.mask is not None:
             self._columns["mask"][t] = head.mask
+        if head.clean is not None:
+            self._columns["clean_obs"][t] = head.clean
 
     def _remember(self, t: int, head: StepInputs, state: Tree) -> None:
         assert self._sequence is not None
@@ -197,7 +204,8 @@ class RolloutBuffer:
 
     def _allocate(self, lead: int, head: StepInputs, decision: Decision) -> None:
         steps, shape, new = self._steps, head.acts.shape, self._columns
-        for name, value in (("obs", head.obs), ("acts", head.acts), ("mask", head.mask)):
+        shown = {"obs": head.obs, "clean_obs": head.clean, "acts": head.acts, "mask": head.mask}
+        for name, value in shown.items():
             if value is not None:
                 new[name] = value.new_empty((steps + 1, *value.shape))
         for name in _PER_STEP:

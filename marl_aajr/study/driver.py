@@ -32,8 +32,8 @@ from marl_aajr.study.runs import check_axes, runs
 from marl_aajr.study.study_config import StudyConfig, load_study
 from marl_aajr.study.tuning import check_tuning, replay, tune_study
 from marl_aajr.training.cluster import amounts_of_nodes, ray_for
-from marl_aajr.training.config import Resources
 from marl_aajr.training.files import YamlSource, append_line
+from marl_aajr.training.resources import Resources
 
 
 def prepare(

@@ -27,9 +27,9 @@ from marl_aajr.study.study_config import StudyConfig
 from marl_aajr.study.tuning import ASKED, searched_by
 from marl_aajr.training.algorithm import build_config
 from marl_aajr.training.cluster import KINDS, have_room, show
-from marl_aajr.training.config import Resources
 from marl_aajr.training.fields import differences
 from marl_aajr.training.files import Key, YamlSource
+from marl_aajr.training.resources import Resources
 from marl_aajr.training.run_directory import RunDirectory
 from marl_aajr.training.run_record import LOCK
 from marl_aajr.victims import Victim

@@ -16,7 +16,7 @@ from ray.rllib.algorithms.impala import IMPALAConfig
 from ray.rllib.algorithms.ppo import PPOConfig
 from ray.rllib.core.rl_module.multi_rl_module import MultiRLModuleSpec
 
-from marl_aajr.core.checks import Schedule
+from marl_aajr.core.checks import Schedule, grouped
 from marl_aajr.core.distributions import from_space
 from marl_aajr.core.environment_values import TO_FLOAT, split
 from marl_aajr.core.objectives import EVERYTHING, Need
@@ -25,17 +25,21 @@ from marl_aajr.rllib.internals.algorithms import RunAPPO, RunIMPALA, RunPPO
 from marl_aajr.rllib.internals.learners import resumable_learner_class
 from marl_aajr.rllib.networks import check_observation_space
 from marl_aajr.rllib.plugin.observation_layout import chosen_parts
+from marl_aajr.rllib.plugin.regularized_module import check_one_minimax
 from marl_aajr.rllib.sampling.env import register
-from marl_aajr.rllib.sampling.env_runners import RunEnvRunner
 from marl_aajr.rllib.sampling.episode_metrics import EpisodeReturns
 from marl_aajr.rllib.sampling.fast import fast
 from marl_aajr.rllib.sampling.observation_filter import ObservationNormalizer
+from marl_aajr.rllib.sampling.run_env_runner import RunEnvRunner
+from marl_aajr.rollout.attacked_play import attacked_members
 from marl_aajr.rollout.environments import resolve
 from marl_aajr.rollout.perturbed import PerturbedGame
+from marl_aajr.rollout.rollout_attack import RolloutAttack
 from marl_aajr.training.atla_phases import ATLAPhases, PhaseOfRecreated, phases_of
 from marl_aajr.training.checkpoint import StartRecreated
-from marl_aajr.training.config import Resources, RunConfig
+from marl_aajr.training.config import RunConfig
 from marl_aajr.training.policy_mapping import ModuleOf, PolicyMapping, module_spec, policy_mapping_of
+from marl_aajr.training.resources import Resources
 
 _REQUESTS_IN_FLIGHT = 64
 """RLlib drops a broadcast of weights or filters to a runner that has more than this many to work off; with
@@ -94,6 +98,7 @@ def build_config(config: RunConfig) -> AlgorithmConfig:
             critic=config.model.critic,
             device=device,
             env_processes=config.resources.env_processes,
+            rollouts=config.attack,
         )
     return result
 
@@ -118,7 +123,9 @@ def _set_processes(result: AlgorithmConfig, config: RunConfig) -> None:
 
 
 def _set_method(result: AlgorithmConfig, config: RunConfig, mapping: PolicyMapping) -> None:
-    regularizer = config.method.regularizer(env_steps=config.env_steps)
+    regularizer, attack = config.method.regularizer(env_steps=config.env_steps), config.attack
+    if attack is not None:
+        _check_attack(attack, config, mapping)
     if regularizer is None:
         result.learners(learner_class=resumable_learner_class(result.learner_class))
         return
@@ -129,6 +136,7 @@ def _set_method(result: AlgorithmConfig, config: RunConfig, mapping: PolicyMappi
         offers -= {"policy_loss", "advantages"}
     for module, agent in mapping.modules.items():
         try:
+            check_one_minimax(regularizer, attack)
             regularizer.check(from_space(mapping.action_spaces[agent]), offers=offers)
             if (leaves := regularizer.perturbed_leaves) is not None:
                 chosen_parts(mapping.observation_spaces[agent], leaves)
@@ -137,12 +145,33 @@ def _set_method(result: AlgorithmConfig, config: RunConfig, mapping: PolicyMappi
     robustify(result, dict.fromkeys(sorted(mapping.modules), regularizer))
 
 
+def _check_attack(attack: RolloutAttack, config: RunConfig, team: PolicyMapping) -> None:
+    """Raise `ValueError` for an attack that this team cannot be played under."""
+    attack.check_copies(config.resources.copies)
+    groups = grouped((module, agent) for agent, module in team.module_of.items())
+    members = attacked_members(attack, {module: tuple(agents) for module, agents in groups.items()})
+    for module in members:
+        agent = groups[module][0]
+        box, _ = split(team.observation_spaces[agent])
+        try:
+            if not np.issubdtype(box.dtype, np.floating):
+                raise ValueError(f"expected floating-point observations, got {box.dtype}; {TO_FLOAT}")
+            # The critics of our own modules stay with the learner.
+            attack.check(from_space(team.action_spaces[agent]), offers=())
+            attack.check_memory(config.model.lstm is not None)
+            nothing = torch.zeros(1, math.prod(box.shape))
+            attack.perturbations(1.0).project(nothing, nothing)
+        except ValueError as error:
+            raise ValueError(f"rollouts under attack, module {module!r}: {error}") from None
+
+
 def _check_playable(config: RunConfig, mapping: PolicyMapping) -> None:
     for agent, space in mapping.observation_spaces.items():
         check_observation_space(agent, space)
         from_space(mapping.action_spaces[agent])
         box, _ = split(space)
-        needs_floats = [f"method {config.method.name}"] * (config.method.name != "none")
+        regularized = config.method.name not in ("none", RolloutAttack.name)
+        needs_floats = [f"method {config.method.name}"] * regularized
         needs_floats += ["observation_filter mean_std"] * (config.observation_filter != "none")
         if needs_floats and not np.issubdtype(box.dtype, np.floating):
             raise ValueError(

@@ -26,7 +26,7 @@ from ray.exceptions import RayError
 from ray.util.placement_group import get_current_placement_group
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from marl_aajr.training.config import Amounts, Group, Resources
+from marl_aajr.training.resources import Amounts, Group, Resources
 from marl_aajr.training.run_record import other_versions, software
 
 KINDS = ("CPU", "GPU")

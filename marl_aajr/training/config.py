@@ -7,15 +7,14 @@ after a default has changed.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
+from marl_aajr.rollout.rollout_attack import RolloutAttack
 from marl_aajr.rollout.teams import TEAMS
 from marl_aajr.training.fields import (
-    AutoCount,
     Count,
     Fraction,
     NonNegative,
@@ -26,10 +25,8 @@ from marl_aajr.training.fields import (
     validated,
 )
 from marl_aajr.training.files import load_yaml
-from marl_aajr.training.method import MethodConfig
-
-COPIES = 160
-"""Environment copies by default: more of them, each for fewer steps, make a step of all cheaper."""
+from marl_aajr.training.method import MethodConfig, RolloutsConfig
+from marl_aajr.training.resources import Resources
 
 
 class EnvConfig(Section):
@@ -114,84 +111,14 @@ class PPOSettings(Section):
     grad_clip: Positive | None = None
 
 
-Amounts = Mapping[str, float]
-"""Amounts of CPU and GPU."""
-
-
-@dataclass(frozen=True)
-class Group:
-    """Processes of a run that are alike: the name of their kind, their number, the resources of each."""
-
-    name: str
-    count: int
-    each: Amounts
-
-
-class Resources(Section):
-    """The processes, processors and GPUs that the run asks Ray for.
-
-    Attributes:
-        env_runners: processes that sample; 0: the main process samples.
-        runner: `fast`: batches of environment copies and a lean learner; `stock`: RLlib's own env runner
-            and learner.
-        envs_per_runner: environment copies in each process that samples; None: 160 in all.
-        env_processes: processes that step the copies in each process that samples, itself among them; for
-            environments without a batched version (PettingZoo's) and the fast runner. Numbers do not depend
-            on it. `auto`: one for each of its cores, while each has 8 copies or more, and itself alone where
-            others cannot build the environment. Its cores: cpus_per_env_runner; of the main process all of
-            the machine, or what Tune gives it.
-        learners: processes that learn; 0: the main process learns. Batch sizes are divided among them.
-        cpus_per_env_runner: CPUs of each sampling process.
-        gpus_per_env_runner: GPUs of each sampling process; with env_runners = 0, of the main process
-            (0 or 1).
-        cpus_per_learner: CPUs of each learning process.
-        gpus_per_learner: GPUs of each learning process; with learners = 0, of the main process (0 or 1).
-        torch_threads: threads of torch in each process; more than 1 makes numbers depend on the machine.
-        address: a running Ray cluster, `host:port` or `auto`; None: RAY_ADDRESS, else a local one.
-    """
-
-    env_runners: Whole = 0
-    runner: Literal["fast", "stock"] = "fast"
-    envs_per_runner: Count | None = None
-    env_processes: AutoCount = "auto"
-    learners: Whole = 0
-    cpus_per_env_runner: NonNegative = 1.0
-    gpus_per_env_runner: NonNegative = 0.0
-    cpus_per_learner: NonNegative = 1.0
-    gpus_per_learner: NonNegative = 0.0
-    torch_threads: Count = 1
-    address: str | None = None
-
-    @property
-    def copies(self) -> int:
-        """Environment copies in each process that samples."""
-        return self.envs_per_runner or max(1, COPIES // max(self.env_runners, 1))
-
-    @property
-    def groups(self) -> tuple[Group, Group]:
-        """The env runners and the learners."""
-        runner = {"CPU": self.cpus_per_env_runner, "GPU": self.gpus_per_env_runner}
-        learner = {"CPU": self.cpus_per_learner, "GPU": self.gpus_per_learner}
-        return Group("env runner", self.env_runners, runner), Group("learner", self.learners, learner)
-
-    @property
-    def bundles(self) -> list[dict[str, float]]:
-        """A run as the bundles of a placement group, as `ray.tune.PlacementGroupFactory` takes them.
-
-        The first is for the process that calls `train`, with the GPUs of what it does itself; RLlib puts env
-        runner i on bundle i, and learners follow.
-        """
-        local = max((group.each["GPU"] for group in self.groups if group.count == 0), default=0.0)
-        each = [{"CPU": 1.0, "GPU": local}, *(g.each for g in self.groups for _ in range(g.count))]
-        return [{kind: amount for kind, amount in bundle.items() if amount} for bundle in each]
-
-
 class RunConfig(Section):
     """One training run.
 
     Attributes:
         env: the environment.
         method: the method that makes the policy robust.
+        rollouts: the attack that a share of the copies is played under, beside the method; None: there is
+            none. `rollouts: {epsilon: 0.1}` with method aajr is a minimax with AAJR in it.
         seed: seed of everything random: same seed, same run.
         env_steps: length of the run in environment steps, summed over the copies. The last iteration may
             exceed it.
@@ -216,6 +143,7 @@ class RunConfig(Section):
 
     env: EnvConfig
     method: MethodConfig = Field(default_factory=MethodConfig)
+    rollouts: RolloutsConfig | None = None
     seed: Whole = 0
     env_steps: Count = 1_000_000
     policies: Literal["shared", "independent"] = "shared"
@@ -232,6 +160,28 @@ class RunConfig(Section):
     def repeatable(self) -> bool:
         """Whether the same configuration gives the same numbers, resumed or not."""
         return self.algorithm == "ppo"
+
+    @property
+    def attack(self) -> RolloutAttack | None:
+        """The attack that a share of the copies is played under; None: nobody ever is."""
+        attack = self.method.rollouts(env_steps=self.env_steps)
+        if self.rollouts is not None:
+            attack = self.rollouts.attack(env_steps=self.env_steps)
+        return attack if attack is not None and attack.ever else None
+
+    @model_validator(mode="after")
+    def _one_attack(self) -> RunConfig:
+        if self.rollouts is not None and self.method.name in (RolloutAttack.name, "atla"):
+            raise ValueError(
+                "expected beside rollouts a method without an adversary in the rollouts, got "
+                f"{self.method.name}: observations would be perturbed twice; remove one of them"
+            )
+        if self.attack is not None and self.resources.runner != "fast":
+            raise ValueError(
+                f"expected resources.runner fast for rollouts under attack, got {self.resources.runner}; "
+                "change one of them"
+            )
+        return self
 
     @model_validator(mode="after")
     def _asynchronous(self) -> RunConfig:

@@ -23,6 +23,7 @@ from marl_aajr.core.checks import (
 from marl_aajr.core.environment_values import agent_names
 from marl_aajr.core.threat import Norm, PerturbationSet
 from marl_aajr.regularizers import REGULARIZERS, Regularizer, make_regularizer, settings_of
+from marl_aajr.rollout.rollout_attack import RolloutAttack
 from marl_aajr.training.fields import Fraction, Section
 
 
@@ -139,11 +140,16 @@ class ATLA:
 NO_METHOD = "none"
 """The method that adds nothing: plain PPO."""
 
-METHODS: dict[str, type[Regularizer] | type[ATLA]] = {**REGULARIZERS, ATLA.name: ATLA}
+METHODS: dict[str, type[Regularizer] | type[ATLA] | type[RolloutAttack]] = {
+    **REGULARIZERS,
+    RolloutAttack.name: RolloutAttack,
+    ATLA.name: ATLA,
+}
 """The methods that can make a policy robust, each with a `summary`."""
 
 
-_Method = TypeVar("_Method", ATLA, Regularizer | None)
+_Method = TypeVar("_Method", ATLA, RolloutAttack, Regularizer | None)
+Ramp = tuple[Fraction, Fraction] | None
 
 
 class MethodConfig(Section, extra="allow"):
@@ -151,13 +157,13 @@ class MethodConfig(Section, extra="allow"):
 
     Attributes:
         name: method that makes the policy robust: a name of `list methods`.
-        ramp: fractions of the run between which λ and κ (of atla: ε) rise from 0, or `none`: their value
-            from the start. Schedules stay as they are. A penalty at full weight on an untrained policy stops
-            it from learning.
+        ramp: fractions of the run between which λ and κ (of atla and adversarial_training: ε) rise from 0,
+            or `none`: their value from the start. Schedules stay as they are. A penalty at full weight on an
+            untrained policy stops it from learning.
     """
 
     name: str = NO_METHOD
-    ramp: tuple[Fraction, Fraction] | None = (0.1, 0.4)
+    ramp: Ramp = (0.1, 0.4)
 
     @model_validator(mode="before")
     @classmethod
@@ -180,8 +186,7 @@ class MethodConfig(Section, extra="allow"):
 
     @model_validator(mode="after")
     def _ordered(self) -> MethodConfig:
-        if self.ramp is not None and self.ramp[0] >= self.ramp[1]:
-            raise ValueError(f"expected a ramp [a, b] with a < b, got {list(self.ramp)}")
+        _check_ramp(self.ramp)
         return self
 
     @property
@@ -202,16 +207,61 @@ class MethodConfig(Section, extra="allow"):
         """The settings of ATLA for a run of `env_steps`, its ramp written as a schedule; else None."""
         return self._ramped(ATLA(**self.settings), env_steps) if self.name == ATLA.name else None
 
+    def rollouts(self, *, env_steps: int) -> RolloutAttack | None:
+        """The attack of adversarial training in a run of `env_steps`, its ramp written as a schedule."""
+        named = self.name == RolloutAttack.name
+        return self._ramped(RolloutAttack(**self.settings), env_steps) if named else None
+
     def _ramped(self, method: _Method, env_steps: int) -> _Method:
-        if method is None or self.ramp is None:
-            return method
-        start, end = self.ramp
-        return method.ramped(start * env_steps, end * env_steps)
+        return method if method is None else _ramped(method, self.ramp, env_steps)
+
+
+class RolloutsConfig(Section, extra="allow"):
+    """The attack that rollouts are played under, beside any method; its settings stand beside this one.
+
+    They are those of the method `adversarial_training`, which is this and nothing else.
+
+    Attributes:
+        ramp: fractions of the run between which ε rises from 0, or `none`: its value from the start.
+    """
+
+    ramp: Ramp = (0.1, 0.4)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _resolve(cls, data: Any) -> Any:
+        """Every setting of the attack, checked, defaults written out."""
+        if not isinstance(data, Mapping):
+            raise ValueError(f"expected a mapping such as {{share: 1, epsilon: 0.1}}, got {data!r}")
+        given = {str(key): value for key, value in data.items()}
+        ramp = {"ramp": given.pop("ramp")} if "ramp" in given else {}
+        return ramp | _written_out(RolloutAttack.name, given)
+
+    @model_validator(mode="after")
+    def _ordered(self) -> RolloutsConfig:
+        _check_ramp(self.ramp)
+        return self
+
+    def attack(self, *, env_steps: int) -> RolloutAttack:
+        """The attack in a run of `env_steps`, its ramp written as a schedule."""
+        return _ramped(RolloutAttack(**(self.model_extra or {})), self.ramp, env_steps)
+
+
+_Ramped = TypeVar("_Ramped", ATLA, RolloutAttack, Regularizer)
+
+
+def _ramped(method: _Ramped, ramp: Ramp, env_steps: int) -> _Ramped:
+    return method if ramp is None else method.ramped(ramp[0] * env_steps, ramp[1] * env_steps)
+
+
+def _check_ramp(ramp: Ramp) -> None:
+    if ramp is not None and ramp[0] >= ramp[1]:
+        raise ValueError(f"expected a ramp [a, b] with a < b, got {list(ramp)}")
 
 
 def _written_out(name: str, settings: dict[str, Any]) -> dict[str, Any]:
-    if name == ATLA.name:
-        check_settings(name, ATLA, settings)
-        return asdict(made(ATLA, settings))
+    if (cls := {ATLA.name: ATLA, RolloutAttack.name: RolloutAttack}.get(name)) is not None:
+        check_settings(name, cls, settings)
+        return asdict(made(cls, settings))
     regularizer = make_regularizer(name, **settings)
     return {key: value for key, value in settings_of(regularizer).items() if key != "name"}

@@ -10,7 +10,7 @@ from typing import Any
 from torch.utils.tensorboard import SummaryWriter
 
 from marl_aajr.core.checks import NonFiniteError
-from marl_aajr.rllib.sampling.episode_metrics import RETURNS_KEY
+from marl_aajr.rllib.sampling.episode_metrics import ATTACK_KEY, RETURNS_KEY
 from marl_aajr.training.checkpoint import RunProgress
 from marl_aajr.training.fields import flat
 
@@ -52,7 +52,8 @@ def to_record(
     Returns:
         `iteration`, `env_steps`, `seconds`, `return_mean` (sum over all teams, mean over the
         episodes that ended in this iteration; None where none did), `team_returns`, `episode_length`,
-        `env_steps_per_second` and `modules` (module id → name → number).
+        `env_steps_per_second` and `modules` (module id → name → number); with rollouts under attack
+        `attack` (see `_attack`).
 
     Raises:
         NonFiniteError: a number is NaN or infinite; names it.
@@ -65,6 +66,8 @@ def to_record(
         "env_steps_per_second": steps_per_second,
         "modules": {name: _module(result["learners"][name], with_kl=with_kl) for name in modules},
     }
+    if (sums := result["env_runners"].get(RETURNS_KEY, {}).get(ATTACK_KEY)) is not None:
+        record["attack"] = _attack(sums, teams)
     for name, value in flat(record, ", ").items():
         if isinstance(value, float) and not math.isfinite(value):
             raise NonFiniteError(f"iteration {progress.iteration}: {name} is {value}")
@@ -85,14 +88,47 @@ def _episodes(sums: Mapping[str, Any], counted: Collection[str]) -> dict[str, An
     }
 
 
+_MEANS = {
+    "objective_gain": ("gain", "rows"),
+    "changed_decisions": ("changed", "rows"),
+    "inner_gain": ("trained_gain", "gap_rows"),
+    "strong_gain": ("strong_gain", "gap_rows"),
+    "monotone_fraction": ("monotone", "gap_rows"),
+    "smoothness": ("smoothness", "gap_rows"),
+}
+"""Measures of rollouts under attack: a sum, and what it is divided by."""
+
+
+def _attack(sums: Mapping[str, Any], counted: Collection[str]) -> dict[str, Any]:
+    """Measures of rollouts under attack from their sums over all runners; None where there was nothing.
+
+    `epsilon` in force; `attacked_return_mean` and `clean_return_mean` of the episodes of both kinds;
+    `objective_gain` g(δ_K) − g(0) and the share of `changed_decisions` over the attacked ones. Now and then,
+    on a few rows: the `inner_gain` of the K steps beside the `strong_gain` of 50 steps with restarts, the
+    `inner_gap` between them, the `monotone_fraction` of the K steps, and `smoothness` L_eff along their path.
+    """
+    found: dict[str, Any] = {"epsilon": float(sums["epsilon"]) / float(sums["samples"])}
+    for kind in ("attacked", "clean"):
+        count, returns = sums[kind]["episodes"], sums[kind]["returns"]
+        total = sum(float(value) for team, value in returns.items() if team in counted)
+        found[f"{kind}_return_mean"] = total / count if count > 0 else None
+    for name, (total_of, count_of) in _MEANS.items():
+        count = sums.get(count_of, 0)  # NaN, where an earlier iteration had some, and this one has none
+        found[name] = float(sums[total_of]) / float(count) if count > 0 and total_of in sums else None
+    gains = found["strong_gain"], found["inner_gain"]
+    found["inner_gap"] = None if None in gains else gains[0] - gains[1]
+    return found
+
+
 def _module(learned: Mapping[str, Any], *, with_kl: bool) -> dict[str, float | None]:
     names = _LEARNER_KEYS | (_KL_KEYS if with_kl else {})
     found: dict[str, float | None] = {
         ours: float(learned[theirs]) for theirs, ours in names.items() if theirs in learned
     }
     for group, values in sorted(learned.items()):
-        # Regularizers report under their own name.
-        if isinstance(values, Mapping) and "throughput" not in group:
+        # Regularizers report under their own name; NaN is RLlib's for nothing, where no minibatch was due.
+        reports = isinstance(values, Mapping) and "throughput" not in group
+        if reports and not math.isnan(values.get("nonfinite", 0.0)):
             found |= {f"{group}/{key}": float(value) for key, value in sorted(values.items())}
     undefined = "vf_explained_var"  # 0/0 where all value targets are the same
     if not math.isfinite(found.get(undefined) or 0.0):

@@ -19,7 +19,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from marl_aajr import register
 from marl_aajr.rllib.internals.algorithms import registered_creator
 from marl_aajr.training.cluster import check_room, ray_for
-from marl_aajr.training.config import Resources
+from marl_aajr.training.resources import Resources
 from tests.cluster.conftest import add_odd_node, connect
 from tests.forked import ROOT, Forked
 

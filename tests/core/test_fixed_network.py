@@ -14,7 +14,7 @@ from torch.nn.utils import parametrizations
 from marl_aajr.attacks import make_attack
 from marl_aajr.core.distributions import Categorical
 from marl_aajr.core.policy import ModulePolicy
-from marl_aajr.regularizers import AAJR, ERNIE, AdversarialTraining, Regularizer
+from marl_aajr.regularizers import AAJR, ERNIE, OffPolicyAdversarialTraining, Regularizer
 from tests.networks import generator
 from tests.regularizers.samples import sample_of
 
@@ -97,7 +97,9 @@ WHOLE = {"sample_fraction": 1.0, "epsilon": 0.5}
 
 
 @pytest.mark.parametrize("rows", [2, 7])
-@pytest.mark.parametrize("regularizer", [AAJR(), ERNIE(), AdversarialTraining()], ids=lambda r: r.name)
+@pytest.mark.parametrize(
+    "regularizer", [AAJR(), ERNIE(), OffPolicyAdversarialTraining()], ids=lambda r: r.name
+)
 @pytest.mark.parametrize("name", LAYERS)
 def test_a_regularizer_leaves_no_trace(name: str, regularizer: Regularizer, rows: int) -> None:
     """Two rows of which one is regularised, too: batch normalisation has no statistics of one."""

@@ -11,7 +11,13 @@ import torch
 from marl_aajr.core.ascent import ascend
 from marl_aajr.core.distributions import Categorical
 from marl_aajr.core.objectives import KL
-from marl_aajr.regularizers import AAJR, AdversarialTraining, NoiseAugmentation, Sample, ppo_policy_loss
+from marl_aajr.regularizers import (
+    AAJR,
+    NoiseAugmentation,
+    OffPolicyAdversarialTraining,
+    Sample,
+    ppo_policy_loss,
+)
 from marl_aajr.regularizers.augmentation import perturbed_loss
 from tests.networks import generator, linear_policy, parameters, tanh_policy
 from tests.regularizers.samples import evaluate, gradients, sample_of
@@ -24,7 +30,7 @@ AAJR_WHOLE = AAJR(coefficient=1.0, **WHOLE)
 def test_adversarial_training_is_aajr_without_its_penalty(objective: str) -> None:
     policy = tanh_policy(Categorical(5))
     settings: dict[str, Any] = {"objective": objective, "adversarial_weight": 0.4, "dual_clip": 2.0, **WHOLE}
-    alone = evaluate(AdversarialTraining(**settings), sample_of(policy))
+    alone = evaluate(OffPolicyAdversarialTraining(**settings), sample_of(policy))
     together = evaluate(AAJR(coefficient=0.0, **settings), sample_of(policy))
     torch.testing.assert_close(alone.loss, together.loss)
     for key in ("ratio_min", "ratio_max", "objective_gain"):
@@ -36,7 +42,7 @@ def test_adversarial_training_is_aajr_without_its_penalty(objective: str) -> Non
 
 def test_the_adversary_of_training_raises_the_loss_more_than_noise_does() -> None:
     sample = sample_of(tanh_policy(Categorical(5)), rows=200)
-    adversary = evaluate(AdversarialTraining(**WHOLE), sample).metrics["loss_difference"]
+    adversary = evaluate(OffPolicyAdversarialTraining(**WHOLE), sample).metrics["loss_difference"]
     noise = evaluate(NoiseAugmentation(**WHOLE), sample).metrics["loss_difference"]
     assert adversary > 2 * noise.abs()
 
@@ -51,7 +57,7 @@ def test_noise_augmentation_mixes_in_the_loss_at_noisy_observations() -> None:
     torch.testing.assert_close(clean + evaluate(regularizer, sample).loss, 0.75 * clean + 0.25 * noisy)
 
 
-@pytest.mark.parametrize("method", [AdversarialTraining, NoiseAugmentation])
+@pytest.mark.parametrize("method", [OffPolicyAdversarialTraining, NoiseAugmentation])
 def test_they_need_a_policy_loss(method: Any) -> None:
     with pytest.raises(ValueError, match=f"with policy loss for {method.name}, got advantages"):
         method().check(Categorical(3), offers={"advantages"})
@@ -60,9 +66,13 @@ def test_they_need_a_policy_loss(method: Any) -> None:
 @pytest.mark.parametrize(
     ("method", "settings", "message"),
     [
-        (AdversarialTraining, {"adversarial_weight": 2}, r"expected adversarial_weight in \[0, 1\], got 2"),
+        (
+            OffPolicyAdversarialTraining,
+            {"adversarial_weight": 2},
+            r"expected adversarial_weight in \[0, 1\], got 2",
+        ),
         (NoiseAugmentation, {"noise_weight": 2}, r"expected noise_weight in \[0, 1\], got 2"),
-        (AdversarialTraining, {"dual_clip": 0.5}, "expected a dual_clip > 1, got 0.5"),
+        (OffPolicyAdversarialTraining, {"dual_clip": 0.5}, "expected a dual_clip > 1, got 0.5"),
     ],
 )
 def test_bad_settings_are_refused(method: Any, settings: dict[str, Any], message: str) -> None:

@@ -34,7 +34,7 @@ def test_the_interval_follows_the_share_unless_it_is_given(share: float, interva
     assert [t for t in range(25) if regularizer.due(0, t)] == list(range(0, 25, every))
 
 
-@pytest.mark.parametrize("name", ["adversarial_training", "noise_augmentation", "aajr"])
+@pytest.mark.parametrize("name", ["off_policy_adversarial_training", "noise_augmentation", "aajr"])
 def test_a_policy_loss_at_perturbed_observations_is_taken_in_every_minibatch(name: str) -> None:
     kappa = {"adversarial_weight": 0.5} if name == "aajr" else {}
     assert make_regularizer(name, **kappa).every == 1

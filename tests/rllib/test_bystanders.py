@@ -194,7 +194,7 @@ def test_q_values_are_the_logits_of_the_greedy_policy(training: dict[str, Any]) 
 
 def test_what_a_q_learner_cannot_give_is_refused_at_once() -> None:
     for name, reason in (
-        ("adversarial_training", "advantages"),
+        ("off_policy_adversarial_training", "advantages"),
         ("noise_augmentation", "policy loss"),
         ("spectral_normalization", "an actor of its own.*regularizer that works through the loss"),
     ):

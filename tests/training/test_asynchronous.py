@@ -91,7 +91,7 @@ def test_what_needs_synchronous_sampling_is_refused(changes: dict[str, Any], mes
 
 @pytest.mark.parametrize("algorithm", ["appo", "impala"])
 @pytest.mark.parametrize(
-    "method", [{"name": "aajr", "adversarial_weight": 0.5}, {"name": "adversarial_training"}]
+    "method", [{"name": "aajr", "adversarial_weight": 0.5}, {"name": "off_policy_adversarial_training"}]
 )
 def test_methods_that_need_the_policy_loss_of_ppo_are_refused_before_anything_starts(
     algorithm: str, method: dict[str, Any]

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from marl_aajr.training.cluster import have_room
-from marl_aajr.training.config import Group, Resources
+from marl_aajr.training.resources import Group, Resources
 
 
 def amounts(step: float, most: int) -> st.SearchStrategy[dict[str, float]]:

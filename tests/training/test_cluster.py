@@ -11,8 +11,8 @@ import pytest
 import ray
 
 from marl_aajr.training.cluster import ray_for
-from marl_aajr.training.config import Resources
 from marl_aajr.training.loop import native_warning_hidden
+from marl_aajr.training.resources import Resources
 
 
 def test_what_others_started_is_used_and_left_running(ray_session: None) -> None:
@@ -58,7 +58,7 @@ import signal
 import sys
 import ray
 from marl_aajr.training.cluster import ray_for
-from marl_aajr.training.config import Resources
+from marl_aajr.training.resources import Resources
 before = signal.getsignal(signal.SIGTERM)
 for address in (None, sys.argv[1]):
     with ray_for(Resources(address=address), own_environments=True):

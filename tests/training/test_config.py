@@ -65,7 +65,10 @@ def test_numbers_are_read_as_people_write_them(tmp_path: Path) -> None:
     ("data", "line"),
     [
         ({}, "env: missing; add it"),
-        (ENV | {"env_stebs": 1}, "env_stebs: unknown key; did you mean env_steps? known: env, method, seed,"),
+        (
+            ENV | {"env_stebs": 1},
+            "env_stebs: unknown key; did you mean env_steps? known: env, method, rollouts,",
+        ),
         (ENV | {"ppo": {"lamda": 1}}, "ppo.lamda: unknown key; did you mean gae_lambda? known: lr,"),
         (ENV | {"ppo": {"clip": "wide"}}, "ppo.clip: expected a number, got 'wide'"),
         (ENV | {"ppo": {"clip": 0}}, "ppo.clip: expected a number greater than 0, got 0"),

@@ -35,6 +35,7 @@ from marl_aajr.rllib.lean.adam import FlatAdam
 from marl_aajr.rllib.lean.minibatches import minibatches, rows_of
 from marl_aajr.rllib.lean.module_loss import LOSS, ModuleLoss, Plan
 from marl_aajr.rllib.lean.ppo_loss import PPOCoefficients
+from marl_aajr.rllib.plugin.module_policy import ROLLOUTS_KEY
 
 
 class LeanPPOTorchLearner(ResumableLearnerMixin, OpenPPOTorchLearner):
@@ -169,9 +170,8 @@ class LeanPPOTorchLearner(ResumableLearnerMixin, OpenPPOTorchLearner):
     ) -> Tensor:
         loss = self._loss_of(module_id)
         if loss.distribution is None or not config.use_critic:
-            return super().compute_loss_for_module(
-                module_id=module_id, config=config, batch=batch, fwd_out=fwd_out
-            )
+            given = loss.for_critic(batch, fwd_out)
+            return super().compute_loss_for_module(module_id=module_id, config=config, **given)
         value, metrics = loss(
             batch,
             fwd_out,
@@ -189,7 +189,8 @@ class LeanPPOTorchLearner(ResumableLearnerMixin, OpenPPOTorchLearner):
         if known is None or known.module is not module:  # a league may have replaced it
             optimizer = self._flat_adam(module_id)
             buffers = {} if optimizer is None else optimizer.buffers
-            known = self._losses[module_id] = ModuleLoss(module, buffers)
+            rollouts = self.config.learner_config_dict.get(ROLLOUTS_KEY)
+            known = self._losses[module_id] = ModuleLoss(module, buffers, rollouts)
         return known
 
     def _flat_adam(self, module_id: str) -> FlatAdam | None:

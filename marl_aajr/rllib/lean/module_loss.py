@@ -29,7 +29,9 @@ from marl_aajr.core.environment_values import split
 from marl_aajr.rllib.internals.modules import plain_networks
 from marl_aajr.rllib.lean.ppo_loss import PPOCoefficients, PPORows, plain_gradient, ppo_loss, ppo_parts
 from marl_aajr.rllib.networks import FlatActorCritic, floats
+from marl_aajr.rllib.plugin.module_policy import CLEAN_OBS
 from marl_aajr.rllib.sampling.module_policies import own_distribution
+from marl_aajr.rollout.rollout_attack import RolloutAttack
 
 VALUES, LOSS, ROWS = (f"marl_aajr_{name}" for name in ("values", "loss", "rows"))
 """Keys of a forward pass's output: the critic's values `[N]`; or PPO's loss, which then has no graph, and the
@@ -60,14 +62,26 @@ class Plan:
 class ModuleLoss:
     """PPO's loss of one unwrapped module, with a buffer for the gradient by each parameter.
 
+    Args:
+        module: The module.
+        buffers: Where gradients by its parameters can be written, by parameter.
+        rollouts: The attack that agents act under; None: there is none.
+
     Attributes:
         gradients: Those buffers that are filled then, by parameter.
         distribution: The distribution of the module's outputs; None: not one of ours, and only RLlib's own
             loss can serve.
     """
 
-    def __init__(self, module: TorchRLModule, buffers: Mapping[Tensor, Tensor]) -> None:
+    def __init__(
+        self,
+        module: TorchRLModule,
+        buffers: Mapping[Tensor, Tensor],
+        rollouts: RolloutAttack | None = None,
+    ) -> None:
         self.module = module
+        memory = bool(module.is_stateful())
+        self._clean = rollouts is not None and rollouts.critic_reads(memory=memory) == "clean"
         self.distribution = own_distribution(module, module.action_space)
         self._networks = networks(module)
         self._plain = plain_gradient(self._networks, self.distribution, buffers)
@@ -81,6 +95,8 @@ class ModuleLoss:
         if self._networks is None:
             return self.module.forward_train(columns)
         obs, critic_obs = network_inputs(self.module, columns[Columns.OBS])
+        if self._clean and CLEAN_OBS in columns:
+            critic_obs = network_inputs(self.module, columns[CLEAN_OBS])[1]
         if self._plain is not None and Columns.LOSS_MASK not in columns and not with_graph:
             constants = [columns[name] for name in _ROWS]
             loss, rows = self._plain(obs, critic_obs, constants, coefficients)
@@ -105,7 +121,9 @@ class ModuleLoss:
             return loss, self._report(fwd_out[ROWS], coefficients, none) if report else {}
         values = fwd_out.get(VALUES)
         if values is None:
-            values = self.module.compute_values(batch, embeddings=fwd_out.get(Columns.EMBEDDINGS))
+            read = self.for_critic(batch, fwd_out)
+            embeddings = read["fwd_out"].get(Columns.EMBEDDINGS)
+            values = self.module.compute_values(read["batch"], embeddings=embeddings)
         rows = PPORows(fwd_out[Columns.ACTION_DIST_INPUTS], values, *(batch[name] for name in _ROWS))
         old, mask = batch[Columns.ACTION_DIST_INPUTS], batch.get(Columns.LOSS_MASK)
         if mask is not None:
@@ -117,6 +135,14 @@ class ModuleLoss:
             loss = loss + kl_coefficient * divergence
         measure = report and len(rows.values) > 0
         return loss, self._report(rows, coefficients, divergence) if measure else {}
+
+    def for_critic(self, batch: Any, fwd_out: Any) -> dict[str, Any]:
+        """`batch` as the critic reads it, and what is of use to the critic of `fwd_out`."""
+        if not self._clean or CLEAN_OBS not in batch:
+            return {"batch": batch, "fwd_out": fwd_out}
+        # The actor's encoder saw other observations.
+        of_use = {key: out for key, out in fwd_out.items() if key != Columns.EMBEDDINGS}
+        return {"batch": {**batch, Columns.OBS: batch[CLEAN_OBS]}, "fwd_out": of_use}
 
     @torch.no_grad()
     def _report(self, rows: PPORows, c: PPOCoefficients, divergence: Tensor) -> Metrics:

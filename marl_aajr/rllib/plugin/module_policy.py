@@ -43,6 +43,13 @@ RLLIB_CLASSES = {
 """RLlib's distributions that ours compute the same numbers for."""
 
 
+CLEAN_OBS = "marl_aajr_clean_obs"
+"""A column beside OBS, where agents acted under attack: what they would have seen without it."""
+
+ROLLOUTS_KEY = "marl_aajr_rollouts"
+"""The key of the attack that rollouts are played under in `config.learner_config_dict`."""
+
+
 @dataclass(frozen=True)
 class FixedColumns:
     """A train batch whose perturbable observations are a variable.

@@ -26,6 +26,7 @@ from marl_aajr.regularizers.sample import LossTerm, PolicyLoss, Sample, Shard
 from marl_aajr.rllib.internals.learners import all_sum
 from marl_aajr.rllib.internals.modules import actor_network
 from marl_aajr.rllib.plugin.module_policy import (
+    CLEAN_OBS,
     RLModuleCritic,
     actor_of,
     judges_observations,
@@ -239,7 +240,12 @@ class RegularizedModule(Regularized):
                 logging.getLogger("marl_aajr").warning(warning, self.name, self.regularizer.name)
 
     def sample(self, columns: Mapping[str, Any], outputs: Tensor | None) -> Sample:
-        """A train batch as the regularizer sees it; `outputs`, with their graph, are computed where None."""
+        """A train batch as the regularizer sees it; `outputs`, with their graph, are computed where None.
+
+        Where agents acted under attack, the regularizer's own adversary begins where theirs did.
+        """
+        if CLEAN_OBS in columns:
+            columns, outputs = {**columns, Columns.OBS: columns[CLEAN_OBS]}, None
         leaves, flattened = self.regularizer.perturbed_leaves, self._flattened
         policy, obs = module_policy(
             self.module, columns, self.distribution, layers=self._layers, leaves=leaves, flattened=flattened
@@ -271,6 +277,18 @@ class RegularizedModule(Regularized):
         for name, value in self.regularizer.constrain(self._actor, self.state, exact=exact).items():
             self._records[name].append(value)
         self._seconds += time.perf_counter() - started
+
+
+def check_one_minimax(regularizer: Regularizer, rollouts: Any) -> None:
+    """Raise `ValueError` for a policy loss at perturbed observations, where the rollouts are under attack."""
+    members = getattr(regularizer, "members", (regularizer,))
+    if rollouts is None or not any(getattr(member, "perturbs_loss", False) for member in members):
+        return
+    raise ValueError(
+        "expected a regularizer that leaves the policy loss as it is with rollouts under attack, got "
+        f"{regularizer!r}: actions are drawn at the perturbed observations, and say nothing of others; set "
+        "its adversarial_weight to 0, or play without attack"
+    )
 
 
 def reduced(name: str, values: Tensor) -> Tensor:

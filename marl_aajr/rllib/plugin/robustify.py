@@ -36,8 +36,8 @@ from marl_aajr.rllib.internals.learners import (
     learner_index,
     surely_trains,
 )
-from marl_aajr.rllib.plugin.module_policy import copied
-from marl_aajr.rllib.plugin.regularized_module import RegularizedModule, Report
+from marl_aajr.rllib.plugin.module_policy import ROLLOUTS_KEY, copied
+from marl_aajr.rllib.plugin.regularized_module import RegularizedModule, Report, check_one_minimax
 
 
 def robustify(
@@ -152,6 +152,7 @@ class RobustLearnerMixin(ResumableLearnerMixin):
             if known is not None and known.module is module:
                 self._regularized[module_id] = known
             elif module_id in trained and regularizer is not None:
+                check_one_minimax(regularizer, self.config.learner_config_dict.get(ROLLOUTS_KEY))
                 self._regularized[module_id] = RegularizedModule(
                     module_id,
                     regularizer,

@@ -33,6 +33,7 @@ from marl_aajr.rollout.environments import EnvironmentSpec, make_batch, resolve
 from marl_aajr.rollout.factories import Factory
 from marl_aajr.rollout.game_agents import GameStep
 from marl_aajr.rollout.game_shares import Processes, in_processes
+from marl_aajr.rollout.rollout_attack import RolloutAttack
 
 _Flags = tuple[dict[str, bool], dict[str, bool]]
 _BY_AGENT = ("obs", "rewards", "terminations", "truncations", "infos")
@@ -164,6 +165,7 @@ class EnvCreator:
         source: A specification, or a function that builds batches.
         device: Device of the copies and of the modules that act; None: RLlib's choice for the env runner.
         env_processes: See `marl_aajr.rllib.sampling.fast.fast`.
+        rollouts: The attack that a share of the copies is played under in training; None: there is none.
     """
 
     source: EnvironmentSpec | BatchFactory
@@ -171,6 +173,7 @@ class EnvCreator:
     critic: Critic = "own"
     device: str | None = None
     env_processes: EnvProcesses = "auto"
+    rollouts: RolloutAttack | None = None
 
     @property
     def name(self) -> str:
@@ -182,7 +185,8 @@ class EnvCreator:
         spec = self.source if isinstance(self.source, EnvironmentSpec) else None
         code = spec.made_by if spec else self.source
         arguments = sorted(spec.kwargs.items()) if spec else []
-        settings = (arguments, self.time_limits_terminate, self.critic, self.device, self.env_processes)
+        settings: tuple[Any, ...] = (arguments, self.time_limits_terminate, self.critic, self.device)
+        settings += (self.env_processes, *([] if self.rollouts is None else [self.rollouts]))
         sent = b"" if code is None else cloudpickle.dumps(code)
         digest = hashlib.sha256(repr(settings).encode() + sent).hexdigest()[:8]
         plain = code is None and settings == ([], False, "own", None, "auto")

@@ -1,22 +1,9 @@
-"""The env runners of our own runs: RLlib's, made repeatable, and one that samples from batches.
-
-Two things keep RLlib 2.60 from giving the same numbers twice:
-
-1. `MultiAgentEpisode` hands out its agents as sets of strings, whose order differs from process to process
-   (PYTHONHASHSEED). Rows of a batch, and with them the random numbers of each agent's action, follow it.
-   `OpenEnvRunner` orders them.
-2. A checkpoint holds neither environments nor random generators. So both the run that goes on and the run
-   that is resumed start afresh at a checkpoint, from a seed of its own (`RunEnvRunner.start_afresh`).
-
-`FastEnvRunner` steps all copies at once and returns columns (`Fragment`) instead of episodes.
-"""
+"""The env runner that samples from batches: it steps all copies at once and returns columns (`Fragment`)."""
 
 from __future__ import annotations
 
 import time
-import warnings
-from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -25,63 +12,21 @@ import torch
 from ray.rllib.env.env_context import EnvContext
 
 from marl_aajr.core.environment_values import EnvironmentFault
+from marl_aajr.core.seeds import Purpose, derived_seed
 from marl_aajr.rllib.internals.algorithms import (
     registered_creator,
     stale_connector_settings,
 )
 from marl_aajr.rllib.internals.learners import surely_trains
-from marl_aajr.rllib.internals.runners import OpenEnvRunner
 from marl_aajr.rllib.sampling.batch_env import WITHOUT_FAST, BatchSpaces, ask, module_of_agents
 from marl_aajr.rllib.sampling.env import EnvCreator
 from marl_aajr.rllib.sampling.episode_metrics import SamplingMetrics
 from marl_aajr.rllib.sampling.module_policies import ModulePolicies
-from marl_aajr.rollout.collector import Collector
+from marl_aajr.rllib.sampling.run_env_runner import RunEnvRunner
+from marl_aajr.rollout.attacked_play import AttackedPlay
+from marl_aajr.rollout.batched_env import BatchedEnv
+from marl_aajr.rollout.collector import Collector, agent_groups
 from marl_aajr.rollout.fragments import Episodes, Fragment
-
-
-class RunEnvRunner(OpenEnvRunner):
-    """RLlib's multi-agent env runner with ordered episodes, exact returns and a defined beginning.
-
-    Attributes:
-        episode_returns: for each copy of the environment, what each agent has earned in the episode so far.
-            RLlib's episodes leave out what agents earn that never get to act (the second player of a card
-            game whose first player folds).
-    """
-
-    def make_env(self) -> None:
-        super().make_env()
-        self.episode_returns: list[dict[str, float]] = [defaultdict(float) for _ in range(self.num_envs)]
-
-    def start_afresh(self, *, seed: int) -> None:
-        """Build new environments; the next sample begins new episodes, seeded with `seed`.
-
-        Environments are built and not only reset: some keep something across resets, and a resumed run has
-        new ones.
-        """
-        with warnings.catch_warnings():
-            # Gymnasium warns that RLlib gives every environment the same name.
-            warnings.simplefilter("ignore", UserWarning)
-            self.make_env()
-        self.first_seed = seed
-        self.forget_episodes()
-
-    def apply(self, func: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-        """Call `func` on this runner; its error is the caller's.
-
-        RLlib would log it here, wait for a minute and end this process.
-        """
-        return func(self, *args, **kwargs)
-
-    def step_copies(self, actions: list[Any]) -> Any:
-        results = super().step_copies(actions)
-        for returns, rewards in zip(self.episode_returns, results[1], strict=True):
-            for agent, reward in rewards.items():
-                returns[agent] += reward
-        return results
-
-    def episode_begins(self, copy: int) -> None:
-        self.episode_returns[copy] = defaultdict(float)
-
 
 _STEPS_AT_ONCE = 32
 """Steps between two counts of the episodes that are done, where whole episodes are asked for."""
@@ -123,6 +68,7 @@ class FastEnvRunner(RunEnvRunner):
         self._mapping: Any = None
         self._module_of: dict[str, str] = {}
         self._generator = torch.Generator()
+        self._begun: tuple[int, int] = (0, 0)
         super().__init__(config=config, **kwargs)
         if self.foreign_connectors:
             raise ValueError(
@@ -136,7 +82,8 @@ class FastEnvRunner(RunEnvRunner):
                 f"expected the training settings that fast(config, environment) found, got other {stale}; "
                 "call it last"
             )
-        self._generator.manual_seed(torch.seed() % 2**31 if self.first_seed is None else self.first_seed)
+        seed = torch.seed() % 2**31 if self.first_seed is None else self.first_seed
+        self._seed_with(seed)
         if self.env is not None:
             self._assembled()  # so that what cannot be sampled is refused before anything starts
 
@@ -168,7 +115,11 @@ class FastEnvRunner(RunEnvRunner):
         """Build new environments; the next sample, and all that follow, are a function of `seed`."""
         self.make_env()
         self.first_seed = seed
+        self._seed_with(seed)
+
+    def _seed_with(self, seed: int) -> None:
         self._generator.manual_seed(seed)
+        self._begun = (seed, 0)
 
     def get_metrics(self) -> Any:
         return self.metrics.reduce()
@@ -187,8 +138,11 @@ class FastEnvRunner(RunEnvRunner):
         policies.explore, policies.random = explore, random_actions
         policies.timestep = self.num_env_steps_sampled_lifetime
         with self._at_work():
+            self._seed_attack(collector)
             if force_reset or num_episodes is not None or self.must_reset or is_new:
                 self._begin(collector)
+            if collector.attack is not None:
+                collector.attack.begin(policies.timestep, allowed=not random_actions)
             if num_episodes is not None:
                 self.must_reset = True
                 return self._whole_episodes(collector, num_episodes)
@@ -220,6 +174,9 @@ class FastEnvRunner(RunEnvRunner):
         seconds = time.perf_counter() - started
         self._measures.steps(fragment)
         self._measures.episodes(episodes, seconds * self.num_envs / fragment.env_steps())
+        if collector.attack is not None:
+            attacked = collector.attack.copies.ended()
+            self._measures.attack(episodes, attacked, collector.attack_metrics, collector.attack.epsilon)
         # Equal parts, or RLlib would try to cut fragments like episodes to share them out.
         return fragment.split(max(self.config.num_learners, 1))
 
@@ -267,9 +224,31 @@ class FastEnvRunner(RunEnvRunner):
             normalizer=normalizer,
             device=self.place,
         )
-        self._collector = Collector(batch, module_of, self._players, name=self._creator.name)
+        self._collector = Collector(
+            batch, module_of, self._players, name=self._creator.name, attack=self._attack(batch, module_of)
+        )
         self._measures = SamplingMetrics(self, self._collector.agents, module_of, batch.teams)
         return self._collector, self._players, True
+
+    def _attack(self, batch: BatchedEnv, module_of: Mapping[str, str]) -> AttackedPlay | None:
+        """The attack that training is played under, checked against the modules that act."""
+        settings = self._creator.rollouts
+        if settings is None or not settings.ever or self.config.in_evaluation:
+            return None
+        groups = agent_groups(batch, module_of)
+        play = AttackedPlay(settings, groups, batch.num_envs, self._players, self.place)
+        self._players.module = self.module
+        for module in play.modules:
+            self._players.check_attack(module, settings)
+        return play
+
+    def _seed_attack(self, collector: Collector) -> None:
+        """The attack's random numbers: by the seed, which is of a runner and a checkpoint, and the sample."""
+        seed, samples = self._begun
+        self._begun = (seed, samples + 1)
+        if collector.attack is not None:
+            drawn = derived_seed(seed, Purpose.ROLLOUT_ATTACK, samples)
+            collector.attack.copies.generator.manual_seed(drawn)
 
     def _check_modules(self) -> None:
         for agent, name in self._module_of.items():

@@ -14,12 +14,16 @@ from typing import Any
 
 import torch
 from ray.rllib.utils import metrics as keys
+from torch import Tensor
 
 from marl_aajr.core.environment_values import agent_name
 from marl_aajr.rollout.fragments import Episodes, Fragment
 
 RETURNS_KEY = "marl_aajr"
 """Under `result["env_runners"]`."""
+
+ATTACK_KEY = "attack"
+"""Under that: the sums of rollouts under attack."""
 
 
 @dataclass(frozen=True)
@@ -82,6 +86,28 @@ class SamplingMetrics:
                 log((key, str(name)), count, reduce="sum")
                 log((lifetime, str(name)), count, reduce="lifetime_sum")
 
+    def attack(self, episodes: Episodes, attacked: Tensor, sums: Mapping[str, float], epsilon: float) -> None:
+        """Log what rollouts under attack came to, as sums: ε, returns of both kinds of episodes, measures.
+
+        Args:
+            episodes: Those that ended.
+            attacked: Whether each was played under attack, `[n]` bool.
+            sums: See `marl_aajr.rollout.attacked_metrics.attack_metrics`.
+            epsilon: ε in force.
+        """
+        found: dict[str, Any] = {"samples": 1.0, "epsilon": epsilon, **sums}
+        for kind, which in (("attacked", attacked), ("clean", ~attacked)):
+            returns = self._by_team(episodes.returns[which])
+            found[kind] = {"episodes": float(which.sum()), "returns": returns}
+        self.runner.metrics.log_dict(found, key=(RETURNS_KEY, ATTACK_KEY), reduce="sum")
+
+    def _by_team(self, returns: Tensor) -> dict[str, float]:
+        """The sum of returns `[n, A]` over episodes, by team."""
+        teams = dict.fromkeys((self.teams[agent] for agent in self.agents), 0.0)
+        for agent, earned in zip(self.agents, returns.sum(0).tolist(), strict=True):
+            teams[self.teams[agent]] += earned
+        return teams
+
     def episodes(self, episodes: Episodes, seconds_per_step: float) -> None:
         """Log the episodes that ended."""
         metrics = self.runner.metrics
@@ -90,9 +116,7 @@ class SamplingMetrics:
         metrics.log_value(keys.NUM_EPISODES_LIFETIME, len(lengths), reduce="lifetime_sum")
         if not len(lengths):
             return
-        teams = dict.fromkeys((self.teams[agent] for agent in self.agents), 0.0)
-        for agent, earned in zip(self.agents, returns.sum(0).tolist(), strict=True):
-            teams[self.teams[agent]] += earned
+        teams = self._by_team(returns)
         sums = {"episodes": len(lengths), "length": int(lengths.sum()), "returns": teams}  # as EpisodeReturns
         metrics.log_dict(sums, key=RETURNS_KEY, reduce="sum")
         config = self.runner.config

@@ -29,6 +29,7 @@ from marl_aajr.rllib.internals.learners import resumable_learner_class
 from marl_aajr.rllib.lean.learner import LeanPPOTorchLearner
 from marl_aajr.rllib.lean.module_loss import network_inputs, networks
 from marl_aajr.rllib.networks import FlatActorCritic, observation_of
+from marl_aajr.rllib.plugin.module_policy import CLEAN_OBS, ROLLOUTS_KEY
 from marl_aajr.rllib.plugin.robustify import robust_learner_class
 from marl_aajr.rllib.sampling.batch_env import WITHOUT_FAST, module_of_agents
 from marl_aajr.rllib.sampling.env import BY_NAME, BatchFactory, EnvCreator, EnvProcesses
@@ -37,8 +38,9 @@ from marl_aajr.rllib.sampling.episode_metrics import EpisodeReturns
 from marl_aajr.rollout.batched_env import BatchedEnv
 from marl_aajr.rollout.centralized_critic import Critic
 from marl_aajr.rollout.environments import EnvironmentSpec, resolve
-from marl_aajr.rollout.fragments import Fragment
+from marl_aajr.rollout.fragments import Fragment, alike
 from marl_aajr.rollout.postprocessing import TrainingRows, training_rows
+from marl_aajr.rollout.rollout_attack import RolloutAttack
 from marl_aajr.rollout.sequences import sequence_rows
 
 
@@ -52,6 +54,7 @@ def fast(
     device: str | None = None,
     critic: Critic = "own",
     env_processes: EnvProcesses = "auto",
+    rollouts: RolloutAttack | None = None,
 ) -> AlgorithmConfig:
     """Sample columns from batches of environments instead of episodes; see `FastEnvRunner`.
 
@@ -77,6 +80,7 @@ def fast(
             (in the main process of the machine), as far as each has 8 copies or more, and one alone where
             the environment cannot be built in another process. They take some memory each (simple_spread
             100 MB), and are started once.
+        rollouts: The attack that a share of the copies is played under in training; None: there is none.
 
     Returns:
         The same configuration.
@@ -94,7 +98,7 @@ def fast(
     source = resolve(environment, kwargs) if named else _batch_factory(environment, kwargs)
     if env_processes != "auto" and (not isinstance(env_processes, int) or env_processes < 1):
         raise ValueError(f"expected env_processes auto or an integer ≥ 1, got {env_processes!r}")
-    creator = EnvCreator(source, time_limits_terminate, critic, device, env_processes)
+    creator = EnvCreator(source, time_limits_terminate, critic, device, env_processes, rollouts)
     config.environment(creator.register(), disable_env_checking=True)
     if config.num_env_runners > 0 and isinstance(creator.source, EnvironmentSpec):
         # What a remote runner refuses becomes an IndexError of RLlib's.
@@ -105,16 +109,31 @@ def fast(
     config.callbacks_on_episode_end = None
     if lean:
         config.learners(learner_class=_lean(config.learner_class))
+    config.learner_config_dict.pop(ROLLOUTS_KEY, None)
+    if rollouts is not None and rollouts.ever:
+        _check_rollouts(config, rollouts)
+        config.learners(learner_config_dict={ROLLOUTS_KEY: rollouts})
     config.learners(
         learner_connector=partial(
             FragmentsToBatch,
             gamma=config.gamma,
             lambda_=config.lambda_,
             time_limits_terminate=time_limits_terminate,
+            rollouts=rollouts,
         ),
         add_default_connectors_to_learner_pipeline=False,
     )
     return config
+
+
+def _check_rollouts(config: AlgorithmConfig, rollouts: RolloutAttack) -> None:
+    """Raise `ValueError` where training under this attack is refused, as far as a configuration tells."""
+    rollouts.check_copies(config.num_envs_per_env_runner)
+    if rollouts.critic != "seen" and not issubclass(config.learner_class, LeanPPOTorchLearner):
+        raise ValueError(
+            f"expected critic 'seen' in rollouts for the learner {config.learner_class.__name__}, got "
+            f"{rollouts.critic or 'clean'!r}; only LeanPPOTorchLearner (lean=True) lets a critic read others"
+        )
 
 
 def _lean(learner: type) -> type:
@@ -183,8 +202,10 @@ class FragmentsToBatch(ConnectorV2):
         gamma: float,
         lambda_: float,
         time_limits_terminate: bool = False,
+        rollouts: RolloutAttack | None = None,
     ) -> None:
         super().__init__(*spaces)
+        self.rollouts = rollouts
         self.gamma, self.lambda_ = gamma, lambda_
         self.time_limits_terminate = time_limits_terminate
 
@@ -217,15 +238,16 @@ class FragmentsToBatch(ConnectorV2):
         return batch
 
     def _rows(self, name: str, module: TorchRLModule, fragments: list[Fragment]) -> TrainingRows:
-        settings = {"gamma": self.gamma, "lambda_": self.lambda_}
+        settings: dict[str, Any] = {"gamma": self.gamma, "lambda_": self.lambda_}
         device = next(module.parameters()).device
-        fragments = [fragment.to(device) for fragment in fragments]
+        fragments = alike([fragment.to(device) for fragment in fragments], name)
         if module.is_stateful():
             length = int(module.model_config["max_seq_len"])
             initial = map_tree(torch.as_tensor, module.get_initial_state())
             return sequence_rows(fragments, name, critic_of(module), initial, length=length, **settings)
         parts = [fragment.modules[name] for fragment in fragments]
-        return training_rows(parts, critic_of(module), **settings)
+        clean = self.rollouts is not None and self.rollouts.critic_reads(memory=False) == "clean"
+        return training_rows(parts, critic_of(module), clean_critic=clean, **settings)
 
 
 def critic_of(module: TorchRLModule) -> Callable[..., Tensor]:
@@ -253,6 +275,8 @@ def _columns(rows: TrainingRows, module: TorchRLModule) -> dict[str, Any]:
         Postprocessing.ADVANTAGES: rows.advantages,
         Postprocessing.VALUE_TARGETS: rows.value_targets,
     }
+    if rows.clean_obs is not None:
+        columns[CLEAN_OBS] = observation_of(rows.clean_obs, rows.mask, module.observation_space)
     if rows.loss_mask is not None:
         columns[Columns.LOSS_MASK] = rows.loss_mask
         if rows.states is not None:

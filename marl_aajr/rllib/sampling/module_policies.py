@@ -19,7 +19,18 @@ from marl_aajr.core.policy import Tree, leaves, map_tree, where_rows
 from marl_aajr.rllib.internals.modules import plain_actor
 from marl_aajr.rllib.networks import observation_of
 from marl_aajr.rllib.plugin.module_policy import RLLIB_CLASSES
-from marl_aajr.rllib.sampling.observation_filter import ObservationNormalizer
+from marl_aajr.rllib.sampling.acting_policy import (
+    ActingModule,
+    ActingPolicy,
+    FilterStatistics,
+    HeldColumns,
+    check_acting,
+    initial_memory,
+    seen_rows,
+)
+from marl_aajr.rllib.sampling.observation_filter import Moments, ObservationNormalizer
+from marl_aajr.rollout.attackable import ActingRows
+from marl_aajr.rollout.rollout_attack import RolloutAttack
 from marl_aajr.rollout.rollout_buffer import Decision
 
 
@@ -77,6 +88,30 @@ class ModulePolicies:
     def sequence_length(self, module: str) -> int | None:
         return self._actor(module).sequence_length
 
+    def memory(self, module: str) -> Tree | None:
+        return self._actor(module).memory
+
+    def check_attack(self, module: str, attack: RolloutAttack) -> None:
+        """Raise `ValueError` where an attack cannot be made on a module as it acts."""
+        check_acting(self._actor(module).acting, module, attack)
+
+    def acting(
+        self, module: str, obs: Tensor, mask: Tensor | None, places: Tensor, memory: Tree | None = None
+    ) -> ActingRows:
+        """See `marl_aajr.rollout.attackable.AttackablePolicies`."""
+        actor = self._actor(module)
+        acting, own = actor.acting, obs.flatten(1)[:, : actor.acting.width]
+        observed = filtered = None
+        if self._normalizer is not None:
+            moments = self._normalizer.total.get(module, Moments())
+            observed = FilterStatistics.of(moments, acting.width, like=own, module=module)
+            filtered = moments.normalize
+        if acting.recurrent:
+            memory = actor.memory if memory is None else memory
+            memory = actor.begun(memory, places)
+        held = HeldColumns(mask, memory if acting.recurrent else None)
+        return ActingRows(ActingPolicy(acting, held, observed), own, seen_rows(obs, acting.width, filtered))
+
     def begin_episodes(self, episode_over: Tensor) -> None:
         for actor in self._actors.values():
             actor.begin_episodes(episode_over)
@@ -108,7 +143,7 @@ class _ModuleActor:
 
     def __init__(self, module: TorchRLModule, space: gym.Space[Any]) -> None:
         self.module = module
-        self._memory: Tree | None = None
+        self.memory: Tree | None = None
         self.sequence_length = int(module.model_config["max_seq_len"]) if module.is_stateful() else None
         self._layers = plain_actor(module)
         self._space = space
@@ -120,21 +155,32 @@ class _ModuleActor:
         batch = {Columns.OBS: observation_of(obs, mask, self.module.observation_space)}
         if self.sequence_length is None:
             return self._forward(batch, policies), None
-        before = self._memory
+        before = self.memory
         if before is None:
-            before = map_tree(lambda x: x.expand(len(obs), *x.shape).clone(), self._initial(obs.device))
+            before = initial_memory(self.module, obs)
         batch = map_tree(lambda x: x.unsqueeze(1), batch)
         out = self._forward({**batch, Columns.STATE_IN: before}, policies)
         after = out.pop(Columns.STATE_OUT)
-        self._memory = after if rows is None else map_tree(partial(where_rows, rows), after, before)
+        self.memory = after if rows is None else map_tree(partial(where_rows, rows), after, before)
         return map_tree(lambda x: x.squeeze(1), out), before
 
     def begin_episodes(self, episode_over: Tensor) -> None:
         """Initial states for all agents in the copies `[E]` that are over; states are `[G · E, ...]`."""
-        if self._memory is not None:
-            agents = len(leaves(self._memory)[0]) // len(episode_over)
+        if self.memory is not None:
+            agents = len(leaves(self.memory)[0]) // len(episode_over)
             forget = partial(where_rows, episode_over.repeat(agents))
-            self._memory = map_tree(forget, self._initial(episode_over.device), self._memory)
+            self.memory = map_tree(forget, self._initial(episode_over.device), self.memory)
+
+    def begun(self, memory: Tree | None, places: Tensor) -> Tree:
+        """The states of these rows; the initial one where nobody has acted yet."""
+        if memory is None:
+            return initial_memory(self.module, places)
+        return map_tree(lambda column: column[places], memory)
+
+    @cached_property
+    def acting(self) -> ActingModule:
+        """The module as an adversary sees it."""
+        return ActingModule(self.module, from_space(self._space))
 
     @cached_property
     def _own(self) -> ActionDistribution | None:

@@ -1,0 +1,84 @@
+"""The end of an ascent alone, for whoever acts on it: `marl_aajr.core.ascent` without its trajectory.
+
+K gradients are K forward and K backward passes, and nothing else: where the ascent begins at δ = 0, its first
+pass is the clean one, and nobody asks for g(δ_K), because the policy is asked for its outputs there anyway.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from marl_aajr.core.ascent import Climb, Step
+from marl_aajr.core.objectives import Clean, Objective, OutputObjective
+from marl_aajr.core.policy import Policy
+from marl_aajr.core.threat import PerturbationSet
+
+
+@dataclass(frozen=True)
+class Ascended:
+    """The end of an ascent; all detached.
+
+    Attributes:
+        delta: δ_K, `[B, d]`.
+        clean_outputs: distribution inputs π(·|s), `[B, m]`.
+        deltas: δ_0 … δ_{K−1}, each `[B, d]`; empty where the path is not kept.
+        gradients: v_0 … v_{K−1}, each `[B, d]`; likewise.
+        values: g(δ_0) … g(δ_{K−1}), each `[B]`.
+    """
+
+    delta: Tensor
+    clean_outputs: Tensor
+    deltas: tuple[Tensor, ...]
+    gradients: tuple[Tensor, ...]
+    values: tuple[Tensor, ...]
+
+
+def end_of_ascent(
+    policy: Policy,
+    obs: Tensor,
+    objective: Objective,
+    perturbations: PerturbationSet,
+    *,
+    steps: int,
+    step_size: float | Tensor,
+    step: Step,
+    start: Tensor | None = None,
+    keep_path: bool = False,
+) -> Ascended:
+    """Find where an adversary would push each observation `[B, d]`, unchecked; see `ascend` for the rest.
+
+    Args:
+        policy: the policy under attack.
+        obs: clean observations s.
+        objective: g, what the adversary maximises.
+        perturbations: the admissible set Δ.
+        steps: K ≥ 1.
+        step_size: η in the units of the observations; `[B, 1]` for a size of each row's own.
+        step: `"sign"`, `"normalized"` or `"raw"`.
+        start: δ_0, in Δ; None: δ_0 = 0.
+        keep_path: whether δ_t and v_t are kept.
+    """
+    if start is None:
+        outputs, pull = policy.vjp(obs)
+        delta = torch.zeros_like(obs)
+    else:
+        with torch.no_grad():
+            outputs = policy(obs)
+        delta = start
+    clean = Clean(outputs, values=policy.critic)
+    climb = Climb(policy, objective, clean, obs, perturbations, step=step, step_size=step_size, check=False)
+    deltas, gradients = [], []
+    for t in range(steps):
+        if t == 0 and start is None and isinstance(climb.g, OutputObjective):
+            value, by_outputs = climb.g.value_and_gradient(outputs)
+            v = climb.taken(delta, value, pull(by_outputs))
+        else:
+            v = climb.gradient(delta)
+        if keep_path:
+            deltas.append(delta)
+            gradients.append(v)
+        delta = climb.next_point(delta, v)
+    return Ascended(delta, outputs, tuple(deltas), tuple(gradients), tuple(climb.values))

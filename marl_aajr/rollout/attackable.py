@@ -1,0 +1,49 @@
+"""What an attack on rollouts asks of the policies that act in them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol
+
+from torch import Tensor
+
+from marl_aajr.core.policy import Policy, Tree
+
+
+@dataclass(frozen=True)
+class ActingRows:
+    """Some rows of a module's observations, as an adversary sees them.
+
+    Attributes:
+        policy: The acting policy, from the numbers that can be perturbed, in the environment's units.
+        obs: Those numbers, `[N, d]`.
+        seen: The same, perturbed, to the rows that the module sees, `[N, ...]`.
+    """
+
+    policy: Policy
+    obs: Tensor
+    seen: Callable[[Tensor], Tensor]
+
+
+class AttackablePolicies(Protocol):
+    """Policies whose decisions can be followed to what they see."""
+
+    def acting(
+        self, module: str, obs: Tensor, mask: Tensor | None, places: Tensor, memory: Tree | None = None
+    ) -> ActingRows:
+        """Rows of a module's observations, as the environment gives them.
+
+        Args:
+            module: The module.
+            obs: `[N, ...]`.
+            mask: Legal actions `[N, n]`; None: all.
+            places: The place of each among the module's rows, `[N]`, by which it has its recurrent state.
+            memory: Recurrent states of all rows; None: those of now.
+        """
+
+    def sequence_length(self, module: str) -> int | None:
+        """As in `marl_aajr.rollout.collector.RolloutPolicies`."""
+
+    def memory(self, module: str) -> Tree | None:
+        """Recurrent states of all rows of a module as they are; None: it has none."""

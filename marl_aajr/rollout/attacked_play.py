@@ -1,0 +1,209 @@
+"""Play under attack: between what an environment shows and what its agents see, while a batch is sampled.
+
+The collector asks for what the agents see (`AttackedPlay.seen`) before it asks the policies to act; what they
+see is what is kept and trained on. The attack looks at a module as it is: weights, filter, recurrent state.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from marl_aajr.core.policy import Tree, where_rows
+from marl_aajr.rollout.attackable import AttackablePolicies
+from marl_aajr.rollout.attacked_copies import AttackedCopies
+from marl_aajr.rollout.attacked_metrics import AttackedDecisions, attack_metrics
+from marl_aajr.rollout.fragments import ModuleFragment
+from marl_aajr.rollout.rollout_attack import RolloutAttack
+from marl_aajr.rollout.rollout_buffer import StepInputs
+
+
+class AttackedPlay:
+    """A rollout attack on a batch that is being sampled.
+
+    Args:
+        attack: The attack.
+        groups: The agents of each module.
+        num_envs: E.
+        policies: Their policies.
+        device: Of the batch.
+
+    Attributes:
+        attack: The same.
+        copies: The copies that are attacked.
+
+    Raises:
+        ValueError: Unknown agents, or a share that gives no copy.
+    """
+
+    def __init__(
+        self,
+        attack: RolloutAttack,
+        groups: Mapping[str, tuple[str, ...]],
+        num_envs: int,
+        policies: AttackablePolicies,
+        device: torch.device,
+    ) -> None:
+        attack.check_copies(num_envs)
+        self.attack = attack
+        self.copies = AttackedCopies(attack, num_envs, device)
+        self._members = attacked_members(attack, groups)
+        self._policies, self._num_envs, self._device = policies, num_envs, device
+        self._places: dict[tuple[str, int], Tensor] = {}
+        self._decisions: dict[str, AttackedDecisions] = {}
+        self._ends: list[tuple[Tensor | None, float | Tensor, dict[str, Tree | None]]] = []
+        self._allowed = True
+        self._samples = 0
+        """Those in which somebody was attacked."""
+
+    @property
+    def on(self) -> bool:
+        """Whether anybody may be attacked in this sample."""
+        return self._allowed and self.copies.epsilon > 0 and self.copies.reach > 0
+
+    @property
+    def modules(self) -> tuple[str, ...]:
+        """The modules that have attacked agents."""
+        return tuple(self._members)
+
+    @property
+    def epsilon(self) -> float:
+        """ε in force; 0: nobody is attacked."""
+        return self.copies.epsilon if self.on else 0.0
+
+    def begin(self, timestep: float, *, allowed: bool = True) -> None:
+        """Begin a sample at this environment step; without attack, unless it is allowed."""
+        self.copies.begin(timestep)
+        self._allowed = allowed
+        self._decisions = {module: AttackedDecisions() for module in self._members}
+        self._ends.clear()
+        self._samples += self.on
+
+    def begin_episodes(self, over: Tensor) -> None:
+        """A step is over, and with it the episodes of these copies `[E]`; their states are still there."""
+        if self.on:
+            keep = {m: self._policies.memory(m) for m in self._members if self._last_is_seen(m)}
+            self._ends.append((self.copies.hit(), self.copies.radius(1), keep))
+        self.copies.begin_episodes(over)
+
+    def _last_is_seen(self, module: str) -> bool:
+        """Whether a critic reads what the agents see, also at the end of an episode or a sample."""
+        memory = self._policies.sequence_length(module) is not None
+        return self.attack.critic_reads(memory=memory) == "seen"
+
+    def seen(self, module: str, given: StepInputs, clean: Tensor, *, row: int | None) -> Tensor:
+        """What the agents of a module see, `[G, E, ...]`.
+
+        Args:
+            module: The module.
+            row: Where it is kept in the columns; None: the sample ends, and nobody acts on it.
+            given: Observations as the environment gives them.
+            clean: The same as the module sees them when nobody perturbs them.
+        """
+        last = row is None and not (self.attacks(module) and self._last_is_seen(module))
+        if not self.attacks(module) or given.none_acts or last:
+            return clean
+        agents, reach = self._members[module], self.copies.reach
+        whole = len(agents) == len(clean)
+
+        def part(column: Tensor) -> Tensor:
+            column = column if whole else column[list(agents)]
+            return column[:, :reach].flatten(0, 1)
+
+        mask = None if given.mask is None else part(given.mask)
+        rows = self._policies.acting(module, part(given.obs), mask, self._places_of(module))
+        epsilon = self.copies.radius(len(agents))
+        found = self.attack.perturb(rows.policy, rows.obs, epsilon=epsilon, generator=self.copies.generator)
+        perturbed, hit = rows.seen(rows.obs + found.delta), self._hit(len(agents))
+        if not given.all_act:
+            acts = part(given.acts)
+            hit = acts if hit is None else hit & acts
+        if hit is not None:
+            perturbed = where_rows(hit, perturbed, part(clean))
+        if row is not None:
+            self._decisions[module].note(row, rows, found.clean_outputs, epsilon, hit)
+        shape = (len(agents), reach, *clean.shape[2:])
+        if whole and reach == self._num_envs:
+            return perturbed.view(shape)
+        result = clean.clone()
+        result[list(agents), :reach] = perturbed.view(shape)
+        return result
+
+    def last_seen(self, module: str, given: Tensor, clean: Tensor, at: Tensor, lead: int) -> Tensor:
+        """What agents of a module see last in an episode, `[K, ...]`.
+
+        Args:
+            module: The module.
+            given: Their last observations, as the environment gives them.
+            clean: The same as the module sees them.
+            at: (t, g, e) of each, `[K, 3]`, all of one step.
+            lead: Rows of the fragment before the first step.
+        """
+        if not self.attacks(module) or not self._last_is_seen(module) or not len(at):
+            return clean
+        agents = torch.tensor(self._members[module], device=at.device)
+        step, g, e = int(at[0, 0]) - lead, at[:, 1], at[:, 2]
+        hit, epsilon, memory = self._ends[step]
+        copies = e.clamp_max(self.copies.reach - 1)
+        there = torch.isin(g, agents) & (e < self.copies.reach)
+        if hit is not None:
+            there = there & hit[copies]
+        # Legal is everything: nobody acts on it.
+        places = g * self._num_envs + e
+        rows = self._policies.acting(module, given, None, places, memory[module])
+        epsilon = epsilon[copies] if isinstance(epsilon, Tensor) else epsilon
+        found = self.attack.perturb(rows.policy, rows.obs, epsilon=epsilon, generator=self.copies.generator)
+        return where_rows(there, rows.seen(rows.obs + found.delta), clean)
+
+    def attacks(self, module: str) -> bool:
+        """Whether agents of a module may be attacked in this sample."""
+        return self.on and module in self._members
+
+    def metrics(self, parts: Mapping[str, ModuleFragment]) -> dict[str, float]:
+        """Measures of the attack in the sample that ends, whose columns these are: see `sums_of`."""
+        if not self.on:
+            return {}
+        interval = self.attack.gap_interval
+        measured = interval > 0 and (self._samples - 1) % interval == 0
+        noted = {m: (self._decisions[m], parts[m], agents) for m, agents in self._members.items()}
+        return attack_metrics(
+            self.attack,
+            noted,
+            reach=self.copies.reach,
+            generator=self.copies.generator if measured else None,
+        )
+
+    def _hit(self, agents: int) -> Tensor | None:
+        hit = self.copies.hit()
+        return None if hit is None else hit.repeat(agents)
+
+    def _places_of(self, module: str) -> Tensor:
+        key = (module, self.copies.reach)
+        if key not in self._places:
+            agents = torch.tensor(self._members[module], device=self._device)
+            copies = torch.arange(self.copies.reach, device=self._device)
+            self._places[key] = (agents[:, None] * self._num_envs + copies).flatten()
+        return self._places[key]
+
+
+def attacked_members(
+    attack: RolloutAttack, groups: Mapping[str, tuple[str, ...]]
+) -> dict[str, tuple[int, ...]]:
+    """Of each module that has some, the places of the attacked agents among its agents.
+
+    Raises:
+        ValueError: Unknown agents.
+    """
+    known = [agent for agents in groups.values() for agent in agents]
+    if unknown := [agent for agent in attack.agents or () if agent not in known]:
+        raise ValueError(
+            f"expected agents out of {', '.join(known)} to attack in the rollouts, got {', '.join(unknown)}"
+        )
+    chosen = known if attack.agents is None else attack.agents
+    members = {
+        module: tuple(i for i, agent in enumerate(agents) if agent in chosen)
+        for module, agents in groups.items()
+    }
+    return {module: places for module, places in members.items() if places}

@@ -1,0 +1,276 @@
+"""The attack that a share of the rollouts is played under, as a value: minimax training on-policy.
+
+    max_θ E[ Σ_t r(s_t, a_t) ],   a_t ~ π_θ(· | s_t + δ_t),   δ_t the end of an ascent on the acting policy
+
+Agents act on what the adversary shows them, and PPO learns from what they saw, with the action and the
+log-probability there: its loss is exactly that of the perturbed game ("Adv-PPO"; SA-MDP, Zhang et al. 2020,
+arXiv 2003.08938). The same loss taken off-policy, at s + δ with actions that were drawn at s, unlearns: see
+`marl_aajr.regularizers.augmentation`.
+
+Nothing here knows an environment, a runner or RLlib: `RolloutAttack.perturb` maps observations to δ.
+
+BARPO (arXiv 2512.01228), which modulates the adversary's strength, is not offered: of its definition no more
+than the abstract was at hand. A schedule of ε, or a radius drawn for each episode, is what there is instead.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar, Literal, Self, get_args
+
+import torch
+from torch import Tensor
+
+from marl_aajr.core.ascent import largest, steepest
+from marl_aajr.core.checks import (
+    Schedule,
+    as_schedule,
+    maximum,
+    one_of,
+    positive,
+    raised,
+    refuse_search_spaces,
+    value_at,
+    whole,
+)
+from marl_aajr.core.distributions import ActionDistribution
+from marl_aajr.core.end_of_ascent import Ascended, end_of_ascent
+from marl_aajr.core.environment_values import agent_names
+from marl_aajr.core.objectives import Clean, Need, Objective, ObjectiveLike, make_objective
+from marl_aajr.core.policy import Policy
+from marl_aajr.core.threat import Norm, PerturbationSet, PerturbationSets
+
+CriticReads = Literal["clean", "seen"]
+AscentStep = Literal["auto", "sign", "normalized", "raw"]
+
+_NUDGE = 0.01
+"""Radius of the two starts, as a fraction of ε, where the objective is flat at δ = 0."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RolloutAttack:
+    """Play under a gradient attack on the acting policy, and learn from what was seen.
+
+    The first copies of each env runner are the attacked ones, from the beginning of an episode to its end:
+    copies are alike, so that rotating them would change nothing but the returns of both kinds, which would no
+    longer be those of whole episodes. The worst k agents are not offered: which they are is known from whole
+    games only, and gains of an objective do not compare between networks.
+
+    Attributes:
+        share: κ in [0, 1], share of the environment copies that is played under attack; a number or a
+            schedule.
+        epsilon: ε, radius of the perturbation set, in units of the environment's observations, also where a
+            filter normalises them; a number or a schedule. Where it is 0 nobody is attacked.
+        epsilon_draw: [a, b], each episode's radius is ε times a number drawn uniformly from this range in
+            [0, 1]; None: ε itself.
+        objective: quantity that the adversary maximises: `"margin"` (discrete actions), `"kl"` (from two
+            mirrored starts, of which the better one counts) or `"value"` (of modules that act with their
+            critic at hand). In Python also a function `(outputs [B, m], clean) -> [B]`.
+        steps: K ≥ 1, ascent steps.
+        step_size: η > 0, size of an ascent step as a fraction of ε; for `raw` steps η itself.
+        step: `"sign"` (steepest in L∞), `"normalized"` (in L2), `"raw"` (the gradient itself), or `"auto"`:
+            the steepest one in the set's norm.
+        norm: norm of the radius: `"linf"` or `"l2"`.
+        mask: per feature, whether it can be perturbed; None: all can.
+        scale: per feature, the size > 0 of one unit of ε; None: 1.
+        low: lower bound of perturbed observations, a number or one per feature; None: none.
+        high: upper bound of perturbed observations, a number or one per feature; None: none.
+        agents: the attacked agents; None: all.
+        attacked_steps: [m, T], m of every T steps of an episode are attacked, at random; None: every step.
+        critic: observations that the critic reads: `"clean"` ones, as they were, or those that the agent has
+            `"seen"`; None: clean, and seen by modules with a memory, whose state follows from what was seen.
+        gap_interval: samples of an env runner between two measurements of how much the K steps leave to a
+            strong adversary; 0: none.
+
+    Raises:
+        ValueError: a setting out of its range.
+
+    Example:
+        >>> RolloutAttack(epsilon=0.1, steps=5)
+    """
+
+    name: ClassVar[str] = "adversarial_training"
+    summary: ClassVar[str] = "agents act under a gradient attack, PPO learns from what they saw (Adv-PPO)"
+
+    share: Schedule = 1.0
+    epsilon: Schedule = 0.1
+    epsilon_draw: tuple[float, float] | None = None
+    objective: ObjectiveLike = "margin"
+    steps: int = 5
+    step_size: float = 0.5
+    step: AscentStep = "auto"
+    norm: Norm = "linf"
+    mask: tuple[bool, ...] | None = None
+    scale: tuple[float, ...] | None = None
+    low: float | tuple[float, ...] | None = None
+    high: float | tuple[float, ...] | None = None
+    agents: tuple[str, ...] | None = None
+    attacked_steps: tuple[int, int] | None = None
+    critic: CriticReads | None = None
+    gap_interval: int = 10
+
+    def __post_init__(self) -> None:
+        refuse_search_spaces(type(self).__name__, vars(self))
+        for name in ("share", "epsilon"):
+            object.__setattr__(self, name, as_schedule(getattr(self, name), name=name))
+        for name in ("mask", "scale", "low", "high", "epsilon_draw", "attacked_steps"):
+            if isinstance(value := getattr(self, name), list):
+                object.__setattr__(self, name, tuple(value))
+        if self.agents is not None:
+            object.__setattr__(self, "agents", agent_names(self.agents))
+        if maximum(self.share) > 1:
+            raise ValueError(f"expected a share in [0, 1], got {self.share}")
+        whole("steps", self.steps)
+        whole("gap_interval", self.gap_interval, least=0)
+        positive("step_size", self.step_size, note=" (a fraction of epsilon)")
+        one_of("step", self.step, get_args(AscentStep))
+        if self.critic is not None:
+            one_of("critic", self.critic, get_args(CriticReads))
+        self._check_ranges()
+        self._check_objective()
+        self.perturbations(1.0)
+
+    def _check_ranges(self) -> None:
+        if self.epsilon_draw is not None:
+            low, high = self.epsilon_draw
+            if not 0 <= low < high <= 1:
+                raise ValueError(
+                    f"expected epsilon_draw [a, b], 0 ≤ a < b ≤ 1, fractions of epsilon, got {[low, high]}"
+                )
+        if self.attacked_steps is not None:
+            some, of = self.attacked_steps
+            whole("m in attacked_steps [m, T]", some)
+            whole(f"T in attacked_steps [{some}, T]", of, least=some)
+
+    def _check_objective(self) -> None:
+        if "advantages" in self.adversary.needs:
+            raise ValueError(
+                f"expected an objective that needs no advantages, got {self.adversary}: while agents act "
+                "nobody knows them; use 'margin' or 'kl'"
+            )
+
+    @property
+    def adversary(self) -> Objective:
+        """The objective that the adversary maximises."""
+        return make_objective(self.objective)
+
+    def critic_reads(self, *, memory: bool) -> CriticReads:
+        """The observations that the critic of a module reads, which may have a memory."""
+        return self.critic or ("seen" if memory else "clean")
+
+    def active(self, timestep: float) -> bool:
+        """Whether anybody is attacked at this environment step."""
+        return value_at(self.share, timestep) > 0 and value_at(self.epsilon, timestep) > 0
+
+    @property
+    def ever(self) -> bool:
+        """Whether anybody is ever attacked."""
+        return maximum(self.share) > 0 and maximum(self.epsilon) > 0
+
+    def copies(self, num_envs: int, timestep: float) -> int:
+        """The number of attacked copies, of so many."""
+        return round(value_at(self.share, timestep) * num_envs) if self.active(timestep) else 0
+
+    def ramped(self, start: float, end: float) -> Self:
+        """The same with ε, if it is a number, rising from 0 at environment step `start` to `end`."""
+        return replace(self, epsilon=raised(self.epsilon, start, end))
+
+    def perturbations(self, epsilon: float | Tensor) -> PerturbationSet:
+        """Δ of a radius, or of each row's, `[B, 1]`."""
+        limits: dict[str, Any] = {
+            name: getattr(self, name) for name in ("norm", "mask", "scale", "low", "high")
+        }
+        one = PerturbationSet(epsilon=1.0 if isinstance(epsilon, Tensor) else epsilon, **limits)
+        return PerturbationSets.of(one, epsilon) if isinstance(epsilon, Tensor) else one
+
+    def check(self, distribution: ActionDistribution, *, offers: Collection[Need]) -> None:
+        """Raise `ValueError` where the attack needs what an acting policy has not."""
+        self.adversary.check(distribution)
+        if "critic" in self.adversary.needs and "critic" not in offers:
+            raise ValueError(
+                "expected a module that acts with a critic of the agent's own observation for "
+                f"{self.adversary}, got one without: RLlib's env runners leave it out; use 'margin' or 'kl'"
+            )
+
+    def check_memory(self, memory: bool) -> None:
+        """Raise `ValueError` where the critic cannot read what it should, of a module that has a memory."""
+        if memory and self.critic == "clean":
+            raise ValueError(
+                "expected critic 'seen' for a module with a memory, got 'clean'; its state follows from what "
+                "was seen"
+            )
+
+    def check_copies(self, num_envs: int) -> None:
+        """Raise `ValueError` where the share gives no copy."""
+        most = maximum(self.share)
+        if self.ever and round(most * num_envs) == 0:
+            raise ValueError(
+                f"expected a share that gives at least one of the {num_envs} copies of an env runner, got "
+                f"{most:g}; raise it to {1 / num_envs:.2g}, or have more copies"
+            )
+
+    def perturb(
+        self,
+        policy: Policy,
+        obs: Tensor,
+        *,
+        epsilon: float | Tensor,
+        generator: torch.Generator,
+        keep_path: bool = False,
+    ) -> Ascended:
+        """Attack observations `[B, d]` of a policy as it acts now; nothing of it changes.
+
+        Args:
+            policy: the acting policy, from these observations.
+            obs: clean observations, in the units of ε.
+            epsilon: the radius; `[B, 1]` for one of each row's own.
+            generator: source of the starts.
+            keep_path: whether δ_t and v_t are kept; of the better start, where there are two.
+        """
+        perturbations = self.perturbations(epsilon)
+        how: dict[str, Any] = {
+            "steps": self.steps,
+            "step_size": self.step_size if self.step == "raw" else self.step_size * epsilon,
+            "step": steepest(self.norm) if self.step == "auto" else self.step,
+            "keep_path": keep_path,
+        }
+        objective = self.adversary
+        with policy.fixed():
+            if not objective.flat_at_zero:
+                return end_of_ascent(policy, obs, objective, perturbations, **how)
+            near = self.perturbations(_NUDGE * epsilon).sample(obs, generator=generator)
+            return _from_both_sides(policy, obs, objective, perturbations, start=near, how=how)
+
+
+def _from_both_sides(
+    policy: Policy,
+    obs: Tensor,
+    objective: Objective,
+    perturbations: PerturbationSet,
+    *,
+    start: Tensor,
+    how: dict[str, Any],
+) -> Ascended:
+    """The better of the ascents from a start and from its mirror image."""
+    if isinstance(perturbations, PerturbationSets):
+        perturbations = PerturbationSets.of(perturbations, perturbations.epsilon.repeat(2, 1))
+        if isinstance(how["step_size"], Tensor):
+            how = how | {"step_size": how["step_size"].repeat(2, 1)}
+    both, everybody = obs.repeat(2, 1), policy.repeat(2)
+    start = perturbations.project(torch.cat([start, -start]), both)
+    found = end_of_ascent(everybody, both, objective, perturbations, start=start, **how)
+    with torch.no_grad():
+        g = objective.bind(everybody, Clean(found.clean_outputs, values=everybody.critic))
+        value = g(both + found.delta).view(2, -1)
+
+    def better(rows: Tensor) -> Tensor:
+        return largest(rows.unflatten(0, (2, -1)), value)[0]
+
+    return Ascended(
+        delta=better(found.delta),
+        clean_outputs=found.clean_outputs[: len(obs)],
+        deltas=tuple(map(better, found.deltas)),
+        gradients=tuple(map(better, found.gradients)),
+        values=tuple(better(part.unsqueeze(-1)).squeeze(-1) for part in found.values),
+    )

@@ -1,0 +1,116 @@
+"""Runs under attack: as a method, beside another one, resumed, on several runners, and what is refused."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from marl_aajr.training.algorithm import build_config
+from marl_aajr.training.config import make_config
+from marl_aajr.training.run_directory import RunDirectory
+from marl_aajr.training.trainer import train
+from tests.training.runs import TINY, assert_same_run, numbers, tiny
+
+DRAWS: dict[str, Any] = {
+    "objective": "kl",
+    "share": 0.75,
+    "epsilon_draw": [0.5, 1.0],
+    "attacked_steps": [3, 4],
+    "gap_interval": 2,
+    "ramp": [0.2, 0.8],
+}
+"""Whatever draws random numbers or changes over a run."""
+
+
+@pytest.mark.usefixtures("ray_session")
+def test_the_method_is_rollouts_under_attack_and_nothing_else(tmp_path: Path) -> None:
+    attack = {"epsilon": 0.2, "steps": 3, "gap_interval": 1}
+    method = tiny(method={"name": "adversarial_training", **attack}, env_steps=300)
+    beside = tiny(rollouts=attack, env_steps=300)
+    assert method.attack == beside.attack
+    assert_same_run(train(method, tmp_path / "method"), train(beside, tmp_path / "beside"))
+    last = numbers(tmp_path / "method")[-1]["attack"]
+    assert last["epsilon"] == pytest.approx(0.2)
+    assert last["clean_return_mean"] is None
+    assert last["attacked_return_mean"] == pytest.approx(numbers(tmp_path / "method")[-1]["return_mean"])
+    assert last["objective_gain"] > 0
+    assert 0 <= last["changed_decisions"] <= 1
+    assert last["inner_gap"] == pytest.approx(last["strong_gain"] - last["inner_gain"])
+    assert last["smoothness"] > 0
+
+
+@pytest.mark.usefixtures("ray_session")
+@pytest.mark.parametrize("runners", [0, 2])
+def test_a_resumed_run_under_attack_goes_on_to_the_same_numbers(runners: int, tmp_path: Path) -> None:
+    config = tiny(
+        method={"name": "aajr", "coefficient": 0.01},
+        rollouts=DRAWS,
+        observation_filter="mean_std",
+        resources={"env_runners": runners},
+    )
+    straight = train(config, tmp_path / "straight")
+    seen: list[dict[str, Any]] = []
+    run = tmp_path / "run"
+    train(config, run, on_iteration=seen.append, should_stop=lambda: seen[-1]["iteration"] == 5)
+    train(config, run, resume=True)
+    assert RunDirectory(run).status().state == "finished"
+    assert_same_run(straight, run)
+    returns = [line["attack"]["clean_return_mean"] for line in numbers(run) if "attack" in line]
+    assert any(value is not None for value in returns)
+
+
+@pytest.mark.usefixtures("ray_session")
+def test_a_share_of_nothing_is_plain_training(tmp_path: Path) -> None:
+    plain = train(tiny(env_steps=200), tmp_path / "plain")
+    assert_same_run(plain, train(tiny(env_steps=200, rollouts={"share": 0}), tmp_path / "nothing"))
+
+
+@pytest.mark.usefixtures("ray_session")
+def test_policies_with_a_memory_train_under_attack(tmp_path: Path) -> None:
+    run = train(
+        tiny(rollouts={"epsilon": 0.2, "ramp": None}, model={"lstm": 8}, env_steps=200), tmp_path / "r"
+    )
+    assert numbers(run)[-1]["attack"]["objective_gain"] > 0
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"rollouts": {"share": 0.01}}, "at least one of the 4 copies of an env runner, got 0.01"),
+        ({"rollouts": {"agents": ["nobody"]}}, "expected agents out of agent_0, agent_1 to attack"),
+        ({"rollouts": {"mask": [True]}}, "features in mask, got 1"),
+        ({"rollouts": {"objective": "value"}}, "acts with a critic of the agent's own observation"),
+        (
+            {"rollouts": {"objective": "surrogate"}},
+            "rollouts: expected an objective that needs no adv",
+        ),
+        ({"rollouts": {"speed": 1}}, "rollouts: expected settings of 'adversarial_training' out of share"),
+        ({"rollouts": {"ramp": [0.4, 0.1]}}, r"rollouts: expected a ramp \[a, b\] with a < b"),
+        ({"rollouts": {"critic": "clean"}, "model": {"lstm": 8}}, "expected critic 'seen' for a module with"),
+        ({"rollouts": {}, "resources": {"runner": "stock"}}, "expected resources.runner fast for rollouts"),
+        ({"rollouts": {}, "method": {"name": "atla"}}, "observations would be perturbed twice"),
+        ({"rollouts": {}, "method": {"name": "adversarial_training"}}, "perturbed twice; remove one"),
+        (
+            {"rollouts": {}, "method": {"name": "aajr", "adversarial_weight": 0.5}},
+            "leaves the policy loss as it is with rollouts under attack",
+        ),
+        (
+            {"rollouts": {}, "env": {"name": "pettingzoo.classic.tictactoe_v3"}},
+            "expected floating-point observations, got int8",
+        ),
+        (
+            {"rollouts": {}, "env": {"name": "simple_spread_v3", "kwargs": {"continuous_actions": True}}},
+            "expected a categorical policy for the objective 'margin', got a Gaussian one; use 'kl'",
+        ),
+    ],
+)
+def test_what_cannot_be_played_under_attack_is_refused(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        build_config(tiny(**changes))
+
+
+def test_the_written_configuration_reads_back() -> None:
+    config = make_config({**TINY, "rollouts": DRAWS})
+    assert make_config(config.model_dump(mode="json")) == config
