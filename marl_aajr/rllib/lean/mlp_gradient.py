@@ -6,8 +6,8 @@ gradient δ by y, are
 
     γ y = γ α W s + γ (b + β W 1)        ∂W = α δ sᵀ + β (Σ δ) 1ᵀ        δ' = a φ'(s) ⊙ Wᵀ δ
 
-with α = γ = 2, β = −1, a = 4 and `φ'(s) = s (1 − s)` for tanh; for ReLU they are 1, 0 and as usual. Each line
-is one product with factors (`addmm`), so that between two products only φ or φ' remains.
+with α = γ = 2, β = −1, a = 4 and `φ'(s) = s (1 − s)` for tanh; for ReLU they are 1, 0 and as usual. The
+factors are multiplied into the weights, which are small, so that between two products only φ or φ' remains.
 """
 
 from __future__ import annotations
@@ -17,6 +17,8 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
+
+from marl_aajr.core.products import product
 
 
 class _Unit(NamedTuple):
@@ -68,10 +70,11 @@ class MLPGradient:
         for i, (weight, bias, *_) in enumerate(self._layers):
             seen.append(x)
             before, unit = self._units[i : i + 2]
-            shift: Tensor = weight.new_zeros(len(weight)) if bias is None else bias
+            shift = bias if bias is None else bias * unit.gain
             if before.offset:
-                shift = torch.add(shift, weight.sum(1), alpha=before.offset)
-            x = torch.addmm(shift, x, weight.t(), beta=unit.gain, alpha=unit.gain * before.slope)
+                beside = weight.sum(1).mul_(unit.gain * before.offset)
+                shift = beside if shift is None else shift + beside
+            x = product(x, weight, shift, factor=unit.gain * before.slope)
             unit.apply(x)
         return x, seen
 
@@ -80,9 +83,8 @@ class MLPGradient:
         for i in range(len(self._layers) - 1, -1, -1):
             (weight, _, by_weight, by_bias), before = self._layers[i], self._units[i]
             total = torch.sum(delta, 0) if by_bias is None else torch.sum(delta, 0, out=by_bias)
-            torch.addmm(
-                total.unsqueeze(1), delta.t(), seen[i], beta=before.offset, alpha=before.slope, out=by_weight
-            )
+            rows = product(delta.t(), seen[i].t(), factor=before.slope)
+            torch.add(rows, total.unsqueeze(1), alpha=before.offset, out=by_weight)
             if i > 0:
-                delta = torch.addmm(total[:1], delta, weight, beta=0, alpha=before.rate)
+                delta = product(delta, weight.t(), factor=before.rate)
                 before.pull(delta, seen[i])
