@@ -1,7 +1,7 @@
 """The project's own environments, installed as `marl_aajr.envs`.
 
-The nine particle environments of `mpe2` and `congestion_v0`, each written once in torch for any number of
-copies on any device. Every module has two factories:
+The nine particle environments of `mpe2`, path finding on grids of `pogema` and `congestion_v0`, each written
+once in torch for any number of copies on any device. Every module has two factories:
 
 - `batched_env(num_envs, device=..., dtype=..., **options)`: a `marl_aajr.rollout.batched_env.BatchedEnv`;
 - `parallel_env(render_mode=..., **options)`: one copy as a PettingZoo `ParallelEnv`.
@@ -29,6 +29,7 @@ from pettingzoo import parallel_registry, register
 
 NAMES = (
     "congestion_v0",
+    "pogema_v0",
     "simple_v3",
     "simple_adversary_v3",
     "simple_crypto_v3",
@@ -39,7 +40,7 @@ NAMES = (
     "simple_tag_v3",
     "simple_world_comm_v3",
 )
-"""The modules of this package that are environments. Versions are those of `mpe2`."""
+"""The modules of this package that are environments. Versions are those of `mpe2` and `pogema`."""
 
 for _name in NAMES:
     if f"marl_aajr/{_name}".replace("_v", "-v") not in parallel_registry:

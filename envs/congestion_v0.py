@@ -53,7 +53,7 @@ from marl_aajr.rollout.teams import ONE_TEAM
 
 from .scenario import ADVERSARIES, GOOD
 from .single_copy import blank_page, factories, pixels
-from .tensor_batch import TensorBatch
+from .tensor_batch import TensorBatch, unbounded
 
 _BISECTIONS = 52  # halvings that leave of an interval of length 1 what float64 rounds
 
@@ -182,7 +182,7 @@ class CongestionBatch(TensorBatch):
         super().__init__(
             options=game,
             num_envs=num_envs,
-            observation_sizes=dict.fromkeys(game.teams, 2 * resources),
+            observation_spaces=dict.fromkeys(game.teams, unbounded(2 * resources, dtype)),
             action_spaces={agent: spaces.Discrete(resources) for agent in game.teams},
             teams=game.teams,
             max_cycles=game.max_cycles,

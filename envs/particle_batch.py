@@ -22,7 +22,7 @@ from marl_aajr.core.seeds import Streams
 from .particles import TIME_STEP, Body, Layout, RowIndex, World, WorldState
 from .scenario import Scenario
 from .single_copy import draw_particles
-from .tensor_batch import TensorBatch
+from .tensor_batch import TensorBatch, unbounded
 
 _MOVES = 5
 _LEFT, _RIGHT, _DOWN, _UP = 1, 2, 3, 4
@@ -136,7 +136,9 @@ class ParticleBatch(TensorBatch):
         super().__init__(
             options=scenario,
             num_envs=num_envs,
-            observation_sizes={name: len(index) for name, index in zip(names, seen, strict=True)},
+            observation_spaces={
+                name: unbounded(len(index), dtype) for name, index in zip(names, seen, strict=True)
+            },
             action_spaces=dict(zip(names, spaces, strict=True)),
             teams={agent.name: agent.team for agent in layout.agents},
             max_cycles=scenario.max_cycles,

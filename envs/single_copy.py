@@ -37,7 +37,7 @@ class SingleCopy(ParallelEnv[str, Any, Any]):
     seed continue the sequence that s began; without any seed it comes from the operating system.
 
     Args:
-        batch: The batch; the view steps it alone. Its agents stay until the episode is over for all of them.
+        batch: The batch; the view steps it alone.
         name: The environment's name for itself.
         render_mode: `"rgb_array"`, or None for no drawing.
 
@@ -74,6 +74,7 @@ class SingleCopy(ParallelEnv[str, Any, Any]):
             batch.keeps_final_states = True
         self.teams = batch.teams
         self._seeds: np.random.Generator | None = None
+        self._given: dict[str, Tensor] = {}  # those of agents that have ended count for nothing
 
     def observation_space(self, agent: str) -> spaces.Space[Any]:
         return self.observation_spaces[agent]
@@ -102,16 +103,18 @@ class SingleCopy(ParallelEnv[str, Any, Any]):
         """
         if not self.agents:
             raise ValueError("expected an episode to be running; call reset first")
-        after = self.batch.step({agent: self._action(agent, actions) for agent in self.agents})
+        self._given |= {agent: self._action(agent, actions) for agent in self.agents}
+        after = self.batch.step(self._given)
         over = self._over = bool(after.episode_over)
         agents, info = self.agents, after.infos[0]
-        if over:
-            self.agents = []
         cut = {agent: bool(after.truncations[agent]) for agent in agents}
+        ended = {agent: bool(after.terminations[agent]) or (over and not cut[agent]) for agent in agents}
+        self.agents = [agent for agent in agents if not (over or ended[agent] or cut[agent])]
+        seen = {agent: (after.obs if agent in self.agents else after.final_obs)[agent] for agent in agents}
         return (
-            self._seen(after.final_obs if over else after.obs),
+            self._seen(seen),
             {agent: float(after.rewards[agent]) for agent in agents},
-            {agent: bool(after.terminations[agent]) or (over and not cut[agent]) for agent in agents},
+            ended,
             cut,
             {agent: info.get(agent, {}) for agent in agents},
         )

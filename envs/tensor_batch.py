@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 from gymnasium import spaces
+from gymnasium.spaces.utils import flatdim
 from torch import Tensor
 
 from marl_aajr.core.checks import whole
@@ -26,9 +27,9 @@ class TensorBatch(BatchedEnv):
 
     What copy e plays follows from the seed and e alone, not from how many copies there are, nor from the
     device, up to rounding (a CPU computes exp in a vector's tail otherwise than in its lanes). Every agent
-    acts at every step and all end together. Where no episode can end early, the copies' clocks agree and
-    the host knows when to reset without asking the device; where one can, a CUDA device resets under a mask
-    at every step rather than be waited for.
+    acts at every step and all end together, unless `active` and `_ends` say otherwise. Where no episode can
+    end early, the copies' clocks agree and the host knows when to reset without asking the device; where one
+    can, a CUDA device resets under a mask at every step rather than be waited for.
 
     Discrete actions beyond their space are not looked for, because that would cost a good part of a step;
     `SingleCopy` looks. Flags of a step are shared between agents and steps: they are read-only. Per-copy
@@ -38,7 +39,7 @@ class TensorBatch(BatchedEnv):
         options: Settings of the environment, from which a subclass builds itself:
             `subclass(options, num_envs, device=, dtype=)`.
         num_envs: E, at least 1.
-        observation_sizes: Numbers that each agent sees, by agent; fixes the agents and their order.
+        observation_spaces: By agent; fixes the agents and their order.
         action_spaces: By agent.
         teams: By agent.
         max_cycles: Steps after which an episode is truncated.
@@ -55,7 +56,7 @@ class TensorBatch(BatchedEnv):
         *,
         options: Any,
         num_envs: int,
-        observation_sizes: Mapping[str, int],
+        observation_spaces: Mapping[str, spaces.Space[Any]],
         action_spaces: Mapping[str, spaces.Space[Any]],
         teams: Mapping[str, str],
         max_cycles: int,
@@ -69,11 +70,11 @@ class TensorBatch(BatchedEnv):
             raise ValueError(f"expected dtype torch.float32 or torch.float64, got {dtype}")
         self.options, self.num_envs, self.max_cycles = options, num_envs, max_cycles
         self.device, self.dtype = torch.device(device), dtype
-        self.possible_agents = tuple(observation_sizes)
-        self.observation_spaces = {agent: unbounded(size, dtype) for agent, size in observation_sizes.items()}
+        self.possible_agents = tuple(observation_spaces)
+        self.observation_spaces = dict(observation_spaces)
         self.action_spaces = dict(action_spaces)
         self.teams = dict(teams)
-        self.state_space = unbounded(sum(observation_sizes.values()), dtype)
+        self.state_space = unbounded(sum(map(flatdim, observation_spaces.values())), dtype)
         self._ends_early = ends_early
         self._streams: Streams | None = None
         self._clock = 0
@@ -100,7 +101,7 @@ class TensorBatch(BatchedEnv):
 
     @abstractmethod
     def _observe(self) -> dict[str, Tensor]:
-        """Observations of the agents `[E, d]`, in fresh tensors."""
+        """Observations of the agents `[E, ...]`, in fresh tensors."""
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Instructions for pickle to build the same; by itself it would tear views from their tensors."""
@@ -117,6 +118,18 @@ class TensorBatch(BatchedEnv):
     def _success(self) -> Tensor:
         """`[E]` bool: which episodes end now, before their time; asked if `ends_early`."""
         return self._no
+
+    def _ends(self, late: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """What ends in a step: agents that terminate, agents that are cut off, episodes; if `ends_early`.
+
+        Args:
+            late: `[E]` bool: episodes at their last step.
+
+        Returns:
+            Three flags `[E]`; the first two `[A, E]` where agents end by themselves.
+        """
+        success = self._success() & ~late
+        return success, late, success | late
 
     def _tell(self) -> tuple[dict[str, Any], ...]:
         """One dict by agent for each copy, about the step that was just taken."""
@@ -143,8 +156,8 @@ class TensorBatch(BatchedEnv):
         return BatchedStep(
             obs=dict(self._last),
             rewards=dict(zip(agents, rewards.unbind(0), strict=True)),
-            terminations=dict.fromkeys(agents, terminated),
-            truncations=dict.fromkeys(agents, truncated),
+            terminations=self._by_agent(terminated),
+            truncations=self._by_agent(truncated),
             episode_over=over,
             final_obs=final_obs,
             infos=infos,
@@ -209,13 +222,16 @@ class TensorBatch(BatchedEnv):
 
     def _end_some(self, streams: Streams) -> tuple[Tensor, Tensor, Tensor, bool]:
         self._clocks += 1
-        truncated = self._clocks >= self.max_cycles
-        terminated = self._success() & ~truncated
-        over = terminated | truncated
-        if self.device.type == "cpu" and not bool(over.any()):
-            return terminated, truncated, over, False
-        self._restart(streams, over)
-        return terminated, truncated, over, True
+        terminated, truncated, over = self._ends(self._clocks >= self.max_cycles)
+        restarts = self.device.type != "cpu" or bool(over.any())
+        if restarts:
+            self._restart(streams, over)
+        return terminated, truncated, over, restarts or bool(terminated.any())
+
+    def _by_agent(self, flags: Tensor) -> dict[str, Tensor]:
+        if flags.dim() == 1:
+            return dict.fromkeys(self.possible_agents, flags)
+        return dict(zip(self.possible_agents, flags.unbind(0), strict=True))
 
     def _restart(self, streams: Streams, where: Tensor | None = None) -> None:
         streams.begin(where)
@@ -229,4 +245,9 @@ class TensorBatch(BatchedEnv):
 
 def unbounded(size: int, dtype: torch.dtype) -> spaces.Box:
     """The space of observations of `size` numbers."""
-    return spaces.Box(-np.inf, np.inf, (size,), np.float32 if dtype == torch.float32 else np.float64)
+    return spaces.Box(-np.inf, np.inf, (size,), numpy_dtype(dtype))
+
+
+def numpy_dtype(dtype: torch.dtype) -> type[np.floating[Any]]:
+    """NumPy's name of the dtypes that batches have."""
+    return np.float64 if dtype == torch.float64 else np.float32

@@ -39,6 +39,7 @@ class Environment:
         kwargs: Arguments of the environment.
         needed: What it takes beside the package, for the table.
         pins: Whether the package's own requirements are installed; False where they exclude ours.
+        twin: The script that checks, with `--check`, that a twin of ours plays as the package does.
     """
 
     title: str
@@ -47,6 +48,7 @@ class Environment:
     kwargs: dict[str, Any] = field(default_factory=dict)
     needed: str = "nothing"
     pins: bool = True
+    twin: str = ""
 
 
 ENVIRONMENTS = {
@@ -77,6 +79,7 @@ ENVIRONMENTS = {
         "wrapped_environments:pogema",
         needed="its requirements left out, and two repairs",
         pins=False,
+        twin="pogema_trajectories.py",
     ),
     "pistonball": Environment(
         "Pistonball",
@@ -189,6 +192,8 @@ def check(name: str, environment: Environment, python: Path, options: argparse.N
     try:
         install(environment, python, out)
         row["version"] = installed(environment, python)
+        if environment.twin:
+            together(out, {"twin": [str(python), str(ROOT / "scripts" / environment.twin), "--check"]})
         runs = {method: out / method for method in METHODS}
         command = [str(python), "-W", "ignore", "-m", "marl_aajr"]
         together(out, {m: [*command, *train(environment, m, run, options)] for m, run in runs.items()})

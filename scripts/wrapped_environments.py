@@ -95,8 +95,8 @@ def sumo() -> Any:
     return sumo_rl.parallel_env(**files, num_seconds=500, sumo_warnings=False)
 
 
-def pogema() -> Any:
-    """POGEMA is written for pydantic 1 and Gymnasium 0.28, whose wrappers pass attributes on."""
+def pogema_package() -> Any:
+    """The package, repaired: it is written for pydantic 1, and for Gymnasium 0.28, whose wrappers pass on."""
     import gymnasium
     import pydantic
     import pydantic.v1
@@ -109,7 +109,14 @@ def pogema() -> Any:
     gymnasium.Wrapper.__getattr__ = passed_on  # type: ignore[method-assign]
     sys.modules["pydantic"] = pydantic.v1
     try:
-        from pogema import GridConfig, pogema_v0
+        import pogema
     finally:
         sys.modules["pydantic"] = pydantic
-    return pogema_v0(GridConfig(integration="PettingZoo", num_agents=3, size=8, max_episode_steps=50))
+    return pogema
+
+
+def pogema() -> Any:
+    """POGEMA needs the repairs above; `pogema_v0` of this project needs nothing."""
+    package = pogema_package()
+    options = {"integration": "PettingZoo", "num_agents": 3, "size": 8, "max_episode_steps": 50}
+    return package.pogema_v0(package.GridConfig(**options))

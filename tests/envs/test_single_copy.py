@@ -38,7 +38,8 @@ def test_pettingzoo_accepts_it(name: str) -> None:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_the_registry_makes_it(name: str) -> None:
-    env: Any = pettingzoo.make("parallel", f"marl_aajr/{name}", max_cycles=3)
+    limit = "max_episode_steps" if name == "pogema_v0" else "max_cycles"
+    env: Any = pettingzoo.make("parallel", f"marl_aajr/{name}", **{limit: 3})
     obs, _ = env.reset(seed=0)
     assert env.metadata["name"] == name
     assert all(env.observation_space(agent).contains(seen) for agent, seen in obs.items())
@@ -97,6 +98,23 @@ def test_it_draws_what_is_there(name: str, options: dict[str, Any]) -> None:
         env.step(dict.fromkeys(env.agents, 1))
     assert not np.array_equal(first, env.render())
     assert make(name).render() is None
+
+
+def test_agents_that_end_leave_before_the_others() -> None:
+    """As in PettingZoo: with their last observation, and the episode goes on without their actions."""
+    env = make("pogema_v0", num_agents=2, size=2, density=0.0, obs_radius=1)
+    env.reset(seed=0)
+    places = {"place": torch.tensor([[0], [3]]), "goal": torch.tensor([[1], [2]])}
+    env.batch.set_state({**env.batch.get_state(), **places})
+    obs, rewards, terminations, truncations, _ = env.step({"player_0": 4, "player_1": 0})
+    assert rewards == {"player_0": 1.0, "player_1": 0.0}
+    assert terminations == {"player_0": True, "player_1": False}
+    assert not any(truncations.values())
+    assert obs["player_0"][2].tolist() == [[0, 0, 0], [0, 1, 0], [0, 0, 0]]  # it is where it wanted to be
+    assert env.agents == ["player_1"]
+    obs, rewards, terminations, *_ = env.step({"player_1": 3})
+    assert (list(obs), rewards, terminations) == (["player_1"], {"player_1": 1.0}, {"player_1": True})
+    assert env.agents == []
 
 
 def test_our_games_play_through_the_common_view() -> None:
