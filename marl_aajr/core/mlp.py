@@ -37,11 +37,15 @@ class Activation:
     pull_tangent: Callable[[Tensor, Tensor, Tensor, Tensor], Tensor] | None = None
 
 
+_MINUS_ONE = torch.tensor(-1.0)
+
+
 def _tanh(y: Tensor) -> Tensor:
     """`tanh y = 2 σ(2 y) − 1`, in place: in a quarter of the time of torch's, with an error of 2e-7."""
     if y.dtype != torch.float32 or y.device.type != "cpu":
         return y.tanh_()
-    return y.mul_(2.0).sigmoid_().mul_(2.0).sub_(1.0)
+    # Doubling is exact, so that one pass gives the numbers of two.
+    return torch.add(_MINUS_ONE, y.mul_(2.0).sigmoid_(), alpha=2.0, out=y)
 
 
 _ACTIVATIONS: dict[type[nn.Module], Activation] = {
@@ -107,7 +111,7 @@ class PlainMLP:
             return None
 
     def forward(self, x: Tensor) -> tuple[Tensor, list[Tensor]]:
-        """Outputs `[N, m]` of inputs `[N, d]`, and the inputs of every layer."""
+        """Outputs `[N, m]` of inputs `[N, d]`, and the inputs of every layer; where no graph is recorded."""
         seen = [x]
         for layer, activation in zip(self._linear, self._between, strict=False):
             seen.append(activation.apply(functional.linear(seen[-1], layer.weight, layer.bias)))

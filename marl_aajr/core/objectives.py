@@ -15,6 +15,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, fields, replace
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, get_args, runtime_checkable
 
 import torch
@@ -197,32 +198,42 @@ class Margin(Objective):
 def logit_difference(policy: Policy, pair: Callable[[int, Tensor], tuple[Tensor, Tensor]]) -> OutputObjective:
     """Σ_i z_{i, a} − z_{i, b} over the single actions i, with its gradient by the outputs.
 
-    A masked action can neither win nor lose: where a or b is one, the term is 0.
+    A masked action can neither win nor lose: where a is one, the term is 0.
 
     Args:
         policy: the policy.
-        pair: i and logits `[B, n_i]` to the indices of a and b, `[B, 1]` each.
+        pair: i and logits `[B, n_i]` to the indices of a and b, `[B, 1]` each; b is masked only if all are.
     """
 
-    def terms(outputs: Tensor) -> Iterator[tuple[Tensor, Tensor, Tensor, Tensor, Tensor]]:
+    def terms(outputs: Tensor) -> Iterator[tuple[Tensor, Tensor, Tensor, Tensor]]:
         for i, logits in enumerate(single_actions(policy.distribution, outputs)):
-            a, b = pair(i, logits.detach())
-            z_a, z_b = logits.gather(-1, a), logits.gather(-1, b)
-            legal = (z_a > MASKED_LOGIT) & (z_b > MASKED_LOGIT)
-            yield logits, a, b, legal, torch.where(legal, z_a - z_b, 0.0)
+            index = torch.cat(pair(i, logits.detach()), -1)
+            both = logits.gather(-1, index)
+            legal = both[..., :1] > MASKED_LOGIT
+            yield logits, index, legal, torch.where(legal, both[..., :1] - both[..., 1:], 0.0)
 
     def value(outputs: Tensor) -> Tensor:
-        return torch.cat([term for *_, term in terms(outputs)], -1).sum(-1)
+        return _side_by_side([term for *_, term in terms(outputs)]).sum(-1)
 
     def value_and_gradient(outputs: Tensor) -> tuple[Tensor, Tensor]:
         values, gradients = [], []
-        for logits, a, b, legal, term in terms(outputs):
+        for logits, index, legal, term in terms(outputs):
             values.append(term)
-            unit = legal.to(logits.dtype)
-            gradients.append(torch.zeros_like(logits).scatter_(-1, a, unit).scatter_add_(-1, b, -unit))
-        return torch.cat(values, -1).sum(-1), torch.cat(gradients, -1)
+            signs = torch.where(legal, _signs(logits.dtype, logits.device), 0.0)
+            gradients.append(torch.zeros_like(logits).scatter_add_(-1, index, signs))
+        return _side_by_side(values).sum(-1), _side_by_side(gradients)
 
     return OutputObjective(policy, value, value_and_gradient)
+
+
+@lru_cache
+def _signs(dtype: torch.dtype, device: torch.device) -> Tensor:
+    """(1, −1), kept per device, so that nothing is copied to an accelerator again."""
+    return torch.tensor([1.0, -1.0], dtype=dtype, device=device)
+
+
+def _side_by_side(parts: list[Tensor]) -> Tensor:
+    return parts[0] if len(parts) == 1 else torch.cat(parts, -1)
 
 
 def runner_up(logits: Tensor, best: Tensor) -> Tensor:

@@ -42,8 +42,5 @@ class AttackablePolicies(Protocol):
             memory: Recurrent states of all rows; None: those of now.
         """
 
-    def sequence_length(self, module: str) -> int | None:
-        """As in `marl_aajr.rollout.collector.RolloutPolicies`."""
-
     def memory(self, module: str) -> Tree | None:
         """Recurrent states of all rows of a module as they are; None: it has none."""

@@ -84,14 +84,14 @@ class AttackedPlay:
     def begin_episodes(self, over: Tensor) -> None:
         """A step is over, and with it the episodes of these copies `[E]`; their states are still there."""
         if self.on:
-            keep = {m: self._policies.memory(m) for m in self._members if self._last_is_seen(m)}
+            keep = {m: self._policies.memory(m) for m in self._members if self._last_is_seen}
             self._ends.append((self.copies.hit(), self.copies.radius(1), keep))
         self.copies.begin_episodes(over)
 
-    def _last_is_seen(self, module: str) -> bool:
-        """Whether a critic reads what the agents see, also at the end of an episode or a sample."""
-        memory = self._policies.sequence_length(module) is not None
-        return self.attack.critic_reads(memory=memory) == "seen"
+    @property
+    def _last_is_seen(self) -> bool:
+        """Whether critics read what the agents see, also at the end of an episode or a sample."""
+        return self.attack.critic == "seen"
 
     def seen(self, module: str, given: StepInputs, clean: Tensor, *, row: int | None) -> Tensor:
         """What the agents of a module see, `[G, E, ...]`.
@@ -102,7 +102,7 @@ class AttackedPlay:
             given: Observations as the environment gives them.
             clean: The same as the module sees them when nobody perturbs them.
         """
-        last = row is None and not (self.attacks(module) and self._last_is_seen(module))
+        last = row is None and not self._last_is_seen
         if not self.attacks(module) or given.none_acts or last:
             return clean
         agents, reach = self._members[module], self.copies.reach
@@ -141,7 +141,7 @@ class AttackedPlay:
             at: (t, g, e) of each, `[K, 3]`, all of one step.
             lead: Rows of the fragment before the first step.
         """
-        if not self.attacks(module) or not self._last_is_seen(module) or not len(at):
+        if not self.attacks(module) or not self._last_is_seen or not len(at):
             return clean
         agents = torch.tensor(self._members[module], device=at.device)
         step, g, e = int(at[0, 0]) - lead, at[:, 1], at[:, 2]

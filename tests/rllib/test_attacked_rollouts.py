@@ -259,5 +259,5 @@ def test_what_cannot_be_attacked_is_refused_before_anything_starts(
 
 def test_a_learner_of_ones_own_has_its_critic_read_what_is_seen() -> None:
     with pytest.raises(ValueError, match="expected critic 'seen' in rollouts for the learner PPO"):
-        fast(config(), OURS, lean=False, rollouts=RolloutAttack())
-    fast(config(), OURS, lean=False, rollouts=RolloutAttack(critic="seen"))
+        fast(config(), OURS, lean=False, rollouts=RolloutAttack(critic="clean"))
+    fast(config(), OURS, lean=False, rollouts=RolloutAttack())

@@ -80,8 +80,7 @@ class ModuleLoss:
         rollouts: RolloutAttack | None = None,
     ) -> None:
         self.module = module
-        memory = bool(module.is_stateful())
-        self._clean = rollouts is not None and rollouts.critic_reads(memory=memory) == "clean"
+        self._clean = rollouts is not None and rollouts.critic == "clean"
         self.distribution = own_distribution(module, module.action_space)
         self._networks = networks(module)
         self._plain = plain_gradient(self._networks, self.distribution, buffers)

@@ -143,6 +143,7 @@ class FastEnvRunner(RunEnvRunner):
                 self._begin(collector)
             if collector.attack is not None:
                 collector.attack.begin(policies.timestep, allowed=not random_actions)
+                policies.quick = collector.attack.on
             if num_episodes is not None:
                 self.must_reset = True
                 return self._whole_episodes(collector, num_episodes)

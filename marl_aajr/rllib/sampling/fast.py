@@ -129,10 +129,10 @@ def fast(
 def _check_rollouts(config: AlgorithmConfig, rollouts: RolloutAttack) -> None:
     """Raise `ValueError` where training under this attack is refused, as far as a configuration tells."""
     rollouts.check_copies(config.num_envs_per_env_runner)
-    if rollouts.critic != "seen" and not issubclass(config.learner_class, LeanPPOTorchLearner):
+    if rollouts.critic == "clean" and not issubclass(config.learner_class, LeanPPOTorchLearner):
         raise ValueError(
             f"expected critic 'seen' in rollouts for the learner {config.learner_class.__name__}, got "
-            f"{rollouts.critic or 'clean'!r}; only LeanPPOTorchLearner (lean=True) lets a critic read others"
+            f"'clean'; only LeanPPOTorchLearner (lean=True) lets a critic read others"
         )
 
 
@@ -246,7 +246,7 @@ class FragmentsToBatch(ConnectorV2):
             initial = map_tree(torch.as_tensor, module.get_initial_state())
             return sequence_rows(fragments, name, critic_of(module), initial, length=length, **settings)
         parts = [fragment.modules[name] for fragment in fragments]
-        clean = self.rollouts is not None and self.rollouts.critic_reads(memory=False) == "clean"
+        clean = self.rollouts is not None and self.rollouts.critic == "clean"
         return training_rows(parts, critic_of(module), clean_critic=clean, **settings)
 
 
