@@ -30,10 +30,13 @@ from marl_aajr.core.objectives import EVERYTHING, Need
 from marl_aajr.regularizers.adversarial import check_adversarial_loss, require, trajectory_metrics
 from marl_aajr.regularizers.augmentation import perturbed_loss
 from marl_aajr.regularizers.jacobian_penalty import JacobianPenalty, gain_metrics
+from marl_aajr.regularizers.kept_directions import staleness
 from marl_aajr.regularizers.sample import Context, LossTerm, Sample, State
 
 Form = Literal["squared", "hinge", "constraint"]
 FORMS: tuple[Form, ...] = get_args(Form)
+
+Directions = Literal["fresh", "rollout"]
 
 DUAL = "dual"
 """Key of λ in the state and of its metric."""
@@ -56,6 +59,9 @@ class AAJR(JacobianPenalty):
         dual_bounds: [low, high], range of the dual variable, 0 ≤ low < high; None: [0, 1].
         secant: whether the chord ‖f(s+δ_{t+1}) − f(s+δ_t)‖² / ‖δ_{t+1} − δ_t‖² replaces ‖J u‖². A different,
             cheaper penalty, without derivatives of the network.
+        directions: path along which is penalised: `"fresh"`, of an ascent at each regularised minibatch (one
+            an epoch by default), or that of the `"rollout"`, which was played under attack: the learner then
+            runs no ascent.
         output: φ, output whose sensitivity counts: `"logits"`, `"mean"`, `"probs"` or `"fisher"`.
         metric: whether gradients flow through p or σ of the output map: `"full"`, or not: `"detached"`.
         backend: how Jacobian-vector products are computed: `"auto"`, `"mlp"`, `"forward"`, `"double"` or
@@ -109,12 +115,18 @@ class AAJR(JacobianPenalty):
     dual_bounds: tuple[float, float] | None = None
     dual_clip: float | None = None
     secant: bool = False
+    directions: Directions = "fresh"
 
     def __post_init__(self) -> None:
         super().__post_init__()
         check_adversarial_loss(self.adversarial_weight, self.dual_clip)
         one_of("form", self.form, FORMS)
+        one_of("directions", self.directions, get_args(Directions))
         self._check_form()
+        if self.secant and self.directions == "rollout":
+            raise ValueError(
+                "expected directions='fresh' with secant=True, got 'rollout': chords need the whole path"
+            )
         if self.secant and self.backend != "auto":
             raise ValueError(
                 f"expected no backend with secant=True, which needs no derivative, got {self.backend!r}; "
@@ -199,6 +211,8 @@ class AAJR(JacobianPenalty):
         weight = value_at(self.coefficient, context.timestep)
         if self.form == "constraint":
             weight = float(context.state[DUAL])  # kept on the CPU: reading it waits for nothing
+        if self.directions == "rollout":
+            return self._along_kept_path(sample, context, weight)
         kappa = value_at(self.adversarial_weight, context.timestep)
         trajectory = self.attack(sample, context)
         with torch.set_grad_enabled(weight > 0 or self.form == "constraint"):
@@ -219,6 +233,24 @@ class AAJR(JacobianPenalty):
         context.check_finite("the directional gain ‖J u‖", squared)
         context.check_finite("the adversarial policy loss", loss)
         return LossTerm(loss, metrics | trajectory_metrics(sample, trajectory, loss))
+
+    def _along_kept_path(self, sample: Sample, context: Context, weight: float) -> LossTerm:
+        """The penalty at the points of the rollout's path; 0 where nobody was attacked."""
+        if sample.path is None:
+            nothing = sample.obs.new_zeros(())
+            return LossTerm(nothing, dict.fromkeys(("penalty", "gain_mean", "gain_max"), nothing))
+        deltas, kept = sample.path.float().unbind(-3)
+        lengths = torch.linalg.vector_norm(kept, dim=-1, keepdim=True)
+        directions = kept / lengths.where(lengths > 0, torch.inf)  # as long as 1, whatever float16 made of it
+        points, along = deltas.movedim(-2, 0), directions.movedim(-2, 0)
+        with torch.set_grad_enabled(weight > 0 or self.form == "constraint"):
+            penalty, squared = self.mean_squared_gain(sample, points, along, self.penalties)
+        loss = weight * penalty
+        context.check_finite("the directional gain ‖J u‖", squared)
+        metrics = {"penalty": penalty.detach(), **gain_metrics(sample, squared)}
+        if self.form == "constraint":
+            metrics[DUAL] = torch.tensor(weight)
+        return LossTerm(loss, metrics | staleness(sample, self.adversary, points[0], along[0]))
 
     def penalties(self, squared: Tensor) -> Tensor:
         """The penalty of each row and step from ‖J u‖², which is 0 where a row has no direction u."""

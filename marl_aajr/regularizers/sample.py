@@ -100,6 +100,7 @@ class Sample:
         values: the critic at perturbed observations, for the objective `value`; None where it reads
             anything but the agent's own observation. With a `select(index)` if it is bound to its rows.
         shard: which part of a minibatch these rows are, where several learners share it; None: all of it.
+        path: δ_t and u_t at points of an adversary's path, `[B, ..., 2, points, d]`; None: none are kept.
     """
 
     policy: Policy
@@ -112,6 +113,7 @@ class Sample:
     policy_loss: PolicyLoss | None = None
     values: Critic | None = None
     shard: Shard | None = None
+    path: Tensor | None = None
 
     @property
     def clean(self) -> Clean:

@@ -19,11 +19,13 @@ class ActingRows:
         policy: The acting policy, from the numbers that can be perturbed, in the environment's units.
         obs: Those numbers, `[N, d]`.
         seen: The same, perturbed, to the rows that the module sees, `[N, ...]`.
+        scale: The size of one unit of what the network reads in these units, `[d]`; None: they are the same.
     """
 
     policy: Policy
     obs: Tensor
     seen: Callable[[Tensor], Tensor]
+    scale: Tensor | None = None
 
 
 class AttackablePolicies(Protocol):
@@ -41,6 +43,9 @@ class AttackablePolicies(Protocol):
             places: The place of each among the module's rows, `[N]`, by which it has its recurrent state.
             memory: Recurrent states of all rows; None: those of now.
         """
+
+    def width(self, module: str) -> int:
+        """d, the number of a module's numbers that can be perturbed."""
 
     def memory(self, module: str) -> Tree | None:
         """Recurrent states of all rows of a module as they are; None: it has none."""

@@ -16,6 +16,7 @@ from marl_aajr.rollout.attackable import AttackablePolicies
 from marl_aajr.rollout.attacked_copies import AttackedCopies
 from marl_aajr.rollout.attacked_metrics import AttackedDecisions, attack_metrics
 from marl_aajr.rollout.fragments import ModuleFragment
+from marl_aajr.rollout.kept_path import KEPT, kept_path
 from marl_aajr.rollout.rollout_attack import RolloutAttack
 from marl_aajr.rollout.rollout_buffer import StepInputs
 
@@ -93,8 +94,8 @@ class AttackedPlay:
         """Whether critics read what the agents see, also at the end of an episode or a sample."""
         return self.attack.critic == "seen"
 
-    def seen(self, module: str, given: StepInputs, clean: Tensor, *, row: int | None) -> Tensor:
-        """What the agents of a module see, `[G, E, ...]`.
+    def seen(self, module: str, given: StepInputs, clean: Tensor, *, row: int | None) -> StepInputs:
+        """What the agents of a module see.
 
         Args:
             module: The module.
@@ -102,9 +103,8 @@ class AttackedPlay:
             given: Observations as the environment gives them.
             clean: The same as the module sees them when nobody perturbs them.
         """
-        last = row is None and not self._last_is_seen
-        if not self.attacks(module) or given.none_acts or last:
-            return clean
+        if given.none_acts or (row is None and not self._last_is_seen):
+            return given._replace(obs=clean, clean=clean, path=self._no_path(module, clean))
         agents, reach = self._members[module], self.copies.reach
         whole = len(agents) == len(clean)
 
@@ -112,10 +112,21 @@ class AttackedPlay:
             column = column if whole else column[list(agents)]
             return column[:, :reach].flatten(0, 1)
 
+        def among_all(values: Tensor, others: Tensor) -> Tensor:
+            values = values.view(len(agents), reach, *values.shape[1:])
+            if whole and reach == self._num_envs:
+                return values
+            result = others.clone()
+            result[list(agents), :reach] = values
+            return result
+
         mask = None if given.mask is None else part(given.mask)
         rows = self._policies.acting(module, part(given.obs), mask, self._places_of(module))
-        epsilon = self.copies.radius(len(agents))
-        found = self.attack.perturb(rows.policy, rows.obs, epsilon=epsilon, generator=self.copies.generator)
+        epsilon, generator = self.copies.radius(len(agents)), self.copies.generator
+        keeps = self.attack.path != "none"
+        found = self.attack.perturb(
+            rows.policy, rows.obs, epsilon=epsilon, generator=generator, keep_path=keeps
+        )
         perturbed, hit = rows.seen(rows.obs + found.delta), self._hit(len(agents))
         if not given.all_act:
             acts = part(given.acts)
@@ -124,12 +135,18 @@ class AttackedPlay:
             perturbed = where_rows(hit, perturbed, part(clean))
         if row is not None:
             self._decisions[module].note(row, rows, found.clean_outputs, epsilon, hit)
-        shape = (len(agents), reach, *clean.shape[2:])
-        if whole and reach == self._num_envs:
-            return perturbed.view(shape)
-        result = clean.clone()
-        result[list(agents), :reach] = perturbed.view(shape)
-        return result
+        path = None
+        if keeps:
+            path = kept_path(self.attack, found, rows.scale, hit, generator=generator)
+            path = among_all(path, path.new_zeros(*clean.shape[:2], *path.shape[1:]))
+        return given._replace(obs=among_all(perturbed, clean), clean=clean, path=path)
+
+    def _no_path(self, module: str, clean: Tensor) -> Tensor | None:
+        if self.attack.path == "none":
+            return None
+        points = 1 if self.attack.path == "one" else self.attack.steps
+        width = self._policies.width(module)
+        return clean.new_zeros((*clean.shape[:2], 2, points, width), dtype=KEPT)
 
     def last_seen(self, module: str, given: Tensor, clean: Tensor, at: Tensor, lead: int) -> Tensor:
         """What agents of a module see last in an episode, `[K, ...]`.

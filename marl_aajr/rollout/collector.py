@@ -179,8 +179,7 @@ class Collector:
         head = self._heads[module]
         if self.attack is None or not self.attack.attacks(module):
             return head
-        seen = self.attack.seen(module, self._given[module], head.obs, row=row)
-        return head._replace(obs=seen, clean=head.obs)
+        return self.attack.seen(module, self._given[module], head.obs, row=row)
 
     def _last_seen(self, module: str, given: Tensor, at: Tensor, *, lead: int) -> Tensor:
         clean = self.policies.filter_obs(module, given, None)

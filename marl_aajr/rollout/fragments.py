@@ -65,6 +65,8 @@ class ModuleFragment(_Packed):
             length L; None for others.
         clean_obs: As `obs`, which then holds what the agents saw, without what an adversary changed; None:
             nobody was attacked.
+        path: `[T + 1, G, E, 2, points, d]`, points of the adversary's path (`marl_aajr.rollout.kept_path`);
+            None: none are kept.
     """
 
     agents: tuple[str, ...]
@@ -81,6 +83,7 @@ class ModuleFragment(_Packed):
     final_obs: Tensor
     states: Tree | None = None
     clean_obs: Tensor | None = None
+    path: Tensor | None = None
 
     @property
     def steps(self) -> int:
@@ -184,13 +187,19 @@ class Fragment(_Packed):
 
 
 def alike(fragments: Sequence[Fragment], module: str) -> list[Fragment]:
-    """The fragments with `clean_obs` of a module in all of them, if it is in any."""
-    if all(fragment.modules[module].clean_obs is None for fragment in fragments):
+    """The fragments with `clean_obs` and `path` of a module in all of them, if they are in any."""
+    parts = [fragment.modules[module] for fragment in fragments]
+    attacked = next((part for part in parts if part.clean_obs is not None), None)
+    if attacked is None or all(part.clean_obs is not None for part in parts):
         return list(fragments)
 
     def filled(fragment: Fragment) -> Fragment:
         part = fragment.modules[module]
-        part = part if part.clean_obs is not None else replace(part, clean_obs=part.obs)
+        if part.clean_obs is None:
+            nothing = attacked.path
+            if nothing is not None:
+                nothing = nothing.new_zeros((*part.obs.shape[:3], *nothing.shape[3:]))
+            part = replace(part, clean_obs=part.obs, path=nothing)
         return replace(fragment, modules={**fragment.modules, module: part})
 
     return [filled(fragment) for fragment in fragments]

@@ -141,6 +141,7 @@ class TrainingRows:
         advantages: `[N]`, standardised over the samples.
         value_targets: `[N]`.
         clean_obs: `[N, ...]`, observations without what an adversary changed; None: nobody was attacked.
+        path: `[N, 2, points, d]`, points of the adversary's path; None: none are kept.
         loss_mask: `[N]` bool, False for padding and rows that only look like samples; None: all are samples.
         states: Recurrent states `[B, ...]` before the first sample of each sequence.
     """
@@ -153,6 +154,7 @@ class TrainingRows:
     advantages: Tensor
     value_targets: Tensor
     clean_obs: Tensor | None = None
+    path: Tensor | None = None
     loss_mask: Tensor | None = None
     states: Tree | None = None
 
@@ -166,7 +168,7 @@ class TrainingRows:
         **more: Any,
     ) -> TrainingRows:
         """The rows that `rows` takes out of the columns `[T, G, E, ...]` of a fragment."""
-        names = ("obs", "clean_obs", "mask", "actions", "log_probs", "inputs")
+        names = ("obs", "clean_obs", "path", "mask", "actions", "log_probs", "inputs")
         kept = {name: getattr(part, name) for name in names}
         columns = {**kept, "advantages": advantages, "value_targets": advantages + values[:-1]}
         taken: dict[str, Any] = {name: None if x is None else rows(x) for name, x in columns.items()}

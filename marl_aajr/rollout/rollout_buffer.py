@@ -56,6 +56,7 @@ class StepInputs(NamedTuple):
         all_act: Whether everybody must act.
         none_acts: Whether nobody must.
         clean: Where an adversary may have changed them, observations as they would be without it.
+        path: Points of its path, where they are kept (`marl_aajr.rollout.kept_path`).
     """
 
     obs: Tensor
@@ -64,6 +65,7 @@ class StepInputs(NamedTuple):
     all_act: bool
     none_acts: bool = False
     clean: Tensor | None = None
+    path: Tensor | None = None
 
     def rows(self) -> tuple[Tensor, Tensor | None, Tensor | None]:
         """Observations, legal actions and who acts as `[G · E, ...]`; None for all."""
@@ -102,7 +104,8 @@ def pending_decisions(part: ModuleFragment, state: Tree | None) -> Row | None:
 
     rewards = part.rewards.masked_fill(count <= at, 0.0).sum(0)
     columns = {name: row(getattr(part, name)) for name in ("obs", "mask", *_PER_STEP)}
-    columns["clean_obs"] = columns["obs"] if part.clean_obs is None else row(part.clean_obs)
+    clean = part.obs if part.clean_obs is None else part.clean_obs
+    columns |= {"clean_obs": row(clean), "path": row(part.path)}
     return {**columns, "acts": acts, "rewards": rewards, "state": state}
 
 
@@ -172,6 +175,7 @@ class RolloutBuffer:
             agents=self._agents,
             mask=columns.get("mask"),
             clean_obs=columns.get("clean_obs"),
+            path=columns.get("path"),
             acts=None if self._all_act else columns["acts"],
             final_at=final_at,
             final_obs=torch.cat(last),
@@ -185,8 +189,9 @@ class RolloutBuffer:
         self._all_act &= head.all_act
         if head.mask is not None:
             self._columns["mask"][t] = head.mask
-        if head.clean is not None:
-            self._columns["clean_obs"][t] = head.clean
+        for name, value in (("clean_obs", head.clean), ("path", head.path)):
+            if value is not None:
+                self._columns[name][t] = value
 
     def _remember(self, t: int, head: StepInputs, state: Tree) -> None:
         assert self._sequence is not None
@@ -204,7 +209,8 @@ class RolloutBuffer:
 
     def _allocate(self, lead: int, head: StepInputs, decision: Decision) -> None:
         steps, shape, new = self._steps, head.acts.shape, self._columns
-        shown = {"obs": head.obs, "clean_obs": head.clean, "acts": head.acts, "mask": head.mask}
+        shown = {"obs": head.obs, "acts": head.acts, "mask": head.mask}
+        shown |= {"clean_obs": head.clean, "path": head.path}
         for name, value in shown.items():
             if value is not None:
                 new[name] = value.new_empty((steps + 1, *value.shape))

@@ -24,8 +24,8 @@ from marl_aajr.rllib import robustify
 from marl_aajr.rllib.internals.algorithms import RunAPPO, RunIMPALA, RunPPO
 from marl_aajr.rllib.internals.learners import resumable_learner_class
 from marl_aajr.rllib.networks import check_observation_space
+from marl_aajr.rllib.plugin.beside_rollouts import check_beside
 from marl_aajr.rllib.plugin.observation_layout import chosen_parts
-from marl_aajr.rllib.plugin.regularized_module import check_one_minimax
 from marl_aajr.rllib.sampling.env import register
 from marl_aajr.rllib.sampling.episode_metrics import EpisodeReturns
 from marl_aajr.rllib.sampling.fast import fast
@@ -136,7 +136,7 @@ def _set_method(result: AlgorithmConfig, config: RunConfig, mapping: PolicyMappi
         offers -= {"policy_loss", "advantages"}
     for module, agent in mapping.modules.items():
         try:
-            check_one_minimax(regularizer, attack)
+            check_beside(regularizer, attack)
             regularizer.check(from_space(mapping.action_spaces[agent]), offers=offers)
             if (leaves := regularizer.perturbed_leaves) is not None:
                 chosen_parts(mapping.observation_spaces[agent], leaves)

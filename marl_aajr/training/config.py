@@ -7,11 +7,13 @@ after a default has changed.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
+from marl_aajr.rllib.plugin.beside_rollouts import path_for
 from marl_aajr.rollout.rollout_attack import RolloutAttack
 from marl_aajr.rollout.teams import TEAMS
 from marl_aajr.training.fields import (
@@ -167,7 +169,10 @@ class RunConfig(Section):
         attack = self.method.rollouts(env_steps=self.env_steps)
         if self.rollouts is not None:
             attack = self.rollouts.attack(env_steps=self.env_steps)
-        return attack if attack is not None and attack.ever else None
+        if attack is None or not attack.ever:
+            return None
+        path = path_for(self.method.regularizer(env_steps=self.env_steps))
+        return attack if path == "none" else replace(attack, path=path)
 
     @model_validator(mode="after")
     def _one_attack(self) -> RunConfig:

@@ -68,6 +68,18 @@ def test_a_share_of_nothing_is_plain_training(tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("ray_session")
+@pytest.mark.parametrize("more", [{}, {"model": {"lstm": 8}}, {"observation_filter": "mean_std"}])
+def test_aajr_along_the_path_of_play_asks_the_rollouts_to_keep_it(more: Any, tmp_path: Path) -> None:
+    method = {"name": "aajr", "directions": "rollout", "objective": "margin", "interval": 1, "ramp": None}
+    config = tiny(method=method, rollouts={"epsilon": 0.1, "ramp": [0.4, 0.6]}, env_steps=300, **more)
+    assert config.attack is not None
+    assert config.attack.path == "one"
+    lines = [line["modules"]["agent"] for line in numbers(train(config, tmp_path / "run"))]
+    assert [line["aajr/penalty"] > 0 for line in lines] == [False, False, True]
+    assert lines[-1]["aajr/direction_cosine"] > 0.5
+
+
+@pytest.mark.usefixtures("ray_session")
 def test_policies_with_a_memory_train_under_attack(tmp_path: Path) -> None:
     run = train(
         tiny(rollouts={"epsilon": 0.2, "ramp": None}, model={"lstm": 8}, env_steps=200), tmp_path / "r"

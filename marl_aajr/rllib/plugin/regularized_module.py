@@ -27,6 +27,7 @@ from marl_aajr.rllib.internals.learners import all_sum
 from marl_aajr.rllib.internals.modules import actor_network
 from marl_aajr.rllib.plugin.module_policy import (
     CLEAN_OBS,
+    PATH,
     RLModuleCritic,
     actor_of,
     judges_observations,
@@ -267,6 +268,7 @@ class RegularizedModule(Regularized):
             policy_loss=self._policy_loss,
             values=RLModuleCritic(self.module, columns, leaves, flattened) if self._has_critic else None,
             shard=shard,
+            path=columns.get(PATH),
         )
 
     def constrain_actor(self, *, exact: bool) -> None:
@@ -277,18 +279,6 @@ class RegularizedModule(Regularized):
         for name, value in self.regularizer.constrain(self._actor, self.state, exact=exact).items():
             self._records[name].append(value)
         self._seconds += time.perf_counter() - started
-
-
-def check_one_minimax(regularizer: Regularizer, rollouts: Any) -> None:
-    """Raise `ValueError` for a policy loss at perturbed observations, where the rollouts are under attack."""
-    members = getattr(regularizer, "members", (regularizer,))
-    if rollouts is None or not any(getattr(member, "perturbs_loss", False) for member in members):
-        return
-    raise ValueError(
-        "expected a regularizer that leaves the policy loss as it is with rollouts under attack, got "
-        f"{regularizer!r}: actions are drawn at the perturbed observations, and say nothing of others; set "
-        "its adversarial_weight to 0, or play without attack"
-    )
 
 
 def reduced(name: str, values: Tensor) -> Tensor:

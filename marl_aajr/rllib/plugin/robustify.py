@@ -36,8 +36,9 @@ from marl_aajr.rllib.internals.learners import (
     learner_index,
     surely_trains,
 )
+from marl_aajr.rllib.plugin.beside_rollouts import check_beside
 from marl_aajr.rllib.plugin.module_policy import ROLLOUTS_KEY, copied
-from marl_aajr.rllib.plugin.regularized_module import RegularizedModule, Report, check_one_minimax
+from marl_aajr.rllib.plugin.regularized_module import RegularizedModule, Report
 
 
 def robustify(
@@ -152,7 +153,7 @@ class RobustLearnerMixin(ResumableLearnerMixin):
             if known is not None and known.module is module:
                 self._regularized[module_id] = known
             elif module_id in trained and regularizer is not None:
-                check_one_minimax(regularizer, self.config.learner_config_dict.get(ROLLOUTS_KEY))
+                check_beside(regularizer, self.config.learner_config_dict.get(ROLLOUTS_KEY))
                 self._regularized[module_id] = RegularizedModule(
                     module_id,
                     regularizer,

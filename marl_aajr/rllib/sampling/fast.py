@@ -29,7 +29,7 @@ from marl_aajr.rllib.internals.learners import resumable_learner_class
 from marl_aajr.rllib.lean.learner import LeanPPOTorchLearner
 from marl_aajr.rllib.lean.module_loss import network_inputs, networks
 from marl_aajr.rllib.networks import FlatActorCritic, observation_of
-from marl_aajr.rllib.plugin.module_policy import CLEAN_OBS, ROLLOUTS_KEY
+from marl_aajr.rllib.plugin.module_policy import CLEAN_OBS, PATH, ROLLOUTS_KEY
 from marl_aajr.rllib.plugin.robustify import robust_learner_class
 from marl_aajr.rllib.sampling.batch_env import WITHOUT_FAST, module_of_agents
 from marl_aajr.rllib.sampling.env import BY_NAME, BatchFactory, EnvCreator, EnvProcesses
@@ -277,6 +277,8 @@ def _columns(rows: TrainingRows, module: TorchRLModule) -> dict[str, Any]:
     }
     if rows.clean_obs is not None:
         columns[CLEAN_OBS] = observation_of(rows.clean_obs, rows.mask, module.observation_space)
+    if rows.path is not None:
+        columns[PATH] = rows.path
     if rows.loss_mask is not None:
         columns[Columns.LOSS_MASK] = rows.loss_mask
         if rows.states is not None:

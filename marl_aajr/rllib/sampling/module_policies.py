@@ -92,6 +92,9 @@ class ModulePolicies:
     def sequence_length(self, module: str) -> int | None:
         return self._actor(module).sequence_length
 
+    def width(self, module: str) -> int:
+        return self._actor(module).acting.width
+
     def memory(self, module: str) -> Tree | None:
         return self._actor(module).memory
 
@@ -114,7 +117,9 @@ class ModulePolicies:
             memory = actor.memory if memory is None else memory
             memory = actor.begun(memory, places)
         held = HeldColumns(mask, memory if acting.recurrent else None)
-        return ActingRows(ActingPolicy(acting, held, observed), own, seen_rows(obs, acting.width, filtered))
+        scale = None if observed is None else observed.scale
+        policy, seen = ActingPolicy(acting, held, observed), seen_rows(obs, acting.width, filtered)
+        return ActingRows(policy, own, seen, scale)
 
     def begin_episodes(self, episode_over: Tensor) -> None:
         for actor in self._actors.values():
