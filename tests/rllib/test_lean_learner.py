@@ -12,10 +12,11 @@ import torch
 from ray.rllib.algorithms.ppo import PPOConfig
 from ray.rllib.core.learner.learner import Learner
 from ray.rllib.core.rl_module.default_model_config import DefaultModelConfig
-from ray.rllib.policy.sample_batch import MultiAgentBatch
+from ray.rllib.policy.sample_batch import MultiAgentBatch, SampleBatch
 
 from marl_aajr.core.checks import NonFiniteError
 from marl_aajr.core.distributions import Categorical, DiagGaussian, MultiCategorical
+from marl_aajr.core.policy import map_tree
 from marl_aajr.regularizers import make_regularizer
 from marl_aajr.rllib import robustify
 from marl_aajr.rllib.lean.learner import LeanPPOTorchLearner
@@ -159,6 +160,36 @@ def test_weights_are_rllibs_with_a_shared_encoder_that_has_no_layers_of_its_own(
     assert_same_weights(stock, ours)
 
 
+def sequences(learner: Learner, *, count: int = 14, length: int = 5) -> MultiAgentBatch:
+    """Padded sequences of 2 to 5 steps of each module, as connectors make them."""
+    rng, batches = np.random.default_rng(0), {}
+    flat = ppo_batch(build_learner(ppo_config("a", "b")), rows=count * length)
+    lengths = torch.from_numpy(rng.integers(2, length + 1, count))
+    for name, columns in flat.policy_batches.items():
+        shaped = {key: value.unflatten(0, (count, length)) for key, value in columns.items()}
+        state = learner.module[name].unwrapped().get_initial_state()
+        shaped["state_in"] = map_tree(lambda x: torch.rand(count, *x.shape) - 0.5, state)
+        shaped |= {"loss_mask": torch.arange(length) < lengths[:, None], "seq_lens": lengths}
+        batches[name] = SampleBatch(shaped, _zero_padded=True)
+    return MultiAgentBatch(batches, env_steps=count * length)
+
+
+@pytest.mark.parametrize("shuffle", [False, True])
+@pytest.mark.parametrize("kl", [False, True])
+def test_sequences_give_the_weights_and_metrics_of_rllibs_learner(shuffle: bool, kl: bool) -> None:
+    """Minibatches of 32 steps are some nine of the 14 sequences, so that epochs end in the midst of them."""
+    model = DefaultModelConfig(
+        fcnet_hiddens=[8], use_lstm=True, lstm_cell_size=8, max_seq_len=5, vf_share_layers=False
+    )
+    stock, ours = both("a", "b", model=model, use_kl_loss=kl, num_epochs=3)
+    batch = sequences(stock)
+    theirs, mine = (train(learner, batch, shuffle=shuffle) for learner in (stock, ours))
+    assert_same_weights(stock, ours)
+    for module in ("a", "b"):
+        del theirs[module]["vf_explained_var"]  # RLlib's is of the padding, too
+    assert_same_metrics(theirs, mine)
+
+
 def assert_same_weights(stock: Learner, ours: Learner) -> None:
     for (name, theirs), mine in zip(weights(stock).items(), weights(ours).values(), strict=True):
         torch.testing.assert_close(mine, theirs, rtol=1e-6, atol=1e-6, msg=name)
@@ -174,6 +205,10 @@ def test_metrics_are_those_of_rllibs_learner() -> None:
     stock, ours = both("a", "b", use_kl_loss=True, grad_clip=0.05, grad_clip_by="global_norm")
     batch = ppo_batch(stock)
     theirs, mine = (train(learner, batch) for learner in (stock, ours))
+    assert_same_metrics(theirs, mine)
+
+
+def assert_same_metrics(theirs: Any, mine: Any) -> None:
     for module in ("a", "b", "__all_modules__"):
         known = {key: value for key, value in theirs[module].items() if "throughput" not in key}
         missing = set(known) - set(mine[module]) - {"diff_num_grad_updates_vs_sampler_policy"}

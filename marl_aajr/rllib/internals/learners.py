@@ -168,17 +168,19 @@ def train_batch(learner: Learner, training_data: TrainingData) -> MultiAgentBatc
     return MultiAgentBatch(trained, env_steps=batch.env_steps())
 
 
-def log_trained(learner: Learner, batch: MultiAgentBatch, *, size: int, minibatches: int) -> None:
-    """Logs once for all minibatches the values that RLlib logs for each."""
+def log_trained(
+    learner: Learner, batch: MultiAgentBatch, trained: Mapping[str, int], *, minibatches: int
+) -> None:
+    """Logs once what RLlib logs for each minibatch, given the steps of each module in all of them."""
     learner._log_metrics(batch=batch)
     log = learner.metrics.log_value
-    for module_id in batch.policy_batches:
+    for module_id, count in trained.items():
         log((module_id, keys.WEIGHTS_SEQ_NO), learner._weights_seq_no, window=1)
-        log((module_id, keys.MODULE_TRAIN_BATCH_SIZE_MEAN), size, reduce="mean")
-        log((module_id, keys.NUM_MODULE_STEPS_TRAINED), size * minibatches, reduce="sum")
+        log((module_id, keys.MODULE_TRAIN_BATCH_SIZE_MEAN), count / minibatches, reduce="mean")
+        log((module_id, keys.NUM_MODULE_STEPS_TRAINED), count, reduce="sum")
         lifetime = (module_id, keys.NUM_MODULE_STEPS_TRAINED_LIFETIME)
-        log(lifetime, size * minibatches, reduce="lifetime_sum", with_throughput=True)
-    rows, steps = size * minibatches * len(batch.policy_batches), batch.env_steps() * minibatches
+        log(lifetime, count, reduce="lifetime_sum", with_throughput=True)
+    rows, steps = sum(trained.values()), batch.env_steps() * minibatches
     for key, count, reduce in (
         (keys.NUM_MODULE_STEPS_TRAINED, rows, "sum"),
         (keys.NUM_ENV_STEPS_TRAINED, steps, "sum"),

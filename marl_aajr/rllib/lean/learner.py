@@ -4,14 +4,13 @@ The same updates as `PPOTorchLearner`'s, to rounding: its losses, minibatches an
 does once per minibatch and only the last of which is seen (metrics, explained variance), this one does once
 per update; what it computes and does not use (KL), not at all; the loss is one node of the graph
 (`marl_aajr.rllib.lean.ppo_loss`); a module's weights are one tensor, and Adam one kernel (`FlatAdam`). Where
-the gradient of PPO's loss is written out, it is computed where Adam reads it: no dictionary of gradients is
-made, unless a class in front of this one wants to see it.
+PPO's gradient is written out, it is computed where Adam reads it, unless a class in front wants to see it.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections import Counter
 from typing import Any
 
 import torch
@@ -32,7 +31,7 @@ from marl_aajr.rllib.internals.learners import (
     train_batch,
 )
 from marl_aajr.rllib.lean.adam import FlatAdam
-from marl_aajr.rllib.lean.minibatches import minibatches, rows_of
+from marl_aajr.rllib.lean.minibatches import Division, minibatches, rows_of
 from marl_aajr.rllib.lean.module_loss import LOSS, ModuleLoss, Plan
 from marl_aajr.rllib.lean.ppo_loss import PPOCoefficients
 from marl_aajr.rllib.plugin.module_policy import ROLLOUTS_KEY
@@ -43,8 +42,8 @@ class LeanPPOTorchLearner(ResumableLearnerMixin, OpenPPOTorchLearner):
 
     A gradient that is not finite raises `NonFiniteError` instead of being set to zero.
 
-    It steps aside for RLlib's own way of doing things where it has nothing to offer: recurrent modules,
-    distributions other than RLlib's categorical, multi-categorical and diagonal Gaussian, gradient scalers.
+    It steps aside for RLlib's own way of doing things where it has nothing to offer: distributions other than
+    RLlib's categorical, multi-categorical and diagonal Gaussian, gradient scalers.
     """
 
     def build(self) -> None:
@@ -82,7 +81,7 @@ class LeanPPOTorchLearner(ResumableLearnerMixin, OpenPPOTorchLearner):
         sources = {name: kwargs.pop(name) for name in TrainingData.__dataclass_fields__ if name in kwargs}
         data = training_data or TrainingData(batch=batch, **sources)
         self._plans.clear()
-        if data.data_iterators or any(module.is_stateful() for module in self.module.values()):
+        if data.data_iterators:
             self._reporting = True
             return super().update(
                 training_data=data,
@@ -105,25 +104,26 @@ class LeanPPOTorchLearner(ResumableLearnerMixin, OpenPPOTorchLearner):
         return None if _no_metrics_reduce else self.metrics.reduce()
 
     def _train(self, rows: Any, *, size: int, epochs: int, shuffle: bool) -> None:
-        counts = {name: len(part) for name, part in rows.policy_batches.items()}
-        total = -(-epochs * max(counts.values()) // size)  # as many as the longest needs
+        parts = Division.of(rows.policy_batches, size)
+        total = parts.minibatches(epochs)
         if self.distributed:
             # Every learner must take part in every minibatch, or the others wait for it for ever.
             most = torch.tensor(total, device=self.device)
             dist.all_reduce(most, op=dist.ReduceOp.MAX)
             total = int(most)
         self._finite.clear()
-        for name in counts:
+        for name in parts.rows:
             if (optimizer := self._flat_adam(name)) is not None:
                 optimizer.adopt()
-        losses: Mapping[str, Tensor] = {}
-        order = minibatches(counts, size=size, total=total, shuffle=shuffle)
-        for done, batch in enumerate(rows_of(rows.policy_batches, order, size=size, device=self.device), 1):
+        losses, trained = dict[str, Tensor](), Counter[str]()
+        order = minibatches(parts, total=total, shuffle=shuffle)
+        for done, batch in enumerate(rows_of(rows.policy_batches, order, parts, device=self.device), 1):
             self._reporting = done == total
             _, losses = self.train_minibatch(batch)
+            trained.update({name: parts.steps_of(name, columns) for name, columns in batch.items()})
         for name, finite in self._finite.items():
             _raise_unless(bool(finite), name)
-        log_trained(self, rows, size=size, minibatches=total)
+        log_trained(self, rows, {name: int(steps) for name, steps in trained.items()}, minibatches=total)
         for name, loss in losses.items():
             self.metrics.log_value((name, self.TOTAL_LOSS_KEY), loss, window=1)
 

@@ -8,6 +8,7 @@ once for several minibatches, which are slices of them.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from functools import partial
 from itertools import islice
 from operator import itemgetter
@@ -16,6 +17,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from ray.rllib.core.columns import Columns
 from torch import Tensor
 
 from marl_aajr.core.policy import map_tree
@@ -26,24 +28,55 @@ GATHERED = 2**14
 """Rows that are gathered at a time: enough for one call to cost nothing, few enough to stay in the cache."""
 
 
-def minibatches(
-    rows: Mapping[str, int], *, size: int, total: int, shuffle: bool
-) -> Iterator[dict[str, Index]]:
+@dataclass(frozen=True)
+class Division:
+    """How a batch is divided into minibatches; padded sequences are rows.
+
+    Attributes:
+        rows: Number of rows of each module, at least 1.
+        sizes: Rows of each module in a minibatch.
+        several: Minibatches whose rows are gathered at once.
+    """
+
+    rows: Mapping[str, int]
+    sizes: Mapping[str, int]
+    several: int
+
+    @classmethod
+    def of(cls, batches: Mapping[str, Any], size: int) -> Division:
+        """Minibatches of `size` steps of each module; of sequences, as many as have so many on average."""
+        rows, sizes = {}, {}
+        for name, columns in batches.items():
+            steps, lengths = len(columns), columns.get(Columns.SEQ_LENS)
+            rows[name] = steps if lengths is None else len(lengths)
+            sizes[name] = size if lengths is None else max(1, int(rows[name] * (size / steps)))
+        return cls(rows, sizes, max(1, GATHERED // size))
+
+    def minibatches(self, epochs: int) -> int:
+        """Their number: as many as the longest needs."""
+        return max(-(-epochs * rows // self.sizes[name]) for name, rows in self.rows.items())
+
+    def steps_of(self, name: str, columns: Mapping[str, Any]) -> Any:
+        """The steps of a module in a minibatch; a tensor where they must be counted."""
+        lengths = columns.get(Columns.SEQ_LENS)
+        return self.sizes[name] if lengths is None else lengths.sum()
+
+
+def minibatches(parts: Division, *, total: int, shuffle: bool) -> Iterator[dict[str, Index]]:
     """Indices of the rows of each module, minibatch by minibatch.
 
-    Every module contributes `size` rows to every minibatch, going round through its rows. The first time,
+    Every module contributes its size to every minibatch, going round through its rows. The first time,
     rows are in the order given; if `shuffle`, they are shuffled before each of the others. As in RLlib,
     NumPy's global generator does it, so that the same seed gives the same minibatches as RLlib's learner.
 
     Args:
-        rows: Number of rows of each module, at least 1.
-        size: Rows of each module in a minibatch.
+        parts: The division.
         total: Number of minibatches.
         shuffle: Whether to.
     """
-    cycles = {module: _cycle(count, size, shuffle=shuffle) for module, count in rows.items()}
+    cycles = {name: _cycle(rows, parts.sizes[name], shuffle=shuffle) for name, rows in parts.rows.items()}
     for _ in range(total):
-        yield {module: next(cycle) for module, cycle in cycles.items()}
+        yield {name: next(cycle) for name, cycle in cycles.items()}
 
 
 def _cycle(rows: int, size: int, *, shuffle: bool) -> Iterator[Index]:
@@ -65,26 +98,25 @@ def _cycle(rows: int, size: int, *, shuffle: bool) -> Iterator[Index]:
 
 
 def rows_of(
-    columns: Mapping[str, Any], order: Iterator[dict[str, Index]], *, size: int, device: torch.device
+    columns: Mapping[str, Any], order: Iterator[dict[str, Index]], parts: Division, *, device: torch.device
 ) -> Iterator[dict[str, Any]]:
-    """The minibatches of an order: rows are gathered once for a round through them, and then sliced.
+    """The minibatches of an order: rows are gathered once for several of them, and then sliced.
 
     Args:
         columns: Of each module, a tree whose tensors have one length.
-        order: Of `minibatches`, each with `size` rows of each module.
-        size: The same.
+        order: Of `minibatches`.
+        parts: The division.
         device: Of the columns.
     """
     kept = {name: _tensors(dict(rows)) for name, rows in columns.items()}
-    several = max(1, GATHERED // size)
-    while chosen := list(islice(order, several)):
+    while chosen := list(islice(order, parts.several)):
         taken = {}
         for name in chosen[0]:
             index = torch.from_numpy(np.concatenate([rows[name] for rows in chosen])).to(device)
             taken[name] = map_tree(partial(torch.index_select, dim=0, index=index), kept[name])
         for i in range(len(chosen)):
-            part = slice(i * size, (i + 1) * size)
-            yield {name: map_tree(itemgetter(part), rows) for name, rows in taken.items()}
+            cut = {name: itemgetter(slice(i * n, (i + 1) * n)) for name, n in parts.sizes.items()}
+            yield {name: map_tree(cut[name], rows) for name, rows in taken.items()}
 
 
 def _tensors(columns: Any) -> Any:
