@@ -166,7 +166,8 @@ def make_batch(
     """E copies of an environment.
 
     Where the module of the environment's factory defines `batched_env`, that builds them, as arrays;
-    otherwise they are E environments stepped one after the other (`PettingZooBatch`).
+    otherwise they are E environments stepped one after the other (`PettingZooBatch`), by several processes
+    within `marl_aajr.rollout.game_shares.in_processes`.
 
     Args:
         spec: The environment.
