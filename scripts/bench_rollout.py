@@ -86,6 +86,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--threads", type=int, default=1, help="torch threads of each process (default 1)")
     parser.add_argument("--only", nargs="+", choices=PARTS, default=list(PARTS), help="what to measure")
     parser.add_argument("--device", default="cpu", help="where copies are, for the table over copies")
+    parser.add_argument("--copies", nargs="+", type=int, help="rows of that table")
     parser.add_argument("--json", metavar="FILE", help="write the figures there (- for standard output)")
     return parser.parse_args()
 
@@ -227,7 +228,7 @@ def over_copies(options: argparse.Namespace) -> dict[str, Any]:
     """Time and memory of an environment step for more and more copies."""
     say(f"\n{'copies':>8} {'env steps/s':>12} {'µs/step':>9} {'bytes/step':>11} {'peak MiB':>9}")
     found = {}
-    for copies in CUDA_COPIES if options.device != "cpu" else CPU_COPIES:
+    for copies in options.copies or (CUDA_COPIES if options.device != "cpu" else CPU_COPIES):
         runner = fast_runner(OURS, copies, device=options.device)
         size = 0.0
 

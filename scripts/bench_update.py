@@ -36,12 +36,14 @@ class Update:
     A regularizer of every m-th minibatch is measured over m of them.
     """
 
-    def __init__(self, size: Size, regularizer: Any = None, *, lean: bool = False) -> None:
+    def __init__(
+        self, size: Size, regularizer: Any = None, *, lean: bool = False, device: str = "cpu"
+    ) -> None:
         self.size = size
         self.every = 1 if regularizer is None else regularizer.every
         self.epochs = -(-AT_LEAST // self.every) * self.every
-        self.learner = build_learner(size, regularizer, lean=lean)
-        self.batch = minibatch(self.learner, size)
+        self.learner = build_learner(size, regularizer, lean=lean, device=device)
+        self.batch = minibatch(self.learner, size).to_device(device, framework="torch")
         self(), self()
 
     def __call__(self, epochs: int | None = None) -> float:
@@ -102,7 +104,7 @@ class Update:
         return sum(tensor.numel() * tensor.element_size() for tensor in held)
 
 
-def build_learner(size: Size, regularizer: Any, *, lean: bool) -> Any:
+def build_learner(size: Size, regularizer: Any, *, lean: bool, device: str = "cpu") -> Any:
     """A PPO learner without Ray, as runs have it."""
     import gymnasium as gym
     import numpy as np
@@ -125,6 +127,7 @@ def build_learner(size: Size, regularizer: Any, *, lean: bool) -> Any:
         PPOConfig()
         .multi_agent(policies={MODULE}, policy_mapping_fn=lambda *_, **__: MODULE)
         .training(lr=5e-4, entropy_coeff=0.01, use_kl_loss=False, vf_clip_param=float("inf"))
+        .learners(num_gpus_per_learner=int(device != "cpu"))
         .debugging(seed=0, log_level="ERROR")
     )
     if lean:

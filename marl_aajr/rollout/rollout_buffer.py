@@ -168,8 +168,9 @@ class RolloutBuffer:
         columns = self._columns
         final_at = (columns["terminated"] | columns["truncated"]).nonzero()
         last = [columns["obs"].new_empty((0, *columns["obs"].shape[3:]))]
-        for t in final_at[:, 0].unique().tolist():
-            at = final_at[final_at[:, 0] == t]
+        # Asked of a device once, whatever the number of steps.
+        ends, counts = final_at[:, 0].unique_consecutive(return_counts=True)
+        for t, at in zip(ends.tolist(), final_at.split(counts.tolist()), strict=True):
             last.append(seen(stacked(self._finals[t], self._agents)[at[:, 1], at[:, 2]], at))
         return ModuleFragment(
             agents=self._agents,
