@@ -16,8 +16,11 @@ When an agent reaches its goal (`on_target`):
 - `"restart"`: it is paid 1 and gets another goal, uniform over the cells that it can reach.
 
 Other rewards are 0. After `max_episode_steps` steps, whoever is left is truncated; as in the package, who
-reaches its goal in that step is both, terminated and truncated. If two want what only one can have
-(`collision_system`):
+reaches its goal in that step is both, terminated and truncated. Episodes report two metrics (but for
+`"restart"`): `success`, 1 if all agents reached their goals (with `"nothing"`: are there in the end), else 0,
+and `individual_success`, the share of agents who did; the package calls them CSR and ISR.
+
+If two want what only one can have (`collision_system`):
 
 - `"priority"`: agents move one after the other, so the first in order comes first;
 - `"block_both"`: nobody enters a cell that an agent is in, or that two want to enter;
@@ -247,6 +250,12 @@ class PogemaBatch(TensorBatch):
             return solved, late, solved | late
         left, self._left = self._left, self._nobody
         return left, late & (left | self.playing), late | ~self.playing.any(0)
+
+    def _episode_metrics(self) -> dict[str, Tensor]:
+        if self.game.on_target == "restart":
+            return {}
+        there = ~self.playing if self.game.on_target == "finish" else self.place == self.goal
+        return {"success": there.all(0).double(), "individual_success": there.double().mean(0)}
 
     def _coordinates(self, cells: Tensor) -> tuple[Tensor, Tensor]:
         rows = cells.div(self.game.size, rounding_mode="floor")

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from marl_aajr.core.environment_values import joined, joined_space
 from marl_aajr.rollout.batched_env import BatchedEnv
+from marl_aajr.rollout.game_agents import METRICS
 
 from .particles import World
 from .scenario import Scenario
@@ -110,13 +111,17 @@ class SingleCopy(ParallelEnv[str, Any, Any]):
         cut = {agent: bool(after.truncations[agent]) for agent in agents}
         ended = {agent: bool(after.terminations[agent]) or (over and not cut[agent]) for agent in agents}
         self.agents = [agent for agent in agents if not (over or ended[agent] or cut[agent])]
+        told = {agent: info.get(agent, {}) for agent in agents}
+        if over and after.metrics:
+            metrics = {name: float(value) for name, value in after.metrics.items()}
+            told = {agent: {**own, METRICS: metrics} for agent, own in told.items()}
         seen = {agent: (after.obs if agent in self.agents else after.final_obs)[agent] for agent in agents}
         return (
             self._seen(seen),
             {agent: float(after.rewards[agent]) for agent in agents},
             ended,
             cut,
-            {agent: info.get(agent, {}) for agent in agents},
+            told,
         )
 
     def state(self) -> NDArray[Any]:

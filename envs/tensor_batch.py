@@ -135,6 +135,10 @@ class TensorBatch(BatchedEnv):
         """One dict by agent for each copy, about the step that was just taken."""
         return self._infos
 
+    def _episode_metrics(self) -> dict[str, Tensor]:
+        """`[E]` by name, what is reported of episodes that end now; higher is better."""
+        return {}
+
     def reset(self, *, seed: int) -> dict[str, Tensor]:
         self._streams = Streams(seed, self.num_envs, device=self.device)
         self._restart(self._streams)
@@ -148,7 +152,7 @@ class TensorBatch(BatchedEnv):
         self._clock += 1
         rewards = self._advance(given)
         self._final = final_obs = self._observe()
-        infos = self._tell()
+        infos, self._metrics = self._tell(), dict[str, Tensor]()
         end = self._end_some if self._ends_early else self._end_all
         terminated, truncated, over, changed = end(self._streams)
         self._last = self._observe() if changed else final_obs
@@ -161,6 +165,7 @@ class TensorBatch(BatchedEnv):
             episode_over=over,
             final_obs=final_obs,
             infos=infos,
+            metrics=self._metrics,
         )
 
     @property
@@ -217,6 +222,7 @@ class TensorBatch(BatchedEnv):
     def _end_all(self, streams: Streams) -> tuple[Tensor, Tensor, Tensor, bool]:
         if self._clock < self.max_cycles:
             return self._no, self._no, self._no, False
+        self._metrics = self._episode_metrics()
         self._restart(streams)
         return self._no, self._yes, self._yes, True
 
@@ -225,6 +231,7 @@ class TensorBatch(BatchedEnv):
         terminated, truncated, over = self._ends(self._clocks >= self.max_cycles)
         restarts = self.device.type != "cpu" or bool(over.any())
         if restarts:
+            self._metrics = self._episode_metrics()
             self._restart(streams, over)
         return terminated, truncated, over, restarts or bool(terminated.any())
 

@@ -159,6 +159,7 @@ class VictimGame(BatchedEnvWrapper):
             episode_over=over,
             final_obs=final,
             infos=step.infos,
+            metrics=step.metrics,
         )
 
     @property

@@ -71,6 +71,7 @@ def summary(metrics: Mapping[str, Any], *, total: int, earned: str = "return") -
     single = "–" if mean is None else written(mean)
     shown = {
         earned: single if len(returns) < 2 else ", ".join(returns[:3]) + (", …" if returns[3:] else ""),
+        **{name: f"{value:.3g}" for name, value in list((metrics.get("metrics") or {}).items())[:3]},
         "steps/s": f"{speed:,.0f}" if speed else "–",
     }
     penalties = [

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from marl_aajr.cli.display import PlayingProgress, say, table_of, waiting
 from marl_aajr.cli.options import assigned, guide, options, sample, takes, values
-from marl_aajr.core.checks import decimals_for, grouped, written
+from marl_aajr.core.checks import METRIC_DECIMALS, decimals_for, grouped, written
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -27,7 +27,7 @@ EPSILONS = (0.05, 0.1, 0.2)
 
 JSON = """\
 results             for each kind of actions:
-  clean             mean, low, high, returns
+  clean             mean, low, high, returns; metrics, where the environment reports some (success)
   attacks           attack: name, epsilon, norm, settings; and as clean
   worst             attack, mean; lead: over the runner_up
   subsets           agents, attack, returns
@@ -158,17 +158,24 @@ def show(evaluation: Evaluation, run: Path, *, kept: Path | None = None) -> None
 
 def _table(result: ActionsResult, *, agents: tuple[str, ...], level: float) -> Table:
     """The returns with one kind of actions; a row of fewer than all attacked agents names them."""
-    shown = table_of("attack", numbers=("ε", "return", f"{level:.0%} interval", "actions changed"))
+    metrics = result.metrics
+    numbers = ("ε", "return", f"{level:.0%} interval", *metrics, "actions changed")
+    shown = table_of("attack", numbers=numbers)
     decimals = _decimals(result)
-    shown.add_row("none", "", *_numbers(result.clean, decimals), "")
+
+    def add(name: str, epsilon: str, outcome: Outcome, changed: str) -> None:
+        told = (_metric(outcome, metric) for metric in metrics)
+        shown.add_row(name, epsilon, *_numbers(outcome, decimals), *told, changed)
+
+    add("none", "", result.clean, "")
     marks = {worst.attack: "worst" if worst.sure else "worst?" for worst in result.worst}
     for row in result.attacks:
         name = row.attack.name + (f" on {', '.join(row.agents)}" if row.agents != agents else "")
         name += f" ({marks[row.attack]})" if row.attack in marks else ""
-        shown.add_row(name, f"{row.epsilon:g}", *_numbers(row, decimals), f"{row.success_rate:.0%}")
+        add(name, f"{row.epsilon:g}", row, f"{row.success_rate:.0%}")
     for other in result.adversarial_agents:
         label = f"{other.label} (worst)" if other.worst else other.label
-        shown.add_row(label, "", *_numbers(other, decimals), "")
+        add(label, "", other, "")
     shown.caption = "; ".join(_notes(result, agents, marks)) or None
     return shown
 
@@ -213,6 +220,15 @@ def _weakest(result: ActionsResult) -> Iterator[str]:
 
 def _decimals(result: ActionsResult) -> int:
     return decimals_for([result.clean, *result.attacks, *result.adversarial_agents])
+
+
+def _metric(outcome: Outcome, name: str) -> str:
+    """The mean of a metric, with its interval."""
+    metric = outcome.metrics.get(name)
+    if metric is None:
+        return "–"
+    ends = [written(end, METRIC_DECIMALS) for end in (metric.low, metric.high) if end is not None]
+    return " ".join([written(metric.mean, METRIC_DECIMALS), f"({' to '.join(ends)})" if ends else ""]).strip()
 
 
 def _numbers(outcome: Outcome, decimals: int) -> tuple[str, str]:

@@ -22,6 +22,9 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeVar, get_type_hints
 if TYPE_CHECKING:
     from torch import Tensor
 
+METRIC_DECIMALS = 3
+"""Of what environments report beside rewards, such as success."""
+
 _Made = TypeVar("_Made")
 _Key = TypeVar("_Key")
 _Value = TypeVar("_Value")

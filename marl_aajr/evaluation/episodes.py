@@ -30,9 +30,10 @@ from marl_aajr.evaluation.attack_schedule import (
     acting_and_preferences,
     mean_where,
 )
+from marl_aajr.evaluation.counted_episodes import CountedEpisodes, Played
 from marl_aajr.evaluation.outcomes import Units
 from marl_aajr.evaluation.replacements import ReplacementPolicy
-from marl_aajr.rollout.batched_env import BatchedEnv, BatchedStep
+from marl_aajr.rollout.batched_env import BatchedEnv
 from marl_aajr.victims import Victim
 from marl_aajr.victims.filters import at_network
 from marl_aajr.victims.stepper import DecisionBatch, GeneratorSampler, Stepper
@@ -181,9 +182,6 @@ def prepare(attack: Attack, victim: Victim, agent: str, *, units: Units) -> Atta
     return replace(attack, perturbations=inside).against(victim, agent)
 
 
-LONGEST_EPISODE = 100_000
-"""Steps after which an episode counts as endless."""
-
 StepCallback = Callable[[Sequence[DecisionBatch], Tensor], None]
 """Called in every step with the decisions that are to be made, on what is really there, and with the number
 of each copy's episode, `[E]`; −1 where it does not count."""
@@ -200,16 +198,12 @@ def play(
     replacement: ReplacementPolicy | None = None,
     on_episode: Callable[[int], None] | None = None,
     on_step: StepCallback | None = None,
-) -> Tensor:
+) -> Played:
     """Play exactly `episodes` episodes in E copies, E ≤ `episodes`.
 
     Without an attack all policies are shown what is there. A replacement acts for some agents instead of the
     victim, whose own random numbers stay as they are. `on_step` is called before anybody is attacked, and
     `on_episode` with the number of episodes that are done.
-
-    Returns:
-        Returns `[episodes, agents]` float64: undiscounted sums of rewards, in the order of
-        `env.possible_agents`.
 
     Raises:
         ValueError: an episode that does not end.
@@ -223,7 +217,7 @@ def play(
     stepper = Stepper(victim, victim.memory(env.num_envs), groups=groups)
     kinds = {agent: victim.distribution(agent) for agent in agents}
     sampler = GeneratorSampler(kinds, env.num_envs, stream(seed, Purpose.ACTIONS)) if sampled else None
-    counted = _CountedEpisodes(env, episodes)
+    counted = CountedEpisodes(env, episodes)
     for number, module in enumerate(victim.modules.values()):
         if callable(reseed := getattr(module, "reseed", None)):  # it draws by itself
             reseed(seed + number)
@@ -245,48 +239,4 @@ def play(
         if attack is not None:
             attack.restart(step.episode_over)
         counted.add(step, on_episode)
-    return counted.returns
-
-
-class _CountedEpisodes:
-    """The episodes that count: each copy's share of them, and what the agents earn in each.
-
-    The returns `[episodes, agents]`, float64, are complete once no copy is `live`.
-    """
-
-    def __init__(self, env: BatchedEnv, episodes: int) -> None:
-        self._agents, self._num_envs = env.possible_agents, env.num_envs
-        self._share = torch.tensor([len(range(e, episodes, env.num_envs)) for e in range(env.num_envs)])
-        self._finished, self._length = torch.zeros_like(self._share), torch.zeros_like(self._share)
-        self._running = torch.zeros(env.num_envs, len(self._agents), dtype=torch.float64)
-        self.returns = torch.zeros(episodes, len(self._agents), dtype=torch.float64)
-
-    @property
-    def live(self) -> Tensor:
-        """Copies whose episode counts, `[E]` bool."""
-        return self._finished < self._share
-
-    @property
-    def episode(self) -> Tensor:
-        """The number of each copy's episode, `[E]`; −1 where it does not count."""
-        numbers = self._finished * self._num_envs + torch.arange(self._num_envs)
-        return torch.where(self.live, numbers, -1)
-
-    def add(self, step: BatchedStep, on_episode: Callable[[int], None] | None) -> None:
-        """Count one step; `ValueError`: an episode of more than `LONGEST_EPISODE` steps."""
-        self._running += torch.stack([step.rewards[agent] for agent in self._agents], -1)
-        self._length += 1
-        if self._length.max() > LONGEST_EPISODE:
-            raise ValueError(
-                f"expected episodes to end, got one of more than {LONGEST_EPISODE} steps; give the "
-                "environment a time limit, such as its argument max_cycles"
-            )
-        numbers = self.episode.tolist()
-        for copy in step.episode_over.nonzero().flatten().tolist():
-            if numbers[copy] >= 0:
-                self.returns[numbers[copy]] = self._running[copy]
-                self._finished[copy] += 1
-                if on_episode is not None:
-                    on_episode(int(self._finished.sum()))
-            self._running[copy] = 0
-            self._length[copy] = 0
+    return counted.played

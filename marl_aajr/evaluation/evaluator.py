@@ -13,16 +13,18 @@ from marl_aajr.attacks import Attack
 from marl_aajr.core.seeds import Purpose, derived_seed, stream
 from marl_aajr.evaluation.attack_schedule import AttackSchedule, ScheduleCalibration
 from marl_aajr.evaluation.budget import trials
+from marl_aajr.evaluation.counted_episodes import Played
 from marl_aajr.evaluation.episodes import AttackRun, StepCallback, play
+from marl_aajr.evaluation.intervals import bootstrap_interval
 from marl_aajr.evaluation.outcomes import (
     Actions,
     AttackedSteps,
     AttackOutcome,
     AttackSpec,
+    Metric,
     Outcome,
     ReplacementOutcome,
     Units,
-    bootstrap_interval,
 )
 from marl_aajr.evaluation.protocol import Suite
 from marl_aajr.evaluation.replacements import Replacement
@@ -127,18 +129,18 @@ class Evaluator:
             return
         for actions in self.suite.actions:
             watch = ScheduleCalibration(self.agents, strategic=self.suite.budget.timing == "strategic")
-            returns = self._play("clean (selection)", actions, on_step=watch, selection=True)
+            played = self._play("clean (selection)", actions, on_step=watch, selection=True)
             self.calibrations[actions] = watch
-            self.unattacked[actions] = self._own(returns)
+            self.unattacked[actions] = self._own(played.returns)
             self._schedule(actions, self.agents)
 
     def clean(self, actions: Actions, *, on_step: StepCallback | None = None) -> Outcome:
         """The row without attack."""
-        returns = self._play("clean", actions, on_step=on_step)
-        own = self._returns_of(self.team, returns)
+        played = self._play("clean", actions, on_step=on_step)
+        own = self._returns_of(self.team, played.returns)
         size = own.abs().sum(-1)
         self.cancelled = bool((size > 0).any() and (own.sum(-1).abs() <= 1e-6 * size).all())
-        return Outcome(**self._outcome(returns))
+        return Outcome(**self._outcome(played))
 
     def task(
         self, actions: Actions, attack: Attack, agents: tuple[str, ...], *, selection: bool
@@ -149,13 +151,13 @@ class Evaluator:
     def play(self, task: AttackTask) -> AttackOutcome | tuple[float, ...]:
         """The row of an attack; on the selection episodes the returns alone, which choices rest on."""
         run = self.attack_run(task.attack, task.agents, schedule=task.schedule)
-        returns = self._play(task.label, task.actions, attack=run, selection=task.selection)
+        played = self._play(task.label, task.actions, attack=run, selection=task.selection)
         if task.selection:
-            return self._own(returns)
+            return self._own(played.returns)
         statistics, size, steps = run.statistics, task.attack.perturbations.epsilon, task.schedule
         decisions = max(statistics.decisions, 1)
         return AttackOutcome(
-            **self._outcome(returns),
+            **self._outcome(played),
             attack=AttackSpec.of(task.attack),
             success_rate=statistics.changed / decisions,
             objective_gain=statistics.gain / decisions,
@@ -194,14 +196,14 @@ class Evaluator:
     def replaced(self, replacement: Replacement, actions: Actions) -> ReplacementOutcome:
         """The row of one replacement, and what the choice of the worst one rests on."""
         label = replacement.label
-        returns = self._play(label, actions, replacement=replacement)
-        loyal = self._returns_of(self.team, returns, but=replacement.agents)
+        played = self._play(label, actions, replacement=replacement)
+        loyal = self._returns_of(self.team, played.returns, but=replacement.agents)
         left = None
         if self.suite.selection_episodes:
             chosen_on = self._play(f"{label} (selection)", actions, replacement=replacement, selection=True)
-            left = self._returns_of(self.team, chosen_on).sum(-1).mean().item()
+            left = self._returns_of(self.team, chosen_on.returns).sum(-1).mean().item()
         return ReplacementOutcome(
-            **self._outcome(returns),
+            **self._outcome(played),
             kind=replacement.kind,
             agents=replacement.agents,
             source=replacement.source,
@@ -239,8 +241,8 @@ class Evaluator:
         replacement: Replacement | None = None,
         on_step: StepCallback | None = None,
         selection: bool = False,
-    ) -> Tensor:
-        """Returns `[episodes, agents]` of the reported or of the selection episodes."""
+    ) -> Played:
+        """The reported or the selection episodes."""
         episodes, env, seed = self.suite.episodes, self.env, self.seed
         if selection:
             episodes, seed = self.suite.selection_episodes, derived_seed(self.seed, Purpose.SELECTION)
@@ -253,7 +255,7 @@ class Evaluator:
         if replacement is not None:
             generator = stream(self.seed, Purpose.REPLACED)
             policy = replacement.policy(env.num_envs, sampled=sampled, generator=generator)
-        returns = play(
+        played = play(
             self.victim,
             env,
             episodes=episodes,
@@ -265,7 +267,7 @@ class Evaluator:
             on_step=on_step,
         )
         self.finished(row, episodes)
-        return returns
+        return played
 
     def _returns_of(self, team: str, returns: Tensor, *, but: Collection[str] = ()) -> Tensor:
         """The columns of a team's agents in returns `[episodes, agents]`."""
@@ -276,9 +278,9 @@ class Evaluator:
         """The return of each episode."""
         return tuple(self._returns_of(self.team, returns).sum(-1).tolist())
 
-    def _outcome(self, returns: Tensor) -> dict[str, Any]:
+    def _outcome(self, played: Played) -> dict[str, Any]:
         """The fields of an `Outcome`."""
-        own = self._own(returns)
+        own = self._own(played.returns)
         low, high = bootstrap_interval(own, seed=self.seed)
         teams = dict.fromkeys(self.env.teams[agent] for agent in self.env.possible_agents)
         return {
@@ -286,5 +288,10 @@ class Evaluator:
             "mean": sum(own) / len(own),
             "low": low,
             "high": high,
-            "team_returns": {t: self._returns_of(t, returns).sum(-1).mean().item() for t in teams},
+            "team_returns": {t: self._returns_of(t, played.returns).sum(-1).mean().item() for t in teams},
+            "metrics": {name: self._metric(values.tolist()) for name, values in played.metrics.items()},
         }
+
+    def _metric(self, values: list[float]) -> Metric:
+        low, high = bootstrap_interval(values, seed=self.seed)
+        return Metric(mean=sum(values) / len(values), low=low, high=high, values=tuple(values))

@@ -34,7 +34,8 @@ from marl_aajr.attacks import ATTACKS, FGSM, PGD, Attack, MarginPGD, StrongMargi
 from marl_aajr.attacks.base import AUTO, resolve_objective
 from marl_aajr.core.checks import grouped, written
 from marl_aajr.core.distributions import ActionDistribution
-from marl_aajr.evaluation.outcomes import AttackOutcome, AttackSpec, Outcome, student_interval
+from marl_aajr.evaluation.intervals import student_interval
+from marl_aajr.evaluation.outcomes import AttackOutcome, AttackSpec, Outcome
 from marl_aajr.evaluation.result import ActionsResult, Check, Verdict
 
 _LEVEL = 0.99

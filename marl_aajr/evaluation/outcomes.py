@@ -7,14 +7,20 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import fields
 from typing import Annotated, Any, Literal, Self
 
-import numpy as np
-from numpy.typing import ArrayLike
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, FiniteFloat, model_validator
-from scipy import stats
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    FiniteFloat,
+    SerializerFunctionWrapHandler,
+    model_serializer,
+    model_validator,
+)
 
 from marl_aajr.attacks import Access, Attack, make_attack
 from marl_aajr.core.threat import Norm
@@ -26,9 +32,6 @@ Control = Literal["random", "idle"]
 """Replacements of agents that have learned nothing."""
 ReplacementKind = Literal[Control, "traitor", "opponent"]
 Radius = Annotated[FiniteFloat, Field(gt=0)]
-
-LEVEL = 0.95
-_RESAMPLES = 9999
 
 _SOURCES = ("source", "adversary")
 """Settings of attacks that name the run which a surrogate or a trained adversary comes from."""
@@ -124,6 +127,22 @@ class AttackSpec(ResultModel):
         )
 
 
+class Metric(ResultModel):
+    """What an environment reports of its episodes beside rewards; higher is better.
+
+    Attributes:
+        mean: its mean.
+        low: lower end of the interval of the mean over episodes; None for a single episode.
+        high: upper end.
+        values: one for each episode.
+    """
+
+    mean: FiniteFloat
+    low: FiniteFloat | None
+    high: FiniteFloat | None
+    values: tuple[FiniteFloat, ...] = Field(min_length=1)
+
+
 class Outcome(ResultModel):
     """The returns of one batch of episodes.
 
@@ -133,6 +152,7 @@ class Outcome(ResultModel):
         high: upper end.
         returns: one for each episode.
         team_returns: mean return of every team.
+        metrics: what the environment reports of each of the episodes; left out where it reports nothing.
     """
 
     mean: FiniteFloat
@@ -140,6 +160,14 @@ class Outcome(ResultModel):
     high: FiniteFloat | None
     returns: tuple[FiniteFloat, ...] = Field(min_length=1)
     team_returns: dict[str, FiniteFloat] = {}
+    metrics: dict[str, Metric] = {}
+
+    @model_serializer(mode="wrap")
+    def _written(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        written: dict[str, Any] = handler(self)
+        if not self.metrics:
+            written.pop("metrics", None)
+        return written
 
     @model_validator(mode="after")
     def _mean_is_the_mean(self) -> Self:
@@ -245,41 +273,3 @@ class ReplacementOutcome(Outcome):
     def label(self) -> str:
         """Kind and agents: `random agent_0`."""
         return f"{self.kind} {', '.join(self.agents)}"
-
-
-def student_interval(values: ArrayLike, *, level: float) -> tuple[float, float] | tuple[None, None]:
-    """Student's interval of a mean; None for a single value, the mean itself where all are equal."""
-    x = np.asarray(values, np.float64)
-    if len(x) < 2:
-        return None, None
-    mean, error = float(x.mean()), float(stats.sem(x))
-    if error == 0:
-        return mean, mean
-    low, high = stats.t.interval(level, len(x) - 1, loc=mean, scale=error)
-    return float(low), float(high)
-
-
-def bootstrap_interval(returns: Sequence[float], *, seed: int) -> tuple[float | None, float | None]:
-    """Percentile bootstrap of the mean over episodes: what other seeds of the same victim would give.
-
-    It says nothing of other training runs. Source: Efron 1979, by `scipy.stats.bootstrap`; the seed is that
-    of the resampling. The ends of the 95 % interval; None for a single episode, which has none.
-    """
-    if len(returns) < 2:
-        return None, None
-    return percentile_interval([returns], np.mean, resamples=_RESAMPLES, seed=seed)
-
-
-def percentile_interval(
-    samples: Sequence[ArrayLike], statistic: Callable[..., float], *, resamples: int, seed: int
-) -> tuple[float, float]:
-    """The 95 % percentile bootstrap interval of a statistic of some samples, each resampled by itself."""
-    interval = stats.bootstrap(
-        [np.asarray(sample) for sample in samples],
-        statistic,
-        confidence_level=LEVEL,
-        n_resamples=resamples,
-        method="percentile",
-        rng=np.random.default_rng(seed),
-    ).confidence_interval
-    return float(interval.low), float(interval.high)

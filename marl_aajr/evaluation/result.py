@@ -21,8 +21,8 @@ from pydantic.dataclasses import dataclass
 
 from marl_aajr.core.threat import Norm
 from marl_aajr.evaluation.budget import Budget, ReadBudget
+from marl_aajr.evaluation.intervals import LEVEL
 from marl_aajr.evaluation.outcomes import (
-    LEVEL,
     Actions,
     AttackOutcome,
     AttackSpec,
@@ -77,6 +77,11 @@ class ActionsResult(ResultModel):
     adversarial_agents: tuple[ReplacementOutcome, ...] = ()
     subsets: tuple[SubsetOutcome, ...] = ()
     clean_selection: tuple[FiniteFloat, ...] = ()
+
+    @property
+    def metrics(self) -> tuple[str, ...]:
+        """Names of the metrics that the environment reports of every clean episode."""
+        return tuple(sorted(self.clean.metrics))
 
     @property
     def clean_selection_return(self) -> float | None:

@@ -14,7 +14,8 @@ from pydantic import FiniteFloat
 from pydantic.dataclasses import dataclass
 
 from marl_aajr.core.checks import grouped
-from marl_aajr.evaluation.outcomes import LEVEL, AttackOutcome, AttackSpec, ResultModel, student_interval
+from marl_aajr.evaluation.intervals import LEVEL, student_interval
+from marl_aajr.evaluation.outcomes import AttackOutcome, AttackSpec, ResultModel
 
 _AttackT = TypeVar("_AttackT")
 

@@ -16,7 +16,7 @@ from marl_aajr.evaluation.outcomes import AttackOutcome, AttackSpec, Replacement
 from marl_aajr.evaluation.result import SubsetOutcome
 from marl_aajr.evaluation.worst_attack import paired_difference
 from marl_aajr.report.common_protocol import RunResults
-from marl_aajr.report.comparison import Comparison, MethodRow, estimate_of
+from marl_aajr.report.comparison import Comparison, MethodRow
 from marl_aajr.report.conditions import Condition, Key, exact, keys_of
 from marl_aajr.report.estimates import (
     NOTHING,
@@ -25,6 +25,7 @@ from marl_aajr.report.estimates import (
     Estimate,
     Line,
     count,
+    estimate_of,
     estimated,
     marked,
     number,

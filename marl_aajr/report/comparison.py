@@ -13,11 +13,10 @@ from typing import Any
 import numpy as np
 
 from marl_aajr.core.checks import decimals_for
-from marl_aajr.evaluation.outcomes import Outcome
 from marl_aajr.evaluation.result import Check
 from marl_aajr.report.common_protocol import Evidence, RunResults, gather
 from marl_aajr.report.conditions import Condition, Omission, Task, by_task, unlimited
-from marl_aajr.report.estimates import Estimate
+from marl_aajr.report.estimates import Estimate, estimate_of, metric_of
 from marl_aajr.report.methods import EvaluatedRun, Method, by_method, load_run
 
 
@@ -66,6 +65,11 @@ class MethodRow:
         """Return of the median training run under its strongest attack, with the interval over episodes."""
         return estimate_of([self.median_run(epsilon).strongest(epsilon)], level=self.clean.level)
 
+    def metric(self, name: str, epsilon: float = 0.0) -> Estimate:
+        """What the environment reports beside rewards: clean, or of each run under its own worst attack."""
+        outcomes = [run.strongest(epsilon) if epsilon else run.clean for run in self.runs]
+        return metric_of(outcomes, name, level=self.clean.level)
+
     def to_json(self) -> dict[str, Any]:
         """Plain values of the method: its clean return, and what the worst attack of each size leaves."""
         return {
@@ -109,6 +113,12 @@ class Comparison(Evidence):
         return tuple(sorted({condition.epsilon for condition in unlimited(self.conditions)}))
 
     @property
+    def metrics(self) -> tuple[str, ...]:
+        """What the environment reports beside rewards, of every episode of every run."""
+        outcomes = [outcome for run in self.runs for outcome in (run.clean, *run.attacked.values())]
+        return tuple(sorted(set.intersection(*(set(outcome.metrics) for outcome in outcomes))))
+
+    @property
     def attacks(self) -> tuple[str, ...]:
         """Labels of the attacks, in the order of the evaluations."""
         return tuple(dict.fromkeys(condition.attack for condition in self.conditions))
@@ -150,6 +160,7 @@ class Comparison(Evidence):
                 {
                     "method": row.method.label,
                     **row.to_json(),
+                    **self._metrics_of(row),
                     "actions": self.protocol.actions,
                     "others": [{**other.to_json(), "actions": kind} for kind, other in row.others.items()],
                 }
@@ -165,6 +176,11 @@ class Comparison(Evidence):
                 for row, other in combinations(self.rows, 2)
             ],
         }
+
+    def _metrics_of(self, row: MethodRow) -> dict[str, Any]:
+        sizes = (0.0, *self.epsilons)
+        found = {n: [{"epsilon": e, **row.metric(n, e).to_json("mean")} for e in sizes] for n in self.metrics}
+        return {"metrics": found} if found else {}
 
 
 def compare(runs: Sequence[EvaluatedRun | Path | str]) -> Comparison:
@@ -250,11 +266,3 @@ def _area(runs: Sequence[RunResults], epsilons: Sequence[float], *, level: float
 def area_under_curve(epsilons: Sequence[float], returns: Sequence[float]) -> float:
     """Mean return over ε from 0 to the largest, by trapezoids: (1/ε_max) ∫ R(ε) dε."""
     return float(np.trapezoid(returns, epsilons) / epsilons[-1])
-
-
-def estimate_of(outcomes: Sequence[Outcome], *, level: float) -> Estimate:
-    """Mean of outcomes of runs, with the interval over runs; of a single one with its own over episodes."""
-    if len(outcomes) > 1:
-        return Estimate.over("runs", [outcome.mean for outcome in outcomes], level=level)
-    (alone,) = outcomes
-    return Estimate(alone.mean, alone.low, alone.high, alone.returns, "episodes", level)

@@ -21,7 +21,8 @@ import numpy as np
 from scipy import stats
 
 from marl_aajr.core.checks import written
-from marl_aajr.evaluation.outcomes import student_interval
+from marl_aajr.evaluation.intervals import student_interval
+from marl_aajr.evaluation.outcomes import Outcome
 
 FEW = 3
 """As many names as are listed in a sentence."""
@@ -32,7 +33,7 @@ _RowT = TypeVar("_RowT")
 
 @dataclass(frozen=True)
 class Estimate:
-    """A mean in units of return, and the interval that it is known to, where one can be given.
+    """A mean in units of return or of a metric, and its interval, where one can be given.
 
     Attributes:
         values: one for each run or episode that the mean is over; empty for other statistics.
@@ -84,9 +85,26 @@ class Estimate:
             low, high = welch.confidence_interval(self.level)
         return Estimate(mean, float(low), float(high), (), "runs", self.level)
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self, what: str = "return") -> dict[str, Any]:
         """Plain values."""
-        return {"return": self.mean, "low": self.low, "high": self.high, "interval_over": self.unit}
+        return {what: self.mean, "low": self.low, "high": self.high, "interval_over": self.unit}
+
+
+def estimate_of(outcomes: Sequence[Outcome], *, level: float) -> Estimate:
+    """Mean of outcomes of runs, with the interval over runs; of a single one with its own over episodes."""
+    if len(outcomes) > 1:
+        return Estimate.over("runs", [outcome.mean for outcome in outcomes], level=level)
+    (alone,) = outcomes
+    return Estimate(alone.mean, alone.low, alone.high, alone.returns, "episodes", level)
+
+
+def metric_of(outcomes: Sequence[Outcome], name: str, *, level: float) -> Estimate:
+    """As `estimate_of`, of a metric that the environment reports."""
+    found = [outcome.metrics[name] for outcome in outcomes]
+    if len(found) > 1:
+        return Estimate.over("runs", [metric.mean for metric in found], level=level)
+    (alone,) = found
+    return Estimate(alone.mean, alone.low, alone.high, alone.values, "episodes", level)
 
 
 def number(value: float, *, decimals: int) -> str:

@@ -16,7 +16,7 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import ArrayLike
 
-from marl_aajr.core.checks import decimals_of, grouped
+from marl_aajr.core.checks import METRIC_DECIMALS, decimals_of, grouped
 from marl_aajr.report.comparison import Comparison, MethodRow
 from marl_aajr.report.conditions import Condition, unlimited
 from marl_aajr.report.estimates import Estimate, Sheet, listing, number, size
@@ -53,6 +53,30 @@ def robustness(comparison: Comparison, looks: Sequence[Look], *, key: str) -> tu
     return tuple(panels)
 
 
+def metrics(comparison: Comparison, looks: Sequence[Look], *, key: str) -> tuple[Panel, ...]:
+    """One panel for each metric that the environment reports, under the worst attack of each size."""
+    sizes, panels = (0.0, *comparison.epsilons), []
+    for i, name in enumerate(comparison.metrics):
+        series = [
+            _Series(
+                sizes,
+                tuple(row.metric(name, e) for e in sizes),
+                tuple(
+                    tuple((run.strongest(e) if e else run.clean).metrics[name].mean for e in sizes)
+                    for run in row.runs
+                ),
+            )
+            for row in comparison.rows
+        ]
+        means = [point.mean for one in series for point in one.points]
+        limits = min(0.0, *means) - 0.03, max(1.0, *means) + 0.03
+        drawing = _against_epsilon(series, looks, limits=limits, key=f"{key}{i}", unit=name)
+        said = _spelled(comparison, series, METRIC_DECIMALS)
+        alt = f"{name} against ε under each run's worst attack. {said}."
+        panels.append(Panel(name, drawing, alt))
+    return tuple(panels)
+
+
 def _series(row: MethodRow, at: Mapping[float, Condition] | None = None) -> _Series:
     """Under the same attack of each size for all runs; None: for each run under its worst."""
     estimates = row.worst_return if at is None else {e: row.robust[c] for e, c in at.items()}
@@ -67,7 +91,12 @@ def _series(row: MethodRow, at: Mapping[float, Condition] | None = None) -> _Ser
 
 
 def _against_epsilon(
-    series: Sequence[_Series], looks: Sequence[Look], *, limits: tuple[float, float], key: str
+    series: Sequence[_Series],
+    looks: Sequence[Look],
+    *,
+    limits: tuple[float, float],
+    key: str,
+    unit: str = "return",
 ) -> Markup:
     """Intervals are shaded; runs are thin lines where there are several."""
 
@@ -79,7 +108,7 @@ def _against_epsilon(
             axes.fill_between(x, low, high, color=look.colour, alpha=0.15, linewidth=0, zorder=1)
             means = [point.mean for point in points]
             draw_lines(axes, look, [(x, y) for y in one.runs], (x, means), marker=look.marker, markersize=4.5)
-        axes.set(xlabel="ε (0 = no attack)", ylabel="return", ylim=limits)
+        axes.set(xlabel="ε (0 = no attack)", ylabel=unit, ylim=limits)
         ticks = _spaced(series[0].epsilons)
         axes.set_xticks(ticks, [f"{value:g}" for value in ticks])
 
@@ -110,11 +139,11 @@ def _spaced(ticks: Sequence[float]) -> list[float]:
     return result
 
 
-def _spelled(comparison: Comparison, series: Sequence[_Series]) -> str:
+def _spelled(comparison: Comparison, series: Sequence[_Series], decimals: int | None = None) -> str:
     """Every point in words."""
-    said = []
+    said, decimals = [], comparison.decimals if decimals is None else decimals
     for row, one in zip(comparison.rows, series, strict=True):
-        clean, *attacked = (number(point.mean, decimals=comparison.decimals) for point in one.points)
+        clean, *attacked = (number(point.mean, decimals=decimals) for point in one.points)
         at = ", ".join(f"{value} at {e:g}" for value, e in zip(attacked, one.epsilons[1:], strict=True))
         said.append(f"{row.method.label} {clean} without attack, {at}")
     return "; ".join(said)

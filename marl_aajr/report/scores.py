@@ -20,7 +20,7 @@ from numpy.typing import ArrayLike, NDArray
 from scipy import stats
 
 from marl_aajr.core.checks import written
-from marl_aajr.evaluation.outcomes import LEVEL, percentile_interval
+from marl_aajr.evaluation.intervals import LEVEL, percentile_interval
 from marl_aajr.report.comparison import Comparison
 from marl_aajr.report.conditions import Task
 from marl_aajr.report.estimates import NOTHING, Block, Cell, Estimate, Line, estimated, size

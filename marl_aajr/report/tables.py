@@ -2,23 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 
-from marl_aajr.core.checks import grouped
+from marl_aajr.core.checks import METRIC_DECIMALS, grouped
 from marl_aajr.report.cautions import VERDICTS, Incident, Notes, Tuning, checks_by_verdict
 from marl_aajr.report.common_protocol import RunResults
 from marl_aajr.report.comparison import Comparison, MethodRow
-from marl_aajr.report.conditions import Condition
+from marl_aajr.report.conditions import Condition, unlimited
 from marl_aajr.report.estimates import (
     NOTHING,
     SHADES,
     Block,
     Cell,
+    Estimate,
     Line,
     Sheet,
     estimated,
     marked,
+    metric_of,
     number,
     size,
 )
@@ -46,6 +48,36 @@ def results(comparison: Comparison) -> tuple[Block, ...]:
         Block(title, (*_strongest(comparison, rows), area)),
         *(in_other_ways(kind) for kind in rows[0].others),
     )
+
+
+def metrics(comparison: Comparison) -> tuple[Block, ...]:
+    """What the environment reports beside rewards: clean, under the worst attacks, and the least of any."""
+    rows, level = comparison.rows, comparison.protocol.level
+
+    def least(row: MethodRow, name: str, epsilon: float) -> tuple[Estimate, str]:
+        of_size = [found for found in unlimited(comparison.conditions) if found.epsilon == epsilon]
+        found = ((metric_of([r.attacked[c] for r in row.runs], name, level=level), c.attack) for c in of_size)
+        return min(found, key=lambda pair: pair[0].mean)
+
+    def line(header: str, found: Iterable[tuple[Estimate, str]]) -> Line:
+        shown = list(found)
+        notes = {id(value): note for value, note in shown}
+        return marked(
+            header,
+            [value for value, _ in shown],
+            lambda value: value,
+            note=lambda value: notes[id(value)],
+            decimals=METRIC_DECIMALS,
+        )
+
+    def lines(name: str) -> Iterator[Line]:
+        yield line("no attack", ((row.metric(name), "") for row in rows))
+        for e in comparison.epsilons:
+            worst = [(row.metric(name, e), row.worst_attack[e].attack) for row in rows]
+            yield line(f"worst return, {size(e)}", worst)
+            yield line(f"least, {size(e)}", [least(row, name, e) for row in rows])
+
+    return tuple(Block(name, tuple(lines(name))) for name in comparison.metrics)
 
 
 def worst_of_each_run(comparison: Comparison) -> Sheet:

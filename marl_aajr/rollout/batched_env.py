@@ -33,6 +33,8 @@ class BatchedStep(NamedTuple):
         final_obs: `[E, ...]` by agent: the last observation of the old episode, valid where the agent
             was terminated or truncated in this step. Read-only where nobody was.
         infos: One dict by agent for each copy, from this step (not from the reset that may follow it).
+        metrics: `[E]` float by name, of the episodes that are over, where the environment reports some (see
+            `marl_aajr.rollout.reported_metrics`); NaN or anything where none is over.
     """
 
     obs: dict[str, Tensor]
@@ -42,6 +44,7 @@ class BatchedStep(NamedTuple):
     episode_over: Tensor
     final_obs: dict[str, Tensor]
     infos: tuple[dict[str, Any], ...]
+    metrics: Mapping[str, Tensor] = {}
 
 
 class BatchedEnv(ABC):

@@ -14,6 +14,7 @@ from marl_aajr.rollout.attacked_play import AttackedPlay
 from marl_aajr.rollout.batched_env import BatchedEnv, BatchedStep
 from marl_aajr.rollout.checked_batch import CheckedBatch
 from marl_aajr.rollout.fragments import EpisodeLog, Episodes, Fragment, ModuleFragment
+from marl_aajr.rollout.reported_metrics import of_episodes
 from marl_aajr.rollout.rollout_buffer import (
     Decision,
     RolloutBuffer,
@@ -130,9 +131,11 @@ class Collector:
             for module, agents in self.groups.items()
         }
         over = torch.zeros(steps + lead, self.env.num_envs, dtype=torch.bool, device=self.env.device)
+        reported: list[Mapping[str, Tensor]] = []
         for t in range(lead, lead + steps):
             step = self._step(columns, t)
             over[t] = step.episode_over
+            reported.append(step.metrics)
             self._begin_episodes(step.episode_over)
             self._look(step.obs)
         parts = {
@@ -144,6 +147,8 @@ class Collector:
         played = over[lead:]
         self._checked.check_finite(parts.values(), lead=lead, position=partial(self._log.position, played))
         episodes = self._log.add(rewards, _acted(parts.values(), lead), played)
+        if any(reported):
+            episodes = episodes._replace(metrics=of_episodes(reported, played))
         opened = {module: pending_decisions(part, columns[module].before) for module, part in parts.items()}
         self._open = {module: rows for module, rows in opened.items() if rows is not None}
         return Fragment(parts, self.env.num_envs, steps, over, self.env.phases), episodes

@@ -7,7 +7,7 @@ travels to another process as a handful of arrays, and advantages are a loop ove
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any, NamedTuple
 
@@ -213,12 +213,31 @@ class Episodes(NamedTuple):
         lengths: `[n]` int64, in steps of the environment.
         agent_steps: `[n, A]` int64, how often each agent acted.
         copies: `[n]` int64, where they were played.
+        metrics: `[n]` by name, what the environment reports of them; NaN where it does not.
     """
 
     returns: Tensor
     lengths: Tensor
     agent_steps: Tensor
     copies: Tensor
+    metrics: Mapping[str, Tensor] = {}
+
+    def select(self, index: Sequence[int]) -> Episodes:
+        """Some of them."""
+        columns: dict[str, Any] = {name: getattr(self, name)[index] for name in self._fields[:-1]}
+        return Episodes(**columns, metrics={name: values[index] for name, values in self.metrics.items()})
+
+    @classmethod
+    def join(cls, parts: Sequence[Episodes]) -> Episodes:
+        """All of them."""
+        names = dict.fromkeys(name for part in parts for name in part.metrics)
+        unknown = [torch.full_like(part.lengths, torch.nan, dtype=torch.float64) for part in parts]
+        metrics = {
+            name: torch.cat([p.metrics.get(name, nan) for p, nan in zip(parts, unknown, strict=True)])
+            for name in names
+        }
+        columns: dict[str, Any] = {n: torch.cat([getattr(p, n) for p in parts]) for n in cls._fields[:-1]}
+        return cls(**columns, metrics=metrics)
 
 
 class EpisodeLog:
@@ -268,7 +287,7 @@ class EpisodeLog:
             ended.append(self._ended(over[last].nonzero().flatten()))
             start = last + 1
         self._count(rewards, acts, slice(start, None))
-        return Episodes(*(torch.cat(column) for column in zip(*ended, strict=True)))
+        return Episodes.join(ended)
 
     def _count(self, rewards: Tensor, acts: Tensor | None, steps: slice) -> None:
         number = len(rewards[steps])

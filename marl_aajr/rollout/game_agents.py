@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from functools import partial
+from math import isfinite
+from numbers import Real
 from typing import Any, NamedTuple, NoReturn
 
 import numpy as np
 from gymnasium import spaces
 
+from marl_aajr.core.checks import grouped
 from marl_aajr.core.environment_values import (
     ACTION_MASK,
     agent_name,
@@ -25,6 +28,28 @@ from marl_aajr.core.environment_values import (
 
 _LARGEST = float(np.finfo(np.float32).max)
 """Rewards are kept as float32."""
+
+
+METRICS = "metrics"
+"""The key of an agent's infos under which environments report metrics of an episode."""
+
+
+def reported(infos: Mapping[Any, Any]) -> dict[str, float]:
+    """The metrics of an episode that the infos of its last step report beside rewards, such as its success.
+
+    An environment reports them as `infos[agent]["metrics"] = {"success": 1.0}` in the step in which the
+    episode is over. Finite numbers count; where several agents report one name, it is their mean. Higher is
+    better.
+    """
+    told = [info[METRICS] for info in infos.values() if isinstance(info, Mapping) and METRICS in info]
+    numbers = grouped(
+        (str(name), float(value))
+        for metrics in told
+        if isinstance(metrics, Mapping)
+        for name, value in metrics.items()
+        if isinstance(value, Real) and isfinite(value)
+    )
+    return {name: sum(values) / len(values) for name, values in numbers.items()}
 
 
 class GameStep(NamedTuple):

@@ -33,6 +33,7 @@ import cloudpickle
 import numpy as np
 
 from marl_aajr.core.environment_values import EnvironmentFault
+from marl_aajr.rollout.game_agents import METRICS, reported
 from marl_aajr.rollout.game_copies import CopySpaces, GameCopies
 
 _CODE = (
@@ -203,8 +204,10 @@ class _OthersCopies(GameCopies):
         super().reset(seed)
 
     def step(self, given: Sequence[str], keep_states: bool) -> list[dict[str, Any]]:
-        super().step(given, keep_states)
-        return []
+        """Of the infos, only metrics of episodes are sent; nothing where there are none."""
+        told = super().step(given, keep_states)
+        metrics = [reported(infos) if self._over[e] else {} for e, infos in enumerate(told)]
+        return [{"": {METRICS: found}} if found else {} for found in metrics] if any(metrics) else []
 
 
 def serve(handle: int, life: int, *, idle: float) -> None:

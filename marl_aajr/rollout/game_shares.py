@@ -130,6 +130,11 @@ class GameShares:
             raise errors[0]
         return answers
 
+    def step(self, *args: Any) -> list[dict[str, Any]]:
+        """The infos of all copies after `GameCopies.step`; those that are not sent are empty."""
+        told = zip(self.each("step", *args), pairwise(self._bounds), strict=True)
+        return [infos for share, (first, end) in told for infos in share or [{}] * (end - first)]
+
     def at(self, copy: int, what: str, *args: Any) -> Any:
         """The answer of the share of one copy."""
         share = bisect_right(self._bounds, copy) - 1

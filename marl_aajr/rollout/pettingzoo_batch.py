@@ -18,6 +18,7 @@ from marl_aajr.rollout.game import Game
 from marl_aajr.rollout.game_copies import CopySpaces
 from marl_aajr.rollout.game_shares import GameShares, Processes
 from marl_aajr.rollout.pettingzoo_games import TurnBasedGame
+from marl_aajr.rollout.reported_metrics import by_copy
 
 _Array = np.ndarray[Any, np.dtype[Any]]
 _INTEGER = (spaces.Discrete, spaces.MultiDiscrete, spaces.MultiBinary)
@@ -38,7 +39,7 @@ class PettingZooBatch(BatchedEnv):
         flat: Make one vector of observations that are no Box (`FlatBox`).
         processes: Processes that play, at most E, this one among them; None: those of
             `marl_aajr.rollout.game_shares.in_processes`, this one alone outside of it. The infos of copies
-            in other processes stay there: theirs are empty here.
+            in other processes stay there, but for metrics of episodes.
 
     Raises:
         ValueError: If the environment cannot be built, here or in another process, or an agent's observations
@@ -94,19 +95,19 @@ class PettingZooBatch(BatchedEnv):
                 raise ValueError(f"expected actions of {list(self.possible_agents)}, got some of {agent!r}")
             check_action(agent, given, space, self.num_envs)
             self._records["actions"][agent][...] = given.detach().cpu().numpy()
-        infos = [
-            info for told in self._shares.each("step", (*actions,), self.keeps_final_states) for info in told
-        ]
+        infos = self._shares.step((*actions,), self.keeps_final_states)
         self._look()
         rewards, ends = self._tensor(self._records["rewards"].T), self._tensor(self._records["ends"].T)
+        over = self._tensor(self._records["over"])
         return BatchedStep(
             obs=self._by_agent("obs"),
             rewards=self._zipped(rewards),
             terminations=self._zipped(ends[:, 0]),
             truncations=self._zipped(ends[:, 1]),
-            episode_over=self._tensor(self._records["over"]),
+            episode_over=over,
             final_obs=self._by_agent("final_obs") if self._records["ends"].any() else self._no_final,
-            infos=(*infos, *({} for _ in range(self.num_envs - len(infos)))),
+            infos=tuple(infos),
+            metrics=by_copy(infos, over) if self._records["over"].any() else {},
         )
 
     @property

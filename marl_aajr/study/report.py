@@ -38,11 +38,13 @@ SCHEMA = pyarrow.schema(
         ("agents", pyarrow.list_(pyarrow.string())),
         ("worst", pyarrow.bool_()),
         ("returns", pyarrow.list_(pyarrow.float64())),
+        ("metrics", pyarrow.map_(pyarrow.string(), pyarrow.float64())),
     ]
 )
 """One row per run, kind of actions, attack and size; clean rows have attack `none` and epsilon 0, those
 with adversarial agents (`traitor`, `opponent`, `random`, `idle`) no epsilon. `config` is JSON,
-`worst` marks what was chosen on other episodes, `returns` has one number per episode."""
+`worst` marks what was chosen on other episodes, `returns` has one number per episode, and `metrics` the means
+of what the environment reports beside rewards, by name."""
 
 
 def write_page(plan: StudyPlan) -> Path:
@@ -175,7 +177,8 @@ def outcomes(result: ActionsResult) -> Iterator[dict[str, Any]]:
     def row(outcome: Outcome, attack: str, settings: str, *, worst: bool, **more: Any) -> dict[str, Any]:
         columns = {"actions": result.actions, "attack": attack, "settings": settings, "worst": worst}
         numbers = {"return": outcome.mean, "low": outcome.low, "high": outcome.high}
-        return {**columns, **numbers, "returns": list(outcome.returns), **more}
+        metrics = {name: metric.mean for name, metric in outcome.metrics.items()}
+        return {**columns, **numbers, "returns": list(outcome.returns), "metrics": metrics, **more}
 
     worst = {found.attack for found in result.worst}
     yield row(result.clean, "none", "", worst=False, epsilon=0.0)

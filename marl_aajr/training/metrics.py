@@ -53,7 +53,7 @@ def to_record(
         `iteration`, `env_steps`, `seconds`, `return_mean` (sum over all teams, mean over the
         episodes that ended in this iteration; None where none did), `team_returns`, `episode_length`,
         `env_steps_per_second` and `modules` (module id → name → number); with rollouts under attack
-        `attack` (see `_attack`).
+        `attack` (see `_attack`), and where the environment reports metrics, `metrics`, their means.
 
     Raises:
         NonFiniteError: a number is NaN or infinite; names it.
@@ -85,6 +85,16 @@ def _episodes(sums: Mapping[str, Any], counted: Collection[str]) -> dict[str, An
         "return_mean": sum(teams.values()),
         "team_returns": teams,
         "episode_length": float(sums["length"]) / count,
+        **({"metrics": metrics} if (metrics := _reported(sums.get("metrics", {}), count)) else {}),
+    }
+
+
+def _reported(sums: Mapping[str, Mapping[str, Any]], count: float) -> dict[str, float]:
+    """Means of what the environment reports of its episodes, where it does so of each of them."""
+    return {
+        name: float(found["sum"]) / count
+        for name, found in sorted(sums.items())
+        if found.get("episodes") == count
     }
 
 

@@ -11,8 +11,7 @@ from marl_aajr.adversaries.robust_sarsa import RobustSarsa
 from marl_aajr.attacks import PGD, make_attack
 from marl_aajr.core.environment_values import EnvironmentFault
 from marl_aajr.core.threat import PerturbationSet
-from marl_aajr.evaluation import episodes as episodes_module
-from marl_aajr.evaluation import evaluate
+from marl_aajr.evaluation import counted_episodes, evaluate
 from marl_aajr.rollout.environments import EnvironmentSpec, resolve
 from tests.evaluation.players import Opaque, moves, sign_reader, signs, suite, team
 
@@ -159,6 +158,6 @@ class TestRefusals:
             evaluate(team(signs()), signs(broken_at=1), episodes=2)
 
     def test_endless_episodes(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(episodes_module, "LONGEST_EPISODE", 40)
+        monkeypatch.setattr(counted_episodes, "LONGEST_EPISODE", 40)
         with pytest.raises(ValueError, match="more than 40 steps; give the environment a time limit"):
             evaluate(team(signs(endless=True)), episodes=1)

@@ -144,7 +144,7 @@ def test_a_checkpoint_plays_as_rllib_plays_it(seen: str, tmp_path: Path) -> None
     module, _ = trained(config(seen), tmp_path / "checkpoint")
     kwargs = {"seen": seen}
     victim = victim_from_checkpoint(tmp_path / "checkpoint", env=HERE, env_kwargs=kwargs)
-    found = play(victim, make_batch(resolve(HERE, kwargs), 2, flat=True), episodes=2, seed=7)
+    found = play(victim, make_batch(resolve(HERE, kwargs), 2, flat=True), episodes=2, seed=7).returns
     for e in range(2):
         seed = int(np.random.SeedSequence(7, spawn_key=(e, 0)).generate_state(1)[0] >> 1)
         assert found[e].sum().item() == pytest.approx(rllibs_return(module, seen, seed, seen == "masked"))

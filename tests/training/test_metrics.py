@@ -46,6 +46,15 @@ def test_without_a_finished_episode_there_is_no_return(sums: dict[str, Any]) -> 
     assert (line["return_mean"], line["team_returns"], line["episode_length"]) == (None, {}, None)
 
 
+def test_metrics_of_the_environment_are_means_where_every_episode_has_them() -> None:
+    told = {"success": {"sum": 3.0, "episodes": 4}, "rare": {"sum": 1.0, "episodes": 1}}
+    sums: dict[str, Any] = {"episodes": 4, "length": 100, "returns": {"good": -8.0}}
+    assert record(result(**sums, metrics=told))["metrics"] == {"success": 0.75}
+    nothing = {"success": {"sum": math.nan, "episodes": math.nan}}  # as RLlib has what no longer comes
+    assert "metrics" not in record(result(**sums, metrics=nothing))
+    assert "metrics" not in record(result(**sums))
+
+
 def test_regularizers_report_under_their_name_and_bookkeeping_is_left_out() -> None:
     line = record(result({"aajr": {"penalty": 0.5}, "x_throughput": {"since": 1.0}}))
     assert line["modules"] == {"agent": {"total_loss": 1.0, "aajr/penalty": 0.5}}

@@ -14,6 +14,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from marl_aajr.core.checks import NonFiniteError
 from marl_aajr.core.environment_values import EnvironmentFault
 from marl_aajr.training.run_directory import RunDirectory
+from marl_aajr.training.run_record import load_iterations
 from marl_aajr.training.trainer import train
 from marl_aajr.victims import Victim
 from tests.training.runs import assert_same_run, numbers, tiny
@@ -62,6 +63,21 @@ def test_the_returns_of_a_zero_sum_game_add_up_to_zero(runner: str, tmp_path: Pa
     (line,) = RunDirectory(run).metrics()
     assert line["return_mean"] == pytest.approx(0, abs=1e-12)
     assert line["team_returns"]["player_0"] != 0
+
+
+@pytest.mark.parametrize("runner", ["stock", "fast"])
+def test_metrics_of_the_environment_are_in_the_record_of_each_iteration(runner: str, tmp_path: Path) -> None:
+    """In this game the individual success is the return of an agent, which is paid 1 at its goal."""
+    options = {"num_agents": 2, "size": 3, "density": 0.1, "obs_radius": 1, "max_episode_steps": 8}
+    grid = {"name": "marl_aajr.envs.pogema_v0", "kwargs": options}
+    run = train(tiny(env=grid, env_steps=300, resources={"runner": runner}), tmp_path / "run")
+    lines = RunDirectory(run).metrics()
+    assert len(lines) == 3
+    for line in lines:
+        assert set(line["metrics"]) == {"success", "individual_success"}
+        assert line["metrics"]["individual_success"] == pytest.approx(line["return_mean"] / 2)
+        assert 0 <= line["metrics"]["success"] <= line["metrics"]["individual_success"]
+    assert load_iterations(run)[-1].return_mean == lines[-1]["return_mean"]
 
 
 def test_tensorboard_shows_the_same_numbers(finished: RunDirectory) -> None:

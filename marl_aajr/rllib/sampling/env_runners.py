@@ -195,8 +195,8 @@ class FastEnvRunner(RunEnvRunner):
                 if share[copy] > 0:
                     share[copy] -= 1
                     chosen.append(i)
-            kept.append(Episodes(*(column[chosen] for column in episodes)))
-        played = Episodes(*(torch.cat(column) for column in zip(*kept, strict=True)))
+            kept.append(episodes.select(chosen))
+        played = Episodes.join(kept)
         agent_steps = played.agent_steps.sum(0).tolist()
         self._measures.count(int(played.lengths.sum()), dict(zip(collector.agents, agent_steps, strict=True)))
         self._measures.episodes(played, (time.perf_counter() - started) / steps)

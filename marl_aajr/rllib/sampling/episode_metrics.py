@@ -18,6 +18,7 @@ from torch import Tensor
 
 from marl_aajr.core.environment_values import agent_name
 from marl_aajr.rollout.fragments import Episodes, Fragment
+from marl_aajr.rollout.game_agents import reported
 
 RETURNS_KEY = "marl_aajr"
 """Under `result["env_runners"]`."""
@@ -28,7 +29,7 @@ ATTACK_KEY = "attack"
 
 @dataclass(frozen=True)
 class EpisodeReturns:
-    """RLlib's `on_episode_end`: logs `episodes`, `length` and `returns/<team>` as sums."""
+    """RLlib's `on_episode_end`: logs `episodes`, `length`, `returns/<team>` and `metrics/<name>` as sums."""
 
     teams: Mapping[str, str]
 
@@ -46,7 +47,9 @@ class EpisodeReturns:
         for agent, earned in env_runner.episode_returns[env_index].items():
             returns[self.teams[agent_name(agent)]] += earned
         length = sum(map(len, [*prev_episode_chunks, episode]))
-        sums = {"episodes": 1, "length": length, "returns": returns}
+        sums: dict[str, Any] = {"episodes": 1, "length": length, "returns": returns}
+        if metrics := reported(episode.get_infos(-1)):
+            sums["metrics"] = {name: {"sum": value, "episodes": 1} for name, value in metrics.items()}
         metrics_logger.log_dict(sums, key=RETURNS_KEY, reduce="sum")
 
 
@@ -117,7 +120,13 @@ class SamplingMetrics:
         if not len(lengths):
             return
         teams = self._by_team(returns)
-        sums = {"episodes": len(lengths), "length": int(lengths.sum()), "returns": teams}  # as EpisodeReturns
+        # As EpisodeReturns.
+        sums: dict[str, Any] = {"episodes": len(lengths), "length": int(lengths.sum()), "returns": teams}
+        if episodes.metrics:
+            sums["metrics"] = {
+                name: {"sum": values.nansum().item(), "episodes": int(values.isfinite().sum())}
+                for name, values in episodes.metrics.items()
+            }
         metrics.log_dict(sums, key=RETURNS_KEY, reduce="sum")
         config = self.runner.config
         window = max(1, math.ceil(config.metrics_num_episodes_for_smoothing / (config.num_env_runners or 1)))
