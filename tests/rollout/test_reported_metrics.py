@@ -6,12 +6,9 @@ import math
 from contextlib import closing
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
-from gymnasium import spaces
 from marl_aajr.envs import pogema_v0
-from pettingzoo import ParallelEnv
 
 from marl_aajr.rollout.batched_env import BatchedEnv
 from marl_aajr.rollout.env_checker import random_actions
@@ -23,38 +20,6 @@ from marl_aajr.rollout.pettingzoo_batch import PettingZooBatch
 GRID = {"num_agents": 2, "size": 3, "density": 0.1, "obs_radius": 1, "max_episode_steps": 6}
 
 
-class Rolls(ParallelEnv[str, Any, Any]):
-    """Reports a roll of dice as `luck`, and, in episodes of even luck, how `rare` they are."""
-
-    metadata: dict[str, Any] = {"name": "rolls"}  # noqa: RUF012
-    possible_agents = ["a", "b"]  # noqa: RUF012
-
-    def observation_space(self, agent: str) -> spaces.Space[Any]:
-        return spaces.Box(-np.inf, np.inf, (1,))
-
-    def action_space(self, agent: str) -> spaces.Space[Any]:
-        return spaces.Discrete(2)
-
-    def reset(self, seed: int | None = None, options: Any = None) -> tuple[dict[str, Any], dict[str, Any]]:
-        self.agents, self._t = list(self.possible_agents), 0
-        self._luck = int(np.random.default_rng(seed).integers(1, 7))
-        return self._seen(), {a: {} for a in self.agents}
-
-    def step(self, actions: Any) -> tuple[dict[str, Any], ...]:
-        self._t += 1
-        agents, over = self.agents, self._t >= self._luck
-        self.agents = [] if over else agents
-        told: Any = {a: {} for a in agents}
-        if over:
-            told["a"] = {"metrics": {"luck": self._luck, "label": "dice", "unknown": math.nan}}
-            told["b"] = {"metrics": {"luck": self._luck + 1} | ({"rare": 1} if self._luck % 2 == 0 else {})}
-        flags = dict.fromkeys(agents, over)
-        return self._seen(), dict.fromkeys(agents, 1.0), flags, dict.fromkeys(agents, False), told
-
-    def _seen(self) -> dict[str, Any]:
-        return {a: np.full(1, self._luck, np.float32) for a in self.possible_agents}
-
-
 def test_agents_are_averaged_and_what_is_no_number_is_left_out() -> None:
     infos = {"a": {"metrics": {"success": True, "map": "x", "n": math.nan}}, "b": {"metrics": {"success": 0}}}
     assert reported({**infos, "c": {}, "d": None, "e": {"metrics": "none"}}) == {"success": 0.5}
@@ -64,7 +29,7 @@ def test_agents_are_averaged_and_what_is_no_number_is_left_out() -> None:
 @pytest.mark.parametrize("processes", [1, 2])
 def test_batches_of_games_hand_them_on(processes: int) -> None:
     """Also from other processes. An episode is as long as its luck, and agents report luck and luck + 1."""
-    spec = resolve(f"{__name__}:Rolls")
+    spec = resolve("tests.rollout.toy_games:Rolls")
     seen = 0
     with closing(PettingZooBatch(spec, 5, processes=processes)) as batch:
         batch.reset(seed=0)

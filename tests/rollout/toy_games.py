@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -107,3 +108,35 @@ class Circle(AECEnv[str, Any, Any]):
         later = [a for a in alive if self.possible_agents.index(a) > turn]
         self.agent_selection = (later or alive or self.agents)[0]
         self._deads_step_first()
+
+
+class Rolls(ParallelEnv[str, Any, Any]):
+    """Reports a roll of dice as `luck`, and, in episodes of even luck, how `rare` they are."""
+
+    metadata: dict[str, Any] = {"name": "rolls"}  # noqa: RUF012
+    possible_agents = ["a", "b"]  # noqa: RUF012
+
+    def observation_space(self, agent: str) -> spaces.Space[Any]:
+        return spaces.Box(-np.inf, np.inf, (1,))
+
+    def action_space(self, agent: str) -> spaces.Space[Any]:
+        return spaces.Discrete(2)
+
+    def reset(self, seed: int | None = None, options: Any = None) -> tuple[dict[str, Any], dict[str, Any]]:
+        self.agents, self._t = list(self.possible_agents), 0
+        self._luck = int(np.random.default_rng(seed).integers(1, 7))
+        return self._seen(), {a: {} for a in self.agents}
+
+    def step(self, actions: Any) -> tuple[dict[str, Any], ...]:
+        self._t += 1
+        agents, over = self.agents, self._t >= self._luck
+        self.agents = [] if over else agents
+        told: Any = {a: {} for a in agents}
+        if over:
+            told["a"] = {"metrics": {"luck": self._luck, "label": "dice", "unknown": math.nan}}
+            told["b"] = {"metrics": {"luck": self._luck + 1} | ({"rare": 1} if self._luck % 2 == 0 else {})}
+        flags = dict.fromkeys(agents, over)
+        return self._seen(), dict.fromkeys(agents, 1.0), flags, dict.fromkeys(agents, False), told
+
+    def _seen(self) -> dict[str, Any]:
+        return {a: np.full(1, self._luck, np.float32) for a in self.possible_agents}
