@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from marl_aajr.core.checks import check_finite, one_of, whole
-from marl_aajr.core.objectives import Clean, Custom, Objective, value_and_gradient
+from marl_aajr.core.objectives import Clean, Custom, Objective, once, value_and_gradient
 from marl_aajr.core.policy import ALL_ROWS, Policy, row_blocks
 from marl_aajr.core.threat import Norm, PerturbationSet
 
@@ -46,7 +46,7 @@ class Trajectory:
         deltas: δ_0 … δ_K, `[K+1, B, ..., d]`.
         directions: unit ascent directions u_0 … u_{K−1}, `[K, B, ..., d]`; zero where a row has none.
         gradient_norms: ‖v_t‖₂, `[K, B, ...]`.
-        values: g(δ_0) … g(δ_K), `[K+1, B, ...]`.
+        values: g(δ_0) … g(δ_K), `[K+1, B, ...]`; up to g(δ_{K−1}) where the last was not asked for.
         has_direction: where v_t is a direction, `[K, B, ...]` bool: not where it vanishes, nor where it is
             rounding noise. That is so where the objective is flat at zero and δ_t is lost in the rounding of
             s. A row alone decides it, whatever the rows beside it.
@@ -62,7 +62,10 @@ class Trajectory:
 
     @property
     def monotone(self) -> Tensor:
-        """Whether a step did not lower the objective, g(δ_{t+1}) ≥ g(δ_t) up to rounding, `[K, B, ...]`."""
+        """Whether a step did not lower the objective, g(δ_{t+1}) ≥ g(δ_t) up to rounding, `[K, B, ...]`.
+
+        One step less where the last value was not asked for.
+        """
         return ~_decreased(self.values[:-1], self.values[1:])
 
 
@@ -80,6 +83,7 @@ def ascend(
     clean: Clean | None = None,
     gradient_noise: Callable[[int], Tensor] | None = None,
     final_gradient: bool = False,
+    final_value: bool = True,
     check: bool = True,
 ) -> Trajectory:
     """Find where an adversary would push each observation.
@@ -102,6 +106,7 @@ def ascend(
         clean: the batch at its clean observations; None: one forward pass computes the outputs.
         gradient_noise: added to v_t for the step, by t (Langevin dynamics); u_t stays the true direction.
         final_gradient: whether v_K is computed, too.
+        final_value: whether g(δ_K) is computed; with v_K it is.
         check: raise on non-finite numbers. Costs a host synchronisation per step on an accelerator.
 
     Returns:
@@ -117,7 +122,7 @@ def ascend(
     delta = starting_point(obs, objective, perturbations, start=start, generator=generator)
     if clean is None:
         with torch.no_grad():
-            clean = Clean(policy(obs))
+            clean = Clean(policy.once(obs))
     path = obs.new_empty((steps + 1, *obs.shape))
     gradients = obs.new_empty((steps + final_gradient, *obs.shape))
     path[0] = delta
@@ -130,7 +135,7 @@ def ascend(
             index = torch.arange(len(obs), device=obs.device)[rows]
             part = (policy.select(index), objective.select(index), clean.select(index))
         block = Climb(*part, obs[rows], perturbations, step=step, step_size=step_size, check=check)
-        block.run(path[:, rows], gradients[:, rows], noise=gradient_noise)
+        block.run(path[:, rows], gradients[:, rows], noise=gradient_noise, final_value=final_value)
         values.append(torch.stack(block.values))
     v_last = gradients[-1] if final_gradient else None
     directions = gradients[:steps]
@@ -189,16 +194,18 @@ class Climb:
         self.recent: deque[tuple[Tensor, Tensor]] = deque(maxlen=2 if isinstance(step_size, str) else 0)
         """δ and ∇g of the last two points, for the automatic step."""
 
-    def run(self, path: Tensor, gradients: Tensor, *, noise: Callable[[int], Tensor] | None) -> None:
+    def run(
+        self, path: Tensor, gradients: Tensor, *, noise: Callable[[int], Tensor] | None, final_value: bool
+    ) -> None:
         """Fill in δ_1 … δ_K of `path`, and v_0 … v_{K−1} or v_K of `gradients`."""
         for t, delta in enumerate(path[: len(gradients)]):
             gradients[t] = self.gradient(delta)
             if t + 1 < len(path):
                 v = gradients[t] if noise is None else gradients[t] + noise(t)
                 path[t + 1] = self.next_point(delta, v)
-        if len(gradients) < len(path):
+        if len(gradients) < len(path) and final_value:
             with torch.no_grad():
-                self.values.append(self.g(self.obs + path[-1]))
+                self.values.append(once(self.g, self.obs + path[-1]))
             if self.check:
                 check_finite(f"the inner objective at step {len(gradients)}", self.values[-1])
 
@@ -241,7 +248,7 @@ class Climb:
             size = torch.minimum(size, model)
         for _ in range(1 + _BACKTRACKS):
             candidate = self.perturbations.project(delta + size.unsqueeze(-1) * direction, self.obs)
-            decreased = _decreased(self.values[-1], self.g(self.obs + candidate))
+            decreased = _decreased(self.values[-1], once(self.g, self.obs + candidate))
             size = torch.where(decreased, _SHRINK * size, size)
         return torch.where(decreased.unsqueeze(-1), delta, candidate)
 

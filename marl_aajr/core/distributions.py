@@ -78,6 +78,13 @@ class ActionDistribution(ABC):
         """The Fisher metric `tᵀ F(inputs) t`, `[...]`, so that KL(y ‖ y + h t) = ½ h² tᵀFt + O(h³)."""
 
 
+def log_softmax(logits: Tensor) -> Tensor:
+    """Over the last of the dimensions `[..., n]`, which is the short one: torch is quicker over the first."""
+    if logits.device.type != "cpu":
+        return logits.log_softmax(-1)
+    return logits.movedim(-1, 0).contiguous().log_softmax(0).movedim(0, -1)
+
+
 def centred_tangent(logits: Tensor, tangent: Tensor) -> tuple[Tensor, Tensor]:
     """Softmax probabilities p and t − E_p[t], where a masked action has t = 0; `[..., n]` each."""
     p = torch.softmax(logits, -1)
@@ -96,10 +103,10 @@ class Categorical(ActionDistribution):
         return self.n
 
     def log_prob(self, inputs: Tensor, actions: Tensor) -> Tensor:
-        return inputs.log_softmax(-1).gather(-1, actions.long().unsqueeze(-1)).squeeze(-1)
+        return log_softmax(inputs).gather(-1, actions.long().unsqueeze(-1)).squeeze(-1)
 
     def kl_from(self, inputs: Tensor) -> Divergence:
-        log_p = inputs.log_softmax(-1)
+        log_p = log_softmax(inputs)
         p = log_p.exp()
         masked = inputs <= MASKED_LOGIT
 
@@ -107,13 +114,13 @@ class Categorical(ActionDistribution):
             return (p * (log_p - log_q).masked_fill(masked, 0.0)).sum(-1)
 
         def value_and_gradient(other: Tensor) -> tuple[Tensor, Tensor]:
-            log_q = other.log_softmax(-1)
+            log_q = log_softmax(other)
             return kl(log_q), log_q.exp() - p
 
-        return Divergence(lambda other: kl(other.log_softmax(-1)), value_and_gradient)
+        return Divergence(lambda other: kl(log_softmax(other)), value_and_gradient)
 
     def entropy(self, inputs: Tensor) -> Tensor:
-        log_p = inputs.log_softmax(-1)
+        log_p = log_softmax(inputs)
         return -(log_p.exp() * log_p.masked_fill(inputs <= MASKED_LOGIT, 0.0)).sum(-1)
 
     def mode(self, inputs: Tensor) -> Tensor:

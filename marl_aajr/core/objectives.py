@@ -49,6 +49,15 @@ class OutputObjective:
     def __call__(self, obs: Tensor) -> Tensor:
         return self.value(self.policy(obs))
 
+    def once(self, obs: Tensor) -> Tensor:
+        """The same, with a graph that can be differentiated once."""
+        return self.value(self.policy.once(obs))
+
+
+def once(g: BoundObjective, obs: Tensor) -> Tensor:
+    """g at `obs [B, ..., d]`, by whatever is quickest; its graph can be differentiated once."""
+    return g.once(obs) if isinstance(g, OutputObjective) else g(obs)
+
 
 def value_and_gradient(
     g: BoundObjective, obs: Tensor, delta: Tensor, *, mask: Tensor | None = None

@@ -43,6 +43,10 @@ class Policy(ABC):
     def __call__(self, obs: Tensor) -> Tensor:
         """Distribution inputs `[B, ..., m]` at `obs [B, ..., d]`."""
 
+    def once(self, obs: Tensor) -> Tensor:
+        """The same, by whatever is quickest; its graph, where there is one, can be differentiated once."""
+        return self(obs)
+
     def fixed(self) -> AbstractContextManager[Difference]:
         """Holds the network as one fixed function (`marl_aajr.core.fixed_network`), if there is a need to."""
         return nullcontext("none") if self.network is None else fixed(self.network)
@@ -133,6 +137,9 @@ class ModulePolicy(Policy):
 
     def __call__(self, obs: Tensor) -> Tensor:
         return self.module(obs)
+
+    def once(self, obs: Tensor) -> Tensor:
+        return self(obs) if self.mlp is None else self.mlp(obs)
 
     def vjp(self, obs: Tensor) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
         return super().vjp(obs) if self.mlp is None else self.mlp.vjp(obs)

@@ -223,7 +223,7 @@ class AAJR(JacobianPenalty):
                 points, directions = self.on_path(sample, context, trajectory.deltas, trajectory.directions)
                 penalty, squared = self.mean_squared_gain(sample, points, directions, self.penalties)
         loss = weight * penalty
-        metrics = {"penalty": penalty.detach(), **gain_metrics(sample, squared)}
+        metrics = {"penalty": penalty.detach(), **gain_metrics(sample, squared, context)}
         if self.form == "constraint":
             metrics[DUAL] = torch.tensor(weight)
         if kappa > 0:
@@ -232,7 +232,7 @@ class AAJR(JacobianPenalty):
             metrics |= adversarial.metrics
         context.check_finite("the directional gain ‖J u‖", squared)
         context.check_finite("the adversarial policy loss", loss)
-        return LossTerm(loss, metrics | trajectory_metrics(sample, trajectory, loss))
+        return LossTerm(loss, metrics | trajectory_metrics(sample, trajectory, loss, context))
 
     def _along_kept_path(self, sample: Sample, context: Context, weight: float) -> LossTerm:
         """The penalty at the points of the rollout's path; 0 where nobody was attacked."""

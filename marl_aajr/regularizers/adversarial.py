@@ -173,8 +173,8 @@ class Adversarial(Perturbing):
     def attack(self, sample: Sample, context: Context) -> Trajectory:
         """The adversarial trajectory from the rows of a sample.
 
-        g(δ_K), one pass without a graph, is a part of it for every method: what an adversary has gained
-        means the same in all of their metrics.
+        Where metrics are read, g(δ_K) is a part of it for every method: what an adversary has gained means
+        the same in all of them.
         """
         return ascend(
             sample.policy,
@@ -187,6 +187,7 @@ class Adversarial(Perturbing):
             start=self.starting_points(sample, context),
             clean=sample.clean,
             gradient_noise=self.gradient_noise(sample, context),
+            final_value=context.measure,
             check=context.check,
         )
 
@@ -240,8 +241,12 @@ def check_adversarial_loss(weight: Schedule, dual_clip: float | None) -> None:
         )
 
 
-def trajectory_metrics(sample: Sample, trajectory: Trajectory, loss: Tensor) -> dict[str, Tensor]:
+def trajectory_metrics(
+    sample: Sample, trajectory: Trajectory, loss: Tensor, context: Context
+) -> dict[str, Tensor]:
     """Metrics of the ascent over the rows that count; `nonfinite` covers the loss and the ascent."""
+    if not context.measure:
+        return {}
     values = trajectory.values
     return {
         "objective_gain": sample.mean(values[-1] - values[0]),

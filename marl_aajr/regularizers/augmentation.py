@@ -54,7 +54,7 @@ def perturbed_loss(sample: Sample, delta: Tensor, *, dual_clip: float | None = N
             "expected a learner with a policy loss for adversarial_weight > 0, got one without; "
             "set adversarial_weight=0"
         )
-    outputs = sample.policy(sample.obs + delta)
+    outputs = sample.policy.once(sample.obs + delta)
     loss = sample.policy_loss(outputs, sample)
     if dual_clip is not None:
         if sample.advantages is None:
@@ -119,7 +119,9 @@ class OffPolicyAdversarialTraining(Adversarial):
         trajectory = self.attack(sample, context)
         perturbed = perturbed_loss(sample, trajectory.deltas[-1], dual_clip=self.dual_clip)
         term = _weighted(perturbed, self.adversarial_weight, context)
-        return LossTerm(term.loss, {**term.metrics, **trajectory_metrics(sample, trajectory, term.loss)})
+        return LossTerm(
+            term.loss, {**term.metrics, **trajectory_metrics(sample, trajectory, term.loss, context)}
+        )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -51,9 +51,9 @@ class JacobianNorm(JacobianPenalty):
         context.check_finite("the squared norm of the Jacobian", squared)
         penalty = sample.mean(squared)
         loss = value_at(self.coefficient, context.timestep) * penalty
-        metrics = {"penalty": penalty.detach(), **gain_metrics(sample, squared)}
+        metrics = {"penalty": penalty.detach(), **gain_metrics(sample, squared, context)}
         if trajectory is not None:
-            metrics |= trajectory_metrics(sample, trajectory, loss)
+            metrics |= trajectory_metrics(sample, trajectory, loss, context)
         return LossTerm(loss, metrics)
 
     @abstractmethod

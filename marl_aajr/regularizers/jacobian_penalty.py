@@ -179,8 +179,10 @@ class _Known(torch.autograd.Function):
         return None, None, *(weight * gradient for gradient in ctx.saved_tensors)
 
 
-def gain_metrics(sample: Sample, squared: Tensor) -> dict[str, Tensor]:
+def gain_metrics(sample: Sample, squared: Tensor, context: Context) -> dict[str, Tensor]:
     """Mean and largest gain ‖J z‖ over the rows that count, from its square `[T, B, ...]`."""
+    if not context.measure:
+        return {}
     gain = squared.detach().sqrt()
     counted = gain if sample.mask is None else torch.where(sample.mask, gain, 0.0)
     return {"gain_mean": sample.mean(gain), "gain_max": counted.amax()}

@@ -104,6 +104,7 @@ class Regularizer(ABC):
         generator: torch.Generator,
         state: State | None = None,
         minibatch: int | None = None,
+        measure: bool = True,
         check: bool = False,
     ) -> LossTerm:
         """The loss term and metrics of one minibatch; arguments as in `Context`, None: the first state.
@@ -113,12 +114,17 @@ class Regularizer(ABC):
         """
         state = self.initial_state() if state is None else state
         context = Context(
-            timestep=timestep, generator=generator, state=state, minibatch=minibatch, check=check
+            timestep=timestep,
+            generator=generator,
+            state=state,
+            minibatch=minibatch,
+            measure=measure,
+            check=check,
         )
         with sample.policy.fixed() as difference:
             sample = self.rows(sample, context)
             if difference == "mode":
-                sample = replace(sample, outputs=sample.policy(sample.obs))
+                sample = replace(sample, outputs=sample.policy.once(sample.obs))
             elif difference == "hooks":
                 check_hooks(sample.policy, sample.obs, sample.outputs)
             context.check_finite("the observations", sample.obs)

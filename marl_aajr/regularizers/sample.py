@@ -194,7 +194,8 @@ class LossTerm:
     Attributes:
         loss: the term to add to the learner's loss, a scalar with its graph.
         metrics: detached scalars; averaged over the minibatches of an update, names that end in `_max` or
-            `_min` maximised or minimised, and `nonfinite` summed.
+            `_min` maximised or minimised, and `nonfinite` summed. Only what `after_update` needs where
+            `Context.measure` is false.
     """
 
     loss: Tensor
@@ -211,6 +212,7 @@ class Context:
         state: as `initial_state` began it.
         minibatch: how many minibatches there were before this one, of which only those that are `due` are
             evaluated; None: all are.
+        measure: whether metrics are read.
         check: raise at the first non-finite number instead of counting it. The learner uses it to
             name the origin after a count above zero. Without it nothing waits for an accelerator.
     """
@@ -219,6 +221,7 @@ class Context:
     generator: torch.Generator
     state: State
     minibatch: int | None = None
+    measure: bool = True
     check: bool = False
 
     def check_finite(self, name: str, tensor: Tensor) -> None:

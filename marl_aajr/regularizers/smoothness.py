@@ -21,7 +21,7 @@ from marl_aajr.core.ascent import AUTO
 from marl_aajr.core.checks import Schedule, one_of, value_at
 from marl_aajr.core.distributions import ActionDistribution, DiagGaussian
 from marl_aajr.core.jacobian import check_output_map, safe_sqrt, squared_distance
-from marl_aajr.core.objectives import BoundObjective, Clean, Objective, OutputObjective
+from marl_aajr.core.objectives import BoundObjective, Clean, Objective, OutputObjective, once
 from marl_aajr.core.policy import Policy
 from marl_aajr.regularizers.adversarial import Adversarial, trajectory_metrics
 from marl_aajr.regularizers.sample import Context, LossTerm, Sample
@@ -94,11 +94,13 @@ class Smoothness(Adversarial):
         context.check_finite("the difference of the outputs at s + δ_K", differences)
         penalty = sample.mean(differences)
         loss = value_at(self.coefficient, context.timestep) * penalty
-        return LossTerm(loss, {"penalty": penalty.detach(), **trajectory_metrics(sample, trajectory, loss)})
+        return LossTerm(
+            loss, {"penalty": penalty.detach(), **trajectory_metrics(sample, trajectory, loss, context)}
+        )
 
     def differences(self, sample: Sample, delta: Tensor) -> Tensor:
         """The penalised difference at s + δ, with its graph, `[B, ...]`."""
-        return self.adversary.bind(sample.policy, sample.clean)(sample.obs + delta)
+        return once(self.adversary.bind(sample.policy, sample.clean), sample.obs + delta)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -180,5 +182,5 @@ class ERNIE(Smoothness):
         return OutputDistance(self.output)
 
     def differences(self, sample: Sample, delta: Tensor) -> Tensor:
-        outputs = sample.policy(sample.obs + delta)
+        outputs = sample.policy.once(sample.obs + delta)
         return self.adversary.between(sample.policy.distribution, sample.outputs, outputs)

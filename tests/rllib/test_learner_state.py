@@ -53,7 +53,7 @@ def test_no_global_random_number_is_drawn() -> None:
 
 def test_schedules_follow_the_environment_steps() -> None:
     schedule: Any = [[0, 0.0], [1000, 0.0], [2000, 0.1]]
-    learner = build_learner(robustify(ppo_config("a"), AAJR(coefficient=schedule)))
+    learner = build_learner(robustify(ppo_config("a"), AAJR(coefficient=schedule, interval=1)))
     batch = ppo_batch(learner)
     assert "aajr" not in update(learner, batch, timestep=1000)["a"]
     assert "aajr" in update(learner, batch, timestep=1001)["a"]

@@ -66,6 +66,10 @@ class Regularized:
         defer: let a number that is not finite be, until `finish`: where others would wait for ever
             for a learner that has stopped.
 
+    Attributes:
+        reported: the metrics of the last update that had a regularised minibatch. The metrics of an update
+            that had none are the same, because RLlib makes NaN of a metric that is there only sometimes.
+
     Raises:
         ValueError: settings that do not fit the policy or the learner.
     """
@@ -85,6 +89,7 @@ class Regularized:
         self.regularizer = regularizer
         self.distribution = distribution
         self.state = regularizer.initial_state()
+        self.reported: Mapping[str, float] = {}
         self._backends = backends
         self._defer = defer
         self._fitted = False
@@ -95,7 +100,8 @@ class Regularized:
     def term(self, sample: Sample, loss: Tensor, *, timestep: float, minibatch: int, key: str) -> Tensor:
         """The term that is added to the learner's own loss, after so many environment steps and minibatches.
 
-        The same key of the random generator draws the same numbers.
+        The same key of the random generator draws the same numbers. Where only every m-th minibatch is
+        regularised, the first of them in an update is measured: the policy is that which has acted.
 
         Raises:
             NonFiniteError: naming the first number that is not finite (on the CPU; on an accelerator
@@ -105,16 +111,18 @@ class Regularized:
             self._records["penalty"].append(loss.new_zeros(()))
             return loss.new_zeros(())
         started = time.perf_counter()
+        measure = self.regularizer.every == 1 or not self._records
         if not self._fitted:
             self.regularizer = self.regularizer.fitted(sample.policy, sample.obs, backends=self._backends)
             self._fitted = True
-        evaluation = self._evaluate(sample, timestep=timestep, minibatch=minibatch, key=key)
+        evaluation = self._evaluate(sample, timestep=timestep, minibatch=minibatch, key=key, measure=measure)
         if sample.obs.device.type == "cpu" and evaluation.metrics["nonfinite"] > 0 and self._origin is None:
             self._name_the_origin(sample, timestep=timestep, minibatch=minibatch, key=key)
         for name, value in evaluation.metrics.items():
             self._records[name].append(value)
-        added, base = evaluation.loss.detach().abs() / self.regularizer.every, loss.detach().abs()
-        self._records["loss_share"].append(added / (added + base))
+        if measure:
+            added, base = evaluation.loss.detach().abs() / self.regularizer.every, loss.detach().abs()
+            self._records["loss_share"].append(added / (added + base))
         self._seconds += time.perf_counter() - started
         return evaluation.loss
 
@@ -148,11 +156,19 @@ class Regularized:
                 or f"regularizer {self.regularizer.name!r} of module {self.name!r}: a number was not "
                 "finite; run on the CPU to learn which"
             )
+        self.reported = report.metrics
         if self.state and self._fitted:
             self.regularizer.after_update(self.state, report.metrics)
 
     def _evaluate(
-        self, sample: Sample, *, timestep: float, minibatch: int, key: str, check: bool = False
+        self,
+        sample: Sample,
+        *,
+        timestep: float,
+        minibatch: int,
+        key: str,
+        measure: bool = True,
+        check: bool = False,
     ) -> LossTerm:
         seed = zlib.crc32(f"{key}/{self.name}".encode())
         generator = torch.Generator(device=sample.obs.device).manual_seed(seed)
@@ -162,6 +178,7 @@ class Regularized:
             generator=generator,
             state=self.state,
             minibatch=minibatch,
+            measure=measure,
             check=check,
         )
 
@@ -254,7 +271,7 @@ class RegularizedModule(Regularized):
         mask = columns.get(Columns.LOSS_MASK)
         if outputs is None:
             with policy.fixed():
-                outputs = policy(obs)
+                outputs = policy.once(obs)
         part, learners = self._shard or (0, 0)
         shard = Shard.part(part, len(obs), learners=learners, total=all_sum) if learners else None
         return Sample(

@@ -228,9 +228,9 @@ class RobustLearnerMixin(ResumableLearnerMixin):
         for regularized in self._regularized.values():
             regularized.constrain_actor(exact=True)
         for module_id, report in self._reports().items():
-            regularized = self._regularized[module_id]
-            regularized.finish(report)
-            for name, value in report.metrics.items():
+            self._regularized[module_id].finish(report)
+        for module_id, regularized in self._regularized.items():
+            for name, value in regularized.reported.items():
                 self.metrics.log_value((module_id, regularized.regularizer.name, name), value, window=1)
 
     def measured_kl(self, module_id: str, value: Any) -> Any:
@@ -246,7 +246,13 @@ class RobustLearnerMixin(ResumableLearnerMixin):
         if self.saves(STATE_KEY, components, not_components):
             self._match_modules()
             states = {name: dict(regularized.state) for name, regularized in self._regularized.items()}
-            state[STATE_KEY] = {"updates": self._updates, "timestep": self._timestep, "modules": states}
+            reported = {name: regularized.reported for name, regularized in self._regularized.items()}
+            state[STATE_KEY] = {
+                "updates": self._updates,
+                "timestep": self._timestep,
+                "modules": states,
+                "reported": reported,
+            }
         return state
 
     def set_state(self, state: Any) -> None:
@@ -260,6 +266,7 @@ class RobustLearnerMixin(ResumableLearnerMixin):
             for module_id in saved.keys() & self._regularized.keys():
                 regularized = self._regularized[module_id]
                 regularized.state = regularized.regularizer.initial_state() | saved[module_id]
+                regularized.reported = state[STATE_KEY]["reported"][module_id]
 
     def _reports(self) -> dict[str, Report]:
         """A report on each module that something was done to, in this update, by any learner."""
