@@ -1,11 +1,12 @@
-"""The evidence for AAJR's default sample_fraction: the share of each minibatch that is regularised.
+"""The evidence for AAJR's defaults: how much of each minibatch is regularised, and how often.
 
     .venv/bin/python scripts/sample_share.py
 
-Trains AAJR with every share and every seed on 3-agent simple_spread, keeps the runs under runs/sample_share
+Trains AAJR with every variant and every seed on 3-agent simple_spread, keeps the runs under runs/sample_share
 (finished ones are not repeated, interrupted ones resume), and writes the curves to
 experiments/sample_share/results.json and a table to standard output. If a share is too small for its purpose,
-its directional gain is larger or its return lower than with whole minibatches.
+its directional gain is larger or its return lower than with whole minibatches. The same holds for lazy
+regularization: every tenth minibatch as a whole, with ten times the weight, at one point of each row's path.
 """
 
 from __future__ import annotations
@@ -32,10 +33,14 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--jobs", type=int, default=2, help="runs at a time, one core each")
     options = parser.parse_args()
-    variants = {
-        f"share {share:g}": {"method.sample_fraction": share, "method.coefficient": COEFFICIENT}
+    variants: dict[str, dict[str, Any]] = {
+        f"share {share:g}": {"method.sample_fraction": share, "method.interval": 1, "method.points": "all"}
         for share in SHARES
     }
+    variants["lazy, all points"] = {"method.points": "all"}
+    variants["lazy"] = {}  # the default
+    for settings in variants.values():
+        settings["method.coefficient"] = COEFFICIENT
     cells = [(name, seed) for seed in range(options.seeds) for name in variants]
     records = train_all(
         variants, cells, runs=RUNS, method="aajr", env_steps=options.env_steps, jobs=options.jobs
@@ -48,7 +53,7 @@ def main() -> None:
     print(f"Last {LAST} iterations of {options.env_steps:,} env steps; mean ± standard deviation over seeds")
     for name, by_seed in curves.items():
         cells_of = [summary([run[-LAST:] for run in by_seed.values()], key) for key in KEYS]
-        print(f"{name:12s}" + "".join(f"   {key} {cell}" for key, cell in zip(KEYS, cells_of, strict=True)))
+        print(f"{name:17s}" + "".join(f"   {key} {cell}" for key, cell in zip(KEYS, cells_of, strict=True)))
 
 
 KEYS = ("return", "gain", "objective_gain")
