@@ -229,7 +229,7 @@ class _MLP(torch.autograd.Function):
             by_parameters[:0] = product(gradient.t(), seen[i].t()), None if bias is None else gradient.sum(0)
             if i > 0:
                 gradient = ctx.between[i - 1].pull(product(gradient, weight.t()), seen[i])
-        return None, gradient @ parameters[0] if ctx.needs_input_grad[1] else None, *by_parameters
+        return None, product(gradient, parameters[0].t()) if ctx.needs_input_grad[1] else None, *by_parameters
 
 
 class _JVP(torch.autograd.Function):
@@ -252,7 +252,7 @@ class _JVP(torch.autograd.Function):
         gradient, by_parameters = _pull(ctx.between, torch.cat([by_outputs, by_tangent]), seen, parameters)
         if not any(ctx.needs_input_grad[1:3]):
             return None, None, None, *by_parameters
-        by_x, by_direction = (gradient @ parameters[0]).chunk(2)
+        by_x, by_direction = product(gradient, parameters[0].t()).chunk(2)
         return None, by_x, by_direction, *by_parameters
 
 
