@@ -137,7 +137,7 @@ def _caveats(study: StudyConfig, runs: Sequence[StudyRun], folder: StudyFolder) 
             f"Env runners were lost in {', '.join(changed)}: what was sampled from then on depends on when, "
             "so these runs would not give the same numbers again."
         )
-    if threads := [run.name for run in runs if run.config.resources.torch_threads > 1]:
+    if threads := [run.name for run in runs if run.config.resources.torch_threads != 1]:
         yield f"Runs with several threads of torch depend on the machine: {', '.join(threads)}."
 
 

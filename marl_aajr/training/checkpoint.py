@@ -20,7 +20,7 @@ import random
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -28,6 +28,7 @@ from ray.rllib.algorithms.algorithm import Algorithm
 from ray.rllib.core.learner.learner import Learner
 from ray.rllib.env.env_runner import EnvRunner
 
+from marl_aajr.rllib.internals.cores import own_cores
 from marl_aajr.rllib.internals.learners import learner_index
 from marl_aajr.training.config import RunConfig
 from marl_aajr.training.fields import differences
@@ -121,7 +122,9 @@ def _derive(seed: int, iteration: int, stream: int, index: int) -> int:
     return int(words[0]) & 0x7FFFFFFF
 
 
-def seed_everything(algorithm: Algorithm, *, seed: int, iteration: int, threads: int) -> None:
+def seed_everything(
+    algorithm: Algorithm, *, seed: int, iteration: int, threads: int | Literal["auto"]
+) -> None:
     """Seed the generators of all processes for what follows `iteration`, and set torch's threads."""
     seed_it = partial(_seed_process, seed=seed, iteration=iteration, threads=threads)
     # The local runner and a local learner share the generators of this process.
@@ -146,7 +149,7 @@ class StartRecreated:
     """
 
     seed: int
-    threads: int
+    threads: int | Literal["auto"]
 
     def __call__(self, *, algorithm: Algorithm, env_runner_indices: list[int], **_: Any) -> None:
         point = {"seed": self.seed, "iteration": algorithm.training_iteration}
@@ -159,7 +162,9 @@ class StartRecreated:
             )
 
 
-def _seed_process(part: EnvRunner | Learner, *, seed: int, iteration: int, threads: int) -> None:
+def _seed_process(
+    part: EnvRunner | Learner, *, seed: int, iteration: int, threads: int | Literal["auto"]
+) -> None:
     if isinstance(part, Learner):
         derived = _derive(seed, iteration, _LEARNER, learner_index(part))
     else:
@@ -167,8 +172,9 @@ def _seed_process(part: EnvRunner | Learner, *, seed: int, iteration: int, threa
     random.seed(derived)
     np.random.seed(derived)  # noqa: NPY002 - environments and RLlib draw from the global generators
     torch.manual_seed(derived)
-    if torch.get_num_threads() != threads:
-        torch.set_num_threads(threads)
+    count = own_cores() if threads == "auto" else threads
+    if torch.get_num_threads() != count:
+        torch.set_num_threads(count)
 
 
 def _start_runner(runner: Any, *, seed: int, iteration: int) -> None:

@@ -44,6 +44,8 @@ class Resources(Section):
         cpus_per_learner: CPUs of each learning process.
         gpus_per_learner: GPUs of each learning process; with learners = 0, of the main process (0 or 1).
         torch_threads: threads of torch in each process; more than 1 makes numbers depend on the machine.
+            `auto`: one for each of its cores, as above; for wide networks on a machine that nobody else uses.
+            The learner takes two cores without it, to the same numbers, where networks are wide.
         address: a running Ray cluster, `host:port` or `auto`; None: RAY_ADDRESS, else a local one.
     """
 
@@ -56,7 +58,7 @@ class Resources(Section):
     gpus_per_env_runner: NonNegative = 0.0
     cpus_per_learner: NonNegative = 1.0
     gpus_per_learner: NonNegative = 0.0
-    torch_threads: Count = 1
+    torch_threads: AutoCount = 1
     address: str | None = None
 
     @property

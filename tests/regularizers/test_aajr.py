@@ -229,9 +229,9 @@ def test_sample_fraction_regularises_that_share_of_the_rows() -> None:
             return super().__call__(obs)
 
     inner = tanh_policy(Categorical(5))
-    policy = Counting(inner.module, inner.distribution)
+    policy = Counting(inner, inner.distribution)
     sample = replace(sample_of(inner, rows=40), policy=policy)
-    evaluate(replace(WHOLE, sample_fraction=0.25, steps=2), sample)
+    evaluate(replace(WHOLE, sample_fraction=0.25, steps=2, backend="forward"), sample)
     assert set(seen) == {10, 20}  # ten rows; the two points of the trajectory in one batch
 
 

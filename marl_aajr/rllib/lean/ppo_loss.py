@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from marl_aajr.core.distributions import ActionDistribution, Categorical, DiagGaussian, MultiCategorical
 from marl_aajr.core.mlp import PlainMLP
-from marl_aajr.rllib.lean.mlp_gradient import MLPGradient
+from marl_aajr.rllib.lean.mlp_gradient import MLPGradient, SideBySide
 
 
 @dataclass(frozen=True)
@@ -233,6 +233,9 @@ class PlainGradient:
         self._tail, self._tail_parameters = tail, list(tail.parameters())
         self._distribution = distribution
         self._tail_gradients = [gradients[parameter] for parameter in self._tail_parameters]
+        networks = (actor, critic)
+        self._weights = min(sum(p.numel() for p in part.parameters() if p is not None) for part in networks)
+        self._side_by_side = SideBySide(next(iter(self.parameters)).device)
 
     @torch.no_grad()
     def __call__(
@@ -246,17 +249,22 @@ class PlainGradient:
             constants: The columns of `PPORows` that are no outputs.
             coefficients: Those of the loss.
         """
-        outputs, actor_seen = self._actor.forward(obs)
-        values, critic_seen = self._critic.forward(critic_obs)
+        work = len(obs) * self._weights
+        (outputs, actor_seen), (values, critic_seen) = self._side_by_side(
+            lambda: self._actor.forward(obs), lambda: self._critic.forward(critic_obs), work
+        )
         inputs, graph = self._through_tail(outputs)
         rows = PPORows(inputs, values.squeeze(-1), *constants)
         loss, to_inputs, to_values = loss_and_gradient(self._distribution, rows, coefficients)
-        self._critic.backward(to_values.unsqueeze(-1), critic_seen)
         if graph is not None:
             to_inputs, *rest = torch.autograd.grad(graph, [outputs, *self._tail_parameters], to_inputs)
             for buffer, gradient in zip(self._tail_gradients, rest, strict=True):
                 buffer.copy_(gradient)
-        self._actor.backward(to_inputs, actor_seen)
+        self._side_by_side(
+            lambda: self._actor.backward(to_inputs, actor_seen),
+            lambda: self._critic.backward(to_values.unsqueeze(-1), critic_seen),
+            work,
+        )
         return loss, rows
 
     def _through_tail(self, outputs: Tensor) -> tuple[Tensor, Tensor | None]:
