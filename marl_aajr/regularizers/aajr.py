@@ -247,7 +247,7 @@ class AAJR(JacobianPenalty):
             penalty, squared = self.mean_squared_gain(sample, points, along, self.penalties)
         loss = weight * penalty
         context.check_finite("the directional gain ‖J u‖", squared)
-        metrics = {"penalty": penalty.detach(), **gain_metrics(sample, squared)}
+        metrics = {"penalty": penalty.detach(), **gain_metrics(sample, squared, context)}
         if self.form == "constraint":
             metrics[DUAL] = torch.tensor(weight)
         return LossTerm(loss, metrics | staleness(sample, self.adversary, points[0], along[0]))
