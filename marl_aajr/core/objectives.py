@@ -14,19 +14,19 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, get_args, runtime_checkable
+from typing import TYPE_CHECKING, ClassVar, Literal, get_args
 
 import torch
 from torch import Tensor
 
 from marl_aajr.core.checks import one_of
 from marl_aajr.core.distributions import MASKED_LOGIT, ActionDistribution, DiagGaussian, single_actions
-from marl_aajr.core.policy import Policy
+from marl_aajr.core.policy import Critic, Policy, critic_of, selected
 
 if TYPE_CHECKING:
-    from _typeshed import DataclassInstance
+    pass
 
 BoundObjective = Callable[[Tensor], Tensor]
 """Perturbed observations `[B, ..., d]` to values `[B, ...]`."""
@@ -49,14 +49,10 @@ class OutputObjective:
     def __call__(self, obs: Tensor) -> Tensor:
         return self.value(self.policy(obs))
 
-    def once(self, obs: Tensor) -> Tensor:
-        """The same, with a graph that can be differentiated once."""
-        return self.value(self.policy.once(obs))
-
 
 def once(g: BoundObjective, obs: Tensor) -> Tensor:
     """g at `obs [B, ..., d]`, by whatever is quickest; its graph can be differentiated once."""
-    return g.once(obs) if isinstance(g, OutputObjective) else g(obs)
+    return g.value(g.policy.once(obs)) if isinstance(g, OutputObjective) else g(obs)
 
 
 def value_and_gradient(
@@ -77,29 +73,6 @@ def value_and_gradient(
         counted = value if mask is None else torch.where(mask, value, 0.0)
         (gradient,) = torch.autograd.grad(counted.sum(), point)
     return value.detach(), gradient
-
-
-Critic = Callable[[Tensor], Tensor]
-"""V at (perturbed) observations, `[B, ..., d] -> [B, ...]`."""
-
-
-@runtime_checkable
-class RowBound(Protocol):
-    """A critic that reads more of a row than the observation handed in, as a recurrent one does."""
-
-    def select(self, index: Tensor) -> Critic:
-        """The critic of the rows `index` only."""
-
-
-def critic_of(critic: Critic | None, index: Tensor) -> Critic | None:
-    """The critic of the rows `index` only."""
-    return critic.select(index) if isinstance(critic, RowBound) else critic
-
-
-def selected(batch: DataclassInstance, index: Tensor) -> dict[str, Any]:
-    """The rows `index` of every field that is a tensor, by name."""
-    columns = ((field.name, getattr(batch, field.name)) for field in fields(batch))
-    return {name: value.index_select(0, index) for name, value in columns if isinstance(value, Tensor)}
 
 
 @dataclass(frozen=True)

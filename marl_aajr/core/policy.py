@@ -9,7 +9,8 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any, Self
+from dataclasses import fields
+from typing import TYPE_CHECKING, Any, Protocol, Self, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +18,9 @@ from torch import Tensor, nn
 from marl_aajr.core.distributions import ActionDistribution
 from marl_aajr.core.fixed_network import Difference, fixed, unmade
 from marl_aajr.core.mlp import PlainMLP
+
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
 
 
 class Policy(ABC):
@@ -174,6 +178,29 @@ def where_rows(rows: Tensor, then: Tensor, otherwise: Tensor) -> Tensor:
     Where `then` has no rows, it is that of all.
     """
     return torch.where(rows.view(*rows.shape, *[1] * (otherwise.ndim - rows.ndim)), then, otherwise)
+
+
+Critic = Callable[[Tensor], Tensor]
+"""V at (perturbed) observations, `[B, ..., d] -> [B, ...]`."""
+
+
+@runtime_checkable
+class RowBound(Protocol):
+    """A critic that reads more of a row than the observation handed in, as a recurrent one does."""
+
+    def select(self, index: Tensor) -> Critic:
+        """The critic of the rows `index` only."""
+
+
+def critic_of(critic: Critic | None, index: Tensor) -> Critic | None:
+    """The critic of the rows `index` only."""
+    return critic.select(index) if isinstance(critic, RowBound) else critic
+
+
+def selected(batch: DataclassInstance, index: Tensor) -> dict[str, Any]:
+    """The rows `index` of every field that is a tensor, by name."""
+    columns = ((field.name, getattr(batch, field.name)) for field in fields(batch))
+    return {name: value.index_select(0, index) for name, value in columns if isinstance(value, Tensor)}
 
 
 BLOCK = 1024

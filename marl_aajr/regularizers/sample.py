@@ -17,8 +17,8 @@ import torch
 from torch import Tensor
 
 from marl_aajr.core.checks import check_finite
-from marl_aajr.core.objectives import Clean, Critic, critic_of, selected
-from marl_aajr.core.policy import Policy
+from marl_aajr.core.objectives import Clean
+from marl_aajr.core.policy import Critic, Policy, critic_of, selected
 
 PolicyLoss = Callable[[Tensor, "Sample"], Tensor]
 """Distribution inputs `[B, ..., m]` and their sample to the policy loss of each row, `[B, ...]`."""

@@ -268,15 +268,12 @@ class EpisodeLog:
         return -(-passed // self._phases)
 
     def add(self, rewards: Tensor, acts: Tensor | None, over: Tensor) -> Episodes:
-        """Counts T steps.
+        """Counts T steps; the episodes that ended in them.
 
         Args:
             rewards: `[T, A, E]`.
             acts: `[T, A, E]` bool, who acted; None: everybody.
             over: `[T, E]` bool, where episodes ended.
-
-        Returns:
-            Those that ended.
         """
         rewards, over = rewards.cpu(), over.cpu()
         acts = None if acts is None else acts.cpu()

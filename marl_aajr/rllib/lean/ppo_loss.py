@@ -233,8 +233,7 @@ class PlainGradient:
         self._tail, self._tail_parameters = tail, list(tail.parameters())
         self._distribution = distribution
         self._tail_gradients = [gradients[parameter] for parameter in self._tail_parameters]
-        networks = (actor, critic)
-        self._weights = min(sum(p.numel() for p in part.parameters() if p is not None) for part in networks)
+        self._weights = sum(map(torch.numel, self.parameters)) // 2  # of one network
         self._side_by_side = SideBySide(next(iter(self.parameters)).device)
 
     @torch.no_grad()

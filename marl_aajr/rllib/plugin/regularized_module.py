@@ -115,7 +115,7 @@ class Regularized:
         if not self._fitted:
             self.regularizer = self.regularizer.fitted(sample.policy, sample.obs, backends=self._backends)
             self._fitted = True
-        evaluation = self._evaluate(sample, timestep=timestep, minibatch=minibatch, key=key, measure=measure)
+        evaluation = self._evaluate(sample, key, timestep=timestep, minibatch=minibatch, measure=measure)
         if sample.obs.device.type == "cpu" and evaluation.metrics["nonfinite"] > 0 and self._origin is None:
             self._name_the_origin(sample, timestep=timestep, minibatch=minibatch, key=key)
         for name, value in evaluation.metrics.items():
@@ -160,34 +160,17 @@ class Regularized:
         if self.state and self._fitted:
             self.regularizer.after_update(self.state, report.metrics)
 
-    def _evaluate(
-        self,
-        sample: Sample,
-        *,
-        timestep: float,
-        minibatch: int,
-        key: str,
-        measure: bool = True,
-        check: bool = False,
-    ) -> LossTerm:
+    def _evaluate(self, sample: Sample, key: str, **circumstances: Any) -> LossTerm:
         seed = zlib.crc32(f"{key}/{self.name}".encode())
         generator = torch.Generator(device=sample.obs.device).manual_seed(seed)
-        return self.regularizer.evaluate(
-            sample,
-            timestep=timestep,
-            generator=generator,
-            state=self.state,
-            minibatch=minibatch,
-            measure=measure,
-            check=check,
-        )
+        return self.regularizer.evaluate(sample, generator=generator, state=self.state, **circumstances)
 
     def _name_the_origin(self, sample: Sample, *, timestep: float, minibatch: int, key: str) -> None:
         """Compute the same numbers once more, slowly, up to the first one that is not finite."""
         if sample.shard is not None:  # the others are not there to add anything up with
             sample = replace(sample, shard=sample.shard.alone())
         try:
-            self._evaluate(sample, timestep=timestep, minibatch=minibatch, key=key, check=True)
+            self._evaluate(sample, key, timestep=timestep, minibatch=minibatch, check=True)
         except NonFiniteError as error:
             where = f"regularizer {self.regularizer.name!r} of module {self.name!r}"
             self._origin = f"{where}, environment step {timestep}: {error}"

@@ -247,12 +247,8 @@ class RobustLearnerMixin(ResumableLearnerMixin):
             self._match_modules()
             states = {name: dict(regularized.state) for name, regularized in self._regularized.items()}
             reported = {name: regularized.reported for name, regularized in self._regularized.items()}
-            state[STATE_KEY] = {
-                "updates": self._updates,
-                "timestep": self._timestep,
-                "modules": states,
-                "reported": reported,
-            }
+            state[STATE_KEY] = {"updates": self._updates, "timestep": self._timestep}
+            state[STATE_KEY] |= {"modules": states, "reported": reported}
         return state
 
     def set_state(self, state: Any) -> None:
