@@ -11,7 +11,9 @@ HAS_ONEDNN = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, 
 @pytest.mark.parametrize(
     "onednn", [False, pytest.param(True, marks=pytest.mark.skipif(not HAS_ONEDNN, reason=""))]
 )
-@pytest.mark.parametrize("shape", [(300, 64, 64), (64, 300, 64), (300, 18, 64), (300, 64, 5)], ids=str)
+@pytest.mark.parametrize(
+    "shape", [(300, 64, 64), (64, 300, 64), (64, 300, 80), (300, 18, 64), (300, 64, 5)], ids=str
+)
 @pytest.mark.parametrize("has_bias", [False, True])
 def test_product_is_the_product_whoever_multiplies(
     shape: tuple[int, int, int], has_bias: bool, onednn: bool, monkeypatch: pytest.MonkeyPatch
@@ -28,3 +30,11 @@ def test_product_is_the_product_whoever_multiplies(
 
 def test_choice_of_the_library_has_an_answer_here() -> None:
     assert products.onednn_is_faster() in {False, True}
+
+
+def test_memory_is_filled_again_behind_the_block() -> None:
+    settings = torch.utils.deterministic
+    before = settings.fill_uninitialized_memory
+    with products.unfilled_memory():
+        assert not settings.fill_uninitialized_memory
+    assert settings.fill_uninitialized_memory == before

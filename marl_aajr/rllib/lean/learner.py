@@ -1,8 +1,7 @@
 """RLlib's PPO learner without what a small network waits for.
 
-The same updates as `PPOTorchLearner`'s, to rounding: its losses, minibatches and schedules. What that one
-does once per minibatch and only the last of which is seen (metrics, explained variance), this one does once
-per update; what it computes and does not use (KL), not at all; the loss is one node of the graph
+The updates are those of `PPOTorchLearner`, to rounding. Metrics, of which only the last minibatch's are seen,
+are made once per update; what is not used (KL), not at all; the loss is one node of the graph
 (`marl_aajr.rllib.lean.ppo_loss`); a module's weights are one tensor, and Adam one kernel (`FlatAdam`). Where
 PPO's gradient is written out, it is computed where Adam reads it, unless a class in front wants to see it.
 """
@@ -21,6 +20,7 @@ from torch import Tensor
 from torch import distributed as dist
 
 from marl_aajr.core.checks import NonFiniteError
+from marl_aajr.core.products import unfilled_memory
 from marl_aajr.rllib.internals.learners import (
     OpenPPOTorchLearner,
     ResumableLearnerMixin,
@@ -103,6 +103,7 @@ class LeanPPOTorchLearner(ResumableLearnerMixin, OpenPPOTorchLearner):
         self.after_gradient_based_update(timesteps=timesteps or {})
         return None if _no_metrics_reduce else self.metrics.reduce()
 
+    @unfilled_memory()
     def _train(self, rows: Any, *, size: int, epochs: int, shuffle: bool) -> None:
         parts = Division.of(rows.policy_batches, size)
         total = parts.minibatches(epochs)
