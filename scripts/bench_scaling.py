@@ -3,7 +3,8 @@
 The nodes are processes of this machine (two raylets), so its cores bound what can be seen: efficiency is
 against the cores that are there. Everything is at the reference setting of the other benchmarks. Beside it:
 the pickled size of what goes through the object store, what a run takes to start, what a study adds to each
-run (`scheduling_overhead`: of the time of a million environment steps), and what 64 nodes would come to.
+run (`scheduling_overhead`: of the time of a million environment steps), and what 64 nodes would come to. The
+parts "networks" and "growth" are about one process, on one thread: see `bench_growth.py`.
 """
 
 from __future__ import annotations
@@ -22,13 +23,13 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+import bench_growth
 import yaml
 from bench_output import Bars, judge, load, machine, progress, say, write_json
 from bench_setting import COPIES, EPOCHS, OURS, STEPS, fast_config
 
-PARTS = ("runners", "start", "study")
-LAYOUTS = ((1, 1), (2, 1), (4, 1), (2, 2), (4, 2))
-"""(env runners, nodes)."""
+PARTS = ("runners", "start", "study", "networks", "growth")
+LAYOUTS = ((1, 1), (2, 1), (4, 1), (2, 2), (4, 2))  # (env runners, nodes)
 FRAGMENT = 16_000
 """Environment steps that each runner samples at a time: the trip through Ray must not dominate."""
 BARS: Bars = {"run_start_seconds": ("at most", 5.0), "scheduling_overhead": ("at most", 0.02)}
@@ -70,21 +71,20 @@ def main() -> int:
             figures |= over_runners(options.rounds)
         if "start" in options.only:
             figures |= starts(options.rounds)
-        if "study" in options.only:
-            figures |= study()
+        figures |= study() if "study" in options.only else {}
+        figures |= bench_growth.figures(options.only, options.rounds)
     finally:
         ray.shutdown()
         cluster.shutdown()
     say("")
-    judge(figures, BARS)
+    judge(figures, {**BARS, **bench_growth.BARS})
     if options.json:
         write_json(options.json, {**figures, "machine": machine(1), "load": load()})
     return 0
 
 
 def parse() -> argparse.Namespace:
-    raw = argparse.RawDescriptionHelpFormatter
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=raw)
+    parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=5, help="measurements of each (default 5)")
     parser.add_argument("--only", nargs="+", choices=PARTS, default=list(PARTS), help="what to measure")
     parser.add_argument("--json", metavar="FILE", help="write the figures there (- for standard output)")

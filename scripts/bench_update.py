@@ -15,18 +15,35 @@ MODULE = "shared"
 
 @dataclass(frozen=True)
 class Size:
-    """A minibatch: features d, actions m, rows B; of sequences of length T where T > 1."""
+    """A minibatch: features d, actions m, rows B; of sequences of length T where T > 1, or of images."""
 
     d: int
     m: int
     rows: int
     steps: int = 1
     jacrev: bool = False
+    width: int = HIDDEN
+    image: bool = False
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of an observation."""
+        return (*[round((self.d / 3) ** 0.5)] * 2, 3) if self.image else (self.d,)
+
+    def recurrent_gflop(self) -> float:
+        """Operations of the products in the LSTMs of actor and critic, which `Update.gflop` does not see."""
+        forward = 2 * self.rows * 4 * self.width * (2 * self.width)
+        return 2 * 3 * forward / 1e9 if self.steps > 1 else 0.0
+
+    def mlp_gflop(self) -> float:
+        """Operations of an update of two MLPs: the inputs of a first layer need no gradient."""
+        d, w = self.d, self.width
+        return sum(2 * self.rows * (2 * d * w + 3 * w * w + 3 * w * m) for m in (self.m, 1)) / 1e9
 
     def __str__(self) -> str:
-        network = (
-            f"LSTM of {HIDDEN}, sequences of {self.steps}" if self.steps > 1 else f"{HIDDEN}x{HIDDEN} tanh"
-        )
+        width, network = self.width, f"{self.width}x{self.width} tanh"
+        if self.steps > 1:
+            network = f"LSTM of {width}, sequences of {self.steps}"
         return f"d = {self.d}, m = {self.m}, {self.rows:,} rows, {network}"
 
 
@@ -117,11 +134,13 @@ def build_learner(size: Size, regularizer: Any, *, lean: bool, device: str = "cp
     from marl_aajr.rllib.lean.learner import LeanPPOTorchLearner
 
     model = DefaultModelConfig(
-        fcnet_hiddens=[HIDDEN] if size.steps > 1 else [HIDDEN, HIDDEN],
+        fcnet_hiddens=[size.width] if size.steps > 1 else [size.width, size.width],
         vf_share_layers=False,
         use_lstm=size.steps > 1,
-        lstm_cell_size=HIDDEN,
+        lstm_cell_size=size.width,
         max_seq_len=size.steps,
+        conv_filters=[[16, 3, 2], [32, 3, 2]] if size.image else None,
+        head_fcnet_hiddens=[size.width] if size.image else [],
     )
     config = (
         PPOConfig()
@@ -137,7 +156,7 @@ def build_learner(size: Size, regularizer: Any, *, lean: bool, device: str = "cp
     torch.manual_seed(0)
     spec = RLModuleSpec(
         module_class=config.get_default_rl_module_spec().module_class,
-        observation_space=gym.spaces.Box(-10, 10, (size.d,), np.float32),
+        observation_space=gym.spaces.Box(-10, 10, size.shape, np.float32),
         action_space=gym.spaces.Discrete(size.m),
         model_config=model,
     )
@@ -159,7 +178,7 @@ def minibatch(learner: Any, size: Size) -> Any:
     module = learner.module[MODULE].unwrapped()
     torch.manual_seed(0)
     lead = (size.rows // size.steps, size.steps) if size.steps > 1 else (size.rows,)
-    columns: dict[str, Any] = {Columns.OBS: torch.randn(*lead, size.d)}
+    columns: dict[str, Any] = {Columns.OBS: torch.randn(*lead, *size.shape)}
     if size.steps > 1:
         state = tree.map_structure(torch.as_tensor, module.get_initial_state())
         columns[Columns.STATE_IN] = tree.map_structure(
