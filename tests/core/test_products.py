@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 
@@ -33,7 +35,7 @@ def test_choice_of_the_library_has_an_answer_here() -> None:
 
 
 def test_memory_is_filled_again_behind_the_block() -> None:
-    settings = torch.utils.deterministic
+    settings: Any = torch.utils.deterministic
     before = settings.fill_uninitialized_memory
     with products.unfilled_memory():
         assert not settings.fill_uninitialized_memory
