@@ -71,6 +71,7 @@ class Pogema:
         on_target: `"finish"`, `"nothing"` or `"restart"`.
         collision_system: `"priority"`, `"block_both"` or `"soft"`.
         max_episode_steps: Steps after which an episode is truncated.
+        flat: Observations as vectors, as networks with a memory take them (`model.lstm`); not in the package.
 
     Raises:
         ValueError: If an option is out of its range.
@@ -85,6 +86,7 @@ class Pogema:
     on_target: str = "finish"
     collision_system: str = "priority"
     max_episode_steps: int = 64
+    flat: bool = False
 
     def __post_init__(self) -> None:
         whole("num_agents", self.num_agents)
@@ -125,7 +127,8 @@ class PogemaBatch(TensorBatch):
         agents, size, r = game.num_agents, game.size, game.obs_radius
         names = [f"player_{i}" for i in range(agents)]
         side = 2 * r + 1
-        seen = spaces.Box(-1.0, 1.0, (3, side, side), numpy_dtype(dtype))
+        self._shape = (3 * side**2,) if game.flat else (3, side, side)
+        seen = spaces.Box(-1.0, 1.0, self._shape, numpy_dtype(dtype))
         super().__init__(
             options=game,
             num_envs=num_envs,
@@ -282,7 +285,7 @@ class PogemaBatch(TensorBatch):
         near[..., agents] = True
         at = (down.clamp_(-r, r) + r).mul_(side).add_(right.clamp_(-r, r)).add_(r).add_(self._planes)
         seen.scatter_add_(2, at, (near & sees[..., None]).to(self.dtype))
-        by_agent = seen.view(agents, copies, 3, side, side).unbind(0)
+        by_agent = seen.view(agents, copies, *self._shape).unbind(0)
         return dict(zip(self.possible_agents, by_agent, strict=True))
 
 

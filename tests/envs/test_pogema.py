@@ -94,7 +94,7 @@ def test_too_little_room_is_refused(options: dict[str, Any]) -> None:
     "options",
     [
         {"on_target": "nothing", "num_agents": 1, "size": 3, "density": 0.0},
-        {"on_target": "restart", "collision_system": "soft"},
+        {"on_target": "restart", "collision_system": "soft", "flat": True},
         {"collision_system": "block_both", "num_agents": 7, "size": 4, "density": 0.0},
     ],
 )
