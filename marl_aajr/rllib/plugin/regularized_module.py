@@ -144,6 +144,12 @@ class Regularized:
         self._seconds = 0.0
         return Report(metrics, self._origin)
 
+    def told(self) -> Mapping[str, float]:
+        """What is told of this update; if nothing is done in the next, that took no time."""
+        told = self.reported
+        self.reported = {name: 0.0 if name == "seconds" else value for name, value in told.items()}
+        return told
+
     def finish(self, report: Report) -> None:
         """Move the state after an update, given the report on it of all learners.
 

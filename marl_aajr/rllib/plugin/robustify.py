@@ -230,7 +230,7 @@ class RobustLearnerMixin(ResumableLearnerMixin):
         for module_id, report in self._reports().items():
             self._regularized[module_id].finish(report)
         for module_id, regularized in self._regularized.items():
-            for name, value in regularized.reported.items():
+            for name, value in regularized.told().items():
                 self.metrics.log_value((module_id, regularized.regularizer.name, name), value, window=1)
 
     def measured_kl(self, module_id: str, value: Any) -> Any:
