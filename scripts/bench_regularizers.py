@@ -183,7 +183,7 @@ def exact() -> Any:
     import torch
     from torch.func import jacrev, vmap
 
-    from marl_aajr.core.jacobian import squared_gain
+    from marl_aajr.core.output_maps import squared_gain
     from marl_aajr.regularizers import AAJR
 
     class ExactAAJR(AAJR):

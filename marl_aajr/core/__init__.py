@@ -8,9 +8,10 @@ It reads in this order:
 4. `threat`: the set of perturbations that the adversary may choose from;
 5. `objectives`: the functions that the adversary maximises;
 6. `ascent`: the inner maximisation, for training and for attacks alike;
-7. `jacobian`: Jacobian-vector products, four ways that agree, and the output whose sensitivity counts;
-8. `diagnostics`: exact measurements of gain, curvature and admissible steps;
-9. `adversary_actions`: the meaning of a learned adversary's actions.
+7. `jacobian`: Jacobian-vector products, four ways that agree;
+8. `output_maps`: the output whose sensitivity counts;
+9. `diagnostics`: exact measurements of gain, curvature and admissible steps;
+10. `adversary_actions`: the meaning of a learned adversary's actions.
 
 Helpers: `checks` (of settings and numbers, schedules, decimals), `settings` (their descriptions), `seeds`
 (the same numbers from one seed).

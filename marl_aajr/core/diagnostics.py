@@ -22,8 +22,9 @@ from torch import Tensor
 
 from marl_aajr.core.ascent import Step, Trajectory, ascend
 from marl_aajr.core.distributions import ActionDistribution, DiagGaussian
-from marl_aajr.core.jacobian import JVPBackend, OutputMap, check_output_map, cotangent, jvp, squared_gain
+from marl_aajr.core.jacobian import JVPBackend, jvp
 from marl_aajr.core.objectives import KL, Clean, Margin, Objective, Surrogate
+from marl_aajr.core.output_maps import OutputMap, check_output_map, cotangent, squared_gain
 from marl_aajr.core.policy import ModulePolicy, Policy
 from marl_aajr.core.threat import PerturbationSet
 

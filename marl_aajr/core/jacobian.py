@@ -1,4 +1,4 @@
-"""The policy's Jacobian along a direction, through an output map: J_φ u, exact and never materialised.
+"""The policy's Jacobian along a direction: J u, exact and never materialised.
 
 Four ways to the product J u, which agree in tests:
 
@@ -12,16 +12,6 @@ Four ways to the product J u, which agree in tests:
 
 `auto`, as regularizers settle it, is the first that a module supports, in this order. All are
 differentiable with respect to the parameters (the penalty is trained through them) and with respect to u.
-
-Four output maps φ, the output whose sensitivity ‖J_φ u‖² counts:
-
-    logits    φ = distribution inputs as they are (mean and log σ of a Gaussian): the paper, read literally
-    mean      φ = the mean of a Gaussian
-    probs     φ = softmax probabilities
-    fisher    the Fisher metric: uᵀJᵀ(diag p − ppᵀ)Ju, or Σ (J_μ u)²/σ² + 2 (J_{log σ} u)²
-
-Masked logits are absent from every map. The metric (p or σ) is detached by default: through it the penalty
-could be lowered by saturating p or inflating σ instead of by becoming less sensitive.
 """
 
 from __future__ import annotations
@@ -29,7 +19,6 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Sequence
 from functools import cache
-from math import sqrt
 from typing import Any, Literal, get_args
 
 import torch
@@ -39,23 +28,12 @@ from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
 from marl_aajr.core.checks import one_of
-from marl_aajr.core.distributions import (
-    MASKED_LOGIT,
-    ActionDistribution,
-    DiagGaussian,
-    centred_tangent,
-    single_actions,
-)
 from marl_aajr.core.policy import ModulePolicy, Policy
 
 Backend = Literal["mlp", "forward", "double", "central"]
 JVPBackend = Literal["auto"] | Backend
 BACKENDS: tuple[Backend, ...] = get_args(Backend)
 JVP_BACKENDS: tuple[JVPBackend, ...] = ("auto", *BACKENDS)
-OutputMap = Literal["logits", "mean", "probs", "fisher"]
-Metric = Literal["detached", "full"]
-OUTPUT_MAPS: tuple[OutputMap, ...] = get_args(OutputMap)
-METRICS: tuple[Metric, ...] = get_args(Metric)
 
 _log = logging.getLogger(__name__)
 
@@ -208,93 +186,3 @@ def safe_sqrt(squared: Tensor) -> Tensor:
     """√x with gradient 0 at x = 0, where its own is infinite; NaN stays NaN."""
     zero = squared == 0
     return torch.where(zero, 0.0, torch.where(zero, 1.0, squared).sqrt())
-
-
-def check_output_map(output: str, distribution: ActionDistribution) -> None:
-    """Raise `ValueError` where the map is unknown or not defined for this distribution."""
-    one_of("output", output, OUTPUT_MAPS)
-    gaussian = isinstance(distribution, DiagGaussian)
-    if output == ("probs" if gaussian else "mean"):
-        kind, right = ("Gaussian", "mean") if gaussian else ("discrete", "probs")
-        raise ValueError(f"expected 'logits', {right!r} or 'fisher' for a {kind} policy, got {output!r}")
-
-
-def squared_gain(
-    output: OutputMap,
-    distribution: ActionDistribution,
-    outputs: Tensor,
-    tangent: Tensor,
-    *,
-    metric: Metric = "detached",
-) -> Tensor:
-    """‖J_φ u‖², `[...]`.
-
-    Args:
-        output: the output map φ.
-        distribution: what the outputs parametrise.
-        outputs: f(x), `[..., m]`.
-        tangent: J_f(x) u, `[..., m]`.
-        metric: `"detached"` or `"full"`: whether gradients flow through p or σ.
-    """
-    if metric == "detached":
-        outputs = outputs.detach()
-    if output == "fisher":
-        return distribution.fisher(outputs, tangent)
-    if isinstance(distribution, DiagGaussian):
-        return (distribution.split(tangent)[0] if output == "mean" else tangent).square().sum(-1)
-    if output == "logits":
-        return tangent.masked_fill(outputs <= MASKED_LOGIT, 0.0).square().sum(-1)
-    parts = zip(single_actions(distribution, outputs), single_actions(distribution, tangent), strict=True)
-    centred = (centred_tangent(y, t) for y, t in parts)
-    return torch.stack([(p * t).square().sum(-1) for p, t in centred]).sum(0)
-
-
-def squared_distance(
-    output: OutputMap,
-    distribution: ActionDistribution,
-    outputs: Tensor,
-    other: Tensor,
-    *,
-    metric: Metric = "detached",
-) -> Tensor:
-    """‖φ(other) − φ(outputs)‖², `[...]`: a chord where `squared_gain` takes the tangent.
-
-    `fisher` measures the chord by the metric at `outputs`. `other` are distribution inputs elsewhere.
-    """
-    if output == "probs":
-        pairs = zip(single_actions(distribution, outputs), single_actions(distribution, other), strict=True)
-        differences = (torch.softmax(z, -1) - torch.softmax(y, -1) for y, z in pairs)
-        return torch.stack([difference.square().sum(-1) for difference in differences]).sum(0)
-    return squared_gain(output, distribution, outputs, other - outputs, metric=metric)
-
-
-def cotangent(
-    output: OutputMap,
-    distribution: ActionDistribution,
-    outputs: Tensor,
-    vector: Tensor,
-    *,
-    metric: Metric = "detached",
-) -> Tensor:
-    """A v with A Aᵀ the metric of φ, `[..., m]`: so E‖(A v)ᵀ J‖² = ‖J_φ‖_F² for v of covariance I.
-
-    logits A = I, probs A = diag p − p pᵀ, fisher A = diag √p − p √pᵀ, Gaussian diag(1/σ, √2). Arguments as
-    for `squared_gain`; `vector` is v, `[..., m]`.
-    """
-    if metric == "detached":
-        outputs = outputs.detach()
-    if isinstance(distribution, DiagGaussian):
-        mean, log_std = distribution.split(vector)
-        if output == "fisher":
-            return torch.cat([mean * (-distribution.split(outputs)[1]).exp(), sqrt(2) * log_std], -1)
-        return torch.cat([mean, torch.zeros_like(log_std)], -1) if output == "mean" else vector
-    vector = vector.masked_fill(outputs <= MASKED_LOGIT, 0.0)
-    if output == "logits":
-        return vector
-    products = []
-    parts = zip(single_actions(distribution, outputs), single_actions(distribution, vector), strict=True)
-    for logits, v in parts:
-        p = torch.softmax(logits, -1)
-        weighted = (p if output == "probs" else p.sqrt()) * v
-        products.append(weighted - p * weighted.sum(-1, keepdim=True))
-    return torch.cat(products, -1)

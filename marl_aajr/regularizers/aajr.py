@@ -25,8 +25,9 @@ from torch import Tensor
 
 from marl_aajr.core.checks import Schedule, maximum, one_of, positive, value_at
 from marl_aajr.core.distributions import ActionDistribution
-from marl_aajr.core.jacobian import safe_sqrt, squared_distance
+from marl_aajr.core.jacobian import safe_sqrt
 from marl_aajr.core.objectives import EVERYTHING, Need
+from marl_aajr.core.output_maps import squared_distance
 from marl_aajr.regularizers.adversarial import check_adversarial_loss, require, trajectory_metrics
 from marl_aajr.regularizers.augmentation import perturbed_loss
 from marl_aajr.regularizers.jacobian_penalty import JacobianPenalty, gain_metrics
@@ -62,8 +63,10 @@ class AAJR(JacobianPenalty):
         directions: path along which is penalised: `"fresh"`, of an ascent at each regularised minibatch (one
             an epoch by default), or that of the `"rollout"`, which was played under attack: the learner then
             runs no ascent.
-        output: φ, output whose sensitivity counts: `"logits"`, `"mean"`, `"probs"` or `"fisher"`.
-        metric: whether gradients flow through p or σ of the output map: `"full"`, or not: `"detached"`.
+        output: φ, output whose sensitivity counts: `"logits"`, `"mean"`, `"probs"`, `"fisher"` or
+            `"margin"`: changes of the margins relative to these, which smaller logits leave as they are
+            (`marl_aajr.core.output_maps`).
+        metric: whether gradients flow through p, σ or w of the output map: `"full"`, or not: `"detached"`.
         backend: how Jacobian-vector products are computed: `"auto"`, `"mlp"`, `"forward"`, `"double"` or
             `"central"` (`marl_aajr.core.jacobian`).
         points: points δ_t of a row's path at which it is penalised: `"one"`, drawn uniformly, or `"all"` K.

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from marl_aajr.core.checks import one_of, value_at, whole
-from marl_aajr.core.jacobian import cotangent
+from marl_aajr.core.output_maps import cotangent
 from marl_aajr.regularizers.adversarial import trajectory_metrics
 from marl_aajr.regularizers.jacobian_penalty import JacobianPenalty, gain_metrics
 from marl_aajr.regularizers.sample import Context, LossTerm, Sample

@@ -12,27 +12,22 @@ from torch.autograd.function import once_differentiable
 
 from marl_aajr.core.checks import Schedule, one_of
 from marl_aajr.core.distributions import ActionDistribution
-from marl_aajr.core.jacobian import (
-    BACKENDS,
-    JVP_BACKENDS,
+from marl_aajr.core.jacobian import BACKENDS, JVP_BACKENDS, Backend, JVPBackend, jvp, resolve_backend
+from marl_aajr.core.objectives import EVERYTHING, Need, Objective, ObjectiveLike, make_objective
+from marl_aajr.core.output_maps import (
     METRICS,
     OUTPUT_MAPS,
-    Backend,
-    JVPBackend,
+    OUTPUT_MAPS_WITH_METRIC,
     Metric,
     OutputMap,
     check_output_map,
-    jvp,
-    resolve_backend,
     squared_gain,
 )
-from marl_aajr.core.objectives import EVERYTHING, Need, Objective, ObjectiveLike, make_objective
 from marl_aajr.core.policy import ALL_ROWS, Policy, point_blocks
 from marl_aajr.regularizers.adversarial import Adversarial
 from marl_aajr.regularizers.sample import Context, Sample
 
 Points = Literal["one", "all"]
-_OUTPUTS_WITH_METRIC = ("probs", "fisher")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,8 +38,10 @@ class JacobianPenalty(Adversarial):
         objective: quantity that the inner adversary maximises: `"kl"`, `"surrogate"`, `"margin"` or
             `"value"`. In Python also a function `(outputs [B, ..., m], clean) -> [B, ...]`.
         coefficient: λ ≥ 0, weight of the penalty: a number or a schedule, `'[[env_step, value], ...]'`.
-        output: φ, output whose sensitivity counts: `"logits"`, `"mean"`, `"probs"` or `"fisher"`.
-        metric: whether gradients flow through p or σ of the output map: `"full"`, or not: `"detached"`.
+        output: φ, output whose sensitivity counts: `"logits"`, `"mean"`, `"probs"`, `"fisher"` or
+            `"margin"`: changes of the margins relative to these, which smaller logits leave as they are
+            (`marl_aajr.core.output_maps`).
+        metric: whether gradients flow through p, σ or w of the output map: `"full"`, or not: `"detached"`.
         backend: how Jacobian-vector products are computed: `"auto"`, `"mlp"`, `"forward"`, `"double"` or
             `"central"` (`marl_aajr.core.jacobian`).
         points: points δ_t of a row's path at which it is penalised: `"one"`, drawn uniformly, or `"all"` K.
@@ -66,10 +63,10 @@ class JacobianPenalty(Adversarial):
         one_of("metric", self.metric, METRICS)
         one_of("backend", self.backend, JVP_BACKENDS)
         one_of("points", self.points, get_args(Points))
-        if self.metric == "full" and self.output not in _OUTPUTS_WITH_METRIC:
+        if self.metric == "full" and self.output not in OUTPUT_MAPS_WITH_METRIC:
             raise ValueError(
                 f"expected metric='detached' with output={self.output!r}, which has no metric, got 'full'; "
-                "use output='probs' or 'fisher'"
+                "use output='probs', 'fisher' or 'margin'"
             )
 
     @property

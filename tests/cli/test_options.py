@@ -12,8 +12,8 @@ from rich.text import Text
 from marl_aajr.cli import adversary, evaluate, study
 from marl_aajr.cli.options import Option, assigned, number_or_text, options, plain, values
 from marl_aajr.cli.train import SETTINGS, default_folder, override
-from marl_aajr.core.jacobian import OUTPUT_MAPS
 from marl_aajr.core.objectives import OBJECTIVES
+from marl_aajr.core.output_maps import OUTPUT_MAPS
 from marl_aajr.regularizers.aajr import FORMS
 from marl_aajr.training.config import make_config
 

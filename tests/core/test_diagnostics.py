@@ -23,11 +23,11 @@ from marl_aajr.core.diagnostics import (
     spectral_norm,
 )
 from marl_aajr.core.distributions import ActionDistribution, Categorical, DiagGaussian
-from marl_aajr.core.jacobian import OutputMap
 from marl_aajr.core.objectives import Clean, Objective, Value, make_objective
+from marl_aajr.core.output_maps import OutputMap
 from marl_aajr.core.policy import ModulePolicy
 from marl_aajr.core.threat import PerturbationSet
-from tests.core.test_jacobian import DEFINED
+from tests.core.test_output_maps import DEFINED
 from tests.networks import (
     DISTRIBUTIONS,
     generator,

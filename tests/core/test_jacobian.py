@@ -1,4 +1,4 @@
-"""Jacobian-vector products against the dense Jacobian, and output maps against their definitions."""
+"""Jacobian-vector products against the dense Jacobian."""
 
 from __future__ import annotations
 
@@ -9,20 +9,8 @@ import torch
 from torch.func import jacrev, vmap
 
 from marl_aajr.core import jacobian
-from marl_aajr.core.distributions import ActionDistribution, Categorical, DiagGaussian, MultiCategorical
-from marl_aajr.core.jacobian import (
-    BACKENDS,
-    OUTPUT_MAPS,
-    Backend,
-    JVPBackend,
-    OutputMap,
-    check_output_map,
-    jvp,
-    resolve_backend,
-    safe_sqrt,
-    squared_distance,
-    squared_gain,
-)
+from marl_aajr.core.distributions import ActionDistribution, Categorical
+from marl_aajr.core.jacobian import BACKENDS, Backend, JVPBackend, jvp, resolve_backend, safe_sqrt
 from marl_aajr.core.policy import ModulePolicy
 from tests.networks import (
     DISTRIBUTIONS,
@@ -182,69 +170,6 @@ def test_trying_a_backend_leaves_no_gradient_behind() -> None:
     assert all(parameter.grad is None for parameter in parameters(policy))
 
 
-DEFINED = [
-    (output, distribution)
-    for distribution in DISTRIBUTIONS
-    for output in OUTPUT_MAPS
-    if output != ("probs" if isinstance(distribution, DiagGaussian) else "mean")
-]
-
-
-@pytest.mark.parametrize(("output", "distribution"), DEFINED, ids=str)
-def test_output_maps_equal_the_norm_of_their_own_jacobian(
-    output: OutputMap, distribution: ActionDistribution
-) -> None:
-    """‖J_φ u‖² with J_φ of the composed map by jacrev; Fisher by its matrix, the Hessian of KL."""
-    check_output_map(output, distribution)
-    policy, obs, u = tanh_policy(distribution), observations(), observations(seed=1)
-    outputs, tangent = jvp(policy, obs, u)
-    ours = squared_gain(output, distribution, outputs, tangent)
-
-    def phi(x: torch.Tensor) -> torch.Tensor:
-        y: torch.Tensor = policy.module(x)
-        if output == "probs" and isinstance(distribution, MultiCategorical):
-            return torch.cat([part.softmax(-1) for part in distribution.split(y)], -1)
-        if output == "probs":
-            return y.softmax(-1)
-        return y[: distribution.k] if output == "mean" and isinstance(distribution, DiagGaussian) else y
-
-    for i in range(len(obs)):
-        if output == "fisher":
-            y0 = policy(obs[i]).detach()
-            hessian = torch.func.hessian(lambda y, y0=y0: distribution.kl(y0, y))(y0)
-            expected = tangent[i] @ hessian @ tangent[i]
-        else:
-            expected = (jacrev(phi)(obs[i]) @ u[i]).square().sum()
-        torch.testing.assert_close(ours[i], expected)
-
-
-def test_a_detached_metric_sends_no_gradient_through_the_probabilities() -> None:
-    """With the metric detached, the derivative with respect to a bias, which moves p but not J u, is zero."""
-    obs, u = observations(4, 3), observations(4, 3, seed=1)
-    for metric, silent in (("detached", True), ("full", False)):
-        policy = linear_policy(observations(5, 3, seed=2), bias=observations(1, 5, seed=3)[0])
-        outputs, tangent = jvp(policy, obs, u)
-        chosen: Any = metric
-        squared_gain("fisher", Categorical(5), outputs, tangent, metric=chosen).sum().backward()
-        assert isinstance(policy.module, torch.nn.Linear)
-        gradient = policy.module.bias.grad
-        assert (gradient is None or bool((gradient == 0).all())) == silent
-
-
-@pytest.mark.parametrize(("output", "distribution"), DEFINED, ids=str)
-def test_the_chord_becomes_the_tangent(output: OutputMap, distribution: ActionDistribution) -> None:
-    """‖φ(y + h t) − φ(y)‖² / h² → ‖J_φ t‖²."""
-    y, t = (observations(5, distribution.num_inputs, seed=seed) for seed in (0, 1))
-    chord = squared_distance(output, distribution, y, y + 1e-6 * t) / 1e-12
-    torch.testing.assert_close(chord, squared_gain(output, distribution, y, t), atol=0, rtol=1e-4)
-
-
-def test_the_distance_of_probabilities_is_their_own() -> None:
-    y, z = torch.tensor([[0.0, 0.0, 1.0, 1.0]]), torch.tensor([[100.0, 0.0, 1.0, 1.0]])
-    assert squared_distance("probs", MultiCategorical((2, 2)), y, z).item() == pytest.approx(0.5)
-    assert squared_distance("logits", MultiCategorical((2, 2)), y, z).item() == 1e4
-
-
 def test_the_safe_root_has_gradient_zero_at_zero() -> None:
     x = torch.tensor([0.0, 4.0], requires_grad=True)
     root = safe_sqrt(x)
@@ -253,26 +178,3 @@ def test_the_safe_root_has_gradient_zero_at_zero() -> None:
     assert x.grad is not None
     assert x.grad.tolist() == [0.0, 0.25]
     assert safe_sqrt(torch.tensor(torch.nan)).isnan()
-
-
-def test_masked_logits_have_no_gain() -> None:
-    outputs = torch.tensor([[1.0, 2.0, torch.finfo(torch.float32).min]])
-    tangent = torch.tensor([[1.0, 2.0, 100.0]])
-    assert squared_gain("logits", Categorical(3), outputs, tangent).item() == 5.0
-    other = torch.tensor([[2.0, 4.0, 0.0]])
-    assert squared_distance("logits", Categorical(3), outputs, other).item() == 5.0
-
-
-@pytest.mark.parametrize(
-    ("output", "distribution", "message"),
-    [
-        ("probs", DiagGaussian(2), "for a Gaussian policy, got 'probs'"),
-        ("mean", Categorical(2), "for a discrete policy, got 'mean'"),
-        ("values", Categorical(2), "out of logits, mean, probs, fisher; got 'values'"),
-    ],
-)
-def test_undefined_output_maps_are_refused(
-    output: str, distribution: ActionDistribution, message: str
-) -> None:
-    with pytest.raises(ValueError, match=message):
-        check_output_map(output, distribution)

@@ -12,8 +12,9 @@ from torch import Tensor
 from marl_aajr.core.ascent import ascend
 from marl_aajr.core.checks import NonFiniteError
 from marl_aajr.core.distributions import ActionDistribution, Categorical, DiagGaussian
-from marl_aajr.core.jacobian import BACKENDS, Backend, jvp, squared_gain
+from marl_aajr.core.jacobian import BACKENDS, Backend, jvp
 from marl_aajr.core.objectives import KL, Clean
+from marl_aajr.core.output_maps import squared_gain
 from marl_aajr.core.policy import ModulePolicy
 from marl_aajr.regularizers import AAJR, Sample
 from tests.networks import (

@@ -19,13 +19,14 @@ FORMS = [
     AAJR(coefficient=0.5, sample_fraction=1.0, points="all"),
     AAJR(coefficient=0.5, sample_fraction=1.0, points="all", form="hinge", gain_bound=0.1),
     AAJR(coefficient=0.5, sample_fraction=1.0, points="all", output="fisher", metric="full"),
+    AAJR(coefficient=0.5, sample_fraction=1.0, points="all", output="margin"),
 ]
 
 
 @pytest.mark.parametrize("rows", [1, 3, 7, 14, 100], ids="{} a block".format)
 @pytest.mark.parametrize("masked", [False, True], ids=["", "masked"])
 @pytest.mark.parametrize("backend", BACKENDS)
-@pytest.mark.parametrize("regularizer", FORMS, ids=["squared", "hinge", "fisher"])
+@pytest.mark.parametrize("regularizer", FORMS, ids=["squared", "hinge", "fisher", "margin"])
 def test_blocks_of_any_size_give_the_same(
     regularizer: AAJR, backend: Backend, masked: bool, rows: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:

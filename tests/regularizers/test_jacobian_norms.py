@@ -11,11 +11,11 @@ from torch import Tensor
 from torch.func import jacrev
 
 from marl_aajr.core.distributions import ActionDistribution, Categorical, DiagGaussian
-from marl_aajr.core.jacobian import OutputMap, cotangent, squared_gain
+from marl_aajr.core.output_maps import OutputMap, cotangent, squared_gain
 from marl_aajr.core.policy import ModulePolicy
 from marl_aajr.regularizers import AAJR, Frobenius, RandomDirection, Sample, Spectral
 from marl_aajr.regularizers.jacobian_norms import JacobianNorm
-from tests.core.test_jacobian import DEFINED
+from tests.core.test_output_maps import DEFINED
 from tests.networks import DISTRIBUTIONS, linear_policy, observations, parameters, tanh_policy
 from tests.regularizers.samples import evaluate, gradients, sample_of
 
@@ -49,7 +49,7 @@ def test_the_cotangents_make_up_the_metric(output: OutputMap, distribution: Acti
 
 def test_a_masked_logit_has_no_cotangent() -> None:
     outputs = torch.tensor([1.0, 2.0, torch.finfo(torch.float32).min])
-    for output in ("logits", "probs", "fisher"):
+    for output in ("logits", "probs", "fisher", "margin"):
         assert cotangent(output, Categorical(3), outputs, torch.ones(3))[2] == 0
 
 
