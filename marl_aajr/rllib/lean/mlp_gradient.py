@@ -14,42 +14,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import ClassVar, NamedTuple, TypeVar
+from typing import ClassVar, TypeVar
 
 import torch
 from torch import Tensor, nn
 
+from marl_aajr.core.folded_mlp import IDENTITY, UNITS
 from marl_aajr.core.products import product
 from marl_aajr.rllib.internals.cores import own_cores
 
 _A = TypeVar("_A")
 _B = TypeVar("_B")
-
-
-class _Unit(NamedTuple):
-    """An activation `h = α φ(γ y) + β` with `dh/dy = a φ'(s)`; both functions work in place."""
-
-    apply: Callable[[Tensor], Tensor]
-    pull: Callable[[Tensor, Tensor], Tensor]
-    gain: float  # γ
-    slope: float  # α
-    offset: float  # β
-    rate: float  # a
-
-
-def _sigmoid_pull(gradient: Tensor, output: Tensor) -> Tensor:
-    return torch.ops.aten.sigmoid_backward.grad_input(gradient, output, grad_input=gradient)
-
-
-def _relu_pull(gradient: Tensor, output: Tensor) -> Tensor:
-    return torch.ops.aten.threshold_backward.grad_input(gradient, output, 0, grad_input=gradient)
-
-
-_UNITS: dict[type[nn.Module], _Unit] = {
-    nn.Tanh: _Unit(torch.sigmoid_, _sigmoid_pull, gain=2.0, slope=2.0, offset=-1.0, rate=4.0),
-    nn.ReLU: _Unit(torch.relu_, _relu_pull, gain=1.0, slope=1.0, offset=0.0, rate=1.0),
-}
-_IDENTITY = _Unit(lambda y: y, lambda g, _: g, gain=1.0, slope=1.0, offset=0.0, rate=1.0)
 
 
 class MLPGradient:
@@ -67,7 +42,7 @@ class MLPGradient:
             if isinstance(layer, nn.Linear)
         ]
         # What each layer reads is of the unit before it; the last one's outputs are of none.
-        self._units = [_IDENTITY, *(_UNITS[type(layer)] for layer in layers[1::2]), _IDENTITY]
+        self._units = [IDENTITY, *(UNITS[type(layer)] for layer in layers[1::2]), IDENTITY]
 
     def forward(self, x: Tensor) -> tuple[Tensor, list[Tensor]]:
         """Outputs `[N, m]` of inputs `[N, d]`, and for `backward` what every layer read."""

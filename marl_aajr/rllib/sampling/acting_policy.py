@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from math import prod
 from typing import Any, Self
 
@@ -22,6 +23,7 @@ from torch import Tensor, nn
 
 from marl_aajr.core.distributions import ActionDistribution
 from marl_aajr.core.environment_values import TO_FLOAT
+from marl_aajr.core.folded_mlp import FoldedMLP
 from marl_aajr.core.mlp import PlainMLP
 from marl_aajr.core.policy import Policy, Tree, differentiable, map_tree
 from marl_aajr.rllib.networks import observation_of
@@ -57,6 +59,16 @@ class ActingModule:
         self.mlp = PlainMLP.of(layers)
         without = isinstance(module, InferenceOnlyAPI) and module.inference_only
         self.has_critic = judges_observations(module) and not without
+
+    @cached_property
+    def folded(self) -> FoldedMLP:
+        """The plain MLP with its weights as they were when it was first asked for."""
+        assert self.mlp is not None
+        return FoldedMLP(self.mlp.layers)
+
+    def weights_changed(self) -> None:
+        """Forget what follows from the weights."""
+        self.__dict__.pop("folded", None)
 
     def value(self, seen: Tensor) -> Tensor:
         """V at what the module sees, `[N, d] -> [N]`."""
@@ -127,11 +139,11 @@ class ActingPolicy(Policy):
         return self._legal(network(seen, **legal))
 
     def vjp(self, obs: Tensor) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
-        mlp, observed = self.acting.mlp, self.observed
-        if mlp is None:
+        observed = self.observed
+        if self.acting.mlp is None:
             return super().vjp(obs)
         seen = self._seen(obs)
-        outputs, pull = mlp.vjp(seen)
+        outputs, pull = self.acting.folded.vjp(seen)
         if observed is None:
             return self._legal(outputs), pull
         inside = seen.abs() < CLIP

@@ -142,6 +142,7 @@ class FastEnvRunner(RunEnvRunner):
             if force_reset or num_episodes is not None or self.must_reset or is_new:
                 self._begin(collector)
             if collector.attack is not None:
+                policies.weights_changed()
                 collector.attack.begin(policies.timestep, allowed=not random_actions)
                 policies.quick = collector.attack.on
             if num_episodes is not None:

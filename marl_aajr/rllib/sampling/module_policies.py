@@ -92,6 +92,12 @@ class ModulePolicies:
     def sequence_length(self, module: str) -> int | None:
         return self._actor(module).sequence_length
 
+    def weights_changed(self) -> None:
+        """The modules may have other weights from now on."""
+        for actor in self._actors.values():
+            if "acting" in vars(actor):
+                actor.acting.weights_changed()
+
     def width(self, module: str) -> int:
         return self._actor(module).acting.width
 
