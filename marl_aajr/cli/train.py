@@ -23,6 +23,8 @@ HELP = guide(
     "a second Ctrl-C stops at once.",
     "marl-aajr train --env simple_spread_v3 --method none",
     "marl-aajr train --env simple_spread_v3 --method aajr --epsilon 0.2",
+    "marl-aajr train --env simple_spread_v3 --method adversarial_training",
+    "marl-aajr train --config study.yaml --set rollouts.epsilon=0.1",
     "marl-aajr train --config study.yaml --seed 3 --out runs/study-3",
     "marl-aajr train --resume --out runs/study-3",
 )
