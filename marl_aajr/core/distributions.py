@@ -245,6 +245,23 @@ def single_actions(distribution: ActionDistribution, inputs: Tensor) -> tuple[Te
     return distribution.split(inputs) if isinstance(distribution, MultiCategorical) else (inputs,)
 
 
+def logit_scale(distribution: ActionDistribution, inputs: Tensor) -> Tensor | None:
+    """Root mean square of the legal logits about their mean in each action; None for a Gaussian.
+
+    What a penalty on ‖J u‖ lowers most cheaply: a factor on all logits changes no greedy decision.
+    """
+    if isinstance(distribution, DiagGaussian):
+        return None
+    squares, count = inputs.new_zeros(()), inputs.new_zeros(())
+    for logits in single_actions(distribution, inputs):
+        legal = logits > MASKED_LOGIT
+        known = logits.where(legal, 0.0)
+        number = legal.sum(-1, keepdim=True)
+        centred = (known - known.sum(-1, keepdim=True) / number.clamp_min(1)).where(legal, 0.0)
+        squares, count = squares + centred.square().sum(), count + number.sum()
+    return (squares / count.clamp_min(1)).sqrt()
+
+
 def from_space(space: gym.Space) -> ActionDistribution:
     """The distribution that RLlib's default modules use for an action space.
 

@@ -20,6 +20,7 @@ _LEARNER_KEYS = {
     "vf_loss": "vf_loss",
     "vf_explained_var": "vf_explained_var",
     "entropy": "entropy",
+    "logit_scale": "logit_scale",
     "default_optimizer_learning_rate": "lr",
     "curr_entropy_coeff": "entropy_coeff",
     "gradients_default_optimizer_global_norm": "grad_norm",

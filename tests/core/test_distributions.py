@@ -15,6 +15,7 @@ from marl_aajr.core.distributions import (
     DiagGaussian,
     MultiCategorical,
     from_space,
+    logit_scale,
 )
 from tests.networks import DISTRIBUTIONS, generator
 
@@ -116,6 +117,18 @@ def test_kl_of_masked_logits_has_a_finite_gradient() -> None:
     Categorical(3).kl(logits, other).sum().backward()
     assert other.grad is not None
     assert other.grad.isfinite().all()
+
+
+def test_the_logit_scale_is_the_spread_of_legal_logits() -> None:
+    """It has nothing of their mean, which changes no probability."""
+    logits = torch.tensor([[5.0, 7.0, torch.finfo(torch.float32).min, 1.0, 1.0], [0.0, 0.0, 0.0, 2.0, 4.0]])
+    scale = logit_scale(MultiCategorical((3, 2)), logits)
+    assert scale is not None
+    assert scale.item() == pytest.approx(((1 + 1 + 0 + 0 + 0 + 0 + 0 + 1 + 1) / 9) ** 0.5)
+    twice = logit_scale(Categorical(5), 2 * logits[1:])
+    assert twice is not None
+    assert twice.item() == pytest.approx(2 * logits[1].std(correction=0).item())
+    assert logit_scale(DiagGaussian(1), torch.ones(4, 2)) is None
 
 
 def test_spaces_map_to_their_distributions() -> None:

@@ -136,6 +136,15 @@ def test_weights_are_rllibs_for_every_kind_of_action(space: gym.Space[Any]) -> N
     assert_same_weights(stock, ours)
 
 
+@pytest.mark.parametrize("use_kl_loss", [False, True], ids=["gradient written out", "autograd"])
+def test_the_scale_of_logits_is_reported_beside_the_entropy(use_kl_loss: bool) -> None:
+    ours = both(use_kl_loss=use_kl_loss)[1]
+    (module,) = ours.module.keys()
+    result = train(ours, ppo_batch(ours), updates=1)[module]
+    assert result["logit_scale"].peek() > 0
+    assert result["entropy"].peek() > 0
+
+
 @pytest.mark.parametrize("activation", ["relu", "silu"])
 @pytest.mark.parametrize("free_log_std", [False, True])
 def test_weights_are_rllibs_whatever_the_layers(activation: str, free_log_std: bool) -> None:

@@ -25,6 +25,7 @@ from ray.rllib.evaluation.postprocessing import Postprocessing
 from ray.rllib.utils.torch_utils import explained_variance
 from torch import Tensor, nn
 
+from marl_aajr.core.distributions import logit_scale
 from marl_aajr.core.environment_values import split
 from marl_aajr.rllib.internals.modules import plain_networks
 from marl_aajr.rllib.lean.ppo_loss import PPOCoefficients, PPORows, plain_gradient, ppo_loss, ppo_parts
@@ -36,6 +37,8 @@ from marl_aajr.rollout.rollout_attack import RolloutAttack
 VALUES, LOSS, ROWS = (f"marl_aajr_{name}" for name in ("values", "loss", "rows"))
 """Keys of a forward pass's output: the critic's values `[N]`; or PPO's loss, which then has no graph, and the
 `PPORows` that it is of."""
+
+LOGIT_SCALE_KEY = "logit_scale"
 
 _ROWS = (Columns.ACTIONS, Columns.ACTION_LOGP, Postprocessing.ADVANTAGES, Postprocessing.VALUE_TARGETS)
 
@@ -112,7 +115,10 @@ class ModuleLoss:
         kl_coefficient: Tensor | None,
         report: bool,
     ) -> tuple[Tensor, Metrics]:
-        """The loss, with `kl_coefficient · KL(π_old ‖ π)` if there is one; RLlib's metrics, if `report`."""
+        """The loss, with `kl_coefficient · KL(π_old ‖ π)` if there is one; metrics, if `report`.
+
+        These are RLlib's, and `logit_scale` where actions are discrete.
+        """
         assert self.distribution is not None
         if LOSS in fwd_out:
             loss = fwd_out[LOSS]
@@ -147,7 +153,9 @@ class ModuleLoss:
     def _report(self, rows: PPORows, c: PPOCoefficients, divergence: Tensor) -> Metrics:
         assert self.distribution is not None
         parts = ppo_parts(self.distribution, rows, clip=c.clip, vf_clip=c.vf_clip)
+        scale = logit_scale(self.distribution, rows.inputs)
         return {
+            **({} if scale is None else {LOGIT_SCALE_KEY: scale}),
             POLICY_LOSS_KEY: parts["policy_loss"],
             VF_LOSS_KEY: parts["vf_loss"],
             LEARNER_RESULTS_VF_LOSS_UNCLIPPED_KEY: parts["vf_loss_unclipped"],
