@@ -49,6 +49,7 @@ from torch import Tensor
 
 from marl_aajr.core.checks import one_of, proportion, whole
 from marl_aajr.core.seeds import Streams
+from marl_aajr.rollout.batched_env import BatchedStep
 from marl_aajr.rollout.teams import ONE_TEAM
 
 from .grid_collisions import COLLISION_SYSTEMS
@@ -167,6 +168,12 @@ class PogemaBatch(TensorBatch):
     def reset(self, *, seed: int) -> dict[str, Tensor]:
         self._drawn = None
         return super().reset(seed=seed)
+
+    def step(self, actions: Mapping[str, Tensor]) -> BatchedStep:
+        if missing := [agent for agent in self.possible_agents if agent not in actions]:
+            active, stay = self.active, torch.zeros(self.num_envs, dtype=torch.int64, device=self.device)
+            actions = {**dict.fromkeys([a for a in missing if not bool(active[a].any())], stay), **actions}
+        return super().step(actions)
 
     def set_state(self, state: Mapping[str, Tensor]) -> None:
         self._drawn = None

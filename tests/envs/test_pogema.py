@@ -117,6 +117,18 @@ def test_new_maps_come_in_any_number_of_episodes() -> None:
     assert batch.get_state()["streams/episode"].unique().numel() > 1
 
 
+def test_who_is_on_no_map_needs_no_action() -> None:
+    batch = pogema_v0.batched_env(2, num_agents=2, size=2, density=0.0)
+    batch.reset(seed=0)
+    places = {"place": torch.tensor([[0, 0], [3, 3]]), "goal": torch.tensor([[1, 1], [2, 2]])}
+    batch.set_state({**batch.get_state(), **places})
+    stay, right = torch.zeros(2).long(), torch.full((2,), 4)
+    assert batch.step({"player_0": right, "player_1": stay}).terminations["player_0"].all()
+    assert not batch.step({"player_1": stay}).rewards["player_0"].any()
+    with pytest.raises(ValueError, match="none of \\['player_1'\\]; add them"):
+        batch.step({"player_0": stay})
+
+
 def test_new_goals_are_uniform_over_what_can_be_reached() -> None:
     batch = pogema_v0.batched_env(4000, on_target="restart", num_agents=1, size=2, density=0.0)
     batch.reset(seed=0)
