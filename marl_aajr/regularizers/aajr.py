@@ -63,6 +63,8 @@ class AAJR(JacobianPenalty):
         directions: path along which is penalised: `"fresh"`, of an ascent at each regularised minibatch (one
             an epoch by default), or that of the `"rollout"`, which was played under attack: the learner then
             runs no ascent.
+        measured: whether gains are reported while λ = κ = 0, too: with `coefficient: 0`, those of plain PPO,
+            which trains as ever, bit for bit.
         output: φ, output whose sensitivity counts: `"logits"`, `"mean"`, `"probs"`, `"fisher"` or
             `"margin"`: changes of the margins relative to these, which smaller logits leave as they are
             (`marl_aajr.core.output_maps`).
@@ -119,6 +121,7 @@ class AAJR(JacobianPenalty):
     dual_clip: float | None = None
     secant: bool = False
     directions: Directions = "fresh"
+    measured: bool = False
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -174,7 +177,7 @@ class AAJR(JacobianPenalty):
             )
 
     def active(self, timestep: float) -> bool:
-        return self.form == "constraint" or super().active(timestep)
+        return self.measured or self.form == "constraint" or super().active(timestep)
 
     @property
     def perturbs_loss(self) -> bool:

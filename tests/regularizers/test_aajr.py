@@ -255,3 +255,15 @@ def test_a_non_finite_output_is_counted_and_then_named() -> None:
     assert evaluate(WHOLE, sample).metrics["nonfinite"].item() > 0
     with pytest.raises(NonFiniteError, match="the inner objective at step 0: 7 NaN"):
         WHOLE.evaluate(sample, timestep=0, generator=generator(), check=True)
+
+
+def test_without_weight_it_measures_what_it_would_have_penalised() -> None:
+    """The learner adds a zero that has no graph."""
+    assert not replace(WHOLE, coefficient=0).active(0)
+    measured = replace(WHOLE, coefficient=0, measured=True)
+    assert measured.active(0)
+    sample = sample_of(tanh_policy(Categorical(5)))
+    term, penalised = evaluate(measured, sample), evaluate(WHOLE, sample)
+    assert term.loss.item() == 0.0
+    assert not term.loss.requires_grad
+    assert term.metrics == penalised.metrics

@@ -63,6 +63,9 @@ def test_lambda_and_kappa_zero_are_the_unmodified_learner_bit_for_bit() -> None:
     zero, results = trained(replace(ACTIVE, coefficient=0, adversarial_weight=0))
     assert same(weights(plain), weights(zero))
     assert "aajr" not in results["a"]
+    measured, results = trained(AAJR(coefficient=0, epsilon=0.2, measured=True))
+    assert same(weights(plain), weights(measured))
+    assert results["a"]["aajr"]["gain_mean"].peek() > 0
     # The same comparison fails where the penalty is on.
     assert not same(weights(plain), weights(trained(ACTIVE)[0]))
 
