@@ -12,7 +12,7 @@ from ray.rllib.core.rl_module.default_model_config import DefaultModelConfig
 from ray.rllib.env.wrappers.pettingzoo_env import ParallelPettingZooEnv
 from ray.tune.registry import register_env
 
-from marl_aajr import AAJR, robustify
+from marl_aajr import AAJR, RolloutAttack, robustify
 from tests.conftest import QUOTED_PYTHON
 
 
@@ -27,7 +27,8 @@ def main(address: str, storage: str) -> None:
         .rl_module(model_config=DefaultModelConfig(fcnet_hiddens=[8]))
         .training(train_batch_size_per_learner=50, minibatch_size=50, num_epochs=1)
     )
-    config = robustify(config, AAJR(coefficient=1e-3, epsilon=0.1))  # the one line
+    attack = RolloutAttack(epsilon=0.1)
+    config = robustify(config, AAJR(coefficient=1e-3, epsilon=0.1), rollouts=attack)  # the one line
     results = tune.Tuner(
         "PPO",
         param_space=config,

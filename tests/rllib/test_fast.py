@@ -21,7 +21,7 @@ from ray.rllib.env.multi_agent_env_runner import MultiAgentEnvRunner
 from marl_aajr.regularizers import make_regularizer
 from marl_aajr.rllib import robustify
 from marl_aajr.rllib.lean.learner import LeanPPOTorchLearner
-from marl_aajr.rllib.plugin.robustify import REGULARIZERS_KEY, RobustLearnerMixin
+from marl_aajr.rllib.plugin.robust_learner import REGULARIZERS_KEY, RobustLearnerMixin
 from marl_aajr.rllib.sampling.env_runners import FastEnvRunner
 from marl_aajr.rllib.sampling.episode_metrics import RETURNS_KEY, EpisodeReturns
 from marl_aajr.rllib.sampling.fast import FragmentsToBatch, fast

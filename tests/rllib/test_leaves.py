@@ -15,7 +15,7 @@ from marl_aajr import AAJR, make_regularizer
 from marl_aajr.cli.options import assigned
 from marl_aajr.cli.train import override
 from marl_aajr.rllib.plugin.observation_layout import chosen_parts
-from marl_aajr.rllib.plugin.robustify import REGULARIZERS_KEY
+from marl_aajr.rllib.plugin.robust_learner import REGULARIZERS_KEY
 from marl_aajr.training.algorithm import build_config
 from marl_aajr.training.config import make_config
 from tests.rllib.policy_cases import CASES, NESTED, PENALTY, columns_of, evaluated, regularized

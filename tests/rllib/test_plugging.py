@@ -22,7 +22,7 @@ from marl_aajr.core.distributions import Categorical
 from marl_aajr.core.objectives import KL
 from marl_aajr.rllib.internals.modules import actor_forward
 from marl_aajr.rllib.plugin.module_policy import module_distribution, module_policy
-from marl_aajr.rllib.plugin.robustify import RobustLearnerMixin, robust_learner_class
+from marl_aajr.rllib.plugin.robust_learner import RobustLearnerMixin, robust_learner_class
 from tests.networks import generator
 from tests.rllib.learners import build_learner, ppo_batch, ppo_config
 from tests.rllib.test_robustify import ACTIVE, trained

@@ -19,7 +19,7 @@ from marl_aajr.core.checks import NonFiniteError
 from marl_aajr.core.objectives import KL
 from marl_aajr.core.threat import PerturbationSet
 from marl_aajr.regularizers import REGULARIZERS, LossTerm, Regularizer, Sample, make_regularizer
-from marl_aajr.rllib.plugin.robustify import RobustLearnerMixin
+from marl_aajr.rllib.plugin.robust_learner import RobustLearnerMixin
 from tests.rllib.learners import build_learner, ppo_batch, ppo_config, update, weights
 from tests.rllib.policy_modules import TrainingModeModule
 

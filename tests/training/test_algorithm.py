@@ -11,7 +11,7 @@ from ray.rllib.algorithms.ppo.torch.ppo_torch_learner import PPOTorchLearner
 from torch import nn
 
 from marl_aajr.rllib.internals.learners import ResumableLearnerMixin, resumable_learner_class
-from marl_aajr.rllib.plugin.robustify import REGULARIZERS_KEY
+from marl_aajr.rllib.plugin.robust_learner import REGULARIZERS_KEY
 from marl_aajr.training.algorithm import build_config, check_machine
 from marl_aajr.training.config import PPOSettings, make_config
 from marl_aajr.training.policy_mapping import PolicyMapping, policy_mapping_of, warn_of_images

@@ -79,11 +79,17 @@ def foreign_env_to_module(pipeline: Any, *known: type) -> list[str]:
 def structures_before_flattening(algorithm: Algorithm) -> list[Any]:
     """The nested spaces of agents' observations, as they were before RLlib's connector flattened them."""
     group = algorithm.env_runner_group
-    found = group.foreach_env_runner(_structures) if group is not None else []
+    found = group.foreach_env_runner(structures_of) if group is not None else []
     return next((structures for structures in found if structures), [])
 
 
-def _structures(runner: Any) -> list[Any]:
+def connectors_of(runner: Any) -> list[Any]:
+    """The pieces of an env runner's env-to-module pipeline, in order."""
+    return list(getattr(getattr(runner, "_env_to_module", None), "connectors", ()))
+
+
+def structures_of(runner: Any) -> list[Any]:
+    """The nested spaces of the agents' observations in one env runner; see above."""
     pipeline = getattr(runner, "_env_to_module", None)
     space = getattr(getattr(runner, "env", None), "single_observation_space", None)
     if pipeline is None or space is None:
@@ -108,6 +114,11 @@ def episode_callbacks(config: AlgorithmConfig, *known: type) -> list[str]:
             name for name in _EPISODE_CALLBACKS if getattr(cls, name) is not getattr(RLlibCallback, name)
         }
     return sorted(names)
+
+
+def env_to_module_connector(config: AlgorithmConfig) -> Any:
+    """The function that makes a configuration's own env-to-module connectors; None where it has none."""
+    return config._env_to_module_connector
 
 
 def custom_connectors(config: AlgorithmConfig) -> dict[str, Any]:

@@ -1,48 +1,37 @@
-"""The one line that puts a regularizer into an existing RLlib configuration, and the learner that it makes.
+"""The one line that puts a regularizer, and an attack on the rollouts, into an existing RLlib configuration.
 
-`robustify` puts `RobustLearnerMixin` in front of the configuration's learner class. RLlib calls the mixin for
-each minibatch (`before_step`, then `compute_losses`), where a regularizer's term joins its module's loss;
-`RegularizedModule` computes the term.
+`robustify` puts `RobustLearnerMixin` in front of the configuration's learner class.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
-from functools import cache
+from collections.abc import Mapping
 from typing import Any
 
-import torch
 from ray.rllib.algorithms.algorithm_config import AlgorithmConfig
-from ray.rllib.algorithms.ppo.torch.ppo_torch_learner import PPOTorchLearner
-from ray.rllib.core.columns import Columns
+from ray.rllib.algorithms.impala import IMPALAConfig
+from ray.rllib.algorithms.ppo import PPOConfig
 from ray.rllib.core.learner.torch.torch_learner import TorchLearner
 from ray.rllib.utils import force_list
-from ray.rllib.utils.metrics import NUM_ENV_STEPS_SAMPLED_LIFETIME
-from torch import Tensor
-from torch import distributed as dist
 
 from marl_aajr.core.checks import is_search_space
 from marl_aajr.regularizers.regularizer import Regularizer
-from marl_aajr.regularizers.sample import PolicyLoss, ppo_policy_loss
-from marl_aajr.rllib.internals.algorithms import structures_before_flattening
+from marl_aajr.rllib.internals.algorithms import env_to_module_connector, structures_before_flattening
 from marl_aajr.rllib.internals.learners import (
-    ResumableLearnerMixin,
-    add_to_policy_loss,
-    all_sum,
-    backends_for,
-    check_all_have_rows,
     check_gradients_are_served,
-    in_step,
-    learner_index,
-    surely_trains,
 )
-from marl_aajr.rllib.plugin.beside_rollouts import check_beside
-from marl_aajr.rllib.plugin.module_policy import ROLLOUTS_KEY, copied
-from marl_aajr.rllib.plugin.regularized_module import RegularizedModule, Report
+from marl_aajr.rllib.internals.runners import OpenEnvRunner
+from marl_aajr.rllib.plugin.attacked_episodes import WithRolloutAttack, complaint, remember_runner
+from marl_aajr.rllib.plugin.module_policy import ROLLOUTS_KEY
+from marl_aajr.rllib.plugin.robust_learner import REGULARIZERS_KEY, robust_learner_class
+from marl_aajr.rollout.rollout_attack import RolloutAttack
 
 
 def robustify(
-    config: AlgorithmConfig, regularizer: Regularizer | Mapping[str, Regularizer]
+    config: AlgorithmConfig,
+    regularizer: Regularizer | Mapping[str, Regularizer] | None,
+    *,
+    rollouts: RolloutAttack | None = None,
 ) -> AlgorithmConfig:
     """Add a regularizer to the loss of an RLlib algorithm; everything else stays as the user set it.
 
@@ -55,23 +44,35 @@ def robustify(
     Modules may come and go (`Algorithm.add_module`, `remove_module`): each has a regularizer with a state of
     its own from the first update that trains it. Modules that are not trained may be anything.
 
+    With `rollouts`, agents act in training under attack, in RLlib's own env runners (see
+    `marl_aajr.rllib.plugin.attacked_episodes`), and all that is trained on is what they saw, with the action
+    and the log-probability there: also for IMPALA and APPO, whose corrections hold, because what acted is
+    what was attacked. A regularizer's own adversary begins at what they saw, too (at what was true in
+    `fast`'s). Nobody is attacked in the env runners of evaluation, which RLlib makes where
+    `evaluation_interval` is set, and where `explore=False`.
+
     Args:
         config: any configuration of the new API stack whose learner is a torch learner, with its modules
             already declared (`multi_agent`, `rl_module`). Call this last. DQN's Q-values are taken as logits.
         regularizer: one for every module, those that are added later included, or
             `{module_id: regularizer}`; modules without one train as before. For Ray Tune also a search space
-            of regularizers: `tune.grid_search([AAJR(coefficient=c) for c in (1e-3, 1e-2)])`.
+            of regularizers: `tune.grid_search([AAJR(coefficient=c) for c in (1e-3, 1e-2)])`. None: there is
+            none, and the learner stays as it is.
+        rollouts: the attack that a share of each env runner's copies is played under; None: there is none.
 
     Returns:
         The same configuration, with the learner class extended.
 
     Raises:
         ValueError: the old API stack, a learner that is not a torch learner or differentiates something
-            else than the losses of its modules, an unknown module id.
+            else than the losses of its modules, an unknown module id; with `rollouts`, another algorithm than
+            PPO, IMPALA or APPO, an env runner that is not RLlib's, settings that need the fast one. What the
+            modules or the copies cannot do is refused when the algorithm is built.
 
     Example:
         >>> config = PPOConfig().environment("my_env").multi_agent(policies={"shared"}, ...)
         >>> config = robustify(config, AAJR(coefficient=3e-3, epsilon=0.1))
+        >>> config = robustify(config, None, rollouts=RolloutAttack(epsilon=0.1, share=0.5))
         >>> algo = config.build_algo()
     """
     if not isinstance(config, AlgorithmConfig):
@@ -82,6 +83,16 @@ def robustify(
             "config.api_stack(enable_rl_module_and_learner=True, "
             "enable_env_runner_and_connector_v2=True), or give its policies robustify_policy's class"
         )
+    if regularizer is None and rollouts is None:
+        raise ValueError("expected a regularizer, rollouts under attack, or both, got None")
+    if regularizer is not None:
+        _add(config, regularizer)
+    _play_under(config, rollouts)
+    return config
+
+
+def _add(config: AlgorithmConfig, regularizer: Any) -> None:
+    """Put a regularizer into the learner of a configuration."""
     base = config.learner_class
     if not (isinstance(base, type) and issubclass(base, TorchLearner)):
         raise ValueError(
@@ -95,7 +106,6 @@ def robustify(
     config.learners(learner_class=robust_learner_class(base), learner_config_dict=given)
     callbacks = [c for c in force_list(config.callbacks_on_algorithm_init) if c is not _tell_structures]
     config.callbacks(on_algorithm_init=[*callbacks, _tell_structures])
-    return config
 
 
 def _tell_structures(*, algorithm: Any, **_: Any) -> None:
@@ -119,181 +129,50 @@ def _checked(mapping: Mapping[str, Regularizer], *, known: list[str]) -> dict[st
     return dict(mapping)
 
 
-REGULARIZERS_KEY = "marl_aajr_regularizers"
-"""The key of the regularizer, or of the modules' regularizers, in `config.learner_config_dict`."""
+def _play_under(config: AlgorithmConfig, attack: RolloutAttack | None) -> None:
+    """Let the env runners of a configuration play under this attack, in place of one that they had."""
+    before = env_to_module_connector(config)
+    if isinstance(before, WithRolloutAttack):
+        before = before.before
+        config.env_runners(env_to_module_connector=before)
+        config.learner_config_dict.pop(ROLLOUTS_KEY, None)
+    if attack is None or not attack.ever:
+        return
+    _check_rollouts(config, attack)
+    config.env_runners(env_to_module_connector=WithRolloutAttack(attack, before))
+    config.learners(learner_config_dict={ROLLOUTS_KEY: attack})
+    made = [c for c in force_list(config.callbacks_on_environment_created) if c is not remember_runner]
+    begun = [c for c in force_list(config.callbacks_on_algorithm_init) if c is not _check_runners]
+    config.callbacks(
+        on_environment_created=[*made, remember_runner], on_algorithm_init=[_check_runners, *begun]
+    )
 
-STATE_KEY = "marl_aajr"
 
-
-class RobustLearnerMixin(ResumableLearnerMixin):
-    """Adds each module's regularizer to its loss; see `robust_learner_class`."""
-
-    def build(self) -> None:
-        # Learner.build calls hooks that read these.
-        self._regularized: dict[str, RegularizedModule] = {}
-        self._structures: list[Any] = []
-        self._timestep = self._updates = 0
-        self._begun = False
-        self._clean_batch: dict[str, dict[str, Any]] = {}
-        super().build()
-        self._match_modules([name for name, _ in self.module.items() if surely_trains(self.config, name)])
-
-    def _match_modules(self, trained: Collection[str] = ()) -> None:
-        """Regularizers of the modules of now, which leagues add, remove and replace under the same name.
-
-        Those of the modules in `trained` are made, if they have none yet.
-        """
-        given = self.config.learner_config_dict[REGULARIZERS_KEY]
-        before, self._regularized = self._regularized, {}
-        for module_id, wrapped in self.module.items():
-            module = wrapped.unwrapped()
-            known = before.get(module_id)
-            every = isinstance(given, Regularizer) or is_search_space(given)
-            regularizer = given if every else given.get(module_id)
-            if known is not None and known.module is module:
-                self._regularized[module_id] = known
-            elif module_id in trained and regularizer is not None:
-                check_beside(regularizer, self.config.learner_config_dict.get(ROLLOUTS_KEY))
-                self._regularized[module_id] = RegularizedModule(
-                    module_id,
-                    regularizer,
-                    module,
-                    policy_loss=self._policy_loss(module_id),
-                    backends=backends_for(self),
-                    shard=(learner_index(self), self.config.num_learners) if in_step(self) else None,
-                )
-                self._follow(module_id)
-
-    def follow(self, structures: list[Any]) -> None:
-        """See `RegularizedModule.follow`; also for modules that are yet to come."""
-        self._structures = structures
-        for module_id in self._regularized:
-            self._follow(module_id)
-
-    def _follow(self, module_id: str) -> None:
-        try:
-            self._regularized[module_id].follow(self._structures)
-        except ValueError as error:
-            raise ValueError(f"module {module_id!r}: {error}") from None
-
-    def before_gradient_based_update(self, *, timesteps: dict[str, Any]) -> None:
-        super().before_gradient_based_update(timesteps=timesteps)
-        self._timestep = timesteps.get(NUM_ENV_STEPS_SAMPLED_LIFETIME, self._timestep)
-        self._begun = False
-
-    def before_step(self, batch: dict[str, Any]) -> None:
-        super().before_step(batch)
-        self._updates += 1
-        if not self._begun:
-            if in_step(self):
-                check_all_have_rows(self, batch)
-            self._match_modules(batch)
-            self._begun = True
-        # RLlib's own action-masking module pops from its batch.
-        if any(self._has_part(module_id) for module_id in self._regularized):
-            self._clean_batch = {name: copied(dict(columns)) for name, columns in batch.items()}
-
-    def compute_losses(self, *, fwd_out: dict[str, Any], batch: dict[str, Any]) -> dict[str, Any]:
-        losses = super().compute_losses(fwd_out=fwd_out, batch=batch)
-        for module_id, loss in losses.items():
-            if self._has_part(module_id):
-                outputs = fwd_out[module_id].get(Columns.ACTION_DIST_INPUTS)
-                losses[module_id] = self._regularize(module_id, outputs, loss)
-        return losses
-
-    def _regularize(self, module_id: str, outputs: Tensor | None, loss: Tensor) -> Tensor:
-        """The loss of a module's minibatch with the regularizer's term."""
-        regularized = self._regularized[module_id]
-        sample = regularized.sample(self._clean_batch[module_id], outputs)
-        own = loss
-        if sample.shard is not None and isinstance(self, PPOTorchLearner):
-            # PPO's own is a mean over this learner's rows.
-            loss = loss * sample.weight
-        if regularized.regularizer.due(self._timestep, self._updates - 1):
-            key = f"{self.config.seed}/{self._updates}"
-            term = regularized.term(
-                sample, own, timestep=self._timestep, minibatch=self._updates - 1, key=key
+def _check_rollouts(config: AlgorithmConfig, attack: RolloutAttack) -> None:
+    if not isinstance(config, PPOConfig | IMPALAConfig):  # APPO's is a subclass of IMPALA's.
+        raise ValueError(
+            f"expected PPO, IMPALA or APPO with rollouts under attack, got {type(config).__name__}: what was "
+            "attacked must be the policy that is trained, by what it did just now"
+        )
+    runner = config.env_runner_cls
+    if runner is not None and issubclass(runner, OpenEnvRunner):
+        raise ValueError(
+            f"expected RLlib's own env runners for an attack from here, got {runner.__name__}; give it to "
+            "fast(config, environment, rollouts=...)"
+        )
+    if not config.enable_env_runner_and_connector_v2:
+        raise ValueError("expected RLlib's env runners of the new API stack for rollouts under attack")
+    for name, value, needed in (("critic", attack.critic, "seen"), ("path", attack.path, "none")):
+        if value != needed:
+            raise ValueError(
+                f"expected {name} {needed!r} in rollouts for RLlib's env runners, got {value!r}: their "
+                "episodes hold what agents saw, and nothing else; use fast(config, environment, rollouts=...)"
             )
-            add_to_policy_loss(self, module_id, term)
-            loss = loss + term
-        return loss
-
-    def apply_gradients(self, gradients_dict: dict[Any, Any]) -> None:
-        super().apply_gradients(gradients_dict)
-        for regularized in self._regularized.values():
-            regularized.constrain_actor(exact=False)
-
-    def after_gradient_based_update(self, *, timesteps: dict[str, Any]) -> None:
-        super().after_gradient_based_update(timesteps=timesteps)
-        for regularized in self._regularized.values():
-            regularized.constrain_actor(exact=True)
-        for module_id, report in self._reports().items():
-            self._regularized[module_id].finish(report)
-        for module_id, regularized in self._regularized.items():
-            for name, value in regularized.told().items():
-                self.metrics.log_value((module_id, regularized.regularizer.name, name), value, window=1)
-
-    def measured_kl(self, module_id: str, value: Any) -> Any:
-        # Each learner measures on its own rows; with coefficients of their own they would drift apart, and a
-        # checkpoint holds the first one's.
-        if not (in_step(self) and self._has_part(module_id)):
-            return value
-        total = all_sum(torch.tensor(float(value), device=self.device))
-        return float(total) / self.config.num_learners
-
-    def get_state(self, components: Any = None, *, not_components: Any = None, **kwargs: Any) -> Any:
-        state = super().get_state(components, not_components=not_components, **kwargs)
-        if self.saves(STATE_KEY, components, not_components):
-            self._match_modules()
-            states = {name: dict(regularized.state) for name, regularized in self._regularized.items()}
-            reported = {name: regularized.reported for name, regularized in self._regularized.items()}
-            state[STATE_KEY] = {"updates": self._updates, "timestep": self._timestep}
-            state[STATE_KEY] |= {"modules": states, "reported": reported}
-        return state
-
-    def set_state(self, state: Any) -> None:
-        super().set_state(state)
-        if STATE_KEY in state:
-            self._updates = state[STATE_KEY]["updates"]
-            self._timestep = state[STATE_KEY]["timestep"]
-            saved = state[STATE_KEY]["modules"]
-            self._match_modules(saved)
-            # Of modules that are not here RLlib ignores the weights.
-            for module_id in saved.keys() & self._regularized.keys():
-                regularized = self._regularized[module_id]
-                regularized.state = regularized.regularizer.initial_state() | saved[module_id]
-                regularized.reported = state[STATE_KEY]["reported"][module_id]
-
-    def _reports(self) -> dict[str, Report]:
-        """A report on each module that something was done to, in this update, by any learner."""
-        own = {module_id: regularized.report() for module_id, regularized in self._regularized.items()}
-        every = [own]
-        if self.config.num_learners > 1:
-            every *= dist.get_world_size()
-            dist.all_gather_object(every, own)
-        found = {
-            module_id: [report for reports in every if (report := reports.get(module_id)) is not None]
-            for module_id in own
-        }
-        return {module_id: Report.of_all(reports) for module_id, reports in found.items() if reports}
-
-    def _has_part(self, module_id: str) -> bool:
-        """Whether the loss of a module is touched."""
-        if module_id not in self._regularized:
-            return False
-        regularizer = self._regularized[module_id].regularizer
-        waits = in_step(self) and regularizer.constrains
-        return waits or regularizer.due(self._timestep, self._updates - 1)
-
-    def _policy_loss(self, module_id: str) -> PolicyLoss | None:
-        if not isinstance(self, PPOTorchLearner):
-            return None
-        return ppo_policy_loss(self.config.get_config_for_module(module_id).clip_param)
+    attack.check_copies(config.num_envs_per_env_runner)
 
 
-@cache
-def robust_learner_class(base: type[TorchLearner]) -> type[TorchLearner]:
-    """`base` with `RobustLearnerMixin` in front; the same class for the same base."""
-    if issubclass(base, RobustLearnerMixin):
-        return base
-    return type(f"Robust{base.__name__}", (RobustLearnerMixin, base), {"__doc__": base.__doc__})
+def _check_runners(*, algorithm: Any, **_: Any) -> None:
+    """A callback of RLlib's: refuse before anything is played what the modules or their copies cannot do."""
+    for reason in algorithm.env_runner_group.foreach_env_runner(complaint):
+        if reason:
+            raise ValueError(reason)

@@ -30,7 +30,7 @@ from marl_aajr.rllib.lean.learner import LeanPPOTorchLearner
 from marl_aajr.rllib.lean.module_loss import network_inputs, networks
 from marl_aajr.rllib.networks import FlatActorCritic, observation_of
 from marl_aajr.rllib.plugin.module_policy import CLEAN_OBS, PATH, ROLLOUTS_KEY
-from marl_aajr.rllib.plugin.robustify import robust_learner_class
+from marl_aajr.rllib.plugin.robust_learner import robust_learner_class
 from marl_aajr.rllib.sampling.batch_env import WITHOUT_FAST, module_of_agents
 from marl_aajr.rllib.sampling.env import BY_NAME, BatchFactory, EnvCreator, EnvProcesses
 from marl_aajr.rllib.sampling.env_runners import FastEnvRunner

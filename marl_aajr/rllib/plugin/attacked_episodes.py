@@ -1,0 +1,253 @@
+"""Rollouts under attack for RLlib's own env runners: one env-to-module connector piece.
+
+RLlib builds what a module reads from the observations in the episodes, in play and in training. The piece
+stands behind the user's own and puts in place of an episode's last observation what the agent sees, as
+RLlib's MeanStdFilter does: what acted, what is trained on and what values are taken of are the same. It comes
+to each observation once, also to the last one of an episode and of a sample; the environment keeps the truth.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import torch
+import tree
+from ray.rllib.connectors.connector_v2 import ConnectorV2
+from ray.rllib.connectors.env_to_module import MeanStdFilter
+from ray.rllib.core import DEFAULT_MODULE_ID
+from ray.rllib.core.columns import Columns
+from ray.rllib.core.rl_module.multi_rl_module import MultiRLModule
+from ray.rllib.core.rl_module.torch import TorchRLModule
+from torch import Tensor
+
+from marl_aajr.core.distributions import from_space
+from marl_aajr.core.environment_values import agent_name, own_key, split
+from marl_aajr.core.policy import Tree
+from marl_aajr.core.seeds import Purpose, derived_seed
+from marl_aajr.rllib.internals.algorithms import connectors_of, structures_of
+from marl_aajr.rllib.plugin.observation_layout import flat_layout
+from marl_aajr.rllib.sampling.acting_policy import ActingModule, ActingPolicy, HeldColumns, check_acting
+from marl_aajr.rllib.sampling.batch_env import ask
+from marl_aajr.rllib.sampling.observation_filter import ObservationNormalizer
+from marl_aajr.rollout.attacked_copies import AttackedCopies
+from marl_aajr.rollout.attacked_play import attacked_members
+from marl_aajr.rollout.rollout_attack import RolloutAttack
+
+Pieces = Callable[..., ConnectorV2 | Sequence[ConnectorV2]]
+
+_RUNNERS: weakref.WeakKeyDictionary[Any, weakref.ref[Any]] = weakref.WeakKeyDictionary()
+"""The env runner of each environment: RLlib makes connectors by the environment alone."""
+
+
+def remember_runner(*, env_runner: Any, **_: Any) -> None:
+    """A callback of RLlib's: the env runner has made its environment, and makes its connectors next."""
+    _RUNNERS[env_runner.env] = weakref.ref(env_runner)
+
+
+@dataclass(frozen=True)
+class WithRolloutAttack:
+    """`env_to_module_connector` of a configuration, with the attack behind the pieces that were there."""
+
+    attack: RolloutAttack
+    before: Pieces | None
+
+    def __call__(self, env: Any = None, spaces: Any = None, device: Any = None) -> list[ConnectorV2]:
+        given = [] if self.before is None else self.before(env, spaces, device)
+        pieces = [given] if isinstance(given, ConnectorV2) else list(given)
+        piece = AttackedEpisodes(self.attack)
+        piece.runner = _RUNNERS.get(env) if env is not None else None
+        return [*pieces, piece]
+
+
+class AttackedEpisodes(ConnectorV2):
+    """Shows the agents of a share of an env runner's copies what an adversary makes of their observations.
+
+    Not in evaluation, and not where actions are not drawn (`explore=False`).
+
+    Attributes:
+        runner: The env runner; None where there is no environment to sample from.
+    """
+
+    def __init__(
+        self,
+        attack: RolloutAttack,
+        input_observation_space: gym.Space[Any] | None = None,
+        input_action_space: gym.Space[Any] | None = None,
+    ) -> None:
+        super().__init__(input_observation_space, input_action_space, attack=attack)
+        self.runner: weakref.ref[Any] | None = None
+        self._attack = attack
+        self._calls = 0
+        self._unseeded = 0
+        self._copies: AttackedCopies | None = None
+        self._ids: list[Any] = []
+        self._acting: dict[str, tuple[ActingModule, RolloutAttack]] = {}
+
+    def __call__(
+        self,
+        *,
+        rl_module: Any,
+        batch: dict[str, Any],
+        episodes: list[Any],
+        explore: bool | None = None,
+        **_: Any,
+    ) -> dict[str, Any]:
+        runner = None if self.runner is None else self.runner()
+        if runner is None or rl_module is None or runner.config.in_evaluation or not episodes:
+            return batch
+        copies = self._follow(runner, episodes)
+        self._calls += 1
+        if not explore or not copies.epsilon or not copies.reach:
+            return batch
+        for name, rows in self._attacked(episodes, copies).items():
+            module = rl_module[name] if isinstance(rl_module, MultiRLModule) else rl_module
+            self._perturb(runner, name, module.unwrapped(), rows)
+        return batch
+
+    def _follow(self, runner: Any, episodes: list[Any]) -> AttackedCopies:
+        """The flags of the copies at this step, given all episodes in order, or some that have ended."""
+        if self._copies is None or len(self._ids) != runner.num_envs:
+            self._copies = AttackedCopies(self._attack, runner.num_envs, torch.device("cpu"))
+            self._ids = [None] * runner.num_envs
+        copies, seed = self._copies, runner.config.seed
+        if seed is None:
+            seed = self._unseeded = self._unseeded or 1 + int(torch.randint(2**31, ()))
+        place = runner.worker_index or 0, self._calls
+        copies.generator.manual_seed(derived_seed(seed, Purpose.ROLLOUT_ATTACK, *place))
+        if len(episodes) == runner.num_envs:
+            new = [e.is_reset and e.id_ != known for e, known in zip(episodes, self._ids, strict=True)]
+            pairs = zip(episodes, self._ids, new, strict=True)
+            self._ids = [episode.id_ if begins else known for episode, known, begins in pairs]
+            copies.begin_episodes(torch.tensor(new))
+            copies.begin(runner.num_env_steps_sampled_lifetime)
+        return copies
+
+    def _attacked(self, episodes: list[Any], copies: AttackedCopies) -> dict[str, list[tuple[Any, int]]]:
+        """By module the single-agent episodes whose last observation is attacked, each with its copy."""
+        hit, chosen = copies.hit(), self._attack.agents
+        rows: dict[str, list[tuple[Any, int]]] = defaultdict(list)
+        for episode in episodes:
+            copy = self._ids.index(episode.id_) if episode.id_ in self._ids else copies.reach
+            if copy >= copies.reach or (hit is not None and not hit[copy]):
+                continue
+            for one in self.single_agent_episode_iterator([episode]):
+                if chosen is None or agent_name(one.agent_id) in chosen:
+                    rows[one.module_id or DEFAULT_MODULE_ID].append((one, copy))
+        return rows
+
+    def _perturb(self, runner: Any, name: str, module: TorchRLModule, rows: list[tuple[Any, int]]) -> None:
+        acting, attack = self._known(runner, name, module)
+        assert self._copies is not None
+        acting.weights_changed()  # The algorithm gives the runner new ones, and does not tell.
+        device = next(module.parameters()).device
+        observations = [episode.get_observations(-1) for episode, _ in rows]
+        clean, masks = zip(*(split(obs) for obs in observations), strict=True)
+        legal = None if masks[0] is None else torch.as_tensor(np.stack(masks), device=device).bool()
+        own = torch.as_tensor(np.stack(clean), dtype=torch.float32, device=device).flatten(1)
+        memory = _memory(module, [episode for episode, _ in rows], device) if acting.recurrent else None
+        epsilon = self._copies.radius(1)
+        if isinstance(epsilon, Tensor):
+            epsilon = epsilon[[copy for _, copy in rows]].to(device)
+        generator = self._copies.generator
+        policy = ActingPolicy(acting, HeldColumns(legal, memory))
+        delta = attack.perturb(policy, own, epsilon=epsilon, generator=generator).delta
+        perturbed = (own + delta).cpu().numpy()
+        for (episode, _), obs, before, after in zip(rows, observations, clean, perturbed, strict=True):
+            seen = after.reshape(before.shape).astype(before.dtype)
+            whole = {**obs, own_key(obs): seen} if isinstance(obs, Mapping) else seen
+            episode.set_observations(at_indices=-1, new_data=whole)
+
+    def _known(self, runner: Any, name: str, module: TorchRLModule) -> tuple[ActingModule, RolloutAttack]:
+        """A module as it acts, and its attack, checked; modules may come, and be replaced."""
+        if name not in self._acting or self._acting[name][0].module is not module:
+            acting = ActingModule(module, from_space(module.action_space))
+            attack = self._on_features(runner, name, module)
+            check_acting(acting, name, attack)
+            self._acting[name] = acting, attack
+        return self._acting[name]
+
+    def _on_features(self, runner: Any, name: str, module: TorchRLModule) -> RolloutAttack:
+        """The attack without action masks and integers that RLlib's connector has flattened."""
+        space, structures = module.observation_space, structures_of(runner)
+        flat = isinstance(space, gym.spaces.Box) and len(space.shape) == 1
+        if self._attack.mask is not None or not structures or not flat:
+            return self._attack
+        layout = flat_layout(space.shape[0], structures, leaves=None, actions=module.action_space)
+        if layout is None:
+            return self._attack
+        if not len(layout.places):
+            raise ValueError(
+                f"rollouts under attack, module {name!r}: expected floating-point observations to "
+                "perturb, got integers only; name the agents whose are floats: agents=[...]"
+            )
+        places = set(layout.places.tolist())
+        return replace(self._attack, mask=tuple(i in places for i in range(space.shape[0])))
+
+    def check(self, runner: Any, pieces: Sequence[Any]) -> None:
+        """Raise `ValueError` for a runner that cannot be attacked, behind these other pieces."""
+        self._attack.check_copies(runner.num_envs)
+        filters = [type(p).__name__ for p in pieces if isinstance(p, MeanStdFilter | ObservationNormalizer)]
+        if filters:
+            raise ValueError(
+                f"expected no observation filter with rollouts under attack, got {' and '.join(filters)}, "
+                "behind which ε is not in units of the environment; leave it out, or sample by "
+                "fast(config, environment, rollouts=...)"
+            )
+        if not isinstance(runner.module, MultiRLModule):
+            if self._attack.agents is not None:
+                raise ValueError(
+                    "expected no agents to choose from in a single-agent environment, got "
+                    f"{self._attack.agents}"
+                )
+            self._known(runner, DEFAULT_MODULE_ID, runner.module.unwrapped())
+            return
+        ids = runner.env.envs[0].unwrapped.possible_agents
+        groups: dict[str, list[str]] = defaultdict(list)
+        for agent, module in ask({agent_name(i): i for i in ids}, runner.config.policy_mapping_fn).items():
+            groups[module].append(agent)
+        for name in attacked_members(self._attack, {m: tuple(agents) for m, agents in groups.items()}):
+            self._known(runner, name, runner.module[name].unwrapped())
+
+    def get_state(self, *_: Any, **__: Any) -> dict[str, Any]:
+        return {"calls": self._calls}
+
+    def set_state(self, state: dict[str, Any]) -> None:
+        self._calls = state.get("calls", self._calls)
+
+    def merge_states(self, states: list[dict[str, Any]]) -> dict[str, Any]:
+        """Of several runners: that of the one that has sampled most; each draws by its own index."""
+        return {"calls": max(state["calls"] for state in states)}
+
+
+def _memory(module: TorchRLModule, episodes: list[Any], device: torch.device) -> Tree:
+    """The recurrent states `[N, ...]` from which the module acts next, as RLlib's connector finds them."""
+
+    def state(episode: Any) -> Any:
+        begins = episode.t_started == 0 and len(episode) == 0
+        if begins or Columns.STATE_OUT not in episode.extra_model_outputs:
+            return module.get_initial_state()
+        return episode.get_extra_model_outputs(key=Columns.STATE_OUT, indices=-1)
+
+    def column(*parts: Any) -> Tensor:
+        return torch.stack([torch.as_tensor(part, device=device) for part in parts])
+
+    found: Tree = tree.map_structure(column, *map(state, episodes))
+    return found
+
+
+def complaint(runner: Any) -> str:
+    """The reason why a runner cannot sample under attack; nothing where it can."""
+    pieces = connectors_of(runner)
+    for piece in pieces:
+        if isinstance(piece, AttackedEpisodes) and runner.env is not None and runner.module is not None:
+            try:
+                piece.check(runner, pieces)
+            except ValueError as error:
+                return str(error)
+    return ""

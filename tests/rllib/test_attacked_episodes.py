@@ -1,0 +1,353 @@
+"""Rollouts under attack in RLlib's own env runners: what agents saw is what acted and what is trained on."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import pytest
+import torch
+from ray.rllib.algorithms.algorithm_config import AlgorithmConfig
+from ray.rllib.algorithms.appo import APPOConfig
+from ray.rllib.algorithms.impala import IMPALAConfig
+from ray.rllib.algorithms.ppo import PPOConfig
+from ray.rllib.connectors.connector_v2 import ConnectorV2
+from ray.rllib.connectors.env_to_module import FlattenObservations, MeanStdFilter
+from ray.rllib.core.columns import Columns
+from ray.rllib.core.rl_module.default_model_config import DefaultModelConfig
+from ray.rllib.core.rl_module.rl_module import RLModuleSpec
+from ray.rllib.env.multi_agent_env_runner import MultiAgentEnvRunner
+from ray.rllib.env.single_agent_env_runner import SingleAgentEnvRunner
+from ray.rllib.examples.rl_modules.classes.action_masking_rlm import ActionMaskingTorchRLModule
+
+from marl_aajr import AAJR, robustify
+from marl_aajr.rllib.plugin.attacked_episodes import AttackedEpisodes
+from marl_aajr.rllib.sampling.fast import fast
+from marl_aajr.rollout.rollout_attack import RolloutAttack
+from tests.rllib.test_algorithms import asynchronous, ppo, sac, train
+
+EPSILON = 0.1
+ATTACK = RolloutAttack(epsilon=EPSILON)
+
+
+class Recorder(ConnectorV2):
+    """Keeps what the environment gave to each agent of an episode, in order; stands before the attack."""
+
+    def __init__(self, runner: Any) -> None:
+        super().__init__()
+        self.true: dict[tuple[Any, Any], list[np.ndarray]] = {}
+        pieces = runner._env_to_module.connectors
+        pieces.insert(pieces.index(attacked_episodes(runner)), self)
+
+    def __call__(self, *, batch: Any, episodes: list[Any], **_: Any) -> Any:
+        for one in self.single_agent_episode_iterator(episodes):
+            self.true.setdefault(key(one), []).append(np.array(one.get_observations(-1)))
+        return batch
+
+
+def attacked_episodes(runner: Any) -> AttackedEpisodes:
+    return next(p for p in runner._env_to_module.connectors if isinstance(p, AttackedEpisodes))
+
+
+def key(one: Any) -> tuple[Any, Any]:
+    return one.multi_agent_episode_id or one.id_, one.agent_id
+
+
+def runner_of(config: AlgorithmConfig) -> Any:
+    kind = MultiAgentEnvRunner if config.is_multi_agent else SingleAgentEnvRunner
+    config = config.copy(copy_frozen=False)
+    torch.manual_seed(0)
+    return kind(config=config, worker_index=0)
+
+
+def chunks(runner: Any, **request: Any) -> list[Any]:
+    """Single-agent chunks of one sample."""
+    sampled = runner.sample(**request)
+    return [
+        one for e in sampled for one in (e.agent_episodes.values() if hasattr(e, "agent_episodes") else [e])
+    ]
+
+
+def moved(runner: Any, recorder: Recorder, **request: Any) -> np.ndarray:
+    """How far what is kept is from the truth, of all observations, the last of each chunk included."""
+    return np.concatenate([size(one, recorder) for one in chunks(runner, num_timesteps=24, **request)])
+
+
+def size(one: Any, recorder: Recorder) -> np.ndarray:
+    """The same of one chunk, `[T + 1]`."""
+    kept = one.get_observations()
+    assert len(kept) == len(one) + 1
+    true = recorder.true[key(one)][one.t_started :]
+    return np.abs(kept - np.stack(true[: len(kept)])).max(-1)
+
+
+def single(**settings: Any) -> AlgorithmConfig:
+    return (
+        PPOConfig()
+        .environment("CartPole-v1")
+        .env_runners(num_env_runners=0, num_envs_per_env_runner=2)
+        .rl_module(model_config=DefaultModelConfig(fcnet_hiddens=[16], **settings))
+        .debugging(seed=0)
+    )
+
+
+def several(envs: int = 2) -> AlgorithmConfig:
+    return ppo().env_runners(num_envs_per_env_runner=envs)
+
+
+@pytest.mark.parametrize("configure", [single, several])
+@pytest.mark.parametrize("recurrent", [False, True], ids=["plain", "lstm"])
+def test_what_acted_is_what_is_kept(configure: Any, recurrent: bool) -> None:
+    """The log-probability from what the learner will read is the one that the runner kept."""
+    config = configure()
+    if recurrent:
+        config.rl_module(model_config=DefaultModelConfig(fcnet_hiddens=[8], use_lstm=True, lstm_cell_size=8))
+    runner = runner_of(robustify(config, None, rollouts=ATTACK))
+    recorder = Recorder(runner)
+    for _ in range(3):
+        parts = chunks(runner, num_timesteps=24)
+        assert parts
+        for one in parts:
+            kept, far = one.get_observations(), size(one, recorder)
+            assert far.max() <= EPSILON + 1e-5
+            assert far.mean() > 0.9 * EPSILON
+            module = runner.module if one.module_id is None else runner.module[one.module_id]
+            batch: dict[str, Any] = {Columns.OBS: torch.as_tensor(kept[:-1])}
+            if recurrent:
+                if one.t_started:
+                    continue  # The state at the beginning of this chunk is in the one before.
+                state = {k: torch.as_tensor(v)[None] for k, v in module.get_initial_state().items()}
+                batch = {Columns.OBS: batch[Columns.OBS][None], Columns.STATE_IN: state}
+            with torch.no_grad():
+                inputs = module.forward_exploration(batch)[Columns.ACTION_DIST_INPUTS]
+            inputs = inputs.squeeze(0) if recurrent else inputs
+            logp = module.get_exploration_action_dist_cls().from_logits(inputs)
+            logp = logp.logp(torch.as_tensor(one.get_actions()))
+            expected = one.get_extra_model_outputs(Columns.ACTION_LOGP)
+            torch.testing.assert_close(logp, torch.as_tensor(expected), atol=1e-5, rtol=1e-5)
+
+
+def test_a_share_of_the_copies_a_choice_of_agents_and_a_range_of_radii() -> None:
+    attack = RolloutAttack(epsilon=EPSILON, share=0.5, agents=("agent_1",), epsilon_draw=(0.5, 0.9))
+    runner = runner_of(robustify(several(4), None, rollouts=attack))
+    recorder = Recorder(runner)
+    sizes: dict[Any, list[float]] = {}
+    for _ in range(2):
+        for one in chunks(runner, num_timesteps=24):
+            sizes.setdefault(key(one), []).extend(size(one, recorder))
+    hit = [who for who, far in sizes.items() if max(far) > 0]
+    episodes = {episode for episode, _ in sizes}
+    assert {agent for _, agent in hit} == {"agent_1"}
+    assert len(hit) == len(episodes) / 2
+    for who in hit:
+        assert min(sizes[who]) >= 0.5 * EPSILON - 1e-5
+        assert np.ptp(sizes[who]) < 1e-5
+        assert max(sizes[who]) <= 0.9 * EPSILON + 1e-5
+
+
+def test_nobody_is_attacked_without_exploration_in_evaluation_or_before_the_schedule() -> None:
+    later = RolloutAttack(epsilon=[[0, 0], [100, 0], [101, EPSILON]])  # type: ignore[arg-type]
+    runner = runner_of(robustify(several(), None, rollouts=later))
+    recorder = Recorder(runner)
+    assert moved(runner, recorder).max() == 0
+    runner.num_env_steps_sampled_lifetime = 200  # As the algorithm tells it before each iteration.
+    assert moved(runner, recorder).max() > 0.9 * EPSILON
+    runner = runner_of(robustify(several(), None, rollouts=ATTACK))
+    recorder = Recorder(runner)
+    assert moved(runner, recorder, explore=False).max() == 0
+    config = robustify(several(), None, rollouts=ATTACK)
+    config.in_evaluation = True
+    runner = runner_of(config)
+    assert moved(runner, Recorder(runner)).max() == 0
+
+
+def test_the_attack_is_on_the_weights_of_now() -> None:
+    runner = runner_of(robustify(single(), None, rollouts=ATTACK))
+    for _ in range(2):
+        recorder = Recorder(runner)
+        for one in chunks(runner, num_timesteps=40, force_reset=True):
+            kept, true = one.get_observations(), np.stack(recorder.true[key(one)])
+            with torch.no_grad():
+                at_kept, at_true = (
+                    runner.module.forward_inference({Columns.OBS: torch.as_tensor(obs)})["action_dist_inputs"]
+                    for obs in (kept, true)
+                )
+            best = at_true.argmax(-1, keepdim=True)
+            assert (at_kept.gather(1, best) - at_kept.gather(1, 1 - best)).mean() < (
+                at_true.gather(1, best) - at_true.gather(1, 1 - best)
+            ).mean()
+        with torch.no_grad():
+            for parameter in runner.module.parameters():
+                parameter.data = -2 * parameter.data.flip(0)
+
+
+def test_the_same_seed_is_the_same_attack() -> None:
+    attack = RolloutAttack(epsilon=EPSILON, objective="kl", attacked_steps=(2, 5))
+    found = []
+    for seed in (0, 0, 1):
+        runner = runner_of(robustify(single().debugging(seed=seed), None, rollouts=attack))
+        runner.env.reset(seed=0)
+        found.append(np.concatenate([one.get_observations() for one in chunks(runner, num_timesteps=24)]))
+    assert np.array_equal(found[0], found[1])
+    assert found[0].shape != found[2].shape or not np.array_equal(found[0], found[2])
+
+
+def weights_of(config: AlgorithmConfig, times: int = 2) -> dict[str, Any]:
+    algorithm = config.build_algo()
+    try:
+        train(algorithm, times=times)
+        return algorithm.get_module("team").state_dict()
+    finally:
+        algorithm.stop()
+
+
+def check_train_batch(algorithm: Any) -> None:
+    """What RLlib's learner pipeline makes of a sample is what agents saw, up to ε from what was true."""
+    runner, learner = algorithm.env_runner, algorithm.learner_group._learner
+    algorithm.env_runner_group.sync_weights(from_worker_or_learner_group=algorithm.learner_group)
+    recorder = Recorder(runner)
+    episodes = runner.sample(num_timesteps=24, force_reset=True)
+    batch = learner._learner_connector(
+        rl_module=learner.module, batch={}, episodes=episodes, shared_data={}, metrics=learner.metrics
+    )["team"]
+    rows = batch[Columns.LOSS_MASK]
+    obs, actions = batch[Columns.OBS][rows], batch[Columns.ACTIONS][rows]
+    module = learner.module["team"].unwrapped()
+    inputs = module.forward_train({Columns.OBS: obs})[Columns.ACTION_DIST_INPUTS]
+    log_probs = module.get_train_action_dist_cls().from_logits(inputs).logp(actions)
+    torch.testing.assert_close(log_probs, batch[Columns.ACTION_LOGP][rows], atol=1e-5, rtol=1e-5)
+    true = torch.as_tensor(np.stack([row for rows in recorder.true.values() for row in rows]))
+    nearest = torch.cdist(obs, true, p=float("inf")).amin(1)
+    assert len(obs) == 24 * 3
+    assert nearest.mean() > 0.5 * EPSILON
+    assert nearest.max() <= EPSILON + 1e-5
+
+
+@pytest.mark.usefixtures("ray_session")
+def test_two_iterations_of_ppo_and_nothing_changes_where_nobody_is_attacked(tmp_path: Path) -> None:
+    plain = weights_of(several())
+    none = weights_of(robustify(several(), None, rollouts=RolloutAttack(share=0.0)))
+    assert all(torch.equal(plain[name], none[name]) for name in plain)
+    both = robustify(several(), AAJR(coefficient=1e-3, epsilon=EPSILON), rollouts=ATTACK)
+    algorithm = both.build_algo()
+    train(algorithm, times=2)
+    found = algorithm.get_module("team").state_dict()
+    assert any(not torch.equal(plain[name], found[name]) for name in plain)
+    state = attacked_episodes(algorithm.env_runner).get_state()
+    path = algorithm.save_to_path(tmp_path)
+    check_train_batch(algorithm)
+    algorithm.stop()
+    again = both.copy(copy_frozen=False).build_algo()
+    again.restore_from_path(path)
+    assert attacked_episodes(again.env_runner).get_state() == state
+    assert state["calls"] > 0
+    again.stop()
+
+
+@pytest.mark.usefixtures("ray_session")
+@pytest.mark.parametrize("configure", [IMPALAConfig, APPOConfig])
+def test_impala_and_appo_sample_under_attack(configure: Any) -> None:
+    config = robustify(asynchronous(configure()), None, rollouts=ATTACK)
+    algorithm = config.build_algo()
+    try:
+        train(algorithm, times=2)
+        states = algorithm.env_runner_group.foreach_env_runner(
+            lambda runner: runner._env_to_module.get_state(), local_env_runner=False
+        )
+        (calls,) = (state["calls"] for name, state in states[0].items() if "AttackedEpisodes" in name)
+        assert calls > 0
+    finally:
+        algorithm.stop()
+
+
+@pytest.mark.parametrize(
+    ("config", "attack", "message"),
+    [
+        (ppo, RolloutAttack(critic="clean"), "expected critic 'seen'"),
+        (ppo, RolloutAttack(path="one"), "expected path 'none'"),
+        (ppo, RolloutAttack(share=0.1), "share that gives at least one"),
+    ],
+)
+def test_what_the_configuration_tells_is_refused_at_once(config: Any, attack: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        robustify(config(), None, rollouts=attack)
+
+
+def test_another_algorithm_and_the_fast_runner_are_refused() -> None:
+    with pytest.raises(ValueError, match="expected PPO, IMPALA or APPO"):
+        robustify(sac(), None, rollouts=ATTACK)
+    with pytest.raises(ValueError, match=r"got FastEnvRunner; give it to fast"):
+        robustify(fast(several(), "simple_spread_v3"), None, rollouts=ATTACK)
+    with pytest.raises(ValueError, match="expected a regularizer, rollouts under attack, or both"):
+        robustify(several(), None)
+
+
+@pytest.mark.usefixtures("ray_session")
+@pytest.mark.parametrize(
+    ("attack", "connector", "runners", "message"),
+    [
+        (RolloutAttack(objective="value"), None, 0, "module that acts with a critic"),
+        (RolloutAttack(agents=("nobody",)), None, 0, "to attack in the rollouts, got nobody"),
+        (ATTACK, lambda *_: MeanStdFilter(multi_agent=True), 1, "expected no observation filter"),
+    ],
+)
+def test_what_the_modules_cannot_do_is_refused_before_anything_is_played(
+    attack: RolloutAttack, connector: Any, runners: int, message: str
+) -> None:
+    config = several().env_runners(env_to_module_connector=connector, num_env_runners=runners)
+    config = robustify(robustify(config, None, rollouts=ATTACK), None, rollouts=attack)
+    with pytest.raises(ValueError, match=message):
+        config.build_algo()
+
+
+class Masked(gym.Env[Any, Any]):
+    """Two actions, of which the first alone is legal."""
+
+    observation_space = gym.spaces.Dict(
+        {"action_mask": gym.spaces.Box(0, 1, (2,)), "observations": gym.spaces.Box(-1, 1, (3,))}
+    )
+    action_space = gym.spaces.Discrete(2)
+
+    def __init__(self, _: Any = None) -> None:
+        self._steps = 0
+
+    def reset(self, **_: Any) -> Any:
+        self._steps = 0
+        return self._obs(), {}
+
+    def step(self, action: int) -> Any:
+        assert action == 0
+        self._steps += 1
+        return self._obs(), 1.0, False, self._steps == 5, {}
+
+    def _obs(self) -> Any:
+        return {
+            "action_mask": np.array([1, 0], np.float32),
+            "observations": np.array([0.1, 0.2, 0.3], np.float32),
+        }
+
+
+class Unmasked(Masked):
+    """The same where everything is legal."""
+
+    def step(self, action: int) -> Any:
+        return super().step(0)
+
+
+@pytest.mark.parametrize("flattened", [False, True])
+def test_action_masks_are_left_as_they_are(flattened: bool) -> None:
+    config = single().environment(Masked)
+    if flattened:
+        config.environment(Unmasked).env_runners(env_to_module_connector=lambda *_: FlattenObservations())
+    else:
+        config.rl_module(rl_module_spec=RLModuleSpec(module_class=ActionMaskingTorchRLModule))
+    attack = RolloutAttack(epsilon=EPSILON, objective="kl")
+    for one in chunks(runner_of(robustify(config, None, rollouts=attack)), num_timesteps=24):
+        kept = one.get_observations()
+        mask, own = np.split(kept, [2], -1) if flattened else (kept["action_mask"], kept["observations"])
+        assert (mask == [1, 0]).all()
+        far = np.abs(own - np.array([0.1, 0.2, 0.3], np.float32)).max(-1)
+        assert far.max() <= EPSILON + 1e-5
+        assert not flattened or far.min() > 0
