@@ -9,26 +9,24 @@ the convex relaxation of the source.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from copy import deepcopy
 from dataclasses import dataclass, field, replace
-from itertools import pairwise
 from typing import Any, ClassVar, NamedTuple, Self
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
+from marl_aajr.adversaries.action_value import ActionValue, encode, pull_encoded
 from marl_aajr.adversaries.learned import FittedAttack
 from marl_aajr.attacks import PGD, Attack
 from marl_aajr.core.checks import grouped, positive, proportion, whole
-from marl_aajr.core.distributions import ActionDistribution, DiagGaussian, single_actions
 from marl_aajr.core.objectives import Clean, Objective
 from marl_aajr.core.policy import Policy
 from marl_aajr.rollout.batched_env import BatchedEnv
 from marl_aajr.victims import Victim
 from marl_aajr.victims.stepper import GeneratorSampler, Stepper
 
-_HIDDEN = 64
 _MINIBATCH = 512
 _LEARNING_RATE = 1e-3
 _FOLLOW = 0.01
@@ -136,59 +134,20 @@ class _ValueOfPerturbed:
     def __call__(self, seen: Tensor) -> Tensor:
         return self.q(self.obs, encode(self.policy.distribution, self.policy(seen), None))
 
+    def vjp(self, seen: Tensor) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
+        """Q, and c ↦ its derivative by the perturbed observation, once; see `Policy.vjp`."""
+        outputs, pull = self.policy.vjp(seen)
+        distribution = self.policy.distribution
+        value, by_features = self.q.mlp.vjp(torch.cat([self.obs, encode(distribution, outputs, None)], -1))
+
+        def pull_through(cotangent: Tensor) -> Tensor:
+            by_action = by_features(cotangent)[..., self.obs.shape[-1] :]
+            return pull(pull_encoded(distribution, outputs, by_action))
+
+        return value.squeeze(-1), pull_through
+
     def select(self, index: Tensor) -> _ValueOfPerturbed:
         return _ValueOfPerturbed(self.q, self.policy.select(index), self.obs[index])
-
-
-class ActionValue(nn.Module):
-    """Q(s, a): an MLP of two hidden ReLU layers on d and k features, with interval bounds in the action."""
-
-    def __init__(self, features: int, action_features: int, *, generator: torch.Generator) -> None:
-        super().__init__()
-        sizes = (features + action_features, _HIDDEN, _HIDDEN, 1)
-        # Built on the meta device: layers that initialise themselves draw global random numbers.
-        layers = [nn.Linear(i, o, device="meta") for i, o in pairwise(sizes)]
-        for layer in layers:
-            layer.to_empty(device=generator.device)
-            bound = layer.in_features**-0.5
-            nn.init.uniform_(layer.weight, -bound, bound, generator=generator)
-            nn.init.uniform_(layer.bias, -bound, bound, generator=generator)
-        self.hidden, self.last = nn.ModuleList(layers[:-1]), layers[-1]
-
-    def forward(self, obs: Tensor, actions: Tensor) -> Tensor:
-        """Q, `[..., d], [..., k] -> [...]`."""
-        h = torch.cat([obs, actions], -1)
-        for layer in self.hidden:
-            h = torch.relu(layer(h))
-        value: Tensor = self.last(h)
-        return value.squeeze(-1)
-
-    def bounds(self, obs: Tensor, actions: Tensor, *, radius: float) -> tuple[Tensor, Tensor]:
-        """Lower and upper bounds of Q(s, â) over ‖â − a‖_∞ ≤ radius, each `[...]`."""
-        centre = torch.cat([obs, actions], -1)
-        spread = torch.cat([torch.zeros_like(obs), torch.full_like(actions, radius)], -1)
-        for layer in self.hidden:
-            assert isinstance(layer, nn.Linear)
-            centre, spread = layer(centre), spread @ layer.weight.abs().T
-            low, high = torch.relu(centre - spread), torch.relu(centre + spread)
-            centre, spread = (low + high) / 2, (high - low) / 2
-        centre, spread = self.last(centre), spread @ self.last.weight.abs().T
-        return (centre - spread).squeeze(-1), (centre + spread).squeeze(-1)
-
-
-def encode(distribution: ActionDistribution, outputs: Tensor, actions: Tensor | None) -> Tensor:
-    """Actions as Q reads them, `[..., k]`: one-hot for discrete ones, as they are for Gaussian ones.
-
-    Without `actions` the expected ones at these outputs, differentiable: probabilities, or the mean.
-    """
-    if isinstance(distribution, DiagGaussian):
-        return distribution.mode(outputs) if actions is None else actions
-    logits = single_actions(distribution, outputs)
-    if actions is None:
-        return torch.cat([torch.softmax(y, -1) for y in logits], -1)
-    each = actions.reshape(*outputs.shape[:-1], len(logits)).unbind(-1)
-    pairs = zip(logits, each, strict=True)
-    return torch.cat([nn.functional.one_hot(a, y.shape[-1]).to(y.dtype) for y, a in pairs], -1)
 
 
 class Transitions(NamedTuple):

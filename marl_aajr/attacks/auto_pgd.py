@@ -21,8 +21,9 @@ from torch import Tensor
 
 from marl_aajr.attacks.gradient import PGD
 from marl_aajr.core.ascent import steepest, step_direction
+from marl_aajr.core.bound_objective import BoundObjective, value_and_gradient
 from marl_aajr.core.checks import check_finite
-from marl_aajr.core.objectives import BoundObjective, Clean, Objective, value_and_gradient
+from marl_aajr.core.objectives import Clean, Objective
 from marl_aajr.core.policy import Policy, where_rows
 from marl_aajr.core.threat import PerturbationSet
 

@@ -19,9 +19,10 @@ from typing import ClassVar, Literal, Self
 import torch
 from torch import Tensor
 
+from marl_aajr.core.bound_objective import BoundObjective
 from marl_aajr.core.checks import check_finite
 from marl_aajr.core.distributions import ActionDistribution, DiagGaussian
-from marl_aajr.core.objectives import BoundObjective, Clean, Objective, Surrogate, make_objective
+from marl_aajr.core.objectives import Clean, Objective, Surrogate, make_objective
 from marl_aajr.core.policy import Policy
 from marl_aajr.core.threat import PerturbationSet
 from marl_aajr.victims import Victim

@@ -20,9 +20,10 @@ from torch import Tensor
 
 from marl_aajr.attacks.base import Attack
 from marl_aajr.core.ascent import ascend, largest, steepest
+from marl_aajr.core.bound_objective import BoundObjective
 from marl_aajr.core.checks import one_of, positive, whole
 from marl_aajr.core.distributions import Categorical, MultiCategorical, single_actions
-from marl_aajr.core.objectives import BoundObjective, Clean, Margin, Objective, logit_difference
+from marl_aajr.core.objectives import Clean, Margin, Objective, logit_difference
 from marl_aajr.core.policy import Policy
 from marl_aajr.victims import Victim
 

@@ -137,14 +137,15 @@ class SquareAttack(Attack):
         free = torch.arange(obs.shape[-1], device=obs.device)
         if self.perturbations.mask is not None:
             free = free[torch.tensor(self.perturbations.mask, device=obs.device)]
+        rows, width = obs.shape[0], free.shape[0]
         delta = self._redraw(torch.zeros_like(obs), obs, free, obs.shape[-1], generator)
         for query in range(self.queries):
             tried = g(obs + delta)
             # Ties are taken while nothing has been found: on a plateau the search must keep moving.
             worse = tried >= value
             worst, value = torch.where(worse.unsqueeze(-1), delta, worst), torch.where(worse, tried, value)
-            features = min(self._features(query + 1, obs.shape[-1]), len(free))
-            order = torch.rand(len(obs), len(free), generator=generator, device=obs.device)
+            features = min(self._features(query + 1, obs.shape[-1]), width)
+            order = torch.rand(rows, width, generator=generator, device=obs.device)
             delta = self._redraw(worst, obs, free[order.topk(features).indices], 1, generator)
         return worst
 
@@ -160,7 +161,7 @@ class SquareAttack(Attack):
 
         For L∞ with one random sign for each row, or (`signs` > 1) for each feature.
         """
-        index = index.expand(len(obs), index.shape[-1])
+        index = index.expand(obs.shape[0], index.shape[-1])
         epsilon, preconditioner = self.perturbations.epsilon, self.perturbations.preconditioner(obs)
         linf = self.perturbations.norm == "linf"
         width = 1 if linf and signs == 1 else index.shape[-1]

@@ -92,7 +92,8 @@ class Transfer(Attack):
             raise ValueError("expected against(victim, agent) before a transfer attack runs, got none")
         mask = policy.action_mask if isinstance(policy, VictimPolicy) else None
         other = surrogate.policy(self._agent, action_mask=mask)
-        seen = _Through(other, self._filter, surrogate.filters.get(self._agent))
+        own = surrogate.filters.get(self._agent)
+        seen = other if self._filter is own is None else _Through(other, self._filter, own)
         return self._method(policy).run(seen, obs, generator=generator)
 
     def _method(self, policy: Policy) -> Attack:
@@ -120,8 +121,6 @@ class _Through(Policy):
         self._policy, self._given, self._own = policy, given, own
 
     def __call__(self, obs: Tensor) -> Tensor:
-        if self._given is self._own is None:
-            return self._policy(obs)
         raw = obs.double()
         if self._given is not None:
             raw = raw * self._given.scale.flatten() + self._given.mean.flatten()

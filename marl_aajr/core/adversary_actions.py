@@ -29,16 +29,10 @@ from gymnasium import spaces
 from torch import Tensor
 
 from marl_aajr.core.ascent import ascend, largest, steepest
+from marl_aajr.core.bound_objective import BoundObjective, OutputObjective
 from marl_aajr.core.checks import one_of, positive, whole
 from marl_aajr.core.distributions import DiagGaussian
-from marl_aajr.core.objectives import (
-    BoundObjective,
-    Clean,
-    Objective,
-    OutputObjective,
-    logit_difference,
-    runner_up,
-)
+from marl_aajr.core.objectives import Clean, Objective, logit_difference, runner_up
 from marl_aajr.core.policy import Policy
 from marl_aajr.core.threat import PerturbationSet
 

@@ -18,8 +18,9 @@ from typing import Final, Literal, get_args
 import torch
 from torch import Tensor
 
+from marl_aajr.core.bound_objective import once, value_and_gradient
 from marl_aajr.core.checks import check_finite, one_of, whole
-from marl_aajr.core.objectives import Clean, Custom, Objective, once, value_and_gradient
+from marl_aajr.core.objectives import Clean, Custom, Objective
 from marl_aajr.core.policy import ALL_ROWS, Policy, row_blocks
 from marl_aajr.core.threat import Norm, PerturbationSet
 

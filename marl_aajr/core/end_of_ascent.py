@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 from marl_aajr.core.ascent import Climb, Step
-from marl_aajr.core.objectives import Clean, Objective, OutputObjective
+from marl_aajr.core.bound_objective import OutputObjective
+from marl_aajr.core.objectives import Clean, Objective
 from marl_aajr.core.policy import Policy
 from marl_aajr.core.threat import PerturbationSet
 

@@ -58,7 +58,9 @@ _ACTIVATIONS: dict[type[nn.Module], Activation] = {
         lambda c, h: torch.ops.aten.tanh_backward.grad_input(c, h, grad_input=c),  # c (1 − h²)
         lambda c, g, t, h: c.addcmul_(g * t, h, value=-2),  # tanh'' = −2 h tanh', and t holds tanh' already
     ),
-    nn.ReLU: Activation(torch.relu_, 1.0, lambda c, h: c.masked_fill_(h <= 0, 0.0)),
+    nn.ReLU: Activation(
+        torch.relu_, 1.0, lambda c, h: torch.ops.aten.threshold_backward.grad_input(c, h, 0, grad_input=c)
+    ),
 }
 
 

@@ -16,63 +16,15 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import lru_cache
-from typing import TYPE_CHECKING, ClassVar, Literal, get_args
+from typing import ClassVar, Literal, get_args
 
 import torch
 from torch import Tensor
 
+from marl_aajr.core.bound_objective import BoundObjective, OutputObjective
 from marl_aajr.core.checks import one_of
 from marl_aajr.core.distributions import MASKED_LOGIT, ActionDistribution, DiagGaussian, single_actions
-from marl_aajr.core.policy import Critic, Policy, critic_of, selected
-
-if TYPE_CHECKING:
-    pass
-
-BoundObjective = Callable[[Tensor], Tensor]
-"""Perturbed observations `[B, ..., d]` to values `[B, ...]`."""
-
-
-@dataclass(frozen=True)
-class OutputObjective:
-    """g(δ) = ℓ(f(s + δ)) whose derivative by the outputs is known in closed form.
-
-    Attributes:
-        policy: f.
-        value: ℓ, `[B, ..., m] -> [B, ...]`, for autograd.
-        value_and_gradient: ℓ and ∂ℓ/∂y, `[B, ...]` and `[B, ..., m]`, without.
-    """
-
-    policy: Policy
-    value: Callable[[Tensor], Tensor]
-    value_and_gradient: Callable[[Tensor], tuple[Tensor, Tensor]]
-
-    def __call__(self, obs: Tensor) -> Tensor:
-        return self.value(self.policy(obs))
-
-
-def once(g: BoundObjective, obs: Tensor) -> Tensor:
-    """g at `obs [B, ..., d]`, by whatever is quickest; its graph can be differentiated once."""
-    return g.value(g.policy.once(obs)) if isinstance(g, OutputObjective) else g(obs)
-
-
-def value_and_gradient(
-    g: BoundObjective, obs: Tensor, delta: Tensor, *, mask: Tensor | None = None
-) -> tuple[Tensor, Tensor]:
-    """g(δ) `[B, ...]` and ∇_δ Σ g `[B, ..., d]` at `obs + delta`, without a graph.
-
-    The gradient is with respect to δ alone: nothing of the parameters' is computed. The sum is over the rows
-    of `mask` (None: all): what is padded behind a sequence follows from δ as well, and nobody asks for it.
-    """
-    if isinstance(g, OutputObjective):
-        outputs, pull = g.policy.vjp(obs + delta)
-        value, by_outputs = g.value_and_gradient(outputs)
-        return value, pull(by_outputs if mask is None else torch.where(mask.unsqueeze(-1), by_outputs, 0.0))
-    with torch.enable_grad():
-        point = delta.detach().requires_grad_(True)
-        value = g(obs + point)
-        counted = value if mask is None else torch.where(mask, value, 0.0)
-        (gradient,) = torch.autograd.grad(counted.sum(), point)
-    return value.detach(), gradient
+from marl_aajr.core.policy import Critic, Policy, PulledBack, critic_of, selected
 
 
 @dataclass(frozen=True)
@@ -240,6 +192,8 @@ class Value(Objective):
                 "expected a critic of the agent's own observation for the objective 'value', got a policy "
                 "without; use 'kl', which needs none"
             )
+        if isinstance(critic, PulledBack):
+            return OutputObjective(critic, torch.neg, lambda v: (-v, torch.full_like(v, -1.0)))
         return lambda obs: -critic(obs)
 
 

@@ -60,15 +60,7 @@ class Policy(ABC):
 
         Nothing of the parameters' is computed.
         """
-        with torch.enable_grad():
-            point = obs.detach().requires_grad_(True)
-            outputs = self(point)
-
-        def pull(cotangent: Tensor) -> Tensor:
-            (gradient,) = torch.autograd.grad(outputs, point, cotangent)
-            return gradient
-
-        return outputs.detach(), pull
+        return autograd_vjp(self, obs)
 
     def parameters(self) -> list[Tensor]:
         """The trained parameters of f; empty where they are not known."""
@@ -85,6 +77,31 @@ class Policy(ABC):
     def changed(self, change: Callable[[Tensor], Tensor]) -> Self:
         """The same policy with all that a row has of its own changed, column `[B, ...]` by column."""
         return self
+
+
+@runtime_checkable
+class PulledBack(Protocol):
+    """A function of observations that knows its own derivative: a policy, or a critic that has it."""
+
+    def __call__(self, obs: Tensor, /) -> Tensor: ...
+
+    def vjp(self, obs: Tensor) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
+        """f(s), and c ↦ J(s)ᵀ c once, without a graph."""
+
+
+def autograd_vjp(
+    function: Callable[[Tensor], Tensor], x: Tensor
+) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
+    """f(x) and c ↦ J(x)ᵀ c, once, of any function of rows."""
+    with torch.enable_grad():
+        point = x.detach().requires_grad_(True)
+        outputs = function(point)
+
+    def pull(cotangent: Tensor) -> Tensor:
+        (gradient,) = torch.autograd.grad(outputs, point, cotangent)
+        return gradient
+
+    return outputs.detach(), pull
 
 
 def differentiable(policy: Policy, obs: Tensor) -> bool:

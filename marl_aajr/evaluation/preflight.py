@@ -18,8 +18,9 @@ import torch
 from torch import Tensor
 
 from marl_aajr.attacks import FGSM, PGD, Attack, SquareAttack, StrongPGD, Transfer, UniformNoise
+from marl_aajr.core.bound_objective import value_and_gradient
 from marl_aajr.core.distributions import ActionDistribution, DiagGaussian, MultiCategorical
-from marl_aajr.core.objectives import Clean, make_objective, value_and_gradient
+from marl_aajr.core.objectives import Clean, make_objective
 from marl_aajr.core.policy import differentiable
 from marl_aajr.core.seeds import Purpose, derived_seed, stream
 from marl_aajr.core.threat import PerturbationSet

@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from marl_aajr.core.objectives import Objective, value_and_gradient
+from marl_aajr.core.bound_objective import value_and_gradient
+from marl_aajr.core.objectives import Objective
 from marl_aajr.regularizers.sample import Sample
 
 _ROWS = 128

@@ -18,10 +18,11 @@ import torch
 from torch import Tensor
 
 from marl_aajr.core.ascent import AUTO
+from marl_aajr.core.bound_objective import BoundObjective, OutputObjective, once
 from marl_aajr.core.checks import Schedule, one_of, value_at
 from marl_aajr.core.distributions import ActionDistribution, DiagGaussian
 from marl_aajr.core.jacobian import safe_sqrt
-from marl_aajr.core.objectives import BoundObjective, Clean, Objective, OutputObjective, once
+from marl_aajr.core.objectives import Clean, Objective
 from marl_aajr.core.output_maps import check_output_map, squared_distance
 from marl_aajr.core.policy import Policy
 from marl_aajr.regularizers.adversarial import Adversarial, trajectory_metrics

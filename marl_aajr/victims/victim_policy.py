@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from marl_aajr.core.distributions import ActionDistribution, DiagGaussian, from_space
 from marl_aajr.core.mlp import PlainMLP
-from marl_aajr.core.policy import Policy, leaves, map_tree
+from marl_aajr.core.policy import Policy, autograd_vjp, leaves, map_tree
 from marl_aajr.victims.recurrent import State, initial_state, is_recurrent
 
 
@@ -52,9 +52,11 @@ class VictimPolicy(Policy):
         # Some modules do more with the mask than to forbid actions; they ask for it.
         self._legal = {"action_mask": action_mask} if getattr(module, "reads_action_mask", False) else {}
         if critic is not None:
-            self.critic = self._value
+            self.critic = VictimCritic(critic, shape)
 
     def __call__(self, obs: Tensor) -> Tensor:
+        if self._mlp is not None and not torch.is_grad_enabled():
+            return self._masked(self._mlp(obs))
         return self.step(obs)[0]
 
     def step(self, obs: Tensor) -> tuple[Tensor, State | None]:
@@ -68,7 +70,7 @@ class VictimPolicy(Policy):
                 )
             outputs, state = self._module(obs.reshape(-1, *self._shape), self._state, **self._legal)
         else:
-            outputs = self._apply(self._module, obs, **self._legal)
+            outputs = _apply(self._module, obs, self._shape, **self._legal)
         return self._masked(outputs), state
 
     def _masked(self, outputs: Tensor) -> Tensor:
@@ -106,16 +108,33 @@ class VictimPolicy(Policy):
         columns = {"action_mask": self.action_mask, "state": self._state}
         return {name: column for name, column in columns.items() if column is not None}
 
-    def _value(self, obs: Tensor) -> Tensor:
-        assert self._critic is not None
-        return self._apply(self._critic, obs).reshape(obs.shape[:-1])
 
-    def _apply(self, network: nn.Module, obs: Tensor, **legal: Tensor | None) -> Tensor:
-        """`[..., d] -> [..., m]` by a network of one batch dimension, unless observations are vectors."""
-        if len(self._shape) == 1:
-            return network(obs, **legal)
-        outputs = network(obs.reshape(-1, *self._shape), **legal)
-        return outputs.reshape(*obs.shape[:-1], -1)
+class VictimCritic:
+    """The critic of a module as a function of network inputs, `[..., d] -> [...]`."""
+
+    def __init__(self, network: nn.Module, shape: tuple[int, ...]) -> None:
+        self._network, self._shape = network, shape
+        self._mlp = PlainMLP.of(network) if len(shape) == 1 else None
+
+    def __call__(self, obs: Tensor) -> Tensor:
+        if self._mlp is not None and not torch.is_grad_enabled():
+            return self._mlp(obs).reshape(obs.shape[:-1])
+        return _apply(self._network, obs, self._shape).reshape(obs.shape[:-1])
+
+    def vjp(self, obs: Tensor) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
+        """V(s), and c ↦ c ∂V/∂s, `[...] -> [..., d]`, once; see `Policy.vjp`."""
+        if self._mlp is None:
+            return autograd_vjp(self, obs)
+        values, pull = self._mlp.vjp(obs)
+        return values.reshape(obs.shape[:-1]), pull
+
+
+def _apply(network: nn.Module, obs: Tensor, shape: tuple[int, ...], **legal: Tensor | None) -> Tensor:
+    """`[..., d] -> [..., m]` by a network of one batch dimension, unless observations are vectors."""
+    if len(shape) == 1:
+        return network(obs, **legal)
+    outputs = network(obs.reshape(-1, *shape), **legal)
+    return outputs.reshape(*obs.shape[:-1], -1)
 
 
 def _check_mask(mask: Tensor, distribution: ActionDistribution) -> None:

@@ -7,7 +7,8 @@ from typing import Any
 
 import torch
 
-from marl_aajr.adversaries.robust_sarsa import ActionValue, RobustSarsa
+from marl_aajr.adversaries.action_value import ActionValue
+from marl_aajr.adversaries.robust_sarsa import RobustSarsa
 from marl_aajr.attacks import ATTACKS, Attack, make_attack
 from marl_aajr.core.distributions import ActionDistribution, DiagGaussian
 from marl_aajr.core.policy import ModulePolicy

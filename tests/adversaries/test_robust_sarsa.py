@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import pickle
+from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
+from torch import nn
 
-from marl_aajr.adversaries.robust_sarsa import ActionValue, RobustSarsa, Transitions, encode, watch
+from marl_aajr.adversaries.action_value import ActionValue, encode
+from marl_aajr.adversaries.robust_sarsa import RobustSarsa, Transitions, watch
 from marl_aajr.attacks import make_attack
-from marl_aajr.core.distributions import Categorical, DiagGaussian, MultiCategorical
+from marl_aajr.core.distributions import ActionDistribution, Categorical, DiagGaussian, MultiCategorical
+from marl_aajr.core.policy import ModulePolicy, PulledBack, autograd_vjp
 from marl_aajr.core.threat import PerturbationSet
 from marl_aajr.rollout.environments import make_batch, resolve
 from marl_aajr.victims import Victim
@@ -19,6 +23,23 @@ from tests.networks import generator, observations
 from tests.rollout.toy_games import Scripted
 
 pytestmark = pytest.mark.slow
+
+
+@pytest.mark.parametrize("kind", [Categorical(5), MultiCategorical((2, 3)), DiagGaussian(2)], ids=str)
+def test_the_gradient_through_q_and_the_policy_is_that_of_autograd(kind: ActionDistribution) -> None:
+    actions = 2 if isinstance(kind, DiagGaussian) else kind.num_inputs
+    q = ActionValue(4, actions, generator=generator()).requires_grad_(False)
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(4, 8), nn.Tanh(), nn.Linear(8, kind.num_inputs))
+    attack = replace(make_attack("robust-sarsa", epsilon=0.1), values={"shared": q}, _q=q)
+    policy, obs = ModulePolicy(net.requires_grad_(False), kind), observations(6, 4)
+    critic = attack.clean(policy, obs, policy(obs)).values
+    assert isinstance(critic, PulledBack)
+    seen = obs + 0.1
+    value, pull = critic.vjp(seen)
+    expected, expected_pull = autograd_vjp(critic, seen)
+    torch.testing.assert_close(value, expected)
+    torch.testing.assert_close(pull(torch.ones(6)), expected_pull(torch.ones(6)))
 
 
 class TestWatching:

@@ -10,8 +10,9 @@ from torch import Tensor, nn
 
 from marl_aajr.attacks import SquareAttack, TargetedPGD, WorstNoise, make_attack
 from marl_aajr.attacks.gradient import TargetedMargin
+from marl_aajr.core.bound_objective import value_and_gradient
 from marl_aajr.core.distributions import ActionDistribution, Categorical, DiagGaussian, MultiCategorical
-from marl_aajr.core.objectives import Clean, Margin, value_and_gradient
+from marl_aajr.core.objectives import Clean, Margin
 from marl_aajr.core.policy import ModulePolicy
 from marl_aajr.core.threat import PerturbationSet
 from marl_aajr.victims import VictimPolicy

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from marl_aajr.core.ascent import ascend
+from marl_aajr.core.bound_objective import value_and_gradient
 from marl_aajr.core.distributions import ActionDistribution, Categorical, DiagGaussian
-from marl_aajr.core.objectives import value_and_gradient
 from marl_aajr.core.policy import ModulePolicy
 from marl_aajr.regularizers import ERNIE, SmoothPolicy
 from marl_aajr.regularizers.smoothness import ActionDifference

@@ -15,8 +15,9 @@ from ray.rllib.core.rl_module.rl_module import RLModuleSpec
 from torch import Tensor
 
 from marl_aajr import AAJR, OffPolicyAdversarialTraining, robustify
+from marl_aajr.core.bound_objective import value_and_gradient
 from marl_aajr.core.distributions import Categorical
-from marl_aajr.core.objectives import Clean, Margin, value_and_gradient
+from marl_aajr.core.objectives import Clean, Margin
 from marl_aajr.core.policy import ModulePolicy
 from marl_aajr.rllib.internals.modules import plain_actor
 from marl_aajr.rllib.networks import FlatActorCritic, MAPPOModule
