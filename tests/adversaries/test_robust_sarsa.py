@@ -31,7 +31,9 @@ def test_the_gradient_through_q_and_the_policy_is_that_of_autograd(kind: ActionD
     q = ActionValue(4, actions, generator=generator()).requires_grad_(False)
     torch.manual_seed(0)
     net = nn.Sequential(nn.Linear(4, 8), nn.Tanh(), nn.Linear(8, kind.num_inputs))
-    attack = replace(make_attack("robust-sarsa", epsilon=0.1), values={"shared": q}, _q=q)
+    attack = make_attack("robust-sarsa", epsilon=0.1)
+    assert isinstance(attack, RobustSarsa)
+    attack = replace(attack, values={"shared": q}, _q=q)
     policy = ModulePolicy(net.requires_grad_(False), kind)
     obs = observations(6, 4, dtype=torch.float32)
     critic = attack.clean(policy, obs, policy(obs)).values
