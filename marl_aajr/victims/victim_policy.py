@@ -55,9 +55,10 @@ class VictimPolicy(Policy):
             self.critic = VictimCritic(critic, shape)
 
     def __call__(self, obs: Tensor) -> Tensor:
-        if self._mlp is not None and not torch.is_grad_enabled():
-            return self._masked(self._mlp(obs))
         return self.step(obs)[0]
+
+    def once(self, obs: Tensor) -> Tensor:
+        return self(obs) if self._mlp is None else self._masked(self._mlp(obs))
 
     def step(self, obs: Tensor) -> tuple[Tensor, State | None]:
         """Distribution inputs, and the state after a decision on `obs`; this policy's own stays as it is."""
