@@ -90,7 +90,7 @@ def test_the_reference_is_built_from_pages_and_docstrings(ray_session: None, tmp
     docs = ROOT / "scripts" / "docs.py"
     run(str(docs), "--out", str(tmp_path), "marl_aajr.regularizers.aajr", cwd=ROOT)
     page = (tmp_path / "marl_aajr" / "regularizers" / "aajr.html").read_text(encoding="utf-8")
-    assert "share of each minibatch" in page
+    assert "share of the rows" in page
     index = (tmp_path / "guide.html").read_text(encoding="utf-8")
     assert all((tmp_path / page).exists() for page in re.findall(r'href="(guide/\w+\.html)"', index))
     assert "guide/own_attack.html" in index

@@ -27,7 +27,7 @@ EPSILONS = (0.05, 0.1, 0.2)
 
 JSON = """\
 results             for each kind of actions:
-  clean             mean, low, high, returns; metrics, where the environment reports some (success)
+  clean             mean, low, high, returns; metrics (success, ...) if any
   attacks           attack: name, epsilon, norm, settings; and as clean
   worst             attack, mean; lead: over the runner_up
   subsets           agents, attack, returns

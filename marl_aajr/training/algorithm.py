@@ -24,7 +24,6 @@ from marl_aajr.rllib import robustify
 from marl_aajr.rllib.internals.algorithms import RunAPPO, RunIMPALA, RunPPO
 from marl_aajr.rllib.internals.learners import resumable_learner_class
 from marl_aajr.rllib.networks import check_observation_space
-from marl_aajr.rllib.plugin.beside_rollouts import check_beside
 from marl_aajr.rllib.plugin.observation_layout import chosen_parts
 from marl_aajr.rllib.sampling.env import register
 from marl_aajr.rllib.sampling.episode_metrics import EpisodeReturns
@@ -32,6 +31,7 @@ from marl_aajr.rllib.sampling.fast import fast
 from marl_aajr.rllib.sampling.observation_filter import ObservationNormalizer
 from marl_aajr.rllib.sampling.run_env_runner import RunEnvRunner
 from marl_aajr.rollout.attacked_play import attacked_members
+from marl_aajr.rollout.beside_regularizers import check_beside
 from marl_aajr.rollout.environments import resolve
 from marl_aajr.rollout.perturbed import PerturbedGame
 from marl_aajr.rollout.rollout_attack import RolloutAttack

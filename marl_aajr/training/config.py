@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
-from marl_aajr.rllib.plugin.beside_rollouts import path_for
+from marl_aajr.rollout.beside_regularizers import path_for
 from marl_aajr.rollout.rollout_attack import RolloutAttack
 from marl_aajr.rollout.teams import TEAMS
 from marl_aajr.training.fields import (
