@@ -39,6 +39,7 @@ def main() -> None:
     }
     variants["lazy, all points"] = {"method.points": "all"}
     variants["lazy"] = {}  # the default
+    variants["lazy, share 0.05"] = {"method.sample_fraction": 0.05}
     for settings in variants.values():
         settings["method.coefficient"] = COEFFICIENT
     cells = [(name, seed) for seed in range(options.seeds) for name in variants]
