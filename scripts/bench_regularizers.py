@@ -124,7 +124,7 @@ def measure(name: str, size: Size, options: argparse.Namespace) -> dict[str, dic
 def iterations(options: argparse.Namespace) -> dict[str, float]:
     """Seconds of a whole iteration, and its ratio to a plain one, in turns."""
     import ray
-    from bench_setting import COPIES, OURS, fast_config
+    from bench_setting import COPIES, OURS, fast_config, iteration_seconds
 
     from marl_aajr import robustify
     from marl_aajr.regularizers import make_regularizer
@@ -135,25 +135,14 @@ def iterations(options: argparse.Namespace) -> dict[str, float]:
     for name in ("aajr", "smooth_policy"):
         config = robustify(fast_config(OURS, COPIES), make_regularizer(name))
         algorithms[f"{name}_default"] = config.build_algo()
-    seconds: dict[str, list[float]] = {name: [] for name in algorithms}
-    for i in range(options.rounds + 2):
-        for name, algorithm in algorithms.items():
-            progress(f"{name:<40} round {i + 1} of {options.rounds + 2}")
-            started = time.process_time()
-            algorithm.train()
-            if i > 1:  # the first ones warm up
-                seconds[name].append(time.process_time() - started)
-    progress("")
+    seconds = iteration_seconds(algorithms, options.rounds, clock=time.process_time)
     ray.shutdown()
-    plain = median(seconds["plain"])
+    plain = seconds["plain"]
     say(f"\n{ITERATION + ', sampling included':<34} {'ms':>8} {'x plain':>8}")
     found = {}
-    for name, values in seconds.items():
-        say(f"{name:<34} {1e3 * median(values):>8.2f} {median(values) / plain:>8.2f}")
-        found |= {
-            f"{ITERATION}.{name}.seconds": median(values),
-            f"{ITERATION}.{name}.ratio": median(values) / plain,
-        }
+    for name, taken in seconds.items():
+        say(f"{name:<34} {1e3 * taken:>8.2f} {taken / plain:>8.2f}")
+        found |= {f"{ITERATION}.{name}.seconds": taken, f"{ITERATION}.{name}.ratio": taken / plain}
     return found
 
 

@@ -44,9 +44,6 @@ BARS: Bars = {
     "adapter_ratio": ("at least", 4.0),
     "two_runner_ratio": ("at least", 1.6),
 }
-JAXMARL = 22_300
-"""Measured beside stock RLlib with 980 and fast runs with 12,600 env steps/s; run time only."""
-
 Measure = Callable[[], float]
 """Does something once and says how many environment steps a second that was."""
 
@@ -316,9 +313,6 @@ def report(ratios: dict[str, float], figures: dict[str, Any]) -> None:
     judge(ratios, BARS)
     if "attacked_iteration_floor" in figures:
         say(f"the attack's gradients alone would make it {figures['attacked_iteration_floor']:.2f}")
-    rate = figures.get("fast iteration, 1 thread(s) (env steps/s)")
-    if rate is not None:
-        say(f"{rate / JAXMARL:.2f} of the {JAXMARL:,} env steps/s of JaxMARL's ippo_ff_mpe on one core")
 
 
 if __name__ == "__main__":

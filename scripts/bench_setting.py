@@ -6,7 +6,12 @@ minibatches of 1,000.
 
 from __future__ import annotations
 
+import time
+from collections.abc import Callable, Mapping
+from statistics import median
 from typing import Any
+
+from bench_output import progress
 
 STEPS, COPIES, STOCK_COPIES, MINIBATCH, EPOCHS = 4_000, 160, 16, 1_000, 10
 OURS, THEIRS = "marl_aajr.envs.simple_spread_v3", "mpe2.simple_spread_v3"
@@ -67,3 +72,18 @@ def fast_runner(environment: str, copies: int, **settings: Any) -> Any:
     from marl_aajr.rllib.sampling.env_runners import FastEnvRunner
 
     return FastEnvRunner(config=fast_config(environment, copies, **settings), worker_index=0)
+
+
+def iteration_seconds(
+    algorithms: Mapping[str, Any], rounds: int, *, clock: Callable[[], float] = time.perf_counter
+) -> dict[str, float]:
+    """Median seconds of a whole iteration of each algorithm, in turns."""
+    seconds: dict[str, list[float]] = {name: [] for name in algorithms}
+    for i in range(rounds + 2):  # the first two warm up
+        for name, algorithm in algorithms.items():
+            progress(f"{name:<40} round {i + 1} of {rounds + 2}")
+            started = clock()
+            algorithm.train()
+            seconds[name].append(clock() - started)
+    progress("")
+    return {name: median(values[2:]) for name, values in seconds.items()}

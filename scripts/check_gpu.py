@@ -18,12 +18,11 @@ import warnings
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
-from statistics import median
 from typing import Any
 
 import bench_rollout
 from bench_output import load, machine, progress, say, write_json
-from bench_setting import EPOCHS, OURS, base_config, fast_runner
+from bench_setting import EPOCHS, OURS, base_config, fast_runner, iteration_seconds
 from bench_update import Size, Update
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -190,17 +189,9 @@ def iterations(options: argparse.Namespace) -> dict[str, Any]:
         "plain": config().build_algo(),
         "aajr": robustify(config(), make_regularizer("aajr")).build_algo(),
     }
-    seconds: dict[str, list[float]] = {name: [] for name in algorithms}
-    for i in range(options.rounds + 2):
-        for name, algorithm in algorithms.items():
-            progress(f"iteration {i + 1} of {options.rounds + 2}, {name}")
-            started = time.perf_counter()
-            algorithm.train()
-            if i > 1:
-                seconds[name].append(time.perf_counter() - started)
-    progress("")
+    seconds = iteration_seconds(algorithms, options.rounds)
     where = {str(p.device) for p in algorithms["plain"].get_module("shared").parameters()}
-    rates = {name: steps / median(values) for name, values in seconds.items()}
+    rates = {name: steps / taken for name, taken in seconds.items()}
     ratio = rates["plain"] / rates["aajr"]
     say(
         f"\niterations of {steps:,} env steps: {rates['plain']:,.0f} env steps/s, AAJR {ratio:.2f} × the time"

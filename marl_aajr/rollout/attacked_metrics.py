@@ -60,9 +60,12 @@ def sums_of(
     distribution, objective = rows.policy.distribution, attack.adversary
     clean = torch.cat([outputs for _, outputs, _ in noted.steps])
     seen = inputs[[t for t, _, _ in noted.steps]].flatten(0, 1)
-    some = next((outputs for _, outputs, _ in noted.steps), clean)
-    all_rows = torch.ones(len(some), dtype=torch.bool, device=clean.device)
-    hit = torch.cat([all_rows if hit is None else hit for _, _, hit in noted.steps])
+    hit = torch.cat(
+        [
+            torch.ones(len(outputs), dtype=torch.bool, device=outputs.device) if hit is None else hit
+            for _, outputs, hit in noted.steps
+        ]
+    )
     found = {
         "rows": hit.sum(),
         "changed": (greedy_action_changed(distribution, clean, seen) & hit).sum(),

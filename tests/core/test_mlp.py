@@ -58,6 +58,25 @@ def test_nested_stacks_are_served() -> None:
     torch.testing.assert_close(pull(outputs), expected)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_values_tangents_and_their_gradients_are_those_of_autograd(dtype: torch.dtype) -> None:
+    """Single precision has a tanh of its own."""
+    layers = network().to(dtype)
+    mlp, obs, direction = PlainMLP.of(layers), observations(dtype=dtype), torch.ones(7, 6, dtype=dtype)
+    assert mlp is not None
+
+    def gradients_of(outputs: Tensor) -> tuple[Tensor, ...]:
+        loss = (outputs * torch.linspace(-1, 1, 3, dtype=dtype)).sum()
+        return torch.autograd.grad(loss, list(layers.parameters()), materialize_grads=True)
+
+    expected, tangent, *_ = torch.func.jvp(layers, (obs,), (direction,))
+    outputs, along = mlp.jvp(obs, direction)
+    for found, true in ((mlp(obs), expected), (outputs, expected), (along, tangent)):
+        torch.testing.assert_close(found, true)
+    torch.testing.assert_close(gradients_of(mlp(obs)), gradients_of(layers(obs)))
+    torch.testing.assert_close(gradients_of(along), gradients_of(tangent))
+
+
 def test_no_rows_are_no_rows() -> None:
     mlp = PlainMLP.of(network())
     assert mlp is not None

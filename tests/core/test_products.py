@@ -14,7 +14,9 @@ HAS_ONEDNN = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, 
     "onednn", [False, pytest.param(True, marks=pytest.mark.skipif(not HAS_ONEDNN, reason=""))]
 )
 @pytest.mark.parametrize(
-    "shape", [(300, 64, 64), (64, 300, 64), (64, 300, 80), (300, 18, 64), (300, 64, 5)], ids=str
+    "shape",
+    [(300, 64, 64), (64, 300, 64), (64, 300, 80), (64, 64, 300), (300, 18, 64), (300, 64, 5)],
+    ids=str,
 )
 @pytest.mark.parametrize("has_bias", [False, True])
 def test_product_is_the_product_whoever_multiplies(
@@ -30,8 +32,14 @@ def test_product_is_the_product_whoever_multiplies(
     torch.testing.assert_close(found.double(), expected, rtol=1e-4, atol=1e-4)
 
 
-def test_choice_of_the_library_has_an_answer_here() -> None:
-    assert products.onednn_is_faster() in {False, True}
+@pytest.mark.parametrize("missing", ["AVX-512", "oneDNN"])
+def test_mkl_multiplies_where_onednn_has_nothing_to_offer(
+    missing: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lacks = missing == "AVX-512"
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "AVX2" if lacks else "AVX512")
+    monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: lacks)
+    assert not products.onednn_is_faster.__wrapped__()
 
 
 def test_memory_is_filled_again_behind_the_block() -> None:

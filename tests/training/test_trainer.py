@@ -9,10 +9,12 @@ from typing import Any
 
 import pytest
 import ray
+import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from marl_aajr.core.checks import NonFiniteError
 from marl_aajr.core.environment_values import EnvironmentFault
+from marl_aajr.training import checkpoint
 from marl_aajr.training.run_directory import RunDirectory
 from marl_aajr.training.run_record import load_iterations
 from marl_aajr.training.trainer import train
@@ -180,6 +182,17 @@ def test_a_broken_environment_stops_the_run_by_its_name_and_keeps_what_was_done(
         when.unlink()
         train(config, run.path, resume=True)
         assert (run.status().state, run.status().env_steps) == ("finished", 300)
+
+
+@pytest.mark.parametrize(("threads", "expected"), [("auto", 3), (2, 2)])
+def test_torch_takes_the_threads_of_the_configuration_or_one_a_core(
+    threads: Any, expected: int, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(checkpoint, "own_cores", lambda: 3)
+    before, seen = torch.get_num_threads(), []
+    config = tiny(env_steps=100, resources={"torch_threads": threads})
+    train(config, tmp_path / "run", on_iteration=lambda _: seen.append(torch.get_num_threads()))
+    assert (seen, torch.get_num_threads()) == ([expected], before)
 
 
 def test_episodes_may_last_longer_than_iterations(tmp_path: Path) -> None:

@@ -1,13 +1,10 @@
 """The gradient of a plain MLP by its weights, written out, with σ in the place of tanh.
 
-`tanh y = 2 σ(2 y) − 1`, and σ takes a sixth of the time of torch's tanh. The constants go into the layers
-beside it: with hidden values `h = α s + β`, `s = φ(γ y)`, a layer and its gradient by the weights, from the
-gradient δ by y, are
+In the symbols of `marl_aajr.core.folded_mlp`, from the gradient δ by a layer's outputs y:
 
-    γ y = γ α W s + γ (b + β W 1)        ∂W = α δ sᵀ + β (Σ δ) 1ᵀ        δ' = a φ'(s) ⊙ Wᵀ δ
+    ∂W = α δ sᵀ + β (Σ δ) 1ᵀ        ∂b = Σ δ
 
-with α = γ = 2, β = −1, a = 4 and `φ'(s) = s (1 − s)` for tanh; for ReLU they are 1, 0 and as usual. The
-factors are multiplied into the weights, which are small, so that between two products only φ or φ' remains.
+The factors are multiplied into the weights, which are small: between two products only φ or φ' remains.
 """
 
 from __future__ import annotations
