@@ -110,7 +110,7 @@ class Suite(Section):
         norm: norm of ε.
         budget: budget of the adversary.
         weakest_link: whether the worst attack of each size is tried on each agent alone.
-        controls: other players in the place of each attacked agent, `random` or `idle`.
+        controls: other players in the place of each attacked agent and of the whole team, `random` or `idle`.
         epsilons: sizes of all attacks.
         attacks: the attacks.
     """

@@ -89,8 +89,8 @@ def resolve_replacements(
     together; or a value. The members are the agents under attack, all of one team.
 
     Raises:
-        ValueError: an unknown kind or agent, a replacement of the whole team, one given twice, or an action
-            space that the control has no action in.
+        ValueError: an unknown kind or agent, a trained replacement of the whole team, one given twice, or an
+            action space that the control has no action in.
     """
     found: list[Replacement] = []
     for request in requests:
@@ -111,12 +111,17 @@ def resolve_replacements(
 def admitted_controls(
     controls: Sequence[Control], env: BatchedEnv, *, members: Sequence[str]
 ) -> tuple[tuple[Replacement, ...], tuple[Skipped, ...]]:
-    """A suite's controls in the place of each attacked agent, and those that cannot be played."""
+    """A suite's controls in the place of each attacked agent and of the whole team, and those left out.
+
+    The whole team at random or idle is the return of a team that has learned nothing.
+    """
     kept: list[Replacement] = []
     skipped: list[Skipped] = []
+    team = tuple(agent for agent, name in env.teams.items() if name == env.teams[members[0]])
     for control in controls:
         try:
-            kept += resolve_replacements([control], env, members=members)
+            alone = resolve_replacements([control], env, members=members)
+            kept += dict.fromkeys((*alone, Replacement(kind=control, agents=team)))
         except ValueError as error:
             skipped.append(Skipped(f"{control} agents", str(error)))
     return tuple(kept), tuple(skipped)
@@ -157,7 +162,7 @@ def _check(replacement: Replacement, env: BatchedEnv, members: Sequence[str]) ->
         one_of("an agent to replace", agent, env.possible_agents)
     team = env.teams[members[0]]
     loyal = [agent for agent, name in env.teams.items() if name == team and agent not in replacement.agents]
-    if not loyal:
+    if not loyal and replacement.victim is not None:
         raise ValueError(
             f"expected somebody of team {team!r} to be left, got all of it replaced "
             f"({', '.join(replacement.agents)}); name fewer agents, or those of another team"

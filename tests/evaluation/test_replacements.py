@@ -199,13 +199,20 @@ class TestSuites:
     def test_controls_of_a_suite_play_once_whoever_asks_for_them(self) -> None:
         result = evaluate(team(signs()), suite=self.SUITE, replace=["idle:agent_1"])
         labels = [row.label for row in result.adversarial_agents]
-        assert labels == [f"{kind} agent_{i}" for kind in ("random", "idle") for i in range(3)]
+        who = ("agent_0", "agent_1", "agent_2", "agent_0, agent_1, agent_2")
+        assert labels == [f"{kind} {agents}" for kind in ("random", "idle") for agents in who]
+
+    def test_a_team_that_does_nothing_returns_as_much_as_the_control(self) -> None:
+        """The floor of a policy that has learned nothing, even where only one agent is attacked."""
+        result = evaluate(team(signs(), constant(0)), suite=self.SUITE, agents=["agent_1"])
+        (idle,) = [row for row in result.adversarial_agents if row.kind == "idle" and len(row.agents) == 3]
+        assert (idle.returns, idle.loyal_return) == (result.clean.returns, 0.0)
 
     def test_those_that_cannot_be_played_are_left_out(self) -> None:
-        """Nobody of either side of Moves would be left."""
-        result = evaluate(team(moves()), suite=self.SUITE)
-        assert result.adversarial_agents == ()
-        assert [skipped.attack for skipped in result.skipped] == ["random agents", "idle agents"]
+        """The only agent of its side of Moves may play at random, and must make a legal move."""
+        result = evaluate(team(moves()), suite=self.SUITE, team="second")
+        assert [row.label for row in result.adversarial_agents] == ["random second"]
+        assert [skipped.attack for skipped in result.skipped] == ["idle agents"]
 
 
 class TestResult:
@@ -226,14 +233,18 @@ class TestRefusals:
         [
             (signs(), "drunk", "a replacement out of random, idle; got 'drunk'"),
             (signs(), "random:agent_9", "an agent to replace out of agent_0, .*; got 'agent_9'"),
-            (signs(), "idle:agent_0,agent_1,agent_2", "somebody of team 'team' to be left, got all of it"),
             (moves(), "idle:second", "got 'second', which must make a legal move; use random"),
-            (moves(), "random", "somebody of team 'first' to be left.*or those of another team"),
         ],
     )
     def test_before_anything_is_played(self, spec: EnvironmentSpec, request_: str, message: str) -> None:
         with pytest.raises(ValueError, match=message):
             evaluate(team(spec), replace=[request_], on_progress=lambda _: pytest.fail("it was played"))
+
+    def test_a_trained_one_of_the_whole_team(self) -> None:
+        everybody = ("agent_0", "agent_1", "agent_2")
+        whole = Replacement(kind="traitor", agents=everybody, victim=traitors(signs()))
+        with pytest.raises(ValueError, match=r"somebody of team 'team' to be left.*or those of another team"):
+            evaluate(team(signs()), replace=[whole])
 
     def test_the_same_one_twice(self) -> None:
         with pytest.raises(ValueError, match="each replacement once, got idle agent_0"):
