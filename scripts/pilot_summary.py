@@ -1,14 +1,19 @@
-"""What the pilot found, from its table: README's figure, and the tables of experiments/pilot/README.md.
+"""The figure and the tables of experiments/pilot and experiments/minimax, from the results that lie there.
 
-    .venv/bin/python scripts/pilot_summary.py
+    .venv/bin/python scripts/pilot_summary.py pilot
+    .venv/bin/python scripts/pilot_summary.py minimax
 
-Reads the tables in experiments/pilot, draws returns.png there, and prints a table for
-each game and kind of actions: mean return over the training runs ± half of Student's 95 % t-interval,
-without an attack and under the worst one of each size (chosen on other episodes), and the share of
-greedy decisions that the strongest PGD of size 0.1 changes; ▲ and ▼ are better and worse than PPO, by
-the interval of the difference (Welch's t, 95 %, not corrected for the number of comparisons). Last,
-what pursuers of plain PPO earn from the prey of each method, and how training on simple_spread ended.
---collect STUDY first writes training.parquet, the curves of all runs, from the folder of the study.
+Draws returns.png, and prints a table for each game and kind of actions: the mean over the training runs ±
+half of Student's 95 % t-interval, without an attack and under the worst one of each size (chosen on other
+episodes), and the share of greedy decisions that the strongest PGD of size 0.1 changes; ▲ and ▼ are better
+and worse than PPO, by the interval of the difference (Welch's t, 95 %, not corrected for the number of
+comparisons). Where a game has a success rate, that in % stands for the return. Then how training ended; of
+the pilot, what pursuers of plain PPO earn from the prey of each method; of minimax, its inner loop and the
+verdicts on its hypotheses (minimax_verdicts.py). A method appears once it has been evaluated with every
+seed.
+
+--collect STUDY ... first gathers the tables from studies/pilot, or from the studies of minimax:
+training.parquet with the curves of all runs, and the results.parquet of minimax without single episodes.
 """
 
 from __future__ import annotations
@@ -25,22 +30,23 @@ import matplotlib.pyplot as plt
 import pyarrow.parquet
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from minimax_verdicts import INNER, PLAIN, inner_table, label, score_by_seed, verdicts
 
 from marl_aajr.report.estimates import Estimate
 from marl_aajr.training.run_directory import RunDirectory
 
-FOLDER = Path(__file__).resolve().parent.parent / "experiments" / "pilot"
+EXPERIMENTS = Path(__file__).resolve().parent.parent / "experiments"
 EPSILONS = (0.0, 0.05, 0.1, 0.2)
 ACTIONS = ("greedy", "sampled")
-PLAIN = "PPO"
 SEEDS = 3
 LAST = 5
+ENDS = f"mean of the last {LAST} iterations of training"
 _COLOURS = {
-    PLAIN: "#5c6670",
-    "AAJR": "#0072b2",
-    "smooth policy": "#d55e00",
-    "Frobenius": "#009e73",
-    "adversarial training": "#c98a00",
+    "none": "#5c6670",
+    "aajr": "#0072b2",
+    "smooth_policy": "#d55e00",
+    "frobenius": "#009e73",
+    "adversarial_training": "#c98a00",
 }
 _DASHES = ("-", (0, (1.2, 1.2)), (0, (5, 1.5)), (0, (5, 1.5, 1.2, 1.5)))
 
@@ -50,41 +56,92 @@ Rows = Sequence[Mapping[str, Any]]
 def main() -> None:
     """Draw the figure and print the tables."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--out", type=Path, default=FOLDER, help="folder of the figure")
-    parser.add_argument("--collect", type=Path, metavar="STUDY", help="such as studies/pilot")
+    parser.add_argument("study", choices=("pilot", "minimax"))
+    parser.add_argument("--out", type=Path, help="folder of the figure, if not the study's")
+    parser.add_argument("--collect", type=Path, nargs="+", metavar="STUDY", help="such as studies/pilot")
     options = parser.parse_args()
+    folder = EXPERIMENTS / options.study
     if options.collect:
-        collect(options.collect)
-    games = load()
-    draw(games).savefig(options.out / "returns.png", dpi=110)
+        collect(options.collect, folder)
+    games = load_pilot(folder) if options.study == "pilot" else complete(read(folder / "results.parquet"))
+    draw(games).savefig((options.out or folder) / "returns.png", dpi=110)
     for (game, rows), actions in product(games.items(), ACTIONS):
-        print(f"{game}, {actions} actions\n")
-        print("\n".join(table(rows, actions)) + "\n")
-    print("prey of each method, pursuers of another plain run\n")
-    print("\n".join(prey_table(_read("prey.parquet"))) + "\n")
-    print(f"simple_spread, mean of the last {LAST} iterations of training\n")
-    print("\n".join(training_table([row for row in _read("training.parquet") if "spread" in row["run"]])))
+        show(f"{game}, {actions} actions", table(of(rows, actions=actions)))
+    curves = by_game(read(folder / "training.parquet"))
+    if options.study == "pilot":
+        show("prey of each method, pursuers of another plain run", prey_table(read(folder / "prey.parquet")))
+        show(f"simple_spread: {ENDS}", training_table(curves["simple_spread_v3"]))
+        return
+    for game, of_game in curves.items():
+        greedy = of(games.get(game, []), actions="greedy")
+        show(f"{game}: {ENDS}", training_table(of_game))
+        show(f"{game}: the inner loop", inner_table(of_game, greedy))
+        show(f"{game}: the hypotheses", verdicts(of_game, greedy))
 
 
-def collect(study: Path) -> None:
-    """Write the curves of all runs: a row for each iteration and module."""
-    rows = []
-    for folder in sorted((study / "runs").iterdir()):
-        run = RunDirectory(folder)
-        common = {"run": folder.name, "config": run.config().model_dump_json()}
-        for record in run.metrics():
-            known = {name: record[name] for name in ("iteration", "env_steps", "seconds", "return_mean")}
-            for module, metrics in record["modules"].items():
-                gains = [value for name, value in metrics.items() if name.endswith("/gain_mean")]
-                found = {"entropy": metrics["entropy"], "gain": gains[0] if gains else None}
-                rows.append(common | known | {"module": module} | found)
-    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), FOLDER / "training.parquet")
+def show(title: str, lines: Sequence[str]) -> None:
+    """Print a table under its title."""
+    print(title, "", *lines, "", sep="\n")
 
 
-def load() -> dict[str, Rows]:
-    """The rows of each game, plain PPO's first; a game is an environment, and who is met there."""
-    own = _read("results.parquet")
-    crossed = _read("crossplay.parquet")
+def of(rows: Rows, *, actions: str) -> Rows:
+    """The rows of one kind of actions."""
+    return [row for row in rows if row["actions"] == actions]
+
+
+def collect(studies: Sequence[Path], folder: Path) -> None:
+    """Write the curves of all runs, a row for each iteration and module, and the results of minimax."""
+    curves = [row for study in studies for run in sorted((study / "runs").iterdir()) for row in _curves(run)]
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(curves), folder / "training.parquet")
+    if folder.name != "pilot":
+        tables = [pyarrow.parquet.read_table(study / "results.parquet") for study in studies]
+        results = pyarrow.concat_tables(tables).drop_columns(["returns"])
+        pyarrow.parquet.write_table(results, folder / "results.parquet")
+
+
+def _curves(folder: Path) -> list[dict[str, Any]]:
+    run, rows = RunDirectory(folder), []
+    common = {"run": folder.name, "config": run.config().model_dump_json()}
+    for record in run.metrics():
+        known = {name: record[name] for name in ("iteration", "env_steps", "seconds", "return_mean")}
+        attack = record.get("attack") or {}
+        for module, metrics in record["modules"].items():
+            gains = [value for name, value in metrics.items() if name.endswith("/gain_mean")]
+            found = {"entropy": metrics["entropy"], "logit_scale": metrics.get("logit_scale")}
+            found |= {name: attack.get(name) for name in INNER} | {"gain": gains[0] if gains else None}
+            rows.append(common | known | {"module": module} | found)
+    return rows
+
+
+def read(file: Path) -> Rows:
+    """The rows of a table, with what their run's configuration says."""
+    rows = pyarrow.parquet.read_table(file).to_pylist()
+    runs = {config: json.loads(config) for config in {row["config"] for row in rows}}
+    return [
+        row
+        | {
+            "label": label(runs[row["config"]]),
+            "seed": runs[row["config"]]["seed"],
+            "of_steps": runs[row["config"]]["env_steps"],
+            "game": runs[row["config"]]["env"]["name"].rpartition(".")[2],
+        }
+        for row in rows
+    ]
+
+
+def by_game(rows: Rows) -> dict[str, Rows]:
+    """The rows of each environment."""
+    return {
+        game: [row for row in rows if row["game"] == game] for game in dict.fromkeys(r["game"] for r in rows)
+    }
+
+
+def load_pilot(folder: Path) -> dict[str, Rows]:
+    """The rows of each game of the pilot; a game is an environment, and who is met there."""
+    own, crossed = (
+        sorted(read(folder / file), key=lambda row: (row["label"] != PLAIN, row["label"]))
+        for file in ("results.parquet", "crossplay.parquet")
+    )
     spread, tag = ([row for row in own if name in row["environment"]] for name in ("spread", "tag"))
     return {
         "simple_spread": spread,
@@ -93,27 +150,17 @@ def load() -> dict[str, Rows]:
     }
 
 
-def _read(file: str) -> Rows:
-    rows = pyarrow.parquet.read_table(FOLDER / file).to_pylist()
-    return sorted(({**row, "label": label(row)} for row in rows), key=_order)
+def complete(rows: Rows) -> dict[str, Rows]:
+    """The rows of each environment, of methods that have been evaluated with every seed."""
+    seeds: dict[tuple[str, str], set[int]] = {}
+    for row in rows:
+        seeds.setdefault((row["game"], row["label"]), set()).add(row["seed"])
+    whole = [row for row in rows if len(seeds[row["game"], row["label"]]) == SEEDS]
+    return by_game(whole)
 
 
-def _order(row: Mapping[str, Any]) -> tuple[bool, str]:
-    return row["label"] != PLAIN, row["label"]
-
-
-def label(row: Mapping[str, Any]) -> str:
-    """The method of a row, with what tells it from its namesakes."""
-    method = json.loads(row["config"])["method"]
-    if method["name"] == "aajr":
-        return f"AAJR, κ = {method['adversarial_weight']:g}, λ = {method['coefficient']:g}"
-    names = {"none": PLAIN, "frobenius": "Frobenius"}
-    return names.get(method["name"], str(method["name"]).replace("_", " "))
-
-
-def table(rows: Rows, actions: str) -> list[str]:
-    """Lines of Markdown: a row per method."""
-    rows = [row for row in rows if row["actions"] == actions]
+def table(rows: Rows) -> list[str]:
+    """Lines of Markdown: a row per method, of one kind of actions."""
     sizes = " | ".join(f"ε = {epsilon:g}" for epsilon in EPSILONS[1:])
     lines = [f"| | no attack | {sizes} | decisions changed |", "|---|---|---|---|---|---|"]
     for method in dict.fromkeys(row["label"] for row in rows):
@@ -127,65 +174,64 @@ def prey_table(rows: Rows) -> list[str]:
     """Lines of Markdown: what the same pursuers earn from the prey of each method."""
     lines = ["| prey of | greedy | sampled |", "|---|---|---|"]
     for method in dict.fromkeys(row["label"] for row in rows):
-        kinds = ([row for row in rows if row["actions"] == actions] for actions in ACTIONS)
+        kinds = (of(rows, actions=actions) for actions in ACTIONS)
         found = ((estimate(kind, method, 0.0), estimate(kind, PLAIN, 0.0)) for kind in kinds)
         lines.append(f"| {method} | {' | '.join(_cell(ours, plain) for ours, plain in found)} |")
     return lines
 
 
 def training_table(rows: Rows) -> list[str]:
-    """Lines of Markdown: return, entropy and gain at the end of training, means over the runs."""
-    lines = ["| | return | entropy (nats) | gain of the logits |", "|---|---|---|---|"]
+    """Lines of Markdown: the end of training, means over the runs of what any of them has."""
+    named = {
+        "return": "return_mean",
+        "entropy (nats)": "entropy",
+        "logit scale": "logit_scale",
+        "gain": "gain",
+    }
+    known = {title: name for title, name in named.items() if any(row.get(name) is not None for row in rows)}
+    lines = [f"| | {' | '.join(known)} |", "|---" * (len(known) + 1) + "|"]
     last = max(row["iteration"] for row in rows) - LAST
     for method in dict.fromkeys(row["label"] for row in rows):
         ends = [row for row in rows if row["label"] == method and row["iteration"] > last]
-        kept = (
-            [row[name] for row in ends if row[name] is not None]
-            for name in ("return_mean", "entropy", "gain")
-        )
+        kept = ([row[name] for row in ends if row[name] is not None] for name in known.values())
         cells = (f"{fmean(values):.2f}".replace("-", "−") if values else "" for values in kept)
         lines.append(f"| {method} | {' | '.join(cells)} |")
     return lines
 
 
 def estimate(rows: Rows, method: str, epsilon: float) -> Estimate:
-    """Return of a method's runs, each under its own worst attack of a size; ε = 0: without one."""
-    returns = [
-        row["return"]
-        for row in rows
-        if row["label"] == method
-        and row["epsilon"] == epsilon
-        and (row["worst"] if epsilon else row["attack"] == "none")
-    ]
-    if len(returns) != SEEDS:
-        raise ValueError(f"expected {SEEDS} runs of {method} at ε = {epsilon:g}, got {len(returns)}")
-    return Estimate.over("runs", returns, level=0.95)
+    """Mean score of a method's runs, each under its own worst attack of a size; ε = 0: without one."""
+    scores = score_by_seed(rows, method, epsilon)
+    if len(scores) != SEEDS:
+        raise ValueError(f"expected {SEEDS} runs of {method} at ε = {epsilon:g}, got {len(scores)}")
+    return Estimate.over("runs", list(scores.values()), level=0.95)
 
 
 def draw(games: Mapping[str, Rows]) -> Figure:
-    """Return against ε, a panel for each game and kind of actions."""
-    figure, panels = plt.subplots(2, len(games), figsize=(12, 6.2), sharex=True, squeeze=False)
+    """Score against ε, a panel for each game and kind of actions."""
+    wide = len(games)
+    figure, panels = plt.subplots(2, wide, figsize=(3 + 3 * wide, 6.2), sharex=True, squeeze=False)
     for (actions, game), axes in zip(product(ACTIONS, games), panels.flat, strict=True):
-        _draw_panel(axes, [row for row in games[game] if row["actions"] == actions])
+        _draw_panel(axes, of(games[game], actions=actions))
         axes.set_title(f"{game}: {actions}", loc="left", fontsize=9, fontweight="bold")
     for axes in panels[-1]:
         axes.set_xlabel("ε (0: no attack)")
     for axes in panels[:, 0]:
         axes.set_ylabel("return under the worst attack")
     handles, labels = panels[0, 0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="lower center", ncol=4, frameon=False, fontsize=8)
-    figure.tight_layout(rect=(0, 0.08, 1, 1))
+    figure.legend(handles, labels, loc="lower center", ncol=1 + wide, frameon=False, fontsize=8)
+    figure.tight_layout(rect=(0, 0.08 if wide > 1 else 0.16, 1, 1))
     return figure
 
 
 def _draw_panel(axes: Axes, rows: Rows) -> None:
     turns = dict.fromkeys(_COLOURS, 0)
-    for place, method in enumerate(dict.fromkeys(row["label"] for row in rows)):
-        family = method.partition(",")[0]
+    methods = {row["label"]: json.loads(row["config"])["method"]["name"] for row in rows}
+    for place, (method, family) in enumerate(methods.items()):
         estimates = [estimate(rows, method, epsilon) for epsilon in EPSILONS]
         errors = [0.0 if e.high is None else e.high - e.mean for e in estimates]
         axes.errorbar(
-            [epsilon + (place - 3.5) * 0.0012 for epsilon in EPSILONS],  # bars side by side
+            [epsilon + (place - len(methods) / 2) * 0.0012 for epsilon in EPSILONS],  # bars side by side
             [e.mean for e in estimates],
             yerr=errors,
             label=method,

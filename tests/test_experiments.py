@@ -16,7 +16,7 @@ PAGE = (ROOT / "experiments" / "pilot" / "README.md").read_text()
 
 
 def test_the_tables_of_the_pilot_are_those_of_its_results(tmp_path: Path) -> None:
-    words = [sys.executable, str(ROOT / "scripts" / "pilot_summary.py"), "--out", str(tmp_path)]
+    words = [sys.executable, str(ROOT / "scripts" / "pilot_summary.py"), "pilot", "--out", str(tmp_path)]
     printed = subprocess.run(words, check=True, capture_output=True, text=True).stdout
     rows = [line for line in printed.splitlines() if line.startswith("|")]
     assert len(rows) == 8 * (2 + 8)

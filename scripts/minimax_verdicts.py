@@ -1,0 +1,205 @@
+"""The hypotheses of experiments/minimax/README.md, decided by the rules that were written down there.
+
+Everything is paired by the seed of training: a method's value of a seed minus another's, and Student's
+t-interval over these differences.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from statistics import fmean
+from typing import Any
+
+from marl_aajr.report.estimates import Estimate, with_interval
+
+Rows = Sequence[Mapping[str, Any]]
+
+PLAIN, MINIMAX, SMOOTH = "PPO", "adversarial training", "smooth policy"
+MAPS = ("logits", "margin")
+INNER = ("inner_gain", "strong_gain", "monotone_fraction", "smoothness", "changed_decisions")
+"""Measures of training's own attack in a run's metrics."""
+
+TRAINED_WITH = "pgd-margin", "steps=5,"
+"""Name and settings by which rows of the attack of training are known."""
+
+
+def label(run: Mapping[str, Any]) -> str:
+    """The method of a run's configuration, with what tells it from its namesakes."""
+    method, beside = run["method"], bool(run.get("rollouts"))
+    names = {"none": PLAIN, "frobenius": "Frobenius"}
+    name = names.get(method["name"], str(method["name"]).replace("_", " "))
+    if method["name"] == "aajr":
+        of = f"on {method['output']}" if beside else f"κ = {method['adversarial_weight']:g}"
+        name = f"AAJR{' ' if beside else ', '}{of}, λ = {method['coefficient']:g}"
+    return f"{MINIMAX} + {name}" if beside else name
+
+
+def score(row: Mapping[str, Any]) -> float:
+    """The success rate in % where the game has one, else the return."""
+    metrics = dict(row.get("metrics") or ())
+    return 100 * metrics["success"] if "success" in metrics else float(row["return"])
+
+
+def score_by_seed(rows: Rows, method: str, epsilon: float) -> dict[int, float]:
+    """Scores of a method's runs, each under its own worst attack of a size; ε = 0: without one."""
+    return {
+        row["seed"]: score(row)
+        for row in rows
+        if row["label"] == method
+        and row["epsilon"] == epsilon
+        and (row["worst"] if epsilon else row["attack"] == "none")
+    }
+
+
+def inner_by_seed(curves: Rows, method: str, name: str = "gap") -> dict[int, float]:
+    """A measure of the inner loop, the mean of the last quarter of each run.
+
+    `gap` is 100 (strong_gain − inner_gain) / strong_gain: how much of a strong adversary's gain the steps of
+    training miss, in %.
+    """
+    found: dict[int, list[float]] = {}
+    for row in curves:
+        if row["label"] == method and row["env_steps"] > 0.75 * row["of_steps"] and row["strong_gain"]:
+            value = 100 - 100 * row["inner_gain"] / row["strong_gain"] if name == "gap" else row[name]
+            found.setdefault(row["seed"], []).append(value)
+    return {seed: fmean(values) for seed, values in found.items()}
+
+
+def paired(ours: Mapping[int, float], theirs: Mapping[int, float], *, level: float = 0.95) -> Estimate:
+    """The mean difference over the seeds; `ValueError` where they are not the same."""
+    if set(ours) != set(theirs) or not ours:
+        raise ValueError(f"expected the same seeds, got {sorted(ours)} and {sorted(theirs)}")
+    return Estimate.over("runs", [ours[seed] - theirs[seed] for seed in sorted(ours)], level=level)
+
+
+def inner_table(curves: Rows, rows: Rows) -> list[str]:
+    """Lines of Markdown: the inner loop at the end of training, and what it leaves to the worst attack."""
+    lines = [
+        "| | inner gap | monotone | L_eff | decisions changed | return beyond training's attack |",
+        "|---|---|---|---|---|---|",
+    ]
+    for method in dict.fromkeys(row["label"] for row in curves if row["strong_gain"]):
+        gap, monotone, smoothness, changed = (
+            fmean(inner_by_seed(curves, method, name).values())
+            for name in ("gap", "monotone_fraction", "smoothness", "changed_decisions")
+        )
+        beyond = _beyond(rows, method)
+        cells = f"{gap:.1f} % | {monotone:.1%} | {smoothness:.2f} | {changed:.0%} | {beyond}"
+        lines.append(f"| {method} | {cells} |")
+    return lines
+
+
+def _beyond(rows: Rows, method: str) -> str:
+    """The score under the attack of training minus that under the worst attack, at ε = 0.1."""
+    name, steps = TRAINED_WITH
+    of_training = {
+        row["seed"]: score(row)
+        for row in rows
+        if (row["label"], row["epsilon"], row["attack"]) == (method, 0.1, name) and steps in row["settings"]
+    }
+    worst = score_by_seed(rows, method, 0.1)
+    return with_interval(paired(of_training, worst), decimals=1) if worst else ""
+
+
+def verdicts(curves: Rows, rows: Rows) -> list[str]:
+    """Lines of Markdown: each hypothesis with its statistics and its verdict; `rows` of greedy actions."""
+    compare = Comparison(curves, rows)
+    lines = ["| hypothesis | statistics: difference with its interval | verdict |", "|---|---|---|"]
+    for hypothesis in (_learns, _cheaper, _easier, _better, _direction):
+        try:
+            lines.append(hypothesis(compare))
+        except ValueError:
+            lines.append(f"| {(hypothesis.__doc__ or '').rstrip('.')} | | not run yet |")
+    return lines
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """The results of one game, curves of training and rows of evaluations."""
+
+    curves: Rows
+    rows: Rows
+
+    def scores(self, ours: str, theirs: str, *epsilons: float, level: float = 0.95) -> list[Estimate]:
+        """The differences of the scores, one for each size."""
+        return [
+            paired(*(score_by_seed(self.rows, name, epsilon) for name in (ours, theirs)), level=level)
+            for epsilon in epsilons
+        ]
+
+    def with_aajr(self) -> list[str]:
+        """Adversarial training with AAJR on logits and on margins, each with its first coefficient."""
+        known = dict.fromkeys(row["label"] for row in self.rows)
+        return [next((name for name in known if f"+ AAJR on {output}" in name), "") for output in MAPS]
+
+
+def _learns(compare: Comparison) -> str:
+    """0. The minimax learns."""
+    clean, small, large = compare.scores(MINIMAX, PLAIN, 0.0, 0.1, 0.2)
+    return _line(
+        _learns,
+        {"clean": clean, "ε = 0.1": small, "ε = 0.2": large},
+        supported=clean.mean > -3 and small.positive and large.positive,
+        refuted=_below(clean, -3) or _below(small, 0) or _below(large, 0),
+    )
+
+
+def _cheaper(compare: Comparison) -> str:
+    """(a) It is cheaper than the smooth policy."""
+    clean, worst = compare.scores(MINIMAX, SMOOTH, 0.0, 0.1)
+    return _line(
+        _cheaper,
+        {"clean": clean, "ε = 0.1": worst},
+        supported=clean.positive and worst.mean >= -1,
+        refuted=_below(clean, 0) or _below(worst, -1),
+    )
+
+
+def _easier(compare: Comparison) -> str:
+    """(b) AAJR makes the inner maximisation easier."""
+    alone = inner_by_seed(compare.curves, MINIMAX)
+    gaps = [paired(inner_by_seed(compare.curves, name), alone, level=0.975) for name in compare.with_aajr()]
+    return _line(
+        _easier,
+        {f"gap in %, {output}": gap for output, gap in zip(MAPS, gaps, strict=True)},
+        supported=any(_below(gap, 0) for gap in gaps),
+        refuted=all(gap.positive for gap in gaps),
+    )
+
+
+def _better(compare: Comparison) -> str:
+    """(c) AAJR makes the result better."""
+    found = [compare.scores(name, MINIMAX, 0.0, 0.1, level=0.975) for name in compare.with_aajr()]
+    return _line(
+        _better,
+        {
+            f"{output}, {what}": each
+            for output, pair in zip(MAPS, found, strict=True)
+            for what, each in zip(("clean", "ε = 0.1"), pair, strict=True)
+        },
+        supported=any(worst.positive and clean.mean >= -1 for clean, worst in found),
+        refuted=all(_below(worst, 0) for _, worst in found),
+    )
+
+
+def _direction(compare: Comparison) -> str:
+    """(d) The direction matters."""
+    (worst,) = compare.scores(compare.with_aajr()[0], f"{MINIMAX} + Frobenius", 0.1)
+    return _line(_direction, {"ε = 0.1": worst}, supported=worst.positive, refuted=_below(worst, 0))
+
+
+def _line(
+    hypothesis: Callable[[Comparison], str],
+    statistics: Mapping[str, Estimate],
+    *,
+    supported: bool,
+    refuted: bool,
+) -> str:
+    verdict = "refuted" if refuted else "supported" if supported else "undecided"
+    found = "; ".join(f"{name}: {with_interval(each, decimals=1)}" for name, each in statistics.items())
+    return f"| {(hypothesis.__doc__ or '').rstrip('.')} | {found} | **{verdict}** |"
+
+
+def _below(found: Estimate, bound: float) -> bool:
+    return found.high is not None and found.high < bound
