@@ -6,19 +6,23 @@ layers with tanh or ReLU between them needs none of it: y_i = W_i h_{i−1} + b_
     c ↦ Jᵀc         c_{i−1} = W_iᵀ (σ'(y_i) ⊙ c_i)
     u ↦ J u         t_i = σ'(y_i) ⊙ W_i t_{i−1}
 
-and reverse mode through either is as short. Everything else goes through autograd, to the same numbers.
+and reverse mode through either is as short. In single precision on the CPU a compiled kernel makes a pass in
+one call (`marl_aajr.core.mlp_kernel`), elsewhere PyTorch does. Everything else goes through autograd. The
+numbers are the same, but for rounding.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from marl_aajr.core.mlp_kernel import KernelPass, MLPKernel
 from marl_aajr.core.products import product
 
 
@@ -113,24 +117,31 @@ class PlainMLP:
 
     def __call__(self, x: Tensor) -> Tensor:
         """Outputs `[..., m]` of inputs `[..., d]`; one node of the graph, differentiable once."""
-        outputs: Tensor = _MLP.apply(self._between, x.reshape(-1, x.shape[-1]), *self.parameters())
+        rows = x.reshape(-1, x.shape[-1])
+        outputs: Tensor
+        if torch.is_grad_enabled() or (kernel := self._kernel_for(rows)) is None:
+            outputs = _MLP.apply(self, rows, *self.parameters())
+        else:
+            outputs = kernel(rows)
         return outputs.reshape(*x.shape[:-1], outputs.shape[-1])
 
     @torch.no_grad()
-    def vjp(self, x: Tensor) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
+    def forward(self, x: Tensor, *, changed: bool = True) -> Pass:
+        """A pass of inputs `[N, d]`; `changed`: whether weights may be others than in the last one."""
+        kernel = self._kernel_for(x, changed=changed)
+        if kernel is not None:
+            return kernel.forward(x)
+        parameters = self.parameters()
+        return TorchPass(self._between, parameters, *_forward(self._between, x, parameters))
+
+    def vjp(self, x: Tensor, *, changed: bool = True) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
         """f(x) `[..., m]` and c ↦ J(x)ᵀ c, `[..., m] -> [..., d]`, at `x [..., d]`; without a graph."""
-        shape = x.shape
-        outputs, seen = _forward(self._between, x.reshape(-1, shape[-1]), self.parameters())
+        made = self.forward(x.reshape(-1, x.shape[-1]), changed=changed)
 
-        @torch.no_grad()
         def pull(cotangent: Tensor) -> Tensor:
-            gradient = product(cotangent.reshape(outputs.shape), self._linear[-1].weight.t())
-            for i in range(len(self._between) - 1, -1, -1):
-                gradient = self._between[i].pull(gradient, seen[i + 1])
-                gradient = product(gradient, self._linear[i].weight.t())
-            return gradient.reshape(shape)
+            return made.pull(cotangent.reshape(made.outputs.shape)).reshape(x.shape)
 
-        return outputs.reshape(*shape[:-1], outputs.shape[-1]), pull
+        return made.outputs.reshape(*x.shape[:-1], made.outputs.shape[-1]), pull
 
     def jvp(self, x: Tensor, direction: Tensor) -> tuple[Tensor, Tensor]:
         """f(x) and J(x) u, `[..., d] -> [..., m]` twice; one node of the graph, differentiable once."""
@@ -144,6 +155,56 @@ class PlainMLP:
     def parameters(self) -> list[Tensor | None]:
         """Weight and bias of each layer in order; None for a bias that is not there."""
         return [tensor for layer in self._linear for tensor in (layer.weight, layer.bias)]
+
+    @cached_property
+    def _kernel(self) -> MLPKernel | None:
+        return MLPKernel(self.layers) if MLPKernel.serves(self.layers) else None
+
+    def _kernel_for(self, x: Tensor, *, changed: bool = True) -> MLPKernel | None:
+        """The kernel with the weights as they are, where it serves for such inputs."""
+        kernel = self._kernel if x.dtype == torch.float32 and x.device.type == "cpu" else None
+        if kernel is not None and changed:
+            kernel.pack()
+        return kernel
+
+
+@dataclass(frozen=True)
+class TorchPass:
+    """A pass by PyTorch; see `marl_aajr.core.mlp_kernel.KernelPass`."""
+
+    between: Sequence[Activation]
+    parameters: Sequence[Tensor | None]
+    outputs: Tensor
+    seen: Sequence[Tensor]
+
+    @torch.no_grad()
+    def pull(self, cotangent: Tensor) -> Tensor:
+        """`Jᵀ c`, `[N, m] -> [N, d]`."""
+        for i in range(len(self.between), -1, -1):
+            cotangent = self._through(i, cotangent)
+        return cotangent
+
+    @torch.no_grad()
+    def gradients(self, delta: Tensor, buffers: Sequence[Tensor | None]) -> None:
+        """Fills the buffers of `PlainMLP.parameters`, from the gradient by the outputs `[N, m]`."""
+        for i in range(len(self.between), -1, -1):
+            by_weight, by_bias = buffers[2 * i : 2 * i + 2]
+            assert by_weight is not None
+            by_weight.copy_(product(delta.t(), self.seen[i].t()))
+            if by_bias is not None:
+                torch.sum(delta, 0, out=by_bias)
+            if i > 0:
+                delta = self._through(i, delta)
+
+    def _through(self, i: int, delta: Tensor) -> Tensor:
+        """The gradient by the outputs of the layer before the i-th, from that by its own."""
+        weight = self.parameters[2 * i]
+        assert weight is not None
+        delta = product(delta, weight.t())
+        return self.between[i - 1].pull(delta, self.seen[i]) if i > 0 else delta
+
+
+Pass = KernelPass | TorchPass
 
 
 def _forward(
@@ -214,24 +275,18 @@ class _MLP(torch.autograd.Function):
     """f(x)."""
 
     @staticmethod
-    def forward(ctx: Any, between: Sequence[Activation], x: Tensor, *parameters: Tensor | None) -> Tensor:
-        outputs, seen = _forward(between, x, parameters)
-        ctx.between = between
-        ctx.save_for_backward(*seen, *parameters)
+    def forward(ctx: Any, mlp: PlainMLP, x: Tensor, *parameters: Tensor | None) -> Tensor:
+        ctx.made = mlp.forward(x)
+        ctx.save_for_backward(*parameters)  # which says where one has changed since
+        outputs: Tensor = ctx.made.outputs
         return outputs
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        layers = len(ctx.between) + 1
-        seen, parameters = ctx.saved_tensors[:layers], ctx.saved_tensors[layers:]
-        by_parameters: list[Tensor | None] = []
-        for i in range(layers - 1, -1, -1):
-            weight, bias = parameters[2 * i : 2 * i + 2]
-            by_parameters[:0] = product(gradient.t(), seen[i].t()), None if bias is None else gradient.sum(0)
-            if i > 0:
-                gradient = ctx.between[i - 1].pull(product(gradient, weight.t()), seen[i])
-        return None, product(gradient, parameters[0].t()) if ctx.needs_input_grad[1] else None, *by_parameters
+        found = [None if tensor is None else torch.empty_like(tensor) for tensor in ctx.saved_tensors]
+        ctx.made.gradients(gradient, found)
+        return None, ctx.made.pull(gradient) if ctx.needs_input_grad[1] else None, *found
 
 
 class _JVP(torch.autograd.Function):

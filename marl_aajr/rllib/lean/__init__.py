@@ -12,14 +12,11 @@ in one place what it replaces; `fast(..., lean=False)` and RLlib's own runner (`
   be a slice instead of a copy of the batch. `module_loss` replaces the module's `forward_train`. Equal
   weights: the same tests.
 - `ppo_loss` replaces autograd between the loss and the networks' outputs, because that gradient has a closed
-  form, and `mlp_gradient` replaces it as far as the weights of plain MLPs: in 1/1.5 of autograd's time at
-  64x64 and 1,000 rows; at 512x512 in 1/1.1 by MKL alone, 1/1.8 by oneDNN (`marl_aajr.core.products`). Equal
-  gradients: the same file, `test_gradient_of_the_loss_is_the_one_that_autograd_finds`, and
-  `tests/rllib/test_mlp_gradient.py`.
+  form, and `marl_aajr.core.mlp.PlainMLP` as far as the weights of plain MLPs. Equal gradients: the same file,
+  `test_gradient_of_the_loss_is_the_one_that_autograd_finds`, `tests/core/test_mlp_kernel.py`.
 - `adam.FlatAdam` replaces the step of `torch.optim.Adam(fused=True)`: a module's weights, their gradients and
   moments are one tensor each. Equal steps and states: `tests/rllib/test_adam.py`.
 
-The regularizers go through plain MLPs by `marl_aajr.core.mlp.PlainMLP`; `tests/core/test_mlp.py` compares its
-written-out derivatives with autograd. `scripts/bench_regularizers.py` measures both
+The regularizers go through plain MLPs by `PlainMLP`, too. `scripts/bench_regularizers.py` measures both
 learners as a whole ("plain" and "lean").
 """

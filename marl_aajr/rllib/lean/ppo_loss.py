@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from marl_aajr.core.distributions import ActionDistribution, Categorical, DiagGaussian, MultiCategorical
 from marl_aajr.core.mlp import PlainMLP
-from marl_aajr.rllib.lean.mlp_gradient import MLPGradient, SideBySide
+from marl_aajr.rllib.lean.side_by_side import SideBySide
 
 
 @dataclass(frozen=True)
@@ -228,8 +228,10 @@ class PlainGradient:
     ) -> None:
         parts = (*actor.layers, *tail, *critic.layers)
         self.parameters = {parameter for part in parts for parameter in part.parameters()}
-        self._actor = MLPGradient(actor.layers, gradients)
-        self._critic = MLPGradient(critic.layers, gradients)
+        self._actor, self._critic = actor, critic
+        self._buffers = [
+            [None if p is None else gradients[p] for p in own.parameters()] for own in (actor, critic)
+        ]
         self._tail, self._tail_parameters = tail, list(tail.parameters())
         self._distribution = distribution
         self._tail_gradients = [gradients[parameter] for parameter in self._tail_parameters]
@@ -249,19 +251,20 @@ class PlainGradient:
             coefficients: Those of the loss.
         """
         work = len(obs) * self._weights
-        (outputs, actor_seen), (values, critic_seen) = self._side_by_side(
+        acted, judged = self._side_by_side(
             lambda: self._actor.forward(obs), lambda: self._critic.forward(critic_obs), work
         )
+        outputs = acted.outputs
         inputs, graph = self._through_tail(outputs)
-        rows = PPORows(inputs, values.squeeze(-1), *constants)
+        rows = PPORows(inputs, judged.outputs.squeeze(-1), *constants)
         loss, to_inputs, to_values = loss_and_gradient(self._distribution, rows, coefficients)
         if graph is not None:
             to_inputs, *rest = torch.autograd.grad(graph, [outputs, *self._tail_parameters], to_inputs)
             for buffer, gradient in zip(self._tail_gradients, rest, strict=True):
                 buffer.copy_(gradient)
         self._side_by_side(
-            lambda: self._actor.backward(to_inputs, actor_seen),
-            lambda: self._critic.backward(to_values.unsqueeze(-1), critic_seen),
+            lambda: acted.gradients(to_inputs, self._buffers[0]),
+            lambda: judged.gradients(to_values.unsqueeze(-1), self._buffers[1]),
             work,
         )
         return loss, rows

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from functools import cached_property
 from math import prod
 from typing import Any, Self
 
@@ -23,7 +22,6 @@ from torch import Tensor, nn
 
 from marl_aajr.core.distributions import ActionDistribution
 from marl_aajr.core.environment_values import TO_FLOAT
-from marl_aajr.core.folded_mlp import FoldedMLP
 from marl_aajr.core.mlp import PlainMLP
 from marl_aajr.core.policy import Policy, Tree, differentiable, map_tree
 from marl_aajr.rllib.networks import observation_of
@@ -56,19 +54,19 @@ class ActingModule:
         layers = self.network
         if isinstance(layers, nn.Sequential) and len(layers) and type(layers[0]) is nn.Flatten:
             layers = nn.Sequential(*list(layers)[1:])
-        self.mlp = PlainMLP.of(layers)
+        self.mlp, self._changed = PlainMLP.of(layers), True
         without = isinstance(module, InferenceOnlyAPI) and module.inference_only
         self.has_critic = judges_observations(module) and not without
 
-    @cached_property
-    def folded(self) -> FoldedMLP:
-        """The plain MLP with its weights as they were when it was first asked for."""
+    def vjp(self, seen: Tensor) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
+        """The plain MLP at what the module sees; see `Policy.vjp`."""
         assert self.mlp is not None
-        return FoldedMLP(self.mlp.layers)
+        changed, self._changed = self._changed, False
+        return self.mlp.vjp(seen, changed=changed)
 
     def weights_changed(self) -> None:
-        """Forget what follows from the weights."""
-        self.__dict__.pop("folded", None)
+        """Read the weights anew."""
+        self._changed = True
 
     def value(self, seen: Tensor) -> Tensor:
         """V at what the module sees, `[N, d] -> [N]`."""
@@ -143,7 +141,7 @@ class ActingPolicy(Policy):
         if self.acting.mlp is None:
             return super().vjp(obs)
         seen = self._seen(obs)
-        outputs, pull = self.acting.folded.vjp(seen)
+        outputs, pull = self.acting.vjp(seen)
         if observed is None:
             return self._legal(outputs), pull
         inside = seen.abs() < CLIP

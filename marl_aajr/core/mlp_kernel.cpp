@@ -1,0 +1,309 @@
+// Multilayer perceptrons in single precision: outputs, and derivatives by weights, by inputs and along a direction.
+//
+// Rows go through all layers in blocks that stay in the cache. Within a block every step is a product of matrices,
+// made of tiles whose sums stay in registers, with what comes after it (bias, activation, derivative) done where the
+// sums are. Each output is summed over k = 0, 1, ... in this order, whatever rows stand beside it.
+//
+// `marl_aajr.core.mlp_kernel` compiles this file for the machine at hand, and calls it. Matrices are row-major; their
+// widths are padded to whole vectors where they are the kernel's own.
+
+#include <algorithm>
+#include <cstddef>
+#include <cstdint>
+#include <cstdlib>
+#include <type_traits>
+
+#if defined(__AVX512F__)
+constexpr int LANES = 16, ROWS = 6, VECS = 4;  // 24 sums in 32 registers
+#elif defined(__AVX__)
+constexpr int LANES = 8, ROWS = 6, VECS = 2;  // 12 in 16
+#else
+constexpr int LANES = 4, ROWS = 6, VECS = 3;
+#endif
+constexpr int MOST_LAYERS = 16;
+constexpr int BLOCK = 96;  // rows: with 64 units, a layer's outputs and their gradients are 48 KB
+
+using size = std::ptrdiff_t;
+typedef float vec __attribute__((vector_size(4 * LANES), aligned(4), may_alias));
+typedef std::int32_t ivec __attribute__((vector_size(4 * LANES), aligned(4), may_alias));
+
+#define INLINE static inline __attribute__((always_inline))
+#define APART static __attribute__((noinline))
+
+enum Activation : std::int32_t { IDENTITY, TANH, RELU };
+
+struct Network {
+    std::int64_t layers;
+    const std::int64_t *widths;      // layers + 1
+    const std::int32_t *activations; // layers; the last is IDENTITY
+    const float *const *weights;     // [out, in] each
+    const float *const *biases;      // null where there is none
+};
+
+INLINE vec all(float x) { return x - vec{}; }
+INLINE const vec &at(const float *p) { return *(const vec *)p; }
+INLINE vec &at(float *p) { return *(vec *)p; }
+constexpr size padded(size n) { return (n + LANES - 1) / LANES * LANES; }
+
+// 1 - 2 / (1 + 2^y) with y = 2 x / ln 2; 2^y by its nearest whole power, and a polynomial for the rest. NaN stays NaN.
+INLINE vec tanh_of(vec x) {
+    vec y = x * all(2.885390082f);
+    y = y > all(40.f) ? all(40.f) : y;
+    y = y < all(-40.f) ? all(-40.f) : y;
+    const vec shift = all(12582912.f);  // 1.5 * 2^23: what is added to it is rounded to a whole number
+    const vec near = y + shift, rest = y - (near - shift);
+    vec p = all(1.5403530e-4f);
+    p = p * rest + all(1.3333558e-3f);
+    p = p * rest + all(9.6181291e-3f);
+    p = p * rest + all(5.5504109e-2f);
+    p = p * rest + all(2.4022651e-1f);
+    p = p * rest + all(6.9314718e-1f);
+    p = p * rest + all(1.f);
+    const vec power = (vec)((ivec)p + (((ivec)near - (ivec)shift) << 23));
+    return all(1.f) - all(2.f) / (all(1.f) + power);
+}
+
+// In place. In the tile's own loop the polynomial would need its registers.
+APART void tanh_all(float *y, size n) {
+    for (size i = 0; i < n; i += LANES) at(y + i) = tanh_of(at(y + i));
+}
+
+// The derivative of an activation with output h, times d.
+template <int activation> INLINE vec derived(vec d, vec h) {
+    if (activation == TANH) return d * (all(1.f) - h * h);
+    if (activation == RELU) return h > all(0.f) ? d : all(0.f);
+    return d;
+}
+
+enum Job { OUTPUTS, DERIVED, ADDED };
+
+// c[r][j] = sum_k a[r * ar + k * ak] b[k][j] for rows x (vecs * LANES), of which `width` columns are stored.
+//   OUTPUTS: + beside[j], ReLU     DERIVED: * activation'(beside[r][j])     ADDED: + c[r][j]
+template <int rows, int vecs, Job job, int activation>
+INLINE void tile(size depth, const float *a, size ar, size ak, const float *b, size ldb, float *c, size ldc,
+                 const float *beside, size width) {
+    vec sum[rows][vecs];
+    for (int r = 0; r < rows; r++)
+        for (int v = 0; v < vecs; v++) sum[r][v] = job == OUTPUTS ? at(beside + v * LANES) : all(0.f);
+    for (size k = 0; k < depth; k++) {
+        vec read[vecs];
+        for (int v = 0; v < vecs; v++) read[v] = at(b + k * ldb + v * LANES);
+        for (int r = 0; r < rows; r++)
+            for (int v = 0; v < vecs; v++) sum[r][v] += a[r * ar + k * ak] * read[v];
+    }
+    for (int r = 0; r < rows; r++)
+        for (int v = 0; v < vecs; v++) {
+            float *to = c + r * ldc + v * LANES;
+            vec found = sum[r][v];
+            if (job == OUTPUTS && activation == RELU) found = found < all(0.f) ? all(0.f) : found;
+            if (job == DERIVED && activation != IDENTITY) found = derived<activation>(found, at(beside + r * ldc + v * LANES));
+            const size left = width - v * LANES;
+            if (left < LANES)
+                for (size i = 0; i < left; i++) to[i] = job == ADDED ? to[i] + found[i] : found[i];
+            else
+                at(to) = job == ADDED ? at(to) + found : found;
+        }
+}
+
+template <int vecs, Job job, int activation, typename... Rest> INLINE void tile_of(size rows, Rest... rest) {
+    static_assert(ROWS == 6);
+    switch (rows) {
+        case 1: return tile<1, vecs, job, activation>(rest...);
+        case 2: return tile<2, vecs, job, activation>(rest...);
+        case 3: return tile<3, vecs, job, activation>(rest...);
+        case 4: return tile<4, vecs, job, activation>(rest...);
+        case 5: return tile<5, vecs, job, activation>(rest...);
+        default: return tile<6, vecs, job, activation>(rest...);
+    }
+}
+
+// As `tile`, for m x n. Vectors of b (and of the stored c where n is padded) are whole.
+template <Job job, int activation>
+APART void product(size m, size n, size depth, const float *a, size ar, size ak, const float *b, size ldb, float *c,
+                   size ldc, const float *beside) {
+    for (size j = 0; j < n; j += VECS * LANES)
+        for (size r = 0; r < m; r += ROWS) {
+            const size rows = std::min<size>(m - r, ROWS), vecs = std::min<size>((n - j + LANES - 1) / LANES, VECS);
+            const float *also = !beside ? nullptr : beside + j + (job == DERIVED ? r * ldc : 0);
+            auto make = [&](auto count) {
+                tile_of<decltype(count)::value, job, activation>(rows, depth, a + r * ar, ar, ak, b + j, ldb,
+                                                                 c + r * ldc + j, ldc, also, n - j);
+            };
+            if (vecs == 4) make(std::integral_constant<int, std::min(4, VECS)>());
+            else if (vecs == 3) make(std::integral_constant<int, std::min(3, VECS)>());
+            else if (vecs == 2) make(std::integral_constant<int, 2>());
+            else make(std::integral_constant<int, 1>());
+        }
+}
+
+// Memory of this thread, aligned to cache lines; what was there is lost when more is asked for.
+struct Memory {
+    float *start = nullptr;
+    size length = 0, used = 0;
+    ~Memory() { std::free(start); }
+    void clear(size floats) {
+        used = 0;
+        if (floats <= length) return;
+        std::free(start);
+        length = floats;
+        start = static_cast<float *>(std::aligned_alloc(64, (floats * sizeof(float) + 63) / 64 * 64));
+    }
+    float *take(size floats) {
+        float *part = start + used;
+        used += (floats + 15) / 16 * 16;
+        return part;
+    }
+};
+static thread_local Memory memory;
+
+// Weights laid out for the products, in a buffer of the caller: [in, padded out] with biases, and [out, padded in].
+struct Layout {
+    const Network &net;
+    size widest = 0;
+    float *across[MOST_LAYERS], *biases[MOST_LAYERS], *back[MOST_LAYERS];
+
+    Layout(const Network &network, float *buffer) : net(network) {
+        for (size l = 0; l < net.layers; l++) {
+            const size in = net.widths[l], out = net.widths[l + 1];
+            widest = std::max({widest, padded(in), padded(out)});
+            across[l] = buffer, buffer += in * padded(out);
+            biases[l] = buffer, buffer += padded(out);
+            back[l] = buffer, buffer += out * padded(in);
+        }
+        end = buffer;
+    }
+    float *end;
+};
+
+// Places of the outputs of all layers but the last, [rows, padded width] each, in a buffer of the caller.
+struct Hidden {
+    float *outputs[MOST_LAYERS];
+
+    Hidden(const Network &net, size rows, float *buffer) {
+        for (size l = 0; l + 1 < net.layers; l++) {
+            outputs[l] = buffer;
+            buffer += rows * padded(net.widths[l + 1]);
+        }
+    }
+};
+
+template <Job job, typename... Rest> INLINE void product_by(std::int32_t activation, Rest... rest) {
+    if (activation == TANH) product<job, TANH>(rest...);
+    else if (activation == RELU) product<job, RELU>(rest...);
+    else product<job, IDENTITY>(rest...);
+}
+
+// Outputs of one block of rows; hidden[l] are those of its layers.
+INLINE void block_forward(const Layout &w, size rows, const float *x, float *const *hidden, float *out) {
+    const Network &net = w.net;
+    const float *in = x;
+    size ld = net.widths[0];
+    for (size l = 0; l < net.layers; l++) {
+        const bool last = l + 1 == net.layers;
+        const size width = last ? net.widths[l + 1] : padded(net.widths[l + 1]);
+        float *to = last ? out : hidden[l];
+        product_by<OUTPUTS>(net.activations[l] == RELU ? RELU : IDENTITY, rows, width, net.widths[l], in, ld, size(1),
+                            (const float *)w.across[l], padded(net.widths[l + 1]), to, width, (const float *)w.biases[l]);
+        if (net.activations[l] == TANH) tanh_all(to, rows * width);
+        in = to, ld = width;
+    }
+}
+
+// Rows of x in whole vectors.
+INLINE const float *widened(const float *x, size rows, size width, float *to) {
+    const size ld = padded(width);
+    if (ld == width) return x;
+    for (size r = 0; r < rows; r++) {
+        std::copy_n(x + r * width, width, to + r * ld);
+        std::fill(to + r * ld + width, to + (r + 1) * ld, 0.f);
+    }
+    return to;
+}
+
+INLINE void add_rows(const float *d, size rows, size width, size ld, float *to) {
+    for (size r = 0; r < rows; r++)
+        for (size j = 0; j < width; j++) to[j] += d[r * ld + j];
+}
+
+INLINE void clear(const Network &net, float *const *by_weights, float *const *by_biases) {
+    for (size l = 0; l < net.layers; l++) {
+        std::fill_n(by_weights[l], net.widths[l] * net.widths[l + 1], 0.f);
+        if (by_biases[l]) std::fill_n(by_biases[l], net.widths[l + 1], 0.f);
+    }
+}
+
+extern "C" {
+
+// Floats of the buffer of `pack`, and of the hidden outputs of one row.
+std::int64_t packed_floats(const Network *net) { return Layout(*net, nullptr).end - (float *)nullptr; }
+std::int64_t hidden_floats(const Network *net) {
+    size floats = 0;
+    for (size l = 1; l < net->layers; l++) floats += padded(net->widths[l]);
+    return floats;
+}
+
+// Lay out the weights as they are now.
+void pack(const Network *net, float *buffer) {
+    const Layout to(*net, buffer);
+    for (size l = 0; l < net->layers; l++) {
+        const size in = net->widths[l], out = net->widths[l + 1];
+        const float *weight = net->weights[l];
+        for (size k = 0; k < in; k++) {
+            float *row = to.across[l] + k * padded(out);
+            for (size j = 0; j < out; j++) row[j] = weight[j * in + k];
+            std::fill(row + out, row + padded(out), 0.f);
+        }
+        for (size j = 0; j < out; j++) {
+            float *row = to.back[l] + j * padded(in);
+            std::copy_n(weight + j * in, in, row);
+            std::fill(row + in, row + padded(in), 0.f);
+        }
+        std::fill_n(to.biases[l], padded(out), 0.f);
+        if (net->biases[l]) std::copy_n(net->biases[l], out, to.biases[l]);
+    }
+}
+
+// out [n, m] of x [n, d]; hidden outputs are kept in `hidden` unless it is null.
+void forward(const Network *net, float *packed, std::int64_t n, const float *x, float *out, float *hidden) {
+    const Layout w(*net, packed);
+    const Hidden kept(*net, n, hidden);
+    memory.clear(net->layers * (BLOCK * w.widest + 16));
+    float *places[MOST_LAYERS];
+    for (size l = 0; l + 1 < net->layers; l++) places[l] = hidden ? nullptr : memory.take(BLOCK * w.widest);
+    for (size r = 0; r < n; r += BLOCK) {
+        for (size l = 0; hidden && l + 1 < net->layers; l++)
+            places[l] = kept.outputs[l] + r * padded(net->widths[l + 1]);
+        block_forward(w, std::min<size>(n - r, BLOCK), x + r * net->widths[0], places, out + r * net->widths[net->layers]);
+    }
+}
+
+// From the gradient by the outputs, delta [n, m]: those by weights and biases, unless `by_weights` is null, and by
+// x [n, d], unless `by_x` is. Null biases get none.
+void backward(const Network *net, float *packed, std::int64_t n, const float *x, float *hidden, const float *delta,
+              float *const *by_weights, float *const *by_biases, float *by_x) {
+    const Layout w(*net, packed);
+    const Hidden kept(*net, n, hidden);
+    if (by_weights) clear(*net, by_weights, by_biases);
+    memory.clear(3 * (BLOCK * w.widest + 16));
+    float *place[2] = {memory.take(BLOCK * w.widest), memory.take(BLOCK * w.widest)}, *wide = memory.take(BLOCK * w.widest);
+    for (size r = 0; r < n; r += BLOCK) {
+        const size rows = std::min<size>(n - r, BLOCK);
+        size ld = net->widths[net->layers];
+        const float *d = delta + r * ld;
+        for (size l = net->layers - 1; l >= 0; l--) {
+            const size in = net->widths[l], out = net->widths[l + 1], stride = padded(in);
+            const float *seen = l ? kept.outputs[l - 1] + r * stride : x + r * in;
+            if (by_weights) {
+                product<ADDED, IDENTITY>(out, in, rows, d, 1, ld, l ? seen : widened(seen, rows, in, wide), stride, by_weights[l], in, nullptr);
+                if (by_biases[l]) add_rows(d, rows, out, ld, by_biases[l]);
+            }
+            const float *back = w.back[l];
+            if (l)
+                product_by<DERIVED>(net->activations[l - 1], rows, stride, out, d, ld, size(1), back, stride, place[l & 1], stride, seen);
+            else if (by_x)
+                product<DERIVED, IDENTITY>(rows, in, out, d, ld, 1, back, stride, by_x + r * in, in, nullptr);
+            d = place[l & 1], ld = stride;
+        }
+    }
+}
+}

@@ -1,0 +1,203 @@
+"""Plain MLPs by a compiled kernel: a whole pass through small layers in one call.
+
+Between the products of a network of 64 units PyTorch spends as much time as in them. `mlp_kernel.cpp` makes
+a pass in one call, block of rows by block of rows. It is compiled once for each kind of processor, by the C++
+compiler of the machine (`CXX`, else `c++`, `g++` or `clang++`; in two seconds), and kept in the user's cache
+(`XDG_CACHE_HOME`). Without a compiler, in double precision and on accelerators PyTorch serves, to the same
+numbers but for rounding. `MARL_AAJR_KERNEL=0` in the environment says never to use it.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import hashlib
+import logging
+import os
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+ENVIRONMENT_VARIABLE = "MARL_AAJR_KERNEL"
+
+_SOURCE = Path(__file__).with_suffix(".cpp")
+_FLAGS = ("-O3", "-march=native", "-ffp-contract=fast", "-fno-math-errno", "-std=c++17", "-shared", "-fPIC")
+_COMPILERS = ("c++", "g++", "clang++")
+_MOST_LAYERS = 16
+_ACTIVATIONS: Mapping[type[nn.Module], int] = {nn.Tanh: 1, nn.ReLU: 2}
+
+_LOGGER = logging.getLogger(__name__)
+
+
+class _Network(ctypes.Structure):
+    _fields_ = (
+        ("layers", ctypes.c_int64),
+        ("widths", ctypes.c_void_p),
+        ("activations", ctypes.c_void_p),
+        ("weights", ctypes.c_void_p),
+        ("biases", ctypes.c_void_p),
+    )
+
+
+class MLPKernel:
+    """The passes of one MLP, with its weights as they were when they were last packed.
+
+    Args:
+        layers: linear layers of a `PlainMLP`, with an activation after each but the last.
+
+    Raises:
+        ValueError: the kernel does not serve here; see `serves`.
+    """
+
+    def __init__(self, layers: Sequence[nn.Module]) -> None:
+        library = _library()
+        if library is None or not _fits(layers):
+            raise ValueError("expected float32 weights on the CPU and a C++ compiler; use PlainMLP")
+        self._library, self._layers = library, list(layers)
+        self._linear = [layer for layer in layers[::2] if isinstance(layer, nn.Linear)]
+        count = len(self._linear)
+        widths = [self._linear[0].in_features, *(layer.out_features for layer in self._linear)]
+        kinds = [*(_ACTIVATIONS[type(layer)] for layer in layers[1::2]), 0]
+        self.width, self.outputs = widths[0], widths[-1]
+        self._kept = ((ctypes.c_int64 * (count + 1))(*widths), (ctypes.c_int32 * count)(*kinds))
+        self._weights, self._biases = (ctypes.c_void_p * count)(), (ctypes.c_void_p * count)()
+        arrays = (*self._kept, self._weights, self._biases)
+        self._network = _Network(count, *(ctypes.addressof(array) for array in arrays))
+        self._net = ctypes.byref(self._network)
+        self._packed = torch.empty(library.packed_floats(self._net))
+        self._hidden = library.hidden_floats(self._net)
+        self.pack()
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self._layers,)
+
+    @classmethod
+    def serves(cls, layers: Sequence[nn.Module]) -> bool:
+        """Whether the layers are in single precision on the CPU, and the kernel can be had."""
+        return _fits(layers) and _library() is not None
+
+    def pack(self) -> None:
+        """Take the weights as they are now."""
+        for i, layer in enumerate(self._linear):
+            self._weights[i] = layer.weight.contiguous().data_ptr()
+            self._biases[i] = None if layer.bias is None else layer.bias.data_ptr()
+        self._library.pack(self._net, self._packed.data_ptr())
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """Outputs `[N, m]` of inputs `[N, d]`; without a graph."""
+        return self._forward(x.contiguous(), None)
+
+    def forward(self, x: Tensor) -> KernelPass:
+        """The same, and what its derivatives are made of."""
+        x = x.contiguous()
+        hidden = x.new_empty(len(x) * self._hidden)
+        return KernelPass(self, x, hidden, self._forward(x, hidden))
+
+    def backward(self, made: KernelPass, delta: Tensor, *places: Any) -> None:
+        """The kernel's backward pass; `places`: of gradients by weights, biases and inputs, or None."""
+        delta = delta.contiguous()
+        addresses = (made.x.data_ptr(), made.hidden.data_ptr(), delta.data_ptr())
+        self._library.backward(self._net, self._packed.data_ptr(), len(made.x), *addresses, *places)
+
+    def _forward(self, x: Tensor, hidden: Tensor | None) -> Tensor:
+        out = x.new_empty(len(x), self.outputs)
+        kept = None if hidden is None else hidden.data_ptr()
+        self._library.forward(self._net, self._packed.data_ptr(), len(x), x.data_ptr(), out.data_ptr(), kept)
+        return out
+
+
+@dataclass(frozen=True)
+class KernelPass:
+    """A pass, whose derivatives can be had until the weights change.
+
+    Attributes:
+        kernel: the kernel that made it.
+        x: its inputs `[N, d]`.
+        hidden: the outputs of all layers but the last, as the kernel keeps them.
+        outputs: `[N, m]`.
+    """
+
+    kernel: MLPKernel
+    x: Tensor
+    hidden: Tensor
+    outputs: Tensor
+
+    def pull(self, cotangent: Tensor) -> Tensor:
+        """`Jᵀ c`, `[N, m] -> [N, d]`."""
+        found = torch.empty_like(self.x)
+        self.kernel.backward(self, cotangent, None, None, found.data_ptr())
+        return found
+
+    def gradients(self, delta: Tensor, buffers: Sequence[Tensor | None]) -> None:
+        """Fills the buffers of weight and bias of each layer, from the gradient by the outputs `[N, m]`."""
+        places = [None if buffer is None else buffer.data_ptr() for buffer in buffers]
+        array = ctypes.c_void_p * (len(places) // 2)
+        self.kernel.backward(self, delta, array(*places[::2]), array(*places[1::2]), None)
+
+
+def _fits(layers: Sequence[nn.Module]) -> bool:
+    tensors = [tensor for layer in layers for tensor in layer.parameters(recurse=False)]
+    plain = all(t.dtype == torch.float32 and t.device.type == "cpu" and t.is_contiguous() for t in tensors)
+    return plain and len(layers[::2]) <= _MOST_LAYERS
+
+
+@cache
+def _library() -> ctypes.CDLL | None:
+    """The compiled kernel; None where there is none, with a line in the log."""
+    if os.environ.get(ENVIRONMENT_VARIABLE, "") == "0":
+        return None
+    named = os.environ.get("CXX")
+    compiler = shutil.which(named) if named else next(filter(None, map(shutil.which, _COMPILERS)), None)
+    if compiler is None:
+        _LOGGER.info("no C++ compiler: small networks go through PyTorch")
+        return None
+    try:
+        library = ctypes.CDLL(str(_compiled(compiler)))
+    except (OSError, subprocess.SubprocessError) as error:
+        detail = (getattr(error, "stderr", None) or str(error)).strip().splitlines()
+        _LOGGER.warning("small networks go through PyTorch, as %s failed: %s", compiler, detail[-1:] or error)
+        return None
+    integer, pointer = ctypes.c_int64, ctypes.c_void_p
+    for name, result, arguments in (
+        ("packed_floats", integer, 0),
+        ("hidden_floats", integer, 0),
+        ("pack", None, 1),
+    ):
+        function = getattr(library, name)
+        function.restype, function.argtypes = result, [pointer] * (1 + arguments)
+    library.forward.restype = library.backward.restype = None
+    library.forward.argtypes = [pointer, pointer, integer, *[pointer] * 3]
+    library.backward.argtypes = [pointer, pointer, integer, *[pointer] * 6]
+    return library
+
+
+def _compiled(compiler: str) -> Path:
+    """The library of this source for this processor: the compiler's own macros name both."""
+    native = [compiler, *_FLAGS]
+    macros = subprocess.run(
+        [*native, "-dM", "-E", "-x", "c++", os.devnull], capture_output=True, check=True
+    ).stdout
+    digest = hashlib.sha256(b"\0".join([_SOURCE.read_bytes(), macros, " ".join(native).encode()])).hexdigest()
+    root = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    folder = Path(root) / "marl_aajr"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError:
+        folder = Path(tempfile.gettempdir()) / f"marl_aajr-{os.getuid()}"
+        folder.mkdir(mode=0o700, exist_ok=True)
+    library = folder / f"mlp-{digest[:16]}.so"
+    if not library.exists():
+        with tempfile.TemporaryDirectory(dir=folder) as own:
+            made = Path(own) / library.name
+            subprocess.run(
+                [*native, str(_SOURCE), "-o", str(made)], capture_output=True, check=True, text=True
+            )
+            made.replace(library)  # in one step: other processes may be doing the same
+    return library

@@ -1,0 +1,200 @@
+"""The compiled kernel computes what the layers compute, and its absence is noticed only by the clock."""
+
+from __future__ import annotations
+
+import copy
+import logging
+import pickle
+from collections.abc import Iterator
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from marl_aajr.core import mlp_kernel
+from marl_aajr.core.mlp import PlainMLP, TorchPass
+from marl_aajr.core.mlp_kernel import ENVIRONMENT_VARIABLE, KernelPass, MLPKernel
+
+WIDTHS = [(5, 7, 3), (18, 64, 64, 5), (6, 4), (33, 130, 17, 70, 1)]
+ROWS = [1, 6, 95, 200]
+compiled = pytest.mark.skipif(
+    not MLPKernel.serves([nn.Linear(1, 1)]), reason="no C++ compiler, or the kernel is switched off"
+)
+
+
+def stack(widths: tuple[int, ...], *, bias: bool = True) -> nn.Sequential:
+    """Layers of these widths, with tanh and ReLU in turn between them."""
+    layers: list[nn.Module] = []
+    for i, (inputs, outputs) in enumerate(pairwise(widths)):
+        layers += [nn.Linear(inputs, outputs, bias=bias), nn.Tanh() if i % 2 == 0 else nn.ReLU()]
+    return nn.Sequential(*layers[:-1])
+
+
+@pytest.fixture(autouse=True)
+def _seeded() -> None:
+    torch.manual_seed(0)
+
+
+@pytest.fixture
+def cold_library() -> Iterator[None]:
+    mlp_kernel._library.cache_clear()
+    yield
+    mlp_kernel._library.cache_clear()
+
+
+@pytest.mark.parametrize("dtype", [pytest.param(torch.float32, marks=compiled), torch.float64])
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("rows", ROWS)
+@pytest.mark.parametrize("widths", WIDTHS, ids=str)
+def test_outputs_and_derivatives_are_those_of_the_layers(
+    widths: tuple[int, ...], rows: int, bias: bool, dtype: torch.dtype
+) -> None:
+    network = stack(widths, bias=bias).to(dtype)
+    x, delta = torch.randn(rows, widths[0], dtype=dtype), torch.randn(rows, widths[-1], dtype=dtype)
+    mlp = PlainMLP(list(network))
+    made = mlp.forward(x)
+    assert isinstance(made, KernelPass if dtype == torch.float32 else TorchPass)
+    buffers = [None if p is None else torch.full_like(p, float("nan")) for p in mlp.parameters()]
+    made.gradients(delta, buffers)
+    point = x.clone().requires_grad_()
+    expected = network(point)
+    by_x, *by_weights = torch.autograd.grad(expected, [point, *network.parameters()], delta)
+    with torch.no_grad():
+        torch.testing.assert_close(mlp(x), expected, atol=2e-6, rtol=1e-5)
+    torch.testing.assert_close(made.outputs, expected, atol=2e-6, rtol=1e-5)
+    torch.testing.assert_close(made.pull(delta), by_x, atol=4e-6, rtol=1e-5)
+    found = [buffer for buffer in buffers if buffer is not None]
+    for own, gradient in zip(found, by_weights, strict=True):
+        torch.testing.assert_close(own, gradient, atol=1e-6 * rows, rtol=1e-5)
+
+
+@compiled
+def test_tanh_is_right_everywhere() -> None:
+    one = nn.Linear(1, 1, bias=False)
+    two = nn.Linear(1, 1, bias=False)
+    nn.init.ones_(one.weight)
+    nn.init.ones_(two.weight)
+    infinite = torch.tensor([float("inf"), -float("inf"), 0.0, -0.0])
+    x = torch.cat([torch.linspace(-100, 100, 100_001), torch.linspace(-0.01, 0.01, 1001), infinite])
+    found = MLPKernel([one, nn.Tanh(), two])(x.unsqueeze(1)).squeeze(1)
+    torch.testing.assert_close(found.double(), x.double().tanh(), atol=3e-7, rtol=0)
+
+
+@compiled
+@pytest.mark.parametrize("activation", [nn.Tanh, nn.ReLU])
+@pytest.mark.parametrize("where", ["weight", "input"])
+def test_nan_is_passed_on(where: str, activation: type[nn.Module]) -> None:
+    layers = [nn.Linear(3, 20), activation(), nn.Linear(20, 2)]
+    x = torch.randn(9, 3)
+    if where == "input":
+        x[4, 1] = float("nan")
+    else:
+        nn.init.constant_(layers[0].bias, float("nan"))  # type: ignore[arg-type]
+    made = MLPKernel(layers).forward(x)
+    assert bool(made.outputs[4].isnan().all())
+    assert bool(made.outputs[3].isnan().any()) == (where == "weight")
+    buffers: list[Tensor | None] = [torch.zeros_like(p) for layer in layers for p in layer.parameters()]
+    made.gradients(torch.ones(9, 2), buffers)
+    assert all(buffer is None or bool(buffer.isnan().any()) for buffer in buffers[2:3])
+
+
+@compiled
+def test_a_row_does_not_depend_on_those_beside_it() -> None:
+    kernel = MLPKernel(list(stack((18, 64, 64, 5))))
+    x = torch.randn(300, 18)
+    together = kernel.forward(x)
+    for start, stop in ((0, 1), (7, 12), (93, 230)):
+        own = kernel.forward(x[start:stop])
+        assert torch.equal(own.outputs, together.outputs[start:stop])
+        delta = torch.randn(300, 5)
+        assert torch.equal(own.pull(delta[start:stop]), together.pull(delta)[start:stop])
+
+
+@compiled
+def test_weights_are_read_anew_unless_they_are_known_to_be_the_same() -> None:
+    mlp = PlainMLP(list(stack((4, 8, 2))))
+    x = torch.randn(3, 4)
+    before = mlp.forward(x).outputs
+    with torch.no_grad():
+        mlp.layers[0].weight.mul_(2)  # type: ignore[operator]
+    assert torch.equal(mlp.forward(x, changed=False).outputs, before)
+    torch.testing.assert_close(mlp.forward(x).outputs, nn.Sequential(*mlp.layers)(x))
+
+
+@compiled
+def test_rows_in_any_layout_and_none() -> None:
+    network = stack((4, 8, 2))
+    kernel = MLPKernel(list(network))
+    x = torch.randn(4, 11).t()
+    torch.testing.assert_close(kernel(x), network(x))
+    delta = torch.ones(1, 1).expand(11, 2)
+    torch.testing.assert_close(kernel.forward(x).pull(delta), kernel.forward(x).pull(delta.contiguous()))
+    assert kernel(x[:0]).shape == (0, 2)
+    assert kernel.forward(x[:0]).pull(delta[:0]).shape == (0, 4)
+
+
+@compiled
+def test_copies_have_weights_of_their_own() -> None:
+    kernel = MLPKernel(list(stack((4, 8, 2))))
+    x = torch.randn(3, 4)
+    for other in (copy.deepcopy(kernel), pickle.loads(pickle.dumps(kernel))):
+        assert torch.equal(other(x), kernel(x))
+        assert other._linear[0].weight.data_ptr() != kernel._linear[0].weight.data_ptr()
+
+
+@pytest.mark.usefixtures("cold_library")
+class TestWithoutKernel:
+    """PyTorch serves."""
+
+    def check(self) -> None:
+        layers = list(stack((4, 8, 2)))
+        assert not MLPKernel.serves(layers)
+        made = PlainMLP(layers).forward(x := torch.randn(3, 4))
+        assert isinstance(made, TorchPass)
+        torch.testing.assert_close(made.outputs, nn.Sequential(*layers)(x))
+        with pytest.raises(ValueError, match="expected float32 weights on the CPU and a C\\+\\+ compiler"):
+            MLPKernel(layers)
+
+    def test_switched_off(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setenv(ENVIRONMENT_VARIABLE, "0")
+        self.check()
+
+    def test_no_compiler(self, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+        monkeypatch.setenv("CXX", "no-such-compiler")
+        with caplog.at_level(logging.INFO):
+            self.check()
+        assert "no C++ compiler" in caplog.text
+
+    def test_a_compiler_that_fails(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        compiler = tmp_path / "compiler"
+        compiler.write_text("#!/bin/sh\necho 'out of ideas' >&2\nexit 1\n", encoding="utf-8")
+        compiler.chmod(0o755)
+        monkeypatch.setenv("CXX", str(compiler))
+        monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+        self.check()
+        assert "out of ideas" in caplog.text
+        assert not list(tmp_path.rglob("*.so"))
+
+
+@compiled
+@pytest.mark.usefixtures("cold_library")
+def test_the_library_is_kept_for_the_next_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    assert MLPKernel.serves([nn.Linear(1, 1)])
+    (library,) = tmp_path.rglob("*.so")
+    made = library.stat().st_mtime_ns
+    mlp_kernel._library.cache_clear()
+    assert MLPKernel.serves([nn.Linear(1, 1)])
+    assert [path.stat().st_mtime_ns for path in tmp_path.rglob("*.so")] == [made]
+
+
+@compiled
+@pytest.mark.usefixtures("cold_library")
+def test_a_cache_that_cannot_be_written_is_replaced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (occupied := tmp_path / "file").touch()
+    monkeypatch.setenv("XDG_CACHE_HOME", str(occupied))
+    assert MLPKernel.serves([nn.Linear(1, 1)])
