@@ -63,28 +63,40 @@ INLINE vec tanh_of(vec x) {
     return all(1.f) - all(2.f) / (all(1.f) + power);
 }
 
-// In place. In the tile's own loop the polynomial would need its registers.
-APART void tanh_all(float *y, size n) {
-    for (size i = 0; i < n; i += LANES) at(y + i) = tanh_of(at(y + i));
+// Activations and their derivatives are passes of their own over a block, in place: within the loops of a tile they would
+// need its registers.
+APART void activate(std::int32_t activation, float *y, size n) {
+    if (activation == TANH)
+        for (size i = 0; i < n; i += LANES) at(y + i) = tanh_of(at(y + i));
+    else if (activation == RELU)
+        for (size i = 0; i < n; i += LANES) at(y + i) = at(y + i) < all(0.f) ? all(0.f) : at(y + i);
 }
 
-// The derivative of an activation with output h, times d.
-template <int activation> INLINE vec derived(vec d, vec h) {
-    if (activation == TANH) return d * (all(1.f) - h * h);
-    if (activation == RELU) return h > all(0.f) ? d : all(0.f);
-    return d;
+// d = activation'(.) d, from its output h.
+APART void derive(std::int32_t activation, float *d, const float *h, size n) {
+    if (activation == TANH)
+        for (size i = 0; i < n; i += LANES) at(d + i) = at(d + i) * (all(1.f) - at(h + i) * at(h + i));
+    else if (activation == RELU)
+        for (size i = 0; i < n; i += LANES) at(d + i) = at(h + i) > all(0.f) ? at(d + i) : all(0.f);
 }
 
-enum Job { OUTPUTS, DERIVED, ADDED };
+// The same for a tangent t and the gradients d by h and e by t. The second derivative of tanh is -2 h tanh', and t holds
+// tanh' already.
+APART void derive_twice(std::int32_t activation, float *d, float *e, const float *t, const float *h, size n) {
+    derive(activation, d, h, n);
+    if (activation == TANH)
+        for (size i = 0; i < n; i += LANES) at(d + i) -= all(2.f) * at(e + i) * at(t + i) * at(h + i);
+    derive(activation, e, h, n);
+}
 
-// c[r][j] = sum_k a[r * ar + k * ak] b[k][j] for rows x (vecs * LANES), of which `width` columns are stored.
-//   OUTPUTS: + beside[j], ReLU     DERIVED: * activation'(beside[r][j])     ADDED: + c[r][j]
-template <int rows, int vecs, Job job, int activation>
+// c[r][j] = start[j] + sum_k a[r * ar + k * ak] b[k][j] for rows x (vecs * LANES), of which `width` columns are stored;
+// without a start, the sum is added to c.
+template <int rows, int vecs>
 INLINE void tile(size depth, const float *a, size ar, size ak, const float *b, size ldb, float *c, size ldc,
-                 const float *beside, size width) {
+                 const float *start, size width) {
     vec sum[rows][vecs];
     for (int r = 0; r < rows; r++)
-        for (int v = 0; v < vecs; v++) sum[r][v] = job == OUTPUTS ? at(beside + v * LANES) : all(0.f);
+        for (int v = 0; v < vecs; v++) sum[r][v] = start ? at(start + v * LANES) : all(0.f);
     for (size k = 0; k < depth; k++) {
         vec read[vecs];
         for (int v = 0; v < vecs; v++) read[v] = at(b + k * ldb + v * LANES);
@@ -94,40 +106,35 @@ INLINE void tile(size depth, const float *a, size ar, size ak, const float *b, s
     for (int r = 0; r < rows; r++)
         for (int v = 0; v < vecs; v++) {
             float *to = c + r * ldc + v * LANES;
-            vec found = sum[r][v];
-            if (job == OUTPUTS && activation == RELU) found = found < all(0.f) ? all(0.f) : found;
-            if (job == DERIVED && activation != IDENTITY) found = derived<activation>(found, at(beside + r * ldc + v * LANES));
             const size left = width - v * LANES;
             if (left < LANES)
-                for (size i = 0; i < left; i++) to[i] = job == ADDED ? to[i] + found[i] : found[i];
+                for (size i = 0; i < left; i++) to[i] = start ? sum[r][v][i] : to[i] + sum[r][v][i];
             else
-                at(to) = job == ADDED ? at(to) + found : found;
+                at(to) = start ? sum[r][v] : at(to) + sum[r][v];
         }
 }
 
-template <int vecs, Job job, int activation, typename... Rest> INLINE void tile_of(size rows, Rest... rest) {
+template <int vecs, typename... Rest> INLINE void tile_of(size rows, Rest... rest) {
     static_assert(ROWS == 6);
     switch (rows) {
-        case 1: return tile<1, vecs, job, activation>(rest...);
-        case 2: return tile<2, vecs, job, activation>(rest...);
-        case 3: return tile<3, vecs, job, activation>(rest...);
-        case 4: return tile<4, vecs, job, activation>(rest...);
-        case 5: return tile<5, vecs, job, activation>(rest...);
-        default: return tile<6, vecs, job, activation>(rest...);
+        case 1: return tile<1, vecs>(rest...);
+        case 2: return tile<2, vecs>(rest...);
+        case 3: return tile<3, vecs>(rest...);
+        case 4: return tile<4, vecs>(rest...);
+        case 5: return tile<5, vecs>(rest...);
+        default: return tile<6, vecs>(rest...);
     }
 }
 
-// As `tile`, for m x n. Vectors of b (and of the stored c where n is padded) are whole.
-template <Job job, int activation>
+// As `tile`, for m x n. Vectors of b are whole, and those of c where n is.
 APART void product(size m, size n, size depth, const float *a, size ar, size ak, const float *b, size ldb, float *c,
-                   size ldc, const float *beside) {
+                   size ldc, const float *start) {
     for (size j = 0; j < n; j += VECS * LANES)
         for (size r = 0; r < m; r += ROWS) {
             const size rows = std::min<size>(m - r, ROWS), vecs = std::min<size>((n - j + LANES - 1) / LANES, VECS);
-            const float *also = !beside ? nullptr : beside + j + (job == DERIVED ? r * ldc : 0);
             auto make = [&](auto count) {
-                tile_of<decltype(count)::value, job, activation>(rows, depth, a + r * ar, ar, ak, b + j, ldb,
-                                                                 c + r * ldc + j, ldc, also, n - j);
+                tile_of<decltype(count)::value>(rows, depth, a + r * ar, ar, ak, b + j, ldb, c + r * ldc + j, ldc,
+                                                start ? start + j : nullptr, n - j);
             };
             if (vecs == 4) make(std::integral_constant<int, std::min(4, VECS)>());
             else if (vecs == 3) make(std::integral_constant<int, std::min(3, VECS)>());
@@ -156,11 +163,11 @@ struct Memory {
 };
 static thread_local Memory memory;
 
-// Weights laid out for the products, in a buffer of the caller: [in, padded out] with biases, and [out, padded in].
+// Weights laid out for the products, in a buffer of the caller: [in, padded out] with biases, and [out, padded in]; and zeros.
 struct Layout {
     const Network &net;
     size widest = 0;
-    float *across[MOST_LAYERS], *biases[MOST_LAYERS], *back[MOST_LAYERS];
+    float *across[MOST_LAYERS], *biases[MOST_LAYERS], *back[MOST_LAYERS], *zeros, *end;
 
     Layout(const Network &network, float *buffer) : net(network) {
         for (size l = 0; l < net.layers; l++) {
@@ -170,9 +177,8 @@ struct Layout {
             biases[l] = buffer, buffer += padded(out);
             back[l] = buffer, buffer += out * padded(in);
         }
-        end = buffer;
+        zeros = buffer, end = buffer + widest;
     }
-    float *end;
 };
 
 // Places of the outputs of all layers but the last, [rows, padded width] each, in a buffer of the caller.
@@ -187,12 +193,6 @@ struct Hidden {
     }
 };
 
-template <Job job, typename... Rest> INLINE void product_by(std::int32_t activation, Rest... rest) {
-    if (activation == TANH) product<job, TANH>(rest...);
-    else if (activation == RELU) product<job, RELU>(rest...);
-    else product<job, IDENTITY>(rest...);
-}
-
 // Outputs of one block of rows; hidden[l] are those of its layers.
 INLINE void block_forward(const Layout &w, size rows, const float *x, float *const *hidden, float *out) {
     const Network &net = w.net;
@@ -202,9 +202,8 @@ INLINE void block_forward(const Layout &w, size rows, const float *x, float *con
         const bool last = l + 1 == net.layers;
         const size width = last ? net.widths[l + 1] : padded(net.widths[l + 1]);
         float *to = last ? out : hidden[l];
-        product_by<OUTPUTS>(net.activations[l] == RELU ? RELU : IDENTITY, rows, width, net.widths[l], in, ld, size(1),
-                            (const float *)w.across[l], padded(net.widths[l + 1]), to, width, (const float *)w.biases[l]);
-        if (net.activations[l] == TANH) tanh_all(to, rows * width);
+        product(rows, width, net.widths[l], in, ld, 1, w.across[l], padded(net.widths[l + 1]), to, width, w.biases[l]);
+        if (!last) activate(net.activations[l], to, rows * width);
         in = to, ld = width;
     }
 }
@@ -261,6 +260,7 @@ void pack(const Network *net, float *buffer) {
         std::fill_n(to.biases[l], padded(out), 0.f);
         if (net->biases[l]) std::copy_n(net->biases[l], out, to.biases[l]);
     }
+    std::fill_n(to.zeros, to.widest, 0.f);
 }
 
 // out [n, m] of x [n, d]; hidden outputs are kept in `hidden` unless it is null.
@@ -294,15 +294,72 @@ void backward(const Network *net, float *packed, std::int64_t n, const float *x,
             const size in = net->widths[l], out = net->widths[l + 1], stride = padded(in);
             const float *seen = l ? kept.outputs[l - 1] + r * stride : x + r * in;
             if (by_weights) {
-                product<ADDED, IDENTITY>(out, in, rows, d, 1, ld, l ? seen : widened(seen, rows, in, wide), stride, by_weights[l], in, nullptr);
+                const float *whole = l ? seen : widened(seen, rows, in, wide);
+                product(out, in, rows, d, 1, ld, whole, stride, by_weights[l], in, nullptr);
                 if (by_biases[l]) add_rows(d, rows, out, ld, by_biases[l]);
             }
-            const float *back = w.back[l];
-            if (l)
-                product_by<DERIVED>(net->activations[l - 1], rows, stride, out, d, ld, size(1), back, stride, place[l & 1], stride, seen);
-            else if (by_x)
-                product<DERIVED, IDENTITY>(rows, in, out, d, ld, 1, back, stride, by_x + r * in, in, nullptr);
-            d = place[l & 1], ld = stride;
+            if (!l && !by_x) break;
+            float *to = l ? place[l & 1] : by_x + r * in;
+            const size width = l ? stride : in;
+            product(rows, width, out, d, ld, 1, w.back[l], stride, to, width, w.zeros);
+            if (l) derive(net->activations[l - 1], to, seen, rows * stride);
+            d = to, ld = stride;
+        }
+    }
+}
+
+// f(x) and J(x) u of x [n, d] and u [n, d]: out and along [n, m]; what the layers read is kept in hidden and tangents.
+void push(const Network *net, float *packed, std::int64_t n, const float *x, const float *u, float *out, float *along,
+          float *hidden, float *tangents) {
+    const Layout w(*net, packed);
+    const Hidden values(*net, n, hidden), directions(*net, n, tangents);
+    float *places[MOST_LAYERS];
+    for (size r = 0; r < n; r += BLOCK) {
+        const size rows = std::min<size>(n - r, BLOCK);
+        for (size l = 0; l + 1 < net->layers; l++) places[l] = values.outputs[l] + r * padded(net->widths[l + 1]);
+        block_forward(w, rows, x + r * net->widths[0], places, out + r * net->widths[net->layers]);
+        const float *t = u + r * net->widths[0];
+        size ld = net->widths[0];
+        for (size l = 0; l < net->layers; l++) {
+            const bool last = l + 1 == net->layers;
+            const size stride = padded(net->widths[l + 1]), width = last ? net->widths[l + 1] : stride;
+            float *to = last ? along + r * width : directions.outputs[l] + r * stride;
+            product(rows, width, net->widths[l], t, ld, 1, w.across[l], stride, to, width, w.zeros);
+            if (!last) derive(net->activations[l], to, places[l], rows * stride);
+            t = to, ld = width;
+        }
+    }
+}
+
+// From the gradients by out and along, those of `backward`, and by u.
+void pull(const Network *net, float *packed, std::int64_t n, const float *x, const float *u, float *hidden, float *tangents,
+          const float *by_out, const float *by_along, float *const *by_weights, float *const *by_biases, float *by_x,
+          float *by_u) {
+    const Layout w(*net, packed);
+    const Hidden values(*net, n, hidden), directions(*net, n, tangents);
+    clear(*net, by_weights, by_biases);
+    memory.clear(5 * (BLOCK * w.widest + 16));
+    float *place[4], *wide;
+    for (auto &p : place) p = memory.take(BLOCK * w.widest);
+    wide = memory.take(BLOCK * w.widest);
+    for (size r = 0; r < n; r += BLOCK) {
+        const size rows = std::min<size>(n - r, BLOCK);
+        size ld = net->widths[net->layers];
+        const float *d = by_out + r * ld, *e = by_along + r * ld;
+        for (size l = net->layers - 1; l >= 0; l--) {
+            const size in = net->widths[l], out = net->widths[l + 1], stride = padded(in);
+            const float *h = l ? values.outputs[l - 1] + r * stride : x + r * in;
+            const float *t = l ? directions.outputs[l - 1] + r * stride : u + r * in;
+            product(out, in, rows, d, 1, ld, l ? h : widened(h, rows, in, wide), stride, by_weights[l], in, nullptr);
+            product(out, in, rows, e, 1, ld, l ? t : widened(t, rows, in, wide), stride, by_weights[l], in, nullptr);
+            if (by_biases[l]) add_rows(d, rows, out, ld, by_biases[l]);
+            if (!l && !by_x) break;
+            float *to_d = l ? place[l & 1] : by_x + r * in, *to_e = l ? place[2 + (l & 1)] : by_u + r * in;
+            const size width = l ? stride : in;
+            product(rows, width, out, d, ld, 1, w.back[l], stride, to_d, width, w.zeros);
+            product(rows, width, out, e, ld, 1, w.back[l], stride, to_e, width, w.zeros);
+            if (l) derive_twice(net->activations[l - 1], to_d, to_e, t, h, rows * stride);
+            d = to_d, e = to_e, ld = stride;
         }
     }
 }

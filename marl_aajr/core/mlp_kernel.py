@@ -100,16 +100,34 @@ class MLPKernel:
         hidden = x.new_empty(len(x) * self._hidden)
         return KernelPass(self, x, hidden, self._forward(x, hidden))
 
+    def push(self, x: Tensor, direction: Tensor) -> KernelTangents:
+        """f(x) and J(x) u of `x [N, d]` and `u [N, d]`, and what their derivatives are made of."""
+        x, direction = x.contiguous(), direction.contiguous()
+        hidden, tangents = x.new_empty(2, len(x) * self._hidden)
+        outputs, along = x.new_empty(2, len(x), self.outputs)
+        made = KernelTangents(self, x, direction, hidden, tangents, outputs, along)
+        self._library.push(*self._addresses(x, direction, outputs, along, hidden, tangents))
+        return made
+
+    def _addresses(self, x: Tensor, *more: Tensor) -> tuple[Any, ...]:
+        """The first arguments of the passes."""
+        return self._net, self._packed.data_ptr(), len(x), *(each.data_ptr() for each in (x, *more))
+
     def backward(self, made: KernelPass, delta: Tensor, *places: Any) -> None:
         """The kernel's backward pass; `places`: of gradients by weights, biases and inputs, or None."""
         delta = delta.contiguous()
-        addresses = (made.x.data_ptr(), made.hidden.data_ptr(), delta.data_ptr())
-        self._library.backward(self._net, self._packed.data_ptr(), len(made.x), *addresses, *places)
+        self._library.backward(*self._addresses(made.x, made.hidden, delta), *places)
+
+    def pull(self, made: KernelTangents, by_outputs: Tensor, by_along: Tensor, *places: Any) -> None:
+        """The same through `push`; the last place is of gradients by the directions."""
+        kept = (made.x, made.direction, made.hidden, made.tangents)
+        gradients = (by_outputs.contiguous(), by_along.contiguous())
+        self._library.pull(*self._addresses(*kept, *gradients), *places)
 
     def _forward(self, x: Tensor, hidden: Tensor | None) -> Tensor:
         out = x.new_empty(len(x), self.outputs)
         kept = None if hidden is None else hidden.data_ptr()
-        self._library.forward(self._net, self._packed.data_ptr(), len(x), x.data_ptr(), out.data_ptr(), kept)
+        self._library.forward(*self._addresses(x, out), kept)
         return out
 
 
@@ -137,9 +155,41 @@ class KernelPass:
 
     def gradients(self, delta: Tensor, buffers: Sequence[Tensor | None]) -> None:
         """Fills the buffers of weight and bias of each layer, from the gradient by the outputs `[N, m]`."""
-        places = [None if buffer is None else buffer.data_ptr() for buffer in buffers]
-        array = ctypes.c_void_p * (len(places) // 2)
-        self.kernel.backward(self, delta, array(*places[::2]), array(*places[1::2]), None)
+        self.kernel.backward(self, delta, *_places(buffers), None)
+
+
+@dataclass(frozen=True)
+class KernelTangents:
+    """A pass of values and directions; its attributes are as those of `KernelPass`.
+
+    Attributes:
+        outputs: f(x) `[N, m]`.
+        along: J(x) u `[N, m]`.
+    """
+
+    kernel: MLPKernel
+    x: Tensor
+    direction: Tensor
+    hidden: Tensor
+    tangents: Tensor
+    outputs: Tensor
+    along: Tensor
+
+    def gradients(
+        self, by_outputs: Tensor, by_along: Tensor, buffers: Sequence[Tensor | None], *, by_inputs: bool
+    ) -> tuple[Tensor | None, Tensor | None]:
+        """Fills the buffers as `KernelPass.gradients` does; the gradients by x and u, if `by_inputs`."""
+        found = (torch.empty_like(self.x), torch.empty_like(self.x)) if by_inputs else (None, None)
+        places = [None if each is None else each.data_ptr() for each in found]
+        self.kernel.pull(self, by_outputs, by_along, *_places(buffers), *places)
+        return found
+
+
+def _places(buffers: Sequence[Tensor | None]) -> tuple[Any, Any]:
+    """Addresses of the buffers of weights and of biases."""
+    places = [None if buffer is None else buffer.data_ptr() for buffer in buffers]
+    array = ctypes.c_void_p * (len(places) // 2)
+    return array(*places[::2]), array(*places[1::2])
 
 
 def _fits(layers: Sequence[nn.Module]) -> bool:
@@ -164,17 +214,13 @@ def _library() -> ctypes.CDLL | None:
         detail = (getattr(error, "stderr", None) or str(error)).strip().splitlines()
         _LOGGER.warning("small networks go through PyTorch, as %s failed: %s", compiler, detail[-1:] or error)
         return None
-    integer, pointer = ctypes.c_int64, ctypes.c_void_p
-    for name, result, arguments in (
-        ("packed_floats", integer, 0),
-        ("hidden_floats", integer, 0),
-        ("pack", None, 1),
-    ):
-        function = getattr(library, name)
-        function.restype, function.argtypes = result, [pointer] * (1 + arguments)
-    library.forward.restype = library.backward.restype = None
-    library.forward.argtypes = [pointer, pointer, integer, *[pointer] * 3]
-    library.backward.argtypes = [pointer, pointer, integer, *[pointer] * 6]
+    # Networks and buffers are pointers; behind the weights of a pass comes the number of its rows.
+    size, pointer = ctypes.c_int64, ctypes.c_void_p
+    library.packed_floats.restype = library.hidden_floats.restype = size
+    library.packed_floats.argtypes = library.hidden_floats.argtypes = [pointer]
+    library.pack.argtypes = [pointer, pointer]
+    for name, tensors in (("forward", 3), ("backward", 6), ("push", 6), ("pull", 10)):
+        getattr(library, name).argtypes = [pointer, pointer, size, *[pointer] * tensors]
     return library
 
 

@@ -14,8 +14,9 @@ import torch
 from torch import Tensor, nn
 
 from marl_aajr.core import mlp_kernel
-from marl_aajr.core.mlp import PlainMLP, TorchPass
+from marl_aajr.core.mlp import PlainMLP
 from marl_aajr.core.mlp_kernel import ENVIRONMENT_VARIABLE, KernelPass, MLPKernel
+from marl_aajr.core.mlp_torch import TorchPass
 
 WIDTHS = [(5, 7, 3), (18, 64, 64, 5), (6, 4), (33, 130, 17, 70, 1)]
 ROWS = [1, 6, 95, 200]

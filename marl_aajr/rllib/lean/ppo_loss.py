@@ -3,7 +3,7 @@
 The loss of a minibatch is some thirty small operations between the networks' outputs and one number. Autograd
 records each, and walks back through each. All of them together have a closed-form gradient with respect to
 the distribution inputs and the values, which costs a third of that (`ppo_loss`; the networks' own graph stays
-autograd's). Where both networks are plain MLPs, `PlainGradient` needs no graph at all.
+autograd's). Plain MLPs need no graph at all (`PlainGradient`).
 """
 
 from __future__ import annotations
@@ -226,14 +226,13 @@ class PlainGradient:
         distribution: ActionDistribution,
         gradients: Mapping[Tensor, Tensor],
     ) -> None:
-        parts = (*actor.layers, *tail, *critic.layers)
-        self.parameters = {parameter for part in parts for parameter in part.parameters()}
+        layers = (*actor.layers, *tail, *critic.layers)
+        self.parameters = {parameter for layer in layers for parameter in layer.parameters()}
         self._actor, self._critic = actor, critic
         self._buffers = [
             [None if p is None else gradients[p] for p in own.parameters()] for own in (actor, critic)
         ]
-        self._tail, self._tail_parameters = tail, list(tail.parameters())
-        self._distribution = distribution
+        self._tail, self._tail_parameters, self._distribution = tail, list(tail.parameters()), distribution
         self._tail_gradients = [gradients[parameter] for parameter in self._tail_parameters]
         self._weights = sum(map(torch.numel, self.parameters)) // 2  # of one network
         self._side_by_side = SideBySide(next(iter(self.parameters)).device)
@@ -254,8 +253,7 @@ class PlainGradient:
         acted, judged = self._side_by_side(
             lambda: self._actor.forward(obs), lambda: self._critic.forward(critic_obs), work
         )
-        outputs = acted.outputs
-        inputs, graph = self._through_tail(outputs)
+        inputs, graph = self._through_tail(outputs := acted.outputs)
         rows = PPORows(inputs, judged.outputs.squeeze(-1), *constants)
         loss, to_inputs, to_values = loss_and_gradient(self._distribution, rows, coefficients)
         if graph is not None:
@@ -293,10 +291,10 @@ def plain_gradient(
     """The written-out gradient, where it serves: all weights trained, both networks plain MLPs."""
     if networks is None or distribution is None:
         return None
-    parameters = [p for part in networks for p in part.parameters()]
     body, tail = _parted(networks[0])
     actor, critic = PlainMLP.of(body), PlainMLP.of(networks[1])
-    apart = len({id(p) for p in parameters}) == len(parameters)
+    parameters = [p for part in networks for p in part.parameters()]
+    apart = len(set(parameters)) == len(parameters)
     trained = all(p.requires_grad and p in gradients for p in parameters)
     if actor is None or critic is None or not trained or not apart:
         return None
