@@ -229,9 +229,8 @@ class PlainGradient:
         layers = (*actor.layers, *tail, *critic.layers)
         self.parameters = {parameter for layer in layers for parameter in layer.parameters()}
         self._actor, self._critic = actor, critic
-        self._buffers = [
-            [None if p is None else gradients[p] for p in own.parameters()] for own in (actor, critic)
-        ]
+        own = [network.parameters() for network in (actor, critic)]
+        self._buffers = [[p if p is None else gradients[p] for p in each] for each in own]
         self._tail, self._tail_parameters, self._distribution = tail, list(tail.parameters()), distribution
         self._tail_gradients = [gradients[parameter] for parameter in self._tail_parameters]
         self._weights = sum(map(torch.numel, self.parameters)) // 2  # of one network
