@@ -41,7 +41,7 @@ if TYPE_CHECKING:
     from marl_aajr.rllib import register as register
     from marl_aajr.rllib import robustify as robustify
     from marl_aajr.rllib import robustify_policy as robustify_policy
-    from marl_aajr.rollout.rollout_attack import RolloutAttack as RolloutAttack
+    from marl_aajr.rollout.attack.rollout_attack import RolloutAttack as RolloutAttack
     from marl_aajr.training.trainer import train as train
     from marl_aajr.victims import Victim as Victim
 
@@ -54,7 +54,7 @@ _HOMES = {
     "regularizers": "AAJR ERNIE Frobenius NoiseAugmentation OffPolicyAdversarialTraining RandomDirection "
     "Regularizer SmoothPolicy Spectral SpectralNormalization make_regularizer",
     "report": "compare",
-    "rollout.rollout_attack": "RolloutAttack",
+    "rollout.attack.rollout_attack": "RolloutAttack",
     "rllib": "fast register robustify robustify_policy",
     "training.trainer": "train",
     "victims": "Victim",

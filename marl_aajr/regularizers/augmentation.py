@@ -8,7 +8,7 @@ gradient dies as r goes to 0. So the ratio's range is reported.
 
 An action that was drawn at s says little of the policy at s + δ, and policies unlearn by this loss: the fault
 that Raileanu et al. 2021 (DrAC, arXiv 2006.12862) found with augmented observations in PPO. Playing under
-attack has it not (`marl_aajr.rollout.rollout_attack`). This stays for comparison, and is nobody's default.
+attack has it not (`marl_aajr.rollout.attack`). This stays for comparison, and is nobody's default.
 """
 
 from __future__ import annotations

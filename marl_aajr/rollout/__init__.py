@@ -17,5 +17,6 @@ Many copies as arrays:
 The sampling loop:
 
 - `collector`: plays a batch and checks it, filling a `rollout_buffer` for each module.
+- `attack`: play under attack, for training.
 - `fragments`: what a call leaves; `postprocessing` and `sequences` make rows with advantages of it.
 """

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from marl_aajr.core.checks import grouped
-from marl_aajr.rollout.attacked_play import AttackedPlay
+from marl_aajr.rollout.attack.attacked_play import AttackedPlay
 from marl_aajr.rollout.batched_env import BatchedEnv, BatchedStep
 from marl_aajr.rollout.checked_batch import CheckedBatch
 from marl_aajr.rollout.fragments import EpisodeLog, Episodes, Fragment, ModuleFragment

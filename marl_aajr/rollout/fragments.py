@@ -65,8 +65,8 @@ class ModuleFragment(_Packed):
             length L; None for others.
         clean_obs: As `obs`, which then holds what the agents saw, without what an adversary changed; None:
             nobody was attacked.
-        path: `[T + 1, G, E, 2, points, d]`, points of the adversary's path (`marl_aajr.rollout.kept_path`);
-            None: none are kept.
+        path: `[T + 1, G, E, 2, points, d]`, points of the adversary's path
+            (`marl_aajr.rollout.attack.kept_path`); None: none are kept.
     """
 
     agents: tuple[str, ...]

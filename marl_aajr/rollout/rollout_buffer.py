@@ -56,7 +56,7 @@ class StepInputs(NamedTuple):
         all_act: Whether everybody must act.
         none_acts: Whether nobody must.
         clean: Where an adversary may have changed them, observations as they would be without it.
-        path: Points of its path, where they are kept (`marl_aajr.rollout.kept_path`).
+        path: Points of its path, where they are kept (`marl_aajr.rollout.attack.kept_path`).
     """
 
     obs: Tensor

@@ -30,11 +30,11 @@ from marl_aajr.rllib.sampling.episode_metrics import EpisodeReturns
 from marl_aajr.rllib.sampling.fast import fast
 from marl_aajr.rllib.sampling.observation_filter import ObservationNormalizer
 from marl_aajr.rllib.sampling.run_env_runner import RunEnvRunner
-from marl_aajr.rollout.attacked_play import attacked_members
-from marl_aajr.rollout.beside_regularizers import check_beside
+from marl_aajr.rollout.attack.attacked_play import attacked_members
+from marl_aajr.rollout.attack.beside_regularizers import check_beside
+from marl_aajr.rollout.attack.rollout_attack import RolloutAttack
 from marl_aajr.rollout.environments import resolve
 from marl_aajr.rollout.perturbed import PerturbedGame
-from marl_aajr.rollout.rollout_attack import RolloutAttack
 from marl_aajr.training.atla_phases import ATLAPhases, PhaseOfRecreated, phases_of
 from marl_aajr.training.checkpoint import StartRecreated
 from marl_aajr.training.config import RunConfig

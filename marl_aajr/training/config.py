@@ -13,8 +13,8 @@ from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
-from marl_aajr.rollout.beside_regularizers import path_for
-from marl_aajr.rollout.rollout_attack import RolloutAttack
+from marl_aajr.rollout.attack.beside_regularizers import path_for
+from marl_aajr.rollout.attack.rollout_attack import RolloutAttack
 from marl_aajr.rollout.teams import TEAMS
 from marl_aajr.training.fields import (
     Count,

@@ -23,7 +23,7 @@ from marl_aajr.core.checks import (
 from marl_aajr.core.environment_values import agent_names
 from marl_aajr.core.threat import Norm, PerturbationSet
 from marl_aajr.regularizers import REGULARIZERS, Regularizer, make_regularizer, settings_of
-from marl_aajr.rollout.rollout_attack import RolloutAttack
+from marl_aajr.rollout.attack.rollout_attack import RolloutAttack
 from marl_aajr.training.fields import Fraction, Section
 
 

@@ -25,7 +25,7 @@ from ray.rllib.examples.rl_modules.classes.action_masking_rlm import ActionMaski
 from marl_aajr import AAJR, robustify
 from marl_aajr.rllib.plugin.attacked_episodes import AttackedEpisodes
 from marl_aajr.rllib.sampling.fast import fast
-from marl_aajr.rollout.rollout_attack import RolloutAttack
+from marl_aajr.rollout.attack.rollout_attack import RolloutAttack
 from tests.rllib.test_algorithms import asynchronous, ppo, sac, train
 
 EPSILON = 0.1

@@ -24,8 +24,8 @@ from marl_aajr.rllib.networks import FlatActorCritic, MAPPOModule
 from marl_aajr.rllib.plugin.module_policy import CLEAN_OBS
 from marl_aajr.rllib.sampling.acting_policy import ActingModule, ActingPolicy, HeldColumns
 from marl_aajr.rllib.sampling.fast import FragmentsToBatch, fast
+from marl_aajr.rollout.attack.rollout_attack import RolloutAttack
 from marl_aajr.rollout.fragments import Fragment, ModuleFragment
-from marl_aajr.rollout.rollout_attack import RolloutAttack
 from tests.rllib.fast_runs import OURS, TAG, TICTACTOE, config, fragment, logits, masked, normalizer, runner
 
 EPSILON = 0.1

@@ -32,7 +32,7 @@ from marl_aajr.rllib.lean.ppo_loss import PPOCoefficients, PPORows, plain_gradie
 from marl_aajr.rllib.networks import FlatActorCritic, floats
 from marl_aajr.rllib.plugin.module_policy import CLEAN_OBS
 from marl_aajr.rllib.sampling.module_policies import own_distribution
-from marl_aajr.rollout.rollout_attack import RolloutAttack
+from marl_aajr.rollout.attack.rollout_attack import RolloutAttack
 
 VALUES, LOSS, ROWS = (f"marl_aajr_{name}" for name in ("values", "loss", "rows"))
 """Keys of a forward pass's output: the critic's values `[N]`; or PPO's loss, which then has no graph, and the

@@ -35,9 +35,9 @@ from marl_aajr.rllib.plugin.observation_layout import flat_layout
 from marl_aajr.rllib.sampling.acting_policy import ActingModule, ActingPolicy, HeldColumns, check_acting
 from marl_aajr.rllib.sampling.batch_env import ask
 from marl_aajr.rllib.sampling.observation_filter import ObservationNormalizer
-from marl_aajr.rollout.attacked_copies import AttackedCopies
-from marl_aajr.rollout.attacked_play import attacked_members
-from marl_aajr.rollout.rollout_attack import RolloutAttack
+from marl_aajr.rollout.attack.attacked_copies import AttackedCopies
+from marl_aajr.rollout.attack.attacked_play import attacked_members
+from marl_aajr.rollout.attack.rollout_attack import RolloutAttack
 
 Pieces = Callable[..., ConnectorV2 | Sequence[ConnectorV2]]
 

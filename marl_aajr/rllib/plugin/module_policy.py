@@ -47,7 +47,7 @@ CLEAN_OBS = "marl_aajr_clean_obs"
 """A column beside OBS, where agents acted under attack: what they would have seen without it."""
 
 PATH = "marl_aajr_path"
-"""A column of points on the adversary's path, `[B, ..., 2, points, d]` (`marl_aajr.rollout.kept_path`)."""
+"""A column of points on the adversary's path, `[B, ..., 2, points, d]` (`rollout.attack.kept_path`)."""
 
 ROLLOUTS_KEY = "marl_aajr_rollouts"
 """The key of the attack that rollouts are played under in `config.learner_config_dict`."""

@@ -33,7 +33,7 @@ from marl_aajr.rllib.internals.learners import (
 )
 from marl_aajr.rllib.plugin.module_policy import ROLLOUTS_KEY, copied
 from marl_aajr.rllib.plugin.regularized_module import RegularizedModule, Report
-from marl_aajr.rollout.beside_regularizers import check_beside
+from marl_aajr.rollout.attack.beside_regularizers import check_beside
 
 REGULARIZERS_KEY = "marl_aajr_regularizers"
 """The key of the regularizer, or of the modules' regularizers, in `config.learner_config_dict`."""

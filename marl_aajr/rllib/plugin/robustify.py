@@ -24,7 +24,7 @@ from marl_aajr.rllib.internals.runners import OpenEnvRunner
 from marl_aajr.rllib.plugin.attacked_episodes import WithRolloutAttack, complaint, remember_runner
 from marl_aajr.rllib.plugin.module_policy import ROLLOUTS_KEY
 from marl_aajr.rllib.plugin.robust_learner import REGULARIZERS_KEY, robust_learner_class
-from marl_aajr.rollout.rollout_attack import RolloutAttack
+from marl_aajr.rollout.attack.rollout_attack import RolloutAttack
 
 
 def robustify(

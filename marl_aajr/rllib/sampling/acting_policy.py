@@ -28,7 +28,7 @@ from marl_aajr.rllib.networks import observation_of
 from marl_aajr.rllib.playing_networks import live_module, parts_of, playing_network
 from marl_aajr.rllib.plugin.module_policy import judges_observations
 from marl_aajr.rllib.sampling.observation_filter import CLIP, Moments
-from marl_aajr.rollout.rollout_attack import RolloutAttack
+from marl_aajr.rollout.attack.rollout_attack import RolloutAttack
 from marl_aajr.victims.filters import SMALL
 
 

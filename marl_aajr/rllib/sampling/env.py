@@ -27,13 +27,13 @@ from ray.rllib.env.multi_agent_env import MultiAgentEnv
 from marl_aajr.core.environment_values import named
 from marl_aajr.rllib.internals.algorithms import register_creator
 from marl_aajr.rllib.internals.cores import own_cores
+from marl_aajr.rollout.attack.rollout_attack import RolloutAttack
 from marl_aajr.rollout.batched_env import BatchedEnv
 from marl_aajr.rollout.centralized_critic import CentralBatch, CentralView, Critic, beside, with_state
 from marl_aajr.rollout.environments import EnvironmentSpec, make_batch, resolve
 from marl_aajr.rollout.factories import Factory
 from marl_aajr.rollout.game_agents import GameStep
 from marl_aajr.rollout.game_shares import Processes, in_processes
-from marl_aajr.rollout.rollout_attack import RolloutAttack
 
 _Flags = tuple[dict[str, bool], dict[str, bool]]
 _BY_AGENT = ("obs", "rewards", "terminations", "truncations", "infos")

@@ -23,7 +23,7 @@ from marl_aajr.rllib.sampling.env import EnvCreator
 from marl_aajr.rllib.sampling.episode_metrics import SamplingMetrics
 from marl_aajr.rllib.sampling.module_policies import ModulePolicies
 from marl_aajr.rllib.sampling.run_env_runner import RunEnvRunner
-from marl_aajr.rollout.attacked_play import AttackedPlay
+from marl_aajr.rollout.attack.attacked_play import AttackedPlay
 from marl_aajr.rollout.batched_env import BatchedEnv
 from marl_aajr.rollout.collector import Collector, agent_groups
 from marl_aajr.rollout.fragments import Episodes, Fragment

@@ -95,7 +95,7 @@ class SamplingMetrics:
         Args:
             episodes: Those that ended.
             attacked: Whether each was played under attack, `[n]` bool.
-            sums: See `marl_aajr.rollout.attacked_metrics.attack_metrics`.
+            sums: See `marl_aajr.rollout.attack.attacked_metrics.attack_metrics`.
             epsilon: ε in force.
         """
         found: dict[str, Any] = {"samples": 1.0, "epsilon": epsilon, **sums}

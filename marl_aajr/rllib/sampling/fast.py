@@ -35,12 +35,12 @@ from marl_aajr.rllib.sampling.batch_env import WITHOUT_FAST, module_of_agents
 from marl_aajr.rllib.sampling.env import BY_NAME, BatchFactory, EnvCreator, EnvProcesses
 from marl_aajr.rllib.sampling.env_runners import FastEnvRunner
 from marl_aajr.rllib.sampling.episode_metrics import EpisodeReturns
+from marl_aajr.rollout.attack.rollout_attack import RolloutAttack
 from marl_aajr.rollout.batched_env import BatchedEnv
 from marl_aajr.rollout.centralized_critic import Critic
 from marl_aajr.rollout.environments import EnvironmentSpec, resolve
 from marl_aajr.rollout.fragments import Fragment, alike
 from marl_aajr.rollout.postprocessing import TrainingRows, training_rows
-from marl_aajr.rollout.rollout_attack import RolloutAttack
 from marl_aajr.rollout.sequences import sequence_rows
 
 

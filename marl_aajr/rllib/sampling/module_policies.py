@@ -30,8 +30,8 @@ from marl_aajr.rllib.sampling.acting_policy import (
     seen_rows,
 )
 from marl_aajr.rllib.sampling.observation_filter import Moments, ObservationNormalizer
-from marl_aajr.rollout.attackable import ActingRows
-from marl_aajr.rollout.rollout_attack import RolloutAttack
+from marl_aajr.rollout.attack.attackable import ActingRows
+from marl_aajr.rollout.attack.rollout_attack import RolloutAttack
 from marl_aajr.rollout.rollout_buffer import Decision
 
 
@@ -111,7 +111,7 @@ class ModulePolicies:
     def acting(
         self, module: str, obs: Tensor, mask: Tensor | None, places: Tensor, memory: Tree | None = None
     ) -> ActingRows:
-        """See `marl_aajr.rollout.attackable.AttackablePolicies`."""
+        """See `marl_aajr.rollout.attack.attackable.AttackablePolicies`."""
         actor = self._actor(module)
         acting, own = actor.acting, obs.flatten(1)[:, : actor.acting.width]
         observed = filtered = None

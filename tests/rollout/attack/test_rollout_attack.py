@@ -15,9 +15,9 @@ from marl_aajr.core.end_of_ascent import end_of_ascent
 from marl_aajr.core.objectives import KL, Clean, Margin
 from marl_aajr.core.policy import ModulePolicy
 from marl_aajr.core.threat import PerturbationSet, PerturbationSets
-from marl_aajr.rollout.attacked_copies import AttackedCopies
-from marl_aajr.rollout.inner_gap import inner_gap
-from marl_aajr.rollout.rollout_attack import RolloutAttack
+from marl_aajr.rollout.attack.attacked_copies import AttackedCopies
+from marl_aajr.rollout.attack.inner_gap import inner_gap
+from marl_aajr.rollout.attack.rollout_attack import RolloutAttack
 
 
 def policy(inputs: int = 4, actions: int = 3, *, seed: int = 0) -> ModulePolicy:

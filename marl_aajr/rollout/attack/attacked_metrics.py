@@ -11,10 +11,10 @@ from torch import Tensor
 from marl_aajr.attacks.base import greedy_action_changed
 from marl_aajr.core.objectives import Clean
 from marl_aajr.core.policy import ModulePolicy
-from marl_aajr.rollout.attackable import ActingRows
+from marl_aajr.rollout.attack.attackable import ActingRows
+from marl_aajr.rollout.attack.inner_gap import inner_gap
+from marl_aajr.rollout.attack.rollout_attack import RolloutAttack
 from marl_aajr.rollout.fragments import ModuleFragment
-from marl_aajr.rollout.inner_gap import inner_gap
-from marl_aajr.rollout.rollout_attack import RolloutAttack
 
 
 @dataclass

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from marl_aajr.core.checks import value_at
-from marl_aajr.rollout.rollout_attack import RolloutAttack
+from marl_aajr.rollout.attack.rollout_attack import RolloutAttack
 
 _SMALLEST = 1e-6
 """Of the fractions of ε: a set has a radius."""

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from marl_aajr.core.end_of_ascent import Ascended
-from marl_aajr.rollout.rollout_attack import RolloutAttack
+from marl_aajr.rollout.attack.rollout_attack import RolloutAttack
 
 KEPT = torch.float16
 

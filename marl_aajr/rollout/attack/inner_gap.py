@@ -18,7 +18,7 @@ from marl_aajr.core.diagnostics import effective_smoothness
 from marl_aajr.core.distributions import DiagGaussian
 from marl_aajr.core.objectives import KL, Clean, Margin
 from marl_aajr.core.policy import Policy
-from marl_aajr.rollout.rollout_attack import RolloutAttack
+from marl_aajr.rollout.attack.rollout_attack import RolloutAttack
 
 ROWS = 256
 """Rows that are measured, at most; fewer than an ascent takes at a time, so that each may have its own ε."""

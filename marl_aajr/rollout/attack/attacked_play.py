@@ -12,12 +12,12 @@ import torch
 from torch import Tensor
 
 from marl_aajr.core.policy import Tree, where_rows
-from marl_aajr.rollout.attackable import AttackablePolicies
-from marl_aajr.rollout.attacked_copies import AttackedCopies
-from marl_aajr.rollout.attacked_metrics import AttackedDecisions, attack_metrics
+from marl_aajr.rollout.attack.attackable import AttackablePolicies
+from marl_aajr.rollout.attack.attacked_copies import AttackedCopies
+from marl_aajr.rollout.attack.attacked_metrics import AttackedDecisions, attack_metrics
+from marl_aajr.rollout.attack.kept_path import KEPT, kept_path
+from marl_aajr.rollout.attack.rollout_attack import RolloutAttack
 from marl_aajr.rollout.fragments import ModuleFragment
-from marl_aajr.rollout.kept_path import KEPT, kept_path
-from marl_aajr.rollout.rollout_attack import RolloutAttack
 from marl_aajr.rollout.rollout_buffer import StepInputs
 
 

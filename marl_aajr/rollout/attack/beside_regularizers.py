@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from marl_aajr.regularizers.aajr import AAJR
 from marl_aajr.regularizers.regularizer import Regularizer
-from marl_aajr.rollout.rollout_attack import KeptPath, RolloutAttack
+from marl_aajr.rollout.attack.rollout_attack import KeptPath, RolloutAttack
 
 
 def check_beside(regularizer: Regularizer, rollouts: RolloutAttack | None) -> None:
