@@ -9,8 +9,8 @@ episodes), and the share of greedy decisions that the strongest PGD of size 0.1 
 and worse than PPO, by the interval of the difference (Welch's t, 95 %, not corrected for the number of
 comparisons). Where a game has a success rate, that in % stands for the return. Then how training ended; of
 the pilot, what pursuers of plain PPO earn from the prey of each method; of minimax, its inner loop and the
-verdicts on its hypotheses (minimax_verdicts.py). A method appears once it has been evaluated with every
-seed.
+verdicts on its hypotheses (minimax_verdicts.py), and its tuning. A method appears once it has been
+evaluated with every seed.
 
 --collect STUDY ... first gathers the tables from studies/pilot, or from the studies of minimax:
 training.parquet with the curves of all runs, and the results.parquet of minimax without single episodes.
@@ -32,7 +32,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from minimax_verdicts import INNER, PLAIN, inner_table, label, score_by_seed, verdicts
 
-from marl_aajr.report.estimates import Estimate
+from marl_aajr.report.estimates import Estimate, number
 from marl_aajr.training.run_directory import RunDirectory
 
 EXPERIMENTS = Path(__file__).resolve().parent.parent / "experiments"
@@ -72,6 +72,8 @@ def main() -> None:
         show("prey of each method, pursuers of another plain run", prey_table(read(folder / "prey.parquet")))
         show(f"simple_spread: {ENDS}", training_table(curves["simple_spread_v3"]))
         return
+    for tuned in sorted(folder.glob("*_tuning.parquet")):
+        show(tuned.stem.replace("_", " "), tuning_table(of(read(tuned), actions="greedy")))
     for game, of_game in curves.items():
         greedy = of(games.get(game, []), actions="greedy")
         show(f"{game}: {ENDS}", training_table(of_game))
@@ -177,6 +179,16 @@ def prey_table(rows: Rows) -> list[str]:
         kinds = (of(rows, actions=actions) for actions in ACTIONS)
         found = ((estimate(kind, method, 0.0), estimate(kind, PLAIN, 0.0)) for kind in kinds)
         lines.append(f"| {method} | {' | '.join(_cell(ours, plain) for ours, plain in found)} |")
+    return lines
+
+
+def tuning_table(rows: Rows) -> list[str]:
+    """Lines of Markdown: the single run of every setting that was tried, without and under attack."""
+    lines = ["| tried | no attack | ε = 0.1 |", "|---|---|---|"]
+    for method in dict.fromkeys(row["label"] for row in rows):
+        found = (score_by_seed(rows, method, epsilon) for epsilon in (0.0, 0.1))
+        cells = (number(score, decimals=1) for scores in found for score in scores.values())
+        lines.append(f"| {method} | {' | '.join(cells)} |")
     return lines
 
 
