@@ -2,11 +2,11 @@
 
     .venv/bin/python scripts/sample_share.py
 
-Trains AAJR with every variant and every seed on 3-agent simple_spread, keeps the runs under runs/sample_share
-(finished ones are not repeated, interrupted ones resume), and writes the curves to
-experiments/sample_share/results.json and a table to standard output. If a share is too small for its purpose,
-its directional gain is larger or its return lower than with whole minibatches. The same holds for lazy
-regularization: every tenth minibatch as a whole, with ten times the weight, at one point of each row's path.
+Trains AAJR with every variant and seed on 3-agent simple_spread, or the environment that is named, keeps the
+runs under runs/sample_share (finished ones are not repeated, interrupted ones resume), and writes the curves
+to experiments/sample_share/ENVIRONMENT.json and a table to standard output. If a share is too small for its
+purpose, its directional gain is larger or its return lower than with whole minibatches. The same holds for
+lazy regularization: whole minibatches now and then, with a greater weight, at one point of each row's path.
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ import json
 from statistics import mean, stdev
 from typing import Any
 
-from variants import ROOT, train_all
+from variants import ENV, ROOT, train_all
 
 RUNS = ROOT / "runs" / "sample_share"
-RESULTS = ROOT / "experiments" / "sample_share" / "results.json"
+RESULTS = ROOT / "experiments" / "sample_share"
 COEFFICIENT = 3e-3
 """Three times the default: the penalty must bite for a smaller share of it to be missed."""
 SHARES = (1.0, 0.2, 0.1, 0.05)
@@ -29,8 +29,10 @@ LAST = 10
 def main() -> None:
     """Train what is missing, write the results, print the table."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--env", default=ENV)
     parser.add_argument("--env-steps", type=int, default=150_000)
     parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--only", action="append", metavar="VARIANT", help="repeatable; default: all")
     parser.add_argument("--jobs", type=int, default=2, help="runs at a time, one core each")
     options = parser.parse_args()
     variants: dict[str, dict[str, Any]] = {
@@ -42,15 +44,27 @@ def main() -> None:
     variants["lazy, share 0.05"] = {"method.sample_fraction": 0.05}
     for settings in variants.values():
         settings["method.coefficient"] = COEFFICIENT
+    if unknown := set(options.only or ()) - set(variants):
+        parser.error(f"expected variants out of {', '.join(variants)}, got {', '.join(unknown)}")
+    variants = {name: variants[name] for name in options.only or variants}
     cells = [(name, seed) for seed in range(options.seeds) for name in variants]
+    game = options.env.rpartition(".")[2]
     records = train_all(
-        variants, cells, runs=RUNS, method="aajr", env_steps=options.env_steps, jobs=options.jobs
+        variants,
+        cells,
+        runs=RUNS / game,
+        method="aajr",
+        env_steps=options.env_steps,
+        jobs=options.jobs,
+        env=options.env,
     )
     curves: dict[str, dict[int, list[dict[str, Any]]]] = {name: {} for name in variants}
     for (name, seed), run in zip(cells, records, strict=True):
         curves[name][seed] = [point(record) for record in run]
-    RESULTS.parent.mkdir(parents=True, exist_ok=True)
-    RESULTS.write_text(json.dumps({"env_steps": options.env_steps, "curves": curves}) + "\n")
+    RESULTS.mkdir(parents=True, exist_ok=True)
+    (RESULTS / f"{game}.json").write_text(
+        json.dumps({"env_steps": options.env_steps, "curves": curves}) + "\n"
+    )
     print(f"Last {LAST} iterations of {options.env_steps:,} env steps; mean ± standard deviation over seeds")
     for name, by_seed in curves.items():
         cells_of = [summary([run[-LAST:] for run in by_seed.values()], key) for key in KEYS]
@@ -61,13 +75,18 @@ KEYS = ("return", "gain", "objective_gain")
 
 
 def point(record: dict[str, Any]) -> dict[str, Any]:
-    """What is kept of an iteration; before the ramp begins there is no penalty to measure."""
-    (module,) = record["modules"].values()
+    """What is kept of an iteration, over modules; before the ramp begins there is no penalty to measure."""
+    modules = record["modules"].values()
+
+    def over_modules(key: str) -> float | None:
+        found = [module[key] for module in modules if key in module]
+        return mean(found) if found else None
+
     return {
         "env_steps": record["env_steps"],
         "return": record["return_mean"],
-        "gain": module.get("aajr/gain_mean"),
-        "objective_gain": module.get("aajr/objective_gain"),
+        "gain": over_modules("aajr/gain_mean"),
+        "objective_gain": over_modules("aajr/objective_gain"),
     }
 
 

@@ -26,6 +26,7 @@ def train_all(
     method: str,
     env_steps: int,
     jobs: int,
+    env: str = ENV,
 ) -> list[list[dict[str, Any]]]:
     """Train every cell from its start or its last checkpoint; their metrics, iteration by iteration.
 
@@ -36,6 +37,7 @@ def train_all(
         method: The method of all.
         env_steps: Length of a run.
         jobs: Runs at a time, one core each.
+        env: The environment.
     """
 
     def train(cell: Cell) -> list[dict[str, Any]]:
@@ -45,7 +47,7 @@ def train_all(
         status = out / "status.json"
         state = json.loads(status.read_text())["state"] if status.exists() else None
         if state is None:
-            command += ["--env", ENV, "--method", method, "--seed", str(seed), "--env-steps", str(env_steps)]
+            command += ["--env", env, "--method", method, "--seed", str(seed), "--env-steps", str(env_steps)]
             for key, value in variants[name].items():
                 command += ["--set", f"{key}={value}"]
         elif state != "finished":

@@ -143,7 +143,8 @@ class _MLP(torch.autograd.Function):
     def forward(ctx: Any, mlp: PlainMLP, x: Tensor, *parameters: Tensor | None) -> Tensor:
         ctx.made = mlp.forward(x)
         ctx.save_for_backward(*parameters)  # which says where one has changed since
-        outputs: Tensor = ctx.made.outputs
+        # Another tensor: that of the pass, with this node behind it, would keep itself alive for ever.
+        outputs: Tensor = ctx.made.outputs.detach()
         return outputs
 
     @staticmethod
@@ -163,7 +164,7 @@ class _JVP(torch.autograd.Function):
     ) -> tuple[Tensor, Tensor]:
         ctx.made = mlp.push(x, direction)
         ctx.save_for_backward(*parameters)
-        return ctx.made.outputs, ctx.made.along
+        return ctx.made.outputs.detach(), ctx.made.along.detach()  # see _MLP
 
     @staticmethod
     @once_differentiable

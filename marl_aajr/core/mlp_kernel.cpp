@@ -7,28 +7,20 @@
 // `marl_aajr.core.mlp_kernel` compiles this file for the machine at hand, and calls it. Matrices are row-major; their
 // widths are padded to whole vectors where they are the kernel's own.
 
-#include <algorithm>
-#include <cstddef>
-#include <cstdint>
 #include <cstdlib>
 #include <type_traits>
 
+#include "vectors.h"
+
 #if defined(__AVX512F__)
-constexpr int LANES = 16, ROWS = 6, VECS = 4;  // 24 sums in 32 registers
+constexpr int ROWS = 6, VECS = 4;  // of a tile: 24 sums in 32 registers
 #elif defined(__AVX__)
-constexpr int LANES = 8, ROWS = 6, VECS = 2;  // 12 in 16
+constexpr int ROWS = 6, VECS = 2;  // 12 in 16
 #else
-constexpr int LANES = 4, ROWS = 6, VECS = 3;
+constexpr int ROWS = 6, VECS = 3;
 #endif
 constexpr int MOST_LAYERS = 16;
 constexpr int BLOCK = 96;  // rows: with 64 units, a layer's outputs and their gradients are 48 KB
-
-using size = std::ptrdiff_t;
-typedef float vec __attribute__((vector_size(4 * LANES), aligned(4), may_alias));
-typedef std::int32_t ivec __attribute__((vector_size(4 * LANES), aligned(4), may_alias));
-
-#define INLINE static inline __attribute__((always_inline))
-#define APART static __attribute__((noinline))
 
 enum Activation : std::int32_t { IDENTITY, TANH, RELU };
 
@@ -39,29 +31,6 @@ struct Network {
     const float *const *weights;     // [out, in] each
     const float *const *biases;      // null where there is none
 };
-
-INLINE vec all(float x) { return x - vec{}; }
-INLINE const vec &at(const float *p) { return *(const vec *)p; }
-INLINE vec &at(float *p) { return *(vec *)p; }
-constexpr size padded(size n) { return (n + LANES - 1) / LANES * LANES; }
-
-// 1 - 2 / (1 + 2^y) with y = 2 x / ln 2; 2^y by its nearest whole power, and a polynomial for the rest. NaN stays NaN.
-INLINE vec tanh_of(vec x) {
-    vec y = x * all(2.885390082f);
-    y = y > all(40.f) ? all(40.f) : y;
-    y = y < all(-40.f) ? all(-40.f) : y;
-    const vec shift = all(12582912.f);  // 1.5 * 2^23: what is added to it is rounded to a whole number
-    const vec near = y + shift, rest = y - (near - shift);
-    vec p = all(1.5403530e-4f);
-    p = p * rest + all(1.3333558e-3f);
-    p = p * rest + all(9.6181291e-3f);
-    p = p * rest + all(5.5504109e-2f);
-    p = p * rest + all(2.4022651e-1f);
-    p = p * rest + all(6.9314718e-1f);
-    p = p * rest + all(1.f);
-    const vec power = (vec)((ivec)p + (((ivec)near - (ivec)shift) << 23));
-    return all(1.f) - all(2.f) / (all(1.f) + power);
-}
 
 // Activations and their derivatives are passes of their own over a block, in place: within the loops of a tile they would
 // need its registers.

@@ -1,21 +1,13 @@
 """Plain MLPs by a compiled kernel: a whole pass through small layers in one call.
 
 Between the products of a network of 64 units PyTorch spends as much time as in them. `mlp_kernel.cpp` makes
-a pass in one call, block of rows by block of rows. It is compiled once for each kind of processor, by the C++
-compiler of the machine (`CXX`, else `c++`, `g++` or `clang++`; in two seconds), and kept in the user's cache
-(`XDG_CACHE_HOME`). Without a compiler, in double precision and on accelerators PyTorch serves, to the same
-numbers but for rounding. `MARL_AAJR_KERNEL=0` in the environment says never to use it.
+a pass in one call, block of rows by block of rows: see `marl_aajr.core.compiled`. In double precision, on
+accelerators and without a compiler PyTorch serves, to the same numbers but for rounding.
 """
 
 from __future__ import annotations
 
 import ctypes
-import hashlib
-import logging
-import os
-import shutil
-import subprocess
-import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -25,15 +17,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-ENVIRONMENT_VARIABLE = "MARL_AAJR_KERNEL"
+from marl_aajr.core.compiled import compiled
 
-_SOURCE = Path(__file__).with_suffix(".cpp")
-_FLAGS = ("-O3", "-march=native", "-ffp-contract=fast", "-fno-math-errno", "-std=c++17", "-shared", "-fPIC")
-_COMPILERS = ("c++", "g++", "clang++")
 _MOST_LAYERS = 16
 _ACTIVATIONS: Mapping[type[nn.Module], int] = {nn.Tanh: 1, nn.ReLU: 2}
-
-_LOGGER = logging.getLogger(__name__)
 
 
 class _Network(ctypes.Structure):
@@ -200,19 +187,8 @@ def _fits(layers: Sequence[nn.Module]) -> bool:
 
 @cache
 def _library() -> ctypes.CDLL | None:
-    """The compiled kernel; None where there is none, with a line in the log."""
-    if os.environ.get(ENVIRONMENT_VARIABLE, "") == "0":
-        return None
-    named = os.environ.get("CXX")
-    compiler = shutil.which(named) if named else next(filter(None, map(shutil.which, _COMPILERS)), None)
-    if compiler is None:
-        _LOGGER.info("no C++ compiler: small networks go through PyTorch")
-        return None
-    try:
-        library = ctypes.CDLL(str(_compiled(compiler)))
-    except (OSError, subprocess.SubprocessError) as error:
-        detail = (getattr(error, "stderr", None) or str(error)).strip().splitlines()
-        _LOGGER.warning("small networks go through PyTorch, as %s failed: %s", compiler, detail[-1:] or error)
+    library = compiled(Path(__file__).with_suffix(".cpp"))
+    if library is None:
         return None
     # Networks and buffers are pointers; behind the weights of a pass comes the number of its rows.
     size, pointer = ctypes.c_int64, ctypes.c_void_p
@@ -221,29 +197,4 @@ def _library() -> ctypes.CDLL | None:
     library.pack.argtypes = [pointer, pointer]
     for name, tensors in (("forward", 3), ("backward", 6), ("push", 6), ("pull", 10)):
         getattr(library, name).argtypes = [pointer, pointer, size, *[pointer] * tensors]
-    return library
-
-
-def _compiled(compiler: str) -> Path:
-    """The library of this source for this processor: the compiler's own macros name both."""
-    native = [compiler, *_FLAGS]
-    macros = subprocess.run(
-        [*native, "-dM", "-E", "-x", "c++", os.devnull], capture_output=True, check=True
-    ).stdout
-    digest = hashlib.sha256(b"\0".join([_SOURCE.read_bytes(), macros, " ".join(native).encode()])).hexdigest()
-    root = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    folder = Path(root) / "marl_aajr"
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError:
-        folder = Path(tempfile.gettempdir()) / f"marl_aajr-{os.getuid()}"
-        folder.mkdir(mode=0o700, exist_ok=True)
-    library = folder / f"mlp-{digest[:16]}.so"
-    if not library.exists():
-        with tempfile.TemporaryDirectory(dir=folder) as own:
-            made = Path(own) / library.name
-            subprocess.run(
-                [*native, str(_SOURCE), "-o", str(made)], capture_output=True, check=True, text=True
-            )
-            made.replace(library)  # in one step: other processes may be doing the same
     return library

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -130,3 +132,25 @@ def test_a_function_of_ones_own_sees_all_rows(monkeypatch: pytest.MonkeyPatch) -
         generator=generator(),
     )
     assert set(seen) == {7}
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("kind", ["forward", "push"])
+def test_a_graph_that_nobody_holds_is_gone(
+    kind: str, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A cycle through a node of autograd is one that no garbage collector sees."""
+    mlp = PlainMLP([nn.Linear(4, 8).to(dtype), nn.Tanh(), nn.Linear(8, 2).to(dtype)])
+    original, passes = getattr(PlainMLP, kind), []
+
+    def watched(*args: Any) -> Any:
+        made = original(*args)
+        passes.append(weakref.ref(made))
+        return made
+
+    monkeypatch.setattr(PlainMLP, kind, watched)
+    x = torch.randn(3, 4, dtype=dtype)
+    held = mlp(x) if kind == "forward" else mlp.jvp(x, x)
+    assert passes[0]() is not None
+    del held
+    assert passes[0]() is None

@@ -13,14 +13,15 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from marl_aajr.core import mlp_kernel
+from marl_aajr.core import compiled, mlp_kernel
+from marl_aajr.core.compiled import ENVIRONMENT_VARIABLE
 from marl_aajr.core.mlp import PlainMLP
-from marl_aajr.core.mlp_kernel import ENVIRONMENT_VARIABLE, KernelPass, MLPKernel
+from marl_aajr.core.mlp_kernel import KernelPass, MLPKernel
 from marl_aajr.core.mlp_torch import TorchPass
 
 WIDTHS = [(5, 7, 3), (18, 64, 64, 5), (6, 4), (33, 130, 17, 70, 1)]
 ROWS = [1, 6, 95, 200]
-compiled = pytest.mark.skipif(
+needs_compiler = pytest.mark.skipif(
     not MLPKernel.serves([nn.Linear(1, 1)]), reason="no C++ compiler, or the kernel is switched off"
 )
 
@@ -38,14 +39,19 @@ def _seeded() -> None:
     torch.manual_seed(0)
 
 
+def forget() -> None:
+    mlp_kernel._library.cache_clear()
+    compiled.compiled.cache_clear()
+
+
 @pytest.fixture
 def cold_library() -> Iterator[None]:
-    mlp_kernel._library.cache_clear()
+    forget()
     yield
-    mlp_kernel._library.cache_clear()
+    forget()
 
 
-@pytest.mark.parametrize("dtype", [pytest.param(torch.float32, marks=compiled), torch.float64])
+@pytest.mark.parametrize("dtype", [pytest.param(torch.float32, marks=needs_compiler), torch.float64])
 @pytest.mark.parametrize("bias", [True, False])
 @pytest.mark.parametrize("rows", ROWS)
 @pytest.mark.parametrize("widths", WIDTHS, ids=str)
@@ -71,7 +77,7 @@ def test_outputs_and_derivatives_are_those_of_the_layers(
         torch.testing.assert_close(own, gradient, atol=1e-6 * rows, rtol=1e-5)
 
 
-@compiled
+@needs_compiler
 def test_tanh_is_right_everywhere() -> None:
     one = nn.Linear(1, 1, bias=False)
     two = nn.Linear(1, 1, bias=False)
@@ -83,7 +89,7 @@ def test_tanh_is_right_everywhere() -> None:
     torch.testing.assert_close(found.double(), x.double().tanh(), atol=3e-7, rtol=0)
 
 
-@compiled
+@needs_compiler
 @pytest.mark.parametrize("activation", [nn.Tanh, nn.ReLU])
 @pytest.mark.parametrize("where", ["weight", "input"])
 def test_nan_is_passed_on(where: str, activation: type[nn.Module]) -> None:
@@ -101,7 +107,7 @@ def test_nan_is_passed_on(where: str, activation: type[nn.Module]) -> None:
     assert all(buffer is None or bool(buffer.isnan().any()) for buffer in buffers[2:3])
 
 
-@compiled
+@needs_compiler
 def test_a_row_does_not_depend_on_those_beside_it() -> None:
     kernel = MLPKernel(list(stack((18, 64, 64, 5))))
     x = torch.randn(300, 18)
@@ -113,7 +119,7 @@ def test_a_row_does_not_depend_on_those_beside_it() -> None:
         assert torch.equal(own.pull(delta[start:stop]), together.pull(delta)[start:stop])
 
 
-@compiled
+@needs_compiler
 def test_weights_are_read_anew_unless_they_are_known_to_be_the_same() -> None:
     mlp = PlainMLP(list(stack((4, 8, 2))))
     x = torch.randn(3, 4)
@@ -124,7 +130,7 @@ def test_weights_are_read_anew_unless_they_are_known_to_be_the_same() -> None:
     torch.testing.assert_close(mlp.forward(x).outputs, nn.Sequential(*mlp.layers)(x))
 
 
-@compiled
+@needs_compiler
 def test_rows_in_any_layout_and_none() -> None:
     network = stack((4, 8, 2))
     kernel = MLPKernel(list(network))
@@ -136,7 +142,7 @@ def test_rows_in_any_layout_and_none() -> None:
     assert kernel.forward(x[:0]).pull(delta[:0]).shape == (0, 4)
 
 
-@compiled
+@needs_compiler
 def test_copies_have_weights_of_their_own() -> None:
     kernel = MLPKernel(list(stack((4, 8, 2))))
     x = torch.randn(3, 4)
@@ -181,19 +187,19 @@ class TestWithoutKernel:
         assert not list(tmp_path.rglob("*.so"))
 
 
-@compiled
+@needs_compiler
 @pytest.mark.usefixtures("cold_library")
 def test_the_library_is_kept_for_the_next_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     assert MLPKernel.serves([nn.Linear(1, 1)])
     (library,) = tmp_path.rglob("*.so")
     made = library.stat().st_mtime_ns
-    mlp_kernel._library.cache_clear()
+    forget()
     assert MLPKernel.serves([nn.Linear(1, 1)])
     assert [path.stat().st_mtime_ns for path in tmp_path.rglob("*.so")] == [made]
 
 
-@compiled
+@needs_compiler
 @pytest.mark.usefixtures("cold_library")
 def test_a_cache_that_cannot_be_written_is_replaced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (occupied := tmp_path / "file").touch()
