@@ -14,7 +14,7 @@ from torch import nn
 
 from marl_aajr.core.distributions import Categorical
 from marl_aajr.rllib.internals.modules import trained_actor
-from marl_aajr.rllib.lean.ppo_loss import plain_gradient
+from marl_aajr.rllib.lean.plain_gradient import plain_gradient
 from marl_aajr.rllib.networks import FlatActorCritic, check_observation_space, needs_flat_module
 from marl_aajr.rllib.plugin.module_policy import module_policy
 from tests.rllib.learners import build_learner, ppo_config

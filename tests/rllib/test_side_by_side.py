@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from marl_aajr.core.distributions import Categorical
 from marl_aajr.core.mlp import Pass, PlainMLP
 from marl_aajr.rllib.lean import side_by_side
-from marl_aajr.rllib.lean.ppo_loss import PlainGradient, PPOCoefficients
+from marl_aajr.rllib.lean.plain_gradient import PlainGradient
+from marl_aajr.rllib.lean.ppo_loss import PPOCoefficients
 from marl_aajr.rllib.lean.side_by_side import SideBySide
 
 

@@ -28,7 +28,8 @@ from torch import Tensor, nn
 from marl_aajr.core.distributions import logit_scale
 from marl_aajr.core.environment_values import split
 from marl_aajr.rllib.internals.modules import plain_networks
-from marl_aajr.rllib.lean.ppo_loss import PPOCoefficients, PPORows, plain_gradient, ppo_loss, ppo_parts
+from marl_aajr.rllib.lean.plain_gradient import plain_gradient
+from marl_aajr.rllib.lean.ppo_loss import PPOCoefficients, PPORows, ppo_loss, ppo_parts
 from marl_aajr.rllib.networks import FlatActorCritic, floats
 from marl_aajr.rllib.plugin.module_policy import CLEAN_OBS
 from marl_aajr.rllib.sampling.module_policies import own_distribution
