@@ -11,9 +11,9 @@ in one place what it replaces; `fast(..., lean=False)` and RLlib's own runner (`
 - `minibatches` replaces RLlib's `MiniBatchCyclicIterator`, of rows and of sequences, because a minibatch can
   be a slice instead of a copy of the batch. `module_loss` replaces the module's `forward_train`. Equal
   weights: the same tests.
-- `ppo_loss` (of one discrete action `ppo_kernel`) replaces autograd between the loss and the networks' outputs,
-  because that gradient has a closed form, and `plain_gradient` as far as the weights of plain MLPs. Equal
-  gradients: `test_gradient_of_the_loss_is_the_one_that_autograd_finds` in the same file,
+- `ppo_loss` (of one discrete action `ppo_kernel`) replaces autograd between the loss and the networks'
+  outputs, because that gradient has a closed form, and `plain_gradient` as far as the weights of plain MLPs.
+  Equal gradients: `test_gradient_of_the_loss_is_the_one_that_autograd_finds` in the same file,
   `tests/rllib/test_ppo_kernel.py`, `tests/core/test_mlp_kernel.py`.
 - `adam.FlatAdam` replaces the step of `torch.optim.Adam(fused=True)`: a module's weights, their gradients and
   moments are one tensor each. Equal steps and states: `tests/rllib/test_adam.py`.
