@@ -29,6 +29,7 @@ JSON = """\
 results             for each kind of actions:
   clean             mean, low, high, returns; metrics (success, ...) if any
   attacks           attack: name, epsilon, norm, settings; and as clean
+  training_attack   as one of attacks: of the run's own training
   worst             attack, mean; lead: over the runner_up
   subsets           agents, attack, returns
   adversarial_agents  kind, agents, and as clean
@@ -173,6 +174,8 @@ def _table(result: ActionsResult, *, agents: tuple[str, ...], level: float) -> T
         name = row.attack.name + (f" on {', '.join(row.agents)}" if row.agents != agents else "")
         name += f" ({marks[row.attack]})" if row.attack in marks else ""
         add(name, f"{row.epsilon:g}", row, f"{row.success_rate:.0%}")
+    if (known := result.training_attack) is not None:
+        add("that of training", f"{known.epsilon:g}", known, f"{known.success_rate:.0%}")
     for other in result.adversarial_agents:
         label = f"{other.label} (worst)" if other.worst else other.label
         add(label, "", other, "")

@@ -152,6 +152,27 @@ def admitted(
     return tuple(kept), tuple(skipped.values())
 
 
+def fitting(
+    attack: Attack | None, victim: Victim, agents: Sequence[str], *, suite: Suite, units: Units
+) -> tuple[Attack | None, tuple[Skipped, ...]]:
+    """The attack of training, where it can be compared with those of a suite, or the reason why not."""
+    if attack is None:
+        return None, ()
+    filtered = any(victim.filters.get(agent) is not None for agent in agents)
+    norm = attack.perturbations.norm
+    try:
+        if suite.budget != Budget():
+            raise ValueError(f"expected no budget, got {suite.budget}: the attack of training knows none")
+        if suite.norm != norm:
+            raise ValueError(f"expected the norm of training, {norm}, got {suite.norm}")
+        if filtered and units != "raw":
+            raise ValueError(f"expected the units of training, raw, got {units}")
+        check_attack(attack, victim, agents)
+    except ValueError as error:
+        return None, (Skipped(attack.name, str(error)),)
+    return attack, ()
+
+
 def check_attack(attack: Attack, victim: Victim, agents: Sequence[str]) -> None:
     """Raise `ValueError` where the attack is not defined for the policies of these agents."""
     if attack.access == "learned" and not attack.ready:

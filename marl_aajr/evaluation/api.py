@@ -14,7 +14,7 @@ from marl_aajr.evaluation.evaluator import Evaluator, Progress
 from marl_aajr.evaluation.order_checks import agent_checks, return_checks
 from marl_aajr.evaluation.preflight import ObservationSampler, attack_checks
 from marl_aajr.evaluation.protocol import Protocol
-from marl_aajr.evaluation.replacements import admitted_controls, resolve_replacements
+from marl_aajr.evaluation.replacements import Replacement, admitted_controls, resolve_replacements
 from marl_aajr.evaluation.result import ActionsResult, Check, Evaluation, PlayedEnvironment
 from marl_aajr.evaluation.rows import play_rows
 from marl_aajr.rollout.environments import EnvironmentSpec, make_batch, resolve
@@ -50,7 +50,8 @@ def evaluate(
 
     The result of a folder is written at the end and in one step: to `RUN/evaluations`, or for saved victims
     and checkpoints to a folder beside theirs, `…-evaluations`; the same evaluation again replaces its file.
-    Adversaries that a run's evaluation trains are kept in the run. Torch has one thread until the end.
+    Adversaries that a run's evaluation trains are kept in the run. A run that was trained under attack is
+    attacked by that, too, beside other attacks (`training_attack`). Torch has one thread until the end.
 
     Args:
         victim: plays all agents; or the folder of a finished run, a saved victim or an RLlib checkpoint.
@@ -162,26 +163,27 @@ def _played(
         controls, left_out = admitted_controls(suite.controls, env, members=members)
         replaced = resolve_replacements(protocol.replace, env, members=members)
         replacements = tuple(dict.fromkeys((*controls, *replaced)))
+        units = admission.settle_units(suite.units, victim, members if chosen else ())
+        known, unfit = admission.fitting(
+            sources.training_attack_of(home) if home and chosen else None,
+            victim,
+            members,
+            suite=suite,
+            units=units,
+        )
         evaluator = Evaluator(
             victim=victim,
             spec=spec,
             env=env,
             agents=members,
-            units=admission.settle_units(suite.units, victim, members if chosen else ()),
+            units=units,
             suite=suite,
             seed=protocol.seed,
             on_progress=on_progress,
             home=home,
         )
         with closing(evaluator):
-            evaluator.expect(chosen, replacements=len(replacements))
-            if chosen:
-                evaluator.calibrate()
-            observed = ObservationSampler(stream(protocol.seed, Purpose.PROBE))
-            rows = play_rows(
-                evaluator, chosen, replacements=replacements, observed=observed, workers=protocol.workers
-            )
-            checks = tuple(_checks(evaluator, rows, chosen, observed))
+            rows, checks = _rows(evaluator, chosen, replacements, known, workers=protocol.workers)
         return Evaluation(
             env=PlayedEnvironment(name=spec.name, kwargs=dict(spec.kwargs)),
             teams=dict(env.teams),
@@ -192,10 +194,34 @@ def _played(
             seed=protocol.seed,
             num_envs=env.num_envs,
             results=rows,
-            skipped=(*skipped, *left_out),
+            skipped=(*skipped, *unfit, *left_out),
             checks=checks,
             **{name: getattr(suite, name) for name in _OF_SUITE},
         )
+
+
+def _rows(
+    evaluator: Evaluator,
+    attacks: Sequence[Attack],
+    replacements: Sequence[Replacement],
+    training_attack: Attack | None,
+    *,
+    workers: int | None,
+) -> tuple[tuple[ActionsResult, ...], tuple[Check, ...]]:
+    """All rows, and whether they can be believed."""
+    evaluator.expect(attacks, replacements=len(replacements), beside=training_attack)
+    if attacks:
+        evaluator.calibrate()
+    observed = ObservationSampler(stream(evaluator.seed, Purpose.PROBE))
+    rows = play_rows(
+        evaluator,
+        attacks,
+        replacements=replacements,
+        observed=observed,
+        workers=workers,
+        training_attack=training_attack,
+    )
+    return rows, tuple(_checks(evaluator, rows, attacks, observed))
 
 
 _OF_SUITE = ("budget", "norm", "episodes", "selection_episodes", "weakest_link")

@@ -109,10 +109,11 @@ class Evaluator:
         """The team whose return is "the return"."""
         return self.env.teams[self.agents[0]]
 
-    def expect(self, attacks: Sequence[Attack], *, replacements: int) -> None:
-        """Count the episodes to play."""
+    def expect(self, attacks: Sequence[Attack], *, replacements: int, beside: Attack | None = None) -> None:
+        """Count the episodes to play; one attack may be played beside those that are chosen from."""
         suite, k = self.suite, self.suite.budget.worst
-        self.rows = [(attack, suite.episodes) for attack in (*attacks, *[None] * replacements)]
+        reported = (*attacks, *[None] * replacements, *([beside] if beside else []))
+        self.rows = [(attack, suite.episodes) for attack in reported]
         tried = [*attacks] * (1 if k is None else trials(self.agents, k))
         if suite.alone(self.agents):
             tried += [*{a.perturbations.epsilon: a for a in attacks}.values()] * len(self.agents)

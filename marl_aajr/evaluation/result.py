@@ -4,6 +4,7 @@
         results: ActionsResult, ...                         one for greedy, one for sampled actions
             clean: Outcome                                  without attack
             attacks: AttackOutcome, ...                     one row for each attack and size
+            training_attack: AttackOutcome | None           under the attack of the run's own training
             worst: WorstAttack, ...                         one for each size
             subsets: SubsetOutcome, ...                     attacks on some agents, to find the worst
             adversarial_agents: ReplacementOutcome, ...     one for each replacement of agents
@@ -63,6 +64,8 @@ class ActionsResult(ResultModel):
         actions: greedy or sampled.
         clean: without attack.
         attacks: one for each attack and size.
+        training_attack: under the attack that the run was trained under; None: there was none, or it does not
+            fit. It is no candidate for the worst: other runs do not face it.
         worst: one for each size; empty where nothing was chosen.
         adversarial_agents: one for each replacement.
         subsets: attacks on some agents only, to find the worst; empty where nothing was to be found.
@@ -73,6 +76,7 @@ class ActionsResult(ResultModel):
     actions: Actions
     clean: Outcome
     attacks: tuple[AttackOutcome, ...] = ()
+    training_attack: AttackOutcome | None = None
     worst: tuple[WorstAttack, ...] = ()
     adversarial_agents: tuple[ReplacementOutcome, ...] = ()
     subsets: tuple[SubsetOutcome, ...] = ()
@@ -168,7 +172,8 @@ class Evaluation(ResultModel):
     @model_validator(mode="after")
     def _as_many_returns_as_episodes(self) -> Self:
         for result in self.results:
-            for outcome in (result.clean, *result.attacks, *result.adversarial_agents):
+            beside = [result.training_attack] if result.training_attack else []
+            for outcome in (result.clean, *result.attacks, *result.adversarial_agents, *beside):
                 if len(outcome.returns) != self.episodes:
                     raise ValueError(f"{len(outcome.returns)} returns for {self.episodes} episodes")
         return self

@@ -67,6 +67,7 @@ def play_rows(
     replacements: Sequence[Replacement],
     observed: ObservationSampler,
     workers: int | None,
+    training_attack: Attack | None = None,
 ) -> tuple[ActionsResult, ...]:
     """Every row of every kind of actions, the worst attack of each size, and the subsets that were tried.
 
@@ -89,6 +90,7 @@ def play_rows(
     with WorkerPool(evaluator, workers=workers and min(workers, len(cases))) as pool:
         _find_agents(pool, evaluator, cases)
         _play(pool, evaluator, cases)
+        known = _training_attack(pool, evaluator, training_attack)
         by_kind = {actions: [case for case in cases if case.actions == actions] for actions in clean}
         worst = {actions: _worst(own) for actions, own in by_kind.items()}
         alone = _each_alone(pool, evaluator, worst)
@@ -97,6 +99,7 @@ def play_rows(
             actions=actions,
             clean=clean[actions],
             attacks=tuple(case.outcome for case in by_kind[actions] if case.outcome is not None),
+            training_attack=known.get(actions),
             worst=tuple(row for row, _ in worst[actions]),
             adversarial_agents=mark_worst(
                 [evaluator.replaced(replacement, actions) for replacement in replacements],
@@ -151,6 +154,16 @@ def _play(pool: WorkerPool, evaluator: Evaluator, cases: Sequence[_Case]) -> Non
         case.outcome = outcome
     for case, returns in zip(unchosen, results[len(cases) :], strict=True):
         case.chosen_on = returns
+
+
+def _training_attack(
+    pool: WorkerPool, evaluator: Evaluator, attack: Attack | None
+) -> dict[Actions, AttackOutcome]:
+    if attack is None:
+        return {}
+    kinds, agents = evaluator.suite.actions, tuple(evaluator.agents)
+    tasks = [evaluator.task(actions, attack, agents, selection=False) for actions in kinds]
+    return dict(zip(kinds, pool.play(tasks), strict=True))
 
 
 def _each_alone(

@@ -16,6 +16,7 @@ from marl_aajr.evaluation.outcomes import AdversaryTraining
 from marl_aajr.evaluation.protocol import AttackEntry, Protocol
 from marl_aajr.evaluation.replacements import Replacement
 from marl_aajr.evaluation.result import Check, Evaluation
+from marl_aajr.rollout.attack.training_attack import TrainingAttack
 from marl_aajr.rollout.environments import EnvironmentSpec
 from marl_aajr.rollout.teams import sideless
 from marl_aajr.training.run_directory import RunDirectory
@@ -66,6 +67,13 @@ def find_victim(path: Path, env: EnvironmentSpec | None = None) -> Victim:
             f"it: marl-aajr evaluate {shlex.quote(str(victims))} --adversary {shlex.quote(str(run.path))}"
         )
     return Victim.load(run.victim)
+
+
+def training_attack_of(path: Path) -> TrainingAttack | None:
+    """The attack that a run was trained under, at its last ε; None: it was trained without."""
+    config = RunDirectory(path).config()
+    attack = config.attack
+    return None if attack is None else TrainingAttack.of(attack, env_steps=config.env_steps)
 
 
 def evaluations_of(path: Path) -> Path:

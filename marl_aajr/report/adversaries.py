@@ -11,8 +11,10 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
+import numpy as np
+
 from marl_aajr.core.checks import grouped
-from marl_aajr.evaluation.outcomes import AttackOutcome, AttackSpec, ReplacementOutcome
+from marl_aajr.evaluation.outcomes import AttackOutcome, AttackSpec, Outcome, ReplacementOutcome
 from marl_aajr.evaluation.result import SubsetOutcome
 from marl_aajr.evaluation.worst_attack import paired_difference
 from marl_aajr.report.common_protocol import RunResults
@@ -93,6 +95,48 @@ def _behind(run: RunResults, condition: Condition, others: Sequence[Condition]) 
     """Whether the adversary leaves more than the strongest other, beyond doubt on the same episodes."""
     attacked = run.attacked[condition].returns
     return bool(others) and paired_difference(_strongest(run, others).returns, attacked).negative
+
+
+def of_training(comparison: Comparison) -> tuple[Block, ...]:
+    """By ε, each run under the attack of its training and the strongest of that size; empty without any.
+
+    Their difference is over the same episodes of the same runs.
+    """
+    known = [[_training_attack(run) for run in row.runs] for row in comparison.rows]
+    sizes = sorted({outcome.epsilon for own in known for outcome in own if outcome})
+    return tuple(Block(size(epsilon), tuple(_known(comparison, known, epsilon))) for epsilon in sizes)
+
+
+def _training_attack(run: RunResults) -> AttackOutcome | None:
+    return next((rows.training_attack for rows, _ in run.played if rows.training_attack), None)
+
+
+def _known(
+    comparison: Comparison, known: Sequence[Sequence[AttackOutcome | None]], epsilon: float
+) -> Iterator[Line]:
+    level, decimals = comparison.protocol.level, comparison.decimals
+    lines: dict[str, list[Cell]] = {"attack of training": [], "strongest of its size": [], "gap": []}
+    for row, own in zip(comparison.rows, known, strict=True):
+        faced = [outcome for outcome in own if outcome and outcome.epsilon == epsilon]
+        shown: list[Estimate] = []
+        if len(faced) == len(own):
+            shown = [estimate_of(faced, level=level)]
+            if epsilon in comparison.epsilons:
+                strongest = [run.strongest(epsilon) for run in row.runs]
+                shown += [estimate_of(strongest, level=level), _gap(faced, strongest, level=level)]
+        cells = [estimated(estimate, decimals=decimals) for estimate in shown]
+        for line, cell in zip(lines.values(), [*cells, NOTHING, NOTHING, NOTHING][:3], strict=True):
+            line.append(cell)
+    return (Line(header, tuple(cells)) for header, cells in lines.items())
+
+
+def _gap(known: Sequence[Outcome], strongest: Sequence[Outcome], *, level: float) -> Estimate:
+    """Mean difference of the returns, over runs where there are several, else over episodes."""
+    pairs = list(zip(known, strongest, strict=True))
+    if len(pairs) > 1:
+        return Estimate.over("runs", [one.mean - other.mean for one, other in pairs], level=level)
+    ((one, other),) = pairs
+    return Estimate.over("episodes", np.subtract(one.returns, other.returns).tolist(), level=level)
 
 
 def replaced(comparison: Comparison) -> tuple[Block, ...]:

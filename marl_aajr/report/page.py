@@ -176,6 +176,7 @@ def _tables(comparison: Comparison) -> dict[str, Any]:
         "team_returns": tables.team_returns(comparison),
         "metrics": tables.metrics(comparison),
         "weakest": adversaries.weakest_links(comparison),
+        "of_training": adversaries.of_training(comparison),
         "learned": adversaries.learned(comparison),
         "replaced": adversaries.replaced(comparison),
         "worst_of_each_run": tables.worst_of_each_run(comparison),

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import os
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 
@@ -28,12 +28,73 @@ SPEC, SHORT = signs(longest=3), signs(longest=2)
 
 @pytest.fixture
 def run(tmp_path: Path) -> Path:
-    directory = RunDirectory(tmp_path / "run")
-    directory.create(RunConfig(env=EnvConfig(name=SPEC.name, kwargs=dict(SPEC.kwargs))))
+    return written_run(tmp_path / "run")
+
+
+def written_run(path: Path, **settings: Any) -> Path:
+    """A run as training leaves it, whose team reads signs."""
+    directory = RunDirectory(path)
+    env = {"name": SPEC.name, "kwargs": dict(SPEC.kwargs)}
+    directory.create(RunConfig.model_validate({"env": env, "env_steps": 12, **settings}))
     directory.unlock()
     team(SPEC, sign_reader()).save(directory.victim)
     directory.write_status(Status("finished", iteration=3, env_steps=12))
     return directory.path
+
+
+class TestTheAttackOfTraining:
+    ROLLOUTS: ClassVar[dict[str, Any]] = {"epsilon": [[0, 0.1], [12, 1.1]], "share": 0.5, "steps": 3}
+
+    def test_it_is_played_beside_the_others_at_its_last_size(self, tmp_path: Path) -> None:
+        run = written_run(tmp_path / "run", rollouts=self.ROLLOUTS)
+        asked: dict[str, Any] = {
+            "workers": 1,
+            "attacks": [("pgd", 1.1), ("noise", 0.9)],
+            "actions": ["greedy", "sampled"],
+        }
+        found = evaluate(run, **asked, episodes=6, selection_episodes=3)
+        alone = evaluate(team(SPEC, sign_reader()), **asked, episodes=6, selection_episodes=3)
+        assert found.skipped == ()
+        (name,) = os.listdir(run / "evaluations")
+        assert Evaluation.model_validate_json((run / "evaluations" / name).read_text()) == found
+        for result, other in zip(found.results, alone.results, strict=True):
+            row = result.training_attack
+            assert row is not None
+            assert (row.attack.name, row.epsilon, row.agents) == ("training_attack", 1.1, found.agents)
+            assert row.attack.settings == {
+                "objective": "margin",
+                "steps": 3,
+                "step_size": 0.5,
+                "step": "auto",
+            }
+            assert row.success_rate == 1.0
+            assert result.attacks[0].returns == row.returns, "every sign turns over"
+            assert result.model_copy(update={"training_attack": None}) == other
+
+    @pytest.mark.parametrize(
+        ("rollouts", "asked", "reason"),
+        [
+            ({}, {"budget": "agents=1"}, "expected no budget, got agents=1"),
+            ({"norm": "l2"}, {}, "expected the norm of training, l2, got linf"),
+            ({"mask": [True]}, {}, "expected 2 features in mask, got 1"),
+            ({"objective": "value"}, {}, "expected a victim with a critic for the attack 'training_attack'"),
+        ],
+    )
+    def test_the_reason_is_said_where_it_does_not_fit(
+        self, rollouts: dict[str, Any], asked: dict[str, Any], reason: str, tmp_path: Path
+    ) -> None:
+        run = written_run(tmp_path / "run", rollouts=self.ROLLOUTS | rollouts)
+        found = evaluate(run, attacks=[("fgsm", 1.1)], episodes=2, **asked)
+        assert found.results[0].training_attack is None
+        (skipped,) = found.skipped
+        assert skipped.attack == "training_attack"
+        assert reason in skipped.reason
+
+    @pytest.mark.parametrize("epsilon", [0, [[0, 0.1], [12, 0]]])
+    def test_there_is_none_where_training_ended_without(self, epsilon: Any, tmp_path: Path) -> None:
+        run = written_run(tmp_path / "run", rollouts={"epsilon": epsilon})
+        found = evaluate(run, attacks=[("fgsm", 1.1)], episodes=2)
+        assert (found.results[0].training_attack, found.skipped) == (None, ())
 
 
 def test_writes_what_it_returns(run: Path) -> None:

@@ -95,6 +95,7 @@ _OF_ACTIONS = (
     "actions",
     "clean",
     "attacks",
+    "training_attack",
     "worst",
     "adversarial_agents",
     "subsets",
@@ -106,6 +107,8 @@ def _actions_result(content: Mapping[str, Any]) -> dict[str, Any]:
     found = {key: content[key] for key in _OF_ACTIONS if key in content}
     agents = content["agents"]
     found["attacks"] = [_attacked(row, agents) for row in content["attacks"]]
+    if "training_attack" in content:
+        found["training_attack"] = _attacked(content["training_attack"], agents)
     found["worst"] = [_worst(row, agents) for row in content["worst"]]
     found["subsets"] = [_subset(row) for row in content.get("subsets", ())]
     return found

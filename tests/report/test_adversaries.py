@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from marl_aajr.report import compare, load_run
-from marl_aajr.report.adversaries import learned, replaced, undertrained, weakest_links
+from marl_aajr.report.adversaries import learned, of_training, replaced, undertrained, weakest_links
 from tests.report.evaluations import evaluation
 from tests.report.factory import cells, compared, write_run
 
@@ -43,6 +43,34 @@ class TestLearnedAdversaries:
 
     def test_without_any_there_is_no_table(self, tmp_path: Path) -> None:
         assert learned(compared(tmp_path, none=[evaluation()])) == ()
+
+
+class TestTheAttackOfTraining:
+    def trained(self, clean: float, known: float, *, epsilon: float = 0.1) -> dict[str, Any]:
+        content = evaluation(clean)
+        row = {**content["attacks"][0], "attack": "training_attack", "epsilon": epsilon}
+        moved = [x + known - row["mean"] for x in row["returns"]]
+        ends = {end: row[end] + known - row["mean"] for end in ("mean", "low", "high")}
+        return content | {"training_attack": row | ends | {"returns": moved}}
+
+    def test_the_gap_to_the_strongest_is_over_the_same_runs(self, tmp_path: Path) -> None:
+        several = [self.trained(-40.0, -44.0), self.trained(-30.0, -35.0)]
+        one = [self.trained(-40.0, -46.5)]
+        blocks = of_training(compared(tmp_path, none=[evaluation()], aajr=several, frobenius=one))
+        assert [block.title for block in blocks] == ["ε = 0.1"]
+        found = {line.header: [cell.main for cell in line.cells] for line in blocks[0].lines}
+        assert found == {
+            "attack of training": ["—", "−39.5", "−46.5"],
+            "strongest of its size": ["—", "−43.0", "−48.0"],
+            "gap": ["—", "3.5", "1.5"],
+        }
+        assert blocks[0].lines[2].cells[1].under == "[−2.9,\u00a09.9]", "t of 4 and 3"
+        assert blocks[0].lines[2].cells[2].under == "[1.5,\u00a01.5]", "the same noise in both"
+
+    def test_a_size_that_nothing_else_has_has_no_gap(self, tmp_path: Path) -> None:
+        (block,) = of_training(compared(tmp_path, aajr=[self.trained(-40.0, -44.0, epsilon=0.15)]))
+        assert [line.cells[0].main for line in block.lines] == ["−44.0", "—", "—"]
+        assert of_training(compared(tmp_path / "other", none=[evaluation()])) == ()
 
 
 class TestAdversarialAgents:

@@ -18,6 +18,7 @@ from marl_aajr.core.threat import PerturbationSet, PerturbationSets
 from marl_aajr.rollout.attack.attacked_copies import AttackedCopies
 from marl_aajr.rollout.attack.inner_gap import inner_gap
 from marl_aajr.rollout.attack.rollout_attack import RolloutAttack
+from marl_aajr.rollout.attack.training_attack import TrainingAttack
 
 
 def policy(inputs: int = 4, actions: int = 3, *, seed: int = 0) -> ModulePolicy:
@@ -44,6 +45,23 @@ def test_a_linear_policy_is_pushed_to_the_corner_of_its_margin() -> None:
     found = attack.perturb(ModulePolicy(linear, Categorical(2)), obs, epsilon=0.1, generator=drawn())
     assert torch.allclose(found.delta, 0.1 * (weight[1] - weight[0]).sign())
     assert torch.equal(found.clean_outputs, linear(obs))
+
+
+@pytest.mark.parametrize(
+    "attack",
+    [
+        RolloutAttack(epsilon=0.2, share=0.1, steps=3, low=-1.0),
+        RolloutAttack(epsilon=((0, 0.0), (5, 0.2)), objective="kl", norm="l2", scale=(1.0, 2.0, 1.0, 1.0)),
+        RolloutAttack(epsilon=0.2, objective=lambda outputs, clean: outputs[:, 0], step="raw", step_size=0.1),
+    ],
+)
+def test_an_evaluation_plays_the_same_ascent(attack: RolloutAttack) -> None:
+    known = TrainingAttack.of(attack, env_steps=5)
+    assert known is not None
+    found = known(policy(), rows(), generator=drawn())
+    wanted = attack.perturb(policy(), rows(), epsilon=0.2, generator=drawn()).delta
+    assert torch.allclose(found.delta, wanted, atol=1e-6)
+    assert found.value.sum() > found.clean_value.sum()
 
 
 @pytest.mark.parametrize("norm", ["linf", "l2"])
