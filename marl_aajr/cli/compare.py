@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from marl_aajr.cli.display import table_of
 from marl_aajr.cli.options import guide, takes
@@ -46,8 +46,9 @@ def compare(
             to 1 between them. May be repeated.
         film: Show in each environment an episode without and with an attack.
         json_: Print a list instead, an object for each environment: methods (clean; worst, by epsilon, over
-            all runs; median_run_under_its_strongest_attack; others, with other actions) and differences (of
-            each pair of methods, with the interval that tells them apart).
+            all runs; median_run_under_its_strongest_attack; others, with other actions), differences (of
+            each pair of methods, with the interval that tells them apart), the verdict, and the methods of
+            which one may be called the best (ranked).
     """
     from rich.console import Console
 
@@ -59,7 +60,7 @@ def compare(
     check_references(references, [comparison.task for comparison in comparisons])
     page = write_report(comparisons, out, title=title, references=references, film=film)
     if json_:
-        print(json.dumps([comparison.to_json() for comparison in comparisons], ensure_ascii=False))
+        print(json.dumps([_as_json(comparison) for comparison in comparisons], ensure_ascii=False))
         return
     console = Console()
     for comparison in comparisons:
@@ -68,10 +69,19 @@ def compare(
     console.print(f"Report: {page.resolve()}", soft_wrap=True, highlight=False)
 
 
+def _as_json(comparison: Comparison) -> dict[str, Any]:
+    from marl_aajr.report import headline
+    from marl_aajr.report.ranking import ranked
+
+    ordered = [row.method.label for row in ranked(comparison)]
+    return {**comparison.to_json(), "verdict": headline(comparison), "ranked": ordered}
+
+
 def closing(comparison: Comparison) -> str:
     """What stands below the table: how it was made, what is left out or failed, the verdict."""
     from marl_aajr.report import headline, how_chosen, how_compared
     from marl_aajr.report.estimates import count
+    from marl_aajr.report.ranking import nothing_learned
 
     failed = sum(check.verdict == "fail" for checks in comparison.checks.values() for check in checks)
     doubt = f"{count(failed, 'check')} of the evaluations FAILED: see the report." if failed else ""
@@ -82,6 +92,7 @@ def closing(comparison: Comparison) -> str:
         how_compared(comparison) if len(comparison.rows) > 1 else "",
         left_out if hidden else "",
         doubt,
+        *nothing_learned([comparison]),
         f"Verdict: {headline(comparison)}",
     )
     return "\n".join(filter(None, lines))

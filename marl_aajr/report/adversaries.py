@@ -33,6 +33,7 @@ from marl_aajr.report.estimates import (
     number,
     size,
 )
+from marl_aajr.report.ranking import unranked
 
 _Agents = tuple[str, ...]
 _Replaced = tuple[str, _Agents]
@@ -73,7 +74,7 @@ def _against_myopic(comparison: Comparison) -> Iterator[tuple[Condition, list[Co
 
 def _beside(comparison: Comparison, condition: Condition, others: Sequence[Condition]) -> Iterator[Line]:
     """The line of a learned adversary, and that of the strongest other where there is any."""
-    rows, decimals = comparison.rows, comparison.decimals
+    rows, decimals, out = comparison.rows, comparison.decimals, unranked(comparison)
 
     def note(row: MethodRow) -> str:
         weak = sum(_behind(run, condition, others) for run in row.runs)
@@ -82,9 +83,12 @@ def _beside(comparison: Comparison, condition: Condition, others: Sequence[Condi
     def strongest(row: MethodRow) -> Estimate:
         return estimate_of([_strongest(run, others) for run in row.runs], level=comparison.protocol.level)
 
-    yield marked(condition.attack, rows, lambda row: row.robust[condition], note=note, decimals=decimals)
+    def own(row: MethodRow) -> Estimate:
+        return row.robust[condition]
+
+    yield marked(condition.attack, rows, own, note=note, decimals=decimals, unranked=out)
     if others:
-        yield marked("strongest that is not learned", rows, strongest, decimals=decimals)
+        yield marked("strongest that is not learned", rows, strongest, decimals=decimals, unranked=out)
 
 
 def _strongest(run: RunResults, conditions: Sequence[Condition]) -> AttackOutcome:

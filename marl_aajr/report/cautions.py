@@ -1,25 +1,19 @@
-"""Reasons to doubt a comparison: in its runs, in the checks of its evaluations, in the notes of a study."""
+"""Reasons to doubt a comparison: in its runs, in their evaluations, in the notes of a study."""
 
 from __future__ import annotations
 
 import math
-from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from marl_aajr.core.checks import grouped
-from marl_aajr.evaluation.result import Verdict
 from marl_aajr.report.adversaries import undertrained
 from marl_aajr.report.comparison import Comparison
 from marl_aajr.report.estimates import FEW, count, listing, number, some
 from marl_aajr.report.methods import EvaluatedRun, Method, differences, software_of
+from marl_aajr.report.ranking import floor, own_side
+from marl_aajr.report.self_checks import failed_evaluations
 from marl_aajr.rollout.teams import sideless
-
-FAILED = "EVALUATION FAILED"
-"""The first words about a check that failed."""
-
-VERDICTS: dict[Verdict, str] = {"fail": "failed", "warn": "to note", "pass": "passed"}
-"""Verdict of a check -> its name on the page, the gravest first."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,9 +71,8 @@ class Notes:
 
 
 def all_cautions(comparisons: Sequence[Comparison], notes: Notes) -> list[str]:
-    """The cautions of the page: failed evaluations first, then what the study says, then the rest."""
-    found = [*cautions_of_study(notes), *_together(comparisons, cautions)]
-    return sorted(found, key=lambda caution: FAILED not in caution)
+    """The cautions of the page, the gravest first: failed evaluations, what the study says, then the rest."""
+    return [*failed_evaluations(comparisons), *cautions_of_study(notes), *_together(comparisons, cautions)]
 
 
 def left_out_of_all(comparisons: Sequence[Comparison]) -> list[str]:
@@ -112,34 +105,13 @@ def _runs(incidents: Sequence[Incident]) -> str:
     return listing(names) if len(names) <= FEW else count(len(names), "run")
 
 
-def verdict_on_checks(comparisons: Sequence[Comparison]) -> str:
-    """The numbers of checks that failed, are worth knowing and passed, over all runs, in words."""
-    checks = (check for c in comparisons for found in c.checks.values() for check in found)
-    found = Counter(check.verdict for check in checks)
-    if not found:
-        return "These evaluations hold no checks of themselves: evaluate again to have them."
-    if set(found) == {"pass"}:
-        return f"The evaluations passed all {count(found.total(), 'check')} of themselves."
-    parts = [f"{found[verdict]} {word}" for verdict, word in VERDICTS.items() if found[verdict]]
-    return f"Of {count(found.total(), 'check')} of the evaluations against themselves: {', '.join(parts)}."
-
-
-def checks_by_verdict(comparison: Comparison) -> dict[tuple[Verdict, str], dict[str, str]]:
-    """(verdict, name) of each check -> path of the run -> text; failures first."""
-    found: dict[tuple[Verdict, str], dict[str, str]] = defaultdict(dict)
-    for path, checks in comparison.checks.items():
-        for check in checks:
-            found[check.verdict, check.name].setdefault(path, check.text)
-    order = list(VERDICTS)
-    return dict(sorted(found.items(), key=lambda item: order.index(item[0][0])))
-
-
 def cautions(comparison: Comparison) -> list[str]:
     """One sentence per weakness of the comparison, the gravest first."""
     methods = [row.method for row in comparison.rows]
     runs = [run for method in methods for run in method.runs]
     return [
-        *_checks(comparison),
+        *_own_side(comparison),
+        *_without_controls(comparison),
         *(f"{line}." for line in undertrained(comparison)),
         *_budgets(methods),
         *_other_differences(methods),
@@ -151,14 +123,6 @@ def cautions(comparison: Comparison) -> list[str]:
         *_nonfinite(runs),
         *_selection(comparison),
     ]
-
-
-def _checks(comparison: Comparison) -> Iterator[str]:
-    for (verdict, name), by_run in checks_by_verdict(comparison).items():
-        if verdict != "pass":
-            runs = some(list(by_run), of=len(comparison.checks), noun="runs")
-            start = FAILED if verdict == "fail" else "Evaluation"
-            yield f"{start}, {name} ({runs}): {next(iter(by_run.values()))}"
 
 
 def _budgets(methods: Sequence[Method]) -> Iterator[str]:
@@ -248,6 +212,23 @@ def _nonfinite(runs: Sequence[EvaluatedRun]) -> Iterator[str]:
                 f"{run.path} logged values that are not finite in {count(times, 'iteration')}; "
                 "its curves have gaps there."
             )
+
+
+def _own_side(comparison: Comparison) -> Iterator[str]:
+    if own_side(comparison) and len(comparison.rows) > 1:
+        yield (
+            "Each team met only the other side of its own training: a method that trains easier opponents "
+            "looks better. Let all of them meet the same opponents (evaluate --opponent)."
+        )
+
+
+def _without_controls(comparison: Comparison) -> Iterator[str]:
+    labels = [row.method.label for row in comparison.rows if not all(map(floor, row.runs))]
+    if labels:
+        yield (
+            f"Whether {some(labels, of=len(comparison.rows), noun='methods')} learned anything is not known: "
+            "no random or idle team played these episodes; evaluate with --suite to have that."
+        )
 
 
 def _selection(comparison: Comparison) -> Iterator[str]:

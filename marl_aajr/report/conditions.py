@@ -44,7 +44,7 @@ class Task:
     def short(self) -> str:
         """Without the package, for headings."""
         name, _, kwargs = self.environment.partition(" ")
-        return f"{name.rpartition('.')[2]} {kwargs}".strip() + (f", {self.team}" if self.team else "")
+        return f"{name.rpartition('.')[2]} {kwargs}".strip() + (f" ({self.team})" if self.team else "")
 
 
 def by_task(records: Sequence[EvaluatedRun]) -> dict[Task, list[EvaluatedRun]]:

@@ -13,7 +13,7 @@ for 10 (skewed runs: t 89 to 91 %, bootstrap 46 to 85 %).
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, TypeVar
 
@@ -213,13 +213,22 @@ def marked(
     *,
     decimals: int,
     note: Callable[[_RowT], str] = lambda row: "",
+    unranked: Collection[int] = (),
 ) -> Line:
-    """A line whose best mean is marked, and every mean that cannot be distinguished from it."""
+    """A line whose best mean is marked, and every mean that cannot be distinguished from it.
+
+    Neither holds for the `unranked` positions.
+    """
     values = [value(row) for row in rows]
-    best = max(values, key=lambda estimate: estimate.mean)
+    ranked = [estimate for i, estimate in enumerate(values) if i not in unranked]
+    best = max(ranked, key=lambda estimate: estimate.mean, default=None)
 
-    def cell(row: _RowT, estimate: Estimate) -> Cell:
-        mark = "best" if estimate is best else "" if best.minus(estimate).positive else "tied"
-        return estimated(estimate, decimals=decimals, note=note(row), mark=mark if len(values) > 1 else "")
+    def mark(i: int) -> str:
+        if best is None or len(ranked) < 2 or i in unranked:
+            return ""
+        return "best" if values[i] is best else "" if best.minus(values[i]).positive else "tied"
 
-    return Line(header, tuple(cell(row, estimate) for row, estimate in zip(rows, values, strict=True)))
+    cells = [
+        estimated(values[i], decimals=decimals, note=note(row), mark=mark(i)) for i, row in enumerate(rows)
+    ]
+    return Line(header, tuple(cells))

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from base64 import b64encode
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -14,15 +15,18 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from marl_aajr.report import adversaries, figures, learning_curves, reproduce, scores, tables
-from marl_aajr.report.cautions import FAILED, Notes, all_cautions, left_out_of_all, verdict_on_checks
+from marl_aajr.report import adversaries, figures, learning_curves, pareto, reproduce, scores, tables
+from marl_aajr.report.cautions import Notes, all_cautions, left_out_of_all
 from marl_aajr.report.comparison import Comparison, compare_each
 from marl_aajr.report.conditions import Task
 from marl_aajr.report.estimates import count, number
+from marl_aajr.report.headline import headline, headline_of_all
 from marl_aajr.report.methods import differences, shared, software_of
-from marl_aajr.report.scores import Reference, reference_of
+from marl_aajr.report.ranking import nothing_learned, ranked
+from marl_aajr.report.scores import Reference, Summaries, reference_of
+from marl_aajr.report.self_checks import checks_to_note, verdict_on_checks
 from marl_aajr.report.style import Legend, dark_colours
-from marl_aajr.report.verdict import headline, headline_of_scores, how_chosen, how_compared, verdict
+from marl_aajr.report.verdict import how_chosen, how_compared, verdict
 from marl_aajr.training.files import write_text
 
 
@@ -90,7 +94,7 @@ def _render(
     legend = Legend.of(comparisons)
     rows = [row for comparison in comparisons for row in comparison.rows]
     runs = list({str(run.path): run for row in rows for run in row.method.runs}.values())
-    cautions = all_cautions(comparisons, notes)
+    across = _scores(comparisons, references)
     places = list(dict.fromkeys(comparison.task.short for comparison in comparisons))
     environment = Environment(
         loader=PackageLoader("marl_aajr.report", ""),
@@ -105,16 +109,19 @@ def _render(
         + (f"; evaluated on {comparisons[0].protocol}" if len(comparisons) == 1 else ""),
         style=_style(),
         swatches=legend.definitions,
+        headline=headline_of_all(comparisons, across),
+        nothing_learned=nothing_learned(comparisons),
+        legend=legend.entries(list({row.method.label: row for row in rows}.values())),
         checks=verdict_on_checks(comparisons),
-        failed=any(FAILED in caution for caution in cautions),
-        cautions=cautions,
+        checks_to_note=checks_to_note(comparisons),
+        cautions=all_cautions(comparisons, notes),
         left_out=left_out_of_all(comparisons),
         hidden=count(sum(o.count for c in comparisons for o in c.left_out), "evaluation"),
         notes=notes,
         study=tables.study_tables(notes),
         took=tables.duration(notes.seconds) if notes.seconds else "",
         sections=_sections(comparisons, legend, references, films),
-        across=_across(comparisons, legend, references),
+        across=_across(comparisons, legend, references, across),
         packages=software_of(runs),
         commands=notes.command or reproduce.commands(comparisons),
         configurations=reproduce.configurations(comparisons),
@@ -154,6 +161,7 @@ def _words(comparison: Comparison) -> dict[str, Any]:
         "protocol": str(comparison.protocol),
         "level": f"{100 * comparison.protocol.level:g} %",
         "headline": headline(comparison),
+        "ranked": len(ranked(comparison)) > 1,
         "verdict": verdict(comparison),
         "how_chosen": how_chosen(comparison),
         "how_compared": how_compared(comparison) if len(comparison.rows) > 1 else "",
@@ -192,8 +200,9 @@ def _figures(
     looks, fixed = legend.of_rows(comparison.rows), reference is not None
     found = scores.summarise([comparison], {comparison.task.environment: reference} if reference else {})
     target = scores.scale(comparison, reference, normalised=False).target
-    tradeoffs = [figures.tradeoff(comparison, e, reference) for e in comparison.epsilons]
-    pareto = figures.clean_against_robust(comparison, looks, tradeoffs, key=f"{key}pareto")
+    several = len(ranked(comparison)) > 1
+    tradeoffs = [pareto.tradeoff(comparison, e, reference) for e in comparison.epsilons if several]
+    shown = legend.of_rows(ranked(comparison))
     learning = learning_curves.training_returns(comparison, looks, key=f"{key}learn") if training else ()
     metrics = learning_curves.regulariser_metrics(comparison, looks, key=f"{key}m") if training else ()
     logging = learning_curves.logging_rows(comparison) if training else ()
@@ -205,26 +214,33 @@ def _figures(
         "worst_case": figures.worst_case(comparison, looks, key=f"{key}worst"),
         "metric_panels": figures.metrics(comparison, looks, key=f"{key}metric"),
         "robustness": figures.robustness(comparison, looks, key=f"{key}eps"),
-        "pareto": pareto if len(comparison.rows) > 1 else (),
-        "volumes": figures.hypervolumes(tradeoffs),
+        "pareto": pareto.clean_against_robust(comparison, shown, tradeoffs, key=f"{key}pareto"),
+        "volumes": pareto.hypervolumes(tradeoffs) if several else None,
         "learning": learning,
         "training_metrics": metrics,
         "metrics_legend": legend.entries(logging),
     }
 
 
+def _scores(comparisons: Sequence[Comparison], references: Mapping[str, Reference]) -> Summaries:
+    """Scores of the ranked methods over all environments that rank them; empty where that is only one."""
+    found = [replace(each, rows=ranked(each)) for each in comparisons if ranked(each)]
+    return scores.summarise(found, references) if len(found) > 1 else {}
+
+
 def _across(
-    comparisons: Sequence[Comparison], legend: Legend, references: Mapping[str, Reference]
+    comparisons: Sequence[Comparison],
+    legend: Legend,
+    references: Mapping[str, Reference],
+    found: Summaries,
 ) -> dict[str, Any] | None:
-    """The methods over all environments; None for a single one, or where no method is in all of them."""
-    found = scores.summarise(comparisons, references) if len(comparisons) > 1 else {}
+    """The methods over all environments; None where there is no score."""
     if not found:
         return None
-    labels = [summary.label for summary in found[0.0]]
-    rows = [row for row in comparisons[0].rows if row.method.label in labels]
+    by_label = {row.method.label: row for comparison in comparisons for row in comparison.rows}
+    rows = [by_label[summary.label] for summary in found[0.0]]
     return {
         "legend": legend.entries(rows),
-        "headline": headline_of_scores(found),
         "blocks": scores.score_table(found, decimals=2),
         "profiles": scores.profiles(found, legend.of_rows(rows), unit="score", key="across"),
         "fixed": all(reference_of(references, c.task) for c in comparisons),

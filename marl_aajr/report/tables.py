@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 
 from marl_aajr.core.checks import METRIC_DECIMALS, grouped
-from marl_aajr.report.cautions import VERDICTS, Incident, Notes, Tuning, checks_by_verdict
+from marl_aajr.report.cautions import Incident, Notes, Tuning
 from marl_aajr.report.common_protocol import RunResults
 from marl_aajr.report.comparison import Comparison, MethodRow
 from marl_aajr.report.conditions import Condition, unlimited
@@ -25,19 +25,21 @@ from marl_aajr.report.estimates import (
     size,
 )
 from marl_aajr.report.methods import EvaluatedRun, show
+from marl_aajr.report.ranking import unranked
+from marl_aajr.report.self_checks import VERDICTS, checks_by_verdict
 
 
 def results(comparison: Comparison) -> tuple[Block, ...]:
     """Clean return and price, then the worst attack at each ε, and the median run under its own worst."""
-    rows, decimals = comparison.rows, comparison.decimals
-    clean = marked("clean return", rows, lambda row: row.clean, decimals=decimals)
+    rows, decimals, out = comparison.rows, comparison.decimals, unranked(comparison)
+    clean = marked("clean return", rows, lambda row: row.clean, decimals=decimals, unranked=out)
     prices = (row.price and estimated(row.price, decimals=decimals) for row in rows)
     price = Line("price of robustness", tuple(cell or Cell("reference") for cell in prices))
-    area = marked("mean over ε", rows, lambda row: row.area, decimals=decimals)
+    area = marked("mean over ε", rows, lambda row: row.area, decimals=decimals, unranked=out)
 
     def in_other_ways(kind: str) -> Block:
         own = [row.others[kind] for row in rows]
-        unattacked = marked("clean return", own, lambda row: row.clean, decimals=decimals)
+        unattacked = marked("clean return", own, lambda row: row.clean, decimals=decimals, unranked=out)
         title = f"With {kind} actions: clean, and worst attack"
         return Block(title, (unattacked, *_strongest(comparison, own)))
 
@@ -68,6 +70,7 @@ def metrics(comparison: Comparison) -> tuple[Block, ...]:
             lambda value: value,
             note=lambda value: notes[id(value)],
             decimals=METRIC_DECIMALS,
+            unranked=unranked(comparison),
         )
 
     def lines(name: str) -> Iterator[Line]:
@@ -138,6 +141,7 @@ def _strongest(comparison: Comparison, rows: Sequence[MethodRow]) -> tuple[Line,
             lambda row: row.worst_return[epsilon],
             note=lambda row: row.worst_attack[epsilon].attack,
             decimals=decimals,
+            unranked=unranked(comparison),
         )
 
     def median(epsilon: float) -> Line:

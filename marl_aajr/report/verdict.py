@@ -1,7 +1,4 @@
-"""The verdict in plain words, computed from the comparison by fixed rules.
-
-`headline` is the first sentence of a report, on the page and in the terminal. `how_chosen` and `how_compared`
-say below it what it rests on; `verdict` is the paragraph with the figures.
+"""The verdict as a paragraph with figures, and what it rests on; its first sentence is `headline`'s.
 
 Two methods count as different only where the interval of their difference excludes 0; everything else is
 called not distinguishable, whichever way the means point. The same rules state a success of a regulariser and
@@ -14,75 +11,9 @@ from collections import defaultdict
 from collections.abc import Sequence
 
 from marl_aajr.report.comparison import Comparison, MethodRow
-from marl_aajr.report.estimates import FEW, count, epsilons, listing, size, some, with_interval
-from marl_aajr.report.scores import Summaries
-
-
-def headline(comparison: Comparison) -> str:
-    """The first sentence of a report: the method that survives best at each ε, without figures."""
-    failed = len(_failed(comparison))
-    doubt = f"The evaluation failed its own checks for {failed} of {count(len(comparison.checks), 'run')}."
-    if len(comparison.rows) == 1:
-        sentences = [f"Only {comparison.rows[0].method.label} was evaluated, so nothing is compared."]
-    else:
-        sentences = [f"{_in_short(best, rest, at)}." for best, rest, at, _ in _outcomes(comparison)]
-    return " ".join([doubt, *sentences] if failed else sentences)
-
-
-def headline_of_scores(found: Summaries) -> str:
-    """The first sentence over several environments: the method that scores highest under the largest ε.
-
-    With the scores of the best two and of the plain method.
-    """
-    epsilon, summaries = max(found.items())
-    best, *rest = sorted(summaries, key=lambda summary: -summary.iqm.mean)
-    tied = [summary.label for summary in rest if summary.behind and not summary.behind.positive]
-    where = f"under the worst attack of {size(epsilon)}" if epsilon else "without an attack"
-    shown = [s for i, s in enumerate((best, *rest)) if i < 2 or s.improvement is None]
-    means = "; ".join(f"{s.label} {with_interval(s.iqm, decimals=2)}" for s in shown)
-    equal = f", not distinguishable from {some(tied, of=len(rest), noun='other methods')}" if tied else ""
-    highest = f"{best.label} has the highest score{equal}"
-    return f"Over all environments, {where}, {highest} (interquartile mean {means})."
-
-
-def _in_short(best: MethodRow, rest: Sequence[MethodRow], at: Sequence[float]) -> str:
-    tied = _tied(best, rest, at[0])
-    where = f"At {epsilons(at)}"
-    if not tied:
-        return f"{where} {best.method.label} survives best"
-    if len(tied) == len(rest):
-        whom = "the two methods are" if len(rest) == 1 else "the methods are"
-        return f"{where} {whom} not distinguishable"
-    names = some([row.method.label for row in tied], of=len(rest), noun="other methods")
-    return f"{where} {best.method.label} survives best, not distinguishable from {names}"
-
-
-_Outcome = tuple[MethodRow, list[MethodRow], list[float], dict[float, list[MethodRow]]]
-"""The best method, the rest, the sizes at which it is so, and the methods by return at each size."""
-
-
-def _outcomes(comparison: Comparison) -> list[_Outcome]:
-    """The outcome at each size, clear wins first; sizes with the same outcome stand together."""
-    outcomes: dict[tuple[str, ...], list[float]] = defaultdict(list)
-    ranked = {}
-    for epsilon in comparison.epsilons:
-        best, *rest = sorted(comparison.rows, key=lambda row: -row.worst_return[epsilon].mean)
-        ranked[epsilon] = [best, *rest]
-        tied = _tied(best, rest, epsilon)
-        everybody = len(tied) == len(rest)
-        names = sorted(row.method.label for row in tied)
-        outcomes[() if everybody else (best.method.label, *names)].append(epsilon)
-    ordered = sorted(outcomes.items(), key=lambda item: len(item[0]) or len(comparison.rows))
-    return [(ranked[at[0]][0], ranked[at[0]][1:], at, ranked) for _, at in ordered]
-
-
-def _tied(best: MethodRow, rest: Sequence[MethodRow], epsilon: float) -> list[MethodRow]:
-    """Rows that the best does not lead beyond doubt."""
-    return [row for row in rest if not best.lead(row, epsilon).positive]
-
-
-def _failed(comparison: Comparison) -> list[str]:
-    return [path for path, checks in comparison.checks.items() if any(c.verdict == "fail" for c in checks)]
+from marl_aajr.report.estimates import FEW, count, epsilons, listing, some, with_interval
+from marl_aajr.report.headline import no_success
+from marl_aajr.report.ranking import Ranking, nothing_learned, own_side, ranked, rankings
 
 
 def how_chosen(comparison: Comparison) -> str:
@@ -119,18 +50,24 @@ def how_compared(comparison: Comparison) -> str:
 
 def verdict(comparison: Comparison) -> str:
     """One paragraph: the best method at each ε, all against the plain one, the prices of robustness."""
-    sentences = []
-    if failed := _failed(comparison):
-        whose = some(failed, of=len(comparison.checks), noun="runs")
-        doubt = "what follows about attacks may only show that these attacks are weak"
-        sentences = [f"The evaluation of {whose} failed its own checks: {doubt}."]
-    sentences += _alone(comparison) if len(comparison.rows) == 1 else _leaders(comparison)
-    plain = comparison.plain
-    others = [row for row in comparison.rows if row is not plain]
+    rows = ranked(comparison)
+    sentences = nothing_learned([comparison])
+    if own_side(comparison):
+        sentences.append(
+            "Each team was judged against the other side of its own training only, so no winner is named."
+        )
+    elif len(rows) < 2:
+        sentences.append("There is nothing to compare here.")
+    if len(comparison.rows) == 1:
+        sentences += _alone(comparison)
+    sentences += [_leader(comparison, one) for one in rankings(comparison)]
+    plain = comparison.plain if comparison.plain in rows else None
+    others = [row for row in rows if row is not plain]
     if plain is not None and others:
         if len(others) > 1:
             sentences.append(_against_plain(others, plain, comparison.epsilons))
-        sentences += _no_success(others, plain, comparison.epsilons)
+        if none := no_success(rows, plain, comparison.epsilons):
+            sentences.append(f"So in this comparison {none}.")
         if len(others) <= FEW:  # else the table has them
             sentences += [_price(row, plain, decimals=comparison.decimals) for row in others]
     return " ".join([*sentences, _scope(comparison)])
@@ -142,47 +79,43 @@ def _alone(comparison: Comparison) -> list[str]:
     worst = row.worst_return.items()
     robust = [f"{with_interval(left, decimals=decimals)} at {epsilons([e])}" for e, left in worst]
     return [
-        f"Only {row.method.label} was evaluated, so nothing is compared here.",
-        f"Its return is {clean} without an attack, and under the worst of the attacks tried "
-        f"{listing(robust)}.",
+        f"The return of {row.method.label} is {clean} without an attack, and under the worst of the attacks "
+        f"tried {listing(robust)}."
     ]
 
 
-def _leaders(comparison: Comparison) -> list[str]:
-    """One sentence per outcome."""
-    sentences = []
-    for best, rest, at, ranked in _outcomes(comparison):
-        shown = at if len(at) <= FEW else [at[0], at[-1]]
-        found = [_figures(ranked[epsilon], epsilon, decimals=comparison.decimals) for epsilon in shown]
-        if len(at) > 1:
-            found = [f"{text} at {epsilon:g}" for text, epsilon in zip(found, shown, strict=True)]
-        sentences.append(f"{_outcome(best, rest, at)} ({'; '.join(found)}).")
-    first = sentences[0]
-    return [f"Under the worst of the attacks tried, {first[0].lower()}{first[1:]}", *sentences[1:]]
+def _leader(comparison: Comparison, one: Ranking) -> str:
+    """The outcome with its figures."""
+    shown = one.at if len(one.at) <= FEW else (one.at[0], one.at[-1])
+    found = [_figures(comparison, epsilon) for epsilon in shown]
+    if len(one.at) > 1:
+        found = [f"{text} at {epsilon:g}" for text, epsilon in zip(found, shown, strict=True)]
+    return f"{_outcome(one)} ({'; '.join(found)})."
 
 
-def _figures(ranked: Sequence[MethodRow], epsilon: float, *, decimals: int) -> str:
+def _figures(comparison: Comparison, epsilon: float) -> str:
     """The returns of the best two, and their difference."""
-    first, second = ranked[:2]
+    first, second = sorted(ranked(comparison), key=lambda row: -row.worst_return[epsilon].mean)[:2]
     estimates = first.worst_return[epsilon], second.worst_return[epsilon], first.lead(second, epsilon)
-    one, other, lead = (with_interval(estimate, decimals=decimals) for estimate in estimates)
+    one, other, lead = (with_interval(estimate, decimals=comparison.decimals) for estimate in estimates)
     return f"{first.method.label} {one} against {second.method.label} {other}, a difference of {lead}"
 
 
-def _outcome(best: MethodRow, rest: Sequence[MethodRow], at: Sequence[float]) -> str:
-    tied = _tied(best, rest, at[0])
-    where = f"At {epsilons(at)}"
-    if not tied:
-        whom = "the other" if len(rest) == 1 else "every other"
-        return f"{where} {best.method.label} survives best: the interval of its lead over {whom} excludes 0"
-    if len(tied) < len(rest):
-        whom = some([row.method.label for row in tied], of=len(rest), noun="other methods")
+def _outcome(one: Ranking) -> str:
+    best, where = one.best.method.label, f"Under the worst attacks of {epsilons(one.at)}"
+    if one.lost:
+        return f"{where} no method keeps more than doing nothing returns"
+    if one.clear:
+        whom = "the other" if len(one.rest) == 1 else "every other"
+        return f"{where} {best} survives best: the interval of its lead over {whom} excludes 0"
+    if not one.open:
+        whom = some([row.method.label for row in one.tied], of=len(one.rest), noun="other methods")
         return (
-            f"{where} {best.method.label} has the highest mean but is not distinguishable from {whom}, "
+            f"{where} {best} has the highest mean but is not distinguishable from {whom}, "
             "while the rest lie below"
         )
-    if len(rest) == 1:
-        known = best.lead(rest[0], at[0]).low is not None
+    if len(one.rest) == 1:
+        known = one.best.lead(one.rest[0], one.at[0]).low is not None
         why = "the interval of their difference includes 0" if known else "their difference has no interval"
         return f"{where} the two methods are not distinguishable: {why}"
     return f"{where} the highest mean is not distinguishable from any other"
@@ -202,14 +135,6 @@ def _against_plain(others: Sequence[MethodRow], plain: MethodRow, at: Sequence[f
         f"{listing(labels)} {'is' if len(labels) == 1 else 'are'} {fare}" for fare, labels in alike.items()
     ]
     return f"Against {plain.method.label}: {'; '.join(parts)}."
-
-
-def _no_success(others: Sequence[MethodRow], plain: MethodRow, at: Sequence[float]) -> list[str]:
-    if any(row.lead(plain, e).positive for row in others for e in at):
-        return []
-    who = f"{others[0].method.label} does not survive" if len(others) == 1 else "no other method survives"
-    where = "at any ε tried" if len(at) > 1 else f"at {epsilons(at)}"
-    return [f"So in this comparison {who} better than {plain.method.label} {where}."]
 
 
 def _price(row: MethodRow, plain: MethodRow, *, decimals: int) -> str:

@@ -47,13 +47,14 @@ def test_the_terminal_says_what_the_page_says(
     code, out, _ = ended(capsys, *runs, "--out", tmp_path / "r.html")
     assert code == 0
     assert "Worst: of each run its own, chosen by its return on 25 other episodes" in out
-    assert "Verdict: At ε = 0.1 aajr survives best." in out
+    verdict = "aajr survives attacks best; without an attack it returns 1.0 less than plain PPO."
+    assert f"Verdict: {verdict}" in out
     assert (
         "over the same 20 episodes, pair by pair. There is one run per method: another training seed" in out
     )
     assert "Not shown, to compare like with like: 2 evaluations; the report lists them." in out
     page = (tmp_path / "r.html").read_text().replace("\u00a0", " ")
-    assert "At ε = 0.1 aajr survives best." in page
+    assert f'<p class="verdict">{verdict}</p>' in page
     assert "<summary>2 evaluations not shown, to compare like with like</summary>" in page
     assert f"<li>noise and pgd at ε = 0.2: not evaluated on {runs[1]}</li>" in page
 
@@ -89,6 +90,21 @@ def test_json_tells_methods_apart_by_the_interval_of_their_difference(
     )
     assert found["interval_over"] == "runs"
     assert [worst["epsilon"] for worst in difference["worst"]] == [0.1, 0.2]
+
+
+def test_who_learned_nothing_is_said_before_the_verdict(
+    tmp_path: Path, runs: list[Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    idle = write_run(
+        tmp_path / "idle", configuration=config("ernie"), evaluations={"e": evaluation(nothing=-40.0)}
+    )
+    _, out, _ = ended(capsys, *runs, idle, "--out", tmp_path / "r.html")
+    nothing = "ernie learned nothing (return −40.0, doing nothing −40.0) and is not ranked."
+    assert out.index(nothing) < out.index("Verdict: aajr survives attacks best")
+    _, out, _ = ended(capsys, *runs, idle, "--out", tmp_path / "r.html", "--json")
+    (found,) = json.loads(out)
+    assert found["ranked"] == ["none (plain PPO)", "aajr"]
+    assert found["verdict"].startswith("aajr survives")
 
 
 def test_failed_checks_are_said_before_the_verdict(

@@ -26,10 +26,12 @@ def evaluation(
     episodes: int = 20,
     seed: int = 0,
     teams: Sequence[str] = ("team",),
+    nothing: float | None = None,
     **changes: Any,
 ) -> dict[str, Any]:
     """An evaluation whose means are exactly `clean` and `clean` + what each attack takes.
 
+    The same team idle returns `nothing`; None: much less than it returns under any of the attacks.
     It is flat, so that a test can change a part of it; `evaluation_file` gives it the form of a file.
     """
     noise = np.random.default_rng(seed).normal(size=episodes)
@@ -45,6 +47,8 @@ def evaluation(
             "team_returns": {team: mean * (1 - 2 * i) for i, team in enumerate(teams)},
         }
 
+    members = [f"agent_{i}" for i, team in enumerate(teams) if team == teams[0]]
+    idle = clean + 2 * min(attacks.values(), default=0.0) - 40.0 if nothing is None else nothing
     return {
         "env": ENV,
         "teams": {f"agent_{i}": team for i, team in enumerate(teams)},
@@ -68,6 +72,7 @@ def evaluation(
             }
             for (attack, epsilon), loss in attacks.items()
         ],
+        "adversarial_agents": [{**outcome(idle), "kind": "idle", "agents": members, "loyal_return": 0.0}],
         "worst": [chosen(clean, attacks, epsilon) for epsilon in dict.fromkeys(e for _, e in attacks)],
         **changes,
     }

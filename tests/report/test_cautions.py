@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 
 from marl_aajr.report import Incident, Notes, Tuning, compare, load_run, write_report
-from marl_aajr.report.cautions import cautions, cautions_of_study, verdict_on_checks
+from marl_aajr.report.cautions import all_cautions, cautions, cautions_of_study
+from marl_aajr.report.self_checks import checks_to_note, verdict_on_checks
 from marl_aajr.report.tables import check_table, study_tables
-from marl_aajr.report.verdict import verdict
 from tests.report.evaluations import evaluation
-from tests.report.factory import HARD, MILD, THREE, config, metrics, two, write_method, write_run
+from tests.report.factory import HARD, MILD, THREE, compared, config, metrics, two, write_method, write_run
 
 NOTES = Notes(
     summary="First <paragraph>.\n\nSecond one.",
@@ -168,25 +168,47 @@ def test_other_versions_environments_and_broken_numbers_are_flagged(tmp_path: Pa
 
 
 class TestChecks:
-    def test_a_failed_check_comes_first_and_loud(self, tmp_path: Path) -> None:
+    FAILED: ClassVar = {"name": "gradients", "verdict": "fail", "text": "Gradient masking: all zero."}
+
+    def test_failures_come_first_and_say_of_whose_runs(self, tmp_path: Path) -> None:
         checks = [
-            {"name": "gradients", "verdict": "fail", "text": "Gradient masking: all zero."},
             {"name": "saturation", "verdict": "warn", "text": "Saturated."},
             {"name": "order", "verdict": "pass", "text": "Fine."},
+            self.FAILED,
         ]
-        run = load_run(write_run(tmp_path / "run-0", evaluations={"e": evaluation(checks=checks)}))
-        first, second, *rest = cautions(compare([run]))
-        assert first.startswith("EVALUATION FAILED, gradients (")
-        assert first.endswith("run-0): Gradient masking: all zero.")
-        assert second.startswith("Evaluation, saturation")
-        assert not any("Fine." in line for line in rest)
-        said = verdict(compare([run]))
-        assert said.startswith("The evaluation of ")
-        assert "failed its own checks" in said
+        found = compared(tmp_path, none=[evaluation(checks=checks), evaluation()])
+        assert checks_to_note([found]) == [
+            "simple_spread_v3, none (plain PPO) (1 of 2 runs): gradients failed. Gradient masking: all zero.",
+            "simple_spread_v3, none (plain PPO) (1 of 2 runs): saturation to note. Saturated.",
+        ]
+        assert all_cautions([found], Notes())[0] == (
+            "simple_spread_v3, none (plain PPO) (1 of 2 runs): the evaluation failed checks of itself. What "
+            "these runs keep under attack may only show that the attacks are weak."
+        )
+
+    def test_those_of_runs_that_have_learned_nothing_do_not_count(self, tmp_path: Path) -> None:
+        idle = evaluation(nothing=-40.0, checks=[self.FAILED])
+        found = compared(
+            tmp_path, none=[evaluation(checks=[{**self.FAILED, "verdict": "pass"}])], aajr=[idle]
+        )
+        assert checks_to_note([found]) == []
+        assert verdict_on_checks([found]) == "The evaluations passed all 1 check of themselves."
+        assert not any("failed checks" in line for line in all_cautions([found], Notes()))
+        assert [line[1] for line in check_table(found).lines] == ["failed", "passed"]
 
     def test_only_the_evaluations_that_are_shown_count(self, tmp_path: Path) -> None:
-        checks = [{"name": "gradients", "verdict": "fail", "text": "Masked."}]
-        files = {"long": evaluation(episodes=50), "short": evaluation(episodes=20, checks=checks)}
+        files = {"long": evaluation(episodes=50), "short": evaluation(episodes=20, checks=[self.FAILED])}
         run = load_run(write_run(tmp_path / "run", evaluations=files))
-        assert not any("FAILED" in line for line in cautions(compare([run])))
-        assert "failed its own checks" not in verdict(compare([run]))
+        assert checks_to_note([compare([run])]) == []
+
+
+def test_runs_without_a_team_that_does_nothing_are_warned_of(tmp_path: Path) -> None:
+    found = compared(tmp_path, none=[evaluation()] * 3, aajr=[evaluation(adversarial_agents=[])] * 3)
+    (line,) = cautions(found)
+    assert line.startswith("Whether aajr learned anything is not known: no random or idle team played")
+
+
+def test_teams_that_met_their_own_side_only_are_warned_of(tmp_path: Path) -> None:
+    sides = evaluation(teams=("adversary", "good"))
+    (line,) = cautions(compared(tmp_path, none=[sides] * 3, aajr=[sides] * 3))
+    assert line.startswith("Each team met only the other side of its own training")

@@ -50,7 +50,8 @@ def test_sides_of_the_same_runs_show_their_training_once_and_failures_come_first
     notes = Notes(failures=[Incident(run="other", what="NaN")])
     text = write_report([both_sides(tmp_path)], tmp_path / "r.html", notes=notes).read_text()
     assert text.count("<summary>Learning curves</summary>") == 1
-    assert text.index("EVALUATION FAILED, gradients") < text.index("other failed: missing here")
+    assert text.index("the evaluation failed checks of itself") < text.index("other failed: missing here")
+    assert "<summary>Of 1 check of the evaluations against themselves: 1 failed.</summary>" in text
     assert text.index("other failed: missing here") < text.index("Every method has a single run")
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from marl_aajr.report import Comparison
-from marl_aajr.report.figures import hypervolumes, tradeoff
+from marl_aajr.report.pareto import hypervolumes, tradeoff
 from marl_aajr.report.scores import Reference
 from tests.report.evaluations import evaluation
 from tests.report.factory import compared

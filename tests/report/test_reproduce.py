@@ -60,6 +60,7 @@ def test_all_that_was_asked_for_is_asked_for_again(tmp_path: Path) -> None:
         units="raw",
         norm="l2",
         teams=("adversary", "good"),
+        adversarial_agents=[],
         others=[{**evaluation(-45.0, attacks={("pgd", 0.1): -8.0}), "actions": "sampled"}],
     ) | {"teams": TAG, "team": "adversary", "agents": ["adversary_0"]}
     (options,) = evaluations(tmp_path, content)

@@ -8,8 +8,8 @@ from typing import ClassVar
 import pytest
 
 from marl_aajr.report import Reference, compare, compare_each, load_run
+from marl_aajr.report.headline import headline_of_scores
 from marl_aajr.report.scores import reference_of, summarise
-from marl_aajr.report.verdict import headline_of_scores
 from tests.report.factory import grid, runs_of
 
 pytestmark = pytest.mark.slow

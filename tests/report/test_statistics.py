@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from marl_aajr.report.comparison import area_under_curve
-from marl_aajr.report.figures import hypervolume, pareto_front
+from marl_aajr.report.pareto import hypervolume, pareto_front
 from marl_aajr.report.scores import (
     interquartile_mean,
     optimality_gap,

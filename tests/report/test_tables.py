@@ -61,7 +61,7 @@ def test_precision_follows_the_scale_of_the_return(
     comparison = compared(tmp_path, none=[evaluation(-40.0 * scale, attacks=losses, spread=5.0 * scale)])
     (cell,) = cells(results(comparison), "Without an attack", "clean return")
     assert cell.main.startswith(clean)
-    assert f"Its return is {cell.main}\u00a0[" in verdict(comparison)
+    assert f"The return of none (plain PPO) is {cell.main}\u00a0[" in verdict(comparison)
     shown = Console(width=200, file=StringIO())
     shown.print(table(comparison))
     assert said.replace("−", "-") in shown.file.getvalue()  # type: ignore[attr-defined]

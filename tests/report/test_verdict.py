@@ -9,7 +9,7 @@ import pytest
 
 from marl_aajr.report import compare, how_chosen, load_run
 from marl_aajr.report.cautions import cautions
-from marl_aajr.report.verdict import headline, how_compared, verdict
+from marl_aajr.report.verdict import how_compared, verdict
 from tests.report.evaluations import evaluation
 from tests.report.factory import CROSSING, HARD, MILD, THREE, config, two, write_method, write_run
 
@@ -27,9 +27,9 @@ def test_a_clear_win_is_called_one(tmp_path: Path) -> None:
     text = words(two(tmp_path, HARD, MILD))
 
     assert text.startswith(
-        "Under the worst of the attacks tried, at ε = 0.1 and 0.2 aajr survives best: the interval of its "
-        "lead over the other excludes 0 (aajr −42.5 [−43.7, −41.3] against none (plain PPO) −60.5 "
-        "[−61.7, −59.3], a difference of 18.0 [16.9, 19.1] at 0.1; "
+        "Under the worst attacks of ε = 0.1 and 0.2 aajr survives best: the interval of its lead over the "
+        "other excludes 0 (aajr −42.5 [−43.7, −41.3] against none (plain PPO) −60.5 [−61.7, −59.3], "
+        "a difference of 18.0 [16.9, 19.1] at 0.1; "
     )
     assert "not distinguishable" not in text
     assert text.endswith("3 training runs (seeds) per method, those of differences by Welch's t.")
@@ -39,13 +39,13 @@ def test_a_clear_loss_is_stated_as_plainly(tmp_path: Path) -> None:
     text = words(two(tmp_path, MILD, HARD))
 
     assert "none (plain PPO) survives best" in text
-    assert "in this comparison aajr does not survive better than none (plain PPO) at any ε tried" in text
+    assert "in this comparison aajr does not survive attacks of any size tried better than plain PPO" in text
 
 
 def test_no_difference_is_not_distinguishable(tmp_path: Path) -> None:
     text = words(two(tmp_path, MILD, MILD))
 
-    assert "at ε = 0.1 and 0.2 the two methods are not distinguishable" in text
+    assert "attacks of ε = 0.1 and 0.2 the two methods are not distinguishable" in text
     assert "the interval of their difference includes 0" in text
     assert "survives best" not in text
 
@@ -75,15 +75,14 @@ def test_one_run_is_not_told_from_several(tmp_path: Path) -> None:
     )
 
     assert "are not distinguishable: their difference has no interval" in verdict(comparison)
-    assert headline(comparison).endswith("the two methods are not distinguishable.")
     assert "Between one run and several there is no such interval." in how_compared(comparison)
 
 
 def test_each_size_is_judged_on_its_own(tmp_path: Path) -> None:
     text = words(two(tmp_path, HARD, CROSSING))
 
-    assert "at ε = 0.1 aajr survives best" in text
-    assert "At ε = 0.2 none (plain PPO) survives best" in text
+    assert "Under the worst attacks of ε = 0.1 aajr survives best" in text
+    assert "Under the worst attacks of ε = 0.2 none (plain PPO) survives best" in text
     assert "does not survive" not in text
 
 
@@ -103,7 +102,7 @@ def test_many_methods_are_summed_up(tmp_path: Path) -> None:
     text = words(paths)
 
     assert "the highest mean is not distinguishable from any other" in text
-    assert "no other method survives better than none (plain PPO)" in text
+    assert "no method survives attacks of any size tried better than plain PPO" in text
     assert "The price" not in text
 
 
@@ -139,7 +138,7 @@ def test_a_mix_of_single_and_several_runs_is_named(tmp_path: Path) -> None:
 def test_one_method_alone_is_not_compared(tmp_path: Path) -> None:
     text = words(write_method(tmp_path, "none", clean=THREE, attacks=MILD))
 
-    assert text.startswith("Only none (plain PPO) was evaluated, so nothing is compared here.")
+    assert text.startswith("There is nothing to compare here. The return of none (plain PPO) is −40.5 ")
     assert "−42.5 [−43.7, −41.3] at ε = 0.1" in text
 
 
