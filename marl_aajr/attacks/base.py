@@ -19,7 +19,7 @@ from typing import ClassVar, Literal, Self
 import torch
 from torch import Tensor
 
-from marl_aajr.core.bound_objective import BoundObjective
+from marl_aajr.core.bound_objective import BoundObjective, value_at
 from marl_aajr.core.checks import check_finite
 from marl_aajr.core.distributions import ActionDistribution, DiagGaussian
 from marl_aajr.core.objectives import Clean, Objective, Surrogate, make_objective
@@ -197,7 +197,7 @@ class Attack(ABC):
     def bound(self, policy: Policy, obs: Tensor) -> BoundObjective:
         """g of a batch at its clean observations `[B, d]`."""
         objective = self.objective_for(policy.distribution)
-        return objective.bind(policy, self.clean(policy, obs, policy(obs)))
+        return objective.bind(policy, self.clean(policy, obs, policy.once(obs)))
 
     def _verify(self, delta: Tensor, obs: Tensor) -> None:
         if delta.shape != obs.shape:
@@ -226,8 +226,8 @@ class Attack(ABC):
             clean_outputs=clean_outputs,
             outputs=outputs,
             success=greedy_action_changed(policy.distribution, clean_outputs, outputs),
-            clean_value=g(obs),
-            value=g(perturbed),
+            clean_value=value_at(g, policy, obs, clean_outputs),
+            value=value_at(g, policy, perturbed, outputs),
         )
 
 

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from marl_aajr.attacks.base import Attack
 from marl_aajr.core.ascent import ascend, largest, steepest
-from marl_aajr.core.bound_objective import BoundObjective
+from marl_aajr.core.bound_objective import BoundObjective, once
 from marl_aajr.core.checks import one_of, positive, whole
 from marl_aajr.core.distributions import Categorical, MultiCategorical, single_actions
 from marl_aajr.core.objectives import Clean, Margin, Objective, logit_difference
@@ -85,9 +85,10 @@ class PGD(Attack):
     ) -> tuple[Tensor, Tensor]:
         """From all starts `[R, B, d]` in one batch: the best δ of each, and its g, `[R, B]`."""
         count = len(starts)
-        policy, obs = policy.repeat(count), obs.repeat(count, 1)
         with torch.no_grad():
-            clean = self.clean(policy, obs, policy(obs))
+            outputs = policy.once(obs).repeat(count, 1)
+            policy, obs = policy.repeat(count), obs.repeat(count, 1)
+            clean = self.clean(policy, obs, outputs)
         delta, value = self._ascend(policy, obs, objective, clean, starts.flatten(0, 1))
         return delta.view_as(starts), value.view(count, -1)
 
@@ -220,8 +221,8 @@ class TargetedPGD(PGD):
         deltas, _ = self._ascend_from(starts, policy, obs, TargetedMargin(rank))
         everybody, copies = policy.repeat(ranks), obs.repeat(ranks, 1)
         with torch.no_grad():
-            g = margin.bind(everybody, Clean(everybody(copies)))
-            values = g(copies + deltas.flatten(0, 1)).view(ranks, -1)
+            g = margin.bind(everybody, Clean(policy.once(obs).repeat(ranks, 1)))
+            values = once(g, copies + deltas.flatten(0, 1)).view(ranks, -1)
         return largest(deltas, values)[0]
 
 

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from marl_aajr.attacks.base import Access, Attack
+from marl_aajr.core.bound_objective import once
 from marl_aajr.core.checks import positive, whole
 from marl_aajr.core.policy import Policy
 
@@ -81,10 +82,10 @@ class WorstNoise(Attack):
     @torch.no_grad()
     def run(self, policy: Policy, obs: Tensor, *, generator: torch.Generator) -> Tensor:
         g = self.bound(policy, obs)
-        worst, value = torch.zeros_like(obs), g(obs)
+        worst, value = torch.zeros_like(obs), once(g, obs)
         for _ in range(self.samples):
             delta = self.perturbations.sample(obs, generator=generator)
-            tried = g(obs + delta)
+            tried = once(g, obs + delta)
             worse = tried > value
             worst, value = torch.where(worse.unsqueeze(-1), delta, worst), torch.where(worse, tried, value)
         return worst
@@ -133,14 +134,14 @@ class SquareAttack(Attack):
     @torch.no_grad()
     def run(self, policy: Policy, obs: Tensor, *, generator: torch.Generator) -> Tensor:
         g = self.bound(policy, obs)
-        worst, value = torch.zeros_like(obs), g(obs)
+        worst, value = torch.zeros_like(obs), once(g, obs)
         free = torch.arange(obs.shape[-1], device=obs.device)
         if self.perturbations.mask is not None:
             free = free[torch.tensor(self.perturbations.mask, device=obs.device)]
         rows, width = obs.shape[0], free.shape[0]
         delta = self._redraw(torch.zeros_like(obs), obs, free, obs.shape[-1], generator)
         for query in range(self.queries):
-            tried = g(obs + delta)
+            tried = once(g, obs + delta)
             # Ties are taken while nothing has been found: on a plateau the search must keep moving.
             worse = tried >= value
             worst, value = torch.where(worse.unsqueeze(-1), delta, worst), torch.where(worse, tried, value)

@@ -41,6 +41,11 @@ def once(g: BoundObjective, obs: Tensor) -> Tensor:
     return g.once(obs) if isinstance(g, OutputObjective) else g(obs)
 
 
+def value_at(g: BoundObjective, policy: Policy, obs: Tensor, outputs: Tensor) -> Tensor:
+    """g at `obs [B, ..., d]`, where the policy's outputs `[B, ..., m]` there are known."""
+    return g.value(outputs) if isinstance(g, OutputObjective) and g.policy is policy else g(obs)
+
+
 def value_and_gradient(
     g: BoundObjective, obs: Tensor, delta: Tensor, *, mask: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:

@@ -72,11 +72,14 @@ class PlainMLP:
         except ValueError:
             return None
 
-    def __call__(self, x: Tensor) -> Tensor:
-        """Outputs `[..., m]` of inputs `[..., d]`; one node of the graph, differentiable once."""
+    def __call__(self, x: Tensor, *, changed: bool = True) -> Tensor:
+        """Outputs `[..., m]` of inputs `[..., d]`; one node of the graph, differentiable once.
+
+        `changed`: see `forward`.
+        """
         rows = x.reshape(-1, x.shape[-1])
         outputs: Tensor
-        if torch.is_grad_enabled() or (kernel := self._kernel_for(rows)) is None:
+        if torch.is_grad_enabled() or (kernel := self._kernel_for(rows, changed=changed)) is None:
             outputs = _MLP.apply(self, rows, *self.parameters())
         else:
             outputs = kernel(rows)

@@ -47,7 +47,7 @@ class VictimPolicy(Policy):
             _check_mask(action_mask, distribution)
         self.action_mask = action_mask
         self._module, self._shape, self._critic, self._state = module, shape, critic, state
-        self._mlp = PlainMLP.of(module) if len(shape) == 1 else None
+        self._mlp = _WrittenOut.of(module, shape)
         self._recurrent = is_recurrent(module)
         # Some modules do more with the mask than to forbid actions; they ask for it.
         self._legal = {"action_mask": action_mask} if getattr(module, "reads_action_mask", False) else {}
@@ -95,7 +95,10 @@ class VictimPolicy(Policy):
         if not self._fixed:
             return self
         own = map_tree(change, self._fixed, *others)
-        return type(self)(self._module, self.distribution, shape=self._shape, critic=self._critic, **own)
+        changed = type(self)(self._module, self.distribution, shape=self._shape, **own)
+        # Networks that were prepared for their passes are so for other rows, too.
+        changed._mlp, changed._critic, changed.critic = self._mlp, self._critic, self.critic
+        return changed
 
     @staticmethod
     def joined(policies: Sequence[VictimPolicy]) -> VictimPolicy:
@@ -115,7 +118,7 @@ class VictimCritic:
 
     def __init__(self, network: nn.Module, shape: tuple[int, ...]) -> None:
         self._network, self._shape = network, shape
-        self._mlp = PlainMLP.of(network) if len(shape) == 1 else None
+        self._mlp = _WrittenOut.of(network, shape)
 
     def __call__(self, obs: Tensor) -> Tensor:
         if self._mlp is not None and not torch.is_grad_enabled():
@@ -128,6 +131,28 @@ class VictimCritic:
             return autograd_vjp(self, obs)
         values, pull = self._mlp.vjp(obs)
         return values.reshape(obs.shape[:-1]), pull
+
+
+class _WrittenOut:
+    """A plain MLP with its derivatives written out; a frozen one is prepared once for all passes."""
+
+    def __init__(self, mlp: PlainMLP) -> None:
+        self._mlp = mlp
+        self._trained = any(weight is not None and weight.requires_grad for weight in mlp.parameters())
+
+    @classmethod
+    def of(cls, network: nn.Module, shape: tuple[int, ...]) -> Self | None:
+        """The network of such observations, where it is a plain MLP of vectors."""
+        mlp = PlainMLP.of(network) if len(shape) == 1 else None
+        return None if mlp is None else cls(mlp)
+
+    def __call__(self, obs: Tensor) -> Tensor:
+        """Outputs `[..., m]`; their graph, where there is one, can be differentiated once."""
+        return self._mlp(obs, changed=self._trained)
+
+    def vjp(self, obs: Tensor) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
+        """See `PlainMLP.vjp`."""
+        return self._mlp.vjp(obs, changed=self._trained)
 
 
 def _apply(network: nn.Module, obs: Tensor, shape: tuple[int, ...], **legal: Tensor | None) -> Tensor:
