@@ -150,10 +150,12 @@ def _foresee(plan: StudyPlan) -> list[Table | str]:
             f"Before these, {entry.trials} trials of up to {entry.env_steps:,} env steps for every method "
             "and environment whose search is not finished."
         )
-    trains = sum(node.kind == "train" for node in plan.nodes.values())
+    trained = [node.run for node in plan.nodes.values() if node.kind == "train"]
+    fresh = sum(run not in plan.runs for run in trained)
+    pool = f", {fresh} of them for the pool of opponents" if fresh else ""
     shown.append(
-        f"{trains} runs, {len(plan.nodes)} steps of work, {estimated.left} of them still to do: about "
-        f"{clock(seconds)} on {sum(node['CPU'] for node in nodes):g} CPUs, {estimated.basis}."
+        f"{len(trained)} runs{pool}, {len(plan.nodes)} steps of work, {estimated.left} of them still to do: "
+        f"about {clock(seconds)} on {sum(node['CPU'] for node in nodes):g} CPUs, {estimated.basis}."
     )
     return shown
 

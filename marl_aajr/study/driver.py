@@ -30,6 +30,7 @@ from marl_aajr.study.progress import (
 from marl_aajr.study.report import write_page, write_results
 from marl_aajr.study.runs import check_axes, runs
 from marl_aajr.study.study_config import StudyConfig, load_study
+from marl_aajr.study.study_pool import pool, trained_for
 from marl_aajr.study.tuning import check_tuning, replay, tune_study
 from marl_aajr.training.cluster import amounts_of_nodes, ray_for
 from marl_aajr.training.files import YamlSource, append_line
@@ -63,12 +64,15 @@ def prepare(
         validation.check_same(folder, study, source)
     validation.check_searches(folder, study, source)
     found = runs(study, source, folder.tuned(study))
-    validation.check_runs(folder, found, source)
-    nodes = graph(study, found, suite)
+    opponents = pool(study, source, tuned=folder.tuned(study))
+    every = (*found, *trained_for(opponents))
+    validation.check_pool(folder, found, opponents, source)
+    validation.check_runs(folder, every, source)
+    nodes = graph(study, found, suite, opponents)
     validation.check_evaluations(folder, nodes.values(), source)
-    validation.check_playable(found, source)
+    validation.check_playable(every, source)
     validation.check_agents(study, source)
-    validation.check_policies(found, source)
+    validation.check_policies(every, source)
     return StudyPlan(study, source, folder, found, chosen(nodes, only))
 
 
@@ -161,8 +165,10 @@ def _tuned(plan: StudyPlan, progress: GridProgress, *, should_stop: Callable[[],
     if plan.study.tune is None:
         return plan
     tune_study(plan.study, plan.folder, progress, should_stop=should_stop)
-    found = runs(plan.study, plan.source, plan.folder.tuned(plan.study))
-    every = graph(plan.study, found, _suite(plan.study, plan.source))
+    tuned = plan.folder.tuned(plan.study)
+    found = runs(plan.study, plan.source, tuned)
+    opponents = pool(plan.study, plan.source, tuned=tuned)
+    every = graph(plan.study, found, _suite(plan.study, plan.source), opponents)
     nodes = {name: every[name] for name in plan.nodes}
     for name, node in nodes.items():
         progress.nodes[name].node = node

@@ -33,6 +33,7 @@ from marl_aajr.adversaries.store import ADVERSARIES, RECORD, is_finished
 from marl_aajr.study.graph import Node
 from marl_aajr.study.runs import Settings, StudyRun, Variant, variants
 from marl_aajr.study.study_config import StudyConfig, masked
+from marl_aajr.study.study_pool import Opponent
 from marl_aajr.training.files import read_lines, replaced, write_json, write_text
 from marl_aajr.training.run_directory import RunDirectory
 from marl_aajr.training.run_record import LOCK, STATUS
@@ -48,12 +49,17 @@ def evaluated_by(node: Node) -> dict[str, Any]:
     """The settings that an evaluation rests on, as JSON reads them back."""
     assert node.evaluation is not None
     assert node.suite is not None
-    return node.evaluation.model_dump(mode="json") | {
-        "suite": node.suite.model_dump(mode="json"),
-        "team": node.run.variant.environment.team,
-        "surrogate": None if node.surrogate is None else node.surrogate.name,
-        "adversaries": [entry.model_dump(mode="json") for entry in node.faced],
-    }
+    pool = {"opponents": [member.name for member in node.opponents]} if node.opponents else {}
+    return (
+        node.evaluation.model_dump(mode="json", exclude={"opponents"})
+        | pool
+        | {
+            "suite": node.suite.model_dump(mode="json"),
+            "team": node.run.variant.environment.team,
+            "surrogate": None if node.surrogate is None else node.surrogate.name,
+            "adversaries": [entry.model_dump(mode="json") for entry in node.faced],
+        }
+    )
 
 
 class StudyFolder:
@@ -85,6 +91,14 @@ class StudyFolder:
     def adversary(self, run: StudyRun, entry: AdversaryRequest) -> RunDirectory:
         """The directory of an adversary's run."""
         return RunDirectory(self.runs / run.name / ADVERSARIES / entry.name)
+
+    def opponent(self, member: Opponent) -> Path | str:
+        """The folder of a member of the pool; of a control, its name."""
+        if member.run is None:
+            return member.victim or member.name
+        if member.adversary is None:
+            return self.run(member.run.name).path
+        return self.adversary(member.run, member.adversary).path
 
     @property
     def identity(self) -> str:

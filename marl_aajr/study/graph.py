@@ -1,4 +1,4 @@
-"""The work of a study as a graph: victims, then their adversaries, then the evaluation of each.
+"""The work of a study as a graph: victims and the pool, then adversaries, then the evaluation of each victim.
 
 A node is a value that says what is to be done; `worker.do_node` does it in a process of its own.
 """
@@ -14,6 +14,7 @@ from marl_aajr.adversaries.request import AdversaryRequest
 from marl_aajr.evaluation.protocol import Suite
 from marl_aajr.study.runs import StudyRun
 from marl_aajr.study.study_config import EvaluationEntry, StudyConfig
+from marl_aajr.study.study_pool import Opponent, Pool, trained_for
 
 Kind = Literal["train", "adversary", "evaluate"]
 
@@ -29,6 +30,7 @@ class Node:
         evaluation: the settings of the evaluation; None: it evaluates nothing.
         surrogate: another run that perturbations are computed on, for its evaluation.
         faced: the trained adversaries that its evaluation has it face.
+        opponents: the pool that its evaluation has it meet.
     """
 
     name: str
@@ -39,6 +41,7 @@ class Node:
     suite: Suite | None = None
     surrogate: StudyRun | None = None
     faced: tuple[AdversaryRequest, ...] = ()
+    opponents: tuple[Opponent, ...] = ()
 
     @property
     def kind(self) -> Kind:
@@ -59,13 +62,21 @@ class Node:
         return self.run.config.resources.bundles if self.kind == "train" else [{"CPU": 1.0}]
 
 
-def graph(study: StudyConfig, runs: Sequence[StudyRun], suite: Suite | None) -> dict[str, Node]:
+def graph(
+    study: StudyConfig, runs: Sequence[StudyRun], suite: Suite | None, pool: Pool | None = None
+) -> dict[str, Node]:
     """Every piece of work of a study by name, after whatever it needs; without a suite, no evaluation."""
-    trained = [Node(run.name, run) for run in runs]
+    pool = pool or {}
+    trained = [Node(run.name, run) for run in (*runs, *trained_for(pool))]
+    against = [(run, entry) for run in runs for entry in study.adversaries]
+    against += [
+        (member.run, member.adversary)
+        for members in pool.values()
+        for member in members
+        if member.run is not None and member.adversary is not None
+    ]
     adversaries = [
-        Node(f"{run.name}/{entry.name}", run, (run.name,), adversary=entry)
-        for run in runs
-        for entry in study.adversaries
+        Node(f"{run.name}/{entry.name}", run, (run.name,), adversary=entry) for run, entry in against
     ]
     surrogates = _surrogates(study, runs) if study.evaluation.transfer else {}
     evaluations = []
@@ -73,15 +84,18 @@ def graph(study: StudyConfig, runs: Sequence[StudyRun], suite: Suite | None) -> 
         surrogate = surrogates.get(run.name)
         needs = [run.name, *(node.name for node in adversaries if node.run is run)]
         needs += [] if surrogate is None else [surrogate.name]
+        opponents = pool.get(run.variant.environment.title, ())
+        needs += [name for member in opponents for name in member.needs]
         evaluations.append(
             Node(
                 f"{run.name}/evaluation",
                 run,
-                tuple(needs),
+                tuple(dict.fromkeys(needs)),
                 evaluation=study.evaluation,
                 suite=suite,
                 surrogate=surrogate,
                 faced=study.adversaries,
+                opponents=opponents,
             )
         )
     return {node.name: node for node in (*trained, *adversaries, *evaluations)}

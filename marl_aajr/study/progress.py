@@ -235,6 +235,7 @@ def _assumed(node: Node) -> float:
     if node.evaluation is not None and node.suite is not None:
         settled = node.evaluation.protocol(node.suite, team=None).settled()
         rows = len(settled.attacks) * len(settled.epsilons) * len(settled.actions)
-        return rows * (settled.episodes + settled.selection_episodes) * EPISODE_SECONDS
+        seconds = rows * (settled.episodes + settled.selection_episodes) * EPISODE_SECONDS
+        return seconds * (1 + len(node.opponents))
     plain = node.run.config.method.name == NO_METHOD
     return node.env_steps / (PLAIN_SPEED if plain else REGULARIZED_SPEED)

@@ -84,21 +84,26 @@ def _names(part: Mapping[str, Any], key: str) -> bool:
 
 def variants(study: StudyConfig) -> Iterator[Variant]:
     """Every method, spelled out, on every environment."""
-    for e, environment in enumerate(study.environments):
+    for e in range(len(study.environments)):
         for m, method in enumerate(study.methods):
-            key: Key = ("methods", m)
-            for point in points(method.grid):
-                settings = {"name": method.name, **method.settings}
-                parts = (
-                    (("run",), study.run),
-                    (("environments", e, "run"), environment.run),
-                    (("environments", e), {"env": {"name": environment.name, "kwargs": environment.kwargs}}),
-                    ((*key, "run"), method.run),
-                    (key, {"method": settings}),
-                    ((*key, "grid"), {"method": dict(point)}),
-                )
-                name = _named(environment.title, method.label or method.name, point=point)
-                yield Variant(environment, method, key, name, parts)
+            yield from variants_of(study, e, method, ("methods", m))
+
+
+def variants_of(study: StudyConfig, e: int, method: MethodEntry, key: Key) -> Iterator[Variant]:
+    """A method, spelled out, on the environment of number e; `key` is the method's place in the file."""
+    environment = study.environments[e]
+    for point in points(method.grid):
+        settings = {"name": method.name, **method.settings}
+        parts = (
+            (("run",), study.run),
+            (("environments", e, "run"), environment.run),
+            (("environments", e), {"env": {"name": environment.name, "kwargs": environment.kwargs}}),
+            ((*key, "run"), method.run),
+            (key, {"method": settings}),
+            ((*key, "grid"), {"method": dict(point)}),
+        )
+        name = _named(environment.title, method.label or method.name, point=point)
+        yield Variant(environment, method, key, name, parts)
 
 
 def runs(
@@ -114,27 +119,43 @@ def runs(
     trained: dict[str, StudyRun] = {}
     problems: dict[str, None] = {}
     for variant in variants(study):
-        searched = {key: space.example for key, space in variant.method.search.items()}
-        settings = searched if tuned is None else tuned.get(variant.name, searched)
         for point in points(study.grid):
             for seed in study.seeds:
-                name = f"{_named(variant.name, point=point)}-s{seed}"
-                parts = (
-                    *variant.parts,
-                    ((*variant.key, "search"), nested(settings)),
-                    (("grid",), nested(dict(point))),
-                    (("seeds",), {"seed": seed}),
-                )
                 try:
-                    run = StudyRun(name, _configuration(parts, source), variant, point, parts)
-                    _check_new(run, found.get(name), trained.get(run.config.model_dump_json()), source)
+                    run = run_of(variant, point, seed, ("seeds",), source=source, tuned=tuned)
+                    _check_new(run, found.get(run.name), trained.get(run.config.model_dump_json()), source)
                 except ValueError as error:
                     problems |= dict.fromkeys(str(error).splitlines())
                 else:
-                    found[name] = trained[run.config.model_dump_json()] = run
+                    found[run.name] = trained[run.config.model_dump_json()] = run
     if problems:
         raise ValueError("\n".join(problems))
     return tuple(found.values())
+
+
+def run_of(
+    variant: Variant,
+    point: tuple[tuple[str, Any], ...],
+    seed: int,
+    seeds: Key,
+    *,
+    source: YamlSource,
+    tuned: Mapping[str, Settings] | None,
+) -> StudyRun:
+    """The run of a variant at a point of the study's grid, with a seed that stands at `seeds` in the file.
+
+    Raises:
+        ValueError: one line per problem: settings that no run can have.
+    """
+    searched = {key: space.example for key, space in variant.method.search.items()}
+    parts = (
+        *variant.parts,
+        ((*variant.key, "search"), nested((tuned or {}).get(variant.name, searched))),
+        (("grid",), nested(dict(point))),
+        (seeds, {"seed": seed}),
+    )
+    name = f"{_named(variant.name, point=point)}-s{seed}"
+    return StudyRun(name, _configuration(parts, source), variant, point, parts)
 
 
 def _configuration(parts: Parts, source: YamlSource) -> RunConfig:

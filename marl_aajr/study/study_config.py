@@ -16,6 +16,7 @@ from pydantic import AfterValidator, BeforeValidator, Field, InstanceOf, field_s
 
 from marl_aajr.adversaries.request import AdversaryRequest
 from marl_aajr.evaluation.protocol import Protocol, Suite
+from marl_aajr.study.pool_entry import OpponentEntry
 from marl_aajr.training.fields import Count, Fraction, Positive, Section, Whole, once, put, some, validated
 from marl_aajr.training.files import YamlSource, load_yaml
 from marl_aajr.training.method import NO_METHOD
@@ -156,13 +157,18 @@ class EvaluationEntry(Protocol):
         suite: suite, a name or a file as seen from the study's; None: the runs are not evaluated.
         transfer: try perturbations that were computed on another run as well: on the first method's run of
             the next seed.
+        opponents: the pool that every team meets in games of several teams, of which none trained with it; a
+            team's score is its mean over the pool.
     """
 
     suite: str | InstanceOf[Suite] | None = "standard"
     transfer: bool = True
+    opponents: Annotated[tuple[OpponentEntry, ...], AfterValidator(once)] = ()
 
     @model_validator(mode="after")
     def _decided_elsewhere(self) -> EvaluationEntry:
+        if self.opponents and self.suite is None:
+            raise ValueError("expected a suite to play against the opponents, got none; name one")
         if self.team is not None or self.workers is not None:
             raise ValueError("expected neither team nor workers in evaluation; say team under environments")
         return self

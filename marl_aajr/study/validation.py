@@ -24,6 +24,7 @@ from marl_aajr.study.folder import StudyFolder, evaluated_by
 from marl_aajr.study.graph import Node
 from marl_aajr.study.runs import StudyRun, variants
 from marl_aajr.study.study_config import StudyConfig
+from marl_aajr.study.study_pool import Pool
 from marl_aajr.study.tuning import ASKED, searched_by
 from marl_aajr.training.algorithm import build_config
 from marl_aajr.training.cluster import KINDS, have_room, show
@@ -144,7 +145,7 @@ def check_same(folder: StudyFolder, study: StudyConfig, source: YamlSource) -> N
     )
     # What may not change once something has been made by it.
     for section, written in (
-        ("evaluation", evaluated),
+        ("evaluation", evaluated or _pool_trained_otherwise(folder, old, study)),
         ("adversaries", evaluated or trained_otherwise),
         ("tune", any(folder.tuning.glob("*"))),
     ):
@@ -160,6 +161,18 @@ def check_same(folder: StudyFolder, study: StudyConfig, source: YamlSource) -> N
             raise changed(source.problem(("environments", e, "team"), change), folder.path)
 
 
+def _pool_trained_otherwise(folder: StudyFolder, old: StudyConfig, study: StudyConfig) -> bool:
+    """Whether the folder has an opponent for the pool that would be trained with other settings now."""
+    wanted = [(entry.seeds, entry.adversary) for entry in study.evaluation.opponents if entry.adversary]
+    return any(
+        now.name == then.adversary.name and now != then.adversary and any(folder.runs.glob(place))
+        for then in old.evaluation.opponents
+        if then.adversary is not None
+        for seeds, now in wanted
+        for place in (f"*-s{seed}/{ADVERSARIES}/{now.name}" for seed in set(seeds) & set(then.seeds))
+    )
+
+
 def check_runs(folder: StudyFolder, runs: Sequence[StudyRun], source: YamlSource) -> None:
     """Raise `ValueError` where a run in the folder has other settings, or the study has it no longer."""
     names = {run.name for run in runs}
@@ -171,6 +184,25 @@ def check_runs(folder: StudyFolder, runs: Sequence[StudyRun], source: YamlSource
         if directory.is_run and (changes := differences(directory.config(), run.config)):
             where = source.where(run.variant.key)
             raise changed(f"{where}: {run.name}: {'; '.join(changes)}", folder.path)
+
+
+def check_pool(folder: StudyFolder, runs: Sequence[StudyRun], pool: Pool, source: YamlSource) -> None:
+    """Raise `ValueError` where a run is played in another environment than its pool, or trained the pool."""
+    where = source.where(("evaluation", "opponents"))
+    for run in runs:
+        title = run.variant.environment.title
+        for member in pool.get(title, ()):
+            if member.victim is not None and folder.path in member.victim.resolve().parents:
+                raise ValueError(
+                    f"{where}: expected opponents from outside this study, got {member.victim}, which it "
+                    "trained; say method and seeds for one that is trained for the pool"
+                )
+            if member.run is not None and member.run.config.env != run.config.env:
+                raise ValueError(
+                    f"{where}: expected all runs on {title} in one environment, as all meet one pool, got "
+                    f"{run.config.env} for {run.name} and {member.run.config.env} for {member.name}; make "
+                    "them two environments"
+                )
 
 
 def check_evaluations(folder: StudyFolder, nodes: Iterable[Node], source: YamlSource) -> None:

@@ -163,7 +163,7 @@ def _perform(node: Node, location: StudyLocation, reporter: _Reporter) -> None:
     folder = location.here(node)
     storage = None if location.storage is None else Storage(location.storage)
     if storage is not None:
-        for run in (node.run, node.surrogate):
+        for run in (node.run, node.surrogate, *(member.run for member in node.opponents)):
             if run is not None:
                 storage.pull(f"runs/{run.name}", folder.run(run.name).path)
     {"train": _train, "adversary": _adversary, "evaluate": _evaluate}[node.kind](node, folder, reporter)
@@ -212,8 +212,10 @@ def _adversary(node: Node, folder: StudyFolder, reporter: _Reporter) -> None:
 
 def _against_the_team(request: AdversaryRequest, environment: EnvironmentEntry) -> AdversaryRequest:
     """Attack the team that is evaluated, where that is not the one that adversaries choose by themselves."""
-    if environment.team is None or request.agents is not None or not request.observes:
+    if environment.team is None or request.agents is not None:
         return request
+    if request.kind == "opponent":
+        return request.changed(threat={"team": environment.team, **request.threat})
     game = resolve(environment.name, environment.kwargs).make()
     members = [agent for agent, team in game.teams.items() if team == environment.team]
     game.close()
@@ -225,12 +227,15 @@ def _evaluate(node: Node, folder: StudyFolder, reporter: _Reporter) -> None:
     assert entry is not None
     assert node.suite is not None
     started, surrogate = time.perf_counter(), node.surrogate
+    pool = {member.name: folder.opponent(member) for member in node.opponents}
+    settings: dict[str, Any] = {"opponents": pool} if pool else {}
     evaluation = evaluate(
         folder.run(node.run.name).path,
         protocol=entry.protocol(node.suite, team=node.run.variant.environment.team),
         surrogates={} if surrogate is None else {SURROGATE: folder.run(surrogate.name).path},
         adversaries={entry.name: folder.adversary(node.run, entry).path for entry in node.faced},
         on_progress=reporter.played,
+        **settings,
     )
     reporter.numbers = {"clean_return": evaluation.clean_return}
     for worst in evaluation.worst:
