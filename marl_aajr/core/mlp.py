@@ -15,7 +15,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property
-from typing import Any, Self
+from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
@@ -63,14 +64,20 @@ class PlainMLP:
             raise ValueError("expected each layer to have weights of its own, got some that are shared")
 
     @classmethod
-    def of(cls, module: object) -> Self | None:
+    def of(cls, module: object) -> PlainMLP | None:
         """The module as a plain MLP, sharing its parameters; None where it is something else."""
         if not isinstance(module, nn.Sequential | nn.Linear) or hooked(module):
             return None
+        layers, known = list(opened(module)), _known.get(module)
+        if known is not None and list(map(id, known.layers)) == list(map(id, layers)):
+            return known
         try:
-            return cls(list(opened(module)))
+            made = cls(layers)
         except ValueError:
             return None
+        if isinstance(module, nn.Sequential):  # another's layers: of itself it would be kept for ever
+            _known[module] = made
+        return made
 
     def __call__(self, x: Tensor, *, changed: bool = True) -> Tensor:
         """Outputs `[..., m]` of inputs `[..., d]`; one node of the graph, differentiable once.
@@ -175,6 +182,9 @@ class _JVP(torch.autograd.Function):
         found = [None if tensor is None else torch.empty_like(tensor) for tensor in ctx.saved_tensors]
         by_inputs = any(ctx.needs_input_grad[1:3])
         return None, *ctx.made.gradients(by_outputs, by_along, found, by_inputs=by_inputs), *found
+
+
+_known: WeakKeyDictionary[nn.Module, PlainMLP] = WeakKeyDictionary()
 
 
 def opened(module: nn.Module, *kinds: type[nn.Sequential]) -> Iterator[nn.Module]:

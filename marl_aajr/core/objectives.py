@@ -126,7 +126,25 @@ class Margin(Objective):
         self.check(policy.distribution)
         actions = single_actions(policy.distribution, clean.outputs.detach())
         greedy = [logits.argmax(-1, keepdim=True) for logits in actions]
+        if len(actions) == 1 and not bool((actions[0] <= MASKED_LOGIT).any()):
+            return _margin(policy, actions[0], greedy[0])
         return logit_difference(policy, lambda i, logits: (runner_up(logits, greedy[i]), greedy[i]))
+
+
+def _margin(policy: Policy, logits: Tensor, greedy: Tensor) -> OutputObjective:
+    """The same for one action of which none is masked, in half the operations."""
+    nothing = torch.zeros_like(logits)
+    gradient_of_greedy, barred = (nothing.scatter(-1, greedy, each) for each in (-1.0, -torch.inf))
+
+    def value(outputs: Tensor) -> Tensor:
+        return (outputs + barred).amax(-1) - outputs.gather(-1, greedy).squeeze(-1)
+
+    def value_and_gradient(outputs: Tensor) -> tuple[Tensor, Tensor]:
+        next_best, index = (outputs + barred).max(-1, keepdim=True)
+        found = (next_best - outputs.gather(-1, greedy)).squeeze(-1)
+        return found, gradient_of_greedy.scatter(-1, index, 1.0)
+
+    return OutputObjective(policy, value, value_and_gradient)
 
 
 def logit_difference(policy: Policy, pair: Callable[[int, Tensor], tuple[Tensor, Tensor]]) -> OutputObjective:

@@ -88,7 +88,7 @@ class AAJR(JacobianPenalty):
         epsilon: ε > 0, radius of the perturbation set, in the units that the network sees (of atla: of the
             environment); a number or a schedule.
         norm: norm of the radius: `"linf"` or `"l2"`.
-        sample_fraction: share of the rows that is regularised, in (0, 1]. A tenth does what all of them do
+        sample_fraction: share of the rows that is regularised, in (0, 1]. A twentieth does what all do
             (experiments/sample_share).
         interval: m ≥ 1: every m-th minibatch is regularised, on m times the share of its rows (at most all)
             and with m times the weight: in expectation the same, while small networks pay an evaluation's

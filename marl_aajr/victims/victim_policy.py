@@ -70,6 +70,8 @@ class VictimPolicy(Policy):
                     "memory = victim.memory(num_envs), and give policy() what it recalls"
                 )
             outputs, state = self._module(obs.reshape(-1, *self._shape), self._state, **self._legal)
+        elif self._mlp is not None and not torch.is_grad_enabled():
+            outputs = self._mlp(obs)
         else:
             outputs = _apply(self._module, obs, self._shape, **self._legal)
         return self._masked(outputs), state

@@ -144,7 +144,6 @@ class FastEnvRunner(RunEnvRunner):
             if collector.attack is not None:
                 policies.weights_changed()
                 collector.attack.begin(policies.timestep, allowed=not random_actions)
-                policies.quick = collector.attack.on
             if num_episodes is not None:
                 self.must_reset = True
                 return self._whole_episodes(collector, num_episodes)

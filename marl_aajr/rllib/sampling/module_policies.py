@@ -50,8 +50,6 @@ class ModulePolicies:
         explore: Whether to draw actions (with `forward_exploration`) or to take the most likely ones.
         random: Whether to draw them uniformly from the legal ones, without asking the modules.
         timestep: Environment steps of all runners so far, for modules whose exploration follows them.
-        quick: Whether plain layers are evaluated as an adversary and the learner evaluates them
-            (`marl_aajr.core.mlp.evaluated`), in a quarter of torch's time and to a rounding error.
     """
 
     def __init__(
@@ -75,7 +73,6 @@ class ModulePolicies:
         self.explore = True
         self.random = False
         self.timestep = 0
-        self.quick = False
 
     def filter_obs(self, module: str, obs: Tensor, rows: Tensor | None) -> Tensor:
         return obs if self._normalizer is None else self._normalizer.observe(module, obs, rows).to(obs.dtype)
@@ -230,8 +227,7 @@ class _ModuleActor:
 
     def _forward(self, batch: dict[str, Any], policies: ModulePolicies) -> dict[str, Any]:
         if self._layers is not None:
-            layers = partial(evaluated, self._layers) if policies.quick else self._layers
-            return {Columns.ACTION_DIST_INPUTS: layers(batch[Columns.OBS])}
+            return {Columns.ACTION_DIST_INPUTS: evaluated(self._layers, batch[Columns.OBS])}
         if policies.explore:
             return self.module.forward_exploration(batch, t=policies.timestep)
         return self.module.forward_inference(batch)

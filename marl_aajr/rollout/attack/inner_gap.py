@@ -20,7 +20,7 @@ from marl_aajr.core.objectives import KL, Clean, Margin
 from marl_aajr.core.policy import Policy
 from marl_aajr.rollout.attack.rollout_attack import RolloutAttack
 
-ROWS = 256
+ROWS = 128
 """Rows that are measured, at most; fewer than an ascent takes at a time, so that each may have its own ε."""
 
 STEPS, STEP_SIZE, STARTS = 50, 0.1, 5
