@@ -67,7 +67,7 @@ class TestFilters:
         step = stepper(team)
         batch = step.see({"a_0": seen()["a_0"]})[0]
         shown = torch.full_like(batch.inputs, 0.5)
-        assert torch.equal(step.decide([batch.shown(shown)])["a_0"], team.modules["shared"](shown))
+        torch.testing.assert_close(step.decide([batch.shown(shown)])["a_0"], team.modules["shared"](shown))
 
 
 class TestSharedNetworks:
@@ -87,8 +87,8 @@ class TestSharedNetworks:
         assert torch.equal(batch.inputs, torch.stack([obs["a_0"][0], obs["a_0"][3], obs["a_1"][1]]))
         answers = step.decide([batch])
         expected = step.victim.modules["shared"](batch.inputs)
-        assert torch.equal(answers["a_0"][where(0, 3)], expected[:2])
-        assert torch.equal(answers["a_1"][where(1)], expected[2:])
+        torch.testing.assert_close(answers["a_0"][where(0, 3)], expected[:2])
+        torch.testing.assert_close(answers["a_1"][where(1)], expected[2:])
         assert not answers["a_0"][where(1, 2, 4)].any()
 
     def test_who_acts_nowhere_or_is_absent_has_no_action(self) -> None:
@@ -140,7 +140,7 @@ def test_greedy_actions_are_the_most_likely_ones_of_the_environment() -> None:
     step = stepper(team)
     actions = step.act(step.see(obs))
     for agent, given in obs.items():
-        assert torch.equal(actions[agent], team.greedy(agent, team.policy(agent)(given)))
+        torch.testing.assert_close(actions[agent], team.greedy(agent, team.policy(agent)(given)))
 
 
 class TestSampling:
