@@ -162,13 +162,14 @@ def _entries(kind: str) -> list[tuple[str, str]]:
 
         return [(spec.name, spec.summary) for spec in known_environments()]
     from marl_aajr.attacks import ATTACKS
-    from marl_aajr.training.method import METHODS, NO_METHOD
+    from marl_aajr.training.method import METHODS, NO_METHOD, PER_TEAM
 
     if kind == "attacks":
         return [(name, cls.summary) for name, cls in ATTACKS.items()]
     if kind == "methods":
         nothing = (NO_METHOD, "plain PPO: nothing added")
-        return [nothing, *((name, cls.summary) for name, cls in METHODS.items())]
+        mixed = (PER_TEAM, "a method for each team: teams: {adversary: aajr, good: smooth_policy}")
+        return [nothing, *((name, cls.summary) for name, cls in METHODS.items()), mixed]
     classes: dict[str, type] = {**ATTACKS, **METHODS}
     if kind not in classes:
         raise ValueError(

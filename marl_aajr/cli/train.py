@@ -24,6 +24,7 @@ HELP = guide(
     "marl-aajr train --env simple_spread_v3 --method none",
     "marl-aajr train --env simple_spread_v3 --method aajr --epsilon 0.2",
     "marl-aajr train --env simple_spread_v3 --method adversarial_training",
+    "marl-aajr train --env simple_tag_v3 --method aajr --teams adversary",
     "marl-aajr train --config study.yaml --set rollouts.epsilon=0.1",
     "marl-aajr train --config study.yaml --seed 3 --out runs/study-3",
     "marl-aajr train --resume --out runs/study-3",
@@ -50,7 +51,7 @@ SETTINGS = (
         panel=ROBUST,
         flags={"steps": "--inner-steps", "output": "--output-map"},
     ),
-    *options(METHOD, "ramp", under="method", panel=ROBUST, metavars={"ramp": "A,B"}),
+    *options(METHOD, "ramp teams", under="method", panel=ROBUST, metavars={"ramp": "A,B"}),
     *options(CONFIG, "policies model.hidden model.activation model.critic observation_filter", panel=NETWORK),
     *options(
         CONFIG,
@@ -99,7 +100,7 @@ def train(
         from marl_aajr.training.run_directory import RunDirectory
         from marl_aajr.training.trainer import train as run  # the slow part
     how_long = f"seed {resolved.seed}, {resolved.env_steps:,} env steps"
-    heading = f"{resolved.env.name}, method {resolved.method.name}, {how_long}, into {folder}"
+    heading = f"{resolved.env.name}, method {resolved.method.label}, {how_long}, into {folder}"
     progress = TrainingProgress(resolved.env_steps, console=console, heading=heading)
     how: Any = {"resume": resume, "overwrite": overwrite, "max_failures": max_failures}
     with Interrupt(progress) as interrupt, progress:
@@ -120,7 +121,9 @@ def train(
 
 def default_folder(data: Mapping[str, Any]) -> Path:
     """`runs/<env>-<method>-s<seed>` of a configuration, with what is awkward in a file name as a dash."""
-    name = f"{data['env']['name']}-{data['method']['name']}-s{data['seed']}"
+    from marl_aajr.training.method import method_label
+
+    name = f"{data['env']['name']}-{method_label(data['method'])}-s{data['seed']}"
     return Path("runs") / re.sub(r"[^\w.-]+", "-", name)
 
 

@@ -74,8 +74,10 @@ def logging_rows(comparison: Comparison) -> tuple[MethodRow, ...]:
 def regulariser_metrics(
     comparison: Comparison, looks: Sequence[Look], *, key: str
 ) -> tuple[ModulePanels, ...]:
-    """Per module, one panel per metric of the regulariser that any method logs."""
+    """Per module, one panel per metric of the regulariser that any method logs; of several teams, by team."""
     found = []
+    rows = (row for line in comparison.rows for run in line.method.runs for row in run.metrics[:1])
+    team_of = {module: team for row in rows for module, team in row.module_teams.items()}
     for i, module in enumerate(modules([row.method for row in comparison.rows])):
         panels = []
         for j, (metric, (title, meaning)) in enumerate(METRICS.items()):
@@ -84,7 +86,8 @@ def regulariser_metrics(
                 drawing = _over_steps(curves, looks, ylabel="", from_zero=True, key=f"{key}{i}-{j}")
                 caption = meaning + (" Logarithmic axis." if _is_logarithmic(curves) else "")
                 panels.append(Panel(title, drawing, _describe(title, comparison.rows, curves), caption))
-        found.append(ModulePanels(module, tuple(panels)))
+        of_team = f" of team {team_of[module]}" if module in team_of else ""
+        found.append(ModulePanels(f"{module}{of_team}", tuple(panels)))
     return tuple(found)
 
 

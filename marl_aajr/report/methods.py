@@ -22,7 +22,7 @@ from marl_aajr.core.checks import grouped
 from marl_aajr.evaluation.result import Evaluation
 from marl_aajr.training import run_record
 from marl_aajr.training.fields import flat
-from marl_aajr.training.method import NO_METHOD
+from marl_aajr.training.method import NO_METHOD, method_label
 from marl_aajr.training.run_record import Iteration, Status, Versions
 
 _NOT_THE_METHOD = ("seed", "resources", "out")
@@ -152,9 +152,10 @@ def by_method(records: Iterable[EvaluatedRun]) -> tuple[Method, ...]:
                     f"configuration and seed {one.seed}; give each run once, or train another seed"
                 )
     configs = [_method_config(runs[0]) for runs in groups.values()]
+    titles = [method_label(runs[0].config["method"]) for runs in groups.values()]
     methods = [
         Method(label=label, name=config["method.name"], config=config, runs=tuple(runs))
-        for label, config, runs in zip(_labels(configs), configs, groups.values(), strict=True)
+        for label, config, runs in zip(_labels(titles, configs), configs, groups.values(), strict=True)
     ]
     return tuple(sorted(methods, key=lambda method: (not method.plain, _natural(method.label))))
 
@@ -186,16 +187,15 @@ def _method_config(record: EvaluatedRun) -> dict[str, Any]:
     return {key: value for key, value in flat(kept, ".").items() if value is not None}
 
 
-def _labels(configs: Sequence[Mapping[str, Any]]) -> list[str]:
-    """The method's name, and where several share it what tells them apart."""
+def _labels(titles: Sequence[str], configs: Sequence[Mapping[str, Any]]) -> list[str]:
+    """The method's name with its teams, and where several share both what tells them apart."""
     labels = []
-    for config in configs:
-        name = config["method.name"]
-        namesakes = [other for other in configs if other["method.name"] == name]
+    for title, config in zip(titles, configs, strict=True):
+        namesakes = [other for name, other in zip(titles, configs, strict=True) if name == title]
         keys = [key for key in differences(namesakes) if key in config]
         own = [f"{key.removeprefix('method.')}={show(config[key])}" for key in keys]
-        title = f"{name} (plain PPO)" if name == NO_METHOD else name
-        labels.append(f"{title}, {', '.join(own)}" if own else title)
+        shown = f"{title} (plain PPO)" if title == NO_METHOD else title
+        labels.append(f"{shown}, {', '.join(own)}" if own else shown)
     return labels
 
 

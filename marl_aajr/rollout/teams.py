@@ -149,6 +149,17 @@ def choose_agents(teams: Mapping[str, str], team: str | None, agents: Collection
     return [agent for agent in teams if agent in agents]
 
 
+def check_teams(field: str, named: Sequence[str], known: Sequence[str], *, env: str) -> None:
+    """Raise `ValueError` for a setting that names teams which an environment has not, or one twice."""
+    there = ", ".join(dict.fromkeys(known))
+    if strangers := [team for team in named if team not in known]:
+        raise ValueError(f"{field}: expected teams of {env}, {there}, got {', '.join(strangers)}")
+    if twice := [team for team, times in Counter(named).items() if times > 1]:
+        raise ValueError(
+            f"{field}: expected each team once, got {', '.join(twice)} again; {env} has {there}; remove one"
+        )
+
+
 def _outermost(env: Any) -> Any:
     """The `teams` of the outermost wrapper that has some; None: none has."""
     while env is not None:

@@ -226,7 +226,7 @@ def duration(nodes: Mapping[str, Node], foreseen: Forecast, *, cpus: float, slot
 def _alike(node: Node) -> tuple[str, ...]:
     variant = node.run.variant
     kind = node.kind if node.adversary is None else node.adversary.kind
-    return kind, variant.environment.title, variant.method.label or variant.method.name
+    return kind, variant.environment.title, variant.method.title
 
 
 def _assumed(node: Node) -> float:

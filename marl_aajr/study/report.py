@@ -156,7 +156,7 @@ def _rows(run: StudyRun, folder: StudyFolder) -> Iterator[dict[str, Any]]:
     common = {
         "run": run.name,
         "environment": run.config.env.name,
-        "method": run.config.method.name,
+        "method": run.config.method.label,
         "seed": run.config.seed,
         "config": run.config.model_dump_json(),
         "env_steps": last["env_steps"],

@@ -100,9 +100,9 @@ def variants_of(study: StudyConfig, e: int, method: MethodEntry, key: Key) -> It
             (("environments", e), {"env": {"name": environment.name, "kwargs": environment.kwargs}}),
             ((*key, "run"), method.run),
             (key, {"method": settings}),
-            ((*key, "grid"), {"method": dict(point)}),
+            ((*key, "grid"), {"method": nested(dict(point))}),
         )
-        name = _named(environment.title, method.label or method.name, point=point)
+        name = _named(environment.title, method.title, point=point)
         yield Variant(environment, method, key, name, parts)
 
 

@@ -19,7 +19,7 @@ from marl_aajr.evaluation.protocol import Protocol, Suite
 from marl_aajr.study.pool_entry import OpponentEntry
 from marl_aajr.training.fields import Count, Fraction, Positive, Section, Whole, once, put, some, validated
 from marl_aajr.training.files import YamlSource, load_yaml
-from marl_aajr.training.method import NO_METHOD
+from marl_aajr.training.method import NO_METHOD, PER_TEAM, method_label
 
 
 def _label(text: str) -> str:
@@ -131,7 +131,7 @@ class MethodEntry(Section, extra="allow"):
 
     Attributes:
         name: name of the method, as in a run.
-        label: word for it in the runs' names; None: its name.
+        label: word for it in the runs' names; None: its name, and the teams that it is for if they are named.
         grid: settings of the method that take several values; every combination is a method of its own.
         search: dotted settings of the run (`ppo.lr`, `method.coefficient`) that are tuned
             beforehand; not beside `grid`.
@@ -144,10 +144,23 @@ class MethodEntry(Section, extra="allow"):
     search: dict[str, Space] = Field(default_factory=dict)
     run: dict[str, Any] = Field(default_factory=dict)
 
+    @model_validator(mode="before")
+    @classmethod
+    def _spelled_out(cls, data: Any) -> Any:
+        """`teams: {adversary: aajr}` in the form that settings of a grid can be put into."""
+        if not isinstance(data, Mapping) or not isinstance(teams := data.get("teams"), Mapping):
+            return data
+        return {"name": PER_TEAM, **data, "teams": {team: _named(each) for team, each in teams.items()}}
+
     @property
     def settings(self) -> dict[str, Any]:
         """The method's own settings, without those of the grid."""
         return dict(self.model_extra or {})
+
+    @property
+    def title(self) -> str:
+        """The word for it in the runs' names: `aajr-for-adversary`."""
+        return self.label or re.sub(r"[^\w.=-]+", "-", method_label({"name": self.name, **self.settings}))
 
 
 class EvaluationEntry(Protocol):

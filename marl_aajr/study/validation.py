@@ -35,6 +35,7 @@ from marl_aajr.training.run_directory import RunDirectory
 from marl_aajr.training.run_record import LOCK
 from marl_aajr.victims import Victim
 
+_OF_TEAMS = ("method.teams", "rollouts.teams")
 _OURS = (LOCK, "identity", "events.jsonl", "runs", "evaluations", "tuning", "logs", "tune")
 
 
@@ -54,7 +55,9 @@ def check_playable(runs: tuple[StudyRun, ...], source: YamlSource) -> None:
         try:
             build_config(run.config)
         except ValueError as error:
-            problems[f"{run.where('env', source)}: {run.name}: {error}"] = None
+            field = str(error).partition(":")[0]
+            where = run.where(field if field in _OF_TEAMS else "env", source)
+            problems[f"{where}: {run.name}: {error}"] = None
         if not all(run.config.resources.bundles):
             problems[
                 f"{run.where('resources', source)}: resources: expected some CPU or GPU for every env runner "

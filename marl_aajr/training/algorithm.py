@@ -7,6 +7,7 @@ nor the disk, and what its machine may lack in `check_machine`.
 from __future__ import annotations
 
 import math
+from collections.abc import Collection
 
 import numpy as np
 import torch
@@ -35,11 +36,14 @@ from marl_aajr.rollout.attack.beside_regularizers import check_beside
 from marl_aajr.rollout.attack.rollout_attack import RolloutAttack
 from marl_aajr.rollout.environments import resolve
 from marl_aajr.rollout.perturbed import PerturbedGame
+from marl_aajr.training.atla import ATLA
 from marl_aajr.training.atla_phases import ATLAPhases, PhaseOfRecreated, phases_of
 from marl_aajr.training.checkpoint import StartRecreated
 from marl_aajr.training.config import RunConfig
+from marl_aajr.training.method import NO_METHOD
 from marl_aajr.training.policy_mapping import ModuleOf, PolicyMapping, module_spec, policy_mapping_of
 from marl_aajr.training.resources import Resources
+from marl_aajr.training.team_methods import TeamMethods, team_methods
 
 _REQUESTS_IN_FLIGHT = 64
 """RLlib drops a broadcast of weights or filters to a runner that has more than this many to work off; with
@@ -56,8 +60,9 @@ def build_config(config: RunConfig) -> AlgorithmConfig:
     """
     spec = resolve(config.env.name, config.env.kwargs)
     team = policy_mapping_of(config)
-    _check_playable(config, team)
-    atla = phases_of(config, team)
+    methods = team_methods(config, team)
+    _check_playable(config, team, methods)
+    atla = phases_of(methods.atla, team)
     if atla is not None:
         _check_atla(config, atla)
     mapping = team if atla is None else atla.both_sides()
@@ -82,7 +87,7 @@ def build_config(config: RunConfig) -> AlgorithmConfig:
     _set_processes(result, config)
     if config.observation_filter != "none":
         result.env_runners(env_to_module_connector=lambda *_: ObservationNormalizer())
-    _set_method(result, config, team)
+    _set_methods(result, config, team, methods)
     if atla is not None:
         entropy = PPOConfig.overrides(entropy_coeff=rllib_schedule(atla.settings.adversary_entropy_coeff))
         each = dict.fromkeys(atla.adversaries.modules, entropy)
@@ -98,7 +103,7 @@ def build_config(config: RunConfig) -> AlgorithmConfig:
             critic=config.model.critic,
             device=device,
             env_processes=config.resources.env_processes,
-            rollouts=config.attack,
+            rollouts=methods.attack,
         )
     return result
 
@@ -122,11 +127,13 @@ def _set_processes(result: AlgorithmConfig, config: RunConfig) -> None:
     )
 
 
-def _set_method(result: AlgorithmConfig, config: RunConfig, mapping: PolicyMapping) -> None:
-    regularizer, attack = config.method.regularizer(env_steps=config.env_steps), config.attack
-    if attack is not None:
-        _check_attack(attack, config, mapping)
-    if regularizer is None:
+def _set_methods(
+    result: AlgorithmConfig, config: RunConfig, mapping: PolicyMapping, methods: TeamMethods
+) -> None:
+    attacked: Collection[str] = ()
+    if methods.attack is not None:
+        attacked = _check_attack(methods.attack, config, mapping)
+    if not methods.regularizers:
         result.learners(learner_class=resumable_learner_class(result.learner_class))
         return
     offers: frozenset[Need] = EVERYTHING
@@ -134,19 +141,20 @@ def _set_method(result: AlgorithmConfig, config: RunConfig, mapping: PolicyMappi
         offers -= {"critic"}
     if config.algorithm != "ppo":  # the losses of APPO and IMPALA are not taken row by row
         offers -= {"policy_loss", "advantages"}
-    for module, agent in mapping.modules.items():
+    for module, regularizer in methods.regularizers.items():
+        agent = mapping.modules[module]
         try:
-            check_beside(regularizer, attack)
+            check_beside(regularizer, methods.attack if module in attacked else None)
             regularizer.check(from_space(mapping.action_spaces[agent]), offers=offers)
             if (leaves := regularizer.perturbed_leaves) is not None:
                 chosen_parts(mapping.observation_spaces[agent], leaves)
         except ValueError as error:
-            raise ValueError(f"method {config.method.name}, module {module!r}: {error}") from None
-    robustify(result, dict.fromkeys(sorted(mapping.modules), regularizer))
+            raise ValueError(f"method {methods.methods[module].name}, module {module!r}: {error}") from None
+    robustify(result, dict(sorted(methods.regularizers.items())))
 
 
-def _check_attack(attack: RolloutAttack, config: RunConfig, team: PolicyMapping) -> None:
-    """Raise `ValueError` for an attack that this team cannot be played under."""
+def _check_attack(attack: RolloutAttack, config: RunConfig, team: PolicyMapping) -> Collection[str]:
+    """The modules that have attacked agents; `ValueError` for an attack that they cannot be played under."""
     attack.check_copies(config.resources.copies)
     groups = grouped((module, agent) for agent, module in team.module_of.items())
     members = attacked_members(attack, {module: tuple(agents) for module, agents in groups.items()})
@@ -163,15 +171,16 @@ def _check_attack(attack: RolloutAttack, config: RunConfig, team: PolicyMapping)
             attack.perturbations(1.0).project(nothing, nothing)
         except ValueError as error:
             raise ValueError(f"rollouts under attack, module {module!r}: {error}") from None
+    return members
 
 
-def _check_playable(config: RunConfig, mapping: PolicyMapping) -> None:
+def _check_playable(config: RunConfig, mapping: PolicyMapping, methods: TeamMethods) -> None:
     for agent, space in mapping.observation_spaces.items():
         check_observation_space(agent, space)
         from_space(mapping.action_spaces[agent])
         box, _ = split(space)
-        regularized = config.method.name not in ("none", RolloutAttack.name)
-        needs_floats = [f"method {config.method.name}"] * regularized
+        method = methods.methods[mapping.module_of[agent]].name
+        needs_floats = [f"method {method}"] * (method not in (NO_METHOD, RolloutAttack.name))
         needs_floats += ["observation_filter mean_std"] * (config.observation_filter != "none")
         if needs_floats and not np.issubdtype(box.dtype, np.floating):
             raise ValueError(
@@ -196,17 +205,17 @@ def _check_atla(config: RunConfig, atla: ATLAPhases) -> None:
     """Raise `ValueError` for what cannot be trained in alternation with adversaries."""
     if config.resources.runner != "fast":
         raise ValueError(
-            f"expected resources.runner fast for method {config.method.name}, got {config.resources.runner}: "
+            f"expected resources.runner fast for method {ATLA.name}, got {config.resources.runner}: "
             "RLlib's own knows no game in which several agents wait for several others"
         )
     if config.model.critic == "joint":
         raise ValueError(
-            f"expected model.critic own or state for method {config.method.name}, got joint: agents and "
+            f"expected model.critic own or state for method {ATLA.name}, got joint: agents and "
             "their adversaries never see something at the same time"
         )
     if atla.settings.adversary == "pa-ad" and config.model.lstm is not None:
         raise ValueError(
-            f"expected no model.lstm for method {config.method.name} with adversary pa-ad, whose ascent "
+            f"expected no model.lstm for method {ATLA.name} with adversary pa-ad, whose ascent "
             f"knows no memory, got {config.model.lstm}; use sa-rl"
         )
 

@@ -24,8 +24,7 @@ from marl_aajr.rllib.playing_networks import playing_network
 from marl_aajr.rllib.sampling.env_runners import FastEnvRunner
 from marl_aajr.rollout.batched_env import BatchedEnvWrapper
 from marl_aajr.rollout.perturbed import Perturb, PerturbedBatch, adversary_of, attacked_agents
-from marl_aajr.training.config import RunConfig
-from marl_aajr.training.method import ATLA
+from marl_aajr.training.atla import ATLA
 from marl_aajr.training.policy_mapping import PolicyMapping
 
 
@@ -85,14 +84,13 @@ class ATLAPhase:
         return self.run.adversaries if self.trains_adversaries else self.run.team
 
 
-def phases_of(config: RunConfig, team: PolicyMapping) -> ATLAPhases | None:
-    """The phases of a run; None where its method is not ATLA.
+def phases_of(atla: ATLA | None, team: PolicyMapping) -> ATLAPhases | None:
+    """The phases of a run with these settings of ATLA; None where it has none.
 
     Raises:
         ValueError: unknown agents, observations that cannot be perturbed, or a mask, scale or bounds that do
             not fit them.
     """
-    atla = config.method.atla(env_steps=config.env_steps)
     return None if atla is None else ATLAPhases(atla, team, _adversaries_of(team, atla))
 
 

@@ -16,6 +16,7 @@ from pydantic import Field, model_validator
 from marl_aajr.rollout.attack.beside_regularizers import path_for
 from marl_aajr.rollout.attack.rollout_attack import RolloutAttack
 from marl_aajr.rollout.teams import TEAMS
+from marl_aajr.training.atla import ATLA
 from marl_aajr.training.fields import (
     Count,
     Fraction,
@@ -165,21 +166,36 @@ class RunConfig(Section):
 
     @property
     def attack(self) -> RolloutAttack | None:
-        """The attack that a share of the copies is played under; None: nobody ever is."""
-        attack = self.method.rollouts(env_steps=self.env_steps)
+        """The attack that a share of the copies is played under, of whichever team; None: nobody ever is."""
+        steps = {"env_steps": self.env_steps}
+        found = (method.rollouts(**steps) for method in self.method.each)
+        attack = next((each for each in found if each is not None), None)
         if self.rollouts is not None:
-            attack = self.rollouts.attack(env_steps=self.env_steps)
+            attack = self.rollouts.attack(**steps)
         if attack is None or not attack.ever:
             return None
-        path = path_for(self.method.regularizer(env_steps=self.env_steps))
-        return attack if path == "none" else replace(attack, path=path)
+        paths = (path_for(method.regularizer(**steps)) for method in self.method.each)
+        path = next((each for each in paths if each != "none"), None)
+        return attack if path is None else replace(attack, path=path)
+
+    @property
+    def atla(self) -> ATLA | None:
+        """The settings of ATLA, of whichever team; None: nobody has it as its method."""
+        found = (method.atla(env_steps=self.env_steps) for method in self.method.each)
+        return next((each for each in found if each is not None), None)
 
     @model_validator(mode="after")
     def _one_attack(self) -> RunConfig:
-        if self.rollouts is not None and self.method.name in (RolloutAttack.name, "atla"):
+        methods = [method for method in self.method.each if method.name in (RolloutAttack.name, ATLA.name)]
+        if self.rollouts is not None and methods:
             raise ValueError(
                 "expected beside rollouts a method without an adversary in the rollouts, got "
-                f"{self.method.name}: observations would be perturbed twice; remove one of them"
+                f"{methods[0].name}: observations would be perturbed twice; remove one of them"
+            )
+        if any(method != methods[0] for method in methods):
+            raise ValueError(
+                f"expected one adversary in the rollouts of a run, got those of {self.method.label}; give "
+                "these teams the same method with the same settings, or only one of them such a method"
             )
         if self.attack is not None and self.resources.runner != "fast":
             raise ValueError(
@@ -202,10 +218,10 @@ class RunConfig(Section):
                 raise ValueError(
                     f"expected {key} {right} for algorithm {self.algorithm}, got {value}; change one of them"
                 )
-        if self.resources.env_runners == 0 or self.method.name == "atla":
+        if self.resources.env_runners == 0 or self.atla is not None:
             raise ValueError(
                 f"expected resources.env_runners ≥ 1 and a method other than atla for algorithm "
-                f"{self.algorithm}, got {self.resources.env_runners} and {self.method.name}; change them"
+                f"{self.algorithm}, got {self.resources.env_runners} and {self.method.label}; change them"
             )
         return self
 

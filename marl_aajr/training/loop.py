@@ -36,6 +36,7 @@ from marl_aajr.training.metrics import Curves, to_record
 from marl_aajr.training.policy_mapping import PolicyMapping, policy_mapping_of
 from marl_aajr.training.run_directory import Event, RunDirectory
 from marl_aajr.training.run_record import State, Status
+from marl_aajr.training.team_methods import team_methods
 from marl_aajr.victims import Victim
 
 OnIteration = Callable[[dict[str, Any]], None]
@@ -83,7 +84,7 @@ class Training:
 
     def __post_init__(self) -> None:
         self.mapping: PolicyMapping = policy_mapping_of(self.config)
-        self.atla: ATLAPhases | None = phases_of(self.config, self.mapping)
+        self.atla: ATLAPhases | None = phases_of(team_methods(self.config, self.mapping).atla, self.mapping)
 
     def run(self, progress: RunProgress) -> None:
         self.progress = progress
@@ -175,10 +176,11 @@ class Training:
             adversary_env_steps=before.adversary_env_steps
             + (steps if phase and phase.trains_adversaries else 0),
         )
+        trained = phase.trained if phase else self.mapping
         record = to_record(
             result,
             after,
-            modules=(phase.trained if phase else self.mapping).modules,
+            modules={module: trained.teams[agent] for module, agent in trained.modules.items()},
             teams=set(self.mapping.teams.values()),
             steps_per_second=steps / (now - started),
             with_kl=config.ppo.kl_coeff > 0,

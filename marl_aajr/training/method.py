@@ -1,144 +1,26 @@
-"""The method by which a run makes its policies robust: a regularizer, or ATLA; its name and its settings."""
+"""The method by which a run makes its policies robust: its name, its settings, the teams that it is for."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
-from typing import Any, ClassVar, Self, TypeVar
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from typing import Any, TypeVar
 
-from pydantic import model_validator
+from pydantic import ValidationError, model_validator
 
-from marl_aajr.core.adversary_actions import KINDS, AdversaryActions, Kind, PAADActions, adversary_actions
-from marl_aajr.core.checks import (
-    Schedule,
-    as_schedule,
-    check_settings,
-    made,
-    maximum,
-    one_of,
-    raised,
-    value_at,
-    whole,
-)
-from marl_aajr.core.environment_values import agent_names
-from marl_aajr.core.threat import Norm, PerturbationSet
+from marl_aajr.core.checks import check_settings, made, one_of
+from marl_aajr.core.environment_values import agent_name
 from marl_aajr.regularizers import REGULARIZERS, Regularizer, make_regularizer, settings_of
 from marl_aajr.rollout.attack.rollout_attack import RolloutAttack
+from marl_aajr.rollout.teams import check_teams
+from marl_aajr.training.atla import ATLA
 from marl_aajr.training.fields import Fraction, Section
-
-
-@dataclass(frozen=True, kw_only=True)
-class ATLA:
-    """ATLA: a team and the adversaries of its agents learn in alternation.
-
-        max_π min_ν  E[ Σ_t r(s_t, a_t) ],   a_t ~ π(· | s_t + δ_t),   δ_t = Π_Δ(ε M · clamp(ν(s_t), −1, 1))
-
-    The adversaries ν are policies of their own, trained by PPO as the team is, on minus its reward (Zhang et
-    al. 2021, arXiv 2101.08452, algorithm 1); or they choose where to move the policy, and an ascent finds the
-    δ that does it (`adversary: pa-ad`: PA-ATLA, Sun et al. 2022, arXiv 2106.05087). A run is one ordinary run
-    of PPO on a game of two sides (`marl_aajr.rollout.perturbed`); an iteration trains one of them, as its
-    number says, and leaves the other as it is. A run's environment steps are those of both sides together.
-
-    The paper trains each side for one iteration in turn and perturbs in full from the beginning, by an
-    adversary that is still random: here that is `ramp: null`. With a ramp, ε rises from 0, and where it is
-    0 the team alone is trained. Both sides sample their actions, whichever is trained.
-
-    Attributes:
-        adversary: `sa-rl` (its action is the perturbation) or `pa-ad` (a direction of the policy); see
-            `marl_aajr.core.adversary_actions`. Where ε changes few actions, `sa-rl` learns slowly: in
-            simple_spread at 0.1 it is as harmless as noise after 300,000 steps, which `pa-ad` is not.
-        epsilon: radius of the perturbation set, in units of the environment's observations, also where a
-            filter normalises them; number or schedule over environment steps.
-        norm: `"linf"` or `"l2"`.
-        mask: per feature, whether it can be perturbed.
-        scale: per feature, the size of one unit of ε.
-        low: lower bound of perturbed observations.
-        high: upper bound of perturbed observations.
-        agents: the attacked agents; None: all.
-        team_iterations: iterations in a row that train the team.
-        adversary_iterations: iterations in a row that then train the adversaries.
-        adversary_entropy_coeff: weight of their entropy bonus; a number or schedule.
-        regularizer: a regularizer for the team, by name and settings as under `method`
-            (the paper's ATLA-SA: `{name: smooth_policy}`); None: nothing. The ramp raises it too.
-        steps: K, steps of the ascent of `pa-ad`; see `PAADActions` for what fewer cost and save.
-        step_size: η as a fraction of ε, of the ascent of `pa-ad`.
-    """
-
-    name: ClassVar[str] = "atla"
-    summary: ClassVar[str] = "alternates with learned adversaries of what agents see (ATLA, Zhang 2021)"
-
-    adversary: Kind = "sa-rl"
-    epsilon: Schedule = 0.1
-    norm: Norm = "linf"
-    mask: tuple[bool, ...] | None = None
-    scale: tuple[float, ...] | None = None
-    low: float | tuple[float, ...] | None = None
-    high: float | tuple[float, ...] | None = None
-    agents: tuple[str, ...] | None = None
-    team_iterations: int = 1
-    adversary_iterations: int = 1
-    adversary_entropy_coeff: Schedule = 0.0
-    regularizer: Mapping[str, Any] | None = None
-    steps: int = PAADActions.steps
-    step_size: float = PAADActions.step_size
-
-    def __post_init__(self) -> None:
-        for name in ("epsilon", "adversary_entropy_coeff"):
-            object.__setattr__(self, name, as_schedule(getattr(self, name), name=name))
-        for name in ("mask", "scale", "low", "high"):
-            if isinstance(value := getattr(self, name), list):
-                object.__setattr__(self, name, tuple(value))
-        if self.agents is not None:
-            object.__setattr__(self, "agents", agent_names(self.agents))
-        one_of("adversary", self.adversary, KINDS)
-        PAADActions(steps=self.steps, step_size=self.step_size)
-        whole("team_iterations", self.team_iterations)
-        whole("adversary_iterations", self.adversary_iterations)
-        if (regularizer := self.team_regularizer()) is not None:
-            object.__setattr__(self, "regularizer", settings_of(regularizer))
-        if maximum(self.epsilon) == 0:
-            raise ValueError("expected an epsilon > 0, got 0; for no perturbation use method none")
-        self.set_of(1.0)
-
-    @property
-    def actions(self) -> AdversaryActions:
-        """The meaning of the adversaries' actions."""
-        ascent = {"steps": self.steps, "step_size": self.step_size}
-        return adversary_actions(self.adversary, **(ascent if self.adversary == "pa-ad" else {}))
-
-    def team_regularizer(self) -> Regularizer | None:
-        """The regularizer of the team, as it was given."""
-        if self.regularizer is None:
-            return None
-        if not isinstance(self.regularizer, Mapping) or "name" not in self.regularizer:
-            raise ValueError(
-                f"expected a regularizer such as {{name: smooth_policy}}, got {self.regularizer!r}"
-            )
-        return make_regularizer(**{str(key): value for key, value in self.regularizer.items()})
-
-    def ramped(self, start: float, end: float) -> Self:
-        """The same with ε, if it is a number, rising from 0 at environment step `start` to `end`."""
-        return replace(self, epsilon=raised(self.epsilon, start, end))
-
-    def trains_adversaries(self, *, iteration: int, env_steps: int) -> bool:
-        """Whether the iteration that follows so many others trains the adversaries, or else the team."""
-        place = iteration % (self.team_iterations + self.adversary_iterations)
-        return place >= self.team_iterations and value_at(self.epsilon, env_steps) > 0
-
-    def perturbations(self, env_steps: float) -> PerturbationSet | None:
-        """Δ at an environment step; None where ε is 0."""
-        epsilon = value_at(self.epsilon, env_steps)
-        return None if epsilon == 0 else self.set_of(epsilon)
-
-    def set_of(self, epsilon: float) -> PerturbationSet:
-        """Δ of a radius."""
-        return PerturbationSet(
-            epsilon=epsilon, norm=self.norm, mask=self.mask, scale=self.scale, low=self.low, high=self.high
-        )
-
 
 NO_METHOD = "none"
 """The method that adds nothing: plain PPO."""
+
+PER_TEAM = "per_team"
+"""The name of methods that differ by team."""
 
 METHODS: dict[str, type[Regularizer] | type[ATLA] | type[RolloutAttack]] = {
     **REGULARIZERS,
@@ -153,17 +35,21 @@ Ramp = tuple[Fraction, Fraction] | None
 
 
 class MethodConfig(Section, extra="allow"):
-    """The method that makes the policy robust; the method's own settings stand beside these two.
+    """The method that makes the policy robust; the method's own settings stand beside these.
 
     Attributes:
         name: method that makes the policy robust: a name of `list methods`.
         ramp: fractions of the run between which λ and κ (of atla and adversarial_training: ε) rise from 0,
             or `none`: their value from the start. Schedules stay as they are. A penalty at full weight on an
             untrained policy stops it from learning.
+        teams: teams that the method is for, such as `[adversary]`, while the others train plainly; or, in
+            place of all else, the method of each: `{adversary: aajr, good: {name: smooth_policy}}`, where
+            who is not named trains plainly; None: all.
     """
 
     name: str = NO_METHOD
     ramp: Ramp = (0.1, 0.4)
+    teams: tuple[str, ...] | dict[str, MethodConfig] | None = None
 
     @model_validator(mode="before")
     @classmethod
@@ -174,15 +60,24 @@ class MethodConfig(Section, extra="allow"):
         if not isinstance(data, Mapping):
             raise ValueError(f"expected a mapping such as {{name: aajr, epsilon: 0.1}}, got {data!r}")
         given = {str(key): value for key, value in data.items()}
+        teams = given.get("teams")
+        if isinstance(teams, Mapping):
+            return _per_team(teams, {key: value for key, value in given.items() if key != "teams"})
         name = given.get("name", NO_METHOD)
         if name == NO_METHOD:
             given.setdefault("ramp", None)
             if extra := sorted(key for key, value in given.items() if key != "name" and value is not None):
                 raise ValueError(f"expected no settings for method none, got {', '.join(extra)}; remove them")
             return {"name": NO_METHOD, "ramp": None}
-        one_of("a method name", name, [NO_METHOD, *METHODS])
+        if name == PER_TEAM:
+            raise ValueError(
+                f"expected the method of each team for method {PER_TEAM}, such as teams: "
+                f"{{adversary: aajr}}, got teams {teams!r}"
+            )
+        one_of("a method name", name, [NO_METHOD, *METHODS, PER_TEAM])
         settings = {key: value for key, value in given.items() if key not in cls.model_fields}
-        return {key: given[key] for key in cls.model_fields if key in given} | _written_out(name, settings)
+        result = {key: given[key] for key in cls.model_fields if key in given} | _written_out(name, settings)
+        return result | ({} if teams is None else {"teams": _names_of(teams)})
 
     @model_validator(mode="after")
     def _ordered(self) -> MethodConfig:
@@ -193,6 +88,27 @@ class MethodConfig(Section, extra="allow"):
     def settings(self) -> dict[str, Any]:
         """The method's own settings."""
         return dict(self.model_extra or {})
+
+    @property
+    def each(self) -> tuple[MethodConfig, ...]:
+        """The methods in it: itself, or those of the teams that have one of their own."""
+        return tuple(self.teams.values()) if isinstance(self.teams, Mapping) else (self,)
+
+    @property
+    def label(self) -> str:
+        """Its name, and the teams that it is for where they are named: `aajr for adversary`."""
+        return method_label(self.model_dump())
+
+    def by_team(self, known: Sequence[str], *, env: str) -> dict[str, MethodConfig]:
+        """The method of each of the teams of an environment.
+
+        Raises:
+            ValueError: a team that is not there, or that is named twice.
+        """
+        named = tuple(known if self.teams is None else self.teams)
+        check_teams("method.teams", named, known, env=env)
+        methods = self.teams if isinstance(self.teams, Mapping) else dict.fromkeys(named, self)
+        return {team: methods.get(team, MethodConfig()) for team in known}
 
     def regularizer(self, *, env_steps: int) -> Regularizer | None:
         """The regularizer for a run of `env_steps`, its ramp written as schedules; None where none is."""
@@ -223,9 +139,11 @@ class RolloutsConfig(Section, extra="allow"):
 
     Attributes:
         ramp: fractions of the run between which ε rises from 0, or `none`: its value from the start.
+        teams: teams whose agents are attacked; None: those that the method is for, with method none all.
     """
 
     ramp: Ramp = (0.1, 0.4)
+    teams: tuple[str, ...] | None = None
 
     @model_validator(mode="before")
     @classmethod
@@ -234,8 +152,10 @@ class RolloutsConfig(Section, extra="allow"):
         if not isinstance(data, Mapping):
             raise ValueError(f"expected a mapping such as {{share: 1, epsilon: 0.1}}, got {data!r}")
         given = {str(key): value for key, value in data.items()}
-        ramp = {"ramp": given.pop("ramp")} if "ramp" in given else {}
-        return ramp | _written_out(RolloutAttack.name, given)
+        own = {name: given.pop(name) for name in cls.model_fields if name in given}
+        if own.get("teams") is not None:
+            own["teams"] = _names_of(own["teams"])
+        return own | _written_out(RolloutAttack.name, given)
 
     @model_validator(mode="after")
     def _ordered(self) -> RolloutsConfig:
@@ -265,3 +185,41 @@ def _written_out(name: str, settings: dict[str, Any]) -> dict[str, Any]:
         return asdict(made(cls, settings))
     regularizer = make_regularizer(name, **settings)
     return {key: value for key, value in settings_of(regularizer).items() if key != "name"}
+
+
+def method_label(method: Mapping[str, Any]) -> str:
+    """The label of a method's settings as a file has them; see `MethodConfig.label`."""
+    name, teams = str(method["name"]), method.get("teams")
+    if isinstance(teams, Mapping):
+        return ", ".join(f"{each['name']} for {team}" for team, each in teams.items())
+    return f"{name} for {' and '.join(teams)}" if teams else name
+
+
+def _per_team(teams: Mapping[Any, Any], beside: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings of a method that says what the method of each team is."""
+    if extra := sorted(k for k, v in beside.items() if v is not None and (k, v) != ("name", PER_TEAM)):
+        raise ValueError(
+            f"expected nothing beside teams that says the method of each, got {', '.join(extra)}; move it to "
+            "the teams that it is for, or list these: teams: [adversary]"
+        )
+    methods: dict[str, MethodConfig] = {}
+    for team, given in teams.items():
+        try:
+            methods[agent_name(team)] = method = MethodConfig.model_validate(given)
+        except ValidationError as error:
+            problem = error.errors()[0]
+            key = ".".join(map(str, ("teams", team, *problem["loc"])))
+            raise ValueError(f"{key}: {problem['msg'].removeprefix('Value error, ')}") from None
+        if method.teams is not None:
+            raise ValueError(f"expected no teams within the method of team {team!r}, got {method.teams!r}")
+    if all(method.name == NO_METHOD for method in methods.values()):
+        raise ValueError("expected a method for at least one of the teams, got none; set method none")
+    return {"name": PER_TEAM, "ramp": None, "teams": methods}
+
+
+def _names_of(teams: Any) -> tuple[str, ...]:
+    """The names of teams as a list or a single one."""
+    listed = [teams] if isinstance(teams, str) else teams
+    if not isinstance(listed, Sequence) or not listed:
+        raise ValueError(f"expected teams such as [adversary], or none for all, got {teams!r}")
+    return tuple(map(agent_name, listed))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +35,7 @@ def to_record(
     result: Mapping[str, Any],
     progress: RunProgress,
     *,
-    modules: Iterable[str],
+    modules: Mapping[str, str],
     teams: Collection[str],
     steps_per_second: float,
     with_kl: bool,
@@ -45,7 +45,7 @@ def to_record(
     Args:
         result: of `Algorithm.train`.
         progress: after this iteration.
-        modules: ids of the trained modules.
+        modules: ids of the trained modules, with the team of each.
         teams: those whose returns count.
         steps_per_second: environment steps per second of this iteration.
         with_kl: whether PPO's KL term is on.
@@ -53,8 +53,9 @@ def to_record(
     Returns:
         `iteration`, `env_steps`, `seconds`, `return_mean` (sum over all teams, mean over the
         episodes that ended in this iteration; None where none did), `team_returns`, `episode_length`,
-        `env_steps_per_second` and `modules` (module id → name → number); with rollouts under attack
-        `attack` (see `_attack`), and where the environment reports metrics, `metrics`, their means.
+        `env_steps_per_second` and `modules` (module id → name → number); where there are several teams,
+        `module_teams` (module id → team); with rollouts under attack `attack` (see `_attack`), and where
+        the environment reports metrics, `metrics`, their means.
 
     Raises:
         NonFiniteError: a number is NaN or infinite; names it.
@@ -67,6 +68,8 @@ def to_record(
         "env_steps_per_second": steps_per_second,
         "modules": {name: _module(result["learners"][name], with_kl=with_kl) for name in modules},
     }
+    if len(teams) > 1:
+        record["module_teams"] = dict(modules)
     if (sums := result["env_runners"].get(RETURNS_KEY, {}).get(ATTACK_KEY)) is not None:
         record["attack"] = _attack(sums, teams)
     for name, value in flat(record, ", ").items():
@@ -113,7 +116,8 @@ _MEANS = {
 def _attack(sums: Mapping[str, Any], counted: Collection[str]) -> dict[str, Any]:
     """Measures of rollouts under attack from their sums over all runners; None where there was nothing.
 
-    `epsilon` in force; `attacked_return_mean` and `clean_return_mean` of the episodes of both kinds;
+    `epsilon` in force; `attacked_return_mean` and `clean_return_mean` of the episodes of both kinds, of
+    several teams also `attacked_team_returns` and `clean_team_returns`;
     `objective_gain` g(δ_K) − g(0) and the share of `changed_decisions` over the attacked ones. Now and then,
     on a few rows: the `inner_gain` of the K steps beside the `strong_gain` of 50 steps with restarts, the
     `inner_gap` between them, the `monotone_fraction` of the K steps, and `smoothness` L_eff along their path.
@@ -121,8 +125,11 @@ def _attack(sums: Mapping[str, Any], counted: Collection[str]) -> dict[str, Any]
     found: dict[str, Any] = {"epsilon": float(sums["epsilon"]) / float(sums["samples"])}
     for kind in ("attacked", "clean"):
         count, returns = sums[kind]["episodes"], sums[kind]["returns"]
-        total = sum(float(value) for team, value in returns.items() if team in counted)
-        found[f"{kind}_return_mean"] = total / count if count > 0 else None
+        totals = {team: float(value) for team, value in returns.items() if team in counted}
+        found[f"{kind}_return_mean"] = sum(totals.values()) / count if count > 0 else None
+        if len(counted) > 1:
+            means = {team: total / count if count > 0 else None for team, total in totals.items()}
+            found[f"{kind}_team_returns"] = means
     for name, (total_of, count_of) in _MEANS.items():
         count = sums.get(count_of, 0)  # NaN, where an earlier iteration had some, and this one has none
         found[name] = float(sums[total_of]) / float(count) if count > 0 and total_of in sums else None

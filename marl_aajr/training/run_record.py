@@ -113,6 +113,7 @@ class Iteration:
     return_mean: float | None = None
     team_returns: dict[str, float | None] | None = None
     modules: dict[str, dict[str, float | None]] = field(default_factory=dict)
+    module_teams: dict[str, str] = field(default_factory=dict)
 
 
 class _Named(TypedDict):

@@ -14,7 +14,7 @@ from marl_aajr.core.adversary_actions import PAADActions, adversary_actions, sid
 from marl_aajr.core.distributions import ActionDistribution, Categorical, DiagGaussian
 from marl_aajr.core.policy import ModulePolicy
 from marl_aajr.core.threat import PerturbationSet
-from marl_aajr.training.method import ATLA
+from marl_aajr.training.atla import ATLA
 from tests.networks import observations, tanh_policy
 
 

@@ -21,8 +21,9 @@ from marl_aajr.study.study_config import (
     StudyConfig,
     TuningEntry,
 )
+from marl_aajr.training.atla import ATLA
 from marl_aajr.training.config import EnvConfig, ModelConfig, PPOSettings, RunConfig
-from marl_aajr.training.method import ATLA, MethodConfig
+from marl_aajr.training.method import MethodConfig
 from marl_aajr.training.resources import Resources
 
 DATACLASSES = [*REGULARIZERS.values(), *ATTACKS.values(), ATLA]

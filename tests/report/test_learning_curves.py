@@ -7,13 +7,14 @@ from typing import Any
 import numpy as np
 import pytest
 
-from marl_aajr.report import EvaluatedRun, load_run
+from marl_aajr.report import EvaluatedRun, compare, load_run
 from marl_aajr.report.learning_curves import (
     MOST_POINTS,
     SECONDS,
     mean_of,
     metric_curve,
     modules,
+    regulariser_metrics,
     return_curve,
     teams,
     thinned,
@@ -59,6 +60,15 @@ def test_teams_and_modules_in_order(tmp_path: Path) -> None:
 
     assert teams(methods) == ("b", "a")
     assert modules(methods) == ("m1", "m0")  # the plain method logs no metric of a regulariser
+
+
+def test_metrics_of_a_module_name_its_team(tmp_path: Path) -> None:
+    lines = metrics(regularised=True, iterations=3, modules=("agent", "shared"))
+    for line in lines:
+        line["module_teams"] = {"agent": "good"}
+    comparison = compare([run_with(tmp_path, lines)])
+    shown = regulariser_metrics(comparison, looks([row.method for row in comparison.rows]), key="k")
+    assert [group.module for group in shown] == ["agent of team good", "shared"]
 
 
 def test_mean_of_curves_is_taken_where_all_are_known() -> None:

@@ -220,6 +220,19 @@ def test_labels_say_only_what_sets_namesakes_apart(record: Any) -> None:
     ]
 
 
+def test_labels_name_the_teams_that_a_method_is_for(record: Any) -> None:
+    each = {"adversary": {"name": "aajr", "coefficient": 0.1}, "good": {"name": "none"}}
+    records = [
+        record("a", method="aajr"),
+        record("b", method="aajr", settings={"teams": ["adversary"]}),
+        record("c", method="per_team", settings={"teams": each}),
+        record("d", method="per_team", settings={"teams": {**each, "good": {"name": "aajr"}}}),
+    ]
+    labels = [method.label for method in by_method(records)]
+    mixed = [f"aajr for adversary, {other} for good" for other in ("aajr", "none")]
+    assert sorted(labels) == ["aajr", "aajr for adversary", *mixed]
+
+
 def test_differences_and_shared_split_the_configuration(record: Any) -> None:
     methods = by_method(
         [record("a"), record("b", method="aajr", settings={"coefficient": 1e-3, "mask": None})]

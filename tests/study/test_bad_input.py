@@ -49,6 +49,11 @@ BROKEN = {
     "a wrong type": ("400", "many", r":2: env_steps: expected an integer, got 'many'"),
     "a number out of range": ("1e-3]", "-1]", r":10: method: expected finite values"),
     "an unknown method": ("name: none", "name: nothing", r":8: method: expected a method name .*'nothing'"),
+    "a team that is not there": (
+        "- name: none",
+        "- name: aajr\n    teams: [red]",
+        r":9: simple_spread_v3-aajr-for-red-s0: method.teams: expected teams of .*, team, got red",
+    ),
     "an unknown environment": ("simple_spread_v3", "spread", r":6: spread-none-s0: .*spread"),
     "an unknown suite": ("quick", "quik", r":14: evaluation.suite: .*quik"),
     "an empty axis": ("[0, 1]", "[]", r":12: seeds: expected at least one, got none"),
@@ -215,6 +220,25 @@ def test_mappings_may_be_points_of_a_grid(tmp_path: Path) -> None:
     )
     plan = prepare(file, out=tmp_path / "out")
     assert {run.config.env.kwargs["N"] for run in plan.runs} == {2, 3}
+
+
+def test_methods_are_for_teams_and_grids_reach_into_them(tmp_path: Path) -> None:
+    file = tmp_path / "study.yaml"
+    entries = """
+  - {name: aajr, grid: {teams: [[team], null]}}
+  - {name: aajr, teams: [team], coefficient: 0.5}
+  - {teams: {team: aajr}, grid: {teams.team.coefficient: [0.1, 0.2]}}
+"""
+    file.write_text(STUDY.replace(METHODS, entries).replace("[0, 1]", "[0]"))
+    made = {run.name: run.config.method for run in prepare(file, out=tmp_path / "out").runs}
+    assert {name.removeprefix("simple_spread_v3-"): method.label for name, method in made.items()} == {
+        "aajr-teams=team-s0": "aajr for team",
+        "aajr-teams=None-s0": "aajr",
+        "aajr-for-team-s0": "aajr for team",
+        "aajr-for-team-coefficient=0.1-s0": "aajr for team",
+        "aajr-for-team-coefficient=0.2-s0": "aajr for team",
+    }
+    assert made["simple_spread_v3-aajr-for-team-coefficient=0.2-s0"].each[0].settings["coefficient"] == 0.2
 
 
 def test_all_problems_are_named_at_once(tmp_path: Path) -> None:

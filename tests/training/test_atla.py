@@ -14,9 +14,9 @@ from marl_aajr.evaluation import evaluate
 from marl_aajr.regularizers import AAJR
 from marl_aajr.rollout.perturbed import Perturb, adversary_of
 from marl_aajr.training.algorithm import build_config
+from marl_aajr.training.atla import ATLA
 from marl_aajr.training.atla_phases import begin_phase, phases_of
 from marl_aajr.training.config import RunConfig
-from marl_aajr.training.method import ATLA
 from marl_aajr.training.policy_mapping import policy_mapping_of
 from marl_aajr.training.run_directory import RunDirectory
 from marl_aajr.training.trainer import train
@@ -48,7 +48,7 @@ def test_sides_alternate_by_the_number_of_the_iteration_once_there_is_an_epsilon
 
 def test_each_module_of_each_team_has_adversaries_of_its_own() -> None:
     settings = config(env={"name": "marl_aajr.envs.simple_tag_v3", "kwargs": {"num_adversaries": 2}})
-    atla = phases_of(settings, policy_mapping_of(settings))
+    atla = phases_of(settings.atla, policy_mapping_of(settings))
     assert atla is not None
     adversaries = atla.adversaries
     assert adversaries.module_of == {
@@ -64,7 +64,7 @@ def test_each_module_of_each_team_has_adversaries_of_its_own() -> None:
 def test_every_iteration_trains_exactly_one_side(ray_session: None) -> None:
     """Weights, critics, optimisers and KL coefficients of the other are the same bit for bit."""
     settings = config(ppo={"kl_coeff": 0.2})
-    atla = phases_of(settings, policy_mapping_of(settings))
+    atla = phases_of(settings.atla, policy_mapping_of(settings))
     assert atla is not None
     algorithm = build_config(settings).build_algo()
     try:
@@ -88,7 +88,7 @@ def test_every_iteration_trains_exactly_one_side(ray_session: None) -> None:
 
 def test_an_env_runner_that_is_replaced_plays_the_iteration_as_the_others_do(ray_session: None) -> None:
     settings = config(resources={"env_runners": 1})
-    atla = phases_of(settings, policy_mapping_of(settings))
+    atla = phases_of(settings.atla, policy_mapping_of(settings))
     assert atla is not None
     algorithm = build_config(settings).build_algo()
 
@@ -181,7 +181,7 @@ def test_both_sides_may_have_a_central_critic_or_a_memory(model: dict[str, Any],
 
 def test_a_director_moves_the_policy_as_it_is_now_behind_its_filter(ray_session: None) -> None:
     settings = config({"adversary": "pa-ad"}, observation_filter="mean_std")
-    atla = phases_of(settings, policy_mapping_of(settings))
+    atla = phases_of(settings.atla, policy_mapping_of(settings))
     assert atla is not None
     algorithm = build_config(settings).build_algo()
     try:

@@ -20,7 +20,12 @@ def result(learned: dict[str, Any] | None = None, **sums: Any) -> dict[str, Any]
 
 def record(given: dict[str, Any], *, with_kl: bool = False) -> dict[str, Any]:
     return to_record(
-        given, PROGRESS, modules=["agent"], teams={"good", "bad"}, steps_per_second=2.0, with_kl=with_kl
+        given,
+        PROGRESS,
+        modules={"agent": "good"},
+        teams={"good", "bad"},
+        steps_per_second=2.0,
+        with_kl=with_kl,
     )
 
 

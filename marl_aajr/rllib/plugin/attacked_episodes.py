@@ -31,6 +31,7 @@ from marl_aajr.core.environment_values import agent_name, own_key, split
 from marl_aajr.core.policy import Tree
 from marl_aajr.core.seeds import Purpose, derived_seed
 from marl_aajr.rllib.internals.algorithms import connectors_of, structures_of
+from marl_aajr.rllib.plugin.module_policy import ROLLOUTS_KEY
 from marl_aajr.rllib.plugin.observation_layout import flat_layout
 from marl_aajr.rllib.sampling.acting_policy import ActingModule, ActingPolicy, HeldColumns, check_acting
 from marl_aajr.rllib.sampling.batch_env import ask
@@ -251,3 +252,15 @@ def complaint(runner: Any) -> str:
             except ValueError as error:
                 return str(error)
     return ""
+
+
+def rollouts_of(config: Any, module_id: str) -> RolloutAttack | None:
+    """The attack that agents of a module act under, by the configuration of a learner."""
+    attack: RolloutAttack | None = config.learner_config_dict.get(ROLLOUTS_KEY)
+    if attack is None or attack.agents is None:
+        return attack
+    try:
+        attacked = ask({agent: agent for agent in attack.agents}, config.policy_mapping_fn)
+    except Exception:  # a user's function, which may know other keys than names
+        return attack
+    return attack if module_id in attacked.values() else None

@@ -31,7 +31,8 @@ from marl_aajr.rllib.internals.learners import (
     learner_index,
     surely_trains,
 )
-from marl_aajr.rllib.plugin.module_policy import ROLLOUTS_KEY, copied
+from marl_aajr.rllib.plugin.attacked_episodes import rollouts_of
+from marl_aajr.rllib.plugin.module_policy import copied
 from marl_aajr.rllib.plugin.regularized_module import RegularizedModule, Report
 from marl_aajr.rollout.attack.beside_regularizers import check_beside
 
@@ -69,7 +70,7 @@ class RobustLearnerMixin(ResumableLearnerMixin):
             if known is not None and known.module is module:
                 self._regularized[module_id] = known
             elif module_id in trained and regularizer is not None:
-                check_beside(regularizer, self.config.learner_config_dict.get(ROLLOUTS_KEY))
+                check_beside(regularizer, rollouts_of(self.config, module_id))
                 self._regularized[module_id] = RegularizedModule(
                     module_id,
                     regularizer,

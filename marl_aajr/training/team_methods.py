@@ -1,0 +1,91 @@
+"""The method of each team of a run: whose modules have which regularizer, and which agents are attacked.
+
+A configuration names teams; only the environment says which agents these are, and so which modules.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import TypeVar
+
+from marl_aajr.core.checks import grouped
+from marl_aajr.regularizers import Regularizer
+from marl_aajr.rollout.attack.rollout_attack import RolloutAttack
+from marl_aajr.rollout.teams import check_teams
+from marl_aajr.training.atla import ATLA
+from marl_aajr.training.config import RunConfig
+from marl_aajr.training.method import NO_METHOD, MethodConfig
+from marl_aajr.training.policy_mapping import PolicyMapping
+
+_Adversary = TypeVar("_Adversary", RolloutAttack, ATLA)
+
+
+@dataclass(frozen=True)
+class TeamMethods:
+    """The methods of a run's teams.
+
+    Attributes:
+        methods: of each module.
+        regularizers: of the modules that have one.
+        attack: the attack that agents act under, which are named unless they are all; None: there is none.
+        atla: the same for ATLA.
+    """
+
+    methods: Mapping[str, MethodConfig]
+    regularizers: Mapping[str, Regularizer]
+    attack: RolloutAttack | None
+    atla: ATLA | None
+
+
+def team_methods(config: RunConfig, mapping: PolicyMapping) -> TeamMethods:
+    """The methods of a run's teams.
+
+    Raises:
+        ValueError: a team that is not there or is named twice, one module for teams with different methods,
+            or attacked agents of a team that the attack is not for.
+    """
+    known, env = list(dict.fromkeys(mapping.teams.values())), config.env.name
+    by_team = config.method.by_team(known, env=env)
+
+    def those_of(name: str) -> list[str]:
+        return [team for team, method in by_team.items() if method.name == name]
+
+    attacked = those_of(RolloutAttack.name)
+    if config.rollouts is not None:
+        plain = those_of(NO_METHOD)
+        attacked = list(config.rollouts.teams or [team for team in known if team not in plain] or known)
+        check_teams("rollouts.teams", attacked, known, env=env)
+    of_module = grouped((module, mapping.teams[agent]) for agent, module in mapping.module_of.items())
+    for module, teams in of_module.items():
+        first, *others = [(by_team[team], team in attacked) for team in teams]
+        if any(other != first for other in others):
+            raise ValueError(
+                f"method.teams: expected one method for module {module!r}, which plays for agents of "
+                f"{', '.join(dict.fromkeys(teams))}, got several; {env} has {', '.join(known)}; give these "
+                "teams modules of their own, or name all of them"
+            )
+    methods = {module: by_team[teams[0]] for module, teams in of_module.items()}
+    found = {module: method.regularizer(env_steps=config.env_steps) for module, method in methods.items()}
+    return TeamMethods(
+        methods=methods,
+        regularizers={module: each for module, each in found.items() if each is not None},
+        attack=_against(config.attack, attacked, mapping.teams),
+        atla=_against(config.atla, those_of(ATLA.name), mapping.teams),
+    )
+
+
+def _against(
+    adversary: _Adversary | None, teams: Sequence[str], team_of: Mapping[str, str]
+) -> _Adversary | None:
+    """The same adversary, of the agents of these teams alone."""
+    if adversary is None or set(team_of.values()) <= set(teams):
+        return adversary
+    if adversary.agents is None:
+        return replace(adversary, agents=tuple(agent for agent, team in team_of.items() if team in teams))
+    if others := [agent for agent in adversary.agents if team_of.get(agent, teams[0]) not in teams]:
+        raise ValueError(
+            f"expected agents of {', '.join(teams)} to attack, the teams that {adversary.name} is for, got "
+            f"{others[0]!r} of {team_of[others[0]]}; leave agents out, or name its team"
+        )
+    return adversary
