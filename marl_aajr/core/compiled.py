@@ -12,6 +12,8 @@ import ctypes
 import hashlib
 import logging
 import os
+import platform
+import shlex
 import shutil
 import subprocess
 import tempfile
@@ -32,38 +34,46 @@ def compiled(source: Path) -> ctypes.CDLL | None:
     """The library of a source; None where it cannot be had, with a line in the log."""
     if os.environ.get(ENVIRONMENT_VARIABLE, "") == "0":
         return None
-    named = os.environ.get("CXX")
-    compiler = shutil.which(named) if named else next(filter(None, map(shutil.which, _COMPILERS)), None)
-    if compiler is None:
+    named = shlex.split(os.environ.get("CXX", ""))
+    found = [path for path in map(shutil.which, named[:1] or _COMPILERS) if path]
+    if not found:
         _LOGGER.info("no C++ compiler: PyTorch computes what %s would", source.stem)
         return None
     try:
-        return ctypes.CDLL(str(_library(source, [compiler, *_FLAGS, f"-I{_HEADERS}"])))
+        return _loaded(source, [found[0], *named[1:], *_FLAGS, f"-I{_HEADERS}", str(source)])
     except (OSError, subprocess.SubprocessError) as error:
         said = (getattr(error, "stderr", None) or b"").decode(errors="replace").strip() or str(error)
-        _LOGGER.warning("PyTorch computes what %s would, as %s failed: %s", source.stem, compiler, said)
+        _LOGGER.warning("PyTorch computes what %s would, as %s failed: %s", source.stem, found[0], said)
         return None
 
 
-def _library(source: Path, command: list[str]) -> Path:
-    """The file of the library, named by the text and the processor as the compiler sees them."""
-    text = _output([*command, "-E", "-P", str(source)])
-    macros = _output([*command, "-dM", "-E", "-x", "c++", os.devnull])
-    digest = hashlib.sha256(b"\0".join([text, macros, *map(str.encode, command)])).hexdigest()
+def _loaded(source: Path, command: list[str]) -> ctypes.CDLL:
+    name = f"{source.stem}-{_digest(source, command[:-2])}.so"
     folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "marl_aajr"
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError:
-        folder = Path(tempfile.gettempdir()) / f"marl_aajr-{os.getuid()}"
-        folder.mkdir(mode=0o700, exist_ok=True)
-    library = folder / f"{source.stem}-{digest[:16]}.so"
+    library = folder / name
     if not library.exists():
-        with tempfile.TemporaryDirectory(dir=folder) as own:
-            made = Path(own) / library.name
-            _output([*command, str(source), "-o", str(made)])
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            own = tempfile.TemporaryDirectory(dir=folder)
+        except OSError:  # nowhere to keep it
+            own = tempfile.TemporaryDirectory()
+        with own:
+            made = Path(own.name) / name
+            subprocess.run([*command, "-o", str(made)], capture_output=True, check=True)
+            if made.parent.parent != folder:
+                return ctypes.CDLL(str(made))
             made.replace(library)  # in one step: other processes may be doing the same
-    return library
+    return ctypes.CDLL(str(library))
 
 
-def _output(command: list[str]) -> bytes:
-    return subprocess.run(command, capture_output=True, check=True).stdout
+def _digest(source: Path, command: list[str]) -> str:
+    """A name for the text, the compiler and the processor, whose instructions `-march=native` uses."""
+    parts = [path.read_bytes() for path in (source, *sorted(_HEADERS.glob("*.h")))]
+    compiler = Path(command[0]).resolve()
+    described = [*command, str(compiler), str(compiler.stat().st_mtime_ns), platform.machine()]
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").split("\n\n", 1)[0].splitlines()
+        described += [line for line in lines if line.startswith(("model name", "flags", "Features", "CPU"))]
+    except OSError:
+        described += [platform.processor(), platform.node()]
+    return hashlib.sha256(b"\0".join([*parts, *map(str.encode, described)])).hexdigest()[:16]

@@ -79,9 +79,12 @@ def _filters(algorithm: Algorithm, mapping: PolicyMapping) -> dict[str, Observat
     }
 
 
-@torch.no_grad()
+@torch.enable_grad()
 def _compare(name: str, module: Any, victim: Victim, mapping: PolicyMapping) -> None:
-    """Raise `ValueError` unless the artefact's outputs are the module's, bit for bit."""
+    """Raise `ValueError` unless the artefact's outputs are the module's, bit for bit.
+
+    With gradients both go through PyTorch; without, plain MLPs have a kernel, which differs by rounding.
+    """
     agent = mapping.modules[name]
     generator = torch.Generator().manual_seed(0)
     box, mask_space = split(mapping.observation_spaces[agent])
