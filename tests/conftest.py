@@ -5,9 +5,12 @@ from __future__ import annotations
 import gc
 import os
 import shlex
+import subprocess
 import sys
 from collections.abc import Generator, Iterator
+from contextlib import suppress
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import pytest
 import torch
@@ -45,20 +48,40 @@ QUOTED_PYTHON = (
 )
 """The runtime environment that Ray needs where the path of this Python has a space."""
 
+STARTUP = Path(__file__).parent / "startup"
+"""What every Python that a test starts imports first."""
+
 
 gc.disable()  # Until everything is imported, there is nothing to collect.
 # Ray's workers, and other processes, import as much: see the module there.
-os.environ["PYTHONPATH"] = os.pathsep.join(
-    filter(None, [str(Path(__file__).parent / "startup"), os.environ.get("PYTHONPATH")])
-)
+os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(STARTUP), os.environ.get("PYTHONPATH")]))
 # Most of the Rays that are started here, and their nodes, would start workers that nobody asks for.
 os.environ |= {"RAY_enable_worker_prestart": "0", "RAY_prestart_worker_first_driver": "0"}
 
 
-def pytest_collection_finish() -> None:
-    """Collect from here on, and never look again at what is imported."""
+def pytest_configure(config: pytest.Config) -> None:
+    """A folder for the processes of this session, the same for all processes of it."""
+    if not hasattr(config, "workerinput"):
+        folder = TemporaryDirectory(prefix="warm")
+        os.environ["WARM_START"] = folder.name
+        config.add_cleanup(folder.cleanup)
+
+
+def pytest_collection_finish(session: pytest.Session) -> None:
+    """Collect from here on, and never look again at what is imported; have Ray's workers forked."""
     gc.enable()
     gc.freeze()
+    if any(item.get_closest_marker("ray") for item in session.items):
+        start_warm_start(os.getppid() if hasattr(session.config, "workerinput") else os.getpid())
+
+
+def start_warm_start(owner: int) -> None:
+    """Start the process that forks Ray's workers, where none has done it."""
+    folder = os.environ["WARM_START"]
+    with suppress(FileExistsError):
+        Path(folder, "started").touch(exist_ok=False)
+        words = [sys.executable, str(STARTUP / "warm_start.py"), folder, str(owner)]
+        subprocess.Popen(words, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, start_new_session=True)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -190,7 +190,7 @@ def test_the_demo_goes_from_nothing_to_a_report(ray_session: None, tmp_path: Pat
     """The script of scripts/demo, with this environment instead of one of its own."""
     script = Path(__file__).parents[2] / "scripts" / "demo.py"
     command = [sys.executable, str(script), str(tmp_path / "demo"), "--env-steps", "1", "--episodes", "2"]
-    env = quiet_environment() | {"MARL_AAJR_PYTHON": sys.executable} | joining()
+    env = quiet_environment() | {"MARL_AAJR_PYTHON": sys.executable, "WARM_COMMANDS": "yes"} | joining()
 
     def demo(*more: str) -> str:
         done = subprocess.run(

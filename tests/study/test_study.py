@@ -189,7 +189,8 @@ def test_a_study_whose_driver_is_killed_goes_on_to_the_same_numbers(done: Done, 
         evaluation={"suite": None},
     )
     words = [*CLI, "study", str(file), "--out", str(tmp_path / "out"), "--log-json"]
-    driver = subprocess.Popen(words, env=quiet_environment(), stdout=subprocess.PIPE, text=True)
+    environment = quiet_environment() | {"WARM_COMMANDS": "yes"}
+    driver = subprocess.Popen(words, env=environment, stdout=subprocess.PIPE, text=True)
     assert driver.stdout is not None
     for line in driver.stdout:
         event = json.loads(line)
