@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import gymnasium as gym
+import numpy as np
 import torch
 from gymnasium import spaces
 from ray.rllib.algorithms.ppo import PPOConfig
@@ -74,3 +76,27 @@ def runner(
     spec = resolve(name, kwargs)
     env = register(spec, time_limits_terminate=time_limits_terminate)
     return MultiAgentEnvRunner(config_for(env, spec.make().possible_agents, envs=envs))
+
+
+class Masked(gym.Env[Any, Any]):
+    """Two actions, of which the first alone is legal."""
+
+    observation_space = spaces.Dict(
+        {"action_mask": spaces.Box(0, 1, (2,)), "observations": spaces.Box(-1, 1, (3,))}
+    )
+    action_space = spaces.Discrete(2)
+
+    def __init__(self, _: Any = None) -> None:
+        self._steps = 0
+
+    def reset(self, **_: Any) -> Any:
+        self._steps = 0
+        return self._obs(), {}
+
+    def step(self, action: int) -> Any:
+        self._steps += 1
+        return self._obs(), 1.0, False, self._steps == 5, {}
+
+    def _obs(self) -> Any:
+        mask, seen = np.array([1, 0], np.float32), np.array([0.1, 0.2, 0.3], np.float32)
+        return {"action_mask": mask, "observations": seen}

@@ -22,6 +22,7 @@ from ray.rllib.core.rl_module.default_model_config import DefaultModelConfig
 from marl_aajr import AAJR, robustify
 from marl_aajr.core.checks import NonFiniteError
 from marl_aajr.rllib.sampling.env import register
+from marl_aajr.rollout.attack.rollout_attack import RolloutAttack
 
 ACTIVE = AAJR(coefficient=0.1, epsilon=0.2, interval=1)
 PENALTY = ("learners", "team", "aajr", "penalty")
@@ -77,19 +78,22 @@ def train(algorithm: Algorithm, *, times: int) -> None:
 
 @pytest.mark.usefixtures("ray_session")
 @pytest.mark.parametrize(
-    ("configure", "adapted"),
+    ("configure", "rollouts", "adapted"),
     [
-        (sac, "curr_log_alpha"),
+        (sac, None, "curr_log_alpha"),
         (
             lambda: asynchronous(APPOConfig().training(use_kl_loss=True).learners(num_learners=0)),
+            RolloutAttack(),
             "curr_kl_coeffs_per_module",
         ),
-        (lambda: asynchronous(IMPALAConfig()), "entropy"),
+        (lambda: asynchronous(IMPALAConfig()), RolloutAttack(), "entropy"),
     ],
     ids=["SAC", "APPO", "IMPALA"],
 )
-def test_the_penalty_is_active_in_every_algorithm(configure: Any, adapted: str) -> None:
-    algorithm = robustify(configure(), ACTIVE).build_algo()
+def test_the_penalty_is_active_in_every_algorithm_and_the_rollouts_are_attacked(
+    configure: Any, rollouts: RolloutAttack | None, adapted: str
+) -> None:
+    algorithm = robustify(configure(), ACTIVE, rollouts=rollouts).build_algo()
     try:
         for _ in range(300):
             result = algorithm.train()
@@ -98,6 +102,12 @@ def test_the_penalty_is_active_in_every_algorithm(configure: Any, adapted: str) 
         assert float(read(result, PENALTY)) > 0
         assert float(read(result, (*PENALTY[:3], "nonfinite"))) == 0
         assert list(algorithm.learner_group.get_state()["learner"]["marl_aajr_adapted"][adapted]) == ["team"]
+        if rollouts is not None:
+            (states,) = algorithm.env_runner_group.foreach_env_runner(
+                lambda runner: runner._env_to_module.get_state(), local_env_runner=False
+            )
+            (calls,) = (state["calls"] for name, state in states.items() if "AttackedEpisodes" in name)
+            assert calls > 0
         if isinstance(algorithm, IMPALA):
             # Errors in the learner's thread are raised where they can be seen.
             algorithm.learner_group.foreach_learner(spoil)

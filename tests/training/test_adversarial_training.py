@@ -44,6 +44,7 @@ def test_the_method_is_rollouts_under_attack_and_nothing_else(tmp_path: Path) ->
 @pytest.mark.usefixtures("ray_session")
 @pytest.mark.parametrize("runners", [0, 2])
 def test_a_resumed_run_under_attack_goes_on_to_the_same_numbers(runners: int, tmp_path: Path) -> None:
+    """With two env runners, too, a run is the same whenever it is trained."""
     config = tiny(
         method={"name": "aajr", "coefficient": 0.01},
         rollouts=DRAWS,

@@ -19,7 +19,7 @@ from marl_aajr.training.run_directory import RunDirectory
 from marl_aajr.training.run_record import load_iterations
 from marl_aajr.training.trainer import train
 from marl_aajr.victims import Victim
-from tests.training.runs import assert_same_run, numbers, tiny
+from tests.training.runs import numbers, tiny
 
 pytestmark = pytest.mark.usefixtures("ray_session")
 
@@ -202,14 +202,6 @@ def test_episodes_may_last_longer_than_iterations(tmp_path: Path) -> None:
         tmp_path / "run",
     )
     assert [line["return_mean"] is None for line in numbers(run)] == [True, False, True, False]
-
-
-def test_two_env_runners_give_the_same_run_twice(tmp_path: Path) -> None:
-    config = tiny(
-        env_steps=300, resources={"env_runners": 2, "envs_per_runner": 2}, observation_filter="mean_std"
-    )
-    one, two = (train(config, tmp_path / name) for name in "ab")
-    assert_same_run(one, two)
 
 
 def test_a_run_is_not_lost_when_all_of_its_env_runners_are_killed_at_once(tmp_path: Path) -> None:
