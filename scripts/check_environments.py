@@ -25,6 +25,7 @@ from typing import Any
 ROOT = Path(__file__).resolve().parent.parent
 REFERENCE = ROOT / "scripts" / "reference" / "environments.md"
 METHODS = ("none", "aajr")
+WRAPPED = "wrapped_environments"
 HEADINGS = ("environment", "version", "needed", "steps/s", "return", "under the worst attack")
 
 
@@ -63,20 +64,17 @@ ENVIRONMENTS = {
     "momaland": Environment(
         "MOMAland",
         ("momaland", "supersuit"),
-        "wrapped_environments:item_gathering",
+        f"{WRAPPED}:item_gathering",
         needed="its LinearizeReward; SuperSuit flattens the tuples",
     ),
     "dsse": Environment(
-        "DSSE",
-        ("DSSE", "supersuit"),
-        "wrapped_environments:drone_swarm",
-        needed="SuperSuit flattens the tuples",
+        "DSSE", ("DSSE", "supersuit"), f"{WRAPPED}:drone_swarm", needed="SuperSuit flattens the tuples"
     ),
     "lbforaging": Environment("lbforaging", ("lbforaging",), "lbforaging:Foraging-8x8-2p-1f-v3"),
     "pogema": Environment(
         "POGEMA",
         ("pogema==1.4.0",),
-        "wrapped_environments:pogema",
+        f"{WRAPPED}:pogema",
         needed="its requirements left out, and two repairs",
         pins=False,
         twin="pogema_trajectories.py",
@@ -84,32 +82,32 @@ ENVIRONMENTS = {
     "pistonball": Environment(
         "Pistonball",
         ("pettingzoo[butterfly]", "supersuit"),
-        "wrapped_environments:pistonball",
+        f"{WRAPPED}:pistonball",
         needed="SuperSuit makes the pictures small",
     ),
     "kaz": Environment(
         "KAZ",
         ("pettingzoo[butterfly]", "supersuit"),
-        "wrapped_environments:knights_archers_zombies",
+        f"{WRAPPED}:knights_archers_zombies",
         needed="nothing; SuperSuit's black_death here",
     ),
     "openspiel": Environment(
         "OpenSpiel (Leduc poker)",
         ("open-spiel", "shimmy"),
-        "wrapped_environments:openspiel",
+        f"{WRAPPED}:openspiel",
         needed="Shimmy, and a repair: it pays the last rewards twice",
     ),
     "cogrid": Environment(
         "CoGrid (Overcooked)",
         ("cogrid",),
-        "wrapped_environments:overcooked",
+        f"{WRAPPED}:overcooked",
         needed="observation spaces, which it does not declare",
     ),
     "rware": Environment("RWARE", ("rware",), "rware:rware-tiny-2ag-v2"),
     "sumo": Environment(
         "SUMO-RL",
         ("sumo-rl", "eclipse-sumo"),
-        "wrapped_environments:sumo",
+        f"{WRAPPED}:sumo",
         needed="`SUMO_HOME`, and a repair of one line",
     ),
 }
@@ -127,9 +125,8 @@ def main() -> int:
         say(f"[{number}/{len(options.names or ENVIRONMENTS)}] {name}")
         started = time.monotonic()
         rows.append(check(name, ENVIRONMENTS[name], python, options))
-        say(
-            f"  {rows[-1]['error'] or 'trained, evaluated and compared'} ({time.monotonic() - started:.0f} s)"
-        )
+        seconds = time.monotonic() - started
+        say(f"  {rows[-1]['error'] or 'trained, evaluated and compared'} ({seconds:.0f} s)")
     table = "\n".join(markdown(rows))
     print(table)
     options.out.mkdir(parents=True, exist_ok=True)
@@ -165,11 +162,9 @@ def parse() -> argparse.Namespace:
 
 def set_up(venv: Path) -> Path:
     """The Python of the environment, with this project in it."""
+    settings = {**os.environ, "MARL_AAJR_VENV": str(venv)}
     made = subprocess.run(
-        [ROOT / "scripts" / "setup-venv"],
-        env={**os.environ, "MARL_AAJR_VENV": str(venv)},
-        stdout=subprocess.PIPE,
-        check=False,
+        [ROOT / "scripts" / "setup-venv"], env=settings, stdout=subprocess.PIPE, check=False
     )
     if made.returncode:
         sys.exit(made.returncode)
@@ -178,13 +173,8 @@ def set_up(venv: Path) -> Path:
 
 def check(name: str, environment: Environment, python: Path, options: argparse.Namespace) -> dict[str, Any]:
     """What came out for one environment, a row of the table."""
-    row: dict[str, Any] = {
-        "name": name,
-        "title": environment.title,
-        "version": "",
-        "needed": environment.needed,
-        "error": "",
-    }
+    row: dict[str, Any] = {"name": name, "version": "", "error": ""}
+    row |= {"title": environment.title, "needed": environment.needed}
     out = (options.out / name).absolute()
     out.mkdir(parents=True, exist_ok=True)
     for log in out.glob("*.log"):
@@ -197,13 +187,9 @@ def check(name: str, environment: Environment, python: Path, options: argparse.N
         runs = {method: out / method for method in METHODS}
         command = [str(python), "-W", "ignore", "-m", "marl_aajr"]
         together(out, {m: [*command, *train(environment, m, run, options)] for m, run in runs.items()})
-        episodes = [
-            "--episodes",
-            str(options.episodes),
-            "--selection-episodes",
-            str(max(1, options.episodes // 2)),
-        ]
-        evaluate = [*command, "evaluate", "--suite", options.suite, "--workers", "1", *episodes]
+        evaluate = [*command, "evaluate", "--suite", options.suite, "--workers", "1"]
+        evaluate += ["--episodes", str(options.episodes)]
+        evaluate += ["--selection-episodes", str(max(1, options.episodes // 2))]
         together(out, {m: [*evaluate, str(run)] for m, run in runs.items()})
         page = ["--out", str(out / "report.html")]
         together(out, {"compare": [*command, "compare", *map(str, runs.values()), *page]})
@@ -215,14 +201,9 @@ def check(name: str, environment: Environment, python: Path, options: argparse.N
 
 def install(environment: Environment, python: Path, out: Path) -> None:
     pip = [str(python), "-m", "pip", "install", "--disable-pip-version-check", "--no-input", "-c"]
-    torch = subprocess.check_output(
-        [python, "-c", "import torch; print(torch.__version__)"], text=True
-    ).strip()
-    wanted = (
-        [f"torch=={torch}", *environment.packages]
-        if environment.pins
-        else ["--no-deps", *environment.packages]
-    )
+    version = [python, "-c", "import torch; print(torch.__version__)"]
+    torch = subprocess.check_output(version, text=True).strip()
+    wanted = [f"torch=={torch}" if environment.pins else "--no-deps", *environment.packages]
     together(out, {"install": [*pip, str(ROOT / "constraints.txt"), *wanted]})
 
 
@@ -279,9 +260,8 @@ def last_error(log: Path) -> str:
 
 def figures(run: Path) -> dict[str, Any]:
     """Steps per second of the training, return without attack, and the lowest under the worst of a size."""
-    steps = [
-        json.loads(line)["env_steps_per_second"] for line in (run / "metrics.jsonl").read_text().splitlines()
-    ]
+    lines = (run / "metrics.jsonl").read_text().splitlines()
+    steps = [json.loads(line)["env_steps_per_second"] for line in lines]
     (evaluation,) = (run / "evaluations").glob("*.json")
     result = json.loads(evaluation.read_text())["results"][0]
     worst = min(result["worst"], key=lambda w: w["mean"])

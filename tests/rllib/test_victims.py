@@ -258,10 +258,7 @@ class TestRefused:
     @pytest.mark.parametrize(
         ("settings", "message"),
         [
-            (
-                {"env_kwargs": {"shape": (7,)}},
-                r"to read the observations .*\(7,\).* of 'a_0', got one for .*\(6,\)",
-            ),
+            ({"env_kwargs": {"shape": (7,)}}, r"the observations .*\(7,\).* of 'a_0', got one for .*\(6,\)"),
             ({"env_kwargs": {"masked": True}}, "to read the observations"),
             ({"env_kwargs": {"box_actions": True}}, r"to have the actions Box.* got Discrete\(5\)"),
             ({"env": "nowhere_v0"}, "unknown environment 'nowhere_v0'"),

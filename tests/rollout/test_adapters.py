@@ -10,6 +10,7 @@ import pytest
 import torch
 from gymnasium import spaces
 from pettingzoo.test import parallel_api_test
+from ray.rllib.env.env_context import EnvContext
 from ray.rllib.env.multi_agent_env import MultiAgentEnv
 from torch import nn
 
@@ -24,6 +25,7 @@ from marl_aajr.rollout.pettingzoo_games import game_of
 
 HERE = "tests.rollout.test_adapters"
 SEEN = spaces.Box(-1.0, 1.0, (3,), np.float32)
+FLATTEN = r"FlattenObservation.* supersuit\.observation_lambda_v0"
 
 
 class Forage(gymnasium.Env[Any, Any]):
@@ -193,8 +195,7 @@ def test_agents_of_rllib_end_by_their_own_flag_or_by_that_of_all() -> None:
     assert played.step({"a": 0, "b": 0}).acting == ("a", "b")
     left = played.step({"a": 0, "b": 0})
     assert (left.acting, left.terminations["a"], left.rewards["a"]) == (("b",), True, 1.0)
-    played.step({"b": 0})
-    cut = played.step({"b": 0})
+    _, cut = (played.step({"b": 0}) for _ in range(2))
     assert (cut.over, cut.truncations, cut.terminations) == (True, {"b": True}, {"b": False})
 
 
@@ -223,15 +224,9 @@ def test_players_in_turn_earn_between_their_turns() -> None:
 
 def test_policies_are_evaluated_in_an_environment_of_rllib() -> None:
     spec = resolve(f"{HERE}:Turns", {"length": 6})
-    victim = Victim.from_policies(nn.Linear(3, 2), to_pettingzoo(Turns(_context())))
+    victim = Victim.from_policies(nn.Linear(3, 2), to_pettingzoo(Turns(EnvContext({}, worker_index=0))))
     result = evaluate(victim, spec, attacks=[("fgsm", 0.1)], episodes=2)
     assert result.clean_return == result.attacks[0].mean == 6.0
-
-
-def _context() -> Any:
-    from ray.rllib.env.env_context import EnvContext
-
-    return EnvContext({}, worker_index=0)
 
 
 def test_actions_of_bits_are_choices_between_two() -> None:
@@ -243,16 +238,17 @@ def test_actions_of_bits_are_choices_between_two() -> None:
 
 
 @pytest.mark.parametrize(
-    "seen", [spaces.Tuple([SEEN, spaces.Discrete(2)]), spaces.Dict({"a": SEEN, "b": SEEN}), spaces.Text(4)]
+    ("seen", "says"),
+    [
+        (spaces.Tuple([SEEN, spaces.Discrete(2)]), FLATTEN),
+        (spaces.Dict({"a": SEEN, "b": SEEN}), FLATTEN),
+        (spaces.Text(4), FLATTEN),
+        (spaces.Sequence(SEEN), "Sequence.*; make an array of one shape of it"),
+    ],
 )
-def test_observations_that_are_no_array_are_refused_with_the_wrapper(seen: spaces.Space[Any]) -> None:
-    with pytest.raises(ValueError, match=r"FlattenObservation.* supersuit\.observation_lambda_v0"):
+def test_observations_that_are_no_array_are_refused_with_a_cure(seen: spaces.Space[Any], says: str) -> None:
+    with pytest.raises(ValueError, match=says):
         make_batch(resolve(f"{HERE}:Bits", {"seen": seen}), 1)
-
-
-def test_what_cannot_be_flattened_is_told_another_way() -> None:
-    with pytest.raises(ValueError, match=r"Sequence.*; make an array of one shape of it"):
-        make_batch(resolve(f"{HERE}:Bits", {"seen": spaces.Sequence(SEEN)}), 1)
 
 
 def test_legal_actions_come_from_where_maskable_ppo_asks() -> None:
@@ -283,9 +279,7 @@ def test_legal_actions_come_from_where_maskable_ppo_asks() -> None:
 
 
 def test_an_interface_needs_no_base_class() -> None:
-    class Written:
-        """As POGEMA's environments are."""
-
+    class Written:  # as POGEMA's environments are
         def __init__(self) -> None:
             self._env = to_pettingzoo(Forage())
 
