@@ -33,6 +33,7 @@ results             for each kind of actions:
   worst             attack, mean; lead: over the runner_up
   subsets           agents, attack, returns
   adversarial_agents  kind, agents, and as clean
+  opponents         opponent, agents; clean, attacks, worst, subsets
 skipped             attack, reason
 checks              name, verdict, text
 """
@@ -45,6 +46,7 @@ HELP = guide(
     "marl-aajr evaluate runs/study-3",
     "marl-aajr evaluate runs/study-3 --suite standard --surrogate runs/study-4",
     "marl-aajr evaluate runs/study-3 --attack pgd --epsilon 0.1 --epsilon 0.2",
+    "marl-aajr evaluate runs/tag-3 --team adversary --opponent runs/tag-7",
     "marl-aajr evaluate runs/study-3 --budget agents=1,steps=5,timing=strategic",
     "marl-aajr evaluate runs/study-3 --suite full --json > result.json",
     "marl-aajr evaluate checkpoint_000010 --env simple_spread_v3 --units raw",
@@ -72,6 +74,8 @@ def evaluate(
     set_: list[str] | None = None,
     surrogate: list[Path] | None = None,
     adversary: list[Path] | None = None,
+    opponent: list[str] | None = None,
+    partner: list[str] | None = None,
     out: Path | None = None,
     json_: bool = False,
     **typed: Any,
@@ -86,6 +90,10 @@ def evaluate(
             env.teams='{red_*: red, blue_*: blue}'; may be repeated.
         surrogate (RUN): Another run, to compute the perturbations of `transfer` on; may be repeated.
         adversary (RUN): A run of `adversary train`: let it play against this team; may be repeated.
+        opponent (RUN[:TEAM]): A run or a saved victim that plays the other teams, or only one of them,
+            instead of RUN's own; also random and idle; may be repeated.
+        partner (RUN[:AGENT,…]): A run or a saved victim that plays in the place of each attacked agent in
+            turn, or of these together; may be repeated.
         out (FILE.json): Where the result is kept. Default: see above.
         json_: Print one object, as kept in RUN/evaluations; see above.
         typed: What was given of `SETTINGS`.
@@ -107,6 +115,8 @@ def evaluate(
                 env_kwargs=env_arguments(set_ or ()),
                 surrogates=surrogate or (),
                 adversaries=adversary or (),
+                opponents=opponent or (),
+                partners=partner or (),
                 out=out,
                 on_progress=progress,
                 **protocol,
@@ -148,6 +158,8 @@ def show(evaluation: Evaluation, run: Path, *, kept: Path | None = None) -> None
         write(f"Team {evaluation.team}{attacked}, {evaluation.episodes} episodes, {result.actions} actions")
         table = _table(result, agents=evaluation.agents, level=evaluation.level)
         write(*_limits(evaluation, result), table, *_weakest(result), sep="\n")
+        if result.opponents:
+            write(_against(result))
     for skipped in evaluation.skipped:
         write(f"Left out: {skipped.attack}: {skipped.reason}")
     others = sorted(set(evaluation.teams.values()) - {evaluation.team})
@@ -180,6 +192,27 @@ def _table(result: ActionsResult, *, agents: tuple[str, ...], level: float) -> T
         label = f"{other.label} (worst)" if other.worst else other.label
         add(label, "", other, "")
     shown.caption = "; ".join(_notes(result, agents, marks)) or None
+    return shown
+
+
+def _against(result: ActionsResult) -> Table:
+    """The returns against every opponent, without attack and under the worst of each size, and their mean."""
+    from marl_aajr.evaluation.pool import at_size, pool_scores
+
+    scores, decimals = pool_scores(result), _decimals(result)
+    sizes = [score.epsilon for score in scores]
+    shown = table_of("opponent", numbers=["no attack", *(f"worst at ε = {size:g}" for size in sizes[1:])])
+    for name, rows in result.sides.items():
+        known = {worst.epsilon for worst in rows.worst} | {0.0}
+        means = [written(at_size(rows, e)[0].mean, decimals) if e in known else "–" for e in sizes]
+        marks = ["*" if score.worst == name and len(result.opponents) > 1 else "" for score in scores]
+        label = "own side (does not count)" if rows is result else name
+        shown.add_row(label, *(mean + mark for mean, mark in zip(means, marks, strict=True)))
+    ends = [tuple(written(e, decimals) for e in (s.low, s.high) if e is not None) for s in scores]
+    shown.add_row("mean of opponents", *(written(score.mean, decimals) for score in scores))
+    shown.add_row("", *(f"({' to '.join(end)})" if end else "" for end in ends))
+    if any(score.worst for score in scores) and len(result.opponents) > 1:
+        shown.caption = "*: the worst opponent, chosen on other episodes than these"
     return shown
 
 

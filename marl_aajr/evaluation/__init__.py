@@ -5,13 +5,15 @@ from __future__ import annotations
 from marl_aajr.evaluation.api import evaluate
 from marl_aajr.evaluation.budget import Budget, parse_budget
 from marl_aajr.evaluation.evaluator import Progress
-from marl_aajr.evaluation.outcomes import AttackOutcome, AttackSpec, Outcome, ReplacementOutcome
+from marl_aajr.evaluation.outcomes import OWN, AttackOutcome, AttackSpec, Outcome, ReplacementOutcome
+from marl_aajr.evaluation.pool import Met, PoolScore, everybody_met, pool_scores
 from marl_aajr.evaluation.protocol import AttackEntry, Protocol, Suite, builtin_suites, load_suite
 from marl_aajr.evaluation.replacements import Replacement
-from marl_aajr.evaluation.result import ActionsResult, Check, Evaluation, SubsetOutcome
+from marl_aajr.evaluation.result import ActionsResult, Check, Evaluation, OpponentResult, SubsetOutcome
 from marl_aajr.evaluation.worst_attack import WorstAttack
 
 __all__ = [
+    "OWN",
     "ActionsResult",
     "AttackEntry",
     "AttackOutcome",
@@ -19,7 +21,10 @@ __all__ = [
     "Budget",
     "Check",
     "Evaluation",
+    "Met",
+    "OpponentResult",
     "Outcome",
+    "PoolScore",
     "Progress",
     "Protocol",
     "Replacement",
@@ -29,6 +34,8 @@ __all__ = [
     "WorstAttack",
     "builtin_suites",
     "evaluate",
+    "everybody_met",
     "load_suite",
     "parse_budget",
+    "pool_scores",
 ]

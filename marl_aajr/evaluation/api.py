@@ -10,10 +10,19 @@ from typing import Any
 from marl_aajr.attacks import Attack
 from marl_aajr.core.seeds import Purpose, one_torch_thread, stream
 from marl_aajr.evaluation import admission, sources
+from marl_aajr.evaluation.company import (
+    Companion,
+    Company,
+    Judged,
+    company_notes,
+    read_company,
+    resolve_opponents,
+    resolve_partners,
+)
 from marl_aajr.evaluation.evaluator import Evaluator, Progress
 from marl_aajr.evaluation.order_checks import agent_checks, return_checks
 from marl_aajr.evaluation.preflight import ObservationSampler, attack_checks
-from marl_aajr.evaluation.protocol import Protocol
+from marl_aajr.evaluation.protocol import Protocol, Suite, load_suite
 from marl_aajr.evaluation.replacements import Replacement, admitted_controls, resolve_replacements
 from marl_aajr.evaluation.result import ActionsResult, Check, Evaluation, PlayedEnvironment
 from marl_aajr.evaluation.rows import play_rows
@@ -37,6 +46,8 @@ def evaluate(
     env_kwargs: Mapping[str, Any] | None = None,
     surrogates: Folders | Mapping[str, Victim] = (),
     adversaries: Folders = (),
+    opponents: Company = (),
+    partners: Company = (),
     out: Path | str | None = None,
     on_progress: Callable[[Progress], None] | None = None,
     **settings: Any,
@@ -44,9 +55,10 @@ def evaluate(
     """Evaluate a victim: frozen filters, and the same episodes and random numbers for every row.
 
     One team is attacked, all its agents at every step unless a budget says less; the others play the same
-    policies on what is really there. "The return" is the attacked team's: the sum of its agents' undiscounted
-    rewards. The worst attack of each ε, and the worst agents, are chosen on other episodes than those they
-    are reported on. Whether the returns are evidence is said by `Evaluation.checks`.
+    policies on what is really there, then those of the opponents: what is played against the victim's own
+    side is played against each of them. "The return" is the attacked team's: the sum of its agents'
+    undiscounted rewards. The worst attack of each ε, and the worst agents, are chosen on other episodes than
+    those they are reported on. Whether the returns are evidence is said by `Evaluation.checks`.
 
     The result of a folder is written at the end and in one step: to `RUN/evaluations`, or for saved victims
     and checkpoints to a folder beside theirs, `…-evaluations`; the same evaluation again replaces its file.
@@ -62,6 +74,12 @@ def evaluate(
         surrogates: victims or folders of victims, to compute `transfer` perturbations on.
         adversaries: runs of trained adversaries: traitors and opponents are added to `replace`, observation
             adversaries to `attacks`, at the size they were trained for.
+        opponents: players of the other teams, the same for every team that is to be compared:
+            `{name: folder or victim}`, or `random`, `idle` and folders, `RUN:TEAM` for one team only; the
+            result has a block of rows for each. Of none, those of the suite. See `pool_scores`.
+        partners: victims or folders that play for a member of the team: of `RUN` in the place of each
+            attacked agent in turn, of `RUN:agent_0,agent_1` of these together. Each is a row in
+            `adversarial_agents`, beside random and idle agents in the same place.
         out: a file to write the result to; None: see above, and of a `Victim` nothing is written.
         on_progress: told after every episode; after every row where workers play.
         settings: fields of `Protocol` by name, such as `suite`, `attacks`, `episodes` and `budget`.
@@ -79,6 +97,8 @@ def evaluate(
     folder = Path(victim) if isinstance(victim, Path | str) else None
     player, spec, given = _player(victim, env, env_kwargs)
     others = {name: _surrogate(other, given) for name, other in _named(surrogates).items()}
+    base = () if protocol.suite is None else load_suite(protocol.suite).opponents
+    company = read_company(opponents or base, given), read_company(partners, given)
     notes: list[Check] = []
     for name, run in _named(adversaries).items():
         protocol = sources.with_adversary(
@@ -86,7 +106,7 @@ def evaluate(
         )
         notes += sources.adversary_notes(Path(run), name=name, against=player, spec=spec)
     home = folder if folder is not None and RunDirectory(folder).is_run else None
-    found = _played(player, spec, protocol, surrogates=others, home=home, on_progress=on_progress)
+    found = _played(player, spec, protocol, others, company, home=home, on_progress=on_progress)
     found = found.model_copy(update={"checks": (*notes, *found.checks)})
     if out is None and folder is not None:
         out = sources.evaluations_of(folder) / sources.file_name(found)
@@ -143,12 +163,13 @@ def _played(
     victim: Victim,
     spec: EnvironmentSpec,
     protocol: Protocol,
-    *,
     surrogates: Mapping[str, Victim],
+    company: tuple[list[Companion], list[Companion]],
+    *,
     home: Path | None,
     on_progress: Callable[[Progress], None] | None,
 ) -> Evaluation:
-    suite = protocol.settled()
+    suite = protocol.settled(opponents=len(company[0]))
     attacks, asked = admission.requested(protocol, suite, surrogates=surrogates)
     suite = suite.changed(norm=admission.common_norm(attacks) or suite.norm)
     env = make_batch(spec, min(protocol.num_envs, suite.episodes), flat=True)
@@ -161,7 +182,8 @@ def _played(
         admission.check_budget(suite.budget, victim, members)
         chosen, skipped = admission.admitted(attacks, victim, members, asked=asked)
         controls, left_out = admitted_controls(suite.controls, env, members=members)
-        replaced = resolve_replacements(protocol.replace, env, members=members)
+        opponents, partners = _resolved(company, Judged(victim, env, spec, members), suite)
+        replaced = resolve_replacements([*protocol.replace, *partners], env, members=members)
         replacements = tuple(dict.fromkeys((*controls, *replaced)))
         units = admission.settle_units(suite.units, victim, members if chosen else ())
         known, unfit = admission.fitting(
@@ -179,6 +201,7 @@ def _played(
             units=units,
             suite=suite,
             seed=protocol.seed,
+            opponents=opponents,
             on_progress=on_progress,
             home=home,
         )
@@ -195,7 +218,7 @@ def _played(
             num_envs=env.num_envs,
             results=rows,
             skipped=(*skipped, *unfit, *left_out),
-            checks=checks,
+            checks=(*company_notes(company, spec), *checks),
             **{name: getattr(suite, name) for name in _OF_SUITE},
         )
 
@@ -210,8 +233,7 @@ def _rows(
 ) -> tuple[tuple[ActionsResult, ...], tuple[Check, ...]]:
     """All rows, and whether they can be believed."""
     evaluator.expect(attacks, replacements=len(replacements), beside=training_attack)
-    if attacks:
-        evaluator.calibrate()
+    evaluator.calibrate(attacked=bool(attacks))
     observed = ObservationSampler(stream(evaluator.seed, Purpose.PROBE))
     rows = play_rows(
         evaluator,
@@ -222,6 +244,16 @@ def _rows(
         training_attack=training_attack,
     )
     return rows, tuple(_checks(evaluator, rows, attacks, observed))
+
+
+def _resolved(
+    company: tuple[list[Companion], list[Companion]], judged: Judged, suite: Suite
+) -> tuple[dict[str, Replacement], list[Replacement]]:
+    """Opponents by name and partners, who can play as the suite asks."""
+    opponents, partners = resolve_opponents(company[0], judged), resolve_partners(company[1], judged)
+    for player in (*opponents.values(), *partners):
+        admission.check_actions(suite, player.victim or judged.victim)
+    return opponents, partners
 
 
 _OF_SUITE = ("budget", "norm", "episodes", "selection_episodes", "weakest_link")

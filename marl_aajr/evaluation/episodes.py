@@ -210,7 +210,9 @@ def play(
         BudgetError: an attack that takes more than it may.
     """
     agents = env.possible_agents
-    groups = victim.alike(agents)
+    others = set() if replacement is None else set(replacement.agents)
+    # Nobody asks policies whose agents are all replaced; the rest decide in the same batches as in every row.
+    groups = [group for group in victim.alike(agents) if not others.issuperset(group)]
     if attack is not None:
         groups = [part for group in groups for part in attack.together(group)]
         attack.begin(env.num_envs, generator=stream(seed, Purpose.TIMING))

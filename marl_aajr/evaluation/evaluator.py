@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
-
-from torch import Tensor
+from typing import NamedTuple
 
 from marl_aajr.attacks import Attack
 from marl_aajr.core.seeds import Purpose, derived_seed, stream
@@ -15,19 +13,19 @@ from marl_aajr.evaluation.attack_schedule import AttackSchedule, ScheduleCalibra
 from marl_aajr.evaluation.budget import trials
 from marl_aajr.evaluation.counted_episodes import Played
 from marl_aajr.evaluation.episodes import AttackRun, StepCallback, play
-from marl_aajr.evaluation.intervals import bootstrap_interval
 from marl_aajr.evaluation.outcomes import (
+    OWN,
     Actions,
     AttackedSteps,
     AttackOutcome,
     AttackSpec,
-    Metric,
     Outcome,
     ReplacementOutcome,
     Units,
 )
 from marl_aajr.evaluation.protocol import Suite
 from marl_aajr.evaluation.replacements import Replacement
+from marl_aajr.evaluation.team_returns import TeamReturns
 from marl_aajr.evaluation.time_left import TimeLeft
 from marl_aajr.rollout.batched_env import BatchedEnv
 from marl_aajr.rollout.environments import EnvironmentSpec, make_batch
@@ -52,20 +50,23 @@ class Progress(NamedTuple):
 class AttackTask:
     """One fitted attack to play on some agents: on the reported episodes, or on the selection episodes.
 
-    `schedule` says which steps are attacked; None: every step.
+    Attributes:
+        side: `OWN`, or the opponent's name.
+        schedule: the steps that are attacked; None: every step.
     """
 
+    side: str
     actions: Actions
     attack: Attack
     agents: tuple[str, ...]
     schedule: AttackSchedule | None
     selection: bool
 
-    @property
-    def label(self) -> str:
-        """Attack, size and episodes: `pgd 0.1 (selection)`."""
-        episodes = " (selection)" if self.selection else ""
-        return f"{self.attack.name} {self.attack.perturbations.epsilon:g}{episodes}"
+
+def _told(what: str, side: str, selection: bool) -> str:
+    """A row with its opponent and episodes: `pgd 0.1 against ppo-1 (selection)`."""
+    against = "" if side == OWN else f" against {side}"
+    return f"{what}{against}{' (selection)' if selection else ''}"
 
 
 @dataclass(kw_only=True)
@@ -75,10 +76,12 @@ class Evaluator:
     Attributes:
         env: copies of the environment, for the reported episodes.
         agents: agents whose observations may be changed; all of one team.
+        opponents: by name, players of other teams; against each of them, and against the victim's own side
+            (`OWN`), the same is played.
         home: folder of the victim's run, which keeps the adversaries that are trained; None: nothing does.
         total: episodes to play.
-        calibrations: by kind of actions, what unattacked selection episodes tell an attack schedule.
-        unattacked: by kind of actions, the team's returns in them.
+        calibrations: by side and kind of actions, what unattacked selection episodes tell an attack schedule.
+        unattacked: by side and kind of actions, the team's returns in them.
         rows: attack and episodes of those after the clean ones, for each kind of actions.
         cancelled: whether the team's rewards cancelled in every clean episode, though its agents had some.
     """
@@ -90,12 +93,13 @@ class Evaluator:
     agents: Sequence[str]
     units: Units
     seed: int
+    opponents: Mapping[str, Replacement] = field(default_factory=dict)
     on_progress: Callable[[Progress], None] | None = None
     home: Path | None = None
     total: int = 0
     done: int = 0
-    calibrations: dict[Actions, ScheduleCalibration] = field(default_factory=dict)
-    unattacked: dict[Actions, tuple[float, ...]] = field(default_factory=dict)
+    calibrations: dict[tuple[str, Actions], ScheduleCalibration] = field(default_factory=dict)
+    unattacked: dict[tuple[str, Actions], tuple[float, ...]] = field(default_factory=dict)
     cancelled: bool = False
     rows: list[tuple[Attack | None, int]] = field(default_factory=list)
     time: TimeLeft = field(init=False)
@@ -103,62 +107,79 @@ class Evaluator:
 
     def __post_init__(self) -> None:
         self.time = TimeLeft(self.env.num_envs)
+        teams = {agent: self.env.teams[agent] for agent in self.env.possible_agents}
+        self._returns = TeamReturns(teams, self.team, self.seed)
 
     @property
     def team(self) -> str:
         """The team whose return is "the return"."""
         return self.env.teams[self.agents[0]]
 
+    @property
+    def sides(self) -> tuple[str, ...]:
+        """`OWN`, and the names of the opponents."""
+        return OWN, *self.opponents
+
     def expect(self, attacks: Sequence[Attack], *, replacements: int, beside: Attack | None = None) -> None:
         """Count the episodes to play; one attack may be played beside those that are chosen from."""
         suite, k = self.suite, self.suite.budget.worst
-        reported = (*attacks, *[None] * replacements, *([beside] if beside else []))
-        self.rows = [(attack, suite.episodes) for attack in reported]
+        rows: list[tuple[Attack | None, int]] = [(attack, suite.episodes) for attack in attacks]
         tried = [*attacks] * (1 if k is None else trials(self.agents, k))
         if suite.alone(self.agents):
             tried += [*{a.perturbations.epsilon: a for a in attacks}.values()] * len(self.agents)
-        self.rows += [(attack, suite.selection_episodes) for attack in (*tried, *[None] * replacements)]
-        each = suite.episodes + suite.selection_episodes * suite.calibrated(self.agents)
+        rows += [(attack, suite.selection_episodes) for attack in tried]
+        replaced = [(None, episodes) for episodes in (suite.episodes, suite.selection_episodes)]
+        others = [(None, suite.episodes), *rows] * len(self.opponents)
+        self.rows = [*rows, *replaced * replacements, *others]
+        self.rows += [(beside, suite.episodes)] if beside is not None else []
+        watched = suite.selection_episodes * (suite.calibrated(self.agents) + len(self.opponents))
+        each = suite.episodes + watched
         self.total = len(suite.actions) * (each + sum(episodes for _, episodes in self.rows))
 
-    def calibrate(self) -> None:
-        """Watch unattacked selection episodes, where a budget or the search for agents rests on them.
+    def calibrate(self, *, attacked: bool) -> None:
+        """Watch unattacked selection episodes, where a choice rests on them.
 
-        `ValueError`: more steps in the budget than an episode has.
+        With attacks: of the steps or the agents that a budget allows; with opponents: of the worst one.
+
+        Raises:
+            ValueError: more steps in the budget than an episode has.
         """
-        if not self.suite.calibrated(self.agents):
-            return
-        for actions in self.suite.actions:
-            watch = ScheduleCalibration(self.agents, strategic=self.suite.budget.timing == "strategic")
-            played = self._play("clean (selection)", actions, on_step=watch, selection=True)
-            self.calibrations[actions] = watch
-            self.unattacked[actions] = self._own(played.returns)
-            self._schedule(actions, self.agents)
+        own = attacked and self.suite.calibrated(self.agents)
+        others = self.opponents if self.suite.selection_episodes else ()
+        for side in [*([OWN] if own else []), *others]:
+            for actions in self.suite.actions:
+                watch = ScheduleCalibration(self.agents, strategic=self.suite.budget.timing == "strategic")
+                played = self._play("clean", actions, side=side, on_step=watch, selection=True)
+                self.calibrations[side, actions] = watch
+                self.unattacked[side, actions] = self._returns.each(played.returns)
+                self._schedule(side, actions, self.agents)
 
-    def clean(self, actions: Actions, *, on_step: StepCallback | None = None) -> Outcome:
+    def clean(self, side: str, actions: Actions, *, on_step: StepCallback | None = None) -> Outcome:
         """The row without attack."""
-        played = self._play("clean", actions, on_step=on_step)
-        own = self._returns_of(self.team, played.returns)
-        size = own.abs().sum(-1)
-        self.cancelled = bool((size > 0).any() and (own.sum(-1).abs() <= 1e-6 * size).all())
-        return Outcome(**self._outcome(played))
+        played = self._play("clean", actions, side=side, on_step=on_step)
+        if side == OWN:
+            own = self._returns.members(played.returns)
+            size = own.abs().sum(-1)
+            self.cancelled = bool((size > 0).any() and (own.sum(-1).abs() <= 1e-6 * size).all())
+        return Outcome(**self._returns.outcome(played))
 
     def task(
-        self, actions: Actions, attack: Attack, agents: tuple[str, ...], *, selection: bool
+        self, side: str, actions: Actions, attack: Attack, agents: tuple[str, ...], *, selection: bool
     ) -> AttackTask:
         """An attack on some agents in the steps that the budget allows."""
-        return AttackTask(actions, attack, agents, self._schedule(actions, agents), selection)
+        return AttackTask(side, actions, attack, agents, self._schedule(side, actions, agents), selection)
 
     def play(self, task: AttackTask) -> AttackOutcome | tuple[float, ...]:
         """The row of an attack; on the selection episodes the returns alone, which choices rest on."""
         run = self.attack_run(task.attack, task.agents, schedule=task.schedule)
-        played = self._play(task.label, task.actions, attack=run, selection=task.selection)
+        what = f"{task.attack.name} {task.attack.perturbations.epsilon:g}"
+        played = self._play(what, task.actions, side=task.side, attack=run, selection=task.selection)
         if task.selection:
-            return self._own(played.returns)
+            return self._returns.each(played.returns)
         statistics, size, steps = run.statistics, task.attack.perturbations.epsilon, task.schedule
         decisions = max(statistics.decisions, 1)
         return AttackOutcome(
-            **self._outcome(played),
+            **self._returns.outcome(played),
             attack=AttackSpec.of(task.attack),
             success_rate=statistics.changed / decisions,
             objective_gain=statistics.gain / decisions,
@@ -196,15 +217,14 @@ class Evaluator:
 
     def replaced(self, replacement: Replacement, actions: Actions) -> ReplacementOutcome:
         """The row of one replacement, and what the choice of the worst one rests on."""
-        label = replacement.label
-        played = self._play(label, actions, replacement=replacement)
-        loyal = self._returns_of(self.team, played.returns, but=replacement.agents)
+        played = self._play(replacement.label, actions, replacement=replacement)
+        loyal = self._returns.members(played.returns, but=replacement.agents)
         left = None
         if self.suite.selection_episodes:
-            chosen_on = self._play(f"{label} (selection)", actions, replacement=replacement, selection=True)
-            left = self._returns_of(self.team, chosen_on.returns).sum(-1).mean().item()
+            chosen_on = self._play(replacement.label, actions, replacement=replacement, selection=True)
+            left = self._returns.members(chosen_on.returns).sum(-1).mean().item()
         return ReplacementOutcome(
-            **self._outcome(played),
+            **self._returns.outcome(played),
             kind=replacement.kind,
             agents=replacement.agents,
             source=replacement.source,
@@ -228,22 +248,23 @@ class Evaluator:
         self.done += episodes
         self.time.finish(self.time.row(attack, episodes))
 
-    def _schedule(self, actions: Actions, agents: Collection[str]) -> AttackSchedule | None:
+    def _schedule(self, side: str, actions: Actions, agents: Collection[str]) -> AttackSchedule | None:
         """The steps in which these agents are attacked; None: every one."""
         steps = self.suite.budget.steps
-        return None if steps is None else self.calibrations[actions].schedule(agents, steps=steps)
+        return None if steps is None else self.calibrations[side, actions].schedule(agents, steps=steps)
 
     def _play(
         self,
         what: str,
         actions: Actions,
         *,
+        side: str = OWN,
         attack: AttackRun | None = None,
         replacement: Replacement | None = None,
         on_step: StepCallback | None = None,
         selection: bool = False,
     ) -> Played:
-        """The reported or the selection episodes."""
+        """The reported or the selection episodes, against the victim's own side or an opponent."""
         episodes, env, seed = self.suite.episodes, self.env, self.seed
         if selection:
             episodes, seed = self.suite.selection_episodes, derived_seed(self.seed, Purpose.SELECTION)
@@ -253,7 +274,7 @@ class Evaluator:
         row = attack.attack if attack else None
         seconds = self.time.row(row, episodes)
         sampled, policy = actions == "sampled", None
-        if replacement is not None:
+        if (replacement := replacement or self.opponents.get(side)) is not None:
             generator = stream(self.seed, Purpose.REPLACED)
             policy = replacement.policy(env.num_envs, sampled=sampled, generator=generator)
         played = play(
@@ -264,35 +285,8 @@ class Evaluator:
             sampled=sampled,
             attack=attack,
             replacement=policy,
-            on_episode=lambda finished: self.tell(what, finished, seconds * finished / episodes),
+            on_episode=lambda done: self.tell(_told(what, side, selection), done, seconds * done / episodes),
             on_step=on_step,
         )
         self.finished(row, episodes)
         return played
-
-    def _returns_of(self, team: str, returns: Tensor, *, but: Collection[str] = ()) -> Tensor:
-        """The columns of a team's agents in returns `[episodes, agents]`."""
-        agents = enumerate(self.env.possible_agents)
-        return returns[:, [i for i, agent in agents if self.env.teams[agent] == team and agent not in but]]
-
-    def _own(self, returns: Tensor) -> tuple[float, ...]:
-        """The return of each episode."""
-        return tuple(self._returns_of(self.team, returns).sum(-1).tolist())
-
-    def _outcome(self, played: Played) -> dict[str, Any]:
-        """The fields of an `Outcome`."""
-        own = self._own(played.returns)
-        low, high = bootstrap_interval(own, seed=self.seed)
-        teams = dict.fromkeys(self.env.teams[agent] for agent in self.env.possible_agents)
-        return {
-            "returns": own,
-            "mean": sum(own) / len(own),
-            "low": low,
-            "high": high,
-            "team_returns": {t: self._returns_of(t, played.returns).sum(-1).mean().item() for t in teams},
-            "metrics": {name: self._metric(values.tolist()) for name, values in played.metrics.items()},
-        }
-
-    def _metric(self, values: list[float]) -> Metric:
-        low, high = bootstrap_interval(values, seed=self.seed)
-        return Metric(mean=sum(values) / len(values), low=low, high=high, values=tuple(values))

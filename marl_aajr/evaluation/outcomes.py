@@ -30,7 +30,9 @@ Actions = Literal["greedy", "sampled"]
 Units = Literal["raw", "network"]
 Control = Literal["random", "idle"]
 """Replacements of agents that have learned nothing."""
-ReplacementKind = Literal[Control, "traitor", "opponent"]
+ReplacementKind = Literal[Control, "traitor", "opponent", "partner", "stranger"]
+OWN = "own"
+"""The name of a team's own side, where opponents have names."""
 Radius = Annotated[FiniteFloat, Field(gt=0)]
 
 _SOURCES = ("source", "adversary")
@@ -247,9 +249,9 @@ class ReplacementOutcome(Outcome):
     """The returns with some agents played by something else than the victim.
 
     Attributes:
-        kind: what plays them.
+        kind: what plays them; a partner is a member of another run's or victim's team.
         agents: the replaced ones.
-        source: the run that a traitor or an opponent comes from; empty for the controls.
+        source: the run that a traitor, an opponent or a partner comes from; empty for the controls.
         training: of a traitor or an opponent; None for the controls.
         loyal_return: mean return of those members of the team that are still the victim's.
         selection_return: mean return of the team on the selection episodes; None where there are none.
@@ -271,5 +273,6 @@ class ReplacementOutcome(Outcome):
 
     @property
     def label(self) -> str:
-        """Kind and agents: `random agent_0`."""
-        return f"{self.kind} {', '.join(self.agents)}"
+        """Kind and agents: `random agent_0`; of a partner its source, too: `partner agent_0 of seed-1`."""
+        source = f" of {self.source}" if self.kind == "partner" else ""
+        return f"{self.kind} {', '.join(self.agents)}{source}"

@@ -111,6 +111,7 @@ class Suite(Section):
         budget: budget of the adversary.
         weakest_link: whether the worst attack of each size is tried on each agent alone.
         controls: other players in the place of each attacked agent and of the whole team, `random` or `idle`.
+        opponents: `random`, `idle`, or folders of runs and victims, as in `evaluate`.
         epsilons: sizes of all attacks.
         attacks: the attacks.
     """
@@ -125,6 +126,7 @@ class Suite(Section):
     budget: ReadBudget = Budget()
     weakest_link: bool = False
     controls: Annotated[tuple[Control, ...], AfterValidator(once)] = ()
+    opponents: Annotated[tuple[str, ...], AfterValidator(once)] = ()
     epsilons: Sizes = ()
     attacks: Attacks = ()
 
@@ -207,8 +209,10 @@ class Protocol(Section):
             )
         return self
 
-    def settled(self) -> Suite:
+    def settled(self, *, opponents: int = 0) -> Suite:
         """The suite with everything else that was asked for; `attacks` aside.
+
+        Against several opponents there are selection episodes, on which the worst of them is chosen.
 
         Raises:
             ValueError: no such suite, or something to be found without selection episodes to find it on.
@@ -220,14 +224,16 @@ class Protocol(Section):
         settled = base.model_copy(
             update={name: value for name, value in given.items() if value not in (None, ())}
         )
-        return settled.model_copy(update={"selection_episodes": self._selection(base, settled)})
+        selection = self._selection(base, settled, several=opponents > 1)
+        return settled.model_copy(update={"selection_episodes": selection})
 
-    def _selection(self, base: Suite, settled: Suite) -> int:
+    def _selection(self, base: Suite, settled: Suite, *, several: bool) -> int:
         """The number of selection episodes: in the suite's proportion, else half where they are needed."""
         what = [
             *(["the worst agents"] if settled.budget.worst is not None else []),
             *(["when to attack"] if settled.budget.steps is not None else []),
             *(["the weakest link"] if settled.weakest_link else []),
+            *(["the worst opponent"] if several else []),
         ]
         if self.selection_episodes is None:
             of_suite = ceil(base.selection_episodes * settled.episodes / base.episodes)

@@ -1,4 +1,4 @@
-"""Agents that do not play as the victim does: controls that know nothing, and adversaries that were trained.
+"""Agents that do not play as the victim does: controls that know nothing, and policies from elsewhere.
 
 An observation attack changes what an agent sees; a replacement changes the agent. Two controls put a scale
 beside every trained adversary: an agent that acts at random, and one that does nothing. All other agents are
@@ -35,6 +35,8 @@ CONTROLS: tuple[Control, ...] = get_args(Control)
 class ReplacementPolicy(ABC):
     """Acts for some agents: from what everybody sees to the actions `[E, ...]` of those."""
 
+    agents: tuple[str, ...]
+
     @abstractmethod
     def __call__(self, env: BatchedEnv, obs: Mapping[str, Tensor]) -> dict[str, Tensor]: ...
 
@@ -51,9 +53,9 @@ class Replacement:
     is a choice like any other, it is an agent that is stuck on it.
 
     Attributes:
-        victim: the trained policies of a traitor or an opponent; None for the controls.
+        victim: the policies of anybody but the controls.
         source: the run that they come from; empty for the controls.
-        training: of that run; None for the controls.
+        training: of a traitor or an opponent.
     """
 
     kind: Kind
@@ -247,6 +249,7 @@ class _Trained(ReplacementPolicy):
     def __init__(
         self, agents: tuple[str, ...], victim: Victim, num_envs: int, generator: torch.Generator | None
     ) -> None:
+        self.agents = agents
         self._stepper = Stepper(victim, victim.memory(num_envs), groups=[[agent] for agent in agents])
         kinds = {agent: victim.distribution(agent) for agent in agents}
         self._sampler = None if generator is None else GeneratorSampler(kinds, num_envs, generator)

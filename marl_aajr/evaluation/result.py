@@ -8,6 +8,7 @@
             worst: WorstAttack, ...                         one for each size
             subsets: SubsetOutcome, ...                     attacks on some agents, to find the worst
             adversarial_agents: ReplacementOutcome, ...     one for each replacement of agents
+        opponents: OpponentResult, ...                  one for each opponent: clean, attacks, worst, subsets
 
 A file in RUN/evaluations is `Evaluation.model_dump_json()`; `Evaluation.model_validate_json` reads it back.
 """
@@ -24,10 +25,12 @@ from marl_aajr.core.threat import Norm
 from marl_aajr.evaluation.budget import Budget, ReadBudget
 from marl_aajr.evaluation.intervals import LEVEL
 from marl_aajr.evaluation.outcomes import (
+    OWN,
     Actions,
     AttackOutcome,
     AttackSpec,
     Outcome,
+    ReplacementKind,
     ReplacementOutcome,
     ResultModel,
     Settings,
@@ -57,28 +60,21 @@ class SubsetOutcome(ResultModel):
         return float(np.mean(self.returns))
 
 
-class ActionsResult(ResultModel):
-    """Everything that was played with one kind of actions.
+class Rows(ResultModel):
+    """The rows of one team with one kind of actions, whoever plays the other teams.
 
     Attributes:
-        actions: greedy or sampled.
         clean: without attack.
         attacks: one for each attack and size.
-        training_attack: under the attack that the run was trained under; None: there was none, or it does not
-            fit. It is no candidate for the worst: other runs do not face it.
         worst: one for each size; empty where nothing was chosen.
-        adversarial_agents: one for each replacement.
         subsets: attacks on some agents only, to find the worst; empty where nothing was to be found.
-        clean_selection: returns of the selection episodes without attack; empty where no choice of agents or
-            of steps rests on them.
+        clean_selection: returns of the selection episodes without attack; empty where no choice rests on
+            them.
     """
 
-    actions: Actions
     clean: Outcome
     attacks: tuple[AttackOutcome, ...] = ()
-    training_attack: AttackOutcome | None = None
     worst: tuple[WorstAttack, ...] = ()
-    adversarial_agents: tuple[ReplacementOutcome, ...] = ()
     subsets: tuple[SubsetOutcome, ...] = ()
     clean_selection: tuple[FiniteFloat, ...] = ()
 
@@ -91,6 +87,42 @@ class ActionsResult(ResultModel):
     def clean_selection_return(self) -> float | None:
         """Mean return of the selection episodes without attack, where they were played."""
         return float(np.mean(self.clean_selection)) if self.clean_selection else None
+
+
+class OpponentResult(Rows):
+    """Everything that was played against one opponent.
+
+    Attributes:
+        opponent: its name.
+        kind: `stranger`, policies that the team did not train with, or a control.
+        agents: the agents of other teams that it plays.
+    """
+
+    opponent: str
+    kind: ReplacementKind
+    agents: tuple[str, ...] = Field(min_length=1)
+
+
+class ActionsResult(Rows):
+    """Everything that was played with one kind of actions; its own rows are against the team's own side.
+
+    Attributes:
+        actions: greedy or sampled.
+        training_attack: under the attack that the run was trained under; None: there was none, or it does not
+            fit. It is no candidate for the worst: other runs do not face it.
+        adversarial_agents: one for each replacement.
+        opponents: one for each opponent; `marl_aajr.evaluation.pool_scores` has the mean and the worst.
+    """
+
+    actions: Actions
+    training_attack: AttackOutcome | None = None
+    adversarial_agents: tuple[ReplacementOutcome, ...] = ()
+    opponents: tuple[OpponentResult, ...] = ()
+
+    @property
+    def sides(self) -> dict[str, Rows]:
+        """The rows against every opponent by its name; those against the team's own side are `OWN`."""
+        return {OWN: self, **{rows.opponent: rows for rows in self.opponents}}
 
 
 @dataclass(frozen=True, config=ConfigDict(extra="forbid"))
@@ -172,8 +204,9 @@ class Evaluation(ResultModel):
     @model_validator(mode="after")
     def _as_many_returns_as_episodes(self) -> Self:
         for result in self.results:
+            attacked = (outcome for rows in result.sides.values() for outcome in (rows.clean, *rows.attacks))
             beside = [result.training_attack] if result.training_attack else []
-            for outcome in (result.clean, *result.attacks, *result.adversarial_agents, *beside):
+            for outcome in (*attacked, *result.adversarial_agents, *beside):
                 if len(outcome.returns) != self.episodes:
                     raise ValueError(f"{len(outcome.returns)} returns for {self.episodes} episodes")
         return self

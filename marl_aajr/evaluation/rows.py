@@ -1,11 +1,12 @@
 """All rows of an evaluation, in the order in which they depend on each other.
 
-    1. without attack
+    1. without attack, against the victim's own side and every opponent
     2. where the worst k agents are to be found: each attack on subset after subset (selection episodes)
     3. each attack on its agents: the reported rows, and what the worst attack of each size is chosen by
     4. which agent is the weakest link: the worst attack of each size on one agent alone (selection episodes)
 
-Within 2, 3 and 4 no row knows of another: a `WorkerPool` shares them among processes, to the same numbers.
+Agents and attacks are chosen for each opponent by itself. Within 2, 3 and 4 no row knows of another: a
+`WorkerPool` shares them among processes, to the same numbers.
 """
 
 from __future__ import annotations
@@ -28,10 +29,10 @@ from marl_aajr.core.seeds import Purpose
 from marl_aajr.evaluation.admission import fitted
 from marl_aajr.evaluation.budget import candidates, rounds
 from marl_aajr.evaluation.evaluator import AttackTask, Evaluator
-from marl_aajr.evaluation.outcomes import Actions, AttackOutcome, AttackSpec
+from marl_aajr.evaluation.outcomes import OWN, Actions, AttackOutcome, AttackSpec
 from marl_aajr.evaluation.preflight import ObservationSampler
 from marl_aajr.evaluation.replacements import Replacement, mark_worst
-from marl_aajr.evaluation.result import ActionsResult, SubsetOutcome
+from marl_aajr.evaluation.result import ActionsResult, OpponentResult, Rows, SubsetOutcome
 from marl_aajr.evaluation.worst_attack import WorstAttack, worst_of_each_size
 from marl_aajr.rollout.environments import make_batch
 from marl_aajr.victims.stepper import DecisionBatch
@@ -42,16 +43,20 @@ _WORTH = 20.0
 _BYTES = 1 << 30
 """What a worker may need of memory."""
 
+_Key = tuple[str, Actions]
+"""A side, `OWN` or an opponent's name, and a kind of actions."""
+
 _LOGGER = logging.getLogger(__name__)
 
 
 @dataclass
 class _Case:
-    """One attack with one kind of actions, on its way to a row on the agents found so far.
+    """One attack with one kind of actions against one side, on its way to a row on the agents found so far.
 
     `tried` are the subsets that were tried for it, `chosen_on` its returns on the selection episodes.
     """
 
+    side: str
     actions: Actions
     attack: Attack
     agents: tuple[str, ...]
@@ -81,32 +86,44 @@ def play_rows(
         evaluator.time(batches, episode)
         observed(batches, episode)
 
-    clean = {actions: evaluator.clean(actions, on_step=watch) for actions in suite.actions}
+    clean = {(OWN, actions): evaluator.clean(OWN, actions, on_step=watch) for actions in suite.actions}
     _foresee(evaluator)
+    met = [(side, actions) for side in evaluator.opponents for actions in suite.actions]
+    clean |= {key: evaluator.clean(*key) for key in met}
     attacks = fitted(evaluator, attacks)
     evaluator.time.begin()
     start = () if suite.budget.worst else tuple(evaluator.agents)
-    cases = [_Case(actions, attack, start) for actions in suite.actions for attack in attacks]
+    cases = [_Case(*key, attack, start) for key in clean for attack in attacks]
     with WorkerPool(evaluator, workers=workers and min(workers, len(cases))) as pool:
         _find_agents(pool, evaluator, cases)
         _play(pool, evaluator, cases)
         known = _training_attack(pool, evaluator, training_attack)
-        by_kind = {actions: [case for case in cases if case.actions == actions] for actions in clean}
-        worst = {actions: _worst(own) for actions, own in by_kind.items()}
+        by_key = {key: [case for case in cases if (case.side, case.actions) == key] for key in clean}
+        worst = {key: _worst(own) for key, own in by_key.items()}
         alone = _each_alone(pool, evaluator, worst)
+    rows = {
+        key: Rows(
+            clean=clean[key],
+            attacks=tuple(case.outcome for case in own if case.outcome is not None),
+            worst=tuple(row for row, _ in worst[key]),
+            subsets=(*(each for case in own for each in case.tried), *alone.get(key, ())),
+            clean_selection=evaluator.unattacked.get(key, ()),
+        )
+        for key, own in by_key.items()
+    }
     return tuple(
         ActionsResult(
+            **dict(rows[OWN, actions]),
             actions=actions,
-            clean=clean[actions],
-            attacks=tuple(case.outcome for case in by_kind[actions] if case.outcome is not None),
             training_attack=known.get(actions),
-            worst=tuple(row for row, _ in worst[actions]),
             adversarial_agents=mark_worst(
                 [evaluator.replaced(replacement, actions) for replacement in replacements],
                 evaluator.env.teams,
             ),
-            subsets=(*(each for case in by_kind[actions] for each in case.tried), *alone.get(actions, ())),
-            clean_selection=evaluator.unattacked.get(actions, ()),
+            opponents=tuple(
+                OpponentResult(**dict(rows[name, actions]), opponent=name, kind=who.kind, agents=who.agents)
+                for name, who in evaluator.opponents.items()
+            ),
         )
         for actions in suite.actions
     )
@@ -132,7 +149,8 @@ def _find_agents(pool: WorkerPool, evaluator: Evaluator, cases: Sequence[_Case])
         return
     for _ in range(rounds(evaluator.agents, k)):
         tried = [(case, agents) for case in cases for agents in candidates(evaluator.agents, k, case.agents)]
-        returns = pool.play([evaluator.task(c.actions, c.attack, a, selection=True) for c, a in tried])
+        tasks = [evaluator.task(c.side, c.actions, c.attack, a, selection=True) for c, a in tried]
+        returns = pool.play(tasks)
         for case in cases:
             new = [_subset(a, case.attack, r) for (c, a), r in zip(tried, returns, strict=True) if c is case]
             best = min(new, key=lambda subset: subset.mean)
@@ -145,7 +163,7 @@ def _play(pool: WorkerPool, evaluator: Evaluator, cases: Sequence[_Case]) -> Non
     unchosen = [case for case in cases if evaluator.suite.selection_episodes and not case.chosen_on]
     results = pool.play(
         [
-            evaluator.task(case.actions, case.attack, case.agents, selection=selection)
+            evaluator.task(case.side, case.actions, case.attack, case.agents, selection=selection)
             for part, selection in ((cases, False), (unchosen, True))
             for case in part
         ]
@@ -162,20 +180,20 @@ def _training_attack(
     if attack is None:
         return {}
     kinds, agents = evaluator.suite.actions, tuple(evaluator.agents)
-    tasks = [evaluator.task(actions, attack, agents, selection=False) for actions in kinds]
+    tasks = [evaluator.task(OWN, actions, attack, agents, selection=False) for actions in kinds]
     return dict(zip(kinds, pool.play(tasks), strict=True))
 
 
 def _each_alone(
-    pool: WorkerPool, evaluator: Evaluator, worst: Mapping[Actions, Sequence[tuple[WorstAttack, Attack]]]
-) -> dict[Actions, list[SubsetOutcome]]:
+    pool: WorkerPool, evaluator: Evaluator, worst: Mapping[_Key, Sequence[tuple[WorstAttack, Attack]]]
+) -> dict[_Key, list[SubsetOutcome]]:
     """The worst attack of each size on one agent alone, where that was asked for and is not known."""
     if not evaluator.suite.alone(evaluator.agents):
         return {}
-    singles = [(kind, attack, (a,)) for kind in worst for _, attack in worst[kind] for a in evaluator.agents]
-    returns = pool.play([evaluator.task(*single, selection=True) for single in singles])
+    singles = [(key, attack, (a,)) for key in worst for _, attack in worst[key] for a in evaluator.agents]
+    returns = pool.play([evaluator.task(*key, attack, a, selection=True) for key, attack, a in singles])
     tried = zip(singles, returns, strict=True)
-    return grouped((kind, _subset(agents, attack, left)) for (kind, attack, agents), left in tried)
+    return grouped((key, _subset(agents, attack, left)) for (key, attack, agents), left in tried)
 
 
 def _subset(agents: tuple[str, ...], attack: Attack, returns: tuple[float, ...]) -> SubsetOutcome:
@@ -259,7 +277,7 @@ def _started(evaluator: Evaluator, workers: int | None, *, tasks: int) -> Iterat
             yield None
             return
         make = ray.remote(num_cpus=1)(_Worker).remote
-        alike = ("victim", "spec", "suite", "agents", "units", "seed")
+        alike = ("victim", "spec", "suite", "agents", "units", "seed", "opponents")
         shared = {name: getattr(evaluator, name) for name in alike}
         actors = [make(**shared, num_envs=evaluator.env.num_envs) for _ in range(count)]
         try:

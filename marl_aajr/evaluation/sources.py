@@ -57,7 +57,7 @@ def find_victim(path: Path, env: EnvironmentSpec | None = None) -> Victim:
         )
     if env is not None:
         raise ValueError(f"expected no environment for the run {path}, which has its own, got {env.name}")
-    _check_finished(run)
+    check_finished(run)
     own = run.config().env
     if own.name in (observation_game.GAME, agent_game.GAME):  # whose arguments name the victims
         saved = Path(own.kwargs["victim"])
@@ -90,6 +90,8 @@ def file_name(evaluation: Evaluation) -> str:
     asked["attacks"] = [row.attack.model_dump(mode="json") for row in evaluation.attacks]
     by = {"kind", "agents", "source"}
     asked["replaced"] = [row.model_dump(mode="json", include=by) for row in evaluation.adversarial_agents]
+    if opponents := evaluation.results[0].opponents:
+        asked["opponents"] = [row.model_dump(mode="json", include={"opponent", "kind"}) for row in opponents]
     digest = hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()[:8]
     suite = f"{evaluation.suite}-" if evaluation.suite else ""
     return f"{suite}seed{evaluation.seed}-episodes{evaluation.episodes}-{digest}.json"
@@ -105,7 +107,7 @@ def with_adversary(protocol: Protocol, path: Path, *, name: str, against: Victim
         ValueError: not a finished run of an adversary, or one of another team.
     """
     run = RunDirectory(path)
-    _check_finished(run)
+    check_finished(run)
     if run.config().env.name != observation_game.GAME:
         replacement = _replacement(run, source=name, against=against)
         return protocol.changed(replace=[*protocol.replace, replacement])
@@ -157,7 +159,7 @@ def _replacement(run: RunDirectory, *, source: str, against: Victim) -> Replacem
     )
 
 
-def _check_finished(run: RunDirectory) -> None:
+def check_finished(run: RunDirectory) -> None:
     """Raise `ValueError` for anything but a finished run."""
     if is_begun(run.path):
         raise ValueError(

@@ -15,6 +15,7 @@ from marl_aajr.core.checks import grouped
 from marl_aajr.evaluation.budget import Budget
 from marl_aajr.evaluation.outcomes import AttackOutcome
 from marl_aajr.evaluation.protocol import builtin_suites
+from marl_aajr.evaluation.replacements import CONTROLS
 from marl_aajr.evaluation.result import Evaluation
 from marl_aajr.report.common_protocol import RunResults
 from marl_aajr.report.comparison import Comparison
@@ -80,15 +81,26 @@ def arguments(evaluation: Evaluation, renamed: Mapping[str, str]) -> list[list[s
     common += ["--norm", evaluation.norm] if evaluation.norm != "linf" else []
     surrogates = (row.attack.source for row in evaluation.attacks if row.attack.access == "surrogate")
     common += _each("--surrogate", [_known(name, renamed) for name in dict.fromkeys(surrogates)])
-    controls = [row for row in evaluation.adversarial_agents if not row.trained]
+    controls = [row for row in evaluation.adversarial_agents if row.kind in CONTROLS]
     common += _each("--replace", [f"{row.kind}:{','.join(row.agents)}" for row in controls])
     common += _each("--adversary", [_known(name, renamed) for name in _adversaries_of(evaluation)])
+    others = [rows.opponent for rows in evaluation.results[0].opponents]
+    partners = (row.source for row in evaluation.adversarial_agents if row.kind == "partner")
+    common += _each("--opponent", [_known(name, renamed) for name in others])
+    common += _each("--partner", [_known(name, renamed) for name in dict.fromkeys(partners)])
     return [[*common, *how] for how in _attacks(evaluation)] or [common]
 
 
 def _known(name: str, renamed: Mapping[str, str]) -> str:
-    """The place where a run of a name is trained again; the name itself where the page does not show it."""
-    return next((to for path, to in renamed.items() if name in (path, PurePath(path).name)), name)
+    """The place where a run of a name is trained again; the name itself where the page does not show it.
+
+    A part that it plays stays behind it: `again/run:prey`.
+    """
+    for path, to in renamed.items():
+        for known in (path, PurePath(path).name):
+            if name == known or name.startswith(f"{known}:"):
+                return to + name.removeprefix(known)
+    return name
 
 
 def _targets(runs: Mapping[str, EvaluatedRun]) -> dict[str, str]:
@@ -164,7 +176,7 @@ def _each(option: str, values: Sequence[str]) -> list[str]:
 def _adversaries_of(evaluation: Evaluation) -> tuple[str, ...]:
     """Names or paths of the trained adversaries that played, each once."""
     attacked = (row.attack.source for row in evaluation.attacks if _was_trained_before(row))
-    replaced = (row.source for row in evaluation.adversarial_agents if row.source)
+    replaced = (row.source for row in evaluation.adversarial_agents if row.trained)
     return tuple(dict.fromkeys([*attacked, *replaced]))
 
 

@@ -8,12 +8,14 @@ import pytest
 
 from marl_aajr.adversaries.agent_game import GAME
 from marl_aajr.cli.app import main
+from marl_aajr.evaluation import Evaluation
+from marl_aajr.report.reproduce import arguments
 from marl_aajr.training.config import EnvConfig, RunConfig
 from marl_aajr.training.run_directory import RunDirectory
 from marl_aajr.training.run_record import Status
 from marl_aajr.victims import Victim, fingerprint
 from tests.cli.test_evaluate import SPEC, as_json, finished_run, said
-from tests.evaluation.players import sign_reader, team
+from tests.evaluation.players import sign_reader, signs, team
 
 FEW = ("--attack", "noise", "--epsilon", "0.1", "--episodes", "6")
 
@@ -100,6 +102,36 @@ def test_controls_are_in_the_table(capsys: pytest.CaptureFixture[str], run: Path
     shown = said(capsys, run, *FEW, "--replace", "idle:agent_2", "--replace", "random")
     for label in ("idle agent_2", "random agent_0", "random agent_1", "random agent_2"):
         assert label in shown
+
+
+def test_opponents_and_partners_are_named_shown_and_repeated(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Team right (agents 1 and 2) meets a team that reads the signs twice as loud, or lends it a member."""
+    monkeypatch.chdir(tmp_path)
+    spec, loud, louder = signs(teams=True), sign_reader(), sign_reader()
+    loud.weight.data *= 2
+    louder.weight.data *= -4
+    team(spec, sign_reader()).save(tmp_path / "mine")
+    team(spec, loud).save(tmp_path / "loud")
+    team(spec, louder).save(tmp_path / "liar")
+    asked = ("--opponent", "loud:left", "--opponent", "idle", "--partner", "liar:agent_1")
+    shown = said(capsys, "mine", *FEW, "--selection-episodes", 4, *asked)
+    for label in (
+        "partner agent_1 of",
+        "loud:left",
+        "own side (does not count)",
+        "mean of opponents",
+        "*: the worst",
+    ):
+        assert label in shown
+    found = as_json(capsys, "mine", *FEW, "--selection-episodes", 4, *asked)
+    evaluation = Evaluation.model_validate(found)
+    names = [row.opponent for row in evaluation.results[0].opponents]
+    assert names == ["loud:left", "idle"]
+    (words,) = arguments(evaluation, {"runs/loud": "again/loud"})
+    assert "--opponent again/loud:left --opponent idle --partner liar:agent_1" in " ".join(words)
+    assert "--replace random:agent_1 --replace idle:agent_1" in " ".join(words)
 
 
 def test_another_run_is_no_adversary(capsys: pytest.CaptureFixture[str], run: Path) -> None:

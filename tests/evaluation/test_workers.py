@@ -10,9 +10,10 @@ import pytest
 from marl_aajr.evaluation import evaluate
 from marl_aajr.evaluation.rows import WorkerPool, _may_spread
 from marl_aajr.rollout.environments import resolve
-from tests.evaluation.players import sign_reader, signs, suite, team
+from tests.evaluation.players import network, sign_reader, signs, suite, team
 
-SPREAD = resolve("marl_aajr.envs.simple_spread_v3", {"max_cycles": 5})
+APART = {"agent_0": "pair", "agent_1": "pair", "agent_2": "other"}
+SPREAD = resolve("marl_aajr.envs.simple_spread_v3", {"max_cycles": 5, "env.teams": APART})
 
 
 @pytest.fixture
@@ -56,7 +57,8 @@ def test_ray_workers_play_to_the_same_numbers(workers: int | None) -> None:
     """Rows do not know of each other, so it does not matter who plays them, or who finds the worst agent."""
     import ray
 
-    victim = team(SPREAD)
+    victim, stranger = team(SPREAD), team(SPREAD, network(5, 18, seed=1))
+    against = {"opponents": {"stranger": stranger}}
     chosen = suite(
         attacks=["noise", "pgd-margin"],
         epsilons=[0.3, 0.5],
@@ -64,15 +66,23 @@ def test_ray_workers_play_to_the_same_numbers(workers: int | None) -> None:
         budget="agents=1,steps=2,timing=strategic",
     )
     told: list[int] = []
-    here = evaluate(victim, SPREAD, suite=chosen, workers=1)
+    here = evaluate(victim, SPREAD, suite=chosen, workers=1, **against)
     while ray.available_resources().get("CPU", 0) < 2:
         time.sleep(0.1)  # somebody else's actors are on their way out
     with patch(
         "marl_aajr.evaluation.rows.WorkerPool._shared", autospec=True, side_effect=WorkerPool._shared
     ) as shared:
         there = evaluate(
-            victim, SPREAD, suite=chosen, workers=workers, on_progress=lambda p: told.append(p.done)
+            victim,
+            SPREAD,
+            suite=chosen,
+            workers=workers,
+            on_progress=lambda p: told.append(p.done),
+            **against,
         )
     shared.assert_called()
     assert there == here
-    assert told[-1] == 2 * (5 * 6 + (3 * 4 + 1) * 4), "four attacks on three agents each, and the calibration"
+    rows = here.results[0]
+    assert rows.opponents[0].attacks != rows.attacks
+    each = 5 * 6 + (2 * 4 + 1) * 4
+    assert told[-1] == 2 * 2 * each, "two sides: four attacks on two agents each, and the calibration"
