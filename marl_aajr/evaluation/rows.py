@@ -11,13 +11,8 @@ Agents and attacks are chosen for each opponent by itself. Within 2, 3 and 4 no 
 
 from __future__ import annotations
 
-import logging
-import math
-import os
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 import torch
@@ -28,25 +23,17 @@ from marl_aajr.core.checks import grouped
 from marl_aajr.core.seeds import Purpose
 from marl_aajr.evaluation.admission import fitted
 from marl_aajr.evaluation.budget import candidates, rounds
-from marl_aajr.evaluation.evaluator import AttackTask, Evaluator
+from marl_aajr.evaluation.evaluator import Evaluator
 from marl_aajr.evaluation.outcomes import OWN, Actions, AttackOutcome, AttackSpec
 from marl_aajr.evaluation.preflight import ObservationSampler
 from marl_aajr.evaluation.replacements import Replacement, mark_worst
 from marl_aajr.evaluation.result import ActionsResult, OpponentResult, Rows, SubsetOutcome
+from marl_aajr.evaluation.workers import WorkerPool
 from marl_aajr.evaluation.worst_attack import WorstAttack, worst_of_each_size
-from marl_aajr.rollout.environments import make_batch
 from marl_aajr.victims.stepper import DecisionBatch
-
-_WORTH = 20.0
-"""Seconds of work from which on workers are worth their start, which takes about five."""
-
-_BYTES = 1 << 30
-"""What a worker may need of memory."""
 
 _Key = tuple[str, Actions]
 """A side, `OWN` or an opponent's name, and a kind of actions."""
-
-_LOGGER = logging.getLogger(__name__)
 
 
 @dataclass
@@ -111,21 +98,28 @@ def play_rows(
         )
         for key, own in by_key.items()
     }
-    return tuple(
-        ActionsResult(
-            **dict(rows[OWN, actions]),
-            actions=actions,
-            training_attack=known.get(actions),
-            adversarial_agents=mark_worst(
-                [evaluator.replaced(replacement, actions) for replacement in replacements],
-                evaluator.env.teams,
-            ),
-            opponents=tuple(
-                OpponentResult(**dict(rows[name, actions]), opponent=name, kind=who.kind, agents=who.agents)
-                for name, who in evaluator.opponents.items()
-            ),
-        )
-        for actions in suite.actions
+    return tuple(_result(evaluator, actions, rows, replacements, known) for actions in suite.actions)
+
+
+def _result(
+    evaluator: Evaluator,
+    actions: Actions,
+    rows: Mapping[_Key, Rows],
+    replacements: Sequence[Replacement],
+    known: Mapping[Actions, AttackOutcome],
+) -> ActionsResult:
+    """All that was played with one kind of actions; replaced agents play now."""
+    replaced = [evaluator.replaced(replacement, actions) for replacement in replacements]
+    opponents = (
+        OpponentResult(**dict(rows[name, actions]), opponent=name, kind=who.kind, agents=who.agents)
+        for name, who in evaluator.opponents.items()
+    )
+    return ActionsResult(
+        **dict(rows[OWN, actions]),
+        actions=actions,
+        training_attack=known.get(actions),
+        adversarial_agents=mark_worst(replaced, evaluator.env.teams),
+        opponents=tuple(opponents),
     )
 
 
@@ -207,106 +201,3 @@ def _worst(cases: Sequence[_Case]) -> list[tuple[WorstAttack, Attack]]:
         chosen, size=lambda case: case[0].perturbations.epsilon, left=lambda case: case[2]
     )
     return [(WorstAttack.of([case[1:] for case in found]), found[0][0]) for found in by_size.values()]
-
-
-class WorkerPool(ExitStack):
-    """Plays attacked rows in this process or by Ray workers, which end with the context.
-
-    With 1 worker there are none; with None there is one a core, as soon as the rows that are left are worth
-    their start.
-    """
-
-    def __init__(self, evaluator: Evaluator, *, workers: int | None) -> None:
-        super().__init__()
-        self._evaluator, self._workers = evaluator, workers
-        self._actors: Any = None
-
-    def play(self, tasks: Sequence[AttackTask]) -> list[Any]:
-        """The results of `Evaluator.play` in the order of the tasks, whichever finishes first."""
-        results: list[Any] = []
-        while len(results) < len(tasks):
-            left = tasks[len(results) :]
-            if self._has_actors(len(left)):
-                return [*results, *self._shared(left)]
-            results.append(self._evaluator.play(left[0]))
-        return results
-
-    def _shared(self, tasks: Sequence[AttackTask]) -> Iterator[Any]:
-        played = self._actors.map(lambda actor, task: actor.play.remote(task), tasks)
-        suite = self._evaluator.suite
-        for task, result in zip(tasks, played, strict=True):
-            episodes = suite.selection_episodes if task.selection else suite.episodes
-            self._evaluator.finished(task.attack, episodes)
-            self._evaluator.tell(task.attack.name)
-            yield result
-
-    def _has_actors(self, tasks: int) -> bool:
-        """Whether there are workers for so many tasks; they are started now if they are worth it."""
-        if tasks < 2 or self._workers == 1:
-            return False
-        long = (self._evaluator.time.seconds() or 0.0) >= _WORTH
-        if self._actors is None and (self._workers is not None or (long and _may_spread())):
-            try:
-                self._actors = self.enter_context(_started(self._evaluator, self._workers, tasks=tasks))
-            except Exception as error:
-                if self._workers is not None:
-                    raise
-                _LOGGER.info("evaluating in this process alone: %s", error)
-            if self._actors is None:
-                self._workers = 1
-        return self._actors is not None
-
-
-@contextmanager
-def _started(evaluator: Evaluator, workers: int | None, *, tasks: int) -> Iterator[Any]:
-    """Ray actors, ready to play; None where no number is given, and there are no cores for two.
-
-    Ray is started where it is not running.
-    """
-    import ray
-    from ray.util import ActorPool
-
-    from marl_aajr.training.cluster import ray_for
-    from marl_aajr.training.resources import Resources
-
-    with ray_for(Resources()):
-        free = ray.available_resources()
-        room = min(tasks, free.get("CPU", 0), free.get("memory", math.inf) // _BYTES)
-        count = int(room) if workers is None else workers
-        if count < 2:
-            yield None
-            return
-        make = ray.remote(num_cpus=1)(_Worker).remote
-        alike = ("victim", "spec", "suite", "agents", "units", "seed", "opponents")
-        shared = {name: getattr(evaluator, name) for name in alike}
-        actors = [make(**shared, num_envs=evaluator.env.num_envs) for _ in range(count)]
-        try:
-            ray.get([actor.ready.remote() for actor in actors])
-            evaluator.time.begin(workers=count)
-            yield ActorPool(actors)
-        finally:
-            for actor in actors:
-                ray.kill(actor)
-
-
-def _may_spread() -> bool:
-    """Whether several cores may be had without asking: not within a task of Ray, which has its own."""
-    import ray
-
-    if ray.is_initialized():
-        return ray.get_runtime_context().worker.mode != ray.WORKER_MODE
-    return "RAY_ADDRESS" in os.environ or (os.cpu_count() or 1) > 1
-
-
-class _Worker:
-    """An evaluator in a process of its own."""
-
-    def __init__(self, *, num_envs: int, **shared: Any) -> None:
-        torch.set_num_threads(1)
-        self._evaluator = Evaluator(**shared, env=make_batch(shared["spec"], num_envs, flat=True))
-
-    def ready(self) -> None:
-        """Answer once the environment is there."""
-
-    def play(self, task: AttackTask) -> AttackOutcome | tuple[float, ...]:
-        return self._evaluator.play(task)

@@ -8,7 +8,7 @@ from unittest.mock import MagicMock, patch
 import pytest
 
 from marl_aajr.evaluation import evaluate
-from marl_aajr.evaluation.rows import WorkerPool, _may_spread
+from marl_aajr.evaluation.workers import WorkerPool, _may_spread
 from marl_aajr.rollout.environments import resolve
 from tests.evaluation.players import network, sign_reader, signs, suite, team
 
@@ -19,12 +19,12 @@ SPREAD = resolve("marl_aajr.envs.simple_spread_v3", {"max_cycles": 5, "env.teams
 @pytest.fixture
 def unhurried(monkeypatch: pytest.MonkeyPatch) -> None:
     """Whatever is left is worth the start of workers."""
-    monkeypatch.setattr("marl_aajr.evaluation.rows._WORTH", 0.0)
+    monkeypatch.setattr("marl_aajr.evaluation.workers._WORTH", 0.0)
 
 
 def test_short_work_stays_in_this_process(monkeypatch: pytest.MonkeyPatch) -> None:
     hire = MagicMock()
-    monkeypatch.setattr("marl_aajr.evaluation.rows._started", hire)
+    monkeypatch.setattr("marl_aajr.evaluation.workers._started", hire)
     victim = team(signs(), sign_reader())
     evaluate(victim, suite=suite())
     evaluate(victim, suite=suite(), workers=1)
@@ -34,7 +34,7 @@ def test_short_work_stays_in_this_process(monkeypatch: pytest.MonkeyPatch) -> No
 @pytest.mark.usefixtures("unhurried")
 def test_where_workers_cannot_be_had_this_process_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(
-        "marl_aajr.evaluation.rows._started", MagicMock(side_effect=ValueError("no Ray here"))
+        "marl_aajr.evaluation.workers._started", MagicMock(side_effect=ValueError("no Ray here"))
     )
     victim = team(signs(), sign_reader())
     assert evaluate(victim, suite=suite()) == evaluate(victim, suite=suite(), workers=1)
@@ -70,7 +70,7 @@ def test_ray_workers_play_to_the_same_numbers(workers: int | None) -> None:
     while ray.available_resources().get("CPU", 0) < 2:
         time.sleep(0.1)  # somebody else's actors are on their way out
     with patch(
-        "marl_aajr.evaluation.rows.WorkerPool._shared", autospec=True, side_effect=WorkerPool._shared
+        "marl_aajr.evaluation.workers.WorkerPool._shared", autospec=True, side_effect=WorkerPool._shared
     ) as shared:
         there = evaluate(
             victim,
