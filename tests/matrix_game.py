@@ -50,7 +50,8 @@ class MatrixGame(ParallelEnv[str, Any, Any]):
         ]
         paid = float(self.payoffs[tuple(mirrored)])
         self.t += 1
-        told, infos = self._look(), {agent: {} for agent in self.agents}
+        told = self._look()
+        infos: dict[str, Any] = {agent: {} for agent in self.agents}
         ends = dict.fromkeys(self.agents, self.t >= self.steps)
         never = dict.fromkeys(self.agents, False)
         self.agents = [] if self.t >= self.steps else self.agents

@@ -22,8 +22,13 @@ WEAK = (make_attack("noise", epsilon=0.1), 0.1)
 
 def judged(opponents: Any, row: int = ROCK, **settings: Any) -> Evaluation:
     """The rows of one who always plays rock against its own scissors: 2 a game at home."""
-    settings = {"attacks": [TURN, WEAK], "episodes": 6, "num_envs": 4, "selection_episodes": 4} | settings
-    return evaluate(players(row, SCISSORS), team="rows", opponents=opponents, **settings)
+    asked: dict[str, Any] = {
+        "attacks": [TURN, WEAK],
+        "episodes": 6,
+        "num_envs": 4,
+        "selection_episodes": 4,
+    } | settings
+    return evaluate(players(row, SCISSORS), team="rows", opponents=opponents, **(asked | settings))
 
 
 @pytest.fixture(scope="module")
@@ -107,8 +112,9 @@ class TestSameEpisodes:
 
     def test_budgets_are_searched_for_each_opponent_and_workers_play_the_same(self) -> None:
         spec = signs(teams=True)
-        stranger = team(spec, sign_reader())
-        stranger.modules["shared"].weight.data *= -1
+        wrong = sign_reader()
+        wrong.weight.data.neg_()
+        stranger = team(spec, wrong)
         asked: dict[str, Any] = {"attacks": [(TURN[0], 1.5)], "episodes": 5, "selection_episodes": 3}
         asked |= {"budget": "agents=1,steps=2", "num_envs": 3, "team": "right", "replace": ["idle:agent_1"]}
         asked |= {"actions": ["greedy", "sampled"], "opponents": {"liar": stranger}, "seed": 3}

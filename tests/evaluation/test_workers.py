@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from typing import Any
 from unittest.mock import MagicMock, patch
 
 import pytest
@@ -58,7 +59,7 @@ def test_ray_workers_play_to_the_same_numbers(workers: int | None) -> None:
     import ray
 
     victim, stranger = team(SPREAD), team(SPREAD, network(5, 18, seed=1))
-    against = {"opponents": {"stranger": stranger}}
+    against: dict[str, Any] = {"opponents": {"stranger": stranger}}
     chosen = suite(
         attacks=["noise", "pgd-margin"],
         epsilons=[0.3, 0.5],
