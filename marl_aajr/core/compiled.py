@@ -29,6 +29,11 @@ _COMPILERS = ("c++", "g++", "clang++")
 _LOGGER = logging.getLogger(__name__)
 
 
+def kernels_compiled() -> bool:
+    """Whether small networks go through their kernel."""
+    return compiled(_HEADERS / "mlp_kernel.cpp") is not None
+
+
 @cache
 def compiled(source: Path) -> ctypes.CDLL | None:
     """The library of a source; None where it cannot be had, with a line in the log."""

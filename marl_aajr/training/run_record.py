@@ -21,6 +21,8 @@ from pydantic import StrictInt, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
 from typing_extensions import TypedDict  # pydantic takes no other before Python 3.12
 
+from marl_aajr.core.compiled import kernels_compiled
+
 CONFIG, STATUS, VERSIONS = "config.yaml", "status.json", "versions.json"
 METRICS, EVENTS, EVALUATIONS = "metrics.jsonl", "events.jsonl", "evaluations"
 
@@ -62,12 +64,15 @@ class Versions:
         platform: the operating system and the machine's architecture.
         packages: the version of each of `PACKAGES` that is installed.
         seed: of the run; None in a record that does not say.
+        compiled: whether small networks went through compiled kernels, which round in other places than
+            PyTorch (`marl_aajr.core.compiled`); None likewise.
     """
 
     python: str
     platform: str
     packages: dict[str, str]
     seed: int | None = None
+    compiled: bool | None = None
 
     @classmethod
     def here(cls, *, seed: int | None = None) -> Versions:
@@ -76,7 +81,7 @@ class Versions:
         for name in PACKAGES:
             with suppress(metadata.PackageNotFoundError):
                 packages[name] = metadata.version(name)
-        return cls(platform.python_version(), platform.platform(), packages, seed)
+        return cls(platform.python_version(), platform.platform(), packages, seed, kernels_compiled())
 
     def changed(self) -> dict[str, str]:
         """The packages that this process has in other versions, with its versions."""
