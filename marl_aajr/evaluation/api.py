@@ -186,7 +186,7 @@ def _played(
         replaced = resolve_replacements([*protocol.replace, *partners], env, members=members)
         replacements = tuple(dict.fromkeys((*controls, *replaced)))
         units = admission.settle_units(suite.units, victim, members if chosen else ())
-        trained_under = sources.training_attack_of(home) if home and chosen else None
+        trained_under = sources.training_attack_of(home, members) if home and chosen else None
         known, unfit = admission.fitting(trained_under, victim, members, suite=suite, units=units)
         evaluator = Evaluator(
             victim=victim,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import shlex
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 
 from marl_aajr.adversaries import agent_game, observation_game
@@ -19,8 +19,10 @@ from marl_aajr.evaluation.result import Check, Evaluation
 from marl_aajr.rollout.attack.training_attack import TrainingAttack
 from marl_aajr.rollout.environments import EnvironmentSpec
 from marl_aajr.rollout.teams import sideless
+from marl_aajr.training.policy_mapping import policy_mapping_of
 from marl_aajr.training.run_directory import RunDirectory
 from marl_aajr.training.run_record import evaluations_beside
+from marl_aajr.training.team_methods import team_methods
 from marl_aajr.victims import Victim, fingerprint
 from marl_aajr.victims.portable import DESCRIPTION
 
@@ -69,11 +71,15 @@ def find_victim(path: Path, env: EnvironmentSpec | None = None) -> Victim:
     return Victim.load(run.victim)
 
 
-def training_attack_of(path: Path) -> TrainingAttack | None:
-    """The attack that a run was trained under, at its last ε; None: it was trained without."""
+def training_attack_of(path: Path, agents: Collection[str]) -> TrainingAttack | None:
+    """The attack that one of these agents was trained under, at its last ε; None: they were trained without."""
     config = RunDirectory(path).config()
-    attack = config.attack
-    return None if attack is None else TrainingAttack.of(attack, env_steps=config.env_steps)
+    if config.attack is None:
+        return None
+    attack = team_methods(config, policy_mapping_of(config)).attack
+    if attack is None or not set(agents) & set(attack.agents or agents):
+        return None
+    return TrainingAttack.of(attack, env_steps=config.env_steps)
 
 
 def evaluations_of(path: Path) -> Path:

@@ -25,6 +25,7 @@ from marl_aajr.rllib import robustify
 from marl_aajr.rllib.internals.algorithms import RunAPPO, RunIMPALA, RunPPO
 from marl_aajr.rllib.internals.learners import resumable_learner_class
 from marl_aajr.rllib.networks import check_observation_space
+from marl_aajr.rllib.plugin.attacked_measures import ReturnsUnderAttack
 from marl_aajr.rllib.plugin.observation_layout import chosen_parts
 from marl_aajr.rllib.sampling.env import register
 from marl_aajr.rllib.sampling.episode_metrics import EpisodeReturns
@@ -133,9 +134,21 @@ def _set_methods(
     attacked: Collection[str] = ()
     if methods.attack is not None:
         attacked = _check_attack(methods.attack, config, mapping)
-    if not methods.regularizers:
+    if methods.regularizers:
+        _check_regularizers(config, mapping, methods, attacked)
+        robustify(result, dict(sorted(methods.regularizers.items())))
+    else:
         result.learners(learner_class=resumable_learner_class(result.learner_class))
-        return
+    if methods.attack is not None and config.resources.runner == "stock":
+        robustify(result, None, rollouts=methods.attack)
+        ended = [EpisodeReturns(mapping.teams), ReturnsUnderAttack(mapping.teams)]
+        result.callbacks(on_episode_end=ended)
+
+
+def _check_regularizers(
+    config: RunConfig, mapping: PolicyMapping, methods: TeamMethods, attacked: Collection[str]
+) -> None:
+    """Raise `ValueError` for a regularizer that its module cannot be trained with."""
     offers: frozenset[Need] = EVERYTHING
     if config.model.critic != "own":  # a centralised critic does not evaluate an observation alone
         offers -= {"critic"}
@@ -150,7 +163,6 @@ def _set_methods(
                 chosen_parts(mapping.observation_spaces[agent], leaves)
         except ValueError as error:
             raise ValueError(f"method {methods.methods[module].name}, module {module!r}: {error}") from None
-    robustify(result, dict(sorted(methods.regularizers.items())))
 
 
 def _check_attack(attack: RolloutAttack, config: RunConfig, team: PolicyMapping) -> Collection[str]:

@@ -197,11 +197,18 @@ class RunConfig(Section):
                 f"expected one adversary in the rollouts of a run, got those of {self.method.label}; give "
                 "these teams the same method with the same settings, or only one of them such a method"
             )
-        if self.attack is not None and self.resources.runner != "fast":
-            raise ValueError(
-                f"expected resources.runner fast for rollouts under attack, got {self.resources.runner}; "
-                "change one of them"
-            )
+        if (attack := self.attack) is not None and self.resources.runner != "fast":
+            kept = "fresh" if attack.path == "none" else "rollout"
+            for name, value, right in (
+                ("rollouts.critic", attack.critic, "seen"),
+                ("the method's directions", kept, "fresh"),
+            ):
+                if value != right:
+                    raise ValueError(
+                        f"expected {name} {right} with resources.runner {self.resources.runner}, got "
+                        f"{value}: RLlib's episodes keep no path, and its critics read what agents saw; "
+                        "change one of them"
+                    )
         return self
 
     @model_validator(mode="after")

@@ -124,7 +124,8 @@ def _attack(sums: Mapping[str, Any], counted: Collection[str]) -> dict[str, Any]
     """
     found: dict[str, Any] = {"epsilon": float(sums["epsilon"]) / float(sums["samples"])}
     for kind in ("attacked", "clean"):
-        count, returns = sums[kind]["episodes"], sums[kind]["returns"]
+        ended = sums.get(kind, {"episodes": 0, "returns": {}})  # RLlib's runners report what there was
+        count, returns = ended["episodes"], ended["returns"]
         totals = {team: float(value) for team, value in returns.items() if team in counted}
         found[f"{kind}_return_mean"] = sum(totals.values()) / count if count > 0 else None
         if len(counted) > 1:

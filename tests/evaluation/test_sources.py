@@ -90,10 +90,12 @@ class TestTheAttackOfTraining:
         assert skipped.attack == "training_attack"
         assert reason in skipped.reason
 
-    @pytest.mark.parametrize("epsilon", [0, [[0, 0.1], [12, 0]]])
-    def test_there_is_none_where_training_ended_without(self, epsilon: Any, tmp_path: Path) -> None:
-        run = written_run(tmp_path / "run", rollouts={"epsilon": epsilon})
-        found = evaluate(run, attacks=[("fgsm", 1.1)], episodes=2)
+    @pytest.mark.parametrize(
+        "rollouts", [{"epsilon": 0}, {"epsilon": [[0, 0.1], [12, 0]]}, {"agents": ["agent_2"]}]
+    )
+    def test_there_is_none_where_training_ended_without(self, rollouts: Any, tmp_path: Path) -> None:
+        run = written_run(tmp_path / "run", rollouts=rollouts)
+        found = evaluate(run, attacks=[("fgsm", 1.1)], episodes=2, agents=["agent_0", "agent_1"])
         assert (found.results[0].training_attack, found.skipped) == (None, ())
 
 

@@ -22,6 +22,7 @@ from ray.rllib.examples.rl_modules.classes.action_masking_rlm import ActionMaski
 from marl_aajr import AAJR, robustify
 from marl_aajr.rllib.plugin.attacked_episodes import AttackedEpisodes
 from marl_aajr.rllib.sampling.fast import fast
+from marl_aajr.rllib.sampling.observation_filter import ObservationNormalizer
 from marl_aajr.rollout.attack.rollout_attack import RolloutAttack
 from tests.rllib.env_runs import Masked
 from tests.rllib.test_algorithms import ppo, sac, train
@@ -47,6 +48,10 @@ class Recorder(ConnectorV2):
 
 def attacked_episodes(runner: Any) -> AttackedEpisodes:
     return next(p for p in runner._env_to_module.connectors if isinstance(p, AttackedEpisodes))
+
+
+def filter_of(runner: Any) -> ObservationNormalizer:
+    return next(p for p in runner._env_to_module.connectors if isinstance(p, ObservationNormalizer))
 
 
 def key(one: Any) -> tuple[Any, Any]:
@@ -155,6 +160,23 @@ def test_nobody_is_attacked_without_exploration_in_evaluation_or_before_the_sche
     config.in_evaluation = True
     runner = runner_of(config)
     assert moved(runner, Recorder(runner)).max() == 0
+
+
+def test_epsilon_is_in_units_of_the_environment_behind_our_filter() -> None:
+    """Its statistics are of what was true, and give ε no size at the first observation of one copy."""
+    config = single().env_runners(
+        env_to_module_connector=lambda *_: ObservationNormalizer(), num_envs_per_env_runner=1
+    )
+    runner = runner_of(robustify(config, None, rollouts=ATTACK))
+    recorder = Recorder(runner)
+    parts = chunks(runner, num_timesteps=40)
+    first, last = parts[0], parts[-1]
+    (moments,) = filter_of(runner).total.values()
+    true = {who: np.stack(rows) for who, rows in recorder.true.items()}
+    assert moments.count == sum(map(len, true.values())) == sum(len(one) + 1 for one in parts)
+    assert np.array_equal(first.get_observations()[0], true[key(first)][0])
+    moved = np.abs(last.get_observations()[-1] - true[key(last)][-1]) * (moments.std + 1e-6)
+    np.testing.assert_allclose(moved, EPSILON, rtol=1e-3)
 
 
 def logits(runner: Any, obs: torch.Tensor) -> torch.Tensor:

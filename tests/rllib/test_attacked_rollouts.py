@@ -109,6 +109,18 @@ def test_epsilon_is_in_the_environments_units_behind_a_filter() -> None:
     assert torch.allclose(last[inside].amax(-1), torch.tensor(EPSILON), rtol=0.2)
 
 
+def test_behind_a_filter_that_has_seen_nothing_nobody_is_attacked_yet() -> None:
+    """Of one copy, each agent's own filter knows a single observation at the first step: ε has no size."""
+    configured = config(copies=1).env_runners(env_to_module_connector=normalizer)
+    names = {"agent_0", "agent_1", "agent_2"}
+    configured.multi_agent(policies=names, policy_mapping_fn=lambda agent, *_, **__: agent)
+    subject = runner(configured, OURS, rollouts=RolloutAttack(epsilon=EPSILON))
+    for part in fragment(subject).modules.values():
+        size = moved(part).flatten()
+        assert size[0] == 0
+        assert (size[1:] > 0).all()
+
+
 def test_actions_that_are_not_legal_are_no_rivals() -> None:
     """However sensitive the logit of an illegal action is, the adversary does not look at it."""
     box = gym.spaces.Box(-9, 9, (4,), np.float32)

@@ -81,6 +81,36 @@ def test_aajr_along_the_path_of_play_asks_the_rollouts_to_keep_it(more: Any, tmp
 
 
 @pytest.mark.usefixtures("ray_session")
+@pytest.mark.parametrize("algorithm", ["ppo", "impala", "appo"])
+def test_rllib_s_own_runners_play_under_the_same_attack(algorithm: str, tmp_path: Path) -> None:
+    config = tiny(
+        algorithm=algorithm,
+        method={"name": "aajr", "coefficient": 0.01, "ramp": None},
+        rollouts={"epsilon": 0.2, "share": 0.5, "gap_interval": 2, "ramp": None},
+        observation_filter="mean_std" if algorithm == "ppo" else "none",
+        policies="independent",
+        env_steps=400,
+        resources={"runner": "stock", "env_runners": 0 if algorithm == "ppo" else 1, "envs_per_runner": 2},
+    )
+    run = train(config, tmp_path / "run")
+    attacks = [line["attack"] for line in numbers(run)]
+    for found in attacks:
+        assert found["epsilon"] == pytest.approx(0.2)
+        assert found["objective_gain"] > 0
+        assert 0 <= found["changed_decisions"] <= 1
+    known = [found for found in attacks if found["inner_gap"] is not None]
+    assert known
+    assert all(found["strong_gain"] >= found["inner_gain"] > 0 for found in known)
+    assert all(found["clean_return_mean"] is not None for found in attacks[1:])
+    assert all(found["attacked_return_mean"] is not None for found in attacks[1:])
+    if algorithm == "ppo":
+        seen: list[dict[str, Any]] = []
+        stopped = tmp_path / "stopped"
+        train(config, stopped, on_iteration=seen.append, should_stop=lambda: seen[-1]["iteration"] == 3)
+        assert_same_run(run, train(config, stopped, resume=True))
+
+
+@pytest.mark.usefixtures("ray_session")
 def test_policies_with_a_memory_train_under_attack(tmp_path: Path) -> None:
     run = train(
         tiny(rollouts={"epsilon": 0.2, "ramp": None}, model={"lstm": 8}, env_steps=200), tmp_path / "r"
@@ -102,7 +132,18 @@ def test_policies_with_a_memory_train_under_attack(tmp_path: Path) -> None:
         ({"rollouts": {"speed": 1}}, "rollouts: expected settings of 'adversarial_training' out of share"),
         ({"rollouts": {"ramp": [0.4, 0.1]}}, r"rollouts: expected a ramp \[a, b\] with a < b"),
         ({"rollouts": {"critic": "clean"}, "model": {"lstm": 8}}, "expected critic 'seen' for a module with"),
-        ({"rollouts": {}, "resources": {"runner": "stock"}}, "expected resources.runner fast for rollouts"),
+        (
+            {"rollouts": {"critic": "clean"}, "resources": {"runner": "stock"}},
+            "expected rollouts.critic seen with resources.runner stock",
+        ),
+        (
+            {
+                "rollouts": {},
+                "method": {"name": "aajr", "directions": "rollout", "objective": "margin"},
+                "resources": {"runner": "stock"},
+            },
+            "expected the method's directions fresh with resources.runner stock",
+        ),
         ({"rollouts": {}, "method": {"name": "atla"}}, "observations would be perturbed twice"),
         ({"rollouts": {}, "method": {"name": "adversarial_training"}}, "perturbed twice; remove one"),
         (

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import KeysView
-from typing import Any, Generic, TypeVar
+from typing import Any, ClassVar, Generic, TypeVar
 
 import torch
 from ray.rllib.callbacks.utils import make_callback
@@ -66,6 +66,8 @@ class OpenEnvRunner(MultiAgentEnvRunner):
     RuntimeError.
     """
 
+    plays_episodes: ClassVar[bool] = True
+    """Whether it samples RLlib's episodes, through RLlib's connectors."""
     first_seed = _Renamed[int | None]("_seed")
     """The seed of the next first reset; None: it is not seeded."""
     place = _Renamed[torch.device]("_device")

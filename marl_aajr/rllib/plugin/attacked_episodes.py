@@ -4,6 +4,7 @@ RLlib builds what a module reads from the observations in the episodes, in play 
 stands behind the user's own and puts in place of an episode's last observation what the agent sees, as
 RLlib's MeanStdFilter does: what acted, what is trained on and what values are taken of are the same. It comes
 to each observation once, also to the last one of an episode and of a sample; the environment keeps the truth.
+Behind our observation filter ε is in units of the environment, and the statistics are clean.
 """
 
 from __future__ import annotations
@@ -31,11 +32,19 @@ from marl_aajr.core.environment_values import agent_name, own_key, split
 from marl_aajr.core.policy import Tree
 from marl_aajr.core.seeds import Purpose, derived_seed
 from marl_aajr.rllib.internals.algorithms import connectors_of, structures_of
+from marl_aajr.rllib.plugin.attacked_measures import AttackedMeasures
 from marl_aajr.rllib.plugin.module_policy import ROLLOUTS_KEY
 from marl_aajr.rllib.plugin.observation_layout import flat_layout
-from marl_aajr.rllib.sampling.acting_policy import ActingModule, ActingPolicy, HeldColumns, check_acting
+from marl_aajr.rllib.sampling.acting_policy import (
+    ActingModule,
+    ActingPolicy,
+    FilterStatistics,
+    HeldColumns,
+    check_acting,
+)
 from marl_aajr.rllib.sampling.batch_env import ask
-from marl_aajr.rllib.sampling.observation_filter import ObservationNormalizer
+from marl_aajr.rllib.sampling.observation_filter import Moments, ObservationNormalizer
+from marl_aajr.rollout.attack.attackable import ActingRows
 from marl_aajr.rollout.attack.attacked_copies import AttackedCopies
 from marl_aajr.rollout.attack.attacked_play import attacked_members
 from marl_aajr.rollout.attack.rollout_attack import RolloutAttack
@@ -84,6 +93,7 @@ class AttackedEpisodes(ConnectorV2):
         super().__init__(input_observation_space, input_action_space, attack=attack)
         self.runner: weakref.ref[Any] | None = None
         self._attack = attack
+        self._measures = AttackedMeasures(attack)
         self._calls = 0
         self._unseeded = 0
         self._copies: AttackedCopies | None = None
@@ -104,6 +114,7 @@ class AttackedEpisodes(ConnectorV2):
             return batch
         copies = self._follow(runner, episodes)
         self._calls += 1
+        self._measures.step(runner, copies.epsilon if explore else 0.0)
         if not explore or not copies.epsilon or not copies.reach:
             return batch
         for name, rows in self._attacked(episodes, copies).items():
@@ -145,6 +156,11 @@ class AttackedEpisodes(ConnectorV2):
     def _perturb(self, runner: Any, name: str, module: TorchRLModule, rows: list[tuple[Any, int]]) -> None:
         acting, attack = self._known(runner, name, module)
         assert self._copies is not None
+        pieces = (piece for piece in connectors_of(runner) if isinstance(piece, ObservationNormalizer))
+        known_as = rows[0][0].module_id
+        moments = next((piece.total.get(known_as, Moments()) for piece in pieces), None)
+        if moments is not None and not moments.spread:
+            return  # ε has no size yet in the units of the filter.
         acting.weights_changed()  # The algorithm gives the runner new ones, and does not tell.
         device = next(module.parameters()).device
         observations = [episode.get_observations(-1) for episode, _ in rows]
@@ -152,17 +168,25 @@ class AttackedEpisodes(ConnectorV2):
         legal = None if masks[0] is None else torch.as_tensor(np.stack(masks), device=device).bool()
         own = torch.as_tensor(np.stack(clean), dtype=torch.float32, device=device).flatten(1)
         memory = _memory(module, [episode for episode, _ in rows], device) if acting.recurrent else None
+        filtered = None if moments is None else FilterStatistics.of(moments, acting.width, like=own)
+        own = own if filtered is None else filtered.before(own)
         epsilon = self._copies.radius(1)
         if isinstance(epsilon, Tensor):
             epsilon = epsilon[[copy for _, copy in rows]].to(device)
         generator = self._copies.generator
-        policy = ActingPolicy(acting, HeldColumns(legal, memory))
-        delta = attack.perturb(policy, own, epsilon=epsilon, generator=generator).delta
-        perturbed = (own + delta).cpu().numpy()
+        policy = ActingPolicy(acting, HeldColumns(legal, memory), filtered)
+        found = attack.perturb(policy, own, epsilon=epsilon, generator=generator)
+        shown = ActingRows(policy, own, (lambda obs: obs) if filtered is None else filtered)
+        self._measures.decisions(name, attack, shown, found, epsilon=epsilon, generator=generator)
+        perturbed = shown.seen(own + found.delta).cpu().numpy()
         for (episode, _), obs, before, after in zip(rows, observations, clean, perturbed, strict=True):
             seen = after.reshape(before.shape).astype(before.dtype)
             whole = {**obs, own_key(obs): seen} if isinstance(obs, Mapping) else seen
             episode.set_observations(at_indices=-1, new_data=whole)
+
+    def is_attacked(self, copy: int) -> bool:
+        """Whether a copy's episode is played under attack."""
+        return self._copies is not None and self._copies.has(copy)
 
     def _known(self, runner: Any, name: str, module: TorchRLModule) -> tuple[ActingModule, RolloutAttack]:
         """A module as it acts, and its attack, checked; modules may come, and be replaced."""
@@ -193,12 +217,11 @@ class AttackedEpisodes(ConnectorV2):
     def check(self, runner: Any, pieces: Sequence[Any]) -> None:
         """Raise `ValueError` for a runner that cannot be attacked, behind these other pieces."""
         self._attack.check_copies(runner.num_envs)
-        filters = [type(p).__name__ for p in pieces if isinstance(p, MeanStdFilter | ObservationNormalizer)]
-        if filters:
+        if any(isinstance(piece, MeanStdFilter) for piece in pieces):
             raise ValueError(
-                f"expected no observation filter with rollouts under attack, got {' and '.join(filters)}, "
-                "behind which ε is not in units of the environment; leave it out, or sample by "
-                "fast(config, environment, rollouts=...)"
+                "expected no observation filter of RLlib's with rollouts under attack, got MeanStdFilter, "
+                "behind which ε is not in units of the environment; take ObservationNormalizer of "
+                "marl_aajr.rllib.sampling.observation_filter"
             )
         if not isinstance(runner.module, MultiRLModule):
             if self._attack.agents is not None:

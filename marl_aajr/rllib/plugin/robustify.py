@@ -155,7 +155,7 @@ def _check_rollouts(config: AlgorithmConfig, attack: RolloutAttack) -> None:
             "attacked must be the policy that is trained, by what it did just now"
         )
     runner = config.env_runner_cls
-    if runner is not None and issubclass(runner, OpenEnvRunner):
+    if runner is not None and issubclass(runner, OpenEnvRunner) and not runner.plays_episodes:
         raise ValueError(
             f"expected RLlib's own env runners for an attack from here, got {runner.__name__}; give it to "
             "fast(config, environment, rollouts=...)"

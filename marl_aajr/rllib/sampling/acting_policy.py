@@ -96,13 +96,8 @@ class FilterStatistics:
     scale: Tensor
 
     @classmethod
-    def of(cls, moments: Moments, width: int, *, like: Tensor, module: str) -> FilterStatistics:
-        """Those of a module; `ValueError` where the filter cannot say what ε is in its units."""
-        if moments.count < 2:
-            raise ValueError(
-                f"expected the observation filter of module {module!r} to have seen two observations before "
-                f"ε can be taken in units of the environment, got {moments.count}; play more copies"
-            )
+    def of(cls, moments: Moments, width: int, *, like: Tensor) -> FilterStatistics:
+        """Those of a module, of the first `width` numbers."""
         mean, std = (
             torch.as_tensor(part, device=like.device).to(like.dtype).flatten()[:width]
             for part in (moments.mean, moments.std)
@@ -111,6 +106,10 @@ class FilterStatistics:
 
     def __call__(self, obs: Tensor) -> Tensor:
         return ((obs - self.mean) / self.scale).clamp(-CLIP, CLIP)
+
+    def before(self, filtered: Tensor) -> Tensor:
+        """The observations that the filter gave this for; of those that it clipped, the nearest ones."""
+        return filtered * self.scale + self.mean
 
 
 @dataclass(frozen=True, eq=False)

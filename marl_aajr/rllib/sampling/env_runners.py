@@ -61,6 +61,7 @@ class FastEnvRunner(RunEnvRunner):
     given to `start_afresh`, and of the weights.
     """
 
+    plays_episodes = False
     env: BatchSpaces | None
 
     def __init__(self, config: Any, **kwargs: Any) -> None:

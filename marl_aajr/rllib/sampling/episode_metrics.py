@@ -43,14 +43,20 @@ class EpisodeReturns:
         metrics_logger: Any,
         **_: Any,
     ) -> None:
-        returns = dict.fromkeys(self.teams.values(), 0.0)
-        for agent, earned in env_runner.episode_returns[env_index].items():
-            returns[self.teams[agent_name(agent)]] += earned
+        returns = team_returns(env_runner, env_index, self.teams)
         length = sum(map(len, [*prev_episode_chunks, episode]))
         sums: dict[str, Any] = {"episodes": 1, "length": length, "returns": returns}
         if metrics := reported(episode.get_infos(-1)):
             sums["metrics"] = {name: {"sum": value, "episodes": 1} for name, value in metrics.items()}
         metrics_logger.log_dict(sums, key=RETURNS_KEY, reduce="sum")
+
+
+def team_returns(env_runner: Any, copy: int, teams: Mapping[str, str]) -> dict[str, float]:
+    """What each team has earned in the episode of a copy, in an env runner of our own runs."""
+    returns = dict.fromkeys(teams.values(), 0.0)
+    for agent, earned in env_runner.episode_returns[copy].items():
+        returns[teams[agent_name(agent)]] += earned
+    return returns
 
 
 @dataclass(frozen=True)

@@ -98,6 +98,10 @@ class ModulePolicies:
     def width(self, module: str) -> int:
         return self._actor(module).acting.width
 
+    def can_be_attacked(self, module: str) -> bool:
+        """See `marl_aajr.rollout.attack.attackable.AttackablePolicies`."""
+        return self._normalizer is None or self._normalizer.total.get(module, Moments()).spread
+
     def memory(self, module: str) -> Tree | None:
         return self._actor(module).memory
 
@@ -113,8 +117,8 @@ class ModulePolicies:
         acting, own = actor.acting, obs.flatten(1)[:, : actor.acting.width]
         observed = filtered = None
         if self._normalizer is not None:
-            moments = self._normalizer.total.get(module, Moments())
-            observed = FilterStatistics.of(moments, acting.width, like=own, module=module)
+            moments = self._normalizer.total[module]
+            observed = FilterStatistics.of(moments, acting.width, like=own)
             filtered = moments.normalize
         if acting.recurrent:
             memory = actor.memory if memory is None else memory

@@ -54,6 +54,11 @@ class Moments:
         variance = self.squares / max(self.count - 1, 1)
         return variance.float().sqrt() if isinstance(variance, Tensor) else np.sqrt(np.float32(variance))
 
+    @property
+    def spread(self) -> bool:
+        """Whether there is a deviation, and so a size of ε in its units."""
+        return self.count > 1
+
     def __add__(self, other: Moments) -> Moments:
         """Of both streams together; the other has a sample at least."""
         total = self.count + other.count

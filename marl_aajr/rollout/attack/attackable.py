@@ -44,6 +44,9 @@ class AttackablePolicies(Protocol):
             memory: Recurrent states of all rows; None: those of now.
         """
 
+    def can_be_attacked(self, module: str) -> bool:
+        """Whether ε has a size in units of what a module reads; not behind a filter that has seen nothing."""
+
     def width(self, module: str) -> int:
         """d, the number of a module's numbers that can be perturbed."""
 

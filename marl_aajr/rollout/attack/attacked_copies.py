@@ -79,6 +79,10 @@ class AttackedCopies:
         self._due = drawn * (of - self._place) < left
         self._left = left - self._due.long()
 
+    def has(self, copy: int) -> bool:
+        """Whether a copy's episode is played under attack."""
+        return bool(self._member[copy])
+
     def hit(self) -> Tensor | None:
         """The copies that are attacked in this step, `[reach]` bool; None: all of them."""
         member = self._member[: self.reach] if self._mixed else None

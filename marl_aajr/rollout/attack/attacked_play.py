@@ -103,7 +103,8 @@ class AttackedPlay:
             given: Observations as the environment gives them.
             clean: The same as the module sees them when nobody perturbs them.
         """
-        if given.none_acts or (row is None and not self._last_is_seen):
+        nobody = given.none_acts or (row is None and not self._last_is_seen)
+        if nobody or not self._policies.can_be_attacked(module):
             return given._replace(obs=clean, clean=clean, path=self._no_path(module, clean))
         agents, reach = self._members[module], self.copies.reach
         whole = len(agents) == len(clean)
@@ -158,7 +159,8 @@ class AttackedPlay:
             at: (t, g, e) of each, `[K, 3]`, all of one step.
             lead: Rows of the fragment before the first step.
         """
-        if not self.attacks(module) or not self._last_is_seen or not len(at):
+        nobody = not self.attacks(module) or not self._last_is_seen or not len(at)
+        if nobody or not self._policies.can_be_attacked(module):
             return clean
         agents = torch.tensor(self._members[module], device=at.device)
         step, g, e = int(at[0, 0]) - lead, at[:, 1], at[:, 2]
