@@ -72,7 +72,7 @@ def find_victim(path: Path, env: EnvironmentSpec | None = None) -> Victim:
 
 
 def training_attack_of(path: Path, agents: Collection[str]) -> TrainingAttack | None:
-    """The attack that one of these agents was trained under, at its last ε; None: they were trained without."""
+    """The attack that one of these agents was trained under, at its last ε; None: there was none."""
     config = RunDirectory(path).config()
     if config.attack is None:
         return None
