@@ -11,6 +11,8 @@ agents see and act in their place. An ordinary run trains them.
   (Gleave 2020, arXiv 1905.10615: the frozen victim is part of the environment, and the adversary maximises
   its own return in it); `pays="loss"` pays them minus what the victims earn instead, which differs where
   the game is not zero-sum.
+- **Best response**: an opponent that is paid what the victims lose, found with more effort: what it leaves
+  them is how exploitable they are, as far as its training has come.
 """
 
 from __future__ import annotations
@@ -31,10 +33,10 @@ from marl_aajr.victims import Victim
 GAME = f"{__name__}:parallel_env"
 """The game as an environment's name."""
 
-Kind = Literal["traitor", "opponent"]
+Kind = Literal["traitor", "opponent", "best-response"]
 Pays = Literal["loss", "own"]
 
-PAYS: Mapping[Kind, Pays] = {"traitor": "loss", "opponent": "own"}
+PAYS: Mapping[Kind, Pays] = {"traitor": "loss", "opponent": "own", "best-response": "loss"}
 """The default of `pays` by kind."""
 
 
@@ -95,10 +97,10 @@ def choose_sides(
     """The victims' side, and the agents that the learners play.
 
     Args:
-        kind: traitor or opponent.
+        kind: traitor, opponent or best-response.
         teams: the team of each agent.
         team: the victims'; None: that of the traitors, or the largest without the opponents.
-        agents: the learners'; None: for an opponent, all that are not on the team.
+        agents: the learners'; None: unless they are traitors, all that are not on the team.
 
     Raises:
         ValueError: unknown agents or team, traitors of another team, a whole team of traitors, opponents of
@@ -137,7 +139,7 @@ class AgentThreat(Threat):
     """The settings of an `AgentGame`: its agents are those that the learners play.
 
     Attributes:
-        kind: `"traitor"` or `"opponent"`.
+        kind: `"traitor"`, `"opponent"` or `"best-response"`.
         team: the victims' side; None: see `choose_sides`.
         pays: `"loss"` or `"own"`; None: what `PAYS` says.
     """

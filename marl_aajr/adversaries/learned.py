@@ -18,8 +18,9 @@ from typing import ClassVar, Literal, Self
 import torch
 from torch import Tensor
 
+from marl_aajr.adversaries.kinds import DEFAULTS, STEPS_PER_SECOND
 from marl_aajr.adversaries.observation_game import GAME, ObservationAdversaries, ObservationThreat, features
-from marl_aajr.adversaries.request import DEFAULTS, STEPS_PER_SECOND, AdversaryRequest
+from marl_aajr.adversaries.request import AdversaryRequest
 from marl_aajr.adversaries.store import KEPT, RECORD
 from marl_aajr.attacks import Access, Attack
 from marl_aajr.core.checks import one_of

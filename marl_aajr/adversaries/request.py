@@ -1,36 +1,18 @@
-"""The request for an adversary to train, and the configuration of its run.
-
-What length and search give at ε = 0.1 against one plain PPO team on simple_spread (three agents, trained for
-2.5 million steps; 300 held-out episodes, greedy actions; clean -27.1, pgd-strong -47.7), with the CPU seconds
-of the adversary's training:
-
-    steps        search    pa-ad           sa-rl
-      300,000    1                         -35.5 (21 s)
-      400,000    1         -42.2 (46 s)
-      500,000    3         -41.7 (48 s)
-    1,000,000    1         -43.7 (90 s)    -35.5 (53 s)
-    1,000,000    3         -43.8 (90 s)    -35.5 (52 s)
-
-PA-AD gains by its length; the search gains what it costs, and is there for games that want other settings.
-SA-RL stays where its warm start puts it, however long it learns: noise in 18 features moves a policy so
-little that PPO learns next to nothing from it (a dozen settings tried, none better by more than 1). From
-random weights it stays near the clean return.
-"""
+"""The request for an adversary to train, and the configuration of its run."""
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self, get_args
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, Field, model_validator
 
 from marl_aajr.adversaries.agent_game import GAME as AGENT_GAME
 from marl_aajr.adversaries.agent_game import AgentThreat
 from marl_aajr.adversaries.game_settings import Threat, victim_folder
+from marl_aajr.adversaries.kinds import DEFAULTS, OBSERVERS, Kind, KindDefaults
 from marl_aajr.adversaries.observation_game import GAME as OBSERVATION_GAME
 from marl_aajr.adversaries.observation_game import ObservationThreat
 from marl_aajr.core.threat import Norm
@@ -42,59 +24,14 @@ from marl_aajr.training.resources import Resources
 from marl_aajr.training.run_directory import RunDirectory
 from marl_aajr.victims import Victim
 
-Kind = Literal["sa-rl", "pa-ad", "traitor", "opponent"]
-KINDS: tuple[Kind, ...] = get_args(Kind)
-OBSERVERS: tuple[Kind, ...] = ("sa-rl", "pa-ad")
-"""The kinds that change what others observe."""
-
-STEPS_PER_SECOND = 8_000.0
-"""Environment steps of an adversary's training on simple_spread, with the default networks on one core."""
-
-
-@dataclass(frozen=True)
-class KindDefaults:
-    """What differs between the kinds of adversaries where nothing else is asked for.
-
-    Attributes:
-        env_steps: environment steps, the search included.
-        search: settings of PPO that are tried.
-        alternatives: those settings, the first ones first.
-        ppo: what differs from the defaults of `marl_aajr.training.config.PPOSettings`.
-        model: what differs from the defaults of `marl_aajr.training.config.ModelConfig`.
-    """
-
-    env_steps: int
-    search: int
-    alternatives: Sequence[Mapping[str, Any]]
-    ppo: Mapping[str, Any] = field(default_factory=dict)
-    model: Mapping[str, Any] = field(default_factory=dict)
-
-
-_AGENTS = KindDefaults(400_000, 1, ({}, {"gamma": 0.99}, {"lr": 3e-4}, {"entropy_coeff": 0.0}))
-
-DEFAULTS: Mapping[Kind, KindDefaults] = {
-    "sa-rl": KindDefaults(
-        env_steps=300_000,
-        search=3,
-        alternatives=({}, {"lr": 3e-4}, {"gamma": 0.99}, {"lr": 3e-5}),
-        ppo={"lr": 1e-4, "epochs": 5, "entropy_coeff": 0.0},
-        model={"free_log_std": True},
-    ),
-    "pa-ad": KindDefaults(1_000_000, 3, ({}, {"gamma": 0.99}, {"entropy_coeff": 0.003}, {"lr": 3e-4})),
-    "traitor": _AGENTS,
-    "opponent": _AGENTS,
-}
-
-SEARCH_SHARE = 0.1
-"""Part of the environment steps that each setting is tried for."""
-
 
 class AdversaryRequest(Section):
     """An adversary to train.
 
     Attributes:
         kind: what the adversary does: `sa-rl` and `pa-ad` change what others observe, `traitor` and
-            `opponent` act.
+            `opponent` act; `best-response` is an opponent paid what the team loses, with a wider search: how
+            exploitable the team is.
         epsilon: radius of the perturbation set, in `units`; of sa-rl and pa-ad. None for the others, who
             change no observation.
         agents: agents whose observations it changes, or whose place it takes; None: all who may be.
@@ -104,8 +41,10 @@ class AdversaryRequest(Section):
         units: units of ε: the environment's (`raw`), or behind the observation filter (`network`).
         actions: how the victims take their actions: the most likely ones, or sampled.
         env_steps: environment steps of the training, the search included; None: 1,000,000 for pa-ad, 300,000
-            for sa-rl, 400,000 for agents.
-        search: settings of PPO to try first, a tenth of the steps each, 1: none; None: 3, and 1 for agents.
+            for sa-rl, 800,000 for a best response, 400,000 for other agents.
+        search: settings of PPO to try first, a tenth of the steps each, 1: none; None: 3, and 1 for traitors
+            and opponents.
+        seeds: seeds to try each of them with, which share its steps; None: 2 for a best response, else 1.
         warm_start: begin with what PGD does (sa-rl and pa-ad).
         seed: seed of everything random.
         threat: more of `ObservationThreat`, such as `mask` or `action_settings`; for traitors and
@@ -125,6 +64,7 @@ class AdversaryRequest(Section):
     actions: Literal["greedy", "sampled"] = "greedy"
     env_steps: Count | None = None
     search: Count | None = None
+    seeds: Count | None = None
     warm_start: bool = True
     seed: Whole = 0
     threat: dict[str, Any] = Field(default_factory=dict)
@@ -166,6 +106,11 @@ class AdversaryRequest(Section):
         return self.defaults.search if self.search is None else self.search
 
     @property
+    def repeats(self) -> int:
+        """How many seeds each of them is tried with."""
+        return self.defaults.seeds if self.seeds is None else self.seeds
+
+    @property
     def name(self) -> str:
         """A folder's name for it: `sa-rl-eps0.1`, `pa-ad-eps0.2-l2-joint-s3`, `traitor-agent_1`.
 
@@ -191,7 +136,7 @@ class AdversaryRequest(Section):
             ValueError: no victims there, or agents that are not.
         """
         agents = self._attacked(Victim.load(victim_folder(victims))) if self.observes else self.agents
-        return self.changed(agents=agents, env_steps=self.steps, search=self.tries)
+        return self.changed(agents=agents, env_steps=self.steps, search=self.tries, seeds=self.repeats)
 
     def threat_to(self, victims: Path) -> Threat:
         """The settings of its game against the victims of a run, or those saved in a folder."""
@@ -235,17 +180,17 @@ class AdversaryRequest(Section):
         run = RunDirectory(victims)
         if not self.observes and run.is_run:
             config = _as_they_learned(config, run.config())
-            if self.kind == "opponent" and _can_begin(config, threat.frozen):
+            if self.kind != "traitor" and _can_begin(config, threat.frozen):
                 config = config.model_copy(update={"initial_policy": threat.victim})
         return self._kept_short(config)
 
     def _kept_short(self, config: RunConfig) -> RunConfig:
         """The run with iterations that are no longer than all of it."""
-        batch, tries = config.ppo.train_batch_size, self.tries
+        batch, tries = config.ppo.train_batch_size, self.tries * self.repeats
         if tries > 1 and self.steps < (least := (tries + 1) * batch):
             raise ValueError(
                 f"expected env_steps ≥ {least:,} for a search of {tries} settings and the training, each an "
-                f"iteration of {batch:,} or more, got {self.steps:,}; give more, or search = 1"
+                f"iteration of {batch:,} or more, got {self.steps:,}; give more, or search = 1 and seeds = 1"
             )
         if (steps := self.steps) >= batch:
             return config

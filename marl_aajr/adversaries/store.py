@@ -57,12 +57,13 @@ def find_finished(home: Path, request: AdversaryRequest, *, digest: str) -> Path
         request: what is asked for, its agents named.
         digest: see `home`.
     """
-    asked = request.model_dump(mode="json", exclude={"env_steps", "search", "seed"})
+    asked = request.model_dump(mode="json", exclude={"env_steps", "search", "seeds", "seed"})
     earned: dict[Path, float] = {}
     for record in sorted((home / ADVERSARIES).glob(f"*/{RECORD}")):
         config = RunDirectory(record.parent).config()
         known = json.loads(record.read_text(encoding="utf-8"))
         enough = known["env_steps"] >= request.steps and known["search"] >= request.tries
+        enough = enough and known.get("seeds", 1) >= request.repeats
         same = all(known.get(name) == value for name, value in asked.items())
         if enough and same and config.env.kwargs.get("digest") == digest:
             earned[record.parent] = known["selection"][known["kept"]]

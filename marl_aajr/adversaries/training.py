@@ -12,10 +12,12 @@ from typing import Any
 
 from marl_aajr.adversaries import store
 from marl_aajr.adversaries.game_settings import victim_folder
+from marl_aajr.adversaries.kinds import SEARCH_SHARE
+from marl_aajr.adversaries.learning_curve import learning_curve
 from marl_aajr.adversaries.observation_game import ObservationThreat
-from marl_aajr.adversaries.request import SEARCH_SHARE, AdversaryRequest
+from marl_aajr.adversaries.request import AdversaryRequest
 from marl_aajr.adversaries.warm_start import warm_start
-from marl_aajr.core.seeds import one_torch_thread
+from marl_aajr.core.seeds import Purpose, derived_seed, one_torch_thread
 from marl_aajr.training.cluster import ray_for
 from marl_aajr.training.config import RunConfig
 from marl_aajr.training.fields import validated
@@ -147,9 +149,9 @@ class _Training:
         initial = self._warm()
         config = self.config if initial is None else _begun(self.config, initial)
         settings: dict[str, Any] = {}
-        if self.request.tries > 1:
-            for number in range(self.request.tries):
-                self.on_phase(f"Trying settings {number + 1} of {self.request.tries}")
+        if (tries := self.request.tries * self.request.repeats) > 1:
+            for number in range(tries):
+                self.on_phase(f"Trying settings {number + 1} of {tries}")
                 if not self._try(number, config, selection):
                     return
             best = max(self.tried, key=lambda row: row["score"])
@@ -174,11 +176,15 @@ class _Training:
         return folder
 
     def _try(self, number: int, config: RunConfig, selection: store.SelectionEpisodes) -> bool:
-        """One setting of the search; whether it was tried to the end."""
-        settings = dict(self.request.defaults.alternatives[number])
+        """One setting of the search with one seed; whether it was tried to the end."""
+        place, repeat = divmod(number, self.request.repeats)
+        settings = dict(self.request.defaults.alternatives[place])
         folder = self.aside / str(number + 1)
-        steps = max(int(SEARCH_SHARE * self.request.steps), config.ppo.train_batch_size)
-        if not self._train(_with(config, settings).model_copy(update={"env_steps": steps}), folder):
+        share = SEARCH_SHARE / self.request.repeats
+        changes = {"env_steps": max(int(share * self.request.steps), config.ppo.train_batch_size)}
+        if repeat:
+            changes["seed"] = derived_seed(self.request.seed, Purpose.ADVERSARY_SEARCH, repeat)
+        if not self._train(_with(config, settings).model_copy(update=changes), folder):
             return False
         score = selection.score(Victim.load(RunDirectory(folder).victim)).mean().item()
         self.tried.append({"settings": settings, "score": score, "folder": str(folder)})
@@ -213,6 +219,7 @@ class _Training:
             "victims": str(victim_folder(self.victims).resolve()),
             "env_steps": self.done,
             "tried": [{k: row[k] for k in ("settings", "score")} for row in self.tried],
+            "curve": learning_curve(directory.metrics(), before=self.done - directory.status().env_steps),
             **known,
             **selection.evaluate(
                 Victim.load(directory.victim), warm_start=None if initial is None else Victim.load(initial)

@@ -25,13 +25,15 @@ HELP = guide(
     "Train an adversary against the frozen team of a finished run, by PPO. [b]sa-rl[/b] and [b]pa-ad[/b] "
     "change what its agents observe, by at most --epsilon: sa-rl's actions are the changes, pa-ad chooses "
     "what an agent shall be made to do and a gradient ascent finds the change. [b]traitor[/b] takes the "
-    "place of --agents of the team, [b]opponent[/b] plays the other side. Observation adversaries "
-    "begin with what PGD does. The adversary is kept in VICTIM_RUN/adversaries, where "
+    "place of --agents of the team, [b]opponent[/b] plays the other side, and so does [b]best-response[/b], "
+    "paid what the team loses and searched for more widely: how exploitable the team is. Observation "
+    "adversaries begin with what PGD does. The adversary is kept in VICTIM_RUN/adversaries, where "
     "evaluate --suite full looks for it. Ctrl-C finishes the iteration and says how to go "
     "on; a second one stops at once.",
     "marl-aajr adversary train runs/study-3 --kind pa-ad --epsilon 0.1",
     "marl-aajr adversary train runs/study-3 --kind sa-rl --epsilon 0.1 --joint",
     "marl-aajr adversary train runs/study-3 --kind traitor --agents agent_0",
+    "marl-aajr adversary train runs/tag-3 --kind best-response",
     "marl-aajr adversary train --resume --out runs/study-3/adversaries/pa-ad-eps0.1",
     "marl-aajr evaluate runs/study-3 --adversary runs/study-3/adversaries/pa-ad-eps0.1",
 )
@@ -39,7 +41,7 @@ HELP = guide(
 
 SETTINGS = options(
     "marl_aajr.adversaries.request.AdversaryRequest",
-    "kind epsilon norm units agents joint actions search warm_start env_steps seed",
+    "kind epsilon norm units agents joint actions search seeds warm_start env_steps seed",
     repeated=["agents"],
 )
 
@@ -118,6 +120,8 @@ def _report(folder: Path, victims: Path, console: Console, *, stopped: int) -> N
 
 def verdict(record: Mapping[str, Any]) -> str:
     """How strong an adversary is, in a sentence, from its `adversary.json`."""
+    from marl_aajr.adversaries.learning_curve import last_rise
+
     found = record["selection"]
     mean, low, high = (record["lead"][name] for name in ("mean", "low", "high"))
     decimals = decimals_of([*found.values()], widths=[high - low])
@@ -127,7 +131,10 @@ def verdict(record: Mapping[str, Any]) -> str:
     where = "On other episodes than it learned on the team's return"
     if "pgd" not in found:
         falls = "falls" if low > 0 else "rises" if high < 0 else "does not clearly change:"
-        return f"{where} {falls} from {returns['clean']} to {returns['lost']} ({apart})."
+        rise = last_rise(record["curve"])
+        rising = rise is not None and rise.goes_on(lost=mean)
+        more = " It was still learning when its training ended: it can do more harm." if rising else ""
+        return f"{where} {falls} from {returns['clean']} to {returns['lost']} ({apart}).{more}"
     word = "stronger than" if low > 0 else "weaker than" if high < 0 else "not distinguishable from"
     undertrained = ": undertrained, which is no evidence of robustness" if record["undertrained"] else ""
     return (

@@ -32,6 +32,7 @@ class Purpose(IntEnum):
     DEMONSTRATION = ATTACK + 7
     ADVERSARY_SELECTION = ATTACK + 8
     ROLLOUT_ATTACK = ATTACK + 9
+    ADVERSARY_SEARCH = ATTACK + 10
 
 
 def stream(seed: int, purpose: Purpose) -> torch.Generator:

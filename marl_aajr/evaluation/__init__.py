@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from marl_aajr.evaluation.api import evaluate
+from marl_aajr.evaluation.best_responses import Exploitability, exploitability
 from marl_aajr.evaluation.budget import Budget, parse_budget
 from marl_aajr.evaluation.evaluator import Progress
 from marl_aajr.evaluation.outcomes import OWN, AttackOutcome, AttackSpec, Outcome, ReplacementOutcome
@@ -21,6 +22,7 @@ __all__ = [
     "Budget",
     "Check",
     "Evaluation",
+    "Exploitability",
     "Met",
     "OpponentResult",
     "Outcome",
@@ -35,6 +37,7 @@ __all__ = [
     "builtin_suites",
     "evaluate",
     "everybody_met",
+    "exploitability",
     "load_suite",
     "parse_budget",
     "pool_scores",

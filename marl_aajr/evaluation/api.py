@@ -10,6 +10,7 @@ from typing import Any
 from marl_aajr.attacks import Attack
 from marl_aajr.core.seeds import Purpose, one_torch_thread, stream
 from marl_aajr.evaluation import admission, sources
+from marl_aajr.evaluation.best_responses import response_checks
 from marl_aajr.evaluation.company import (
     Companion,
     Company,
@@ -274,3 +275,4 @@ def _checks(
             yield from return_checks(row, distributions)
     for row in rows:
         yield from agent_checks(row)
+        yield from response_checks(row)

@@ -179,7 +179,7 @@ def _read(name: str, given: Victim | Path | str, env: EnvironmentSpec | None) ->
     run = RunDirectory(text)
     if run.is_run and run.config().env.name == agent_game.GAME:
         threat = AgentThreat(**run.config().env.kwargs)
-        if threat.kind == "opponent":
+        if threat.kind != "traitor":
             sources.check_finished(run)
             trained = threat.env, threat.env_kwargs
             return Companion(name, Victim.load(run.victim), part, trained, against=threat.digest)

@@ -30,7 +30,7 @@ Actions = Literal["greedy", "sampled"]
 Units = Literal["raw", "network"]
 Control = Literal["random", "idle"]
 """Replacements of agents that have learned nothing."""
-ReplacementKind = Literal[Control, "traitor", "opponent", "partner", "stranger"]
+ReplacementKind = Literal[Control, "traitor", "opponent", "best-response", "partner", "stranger"]
 OWN = "own"
 """The name of a team's own side, where opponents have names."""
 Radius = Annotated[FiniteFloat, Field(gt=0)]
@@ -232,17 +232,23 @@ class AttackOutcome(Outcome):
 
 
 class AdversaryTraining(ResultModel):
-    """The training of a traitor or an opponent.
+    """The training of a traitor, an opponent or a best response.
 
     Attributes:
         pays: its reward: what the victims' team loses, or its own return.
-        env_steps: length of the training.
+        env_steps: length of the training, the search included.
+        search: settings of PPO that were tried.
+        seeds: seeds that each of them was tried with.
+        curve: environment steps and return in training (`marl_aajr.adversaries.learning_curve`).
         foreign: whether it was trained against other victims than those evaluated here.
     """
 
     pays: Literal["loss", "own"]
     env_steps: int
     foreign: bool
+    search: int = 1
+    seeds: int = 1
+    curve: tuple[tuple[int, FiniteFloat], ...] = ()
 
 
 class ReplacementOutcome(Outcome):
@@ -269,7 +275,7 @@ class ReplacementOutcome(Outcome):
     @property
     def trained(self) -> bool:
         """Whether policies play the agents that were trained to; False for the controls."""
-        return self.kind in ("traitor", "opponent")
+        return self.kind in ("traitor", "opponent", "best-response")
 
     @property
     def label(self) -> str:

@@ -144,4 +144,5 @@ _KINDS: dict[ReplacementKind, CompanyKind] = {
     "idle": "idle",
     "traitor": "traitor",
     "opponent": "best response",
+    "best-response": "best response",
 }

@@ -11,7 +11,7 @@ from pathlib import Path
 from marl_aajr.adversaries import agent_game, observation_game
 from marl_aajr.adversaries.agent_game import PAYS, AgentThreat
 from marl_aajr.adversaries.learned import loaded
-from marl_aajr.adversaries.store import how_to_resume, is_begun
+from marl_aajr.adversaries.store import RECORD, how_to_resume, is_begun
 from marl_aajr.evaluation.outcomes import AdversaryTraining
 from marl_aajr.evaluation.protocol import AttackEntry, Protocol
 from marl_aajr.evaluation.replacements import Replacement
@@ -147,11 +147,14 @@ def _replacement(run: RunDirectory, *, source: str, against: Victim) -> Replacem
     config = run.config()
     if config.env.name != agent_game.GAME:
         raise ValueError(
-            f"expected the run of a traitor or an opponent, got {run.path}, which was trained in "
+            f"expected the run of an adversary that acts, got {run.path}, which was trained in "
             f"{config.env.name}; train one with: marl-aajr adversary train"
         )
     threat = AgentThreat(**config.env.kwargs)
     victim = Victim.load(run.victim)
+    record = run.path / RECORD  # not of a run that somebody trained in the game by hand
+    known = json.loads(record.read_text(encoding="utf-8")) if record.is_file() else {}
+    effort = {name: known[name] for name in ("env_steps", "search", "seeds", "curve") if name in known}
     return Replacement(
         kind=threat.kind,
         agents=victim.agents,
@@ -159,8 +162,8 @@ def _replacement(run: RunDirectory, *, source: str, against: Victim) -> Replacem
         source=source,
         training=AdversaryTraining(
             pays=threat.pays or PAYS[threat.kind],
-            env_steps=config.env_steps,
             foreign=threat.digest != fingerprint(against),
+            **{"env_steps": config.env_steps, **effort},
         ),
     )
 

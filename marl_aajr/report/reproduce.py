@@ -189,7 +189,7 @@ def _train_adversary(folder: Path, victims: str, target: str) -> str:
     """The command that trains the adversary of a folder again, against these victims, into a target."""
     asked = json.loads((folder / RECORD).read_text("utf-8"))
     words = ["marl-aajr", "adversary", "train", victims, "--kind", str(asked["kind"])]
-    for name in ("epsilon", "env_steps", "search", "seed"):
+    for name in ("epsilon", "env_steps", "search", "seeds", "seed"):
         if asked.get(name) is not None:
             words += [f"--{name.replace('_', '-')}", f"{asked[name]:.12g}"]
     if asked.get("epsilon") is not None:

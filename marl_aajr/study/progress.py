@@ -12,7 +12,7 @@ from datetime import UTC, datetime
 from statistics import fmean
 from typing import Any, Literal
 
-from marl_aajr.adversaries.request import STEPS_PER_SECOND
+from marl_aajr.adversaries.kinds import STEPS_PER_SECOND
 from marl_aajr.core.checks import grouped
 from marl_aajr.study.folder import StudyFolder
 from marl_aajr.study.graph import Node

@@ -204,17 +204,17 @@ def _adversary(node: Node, folder: StudyFolder, reporter: _Reporter) -> None:
         overwrite=not begun,
         on_iteration=reporter.iteration,
         should_stop=reporter.stop,
-        **dict(_against_the_team(node.adversary, node.run.variant.environment)),
+        **dict(against_the_team(node.adversary, node.run.variant.environment)),
     )
     if not is_finished(out.path):
         raise Interrupted
 
 
-def _against_the_team(request: AdversaryRequest, environment: EnvironmentEntry) -> AdversaryRequest:
+def against_the_team(request: AdversaryRequest, environment: EnvironmentEntry) -> AdversaryRequest:
     """Attack the team that is evaluated, where that is not the one that adversaries choose by themselves."""
     if environment.team is None or request.agents is not None:
         return request
-    if request.kind == "opponent":
+    if request.kind in ("opponent", "best-response"):
         return request.changed(threat={"team": environment.team, **request.threat})
     game = resolve(environment.name, environment.kwargs).make()
     members = [agent for agent, team in game.teams.items() if team == environment.team]

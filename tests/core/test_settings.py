@@ -9,7 +9,8 @@ import pytest
 from pydantic import BaseModel
 from pydantic_core import PydanticUndefined
 
-from marl_aajr.adversaries.request import DEFAULTS, AdversaryRequest
+from marl_aajr.adversaries.kinds import DEFAULTS
+from marl_aajr.adversaries.request import AdversaryRequest
 from marl_aajr.attacks import ATTACKS
 from marl_aajr.core.settings import REQUIRED, attributes, declared, find_setting
 from marl_aajr.evaluation.protocol import Protocol, Suite

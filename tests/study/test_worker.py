@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from marl_aajr.adversaries.request import AdversaryRequest
 from marl_aajr.study.folder import StudyFolder
 from marl_aajr.study.search import Trial, try_once
-from marl_aajr.study.study_config import TuningEntry
-from marl_aajr.study.worker import StudyLocation, do_node
+from marl_aajr.study.study_config import EnvironmentEntry, TuningEntry
+from marl_aajr.study.worker import StudyLocation, against_the_team, do_node
 from marl_aajr.training.run_record import software
 
 
@@ -38,3 +40,10 @@ def test_a_machine_that_joined_with_other_versions_tries_no_settings(tmp_path: P
     with pytest.raises(RuntimeError, match=r"has torch .*, not 1\.0;"):
         try_once({}, trial=trial, location=place, expected=expected)
     assert not trial.folder.exists()
+
+
+@pytest.mark.parametrize("kind", ["opponent", "best-response"])
+def test_opponents_play_against_the_team_that_is_evaluated(kind: Any) -> None:
+    environment = EnvironmentEntry(name="simple_tag_v3", team="good")
+    request = against_the_team(AdversaryRequest(kind=kind), environment)
+    assert (request.threat, request.agents) == ({"team": "good"}, None)
