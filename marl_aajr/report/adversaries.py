@@ -1,4 +1,4 @@
-"""Tables of adversaries: learned ones, agents replaced by others, and the agents whose attack costs most.
+"""Tables of observation adversaries: learned ones, that of training, and the agents whose attack costs most.
 
 A learned observation adversary sees further than one step, so it should leave less return than the myopic
 attacks of its size. One that leaves more was trained too little: that says nothing of the victim.
@@ -14,10 +14,9 @@ from typing import NamedTuple
 import numpy as np
 
 from marl_aajr.core.checks import grouped
-from marl_aajr.evaluation.outcomes import AttackOutcome, AttackSpec, Outcome, ReplacementOutcome
+from marl_aajr.evaluation.outcomes import AttackOutcome, AttackSpec, Outcome
 from marl_aajr.evaluation.result import SubsetOutcome
 from marl_aajr.evaluation.worst_attack import paired_difference
-from marl_aajr.report.common_protocol import RunResults
 from marl_aajr.report.comparison import Comparison, MethodRow
 from marl_aajr.report.conditions import Condition, Key, exact, keys_of
 from marl_aajr.report.estimates import (
@@ -34,10 +33,9 @@ from marl_aajr.report.estimates import (
     size,
 )
 from marl_aajr.report.ranking import unranked
+from marl_aajr.report.run_results import RunResults
 
 _Agents = tuple[str, ...]
-_Replaced = tuple[str, _Agents]
-"""Kind of replacement, and who was replaced."""
 
 
 def learned(comparison: Comparison) -> tuple[Block, ...]:
@@ -126,7 +124,7 @@ def _known(
         if len(faced) == len(own):
             shown = [estimate_of(faced, level=level)]
             if epsilon in comparison.epsilons:
-                strongest = [run.strongest(epsilon) for run in row.runs]
+                strongest = [run.own_side.strongest(epsilon) for run in row.runs]
                 shown += [estimate_of(strongest, level=level), _gap(faced, strongest, level=level)]
         cells = [estimated(estimate, decimals=decimals) for estimate in shown]
         for line, cell in zip(lines.values(), [*cells, NOTHING, NOTHING, NOTHING][:3], strict=True):
@@ -141,40 +139,6 @@ def _gap(known: Sequence[Outcome], strongest: Sequence[Outcome], *, level: float
         return Estimate.over("runs", [one.mean - other.mean for one, other in pairs], level=level)
     ((one, other),) = pairs
     return Estimate.over("episodes", np.subtract(one.returns, other.returns).tolist(), level=level)
-
-
-def replaced(comparison: Comparison) -> tuple[Block, ...]:
-    """Return with agents replaced, by kind; empty where nobody was.
-
-    Several replacements of the same agents by the same kind (adversaries of several seeds) count with the
-    worst of each run, by the selection episodes where there are any.
-    """
-    per_row = [[_worst_replacements(run) for run in row.runs] for row in comparison.rows]
-    who = dict.fromkeys(key for runs in per_row for found in runs for key in found)
-
-    def cell(outcomes: Sequence[ReplacementOutcome | None]) -> Cell:
-        known = [outcome for outcome in outcomes if outcome is not None]
-        if len(known) < len(outcomes):
-            return NOTHING
-        loyal = sum(outcome.loyal_return for outcome in known) / len(known)
-        note = f"the others {number(loyal, decimals=comparison.decimals)}"
-        mark = "worst" if 2 * sum(outcome.worst for outcome in known) > len(known) else ""
-        estimate = estimate_of(known, level=comparison.protocol.level)
-        return estimated(estimate, decimals=comparison.decimals, note=note, mark=mark)
-
-    def line(key: _Replaced) -> Line:
-        return Line(", ".join(key[1]), tuple(cell([found.get(key) for found in runs]) for runs in per_row))
-
-    lines = grouped((key[0], line(key)) for key in who)
-    return tuple(Block(kind.capitalize(), tuple(own)) for kind, own in lines.items())
-
-
-def _worst_replacements(run: RunResults) -> dict[_Replaced, ReplacementOutcome]:
-    def left(outcome: ReplacementOutcome) -> float:
-        return outcome.mean if outcome.selection_return is None else outcome.selection_return
-
-    found = grouped(((o.kind, o.agents), o) for rows, _ in run.played for o in rows.adversarial_agents)
-    return {key: min(outcomes, key=left) for key, outcomes in found.items()}
 
 
 class _Place(NamedTuple):

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 
 from marl_aajr.core.checks import grouped
 from marl_aajr.evaluation.outcomes import AttackOutcome, Outcome
-from marl_aajr.evaluation.result import Evaluation
+from marl_aajr.evaluation.result import Evaluation, Rows
 from marl_aajr.evaluation.worst_attack import worst_of_each_size
 from marl_aajr.report.conditions import (
     Condition,
+    Faced,
     Key,
     Omission,
     Played,
@@ -20,10 +21,10 @@ from marl_aajr.report.conditions import (
     label_all,
     missing_somewhere,
     share_attacks,
-    unlimited,
 )
 from marl_aajr.report.estimates import some
 from marl_aajr.report.methods import EvaluatedRun
+from marl_aajr.report.run_results import PoolResults, RunResults
 
 
 @dataclass(frozen=True, order=True)
@@ -55,35 +56,6 @@ class CommonProtocol:
             f"ε in the {self.norm.upper()} norm" if self.norm != "linf" else "",
         )
         return ", ".join(filter(None, parts))
-
-
-@dataclass(frozen=True)
-class RunResults:
-    """The evaluations of one run under the common protocol: `played` is all that was read for it.
-
-    Attributes:
-        chosen: ε -> the worst attack, chosen on episodes that are not reported; without the sizes of which
-            the evaluation chose none, or one that not all runs faced.
-        others: the results of the same run with actions taken in other ways than the protocol's, by kind.
-    """
-
-    run: EvaluatedRun
-    clean: Outcome
-    attacked: Mapping[Condition, AttackOutcome]
-    chosen: Mapping[float, Condition] = field(default_factory=dict)
-    others: Mapping[str, RunResults] = field(default_factory=dict)
-    played: tuple[Played, ...] = ()
-
-    def worst(self, epsilon: float) -> Condition:
-        """The attack of a size that hurts this run most: as chosen, or else by the returns reported."""
-        if epsilon in self.chosen:
-            return self.chosen[epsilon]
-        tried = [condition for condition in unlimited(self.attacked) if condition.epsilon == epsilon]
-        return min(tried, key=lambda condition: self.attacked[condition].mean)
-
-    def strongest(self, epsilon: float) -> AttackOutcome:
-        """Returns under the attack of a size that hurts this run most."""
-        return self.attacked[self.worst(epsilon)]
 
 
 @dataclass(frozen=True)
@@ -123,11 +95,16 @@ def gather(records: Sequence[EvaluatedRun]) -> Evidence:
         )
     conditions = label_all(common)
     results = tuple(
-        replace(_results(record, rows, conditions), others=_others(record, rows, conditions))
+        replace(
+            _results(record, rows, conditions),
+            others=_others(record, rows, conditions),
+            played=tuple(rows),
+        )
         for record, rows in zip(records, played, strict=True)
     )
     left_out = (*_elsewhere(records, per_run, protocol), *missing_somewhere(faced))
-    return Evidence(protocol, _ordered(conditions.values()), results, left_out)
+    results, strangers = _over_pool(results, conditions)
+    return Evidence(protocol, _ordered(conditions.values()), results, (*left_out, *strangers))
 
 
 def _elsewhere(
@@ -175,21 +152,78 @@ def _others(
     """The kinds of actions that were played under every condition of the comparison."""
     kinds = grouped((rows.actions, (rows, found)) for _, found in shown for rows in found.results[1:])
     return {
-        kind: _results(record, played, conditions)
+        kind: replace(_results(record, played, conditions), played=tuple(played))
         for kind, played in kinds.items()
         if _merge(record, played)[1].keys() >= conditions.keys()
     }
 
 
 def _results(
-    record: EvaluatedRun, played: Sequence[Played], conditions: Mapping[Key, Condition]
+    record: EvaluatedRun, played: Sequence[Faced], conditions: Mapping[Key, Condition]
 ) -> RunResults:
     clean, attacked = _merge(record, played)
     shared = {condition: attacked[key] for key, condition in conditions.items()}
-    return RunResults(record, clean, shared, _chosen(played, conditions), played=tuple(played))
+    return RunResults(
+        record,
+        clean,
+        shared,
+        _chosen(played, conditions),
+        selected=_selected([rows for rows, _ in played]),
+    )
 
 
-def _merge(record: EvaluatedRun, played: Sequence[Played]) -> tuple[Outcome, dict[Key, AttackOutcome]]:
+def _selected(files: Sequence[Rows]) -> dict[float, float]:
+    """By size, 0 for no attack, the least mean return on the selection episodes of all files."""
+    clean = [(0.0, rows.clean_selection_return) for rows in files]
+    found = [*clean, *((worst.epsilon, worst.selection_return) for rows in files for worst in rows.worst)]
+    known = grouped((size, left) for size, left in found if left is not None)
+    return {size: min(values) for size, values in known.items()}
+
+
+def _over_pool(
+    home: Sequence[RunResults], conditions: Mapping[Key, Condition]
+) -> tuple[tuple[RunResults, ...], list[Omission]]:
+    """The runs by what they return against the opponents that all of them met, and the other opponents."""
+    met = {str(run.run.path): _met(run, conditions) for run in home}
+    names = dict.fromkeys(name for found in met.values() for name in found)
+    lacking = {name: [path for path, found in met.items() if name not in found] for name in names}
+    pool = [name for name, paths in lacking.items() if not paths]
+    left_out = [
+        Omission(1, f"the opponent {name}: not met by {some(paths, of=len(home), noun='runs')}")
+        for name, paths in lacking.items()
+        if paths
+    ]
+    if not pool:
+        return tuple(home), left_out
+    over = (
+        replace(
+            _against(pool, run, met[str(run.run.path)]),
+            others={
+                kind: _against(pool, other, found)
+                for kind, other in run.others.items()
+                if (found := _met(other, conditions)).keys() >= set(pool)
+            },
+        )
+        for run in home
+    )
+    return tuple(over), left_out
+
+
+def _against(pool: Sequence[str], home: RunResults, met: Mapping[str, RunResults]) -> PoolResults:
+    return PoolResults.of(home, {name: met[name] for name in pool})
+
+
+def _met(run: RunResults, conditions: Mapping[Key, Condition]) -> dict[str, RunResults]:
+    """By opponent, the results under every condition of the comparison."""
+    by_name = grouped((rows.opponent, (rows, e)) for own, e in run.played for rows in own.opponents)
+    return {
+        name: _results(run.run, found, conditions)
+        for name, found in by_name.items()
+        if _merge(run.run, found)[1].keys() >= conditions.keys()
+    }
+
+
+def _merge(record: EvaluatedRun, played: Sequence[Faced]) -> tuple[Outcome, dict[Key, AttackOutcome]]:
     attacked: dict[Key, AttackOutcome] = {}
     clean, keys = played[0][0].clean, keys_of(played)
     for rows, evaluation in played:
@@ -203,7 +237,7 @@ def _merge(record: EvaluatedRun, played: Sequence[Played]) -> tuple[Outcome, dic
     return clean, attacked
 
 
-def _chosen(played: Sequence[Played], conditions: Mapping[Key, Condition]) -> dict[float, Condition]:
+def _chosen(played: Sequence[Faced], conditions: Mapping[Key, Condition]) -> dict[float, Condition]:
     """The worst attack of each size: the one with the lowest return on the selection episodes of all files.
 
     An attack with limits counts only where there is no other.

@@ -14,10 +14,11 @@ import numpy as np
 
 from marl_aajr.core.checks import decimals_for
 from marl_aajr.evaluation.result import Check
-from marl_aajr.report.common_protocol import Evidence, RunResults, gather
+from marl_aajr.report.common_protocol import Evidence, gather
 from marl_aajr.report.conditions import Condition, Omission, Task, by_task, unlimited
 from marl_aajr.report.estimates import Estimate, estimate_of, metric_of
 from marl_aajr.report.methods import EvaluatedRun, Method, by_method, load_run
+from marl_aajr.report.run_results import RunResults
 
 
 @dataclass(frozen=True)
@@ -47,7 +48,7 @@ class MethodRow:
 
     def returns(self, epsilon: float) -> tuple[float, ...]:
         """The return of each run under its worst attack of a size; ε = 0: without an attack."""
-        return tuple((run.strongest(epsilon) if epsilon else run.clean).mean for run in self.runs)
+        return tuple(run.under(epsilon).mean for run in self.runs)
 
     def lead(self, other: MethodRow, epsilon: float) -> Estimate:
         """Return under the worst attack of a size − that of another method, each under its own."""
@@ -67,7 +68,7 @@ class MethodRow:
 
     def metric(self, name: str, epsilon: float = 0.0) -> Estimate:
         """What the environment reports beside rewards: clean, or of each run under its own worst attack."""
-        outcomes = [run.strongest(epsilon) if epsilon else run.clean for run in self.runs]
+        outcomes = [run.under(epsilon) for run in self.runs]
         return metric_of(outcomes, name, level=self.clean.level)
 
     def to_json(self) -> dict[str, Any]:
@@ -106,6 +107,11 @@ class Comparison(Evidence):
     def decimals(self) -> int:
         """Decimals of its returns, by their scale."""
         return decimals_for(e for row in self.rows for e in (row.clean, *row.robust.values()))
+
+    @property
+    def pool(self) -> tuple[str, ...]:
+        """The opponents that every run met, by which all of them are judged; empty without such."""
+        return tuple(self.runs[0].pool)
 
     @property
     def epsilons(self) -> tuple[float, ...]:

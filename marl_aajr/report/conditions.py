@@ -14,7 +14,7 @@ from typing import NamedTuple
 from marl_aajr.core.checks import grouped
 from marl_aajr.evaluation.budget import Budget
 from marl_aajr.evaluation.outcomes import AttackOutcome, AttackSpec
-from marl_aajr.evaluation.result import ActionsResult, Evaluation
+from marl_aajr.evaluation.result import ActionsResult, Evaluation, Rows
 from marl_aajr.evaluation.worst_attack import WorstAttack
 from marl_aajr.report.estimates import epsilons, listing, size, some
 from marl_aajr.report.methods import EvaluatedRun
@@ -119,13 +119,16 @@ Exact = tuple[AttackSpec, frozenset[str], Budget]
 Played = tuple[ActionsResult, Evaluation]
 """The result for one kind of actions, and the evaluation that holds it."""
 
+Faced = tuple[Rows, Evaluation]
+"""The same, or the rows against one opponent."""
+
 
 def exact(row: AttackOutcome | WorstAttack, evaluation: Evaluation) -> Exact:
     """The key that tells the rows of one run apart."""
     return row.attack, frozenset(row.agents), evaluation.budget
 
 
-def keys_of(played: Sequence[Played]) -> dict[Exact, Key]:
+def keys_of(played: Sequence[Faced]) -> dict[Exact, Key]:
     """The keys of all attacked rows of one run.
 
     Agents that were searched for are named by their number, because each run has its own weakest; several
@@ -157,7 +160,7 @@ def label_all(keys: Iterable[Key]) -> dict[Key, Condition]:
     return found
 
 
-def _whom(row: AttackOutcome, rows: ActionsResult, evaluation: Evaluation) -> str:
+def _whom(row: AttackOutcome, rows: Rows, evaluation: Evaluation) -> str:
     agents = set(row.agents)
     if agents == set(evaluation.members):
         return ""

@@ -53,6 +53,11 @@ class Estimate:
         """Whether the interval lies wholly above 0; False where there is none."""
         return self.low is not None and self.low > 0
 
+    @property
+    def negative(self) -> bool:
+        """Whether it lies wholly below 0; False where there is none."""
+        return self.high is not None and self.high < 0
+
     @classmethod
     def over(cls, unit: Unit, values: Sequence[float], *, level: float) -> Estimate:
         """Mean of one value per run or episode, with Student's t-interval: mean ± t·s/√n, n − 1 degrees.

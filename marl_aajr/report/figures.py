@@ -15,7 +15,7 @@ from matplotlib.axes import Axes
 from marl_aajr.core.checks import METRIC_DECIMALS, grouped
 from marl_aajr.report.comparison import Comparison, MethodRow
 from marl_aajr.report.conditions import Condition, unlimited
-from marl_aajr.report.estimates import Estimate, number
+from marl_aajr.report.estimates import Estimate, count, number
 from marl_aajr.report.ranking import floor, has_learned, own_side
 from marl_aajr.report.style import MUTED, Look, Panel, draw_lines, svg
 
@@ -35,7 +35,8 @@ def worst_case(comparison: Comparison, looks: Sequence[Look], *, key: str) -> Pa
     """
     shown = [i for i, row in enumerate(comparison.rows) if has_learned(row)] or range(len(comparison.rows))
     rows = [comparison.rows[i] for i in shown]
-    floors = [found.mean for row in rows for run in row.runs if (found := floor(run))]
+    alone = [run for row in rows for run in row.runs if not run.pool]
+    floors = [found.mean for run in alone if (found := floor(run))]
     nothing = sum(floors) / len(floors) if floors else None
     series = [_series(row) for row in rows]
     points = [point for one in series for point in one.points]
@@ -46,6 +47,7 @@ def worst_case(comparison: Comparison, looks: Sequence[Look], *, key: str) -> Pa
     if nothing is not None:
         alt += f" A team that has learned nothing: {number(nothing, decimals=comparison.decimals)}."
     own = ", against its own side" if own_side(comparison) else ""
+    own = f", mean over {count(len(comparison.pool), 'common opponent')}" if comparison.pool else own
     return Panel(f"Return under the worst attack{own}", drawing, alt)
 
 
@@ -70,10 +72,7 @@ def metrics(comparison: Comparison, looks: Sequence[Look], *, key: str) -> tuple
             _Series(
                 sizes,
                 tuple(row.metric(name, e) for e in sizes),
-                tuple(
-                    tuple((run.strongest(e) if e else run.clean).metrics[name].mean for e in sizes)
-                    for run in row.runs
-                ),
+                tuple(tuple(run.under(e).metrics[name].mean for e in sizes) for run in row.runs),
             )
             for row in comparison.rows
         ]

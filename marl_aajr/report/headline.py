@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 
 from marl_aajr.core.checks import grouped
 from marl_aajr.report.comparison import Comparison, MethodRow
-from marl_aajr.report.estimates import FEW, epsilons, listing, number, size, some, with_interval
+from marl_aajr.report.estimates import FEW, count, epsilons, listing, number, size, some, with_interval
 from marl_aajr.report.ranking import DOING, Ranking, floor, own_side, ranked, rankings
 from marl_aajr.report.scores import Summaries
 
@@ -61,11 +61,11 @@ def _clauses(comparison: Comparison) -> list[str]:
         return [alike, *nothing] if kept else nothing
     if not (best := _never_behind(kept)):
         named = list({one.best.method.label: one.best for one in kept}.values())
-        return [_at_each_size(kept), *nothing, *_doubt(comparison, named)]
+        return [_at_each_size(kept), *nothing, *_judges(comparison), *_doubt(comparison, named)]
     clauses = [_best(best, ahead, every=len(ahead) == len(comparison.epsilons))]
-    if len(best) == 1 and plain is not None and best[0] is not plain:
-        clauses += _price(best[0], plain, decimals=comparison.decimals)
-    return [*clauses, *nothing, *_doubt(comparison, best)]
+    if plain is not None and plain not in best:
+        clauses += _price(best, plain, decimals=comparison.decimals)
+    return [*clauses, *nothing, *_judges(comparison), *_doubt(comparison, best)]
 
 
 def _in_short(comparison: Comparison) -> str:
@@ -175,16 +175,27 @@ def no_success(rows: Sequence[MethodRow], plain: MethodRow, at: Sequence[float])
     return f"{who} attacks of {sizes} better than {_name(plain)}"
 
 
-def _price(best: MethodRow, plain: MethodRow, *, decimals: int) -> Iterator[str]:
-    price = best.price
-    if price is None or price.low is None or price.high is None:
+def _price(best: Sequence[MethodRow], plain: MethodRow, *, decimals: int) -> Iterator[str]:
+    """What the best methods cost without an attack, where that is known."""
+    prices = [row.price for row in best if row.price is not None and row.price.low is not None]
+    if len(prices) < len(best):
         return
-    if price.low <= 0 <= price.high:
-        yield f"without an attack it cannot be told apart from {_name(plain)}"
-        return
-    word = "less" if price.positive else "more"
-    amount = number(abs(price.mean), decimals=decimals)
-    yield f"without an attack it returns {amount} {word} than {_name(plain)}"
+    who, amounts = "it" if len(best) == 1 else "they", sorted({abs(price.mean) for price in prices})
+    told = " to ".join(number(amount, decimals=decimals) for amount in (amounts[0], *amounts[1:][-1:]))
+    verb = f"{who} return{'s' if len(best) == 1 else ''}"
+    if all(price.positive for price in prices):
+        yield f"without an attack {verb} {told} less than {_name(plain)}"
+    elif all(price.negative for price in prices):
+        yield f"without an attack {verb} {told} more than {_name(plain)}"
+    elif not any(price.positive or price.negative for price in prices):
+        yield f"without an attack {who} cannot be told apart from {_name(plain)}"
+    else:
+        yield f"not all of them return as much as {_name(plain)} without an attack"
+
+
+def _judges(comparison: Comparison) -> Iterator[str]:
+    if comparison.pool:
+        yield f"judged against {count(len(comparison.pool), 'opponent')} that every team met"
 
 
 def _doubt(comparison: Comparison, rows: Sequence[MethodRow]) -> Iterator[str]:

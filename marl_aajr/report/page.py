@@ -15,7 +15,17 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from marl_aajr.report import adversaries, figures, learning_curves, pareto, reproduce, scores, tables
+from marl_aajr.report import (
+    adversaries,
+    crossplay_tables,
+    figures,
+    learning_curves,
+    met_agents,
+    pareto,
+    reproduce,
+    scores,
+    tables,
+)
 from marl_aajr.report.cautions import Notes, all_cautions, left_out_of_all
 from marl_aajr.report.comparison import Comparison, compare_each
 from marl_aajr.report.conditions import Task
@@ -26,7 +36,7 @@ from marl_aajr.report.ranking import nothing_learned, ranked
 from marl_aajr.report.scores import Reference, Summaries, reference_of
 from marl_aajr.report.self_checks import checks_to_note, verdict_on_checks
 from marl_aajr.report.style import Legend, dark_colours
-from marl_aajr.report.verdict import how_chosen, how_compared, verdict
+from marl_aajr.report.verdict import how_chosen, how_compared, verdict_sentences
 from marl_aajr.training.files import write_text
 
 
@@ -162,7 +172,7 @@ def _words(comparison: Comparison) -> dict[str, Any]:
         "level": f"{100 * comparison.protocol.level:g} %",
         "headline": headline(comparison),
         "ranked": len(ranked(comparison)) > 1,
-        "verdict": verdict(comparison),
+        "verdict": verdict_sentences(comparison),
         "how_chosen": how_chosen(comparison),
         "how_compared": how_compared(comparison) if len(comparison.rows) > 1 else "",
         "several_runs": any(len(row.runs) > 1 for row in comparison.rows),
@@ -173,20 +183,23 @@ def _tables(comparison: Comparison) -> dict[str, Any]:
     configs = [row.method.config for row in comparison.rows]
     results = tables.results(comparison)
     ends = tables.lowest_and_highest(comparison)
+    met = crossplay_tables.lowest_and_highest(comparison) if comparison.pool else ()
     return {
         "differences": differences(configs),
         "shared": shared(configs),
         "results": results,
-        "summary": (results[0].lines[0], *results[1].lines[:-1]),
+        "summary": (results[0].lines[0], *results[1].lines[: len(comparison.epsilons)]),
         "heat": tables.heat_map(comparison),
         "heat_ends": [number(end, decimals=comparison.decimals) for end in ends],
+        "cross_play": crossplay_tables.cross_play(comparison),
+        "cross_play_ends": [number(end, decimals=comparison.decimals) for end in met],
         "changed_actions": tables.changed_actions(comparison),
         "team_returns": tables.team_returns(comparison),
         "metrics": tables.metrics(comparison),
         "weakest": adversaries.weakest_links(comparison),
         "of_training": adversaries.of_training(comparison),
         "learned": adversaries.learned(comparison),
-        "replaced": adversaries.replaced(comparison),
+        "agents_met": met_agents.agents_met(comparison),
         "worst_of_each_run": tables.worst_of_each_run(comparison),
         "checks": tables.check_table(comparison),
         "versions": tables.versions(comparison),

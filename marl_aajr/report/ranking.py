@@ -16,16 +16,19 @@ from typing import NamedTuple
 from marl_aajr.core.checks import grouped
 from marl_aajr.evaluation.outcomes import Outcome, ReplacementOutcome
 from marl_aajr.evaluation.worst_attack import paired_difference
-from marl_aajr.report.common_protocol import RunResults
 from marl_aajr.report.comparison import Comparison, MethodRow
 from marl_aajr.report.estimates import number
+from marl_aajr.report.run_results import RunResults
 
 DOING = {"idle": "doing nothing", "random": "acting at random"}
 """Control -> what it does, in a sentence."""
 
 
 def floor(run: RunResults) -> ReplacementOutcome | None:
-    """The better of the same team at random and idle, over the same episodes; None where neither played."""
+    """The better of the same team at random and idle, over the same episodes; None where neither played.
+
+    Against its own side.
+    """
     controls = (
         outcome
         for rows, evaluation in run.played
@@ -44,8 +47,8 @@ def no_better_than_nothing(run: RunResults, outcome: Outcome) -> bool:
 
 
 def learned_nothing(row: MethodRow) -> list[RunResults]:
-    """The runs that return no more without an attack than a team that has learned nothing."""
-    return [run for run in row.runs if no_better_than_nothing(run, run.clean)]
+    """The runs that return no more without an attack than a team that has learned nothing, at home."""
+    return [run for run in row.runs if no_better_than_nothing(run, run.own_side.clean)]
 
 
 def has_learned(row: MethodRow) -> bool:
@@ -54,8 +57,8 @@ def has_learned(row: MethodRow) -> bool:
 
 
 def own_side(comparison: Comparison) -> bool:
-    """Whether every team was judged against the other side of its own training."""
-    return bool(comparison.task.team)
+    """Whether every team was judged against the other side of its own training, and no common opponent."""
+    return bool(comparison.task.team) and not comparison.pool
 
 
 def ranked(comparison: Comparison) -> tuple[MethodRow, ...]:
@@ -73,6 +76,8 @@ def unranked(comparison: Comparison) -> frozenset[int]:
 
 def nothing_left(rows: Sequence[MethodRow], epsilon: float) -> bool:
     """Whether the worst attack of a size leaves most runs of every method no more than doing nothing."""
+    if any(run.pool for row in rows for run in row.runs):
+        return False  # how much a team that does nothing returns against the pool is not known
     left = ([no_better_than_nothing(run, run.strongest(epsilon)) for run in row.runs] for row in rows)
     return all(2 * sum(found) > len(found) for found in left)
 
@@ -140,7 +145,7 @@ def _in_words(comparison: Comparison, row: MethodRow, place: str) -> str:
         return number(sum(returns) / len(returns), decimals=comparison.decimals)
 
     idle = learned_nothing(row)
-    own = mean([run.clean.mean for run in idle])
+    own = mean([run.own_side.clean.mean for run in idle])
     floors = grouped((DOING[found.kind], found.mean) for run in idle if (found := floor(run)))
     nothing = " and ".join(f"{what} {mean(means)}" for what, means in floors.items())
     who, then = row.method.label, " and is not ranked"

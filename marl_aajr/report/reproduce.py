@@ -17,9 +17,9 @@ from marl_aajr.evaluation.outcomes import AttackOutcome
 from marl_aajr.evaluation.protocol import builtin_suites
 from marl_aajr.evaluation.replacements import CONTROLS
 from marl_aajr.evaluation.result import Evaluation
-from marl_aajr.report.common_protocol import RunResults
 from marl_aajr.report.comparison import Comparison
 from marl_aajr.report.methods import EvaluatedRun
+from marl_aajr.report.run_results import RunResults
 from marl_aajr.rollout.teams import TEAMS
 
 

@@ -7,7 +7,6 @@ from dataclasses import replace
 
 from marl_aajr.core.checks import METRIC_DECIMALS, grouped
 from marl_aajr.report.cautions import Incident, Notes, Tuning
-from marl_aajr.report.common_protocol import RunResults
 from marl_aajr.report.comparison import Comparison, MethodRow
 from marl_aajr.report.conditions import Condition, unlimited
 from marl_aajr.report.estimates import (
@@ -26,6 +25,7 @@ from marl_aajr.report.estimates import (
 )
 from marl_aajr.report.methods import EvaluatedRun, show
 from marl_aajr.report.ranking import unranked
+from marl_aajr.report.run_results import RunResults
 from marl_aajr.report.self_checks import VERDICTS, checks_by_verdict
 
 
@@ -90,7 +90,7 @@ def worst_of_each_run(comparison: Comparison) -> Sheet:
         worst = [run.worst(epsilon) for epsilon in comparison.epsilons]
         clean, *left = (
             number(outcome.mean, decimals=comparison.decimals)
-            for outcome in (run.clean, *(run.attacked[condition] for condition in worst))
+            for outcome in (run.clean, *map(run.strongest, comparison.epsilons))
         )
         named = (f"{mean} ({condition.attack})" for mean, condition in zip(left, worst, strict=True))
         return (str(run.run.path), method, clean, *named)

@@ -50,6 +50,11 @@ def how_compared(comparison: Comparison) -> str:
 
 def verdict(comparison: Comparison) -> str:
     """One paragraph: the best method at each ε, all against the plain one, the prices of robustness."""
+    return " ".join(verdict_sentences(comparison))
+
+
+def verdict_sentences(comparison: Comparison) -> list[str]:
+    """Its sentences."""
     rows = ranked(comparison)
     sentences = nothing_learned([comparison])
     if own_side(comparison):
@@ -70,7 +75,7 @@ def verdict(comparison: Comparison) -> str:
             sentences.append(f"So in this comparison {none}.")
         if len(others) <= FEW:  # else the table has them
             sentences += [_price(row, plain, decimals=comparison.decimals) for row in others]
-    return " ".join([*sentences, _scope(comparison)])
+    return [*sentences, _scope(comparison)]
 
 
 def _alone(comparison: Comparison) -> list[str]:

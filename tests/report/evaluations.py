@@ -78,6 +78,14 @@ def evaluation(
     }
 
 
+def against(opponent: str, clean: float, **changes: Any) -> dict[str, Any]:
+    """The rows against an opponent, for `evaluation(opponents=[...])`."""
+    rows = evaluation(clean, **changes)
+    kept = ("agents", "clean", "attacks", "worst", "clean_selection")
+    own = {name: rows[name] for name in rows if name in kept}
+    return {**own, "opponent": opponent, "kind": "stranger"}
+
+
 def chosen(clean: float, attacks: Mapping[tuple[str, float], float], epsilon: float) -> dict[str, Any]:
     """The attack of a size that took most on the selection episodes: here, the same as on the reported."""
     loss, attack = min((loss, attack) for (attack, e), loss in attacks.items() if e == epsilon)
@@ -105,6 +113,7 @@ _OF_ACTIONS = (
     "adversarial_agents",
     "subsets",
     "clean_selection",
+    "opponents",
 )
 
 
@@ -116,7 +125,14 @@ def _actions_result(content: Mapping[str, Any]) -> dict[str, Any]:
         found["training_attack"] = _attacked(content["training_attack"], agents)
     found["worst"] = [_worst(row, agents) for row in content["worst"]]
     found["subsets"] = [_subset(row) for row in content.get("subsets", ())]
+    found["opponents"] = [_met(rows) for rows in content.get("opponents", ())]
     return found
+
+
+def _met(rows: Mapping[str, Any]) -> dict[str, Any]:
+    attacked = [_attacked(row, rows["agents"]) for row in rows["attacks"]]
+    worst = [_worst(row, rows["agents"]) for row in rows["worst"]]
+    return {**rows, "attacks": attacked, "worst": worst, "agents": ["other"]}
 
 
 def _spec(row: Mapping[str, Any]) -> dict[str, Any]:

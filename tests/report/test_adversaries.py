@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from marl_aajr.report import compare, load_run
-from marl_aajr.report.adversaries import learned, of_training, replaced, undertrained, weakest_links
+from marl_aajr.report.adversaries import learned, of_training, undertrained, weakest_links
 from tests.report.evaluations import evaluation
 from tests.report.factory import cells, compared, write_run
 
@@ -71,41 +71,6 @@ class TestTheAttackOfTraining:
         (block,) = of_training(compared(tmp_path, aajr=[self.trained(-40.0, -44.0, epsilon=0.15)]))
         assert [line.cells[0].main for line in block.lines] == ["−44.0", "—", "—"]
         assert of_training(compared(tmp_path / "other", none=[evaluation()])) == ()
-
-
-class TestAdversarialAgents:
-    def replaced(self, kind: str, mean: float, **changes: Any) -> dict[str, Any]:
-        return {
-            **evaluation(mean)["clean"],
-            "kind": kind,
-            "agents": ["agent_0"],
-            "loyal_return": mean / 2,
-            **changes,
-        }
-
-    def test_they_are_means_over_runs_with_what_the_others_earn(self, tmp_path: Path) -> None:
-        runs = [
-            evaluation(adversarial_agents=[self.replaced("random", mean), self.replaced("idle", mean)])
-            for mean in (-50.0, -54.0)
-        ]
-        blocks = replaced(compared(tmp_path, none=runs))
-        assert [block.title for block in blocks] == ["Random", "Idle"]
-        (cell,) = cells(blocks, "Random", "agent_0")
-        assert (cell.main, cell.note) == ("−52.0", "the others −26.0")
-
-    def test_of_two_traitors_the_worse_on_the_selection_episodes_counts(self, tmp_path: Path) -> None:
-        two = [
-            self.replaced("traitor", -70.0, selection_return=-60.0),
-            self.replaced("traitor", -65.0, selection_return=-66.0, worst=True),
-        ]
-        blocks = replaced(compared(tmp_path, none=[evaluation(adversarial_agents=two)]))
-        (cell,) = cells(blocks, "Traitor", "agent_0")
-        assert (cell.main, cell.mark) == ("−65.0", "worst")
-
-    def test_a_method_without_them_has_a_dash(self, tmp_path: Path) -> None:
-        some = [evaluation(adversarial_agents=[self.replaced("random", -50.0)])]
-        blocks = replaced(compared(tmp_path, none=some, aajr=[evaluation()]))
-        assert [cell.main for cell in cells(blocks, "Random", "agent_0")] == ["−50.0", "—"]
 
 
 class TestWeakestLink:

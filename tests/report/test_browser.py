@@ -13,7 +13,7 @@ from selenium import webdriver
 from selenium.webdriver.chrome.service import Service
 
 from marl_aajr.report import Incident, Notes, Tuning, write_report
-from tests.report.evaluations import ENV, evaluation
+from tests.report.evaluations import ENV, against, evaluation
 from tests.report.factory import config, metrics, write_method, write_run
 
 CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
@@ -122,7 +122,11 @@ def crowd(root: Path) -> list[Path]:
     for i in range(12):
         method, env = ("none" if i % 9 == 0 else "m" * 60 * (i == 3) + f"method{i}", where if i > 8 else ENV)
         faced = attacks | {("left-out" * 20 + str(i), 0.1): -1.0}
-        content = evaluation(-400_000.0 - 500 * i, attacks=faced, teams=teams, env=env, **more)
+        pool = [against("opponent" * 12 + str(j), -300_000.0 * j, attacks=faced) for j in range(4)]
+        content = evaluation(
+            -400_000.0 - 500 * i, attacks=faced, teams=teams, env=env, opponents=pool, **more
+        )
+        content["teams"] |= dict.fromkeys(who, teams[0])
         paths.append(
             write_run(
                 root / ("a-very-long-run-name-that-goes-on-" * 4 + str(i)),

@@ -55,7 +55,27 @@ class TestHeadline:
 
     def test_two_may_be_the_best(self, tmp_path: Path) -> None:
         paths = two(tmp_path, HARD, MILD) + write_method(tmp_path, "ernie", clean=THREE, attacks=MILD)
-        assert said(paths) == "aajr and ernie survive attacks best, and cannot be told apart."
+        assert said(paths) == (
+            "aajr and ernie survive attacks best, and cannot be told apart; without an attack they cannot be "
+            "told apart from plain PPO."
+        )
+
+    @pytest.mark.parametrize(
+        ("less", "says"),
+        [
+            ((5, 5), "without an attack they return 5.0 less than plain PPO."),
+            ((5, 8), "without an attack they return 5.0 to 8.0 less than plain PPO."),
+            ((-5, -8), "without an attack they return 5.0 to 8.0 more than plain PPO."),
+            ((5, 0), "not all of them return as much as plain PPO without an attack."),
+        ],
+    )
+    def test_what_several_cost(self, tmp_path: Path, less: tuple[float, float], says: str) -> None:
+        paths = write_method(tmp_path, "none", clean=THREE, attacks={("pgd", 0.1): -30.0})
+        for name, x in zip(("aajr", "ernie"), less, strict=True):
+            paths += write_method(
+                tmp_path, name, clean=[y - x for y in THREE], attacks={("pgd", 0.1): x - 10.0}
+            )
+        assert said(paths).endswith(says)
 
     def test_where_it_depends_on_the_size_each_is_named(self, tmp_path: Path) -> None:
         assert said(two(tmp_path, HARD, CROSSING)) == (

@@ -1,0 +1,124 @@
+"""Games of several sides: a pool of opponents that all teams met decides, their own side never."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from marl_aajr.report import Comparison, headline
+from marl_aajr.report.cautions import cautions
+from marl_aajr.report.crossplay_tables import cross_play
+from marl_aajr.report.figures import worst_case
+from marl_aajr.report.ranking import own_side, ranked
+from marl_aajr.report.style import Legend
+from marl_aajr.report.tables import results
+from tests.report.evaluations import against, evaluation
+from tests.report.factory import cells, compared
+
+LOSS = {("noise", 0.1): -1.0, ("pgd", 0.1): -8.0}
+SIDES: dict[str, Any] = {"teams": ("adversary", "good"), "attacks": LOSS}
+
+
+def met(home: float, **pool: float) -> dict[str, Any]:
+    """An evaluation of a team that returns so much at home, and against each opponent."""
+    opponents = [
+        against(name, clean, attacks=LOSS, clean_selection=[clean - 1.0]) for name, clean in pool.items()
+    ]
+    return evaluation(home, opponents=opponents, **SIDES)
+
+
+@pytest.fixture
+def planted(tmp_path: Path) -> Comparison:
+    """aajr beats its own side by far; against the same opponents plain PPO is better."""
+    plain = [met(50.0 + i, weak=60.0 + i, strong=40.0 + i) for i in range(3)]
+    aajr = [met(90.0 + i, weak=50.0 + i, strong=20.0 + i) for i in range(3)]
+    return compared(tmp_path, none=plain, aajr=aajr)
+
+
+def test_the_pool_decides_and_not_the_own_side(planted: Comparison) -> None:
+    assert planted.pool == ("weak", "strong")
+    plain, aajr = planted.rows
+    assert [row.clean.mean for row in (plain, aajr)] == [51.0, 36.0]
+    assert [row.worst_return[0.1].mean for row in (plain, aajr)] == [43.0, 28.0]
+    assert not own_side(planted)
+    assert headline(planted) == (
+        "plain PPO survives attacks best; judged against 2 opponents that every team met."
+    )
+    marks = [cell.mark for cell in cells(results(planted), "Without an attack", "clean return")]
+    assert marks == ["best", ""]
+    assert not any("own training" in line for line in cautions(planted))
+
+
+def test_without_the_pool_nobody_is_named(tmp_path: Path) -> None:
+    found = compared(tmp_path, none=[met(50.0 + i) for i in range(3)], aajr=[met(90.0 + i) for i in range(3)])
+    assert found.pool == ()
+    assert ranked(found) == ()
+    assert headline(found).startswith("No winner can be named, because each team was judged against its own")
+    assert cross_play(found) == ()
+
+
+def test_the_matrix_has_every_opponent_with_means_on_both_sides(planted: Comparison) -> None:
+    blocks = cross_play(planted)
+    assert [block.title for block in blocks] == ["No attack", "Worst attack, ε = 0.1"]
+    headers = ["weak", "strong", "mean over the pool", "worst of the pool", "own side (does not count)"]
+    assert [[line.header for line in block.lines] for block in blocks] == [headers] * 2
+    assert [[cell.main for cell in line.cells] for line in blocks[1].lines] == [
+        ["53.0", "43.0", "48.0"],
+        ["33.0", "13.0", "23.0"],
+        ["43.0", "28.0", "35.5"],
+        ["33.0", "13.0", "23.0"],
+        ["43.0", "83.0", "63.0"],
+    ]
+    weak, strong, mean, worst, own = blocks[0].lines
+    assert weak.cells[0].under == "[58.5,\u00a063.5]"
+    assert weak.cells[0].shade == 8
+    assert [cell.shade for cell in blocks[1].lines[1].cells] == [3, 0, None]
+    assert [cell.mark for cell in mean.cells] == ["best", "", ""]
+    assert [cell.note for cell in worst.cells] == ["strong", "strong", ""]
+    assert {cell.mark for line in (weak, strong, worst, own) for cell in line.cells} == {""}
+
+
+def test_the_worst_member_is_chosen_on_other_episodes(tmp_path: Path) -> None:
+    lucky = met(50.0, weak=60.0, strong=40.0)
+    lucky["opponents"][0]["clean_selection"] = [-5.0]
+    worst = cells(cross_play(compared(tmp_path, none=[lucky])), "No attack", "worst of the pool")
+    assert (worst[0].note, worst[0].main) == ("weak", "60.0")
+
+
+def test_each_opponent_is_met_under_its_own_worst_attack(tmp_path: Path) -> None:
+    content = met(50.0, weak=60.0, strong=40.0)
+    content["opponents"][1] = against("strong", 40.0, attacks={("noise", 0.1): -9.0, ("pgd", 0.1): -2.0})
+    (row,) = compared(tmp_path, none=[content]).rows
+    assert row.worst_return[0.1].mean == ((60 - 8) + (40 - 9)) / 2
+
+
+def test_an_opponent_that_only_some_met_is_left_out(tmp_path: Path) -> None:
+    found = compared(tmp_path, none=[met(50.0, weak=60.0, strong=40.0)], aajr=[met(50.0, weak=60.0)])
+    assert found.pool == ("weak",)
+    (text,) = [omission.text for omission in found.left_out]
+    assert text.startswith("the opponent strong: not met by ")
+
+
+def test_sampled_actions_are_judged_by_the_pool_too(tmp_path: Path) -> None:
+    content = met(50.0, weak=60.0, strong=40.0)
+    content["others"] = [{**met(10.0, weak=30.0, strong=0.0), "actions": "sampled"}]
+    (row,) = compared(tmp_path, none=[content]).rows
+    assert row.others["sampled"].clean.mean == 15.0
+
+
+def test_what_learned_nothing_is_told_by_play_at_home(tmp_path: Path) -> None:
+    """A team that does nothing was played against the own side only."""
+    content = met(50.0, weak=1.0)
+    content["adversarial_agents"][0] |= {"mean": 50.0, "returns": content["clean"]["returns"]}
+    found = compared(tmp_path, none=[content], aajr=[met(50.0, weak=1.0)])
+    assert [row.method.label for row in ranked(found)] == ["aajr"]
+
+
+def test_the_picture_says_what_the_returns_are_means_over(planted: Comparison) -> None:
+    looks = Legend.of([planted]).of_rows(planted.rows)
+    panel = worst_case(planted, looks, key="k")
+    assert panel.title == "Return under the worst attack, mean over 2 common opponents"
+    assert "43.0 at 0.1" in panel.alt
+    assert "learned nothing" not in panel.alt
