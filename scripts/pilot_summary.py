@@ -13,7 +13,7 @@ verdicts on its hypotheses (minimax_verdicts.py), and its tuning. A method appea
 evaluated with every seed.
 
 --collect STUDY ... first gathers the tables from studies/pilot, or from the studies of minimax:
-training.parquet with the curves of all runs, and the results.parquet of minimax without single episodes.
+training.parquet with the curves of finished runs, and the results.parquet of minimax without single episodes.
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ def main() -> None:
     draw(games).savefig((options.out or folder) / "returns.png", dpi=110)
     for (game, rows), actions in product(games.items(), ACTIONS):
         show(f"{game}, {actions} actions", table(of(rows, actions=actions)))
-    curves = by_game(read(folder / "training.parquet"))
+    curves = by_game(sorted(read(folder / "training.parquet"), key=_order))
     if options.study == "pilot":
         show("prey of each method, pursuers of another plain run", prey_table(read(folder / "prey.parquet")))
         show(f"simple_spread: {ENDS}", training_table(curves["simple_spread_v3"]))
@@ -92,8 +92,9 @@ def of(rows: Rows, *, actions: str) -> Rows:
 
 
 def collect(studies: Sequence[Path], folder: Path) -> None:
-    """Write the curves of all runs, a row for each iteration and module, and the results of minimax."""
-    curves = [row for study in studies for run in sorted((study / "runs").iterdir()) for row in _curves(run)]
+    """Write the curves of finished runs, a row for each iteration and module, and the results of minimax."""
+    runs = [RunDirectory(path) for study in studies for path in sorted((study / "runs").iterdir())]
+    curves = [row for run in runs if run.is_finished for row in _curves(run)]
     pyarrow.parquet.write_table(pyarrow.Table.from_pylist(curves), folder / "training.parquet")
     if folder.name != "pilot":
         tables = [pyarrow.parquet.read_table(study / "results.parquet") for study in studies]
@@ -101,9 +102,9 @@ def collect(studies: Sequence[Path], folder: Path) -> None:
         pyarrow.parquet.write_table(results, folder / "results.parquet")
 
 
-def _curves(folder: Path) -> list[dict[str, Any]]:
-    run, rows = RunDirectory(folder), []
-    common = {"run": folder.name, "config": run.config().model_dump_json()}
+def _curves(run: RunDirectory) -> list[dict[str, Any]]:
+    rows = []
+    common = {"run": run.path.name, "config": run.config().model_dump_json()}
     for record in run.metrics():
         known = {name: record[name] for name in ("iteration", "env_steps", "seconds", "return_mean")}
         attack = record.get("attack") or {}
@@ -131,6 +132,10 @@ def read(file: Path) -> Rows:
     ]
 
 
+def _order(row: Mapping[str, Any]) -> tuple[bool, str]:
+    return row["label"] != PLAIN, row["label"]
+
+
 def by_game(rows: Rows) -> dict[str, Rows]:
     """The rows of each environment."""
     return {
@@ -141,8 +146,7 @@ def by_game(rows: Rows) -> dict[str, Rows]:
 def load_pilot(folder: Path) -> dict[str, Rows]:
     """The rows of each game of the pilot; a game is an environment, and who is met there."""
     own, crossed = (
-        sorted(read(folder / file), key=lambda row: (row["label"] != PLAIN, row["label"]))
-        for file in ("results.parquet", "crossplay.parquet")
+        sorted(read(folder / file), key=_order) for file in ("results.parquet", "crossplay.parquet")
     )
     spread, tag = ([row for row in own if name in row["environment"]] for name in ("spread", "tag"))
     return {
