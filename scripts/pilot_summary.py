@@ -33,6 +33,9 @@ from matplotlib.figure import Figure
 from minimax_verdicts import INNER, PLAIN, inner_table, label, score_by_seed, verdicts
 
 from marl_aajr.report.estimates import Estimate, number
+from marl_aajr.study.folder import StudyFolder
+from marl_aajr.study.runs import runs as runs_of
+from marl_aajr.study.study_config import load_study
 from marl_aajr.training.run_directory import RunDirectory
 
 EXPERIMENTS = Path(__file__).resolve().parent.parent / "experiments"
@@ -67,7 +70,7 @@ def main() -> None:
     draw(games).savefig((options.out or folder) / "returns.png", dpi=110)
     for (game, rows), actions in product(games.items(), ACTIONS):
         show(f"{game}, {actions} actions", table(of(rows, actions=actions)))
-    curves = by_game(sorted(read(folder / "training.parquet"), key=_order))
+    curves = by_game(read(folder / "training.parquet"))
     if options.study == "pilot":
         show("prey of each method, pursuers of another plain run", prey_table(read(folder / "prey.parquet")))
         show(f"simple_spread: {ENDS}", training_table(curves["simple_spread_v3"]))
@@ -93,13 +96,18 @@ def of(rows: Rows, *, actions: str) -> Rows:
 
 def collect(studies: Sequence[Path], folder: Path) -> None:
     """Write the curves of finished runs, a row for each iteration and module, and the results of minimax."""
-    runs = [RunDirectory(path) for study in studies for path in sorted((study / "runs").iterdir())]
+    runs = [run for study in map(StudyFolder, studies) for run in _in_its_order(study)]
     curves = [row for run in runs if run.is_finished for row in _curves(run)]
     pyarrow.parquet.write_table(pyarrow.Table.from_pylist(curves), folder / "training.parquet")
     if folder.name != "pilot":
         tables = [pyarrow.parquet.read_table(study / "results.parquet") for study in studies]
         results = pyarrow.concat_tables(tables).drop_columns(["returns"])
         pyarrow.parquet.write_table(results, folder / "results.parquet")
+
+
+def _in_its_order(folder: StudyFolder) -> list[RunDirectory]:
+    study, source = load_study(folder.study_file)
+    return [folder.run(run.name) for run in runs_of(study, source, folder.tuned(study))]
 
 
 def _curves(run: RunDirectory) -> list[dict[str, Any]]:
