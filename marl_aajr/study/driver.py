@@ -15,7 +15,7 @@ from marl_aajr.evaluation.protocol import Suite, load_suite
 from marl_aajr.study import validation
 from marl_aajr.study.execution import execute, tune_environment
 from marl_aajr.study.folder import Storage, StudyFolder
-from marl_aajr.study.graph import chosen, graph
+from marl_aajr.study.graph import Node, chosen, graph
 from marl_aajr.study.progress import (
     Forecast,
     GridProgress,
@@ -28,9 +28,9 @@ from marl_aajr.study.progress import (
     tuning_seconds,
 )
 from marl_aajr.study.report import write_page, write_results
-from marl_aajr.study.runs import check_axes, runs
+from marl_aajr.study.runs import StudyRun, check_axes, runs
 from marl_aajr.study.study_config import StudyConfig, load_study
-from marl_aajr.study.study_pool import pool, trained_for
+from marl_aajr.study.study_pool import Pool, mixed, pool, trained_for
 from marl_aajr.study.tuning import check_tuning, replay, tune_study
 from marl_aajr.training.cluster import amounts_of_nodes, ray_for
 from marl_aajr.training.files import YamlSource, append_line
@@ -53,7 +53,6 @@ def prepare(
         ValueError: one line per problem, with the line of the file.
     """
     study, source = load_study(file, overrides=overrides)
-    suite = _suite(study, source)
     folder = StudyFolder(out or Path("studies") / study.name)
     check_axes(study, source)
     check_tuning(study, source)
@@ -68,12 +67,16 @@ def prepare(
     every = (*found, *trained_for(opponents))
     validation.check_pool(folder, found, opponents, source)
     validation.check_runs(folder, every, source)
-    nodes = graph(study, found, suite, opponents)
+    nodes = _graph(study, source, found, opponents)
     validation.check_evaluations(folder, nodes.values(), source)
     validation.check_playable(every, source)
     validation.check_agents(study, source)
     validation.check_policies(every, source)
     return StudyPlan(study, source, folder, found, chosen(nodes, only))
+
+
+def _graph(study: StudyConfig, source: YamlSource, found: Sequence[StudyRun], pool: Pool) -> dict[str, Node]:
+    return graph(study, found, _suite(study, source), pool=pool, mixed=mixed(study, source))
 
 
 def _storage(study: StudyConfig, source: YamlSource) -> Storage | None:
@@ -168,7 +171,7 @@ def _tuned(plan: StudyPlan, progress: GridProgress, *, should_stop: Callable[[],
     tuned = plan.folder.tuned(plan.study)
     found = runs(plan.study, plan.source, tuned)
     opponents = pool(plan.study, plan.source, tuned=tuned)
-    every = graph(plan.study, found, _suite(plan.study, plan.source), opponents)
+    every = _graph(plan.study, plan.source, found, opponents)
     nodes = {name: every[name] for name in plan.nodes}
     for name, node in nodes.items():
         progress.nodes[name].node = node

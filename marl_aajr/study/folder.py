@@ -45,6 +45,10 @@ _LOCK_SECONDS = 60.0
 """The time that a process which was told to die may hold its run."""
 
 
+GROWING = ("surrogate", "partners")
+"""What is another for an evaluation with more seeds, or methods in another order: it is made again."""
+
+
 def evaluated_by(node: Node) -> dict[str, Any]:
     """The settings that an evaluation rests on, as JSON reads them back."""
     assert node.evaluation is not None
@@ -89,16 +93,15 @@ class StudyFolder:
         return self.adversary(node.run, node.adversary)
 
     def adversary(self, run: StudyRun, entry: AdversaryRequest) -> RunDirectory:
-        """The directory of an adversary's run."""
+        """Its run's directory."""
         return RunDirectory(self.runs / run.name / ADVERSARIES / entry.name)
 
     def opponent(self, member: Opponent) -> Path | str:
         """The folder of a member of the pool; of a control, its name."""
         if member.run is None:
             return member.victim or member.name
-        if member.adversary is None:
-            return self.run(member.run.name).path
-        return self.adversary(member.run, member.adversary).path
+        own = self.run(member.run.name)
+        return own.path if member.adversary is None else self.adversary(member.run, member.adversary).path
 
     @property
     def identity(self) -> str:
@@ -117,13 +120,10 @@ class StudyFolder:
         return file
 
     def done(self, node: Node) -> bool:
-        """Whether a node's work is there; an evaluation, by the surrogate that the run has now.
-
-        It has another with more seeds, or methods in another order.
-        """
+        """Whether a node's work is there; an evaluation, with the `GROWING` that the run has now."""
         if node.kind == "evaluate":
-            then = self.was_evaluated_by(node.run)
-            return then is not None and then["surrogate"] == evaluated_by(node)["surrogate"]
+            then, now = self.was_evaluated_by(node.run), evaluated_by(node)
+            return then is not None and all(then.get(name) == now.get(name) for name in GROWING)
         directory = self.trained(node)
         return is_finished(directory.path) if node.kind == "adversary" else directory.is_finished
 

@@ -11,6 +11,7 @@ from fnmatch import fnmatchcase
 from typing import Literal
 
 from marl_aajr.adversaries.request import AdversaryRequest
+from marl_aajr.core.checks import grouped
 from marl_aajr.evaluation.protocol import Suite
 from marl_aajr.study.runs import StudyRun
 from marl_aajr.study.study_config import EvaluationEntry, StudyConfig
@@ -31,6 +32,7 @@ class Node:
         surrogate: another run that perturbations are computed on, for its evaluation.
         faced: the trained adversaries that its evaluation has it face.
         opponents: the pool that its evaluation has it meet.
+        partners: the runs of other seeds whose members play in its team, for its evaluation.
     """
 
     name: str
@@ -42,6 +44,7 @@ class Node:
     surrogate: StudyRun | None = None
     faced: tuple[AdversaryRequest, ...] = ()
     opponents: tuple[Opponent, ...] = ()
+    partners: tuple[StudyRun, ...] = ()
 
     @property
     def kind(self) -> Kind:
@@ -63,10 +66,17 @@ class Node:
 
 
 def graph(
-    study: StudyConfig, runs: Sequence[StudyRun], suite: Suite | None, pool: Pool | None = None
+    study: StudyConfig,
+    runs: Sequence[StudyRun],
+    suite: Suite | None,
+    *,
+    pool: Pool,
+    mixed: Collection[str],
 ) -> dict[str, Node]:
-    """Every piece of work of a study by name, after whatever it needs; without a suite, no evaluation."""
-    pool = pool or {}
+    """Every piece of work of a study by name, after whatever it needs; without a suite, no evaluation.
+
+    In the `mixed` environments, by title, seeds of a method play with each other.
+    """
     trained = [Node(run.name, run) for run in (*runs, *trained_for(pool))]
     against = [(run, entry) for run in runs for entry in study.adversaries]
     against += [
@@ -79,6 +89,7 @@ def graph(
         Node(f"{run.name}/{entry.name}", run, (run.name,), adversary=entry) for run, entry in against
     ]
     surrogates = _surrogates(study, runs) if study.evaluation.transfer else {}
+    alike = grouped((_but_for_seed(run), run) for run in runs)
     evaluations = []
     for run in runs if suite is not None else ():
         surrogate = surrogates.get(run.name)
@@ -86,6 +97,9 @@ def graph(
         needs += [] if surrogate is None else [surrogate.name]
         opponents = pool.get(run.variant.environment.title, ())
         needs += [name for member in opponents for name in member.needs]
+        seeds = [other for other in alike[_but_for_seed(run)] if other is not run]
+        partners = tuple(seeds) if run.variant.environment.title in mixed else ()
+        needs += [other.name for other in partners]
         evaluations.append(
             Node(
                 f"{run.name}/evaluation",
@@ -96,9 +110,14 @@ def graph(
                 surrogate=surrogate,
                 faced=study.adversaries,
                 opponents=opponents,
+                partners=partners,
             )
         )
     return {node.name: node for node in (*trained, *adversaries, *evaluations)}
+
+
+def _but_for_seed(run: StudyRun) -> tuple[str, str]:
+    return run.variant.name, repr(run.point)
 
 
 def chosen(nodes: Mapping[str, Node], pattern: str | None) -> dict[str, Node]:

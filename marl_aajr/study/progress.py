@@ -233,9 +233,10 @@ def _assumed(node: Node) -> float:
     if node.adversary is not None:
         return node.env_steps / STEPS_PER_SECOND + ADVERSARY_EPISODES * EPISODE_SECONDS
     if node.evaluation is not None and node.suite is not None:
-        settled = node.evaluation.protocol(node.suite, team=None).settled()
+        met = len(node.opponents)
+        settled = node.evaluation.protocol(node.suite, team=None).settled(opponents=met)
         rows = len(settled.attacks) * len(settled.epsilons) * len(settled.actions)
         seconds = rows * (settled.episodes + settled.selection_episodes) * EPISODE_SECONDS
-        return seconds * (1 + len(node.opponents))
+        return seconds * (1 + met)
     plain = node.run.config.method.name == NO_METHOD
     return node.env_steps / (PLAIN_SPEED if plain else REGULARIZED_SPEED)

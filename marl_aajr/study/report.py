@@ -14,7 +14,7 @@ from typing import Any
 import pyarrow
 import pyarrow.parquet
 
-from marl_aajr.evaluation.outcomes import Outcome
+from marl_aajr.evaluation.outcomes import OWN, Outcome
 from marl_aajr.evaluation.result import ActionsResult, Evaluation
 from marl_aajr.report import Incident, Notes, Reference, write_report
 from marl_aajr.study.folder import StudyFolder
@@ -26,7 +26,19 @@ from marl_aajr.study.tuning import budgets
 from marl_aajr.training.files import replaced
 from marl_aajr.training.run_directory import disturbed
 
-_TEXTS = ("study", "run", "environment", "method", "config", "team", "suite", "actions", "attack", "settings")
+_TEXTS = (
+    "study",
+    "run",
+    "environment",
+    "method",
+    "config",
+    "team",
+    "suite",
+    "actions",
+    "opponent",
+    "attack",
+    "settings",
+)
 _WHOLE_NUMBERS = ("seed", "env_steps", "restarts", "evaluation_seed", "episodes")
 _NUMBERS = ("train_seconds", "epsilon", "return", "low", "high", "success_rate")
 
@@ -42,7 +54,9 @@ SCHEMA = pyarrow.schema(
     ]
 )
 """One row per run, kind of actions, attack and size; clean rows have attack `none` and epsilon 0, those
-with adversarial agents (`traitor`, `opponent`, `random`, `idle`) no epsilon. `config` is JSON,
+with adversarial agents (`traitor`, `opponent`, `random`, `idle`, `partner`) no epsilon. `opponent` is the
+member of the pool that plays the other teams, or `own`: the side that the team has trained with. Runs ×
+opponents × attacks are the matrix of cross-play. `config` is JSON,
 `worst` marks what was chosen on other episodes, `returns` has one number per episode, and `metrics` the means
 of what the environment reports beside rewards, by name."""
 
@@ -122,6 +136,8 @@ def _failures(nodes: Mapping[str, Node], folder: StudyFolder) -> Iterator[Incide
 
 
 def _caveats(study: StudyConfig, runs: Sequence[StudyRun], folder: StudyFolder) -> Iterator[str]:
+    if study.tune is not None and study.evaluation.opponents:
+        yield "Settings were tuned by play of each team against its own side, before there was a pool."
     if study.tune is not None:
         yield (
             "Optuna's proposals and ASHA's stops depend on the order in which trials end; they are recorded "
@@ -172,27 +188,29 @@ def _rows(run: StudyRun, folder: StudyFolder) -> Iterator[dict[str, Any]]:
 
 
 def outcomes(result: ActionsResult) -> Iterator[dict[str, Any]]:
-    """The clean row, the attacked ones and those with adversarial agents, of one kind of actions."""
+    """The clean row and the attacked ones against every opponent, and those with adversarial agents."""
 
-    def row(outcome: Outcome, attack: str, settings: str, *, worst: bool, **more: Any) -> dict[str, Any]:
-        columns = {"actions": result.actions, "attack": attack, "settings": settings, "worst": worst}
+    def row(outcome: Outcome, attack: str, settings: str, **more: Any) -> dict[str, Any]:
+        columns = {"actions": result.actions, "attack": attack, "settings": settings}
         numbers = {"return": outcome.mean, "low": outcome.low, "high": outcome.high}
         metrics = {name: metric.mean for name, metric in outcome.metrics.items()}
         return {**columns, **numbers, "returns": list(outcome.returns), "metrics": metrics, **more}
 
-    worst = {found.attack for found in result.worst}
-    yield row(result.clean, "none", "", worst=False, epsilon=0.0)
-    for each in result.attacks:
-        yield row(
-            each,
-            each.attack.name,
-            each.attack.described,
-            worst=each.attack in worst,
-            epsilon=each.epsilon,
-            agents=list(each.agents),
-            budget=str(each.attacked_steps or "every step"),
-            success_rate=each.success_rate,
-        )
+    for side, rows in result.sides.items():
+        worst = {found.attack for found in rows.worst}
+        yield row(rows.clean, "none", "", opponent=side, worst=False, epsilon=0.0)
+        for each in rows.attacks:
+            yield row(
+                each,
+                each.attack.name,
+                each.attack.described,
+                opponent=side,
+                worst=each.attack in worst,
+                epsilon=each.epsilon,
+                agents=list(each.agents),
+                budget=str(each.attacked_steps or "every step"),
+                success_rate=each.success_rate,
+            )
     for other in result.adversarial_agents:
-        trained = str(other.training or "")
-        yield row(other, other.kind, trained, worst=other.worst, agents=list(other.agents))
+        how = str(other.training or "") if other.kind != "partner" else other.source
+        yield row(other, other.kind, how, opponent=OWN, worst=other.worst, agents=list(other.agents))

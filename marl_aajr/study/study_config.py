@@ -172,16 +172,19 @@ class EvaluationEntry(Protocol):
             the next seed.
         opponents: the pool that every team meets in games of several teams, of which none trained with it; a
             team's score is its mean over the pool.
+        partners: let members of each run play in the team of every other seed of its method, in the place of
+            one agent after the other (zero-shot coordination), where a team has several agents.
     """
 
     suite: str | InstanceOf[Suite] | None = "standard"
     transfer: bool = True
     opponents: Annotated[tuple[OpponentEntry, ...], AfterValidator(once)] = ()
+    partners: Literal["seeds"] | None = None
 
     @model_validator(mode="after")
     def _decided_elsewhere(self) -> EvaluationEntry:
-        if self.opponents and self.suite is None:
-            raise ValueError("expected a suite to play against the opponents, got none; name one")
+        if self.suite is None and (self.opponents or self.partners):
+            raise ValueError("expected a suite to play with opponents and partners, got none; name one")
         if self.team is not None or self.workers is not None:
             raise ValueError("expected neither team nor workers in evaluation; say team under environments")
         return self

@@ -12,11 +12,10 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
 
-from marl_aajr.adversaries import agent_game
 from marl_aajr.adversaries.request import AdversaryRequest
+from marl_aajr.evaluation.company import read_company
 from marl_aajr.evaluation.outcomes import Control
 from marl_aajr.evaluation.replacements import resolve_replacements
-from marl_aajr.evaluation.sources import find_victim
 from marl_aajr.rollout.environments import EnvironmentSpec, make_batch, resolve
 from marl_aajr.rollout.teams import choose_agents
 from marl_aajr.study.pool_entry import OpponentEntry
@@ -24,8 +23,6 @@ from marl_aajr.study.runs import Settings, StudyRun, Variant, points, run_of, va
 from marl_aajr.study.study_config import MethodEntry, StudyConfig
 from marl_aajr.training.files import Key, YamlSource
 from marl_aajr.training.method import METHODS, NO_METHOD
-from marl_aajr.training.run_directory import RunDirectory
-from marl_aajr.victims import Victim
 from marl_aajr.victims.spaces import check_match
 
 _ENTRIES: Key = ("evaluation", "opponents")
@@ -72,7 +69,7 @@ def pool(
             other agents than the opponents', a member that is named twice, or a game without members.
     """
     entries = study.evaluation.opponents
-    games = [game for e in range(len(study.environments)) if entries and (game := _game(study, e, source))]
+    games = [game for game in _games(study, source) if game.others] if entries else []
     if entries and not games:
         text = "expected an environment of several teams to meet opponents in, got none; remove them"
         raise source.problem(_ENTRIES, text)
@@ -96,13 +93,32 @@ def trained_for(pool: Pool) -> tuple[StudyRun, ...]:
     return tuple({run.name: run for run in runs}.values())
 
 
+def mixed(study: StudyConfig, source: YamlSource) -> frozenset[str]:
+    """The titles of the environments in which seeds play with each other; see `EvaluationEntry.partners`.
+
+    Raises:
+        ValueError: a study of one seed, or without a team of several agents.
+    """
+    if study.evaluation.partners is None:
+        return frozenset()
+    key = ("evaluation", "partners")
+    if len(study.seeds) < 2:
+        raise source.problem(key, "expected several seeds that play with each other, got one; add some")
+    found = frozenset(game.title for game in _games(study, source) if game.size > 1)
+    if not found:
+        text = "expected an environment whose judged team has several agents, got none; remove partners"
+        raise source.problem(key, text)
+    return found
+
+
 @dataclass(frozen=True)
 class _Game:
-    """An environment of several teams: its place in the study, and the agents of the teams to meet."""
+    """An environment: its place in the study, the size of the judged team, and the agents of other teams."""
 
     e: int
     title: str
     spec: EnvironmentSpec
+    size: int
     others: tuple[str, ...]
 
     def check_control(self, control: Control) -> None:
@@ -115,28 +131,17 @@ class _Game:
             resolve_replacements([request], env, members=members)
 
 
-def _game(study: StudyConfig, e: int, source: YamlSource) -> _Game | None:
-    """The environment of number e; None: all of its agents are one team."""
-    environment = study.environments[e]
-    try:
-        spec = resolve(environment.name, environment.kwargs)
-        game = spec.make()
-        game.close()
-        judged = choose_agents(game.teams, environment.team, None)
-    except ValueError as error:
-        raise source.problem(("environments", e), str(error)) from None
-    others = tuple(agent for agent in game.teams if agent not in judged)
-    return _Game(e, environment.title, spec, others) if others else None
-
-
-def _policies(folder: Path) -> tuple[Victim, EnvironmentSpec]:
-    """The policies in a folder, and the environment that they were trained in."""
-    run = RunDirectory(folder)
-    if run.is_run and run.config().env.name == agent_game.GAME:
-        threat = agent_game.AgentThreat(**run.config().env.kwargs)
-        return Victim.load(run.victim), resolve(threat.env, threat.env_kwargs)
-    victim = find_victim(folder)
-    return victim, resolve(victim.env_name, victim.env_kwargs)
+def _games(study: StudyConfig, source: YamlSource) -> Iterator[_Game]:
+    for e, environment in enumerate(study.environments):
+        try:
+            spec = resolve(environment.name, environment.kwargs)
+            game = spec.make()
+            game.close()
+            judged = choose_agents(game.teams, environment.team, None)
+        except ValueError as error:
+            raise source.problem(("environments", e), str(error)) from None
+        others = tuple(agent for agent in game.teams if agent not in judged)
+        yield _Game(e, environment.title, spec, len(judged), others)
 
 
 def _members(
@@ -170,23 +175,25 @@ def _members(
         raise source.problem(key, str(error)) from None
 
 
-def _played_by(folder: Path, games: Sequence[_Game]) -> list[_Game]:
+def _played_by(folder: Path, games: Sequence[_Game]) -> Sequence[_Game]:
     """The games that the policies in a folder were trained in, or else those with other arguments.
 
     Raises:
         ValueError: there are none, or no policies, or they play other agents or with other spaces.
     """
-    victim, trained_in = _policies(folder)
-    factory, arguments, _ = trained_in.factory()
+    (found,) = read_company({folder.name: folder}, None)
+    if found.trained is None:
+        raise ValueError(f"expected an opponent that names its environment, got {folder}; set env_name")
+    factory, arguments, _ = resolve(*found.trained).factory()
     same = [game for game in games if game.spec.factory()[0] == factory]
     if not same:
         known = ", ".join(game.title for game in games)
-        raise ValueError(f"expected an opponent in {known}, got {folder}, which plays {trained_in.name}")
-    found = [game for game in same if game.spec.factory()[1] == arguments] or same
-    for game in found:
+        raise ValueError(f"expected an opponent in {known}, got {folder}, which plays {found.trained[0]}")
+    games = [game for game in same if game.spec.factory()[1] == arguments] or same
+    for game in games:
         with closing(make_batch(game.spec, 1, flat=True)) as env:
-            check_match(victim, env, agents=game.others, what=f"an opponent in {game.title}")
-    return found
+            check_match(found.who, env, agents=game.others, what=f"an opponent in {game.title}")
+    return games
 
 
 def _runs(

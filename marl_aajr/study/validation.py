@@ -20,7 +20,7 @@ from pydantic import ValidationError
 from marl_aajr.adversaries.store import ADVERSARIES
 from marl_aajr.rollout.environments import resolve
 from marl_aajr.rollout.teams import choose_agents
-from marl_aajr.study.folder import StudyFolder, evaluated_by
+from marl_aajr.study.folder import GROWING, StudyFolder, evaluated_by
 from marl_aajr.study.graph import Node
 from marl_aajr.study.runs import StudyRun, variants
 from marl_aajr.study.study_config import StudyConfig
@@ -209,12 +209,12 @@ def check_pool(folder: StudyFolder, runs: Sequence[StudyRun], pool: Pool, source
 
 
 def check_evaluations(folder: StudyFolder, nodes: Iterable[Node], source: YamlSource) -> None:
-    """Raise `ValueError` where a found evaluation is not the study's, but for its surrogate."""
+    """Raise `ValueError` where a found evaluation is not the study's, but for what is `GROWING`."""
     for node in nodes:
         then = folder.was_evaluated_by(node.run) if node.kind == "evaluate" else None
         if then is not None:
             now = evaluated_by(node)
-            before = then | {"surrogate": now["surrogate"]}
+            before = then | {name: now[name] for name in GROWING if name in now}
             if before != now:
                 key, change = first_change("evaluation", before, now)
                 where = node.run.where("env.team", source) if "team" in key else source.where(key)

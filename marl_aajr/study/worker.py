@@ -25,7 +25,7 @@ from marl_aajr.adversaries.request import AdversaryRequest
 from marl_aajr.adversaries.store import is_begun, is_finished
 from marl_aajr.adversaries.training import train_adversary
 from marl_aajr.core.checks import NonFiniteError
-from marl_aajr.evaluation import evaluate
+from marl_aajr.evaluation import evaluate, pool_scores
 from marl_aajr.evaluation.sources import file_name
 from marl_aajr.rollout.environments import resolve
 from marl_aajr.study.folder import Storage, StudyFolder, run_exists
@@ -163,7 +163,8 @@ def _perform(node: Node, location: StudyLocation, reporter: _Reporter) -> None:
     folder = location.here(node)
     storage = None if location.storage is None else Storage(location.storage)
     if storage is not None:
-        for run in (node.run, node.surrogate, *(member.run for member in node.opponents)):
+        met = (member.run for member in node.opponents)
+        for run in (node.run, node.surrogate, *met, *node.partners):
             if run is not None:
                 storage.pull(f"runs/{run.name}", folder.run(run.name).path)
     {"train": _train, "adversary": _adversary, "evaluate": _evaluate}[node.kind](node, folder, reporter)
@@ -227,23 +228,23 @@ def _evaluate(node: Node, folder: StudyFolder, reporter: _Reporter) -> None:
     assert entry is not None
     assert node.suite is not None
     started, surrogate = time.perf_counter(), node.surrogate
-    pool = {member.name: folder.opponent(member) for member in node.opponents}
-    settings: dict[str, Any] = {"opponents": pool} if pool else {}
     evaluation = evaluate(
         folder.run(node.run.name).path,
         protocol=entry.protocol(node.suite, team=node.run.variant.environment.team),
         surrogates={} if surrogate is None else {SURROGATE: folder.run(surrogate.name).path},
         adversaries={entry.name: folder.adversary(node.run, entry).path for entry in node.faced},
+        opponents={member.name: folder.opponent(member) for member in node.opponents},
+        partners={f"s{run.config.seed}": folder.run(run.name).path for run in node.partners},
         on_progress=reporter.played,
-        **settings,
     )
-    reporter.numbers = {"clean_return": evaluation.clean_return}
-    for worst in evaluation.worst:
-        reporter.numbers[f"worst_return/epsilon_{worst.epsilon:g}"] = worst.mean
+    scores = {score.epsilon: score.mean for score in pool_scores(evaluation.results[0])}
+    scores = scores or {0.0: evaluation.clean_return} | {each.epsilon: each.mean for each in evaluation.worst}
+    worst = {f"worst_return/epsilon_{epsilon:g}": score for epsilon, score in scores.items() if epsilon}
+    reporter.numbers = {"clean_return": scores[0.0], **worst}
     folder.note_evaluation(
         node,
         file_name(evaluation),
-        clean_return=evaluation.clean_return,
+        clean_return=scores[0.0],
         failed_checks=[check.name for check in evaluation.failures],
         seconds=time.perf_counter() - started,
     )

@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
+import pyarrow.parquet
 import pytest
 from torch import nn
 
+from marl_aajr.cli.study import _foresee
 from marl_aajr.rollout.environments import resolve
 from marl_aajr.study.driver import prepare
 from marl_aajr.study.progress import StudyPlan, forecast
 from marl_aajr.victims import Victim
-from tests.study.files import write_study
+from tests.study.files import do, write_study
 
+GAME = {"name": "tests.matrix_game:MatrixGame", "label": "game"}
+SPREAD = {"name": "marl_aajr.envs.simple_spread_v3", "label": "spread", "kwargs": {"N": 2, "max_cycles": 5}}
 TAG = {"name": "marl_aajr.envs.simple_tag_v3", "label": "tag", "kwargs": {"num_obstacles": 0}}
 METHODS = [{"name": "none"}, {"name": "aajr", "grid": {"coefficient": [1e-3, 1e-2]}}]
 FRESH = {"method": "none", "seeds": [100, 101]}
@@ -193,3 +199,56 @@ def test_a_member_that_has_left_the_study_is_missed(tmp_path: Path) -> None:
     pooled(tmp_path, FRESH)
     with pytest.raises(ValueError, match="the run tag-none-s101 is no longer part of it"):
         pooled(tmp_path, {**FRESH, "seeds": [100]})
+
+
+def test_the_seeds_of_a_method_play_with_each_other(tmp_path: Path) -> None:
+    study = {"environments": [SPREAD, GAME], "seeds": [0, 1, 2]}
+    entry = {"suite": "suite.yaml", "partners": "seeds"}
+    nodes = pooled(tmp_path, **study, evaluation=entry).nodes
+    evaluation = nodes["spread-aajr-coefficient=0.01-s1/evaluation"]
+    partners = [f"spread-aajr-coefficient=0.01-s{seed}" for seed in (0, 2)]
+    assert [run.name for run in evaluation.partners] == partners
+    assert set(partners) < set(evaluation.needs)
+    assert nodes["game-none-s0/evaluation"].partners == ()
+    with pytest.raises(ValueError, match=r"evaluation\.partners: expected several seeds"):
+        pooled(tmp_path, environments=[SPREAD], evaluation=entry)
+    with pytest.raises(ValueError, match=r"evaluation\.partners: .* team has several agents, got none"):
+        pooled(tmp_path, environments=[GAME], seeds=[0, 1], evaluation=entry)
+
+
+@pytest.mark.usefixtures("ray_session")
+def test_a_study_with_a_pool_and_partners(tmp_path: Path) -> None:
+    """It is stopped once the first of the pool is there, and goes on."""
+    trained = {**TRAINED, "seeds": [100]}
+    entry = {
+        "suite": "suite.yaml",
+        "opponents": ["random", {"method": "none", "seeds": [100]}, trained],
+        "partners": "seeds",
+    }
+    study = {"environments": [GAME, SPREAD], "methods": METHODS[:1], "seeds": [0, 1]}
+    plan = pooled(tmp_path, **study, evaluation=entry, max_concurrent=2)
+    *_, foreseen = _foresee(plan)
+    assert "5 runs, 1 of them for the pool of opponents, 10 steps of work, 10 of them" in str(foreseen)
+    pool = ["game-none-s100", "game-none-s100/opponent"]
+    do(plan, should_stop=lambda: plan.folder.done(plan.nodes[pool[0]]))
+    again = prepare(plan.source.path, out=plan.folder.path)
+    left = [name for name, node in again.nodes.items() if not plan.folder.done(node)]
+    assert pool[0] not in left
+    assert do(again).count("finished") == 10
+    finished = [event["node"] for event in plan.folder.events() if event["event"] == "finished"]
+    assert sorted(finished) == sorted(plan.nodes)
+    assert max(forecast(again.nodes, plan.folder).seconds.values()) == 0
+
+    table = pyarrow.parquet.read_table(plan.folder.results).to_pylist()
+    names = ["random", "none-s100", "none-s100/opponent"]
+    for seed in (0, 1):
+        rows = [row for row in table if row["run"] == f"game-none-s{seed}"]
+        matrix = {(row["opponent"], row["attack"]): row["return"] for row in rows}
+        assert {key for key in matrix if key[1] == "none"} == {(name, "none") for name in ["own", *names]}
+        note = json.loads(plan.folder.note_file(plan.nodes[f"game-none-s{seed}"].run).read_text())
+        assert note["clean_return"] == pytest.approx(fmean(matrix[name, "none"] for name in names))
+        with_partner = [row for row in table if row["run"] == f"spread-none-s{seed}"]
+        partners = [row for row in with_partner if row["attack"] == "partner"]
+        assert [row["settings"] for row in partners] == [f"s{1 - seed}"] * 2
+        assert {row["opponent"] for row in with_partner} == {"own"}
+    assert plan.folder.report.is_file()
