@@ -226,7 +226,7 @@ def test_a_study_with_a_pool_and_partners(tmp_path: Path) -> None:
         "partners": "seeds",
     }
     study = {"environments": [GAME, SPREAD], "methods": METHODS[:1], "seeds": [0, 1]}
-    plan = pooled(tmp_path, **study, evaluation=entry, max_concurrent=2)
+    plan = pooled(tmp_path, **study, evaluation=entry, max_concurrent=1)
     *_, foreseen = _foresee(plan)
     assert "5 runs, 1 of them for the pool of opponents, 10 steps of work, 10 of them" in str(foreseen)
     pool = ["game-none-s100", "game-none-s100/opponent"]
