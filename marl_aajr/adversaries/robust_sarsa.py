@@ -34,7 +34,7 @@ _FOLLOW = 0.01
 
 
 @dataclass(frozen=True, kw_only=True)
-class RobustSarsa(PGD, FittedAttack):
+class RobustSarsa(PGD, FittedAttack, mixes_sizes=True):
     """`PGD` on −Q(s, π(s + δ)): Q is learned from watching the victim, one for each module.
 
     Q is asked at the true observation, so it says what the action is really worth; the actor is asked at the

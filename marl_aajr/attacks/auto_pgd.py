@@ -34,7 +34,7 @@ _FIRST_STEP = 2.0
 
 
 @dataclass(frozen=True, kw_only=True)
-class StrongPGD(PGD):
+class StrongPGD(PGD, mixes_sizes=True):
     """Auto-PGD with restarts: no step size to choose, and none that a defence could be tuned against.
 
     The starts are those of `PGD`. The step sizes are relative to the set's radius, so that masks and
@@ -73,7 +73,7 @@ class StrongPGD(PGD):
 
 
 @dataclass(frozen=True, kw_only=True)
-class StrongMarginPGD(StrongPGD):
+class StrongMarginPGD(StrongPGD, mixes_sizes=True):
     """`StrongPGD` on the margin between the greedy action and its rival."""
 
     name: ClassVar[str] = "pgd-strong-margin"
@@ -111,7 +111,7 @@ def auto_ascend(
     delta = previous = perturbations.project(start, obs)
     value, gradient = _evaluate(g, obs, delta, step=0)
     best, best_value, best_gradient = delta, value, gradient
-    step_size = obs.new_full((len(obs), 1), _FIRST_STEP * perturbations.epsilon)
+    step_size = obs.new_ones(len(obs), 1) * perturbations.radius(obs, _FIRST_STEP)
     step_size_then, best_value_then = step_size, best_value
     rises, since = torch.zeros_like(value), 0
     ahead, kind = checkpoints(steps), steepest(perturbations.norm)

@@ -12,9 +12,9 @@ victim what they need (`marl_aajr.adversaries.learned`); `Attack.ready` says whe
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Collection, Mapping
-from dataclasses import dataclass, replace
-from typing import ClassVar, Literal, Self
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, fields, replace
+from typing import Any, ClassVar, Literal, Self
 
 import torch
 from torch import Tensor
@@ -22,8 +22,9 @@ from torch import Tensor
 from marl_aajr.core.bound_objective import BoundObjective, value_at
 from marl_aajr.core.checks import check_finite
 from marl_aajr.core.distributions import ActionDistribution, DiagGaussian
-from marl_aajr.core.objectives import Clean, Objective, Surrogate, make_objective
+from marl_aajr.core.objectives import Clean, Custom, Objective, Surrogate, make_objective
 from marl_aajr.core.policy import Policy
+from marl_aajr.core.seeds import Randomness
 from marl_aajr.core.threat import PerturbationSet
 from marl_aajr.victims import Victim
 
@@ -64,6 +65,11 @@ class Attacked:
     clean_value: Tensor
     value: Tensor
 
+    def split(self, counts: Sequence[int]) -> list[Attacked]:
+        """Consecutive batches of so many rows."""
+        columns = [getattr(self, column.name).split(counts) for column in fields(self)]
+        return [Attacked(*rows) for rows in zip(*columns, strict=True)]
+
 
 @dataclass(frozen=True, kw_only=True)
 class Attack(ABC):
@@ -89,8 +95,15 @@ class Attack(ABC):
     acts_jointly: ClassVar[bool] = False
     """Whether it chooses for all attacked agents of a step at once: see `choose_actions`."""
 
+    _mixes_sizes: ClassVar[bool] = False
+
     perturbations: PerturbationSet
     objective: str | Objective = AUTO
+
+    def __init_subclass__(cls, *, mixes_sizes: bool = False, **kwargs: Any) -> None:
+        """See the property `mixes_sizes`, which a subclass has to claim for itself."""
+        super().__init_subclass__(**kwargs)
+        cls._mixes_sizes = mixes_sizes
 
     def __post_init__(self) -> None:
         if self.objective != AUTO and isinstance(make_objective(self.objective), Surrogate):
@@ -111,6 +124,15 @@ class Attack(ABC):
         Returns:
             δ, `[B, d]`, within `perturbations` up to rounding.
         """
+
+    @property
+    def mixes_sizes(self) -> bool:
+        """Whether `run` takes batches of several sizes and generators as one, to the same numbers.
+
+        Then the perturbation set may be `PerturbationSets`, and the generator `RowGenerators`. A class says
+        so, `class MyAttack(Attack, mixes_sizes=True)`; a function as the objective may look at several rows.
+        """
+        return self._mixes_sizes and not callable(self.objective) and not isinstance(self.objective, Custom)
 
     @property
     def ready(self) -> bool:
@@ -154,13 +176,13 @@ class Attack(ABC):
         """The clean batch as the objective knows it: outputs `[B, m]` at `obs`, and the policy's critic."""
         return Clean(outputs, values=policy.critic)
 
-    def __call__(self, policy: Policy, obs: Tensor, *, generator: torch.Generator) -> Attacked:
+    def __call__(self, policy: Policy, obs: Tensor, *, generator: Randomness) -> Attacked:
         """Attack a batch, verify the budget, and evaluate the result.
 
         Args:
             policy: the policy under attack; no parameter's `.grad` changes.
             obs: clean observations s, `[B, d]`.
-            generator: source of random starts and noise.
+            generator: source of random starts and noise; of `RowGenerators` where it `mixes_sizes`.
 
         Raises:
             BudgetError: the attack left its set by more than rounding.
@@ -175,7 +197,8 @@ class Attack(ABC):
         obs = obs.detach()
         objective = self.objective_for(policy.distribution)
         with policy.fixed():
-            proposed = self.run(policy, obs.clone(), generator=generator).detach()
+            run: Any = self.run  # which takes generators of several batches where it mixes sizes
+            proposed: Tensor = run(policy, obs.clone(), generator=generator).detach()
             self._verify(proposed, obs)
             delta = self.perturbations.project(proposed, obs)
             return self._evaluate(policy, obs, delta, objective)

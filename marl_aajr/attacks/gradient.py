@@ -34,7 +34,7 @@ _NUDGE = 0.01
 
 
 @dataclass(frozen=True, kw_only=True)
-class PGD(Attack):
+class PGD(Attack, mixes_sizes=True):
     """Projected gradient ascent with restarts, against the policy's distribution or its greedy action.
 
     The defaults are the field's, KL (the maximal action difference) and 10 steps of ε/10, but for the starts:
@@ -89,7 +89,9 @@ class PGD(Attack):
             outputs = policy.once(obs).repeat(count, 1)
             policy, obs = policy.repeat(count), obs.repeat(count, 1)
             clean = self.clean(policy, obs, outputs)
-        delta, value = self._ascend(policy, obs, objective, clean, starts.flatten(0, 1))
+        own = self.perturbations.repeat(count)
+        attack = self if own is self.perturbations else replace(self, perturbations=own)
+        delta, value = attack._ascend(policy, obs, objective, clean, starts.flatten(0, 1))
         return delta.view_as(starts), value.view(count, -1)
 
     def _starts(self, objective: Objective, obs: Tensor, generator: torch.Generator) -> Iterator[Tensor]:
@@ -113,7 +115,7 @@ class PGD(Attack):
             objective,
             self.perturbations,
             steps=self.steps,
-            step_size=self.step_size * self.perturbations.epsilon,
+            step_size=self.perturbations.radius(obs, self.step_size),
             step=steepest(self.perturbations.norm) if self.step == "auto" else self.step,
             start=start,
             clean=clean,
@@ -122,7 +124,7 @@ class PGD(Attack):
 
 
 @dataclass(frozen=True, kw_only=True)
-class MarginPGD(PGD):
+class MarginPGD(PGD, mixes_sizes=True):
     """`PGD` on the margin between the greedy action and its rival: after the action, not its odds."""
 
     name: ClassVar[str] = "pgd-margin"
@@ -133,7 +135,7 @@ class MarginPGD(PGD):
 
 
 @dataclass(frozen=True, kw_only=True)
-class FGSM(Attack):
+class FGSM(Attack, mixes_sizes=True):
     """One full gradient step: `PGD` with `steps=1, step_size=1, restarts=1`.
 
     On `margin`, from δ = 0, for discrete actions. On `kl` for Gaussian ones: it is flat at 0, so the step
@@ -181,7 +183,7 @@ class TargetedMargin(Margin):
 
 
 @dataclass(frozen=True, kw_only=True)
-class TargetedPGD(PGD):
+class TargetedPGD(PGD, mixes_sizes=True):
     """`PGD` towards each of the nearest rivals; kept is what leaves the greedy action furthest behind.
 
     Attributes:
@@ -227,7 +229,7 @@ class TargetedPGD(PGD):
 
 
 @dataclass(frozen=True, kw_only=True)
-class CriticPGD(PGD):
+class CriticPGD(PGD, mixes_sizes=True):
     """`PGD` on −V(s + δ), V the victim's critic of the agent's own observation.
 
     A heuristic: the critic says nothing of what the actor does at s + δ. Published baselines are evaluated

@@ -7,6 +7,7 @@ is what the policy hides from them (gradient masking).
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from typing import ClassVar
 
 import torch
@@ -16,10 +17,11 @@ from marl_aajr.attacks.base import Access, Attack
 from marl_aajr.core.bound_objective import once
 from marl_aajr.core.checks import positive, whole
 from marl_aajr.core.policy import Policy
+from marl_aajr.core.seeds import drawn
 
 
 @dataclass(frozen=True, kw_only=True)
-class UniformNoise(Attack):
+class UniformNoise(Attack, mixes_sizes=True):
     """δ uniform in the set."""
 
     name: ClassVar[str] = "noise"
@@ -31,7 +33,7 @@ class UniformNoise(Attack):
 
 
 @dataclass(frozen=True, kw_only=True)
-class GaussianNoise(Attack):
+class GaussianNoise(Attack, mixes_sizes=True):
     """δ = Π_Δ(σ ε M z), z ~ N(0, I): a noisy sensor, cut off at the set.
 
     Attributes:
@@ -52,14 +54,14 @@ class GaussianNoise(Attack):
         positive("sigma", self.sigma, note=" (a fraction of epsilon)")
 
     def run(self, policy: Policy, obs: Tensor, *, generator: torch.Generator) -> Tensor:
-        noise = torch.empty_like(obs).normal_(generator=generator)
+        noise = drawn(obs, partial(_normal, width=obs.shape[-1]), generator=generator)
         if (preconditioner := self.perturbations.preconditioner(obs)) is not None:
             noise = noise * preconditioner
-        return self.perturbations.project(self.sigma * self.perturbations.epsilon * noise, obs)
+        return self.perturbations.project(self.perturbations.radius(obs, self.sigma) * noise, obs)
 
 
 @dataclass(frozen=True, kw_only=True)
-class WorstNoise(Attack):
+class WorstNoise(Attack, mixes_sizes=True):
     """The worst of n uniform δ, by the objective: random search, which needs no gradient.
 
     Attributes:
@@ -96,7 +98,7 @@ _HALVINGS = (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)
 
 
 @dataclass(frozen=True, kw_only=True)
-class SquareAttack(Attack):
+class SquareAttack(Attack, mixes_sizes=True):
     """Start at a random corner; redraw ever fewer random features at a time; keep what is worse.
 
     The original changes squares of an image; features of a vector have no neighbours, so a random subset is
@@ -138,7 +140,7 @@ class SquareAttack(Attack):
         free = torch.arange(obs.shape[-1], device=obs.device)
         if self.perturbations.mask is not None:
             free = free[torch.tensor(self.perturbations.mask, device=obs.device)]
-        rows, width = obs.shape[0], free.shape[0]
+        width = free.shape[0]
         delta = self._redraw(torch.zeros_like(obs), obs, free, obs.shape[-1], generator)
         for query in range(self.queries):
             tried = once(g, obs + delta)
@@ -146,8 +148,8 @@ class SquareAttack(Attack):
             worse = tried >= value
             worst, value = torch.where(worse.unsqueeze(-1), delta, worst), torch.where(worse, tried, value)
             features = min(self._features(query + 1, obs.shape[-1]), width)
-            order = torch.rand(rows, width, generator=generator, device=obs.device)
-            delta = self._redraw(worst, obs, free[order.topk(features).indices], 1, generator)
+            order = drawn(obs, partial(_some, width=width, features=features), generator=generator)
+            delta = self._redraw(worst, obs, free[order], 1, generator)
         return worst
 
     def _features(self, query: int, features: int) -> int:
@@ -163,10 +165,14 @@ class SquareAttack(Attack):
         For L∞ with one random sign for each row, or (`signs` > 1) for each feature.
         """
         index = index.expand(obs.shape[0], index.shape[-1])
-        epsilon, preconditioner = self.perturbations.epsilon, self.perturbations.preconditioner(obs)
+        epsilon, preconditioner = self.perturbations.radius(obs), self.perturbations.preconditioner(obs)
         linf = self.perturbations.norm == "linf"
         width = 1 if linf and signs == 1 else index.shape[-1]
-        noise = torch.empty(len(obs), width, dtype=obs.dtype, device=obs.device).normal_(generator=generator)
+        noise = drawn(
+            obs,
+            lambda like, own: like.new_empty(len(like), width).normal_(generator=own),
+            generator=generator,
+        )
         # For L2 spread over a row like ε / √d, so that what is kept and what is drawn weigh alike.
         value = (epsilon * noise.sign() if linf else epsilon * noise / obs.shape[-1] ** 0.5).expand_as(index)
         if preconditioner is not None:
@@ -174,5 +180,16 @@ class SquareAttack(Attack):
         moved = delta.scatter(-1, index, value)
         if not linf:
             length = self.perturbations.size(moved).clamp_min(torch.finfo(obs.dtype).tiny)
-            moved = moved * (epsilon / length).unsqueeze(-1)
+            moved = moved * (epsilon / length.unsqueeze(-1))
         return self.perturbations.project(moved, obs)
+
+
+def _normal(like: Tensor, generator: torch.Generator, *, width: int) -> Tensor:
+    """Standard normal numbers, `[B, width]`."""
+    return like.new_empty(len(like), width).normal_(generator=generator)
+
+
+def _some(like: Tensor, generator: torch.Generator, *, width: int, features: int) -> Tensor:
+    """So many random ones out of `width` features for each row, `[B, features]`."""
+    order = torch.rand(len(like), width, generator=generator, device=like.device)
+    return order.topk(features).indices

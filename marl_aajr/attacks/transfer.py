@@ -23,7 +23,7 @@ from marl_aajr.victims.recurrent import is_recurrent
 
 
 @dataclass(frozen=True, kw_only=True)
-class Transfer(Attack):
+class Transfer(Attack, mixes_sizes=True):
     """Attack a surrogate, and show the result to the victim.
 
     The perturbation means the same thing to both: it is searched in the inputs of the victim's network, which
@@ -95,6 +95,10 @@ class Transfer(Attack):
         own = surrogate.filters.get(self._agent)
         seen = other if self._filter is own is None else _Through(other, self._filter, own)
         return self._method(policy).run(seen, obs, generator=generator)
+
+    @property
+    def mixes_sizes(self) -> bool:
+        return super().mixes_sizes and (self.method is None or self.method.mixes_sizes)
 
     def _method(self, policy: Policy) -> Attack:
         if self.method is not None:

@@ -131,11 +131,12 @@ def ascend(
     # A function of the user's own may look at more than one row, and so may the noise.
     together = gradient_noise is not None or isinstance(objective, Custom)
     for rows in [ALL_ROWS] if together else row_blocks(obs):
-        part = (policy, objective, clean)
+        part, own, size = (policy, objective, clean), perturbations, step_size
         if rows != ALL_ROWS:
             index = torch.arange(len(obs), device=obs.device)[rows]
             part = (policy.select(index), objective.select(index), clean.select(index))
-        block = Climb(*part, obs[rows], perturbations, step=step, step_size=step_size, check=check)
+            own, size = own.select(rows), size[rows] if isinstance(size, Tensor) else size
+        block = Climb(*part, obs[rows], own, step=step, step_size=size, check=check)
         block.run(path[:, rows], gradients[:, rows], noise=gradient_noise, final_value=final_value)
         values.append(torch.stack(block.values))
     v_last = gradients[-1] if final_gradient else None

@@ -6,7 +6,7 @@ another device another sequence. In `Streams` a number is a hash of where it is 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from enum import IntEnum
 
@@ -47,6 +47,52 @@ def derived_seed(seed: int, purpose: Purpose, *place: int) -> int:
 
 def _state(seed: int, *key: int) -> int:
     return int(np.random.SeedSequence(seed, spawn_key=tuple(map(int, key))).generate_state(1, np.uint64)[0])
+
+
+class RowGenerators:
+    """Random numbers for several batches as one: each draws from its own generator what it draws alone.
+
+    Batches of one size whose generators are in the same state draw the same numbers, so they are drawn once.
+
+    Args:
+        generators: one of each batch, in their order; moved on when the context ends.
+        counts: the rows of each batch.
+    """
+
+    def __init__(self, generators: Sequence[torch.Generator], counts: Sequence[int]) -> None:
+        self._generators = list(generators)
+        states = [generator.get_state().numpy().tobytes() for generator in generators]
+        keys = list(zip(states, counts, strict=True))
+        places = {key: place for place, key in enumerate(dict.fromkeys(keys))}
+        self._place = [places[key] for key in keys]
+        first = [self._place.index(place) for place in range(len(places))]
+        self._drawing = [(generators[i], counts[i]) for i in first]
+
+    def __enter__(self) -> RowGenerators:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for generator, place in zip(self._generators, self._place, strict=True):
+            if generator is not (leader := self._drawing[place][0]):
+                generator.set_state(leader.get_state())
+
+    def draw(self, like: Tensor, draw: Callable[[Tensor, torch.Generator], Tensor]) -> Tensor:
+        """The draws of all batches, one after the other; see `drawn`."""
+        found = [draw(like[:rows], generator) for generator, rows in self._drawing]
+        return torch.cat([found[place] for place in self._place]) if len(self._place) > 1 else found[0]
+
+
+Randomness = torch.Generator | RowGenerators
+
+
+def drawn(
+    like: Tensor, draw: Callable[[Tensor, torch.Generator], Tensor], *, generator: Randomness
+) -> Tensor:
+    """`draw(like, generator)`: random numbers for each row of `like`.
+
+    Of some rows at a time, where `RowGenerators` have a generator for each batch of them.
+    """
+    return generator.draw(like, draw) if isinstance(generator, RowGenerators) else draw(like, generator)
 
 
 @contextmanager

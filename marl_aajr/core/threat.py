@@ -11,12 +11,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from math import isfinite
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
 
 from marl_aajr.core.checks import one_of
+from marl_aajr.core.seeds import Randomness, drawn
 
 Norm = Literal["linf", "l2"]
 _BISECTIONS = 60
@@ -59,6 +60,18 @@ class PerturbationSet:
         if self.scale is not None and min(self.scale) <= 0:
             raise ValueError(f"expected scales > 0, got {min(self.scale)}; use mask to fix a feature")
 
+    def radius(self, like: Tensor, factor: float = 1.0) -> Any:
+        """`factor` · ε: a number, or of `PerturbationSets` one for each row, `[B, 1]`, as `like`."""
+        return factor * self.epsilon
+
+    def select(self, index: Tensor | slice) -> PerturbationSet:
+        """The set of the rows `index` only."""
+        return self
+
+    def repeat(self, count: int) -> PerturbationSet:
+        """The set for `count` copies of the batch, one after the other."""
+        return self
+
     def preconditioner(self, like: Tensor) -> Tensor | None:
         """M = mask · scale as `[d]`, or None where it is the identity."""
         mask = None if self.mask is None else _features(self.mask, "mask", like)
@@ -76,13 +89,15 @@ class PerturbationSet:
 
     def contains(self, delta: Tensor, obs: Tensor) -> Tensor:
         """Whether δ lies in Δ(obs), up to rounding, `[...]` bool; False for non-finite rows."""
-        inside = self.size(delta) <= self.epsilon * (1 + _TOLERANCE)
+        radius = self.radius(delta)
+        size = self.size(delta)
+        inside = size <= (radius.squeeze(-1) if isinstance(radius, Tensor) else radius) * (1 + _TOLERANCE)
         if self.mask is not None:
             fixed = 1 - _features(self.mask, "mask", delta)
             inside &= (delta * fixed == 0).all(-1)
         for bound, sign in zip(self._interval(obs), (-1, 1), strict=True):
             if bound is not None:
-                inside &= (sign * (delta - bound) <= _TOLERANCE * self.epsilon).all(-1)
+                inside &= (sign * (delta - bound) <= _TOLERANCE * radius).all(-1)
         return inside
 
     def project(self, delta: Tensor, obs: Tensor) -> Tensor:
@@ -92,13 +107,13 @@ class PerturbationSet:
         `δ_i = clamp(x_i / (1 + μ / scale_i²), low_i, high_i)` with the multiplier μ ≥ 0 by bisection
         (clipping to the ball and then to the box would not be the projection).
         """
-        low, high = self._interval(obs)
+        (low, high), radius = self._interval(obs), self.radius(delta)
         if self.norm == "linf":
             preconditioner = self.preconditioner(delta)
             if preconditioner is None and low is None and high is None:
-                return delta.clamp(-self.epsilon, self.epsilon)
+                return delta.clamp(-radius, radius)
             one = torch.ones_like(delta[..., :1])
-            radius = self.epsilon * (one if preconditioner is None else preconditioner)
+            radius = radius * (one if preconditioner is None else preconditioner)
             lower = -radius if low is None else torch.maximum(low, -radius)
             upper = radius if high is None else torch.minimum(high, radius)
             return delta.clamp(lower, upper)
@@ -106,22 +121,24 @@ class PerturbationSet:
             delta = delta * _features(self.mask, "mask", delta)
         if low is None and high is None and self.scale is None:
             norm = torch.linalg.vector_norm(delta, dim=-1, keepdim=True)
-            return delta * (self.epsilon / norm.clamp_min(self.epsilon))
+            return delta * (radius / norm.clamp_min(radius))
         return self._project_ellipsoid(delta, low, high)
 
-    def sample(self, obs: Tensor, *, generator: torch.Generator) -> Tensor:
+    def sample(self, obs: Tensor, *, generator: Randomness) -> Tensor:
         """A random point: uniform in the ball (masked, scaled), then projected onto the bounds."""
+        return self._scaled(drawn(obs, self._unit, generator=generator), obs)
+
+    def _unit(self, like: Tensor, generator: torch.Generator) -> Tensor:
+        """A random point of the unit ball."""
         if self.norm == "linf":
-            unit = torch.empty_like(obs).uniform_(-1, 1, generator=generator)
-        else:
-            unit = torch.empty_like(obs).normal_(generator=generator)
-            if self.mask is not None:
-                unit = unit * _features(self.mask, "mask", obs)
-            free = obs.shape[-1] if self.mask is None else sum(self.mask)
-            radius = torch.empty(obs.shape[:-1], dtype=obs.dtype, device=obs.device)
-            radius = radius.uniform_(generator=generator).pow(1 / free).unsqueeze(-1)
-            unit = radius * unit / torch.linalg.vector_norm(unit, dim=-1, keepdim=True)
-        return self._scaled(unit, obs)
+            return torch.empty_like(like).uniform_(-1, 1, generator=generator)
+        unit = torch.empty_like(like).normal_(generator=generator)
+        if self.mask is not None:
+            unit = unit * _features(self.mask, "mask", like)
+        free = like.shape[-1] if self.mask is None else sum(self.mask)
+        radius = torch.empty(like.shape[:-1], dtype=like.dtype, device=like.device)
+        radius = radius.uniform_(generator=generator).pow(1 / free).unsqueeze(-1)
+        return radius * unit / torch.linalg.vector_norm(unit, dim=-1, keepdim=True)
 
     def squash(self, action: Tensor, obs: Tensor) -> Tensor:
         """The perturbation that a learned adversary's action in [−1, 1]^d stands for, `[..., d]`.
@@ -136,7 +153,7 @@ class PerturbationSet:
     def _scaled(self, unit: Tensor, obs: Tensor) -> Tensor:
         if (preconditioner := self.preconditioner(obs)) is not None:
             unit = unit * preconditioner
-        return self.project(self.epsilon * unit, obs)
+        return self.project(self.radius(obs) * unit, obs)
 
     def _interval(self, obs: Tensor) -> tuple[Tensor | None, Tensor | None]:
         """Bounds of δ, widened to contain 0."""
@@ -145,17 +162,17 @@ class PerturbationSet:
         return low, high
 
     def _project_ellipsoid(self, x: Tensor, low: Tensor | None, high: Tensor | None) -> Tensor:
-        scale = _features(1.0 if self.scale is None else self.scale, "scale", x)
+        scale, radius = _features(1.0 if self.scale is None else self.scale, "scale", x), self.radius(x)
 
         def at(multiplier: Tensor) -> Tensor:
             point = x / (1 + multiplier / scale.square())
             return point if low is high is None else point.clamp(low, high)
 
         def too_long(point: Tensor) -> Tensor:
-            return torch.linalg.vector_norm(point / scale, dim=-1, keepdim=True) > self.epsilon
+            return torch.linalg.vector_norm(point / scale, dim=-1, keepdim=True) > radius
 
         # ‖x/(1 + μ/s²) / s‖ ≤ max(s) ‖x‖ / μ: at this μ the point is inside the ball.
-        upper = torch.linalg.vector_norm(x, dim=-1, keepdim=True) * scale.amax() / self.epsilon
+        upper = torch.linalg.vector_norm(x, dim=-1, keepdim=True) * scale.amax() / radius
         lower = torch.zeros_like(upper)
         upper = torch.where(too_long(at(lower)), upper, 0)
         for _ in range(_BISECTIONS):
@@ -170,7 +187,8 @@ class PerturbationSets(PerturbationSet):
     """A set for each row of a batch, which differ in their radius.
 
     Attributes:
-        epsilon: ε of each row, `[B, 1]`, > 0; not checked.
+        epsilon: ε of each row, `[B, 1]`, > 0; not checked. In double precision, its multiples are rounded
+            as those of a number are.
     """
 
     epsilon: Tensor  # type: ignore[assignment]
@@ -182,6 +200,15 @@ class PerturbationSets(PerturbationSet):
     def of(cls, perturbations: PerturbationSet, epsilon: Tensor) -> PerturbationSets:
         """The set with other radii."""
         return cls(**{**vars(perturbations), "epsilon": epsilon})
+
+    def radius(self, like: Tensor, factor: float = 1.0) -> Tensor:
+        return (factor * self.epsilon).to(like)
+
+    def select(self, index: Tensor | slice) -> PerturbationSets:
+        return self.of(self, self.epsilon[index])
+
+    def repeat(self, count: int) -> PerturbationSets:
+        return self.of(self, self.epsilon.repeat(count, 1))
 
 
 def _features(values: float | Sequence[float], name: str, like: Tensor) -> Tensor:

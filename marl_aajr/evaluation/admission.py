@@ -11,7 +11,6 @@ import torch
 
 from marl_aajr.adversaries.learned import FittedAttack
 from marl_aajr.attacks import Attack, Transfer
-from marl_aajr.core.checks import grouped
 from marl_aajr.core.environment_values import TO_FLOAT
 from marl_aajr.core.flat_observations import FlatBox, check_mask_is_named
 from marl_aajr.core.policy import differentiable
@@ -210,25 +209,20 @@ def check_attack(attack: Attack, victim: Victim, agents: Sequence[str]) -> None:
 
 
 def fitted(evaluator: Evaluator, attacks: Sequence[Attack]) -> tuple[Attack, ...]:
-    """The attacks, those that are not ready fitted: once for all sizes, unless one is for one size only."""
-
-    def key(attack: FittedAttack) -> Attack:
-        return attack if attack.per_size else attack.at(1.0)
-
-    fresh = grouped((key(a), a) for a in attacks if isinstance(a, FittedAttack) and not a.ready)
-    evaluator.time.expect(sum(alike[0].seconds for alike in fresh.values()))
+    """The attacks, fitted where one is for one size only; others that are not ready are, with their rows."""
+    fresh = [attack for attack in attacks if isinstance(attack, FittedAttack) and not attack.ready]
+    once = {attack if attack.per_size else attack.at(1.0): attack for attack in fresh}
+    evaluator.time.expect(sum(attack.seconds for attack in once.values()))
     learned: dict[Attack, Attack] = {}
-    for alike in fresh.values():
-        first = alike[0]
-        evaluator.tell(f"{first.name}, which is fitted first")
-        made = _fit(evaluator, first)
-        evaluator.time.finish(first.seconds)
-        for attack in alike:
-            learned[attack] = made if attack.per_size else made.at(attack.perturbations.epsilon)
+    for attack in once.values():
+        if attack.per_size:
+            evaluator.tell(f"{attack.name}, which is fitted first")
+            learned[attack] = fit(evaluator, attack)
+            evaluator.time.finish(attack.seconds)
     return tuple(learned.get(attack, attack) for attack in attacks)
 
 
-def _fit(evaluator: Evaluator, attack: FittedAttack) -> Attack:
+def fit(evaluator: Evaluator, attack: FittedAttack) -> Attack:
     """The attack fitted in the environment of the evaluation, whichever the victim comes from."""
     victim, spec = evaluator.victim, evaluator.spec
     own = resolve(victim.env_name, victim.env_kwargs) if victim.env_name else None

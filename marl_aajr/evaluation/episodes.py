@@ -15,11 +15,13 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from marl_aajr.attacks import Attack, Attacked
+from marl_aajr.attacks.together import AttackCall, Playing, play_together
 from marl_aajr.core.checks import grouped
 from marl_aajr.core.distributions import ActionDistribution
 from marl_aajr.core.seeds import Purpose, stream
@@ -108,8 +110,8 @@ class AttackRun:
         """Attacked steps of all episodes so far; 0 without a schedule, which has none counted."""
         return 0 if self._steps is None else self._steps[1].total
 
-    def perturb(self, batches: Sequence[DecisionBatch], live: Tensor) -> list[DecisionBatch]:
-        """The decisions of one step, on what the attack shows the policies.
+    def perturb(self, batches: Sequence[DecisionBatch], live: Tensor) -> Playing[list[DecisionBatch]]:
+        """The decisions of one step, on what the attack shows the policies; it asks for the attack's answers.
 
         Nobody is attacked but in copies whose episode counts, `live [E]` bool.
 
@@ -118,7 +120,17 @@ class AttackRun:
         """
         where = self._attacked_copies(batches, live)
         chosen = self._adversary_actions(batches, where)
-        return [self._perturbed(batch, where, chosen) for batch in batches]
+        hits = [self._hit(batch, where) for batch in batches]
+        calls = [
+            self._call(batch, hit.nonzero().flatten(), where, chosen)
+            for batch, hit in zip(batches, hits, strict=True)
+            if hit.any()
+        ]
+        answers = iter((yield calls)) if calls else iter(())
+        return [
+            self._shown(batch, hit, next(answers)) if hit.any() else batch
+            for batch, hit in zip(batches, hits, strict=True)
+        ]
 
     def restart(self, over: Tensor) -> None:
         """Begin new episodes where the old ones are `over`, `[E]` bool."""
@@ -152,19 +164,25 @@ class AttackRun:
                     seen[agent][copies] = part * where[copies].unsqueeze(-1)
         return self.attack.choose_actions(seen, generator=self.generator) if seen else {}
 
-    def _perturbed(self, batch: DecisionBatch, where: Tensor, chosen: Mapping[str, Tensor]) -> DecisionBatch:
-        """The decisions of one batch, perturbed in the rows of attacked agents and copies."""
+    def _hit(self, batch: DecisionBatch, where: Tensor) -> Tensor:
+        """The rows of attacked agents in attacked copies, `[B]` bool."""
+        return torch.cat([where[copies] & (agent in self.agents) for agent, copies in batch.rows.items()])
+
+    def _call(
+        self, batch: DecisionBatch, index: Tensor, where: Tensor, chosen: Mapping[str, Tensor]
+    ) -> AttackCall:
+        """The attack on the rows `index` of one batch."""
         targets = {agent: copies for agent, copies in batch.rows.items() if agent in self.agents}
-        hit = torch.cat([where[copies] & (agent in targets) for agent, copies in batch.rows.items()])
-        index, rest = hit.nonzero().flatten(), (~hit).nonzero().flatten()
-        if not len(index):
-            return batch
         attack = self.prepared[next(iter(targets))]
         if chosen:
             attack = attack.with_actions(
                 torch.cat([chosen[agent][copies[where[copies]]] for agent, copies in targets.items()])
             )
-        attacked = attack(batch.policy.select(index), batch.inputs[index], generator=self.generator)
+        return AttackCall(attack, batch.policy.select(index), batch.inputs[index], self.generator)
+
+    def _shown(self, batch: DecisionBatch, hit: Tensor, attacked: Attacked) -> DecisionBatch:
+        """The decisions of one batch, perturbed in the rows that are `hit`."""
+        index, rest = hit.nonzero().flatten(), (~hit).nonzero().flatten()
         self.statistics.add(attacked, batch.policy.distribution)
         inputs = batch.inputs.clone()
         outputs = attacked.outputs.new_empty(len(hit), attacked.outputs.shape[-1])
@@ -187,7 +205,12 @@ StepCallback = Callable[[Sequence[DecisionBatch], Tensor], None]
 of each copy's episode, `[E]`; −1 where it does not count."""
 
 
-def play(
+def play(victim: Victim, env: BatchedEnv, **how: Any) -> Played:
+    """Play exactly `episodes` episodes in E copies; arguments as for `playing`."""
+    return play_together([playing(victim, env, **how)])[0]
+
+
+def playing(
     victim: Victim,
     env: BatchedEnv,
     *,
@@ -198,8 +221,8 @@ def play(
     replacement: ReplacementPolicy | None = None,
     on_episode: Callable[[int], None] | None = None,
     on_step: StepCallback | None = None,
-) -> Played:
-    """Play exactly `episodes` episodes in E copies, E ≤ `episodes`.
+) -> Playing[Played]:
+    """Play exactly `episodes` episodes in E copies, E ≤ `episodes`; for `play_together`.
 
     Without an attack all policies are shown what is there. A replacement acts for some agents instead of the
     victim, whose own random numbers stay as they are. `on_step` is called before anybody is attacked, and
@@ -229,7 +252,7 @@ def play(
         if on_step is not None:
             on_step(batches, counted.episode)
         if attack is not None:
-            batches = attack.perturb(batches, live)
+            batches = yield from attack.perturb(batches, live)
         actions = stepper.act(batches, sampler)
         if replacement is not None:
             actions |= replacement(env, obs)

@@ -5,14 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from marl_aajr.attacks import Attack
-from marl_aajr.core.seeds import Purpose, derived_seed, stream
+from marl_aajr.attacks.together import play_together
+from marl_aajr.core.seeds import Purpose, stream
 from marl_aajr.evaluation.attack_schedule import AttackSchedule, ScheduleCalibration
 from marl_aajr.evaluation.budget import trials
 from marl_aajr.evaluation.counted_episodes import Played
-from marl_aajr.evaluation.episodes import AttackRun, StepCallback, play
+from marl_aajr.evaluation.episodes import AttackRun, StepCallback
 from marl_aajr.evaluation.outcomes import (
     OWN,
     Actions,
@@ -25,10 +26,11 @@ from marl_aajr.evaluation.outcomes import (
 )
 from marl_aajr.evaluation.protocol import Suite
 from marl_aajr.evaluation.replacements import Replacement
+from marl_aajr.evaluation.row_games import AttackTask, Row, RowGames, label_of, told
 from marl_aajr.evaluation.team_returns import TeamReturns
 from marl_aajr.evaluation.time_left import TimeLeft
 from marl_aajr.rollout.batched_env import BatchedEnv
-from marl_aajr.rollout.environments import EnvironmentSpec, make_batch
+from marl_aajr.rollout.environments import EnvironmentSpec
 from marl_aajr.victims import Victim
 
 
@@ -44,29 +46,6 @@ class Progress(NamedTuple):
     total: int
     what: str
     left: float | None = None
-
-
-@dataclass(frozen=True)
-class AttackTask:
-    """One fitted attack to play on some agents: on the reported episodes, or on the selection episodes.
-
-    Attributes:
-        side: `OWN`, or the opponent's name.
-        schedule: the steps that are attacked; None: every step.
-    """
-
-    side: str
-    actions: Actions
-    attack: Attack
-    agents: tuple[str, ...]
-    schedule: AttackSchedule | None
-    selection: bool
-
-
-def _told(what: str, side: str, selection: bool) -> str:
-    """A row with its opponent and episodes: `pgd 0.1 against ppo-1 (selection)`."""
-    against = "" if side == OWN else f" against {side}"
-    return f"{what}{against}{' (selection)' if selection else ''}"
 
 
 @dataclass(kw_only=True)
@@ -103,10 +82,13 @@ class Evaluator:
     cancelled: bool = False
     rows: list[tuple[Attack | None, int]] = field(default_factory=list)
     time: TimeLeft = field(init=False)
-    _selection_env: BatchedEnv | None = None
+    games: RowGames = field(init=False)
 
     def __post_init__(self) -> None:
         self.time = TimeLeft(self.env.num_envs)
+        self.games = RowGames(
+            self.victim, self.spec, self.env, suite=self.suite, seed=self.seed, opponents=self.opponents
+        )
         teams = {agent: self.env.teams[agent] for agent in self.env.possible_agents}
         self._returns = TeamReturns(teams, self.team, self.seed)
 
@@ -169,11 +151,23 @@ class Evaluator:
         """An attack on some agents in the steps that the budget allows."""
         return AttackTask(side, actions, attack, agents, self._schedule(side, actions, agents), selection)
 
-    def play(self, task: AttackTask) -> AttackOutcome | tuple[float, ...]:
-        """The row of an attack; on the selection episodes the returns alone, which choices rest on."""
-        run = self.attack_run(task.attack, task.agents, schedule=task.schedule)
-        what = f"{task.attack.name} {task.attack.perturbations.epsilon:g}"
-        played = self._play(what, task.actions, side=task.side, attack=run, selection=task.selection)
+    def play(self, tasks: Sequence[AttackTask]) -> list[AttackOutcome | tuple[float, ...]]:
+        """The rows of one attack; on the selection episodes the returns alone, which choices rest on."""
+        found = []
+        most = self.games.side_by_side(tasks[0].attack)
+        for some in (tasks[i : i + most] for i in range(0, len(tasks), most)):
+            runs = [self.attack_run(task.attack, task.agents, schedule=task.schedule) for task in some]
+            rows = [
+                Row(task.actions, side=task.side, attack=run, selection=task.selection)
+                for task, run in zip(some, runs, strict=True)
+            ]
+            played = self._play_rows(label_of(some), rows)
+            found += [self._of_attack(*each) for each in zip(some, runs, played, strict=True)]
+        return found
+
+    def _of_attack(
+        self, task: AttackTask, run: AttackRun, played: Played
+    ) -> AttackOutcome | tuple[float, ...]:
         if task.selection:
             return self._returns.each(played.returns)
         statistics, size, steps = run.statistics, task.attack.perturbations.epsilon, task.schedule
@@ -234,9 +228,8 @@ class Evaluator:
         )
 
     def close(self) -> None:
-        """Free the copies for the selection episodes, which were made here."""
-        if self._selection_env is not None:
-            self._selection_env.close()
+        """Free the copies that were made here."""
+        self.games.close()
 
     def tell(self, what: str, finished: int = 0, seconds: float = 0.0) -> None:
         """Report progress: what is played, how many of its episodes are finished, and how long they take."""
@@ -253,40 +246,23 @@ class Evaluator:
         steps = self.suite.budget.steps
         return None if steps is None else self.calibrations[side, actions].schedule(agents, steps=steps)
 
-    def _play(
-        self,
-        what: str,
-        actions: Actions,
-        *,
-        side: str = OWN,
-        attack: AttackRun | None = None,
-        replacement: Replacement | None = None,
-        on_step: StepCallback | None = None,
-        selection: bool = False,
-    ) -> Played:
-        """The reported or the selection episodes, against the victim's own side or an opponent."""
-        episodes, env, seed = self.suite.episodes, self.env, self.seed
-        if selection:
-            episodes, seed = self.suite.selection_episodes, derived_seed(self.seed, Purpose.SELECTION)
-            if self._selection_env is None:
-                self._selection_env = make_batch(self.spec, min(self.env.num_envs, episodes), flat=True)
-            env = self._selection_env
-        row = attack.attack if attack else None
-        seconds = self.time.row(row, episodes)
-        sampled, policy = actions == "sampled", None
-        if (replacement := replacement or self.opponents.get(side)) is not None:
-            generator = stream(self.seed, Purpose.REPLACED)
-            policy = replacement.policy(env.num_envs, sampled=sampled, generator=generator)
-        played = play(
-            self.victim,
-            env,
-            episodes=episodes,
-            seed=seed,
-            sampled=sampled,
-            attack=attack,
-            replacement=policy,
-            on_episode=lambda done: self.tell(_told(what, side, selection), done, seconds * done / episodes),
-            on_step=on_step,
-        )
-        self.finished(row, episodes)
+    def _play(self, what: str, actions: Actions, **how: Any) -> Played:
+        """One row; the rest is as for `Row`."""
+        row = Row(actions, **how)
+        return self._play_rows(told(what, row.side, row.selection), [row])[0]
+
+    def _play_rows(self, what: str, rows: Sequence[Row]) -> list[Played]:
+        """Rows side by side, which know nothing of each other."""
+        finished = [0] * len(rows)
+        sizes = [self.games.episodes(row) for row in rows]
+        seconds = [self.time.row(row.of, episodes) for row, episodes in zip(rows, sizes, strict=True)]
+
+        def on_episode(place: int, count: int) -> None:
+            finished[place] = count
+            passed = (s * n / size for s, n, size in zip(seconds, finished, sizes, strict=True))
+            self.tell(what, sum(finished), sum(passed))
+
+        played = play_together(self.games.begin(rows, on_episode=on_episode))
+        for row, episodes in zip(rows, sizes, strict=True):
+            self.finished(row.of, episodes)
         return played

@@ -172,7 +172,7 @@ class Protocol(Section):
             its own. In Python also `Replacement` values.
         num_envs: copies played side by side. Of E copies episode i is number i // E of copy i mod E, and is
             seeded as such, so compare evaluations of the same E only.
-        workers: Ray workers that share the rows, to the same result; None: one a core where it takes long.
+        workers: processes that share the rows, this one among them; None: one a core where it takes long.
             Then, within a task of Ray, the process plays alone; elsewhere Ray is started where it is not
             running, as soon as the rest would take more than 20 seconds.
     """

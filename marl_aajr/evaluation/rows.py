@@ -6,7 +6,7 @@
     4. which agent is the weakest link: the worst attack of each size on one agent alone (selection episodes)
 
 Agents and attacks are chosen for each opponent by itself. Within 2, 3 and 4 no row knows of another: a
-`WorkerPool` shares them among processes, to the same numbers.
+`WorkerPool` plays them side by side, and shares them among processes, to the same numbers.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from marl_aajr.attacks import Attack
+from marl_aajr.attacks.together import play_together
 from marl_aajr.core.checks import grouped
 from marl_aajr.core.seeds import Purpose
 from marl_aajr.evaluation.admission import fitted
@@ -127,12 +128,19 @@ def _foresee(evaluator: Evaluator) -> None:
     """Estimate how long all rows will take, once the clean ones have been played."""
     everywhere = torch.ones(evaluator.env.num_envs).bool()
     kinds = len(evaluator.suite.actions)
+
+    def call(attack: Attack, decisions: Sequence[DecisionBatch]) -> int:
+        runs = [
+            evaluator.attack_run(attack, evaluator.agents, purpose=Purpose.PROBE)
+            for _ in range(evaluator.games.side_by_side(attack))
+        ]
+        play_together([run.perturb(decisions, everywhere) for run in runs])
+        return len(runs)
+
     evaluator.time.learn(
         evaluator.rows * kinds,
         played=kinds * evaluator.suite.episodes,
-        call=lambda attack, decisions: evaluator.attack_run(
-            attack, evaluator.agents, purpose=Purpose.PROBE
-        ).perturb(decisions, everywhere),
+        call=call,
     )
 
 

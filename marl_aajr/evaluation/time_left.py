@@ -44,11 +44,12 @@ class TimeLeft:
         rows: Sequence[tuple[Attack | None, int]],
         *,
         played: int,
-        call: Callable[[Attack, Sequence[DecisionBatch]], object],
+        call: Callable[[Attack, Sequence[DecisionBatch]], int],
     ) -> None:
         """Learn the seconds of a round, when the clean rows, so many episodes, are over; expect all others.
 
-        A row is an attack and its episodes; `call` attacks the decisions of one step.
+        A row is an attack and its episodes; `call` attacks the decisions of one step, in as many rows at once
+        as it returns.
         """
         rounds = ceil(played / self._num_envs)
         clean = (time.monotonic() - self._begun) / rounds
@@ -60,8 +61,9 @@ class TimeLeft:
                     with torch.random.fork_rng(devices=[]):  # a policy may draw, however long this takes
                         call(attack, self._first)  # the first call takes longer than all others
                         begun = time.monotonic()
-                        call(attack, self._first)
-                    self._seconds[key] = clean + self._steps / rounds * (time.monotonic() - begun)
+                        together = call(attack, self._first)
+                    taken = (time.monotonic() - begun) / together
+                    self._seconds[key] = clean + self._steps / rounds * taken
         self._left = sum(self.row(attack, episodes) for attack, episodes in rows)
 
     def row(self, attack: Attack | None, episodes: int) -> float:

@@ -102,6 +102,11 @@ class VictimPolicy(Policy):
         changed._mlp, changed._critic, changed.critic = self._mlp, self._critic, self.critic
         return changed
 
+    def same_network(self, other: VictimPolicy) -> bool:
+        """Whether `joined` takes both: of one network, with columns of the same kinds."""
+        networks = self._module is other._module and self._critic is other._critic
+        return networks and self._fixed.keys() == other._fixed.keys()
+
     @staticmethod
     def joined(policies: Sequence[VictimPolicy]) -> VictimPolicy:
         """One policy for the rows of several, in their order; all of one module."""
