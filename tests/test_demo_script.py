@@ -86,20 +86,23 @@ def demo(tmp_path: Path) -> Demo:
     return Demo(tmp_path)
 
 
+TRAIN = "train --env marl_aajr.envs.simple_spread_v3 --method"
 FRESH = [
-    "compare DEMO/none DEMO/aajr --out DEMO/report.html",
+    "compare DEMO/none DEMO/adversarial_training DEMO/aajr --out DEMO/report.html",
     "evaluate DEMO/aajr",
+    "evaluate DEMO/adversarial_training",
     "evaluate DEMO/none",
-    "train --env marl_aajr.envs.simple_spread_v3 --method aajr",
-    "train --env marl_aajr.envs.simple_spread_v3 --method none",
+    f"{TRAIN} aajr --coefficient 3e-5 --objective margin --set rollouts.epsilon=0.1",
+    f"{TRAIN} adversarial_training --epsilon 0.1",
+    f"{TRAIN} none",
 ]
 
 
-def test_both_are_trained_attacked_and_compared(demo: Demo) -> None:
+def test_all_are_trained_attacked_and_compared(demo: Demo) -> None:
     code, out, err = demo.run()
     assert (code, err) == (0, "")
     assert demo.calls == FRESH
-    assert "none 100% return -7.0  aajr 100% return -7.0" in out
+    assert "none 100% return -7.0  adversarial_training 100% return -7.0  aajr 100% return -7.0" in out
     assert (demo.out / "report.html").read_text() == "page"
 
 
@@ -112,11 +115,11 @@ def test_a_finished_demo_is_kept_unless_told_otherwise(demo: Demo) -> None:
     assert not Path(f"{demo.out}-4").exists()
 
 
-def test_ctrl_c_reaches_both_once_and_the_same_command_goes_on(demo: Demo) -> None:
+def test_ctrl_c_reaches_all_once_and_the_same_command_goes_on(demo: Demo) -> None:
     process = demo.start(SLOW="30")
     deadline = time.monotonic() + 30
     while time.monotonic() < deadline and not all(
-        (demo.out / m / "status.json").exists() for m in ("none", "aajr")
+        (demo.out / m / "status.json").exists() for m in ("none", "adversarial_training", "aajr")
     ):
         time.sleep(0.05)
     process.send_signal(signal.SIGINT)
@@ -132,11 +135,12 @@ def test_ctrl_c_reaches_both_once_and_the_same_command_goes_on(demo: Demo) -> No
     assert "Going on with the unfinished demo" in out
     assert [call for call in demo.calls if call.startswith("train")] == [
         "train --resume --out DEMO/aajr",
+        "train --resume --out DEMO/adversarial_training",
         "train --resume --out DEMO/none",
     ]
 
 
-def test_a_failure_shows_the_end_of_its_log_and_stops_the_other(demo: Demo) -> None:
+def test_a_failure_shows_the_end_of_its_log_and_stops_the_others(demo: Demo) -> None:
     code, _, err = demo.run(FAILS="aajr", SLOW="30")
     assert code == 1
     assert "error: out of luck" in err

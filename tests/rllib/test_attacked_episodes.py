@@ -21,6 +21,7 @@ from ray.rllib.examples.rl_modules.classes.action_masking_rlm import ActionMaski
 
 from marl_aajr import AAJR, robustify
 from marl_aajr.rllib.plugin.attacked_episodes import AttackedEpisodes
+from marl_aajr.rllib.plugin.module_policy import CLEAN_OBS
 from marl_aajr.rllib.sampling.fast import fast
 from marl_aajr.rllib.sampling.observation_filter import ObservationNormalizer
 from marl_aajr.rollout.attack.rollout_attack import RolloutAttack
@@ -247,6 +248,9 @@ def check_train_batch(algorithm: Any) -> None:
     assert len(obs) == 24 * 3
     assert nearest.mean() > 0.5 * EPSILON
     assert nearest.max() <= EPSILON + 1e-5
+    clean = batch[CLEAN_OBS][rows]
+    assert torch.cdist(clean, true, p=float("inf")).amin(1).max() == 0, "regularizers begin at the truth"
+    assert (clean - obs).abs().amax(1).max() <= EPSILON + 1e-5
 
 
 @pytest.mark.usefixtures("ray_session")

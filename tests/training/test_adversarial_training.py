@@ -71,7 +71,8 @@ def test_a_share_of_nothing_is_plain_training(tmp_path: Path) -> None:
 @pytest.mark.usefixtures("ray_session")
 @pytest.mark.parametrize("more", [{}, {"model": {"lstm": 8}}, {"observation_filter": "mean_std"}])
 def test_aajr_along_the_path_of_play_asks_the_rollouts_to_keep_it(more: Any, tmp_path: Path) -> None:
-    method = {"name": "aajr", "directions": "rollout", "objective": "margin", "interval": 1, "ramp": None}
+    every = {"interval": 1, "sample_fraction": 1.0, "ramp": None}
+    method = {"name": "aajr", "directions": "rollout", "objective": "margin", **every}
     config = tiny(method=method, rollouts={"epsilon": 0.1, "ramp": [0.4, 0.6]}, env_steps=300, **more)
     assert config.attack is not None
     assert config.attack.path == "one"

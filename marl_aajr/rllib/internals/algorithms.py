@@ -121,6 +121,11 @@ def env_to_module_connector(config: AlgorithmConfig) -> Any:
     return config._env_to_module_connector
 
 
+def module_to_env_connector(config: AlgorithmConfig) -> Any:
+    """What the user gave as `module_to_env_connector`; None: nothing."""
+    return config._module_to_env_connector
+
+
 def custom_connectors(config: AlgorithmConfig) -> dict[str, Any]:
     """The connector settings of a configuration that are set, by name."""
     names = ("module_to_env_connector", "learner_connector")

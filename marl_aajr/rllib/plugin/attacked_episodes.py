@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import weakref
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -33,7 +33,8 @@ from marl_aajr.core.policy import Tree
 from marl_aajr.core.seeds import Purpose, derived_seed
 from marl_aajr.rllib.internals.algorithms import connectors_of, structures_of
 from marl_aajr.rllib.plugin.attacked_measures import AttackedMeasures
-from marl_aajr.rllib.plugin.module_policy import ROLLOUTS_KEY
+from marl_aajr.rllib.plugin.clean_observations import Pieces, agent_of
+from marl_aajr.rllib.plugin.module_policy import CLEAN_OBS, ROLLOUTS_KEY
 from marl_aajr.rllib.plugin.observation_layout import flat_layout
 from marl_aajr.rllib.sampling.acting_policy import (
     ActingModule,
@@ -48,8 +49,6 @@ from marl_aajr.rollout.attack.attackable import ActingRows
 from marl_aajr.rollout.attack.attacked_copies import AttackedCopies
 from marl_aajr.rollout.attack.attacked_play import attacked_members
 from marl_aajr.rollout.attack.rollout_attack import RolloutAttack
-
-Pieces = Callable[..., ConnectorV2 | Sequence[ConnectorV2]]
 
 _RUNNERS: weakref.WeakKeyDictionary[Any, weakref.ref[Any]] = weakref.WeakKeyDictionary()
 """The env runner of each environment: RLlib makes connectors by the environment alone."""
@@ -66,11 +65,12 @@ class WithRolloutAttack:
 
     attack: RolloutAttack
     before: Pieces | None
+    keep_clean: bool = False
 
     def __call__(self, env: Any = None, spaces: Any = None, device: Any = None) -> list[ConnectorV2]:
         given = [] if self.before is None else self.before(env, spaces, device)
         pieces = [given] if isinstance(given, ConnectorV2) else list(given)
-        piece = AttackedEpisodes(self.attack)
+        piece = AttackedEpisodes(self.attack, keep_clean=self.keep_clean)
         piece.runner = _RUNNERS.get(env) if env is not None else None
         return [*pieces, piece]
 
@@ -89,8 +89,11 @@ class AttackedEpisodes(ConnectorV2):
         attack: RolloutAttack,
         input_observation_space: gym.Space[Any] | None = None,
         input_action_space: gym.Space[Any] | None = None,
+        *,
+        keep_clean: bool = False,
     ) -> None:
-        super().__init__(input_observation_space, input_action_space, attack=attack)
+        super().__init__(input_observation_space, input_action_space, attack=attack, keep_clean=keep_clean)
+        self._noted: dict[Any, Any] | None = {} if keep_clean else None
         self.runner: weakref.ref[Any] | None = None
         self._attack = attack
         self._measures = AttackedMeasures(attack)
@@ -107,11 +110,14 @@ class AttackedEpisodes(ConnectorV2):
         batch: dict[str, Any],
         episodes: list[Any],
         explore: bool | None = None,
+        shared_data: dict[str, Any] | None = None,
         **_: Any,
     ) -> dict[str, Any]:
         runner = None if self.runner is None else self.runner()
         if runner is None or rl_module is None or runner.config.in_evaluation or not episodes:
             return batch
+        if self._noted is not None and shared_data is not None:
+            self._noted = shared_data.setdefault(CLEAN_OBS, {})
         copies = self._follow(runner, episodes)
         self._calls += 1
         self._measures.step(runner, copies.epsilon if explore else 0.0)
@@ -183,6 +189,8 @@ class AttackedEpisodes(ConnectorV2):
             seen = after.reshape(before.shape).astype(before.dtype)
             whole = {**obs, own_key(obs): seen} if isinstance(obs, Mapping) else seen
             episode.set_observations(at_indices=-1, new_data=whole)
+            if self._noted is not None:
+                self._noted[agent_of(episode)] = obs
 
     def is_attacked(self, copy: int) -> bool:
         """Whether a copy's episode is played under attack."""

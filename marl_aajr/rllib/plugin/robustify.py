@@ -16,12 +16,17 @@ from ray.rllib.utils import force_list
 
 from marl_aajr.core.checks import is_search_space
 from marl_aajr.regularizers.regularizer import Regularizer
-from marl_aajr.rllib.internals.algorithms import env_to_module_connector, structures_before_flattening
+from marl_aajr.rllib.internals.algorithms import (
+    env_to_module_connector,
+    module_to_env_connector,
+    structures_before_flattening,
+)
 from marl_aajr.rllib.internals.learners import (
     check_gradients_are_served,
 )
 from marl_aajr.rllib.internals.runners import OpenEnvRunner
 from marl_aajr.rllib.plugin.attacked_episodes import WithRolloutAttack, complaint, remember_runner
+from marl_aajr.rllib.plugin.clean_observations import WithCleanObservations
 from marl_aajr.rllib.plugin.module_policy import ROLLOUTS_KEY
 from marl_aajr.rllib.plugin.robust_learner import REGULARIZERS_KEY, robust_learner_class
 from marl_aajr.rollout.attack.rollout_attack import RolloutAttack
@@ -47,9 +52,8 @@ def robustify(
     With `rollouts`, agents act in training under attack, in RLlib's own env runners (see
     `marl_aajr.rllib.plugin.attacked_episodes`), and all that is trained on is what they saw, with the action
     and the log-probability there: also for IMPALA and APPO, whose corrections hold, because what acted is
-    what was attacked. A regularizer's own adversary begins at what they saw, too (at what was true in
-    `fast`'s). Nobody is attacked in the env runners of evaluation, which RLlib makes where
-    `evaluation_interval` is set, and where `explore=False`.
+    what was attacked. A regularizer's own adversary begins at what was true. Nobody is attacked in the env
+    runners of evaluation, which RLlib makes where `evaluation_interval` is set, and where `explore=False`.
 
     Args:
         config: any configuration of the new API stack whose learner is a torch learner, with its modules
@@ -135,11 +139,17 @@ def _play_under(config: AlgorithmConfig, attack: RolloutAttack | None) -> None:
     if isinstance(before, WithRolloutAttack):
         before = before.before
         config.env_runners(env_to_module_connector=before)
+        if isinstance(after := module_to_env_connector(config), WithCleanObservations):
+            config.env_runners(module_to_env_connector=after.before)
         config.learner_config_dict.pop(ROLLOUTS_KEY, None)
     if attack is None or not attack.ever:
         return
     _check_rollouts(config, attack)
-    config.env_runners(env_to_module_connector=WithRolloutAttack(attack, before))
+    keeps = REGULARIZERS_KEY in config.learner_config_dict
+    config.env_runners(env_to_module_connector=WithRolloutAttack(attack, before, keep_clean=keeps))
+    if keeps:
+        after = module_to_env_connector(config)
+        config.env_runners(module_to_env_connector=WithCleanObservations(after))
     config.learners(learner_config_dict={ROLLOUTS_KEY: attack})
     made = [c for c in force_list(config.callbacks_on_environment_created) if c is not remember_runner]
     begun = [c for c in force_list(config.callbacks_on_algorithm_init) if c is not _check_runners]
