@@ -5,6 +5,7 @@ from __future__ import annotations
 from marl_aajr.evaluation.api import evaluate
 from marl_aajr.evaluation.best_responses import Exploitability, exploitability
 from marl_aajr.evaluation.budget import Budget, parse_budget
+from marl_aajr.evaluation.crossplay import CrossPlay, MeanOverRuns, TeamRating
 from marl_aajr.evaluation.evaluator import Progress
 from marl_aajr.evaluation.outcomes import OWN, AttackOutcome, AttackSpec, Outcome, ReplacementOutcome
 from marl_aajr.evaluation.pool import Met, PoolScore, everybody_met, pool_scores
@@ -21,8 +22,10 @@ __all__ = [
     "AttackSpec",
     "Budget",
     "Check",
+    "CrossPlay",
     "Evaluation",
     "Exploitability",
+    "MeanOverRuns",
     "Met",
     "OpponentResult",
     "Outcome",
@@ -33,6 +36,7 @@ __all__ = [
     "ReplacementOutcome",
     "SubsetOutcome",
     "Suite",
+    "TeamRating",
     "WorstAttack",
     "builtin_suites",
     "evaluate",
