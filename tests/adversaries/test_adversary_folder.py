@@ -80,7 +80,10 @@ def test_other_threats_have_other_folders() -> None:
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"kind": "pgd"}, "kind: expected 'sa-rl', 'pa-ad', 'traitor' or 'opponent', got 'pgd'"),
+        (
+            {"kind": "pgd"},
+            "kind: expected 'sa-rl', 'pa-ad', 'traitor', 'opponent' or 'best-response', got 'pgd'",
+        ),
         ({"kind": "sa-rl"}, "expected an epsilon for the adversary 'sa-rl'"),
         ({"kind": "traitor", "epsilon": 0.1}, "expected no epsilon and no joint adversary for 'traitor'"),
         ({"kind": "pa-ad", "epsilon": 0.1, "search": 9}, "expected a search of at most 4"),

@@ -90,7 +90,7 @@ def test_one_that_exists_is_not_replaced_unasked(run: Path, capsys: pytest.Captu
     [
         (("--kind", "sa-rl", "--epsilon", "0.1"), "expected VICTIM_RUN and --kind"),
         (("nowhere", "--kind", "sa-rl", "--epsilon", "0.1"), "expected a saved victim in nowhere"),
-        (("nowhere", "--kind", "sarl"), "'traitor' or 'opponent', got 'sarl'; did you mean sa-rl?"),
+        (("nowhere", "--kind", "sarl"), "'opponent' or 'best-response', got 'sarl'; did you mean sa-rl?"),
         (("--resume",), "expected --resume with --out FOLDER"),
         (("--resume", "--out", "nowhere"), "expected the folder of an adversary whose training was stopped"),
     ],
@@ -133,5 +133,5 @@ def test_the_verdict_on_an_adversarial_agent_is_about_the_teams_return(
 ) -> None:
     selection = {"trained": 70.8, "clean": -40.0, "lost": -38.0}
     ahead = {"mean": (low + high) / 2, "low": low, "high": high}
-    record = {"selection": selection, "kept": "trained", "lead": ahead, "undertrained": False}
+    record = {"selection": selection, "kept": "trained", "lead": ahead, "undertrained": False, "curve": []}
     assert f"the team's return {word} from 40.0 to 38.0 (" in verdict(record)
