@@ -109,10 +109,10 @@ def test_sampled_actions_are_judged_by_the_pool_too(tmp_path: Path) -> None:
 
 
 def test_what_learned_nothing_is_told_by_play_at_home(tmp_path: Path) -> None:
-    """A team that does nothing was played against the own side only."""
-    content = met(50.0, weak=1.0)
+    """A team that does nothing was played against the own side only, and returned −6 there."""
+    content = met(50.0, weak=90.0)
     content["adversarial_agents"][0] |= {"mean": 50.0, "returns": content["clean"]["returns"]}
-    found = compared(tmp_path, none=[content], aajr=[met(50.0, weak=1.0)])
+    found = compared(tmp_path, none=[content], aajr=[met(50.0, weak=-20.0)])
     assert [row.method.label for row in ranked(found)] == ["aajr"]
 
 

@@ -144,7 +144,7 @@ class TestLearnedNothing:
     def idle(self, tmp_path: Path, *idle: bool) -> Comparison:
         learned = seeds(-40.0, -41.0, -39.0, attacks=HARD, nothing=-72.0)
         lazy = [
-            evaluation(-50.0, attacks=dict.fromkeys(HARD, 0.0), nothing=-50.0 if nothing else -72.0)
+            evaluation(-43.0, attacks=dict.fromkeys(HARD, 0.0), nothing=-43.0 if nothing else -72.0)
             for nothing in idle
         ]
         return compared(tmp_path, none=learned, aajr=lazy, ernie=seeds(-40.0, attacks=MILD) * 3)
@@ -152,7 +152,7 @@ class TestLearnedNothing:
     def test_it_is_named_and_not_ranked(self, tmp_path: Path) -> None:
         found = self.idle(tmp_path, True, True, True)
         assert nothing_learned([found]) == [
-            "aajr learned nothing (return −50.0, doing nothing −50.0) and is not ranked."
+            "aajr learned nothing (return −43.0, doing nothing −43.0) and is not ranked."
         ]
         assert "aajr" not in headline(found)
         assert [row.method.label for row in ranked(found)] == ["none (plain PPO)", "ernie"]
@@ -163,7 +163,7 @@ class TestLearnedNothing:
     def test_single_runs_are_not_dropped(self, tmp_path: Path) -> None:
         found = self.idle(tmp_path, True, False, False)
         assert nothing_learned([found]) == [
-            "1 of 3 runs of aajr learned nothing (return −50.0, doing nothing −50.0); the method's mean "
+            "1 of 3 runs of aajr learned nothing (return −43.0, doing nothing −43.0); the method's mean "
             "includes it."
         ]
         assert len(ranked(found)) == 3
