@@ -1,16 +1,19 @@
-"""Cross-play: every method against every opponent of the pool, clean and under attack."""
+"""Cross-play: every method against every opponent of the pool, clean and under attack, and ratings."""
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 
 import numpy as np
 
+from marl_aajr.evaluation.crossplay import CrossPlay, TeamRating
+from marl_aajr.evaluation.intervals import LEVEL
 from marl_aajr.evaluation.outcomes import Outcome
 from marl_aajr.report.comparison import Comparison, MethodRow
 from marl_aajr.report.estimates import (
+    NOTHING,
     SHADES,
     Block,
     Cell,
@@ -41,6 +44,55 @@ def cross_play(comparison: Comparison) -> tuple[Block, ...]:
         )
         for epsilon in sizes
     )
+
+
+def ratings(comparison: Comparison, *, resamples: int = 100) -> tuple[Block, ...]:
+    """Nash averaging and Elo of the ranked methods, without an attack and at the largest size.
+
+    Empty without a pool of several opponents, and for fewer than two methods.
+    """
+    rows = ranked(comparison)
+    if len(comparison.pool) < 2 or len(rows) < 2:
+        return ()
+    return tuple(_rated(comparison, rows, epsilon, resamples) for epsilon in (0.0, comparison.epsilons[-1]))
+
+
+def _rated(comparison: Comparison, rows: Sequence[MethodRow], epsilon: float, resamples: int) -> Block:
+    played = CrossPlay(
+        tuple(row.method.label for row in rows),
+        comparison.pool,
+        tuple(
+            np.array([[run.pool[n].under(epsilon).returns for n in comparison.pool] for run in row.runs])
+            for row in rows
+        ),
+        epsilon,
+    )
+    found = {rating.team: rating for rating in played.ratings(resamples=resamples)}
+    given = [found.get(row.method.label) for row in comparison.rows]
+
+    def line(header: str, cell: Callable[[TeamRating], Cell]) -> Line:
+        return Line(header, tuple(NOTHING if rating is None else cell(rating) for rating in given))
+
+    chosen = "" if played.unique else ", one of several: the widest is taken"
+    title = f"Worst attack, {size(epsilon)}" if epsilon else "No attack"
+    return Block(
+        title,
+        (
+            line(f"Nash averaging{chosen}", lambda r: _between(r.nash, r.nash_interval, comparison.decimals)),
+            line("share of the equilibrium", lambda r: Cell(f"{100 * r.weight:.0f} %")),
+            line("first in resampled runs", lambda r: _percent(r.first)),
+            line("Elo", lambda r: _between(r.elo, r.elo_interval, 0)),
+        ),
+    )
+
+
+def _between(value: float, ends: tuple[float, float] | None, decimals: int) -> Cell:
+    low, high = ends or (None, None)
+    return estimated(Estimate(value, low, high, (), "runs", LEVEL), decimals=decimals)
+
+
+def _percent(share: float | None) -> Cell:
+    return NOTHING if share is None else Cell(f"{100 * share:.0f} %")
 
 
 def lowest_and_highest(comparison: Comparison) -> tuple[float, float]:

@@ -9,7 +9,7 @@ import pytest
 
 from marl_aajr.report import Comparison, headline
 from marl_aajr.report.cautions import cautions
-from marl_aajr.report.crossplay_tables import cross_play
+from marl_aajr.report.crossplay_tables import cross_play, ratings
 from marl_aajr.report.figures import worst_case
 from marl_aajr.report.ranking import own_side, ranked
 from marl_aajr.report.style import Legend
@@ -78,6 +78,30 @@ def test_the_matrix_has_every_opponent_with_means_on_both_sides(planted: Compari
     assert [cell.mark for cell in mean.cells] == ["best", "", ""]
     assert [cell.note for cell in worst.cells] == ["strong", "strong", ""]
     assert {cell.mark for line in (weak, strong, worst, own) for cell in line.cells} == {""}
+
+
+def test_ratings_stand_beside_the_mean_with_their_uncertainty(planted: Comparison) -> None:
+    """Plain PPO is better against each opponent: it is the whole equilibrium, which takes the strong one."""
+    clean, attacked = ratings(planted, resamples=20)
+    assert (clean.title, attacked.title) == ("No attack", "Worst attack, ε = 0.1")
+    nash, share, first, elo = clean.lines
+    assert [cell.main for cell in nash.cells] == ["41.0", "21.0"]
+    low, high = (float(end) for end in nash.cells[0].under.strip("[]").split(",\u00a0"))
+    assert 40.0 <= low < 41.0 < high <= 42.0
+    assert [cell.main for cell in share.cells] == ["100 %", "0 %"]
+    assert [cell.main for cell in first.cells] == ["100 %", "0 %"]
+    stronger, weaker = (float(cell.main.replace("\u202f", "")) for cell in elo.cells)
+    assert stronger > 1500 > weaker
+    assert stronger + weaker == pytest.approx(3000, abs=1)
+
+
+def test_what_learned_nothing_has_no_rating(tmp_path: Path) -> None:
+    idle = met(50.0, weak=1.0, strong=1.0)
+    idle["adversarial_agents"][0] |= {"mean": 50.0, "returns": idle["clean"]["returns"]}
+    other = met(50.0, weak=2.0, strong=1.0)
+    nash, _, first, _ = ratings(compared(tmp_path, none=[other], aajr=[idle], ernie=[other]))[0].lines
+    assert [cell.main for cell in nash.cells] == ["1.0", "—", "1.0"]
+    assert [cell.main for cell in first.cells] == ["—"] * 3
 
 
 def test_the_worst_member_is_chosen_on_other_episodes(tmp_path: Path) -> None:
