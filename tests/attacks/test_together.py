@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from typing import Any
+from unittest.mock import patch
 
 import pytest
 import torch
@@ -66,7 +67,9 @@ def test_a_call_has_the_same_numbers_whatever_is_answered_beside_it(name: str, l
     ]
     alone = [answered([[one]])[0][0] for one in made[0]]
     assert all(made[1][0].mixes(other) for other in made[1])
-    together = answered([[one] for one in made[1]])
+    with patch.object(Attack, "__call__", autospec=True, side_effect=Attack.__call__) as called:
+        together = answered([[one] for one in made[1]])
+    assert called.call_count == 1
     for one, (beside,) in zip(alone, together, strict=True):
         slack = 1e-2 if limits == "l2" else 1e-6
         torch.testing.assert_close(beside.delta, one.delta, atol=slack, rtol=0)
@@ -105,7 +108,9 @@ def test_games_of_several_lengths_get_their_answers_in_order() -> None:
         return found
 
     pgd, noise = make_attack("pgd", epsilon=0.1), make_attack("noise", epsilon=0.4)
-    results = play_together([game(pgd, 2, 1), game(pgd.at(0.3), 3, 2), game(noise, 1, 2), game(pgd, 0, 1)])
+    games = [(pgd, 2, 1), (pgd.at(0.3), 3, 2), (noise, 1, 2), (pgd, 0, 1)]
+    results = play_together([game(*each) for each in games])
+    assert results == [pytest.approx(play_together([game(*each)])[0], abs=1e-6) for each in games]
     assert [len(found) for found in results] == [2, 3, 1, 0]
     assert max(results[0]) <= 0.1 + 1e-6 < max(results[1]) <= 0.3 + 1e-6 < results[2][0]
 
