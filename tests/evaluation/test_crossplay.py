@@ -9,6 +9,7 @@ import pytest
 
 from marl_aajr.evaluation import ActionsResult, evaluate
 from marl_aajr.evaluation.crossplay import CrossPlay
+from marl_aajr.evaluation.ratings import elo
 from marl_aajr.victims import Victim
 from tests.evaluation.players import sign_reader, signs, team
 from tests.evaluation.test_opponents import TURN, judged
@@ -101,3 +102,9 @@ def test_partners_between_seeds() -> None:
     assert np.allclose(found.matrix[:2, :2], a[0])
     with pytest.raises(ValueError, match="got a without c"):
         CrossPlay.between({"a": results["a"], "c": results["b"]})
+
+
+def test_elo_counts_a_tie_as_half_a_win() -> None:
+    """Of two episodes the first team earns more in one, and as much in the other."""
+    found = CrossPlay(("a", "b"), ("o",), (np.array([[[1.0, 1.0]]]), np.array([[[0.0, 1.0]]])))
+    assert [rating.elo for rating in found.ratings()] == pytest.approx(elo([[0, 0.75], [0.25, 0]]))
