@@ -26,6 +26,7 @@ from marl_aajr.rllib.sampling.acting_policy import ActingModule, ActingPolicy, H
 from marl_aajr.rllib.sampling.fast import FragmentsToBatch, fast
 from marl_aajr.rollout.attack.rollout_attack import RolloutAttack
 from marl_aajr.rollout.fragments import Fragment, ModuleFragment
+from marl_aajr.rollout.postprocessing import standardize
 from tests.rllib.fast_runs import OURS, TAG, TICTACTOE, config, fragment, logits, masked, normalizer, runner
 
 EPSILON = 0.1
@@ -203,11 +204,12 @@ def test_values_are_of_what_the_critic_reads_everywhere(critic: Any) -> None:
     with torch.no_grad():
         last = values({Columns.OBS: read[-1]})
         cut = values({Columns.OBS: part.final_obs}).view(last.shape)
+        free = standardize(batch["value_targets"] - values({Columns.OBS: read[:-1].flatten(0, 2)}))
+    assert torch.allclose(batch["advantages"], free, atol=1e-3)
     targets = batch["value_targets"].view(part.rewards.shape)
     assert torch.allclose(targets[-1], part.rewards[-1] + 0.9 * last, atol=1e-4)
     assert torch.allclose(targets[24], part.rewards[24] + 0.9 * cut, atol=1e-4)
-    apart = part.obs[-1] - part.clean_obs[-1]
-    assert (apart.abs().amax(-1) > 0.4).all() == (critic == "seen")
+    assert ((part.obs[-1] - part.clean_obs[-1]).abs().amax(-1) > 0.4).all() == (critic == "seen")
     assert torch.equal(batch[Columns.OBS], part.obs[:-1].flatten(0, 2))
     assert torch.equal(batch[CLEAN_OBS], part.clean_obs[:-1].flatten(0, 2))
 
