@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from marl_aajr.attacks import Attack
+from marl_aajr.core.compiled import kernels_compiled
 from marl_aajr.victims.stepper import DecisionBatch
 
 _LONG = 1.0
@@ -28,6 +29,7 @@ class TimeLeft:
     """The expected seconds of all that follows the clean rows; a `StepCallback`, which watches those."""
 
     def __init__(self, num_envs: int) -> None:
+        kernels_compiled()  # now, as their compilation is no play
         self._num_envs, self._steps = num_envs, 0
         self._first: Sequence[DecisionBatch] = ()
         self._seconds: dict[Attack | None, float] = {}
