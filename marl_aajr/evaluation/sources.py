@@ -19,7 +19,6 @@ from marl_aajr.evaluation.result import Check, Evaluation
 from marl_aajr.rollout.attack.training_attack import TrainingAttack
 from marl_aajr.rollout.environments import EnvironmentSpec
 from marl_aajr.rollout.teams import sideless
-from marl_aajr.training.policy_mapping import policy_mapping_of
 from marl_aajr.training.run_directory import RunDirectory
 from marl_aajr.training.run_record import evaluations_beside
 from marl_aajr.training.team_methods import team_methods
@@ -76,6 +75,8 @@ def training_attack_of(path: Path, agents: Collection[str]) -> TrainingAttack | 
     config = RunDirectory(path).config()
     if config.attack is None:
         return None
+    from marl_aajr.training.policy_mapping import policy_mapping_of  # late: it needs RLlib
+
     attack = team_methods(config, policy_mapping_of(config)).attack
     if attack is None or not set(agents) & set(attack.agents or agents):
         return None

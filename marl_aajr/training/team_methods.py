@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 from marl_aajr.core.checks import grouped
 from marl_aajr.regularizers import Regularizer
@@ -16,7 +16,9 @@ from marl_aajr.rollout.teams import check_teams
 from marl_aajr.training.atla import ATLA
 from marl_aajr.training.config import RunConfig
 from marl_aajr.training.method import NO_METHOD, MethodConfig
-from marl_aajr.training.policy_mapping import PolicyMapping
+
+if TYPE_CHECKING:  # it needs RLlib, and evaluations do not
+    from marl_aajr.training.policy_mapping import PolicyMapping
 
 _Adversary = TypeVar("_Adversary", RolloutAttack, ATLA)
 

@@ -170,7 +170,7 @@ def test_sides(kind: Any, team: str | None, agents: list[str] | None, chosen: tu
 @pytest.mark.parametrize(
     ("kind", "teams", "agents", "message"),
     [
-        ("spy", SIDES, None, "kind out of traitor, opponent; got 'spy'"),
+        ("spy", SIDES, None, "kind out of traitor, opponent, best-response; got 'spy'"),
         ("traitor", SIDES, None, r"the agents that betray team 'us', got none; name some of \['a', 'b'\]"),
         ("traitor", SIDES, ["a", "b"], "somebody of team 'us' to stay loyal, got all of it"),
         ("traitor", SIDES, ["z"], "an agent out of a, b, c, d, e; got 'z'"),

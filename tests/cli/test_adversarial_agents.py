@@ -61,7 +61,8 @@ def test_a_trained_traitor_is_reported_beside_its_controls(
     assert list(rows) == ["traitor", "random", "idle"]
     assert {tuple(row["agents"]) for row in rows.values()} == {("agent_0",)}
     assert rows["traitor"]["source"] == "liar"
-    assert rows["traitor"]["training"] == {"pays": "loss", "env_steps": 3000, "foreign": False}
+    training = rows["traitor"]["training"]
+    assert (training["pays"], training["env_steps"], training["foreign"]) == ("loss", 3000, False)
     assert rows["traitor"]["mean"] < rows["random"]["mean"] < result["results"][0]["clean"]["mean"]
     assert "pass" in {check["verdict"] for check in result["checks"] if "traitor agent_0" in check["name"]}
 
@@ -138,4 +139,4 @@ def test_another_run_is_no_adversary(capsys: pytest.CaptureFixture[str], run: Pa
     with pytest.raises(SystemExit) as stop:
         main(["evaluate", str(run), *FEW, "--adversary", str(run)])
     assert stop.value.code not in (0, None)
-    assert "the run of a traitor or an opponent" in " ".join(capsys.readouterr().err.split())
+    assert "the run of an adversary that acts" in " ".join(capsys.readouterr().err.split())
