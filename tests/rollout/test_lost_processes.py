@@ -151,7 +151,8 @@ def ended(pid: int) -> bool:
 
 
 SCRIPT = """
-import os, sys, time
+import time
+import torch  # here: an interrupt that arrives while it is loaded can be lost
 from marl_aajr.rollout.environments import resolve
 from marl_aajr.rollout.pettingzoo_batch import PettingZooBatch
 from tests.rollout.toy_games import Scripted
@@ -167,7 +168,6 @@ def make():
 batch = PettingZooBatch(resolve(make), 2, processes=2)
 batch.reset(seed=0)
 print(*(process.pid for process in batch._shares._others), flush=True)
-import torch
 for _ in range(2):
     batch.step({agent: torch.zeros(2, dtype=torch.long) for agent in "ab"})
 """
