@@ -1,8 +1,8 @@
 // Multilayer perceptrons in single precision: outputs, and derivatives by weights, by inputs and along a direction.
 //
 // Rows go through all layers in blocks that stay in the cache. Within a block every step is a product of matrices,
-// made of tiles whose sums stay in registers, with what comes after it (bias, activation, derivative) done where the
-// sums are. Each output is summed over k = 0, 1, ... in this order, whatever rows stand beside it.
+// made of tiles whose sums stay in registers, and a pass of the activation or its derivative over what is still near.
+// Each output is summed over k = 0, 1, ... in this order, whatever rows stand beside it.
 //
 // `marl_aajr.core.mlp_kernel` compiles this file for the machine at hand, and calls it. Matrices are row-major; their
 // widths are padded to whole vectors where they are the kernel's own.
