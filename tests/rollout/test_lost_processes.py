@@ -151,8 +151,9 @@ def ended(pid: int) -> bool:
 
 
 SCRIPT = """
-import time
-import torch  # here: an interrupt that arrives while it is loaded can be lost
+import signal, time
+import torch
+signal.signal(signal.SIGINT, signal.default_int_handler)  # tests in the background inherit that it is ignored
 from marl_aajr.rollout.environments import resolve
 from marl_aajr.rollout.pettingzoo_batch import PettingZooBatch
 from tests.rollout.toy_games import Scripted
