@@ -46,9 +46,9 @@ def exploitability(rows: ActionsResult) -> Exploitability | None:
     """The exploitability that an evaluation has found with one kind of actions; None without a best response.
 
     Of several responses the one counts that leaves the team least, on the selection episodes if there are
-    any.
+    any. A response to other victims is none to these, but an opponent like others.
     """
-    responses = [row for row in rows.adversarial_agents if row.kind == BEST_RESPONSE]
+    responses = [row for row in rows.adversarial_agents if row.met_as == BEST_RESPONSE]
     if not responses:
         return None
     response = min(
@@ -57,7 +57,7 @@ def exploitability(rows: ActionsResult) -> Exploitability | None:
     rivals: list[tuple[str, Outcome]] = [
         (row.source or row.label, row)
         for row in rows.adversarial_agents
-        if row.kind != BEST_RESPONSE and set(row.agents) == set(response.agents)
+        if row.met_as != BEST_RESPONSE and set(row.agents) == set(response.agents)
     ]
     rivals += [(opponent.opponent, opponent.clean) for opponent in rows.opponents]
     ahead = [(name, rival.mean) for name, rival in rivals if lower(rival, response, among=len(rivals))]

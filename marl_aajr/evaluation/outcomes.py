@@ -278,6 +278,12 @@ class ReplacementOutcome(Outcome):
         return self.kind in ("traitor", "opponent", "best-response")
 
     @property
+    def met_as(self) -> ReplacementKind:
+        """The kind; an opponent that was trained against other victims is a stranger to these."""
+        foreign = self.training is not None and self.training.foreign
+        return "stranger" if foreign and self.kind in ("opponent", "best-response") else self.kind
+
+    @property
     def label(self) -> str:
         """Kind and agents: `random agent_0`; of a partner its source, too: `partner agent_0 of seed-1`."""
         source = f" of {self.source}" if self.kind == "partner" else ""

@@ -13,7 +13,7 @@ from typing import Literal, get_args
 import numpy as np
 
 from marl_aajr.evaluation.intervals import bootstrap_interval
-from marl_aajr.evaluation.outcomes import Outcome, ReplacementKind
+from marl_aajr.evaluation.outcomes import Outcome
 from marl_aajr.evaluation.result import ActionsResult, Rows
 from marl_aajr.evaluation.worst_attack import Difference, paired_difference
 
@@ -85,7 +85,7 @@ def _score(result: ActionsResult, epsilon: float, seed: int) -> PoolScore:
     )
 
 
-CompanyKind = Literal["own", "partner", "stranger", "random", "idle", "traitor", "best response"]
+CompanyKind = Literal["own", "partner", "stranger", "random", "idle", "traitor", "opponent", "best-response"]
 """Whom a team can meet, from friend to foe."""
 
 
@@ -94,9 +94,9 @@ class Met:
     """One company that a team has met, without attacks on observations.
 
     Attributes:
-        kind: what it is; a `best response` is an opponent that was trained against this team, one that was
+        kind: what it is; an `opponent` and a `best-response` were trained against this team, one that was
             trained against others is a `stranger`.
-        name: of the opponent, or of the run that a partner, a traitor or a best response comes from.
+        name: of the opponent, or of the run that it or a partner or a traitor comes from.
         agents: the agents that it plays.
         teammates: whether these are of the team itself.
         outcome: the return of the team, theirs included where they are of it.
@@ -126,23 +126,8 @@ def _met(result: ActionsResult, teams: dict[str, str], team: str) -> Iterator[Me
     worst = scores[0].worst if len(result.opponents) > 1 else None
     for rows in result.opponents:
         lost = paired_difference(rows.clean.returns, result.clean.returns)
-        kind = _KINDS[rows.kind]
-        yield Met(kind, rows.opponent, rows.agents, False, rows.clean, lost, rows.opponent == worst)
+        yield Met(rows.kind, rows.opponent, rows.agents, False, rows.clean, lost, rows.opponent == worst)
     for row in result.adversarial_agents:
         mine = teams[row.agents[0]] == team
         lost = paired_difference(row.returns, result.clean.returns)
-        kind = _KINDS[row.kind]
-        if kind == "best response" and row.training is not None and row.training.foreign:
-            kind = "stranger"
-        yield Met(kind, row.source, row.agents, mine, row, lost, row.worst)
-
-
-_KINDS: dict[ReplacementKind, CompanyKind] = {
-    "partner": "partner",
-    "stranger": "stranger",
-    "random": "random",
-    "idle": "idle",
-    "traitor": "traitor",
-    "opponent": "best response",
-    "best-response": "best response",
-}
+        yield Met(row.met_as, row.source, row.agents, mine, row, lost, row.worst)

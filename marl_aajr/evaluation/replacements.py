@@ -138,7 +138,7 @@ def mark_worst(
     """
 
     def alike(row: ReplacementOutcome) -> tuple[str, ...]:
-        return row.kind, *sorted(teams[agent] for agent in row.agents)
+        return row.met_as, *sorted(teams[agent] for agent in row.agents)
 
     left = grouped((alike(row), row.selection_return) for row in rows if row.selection_return is not None)
     return tuple(

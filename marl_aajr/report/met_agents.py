@@ -22,7 +22,8 @@ _TITLES: dict[CompanyKind, str] = {
     "random": "Random agents",
     "idle": "Idle agents",
     "traitor": "Traitors",
-    "best response": "Best responses: opponents trained against it",
+    "opponent": "Opponents trained against it",
+    "best-response": "Best responses: opponents trained for what it loses",
 }
 
 _Place = tuple[CompanyKind, str]
@@ -32,8 +33,8 @@ _Place = tuple[CompanyKind, str]
 def agents_met(comparison: Comparison) -> tuple[Block, ...]:
     """Return without an attack beside everybody, by kind; empty where a team has met nobody but its own.
 
-    Of several traitors or best responses in a place (adversaries of several seeds) the one counts that leaves
-    least on the selection episodes; of several partners their mean.
+    Of several traitors, opponents or best responses in a place (adversaries of several seeds) the one counts
+    that leaves least on the selection episodes; of several partners their mean.
     """
     per_row = [[_by_place(run) for run in row.runs] for row in comparison.rows]
     places = dict.fromkeys(place for runs in per_row for found in runs for place in found)
@@ -64,7 +65,7 @@ def _by_place(run: RunResults) -> dict[_Place, list[Met]]:
 def _where(met: Met, members: Sequence[str]) -> str:
     if met.kind == "own":
         return "its own side and members"
-    if not met.teammates and met.kind != "best response":
+    if not met.teammates and met.kind not in ("opponent", "best-response"):
         return met.name or met.kind
     return "the whole team" if set(met.agents) == set(members) else ", ".join(met.agents)
 

@@ -15,7 +15,7 @@ from marl_aajr.adversaries.request import AdversaryRequest
 from marl_aajr.adversaries.store import RECORD, find_finished
 from marl_aajr.adversaries.training import train_adversary
 from marl_aajr.cli.adversary import verdict
-from marl_aajr.evaluation import Replacement, evaluate, exploitability
+from marl_aajr.evaluation import Replacement, evaluate, everybody_met, exploitability
 from marl_aajr.evaluation.best_responses import response_checks
 from marl_aajr.training.run_directory import RunDirectory
 from marl_aajr.training.run_record import Status
@@ -99,6 +99,24 @@ def test_one_that_another_opponent_beats_is_undertrained(rock: RunDirectory, pla
     (check,) = response_checks(result.results[0])
     assert check.verdict == "warn"
     assert "it leaves the team a return of 0.0, paper leaves -2.00." in check.text
+
+
+def test_a_response_to_others_is_a_stranger(response: Path) -> None:
+    """Paper learned against rock; scissors beat it, and may meet it in a pool, which rock may not."""
+    other = players(SCISSORS, ROCK)
+    (rows,) = evaluate(other, adversaries=[response], episodes=8, team="rows").results
+    assert exploitability(rows) is None
+    assert list(response_checks(rows)) == []
+    met = everybody_met(rows, {"row": "rows", "column": "columns"}, "rows")
+    assert [(one.kind, one.outcome.mean) for one in met][:2] == [("own", -2), ("stranger", 2)]
+    (pooled,) = evaluate(other, opponents=[response], episodes=8, team="rows").results
+    assert [(one.kind, one.clean.mean) for one in pooled.opponents] == [("stranger", 2)]
+
+
+def test_a_response_to_the_team_is_no_opponent_for_its_pool(rock: RunDirectory, response: Path) -> None:
+    message = "to meet every team as a stranger, got one that was trained against this one; .*--adversary"
+    with pytest.raises(ValueError, match=message):
+        evaluate(rock.path, opponents=[response], episodes=8, team="rows")
 
 
 def test_a_curve_that_rises_at_its_end_says_so() -> None:

@@ -18,7 +18,7 @@ def replaced(kind: str, mean: float, **changes: Any) -> dict[str, Any]:
 
 
 def trained(kind: str, mean: float, **changes: Any) -> dict[str, Any]:
-    paid = "loss" if kind == "traitor" else "own"
+    paid = "own" if kind == "opponent" else "loss"
     training = {"pays": paid, "env_steps": 1000, "foreign": False}
     return replaced(kind, mean, training=training, source="adversary", **changes)
 
@@ -63,6 +63,7 @@ def test_friends_and_foes_of_both_kinds_of_games_are_in_one_order(tmp_path: Path
         opponents=[against("other", 30.0), against("strong", 10.0)],
         adversarial_agents=[
             trained("opponent", 5.0, agents=["agent_1"]),
+            trained("best-response", 3.0, agents=["agent_1"]),
             replaced("idle", 0.0, agents=["agent_0"]),
         ],
     )
@@ -71,10 +72,13 @@ def test_friends_and_foes_of_both_kinds_of_games_are_in_one_order(tmp_path: Path
         ("Nobody replaced", ["its own side and members"]),
         ("Strangers", ["other", "strong"]),
         ("Idle agents", ["the whole team"]),
+        ("Opponents trained against it", ["agent_1"]),
         ("Best responses", ["agent_1"]),
     ]
-    (cell,) = cells(blocks, "Best responses: opponents trained against it", "agent_1")
+    (cell,) = cells(blocks, "Opponents trained against it", "agent_1")
     assert (cell.main, cell.note) == ("5.0", "lost 45.0")
+    (cell,) = cells(blocks, "Best responses: opponents trained for what it loses", "agent_1")
+    assert (cell.main, cell.note) == ("3.0", "lost 47.0")
 
 
 def test_a_method_that_has_not_met_them_has_a_dash(tmp_path: Path) -> None:
