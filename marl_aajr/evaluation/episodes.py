@@ -243,9 +243,9 @@ def playing(
     kinds = {agent: victim.distribution(agent) for agent in agents}
     sampler = GeneratorSampler(kinds, env.num_envs, stream(seed, Purpose.ACTIONS)) if sampled else None
     counted = CountedEpisodes(env, episodes)
-    for number, module in enumerate(victim.modules.values()):
-        if callable(reseed := getattr(module, "reseed", None)):  # it draws by itself
-            reseed(seed + number)
+    victim.reseed(seed)
+    if replacement is not None:
+        replacement.reseed(seed)
     obs = env.reset(seed=seed)
     while (live := counted.live).any():
         batches = stepper.see(obs, active=env.active, action_mask=env.action_mask)

@@ -40,6 +40,9 @@ class ReplacementPolicy(ABC):
     @abstractmethod
     def __call__(self, env: BatchedEnv, obs: Mapping[str, Tensor]) -> dict[str, Tensor]: ...
 
+    def reseed(self, seed: int) -> None:  # noqa: B027  # most draw nothing by themselves
+        """Begin the random numbers of policies anew that draw by themselves."""
+
     def forget(self, over: Tensor) -> None:  # noqa: B027  # most remember nothing
         """Forget what was of episodes that are over, `[E]` bool."""
 
@@ -249,7 +252,7 @@ class _Trained(ReplacementPolicy):
     def __init__(
         self, agents: tuple[str, ...], victim: Victim, num_envs: int, generator: torch.Generator | None
     ) -> None:
-        self.agents = agents
+        self.agents, self._victim = agents, victim
         self._stepper = Stepper(victim, victim.memory(num_envs), groups=[[agent] for agent in agents])
         kinds = {agent: victim.distribution(agent) for agent in agents}
         self._sampler = None if generator is None else GeneratorSampler(kinds, num_envs, generator)
@@ -257,6 +260,9 @@ class _Trained(ReplacementPolicy):
     def __call__(self, env: BatchedEnv, obs: Mapping[str, Tensor]) -> dict[str, Tensor]:
         batches = self._stepper.see(obs, active=env.active, action_mask=env.action_mask)
         return self._stepper.act(batches, self._sampler)
+
+    def reseed(self, seed: int) -> None:
+        self._victim.reseed(seed)
 
     def forget(self, over: Tensor) -> None:
         self._stepper.memory.forget(over)

@@ -111,7 +111,8 @@ class RowGames:
         policies draw random numbers by themselves, which would follow from what is played beside them.
         """
         heavy = isinstance(self._env, PettingZooBatch)
-        draws = any(hasattr(module, "reseed") for module in self._victim.modules.values())
+        playing = (self._victim, *(who.victim for who in self._opponents.values()))
+        draws = any(victim is not None and victim.draws for victim in playing)
         return 1 if heavy or draws or not attack.mixes_sizes else _SIDE_BY_SIDE
 
     def episodes(self, row: Row | AttackTask) -> int:

@@ -117,6 +117,17 @@ class Victim:
         """Whether some policy has a state, which a `Memory` keeps."""
         return any(is_recurrent(module) for module in self.modules.values())
 
+    @property
+    def draws(self) -> bool:
+        """Whether some module draws random numbers by itself, which `reseed` begins anew."""
+        return any(hasattr(module, "reseed") for module in self.modules.values())
+
+    def reseed(self, seed: int) -> None:
+        """Begin the random numbers of modules anew that draw by themselves."""
+        for number, module in enumerate(self.modules.values()):
+            if callable(begin := getattr(module, "reseed", None)):
+                begin(seed + number)
+
     def memory(self, num_envs: int = 1) -> Memory:
         """A memory for recurrent policies in E copies of a game, at the beginning of its episodes."""
         return Memory({agent: self.modules[name] for agent, name in self.module_of.items()}, num_envs)

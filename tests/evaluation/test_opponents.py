@@ -6,10 +6,22 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+import torch
+from torch import Tensor, nn
 
 from marl_aajr.attacks import make_attack
-from marl_aajr.evaluation import OWN, ActionsResult, Evaluation, Suite, evaluate, everybody_met, pool_scores
+from marl_aajr.evaluation import (
+    OWN,
+    ActionsResult,
+    Evaluation,
+    Suite,
+    evaluate,
+    everybody_met,
+    pool_scores,
+    row_games,
+)
 from marl_aajr.evaluation.sources import file_name
 from tests.evaluation.players import moves, sign_reader, signs, team
 from tests.matrix_game import matrix_game, players
@@ -134,6 +146,35 @@ class TestSameEpisodes:
             assert liar.clean.returns == rows.clean.returns
             assert liar.subsets == rows.subsets != ()
             assert liar.clean_selection == rows.clean_selection != ()
+
+    def test_an_opponent_that_draws_by_itself_draws_the_same_in_every_row(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        class Drawing(nn.Module):
+            """A network that takes any action, by random numbers of its own."""
+
+            def __init__(self) -> None:
+                super().__init__()
+                self.reseed(0)
+
+            def reseed(self, seed: int) -> None:
+                self.rng = np.random.default_rng(seed)
+
+            def forward(self, obs: Tensor) -> Tensor:
+                return torch.from_numpy(self.rng.normal(size=(len(obs), 3))).float()
+
+        monkeypatch.setattr(row_games, "PettingZooBatch", ())  # whose rows are never played side by side
+        pure = players(ROCK, ROCK)
+        drawing = {"drawing": replace(pure, modules={**pure.modules, "column": Drawing()})}
+        few, many = (
+            judged(drawing, attacks=[(WEAK[0].at(size), size) for size in sizes], episodes=20).results[0]
+            for sizes in ([0.3], [0.1, 0.2, 0.3])
+        )
+        (alone,), (company,) = few.opponents, many.opponents
+        assert np.std(alone.clean.returns) > 0
+        assert company.clean == alone.clean
+        assert company.attacks[-1] == alone.attacks[0]
+        assert {row.returns for row in company.attacks} == {alone.clean.returns}, "noise turns nothing"
 
     def test_a_result_with_others_has_another_file(self, result: Evaluation) -> None:
         own = result.model_copy(update={"results": (result.results[0].model_copy(update={"opponents": ()}),)})
