@@ -104,10 +104,6 @@ def _at_each_size(found: Sequence[Ranking]) -> str:
     )
 
 
-def _alike(rows: Sequence[MethodRow]) -> str:
-    return f"the {'two ' if len(rows) == 2 else ''}methods cannot be told apart under any attack tried"
-
-
 def _name(row: MethodRow) -> str:
     """Its label, without the name that plain PPO has in a configuration."""
     return row.method.label.removeprefix("none (").removesuffix(")") if row.method.plain else row.method.label
@@ -140,14 +136,17 @@ def _alone(comparison: Comparison, rows: Sequence[MethodRow]) -> Iterator[str]:
     if not rows and not own_side(comparison):
         alone = len(comparison.rows) == 1
         who = f"{comparison.rows[0].method.label} has not" if alone else "no method has"
-        yield f"{who} learned anything: a team that does nothing returns as much"
+        where = " against the same side" if comparison.pool else ""
+        yield f"{who} learned anything: a team that does nothing returns as much{where}"
         return
     (row,) = rows or comparison.rows
     last = comparison.epsilons[-1]
     clean, left = (number(e.mean, decimals=comparison.decimals) for e in (row.clean, row.worst_return[last]))
     label, under = row.method.label, f"under the worst attack of {size(last)}"
     yield f"{label} returns {clean} without an attack and {left} {under}"
-    if control := floor(row.runs[0]):
+    if comparison.pool:
+        yield from _judges(comparison)
+    elif control := floor(row.runs[0]):
         yield f"{DOING[control.kind]} returns {number(control.mean, decimals=comparison.decimals)}"
     others = len(comparison.rows) > 1
     yield "no other method has learned anything" if others else "nothing was compared with it"

@@ -148,9 +148,10 @@ def _in_words(comparison: Comparison, row: MethodRow, place: str) -> str:
     own = mean([run.own_side.clean.mean for run in idle])
     floors = grouped((DOING[found.kind], found.mean) for run in idle if (found := floor(run)))
     nothing = " and ".join(f"{what} {mean(means)}" for what, means in floors.items())
+    side = " against its own side" if comparison.pool else ""
     who, then = row.method.label, " and is not ranked"
     if len(idle) < len(row.runs):
         who = f"{len(idle)} of {len(row.runs)} runs of {who}"
         then = "; the method's mean includes " + ("it" if len(idle) == 1 else "them")
         then = then if has_learned(row) else ", and the method is not ranked"
-    return f"{who} learned nothing{place} (return {own}, {nothing}){then}."
+    return f"{who} learned nothing{place}{side} (return {own}, {nothing}){then}."

@@ -11,7 +11,7 @@ from marl_aajr.report import Comparison, headline
 from marl_aajr.report.cautions import cautions
 from marl_aajr.report.crossplay_tables import cross_play, ratings
 from marl_aajr.report.figures import worst_case
-from marl_aajr.report.ranking import own_side, ranked
+from marl_aajr.report.ranking import nothing_learned, own_side, ranked
 from marl_aajr.report.style import Legend
 from marl_aajr.report.tables import results
 from tests.report.evaluations import against, evaluation
@@ -138,6 +138,18 @@ def test_what_learned_nothing_is_told_by_play_at_home(tmp_path: Path) -> None:
     content["adversarial_agents"][0] |= {"mean": 50.0, "returns": content["clean"]["returns"]}
     found = compared(tmp_path, none=[content], aajr=[met(50.0, weak=-20.0)])
     assert [row.method.label for row in ranked(found)] == ["aajr"]
+    assert nothing_learned([found]) == [
+        "none (plain PPO) learned nothing against its own side (return 50.0, doing nothing 50.0) and is not "
+        "ranked."
+    ]
+
+
+def test_returns_over_the_pool_are_not_held_against_doing_nothing_at_home(tmp_path: Path) -> None:
+    text = headline(compared(tmp_path, none=[met(50.0, weak=-90.0)]))
+    assert text == (
+        "none (plain PPO) returns −90.0 without an attack and −98.0 under the worst attack of ε = 0.1; "
+        "judged against 1 opponent that every team met; nothing was compared with it."
+    )
 
 
 def test_the_picture_says_what_the_returns_are_means_over(planted: Comparison) -> None:
