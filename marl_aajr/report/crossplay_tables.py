@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 
@@ -14,7 +15,6 @@ from marl_aajr.evaluation.outcomes import Outcome
 from marl_aajr.report.comparison import Comparison, MethodRow
 from marl_aajr.report.estimates import (
     NOTHING,
-    SHADES,
     Block,
     Cell,
     Estimate,
@@ -23,6 +23,7 @@ from marl_aajr.report.estimates import (
     estimated,
     marked,
     number,
+    shaded,
     size,
 )
 from marl_aajr.report.ranking import ranked, unranked
@@ -107,15 +108,9 @@ def lowest_and_highest(comparison: Comparison) -> tuple[float, float]:
 
 
 def _lines(comparison: Comparison, epsilon: float) -> Iterator[Line]:
-    low, high = lowest_and_highest(comparison)
-
-    def shaded(estimate: Estimate) -> Cell:
-        share = (estimate.mean - low) / (high - low) if high > low else 1.0
-        cell = estimated(estimate, decimals=comparison.decimals)
-        return replace(cell, shade=min(int(share * SHADES), SHADES - 1))
-
+    cell = partial(shaded, ends=lowest_and_highest(comparison), decimals=comparison.decimals)
     for name in comparison.pool:
-        yield _line(comparison, name, _against(name, epsilon), shaded)
+        yield _line(comparison, name, _against(name, epsilon), cell)
     mean = marked(
         "mean over the pool",
         comparison.rows,
@@ -132,7 +127,7 @@ def _lines(comparison: Comparison, epsilon: float) -> Iterator[Line]:
 def _line(
     comparison: Comparison, header: str, met: _Met, cell: Callable[[Estimate], Cell] | None = None
 ) -> Line:
-    shown = cell or (lambda estimate: estimated(estimate, decimals=comparison.decimals))
+    shown = cell or partial(estimated, decimals=comparison.decimals)
     cells = [shown(_estimate(comparison, row, met)) for row in comparison.rows]
     return Line(header, (*cells, _marginal(comparison, met)))
 

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal, TypeVar
 
 import numpy as np
@@ -209,6 +209,14 @@ def estimated(estimate: Estimate, *, decimals: int, note: str = "", mark: str = 
     return Cell(
         number(estimate.mean, decimals=decimals), interval(estimate, decimals=decimals), note, mark=mark
     )
+
+
+def shaded(estimate: Estimate, ends: tuple[float, float], *, decimals: int, mark: str = "") -> Cell:
+    """The same as a cell of a heat map, shaded by the place of the mean between these ends."""
+    low, high = ends
+    share = (estimate.mean - low) / (high - low) if high > low else 1.0
+    cell = estimated(estimate, decimals=decimals, mark=mark)
+    return replace(cell, shade=min(int(share * SHADES), SHADES - 1))
 
 
 def marked(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import replace
 
 from marl_aajr.core.checks import METRIC_DECIMALS, grouped
 from marl_aajr.report.cautions import Incident, Notes, Tuning
@@ -11,7 +10,6 @@ from marl_aajr.report.comparison import Comparison, MethodRow
 from marl_aajr.report.conditions import Condition, unlimited
 from marl_aajr.report.estimates import (
     NOTHING,
-    SHADES,
     Block,
     Cell,
     Estimate,
@@ -21,6 +19,7 @@ from marl_aajr.report.estimates import (
     marked,
     metric_of,
     number,
+    shaded,
     size,
 )
 from marl_aajr.report.methods import EvaluatedRun, show
@@ -162,15 +161,12 @@ def heat_map(comparison: Comparison) -> tuple[Block, ...]:
 
     Attacks that are limited to some agents or steps stand in blocks of their own.
     """
-    rows = comparison.rows
-    low, high = lowest_and_highest(comparison)
+    rows, ends = comparison.rows, lowest_and_highest(comparison)
 
     def cell(row: MethodRow, condition: Condition | None) -> Cell:
         estimate = row.clean if condition is None else row.robust[condition]
-        share = (estimate.mean - low) / (high - low) if high > low else 1.0
         worst = condition is not None and row.worst_attack.get(condition.epsilon) == condition
-        shown = estimated(estimate, decimals=comparison.decimals, mark="worst" if worst else "")
-        return replace(shown, shade=min(int(share * SHADES), SHADES - 1))
+        return shaded(estimate, ends, decimals=comparison.decimals, mark="worst" if worst else "")
 
     def line(header: str, condition: Condition | None) -> Line:
         return Line(header, tuple(cell(row, condition) for row in rows))
