@@ -46,7 +46,7 @@ def compiled(source: Path) -> ctypes.CDLL | None:
         return None
     try:
         return _loaded(source, [found[0], *named[1:], *_FLAGS, f"-I{_HEADERS}", str(source)])
-    except (OSError, subprocess.SubprocessError) as error:
+    except (OSError, RuntimeError, subprocess.SubprocessError) as error:  # RuntimeError: no home directory
         said = (getattr(error, "stderr", None) or b"").decode(errors="replace").strip() or str(error)
         _LOGGER.warning("PyTorch computes what %s would, as %s failed: %s", source.stem, found[0], said)
         return None

@@ -20,10 +20,11 @@ from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
+from torch.autograd import forward_ad
 from torch.autograd.function import once_differentiable
 
 from marl_aajr.core.mlp_kernel import KernelPass, KernelTangents, MLPKernel
-from marl_aajr.core.mlp_torch import ACTIVATIONS, TorchPass, TorchTangents
+from marl_aajr.core.mlp_torch import ACTIVATIONS, TorchPass
 
 
 @torch.no_grad()
@@ -37,6 +38,12 @@ def evaluated(layers: nn.Module, x: Tensor) -> Tensor:
 def hooked(module: nn.Module) -> bool:
     """Whether calling a module does more than its layers say: weight norm and pruning work by hooks, too."""
     return any(m._forward_hooks or m._forward_pre_hooks or m._backward_hooks for m in module.modules())
+
+
+def transformed(x: Tensor) -> bool:
+    """Whether `torch.func` or forward-mode differentiation is under way, which must see every layer."""
+    wrapped: bool = torch._C._functorch.is_functorch_wrapped_tensor(x)
+    return wrapped or forward_ad.unpack_dual(x).tangent is not None
 
 
 class PlainMLP:
@@ -84,6 +91,8 @@ class PlainMLP:
 
         `changed`: see `forward`.
         """
+        if transformed(x):
+            return nn.Sequential(*self.layers)(x)
         rows = x.reshape(-1, x.shape[-1])
         outputs: Tensor
         if torch.is_grad_enabled() or (kernel := self._kernel_for(rows, changed=changed)) is None:
@@ -124,7 +133,7 @@ class PlainMLP:
         kernel = self._kernel_for(x)
         if kernel is not None:
             return kernel.push(x, direction)
-        return TorchTangents.of(self._between, self.parameters(), x, direction)
+        return TorchPass.of(self._between, self.parameters(), x, direction)
 
     def parameters(self) -> list[Tensor | None]:
         """Weight and bias of each layer in order; None for a bias that is not there."""
@@ -135,15 +144,15 @@ class PlainMLP:
         return MLPKernel(self.layers) if MLPKernel.serves(self.layers) else None
 
     def _kernel_for(self, x: Tensor, *, changed: bool = True) -> MLPKernel | None:
-        """The kernel with the weights as they are, where it serves for such inputs."""
-        kernel = self._kernel if x.dtype == torch.float32 and x.device.type == "cpu" else None
-        if kernel is not None and changed:
-            kernel.pack()
+        """The kernel with the weights as they are, where it serves for these and for such inputs."""
+        kernel = self._kernel
+        if kernel is None or not kernel.takes(x) or (changed and not kernel.pack()):
+            return None
         return kernel
 
 
 Pass = KernelPass | TorchPass
-Tangents = KernelTangents | TorchTangents
+Tangents = KernelTangents | TorchPass
 
 
 class _MLP(torch.autograd.Function):
@@ -160,7 +169,7 @@ class _MLP(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        found = [None if tensor is None else torch.empty_like(tensor) for tensor in ctx.saved_tensors]
+        found = _places(ctx.saved_tensors)
         ctx.made.gradients(gradient, found)
         return None, ctx.made.pull(gradient) if ctx.needs_input_grad[1] else None, *found
 
@@ -179,9 +188,14 @@ class _JVP(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, by_outputs: Tensor, by_along: Tensor) -> tuple[Tensor | None, ...]:
-        found = [None if tensor is None else torch.empty_like(tensor) for tensor in ctx.saved_tensors]
+        found = _places(ctx.saved_tensors)
         by_inputs = any(ctx.needs_input_grad[1:3])
-        return None, *ctx.made.gradients(by_outputs, by_along, found, by_inputs=by_inputs), *found
+        return None, *ctx.made.gradients(by_outputs, found, by_along, by_inputs=by_inputs), *found
+
+
+def _places(parameters: Sequence[Tensor | None]) -> list[Tensor | None]:
+    """Room for the gradients, in rows whatever the parameters' layout is."""
+    return [None if tensor is None else tensor.new_empty(tensor.shape) for tensor in parameters]
 
 
 _known: WeakKeyDictionary[nn.Module, PlainMLP] = WeakKeyDictionary()

@@ -45,7 +45,7 @@ class MLPKernel:
 
     def __init__(self, layers: Sequence[nn.Module]) -> None:
         library = _library()
-        if library is None or not _fits(layers):
+        if library is None or not self.serves(layers):
             raise ValueError("expected float32 weights on the CPU and a C++ compiler; use PlainMLP")
         self._library, self._layers = library, list(layers)
         self._linear = [layer for layer in layers[::2] if isinstance(layer, nn.Linear)]
@@ -56,6 +56,7 @@ class MLPKernel:
         self._kept = ((ctypes.c_int64 * (count + 1))(*widths), (ctypes.c_int32 * count)(*kinds))
         self._weights, self._biases = (ctypes.c_void_p * count)(), (ctypes.c_void_p * count)()
         arrays = (*self._kept, self._weights, self._biases)
+        self._shapes = [layer.weight.shape for layer in self._linear]
         self._network = _Network(count, *(ctypes.addressof(array) for array in arrays))
         self._net = ctypes.byref(self._network)
         self._packed = torch.empty(library.packed_floats(self._net))
@@ -68,14 +69,26 @@ class MLPKernel:
     @classmethod
     def serves(cls, layers: Sequence[nn.Module]) -> bool:
         """Whether the layers are in single precision on the CPU, and the kernel can be had."""
-        return _fits(layers) and _library() is not None
+        tensors = [tensor for layer in layers for tensor in layer.parameters(recurse=False)]
+        fit = len(layers[::2]) <= _MOST_LAYERS and all(map(_readable, tensors))
+        return fit and _library() is not None
 
-    def pack(self) -> None:
-        """Take the weights as they are now."""
-        for i, layer in enumerate(self._linear):
-            self._weights[i] = layer.weight.contiguous().data_ptr()
-            self._biases[i] = None if layer.bias is None else layer.bias.data_ptr()
+    def pack(self) -> bool:
+        """Takes the weights as they are now; False where they became others than the kernel was made for."""
+        for i, (layer, shape) in enumerate(zip(self._linear, self._shapes, strict=True)):
+            weight, bias = layer.weight, layer.bias
+            if weight.shape != shape or not _readable(weight):
+                return False
+            if bias is not None and not (bias.shape == shape[:1] and _readable(bias)):
+                return False
+            self._weights[i] = weight.data_ptr()
+            self._biases[i] = None if bias is None else bias.data_ptr()
         self._library.pack(self._net, self._packed.data_ptr())
+        return True
+
+    def takes(self, x: Tensor) -> bool:
+        """Whether inputs are such as the kernel reads, `[N, d]`."""
+        return x.ndim == 2 and x.shape[1] == self.width and _plain(x)
 
     def __call__(self, x: Tensor) -> Tensor:
         """Outputs `[N, m]` of inputs `[N, d]`; without a graph."""
@@ -89,7 +102,7 @@ class MLPKernel:
 
     def push(self, x: Tensor, direction: Tensor) -> KernelTangents:
         """f(x) and J(x) u of `x [N, d]` and `u [N, d]`, and what their derivatives are made of."""
-        x, direction = x.contiguous(), direction.contiguous()
+        x, direction = x.contiguous(), _like(direction, len(x), self.width)
         hidden, tangents = x.new_empty(2, len(x) * self._hidden)
         outputs, along = x.new_empty(2, len(x), self.outputs)
         made = KernelTangents(self, x, direction, hidden, tangents, outputs, along)
@@ -102,13 +115,13 @@ class MLPKernel:
 
     def backward(self, made: KernelPass, delta: Tensor, *places: Any) -> None:
         """The kernel's backward pass; `places`: of gradients by weights, biases and inputs, or None."""
-        delta = delta.contiguous()
+        delta = _like(delta, len(made.x), self.outputs)
         self._library.backward(*self._addresses(made.x, made.hidden, delta), *places)
 
     def pull(self, made: KernelTangents, by_outputs: Tensor, by_along: Tensor, *places: Any) -> None:
         """The same through `push`; the last place is of gradients by the directions."""
         kept = (made.x, made.direction, made.hidden, made.tangents)
-        gradients = (by_outputs.contiguous(), by_along.contiguous())
+        gradients = (_like(each, len(made.x), self.outputs) for each in (by_outputs, by_along))
         self._library.pull(*self._addresses(*kept, *gradients), *places)
 
     def _forward(self, x: Tensor, hidden: Tensor | None) -> Tensor:
@@ -163,7 +176,7 @@ class KernelTangents:
     along: Tensor
 
     def gradients(
-        self, by_outputs: Tensor, by_along: Tensor, buffers: Sequence[Tensor | None], *, by_inputs: bool
+        self, by_outputs: Tensor, buffers: Sequence[Tensor | None], by_along: Tensor, *, by_inputs: bool
     ) -> tuple[Tensor | None, Tensor | None]:
         """Fills the buffers as `KernelPass.gradients` does; the gradients by x and u, if `by_inputs`."""
         found = (torch.empty_like(self.x), torch.empty_like(self.x)) if by_inputs else (None, None)
@@ -179,10 +192,22 @@ def _places(buffers: Sequence[Tensor | None]) -> tuple[Any, Any]:
     return array(*places[::2]), array(*places[1::2])
 
 
-def _fits(layers: Sequence[nn.Module]) -> bool:
-    tensors = [tensor for layer in layers for tensor in layer.parameters(recurse=False)]
-    plain = all(t.dtype == torch.float32 and t.device.type == "cpu" and t.is_contiguous() for t in tensors)
-    return plain and len(layers[::2]) <= _MOST_LAYERS
+def _plain(tensor: Tensor) -> bool:
+    return tensor.dtype == torch.float32 and tensor.is_cpu
+
+
+def _readable(tensor: Tensor) -> bool:
+    return _plain(tensor) and tensor.is_contiguous()
+
+
+def _like(rows: Tensor, count: int, width: int) -> Tensor:
+    """The rows as the kernel reads them; it would read whatever stands there."""
+    if rows.shape != (count, width) or not _plain(rows):
+        raise ValueError(
+            f"expected {count} x {width} numbers in single precision on the CPU, got {tuple(rows.shape)}, "
+            f"{rows.dtype} on {rows.device}"
+        )
+    return rows.contiguous()
 
 
 @cache

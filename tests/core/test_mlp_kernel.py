@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.autograd import forward_ad
 
 from marl_aajr.core import compiled, mlp_kernel
 from marl_aajr.core.compiled import ENVIRONMENT_VARIABLE
@@ -45,7 +46,8 @@ def forget() -> None:
 
 
 @pytest.fixture
-def cold_library() -> Iterator[None]:
+def cold_library(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.delenv(ENVIRONMENT_VARIABLE, raising=False)
     forget()
     yield
     forget()
@@ -149,6 +151,70 @@ def test_copies_have_weights_of_their_own() -> None:
     for other in (copy.deepcopy(kernel), pickle.loads(pickle.dumps(kernel))):
         assert torch.equal(other(x), kernel(x))
         assert other._linear[0].weight.data_ptr() != kernel._linear[0].weight.data_ptr()
+
+
+class TestWhatTheKernelCannotRead:
+    """It would read whatever stands at the address."""
+
+    @pytest.fixture
+    def layers(self) -> list[nn.Module]:
+        layers = list(stack((4, 4, 2)))
+        PlainMLP(layers).forward(torch.zeros(1, 4))
+        return layers
+
+    @needs_compiler
+    @pytest.mark.parametrize(
+        "wrong", [torch.ones(3, 1), torch.ones(2, 2), torch.ones(3, 2).double()], ids=str
+    )
+    def test_gradients_by_other_outputs_are_refused(self, layers: list[nn.Module], wrong: Tensor) -> None:
+        made, x = MLPKernel(layers).forward(torch.ones(3, 4)), torch.ones(3, 4)
+        buffers: list[Tensor | None] = [torch.zeros_like(p) for layer in layers for p in layer.parameters()]
+        for use in (
+            lambda: made.pull(wrong),
+            lambda: made.gradients(wrong, buffers),
+            lambda: MLPKernel(layers).push(x, x).gradients(made.outputs, buffers, wrong, by_inputs=False),
+        ):
+            with pytest.raises(ValueError, match="expected 3 x 2 numbers in single precision on the CPU"):
+                use()
+        with pytest.raises(ValueError, match="expected 3 x 4 numbers"):
+            MLPKernel(layers).push(x, torch.ones(3, 5))
+
+    def test_other_inputs_are_pytorchs_error(self, layers: list[nn.Module]) -> None:
+        with torch.no_grad(), pytest.raises(RuntimeError, match="cannot be multiplied"):
+            PlainMLP(layers)(torch.ones(3, 5))
+
+    def test_weights_may_become_others(self, layers: list[nn.Module]) -> None:
+        mlp, x = PlainMLP(layers), torch.randn(3, 4)
+        first, last = layers[0], layers[2]
+        assert isinstance(first, nn.Linear)
+        assert isinstance(last, nn.Linear)
+        mlp.forward(x)
+        first.weight = nn.Parameter(torch.randn(4, 4).t())  # in columns
+        self.check(mlp, x)
+        first.weight, first.bias = nn.Parameter(torch.randn(9, 4)), nn.Parameter(torch.randn(9))
+        last.weight = nn.Parameter(torch.randn(2, 9))
+        self.check(mlp, x)
+        nn.Sequential(*layers).double()
+        self.check(mlp, x.double())
+
+    def check(self, mlp: PlainMLP, x: Tensor) -> None:
+        network = nn.Sequential(*mlp.layers)
+        parameters = list(network.parameters())
+        with torch.no_grad():
+            torch.testing.assert_close(mlp(x), network(x))
+        found = torch.autograd.grad(mlp(x).square().sum(), parameters)
+        torch.testing.assert_close(found, torch.autograd.grad(network(x).square().sum(), parameters))
+
+    @torch.no_grad()
+    def test_transforms_see_every_layer(self, layers: list[nn.Module]) -> None:
+        mlp, x = PlainMLP(layers), torch.randn(3, 4)
+        network = nn.Sequential(*layers)
+        expected = torch.func.jvp(network, (x,), (torch.ones_like(x),))
+        torch.testing.assert_close(torch.func.jvp(mlp, (x,), (torch.ones_like(x),)), expected)
+        torch.testing.assert_close(torch.vmap(mlp)(x), expected[0])
+        with forward_ad.dual_level():
+            along = forward_ad.unpack_dual(mlp(forward_ad.make_dual(x, torch.ones_like(x)))).tangent
+        torch.testing.assert_close(along, expected[1])
 
 
 @pytest.mark.usefixtures("cold_library")

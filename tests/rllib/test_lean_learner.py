@@ -20,6 +20,7 @@ from marl_aajr.core.policy import map_tree
 from marl_aajr.regularizers import make_regularizer
 from marl_aajr.rllib import robustify
 from marl_aajr.rllib.lean.learner import LeanPPOTorchLearner
+from marl_aajr.rllib.lean.minibatches import unfilled_memory
 from marl_aajr.rllib.lean.ppo_loss import PPOCoefficients, PPORows, ppo_loss, ppo_parts
 from tests.rllib.learners import ACTIONS, build_learner, ppo_batch, ppo_config, update, weights
 
@@ -290,3 +291,11 @@ def test_module_without_rows_does_not_move(kl: bool) -> None:
 def test_nothing_to_train_is_no_error() -> None:
     learner = build_learner(lean(ppo_config("a").multi_agent(policies_to_train=[])))
     update(learner, ppo_batch(learner))
+
+
+def test_memory_is_filled_again_behind_an_update() -> None:
+    settings: Any = torch.utils.deterministic
+    before = settings.fill_uninitialized_memory
+    with unfilled_memory():
+        assert not settings.fill_uninitialized_memory
+    assert settings.fill_uninitialized_memory == before

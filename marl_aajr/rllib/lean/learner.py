@@ -20,7 +20,6 @@ from torch import Tensor
 from torch import distributed as dist
 
 from marl_aajr.core.checks import NonFiniteError
-from marl_aajr.core.products import unfilled_memory
 from marl_aajr.rllib.internals.learners import (
     OpenPPOTorchLearner,
     ResumableLearnerMixin,
@@ -31,7 +30,7 @@ from marl_aajr.rllib.internals.learners import (
     train_batch,
 )
 from marl_aajr.rllib.lean.adam import FlatAdam
-from marl_aajr.rllib.lean.minibatches import Division, minibatches, rows_of
+from marl_aajr.rllib.lean.minibatches import Division, minibatches, rows_of, unfilled_memory
 from marl_aajr.rllib.lean.module_loss import LOSS, ModuleLoss, Plan
 from marl_aajr.rllib.lean.ppo_loss import PPOCoefficients
 from marl_aajr.rllib.plugin.module_policy import ROLLOUTS_KEY
