@@ -80,9 +80,9 @@ class TorchPass:
             seen.append(rows)
             weight, bias = parameters[2 * i : 2 * i + 2]
             assert weight is not None
-            rows = rows @ weight.t()
+            rows = nn.functional.linear(rows, weight, bias if direction is None else None)
             value, tangent = rows[:count], rows[count:]
-            if bias is not None:
+            if bias is not None and direction is not None:
                 value.add_(bias)
             if activation is not None:
                 activation.apply(value)
