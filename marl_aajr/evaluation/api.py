@@ -29,7 +29,6 @@ from marl_aajr.evaluation.result import ActionsResult, Check, Evaluation, Played
 from marl_aajr.evaluation.rows import play_rows
 from marl_aajr.rollout.environments import EnvironmentSpec, make_batch, resolve
 from marl_aajr.rollout.teams import TEAMS, announce, choose_agents
-from marl_aajr.training.files import write_json
 from marl_aajr.training.run_directory import RunDirectory
 from marl_aajr.victims import Victim
 from marl_aajr.victims.spaces import check_match, check_victim
@@ -100,20 +99,13 @@ def evaluate(
     others = {name: _surrogate(other, given) for name, other in _named(surrogates).items()}
     base = () if protocol.suite is None else load_suite(protocol.suite).opponents
     company = read_company(opponents or base, given), read_company(partners, given)
-    notes: list[Check] = []
-    for name, run in _named(adversaries).items():
-        protocol = sources.with_adversary(
-            protocol, Path(run), name=name, against=player, at=folder or "VICTIM"
-        )
-        notes += sources.adversary_notes(Path(run), name=name, against=player, spec=spec)
+    protocol, notes = sources.with_adversaries(
+        protocol, _named(adversaries), against=player, spec=spec, at=folder or "VICTIM"
+    )
     home = folder if folder is not None and RunDirectory(folder).is_run else None
     found = _played(player, spec, protocol, others, company, home=home, on_progress=on_progress)
     found = found.model_copy(update={"checks": (*notes, *found.checks)})
-    if out is None and folder is not None:
-        out = sources.evaluations_of(folder) / sources.file_name(found)
-    if out is not None:
-        Path(out).parent.mkdir(parents=True, exist_ok=True)
-        write_json(Path(out), found.model_dump(mode="json"))
+    sources.write(found, out, folder)
     return found
 
 

@@ -8,7 +8,7 @@
             worst: WorstAttack, ...                         one for each size
             subsets: SubsetOutcome, ...                     attacks on some agents, to find the worst
             adversarial_agents: ReplacementOutcome, ...     one for each replacement of agents
-        opponents: OpponentResult, ...                  one for each opponent: clean, attacks, worst, subsets
+            opponents: OpponentResult, ...                  one for each opponent: clean, attacks, …
 
 A file in RUN/evaluations is `Evaluation.model_dump_json()`; `Evaluation.model_validate_json` reads it back.
 """

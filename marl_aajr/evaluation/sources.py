@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import shlex
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 
 from marl_aajr.adversaries import agent_game, observation_game
@@ -19,6 +19,7 @@ from marl_aajr.evaluation.result import Check, Evaluation
 from marl_aajr.rollout.attack.training_attack import TrainingAttack
 from marl_aajr.rollout.environments import EnvironmentSpec
 from marl_aajr.rollout.teams import sideless
+from marl_aajr.training.files import write_json
 from marl_aajr.training.run_directory import RunDirectory
 from marl_aajr.training.run_record import evaluations_beside
 from marl_aajr.training.team_methods import team_methods
@@ -104,16 +105,42 @@ def file_name(evaluation: Evaluation) -> str:
     return f"{suite}seed{evaluation.seed}-episodes{evaluation.episodes}-{digest}.json"
 
 
-def with_adversary(protocol: Protocol, path: Path, *, name: str, against: Victim, at: Path | str) -> Protocol:
-    """A protocol with a trained adversary added to its attacks or replacements, by a name.
+def write(evaluation: Evaluation, out: Path | str | None, victim: Path | None) -> None:
+    """Write a result to a file; None: among the evaluations of the victim's folder, if it has one."""
+    if out is None and victim is None:
+        return
+    path = evaluations_of(victim) / file_name(evaluation) if out is None else Path(out)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_json(path, evaluation.model_dump(mode="json"))
+
+
+def with_adversaries(
+    protocol: Protocol,
+    runs: Mapping[str, Path | str],
+    *,
+    against: Victim,
+    spec: EnvironmentSpec,
+    at: Path | str,
+) -> tuple[Protocol, list[Check]]:
+    """A protocol with trained adversaries added to its attacks and replacements by name, and warnings.
 
     An observation adversary attacks with the ε of its training, and must have been trained against the team
-    to evaluate, which is in `at`; of traitors and opponents that were not, the result says so.
+    to evaluate, which is in `at`; of those that act and were not, a warning says so.
 
     Raises:
         ValueError: not a finished run of an adversary, or one of another team.
     """
-    run = RunDirectory(path)
+    notes: list[Check] = []
+    for name, path in runs.items():
+        run = RunDirectory(path)
+        protocol = _with_adversary(protocol, run, name=name, against=against, at=at)
+        notes += _adversary_notes(run, name=name, against=against, spec=spec)
+    return protocol, notes
+
+
+def _with_adversary(
+    protocol: Protocol, run: RunDirectory, *, name: str, against: Victim, at: Path | str
+) -> Protocol:
     check_finished(run)
     if run.config().env.name != observation_game.GAME:
         replacement = _replacement(run, source=name, against=against)
@@ -130,9 +157,11 @@ def with_adversary(protocol: Protocol, path: Path, *, name: str, against: Victim
     return protocol.changed(attacks=[*protocol.attacks, entry])
 
 
-def adversary_notes(path: Path, *, name: str, against: Victim, spec: EnvironmentSpec) -> Iterator[Check]:
+def _adversary_notes(
+    run: RunDirectory, *, name: str, against: Victim, spec: EnvironmentSpec
+) -> Iterator[Check]:
     """A warning about an adversary that was trained in another environment, or against other victims."""
-    threat = RunDirectory(path).config().env.kwargs
+    threat = run.config().env.kwargs
     there, here = (sideless(kwargs) for kwargs in (threat.get("env_kwargs", {}), spec.kwargs))
     elsewhere = []
     if threat["env"] != spec.name or there != here:
