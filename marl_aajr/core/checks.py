@@ -181,6 +181,15 @@ def as_schedule(value: float | Sequence[Sequence[float]], *, name: str) -> Sched
     return points[0][1] if constant else points
 
 
+def as_values(settings: object, *, schedules: Collection[str], tuples: Collection[str]) -> None:
+    """Write schedules, validated, and lists as tuples into a frozen dataclass: a file gives it lists."""
+    for name in schedules:
+        object.__setattr__(settings, name, as_schedule(getattr(settings, name), name=name))
+    for name in tuples:
+        if isinstance(value := getattr(settings, name), list):
+            object.__setattr__(settings, name, tuple(value))
+
+
 def value_at(schedule: Schedule, timestep: float) -> float:
     """The schedule's value at an environment step."""
     if isinstance(schedule, float):

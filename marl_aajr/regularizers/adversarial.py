@@ -17,6 +17,7 @@ from marl_aajr.core.ascent import AUTO, STARTS, STEPS, Start, Step, Trajectory, 
 from marl_aajr.core.checks import (
     Schedule,
     as_schedule,
+    as_values,
     maximum,
     minimum,
     nonfinite,
@@ -70,11 +71,8 @@ class Perturbing(Regularizer):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name in (*self.weights, "epsilon"):
-            object.__setattr__(self, name, as_schedule(getattr(self, name), name=name))
-        for name in ("leaves", "mask", "scale", "low", "high"):
-            if isinstance(value := getattr(self, name), list):
-                object.__setattr__(self, name, tuple(value))
+        tuples = ("leaves", "mask", "scale", "low", "high")
+        as_values(self, schedules=(*self.weights, "epsilon"), tuples=tuples)
         named = isinstance(self.leaves, tuple) and all(isinstance(name, str) for name in self.leaves)
         if self.leaves is not None and not (named and self.leaves):
             raise ValueError(

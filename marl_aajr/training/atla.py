@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Self
 
 from marl_aajr.core.adversary_actions import KINDS, AdversaryActions, Kind, PAADActions, adversary_actions
-from marl_aajr.core.checks import Schedule, as_schedule, maximum, one_of, raised, value_at, whole
+from marl_aajr.core.checks import Schedule, as_values, maximum, one_of, raised, value_at, whole
 from marl_aajr.core.environment_values import agent_names
 from marl_aajr.core.threat import Norm, PerturbationSet
 from marl_aajr.regularizers import Regularizer, make_regularizer, settings_of
@@ -69,11 +69,8 @@ class ATLA:
     step_size: float = PAADActions.step_size
 
     def __post_init__(self) -> None:
-        for name in ("epsilon", "adversary_entropy_coeff"):
-            object.__setattr__(self, name, as_schedule(getattr(self, name), name=name))
-        for name in ("mask", "scale", "low", "high"):
-            if isinstance(value := getattr(self, name), list):
-                object.__setattr__(self, name, tuple(value))
+        schedules = ("epsilon", "adversary_entropy_coeff")
+        as_values(self, schedules=schedules, tuples=("mask", "scale", "low", "high"))
         if self.agents is not None:
             object.__setattr__(self, "agents", agent_names(self.agents))
         one_of("adversary", self.adversary, KINDS)

@@ -25,7 +25,7 @@ from torch import Tensor
 from marl_aajr.core.ascent import largest, steepest
 from marl_aajr.core.checks import (
     Schedule,
-    as_schedule,
+    as_values,
     maximum,
     one_of,
     positive,
@@ -118,11 +118,8 @@ class RolloutAttack:
 
     def __post_init__(self) -> None:
         refuse_search_spaces(type(self).__name__, vars(self))
-        for name in ("share", "epsilon"):
-            object.__setattr__(self, name, as_schedule(getattr(self, name), name=name))
-        for name in ("mask", "scale", "low", "high", "epsilon_draw", "attacked_steps"):
-            if isinstance(value := getattr(self, name), list):
-                object.__setattr__(self, name, tuple(value))
+        tuples = ("mask", "scale", "low", "high", "epsilon_draw", "attacked_steps")
+        as_values(self, schedules=("share", "epsilon"), tuples=tuples)
         if self.agents is not None:
             object.__setattr__(self, "agents", agent_names(self.agents))
         if maximum(self.share) > 1:
@@ -138,14 +135,15 @@ class RolloutAttack:
         self.perturbations(1.0)
 
     def _check_ranges(self) -> None:
-        if self.epsilon_draw is not None:
-            low, high = self.epsilon_draw
-            if not 0 <= low < high <= 1:
-                raise ValueError(
-                    f"expected epsilon_draw [a, b], 0 ≤ a < b ≤ 1, fractions of epsilon, got {[low, high]}"
-                )
-        if self.attacked_steps is not None:
-            some, of = self.attacked_steps
+        drawn, some_of = self.epsilon_draw, self.attacked_steps
+        if drawn is not None and not (len(drawn) == 2 and 0 <= drawn[0] < drawn[1] <= 1):
+            raise ValueError(
+                f"expected epsilon_draw [a, b], 0 ≤ a < b ≤ 1, fractions of epsilon, got {list(drawn)}"
+            )
+        if some_of is not None:
+            if len(some_of) != 2:
+                raise ValueError(f"expected attacked_steps [m, T], got {list(some_of)}")
+            some, of = some_of
             whole("m in attacked_steps [m, T]", some)
             whole(f"T in attacked_steps [{some}, T]", of, least=some)
 

@@ -209,6 +209,8 @@ def test_radii_are_drawn_for_each_episode_from_their_range() -> None:
         ({"objective": "surrogate"}, "needs no advantages"),
         ({"objective": "return"}, "expected objective out of"),
         ({"epsilon_draw": (0.5, 0.2)}, "expected epsilon_draw"),
+        ({"epsilon_draw": [0.5]}, r"expected epsilon_draw \[a, b\].* got \[0.5\]"),
+        ({"attacked_steps": [1, 2, 3]}, r"expected attacked_steps \[m, T\], got \[1, 2, 3\]"),
         ({"attacked_steps": (6, 5)}, r"expected an integer T in attacked_steps \[6, T\] ≥ 6, got 5"),
         ({"critic": "blind"}, "expected critic out of clean, seen; got 'blind'"),
         ({"norm": "l7"}, "expected norm out of"),
