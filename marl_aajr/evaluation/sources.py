@@ -107,9 +107,12 @@ def file_name(evaluation: Evaluation) -> str:
 
 def write(evaluation: Evaluation, out: Path | str | None, victim: Path | None) -> None:
     """Write a result to a file; None: among the evaluations of the victim's folder, if it has one."""
-    if out is None and victim is None:
+    if out is not None:
+        path = Path(out)
+    elif victim is not None:
+        path = evaluations_of(victim) / file_name(evaluation)
+    else:
         return
-    path = evaluations_of(victim) / file_name(evaluation) if out is None else Path(out)
     path.parent.mkdir(parents=True, exist_ok=True)
     write_json(path, evaluation.model_dump(mode="json"))
 
