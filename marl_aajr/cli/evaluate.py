@@ -33,7 +33,7 @@ results             for each kind of actions:
   worst             attack, mean; lead: over the runner_up
   subsets           agents, attack, returns
   adversarial_agents  kind, agents, and as clean
-  opponents         opponent, agents; clean, attacks, worst, subsets
+  opponents         opponent, agents; clean, attacks, worst, subsets, adversarial_agents
 skipped             attack, reason
 checks              name, verdict, text
 """

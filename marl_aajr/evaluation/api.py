@@ -220,7 +220,7 @@ def _rows(
     workers: int | None,
 ) -> tuple[tuple[ActionsResult, ...], tuple[Check, ...]]:
     """All rows, and whether they can be believed."""
-    evaluator.expect(attacks, replacements=len(replacements), beside=training_attack)
+    evaluator.expect(attacks, replacements=replacements, beside=training_attack)
     evaluator.calibrate(attacked=bool(attacks))
     observed = ObservationSampler(stream(evaluator.seed, Purpose.PROBE))
     rows = play_rows(

@@ -41,6 +41,11 @@ class Exploitability(NamedTuple):
         """Whether the response was still learning when its training ended."""
         return self.rise is not None and self.rise.goes_on(lost=self.lost.difference)
 
+    @property
+    def undertrained(self) -> bool:
+        """Whether the team is known to lose more than this to one that has learned all that it could."""
+        return self.still_rising or self.stronger is not None
+
 
 def exploitability(rows: ActionsResult) -> Exploitability | None:
     """The exploitability that an evaluation has found with one kind of actions; None without a best response.

@@ -102,7 +102,18 @@ class Evaluator:
         """`OWN`, and the names of the opponents."""
         return OWN, *self.opponents
 
-    def expect(self, attacks: Sequence[Attack], *, replacements: int, beside: Attack | None = None) -> None:
+    def whole(self, replacements: Sequence[Replacement]) -> list[Replacement]:
+        """Controls of the whole team, which meet every opponent, too: a team that has learned nothing."""
+        team = {agent for agent, name in self.env.teams.items() if name == self.team}
+        return [one for one in replacements if one.victim is None and set(one.agents) == team]
+
+    def expect(
+        self,
+        attacks: Sequence[Attack],
+        *,
+        replacements: Sequence[Replacement],
+        beside: Attack | None = None,
+    ) -> None:
         """Count the episodes to play; one attack may be played beside those that are chosen from."""
         suite, k = self.suite, self.suite.budget.worst
         rows: list[tuple[Attack | None, int]] = [(attack, suite.episodes) for attack in attacks]
@@ -111,8 +122,9 @@ class Evaluator:
             tried += [*{a.perturbations.epsilon: a for a in attacks}.values()] * len(self.agents)
         rows += [(attack, suite.selection_episodes) for attack in tried]
         replaced = [(None, episodes) for episodes in (suite.episodes, suite.selection_episodes)]
-        others = [(None, suite.episodes), *rows] * len(self.opponents)
-        self.rows = [*rows, *replaced * replacements, *others]
+        controls = [(None, suite.episodes)] * len(self.whole(replacements))
+        others = [(None, suite.episodes), *rows, *controls] * len(self.opponents)
+        self.rows = [*rows, *replaced * len(replacements), *others]
         self.rows += [(beside, suite.episodes)] if beside is not None else []
         watched = suite.selection_episodes * (suite.calibrated(self.agents) + len(self.opponents))
         each = suite.episodes + watched
@@ -209,12 +221,12 @@ class Evaluator:
             schedule=schedule,
         )
 
-    def replaced(self, replacement: Replacement, actions: Actions) -> ReplacementOutcome:
-        """The row of one replacement, and what the choice of the worst one rests on."""
-        played = self._play(replacement.label, actions, replacement=replacement)
+    def replaced(self, replacement: Replacement, actions: Actions, *, side: str = OWN) -> ReplacementOutcome:
+        """The row of one replacement, and what the choice of the worst one rests on; none among controls."""
+        played = self._play(replacement.label, actions, replacement=replacement, side=side)
         loyal = self._returns.members(played.returns, but=replacement.agents)
         left = None
-        if self.suite.selection_episodes:
+        if self.suite.selection_episodes and side == OWN:
             chosen_on = self._play(replacement.label, actions, replacement=replacement, selection=True)
             left = self._returns.members(chosen_on.returns).sum(-1).mean().item()
         return ReplacementOutcome(

@@ -47,6 +47,25 @@ class ReplacementPolicy(ABC):
         """Forget what was of episodes that are over, `[E]` bool."""
 
 
+class TogetherPolicy(ReplacementPolicy):
+    """Several policies that act for different agents; at each step they draw random numbers in turn."""
+
+    def __init__(self, parts: Sequence[ReplacementPolicy]) -> None:
+        self.agents = tuple(agent for part in parts for agent in part.agents)
+        self._parts = parts
+
+    def __call__(self, env: BatchedEnv, obs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        return {agent: action for part in self._parts for agent, action in part(env, obs).items()}
+
+    def reseed(self, seed: int) -> None:
+        for part in self._parts:
+            part.reseed(seed)
+
+    def forget(self, over: Tensor) -> None:
+        for part in self._parts:
+            part.forget(over)
+
+
 @dataclass(frozen=True, kw_only=True)
 class Replacement:
     """The agents that are replaced, in the environment's order, and what plays them.

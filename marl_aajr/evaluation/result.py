@@ -15,6 +15,7 @@ A file in RUN/evaluations is `Evaluation.model_dump_json()`; `Evaluation.model_v
 
 from __future__ import annotations
 
+from itertools import chain
 from typing import Literal, Self
 
 import numpy as np
@@ -70,6 +71,8 @@ class Rows(ResultModel):
         subsets: attacks on some agents only, to find the worst; empty where nothing was to be found.
         clean_selection: returns of the selection episodes without attack; empty where no choice rests on
             them.
+        adversarial_agents: one for each replacement; against an opponent only the controls that play the
+            whole team, whose return is that of a team that has learned nothing.
     """
 
     clean: Outcome
@@ -77,6 +80,7 @@ class Rows(ResultModel):
     worst: tuple[WorstAttack, ...] = ()
     subsets: tuple[SubsetOutcome, ...] = ()
     clean_selection: tuple[FiniteFloat, ...] = ()
+    adversarial_agents: tuple[ReplacementOutcome, ...] = ()
 
     @property
     def metrics(self) -> tuple[str, ...]:
@@ -110,13 +114,11 @@ class ActionsResult(Rows):
         actions: greedy or sampled.
         training_attack: under the attack that the run was trained under; None: there was none, or it does not
             fit. It is no candidate for the worst: other runs do not face it.
-        adversarial_agents: one for each replacement.
         opponents: one for each opponent; `marl_aajr.evaluation.pool_scores` has the mean and the worst.
     """
 
     actions: Actions
     training_attack: AttackOutcome | None = None
-    adversarial_agents: tuple[ReplacementOutcome, ...] = ()
     opponents: tuple[OpponentResult, ...] = ()
 
     @property
@@ -204,9 +206,10 @@ class Evaluation(ResultModel):
     @model_validator(mode="after")
     def _as_many_returns_as_episodes(self) -> Self:
         for result in self.results:
-            attacked = (outcome for rows in result.sides.values() for outcome in (rows.clean, *rows.attacks))
             beside = [result.training_attack] if result.training_attack else []
-            for outcome in (*attacked, *result.adversarial_agents, *beside):
+            sides = result.sides.values()
+            rows = ((side.clean, *side.attacks, *side.adversarial_agents) for side in sides)
+            for outcome in (*chain.from_iterable(rows), *beside):
                 if len(outcome.returns) != self.episodes:
                     raise ValueError(f"{len(outcome.returns)} returns for {self.episodes} episodes")
         return self

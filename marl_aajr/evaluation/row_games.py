@@ -14,7 +14,7 @@ from marl_aajr.evaluation.counted_episodes import Played
 from marl_aajr.evaluation.episodes import AttackRun, StepCallback, playing
 from marl_aajr.evaluation.outcomes import OWN, Actions
 from marl_aajr.evaluation.protocol import Suite
-from marl_aajr.evaluation.replacements import Replacement
+from marl_aajr.evaluation.replacements import Replacement, ReplacementPolicy, TogetherPolicy
 from marl_aajr.rollout.batched_env import BatchedEnv
 from marl_aajr.rollout.environments import EnvironmentSpec, make_batch
 from marl_aajr.rollout.pettingzoo_batch import PettingZooBatch
@@ -142,10 +142,12 @@ class RowGames:
         return made[number]
 
     def _game(self, row: Row, env: BatchedEnv, on_episode: Callable[[int], None]) -> Playing[Played]:
-        sampled, policy = row.actions == "sampled", None
-        if (replacement := row.replacement or self._opponents.get(row.side)) is not None:
-            generator = stream(self._seed, Purpose.REPLACED)
-            policy = replacement.policy(env.num_envs, sampled=sampled, generator=generator)
+        sampled = row.actions == "sampled"
+        policy: ReplacementPolicy | None = None
+        if replaced := [who for who in (self._opponents.get(row.side), row.replacement) if who is not None]:
+            draws = stream(self._seed, Purpose.REPLACED)
+            policies = [who.policy(env.num_envs, sampled=sampled, generator=draws) for who in replaced]
+            policy = policies[0] if len(policies) == 1 else TogetherPolicy(policies)
         return playing(
             self._victim,
             env,

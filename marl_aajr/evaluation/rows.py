@@ -25,7 +25,7 @@ from marl_aajr.core.seeds import Purpose
 from marl_aajr.evaluation.admission import fitted
 from marl_aajr.evaluation.budget import candidates, rounds
 from marl_aajr.evaluation.evaluator import Evaluator
-from marl_aajr.evaluation.outcomes import OWN, Actions, AttackOutcome, AttackSpec
+from marl_aajr.evaluation.outcomes import OWN, Actions, AttackOutcome, AttackSpec, ReplacementOutcome
 from marl_aajr.evaluation.preflight import ObservationSampler
 from marl_aajr.evaluation.replacements import Replacement, mark_worst
 from marl_aajr.evaluation.result import ActionsResult, OpponentResult, Rows, SubsetOutcome
@@ -96,21 +96,28 @@ def play_rows(
             worst=tuple(row for row, _ in worst[key]),
             subsets=(*(each for case in own for each in case.tried), *alone.get(key, ())),
             clean_selection=evaluator.unattacked.get(key, ()),
+            adversarial_agents=_replaced(evaluator, *key, replacements),
         )
         for key, own in by_key.items()
     }
-    return tuple(_result(evaluator, actions, rows, replacements, known) for actions in suite.actions)
+    return tuple(_result(evaluator, actions, rows, known) for actions in suite.actions)
+
+
+def _replaced(
+    evaluator: Evaluator, side: str, actions: Actions, replacements: Sequence[Replacement]
+) -> tuple[ReplacementOutcome, ...]:
+    asked = replacements if side == OWN else evaluator.whole(replacements)
+    found = [evaluator.replaced(replacement, actions, side=side) for replacement in asked]
+    return mark_worst(found, evaluator.env.teams)
 
 
 def _result(
     evaluator: Evaluator,
     actions: Actions,
     rows: Mapping[_Key, Rows],
-    replacements: Sequence[Replacement],
     known: Mapping[Actions, AttackOutcome],
 ) -> ActionsResult:
-    """All that was played with one kind of actions; replaced agents play now."""
-    replaced = [evaluator.replaced(replacement, actions) for replacement in replacements]
+    """All that was played with one kind of actions."""
     opponents = (
         OpponentResult(**dict(rows[name, actions]), opponent=name, kind=who.kind, agents=who.agents)
         for name, who in evaluator.opponents.items()
@@ -119,7 +126,6 @@ def _result(
         **dict(rows[OWN, actions]),
         actions=actions,
         training_attack=known.get(actions),
-        adversarial_agents=mark_worst(replaced, evaluator.env.teams),
         opponents=tuple(opponents),
     )
 

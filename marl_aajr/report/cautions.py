@@ -10,6 +10,7 @@ from marl_aajr.core.checks import grouped
 from marl_aajr.report.adversaries import undertrained
 from marl_aajr.report.comparison import Comparison
 from marl_aajr.report.estimates import FEW, count, listing, number, some
+from marl_aajr.report.met_agents import undertrained_responses
 from marl_aajr.report.methods import EvaluatedRun, Method, differences, software_of
 from marl_aajr.report.ranking import floor, own_side
 from marl_aajr.report.self_checks import failed_evaluations
@@ -112,7 +113,7 @@ def cautions(comparison: Comparison) -> list[str]:
     return [
         *_own_side(comparison),
         *_without_controls(comparison),
-        *(f"{line}." for line in undertrained(comparison)),
+        *(f"{line}." for line in (*undertrained(comparison), *undertrained_responses(comparison))),
         *_budgets(methods),
         *_other_differences(methods),
         *_from_elsewhere(methods),

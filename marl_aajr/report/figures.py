@@ -35,8 +35,7 @@ def worst_case(comparison: Comparison, looks: Sequence[Look], *, key: str) -> Pa
     """
     shown = [i for i, row in enumerate(comparison.rows) if has_learned(row)] or range(len(comparison.rows))
     rows = [comparison.rows[i] for i in shown]
-    alone = [run for row in rows for run in row.runs if not run.pool]
-    floors = [found.mean for run in alone if (found := floor(run))]
+    floors = [found.outcome.mean for row in rows for run in row.runs if (found := floor(run))]
     nothing = sum(floors) / len(floors) if floors else None
     series = [_series(row) for row in rows]
     points = [point for one in series for point in one.points]

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from marl_aajr.core.checks import grouped
 from marl_aajr.report.comparison import Comparison, MethodRow
 from marl_aajr.report.estimates import FEW, count, epsilons, listing, number, size, some, with_interval
-from marl_aajr.report.ranking import DOING, Ranking, floor, own_side, ranked, rankings
+from marl_aajr.report.ranking import Ranking, floor, own_side, ranked, rankings
 from marl_aajr.report.scores import Summaries
 
 _WORDS = ("no ", "on ", "over ", "the ", "under ")
@@ -136,7 +136,7 @@ def _alone(comparison: Comparison, rows: Sequence[MethodRow]) -> Iterator[str]:
     if not rows and not own_side(comparison):
         alone = len(comparison.rows) == 1
         who = f"{comparison.rows[0].method.label} has not" if alone else "no method has"
-        where = " against the same side" if comparison.pool else ""
+        where = " against the same opponents" if comparison.pool else ""
         yield f"{who} learned anything: a team that does nothing returns as much{where}"
         return
     (row,) = rows or comparison.rows
@@ -144,10 +144,9 @@ def _alone(comparison: Comparison, rows: Sequence[MethodRow]) -> Iterator[str]:
     clean, left = (number(e.mean, decimals=comparison.decimals) for e in (row.clean, row.worst_return[last]))
     label, under = row.method.label, f"under the worst attack of {size(last)}"
     yield f"{label} returns {clean} without an attack and {left} {under}"
-    if comparison.pool:
-        yield from _judges(comparison)
-    elif control := floor(row.runs[0]):
-        yield f"{DOING[control.kind]} returns {number(control.mean, decimals=comparison.decimals)}"
+    yield from _judges(comparison)
+    if control := floor(row.runs[0]):
+        yield f"{control.doing} returns {number(control.outcome.mean, decimals=comparison.decimals)}"
     others = len(comparison.rows) > 1
     yield "no other method has learned anything" if others else "nothing was compared with it"
     yield from _doubt(comparison, [row])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import NamedTuple
 
@@ -14,8 +14,10 @@ from matplotlib.ticker import EngFormatter, MaxNLocator
 from numpy.typing import NDArray
 
 from marl_aajr.core.checks import written
+from marl_aajr.evaluation.outcomes import ReplacementKind
 from marl_aajr.report.comparison import Comparison, MethodRow
 from marl_aajr.report.methods import EvaluatedRun, Method
+from marl_aajr.report.run_results import RunResults
 from marl_aajr.report.style import Look, Panel, draw_lines, svg
 from marl_aajr.training.run_record import Iteration
 
@@ -64,6 +66,33 @@ def training_returns(comparison: Comparison, looks: Sequence[Look], *, key: str)
         drawing = _over_steps(curves, looks, ylabel="return", from_zero=False, key=f"{key}{i}")
         panels.append(Panel(title, drawing, _describe(title, comparison.rows, curves)))
     return tuple(panels)
+
+
+_AGENTS: Mapping[ReplacementKind, str] = {
+    "traitor": "Traitors",
+    "opponent": "Opponents",
+    "best-response": "Best responses",
+}
+
+
+def adversary_returns(comparison: Comparison, looks: Sequence[Look], *, key: str) -> tuple[Panel, ...]:
+    """Return of agents that were trained against runs, over their own steps: one panel for each kind."""
+    panels = []
+    for i, (kind, title) in enumerate(_AGENTS.items()):
+        curves = [
+            [curve for run in row.runs for curve in _of_adversaries(run, kind)] for row in comparison.rows
+        ]
+        if any(curves):
+            drawing = _over_steps(curves, looks, ylabel="return", from_zero=False, key=f"{key}{i}")
+            panels.append(Panel(title, drawing, _describe(title, comparison.rows, curves)))
+    return tuple(panels)
+
+
+def _of_adversaries(run: RunResults, kind: ReplacementKind) -> Iterator[Curve]:
+    for row in (row for rows, _ in run.played for row in rows.adversarial_agents):
+        if row.met_as == kind and row.training is not None and row.training.curve:
+            steps, returns = np.array(row.training.curve, dtype=np.float64).T
+            yield steps, returns
 
 
 def logging_rows(comparison: Comparison) -> tuple[MethodRow, ...]:

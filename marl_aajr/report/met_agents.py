@@ -6,13 +6,14 @@ and the own members stands first, and every other return beside what was lost to
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 from marl_aajr.core.checks import grouped
+from marl_aajr.evaluation.best_responses import exploitability
 from marl_aajr.evaluation.outcomes import ReplacementOutcome
 from marl_aajr.evaluation.pool import CompanyKind, Met, everybody_met
-from marl_aajr.report.comparison import Comparison
-from marl_aajr.report.estimates import NOTHING, Block, Cell, Line, estimate_of, estimated, number
+from marl_aajr.report.comparison import Comparison, MethodRow
+from marl_aajr.report.estimates import NOTHING, Block, Cell, Line, count, estimate_of, estimated, number, some
 from marl_aajr.report.run_results import RunResults, mean_over_pool
 
 _TITLES: dict[CompanyKind, str] = {
@@ -43,13 +44,29 @@ def agents_met(comparison: Comparison) -> tuple[Block, ...]:
             kind,
             Line(
                 where,
-                tuple(_cell(comparison, [of.get((kind, where), []) for of in runs]) for runs in per_row),
+                tuple(
+                    _cell(comparison, row, [of.get((kind, where), []) for of in runs])
+                    for row, runs in zip(comparison.rows, per_row, strict=True)
+                ),
             ),
         )
         for kind, where in places
     )
     order = [kind for kind in _TITLES if kind in lines]
     return tuple(Block(_TITLES[kind], tuple(lines[kind])) for kind in order) if len(order) > 1 else ()
+
+
+def undertrained_responses(comparison: Comparison) -> Iterator[str]:
+    """The methods whose best responses have not learned all that they could, in words."""
+    weak = [(row.method.label, sum(map(_undertrained, row.runs)), len(row.runs)) for row in comparison.rows]
+    if named := [f"{label} ({n} of {count(of, 'run')})" for label, n, of in weak if n]:
+        whose = some(named, of=len(comparison.rows), noun="methods")
+        yield f"The best responses to {whose} are undertrained: these teams are more exploitable than shown"
+
+
+def _undertrained(run: RunResults) -> bool:
+    found = [exploitability(rows) for rows, _ in run.played]
+    return any(one.undertrained for one in found if one is not None)
 
 
 def _by_place(run: RunResults) -> dict[_Place, list[Met]]:
@@ -78,7 +95,7 @@ def _counted(met: Sequence[Met]) -> list[Met]:
     return list(met) if met[0].kind == "partner" else [min(met, key=left)]
 
 
-def _cell(comparison: Comparison, met: Sequence[Sequence[Met]]) -> Cell:
+def _cell(comparison: Comparison, row: MethodRow, met: Sequence[Sequence[Met]]) -> Cell:
     """Mean over runs, what was lost to play with its own, and the return of those not replaced."""
     if not all(met):
         return NOTHING
@@ -88,6 +105,8 @@ def _cell(comparison: Comparison, met: Sequence[Sequence[Met]]) -> Cell:
     rest = [outcome.loyal_return for outcome in replaced if isinstance(outcome, ReplacementOutcome)]
     said = (("lost", lost), ("the others", rest))
     notes = [f"{what} {number(sum(x) / len(x), decimals=comparison.decimals)}" for what, x in said if x]
+    weak = sum(map(_undertrained, row.runs)) if every[0].kind == "best-response" else 0
+    notes += [f"undertrained in {weak} of {len(row.runs)}"] if weak else []
     worst = 2 * sum(any(one.worst for one in each) for each in met) > len(met)
     means = [mean_over_pool([one.outcome for one in each]) for each in met]
     estimate = estimate_of(means, level=comparison.protocol.level)

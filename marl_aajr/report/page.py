@@ -218,6 +218,7 @@ def _figures(
     tradeoffs = [pareto.tradeoff(comparison, e, reference) for e in comparison.epsilons if several]
     shown = legend.of_rows(ranked(comparison))
     learning = learning_curves.training_returns(comparison, looks, key=f"{key}learn") if training else ()
+    responses = learning_curves.adversary_returns(comparison, looks, key=f"{key}resp")
     metrics = learning_curves.regulariser_metrics(comparison, looks, key=f"{key}m") if training else ()
     logging = learning_curves.logging_rows(comparison) if training else ()
     return {
@@ -231,6 +232,7 @@ def _figures(
         "pareto": pareto.clean_against_robust(comparison, shown, tradeoffs, key=f"{key}pareto"),
         "volumes": pareto.hypervolumes(tradeoffs) if several else None,
         "learning": learning,
+        "adversary_returns": responses,
         "training_metrics": metrics,
         "metrics_legend": legend.entries(logging),
     }

@@ -4,8 +4,8 @@ A policy that has learned nothing loses nothing under attack, and looks robust. 
 its own side looks good where that side is weak. Both stay in the tables; neither is called the best.
 
 A run has learned something where it returns more than the same team at random or idle, the better of them,
-beyond doubt on the same episodes. A method counts as learned unless most of its runs have learned nothing:
-single runs are never dropped, because what is left would flatter the method.
+beyond doubt on the same episodes against the same opponents. A method counts as learned unless most of its
+runs have learned nothing: single runs are never dropped, because what is left would flatter the method.
 """
 
 from __future__ import annotations
@@ -14,28 +14,27 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from marl_aajr.core.checks import grouped
-from marl_aajr.evaluation.outcomes import Outcome, ReplacementOutcome
+from marl_aajr.evaluation.outcomes import Outcome, ReplacementKind
 from marl_aajr.evaluation.worst_attack import paired_difference
 from marl_aajr.report.comparison import Comparison, MethodRow
 from marl_aajr.report.estimates import number
 from marl_aajr.report.run_results import RunResults
 
-DOING = {"idle": "doing nothing", "random": "acting at random"}
+_DOING: dict[ReplacementKind, str] = {"idle": "doing nothing", "random": "acting at random"}
 """Control -> what it does, in a sentence."""
 
 
-def floor(run: RunResults) -> ReplacementOutcome | None:
-    """The better of the same team at random and idle, over the same episodes; None where neither played.
+class Floor(NamedTuple):
+    """The return of a team that has learned nothing: what it does, and the episodes."""
 
-    Against its own side.
-    """
-    controls = (
-        outcome
-        for rows, evaluation in run.played
-        for outcome in rows.adversarial_agents
-        if not outcome.trained and set(outcome.agents) == set(evaluation.members)
-    )
-    return max(controls, key=lambda outcome: outcome.mean, default=None)
+    doing: str
+    outcome: Outcome
+
+
+def floor(run: RunResults) -> Floor | None:
+    """The better of the same team at random and idle; None where neither played these episodes."""
+    kind = max(run.controls, key=lambda kind: run.controls[kind].mean, default=None)
+    return None if kind is None else Floor(_DOING[kind], run.controls[kind])
 
 
 def no_better_than_nothing(run: RunResults, outcome: Outcome) -> bool:
@@ -43,12 +42,12 @@ def no_better_than_nothing(run: RunResults, outcome: Outcome) -> bool:
     control = floor(run)
     if control is None or len(outcome.returns) < 2:
         return False
-    return not paired_difference(control.returns, outcome.returns).negative
+    return not paired_difference(control.outcome.returns, outcome.returns).negative
 
 
 def learned_nothing(row: MethodRow) -> list[RunResults]:
-    """The runs that return no more without an attack than a team that has learned nothing, at home."""
-    return [run for run in row.runs if no_better_than_nothing(run, run.own_side.clean)]
+    """The runs that return no more without an attack than a team that has learned nothing."""
+    return [run for run in row.runs if no_better_than_nothing(run, run.clean)]
 
 
 def has_learned(row: MethodRow) -> bool:
@@ -76,8 +75,6 @@ def unranked(comparison: Comparison) -> frozenset[int]:
 
 def nothing_left(rows: Sequence[MethodRow], epsilon: float) -> bool:
     """Whether the worst attack of a size leaves most runs of every method no more than doing nothing."""
-    if any(run.pool for row in rows for run in row.runs):
-        return False  # how much a team that does nothing returns against the pool is not known
     left = ([no_better_than_nothing(run, run.strongest(epsilon)) for run in row.runs] for row in rows)
     return all(2 * sum(found) > len(found) for found in left)
 
@@ -145,10 +142,10 @@ def _in_words(comparison: Comparison, row: MethodRow, place: str) -> str:
         return number(sum(returns) / len(returns), decimals=comparison.decimals)
 
     idle = learned_nothing(row)
-    own = mean([run.own_side.clean.mean for run in idle])
-    floors = grouped((DOING[found.kind], found.mean) for run in idle if (found := floor(run)))
+    own = mean([run.clean.mean for run in idle])
+    floors = grouped((found.doing, found.outcome.mean) for run in idle if (found := floor(run)))
     nothing = " and ".join(f"{what} {mean(means)}" for what, means in floors.items())
-    side = " against its own side" if comparison.pool else ""
+    side = " against the pool" if comparison.pool else ""
     who, then = row.method.label, " and is not ranked"
     if len(idle) < len(row.runs):
         who = f"{len(idle)} of {len(row.runs)} runs of {who}"

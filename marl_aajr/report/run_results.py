@@ -14,7 +14,7 @@ from typing import TypeVar
 import numpy as np
 
 from marl_aajr.evaluation.intervals import LEVEL, student_interval
-from marl_aajr.evaluation.outcomes import AttackOutcome, Metric, Outcome
+from marl_aajr.evaluation.outcomes import AttackOutcome, Metric, Outcome, ReplacementKind
 from marl_aajr.report.conditions import Condition, Played, unlimited
 from marl_aajr.report.methods import EvaluatedRun
 
@@ -31,6 +31,7 @@ class RunResults:
         selected: ε -> the mean return under the worst attack, 0 -> without one, on episodes that are not
             reported; without the sizes that were not played there.
         others: the results of the same run with actions taken in other ways than the protocol's, by kind.
+        controls: the same team at random and idle, against whom `clean` is.
     """
 
     run: EvaluatedRun
@@ -39,6 +40,7 @@ class RunResults:
     chosen: Mapping[float, Condition] = field(default_factory=dict)
     others: Mapping[str, RunResults] = field(default_factory=dict)
     selected: Mapping[float, float] = field(default_factory=dict)
+    controls: Mapping[ReplacementKind, Outcome] = field(default_factory=dict)
     played: tuple[Played, ...] = ()
 
     @property
@@ -119,6 +121,11 @@ class PoolResults(RunResults):
             mean_over_pool([found.clean for found in every]),
             {c: _mean_attack([found.attacked[c] for found in every]) for c in home.attacked},
             {e: c for e, c in home.chosen.items() if all(e in found.chosen for found in every)},
+            controls={
+                kind: mean_over_pool([found.controls[kind] for found in every])
+                for kind in every[0].controls
+                if all(kind in found.controls for found in every)
+            },
             played=home.played,
             met=met,
             at_home=home,

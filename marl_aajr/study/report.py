@@ -14,7 +14,7 @@ from typing import Any
 import pyarrow
 import pyarrow.parquet
 
-from marl_aajr.evaluation.outcomes import OWN, Outcome
+from marl_aajr.evaluation.outcomes import Outcome
 from marl_aajr.evaluation.result import ActionsResult, Evaluation
 from marl_aajr.report import Incident, Notes, Reference, write_report
 from marl_aajr.study.folder import StudyFolder
@@ -211,6 +211,6 @@ def outcomes(result: ActionsResult) -> Iterator[dict[str, Any]]:
                 budget=str(each.attacked_steps or "every step"),
                 success_rate=each.success_rate,
             )
-    for other in result.adversarial_agents:
-        how = str(other.training or "") if other.kind != "partner" else other.source
-        yield row(other, other.kind, how, opponent=OWN, worst=other.worst, agents=list(other.agents))
+        for other in rows.adversarial_agents:
+            how = str(other.training or "") if other.kind != "partner" else other.source
+            yield row(other, other.kind, how, opponent=side, worst=other.worst, agents=list(other.agents))

@@ -105,6 +105,26 @@ class TestClosedForm:
         assert met[2].lost is not None
         assert met[2].lost.difference == -4
 
+    def test_a_team_that_has_learned_nothing_meets_every_opponent(self) -> None:
+        """Idle draws against idle; against rock it earns what rock loses to it, on the same episodes."""
+        told: list[Any] = []
+        suite = Suite(controls=("random", "idle"), actions=("greedy", "sampled"))
+        pool = {"rock": players(ROCK, ROCK), "idle": "idle"}
+        result = judged(pool, suite=suite, attacks=(), on_progress=told.append)
+        assert told[-1].done == told[-1].total
+        for rows in result.results:
+            rock, idle = rows.opponents
+            for opponent in rows.opponents:
+                played = [(row.kind, row.agents) for row in opponent.adversarial_agents]
+                assert played == [("random", ("row",)), ("idle", ("row",))]
+            random, nothing = idle.adversarial_agents
+            assert nothing.returns == (0,) * 6
+            assert set(random.returns) != {0}
+            if rows.actions == "greedy":
+                earned = rock.adversarial_agents[1].returns
+                assert earned == tuple(-left for left in idle.clean.returns) != nothing.returns
+            assert rock.adversarial_agents[1].selection_return is None
+
     def test_a_random_opponent_is_met_half_way(self) -> None:
         rows = judged(["random"], attacks=(), episodes=200, selection_episodes=None).results[0]
         assert rows.opponents[0].clean.mean == pytest.approx(0, abs=0.4)

@@ -81,7 +81,7 @@ def evaluation(
 def against(opponent: str, clean: float, **changes: Any) -> dict[str, Any]:
     """The rows against an opponent, for `evaluation(opponents=[...])`."""
     rows = evaluation(clean, **changes)
-    kept = ("agents", "clean", "attacks", "worst", "clean_selection")
+    kept = ("agents", "clean", "attacks", "worst", "clean_selection", "adversarial_agents")
     own = {name: rows[name] for name in rows if name in kept}
     return {**own, "opponent": opponent, "kind": "stranger"}
 

@@ -21,10 +21,11 @@ LOSS = {("noise", 0.1): -1.0, ("pgd", 0.1): -8.0}
 SIDES: dict[str, Any] = {"teams": ("adversary", "good"), "attacks": LOSS}
 
 
-def met(home: float, **pool: float) -> dict[str, Any]:
-    """An evaluation of a team that returns so much at home, and against each opponent."""
+def met(home: float, nothing: float | None = None, **pool: float) -> dict[str, Any]:
+    """An evaluation of a team that returns so much at home, and against each opponent; `nothing` if idle."""
     opponents = [
-        against(name, clean, attacks=LOSS, clean_selection=[clean - 1.0]) for name, clean in pool.items()
+        against(name, clean, clean_selection=[clean - 1.0], nothing=nothing, **SIDES)
+        for name, clean in pool.items()
     ]
     return evaluation(home, opponents=opponents, **SIDES)
 
@@ -96,8 +97,7 @@ def test_ratings_stand_beside_the_mean_with_their_uncertainty(planted: Compariso
 
 
 def test_what_learned_nothing_has_no_rating(tmp_path: Path) -> None:
-    idle = met(50.0, weak=1.0, strong=1.0)
-    idle["adversarial_agents"][0] |= {"mean": 50.0, "returns": idle["clean"]["returns"]}
+    idle = met(50.0, weak=1.0, strong=1.0, nothing=1.0)
     other = met(50.0, weak=2.0, strong=1.0)
     nash, _, first, _ = ratings(compared(tmp_path, none=[other], aajr=[idle], ernie=[other]))[0].lines
     assert [cell.main for cell in nash.cells] == ["1.0", "—", "1.0"]
@@ -132,24 +132,39 @@ def test_sampled_actions_are_judged_by_the_pool_too(tmp_path: Path) -> None:
     assert row.others["sampled"].clean.mean == 15.0
 
 
-def test_what_learned_nothing_is_told_by_play_at_home(tmp_path: Path) -> None:
-    """A team that does nothing was played against the own side only, and returned −6 there."""
-    content = met(50.0, weak=90.0)
-    content["adversarial_agents"][0] |= {"mean": 50.0, "returns": content["clean"]["returns"]}
-    found = compared(tmp_path, none=[content], aajr=[met(50.0, weak=-20.0)])
-    assert [row.method.label for row in ranked(found)] == ["aajr"]
+def test_what_learned_nothing_is_told_by_the_pool_and_not_at_home(tmp_path: Path) -> None:
+    """At home plain PPO returns less than a team that does nothing; in the pool aajr as much as that."""
+    plain = met(50.0, weak=30.0, strong=10.0, nothing=-20.0)
+    plain["adversarial_agents"][0] |= {"mean": 90.0, "returns": [x + 40 for x in plain["clean"]["returns"]]}
+    found = compared(tmp_path, none=[plain], aajr=[met(50.0, weak=-10.0, strong=-30.0, nothing=-20.0)])
+    assert [row.method.label for row in ranked(found)] == ["none (plain PPO)"]
     assert nothing_learned([found]) == [
-        "none (plain PPO) learned nothing against its own side (return 50.0, doing nothing 50.0) and is not "
-        "ranked."
+        "aajr learned nothing against the pool (return −20.0, doing nothing −20.0) and is not ranked."
     ]
+    assert headline(found) == (
+        "none (plain PPO) returns 20.0 without an attack and 12.0 under the worst attack of ε = 0.1; judged "
+        "against 2 opponents that every team met; doing nothing returns −20.0; no other method has learned "
+        "anything."
+    )
 
 
-def test_returns_over_the_pool_are_not_held_against_doing_nothing_at_home(tmp_path: Path) -> None:
-    text = headline(compared(tmp_path, none=[met(50.0, weak=-90.0)]))
-    assert text == (
+def test_attacks_may_leave_no_more_than_doing_nothing_returns_against_the_pool(tmp_path: Path) -> None:
+    found = compared(
+        tmp_path, none=[met(50.0, weak=30.0, nothing=23.0)], aajr=[met(9.0, weak=29, nothing=23)]
+    )
+    said = "under attacks of any size tried no method does better than doing nothing."
+    assert headline(found).endswith(said)
+
+
+def test_without_idle_teams_against_the_pool_the_floor_is_not_known(tmp_path: Path) -> None:
+    content = met(50.0, weak=-90.0)
+    content["opponents"][0]["adversarial_agents"] = []
+    found = compared(tmp_path, none=[content])
+    assert headline(found) == (
         "none (plain PPO) returns −90.0 without an attack and −98.0 under the worst attack of ε = 0.1; "
         "judged against 1 opponent that every team met; nothing was compared with it."
     )
+    assert any(line.startswith("Whether none (plain PPO) learned anything") for line in cautions(found))
 
 
 def test_the_picture_says_what_the_returns_are_means_over(planted: Comparison) -> None:
@@ -157,4 +172,4 @@ def test_the_picture_says_what_the_returns_are_means_over(planted: Comparison) -
     panel = worst_case(planted, looks, key="k")
     assert panel.title == "Return under the worst attack, mean over 2 common opponents"
     assert "43.0 at 0.1" in panel.alt
-    assert "learned nothing" not in panel.alt
+    assert panel.alt.endswith("A team that has learned nothing: −12.5.")

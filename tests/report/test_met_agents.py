@@ -5,7 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from marl_aajr.report.cautions import cautions
+from marl_aajr.report.learning_curves import adversary_returns
 from marl_aajr.report.met_agents import agents_met
+from marl_aajr.report.style import Legend
 from tests.report.evaluations import against, evaluation
 from tests.report.factory import cells, compared
 
@@ -79,6 +82,34 @@ def test_friends_and_foes_of_both_kinds_of_games_are_in_one_order(tmp_path: Path
     assert (cell.main, cell.note) == ("5.0", "lost 45.0")
     (cell,) = cells(blocks, "Best responses: opponents trained for what it loses", "agent_1")
     assert (cell.main, cell.note) == ("3.0", "lost 47.0")
+
+
+def test_a_best_response_that_is_undertrained_is_seen_as_such(tmp_path: Path) -> None:
+    """It still rises against plain PPO, another opponent does more to ernie, and aajr has met its match."""
+
+    def met(curve: list[float], other: float = 30.0) -> dict[str, Any]:
+        training = {"pays": "loss", "env_steps": 4000, "foreign": False}
+        training |= {"curve": [[100 * (1 + i), value] for i, value in enumerate(curve)]}
+        response = {**trained("best-response", 10.0, agents=["agent_1"]), "training": training}
+        sides: dict[str, Any] = {"teams": ("adversary", "good")}
+        return evaluation(
+            50.0, adversarial_agents=[response], opponents=[against("other", other, **sides)], **sides
+        )
+
+    rising, flat = [float(i - 50) for i in range(40)], [-10.0] * 40
+    found = compared(tmp_path, none=[met(rising), met(flat)], aajr=[met(flat)], ernie=[met(flat, other=1.0)])
+    blocks = agents_met(found)
+    notes = [cell.note for cell in cells(blocks, blocks[-1].title, "agent_1")]
+    assert notes == ["lost 40.0, undertrained in 1 of 2", "lost 40.0", "lost 40.0, undertrained in 1 of 1"]
+    assert (
+        "The best responses to none (plain PPO) (1 of 2 runs) and ernie (1 of 1 run) are undertrained: these "
+        "teams are more exploitable than shown."
+    ) in cautions(found)
+    (panel,) = adversary_returns(found, Legend.of([found]).of_rows(found.rows), key="k")
+    assert panel.alt == (
+        "Best responses over environment steps: none (plain PPO) goes from -30.0 to -10.5; aajr goes from "
+        "-10.0 to -10.0; ernie goes from -10.0 to -10.0."
+    )
 
 
 def test_a_method_that_has_not_met_them_has_a_dash(tmp_path: Path) -> None:
