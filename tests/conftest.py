@@ -81,7 +81,8 @@ def start_warm_start(owner: int) -> None:
     with suppress(FileExistsError):
         Path(folder, "started").touch(exist_ok=False)
         words = [sys.executable, str(STARTUP / "warm_start.py"), folder, str(owner)]
-        subprocess.Popen(words, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, start_new_session=True)
+        nothing = subprocess.DEVNULL  # Who reads the output of the tests is not to wait for this process.
+        subprocess.Popen(words, stdin=nothing, stdout=nothing, stderr=nothing, start_new_session=True)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -16,6 +16,7 @@ import importlib
 import json
 import os
 import runpy
+import select
 import signal
 import socket
 import sys
@@ -55,18 +56,22 @@ def hand_over(folder: str) -> None:
 
 
 def serve(folder: str, owner: str) -> None:
-    """Fork for whoever connects."""
+    """Fork for whoever connects, until the owner ends."""
+    try:
+        alive = os.pidfd_open(int(owner))
+    except ProcessLookupError:
+        return
     load()
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)
     with socket.socket(socket.AF_UNIX) as listener:
         listener.bind(f"{address(folder)}.new")
         listener.listen(100)
-        listener.settimeout(1.0)
         Path(f"{address(folder)}.new").rename(address(folder))
-        while Path("/proc", owner).exists():
-            with contextlib.suppress(TimeoutError), listener.accept()[0] as connection:
+        while alive not in select.select([listener, alive], [], [])[0]:
+            with listener.accept()[0] as connection:
                 if os.fork() == 0:
                     listener.close()
+                    os.close(alive)
                     become(connection)
 
 
