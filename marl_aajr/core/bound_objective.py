@@ -57,8 +57,9 @@ def value_and_gradient(
     if isinstance(g, OutputObjective):
         outputs, pull = g.policy.vjp(obs + delta)
         value, by_outputs = g.value_and_gradient(outputs)
-        nothing = torch.zeros_like(by_outputs)
-        return value, pull(by_outputs if mask is None else where_rows(mask, by_outputs, nothing))
+        if mask is not None:
+            by_outputs = where_rows(mask, by_outputs, torch.zeros_like(by_outputs))
+        return value, pull(by_outputs)
     with torch.enable_grad():
         point = delta.detach().requires_grad_(True)
         value = g(obs + point)

@@ -133,8 +133,11 @@ class Margin(Objective):
 
 def _margin(policy: Policy, logits: Tensor, greedy: Tensor) -> OutputObjective:
     """The same for one action of which none is masked, in half the operations."""
-    nothing = torch.zeros_like(logits)
-    gradient_of_greedy, barred = (nothing.scatter(-1, greedy, each) for each in (-1.0, -torch.inf))
+    actions = torch.arange(logits.shape[-1], device=logits.device)
+    # Deterministic algorithms make `scatter` five times as slow as a comparison.
+    gradient_of_greedy, barred = (
+        torch.where(actions == greedy, each, torch.zeros_like(logits)) for each in (-1.0, -torch.inf)
+    )
 
     def value(outputs: Tensor) -> Tensor:
         return (outputs + barred).amax(-1) - outputs.gather(-1, greedy).squeeze(-1)
@@ -142,7 +145,7 @@ def _margin(policy: Policy, logits: Tensor, greedy: Tensor) -> OutputObjective:
     def value_and_gradient(outputs: Tensor) -> tuple[Tensor, Tensor]:
         next_best, index = (outputs + barred).max(-1, keepdim=True)
         found = (next_best - outputs.gather(-1, greedy)).squeeze(-1)
-        return found, gradient_of_greedy.scatter(-1, index, 1.0)
+        return found, torch.where(actions == index, 1.0, gradient_of_greedy)
 
     return OutputObjective(policy, value, value_and_gradient)
 

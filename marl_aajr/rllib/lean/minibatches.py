@@ -7,7 +7,7 @@ once for several minibatches, which are slices of them.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -114,7 +114,12 @@ def _cycle(rows: int, size: int, *, shuffle: bool) -> Iterator[Index]:
 
 
 def rows_of(
-    columns: Mapping[str, Any], order: Iterator[dict[str, Index]], parts: Division, *, device: torch.device
+    columns: Mapping[str, Any],
+    order: Iterator[dict[str, Index]],
+    parts: Division,
+    *,
+    device: torch.device,
+    without: Collection[str] = (),
 ) -> Iterator[dict[str, Any]]:
     """The minibatches of an order: rows are gathered once for several of them, and then sliced.
 
@@ -123,8 +128,13 @@ def rows_of(
         order: Of `minibatches`.
         parts: The division.
         device: Of the columns.
+        without: Columns that nobody reads.
     """
-    kept = {name: _tensors(dict(rows)) for name, rows in columns.items()}
+    read = {
+        name: {key: part for key, part in rows.items() if key not in without}
+        for name, rows in columns.items()
+    }
+    kept = {name: _tensors(rows) for name, rows in read.items()}
     while chosen := list(islice(order, parts.several)):
         taken = {}
         for name in chosen[0]:
