@@ -13,7 +13,8 @@ from torch import Tensor
 
 from marl_aajr.core.ascent import Climb, Step
 from marl_aajr.core.bound_objective import OutputObjective
-from marl_aajr.core.objectives import Clean, Objective
+from marl_aajr.core.mlp_kernel import MLPKernel
+from marl_aajr.core.objectives import Clean, Objective, margin_of_one_choice
 from marl_aajr.core.policy import Policy
 from marl_aajr.core.threat import PerturbationSet
 
@@ -62,6 +63,10 @@ def end_of_ascent(
         start: δ_0, in Δ; None: δ_0 = 0.
         keep_path: whether δ_t and v_t are kept.
     """
+    if start is None and step == "sign" and margin_of_one_choice(objective, policy) and perturbations.is_cube:
+        kernel = policy.kernel(obs)
+        if kernel is not None:
+            return _climbed(kernel, obs, perturbations, steps=steps, step_size=step_size, keep_path=keep_path)
     if start is None:
         outputs, pull = policy.vjp(obs)
         delta = torch.zeros_like(obs)
@@ -83,3 +88,22 @@ def end_of_ascent(
             gradients.append(v)
         delta = climb.next_point(delta, v)
     return Ascended(delta, outputs, tuple(deltas), tuple(gradients), tuple(climb.values))
+
+
+def _climbed(
+    kernel: MLPKernel,
+    obs: Tensor,
+    perturbations: PerturbationSet,
+    *,
+    steps: int,
+    step_size: float | Tensor,
+    keep_path: bool,
+) -> Ascended:
+    """The same in one call, for small networks, where most of the time goes by between the operations."""
+    radii, sizes = (
+        each.to(obs).flatten() if isinstance(each, Tensor) else obs.new_full((len(obs),), each)
+        for each in (perturbations.epsilon, step_size)
+    )
+    delta, outputs, margins, *path = kernel.climb(obs, radii, sizes, steps=steps, keep_path=keep_path)
+    deltas, gradients = (tuple(part) for part in path) if keep_path else ((), ())
+    return Ascended(delta, outputs, deltas, gradients, tuple(margins))

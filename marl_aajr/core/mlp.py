@@ -95,7 +95,7 @@ class PlainMLP:
             return nn.Sequential(*self.layers)(x)
         rows = x.reshape(-1, x.shape[-1])
         outputs: Tensor
-        if torch.is_grad_enabled() or (kernel := self._kernel_for(rows, changed=changed)) is None:
+        if torch.is_grad_enabled() or (kernel := self.kernel_for(rows, changed=changed)) is None:
             outputs = _MLP.apply(self, rows, *self.parameters())
         else:
             outputs = kernel(rows)
@@ -104,7 +104,7 @@ class PlainMLP:
     @torch.no_grad()
     def forward(self, x: Tensor, *, changed: bool = True) -> Pass:
         """A pass of inputs `[N, d]`; `changed`: whether weights may be others than in the last one."""
-        kernel = self._kernel_for(x, changed=changed)
+        kernel = self.kernel_for(x, changed=changed)
         if kernel is not None:
             return kernel.forward(x)
         return TorchPass.of(self._between, self.parameters(), x)
@@ -130,7 +130,7 @@ class PlainMLP:
     @torch.no_grad()
     def push(self, x: Tensor, direction: Tensor) -> Tangents:
         """f(x) and J(x) u `[N, m]` of `x [N, d]` and `u [N, d]`; without a graph."""
-        kernel = self._kernel_for(x)
+        kernel = self.kernel_for(x)
         if kernel is not None:
             return kernel.push(x, direction)
         return TorchPass.of(self._between, self.parameters(), x, direction)
@@ -143,7 +143,7 @@ class PlainMLP:
     def _kernel(self) -> MLPKernel | None:
         return MLPKernel(self.layers) if MLPKernel.serves(self.layers) else None
 
-    def _kernel_for(self, x: Tensor, *, changed: bool = True) -> MLPKernel | None:
+    def kernel_for(self, x: Tensor, *, changed: bool = True) -> MLPKernel | None:
         """The kernel with the weights as they are, where it serves for these and for such inputs."""
         kernel = self._kernel
         if kernel is None or not kernel.takes(x) or (changed and not kernel.pack()):

@@ -124,6 +124,31 @@ class MLPKernel:
         gradients = (_like(each, len(made.x), self.outputs) for each in (by_outputs, by_along))
         self._library.pull(*self._addresses(*kept, *gradients), *places)
 
+    def climb(
+        self, x: Tensor, radii: Tensor, sizes: Tensor, *, steps: int, keep_path: bool
+    ) -> tuple[Tensor, ...]:
+        """An ascent by signs on the margin of the action that is greedy at `x [n, d]`, from δ_0 = 0.
+
+        Args:
+            x: inputs `[n, d]`.
+            radii: of the L∞ ball around each row, `[n]`.
+            sizes: η of each row, `[n]`.
+            steps: K ≥ 1.
+            keep_path: whether points and gradients are kept.
+
+        Returns:
+            δ_K `[n, d]`, the outputs at x `[n, m]`, the margins `[K, n]` at δ_0 … δ_{K−1}, and if they are
+            kept, δ_0 … δ_{K−1} and the gradients there, `[K, n, d]`.
+        """
+        x, count = x.contiguous(), len(x)
+        radii, sizes = (_like(each.reshape(count, 1), count, 1) for each in (radii, sizes))
+        outputs, margins = x.new_empty(count, self.outputs), x.new_empty(steps, count)
+        path = tuple(x.new_empty(steps, *x.shape) for _ in range(2 * keep_path))
+        found = (torch.empty_like(x), outputs, margins, *path)
+        places = [each.data_ptr() for each in found] + [None] * (2 - len(path))
+        self._library.climb(*self._addresses(x, radii, sizes), steps, *places)
+        return found
+
     def _forward(self, x: Tensor, hidden: Tensor | None) -> Tensor:
         out = x.new_empty(len(x), self.outputs)
         kept = None if hidden is None else hidden.data_ptr()
@@ -222,4 +247,5 @@ def _library() -> ctypes.CDLL | None:
     library.pack.argtypes = [pointer, pointer]
     for name, tensors in (("forward", 3), ("backward", 6), ("push", 6), ("pull", 10)):
         getattr(library, name).argtypes = [pointer, pointer, size, *[pointer] * tensors]
+    library.climb.argtypes = [*[pointer] * 2, size, *[pointer] * 3, size, *[pointer] * 5]
     return library

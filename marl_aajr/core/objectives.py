@@ -23,7 +23,13 @@ from torch import Tensor
 
 from marl_aajr.core.bound_objective import BoundObjective, OutputObjective
 from marl_aajr.core.checks import one_of
-from marl_aajr.core.distributions import MASKED_LOGIT, ActionDistribution, DiagGaussian, single_actions
+from marl_aajr.core.distributions import (
+    MASKED_LOGIT,
+    ActionDistribution,
+    Categorical,
+    DiagGaussian,
+    single_actions,
+)
 from marl_aajr.core.policy import Critic, Policy, PulledBack, critic_of, selected
 
 
@@ -129,6 +135,12 @@ class Margin(Objective):
         if len(actions) == 1 and not bool((actions[0] <= MASKED_LOGIT).any()):
             return _margin(policy, actions[0], greedy[0])
         return logit_difference(policy, lambda i, logits: (runner_up(logits, greedy[i]), greedy[i]))
+
+
+def margin_of_one_choice(objective: Objective, policy: Policy) -> bool:
+    """Whether g is max_{a' ≠ a*} z_{a'} − z_{a*} of the outputs themselves."""
+    kind = policy.distribution
+    return type(objective) is Margin and isinstance(kind, Categorical) and kind.n > 1
 
 
 def _margin(policy: Policy, logits: Tensor, greedy: Tensor) -> OutputObjective:

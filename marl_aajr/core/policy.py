@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from marl_aajr.core.distributions import ActionDistribution
 from marl_aajr.core.fixed_network import Difference, fixed, unmade
 from marl_aajr.core.mlp import PlainMLP
+from marl_aajr.core.mlp_kernel import MLPKernel
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
@@ -61,6 +62,10 @@ class Policy(ABC):
         Nothing of the parameters' is computed.
         """
         return autograd_vjp(self, obs)
+
+    def kernel(self, obs: Tensor) -> MLPKernel | None:
+        """A compiled network that gives f at these observations; None: f is more, or there is none."""
+        return None
 
     def parameters(self) -> list[Tensor]:
         """The trained parameters of f; empty where they are not known."""
@@ -164,6 +169,9 @@ class ModulePolicy(Policy):
 
     def vjp(self, obs: Tensor) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
         return super().vjp(obs) if self.mlp is None else self.mlp.vjp(obs)
+
+    def kernel(self, obs: Tensor) -> MLPKernel | None:
+        return None if self.mlp is None else self.mlp.kernel_for(obs)
 
     def parameters(self) -> list[Tensor]:
         return list(self.module.parameters()) if isinstance(self.module, nn.Module) else []

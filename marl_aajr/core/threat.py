@@ -60,6 +60,11 @@ class PerturbationSet:
         if self.scale is not None and min(self.scale) <= 0:
             raise ValueError(f"expected scales > 0, got {min(self.scale)}; use mask to fix a feature")
 
+    @property
+    def is_cube(self) -> bool:
+        """Whether it is ‖δ‖_∞ ≤ ε and nothing else."""
+        return self.norm == "linf" and self.mask is self.scale is self.low is self.high is None
+
     def radius(self, like: Tensor, factor: float = 1.0) -> Any:
         """`factor` · ε: a number, or of `PerturbationSets` one for each row, `[B, 1]`, as `like`."""
         return factor * self.epsilon

@@ -8,6 +8,7 @@ import pickle
 from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -16,9 +17,14 @@ from torch.autograd import forward_ad
 
 from marl_aajr.core import compiled, mlp_kernel
 from marl_aajr.core.compiled import ENVIRONMENT_VARIABLE
+from marl_aajr.core.distributions import Categorical
+from marl_aajr.core.end_of_ascent import end_of_ascent
 from marl_aajr.core.mlp import PlainMLP
 from marl_aajr.core.mlp_kernel import KernelPass, MLPKernel
 from marl_aajr.core.mlp_torch import TorchPass
+from marl_aajr.core.objectives import Margin
+from marl_aajr.core.policy import ModulePolicy
+from marl_aajr.core.threat import PerturbationSet, PerturbationSets
 
 WIDTHS = [(5, 7, 3), (18, 64, 64, 5), (6, 4), (33, 130, 17, 70, 1)]
 ROWS = [1, 6, 95, 200]
@@ -151,6 +157,46 @@ def test_copies_have_weights_of_their_own() -> None:
     for other in (copy.deepcopy(kernel), pickle.loads(pickle.dumps(kernel))):
         assert torch.equal(other(x), kernel(x))
         assert other._linear[0].weight.data_ptr() != kernel._linear[0].weight.data_ptr()
+
+
+class StepByStep(ModulePolicy):
+    """A policy whose ascents go step by step, through the kernel's passes."""
+
+    def kernel(self, obs: Tensor) -> None:
+        return None
+
+
+@pytest.mark.parametrize("widths", [(3, 2), (18, 64, 64, 5), (40, 24, 20, 33, 2), (5, 48, 17)])
+@pytest.mark.parametrize("rows", [1, 7, 96, 250])
+@pytest.mark.parametrize("own_radii", [False, True])
+def test_an_ascent_in_one_call_is_that_of_its_steps(
+    widths: tuple[int, ...], rows: int, *, own_radii: bool
+) -> None:
+    layers, x = stack(widths), 2 * torch.randn(rows, widths[0])
+    epsilon = 0.3 * torch.rand(rows, 1) if own_radii else 0.1
+    one = PerturbationSet(epsilon=0.1)
+    sets = PerturbationSets.of(one, epsilon) if isinstance(epsilon, Tensor) else one
+    how: dict[str, Any] = {"steps": 4, "step_size": 0.4 * epsilon, "step": "sign", "keep_path": True}
+    at_once, step_by_step = (
+        end_of_ascent(kind(layers, Categorical(widths[-1])), x, Margin(), sets, **how)
+        for kind in (ModulePolicy, StepByStep)
+    )
+    for name, wanted in vars(step_by_step).items():
+        parts = zip(getattr(at_once, name), wanted, strict=True)
+        assert all(torch.equal(found, other) for found, other in parts), name
+
+
+def test_an_ascent_passes_nan_on() -> None:
+    layers, x = stack((4, 16, 3)), torch.randn(5, 4)
+    x[1, 2] = torch.nan
+    how: dict[str, Any] = {"steps": 2, "step_size": 0.05, "step": "sign"}
+    found = end_of_ascent(
+        ModulePolicy(layers, Categorical(3)), x, Margin(), PerturbationSet(epsilon=0.1), **how
+    )
+    lost = torch.tensor([False, True, False, False, False])
+    for part in (found.clean_outputs, found.delta, torch.stack(found.values, 1)):
+        assert torch.equal(part.isnan().all(1), lost)
+        assert not part[~lost].isnan().any()
 
 
 class TestWhatTheKernelCannotRead:

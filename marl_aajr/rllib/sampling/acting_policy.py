@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from marl_aajr.core.distributions import ActionDistribution
 from marl_aajr.core.environment_values import TO_FLOAT
 from marl_aajr.core.mlp import PlainMLP
+from marl_aajr.core.mlp_kernel import MLPKernel
 from marl_aajr.core.policy import Policy, Tree, differentiable, map_tree
 from marl_aajr.rllib.networks import observation_of
 from marl_aajr.rllib.playing_networks import live_module, parts_of, playing_network
@@ -63,6 +64,13 @@ class ActingModule:
         assert self.mlp is not None
         changed, self._changed = self._changed, False
         return self.mlp.vjp(seen, changed=changed)
+
+    def kernel(self, seen: Tensor) -> MLPKernel | None:
+        """The compiled network of a plain MLP, if it takes what the module sees."""
+        if self.mlp is None:
+            return None
+        changed, self._changed = self._changed, False
+        return self.mlp.kernel_for(seen, changed=changed)
 
     def weights_changed(self) -> None:
         """Read the weights anew."""
@@ -145,6 +153,10 @@ class ActingPolicy(Policy):
             return self._legal(outputs), pull
         inside = seen.abs() < CLIP
         return self._legal(outputs), lambda c: torch.where(inside, pull(c) / observed.scale, 0.0)
+
+    def kernel(self, obs: Tensor) -> MLPKernel | None:
+        more = self.observed is not None or self.held.legal is not None
+        return None if more else self.acting.kernel(obs)
 
     def changed(self, change: Callable[[Tensor], Tensor]) -> Self:
         held = self.held
