@@ -67,7 +67,7 @@ def serve(folder: str, owner: str) -> None:
         listener.bind(f"{address(folder)}.new")
         listener.listen(100)
         Path(f"{address(folder)}.new").rename(address(folder))
-        while alive not in select.select([listener, alive], [], [])[0]:
+        while alive not in select.select([listener.fileno(), alive], [], [])[0]:
             with listener.accept()[0] as connection:
                 if os.fork() == 0:
                     listener.close()
