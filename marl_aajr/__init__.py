@@ -7,7 +7,7 @@
 |---|---|
 | put a regularizer into an RLlib configuration | `robustify`, `robustify_policy`, `AAJR` and its rivals |
 | give RLlib an environment by its name, and sample it fast | `register`, `fast` |
-| train, attack and compare whole runs | `train`, `evaluate`, `compare` |
+| train, attack, certify and compare whole runs | `train`, `evaluate`, `certify`, `compare` |
 | play and attack a frozen team | `Victim`, `attacked`, `with_agents`, `make_attack` |
 | write a method of your own | `Attack`, `register_attack`, `Regularizer` |
 
@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from marl_aajr.attacks import Attack as Attack
     from marl_aajr.attacks import make_attack as make_attack
+    from marl_aajr.certificates.certifying import certify as certify
     from marl_aajr.evaluation.api import evaluate as evaluate
     from marl_aajr.pettingzoo import attacked as attacked
     from marl_aajr.pettingzoo import with_agents as with_agents
@@ -49,6 +50,7 @@ __version__ = "0.1.0"
 
 _HOMES = {
     "attacks": "Attack make_attack",
+    "certificates": "certify",
     "evaluation": "evaluate",
     "pettingzoo": "attacked with_agents",
     "regularizers": "AAJR ERNIE Frobenius NoiseAugmentation OffPolicyAdversarialTraining RandomDirection "

@@ -22,6 +22,7 @@ LAYERS = (
     "training",
     "adversaries",
     "evaluation",
+    "certificates",
     "report",
     "study",
     "cli",

@@ -17,7 +17,7 @@ from typing import Annotated, NoReturn
 import typer
 
 from marl_aajr import __version__
-from marl_aajr.cli import adversary, compare, evaluate, study, train
+from marl_aajr.cli import adversary, certify, compare, evaluate, study, train
 from marl_aajr.cli.options import guide, plain, takes
 from marl_aajr.core.settings import every_setting
 
@@ -59,6 +59,7 @@ app = typer.Typer(
 )
 app.command("train", help=train.HELP)(train.train)
 app.command("evaluate", help=evaluate.HELP)(evaluate.evaluate)
+app.command("certify", help=certify.HELP)(certify.certify)
 app.add_typer(adversary.app, name="adversary")
 app.command("compare", help=compare.HELP)(compare.compare)
 app.command("study", help=study.HELP)(study.study)

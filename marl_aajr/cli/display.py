@@ -198,6 +198,20 @@ class PlayingProgress(_Bar):
         self.update(self._task, completed=played.done, total=played.total, description=words + left)
 
 
+class CertifyingProgress(_Bar):
+    """The display of what is being proven: a bar, or a line for each step that begins."""
+
+    def __init__(self, console: Console) -> None:
+        super().__init__(console, transient=True)
+        self._what = ""
+
+    def __call__(self, what: str, done: int, total: int) -> None:
+        if not self.console.is_interactive and what != self._what:
+            say(self.console, what)
+        self._what = what
+        self.update(self._task, completed=done, total=total, description=what)
+
+
 class StudyProgress:
     """The display of a study: a table of its grid or a line for each event, on a console.
 

@@ -112,22 +112,31 @@ class PerturbationSet:
         `δ_i = clamp(x_i / (1 + μ / scale_i²), low_i, high_i)` with the multiplier μ ≥ 0 by bisection
         (clipping to the ball and then to the box would not be the projection).
         """
-        (low, high), radius = self._interval(obs), self.radius(delta)
         if self.norm == "linf":
-            preconditioner = self.preconditioner(delta)
-            if preconditioner is None and low is None and high is None:
+            if self.mask is None and self.scale is None and self.low is None and self.high is None:
+                radius = self.radius(delta)
                 return delta.clamp(-radius, radius)
-            one = torch.ones_like(delta[..., :1])
-            radius = radius * (one if preconditioner is None else preconditioner)
-            lower = -radius if low is None else torch.maximum(low, -radius)
-            upper = radius if high is None else torch.minimum(high, radius)
-            return delta.clamp(lower, upper)
+            return delta.clamp(*self.box(obs))
+        (low, high), radius = self._interval(obs), self.radius(delta)
         if self.mask is not None:
             delta = delta * _features(self.mask, "mask", delta)
         if low is None and high is None and self.scale is None:
             norm = torch.linalg.vector_norm(delta, dim=-1, keepdim=True)
             return delta * (radius / norm.clamp_min(radius))
         return self._project_ellipsoid(delta, low, high)
+
+    def semi_axes(self, like: Tensor) -> Tensor:
+        """ε · mask · scale, the furthest that each feature moves, `[d]` or of each row `[..., d]`."""
+        preconditioner = self.preconditioner(like)
+        one = torch.ones_like(like[..., :1])
+        axes: Tensor = self.radius(like) * (one if preconditioner is None else preconditioner)
+        return axes
+
+    def box(self, obs: Tensor) -> tuple[Tensor, Tensor]:
+        """The smallest and the largest δ of each feature, to be broadcast; in L2 the box around the ball."""
+        (low, high), axes = self._interval(obs), self.semi_axes(obs)
+        lower = -axes if low is None else torch.maximum(low, -axes)
+        return lower, axes if high is None else torch.minimum(high, axes)
 
     def sample(self, obs: Tensor, *, generator: Randomness) -> Tensor:
         """A random point: uniform in the ball (masked, scaled), then projected onto the bounds."""

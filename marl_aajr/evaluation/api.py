@@ -95,7 +95,7 @@ def evaluate(
     """
     protocol = (protocol or Protocol()).changed(**settings)
     folder = Path(victim) if isinstance(victim, Path | str) else None
-    player, spec, given = _player(victim, env, env_kwargs)
+    player, spec, given = player_of(victim, env, env_kwargs)
     others = {name: _surrogate(other, given) for name, other in _named(surrogates).items()}
     base = () if protocol.suite is None else load_suite(protocol.suite).opponents
     company = read_company(opponents or base, given), read_company(partners, given)
@@ -109,10 +109,10 @@ def evaluate(
     return found
 
 
-def _player(
+def player_of(
     victim: Victim | Path | str, env: Any, kwargs: Mapping[str, Any] | None
 ) -> tuple[Victim, EnvironmentSpec, EnvironmentSpec | None]:
-    """The victim, its environment, and that again where it was given."""
+    """The victim that is meant, its environment, and that again where it was given; as in `evaluate`."""
     if env is None and set(kwargs or ()) - {TEAMS}:
         raise ValueError(
             f"expected the name of an environment with its arguments {dict(kwargs or {})}, got none; name "

@@ -21,7 +21,7 @@ from marl_aajr.rollout.environments import EnvironmentSpec
 from marl_aajr.rollout.teams import sideless
 from marl_aajr.training.files import write_json
 from marl_aajr.training.run_directory import RunDirectory
-from marl_aajr.training.run_record import evaluations_beside
+from marl_aajr.training.run_record import CERTIFICATES, beside
 from marl_aajr.training.team_methods import team_methods
 from marl_aajr.victims import Victim, fingerprint
 from marl_aajr.victims.portable import DESCRIPTION
@@ -87,7 +87,13 @@ def training_attack_of(path: Path, agents: Collection[str]) -> TrainingAttack | 
 def evaluations_of(path: Path) -> Path:
     """The folder of the evaluations of a run, within it, or of a victim or checkpoint, beside it."""
     run = RunDirectory(path)
-    return run.evaluations if run.is_run else evaluations_beside(path)
+    return run.evaluations if run.is_run else beside(path)
+
+
+def certificates_of(path: Path) -> Path:
+    """The same of certificates."""
+    run = RunDirectory(path)
+    return run.certificates if run.is_run else beside(path, CERTIFICATES)
 
 
 def file_name(evaluation: Evaluation) -> str:

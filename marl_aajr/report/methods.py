@@ -77,7 +77,7 @@ def load_run(path: Path | str) -> EvaluatedRun:
     folder = Path(path)
     if not folder.is_dir():
         raise ValueError(f"expected a run directory, got {folder}, which is no directory")
-    if not (folder / run_record.CONFIG).exists() and run_record.evaluations_beside(folder).is_dir():
+    if not (folder / run_record.CONFIG).exists() and run_record.beside(folder).is_dir():
         evaluations = _evaluations(folder)
         env = next(iter(evaluations.values())).env
         name = folder.resolve().name
@@ -104,7 +104,7 @@ def load_run(path: Path | str) -> EvaluatedRun:
 
 
 def _evaluations(folder: Path) -> Mapping[str, Evaluation]:
-    paths = run_record.evaluation_files(folder)
+    paths = run_record.files_of(folder)
     if not paths:
         raise ValueError(
             f"expected an evaluated run, got {folder} without evaluations; run `marl-aajr evaluate {folder}`"

@@ -11,6 +11,7 @@
     victim/           the trained team, playable without Ray
     adversary/        with method atla: the adversaries that it was trained against
     evaluations/      how it does under attack
+    certificates/     what provably no perturbation changes
 
 Everything is written so that a crash at any moment leaves something that can be read and resumed. A run that
 is resumed goes on from its last complete checkpoint, which `iterations` lists (`training.trainer` says how).
@@ -69,6 +70,7 @@ class RunDirectory:
         self.initial_policy = self.path / "initial_policy"
         self.adversary = self.path / "adversary"
         self.evaluations = self.path / run_record.EVALUATIONS
+        self.certificates = self.path / run_record.CERTIFICATES
         self._lock = FileLock(self.path / run_record.LOCK, blocking=False, thread_local=False)
 
     @property

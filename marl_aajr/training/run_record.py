@@ -25,12 +25,10 @@ from marl_aajr.core.compiled import kernels_compiled
 
 CONFIG, STATUS, VERSIONS = "config.yaml", "status.json", "versions.json"
 METRICS, EVENTS, EVALUATIONS = "metrics.jsonl", "events.jsonl", "evaluations"
+CERTIFICATES = "certificates"
 
 LOCK = ".lock"
 """The file by which a process keeps others from writing into its folder."""
-
-_BESIDE = "-evaluations"
-"""The end of the name of the folder that holds the evaluations of a policy from elsewhere, beside it."""
 
 PACKAGES = ("marl-aajr", "torch", "ray", "gymnasium", "pettingzoo", "mpe2", "numpy", "safetensors")
 """The packages that decide the numbers of a run."""
@@ -157,17 +155,16 @@ def load_iterations(folder: Path) -> tuple[Iteration, ...]:
     return tuple(rows)
 
 
-def evaluations_beside(policy: Path) -> Path:
-    """The folder of the evaluations of a policy from elsewhere, whose own folder is not written into."""
+def beside(policy: Path, kind: str = EVALUATIONS) -> Path:
+    """The folder of what is known of a policy from elsewhere, whose own folder is not written into."""
     policy = policy.resolve()
-    return policy.with_name(f"{policy.name}{_BESIDE}")
+    return policy.with_name(f"{policy.name}-{kind}")
 
 
-def evaluation_files(folder: Path) -> list[Path]:
-    """The evaluations of the run in a folder, or of the policy there that is from elsewhere, by name."""
-    beside = evaluations_beside(folder)
-    inside = (folder / CONFIG).exists() or not beside.is_dir()
-    return sorted((folder / EVALUATIONS if inside else beside).glob("*.json"))
+def files_of(folder: Path, kind: str = EVALUATIONS) -> list[Path]:
+    """Evaluations or certificates of the run in a folder, or of the policy there from elsewhere, by name."""
+    inside = (folder / CONFIG).exists() or not beside(folder, kind).is_dir()
+    return sorted((folder / kind if inside else beside(folder, kind)).glob("*.json"))
 
 
 _Value = TypeVar("_Value")
@@ -208,7 +205,8 @@ def _text(path: Path) -> str:
 
 
 def _corrupt(path: Path, what: str) -> ValueError:
-    again = "evaluate" if path.parent.name.endswith(EVALUATIONS) else "train"
+    written_by = {EVALUATIONS: "evaluate", CERTIFICATES: "certify"}
+    again = next((by for kind, by in written_by.items() if path.parent.name.endswith(kind)), "train")
     return ValueError(
         f"expected a readable {path.name}, got a corrupt {path}: {what}; "
         f"write it again with `marl-aajr {again}`"

@@ -30,6 +30,10 @@ class VictimPolicy(Policy):
         action_mask: legal actions, `[B, m]` bool; None: all. Forbidden logits become the dtype's minimum.
         critic: a network `[B, *shape] -> [B, 1]` or `[B]` of what this policy will earn; None: none.
         state: of a recurrent module, before this decision, `[B, ...]`.
+
+    Attributes:
+        module: the network.
+        action_mask: as above.
     """
 
     def __init__(
@@ -46,7 +50,8 @@ class VictimPolicy(Policy):
         if action_mask is not None:
             _check_mask(action_mask, distribution)
         self.action_mask = action_mask
-        self._module, self._shape, self._critic, self._state = module, shape, critic, state
+        self.module = module
+        self._shape, self._critic, self._state = shape, critic, state
         self._mlp = _WrittenOut.of(module, shape)
         self._recurrent = is_recurrent(module)
         # Some modules do more with the mask than to forbid actions; they ask for it.
@@ -69,11 +74,11 @@ class VictimPolicy(Policy):
                     "expected the state of a recurrent policy, got none; keep a memory of the game, "
                     "memory = victim.memory(num_envs), and give policy() what it recalls"
                 )
-            outputs, state = self._module(obs.reshape(-1, *self._shape), self._state, **self._legal)
+            outputs, state = self.module(obs.reshape(-1, *self._shape), self._state, **self._legal)
         elif self._mlp is not None and not torch.is_grad_enabled():
             outputs = self._mlp(obs)
         else:
-            outputs = _apply(self._module, obs, self._shape, **self._legal)
+            outputs = _apply(self.module, obs, self._shape, **self._legal)
         return self._masked(outputs), state
 
     def _masked(self, outputs: Tensor) -> Tensor:
@@ -97,14 +102,14 @@ class VictimPolicy(Policy):
         if not self._fixed:
             return self
         own = map_tree(change, self._fixed, *others)
-        changed = type(self)(self._module, self.distribution, shape=self._shape, **own)
+        changed = type(self)(self.module, self.distribution, shape=self._shape, **own)
         # Networks that were prepared for their passes are so for other rows, too.
         changed._mlp, changed._critic, changed.critic = self._mlp, self._critic, self.critic
         return changed
 
     def same_network(self, other: VictimPolicy) -> bool:
         """Whether `joined` takes both: of one network, with columns of the same kinds."""
-        networks = self._module is other._module and self._critic is other._critic
+        networks = self.module is other.module and self._critic is other._critic
         return networks and self._fixed.keys() == other._fixed.keys()
 
     @staticmethod

@@ -11,12 +11,18 @@ from pathlib import Path
 import pytest
 
 from marl_aajr import __version__
-from marl_aajr.cli import app, compare, evaluate, study, train
+from marl_aajr.cli import app, certify, compare, evaluate, study, train
 from marl_aajr.cli.app import main
 from marl_aajr.study.study_config import EnvironmentEntry, load_study
 from tests.cli.conftest import Run
 
-HELP = {"train": train.HELP, "evaluate": evaluate.HELP, "compare": compare.HELP, "list": app.LIST}
+HELP = {
+    "train": train.HELP,
+    "evaluate": evaluate.HELP,
+    "certify": certify.HELP,
+    "compare": compare.HELP,
+    "list": app.LIST,
+}
 
 
 @pytest.mark.parametrize("command", HELP)
